@@ -32,6 +32,33 @@ def large_calls(monkeypatch):
 
 
 @pytest.fixture
+def assume(monkeypatch):
+    """Returns a function that sets the ``capability`` or the ``processors`` of the GPU that launches assume."""
+
+    def change(**values):
+        for name, value in values.items():
+            monkeypatch.setattr(f"adaftr_fast.kernels.infonce.operands.ASSUMED_{name.upper()}", value)
+
+    return change
+
+
+@pytest.fixture
+def hopper(assume):
+    """Launches as on sm_90."""
+    assume(capability=90)
+
+
+@pytest.fixture
+def plans(monkeypatch):
+    """The plans that are made."""
+    from adaftr_fast.kernels.infonce import launch, plan
+
+    made = []
+    monkeypatch.setattr(launch, "make_plan", lambda *key: made.append(plan.make_plan(*key)) or made[-1])
+    return made
+
+
+@pytest.fixture
 def swept(monkeypatch):
     """For each call that takes the bounded sweep, whether that swept each block of rows."""
     from adaftr_fast.kernels.infonce import launch

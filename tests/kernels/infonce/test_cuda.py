@@ -1,28 +1,29 @@
-"""The compiled kernels on a GPU, against the float64 reference on the CPU."""
+"""The compiled kernels on a GPU, beside what tests of all losses compare there (test_losses.py)."""
+
+from functools import partial
 
 import pytest
 import torch
 
 import adaftr_fast as af
-from tests.kernels.infonce.agreement import assert_matches, evaluate
-from tests.ops.infonce.inputs import DTYPES, inputs, masks
+from tests.ops.infonce.inputs import DTYPES, assert_matches, inputs, loss_and_gradients, masks
+from tests.ops.infonce.losses import LOSSES, draw_sigmoid, op_call, positives
 
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.skipif(config.INTERPRETED, reason="TRITON_INTERPRET is set"),
 ]
+evaluate = partial(loss_and_gradients, af.adaptive_infonce, device="cuda", return_stats=True)
+check = partial(assert_matches, backend="triton", device="cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_masks(dtype):
+def test_masks_and_widths_beyond_the_whole_blocks(dtype):
     for size in ((1024, 1024, 64), (300, 1024, 256), (129, 2000, 512)):
-        assert_matches(inputs(*size), dtype, "cuda", what=str(size), **masks(*size[:2]))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_widths_beyond_the_whole_blocks(dtype):
-    assert_matches(inputs(200, 300, 700), dtype, "cuda")
+        check(inputs(*size), dtype, what=str(size), return_stats=True, **masks(*size[:2]))
+    check(inputs(200, 300, 700), dtype, return_stats=True)
+    check(draw_sigmoid(1024, 300, 256), dtype, af.sigmoid_contrast, positive_index=positives(1024, 300))
 
 
 @pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability()[0] != 9, reason="for sm_90")
@@ -34,26 +35,13 @@ def test_bounded_rows_agree_with_the_others(dtype, swept):
     a = a + b[:300]
     a[70::90] *= 300
     results = []
-    for options in ({}, {"positive_index": torch.arange(300, device="cuda")}):
-        leaves = [
-            x.to("cuda", kind).requires_grad_() for x, kind in zip((a, b, tau + 0.3), (dtype, dtype, torch.float32))
-        ]
-        loss = af.adaptive_infonce(*leaves, reduction="none", **options)
-        loss.sum().backward()
-        results.append([loss.detach(), *(leaf.grad for leaf in leaves)])
+    for options in ({}, {"positive_index": torch.arange(300)}):
+        call = partial(loss_and_gradients, af.adaptive_infonce, (a, b, tau + 0.3), dtype, torch.ones(300))
+        results.append(call(device="cuda", reduction="none", **options))
     assert swept == [[1, 0, 0, 0, 1]]
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-4)
     for own, other in zip(*results):
         torch.testing.assert_close(own, other, rtol=2e-2, atol=1e-2 * other.abs().max().item())
-
-
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_reductions_directions_and_frozen_inputs(reduction):
-    upstream = torch.linspace(-1, 2, 300) if reduction == "none" else None
-    for frozen in ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)):
-        options = {"reduction": reduction, "frozen": frozen, "upstream": upstream, "what": f"frozen {frozen}"}
-        assert_matches(inputs(300, 300, 64), torch.bfloat16, "cuda", **options)
-        assert_matches(inputs(300, 300, 64), torch.float32, "cuda", symmetric=True, **options)
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("high", 1e-4), ("medium", 2e-2)])
@@ -63,7 +51,7 @@ def test_reduced_precision_of_float32_products(precision, bound):
     truth = evaluate(tensors, torch.float64, backend="reference")
     try:
         torch.set_float32_matmul_precision(precision)
-        own = evaluate(tensors, torch.float32, "cuda")
+        own = evaluate(tensors, torch.float32)
     finally:
         torch.set_float32_matmul_precision(before)
     for x, t in zip(own[:4], truth):
@@ -71,28 +59,22 @@ def test_reduced_precision_of_float32_products(precision, bound):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_ties_are_no_hits(dtype):
-    a = torch.randn(1, 100).to("cuda", dtype).expand(300, 100)
-    _, stats = af.adaptive_infonce(a, a, 0.3, return_stats=True)
-    assert not stats.top1.any()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1000, 20_000])
-def test_same_bits_every_time(rows, dtype):
-    tensors = inputs(rows, rows, 64)
-    first, second = (evaluate(tensors, dtype, "cuda") for _ in range(2))
-    assert all(torch.equal(x, y) for x, y in zip(first, second))
+@pytest.mark.parametrize("name", ["plain", "sigmoid"])
+def test_same_bits_every_time(name, dtype):
+    for rows in (1000, 20_000):
+        tensors, options = LOSSES[name].drawn(rows, rows, 64)
+        call = partial(loss_and_gradients, LOSSES[name].call, tensors, dtype, device="cuda", **options)
+        assert all(torch.equal(x, y) for x, y in zip(call(), call(), strict=True))
 
 
 @pytest.mark.parametrize("d", [64, 300])
 def test_the_column_sweep_of_a_small_call_joins_its_splits(monkeypatch, d):
     monkeypatch.undo()  # conftest makes every call large
     tensors = inputs(1024, 1024, d)
-    assert_matches(tensors, torch.float32, "cuda")
-    first = evaluate(tensors, torch.float32, "cuda")
+    check(tensors, torch.float32, return_stats=True)
+    first = evaluate(tensors, torch.float32)
     for _ in range(100):  # whichever program comes last
-        assert all(torch.equal(x, y) for x, y in zip(evaluate(tensors, torch.float32, "cuda"), first))
+        assert all(torch.equal(x, y) for x, y in zip(evaluate(tensors, torch.float32), first))
 
 
 def test_large_batch_in_little_memory():
@@ -105,6 +87,7 @@ def test_large_batch_in_little_memory():
     leaves = [t.clone().requires_grad_() for t in (a, b, tau)]
     _, stats = af.adaptive_infonce(*leaves, return_stats=True)
     af.adaptive_infonce(*leaves).backward()
+    af.sigmoid_contrast(*leaves[:2], 1.0, -10.0).backward()
     assert torch.cuda.max_memory_allocated() - before < 400 * 2**20
     some = torch.arange(0, rows, 997, device="cuda")
     lse = (a[some].double() @ b.double().T / 8).logsumexp(1)
@@ -140,13 +123,11 @@ def test_cuda_graph():
     assert all(torch.equal(x, y) for x, y in zip(replayed, eager))
 
 
-def test_compiles_whole():
-    a, b, tau = (t.float().cuda() for t in inputs(200, 200, 64))
-    compiled = torch.compile(af.adaptive_infonce, fullgraph=True)
-    torch.testing.assert_close(compiled(a, b, tau), af.adaptive_infonce(a, b, tau))
-
-
-def test_opcheck():
-    a, b, tau = (t.float().cuda().requires_grad_() for t in inputs(50, 70, 16))
-    arguments = (a, b, tau, None, None, None, torch.ones(50, device="cuda"), True, True, True, True)
-    torch.library.opcheck(torch.ops.adaftr_fast.infonce.default, arguments)
+@pytest.mark.parametrize("name", ["plain", "sigmoid"])
+def test_compiles_whole_and_opcheck(name):
+    loss = LOSSES[name].call
+    tensors = [x.float().cuda() for x in LOSSES[name].draw(200, 200, 64)]
+    torch.testing.assert_close(torch.compile(loss, fullgraph=True)(*tensors), loss(*tensors))
+    op, arguments = op_call(name, (True, True, True))
+    on_gpu = [x.detach().cuda().requires_grad_(x.requires_grad) if torch.is_tensor(x) else x for x in arguments]
+    torch.library.opcheck(getattr(torch.ops.adaftr_fast, op).default, on_gpu)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.kernels.infonce.agreement import assert_matches
-from tests.ops.infonce.inputs import inputs, masks
+from tests.ops.infonce.inputs import assert_matches, inputs, masks
 
 pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
@@ -30,13 +29,10 @@ class Launches(TorchDispatchMode):
 
 
 @pytest.fixture(autouse=True)
-def like_an_h100(monkeypatch):
+def like_an_h100(monkeypatch, assume):
     """The sizes at which a call is small are those of 132 multiprocessors."""
-    from adaftr_fast.kernels.infonce import operands
-
     monkeypatch.undo()  # conftest makes every call large
-    monkeypatch.setattr(operands, "ASSUMED_PROCESSORS", 132)
-    monkeypatch.setattr(operands, "ASSUMED_CAPABILITY", 90)
+    assume(processors=132, capability=90)
 
 
 def launches(monkeypatch, rows, dtype, d=64, **changed):
@@ -71,64 +67,56 @@ def test_a_small_call_launches_its_three_kernels(monkeypatch, dtype):
         assert launches(monkeypatch, rows, dtype, d) == [*padding, "row_sweep", "combine", "column_sweep", *joining]
 
 
-@pytest.mark.parametrize(("dtype", "d"), [(torch.float32, 24), (torch.float32, 140)])
-def test_the_column_sweep_joins_its_splits(monkeypatch, dtype, d):
+@pytest.mark.parametrize("d", [24, 140])
+def test_the_column_sweep_joins_its_splits(monkeypatch, assume, plans, d):
     """As a large call does by a sum of its own, in each slice of the width."""
-    from adaftr_fast.kernels.infonce import launch, operands, plan
+    from adaftr_fast.kernels.infonce import launch
 
-    monkeypatch.setattr(operands, "ASSUMED_PROCESSORS", 64)
+    assume(processors=64)
     monkeypatch.setattr(launch, "FEW_BLOCKS", 2)
-    a, b, tau = (x.to(dtype) for x in inputs(90, 40, d))
+    a, b, tau = (x.float() for x in inputs(90, 40, d))
     positive = masks(90, 40)["positive_index"]
     arguments = (a, b, tau, positive, None, None, torch.ones_like(tau), True, True, True, False)
-    made = []
-    monkeypatch.setattr(launch, "make_plan", lambda *key: made.append(plan.make_plan(*key)) or made[-1])
     joined = launch.infonce(*arguments)
     monkeypatch.setattr(launch, "SMALL_PART", 0)
     summed = launch.infonce(*arguments)
-    assert [each.arrivals > 0 for each in made] == [True, False]
-    assert all(each.columns.grid[1] > 1 for each in made)
+    assert [each.arrivals > 0 for each in plans] == [True, False]
+    assert all(each.columns.grid[1] > 1 for each in plans)
     torch.testing.assert_close(joined, summed, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("need_d_anchors", [False, True])
-def test_wide_blocks_leave_d_anchors_to_a_sweep_of_its_own(monkeypatch, need_d_anchors):
-    found = launches(monkeypatch, 1024, torch.bfloat16, 512, need_d_anchors=need_d_anchors)
-    reductions = ["aten.sum.default", "aten.amax.default"]
-    sweeps = ["row_sweep", "anchor_sweep"] if need_d_anchors else ["row_sweep"]
-    assert found == [*sweeps, "combine", *reductions, "column_sweep"]
+REDUCTIONS = ["aten.sum.default", "aten.amax.default"]  # of what combine leaves for each block of rows
+LARGEST_NORM = ["aten.linalg_vector_norm.default", "aten.amax.default"]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("need_stats", [False, True])
-def test_a_large_call_in_wide_blocks_sweeps_bounded_rows_first(monkeypatch, need_stats, dtype):
-    found = launches(monkeypatch, 8448, dtype, 264, need_d_candidates=False, need_stats=need_stats)
-    padding = ["aten.new_zeros.default", "aten.copy_.default"] * 2
-    largest_norm = ["aten.linalg_vector_norm.default", "aten.amax.default"]
-    sweeps = ["row_sweep", "anchor_sweep"] if need_stats else [*largest_norm, *BOUNDED]
-    assert found == [*padding, *sweeps, "combine", "aten.sum.default"]
-
-
-def test_a_call_without_the_column_sweep_adds_its_loss(monkeypatch):
-    found = launches(monkeypatch, 1024, torch.bfloat16, need_d_candidates=False)
-    assert found == ["row_sweep", "combine", "aten.sum.default"]
-
-
-def test_a_large_call_bounds_the_logits(monkeypatch):
-    largest_norm = ["aten.linalg_vector_norm.default", "aten.amax.default"]
-    reductions = ["aten.sum.default", "aten.amax.default"]  # of what combine leaves for each block of rows
-    assert launches(monkeypatch, 8192, torch.bfloat16) == [
-        *largest_norm,
-        "row_sweep",
-        "combine",
-        *reductions,
-        "column_sweep",
-        "aten.sum.dim_IntList",
-    ]
+@pytest.mark.parametrize(
+    ("rows", "d", "changed", "expected"),
+    [
+        (1024, 64, {"need_d_candidates": False}, ["row_sweep", "combine", "aten.sum.default"]),
+        (1024, 512, {}, ["row_sweep", "anchor_sweep", "combine", *REDUCTIONS, "column_sweep"]),
+        (1024, 512, {"need_d_anchors": False}, ["row_sweep", "combine", *REDUCTIONS, "column_sweep"]),
+        (8448, 272, {"need_d_candidates": False}, [*LARGEST_NORM, *BOUNDED, "combine", "aten.sum.default"]),
+        (
+            8448,
+            272,
+            {"need_d_candidates": False, "need_stats": True},
+            ["row_sweep", "anchor_sweep", "combine", "aten.sum.default"],
+        ),
+        (
+            8192,
+            64,
+            {},
+            [*LARGEST_NORM, "row_sweep", "combine", *REDUCTIONS, "column_sweep", "aten.sum.dim_IntList"],
+        ),
+    ],
+)
+def test_other_calls_launch(monkeypatch, rows, d, changed, expected):
+    """Without the column sweep the loss is added up; wide blocks have a sweep for d_anchors, and bounded rows one."""
+    for dtype in (torch.bfloat16,) if rows == 8192 else (torch.bfloat16, torch.float16):
+        assert launches(monkeypatch, rows, dtype, d, **changed) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_small_call_is_right(dtype):
-    assert_matches(inputs(150, 200, 24), dtype)
-    assert_matches(inputs(150, 200, 24), dtype, reduction="sum", frozen=(0,))
-    assert_matches(inputs(150, 200, 24), dtype, **masks(150, 200))
+    for options in ({}, {"reduction": "sum", "frozen": (0,)}, masks(100, 130)):
+        assert_matches(inputs(100, 130, 24), dtype, backend="triton", return_stats=True, **options)

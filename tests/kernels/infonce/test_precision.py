@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import adaftr_fast as af
-from tests.kernels.infonce.agreement import evaluate
-from tests.ops.infonce.inputs import inputs, masks
+from tests.ops.infonce.inputs import inputs, loss_and_gradients, masks
 
 pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
@@ -26,83 +25,40 @@ def unset_precision():
         each.fp32_precision = value
 
 
+def float32_kind():
+    return config.product_kind(torch.float32)
+
+
 def test_float32_products_are_ieee_by_default():
-    assert config.product_kind(torch.float32) == "ieee"
+    assert float32_kind() == "ieee"
     CPU_MATMUL.fp32_precision = "tf32"
-    assert config.product_kind(torch.float32) == "ieee", "the setting of the CPU is not CUDA's"
+    assert float32_kind() == "ieee", "the setting of the CPU is not CUDA's"
 
 
-@pytest.mark.parametrize(("precision", "kind"), [("highest", "ieee"), ("high", "bf16x3"), ("medium", "tf32")])
-def test_matmul_precision_chooses_the_products(precision, kind):
-    torch.set_float32_matmul_precision(precision)
-    assert config.product_kind(torch.float32) == kind
-    assert config.product_kind(torch.float64) == "float64"
-    assert config.product_kind(torch.bfloat16) == "half"
+@pytest.mark.parametrize(("setting", "kind"), [("highest", "ieee"), ("high", "bf16x3"), ("medium", "tf32")])
+def test_matmul_precision_chooses_the_products(setting, kind):
+    torch.set_float32_matmul_precision(setting)
+    assert float32_kind() == kind
+    assert config.product_kind(torch.float32, ieee=True) == "ieee"
+    for ieee in (False, True):
+        assert config.product_kind(torch.float64, ieee=ieee) == "float64"
+        assert config.product_kind(torch.bfloat16, ieee=ieee) == "half"
 
 
-def test_tf32_is_taken_literally():
+def test_newer_settings_choose_the_products():
     for where in (torch.backends, MATMUL):
         where.fp32_precision = "tf32"
-        assert config.product_kind(torch.float32) == "tf32"
+        assert float32_kind() == "tf32"
         where.fp32_precision = "none"
-        assert config.product_kind(torch.float32) == "ieee"
-    MATMUL.allow_tf32 = True
-    assert config.product_kind(torch.float32) == "tf32"
-
-
-def test_the_setting_of_cuda_products_overrules_the_global_one():
+        assert float32_kind() == "ieee"
     torch.backends.fp32_precision = "tf32"
     MATMUL.fp32_precision = "ieee"
-    assert config.product_kind(torch.float32) == "ieee"
+    assert float32_kind() == "ieee", "the setting of CUDA's products overrules the global one"
     torch.backends.fp32_precision = "ieee"
     MATMUL.fp32_precision = "none"
-    assert config.product_kind(torch.float32) == "ieee"
-
-
-@pytest.mark.parametrize("setting", ["highest", "high", "medium"])
-def test_ieee_overrules_the_settings(setting):
-    torch.set_float32_matmul_precision(setting)
-    assert config.product_kind(torch.float32, ieee=True) == "ieee"
-    assert config.product_kind(torch.float64, ieee=True) == "float64"
-    assert config.product_kind(torch.bfloat16, ieee=True) == "half"
-
-
-def errors(found, truth) -> float:
-    """The largest error of loss and gradients, in units of the largest value of each."""
-    return max(((x.double() - t).abs().max() / t.abs().max()).item() for x, t in zip(found[:4], truth))
-
-
-def worst(tensors, truth, **options) -> float:
-    own = evaluate(tensors, torch.float32, backend="triton", **options)
-    return errors(own, truth)
-
-
-def rounded(x, bits: int):
-    mantissa, exponent = torch.frexp(x)
-    return torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent)
-
-
-@pytest.fixture
-def hopper(monkeypatch):
-    from adaftr_fast.kernels.infonce import operands
-
-    monkeypatch.setattr(operands, "ASSUMED_CAPABILITY", 90)
-
-
-@pytest.fixture
-def kinds(monkeypatch):
-    """The kinds of the products of all launches."""
-    from adaftr_fast.kernels.infonce import operands
-
-    found = set()
-
-    def record(*arguments):
-        kind = config.product_kind(*arguments)
-        found.add(kind)
-        return kind
-
-    monkeypatch.setattr(operands, "product_kind", record)
-    return found
+    assert float32_kind() == "ieee"
+    MATMUL.allow_tf32 = True
+    assert float32_kind() == "tf32"
 
 
 FORMS = {
@@ -116,41 +72,55 @@ FORMS = {
 
 @interpreted
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("precision", "kind"), [("auto", "tf32"), ("float32", "ieee"), ("bfloat16", "half")])
-def test_precision_reaches_every_launch(form, precision, kind, kinds):
+def test_precision_reaches_every_launch(form, monkeypatch):
+    from adaftr_fast.kernels.infonce import operands
+
+    found = set()
+    chosen = config.product_kind
+    monkeypatch.setattr(operands, "product_kind", lambda *given: found.add(chosen(*given)) or chosen(*given))
     torch.set_float32_matmul_precision("medium")
-    leaves = [x.float().requires_grad_() for x in inputs(20, 20, 8)]
-    loss = af.adaptive_infonce(*leaves, backend="triton", precision=precision, **FORMS[form])
-    loss.sum().backward()
-    assert kinds == {kind}
+    for precision, kind in (("auto", "tf32"), ("float32", "ieee"), ("bfloat16", "half")):
+        found.clear()
+        leaves = [x.float().requires_grad_() for x in inputs(20, 20, 8)]
+        loss = af.adaptive_infonce(*leaves, backend="triton", precision=precision, **FORMS[form])
+        loss.sum().backward()
+        assert found == {kind}
 
 
-@interpreted
-@pytest.mark.usefixtures("hopper")
-def test_float32_overrules_high():
-    tensors = inputs(70, 80, 24)
-    expected = evaluate(tensors, torch.float32, backend="triton")
-    torch.set_float32_matmul_precision("high")
-    found = evaluate(tensors, torch.float32, backend="triton", precision="float32")
-    assert all(torch.equal(x, y) for x, y in zip(found, expected))
+def evaluate(tensors, dtype=torch.float32, backend="triton", **options):
+    """Returns the loss and its gradients."""
+    return loss_and_gradients(af.adaptive_infonce, tensors, dtype, backend=backend, return_stats=True, **options)[:4]
+
+
+def worst(found, truth):
+    """The largest error of loss and gradients, in units of the largest value of each."""
+    return max(((x.double() - t).abs().max() / t.abs().max()).item() for x, t in zip(found, truth, strict=True))
+
+
+def rounded(x, bits):
+    mantissa, exponent = torch.frexp(x)
+    return torch.ldexp((mantissa * 2**bits).round() / 2**bits, exponent)
 
 
 @interpreted
 @pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize(
-    ("rows", "columns", "d", "masked"), [(5, 7, 3, False), (130, 150, 96, False), (70, 80, 264, True)]
+    ("size", "masked"), [((5, 7, 3), False), ((70, 150, 96), False), ((40, 50, 264), True)], ids=str
 )
-def test_high_keeps_sixteen_bits(rows, columns, d, masked):
-    tensors = [t.float().double() for t in inputs(rows, columns, d)]
-    options = masks(rows, columns) if masked else {}
-    truth = evaluate(tensors, torch.float64, backend="reference", **options)
+def test_high_keeps_sixteen_bits(size, masked):
+    tensors = [t.float().double() for t in inputs(*size)]
+    options = masks(*size[:2]) if masked else {}
+    truth = evaluate(tensors, torch.float64, "reference", **options)
     operands = [rounded(t, 11) for t in tensors[:2]]
-    tf32 = evaluate((*operands, tensors[2]), torch.float64, backend="reference", **options)
-    assert worst(tensors, truth, **options) < 2e-6, "IEEE, the default"
+    tf32 = evaluate((*operands, tensors[2]), torch.float64, "reference", **options)
+    default = evaluate(tensors, **options)
+    assert worst(default, truth) < 2e-6, "IEEE, the default"
     torch.set_float32_matmul_precision("high")
-    found = worst(tensors, truth, **options)
+    found = worst(evaluate(tensors, **options), truth)
     assert found < 1e-4
-    assert found < errors(tf32, truth) / 10, "TF32 has 11 bits"
+    assert found < worst(tf32, truth) / 10, "TF32 has 11 bits"
+    overruled = evaluate(tensors, precision="float32", **options)
+    assert all(torch.equal(x, y) for x, y in zip(overruled, default, strict=True))
 
 
 @interpreted
@@ -160,33 +130,23 @@ def test_blocks_of_tf32_on_hopper(masked):
     """The interpreter rounds nothing to TF32, so the results are those of float32."""
     torch.set_float32_matmul_precision("medium")
     assert config.choose_tiling("tf32", 112, 90).row_sweep.block_m == 128
-    tensors = [t.float().double() for t in inputs(150, 200, 100)]
-    options = masks(150, 200) if masked else {}
-    truth = evaluate(tensors, torch.float64, backend="reference", **options)
-    assert worst(tensors, truth, **options) < 2e-6
+    tensors = [t.float().double() for t in inputs(130, 150, 100)]
+    options = masks(130, 150) if masked else {}
+    assert worst(evaluate(tensors, **options), evaluate(tensors, torch.float64, "reference", **options)) < 2e-6
 
 
 @interpreted
 @pytest.mark.usefixtures("hopper")
-def test_high_is_exact_in_numbers_of_bfloat16():
-    """The split of the softmax is then the only rounding: 16 bits of numbers up to 1."""
-    tensors = inputs(70, 90, 32)
-    torch.set_float32_matmul_precision("high")
-    a, b = (t.bfloat16().double() for t in tensors[:2])
-    truth = evaluate((a, b, tensors[2]), torch.float64, backend="reference")
-    assert worst((a, b, tensors[2]), truth) < 2e-5
-
-
-@interpreted
-@pytest.mark.usefixtures("hopper")
-@pytest.mark.parametrize("sign", [1, -1])
-def test_high_at_logits_of_ten_thousand(sign):
+def test_high_is_exact_in_numbers_of_bfloat16_and_at_logits_of_ten_thousand():
     """Both sweeps add the products of the terms in one order, else their scores differ where logits are large."""
-    a, b, _ = inputs(64, 64, 16)
-    b += sign * a * 10
-    tensors = [t.float().double() for t in (a * 100, b, torch.full((64,), 0.1))]
-    truth = evaluate(tensors, torch.float64, backend="reference")
     torch.set_float32_matmul_precision("high")
-    own = evaluate(tensors, torch.float32, backend="triton")
-    assert all(x.isfinite().all() for x in own)
-    assert worst(tensors, truth) < 1e-2
+    a, b, tau = inputs(70, 90, 32)
+    tensors = (a.bfloat16().double(), b.bfloat16().double(), tau)
+    truth = evaluate(tensors, torch.float64, "reference")
+    assert worst(evaluate(tensors), truth) < 2e-5, "the split of the softmax is the only rounding"
+    for sign in (1, -1):
+        a, b, _ = inputs(64, 64, 16)
+        tensors = [t.float().double() for t in (a * 100, b + sign * a * 10, torch.full((64,), 0.1))]
+        own = evaluate(tensors)
+        assert all(x.isfinite().all() for x in own)
+        assert worst(own, evaluate(tensors, torch.float64, "reference")) < 1e-2

@@ -1,7 +1,7 @@
 """The losses as a table: how each is called, and what it is in PyTorch with the similarities stored.
 
-The tests that all of them have in common run over ``LOSSES``: test_losses.py, and with Triton
-tests/kernels/infonce/test_losses.py.
+The tests that all of them have in common run over ``LOSSES``, and over the problems of extremes.py: test_losses.py, and
+with Triton tests/kernels/infonce/test_losses.py.
 """
 
 import math
@@ -90,6 +90,20 @@ def biased(function, a, b, tau, bias, **options):
 def draw_both(rows, columns, d, **more):
     a, b, tau = inputs(rows, rows, d, **more)
     return a, b, tau, tau.flip(0) * 2
+
+
+def draw_one_temperature(rows, columns, d, **more):
+    a, b, *temperatures = draw_both(rows, columns, d, **more)
+    return a, b, *(torch.full_like(tau, 0.3) for tau in temperatures)
+
+
+def draw_apart_of_masks(rows, columns, d):
+    return draw_apart(rows, columns, d, bound=0.1, positive_index=masks(rows, columns)["positive_index"])
+
+
+def draw_both_apart(rows, columns, d):
+    """Draws different numbers of rows and candidates, which share no similarities."""
+    return *inputs(rows, columns, d), torch.linspace(0.1, 1, columns, dtype=torch.float64)
 
 
 def draw_biased(rows, columns, d, **more):
@@ -189,6 +203,8 @@ LOSSES = {
 # Those that differ in what is done before a kernel or after it.
 OTHERS = {
     "column_bias": Loss(partial(biased, af.adaptive_infonce), draw=draw_biased, literal=partial(biased, literal)),
+    "both, N > B": Loss(both_directions, options=masks, draw=draw_both_apart, literal=None),
+    "ignore_above, masks": Loss(options=lambda *of: masks(*of) | {"ignore_above": 0.1}, draw=draw_apart_of_masks),
     "both, blocks": Loss(both_directions, draw=draw_both, **BLOCKS),
     "margin": targets(margin=0.35),
     "margin, groups": targets("index", "groups", margin=0.2),
@@ -197,5 +213,32 @@ OTHERS = {
     "smoothing, positives, groups": targets("ignored", "groups", label_smoothing=0.2),
     "positives": targets("positives"),
     "positives, ignored rows": targets("ignored"),
+    "sigmoid, positives": SIGMOID._replace(options=lambda *of: {"positive_index": positives(*of)}),
 }
 EVERY = LOSSES | OTHERS
+# Both directions have kernels of their own in Triton, with another loop where all temperatures are equal.
+WITH_TRITON = LOSSES | {
+    "both, one temperature": BOTH._replace(draw=draw_one_temperature),
+    "both, masks, one temperature": BOTH._replace(options=masks_of_square, draw=draw_one_temperature),
+}
+
+
+def op_call(name, needs):
+    """Returns the op of a loss and arguments; ``needs``: whether h_ctr, h_cvr and the others need gradients."""
+    tensors, options = LOSSES[name].drawn(9, 11, 4)
+    for x, need in zip(tensors, (*needs, needs[2])):
+        x.requires_grad_(need)
+    index, row, column = (options.get(x) for x in ("positive_index", "row_group", "column_group"))
+    scale = torch.full((9,), 0.5, dtype=torch.float64)
+    if name == "both":
+        return "infonce_symmetric", (*tensors, row, column, scale, *needs, needs[2])
+    if name == "blocks":
+        return "infonce_blocks", (*tensors, scale, *needs, True, options["block"])
+    if name == "sigmoid":
+        return "sigmoid_contrast", (*tensors, torch.arange(9).flip(0), *needs[:2])
+    if name not in ("margin, smoothing", "positives, groups"):
+        return "infonce", (*tensors, index, row, column, scale, *needs, True, options.get("ignore_above"))
+    index = torch.zeros(9, dtype=torch.int64) if index is None else index
+    numbers = options.get("margin", 0.0), options.get("label_smoothing", 0.1)
+    labels = options.get("positive_group", (None, None))
+    return "infonce_targets", (*tensors, index, row, column, scale, *needs, False, None, *numbers, *labels)

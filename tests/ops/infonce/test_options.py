@@ -1,15 +1,64 @@
-"""Options and special inputs of adaptive_infonce on CPU, for every instruction set."""
+"""What single options of the losses mean, beside what tests of all losses compare (test_losses.py)."""
 
 import math
+from functools import partial
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import adaftr_fast as af
-from tests.ops.infonce.inputs import assert_matches, inputs, loss_and_gradients, masks
-from tests.ops.infonce.losses import both_directions
+from adaftr_fast.ops.infonce.targets import scan_by
+from tests.ops.infonce.inputs import DTYPES, assert_matches, inputs, loss_and_gradients, masks
+from tests.ops.infonce.losses import (
+    EVERY,
+    SIGMOID,
+    biased,
+    both_directions,
+    draw_apart,
+    draw_biased,
+    draw_both,
+    literal,
+    literal_rows,
+)
 from tests.ops.marks import needs_extension, on_kernels
+from tests.tolerances import assert_as_accurate
+
+BACKENDS = pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_extension)])
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_inputs_computed_from_one_another(create_graph):
+    a = inputs(6, 6, 4)[0].requires_grad_()
+    tau = a[:, 0].sigmoid() + 0.1
+    expected = F.cross_entropy(a @ a.flip(0).T / tau[:, None], torch.arange(6))
+    for backend in ("auto", "reference"):
+        loss = af.adaptive_infonce(a, a.flip(0), tau, backend=backend)
+        (found,) = torch.autograd.grad(loss, a, create_graph=create_graph, retain_graph=True)
+        torch.testing.assert_close(found, torch.autograd.grad(expected, a, retain_graph=True)[0])
+
+
+@pytest.mark.parametrize("given", [(), ("positive_index",), ("positive_index", "row_group", "column_group")])
+def test_each_gradient_alone_beside_optional_arguments(given):
+    a, b, tau = (t.requires_grad_() for t in inputs(9, 11, 4))
+    options = {name: masks(9, 11)[name] for name in given}
+    weight = masks(9, 11)["row_weight"].requires_grad_()
+
+    def gradients(backend):
+        loss = af.adaptive_infonce(a, b, tau, row_weight=weight, reduction="sum", backend=backend, **options)
+        return [torch.autograd.grad(loss, x, retain_graph=True)[0] for x in (weight, a, b, tau, a)]
+
+    torch.testing.assert_close(gradients("auto"), gradients("reference"), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "tau", [2, np.float32(2), np.int64(2), torch.tensor(2), torch.full((1,), 2.0), torch.full((4, 1), 2.0)], ids=repr
+)
+def test_forms_of_tau(tau):
+    a, b, _ = inputs(4, 6, 3)
+    assert torch.equal(af.adaptive_infonce(a, b, tau), af.adaptive_infonce(a, b, torch.full((4,), 2.0)))
 
 
 @needs_extension
@@ -34,103 +83,178 @@ def test_excluded_candidates_may_be_nan_or_infinite(dtype, instruction_set):
 
 
 @needs_extension
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_both_directions_of_a_masked_batch(dtype):
-    """They share no similarities where N is not B."""
-    tau = torch.linspace(0.1, 1, 80, dtype=torch.float64)
-    for reduction in ("mean", "sum", "none"):
-        upstream = torch.linspace(-1, 2, 61) if reduction == "none" else None
-        options = masks(61, 80) | {"reduction": reduction, "upstream": upstream}
-        assert_matches((*inputs(61, 80, 24), tau), dtype, both_directions, **options)
-
-
-@needs_extension
-def test_all_rows_ignored():
-    a, b, tau = (t.requires_grad_() for t in inputs(10, 12, 4))
-    loss = af.adaptive_infonce(a, b, tau, positive_index=torch.full((10,), -100), backend="cpu")
-    loss.backward()
-    assert loss.item() == 0
-    assert all((t.grad == 0).all() for t in (a, b, tau))
-
-
-@needs_extension
-def test_groups_mask_every_negative():
-    a, b, tau = (t.requires_grad_() for t in inputs(10, 10, 4))
-    loss = af.adaptive_infonce(a, b, tau, row_group=torch.zeros(10, dtype=torch.int64), backend="cpu")
-    loss.backward()
-    assert loss.item() == 0
-    assert all((t.grad == 0).all() for t in (a, b, tau))
-
-
-@needs_extension
-@on_kernels("infonce", torch.float64, torch.float32, torch.bfloat16)
-def test_groups_mask_all_but_a_few_negatives(dtype, instruction_set):
-    rows, columns = 5, 900  # more columns than a block has, of whose vectors most lanes are masked
-    for kept in ([3, 700], [3, 20, 700], [700, 3, 899]):
-        column_group = torch.ones(columns, dtype=torch.int64)
-        column_group[kept] = 0
-        options = {"row_group": torch.ones(rows, dtype=torch.int64), "column_group": column_group}
-        assert_matches(inputs(rows, columns, 8), dtype, positive_index=torch.full((rows,), 850), **options)
-
-
-@needs_extension
-@on_kernels("infonce", torch.float32, torch.bfloat16)
-def test_ignored_row_does_not_leak_nan(dtype, instruction_set):
-    a, b, tau = inputs(20, 20, 4)
-    a[3] = float("nan")
-    positive = torch.arange(20)
-    positive[3] = -100
-    found = loss_and_gradients(af.adaptive_infonce, (a, b, tau), dtype, positive_index=positive, backend="cpu")
-    assert all(x.isfinite().all() for x in found[:3])
-
-
-@needs_extension
-@on_kernels("infonce", torch.float32, torch.bfloat16)
-def test_the_statistics_of_nan(dtype, instruction_set):
-    a, b, tau = inputs(40, 40, 4)
-    b[17, 2] = math.nan
-    for backend in ("cpu", "reference"):
-        _, stats = af.adaptive_infonce(a.to(dtype), b.to(dtype), tau.float(), backend=backend, return_stats=True)
-        assert not stats.top1.any()
-        assert stats.entropy.isnan().all()
-
-
-@needs_extension
-def test_expanded_and_scalar_temperatures():
-    a, b, tau = inputs(40, 40, 10)
-    for options in ({}, {"symmetric": True}, {"block": 4}):
-        plain = af.adaptive_infonce(a, b, tau[:1].expand(40), backend="cpu", **options)
-        assert torch.equal(plain, af.adaptive_infonce(a, b, tau[0], backend="cpu", **options))
-        assert torch.equal(plain, af.adaptive_infonce(a, b, tau[0].item(), backend="cpu", **options))
-
-
-@needs_extension
-def test_mixed_dtypes_and_autocast():
-    a, b, tau = inputs(30, 30, 16)
-    for options in ({}, {"block": 4}):
-        mixed = af.adaptive_infonce(a.bfloat16(), b.float(), tau.float(), **options)
-        assert torch.equal(mixed, af.adaptive_infonce(a.bfloat16().float(), b.float(), tau.float(), **options))
-    layer = torch.nn.Linear(16, 16).double().float()
+def test_autocast_and_the_scale_of_a_loss():
+    a, b, tau = (x.float() for x in inputs(30, 30, 16))
+    layer = torch.nn.Linear(16, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = af.adaptive_infonce(layer(a.float()), b.float().requires_grad_(), 0.5)
+        loss = af.adaptive_infonce(layer(a), b.requires_grad_(), 0.5)
     loss.backward()
-    assert loss.dtype == torch.float32
-    assert layer.weight.grad.dtype == torch.float32
-
-
-@needs_extension
-def test_loss_scale_preserves_small_half_precision_gradients():
-    a, b, tau = inputs(512, 512, 16)
+    assert loss.dtype == layer.weight.grad.dtype == torch.float32
+    a, b, tau = inputs(512, 512, 16)  # whose gradients are small numbers of float16
     leaf = a.half().requires_grad_()
     (af.adaptive_infonce(leaf, b.half(), tau.float()) * 65536).backward()
     truth = loss_and_gradients(af.adaptive_infonce, (a.half().double(), b.half().double(), tau), torch.float64)[1]
     assert ((leaf.grad / 65536 - truth).abs().max() / truth.abs().max()).item() < 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, {"block": 10}, {"symmetric": True}, {"label_smoothing": 0.1}])
+@pytest.mark.parametrize("options", [{}, {"block": 10}, {"symmetric": True}, {"label_smoothing": 0.1}], ids=str)
 def test_autocast_rounds_no_product_of_plain_pytorch(options):
-    tensors = [x.float() for x in inputs(30, 30, 16)]
-    expected = loss_and_gradients(af.adaptive_infonce, tensors, torch.float32, backend="reference", **options)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = loss_and_gradients(af.adaptive_infonce, tensors, torch.float32, backend="reference", **options)
-    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            call = partial(af.adaptive_infonce, backend="reference", **options)
+            results.append(loss_and_gradients(call, inputs(30, 30, 16), torch.float32))
+    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 300])
+def test_sums_by_scans(rows):
+    """What CUDA tensors take."""
+    x = inputs(1, rows, 5)[1]
+    for size in (1, 2, 5, 400):
+        number = torch.randint(0, size, (rows,), generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(scan_by(number, x, size), x.new_zeros(size, 5).index_add(0, number, x))
+        if rows > 1 and size > 1:
+            spoiled = x.clone()
+            spoiled[number == number[0]] = torch.nan
+            assert scan_by(number, spoiled, size).isnan().any(1).nonzero().tolist() == [[number[0]]]
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_positive_per_group_is_as_accurate_as_positive_index(dtype):
+    """The row's own candidate, of its label and its group, is subtracted from the sum of its label."""
+    z = F.normalize(inputs(32, 32, 16)[0], dim=1).repeat(2, 1).to(dtype)
+    row = torch.arange(64)
+    found = []
+    for options in ({"positive_index": row.roll(32)}, {"positive_group": row % 32}):
+        leaf = z.clone().requires_grad_()
+        loss = af.adaptive_infonce(leaf, leaf, 0.02, row_group=row, reduction="none", **options)
+        loss.sum().backward()
+        found.append((loss.detach(), leaf.grad))
+    assert (found[0][0] < 1e-3).any(), "no loss is near 0"
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-12)
+
+
+@needs_extension
+@pytest.mark.parametrize("case", ["positives, ignored rows", "smoothing, groups", "margin, smoothing"])
+def test_rows_without_loss_may_be_nan(case):
+    (a, b, tau), options = EVERY[case].drawn(40, 50, 10)
+    ignored = options["positive_index"] if "positive_index" in options else options["positive_group"][0]
+    weight = torch.where(torch.arange(40) == 5, 0.0, torch.ones(40, dtype=torch.float64))
+    a[(ignored == -100) | (weight == 0)] = torch.nan
+    leaves = [x.requires_grad_() for x in (a, b)]
+    loss = af.adaptive_infonce(*leaves, tau, reduction="none", **options)
+    loss[weight > 0].sum().backward()
+    assert b.grad.isfinite().all()
+    assert not a.grad[ignored == -100].any()
+
+
+@BACKENDS
+@pytest.mark.parametrize("case", [name for name in EVERY if name.startswith(("positives", "smoothing", "margin"))])
+def test_symmetric_is_the_mean_of_two_directions(case, backend):
+    (a, b, tau), options = EVERY[case].drawn(40, 50, 10)
+    group = {k: options[k] for k in ("row_group", "column_group") if k in options}
+    rows = torch.arange(40)
+    back = {k: v for k, v in options.items() if k in ("margin", "label_smoothing")}
+    index = options.get("positive_index", rows)
+    anchor = index.clamp(min=0)
+    if group:
+        back |= {"row_group": group["column_group"][anchor], "column_group": group["row_group"]}
+    if "positive_group" in options:
+        row, column = options["positive_group"]
+        column[:40] = row  # so that every anchor has a positive
+        if group:
+            back["row_group"] = group["column_group"][:40] = torch.arange(40) + 100
+        back["positive_group"] = (row, row)
+    else:
+        back["positive_index"] = torch.where(index == -100, -100, rows)
+    tau_b = torch.linspace(0.1, 1, 50, dtype=torch.float64)
+    expected = (literal_rows(a, b, tau, **options) + literal_rows(b[anchor], a, tau_b[anchor], **back)) / 2
+    found = af.adaptive_infonce(a, b, (tau, tau_b), symmetric=True, reduction="none", backend=backend, **options)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_bias_of_candidates_beyond_the_batch():
+    """Sampled negatives with a correction each, weights exp(bias), of which no row has its positive."""
+    a, b, tau = inputs(20, 60, 8)
+    index = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    weight = torch.rand(60, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1
+    given = {"positive_index": index, "column_bias": weight.log()}
+    for options in ({"label_smoothing": 0.2}, {"margin": 0.3}, {"ignore_above": 0.1}):
+        found = af.adaptive_infonce(a, b, tau, **given, **options)
+        torch.testing.assert_close(found, literal(a, b, tau, **given, **options))
+    logits = a @ b.T / tau[:, None]
+    expected = (weight * logits.exp()).sum(1).log() - (logits + weight.log())[torch.arange(20), index]
+    torch.testing.assert_close(af.adaptive_infonce(a, b, tau, reduction="none", **given), expected)
+
+
+@pytest.mark.parametrize("size", [1, 10])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_accuracy_of_a_bias(dtype, size):
+    """The half types hold tau and the bias as sums of two terms: of one, a large bias would lose digits."""
+    index = torch.arange(0, 33, 3)
+    a, b, tau, bias = draw_biased(11, 40, 12)
+    exact = [a.to(dtype).double(), b.to(dtype).double(), tau.float().double(), (size * bias).float().double()]
+    found = loss_and_gradients(partial(biased, af.adaptive_infonce), exact, dtype, positive_index=index)
+    truth, pytorch = (
+        loss_and_gradients(partial(biased, literal), exact, kind, positive_index=index)
+        for kind in (torch.float64, torch.promote_types(dtype, torch.float32))
+    )
+    for what, own, true, eager in zip(("loss", "h_ctr", "h_cvr", "tau", "bias"), found, truth, pytorch, strict=True):
+        assert_as_accurate(own, true, eager, dtype, what)
+
+
+@pytest.mark.parametrize("tau", [1, 0.3, torch.tensor(0.3, dtype=torch.float64)])
+def test_a_common_tau_and_the_statistics_with_a_bias(tau):
+    a, b, _, bias = draw_biased(11, 40, 12)
+    index = torch.arange(0, 33, 3)
+    logits = a @ b.T / tau + bias
+    loss, stats = af.adaptive_infonce(a, b, tau, positive_index=index, column_bias=bias, return_stats=True)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, index))
+    torch.testing.assert_close(stats.lse, logits.logsumexp(1))
+    torch.testing.assert_close(stats.positive_logit, logits[torch.arange(11), index])
+
+
+@needs_extension
+@on_kernels("infonce", torch.bfloat16)
+def test_ignore_above_where_the_gradient_of_tau_nearly_cancels(dtype, instruction_set):
+    for seed in range(6):
+        assert_matches(draw_apart(70, 70, 128, seed=seed), dtype, ignore_above=0.25, what=f"seed {seed}")
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.3, -0.5])
+def test_any_bound_of_ignore_above_in_one_direction_and_in_both(bound):
+    for call, tensors in ((af.adaptive_infonce, inputs(60, 80, 9)), (both_directions, draw_both(30, 30, 6))):
+        found, true = (loss_and_gradients(loss, tensors, torch.float64, ignore_above=bound) for loss in (call, literal))
+        torch.testing.assert_close(found, true)
+
+
+@pytest.mark.parametrize("block", [12, 13])
+@pytest.mark.parametrize("options", [{"return_stats": True}, {"symmetric": True}])
+def test_a_block_of_all_rows_is_the_ordinary_call(options, block):
+    tensors = inputs(12, 12, 5)
+    own, plain = (af.adaptive_infonce(*tensors, **options, **more) for more in ({"block": block}, {}))
+    torch.testing.assert_close(own, plain, rtol=0, atol=0)
+
+
+@BACKENDS
+def test_a_row_alone_in_its_block_has_no_loss(backend):
+    options = {"block": 4, "reduction": "none", "return_stats": True, "backend": backend}
+    found = loss_and_gradients(af.adaptive_infonce, inputs(9, 9, 5), torch.float64, torch.ones(9), **options)
+    losses, d_a, d_b, d_tau, lse, positive_logit, top1, entropy = found
+    assert losses[8] == entropy[8] == 0
+    assert top1[8]
+    assert lse[8] == positive_logit[8]
+    for gradient in (d_a, d_b, d_tau):
+        assert (gradient[8] == 0).all()
+        assert (gradient[:8] != 0).all()
+
+
+def test_the_reference_of_the_sigmoid_loss_takes_parts_of_large_batches():
+    tensors = SIGMOID.draw(2100, 2100, 2)  # more than 2^22 similarities
+    found, true = (
+        loss_and_gradients(loss, tensors, torch.float64, **options)
+        for loss, options in ((af.sigmoid_contrast, {"backend": "reference"}), (SIGMOID.literal, {}))
+    )
+    torch.testing.assert_close(found, true)

@@ -1,6 +1,7 @@
-"""The precision of the products, as an argument of adaptive_infonce."""
+"""The precision of the products: the argument of adaptive_infonce, and the settings of torch."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -24,29 +25,33 @@ FORMS = {
     "large blocks, row losses": {"block": 70, "reduction": "none"},
     "bias": {"column_bias": torch.linspace(-1, 1, ROWS)},
 }
+SOME = ["one direction", "both directions, row losses", "targets", "large blocks"]
 
 
-def computed(dtype=torch.float32, setting="highest", tensors=None, **options):
-    """Returns the loss and the gradients under a setting of torch, in backward too."""
+@contextmanager
+def under(setting):
     torch.set_float32_matmul_precision(setting)
-    tensors = inputs(ROWS, ROWS, 40) if tensors is None else tensors
-    upstream = torch.linspace(-1, 2, ROWS) if options.get("reduction") == "none" else None
     try:
-        return loss_and_gradients(af.adaptive_infonce, tensors, dtype, upstream, **options)
+        yield
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def computed(dtype=torch.float32, setting="highest", tensors=None, loss=af.adaptive_infonce, **options):
+    """Returns the loss and the gradients under a setting of torch, in backward too."""
+    tensors = inputs(ROWS, ROWS, 40) if tensors is None else tensors
+    upstream = torch.linspace(-1, 2, ROWS) if options.get("reduction") == "none" else None
+    with under(setting):
+        return loss_and_gradients(loss, tensors, dtype, upstream, **options)
 
 
 def second_derivatives(setting="highest", dtype=torch.float32, **options):
     """Returns the derivatives of the squared gradients' sum."""
     leaves = [x.float().to(dtype).requires_grad_() for x in inputs(ROWS, ROWS, 40)]
-    torch.set_float32_matmul_precision(setting)
-    try:
+    with under(setting):
         loss = af.adaptive_infonce(*leaves, **options).sum()
         first = torch.autograd.grad(loss, leaves, create_graph=True)
         return torch.autograd.grad(sum(x.square().sum() for x in first), leaves)
-    finally:
-        torch.set_float32_matmul_precision("highest")
 
 
 def equal(found, expected):
@@ -59,15 +64,55 @@ def chosen(setting):
 
 
 @needs_extension
+@pytest.mark.parametrize(("setting", "bound"), [("highest", 2e-6), ("high", 1e-4), ("medium", 2e-2)])
+def test_settings_choose_the_products(setting, bound):
+    tensors = inputs(300, 400, 96)
+    truth, own = computed(torch.float64, tensors=tensors), computed(setting=setting, tensors=tensors)
+    errors = [((x - t).abs().max() / t.abs().max()).item() for x, t in zip(own, truth)]
+    assert max(errors) < bound
+    assert not chosen(setting) or max(errors) > bound / 100, "the faster products were not used"
+
+
+@pytest.fixture
+def unset_precision():
+    """No precision is set; those of before come back afterwards."""
+    settings = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends]
+    before = [each.fp32_precision for each in settings]
+    for each in settings:
+        each.fp32_precision = "none"
+    yield
+    torch.set_float32_matmul_precision("highest")  # what torch.get_float32_matmul_precision returns is kept apart
+    for each, value in zip(settings, before):
+        each.fp32_precision = value
+
+
+@needs_extension
+@pytest.mark.parametrize(("setting", "older"), [("ieee", "highest"), ("tf32", "high"), ("bf16", "medium")])
+@pytest.mark.parametrize("where", [torch.backends, torch.backends.mkldnn.matmul], ids=["backends", "matmul"])
+def test_newer_settings(where, setting, older, unset_precision):
+    where.fp32_precision = setting
+    torch.backends.cuda.matmul.fp32_precision = "tf32"  # which does not affect the CPU
+    own = loss_and_gradients(af.adaptive_infonce, inputs(ROWS, ROWS, 40), torch.float32)
+    where.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"
+    assert equal(own, computed(setting=older))
+
+
+@needs_extension
 @pytest.mark.parametrize("instruction_set", ["generic", "avx512_bf16", "amx"], indirect=True)
-@pytest.mark.parametrize("form", FORMS)
-def test_float32_is_ieee_under_every_setting(form, instruction_set):
-    expected = computed(**FORMS[form])
-    assert equal(computed(precision="float32", **FORMS[form]), expected)
-    for setting in ("high", "medium"):
-        assert equal(computed(setting=setting, precision="float32", **FORMS[form]), expected)
-        if chosen(setting) and form != "small blocks":
-            assert not equal(computed(setting=setting, **FORMS[form]), expected)
+def test_float32_is_ieee_and_bfloat16_rounds_the_representations_under_every_setting(instruction_set):
+    """With "bfloat16" the bits are those of bfloat16 inputs; the gradients too, which that type rounds."""
+    for form, options in FORMS.items():
+        expected = computed(**options)
+        assert equal(computed(precision="float32", **options), expected), form
+        for setting in ("high", "medium"):
+            assert equal(computed(setting=setting, precision="float32", **options), expected), form
+            if chosen(setting) and form != "small blocks":
+                assert not equal(computed(setting=setting, **options), expected), form
+        expected = computed(torch.bfloat16, **options)
+        for setting in ("highest", "medium"):
+            found = computed(setting=setting, precision="bfloat16", **options)
+            assert found[1].dtype == torch.float32
+            assert equal(found, [x.float() for x in expected]), form
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -75,23 +120,6 @@ def test_float32_converts_half_types(dtype):
     rounded = [x.to(dtype).double() if i < 2 else x for i, x in enumerate(inputs(ROWS, ROWS, 40))]
     expected = [x.to(kind) for x, kind in zip(computed(tensors=rounded), (torch.float32, dtype, dtype, torch.float32))]
     assert equal(computed(dtype, tensors=rounded, setting="medium", precision="float32"), expected)
-
-
-def test_float32_leaves_float64():
-    for form, options in FORMS.items():
-        assert equal(computed(torch.float64, precision="float32", **options), computed(torch.float64, **options)), form
-
-
-@needs_extension
-@pytest.mark.parametrize("instruction_set", ["generic", "avx512_bf16", "amx"], indirect=True)
-@pytest.mark.parametrize("form", FORMS)
-def test_bfloat16_rounds_the_representations(form, instruction_set):
-    """The bits are those of bfloat16 inputs; the gradients too, which that type rounds."""
-    expected = computed(torch.bfloat16, **FORMS[form])
-    for setting in ("highest", "medium"):
-        found = computed(setting=setting, precision="bfloat16", **FORMS[form])
-        assert found[1].dtype == torch.float32
-        assert equal(found, [x.float() for x in expected])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
@@ -103,53 +131,37 @@ def test_bfloat16_rounds_every_type(dtype):
     assert equal(found, [x.to(y.dtype) for x, y in zip(expected, found)])
 
 
-def test_the_reference_is_exact_in_float32():
-    """Its products follow the settings of torch, which AMX shows, so it computes in float64."""
+def test_float32_is_exact_in_the_reference_and_in_second_derivatives_and_leaves_float64():
+    """Their products follow the settings of torch, which AMX shows, so they compute in float64."""
     tensors = [x.float().double() for x in inputs(ROWS, ROWS, 40)]
-    for options in FORMS.values():
+    for form, options in FORMS.items():
+        exact = computed(torch.float64, **options)
+        assert equal(computed(torch.float64, precision="float32", **options), exact), form
         truth = computed(torch.float64, tensors=tensors, **options)
         found = computed(setting="medium", backend="reference", precision="float32", **options)
-        for x, t in zip(found, truth):
-            assert x.dtype == torch.float32
-            torch.testing.assert_close(x.double(), t, rtol=1e-6, atol=1e-6 * t.abs().max().item())
-
-
-def test_second_derivatives_are_exact_in_float32():
-    for options in FORMS.values():
-        found = second_derivatives(setting="medium", precision="float32", **options)
-        truth = second_derivatives(dtype=torch.float64, **options)
-        for x, t in zip(found, truth):
+        second = second_derivatives(setting="medium", precision="float32", **options)
+        true_second = second_derivatives(dtype=torch.float64, **options)
+        for x, t in zip([*found, *second], [*truth, *true_second], strict=True):
             assert x.dtype == torch.float32
             torch.testing.assert_close(x.double(), t, rtol=1e-5, atol=1e-5 * t.abs().max().item())
 
 
-@pytest.mark.parametrize("form", ["one direction", "both directions, row losses", "targets", "large blocks"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_precision_in_one_graph(form, precision):
+@pytest.mark.parametrize("form", SOME)
+def test_precision_in_one_graph_and_under_torch_func(form, precision):
     options = FORMS[form] | {"precision": precision}
-    compiled = torch.compile(
-        lambda *x: af.adaptive_infonce(*x, **options), fullgraph=True, backend="aot_eager", dynamic=False
-    )
-    upstream = torch.linspace(-1, 2, ROWS) if "reduction" in options else None
-    torch.set_float32_matmul_precision("medium")
-    try:
-        found = loss_and_gradients(compiled, inputs(ROWS, ROWS, 40), torch.float32, upstream)
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    assert equal(found, computed(**options))
 
+    def loss(*x):
+        return af.adaptive_infonce(*x, **options)
 
-@pytest.mark.parametrize("form", ["one direction", "both directions", "targets", "large blocks"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_precision_under_torch_func(form, precision):
-    options = FORMS[form] | {"precision": precision}
-    tensors = [x.float() for x in inputs(ROWS, ROWS, 40)]
-    torch.set_float32_matmul_precision("medium")
-    try:
-        found = torch.func.grad(lambda *x: af.adaptive_infonce(*x, **options), argnums=(0, 1, 2))(*tensors)
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    assert equal(found, computed(**options)[1:])
+    upstream = {"reduction": "none"} if "reduction" in options else {}
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=False)
+    expected = computed(**options)
+    assert equal(computed(setting="medium", loss=lambda *x, **_: compiled(*x), **upstream), expected)
+    if not upstream:
+        tensors = [x.float() for x in inputs(ROWS, ROWS, 40)]
+        with under("medium"):
+            assert equal(torch.func.grad(loss, argnums=(0, 1, 2))(*tensors), expected[1:])
 
 
 @needs_extension
@@ -161,10 +173,3 @@ def test_threads_choose_for_themselves():
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda each: af.adaptive_infonce(*tensors, precision=each), precisions))
     assert all(torch.equal(x, expected[each]) for each, x in zip(precisions, found))
-
-
-@pytest.mark.parametrize("precision", ["high", "float16", None, torch.float32])
-def test_other_precisions_are_refused(precision):
-    message = r"adaptive_infonce: precision must be auto, float32 or bfloat16, got "
-    with pytest.raises(ValueError, match=message):
-        af.adaptive_infonce(torch.randn(4, 3), torch.randn(4, 3), 0.1, precision=precision)
