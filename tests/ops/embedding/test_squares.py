@@ -8,6 +8,7 @@ import torch
 import adaftr_fast as af
 from adaftr_fast.ops.embedding.reference import lookup as reference
 from adaftr_fast.ops.embedding.squares import embedding_and_squares
+from tests.ops.embedding.test_lookup import Densify, field_offsets_of, random_ids
 from tests.ops.marks import on_kernels
 from tests.tolerances import assert_as_accurate
 
@@ -16,26 +17,27 @@ MANY, FEW = [1, 7, 5000, 64, 65, 1, 9, 10, 11, 12], [40, 3000]
 
 def inputs(sizes: list[int], width: int, dtype: torch.dtype, batch: int = 130):
     torch.manual_seed(0)
-    field_offsets = torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()])
-    ids = torch.stack([torch.randint(0, n, (batch,)) for n in sizes], 1)
+    field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, batch, torch.int64)
     weight = torch.randn(sum(sizes), width, dtype=dtype, requires_grad=True)
     return weight, ids, field_offsets, torch.randn(batch, len(sizes) * width, dtype=dtype)
 
 
-def gradient(weight, ids, field_offsets, grad, *, of_output=True, of_squares=True):
+def look_up(weight, ids, field_offsets):
+    """The two results by the op that is tested."""
+    return embedding_and_squares(weight, ids, field_offsets, [])
+
+
+def written_out(weight, ids, field_offsets):
+    looked_up = reference.fused_embedding(weight, ids, field_offsets)
+    return looked_up, looked_up.square().sum()
+
+
+def gradient(function, weight, ids, field_offsets, grad, *, of_output=True, of_squares=True):
     """The gradient of ``(grad * out).sum() + 3 * squares``, or of one term of it."""
     weight = weight.detach().requires_grad_()
-    looked_up, squares = embedding_and_squares(weight, ids, field_offsets, [])
+    looked_up, squares = function(weight, ids, field_offsets)
     loss = (grad * looked_up).sum() if of_output else torch.zeros((), dtype=weight.dtype)
     (loss + 3 * squares if of_squares else loss).backward()
-    return weight.grad
-
-
-def truth(weight, ids, field_offsets, grad, *, of_output=True, of_squares=True):
-    weight = weight.detach().requires_grad_()
-    looked_up = reference.fused_embedding(weight, ids, field_offsets)
-    loss = (grad * looked_up).sum() if of_output else torch.zeros((), dtype=weight.dtype)
-    (loss + 3 * looked_up.square().sum() if of_squares else loss).backward()
     return weight.grad
 
 
@@ -44,37 +46,25 @@ def truth(weight, ids, field_offsets, grad, *, of_output=True, of_squares=True):
 def test_gradient(sizes, batch, dtype, instruction_set):
     for width, terms in product((8, 5), ({}, {"of_output": False}, {"of_squares": False})):
         weight, ids, field_offsets, grad = inputs(sizes, width, dtype, batch)
-        found = gradient(weight, ids, field_offsets, grad, **terms)
+        found = gradient(look_up, weight, ids, field_offsets, grad, **terms)
         assert found.is_sparse
-        expected = truth(weight.double(), ids, field_offsets, grad.double(), **terms)
-        pytorch = truth(weight, ids, field_offsets, grad, **terms)
+        expected = gradient(written_out, weight.double(), ids, field_offsets, grad.double(), **terms)
+        pytorch = gradient(written_out, weight, ids, field_offsets, grad, **terms)
         assert_as_accurate(found.to_dense(), expected, pytorch, dtype, f"width {width}, {terms}")
 
 
 def test_values_are_those_of_the_look_up():
     weight, ids, field_offsets, _ = inputs(MANY, 8, torch.float64)
-    looked_up, squares = embedding_and_squares(weight, ids, field_offsets, [])
-    assert torch.equal(looked_up, reference.fused_embedding(weight, ids, field_offsets))
-    torch.testing.assert_close(squares, looked_up.square().sum(), rtol=1e-12, atol=0)
-
-
-class Densify(torch.autograd.Function):
-    """The identity with a dense gradient, as gradcheck requires."""
-
-    @staticmethod
-    def forward(ctx, weight):
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad.to_dense()
+    (looked_up, squares), expected = (each(weight, ids, field_offsets) for each in (look_up, written_out))
+    assert torch.equal(looked_up, expected[0])
+    torch.testing.assert_close(squares, expected[1], rtol=1e-12, atol=0)
 
 
 def test_double_backward():
     weight, ids, field_offsets, _ = inputs([4, 3], 2, torch.float64, 5)
 
     def both(weight):
-        return embedding_and_squares(Densify.apply(weight), ids, field_offsets, [])
+        return look_up(Densify.apply(weight), ids, field_offsets)
 
     assert torch.autograd.gradcheck(both, weight)
     assert torch.autograd.gradgradcheck(both, weight)
@@ -90,9 +80,10 @@ def test_backward_refuses_another_shape():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"padding_idx": 0}, {"on_bad_id": "oov"}, {"dtype": torch.float64}], ids=lambda each: [*each, ""][0]
+    ("widths", "options"),
+    [(8, {}), (8, {"padding_idx": 0}), ([8, 4, 8], {"on_bad_id": "oov"}), ([8, 4, 8], {"dtype": torch.float64})],
+    ids=str,
 )
-@pytest.mark.parametrize("widths", [8, [8, 4, 8]], ids=["one width", "mixed"])
 def test_module(widths, options):
     torch.manual_seed(0)
     module = af.FusedEmbedding([50, 20, 9], widths, **options)
@@ -127,17 +118,13 @@ def test_steps_that_rows_missed_count():
     torch.testing.assert_close(module.weight.grad.to_dense(), expected)
 
 
-def test_a_bad_id_is_named():
+def test_a_bad_id_is_named_and_hooks_run():
     module = af.FusedEmbedding([50, 20], 8, field_names=["user", "item"])
+    seen = []
+    module.register_forward_hook(lambda *each: seen.append(each))
+    module.with_squares(torch.tensor([[1, 1]]))
+    assert len(seen) == 1
     with pytest.raises(IndexError, match="item"):
         module.with_squares(torch.tensor([[1, 20]]))
     with pytest.raises(TypeError, match="int32 or int64"):
         module.with_squares(torch.tensor([[1.0, 2.0]]))
-
-
-def test_hooks_run():
-    module = af.FusedEmbedding([50], 8)
-    seen = []
-    module.register_forward_hook(lambda *each: seen.append(each))
-    module.with_squares(torch.tensor([[1]]))
-    assert len(seen) == 1

@@ -1,4 +1,4 @@
-"""The op for stacks of dense layers, against its reference in float64; opcheck and torch.compile with mixtures."""
+"""The ops for stacks of dense layers and for mixtures of experts, against their references in float64."""
 
 import math
 from itertools import product
@@ -18,129 +18,134 @@ BACKWARD = torch.ops.adaftr_fast.mlp_backward
 EXPERTS = ([184], [(0, [192], 1), (0, [6], 0)])
 TOWERS = ([64, 37], [(0, [64, 32, 16, 1], 3), (1, [5, 1, 70], 3), (0, [33], 0)])
 ONES = ([1], [(0, [1, 1], 1)])
-ROWS = (1, 13, 64, 65, 200)
+SMALL = ([3, 2], [(0, [4, 2], 1), (1, [3], 1), (0, [2], 0)])
+ROWS = (1, 13, 65, 200)
 
 
-def arguments(rows, shape, seed=0):
+def normal(*size, seed=0):
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def arguments(rows, shape):
     """Returns float64 inputs, weights and biases, and the op's lists of integers."""
-    g = torch.Generator().manual_seed(seed)
-
-    def normal(*size):
-        return torch.randn(*size, generator=g, dtype=torch.float64)
-
     widths, stacks = shape
-    inputs = [normal(rows, width) for width in widths]
+    inputs = [normal(rows, width, seed=width) for width in widths]
     weights = []
     biases = []
     for read, layers, _ in stacks:
         width = widths[read]
         for out in layers:
-            weights.append(normal(out, width) / width**0.5)
-            biases.append(normal(out))
+            weights.append(normal(out, width, seed=out) / width**0.5)
+            biases.append(normal(out, seed=width))
             width = out
     reads, depths, rectified = zip(*((read, len(layers), relus) for read, layers, relus in stacks))
     return (inputs, weights, biases), (list(reads), list(depths), list(rectified))
 
 
-def run(function, tensors, lists, dtype, *, reduced=False, keep=lambda layer: True):
-    """Returns outputs and gradients, with an upstream gradient for the layers where ``keep`` is true."""
-    inputs, weights, biases = ([t.to(dtype).detach().requires_grad_() for t in each] for each in tensors)
-    reads, depths, rectified = lists
-    outputs = function(inputs, reads, weights, biases, depths, rectified, reduced)
-    g = torch.Generator().manual_seed(1)
-    upstream = [torch.randn(y.shape, generator=g, dtype=torch.float64).to(y.dtype) for y in outputs]
-    kept = [layer for layer in range(len(outputs)) if keep(layer)]
-    grads = torch.autograd.grad(
-        [outputs[layer] for layer in kept],
-        [*inputs, *weights, *biases],
-        [upstream[layer] for layer in kept],
-        materialize_grads=True,
-    )
+def experts(rows, tasks, count, width):
+    return normal(rows, count, width), 5 * normal(rows, tasks, count, seed=1)
+
+
+def gradients(outputs, leaves, kept=None):
+    """Returns outputs and gradients, with an upstream gradient for the outputs in ``kept`` (default: all)."""
+    kept = range(len(outputs)) if kept is None else kept
+    upstream = [normal(*outputs[i].shape, seed=i).to(outputs[i].dtype) for i in kept]
+    grads = torch.autograd.grad([outputs[i] for i in kept], leaves, upstream, materialize_grads=True)
     return [*(y.detach() for y in outputs), *grads]
+
+
+def run(function, tensors, lists, dtype, kept=None, *, reduced=False):
+    inputs, weights, biases = ([t.to(dtype).detach().requires_grad_() for t in each] for each in tensors)
+    outputs = function(inputs, lists[0], weights, biases, *lists[1:], reduced)
+    return gradients(outputs, [*inputs, *weights, *biases], kept)
+
+
+def mix(function, tensors, dtype, kept=None):
+    leaves = [t.to(dtype).detach().requires_grad_() for t in tensors]
+    return gradients(function(*leaves), leaves, kept)
+
+
+def assert_accurate(found, truth, pytorch, dtype, what):
+    for own, true, theirs in zip(found, truth, pytorch, strict=True):
+        assert_as_accurate(own, true, theirs, dtype, what)
 
 
 @on_kernels("mlp", torch.float64, torch.float32)
 def test_as_accurate_as_pytorch(dtype, instruction_set):
     for shape, rows in product((EXPERTS, TOWERS, ONES), ROWS):
-        tensors, lists = arguments(rows, shape)
-        truth = run(reference.mlp, tensors, lists, torch.float64)
-        own = run(reference.mlp, tensors, lists, dtype)
-        for found, true, pytorch in zip(run(OP, tensors, lists, dtype), truth, own):
-            assert_as_accurate(found, true, pytorch, dtype, f"{shape}, {rows} rows")
+        of_op, *of_reference = (
+            run(function, *arguments(rows, shape), kind)
+            for function, kind in ((OP, dtype), (reference.mlp, torch.float64), (reference.mlp, dtype))
+        )
+        assert_accurate(of_op, *of_reference, dtype, f"{shape}, {rows} rows")
+
+
+@on_kernels("mixture", torch.float64, torch.float32, torch.bfloat16)
+def test_mixtures_as_accurate_as_pytorch(dtype, instruction_set):
+    for size in ((1, 1, 1, 1), (65, 2, 3, 64), (200, 5, 7, 37)):
+        of_op, *of_reference = (
+            mix(function, experts(*size), kind)
+            for function, kind in ((MIXTURE, dtype), (reference.mixture, torch.float64), (reference.mixture, dtype))
+        )
+        assert_accurate(of_op, *of_reference, dtype, str(size))
 
 
 @on_kernels("mlp", torch.bfloat16)
-@pytest.mark.parametrize("shape", [EXPERTS, TOWERS, ONES], ids=["experts", "towers", "ones"])
-def test_bfloat16_as_accurate_as_pytorch(shape, dtype, instruction_set):
-    for rows in ROWS:
-        assert_bfloat16_as_accurate(rows, shape)
+def test_bfloat16_as_accurate_as_pytorch(dtype, instruction_set):
+    for shape, rows in product((EXPERTS, TOWERS, ONES), ROWS):
+        (inputs, weights, biases), lists = arguments(rows, shape)
+        # Autocast gives inputs of both types.
+        inputs = [x.to([torch.float32, torch.bfloat16][i % 2]) for i, x in enumerate(inputs)]
+        assert_bfloat16_accurate((inputs, weights, biases), lists)
 
 
-def assert_bfloat16_as_accurate(rows, shape):
-    (inputs, weights, biases), lists = arguments(rows, shape)
-    inputs = [x.to([torch.float32, torch.bfloat16][i % 2]) for i, x in enumerate(inputs)]  # autocast gives both types
-
+def assert_bfloat16_accurate(tensors, lists):
     def at(dtype):
-        return [[t.to(dtype) for t in each] for each in (inputs, weights, biases)]
+        return [[t.to(dtype) for t in each] for each in tensors]
 
-    _, w, b = at(torch.float32)
+    inputs, (_, w, b) = tensors[0], at(torch.float32)
     outputs = OP(inputs, lists[0], w, b, *lists[1:], True)
     assert {y.dtype for y in outputs} == {torch.bfloat16}
     truth, pytorch = (
         reference.mlp(x, lists[0], w, b, *lists[1:], False) for x, w, b in (at(torch.float64), at(torch.bfloat16))
     )
-    for found, true, own in zip(outputs, truth, pytorch):
-        assert_as_accurate(found, true, own, torch.bfloat16)
+    assert_accurate(outputs, truth, pytorch, torch.bfloat16, "forward")
 
     # All gradients are taken at these outputs: at others a sum may have another sign, and the relu another mask. Five
     # draws are compared together, because the sum of one may be near 0 by chance and no measure of its terms' error.
-    found = []
-    truth = []
-    pytorch = []
+    draws = ([], [], [])
+    wanted = [1] * len(inputs)
     for _ in range(5):
         upstream = [torch.randn(y.shape).bfloat16() for y in outputs]
-        wanted = [1] * len(inputs)
-        found.append(BACKWARD(upstream, inputs, outputs, lists[0], w, b, *lists[1:], wanted))
-        assert [g.dtype for g in found[-1]] == [t.dtype for t in (*inputs, *w, *b)]
-        for draws, dtype in ((truth, torch.float64), (pytorch, torch.bfloat16)):
+        draws[0].append(BACKWARD(upstream, inputs, outputs, lists[0], w, b, *lists[1:], wanted))
+        assert [g.dtype for g in draws[0][-1]] == [t.dtype for t in (*inputs, *w, *b)]
+        for found, dtype in zip(draws[1:], (torch.float64, torch.bfloat16)):
             above, below = ([t.to(dtype) for t in each] for each in (upstream, outputs))
             x, *parameters = at(dtype)
-            draws.append(reference.mlp_backward(above, x, below, lists[0], *parameters, *lists[1:], wanted))
-    for each in zip(*(map(torch.stack, zip(*draws)) for draws in (found, truth, pytorch))):
-        assert_as_accurate(*each, torch.bfloat16)
+            found.append(reference.mlp_backward(above, x, below, lists[0], *parameters, *lists[1:], wanted))
+    assert_accurate(*([torch.stack(x) for x in zip(*each)] for each in draws), torch.bfloat16, "backward")
 
 
 @pytest.mark.parametrize("instruction_set", ["avx512_bf16"], indirect=True)
 def test_bfloat16_products_round_both_operands(instruction_set):
-    (inputs, weights, biases), (reads, depths, rectified) = arguments(70, EXPERTS)
+    (inputs, weights, biases), lists = arguments(70, EXPERTS)
     x, w, b = ([t.float() for t in each] for each in (inputs, weights, biases))
     rounded_x, rounded_w = ([t.bfloat16().float() for t in each] for each in (x, w))
-    for y, same in zip(
-        OP(x, reads, w, b, depths, rectified, True), OP(rounded_x, reads, rounded_w, b, depths, rectified, True)
-    ):
-        assert torch.equal(y, same)
+    found, same = (OP(*each, b, *lists[1:], True) for each in ((x, lists[0], w), (rounded_x, lists[0], rounded_w)))
+    assert all(map(torch.equal, found, same))
 
 
-@pytest.mark.parametrize("kept", [[0], [3], [1, 5], [7]])
-def test_layers_without_an_upstream_gradient(kept):
+def test_outputs_without_an_upstream_gradient_and_extreme_logits():
     tensors, lists = arguments(70, TOWERS)
-    truth = run(reference.mlp, tensors, lists, torch.float64, keep=lambda layer: layer in kept)
-    for x, true in zip(run(OP, tensors, lists, torch.float64, keep=lambda layer: layer in kept), truth):
-        torch.testing.assert_close(x, true, rtol=1e-12, atol=1e-12)
-
-
-def test_closed_form_gradients_equal_autograd():
-    (inputs, weights, biases), lists = arguments(9, TOWERS)
-    found = run(reference.mlp, (inputs, weights, biases), lists, torch.float64)
-    outputs, grads = found[:8], found[8:]
-    g = torch.Generator().manual_seed(1)
-    upstream = [torch.randn(y.shape, generator=g, dtype=torch.float64) for y in outputs]
-    reads, depths, rectified = lists
-    closed = reference.mlp_backward(
-        upstream, inputs, outputs, reads, weights, biases, depths, rectified, [1] * len(inputs)
-    )
-    for x, y in zip(closed, grads):
-        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+    for kept in ([0], [3], [1, 5], [7]):
+        found, truth = (run(function, tensors, lists, torch.float64, kept) for function in (OP, reference.mlp))
+        torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
+    x, logits = experts(9, 2, 3, 4)
+    logits[0] = torch.tensor([1e4, 1e4 - 1, -1e4])
+    truth = mix(reference.mixture, (x, logits), torch.float64, [1])
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
+        for found, true in zip(mix(MIXTURE, (x, logits), dtype, [1]), truth, strict=True):
+            torch.testing.assert_close(found.double(), true, rtol=tolerance, atol=tolerance)
 
 
 def test_strided_inputs_and_frozen_parameters():
@@ -148,85 +153,73 @@ def test_strided_inputs_and_frozen_parameters():
     x, weight = inputs[0].T.contiguous().T, weights[0].T.contiguous().T.requires_grad_()
     expected = reference.mlp(inputs, reads, weights, biases, depths, rectified, False)
     found = OP([x], reads, [weight, weights[1]], biases, depths, rectified)
-    for y, true in zip(found, expected):
-        torch.testing.assert_close(y, true, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(list(found), list(expected), rtol=1e-12, atol=1e-12)
     found[0].sum().backward()
     torch.testing.assert_close(weight.grad, (expected[0] > 0).double().T @ inputs[0], rtol=1e-12, atol=1e-12)
     assert x.grad is None
     assert weights[1].grad is None
 
 
+@needs_extension
 @pytest.mark.parametrize("reduced", [False, True])
-def test_empty_batch(reduced):
-    tensors, lists = arguments(0, TOWERS)
-    found = run(OP, tensors, lists, torch.float32, reduced=reduced)
+def test_empty_batches_and_the_same_bits_in_every_run(reduced):
+    found = run(OP, *arguments(0, TOWERS), torch.float32, reduced=reduced)
     assert [tuple(y.shape) for y in found[:2]] == [(0, 64), (0, 32)]
     assert all(not grad.any() for grad in found[8:])
+    assert [tuple(y.shape) for y in MIXTURE(*experts(0, 2, 3, 4))] == [(0, 4)] * 2
+    first, *others = (run(OP, *arguments(1024, TOWERS), torch.float32, reduced=reduced) for _ in range(3))
+    for other in others:
+        assert all(torch.equal(x, y) for x, y in zip(first, other, strict=True))
 
 
 @on_kernels("mlp", torch.float32, torch.bfloat16)
 def test_nan_propagates_through_relu(dtype, instruction_set):
-    (inputs, weights, biases), (reads, depths, rectified) = arguments(20, EXPERTS)
+    (inputs, weights, biases), lists = arguments(20, EXPERTS)
     inputs[0][3, 5] = torch.nan
     x, w, b = ([t.float() for t in each] for each in (inputs, weights, biases))
-    hidden = OP(x, reads, w, b, depths, rectified, dtype == torch.bfloat16)
-    assert hidden[0][3].isnan().all()
-    assert hidden[0][:3].isfinite().all()
-    assert hidden[0][4:].isfinite().all()
+    hidden = OP(x, lists[0], w, b, *lists[1:], dtype == torch.bfloat16)[0]
+    assert hidden.isnan().all(1).nonzero().tolist() == [[3]]
+    assert hidden.isfinite().all(1).sum() == 19
 
 
-@needs_extension
-@pytest.mark.parametrize("reduced", [False, True])
-def test_bitwise_equal_across_runs(reduced):
-    tensors, lists = arguments(1024, TOWERS)
-    first, *others = (run(OP, tensors, lists, torch.float32, reduced=reduced) for _ in range(4))
-    for other in others:
-        assert all(torch.equal(x, y) for x, y in zip(first, other))
-
-
-def test_gradcheck_and_double_backward():
-    tensors, (reads, depths, rectified) = arguments(4, ([3, 2], [(0, [4, 2], 1), (1, [3], 1), (0, [2], 0)]))
+def test_first_and_second_derivatives():
+    tensors, (reads, depths, rectified) = arguments(4, SMALL)
     sizes = [len(each) for each in tensors]
-    flat = [t.requires_grad_() for each in tensors for t in each]
+    leaves = [t.requires_grad_() for each in tensors for t in each]
 
-    def function(*leaves):
-        inputs, weights, biases = _split(list(leaves), sizes)
+    def stacks(*leaves):
+        inputs, weights, biases = (leaves[sum(sizes[:n]) : sum(sizes[: n + 1])] for n in range(3))
         return tuple(OP(inputs, reads, weights, biases, depths, rectified))
 
-    assert torch.autograd.gradcheck(function, flat)
-    if af.cpu_capability() != "none":
-        assert torch.autograd.gradgradcheck(function, flat)
+    def mixtures(*leaves):
+        return tuple(MIXTURE(*leaves))
 
-
-def _split(leaves, sizes):
-    ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
-    return [leaves[end - size : end] for size, end in zip(sizes, ends)]
+    for function, given in ((stacks, leaves), (mixtures, [x.requires_grad_() for x in experts(4, 2, 3, 5)])):
+        assert torch.autograd.gradcheck(function, given)
+        if af.cpu_capability() != "none":
+            assert torch.autograd.gradgradcheck(function, given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_opcheck(dtype):
-    tensors, (reads, depths, rectified) = arguments(9, ([3, 2], [(0, [4, 2], 1), (1, [3], 1)]))
+    tensors, (reads, depths, rectified) = arguments(9, SMALL)
     inputs, weights, biases = ([t.to(dtype).requires_grad_() for t in each] for each in tensors)
     torch.library.opcheck(OP.default, (inputs, reads, weights, biases, depths, rectified))
-    experts, logits = torch.randn(7, 3, 5, dtype=dtype), torch.randn(7, 2, 3, dtype=dtype)
-    torch.library.opcheck(MIXTURE.default, (experts.requires_grad_(), logits.requires_grad_()))
+    torch.library.opcheck(MIXTURE.default, [x.to(dtype).requires_grad_() for x in experts(7, 2, 3, 5)])
 
 
 def test_compiles_to_one_graph():
-    (inputs, weights, biases), (reads, depths, rectified) = arguments(33, EXPERTS)
+    tensors, (reads, depths, rectified) = arguments(33, EXPERTS)
 
     def function(x, *parameters):
         hidden, logits = OP([x], reads, list(parameters[:2]), list(parameters[2:]), depths, rectified)
-        return sum(each.square().sum() for each in MIXTURE(hidden.unflatten(1, (3, -1)), logits.unflatten(1, (2, -1))))
+        return MIXTURE(hidden.unflatten(1, (3, -1)), logits.unflatten(1, (2, -1)))
 
     results = []
     for f in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
-        leaves = [t.float().detach().requires_grad_() for t in (*inputs, *weights, *biases)]
-        loss = f(*leaves)
-        loss.backward()
-        results.append([loss.detach(), *(leaf.grad for leaf in leaves)])
-    for x, y in zip(*results):
-        torch.testing.assert_close(x, y)
+        leaves = [t.float().detach().requires_grad_() for each in tensors for t in each]
+        results.append(gradients(f(*leaves), leaves))
+    torch.testing.assert_close(*results)
 
 
 @needs_extension
@@ -241,19 +234,17 @@ def test_infinity_does_not_reach_padding(dtype, instruction_set):
         assert torch.equal(hidden.float(), torch.zeros(1, width))
         assert torch.equal(out.float(), torch.ones(1, 4))
         above = torch.full((1, width), math.inf, dtype=dtype)
-        found = BACKWARD(
-            [above], [torch.ones(1, 2)], [above], [0], [torch.ones(width, 2)], [torch.zeros(width)], [1], [0], [1]
-        )
+        parameters = [torch.ones(width, 2)], [torch.zeros(width)]
+        found = BACKWARD([above], [torch.ones(1, 2)], [above], [0], *parameters, [1], [0], [1])
         assert torch.equal(found[0], torch.full((1, 2), math.inf))
 
 
 @needs_extension
 def test_autocast_returns_bfloat16():
-    (inputs, weights, biases), (reads, depths, rectified) = arguments(20, EXPERTS)
+    tensors, lists = arguments(20, EXPERTS)
+    inputs, weights, biases = ([x.float() for x in each] for each in tensors)
     with torch.autocast("cpu", torch.bfloat16):
-        outputs = OP(
-            [inputs[0].float()], reads, [w.float() for w in weights], [b.float() for b in biases], depths, rectified
-        )
+        outputs = OP(inputs, lists[0], weights, biases, *lists[1:])
     assert [y.dtype for y in outputs] == [torch.bfloat16] * 2
 
 
@@ -276,3 +267,18 @@ def test_bad_arguments(change, error, message):
     good = {"inputs": [torch.randn(4, 3)], "reads": [0], "weights": [torch.randn(4, 3)], "biases": [torch.randn(4)]}
     with pytest.raises(error, match=message):
         OP(**(good | {"depths": [1], "rectified": [1]} | change))
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "error", "message"),
+    [
+        (((4, 3), (4, 2, 3)), torch.float32, ValueError, r"mixture: experts must be \[B, k, v\]"),
+        (((4, 3, 5), (4, 2, 2)), torch.float32, ValueError, r"mixture: logits must be \[4, T, 3\]"),
+        (((4, 3, 5), (4, 0, 3)), torch.float32, ValueError, r"mixture: logits must be \[4, T, 3\] with T >= 1"),
+        (((4, 3, 5), (4, 2, 3)), torch.float16, TypeError, "mixture: experts must be Float or BFloat16"),
+    ],
+)
+def test_bad_arguments_of_mixtures(sizes, dtype, error, message):
+    with pytest.raises(error, match=message):
+        MIXTURE(torch.randn(sizes[0]).to(dtype), torch.randn(sizes[1]))
