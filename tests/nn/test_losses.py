@@ -1,6 +1,7 @@
 """The published losses, against their formulas in float64 with all similarities stored."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -36,6 +37,10 @@ def clip(image, text, logit_scale):
     return (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2
 
 
+def clip_with_scale(image, text, logit_scale):
+    return torch.func.functional_call(losses.CLIPLoss(), {"logit_scale": logit_scale}, (image, text))
+
+
 def ranking(*embeddings, scale=20.0, symmetric=False, normalize=True):
     anchors, candidates = embeddings[0], torch.cat(embeddings[1:])
     if normalize:
@@ -45,13 +50,50 @@ def ranking(*embeddings, scale=20.0, symmetric=False, normalize=True):
     return (loss + F.cross_entropy(logits[:, : len(rows)].T, rows)) / 2 if symmetric else loss
 
 
-def drawn(count, dtype, rows=37, d=12):
+def ranking_loss(*embeddings, **options):
+    return losses.MultipleNegativesRankingLoss(**options)(embeddings, labels=None)
+
+
+def drawn(count, dtype=torch.float64, rows=37, d=12):
     g = torch.Generator().manual_seed(count)
     return [torch.randn(rows, d, generator=g, dtype=torch.float64).to(dtype) for _ in range(count)]
 
 
-def assert_equal_with_gradients(ours, formula, inputs, dtype):
-    """Loss and gradients are as accurate as the formula's own at this dtype."""
+def labels(classes):
+    """18 classes of 37 rows: some have one row, which has no loss."""
+    return torch.randint(classes, (37,), generator=torch.Generator().manual_seed(1)) - 3
+
+
+CASES = {  # the loss, its formula, and the number of inputs
+    "NTXentLoss": (losses.NTXentLoss(), nt_xent, 2),
+    "CLIPLoss": (clip_with_scale, clip, 2),
+    **{
+        f"SupConLoss, {n} classes": (
+            partial(losses.SupConLoss(), labels=labels(n)),
+            partial(sup_con, labels=labels(n)),
+            1,
+        )
+        for n in (1, 5, 18, 1000)
+    },
+    **{
+        f"ranking of {n}, {options}": (partial(ranking_loss, **options), partial(ranking, **options), n)
+        for n, options in (
+            (2, {}),
+            (3, {"symmetric": True}),
+            (5, {}),
+            (5, {"symmetric": True}),
+            (3, {"scale": 0.3, "normalize": False}),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", CASES)
+def test_loss_and_gradients(name, dtype):
+    """They are as accurate as the formula's own at this dtype."""
+    ours, formula, count = CASES[name]
+    inputs = drawn(count, dtype) + ([torch.tensor(2.5)] if name == "CLIPLoss" else [])
 
     def results(function, dtype):
         leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
@@ -63,57 +105,25 @@ def assert_equal_with_gradients(ours, formula, inputs, dtype):
         assert_as_accurate(own, true, pytorch, dtype)
 
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-
-
-@DTYPES
-def test_nt_xent(dtype):
-    assert_equal_with_gradients(losses.NTXentLoss(), nt_xent, drawn(2, dtype), dtype)
-
-
-@DTYPES
-@pytest.mark.parametrize("classes", [1, 5, 18, 1000])
-def test_sup_con(dtype, classes):
-    """18 classes of 37 rows: some have one row, which has no loss."""
-    labels = torch.randint(classes, (37,), generator=torch.Generator().manual_seed(1)) - 3
-    ours = losses.SupConLoss()
-    assert_equal_with_gradients(lambda x: ours(x, labels), lambda x: sup_con(x, labels), drawn(1, dtype), dtype)
-
-
-def test_sup_con_of_two_views_without_labels_is_nt_xent():
-    z_0, z_1 = drawn(2, torch.float64)
+def test_sup_con_of_views():
+    """Of two without labels it is that of NT-Xent."""
+    z_0, z_1, z_2 = drawn(3)
     torch.testing.assert_close(losses.SupConLoss(0.5)(torch.stack((z_0, z_1), 1)), nt_xent(z_0, z_1))
-
-
-def test_sup_con_of_three_views():
-    views, labels = drawn(3, torch.float64), torch.arange(37) % 7
-    loss = losses.SupConLoss()(torch.stack(views, 1), labels)
-    torch.testing.assert_close(loss, sup_con(torch.cat(views), labels.repeat(3)))
+    label = torch.arange(37) % 7
+    loss = losses.SupConLoss()(torch.stack((z_0, z_1, z_2), 1), label)
+    torch.testing.assert_close(loss, sup_con(torch.cat((z_0, z_1, z_2)), label.repeat(3)))
 
 
 def test_sup_con_without_positives_is_zero():
-    (x,) = drawn(1, torch.float32)
-    x.requires_grad_()
+    x = drawn(1, torch.float32)[0].requires_grad_()
     loss = losses.SupConLoss()(x, torch.arange(37))
     loss.backward()
     assert loss == 0
     assert not x.grad.any()
 
 
-@DTYPES
-def test_clip(dtype):
-    image, text = drawn(2, dtype)
-    module = losses.CLIPLoss()
-    assert module.logit_scale.exp().item() == pytest.approx(1 / 0.07)
-
-    def ours(image, text, logit_scale):
-        return torch.func.functional_call(module, {"logit_scale": logit_scale}, (image, text))
-
-    assert_equal_with_gradients(ours, clip, [image, text, torch.tensor(2.5)], dtype)
-
-
 def test_clip_takes_what_that_of_open_clip_takes():
-    image, text = drawn(2, torch.float64)
+    image, text = drawn(2)
     scale = torch.tensor(2.5, dtype=torch.float64, requires_grad=True)
     found = losses.CLIPLoss()(image, text, logit_scale=scale.exp(), output_dict=True)
     torch.testing.assert_close(found, {"contrastive_loss": clip(image, text, scale)})
@@ -130,43 +140,23 @@ def test_options_are_shown():
 
 
 def test_clip_bounds_its_scale():
-    image, text = drawn(2, torch.float64)
+    """Evaluation changes no parameter; training brings the scale back from beyond its bound."""
+    image, text = drawn(2)  # unrelated, so a lower scale has a lower loss
     module = losses.CLIPLoss(max_scale=20.0).eval()
+    assert losses.CLIPLoss().logit_scale.exp().item() == pytest.approx(1 / 0.07)
     with torch.no_grad():
         module.logit_scale.fill_(9.0)
     loss = module(image, text)
     torch.testing.assert_close(loss, clip(image, text, torch.tensor(20.0).log()), check_dtype=False, rtol=1e-6, atol=0)
     loss.backward()
     assert module.logit_scale.grad == 0
-    assert module.logit_scale == 9.0  # evaluation changes no parameter
-
-
-def test_the_scale_of_clip_comes_back_from_beyond_its_bound():
-    image, text = drawn(2, torch.float64)  # unrelated, so a lower scale has a lower loss
-    module = losses.CLIPLoss(max_scale=20.0)
-    with torch.no_grad():
-        module.logit_scale.fill_(9.0)
+    assert module.logit_scale == 9.0
+    module.train()
     (module(image, text) + module(text, image)).backward()  # before the first backward, forward may run again
     assert module.logit_scale.item() == pytest.approx(math.log(20))
     assert module.logit_scale.grad > 0
     torch.optim.SGD(module.parameters(), lr=0.1).step()
     assert module.logit_scale < math.log(20)
-
-
-@DTYPES
-@pytest.mark.parametrize("embeddings", [2, 3, 5])
-@pytest.mark.parametrize("symmetric", [False, True])
-def test_multiple_negatives_ranking(dtype, embeddings, symmetric):
-    ours = losses.MultipleNegativesRankingLoss(symmetric=symmetric)
-    assert_equal_with_gradients(
-        lambda *x: ours(x, labels=None), lambda *x: ranking(*x, symmetric=symmetric), drawn(embeddings, dtype), dtype
-    )
-
-
-def test_multiple_negatives_ranking_of_dot_products():
-    embeddings = drawn(3, torch.float64)
-    loss = losses.MultipleNegativesRankingLoss(scale=0.3, normalize=False)(embeddings)
-    torch.testing.assert_close(loss, ranking(*embeddings, scale=0.3, normalize=False))
 
 
 ACROSS_RANKS = {
@@ -178,26 +168,22 @@ ACROSS_RANKS = {
 }
 
 
-def losses_on_a_rank(rank):
-    """Each loss of this rank's rows, 20 or 17 of 37, and its gradients."""
+def losses_on_a_rank(rank, sizes, group=True):
+    """Each loss of this rank's rows and its gradients."""
     results = {}
     for name, loss in ACROSS_RANKS.items():
-        leaves = [x.split(20)[rank].requires_grad_() for x in drawn(3, torch.float64)]
-        value = loss(dist.group.WORLD, *leaves)
+        leaves = [x.split(sizes)[rank].requires_grad_() for x in drawn(3)]
+        value = loss(dist.group.WORLD if group else None, *leaves)
         value.backward()
         results[name] = [value.detach(), *(x.grad for x in leaves if x.grad is not None)]
     return results
 
 
 def test_the_mean_of_the_ranks_losses_is_that_of_one_process():
-    ranks = on_ranks(losses_on_a_rank, 2)
-    for name, loss in ACROSS_RANKS.items():
-        leaves = [x.requires_grad_() for x in drawn(3, torch.float64)]
-        value = loss(None, *leaves)
-        value.backward()
+    ranks = on_ranks(losses_on_a_rank, 2, [20, 17])
+    for name, (value, *true) in losses_on_a_rank(0, [37], group=False).items():
         found, *gradients = zip(*(rank[name] for rank in ranks))
-        torch.testing.assert_close(sum(found) / 2, value.detach(), msg=name)
-        true = [x.grad for x in leaves if x.grad is not None]
+        torch.testing.assert_close(sum(found) / 2, value, msg=name)
         torch.testing.assert_close([torch.cat(each) / 2 for each in gradients], true, msg=name)
 
 

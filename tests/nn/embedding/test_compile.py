@@ -1,4 +1,4 @@
-"""FusedEmbedding under the default torch.compile, which breaks a graph where fullgraph=True would not."""
+"""FusedEmbedding under torch.compile, with fullgraph=True and with the default, which may break a graph."""
 
 import logging
 import warnings
@@ -13,7 +13,7 @@ from adaftr_fast import FusedEmbedding, optim
 SIZES = [5, 1, 40]
 
 
-def batch(size: int = 16) -> torch.Tensor:
+def batch(size=16):
     return torch.stack([torch.randint(0, n, (size,)) for n in SIZES], 1)
 
 
@@ -23,42 +23,54 @@ def fresh():
     counters.clear()
 
 
-def check_one_graph(caplog, module, arguments):
-    """Compares the gradients of the eager and the compiled module, and expects neither warnings nor graph breaks."""
-    emb, compiled = (
-        module[0] if isinstance(module, nn.Sequential) else module,
-        torch.compile(module, backend="aot_eager"),
-    )
+def check(module, arguments, **options):
+    """Compares the gradients of the eager and the compiled module."""
+    emb = module[0] if isinstance(module, nn.Sequential) else module
+    compiled = torch.compile(module, backend="aot_eager", **options)
     for each in arguments:
         gradients = []
         for run in (module, compiled):
             module.zero_grad()
-            with warnings.catch_warnings(), caplog.at_level(logging.WARNING):
+            with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 run(*each).square().sum().backward()
             assert all(weight.grad.is_coalesced() for weight in emb.table_weights())
             gradients.append([weight.grad.to_dense() for weight in emb.table_weights()])
         torch.testing.assert_close(*gradients)
-    check_quiet(caplog)
 
 
 def check_quiet(caplog):
+    """Expects neither warnings nor graph breaks."""
     assert not counters["graph_break"]
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-@pytest.mark.parametrize("widths", [8, [2, 3, 2]], ids=["one width", "mixed"])
-def test_look_ups_are_one_graph(caplog, widths):
-    model = nn.Sequential(emb := FusedEmbedding(SIZES, widths), nn.Linear(emb.out_features, 4))
-    check_one_graph(caplog, model, [(batch(16),), (batch(17),)])
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_bags_are_one_graph(caplog, weighted, dtype):
-    emb = FusedEmbedding(SIZES, 8, pooling="sum" if weighted else "mean", dtype=dtype)
+@pytest.mark.parametrize(
+    ("widths", "padding", "options"),
+    [
+        (8, None, {}),
+        ([2, 3, 2], None, {}),
+        (8, None, {"dynamic": False}),
+        (8, None, {"dynamic": True}),
+        ([2, 3, 2], None, {"fullgraph": True}),
+        (4, 0, {"fullgraph": True}),
+    ],
+)
+def test_look_ups_and_bags_are_one_graph(caplog, widths, padding, options):
+    emb = FusedEmbedding(SIZES, widths, padding_idx=padding)
+    check(nn.Sequential(emb, nn.Linear(emb.out_features, 4)), [(batch(16),), (batch(17),)], **options)
     values, offsets = torch.tensor([0, 1, 1, 0, 30, 30, 30]), torch.tensor([0, 3, 4, 7, 7, 7, 7])
-    check_one_graph(caplog, emb, [(values, offsets, torch.rand(7) if weighted else None)])
+    if widths != [2, 3, 2] or options:
+        check(emb, [(torch.stack([batch(6), batch(6)], 2),), (values, offsets)], **options)
+    check_quiet(caplog)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_weighted_bags_are_one_graph(caplog, dtype):
+    emb = FusedEmbedding(SIZES, 8, pooling="sum", dtype=dtype)
+    values, offsets = torch.tensor([0, 1, 1, 0, 30, 30, 30]), torch.tensor([0, 3, 4, 7, 7, 7, 7])
+    check(emb, [(values, offsets, torch.rand(7))])
+    check_quiet(caplog)
 
 
 def test_exact_adam_trains_a_compiled_module(caplog):
