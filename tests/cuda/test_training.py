@@ -18,15 +18,15 @@ def test_steps_of_all_models_read_nothing(name, ragged):
 
 
 @pytest.mark.parametrize("tables", OPTIMIZERS)
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"precision": "bfloat16"}], ids=str)
-def test_steps_of_all_optimizers_read_nothing(tables, options):
-    assert [watch.reads for watch in watched(stepper("adaftr", tables, **options), batches(4))] == [[]] * 4
+def test_steps_of_all_optimizers_read_nothing(tables):
+    for options in ({}, {"accumulate": 2}, {"precision": "bfloat16"}):
+        assert [watch.reads for watch in watched(stepper("adaftr", tables, **options), batches(4))] == [[]] * 4, options
 
 
 @pytest.mark.parametrize("tables", OPTIMIZERS)
-@pytest.mark.parametrize("ragged", [False, True], ids=["dense", "bags"])
-def test_a_step_does_not_grow(tables, ragged, on_serial):
+def test_a_step_does_not_grow(tables, on_serial):
     """Over 300 steps without a validation, in which rows miss more and more updates."""
+    ragged = OPTIMIZERS.index(tables) % 2 == 0
     own = stepper("shared_bottom", tables, clip_norm=1.0)
     means = RunningMean()
     counts = {}
@@ -45,13 +45,13 @@ def test_a_step_does_not_grow(tables, ragged, on_serial):
 
 
 @pytest.mark.parametrize("tables", OPTIMIZERS)
-@pytest.mark.parametrize("name", ["mmoe", "adaftr"])
-def test_replayed_steps_equal_eager_steps(name, tables):
+def test_replayed_steps_equal_eager_steps(tables):
     """Gradients keep a row per look-up, so the captured tensors have the shapes of every step."""
-    content = list(batches(100))
+    name = "adaftr" if tables == "adam" else "mmoe"
+    content = list(batches(40))
     own, log = graphed(name, tables)
     assert_same(trained(own, content, [20]), trained(stepper(name, tables), content, [20]))
     eager = 2 if tables == "adam" else 0  # the first step and the one after validation: no updates are deferred
     assert log.count("capture") == 1  # the series of Adam stay where they are
-    assert log.count("replay") == 100 - WARM_UP - eager
+    assert log.count("replay") == 40 - WARM_UP - eager
     assert not any(parameter.grad.is_coalesced() for parameter in own.model.parameters() if parameter.grad.is_sparse)
