@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from adaftr_fast import FusedEmbedding
+from tests.ops.conftest import instruction_set  # noqa: F401  # a fixture
 
 
 class Pair:

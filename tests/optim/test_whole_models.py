@@ -86,15 +86,16 @@ def test_one_optimizer_takes_a_whole_model(name, form):
 
 
 @pytest.mark.parametrize("name", TWINS)
-def test_the_state_of_both_kinds_is_saved_and_loaded(name):
+def test_the_state_of_both_kinds_is_saved_and_loaded(name, tmp_path):
     torch.manual_seed(0)
     one, two = new_net(), new_net()
     make, options = getattr(optim, name), TWINS[name][1]
     first, second = make(one.parameters(), **options), make(two.parameters(), **options)
     train([one], [first], 3)
-    saved = copy.deepcopy(first.state_dict())
+    torch.save([one.state_dict(), first.state_dict()], tmp_path / "checkpoint.pt")
+    weights, saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert [group["params"] for group in saved["param_groups"]] == [[0, 1, 2, 3, 4]]
-    two.load_state_dict(one.state_dict())
+    two.load_state_dict(weights)
     second.load_state_dict(saved)
     train([one, two], [first, second], 3)
     torch.testing.assert_close(one.state_dict(), two.state_dict(), rtol=0, atol=0)
