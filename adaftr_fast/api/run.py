@@ -177,12 +177,12 @@ def train(
     settings = _settings(config, {"model": model, "optimizer": optimizer, "training": training})
     own = settings.model.name if settings.model.is_own else None
     prepared = open_data(settings.data.folder if data is None else data)
-    settings = settings.with_options(data={"folder": str(prepared.folder)})
+    settings = settings.with_options(data={"folder": prepared.name})
     if warm_start is not None:
         settings = replace(settings, warm_start=_start(warm_start))
     place = as_path(out)
-    with joined(settings.training.device, settings.training.rank_timeout) as ranks, output(place, ranks) as folder:
-        result = train_one(prepared, settings, folder, restart=restart, ranks=ranks, report=True)
+    with joined(settings.training.device, settings.training.rank_timeout) as ranks, output(place, ranks) as to:
+        result = train_one(prepared, settings, to.local, restart=restart, ranks=ranks, output=to, report=True)
     return Run(place, result, own)
 
 

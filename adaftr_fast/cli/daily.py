@@ -43,10 +43,10 @@ def run(arguments: jsonargparse.Namespace) -> None:
     training = config.training
     with (
         joined(training.device, training.rank_timeout) as ranks,
-        output(arguments.out, ranks) as folder,
+        output(arguments.out, ranks) as out,
         open_engine(arguments.engine, arguments.address) if is_first() else nullcontext() as engine,
     ):
-        for record in train_daily(schema, arguments.files, config, folder, ranks, engine):
+        for record in train_daily(schema, arguments.files, config, out.local, ranks, engine, out):
             if is_first():
                 print(_line(record))
 

@@ -25,5 +25,5 @@ def run(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.runs.output import output
 
     training = TrainingConfig(**arguments.training.as_dict())
-    with joined(training.device, training.rank_timeout) as ranks, output(arguments.out, ranks) as folder:
-        run_demo(folder, training, restart=arguments.restart, ranks=ranks)
+    with joined(training.device, training.rank_timeout) as ranks, output(arguments.out, ranks) as out:
+        run_demo(out.local, training, restart=arguments.restart, ranks=ranks, output=out)

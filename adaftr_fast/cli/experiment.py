@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from adaftr_fast.config import RunConfig
     from adaftr_fast.data.dataset.loader import PreparedData
     from adaftr_fast.engines.engine import Engine
+    from adaftr_fast.stores import Output
 
 DESCRIPTION = "Run or resume the experiment of a table or figure, and write its report."
 NAMES = ("table4", "table5", "table6", "recommended", "fig3", "fig4", "temperature", "complexity", "abtest")
@@ -60,12 +61,11 @@ def run(arguments: jsonargparse.Namespace) -> None:
         _run(arguments, config, out)
 
 
-def _run(arguments: jsonargparse.Namespace, config: RunConfig, out: Path) -> None:
+def _run(arguments: jsonargparse.Namespace, config: RunConfig, out: Output) -> None:
     from adaftr_fast._locks import writing_folder
     from adaftr_fast.engines.engine import cores
     from adaftr_fast.engines.processes import Processes
     from adaftr_fast.experiments.study import open_dataset
-    from adaftr_fast.stores import recorded
 
     data, folder = open_dataset(arguments.dataset, arguments.files, out, config.training.progress)
     command = f"adaftr-fast experiment {arguments.name} --dataset {arguments.dataset} --seeds {arguments.seeds}"
@@ -76,7 +76,7 @@ def _run(arguments: jsonargparse.Namespace, config: RunConfig, out: Path) -> Non
     local = Processes(arguments.jobs or cores())
     with training_engine(arguments, config.training, local, arguments.jobs) as engine, writing_folder(folder, *reports):
         text, paths = make(arguments, data, config, folder, command, engine)
-    print(f"\n{text}\n\nReport: {', '.join(map(recorded, paths))}")
+    print(f"\n{text}\n\nReport: {', '.join(map(out.recorded, paths))}")
 
 
 def _comparison(

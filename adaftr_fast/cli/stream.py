@@ -68,8 +68,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
         output(arguments.out, ranks) as out,
         ExitStack() as stack,
     ):
-        source = _source(arguments, schema, out, stack) if is_first() else None
-        for record in train_stream(schema, source, config, out, options, ranks):
+        source = _source(arguments, schema, out.local, stack) if is_first() else None
+        for record in train_stream(schema, source, config, out.local, options, ranks, out):
             if is_first():
                 print(_line(record), flush=True)
 

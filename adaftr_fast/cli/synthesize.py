@@ -21,15 +21,16 @@ def run(arguments: jsonargparse.Namespace) -> None:
     """Writes the log and prints the command that prepares it."""
     from adaftr_fast.data.synthetic.raw import write_raw
     from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log
-    from adaftr_fast.stores import local_folder, recorded
+    from adaftr_fast.runs.output import output
 
     settings = arguments.as_dict()
-    out, raw = settings.pop("out"), settings.pop("raw")
-    with local_folder(out) as folder:
+    place = settings.pop("out")
+    raw = settings.pop("raw")
+    with output(place) as out:
         if raw:
-            dataset, files = "aliccp", write_raw(LogConfig(**settings), folder, progress=True)
+            dataset, files = "aliccp", write_raw(LogConfig(**settings), out.local, progress=True)
         else:
-            write_log(LogConfig(**settings), folder, progress=True)
-            dataset, files = recorded(folder / SCHEMA), [folder / LOG]
-        paths = " ".join(map(recorded, files))
+            write_log(LogConfig(**settings), out.local, progress=True)
+            dataset, files = out.recorded(out.local / SCHEMA), [out.local / LOG]
+        paths = " ".join(map(out.recorded, files))
     print(f"adaftr-fast prepare --dataset {dataset} --files {paths} --out PREPARED")

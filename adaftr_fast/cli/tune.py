@@ -33,7 +33,6 @@ def run(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.data.dataset.loader import PreparedData
     from adaftr_fast.engines.engine import Local
     from adaftr_fast.runs.output import output
-    from adaftr_fast.stores import recorded
     from adaftr_fast.tuning.report import tune_and_report
     from adaftr_fast.tuning.space import default_space, read_space
     from adaftr_fast.tuning.trial import Search
@@ -44,8 +43,8 @@ def run(arguments: jsonargparse.Namespace) -> None:
         raise ConfigError(f"--parallel: expected >= 1, with --engine ray, got {arguments.parallel}")
     config = read_config(arguments)
     space = default_space(config) if arguments.space is None else read_space(arguments.space, config)
-    with output(arguments.out) as folder:
-        search = Search(PreparedData(config.data.folder), config, space, folder, arguments.task)
+    with output(arguments.out) as out:
+        search = Search(PreparedData(config.data.folder), config, space, out.local, arguments.task)
         with training_engine(arguments, config.training, Local(), arguments.parallel or 1) as engine:
             print(tune_and_report(search, arguments.trials, engine))
-        print(f"\nadaftr-fast train --config {recorded(folder / 'best.toml')} --out RUN")
+        print(f"\nadaftr-fast train --config {out.recorded(out.local / 'best.toml')} --out RUN")

@@ -20,7 +20,7 @@ from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.errors import CheckpointError, DivergedError
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.runs.run import RUN_FILES, train_one
-from adaftr_fast.stores import recorded
+from adaftr_fast.stores import AnyPath
 from adaftr_fast.training.evaluation import TaskMetrics, spread
 from adaftr_fast.training.result import TrainedRun
 
@@ -35,11 +35,13 @@ class Job:
         key: sha256 of configuration, data and version. Equal keys give equal bits on the same machine.
         folder: the run folder.
         config: the configuration of the run.
+        data: the folder of the prepared data.
     """
 
     key: str
     folder: Path
     config: RunConfig
+    data: AnyPath
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,10 @@ def plan(data: PreparedData, variant: Variant, base: RunConfig, seed: int, root:
         ConfigError: the options of the row are not a valid model configuration.
     """
     config = base.with_options(
-        data={"folder": recorded(data.folder)}, model=variant.changes, training={"seed": seed, "progress": False}
+        data={"folder": data.name}, model=variant.changes, training={"seed": seed, "progress": False}
     )
     key = _key(config, data.manifest)
-    return Job(key, root / f"{config.model.name}-{key[:12]}-seed{seed}", config)
+    return Job(key, root / f"{config.model.name}-{key[:12]}-seed{seed}", config, data.folder)
 
 
 def _key(config: RunConfig, manifest: Manifest) -> str:
@@ -139,7 +141,7 @@ def _outcome(job: Job) -> Outcome:
 
 
 def _train(job: Job) -> TrainedRun:
-    data = PreparedData(job.config.data.folder)
+    data = PreparedData(job.data)
     try:
         return train_one(data, job.config, job.folder)
     except CheckpointError:  # damaged, or the data folder has moved; the key identifies the run

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 
 from tqdm import tqdm
 
 from adaftr_fast.engines.engine import Engine, on_one_thread
 from adaftr_fast.experiments.jobs import Job, Outcome, execute, finished
-from adaftr_fast.stores.path import write_too, written
 
 
 def run_all(jobs: Sequence[Job], *, engine: Engine, progress: bool) -> dict[str, Outcome]:
@@ -39,12 +36,11 @@ def run_all(jobs: Sequence[Job], *, engine: Engine, progress: bool) -> dict[str,
             bar.set_postfix_str(open_jobs[index].folder.name, refresh=False)
             bar.update()
 
-        engine.map(on_one_thread(partial(_run, written())), open_jobs, done=done)
+        engine.map(on_one_thread(_run), open_jobs, done=done)
     return outcomes
 
 
-def _run(folders: dict[tuple[str, str], Path], job: Job) -> Outcome:
-    write_too(folders)
+def _run(job: Job) -> Outcome:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of dead towers, which the report names
         return execute(job)

@@ -18,17 +18,17 @@ from adaftr_fast.experiments.jobs import Job, plan
 from adaftr_fast.experiments.pool import run_all
 from adaftr_fast.experiments.results import Results, Row
 from adaftr_fast.experiments.temperature import Temperature, analyse
-from adaftr_fast.stores import as_path, open_folder
+from adaftr_fast.stores import Output, as_path, open_folder
 from adaftr_fast.training.bayes import bayes_metrics
 
 
-def open_dataset(dataset: str, files: list[str], out: Path, progress: bool) -> tuple[PreparedData, Path]:
+def open_dataset(dataset: str, files: list[str], out: Output, progress: bool) -> tuple[PreparedData, Path]:
     """Opens prepared data, or prepares a data set.
 
     Args:
         dataset: a prepared folder, a data set or a schema file.
         files: input files of the data set.
-        out: the folder of all experiments.
+        out: the output of all experiments.
         progress: shows progress bars.
 
     Returns:
@@ -39,11 +39,11 @@ def open_dataset(dataset: str, files: list[str], out: Path, progress: bool) -> t
     """
     if ((opened := open_folder(as_path(dataset))) / MANIFEST).is_file():
         data = PreparedData(opened)
-        return data, out / data.manifest.dataset
+        return data, out.local / data.manifest.dataset
     schema = load_schema(dataset)
-    folder = out / schema.name
+    folder = out.local / schema.name
     prepare(schema, files, folder / "data", progress=progress)
-    return PreparedData(folder / "data"), folder
+    return PreparedData(folder / "data", out.recorded(folder / "data")), folder
 
 
 def plan_all(

@@ -34,7 +34,7 @@ from adaftr_fast.engines.engine import Engine
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs.run import check_options, fit_one, open_split, writing
 from adaftr_fast.runs.trained import load_earlier, load_sharded
-from adaftr_fast.stores import AnyPath, as_path, recorded
+from adaftr_fast.stores import HERE, AnyPath, Output, as_path
 from adaftr_fast.training.checkpoint.files import check_shared_folder, on_rank_zero
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate
 
@@ -49,6 +49,7 @@ def train_daily(
     out: Path,
     ranks: Ranks | None = None,
     engine: Engine | None = None,
+    output: Output = HERE,
 ) -> Iterator[dict[str, Any]]:
     """Trains on one file per day, yields a record per day and writes all records to ``daily.jsonl``.
 
@@ -62,6 +63,7 @@ def train_daily(
         out: the folder of ``daily.jsonl`` and the days' folders.
         ranks: the ranks that train together. All of them must see ``out``, and get the records.
         engine: the engine that prepares each day, on rank 0; None is ``Local()``.
+        output: the output that ``out`` is.
 
     Raises:
         CheckpointError: a rank does not see ``out``.
@@ -76,7 +78,7 @@ def train_daily(
         _check(out, journal.records, paths)
         for day, file in list(enumerate(paths, start=1))[len(journal.records) :]:
             before = _folder(out, day - 1) if day > 1 else None
-            with train_part(schema, file, _folder(out, day), before, config, ranks, engine) as found:
+            with train_part(schema, file, _folder(out, day), before, config, ranks, engine, output) as found:
                 journal.append({"day": day, "file": str(file)} | found)
             yield journal.records[-1]
 
@@ -140,6 +142,7 @@ def train_part(
     config: RunConfig,
     ranks: Ranks | None = None,
     engine: Engine | None = None,
+    output: Output = HERE,
 ) -> Iterator[dict[str, Any]]:
     """Prepares a part of a log with the ids of the part before, measures that part's model on it, and trains on it.
 
@@ -154,6 +157,7 @@ def train_part(
         config: the configuration; its ``warm_start`` is that of the first part.
         ranks: the ranks that train together, which all call it.
         engine: the engine that prepares the part; None is ``Local()``.
+        output: what the folders are parts of.
     """
 
     def prepared() -> None:
@@ -163,9 +167,9 @@ def train_part(
     after_rank_zero(ranks, prepared)
     data = PreparedData(folder / "data")
     measured = None if before is None else _measure(before / "run", data, config, ranks)
-    start = config.warm_start if before is None else WarmStartConfig(recorded(before / "run"))
-    part_config = replace(config, data=DataConfig(recorded(data.folder)), warm_start=start)
-    with fit_one(data, part_config, folder / "run", ranks=ranks) as trainer:
+    start = config.warm_start if before is None else WarmStartConfig(output.recorded(before / "run"))
+    part_config = replace(config, data=DataConfig(output.recorded(data.folder)), warm_start=start)
+    with fit_one(data, part_config, folder / "run", ranks=ranks, output=output) as trainer:
         yield {
             "rows": data.manifest.splits["test"].rows,
             "ids": sum(data.manifest.num_embeddings),

@@ -13,7 +13,7 @@ from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema import parse
 from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
 from adaftr_fast.runs.run import train_one, writing
-from adaftr_fast.stores import recorded
+from adaftr_fast.stores import HERE, Output
 from adaftr_fast.training.checkpoint.files import check_shared_folder
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.report import write_report
@@ -27,7 +27,14 @@ NOTES = (
 )
 
 
-def run_demo(out: Path, training: TrainingConfig, *, restart: bool = False, ranks: Ranks | None = None) -> None:
+def run_demo(
+    out: Path,
+    training: TrainingConfig,
+    *,
+    restart: bool = False,
+    ranks: Ranks | None = None,
+    output: Output = HERE,
+) -> None:
     """Prepares the data, trains or resumes both models, prints the comparison and writes a report.
 
     Args:
@@ -35,16 +42,17 @@ def run_demo(out: Path, training: TrainingConfig, *, restart: bool = False, rank
         training: the training options of both models.
         restart: discards unfinished runs in ``out``.
         ranks: the ranks that train together. All of them must see ``out``; rank 0 prepares the data and prints.
+        output: the output that ``out`` is.
 
     Raises:
         TrainingError, CheckpointError, BusyError, KeyboardInterrupt: see ``train_one``.
     """
     check_replicated("demo", training)
     with writing(out, ranks, METRICS, REPORT, PICTURE):
-        _run(out, training, restart, ranks)
+        _run(out, training, restart, ranks, output)
 
 
-def _run(out: Path, training: TrainingConfig, restart: bool, ranks: Ranks | None) -> None:
+def _run(out: Path, training: TrainingConfig, restart: bool, ranks: Ranks | None, output: Output) -> None:
     folder = out / "data"
 
     def prepared() -> None:
@@ -55,15 +63,16 @@ def _run(out: Path, training: TrainingConfig, restart: bool, ranks: Ranks | None
     after_rank_zero(ranks, prepared)
     data = PreparedData(folder)
     is_first = ranks is None or ranks.is_rank_zero
-    base = RunConfig(data=DataConfig(recorded(folder)), training=training)
+    base = RunConfig(data=DataConfig(output.recorded(folder)), training=training)
     runs = []
     for name in ("mmoe", "adaftr"):
         if is_first:
             print(f"\n{name}: {len(data.manifest.fields)} fields, {sum(data.manifest.num_embeddings):,} ids")
         config = replace(base, model=ModelConfig(name=name))
-        runs.append(train_one(data, config, out / name, restart=restart, ranks=ranks, report=True))
+        runs.append(train_one(data, config, out / name, restart=restart, ranks=ranks, output=output, report=True))
     if is_first:
         _report(out, runs)
+        print(f"Report: {output.recorded(out / 'report.md')} and report.png")
 
 
 def _report(out: Path, runs: list[TrainedRun]) -> None:
@@ -71,4 +80,3 @@ def _report(out: Path, runs: list[TrainedRun]) -> None:
     replace_file(out / METRICS, "".join(dumps(record) + "\n" for record in records).encode())
     write_report(out, "Flights: MMoE and AdaFTR", runs, after=NOTES)
     print(f"\nTest split (AUC and GAUC in %)\n{result_table(runs)}\n\n{NOTES}")
-    print(f"Report: {recorded(out / 'report.md')} and report.png")

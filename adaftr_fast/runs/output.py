@@ -7,19 +7,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
-from adaftr_fast.stores import AnyPath, StorePath, as_path, local_folder
-from adaftr_fast.stores.path import written_locally
+from adaftr_fast.stores import AnyPath, Output, as_path, local_folder
 
 
 @contextmanager
-def output(folder: str | AnyPath, ranks: Ranks | None = None) -> Iterator[Path]:
-    """Yields the local folder that stands for ``folder``, on every rank the same; see ``local_folder``.
+def output(folder: str | AnyPath, ranks: Ranks | None = None) -> Iterator[Output]:
+    """Yields where ``folder`` is written, on every rank the same; see ``local_folder``.
 
     Rank 0 downloads and uploads. All ranks raise its errors.
     """
     place = as_path(folder)
     with ExitStack() as stack:
-        local = Path(after_rank_zero(ranks, lambda: str(stack.enter_context(local_folder(place)))))
-        if ranks is not None and not ranks.is_rank_zero and isinstance(place, StorePath):
-            stack.enter_context(written_locally(place, local))
-        yield local
+        local = after_rank_zero(ranks, lambda: str(stack.enter_context(local_folder(place))))
+        yield Output(Path(local), place)

@@ -27,7 +27,7 @@ from adaftr_fast.models.sizes import embedding_widths
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.warm_sharded import warm_start_sharded
 from adaftr_fast.runs.warm_start import WarmStart, warm_start
-from adaftr_fast.stores import local_copy, recorded
+from adaftr_fast.stores import HERE, Output, local_copy
 from adaftr_fast.training.checkpoint.files import on_rank_zero
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.weights import FILE, Description
@@ -50,6 +50,7 @@ def train_one(
     *,
     restart: bool = False,
     ranks: Ranks | None = None,
+    output: Output = HERE,
     report: bool = False,
 ) -> TrainedRun:
     """Trains the model of ``config`` on ``data`` and evaluates it on the test split.
@@ -61,7 +62,7 @@ def train_one(
     """
     if report:
         from adaftr_fast.runs.page import write_page  # imports matplotlib: a missing package raises before training
-    with fit_one(data, config, folder, restart=restart, ranks=ranks) as trainer:
+    with fit_one(data, config, folder, restart=restart, ranks=ranks, output=output) as trainer:
         test = open_split(data, "test", ranks)
         size = config.training.eval_batch_size
         metrics = evaluate(trainer.model, test, size, ranks)
@@ -84,6 +85,7 @@ def fit_one(
     *,
     restart: bool = False,
     ranks: Ranks | None = None,
+    output: Output = HERE,
     on_epoch: OnEpoch | None = None,
     wait: float = 0.0,
 ) -> Iterator[Trainer]:
@@ -100,6 +102,7 @@ def fit_one(
         restart: discards an unfinished run in ``folder`` instead of resuming it.
         ranks: the ranks that train together. All ranks read the data; only rank 0 reads and writes ``folder``, except
             for the rows of sharded tables, and reads the run of a warm start.
+        output: what ``folder`` is a part of. A warm start from another part of it reads the local files.
         on_epoch: see ``Trainer``.
         wait: how many seconds to wait for another writer of ``folder``.
 
@@ -118,12 +121,13 @@ def fit_one(
             trainer.files.finish()
         resumed = trainer.resume()
         if trainer.files.is_rank_zero:
-            _announce(folder, trainer.progress if resumed else None)
+            _announce(folder, output.recorded(folder), trainer.progress if resumed else None)
         if not resumed and config.warm_start is not None:
-            _warm_start(trainer.model, data, config.warm_start, config, ranks)
+            _warm_start(trainer.model, data, config.warm_start, config, ranks, output)
         signum = trainer.fit().interrupted
         if signum:
-            raise KeyboardInterrupt(signum, f"interrupted; run the same command to resume from {recorded(folder)}")
+            message = f"interrupted; run the same command to resume from {output.recorded(folder)}"
+            raise KeyboardInterrupt(signum, message)
         with trainer.files.logger:
             yield trainer
 
@@ -167,7 +171,12 @@ def _new_trainer(
 
 
 def _warm_start(
-    model: MultiTaskModel, data: PreparedData, start: WarmStartConfig, config: RunConfig, ranks: Ranks | None
+    model: MultiTaskModel,
+    data: PreparedData,
+    start: WarmStartConfig,
+    config: RunConfig,
+    ranks: Ranks | None,
+    output: Output,
 ) -> None:
     """Copies the weights that the configuration asks for, and says which. Replicas are copied on rank 0 alone."""
     name = config.model.name
@@ -176,25 +185,22 @@ def _warm_start(
         print(f"warm start from {start.run}: {taken.summary()}", file=sys.stderr)
 
     def copy() -> None:
-        source = local_copy(start.run)
-        say(warm_start(model, data, source, name, task=start.task, allow_empty=start.allow_empty))
+        source = local_copy(output.found(start.run))
+        say(warm_start(model, data, source, name, task=start.task, allow_empty=start.allow_empty, output=output))
 
     if ranks is None or config.training.tables == "replicated":
         after_rank_zero(ranks, copy)
-    elif (taken := warm_start_sharded(model, data, start, name, ranks)) is not None:
+    elif (taken := warm_start_sharded(model, data, start, name, ranks, output)) is not None:
         say(taken)
 
 
-def _announce(folder: Path, resumed: Progress | None) -> None:
+def _announce(folder: Path, name: str, resumed: Progress | None) -> None:
     """Says where an unfinished run resumes, or which finished run a new one is going to replace."""
     if resumed is not None:
-        print(f"{recorded(folder)}: resuming in epoch {resumed.epoch} after step {resumed.step:,}", file=sys.stderr)
+        print(f"{name}: resuming in epoch {resumed.epoch} after step {resumed.step:,}", file=sys.stderr)
     elif (folder / TEST).exists():
         at = datetime.fromtimestamp((folder / TEST).stat().st_mtime)
-        print(
-            f"{recorded(folder)}: replaces the finished run of {at:%Y-%m-%d %H:%M} after the first epoch",
-            file=sys.stderr,
-        )
+        print(f"{name}: replaces the finished run of {at:%Y-%m-%d %H:%M} after the first epoch", file=sys.stderr)
 
 
 def open_split(data: PreparedData, name: str, ranks: Ranks | None) -> Split:

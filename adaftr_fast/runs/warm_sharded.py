@@ -13,12 +13,12 @@ from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.runs.trained import open_earlier
 from adaftr_fast.runs.warm_layers import tables
 from adaftr_fast.runs.warm_start import Match, WarmStart, match
-from adaftr_fast.stores import local_copy
+from adaftr_fast.stores import Output, local_copy
 
 
 @torch.no_grad()
 def warm_start_sharded(
-    model: MultiTaskModel, data: PreparedData, config: WarmStartConfig, name: str, ranks: Ranks
+    model: MultiTaskModel, data: PreparedData, config: WarmStartConfig, name: str, ranks: Ranks, output: Output
 ) -> WarmStart | None:
     """Copies what ``warm_start`` copies. All ranks must call it.
 
@@ -31,6 +31,7 @@ def warm_start_sharded(
         config: the other run and the options. All ranks must see it. Its tables may be sharded or not.
         name: the name of the new model. If it is a class, the other run may have the same one.
         ranks: the ranks.
+        output: as of ``warm_start``.
 
     Returns:
         The result on rank 0, None elsewhere.
@@ -38,11 +39,11 @@ def warm_start_sharded(
     Raises:
         CheckpointError, ConfigError, DataError: as ``warm_start``, or a rank does not see the other run.
     """
-    saved, build = open_earlier(local_copy(config.run), name, ranks)
+    saved, build = open_earlier(local_copy(output.found(config.run)), name, ranks)
     found: list[Match] = []  # on rank 0
 
     def matched() -> list[list[Any]]:
-        found.append(match(model, data, build(), config, name))
+        found.append(match(model, data, build(), config, name, output))
         old = found[0].old.model
         names = {module: of_module for of_module, module in old.named_modules()}  # as in the checkpoint
         theirs = tables(old)

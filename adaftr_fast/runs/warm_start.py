@@ -28,6 +28,7 @@ from adaftr_fast.models.single_dnn import SingleDNN
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.runs.trained import TrainedModel, load_earlier
 from adaftr_fast.runs.warm_layers import Pair, Table, backbone, layer_of, tables, take_layers
+from adaftr_fast.stores import HERE, Output
 
 FRESH = -1  # source of a row without a match
 NAMED_FIELDS = 12  # fields that an error names
@@ -82,6 +83,7 @@ def warm_start(
     *,
     task: str = "",
     allow_empty: bool = False,
+    output: Output = HERE,
 ) -> WarmStart:
     """Copies the matching best weights of a run into a new model.
 
@@ -92,6 +94,7 @@ def warm_start(
         name: the name of the new model. If it is a class, the other run may have the same one.
         task: see ``WarmStartConfig``.
         allow_empty: see ``WarmStartConfig``.
+        output: where the prepared data of the other run may be, see ``fit_one``.
 
     Raises:
         CheckpointError: the run has no intact checkpoint, its prepared data are missing or changed, or nothing was
@@ -99,7 +102,8 @@ def warm_start(
         ConfigError: ``task`` is not a task of the run, or no shared table of ``model`` comes from a single task.
         DataError: a vocabulary cannot be read.
     """
-    found = match(model, data, load_earlier(run, name), WarmStartConfig(str(run), task, allow_empty), name)
+    config = WarmStartConfig(str(run), task, allow_empty)
+    found = match(model, data, load_earlier(run, name), config, name, output)
     ours = tables(model)
     theirs = tables(found.old.model)
     for copy in found.copies:
@@ -143,7 +147,9 @@ class Match:
 
 
 @torch.no_grad()
-def match(model: MultiTaskModel, data: PreparedData, old: TrainedModel, config: WarmStartConfig, name: str) -> Match:
+def match(
+    model: MultiTaskModel, data: PreparedData, old: TrainedModel, config: WarmStartConfig, name: str, output: Output
+) -> Match:
     """Copies the dense layers that match, and finds the rows that do. The values of rows are not read.
 
     Args:
@@ -152,13 +158,14 @@ def match(model: MultiTaskModel, data: PreparedData, old: TrainedModel, config: 
         old: the other run's model. Its tables, and those of ``model``, may be held elsewhere.
         config: the other run and the options.
         name: the name of the new model.
+        output: as of ``warm_start``.
 
     Raises:
         CheckpointError, ConfigError, DataError: as ``warm_start``.
     """
     pair = Pair(model, old.model, _source_task(model, old, config))
     report = WarmStart(task=pair.task)
-    old_data = old.data()
+    old_data = old.data(output.found(old.about.config.data.folder))
     copies = _row_copies(pair, data, old_data, report)
     same_tasks = data.manifest.tasks == old_data.manifest.tasks
     same_fields = _columns(model, data) == _columns(old.model, old_data)

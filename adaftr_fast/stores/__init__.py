@@ -5,12 +5,14 @@ consistent states of it. What only reads takes a ``StorePath`` where it takes a 
 """
 
 from adaftr_fast.stores.copies import local_copy
-from adaftr_fast.stores.path import AnyPath, StorePath, as_path, recorded
+from adaftr_fast.stores.path import AnyPath, StorePath, as_path
 from adaftr_fast.stores.published import PublishedFile, PublishedFolder, open_folder, read_version
-from adaftr_fast.stores.writing import forget_output, local_file, local_folder, local_place
+from adaftr_fast.stores.writing import HERE, Output, forget_output, local_file, local_folder, local_place
 
 __all__ = [
+    "HERE",
     "AnyPath",
+    "Output",
     "PublishedFile",
     "PublishedFolder",
     "StorePath",
@@ -22,5 +24,4 @@ __all__ = [
     "local_place",
     "open_folder",
     "read_version",
-    "recorded",
 ]

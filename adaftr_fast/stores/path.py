@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -74,9 +72,14 @@ class StorePath:
             self.place, str(PurePosixPath(self.key).parent), f"{base.rstrip('/').rpartition('/')[0]}{question}{options}"
         )
 
-    def __truediv__(self, name: str) -> StorePath:
+    def joinpath(self, *names: str) -> StorePath:
+        """Returns a path below it."""
         base, question, options = self.url.partition("?")
-        return StorePath(self.place, f"{self.key}/{name}", f"{base.rstrip('/')}/{name}{question}{options}")
+        url = "/".join([base.rstrip("/"), *names])
+        return StorePath(self.place, "/".join([self.key, *names]), f"{url}{question}{options}")
+
+    def __truediv__(self, name: str) -> StorePath:
+        return self.joinpath(name)
 
     def __str__(self) -> str:
         return self.url
@@ -183,13 +186,10 @@ class ListedFile(StorePath):
 
 
 AnyPath: TypeAlias = Path | StorePath
-_local: dict[tuple[str, str], Path] = {}  # folders of stores that this process writes, and where
 
 
 def as_path(path: str | os.PathLike[str] | StorePath) -> AnyPath:
     """Returns the path of a URL, or a local path of any other text.
-
-    A folder of a store that this process is writing is local meanwhile.
 
     Args:
         path: ``s3://``, ``gs://``, ``hdfs://`` or ``file://``, or a local path.
@@ -207,62 +207,20 @@ def as_path(path: str | os.PathLike[str] | StorePath) -> AnyPath:
         raise StoreError(f"{text}: expected a URL with two slashes; pathlib.Path drops one of them, text does not")
     if "://" not in text:
         return path if isinstance(path, Path) else Path(text)
-    parsed = _parsed(text)
-    return _where_written(parsed) if isinstance(parsed, StorePath) else parsed
-
-
-def _parsed(path: str) -> AnyPath:
-    url = urlsplit(path, allow_fragments=False)  # names may hold a "#"
+    url = urlsplit(text, allow_fragments=False)  # names may hold a "#"
     if url.scheme == "file":
         return Path(unquote(url.path))
     if url.scheme not in SCHEMES:
         raise StoreError(
-            f"{path}: expected a local path or one of {', '.join(f'{each}://' for each in ('file', *SCHEMES))}"
+            f"{text}: expected a local path or one of {', '.join(f'{each}://' for each in ('file', *SCHEMES))}"
         )
     if "@" in url.netloc:
         bucket = url.netloc.rpartition("@")[2]
         raise StoreError(f"{url.scheme}://…@{bucket}: keys in a URL would be recorded; set them in the environment")
     if not SECRETS.isdisjoint(name for name, _ in parse_qsl(url.query)):
-        bare = path.partition("?")[0]
+        bare = text.partition("?")[0]
         raise StoreError(f"{bare}?…: keys in a URL would be recorded; set them in the environment")
     key = url.path if url.scheme in IN_HOST else f"{url.netloc}{url.path}"
     if not key.strip("/"):
-        raise StoreError(f"{path}: expected a bucket or a folder")
-    return StorePath(f"{url.scheme}://{url.netloc}{f'?{url.query}' if url.query else ''}", key, path)
-
-
-@contextmanager
-def written_locally(folder: StorePath, local: Path) -> Iterator[None]:
-    """Makes ``local`` stand for ``folder`` during the block, for ``as_path`` and ``recorded``."""
-    _local[folder.place, folder.key] = local
-    try:
-        yield
-    finally:
-        del _local[folder.place, folder.key]
-
-
-def written() -> dict[tuple[str, str], Path]:
-    """Returns the folders of stores that this process writes, for ``write_too`` in another process."""
-    return dict(_local)
-
-
-def write_too(folders: dict[tuple[str, str], Path]) -> None:
-    """Makes local folders stand for those of stores, which the process that started this one uploads."""
-    _local.update(folders)
-
-
-def recorded(path: AnyPath) -> str:
-    """Returns the text that names a path on every machine: a URL for a local folder that stands for one of a store."""
-    for (place, key), local in _local.items():
-        if isinstance(path, Path) and path.is_relative_to(local):
-            base, question, options = place.partition("?")
-            host = base if urlsplit(base).scheme in IN_HOST else base.partition("://")[0] + "://"
-            return "/".join([f"{host}{key}", *path.relative_to(local).parts]) + question + options
-    return str(path)
-
-
-def _where_written(path: StorePath) -> AnyPath:
-    for (place, key), local in _local.items():
-        if path.place == place and (path.key == key or path.key.startswith(f"{key}/")):
-            return local / path.key[len(key) :].lstrip("/")
-    return path
+        raise StoreError(f"{text}: expected a bucket or a folder")
+    return StorePath(f"{url.scheme}://{url.netloc}{f'?{url.query}' if url.query else ''}", key, text)

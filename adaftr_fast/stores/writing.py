@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from adaftr_fast._files import remove, replace_file, sync_tree
 from adaftr_fast._json import dumps, from_json, loads
@@ -19,7 +19,7 @@ from adaftr_fast._locks import LOCK, writer_lock
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores.cache import WRITING, cache_bytes, cache_folder, clear, remove_output, short_digest, shrink
 from adaftr_fast.stores.copies import copy_path, download_all
-from adaftr_fast.stores.path import AnyPath, StorePath, as_path, written_locally
+from adaftr_fast.stores.path import AnyPath, StorePath, as_path
 from adaftr_fast.stores.published import (
     LIST,
     OBJECTS,
@@ -38,6 +38,38 @@ TAKEN = ".taken"  # the files of one state while they are uploaded, beside the l
 LOCK_SECONDS = 1.0  # to wait for a process that holds the lock only to see whether somebody writes
 TRIES = 50  # to find a folder unchanged while its files are collected
 Listing = dict[str, tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Output:
+    """The folder that a command writes, on this machine and by its lasting name.
+
+    Attributes:
+        local: the folder that is written.
+        path: the folder that the user named; ``local`` unless it is in a store.
+    """
+
+    local: Path
+    path: AnyPath
+
+    def recorded(self, path: AnyPath) -> str:
+        """Returns the text that names a path on every machine: a URL for a path in the local folder of a store's."""
+        if isinstance(path, Path) and path.is_relative_to(self.local):
+            return str(self.path.joinpath(*path.relative_to(self.local).parts))
+        return str(path)
+
+    def found(self, name: str) -> AnyPath:
+        """Returns the path that ``recorded`` names so."""
+        path = as_path(name)
+        if isinstance(path, StorePath) and isinstance(self.path, StorePath) and path.place == self.path.place:
+            key = PurePosixPath(path.key)
+            if key.is_relative_to(self.path.key):
+                return self.local / key.relative_to(self.path.key)
+        return path
+
+
+HERE = Output(Path(), Path())
+"""An output on this machine: every path has its own name."""
 
 
 @contextmanager
@@ -69,7 +101,7 @@ def local_folder(folder: str | AnyPath, seconds: float | None = None, *, downloa
         sender = _Sender(
             local, folder, *_begin(local, folder, download), upload_seconds() if seconds is None else seconds
         )
-        with sender.running(), written_locally(folder, local):
+        with sender.running():
             yield local
         _keep_as_copy(local, folder, sender.base)
 

@@ -10,6 +10,7 @@ from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs import daily
+from adaftr_fast.stores import HERE, Output
 from adaftr_fast.streaming.source import Chunk, Position
 
 RECORDS = "stream.jsonl"
@@ -23,14 +24,16 @@ class Journal(daily.Journal):
     Args:
         folder: the folder of the stream, which this run alone writes.
         ranks: the ranks, which all call ``append``. Rank 0 alone calls the other methods.
+        output: the output that ``folder`` is.
 
     Raises:
         DataError: a file is damaged.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks | None = None) -> None:
+    def __init__(self, folder: Path, ranks: Ranks | None = None, output: Output = HERE) -> None:
         super().__init__(folder / RECORDS, ranks)
         self.folder = folder
+        self.output = output
 
     @property
     def done(self) -> dict[str, Position]:
@@ -47,11 +50,11 @@ class Journal(daily.Journal):
         content = _object(self.folder / CURRENT)
         if content is None or content["name"] in self.done:
             return None
-        return Chunk.of(content)
+        return Chunk.of(content, self.output)
 
     def begin(self, chunk: Chunk) -> None:
         """Notes the chunk that is trained next, also by a later process."""
-        self._write(CURRENT, chunk.plain())
+        self._write(CURRENT, chunk.plain(self.output))
 
     def exported(self) -> tuple[int, float]:
         """Returns the number of the chunk of the last export, 0 for none, and its time in seconds since 1970."""

@@ -22,7 +22,7 @@ from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
 from adaftr_fast.errors import ConfigError, DataError, TrainingError
 from adaftr_fast.runs.daily import part_schema, train_part, writing_parts
 from adaftr_fast.serving.export import export_run
-from adaftr_fast.stores import recorded
+from adaftr_fast.stores import HERE, Output
 from adaftr_fast.streaming.journal import CURRENT, EXPORTED, Journal
 from adaftr_fast.streaming.source import Chunk, Source
 from adaftr_fast.training.checkpoint.files import on_rank_zero
@@ -70,6 +70,7 @@ def train_stream(
     out: Path,
     options: StreamOptions,
     ranks: Ranks | None = None,
+    output: Output = HERE,
 ) -> Iterator[dict[str, Any]]:
     """Trains on each chunk of ``source`` once, and yields a record per chunk when it is in ``stream.jsonl``.
 
@@ -82,6 +83,7 @@ def train_stream(
         options: how the stream runs.
         ranks: the ranks that train together. All of them must see ``out``, and get the records. Rank 0 reads the
             source, prepares, exports and logs.
+        output: the output that ``out`` is.
 
     Raises:
         RankError: the ranks have different options.
@@ -94,7 +96,7 @@ def train_stream(
     schema = part_schema(schema)
     agreed = asdict(options)
     with writing_parts(out, config, ranks, CURRENT, EXPORTED, KNOWN, **agreed), ExitStack() as stack:
-        stream = _Stream(schema, source, config, out, options, ranks)
+        stream = _Stream(schema, source, config, out, options, ranks, output)
         stack.push(stream.close)
         yield from stream.run()
 
@@ -109,9 +111,10 @@ class _Stream:
     out: Path
     options: StreamOptions
     ranks: Ranks | None
+    output: Output
 
     def __post_init__(self) -> None:
-        self.journal = Journal(self.out, self.ranks)
+        self.journal = Journal(self.out, self.ranks, self.output)
         self.trackers: Trackers | None = None  # of rank 0
         on_rank_zero(self.ranks, self._open_trackers)
         self.config = replace(self.config, training=replace(self.config.training, trackers=[]))
@@ -149,14 +152,14 @@ class _Stream:
     def _next(self) -> Chunk | None:
         """Returns the chunk in progress, or else the next one of the source, which is then in progress."""
         found = after_rank_zero(self.ranks, self._found)
-        return None if found is None else Chunk.of(found)
+        return None if found is None else Chunk.of(found, self.output)
 
     def _found(self) -> dict[str, Any] | None:
         """Returns the plain values of the next chunk, on rank 0."""
         chunk = self.journal.current()
         if chunk is not None:
             if chunk.file.exists():
-                return chunk.plain()
+                return chunk.plain(self.output)
             warnings.warn(f"{chunk.file}: is gone and was not trained on", RuntimeWarning, stacklevel=2)
         self._remove(len(self.journal.records) + 1)  # what a chunk that is gone has left
         assert self.source is not None  # on rank 0
@@ -164,18 +167,19 @@ class _Stream:
         if chunk is None:
             return None
         self.journal.begin(chunk)
-        return chunk.plain()
+        return chunk.plain(self.output)
 
     def _finish(self, chunk: Chunk) -> dict[str, Any]:
         """Trains on a chunk, or leaves it out, and returns its record."""
         number = len(self.journal.records) + 1
-        file = recorded(chunk.file)
+        file = self.output.recorded(chunk.file)
         about: dict[str, Any] = {"chunk": number, "name": chunk.name, "file": file, "position": chunk.position}
         about |= {"set_aside": chunk.set_aside} if chunk.set_aside else {}
         before = self._folder(self.journal.trained[-1]) if self.journal.trained else None
         began = time.time()
         try:
-            with train_part(self.schema, chunk.file, self._folder(number), before, self.config, self.ranks) as found:
+            part = partial(train_part, self.schema, chunk.file, self._folder(number), before, self.config, self.ranks)
+            with part(output=self.output) as found:
                 record = about | found | self._timed(chunk, began)
                 record["rows_per_s"] = record["rows"] / record["seconds"]
                 self.journal.append(record)

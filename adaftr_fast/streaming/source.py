@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from adaftr_fast.stores import AnyPath, as_path, recorded
+from adaftr_fast.stores import AnyPath, Output
 
 Position = dict[str, Any]
 """A plain value from which a source goes on after a chunk."""
@@ -29,14 +29,14 @@ class Chunk:
     position: Position = field(default_factory=dict)
     set_aside: dict[str, Any] = field(default_factory=dict)
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self, output: Output) -> dict[str, Any]:
         """Returns the chunk as plain values, for another process, also on another machine."""
-        return asdict(self) | {"file": recorded(self.file)}
+        return asdict(self) | {"file": output.recorded(self.file)}
 
     @classmethod
-    def of(cls, plain: dict[str, Any]) -> Chunk:
+    def of(cls, plain: dict[str, Any], output: Output) -> Chunk:
         """Returns the chunk whose ``plain`` values these are."""
-        return cls(**plain | {"file": as_path(plain["file"])})
+        return cls(**plain | {"file": output.found(plain["file"])})
 
 
 class Source(Protocol):

@@ -232,7 +232,7 @@ def run(path: Path) -> None:
 
 
 def result(path: Path) -> None:
-    finished(Job("k", path.parent, RunConfig()))
+    finished(Job("k", path.parent, RunConfig(), path.parent))
 
 
 def results() -> list[bytes]:

@@ -10,13 +10,14 @@ import pytest
 from adaftr_fast._files import sha256
 from adaftr_fast.errors import BusyError, StoreError
 from adaftr_fast.stores import (
+    HERE,
+    Output,
     StorePath,
     as_path,
     local_copy,
     local_file,
     local_folder,
     open_folder,
-    recorded,
 )
 from adaftr_fast.stores.copies import download_all
 from adaftr_fast.stores.published import LIST, OBJECTS, publish, read_state
@@ -382,15 +383,18 @@ def test_a_folder_in_a_published_folder(url, files):
 
 
 def test_what_is_being_written_is_local(url, tmp_path):
-    with local_folder(url) as folder:
-        folder.mkdir()
-        (folder / "data").mkdir()
-        assert recorded(folder / "data") == f"{url}/data"
-        assert as_path(f"{url}/data") == folder / "data"
-        assert as_path(f"{url}2/data") != folder / "data"
-        (folder / "data" / "x").write_text("1")
-    assert (open_folder(as_path(f"{url}/data")) / "x").read_bytes() == b"1"
-    assert recorded(tmp_path) == str(tmp_path)
+    output = Output(tmp_path / "local", as_path(url))
+    assert output.recorded(tmp_path / "local/data/x") == f"{url}/data/x"
+    assert output.found(f"{url}/data/x") == tmp_path / "local/data/x"
+    assert output.found(f"{url}2/data") == as_path(f"{url}2/data")
+    assert output.recorded(tmp_path) == str(tmp_path)
+    assert output.recorded(output.local) == url
+    with_options = Output(tmp_path, as_path(f"{url}?region=eu-west-1"))
+    assert with_options.recorded(tmp_path / "x") == f"{url}/x?region=eu-west-1"
+    assert with_options.found(f"{url}/x?region=eu-west-1") == tmp_path / "x"
+    for path in (tmp_path, as_path("here/x")):
+        assert HERE.recorded(path) == str(path)
+        assert HERE.found(str(path)) == path
 
 
 def test_a_folder_that_is_replaced_as_a_whole(url):

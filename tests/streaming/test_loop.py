@@ -15,8 +15,7 @@ from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.serving.scorer import load_scorer, read_about
-from adaftr_fast.stores import StorePath
-from adaftr_fast.stores.path import written_locally
+from adaftr_fast.stores import Output, as_path
 from adaftr_fast.streaming import loop
 from adaftr_fast.streaming.journal import RECORDS, Journal
 from adaftr_fast.streaming.source import Chunk
@@ -58,15 +57,12 @@ def test_records_have_lag_and_speed(chunks, tmp_path, monkeypatch):
 
 def test_the_chunk_in_progress_is_found_on_another_machine(tmp_path):
     """A topic's chunk lies in the folder of the stream."""
-    folder = StorePath("s3://bucket", "bucket/out", "s3://bucket/out")
-    here, there = tmp_path / "here", tmp_path / "there"
-    with written_locally(folder, here):
-        here.mkdir()
-        (here / "chunk.parquet").touch()
-        Journal(here).begin(Chunk("a", here / "chunk.parquet", 0.0))
-    here.rename(there)
-    with written_locally(folder, there):
-        assert Journal(there).current().file == there / "chunk.parquet"
+    here, there = (Output(tmp_path / name, as_path("s3://bucket/out")) for name in ("here", "there"))
+    here.local.mkdir()
+    (here.local / "chunk.parquet").touch()
+    Journal(here.local, output=here).begin(Chunk("a", here.local / "chunk.parquet", 0.0))
+    here.local.rename(there.local)
+    assert Journal(there.local, output=there).current().file == there.local / "chunk.parquet"
 
 
 @pytest.mark.parametrize(("minutes", "exports"), [(0, [1, 2, 3]), (1e6, [1, 3])])
@@ -168,7 +164,7 @@ def test_a_chunk_in_which_every_value_of_a_column_is_missing(chunks, tmp_path):
 def test_the_chunk_in_progress_comes_before_one_that_came_late_unless_it_is_gone(chunks, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_part", lambda *_: 1 / 0)
+        patch.setattr(loop, "train_part", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             stream(chunks, out)
     shutil.copytree(out, tmp_path / "again")

@@ -137,6 +137,7 @@ class PreparedData:
 
     Args:
         folder: the path or URL.
+        name: the text by which runs record the folder; None for its path.
 
     Attributes:
         folder: the folder; as it was published when it was opened, if it is in a store.
@@ -147,8 +148,9 @@ class PreparedData:
         StoreError: the store cannot be read.
     """
 
-    def __init__(self, folder: str | AnyPath) -> None:
+    def __init__(self, folder: str | AnyPath, name: str | None = None) -> None:
         self.folder = open_folder(as_path(folder))
+        self.name = str(self.folder) if name is None else name
         self.manifest: Manifest = read_version(self.folder, read_manifest)
 
     def load(self, name: str, checked: slice = slice(None)) -> Split:
