@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adaftr_fast._files import AnyPath
 from adaftr_fast._json import dumps
 from adaftr_fast._locks import writing_folder
 from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.api.run import Run, run_folder
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.runs.compare import Recorded, differing_options, groups_by_data, read_runs
-from adaftr_fast.stores import AnyPath, local_folder
+from adaftr_fast.stores import local_folder
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.result import PICTURE, REPORT, TrainedRun, result_table
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from adaftr_fast._files import AnyPath
 from adaftr_fast.api.prepared import Prepared
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.prepare import run
@@ -18,7 +19,7 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.data.schema.write import write_schema as write_schema_file
 from adaftr_fast.engines import open_engine
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import AnyPath, as_path, local_place
+from adaftr_fast.stores import as_path, local_place
 
 Names = Sequence[str] | str
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from adaftr_fast._files import AnyPath
 from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.schema.types import Field
-from adaftr_fast.stores import AnyPath
 
 
 class Prepared(PreparedData):

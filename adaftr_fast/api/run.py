@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adaftr_fast._files import AnyPath
 from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.api.prepared import open_data
 from adaftr_fast.config import RunConfig, WarmStartConfig
@@ -19,7 +20,7 @@ from adaftr_fast.runs.output import output
 from adaftr_fast.runs.record import read_result
 from adaftr_fast.runs.run import train_one
 from adaftr_fast.runs.trained import TrainedModel, load_trained
-from adaftr_fast.stores import AnyPath, as_path, local_copy
+from adaftr_fast.stores import as_path, local_copy
 from adaftr_fast.training import evaluation
 from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.result import METRIC_COLUMNS, TrainedRun, metric_cells, result_table

@@ -37,16 +37,18 @@ def run(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.engines import open_engine
     from adaftr_fast.runs.daily import train_daily
     from adaftr_fast.runs.output import output
+    from adaftr_fast.stores import as_path
 
     config = replace(read_config(arguments, SECTIONS), warm_start=read_warm_start(arguments))
     schema = load_schema(arguments.dataset)
+    files = [as_path(file) for file in arguments.files]
     training = config.training
     with (
         joined(training.device, training.rank_timeout) as ranks,
         output(arguments.out, ranks) as out,
         open_engine(arguments.engine, arguments.address) if is_first() else nullcontext() as engine,
     ):
-        for record in train_daily(schema, arguments.files, config, out.local, ranks, engine, out):
+        for record in train_daily(schema, files, config, out.local, ranks, engine, out):
             if is_first():
                 print(_line(record))
 

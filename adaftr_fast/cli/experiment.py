@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adaftr_fast.config import RunConfig
     from adaftr_fast.data.dataset.loader import PreparedData
     from adaftr_fast.engines.engine import Engine
-    from adaftr_fast.stores import Output
+    from adaftr_fast.runs.output import Output
 
 DESCRIPTION = "Run or resume the experiment of a table or figure, and write its report."
 NAMES = ("table4", "table5", "table6", "recommended", "fig3", "fig4", "temperature", "complexity", "abtest")

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from adaftr_fast._files import replace_file
+from adaftr_fast._files import AnyPath, replace_file
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._locks import LOST_SECONDS, writing_folder
 from adaftr_fast.config import RunConfig
@@ -20,7 +20,6 @@ from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.errors import CheckpointError, DivergedError
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.runs.run import RUN_FILES, train_one
-from adaftr_fast.stores import AnyPath
 from adaftr_fast.training.evaluation import TaskMetrics, spread
 from adaftr_fast.training.result import TrainedRun
 

@@ -18,7 +18,8 @@ from adaftr_fast.experiments.jobs import Job, plan
 from adaftr_fast.experiments.pool import run_all
 from adaftr_fast.experiments.results import Results, Row
 from adaftr_fast.experiments.temperature import Temperature, analyse
-from adaftr_fast.stores import Output, as_path, open_folder
+from adaftr_fast.runs.output import Output
+from adaftr_fast.stores import as_path, open_folder
 from adaftr_fast.training.bayes import bayes_metrics
 
 

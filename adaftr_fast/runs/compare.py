@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adaftr_fast._files import AnyPath
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.runs.record import read_result
-from adaftr_fast.stores import AnyPath, local_copy
+from adaftr_fast.stores import local_copy
 from adaftr_fast.training.checkpoint.weights import Description, read_description
 from adaftr_fast.training.files import BEST
 from adaftr_fast.training.result import TrainedRun

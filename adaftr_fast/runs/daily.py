@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adaftr_fast._files import naming, sync
+from adaftr_fast._files import AnyPath, naming, sync
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.config import DataConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.batch import Batch
@@ -32,9 +32,9 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
 from adaftr_fast.engines.engine import Engine
 from adaftr_fast.errors import DataError
+from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.run import check_options, fit_one, open_split, writing
 from adaftr_fast.runs.trained import load_earlier, load_sharded
-from adaftr_fast.stores import HERE, AnyPath, Output, as_path
 from adaftr_fast.training.checkpoint.files import check_shared_folder, on_rank_zero
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate
 
@@ -44,7 +44,7 @@ TRAIN = 0.9  # share of a day's rows in the training split
 
 def train_daily(
     schema: Schema,
-    files: Sequence[str | AnyPath],
+    files: Sequence[AnyPath],
     config: RunConfig,
     out: Path,
     ranks: Ranks | None = None,
@@ -72,11 +72,10 @@ def train_daily(
         KeyboardInterrupt, TrainingError, CheckpointError, BusyError: see ``train_one``.
     """
     schema = part_schema(schema)
-    paths = [as_path(file) for file in files]
-    with writing_parts(out, config, ranks, files=[str(file) for file in paths]):
+    with writing_parts(out, config, ranks, files=[str(file) for file in files]):
         journal = Journal(out / RECORDS, ranks)
-        _check(out, journal.records, paths)
-        for day, file in list(enumerate(paths, start=1))[len(journal.records) :]:
+        _check(out, journal.records, files)
+        for day, file in list(enumerate(files, start=1))[len(journal.records) :]:
             before = _folder(out, day - 1) if day > 1 else None
             with train_part(schema, file, _folder(out, day), before, config, ranks, engine, output) as found:
                 journal.append({"day": day, "file": str(file)} | found)

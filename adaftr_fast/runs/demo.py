@@ -12,8 +12,8 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema import parse
 from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
+from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.run import train_one, writing
-from adaftr_fast.stores import HERE, Output
 from adaftr_fast.training.checkpoint.files import check_shared_folder
 from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.report import write_report

@@ -25,9 +25,9 @@ from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.build import ENTIRE_SPACE
 from adaftr_fast.models.sizes import embedding_widths
 from adaftr_fast.nn.embedding_table import tables_elsewhere
+from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.warm_sharded import warm_start_sharded
 from adaftr_fast.runs.warm_start import WarmStart, warm_start
-from adaftr_fast.stores import HERE, Output, local_copy
 from adaftr_fast.training.checkpoint.files import on_rank_zero
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.weights import FILE, Description
@@ -185,7 +185,7 @@ def _warm_start(
         print(f"warm start from {start.run}: {taken.summary()}", file=sys.stderr)
 
     def copy() -> None:
-        source = local_copy(output.found(start.run))
+        source = output.local_copy(start.run)
         say(warm_start(model, data, source, name, task=start.task, allow_empty=start.allow_empty, output=output))
 
     if ranks is None or config.training.tables == "replicated":

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adaftr_fast._files import AnyPath
 from adaftr_fast._publish import read_published
 from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.config import RunConfig
@@ -19,7 +20,6 @@ from adaftr_fast.errors import CheckpointError, ConfigError, DataError
 from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.own import ModelClass, class_name, find_class
 from adaftr_fast.nn.embedding_table import tables_elsewhere
-from adaftr_fast.stores import AnyPath
 from adaftr_fast.training.checkpoint.files import check_seen, read_local_rows
 from adaftr_fast.training.checkpoint.state import sharded_weights
 from adaftr_fast.training.checkpoint.weights import (

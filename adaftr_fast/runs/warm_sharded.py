@@ -10,10 +10,10 @@ from adaftr_fast.config import WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.models import MultiTaskModel
+from adaftr_fast.runs.output import Output
 from adaftr_fast.runs.trained import open_earlier
 from adaftr_fast.runs.warm_layers import tables
 from adaftr_fast.runs.warm_start import Match, WarmStart, match
-from adaftr_fast.stores import Output, local_copy
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def warm_start_sharded(
     Raises:
         CheckpointError, ConfigError, DataError: as ``warm_start``, or a rank does not see the other run.
     """
-    saved, build = open_earlier(local_copy(output.found(config.run)), name, ranks)
+    saved, build = open_earlier(output.local_copy(config.run), name, ranks)
     found: list[Match] = []  # on rank 0
 
     def matched() -> list[list[Any]]:

@@ -26,9 +26,9 @@ from adaftr_fast.errors import CheckpointError
 from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.models.single_dnn import SingleDNN
 from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.trained import TrainedModel, load_earlier
 from adaftr_fast.runs.warm_layers import Pair, Table, backbone, layer_of, tables, take_layers
-from adaftr_fast.stores import HERE, Output
 
 FRESH = -1  # source of a row without a match
 NAMED_FIELDS = 12  # fields that an error names

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaftr_fast._files import sha256
+from adaftr_fast._files import AnyPath, sha256
 from adaftr_fast._json import dumps
 from adaftr_fast._publish import publishing
 from adaftr_fast.data.dataset.loader import PreparedData
@@ -24,7 +24,6 @@ from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.runs.trained import TrainedModel, load_trained
 from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_aot, save_onnx, save_torch
 from adaftr_fast.serving.scorer import ABOUT, AOT, ONNX, PROGRAM, VERSION, About, Features, bags
-from adaftr_fast.stores import AnyPath
 
 TOLERANCE = 1e-6  # maximum difference between the probabilities of a program and the model
 ONNX_TOLERANCE = 1e-5  # numpy, which evaluates ONNX here, sums in another order

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from adaftr_fast._files import AnyPath
 from adaftr_fast._publish import publishing
 from adaftr_fast.data.encode.encoders import count_unknown, encode_features, one_array
 from adaftr_fast.data.parallel import ordered_map
@@ -24,11 +25,10 @@ from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import is_text
 from adaftr_fast.data.raw.rows import Chunk, RawFile, raw_files
 from adaftr_fast.data.raw.tables import shown
-from adaftr_fast.errors import DataError, ServingError
+from adaftr_fast.errors import DataError, ServingError, StoreError
 from adaftr_fast.serving.columns import Columns
 from adaftr_fast.serving.scorer import Scorer
 from adaftr_fast.serving.unknown import Unknown
-from adaftr_fast.stores import AnyPath, as_path
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Report:
 
 def predict(
     scorer: Scorer,
-    files: Sequence[str | AnyPath],
+    files: Sequence[AnyPath],
     out: Path,
     columns: Columns,
     *,
@@ -96,6 +96,8 @@ def predict(
                 of_file, rows = _score_file(scorer, input_file, columns, keep, bad_rows, writer, bar, unknown)
                 of_file.check_kept(input_file.path, rows)
                 account, scored = account + of_file, scored + rows
+    except StoreError:  # of the inputs
+        raise
     except OSError as error:
         raise ServingError(f"{out}: cannot be written: {error.strerror or error}") from error
     compared = Unknown.of(scored, unknown, scorer.manifest, scorer.encoders)
@@ -104,13 +106,13 @@ def predict(
     return Report(scored, account, compared, time.perf_counter() - start)
 
 
-def _check_place(out: Path, files: Sequence[str | AnyPath]) -> None:
+def _check_place(out: Path, files: Sequence[AnyPath]) -> None:
     """Raises ServingError if ``out`` has the name of a text file, is a folder, an input, or in an input folder."""
     if is_text(out):
         raise ServingError(f"{out}: scores are written as parquet; name the file .parquet")
     if out.is_dir():
         raise ServingError(f"{out}: expected a file name, got a folder")
-    for file in map(as_path, files):
+    for file in files:
         if not isinstance(file, Path):
             continue
         if out.resolve() == file.resolve():

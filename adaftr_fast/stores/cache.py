@@ -1,4 +1,4 @@
-"""The folder on this machine for copies of what stores hold, and its bound."""
+"""The folder on this machine for copies of what stores hold, its bound, and copies of whole folders."""
 
 from __future__ import annotations
 
@@ -12,9 +12,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from adaftr_fast._files import new_beside, remove
+from adaftr_fast._files import AnyPath, new_beside, remove
 from adaftr_fast._locks import LOCK, writer_lock
+from adaftr_fast._publish import publishing
 from adaftr_fast.errors import BusyError, StoreError
+from adaftr_fast.stores.path import StorePath, as_path
+from adaftr_fast.stores.published import (
+    PublishedFolder,
+    State,
+    download,
+    open_folder,
+    read_state,
+    reopened,
+    transfer_bar,
+)
 
 FOLDER, LIMIT = "ADAFTR_FAST_CACHE", "ADAFTR_FAST_CACHE_GB"  # environment variables
 DEFAULT_GB = 20.0
@@ -25,6 +36,8 @@ WRITING = "writing"
 CHECKSUM = 4  # bytes before the content of a piece
 KEPT = 0.9  # share of the bound that stays when it is reached
 STEP = 0.01  # share of the bound that a process writes between two looks at the folder
+POLL_SECONDS = 0.2
+ATTEMPTS = 5  # of a download, each of which met a writer
 
 
 def cache_folder() -> Path:
@@ -152,3 +165,61 @@ def _last_use(path: Path) -> float:
 
 def _size(path: Path) -> int:
     return sum(each.stat().st_size for each in path.rglob("*")) if path.is_dir() else path.stat().st_size
+
+
+def local_copy(path: str | AnyPath) -> Path:
+    """Returns a local folder with the content of a published folder of a store; a local path unchanged.
+
+    It is downloaded once for each state of the folder, and its checksums are compared then. If the folder is replaced
+    meanwhile, its new state is downloaded.
+
+    Raises:
+        PermissionError: the store does not tell whether anything is published there.
+        StoreError: nothing is published there, the store cannot be read, or a file is damaged.
+        BusyError: the folder was replaced during each of several attempts.
+    """
+    path = as_path(path)
+    if isinstance(path, Path):
+        return path
+    for _ in range(ATTEMPTS):
+        opened = open_folder(path)
+        if not isinstance(opened, PublishedFolder):
+            read_state(path)  # raises PermissionError where the store does not tell
+            raise StoreError(f"{path}: expected a folder that a command has published, found none")
+        try:
+            return _copy(opened)
+        except FileNotFoundError as error:  # the objects of a state go when the second state after it is published
+            now = reopened(opened)
+            if isinstance(now, PublishedFolder) and now.state == opened.state:
+                raise StoreError(f"{path}: damaged: {error}") from error
+    raise BusyError(f"{path}: was replaced during each of {ATTEMPTS} downloads")
+
+
+def _copy(opened: PublishedFolder) -> Path:
+    copy = copy_path(opened, opened.state)
+    while not copy.is_dir():
+        shrink(cache_folder(), cache_bytes())
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with publishing(copy) as new:
+                download_all(opened, new)
+        except BusyError:  # another process downloads it
+            time.sleep(POLL_SECONDS)
+    os.utime(copy)
+    return copy
+
+
+def download_all(folder: PublishedFolder, target: Path) -> None:
+    """Downloads all files of a published folder to the new local folder ``target``."""
+    target.mkdir(parents=True)
+    with transfer_bar("download", folder.name, sum(each.size for each in folder.state.files.values())) as bar:
+        for name, each in folder.state.files.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            download(folder.file(name), target / name)
+            bar.update(each.size)
+
+
+def copy_path(folder: StorePath, state: State) -> Path:
+    """Returns where the copy of a state of a folder lies; its name is the folder's."""
+    place = short_digest(f"{folder.place} {folder.key} {state.to_bytes().decode()}")
+    return cache_folder() / COPIES / place / folder.name

@@ -1,4 +1,4 @@
-"""Filesystems of pyarrow by URL, and the retries of their operations."""
+"""Filesystems of pyarrow by URL, the retries of their operations, and the uploads that they leave behind."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import time
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,8 @@ from adaftr_fast.errors import StoreError, first_line
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
+
+    from adaftr_fast.stores.path import StorePath
 
 T = TypeVar("T")
 SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs")  # of pyarrow.fs, besides file
@@ -82,3 +85,42 @@ def retried(what: str, operation: Callable[[], T]) -> T:
                 raise StoreError(f"{what}: failed {ATTEMPTS} times: {first_line(error)}") from error
         time.sleep(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
     raise AssertionError  # the last attempt returns or raises
+
+
+def abort_uploads(*paths: StorePath) -> None:
+    """Aborts the multipart uploads to S3 that killed processes have left, of keys that begin with those of ``paths``.
+
+    The paths are in one place. Such uploads are in no listing, and their parts are paid for.
+    PyArrow cannot list them, so this needs boto3, and does nothing without it. The upload of a writer that lives is
+    begun again. What cannot be listed or aborted stays, with a warning.
+    """
+    scheme, _, rest = paths[0].place.partition("://")
+    if scheme != "s3":
+        return
+    try:
+        from boto3 import client
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        return
+    try:
+        store = client("s3", **_settings(rest.partition("?")[2]))
+        for path in paths:
+            bucket, _, prefix = path.key.partition("/")
+            for page in store.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
+                for each in page.get("Uploads", ()):
+                    store.abort_multipart_upload(Bucket=bucket, Key=each["Key"], UploadId=each["UploadId"])
+    except (BotoCoreError, ClientError, ValueError) as error:  # ValueError: boto3 refuses the address of the server
+        stay = "unfinished uploads of killed commands may stay"
+        warnings.warn(f"{paths[0]}: {stay}: {error}", RuntimeWarning, stacklevel=2)
+
+
+def _settings(query: str) -> dict[str, Any]:
+    """Returns the arguments of boto3 for the options of a URL; PyArrow's of the same meaning have other names."""
+    from botocore.config import Config
+
+    options = s3_options(query)
+    settings: dict[str, Any] = {"region_name": options.get("region")}
+    if (host := options.get("endpoint_override")) is not None:
+        settings |= {"endpoint_url": f"{options.get('scheme', 'https')}://{host}"}
+        settings |= {"config": Config(s3={"addressing_style": "path"})}
+    return settings

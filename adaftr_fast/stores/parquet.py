@@ -1,99 +1,147 @@
-"""Reads parquet files of stores by row groups, which are kept on this machine."""
+"""Reads parquet files: those of this machine, and those of stores by row groups, which are kept on this machine."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaftr_fast.errors import StoreError
+from adaftr_fast._files import AnyPath
+from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores.cache import Pieces, short_digest
-from adaftr_fast.stores.path import AnyPath, Stat, StorePath
-from adaftr_fast.stores.ranges import BLOCK, RangeFile
+from adaftr_fast.stores.path import RangeFile, Stat, StorePath
+from adaftr_fast.stores.published import read_version
 
 if TYPE_CHECKING:
-    from pyarrow import Table
-    from pyarrow.parquet import FileMetaData
+    from pyarrow import Schema, Table
+    from pyarrow.parquet import FileMetaData, ParquetFile
 
-TAIL = 1 << 16  # bytes that pyarrow reads first, from the end
 READERS = 8  # row groups that are read at a time
 _pieces: dict[tuple[int, Path], Pieces] = {}  # by the process, whose locks a fork must not share, and the folder
 
 
-def parquet_source(path: AnyPath) -> Any:
-    """Returns what ``pyarrow.parquet.ParquetFile`` reads the footer of a file from; all of it if it is local.
+@dataclass(frozen=True)
+class Opened:
+    """A parquet file when it was opened.
 
-    Raises:
-        FileNotFoundError, StoreError: there is no such file in the store, or it cannot be read.
+    Attributes:
+        footer: its footer.
+        schema: the names and types of its columns.
+        stat: size and time of a file in a store; None on this machine.
     """
-    if isinstance(path, Path):
-        return path
-    size = path.stat().st_size
-    return RangeFile(path.read_range, size, sorted([*range(BLOCK, size, BLOCK), size - TAIL]))
+
+    footer: FileMetaData
+    schema: Schema
+    stat: Stat | None
 
 
-def read_parquet(path: AnyPath, columns: list[str] | None = None) -> Table:
-    """Reads a whole file into memory; one in a store as ``read_row_groups``.
-
-    Args:
-        path: a file.
-        columns: names of columns; None for all.
+def open_parquet(path: AnyPath) -> Opened:
+    """Reads the footer of a file.
 
     Raises:
-        FileNotFoundError, StoreError: as ``read_row_groups``.
-        pyarrow.ArrowException, OSError: the file cannot be read, or a page is damaged.
+        FileNotFoundError, StoreError: there is no such file, or its store cannot be read.
+        pyarrow.ArrowException, OSError: it cannot be read.
     """
     from pyarrow.parquet import ParquetFile
 
-    if isinstance(path, Path):
-        with ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read(columns)
-    opened = path.stat()
-    footer = ParquetFile(parquet_source(path)).metadata
-    return read_row_groups(path, opened, footer, range(footer.num_row_groups), columns)
+    source: Any = path
+    stat = None
+    if isinstance(path, StorePath):
+        stat = path.stat()
+        source = RangeFile(path.read_range, stat.st_size)
+    with ParquetFile(source) as file:
+        return Opened(file.metadata, file.schema_arrow, stat)
 
 
-def read_row_groups(
-    path: StorePath, opened: Stat, footer: FileMetaData, numbers: Sequence[int], columns: list[str] | None
-) -> Table:
-    """Reads row groups, several at a time, each by one request, or from the cache. Page checksums are compared.
+def read_parquet(path: AnyPath, columns: list[str] | None = None) -> Table:
+    """Reads a whole file into memory, or the columns ``columns`` of it. Page checksums are compared.
+
+    Raises:
+        FileNotFoundError, StoreError, pyarrow.ArrowException, OSError: as ``row_groups``.
+    """
+    from pyarrow.parquet import ParquetFile
+
+    if isinstance(path, StorePath):
+        opened = open_parquet(path)
+        return _read_at_once(path, opened, range(opened.footer.num_row_groups), columns)
+    with ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read(columns)
+
+
+def row_groups(
+    folder: AnyPath, name: str, opened: Opened, numbers: Sequence[int], columns: list[str] | None
+) -> Iterator[Table]:
+    """Yields row groups, one at a time; those in a store at once, several by several. Page checksums are compared.
 
     Args:
-        path: a file with the footer ``footer``.
-        opened: its size and time when the footer was read.
+        folder: the folder of the file, which may be replaced meanwhile.
+        name: the name of the file.
+        opened: the file when it was opened.
         numbers: the row groups.
         columns: names of columns; None for all.
 
     Raises:
-        FileNotFoundError, StoreError: the file is gone, was replaced since it was opened, or cannot be read.
+        DataError, StoreError: the file was replaced since it was opened, or the store cannot be read.
+        FileNotFoundError: the file is gone.
         pyarrow.ArrowException, OSError: a page is damaged.
     """
+    path = folder / name
+    if isinstance(path, StorePath):
+        yield _read_at_once(path, opened, numbers, columns)
+        return
+    # What is open can be read to the end, even if the folder is replaced.
+    with read_version(folder, lambda present: _unchanged(present / name, opened)) as file:
+        for number in numbers:
+            yield file.read_row_group(number, columns=columns)
+
+
+def _unchanged(path: AnyPath, opened: Opened) -> ParquetFile:
+    from pyarrow.parquet import ParquetFile
+
+    file = ParquetFile(path, page_checksum_verification=True)
+    if not file.metadata.equals(opened.footer):
+        file.close()
+        raise DataError(f"{path}: was replaced since it was opened; start again with the new one")
+    return file
+
+
+def _read_at_once(path: StorePath, opened: Opened, numbers: Sequence[int], columns: list[str] | None) -> Table:
+    """Reads row groups of a store, each by one request, or from the cache."""
     from pyarrow import concat_tables
 
     with ThreadPoolExecutor(READERS, "adaftr-fast-store") as pool:
-        tables = list(pool.map(partial(_row_group, path, opened, footer, columns), numbers))
-    return concat_tables(tables or [footer.schema.to_arrow_schema().empty_table()])
+        filled = [number for number in numbers if opened.footer.row_group(number).num_rows]  # others have no pages
+        tables = list(pool.map(partial(_row_group, path, opened, columns), filled))
+    names = [name for name in opened.schema.names if columns is None or name in columns]
+    return concat_tables(tables or [opened.schema.empty_table().select(names)])
 
 
-def _row_group(path: StorePath, opened: Stat, footer: FileMetaData, columns: list[str] | None, number: int) -> Table:
+def _row_group(path: StorePath, opened: Opened, columns: list[str] | None, number: int) -> Table:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
+    assert opened.stat is not None  # of a file in a store
     fresh = Pieces()
     pieces = _pieces.setdefault((os.getpid(), fresh.folder), fresh)
-    name = short_digest(f"{path.place} {path.key} {opened.st_size} {opened.st_mtime_ns}")
-    bounds = row_group_range(footer, number)
-
-    def piece(start: int, end: int) -> bytes:
-        return pieces.get(f"{name}-{start}-{end}", partial(_unchanged_range, path, opened, start, end))
+    start, end = row_group_range(opened.footer, number)
+    stat = opened.stat
+    key = f"{short_digest(f'{path.place} {path.key} {stat.st_size} {stat.st_mtime_ns}')}-{start}-{end}"
 
     def read() -> Table:
-        source = RangeFile(piece, opened.st_size, bounds)
-        file = ParquetFile(source, metadata=footer, page_checksum_verification=True)
+        content = pieces.get(key, partial(_unchanged_range, path, stat, start, end))
+
+        def part(first: int, last: int) -> bytes:
+            if not start <= first <= last <= end:
+                raise OSError(f"damaged: row group {number} has columns outside of it")
+            return content[first - start : last - start]
+
+        source = RangeFile(part, stat.st_size)
+        file = ParquetFile(source, metadata=opened.footer, page_checksum_verification=True)
         return file.read_row_group(number, columns=columns)
 
     try:
@@ -102,7 +150,7 @@ def _row_group(path: StorePath, opened: Stat, footer: FileMetaData, columns: lis
         raise
     except (ArrowException, OSError):  # damaged on the way, perhaps, and kept
         with suppress(OSError):
-            pieces.forget(f"{name}-{bounds[0]}-{bounds[1]}")
+            pieces.forget(key)
         return read()
 
 

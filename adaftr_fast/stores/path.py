@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from adaftr_fast._files import is_unicode
+from adaftr_fast._files import AnyPath, is_unicode
 from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores.filesystems import SCHEMES, filesystem, retried
-from adaftr_fast.stores.ranges import RangeFile
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileInfo, FileSystem
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LOST_SLASH = re.compile(rf"({'|'.join(['file', *SCHEMES])}):/[^/]")
 SECRETS = {"access_key", "secret_key", "session_token", "access_token"}  # options that a URL may not have
 IN_HOST = ("hdfs", "viewfs")  # schemes whose host is a server; that of others is the bucket
+BLOCK = 8 << 20  # bytes of a request where the reader does not choose
 
 
 class Stat(NamedTuple):
@@ -58,11 +59,6 @@ class StorePath:
     def suffix(self) -> str:
         """The end of the name from its last dot on."""
         return PurePosixPath(self.key).suffix
-
-    @property
-    def suffixes(self) -> list[str]:
-        """The parts of the name that begin with a dot."""
-        return PurePosixPath(self.key).suffixes
 
     @property
     def parent(self) -> StorePath:
@@ -138,11 +134,16 @@ class StorePath:
         seen = [name for name in sorted(named) if not any(part.startswith((".", "_")) for part in name.split("/"))]
         return [ListedFile(self / name, Stat(named[name].size, named[name].mtime_ns or 0)) for name in seen]
 
-    def open(self, mode: str = "rb") -> IO[bytes]:
-        """Opens a file to read bytes, from any position. Raises FileNotFoundError, StoreError."""
+    def open(self, mode: str = "rb", buffering: int = -1) -> BinaryIO:
+        """Opens a file to read bytes, from any position; with ``buffering=0`` each read is one request.
+
+        Raises:
+            FileNotFoundError, StoreError: there is no such file, or it cannot be read.
+        """
         if mode != "rb":
             raise ValueError(f"{self.url}: mode: expected rb, got {mode}")
-        return io.BufferedReader(RangeFile(self.read_range, self.stat().st_size), 1 << 20)
+        file = RangeFile(self.read_range, self.stat().st_size)
+        return cast(BinaryIO, file) if buffering == 0 else io.BufferedReader(file, BLOCK)
 
     def read_range(self, start: int, end: int) -> bytes:
         """Returns the bytes from ``start`` to ``end`` of a file. Raises FileNotFoundError, StoreError."""
@@ -185,10 +186,46 @@ class ListedFile(StorePath):
         return self._stat
 
 
-AnyPath: TypeAlias = Path | StorePath
+class RangeFile(io.RawIOBase):
+    """A file for reading, each read by one call.
+
+    Args:
+        read: returns the content from a position to another one.
+        size: the size in bytes.
+    """
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        super().__init__()
+        self._read = read
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + (0, self._position, self._size)[whence]
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills ``buffer``, unless the file ends before: pyarrow takes fewer bytes for the end of the file."""
+        view = memoryview(buffer).cast("B")
+        end = min(self._position + len(view), self._size)
+        if end <= self._position:
+            return 0
+        content = self._read(self._position, end)
+        view[: len(content)] = content
+        self._position += len(content)
+        return len(content)
 
 
-def as_path(path: str | os.PathLike[str] | StorePath) -> AnyPath:
+def as_path(path: str | os.PathLike[str] | AnyPath) -> Path | StorePath:
     """Returns the path of a URL, or a local path of any other text.
 
     Args:
@@ -200,7 +237,7 @@ def as_path(path: str | os.PathLike[str] | StorePath) -> AnyPath:
     """
     if isinstance(path, StorePath):
         return path
-    text = os.fspath(path)
+    text = os.fspath(cast("str | os.PathLike[str]", path))
     if not is_unicode(text):
         raise DataError(f"{text!a}: expected a path in UTF-8")
     if LOST_SLASH.match(text):
@@ -224,3 +261,35 @@ def as_path(path: str | os.PathLike[str] | StorePath) -> AnyPath:
     if not key.strip("/"):
         raise StoreError(f"{text}: expected a bucket or a folder")
     return StorePath(f"{url.scheme}://{url.netloc}{f'?{url.query}' if url.query else ''}", key, text)
+
+
+def in_store(path: AnyPath) -> bool:
+    """Returns whether a path is in a store, whose errors may be of the moment."""
+    return isinstance(path, StorePath)
+
+
+def parts_below(path: AnyPath, folder: AnyPath) -> tuple[str, ...] | None:
+    """Returns the names that lead from one path in a store to another one; None if there are none."""
+    if not (isinstance(path, StorePath) and isinstance(folder, StorePath) and path.place == folder.place):
+        return None
+    key = PurePosixPath(path.key)
+    return key.relative_to(folder.key).parts if key.is_relative_to(folder.key) else None
+
+
+def arrow_path(path: AnyPath) -> tuple[FileSystem, str]:
+    """Returns the filesystem of pyarrow that holds a path, and the path for it."""
+    from pyarrow.fs import LocalFileSystem
+
+    return (path.filesystem, path.key) if isinstance(path, StorePath) else (LocalFileSystem(), str(path))
+
+
+def files_below(folder: AnyPath) -> list[AnyPath]:
+    """Returns the files below a folder that ``pyarrow.dataset`` reads, in its order, without hidden ones.
+
+    Raises:
+        StoreError: the store cannot be read.
+        pyarrow.ArrowException, OSError: a local folder cannot be read.
+    """
+    from pyarrow.dataset import dataset
+
+    return [*folder.files()] if isinstance(folder, StorePath) else [Path(file) for file in dataset(folder).files]

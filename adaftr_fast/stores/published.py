@@ -9,6 +9,7 @@ readers that have its list, and are removed with the next state.
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import warnings
 from collections.abc import Callable, Mapping
@@ -16,16 +17,17 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from adaftr_fast._files import sha256
+from adaftr_fast._files import AnyPath, sha256
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._publish import read_published
 from adaftr_fast.errors import StoreError
-from adaftr_fast.stores.filesystems import retried
-from adaftr_fast.stores.path import AnyPath, Stat, StorePath
-from adaftr_fast.stores.progress import transfer_bar
-from adaftr_fast.stores.uploads import abort_uploads
+from adaftr_fast.stores.filesystems import abort_uploads, retried
+from adaftr_fast.stores.path import Stat, StorePath, as_path
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 T = TypeVar("T")
 LIST = "published.json"
@@ -35,6 +37,7 @@ NEW = ".new"  # end of the name of a file that is not yet in its place
 READS = 100  # of a list that is replaced while it is read
 PIECE = 8 << 20  # bytes read and written at a time
 ONE_REQUEST = 5 << 30  # bytes that S3 copies in one request
+SILENT_SECONDS = 2.0  # shorter transfers show no bar
 
 
 @dataclass(frozen=True)
@@ -83,21 +86,20 @@ class PublishedFolder(StorePath):
         published: the published folder.
         state: the files of this folder.
         inner: the path from the published folder to this one, with a "/" at its end; "" for the published folder.
+
+    Attributes:
+        plain: its path, without a state.
     """
 
     def __init__(self, published: StorePath, state: State, inner: str = "") -> None:
         folder = published / inner.rstrip("/") if inner else published
         super().__init__(folder.place, folder.key, folder.url)
         self.state = state
-        self._plain = folder
+        self.plain = folder
         self._objects = published / OBJECTS
 
     def __truediv__(self, name: str) -> StorePath:
-        return self.file(name) if name in self.state.files else self._plain / name
-
-    def now(self) -> PublishedFolder | StorePath:
-        """Returns the folder as published now, with another state if it was replaced."""
-        return open_folder(self._plain)
+        return self.file(name) if name in self.state.files else self.plain / name
 
     def file(self, name: str) -> PublishedFile:
         """Returns the path of a file of the state."""
@@ -198,21 +200,13 @@ def is_inside(name: str) -> bool:
     return name == str(path) and not path.is_absolute() and ".." not in path.parts and "\0" not in name and name != "."
 
 
-@overload
-def open_folder(folder: StorePath) -> PublishedFolder | StorePath: ...
-
-
-@overload
-def open_folder(folder: AnyPath) -> AnyPath: ...
-
-
 def open_folder(folder: AnyPath) -> AnyPath:
     """Returns the folder as published now, alone or in a folder above it; ``folder`` itself if it is not published.
 
     Raises:
         StoreError: the list of a published folder is damaged or of another format, or cannot be read.
     """
-    if isinstance(folder, Path | PublishedFolder):
+    if not isinstance(folder, StorePath) or isinstance(folder, PublishedFolder):
         return folder
     above = folder
     inner = ""
@@ -225,6 +219,39 @@ def open_folder(folder: AnyPath) -> AnyPath:
             return PublishedFolder(above, State(own), inner) if own else folder
         above, inner = above.parent, f"{above.name}/{inner}"
     return folder
+
+
+def reopened(folder: AnyPath) -> AnyPath:
+    """Returns a folder that ``open_folder`` has returned as it is published now."""
+    return open_folder(folder.plain) if isinstance(folder, PublishedFolder) else folder
+
+
+def open_file(file: str | os.PathLike[str] | AnyPath) -> AnyPath:
+    """Returns the path of a file; of one in a published folder, that of its object, which never changes.
+
+    Raises:
+        StoreError: the URL is none of a store that can be read.
+    """
+    path = as_path(file)
+    if isinstance(path, Path | PublishedFile) or path.exists():
+        return path
+    return open_folder(path.parent) / path.name
+
+
+def known_sha256(path: AnyPath) -> str | None:
+    """Returns the SHA-256 of a file in hexadecimal; None of one in a store that would have to be read."""
+    if isinstance(path, PublishedFile):
+        return path.published.sha256
+    return sha256(path) if isinstance(path, Path) else None
+
+
+def names_in(folder: AnyPath) -> list[str]:
+    """Returns the names in a folder; what another program has written to a store is not listed, and has one name."""
+    if isinstance(folder, Path):
+        return sorted(entry.name for entry in folder.iterdir())
+    return (
+        sorted(folder.state.files) if isinstance(folder, PublishedFolder) else ["files that no command has published"]
+    )
 
 
 def read_version(folder: AnyPath, read: Callable[[AnyPath], T]) -> T:
@@ -272,6 +299,15 @@ def publish(files: Mapping[str, Path], folder: StorePath, base: State | None, wr
     if base is not None:
         _remove(folder, [each for each in base.before if each not in state.objects and each not in left])
     return state
+
+
+def transfer_bar(what: str, name: str, size: int) -> tqdm:
+    """Returns a bar over ``size`` bytes, shown on a terminal, or a hidden one."""
+    from tqdm import tqdm  # of the extra that brings pyarrow
+
+    return tqdm(
+        total=size, unit="B", unit_scale=True, desc=f"{what} {name}", delay=SILENT_SECONDS, leave=False, disable=None
+    )
 
 
 def remove_unnamed(folder: StorePath, state: State) -> State:

@@ -11,15 +11,25 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from adaftr_fast._files import remove, replace_file, sync_tree
+from adaftr_fast._files import AnyPath, remove, replace_file, sync_tree
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._locks import LOCK, writer_lock
 from adaftr_fast.errors import StoreError
-from adaftr_fast.stores.cache import WRITING, cache_bytes, cache_folder, clear, remove_output, short_digest, shrink
-from adaftr_fast.stores.copies import copy_path, download_all
-from adaftr_fast.stores.path import AnyPath, StorePath, as_path
+from adaftr_fast.stores.cache import (
+    WRITING,
+    cache_bytes,
+    cache_folder,
+    clear,
+    copy_path,
+    download_all,
+    remove_output,
+    short_digest,
+    shrink,
+)
+from adaftr_fast.stores.filesystems import abort_uploads
+from adaftr_fast.stores.path import StorePath, as_path
 from adaftr_fast.stores.published import (
     LIST,
     OBJECTS,
@@ -30,7 +40,6 @@ from adaftr_fast.stores.published import (
     remove_unnamed,
     upload,
 )
-from adaftr_fast.stores.uploads import abort_uploads
 
 UPLOAD_SECONDS, DEFAULT_SECONDS = "ADAFTR_FAST_UPLOAD_SECONDS", 30.0  # an environment variable
 COPIED = 16 << 20  # bytes of a file; larger ones are linked, and not published if they are written in place meanwhile
@@ -38,38 +47,6 @@ TAKEN = ".taken"  # the files of one state while they are uploaded, beside the l
 LOCK_SECONDS = 1.0  # to wait for a process that holds the lock only to see whether somebody writes
 TRIES = 50  # to find a folder unchanged while its files are collected
 Listing = dict[str, tuple[int, int, int]]
-
-
-@dataclass(frozen=True)
-class Output:
-    """The folder that a command writes, on this machine and by its lasting name.
-
-    Attributes:
-        local: the folder that is written.
-        path: the folder that the user named; ``local`` unless it is in a store.
-    """
-
-    local: Path
-    path: AnyPath
-
-    def recorded(self, path: AnyPath) -> str:
-        """Returns the text that names a path on every machine: a URL for a path in the local folder of a store's."""
-        if isinstance(path, Path) and path.is_relative_to(self.local):
-            return str(self.path.joinpath(*path.relative_to(self.local).parts))
-        return str(path)
-
-    def found(self, name: str) -> AnyPath:
-        """Returns the path that ``recorded`` names so."""
-        path = as_path(name)
-        if isinstance(path, StorePath) and isinstance(self.path, StorePath) and path.place == self.path.place:
-            key = PurePosixPath(path.key)
-            if key.is_relative_to(self.path.key):
-                return self.local / key.relative_to(self.path.key)
-        return path
-
-
-HERE = Output(Path(), Path())
-"""An output on this machine: every path has its own name."""
 
 
 @contextmanager
@@ -111,10 +88,9 @@ def local_place(path: StorePath) -> Path:
     return cache_folder() / WRITING / short_digest(f"{path.place} {path.key}") / path.name
 
 
-def forget_output(path: StorePath) -> None:
-    """Removes what a killed command has left of an output on this machine, once ``path`` has all of it."""
-    output = local_place(path).parent
-    if output.exists():
+def forget_output(path: AnyPath) -> None:
+    """Removes what a killed command has left on this machine of an output in a store, once ``path`` has all of it."""
+    if isinstance(path, StorePath) and (output := local_place(path).parent).exists():
         remove_output(output)
 
 

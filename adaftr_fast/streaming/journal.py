@@ -10,7 +10,7 @@ from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs import daily
-from adaftr_fast.stores import HERE, Output
+from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.streaming.source import Chunk, Position
 
 RECORDS = "stream.jsonl"

@@ -21,8 +21,8 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
 from adaftr_fast.errors import ConfigError, DataError, TrainingError
 from adaftr_fast.runs.daily import part_schema, train_part, writing_parts
+from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.serving.export import export_run
-from adaftr_fast.stores import HERE, Output
 from adaftr_fast.streaming.journal import CURRENT, EXPORTED, Journal
 from adaftr_fast.streaming.source import Chunk, Source
 from adaftr_fast.training.checkpoint.files import on_rank_zero

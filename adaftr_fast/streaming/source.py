@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from adaftr_fast.stores import AnyPath, Output
+from adaftr_fast._files import AnyPath
+from adaftr_fast.runs.output import Output
 
 Position = dict[str, Any]
 """A plain value from which a source goes on after a chunk."""

@@ -15,14 +15,14 @@ from adaftr_fast.cli import main
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw import batches, source, staging
 from adaftr_fast.data.raw.infer import infer_schema
-from adaftr_fast.data.raw.source import content_digest, data_files, input_path
+from adaftr_fast.data.raw.source import content_digest, data_files
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.schema.write import write_schema
 from adaftr_fast.data.shard import Shard
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.raw import write_raw
 from adaftr_fast.errors import DataError, StoreError
-from adaftr_fast.stores import as_path
+from adaftr_fast.stores import as_path, open_file
 from adaftr_fast.stores.published import publish
 from tests.logs import shop_log
 from tests.stores.files import content, put
@@ -58,7 +58,7 @@ def small_blocks(monkeypatch):
 
 
 def inferred(path):
-    return parse_schema(infer_schema(path, ["click", "conversion"], **ROLES) | {"name": "log"})
+    return parse_schema(infer_schema(open_file(path), ["click", "conversion"], **ROLES) | {"name": "log"})
 
 
 @pytest.fixture(scope="module")
@@ -234,8 +234,8 @@ def test_files_of_a_published_folder(url, log, schema, tmp_path, name):
     prepare(inferred(f"{url}/raw/{name}"), [f"{url}/raw/{name}"], tmp_path / "remote")
     prepare(inferred(log / name), [log / name], tmp_path / "local")
     assert content(tmp_path / "remote") == content(tmp_path / "local")
-    assert content_digest(input_path(f"{url}/raw/{name}")) == content_digest(log / name)
+    assert content_digest(open_file(f"{url}/raw/{name}")) == content_digest(log / name)
     publish({name: log / "log.tsv.bz2"}, as_path(f"{url}/raw"), base)
-    assert content_digest(input_path(f"{url}/raw/{name}")) == content_digest(log / "log.tsv.bz2")
+    assert content_digest(open_file(f"{url}/raw/{name}")) == content_digest(log / "log.tsv.bz2")
     with pytest.raises(DataError, match=f"{url}/raw/other: no such file"):
         prepare(schema, [f"{url}/raw/other"], tmp_path / "remote")

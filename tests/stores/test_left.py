@@ -15,8 +15,8 @@ from adaftr_fast._locks import LOCK, writer_lock
 from adaftr_fast.api.prepare import prepare
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores import as_path, cache, local_copy, local_file, local_folder, published, writing
+from adaftr_fast.stores.filesystems import abort_uploads
 from adaftr_fast.stores.published import publish, read_state
-from adaftr_fast.stores.uploads import abort_uploads
 from tests.logs import shop_log
 from tests.stores.test_published import content_of, objects
 

@@ -9,9 +9,8 @@ import pytest
 
 from adaftr_fast._files import sha256
 from adaftr_fast.errors import BusyError, StoreError
+from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.stores import (
-    HERE,
-    Output,
     StorePath,
     as_path,
     local_copy,
@@ -19,7 +18,7 @@ from adaftr_fast.stores import (
     local_folder,
     open_folder,
 )
-from adaftr_fast.stores.copies import download_all
+from adaftr_fast.stores.cache import download_all
 from adaftr_fast.stores.published import LIST, OBJECTS, publish, read_state
 
 
@@ -355,9 +354,9 @@ def test_a_download_of_a_folder_that_is_replaced(url, files, monkeypatch):
             started.append(publish({"folder/b.txt": files["folder/b.txt"]}, folder, second))
         download_all(opened, target)
 
-    monkeypatch.setattr("adaftr_fast.stores.copies.download_all", replaced_meanwhile)
+    monkeypatch.setattr("adaftr_fast.stores.cache.download_all", replaced_meanwhile)
     assert content_of(local_copy(url)) == {"folder/b.txt": b"text"}
-    monkeypatch.setattr("adaftr_fast.stores.copies.download_all", lambda *_: (folder / "none").read_bytes())
+    monkeypatch.setattr("adaftr_fast.stores.cache.download_all", lambda *_: (folder / "none").read_bytes())
     publish(files, folder, started[0])
     with pytest.raises(StoreError, match="damaged"):
         local_copy(url)

@@ -13,9 +13,10 @@ import torch
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.runs.daily import train_daily
+from adaftr_fast.runs.output import Output
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.serving.scorer import load_scorer, read_about
-from adaftr_fast.stores import Output, as_path
+from adaftr_fast.stores import as_path
 from adaftr_fast.streaming import loop
 from adaftr_fast.streaming.journal import RECORDS, Journal
 from adaftr_fast.streaming.source import Chunk

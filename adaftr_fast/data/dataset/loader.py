@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adaftr_fast._files import AnyPath
 from adaftr_fast.data.dataset.batch import Batch, rebatch
 from adaftr_fast.data.dataset.manifest import Manifest, read_manifest
 from adaftr_fast.data.dataset.rows import ParquetRows, Rows, TensorRows
 from adaftr_fast.data.parallel import prefetch
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import AnyPath, as_path, open_folder, read_version
+from adaftr_fast.stores import as_path, open_folder, read_version
 
 SHUFFLE_ROWS = 1 << 20  # 100 MB per window at 23 fields; two windows are held
 READ_ROWS = 1 << 17  # rows of a window read in file order

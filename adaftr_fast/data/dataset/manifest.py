@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._files import check_name, sha256
+from adaftr_fast._files import AnyPath, check_name
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.data.raw.bad_rows import BadRows
@@ -21,7 +21,7 @@ from adaftr_fast.data.schema.parse import MOST_IDS, funnel_stages, parse_schema
 from adaftr_fast.data.schema.types import Field, Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
-from adaftr_fast.stores import AnyPath, PublishedFile, PublishedFolder
+from adaftr_fast.stores import known_sha256, reopened
 
 FORMAT = 5  # format of prepared folders; increase it when their values change for the same schema and files
 MANIFEST = "schema.json"
@@ -134,7 +134,8 @@ class Manifest:
                 this manifest was read.
         """
         try:
-            if (found := _sha256(path, content)) is None:
+            found = known_sha256(path) if content is None else hashlib.sha256(content).hexdigest()
+            if found is None:
                 self.check_folder(path.parent)
                 return
             if found == self.sha256.get(path.name):
@@ -147,14 +148,20 @@ class Manifest:
 
     def check_folder(self, folder: AnyPath) -> None:
         """Raises DataError if ``folder`` has another manifest by now."""
-        if self._was_replaced(folder):
+        present = self
+        with suppress(DataError, OSError):  # it is absent, or cannot be read
+            present = read_manifest(reopened(folder))
+        if present != self:
             raise DataError(f"{folder}: was replaced since it was opened; start again with the new one")
 
-    def _was_replaced(self, folder: AnyPath) -> bool:
-        """Returns whether ``folder`` now has another manifest, which can be read."""
-        with suppress(DataError, OSError):
-            return read_manifest(folder.now() if isinstance(folder, PublishedFolder) else folder) != self
-        return False
+    @contextmanager
+    def naming_replacement(self, folder: AnyPath) -> Iterator[None]:
+        """Raises the error of ``check_folder`` in place of a DataError of the block, if that is the reason."""
+        try:
+            yield
+        except DataError:
+            self.check_folder(folder)
+            raise
 
 
 def signed(content: dict[str, Any]) -> str:
@@ -163,15 +170,6 @@ def signed(content: dict[str, Any]) -> str:
     before, quotes, after = f"{dumps(content, indent=2)}\n".rpartition('""')
     digest = hashlib.sha256((before + quotes + after).encode()).hexdigest()
     return f'{before}"{digest}"{after}'
-
-
-def _sha256(path: AnyPath, content: bytes | None) -> str | None:
-    """Returns the sha256 of a file; None of one in a store that would have to be read."""
-    if isinstance(path, PublishedFile):
-        return path.published.sha256
-    if content is not None:
-        return hashlib.sha256(content).hexdigest()
-    return sha256(path) if isinstance(path, Path) else None
 
 
 def read_manifest(folder: AnyPath) -> Manifest:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
+from adaftr_fast._files import AnyPath
 from adaftr_fast.data.dataset.bags import interleave, take_bags
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.dataset.matrix import matrix, place, places_of, rows_for
 from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT
 from adaftr_fast.data.parallel import prefetch
-from adaftr_fast.data.raw.source import READ_ERRORS, check_names
-from adaftr_fast.errors import DataError, first_line
-from adaftr_fast.stores import AnyPath, StorePath, read_version
-from adaftr_fast.stores.parquet import parquet_source, read_row_groups
-from adaftr_fast.stores.path import Stat
+from adaftr_fast.data.raw.source import check_names, reading
+from adaftr_fast.errors import DataError
+from adaftr_fast.stores.parquet import Opened, open_parquet, row_groups
 
 
 class Rows(Protocol):
@@ -97,29 +94,27 @@ class ParquetRows:
         self._parts = {name: part for name, part in parts.items() if part[0]}  # columns and type of a batch's tensors
         self.sizes: list[int] = []
         self._row_groups: list[tuple[str, int]] = []  # file and index of each row group
-        self._footers: dict[str, pq.FileMetaData] = {}  # of each file
-        self._stats: dict[str, Stat] = {}  # of each file in a store
+        self._files: dict[str, Opened] = {}
         types = {field: pa.list_(pa.int32()) if field in self.multiple else pa.int32() for field in self.fields}
         types |= dict.fromkeys(self.tasks, pa.uint8()) | dict.fromkeys(self.dense, pa.float32())
         types |= dict.fromkeys(self.group, pa.int64()) | dict.fromkeys(self.weight, pa.float32())
         files = manifest.files(split)
-        own = set([*files][checked])
-        for name, rows in files.items():
-            path = (present or folder) / name
-            with self._replacement_named():
-                if name in own or isinstance(path, StorePath):  # which is quick in a store
-                    manifest.check_file(path)
-                else:
-                    manifest.check_folder(path.parent)
-                self._add(path, rows, types)
+        place = present or folder
+        with manifest.naming_replacement(folder):
+            for name in [*files][checked]:
+                manifest.check_file(place / name)
+            for name, rows in files.items():
+                self._add(place / name, rows, types)
+        if len([*files][checked]) < len(files):  # another process compares the other files
+            manifest.check_folder(place)
 
     def _add(self, path: AnyPath, rows: int, types: dict[str, pa.DataType]) -> None:
         """Adds the row groups of a file after checking its columns and number of rows."""
-        if isinstance(path, StorePath):
-            self._stats[path.name] = path.stat()
-        with _open(path) as file:
-            metadata, schema = file.metadata, file.schema_arrow
-        found = dict(zip(schema.names, schema.types))
+        with reading(path, "not readable"):
+            file = open_parquet(path)
+            check_names(file.schema)
+        metadata = file.footer
+        found = dict(zip(file.schema.names, file.schema.types))
         for column, kind in types.items():
             if column not in found:
                 raise DataError(f"{path}: no column {column}")
@@ -128,12 +123,12 @@ class ParquetRows:
         sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         if not metadata.num_rows == sum(sizes) == rows:
             raise DataError(f"{path}: expected {rows} rows, got {metadata.num_rows} in row groups of {sum(sizes)}")
-        self._footers[path.name] = metadata
+        self._files[path.name] = file
         self.sizes += sizes
         self._row_groups += [(path.name, number) for number in range(metadata.num_row_groups)]
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
-        with self._replacement_named():
+        with self.manifest.naming_replacement(self.folder):
             return self._read_bags(chunks, order) if self.multiple else self._read_single(chunks, order)
 
     def _read_single(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
@@ -166,38 +161,8 @@ class ParquetRows:
         """Yields the rows of the chunks, a row group at a time; from a store, all of a file, which it sends at once."""
         columns = [*self.fields, *self.dense, *self.tasks, *self.group, *self.weight]
         for name, own in groupby((self._row_groups[chunk] for chunk in chunks), key=itemgetter(0)):
-            yield from self._row_groups_of(name, [number for _, number in own], columns)
-
-    @contextmanager
-    def _replacement_named(self) -> Iterator[None]:
-        """Raises an error of the block, or the one that the folder in a store was replaced, if that is the reason."""
-        try:
-            yield
-        except DataError:
-            if isinstance(self.folder, StorePath):
-                self.manifest.check_folder(self.folder)
-            raise
-
-    def _row_groups_of(self, name: str, numbers: list[int], columns: list[str]) -> Iterator[pa.Table]:
-        """Reads row groups of a file that must still be the one it was when the split was opened."""
-        path = self.folder / name
-        try:
-            if isinstance(path, StorePath):
-                yield read_row_groups(path, self._stats[name], self._footers[name], numbers, columns)
-                return
-            # What is open can be read to the end, even if the folder is replaced.
-            with read_version(self.folder, lambda present: self._unchanged(present / name)) as file:
-                for number in numbers:
-                    yield file.read_row_group(number, columns=columns)
-        except READ_ERRORS as error:
-            raise DataError(f"{path}: not readable: {first_line(error)}") from error
-
-    def _unchanged(self, path: AnyPath) -> pq.ParquetFile:
-        file = _open(path)
-        if not file.metadata.equals(self._footers[path.name]):
-            file.close()
-            raise DataError(f"{path}: was replaced since it was opened; start again with the new one")
-        return file
+            with reading(self.folder / name, "not readable"):
+                yield from row_groups(self.folder, name, self._files[name], [number for _, number in own], columns)
 
     def _lists(self, column: str, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """Returns the checked ids of a column of lists, and their offsets [N + 1] from 0."""
@@ -223,12 +188,3 @@ def _batch(parts: dict[str, np.ndarray]) -> Batch:
     """Makes a batch of arrays, of which those with one number per row are [N, 1]."""
     tensors = {name: torch.from_numpy(part) for name, part in parts.items()}
     return Batch(**{name: part[:, 0] if name in ("group", "weight") else part for name, part in tensors.items()})
-
-
-def _open(path: AnyPath) -> pq.ParquetFile:
-    try:
-        file = pq.ParquetFile(parquet_source(path), page_checksum_verification=True)
-        check_names(file.schema_arrow)
-        return file
-    except READ_ERRORS as error:
-        raise DataError(f"{path}: not readable: {first_line(error)}") from error

@@ -14,18 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import replacing
+from adaftr_fast._files import AnyPath, replacing
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
 from adaftr_fast.data.encode.canonical import as_float64
 from adaftr_fast.data.encode.encoders import Encoder, count_unknown, encode_features
 from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.parallel import ordered_map
-from adaftr_fast.data.raw.source import LABEL, READ_ERRORS
+from adaftr_fast.data.raw.source import LABEL, reading
 from adaftr_fast.data.schema.types import Label, Schema
 from adaftr_fast.data.shard import Shard
-from adaftr_fast.errors import DataError, first_line
-from adaftr_fast.stores import AnyPath
+from adaftr_fast.errors import DataError
 from adaftr_fast.stores.parquet import read_parquet
 
 GROUP = "group:id"  # column of the group number; the colon prevents a clash with field and task names
@@ -94,15 +93,9 @@ def read_split(folder: AnyPath, manifest: Manifest, split: str, columns: list[st
     tables = []
     for name in manifest.files(split):
         manifest.check_file(folder / name)
-        tables.append(_read(folder / name, columns))
+        with reading(folder / name, "not readable"):
+            tables.append(read_parquet(folder / name, columns))
     return pa.concat_tables(tables)
-
-
-def _read(path: AnyPath, columns: list[str] | None) -> pa.Table:
-    try:
-        return read_parquet(path, columns)
-    except READ_ERRORS as error:
-        raise DataError(f"{path}: not readable: {first_line(error)}") from error
 
 
 def _columns(schema: Schema) -> pa.Schema:

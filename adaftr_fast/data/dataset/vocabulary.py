@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from adaftr_fast._files import AnyPath
 from adaftr_fast.data.dataset.manifest import FieldInfo, Manifest
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Hashed, Vocabulary, one_array
-from adaftr_fast.data.raw.source import READ_ERRORS
+from adaftr_fast.data.raw.source import reading
 from adaftr_fast.data.schema.types import Field
-from adaftr_fast.errors import DataError, first_line
-from adaftr_fast.stores import AnyPath, StorePath
+from adaftr_fast.errors import DataError
 
 VOCABULARY = "vocabulary.parquet"
 GROUP_ROWS = 1 << 16  # many small fields share a row group
@@ -47,12 +47,10 @@ def read_encoders(folder: AnyPath, manifest: Manifest) -> dict[str, Encoder]:
         DataError: the vocabulary is missing, unreadable, or does not match the manifest.
     """
     path = folder / VOCABULARY
-    try:
-        table = _read(path, manifest)
-    except READ_ERRORS as error:
-        if isinstance(path, StorePath):
-            manifest.check_folder(folder)
-        raise DataError(f"{path}: not readable: {first_line(error)}") from error
+    with manifest.naming_replacement(folder), reading(path, "not readable"):
+        content = path.read_bytes()
+        manifest.check_file(path, content)
+        table = pq.read_table(pa.BufferReader(content), schema=COLUMNS, page_checksum_verification=True)
     known = manifest.parsed.fields
     hashed = {field.name for field in known if field.hashed}
     sharing = {field.name for field in known if field.vocabulary}
@@ -69,19 +67,6 @@ def read_encoders(folder: AnyPath, manifest: Manifest) -> dict[str, Encoder]:
     if start != len(table):
         raise DataError(f"{path}: expected {start} rows, as the manifest says, got {len(table)}")
     return with_shared(known, encoders)
-
-
-def _read(path: AnyPath, manifest: Manifest) -> pa.Table:
-    """Reads the table of a file whose sha256 is that of the manifest; one in a store is read once."""
-    source: Path | pa.BufferReader
-    if isinstance(path, Path):
-        source = path
-        manifest.check_file(path)
-    else:
-        content = path.read_bytes()
-        source = pa.BufferReader(content)
-        manifest.check_file(path, content)
-    return pq.read_table(source, schema=COLUMNS, page_checksum_verification=True)
 
 
 def with_shared(fields: Sequence[Field], encoders: dict[str, Encoder]) -> dict[str, Encoder]:

@@ -6,9 +6,9 @@ import socket
 import time
 from dataclasses import dataclass
 
+from adaftr_fast._files import AnyPath
 from adaftr_fast.data.raw.source import data_files
 from adaftr_fast.errors import DataError, EngineError
-from adaftr_fast.stores import AnyPath
 
 State = list[tuple[str, int, int]]
 VISIBLE_SECONDS = 60.0  # in which a file of another machine must appear on a shared file system

@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from adaftr_fast._files import followed, make_folder
+from adaftr_fast._files import AnyPath, followed, make_folder
 from adaftr_fast._json import from_json
 from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest, read_manifest_json
 from adaftr_fast.data.dataset.vocabulary import read_encoders
@@ -36,7 +35,7 @@ from adaftr_fast.data.shard import Shard
 from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.engines.engine import Engine, Local
 from adaftr_fast.errors import DataError, StoreError
-from adaftr_fast.stores import AnyPath, PublishedFolder, StorePath, as_path, forget_output, local_folder, open_folder
+from adaftr_fast.stores import as_path, forget_output, in_store, local_folder, names_in, open_folder
 
 READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"  # names of the steps; join needs what read has staged
 SHARD_BYTES = 512 << 20  # of the inputs, for each shard on a cluster
@@ -84,7 +83,8 @@ def prepare(
         BusyError: another process prepares ``folder``.
         OSError: ``folder`` cannot be written. The work already done is kept.
     """
-    place, engine = as_path(folder), engine or Local()
+    place: AnyPath = as_path(folder)
+    engine = engine or Local()
     if not 0.0 <= bad_rows < 1.0:
         raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
     if shards is not None and not 1 <= shards <= MAX_SHARDS:
@@ -94,11 +94,12 @@ def prepare(
     known = None if grow is None else _ids_to_grow(schema, open_folder(as_path(grow)))
     parts = Shard.all(shards or (min(-(-inputs.size // SHARD_BYTES), MAX_SHARDS) or 1 if engine.remote else 1))
     digest = inputs_digest(schema, known, _digests(inputs, engine, parts, progress))
-    place = followed(place) if isinstance(place, Path) else open_folder(place)
-    if isinstance(place, StorePath) and (existing := _existing(place, digest)) is not None:
+    place = open_folder(place)
+    if in_store(place) and (existing := _existing(place, digest)) is not None:
         forget_output(place)
         return existing
     with local_folder(place, download=False) as local:
+        local = followed(local)
         if (existing := _existing(local, digest)) is not None:  # of a store, where its upload has failed
             remove_finished(local, digest)
             return existing
@@ -231,17 +232,9 @@ def _check_replaceable(folder: AnyPath) -> None:
     """Raises DataError if the folder holds anything that ``prepare`` did not write."""
     if not folder.is_dir():
         raise DataError(f"{folder}: exists and is not a folder; name another one")
-    entries = _entries(folder)
+    entries = names_in(folder)
     if entries and MANIFEST not in entries:
         raise DataError(f"{folder}: exists and is not a prepared folder (it holds {entries[0]}); name another one")
     for name in entries:
-        if not FILES.fullmatch(name) or (isinstance(folder, Path) and not (folder / name).is_file()):
+        if not (FILES.fullmatch(name) and (folder / name).is_file()):
             raise DataError(f"{folder}: not replaced, because it also holds {name}; name another folder")
-
-
-def _entries(folder: AnyPath) -> list[str]:
-    if isinstance(folder, PublishedFolder):
-        return sorted(folder.state.files)
-    if isinstance(folder, StorePath):
-        return ["files that no command has published"]
-    return sorted(entry.name for entry in folder.iterdir())

@@ -11,7 +11,7 @@ import dataclasses
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from adaftr_fast._files import replacing, sha256
+from adaftr_fast._files import AnyPath, replacing, sha256
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.dataset.split_file import split_info, write_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
@@ -25,7 +25,6 @@ from adaftr_fast.data.raw.staging import check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.engines.engine import Advance
-from adaftr_fast.stores import AnyPath
 
 SHA256 = "sha256"  # key of the checksums in a result of encode
 

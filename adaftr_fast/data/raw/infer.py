@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adaftr_fast._files import AnyPath
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.parallel import ordered_map
@@ -21,12 +22,11 @@ from adaftr_fast.data.raw.batches import read_tables
 from adaftr_fast.data.raw.inputs import is_text, parse_rows, read_header
 from adaftr_fast.data.raw.lists import find_separator
 from adaftr_fast.data.raw.rows import text_chunks
-from adaftr_fast.data.raw.source import READ_ERRORS, input_path, listed, open_dataset
+from adaftr_fast.data.raw.source import listed, open_dataset, reading
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.raw.text import find_types, parse_block
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import AnyPath
 
 TRAIN, VALIDATION = 0.8, 0.9  # shares of the rows where validation and test begin
 SAMPLE_ROWS = 10_000  # first rows that tell ids from numbers, and lists from text
@@ -39,7 +39,7 @@ ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uid|gid|user|item|hash|key)$|[a-z](Id
 
 
 def infer_schema(
-    path: str | AnyPath,
+    path: AnyPath,
     labels: Sequence[str],
     *,
     group: str | None = None,
@@ -74,7 +74,6 @@ def infer_schema(
             sort by time, or ``multi`` names a column that is not a field, holds lists already, or cannot hold the
             separator.
     """
-    path = input_path(path)
     columns = _columns(path)
     for column in (*labels, *ignore, *multi, *(each for each in (group, time, weight) if each)):
         if column not in columns.names:
@@ -101,10 +100,8 @@ def _columns(path: AnyPath) -> pa.Schema:
     """Returns the names and types of the columns; those of a text file are the types of its first rows."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
-    try:
+    with reading(path, "not readable"):
         return find_types(*_first_lines(path)) if is_text(path) else open_dataset(path).schema
-    except READ_ERRORS as error:
-        raise DataError(f"{path}: not readable: {error}") from error
 
 
 def _field(kind: pa.DataType) -> Any:
@@ -118,12 +115,10 @@ def _field(kind: pa.DataType) -> Any:
 
 def _sample(path: AnyPath, columns: list[str]) -> pa.Table:
     """Returns the first rows of columns, those of a text file as they are written."""
-    try:
+    with reading(path, "not readable"):
         rows = _as_text(path, columns) if is_text(path) else _first_rows(path, columns)
         rows.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
         return rows
-    except READ_ERRORS as error:
-        raise DataError(f"{path}: not readable: {error}") from error
 
 
 def _ids(rows: pa.Table, columns: list[str]) -> dict[str, str]:
@@ -231,13 +226,11 @@ def _by_hash(group: str | None) -> dict[str, Any]:
 def _by_time(path: AnyPath, kind: pa.DataType, time: str) -> dict[str, Any]:
     """Splits at exact quantiles of the column. Rows with the same time are in the same split."""
     counts = ValueCounts(kind)
-    try:
+    with reading(path, f"cannot read {time}"):
         if _holds_text(kind):
             _check_times(path, time, _sample(path, [time])[time][:SAMPLE_ROWS])
         for table in _text_tables(path, {time: kind}) if is_text(path) else read_tables(open_dataset(path), [time]):
             counts.update(one_array(table[time]))
-    except READ_ERRORS as error:
-        raise DataError(f"{path}: cannot read {time}: {error}") from error
     table = counts.table()
     if table.num_rows < 3:
         raise DataError(f"{path}: {time}: expected at least three different times, got {table.num_rows}")

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 
 import pyarrow as pa
 
+from adaftr_fast._files import AnyPath
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import TEXT, BadRows
 from adaftr_fast.data.raw.source import check_columns
@@ -19,7 +20,6 @@ from adaftr_fast.data.raw.text import parse_block
 from adaftr_fast.data.schema.parse import COMMON
 from adaftr_fast.data.schema.types import Condition, Schema
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import AnyPath
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 DELIMITERS = ",\t;|"  # the delimiter is the one that occurs most often in the header

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
 
+from adaftr_fast._files import AnyPath
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.batches import coalesced, read_tables
 from adaftr_fast.data.raw.inputs import column_types, field_columns, is_text, list_columns, parse_rows, read_header
-from adaftr_fast.data.raw.source import READ_ERRORS, check_files, data_files, input_path, listed, open_dataset
+from adaftr_fast.data.raw.source import check_files, data_files, listed, open_dataset, reading
 from adaftr_fast.data.raw.staging import PARSED, blocks
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import AnyPath
 
 Parse = Callable[[], tuple[pa.Table, BadRows]]
 
@@ -56,7 +55,7 @@ class RawFile:
     chunks: Callable[[], Iterator[Chunk]]
 
 
-def raw_files(schema: Schema, files: Sequence[str | AnyPath], keep: Sequence[str] = ()) -> list[RawFile]:
+def raw_files(schema: Schema, files: Sequence[AnyPath], keep: Sequence[str] = ()) -> list[RawFile]:
     """Opens the inputs of a schema: parquet files, folders of parquet files, or text.
 
     For format ``aliccp``, the files are pairs SKELETON COMMON.
@@ -67,28 +66,27 @@ def raw_files(schema: Schema, files: Sequence[str | AnyPath], keep: Sequence[str
     Raises:
         DataError: a file is missing or unreadable, or a column is missing. Iterating over chunks raises it too.
     """
-    paths = [input_path(file) for file in files]
-    for path in paths:
+    for path in files:
         if not path.exists():
             raise DataError(f"{path}: no such file")
     if schema.format is None:
-        return [(_text if is_text(path) else _parquet)(schema, path, keep) for path in paths]
-    if len(paths) % 2:
-        raise DataError(f"data set {schema.name}: expected pairs SKELETON COMMON of files, got {len(paths)} file(s)")
-    return [_aliccp(schema, *pair, keep) for pair in zip(paths[::2], paths[1::2])]
+        return [(_text if is_text(path) else _parquet)(schema, path, keep) for path in files]
+    if len(files) % 2:
+        raise DataError(f"data set {schema.name}: expected pairs SKELETON COMMON of files, got {len(files)} file(s)")
+    return [_aliccp(schema, *pair, keep) for pair in zip(files[::2], files[1::2])]
 
 
 def _parquet(schema: Schema, path: AnyPath, keep: Sequence[str]) -> RawFile:
-    with _data_errors(path):
+    with reading(path, "cannot be read"):
         dataset = open_dataset(path)
         rows, size = max(1, dataset.count_rows()), sum(file.stat().st_size for file in data_files(path))
     _check_columns(schema, path, dataset.schema.names, keep)
     columns = list(dict.fromkeys([*field_columns(schema), *keep]))
-    with _data_errors(path):
+    with reading(path, "cannot be read"):
         check_files(dataset, columns)
 
     def chunks() -> Iterator[Chunk]:
-        with _data_errors(path):
+        with reading(path, "cannot be read"):
             for batch in coalesced(read_tables(dataset, columns)):
                 batch.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
                 table = pa.Table.from_batches([batch])
@@ -145,11 +143,3 @@ def _check_columns(schema: Schema, path: AnyPath, names: Sequence[str], keep: Se
     found = dict.fromkeys(names)
     if missing := [column for column in [*field_columns(schema), *keep] if column not in found]:
         raise DataError(f"{path}: no column {listed(map(repr, missing))}; the file has {listed(found)}")
-
-
-@contextmanager
-def _data_errors(path: AnyPath) -> Iterator[None]:
-    try:
-        yield
-    except READ_ERRORS as error:
-        raise DataError(f"{path}: cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}") from error

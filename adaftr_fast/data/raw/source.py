@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from itertools import compress
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import sha256
+from adaftr_fast._files import AnyPath
 from adaftr_fast.data import hashing
 from adaftr_fast.data.encode.canonical import canonical_values
 from adaftr_fast.data.encode.counts import ValueCounts
@@ -27,13 +25,14 @@ from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.raw.batches import PARQUET, coalesced, count_rows, read_tables
 from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule, condition_columns
 from adaftr_fast.data.shard import UNSHARDED, Shard
-from adaftr_fast.errors import DataError, StoreError, first_line
-from adaftr_fast.stores import AnyPath, PublishedFile, StorePath, as_path, open_folder
+from adaftr_fast.errors import DataError, StoreError, UserError, first_line
+from adaftr_fast.stores import arrow_path, files_below, in_store, known_sha256, open_file
 
 SHIPPED = resources.files("adaftr_fast.data") / "files"
 ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last of names of columns in parquet
 LISTED = 50  # columns that an error names
+NOT_PARQUET = "not a readable parquet file"
 _ONE_FOLDER = "the files of a folder must have the same columns"
 IN_SPLIT = "split:"  # prefix of a column that tells whether a row meets the condition of a split
 LABEL = "label:"  # prefix of label columns in a scan: a label may have the name of its source column
@@ -186,10 +185,23 @@ class Source:
 
     @contextmanager
     def _file_errors(self, role: str, what: str) -> Iterator[None]:
-        try:
+        with reading(self.paths[role], f"cannot read {what}", _os_error(self.paths[role])):
             yield
-        except READ_ERRORS as error:
-            raise _read_error(self.paths[role], f"cannot read {what}", error) from error
+
+
+@contextmanager
+def reading(path: AnyPath, what: str, os_error: type[UserError] = DataError) -> Iterator[None]:
+    """Raises an error of the block as DataError, or one of the system as ``os_error``, with path and ``what``."""
+    try:
+        yield
+    except READ_ERRORS as error:
+        kind = os_error if isinstance(error, OSError) else DataError
+        raise kind(f"{path}: {what}: {first_line(error)}") from error
+
+
+def _os_error(path: AnyPath) -> type[UserError]:
+    """Returns the class for errors of reading: StoreError where another attempt may succeed."""
+    return StoreError if in_store(path) else DataError
 
 
 def check_names(schema: pa.Schema) -> None:
@@ -324,19 +336,7 @@ def input_paths(schema: Schema, files: Sequence[str | AnyPath]) -> dict[str, Any
     if len(files) != len(schema.files):
         roles = " ".join(role.upper() for role in schema.files)
         raise DataError(f"data set {schema.name}: expected {len(schema.files)} file(s) ({roles}), got {len(files)}")
-    return {role: input_path(file) for role, file in zip(schema.files, files)}
-
-
-def input_path(file: str | os.PathLike[str] | StorePath) -> AnyPath:
-    """Returns the path of an input; of a file in a published folder, that of its object, which never changes.
-
-    Raises:
-        StoreError: the URL is none of a store that can be read.
-    """
-    path = as_path(file)
-    if isinstance(path, Path | PublishedFile) or path.exists():
-        return path
-    return open_folder(path.parent) / path.name
+    return {role: open_file(file) for role, file in zip(schema.files, files)}
 
 
 def data_files(path: AnyPath) -> list[AnyPath]:
@@ -345,7 +345,8 @@ def data_files(path: AnyPath) -> list[AnyPath]:
         raise DataError(f"{path}: no such file")
     if not path.is_dir():
         return [path]
-    return [*path.files()] if isinstance(path, StorePath) else [Path(file) for file in _open(path).files]
+    with reading(path, NOT_PARQUET, _os_error(path)):
+        return files_below(path)
 
 
 def content_digest(path: AnyPath) -> str:
@@ -354,20 +355,16 @@ def content_digest(path: AnyPath) -> str:
     It is that of the content of a local or a published file. Another file in a store would have to be read once more:
     it is that of URL, size and time.
     """
-    if isinstance(path, Path):
-        return sha256(path)
-    if isinstance(path, PublishedFile):
-        return path.published.sha256
+    if (known := known_sha256(path)) is not None:
+        return known
     stat = path.stat()
     return hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
 
 
 def open_dataset(path: AnyPath) -> ds.Dataset:
     """Opens a file or a folder of files for scans. Raises one of ``READ_ERRORS``."""
-    if isinstance(path, Path):
-        dataset = ds.dataset(path, format=PARQUET)
-    else:
-        dataset = ds.dataset(path.key, filesystem=path.filesystem, format=PARQUET)
+    filesystem, place = arrow_path(path)
+    dataset = ds.dataset(place, filesystem=filesystem, format=PARQUET)
     check_names(dataset.schema)
     try:
         _ = dataset.files
@@ -379,10 +376,8 @@ def open_dataset(path: AnyPath) -> ds.Dataset:
 def _open(path: AnyPath) -> ds.Dataset:
     if not path.exists():
         raise DataError(f"{path}: no such file")
-    try:
+    with reading(path, NOT_PARQUET, _os_error(path)):
         return open_dataset(path)
-    except READ_ERRORS as error:
-        raise _read_error(path, "not a readable parquet file", error) from error
 
 
 def _shard_row_groups(path: AnyPath, whole: ds.Dataset, shard: Shard) -> tuple[ds.Dataset, ds.Dataset]:
@@ -393,16 +388,8 @@ def _shard_row_groups(path: AnyPath, whole: ds.Dataset, shard: Shard) -> tuple[d
 
     if shard.count == 1:
         return whole, dataset([])
-    try:
+    with reading(path, NOT_PARQUET, _os_error(path)):
         row_groups = [row_group for fragment in whole.get_fragments() for row_group in fragment.split_by_row_group()]
-    except READ_ERRORS as error:
-        raise _read_error(path, "not a readable parquet file", error) from error
     ends = np.cumsum([sum(info.num_rows for info in row_group.row_groups) for row_group in row_groups])
     number = (ends - 1) * shard.count // max(1, *ends) + 1  # the shard of each row group's last row
     return dataset(compress(row_groups, number == shard.number)), dataset(compress(row_groups, number < shard.number))
-
-
-def _read_error(path: AnyPath, what: str, error: Exception) -> DataError | StoreError:
-    """Returns the error to raise: DataError, or StoreError where another attempt may succeed."""
-    is_of_store = isinstance(path, StorePath) and isinstance(error, OSError)
-    return (StoreError if is_of_store else DataError)(f"{path}: {what}: {first_line(error)}")

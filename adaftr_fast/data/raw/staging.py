@@ -10,7 +10,6 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import islice, takewhile
 from pathlib import Path
@@ -19,14 +18,13 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import replacing
+from adaftr_fast._files import AnyPath, replacing
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.engines.engine import Advance
 from adaftr_fast.errors import DataError, StoreError
-from adaftr_fast.stores import AnyPath, StorePath
 
 BLOCK_BYTES = 16 << 20
 LINE_BLOCKS = 4  # the longest line of a file, in blocks
@@ -49,7 +47,8 @@ def blocks(path: AnyPath) -> Iterator[bytes]:
     """
     rest = b""
     try:
-        with _text_stream(path) as stream:
+        compression = pa.Codec.detect(path.name).name if path.suffix in COMPRESSIONS else None
+        with pa.input_stream(path.open("rb"), compression) as stream:
             while data := stream.read(BLOCK_BYTES):
                 data = rest + data
                 _check_first_line(path, data)
@@ -75,7 +74,9 @@ def numbered_blocks(path: AnyPath, shard: Shard = UNSHARDED) -> Iterator[tuple[i
         yield from islice(enumerate(blocks(path)), shard.number - 1, None, shard.count)
         return
     try:
-        with _ranges(path) as (size, read):
+        with path.open("rb", buffering=0) as file:  # a read of a file in a store is one request
+            size = file.seek(0, os.SEEK_END)
+            read = partial(_read, file)
             line_start = lru_cache(1)(partial(_line_start, path, read))  # the end of a block is the start of the next
             for number in range(-(-size // BLOCK_BYTES))[shard.stride]:
                 end = (number + 1) * BLOCK_BYTES
@@ -88,24 +89,6 @@ def numbered_blocks(path: AnyPath, shard: Shard = UNSHARDED) -> Iterator[tuple[i
         raise
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-
-
-def _text_stream(path: AnyPath) -> pa.NativeFile:
-    """Opens a text file to be read from its start, decompressed."""
-    if isinstance(path, Path):
-        return pa.input_stream(str(path))
-    compression = pa.Codec.detect(path.name).name if path.suffix in COMPRESSIONS else None
-    return pa.input_stream(path.open(), compression=compression)
-
-
-@contextmanager
-def _ranges(path: AnyPath) -> Iterator[tuple[int, ReadRange]]:
-    """Yields the size of a file, and a function that reads from one position to another; in a store by one request."""
-    if isinstance(path, StorePath):
-        yield path.stat().st_size, path.read_range
-    else:
-        with path.open("rb") as file:
-            yield file.seek(0, os.SEEK_END), partial(_read, file)
 
 
 def _read(file: BinaryIO, start: int, end: int) -> bytes:

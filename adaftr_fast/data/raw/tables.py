@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import followed, make_folder, remove
+from adaftr_fast._files import AnyPath, followed, make_folder, remove
 from adaftr_fast._publish import publisher_lock
 from adaftr_fast.data.raw.batches import BATCH_ROWS, coalesced
-from adaftr_fast.data.raw.source import input_path
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import AnyPath, StorePath
+from adaftr_fast.stores import open_file
 
 FOLDER = ".tables"  # how the name of the folder of tables ends
 INDEX = re.compile(r"__index_level_\d+__")  # the columns that pandas makes of an index without a name
@@ -32,7 +31,7 @@ class ArrowStream(Protocol):
         """Returns an Arrow C stream in a capsule."""
 
 
-Input = str | os.PathLike[str] | StorePath | ArrowStream
+Input = str | os.PathLike[str] | AnyPath | ArrowStream
 Inputs = Iterable[Input] | Input
 
 
@@ -55,7 +54,7 @@ def input_files(inputs: Inputs, out: Path) -> Iterator[list[AnyPath]]:
     """
     listed = list_inputs(inputs)
     if not holds_tables(listed):
-        yield [input_path(each) for each in listed if not isinstance(each, ArrowStream)]
+        yield [open_file(each) for each in listed if not isinstance(each, ArrowStream)]
         return
     out = followed(out)
     folder = out.with_name(f".{out.name}{FOLDER}")
@@ -92,11 +91,11 @@ def list_inputs(inputs: Inputs) -> list[Input]:
     Raises:
         TypeError: an input is neither a path nor a table.
     """
-    if isinstance(inputs, str | os.PathLike | StorePath | ArrowStream) or not isinstance(inputs, Iterable):
+    if isinstance(inputs, str | os.PathLike | AnyPath | ArrowStream) or not isinstance(inputs, Iterable):
         inputs = [inputs]
     listed = list(inputs)
     for each in listed:
-        if not isinstance(each, str | os.PathLike | StorePath | ArrowStream):
+        if not isinstance(each, str | os.PathLike | AnyPath | ArrowStream):
             expected = "paths, or tables with __arrow_c_stream__ (pandas 2.2, Polars 1 or PyArrow)"
             raise TypeError(f"files: expected {expected}, got {type(each).__module__}.{type(each).__qualname__}")
     return listed
@@ -104,7 +103,7 @@ def list_inputs(inputs: Inputs) -> list[Input]:
 
 def _file(source: Input, folder: Path, number: int) -> AnyPath:
     if not isinstance(source, ArrowStream):
-        return input_path(source)
+        return open_file(source)
     path = _place(folder, number)
     try:
         _write(pa.RecordBatchReader.from_stream(source), path)

@@ -11,14 +11,14 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any, get_args
 
-from adaftr_fast._files import check_name
+from adaftr_fast._files import AnyPath, check_name
 from adaftr_fast._json import from_json, loads_toml
 from adaftr_fast.data.schema.checks import check_keys, condition, number, strings, table, text
 from adaftr_fast.data.schema.types import SPLITS, Field, HashRange, Label, Schema, SplitRule
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import EncodingKind
-from adaftr_fast.stores import AnyPath, as_path
+from adaftr_fast.stores import as_path
 
 REQUIRED = ("name", "labels", "split", "fields")
 OPTIONAL = (

@@ -23,7 +23,7 @@ def run(folder: Path, act: Callable[[], int]) -> int:
 def fetch(is_last: bool) -> int:
     """Replaces ``out`` by what the store has, if any. Then asserts that nothing else is left, if ``is_last``."""
     from adaftr_fast.stores import PublishedFolder, as_path, open_folder
-    from adaftr_fast.stores.copies import download_all
+    from adaftr_fast.stores.cache import download_all
 
     out = Path("out")
     if out.is_dir():

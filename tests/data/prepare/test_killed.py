@@ -14,6 +14,7 @@ from tests.forks import Script
 
 KILLED = """
 import os, signal, sys
+from pathlib import Path
 from adaftr_fast.data.raw import staging
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.prepare.run import prepare
@@ -29,7 +30,7 @@ def replace(*paths):
     real(*paths)
 
 os.replace = replace
-prepare(parse_schema(infer_schema(log, ["click"], group="user")), [log], out)
+prepare(parse_schema(infer_schema(Path(log), ["click"], group="user")), [log], out)
 """
 
 

@@ -14,6 +14,7 @@ from tests.forks import Script
 
 PEAK = """
 import sys, threading, time
+from pathlib import Path
 from adaftr_fast.api.prepare import prepare
 from adaftr_fast.data.raw import batches
 from adaftr_fast.data.raw.rows import raw_files
@@ -32,7 +33,7 @@ log, schema, out = sys.argv[1:]
 batches.BATCH_ROWS = 1 << 13
 peak = before = anonymous()
 threading.Thread(target=watch, daemon=True).start()
-for chunk in raw_files(load_schema(schema), [log])[0].chunks():  # as predict reads it
+for chunk in raw_files(load_schema(schema), [Path(log)])[0].chunks():  # as predict reads it
     time.sleep(0.005)
 prepare(log, out, dataset=schema, progress=False)
 print((peak - before) / 1024)
