@@ -26,8 +26,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.data.synthetic.log import LogConfig
-from adaftr_fast.data.synthetic.raw import NAMES, write_raw
-from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log
+from adaftr_fast.data.synthetic.write import LOG, NAMES, SCHEMA, write_log, write_raw
 from adaftr_fast.models import build_model
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.serving.columns import output_columns

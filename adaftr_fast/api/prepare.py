@@ -15,8 +15,8 @@ from adaftr_fast.data.prepare import run
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.raw.tables import Inputs, input_files
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
+from adaftr_fast.data.schema.parse import write_schema as write_schema_file
 from adaftr_fast.data.schema.types import Schema
-from adaftr_fast.data.schema.write import write_schema as write_schema_file
 from adaftr_fast.engines import open_engine
 from adaftr_fast.errors import DataError
 from adaftr_fast.stores import as_path, local_place

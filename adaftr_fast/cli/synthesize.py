@@ -19,8 +19,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(arguments: jsonargparse.Namespace) -> None:
     """Writes the log and prints the command that prepares it."""
-    from adaftr_fast.data.synthetic.raw import write_raw
-    from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log
+    from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log, write_raw
     from adaftr_fast.runs.output import output
 
     settings = arguments.as_dict()

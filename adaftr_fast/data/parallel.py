@@ -1,4 +1,7 @@
-"""Streams whose items are computed in threads. Arrow's kernels release the GIL, so threads use all cores."""
+"""Shards of the rows of a log, and streams whose items are computed in threads.
+
+Arrow's kernels release the GIL, so threads use all cores.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from adaftr_fast.engines.engine import cores
@@ -13,6 +17,27 @@ from adaftr_fast.engines.engine import cores
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 HELD_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Shard ``number`` of ``count``, counted from 1."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def all(cls, count: int) -> list[Shard]:
+        """Returns all ``count`` shards in order."""
+        return [cls(number + 1, count) for number in range(count)]
+
+    @property
+    def stride(self) -> slice:
+        """Selects every ``count``-th item of a list, starting with item ``number``."""
+        return slice(self.number - 1, None, self.count)
+
+
+UNSHARDED = Shard()
 
 
 def check_not_forked(starter: int) -> None:

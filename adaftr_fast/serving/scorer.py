@@ -18,7 +18,7 @@ from torch import Tensor
 from adaftr_fast._files import sha256
 from adaftr_fast._json import from_json, loads
 from adaftr_fast._publish import read_published
-from adaftr_fast.data.dataset.bags import interleave
+from adaftr_fast.data.dataset.batch import interleave
 from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest
 from adaftr_fast.data.dataset.matrix import matrix
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders

@@ -18,7 +18,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, shipped_schemas
 from adaftr_fast.data.synthetic.log import LogConfig
-from adaftr_fast.data.synthetic.raw import write_raw
+from adaftr_fast.data.synthetic.write import write_raw
 from adaftr_fast.runs.run import train_one
 from adaftr_fast.training.checkpoint.snapshots import save_snapshot
 

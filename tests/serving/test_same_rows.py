@@ -15,8 +15,7 @@ import pytest
 import adaftr_fast
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.data.schema.write import write_schema
+from adaftr_fast.data.schema.parse import parse_schema, write_schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.scorer import load_scorer

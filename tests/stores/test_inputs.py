@@ -12,15 +12,14 @@ import pytest
 
 import adaftr_fast
 from adaftr_fast.cli import main
+from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw import batches, source, staging
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.raw.source import content_digest, data_files
-from adaftr_fast.data.schema.parse import load_schema, parse_schema
-from adaftr_fast.data.schema.write import write_schema
-from adaftr_fast.data.shard import Shard
+from adaftr_fast.data.schema.parse import load_schema, parse_schema, write_schema
 from adaftr_fast.data.synthetic.log import LogConfig
-from adaftr_fast.data.synthetic.raw import write_raw
+from adaftr_fast.data.synthetic.write import write_raw
 from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores import as_path, open_file
 from adaftr_fast.stores.published import publish

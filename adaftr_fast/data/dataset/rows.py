@@ -12,8 +12,7 @@ import pyarrow as pa
 import torch
 
 from adaftr_fast._files import AnyPath
-from adaftr_fast.data.dataset.bags import interleave, take_bags
-from adaftr_fast.data.dataset.batch import Batch, concat
+from adaftr_fast.data.dataset.batch import Batch, concat, interleave, take_bags
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.dataset.matrix import matrix, place, places_of, rows_for
 from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT

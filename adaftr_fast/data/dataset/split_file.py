@@ -20,10 +20,9 @@ from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
 from adaftr_fast.data.encode.canonical import as_float64
 from adaftr_fast.data.encode.encoders import Encoder, count_unknown, encode_features
 from adaftr_fast.data.encode.groups import Groups
-from adaftr_fast.data.parallel import ordered_map
+from adaftr_fast.data.parallel import Shard, ordered_map
 from adaftr_fast.data.raw.source import LABEL, reading
 from adaftr_fast.data.schema.types import Label, Schema
-from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 from adaftr_fast.stores.parquet import read_parquet
 

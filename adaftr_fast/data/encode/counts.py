@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -37,6 +38,13 @@ class ValueCounts:
         """Returns columns ``value`` and ``count`` (int64), one row per distinct value, in ascending order of value."""
         self._compact()
         return self._tables[0].sort_by("value")
+
+    def quantiles(self, buckets: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the distinct values in ascending order, and those at which ``buckets - 1`` quantiles lie."""
+        table = self.table()
+        values = table["value"].to_numpy()
+        cumulative = np.cumsum(table["count"].to_numpy())
+        return values, values[quantile_positions(cumulative, buckets)] if len(values) else values
 
     def write(self, file: BinaryIO) -> None:
         """Appends the table to a file as an Arrow stream. A file holds the counts of any number of columns."""
@@ -75,3 +83,26 @@ class ValueCounts:
 
 def _as_text(table: pa.Table) -> pa.Table:
     return pa.table({"value": table["value"].cast(pa.string()), "count": table["count"]})
+
+
+def quantile_positions(cumulative: np.ndarray, buckets: int) -> np.ndarray:
+    """Returns the positions at which ``buckets - 1`` quantiles lie, ascending and each once.
+
+    Args:
+        cumulative: cumulative counts [n] of the values in ascending order.
+    """
+    total = cumulative[-1]
+    if buckets <= len(cumulative):
+        targets = total * (np.arange(1, buckets) / buckets)
+        return np.unique(np.searchsorted(cumulative, targets))
+    # With more buckets than values, ask of each value whether one of the targets in its interval exists. Memory does
+    # not depend on ``buckets``: the targets next to the ends and the middle of the interval tell.
+    below = np.concatenate([[0], cumulative[:-1]])
+    found = np.zeros(len(cumulative), bool)
+    for place in (below, (below + cumulative) / 2, cumulative):
+        nearest = np.rint(place / total * buckets)
+        for step in (-1.0, 0.0, 1.0):
+            number = np.clip(nearest + step, 1.0, float(buckets - 1))
+            target = total * (number / buckets)
+            found |= (below < target) & (target <= cumulative)
+    return np.flatnonzero(found)

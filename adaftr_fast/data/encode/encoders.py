@@ -102,11 +102,9 @@ class Buckets:
     @classmethod
     def fit(cls, counts: ValueCounts, buckets: int) -> Buckets:
         """Computes the edges from the exact quantiles of the counted values."""
-        table = counts.table()
-        values, weights = table["value"].to_numpy(), table["count"].to_numpy()
+        values, quantiles = counts.quantiles(buckets)
         if len(values) == 0:
             return cls(np.empty(0))
-        quantiles = values[quantile_positions(np.cumsum(weights), buckets)]
         quantiles = quantiles[quantiles < values[-1]]  # no value lies above an edge at the maximum
         return cls(np.maximum(quantiles, np.finfo(np.float64).min))  # JSON cannot represent -inf
 
@@ -119,29 +117,6 @@ class Buckets:
         """Encodes float64 values [n] as int32 ids [n]."""
         ids = np.searchsorted(self.edges, values.fill_null(0.0).to_numpy(), side="left").astype(np.int32) + 1
         return pc.if_else(values.is_valid(), pa.array(ids, pa.int32()), pa.scalar(0, pa.int32()))
-
-
-def quantile_positions(cumulative: np.ndarray, buckets: int) -> np.ndarray:
-    """Returns the positions at which ``buckets - 1`` quantiles lie, ascending and each once.
-
-    Args:
-        cumulative: cumulative counts [n] of the values in ascending order.
-    """
-    total = cumulative[-1]
-    if buckets <= len(cumulative):
-        targets = total * (np.arange(1, buckets) / buckets)
-        return np.unique(np.searchsorted(cumulative, targets))
-    # With more buckets than values, ask of each value whether one of the targets in its interval exists. Memory does
-    # not depend on ``buckets``: the targets next to the ends and the middle of the interval tell.
-    below = np.concatenate([[0], cumulative[:-1]])
-    found = np.zeros(len(cumulative), bool)
-    for place in (below, (below + cumulative) / 2, cumulative):
-        nearest = np.rint(place / total * buckets)
-        for step in (-1.0, 0.0, 1.0):
-            number = np.clip(nearest + step, 1.0, float(buckets - 1))
-            target = total * (number / buckets)
-            found |= (below < target) & (target <= cumulative)
-    return np.flatnonzero(found)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -15,22 +16,21 @@ from adaftr_fast._json import dumps, from_json
 from adaftr_fast.data.dataset.manifest import FORMAT, Manifest, SplitInfo, field_info, fingerprint
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, grown, with_shared, write_vocabulary
 from adaftr_fast.data.encode.counts import ValueCounts
-from adaftr_fast.data.encode.dense import fit_dense
 from adaftr_fast.data.encode.encoders import Encoder, fit_encoder
 from adaftr_fast.data.encode.groups import Groups
-from adaftr_fast.data.encode.moments import Moments
-from adaftr_fast.data.prepare.compared import most_telling
-from adaftr_fast.data.prepare.inputs import VISIBLE_SECONDS
-from adaftr_fast.data.prepare.steps import SHA256, Job
-from adaftr_fast.data.prepare.work_files import WorkFiles
+from adaftr_fast.data.encode.moments import Moments, fit_dense
+from adaftr_fast.data.parallel import Shard
+from adaftr_fast.data.prepare.steps import SHA256, VISIBLE_SECONDS, Job
+from adaftr_fast.data.prepare.work_folder import WorkFiles
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import TextInput
 from adaftr_fast.data.raw.source import Unused
 from adaftr_fast.data.raw.staging import check_staged, staged_bad_rows
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
-from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
+
+SHOWN = 20  # values of a column
 
 
 @dataclass(frozen=True)
@@ -216,3 +216,38 @@ def _check_splits(splits: dict[str, SplitInfo]) -> None:
         if positives in (0, splits["train"].rows):
             got = f"{positives} of {splits['train'].rows} training rows are positive"
             raise DataError(f"label {task}: {got}, expected some but not all")
+
+
+def most_telling(schema: Schema, counts: Mapping[str, ValueCounts]) -> dict[str, dict[str, int]]:
+    """Returns the rows of at most ``SHOWN`` values by column, the most frequent ones; variants come first."""
+    found = {}
+    for column, each in counts.items():
+        table = each.table().to_pydict()
+        rows = dict(zip(table["value"], table["count"]))
+        variants = {value for label in schema.labels for value in _variants(rows, label.texts().get(column, set()))}
+        values = sorted(rows, key=lambda value: (value not in variants, -rows[value], value))
+        found[column] = {value: rows[value] for value in values[:SHOWN]}
+    return found
+
+
+def warn_of_variants(schema: Schema, compared: Mapping[str, Mapping[str, int]]) -> None:
+    """Warns of values that differ from a text which a label compares in case or spaces alone."""
+    for label in schema.labels:
+        for column, texts in label.texts().items():
+            for value, text in _variants(compared[column], texts).items():
+                warnings.warn(
+                    f"label {label.name}: {value!r} in {compared[column][value]:,} rows of {column} differs from "
+                    f"{text!r} in case or spaces alone, and is another value; a condition takes several values: "
+                    f"{[column, 'in', [text, value]]}",
+                    stacklevel=2,
+                )
+
+
+def _variants(values: Iterable[str], texts: set[str]) -> dict[str, str]:
+    """Returns the values that differ from one of ``texts`` in case or spaces alone, and that text."""
+    plain = {_plain(text): text for text in sorted(texts)}
+    return {value: plain[_plain(value)] for value in values if value not in texts and _plain(value) in plain}
+
+
+def _plain(text: str) -> str:
+    return "".join(text.split()).casefold()

@@ -21,17 +21,21 @@ from adaftr_fast._files import AnyPath, followed, make_folder
 from adaftr_fast._json import from_json
 from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest, read_manifest_json
 from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.prepare import steps
-from adaftr_fast.data.prepare.compared import warn_of_variants
-from adaftr_fast.data.prepare.inputs import InputFiles
-from adaftr_fast.data.prepare.merge import PreparedIds, inputs_digest, merge_counted, merge_encoded, merge_read
-from adaftr_fast.data.prepare.steps import Job
-from adaftr_fast.data.prepare.work_files import WorkFiles
-from adaftr_fast.data.prepare.work_folder import publish, remove_finished, work_folder
+from adaftr_fast.data.prepare.merge import (
+    PreparedIds,
+    inputs_digest,
+    merge_counted,
+    merge_encoded,
+    merge_read,
+    warn_of_variants,
+)
+from adaftr_fast.data.prepare.steps import InputFiles, Job
+from adaftr_fast.data.prepare.work_folder import WorkFiles, publish, remove_finished, work_folder
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.source import input_paths
 from adaftr_fast.data.schema.types import SPLITS, Schema
-from adaftr_fast.data.shard import Shard
 from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.engines.engine import Engine, Local
 from adaftr_fast.errors import DataError, StoreError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
@@ -19,10 +18,9 @@ from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.batches import read_tables
-from adaftr_fast.data.raw.inputs import is_text, parse_rows, read_header
-from adaftr_fast.data.raw.lists import find_separator
+from adaftr_fast.data.raw.inputs import is_text, read_header, text_parser
 from adaftr_fast.data.raw.rows import text_chunks
-from adaftr_fast.data.raw.source import listed, open_dataset, reading
+from adaftr_fast.data.raw.source import check_columns, open_dataset, reading
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.raw.text import find_types, parse_block
@@ -36,6 +34,13 @@ WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
 CLOCK = r"[T ][0-9]{2}(?::?[0-9]{2}){0,2}"
 ISO_8601 = rf"^(?P<time>[0-9]{{4}}-?[0-9]{{2}}(?:-?[0-9]{{2}}(?:{CLOCK})?)?)(?:[.,][0-9]+)?(?P<zone>Z|[+-][0-9:]+)?$"
 ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uid|gid|user|item|hash|key)$|[a-z](Id|ID|Uid|Hash|Key)$")
+MARKS = "|;,"
+SHARE = 0.25  # of the values have several tokens
+FEWEST_LISTS = 20  # distinct ones
+REUSE = 2  # lists per distinct token: lists combine the same tokens, while every title and place brings its own
+MIXED = 0.8  # of the tokens that follow others also begin a list, and conversely: tags do, cities and countries do not
+THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})*")
+BRACKETS = "[{(\"'"  # a list that another program has printed
 
 
 def infer_schema(
@@ -75,9 +80,8 @@ def infer_schema(
             separator.
     """
     columns = _columns(path)
-    for column in (*labels, *ignore, *multi, *(each for each in (group, time, weight) if each)):
-        if column not in columns.names:
-            raise DataError(f"{path}: no column {column!r}; the file has {listed(columns.names)}")
+    roles = (each for each in (group, time, weight) if each)
+    check_columns(path, columns.names, [*labels, *ignore, *multi, *roles])
     not_fields = {*labels, *ignore, time, weight}
     fields = {each.name: _field(each.type) for each in columns if each.name not in not_fields}
     _check_multi(path, columns, fields, multi)
@@ -248,9 +252,7 @@ def _by_time(path: AnyPath, kind: pa.DataType, time: str) -> dict[str, Any]:
 
 def _text_tables(path: AnyPath, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
     """Yields columns of a text file in tables, without bad rows, which preparation counts."""
-    names, delimiter = read_header(path)
-    parse = partial(parse_rows, names=names, delimiter=delimiter, types=types, labels=[])
-    chunks = text_chunks(path, parse, header_lines=1)
+    chunks = text_chunks(path, text_parser(path, types), header_lines=1)
     for table, _ in ordered_map(lambda chunk: chunk.parse(), chunks, attrgetter("memory")):
         yield table
 
@@ -274,3 +276,45 @@ def _unsorted_times(values: pa.ChunkedArray) -> list[str]:
         pc.replace_substring_regex(pc.struct_field(found, "time"), "[0-9]", "0"), pc.struct_field(found, "zone"), ""
     )
     return [values[forms.index(form).as_py()].as_py() for form in forms.unique()[:2]] if len(forms.unique()) > 1 else []
+
+
+def find_separator(values: pa.ChunkedArray) -> str | None:
+    """Returns the separator of a column of lists, with the spaces around it; None if it does not hold lists.
+
+    Args:
+        values: the first values of a column, text.
+    """
+    values = values.drop_null()
+    values = values.filter(pc.not_equal(values, ""))  # no tokens, as a missing value
+    for mark in MARKS:
+        share = pc.mean(pc.match_substring(values, mark)).as_py()  # None without values
+        if share is not None and share >= SHARE:
+            texts = pc.unique(values).to_pylist()
+            separator = next(each for each in (f" {mark} ", f"{mark} ", mark) if _same_count(texts, mark, each))
+            if _are_lists(texts, separator):
+                return separator
+    return None
+
+
+def _same_count(texts: list[str], mark: str, separator: str) -> bool:
+    return all(text.count(mark) == text.count(separator) for text in texts)
+
+
+def _are_lists(texts: list[str], separator: str) -> bool:
+    if any(text[:1] in BRACKETS for text in texts) or all(map(THOUSANDS.fullmatch, texts)):
+        return False
+    lists = [text.split(separator) for text in texts]
+    lengths = [len(tokens) for tokens in lists]
+    if max(lengths) < 3 or min(lengths) == max(lengths):  # columns in one, such as a city and its state
+        return False
+    distinct = {token for tokens in lists for token in tokens}
+    if any(token != token.strip() or not token for token in distinct):
+        return False
+    backwards = [tokens[::-1] for tokens in lists]
+    return len(lists) >= max(FEWEST_LISTS, REUSE * len(distinct)) and _are_mixed(lists) and _are_mixed(backwards)
+
+
+def _are_mixed(lists: list[list[str]]) -> bool:
+    """Returns whether most tokens that follow others also begin a list."""
+    first, later = {tokens[0] for tokens in lists}, [token for tokens in lists for token in tokens[1:]]
+    return sum(token in first for token in later) >= MIXED * len(later)

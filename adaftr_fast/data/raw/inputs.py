@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -91,16 +91,26 @@ def list_columns(schema: Schema) -> list[str]:
 
 
 def _delimited(schema: Schema, path: AnyPath, folder: Path) -> TextInput:
-    names, delimiter = read_header(path)
-    check_columns(schema, path, names)
     labels = [label.column for label in schema.labels if label.column is not None]
-    types = column_types(schema)
-    parse = partial(parse_rows, names=names, delimiter=delimiter, types=types, labels=labels)
+    parse = text_parser(path, column_types(schema), labels, schema)
     return TextInput(path, folder, lambda: parse, header_lines=1)
 
 
+def text_parser(
+    path: AnyPath, types: dict[str, pa.DataType], labels: Sequence[str] = (), schema: Schema | None = None
+) -> Parse:
+    """Reads the header of a text file, and returns the function that parses its blocks as ``parse_rows`` does.
+
+    Raises:
+        DataError: as ``read_header``, or the file lacks a column of ``types``, which ``schema`` reads, if given.
+    """
+    names, delimiter = read_header(path)
+    check_columns(path, names, types, schema)
+    return partial(parse_rows, names=names, delimiter=delimiter, types=types, labels=labels)
+
+
 def parse_rows(
-    data: bytes, names: list[str], delimiter: str, types: dict[str, pa.DataType], labels: list[str]
+    data: bytes, names: list[str], delimiter: str, types: dict[str, pa.DataType], labels: Sequence[str]
 ) -> tuple[pa.Table, BadRows]:
     """Parses lines without a header to the columns of ``types``. Rows without a number for a label are bad."""
     block = parse_block(data, names, delimiter)

@@ -12,8 +12,8 @@ from adaftr_fast._files import AnyPath
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.batches import coalesced, read_tables
-from adaftr_fast.data.raw.inputs import column_types, field_columns, is_text, list_columns, parse_rows, read_header
-from adaftr_fast.data.raw.source import check_files, data_files, listed, open_dataset, reading
+from adaftr_fast.data.raw.inputs import column_types, field_columns, is_text, list_columns, text_parser
+from adaftr_fast.data.raw.source import check_columns, check_files, data_files, open_dataset, reading
 from adaftr_fast.data.raw.staging import PARSED, blocks
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
@@ -80,8 +80,8 @@ def _parquet(schema: Schema, path: AnyPath, keep: Sequence[str]) -> RawFile:
     with reading(path, "cannot be read"):
         dataset = open_dataset(path)
         rows, size = max(1, dataset.count_rows()), sum(file.stat().st_size for file in data_files(path))
-    _check_columns(schema, path, dataset.schema.names, keep)
     columns = list(dict.fromkeys([*field_columns(schema), *keep]))
+    check_columns(path, dataset.schema.names, columns)
     with reading(path, "cannot be read"):
         check_files(dataset, columns)
 
@@ -100,12 +100,9 @@ def _parsed_table(table: pa.Table) -> tuple[pa.Table, BadRows]:
 
 
 def _text(schema: Schema, path: AnyPath, keep: Sequence[str]) -> RawFile:
-    names, delimiter = read_header(path)
-    _check_columns(schema, path, names, keep)
     known = column_types(schema)
     types = {column: known.get(column, pa.string()) for column in [*field_columns(schema), *keep]}
-    parse = partial(parse_rows, names=names, delimiter=delimiter, types=types, labels=[])
-    chunks = partial(text_chunks, path, parse, header_lines=1)
+    chunks = partial(text_chunks, path, text_parser(path, types), header_lines=1)
     return RawFile(path, path.stat().st_size, {column: types[column] for column in keep}, chunks)
 
 
@@ -137,9 +134,3 @@ def text_chunks(
         if rows := block.partition(b"\n")[2] if header else block:
             yield Chunk(path, partial(parse, rows), line + header, len(block), PARSED * len(block))
         line += block.count(b"\n")
-
-
-def _check_columns(schema: Schema, path: AnyPath, names: Sequence[str], keep: Sequence[str]) -> None:
-    found = dict.fromkeys(names)
-    if missing := [column for column in [*field_columns(schema), *keep] if column not in found]:
-        raise DataError(f"{path}: no column {listed(map(repr, missing))}; the file has {listed(found)}")

@@ -22,9 +22,9 @@ from adaftr_fast.data import hashing
 from adaftr_fast.data.encode.canonical import canonical_values
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
+from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.raw.batches import PARQUET, coalesced, count_rows, read_tables
 from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule, condition_columns
-from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.errors import DataError, StoreError, UserError, first_line
 from adaftr_fast.stores import arrow_path, files_below, in_store, known_sha256, open_file
 
@@ -71,7 +71,7 @@ class Source:
         self._preceding: dict[str, ds.Dataset] = {}  # rows of the preceding shards, which row numbers count
         for role, path in paths.items():
             whole = _open(path)
-            check_columns(schema, path, whole.schema.names)
+            check_columns(path, whole.schema.names, schema.columns(), schema)
             with self._file_errors(role, "the columns of its files"):
                 check_files(whole, schema.columns())
             self._datasets[role], self._preceding[role] = _shard_row_groups(path, whole, shard)
@@ -209,12 +209,12 @@ def check_names(schema: pa.Schema) -> None:
     _ = schema.names, [str(kind) for kind in schema.types]
 
 
-def check_columns(schema: Schema, path: AnyPath, names: Iterable[str]) -> None:
-    """Raises DataError if ``names``, the columns of a file, lack one that the schema reads."""
+def check_columns(path: AnyPath, names: Iterable[str], wanted: Iterable[str], schema: Schema | None = None) -> None:
+    """Raises DataError if ``names``, the columns of a file, lack one of those that are wanted, by a schema if any."""
     found = dict.fromkeys(names)
-    if missing := [column for column in schema.columns() if column not in found]:
-        absent, has = listed(map(repr, missing)), listed(found)
-        raise DataError(f"{path}: no column {absent}, which schema {schema.name} reads; the file has {has}")
+    if missing := [column for column in wanted if column not in found]:
+        reader = "" if schema is None else f", which schema {schema.name} reads"
+        raise DataError(f"{path}: no column {listed(map(repr, missing))}{reader}; the file has {listed(found)}")
 
 
 def check_files(dataset: ds.Dataset, columns: Iterable[str]) -> None:

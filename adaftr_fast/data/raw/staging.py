@@ -20,9 +20,8 @@ import pyarrow.parquet as pq
 
 from adaftr_fast._files import AnyPath, replacing
 from adaftr_fast._json import dumps, from_json, loads
-from adaftr_fast.data.parallel import ordered_map
+from adaftr_fast.data.parallel import UNSHARDED, Shard, ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
-from adaftr_fast.data.shard import UNSHARDED, Shard
 from adaftr_fast.engines.engine import Advance
 from adaftr_fast.errors import DataError, StoreError
 

@@ -1,20 +1,22 @@
-"""Reads a schema from a TOML file: fields, labels, group and splits.
+"""Reads a schema from a TOML file, and writes one: fields, labels, group and splits.
 
 ``shipped/flights.toml`` is an example to copy. Every key is checked here, so a typo is reported before any data is
-read.
+read. Every error names the key, the expected value and the value found.
 """
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Collection
 from importlib import resources
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any, get_args
 
-from adaftr_fast._files import AnyPath, check_name
+from adaftr_fast._files import AnyPath, check_name, replace_file
 from adaftr_fast._json import from_json, loads_toml
-from adaftr_fast.data.schema.checks import check_keys, condition, number, strings, table, text
-from adaftr_fast.data.schema.types import SPLITS, Field, HashRange, Label, Schema, SplitRule
+from adaftr_fast._toml import to_toml
+from adaftr_fast.data.schema.types import SPLITS, Condition, Field, HashRange, Label, Schema, SplitRule
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import EncodingKind
@@ -53,6 +55,8 @@ FIELD_KEYS = (
 
 ENCODINGS = get_args(EncodingKind)
 COMMON = "common_"  # prefix of a role: the common features of that role's skeleton file (format aliccp)
+SCALARS = (bool, int, float, str, datetime.date, datetime.time)  # datetime.datetime is a subclass of date
+OPERATORS = ("==", "!=", "<", ">", "<=", ">=", "in", "not in")
 
 
 def shipped_schemas() -> list[str]:
@@ -305,3 +309,94 @@ def _hash_range(where: str, value: Any) -> HashRange:
     if not 0.0 <= start < stop <= 1.0:
         raise DataError(f"{where}: expected 0 <= start < stop <= 1, got {start:g} and {stop:g}")
     return HashRange(start, stop, text(f"{where}.column", value["column"]) if "column" in value else None)
+
+
+def condition(where: str, value: Any) -> Condition:
+    """Parses a condition: a list of [column, op, value], or a list of such lists."""
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(first, list) and first and isinstance(first[0], list):
+        return [_conjunction(where, alternative) for alternative in value]
+    return _conjunction(where, value)
+
+
+def _conjunction(where: str, value: Any) -> list[tuple[str, str, Any]]:
+    if not isinstance(value, list) or not value:
+        raise DataError(f'{where}: expected a list of ["column", "op", value], got {value!r}')
+    for triple in value:
+        if not isinstance(triple, list) or len(triple) != 3 or not isinstance(triple[0], str):
+            raise DataError(f'{where}: expected ["column", "op", value], got {triple!r}')
+        _check_comparison(where, *triple)
+    return [(column, op, operand) for column, op, operand in value]
+
+
+def _check_comparison(where: str, column: str, operator: Any, operand: Any) -> None:
+    if operator not in OPERATORS:
+        raise DataError(f"{where}: {column}: expected one of the operators {', '.join(OPERATORS)}, got {operator!r}")
+    takes_list = operator in ("in", "not in")
+    values = operand if takes_list and isinstance(operand, list) else [operand]
+    if takes_list != isinstance(operand, list) or not all(isinstance(value, SCALARS) for value in values):
+        expected = "a list of values" if takes_list else "one value"
+        raise DataError(f"{where}: {column} {operator}: expected {expected}, got {operand!r}")
+    for value in values:
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            raise DataError(f"{where}: {column} {operator}: expected an integer of 64 bits, got {value}")
+
+
+def text(where: str, value: Any) -> str:
+    """Returns ``value`` if it is a string."""
+    if not isinstance(value, str):
+        raise DataError(f"{where}: expected text, got {value!r}")
+    return value
+
+
+def number(where: str, value: Any) -> float:
+    """Returns ``value`` as a float if it is an int or a float, not a bool."""
+    if type(value) not in (int, float):
+        raise DataError(f"{where}: expected a number, got {value!r}")
+    return float(value)
+
+
+def table(where: str, value: Any) -> dict[str, Any]:
+    """Returns ``value`` if it is a TOML table."""
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected a table, got {value!r}")
+    return value
+
+
+def strings(where: str, value: Any) -> tuple[str, ...]:
+    """Returns ``value`` as a tuple if it is a non-empty list of strings."""
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+        raise DataError(f"{where}: expected a list of names, got {value!r}")
+    return tuple(value)
+
+
+def check_keys(where: str, value: Any, *, allowed: tuple[str, ...], required: tuple[str, ...] = ()) -> None:
+    """Raises DataError unless ``value`` is a table with all ``required`` keys and no keys outside ``allowed``."""
+    for key in table(where, value):
+        if key not in allowed:
+            raise DataError(f"{where}: unknown key {key!r}; expected one of {', '.join(allowed)}")
+    for key in required:
+        if key not in value:
+            raise DataError(f"{where}: missing key {key!r}")
+
+
+def write_schema(path: Path, source: dict[str, Any], comment: str) -> None:
+    """Writes the content of a schema file; a file that holds just that stays as it is.
+
+    Args:
+        path: the file, whose name ends in ``.toml``.
+        source: the content of the schema, as ``parse_schema`` reads it.
+        comment: the first line.
+
+    Raises:
+        DataError: the file has another name or exists with another content, which may have been edited.
+        OSError: the file cannot be written.
+    """
+    if path.suffix != ".toml":
+        raise DataError(f"write_schema: expected a file name that ends in .toml, got {str(path)!r}")
+    content = f"# {comment}\n{to_toml(source)}".encode()
+    if path.exists():
+        if path.read_bytes() != content:
+            raise DataError(f"write_schema: {path} exists with another content; name another file")
+        return
+    replace_file(path, content)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
-from adaftr_fast.data.dataset import bags
+from adaftr_fast.data.dataset import batch as bags
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.vocabulary import read_encoders

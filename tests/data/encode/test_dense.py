@@ -5,9 +5,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from adaftr_fast.data.encode.dense import fit_dense
 from adaftr_fast.data.encode.encoders import count_values, field_values
-from adaftr_fast.data.encode.moments import Moments
+from adaftr_fast.data.encode.moments import Moments, fit_dense
 from adaftr_fast.data.schema.types import Field
 from adaftr_fast.errors import DataError
 

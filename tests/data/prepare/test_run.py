@@ -9,10 +9,10 @@ from adaftr_fast.data.dataset.manifest import FORMAT, read_manifest
 from adaftr_fast.data.dataset.split_file import GROUP
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import count_values, encode_field
+from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.prepare import run, steps
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
-from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 from tests.data.manifests import recorded
 

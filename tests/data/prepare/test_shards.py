@@ -11,7 +11,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.synthetic.log import LogConfig
-from adaftr_fast.data.synthetic.raw import write_raw
+from adaftr_fast.data.synthetic.write import write_raw
 from adaftr_fast.errors import DataError
 from tests.data.prepare.shards import BY_ROW, BY_TIME, BY_USER, SCHEMA, assert_same
 

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from adaftr_fast.data.prepare import inputs
-from adaftr_fast.data.prepare.inputs import InputFiles
+from adaftr_fast.data.prepare import steps
 from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.prepare.steps import InputFiles
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.synthetic.log import LogConfig
-from adaftr_fast.data.synthetic.raw import write_raw
+from adaftr_fast.data.synthetic.write import write_raw
 from adaftr_fast.engines.engine import Local, ignore
 from adaftr_fast.errors import EngineError
 from tests.data.prepare.shards import BY_ROW, SCHEMA, assert_same
@@ -75,7 +75,7 @@ def test_a_remote_engine_has_a_shard_for_each_512_mb(log, tmp_path, monkeypatch)
 
 
 def test_a_machine_that_does_not_see_the_files_is_named(log, tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs.socket, "gethostname", lambda: "worker-7")
+    monkeypatch.setattr(steps.socket, "gethostname", lambda: "worker-7")
     shutil.copy(log / "log.csv", tmp_path)
     found = InputFiles.found({"data": tmp_path / "log.csv"})
     found.check_seen()

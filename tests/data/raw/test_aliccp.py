@@ -7,7 +7,7 @@ from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.synthetic.log import ImpressionLog, LogConfig
-from adaftr_fast.data.synthetic.raw import write_raw
+from adaftr_fast.data.synthetic.write import write_raw
 from adaftr_fast.errors import DataError
 
 FIELDS = ["101", "109_14", "205", "210"]

@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.data.prepare.run import prepare
-from adaftr_fast.data.raw.infer import infer_schema
-from adaftr_fast.data.raw.lists import find_separator
+from adaftr_fast.data.raw.infer import find_separator, infer_schema
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError
 

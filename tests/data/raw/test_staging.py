@@ -4,9 +4,9 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
 
+from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.raw import staging
 from adaftr_fast.data.raw.inputs import parse_rows
-from adaftr_fast.data.shard import Shard
 from adaftr_fast.errors import DataError
 
 LINES = ["n"] + [str(number) if number % 100 != 50 else "x" for number in range(1, 1001)]

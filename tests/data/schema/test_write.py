@@ -5,8 +5,7 @@ import tomllib
 
 import pytest
 
-from adaftr_fast.data.schema.parse import load_schema, parse_schema, shipped_schemas
-from adaftr_fast.data.schema.write import write_schema
+from adaftr_fast.data.schema.parse import load_schema, parse_schema, shipped_schemas, write_schema
 from adaftr_fast.errors import DataError
 
 ODD = {

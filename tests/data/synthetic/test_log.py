@@ -9,9 +9,8 @@ import pytest
 
 from adaftr_fast._json import dumps
 from adaftr_fast.data.schema.parse import load_schema
-from adaftr_fast.data.synthetic import raw, write
-from adaftr_fast.data.synthetic.layout import LAYOUTS
-from adaftr_fast.data.synthetic.log import ImpressionLog, LogConfig
+from adaftr_fast.data.synthetic import write
+from adaftr_fast.data.synthetic.log import LAYOUTS, ImpressionLog, LogConfig
 from adaftr_fast.errors import BusyError, DataError
 
 
@@ -91,7 +90,7 @@ def test_invalid_values_are_named(changes, message):
         config(**changes)
 
 
-@pytest.mark.parametrize("kind", [write.write_log, raw.write_raw])
+@pytest.mark.parametrize("kind", [write.write_log, write.write_raw])
 def test_one_process_writes_a_log(kind, tmp_path, monkeypatch):
     """The second writer ends at once; what a killed one left is removed."""
     out, found = tmp_path / "log", []
@@ -111,7 +110,7 @@ def test_one_process_writes_a_log(kind, tmp_path, monkeypatch):
 
     monkeypatch.setattr(f"{kind.__module__}.ImpressionLog", SecondWriter)
     (out / "log").mkdir(parents=True)
-    if kind is raw.write_raw:
+    if kind is write.write_raw:
         shutil.rmtree(out)
         (tmp_path / ".log.new-12-ab").mkdir()
     else:
