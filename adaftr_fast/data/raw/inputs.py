@@ -72,7 +72,7 @@ def _aliccp(schema: Schema, paths: Mapping[str, AnyPath], work: Path) -> list[li
     def parse(role: str) -> Parse:
         if role.startswith(COMMON):
             return partial(aliccp.parse_common, fields=fields, lists=lists)
-        common = aliccp.read_common(work / (COMMON + role), fields, lists)
+        common = aliccp.read_common(work / (COMMON + role))
         return partial(aliccp.parse_skeleton, fields=fields, common=common, lists=lists)
 
     texts = {role: TextInput(path, work / role, partial(parse, role), header_lines=0) for role, path in paths.items()}

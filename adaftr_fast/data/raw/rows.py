@@ -117,8 +117,8 @@ def _aliccp(schema: Schema, skeleton: AnyPath, common: AnyPath, keep: Sequence[s
         tables = [aliccp.parse_common(block, fields, lists)[0] for block in blocks(common)]
         if not tables:
             raise DataError(f"{common}: has no rows")
-        joined = aliccp.common_features(pa.concat_tables(tables), fields, lists)
-        parse = partial(aliccp.parse_skeleton, fields=fields, common=joined, lists=lists, labels=(), keep=keep)
+        users = pa.concat_tables(tables).combine_chunks()
+        parse = partial(aliccp.parse_skeleton, fields=fields, common=users, lists=lists, labels=(), keep=keep)
         yield from text_chunks(skeleton, parse, header_lines=0)
 
     return RawFile(skeleton, skeleton.stat().st_size, dict.fromkeys(keep, pa.string()), chunks)

@@ -157,7 +157,7 @@ def test_all_tokens_of_aliccp(tmp_path):
     table, _ = aliccp.parse_common(COMMON.encode(), FIELDS, lists)
     assert table["109_14"].to_pylist() == [[3, 5], []]
     pq.write_table(table, tmp_path / "part.parquet")
-    common = aliccp.read_common(tmp_path, FIELDS, lists)
+    common = aliccp.read_common(tmp_path)
     table, bad_rows = aliccp.parse_skeleton(SKELETON.encode(), FIELDS, common, lists)
     assert table["210"].to_pylist() == [[1, 9], [], []]
     assert table["109_14"].to_pylist() == [[3, 5], [], [1]]

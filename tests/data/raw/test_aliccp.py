@@ -42,7 +42,7 @@ def test_tokens_and_join_by_hand(tmp_path):
         "210": [None, None],
     }
     pq.write_table(table, tmp_path / "part.parquet")
-    common = aliccp.read_common(tmp_path, FIELDS)
+    common = aliccp.read_common(tmp_path)
     table, bad_rows = aliccp.parse_skeleton(SKELETON.encode(), FIELDS, common)
     assert table.to_pydict() == {
         "click": [1, 0, 0],
