@@ -53,12 +53,12 @@ class StorePath:
     @property
     def name(self) -> str:
         """The last part of the path."""
-        return PurePosixPath(self.key).name
+        return PurePosixPath(self.url.partition("?")[0]).name
 
     @property
     def suffix(self) -> str:
         """The end of the name from its last dot on."""
-        return PurePosixPath(self.key).suffix
+        return PurePosixPath(self.name).suffix
 
     @property
     def parent(self) -> StorePath:
@@ -132,7 +132,7 @@ class StorePath:
         infos = retried(self.url, lambda: self.filesystem.get_file_info(selector))
         named = {info.path.removeprefix(f"{self.key}/"): info for info in infos if info.type.name == "File"}
         seen = [name for name in sorted(named) if not any(part.startswith((".", "_")) for part in name.split("/"))]
-        return [ListedFile(self / name, Stat(named[name].size, named[name].mtime_ns or 0)) for name in seen]
+        return [KnownFile(self / name, Stat(named[name].size, named[name].mtime_ns or 0)) for name in seen]
 
     def open(self, mode: str = "rb", buffering: int = -1) -> BinaryIO:
         """Opens a file to read bytes, from any position; with ``buffering=0`` each read is one request.
@@ -174,15 +174,15 @@ class StorePath:
         return self.read_bytes().decode(encoding)
 
 
-class ListedFile(StorePath):
-    """A file as a listing of its folder showed it."""
+class KnownFile(StorePath):
+    """A file whose size and time are known, from a list or a listing of its folder."""
 
     def __init__(self, path: StorePath, stat: Stat) -> None:
         super().__init__(path.place, path.key, path.url)
         self._stat = stat
 
     def stat(self) -> Stat:
-        """Returns size and time of the last change at the time of the listing."""
+        """Returns size and time of the last change in the list."""
         return self._stat
 
 

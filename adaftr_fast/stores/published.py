@@ -24,7 +24,7 @@ from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._publish import read_published
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores.filesystems import abort_uploads, retried
-from adaftr_fast.stores.path import Stat, StorePath, as_path
+from adaftr_fast.stores.path import KnownFile, Stat, StorePath, as_path
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -107,32 +107,23 @@ class PublishedFolder(StorePath):
         return PublishedFile(self._objects / object_name(name, file), self, name, file)
 
 
-class PublishedFile(StorePath):
-    """A file of a published folder.
+class PublishedFile(KnownFile):
+    """A file of a published folder, with the URL that it would have in a copy. Its content never changes.
 
     Attributes:
         published: its checksum and size.
     """
 
     def __init__(self, path: StorePath, folder: PublishedFolder, name: str, published: Published) -> None:
-        super().__init__(path.place, path.key, f"{folder.url}/{name}")
-        self._folder = folder
-        self._name = name
+        super().__init__(path, Stat(published.size, 0))
+        self.url = str(folder.plain / name)
         self.published = published
-
-    @property
-    def name(self) -> str:
-        """The name of the file, not of its object."""
-        return PurePosixPath(self._name).name
+        self._folder = folder
 
     @property
     def parent(self) -> StorePath:
         """The published folder."""
         return self._folder
-
-    def stat(self) -> Stat:
-        """Returns the size. The time is 0, since the content never changes."""
-        return Stat(self.published.size, 0)
 
     def read_bytes(self) -> bytes:
         """Returns the content. Raises StoreError where it is not the published one."""

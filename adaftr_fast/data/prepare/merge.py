@@ -53,7 +53,8 @@ def merge_read(job: Job, texts: list[TextInput], shards: Sequence[tuple[Shard, A
         DataError: the share of bad rows exceeds the tolerated one, or a line is lost.
         OSError: a staged block is absent.
     """
-    bad_rows, blocks = BadRows(), {}
+    bad_rows = BadRows()
+    blocks = {}
     for text in texts:
         name = text.folder.name
         blocks[name] = sum(each[name] for _, each in shards)
@@ -85,10 +86,26 @@ def merge_counted(
     with replacing(job.work.prepared / VOCABULARY) as new:
         write_vocabulary(new, encoders)
     encoders = with_shared(job.schema.fields, encoders)
-    unused = sum((from_json(Unused, each["unused"]) for _, each in shards), Unused())
-    manifest = _manifest(job.schema, encoders, dense, inputs, bad_rows, unused)
-    digests = {VOCABULARY: sha256(job.work.prepared / VOCABULARY)}
-    return replace(manifest, compared=most_telling(job.schema, compared), sha256=digests)
+    schema = job.schema
+    fields = [field_info(field, encoders[field.name]) for field in schema.fields]
+    return Manifest(
+        dataset=schema.name,
+        attribution=schema.attribution,
+        format=FORMAT,
+        fingerprint=fingerprint(fields, schema, encoders, dense),
+        inputs=inputs,
+        tasks=[label.name for label in schema.labels],
+        group=schema.group,
+        splits={},
+        fields=fields,
+        schema=schema.source,
+        weight=schema.weight,
+        bad_rows=bad_rows,
+        unused=sum((from_json(Unused, each["unused"]) for _, each in shards), Unused()),
+        dense=dense,
+        compared=most_telling(schema, compared),
+        sha256={VOCABULARY: sha256(job.work.prepared / VOCABULARY)},
+    )
 
 
 def merge_encoded(work: WorkFiles, manifest: Manifest, shards: Sequence[tuple[Shard, Any]]) -> dict[str, str]:
@@ -106,7 +123,8 @@ def merge_encoded(work: WorkFiles, manifest: Manifest, shards: Sequence[tuple[Sh
     Raises:
         DataError: a split has no rows, or the training labels of a task are all equal.
     """
-    splits, digests = {}, dict(manifest.sha256)
+    splits = {}
+    digests = dict(manifest.sha256)
     for split in SPLITS:
         infos = {}
         for shard, result in shards:
@@ -142,35 +160,6 @@ def _merge_groups(job: Job, shards: list[Shard]) -> None:
             groups = Groups.read(group, [job.work.groups(split, shard) for shard in shards])
             with replacing(job.work.groups(split)) as new:
                 groups.write(new)
-
-
-def _manifest(
-    schema: Schema,
-    encoders: dict[str, Encoder],
-    dense: list[NumericEncoding],
-    inputs: str,
-    bad_rows: BadRows | None,
-    unused: Unused,
-) -> Manifest:
-    fields = [field_info(field, encoders[field.name]) for field in schema.fields]
-    return Manifest(
-        dataset=schema.name,
-        attribution=schema.attribution,
-        format=FORMAT,
-        fingerprint=fingerprint(fields, schema, encoders, dense),
-        inputs=inputs,
-        tasks=[label.name for label in schema.labels],
-        group=schema.group,
-        splits={},
-        fields=fields,
-        schema=schema.source,
-        weight=schema.weight,
-        bad_rows=bad_rows,
-        unused=unused,
-        dense=dense,
-        compared={},
-        sha256={},
-    )
 
 
 def _fit(field: Field, counted: Sequence[BinaryIO]) -> Encoder:

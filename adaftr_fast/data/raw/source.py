@@ -6,7 +6,7 @@ import functools
 import hashlib
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from itertools import compress
@@ -72,7 +72,7 @@ class Source:
         for role, path in paths.items():
             whole = _open(path)
             check_columns(path, whole.schema.names, schema.columns(), schema)
-            with self._file_errors(role, "the columns of its files"):
+            with self._reading(role, "the columns of its files"):
                 check_files(whole, schema.columns())
             self._datasets[role], self._preceding[role] = _shard_row_groups(path, whole, shard)
 
@@ -100,7 +100,7 @@ class Source:
             names, labels = [only, *_hashed_columns([rule])], ()
         columns = {name: pc.field(name) for name in names}
         columns |= {LABEL + label.name: _label_expression(label) for label in labels}
-        with self._data_errors(split):
+        with self._reading(rule.file, f"split {split}"):
             where = self._filter(rule)
             tables = read_tables(self._datasets[rule.file], [*names, *self._filtering(rule)], columns, where)
         return coalesced(self._selected(split, tables, advance))
@@ -110,7 +110,7 @@ class Source:
         numbered = rule.rows != "all" or (rule.hash and rule.hash.column is None)
         seen = self._count(self._preceding, split) if numbered else 0
         while True:
-            with self._data_errors(split):  # covers the read only, not the caller's code
+            with self._reading(rule.file, f"split {split}"):  # covers the read only, not the caller's code
                 table = next(tables, None)
                 if table is None:
                     return
@@ -124,7 +124,7 @@ class Source:
         """Counts the rows of all files that are in no split."""
         matched, dropped = 0, 0
         for role, dataset in self._datasets.items():
-            with self._file_errors(role, "the rows in no split"):
+            with self._reading(role, "the rows in no split"):
                 kept = self._filter(SplitRule(role))
                 rows = count_rows(dataset, condition_columns(self.schema.drop or []), kept)
                 dropped += count_rows(dataset, [], None) - rows
@@ -138,7 +138,7 @@ class Source:
         counts = {column: ValueCounts(pa.string()) for column in columns}
         for role, dataset in self._datasets.items() if columns else ():
             rule, read = SplitRule(role), {column: pc.field(column) for column in columns}
-            with self._file_errors(role, f"columns {listed(columns)}"):
+            with self._reading(role, f"columns {listed(columns)}"):
                 for table in read_tables(dataset, [*columns, *self._filtering(rule)], read, self._filter(rule)):
                     for column, each in counts.items():
                         each.update(one_array(table[column]).cast(pa.string()))
@@ -165,7 +165,7 @@ class Source:
 
     def _count(self, datasets: dict[str, ds.Dataset], split: str) -> int:
         rule = self.schema.split[split]
-        with self._data_errors(split):
+        with self._reading(rule.file, f"split {split}"):
             return count_rows(datasets[rule.file], self._filtering(rule), self._filter(rule))
 
     def _filtering(self, rule: SplitRule) -> list[str]:
@@ -178,15 +178,8 @@ class Source:
             conditions.append(~_condition(self.schema.drop))
         return functools.reduce(operator.and_, conditions) if conditions else None
 
-    @contextmanager
-    def _data_errors(self, split: str) -> Iterator[None]:
-        with self._file_errors(self.schema.split[split].file, f"split {split}"):
-            yield
-
-    @contextmanager
-    def _file_errors(self, role: str, what: str) -> Iterator[None]:
-        with reading(self.paths[role], f"cannot read {what}", _os_error(self.paths[role])):
-            yield
+    def _reading(self, role: str, what: str) -> AbstractContextManager[None]:
+        return reading(self.paths[role], f"cannot read {what}", _os_error(self.paths[role]))
 
 
 @contextmanager
