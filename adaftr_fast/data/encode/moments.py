@@ -1,4 +1,7 @@
-"""Moments of the numbers of a dense field, and the encoding that is fitted to them."""
+"""Moments of the numbers of a dense field, and the encoding that is fitted to them.
+
+Sums are exact: how rows are divided into batches and shards does not change them.
+"""
 
 from __future__ import annotations
 

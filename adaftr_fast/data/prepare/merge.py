@@ -208,7 +208,10 @@ def _check_splits(splits: dict[str, SplitInfo]) -> None:
 
 
 def most_telling(schema: Schema, counts: Mapping[str, ValueCounts]) -> dict[str, dict[str, int]]:
-    """Returns the rows of at most ``SHOWN`` values by column, the most frequent ones; variants come first."""
+    """Returns the rows of at most ``SHOWN`` values by column, the most frequent ones; variants come first.
+
+    The columns are those that labels compare with text. A variant of such a text makes a row a negative one.
+    """
     found = {}
     for column, each in counts.items():
         table = each.table().to_pydict()

@@ -281,6 +281,8 @@ def _unsorted_times(values: pa.ChunkedArray) -> list[str]:
 def find_separator(values: pa.ChunkedArray) -> str | None:
     """Returns the separator of a column of lists, with the spaces around it; None if it does not hold lists.
 
+    A wrong guess costs more than a missed one, so titles, addresses, names, paths and numbers must not pass.
+
     Args:
         values: the first values of a column, text.
     """

@@ -32,62 +32,61 @@ COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")  # suffixes from which Arrow dete
 SEARCH_BYTES = 1 << 16  # read at a time when searching for a line end
 POLL_SECONDS = 0.5
 BAD_ROWS, LINES = b"bad_rows", b"lines"  # metadata keys of a staged block
-ReadRange = Callable[[int, int], bytes]
 Parse = Callable[[bytes], tuple[pa.Table, BadRows]]
 """Parses a block of whole lines to rows and a report of bad rows, lines counted from 1."""
 
 
 def blocks(path: AnyPath) -> Iterator[bytes]:
-    """Yields a text file, decompressed, in blocks of whole lines.
+    """Yields the blocks of a text file. Raises DataError and StoreError as ``numbered_blocks`` does."""
+    return (block for _, block in numbered_blocks(path))
+
+
+def numbered_blocks(path: AnyPath, shard: Shard = UNSHARDED) -> Iterator[tuple[int, bytes]]:
+    """Yields a text file, decompressed, in blocks of whole lines: those of a shard, with their numbers.
+
+    Compressed text is decompressed as a whole by every shard.
 
     Raises:
         DataError: the file cannot be read, or a line is longer than four blocks.
         StoreError: the store of the file fails.
     """
-    rest = b""
     try:
-        compression = pa.Codec.detect(path.name).name if path.suffix in COMPRESSIONS else None
-        with pa.input_stream(path.open("rb"), compression) as stream:
-            while data := stream.read(BLOCK_BYTES):
-                data = rest + data
-                _check_first_line(path, data)
-                end = data.rfind(b"\n") + 1
-                rest = data[end:]
-                if end:
-                    yield data[:end]
+        if path.suffix in COMPRESSIONS:
+            yield from islice(enumerate(_decompressed(path)), shard.number - 1, None, shard.count)
+        else:
+            yield from _ranges(path, shard)
     except StoreError:  # another attempt may succeed
         raise
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _decompressed(path: AnyPath) -> Iterator[bytes]:
+    rest = b""
+    with pa.input_stream(path.open("rb"), pa.Codec.detect(path.name).name) as stream:
+        while data := stream.read(BLOCK_BYTES):
+            data = rest + data
+            _check_first_line(path, data)
+            end = data.rfind(b"\n") + 1
+            rest = data[end:]
+            if end:
+                yield data[:end]
     if rest:
         yield rest
 
 
-def numbered_blocks(path: AnyPath, shard: Shard = UNSHARDED) -> Iterator[tuple[int, bytes]]:
-    """Yields the blocks of a shard with their numbers. Compressed text is decompressed as a whole by every shard.
-
-    Raises:
-        DataError, StoreError: as ``blocks``.
-    """
-    if path.suffix in COMPRESSIONS:
-        yield from islice(enumerate(blocks(path)), shard.number - 1, None, shard.count)
-        return
-    try:
-        with path.open("rb", buffering=0) as file:  # a read of a file in a store is one request
-            size = file.seek(0, os.SEEK_END)
-            read = partial(_read, file)
-            line_start = lru_cache(1)(partial(_line_start, path, read))  # the end of a block is the start of the next
-            for number in range(-(-size // BLOCK_BYTES))[shard.stride]:
-                end = (number + 1) * BLOCK_BYTES
-                start, end = (line_start(number * BLOCK_BYTES), size if end >= size else line_start(end))
-                if end > start:
-                    block = read(start, end)
-                    _check_first_line(path, block)
-                    yield number, block
-    except StoreError:
-        raise
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+def _ranges(path: AnyPath, shard: Shard) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb", buffering=0) as file:  # a read of a file in a store is one request
+        size = file.seek(0, os.SEEK_END)
+        line_start = lru_cache(1)(partial(_line_start, path, file))  # the end of a block is the start of the next
+        for number in range(-(-size // BLOCK_BYTES))[shard.stride]:
+            start = line_start(number * BLOCK_BYTES)
+            end = (number + 1) * BLOCK_BYTES
+            end = size if end >= size else line_start(end)
+            if end > start:
+                block = _read(file, start, end)
+                _check_first_line(path, block)
+                yield number, block
 
 
 def _read(file: BinaryIO, start: int, end: int) -> bytes:
@@ -95,11 +94,11 @@ def _read(file: BinaryIO, start: int, end: int) -> bytes:
     return file.read(end - start)
 
 
-def _line_start(path: AnyPath, read: ReadRange, position: int) -> int:
+def _line_start(path: AnyPath, file: BinaryIO, position: int) -> int:
     """Returns the position after the last line end before ``position``; 0 if there is none."""
     for end in range(position, 0, -SEARCH_BYTES):
         start = max(0, end - SEARCH_BYTES)
-        found = read(start, end).rfind(b"\n")
+        found = _read(file, start, end).rfind(b"\n")
         if found >= 0:
             return start + found + 1
         if position - start > LINE_BLOCKS * BLOCK_BYTES:

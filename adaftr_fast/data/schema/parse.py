@@ -51,8 +51,6 @@ FIELD_KEYS = (
     "vocabulary",
     "encoding",
 )
-
-
 ENCODINGS = get_args(EncodingKind)
 COMMON = "common_"  # prefix of a role: the common features of that role's skeleton file (format aliccp)
 SCALARS = (bool, int, float, str, datetime.date, datetime.time)  # datetime.datetime is a subclass of date

@@ -1,4 +1,7 @@
-"""Generates an impression log by row number: users, items, fields, labels and the true probabilities of the labels."""
+"""Generates an impression log by row number: users, items, fields, labels and the true probabilities of the labels.
+
+Fields and rates have the form of Ali-CCP or of the paper's Ecomm-Ads.
+"""
 
 from __future__ import annotations
 
