@@ -14,10 +14,10 @@ import secrets
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from adaftr_fast._files import AnyPath, sha256
 from adaftr_fast._json import dumps, from_json, loads
@@ -63,8 +63,8 @@ class State:
         writer: a name that the states of one writer have in common.
     """
 
-    files: Mapping[str, Published]
-    before: tuple[str, ...] = ()
+    files: dict[str, Published]
+    before: list[str] = field(default_factory=list)
     writer: str = ""
 
     @property
@@ -74,9 +74,7 @@ class State:
 
     def to_bytes(self) -> bytes:
         """Returns the content of ``published.json``."""
-        files = {name: asdict(each) for name, each in self.files.items()}
-        content = {"format": FORMAT, "writer": self.writer, "files": files, "before": list(self.before)}
-        return (dumps(content, indent=1) + "\n").encode()
+        return (dumps({"format": FORMAT} | asdict(self), indent=1) + "\n").encode()
 
 
 class PublishedFolder(StorePath):
@@ -98,8 +96,10 @@ class PublishedFolder(StorePath):
         self.plain = folder
         self._objects = published / OBJECTS
 
-    def __truediv__(self, name: str) -> StorePath:
-        return self.file(name) if name in self.state.files else self.plain / name
+    def joinpath(self, *names: str) -> StorePath:
+        """Returns the path of a file of the state, or of another entry, which other programs may have made."""
+        name = "/".join(names)
+        return self.file(name) if name in self.state.files else self.plain.joinpath(*names)
 
     def file(self, name: str) -> PublishedFile:
         """Returns the path of a file of the state."""
@@ -138,9 +138,6 @@ def object_name(name: str, file: Published) -> str:
     return f"{file.sha256}-{PurePosixPath(name).name}"
 
 
-KINDS: tuple[tuple[Any, str], ...] = ((dict[str, Published], "files"), (list[str], "before"))
-
-
 def read_state(folder: StorePath) -> State | None:
     """Returns the files of the folder; None if nothing is published there.
 
@@ -153,7 +150,7 @@ def read_state(folder: StorePath) -> State | None:
             content = _read_list(folder)
             try:
                 return _parsed(content)
-            except (ValueError, KeyError) as error:
+            except ValueError as error:
                 damage = error
             # The store is asked for the size first. A longer list that replaces this one before it is asked for the
             # content comes without its end, and another read has other bytes.
@@ -167,10 +164,9 @@ def read_state(folder: StorePath) -> State | None:
 
 def _parsed(content: bytes) -> State:
     fields = loads(content.decode())
-    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+    if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
         raise ValueError(f"expected format {FORMAT}")
-    files, before = (from_json(kind, fields[name]) for kind, name in KINDS)
-    state = State(files, tuple(before), from_json(str, fields["writer"]))
+    state = from_json(State, fields)
     for name, file in state.files.items():
         if not is_inside(name) or len(file.sha256) != 64 or not file.sha256.isalnum() or file.size < 0:
             raise ValueError(f"files: unexpected entry {name!r}")
@@ -238,11 +234,11 @@ def known_sha256(path: AnyPath) -> str | None:
 
 def names_in(folder: AnyPath) -> list[str]:
     """Returns the names in a folder; what another program has written to a store is not listed, and has one name."""
+    if isinstance(folder, PublishedFolder):
+        return sorted(folder.state.files)
     if isinstance(folder, Path):
         return sorted(entry.name for entry in folder.iterdir())
-    return (
-        sorted(folder.state.files) if isinstance(folder, PublishedFolder) else ["files that no command has published"]
-    )
+    return ["files that no command has published"]
 
 
 def read_version(folder: AnyPath, read: Callable[[AnyPath], T]) -> T:
@@ -284,7 +280,7 @@ def publish(files: Mapping[str, Path], folder: StorePath, base: State | None, wr
             _upload_object(files[name], folder / OBJECTS / each, new[name])
             bar.update(new[name].size)
     left = known.keys() - State(new).objects.keys()
-    state = State(new, tuple(sorted(left)), writer)
+    state = State(new, sorted(left), writer)
     _replaceable(folder, base, writer)
     _write_list(folder, state.to_bytes())
     if base is not None:

@@ -16,7 +16,7 @@ from adaftr_fast._files import AnyPath, check_name
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.data.raw.bad_rows import BadRows
-from adaftr_fast.data.raw.source import Unused
+from adaftr_fast.data.raw.source import Unused, reading
 from adaftr_fast.data.schema.parse import MOST_IDS, funnel_stages, parse_schema
 from adaftr_fast.data.schema.types import Field, Schema
 from adaftr_fast.errors import DataError
@@ -133,18 +133,13 @@ class Manifest:
             DataError: the file cannot be read or its sha256 differs: it is damaged, or the folder was replaced after
                 this manifest was read.
         """
-        try:
-            found = known_sha256(path) if content is None else hashlib.sha256(content).hexdigest()
-            if found is None:
-                self.check_folder(path.parent)
-                return
-            if found == self.sha256.get(path.name):
-                return
-            error = DataError(f"{path}: damaged: its sha256 differs from the one in {MANIFEST}; prepare again")
-        except OSError as reason:  # a new folder may lack the file
-            error = DataError(f"{path}: not readable: {reason}")
-        self.check_folder(path.parent)
-        raise error
+        with self.naming_replacement(path.parent):  # a new folder may lack the file
+            with reading(path, "not readable"):
+                found = known_sha256(path) if content is None else hashlib.sha256(content).hexdigest()
+            if found not in (None, self.sha256.get(path.name)):
+                raise DataError(f"{path}: damaged: its sha256 differs from the one in {MANIFEST}; prepare again")
+        if found is None:
+            self.check_folder(path.parent)
 
     def check_folder(self, folder: AnyPath) -> None:
         """Raises DataError if ``folder`` has another manifest by now."""
