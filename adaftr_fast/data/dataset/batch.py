@@ -91,13 +91,11 @@ def concat(batches: Sequence[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
     parts = {each.name: [getattr(batch, each.name) for batch in batches] for each in fields(Batch)}
-    offsets = parts.pop("offsets")
-    whole = {name: _joined(part) for name, part in parts.items() if part[0] is not None}
-    return Batch(**whole, offsets=None if offsets[0] is None else concat_offsets(offsets))
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return torch.from_numpy(np.concatenate([part.numpy() for part in parts]))
+    plain = {name: [each.numpy() for each in part] for name, part in parts.items() if part[0] is not None}
+    offsets = plain.pop("offsets", None)
+    whole = {name: np.concatenate(part) for name, part in plain.items()}
+    whole |= {} if offsets is None else {"offsets": concat_offsets(offsets)}
+    return Batch(**{name: torch.from_numpy(part) for name, part in whole.items()})
 
 
 def rebatch(blocks: Iterable[Batch], batch_size: int, *, drop_last: bool) -> Iterator[Batch]:
@@ -163,9 +161,9 @@ def slice_bags(ids: Tensor, offsets: Tensor, rows: int, part: slice) -> tuple[Te
     return ids[own[0] : own[-1]], own - own[0]
 
 
-def concat_offsets(parts: Sequence[Tensor]) -> Tensor:
+def concat_offsets(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the offsets of concatenated bags."""
-    return torch.from_numpy(_cumulative(np.concatenate([np.diff(part.numpy()) for part in parts])))
+    return _cumulative(np.concatenate([np.diff(part) for part in parts]))
 
 
 def _cumulative(counts: np.ndarray) -> np.ndarray:

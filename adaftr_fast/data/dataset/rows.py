@@ -12,10 +12,11 @@ import pyarrow as pa
 import torch
 
 from adaftr_fast._files import AnyPath
-from adaftr_fast.data.dataset.batch import Batch, concat, interleave, take_bags
+from adaftr_fast.data.dataset.batch import Batch, concat, concat_offsets, interleave, take_bags
 from adaftr_fast.data.dataset.manifest import Manifest
-from adaftr_fast.data.dataset.matrix import matrix, place, places_of, rows_for
+from adaftr_fast.data.dataset.matrix import place, places_of, rows_for
 from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT
+from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.parallel import prefetch
 from adaftr_fast.data.raw.source import check_names, reading
 from adaftr_fast.errors import DataError
@@ -90,6 +91,8 @@ class ParquetRows:
             "group": (self.group, np.int64),
             "weight": (self.weight, np.float32),
         }
+        if self.multiple:  # whose ids are no matrix
+            del parts["ids"]
         self._parts = {name: part for name, part in parts.items() if part[0]}  # columns and type of a batch's tensors
         self.sizes: list[int] = []
         self._row_groups: list[tuple[str, int]] = []  # file and index of each row group
@@ -127,34 +130,29 @@ class ParquetRows:
         self._row_groups += [(path.name, number) for number in range(metadata.num_row_groups)]
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
-        with self.manifest.naming_replacement(self.folder):
-            return self._read_bags(chunks, order) if self.multiple else self._read_single(chunks, order)
-
-    def _read_single(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
-        """Copies the rows of one table to their places while the next one is decoded."""
         count = sum(self.sizes[chunk] for chunk in chunks)
         places = None if order is None else places_of(order, count)
         whole = {name: rows_for(order, count, len(of), kind) for name, (of, kind) in self._parts.items()}
+        bags = []
         first = 0
-        for table in prefetch(self._tables(chunks)):
-            here = slice(first, first + len(table))
-            for name, rows in whole.items():
-                columns = [self._values(each, table[each]) for each in self._parts[name][0]]
-                place(columns, None if places is None else places[here], rows[here] if places is None else rows)
-            first = here.stop
-            del table, columns  # before the next one but one is decoded
-        return _batch({name: rows[: count if order is None else len(order)] for name, rows in whole.items()})
-
-    def _read_bags(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
-        table = pa.concat_tables(self._tables(chunks))
-        values = {name: self._values(name, table[name]) for name in table.column_names if name not in self.multiple}
-        others = {name: part for name, part in self._parts.items() if name != "ids"}
-        whole = {name: matrix([values[each] for each in of], kind, order) for name, (of, kind) in others.items()}
-        bags = [self._lists(each, table) if each in self.multiple else (values[each], None) for each in self.fields]
-        ids, offsets = interleave(bags)
-        if order is not None:
-            ids, offsets = take_bags(ids, offsets, len(table), order)
-        return _batch(whole | {"ids": ids, "offsets": offsets})
+        with self.manifest.naming_replacement(self.folder):
+            for table in prefetch(self._tables(chunks)):  # the rows of one move to their places, the next is decoded
+                here = slice(first, first + len(table))
+                for name, rows in whole.items():
+                    columns = [self._values(each, table[each]) for each in self._parts[name][0]]
+                    place(columns, None if places is None else places[here], rows[here] if places is None else rows)
+                if self.multiple:
+                    bags.append(interleave([self._bag(each, table[each]) for each in self.fields]))
+                first = here.stop
+                del table, columns  # before the next one but one is decoded
+        parts = {name: rows[: count if order is None else len(order)] for name, rows in whole.items()}
+        if bags:
+            ids = np.concatenate([own for own, _ in bags])
+            offsets = concat_offsets([own for _, own in bags])
+            if order is not None:
+                ids, offsets = take_bags(ids, offsets, count, order)
+            parts |= {"ids": ids, "offsets": offsets}
+        return _batch(parts)
 
     def _tables(self, chunks: Sequence[int]) -> Iterator[pa.Table]:
         """Yields the rows of the chunks, a row group at a time; from a store, all of a file, which it sends at once."""
@@ -163,12 +161,13 @@ class ParquetRows:
             with reading(self.folder / name, "not readable"):
                 yield from row_groups(self.folder, name, self._files[name], [number for _, number in own], columns)
 
-    def _lists(self, column: str, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the checked ids of a column of lists, and their offsets [N + 1] from 0."""
-        if table[column].null_count:
-            raise DataError(f"{self.name}: column {column}: expected no missing values, got {table[column].null_count}")
-        lists = table[column].combine_chunks()
-        lists = lists if isinstance(lists, pa.Array) else pa.concat_arrays(lists.chunks)
+    def _bag(self, column: str, values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns the checked ids of a field, and the offsets [N + 1] from 0 of lists."""
+        if column not in self.multiple:
+            return self._values(column, values), None
+        if values.null_count:
+            raise DataError(f"{self.name}: column {column}: expected no missing values, got {values.null_count}")
+        lists = one_array(values)
         offsets = lists.offsets.to_numpy()
         return self._values(column, lists.flatten()), offsets - offsets[0]
 
