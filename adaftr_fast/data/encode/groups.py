@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,16 +15,17 @@ from adaftr_fast.data.encode.counts import COMPACT_ROWS
 from adaftr_fast.errors import DataError
 
 
+@dataclass(frozen=True)
 class Groups:
     """Distinct groups of some rows, numbered from 0 in order of appearance. A missing group is -1.
 
-    Args:
+    Attributes:
         name: column of the groups, for errors.
+        values: the groups in order of their numbers, int64 or text.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._chunks: list[pa.Array] = []
+    name: str
+    values: pa.Array
 
     @classmethod
     def from_columns(cls, name: str, columns: Iterable[pa.Array]) -> Groups:
@@ -32,25 +34,17 @@ class Groups:
         Raises:
             DataError: the values are neither text nor numbers.
         """
-        groups = cls(name)
+        chunks: list[pa.Array] = []
         for values in columns:
-            groups._chunks.append(pc.unique(groups._canonical(values)))
-            if sum(map(len, groups._chunks)) > COMPACT_ROWS + len(groups._chunks[0]):
-                groups._chunks = [groups.values]
-        groups._chunks = [groups.values]
-        return groups
-
-    @property
-    def values(self) -> pa.Array:
-        """The groups in order of their numbers, int64 or text."""
-        if not self._chunks:
-            return pa.array([], pa.null())
-        return pc.unique(pa.concat_arrays(self._chunks)).drop_null()
+            chunks.append(pc.unique(_canonical(name, values)))
+            if sum(map(len, chunks)) > COMPACT_ROWS + len(chunks[0]):
+                chunks = [_distinct(chunks)]
+        return cls(name, _distinct(chunks))
 
     def encode(self, values: pa.Array) -> pa.Array:
         """Encodes values [n] as int64 numbers [n]."""
-        values, (known,) = self._canonical(values), self._chunks
-        known = known.cast(values.type)  # of type null where every group is missing
+        values = _canonical(self.name, values)
+        known = self.values.cast(values.type)  # of type null where every group is missing
         numbers = pc.index_in(values, value_set=known, skip_nulls=True)
         return pc.fill_null(numbers.cast(pa.int64()), -1)
 
@@ -66,11 +60,14 @@ class Groups:
         )
         return cls.from_columns(name, (column for column in columns if len(column)))
 
-    def _canonical(self, values: pa.Array) -> pa.Array:
-        try:
-            always_fits = pa.types.is_integer(values.type) and not pa.types.is_uint64(values.type)
-            return canonical_values(values) if always_fits else canonical_text(values)
-        except pa.ArrowException as error:
-            raise DataError(
-                f"group {self._name}: expected text or numbers, got values of type {values.type}"
-            ) from error
+
+def _distinct(chunks: list[pa.Array]) -> pa.Array:
+    return pc.unique(pa.concat_arrays(chunks)).drop_null() if chunks else pa.array([], pa.null())
+
+
+def _canonical(name: str, values: pa.Array) -> pa.Array:
+    try:
+        always_fits = pa.types.is_integer(values.type) and not pa.types.is_uint64(values.type)
+        return canonical_values(values) if always_fits else canonical_text(values)
+    except pa.ArrowException as error:
+        raise DataError(f"group {name}: expected text or numbers, got values of type {values.type}") from error
