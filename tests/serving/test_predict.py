@@ -14,7 +14,7 @@ from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw import rows as rows_module
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.errors import BusyError, DataError, ServingError
+from adaftr_fast.errors import BusyError, DataError, ServingError, StoreError
 from adaftr_fast.models import ModelConfig
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run
@@ -73,6 +73,16 @@ def test_rows_without_scores_are_an_error(shop, scorer, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"log.parquet: read 600 lines, but accounts for 100 rows kept"):
         predict(scorer, [shop / "log.parquet"], tmp_path / "scores.parquet", COLUMNS)
     assert not os.listdir(tmp_path)
+
+
+def test_a_store_that_fails_is_not_taken_for_the_output(scorer, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise StoreError("s3://logs/today.csv: failed 8 times")
+
+    log = text(make_log(), tmp_path / "log.csv")
+    monkeypatch.setattr(rows_module, "blocks", fails)
+    with pytest.raises(StoreError, match=r"^s3://logs/today\.csv: failed 8 times"):
+        predict(scorer, [log], tmp_path / "scores.parquet", COLUMNS)
 
 
 FEATURES = ["item", "place", "heat", "user", "tags", "weekday", "row"]
