@@ -101,8 +101,8 @@ class Source:
         columns = {name: pc.field(name) for name in names}
         columns |= {LABEL + label.name: _label_expression(label) for label in labels}
         with self._reading(rule.file, f"split {split}"):
-            where = self._filter(rule)
-            tables = read_tables(self._datasets[rule.file], [*names, *self._filtering(rule)], columns, where)
+            compared, where = self._where(rule)
+            tables = read_tables(self._datasets[rule.file], [*names, *compared], columns, where)
         return coalesced(self._selected(split, tables, advance))
 
     def _selected(self, split: str, tables: Iterator[pa.Table], advance: Callable[[int], object]) -> Iterator[pa.Table]:
@@ -122,61 +122,61 @@ class Source:
 
     def count_unused(self) -> Unused:
         """Counts the rows of all files that are in no split."""
-        matched, dropped = 0, 0
+        unused = Unused()
         for role, dataset in self._datasets.items():
             with self._reading(role, "the rows in no split"):
-                kept = self._filter(SplitRule(role))
-                rows = count_rows(dataset, condition_columns(self.schema.drop or []), kept)
-                dropped += count_rows(dataset, [], None) - rows
-                names = [name for name, rule in self.schema.split.items() if rule.file == role]
-                if not covers_all([self.schema.split[name] for name in names]):
-                    matched += rows - self._count_used(dataset, kept, names)
-        return Unused(matched, dropped)
+                compared, kept = self._where(SplitRule(role))
+                rows = count_rows(dataset, compared, kept)
+                rules = {name: rule for name, rule in self.schema.split.items() if rule.file == role}
+                used = rows if covers_all([*rules.values()]) else self._count_used(dataset, kept, rules)
+                unused += Unused(rows - used, count_rows(dataset, [], None) - rows)
+        return unused
 
     def count_texts(self, columns: Sequence[str]) -> dict[str, ValueCounts]:
         """Counts the values of columns, as text, in the rows of all files that are not dropped."""
         counts = {column: ValueCounts(pa.string()) for column in columns}
         for role, dataset in self._datasets.items() if columns else ():
-            rule, read = SplitRule(role), {column: pc.field(column) for column in columns}
+            read = {column: pc.field(column) for column in columns}
             with self._reading(role, f"columns {listed(columns)}"):
-                for table in read_tables(dataset, [*columns, *self._filtering(rule)], read, self._filter(rule)):
+                compared, where = self._where(SplitRule(role))
+                for table in read_tables(dataset, [*columns, *compared], read, where):
                     for column, each in counts.items():
                         each.update(one_array(table[column]).cast(pa.string()))
         return counts
 
-    def _count_used(self, dataset: ds.Dataset, kept: pc.Expression | None, names: list[str]) -> int:
-        """Returns the number of rows that are in at least one of the splits ``names``."""
-        rules = [self.schema.split[name] for name in names]
-        seen = [self._count(self._preceding, name) for name in names]
-        hashed = _hashed_columns(rules)
-        columns = {f"{IN_SPLIT}{name}": _condition(rule.where) for name, rule in zip(names, rules)}
+    def _count_used(self, dataset: ds.Dataset, kept: pc.Expression | None, rules: dict[str, SplitRule]) -> int:
+        """Returns the number of rows that are in at least one split, by the rules of the splits of a file."""
+        seen = {name: self._count(self._preceding, name) for name in rules}
+        hashed = _hashed_columns(rules.values())
+        columns = {f"{IN_SPLIT}{name}": _condition(rule.where) for name, rule in rules.items()}
         columns |= {name: pc.field(name) for name in hashed}
-        read = hashed + [name for rule in rules for name in self._filtering(rule)]
+        read = hashed + [name for rule in rules.values() for name in self._where(rule)[0]]
         read = read or dataset.schema.names[:1]  # a table without columns has no rows
         used = 0
         for table in read_tables(dataset, read, columns, kept):
             in_any = np.zeros(table.num_rows, bool)
-            for place, (name, rule) in enumerate(zip(names, rules)):
+            for name, rule in rules.items():
                 meets = np.flatnonzero(table[f"{IN_SPLIT}{name}"].to_numpy())
-                in_any[meets[_selects(table.take(pa.array(meets)), rule, seen[place])]] = True
-                seen[place] += len(meets)
+                in_any[meets[_selects(table.take(pa.array(meets)), rule, seen[name])]] = True
+                seen[name] += len(meets)
             used += int(in_any.sum())
         return used
 
     def _count(self, datasets: dict[str, ds.Dataset], split: str) -> int:
         rule = self.schema.split[split]
         with self._reading(rule.file, f"split {split}"):
-            return count_rows(datasets[rule.file], self._filtering(rule), self._filter(rule))
+            return count_rows(datasets[rule.file], *self._where(rule))
 
-    def _filtering(self, rule: SplitRule) -> list[str]:
-        """Returns the columns that ``_filter`` reads."""
-        return condition_columns(rule.where or []) + condition_columns(self.schema.drop or [])
+    def _where(self, rule: SplitRule) -> tuple[list[str], pc.Expression | None]:
+        """Returns the columns that conditions compare, and the condition of the rows that ``where`` and ``drop`` leave.
 
-    def _filter(self, rule: SplitRule) -> pc.Expression | None:
+        It is None for all rows.
+        """
+        compared = condition_columns(rule.where or []) + condition_columns(self.schema.drop or [])
         conditions = [pq.filters_to_expression(rule.where)] if rule.where else []
         if self.schema.drop:  # a condition that is null does not drop the row
             conditions.append(~_condition(self.schema.drop))
-        return functools.reduce(operator.and_, conditions) if conditions else None
+        return compared, functools.reduce(operator.and_, conditions) if conditions else None
 
     def _reading(self, role: str, what: str) -> AbstractContextManager[None]:
         return reading(self.paths[role], f"cannot read {what}", _os_error(self.paths[role]))
