@@ -8,6 +8,13 @@ LAYOUTS = ("transposed", "padded", "strided", "offset", "expanded")
 NOT_FINITE = ("nan", "inf", "-inf")
 POSITIVE = ("random", "some ignored", "all ignored", "one")
 FLOATS = ("float32", "float64", "bfloat16", "float16")
+# Options of several ops: the probability, and the values.
+SPOILED = {"spoiled": (0.1, NOT_FINITE)}
+THREADS = {"threads": (0.5, (2, 3))}
+LOSS = THREADS | {
+    "dtype": (0.6, FLOATS), "layout_a": (0.3, LAYOUTS), "layout_b": (0.3, LAYOUTS), "positive": (0.5, POSITIVE),
+    "precision": (0.2, ("high", "medium")), "reduction": (0.5, ("sum", "none")), "no_grad": (0.15, (True,)),
+}  # fmt: skip
 
 
 def size(random: random.Random, largest: int) -> int:
@@ -41,17 +48,16 @@ def powers(low: int, high: int) -> list[float]:
 def infonce(random: random.Random) -> Drawn:
     rows = size(random, largest_batch(random))
     options = some(
-        random,
-        dtype=(0.6, FLOATS), other_dtype=(0.1, FLOATS), layout_a=(0.3, LAYOUTS), layout_b=(0.3, LAYOUTS),
-        layout_tau=(0.3, LAYOUTS), spread=(0.6, [0.0, *powers(-6, 4)]), tau=(0.4, powers(-4, 4)),
-        tau_kind=(0.3, ("scalar", "0-dim")), positive=(0.5, POSITIVE),
+        random, **LOSS, other_dtype=(0.1, FLOATS), layout_tau=(0.3, LAYOUTS),
+        spread=(0.6, [0.0, *powers(-6, 4)]), tau=(0.4, powers(-4, 4)),
+        tau_kind=(0.3, ("scalar", "0-dim")),
         groups=(0.4, (1, 2, 5, 100)), columns_grouped=(0.5, (True,)),
-        weight=(0.4, ("uniform", "some zero", "all zero")), symmetric=(0.3, (True,)), reduction=(0.5, ("sum", "none")),
+        weight=(0.4, ("uniform", "some zero", "all zero")), symmetric=(0.3, (True,)),
         frozen=(0.3, ("a", "b", "tau", "a b", "a tau", "b tau")),
         block=(0.15, (1, 2, 3, 4, 16, 33, 100)),
-        precision=(0.2, ("high", "medium")), own_precision=(0.2, ("float32", "bfloat16")), threads=(0.5, (2, 3)),
+        own_precision=(0.2, ("float32", "bfloat16")),
         pattern=(0.2, ("equal rows", "jump", "positive", "far")), column_bias=(0.2, powers(-2, 3)),
-        twice=(0.15, (True,)), ignore_above=(0.2, (0.1, 0.5, 0.9)), no_grad=(0.15, (True,)),
+        twice=(0.15, (True,)), ignore_above=(0.2, (0.1, 0.5, 0.9)),
     )  # fmt: skip
     if "block" in options:
         excluded = ("positive", "groups", "columns_grouped", "column_bias", "ignore_above")
@@ -85,27 +91,22 @@ def infonce_spoiled(random: random.Random) -> Drawn:
 
 def _pairs(random: random.Random, **choices: Any) -> Drawn:
     """Draws a loss of pairs, most options as for the loss ``infonce``."""
-    options = some(
-        random,
-        dtype=(0.6, FLOATS), layout_a=(0.3, LAYOUTS), layout_b=(0.3, LAYOUTS), spread=(0.3, powers(-3, 2)),
-        precision=(0.2, ("high", "medium")), threads=(0.5, (2, 3)), no_grad=(0.2, (True,)), spoiled=(0.1, NOT_FINITE),
-        **choices,
-    )  # fmt: skip
+    options = some(random, **LOSS | SPOILED | {"spread": (0.3, powers(-3, 2))} | choices)
     rows = size(random, largest_batch(random))
     sizes = {"rows": rows, "columns": columns_of(random, rows), "width": at_least_one(random, 130)}
     return {"sizes": sizes, "options": options}
 
 
 def sigmoid(random: random.Random) -> Drawn:
-    return _pairs(random, positive=(0.5, POSITIVE), reduction=(0.5, ("sum",)), scale=(0.5, powers(-2, 1)))
+    return _pairs(random, reduction=(0.5, ("sum",)), scale=(0.5, powers(-2, 1)))
 
 
 def targets(random: random.Random) -> Drawn:
     target = random.choice(("labels", "labels", "margin", "label_smoothing"))
     numbers = {"labels": (1, 2, 7), "margin": (0.1, 1.0), "label_smoothing": (0.1, 0.5)}
     drawn = _pairs(
-        random, positive=(0.3, POSITIVE), reduction=(0.5, ("sum", "none")), symmetric=(0.3, (True,)),
-        weight=(0.4, ("uniform",)), **{name: (0.2, values) for name, values in numbers.items()},
+        random, symmetric=(0.3, (True,)), weight=(0.4, ("uniform",)),
+        **{name: (0.2, values) for name, values in numbers.items()},
     )  # fmt: skip
     drawn["options"][target] = random.choice(numbers[target])
     if "labels" in drawn["options"]:
@@ -121,9 +122,8 @@ def lookup(random: random.Random) -> Drawn:
     options = some(
         random,
         dtype=(0.5, FLOATS), ids=(0.5, ("int32",)), layout_ids=(0.4, LAYOUTS), layout_grad=(0.4, LAYOUTS),
-        distinct=(0.5, (1, 2, 9)), spread=(0.3, powers(-3, 3)), threads=(0.5, (2, 3)),
-        bad=(0.1, (-1, "last", 2**31 - 1)), missed=(0.3, (1, 3, 20)), spoiled=(0.1, NOT_FINITE),
-        no_grad=(0.1, (True,)),
+        distinct=(0.5, (1, 2, 9)), spread=(0.3, powers(-3, 3)), bad=(0.1, (-1, "last", 2**31 - 1)),
+        missed=(0.3, (1, 3, 20)), no_grad=(0.1, (True,)), **THREADS, **SPOILED,
     )  # fmt: skip
     sizes = {"rows": size(random, largest_batch(random)), "width": at_least_one(random, 40), "fields": fields}
     return {"sizes": sizes, "options": options}
@@ -143,7 +143,7 @@ def select(random: random.Random) -> Drawn:
     options = some(
         random,
         ids=(0.5, ("int32",)), weights=(0.3, ("normal",)), chosen=(0.3, (0.0, 1.0)), layout_ids=(0.4, LAYOUTS),
-        layout_offsets=(0.2, ("strided", "offset")), threads=(0.3, (2, 3)),
+        layout_offsets=(0.2, ("strided", "offset")), **THREADS,
         fault=(0.2, ("short offsets", "other factors", "negative", "beyond")),
     )  # fmt: skip
     sizes = {"rows": size(random, 300), "fields": at_least_one(random, 24), "longest": random.choice((0, 1, 4, 40))}
@@ -156,7 +156,7 @@ def steps(random: random.Random) -> Drawn:
         dtype=(0.5, FLOATS), layout_grad=(0.3, ("offset",)), layout_rows=(0.2, ("offset",)),
         spread=(0.4, powers(-6, 4)), lr=(0.5, (0.0, 1e-6, 1.0, 100.0)), weight_decay=(0.5, (1e-6, 0.1, 2.0)),
         eps=(0.5, (1e-12, 1e-3, 1.0)), beta1=(0.3, (0.0, 0.5, 0.999)), beta2=(0.3, (0.0, 0.5, 0.9999)),
-        fresh=(0.3, (True,)), threads=(0.5, (2, 3)), spoiled=(0.15, NOT_FINITE),
+        fresh=(0.3, (True,)), **THREADS, **SPOILED,
     )  # fmt: skip
     table = at_least_one(random, random.choice((5, 100, 3000)))
     sizes = {"table": table, "rows": min(table, size(random, table)), "width": at_least_one(random, 40)}
@@ -168,7 +168,7 @@ def adam(random: random.Random) -> Drawn:
         random,
         dtype=(0.3, ("float64",)), optimizer=(0.6, ("AdamW",)), weight_decay=(0.5, (1e-6, 1e-2, 0.3)),
         lr=(0.4, (1e-6, 1e-3, 0.1)), eps=(0.4, (1e-12, 1e-3, 1.0)), beta1=(0.4, (0.0, 0.5, 0.99)),
-        beta2=(0.4, (0.5, 0.99, 0.9999)), spread=(0.3, powers(-6, 3)), distinct=(0.5, (1, 2, 9)), threads=(0.3, (2, 3)),
+        beta2=(0.4, (0.5, 0.99, 0.9999)), spread=(0.3, powers(-6, 3)), distinct=(0.5, (1, 2, 9)), **THREADS,
         schedule=(0.4, (True,)), flushes=(0.3, (True,)), bags=(0.4, (1, 5)), mean=(0.5, (True,)),
     )  # fmt: skip
     fields = [at_least_one(random, random.choice((3, 60, 300))) for _ in range(random.randint(1, 4))]
@@ -183,8 +183,7 @@ def mlp(random: random.Random) -> Drawn:
         random,
         dtype=(0.3, ("float64",)), reduced=(0.4, (True,)), half_inputs=(0.3, (True,)), layout_inputs=(0.4, LAYOUTS),
         layout_weights=(0.3, LAYOUTS), layout_grad=(0.4, LAYOUTS), spread=(0.4, powers(-4, 4)),
-        rectified=(0.6, (0, 1, 9)), upstream=(0.4, (0.3, 0.7)), wanted=(0.3, (0.5,)), threads=(0.5, (2, 3)),
-        spoiled=(0.15, NOT_FINITE),
+        rectified=(0.6, (0, 1, 9)), upstream=(0.4, (0.3, 0.7)), wanted=(0.3, (0.5,)), **THREADS, **SPOILED,
     )  # fmt: skip
     sizes = {"rows": size(random, largest_batch(random)), "inputs": inputs, "stacks": stacks}
     return {"sizes": sizes, "options": options}
@@ -195,7 +194,7 @@ def mixture(random: random.Random) -> Drawn:
         random,
         dtype=(0.5, ("float64", "bfloat16")), layout_experts=(0.4, LAYOUTS), layout_logits=(0.4, LAYOUTS),
         layout_grad=(0.4, LAYOUTS), spread=(0.4, powers(-4, 4)), logit_spread=(0.5, [0.0, *powers(-3, 4)]),
-        upstream=(0.4, (0.3, 0.7)), threads=(0.5, (2, 3)), spoiled=(0.15, NOT_FINITE),
+        upstream=(0.4, (0.3, 0.7)), **THREADS, **SPOILED,
     )  # fmt: skip
     sizes = {"rows": size(random, largest_batch(random))}
     sizes |= {"tasks": at_least_one(random, 9), "experts": at_least_one(random, 17), "width": at_least_one(random, 130)}
