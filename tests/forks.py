@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,15 @@ SERVER.set_forkserver_preload(["torch", "torch._dynamo", "adaftr_fast.cli.app", 
 
 COMMAND = "import sys; from adaftr_fast.cli import main; sys.exit(main(sys.argv[1:]))"
 """The script that runs a command of ``adaftr-fast``."""
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 600) -> Any:  # a bound that only broken code reaches
+    """Waits until a condition is true, and returns its value."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return value
 
 
 def in_a_fork(work: Callable[[], str]) -> str:

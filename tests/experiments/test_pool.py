@@ -1,5 +1,4 @@
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.experiments.jobs import RESULT, execute, plan
 from adaftr_fast.experiments.pool import run_all
 from adaftr_fast.experiments.study import compare
-from tests.forks import Script
+from tests.forks import Script, wait_for
 
 
 @pytest.fixture
@@ -103,11 +102,3 @@ def workers_of(starter):
         if f"STARTED_BY={starter}".encode() in environment:
             lines.append(line)
     return lines
-
-
-def wait_for(condition, seconds=600):  # an upper bound that only broken code reaches
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return value

@@ -1,6 +1,8 @@
 """Daily logs of a small shop; each day has new items."""
 
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +13,7 @@ from adaftr_fast.config import DataConfig, ModelConfig, OptimizerConfig, RunConf
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.training.trackers import opened
 from adaftr_fast.tuning.space import parse_space
 from adaftr_fast.tuning.trial import Search
 
@@ -85,3 +88,44 @@ def search(prepared, tmp_path):
         return Search(data, config, parse_space(space, config), tmp_path / name, **options)
 
     return make
+
+
+class FakeTracker:
+    """Keeps what it gets; logging the step ``stops_at`` does not return, as in a process that is killed in it.
+
+    Attributes:
+        made: the trackers of all processes, in order.
+        fails: whether it cannot be opened.
+    """
+
+    made: list["FakeTracker"]
+    fails = False
+    stops_at = 0
+
+    def __init__(self, opening):
+        if self.fails:
+            raise ConnectionError("no route to host")
+        assert all(each.closed for each in self.made)  # a tracker that is open may be returned for the next run
+        self.opening, self.known = opening, opening.known or "id"
+        self.logged, self.closed = {}, []
+        self.made.append(self)
+
+    def log(self, numbers, step):
+        self.logged[step] = numbers
+        if step == self.stops_at:
+            raise KeyboardInterrupt
+
+    def log_test(self, numbers):
+        self.logged["test"] = numbers
+
+    def close(self, failed):
+        self.closed.append("failed" if failed else "finished")
+
+
+@pytest.fixture
+def tracker(monkeypatch):
+    """The class of the trackers named wandb."""
+    kind = type("Fresh", (FakeTracker,), {"made": []})
+    module = SimpleNamespace(**{opened.CLASSES["wandb"]: kind})
+    monkeypatch.setitem(sys.modules, "adaftr_fast.training.trackers.wandb", module)
+    return kind

@@ -2,10 +2,7 @@
 
 import json
 import math
-import sys
-import types
 from dataclasses import replace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -51,48 +48,22 @@ def test_a_balanced_run_of_esmm_is_read_again(prepared, tmp_path):
     assert torch.all(logits[:, 1] < logits[:, 0])
 
 
-class FakeTracker:
-    """Keeps the calls of all processes' trackers; logging the epoch ``stops_at`` does not return, as in a kill."""
-
-    calls: ClassVar = []
-    stops_at = 0
-
-    def __init__(self, opening):
-        self.known = opening.known or "first"
-        self.calls.append(("open", opening.known, opening.first_step))
-        assert opening.parameters["optimizer.lr"] == 0.01
-
-    def log(self, numbers, epoch):
-        self.calls.append(("log", epoch))
-        if epoch == self.stops_at:
-            raise KeyboardInterrupt
-
-    def log_test(self, numbers):
-        self.calls.append(("log_test", numbers["test/click/auc"]))
-
-    def close(self, failed):
-        self.calls.append(("close", failed))
-
-
-def test_a_run_that_is_resumed_is_one_run_in_a_tracker(prepared, tmp_path, monkeypatch):
-    kind = type("Fresh", (FakeTracker,), {"calls": [], "stops_at": 1})
-    module = types.SimpleNamespace(WeightsAndBiases=kind)
-    monkeypatch.setitem(sys.modules, "adaftr_fast.training.trackers.wandb", module)
+def test_a_run_that_is_resumed_is_one_run_in_a_tracker(prepared, tmp_path, tracker):
     data, out = prepared(1), tmp_path / "run"
     config = settings(data.folder, name="mmoe").with_options(training={"trackers": ["wandb"]})
+    tracker.stops_at = 1
     with pytest.raises(KeyboardInterrupt):
         train_one(data, config, out)
-    assert kind.calls == [("open", None, 1), ("log", 1), ("close", True)]
-    kind.calls.clear()
-    kind.stops_at = 0
+    tracker.stops_at = 0
     run = train_one(data, config, out)
-    auc = run.test["click"]["auc"]
-    # A process that is killed may not have logged its last epoch.
-    assert kind.calls[0] == ("open", "first", 1)
-    assert kind.calls[1:] == [("log", 1), ("log", 2), ("log_test", auc), ("close", False)]
-    kind.calls.clear()
     train_one(data, config, out)
-    assert kind.calls[0] == ("open", None, 1)
+    killed, resumed, other = tracker.made
+    assert (killed.opening.known, killed.opening.first_step, killed.closed) == (None, 1, ["failed"])
+    assert killed.opening.parameters["optimizer.lr"] == 0.01
+    assert (resumed.opening.known, resumed.opening.first_step, resumed.closed) == ("id", 1, ["finished"])
+    assert list(resumed.logged) == [1, 2, "test"]  # the killed process may not have logged its last epoch
+    assert resumed.logged["test"]["test/click/auc"] == run.test["click"]["auc"]
+    assert (other.opening.known, other.opening.first_step) == (None, 1)
 
 
 def test_the_report_of_a_run_says_what_was_trained(prepared, tmp_path):

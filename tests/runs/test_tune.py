@@ -1,10 +1,8 @@
 """A search: its space, its trials, what ends one of them or all, and what it leaves."""
 
 import json
-import sys
 import threading
 from dataclasses import replace
-from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -16,7 +14,6 @@ from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import BusyError, CheckpointError, ConfigError, TrainingError
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.checkpoint.weights import read_description
-from adaftr_fast.training.trackers import opened
 from adaftr_fast.tuning import search as searching
 from adaftr_fast.tuning import trial as trialing
 from adaftr_fast.tuning.report import draw, tune_and_report
@@ -204,33 +201,6 @@ def test_the_command_writes_a_report_and_a_configuration_that_train_reads(prepar
         assert f"{option}: expected >= 1, {shown}" in capsys.readouterr().err
 
 
-class Fake:
-    """A tracker that keeps whether it was closed and as what; ``made`` holds all of them, ``fails`` refuses to open."""
-
-    made: list["Fake"]
-    fails = False
-
-    def __init__(self, opening):
-        if self.fails:
-            raise ConnectionError("no route to host")
-        assert all(each.closed for each in self.made)  # a tracker that is open may be returned for the next trial
-        self.known, self.closed = "id", []
-        self.made.append(self)
-
-    def log(self, numbers, epoch): ...
-
-    def close(self, failed):
-        self.closed.append("failed" if failed else "finished")
-
-
-@pytest.fixture
-def fake(monkeypatch):
-    kind = type("Fresh", (Fake,), {"made": []})
-    module = SimpleNamespace(**{opened.CLASSES["wandb"]: kind})
-    monkeypatch.setitem(sys.modules, "adaftr_fast.training.trackers.wandb", module)
-    return kind
-
-
 @pytest.fixture
 def tracked(search, prepared):
     """Returns a function that makes a search with a tracker over some learning rates."""
@@ -238,7 +208,7 @@ def tracked(search, prepared):
     return lambda *rates: search(space={"optimizer.lr": {"choices": [*rates] or [0.01]}}, config=config)
 
 
-def test_a_pruned_trial_has_not_failed(tracked, fake, monkeypatch):
+def test_a_pruned_trial_has_not_failed(tracked, tracker, monkeypatch):
     """The AUC falls from epoch to epoch and from trial to trial, so the second trial is pruned in its first epoch."""
     values = iter(range(1, 100))
     monkeypatch.setattr(trialing, "STARTUP_TRIALS", 1)
@@ -258,26 +228,26 @@ def test_a_pruned_trial_has_not_failed(tracked, fake, monkeypatch):
     found = tune(tracked(), 3)
     pruned = TrialState.PRUNED
     assert [each.state for each in found.study.trials] == [TrialState.COMPLETE, pruned, pruned]
-    assert [each.closed for each in fake.made] == [["finished"], ["failed"], ["finished"], ["finished"]]
+    assert [each.closed for each in tracker.made] == [["finished"], ["failed"], ["finished"], ["finished"]]
 
 
-def test_a_diverging_trial_fails_alone(tracked, fake, tmp_path):
+def test_a_diverging_trial_fails_alone(tracked, tracker, tmp_path):
     with pytest.raises(TrainingError, match=r"none of 1 trials has finished; the last error: .*not finite"):
         tune(tracked(1e30), 1)
-    assert [each.closed for each in fake.made] == [["failed"]]
+    assert [each.closed for each in tracker.made] == [["failed"]]
     tune_and_report(replace(tracked(1e30, 0.01), folder=tmp_path / "both"), 4)
     section = (tmp_path / "both/report.md").read_text().split("## Failed trials\n\n")[1]
     assert section.startswith("- 000")
     assert all(": optimizer.lr = 1e+30: epoch 1, step " in line for line in section.splitlines())
 
 
-def test_an_error_of_the_surroundings_ends_the_search_and_its_trial_resumes(tracked, fake):
-    fake.fails = True
+def test_an_error_of_the_surroundings_ends_the_search_and_its_trial_resumes(tracked, tracker):
+    tracker.fails = True
     with pytest.raises(TrainingError, match=r"^training\.trackers: wandb cannot be opened: ConnectionError: no route"):
         tune(tracked(), 2)
-    fake.fails = False
+    tracker.fails = False
     assert [each.state for each in tune(tracked(), 2).study.trials] == 2 * [TrialState.COMPLETE]
-    assert [each.closed for each in fake.made] == 2 * [["finished"]]
+    assert [each.closed for each in tracker.made] == 2 * [["finished"]]
 
 
 def test_the_best_so_far_reaches_the_last_trial():

@@ -8,9 +8,11 @@ import pytest
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.streaming.folder import FolderSource
 from adaftr_fast.streaming.loop import StreamOptions, train_stream
+from tests.runs import conftest as runs
 from tests.runs.conftest import SOURCE, settings, write_day
 
 LONG_AGO = 1_700_000_000
+tracker = runs.tracker  # a fixture
 
 
 def config(**training):

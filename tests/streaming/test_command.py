@@ -1,27 +1,29 @@
 """The options of ``adaftr-fast stream``."""
 
-from adaftr_fast.cli import main
+import pytest
+
 from adaftr_fast.cli.app import build_parser
+from tests.cli.conftest import fails
 from tests.streaming.test_kills import SCHEMA
 
 
-def fails(capsys, *arguments):
-    assert main(["stream", *map(str, arguments)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
-
-
-def test_wrong_options_end_in_one_line(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "adaftr-fast stream: stream: expected --folder or --kafka_topic, and not both"),
+        (
+            "--folder HERE --kafka_topic a",
+            "adaftr-fast stream: stream: expected --folder or --kafka_topic, and not both",
+        ),
+        ("--folder HERE/none", "none: expected a folder to watch"),
+        ("--folder HERE --keep 0", "adaftr-fast stream: keep: expected a number of at least 1, got 0"),
+        ("--folder HERE --dataset census", "expected a schema of one file"),
+    ],
+)
+def test_wrong_options_end_in_one_line(tmp_path, capsys, options, message):
     (tmp_path / "shop.toml").write_text(SCHEMA)
-    needed = f"--dataset {tmp_path}/shop.toml --out {tmp_path}/out".split()
-    both = "adaftr-fast stream: stream: expected --folder or --kafka_topic, and not both"
-    assert fails(capsys, *needed) == both
-    assert fails(capsys, *needed, "--folder", tmp_path, "--kafka_topic", "a") == both
-    assert fails(capsys, *needed, "--folder", tmp_path / "none").endswith("none: expected a folder to watch")
-    wrong = fails(capsys, *needed, "--folder", tmp_path, "--keep", "0")
-    assert wrong == "adaftr-fast stream: keep: expected a number of at least 1, got 0"
-    several = fails(capsys, "--dataset", "census", "--out", tmp_path / "out", "--folder", tmp_path)
-    assert "expected a schema of one file" in several
+    command = f"stream --dataset HERE/shop.toml --out HERE/out {options}".replace("HERE", str(tmp_path))
+    assert message in fails(command.split(), capsys)
     assert not (tmp_path / "out").exists()
 
 

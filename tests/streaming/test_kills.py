@@ -10,7 +10,7 @@ import torch
 from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.streaming.journal import EXPORTED, RECORDS
-from tests.forks import COMMAND, Script
+from tests.forks import COMMAND, Script, wait_for
 from tests.streaming.conftest import arrive, stream
 
 TIMED = ("arrived", "lag", "seconds", "rows_per_s")
@@ -97,13 +97,6 @@ fields = {item = "categorical", user = "categorical"}
 def exported(out):
     """The number of the chunk of the last export."""
     return json.loads((out / EXPORTED).read_text())["chunk"] if (out / EXPORTED).exists() else 0
-
-
-def wait_for(condition):
-    end = time.monotonic() + 200
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -20,7 +19,6 @@ from adaftr_fast.stores import as_path
 from adaftr_fast.streaming import loop
 from adaftr_fast.streaming.journal import RECORDS, Journal
 from adaftr_fast.streaming.source import Chunk
-from adaftr_fast.training.trackers import opened
 from tests.runs.conftest import SOURCE
 from tests.streaming.conftest import LONG_AGO, arrive, config, stream
 
@@ -93,33 +91,14 @@ def test_exports_after_each_chunk_or_after_minutes_and_at_the_end(chunks, tmp_pa
     assert folders(out) == ["chunk-000004"]
 
 
-def test_trackers_log_the_stream_as_one_run(chunks, tmp_path, monkeypatch):
-    made = []
-
-    class Fake:
-        known = "id"
-
-        def __init__(self, opening):
-            self.opening = opening
-            self.logged = {}
-            self.closed = []
-            made.append(self)
-
-        def log(self, numbers, step):
-            self.logged[step] = numbers
-
-        def close(self, failed):
-            self.closed.append(failed)
-
-    module = SimpleNamespace(**{opened.CLASSES["wandb"]: Fake})
-    monkeypatch.setitem(sys.modules, "adaftr_fast.training.trackers.wandb", module)
+def test_trackers_log_the_stream_as_one_run(chunks, tmp_path, tracker):
     out, options = tmp_path / "out", {"training": {"trackers": ["wandb"]}}
     records = stream(chunks, out, **options)
     arrive(chunks, 3)
     stream(chunks, out, **options)
-    first, second = made
+    first, second = tracker.made
     assert (list(first.logged), list(second.logged)) == ([1, 2, 3], [4])
-    assert (first.closed, second.opening.known, second.opening.folder) == ([False], "id", out)
+    assert (first.closed, second.opening.known, second.opening.folder) == (["finished"], "id", out)
     assert first.logged[2]["lag"] == records[1]["lag"]
     assert first.logged[2]["before_training/click/auc"] == records[1]["before_training"]["click"]["auc"]
     assert {"rows", "ids", "rows_per_s", "validation/conversion/calibration"} <= set(first.logged[1])
