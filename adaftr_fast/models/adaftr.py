@@ -69,7 +69,8 @@ class AdaFTR(MultiTaskModel):
     def __init__(self, backbone: Backbone, config: ModelConfig) -> None:
         super().__init__(backbone.task_names)
         backbone.check_towers()
-        first, layers = backbone.towers[0].mlp.layers[0], len(backbone.towers[0].mlp.layers)
+        first = backbone.towers[0].mlp.layers[0]
+        layers = len(backbone.towers[0].mlp.layers)
         if config.contrast_layer > layers:
             raise config.error("contrast_layer", f"one of the {layers} layers of a tower", config.contrast_layer)
         adaptive = config.contrast == "infonce" and config.tau == "adaptive"
@@ -81,7 +82,8 @@ class AdaFTR(MultiTaskModel):
         self.backbone = backbone
         self.config = config
         self.pairs = resolve_pairs(config.pairs, self.task_names)
-        related, contrasted = (self.pairs if adaptive else [], self.pairs if config.contrast == "infonce" else [])
+        related = self.pairs if adaptive else []
+        contrasted = self.pairs if config.contrast == "infonce" else []
         hidden = config.relatedness_hidden
         self.relatedness = ModuleList(RelatednessNetwork(first.in_features, hidden) for _ in related)
         tau = config.tau_fixed if config.tau == "fixed" else config.tau
@@ -127,7 +129,8 @@ class AdaFTR(MultiTaskModel):
         return losses
 
     def set_epoch(self, epochs: float) -> bool:
-        decay, before = self.config.contrast_epochs, self.is_contrasting
+        decay = self.config.contrast_epochs
+        before = self.is_contrasting
         if self.config.contrast == "none" or not decay:
             return False
         left = max(0.0, 1 - epochs / decay)

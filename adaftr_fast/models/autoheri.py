@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.shared_bottom import SharedBottom
-from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.module_list import ModuleList
 
 
@@ -89,15 +88,8 @@ class AutoHERI(SharedBottom):
         - Output: logits [B, T]
     """
 
-    def __init__(
-        self,
-        num_embeddings: Sequence[int],
-        task_names: Sequence[str],
-        config: ModelConfig,
-        field_names: Sequence[str] | None = None,
-        dense: Sequence[NumericEncoding] = (),
-    ) -> None:
-        super().__init__(num_embeddings, task_names, config, field_names, dense)
+    def make_layers(self, config: ModelConfig) -> None:
+        super().make_layers(config)
         layers = config.tower_hidden
         self.connections = ModuleList(Connections(layers * t, layers) for t in range(1, len(self.towers)))
 

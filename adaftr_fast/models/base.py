@@ -140,9 +140,9 @@ class MultiTaskModel(nn.Module, ABC):
 class Backbone(MultiTaskModel):
     """A model that exposes the inputs and layers of its towers, for AdaFTR to align.
 
-    A subclass makes ``towers`` in its constructor, one :class:`Tower` per task, all of the same widths, as
-    ``make_towers`` does, and implements ``task_inputs``. One whose towers exchange activations also overrides
-    ``read_towers``.
+    A subclass makes ``towers`` in ``make_layers`` or in its constructor, one :class:`Tower` per task, all of the same
+    widths, as ``make_towers`` does, and implements ``task_inputs``. One whose towers exchange activations also
+    overrides ``read_towers``.
 
     Args:
         num_embeddings: number of rows of each of the F fields.
@@ -175,11 +175,16 @@ class Backbone(MultiTaskModel):
         self.widths = embedding_widths(config, len(num_embeddings), field_names)
         targets = attention_targets(config, num_embeddings, field_names)
         own = [f for f in range(len(num_embeddings)) if f not in targets]
-        rows, widths = [num_embeddings[f] for f in own], [self.widths[f] for f in own]
+        rows = [num_embeddings[f] for f in own]
+        widths = [self.widths[f] for f in own]
         self.embedding = FusedEmbedding(rows, widths, field_names=[str(f) for f in own])
         self.attention = FieldAttention(targets, self.widths, config.attention_hidden) if targets else None
         self.dense_fields = DenseFields(dense) if dense else None
         self.embedded_features = sum(self.widths) + (self.dense_fields.out_features if self.dense_fields else 0)
+        self.make_layers(config)
+
+    def make_layers(self, config: ModelConfig) -> None:
+        """Makes the layers above the embeddings, ``towers`` among them, unless a subclass does so in ``__init__``."""
 
     @abstractmethod
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
@@ -284,7 +289,8 @@ class Backbone(MultiTaskModel):
 
     def check_towers(self, inputs: Sequence[Tensor] | None = None) -> None:
         """Raises TypeError unless there is a tower per task and, if ``inputs`` are given, an input for each."""
-        tasks, towers = len(self.task_names), len(getattr(self, "towers", ()))
+        tasks = len(self.task_names)
+        towers = len(getattr(self, "towers", ()))
         if towers != tasks:
             raise TypeError(f"{type(self).__name__}: towers must be one Tower per task, {tasks}, got {towers}")
         if inputs is not None and (isinstance(inputs, Tensor) or len(inputs) != tasks):

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.shared_bottom import SharedBottom
-from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.module_list import ModuleList
 
 OWN_SHARE = 0.9  # initial weight of the task's own activations, as in Misra et al.; the others share the rest
@@ -59,19 +58,13 @@ class CrossStitch(SharedBottom):
         - Output: logits [B, T]
     """
 
-    def __init__(
-        self,
-        num_embeddings: Sequence[int],
-        task_names: Sequence[str],
-        config: ModelConfig,
-        field_names: Sequence[str] | None = None,
-        dense: Sequence[NumericEncoding] = (),
-    ) -> None:
-        super().__init__(num_embeddings, task_names, config, field_names, dense)
+    def make_layers(self, config: ModelConfig) -> None:
+        super().make_layers(config)
         self.stitches = ModuleList(CrossStitchUnit(len(self.towers)) for _ in config.tower_hidden)
 
     def read_towers(self, inputs: list[Tensor]) -> tuple[list[list[Tensor]], Tensor]:
-        x, layers = inputs, []
+        x = inputs
+        layers = []
         for stitch, *linears in zip(self.stitches, *(tower.mlp.layers for tower in self.towers)):
             x = stitch([torch.relu(linear(each)) for linear, each in zip(linears, x)])
             layers.append(x)

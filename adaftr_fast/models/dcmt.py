@@ -5,7 +5,6 @@ Shapes: B batch, T tasks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +14,6 @@ from torch import Tensor
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import Representations
 from adaftr_fast.models.escm2 import RiskOfConversions
-from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.mlp import Tower, run_towers
 from adaftr_fast.nn.module_list import ModuleList
 
@@ -62,20 +60,14 @@ class DCMT(RiskOfConversions):
 
     unserved = frozenset({"twins"})
 
-    def __init__(
-        self,
-        num_embeddings: Sequence[int],
-        task_names: Sequence[str],
-        config: ModelConfig,
-        field_names: Sequence[str] | None = None,
-        dense: Sequence[NumericEncoding] = (),
-    ) -> None:
-        super().__init__(num_embeddings, task_names, config, field_names, dense)
+    def make_layers(self, config: ModelConfig) -> None:
+        super().make_layers(config)
         width = self.bottoms[0].out_features
         self.twins = ModuleList(Tower(width, config.tower_hidden) for _ in self.task_names[1:])
 
     def risks(self, seen: Representations, conditional: Tensor, batch: Batch) -> dict[str, Tensor]:
-        reached, happened = batch.labels[:, :-1], batch.labels[:, 1:]  # o and r, [B, T - 1]
+        reached = batch.labels[:, :-1]  # o, [B, T - 1]
+        happened = batch.labels[:, 1:]  # r, [B, T - 1]
         propensity = seen.logits[:, :-1].detach().sigmoid()
         factual = conditional[:, 1:]
         twin = torch.cat(run_towers(self.twins, seen.inputs[1:])[1], 1).to(factual.dtype)

@@ -36,15 +36,8 @@ class RiskOfConversions(ESMM):
 
     unserved: frozenset[str]
 
-    def __init__(
-        self,
-        num_embeddings: Sequence[int],
-        task_names: Sequence[str],
-        config: ModelConfig,
-        field_names: Sequence[str] | None = None,
-        dense: Sequence[NumericEncoding] = (),
-    ) -> None:
-        super().__init__(num_embeddings, task_names, config, field_names, dense)
+    def make_layers(self, config: ModelConfig) -> None:
+        super().make_layers(config)
         if len(self.task_names) < 2:
             raise ValueError(f"{type(self).__name__}: task_names must name at least two tasks, got {self.task_names}")
         self.config = config
@@ -134,7 +127,8 @@ class ESCM2(RiskOfConversions):
         self.imputation = ModuleList(Tower(self.embedded_features, widths) for _ in imputed)
 
     def risks(self, seen: Representations, conditional: Tensor, batch: Batch) -> dict[str, Tensor]:
-        reached, happened = batch.labels[:, :-1], batch.labels[:, 1:]  # o and r, [B, T - 1]
+        reached = batch.labels[:, :-1]  # o, [B, T - 1]
+        happened = batch.labels[:, 1:]  # r, [B, T - 1]
         propensity = seen.logits[:, :-1].detach().sigmoid().clamp_min(self.config.propensity_min)
         odds = reached / propensity
         error = F.binary_cross_entropy_with_logits(conditional[:, 1:], happened, reduction="none")

@@ -12,7 +12,6 @@ from torch import Tensor
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import Backbone
 from adaftr_fast.models.sizes import first_widths
-from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.mlp import MLP, run_towers
 from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.nn.stacks import Stack, run_stacks
@@ -45,15 +44,7 @@ class ESMM(Backbone):
         - Output: logits [B, T]
     """
 
-    def __init__(
-        self,
-        num_embeddings: Sequence[int],
-        task_names: Sequence[str],
-        config: ModelConfig,
-        field_names: Sequence[str] | None = None,
-        dense: Sequence[NumericEncoding] = (),
-    ) -> None:
-        super().__init__(num_embeddings, task_names, config, field_names, dense)
+    def make_layers(self, config: ModelConfig) -> None:
         tasks = len(self.task_names)
         hidden = first_widths(config, self.embedded_features, tasks, networks=tasks)
         self.bottoms = ModuleList(MLP(self.embedded_features, hidden) for _ in self.task_names)

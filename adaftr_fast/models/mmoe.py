@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import Backbone
-from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.mlp import Experts
 from adaftr_fast.nn.stacks import mix
 
@@ -38,15 +37,7 @@ class MMoE(Backbone):
         >>> logits = model(torch.randint(0, 50, (32, 2)))  # [32, 2]
     """
 
-    def __init__(
-        self,
-        num_embeddings: Sequence[int],
-        task_names: Sequence[str],
-        config: ModelConfig,
-        field_names: Sequence[str] | None = None,
-        dense: Sequence[NumericEncoding] = (),
-    ) -> None:
-        super().__init__(num_embeddings, task_names, config, field_names, dense)
+    def make_layers(self, config: ModelConfig) -> None:
         self.experts = Experts(self.embedded_features, config.num_experts, config.expert_hidden)
         self.gates = nn.Linear(self.embedded_features, len(self.task_names) * config.num_experts)
         self.towers = self.make_towers(self.experts.out_features, config.tower_hidden)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import Backbone
 from adaftr_fast.models.sizes import first_widths
-from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.mlp import Experts
 from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.nn.stacks import mix
@@ -43,7 +42,8 @@ class ExtractionLayer(nn.Module):
         self, in_features: int, tasks: int, task_experts: int, shared_experts: int, hidden: Sequence[int], *, last: bool
     ) -> None:
         super().__init__()
-        own, every = task_experts + shared_experts, tasks * task_experts + shared_experts
+        own = task_experts + shared_experts
+        every = tasks * task_experts + shared_experts
         counts = [task_experts] * tasks + [shared_experts]
         self.experts = ModuleList(Experts(in_features, count, hidden) for count in counts)
         gated = [own] * tasks + ([] if last else [every])
@@ -94,16 +94,9 @@ class PLE(Backbone):
         - Output: logits [B, T]
     """
 
-    def __init__(
-        self,
-        num_embeddings: Sequence[int],
-        task_names: Sequence[str],
-        config: ModelConfig,
-        field_names: Sequence[str] | None = None,
-        dense: Sequence[NumericEncoding] = (),
-    ) -> None:
-        super().__init__(num_embeddings, task_names, config, field_names, dense)
-        tasks, own = len(self.task_names), config.task_experts
+    def make_layers(self, config: ModelConfig) -> None:
+        tasks = len(self.task_names)
+        own = config.task_experts
         shared = config.num_experts if config.shared_experts is None else config.shared_experts
         hidden = first_widths(config, self.embedded_features, tasks, networks=shared + tasks * own)
         last = config.extraction_layers - 1
@@ -121,7 +114,8 @@ class PLE(Backbone):
 
     def keep_task(self, task: int, names: Sequence[str]) -> None:
         """Keeps the streams that the task's one depends on: the shared stream mixes the experts of every stream."""
-        every, own = list(range(len(names) + 1)), [task, len(names)]
+        every = list(range(len(names) + 1))
+        own = [task, len(names)]
         last = len(self.layers) - 1
         experts = [own if layer == last else every for layer in range(last + 1)]
         gates = [*experts[1:], [task]]

@@ -7,7 +7,6 @@ from torch import Tensor
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.base import Backbone
 from adaftr_fast.models.sizes import first_widths
-from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.mlp import MLP
 
 
@@ -34,15 +33,7 @@ class SharedBottom(Backbone):
         - Output: logits [B, T]
     """
 
-    def __init__(
-        self,
-        num_embeddings: Sequence[int],
-        task_names: Sequence[str],
-        config: ModelConfig,
-        field_names: Sequence[str] | None = None,
-        dense: Sequence[NumericEncoding] = (),
-    ) -> None:
-        super().__init__(num_embeddings, task_names, config, field_names, dense)
+    def make_layers(self, config: ModelConfig) -> None:
         hidden = first_widths(config, self.embedded_features, len(self.task_names), networks=1)
         self.bottom = MLP(self.embedded_features, hidden)
         self.towers = self.make_towers(self.bottom.out_features, config.tower_hidden)

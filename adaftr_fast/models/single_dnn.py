@@ -51,7 +51,8 @@ class SingleDNN(MultiTaskModel):
         dense: Sequence[NumericEncoding] = (),
     ) -> None:
         super().__init__(task_names)
-        features, tasks = sum(embedding_widths(config, len(num_embeddings), field_names)), len(self.task_names)
+        features = sum(embedding_widths(config, len(num_embeddings), field_names))
+        tasks = len(self.task_names)
         features += DenseFields(dense).out_features
         hidden = first_widths(config, features, tasks, networks=tasks)
         own = replace(config, expert_hidden=hidden, equal_budget=False)

@@ -53,7 +53,8 @@ def attention_targets(
                 raise config.error("attention", f"names among {', '.join(field_names)}", each)
         if target in config.attention:
             raise config.error("attention", f"a target of {name} that is not pooled by attention itself", target)
-        rows, of_target = num_embeddings[place[name]], num_embeddings[place[target]]
+        rows = num_embeddings[place[name]]
+        of_target = num_embeddings[place[target]]
         if rows != of_target:
             raise config.error(
                 "attention", f"a field with the {of_target} ids of its target {target}", f"{name}: {rows}"
