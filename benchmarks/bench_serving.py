@@ -28,13 +28,13 @@ from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.write import LOG, NAMES, SCHEMA, write_log, write_raw
 from adaftr_fast.models import build_model
-from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.programs import Probabilities
 from adaftr_fast.serving.scorer import AOT, Scorer, load_scorer
 from adaftr_fast.training.checkpoint.weights import Description, save_checkpoint
+from adaftr_fast.training.trained import Run
 from benchmarks.measure import write
 
 REQUEST_ROWS = (1, 500)
@@ -99,7 +99,7 @@ def latency(folder: Path, table: pa.RecordBatch, requests: int) -> list[dict[str
     """p50 and p99 of requests in milliseconds; the programs take turns."""
     scorer = load_scorer(folder / "model")
     programs = {
-        "eager model": Probabilities(load_trained(folder / "run").model),
+        "eager model": Probabilities(Run(folder / "run").model),
         "torch.export program": scorer.program,
         "AOTInductor package": torch._inductor.aoti_load_package(str(folder / "model" / AOT)),
     }

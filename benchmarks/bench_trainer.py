@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
-from adaftr_fast.config.presets import preset
+from adaftr_fast.config.model import preset
 from adaftr_fast.data.dataset.loader import PreparedData, Split
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.interrupt import Interrupt

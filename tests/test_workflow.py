@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 import torch
 
 from adaftr_fast.cli import main
-from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.evaluation import predict
+from adaftr_fast.training.trained import Run
 from tests.logs import shop_log
 
 TRAINING = "--training.batch_size 128 --training.max_epochs 1 --training.progress false"
@@ -30,7 +30,7 @@ def test_raw_aliccp_to_bids(tmp_path):
     run(f"predict --model {model} --files {test} --out {scores} --keep sample_id --bid 20 --bid_weight 0.9")
     table = pq.read_table(scores)
     assert table.column_names == ["sample_id", "p_ctr", "p_ctcvr", "p_cvr", "bid"]
-    best = load_trained(trained)
+    best = Run(trained)
     expected = torch.from_numpy(predict(best.model, best.data().load("test"), 100).logits).sigmoid().numpy()
     found = np.stack([table["p_ctr"], table["p_ctcvr"]], 1)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)

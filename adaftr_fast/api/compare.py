@@ -2,23 +2,76 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from adaftr_fast._files import AnyPath
 from adaftr_fast._json import dumps
 from adaftr_fast._locks import writing_folder
 from adaftr_fast._tables import Table, paragraphs
-from adaftr_fast.api.run import Run, run_folder
+from adaftr_fast.api.run import run_folder
 from adaftr_fast.errors import CheckpointError
-from adaftr_fast.runs.compare import Recorded, differing_options, groups_by_data, read_runs
 from adaftr_fast.stores import local_folder
-from adaftr_fast.training.logger import METRICS
-from adaftr_fast.training.result import PICTURE, REPORT, TrainedRun, result_table
+from adaftr_fast.training.trained import METRICS, PICTURE, REPORT, Run, result_table
 
 if TYPE_CHECKING:
     from adaftr_fast._figures import Picture
+
+
+def read_runs(folders: Sequence[AnyPath]) -> tuple[list[Run], list[str]]:
+    """Returns the runs that can be read, in order, and a line about each other one. No weights are read.
+
+    A run is named by the part of its path that the folders do not share. The ``test`` of an unfinished run holds the
+    validation metrics of its last epoch, and its name says so.
+    """
+    folders = list(dict.fromkeys(folders))
+    runs = []
+    unread = []
+    for folder, name in zip(folders, _names(folders)):
+        run = Run(folder)
+        try:
+            if not run.epochs:
+                raise CheckpointError(f"{folder}: no epoch has been recorded")
+            is_finished = bool(run.test)
+        except (CheckpointError, OSError) as error:
+            unread.append(" ".join(str(error).split()))
+            continue
+        run.name = name
+        if not is_finished:
+            run.name = f"{name} (unfinished: validation after epoch {run.trained_epochs:g})"
+            run.test = run.epochs[-1]["validation"]
+        runs.append(run)
+    return runs, unread
+
+
+def _names(folders: Sequence[AnyPath]) -> list[str]:
+    if not all(isinstance(folder, Path) for folder in folders):
+        return [str(folder) for folder in folders]
+    places = [Path(os.path.abspath(str(folder))) for folder in folders]
+    if len(places) < 2:
+        return [place.name for place in places]
+    shared = os.path.commonpath(places)
+    return [os.path.relpath(place, shared) if str(place) != shared else place.name for place in places]
+
+
+def differing_options(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Returns the values of the options in which the runs differ, one per run; None where a run lacks the option."""
+    flat = [run.config.flat() for run in runs]
+    names = dict.fromkeys(name for each in flat for name in each)
+    values = {name: [each.get(name) for each in flat] for name in names}
+    return {name: each for name, each in values.items() if any(value != each[0] for value in each)}
+
+
+def groups_by_data(runs: Sequence[Run]) -> list[list[Run]]:
+    """Returns the runs in groups whose ids and tasks have one meaning, and which were trained on one folder."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        place = os.path.abspath(run.config.data.folder)
+        groups.setdefault((run.about.fingerprint, place), []).append(run)
+    return list(groups.values())
 
 
 @dataclass(frozen=True)
@@ -30,23 +83,18 @@ class Comparison:
         unread: a line about each run that could not.
     """
 
-    runs: list[Recorded]
+    runs: list[Run]
     unread: list[str]
-
-    @property
-    def results(self) -> list[TrainedRun]:
-        """The epochs and metrics of each run. ``test`` of an unfinished run is the validation of its last epoch."""
-        return [run.result for run in self.runs]
 
     def table(self) -> Table:
         """Returns metrics, best epochs and speed, one row per run and task; AUCs in percent."""
-        return result_table(self.results, "run")
+        return result_table(self.runs, "run")
 
     def options(self) -> Table:
         """Returns the options in which the runs differ, one row per run and one column per option."""
         differing = differing_options(self.runs)
         rows = [
-            [run.result.name, *(_shown(values[number]) for values in differing.values())]
+            [run.name, *(_shown(values[number]) for values in differing.values())]
             for number, run in enumerate(self.runs)
         ]
         return Table(["run", *differing], rows, text_columns=1 + len(differing))
@@ -61,17 +109,17 @@ class Comparison:
             else "Other data, whose metrics do not compare"
         )
         lines = [
-            f"{what}: {', '.join(run.result.name for run in group)}: "
-            f"{group[0].about.config.data.folder} ({group[0].about.fingerprint[:8]})"
+            f"{what}: {', '.join(run.name for run in group)}: "
+            f"{group[0].config.data.folder} ({group[0].about.fingerprint[:8]})"
             for group in (groups if len(groups) > 1 else ())
         ]
         return [*lines, *(f"Not read: {line}" for line in self.unread)]
 
     def curves(self) -> Picture:
         """Draws training loss, validation AUC and the quantiles of learned values by epoch."""
-        from adaftr_fast.training.report import draw  # imports matplotlib
+        from adaftr_fast.training.curves import draw  # imports matplotlib
 
-        return draw(self.results)
+        return draw(self.runs)
 
     def write(self, folder: str | AnyPath) -> None:
         """Writes ``report.md`` and ``report.png`` to ``folder``.
@@ -88,7 +136,7 @@ class Comparison:
         with local_folder(folder) as target, writing_folder(target, REPORT, PICTURE):
             if (target / METRICS).exists():
                 raise CheckpointError(f"out: expected a folder for the report, got the folder of a run: {folder}")
-            write_report(target, "Comparison of runs", self.results, before=notes, after=options, first="run")
+            write_report(target, "Comparison of runs", self.runs, before=notes, after=options, first="run")
 
     def __repr__(self) -> str:
         options = [self.options().markdown()] if differing_options(self.runs) else []

@@ -2,110 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adaftr_fast._files import AnyPath
-from adaftr_fast._tables import Table, paragraphs
+from adaftr_fast._tables import Table
 from adaftr_fast.api.prepared import open_data
 from adaftr_fast.config import RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import joined
 from adaftr_fast.models import MultiTaskModel
-from adaftr_fast.models.own import ModelClass, class_name
+from adaftr_fast.models.build import ModelClass, class_name
 from adaftr_fast.runs.output import output
-from adaftr_fast.runs.record import read_result
 from adaftr_fast.runs.run import train_one
-from adaftr_fast.runs.trained import TrainedModel, load_trained
-from adaftr_fast.stores import as_path, local_copy
+from adaftr_fast.stores import as_path
 from adaftr_fast.training import evaluation
 from adaftr_fast.training.evaluation import TaskMetrics
-from adaftr_fast.training.result import METRIC_COLUMNS, TrainedRun, metric_cells, result_table
-
-if TYPE_CHECKING:
-    from adaftr_fast._figures import Picture
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A run on disk. It prints as a table of its test metrics, in a notebook also as curves.
-
-    Attributes:
-        folder: the folder with metrics.jsonl, ``best/`` and test.json.
-        result: the epochs, the best epoch, the test metrics and, after ``train``, learned values of each test row.
-        model_class: the class of a model of one's own, or its name; None for a built-in model.
-        loaded: the model, if it has been loaded.
-    """
-
-    folder: AnyPath
-    result: TrainedRun
-    model_class: ModelClass | None = None
-    loaded: TrainedModel | None = None
-
-    @cached_property
-    def trained(self) -> TrainedModel:
-        """The model with its best weights, and the description in its checkpoint. Raises CheckpointError."""
-        return self.loaded or load_trained(local_copy(self.folder), self.model_class)
-
-    @property
-    def model(self) -> MultiTaskModel:
-        """The model with its best weights, on the CPU, in evaluation mode."""
-        return self.trained.model
-
-    @property
-    def config(self) -> RunConfig:
-        """The configuration that the run was trained with."""
-        return self.trained.about.config
-
-    @property
-    def epochs(self) -> list[dict[str, Any]]:
-        """One record per validation, as in metrics.jsonl: losses, validation metrics, seconds, samples a second."""
-        return self.result.epochs
-
-    @property
-    def test(self) -> TaskMetrics:
-        """Metrics on the test split by task, as fractions: "auc", "logloss", "calibration", and "gauc" with groups.
-
-        A later stage of a funnel also has "cvr_auc", the AUC of p_cvr = p_ctcvr / p_ctr on the clicked rows.
-        Empty while the run is unfinished.
-        """
-        return self.result.test
-
-    def table(self, *others: Run) -> Table:
-        """Returns a table of test metrics and speed, one row per run and task; AUC and GAUC in percent.
-
-        Args:
-            others: runs to list below this one.
-        """
-        return result_table([run.result for run in (self, *others)])
-
-    def summary(self) -> str:
-        """Returns one line with the folder and the best epoch."""
-        result = self.result
-        best = f"best epoch {result.best_epoch:g} of {result.trained_epochs:g}"
-        unfinished = "" if result.test else "; unfinished: no test metrics yet"
-        return f"{self.folder}: {result.name}, {best}{unfinished}"
-
-    def curves(self, *others: Run) -> Picture:
-        """Draws training loss, validation AUC and the quantiles of learned values by epoch.
-
-        Args:
-            others: runs to draw beside this one.
-        """
-        from adaftr_fast.training.report import draw  # imports matplotlib
-
-        return draw([run.result for run in (self, *others)])
-
-    def __repr__(self) -> str:
-        return f"{self.summary()}\n{self.table().markdown()}" if self.test else self.summary()
-
-    def _repr_html_(self) -> str:
-        image = base64.b64encode(self.curves()._repr_png_()).decode()
-        table = self.table().html() if self.test else ""
-        return f'{paragraphs(self.summary())}{table}<img alt="curves" src="data:image/png;base64,{image}">'
+from adaftr_fast.training.trained import METRIC_COLUMNS, Run, metric_cells
 
 
 @dataclass(frozen=True)
@@ -183,8 +97,10 @@ def train(
         settings = replace(settings, warm_start=_start(warm_start))
     place = as_path(out)
     with joined(settings.training.device, settings.training.rank_timeout) as ranks, output(place, ranks) as to:
-        result = train_one(prepared, settings, to.local, restart=restart, ranks=ranks, output=to, report=True)
-    return Run(place, result, own)
+        run = train_one(prepared, settings, to.local, restart=restart, ranks=ranks, output=to, report=True)
+    run.folder = place
+    run.model_class = own
+    return run
 
 
 def _start(source: Run | str | AnyPath | WarmStartConfig) -> WarmStartConfig:
@@ -203,9 +119,9 @@ def load_run(folder: str | AnyPath, *, model_class: ModelClass | None = None) ->
         CheckpointError: the folder holds no run, a damaged one, or one that needs ``model_class``.
         ConfigError: ``model_class`` is not a model, or the run has a built-in one.
     """
-    local = local_copy(folder)
-    trained = load_trained(local, model_class)
-    return Run(as_path(folder), read_result(local, trained.about), model_class, trained)
+    run = Run(as_path(folder), model_class).load()
+    run.summary()  # reads the metrics, so that a damaged file is an error of this call
+    return run
 
 
 def evaluate(
@@ -230,15 +146,13 @@ def evaluate(
         TypeError: an argument is not of the types named here.
     """
     prepared = None if data is None else open_data(data)
-    if isinstance(run, Run) and model_class is None:
-        trained = run.trained
-    else:
-        trained = load_trained(local_copy(run_folder(run)), model_class)
+    if not isinstance(run, Run) or model_class is not None:
+        run = Run(run_folder(run), model_class)
+    model = run.model
     if prepared is None:
-        prepared = trained.data()
-    trained.check_data(prepared)
-    size = trained.about.config.training.eval_batch_size
-    return Evaluation(split, evaluation.evaluate(trained.model, prepared.load(split), size))
+        prepared = run.data()
+    run.check_data(prepared)
+    return Evaluation(split, evaluation.evaluate(model, prepared.load(split), run.config.training.eval_batch_size))
 
 
 def run_folder(run: Run | str | AnyPath, argument: str = "run") -> AnyPath:
@@ -247,7 +161,7 @@ def run_folder(run: Run | str | AnyPath, argument: str = "run") -> AnyPath:
     Raises:
         TypeError: ``run``, which the user knows as ``argument``, is neither a run nor a path.
     """
-    if isinstance(run, Run):
+    if isinstance(run, Run) and run.folder is not None:
         return run.folder
     if not isinstance(run, str | AnyPath):
         raise TypeError(f"{argument}: expected a run or its folder, got {type(run).__name__}")

@@ -9,18 +9,18 @@ import pyarrow as pa
 from adaftr_fast._files import AnyPath
 from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.api.prepare import Names
-from adaftr_fast.api.run import Run, run_folder
+from adaftr_fast.api.run import run_folder
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.raw.tables import Inputs, input_files
 from adaftr_fast.errors import DataError
-from adaftr_fast.models.own import ModelClass
+from adaftr_fast.models.build import ModelClass
 from adaftr_fast.serving import predict as predicting
 from adaftr_fast.serving.columns import Cvr, output_columns
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.scorer import About, load_scorer
 from adaftr_fast.stores import as_path, local_copy, local_file, local_folder
 from adaftr_fast.stores.parquet import read_parquet
-from adaftr_fast.training.result import METRIC_COLUMNS, metric_cells
+from adaftr_fast.training.trained import METRIC_COLUMNS, Run, metric_cells
 
 
 @dataclass(frozen=True)

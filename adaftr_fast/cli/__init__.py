@@ -1,4 +1,4 @@
-"""The command line: one file per command, each a few lines over the Python API.
+"""The command line: each command is a few lines over the Python API.
 
 A command imports what it runs only when it runs, so ``--help`` is fast.
 """

@@ -5,45 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
-from typing import Any
 
 from adaftr_fast._files import naming
-from adaftr_fast.cli import (
-    compare,
-    daily,
-    demo,
-    evaluate,
-    experiment,
-    export,
-    info,
-    predict,
-    prepare,
-    stream,
-    synthesize,
-    train,
-    tune,
-)
+from adaftr_fast.cli import data, experiment, serve, train
 from adaftr_fast.cli.options import Parser
 from adaftr_fast.errors import RankError, UserError, extras_needed
 
-COMMANDS: dict[str, Any] = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (
-        prepare,
-        synthesize,
-        train,
-        tune,
-        daily,
-        stream,
-        evaluate,
-        compare,
-        export,
-        predict,
-        demo,
-        experiment,
-        info,
-    )
-}
+COMMANDS = data.COMMANDS | train.COMMANDS | serve.COMMANDS | experiment.COMMANDS
 OF_RANKS = ("train", "daily", "stream", "demo")  # commands that torchrun may start
 USER_ERRORS = (UserError, OSError)  # an OSError names the file and the cause
 INTERRUPTED = 128  # plus the number of the signal, as shells report a program that a signal ended
@@ -95,11 +63,11 @@ def build_parser(words: list[str]) -> Parser:
     parser = Parser(prog="adaftr-fast", description=about, parser_mode="toml")
     parser.add_argument("--debug", action="store_true", help="show a traceback for every error")
     commands = parser.add_subcommands(required=True)
-    for name, module in COMMANDS.items():
+    for name, command in COMMANDS.items():
         # print_config requires a TOML writer; best/checkpoint.json records every option.
-        command = Parser(description=module.DESCRIPTION, print_config=None)
+        subparser = Parser(description=command.description, print_config=None)
         if name in words:  # most of the time to start is that of options
-            module.add_arguments(command)
-        commands.add_subcommand(name, command)
-        parser.commands[name] = command
+            command.add_options(subparser)
+        commands.add_subcommand(name, subparser)
+        parser.commands[name] = subparser
     return parser

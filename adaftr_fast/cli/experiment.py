@@ -1,28 +1,26 @@
-"""``adaftr-fast experiment``."""
+"""The command ``experiment``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jsonargparse
 
-from adaftr_fast.cli.options import Parser, add_config, add_engine, place, read_config, training_engine
+from adaftr_fast.cli.options import Command, Parser, add_config, add_engine, place, read_config, training_engine
 from adaftr_fast.errors import ConfigError
 
 if TYPE_CHECKING:
     from adaftr_fast.config import RunConfig
     from adaftr_fast.data.dataset.loader import PreparedData
-    from adaftr_fast.engines.engine import Engine
+    from adaftr_fast.engines import Engine
     from adaftr_fast.runs.output import Output
 
-DESCRIPTION = "Run or resume the experiment of a table or figure, and write its report."
 NAMES = ("table4", "table5", "table6", "recommended", "fig3", "fig4", "temperature", "complexity", "abtest")
 SECTIONS = ("model", "optimizer", "training")
 
 
-def add_arguments(parser: Parser) -> None:
+def add_experiment(parser: Parser) -> None:
     """Adds the options of ``experiment`` to a parser that reads TOML."""
     name = f"one of {', '.join(NAMES)}; the options below apply to all rows, except those that it varies"
     parser.add_argument("name", type=str, choices=NAMES, metavar="NAME", help=name)
@@ -45,7 +43,7 @@ def add_arguments(parser: Parser) -> None:
     add_config(parser, SECTIONS)
 
 
-def run(arguments: jsonargparse.Namespace) -> None:
+def experiment(arguments: jsonargparse.Namespace) -> None:
     """Runs or resumes an experiment, prints its tables and writes its report."""
     from adaftr_fast.runs.output import output
     from adaftr_fast.training.sharding import check_replicated
@@ -63,26 +61,41 @@ def run(arguments: jsonargparse.Namespace) -> None:
 
 def _run(arguments: jsonargparse.Namespace, config: RunConfig, out: Output) -> None:
     from adaftr_fast._locks import writing_folder
-    from adaftr_fast.engines.engine import cores
-    from adaftr_fast.engines.processes import Processes
+    from adaftr_fast.engines import Processes, cores
     from adaftr_fast.experiments.study import open_dataset
 
     data, folder = open_dataset(arguments.dataset, arguments.files, out, config.training.progress)
     command = f"adaftr-fast experiment {arguments.name} --dataset {arguments.dataset} --seeds {arguments.seeds}"
-    make: Callable[..., tuple[str, list[Path]]]
-    others = {"complexity": _complexity, "temperature": _temperature, "abtest": _abtest}
-    make = others.get(arguments.name, _comparison)
     reports = (f"{arguments.name}.{kind}" for kind in ("md", "json", "png"))
     local = Processes(arguments.jobs or cores())
     with training_engine(arguments, config.training, local, arguments.jobs) as engine, writing_folder(folder, *reports):
-        text, paths = make(arguments, data, config, folder, command, engine)
+        text, paths = _report(arguments, data, config, folder, command, engine)
     print(f"\n{text}\n\nReport: {', '.join(map(out.recorded, paths))}")
 
 
-def _comparison(
+def _report(
     arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str, engine: Engine
 ) -> tuple[str, list[Path]]:
-    """Returns the text to print and the files of the report."""
+    """Runs the experiment, and returns the text to print and the files of its report."""
+    if arguments.name == "complexity":
+        from adaftr_fast.experiments.complexity import cost_summary, measure, write_complexity_report
+
+        costs = measure(data, config)
+        return cost_summary(costs), write_complexity_report(folder, costs, command)
+    if arguments.name == "temperature":
+        from adaftr_fast.experiments.study import temperatures
+        from adaftr_fast.experiments.temperature import temperature_tables, write_temperature_report
+
+        pairs = temperatures(data, config, seeds=arguments.seeds, engine=engine, folder=folder)
+        text = "\n\n".join(map(temperature_tables, pairs))
+        return text, write_temperature_report(folder, data.manifest.dataset, pairs, command)
+    if arguments.name == "abtest":
+        from adaftr_fast.experiments import abtest
+
+        size = abtest.Size(arguments.auctions, arguments.slate)
+        found = abtest.run_abtest(data, config, size, seeds=arguments.seeds, engine=engine, folder=folder)
+        command += f" --auctions {size.auctions} --slate {size.slate}"
+        return abtest.summary(found), abtest.write_abtest_report(folder, found, command)
     from adaftr_fast.experiments.report import summary, write_report
     from adaftr_fast.experiments.study import compare
 
@@ -90,34 +103,8 @@ def _comparison(
     return summary(results), write_report(folder, results, command)
 
 
-def _temperature(
-    arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str, engine: Engine
-) -> tuple[str, list[Path]]:
-    from adaftr_fast.experiments.study import temperatures
-    from adaftr_fast.experiments.temperature_report import temperature_tables, write_temperature_report
-
-    found = temperatures(data, config, seeds=arguments.seeds, engine=engine, folder=folder)
-    paths = write_temperature_report(folder, data.manifest.dataset, found, command)
-    return "\n\n".join(map(temperature_tables, found)), paths
-
-
-def _abtest(
-    arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str, engine: Engine
-) -> tuple[str, list[Path]]:
-    from adaftr_fast.experiments.abtest.report import summary, write_abtest_report
-    from adaftr_fast.experiments.abtest.run import Size, run_abtest
-
-    size = Size(arguments.auctions, arguments.slate)
-    found = run_abtest(data, config, size, seeds=arguments.seeds, engine=engine, folder=folder)
-    command += f" --auctions {size.auctions} --slate {size.slate}"
-    return summary(found), write_abtest_report(folder, found, command)
-
-
-def _complexity(
-    arguments: jsonargparse.Namespace, data: PreparedData, config: RunConfig, folder: Path, command: str, engine: Engine
-) -> tuple[str, list[Path]]:
-    from adaftr_fast.experiments.complexity import measure
-    from adaftr_fast.experiments.complexity_report import cost_summary, write_complexity_report
-
-    found = measure(data, config)
-    return cost_summary(found), write_complexity_report(folder, found, command)
+COMMANDS = {
+    "experiment": Command(
+        "Run or resume the experiment of a table or figure, and write its report.", add_experiment, experiment
+    ),
+}

@@ -41,7 +41,8 @@ class Range:
 
     def __str__(self) -> str:
         if self.high < math.inf:
-            start, end = "(" if self.above else "[", ")" if self.below else "]"
+            start = "(" if self.above else "["
+            end = ")" if self.below else "]"
             return f"a {self.noun} in {start}{self.low}, {self.high}{end}"
         relation = f"{'>' if self.above else '>='} {self.low}"
         return f"a {self.noun} {relation}" if self.infinite else f"a finite {self.noun} {relation}"
@@ -95,7 +96,8 @@ class Section:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value, hint = getattr(self, field.name), hints[field.name]
+            value = getattr(self, field.name)
+            hint = hints[field.name]
             converted = self._converted(field.name, hint, value)
             if (within := field.metadata.get("within")) is not None:
                 self._check_range(field.name, hint, value, within)

@@ -1,17 +1,145 @@
-"""The configuration of a run."""
+"""The configuration of a run: the data, optimizer and training sections, and all sections together."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adaftr_fast._json import from_json, loads_toml
-from adaftr_fast.config.model import ModelConfig
-from adaftr_fast.config.options import Section, names, option
-from adaftr_fast.config.presets import preset
-from adaftr_fast.config.training import DataConfig, OptimizerConfig, TrainingConfig
+from adaftr_fast.config.model import ModelConfig, preset
+from adaftr_fast.config.options import AT_LEAST_0, AT_LEAST_1, DECAY, Range, Section, names, option
 from adaftr_fast.errors import ConfigError
+
+SECONDS = Range(0, noun="number of seconds", infinite=True)
+
+
+@dataclass
+class DataConfig(Section):
+    """The data options."""
+
+    section = "data"
+
+    folder: str = option("data/flights")
+    """The folder that ``adaftr-fast prepare`` wrote."""
+
+
+@dataclass
+class OptimizerConfig(Section):
+    """The optimizer options. Adam for all weights (Section 3.1.4), or another optimizer for the embedding tables."""
+
+    section = "optimizer"
+
+    lr: float = option(5e-4, within=AT_LEAST_0)
+    """Learning rate, gamma of Algorithm 1 (Section 3.1.4)."""
+    beta1: float = option(0.9, within=DECAY)
+    """Decay of the first moment."""
+    beta2: float = option(0.999, within=DECAY)
+    """Decay of the second moment."""
+    eps: float = option(1e-8, within=AT_LEAST_0)
+    """Constant added to the square root of the second moment."""
+    tables: Literal["adam", "lazy_adam", "sgd", "adagrad", "rowwise_adagrad"] = option("adam")
+    """Optimizer of the embedding tables; all but adam update only the rows of the batch."""
+    tables_lr: float | None = option(None, within=AT_LEAST_0)
+    """Learning rate of the tables, with the same warm-up and schedule (null: lr)."""
+    warmup_steps: int = option(0, within=AT_LEAST_0)
+    """Number of steps over which the learning rate increases linearly from 0 to lr."""
+    schedule: Literal["constant", "linear", "cosine"] = option("constant")
+    """Learning rate after the warm-up: constant, or decaying to lr * lr_end at step decay_steps."""
+    decay_steps: int = option(0)
+    """Step of training at which the decay ends."""
+    lr_end: float = option(0.0, within=Range(0, 1, noun="fraction"))
+    """Learning rate at the end of the decay, as a fraction of lr."""
+    clip_norm: float = option(0.0, within=AT_LEAST_0)
+    """Maximum norm of the gradients of dense weights and tables together (0: no clipping)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule != "constant" and self.decay_steps <= self.warmup_steps:
+            needed = f"more than warmup_steps = {self.warmup_steps} for schedule {self.schedule!r}"
+            raise self.error("decay_steps", needed, self.decay_steps)
+
+
+@dataclass
+class TrainingConfig(Section):
+    """The training options."""
+
+    section = "training"
+
+    batch_size: int = option(1024, within=AT_LEAST_1)
+    """Rows per step, B of Table 3 (Section 3.1.4); a shorter last batch is dropped."""
+    accumulate: int = option(1, within=AT_LEAST_1)
+    """Number of equal parts of a batch, computed in turn to save memory; a part contrasts only its own rows."""
+    eval_batch_size: int = option(8192, within=AT_LEAST_1)
+    """Rows per forward pass in evaluation."""
+    shuffle_rows: int = option(1 << 20, within=AT_LEAST_1)
+    """Rows that are shuffled together in memory (about 230 bytes each at 23 fields); row groups are shuffled first."""
+    max_epochs: int = option(50, within=AT_LEAST_1, free_on_resume=True)
+    """Maximum number of epochs."""
+    patience: int = option(3, within=AT_LEAST_1, free_on_resume=True)
+    """Number of epochs without a better mean validation AUC after which training stops."""
+    validate_every: float = option(1.0, within=Range(0.001, 1, noun="number of epochs"), omit_default=True)
+    """Epochs between two validations: 1, or a fraction 1/n such as 0.25. The best weights and early stopping follow
+    them."""
+    seed: int = option(0, within=Range(0, 2**63 - 1, noun="seed"))
+    """Seed of the initial weights and the row order; the same seed gives the same bits on the same machine."""
+    device: str = option("cpu")
+    """Device to train on: cpu, cuda or cuda:N; with torchrun, cuda is one GPU per rank."""
+    contrast_over: Literal["all", "rank"] = option("all", identifies=False)
+    """Negatives of an anchor with torchrun: the rows of all ranks, or those of its own rank."""
+    tables: Literal["replicated", "torchrec"] = option("replicated", free_on_resume=True)
+    """Embedding tables with torchrun: replicated on every rank, or sharded by TorchRec (docs/scaling.md)."""
+    sharding: Literal["table_wise", "row_wise"] = option("table_wise", free_on_resume=True)
+    """Sharding by TorchRec: each field's table on one rank, or a part of every table on each rank."""
+    rank_timeout: float = option(
+        600.0, within=Range(0, above=True, noun="number of seconds"), identifies=False, free_on_resume=True
+    )
+    """Seconds that a rank waits for the others with torchrun before the run fails."""
+    precision: Literal["float32", "bfloat16"] = option("float32")
+    """Precision of the dense layers in training, by autocast; weights, tables and optimizer states are float32."""
+    balance: Literal["none", "uncertainty", "pcgrad", "gradnorm"] = option("none", omit_default=True)
+    """How the tasks share a step: their losses are summed (none) or weighted by learned variances (uncertainty), or
+    their gradients are projected (pcgrad) or weighted to balance their norms (gradnorm); docs/balancing.md."""
+    gradnorm_alpha: float = option(1.5, within=Range(0, noun="exponent"), omit_default=True)
+    """alpha of GradNorm: the larger, the more it favors tasks whose loss has fallen less."""
+    compile: bool = option(False)
+    """Compile the loss with torch.compile, which takes a minute and needs a C++ compiler on a CPU."""
+    graph: Literal["auto", "off"] = option("auto", identifies=False, free_on_resume=True)
+    """Replay forward and backward on a GPU as a CUDA graph where a step allows it, or never (docs/gpu.md)."""
+    sync_steps: int = option(20, within=AT_LEAST_1, identifies=False, free_on_resume=True)
+    """Steps between two reports: the progress bar, signals with torchrun, and on a GPU the checks of losses and ids."""
+    checkpoint_seconds: float = option(300.0, within=SECONDS, identifies=False, free_on_resume=True)
+    """Seconds between two snapshots of the unfinished run within an epoch; every epoch ends with one."""
+    progress: bool = option(True, identifies=False, free_on_resume=True)
+    """Show progress bars."""
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = option(
+        factory=list, identifies=False, free_on_resume=True
+    )
+    """Where each validation is logged besides metrics.jsonl, such as ["tensorboard", "wandb", "mlflow"]; each is an
+    extra of its name (docs/tracking.md)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.trackers = list(dict.fromkeys(self.trackers))
+        if abs(self.validations * self.validate_every - 1) > 1e-6:
+            raise self.error("validate_every", "1, or a fraction 1/n such as 0.25", self.validate_every)
+        if self.batch_size % self.accumulate:
+            raise self.error("accumulate", f"a divisor of batch_size = {self.batch_size}", self.accumulate)
+        if self.balance in ("pcgrad", "gradnorm"):
+            self._check_one_backward_per_task()
+
+    @property
+    def validations(self) -> int:
+        """The number of validations in an epoch."""
+        return round(1 / self.validate_every)
+
+    def _check_one_backward_per_task(self) -> None:
+        """Raises ConfigError if an option needs the gradients of all tasks in one backward."""
+        for name, supported in (("accumulate", 1), ("compile", False), ("tables", "replicated")):
+            if (value := getattr(self, name)) != supported:
+                shown = str(value).lower()
+                raise self.error("balance", f"none or uncertainty with training.{name} = {shown}", self.balance)
+
 
 SECTIONS: dict[str, type[Section]] = {
     each.section: each for each in (DataConfig, ModelConfig, OptimizerConfig, TrainingConfig)

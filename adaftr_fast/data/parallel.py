@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from adaftr_fast.engines.engine import cores
+from adaftr_fast.engines import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -42,7 +42,8 @@ class _GatherRows(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
         ctx.sizes = sizes
         ctx.group = group
-        longest, rest = max(sizes), x.shape[1:]
+        longest = max(sizes)
+        rest = x.shape[1:]
         gathered = x.new_empty(len(sizes) * longest, *rest)
         _all_gather(gathered, _zero_padded(x, longest), group=group)
         if min(sizes) == longest:
@@ -59,7 +60,8 @@ class _SumRows(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
         ctx.sizes = sizes
         ctx.group = group
-        longest, own = max(sizes), sizes[dist.get_rank(group)]
+        longest = max(sizes)
+        own = sizes[dist.get_rank(group)]
         # Half precision would be rounded once per rank; the float32 sum is rounded once.
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if min(sizes) < longest:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import os
 import re
 import threading
@@ -23,9 +24,70 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from adaftr_fast import _startup
-from adaftr_fast.distributed.messages import bytes_of, error_of, named, text_of, value_of
-from adaftr_fast.errors import RankError, first_line
+from adaftr_fast import _startup, errors
+from adaftr_fast.errors import RankError, UserError, first_line
+
+BUILTINS: tuple[type[Exception], ...] = (IndexError, OSError, TypeError, ValueError)
+ERRORS: dict[str, type[Exception]] = {
+    kind.__name__: kind
+    for kind in (*vars(errors).values(), *BUILTINS)
+    if kind in BUILTINS or (isinstance(kind, type) and issubclass(kind, UserError))
+}
+"""The errors that a message can name."""
+
+
+def text_of(value: Any, sender: str) -> str:
+    """Returns a plain value as JSON text, with NaN and infinities.
+
+    Args:
+        value: None, a bool, int, float or str, or a list, or a dict with str keys, of such values.
+        sender: the method, for the error message.
+
+    Raises:
+        TypeError: the value is of another type, or contains one.
+    """
+    _check(value, sender)
+    return json.dumps(value)
+
+
+def _check(value: Any, sender: str) -> None:
+    if isinstance(value, dict):
+        for key, each in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{sender}: expected str as keys of dicts, got {type(key).__name__}: {key!r}")
+            _check(each, sender)
+    elif isinstance(value, list):
+        for each in value:
+            _check(each, sender)
+    elif value is not None and not isinstance(value, bool | int | float | str):
+        raise TypeError(
+            f"{sender}: expected a plain value (None, bool, int, float, str, list, or dict with str keys), "
+            f"got {type(value).__name__}"
+        )
+
+
+def bytes_of(text: str) -> Tensor:
+    """Returns JSON text, which is ASCII, as a uint8 tensor."""
+    return torch.frombuffer(bytearray(text.encode("ascii")), dtype=torch.uint8)
+
+
+def value_of(message: Tensor) -> Any:
+    """Returns the value of a uint8 tensor of JSON text."""
+    return json.loads(message.numpy().tobytes())
+
+
+def named(error: Exception) -> list[str]:
+    """Returns the name of the error's class, or of the nearest parent in ``ERRORS``, and its message."""
+    for kind in type(error).__mro__:
+        if ERRORS.get(kind.__name__) is kind:
+            return [kind.__name__, str(error)]
+    return [RankError.__name__, f"rank 0 failed: {type(error).__name__}: {error}"]
+
+
+def error_of(name: str, message: str) -> Exception:
+    """Returns the error that ``named`` describes."""
+    return ERRORS.get(name, RankError)(message)
+
 
 GLOO_SOURCE = re.compile(r"\bgloo/[\w/]+\.(cc|h):\d+\]")  # the source location in every gloo error
 SIGN_SECONDS, WATCH_SECONDS, DONE = 5.0, 0.2, "done"  # of a rank for which the others wait
@@ -88,7 +150,8 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     ranks = None
     try:
-        backend, limit = "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timedelta(seconds=timeout)
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        limit = timedelta(seconds=timeout)
         store, rank, size = _rendezvous(limit)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         ranks = Ranks(store, timeout)
@@ -186,12 +249,14 @@ class Ranks:
             Exception: ``make`` raised it. On the other ranks it has the same message and, if it is a UserError,
                 IndexError, OSError, TypeError or ValueError, the same class, else RankError.
         """
-        text, failure = "", None
+        text = ""
+        failure = None
         if self.is_rank_zero:
             try:
                 text = text_of({"value": make()}, "Ranks.from_rank_zero")
             except Exception as error:
-                text, failure = text_of({"error": named(error)}, "Ranks.from_rank_zero"), error
+                text = text_of({"error": named(error)}, "Ranks.from_rank_zero")
+                failure = error
         own = bytes_of(text) if self.is_rank_zero else None
         size = torch.tensor(0 if own is None else len(own))
         dist.broadcast(size, 0)
@@ -216,7 +281,8 @@ class Ranks:
         """
         self._waits += 1
         wait = f"wait/{self._waits}"
-        value, failure = None, None
+        value = None
+        failure = None
         if not self.is_rank_zero:
             self._watch(wait)
         else:
@@ -256,10 +322,12 @@ class Ranks:
 
     def _watch(self, wait: str) -> None:
         """Returns when the key ``wait`` is DONE. Raises DistError if a rank fails, or if the key stays as it is."""
-        seen, end = "", time.monotonic() + self.timeout
+        seen = ""
+        end = time.monotonic() + self.timeout
         while (now := self._store.get(wait).decode() if self._store.check([wait]) else "") != DONE:
             if now != seen:
-                seen, end = now, time.monotonic() + self.timeout
+                seen = now
+                end = time.monotonic() + self.timeout
             if self._store.check(["failed"]):
                 raise dist.DistError("a rank failed")  # ``explanation`` names it
             if time.monotonic() > end:

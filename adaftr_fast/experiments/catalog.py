@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any, Literal
 
 from adaftr_fast.config import ModelConfig
-from adaftr_fast.config.presets import preset
+from adaftr_fast.config.model import preset
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models.build import ENTIRE_SPACE
 

@@ -1,21 +1,26 @@
-"""Measures Table 1: parameters, and training and inference time per sample, with and without the contrastive loss."""
+"""Table 1: parameters, and training and inference time per sample, with and without the contrastive loss."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from torch import nn
 
+from adaftr_fast._figures import BLUE, Picture, plain
+from adaftr_fast._tables import Table
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.experiments.catalog import BASELINES, NO_OMEGA, TITLES, Variant, divide_experts
 from adaftr_fast.experiments.measure import machine, side_by_side
+from adaftr_fast.experiments.report import write_files
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.runs.run import build
@@ -100,7 +105,8 @@ def _some(data: PreparedData, size: int, seed: int) -> list[Batch]:
 
 
 def _step(model: MultiTaskModel, batches: list[Batch], config: RunConfig) -> Callable[[], None]:
-    optimizers, supply = build_optimizers(model, config.optimizer), cycle(batches)
+    optimizers = build_optimizers(model, config.optimizer)
+    supply = cycle(batches)
 
     def step() -> None:
         loss = torch.stack(tuple(model.loss(next(supply)).values())).sum()
@@ -130,3 +136,86 @@ def count_parameters(model: nn.Module, batch: Batch) -> tuple[int, int, int]:
     gradients = torch.autograd.grad(model(*batch.features).sum(), dense, allow_unused=True)
     deployed = sum(p.numel() for p, gradient in zip(dense, gradients) if gradient is not None)
     return sum(p.numel() for p in tables), sum(p.numel() for p in dense), deployed
+
+
+REFERENCE = "MMoE"
+
+
+def write_complexity_report(folder: Path, found: Complexity, command: str) -> list[Path]:
+    """Writes ``complexity.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
+    sections = [
+        f"# Cost of each model (Table 1): {found.dataset}",
+        f"`{command}`",
+        cost_summary(found),
+        "![time per sample](complexity.png)",
+    ]
+    text = "\n\n".join(sections) + "\n"
+    return write_files(folder, "complexity", text, {"command": command} | asdict(found), draw_complexity(found))
+
+
+def cost_summary(found: Complexity) -> str:
+    """Returns the text of the report."""
+    return "\n\n".join((cost_table(found), contrast_text(found), machine_text(found)))
+
+
+def cost_table(found: Complexity) -> str:
+    """Returns the table with one row per model; times are also given relative to MMoE."""
+    reference = _cost(found, REFERENCE)
+    rows = [
+        [
+            each.title,
+            f"{each.table_parameters:,}",
+            f"{each.dense_parameters:,}",
+            f"{each.deployed_parameters:,}",
+            f"{each.train_us:.2f}",
+            f"{each.train_us / reference.train_us:.2f}x",
+            f"{each.infer_us:.2f}",
+            f"{each.infer_us / reference.infer_us:.2f}x",
+        ]
+        for each in found.costs
+    ]
+    times = ["training, µs/sample", "vs. MMoE", "inference, µs/sample", "vs. MMoE"]
+    header = ["model", "in tables", "dense", "dense, deployed", *times]
+    return Table(header, rows, text_columns=1).markdown()
+
+
+def contrast_text(found: Complexity) -> str:
+    """Returns the cost that the contrastive loss adds to a step."""
+    plain, fixed, whole = (_cost(found, title).train_us for title in (WITHOUT, FIXED, WITH))
+    return (
+        f"The contrastive loss adds {fixed - plain:.2f} µs per sample to a training step. The relatedness network "
+        f"and the adaptive temperature add {whole - fixed:.2f} µs. Together they take "
+        f"{100 * (whole - plain) / whole:.0f} % of AdaFTR's step. Inference does not compute them."
+    )
+
+
+def machine_text(found: Complexity) -> str:
+    """Describes the measurement and the machine."""
+    facts = ", ".join(f"{name} {value}" for name, value in found.machine.items())
+    return (
+        f"Median times of alternating steps at batch size {found.batch_size:,}: loss, gradients and update for "
+        f"training, a forward pass for inference; float32 on the CPU, without data loading. {facts}."
+    )
+
+
+def _cost(found: Complexity, title: str) -> Cost:
+    return next(each for each in found.costs if each.title == title)
+
+
+def draw_complexity(found: Complexity) -> Picture:
+    """Draws bars from zero of the training and the inference time."""
+    figure = Picture(11, 4)
+    figure.suptitle(f"Time per sample at batch size {found.batch_size:,}: {found.dataset}")
+    left, right = figure.subplots(1, 2)
+    _paint(left, "training", [(each.title, each.train_us) for each in found.costs])
+    _paint(right, "inference", [(each.title, each.infer_us) for each in found.costs])
+    return figure
+
+
+def _paint(axes: Axes, title: str, times: list[tuple[str, float]]) -> None:
+    axes.barh([name for name, _ in times], [value for _, value in times], color=BLUE)
+    axes.invert_yaxis()
+    axes.set_title(title)
+    axes.set_xlabel("µs per sample")
+    axes.set_ylabel("model")
+    plain(axes, "x")

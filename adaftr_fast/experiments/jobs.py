@@ -1,15 +1,20 @@
 """Runs as jobs, identified by a key of everything that their result depends on.
 
-Experiments on the same data share jobs: MMoE of Table 4 is MMoE of Table 6.
+Experiments on the same data share jobs: MMoE of Table 4 is MMoE of Table 6. Jobs run on an engine with one thread each,
+so that neither engine nor number of parallel jobs changes a bit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from tqdm import tqdm
 
 from adaftr_fast._files import AnyPath, replace_file
 from adaftr_fast._json import dumps, from_json, loads
@@ -17,11 +22,12 @@ from adaftr_fast._locks import LOST_SECONDS, writing_folder
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import Manifest
+from adaftr_fast.engines import Engine, on_one_thread
 from adaftr_fast.errors import CheckpointError, DivergedError
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.runs.run import RUN_FILES, train_one
 from adaftr_fast.training.evaluation import TaskMetrics, spread
-from adaftr_fast.training.result import TrainedRun
+from adaftr_fast.training.trained import Run
 
 RESULT = "result.json"
 
@@ -139,9 +145,44 @@ def _outcome(job: Job) -> Outcome:
     )
 
 
-def _train(job: Job) -> TrainedRun:
+def _train(job: Job) -> Run:
     data = PreparedData(job.data)
     try:
         return train_one(data, job.config, job.folder)
     except CheckpointError:  # damaged, or the data folder has moved; the key identifies the run
         return train_one(data, job.config, job.folder, restart=True)
+
+
+def run_all(jobs: Sequence[Job], *, engine: Engine, progress: bool) -> dict[str, Outcome]:
+    """Runs the unfinished jobs, each distinct job once.
+
+    Args:
+        jobs: the jobs.
+        engine: the engine, such as ``Processes``.
+        progress: shows a progress bar over the jobs.
+
+    Returns:
+        The outcome of every job by its key.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C interrupted the jobs, which save snapshots; finished ones remain finished.
+        EngineError: a process was killed, or the cluster fails.
+    """
+    todo = {job.key: job for job in jobs}
+    outcomes = {key: outcome for key, job in todo.items() if (outcome := finished(job)) is not None}
+    open_jobs = [job for key, job in todo.items() if key not in outcomes]
+    with tqdm(total=len(todo), initial=len(outcomes), unit="run", disable=not progress) as bar:
+
+        def done(index: int, outcome: Outcome) -> None:
+            outcomes[outcome.key] = outcome
+            bar.set_postfix_str(open_jobs[index].folder.name, refresh=False)
+            bar.update()
+
+        engine.map(on_one_thread(_run), open_jobs, done=done)
+    return outcomes
+
+
+def _run(job: Job) -> Outcome:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of dead towers, which the report names
+        return execute(job)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -11,16 +11,18 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import MANIFEST
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema
-from adaftr_fast.engines.engine import Engine
+from adaftr_fast.engines import Engine
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.experiments.catalog import Experiment, Variant, experiment
-from adaftr_fast.experiments.jobs import Job, plan
-from adaftr_fast.experiments.pool import run_all
+from adaftr_fast.experiments.jobs import Job, Outcome, plan, run_all
 from adaftr_fast.experiments.results import Results, Row
 from adaftr_fast.experiments.temperature import Temperature, analyse
 from adaftr_fast.runs.output import Output
 from adaftr_fast.stores import as_path, open_folder
 from adaftr_fast.training.bayes import bayes_metrics
+
+Planned = tuple[int, Variant, Job]
+"""A seed, a row and their job."""
 
 
 def open_dataset(dataset: str, files: list[str], out: Output, progress: bool) -> tuple[PreparedData, Path]:
@@ -47,9 +49,7 @@ def open_dataset(dataset: str, files: list[str], out: Output, progress: bool) ->
     return PreparedData(folder / "data", out.recorded(folder / "data")), folder
 
 
-def plan_all(
-    wanted: Experiment, data: PreparedData, config: RunConfig, seeds: int, folder: Path
-) -> Iterator[tuple[int, Variant, Job]]:
+def plan_all(wanted: Experiment, data: PreparedData, config: RunConfig, seeds: int, folder: Path) -> Iterator[Planned]:
     """Yields seed, row and job for all runs of an experiment; run folders are in ``folder/runs``.
 
     All rows of a seed come before the next seed, so an interrupted experiment contains complete comparisons.
@@ -57,6 +57,25 @@ def plan_all(
     first = config.training.seed
     for seed, variant in product(range(first, first + seeds), wanted.variants):
         yield seed, variant, plan(data, variant, config, seed, folder / "runs")
+
+
+def run_rows(
+    name: str, data: PreparedData, config: RunConfig, *, seeds: int, engine: Engine, folder: Path
+) -> tuple[Experiment, list[Planned], dict[str, Outcome]]:
+    """Runs the jobs of an experiment; returns it, the jobs with their seeds and rows, and the outcomes by key.
+
+    The arguments and errors are those of ``compare``.
+    """
+    wanted = experiment(name, config.model, data.manifest.tasks)
+    jobs = list(plan_all(wanted, data, config, seeds, folder))
+    return wanted, jobs, run_all([job for *_, job in jobs], engine=engine, progress=config.training.progress)
+
+
+def check_none_diverged(wanted: Experiment, jobs: Sequence[Planned], outcomes: Mapping[str, Outcome]) -> None:
+    """Raises TrainingError if a run diverged."""
+    for seed, _, job in jobs:
+        if error := outcomes[job.key].error:
+            raise TrainingError(f"{wanted.name}: seed {seed} diverged: {error}")
 
 
 def compare(name: str, data: PreparedData, config: RunConfig, *, seeds: int, engine: Engine, folder: Path) -> Results:
@@ -75,9 +94,7 @@ def compare(name: str, data: PreparedData, config: RunConfig, *, seeds: int, eng
         EngineError: a training process was killed, or the cluster fails.
     """
     manifest = data.manifest
-    wanted = experiment(name, config.model, manifest.tasks)
-    jobs = list(plan_all(wanted, data, config, seeds, folder))
-    outcomes = run_all([job for *_, job in jobs], engine=engine, progress=config.training.progress)
+    wanted, jobs, outcomes = run_rows(name, data, config, seeds=seeds, engine=engine, folder=folder)
     rows = [
         Row(variant, {seed: outcomes[job.key] for seed, each, job in jobs if each is variant})
         for variant in wanted.variants
@@ -105,10 +122,6 @@ def temperatures(
         EngineError: a training process was killed, or the cluster fails.
         CheckpointError: the checkpoint of a run is missing or damaged.
     """
-    wanted = experiment("temperature", config.model, data.manifest.tasks)
-    jobs = list(plan_all(wanted, data, config, seeds, folder))
-    outcomes = run_all([job for *_, job in jobs], engine=engine, progress=config.training.progress)
-    for seed, _, job in jobs:
-        if error := outcomes[job.key].error:
-            raise TrainingError(f"temperature: seed {seed} diverged: {error}")
+    wanted, jobs, outcomes = run_rows("temperature", data, config, seeds=seeds, engine=engine, folder=folder)
+    check_none_diverged(wanted, jobs, outcomes)
     return analyse(data, [job for *_, job in jobs])

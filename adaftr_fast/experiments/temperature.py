@@ -1,4 +1,4 @@
-"""Analyses the learned temperature (Eq. 12) by labels, by field values and against true quantities.
+"""The learned temperature (Eq. 12) by labels, by field values and against true quantities, and its report.
 
 Shapes: N rows of the test split. All numbers are means over the seeds.
 """
@@ -6,24 +6,26 @@ Shapes: N rows of the test split. All numbers are means over the seeds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from matplotlib.axes import Axes
 from scipy.stats import spearmanr
 
-from adaftr_fast._publish import read_published
+from adaftr_fast._figures import BLUE, VERMILION, Picture, plain
+from adaftr_fast._tables import Table
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import FieldInfo
 from adaftr_fast.data.dataset.split_file import TRUTH, read_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import CROSS_SEPARATOR, Vocabulary
 from adaftr_fast.experiments.jobs import Job
-from adaftr_fast.runs.run import build
-from adaftr_fast.training.checkpoint.weights import FILE, load_checkpoint, load_weights
+from adaftr_fast.experiments.report import COLLAPSED, write_files
 from adaftr_fast.training.evaluation import diagnose, spread
-from adaftr_fast.training.files import BEST
+from adaftr_fast.training.trained import Run
 
 VALUES = 10  # most frequent values of a field that the plot labels
 
@@ -88,10 +90,7 @@ def analyse(data: PreparedData, jobs: Sequence[Job]) -> list[Temperature]:
 
 def _temperatures(data: PreparedData, job: Job) -> dict[str, np.ndarray]:
     """Computes the temperatures of the best weights, float32 [N] per pair."""
-    weights, _ = read_published(job.folder / BEST / FILE, lambda _: load_checkpoint(job.folder / BEST))
-    model = build(job.config.model, data)
-    load_weights(model, weights, str(job.folder / BEST))
-    return diagnose(model, data.load("test"), job.config.training.eval_batch_size)
+    return diagnose(Run(job.folder).model, data.load("test"), job.config.training.eval_batch_size)
 
 
 def _analyse_pair(
@@ -132,7 +131,8 @@ def field_effect(field: str, tau: np.ndarray, ids: np.ndarray, names: Sequence[s
     """Relates ``tau`` [seeds, N] to the ids [N] of a field; ``names`` are the values by id."""
     counts = np.bincount(ids, minlength=len(names))
     present = np.flatnonzero(counts)
-    means, explained = [], []
+    means = []
+    explained = []
     for each in tau:
         of_values = np.bincount(ids, weights=each, minlength=len(names))[present] / counts[present]
         between = np.average((of_values - each.mean()) ** 2, weights=counts[present])
@@ -153,7 +153,8 @@ def _value_names(data: PreparedData) -> Iterator[tuple[str, list[str]]]:
     """Yields each field with its values by id."""
     encoders = read_encoders(data.folder, data.manifest)
     for field in data.manifest.fields:
-        encoder, ids = encoders[field.name], range(1, field.num_embeddings)
+        encoder = encoders[field.name]
+        ids = range(1, field.num_embeddings)
         values = encoder.values.to_pylist() if isinstance(encoder, Vocabulary) else [None] * len(ids)
         yield field.name, ["unknown", *(_name(value) or _bucket(field, number) for number, value in zip(ids, values))]
 
@@ -170,3 +171,98 @@ def _bucket(field: FieldInfo, number: int) -> str:
     low = f"{field.edges[number - 2]:g}" if number >= 2 else "-∞"
     high = f"{field.edges[number - 1]:g}" if number <= len(field.edges) else "∞"
     return f"{low} to {high}"
+
+
+DRAWN_FIELDS = 3
+
+
+def write_temperature_report(folder: Path, dataset: str, found: list[Temperature], command: str) -> list[Path]:
+    """Writes ``temperature.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
+    content = {"command": command, "dataset": dataset, "pairs": [asdict(each) for each in found]}
+    sections = [f"# The learned temperature (Equation 12): {dataset}", f"`{command}`", READING]
+    sections += [temperature_tables(each) for each in found]
+    sections.append("![temperature by labels and by values](temperature.png)")
+    text = "\n\n".join(sections) + "\n"
+    return write_files(folder, "temperature", text, content, draw_temperature(dataset, found))
+
+
+READING = (
+    "Temperatures of the rows of the test split with AdaFTR's best weights. All numbers are means over the seeds. "
+    "A low temperature means that the model predicts related tasks."
+)
+
+
+def temperature_tables(found: Temperature) -> str:
+    """Formats one pair of tasks as Markdown: by labels, by field, and against true quantities if they are known."""
+    low, middle, high = found.points.values()
+    remark = "; effectively constant" if high - low < COLLAPSED else ""
+    sections = [
+        f"## {found.pair}",
+        f"All rows: 5 % {low:.4f}, 50 % {middle:.4f}, 95 % {high:.4f}{remark}.",
+        _label_table(found.labels),
+        _field_table(found.fields),
+    ]
+    if found.truth:
+        rows = [[name, f"{value:+.3f}"] for name, value in found.truth.items()]
+        sections.append(Table(["known quantity", "rank correlation with τ"], rows, text_columns=1).markdown())
+    return "\n\n".join(sections)
+
+
+def _label_table(groups: list[LabelGroup]) -> str:
+    rows = [
+        [_labels_text(group), f"{group.rows:,}", f"{group.mean:.4f}", *(f"{p:.4f}" for p in group.points.values())]
+        for group in groups
+    ]
+    return Table(["labels", "rows", "mean τ", "5 %", "50 %", "95 %"], rows, text_columns=1).markdown()
+
+
+def _labels_text(group: LabelGroup) -> str:
+    return ", ".join(f"{task} {value}" for task, value in group.labels.items())
+
+
+def _field_table(fields: list[FieldEffect]) -> str:
+    rows = []
+    for each in fields:
+        low, high = (choose(each.values, key=each.values.__getitem__) for choose in (min, max))
+        ends = [f"{value} ({each.values[value]:.4f})" for value in (low, high)]
+        rows.append([each.field, *ends, f"{100 * each.explained:.1f}"])
+    header = ["field", "lowest frequent value (mean τ)", "highest", "variance explained, %"]
+    return Table(header, rows, text_columns=3).markdown()
+
+
+def draw_temperature(dataset: str, found: list[Temperature]) -> Picture:
+    """Draws one row per pair: τ by combination of labels, then by value of the fields that explain most variance."""
+    columns = 1 + DRAWN_FIELDS
+    figure = Picture(4 * columns, 3.6 * len(found))
+    figure.suptitle(f"The learned temperature: {dataset}")
+    for line, each in zip(figure.subplots(len(found), columns, squeeze=False), found, strict=True):
+        _paint_labels(line[0], each)
+        for axes in line[1:]:
+            axes.set_axis_off()
+        for axes, effect in zip(line[1:], each.fields):
+            _paint_field(axes, effect)
+    return figure
+
+
+def _paint_labels(axes: Axes, found: Temperature) -> None:
+    """Draws the median and the 5 % and 95 % quantiles of each combination."""
+    for place, group in enumerate(found.labels):
+        low, middle, high = group.points.values()
+        axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color=VERMILION, capsize=4)
+    axes.set_yticks(range(len(found.labels)), [f"{_labels_text(each)}\n{each.rows:,} rows" for each in found.labels])
+    axes.set_ylim(-0.6, len(found.labels) - 0.4)
+    axes.set_title(f"{found.pair}: by labels (5, 50, 95 %)")
+    axes.set_xlabel("τ")
+    axes.set_ylabel("labels")
+    plain(axes, "x")
+
+
+def _paint_field(axes: Axes, effect: FieldEffect) -> None:
+    axes.set_axis_on()
+    ordered = sorted(effect.values.items(), key=lambda item: item[1])
+    axes.plot([tau for _, tau in ordered], range(len(ordered)), "o", color=BLUE)
+    axes.set_yticks(range(len(ordered)), [name[:24] for name, _ in ordered])
+    axes.set_title(f"{effect.field}: {100 * effect.explained:.0f} % of the variance")
+    axes.set_xlabel("mean τ")
+    axes.set_ylabel(effect.field)
+    plain(axes, "x")

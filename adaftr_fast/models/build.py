@@ -1,9 +1,15 @@
-"""Builds a model from its configuration."""
+"""Builds a model from its configuration: one of this package, or a class of one's own named as ``module:Class``."""
 
+from __future__ import annotations
+
+import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from adaftr_fast.config import ModelConfig
+from adaftr_fast.errors import ConfigError
 from adaftr_fast.models.adaftr import AdaFTR
 from adaftr_fast.models.autoheri import AutoHERI
 from adaftr_fast.models.base import Backbone, MultiTaskModel
@@ -12,11 +18,102 @@ from adaftr_fast.models.dcmt import DCMT
 from adaftr_fast.models.escm2 import ESCM2
 from adaftr_fast.models.esmm import ESMM
 from adaftr_fast.models.mmoe import MMoE
-from adaftr_fast.models.own import find_class
 from adaftr_fast.models.ple import PLE
 from adaftr_fast.models.shared_bottom import SharedBottom
 from adaftr_fast.models.single_dnn import SingleDNN
 from adaftr_fast.nn.dense import NumericEncoding
+
+ARGUMENTS = ("num_embeddings", "task_names", "config", "field_names")
+ModelClass = str | type[MultiTaskModel]
+"""A class, or its name as ``module:Class``."""
+
+
+def class_name(model_class: ModelClass) -> str:
+    """Returns the name by which ``find_class`` finds a class. Raises ConfigError if it is local to a function."""
+    if isinstance(model_class, str):
+        return model_class
+    name = f"{model_class.__module__}:{model_class.__qualname__}"
+    if "<locals>" in name:
+        raise ConfigError(f"model: {name} is local to a function; define it at the top of a module")
+    return name
+
+
+def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
+    """Imports a class by its name, and checks that the trainer can build it.
+
+    Args:
+        model_class: a subclass of ``MultiTaskModel``, or its name. Its constructor takes ``ARGUMENTS``, and ``dense``
+            where the data have dense fields.
+
+    Returns:
+        A function of ``ARGUMENTS`` and ``dense`` that builds the model. It raises ConfigError where the class raises
+        ValueError.
+
+    Raises:
+        ConfigError: there is no such module or class, it is not a model, or its constructor takes other arguments.
+        Exception: whatever the module raises.
+    """
+    name = class_name(model_class)
+    found = _imported(name) if isinstance(model_class, str) else model_class
+    if not (isinstance(found, type) and issubclass(found, MultiTaskModel)):
+        raise _own_error(name, f"expected a subclass of adaftr_fast.models.MultiTaskModel, got {found!r}")
+    if inspect.isabstract(found):
+        raise _own_error(name, f"is abstract: it lacks {', '.join(sorted(found.__abstractmethods__))}")
+    construct: Callable[..., MultiTaskModel] = found
+    signature = inspect.signature(found)
+    if not _takes(signature):
+        taken = ", ".join(signature.parameters)
+        raise _own_error(name, f"expected ({', '.join(ARGUMENTS)}), got ({taken})")
+
+    def build(
+        num_embeddings: Sequence[int],
+        task_names: Sequence[str],
+        config: ModelConfig,
+        field_names: Sequence[str] | None = None,
+        dense: Sequence[NumericEncoding] = (),
+    ) -> MultiTaskModel:
+        data = (num_embeddings, task_names, config, field_names)
+        if dense and not _takes(signature, dense=dense):
+            raise _own_error(
+                name, f"the data have dense fields, expected a constructor that takes dense, got {signature}"
+            )
+        try:
+            built: MultiTaskModel = construct(*data, dense=dense) if dense else construct(*data)
+            return built
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise _own_error(name, error) from error
+
+    return build
+
+
+def _takes(signature: inspect.Signature, **named: object) -> bool:
+    try:
+        signature.bind(*ARGUMENTS, **named)
+    except TypeError:
+        return False
+    return True
+
+
+def _imported(name: str) -> Any:
+    module_name, _, path = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # a module that this one imports
+        raise _own_error(name, f"there is no module {error.name}") from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise _own_error(name, f"the module {module_name} has no class {path}")
+        found = getattr(found, part)
+    return found
+
+
+def _own_error(name: str, problem: object) -> ConfigError:
+    return ConfigError(f"model.name: {name}: {problem}")
+
 
 BACKBONES: dict[str, type[Backbone]] = {
     "shared_bottom": SharedBottom,

@@ -30,13 +30,13 @@ from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
-from adaftr_fast.engines.engine import Engine
+from adaftr_fast.engines import Engine
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.run import check_options, fit_one, open_split, writing
-from adaftr_fast.runs.trained import load_earlier, load_sharded
 from adaftr_fast.training.checkpoint.files import check_shared_folder, on_rank_zero
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate
+from adaftr_fast.training.trained import earlier, load_sharded
 
 RECORDS = "daily.jsonl"
 TRAIN = 0.9  # share of a day's rows in the training split
@@ -181,12 +181,12 @@ def train_part(
 def _measure(run: Path, data: PreparedData, config: RunConfig, ranks: Ranks | None) -> TaskMetrics:
     """Evaluates the model of ``run`` on all rows of a later day, of which each rank predicts a part."""
     if ranks is None or config.training.tables == "replicated":
-        trained = load_earlier(run, config.model.name)
+        trained = earlier(run, config.model.name)
     else:
         trained = load_sharded(run, config, ranks)
     known = KnownIds(open_split(data, "test", ranks).rows, trained.about.num_embeddings)
     split = Split(known, funnel=data.manifest.funnel)
-    return evaluate(trained.model, split, trained.about.config.training.eval_batch_size, ranks)
+    return evaluate(trained.model, split, trained.config.training.eval_batch_size, ranks)
 
 
 class KnownIds:

@@ -15,10 +15,9 @@ from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.run import train_one, writing
 from adaftr_fast.training.checkpoint.files import check_shared_folder
-from adaftr_fast.training.logger import METRICS
 from adaftr_fast.training.report import write_report
-from adaftr_fast.training.result import PICTURE, REPORT, TrainedRun, result_table
 from adaftr_fast.training.sharding import check_replicated
+from adaftr_fast.training.trained import METRICS, PICTURE, REPORT, Run, result_table
 
 NOTES = (
     "Each model is trained with one seed, so differences of a few tenths of a percentage point are noise. The tasks "
@@ -75,7 +74,7 @@ def _run(out: Path, training: TrainingConfig, restart: bool, ranks: Ranks | None
         print(f"Report: {output.recorded(out / 'report.md')} and report.png")
 
 
-def _report(out: Path, runs: list[TrainedRun]) -> None:
+def _report(out: Path, runs: list[Run]) -> None:
     records = [{"model": run.name} | record for run in runs for record in run.epochs]
     replace_file(out / METRICS, "".join(dumps(record) + "\n" for record in records).encode())
     write_report(out, "Flights: MMoE and AdaFTR", runs, after=NOTES)

@@ -6,7 +6,6 @@ import operator
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -26,18 +25,16 @@ from adaftr_fast.models.build import ENTIRE_SPACE
 from adaftr_fast.models.sizes import embedding_widths
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.output import HERE, Output
-from adaftr_fast.runs.warm_sharded import warm_start_sharded
-from adaftr_fast.runs.warm_start import WarmStart, warm_start
+from adaftr_fast.runs.warm_start import WarmStart, warm_start, warm_start_sharded
 from adaftr_fast.training.checkpoint.files import on_rank_zero
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.weights import FILE, Description
 from adaftr_fast.training.evaluation import diagnose, evaluate
-from adaftr_fast.training.files import BEST, TEST, RunFiles
-from adaftr_fast.training.logger import METRICS
+from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.optimizers import table_state_bytes
-from adaftr_fast.training.result import PICTURE, REPORT, TrainedRun
 from adaftr_fast.training.sharding import check_sharding, check_tables
-from adaftr_fast.training.trackers.opened import KNOWN
+from adaftr_fast.training.trackers import KNOWN
+from adaftr_fast.training.trained import BEST, METRICS, PICTURE, REPORT, TEST, Run
 from adaftr_fast.training.trainer import OnEpoch, Trainer
 
 RUN_FILES = (METRICS, TEST, REPORT, PICTURE, KNOWN, f"{BEST}/{FILE}")  # that replace_file writes
@@ -52,7 +49,7 @@ def train_one(
     ranks: Ranks | None = None,
     output: Output = HERE,
     report: bool = False,
-) -> TrainedRun:
+) -> Run:
     """Trains the model of ``config`` on ``data`` and evaluates it on the test split.
 
     The other arguments and the errors are those of ``fit_one``.
@@ -61,16 +58,19 @@ def train_one(
         report: also writes report.md and report.png.
     """
     if report:
-        from adaftr_fast.runs.page import write_page  # imports matplotlib: a missing package raises before training
+        # imports matplotlib: a missing package raises before training
+        from adaftr_fast.training.report import write_page
     with fit_one(data, config, folder, restart=restart, ranks=ranks, output=output) as trainer:
         test = open_split(data, "test", ranks)
         size = config.training.eval_batch_size
         metrics = evaluate(trainer.model, test, size, ranks)
         learned = diagnose(trainer.model, test, size, ranks)
-        run = replace(trainer.result, test=metrics, diagnostics=learned)
+        run = trainer.result
+        run.test = metrics
+        run.diagnostics = learned
         if trainer.files.is_rank_zero:
             replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
-            trainer.files.logger.log_test(metrics)
+            trainer.files.log_test(metrics)
             if report:
                 write_page(folder, data.manifest, config, run)
         trainer.files.finish()
@@ -128,7 +128,7 @@ def fit_one(
         if signum:
             message = f"interrupted; run the same command to resume from {output.recorded(folder)}"
             raise KeyboardInterrupt(signum, message)
-        with trainer.files.logger:
+        with trainer.files:
             yield trainer
 
 

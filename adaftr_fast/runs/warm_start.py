@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,13 +23,14 @@ from adaftr_fast.config import WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
+from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.models.single_dnn import SingleDNN
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.runs.output import HERE, Output
-from adaftr_fast.runs.trained import TrainedModel, load_earlier
 from adaftr_fast.runs.warm_layers import Pair, Table, backbone, layer_of, tables, take_layers
+from adaftr_fast.training.trained import Run, earlier, open_earlier
 
 FRESH = -1  # source of a row without a match
 NAMED_FIELDS = 12  # fields that an error names
@@ -103,7 +105,7 @@ def warm_start(
         DataError: a vocabulary cannot be read.
     """
     config = WarmStartConfig(str(run), task, allow_empty)
-    found = match(model, data, load_earlier(run, name), config, name, output)
+    found = match(model, data, earlier(run, name), config, name, output)
     ours = tables(model)
     theirs = tables(found.old.model)
     for copy in found.copies:
@@ -141,14 +143,14 @@ class Match:
         report: the result.
     """
 
-    old: TrainedModel
+    old: Run
     copies: list[RowCopy]
     report: WarmStart
 
 
 @torch.no_grad()
 def match(
-    model: MultiTaskModel, data: PreparedData, old: TrainedModel, config: WarmStartConfig, name: str, output: Output
+    model: MultiTaskModel, data: PreparedData, old: Run, config: WarmStartConfig, name: str, output: Output
 ) -> Match:
     """Copies the dense layers that match, and finds the rows that do. The values of rows are not read.
 
@@ -175,12 +177,12 @@ def match(
     return Match(old, copies, report)
 
 
-def _source_task(model: MultiTaskModel, old: TrainedModel, config: WarmStartConfig) -> str:
+def _source_task(model: MultiTaskModel, old: Run, config: WarmStartConfig) -> str:
     """Returns the task whose tables of a Single-DNN become the shared ones; "" if there are none to choose."""
     if not isinstance(old.model, SingleDNN) or isinstance(model, SingleDNN):
         if config.task:
             needed = "a run of single_dnn, and a new model that shares its tables, for a task"
-            raise config.error("task", needed, f"{config.task} of a run of {old.about.config.model.name}")
+            raise config.error("task", needed, f"{config.task} of a run of {old.name}")
         return ""
     names = old.model.task_names
     if config.task and config.task not in names:
@@ -192,11 +194,11 @@ def _nothing_fits(
     run: str,
     name: str,
     new: tuple[MultiTaskModel, PreparedData],
-    old: tuple[TrainedModel, PreparedData],
+    old: tuple[Run, PreparedData],
     report: WarmStart,
 ) -> str:
     trained, old_data = old
-    found = _described(trained.model, old_data, trained.about.config.model.name)
+    found = _described(trained.model, old_data, trained.name)
     return (
         f"{run}: nothing fits for a warm start: expected {_described(*new, name or type(new[0]).__name__)}, found "
         f"{found} ({'; '.join(report.summary().splitlines())}). Name another run, or allow to start from none of its "
@@ -287,3 +289,47 @@ def _fields_of(table: Table, data: PreparedData) -> dict[str, tuple[str, int]]:
 
 def _widths_by_place(table: Table) -> dict[str, int]:
     return dict(zip(table.field_names, table.widths, strict=True))
+
+
+@torch.no_grad()
+def warm_start_sharded(
+    model: MultiTaskModel, data: PreparedData, config: WarmStartConfig, name: str, ranks: Ranks, output: Output
+) -> WarmStart | None:
+    """Copies what ``warm_start`` copies. All ranks must call it.
+
+    Rank 0 copies the dense layers to its model alone, and matches the values of the fields. It sends the sources of a
+    field's rows to the others, 8 bytes per row, one field at a time.
+
+    Args:
+        model: the new model, with sharded tables.
+        data: the prepared data of the new model.
+        config: the other run and the options. All ranks must see it. Its tables may be sharded or not.
+        name: the name of the new model. If it is a class, the other run may have the same one.
+        ranks: the ranks.
+        output: as of ``warm_start``.
+
+    Returns:
+        The result on rank 0, None elsewhere.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: as ``warm_start``, or a rank does not see the other run.
+    """
+    saved, build = open_earlier(output.local_copy(config.run), name, ranks)
+    found: list[Match] = []  # on rank 0
+
+    def matched() -> list[list[Any]]:
+        found.append(match(model, data, build(), config, name, output))
+        old = found[0].old.model
+        names = {module: of_module for of_module, module in old.named_modules()}  # as in the checkpoint
+        theirs = tables(old)
+        return [
+            [each.table, each.place, f"{names[theirs[each.old_table]]}.weight.{each.old_place}"]
+            for each in found[0].copies
+        ]
+
+    ours = tables(model)
+    for number, (table, place, source) in enumerate(ranks.after_rank_zero(matched)):
+        sent = {"sources": found[0].copies[number].sources} if found else None
+        rows = ours[table].field_weights()[place]
+        rows.take(saved.rows(source), ranks.tensors_from_rank_zero(sent)["sources"])
+    return found[0].report if found else None

@@ -19,11 +19,11 @@ from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo, Manifest
 from adaftr_fast.data.dataset.matrix import matrix
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.errors import ServingError, StoreError
-from adaftr_fast.models.own import ModelClass
+from adaftr_fast.models.build import ModelClass
 from adaftr_fast.nn.dense import NumericEncoding
-from adaftr_fast.runs.trained import TrainedModel, load_trained
 from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_aot, save_onnx, save_torch
 from adaftr_fast.serving.scorer import ABOUT, AOT, ONNX, PROGRAM, VERSION, About, Features, bags
+from adaftr_fast.training.trained import Run
 
 TOLERANCE = 1e-6  # maximum difference between the probabilities of a program and the model
 ONNX_TOLERANCE = 1e-5  # numpy, which evaluates ONNX here, sums in another order
@@ -60,7 +60,7 @@ def export_run(
     Raises:
         CheckpointError: the run has no intact checkpoint or needs ``model_class``, or its prepared data are missing or
             changed.
-        ConfigError: as ``load_trained``.
+        ConfigError: as ``Run.load``.
         DataError: the vocabulary cannot be read.
         StoreError: the prepared data are in a store that cannot be read.
         ServingError: ``out`` exists and is not an export or cannot be written, there is no such task or its network
@@ -71,7 +71,7 @@ def export_run(
         with publishing(out) as new:
             if out.exists() and not (out / ABOUT).is_file():
                 raise ServingError(f"{out}: exists and is not an exported model (no {ABOUT}); name another folder")
-            trained = load_trained(run, model_class)
+            trained = Run(run, model_class).load()
             prepared = trained.data(data)
             read_encoders(prepared.folder, prepared.manifest)  # raises an error if the vocabulary could not be read
             return _write(trained, prepared, new, task, aot=aot, onnx=onnx)
@@ -81,9 +81,7 @@ def export_run(
         raise ServingError(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
-def _write(
-    trained: TrainedModel, prepared: PreparedData, folder: Path, task: str | None, *, aot: bool, onnx: bool
-) -> About:
+def _write(trained: Run, prepared: PreparedData, folder: Path, task: str | None, *, aot: bool, onnx: bool) -> About:
     """Writes all files of an export to a new folder."""
     folder.mkdir()
     for name in (MANIFEST, VOCABULARY):
@@ -94,10 +92,9 @@ def _write(
     return about
 
 
-def _write_programs(
-    trained: TrainedModel, manifest: Manifest, folder: Path, task: str | None, *, aot: bool, onnx: bool
-) -> None:
-    served, fields = Probabilities(trained.model, task), manifest.fields
+def _write_programs(trained: Run, manifest: Manifest, folder: Path, task: str | None, *, aot: bool, onnx: bool) -> None:
+    served = Probabilities(trained.model, task)
+    fields = manifest.fields
     exported = partial(
         export_program,
         served,
@@ -151,7 +148,8 @@ def check_program(
     for rows in CHECKED_ROWS:
         features = random_features(fields, rows, dense)
         with torch.no_grad():
-            expected, found = features.run(served), features.run(program)
+            expected = features.run(served)
+            found = features.run(program)
         if not expected.isfinite().all():
             raise ServingError("the model returns probabilities that are not finite: it has diverged")
         if not (worst := float((expected - found).abs().max())) <= tolerance:  # also true for NaN
@@ -177,7 +175,7 @@ def random_features(fields: Sequence[FieldInfo], rows: int, dense: Sequence[Nume
     return features._replace(dense=torch.from_numpy(matrix(numbers, np.float32)))
 
 
-def _about(trained: TrainedModel, data: PreparedData, folder: Path, task: str | None) -> About:
+def _about(trained: Run, data: PreparedData, folder: Path, task: str | None) -> About:
     digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     tasks = trained.about.tasks if task is None else [task]
     metrics = {name: values for name, values in trained.about.metrics.items() if task is None or name == task}

@@ -1,4 +1,7 @@
-"""Scores raw rows into a parquet file, streamed in bounded memory.
+"""Scores raw rows into a parquet file, streamed in bounded memory, and counts their missing or unknown values.
+
+A model scores a file whose values it has never seen as readily as any other: ids with leading zeros, in another case,
+or of another column. So the shares of missing or unknown values are compared with those of training.
 
 Shapes: n rows, T tasks.
 """
@@ -8,7 +11,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -19,7 +22,8 @@ from tqdm import tqdm
 
 from adaftr_fast._files import AnyPath
 from adaftr_fast._publish import publishing
-from adaftr_fast.data.encode.encoders import count_unknown, encode_features, one_array
+from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
+from adaftr_fast.data.encode.encoders import Encoder, Vocabulary, count_unknown, encode_features, one_array
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import is_text
@@ -28,7 +32,70 @@ from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.errors import DataError, ServingError, StoreError
 from adaftr_fast.serving.columns import Columns
 from adaftr_fast.serving.scorer import Scorer
-from adaftr_fast.serving.unknown import Unknown
+
+CHANCE = 10  # rows that a count may differ by, however few are expected
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Missing or unknown values of scored rows.
+
+    Attributes:
+        rows: the number of rows.
+        counts: rows per field whose value is missing or unknown, or whose list has no known token.
+        splits: the training and the validation split of the prepared folder, which have such counts too: in training,
+            rare values are unknown; in validation, values that training lacks are as well.
+        vocabularies: the fields that have a vocabulary; numbers and hashed values are always known.
+    """
+
+    rows: int
+    counts: Mapping[str, int]
+    splits: Mapping[str, SplitInfo]
+    vocabularies: Sequence[str]
+
+    @classmethod
+    def of(cls, rows: int, counts: Mapping[str, int], manifest: Manifest, encoders: Mapping[str, Encoder]) -> Unknown:
+        """Returns the counts beside those of ``manifest``."""
+        splits = {name: manifest.splits[name] for name in ("train", "validation")}
+        vocabularies = [name for name, encoder in encoders.items() if isinstance(encoder, Vocabulary)]
+        return cls(rows, counts, splits, vocabularies)
+
+    def cells(self) -> list[list[str]]:
+        """Returns a row per field: its name, and its share here, in training and in validation."""
+        return [
+            [name, _percent(count / max(1, self.rows)), self._before("train", name), self._before("validation", name)]
+            for name, count in self.counts.items()
+        ]
+
+    def warnings(self) -> list[str]:
+        """Returns a warning if no value is known, or else if the share of a field has more than doubled."""
+        names = self.vocabularies
+        if names and self.rows and all(self.counts[name] == self.rows for name in names):
+            return [f"every value of {', '.join(names)} is missing or unknown: the model knows nothing of these rows"]
+        doubled = [
+            f"{name} ({here}, {train} in training, {validation} in validation)"
+            for name, here, train, validation in self.cells()
+            if self._is_telling(name)
+        ]
+        if not doubled:
+            return []
+        return [f"more than twice as many values as in training are missing or unknown: {'; '.join(doubled)}"]
+
+    def _is_telling(self, name: str) -> bool:
+        count = self.counts[name]
+        expected = self._expected(name)
+        return count > 2 * expected + CHANCE or count == self.rows > 2 * expected
+
+    def _expected(self, name: str) -> float:
+        return self.rows * max(info.unknown[name] / info.rows for info in self.splits.values())
+
+    def _before(self, split: str, name: str) -> str:
+        info = self.splits[split]
+        return _percent(info.unknown[name] / info.rows)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
 
 
 @dataclass(frozen=True)
@@ -90,12 +157,14 @@ def predict(
             tqdm(total=sum(file.size for file in inputs), unit="B", unit_scale=True, disable=not progress) as bar,
             pq.ParquetWriter(new, schema, compression="zstd", write_page_checksum=True) as writer,
         ):
-            account, scored = BadRows(), 0
+            account = BadRows()
+            scored = 0
             unknown = Counter({field.name: 0 for field in scorer.schema.features})
             for input_file in inputs:
                 of_file, rows = _score_file(scorer, input_file, columns, keep, bad_rows, writer, bar, unknown)
                 of_file.check_kept(input_file.path, rows)
-                account, scored = account + of_file, scored + rows
+                account = account + of_file
+                scored = scored + rows
     except StoreError:  # of the inputs
         raise
     except OSError as error:

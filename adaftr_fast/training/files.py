@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from adaftr_fast._files import replace_file
+from adaftr_fast._json import dumps
 from adaftr_fast.config import TrainingConfig
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.training.checkpoint.files import check_shared_folder, on_rank_zero, read_local_rows
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean
-from adaftr_fast.training.checkpoint.run_snapshots import Found, RunSnapshots
+from adaftr_fast.training.checkpoint.snapshots import Found, RunSnapshots
 from adaftr_fast.training.checkpoint.state import capture, restore, sharded_state, sharded_weights
 from adaftr_fast.training.checkpoint.weights import (
     Description,
@@ -26,14 +29,31 @@ from adaftr_fast.training.checkpoint.weights import (
     save_checkpoint,
 )
 from adaftr_fast.training.evaluation import TaskMetrics
-from adaftr_fast.training.logger import EpochLogger
-from adaftr_fast.training.result import PICTURE, REPORT, TrainedRun
+from adaftr_fast.training.trackers import Trackers
+from adaftr_fast.training.trained import BEST, METRICS, PICTURE, REPORT, TEST, Run
 
-BEST, TEST = "best", "test.json"  # names in the run folder
+PICTURE_SECONDS = 60  # the least length of an epoch after which the curves are drawn, which takes about a second
+
+
+def shown(means: dict[str, float]) -> str:
+    """Formats mean losses for a progress bar."""
+    return ", ".join(f"{name} {mean:.4f}" for name, mean in means.items())
+
+
+def _summary(record: dict[str, Any]) -> str:
+    """Formats an epoch as one line, with AUC and GAUC in percent."""
+    parts = [f"epoch {record['epoch']:g}: {record['seconds']:.1f} s, {record['samples_per_s']:,.0f} samples/s"]
+    for task, metrics in record["validation"].items():
+        group = f", GAUC {100 * metrics['gauc']:.2f}" if "gauc" in metrics else ""
+        parts.append(f"{task} AUC {100 * metrics['auc']:.2f}{group}, log-loss {metrics['logloss']:.4f}")
+    return " | ".join(parts)
 
 
 class RunFiles:
     """Keeps the log, the best weights and the snapshots of a run. Rank 0 writes, and each rank its sharded rows.
+
+    The log is lines on the terminal, metrics.jsonl, the picture of a long run and the trackers. Leaving this object as
+    a context closes the trackers.
 
     Args:
         model: the model.
@@ -73,9 +93,9 @@ class RunFiles:
             check_shared_folder(folder, self._sharding, "with training.tables = torchrec every rank writes its rows")
         if not self.is_rank_zero:
             config = replace(config, progress=False)
-        self._sync_steps = config.sync_steps
+        self.config = config
         self.folder = folder if self.is_rank_zero else None
-        self.logger = EpochLogger(self.folder, config)
+        self.trackers: Trackers | None = None
         self.about = about
         self.snapshots: RunSnapshots | None = None
         self.best: Path | None = None  # the folder of the best weights, where this rank writes some
@@ -87,6 +107,10 @@ class RunFiles:
         if self.is_rank_zero or self._sharding is not None:
             self.snapshots = RunSnapshots(folder, about, rows, config.checkpoint_seconds, self._sharding)
             self.best = folder / BEST
+
+    def run(self, progress: Progress) -> Run:
+        """Returns the run as far as it has come."""
+        return Run.of(self.name, progress.epochs, progress.best_epoch, folder=self.folder)
 
     def load(self, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[Progress, RunningMean] | None:
         """Restores the newest snapshot, on all ranks. Returns its progress and running means; None without one.
@@ -128,11 +152,17 @@ class RunFiles:
 
     def start(self, logged: list[dict[str, Any]], *, resumed: bool) -> None:
         """Opens the trackers, to which an interrupted process has logged some records. All ranks raise an error."""
-        on_rank_zero(self.ranks, lambda: self.logger.start(self._parameters, resumed, logged))
+
+        def start() -> None:
+            if self.folder is not None:
+                names = self.config.trackers
+                self.trackers = Trackers(names, self.folder, self._parameters, resumed=resumed, records=logged)
+
+        on_rank_zero(self.ranks, start)
 
     def is_due(self, step: int) -> bool:
         """Returns whether to save a snapshot now. Sharded tables are saved by all ranks, at synchronization points."""
-        if self.snapshots is None or (self._sharding is not None and step % self._sync_steps):
+        if self.snapshots is None or (self._sharding is not None and step % self.config.sync_steps):
             return False
         return self.snapshots.due()
 
@@ -149,15 +179,54 @@ class RunFiles:
             save = self.snapshots.start if continues else self.snapshots.save
             save(progress, capture(self.model, optimizers), means.sums, sharded_state(self.model, optimizers))
 
-    def log(self, run: TrainedRun) -> None:
+    def log(self, run: Run) -> None:
         """Logs the last validation of a run, the first one in place of an earlier run's results."""
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if len(run.epochs) == 1:  # an earlier run's results would look like this run's
-                for name in (TEST, REPORT, PICTURE):
-                    (self.folder / name).unlink(missing_ok=True)
-                remove_checkpoint(self.folder / BEST)
-        self.logger.log_epoch(run)
+        records = run.epochs
+        if self.config.progress:
+            tqdm.write(_summary(records[-1]))
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if len(records) == 1:  # an earlier run's results would look like this run's
+            for name in (TEST, REPORT, PICTURE):
+                (self.folder / name).unlink(missing_ok=True)
+            remove_checkpoint(self.folder / BEST)
+        lines = "".join(dumps(each) + "\n" for each in records)
+        replace_file(self.folder / METRICS, lines.encode())  # rewritten as a whole, so a resumed run repeats no line
+        if records[-1]["seconds"] * self.config.validations >= PICTURE_SECONDS:
+            from adaftr_fast.training.curves import draw  # imports matplotlib
+
+            draw([run]).save(self.folder / PICTURE)
+        if self.trackers is not None:
+            self.trackers.log(records[-1], len(records))
+
+    def log_test(self, metrics: TaskMetrics) -> None:
+        """Logs the metrics on the test split to the trackers."""
+        if self.trackers is not None:
+            self.trackers.log_test(metrics)
+
+    def close_trackers(self, failed: bool = False) -> None:
+        """Closes the trackers, once."""
+        if self.trackers is not None:
+            self.trackers.close(failed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.close_trackers(failed=kind is not None)
+
+    def progress_bar(self, epoch: int, total: int, done: int) -> tqdm:
+        """Returns a progress bar over the rows of an epoch, with rows per second and the remaining time."""
+        return tqdm(
+            total=total,
+            initial=done,
+            desc=f"epoch {epoch}",
+            unit=" samples",
+            unit_scale=True,
+            leave=False,
+            disable=not self.config.progress,
+        )
 
     def save_best(self, metrics: TaskMetrics) -> None:
         """Saves the model's weights with their validation metrics. All ranks must call it."""
@@ -192,6 +261,6 @@ class RunFiles:
 
     def finish(self) -> None:
         """Ends the log and removes the snapshots, after all results have been written or to restart the run."""
-        self.logger.close()
+        self.close_trackers()
         if self.snapshots is not None:
             self.snapshots.discard()

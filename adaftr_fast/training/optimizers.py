@@ -1,7 +1,8 @@
-"""Optimizers of the dense weights and of the embedding tables."""
+"""Optimizers of the dense weights and of the embedding tables, and the schedule of their learning rates."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,3 +72,20 @@ def table_state_bytes(kind: str, num_embeddings: Sequence[int], widths: Sequence
         "sgd": lambda width: 0,
     }[kind]
     return 4 * sum(rows * per_row(width) for rows, width in zip(num_embeddings, widths))
+
+
+def learning_rate(config: OptimizerConfig, step: int, peak: float) -> float:
+    """Computes the learning rate of a step. It has no state, so a resumed run needs none.
+
+    Args:
+        config: the schedule.
+        step: the step, counted from 1 over all epochs.
+        peak: the learning rate after warm-up, ``config.lr`` or ``config.tables_lr``.
+    """
+    if step < config.warmup_steps:
+        return peak * step / config.warmup_steps
+    if config.schedule == "constant":
+        return peak
+    done = min(1.0, (step - config.warmup_steps) / (config.decay_steps - config.warmup_steps))
+    left = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return peak * (config.lr_end + (1 - config.lr_end) * left)

@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
-
-from adaftr_fast._figures import Picture, plain, shortened, style
 from adaftr_fast._files import replace_file
 from adaftr_fast._tables import Table
+from adaftr_fast._toml import to_toml
+from adaftr_fast.config import RunConfig
+from adaftr_fast.config.run import SECTIONS
+from adaftr_fast.data.dataset.manifest import Manifest
+from adaftr_fast.training.curves import draw
 from adaftr_fast.training.evaluation import spread
-from adaftr_fast.training.result import PICTURE, REPORT, TrainedRun, result_table
-
-
-class Panel(NamedTuple):
-    """One pair of axes of the picture: a number of each epoch's record, found by its keys."""
-
-    title: str
-    label: str
-    keys: tuple[str, ...]
-    unit: float = 1.0
-
-    def value(self, record: dict[str, Any], point: str | None = None) -> float:
-        """Returns the number, or its neighbor ``point``; nan where the record does not have it."""
-        found: Any = record
-        for key in self.keys if point is None else (*self.keys[:-1], point):
-            found = found.get(key, math.nan) if isinstance(found, dict) else math.nan
-        return math.nan if found is None else self.unit * found
+from adaftr_fast.training.trained import PICTURE, REPORT, Run, result_table
 
 
 def write_report(
-    folder: Path, title: str, runs: Sequence[TrainedRun], *, before: str = "", after: str = "", first: str = "model"
+    folder: Path, title: str, runs: Sequence[Run], *, before: str = "", after: str = "", first: str = "model"
 ) -> None:
     """Writes ``report.md`` and ``report.png`` to ``folder``.
 
@@ -56,54 +39,52 @@ def write_report(
     replace_file(folder / REPORT, ("\n\n".join(filter(None, sections)) + "\n").encode())
 
 
-def _learned_table(runs: Sequence[TrainedRun], first: str) -> str:
+def _learned_table(runs: Sequence[Run], first: str) -> str:
     points = [(run.name, name, spread(values)) for run in runs for name, values in run.diagnostics.items()]
     rows = [[run, name, *(f"{value:.4f}" for value in each.values())] for run, name, each in points]
     return Table([first, "learned", "5 %", "50 %", "95 %"], rows, text_columns=2).markdown() if rows else ""
 
 
-def draw(runs: Sequence[TrainedRun]) -> Picture:
-    """Draws training loss and validation AUC of each task, and the quantiles of learned values, by epoch."""
-    tasks = _names(runs, "validation")
-    learned = _names(runs, "diagnostics")
-    panels = [Panel(task, "training loss", ("train", task)) for task in tasks]
-    panels += [Panel(task, "validation AUC, %", ("validation", task, "auc"), 100.0) for task in tasks]
-    panels += [Panel(name, "median (bar: 5 to 95 %)", ("diagnostics", name, "p50")) for name in learned]
-    columns = max(len(tasks), 1)
-    rows = max(-(-len(panels) // columns), 1)
-    names_height = 0.18 * len(runs) if len(runs) > 1 else 0.0
-    picture = Picture(max(3.3 * columns, 6.6), 2.6 * rows + names_height)
-    every = list(picture.subplots(rows, columns, squeeze=False).flat)
-    for axes, panel in zip(every, panels):
-        _draw(axes, runs, panel)
-    for axes in every[len(panels) :]:
-        axes.remove()
-    if len(runs) > 1 and panels:
-        lines = [line for line in every[0].lines if not str(line.get_label()).startswith("_")]
-        picture.legend(handles=lines, loc="outside upper left", frameon=False, fontsize="small")
-    return picture
+def write_page(folder: Path, manifest: Manifest, config: RunConfig, run: Run) -> None:
+    """Writes ``report.md`` and ``report.png`` to the run folder.
+
+    Args:
+        folder: the run folder.
+        manifest: the manifest of the prepared data.
+        config: the configuration of the run.
+        run: the result of the run, with test metrics.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    title = f"{config.model.name} on {manifest.dataset}"
+    write_report(folder, title, [run], before=_facts(manifest, config, run), after=changed_options(config))
 
 
-def _names(runs: Sequence[TrainedRun], part: str) -> list[str]:
-    """Returns the tasks, or the learned values, of all runs."""
-    return list(dict.fromkeys(chain(*(record.get(part, {}) for run in runs for record in run.epochs))))
+def _facts(manifest: Manifest, config: RunConfig, run: Run) -> str:
+    rows = ", ".join(f"{each.rows:,} {name}" for name, each in manifest.splits.items())
+    seconds = sum(record["seconds"] for record in run.epochs)
+    time = f"{seconds / 60:,.1f} minutes" if seconds >= 60 else f"{seconds:.1f} seconds"
+    facts = {
+        "data": f"{manifest.dataset} in {config.data.folder}: rows {rows}",
+        "inputs": f"{len(manifest.fields) + len(manifest.dense):,} fields, {sum(manifest.num_embeddings):,} ids",
+        "tasks": ", ".join(manifest.tasks),
+        "best epoch": f"{run.best_epoch:g} of {run.trained_epochs:g}, by mean validation AUC",
+        "training time": f"{time}, {run.samples_per_s:,.0f} samples/s",
+    }
+    if config.warm_start is not None:
+        facts["warm start"] = config.warm_start.run
+    return Table(["run", ""], [[name, text] for name, text in facts.items()], text_columns=2).markdown()
 
 
-def _draw(axes: Axes, runs: Sequence[TrainedRun], panel: Panel) -> None:
-    for number, run in enumerate(runs):
-        color, line = style(number)
-        epochs = [record["epoch"] for record in run.epochs]
-        values = [panel.value(record) for record in run.epochs]
-        axes.plot(epochs, values, marker=".", color=color, linestyle=line, label=shortened(run.name))
-        if run.best_epoch:
-            best = values[epochs.index(run.best_epoch)]
-            axes.plot(run.best_epoch, best, "o", color=color, fillstyle="none", markersize=9)
-        if panel.keys[0] == "diagnostics":
-            low, high = ([panel.value(record, point) for record in run.epochs] for point in ("p5", "p95"))
-            axes.vlines(epochs, low, high, color=color, alpha=max(0.1, 0.3 / len(runs)), linewidth=4)
-    axes.set_title(panel.title)
-    axes.set_xlabel("epoch (circle: weights kept)")
-    axes.set_ylabel(panel.label)
-    axes.set_xlim(0.5 * min(run.epochs[0]["epoch"] for run in runs), 0.5 + max(run.trained_epochs for run in runs))
-    axes.locator_params(axis="x", integer=True)
-    plain(axes)
+def changed_options(config: RunConfig) -> str:
+    """Returns the options that differ from the defaults, as TOML for ``--config``."""
+    defaults = RunConfig().flat()
+    changed = {}
+    for name in SECTIONS:
+        section = config.to_dict()[name].items()
+        options = {key: value for key, value in section if value not in (None, defaults[f"{name}.{key}"])}
+        if options:
+            changed[name] = options
+    text = to_toml(changed).rstrip()
+    return f"## Options that differ from the defaults\n\n```toml\n{text}\n```" if text else ""

@@ -93,42 +93,34 @@ def shard_tables(
     setattr(model.get_submodule(parent), leaf, sharded)
 
 
-def check_equal_sync_steps(config: TrainingConfig, ranks: Ranks) -> None:
-    """Raises TrainingError unless all ranks meet at the same steps; they would wait for each other's collectives."""
-    least = -ranks.largest(-config.sync_steps)
-    most = ranks.largest(config.sync_steps)
-    if least != most:
-        raise TrainingError(f"training.sync_steps: expected one value on all ranks, got {least} to {most}")
+def share_of(config: TrainingConfig, rows: int, ranks: Ranks | None, model: MultiTaskModel) -> Share | None:
+    """Returns this rank's rows of a batch: an equal share of each part, so a part has the same rows as on one rank.
 
-
-def check_steps(config: TrainingConfig, rows: int) -> None:
-    """Raises TrainingError unless ``rows`` training rows make a batch, and a step for each validation of an epoch."""
+    Raises:
+        TrainingError: ``rows`` training rows do not make a batch, and a step for each validation of an epoch; a batch
+            cannot be divided equally among ranks and parts, or not between the blocks of ``contrast_rows``; or
+            ``sync_steps`` differs between ranks, which would wait for each other's collectives.
+    """
     steps = rows // config.batch_size
     if not steps:
         raise TrainingError(f"training.batch_size: {rows} training rows are fewer than a batch of {config.batch_size}")
     if steps < config.validations:
         found = f"the {steps} steps of an epoch are fewer than its {config.validations} validations"
         raise TrainingError(f"training.validate_every: {found}")
-
-
-def share_of(config: TrainingConfig, ranks: Ranks | None, model: MultiTaskModel) -> Share | None:
-    """Returns this rank's rows of a batch: an equal share of each part, so a part has the same rows as on one rank.
-
-    Raises:
-        TrainingError: a batch cannot be divided equally among ranks and parts, or not between the blocks of
-            ``contrast_rows``.
-    """
     size = 1 if ranks is None else ranks.size
     run, rest = divmod(config.batch_size, size * config.accumulate)
+    needed = f"expected a multiple of {size} ranks times training.accumulate = {config.accumulate}"
     if rest:
-        raise TrainingError(
-            f"training.batch_size: expected a multiple of {size} ranks times training.accumulate = "
-            f"{config.accumulate}, got {config.batch_size}"
-        )
+        raise TrainingError(f"training.batch_size: {needed}, got {config.batch_size}")
     if size * config.accumulate > 1 and run % model.rows_together:
         raise TrainingError(
-            f"training.batch_size: expected a multiple of {size} ranks times training.accumulate = {config.accumulate} "
-            f"times {model.rows_together} rows that the loss reads together (model.contrast_rows), "
-            f"got {config.batch_size}"
+            f"training.batch_size: {needed} times {model.rows_together} rows that the loss reads together "
+            f"(model.contrast_rows), got {config.batch_size}"
         )
-    return None if ranks is None else Share(ranks.rank, ranks.size, run)
+    if ranks is None:
+        return None
+    least = -ranks.largest(-config.sync_steps)
+    most = ranks.largest(config.sync_steps)
+    if least != most:
+        raise TrainingError(f"training.sync_steps: expected one value on all ranks, got {least} to {most}")
+    return Share(ranks.rank, ranks.size, run)

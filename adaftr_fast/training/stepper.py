@@ -24,16 +24,25 @@ from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import clip_grad_norm_
 from adaftr_fast.torchrec.step import StepLookup
-from adaftr_fast.training.balance.base import Balance, GradientBalance, LossBalance
-from adaftr_fast.training.balance.gradients import combine, gradients_of
-from adaftr_fast.training.balance.methods import NAME, build_balance
+from adaftr_fast.training.balance import (
+    NAME,
+    Balance,
+    GradientBalance,
+    LossBalance,
+    build_balance,
+    combine,
+    gradients_of,
+)
 from adaftr_fast.training.checkpoint.state import sharded_tables
-from adaftr_fast.training.device.cuda import CudaCaptures
-from adaftr_fast.training.device.graph import BackwardGraph, depends_on_tensors_alone
-from adaftr_fast.training.device.memory import is_out_of_memory, memory_errors
+from adaftr_fast.training.device import (
+    BackwardGraph,
+    CudaCaptures,
+    depends_on_tensors_alone,
+    is_out_of_memory,
+    memory_errors,
+)
 from adaftr_fast.training.gradients import average_gradients, clip_with_sharded
-from adaftr_fast.training.optimizers import build_optimizers
-from adaftr_fast.training.schedule import learning_rate
+from adaftr_fast.training.optimizers import build_optimizers, learning_rate
 from adaftr_fast.training.sharding import shard_tables
 
 MORE_MEMORY = "lower training.batch_size or raise training.accumulate"
@@ -45,7 +54,8 @@ class Stepper:
     """Updates a model's parameters, one batch per step.
 
     On the CPU each step checks its losses before it updates anything. On a GPU a step reads nothing from the device, so
-    the caller checks the losses from time to time, and forward and backward are replayed as a CUDA graph if possible.
+    the caller checks the losses every ``config.sync_steps`` steps, and forward and backward are replayed as a CUDA
+    graph if possible.
     A balance that combines gradients compares the rows of tables, which waits for the device.
 
     Args:

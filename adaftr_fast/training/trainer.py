@@ -10,7 +10,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -27,15 +26,13 @@ from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean, epochs_after
 from adaftr_fast.training.checkpoint.state import capture, restore
-from adaftr_fast.training.device.feed import to_device
-from adaftr_fast.training.device.memory import memory_errors
+from adaftr_fast.training.device import memory_errors, to_device
 from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
-from adaftr_fast.training.files import RunFiles
+from adaftr_fast.training.files import RunFiles, shown
 from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
-from adaftr_fast.training.logger import shown
-from adaftr_fast.training.result import TrainedRun
-from adaftr_fast.training.sharding import check_equal_sync_steps, check_sharding, check_steps, share_of
+from adaftr_fast.training.sharding import check_sharding, share_of
 from adaftr_fast.training.stepper import Stepper, not_finite
+from adaftr_fast.training.trained import Run
 
 OnEpoch = Callable[[dict[str, Any]], None]
 
@@ -77,10 +74,7 @@ class Trainer:
         on_epoch: OnEpoch | None = None,
     ) -> None:
         check_sharding(optimizer, config, ranks)
-        check_steps(config, len(train))
-        self.share = share_of(config, ranks, model)
-        if ranks is not None:
-            check_equal_sync_steps(config, ranks)
+        self.share = share_of(config, len(train), ranks, model)
         self.model = model
         self.train = train
         self.validation = validation
@@ -117,11 +111,11 @@ class Trainer:
         return True
 
     @property
-    def result(self) -> TrainedRun:
+    def result(self) -> Run:
         """The validations so far. The model holds the best weights when ``fit`` has returned."""
-        return TrainedRun(self.files.name, self.progress.epochs, self.progress.best_epoch)
+        return self.files.run(self.progress)
 
-    def fit(self) -> TrainedRun:
+    def fit(self) -> Run:
         """Trains until validation stops improving, for ``max_epochs``, or until Ctrl-C or SIGTERM.
 
         Returns the result, with the signal that interrupted training. An interrupted run can be resumed.
@@ -145,16 +139,18 @@ class Trainer:
                 self._publish(self.progress.epochs[-1])
             interrupted = self._train()
         except BaseException:
-            self.files.logger.close(failed=True)
+            self.files.close_trackers(failed=True)
             raise
         finally:
             self.files.close()
         if interrupted:
-            self.files.logger.close(failed=True)
+            self.files.close_trackers(failed=True)
         if self.progress.best_epoch:  # not interrupted before the first validation
             self.files.restore_best()
             self._warn_of_dead_tasks()
-        return replace(self.result, interrupted=interrupted)
+        result = self.result
+        result.interrupted = interrupted
+        return result
 
     def _train(self) -> int:
         """Trains until ``fit`` ends; returns the number of the signal that ended training, or 0."""
@@ -202,7 +198,7 @@ class Trainer:
         before = progress.seconds
         start = time.perf_counter()
         self._checked = progress.step
-        with self.files.logger.progress_bar(epoch, self._steps_per_epoch * size, progress.step * size) as bar:
+        with self.files.progress_bar(epoch, self._steps_per_epoch * size, progress.step * size) as bar:
             for batch in to_device(islice(self._batches, last - progress.step), self.stepper.device):
                 self.means.add(self.train_step(batch, epoch, progress.step + 1))
                 progress.step += 1
@@ -279,7 +275,7 @@ class Trainer:
         try:
             self.on_epoch(record)
         except StopRun:
-            self.files.logger.close()
+            self.files.close_trackers()
             raise
 
     def _validate(self, record: dict[str, Any]) -> None:

@@ -15,10 +15,9 @@ from adaftr_fast._files import replace_file
 from adaftr_fast._locks import writing_folder
 from adaftr_fast._tables import Table
 from adaftr_fast._toml import to_toml
-from adaftr_fast.engines.engine import Engine
-from adaftr_fast.training.result import METRIC_COLUMNS, metric_cells
-from adaftr_fast.tuning.search import ERROR, OPTIONS, Found, best_trials, shown, tune
-from adaftr_fast.tuning.trial import Search
+from adaftr_fast.engines import Engine
+from adaftr_fast.training.trained import METRIC_COLUMNS, metric_cells
+from adaftr_fast.tuning.search import ERROR, OPTIONS, Found, Search, best_trials, shown, tune
 
 BEST_CONFIG, REPORT, PLOT = "best.toml", "report.md", "report.png"  # names in the folder
 SHOWN = 10

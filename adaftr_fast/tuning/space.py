@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from adaftr_fast._json import dumps, from_json, loads_toml
 from adaftr_fast._toml import to_toml
@@ -134,7 +134,8 @@ def _type(name: str) -> Any:
     if name.startswith(OWN_OPTIONS):
         return Any
     section, _, option = name.partition(".")
-    kinds = {each.name: each.type for each in fields(SECTIONS[section])} if section in SECTIONS else {}
+    hints = get_type_hints(SECTIONS[section]) if section in SECTIONS else {}
+    kinds = {each.name: hints[each.name] for each in fields(SECTIONS[section])} if hints else {}
     if name == "training.validate_every":
         raise ConfigError(f"{name}: cannot vary, since trials are compared at equal epochs")
     if option not in kinds or section == "data":

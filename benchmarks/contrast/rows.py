@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaftr_fast.config import ModelConfig
-from adaftr_fast.config.presets import preset
+from adaftr_fast.config.model import preset
 from adaftr_fast.experiments.catalog import NO_OMEGA, TITLES, WHOLE, Variant, divide_experts
 
 BATCH = 1024  # rows, training.batch_size

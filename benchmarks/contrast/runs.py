@@ -17,12 +17,11 @@ from adaftr_fast.data.dataset.split_file import TRUTH, read_split
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.schema.types import Schema
-from adaftr_fast.engines.processes import Processes
-from adaftr_fast.experiments.jobs import Job, Outcome, plan
-from adaftr_fast.experiments.pool import run_all
-from adaftr_fast.runs.trained import load_trained
+from adaftr_fast.engines import Processes
+from adaftr_fast.experiments.jobs import Job, Outcome, plan, run_all
 from adaftr_fast.training.evaluation import predict
 from adaftr_fast.training.metrics import auc
+from adaftr_fast.training.trained import Run
 from benchmarks.contrast.rows import Part, variants
 from benchmarks.measure import machine, measured_code
 
@@ -132,7 +131,7 @@ def _expected(job: Job, data: PreparedData) -> Scores:
     Every row counts as a positive with its true probability, and as a negative with the rest.
     """
     config = job.config.model
-    trained = load_trained(job.folder, config.name if config.is_own else None)
+    trained = Run(job.folder, config.name if config.is_own else None).load()
     logits = predict(trained.model, data.load("test"), 8192).logits
     found = {}
     for number, task in enumerate(data.manifest.tasks):

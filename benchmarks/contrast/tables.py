@@ -12,7 +12,7 @@ from statistics import fmean
 from scipy.stats import t
 
 from adaftr_fast.experiments.catalog import TITLES
-from adaftr_fast.experiments.statistics import Difference, holm, paired
+from adaftr_fast.experiments.results import Difference, holm, paired
 from benchmarks.contrast.rows import ADDED, BATCH, CHOSEN, GRID, PARTS, SETTINGS
 from benchmarks.render import Cases, table
 

@@ -42,8 +42,8 @@ def test_metrics_and_only_the_options_that_differ_are_listed(run, other):
 
 def test_an_unfinished_run_shows_the_validation_of_its_last_epoch(run, unfinished):
     found = af.compare([run, unfinished])
-    assert found.results[1].name.endswith("unfinished (unfinished: validation after epoch 2)")
-    assert found.results[1].test == run.epochs[-1]["validation"]
+    assert found.runs[1].name.endswith("unfinished (unfinished: validation after epoch 2)")
+    assert found.runs[1].test == run.epochs[-1]["validation"]
 
 
 def test_damaged_runs_have_a_line_each(run, tmp_path, capsys):

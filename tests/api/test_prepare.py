@@ -9,7 +9,7 @@ import pytest
 
 import adaftr_fast as af
 from adaftr_fast.cli import main
-from adaftr_fast.cli.prepare import HINT
+from adaftr_fast.cli.data import HINT
 from adaftr_fast.errors import DataError
 
 from .conftest import ROLES

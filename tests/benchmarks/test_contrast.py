@@ -11,7 +11,7 @@ from scipy.stats import ttest_1samp, ttest_rel
 import adaftr_fast as af
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.experiments.catalog import TITLES
-from adaftr_fast.experiments.statistics import holm
+from adaftr_fast.experiments.results import holm
 from adaftr_fast.nn.relatedness import relatedness_loss
 from benchmarks import RESULTS
 from benchmarks.contrast import tables

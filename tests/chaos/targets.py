@@ -35,13 +35,13 @@ from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.experiments.jobs import Job, finished
 from adaftr_fast.runs import daily
-from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.programs import Probabilities
 from adaftr_fast.serving.scorer import VERSION, About, Scorer, load_scorer, read_about
 from adaftr_fast.streaming.messages import RowReader
 from adaftr_fast.training.checkpoint.snapshots import load_snapshot
+from adaftr_fast.training.trained import Run
 from tests.chaos import corpus
 from tests.chaos.mutations import damaged, damaged_json, damaged_table, damaged_toml
 from tests.data.manifests import recorded
@@ -215,7 +215,7 @@ def trained_beside(path: Path, weights: bytes, about: bytes) -> None:
     (best / WEIGHTS).write_bytes(weights)
     digest = hashlib.sha256(weights).hexdigest()
     (best / "checkpoint.json").write_bytes(about.replace(DIGEST.encode(), digest.encode()))
-    load_trained(path.parent)
+    Run(path.parent).load()
 
 
 def snapshot(path: Path) -> None:
@@ -267,7 +267,7 @@ def scorer() -> Scorer:
         folder = complete(Path(name) / "none", corpus.prepared() | corpus.run())
         manifest = read_manifest(folder)
         encoders = read_encoders(folder, manifest)
-        program = Probabilities(load_trained(folder).model)
+        program = Probabilities(Run(folder).model)
     return Scorer(About(**json.loads(exports()[0])), manifest, log_schema(), encoders, program)
 
 

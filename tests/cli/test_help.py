@@ -30,8 +30,8 @@ def options(text):
 def test_a_line_describes_each_command(shown):
     text = shown(columns=110)
     lines = {words[0]: words for words in (line.split(maxsplit=1) for line in text.splitlines()) if len(words) == 2}
-    for name, module in COMMANDS.items():
-        assert lines[name][1] == module.DESCRIPTION.rstrip(".")
+    for name, command in COMMANDS.items():
+        assert lines[name][1] == command.description.rstrip(".")
     assert text.startswith("usage: adaftr-fast COMMAND [options]\n")
 
 

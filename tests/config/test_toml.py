@@ -8,7 +8,7 @@ import pytest
 from adaftr_fast._toml import to_toml
 from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import ConfigError
-from adaftr_fast.runs.page import _options
+from adaftr_fast.training.report import changed_options
 
 CONFIG = RunConfig().with_options(
     data={"folder": "data/\U0001f600\x7f\t\\"},
@@ -29,9 +29,9 @@ def test_a_configuration_reads_as_it_was(tmp_path):
 
 
 def test_the_options_in_a_report_read_as_they_were(tmp_path):
-    (tmp_path / "page.toml").write_text(_options(CONFIG).split("```")[1].removeprefix("toml"), encoding="utf-8")
+    (tmp_path / "page.toml").write_text(changed_options(CONFIG).split("```")[1].removeprefix("toml"), encoding="utf-8")
     assert RunConfig.from_toml(tmp_path / "page.toml") == CONFIG
-    assert _options(RunConfig()) == ""
+    assert changed_options(RunConfig()) == ""
 
 
 def test_keys_without_a_value_are_left_out():

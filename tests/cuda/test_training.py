@@ -3,7 +3,7 @@
 import pytest
 
 from adaftr_fast.training.checkpoint.progress import RunningMean
-from adaftr_fast.training.device.graph import WARM_UP
+from adaftr_fast.training.device import WARM_UP
 from tests.training.device.test_graph import OPTIMIZERS, assert_same, bags, batches, graphed, stepper, trained
 from tests.training.device.test_reads import MODELS, Watch, gpu_path, watched  # noqa: F401  # a fixture
 

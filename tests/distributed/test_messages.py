@@ -7,8 +7,7 @@ import torch
 import torch.distributed as dist
 
 from adaftr_fast import errors
-from adaftr_fast.distributed.messages import bytes_of, error_of, named, text_of, value_of
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import Ranks, bytes_of, error_of, named, text_of, value_of
 from tests.distributed.ranks import on_ranks
 
 VALUES = [

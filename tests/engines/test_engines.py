@@ -4,9 +4,10 @@ import sys
 
 import pytest
 
+from adaftr_fast import engines
 from adaftr_fast.cli import main
 from adaftr_fast.data.parallel import ordered_map
-from adaftr_fast.engines import engine, open_engine
+from adaftr_fast.engines import open_engine
 from adaftr_fast.errors import ConfigError
 
 
@@ -36,18 +37,17 @@ def test_wrong_engines_are_named():
 
 def test_a_missing_ray_is_named_by_its_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "adaftr_fast.engines.ray", raising=False)
     assert main(["prepare", "--dataset", "flights", "--engine", "ray", "--out", "none"]) == 2
     message = 'adaftr-fast prepare: engine ray: ray is not installed: pip install "adaftr-fast[ray]"\n'
     assert capsys.readouterr().err == message
 
 
 def test_calls_use_as_many_threads_as_they_have_cores(monkeypatch):
-    monkeypatch.setattr(engine, "_limit", None)
-    available = engine.cores()
-    engine.limit_cores(available + 5)
-    assert engine.cores() == available
-    engine.limit_cores(1)
+    monkeypatch.setattr(engines, "_limit", None)
+    available = engines.cores()
+    engines.limit_cores(available + 5)
+    assert engines.cores() == available
+    engines.limit_cores(1)
     taken = []
     for number in ordered_map(int, (taken.append(each) or each for each in range(10)), int):
         assert len(taken) <= number + 2  # one in work and one at hand

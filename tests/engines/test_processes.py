@@ -5,8 +5,7 @@ import operator
 import pytest
 import torch
 
-from adaftr_fast.engines.engine import on_one_thread
-from adaftr_fast.engines.processes import Processes
+from adaftr_fast.engines import Processes, on_one_thread
 from adaftr_fast.errors import EngineError
 
 

@@ -3,8 +3,7 @@ from dataclasses import replace
 
 import torch
 
-from adaftr_fast.experiments.complexity import VARIANTS, count_parameters, measure
-from adaftr_fast.experiments.complexity_report import write_complexity_report
+from adaftr_fast.experiments.complexity import VARIANTS, count_parameters, measure, write_complexity_report
 from adaftr_fast.runs.run import build
 
 

@@ -6,11 +6,9 @@ import torch
 
 from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.engines.engine import Local
-from adaftr_fast.engines.processes import Processes
+from adaftr_fast.engines import Local, Processes
 from adaftr_fast.experiments.catalog import Variant
-from adaftr_fast.experiments.jobs import RESULT, execute, plan
-from adaftr_fast.experiments.pool import run_all
+from adaftr_fast.experiments.jobs import RESULT, execute, plan, run_all
 from adaftr_fast.experiments.study import compare
 from tests.forks import Script, wait_for
 
@@ -52,8 +50,8 @@ import signal, sys
 from pathlib import Path
 from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.engines.engine import Local
-from adaftr_fast.engines.processes import Processes
+from adaftr_fast.engines import Local
+from adaftr_fast.engines import Processes
 from tests.experiments.test_pool import study
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell disables Ctrl-C in background jobs

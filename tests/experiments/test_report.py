@@ -1,15 +1,14 @@
 import json
 import math
+import tomllib
 from dataclasses import replace
 
 import pytest
 
 from adaftr_fast.experiments.catalog import Experiment, Variant
 from adaftr_fast.experiments.jobs import Outcome
-from adaftr_fast.experiments.plots import draw
-from adaftr_fast.experiments.report import as_markdown, main_table, summary, write_report
-from adaftr_fast.experiments.results import Results, Row
-from adaftr_fast.experiments.statistics import holm
+from adaftr_fast.experiments.report import as_markdown, draw, main_table, summary, write_report
+from adaftr_fast.experiments.results import Results, Row, holm
 
 SCORES = {"MMoE": [0.60, 0.62, 0.64], "PLE": [0.605, 0.61, 0.64], "AdaFTR": [0.61, 0.632, 0.651]}
 
@@ -57,7 +56,9 @@ def test_the_report_lists_the_comparisons(results):
     )
     assert "0.3 of 6 tests" in text
     assert "| AdaFTR | tau/click-conversion | 0.1000 | 0.2000 | 0.3000 |" in text
-    assert "lr = 0.01" in text
+    options = tomllib.loads(text.split("```toml\n")[1].split("```")[0])  # as --config reads them
+    assert options["optimizer"]["lr"] == 0.01
+    assert "progress" not in options["training"]
     assert "nobody" in text
 
 

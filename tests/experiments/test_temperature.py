@@ -13,8 +13,9 @@ from adaftr_fast.experiments.temperature import (
     analyse,
     field_effect,
     label_groups,
+    temperature_tables,
+    write_temperature_report,
 )
-from adaftr_fast.experiments.temperature_report import temperature_tables, write_temperature_report
 from tests.experiments.conftest import SCHEMA
 
 

@@ -8,7 +8,7 @@ from threading import Thread
 import ray
 from ray.cluster_utils import Cluster
 
-from adaftr_fast.engines.ray import Ray
+from adaftr_fast.engines import Ray
 
 MEMORY = 80 << 20  # bytes of the object store of a node; Ray's minimum is 75 MB
 SECONDS = 180  # for the call to start

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("ray", reason="make test-ray installs it")
 
-from adaftr_fast.engines.ray import Ray
+from adaftr_fast.engines import Ray
 
 
 def test_a_call_that_does_not_end_when_it_is_interrupted_is_killed(nodes, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("ray", reason="make test-ray installs it")
 
-from adaftr_fast.engines.ray import QUEUED, Ray, ray_engine
+from adaftr_fast.engines import QUEUED, Ray, ray_engine
 from adaftr_fast.errors import DataError, EngineError
 from tests.ray.cluster import SECONDS, endless
 

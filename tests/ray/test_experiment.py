@@ -16,10 +16,9 @@ pytest.importorskip("ray", reason="make test-ray installs it")
 from adaftr_fast._locks import LOCK
 from adaftr_fast.cli import main
 from adaftr_fast.config import RunConfig, TrainingConfig
-from adaftr_fast.engines.ray import Ray
+from adaftr_fast.engines import Ray
 from adaftr_fast.experiments.catalog import Variant
-from adaftr_fast.experiments.jobs import RESULT, execute, plan
-from adaftr_fast.experiments.pool import run_all
+from adaftr_fast.experiments.jobs import RESULT, execute, plan, run_all
 from tests.experiments import conftest as small
 
 folder, data = small.folder, small.data  # fixtures

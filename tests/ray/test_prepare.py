@@ -12,7 +12,7 @@ from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.write import write_raw
-from adaftr_fast.engines.ray import Ray
+from adaftr_fast.engines import Ray
 from adaftr_fast.errors import DataError, EngineError
 from tests.data.prepare.logs import write_log
 from tests.data.prepare.shards import BY_ROW, SCHEMA, assert_same

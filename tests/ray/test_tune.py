@@ -12,7 +12,7 @@ pytest.importorskip("ray", reason="make test-ray installs it")
 from adaftr_fast._locks import LOCK
 from adaftr_fast._toml import to_toml
 from adaftr_fast.cli import main
-from adaftr_fast.engines.ray import Ray
+from adaftr_fast.engines import Ray
 from adaftr_fast.tuning import search as searching
 from adaftr_fast.tuning.search import tune
 from tests.ray.test_experiment import soon

@@ -1,8 +1,6 @@
 """Daily logs of a small shop; each day has new items."""
 
-import sys
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +11,9 @@ from adaftr_fast.config import DataConfig, ModelConfig, OptimizerConfig, RunConf
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.training.trackers import opened
+from adaftr_fast.training.trackers import CLASSES
+from adaftr_fast.tuning.search import Search
 from adaftr_fast.tuning.space import parse_space
-from adaftr_fast.tuning.trial import Search
 
 SOURCE = {
     "name": "shop",
@@ -126,6 +124,5 @@ class FakeTracker:
 def tracker(monkeypatch):
     """The class of the trackers named wandb."""
     kind = type("Fresh", (FakeTracker,), {"made": []})
-    module = SimpleNamespace(**{opened.CLASSES["wandb"]: kind})
-    monkeypatch.setitem(sys.modules, "adaftr_fast.training.trackers.wandb", module)
+    monkeypatch.setitem(CLASSES, "wandb", kind)
     return kind

@@ -16,8 +16,8 @@ from adaftr_fast.errors import DataError
 from adaftr_fast.runs import daily
 from adaftr_fast.runs.daily import RECORDS, train_daily
 from adaftr_fast.runs.run import train_one
-from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.checkpoint.weights import weights_of
+from adaftr_fast.training.trained import Run
 from adaftr_fast.training.trainer import Trainer
 
 from .conftest import SOURCE, settings, write_day
@@ -41,7 +41,7 @@ def without_file(records):
 
 
 def weights(out, day):
-    return weights_of(load_trained(out / f"day-{day:04d}/run").model)
+    return weights_of(Run(out / f"day-{day:04d}/run").model)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_days_keep_ids_and_buckets(whole):
 def test_new_ids_are_unknown_to_an_earlier_model(whole):
     _, out = whole
     data = PreparedData(out / "day-0002/data")
-    limits = load_trained(out / "day-0001/run").about.num_embeddings
+    limits = Run(out / "day-0001/run").about.num_embeddings
     rows = daily.KnownIds(data.load("test").rows, limits).read([0], None)
     ids = data.load("test").rows.read([0], None).ids
     fresh = ids >= torch.tensor(limits)
@@ -158,6 +158,6 @@ def test_the_first_day_starts_from_another_run_and_each_later_one_from_the_day_b
     shown = capsys.readouterr().err
     assert f"warm start from {tmp_path / 'single'}: " in shown
     assert f"warm start from {tmp_path / 'out/day-0001/run'}: " in shown
-    old = load_trained(tmp_path / "single").model.networks[1].embedding.field_weight("3")  # hashed
+    old = Run(tmp_path / "single").model.networks[1].embedding.field_weight("3")  # hashed
     for day in (1, 2):
         assert torch.equal(weights(tmp_path / "out", day)["backbone.embedding.weight.3"], old)

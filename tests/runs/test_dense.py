@@ -15,13 +15,13 @@ from adaftr_fast.errors import DataError
 from adaftr_fast.models import build_model
 from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.run import build, train_one
-from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.training.evaluation import predict as predict_split
+from adaftr_fast.training.trained import Run
 
 from .conftest import SOURCE, settings
 
@@ -110,7 +110,7 @@ def test_predictions_of_raw_rows_are_those_of_the_trainer(ready, tmp_path):
     predict(scorer, [tmp_path / "data.parquet"], tmp_path / "scores.parquet", columns)
     table = pq.read_table(tmp_path / "scores.parquet")
     scores = np.stack([table["p_ctr"].to_numpy(), table["p_ctcvr"].to_numpy()], 1)
-    model = load_trained(tmp_path / "run").model
+    model = Run(tmp_path / "run").model
     logits = [predict_split(model, data.load(split), 100).logits for split in ("train", "validation", "test")]
     expected = torch.from_numpy(np.concatenate(logits)).sigmoid().numpy()  # the splits are in order of the rows
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)

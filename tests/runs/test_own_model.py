@@ -9,7 +9,7 @@ import adaftr_fast as af
 from adaftr_fast.cli import main
 from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.errors import CheckpointError, ConfigError
-from adaftr_fast.models.own import find_class
+from adaftr_fast.models.build import find_class
 from adaftr_fast.nn.dense import NumericEncoding
 from tests.runs.own import AnyKeywords, Keywords, Net
 

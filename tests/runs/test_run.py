@@ -10,8 +10,8 @@ import torch
 from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.runs.run import build, train_one
-from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.evaluation import evaluate
+from adaftr_fast.training.trained import Run
 
 from .conftest import settings
 
@@ -39,7 +39,7 @@ def test_a_balanced_run_of_esmm_is_read_again(prepared, tmp_path):
     weights = [[each["train"][f"weight/{task}"] for task in ("click", "conversion")] for each in run.epochs]
     assert all(math.isclose(sum(each), 2.0, rel_tol=1e-5) for each in weights)
     assert len({each[0] for each in weights}) == 2
-    trained = load_trained(out)
+    trained = Run(out)
     assert trained.about.config.training.balance == "gradnorm"
     test = data.load("test")
     assert evaluate(trained.model, test, 1000) == run.test

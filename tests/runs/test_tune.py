@@ -12,14 +12,13 @@ from adaftr_fast._toml import to_toml
 from adaftr_fast.cli import main
 from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import BusyError, CheckpointError, ConfigError, TrainingError
-from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.checkpoint.weights import read_description
+from adaftr_fast.training.trained import Run
 from adaftr_fast.tuning import search as searching
-from adaftr_fast.tuning import trial as trialing
+from adaftr_fast.tuning import search as trialing
 from adaftr_fast.tuning.report import draw, tune_and_report
-from adaftr_fast.tuning.search import tune
+from adaftr_fast.tuning.search import Search, tune
 from adaftr_fast.tuning.space import apply, default_space, parse_space, read_space
-from adaftr_fast.tuning.trial import Search
 
 from .conftest import settings
 
@@ -119,7 +118,7 @@ def test_a_search_keeps_the_weights_of_the_best_and_reads_the_test_split_once(se
         assert read_description(each / "best").tasks == ["click", "conversion"]
         if each.name not in kept:
             with pytest.raises(CheckpointError, match=r"weights-.*: missing: tune keeps the weights of its best trial"):
-                load_trained(each)
+                Run(each).load()
     assert json.loads((tmp_path / "out/trials" / kept[0] / "test.json").read_text()) == found.test
     assert not list(tmp_path.glob("out/trials/*/last"))
 

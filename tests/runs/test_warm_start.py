@@ -9,8 +9,8 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.runs.run import build, train_one
-from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.runs.warm_start import warm_start
+from adaftr_fast.training.trained import Run
 from adaftr_fast.training.trainer import Trainer
 
 from .conftest import SOURCE, prepare_day, settings
@@ -27,7 +27,7 @@ def started(folder, data, task="", **options):
     """Returns a model that starts from a run, the report, and the model of the run."""
     torch.manual_seed(5)
     model = build(settings(**options).model, data)
-    return model, warm_start(model, data, folder, task=task), load_trained(folder).model
+    return model, warm_start(model, data, folder, task=task), Run(folder).model
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_training_starts_from_the_copied_weights(run, tmp_path, capsys):
     standing = settings(data.folder)
     standing.optimizer.lr = 0.0
     train_one(data, from_run(folder, standing), tmp_path / "next")
-    assert load_trained(tmp_path / "next").about.metrics == load_trained(folder).about.metrics
+    assert Run(tmp_path / "next").about.metrics == Run(folder).about.metrics
     assert "embedding rows copied" in capsys.readouterr().err
 
 

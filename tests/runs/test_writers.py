@@ -11,8 +11,8 @@ from adaftr_fast.errors import BusyError, CheckpointError
 from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.demo import run_demo
 from adaftr_fast.runs.run import fit_one, train_one
-from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.training.checkpoint import weights
+from adaftr_fast.training.trained import Run
 from tests.files.holder import holder
 from tests.files.power import TORN, Disk
 
@@ -25,7 +25,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read(prepared, tmp_path, monk
         config = settings(data.folder, name="shared_bottom")
         config.training.seed = len(folder.name)
         train_one(data, config, folder)
-    real, models = weights.loads, [load_trained(other)]
+    real, models = weights.loads, [Run(other).load()]
 
     def loads(text):
         if models:  # the file of weights that ``text`` names is removed
@@ -34,10 +34,10 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read(prepared, tmp_path, monk
         return real(text)
 
     monkeypatch.setattr(weights, "loads", loads)
-    assert load_trained(tmp_path / "out").about.config.training.seed == len("other")
+    assert Run(tmp_path / "out").load().about.config.training.seed == len("other")
     (tmp_path / "out/best/checkpoint.json").unlink()
     with pytest.raises(CheckpointError, match="no checkpoint here"):
-        load_trained(tmp_path / "out")
+        Run(tmp_path / "out").load()
 
 
 def test_every_run_locks_its_folder(prepared, tmp_path):
@@ -56,7 +56,7 @@ def test_every_run_locks_its_folder(prepared, tmp_path):
     (tmp_path / "link").symlink_to("disk/run")  # which does not exist yet
     train_one(data, settings(data.folder), tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
-    assert load_trained(tmp_path / "disk/run").about.tasks == ["click", "conversion"]
+    assert Run(tmp_path / "disk/run").about.tasks == ["click", "conversion"]
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(prepared, tmp_path):

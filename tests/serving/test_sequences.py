@@ -12,7 +12,6 @@ from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.runs.run import build, train_one
-from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run, random_features
@@ -20,6 +19,7 @@ from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.programs import Probabilities, load_onnx
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.training.evaluation import predict as predict_split
+from adaftr_fast.training.trained import Run
 
 from .conftest import save_run
 
@@ -89,7 +89,7 @@ def test_predictions_are_those_of_the_evaluation(shop):
     predict(scorer, [shop / "log.parquet"], shop / "scores.parquet", output_columns(["click", "conversion"]))
     table = pq.read_table(shop / "scores.parquet")
     scores = np.stack([table["p_ctr"].to_numpy(), table["p_ctcvr"].to_numpy()], 1)
-    data, model = PreparedData(shop / "data"), load_trained(shop / "run").model
+    data, model = PreparedData(shop / "data"), Run(shop / "run").model
     parts = [predict_split(model, data.load(split), 100).logits for split in ("train", "validation", "test")]
     expected = torch.from_numpy(np.concatenate(parts)).sigmoid().numpy()
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)

@@ -68,8 +68,6 @@ def save(*arguments, **options):
         import time; time.sleep(1.0)  # some state is uploaded
         os._exit(9)
 snapshots.save_snapshot = save
-from adaftr_fast.training.checkpoint import run_snapshots
-run_snapshots.save_snapshot = save
 import adaftr_fast as af
 training = {"max_epochs": 3, "batch_size": 64, "progress": False, "checkpoint_seconds": 0}
 af.train(sys.argv[1], sys.argv[2], training=training)

@@ -14,7 +14,7 @@ from adaftr_fast.cli import main
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.streaming import messages
-from adaftr_fast.streaming.journal import RECORDS
+from adaftr_fast.streaming.loop import RECORDS
 from tests.forks import Script
 from tests.runs.conftest import SOURCE, write_day
 from tests.streaming.conftest import stream

@@ -7,9 +7,9 @@ import time
 import pytest
 import torch
 
-from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.serving.scorer import load_scorer
-from adaftr_fast.streaming.journal import EXPORTED, RECORDS
+from adaftr_fast.streaming.loop import EXPORTED, RECORDS
+from adaftr_fast.training.trained import Run
 from tests.forks import COMMAND, Script, wait_for
 from tests.streaming.conftest import arrive, stream
 
@@ -64,7 +64,7 @@ def whole(tmp_path_factory):
 def result(out):
     records = [json.loads(line) for line in (out / RECORDS).read_text().splitlines()]
     named = [{key: value for key, value in each.items() if key not in (*TIMED, "file")} for each in records]
-    weights = load_trained(out / "chunk-000003/run").model.state_dict()
+    weights = Run(out / "chunk-000003/run").model.state_dict()
     served = {path.name: path.read_bytes() for path in (out / "serving").iterdir() if path.suffix != ".pt2"}
     del served["serving.json"]  # holds the sha256 of the program
     return named, weights, served, sorted(path.name for path in out.glob("*") if path.is_dir())

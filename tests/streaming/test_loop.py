@@ -13,12 +13,12 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.output import Output
-from adaftr_fast.runs.trained import load_trained
 from adaftr_fast.serving.scorer import load_scorer, read_about
 from adaftr_fast.stores import as_path
 from adaftr_fast.streaming import loop
-from adaftr_fast.streaming.journal import RECORDS, Journal
+from adaftr_fast.streaming.loop import RECORDS, Journal
 from adaftr_fast.streaming.source import Chunk
+from adaftr_fast.training.trained import Run
 from tests.runs.conftest import SOURCE
 from tests.streaming.conftest import LONG_AGO, arrive, config, stream
 
@@ -38,8 +38,8 @@ def test_chunks_are_measured_before_training_as_days_are(chunks, tmp_path):
     days = list(train_daily(parse_schema(SOURCE), sorted(chunks.glob("*.parquet")), config(), tmp_path / "daily"))
     for chunk, day in zip(records, days, strict=True):
         assert {key: chunk[key] for key in day if key != "day"} == {key: day[key] for key in day if key != "day"}
-    ours = load_trained(out / "chunk-000003/run").model.state_dict()
-    theirs = load_trained(tmp_path / "daily/day-0003/run").model.state_dict()
+    ours = Run(out / "chunk-000003/run").model.state_dict()
+    theirs = Run(tmp_path / "daily/day-0003/run").model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert {"auc", "gauc", "logloss", "calibration"} <= set(records[1]["before_training"]["click"])
 
@@ -78,7 +78,7 @@ def test_exports_after_each_chunk_or_after_minutes_and_at_the_end(chunks, tmp_pa
     assert folders(out) == ["chunk-000002", "chunk-000003"]
     assert stream(chunks, out, export_minutes=minutes) == []  # nothing is new
     assert done == exports
-    trained = load_trained(out / "chunk-000003/run").about
+    trained = Run(out / "chunk-000003/run").about
     assert read_about(out / "serving").fingerprint == trained.fingerprint
     scorer = load_scorer(out / "serving")
     scores = scorer.score(scorer.encode(pq.read_table(chunks / "002.parquet").to_batches()[0]))

@@ -11,8 +11,7 @@ import torch
 from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import build_model
-from adaftr_fast.training.balance.gradients import combine, gradients_of
-from adaftr_fast.training.balance.methods import GradNorm, PCGrad
+from adaftr_fast.training.balance import GradNorm, PCGrad, combine, gradients_of
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint, weights_of
 from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.stepper import Stepper

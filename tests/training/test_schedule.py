@@ -1,7 +1,7 @@
 import pytest
 
 from adaftr_fast.config import OptimizerConfig
-from adaftr_fast.training.schedule import learning_rate
+from adaftr_fast.training.optimizers import learning_rate
 
 
 def rates(steps, **settings):

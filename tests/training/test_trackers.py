@@ -1,6 +1,5 @@
 """Trackers by fakes of their packages; the last tests use the packages, where they are installed."""
 
-import importlib
 import json
 import os
 import subprocess
@@ -14,11 +13,9 @@ import pytest
 
 from adaftr_fast.config import RunConfig, TrainingConfig
 from adaftr_fast.errors import ConfigError, MissingPackageError, TrainingError
-from adaftr_fast.training.trackers import opened
-from adaftr_fast.training.trackers.base import Opening
-from adaftr_fast.training.trackers.opened import Trackers
+from adaftr_fast.training import trackers as tracking
+from adaftr_fast.training.trackers import Opening, Trackers
 
-PACKAGE = "adaftr_fast.training.trackers"
 PARAMETERS = {"optimizer.lr": 0.01, "model.tower_hidden": [8, 4], "model.tables_lr": None}
 TEST = {"click": {"auc": 0.7, "gauc": float("nan")}}
 
@@ -64,8 +61,7 @@ class Fake:
 def fake(monkeypatch):
     kind = type("Fresh", (Fake,), {"made": []})
     for name in ("wandb", "mlflow"):
-        module = types.SimpleNamespace(**{opened.CLASSES[name]: kind})
-        monkeypatch.setitem(sys.modules, f"adaftr_fast.training.trackers.{name}", module)
+        monkeypatch.setitem(tracking.CLASSES, name, kind)
     return kind
 
 
@@ -160,20 +156,17 @@ def test_a_tracker_that_cannot_be_opened_raises_before_training(fake, tmp_path):
 
 
 def test_a_tracker_is_closed_if_the_next_one_cannot_be_opened(fake, tmp_path, monkeypatch):
-    broken = types.SimpleNamespace(MLflow=type("Broken", (fake,), {"fails": "open"}))
-    monkeypatch.setitem(sys.modules, "adaftr_fast.training.trackers.mlflow", broken)
+    monkeypatch.setitem(tracking.CLASSES, "mlflow", type("Broken", (fake,), {"fails": "open"}))
     with pytest.raises(TrainingError, match=r"mlflow cannot be opened"):
         Trackers(["wandb", "mlflow"], tmp_path, PARAMETERS)
     assert fake.made[0].calls == [("open",), ("close", True)]
 
 
 def import_with(monkeypatch, name, **modules):
-    """Imports a tracker with fakes of its packages."""
+    """Returns a tracker that imports fakes of its packages."""
     for each, content in modules.items():
         monkeypatch.setitem(sys.modules, each.replace("__", "."), types.SimpleNamespace(**content))
-    monkeypatch.setitem(sys.modules, f"{PACKAGE}.{name}", None)  # so that the fakes are gone after the test
-    del sys.modules[f"{PACKAGE}.{name}"]
-    return getattr(importlib.import_module(f"{PACKAGE}.{name}"), opened.CLASSES[name])
+    return tracking.CLASSES[name]
 
 
 def test_tensorboard_writes_the_test_metrics_at_the_last_epoch(tmp_path, monkeypatch):
@@ -225,7 +218,7 @@ def test_wandb_gets_a_run_of_its_own_which_a_resumed_process_continues(tmp_path,
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
 def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, name):
-    for each in (name, f"adaftr_fast.training.trackers.{name}", "torch.utils.tensorboard"):
+    for each in (name, "torch.utils.tensorboard"):
         monkeypatch.delitem(sys.modules, each, raising=False)
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingPackageError, match=rf'{name} is not installed: pip install "adaftr-fast\[{name}\]"'):

@@ -12,12 +12,12 @@ from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.errors import DivergedError, TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.optim import SGD, Adagrad, Adam, LazyAdam, RowwiseAdagrad
+from adaftr_fast.training import trackers as tracking
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
 from adaftr_fast.training.checkpoint.weights import weights_of as named_weights_of
 from adaftr_fast.training.evaluation import evaluate
 from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.optimizers import build_optimizers
-from adaftr_fast.training.trackers import opened
 from adaftr_fast.training.trainer import Trainer
 from tests.training.conftest import whole
 
@@ -165,7 +165,7 @@ def test_no_snapshot_holds_weights_after_a_loss_that_is_not_finite(
     model, splits, tmp_path, gpu_path, step, monkeypatch
 ):
     """A snapshot is written after each step; the last one is from before, and the run resumes from it."""
-    monkeypatch.setattr("adaftr_fast.training.checkpoint.background.available_memory", lambda: 0)  # no thread writes
+    monkeypatch.setattr("adaftr_fast.training.checkpoint.snapshots.available_memory", lambda: 0)  # no thread writes
     run = trainer(model, splits, tmp_path, checkpoint_seconds=0)
     diverging_at(run, step)
     with pytest.raises(TrainingError, match=f"step {(step - 1) % 40 + 1}: the loss is not finite"):
@@ -315,7 +315,7 @@ def test_resuming_logs_an_epoch_that_a_killed_run_did_not_log(model, splits, tmp
 
 def test_an_error_of_on_epoch_closes_the_trackers_also_on_resuming(model, splits, tmp_path, monkeypatch):
     tracker = Mock(known="id")
-    monkeypatch.setattr(opened, "_opened", lambda name, opening: tracker)
+    monkeypatch.setattr(tracking, "_opened", lambda name, opening: tracker)
     for _ in range(2):
         run = trainer(model, splits, tmp_path, trackers=["wandb"])
         run.on_epoch = lambda record: 1 / 0

@@ -37,7 +37,7 @@ from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.source import input_paths
 from adaftr_fast.data.schema.types import SPLITS, Schema
 from adaftr_fast.data.synthetic.write import LOG, write_log
-from adaftr_fast.engines.engine import Engine, Local
+from adaftr_fast.engines import Engine, Local
 from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores import as_path, forget_output, in_store, local_folder, names_in, open_folder
 

@@ -25,7 +25,7 @@ from adaftr_fast.data.raw.inputs import TextInput, parquet_inputs, text_inputs
 from adaftr_fast.data.raw.source import Source, content_digest, data_files
 from adaftr_fast.data.raw.staging import check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
-from adaftr_fast.engines.engine import Advance
+from adaftr_fast.engines import Advance
 from adaftr_fast.errors import DataError, EngineError
 
 SHA256 = "sha256"  # key of the checksums in a result of encode

@@ -22,7 +22,7 @@ from adaftr_fast._files import AnyPath, replacing
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.parallel import UNSHARDED, Shard, ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
-from adaftr_fast.engines.engine import Advance
+from adaftr_fast.engines import Advance
 from adaftr_fast.errors import DataError, StoreError
 
 BLOCK_BYTES = 16 << 20

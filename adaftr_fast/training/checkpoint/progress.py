@@ -74,7 +74,8 @@ class RunningMean:
             return
         first = next(iter(terms.values()))
         if self._total is None or terms.keys() - self.sums.keys():  # the first step, as a rule
-            names, zero = list(self.sums | terms), first.new_zeros((), dtype=torch.float64)
+            names = list(self.sums | terms)
+            zero = first.new_zeros((), dtype=torch.float64)
             self._total = torch.stack([self.sums.get(name, zero).to(first.device) for name in names])
             self.sums = dict(zip(names, self._total))
         values = [terms[name] if name in terms else first.new_zeros(()) for name in self.sums]

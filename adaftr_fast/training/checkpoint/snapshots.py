@@ -1,31 +1,47 @@
-"""Snapshot files: the two newest snapshots of a run in a folder.
+"""The snapshots of a run: their files, when to save them, and whether a run may resume from them.
 
 A snapshot is a safetensors file with JSON metadata. Its name ends with the CRC-32 of its content, so a truncated or
-changed file is detected. The file gets its name after it has been written and synced to disk.
+changed file is detected. The file gets its name after it has been written and synced to disk. The folder holds the two
+newest snapshots.
 
 With sharded tables the rows are in shard files beside it, one per rank, and its metadata lists them. It is written
 after all of them.
+
+A thread writes a snapshot while training continues, from a copy of the state in memory.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from adaftr_fast import _memory
 from adaftr_fast._files import CRC32, check_name, crc32, followed, make_folder, remove_new, sync
 from adaftr_fast._json import from_json, loads
 from adaftr_fast._tensor_file import SavedTensors
+from adaftr_fast.config import RunConfig
+from adaftr_fast.config.run import FREE_ON_RESUME
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
-from adaftr_fast.training.checkpoint.files import damages, on_rank_zero, write_file
+from adaftr_fast.ops.embedding.lookup import empty_table
+from adaftr_fast.torchrec.rows import ShardedRows
+from adaftr_fast.training.checkpoint.files import damages, local_rows, on_rank_zero, write_file
+from adaftr_fast.training.checkpoint.progress import Progress
+from adaftr_fast.training.checkpoint.weights import Description
 
 KEEP = 2  # the newest one and a fallback
 KEY, SHARDS = "run", "shards"
@@ -189,3 +205,269 @@ def _opened(path: Path, shards: list[str]) -> SavedTensors:
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*-*{SUFFIX}"), reverse=True)
+
+
+class StateCopy:
+    """A copy of named tensors in CPU memory, which is allocated once and reused."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+        self._copied: list[torch.cuda.Event] = []
+
+    def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """Copies ``tensors``, which may change afterwards. On CUDA call ``wait`` before reading the copies.
+
+        Returns:
+            The copies on the CPU by name; they are valid until the next call. None if memory does not suffice: the
+            new buffers may take half of the available memory, the rest is for training and the file's pages.
+        """
+        new = {name: value for name, value in tensors.items() if not self._fits(name, value)}
+        if 2 * sum(value.nbytes for value in new.values()) > available_memory():
+            return None
+        try:
+            self._buffers |= {name: _buffer(value) for name, value in new.items()}
+        except RuntimeError:  # the system grants less than it tells, or limits pinned memory
+            return None
+        for name, value in tensors.items():
+            self._buffers[name].copy_(value.detach(), non_blocking=True)
+        devices = {value.device for value in tensors.values() if value.is_cuda}
+        # Later steps run on the same streams, so they change nothing before it has been copied.
+        self._copied = [
+            torch.cuda.current_stream(each).record_event(torch.cuda.Event(blocking=True)) for each in devices
+        ]
+        return {name: self._buffers[name] for name in tensors}
+
+    def wait(self) -> None:
+        """Waits until the copies are complete."""
+        for event in self._copied:
+            event.synchronize()
+
+    def _fits(self, name: str, value: Tensor) -> bool:
+        buffer = self._buffers.get(name)
+        return buffer is not None and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
+
+
+def _buffer(value: Tensor) -> Tensor:
+    if value.is_cuda:
+        return torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    return empty_table(value.numel(), dtype=value.dtype).view(value.shape)
+
+
+def snapshot_thread() -> ThreadPoolExecutor:
+    """Returns an executor of one thread.
+
+    Its priority is that of training: a thread of a lower one waits for the CPU while it holds Python's global lock, for
+    which training then waits, too. That cost four times as much (benchmarks/README.md).
+    """
+    return ThreadPoolExecutor(1, "snapshot")
+
+
+def available_memory() -> int:
+    """Returns the bytes of memory that this process can still take; 0 if the system does not tell.
+
+    The ranks of one machine take equal shares.
+    """
+    return (_memory.available() or 0) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+LAST = "last"  # in the run folder; present while the run is unfinished
+MEAN = "mean/"
+Sharded = Mapping[str, ShardedRows]
+Commit = Callable[[Sequence[str]], None]
+Found = tuple[Progress, SavedTensors, dict[str, Tensor]]
+"""The progress, the saved tensors (read on access) and the sums of the running means."""
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What makes two runs the same: their options, the fingerprint of their data and its training rows."""
+
+    settings: dict[str, Any]
+    data: str
+    rows: int
+
+
+class RunSnapshots:
+    """Saves and loads the snapshots of one run.
+
+    Args:
+        folder: the run folder.
+        about: the run's options and data. Snapshots of other options or data raise an error.
+        rows: the number of rows of the training split.
+        seconds: time between two snapshots of an epoch, in seconds. The next one starts after the last is written.
+        ranks: the ranks that hold sharded tables. All of them must see ``folder`` and call ``due``, ``start``, ``save``
+            and ``load`` at the same steps. None if this process alone saves the state.
+    """
+
+    def __init__(self, folder: Path, about: Description, rows: int, seconds: float, ranks: Ranks | None = None) -> None:
+        self.folder = folder / LAST
+        self.seconds = seconds
+        self.ranks = ranks
+        self.identity = _Identity(about.config.flat(), about.fingerprint, rows)
+        self._saved_at = time.monotonic()
+        self._copy = StateCopy()
+        self._thread = snapshot_thread()
+        self._writing: Future[str | None] | None = None  # the thread's write, until its error has been raised
+        self._commit: Commit | None = None  # what is left to do when all ranks have written their shards
+
+    def due(self) -> bool:
+        """Returns whether ``seconds`` have passed since the last snapshot, which must have been written.
+
+        With ``ranks``, rank 0 decides. When all ranks have written their shards, it starts to commit them.
+
+        Raises:
+            CheckpointError: the thread could not write the last snapshot.
+        """
+        if self.ranks is None:
+            return self._is_due()
+        if self._commit is not None and not self.ranks.largest(int(self._is_busy())):
+            commit = self._commit
+            self._commit = None
+            shards = self._shards_of_all(self.wait())
+            if self.ranks.is_rank_zero:
+                self._writing = self._thread.submit(commit, shards)
+        return bool(self.ranks.largest(int(self.ranks.is_rank_zero and self._is_due())))
+
+    def start(
+        self, progress: Progress, tensors: dict[str, Tensor], sums: dict[str, Tensor], sharded: Sharded | None = None
+    ) -> None:
+        """Copies a snapshot in memory and starts to write it in a thread. The tensors may change afterwards.
+
+        If memory does not suffice for the copy, it calls ``save`` instead. A snapshot with shards is committed by a
+        later ``due``, because collectives of the thread would mix with those of training.
+
+        Raises:
+            CheckpointError: the snapshot before could not be written.
+        """
+        self.wait()
+        rows = local_rows(sharded or {})
+        rest = tensors | _means(sums)
+        if self.ranks is not None and not self.ranks.is_rank_zero:
+            rest = {}
+        copied = self._copy.take(rows | rest)
+        fails = copied is None if self.ranks is None else self.ranks.largest(int(copied is None))
+        if fails or copied is None:
+            self.save(progress, tensors, sums, sharded)
+            return
+        position, run = self._description(progress)
+        rows, rest = ({name: copied[name] for name in each} for each in (rows, rest))
+        if self.ranks is None:
+            self._writing = self._thread.submit(self._after_copy, partial(self._save, position, rest, run))
+        else:
+            shard = partial(save_shard, self.folder, position, self.ranks.rank, rows)
+            self._writing = self._thread.submit(self._after_copy, shard)
+            self._commit = partial(self._save, position, rest, run)
+        self._saved_at = time.monotonic()
+
+    def save(
+        self, progress: Progress, tensors: dict[str, Tensor], sums: dict[str, Tensor], sharded: Sharded | None = None
+    ) -> None:
+        """Writes a snapshot, which is on disk on return. Raises CheckpointError if this or the last write fails.
+
+        A snapshot that ``start`` began and that has not been committed is dropped.
+        """
+        self.wait()
+        self._commit = None
+        if self.ranks is not None:
+            self.ranks.largest(0)  # rank 0 removes stale files when it commits, and must have done so
+        position, run = self._description(progress)
+        commit = partial(self._save, position, tensors | _means(sums), run)
+        if self.ranks is None:
+            commit()
+        else:
+            shard = save_shard(self.folder, position, self.ranks.rank, local_rows(sharded or {}))
+            shards = self._shards_of_all(shard)
+            self.ranks.from_rank_zero(lambda: commit(shards))
+        self._saved_at = time.monotonic()
+
+    def wait(self) -> str | None:
+        """Waits until the thread has written. Returns the name of this rank's shard, if there is one.
+
+        Raises:
+            CheckpointError: the thread could not write.
+        """
+        writing = self._writing
+        self._writing = None
+        return None if writing is None else writing.result()
+
+    def close(self) -> None:
+        """Ends the thread when it is idle, and frees the copy. Its error is raised by the next save, if one follows."""
+        self._thread.shutdown()
+        self._copy = StateCopy()
+        self._thread = snapshot_thread()
+
+    def load(self) -> Found | None:
+        """Loads the newest snapshot; returns None if there is no unfinished run.
+
+        Raises:
+            CheckpointError: the unfinished run has other options or data, no snapshot can be read, or the metadata of
+                one lack a key or have a value of another type.
+        """
+        found = load_snapshot(self.folder, self.ranks)
+        if found is None:
+            return None
+        tensors, run = found
+        try:
+            identity = from_json(_Identity, run.get("identity"), "identity")
+            progress = from_json(Progress, run.get("progress"), "progress")
+        except ValueError as error:
+            raise CheckpointError(f"{self.folder}: not a snapshot of a run: {error}") from error
+        self._check(identity)
+        sums = {name.removeprefix(MEAN): tensors[name] for name in tensors if name.startswith(MEAN)}
+        return progress, tensors, sums
+
+    def discard(self) -> None:
+        """Removes all snapshots, on rank 0. Raises CheckpointError like ``wait``."""
+        self.wait()
+        self._commit = None
+        if self.ranks is None or self.ranks.is_rank_zero:
+            remove_snapshots(self.folder)
+
+    def _is_busy(self) -> bool:
+        return self._writing is not None and not self._writing.done()
+
+    def _is_due(self) -> bool:
+        if self._is_busy() or self._commit is not None:
+            return False
+        self.wait()
+        return time.monotonic() - self._saved_at >= self.seconds
+
+    def _shards_of_all(self, shard: str | None) -> list[str]:
+        """Returns the names of every rank's shard."""
+        assert self.ranks is not None  # without, there are no shards
+        assert shard is not None  # written before
+        return self.ranks.gathered(shard)
+
+    def _after_copy(self, write: Callable[[], str | None]) -> str | None:
+        self._copy.wait()
+        return write()
+
+    def _save(self, position: int, tensors: dict[str, Tensor], run: dict[str, Any], shards: Sequence[str] = ()) -> None:
+        save_snapshot(self.folder, position, tensors, run, shards)
+
+    def _description(self, progress: Progress) -> tuple[int, dict[str, Any]]:
+        """Returns the position and the metadata of a snapshot."""
+        position = progress.total_steps + len(progress.epochs) + 1  # a validation comes after the step before it
+        return position, {"identity": asdict(self.identity), "progress": asdict(progress)}
+
+    def _check(self, saved: _Identity) -> None:
+        then = DEFAULTS | saved.settings
+        now = DEFAULTS | self.identity.settings
+        for name in sorted((then.keys() | now.keys()) - FREE_ON_RESUME):
+            if then.get(name) != now.get(name):
+                raise CheckpointError(
+                    f"{self.folder.parent}: contains an unfinished run with {name} = {then.get(name)}, this run has "
+                    f"{now.get(name)}: resume it with its options, or discard it with --restart"
+                )
+        if (saved.data, saved.rows) != (self.identity.data, self.identity.rows):
+            raise CheckpointError(
+                f"{self.folder.parent}: contains an unfinished run on other data: discard it with --restart"
+            )
+
+
+def _means(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {MEAN + name: value for name, value in sums.items()}
+
+
+DEFAULTS = RunConfig().flat()
+"""The values of options that are missing in a snapshot because they were added later."""

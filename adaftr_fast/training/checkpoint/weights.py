@@ -164,8 +164,9 @@ def open_on_all_ranks(folder: Path, ranks: Ranks) -> SavedTensors:
 
 
 def _opened(folder: Path, checksums: dict[str, str], ranks: Ranks | None) -> SavedTensors:
-    for damage in damages(folder, checksums, sha256, ranks):
-        raise CheckpointError(damage)
+    found = damages(folder, checksums, sha256, ranks)
+    if found:
+        raise CheckpointError(found[0])
     paths = [folder / name for name in checksums]
     try:
         return SavedTensors(paths[0], paths[1:])

@@ -107,10 +107,10 @@ def _read_prepared() -> object:
 
 def _read_run() -> object:
     from adaftr_fast.errors import CheckpointError
-    from adaftr_fast.runs.trained import load_trained
+    from adaftr_fast.training.trained import Run
 
     try:
-        return load_trained(Path("out"))
+        return Run(Path("out")).load()
     except CheckpointError as error:  # the first epoch of a run removes the checkpoint of the run before it
         if "no checkpoint here" in str(error):
             return None
@@ -124,7 +124,7 @@ def _read_days() -> object:
 
 def _read_stream() -> object:
     from adaftr_fast.serving.scorer import load_scorer
-    from adaftr_fast.streaming.journal import Journal
+    from adaftr_fast.streaming.loop import Journal
 
     return Journal(Path("out")), load_scorer(Path("out/serving")) if Path("out/serving").exists() else None
 

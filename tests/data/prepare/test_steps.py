@@ -13,7 +13,7 @@ from adaftr_fast.data.prepare.steps import InputFiles
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.write import write_raw
-from adaftr_fast.engines.engine import Local, ignore
+from adaftr_fast.engines import Local, ignore
 from adaftr_fast.errors import EngineError
 from tests.data.prepare.shards import BY_ROW, SCHEMA, assert_same
 

@@ -6,7 +6,7 @@ from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, Training
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
-from adaftr_fast.experiments.abtest.candidates import Auctions
+from adaftr_fast.experiments.auctions import Auctions
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from adaftr_fast.cli import main
-from adaftr_fast.experiments.abtest.metrics import METRICS
+from adaftr_fast.experiments.abtest import METRICS
 
 
 @pytest.fixture

@@ -6,9 +6,8 @@ from adaftr_fast.config import ModelConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.split_file import read_split
 from adaftr_fast.errors import ConfigError
-from adaftr_fast.experiments.abtest import candidates as module
-from adaftr_fast.experiments.abtest.candidates import Auctions, Candidates
-from adaftr_fast.experiments.abtest.simulation import Bidder, decide, model_bidder, simulate, true_bidder
+from adaftr_fast.experiments import auctions as module
+from adaftr_fast.experiments.auctions import Auctions, Bidder, Candidates, decide, model_bidder, simulate, true_bidder
 from adaftr_fast.models import build_model
 from adaftr_fast.training.evaluation import predict
 

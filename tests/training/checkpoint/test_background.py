@@ -7,9 +7,8 @@ import torch
 
 from adaftr_fast import _memory
 from adaftr_fast.errors import CheckpointError
-from adaftr_fast.training.checkpoint import background, run_snapshots
-from adaftr_fast.training.checkpoint.background import StateCopy, available_memory
-from adaftr_fast.training.checkpoint.snapshots import load_snapshot, save_snapshot
+from adaftr_fast.training.checkpoint import snapshots
+from adaftr_fast.training.checkpoint.snapshots import StateCopy, available_memory, load_snapshot, save_snapshot
 
 from .test_run_snapshots import assert_same_run, trainer
 
@@ -64,7 +63,7 @@ def test_a_snapshot_holds_the_state_of_its_step(model, splits, tmp_path, monkeyp
         save_snapshot(folder, position, tensors, run, shards)
         saved.append((position, threading.current_thread() is threading.main_thread()))
 
-    monkeypatch.setattr(run_snapshots, "save_snapshot", late)
+    monkeypatch.setattr(snapshots, "save_snapshot", late)
     run = trainer(model, splits, tmp_path / "slow", max_epochs=1, checkpoint_seconds=0)
     step, expected = run.train_step, []
 
@@ -98,7 +97,7 @@ def test_an_error_of_the_thread_is_raised_by_training(model, splits, tmp_path, m
     def full(*_):
         raise CheckpointError("cannot write a snapshot")
 
-    monkeypatch.setattr(run_snapshots, "save_snapshot", full)
+    monkeypatch.setattr(snapshots, "save_snapshot", full)
     run = trainer(model, splits, tmp_path, checkpoint_seconds=0)
     with pytest.raises(CheckpointError, match="cannot write a snapshot"):
         run.fit()
@@ -116,8 +115,8 @@ def test_training_that_fails_waits_for_the_thread(model, splits, tmp_path):
 
 def test_without_memory_for_a_copy_snapshots_are_written_at_once(model, splits, tmp_path, monkeypatch):
     threads = []
-    monkeypatch.setattr(background, "available_memory", lambda: 100)
-    monkeypatch.setattr(run_snapshots, "save_snapshot", lambda *_: threads.append(threading.current_thread()))
+    monkeypatch.setattr(snapshots, "available_memory", lambda: 100)
+    monkeypatch.setattr(snapshots, "save_snapshot", lambda *_: threads.append(threading.current_thread()))
     run = trainer(model, splits, tmp_path, max_epochs=1, checkpoint_seconds=0)
     run._log = run._save_best = lambda *_: None
     run._restore_best = lambda result: None

@@ -14,11 +14,16 @@ from torch import nn
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.torchrec.rows import Shard, ShardedRows
-from adaftr_fast.training.checkpoint import background
+from adaftr_fast.training.checkpoint import snapshots as snapshots_module
 from adaftr_fast.training.checkpoint.files import check_shared_folder, read_local_rows
 from adaftr_fast.training.checkpoint.progress import Progress
-from adaftr_fast.training.checkpoint.run_snapshots import RunSnapshots
-from adaftr_fast.training.checkpoint.snapshots import load_snapshot, remove_snapshots, save_shard, save_snapshot
+from adaftr_fast.training.checkpoint.snapshots import (
+    RunSnapshots,
+    load_snapshot,
+    remove_snapshots,
+    save_shard,
+    save_snapshot,
+)
 from adaftr_fast.training.checkpoint.weights import load_checkpoint, open_on_all_ranks, save_checkpoint
 from tests.distributed.ranks import on_ranks
 from tests.files.file_calls import killed_at
@@ -132,7 +137,7 @@ def on_a_rank(rank: int, folder: str) -> dict:
     found["background"] = in_background(snapshots(folder / "background", ranks), rank)
     dropped(snapshots(folder / "dropped", ranks), rank)
     if rank == 0:  # the memory of one rank does not suffice
-        background.available_memory = lambda: 0
+        snapshots_module.available_memory = lambda: 0
     run = snapshots(folder / "full", ranks)
     save(run, 8, rank, run.start)
     for factor in (1, 2):

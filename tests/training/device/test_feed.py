@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from adaftr_fast.training.device.feed import feed, to_device
+from adaftr_fast.training.device import feed, to_device
 from tests.training.device.test_packing import assert_same, batch
 
 SEEDS = range(40)

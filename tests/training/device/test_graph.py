@@ -13,7 +13,7 @@ from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.deferred import stored
-from adaftr_fast.training.device.graph import WARM_UP, BackwardGraph, depends_on_tensors_alone
+from adaftr_fast.training.device import WARM_UP, BackwardGraph, depends_on_tensors_alone
 from adaftr_fast.training.stepper import Stepper
 
 SIZES, ROWS = [50, 20, 3], 16

@@ -3,7 +3,7 @@ import torch
 
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.errors import TrainingError
-from adaftr_fast.training.device.memory import memory_errors
+from adaftr_fast.training.device import memory_errors
 from adaftr_fast.training.stepper import Stepper
 from adaftr_fast.training.trainer import Trainer
 

@@ -12,8 +12,7 @@ from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.checkpoint.progress import RunningMean
 from adaftr_fast.training.checkpoint.weights import Description
-from adaftr_fast.training.device.feed import to_device
-from adaftr_fast.training.device.graph import WARM_UP
+from adaftr_fast.training.device import WARM_UP, to_device
 from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.stepper import Stepper
 from adaftr_fast.training.trainer import Trainer

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from adaftr_fast.data.dataset.batch import Batch
-from adaftr_fast.training.device.feed import ALIGNMENT, PACKED, Layout
+from adaftr_fast.training.device import ALIGNMENT, PACKED, Layout
 
 
 def batch(rows, *, bags=False, weight=True):

@@ -1,15 +1,15 @@
-"""``adaftr-fast prepare``."""
+"""The commands ``prepare``, ``synthesize`` and ``info``."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 
-from adaftr_fast.cli.options import Parser, add_engine, place
+from adaftr_fast.cli.options import Command, Parser, add_engine, no_options, place
+from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
-
-DESCRIPTION = "Convert raw logs, parquet or text, to a prepared folder."
 
 HINT = (
     "The fields are inferred: --ignore leaves columns out, and --multi says which text holds lists.\n"
@@ -17,7 +17,7 @@ HINT = (
 )
 
 
-def add_arguments(parser: Parser) -> None:
+def add_prepare(parser: Parser) -> None:
     """Adds the options of ``prepare``."""
     parser.add_argument("--dataset", type=str | None, help="a data set that info lists, or a schema file (.toml)")
     parser.add_argument(
@@ -51,7 +51,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--out", type=place, required=True, help="the prepared folder")
 
 
-def run(arguments: jsonargparse.Namespace) -> None:
+def prepare(arguments: jsonargparse.Namespace) -> None:
     """Prepares a folder and prints a summary."""
     from adaftr_fast.api.prepare import prepare
 
@@ -70,3 +70,50 @@ def _separators(pairs: list[str]) -> dict[str, str]:
         if not equals:
             raise DataError(f"--multi: expected NAME=SEPARATOR, got {pair!r}")
     return separators
+
+
+def add_synthesize(parser: Parser) -> None:
+    """Adds the options of ``synthesize``."""
+    parser.add_section(LogConfig(rows=1), required=["rows"])
+    parser.add_argument("--raw", type=bool, default=False, help="write text in Ali-CCP's raw format instead of parquet")
+    parser.add_argument("--out", type=place, required=True, help="folder for the log and its schema")
+
+
+def synthesize(arguments: jsonargparse.Namespace) -> None:
+    """Writes the log and prints the command that prepares it."""
+    from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log, write_raw
+    from adaftr_fast.runs.output import output
+
+    settings = arguments.as_dict()
+    place = settings.pop("out")
+    raw = settings.pop("raw")
+    with output(place) as out:
+        if raw:
+            dataset = "aliccp"
+            files = write_raw(LogConfig(**settings), out.local, progress=True)
+        else:
+            write_log(LogConfig(**settings), out.local, progress=True)
+            dataset = out.recorded(out.local / SCHEMA)
+            files = [out.local / LOG]
+        paths = " ".join(map(out.recorded, files))
+    print(f"adaftr-fast prepare --dataset {dataset} --files {paths} --out PREPARED")
+
+
+def info(arguments: jsonargparse.Namespace) -> None:
+    """Prints one line per fact."""
+    from adaftr_fast._extension import build_info
+    from adaftr_fast.data.schema.parse import shipped_schemas
+
+    info: dict[str, Any] = build_info() | {"data sets": ", ".join(shipped_schemas())}
+    width = max(map(len, info))
+    for name, value in info.items():
+        print(f"{name:<{width}}  {value}")
+
+
+COMMANDS = {
+    "prepare": Command("Convert raw logs, parquet or text, to a prepared folder.", add_prepare, prepare),
+    "synthesize": Command(
+        "Generate a synthetic impression log with known true probabilities.", add_synthesize, synthesize
+    ),
+    "info": Command("Show the build, the instruction sets in use and the available data sets.", no_options, info),
+}

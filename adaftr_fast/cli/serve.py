@@ -1,0 +1,97 @@
+"""The commands that use runs: ``evaluate``, ``compare``, ``export`` and ``predict``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jsonargparse
+
+from adaftr_fast._json import dumps
+from adaftr_fast.cli.options import Command, Parser, add_class, place, read_class
+
+
+def add_evaluate(parser: Parser) -> None:
+    """Adds the options of ``evaluate``."""
+    parser.add_argument("--run", type=place, required=True, help="the --out folder of train")
+    parser.add_argument("--data", type=place, help="a prepared folder, if not the one the run was trained on")
+    parser.add_argument("--split", type=str, default="test", help="the split: train, validation or test")
+    add_class(parser)
+
+
+def evaluate(arguments: jsonargparse.Namespace) -> None:
+    """Prints the metrics as JSON."""
+    from adaftr_fast.api.run import evaluate
+
+    found = evaluate(arguments.run, arguments.data, arguments.split, model_class=read_class(arguments))
+    print(dumps({"split": found.split, "metrics": found.metrics}, indent=2))
+
+
+def add_compare(parser: Parser) -> None:
+    """Adds the options of ``compare``."""
+    parser.add_argument("runs", type=place, nargs="+", help="the --out folders of train")
+    parser.add_argument("--out", type=place, help="a folder for report.md and report.png with the curves")
+
+
+def compare(arguments: jsonargparse.Namespace) -> None:
+    """Prints the tables, and a line about each run that cannot be read."""
+    from adaftr_fast.api.compare import compare
+
+    print(compare(arguments.runs, arguments.out))
+
+
+def add_export(parser: Parser) -> None:
+    """Adds the options of ``export``."""
+    parser.add_argument("--run", type=place, required=True, help="the --out folder of train")
+    parser.add_argument("--out", type=place, required=True, help="the folder to write")
+    parser.add_argument("--data", type=place, help="the prepared folder of the run, if it has moved")
+    parser.add_argument("--aot", action="store_true", help="also compile a native package (AOTInductor)")
+    parser.add_argument("--onnx", action="store_true", help="also write ONNX (pip install adaftr-fast[onnx])")
+    task = "export the network of one task alone, without what only other tasks need"
+    parser.add_argument("--task", type=str | None, help=task)
+    add_class(parser)
+
+
+def export(arguments: jsonargparse.Namespace) -> None:
+    """Exports the model and prints the files and the command that uses them."""
+    from adaftr_fast.api.serve import export
+
+    options = {name: arguments[name] for name in ("data", "aot", "onnx", "task")}
+    exported = export(arguments.run, arguments.out, **options, model_class=read_class(arguments))
+    print(exported.summary())
+    print(f"adaftr-fast predict --model {arguments.out} --files RAW --out SCORES.parquet")
+
+
+def add_predict(parser: Parser) -> None:
+    """Adds the options of ``predict``."""
+    files = "raw rows in the formats of prepare, without labels; for Ali-CCP, pairs SKELETON COMMON"
+    parser.add_argument("--model", type=place, required=True, help="the --out folder of export")
+    parser.add_argument("--files", type=str, nargs="+", required=True, help=files)
+    parser.add_argument("--out", type=place, required=True, help="the parquet file to write")
+    parser.add_argument("--keep", type=str, nargs="+", default=[], help="input columns to copy before the scores")
+    parser.add_argument("--bad_rows", type=float, default=0.0, help="maximum share of unreadable rows in text files")
+    parser.add_argument("--click", type=str | None, help="the task that is p_ctr (default: click)")
+    parser.add_argument("--conversion", type=str | None, help="the conversion task (default: conversion)")
+    bid = "add the bid of Eq. 16; p_c, the price of a conversion, as a number or the name of a column"
+    parser.add_argument("--bid", type=str | None, help=bid)
+    parser.add_argument("--bid_weight", type=float, default=1.0, help="w of Eq. 16")
+    cvr = "p_cvr: the quotient of the conversion and the click task, at most 1, or the output of the conversion task"
+    parser.add_argument("--cvr", type=Literal["quotient", "output"], default="quotient", help=cvr)
+    parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
+
+
+def predict(arguments: jsonargparse.Namespace) -> None:
+    """Scores raw rows and prints their number, the speed and the skipped rows."""
+    from adaftr_fast.api.serve import predict
+
+    options = arguments.as_dict()
+    print(predict(options.pop("model"), options.pop("files"), options.pop("out"), **options))
+
+
+COMMANDS = {
+    "evaluate": Command("Evaluate a trained model on one split.", add_evaluate, evaluate),
+    "compare": Command(
+        "Compare runs: metrics, best epochs, speed, and the options in which they differ.", add_compare, compare
+    ),
+    "export": Command("Export a trained model as a program that scores raw rows.", add_export, export),
+    "predict": Command("Score raw rows, parquet or text, with an exported model.", add_predict, predict),
+}

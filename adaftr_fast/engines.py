@@ -1,0 +1,411 @@
+"""Engines run pure functions, one call per item, in this process or on a cluster."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from functools import partial
+from itertools import islice
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
+
+from adaftr_fast.errors import ConfigError, EngineError, extras_needed, first_line
+
+ENGINES = ("local", "ray")
+
+
+@contextmanager
+def open_engine(
+    name: str, address: str | None = None, *, local: Engine | None = None, ray: Ray | None = None
+) -> Iterator[Engine]:
+    """Provides an engine during the block.
+
+    Args:
+        name: "local", this process, or "ray".
+        address: of the Ray cluster, "auto" or HOST:PORT; None is "auto".
+        local: the engine "local"; None is ``Local()``.
+        ray: the engine "ray"; None is ``Ray()``.
+
+    Raises:
+        ConfigError: there is no such engine, or it has no address.
+        EngineError, MissingPackageError: as ``ray_engine``.
+    """
+    if name not in ENGINES:
+        raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}")
+    if name == "ray":
+        with ray_engine(address or "auto"):
+            yield ray or Ray()
+        return
+    if address is not None:
+        raise ConfigError(f"address: goes with engine ray, got address = {address!r} with engine {name}")
+    yield local or Local()
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Advance = Callable[[int], object]
+"""Reports an amount of finished work to a progress bar."""
+Step = Callable[[Item, Advance], Result]
+"""A function of an item, which reports its progress. An engine may call it twice for an item, even at the same time."""
+
+_limit: int | None = None  # of cores
+
+
+class Engine(Protocol):
+    """Calls a function for each of several items.
+
+    Attributes:
+        remote: whether the calls run in other processes, on machines that share a file system with this one. The
+            function, items and results are pickled then.
+    """
+
+    remote: bool
+
+    def map(
+        self,
+        function: Step[Item, Result],
+        items: Iterable[Item],
+        *,
+        done: Callable[[int, Result], object] = ...,
+        advance: Advance = ...,
+    ) -> list[Result]:
+        """Returns the results in the order of the items. The number of calls in progress is bounded.
+
+        Args:
+            items: taken one after the other, when there is a place for another call. Those after a call is done may
+                depend on its result.
+            done: called in this process with the index and the result of each finished call, in any order.
+            advance: called in this process with the amounts of work that the calls report.
+
+        Raises:
+            Exception: what a call raised, or ``done``. The other calls are cancelled, as they are after Ctrl-C.
+            EngineError: the engine cannot run the calls.
+        """
+
+
+def ignore(*_: object) -> None:
+    """Does nothing: the default of ``done`` and ``advance``."""
+
+
+class Local:
+    """The engine of one process; see ``Engine``.
+
+    The calls run one after the other. Each may use threads of its own on all cores.
+    """
+
+    remote = False
+
+    def map(
+        self,
+        function: Step[Item, Result],
+        items: Iterable[Item],
+        *,
+        done: Callable[[int, Result], object] = ignore,
+        advance: Advance = ignore,
+    ) -> list[Result]:
+        """Returns the results; see ``Engine.map``."""
+        results = []
+        for index, item in enumerate(items):
+            results.append(function(item, advance))
+            done(index, results[-1])
+        return results
+
+
+def on_one_thread(function: Callable[[Item], Result]) -> Step[Item, Result]:
+    """Returns a step that calls the function on one thread, with the working folder that this process has now.
+
+    Such calls give the same bits wherever and beside however many others they run.
+
+    Raises, when it is called:
+        EngineError: the machine does not see that folder.
+    """
+    return partial(_call_on_one_thread, function, Path.cwd())
+
+
+def _call_on_one_thread(function: Callable[[Item], Result], folder: Path, item: Item, advance: Advance) -> Result:
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        host = socket.gethostname()
+        raise EngineError(
+            f"node {host}: does not see {folder}; it must be on a file system that all nodes share"
+        ) from error
+    return function(item)
+
+
+def cores() -> int:
+    """Returns the number of cores this process may use."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available if _limit is None else min(available, _limit)
+
+
+def limit_cores(count: int) -> None:
+    """Makes ``cores`` return at most ``count`` in this process, which shares its machine with other calls."""
+    global _limit
+    _limit = count
+
+
+class Processes:
+    """The engine of several processes, each of which runs one call at a time; see ``Engine``.
+
+    Ctrl-C interrupts the calls, each once, and waits for them. They end with this process, however it ends.
+
+    Args:
+        count: the number of processes.
+
+    Raises:
+        ConfigError: there is none.
+    """
+
+    remote = True
+
+    def __init__(self, count: int) -> None:
+        if count < 1:
+            raise ConfigError(f"jobs: expected >= 1, got {count}")
+        self._count = count
+
+    def map(
+        self,
+        function: Step[Item, Result],
+        items: Iterable[Item],
+        *,
+        done: Callable[[int, Result], object] = ignore,
+        advance: Advance = ignore,
+    ) -> list[Result]:
+        """Returns the results; see ``Engine.map``. ``advance`` is called once for each finished call."""
+        context = multiprocessing.get_context("spawn")  # a fork would inherit OpenMP's threads in an undefined state
+        pool = ProcessPoolExecutor(self._count, mp_context=context, initializer=_prepare_process)
+        todo = enumerate(items)
+        running: dict[Future[Any], int] = {}
+        results: dict[int, Result] = {}
+        try:
+            while True:  # submits only as many calls as run, because the pool cannot cancel queued ones
+                for index, item in islice(todo, self._count - len(running)):
+                    running[pool.submit(_call_in_process, function, item)] = index
+                if not running:
+                    return [results[index] for index in sorted(results)]
+                for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
+                    index = running.pop(future)
+                    results[index], amount = future.result()
+                    advance(amount)
+                    done(index, results[index])
+        except BrokenProcessPool as error:
+            raise EngineError(
+                "engine local: a process was killed, perhaps for lack of memory; what has finished is kept: run the "
+                "same command again, with fewer --jobs if memory is short"
+            ) from error
+        finally:  # on an error or Ctrl-C, the running calls are interrupted
+            for child in multiprocessing.active_children():
+                if child.pid is not None:  # started
+                    os.kill(child.pid, signal.SIGINT)
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_process() -> None:
+    os.setpgid(0, 0)  # only the parent receives Ctrl-C, and forwards it once
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _call_in_process(function: Step[Item, Result], item: Item) -> tuple[Result, int]:
+    """Returns the result and the amount of work that the call has reported. The parent's signal interrupts only it."""
+    amounts: list[int] = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return function(item, amounts.append), sum(amounts)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_with_parent() -> None:
+    """Exits when the parent ends. Otherwise the same command would meet the calls of the one before."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # the processes are spawned
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+RETRIES = 5  # of a call whose worker is lost
+MAX_CPUS = 8  # of a call: more calls with fewer cores each divide the work better
+QUEUED = 2  # calls per place to run one: the next is at hand when one ends
+CONNECT_SECONDS = 10.0
+PATIENCE = 60.0  # seconds without a result after which the cluster is looked at
+
+
+class Ray:
+    """The engine of the Ray cluster that this process is connected to; see ``Engine``.
+
+    Args:
+        cpus: cores of a call. None takes those of the smallest node, at most ``MAX_CPUS``.
+        retries: how often a call is repeated after its worker is lost. A call that raises an error is not repeated.
+        limit: how many calls are in progress at most; None for ``QUEUED`` per place to run one.
+        grace: how many seconds calls have to end after they are interrupted, before they are killed.
+    """
+
+    remote = True
+
+    def __init__(
+        self, cpus: int | None = None, retries: int = RETRIES, *, limit: int | None = None, grace: float = 0.0
+    ) -> None:
+        if limit is not None and limit < 1:
+            raise ConfigError(f"limit of calls in progress: expected >= 1, got {limit}")
+        self._cpus = cpus
+        self._retries = retries
+        self._limit = limit
+        self._grace = grace
+
+    def map(
+        self,
+        function: Step[Item, Result],
+        items: Iterable[Item],
+        *,
+        done: Callable[[int, Result], object] = ignore,
+        advance: Advance = ignore,
+    ) -> list[Result]:
+        """Returns the results; see ``Engine.map``. ``advance`` is called once for each finished call."""
+        import ray
+
+        cpus = self._cpus or _cpus()
+        task = ray.remote(_call_on_node).options(
+            num_cpus=cpus, max_retries=self._retries, retry_exceptions=False, scheduling_strategy="SPREAD"
+        )
+        shared = ray.put(function)
+        todo = enumerate(items)
+        running: dict[Any, int] = {}
+        results: dict[int, Result] = {}
+        try:
+            while True:
+                for index, item in islice(todo, max(0, self._room(cpus) - len(running))):
+                    running[task.remote(shared, item, cpus)] = index
+                if not running:
+                    return [results[index] for index in sorted(results)]
+                finished, _ = ray.wait(list(running), timeout=PATIENCE)
+                if not finished and not _places(cpus):
+                    warnings.warn(f"no node of the Ray cluster has {cpus} CPUs; waiting for one", stacklevel=2)
+                for call in finished:
+                    index = running.pop(call)
+                    results[index], amount = _result(call)
+                    advance(amount)
+                    done(index, results[index])
+        finally:
+            _cancel(list(running), self._grace)
+
+    def _room(self, cpus: int) -> int:
+        """Returns how many calls may be in progress now."""
+        return self._limit or max(1, QUEUED * _places(cpus))
+
+
+@contextmanager
+def ray_engine(address: str = "auto") -> Iterator[Ray]:
+    """Connects to a Ray cluster during the block; a connection that this process has already is used and stays.
+
+    Args:
+        address: HOST:PORT of the cluster; "auto" finds the one that this machine belongs to.
+
+    Raises:
+        MissingPackageError: ray is not installed.
+        EngineError: there is no such cluster.
+    """
+    with extras_needed("engine ray: "):
+        import ray
+    if ray.is_initialized():
+        yield Ray()
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        _check_answers(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        start = "start one with `ray start --head`, or name its address as HOST:PORT"
+        raise EngineError(f"engine ray: no cluster at address {address!r}: {first_line(error)}; {start}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # which ray.init has replaced by one that exits with status 15
+    try:
+        yield Ray()
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raises OSError or ValueError if nothing listens at HOST:PORT, for which Ray would wait many minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and "//" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+
+
+def _call_on_node(function: Step[Item, Result], item: Item, cpus: int) -> tuple[Result, int] | Exception:
+    """Runs in a worker: returns the result and the amount of work that the call has reported, or what it raised."""
+    limit_cores(cpus)
+    amounts: list[int] = []
+    try:
+        return function(item, amounts.append), sum(amounts)
+    except KeyboardInterrupt:  # the call is cancelled; an import may be half done, so this worker takes no other call
+        os._exit(1)
+    except Exception as error:
+        error.add_note(f"raised on node {socket.gethostname()}:\n{traceback.format_exc()}")
+        return error
+
+
+def _result(call: Any) -> tuple[Any, int]:
+    """Returns what ``_call_on_node`` returned, or raises what it caught."""
+    import ray
+
+    try:
+        found = ray.get(call)
+    except ray.exceptions.RayTaskError as error:  # such as a result that cannot be pickled
+        _give_up(error, "a call failed")
+    except ray.exceptions.RayError as error:
+        _give_up(error, "a call was lost, also when it was repeated")
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def _cancel(calls: list[Any], grace: float) -> None:
+    """Interrupts calls as Ctrl-C does, and kills those that have not ended after ``grace`` seconds; at once for 0."""
+    import ray
+
+    with suppress(Exception):  # the connection may be lost, which may be the error itself
+        for call in calls if grace else ():
+            ray.cancel(call)
+        # Ray 2.60 ends this process if it is to kill a call whose result is just arriving.
+        _, left = ray.wait(calls, num_returns=len(calls), timeout=grace) if calls else ([], [])
+        for call in left:
+            ray.cancel(call, force=True)
+
+
+def _give_up(error: Exception, what: str) -> NoReturn:
+    raise EngineError(f"engine ray: {what}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _node_cpus() -> list[int]:
+    """Returns the CPUs of each node that is alive and has any."""
+    import ray
+
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return [cpus for cpus in nodes if cpus]
+
+
+def _cpus() -> int:
+    """Returns the cores of a call, so that every node can run one."""
+    return min([*_node_cpus(), MAX_CPUS])
+
+
+def _places(cpus: int) -> int:
+    """Returns how many calls the cluster can run at the same time."""
+    return sum(each // cpus for each in _node_cpus())

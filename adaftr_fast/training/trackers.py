@@ -1,0 +1,331 @@
+"""Experiment trackers: TensorBoard, Weights & Biases and MLflow.
+
+``Trackers`` opens those of a run, remembers their runs for resuming, and outlives their failures. The constructor of
+each tracker imports its package, which belongs to an extra.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from adaftr_fast._files import make_folder, replace_file
+from adaftr_fast._json import dumps, from_json, loads
+from adaftr_fast.errors import TrainingError, extras_needed
+
+Numbers = Mapping[str, float]
+"""Numbers by name, such as "validation/click/auc". An undefined metric is nan."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a tracker is opened with.
+
+    Attributes:
+        folder: the run folder.
+        parameters: the options of the run as ``section.option`` -> value.
+        first_step: the first step that will be logged, from which on what an interrupted process logged is void. The
+            step of a validation is its number in the run.
+        known: what ``known`` of the tracker of the interrupted process was; None to begin a run.
+    """
+
+    folder: Path
+    parameters: Mapping[str, Any]
+    first_step: int
+    known: str | None
+
+    @property
+    def name(self) -> str:
+        """The last two parts of the run folder, such as "runs/mine"."""
+        return "/".join(self.folder.resolve().parts[-2:])
+
+
+class Tracker(Protocol):
+    """A run in a tracker. Its constructor takes an ``Opening``; it and the methods raise what the package raises.
+
+    Attributes:
+        known: what identifies the run to a process that resumes it.
+    """
+
+    known: str
+
+    def log(self, numbers: Numbers, step: int) -> None:
+        """Logs the numbers of a validation. What is logged is not lost if the process is killed later, W&B aside."""
+
+    def log_test(self, numbers: Numbers) -> None:
+        """Logs the metrics on the test split, once."""
+
+    def close(self, failed: bool) -> None:
+        """Ends the run, which another process may resume if training ``failed`` or was interrupted."""
+
+
+KNOWN = "trackers.json"  # in the run folder
+
+
+@dataclass
+class Known:
+    """What trackers.json holds about a tracker.
+
+    Attributes:
+        run: what identifies the run in the tracker.
+        epoch: the number of validations that it logged.
+    """
+
+    run: str
+    epoch: int = 0
+
+
+class Trackers:
+    """Logs to several trackers. One that fails is left out from then on, with a warning.
+
+    Args:
+        names: the trackers.
+        folder: the run folder.
+        parameters: the options of the run as ``section.option`` -> value.
+        resumed: whether to continue the runs of an interrupted process.
+        records: the records of the validations so far, as in metrics.jsonl. A tracker gets those that it has not
+            logged, because it was added later, left out for a while or had failed, and none twice.
+
+    Raises:
+        MissingPackageError: a tracker is not installed.
+        TrainingError: a tracker cannot be opened, for example because its server does not answer.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        folder: Path,
+        parameters: Mapping[str, Any],
+        *,
+        resumed: bool = False,
+        records: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self._open: dict[str, Tracker] = {}
+        self._path = folder / KNOWN
+        self._known = _known(self._path) if resumed else {}
+        try:
+            for name in names:
+                self._begin(name, folder, parameters, records)
+            self._save()
+        except BaseException:
+            self.close(failed=True)
+            raise
+
+    def _begin(self, name: str, folder: Path, parameters: Mapping[str, Any], records: Sequence[dict[str, Any]]) -> None:
+        """Opens a tracker and logs the validations that it lacks."""
+        known = self._known.get(name)
+        done = 0 if known is None else known.epoch
+        opening = Opening(folder, parameters, done + 1, None if known is None else known.run)
+        self._open[name] = _opened(name, opening)
+        self._known[name] = Known(self._open[name].known, done)
+        for number, record in enumerate(records[done:], done + 1):
+            self._log(name, record, number)
+
+    def log(self, record: dict[str, Any], number: int) -> None:
+        """Logs the record of a validation, the ``number``-th."""
+        for name in list(self._open):
+            self._log(name, record, number)
+
+    def _log(self, name: str, record: dict[str, Any], number: int) -> None:
+        if number <= self._known[name].epoch:  # on resuming, the trainer publishes the last validation again
+            return
+        self._do(name, "log", dict(numbers(record)), number)
+        if name in self._open:
+            self._known[name].epoch = number
+            self._save()
+
+    def _save(self) -> None:
+        if self._known:
+            make_folder(self._path.parent)
+            known = {name: asdict(each) for name, each in self._known.items()}
+            replace_file(self._path, (dumps(known, indent=2) + "\n").encode())
+        else:  # an earlier run's trackers are not this run's
+            self._path.unlink(missing_ok=True)
+
+    def log_test(self, metrics: Mapping[str, Any]) -> None:
+        """Logs the metrics on the test split."""
+        for name in list(self._open):
+            self._do(name, "log_test", dict(numbers(metrics, "test/")))
+
+    def close(self, failed: bool = False) -> None:
+        """Closes the trackers, once."""
+        for name in list(self._open):
+            self._do(name, "close", failed)
+        self._open = {}
+
+    def _do(self, name: str, method: str, *arguments: Any) -> None:
+        try:
+            if name in self._open:
+                getattr(self._open[name], method)(*arguments)
+        except Exception as error:  # whatever the package raises must not end hours of training
+            failed = self._open.pop(name)
+            if method != "close":
+                with suppress(Exception):
+                    failed.close(True)
+            text = f"training.trackers: {name} failed, and training goes on without it: {_line(error)}"
+            warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+
+def numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yields the numbers of a record by the path of their keys."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from numbers(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value
+
+
+def _opened(name: str, opening: Opening) -> Tracker:
+    try:
+        with extras_needed("training.trackers: "):
+            return CLASSES[name](opening)
+    except ImportError:
+        raise
+    except Exception as error:  # the packages raise errors of many kinds
+        raise TrainingError(f"training.trackers: {name} cannot be opened: {_line(error)}") from error
+
+
+def _known(path: Path) -> dict[str, Known]:
+    """Returns the runs of an interrupted process by tracker."""
+    try:
+        return from_json(dict[str, Known], loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except ValueError as error:
+        raise TrainingError(f"{path}: damaged: {error}; remove it to begin new runs in the trackers") from error
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+FOLDER = "tensorboard"  # in the run folder
+
+
+class TensorBoard:
+    """Writes scalars by the number of the validation, and the options and test metrics for the HParams page."""
+
+    def __init__(self, opening: Opening) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.known = FOLDER
+        self._parameters = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in opening.parameters.items()
+        }
+        # purge_step discards what a killed process had logged and not noted in trackers.json, and a run before
+        self._writer = SummaryWriter(str(opening.folder / FOLDER), purge_step=opening.first_step)
+        self._step = opening.first_step - 1
+
+    def log(self, numbers: Numbers, step: int) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+        self._step = step
+
+    def log_test(self, numbers: Numbers) -> None:
+        """Writes to the event file of the run; ``SummaryWriter.add_hparams`` would add a file in another folder.
+
+        The step is the last one, so that ``purge_step`` of a later run in the folder discards them.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, self._step)
+        for summary in hparams(self._parameters, dict(numbers)):
+            self._writer._get_file_writer().add_summary(summary)
+
+    def close(self, failed: bool) -> None:
+        self._writer.close()
+
+
+PROJECT = "adaftr-fast"  # without WANDB_PROJECT
+
+
+class WeightsAndBiases:
+    """Logs to a run of Weights & Biases, with the number of the validation as its step.
+
+    Its files are in ``wandb`` of the run folder. W&B writes them every 15 seconds, so a process that is killed loses
+    what it logged since.
+    """
+
+    def __init__(self, opening: Opening) -> None:
+        import wandb
+
+        self.known = opening.known or secrets.token_hex(8)
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=os.environ.get("WANDB_NAME", opening.name),
+            dir=str(opening.folder),
+            id=self.known,
+            resume="allow",
+            reinit="create_new",  # by default, a run that is still open in the process is returned
+            config=dict(opening.parameters),
+            allow_val_change=True,  # of options that are free on resuming
+        )
+
+    def log(self, numbers: Numbers, step: int) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def log_test(self, numbers: Numbers) -> None:
+        self._run.summary.update(dict(numbers))
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+EXPERIMENT = "adaftr-fast"  # without MLFLOW_EXPERIMENT_NAME
+NOT_IN_NAMES = re.compile(r"[^\w/. -]")
+VALUE_LENGTH = 500  # of a parameter, in the oldest servers
+
+
+class MLflow:
+    """Logs to a run of MLflow, with the number of the validation as its step."""
+
+    def __init__(self, opening: Opening) -> None:
+        import mlflow
+
+        self._client = mlflow.MlflowClient()
+        self.known = self._begin(opening) if opening.known is None else opening.known
+        self._client.set_terminated(self.known, "RUNNING")  # raises if the run that is resumed is no longer there
+        self._step = opening.first_step - 1
+
+    def _begin(self, opening: Opening) -> str:
+        """Creates a run with the options as its parameters and returns its id."""
+        from mlflow.entities import Param
+
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+        found = self._client.get_experiment_by_name(experiment)
+        number = self._client.create_experiment(experiment) if found is None else found.experiment_id
+        run = self._client.create_run(number, run_name=opening.name).info.run_id
+        options = [Param(name, str(value)[:VALUE_LENGTH]) for name, value in opening.parameters.items()]
+        self._client.log_batch(run, params=options)
+        return run
+
+    def log(self, numbers: Numbers, step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        metrics = [Metric(NOT_IN_NAMES.sub("_", name), value, now, step) for name, value in numbers.items()]
+        self._client.log_batch(self.known, metrics=metrics)
+        self._step = step
+
+    def log_test(self, numbers: Numbers) -> None:
+        self.log(numbers, self._step)
+
+    def close(self, failed: bool) -> None:
+        self._client.set_terminated(self.known, "FAILED" if failed else "FINISHED")
+
+
+CLASSES: dict[str, Callable[[Opening], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+}
+"""The trackers by their names in ``TrainingConfig.trackers``."""

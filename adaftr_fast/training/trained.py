@@ -1,0 +1,423 @@
+"""A trained run: its folder, options, metrics and model, and the tables of several."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from adaftr_fast._files import AnyPath
+from adaftr_fast._json import from_json, loads
+from adaftr_fast._publish import read_published
+from adaftr_fast._tables import Table, paragraphs
+from adaftr_fast._tensor_file import SavedTensors
+from adaftr_fast.config import RunConfig
+from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.errors import CheckpointError, ConfigError, DataError
+from adaftr_fast.models import MultiTaskModel, build_model
+from adaftr_fast.models.build import ModelClass, class_name, find_class
+from adaftr_fast.nn.embedding_table import tables_elsewhere
+from adaftr_fast.stores import local_copy
+from adaftr_fast.training.checkpoint.files import check_seen, read_local_rows
+from adaftr_fast.training.checkpoint.progress import epochs_after
+from adaftr_fast.training.checkpoint.state import sharded_weights
+from adaftr_fast.training.checkpoint.weights import (
+    FILE,
+    Description,
+    load_checkpoint,
+    load_weights,
+    open_on_all_ranks,
+    read_description,
+    weights_of,
+)
+from adaftr_fast.training.evaluation import TaskMetrics, mean_auc
+from adaftr_fast.training.sharding import check_tables, shard_tables
+
+if TYPE_CHECKING:
+    from adaftr_fast._figures import Picture
+
+BEST, TEST, METRICS = "best", "test.json", "metrics.jsonl"  # names in the run folder
+REPORT, PICTURE = "report.md", "report.png"
+RECORDED = {"epoch": float, "train": dict[str, float], "seconds": float, "samples_per_s": float}
+"""What each line of metrics.jsonl holds, besides metrics."""
+DEAD_MARGIN = 0.005  # a tower whose validation AUC is this close to 0.5 predicts a constant or noise
+METRIC_COLUMNS = ("AUC", "GAUC", "log-loss", "CVR AUC")
+UNUSED = 4096  # largest size that an option which the model does not use may have beyond the number of weights
+
+
+@dataclass(eq=False, repr=False)
+class Run:
+    """A trained run. It prints as a table of its test metrics, in a notebook also as curves.
+
+    What its folder holds is read when it is first used, unless the process that trained the run knows it.
+
+    Attributes:
+        folder: the folder with metrics.jsonl, ``best/`` and test.json; None for a run that writes no files.
+        model_class: the class of a model of one's own, or its name; None for a built-in model.
+        diagnostics: after ``train``, learned values of the rows of the test split by name, [N] each, such as the
+            temperature; they are not kept on disk.
+        interrupted: the number of the signal (Ctrl-C or SIGTERM) that ended training; 0 without a signal.
+
+    Raises, where a file is read:
+        CheckpointError: it is missing or damaged.
+    """
+
+    folder: AnyPath | None = None
+    model_class: ModelClass | None = None
+    diagnostics: dict[str, np.ndarray] = field(default_factory=dict)
+    interrupted: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        epochs: list[dict[str, Any]],
+        best_epoch: float,
+        test: TaskMetrics | None = None,
+        folder: AnyPath | None = None,
+    ) -> Run:
+        """Returns a run whose name and metrics are known, so that no file is read for them."""
+        run = cls(folder)
+        run.name = name
+        run.epochs = epochs
+        run.best_epoch = best_epoch
+        run.test = test or {}
+        return run
+
+    @cached_property
+    def local(self) -> Path:
+        """The folder on this machine, or a copy of it."""
+        if self.folder is None:
+            raise CheckpointError("the run was trained without a folder, from which its options and model are read")
+        return local_copy(self.folder)
+
+    @cached_property
+    def about(self) -> Description:
+        """The description in the checkpoint."""
+        return read_description(self.local / BEST)
+
+    @cached_property
+    def model(self) -> MultiTaskModel:
+        """The model with its best weights, on the CPU, in evaluation mode."""
+        return self.load().model
+
+    @cached_property
+    def name(self) -> str:
+        """The name in reports."""
+        return self.about.config.model.name
+
+    @cached_property
+    def epochs(self) -> list[dict[str, Any]]:
+        """One record per validation, as in metrics.jsonl: losses, validation metrics, seconds, samples a second.
+
+        ``epoch`` is the number of epochs trained, an int unless ``TrainingConfig.validate_every`` is less than 1.
+        """
+        per_epoch = self.config.training.validations
+        return _read(self.local, METRICS, lambda text: _epochs(text, per_epoch))
+
+    @cached_property
+    def best_epoch(self) -> float:
+        """The ``epoch`` of the best weights; 0 if there are none."""
+        # The first with their mean AUC, since later ones must be strictly better.
+        found = mean_auc(self.about.metrics)
+        return next((record["epoch"] for record in self.epochs if mean_auc(record["validation"]) == found), 0)
+
+    @cached_property
+    def test(self) -> TaskMetrics:
+        """Metrics on the test split by task, as fractions: "auc", "logloss", "calibration", and "gauc" with groups.
+
+        A later stage of a funnel also has "cvr_auc", the AUC of p_cvr = p_ctcvr / p_ctr on the clicked rows.
+        Empty while the run is unfinished.
+        """
+        if not (self.local / TEST).exists():
+            return {}
+        return _read(self.local, TEST, lambda text: _metrics(loads(text), TEST))
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration that the run was trained with."""
+        return self.about.config
+
+    @property
+    def result(self) -> Run:
+        """The run itself, which has the metrics."""
+        return self
+
+    @property
+    def validation(self) -> TaskMetrics:
+        """Metrics of the best weights on the validation split; {} if there are none."""
+        return next((each["validation"] for each in self.epochs if each["epoch"] == self.best_epoch), {})
+
+    @property
+    def dead_tasks(self) -> list[str]:
+        """The tasks whose validation AUC is 0.5 within ``DEAD_MARGIN``."""
+        return [task for task, each in self.validation.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN]
+
+    @property
+    def trained_epochs(self) -> float:
+        """The number of epochs trained."""
+        return self.epochs[-1]["epoch"] if self.epochs else 0
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        return sum(record["seconds"] for record in self.epochs) / max(self.trained_epochs, 1e-9)
+
+    @property
+    def samples_per_s(self) -> float:
+        return float(np.mean([record["samples_per_s"] for record in self.epochs]))
+
+    def load(self) -> Run:
+        """Reads the model with its description, also while the run goes on and replaces them, and returns the run.
+
+        A checkpoint names the class of a model of one's own, but it is the caller who says which code runs: without
+        ``model_class``, which need not be the recorded one, no module is imported.
+
+        Raises:
+            CheckpointError: the run has no checkpoint, it is damaged, or it needs ``model_class``.
+            ConfigError: the run's model is a built-in one and ``model_class`` is given, or as ``find_class``.
+            BusyError: the checkpoint was replaced during each of many attempts.
+        """
+        folder = self.local / BEST
+        weights, self.about = read_published(folder / FILE, lambda _: load_checkpoint(folder))
+        if self.model_class is not None and not self.config.model.is_own:
+            name = class_name(self.model_class)
+            raise ConfigError(f"{folder}: its model is {self.name}, got the class {name}; leave it out")
+        model = _built(self, sum(each.numel() for each in weights.values()))
+        load_weights(model, weights, str(folder))
+        self.model = model.eval()
+        return self
+
+    def check_data(self, data: PreparedData) -> None:
+        """Raises CheckpointError if the ids or tasks of ``data`` have another meaning."""
+        if self.about.fingerprint != data.manifest.fingerprint:
+            raise CheckpointError(f"{self.folder}: trained on other data than {data.folder}: their ids or tasks differ")
+
+    def data(self, folder: AnyPath | None = None) -> PreparedData:
+        """Opens the prepared folder that the model was trained on.
+
+        Args:
+            folder: the folder, if it has moved. None uses its path at training time.
+
+        Raises:
+            CheckpointError: the folder is missing, or contains other data.
+        """
+        try:
+            data = PreparedData(folder or self.config.data.folder)
+        except DataError as error:
+            raise CheckpointError(f"{self.folder}: the training data are required: {error}") from error
+        self.check_data(data)
+        return data
+
+    def table(self, *others: Run) -> Table:
+        """Returns a table of test metrics and speed, one row per run and task; AUC and GAUC in percent.
+
+        Args:
+            others: runs to list below this one.
+        """
+        return result_table([self, *others])
+
+    def summary(self) -> str:
+        """Returns one line with the folder and the best epoch."""
+        best = f"best epoch {self.best_epoch:g} of {self.trained_epochs:g}"
+        unfinished = "" if self.test else "; unfinished: no test metrics yet"
+        return f"{self.folder}: {self.name}, {best}{unfinished}"
+
+    def curves(self, *others: Run) -> Picture:
+        """Draws training loss, validation AUC and the quantiles of learned values by epoch.
+
+        Args:
+            others: runs to draw beside this one.
+        """
+        from adaftr_fast.training.curves import draw  # imports matplotlib
+
+        return draw([self, *others])
+
+    def __repr__(self) -> str:
+        return f"{self.summary()}\n{self.table().markdown()}" if self.test else self.summary()
+
+    def _repr_html_(self) -> str:
+        image = base64.b64encode(self.curves()._repr_png_()).decode()
+        table = self.table().html() if self.test else ""
+        return f'{paragraphs(self.summary())}{table}<img alt="curves" src="data:image/png;base64,{image}">'
+
+
+def result_table(runs: Sequence[Run], first: str = "model") -> Table:
+    """Returns test metrics and speed, with a row per run and task; AUCs are in percent. ``first`` heads the names."""
+    header = [first, "task", *METRIC_COLUMNS, "best epoch", "samples/s", "s/epoch"]
+    rows = []
+    for run in runs:
+        speed = [f"{run.best_epoch:g}", f"{run.samples_per_s:,.0f}", f"{run.seconds_per_epoch:.1f}"]
+        rows += [[run.name, *cells, *speed] for cells in metric_cells(run.test)]
+    return Table(header, rows, text_columns=2)
+
+
+def metric_cells(metrics: TaskMetrics) -> list[list[str]]:
+    """Returns a row per task: its name and the ``METRIC_COLUMNS``, AUCs in percent."""
+    return [
+        [
+            task,
+            f"{100 * each['auc']:.2f}",
+            _percent(each.get("gauc")),
+            f"{each['logloss']:.4f}",
+            _percent(each.get("cvr_auc")),
+        ]
+        for task, each in metrics.items()
+    ]
+
+
+def aucs(metrics: TaskMetrics) -> str:
+    """Formats the AUC of each task in percent, for a line."""
+    return ", ".join(f"{task} AUC {100 * each['auc']:.2f}" for task, each in metrics.items())
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.2f}"
+
+
+def _read(folder: Path, name: str, parse: Callable[[str], Any]) -> Any:
+    try:
+        return parse((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the run cannot be read: {error}") from error
+
+
+def _epochs(text: str, per_epoch: int) -> list[dict[str, Any]]:
+    """Reads metrics.jsonl, where null stands for a metric that is undefined."""
+    epochs = []
+    for number, line in enumerate(text.splitlines(), 1):
+        record = from_json(dict[str, Any], loads(line))
+        record["validation"] = _metrics(record.get("validation"), "validation")
+        for name, kind in RECORDED.items():
+            record[name] = from_json(kind, record.get(name), name)
+        expected = epochs_after(number, per_epoch)
+        if record["epoch"] != expected:
+            raise ValueError(f"{METRICS}: line {number}: expected epoch {expected:g}, got {record['epoch']:g}")
+        record["epoch"] = expected
+        epochs.append(record)
+    return epochs
+
+
+def _metrics(value: Any, where: str) -> TaskMetrics:
+    metrics = from_json(TaskMetrics, value, where)
+    for task, each in metrics.items():
+        for name in ("auc", "logloss"):
+            if name not in each:
+                raise ValueError(f"missing key {f'{where}.{task}.{name}'!r}")
+    return metrics
+
+
+def earlier(folder: AnyPath, name: str) -> Run:
+    """Returns the run that a new one continues. Its class may be imported if it is that of the new run.
+
+    Args:
+        folder: the run folder.
+        name: ``model.name`` of the new run.
+
+    Raises:
+        CheckpointError: the run has no checkpoint, or its description is damaged.
+    """
+    run = Run(folder)
+    is_same_class = run.config.model.is_own and name == run.config.model.name
+    run.model_class = name if is_same_class else None
+    return run
+
+
+def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Callable[[], Run]]:
+    """Opens the run that a new one with sharded tables continues, of which no rank reads all tables.
+
+    All ranks must call it. Each verifies a part of the files.
+
+    Args:
+        run: the run folder.
+        name: as of ``earlier``.
+        ranks: the ranks.
+
+    Returns:
+        The weights, which are read on access, and a function that builds the model. Its tables have no memory.
+
+    Raises:
+        CheckpointError: as ``Run.load``, or a rank does not see the run.
+    """
+    folder = run / BEST
+    check_seen(folder, (folder / FILE).exists(), ranks, "each rank reads the rows that it needs")
+    saved = open_on_all_ranks(folder, ranks)
+
+    def build() -> Run:
+        found = earlier(run, name)
+        elements = sum(math.prod(saved.shape(each)) for each in saved)
+        with tables_elsewhere():
+            model = _built(found, elements)
+        held = {key: value.is_meta for key, value in weights_of(model).items()}
+        of_tables = {key: torch.empty(saved.shape(key), device="meta") for key in saved if held.get(key, False)}
+        load_weights(model, {key: of_tables[key] if key in of_tables else saved[key] for key in saved}, str(folder))
+        found.model = model.eval()
+        return found
+
+    return saved, build
+
+
+def load_sharded(run: Path, config: RunConfig, ranks: Ranks) -> Run:
+    """Loads the run that a new one continues, on the new run's device and with its sharding. All ranks must call it.
+
+    Args:
+        run: the run folder, which all ranks see. Its tables may have been sharded or not.
+        config: the configuration of the new run, with sharded tables.
+        ranks: the ranks.
+
+    Raises:
+        CheckpointError: as ``open_earlier``.
+        TrainingError: the model of the run has tables that cannot be sharded.
+    """
+    saved, build = open_earlier(run, config.model.name, ranks)
+    trained = build()
+    check_tables(trained.config.model, config.training)
+    shard_tables(trained.model, config.optimizer, config.training, ranks, fills=False)
+    read_local_rows(saved, sharded_weights(trained.model))
+    trained.model.to(config.training.device).eval()
+    return trained
+
+
+def _built(run: Run, elements: int) -> MultiTaskModel:
+    """Builds the model of a checkpoint that holds ``elements`` numbers, without its weights."""
+    about = run.about
+    config = about.config.model
+    folder = run.local / BEST
+    names = about.field_names or None
+    if config.is_own:
+        if run.model_class is not None:
+            return find_class(run.model_class)(about.num_embeddings, about.tasks, config, names, about.dense)
+        raise CheckpointError(
+            f"{folder}: its model is the class {config.name}, whose module is imported only if you name it: "
+            f"--model.class {config.name}, or model_class={config.name!r} in Python"
+        )
+    _check_sizes(folder, about, elements)
+    try:
+        return build_model(config, about.num_embeddings, about.tasks, names, about.dense)
+    except (ValueError, TypeError, RuntimeError) as error:  # sizes or options that do not go together, or no memory
+        raise CheckpointError(f"{folder}: damaged: no model has the recorded sizes: {error}") from error
+
+
+def _check_sizes(folder: Path, about: Description, elements: int) -> None:
+    """Raises CheckpointError if a size is larger than the number of weights; it would take all time or memory."""
+    model = about.config.model
+    named = dict(enumerate(about.field_names))
+    experts = max(model.num_experts, model.shared_experts or 0) + model.task_experts
+    sizes = {
+        "num_embeddings": sum(n for f, n in enumerate(about.num_embeddings) if named.get(f) not in model.attention),
+        "experts and layers": experts * model.extraction_layers,
+        "embedding_dim": max(model.embedding_dim, *model.embedding_dims.values(), 0),
+        "layer widths": max(
+            *model.expert_hidden, *model.tower_hidden, *model.relatedness_hidden, *model.attention_hidden
+        ),
+    }
+    for name, size in sizes.items():
+        if size > max(elements, UNUSED):
+            raise CheckpointError(f"{folder}: damaged: {name} of {size:,}, but {elements:,} weights")
