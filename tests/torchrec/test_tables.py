@@ -200,10 +200,15 @@ def by_four() -> list[dict]:
     return on_ranks(on_a_rank, 4, 4)
 
 
+def one_process(optimizer: str):
+    """Returns the table and its optimizer."""
+    embedding = table()
+    return embedding, OPTIMIZERS[optimizer](embedding, lr=LR, **({} if optimizer == "sgd" else {"eps": EPS}))
+
+
 def replicated(size: int, optimizer: str, form: str) -> dict:
     """The same computation by one process: the mean of the ranks' losses."""
-    embedding = table()
-    table_optimizer = OPTIMIZERS[optimizer](embedding, lr=LR, **({} if optimizer == "sgd" else {"eps": EPS}))
+    embedding, table_optimizer = one_process(optimizer)
     outputs = []
     for step in range(STEPS):
         table_optimizer.param_groups[0]["lr"] = LR / (step + 1)
@@ -232,8 +237,7 @@ def test_outputs_rows_and_states_equal_one_process(name, ranks, request):
 
 def replicated_by_parts(size: int, optimizer: str, form: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The same steps by one process: the squared norms, and the rows."""
-    embedding = table()
-    table_optimizer = OPTIMIZERS[optimizer](embedding, lr=LR, **({} if optimizer == "sgd" else {"eps": EPS}))
+    embedding, table_optimizer = one_process(optimizer)
     norms = []
     for step in range(STEPS):
         table_optimizer.zero_grad()

@@ -1,31 +1,27 @@
 """Training with sharded tables equals one process, also when other ranks or the other back end resume it."""
 
-import functools
-import json
 import os
 import signal
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
-from adaftr_fast.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.data.dataset.rows import TensorRows
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
-from adaftr_fast.models import ModelConfig, build_model
-from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.training.checkpoint.weights import load_checkpoint, remove_checkpoint
-from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.trainer import Trainer
+from tests.distributed import test_training
 from tests.distributed.ranks import on_ranks
-from tests.distributed.test_training import ABOUT, FIELDS, TASKS, assert_same_run, split
+from tests.distributed.test_training import FIELDS, assert_same_run, results_of
 
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
 
@@ -48,54 +44,17 @@ def bags(rows: int, seed: int, chunk_rows: int) -> Split:
 RATES = {"lr": 0.01, "tables_lr": 0.1, "warmup_steps": 5, "schedule": "cosine", "decay_steps": 60}
 
 
-def trainer(folder: Path, ranks: Ranks | None, form: str, optimizer: str, settings: dict, lr: float = 0.01) -> Trainer:
-    torch.manual_seed(0 if ranks is None or ranks.is_rank_zero else 1)  # all ranks start from rank 0's weights
-    sizes = ModelConfig(expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4])
-    with tables_elsewhere() if "tables" in settings else nullcontext():
-        model = build_model(sizes, FIELDS, TASKS)
-    settings = dict(settings)
-    clip = {"clip_norm": settings.pop("clip_norm", 0.0)}
-    make = bags if form == "bags" else lambda *of: split(*of[:2], form == "weighted", of[2])
-    config = TrainingConfig(
-        batch_size=64, max_epochs=2, eval_batch_size=128, checkpoint_seconds=1e9, progress=False, **settings
-    )
-    return Trainer(
-        model,
-        make(1500, 1, 400),
-        make(500, 2, 300),  # two chunks: some ranks have more batches than others, or none
-        optimizer=OptimizerConfig(tables=optimizer, **RATES | clip),
-        config=config,
-        files=RunFiles(model, config, folder, ABOUT, rows=1500, ranks=ranks),
-        ranks=ranks,
-    )
+def settings_of(form: str, optimizer: str, settings: dict) -> dict:
+    """Returns the settings of a trainer of tests/distributed/test_training.py."""
+    clip = {"clip_norm": settings.get("clip_norm", 0.0)}
+    given = {name: value for name, value in settings.items() if name != "clip_norm"}
+    given |= {"make": bags} if form == "bags" else {"weighted": form == "weighted"}
+    given |= {"optimizer": OptimizerConfig(tables=optimizer, **RATES | clip)}
+    return {"eval_batch_size": 128} | given
 
 
-def train(rank: int, size: int, folder: str, stop_after: int | None, form: str, optimizer: str, settings: dict) -> dict:
-    """Trains, or resumes in ``folder``; in step ``stop_after`` the last rank receives a signal."""
-    os.environ["LOCAL_WORLD_SIZE"] = str(size)
-    torch.compile = functools.partial(COMPILE, backend="aot_eager")  # inductor takes minutes
-    run = trainer(Path(folder), Ranks(dist.HashStore(), 60) if size > 1 else None, form, optimizer, settings)
-    resumed, step = run.resume(), run.stepper.step
-
-    def interrupted_step(batch, number, epochs):
-        if number == stop_after and rank == size - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step(batch, number, epochs)
-
-    run.stepper.step = interrupted_step
-    result = run.fit()
-    tables = sum(parameter.numel() for parameter in run.model.parameters() if parameter.shape[0] >= sum(FIELDS))
-    return {
-        "resumed": resumed,
-        "interrupted": result.interrupted,
-        "epochs": json.dumps(result.epochs),
-        "state": load_checkpoint(Path(folder, "best"))[0] if result.best_epoch else {},
-        "tables": tables,
-    }
-
-
-def on_a_rank(rank: int, size: int, jobs: dict[str, tuple]) -> dict[str, dict]:
-    return {name: train(rank, size, *job) for name, job in jobs.items()}
+def trainer(folder: Path | None, ranks: Ranks | None, form: str, optimizer: str, settings: dict) -> Trainer:
+    return test_training.trainer(folder, ranks, **settings_of(form, optimizer, settings))
 
 
 def diverged(rank: int, folder: str) -> str:
@@ -138,7 +97,6 @@ def killed_before_the_best_was_saved(rank: int, folder: str) -> dict:
     return {"saved": saved, "again": load_checkpoint(Path(folder, "best"))[0]}
 
 
-COMPILE = torch.compile
 CLIPPED = {"accumulate": 2, "clip_norm": 0.05}  # less than the norms of most steps
 BY_RANK = {"precision": "bfloat16", "contrast_over": "rank"}
 BY_TABLE, BY_ROW = ({"tables": "torchrec", "sharding": sharding} for sharding in ("table_wise", "row_wise"))
@@ -150,7 +108,7 @@ def runs(tmp_path_factory) -> dict[str, list[dict]]:
     folder = tmp_path_factory.mktemp("runs")
 
     def job(name: str, form: str, optimizer: str, settings: dict, stop_after: int | None = None) -> tuple:
-        return str(folder / name), stop_after, form, optimizer, settings
+        return str(folder / name), stop_after, settings_of(form, optimizer, settings)
 
     starts = {
         "1": (1, {
@@ -182,11 +140,7 @@ def runs(tmp_path_factory) -> dict[str, list[dict]]:
         }),
         "1 again": (1, {"after 4": job("one", "ids", "adagrad", {})}),
     }  # fmt: skip
-    results = {}
-    for name, (size, jobs) in starts.items():
-        ranks = on_ranks(on_a_rank, size, size, jobs)
-        results |= {f"{name}: {job}": [rank[job] for rank in ranks] for job in jobs}
-    return results
+    return results_of(starts)
 
 
 SAME = {
@@ -236,10 +190,6 @@ def test_unsaved_best_weights_are_saved_on_resuming(tmp_path):
 
 
 def test_sharded_tables_need_a_folder(tmp_path):
-    class Two:
-        rank = 0
-        size = 2
-        is_rank_zero = True
-
+    two = SimpleNamespace(rank=0, size=2, is_rank_zero=True)
     with pytest.raises(TrainingError, match="trainer: sharded tables need a folder"):
-        trainer(None, Two(), "ids", "sgd", BY_TABLE)
+        trainer(None, two, "ids", "sgd", BY_TABLE)
