@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from adaftr_fast.distributed.messages import text_of
+from adaftr_fast.distributed.ranks import text_of
 from adaftr_fast.torchrec import tables as sharded_tables
 from adaftr_fast.torchrec.plan import plan_of, tables_of
 from tests.distributed.ranks import on_ranks
