@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.nn.embedding_fields import EmbeddingFields, select_fields
+from adaftr_fast.nn.embedding import FusedEmbedding, select_fields
 from adaftr_fast.nn.mlp import Tower
 from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.ops.embedding.reference.lookup import check_columns
@@ -78,7 +78,7 @@ class FieldAttention(nn.Module):
         self.others = [f for f in range(len(self.widths)) if f not in self.targets]
         self.units = ModuleList(TargetAttention(self.widths[f], hidden) for f in self.targets)
 
-    def forward(self, embedding: EmbeddingFields, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
+    def forward(self, embedding: FusedEmbedding, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Looks up ids.
 
         Args:
@@ -97,11 +97,11 @@ class FieldAttention(nn.Module):
         if offsets is None:
             check_columns("attention", ids, fields)
             ids, offsets = ids.flatten(), torch.arange(ids.numel() + 1, device=ids.device)
-        kept, starts, _ = select_fields(self.others, ids, offsets, None, fields)
-        parts = embedding(kept, starts).split([self.widths[f] for f in self.others], 1)
+        bags = select_fields(self.others, ids, offsets, None, fields)
+        parts = embedding(bags.ids, bags.offsets).split([self.widths[f] for f in self.others], 1)
         vectors = dict(zip(self.others, parts, strict=True))
         for unit, (f, target) in zip(self.units, self.targets.items(), strict=True):
-            tokens, starts, _ = select_fields([f], ids, offsets, None, fields, fill=0)
-            keys = embedding.look_up_field(str(target), tokens)
-            vectors[f] = unit(vectors[target], keys, starts)
+            bags = select_fields([f], ids, offsets, None, fields, fill=0)
+            keys = embedding.look_up_field(str(target), bags.ids)
+            vectors[f] = unit(vectors[target], keys, bags.offsets)
         return torch.cat([vectors[f] for f in range(fields)], 1)

@@ -75,7 +75,7 @@ class Installed:
 @pytest.fixture
 def on_serial(serial, monkeypatch):
     """Modules and optimizers on CPU tensors run the CUDA kernels."""
-    for module in ("ops.embedding.lookup", "ops.embedding.bags", "nn.embedding_fields", "optim.deferred"):
+    for module in ("ops.embedding.lookup", "ops.embedding.bags", "nn.embedding", "optim.deferred"):
         monkeypatch.setattr(f"adaftr_fast.{module}.runs_cuda_kernels", lambda tensor: True)
     installed = Installed(serial)
     yield installed
