@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from adaftr_fast.nn.deferred import DeferredParameter, flush
-from adaftr_fast.nn.embedding_table import EmbeddingTable
 from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least
 from adaftr_fast.optim.deferred import DeferredAdam
 from adaftr_fast.optim.dense import DenseAdam
@@ -83,8 +82,9 @@ class Adam(RowOptimizer):
                 f"missed steps, got a {type(weight).__name__}; take LazyAdam, or make the parameter an nn.Parameter"
             )
 
-    def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
+    def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
         self._deferred[weight] = DeferredAdam(weight, self._decoupled)
+        return {}
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self._deferred[weight]

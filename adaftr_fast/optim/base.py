@@ -148,6 +148,8 @@ class RowOptimizer(torch.optim.Optimizer):
     """
 
     _twin: ClassVar[type[torch.optim.Optimizer]]  # takes the steps of the parameters that are not tables
+    _op: ClassVar[Any]  # takes the step of a table, its state, the rows and gradients, lr and the scalars
+    _scalars: ClassVar[tuple[str, ...]]  # options of a group
     profile_hook_step = staticmethod(records_where_wanted)
 
     def __init__(self, params: Parameters, defaults: dict[str, Any], options: dict[str, Any]) -> None:
@@ -176,10 +178,10 @@ class RowOptimizer(torch.optim.Optimizer):
             self._check_table(weight)
         super().add_param_group({**param_group, "params": list(entries.values())})
         self._table_of |= tables
-        for weight, table in tables.items():
+        for weight in tables:
             flush(weight)  # an optimizer before this one may have deferred steps
             train_by(weight, self)
-            self._begin(weight, table)
+            self.state[weight] = self._new_state(weight)
         others = {**param_group, "params": [entry for each, entry in entries.items() if each not in tables]}
         made = self._twin([others], **self._twin_options(self.defaults))  # which may begin its state
         self._others.param_groups += made.param_groups
@@ -204,13 +206,14 @@ class RowOptimizer(torch.optim.Optimizer):
         """Returns the arguments of ``_twin``."""
         return defaults
 
-    def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
-        """Makes the state of one table."""
+    def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
+        """Returns the state of one table before its first step."""
         raise NotImplementedError
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         """Takes one step on rows [U] with gradients [U, E]."""
-        raise NotImplementedError
+        scalars = [group[name] for name in self._scalars]
+        self._op(weight, *self.state[weight].values(), rows, grad, float(group["lr"]), *scalars)
 
     def _entry(self, weight: nn.Parameter) -> dict[str, Tensor]:
         """Returns the state of one table: tensors with a row for each row of the table, and scalars."""

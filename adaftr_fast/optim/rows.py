@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import adaftr_fast.ops.embedding.optim  # noqa: F401  # defines the ops
-from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows
+from adaftr_fast.nn.embedding_table import insert_rows
 from adaftr_fast.ops.embedding.lookup import empty_table
 from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least
 from adaftr_fast.optim.dense import DenseAdam
@@ -36,16 +36,15 @@ class SGD(RowOptimizer):
     """
 
     _twin = torch.optim.SGD
+    _op = _ops.embedding_sgd_
+    _scalars = ("weight_decay",)
 
     def __init__(self, params: Parameters, lr: float = 1e-3, weight_decay: float = 0.0, **options: Any) -> None:
         check_at_least("SGD", 0, lr=lr, weight_decay=weight_decay)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, options)
 
-    def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
-        self.state[weight] = {}
-
-    def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        _ops.embedding_sgd_(weight, rows, grad, float(group["lr"]), group["weight_decay"])
+    def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
+        return {}
 
 
 class Adagrad(RowOptimizer):
@@ -61,6 +60,8 @@ class Adagrad(RowOptimizer):
     """
 
     _twin = torch.optim.Adagrad
+    _op = _ops.embedding_adagrad_
+    _scalars = ("weight_decay", "eps")
 
     def __init__(
         self,
@@ -84,12 +85,8 @@ class Adagrad(RowOptimizer):
         fresh = total.new_full((rows, *total.shape[1:]), self._initial)
         self.state[new]["sum"] = insert_rows(total, at, fresh)
 
-    def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
-        self.state[weight] = {"sum": state_table(weight, *weight.shape).fill_(self._initial)}
-
-    def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        total = self.state[weight]["sum"]
-        _ops.embedding_adagrad_(weight, total, rows, grad, float(group["lr"]), group["weight_decay"], group["eps"])
+    def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
+        return {"sum": state_table(weight, *weight.shape).fill_(self._initial)}
 
 
 class RowwiseAdagrad(Adagrad):
@@ -98,14 +95,10 @@ class RowwiseAdagrad(Adagrad):
     Parameters that are not tables have Adagrad's G, with a number per element.
     """
 
-    def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
-        self.state[weight] = {"sum": state_table(weight, len(weight)).fill_(self._initial)}
+    _op = _ops.embedding_rowwise_adagrad_
 
-    def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        total = self.state[weight]["sum"]
-        _ops.embedding_rowwise_adagrad_(
-            weight, total, rows, grad, float(group["lr"]), group["weight_decay"], group["eps"]
-        )
+    def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
+        return {"sum": state_table(weight, len(weight)).fill_(self._initial)}
 
 
 class LazyAdam(RowOptimizer):
@@ -138,9 +131,9 @@ class LazyAdam(RowOptimizer):
         check_betas("LazyAdam", betas)
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, options)
 
-    def _begin(self, weight: nn.Parameter, table: EmbeddingTable) -> None:
+    def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
         rows, width = weight.shape
-        self.state[weight] = {"step": 0, "moments": state_table(weight, rows, 2, width)}
+        return {"step": 0, "moments": state_table(weight, rows, 2, width)}
 
     def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
