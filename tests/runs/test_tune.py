@@ -137,9 +137,12 @@ def test_a_search_killed_after_its_last_trial_leaves_the_weights_of_the_best_onl
     assert len(list(tmp_path.glob("out/trials/*/best/weights-*"))) == 1
 
 
-def test_one_task_may_count(search):
+def test_one_task_may_count(search, tmp_path):
     (best,) = tune(search(task="conversion"), 1).study.trials
-    assert best.value in best.intermediate_values.values()
+    lines = (tmp_path / "out/trials/0000/metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line)["validation"]["conversion"]["auc"] for line in lines]
+    assert [*best.intermediate_values.values()] == found
+    assert best.value in found  # that of the best epoch, by all tasks
     with pytest.raises(ConfigError, match="--task: expected one of click, conversion, got 'buy'"):
         search(task="buy")
 
