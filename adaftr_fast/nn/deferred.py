@@ -23,8 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-import adaftr_fast.ops.embedding.bags
-import adaftr_fast.ops.embedding.squares  # noqa: F401  # both define look-ups
+import adaftr_fast.ops.embedding.bags  # noqa: F401  # defines the look-ups
 
 
 class Steps(Protocol):
@@ -113,7 +112,7 @@ _DIFFERENTIATE = (torch.autograd.grad, torch.autograd.backward)
 _ops = torch.ops.adaftr_fast
 _LOOK_UPS = frozenset(
     each
-    for op in (_ops.deferred_embedding, _ops.embedding_and_squares, _ops.embedding_bags)
+    for op in (_ops.fused_embedding, _ops.embedding_and_squares, _ops.embedding_bags)
     for each in (op, op.default)  # as torch.compile, and as eager code calls it
 )
 

@@ -19,8 +19,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from adaftr_fast.nn.deferred import flush, held
 from adaftr_fast.ops.embedding.bags import embedding_bags
-from adaftr_fast.ops.embedding.lookup import coalesce_unless_on_cuda, empty_table, fused_embedding
-from adaftr_fast.ops.embedding.squares import embedding_and_squares
+from adaftr_fast.ops.embedding.lookup import (
+    coalesce_unless_on_cuda,
+    embedding_and_squares,
+    empty_table,
+    fused_embedding,
+)
 
 
 class GrowsWithTable(Protocol):

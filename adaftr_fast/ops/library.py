@@ -35,6 +35,33 @@ def _warns_first(reference: Callable[..., Any]) -> Callable[..., Any]:
 library = _Library("adaftr_fast", "DEF")
 
 
+def define(
+    schema: str,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any] | None = None,
+    *,
+    key: str = "CompositeExplicitAutograd",
+) -> None:
+    """Defines an op.
+
+    Args:
+        schema: its name, arguments and outputs.
+        reference: computes it in plain PyTorch, on every device that has no kernel of its own.
+        fake: returns empty outputs of the right shapes and types, for torch.compile.
+        key: "CompositeImplicitAutograd" lets PyTorch differentiate the reference.
+    """
+    name = schema.partition("(")[0]
+    library.define(schema)
+    library.impl(name, reference, key)
+    if fake is not None:
+        torch.library.register_fake(f"adaftr_fast::{name}", fake, lib=library)
+
+
+def key_of_cpp_gradient() -> str:
+    """Returns the key of a reference whose gradient C++ registers; without C++, PyTorch differentiates it."""
+    return "CompositeExplicitAutograd" if is_built() else "CompositeImplicitAutograd"
+
+
 def is_eager() -> bool:
     """Returns whether C++ autograd functions may run: not traced by torch.compile, in torch.func or in forward mode."""
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:

@@ -30,8 +30,8 @@ from adaftr_fast.errors import ServingError
 from adaftr_fast.models.base import MultiTaskModel
 
 
-def plain_lookup(weight: Tensor, ids: Tensor, field_offsets: Tensor) -> Tensor:
-    """Computes ``fused_embedding``."""
+def plain_lookup(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
+    """Computes ``fused_embedding``; deferred updates have been applied, so ``state`` is empty."""
     ids = torch.where((ids < 0) | (ids >= field_offsets.diff()), 0, ids)
     return nn.functional.embedding(ids + field_offsets[:-1], weight).flatten(1)
 

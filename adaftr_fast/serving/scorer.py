@@ -26,7 +26,7 @@ from adaftr_fast.data.encode.encoders import Encoder, encode_features
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ServingError
 
-VERSION = 2
+VERSION = 3
 ABOUT = "serving.json"
 PROGRAM = "model.pt2"
 AOT = "model.aot.pt2"

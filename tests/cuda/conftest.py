@@ -12,7 +12,6 @@ import adaftr_fast  # noqa: F401  # defines the ops
 ROOT = Path(__file__).parents[2]
 OPS = (
     "fused_embedding",
-    "deferred_embedding",
     "embedding_rows",
     "merge_rows",
     "embedding_sgd_",

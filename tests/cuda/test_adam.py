@@ -47,7 +47,7 @@ def test_equals_the_cpu_kernels(serial):
         torch.manual_seed(0)
         kernels = torch.library.Library("adaftr_fast", "IMPL", "CPU")
         if on == "serial":
-            for name in ("embedding_adam_", "embedding_adam_flush_", "deferred_embedding", "embedding_bags"):
+            for name in ("embedding_adam_", "embedding_adam_flush_", "fused_embedding", "embedding_bags"):
                 kernels.impl(name, getattr(serial, name).default, "CPU", allow_override=True)
         emb = FusedEmbedding(SIZES, 8)
         optimizer = optim.AdamW(emb, lr=0.01)
@@ -89,7 +89,7 @@ def test_launches_are_those_of_the_documentation(serial):
     deferred.configure(emb.weight, (0.9, 0.999), 1e-8, 0.0)
     rows, grad = torch.zeros(600, dtype=torch.int64), torch.ones(600, 8)
     calls = {
-        "look-up": (1, lambda: serial.fused_embedding(weight, ids, emb.offsets)),
+        "look-up": (1, lambda: serial.fused_embedding(weight, ids, emb.offsets, [])),
         "gradient": (1, lambda: serial.embedding_rows(ids, emb.offsets)),
         "update": (1 + 2, lambda: serial.embedding_sgd_(weight, rows, grad, 0.1, 0.0)),
         "Adam": (1 + 2 + 2, lambda: serial.embedding_adam_(weight, deferred.tensors, rows, grad, 0.1)),

@@ -24,7 +24,7 @@ def test_copies_rows(serial, lanes, dtype):
         emb = FusedEmbedding(SIZES, width, dtype=dtype)
         batch, id_type = (0, 1, 40, 257)[number % 4], (torch.int32, torch.int64)[number // 2 % 2]
         ids = ids_for(batch, dtype=id_type)
-        out = serial.fused_embedding(emb.weight.detach(), ids, emb.offsets)
+        out = serial.fused_embedding(emb.weight.detach(), ids, emb.offsets, [])
         assert torch.equal(out, reference.fused_embedding(emb.weight.detach(), ids, emb.offsets))
 
 
@@ -32,7 +32,9 @@ def test_non_contiguous_ids_and_an_unaligned_table(serial):
     weight = torch.randn(1 + 78 * 8)[1:].view(78, 8)
     offsets = FusedEmbedding(SIZES, 8).offsets
     ids = ids_for(80)[::2]
-    assert torch.equal(serial.fused_embedding(weight, ids, offsets), reference.fused_embedding(weight, ids, offsets))
+    assert torch.equal(
+        serial.fused_embedding(weight, ids, offsets, []), reference.fused_embedding(weight, ids, offsets)
+    )
 
 
 @pytest.mark.parametrize("bad", [-1, 7, 2**40, -(2**63)])
@@ -40,12 +42,12 @@ def test_a_bad_id_gives_zeros_and_is_raised_by_the_next_op(serial, bad):
     emb, ids = FusedEmbedding(SIZES, 8), ids_for(40)
     ids[20, 3] = bad
     weight = emb.weight.detach()
-    out = serial.fused_embedding(weight, ids, emb.offsets).view(40, 4, 8)
+    out = serial.fused_embedding(weight, ids, emb.offsets, []).view(40, 4, 8)
     assert (out[20, 3] == 0).all()
     message = f"row 20: {bad} is out of range for field 3 of its table, whose ids are 0 to 6"
     with pytest.raises(IndexError, match=message):
-        serial.fused_embedding(weight, ids_for(2), emb.offsets)
-    serial.fused_embedding(weight, ids_for(2), emb.offsets)  # it is raised once
+        serial.fused_embedding(weight, ids_for(2), emb.offsets, [])
+    serial.fused_embedding(weight, ids_for(2), emb.offsets, [])  # it is raised once
 
 
 def test_a_bad_id_moves_no_row(serial):
@@ -58,14 +60,14 @@ def test_a_bad_id_is_raised_on_request(serial):
     emb, ids = FusedEmbedding(SIZES, 8), ids_for(40)
     serial.raise_reported(ids)
     ids[3, 0] = 50
-    serial.fused_embedding(emb.weight.detach(), ids, emb.offsets)
+    serial.fused_embedding(emb.weight.detach(), ids, emb.offsets, [])
     with pytest.raises(IndexError, match="row 3: 50 is out of range for field 0 of its table, whose ids are 0 to 49"):
         serial.raise_reported(ids)
     serial.raise_reported(ids)
 
 
 def test_field_offsets_beyond_the_table_read_nothing_outside(serial):
-    out = serial.fused_embedding(torch.ones(5, 4), torch.tensor([[6]]), torch.tensor([0, 9]))
+    out = serial.fused_embedding(torch.ones(5, 4), torch.tensor([[6]]), torch.tensor([0, 9]), [])
     assert torch.equal(out, torch.zeros(1, 4))
     with pytest.raises(ValueError, match="field_offsets must rise within 0 to 5 rows of the table, got row 6"):
         serial.raise_reported(out)
@@ -81,7 +83,7 @@ def test_field_offsets_beyond_the_table_read_nothing_outside(serial):
 )
 def test_wrong_arguments(serial, weight, ids, error):
     with pytest.raises((ValueError, TypeError), match=error):
-        serial.fused_embedding(weight, ids, torch.tensor([0, 5]))
+        serial.fused_embedding(weight, ids, torch.tensor([0, 5]), [])
 
 
 def test_divisions_by_a_multiplication(serial):
@@ -90,4 +92,4 @@ def test_divisions_by_a_multiplication(serial):
         emb = FusedEmbedding([3] * fields, 2)
         ids = torch.randint(0, 3, (2000 // fields + 2, fields))
         expected = reference.fused_embedding(emb.weight.detach(), ids, emb.offsets)
-        assert torch.equal(serial.fused_embedding(emb.weight.detach(), ids, emb.offsets), expected)
+        assert torch.equal(serial.fused_embedding(emb.weight.detach(), ids, emb.offsets, []), expected)

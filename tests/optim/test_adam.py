@@ -203,7 +203,7 @@ def test_opcheck():
     weight, state = stored(emb.weight), missed_steps(emb.weight).tensors
     assert emb(torch.zeros(0, 3, dtype=torch.int64)).shape == (0, 24)
     ops = torch.ops.adaftr_fast
-    torch.library.opcheck(ops.deferred_embedding, (weight, torch.zeros(4, 3, dtype=torch.int64), emb.offsets, state))
+    torch.library.opcheck(ops.fused_embedding, (weight, torch.zeros(4, 3, dtype=torch.int64), emb.offsets, state))
     torch.library.opcheck(ops.embedding_sgd_, (weight, rows, grad, 0.1, 0.0))
     # A step of Adam increments the step count, so opcheck's repeated calls on one state would differ.
     torch.library.opcheck(ops.embedding_adam_, (weight, state, rows, grad, 0.1), test_utils="test_schema")

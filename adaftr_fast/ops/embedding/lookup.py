@@ -1,13 +1,17 @@
 """Ops of the multi-field embedding: the look-ups, and the backward that merges duplicate ids.
 
-``deferred_embedding`` looks up the current values of rows whose steps of Adam are deferred; it writes nothing.
-``adaftr_fast/ops/embedding/reference/optim.py`` describes the state.
+With the state of a deferred Adam (``adaftr_fast/ops/embedding/reference/optim.py`` describes it), a look-up reads rows
+at their current values; it writes nothing.
 
 Shapes: B batch, F fields, E width, R rows of all fields, U distinct rows of one batch.
 
 The gradient of ``weight`` is a sparse tensor whose indices are strictly increasing. Graphs of ``torch.compile`` return
 one with a row per look-up, because a graph breaks at an op whose result depends on values in its size; a hook of the
 parameter merges the rows outside of the graph.
+
+``embedding_and_squares`` also returns the sum of the squares of its result, for a penalty on the looked-up rows. The
+gradient of the penalty is added where the gradients of the look-ups are merged, so that none of the size of the
+look-ups [B, F * E] is written for it.
 
 ``field_offsets`` holds the first row of each field.
 """
@@ -22,52 +26,8 @@ from torch import Tensor
 
 from adaftr_fast._extension import has_cuda_kernels, is_built
 from adaftr_fast.ops.embedding.reference import lookup as reference
-from adaftr_fast.ops.embedding.reference.optim import deferred_embedding
-from adaftr_fast.ops.library import library
-
-library.define("fused_embedding(Tensor weight, Tensor ids, Tensor field_offsets) -> Tensor")
-library.define("deferred_embedding(Tensor weight, Tensor ids, Tensor field_offsets, Tensor[] state) -> Tensor")
-library.define("fused_embedding_backward(Tensor grad, Tensor ids, Tensor field_offsets, int width) -> (Tensor, Tensor)")
-library.define("embedding_rows(Tensor ids, Tensor field_offsets) -> Tensor")
-library.define("merge_rows(Tensor rows, Tensor grad, int num_rows) -> (Tensor, Tensor)")
-library.define("strictly_rising(Tensor rows) -> bool")
-library.define("raise_reported(Tensor device) -> ()")
-library.define("advise_huge_pages_(Tensor(a!) table) -> ()")
-library.impl("fused_embedding", reference.fused_embedding, "CompositeExplicitAutograd")
-library.impl("deferred_embedding", deferred_embedding, "CompositeExplicitAutograd")
-library.impl("fused_embedding_backward", reference.fused_embedding_backward, "CompositeExplicitAutograd")
-library.impl("embedding_rows", reference.embedding_rows, "CompositeExplicitAutograd")
-library.impl("merge_rows", reference.merge_rows, "CompositeExplicitAutograd")
-library.impl("strictly_rising", reference.strictly_rising, "CompositeExplicitAutograd")
-library.impl("raise_reported", lambda device: None, "CompositeExplicitAutograd")
-library.impl("advise_huge_pages_", lambda table: None, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("adaftr_fast::fused_embedding", lib=library)
-@torch.library.register_fake("adaftr_fast::deferred_embedding", lib=library)
-def _embedding_fake(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor] = ()) -> Tensor:
-    return weight.new_empty(ids.shape[0], ids.shape[1] * weight.shape[1])
-
-
-@torch.library.register_fake("adaftr_fast::fused_embedding_backward", lib=library)
-def _fused_embedding_backward_fake(
-    grad: Tensor, ids: Tensor, field_offsets: Tensor, width: int
-) -> tuple[Tensor, Tensor]:
-    unique = torch.library.get_ctx().new_dynamic_size()
-    return ids.new_empty(unique, dtype=torch.int64), grad.new_empty(unique, width)
-
-
-@torch.library.register_fake("adaftr_fast::embedding_rows", lib=library)
-def _embedding_rows_fake(ids: Tensor, field_offsets: Tensor) -> Tensor:
-    return field_offsets.new_empty(ids.numel())
-
-
-@torch.library.register_fake("adaftr_fast::merge_rows", lib=library)
-def _merge_rows_fake(rows: Tensor, grad: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    if runs_cuda_kernels(grad):
-        return torch.empty_like(rows), torch.empty_like(grad)
-    unique = torch.library.get_ctx().new_dynamic_size()
-    return rows.new_empty(unique), grad.new_empty(unique, grad.shape[1])
+from adaftr_fast.ops.library import define, key_of_cpp_gradient, library
+from adaftr_fast.ops.norms import squared_norm
 
 
 def runs_cuda_kernels(tensor: Tensor) -> bool:
@@ -87,11 +47,62 @@ def merges_later(grad: Tensor) -> bool:
     return runs_cuda_kernels(grad) or type(grad) is not Tensor
 
 
+def _merged_fake(grad: Tensor, ids: Tensor, field_offsets: Tensor, width: int, *_: Tensor) -> tuple[Tensor, Tensor]:
+    unique = torch.library.get_ctx().new_dynamic_size()
+    return ids.new_empty(unique, dtype=torch.int64), grad.new_empty(unique, width)
+
+
+def _merge_rows_fake(rows: Tensor, grad: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    unique = rows.shape[0] if runs_cuda_kernels(grad) else torch.library.get_ctx().new_dynamic_size()
+    return rows.new_empty(unique), grad.new_empty(unique, grad.shape[1])
+
+
+def _embedding_and_squares(
+    weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    looked_up = fused_embedding(weight, ids, field_offsets, state)
+    return looked_up, squared_norm([looked_up])
+
+
+_IDS = "Tensor ids, Tensor field_offsets"
+define(
+    f"fused_embedding(Tensor weight, {_IDS}, Tensor[] state) -> Tensor",
+    reference.fused_embedding,
+    lambda weight, ids, *_: weight.new_empty(ids.shape[0], ids.shape[1] * weight.shape[1]),
+)
+define(
+    f"fused_embedding_backward(Tensor grad, {_IDS}, int width) -> (Tensor, Tensor)",
+    reference.fused_embedding_backward,
+    _merged_fake,
+)
+define(
+    f"embedding_and_squares(Tensor weight, {_IDS}, Tensor[] state) -> (Tensor, Tensor)",
+    _embedding_and_squares,
+    key=key_of_cpp_gradient(),
+)
+define(
+    f"embedding_and_squares_backward(Tensor grad, {_IDS}, int width, Tensor looked_up, Tensor of_squares)"
+    " -> (Tensor, Tensor)",
+    reference.embedding_and_squares_backward,
+    _merged_fake,
+)
+define(
+    f"embedding_rows({_IDS}) -> Tensor",
+    reference.embedding_rows,
+    lambda ids, field_offsets: field_offsets.new_empty(ids.numel()),
+)
+define("merge_rows(Tensor rows, Tensor grad, int num_rows) -> (Tensor, Tensor)", reference.merge_rows, _merge_rows_fake)
+define("strictly_rising(Tensor rows) -> bool", reference.strictly_rising)
+define("raise_reported(Tensor device) -> ()", lambda device: None)
+define("advise_huge_pages_(Tensor(a!) table) -> ()", lambda table: None)
+_ops = torch.ops.adaftr_fast
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    weight, ids, field_offsets, *states = inputs
+    weight, ids, field_offsets, state = inputs
     ctx.save_for_backward(ids, field_offsets)
     ctx.shape = weight.shape
-    ctx.states = [[None] * len(state) for state in states]
+    ctx.no_gradients = [None] * len(state)
 
 
 def _uncoalesced(grad: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
@@ -106,8 +117,8 @@ def sparse_gradient(grad: Tensor, ids: Tensor, field_offsets: Tensor, shape: tor
     if torch.is_grad_enabled():  # create_graph=True: PyTorch's own ops can be differentiated again
         return _uncoalesced(grad, reference.embedding_rows(ids, field_offsets), shape).coalesce()
     if merges_later(grad):
-        return _uncoalesced(grad, torch.ops.adaftr_fast.embedding_rows(ids, field_offsets), shape)
-    rows, values = torch.ops.adaftr_fast.fused_embedding_backward(grad, ids, field_offsets, shape[1])
+        return _uncoalesced(grad, _ops.embedding_rows(ids, field_offsets), shape)
+    rows, values = _ops.fused_embedding_backward(grad, ids, field_offsets, shape[1])
     # The rows are in range, distinct and sorted, so there is nothing to check or merge.
     return torch.sparse_coo_tensor(rows[None], values, shape, is_coalesced=True, check_invariants=False)
 
@@ -115,12 +126,13 @@ def sparse_gradient(grad: Tensor, ids: Tensor, field_offsets: Tensor, shape: tor
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:
     ids, field_offsets = ctx.saved_tensors
     # The deferred steps do not depend on this batch, so the gradient is that of the plain look-up.
-    return sparse_gradient(grad, ids, field_offsets, ctx.shape), None, None, *ctx.states
+    return sparse_gradient(grad, ids, field_offsets, ctx.shape), None, None, ctx.no_gradients
 
 
 if not is_built():  # csrc/cpu/embedding/autograd.cpp registers a faster formula
-    for _name in ("fused_embedding", "deferred_embedding"):
-        torch.library.register_autograd(f"adaftr_fast::{_name}", _backward, setup_context=_setup_context, lib=library)
+    torch.library.register_autograd(
+        "adaftr_fast::fused_embedding", _backward, setup_context=_setup_context, lib=library
+    )
 
 
 def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor] = ()) -> Tensor:
@@ -144,9 +156,23 @@ def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: S
         TypeError: ids are neither int32 nor int64.
         ValueError: an argument has the wrong shape.
     """
-    if state:
-        return torch.ops.adaftr_fast.deferred_embedding(weight, ids, field_offsets, state)
-    return torch.ops.adaftr_fast.fused_embedding(weight, ids, field_offsets)
+    looked_up: Tensor = _ops.fused_embedding(weight, ids, field_offsets, state)
+    return looked_up
+
+
+def embedding_and_squares(
+    weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Looks up as :func:`fused_embedding`.
+
+    Returns:
+        The rows [B, F * E], and the sum of the squares of their elements, 0-dim. Both pass a gradient to ``weight``.
+
+    Raises:
+        IndexError, TypeError, ValueError: see :func:`fused_embedding`.
+    """
+    looked_up, squares = _ops.embedding_and_squares(weight, ids, field_offsets, state)
+    return looked_up, squares
 
 
 def coalesce_gradient(weight: Tensor) -> None:
@@ -164,15 +190,15 @@ def coalesce_gradient(weight: Tensor) -> None:
         return
     rows = grad._indices()[0]
     if runs_cuda_kernels(grad):
-        rows, values = torch.ops.adaftr_fast.merge_rows(rows, grad._values(), weight.shape[0])
+        rows, values = _ops.merge_rows(rows, grad._values(), weight.shape[0])
         weight.grad = torch.sparse_coo_tensor(rows[None], values, weight.shape, check_invariants=False)
         return
-    if torch.ops.adaftr_fast.strictly_rising(rows):
+    if _ops.strictly_rising(rows):
         grad._coalesced_(True)
         return
     # Merging duplicate rows is the backward of a look-up in a single field of R rows.
     field_offsets = torch.tensor([0, weight.shape[0]], device=rows.device)
-    merge = torch.ops.adaftr_fast.fused_embedding_backward
+    merge = _ops.fused_embedding_backward
     rows, values = merge(grad._values(), rows[:, None], field_offsets, weight.shape[1])
     weight.grad = torch.sparse_coo_tensor(rows[None], values, weight.shape, is_coalesced=True, check_invariants=False)
 
@@ -194,11 +220,11 @@ def raise_bad_ids(device: torch.device) -> None:
         ValueError: the offsets of bags did not rise from 0 to the number of ids.
     """
     if device.type == "cuda" and has_cuda_kernels():
-        torch.ops.adaftr_fast.raise_reported(torch.empty(0, device=device))
+        _ops.raise_reported(torch.empty(0, device=device))
 
 
 def empty_table(*size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """Returns an uninitialised tensor for random row access; on the CPU it advises the system to use huge pages."""
     table = torch.empty(*size, device=device, dtype=dtype)
-    torch.ops.adaftr_fast.advise_huge_pages_(table)
+    _ops.advise_huge_pages_(table)
     return table

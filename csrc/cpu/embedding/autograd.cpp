@@ -19,17 +19,10 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-at::Tensor lookup(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets) {
-  using Op = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&);
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::fused_embedding", "").typed<Op>();
-  return op.call(weight, ids, field_offsets);
-}
-
-at::Tensor deferred_lookup(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets,
-                           at::TensorList state) {
+at::Tensor lookup(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets,
+                  at::TensorList state) {
   using Op = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, at::TensorList);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::deferred_embedding", "").typed<Op>();
+  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::fused_embedding", "").typed<Op>();
   return op.call(weight, ids, field_offsets, state);
 }
 
@@ -39,8 +32,10 @@ at::Tensor sum_of_squares(const at::Tensor& x) {
   return op.call({x}, {1.0});
 }
 
-void save(AutogradContext* ctx, const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets) {
+void save(AutogradContext* ctx, const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets,
+          at::TensorList state) {
   ctx->save_for_backward(variable_list{ids, field_offsets});
+  ctx->saved_data["inputs"] = static_cast<int64_t>(3 + state.size());
   ctx->saved_data["rows"] = weight.sym_size(0);
   ctx->saved_data["width"] = weight.sym_size(1);
 }
@@ -110,30 +105,16 @@ at::Tensor sparse_gradient_with_squares(AutogradContext* ctx, const at::Tensor& 
   return merged_gradient(op.call(grad, saved[0], saved[1], width, looked_up, of_squares), rows, width);
 }
 
+// The missed steps in `state` do not depend on what is looked up: the gradient is that of the stored rows.
 struct Lookup : torch::autograd::Function<Lookup> {
-  static Variable forward(AutogradContext* ctx, const Variable& weight, const Variable& ids,
-                          const Variable& field_offsets) {
-    const at::AutoDispatchBelowADInplaceOrView below;
-    save(ctx, weight, ids, field_offsets);
-    return lookup(weight, ids, field_offsets);
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    return {sparse_gradient(ctx, grads[0]), Variable(), Variable()};
-  }
-};
-
-struct DeferredLookup : torch::autograd::Function<DeferredLookup> {
   static Variable forward(AutogradContext* ctx, const Variable& weight, const Variable& ids,
                           const Variable& field_offsets, at::TensorList state) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    save(ctx, weight, ids, field_offsets);
-    ctx->saved_data["inputs"] = static_cast<int64_t>(3 + state.size());
-    return deferred_lookup(weight, ids, field_offsets, state);
+    save(ctx, weight, ids, field_offsets, state);
+    return lookup(weight, ids, field_offsets, state);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    // The missed steps do not depend on what is looked up: the gradient is that of the plain look-up.
     variable_list gradients(ctx->saved_data["inputs"].toInt());
     gradients[0] = sparse_gradient(ctx, grads[0]);
     return gradients;
@@ -144,12 +125,10 @@ struct LookupAndSquares : torch::autograd::Function<LookupAndSquares> {
   static variable_list forward(AutogradContext* ctx, const Variable& weight, const Variable& ids,
                                const Variable& field_offsets, at::TensorList state) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    const at::Tensor looked_up =
-        state.empty() ? lookup(weight, ids, field_offsets) : deferred_lookup(weight, ids, field_offsets, state);
-    save(ctx, weight, ids, field_offsets);
+    const at::Tensor looked_up = lookup(weight, ids, field_offsets, state);
+    save(ctx, weight, ids, field_offsets, state);
     ctx->save_for_backward(variable_list{ids, field_offsets, looked_up});
     ctx->set_materialize_grads(false);
-    ctx->saved_data["inputs"] = static_cast<int64_t>(3 + state.size());
     return {looked_up, sum_of_squares(looked_up)};
   }
 
@@ -160,13 +139,9 @@ struct LookupAndSquares : torch::autograd::Function<LookupAndSquares> {
   }
 };
 
-at::Tensor differentiable_lookup(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets) {
-  return Lookup::apply(weight, ids, field_offsets);
-}
-
-at::Tensor differentiable_deferred(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets,
-                                   at::TensorList state) {
-  return DeferredLookup::apply(weight, ids, field_offsets, state);
+at::Tensor differentiable_lookup(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets,
+                                 at::TensorList state) {
+  return Lookup::apply(weight, ids, field_offsets, state);
 }
 
 std::tuple<at::Tensor, at::Tensor> differentiable_squares(const at::Tensor& weight, const at::Tensor& ids,
@@ -179,7 +154,6 @@ std::tuple<at::Tensor, at::Tensor> differentiable_squares(const at::Tensor& weig
 
 TORCH_LIBRARY_IMPL(adaftr_fast, Autograd, m) {
   m.impl("fused_embedding", differentiable_lookup);
-  m.impl("deferred_embedding", differentiable_deferred);
   m.impl("embedding_and_squares", differentiable_squares);
 }
 

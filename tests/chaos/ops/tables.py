@@ -108,8 +108,7 @@ def lookup(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None]
 
 def reference_current(weight: Tensor, ids: Tensor, starts: Tensor, state: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Returns the current rows of a deferred Adam in float64, and in the type of the table."""
-    from adaftr_fast.ops.embedding.reference.optim import deferred_embedding as look_up
-
+    look_up = reference.fused_embedding
     return look_up(weight.double(), ids, starts, widened(state)), look_up(weight, ids, starts, state)
 
 

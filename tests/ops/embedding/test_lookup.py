@@ -140,8 +140,8 @@ def test_opcheck():
     # test_aot_dispatch_dynamic compares gradients with a function that does not support sparse tensors;
     # tests/nn/embedding/test_compile.py tests the sparse gradient under torch.compile.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding, (weight, ids, field_offsets), test_utils=checks)
-    torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding, (weight.detach(), ids, field_offsets))
+    torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding, (weight, ids, field_offsets, []), test_utils=checks)
+    torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding, (weight.detach(), ids, field_offsets, []))
     arguments = (torch.randn(6, 6), ids, field_offsets, 3)
     torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding_backward, arguments)
 

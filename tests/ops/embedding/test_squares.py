@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import adaftr_fast as af
+from adaftr_fast.ops.embedding.lookup import embedding_and_squares
 from adaftr_fast.ops.embedding.reference import lookup as reference
-from adaftr_fast.ops.embedding.squares import embedding_and_squares
 from tests.ops.embedding.test_lookup import Densify, field_offsets_of, random_ids
 from tests.ops.marks import on_kernels
 from tests.tolerances import assert_as_accurate

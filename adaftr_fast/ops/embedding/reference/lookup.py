@@ -8,8 +8,12 @@ gradients of its look-ups, ``dweight[r] = sum over (b, f) with field_offsets[f] 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from adaftr_fast.ops.embedding.reference.optim import caught_up
 
 
 def check_fields(op: str, field_offsets: Tensor) -> None:
@@ -40,19 +44,21 @@ def check_ids(op: str, ids: Tensor, field_offsets: Tensor) -> None:
         )
 
 
-def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor) -> Tensor:
-    """Looks up weight [R, E] at ids [B, F]; the rows of field f begin at ``field_offsets[f]`` -> [B, F * E]."""
+def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor] = ()) -> Tensor:
+    """Looks up weight [R, E] at ids [B, F]; the rows of field f begin at ``field_offsets[f]`` -> [B, F * E].
+
+    With the ``state`` of a deferred Adam, rows that have skipped steps are read at their current values.
+    """
     check_ids("fused_embedding", ids, field_offsets)
-    return weight[ids + field_offsets[:-1]].flatten(1)  # [B, F * E]
+    rows = embedding_rows(ids, field_offsets)
+    found = caught_up(weight, state, rows)[0].to(weight.dtype) if state else weight[rows]
+    return found.reshape(len(ids), ids.shape[1] * weight.shape[1])
 
 
 def fused_embedding_backward(grad: Tensor, ids: Tensor, field_offsets: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Merges grad [B, F * E] -> the distinct rows in ascending order [U], and their summed gradients [U, E]."""
     check_ids("fused_embedding_backward", ids, field_offsets)
-    rows, inverse = torch.unique(ids + field_offsets[:-1], return_inverse=True)  # [U], [B, F]
-    values = grad.new_zeros(len(rows), width)  # [U, E]
-    values.index_add_(0, inverse.flatten(), grad.reshape(-1, width))
-    return rows, values
+    return merge_rows(embedding_rows(ids, field_offsets), grad.reshape(-1, width))
 
 
 def embedding_and_squares_backward(
@@ -70,9 +76,10 @@ def embedding_rows(ids: Tensor, field_offsets: Tensor) -> Tensor:
     return (ids + field_offsets[:-1]).flatten()
 
 
-def merge_rows(rows: Tensor, grad: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+def merge_rows(rows: Tensor, grad: Tensor, num_rows: int = 0) -> tuple[Tensor, Tensor]:
     """Sums the gradients grad [M, E] of each row -> the distinct rows in ascending order [U], and their sums [U, E]."""
-    return fused_embedding_backward(grad, rows[:, None], rows.new_tensor([0, num_rows]), grad.shape[1])
+    unique, inverse = torch.unique(rows, return_inverse=True)
+    return unique, grad.new_zeros(len(unique), grad.shape[1]).index_add_(0, inverse, grad)
 
 
 def strictly_rising(rows: Tensor) -> bool:

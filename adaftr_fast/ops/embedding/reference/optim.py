@@ -10,8 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.embedding.reference.lookup import check_ids
-
 
 def _widen(rows: Tensor) -> Tensor:
     """Converts half precision, which is for storage only, to float32."""
@@ -109,13 +107,6 @@ def caught_up(weight: Tensor, state: Sequence[Tensor], rows: Tensor) -> tuple[Te
         stepped = _dense_step(w, m, v, 0.0, series[k - base, 5:].tolist(), clock)
         w, m, v = (torch.where(behind, new, old) for new, old in zip(stepped, (w, m, v), strict=True))
     return w, m, v
-
-
-def deferred_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
-    """Looks up the current values of rows that may have skipped steps: ids [B, F] -> [B, F * E]."""
-    check_ids("deferred_embedding", ids, field_offsets)
-    rows = (ids + field_offsets[:-1]).flatten()
-    return caught_up(weight, state, rows)[0].to(weight.dtype).reshape(len(ids), ids.shape[1] * weight.shape[1])
 
 
 def adam_(weight: Tensor, state: Sequence[Tensor], rows: Tensor, grad: Tensor, lr: float) -> None:

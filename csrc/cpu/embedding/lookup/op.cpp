@@ -12,26 +12,59 @@
 namespace adaftr_fast {
 namespace {
 
-template <typename Id>
-void run_lookup(const Ids<Id>& ids, const at::Tensor& weight, at::Tensor& out) {
+constexpr const char* kOp = "fused_embedding";
+
+template <typename Run>
+void run_lookup(const at::Tensor& ids, const at::Tensor& field_offsets, Run run) {
+  const at::Tensor dense_ids = ids.contiguous();
+  by_id_type(ids, [&](auto id) {
+    const auto all = ids_of<decltype(id)>(dense_ids, field_offsets);
+    std::atomic<int64_t> bad{-1};
+    parallel_for(all.batch, batch_grain(all.fields),
+                 [&](int64_t begin, int64_t end) { keep_smallest(bad, run(all, begin, end)); });
+    if (bad >= 0) raise_bad_id(kOp, all, bad);
+  });
+}
+
+// Rows as they are in memory, whatever their type.
+void look_up_stored(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets, at::Tensor& out) {
   const int64_t row_bytes = weight.size(1) * weight.element_size();
   const char* from = data_of<char>(weight);
   char* to = mutable_data_of<char>(out);
-  std::atomic<int64_t> bad{-1};
-  parallel_for(ids.batch, batch_grain(ids.fields), [&](int64_t begin, int64_t end) {
-    keep_smallest(bad, lookup_kernels<Id>().lookup(ids, from, row_bytes, to, begin, end));
+  run_lookup(ids, field_offsets, [&]<typename Id>(const Ids<Id>& all, int64_t begin, int64_t end) {
+    return lookup_kernels<Id>().lookup(all, from, row_bytes, to, begin, end);
   });
-  if (bad >= 0) raise_bad_id("fused_embedding", ids, bad);
 }
 
-at::Tensor fused_embedding(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets) {
-  check_ids("fused_embedding", ids, field_offsets);
-  check_weight("fused_embedding", weight);
-  check_field_offsets("fused_embedding", field_offsets, weight.size(0));
+// Rows at their current values, where a deferred Adam has steps to apply.
+template <typename W>
+void look_up_current(const AdamTable<W>& table, const at::Tensor& ids, const at::Tensor& field_offsets,
+                     at::Tensor& out) {
+  W* to = mutable_data_of<W>(out);
+  run_lookup(ids, field_offsets, [&]<typename Id>(const Ids<Id>& all, int64_t begin, int64_t end) {
+    const auto& kernels = typed_kernels<W>().adam;
+    if constexpr (sizeof(Id) == sizeof(int32_t)) {
+      return kernels.lookup32(all, table, to, begin, end);
+    } else {
+      return kernels.lookup64(all, table, to, begin, end);
+    }
+  });
+}
+
+at::Tensor fused_embedding(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets,
+                           at::TensorList state) {
+  check_ids(kOp, ids, field_offsets);
+  check_weight(kOp, weight);
+  check_field_offsets(kOp, field_offsets, weight.size(0));
   at::Tensor out = cached_empty({ids.size(0), ids.size(1) * weight.size(1)}, weight.options());
   if (out.numel() == 0) return out;
-  const at::Tensor dense_ids = ids.contiguous();
-  by_id_type(ids, [&](auto id) { run_lookup(ids_of<decltype(id)>(dense_ids, field_offsets), weight, out); });
+  if (state.empty()) {
+    look_up_stored(weight, ids, field_offsets, out);
+  } else {
+    by_table_type(kOp, weight.scalar_type(), [&](auto w) {
+      look_up_current(adam_table<decltype(w)>(kOp, weight, state), ids, field_offsets, out);
+    });
+  }
   return out;
 }
 

@@ -3,7 +3,6 @@
 
 #include "cpu/embedding/checks.h"
 #include "cpu/embedding/kernels.h"
-#include "cpu/runtime/caching_allocator.h"
 #include "cpu/runtime/parallel.h"
 
 namespace adaftr_fast {
@@ -98,38 +97,6 @@ void adam_flush_(at::Tensor& weight, at::TensorList state) {
   });
 }
 
-template <typename W, typename Id>
-void run_deferred(const Ids<Id>& ids, const AdamTable<W>& table, W* out) {
-  std::atomic<int64_t> bad{-1};
-  parallel_for(ids.batch, batch_grain(ids.fields), [&](int64_t begin, int64_t end) {
-    const auto& kernels = typed_kernels<W>().adam;
-    if constexpr (sizeof(Id) == sizeof(int32_t)) {
-      keep_smallest(bad, kernels.lookup32(ids, table, out, begin, end));
-    } else {
-      keep_smallest(bad, kernels.lookup64(ids, table, out, begin, end));
-    }
-  });
-  if (bad >= 0) raise_bad_id("deferred_embedding", ids, bad);
-}
-
-at::Tensor deferred_embedding(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets,
-                              at::TensorList state) {
-  check_ids("deferred_embedding", ids, field_offsets);
-  check_weight("deferred_embedding", weight);
-  check_field_offsets("deferred_embedding", field_offsets, weight.size(0));
-  at::Tensor out = cached_empty({ids.size(0), ids.size(1) * weight.size(1)}, weight.options());
-  if (out.numel() == 0) return out;
-  const at::Tensor dense_ids = ids.contiguous();
-  by_table_type("deferred_embedding", weight.scalar_type(), [&](auto w) {
-    using W = decltype(w);
-    const AdamTable<W> table = adam_table<W>("deferred_embedding", weight, state);
-    by_id_type(ids, [&](auto id) {
-      run_deferred(ids_of<decltype(id)>(dense_ids, field_offsets), table, mutable_data_of<W>(out));
-    });
-  });
-  return out;
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
@@ -139,7 +106,6 @@ TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
   m.impl("embedding_lazy_adam_", lazy_adam_);
   m.impl("embedding_adam_", adam_);
   m.impl("embedding_adam_flush_", adam_flush_);
-  m.impl("deferred_embedding", deferred_embedding);
 }
 
 }  // namespace adaftr_fast
