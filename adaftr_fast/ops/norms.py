@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 
 from adaftr_fast._extension import is_built
-from adaftr_fast.ops.library import library
-
-library.define("squared_norm(Tensor[] tensors, float[] scales) -> Tensor")
-library.define("scaled(Tensor factor, Tensor[] tensors, float[] scales) -> Tensor[]")
+from adaftr_fast.ops.library import define, library
 
 
 def squared_norm(tensors: Sequence[Tensor], scales: Sequence[float] | None = None) -> Tensor:
@@ -57,18 +54,16 @@ def _scaled(factor: Tensor, tensors: Sequence[Tensor], scales: Sequence[float]) 
     return list(torch._foreach_mul([each.contiguous() for each in tensors], factors))
 
 
-library.impl("squared_norm", _squared_norm, "CompositeExplicitAutograd")
-library.impl("scaled", _scaled, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("adaftr_fast::squared_norm", lib=library)
-def _fake(tensors: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
-    return tensors[0].new_empty(())
-
-
-@torch.library.register_fake("adaftr_fast::scaled", lib=library)
-def _scaled_fake(factor: Tensor, tensors: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
-    return [each.new_empty(each.shape) for each in tensors]
+define(
+    "squared_norm(Tensor[] tensors, float[] scales) -> Tensor",
+    _squared_norm,
+    lambda tensors, scales: tensors[0].new_empty(()),
+)
+define(
+    "scaled(Tensor factor, Tensor[] tensors, float[] scales) -> Tensor[]",
+    _scaled,
+    lambda factor, tensors, scales: [each.new_empty(each.shape) for each in tensors],
+)
 
 
 def _setup(ctx: Any, inputs: tuple[Sequence[Tensor], Sequence[float]], output: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adaftr_fast.ops.embedding.reference.bags import factors, resolve_ids
-from adaftr_fast.ops.embedding.reference.lookup import embedding_rows
+from adaftr_fast.ops.embedding.reference.lookup import embedding_rows, merge_rows
 
 
 class StepLookup:
@@ -74,7 +74,7 @@ class StepLookup:
         else:
             bag, rows = resolve_ids("sharded_tables", self._ids, self._offsets, None, self._field_offsets)
             grad = grad[bag] * factors(bag, self._offsets, None, self._mean, grad.dtype)
-        _, merged = _merged(*_to_owners(*_merged(rows, grad), group))
+        _, merged = merge_rows(*_to_owners(*merge_rows(rows, grad), group))
         total = merged.square().sum()
         dist.all_reduce(total, group=group)
         return total / dist.get_world_size(group) ** 2
@@ -92,12 +92,6 @@ class StepLookup:
         if self._vectors.grad is None:
             self._vectors.grad = torch.zeros_like(self._vectors)
         return self._vectors.grad
-
-
-def _merged(rows: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Adds up the gradients [n, E] of equal rows [n] -> distinct rows [U] and [U, E]."""
-    distinct, place = rows.unique(return_inverse=True)
-    return distinct, grad.new_zeros(len(distinct), grad.shape[1]).index_add_(0, place, grad)
 
 
 def _to_owners(rows: Tensor, grad: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:

@@ -16,56 +16,48 @@ from torch import Tensor
 
 from adaftr_fast.ops.embedding.lookup import fused_embedding, merges_later, runs_cuda_kernels
 from adaftr_fast.ops.embedding.reference import bags as reference
-from adaftr_fast.ops.library import library
+from adaftr_fast.ops.library import define, library
 
 PAD = -1
 """The id at positions behind the last bag, which only ``select_bags`` on CUDA leaves."""
 
-_BAGS = "Tensor values, Tensor offsets, Tensor? per_sample_weights, Tensor field_offsets"
-library.define(f"embedding_bags(Tensor weight, {_BAGS}, bool mean, Tensor[] state) -> Tensor")
-library.define(f"embedding_bags_backward(Tensor grad, {_BAGS}, int width, bool mean) -> (Tensor, Tensor)")
-library.impl("embedding_bags", reference.embedding_bags, "CompositeExplicitAutograd")
-library.impl("embedding_bags_backward", reference.embedding_bags_backward, "CompositeExplicitAutograd")
-_SELECTED = "Tensor values, Tensor offsets, Tensor? per_sample_weights, int[] chosen, int fields"
-library.define(f"select_bags({_SELECTED}) -> (Tensor, Tensor)")
-library.impl("select_bags", reference.select_bags, "CompositeExplicitAutograd")
 
-
-@torch.library.register_fake("adaftr_fast::embedding_bags", lib=library)
-def _fake(
-    weight: Tensor,
-    values: Tensor,
-    offsets: Tensor,
-    per_sample_weights: Tensor | None,
-    field_offsets: Tensor,
-    mean: bool,
-    state: Sequence[Tensor],
-) -> Tensor:
+def _bags_fake(weight: Tensor, values: Tensor, offsets: Tensor, _: Any, field_offsets: Tensor, *__: Any) -> Tensor:
     fields = field_offsets.shape[0] - 1
     return weight.new_empty((offsets.shape[0] - 1) // fields, fields * weight.shape[1])
 
 
-@torch.library.register_fake("adaftr_fast::embedding_bags_backward", lib=library)
+def _some_of(values: Tensor) -> Any:
+    """Returns a size that depends on values, or the bound that CUDA kernels take in its place."""
+    return values.shape[0] if runs_cuda_kernels(values) else torch.library.get_ctx().new_dynamic_size()
+
+
 def _backward_fake(
-    grad: Tensor,
-    values: Tensor,
-    offsets: Tensor,
-    per_sample_weights: Tensor | None,
-    field_offsets: Tensor,
-    width: int,
-    mean: bool,
+    grad: Tensor, values: Tensor, offsets: Tensor, _: Any, field_offsets: Tensor, width: int, mean: bool
 ) -> tuple[Tensor, Tensor]:
-    unique = len(values) if runs_cuda_kernels(grad) else torch.library.get_ctx().new_dynamic_size()
+    unique = _some_of(values)
     return values.new_empty(unique, dtype=torch.int64), grad.new_empty(unique, width)
 
 
-@torch.library.register_fake("adaftr_fast::select_bags", lib=library)
 def _select_bags_fake(
-    values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, chosen: Sequence[int], fields: int
+    values: Tensor, offsets: Tensor, _: Any, chosen: Sequence[int], fields: int
 ) -> tuple[Tensor, Tensor]:
-    selected = len(values) if runs_cuda_kernels(values) else torch.library.get_ctx().new_dynamic_size()
     batch = (offsets.shape[0] - 1) // fields
-    return offsets.new_empty(selected), offsets.new_empty(batch * len(chosen) + 1)
+    return offsets.new_empty(_some_of(values)), offsets.new_empty(batch * len(chosen) + 1)
+
+
+_BAGS = "Tensor values, Tensor offsets, Tensor? per_sample_weights"
+define(
+    f"embedding_bags(Tensor weight, {_BAGS}, Tensor field_offsets, bool mean, Tensor[] state) -> Tensor",
+    reference.embedding_bags,
+    _bags_fake,
+)
+define(
+    f"embedding_bags_backward(Tensor grad, {_BAGS}, Tensor field_offsets, int width, bool mean) -> (Tensor, Tensor)",
+    reference.embedding_bags_backward,
+    _backward_fake,
+)
+define(f"select_bags({_BAGS}, int[] chosen, int fields) -> (Tensor, Tensor)", reference.select_bags, _select_bags_fake)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -78,51 +70,29 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.states = len(state)
 
 
-def unpadded(
-    values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, field_offsets: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Returns the bags without the ids behind the last one; the host waits for their number."""
-    if not runs_cuda_kernels(values):
-        return values, offsets, per_sample_weights, field_offsets
-    count = int(offsets[-1])
-    return values[:count], offsets, None if per_sample_weights is None else per_sample_weights[:count], field_offsets
-
-
-def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:
-    # values, offsets, per_sample_weights, field_offsets
-    bags: tuple[Tensor, Tensor, Tensor | None, Tensor] = ctx.saved_tensors[:4]
-    if torch.is_grad_enabled():  # create_graph=True: PyTorch's own ops can be differentiated again
-        rows, terms = reference.gradient_terms(grad, *unpadded(*bags), ctx.shape[1], ctx.mean)
-        return torch.sparse_coo_tensor(rows[None], terms.to(grad.dtype), ctx.shape, check_invariants=False).coalesce()
-    if merges_later(grad) and not runs_cuda_kernels(grad):
-        rows, terms = _static_terms(grad, *bags, ctx.shape[1], ctx.mean)
-        return torch.sparse_coo_tensor(rows[None], terms, ctx.shape, check_invariants=False)
-    rows, sums = torch.ops.adaftr_fast.embedding_bags_backward(grad, *bags, ctx.shape[1], ctx.mean)
-    coalesced = not runs_cuda_kernels(grad)
-    return torch.sparse_coo_tensor(rows[None], sums, ctx.shape, is_coalesced=coalesced, check_invariants=False)
-
-
 def bag_of_id(values: Tensor, offsets: Tensor) -> Tensor:
     """Returns the bag of each position of values [N], [N]; at a position behind the last bag, the number of bags."""
     positions = torch.arange(values.shape[0], device=values.device)
     return torch.searchsorted(offsets, positions, right=True) - 1
 
 
-def _static_terms(
-    grad: Tensor,
-    values: Tensor,
-    offsets: Tensor,
-    per_sample_weights: Tensor | None,
-    field_offsets: Tensor,
-    width: int,
-    mean: bool,
-) -> tuple[Tensor, Tensor]:
-    """Returns what ``reference.gradient_terms`` does, for ids that the look-up checked; no size depends on a value."""
-    fields = field_offsets.shape[0] - 1
-    bag = bag_of_id(values, offsets)
-    factors = reference.factors(bag, offsets, per_sample_weights, mean, reference.compute_dtype(grad))
-    terms = grad.reshape(-1, width)[bag] * factors
-    return values + field_offsets[bag % fields], terms.to(grad.dtype)
+def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:
+    values, offsets, per_sample_weights, field_offsets = ctx.saved_tensors[:4]
+    width = ctx.shape[1]
+    again = torch.is_grad_enabled()  # create_graph=True: PyTorch's own ops can be differentiated again
+    on_cuda = runs_cuda_kernels(grad)
+    if again or (merges_later(grad) and not on_cuda):
+        if again and on_cuda:  # without the ids behind the last bag; the host waits for their number
+            values = values[: offsets[-1]]
+            per_sample_weights = None if per_sample_weights is None else per_sample_weights[: offsets[-1]]
+        bag = bag_of_id(values, offsets)  # of ids that the look-up checked; no size depends on a value
+        rows = values + field_offsets[bag % (field_offsets.shape[0] - 1)]
+        terms = reference.gradient_terms(grad, bag, offsets, per_sample_weights, width, ctx.mean).to(grad.dtype)
+        found = torch.sparse_coo_tensor(rows[None], terms, ctx.shape, check_invariants=False)
+        return found.coalesce() if again else found
+    bags = (values, offsets, per_sample_weights, field_offsets)
+    rows, sums = torch.ops.adaftr_fast.embedding_bags_backward(grad, *bags, width, ctx.mean)
+    return torch.sparse_coo_tensor(rows[None], sums, ctx.shape, is_coalesced=not on_cuda, check_invariants=False)
 
 
 def _factor_gradient(ctx: Any, grad: Tensor) -> Tensor | None:

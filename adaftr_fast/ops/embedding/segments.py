@@ -14,11 +14,7 @@ from torch import Tensor
 from adaftr_fast.ops.embedding.bags import PAD, bag_of_id
 from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
 from adaftr_fast.ops.embedding.reference.lookup import check_ids
-from adaftr_fast.ops.library import library
-
-library.define("rows_of_field(Tensor ids, int first, int rows) -> Tensor")
-library.define("sum_bags(Tensor vectors, Tensor offsets) -> Tensor")
-library.define("repeat_by_bag(Tensor vectors, Tensor offsets, SymInt size) -> Tensor")
+from adaftr_fast.ops.library import define, library
 
 
 def _rows_of_field(ids: Tensor, first: int, rows: int) -> Tensor:
@@ -47,27 +43,21 @@ def _repeat_by_bag(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
     return torch.where(inside[:, None], repeated, 0)
 
 
-for _name, _run in (
-    ("rows_of_field", _rows_of_field),
-    ("sum_bags", _sum_bags),
-    ("repeat_by_bag", _repeat_by_bag),
-):
-    library.impl(_name, _run, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("adaftr_fast::rows_of_field", lib=library)
-def _rows_of_field_fake(ids: Tensor, first: int, rows: int) -> Tensor:
-    return ids.new_empty(ids.shape, dtype=torch.int64)
-
-
-@torch.library.register_fake("adaftr_fast::sum_bags", lib=library)
-def _sum_bags_fake(vectors: Tensor, offsets: Tensor) -> Tensor:
-    return vectors.new_empty(offsets.shape[0] - 1, vectors.shape[1])
-
-
-@torch.library.register_fake("adaftr_fast::repeat_by_bag", lib=library)
-def _repeat_by_bag_fake(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
-    return vectors.new_empty(size, vectors.shape[1])
+define(
+    "rows_of_field(Tensor ids, int first, int rows) -> Tensor",
+    _rows_of_field,
+    lambda ids, *_: ids.new_empty(ids.shape, dtype=torch.int64),
+)
+define(
+    "sum_bags(Tensor vectors, Tensor offsets) -> Tensor",
+    _sum_bags,
+    lambda vectors, offsets: vectors.new_empty(offsets.shape[0] - 1, vectors.shape[1]),
+)
+define(
+    "repeat_by_bag(Tensor vectors, Tensor offsets, SymInt size) -> Tensor",
+    _repeat_by_bag,
+    lambda vectors, offsets, size: vectors.new_empty(size, vectors.shape[1]),
+)
 
 
 def _setup_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.embedding.reference.lookup import check_fields
+from adaftr_fast.ops.embedding.reference.lookup import check_fields, merge_rows
 from adaftr_fast.ops.embedding.reference.optim import caught_up
 
 
@@ -109,18 +109,11 @@ def embedding_bags(
 
 
 def gradient_terms(
-    grad: Tensor,
-    values: Tensor,
-    offsets: Tensor,
-    per_sample_weights: Tensor | None,
-    field_offsets: Tensor,
-    width: int,
-    mean: bool,
-) -> tuple[Tensor, Tensor]:
-    """Returns the row of each id [N] and the term that grad [B, F E] adds to that row's gradient [N, E]."""
-    bag, rows = resolve_ids("embedding_bags_backward", values, offsets, per_sample_weights, field_offsets)
+    grad: Tensor, bag: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, width: int, mean: bool
+) -> Tensor:
+    """Returns the term that grad [B, F E] adds to the gradient of the row of each id, [N, E]."""
     wide = grad.to(compute_dtype(grad))
-    return rows, wide.reshape(-1, width)[bag] * factors(bag, offsets, per_sample_weights, mean, wide.dtype)
+    return wide.reshape(-1, width)[bag] * factors(bag, offsets, per_sample_weights, mean, wide.dtype)
 
 
 def embedding_bags_backward(
@@ -133,6 +126,7 @@ def embedding_bags_backward(
     mean: bool,
 ) -> tuple[Tensor, Tensor]:
     """Merges grad [B, F E] -> the distinct rows in ascending order [U], and their summed gradients [U, E]."""
-    rows, terms = gradient_terms(grad, values, offsets, per_sample_weights, field_offsets, width, mean)
-    unique, inverse = torch.unique(rows, return_inverse=True)
-    return unique, terms.new_zeros(len(unique), width).index_add_(0, inverse, terms).to(grad.dtype)
+    bag, rows = resolve_ids("embedding_bags_backward", values, offsets, per_sample_weights, field_offsets)
+    terms = gradient_terms(grad, bag, offsets, per_sample_weights, width, mean)
+    unique, sums = merge_rows(rows, terms)
+    return unique, sums.to(grad.dtype)
