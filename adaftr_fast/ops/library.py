@@ -62,6 +62,11 @@ def key_of_cpp_gradient() -> str:
     return "CompositeExplicitAutograd" if is_built() else "CompositeImplicitAutograd"
 
 
+def under_torch_func() -> bool:
+    """Returns whether a transform of torch.func is active in eager mode."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def is_eager() -> bool:
     """Returns whether C++ autograd functions may run: not traced by torch.compile, in torch.func or in forward mode."""
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:

@@ -229,7 +229,10 @@ def test_an_export_of_another_version_is_named(tmp_path):
 def test_the_arguments_of_ops_have_the_names_that_programs_hold():
     """A program holds them; another name needs another version of exports."""
     bags = "Tensor values, Tensor offsets, Tensor? per_sample_weights, Tensor field_offsets, bool mean, Tensor[] state"
-    for name, arguments in (("fused_embedding", "Tensor ids, Tensor field_offsets, Tensor[] state"), ("embedding_bags", bags)):
+    for name, arguments in (
+        ("fused_embedding", "Tensor ids, Tensor field_offsets, Tensor[] state"),
+        ("embedding_bags", bags),
+    ):
         schema = getattr(torch.ops.adaftr_fast, name).default._schema
         assert str(schema) == f"adaftr_fast::{name}(Tensor weight, {arguments}) -> Tensor"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adaftr_fast.ops.embedding.lookup import fused_embedding, merges_later, runs_cuda_kernels
 from adaftr_fast.ops.embedding.reference import bags as reference
-from adaftr_fast.ops.library import define, library
+from adaftr_fast.ops.library import define, library, under_torch_func
 
 PAD = -1
 """The id at positions behind the last bag, which only ``select_bags`` on CUDA leaves."""
@@ -157,8 +157,9 @@ def embedding_bags(
             later op, or ``raise_bad_ids``, raises it, and the id counts as a vector of zeros; so with bad offsets.
         TypeError, ValueError: an argument has the wrong dtype or shape.
     """
-    return torch.ops.adaftr_fast.embedding_bags(
-        weight, values, offsets, per_sample_weights, field_offsets, mean, list(state)
+    arguments = (weight, values, offsets, per_sample_weights, field_offsets, mean, list(state))
+    return (
+        reference.embedding_bags(*arguments) if under_torch_func() else torch.ops.adaftr_fast.embedding_bags(*arguments)
     )
 
 

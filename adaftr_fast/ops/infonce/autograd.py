@@ -31,7 +31,7 @@ from torch import Tensor
 
 from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce.reference import weighted
-from adaftr_fast.ops.library import library
+from adaftr_fast.ops.library import library, under_torch_func
 
 Results = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
@@ -139,7 +139,7 @@ class DifferentiableOp:
             given[need] = with_gradients and given[x].requires_grad
         values = [given[x] for x in self.positional]  # by position and without defaults, which takes less time
         options = {"ieee": True} if given.get("ieee", False) else {}
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        if under_torch_func():
             outputs = _Functional.apply(*values, self, name, options)
         else:
             outputs = getattr(torch.ops.adaftr_fast, name)(*values, **options)

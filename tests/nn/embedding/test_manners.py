@@ -55,3 +55,16 @@ def test_a_module_leaves_the_meta_device_with_its_buffers(widths):
     module.load_state_dict(here.state_dict())
     ids = drawn_ids()
     assert torch.equal(module(ids), here(ids))
+
+
+@pytest.mark.parametrize("offsets", [None, torch.arange(0, 19)], ids=["ids", "bags"])
+def test_torch_func_differentiates_look_ups(widths, offsets):
+    module = FusedEmbedding(SIZES, widths, dtype=torch.float64)
+    ids = drawn_ids() if offsets is None else drawn_ids().flatten()
+
+    def loss(parameters):
+        return torch.func.functional_call(module, parameters, (ids, offsets)).sin().sum()
+
+    found = torch.func.grad(loss)({name: weight.detach() for name, weight in module.named_parameters()})
+    module(ids, offsets).sin().sum().backward()
+    torch.testing.assert_close(found, {name: weight.grad.to_dense() for name, weight in module.named_parameters()})
