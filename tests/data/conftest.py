@@ -4,6 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import DataError
+
 SOURCE = {
     "name": "tiny",
     "labels": {"click": "clicked", "late": [["delay", ">=", 15]]},
@@ -49,3 +53,35 @@ def write(tmp_path):
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def prepared(source, write, tmp_path):
+    """Prepares ``files``, or the rows with some columns replaced, in the folder ``out``; returns the manifest."""
+
+    def prepared(out="out", files=None, options=None, **changes):
+        files = [write(**changes)] if files is None else [tmp_path / each for each in files]
+        return prepare(parse_schema(source), files, tmp_path / out, **(options or {}))
+
+    return prepared
+
+
+@pytest.fixture
+def refused(prepared):
+    """Expects that these rows or files cannot be prepared."""
+
+    def refused(message, **given):
+        with pytest.raises(DataError, match=message):
+            prepared(**given)
+
+    return refused
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Returns the columns of a split that was prepared."""
+
+    def rows(split="train", out="out"):
+        return pq.read_table(tmp_path / out / f"{split}.parquet").to_pydict()
+
+    return rows

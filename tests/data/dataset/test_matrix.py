@@ -1,7 +1,5 @@
 """Columns as the rows of a matrix: the C++ kernel against NumPy, and the order."""
 
-from itertools import product
-
 import numpy as np
 import pytest
 
@@ -21,7 +19,7 @@ def columns_of(rows, width, kind):
 @pytest.mark.parametrize("kind", [np.int32, np.float32, np.uint8, np.float64])
 def test_rows_in_any_order(monkeypatch, kind):
     monkeypatch.setattr("adaftr_fast.data.dataset.matrix.BLOCK", 16)
-    for rows, width in product((0, 1, 63, 64, 65, 200), (1, 3, 4, 13, 121)):
+    for rows, width in ((0, 1), (1, 4), (63, 13), (64, 121), (65, 3), (200, 13)):
         columns = columns_of(rows, width, kind)
         expected = np.stack(columns, 1)
         assert np.array_equal(matrix(columns, kind), expected)
@@ -38,16 +36,13 @@ def test_bits_of_nan_are_kept():
     assert np.array_equal(matrix(columns, np.float32).view(np.int32), np.stack([bits] * 5, 1))
 
 
-def test_strided_and_converted_columns():
+def test_strided_converted_and_unaligned_columns():
     columns = [np.arange(200, dtype=np.int32)[::2], np.arange(100, dtype=np.int64)]
     order = np.arange(99, -1, -1)
     assert np.array_equal(matrix(columns, np.int32, order), np.stack([columns[0], columns[1]], 1)[order])
     assert np.array_equal(matrix(columns[:1], np.int32, order)[:, 0], columns[0][order])
-
-
-def test_columns_that_are_not_aligned():
-    columns = [np.frombuffer(bytes(range(250)) * 2, np.int32, 70, 1) for _ in range(5)]
-    assert np.array_equal(matrix(columns, np.int32), np.stack(columns, 1))
+    unaligned = [np.frombuffer(bytes(range(250)) * 2, np.int32, 70, 1) for _ in range(5)]
+    assert np.array_equal(matrix(unaligned, np.int32), np.stack(unaligned, 1))
 
 
 def test_an_order_with_a_row_twice_is_refused():
@@ -71,15 +66,10 @@ def test_the_kernel_does_what_numpy_does():
     [
         (columns_of(4, 2, np.float32), None, (4, 2), "columns must have the format of rows, i, got f"),
         ([np.zeros((4, 1), np.int32)], None, (4, 1), "columns must be contiguous and of 1 dimensions, got 2"),
-        ([np.zeros(8, np.int32)[::2]], None, (4, 1), "columns must be contiguous and of 1 dimensions, got 1"),
         (columns_of(2, 1, np.int32), np.frombuffer(bytes(17), np.int64, 2, 1), (2, 1), "places must be aligned int64"),
         ([np.zeros(4, np.int32), np.zeros(5, np.int32)], None, (4, 2), "columns must be of one length"),
         (columns_of(4, 2, np.int32), None, (4, 3), r"rows must be \[4, 2\], got \[4, 3\]"),
-        (columns_of(4, 2, np.int32), None, (5, 2), r"rows must be \[4, 2\], got \[5, 2\]"),
-        (columns_of(4, 2, np.int32), np.arange(4), (9, 3), r"rows must be \[M, 2\], got \[9, 3\]"),
-        (columns_of(4, 2, np.int32), np.array([0, 1, 2]), (4, 2), r"places must be 4 numbers in \[0, 4\)"),
         (columns_of(4, 2, np.int32), np.array([0, 1, 2, 4]), (4, 2), r"places must be 4 numbers in \[0, 4\)"),
-        (columns_of(4, 2, np.int32), np.array([0, 1, 2, -1]), (4, 2), r"places must be 4 numbers in \[0, 4\)"),
         (columns_of(4, 2, np.int32), np.zeros(4), (4, 2), "places must be aligned int64, got format d"),
     ],
 )
@@ -89,13 +79,9 @@ def test_bad_arguments_of_the_kernel(columns, places, shape, message):
 
 
 @needs_extension
-def test_rows_of_other_elements():
+def test_rows_that_cannot_be_written():
     with pytest.raises(ValueError, match="place_rows: rows must have elements of 4 bytes, got 8"):
         _extension.place_rows(columns_of(4, 2, np.int64), None, np.zeros((4, 2), np.int64))
-
-
-@needs_extension
-def test_rows_that_cannot_be_written():
     rows = np.zeros((4, 2), np.int32)
     rows.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):

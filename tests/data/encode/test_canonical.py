@@ -19,7 +19,6 @@ def decimals(values, precision=22, scale=2):
         (pa.array([1.5, 20000000004.0, -3.0, 1e19]), ["1.5", "20000000004", "-3", "1e+19"]),
         (pa.array([0.1, 7.0], pa.float32()), ["0.1", "7"]),
         (decimals(["12.00", "-3.00"]), [12, -3]),
-        (decimals(["12.50", "20000000004.00"]), ["12.5", "20000000004"]),
         (
             decimals([str(2**63), str(2**63 + 1), "9007199254740993", "0.5"]),
             [str(2**63), str(2**63 + 1), str(2**53 + 1), "0.5"],
@@ -27,7 +26,6 @@ def decimals(values, precision=22, scale=2):
         (pa.array([2e-7, 1e-5]), ["2e-7", "0.00001"]),
         (pa.array(["2e-07", "1e-05", "2e-7", "ab-07"]), ["2e-7", "0.00001", "2e-7", "ab-07"]),
         (pa.array(["-0.0", "1000.00", "100", "1.00.00"]), ["0", "1000", "100", "1.00.00"]),
-        (pa.array([2**63], pa.uint64()), [str(2**63)]),
         (pa.array([True, None, False]), [1, None, 0]),
         (pa.array(["True", "true", "FALSE", "truE", "fale"]), ["1", "1", "0", "truE", "fale"]),
         (
@@ -36,7 +34,6 @@ def decimals(values, precision=22, scale=2):
         ),
         (pa.array(["007", "01.0", "1.50", "1e5", "x.0", "1.0.0", "ab+cd", "1.5e+00", "+7"]), ...),  # stay as they are
         (pa.array(["", "a", None]), [None, "a", None]),
-        (pa.array(["", ""], pa.large_string()), [None, None]),
         (pa.array(["a", "1000.0", "b"]).slice(1), ["1000", "b"]),
         (pa.array(["1.0", "", "0"]).dictionary_encode(), ["1", None, "0"]),
         (pa.nulls(2), [None, None]),

@@ -54,18 +54,6 @@ def test_statistics_are_those_of_the_present_values(encoding):
     np.testing.assert_array_equal(found.edges, [values.min(), *inner, values.max()])
 
 
-def test_missing_numbers_are_counted_but_not_averaged():
-    whole = fitted(dense(), [1.0, 3.0], [None, float("nan")], [float("inf"), 8.0])
-    assert whole.missing
-    assert (whole.mean, whole.low, whole.high) == (4.0, 1.0, 8.0)
-    assert not fitted(dense(), [1.0, 3.0, 8.0]).missing
-
-
-def test_the_order_of_the_rows_does_not_change_the_statistics():
-    values = np.random.default_rng(1).normal(0, 1e3, 500).tolist()
-    assert fitted(dense("log"), values) == fitted(dense("log"), values[:7:-1], values[7::-1])
-
-
 @pytest.mark.parametrize("encoding", ["standard", "log", "piecewise"])
 def test_batches_and_files_do_not_change_the_statistics(encoding, tmp_path):
     """Sums are exact, so they are the same however they are divided, also where float64 would round them."""
@@ -88,35 +76,28 @@ def test_batches_and_files_do_not_change_the_statistics(encoding, tmp_path):
         assert (whole.total, whole.squares) == (sum(kept), sum(each * each for each in kept))
 
 
-def test_distinct_values_are_counted_for_quantiles_only():
-    for encoding in ("standard", "log", "piecewise"):
-        counts = count_values([dense(encoding)], [batch([1.0, 2.0, 2.0])])["x"].values
-        assert (counts is not None) == (encoding == "piecewise")
+TINY = float(np.finfo(np.float32).tiny)
 
 
-def test_close_values_far_from_zero():
-    values = [1e6, 1e6 + 0.0625, 1e6 + 0.125] * 1000
-    assert fitted(dense(), values).std == np.float32(np.sqrt(0.0625**2 * 2 / 3))
-
-
-def test_equal_values():
-    for encoding in ("standard", "log"):
-        found = fitted(dense(encoding), [5.0, 5.0, None])
-        assert (found.std, found.low) == (1.0, found.mean)
-    assert fitted(dense("piecewise"), [5.0, 5.0]).edges == []
-    assert fitted(dense("piecewise"), [0.0] * 98 + [1.0, 2.0]).edges == [0.0, 2.0]
-
-
-def test_huge_values():
-    found = fitted(dense("piecewise"), [-1e300, 0.0, 1e300])
-    assert (found.low, found.high) == (-LARGEST, LARGEST)
+@pytest.mark.parametrize(
+    ("encoding", "values", "expected"),
+    [
+        ("standard", [1.0, None, 3.0, float("nan"), float("inf"), 8.0], {"mean": 4.0, "low": 1.0, "high": 8.0}),
+        ("standard", [1e6, 1e6 + 0.0625, 1e6 + 0.125] * 1000, {"std": np.float32(np.sqrt(0.0625**2 * 2 / 3))}),
+        ("standard", [5.0, 5.0, None], {"std": 1.0, "mean": 5.0, "low": 5.0}),
+        ("log", [5.0, 5.0], {"std": 1.0}),
+        ("piecewise", [5.0, 5.0], {"edges": []}),
+        ("piecewise", [0.0] * 98 + [1.0, 2.0], {"edges": [0.0, 2.0]}),
+        ("piecewise", [-1e300, 0.0, 1e300], {"low": -LARGEST, "high": LARGEST}),
+        *((kind, [0.0] * 9999 + [TINY], {"std": TINY}) for kind in ("standard", "log", "piecewise")),
+    ],
+)
+def test_statistics_by_hand(encoding, values, expected):
+    """Missing numbers, equal ones, huge ones, and a spread below the range of float32."""
+    found = fitted(dense(encoding), values)
+    assert {name: getattr(found, name) for name in expected} == expected
+    assert found.missing == any(value is None for value in values)
     assert np.isfinite(found.std)
-
-
-@pytest.mark.parametrize("encoding", ["standard", "log", "piecewise"])
-def test_a_spread_below_the_range_of_float32(encoding):
-    smallest = float(np.finfo(np.float32).tiny)
-    assert fitted(dense(encoding), [0.0] * 9999 + [smallest]).std == smallest  # the deviation is a hundredth of it
 
 
 def test_a_column_without_numbers_raises():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from adaftr_fast.data.encode import counts, groups
 from adaftr_fast.data.raw import staging
 from tests.data.prepare.logs import write_log
 
@@ -14,6 +15,8 @@ def log(tmp_path_factory):
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(staging, "BLOCK_BYTES", 5_000)
+    for module in (counts, groups):  # merge after every batch
+        monkeypatch.setattr(module, "COMPACT_ROWS", 50)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.dataset.split_file import read_split
 from adaftr_fast.data.schema.types import SPLITS
 
-ROWS = 3_000
+ROWS = 2_000
 BY_TIME = {
     "train": {"where": [["day", "<=", 20]]},
     "validation": {"where": [["day", ">", 20]], "rows": "even"},
@@ -17,7 +17,8 @@ BY_USER = {split: {"hash": {"column": "user"} | share} for split, share in SHARE
 BY_ROW = {split: {"hash": share} for split, share in SHARES.items()}
 SCHEMA = {
     "name": "shop",
-    "labels": {"click": "click", "buy": [["paid", ">", 60.0], ["click", "==", 1]]},
+    "labels": {"click": "click", "buy": [["paid", ">", 60.0]]},
+    "funnel": ["click", "buy"],
     "group": "user",
     "weight": "weight",
     "split": BY_TIME,

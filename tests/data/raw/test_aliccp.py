@@ -6,6 +6,7 @@ import pytest
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
+from adaftr_fast.data.schema.types import SPLITS
 from adaftr_fast.data.synthetic.log import ImpressionLog, LogConfig
 from adaftr_fast.data.synthetic.write import write_raw
 from adaftr_fast.errors import DataError
@@ -32,25 +33,27 @@ SKELETON = (
 
 
 def test_tokens_and_join_by_hand(tmp_path):
-    table, bad_rows = aliccp.parse_common(COMMON.encode(), FIELDS)
+    """Two fields are read by all tokens; u1 has some of 109_14 in the skeleton and in the common features."""
+    lists = ["109_14", "210"]
+    table, bad_rows = aliccp.parse_common(COMMON.encode(), FIELDS, lists)
     assert (bad_rows.rows, bad_rows.bad) == (2, 0)
     assert table.to_pydict() == {
         "common_feature_index": ["u1", "u2"],
         "101": [8, None],
-        "109_14": [5, None],
+        "109_14": [[3, 5], []],
         "205": [None, None],
-        "210": [None, None],
+        "210": [[], []],
     }
     pq.write_table(table, tmp_path / "part.parquet")
     common = aliccp.read_common(tmp_path)
-    table, bad_rows = aliccp.parse_skeleton(SKELETON.encode(), FIELDS, common)
+    table, bad_rows = aliccp.parse_skeleton(SKELETON.encode(), FIELDS, common, lists)
     assert table.to_pydict() == {
         "click": [1, 0, 0],
         "conversion": [0, 1, 0],
         "101": [8, None, 8],
-        "109_14": [5, None, 1],
+        "109_14": [[3, 5], [], [1]],
         "205": [2, 3, 6],
-        "210": [9, None, None],
+        "210": [[1, 9], [], []],
     }
     assert (bad_rows.rows, bad_rows.bad) == (9, 6)
     assert bad_rows.reasons == {
@@ -66,7 +69,7 @@ def test_tokens_and_join_by_hand(tmp_path):
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory):
     folder = tmp_path_factory.mktemp("aliccp") / "raw"
-    config = LogConfig(rows=4_000, users=80, items=30, list_scale=0.05, rates={"click": 0.3, "conversion": 0.1})
+    config = LogConfig(rows=2_000, users=80, items=30, list_scale=0.05, rates={"click": 0.3, "conversion": 0.1})
     return config, write_raw(config, folder)
 
 
@@ -78,47 +81,20 @@ def test_raw_files_round_trip(raw, tmp_path):
     assert manifest.bad_rows.rows > config.rows  # users too
     assert len(manifest.fields) == 23
     test = pq.read_table(tmp_path / "out/test.parquet")
-    log = ImpressionLog(config).batch(3_500, 4_000)
+    log = ImpressionLog(config).batch(1_750, 2_000)
     for label in ("click", "conversion"):
         assert test[label].to_pylist() == log[label].to_pylist()
     vocabulary = pq.read_table(tmp_path / "out/vocabulary.parquet").to_pylist()
     value = {(row["field"], row["id"]): row["value"] for row in vocabulary}
     for field in ("101", "121", "205", "508", "150_14"):
-        raw_values = [each[-1] if isinstance(each, list) else each for each in log[field].to_pylist()]
+        raw_values = [str(each[-1] if isinstance(each, list) else each) for each in log[field].to_pylist()]
         known = {row["value"] for row in vocabulary if row["field"] == field}
-        expected = [str(each) if str(each) in known else None for each in raw_values]
+        expected = [each if each in known else None for each in raw_values]
         assert [value.get((field, number)) for number in test[field].to_pylist()] == expected
-    users = [
-        set(pq.read_table(tmp_path / f"out/{split}.parquet")["101"].to_pylist()) for split in ("train", "validation")
-    ]
-    assert users[0] - {0}
-    assert users[1] == {0}  # split by user: validation users are unknown
-    train, validation = (manifest.splits[split].rows for split in ("train", "validation"))
-    assert train + validation == 3_500
-    assert 0.02 < validation / 3_500 < 0.25
-
-
-def test_conversions_without_a_click(raw, tmp_path):
-    _, files = raw
-    lines = files[0].read_text().splitlines(keepends=True)
-    odd = tmp_path / "skeleton.csv"
-    clicks = [index for index, line in enumerate(lines) if line.split(",")[1:3] == ["0", "0"]][:100]
-    for index in clicks:
-        number, _, _, rest = lines[index].split(",", 3)
-        lines[index] = f"{number},0,1,{rest}"
-    odd.write_text("".join(lines))
-    source = load_schema("aliccp").source
-    given = [odd, *files[1:]]
-
-    def counts(folder, **changes):
-        labels = source["labels"] | changes.pop("labels", {})
-        splits = prepare(parse_schema(source | {"labels": labels} | changes), given, tmp_path / folder).splits
-        infos = [splits["train"], splits["validation"]]
-        return sum(info.rows for info in infos), sum(info.positives["conversion"] for info in infos)
-
-    rows, conversions = counts("neither")
-    assert counts("kept", labels={"conversion": "conversion"}) == (rows, conversions + 100)
-    assert counts("dropped", drop=[["click", "==", 0], ["conversion", "==", 1]]) == (rows - 100, conversions)
+    train, validation = (set(pq.read_table(tmp_path / f"out/{each}.parquet")["101"].to_pylist()) for each in SPLITS[:2])
+    assert train - {0}
+    assert validation == {0}  # split by user: validation users are unknown
+    assert sum(manifest.splits[split].rows for split in SPLITS[:2]) == 1_750
 
 
 def test_a_damaged_file_is_an_error_or_tolerated(raw, tmp_path):
@@ -126,7 +102,7 @@ def test_a_damaged_file_is_an_error_or_tolerated(raw, tmp_path):
     cut = tmp_path / "cut.csv"
     cut.write_bytes(files[0].read_bytes()[:-30])
     given = [cut, *files[1:]]
-    with pytest.raises(DataError, match=r"1 of .* rows cannot be read .*cut\.csv:3500: feature_num is not"):
+    with pytest.raises(DataError, match=r"1 of .* rows cannot be read .*cut\.csv:1750: feature_num is not"):
         prepare(load_schema("aliccp"), given, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     manifest = prepare(load_schema("aliccp"), given, tmp_path / "out", bad_rows=0.001)

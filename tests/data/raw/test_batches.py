@@ -66,14 +66,14 @@ def write_lists(path, rows, group_rows):
 def test_memory_does_not_grow_with_the_log(tmp_path, group_rows):
     (tmp_path / "schema.toml").write_text(SCHEMA)
     peaks = []
-    for rows in (1 << 17, 1 << 19):  # 64 MB and 256 MB of lists
+    for rows in (1 << 16, 1 << 18):  # 32 MB and 128 MB of lists
         write_lists(tmp_path / f"{rows}.parquet", rows, group_rows or rows)
         script = Script(PEAK, tmp_path / f"{rows}.parquet", tmp_path / "schema.toml", tmp_path / f"out{rows}")
         out, err = script.communicate()
         assert script.returncode == 0, err
         peaks.append(float(out))
     small, large = peaks
-    assert large < small + 60, "MB"
+    assert large < small + 50, "MB"
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def write_log(folder, sizes=(3000, 700, 1), group_rows=700):
     return open_dataset(folder)
 
 
-@pytest.mark.parametrize("where", [None, pc.field("day") < 6, pc.field("day") > 90, pc.field("text") != "t1"], ids=str)
+@pytest.mark.parametrize("where", [None, pc.field("day") < 6, pc.field("text") != "t1"], ids=str)
 def test_batches_are_those_of_a_scanner(tmp_path, small_batches, where):
     """Row groups of prepared files, which epochs shuffle, end where they did when a scanner of Arrow read the logs."""
     dataset = write_log(tmp_path / "log")
@@ -127,20 +127,3 @@ def test_a_column_that_occurs_twice_in_a_later_file_is_named(tmp_path):
     pq.write_table(twice, tmp_path / "9.parquet")
     with pytest.raises(pa.ArrowInvalid, match="expected one column 'user', got 2"):
         list(read_tables(open_dataset(tmp_path), ["user"]))
-
-
-def test_small_tables_are_measured_once(monkeypatch):
-    measured = []
-
-    class Small:
-        num_rows = 1
-
-        @property
-        def nbytes(self):
-            measured.append(self)
-            return 100
-
-    monkeypatch.setattr(batches, "_one_batch", lambda tables: tables)
-    tables = [Small() for _ in range(50)]
-    assert list(batches.coalesced(tables)) == [tables]
-    assert measured == tables

@@ -51,19 +51,13 @@ def test_odd_types_become_plain_ones_with_the_same_values(tmp_path):
 def test_streams_and_paths_mix_and_leave_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "BATCH_ROWS", 1)  # a large batch is written in parts
     table = pa.table({"a": [1, 2, 3]})
-    with input_files([table.to_reader(), "a.csv", tmp_path, table.to_batches()[0]], tmp_path / "out/data") as paths:
+    with input_files(
+        iter([table.to_reader(), "a.csv", tmp_path, table.to_batches()[0]]), tmp_path / "out/data"
+    ) as paths:
         assert [path.name for path in paths] == ["table.parquet", "a.csv", tmp_path.name, "table-4.parquet"]
         assert all(pq.read_table(paths[number]).equals(table) for number in (0, 3))
         assert (paths[1], paths[2]) == (type(paths[1])("a.csv"), tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_iterator_is_read_once(tmp_path):
-    table = pa.table({"a": [1]})
-    for inputs in (["a.csv"], [table, "a.csv"]):
-        with input_files(iter(inputs), tmp_path / "out") as paths:
-            assert [path.name for path in paths][-1] == "a.csv"
-            assert len(paths) == len(inputs)
 
 
 def test_what_a_killed_process_left_is_replaced(tmp_path):
@@ -105,52 +99,22 @@ def test_other_inputs_are_named(tmp_path, source, error, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pandas_tables(tmp_path):
-    pd = pytest.importorskip("pandas")
-    frame = pd.DataFrame(
-        {
-            "text": ["a", None, "b"],
-            "object": pd.Series(["a", None, "b"], dtype=object),
-            "category": pd.Categorical(["x", "y", None]),
-            "whole": pd.array([1, None, 3], dtype="Int64"),
-            "tiny": np.array([1, 2, 3], np.int8),
-            "flag": pd.array([True, None, False], dtype="boolean"),
-            "float": [0.5, np.nan, 2.0],
-            "time": pd.Series(TIMES),
-            "tags": [["a", "b"], [], None],
-        }
-    ).set_axis([5, 3, 4])
+def test_tables_of_pandas_and_polars(tmp_path):
+    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    columns = {"tags": [["a", "b"], [], None], "float": [0.5, np.nan, 2.0], "time": pd.Series(TIMES)}
+    frame = pd.DataFrame(columns).set_axis([5, 3, 4])
     found = stored(frame, tmp_path / "out")
     assert found.column_names == list(frame.columns)  # without the index
-    assert found.drop_columns("time").to_pydict() == {
-        **{name: ["a", None, "b"] for name in ("text", "object")},
-        "category": ["x", "y", None],
-        "whole": [1, None, 3],
-        "tiny": [1, 2, 3],
-        "flag": [True, None, False],
-        "float": [0.5, None, 2.0],
-        "tags": [["a", "b"], [], None],
-    }
+    assert found["tags"].to_pylist() == [["a", "b"], [], None]
+    assert found["float"].to_pylist() == [0.5, None, 2.0]
     named = frame.set_index("float")  # whose index is not a range, which pandas does not export
     assert stored(named, tmp_path / "out")["float"].to_pylist() == [0.5, None, 2.0]
-    twice = frame[["text", "tiny"]].set_axis(["a", "a"], axis=1)
+    twice = frame[["tags", "float"]].set_axis(["a", "a"], axis=1)
     for wrong, message in ((pd.DataFrame({"a": ["x", 1]}), "column a"), (twice, "[Dd]uplicate")):
         with pytest.raises(DataError, match=rf"files: the table cannot be read: .*{message}"):
             stored(wrong, tmp_path / "out")
-
-
-def test_polars_tables(tmp_path):
-    pl = pytest.importorskip("polars")
-    columns = {
-        "text": pl.Series(["a", None, "b"]),
-        "category": pl.Series(["x", "y", None], dtype=pl.Categorical),
-        "enum": pl.Series(["x", "y", None], dtype=pl.Enum(["x", "y"])),
-        "tiny": pl.Series([1, None, 3], dtype=pl.Int8),
-        "flag": pl.Series([True, None, False]),
-        "tags": pl.Series([["a", "b"], [], None]),
-        "nothing": pl.Series([None, None, None]),
-    }
-    frame = pl.DataFrame(columns)
+    kinds = pl.Series(["x", "y", None], dtype=pl.Enum(["x", "y"]))
+    frame = pl.DataFrame({"enum": kinds, "tags": [["a", "b"], [], None]})
     assert stored(frame, tmp_path / "out").to_pydict() == frame.to_dict(as_series=False)
     with pytest.raises(TypeError, match=r"got polars\..*LazyFrame"):
         stored(frame.lazy(), tmp_path / "out")

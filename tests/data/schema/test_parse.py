@@ -14,7 +14,7 @@ def test_every_shipped_schema_loads(name):
 
 def test_shipped_schemas():
     assert {"aliccp", "census", "census3", "flights", "flights3", "synthetic", "synthetic3"} <= set(shipped_schemas())
-    flights, census = load_schema("flights"), load_schema("census")
+    flights, census, aliccp = load_schema("flights"), load_schema("census"), load_schema("aliccp")
     assert [label.name for label in flights.labels] == ["click", "conversion"]
     assert flights.group == "tailnum"
     assert not {"dep_delay", "arr_delay", "month"} & {c for field in flights.fields for c in field.columns}
@@ -22,6 +22,7 @@ def test_shipped_schemas():
     assert not {"income_50k", "marital_stat", "instance_weight"} & {field.name for field in census.fields}
     assert "CC BY" in census.attribution
     assert "CC0" in flights.attribution
+    assert aliccp.labels[1].condition == [("click", "==", 1), ("conversion", "==", 1)]
 
 
 @pytest.mark.parametrize(
@@ -88,34 +89,30 @@ def test_generate_truth_and_tokens_are_checked(source):
         parse_schema(source | {"fields": {"rain": {"kind": "numeric", "tokens": "last"}}})
 
 
-def test_field_forms(source):
-    source["fields"]["year"] = {"kind": "numeric", "column": "day", "buckets": 7}
-    fields = {field.name: field for field in parse_schema(source).fields}
-    assert (fields["year"].columns, fields["year"].buckets) == (("day",), 7)
-    assert (fields["rain"].kind, fields["rain"].buckets, fields["rain"].min_count) == ("numeric", 2, 1)
-    assert (fields["city_size"].kind, fields["city_size"].columns) == ("cross", ("city", "size"))
-
-
-def test_dense_fields(source):
+def test_forms_of_fields_and_conditions(source):
     source["fields"] |= {
-        "rain": "dense",
+        "year": {"kind": "numeric", "column": "day", "buckets": 7},
         "depth": {"kind": "dense", "column": "day", "encoding": "piecewise", "buckets": 7},
+        "snow": "dense",
     }
+    source["labels"]["late"] = [[["delay", ">=", 15]], [["wind", ">", 1.0], ["hour", "in", [1, 2]]]]
     schema = parse_schema(source)
-    assert [field.name for field in schema.fields] == ["city", "size", "city_size"]
-    assert [(field.columns, field.encoding, field.buckets) for field in schema.dense] == [
-        (("rain",), "standard", 2),
+    forms = {each.name: (each.kind, each.columns, each.buckets, each.min_count) for each in schema.features}
+    assert forms["year"] == ("numeric", ("day",), 7, 1)
+    assert forms["rain"] == ("numeric", ("rain",), 2, 1)
+    assert forms["city_size"][:2] == ("cross", ("city", "size"))
+    assert [(each.columns, each.encoding, each.buckets) for each in schema.dense] == [
         (("day",), "piecewise", 7),
+        (("snow",), "standard", 2),
     ]
     assert schema.features == schema.fields + schema.dense
-    assert {"rain", "day"} < set(schema.columns())
+    assert {"rain", "day", "snow"} < set(schema.columns())
+    late = schema.labels[1]
+    assert late.condition == [[("delay", ">=", 15)], [("wind", ">", 1.0), ("hour", "in", [1, 2])]]
+    assert late.columns() == ["delay", "wind", "hour"]
 
 
-def test_condition_with_alternatives(source):
-    source["labels"]["late"] = [[["delay", ">=", 15]], [["wind", ">", 1.0], ["day", "in", [1, 2]]]]
-    label = parse_schema(source).labels[1]
-    assert label.condition == [[("delay", ">=", 15)], [("wind", ">", 1.0), ("day", "in", [1, 2])]]
-    assert label.columns() == ["delay", "wind", "day"]
+SPLIT = {name: {} for name in ("train", "validation", "test")}
 
 
 @pytest.mark.parametrize(
@@ -127,7 +124,6 @@ def test_condition_with_alternatives(source):
             "fields.city: unknown key 'bukets'; expected",
         ),
         ("fields", {"city": "text"}, "fields.city: expected kind .* got 'text'"),
-        ("fields", {"city": 3}, "fields.city: expected .* got 3"),
         (
             "fields",
             {"city": {"kind": "numeric", "buckets": 0}},
@@ -143,19 +139,23 @@ def test_condition_with_alternatives(source):
             {"rain": {"kind": "dense", "encoding": "log10"}},
             "fields.rain.encoding: expected one of standard, log, piecewise on a dense field, got 'log10'",
         ),
-        ("fields", {"rain": {"kind": "numeric", "encoding": "log"}}, "fields.rain.encoding: .* dense field, got 'log'"),
         ("fields", {"rain": {"kind": "dense", "hashed": 9}}, "fields.rain.hashed: .*, got a dense one"),
-        ("fields", {"rain": {"kind": "dense", "tokens": "all"}}, "fields.rain.tokens: .* on a categorical field"),
-        ("fields", {"city": "categorical", "delay": "dense"}, "field delay reads 'delay', a source of label late"),
         ("fields", {"rain": "dense"}, r"and 0 field\(s\) besides 1 dense one\(s\)"),
-        ("fields", {"delay": "numeric"}, "field delay reads 'delay', a source of label late"),
         (
             "fields",
             {"x": {"cross": ["city", "clicked"]}},
             "field x reads 'clicked', a source of label click",
         ),
         ("fields", {"click": {"kind": "numeric", "column": "rain"}}, "names both a field and a label"),
-        ("fields", {}, r"at least one label and one field, got 2 label\(s\) and 0 field\(s\)"),
+        ("fields", {"delay": "numeric"}, "field delay reads 'delay', a source of label late"),
+        ("weight", "rain", "field rain reads 'rain', a truth or weight column"),
+        ("split", SPLIT | {"train": {"hash": {"from": 1}}}, "unknown key 'from'"),
+        (
+            "split",
+            SPLIT | {"train": {"hash": {"start": 0.5, "stop": 0.5}}},
+            "expected 0 <= start < stop <= 1, got 0.5 and 0.5",
+        ),
+        ("split", {"train": {"rows": "some"}, "test": {}, "validation": {}}, "split.train.rows: expected"),
         ("labels", {"late": []}, "labels.late: expected a list"),
         ("labels", {"late": [["delay", 15]]}, "labels.late: expected .*column"),
         ("split", {"train": {}, "test": {}}, "split: missing key 'validation'"),
@@ -164,8 +164,6 @@ def test_condition_with_alternatives(source):
             {"train": {"file": "b"}, "test": {}, "validation": {}},
             "split.train.file: expected one of data",
         ),
-        ("split", {"train": {"rows": "some"}, "test": {}, "validation": {}}, "split.train.rows: expected"),
-        ("defaults", {"min_cout": 3}, "defaults: unknown key 'min_cout'"),
         (
             "fields",
             {"city": {"kind": "numeric", "buckets": 2**65}},
@@ -183,11 +181,6 @@ def test_condition_with_alternatives(source):
         ),
         (
             "fields",
-            {"city": {"kind": "categorical", "tokens": "all", "length": True}},
-            "fields.city.length: expected an integer >= 1, got True",
-        ),
-        (
-            "fields",
             {"city": {"kind": "categorical", "tokens": "last", "length": 3}},
             "fields.city.length: expected a field with tokens \"all\", got tokens 'last'",
         ),
@@ -195,11 +188,6 @@ def test_condition_with_alternatives(source):
             "fields",
             {"city": "categorical", "seen": {"kind": "categorical", "vocabulary": "town"}},
             "fields.seen.vocabulary: expected a categorical field with ids of its own, one of city, got 'town'",
-        ),
-        (
-            "fields",
-            {"city": {"kind": "categorical", "vocabulary": "city"}},
-            "fields.city.vocabulary: expected a categorical field with ids of its own, one of none, got 'city'",
         ),
         (
             "fields",
@@ -217,18 +205,12 @@ def test_condition_with_alternatives(source):
             {"group:id": {"kind": "categorical", "column": "city"}},
             "'group:id': the name of a column that prepare",
         ),
-        ("fields", {"city": {"kind": "categorical", "column": "label:click"}}, "'label:click': prepare uses this name"),
         ("funnel", ["click"], r"funnel: expected two or more of the labels click, late, or none, got \['click'\]"),
-        ("funnel", ["click", "buy"], "funnel: expected two or more of the labels click, late"),
         ("colour", "red", "the file: unknown key 'colour'"),
         ("labels", "click", "labels: expected a table, got 'click'"),
-        ("fields", ["item"], r"fields: expected a table, got \['item'\]"),
         ("fields", {"city": {"kind": "numeric", "column": 3}}, "fields.city.column: expected text, got 3"),
         ("fields", {"city": {"kind": "categorical", "min_count": True}}, "fields.city.min_count: .* got True"),
-        ("defaults", 3, "defaults: expected a table, got 3"),
         ("group", ["x"], r"group: expected text, got \['x'\]"),
-        ("name", 3, "name: expected text, got 3"),
-        ("labels", {"late": [[]]}, r"labels.late: expected .*column.*got \[\]"),
         ("labels", {"late": [["delay", "=", 15]]}, "labels.late: delay: expected one of the operators ==, .* got '='"),
         ("labels", {"late": [["delay", "in", 15]]}, "labels.late: delay in: expected a list of values, got 15"),
         ("labels", {"late": [["delay", "==", [15]]]}, r"labels.late: delay ==: expected one value, got \[15\]"),
@@ -248,7 +230,7 @@ def test_deep_nesting_is_an_error_in_one_line(tmp_path):
         load_schema(str(path))
 
 
-@pytest.mark.parametrize("name", ["../schema/types.py", "/etc/passwd", "..", "a/b.parquet", ""])
+@pytest.mark.parametrize("name", ["../schema/types.py", ""])
 def test_a_shipped_file_is_in_its_folder(name):
     with pytest.raises(DataError, match="shipped: expected the name of a file in the same folder, got"):
         parse_schema(load_schema("flights").source | {"shipped": name})

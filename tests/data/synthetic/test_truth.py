@@ -50,18 +50,3 @@ def test_rates_are_the_papers_by_default():
         batch = log.batch(0, 20_000)
         means = [batch["p_" + stage].to_numpy().mean() for stage in log.stages]
         np.testing.assert_allclose(means, rates, rtol=1e-6)
-
-
-def test_high_relatedness_correlates_click_and_conversion():
-    config = LogConfig(rows=40_000, rates={"click": 0.3, "conversion": 0.15}, relatedness_high=0.99)
-    log = ImpressionLog(config)
-    outcome = log.truth.outcome(log.values(np.arange(40_000)))
-    high, low = outcome.relatedness > 0.9, outcome.relatedness < 0.1
-    assert min(high.mean(), low.mean()) > 0.1
-
-    def correlation(rows):
-        logits = np.log(outcome.conditional[rows] / (1 - outcome.conditional[rows]))
-        return np.corrcoef(logits.T)[0, 1]
-
-    assert correlation(high) > 0.9
-    assert abs(correlation(low)) < 0.3
