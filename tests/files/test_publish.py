@@ -96,6 +96,10 @@ def test_an_error_leaves_the_old_one(tmp_path):
         with pytest.raises(TypeError):
             write(target, None)  # after it has created the file or folder
         assert read(target)[-3:] == "old"
+    (tmp_path / "write_folder").rename(tmp_path / ".write_folder.replaced")  # as a killed process may leave it
+    with pytest.raises(TypeError):
+        write_folder(tmp_path / "write_folder", None)
+    assert read_folder(tmp_path / "write_folder") == "old" * 3
     assert len(os.listdir(tmp_path)) == len(KINDS)
     with pytest.raises(FileNotFoundError), publishing(tmp_path / "deep/er"):
         pass  # writes nothing

@@ -135,6 +135,12 @@ def faults(s3_server, monkeypatch, tmp_path) -> Iterator[Faults]:
 
 
 @pytest.fixture
+def few_attempts(faults, monkeypatch):
+    """A request is given up after two attempts."""
+    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 2)
+
+
+@pytest.fixture
 def url(faults, tmp_path) -> str:
     """A folder of the test's own."""
     return f"s3://{BUCKET}/{tmp_path.name}"

@@ -88,7 +88,6 @@ def test_a_user_who_may_not_list(url, tmp_path, faults, capsys):
         (["prepare", "--files", f"{url}/none.parquet", *roles], "none.parquet"),
         (["prepare", "--files", f"{tmp_path}/log.parquet", *roles[:-1], f"{url}/out"], "out"),
         (["train", "--data.folder", f"{tmp_path}/data", "--out", f"{url}/run"], "run/published.json"),
-        (["evaluate", "--run", f"{url}/run"], "run/published.json"),
     ):
         capsys.readouterr()
         assert main(command) == 2

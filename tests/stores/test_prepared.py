@@ -1,29 +1,23 @@
 """Prepared folders in a store are read as local ones."""
 
-import json
-
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 import adaftr_fast
 from adaftr_fast.api.prepared import Prepared
-from adaftr_fast.cli import main
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import read_manifest
-from adaftr_fast.data.dataset.split_file import read_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw import batches
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError, StoreError
-from adaftr_fast.stores import as_path, open_folder
-from adaftr_fast.stores.cache import PIECES
+from adaftr_fast.stores import as_path
 from adaftr_fast.stores.published import OBJECTS
 from tests.logs import shop_log
-from tests.stores.files import content, publish_folder, put
+from tests.stores.files import publish_folder, put
 
 ROWS = 4000
 TINY = {"max_epochs": 1, "batch_size": 256, "progress": False, "device": "cpu"}
@@ -57,16 +51,6 @@ def remote(request, local, url):
     return put(local, url)
 
 
-def epochs(folder, numbers=(0, 1, 2)):
-    split = PreparedData(folder).load("train")
-    batches = []
-    for epoch in numbers:
-        batches += split.shuffled(256, seed=3, epoch=epoch, window=2000)
-    for name in ("validation", "test"):
-        batches += PreparedData(folder).load(name).batches(100)
-    return batches
-
-
 def assert_equal(ours, theirs):
     assert len(ours) == len(theirs) > 10
     for one, other in zip(ours, theirs):
@@ -89,42 +73,11 @@ def test_all_rows_in_order_and_the_second_epoch_from_the_cache(remote, local, fa
     faults.requests.clear()
     second = list(split.shuffled(256, seed=3, epoch=1, window=2000))
     assert faults.requests == []
+    again = list(PreparedData(remote).load("train").shuffled(256, seed=3, epoch=1, window=2000))
+    assert len(split_requests(faults)) == 1  # the footer, by another process
     split = PreparedData(local).load("train")
-    assert_equal(first + second, [b for epoch in (0, 1) for b in split.shuffled(256, seed=3, epoch=epoch, window=2000)])
-
-
-def test_another_process_reads_from_the_same_cache(remote, local, faults):
-    epochs(remote)
-    faults.requests.clear()
-    assert_equal(epochs(remote), epochs(local))
-    assert len(split_requests(faults)) == 1  # the footer
-
-
-@pytest.mark.parametrize("kind", ["errors", "cuts", "slow"])
-def test_a_store_that_fails_now_and_then(url, local, faults, kind):
-    publish_folder(local, url)
-    setattr(faults, kind, 0.2)
-    assert_equal(epochs(url, [0]), epochs(local, [0]))
-    encoders = (read_encoders(open_folder(as_path(each)), read_manifest(local)) for each in (url, local))
-    assert len({repr({name: each.num_embeddings for name, each in found.items()}) for found in encoders}) == 1
-
-
-def test_a_corrupted_cache(remote, local, tmp_path, faults):
-    epochs(remote)
-    pieces = [path for path in (tmp_path / "cache" / PIECES).rglob("*") if path.is_file()]
-    for path in pieces:
-        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
-    faults.requests.clear()
-    assert_equal(epochs(remote), epochs(local))
-    assert len(split_requests(faults)) > 5
-
-
-@pytest.mark.parametrize("gigabytes", ["0", "0.00004"])
-def test_a_small_cache(remote, local, monkeypatch, tmp_path, gigabytes):
-    monkeypatch.setenv("ADAFTR_FAST_CACHE_GB", gigabytes)
-    assert_equal(epochs(remote), epochs(local))
-    kept = sum(path.stat().st_size for path in (tmp_path / "cache").rglob("*") if path.is_file())
-    assert kept <= 1e9 * float(gigabytes)
+    expected = [b for epoch in (0, 1, 1) for b in split.shuffled(256, seed=3, epoch=epoch, window=2000)]
+    assert_equal(first + second + again, expected)
 
 
 def test_a_folder_that_is_replaced_once_is_read_to_the_end(local, newer, url):
@@ -187,27 +140,12 @@ def test_damaged_files_of_a_copy(local, url, tmp_path):
         read_encoders(data.folder, data.manifest)
 
 
-def test_what_is_no_prepared_folder(url, faults, monkeypatch):
+def test_what_is_no_prepared_folder(url, faults, few_attempts):
     with pytest.raises(DataError, match=f"{url}: not a prepared folder"):
         PreparedData(url)
-    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 2)
     faults.errors = 1.0
     with pytest.raises(StoreError, match=f"{url}.*: failed 2 times"):
         PreparedData(url)
-
-
-def test_a_split_in_memory(remote, local):
-    folder, manifest = open_folder(as_path(remote)), read_manifest(local)
-    assert read_split(folder, manifest, "train") == read_split(local, manifest, "train")
-    assert read_split(folder, manifest, "test", ["click"]) == read_split(local, manifest, "test", ["click"])
-
-
-def test_growing_the_ids(remote, local, tmp_path):
-    pq.write_table(shop_log(ROWS, 80), tmp_path / "log.parquet")
-    schema = parse_schema(read_manifest(local).schema)
-    for name, grow in (("local", local), ("remote", remote)):
-        prepare(schema, [tmp_path / "log.parquet"], tmp_path / name, grow=grow)
-    assert content(tmp_path / "remote") == content(tmp_path / "local")
 
 
 def test_train_evaluate_export_by_python(url, local, tmp_path):
@@ -216,30 +154,13 @@ def test_train_evaluate_export_by_python(url, local, tmp_path):
         adaftr_fast.train(data, tmp_path / name, training=TINY) for name, data in (("ours", url), ("theirs", local))
     )
     assert ours.test == theirs.test
-    assert ours.trained.about.config.data.folder == url
+    assert ours.about.config.data.folder == url
     assert adaftr_fast.evaluate(ours).metrics == adaftr_fast.evaluate(theirs, data=as_path(url)).metrics
     for number, options in enumerate([{}, {"data": url}, {"data": Prepared(url)}]):
         adaftr_fast.export(ours, tmp_path / f"model-{number}", **options)
-        assert (tmp_path / f"model-{number}/vocabulary.parquet").read_bytes() == (
-            local / "vocabulary.parquet"
-        ).read_bytes()
-    started = adaftr_fast.train(local, tmp_path / "warm", training=TINY, warm_start=ours)
-    assert np.isfinite(started.test["click"]["auc"])
-
-
-def test_train_evaluate_export_by_command(url, local, tmp_path, capsys):
-    publish_folder(local, url)
-    run, options = str(tmp_path / "run"), [f"--training.{name}={json.dumps(value)}" for name, value in TINY.items()]
-    main(["train", "--data.folder", url, "--out", run, *options[:3], "--training.device", "cpu"])
-    capsys.readouterr()
-    main(["evaluate", "--run", run])
-    own = capsys.readouterr().out
-    main(["evaluate", "--run", run, "--data", url])
-    assert capsys.readouterr().out == own
-    main(["export", "--run", run, "--data", url, "--out", str(tmp_path / "model")])
-    roles = ["--labels", "click", "conversion", "--group", "user", "--time", "time"]
-    files = ["--files", str(local.parent / "60.parquet"), "--out", str(tmp_path / "grown")]
-    main(["prepare", *roles, "--grow", url, *files])
+        found = tmp_path / f"model-{number}/vocabulary.parquet"
+        assert found.read_bytes() == (local / "vocabulary.parquet").read_bytes()
+    prepare(parse_schema(read_manifest(local).schema), [local.parent / "60.parquet"], tmp_path / "grown", grow=url)
     assert read_manifest(tmp_path / "grown").num_embeddings == read_manifest(local).num_embeddings
 
 

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from pyarrow.fs import FileSelector
 
 from adaftr_fast._files import sha256
 from adaftr_fast.errors import BusyError, StoreError
@@ -20,6 +21,11 @@ from adaftr_fast.stores import (
 )
 from adaftr_fast.stores.cache import download_all
 from adaftr_fast.stores.published import LIST, OBJECTS, publish, read_state
+
+
+@pytest.fixture
+def folder(url):
+    return as_path(url)
 
 
 @pytest.fixture
@@ -38,15 +44,17 @@ def content_of(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def bytes_of(files):
+    return {name: path.read_bytes() for name, path in sorted(files.items())}
+
+
+def published(folder, name):
+    return (open_folder(folder) / name).read_bytes()
+
+
 def objects(folder):
-    infos = folder.filesystem.get_file_info(selector(folder))
-    return sorted(info.base_name for info in infos)
-
-
-def selector(folder):
-    from pyarrow.fs import FileSelector
-
-    return FileSelector(f"{folder.key}/{OBJECTS}", allow_not_found=True)
+    selector = FileSelector(f"{folder.key}/{OBJECTS}", allow_not_found=True)
+    return sorted(info.base_name for info in folder.filesystem.get_file_info(selector))
 
 
 def write(url, name, text, then):
@@ -67,11 +75,10 @@ def write_half(url):
         interrupt()
 
 
-def test_a_published_folder_is_read_back(url, files):
-    folder = as_path(url)
+def test_a_published_folder_is_read_back(url, folder, files):
     state = publish(files, folder, None)
     copy = local_copy(folder)
-    assert content_of(copy) == {name: path.read_bytes() for name, path in sorted(files.items())}
+    assert content_of(copy) == bytes_of(files)
     assert copy.name == folder.name
     opened = open_folder(folder)
     assert opened.state == state
@@ -89,16 +96,20 @@ def test_a_copy_is_downloaded_once(url, files, faults):
     faults.requests.clear()
     assert local_copy(as_path(url)) == first
     assert not [path for method, path in faults.requests if method == "GET" and OBJECTS in path]
+    inode = first.stat().st_ino
+    with local_folder(url) as folder:
+        assert folder.exists()
+    assert first.stat().st_ino == inode  # it stays where it is when nothing changes
+    assert not folder.exists()
 
 
-def test_a_new_state_keeps_the_objects_of_the_one_before(url, files):
-    folder = as_path(url)
+def test_a_new_state_keeps_the_objects_of_the_one_before(folder, files):
     first = publish(files, folder, None)
     reader = open_folder(folder)
     files["folder/b.txt"].write_bytes(b"new text")
     second = publish(files, folder, first)
     assert (reader / "folder/b.txt").read_bytes() == b"text"
-    assert (open_folder(folder) / "folder/b.txt").read_bytes() == b"new text"
+    assert published(folder, "folder/b.txt") == b"new text"
     files["folder/b.txt"].write_bytes(b"newest")
     publish(files, folder, second)
     assert objects(folder) == sorted([*read_state(folder).objects, *read_state(folder).before])
@@ -107,45 +118,37 @@ def test_a_new_state_keeps_the_objects_of_the_one_before(url, files):
         (reader / "folder/b.txt").read_bytes()
 
 
-@pytest.mark.parametrize("requests", range(0, 14, 1))
-def test_a_failure_at_any_request_leaves_one_of_the_two_states(url, files, faults, monkeypatch, requests):
+@pytest.mark.parametrize("requests", range(14))
+def test_a_failure_at_any_request_leaves_one_of_the_two_states(folder, files, faults, few_attempts, requests):
     """Requests that fail for good, as when the machine is cut off."""
-    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 1)
-    folder = as_path(url)
-    base = publish(files, folder, None)
-    old = {name: path.read_bytes() for name, path in files.items()}
+    base, old = publish(files, folder, None), bytes_of(files)
     files["a.bin"].write_bytes(b"changed" * 1000)
     files["folder/b.txt"].write_bytes(b"changed")
+    new = bytes_of(files)
     faults.requests.clear()
     faults.after = requests
-    failed = False
     try:
         publish(files, folder, base)
+        possible = [new]
     except StoreError:
-        failed = True
+        possible = [old, new]
     faults.after = None
-    seen = content_of(local_copy(folder))
-    new = {name: path.read_bytes() for name, path in files.items()}
-    assert seen == dict(sorted((old if seen == dict(sorted(old.items())) else new).items()))
-    assert failed or seen == dict(sorted(new.items()))
+    assert content_of(local_copy(folder)) in possible
     publish(files, folder, read_state(folder))  # goes on from whatever is there
-    assert content_of(local_copy(folder)) == dict(sorted(new.items()))
+    assert content_of(local_copy(folder)) == new
 
 
 @pytest.mark.parametrize("kind", ["errors", "cuts", "slow"])
-def test_what_fails_now_and_then_is_repeated(url, files, faults, kind):
+def test_what_fails_now_and_then_is_repeated(folder, files, faults, kind):
     setattr(faults, kind, 0.15)
-    folder = as_path(url)
     publish(files, folder, None)
-    assert content_of(local_copy(folder)) == {name: path.read_bytes() for name, path in sorted(files.items())}
+    assert content_of(local_copy(folder)) == bytes_of(files)
 
 
-@pytest.mark.parametrize("requests", range(0, 20, 2))
-def test_a_store_that_cannot_replace_a_file(url, files, faults, monkeypatch, requests):
+@pytest.mark.parametrize("requests", range(0, 20, 3))
+def test_a_store_that_cannot_replace_a_file(folder, files, faults, few_attempts, monkeypatch, requests):
     """HDFS removes the list before it renames the new one, which a reader takes meanwhile."""
     monkeypatch.setattr("adaftr_fast.stores.published.is_object_store", lambda path: False)
-    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 1)
-    folder = as_path(url)
     base = publish(files, folder, None)
     files["empty"].write_bytes(b"not empty")
     faults.requests.clear()
@@ -153,14 +156,14 @@ def test_a_store_that_cannot_replace_a_file(url, files, faults, monkeypatch, req
     with contextlib.suppress(StoreError):
         publish(files, folder, base)
     faults.after = None
-    assert (open_folder(folder) / "empty").read_bytes() in (b"", b"not empty")
+    assert published(folder, "empty") in (b"", b"not empty")
     publish(files, folder, read_state(folder))
-    assert (open_folder(folder) / "empty").read_bytes() == b"not empty"
+    assert published(folder, "empty") == b"not empty"
 
 
-def test_a_list_that_is_renamed_while_it_is_looked_for(url, files, monkeypatch):
+def test_a_list_that_is_renamed_while_it_is_looked_for(folder, files, monkeypatch):
     monkeypatch.setattr("adaftr_fast.stores.published.is_object_store", lambda path: False)
-    folder, absent = as_path(url), [LIST, f"{LIST}.new"]
+    absent = [LIST, f"{LIST}.new"]
     state = publish(files, folder, None)
     read = StorePath.read_bytes
 
@@ -175,10 +178,9 @@ def test_a_list_that_is_renamed_while_it_is_looked_for(url, files, monkeypatch):
     assert not absent
 
 
-@pytest.mark.parametrize("missing", [1, 20, 300])
-def test_a_list_that_is_replaced_while_it_is_read(url, files, monkeypatch, missing):
+def test_a_list_that_is_replaced_while_it_is_read(folder, files, monkeypatch):
     """pyarrow asks for the size, then for as many bytes: those of the longer list that is there by then."""
-    folder, cut = as_path(url), []
+    cut = []
     state = publish(files, folder, None)
     read = StorePath.read_bytes
 
@@ -186,7 +188,7 @@ def test_a_list_that_is_replaced_while_it_is_read(url, files, monkeypatch, missi
         content = read(path)
         if path.name == LIST and not cut:
             cut.append(path)
-            return content[: -1 - missing]
+            return content[:-20]
         return content
 
     monkeypatch.setattr(StorePath, "read_bytes", cut_once)
@@ -194,19 +196,7 @@ def test_a_list_that_is_replaced_while_it_is_read(url, files, monkeypatch, missi
     assert cut
 
 
-def test_another_writer_is_noticed(url, files):
-    folder = as_path(url)
-    base = publish(files, folder, None)
-    files["empty"].write_bytes(b"1")
-    publish(files, folder, base)
-    files["empty"].write_bytes(b"2")
-    with pytest.raises(StoreError, match=r"another process has written it meanwhile"):
-        publish(files, folder, base)
-    assert (open_folder(folder) / "empty").read_bytes() == b"1"
-
-
-def test_a_damaged_object_is_refused(url, files):
-    folder = as_path(url)
+def test_a_damaged_object_is_refused(folder, files):
     state = publish(files, folder, None)
     path = open_folder(folder) / "a.bin"
     with path.filesystem.open_output_stream(path.key) as stream:
@@ -217,9 +207,8 @@ def test_a_damaged_object_is_refused(url, files):
         local_copy(folder)
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "", ".", "a//b"])
-def test_a_list_that_leaves_the_folder_is_refused(url, files, name):
-    folder = as_path(url)
+@pytest.mark.parametrize("name", ["../x", "a//b"])
+def test_a_list_that_leaves_the_folder_is_refused(folder, files, name):
     publish(files, folder, None)
     content = json.loads((folder / LIST).read_bytes())
     content["files"][name] = content["files"]["empty"]
@@ -268,8 +257,7 @@ def test_an_error_of_the_block_publishes_what_there_is(url):
     assert content_of(local_copy(as_path(url))) == {"one": b"1"}
 
 
-def test_nothing_is_lost_when_the_store_fails(url, faults, monkeypatch):
-    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 2)
+def test_nothing_is_lost_when_the_store_fails(url, faults, few_attempts):
     with local_folder(as_path(url)) as folder:
         folder.mkdir()
         (folder / "one").write_text("1")
@@ -278,15 +266,6 @@ def test_nothing_is_lost_when_the_store_fails(url, faults, monkeypatch):
     faults.errors = 0.0
     with local_folder(as_path(url)) as folder:
         assert content_of(folder) == {"one": b"1", "two": b"2"}
-
-
-def test_another_machine_goes_on_with_what_is_published(url, tmp_path, monkeypatch):
-    with local_folder(as_path(url)) as folder:
-        folder.mkdir()
-        (folder / "one").write_text("1")
-    monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "other machine"))
-    with local_folder(as_path(url)) as folder:
-        assert content_of(folder) == {"one": b"1"}
 
 
 def test_one_writer_on_a_machine(url):
@@ -309,7 +288,7 @@ def write_and_cut(url, faults):
         faults.errors = 1.0
 
 
-def test_one_file(url, faults, tmp_path, monkeypatch):
+def test_one_file(url, faults, tmp_path, few_attempts):
     with local_file(as_path(f"{url}/scores.parquet")) as path:
         path.write_bytes(b"scores" * 10_000)
     assert as_path(f"{url}/scores.parquet").read_bytes() == b"scores" * 10_000
@@ -317,17 +296,15 @@ def test_one_file(url, faults, tmp_path, monkeypatch):
         write_half(f"{url}/scores.parquet")
     assert as_path(f"{url}/scores.parquet").read_bytes() == b"scores" * 10_000
     assert not list((tmp_path / "cache" / "writing").iterdir())
-    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 2)
     with pytest.raises(StoreError, match=r"failed 2 times.*; the file is .*scores\.parquet"):
         write_and_cut(f"{url}/scores.parquet", faults)
     (kept,) = (tmp_path / "cache" / "writing").rglob("scores.parquet")
     assert kept.read_bytes() == b"new"
 
 
-def test_a_large_file_that_is_written_in_place(url, files, monkeypatch):
+def test_a_large_file_that_is_written_in_place(folder, files, few_attempts, monkeypatch):
     """What was sent of a file while it changed is not published, even if its size is the same."""
-    monkeypatch.setattr("adaftr_fast.stores.filesystems.ATTEMPTS", 2)
-    path, folder = files["a.bin"], as_path(url)
+    path = files["a.bin"]
 
     def changed_afterwards(file):
         digest = sha256(file)
@@ -344,8 +321,8 @@ def test_a_large_file_that_is_written_in_place(url, files, monkeypatch):
     assert content_of(local_copy(folder))["a.bin"] == path.read_bytes()
 
 
-def test_a_download_of_a_folder_that_is_replaced(url, files, monkeypatch):
-    folder, started = as_path(url), []
+def test_a_download_of_a_folder_that_is_replaced(url, folder, files, monkeypatch):
+    started = []
     first = publish(files, folder, None)
 
     def replaced_meanwhile(opened, target):
@@ -360,16 +337,6 @@ def test_a_download_of_a_folder_that_is_replaced(url, files, monkeypatch):
     publish(files, folder, started[0])
     with pytest.raises(StoreError, match="damaged"):
         local_copy(url)
-
-
-def test_a_copy_stays_where_it_is_when_nothing_changes(url, files):
-    publish(files, as_path(url), None)
-    copy = local_copy(url)
-    inode = copy.stat().st_ino
-    with local_folder(url) as folder:
-        assert folder.exists()
-    assert copy.stat().st_ino == inode
-    assert not folder.exists()
 
 
 def test_a_folder_in_a_published_folder(url, files):
