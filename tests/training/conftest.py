@@ -1,13 +1,19 @@
 """A small model and a data set that it learns in a fraction of a second."""
 
+import signal
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.training.checkpoint.weights import Description
+from adaftr_fast.training.files import RunFiles
+from adaftr_fast.training.trainer import Trainer
 
 FIELDS = (50, 20, 3)
 
@@ -42,6 +48,35 @@ def make_split(rows: int, seed: int) -> Split:
     return Split.of(
         Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(ids[:, 1].astype(np.int64)))
     )
+
+
+ABOUT = Description(
+    config=RunConfig(training=TrainingConfig(max_epochs=4), optimizer=OptimizerConfig(lr=0.01)),
+    fingerprint="f", num_embeddings=list(FIELDS), tasks=["click", "conversion"], metrics={},
+)  # fmt: skip
+
+
+def trainer(model, splits, folder=None, about=ABOUT, lr=0.01, **config):
+    """Returns the trainer of a run of four epochs of 40 steps."""
+    config = TrainingConfig(**{"batch_size": 100, "max_epochs": 4, "progress": False} | config)
+    files = RunFiles(model, config, folder, about, rows=len(splits[0]))
+    return Trainer(model, *splits, optimizer=OptimizerConfig(lr=lr), config=config, files=files)
+
+
+def before_step(run, number, act):
+    """Calls ``act`` before a step of all epochs, counted from 1."""
+    step = run.train_step
+
+    def train_step(*arguments):
+        if run.progress.total_steps + 1 == number:
+            act()
+        return step(*arguments)
+
+    run.train_step = train_step
+
+
+def interrupt(signum=signal.SIGINT):
+    signal.raise_signal(signum)
 
 
 @pytest.fixture

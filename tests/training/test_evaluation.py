@@ -13,13 +13,6 @@ from adaftr_fast.training.metrics import auc, cvr_auc
 from tests.training.conftest import whole
 
 
-def test_predictions_check_the_ids_of_all_batches(model, splits, monkeypatch):
-    checks = []
-    monkeypatch.setattr("adaftr_fast.training.evaluation.raise_bad_ids", checks.append)
-    evaluate(model, splits[1], 300)
-    assert checks == [torch.device("cpu")]
-
-
 def test_evaluation_covers_every_row_in_order(model, splits):
     validation = whole(splits[1])
     logits = model(validation.ids).detach().numpy()

@@ -5,7 +5,7 @@ from torch import nn
 from adaftr_fast.config import TrainingConfig
 from adaftr_fast.training.files import PICTURE_SECONDS, RunFiles
 from adaftr_fast.training.trained import Run
-from tests.training.checkpoint.test_run_snapshots import ABOUT
+from tests.training.conftest import ABOUT
 
 
 def record(epoch):
@@ -25,12 +25,6 @@ def test_each_epoch_is_logged_once(tmp_path, capsys):
     files.log(Run.of("", records, 1))
     assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == records
     assert "epoch 2: 2.0 s, 100,000 samples/s | click AUC 70.00, GAUC 65.00, log-loss 0.5000" in capsys.readouterr().out
-
-
-def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    RunFiles(nn.Linear(1, 1), TrainingConfig(progress=False)).log(Run.of("", [record(1)], 1))
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_picture_of_a_run_with_long_epochs_is_drawn_after_each(tmp_path):

@@ -28,7 +28,7 @@ def adaftr(**options):
 def moved(model, batches, optimizer=None, **config):
     """Takes a step per batch; returns all terms and the final weights."""
     stepper = Stepper(model, optimizer or OptimizerConfig(lr=0.01), TrainingConfig(batch_size=100, **config))
-    terms = [stepper.step(batch, number) for number, batch in enumerate(batches, start=1)]
+    terms = [stepper.step(batch, number + 1, number / 4) for number, batch in enumerate(batches)]
     return terms, {name: value.clone() for name, value in model.eval().state_dict().items()}
 
 
@@ -50,17 +50,19 @@ def test_accumulated_parts_match_the_whole_batch(model, batches):
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_gradients_are_clipped_before_the_step(model, batches):
+def test_gradients_of_the_sum_of_the_terms_are_clipped_before_the_step(model, batches):
+    (exact,) = torch.autograd.grad(sum(model.loss(batches[0]).values()), model.out.weight)
     stepper = Stepper(model, OptimizerConfig(clip_norm=1e-3), TrainingConfig(batch_size=100))
     stepper.step(batches[0], 1)
+    found = model.out.weight.grad
+    torch.testing.assert_close(found / found.norm(), exact / exact.norm())
     assert clip_grad_norm_(model.parameters(), 1.0).item() == pytest.approx(1e-3, rel=1e-3)
 
 
-@pytest.mark.parametrize("balance", ["none", "pcgrad"])
-def test_a_step_makes_no_pass_over_the_tables(model, batches, balance, monkeypatch):
+def test_a_step_makes_no_pass_over_the_tables(model, batches, monkeypatch):
     passes = []
     monkeypatch.setattr(DeferredAdam, "apply", lambda self, weight: passes.append(weight))
-    config = TrainingConfig(batch_size=100, balance=balance)
+    config = TrainingConfig(batch_size=100, balance="pcgrad")
     stepper = Stepper(model.train(), OptimizerConfig(clip_norm=1.0), config)
     for number, batch in enumerate(batches[:3], start=1):
         stepper.step(batch, number)
@@ -78,15 +80,10 @@ def test_the_schedule_reaches_dense_weights_and_tables(model, batches):
     steps = {name: (value - before[name]).abs().max().item() for name, value in model.named_parameters()}
     assert max(steps.values()) == pytest.approx(0.15, rel=1e-3)  # Adam's first step is lr wherever there is a gradient
     assert min(value for name, value in steps.items() if "embedding" in name) == pytest.approx(0.15, rel=1e-3)
-
-
-def test_the_schedule_scales_tables_lr(model, batches):
     optimizer = OptimizerConfig(lr=0.5, tables="sgd", tables_lr=2.0, warmup_steps=10)
     stepper = Stepper(model, optimizer, TrainingConfig(batch_size=100))
-    before = model.embedding.weight.detach().clone()
     stepper.step(batches[0], 3)
     assert [each.param_groups[0]["lr"] for each in stepper.optimizers] == [0.15, pytest.approx(0.6)]
-    torch.testing.assert_close(model.embedding.weight.detach(), before - 0.6 * model.embedding.weight.grad.to_dense())
 
 
 def test_bfloat16_is_near_float32_and_keeps_weights_in_float32(batches):
@@ -103,8 +100,8 @@ def test_bfloat16_is_near_float32_and_keeps_weights_in_float32(batches):
 def test_compiled_steps_match_eager_steps(batches, monkeypatch):
     """Uses the backend aot_eager, because code generation takes a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    plain, expected = moved(adaftr(), batches)
-    model = adaftr()
+    plain, expected = moved(adaftr(contrast_epochs=0.75), batches)  # beta falls at each step
+    model = adaftr(contrast_epochs=0.75)
     compiled, weights = moved(model, batches, compile=True)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(batches[0].ids), model(batches[0].ids))
@@ -113,23 +110,11 @@ def test_compiled_steps_match_eager_steps(batches, monkeypatch):
                 parameter.zero_()
         assert not twin(batches[0].ids).any()  # a copy reads its own tables
         assert model(batches[0].ids).any()
+    assert ["contrast" in terms for terms in plain] == [True] * 3 + [False] * 2
     for one, other in zip(plain, compiled):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     for name, value in weights.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-2, atol=1e-4, msg=name)
-
-
-def test_compiled_steps_follow_a_falling_beta(batches, monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-
-    def terms(compile):
-        run = Stepper(adaftr(contrast_epochs=1.0), OptimizerConfig(), TrainingConfig(compile=compile))
-        return [run.step(batches[0], number + 1, number / 2) for number in range(4)]
-
-    for one, other in zip(terms(False), terms(True)):
-        assert one.keys() == other.keys()
-        for name, value in one.items():
-            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_an_unavailable_device_raises(model):
@@ -141,14 +126,16 @@ def test_an_unavailable_device_raises(model):
             Stepper(model, OptimizerConfig(), TrainingConfig(device="cuda:7"))
 
 
-def test_accumulate_must_divide_the_batch():
-    with pytest.raises(ValueError, match=r"training\.accumulate: expected a divisor of batch_size = 100, got 3"):
-        TrainingConfig(batch_size=100, accumulate=3)
-
-
-@pytest.mark.parametrize("clip_norm", [0.0, 1e-2])
-@pytest.mark.parametrize("config", [{}, {"accumulate": 2}, {"precision": "bfloat16"}], ids=lambda each: [*each, ""][0])
-@pytest.mark.parametrize("l2_form", ["squared", "norm"])
+@pytest.mark.parametrize(
+    ("l2_form", "config", "clip_norm"),
+    [
+        ("squared", {}, 1e-2),
+        ("squared", {"accumulate": 2}, 0.0),
+        ("norm", {}, 0.0),
+        ("norm", {"accumulate": 2}, 1e-2),
+        ("norm", {"precision": "bfloat16"}, 0.0),
+    ],
+)
 def test_a_penalty_in_the_look_up_trains_alike(batches, monkeypatch, l2_form, config, clip_norm):
     """The penalty's gradient is added in the merge, or by autograd: only the order of additions differs."""
     optimizer, found = OptimizerConfig(lr=0.01, clip_norm=clip_norm), []

@@ -1,8 +1,6 @@
 """Trackers by fakes of their packages; the last tests use the packages, where they are installed."""
 
 import json
-import os
-import subprocess
 import sys
 import types
 import warnings
@@ -89,8 +87,10 @@ def test_a_resumed_run_continues_and_a_tracker_added_later_gets_all_epochs(fake,
     assert (again.opening.first_step, again.opening.known) == (4, first.known)
     log(resumed, 3, 4)  # the interrupted process had logged 3
     assert (epochs(added), epochs(again)) == ([1, 2, 3, 4], [4])
-    Trackers(["wandb"], tmp_path, PARAMETERS)
-    assert fake.made[-1].opening.known is None  # a new run in the folder of a finished one
+    log(Trackers([], tmp_path, PARAMETERS), 1)  # a new run in the folder of a finished one
+    Trackers(["wandb"], tmp_path, PARAMETERS, resumed=True, records=[record(1)])
+    assert fake.made[-1].opening.known is None
+    assert epochs(fake.made[-1]) == [1]
 
 
 def log(trackers, *epochs):
@@ -103,15 +103,6 @@ def epochs(made):
     return [each[2] for each in made.calls if each[0] == "log"]
 
 
-def test_a_tracker_that_was_left_out_for_some_epochs_gets_them_on_resuming(fake, tmp_path):
-    log(Trackers(["wandb"], tmp_path, PARAMETERS), 1)
-    log(Trackers([], tmp_path, PARAMETERS, resumed=True, records=[record(1)]), 2)
-    records = [record(epoch) for epoch in (1, 2, 3)]
-    Trackers(["wandb"], tmp_path, PARAMETERS, resumed=True, records=records)
-    assert (fake.made[-1].opening.first_step, fake.made[-1].opening.known) == (2, fake.made[0].known)
-    assert epochs(fake.made[-1]) == [2, 3]
-
-
 def test_a_tracker_that_failed_gets_the_epochs_since_then_on_resuming(fake, tmp_path):
     trackers = log(Trackers(["wandb", "mlflow"], tmp_path, PARAMETERS), 1)
     fake.made[0].fails = "log"
@@ -120,14 +111,6 @@ def test_a_tracker_that_failed_gets_the_epochs_since_then_on_resuming(fake, tmp_
     records = [record(epoch) for epoch in (1, 2, 3)]
     Trackers(["wandb", "mlflow"], tmp_path, PARAMETERS, resumed=True, records=records)
     assert [epochs(made) for made in fake.made[2:]] == [[2, 3], []]
-
-
-def test_a_new_run_without_trackers_forgets_those_of_the_run_before(fake, tmp_path):
-    log(Trackers(["wandb"], tmp_path, PARAMETERS), 1, 2)
-    log(Trackers([], tmp_path, PARAMETERS), 1)
-    Trackers(["wandb"], tmp_path, PARAMETERS, resumed=True, records=[record(1)])
-    assert fake.made[-1].opening.known is None
-    assert epochs(fake.made[-1]) == [1]
 
 
 @pytest.mark.parametrize("method", ["log", "log_test", "close"])
@@ -149,15 +132,9 @@ def test_a_tracker_that_fails_is_left_out_after_one_warning(fake, tmp_path, meth
     assert [call[0] for call in fake.made[1].calls] == ["open", "log", "log", "log_test", "close"]
 
 
-def test_a_tracker_that_cannot_be_opened_raises_before_training(fake, tmp_path):
-    fake.fails = "open"
-    with pytest.raises(TrainingError, match=r"^training\.trackers: mlflow cannot be opened: ConnectionError: no"):
-        Trackers(["mlflow"], tmp_path, PARAMETERS)
-
-
 def test_a_tracker_is_closed_if_the_next_one_cannot_be_opened(fake, tmp_path, monkeypatch):
     monkeypatch.setitem(tracking.CLASSES, "mlflow", type("Broken", (fake,), {"fails": "open"}))
-    with pytest.raises(TrainingError, match=r"mlflow cannot be opened"):
+    with pytest.raises(TrainingError, match=r"^training\.trackers: mlflow cannot be opened: ConnectionError: no"):
         Trackers(["wandb", "mlflow"], tmp_path, PARAMETERS)
     assert fake.made[0].calls == [("open",), ("close", True)]
 
@@ -216,7 +193,7 @@ def test_wandb_gets_a_run_of_its_own_which_a_resumed_process_continues(tmp_path,
     assert init.call_args.kwargs["id"] == made.known
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
 def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, name):
     for each in (name, "torch.utils.tensorboard"):
         monkeypatch.delitem(sys.modules, each, raising=False)
@@ -225,9 +202,8 @@ def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, name):
         Trackers([name], tmp_path, PARAMETERS)
 
 
-@pytest.mark.parametrize("text", ["{", '{"wandb": "abc"}'])  # the latter of an earlier version
-def test_a_damaged_list_of_runs_is_named(tmp_path, text):
-    (tmp_path / "trackers.json").write_text(text)
+def test_a_damaged_list_of_runs_is_named(tmp_path):
+    (tmp_path / "trackers.json").write_text("{")
     with pytest.raises(TrainingError, match=r"trackers.json: damaged: .*; remove it to begin new runs"):
         Trackers([], tmp_path, PARAMETERS, resumed=True)
 
@@ -240,57 +216,18 @@ def test_trackers_are_checked_and_opened_once():
         TrainingConfig(trackers=["comet"])
 
 
-def log_and_resume(names, folder):
-    """Logs two epochs in a process that is killed, and resumes in this one after the first."""
-    for resumed, epochs in ((False, (1, 2)), (True, (2, 3))):
-        logged = [record(1)] if resumed else []
-        trackers = Trackers(names, folder, PARAMETERS, resumed=resumed, records=logged)
-        for epoch in epochs:
-            trackers.log(record(epoch), epoch)
-        if resumed:
-            trackers.log_test(TEST)
-        trackers.close(failed=not resumed)
-    known = json.loads((folder / "trackers.json").read_text())
-    return {name: each["run"] for name, each in known.items()}
-
-
-def test_tensorboard_has_one_event_file_per_process_and_each_epoch_once(tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log_and_resume(["tensorboard"], tmp_path)
-    folder = tmp_path / "tensorboard"
-    assert len(list(folder.iterdir())) == 2
-    events = EventAccumulator(str(folder)).Reload()
-    assert [each.step for each in events.Scalars("validation/click/auc")] == [1, 2, 3]
-    assert events.Scalars("test/click/auc")[0].value == pytest.approx(0.7)
-    assert any("hparams" in name for name in events.Tags()["scalars"] + list(events.summary_metadata))
-
-
 def test_mlflow_resumes_its_run(tmp_path, monkeypatch):
     pytest.importorskip("sqlalchemy")  # for MLflow's local store
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    run = log_and_resume(["mlflow"], tmp_path / "run")["mlflow"]
+    log(Trackers(["mlflow"], tmp_path / "run", PARAMETERS), 1, 2).close(failed=True)
+    trackers = log(Trackers(["mlflow"], tmp_path / "run", PARAMETERS, resumed=True, records=[record(1)]), 2, 3)
+    trackers.log_test(TEST)
+    trackers.close()
+    run = json.loads((tmp_path / "run/trackers.json").read_text())["mlflow"]["run"]
     client = mlflow.MlflowClient()
     found = client.get_run(run)
     assert found.data.params["model.tower_hidden"] == "[8, 4]"
     assert found.data.metrics["test/click/auc"] == 0.7
     assert found.info.status == "FINISHED"
     assert sorted(each.step for each in client.get_metric_history(run, "train/click")) == [1, 2, 3]
-
-
-def test_wandb_works_offline_and_resumes_its_run(tmp_path):
-    pytest.importorskip("wandb")
-    code = f"""
-import sys; sys.path.insert(0, {os.getcwd()!r})
-from pathlib import Path
-from tests.training.test_trackers import log_and_resume
-log_and_resume(["wandb"], Path({str(tmp_path)!r}))
-"""
-    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path / "home")}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
-    run = json.loads((tmp_path / "trackers.json").read_text())["wandb"]["run"]
-    folders = [each.name for each in (tmp_path / "wandb").iterdir() if each.name.startswith("offline-run-")]
-    assert folders
-    assert all(name.endswith(run) for name in folders)

@@ -2,11 +2,10 @@
 
 import pytest
 
-from adaftr_fast.errors import TrainingError
 from adaftr_fast.training.checkpoint.weights import load_checkpoint
 from adaftr_fast.training.evaluation import mean_auc
 
-from .test_trainer import trainer
+from .conftest import trainer
 
 
 def test_validating_several_times_an_epoch_changes_no_step(splits, model, tmp_path):
@@ -30,19 +29,17 @@ def test_validating_several_times_an_epoch_changes_no_step(splits, model, tmp_pa
     assert load_checkpoint(tmp_path / "0.25/best")[1].metrics == best["validation"]
 
 
-@pytest.mark.parametrize(("number", "best"), [(2, 2), (3, 2), (7, 5)])
-def test_patience_counts_epochs_whatever_the_number_of_validations(model, splits, monkeypatch, number, best):
-    aucs = iter([0.6] * (best - 1) + [0.7] + [0.6] * 40)
+@pytest.mark.parametrize(("number", "best", "patience"), [(1, 2, 2), (2, 2, 1), (7, 5, 1)])
+def test_patience_counts_epochs_whatever_the_number_of_validations(model, splits, monkeypatch, number, best, patience):
+    """A later validation that is as good as the best does not count."""
+    aucs = iter([0.6] * (best - 1) + [0.7, 0.7] + [0.6] * 40)
 
     def validation(*arguments):
         return {task: {"auc": next(aucs) if task == "click" else 0.5} for task in ("click", "conversion")}
 
     monkeypatch.setattr("adaftr_fast.training.trainer.evaluate", validation)
-    result = trainer(model, splits, patience=1, validate_every=1 / number, max_epochs=9).fit()
-    assert [record["epoch"] for record in result.epochs] == [each / number for each in range(1, best + number + 1)]
+    result = trainer(model, splits, patience=patience, validate_every=1 / number, max_epochs=9).fit()
+    assert [record["epoch"] for record in result.epochs] == [
+        each / number for each in range(1, best + patience * number + 1)
+    ]
     assert result.best_epoch == best / number
-
-
-def test_an_epoch_has_a_step_for_each_validation(model, splits):
-    with pytest.raises(TrainingError, match="the 40 steps of an epoch are fewer than its 50 validations"):
-        trainer(model, splits, validate_every=0.02)

@@ -9,8 +9,7 @@ from adaftr_fast import _memory
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.training.checkpoint import snapshots
 from adaftr_fast.training.checkpoint.snapshots import StateCopy, available_memory, load_snapshot, save_snapshot
-
-from .test_run_snapshots import assert_same_run, trainer
+from tests.training.conftest import trainer
 
 
 def test_copies_do_not_change_and_are_allocated_once():
@@ -83,14 +82,6 @@ def test_a_snapshot_holds_the_state_of_its_step(model, splits, tmp_path, monkeyp
     run.fit()
     assert (2, False) in saved
     assert saved[-1] == (42, True)  # the end of the epoch
-
-
-def test_snapshots_change_no_bits(model, splits, tmp_path):
-    start = {name: value.clone() for name, value in model.state_dict().items()}
-    trainer(model, splits, tmp_path / "none").fit()
-    model.load_state_dict(start)
-    trainer(model, splits, tmp_path / "many", checkpoint_seconds=0).fit()
-    assert_same_run(tmp_path / "none", tmp_path / "many")
 
 
 def test_an_error_of_the_thread_is_raised_by_training(model, splits, tmp_path, monkeypatch):

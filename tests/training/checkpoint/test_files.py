@@ -27,8 +27,7 @@ from adaftr_fast.training.checkpoint.snapshots import (
 from adaftr_fast.training.checkpoint.weights import load_checkpoint, open_on_all_ranks, save_checkpoint
 from tests.distributed.ranks import on_ranks
 from tests.files.file_calls import killed_at
-
-from .test_run_snapshots import ABOUT
+from tests.training.conftest import ABOUT
 
 ROWS, WIDTH = 11, 3
 LARGE = 100_000  # rows of a shard
@@ -90,30 +89,28 @@ def dropped(run: RunSnapshots, rank: int) -> None:
     save(run, 7, rank, run.save)
 
 
-def sent(rank: int, folder: str) -> dict[str, int]:
+def sent(folder: Path, ranks: Ranks, rank: int) -> dict[str, int]:
     """Returns the largest message of each collective while a snapshot and a checkpoint are saved, in bytes."""
-    ranks, largest = Ranks(dist.HashStore(), 60), {}
+    largest = {}
 
     def counting(name: str):
         function = getattr(dist, name)
 
         def counted(*arguments, **options):
-            tensors = [
-                each for argument in arguments for each in (argument if isinstance(argument, list) else [argument])
-            ]
+            tensors = [each for given in arguments for each in (given if isinstance(given, list) else [given])]
             size = max((each.nbytes for each in tensors if isinstance(each, torch.Tensor)), default=0)
             largest[name] = max(largest.get(name, 0), size)
             return function(*arguments, **options)
 
         return counted
 
-    for name in vars(dist):
-        if name.startswith(MESSAGES):
-            setattr(dist, name, counting(name))
     shards = [Shard(owner, LARGE, torch.ones(LARGE, WIDTH) if owner == rank else None) for owner in range(2)]
     rows = {"table": ShardedRows(shards, [WIDTH])}
-    snapshots(Path(folder), ranks).save(Progress(total_steps=1), {"dense": torch.ones(2)}, {}, rows)
-    save_checkpoint(Path(folder, "best"), nn.Linear(2, 2), ABOUT, rows, ranks)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (each for each in vars(dist) if each.startswith(MESSAGES)):
+            patch.setattr(dist, name, counting(name))
+        snapshots(folder, ranks).save(Progress(total_steps=1), {"dense": torch.ones(2)}, {}, rows)
+        save_checkpoint(folder / "best", nn.Linear(2, 2), ABOUT, rows, ranks)
     return largest
 
 
@@ -130,6 +127,7 @@ def on_a_rank(rank: int, folder: str) -> dict:
     folder, ranks = Path(folder), Ranks(dist.HashStore(), 60)
     check_shared_folder(folder, ranks, "why")
     found = {"blind": error_of(check_shared_folder, folder / f"out{rank}", ranks, "all write")}
+    found["sent"] = sent(folder / "sent", ranks, rank)
     run = snapshots(folder / "saved", ranks)
     for step in (1, 2, 3):
         save(run, step, rank, run.save)
@@ -166,19 +164,10 @@ def test_ranks_resume_from_their_own_and_another_sharding(by_two):
         assert each["two"] == each["other"] == {"steps": 3, "loss": 3.0}
 
 
-def test_no_rows_pass_between_ranks_when_they_are_saved(tmp_path):
-    for largest in on_ranks(sent, 2, str(tmp_path)):
-        assert largest.keys() == {"broadcast", "all_gather", "all_reduce"}
-        assert max(largest.values()) < 500  # names of files; a shard has 1.2 MB
-    assert len(list((tmp_path / "best").glob("weights-[01]-*"))) == 2
-
-
-def test_one_process_reads_whole_tensors(saved):
-    progress, tensors, _ = snapshots(saved, None).load()
-    assert progress.total_steps == 3
-    assert {name for name in tensors if "/" not in name} == {"dense", "table", "sums"}
-    assert torch.equal(tensors["table"], values(3))
-    assert torch.equal(tensors["sums"], values(3)[:, 0])
+def test_no_rows_pass_between_ranks_when_they_are_saved(by_two):
+    for each in by_two[1]:
+        assert each["sent"].keys() == {"broadcast", "all_gather", "all_reduce"}
+        assert max(each["sent"].values()) < 500  # names of files; a shard has 1.2 MB
 
 
 def test_each_snapshot_has_a_shard_per_rank_and_stale_ones_are_removed(saved):
@@ -187,7 +176,11 @@ def test_each_snapshot_has_a_shard_per_rank_and_stale_ones_are_removed(saved):
     for name in ("000000000001-0-0.shard", "000000000009-1-0.shard", ".x.shard.new-3-ab"):  # the last two not committed
         (saved / "last" / name).write_bytes(b"of a killed run")
     run = snapshots(saved, None)
-    assert run.load()[0].total_steps == 3
+    progress, tensors, _ = run.load()
+    assert progress.total_steps == 3
+    assert {name for name in tensors if "/" not in name} == {"dense", "table", "sums"}
+    assert torch.equal(tensors["table"], values(3))
+    assert torch.equal(tensors["sums"], values(3)[:, 0])
     run.save(Progress(total_steps=4), {}, {})
     positions = {path.name.partition("-")[0] for path in (saved / "last").iterdir()}
     assert positions == {"000000000004", "000000000005"}
@@ -233,16 +226,10 @@ def test_the_thread_writes_shards_and_a_later_step_commits_them(by_two):
     folder, ranks = by_two
     assert [each["background"] for each in ranks] == [[False, True]] * 2
     assert torch.equal(load_snapshot(folder / "background/last")[0]["table"], values(5))
-
-
-def test_a_snapshot_that_is_not_committed_at_the_end_of_an_epoch_is_dropped(by_two):
-    names = {path.name.partition("-")[0] for path in (by_two[0] / "dropped/last").iterdir()}
-    assert names == {"000000000008"}
-    assert torch.equal(load_snapshot(by_two[0] / "dropped/last")[0]["table"], values(7))
-
-
-def test_if_one_rank_lacks_memory_for_a_copy_all_save_at_once(by_two):
-    assert torch.equal(load_snapshot(by_two[0] / "full/last")[0]["table"], values(8))
+    names = {path.name.partition("-")[0] for path in (folder / "dropped/last").iterdir()}
+    assert names == {"000000000008"}  # the one of step 6 was not committed at the end of the epoch
+    assert torch.equal(load_snapshot(folder / "dropped/last")[0]["table"], values(7))
+    assert torch.equal(load_snapshot(folder / "full/last")[0]["table"], values(8))  # written at once
 
 
 def test_a_checkpoint_with_shards_reads_as_a_whole(by_two, tmp_path):

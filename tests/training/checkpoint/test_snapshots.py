@@ -1,4 +1,3 @@
-import os
 import resource
 
 import pytest
@@ -68,19 +67,6 @@ def test_damaged_snapshots_only_raise(tmp_path):
         load_snapshot(tmp_path)
 
 
-def test_a_full_disk_keeps_earlier_snapshots(tmp_path, monkeypatch):
-    save(tmp_path, 1)
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=r"earlier ones are kept: .*No space left"):
-        save(tmp_path, 2)
-    assert len(files(tmp_path)) == 1
-    assert load_snapshot(tmp_path)[1]["n"] == 1
-
-
 def test_a_partial_write_keeps_earlier_snapshots(tmp_path):
     save(tmp_path, 1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -99,8 +85,3 @@ def test_other_versions_raise(tmp_path, monkeypatch):
         save(tmp_path, 1)
     with pytest.raises(CheckpointError, match="in version 7, this program reads version 4: discard it with --restart"):
         load_snapshot(tmp_path)
-    (path,) = tmp_path.glob("*.safetensors")
-    old = path.rename(path.with_name(f"{path.name.partition('-')[0]}-{'0' * 64}.safetensors"))  # SHA-256
-    with pytest.raises(CheckpointError, match="in version 7"):
-        load_snapshot(tmp_path)
-    assert old.exists()

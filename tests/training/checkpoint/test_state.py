@@ -23,57 +23,29 @@ def copied(tensors):
     return {name: value.clone() for name, value in tensors.items()}
 
 
-def test_restored_training_has_the_same_bits_with_deferred_rows(model, splits):
-    """After 30 steps of small batches some rows have deferred updates, which the state preserves."""
-    batches = list(splits[0].batches(10))
-    optimizers = build_optimizers(model, OptimizerConfig(lr=0.01))
-    model.train()
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [("adam", 4), ("adam", [6, 2, 4]), ("sgd", [6, 2, 4]), ("adagrad", 4), ("rowwise_adagrad", 4), ("lazy_adam", 4)],
+)
+def test_restored_training_has_the_same_bits(name, widths, model, splits):
+    """Of exact Adam, some rows have deferred updates after 30 steps of small batches, which the state preserves."""
+    batches, config = list(splits[0].batches(10)), OptimizerConfig(lr=0.01, tables=name, tables_lr=0.01)
+    model.embedding = FusedEmbedding((50, 20, 3), widths)
+    optimizers = build_optimizers(model.train(), config)
     steps(model, optimizers, splits, batches[:30])
     saved = copied(capture(model, optimizers))
     steps(model, optimizers, splits, batches[30:90])
     drawn = torch.rand(3)
-    expected = copied(capture(model, optimizers))
-    assert saved["optimizer/0/0.counts"].tolist()[2] == 1  # stale
-
-    other = type(model)()
-    again = build_optimizers(other, OptimizerConfig(lr=0.01))
-    other.train()
-    restore(other, again, saved)
-    steps(other, again, splits, batches[30:90])
-    assert torch.equal(torch.rand(3), drawn)
-    found = capture(other, again)
-    assert found.keys() == expected.keys()
-    different = [name for name in found if not name.startswith("rng") and not torch.equal(found[name], expected[name])]
-    assert different == []
-
-
-@pytest.mark.parametrize("widths", [4, [6, 2, 4]], ids=["one width", "mixed"])
-@pytest.mark.parametrize("name", ["adam", "sgd", "adagrad", "rowwise_adagrad", "lazy_adam"])
-def test_restored_training_has_the_same_bits_with_every_table_optimizer(name, widths, model, splits):
-    batches, config = list(splits[0].batches(10)), OptimizerConfig(lr=0.01, tables=name, tables_lr=0.1)
-    model.embedding = FusedEmbedding((50, 20, 3), widths)
-    optimizers = build_optimizers(model, config)
-    steps(model, optimizers, splits, batches[:20])
-    saved = copied(capture(model, optimizers))
-    steps(model, optimizers, splits, batches[20:40])
-    other = type(model)()
+    assert name != "adam" or saved["optimizer/0/0.counts"].tolist()[2] == 1  # stale
+    other = type(model)().train()
     other.embedding = FusedEmbedding((50, 20, 3), widths)
     again = build_optimizers(other, config)
     restore(other, again, saved)
-    steps(other, again, splits, batches[20:40])
+    steps(other, again, splits, batches[30:90])
+    assert torch.equal(torch.rand(3), drawn)
     found, expected = capture(other, again), capture(model, optimizers)
     assert found.keys() == expected.keys()
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
-
-
-def test_capturing_changes_nothing(model, splits):
-    batches = list(splits[0].batches(10))
-    optimizers = build_optimizers(model, OptimizerConfig(lr=0.01))
-    model.train()
-    steps(model, optimizers, splits, batches[:5])
-    before = copied(capture(model, optimizers))
-    after = capture(model, optimizers)
-    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_buffers_that_follow_from_the_model_may_be_missing(model, splits):
@@ -116,15 +88,9 @@ def test_a_run_saves_and_restores_the_generator_of_its_own_gpu(generators):
     restore(Elsewhere("cuda:0"), [], saved)
     assert [int(state[0]) for state in generators.values()] == [1, 1]
     restore(Elsewhere("cuda:0"), [], {"rng/cpu": saved["rng/cpu"]})  # of a run on the CPU
-
-
-def test_a_run_on_the_cpu_ignores_the_generators_of_gpus(model, generators):
-    optimizers = build_optimizers(model, OptimizerConfig())
-    saved = capture(model, optimizers)
-    assert "rng/cuda" not in saved
-    other = {"rng/cuda": torch.full((16,), 9, dtype=torch.uint8)}  # of a run on a GPU
-    restore(model, optimizers, saved | other)
-    assert [int(state[0]) for state in generators.values()] == [0, 1]
+    assert "rng/cuda" not in capture(Elsewhere("cpu"), [])
+    restore(Elsewhere("cpu"), [], saved | {"rng/cuda": torch.full((16,), 9, dtype=torch.uint8)})  # of a run on a GPU
+    assert [int(state[0]) for state in generators.values()] == [1, 1]
 
 
 def test_the_state_of_another_model_raises(model, splits):

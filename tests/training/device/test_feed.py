@@ -9,7 +9,7 @@ import torch
 from adaftr_fast.training.device import feed, to_device
 from tests.training.device.test_packing import assert_same, batch
 
-SEEDS = range(40)
+SEEDS = range(20)
 
 
 @dataclass

@@ -6,16 +6,14 @@ Two eager runs bound the differences that are allowed: none, if the kernels of a
 import pytest
 import torch
 
-from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
+from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.checkpoint.progress import RunningMean
-from adaftr_fast.training.checkpoint.weights import Description
 from adaftr_fast.training.device import WARM_UP, to_device
-from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.stepper import Stepper
-from adaftr_fast.training.trainer import Trainer
+from tests.training.conftest import trainer
 from tests.training.device.test_graph import OPTIMIZERS, ROWS, SIZES, bags, batches
 from tests.training.device.test_packing import assert_same, batch
 
@@ -62,55 +60,22 @@ def assert_as_equal_as_eager_runs(run, make):
     torch.testing.assert_close(found, one, rtol=0, atol=allowed)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("tables", OPTIMIZERS)
-@pytest.mark.parametrize("name", ["mmoe", "adaftr"])
-def test_graphed_steps_equal_eager_steps(device, tables, name):
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"tables": tables, "device": device} for device in DEVICES for tables in OPTIMIZERS),
+        {"name": "mmoe"},
+        {"clip_norm": 0.1},
+        {"precision": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_graphed_steps_equal_eager_steps(options):
     content = list(batches(50))
     assert_as_equal_as_eager_runs(
-        lambda own: trained(own, content, [20]), lambda **config: stepper(device, name, tables, **config)
+        lambda own: trained(own, content, [20]), lambda **config: stepper(**options, **config)
     )
     assert torch.cuda.current_device() == 0
-
-
-@pytest.mark.parametrize("options", [{"clip_norm": 0.1}, {"precision": "bfloat16"}])
-def test_graphed_steps_equal_eager_steps_with_options(options):
-    content = list(batches(50))
-    assert_as_equal_as_eager_runs(lambda own: trained(own, content), lambda **config: stepper(**options, **config))
-
-
-def test_the_graph_is_captured_anew_when_the_state_of_adam_moves(monkeypatch):
-    """As when a resumed run brings a record of another size."""
-    content, captures = list(batches(60)), []
-
-    def twice(own):
-        first = trained(own, content[:30])
-        own.model.train()
-        for steps in own.optimizers[-1]._deferred.values():
-            steps.tensors = [each.clone() for each in steps.tensors]
-            steps.moments, steps._clock = steps.tensors[0], steps.tensors[5]
-        return torch.cat([first, trained(own, content[30:])])
-
-    own = stepper()
-    capture = own.graph.captures.capture
-    monkeypatch.setattr(own.graph.captures, "capture", lambda work: captures.append(1) or capture(work))
-    found = twice(own)
-    assert len(captures) == 2
-    one, other = (twice(stepper(graph="off")) for _ in range(2))
-    torch.testing.assert_close(found, one, rtol=0, atol=10 * (one - other).abs().max().item())
-
-
-def test_captures_share_their_memory():
-    """A hundred captures need no more memory than a few."""
-    own, content = stepper(), next(to_device(batches(1), torch.device("cuda:0")))
-    for number in range(1, 8):
-        own.step(content, number)
-    used = []
-    for number in range(8, 108):
-        own.graph._graph.state = []  # as if all state had moved
-        own.step(content, number)
-        used.append(torch.cuda.memory_reserved())
-    assert max(used[10:]) <= max(used[:10])
 
 
 def test_a_capture_that_fails_leaves_the_stream_and_steps_go_on():
@@ -130,11 +95,10 @@ def test_a_capture_that_fails_leaves_the_stream_and_steps_go_on():
     torch.testing.assert_close(found, one, rtol=0, atol=10 * (one - other).abs().max().item())
 
 
-@pytest.mark.parametrize("graph", ["auto", "off"])
 @pytest.mark.parametrize("tables", OPTIMIZERS)
-@pytest.mark.parametrize("ragged", [False, True])
-def test_steps_do_not_synchronize(graph, tables, ragged):
-    own, means = stepper(tables=tables, clip_norm=1.0, graph=graph), RunningMean()
+@pytest.mark.parametrize("ragged", [False, True])  # ragged batches are not captured
+def test_steps_do_not_synchronize(tables, ragged):
+    own, means = stepper(tables=tables, clip_norm=1.0), RunningMean()
     content = to_device((bags(each) if ragged else each for each in batches(60)), own.device)
     for number, each in enumerate(content, start=1):
         means.add(own.step(each, number))
@@ -177,46 +141,34 @@ def test_an_abandoned_feed_does_not_write_into_the_memory_of_others():
         assert not any(each.any() for each in zeros)
 
 
+def splits():
+    return Split.of(next(batches(1, rows=40 * ROWS))), Split.of(next(batches(1, rows=500)))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_run_trains_and_resumes(device, tmp_path):
-    train, validation = Split.of(next(batches(1, rows=40 * ROWS))), Split.of(next(batches(1, rows=500)))
-    about = Description(config=RunConfig(), fingerprint="f", num_embeddings=SIZES, tasks=TASKS, metrics={})
-
-    def trainer(folder):
+    def run_in(name):
         torch.manual_seed(0)
-        config = TrainingConfig(batch_size=ROWS, max_epochs=3, device=device, progress=False)
         model = build_model(ModelConfig(), SIZES, TASKS)
-        return Trainer(
-            model,
-            train,
-            validation,
-            optimizer=OptimizerConfig(lr=0.01),
-            config=config,
-            files=RunFiles(model, config, folder, about, rows=len(train)),
-        )
+        return trainer(model, splits(), tmp_path / name, batch_size=ROWS, max_epochs=3, device=device)
 
     def losses(result):
         return torch.tensor([list(record["train"].values()) for record in result.epochs])
 
-    one, other = (losses(trainer(tmp_path / name).fit()) for name in ("one", "other"))
-    run = trainer(tmp_path / "stopped")
+    one, other = (losses(run_in(name).fit()) for name in ("one", "other"))
+    run = run_in("stopped")
     epoch = run.train_epoch
     run.train_epoch = lambda number, interrupt: interrupt.request() if number == 2 else epoch(number, interrupt)
     assert run.fit().interrupted
-    again = trainer(tmp_path / "stopped")
+    again = run_in("stopped")
     assert again.resume()
     torch.testing.assert_close(losses(again.fit()), one, rtol=0, atol=10 * (one - other).abs().max().item())
 
 
 def test_a_loss_that_is_not_finite_is_found_and_not_saved(tmp_path):
-    train, validation = Split.of(next(batches(1, rows=40 * ROWS))), Split.of(next(batches(1, rows=500)))
-    about = Description(config=RunConfig(), fingerprint="f", num_embeddings=SIZES, tasks=TASKS, metrics={})
-    config = TrainingConfig(batch_size=ROWS, device="cuda", progress=False)
     model = build_model(ModelConfig(name="mmoe"), SIZES, TASKS)
-    files = RunFiles(model, config, tmp_path, about, rows=len(train))
-    options = {"optimizer": OptimizerConfig(lr=1e30), "config": config, "files": files}
     with pytest.raises(TrainingError, match=r"^epoch 1, steps 1 to 20: the loss is not finite"):
-        Trainer(model, train, validation, **options).fit()
+        trainer(model, splits(), tmp_path, lr=1e30, batch_size=ROWS, device="cuda").fit()
     assert not (tmp_path / "last").exists()
 
 

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 import torch
 
 from adaftr_fast.data.dataset.batch import Batch
@@ -29,38 +28,17 @@ def assert_same(found, expected):
             assert torch.equal(one, other), name
 
 
-@pytest.mark.parametrize(
-    ("rows", "bags", "weight"),
-    [(0, False, False), (0, True, True), (1, True, False), (63, False, True), (64, True, True), (257, False, False)],
-)
-def test_a_packed_batch_is_read_back_as_views(rows, bags, weight):
-    content = batch(rows, bags=bags, weight=weight)
-    layout = Layout.of(content)
-    buffer = torch.full((layout.size + 1000,), 255, dtype=torch.uint8)  # it may be larger
-    layout.pack(content, buffer)
-    found = layout.views(buffer)
-    assert_same(found, content)
-    assert found.group is None
-    assert (buffer[layout.size :] == 255).all()
-    for section in layout.sections:
-        assert getattr(found, section.name).untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
-
-
-def test_sections_are_aligned_and_do_not_overlap():
-    content = batch(101, bags=True)
-    layout = Layout.of(content)
-    assert [section.name for section in layout.sections] == list(PACKED)
-    ends = [*(section.start for section in layout.sections[1:]), layout.size]
-    for section, end in zip(layout.sections, ends, strict=True):
-        assert section.start % ALIGNMENT == 0
-        assert section.stop - section.start == getattr(content, section.name).nbytes
-        assert section.stop <= end
-
-
-def test_strided_tensors_are_packed():
+def test_a_packed_batch_is_read_back_as_views():
     whole = batch(40)
-    part = Batch(whole.ids[::2], whole.labels[::2].flip(0), weight=whole.weight[1::2])
-    layout = Layout.of(part)
-    buffer = torch.empty(layout.size, dtype=torch.uint8)
-    layout.pack(part, buffer)
-    assert_same(layout.views(buffer), part)
+    part = Batch(whole.ids[::2], whole.labels[::2].flip(0), weight=whole.weight[1::2])  # strided
+    for content in (batch(0, bags=True), batch(257, weight=False), part):
+        layout = Layout.of(content)
+        buffer = torch.full((layout.size + 1000,), 255, dtype=torch.uint8)  # it may be larger
+        layout.pack(content, buffer)
+        found = layout.views(buffer)
+        assert_same(found, content)
+        assert found.group is None
+        assert (buffer[layout.size :] == 255).all()
+        for section in layout.sections:
+            assert section.start % ALIGNMENT == 0
+            assert getattr(found, section.name).untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
