@@ -58,3 +58,8 @@ def test_long_keys_of_toml_are_refused_at_once(text):
     with pytest.raises(ValueError, match="nested too deeply"):
         loads_toml(text)
     assert loads_toml("[a.b]\nc.d = [" + "0.1, " * 1000 + "]")["a"]["b"]["c"]["d"][0] == 0.1
+
+
+def test_a_long_word_of_toml_is_read_at_once():
+    word = "a" * 300_000
+    assert loads_toml(f"{word} = 1") == {word: 1}

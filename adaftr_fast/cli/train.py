@@ -85,7 +85,7 @@ def tune(arguments: jsonargparse.Namespace) -> None:
     config = read_config(arguments)
     space = default_space(config) if arguments.space is None else read_space(arguments.space, config)
     with output(arguments.out) as out:
-        search = Search(PreparedData(config.data.folder), config, space, out.local, arguments.task)
+        search = Search(PreparedData(config.data.folder), config, space, out.local, arguments.task, out)
         with training_engine(arguments, config.training, Local(), arguments.parallel or 1) as engine:
             print(tune_and_report(search, arguments.trials, engine))
         print(f"\nadaftr-fast train --config {out.recorded(out.local / 'best.toml')} --out RUN")

@@ -340,7 +340,8 @@ class RowOptimizer(torch.optim.Optimizer):
         groups, saved = state_dict["param_groups"], dict(state_dict["state"])
         for group, given in zip(self.param_groups, groups):  # torch checks their number
             if not self._table_of.keys().isdisjoint(group["params"]):
-                self._check_options({**group, **given})
+                known = self._others.defaults  # schedulers add keys of their own
+                self._check_options({key: value for key, value in given.items() if key in known})
         keys = [key for given in groups for key in given["params"]]  # numbers, or the names of a distributed checkpoint
         numbered = [(number, weight) for number, weight in self._numbered() if number < len(keys)]
         found = {weight: self._joined(number, weight, saved.pop(keys[number], {})) for number, weight in numbered}

@@ -76,7 +76,9 @@ def read_parquet(path: AnyPath, columns: list[str] | None = None) -> Table:
 def row_groups(
     folder: AnyPath, name: str, opened: Opened, numbers: Sequence[int], columns: list[str] | None
 ) -> Iterator[Table]:
-    """Yields row groups, one at a time; those in a store at once, several by several. Page checksums are compared.
+    """Yields row groups one at a time; from a store, all in one table, read several at a time.
+
+    Page checksums are compared.
 
     Args:
         folder: the folder of the file, which may be replaced meanwhile.

@@ -125,6 +125,10 @@ class PublishedFile(KnownFile):
         """The published folder."""
         return self._folder
 
+    def is_file(self) -> bool:
+        """Returns True, as the list of its folder names it."""
+        return True
+
     def read_bytes(self) -> bytes:
         """Returns the content. Raises StoreError where it is not the published one."""
         content = super().read_bytes()

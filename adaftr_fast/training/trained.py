@@ -148,7 +148,7 @@ class Run:
 
     @property
     def result(self) -> Run:
-        """The run itself, which has the metrics."""
+        """The run itself, for code written when its metrics were an object of their own."""
         return self
 
     @property
@@ -228,7 +228,8 @@ class Run:
         """Returns one line with the folder and the best epoch."""
         best = f"best epoch {self.best_epoch:g} of {self.trained_epochs:g}"
         unfinished = "" if self.test else "; unfinished: no test metrics yet"
-        return f"{self.folder}: {self.name}, {best}{unfinished}"
+        where = "" if self.folder is None else f"{self.folder}: "
+        return f"{where}{self.name}, {best}{unfinished}"
 
     def curves(self, *others: Run) -> Picture:
         """Draws training loss, validation AUC and the quantiles of learned values by epoch.

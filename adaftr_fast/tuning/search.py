@@ -26,6 +26,7 @@ from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.engines import Advance, Engine, Local, on_one_thread
 from adaftr_fast.errors import CheckpointError, ConfigError, DivergedError, TrainingError
+from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.run import fit_one
 from adaftr_fast.training.checkpoint.snapshots import LAST, remove_snapshots
 from adaftr_fast.training.checkpoint.weights import remove_weights
@@ -49,6 +50,7 @@ class Search:
         space: the options that vary.
         folder: the folder of the search.
         task: the task whose validation AUC counts; None for the mean over tasks.
+        output: names ``folder`` in messages.
     """
 
     data: PreparedData
@@ -56,6 +58,7 @@ class Search:
     space: Space
     folder: Path
     task: str | None = None
+    output: Output = HERE
 
     def __post_init__(self) -> None:
         check_replicated("tune", self.config.training)
@@ -137,7 +140,9 @@ def train_trial(search: Search, asked: Asked) -> Trained:
     failure: str | None = None
     try:
         config = apply(search.config, asked.options)
-        with fit_one(search.data, config, folder, on_epoch=on_epoch, wait=LOST_SECONDS) as trainer:
+        with fit_one(
+            search.data, config, folder, on_epoch=on_epoch, wait=LOST_SECONDS, output=search.output
+        ) as trainer:
             best_epoch = trainer.result.best_epoch
     except StopRun:
         pass

@@ -93,3 +93,11 @@ def test_runs_on_other_data_are_named(run, tmp_path, change, note):
     notes = af.compare([run, moved]).notes()
     assert len(notes) == (0 if note is None else 2)
     assert note is None or notes[1].startswith(note)
+
+
+def test_epochs_that_are_not_counted_from_1_are_damage(run, tmp_path):
+    damaged = shutil.copytree(run.folder, tmp_path / "damaged")
+    path = damaged / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines(True)[1])
+    found = af.compare([run, damaged], tmp_path / "report")
+    assert found.unread == [f"{damaged}: the run cannot be read: metrics.jsonl: line 1: expected epoch 1, got 2"]

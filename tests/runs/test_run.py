@@ -66,6 +66,16 @@ def test_a_run_that_is_resumed_is_one_run_in_a_tracker(prepared, tmp_path, track
     assert (other.opening.known, other.opening.first_step) == (None, 1)
 
 
+def test_trackers_are_free_on_resuming(prepared, tmp_path, tracker):
+    data, out = prepared(1), tmp_path / "run"
+    config = settings(data.folder, name="mmoe")
+    tracker.stops_at = 1
+    with pytest.raises(KeyboardInterrupt):
+        train_one(data, config.with_options(training={"trackers": ["wandb"]}), out)
+    assert len(train_one(data, config, out).epochs) == 2
+    assert len(tracker.made) == 1
+
+
 def test_the_report_of_a_run_says_what_was_trained(prepared, tmp_path):
     data, out = prepared(1), tmp_path / "run"
     run = train_one(data, settings(data.folder, name="adaftr"), out, report=True)

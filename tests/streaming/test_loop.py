@@ -1,6 +1,7 @@
 """A stream measures each chunk before it trains on it, exports, and forgets what it no longer needs."""
 
 import json
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -171,3 +172,8 @@ def test_a_record_that_was_not_written_whole_is_removed(tmp_path):
 def test_bad_options_raise(option):
     with pytest.raises(ConfigError, match=rf"{next(iter(option))}: expected a number of at least"):
         loop.StreamOptions(**option)
+
+
+def test_undefined_metrics_are_not_logged():
+    record = {"lag": 1.5, "rows": 3, "validation": {"click": {"auc": math.nan, "logloss": 0.3}}, "chunk": 1}
+    assert loop._numbers(record) == {"lag": 1.5, "rows": 3, "validation": {"click": {"logloss": 0.3}}}
