@@ -84,7 +84,8 @@ def shop(tmp_path_factory):
     return folder
 
 
-def test_predictions_are_those_of_the_evaluation(shop):
+def test_predictions_are_those_of_the_evaluation(shop, monkeypatch):
+    monkeypatch.setattr("adaftr_fast.serving.scorer.ROWS", 70)
     scorer = load_scorer(shop / "model")
     predict(scorer, [shop / "log.parquet"], shop / "scores.parquet", output_columns(["click", "conversion"]))
     table = pq.read_table(shop / "scores.parquet")
