@@ -58,7 +58,7 @@ from pathlib import Path
 from adaftr_fast.cli.options import Parser
 from benchmarks.contrast.rows import PARTS
 from benchmarks.contrast.runs import Runs, train
-from benchmarks.contrast.tables import OTHERS, TABLES
+from benchmarks.contrast.tables import TABLES
 
 
 def main() -> None:
@@ -80,7 +80,7 @@ def main() -> None:
         part = PARTS[arguments.part]
         sets = arguments.sets or list(part.sets)
         train(part, sets, arguments.seeds, arguments.jobs, arguments.data, arguments.out, runs)
-    for name, made in (TABLES | OTHERS).items():
+    for name, made in TABLES.items():
         print(f"\n{name}\n\n{made(runs.cases())}")
 
 
