@@ -102,7 +102,8 @@ class SupConLoss(nn.Module):
             got = None if labels is None else tuple(labels.shape)
             raise ValueError(f"SupConLoss: labels must have shape ({len(features)},), got {got}")
         views = features.shape[1] if features.dim() == 3 else 1
-        z, labels = F.normalize(features.reshape(-1, features.shape[-1]), dim=1), labels.repeat_interleave(views)
+        z = F.normalize(features.reshape(-1, features.shape[-1]), dim=1)
+        labels = labels.repeat_interleave(views)
         known, counts = self._everywhere(labels).unique(return_counts=True)
         label = torch.searchsorted(known, labels)  # IGNORE may be a label
         label = torch.where(counts[label] > 1, label, IGNORE)

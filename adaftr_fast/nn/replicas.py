@@ -69,25 +69,25 @@ class _Replicas:
     def __init__(self, module: nn.Module, group: dist.ProcessGroup) -> None:
         self._module = weakref.ref(module)
         self._group = group
-        self._waits = False
+        self._backward = -1  # the number of the backward that averages at its end
 
     def average_later(self, weight: Tensor) -> None:
         """Averages all gradients at the end of this backward; the first of its hooks arranges that."""
-        if not self._waits:
-            self._waits = True
+        backward = torch._C._current_graph_task_id()  # a backward that raised has never reached its end
+        if self._backward != backward:
+            self._backward = backward
             torch.autograd.Variable._execution_engine.queue_callback(self._average)
 
     @torch.no_grad()
     def _average(self) -> None:
-        self._waits = False
         module = self._module()
         if module is None:
             return
         trained = [weight for _, weight in _sparse_tables(module)]
         for weight in trained:
             if weight.grad is None:  # a rank whose batch does not look this table up has no rows
-                rows, values = torch.empty(1, 0, dtype=torch.int64), weight.new_empty(0, weight.shape[1])
-                weight.grad = torch.sparse_coo_tensor(rows.to(weight.device), values, weight.shape)
+                rows = torch.empty(1, 0, dtype=torch.int64, device=weight.device)
+                weight.grad = torch.sparse_coo_tensor(rows, weight.new_empty(0, weight.shape[1]), weight.shape)
         average_rows(trained, self._group)
 
 

@@ -297,17 +297,17 @@ class RowOptimizer(torch.optim.Optimizer):
             weight.grad = None
         self._others.zero_grad()
 
-    def _by_field(self, weight: nn.Parameter) -> dict[str, Tensor]:
+    def _by_field(self, weight: nn.Parameter, entry: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns the state of one table as ``<name>.<field name>`` per field, and scalars as ``<name>``."""
-        entry: dict[str, Tensor] = {}
-        for key, value in self._entry(weight).items():
-            entry |= self._parts(self._table_of[weight], key, value) if value.dim() else {key: value}
-        return entry
-
-    @staticmethod
-    def _parts(table: EmbeddingTable, key: str, value: Tensor) -> dict[str, Tensor]:
-        parts = value.split(table.num_embeddings)
-        return {f"{key}.{name}": part for name, part in zip(table.field_names, parts, strict=True)}
+        table = self._table_of[weight]
+        found: dict[str, Tensor] = {}
+        for key, value in entry.items():
+            if value.dim() == 0:
+                found[key] = value
+            else:
+                parts = value.split(table.num_embeddings)
+                found |= {f"{key}.{name}": part for name, part in zip(table.field_names, parts, strict=True)}
+        return found
 
     def __getstate__(self) -> NoReturn:
         name = type(self).__name__
@@ -324,7 +324,7 @@ class RowOptimizer(torch.optim.Optimizer):
         ("exp_avg", "exp_avg_sq", "sum"), and the scalar "step". Those of other parameters are torch.optim's.
         """
         packed = super().state_dict()
-        packed["state"] |= {number: self._by_field(weight) for number, weight in self._numbered()}
+        packed["state"] |= {number: self._by_field(weight, self._entry(weight)) for number, weight in self._numbered()}
         return packed
 
     @torch.no_grad()
@@ -362,20 +362,20 @@ class RowOptimizer(torch.optim.Optimizer):
         Raises:
             ValueError: there is another tensor too many, one is missing or of another size.
         """
-        entry, table = self._entry(weight), self._table_of[weight]
+        entry = self._entry(weight)
         given = {key: torch.as_tensor(value) for key, value in saved.items() if value is not None}
         if "step" not in entry:
             given.pop("step", None)
-        for key, whole in entry.items():
-            if whole.dim() and key in given and given[key].shape == whole.shape:
-                given |= self._parts(table, key, given.pop(key))
-        expected = self._by_field(weight)
+        whole = {key for key, value in entry.items() if key in given and given[key].shape == value.shape}
+        given |= self._by_field(weight, {key: given.pop(key) for key in whole})
+        expected = self._by_field(weight, entry)
         for key in sorted(expected.keys() | given.keys()):
             want, got = (list(each[key].shape) if key in each else None for each in (expected, given))
             if want != got:
                 name = type(self).__name__
                 raise ValueError(f"{name}.load_state_dict: table {number}: {key} must be {want}, got {got}")
+        names = self._table_of[weight].field_names
         return {
-            key: torch.cat([given[f"{key}.{name}"] for name in table.field_names]) if whole.dim() else given[key]
-            for key, whole in entry.items()
+            key: torch.cat([given[f"{key}.{name}"] for name in names]) if value.dim() else given[key]
+            for key, value in entry.items()
         }

@@ -37,6 +37,19 @@ def loss_of(model, ids, both=True):
     return model(ids, both).sin().sum() / 4
 
 
+def fail_in_backward(net):
+    """Ends a backward before the gradients of its tables are averaged; the next one averages again."""
+
+    def fail(weight):
+        raise RuntimeError("failed")
+
+    failing = net.first.tables[0].weight.register_post_accumulate_grad_hook(fail)
+    with pytest.raises(RuntimeError, match="failed"):
+        net.first(batches()[0][:, :2]).sum().backward()
+    failing.remove()
+    net.zero_grad()
+
+
 def trained_on_a_rank(rank, sparse):
     """Rank 0 alone looks up ``second`` in the third batch; the last two are accumulated, first without averaging."""
     net = Net(sparse)
@@ -46,6 +59,8 @@ def trained_on_a_rank(rank, sparse):
                 parameter.zero_()
     replicate_tables(net)
     parallel = DistributedDataParallel(net, find_unused_parameters=not sparse)
+    if sparse:
+        fail_in_backward(net)
     optimizer = af.optim.Adam(net.parameters(), lr=0.1)
     for number, batch in enumerate(batches()):
         own = batch.split(4)[rank]

@@ -261,7 +261,8 @@ def row_scale(
 
 def expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
     """Returns tau per row of ``anchors``, in the accumulation type."""
-    acc, rows = accumulation_dtype(anchors.dtype), len(anchors)
+    acc = accumulation_dtype(anchors.dtype)
+    rows = len(anchors)
     if not isinstance(tau, Tensor):
         if isinstance(tau, bool) or not isinstance(tau, Real) or not 0 < tau < math.inf:
             raise ValueError(f"adaptive_infonce: {name} must be a positive finite number or a tensor, got {tau!r}")
