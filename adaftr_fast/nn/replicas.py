@@ -39,6 +39,7 @@ def replicate_tables(module: nn.Module, process_group: dist.ProcessGroup | None 
 
     Raises:
         ValueError: torch.distributed is not initialized.
+        RuntimeError: in backward, ``module`` does not exist any more.
 
     Example: docs/frameworks.md
     """
@@ -82,7 +83,7 @@ class _Replicas:
     def _average(self) -> None:
         module = self._module()
         if module is None:
-            return
+            raise RuntimeError("replicate_tables: its module is gone, but its tables are trained; pass what is kept")
         trained = [weight for _, weight in _sparse_tables(module)]
         for weight in trained:
             if weight.grad is None:  # a rank whose batch does not look this table up has no rows
