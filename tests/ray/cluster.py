@@ -3,6 +3,7 @@
 import os
 import time
 from contextlib import contextmanager
+from functools import partial
 from threading import Thread
 
 import ray
@@ -94,6 +95,36 @@ class Killing(Ray):
         for path in named:
             self.killed.append(path.name.removeprefix("node-"))
             self.nodes.kill(self.killed[-1])
+
+
+class Together(Ray):
+    """Begins the first ``limit`` calls together: none of them ends before the last one has begun.
+
+    Args:
+        limit: how many calls are in progress at most.
+        folder: where each process says that it has begun.
+    """
+
+    def __init__(self, limit, folder, **options):
+        super().__init__(limit=limit, **options)
+        self.begin = partial(begin_together, folder, limit)
+
+    def map(self, function, items, **options):
+        begin = self.begin  # without the engine, which workers do not need
+
+        def call(item, advance):
+            begin()
+            return function(item, advance)
+
+        return super().map(call, items, **options)
+
+
+def begin_together(folder, number):
+    """Returns when as many processes have called this."""
+    (folder / f"begun-{os.getpid()}").touch()
+    end = time.monotonic() + SECONDS
+    while len(list(folder.glob("begun-*"))) < number and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def in_small_blocks(function):

@@ -15,6 +15,7 @@ from adaftr_fast.cli import main
 from adaftr_fast.engines import Ray
 from adaftr_fast.tuning import search as searching
 from adaftr_fast.tuning.search import tune
+from tests.ray.cluster import Together
 from tests.ray.test_experiment import soon
 from tests.runs import conftest as small
 
@@ -33,7 +34,7 @@ def test_two_trials_train_at_the_same_time_and_an_interrupted_search_continues_b
     config = replace(config, training=replace(config.training, batch_size=16, max_epochs=EPOCHS, patience=EPOCHS))
     space = {"optimizer.lr": {"choices": [1e30, 0.01, 0.02]}}
     running, asked = [], []
-    folder, engine = tmp_path / "out/trials", Ray(cpus=1, limit=2, grace=60)
+    folder = tmp_path / "out/trials"
 
     def two():
         return sum((lock.parent / "metrics.jsonl").exists() for lock in folder.glob(f"*/{LOCK}")) == 2
@@ -44,7 +45,7 @@ def test_two_trials_train_at_the_same_time_and_an_interrupted_search_continues_b
 
     thread = soon(interrupt, two)
     with pytest.raises(KeyboardInterrupt):
-        tune(search(space=space, config=config), 6, engine)
+        tune(search(space=space, config=config), 6, Together(2, tmp_path, cpus=1, grace=60))
     thread.join()
     assert running == [True]
     assert not list(folder.glob(f"*/{LOCK}"))  # the trials have ended
@@ -56,7 +57,7 @@ def test_two_trials_train_at_the_same_time_and_an_interrupted_search_continues_b
 
     real = searching._ask
     monkeypatch.setattr(searching, "_ask", lambda *given: asked.append(given[2]) or real(*given))
-    found = tune(search(space=space, config=config), 6, engine)
+    found = tune(search(space=space, config=config), 6, Ray(cpus=1, limit=2, grace=60))
     assert asked == [*open_trials, *range(len(before), 6)]
     assert TrialState.RUNNING not in states(found)
     assert len(states(found)) == 6
