@@ -14,7 +14,7 @@ from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.prepare import run
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.raw.tables import Inputs, input_files
-from adaftr_fast.data.schema.parse import load_schema, parse_schema
+from adaftr_fast.data.schema.parse import load_schema, parse_schema, text_format
 from adaftr_fast.data.schema.parse import write_schema as write_schema_file
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.engines import open_engine
@@ -36,6 +36,13 @@ def prepare(
     ignore: Names = (),
     multi: Mapping[str, str] | None = None,
     funnel: Names | None = None,
+    dense: Names = (),
+    hash: Mapping[str, int] | None = None,
+    min_count: int | None = None,
+    null: Names = (),
+    thousands: str = "",
+    decimal: str = ".",
+    dates: Names = (),
     write_schema: str | Path | None = None,
     bad_rows: float = 0.0,
     grow: str | AnyPath | None = None,
@@ -51,12 +58,13 @@ def prepare(
 
     Args:
         files: the inputs, in the order of the schema; none for data sets that ship or are generated. An input is the
-            path or URL of a parquet file, a folder of parquet files or a text file, or a table: a
+            path or URL of a file of parquet or of delimited text, or of a folder of such files; or a table: a
             ``pandas.DataFrame``, a ``polars.DataFrame``, a ``pyarrow.Table`` or any other object with
             ``__arrow_c_stream__``. The index of a DataFrame is left out, unless it has a name and is not a range.
+            Several inputs are one log, unless the schema gives each of them a role; their columns may be in any order.
         out: the path or URL of the folder to write.
         dataset: the name of a data set (``adaftr-fast info`` lists them) or a schema file.
-        labels: instead of ``dataset``: the 0/1 columns of one file, one per task, from which a schema is inferred.
+        labels: instead of ``dataset``: the 0/1 columns, one per task, from which a schema is inferred.
         group: with ``labels``: the column of users, for GAUC.
         time: with ``labels``: the column to split by, of numbers, timestamps or text of one form of ISO 8601; None
             splits by users, or by rows without ``group``.
@@ -66,9 +74,17 @@ def prepare(
             one value. Lists in other columns are detected, with a warning.
         funnel: with ``labels``: tasks in order, each of which happens only after the one before; each later one has a
             CVR AUC among the metrics. [] for no funnel; None takes click and conversion, if both are labels.
+        dense: with ``labels``: columns of numbers that a model reads themselves, instead of an embedding per bucket.
+        hash: with ``labels``: numbers of ids of columns whose values get their ids by a hash, ``{"item": 1_000_000}``.
+        min_count: with ``labels``: how many training rows a value needs to get an id of its own; None for 1.
+        null: with ``labels``: words of text that mean a missing value. Words in columns of numbers are detected.
+        thousands: with ``labels``: the mark between groups of three digits in text; "" detects it.
+        decimal: with ``labels``: the mark of decimals in text; "." detects a comma.
+        dates: with ``labels``: forms of ``time`` in text, as ``datetime.strptime`` reads them, such as
+            ``"%d/%m/%Y %H:%M"``; the first one that fits a value reads it. () detects them.
         write_schema: with ``labels``: a TOML file to which the inferred schema is written as well, to be edited and
             passed as ``dataset``.
-        bad_rows: the share of a text file's rows that may be unreadable; they are left out and reported.
+        bad_rows: the share of rows that may be unreadable or lack a label; they are left out and reported.
         grow: a prepared folder of the same fields whose ids keep their meaning; new values get new ids.
         engine: "local" runs all steps in this process, and "ray" on a Ray cluster, whose machines must see the files
             and the folder above ``out`` under the same names. The result is the same.
@@ -93,6 +109,9 @@ def prepare(
     """
     roles: dict[str, Any] = {"group": group, "time": time, "weight": weight, "ignore": _names(ignore)}
     roles |= {"multi": dict(multi or {}), "funnel": None if funnel is None else _names(funnel)}
+    roles |= {"dense": _names(dense), "hash": dict(hash or {}), "min_count": min_count}
+    text = {"null": _names(null), "thousands": thousands, "decimal": "" if decimal == "." else decimal}
+    roles["text"] = {key: value for key, value in (text | {"dates": _names(dates)}).items() if value}
     named = None if labels is None else _names(labels)
     place = as_path(out)
     beside = place if isinstance(place, Path) else local_place(place)
@@ -129,15 +148,15 @@ def _schema(
         got = "neither" if labels is None else "both"
         raise DataError(f"expected dataset, or labels to infer a schema from the file; got {got}")
     if labels is None:
-        for name, value in (roles | {"write_schema": written}).items():
+        for name, value in (roles | roles["text"] | {"write_schema": written}).items():
             if value or (name, value) == ("funnel", []):  # which is not a default
                 raise DataError(f"{name}: goes with labels, got {name} = {value!r} with dataset = {str(dataset)!r}")
         return load_schema(str(dataset))
     if not labels:
         raise DataError("labels: expected one or more columns, got none")
-    if len(files) != 1:
-        raise DataError(f"files: expected one file beside labels, got {len(files)}")
-    schema = parse_schema(infer_schema(files[0], labels, **roles))
+    if not files:
+        raise DataError("files: expected one or more beside labels, got none")
+    schema = parse_schema(infer_schema(files, labels, **roles | {"text": text_format(roles["text"])}))
     if written is not None:
         write_schema_file(Path(written), schema.source, f"Inferred from {files[0].name!r}.")
     return schema

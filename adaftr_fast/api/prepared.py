@@ -56,6 +56,8 @@ class Prepared(PreparedData):
             notes.append(f"Read: {manifest.bad_rows.account()}")
         if manifest.bad_rows and manifest.bad_rows.bad:
             notes.append(f"Left out: {manifest.bad_rows.summary()}")
+        if text := manifest.schema.get("text"):
+            notes.append(f"Text: {', '.join(f'{key} {value!r}' for key, value in text.items())}")
         unused = manifest.unused
         if unused.unmatched or unused.dropped:
             dropped = f", {unused.dropped:,} are dropped by the schema" if unused.dropped else ""

@@ -12,7 +12,7 @@ from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
 
 HINT = (
-    "The fields are inferred: --ignore leaves columns out, and --multi says which text holds lists.\n"
+    "The fields are inferred: --ignore, --multi, --dense, --hash and --min_count change how they are read.\n"
     "For any other change, add --write_schema FILE.toml, edit the file, and prepare with --dataset FILE.toml."
 )
 
@@ -20,9 +20,8 @@ HINT = (
 def add_prepare(parser: Parser) -> None:
     """Adds the options of ``prepare``."""
     parser.add_argument("--dataset", type=str | None, help="a data set that info lists, or a schema file (.toml)")
-    parser.add_argument(
-        "--files", type=str, nargs="+", default=[], help="input files; not used for flights and synthetic"
-    )
+    files = "files of parquet or text, and folders of them, as one log; not used for flights and synthetic"
+    parser.add_argument("--files", type=str, nargs="+", default=[], help=files)
     parser.add_argument("--labels", type=str, nargs="+", help="instead of --dataset: one 0/1 column per task")
     parser.add_argument("--group", type=str | None, help="with --labels: the column of users")
     parser.add_argument("--time", type=str | None, help="with --labels: the column to split by, else users or rows")
@@ -38,9 +37,22 @@ def add_prepare(parser: Parser) -> None:
         "one (default: click conversion, if both are labels)"
     )
     parser.add_argument("--funnel", type=str, nargs="+", help=funnel)
+    parser.add_argument("--dense", type=str, nargs="+", default=[], help="with --labels: numbers that are not embedded")
+    hashed = "with --labels: columns whose values get their ids by a hash, as NAME=IDS, such as item=1000000"
+    parser.add_argument("--hash", type=str, nargs="+", default=[], help=hashed)
+    rare = "with --labels: how many training rows a value needs to get an id (default: 1)"
+    parser.add_argument("--min_count", type=int | None, help=rare)
+    null = "with --labels: words that mean missing in text, such as NA (default: those in columns of numbers)"
+    parser.add_argument("--null", type=str, nargs="+", default=[], help=null)
+    thousands = "with --labels: the mark of thousands in text, such as , (default: detected)"
+    parser.add_argument("--thousands", type=str, default="", help=thousands)
+    decimal = "with --labels: the mark of decimals in text (default: ., or a comma if detected)"
+    parser.add_argument("--decimal", type=str, default=".", help=decimal)
+    dates = "with --labels: forms of --time in text, such as %%d/%%m/%%Y (default: detected)"
+    parser.add_argument("--dates", type=str, nargs="+", default=[], help=dates)
     written = "with --labels: also write the inferred schema to this file (.toml), to edit it and pass it as --dataset"
     parser.add_argument("--write_schema", type=Path | None, help=written)
-    parser.add_argument("--bad_rows", type=float, default=0.0, help="maximum share of unreadable rows in text files")
+    parser.add_argument("--bad_rows", type=float, default=0.0, help="maximum share of rows that cannot be read")
     grow = "a prepared folder of the same fields whose ids are kept; new values get new ids"
     parser.add_argument("--grow", type=place, help=grow)
     add_engine(parser, "what runs the steps: local, this process, or ray, a Ray cluster")
@@ -56,20 +68,28 @@ def prepare(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.api.prepare import prepare
 
     options = arguments.as_dict()
-    options["multi"] = _separators(options["multi"])
+    options["multi"] = _pairs("multi", "SEPARATOR", options["multi"])
+    options["hash"] = {name: _ids(name, ids) for name, ids in _pairs("hash", "IDS", options["hash"]).items()}
     print(prepare(options.pop("files"), options.pop("out"), **options))
     if arguments.labels:
         print(HINT)
 
 
-def _separators(pairs: list[str]) -> dict[str, str]:
-    """Returns the separators of ``--multi`` by column."""
-    separators = {}
+def _pairs(option: str, what: str, pairs: list[str]) -> dict[str, str]:
+    """Returns the values of an option by column."""
+    values = {}
     for pair in pairs:
-        name, equals, separators[name] = pair.partition("=")
+        name, equals, values[name] = pair.partition("=")
         if not equals:
-            raise DataError(f"--multi: expected NAME=SEPARATOR, got {pair!r}")
-    return separators
+            raise DataError(f"--{option}: expected NAME={what}, got {pair!r}")
+    return values
+
+
+def _ids(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise DataError(f"--hash: expected NAME=IDS with a number of ids, got '{name}={text}'") from None
 
 
 def add_synthesize(parser: Parser) -> None:

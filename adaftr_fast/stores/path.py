@@ -290,6 +290,10 @@ def files_below(folder: AnyPath) -> list[AnyPath]:
         StoreError: the store cannot be read.
         pyarrow.ArrowException, OSError: a local folder cannot be read.
     """
+    if isinstance(folder, StorePath):
+        return [*folder.files()]
+    import pyarrow as pa
     from pyarrow.dataset import dataset
 
-    return [*folder.files()] if isinstance(folder, StorePath) else [Path(file) for file in dataset(folder).files]
+    found = dataset(folder, schema=pa.schema([]), format="parquet")  # with a schema, it reads no file
+    return [Path(file) for file in found.files]

@@ -14,6 +14,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from adaftr_fast._files import is_unicode
+from adaftr_fast.data.encode.written import label_numbers
 from adaftr_fast.data.raw.inputs import column_types
 from adaftr_fast.data.schema.types import Schema, condition_columns
 
@@ -34,6 +35,7 @@ class RowReader:
     def __init__(self, schema: Schema) -> None:
         conditions = {label.name: label.condition for label in schema.labels if label.condition is not None}
         compared = {column for each in (*conditions.values(), schema.drop or []) for column in condition_columns(each)}
+        self._null = schema.text.null
         self._types = column_types(schema)
         self._reads: dict[str, Callable[[Any], Any]] = {name: _reader(kind) for name, kind in self._types.items()}
         self._reads |= {name: _compared for name in compared if self._types[name] == pa.string()}
@@ -75,7 +77,7 @@ class RowReader:
             raise ValueError("expected a JSON object")
         row = {}
         for name, read in self._reads.items():
-            if (value := found.get(name)) is not None:
+            if (value := found.get(name)) is not None and value not in self._null:
                 try:
                     row[name] = read(value)
                 except (ValueError, OverflowError) as error:
@@ -140,7 +142,7 @@ def _number(value: Any) -> Any:
 
 
 def _label(value: Any) -> int:
-    number = _number(value)
+    number = label_numbers(pa.array([value]))[0].as_py() if isinstance(value, str) else _number(value)
     if number not in (0, 1):
         raise ValueError("expected 0 or 1")
     return int(number)  # 0 of -0.0

@@ -144,8 +144,9 @@ def test_rows_that_are_left_out_are_noted(shop, tmp_path):
         ({"labels": "click", "multi": {"usr": "|"}}, "no column 'usr'"),
         ({"labels": "click", "funnel": ["click", "buy"]}, "funnel: expected two or more of the labels click, or none"),
         ({"labels": "click", "bad_rows": 1.0}, r"bad_rows: expected a share in \[0, 1\), got 1.0"),
-        ({"files": [], "labels": "click"}, "files: expected one file beside labels, got 0"),
-        ({"files": ["a", "b"], "labels": "click"}, "files: expected one file beside labels, got 2"),
+        ({"files": [], "labels": "click"}, "files: expected one or more beside labels, got none"),
+        ({"labels": "click", "thousands": "x"}, "text.thousands: expected one of the characters .* got 'x'"),
+        ({"labels": "click", "hash": {"usr": 9}}, "no column 'usr'"),
     ],
 )
 def test_wrong_arguments_are_named(shop, tmp_path, options, message):

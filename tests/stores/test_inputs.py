@@ -52,7 +52,7 @@ def small_blocks(monkeypatch):
 
 
 def inferred(path):
-    found = infer_schema(open_file(path), ["click", "conversion"], group="user", time="time")
+    found = infer_schema([open_file(path)], ["click", "conversion"], group="user", time="time")
     return parse_schema(found | {"name": "log"})
 
 
@@ -77,7 +77,7 @@ def test_shards_of_the_rows(url, log, schema, name):
     for number in range(1, 4):
         shard = Shard(number, 3)
         if name == "files":
-            ours, theirs = (source.Source(schema, {"data": as_path(each)}, shard) for each in (remote, log / name))
+            ours, theirs = (source.Source(schema, {"data": [as_path(each)]}, shard) for each in (remote, log / name))
             ours, theirs = (list(each.scan("train", only="user")) for each in (ours, theirs))
         else:
             ours, theirs = (list(staging.numbered_blocks(as_path(each), shard)) for each in (remote, log / name))
@@ -137,8 +137,8 @@ def test_parquet_of_a_store_that_fails_now_and_then(url, log, schema, faults, mo
     put(log / "log.parquet", f"{url}/log.parquet")
     faults.methods = ("GET", "HEAD")
     setattr(faults, kind, 0.1)
-    remote = source.Source(schema, {"data": as_path(f"{url}/log.parquet?region=us-east-1")})
-    assert list(remote.scan("train")) == list(source.Source(schema, {"data": log / "log.parquet"}).scan("train"))
+    remote = source.Source(schema, {"data": [as_path(f"{url}/log.parquet?region=us-east-1")]})
+    assert list(remote.scan("train")) == list(source.Source(schema, {"data": [log / "log.parquet"]}).scan("train"))
 
 
 def test_errors_name_the_url(url, log, schema, tmp_path, faults, few_attempts):

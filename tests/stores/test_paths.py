@@ -47,7 +47,7 @@ def test_a_path_that_is_not_utf_8(tmp_path):
     pq.write_table(pa.table({"click": [0, 1]}), tmp_path / "log.parquet")
     (tmp_path / "log.parquet").rename(tmp_path / os.fsdecode(b"\xff.parquet"))
     with pytest.raises(DataError, match=r"not readable: the name of a file is not UTF-8: b'.*\\xff\.parquet'"):
-        infer_schema(tmp_path, ["click"])
+        infer_schema([tmp_path], ["click"])
 
 
 def test_a_bucket_is_no_folder_to_write(faults):

@@ -26,7 +26,7 @@ TINY = {"max_epochs": 1, "batch_size": 256, "progress": False, "device": "cpu"}
 def prepared(folder, users=60):
     pq.write_table(shop_log(ROWS, users), folder / f"{users}.parquet")
     roles = {"group": "user", "time": "time"}
-    found = infer_schema(folder / f"{users}.parquet", ["click", "conversion"], **roles)
+    found = infer_schema([folder / f"{users}.parquet"], ["click", "conversion"], **roles)
     prepare(parse_schema(found | {"name": "shop"}), [folder / f"{users}.parquet"], folder / f"data-{users}")
     return folder / f"data-{users}"
 

@@ -125,7 +125,7 @@ WRONG = {
     "a": {'"\\ud800"': r"valid Unicode text, got '\ud800'"},
     "seen": {'["x", "\\ud800"]': r"valid Unicode text, got ['x', '\ud800']", '"x"': "a list, got 'x'"},
     "heat": {'"warm"': "a value of type double, got 'warm'", "{}": "a value of type double, got {}"},
-    "click": {"2": "0 or 1, got 2", '"x"': "a value of type double, got 'x'"},
+    "click": {"2": "0 or 1, got 2", '"x"': "0 or 1, got 'x'"},
     "age": {"1.5": "a value of type int64, got 1.5", "9" * 19: "a value of type int64, got " + "9" * 19},
     "weight": {"-1": "a finite number >= 0, got -1", "1e300": "a finite number >= 0, got 1e+300"},
 }

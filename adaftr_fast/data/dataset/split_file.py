@@ -20,6 +20,7 @@ from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
 from adaftr_fast.data.encode.canonical import as_float64
 from adaftr_fast.data.encode.encoders import Encoder, count_unknown, encode_features
 from adaftr_fast.data.encode.groups import Groups
+from adaftr_fast.data.encode.written import label_numbers
 from adaftr_fast.data.parallel import Shard, ordered_map
 from adaftr_fast.data.raw.source import LABEL, reading
 from adaftr_fast.data.schema.types import Label, Schema
@@ -44,7 +45,7 @@ def write_split(
     schema: Schema,
     encoders: dict[str, Encoder],
     groups: Groups | None,
-    raw: AnyPath,
+    raw: str,
     batches: Iterator[pa.RecordBatch],
     path: Path,
     check: Callable[[], None],
@@ -108,7 +109,7 @@ def _columns(schema: Schema) -> pa.Schema:
 
 
 def _encode(
-    schema: Schema, encoders: dict[str, Encoder], groups: Groups | None, raw: AnyPath, batch: pa.RecordBatch
+    schema: Schema, encoders: dict[str, Encoder], groups: Groups | None, raw: str, batch: pa.RecordBatch
 ) -> dict[str, pa.Array]:
     try:
         return _encode_columns(schema, encoders, groups, batch)
@@ -149,13 +150,7 @@ def _numbers(what: str, values: pa.Array) -> pa.Array:
 
 def _label_values(label: Label, values: pa.Array) -> pa.Array:
     """Casts raw label values [n] to uint8 [n], 0 or 1."""
-    if values.null_count:
-        raise DataError(f"label {label.name}: missing in {values.null_count} rows of a batch of {len(values)}")
-    try:
-        numbers = values.cast(pa.float64())
-    except pa.ArrowException as error:
-        raise DataError(f"label {label.name}: expected 0 or 1, got values of type {values.type}") from error
-    wrong = numbers.filter(pc.invert(pc.is_in(numbers, value_set=pa.array([0.0, 1.0]))))
-    if len(wrong):
-        raise DataError(f"label {label.name}: expected 0 or 1, got {wrong[0].as_py():g}")
+    numbers = label_numbers(values)
+    if numbers.null_count:
+        raise DataError(f"label {label.name}: missing in {numbers.null_count} rows of a batch of {len(values)}")
     return numbers.cast(pa.uint8())

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from adaftr_fast.data.encode.canonical import as_float64, canonical_text, canonical_values, numbers
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.moments import Moments
+from adaftr_fast.data.encode.written import as_written
 from adaftr_fast.data.hashing import text_hash
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.schema.types import Field, Schema
@@ -199,6 +200,7 @@ def encode_features(schema: Schema, encoders: Mapping[str, Encoder], batch: pa.R
     Raises:
         DataError: a column cannot be read as the schema says.
     """
+    batch = as_written(schema, batch)
     ids = {field.name: encode_field(field, encoders[field.name], batch) for field in schema.fields}
     return ids | {field.name: field_values(field, batch) for field in schema.dense}
 

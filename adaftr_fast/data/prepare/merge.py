@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -74,6 +73,8 @@ def merge_counted(
         inputs: ``inputs_digest``.
         shards: the shards with their results of ``count``.
     """
+    bad_rows = _with_unlabelled(bad_rows, [from_json(BadRows, each["unlabelled"]) for _, each in shards])
+    bad_rows.check(job.tolerance)
     _merge_groups(job, [shard for shard, _ in shards])
     with ExitStack() as stack:
         every = [stack.enter_context(job.work.counts(shard).open("rb")) for shard, _ in shards]
@@ -100,12 +101,18 @@ def merge_counted(
         fields=fields,
         schema=schema.source,
         weight=schema.weight,
-        bad_rows=bad_rows,
+        bad_rows=bad_rows if bad_rows.bad or bad_rows.lines is not None else None,
         unused=sum((from_json(Unused, each["unused"]) for _, each in shards), Unused()),
         dense=dense,
         compared=most_telling(schema, compared),
         sha256={VOCABULARY: sha256(job.work.prepared / VOCABULARY)},
     )
+
+
+def _with_unlabelled(text: BadRows | None, unlabelled: Sequence[BadRows]) -> BadRows:
+    """Returns the bad rows of text and, among those that were read from all inputs, the rows that lack a label."""
+    text, found = text or BadRows(), sum(unlabelled, BadRows())
+    return text + replace(found, rows=max(0, found.rows - (text.rows - text.bad)))
 
 
 def merge_encoded(work: WorkFiles, manifest: Manifest, shards: Sequence[tuple[Shard, Any]]) -> dict[str, str]:
@@ -222,16 +229,16 @@ def most_telling(schema: Schema, counts: Mapping[str, ValueCounts]) -> dict[str,
     return found
 
 
-def warn_of_variants(schema: Schema, compared: Mapping[str, Mapping[str, int]]) -> None:
-    """Warns of values that differ from a text which a label compares in case or spaces alone."""
+def check_variants(schema: Schema, compared: Mapping[str, Mapping[str, int]]) -> None:
+    """Raises DataError if a value differs from a text which a label compares in case or spaces alone."""
     for label in schema.labels:
         for column, texts in label.texts().items():
-            for value, text in _variants(compared[column], texts).items():
-                warnings.warn(
-                    f"label {label.name}: {value!r} in {compared[column][value]:,} rows of {column} differs from "
-                    f"{text!r} in case or spaces alone, and is another value; a condition takes several values: "
-                    f"{[column, 'in', [text, value]]}",
-                    stacklevel=2,
+            if variants := _variants(compared[column], texts):
+                values = ", ".join(f"{value!r} ({rows:,} rows)" for value, rows in compared[column].items())
+                listed = [column, "in", sorted({*texts, *variants})]
+                raise DataError(
+                    f"label {label.name}: {column} has {values}; {', '.join(map(repr, variants))} would be negative. "
+                    f"Name every spelling in the condition: {listed}"
                 )
 
 

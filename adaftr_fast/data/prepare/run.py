@@ -25,11 +25,11 @@ from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.prepare import steps
 from adaftr_fast.data.prepare.merge import (
     PreparedIds,
+    check_variants,
     inputs_digest,
     merge_counted,
     merge_encoded,
     merge_read,
-    warn_of_variants,
 )
 from adaftr_fast.data.prepare.steps import InputFiles, Job
 from adaftr_fast.data.prepare.work_folder import WorkFiles, publish, remove_finished, work_folder
@@ -112,7 +112,7 @@ def prepare(
                 paths = inputs.paths
                 if generated is not None:
                     write_log(generated, work / "generated", progress=progress)
-                    paths = {schema.files[0]: work / "generated" / LOG}
+                    paths = {schema.files[0]: [work / "generated" / LOG]}
                 job = Job(schema, inputs, paths, WorkFiles(work, digest), bad_rows, known is not None, engine.remote)
                 _Run(job, engine, parts, progress).run(known, digest)
                 publish(work, local, partial(_check_replaceable, local))
@@ -146,7 +146,7 @@ class _Run:
             return asdict(merge_counted(self.job, known, bad_rows, inputs, results))
 
         manifest = from_json(Manifest, self._finish(COUNT, steps.count, merge_counts, ("train",)))
-        warn_of_variants(self.job.schema, manifest.compared)
+        check_variants(self.job.schema, manifest.compared)
         encode, merge = partial(steps.encode, manifest), partial(merge_encoded, self.job.work, manifest)
         self._finish(ENCODE, encode, merge, SPLITS)
 

@@ -22,7 +22,7 @@ from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.prepare.work_folder import WorkFiles
 from adaftr_fast.data.raw.inputs import TextInput, parquet_inputs, text_inputs
-from adaftr_fast.data.raw.source import Source, content_digest, data_files
+from adaftr_fast.data.raw.source import Inputs, Source, content_digest, data_files, listed
 from adaftr_fast.data.raw.staging import check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.engines import Advance
@@ -38,11 +38,11 @@ POLL_SECONDS = 0.5
 class InputFiles:
     """The input files by role, and the name, size and modification time that every file had when the run started."""
 
-    paths: dict[str, AnyPath]
+    paths: Inputs
     state: State
 
     @classmethod
-    def found(cls, paths: dict[str, AnyPath]) -> InputFiles:
+    def found(cls, paths: Inputs) -> InputFiles:
         """Returns the files as they are now. Raises DataError if one is missing."""
         return cls(paths, _state(_files(paths)))
 
@@ -57,7 +57,7 @@ class InputFiles:
 
     def absolute(self) -> InputFiles:
         """Returns the same files under names for processes with another current folder."""
-        return InputFiles({role: path.absolute() for role, path in self.paths.items()}, self.state)
+        return InputFiles(_absolute(self.paths), self.state)
 
     def check(self) -> None:
         """Raises DataError if a file has changed since this object was created."""
@@ -67,12 +67,13 @@ class InputFiles:
 
     def check_seen(self) -> None:
         """Raises EngineError if this machine does not see these files, or sees others under their names."""
-        for path in self.paths.values():
+        paths = [path for each in self.paths.values() for path in each]
+        for path in paths:
             check_seen(path)
         if _state(self.files()) != self.state:
-            paths = ", ".join(str(path) for path in self.paths.values())
+            names = listed(map(str, paths))
             raise EngineError(
-                f"node {socket.gethostname()}: {paths}: sizes or times differ from those on the machine that started "
+                f"node {socket.gethostname()}: {names}: sizes or times differ from those on the machine that started "
                 "prepare; the files must be on a file system that all nodes share, and must not change"
             )
 
@@ -87,8 +88,12 @@ def check_seen(path: AnyPath, patience: float = 0.0) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _files(paths: dict[str, AnyPath]) -> list[AnyPath]:
-    return [file for path in paths.values() for file in data_files(path)]
+def _files(paths: Inputs) -> list[AnyPath]:
+    return [file for each in paths.values() for path in each for file in data_files(path)]
+
+
+def _absolute(paths: Inputs) -> Inputs:
+    return {role: [path.absolute() for path in each] for role, each in paths.items()}
 
 
 def _state(files: list[AnyPath]) -> State:
@@ -111,7 +116,7 @@ class Job:
 
     schema: Schema
     inputs: InputFiles
-    paths: dict[str, AnyPath]
+    paths: Inputs
     work: WorkFiles
     tolerance: float
     grows: bool
@@ -126,8 +131,7 @@ class Job:
     def for_workers(self) -> Job:
         """Returns the job for processes with another current folder, on other machines."""
         work = replace(self.work, folder=self.work.folder.absolute())
-        paths = {role: path.absolute() for role, path in self.paths.items()}
-        return replace(self, inputs=self.inputs.absolute(), paths=paths, work=work, remote=True)
+        return replace(self, inputs=self.inputs.absolute(), paths=_absolute(self.paths), work=work, remote=True)
 
     def texts(self) -> list[list[TextInput]]:
         """Returns the text files to stage, in rounds."""
@@ -143,7 +147,8 @@ class Job:
 
     def source(self, shard: Shard = UNSHARDED) -> Source:
         """Returns the rows of a shard, once all text is staged."""
-        return Source(self.schema, parquet_inputs(self.schema, self.paths, self.work.staged), shard)
+        paths = parquet_inputs(self.schema, self.paths, self.work.staged)
+        return Source(self.schema, paths, shard, labelled=self.tolerance > 0)
 
 
 def hash_files(inputs: InputFiles, remote: bool, shard: Shard, advance: Advance) -> dict[str, str]:
@@ -166,6 +171,7 @@ def read(number: int, job: Job, shard: Shard, advance: Advance) -> dict[str, int
             text.path,
             text.folder,
             text.parse(),
+            rows=text.rows,
             header_lines=text.header_lines,
             tolerance=job.tolerance,
             shard=shard,
@@ -181,7 +187,8 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
     Counted are the columns that labels compare with text, in all rows, and every field's training values.
 
     Returns:
-        Whether the shard has training rows, and therefore counts of fields; and the rows that are in no split.
+        Whether the shard has training rows, and therefore counts of fields; the rows that are in no split, and those
+        that lack a label.
     """
     job.check_seen()
     source = job.source(shard)
@@ -198,8 +205,9 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
             with replacing(job.work.groups(split, shard)) as new:
                 Groups.from_columns(group, columns).write(new)
     unused = dataclasses.asdict(source.count_unused())
+    unlabelled = dataclasses.asdict(source.count_unlabelled())
     job.inputs.check()
-    return {"has_rows": bool(counts), "unused": unused}
+    return {"has_rows": bool(counts), "unused": unused, "unlabelled": unlabelled}
 
 
 def encode(manifest: Manifest, job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
@@ -217,7 +225,7 @@ def encode(manifest: Manifest, job: Job, shard: Shard, advance: Advance) -> dict
             advance(source.count_rows(split))
             continue
         groups = Groups.read(schema.group, [job.work.groups(split)]) if schema.group else None
-        raw = job.paths[schema.split[split].file]
+        raw = listed(map(str, job.paths[schema.split[split].file]))
         write_split(schema, encoders, groups, raw, source.scan(split, advance), path, job.inputs.check)
     infos = {split: dataclasses.asdict(split_info(path)) for split, path in paths.items()}
     digests = {path.name: sha256(path) for path in paths.values()}

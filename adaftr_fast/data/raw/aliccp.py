@@ -106,7 +106,7 @@ def _features(block: TextBlock, fields: Sequence[str], lists: Collection[str]) -
     row = np.repeat(np.arange(len(blob)), pc.list_value_length(tokens).to_numpy())
     elements = pc.split_pattern(tokens.values, "\x02")
     names, feature = _element(elements, 0), _element(elements, 1)
-    fits = (pc.list_value_length(elements).to_numpy() == 3) & castable(feature, pa.int64())
+    fits = (pc.list_value_length(elements).to_numpy() == 3) & castable(feature, lambda each: each.cast(pa.int64()))
 
     position = pc.index_in(names, value_set=pa.array(fields, pa.string())).fill_null(-1).to_numpy()
     known = fits & (position >= 0)

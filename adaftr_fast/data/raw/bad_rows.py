@@ -81,7 +81,8 @@ class BadRows:
     def summary(self) -> str:
         """Returns a summary of the bad rows in one line."""
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.items())
-        return f"{self.bad:,} of {self.rows:,} rows cannot be read ({reasons}); first: {' | '.join(self.examples)}"
+        first = f"; first: {' | '.join(self.examples)}" if self.examples else ""
+        return f"{self.bad:,} of {self.rows:,} rows cannot be read ({reasons}){first}"
 
 
 def bad_rows(rows: int, bad: Iterable[BadLine], *, lines: int, blank: int) -> BadRows:

@@ -1,10 +1,12 @@
-"""Infers a schema from a file and a few column names."""
+"""Infers a schema from files and a few column names."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
@@ -16,19 +18,20 @@ import pyarrow.compute as pc
 from adaftr_fast._files import AnyPath
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
+from adaftr_fast.data.encode.written import holds_text, plain_numbers, without_words
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.batches import read_tables
-from adaftr_fast.data.raw.inputs import is_text, read_header, text_parser
+from adaftr_fast.data.raw.formats import infer_dates, infer_format
+from adaftr_fast.data.raw.inputs import Layout, is_text, read_layout, text_files
 from adaftr_fast.data.raw.rows import text_chunks
-from adaftr_fast.data.raw.source import check_columns, open_dataset, reading
-from adaftr_fast.data.raw.staging import blocks
+from adaftr_fast.data.raw.source import check_columns, listed, open_dataset, reading
 from adaftr_fast.data.raw.tables import shown
-from adaftr_fast.data.raw.text import find_types, parse_block
+from adaftr_fast.data.raw.text import castable, find_types
+from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 from adaftr_fast.errors import DataError
 
 TRAIN, VALIDATION = 0.8, 0.9  # shares of the rows where validation and test begin
 SAMPLE_ROWS = 10_000  # first rows that tell ids from numbers, and lists from text
-SAMPLE_BYTES = 2 << 20  # first rows of text that do so, and tell the types
 LARGEST_EXACT = 2.0**53  # integers up to it are float64 numbers
 WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
 CLOCK = r"[T ][0-9]{2}(?::?[0-9]{2}){0,2}"
@@ -44,7 +47,7 @@ BRACKETS = "[{(\"'"  # a list that another program has printed
 
 
 def infer_schema(
-    path: AnyPath,
+    inputs: Sequence[AnyPath],
     labels: Sequence[str],
     *,
     group: str | None = None,
@@ -53,6 +56,10 @@ def infer_schema(
     ignore: Sequence[str] = (),
     multi: Mapping[str, str] = MappingProxyType({}),
     funnel: Sequence[str] | None = None,
+    dense: Sequence[str] = (),
+    hash: Mapping[str, int] = MappingProxyType({}),
+    min_count: int | None = None,
+    text: TextFormat = PLAIN_TEXT,
 ) -> dict[str, Any]:
     """Returns the content of a schema file. Every column without another role becomes a field.
 
@@ -64,7 +71,7 @@ def infer_schema(
     the row number.
 
     Args:
-        path: input: parquet, a folder of parquet files, or delimited text.
+        inputs: files of parquet or delimited text, and folders of such files; the first one tells the types.
         labels: 0/1 columns, one per task. AdaFTR contrasts the first with each other one.
         group: column by which GAUC groups rows.
         time: column that orders the rows: numbers, timestamps, or text that sorts by time, as ISO 8601 does.
@@ -73,39 +80,103 @@ def infer_schema(
         multi: separators of text columns that hold lists; "" for a column that is to be read as one value.
         funnel: labels in order, each of which happens only after the one before; () if there is none. None leaves it to
             ``parse_schema``.
+        dense: columns of numbers that a model reads themselves.
+        hash: numbers of ids of columns whose values are mapped to ids by their hash.
+        min_count: training rows that a value needs to get an id; None for 1.
+        text: how text files hold values. What is not set is inferred from the first rows.
 
     Raises:
         DataError: the file is unreadable, a name is not one of its columns, the first times are text that does not
             sort by time, or ``multi`` names a column that is not a field, holds lists already, or cannot hold the
             separator.
     """
-    columns = _columns(path)
+    files = [file for each in inputs for file in text_files(each)]
+    path = files[0]
+    with reading(path, "not readable"):
+        first = _First.read(path, text, {*labels, *ignore}, time)
+    columns = first.types
     roles = (each for each in (group, time, weight) if each)
-    check_columns(path, columns.names, [*labels, *ignore, *multi, *roles])
+    check_columns(path, columns.names, [*labels, *ignore, *multi, *dense, *hash, *roles])
     not_fields = {*labels, *ignore, time, weight}
     fields = {each.name: _field(each.type) for each in columns if each.name not in not_fields}
     _check_multi(path, columns, fields, multi)
     flat = [name for name, field in fields.items() if isinstance(field, str) or name in multi]
-    sample = _sample(path, flat)
+    sample = first.sample(flat)
     if ids := _ids(sample, [name for name in flat if fields[name] == "numeric" and not multi.get(name)]):
         fields |= dict.fromkeys(ids, "categorical")
         named = "; ".join(f"{name} ({reason})" for name, reason in ids.items())
         warnings.warn(f"{shown(path)}: read as ids, not as numbers: {named}", stacklevel=2)
-    texts = [each.name for each in columns if _holds_text(each.type) and each.name in fields]
-    fields |= _lists(path, sample, [name for name in texts if name != group], multi)
+    texts = [each.name for each in columns if holds_text(each.type) and each.name in fields]
+    fields |= _lists(first, sample, [name for name in texts if name != group], multi)
+    fields |= dict.fromkeys(dense, "dense")
+    fields |= {name: {"kind": "categorical", "hashed": ids} for name, ids in hash.items()}
     source: dict[str, Any] = {"name": path.name.split(".")[0], "labels": {label: label for label in labels}}
     source |= {key: value for key, value in (("group", group), ("weight", weight)) if value}
     source |= {} if funnel is None else {"funnel": list(funnel)}
-    source["split"] = _by_time(path, columns.field(time).type, time) if time else _by_hash(group)
+    source |= {} if min_count is None else {"defaults": {"min_count": min_count}}
+    source |= {"text": first.written()} if first.written() else {}
+    source["split"] = _by_time(files, first, time) if time else _by_hash(group)
     return source | {"fields": {name: field for name, field in fields.items() if field}}
 
 
-def _columns(path: AnyPath) -> pa.Schema:
-    """Returns the names and types of the columns; those of a text file are the types of its first rows."""
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    with reading(path, "not readable"):
-        return find_types(*_first_lines(path)) if is_text(path) else open_dataset(path).schema
+@dataclass(frozen=True)
+class _First:
+    """The first input, whose first rows tell how all are read.
+
+    Attributes:
+        types: the columns. Those of text are the types of the first rows.
+        layout: how a text file is divided; None for parquet.
+    """
+
+    path: AnyPath
+    types: pa.Schema
+    layout: Layout | None
+
+    @classmethod
+    def read(cls, path: AnyPath, given: TextFormat, not_fields: set[str], time: str | None) -> _First:
+        if not is_text(path):
+            return cls(path, open_dataset(path).schema, None)
+        layout = read_layout(path, given)
+        data = layout.first(path)
+        block = layout.block(data)
+        for name in layout.names:
+            block.convert(name, pa.string())
+        values = {name: column for name, column in block.columns.items() if name not in not_fields}
+        form = infer_format(values, layout.delimiter, layout.form)
+        types = find_types(data, layout.names, layout.delimiter, form)
+        for place, name in enumerate(types.names):
+            if name in values and pa.types.is_string(types.field(name).type):
+                texts = without_words(values[name], form)
+                if form.thousands and castable(plain_numbers(texts, form), lambda each: each.cast(pa.float64())).all():
+                    types = types.set(place, pa.field(name, pa.float64()))
+                elif name == time and not form.dates and _unsorted_times(texts[:SAMPLE_ROWS]):
+                    form = replace(form, dates=infer_dates(f"{path}: time {name}", texts[:SAMPLE_ROWS]))
+        if time in types.names and form.dates:
+            types = types.set(types.names.index(time), pa.field(time, pa.timestamp("us")))
+        return cls(path, types, replace(layout, form=form))
+
+    def sample(self, columns: list[str]) -> pa.Table:
+        """Returns the first rows of columns, those of a text file as they are written."""
+        with reading(self.path, "not readable"):
+            rows = _first_rows(self.path, columns) if self.layout is None else self._as_text(self.layout, columns)
+            rows.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
+            return rows
+
+    def _as_text(self, layout: Layout, columns: list[str]) -> pa.Table:
+        block = layout.block(layout.first(self.path))
+        for column in columns:
+            block.convert(column, pa.string())
+        return block.table
+
+    def written(self) -> dict[str, Any]:
+        """Returns the table ``text`` of a schema file: what differs from the default."""
+        form = asdict(self.layout.form) if self.layout else {}
+        default = asdict(TextFormat(line_ends=False))
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in form.items()
+            if value != default[key]
+        }
 
 
 def _field(kind: pa.DataType) -> Any:
@@ -115,14 +186,6 @@ def _field(kind: pa.DataType) -> Any:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return {"kind": "categorical", "tokens": "all"}
     return "numeric" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "categorical"
-
-
-def _sample(path: AnyPath, columns: list[str]) -> pa.Table:
-    """Returns the first rows of columns, those of a text file as they are written."""
-    with reading(path, "not readable"):
-        rows = _as_text(path, columns) if is_text(path) else _first_rows(path, columns)
-        rows.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
-        return rows
 
 
 def _ids(rows: pa.Table, columns: list[str]) -> dict[str, str]:
@@ -159,18 +222,13 @@ def _check_multi(path: AnyPath, schema: pa.Schema, fields: Mapping[str, Any], mu
             raise DataError(f"{path}: multi: {name}: expected a column of text, got lists ({schema.field(name).type})")
 
 
-def _holds_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _lists(path: AnyPath, rows: pa.Table, texts: Sequence[str], multi: Mapping[str, str]) -> dict[str, Any]:
+def _lists(first: _First, rows: pa.Table, texts: Sequence[str], multi: Mapping[str, str]) -> dict[str, Any]:
     """Returns the fields of text that holds lists: those of ``multi``, and those of ``texts`` whose first rows show it.
 
     Args:
         rows: the first rows of all fields.
     """
-    _, delimiter = read_header(path) if is_text(path) else ([], "")
+    path, delimiter = first.path, first.layout.delimiter if first.layout else ""
     fields: dict[str, Any] = {}
     for name in dict.fromkeys([*texts, *multi]):
         values = _texts(path, name, rows[name][:SAMPLE_ROWS])
@@ -204,45 +262,36 @@ def _first_rows(path: AnyPath, columns: list[str]) -> pa.Table:
     return pa.concat_tables(tables).slice(0, SAMPLE_ROWS)
 
 
-def _as_text(path: AnyPath, columns: list[str]) -> pa.Table:
-    """Returns the first rows of columns of a text file as they are written."""
-    block = parse_block(*_first_lines(path))
-    for column in columns:
-        block.convert(column, pa.string())
-    return block.table
-
-
-def _first_lines(path: AnyPath) -> tuple[bytes, list[str], str]:
-    """Returns the first lines of a text file below its header, the names of the columns and the delimiter."""
-    names, delimiter = read_header(path)
-    rows = next(blocks(path), b"").partition(b"\n")[2]
-    if len(rows) > SAMPLE_BYTES:
-        rows = rows[: rows.rfind(b"\n", 0, SAMPLE_BYTES) + 1]
-    return rows, names, delimiter
-
-
 def _by_hash(group: str | None) -> dict[str, Any]:
     column = {"column": group} if group else {}
     bounds = {"train": (0.0, TRAIN), "validation": (TRAIN, VALIDATION), "test": (VALIDATION, 1.0)}
     return {split: {"hash": column | {"start": start, "stop": stop}} for split, (start, stop) in bounds.items()}
 
 
-def _by_time(path: AnyPath, kind: pa.DataType, time: str) -> dict[str, Any]:
+def _by_time(files: Sequence[AnyPath], first: _First, time: str) -> dict[str, Any]:
     """Splits at exact quantiles of the column. Rows with the same time are in the same split."""
+    kind = first.types.field(time).type
+    if holds_text(kind):
+        _check_times(first.path, time, first.sample([time])[time][:SAMPLE_ROWS])
+    form = first.layout.form if first.layout else PLAIN_TEXT
     counts = ValueCounts(kind)
-    with reading(path, f"cannot read {time}"):
-        if _holds_text(kind):
-            _check_times(path, time, _sample(path, [time])[time][:SAMPLE_ROWS])
-        for table in _text_tables(path, {time: kind}) if is_text(path) else read_tables(open_dataset(path), [time]):
-            counts.update(one_array(table[time]))
+    for path in files:
+        with reading(path, f"cannot read {time}"):
+            tables = (
+                _text_tables(path, form, {time: kind}) if is_text(path) else read_tables(open_dataset(path), [time])
+            )
+            for table in tables:
+                counts.update(one_array(table[time]).cast(kind))
     table = counts.table()
     if table.num_rows < 3:
-        raise DataError(f"{path}: {time}: expected at least three different times, got {table.num_rows}")
+        raise DataError(
+            f"{listed(map(str, files))}: {time}: expected at least three different times, got {table.num_rows}"
+        )
     cumulative = pc.cumulative_sum(table["count"]).to_numpy() / pc.sum(table["count"]).as_py()
-    first, second = (int((cumulative <= share).sum()) for share in (TRAIN, VALIDATION))
-    first = min(max(first, 1), table.num_rows - 2)
-    second = min(max(second, first + 1), table.num_rows - 1)
-    start, stop = (table["value"][position].as_py() for position in (first, second))
+    begin, end = (int((cumulative <= share).sum()) for share in (TRAIN, VALIDATION))
+    begin = min(max(begin, 1), table.num_rows - 2)
+    end = min(max(end, begin + 1), table.num_rows - 1)
+    start, stop = (table["value"][position].as_py() for position in (begin, end))
     return {
         "train": {"where": [[time, "<", start]]},
         "validation": {"where": [[time, ">=", start], [time, "<", stop]]},
@@ -250,9 +299,11 @@ def _by_time(path: AnyPath, kind: pa.DataType, time: str) -> dict[str, Any]:
     }
 
 
-def _text_tables(path: AnyPath, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
+def _text_tables(path: AnyPath, form: TextFormat, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
     """Yields columns of a text file in tables, without bad rows, which preparation counts."""
-    chunks = text_chunks(path, text_parser(path, types), header_lines=1)
+    layout = read_layout(path, form)
+    check_columns(path, layout.names, types)
+    chunks = text_chunks(path, partial(layout.parse, types=types), header_lines=1, rows=layout.rows)
     for table, _ in ordered_map(lambda chunk: chunk.parse(), chunks, attrgetter("memory")):
         yield table
 

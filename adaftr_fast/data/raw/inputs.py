@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import datetime
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePath
 
@@ -14,14 +14,15 @@ import pyarrow as pa
 from adaftr_fast._files import AnyPath
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import TEXT, BadRows
-from adaftr_fast.data.raw.source import check_columns
-from adaftr_fast.data.raw.staging import COMPRESSIONS, Parse, blocks
-from adaftr_fast.data.raw.text import parse_block
+from adaftr_fast.data.raw.source import Inputs, check_columns, data_files
+from adaftr_fast.data.raw.staging import COMPRESSIONS, Parse, Rows, blocks
+from adaftr_fast.data.raw.text import OPEN_LINE, TextBlock, parse_block, whole_rows
 from adaftr_fast.data.schema.parse import COMMON
-from adaftr_fast.data.schema.types import Condition, Schema
+from adaftr_fast.data.schema.types import Condition, Schema, TextFormat
 from adaftr_fast.errors import DataError
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
+SAMPLE_BYTES = 2 << 20  # first lines of text that tell its layout and its types
 DELIMITERS = ",\t;|"  # the delimiter is the one that occurs most often in the header
 
 
@@ -32,15 +33,17 @@ class TextInput:
     Attributes:
         folder: folder of the staged blocks.
         parse: returns the function that parses a block.
+        rows: divides text into rows where values may hold line ends.
     """
 
     path: AnyPath
     folder: Path
     parse: Callable[[], Parse]
     header_lines: int
+    rows: Rows | None = None
 
 
-def text_inputs(schema: Schema, paths: Mapping[str, AnyPath], work: Path) -> list[list[TextInput]]:
+def text_inputs(schema: Schema, paths: Inputs, work: Path) -> list[list[TextInput]]:
     """Returns the text files to stage in ``work``, in rounds. A round may read what earlier rounds staged.
 
     Raises:
@@ -48,14 +51,36 @@ def text_inputs(schema: Schema, paths: Mapping[str, AnyPath], work: Path) -> lis
     """
     if schema.format:
         return _aliccp(schema, paths, work)
-    texts = [_delimited(schema, path, work / role) for role, path in paths.items() if is_text(path)]
+    staged = {role: _staged(work, role, each) for role, each in paths.items()}
+    texts = [_delimited(schema, path, folder) for each in staged.values() for path, folder in each if folder]
     return [texts] if texts else []
 
 
-def parquet_inputs(schema: Schema, paths: Mapping[str, AnyPath], work: Path) -> dict[str, AnyPath]:
-    """Returns a parquet file or folder per role, once all text files are staged in ``work``."""
-    roles = {role: path for role, path in paths.items() if not (schema.format and role.startswith(COMMON))}
-    return {role: work / role if schema.format or is_text(path) else path for role, path in roles.items()}
+def parquet_inputs(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[AnyPath]]:
+    """Returns parquet files and folders per role, once all text files are staged in ``work``."""
+    if schema.format:
+        return {role: [work / role] for role in paths if not role.startswith(COMMON)}
+    return {role: [folder or path for path, folder in _staged(work, role, each)] for role, each in paths.items()}
+
+
+def _staged(work: Path, role: str, paths: Sequence[AnyPath]) -> list[tuple[AnyPath, Path | None]]:
+    """Returns the inputs of a role, each text file with the folder in ``work`` that holds its rows as parquet."""
+    inputs = [file for path in paths for file in text_files(path)]
+    return [(path, work / f"{role}-{n:05d}" if is_text(path) else None) for n, path in enumerate(inputs)]
+
+
+def text_files(path: AnyPath) -> list[AnyPath]:
+    """Returns the files of a folder of delimited text, and any other input itself.
+
+    Raises:
+        DataError: the input is missing, or only some files of a folder are text.
+    """
+    files = data_files(path)
+    texts = [file for file in files if is_text(file)]
+    if path.is_dir() and texts and len(texts) < len(files):
+        other = next(file for file in files if not is_text(file))
+        raise DataError(f"{path}: expected a folder of text or of parquet, got {texts[0].name} beside {other.name}")
+    return texts or [path]
 
 
 def is_text(path: AnyPath) -> bool:
@@ -64,7 +89,7 @@ def is_text(path: AnyPath) -> bool:
     return (name.with_suffix("") if name.suffix in COMPRESSIONS else name).suffix in TEXT_SUFFIXES
 
 
-def _aliccp(schema: Schema, paths: Mapping[str, AnyPath], work: Path) -> list[list[TextInput]]:
+def _aliccp(schema: Schema, paths: Inputs, work: Path) -> list[list[TextInput]]:
     fields = field_columns(schema)
     fields += [schema.group] if schema.group and schema.group not in fields else []
     lists = list_columns(schema)
@@ -75,7 +100,9 @@ def _aliccp(schema: Schema, paths: Mapping[str, AnyPath], work: Path) -> list[li
         common = aliccp.read_common(work / (COMMON + role))
         return partial(aliccp.parse_skeleton, fields=fields, common=common, lists=lists)
 
-    texts = {role: TextInput(path, work / role, partial(parse, role), header_lines=0) for role, path in paths.items()}
+    texts = {
+        role: TextInput(path, work / role, partial(parse, role), header_lines=0) for role, (path,) in paths.items()
+    }
     common = [text for role, text in texts.items() if role.startswith(COMMON)]
     return [common, [text for text in texts.values() if text not in common]]
 
@@ -92,33 +119,78 @@ def list_columns(schema: Schema) -> list[str]:
 
 def _delimited(schema: Schema, path: AnyPath, folder: Path) -> TextInput:
     labels = [label.column for label in schema.labels if label.column is not None]
-    parse = text_parser(path, column_types(schema), labels, schema)
-    return TextInput(path, folder, lambda: parse, header_lines=1)
+    layout = read_layout(path, schema.text)
+    types = column_types(schema)
+    check_columns(path, layout.names, types, schema)
+    parse = partial(layout.parse, types=types, labels=labels)
+    return TextInput(path, folder, lambda: parse, header_lines=1, rows=layout.rows)
 
 
-def text_parser(
-    path: AnyPath, types: dict[str, pa.DataType], labels: Sequence[str] = (), schema: Schema | None = None
-) -> Parse:
-    """Reads the header of a text file, and returns the function that parses its blocks as ``parse_rows`` does.
+@dataclass(frozen=True)
+class Layout:
+    """How a text file is divided into rows and values.
+
+    Attributes:
+        names: the columns, in the order of the file.
+        form: how the text holds values; ``line_ends`` is known.
+    """
+
+    names: list[str]
+    delimiter: str
+    form: TextFormat
+
+    @property
+    def rows(self) -> Rows | None:
+        """The function that divides text into rows where values may hold line ends, else None."""
+        return partial(whole_rows, delimiter=self.delimiter) if self.form.line_ends else None
+
+    def block(self, data: bytes) -> TextBlock:
+        """Parses lines without a header."""
+        return parse_block(data, self.names, self.delimiter, self.form)
+
+    def first(self, path: AnyPath) -> bytes:
+        """Returns the first lines of a file below its header, as ``block`` reads them."""
+        lines = first_lines(path)
+        return self.rows(lines, last=False)[0] if self.rows else lines
+
+    def parse(
+        self, data: bytes, types: Mapping[str, pa.DataType], labels: Sequence[str] = ()
+    ) -> tuple[pa.Table, BadRows]:
+        """Parses lines without a header to the columns of ``types``. Rows without a label are bad."""
+        block = self.block(data)
+        for column, type_ in types.items():
+            if column in labels:
+                block.convert_label(column)
+            else:
+                block.convert(column, type_)
+        return pa.table({column: block.columns[column] for column in types}), block.report()
+
+
+def read_layout(path: AnyPath, form: TextFormat) -> Layout:
+    """Reads how a text file is divided: its header, and from its first lines whether values hold line ends.
 
     Raises:
-        DataError: as ``read_header``, or the file lacks a column of ``types``, which ``schema`` reads, if given.
+        DataError: as ``read_header``, or the file holds ``LINE_END`` and line ends in quotes.
     """
     names, delimiter = read_header(path)
-    check_columns(path, names, types, schema)
-    return partial(parse_rows, names=names, delimiter=delimiter, types=types, labels=labels)
+    line_ends = form.line_ends
+    if line_ends is None:
+        line_ends = _has_line_ends(first_lines(path), names, delimiter)
+    return Layout(names, delimiter, replace(form, line_ends=line_ends))
 
 
-def parse_rows(
-    data: bytes, names: list[str], delimiter: str, types: dict[str, pa.DataType], labels: Sequence[str]
-) -> tuple[pa.Table, BadRows]:
-    """Parses lines without a header to the columns of ``types``. Rows without a number for a label are bad."""
-    block = parse_block(data, names, delimiter)
-    for column in labels:
-        block.require(column)
-    for column, type_ in types.items():
-        block.convert(column, type_, f"label {column}: expected 0 or 1, got text" if column in labels else None)
-    return pa.table({column: block.columns[column] for column in types}), block.report()
+def _has_line_ends(data: bytes, names: list[str], delimiter: str) -> bool:
+    """Returns whether lines end inside quotes, and are rows of the right number of columns if they are joined."""
+    if all(each.reason != OPEN_LINE for each in parse_block(data, names, delimiter).bad):
+        return False
+    rows, _ = whole_rows(data, delimiter, last=False)
+    return not parse_block(rows, names, delimiter, TextFormat(line_ends=True)).bad
+
+
+def first_lines(path: AnyPath) -> bytes:
+    """Returns the first lines of a text file below its header."""
+    lines = next(blocks(path), b"").partition(b"\n")[2]
+    return lines if len(lines) <= SAMPLE_BYTES else lines[: lines.rfind(b"\n", 0, SAMPLE_BYTES) + 1]
 
 
 def column_types(schema: Schema) -> dict[str, pa.DataType]:
@@ -134,10 +206,8 @@ def column_types(schema: Schema) -> dict[str, pa.DataType]:
     for condition in (*conditions, schema.drop):
         for column, operand in _operands(condition or []):
             types[column] = _operand_type(operand, column in discrete)
-    numbers = [field.columns[0] for field in schema.features if field.kind in ("numeric", "dense")]
-    numbers += [label.column for label in schema.labels if label.column is not None]
-    numbers += [*schema.truth.values(), *([schema.weight] if schema.weight else [])]
-    return types | dict.fromkeys(numbers, pa.float64())
+    labels = [label.column for label in schema.labels if label.column is not None]
+    return types | dict.fromkeys([*schema.numbers(), *labels], pa.float64())
 
 
 def _operands(condition: Condition) -> list[tuple[str, object]]:

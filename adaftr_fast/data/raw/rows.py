@@ -12,9 +12,9 @@ from adaftr_fast._files import AnyPath
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.batches import coalesced, read_tables
-from adaftr_fast.data.raw.inputs import column_types, field_columns, is_text, list_columns, text_parser
+from adaftr_fast.data.raw.inputs import column_types, field_columns, is_text, list_columns, read_layout, text_files
 from adaftr_fast.data.raw.source import check_columns, check_files, data_files, open_dataset, reading
-from adaftr_fast.data.raw.staging import PARSED, blocks
+from adaftr_fast.data.raw.staging import PARSED, Rows, blocks, lines_of_file
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
 
@@ -56,7 +56,7 @@ class RawFile:
 
 
 def raw_files(schema: Schema, files: Sequence[AnyPath], keep: Sequence[str] = ()) -> list[RawFile]:
-    """Opens the inputs of a schema: parquet files, folders of parquet files, or text.
+    """Opens the inputs of a schema: files of parquet or of text, and folders of such files.
 
     For format ``aliccp``, the files are pairs SKELETON COMMON.
 
@@ -66,11 +66,9 @@ def raw_files(schema: Schema, files: Sequence[AnyPath], keep: Sequence[str] = ()
     Raises:
         DataError: a file is missing or unreadable, or a column is missing. Iterating over chunks raises it too.
     """
-    for path in files:
-        if not path.exists():
-            raise DataError(f"{path}: no such file")
+    inputs = [each for path in files for each in text_files(path)]
     if schema.format is None:
-        return [(_text if is_text(path) else _parquet)(schema, path, keep) for path in files]
+        return [(_text if is_text(path) else _parquet)(schema, path, keep) for path in inputs]
     if len(files) % 2:
         raise DataError(f"data set {schema.name}: expected pairs SKELETON COMMON of files, got {len(files)} file(s)")
     return [_aliccp(schema, *pair, keep) for pair in zip(files[::2], files[1::2])]
@@ -102,7 +100,9 @@ def _parsed_table(table: pa.Table) -> tuple[pa.Table, BadRows]:
 def _text(schema: Schema, path: AnyPath, keep: Sequence[str]) -> RawFile:
     known = column_types(schema)
     types = {column: known.get(column, pa.string()) for column in [*field_columns(schema), *keep]}
-    chunks = partial(text_chunks, path, text_parser(path, types), header_lines=1)
+    layout = read_layout(path, schema.text)
+    check_columns(path, layout.names, types)
+    chunks = partial(text_chunks, path, partial(layout.parse, types=types), header_lines=1, rows=layout.rows)
     return RawFile(path, path.stat().st_size, {column: types[column] for column in keep}, chunks)
 
 
@@ -125,12 +125,16 @@ def _aliccp(schema: Schema, skeleton: AnyPath, common: AnyPath, keep: Sequence[s
 
 
 def text_chunks(
-    path: AnyPath, parse: Callable[[bytes], tuple[pa.Table, BadRows]], *, header_lines: int
+    path: AnyPath,
+    parse: Callable[[bytes], tuple[pa.Table, BadRows]],
+    *,
+    header_lines: int,
+    rows: Rows | None = None,
 ) -> Iterator[Chunk]:
-    """Yields the rows of a text file in chunks of whole lines, which ``parse`` reads."""
+    """Yields the rows of a text file in chunks of whole lines, which ``parse`` reads. ``numbered_blocks`` says more."""
     line = 0
-    for block in blocks(path):
+    for block in blocks(path, rows):
         header = header_lines if line == 0 else 0
-        if rows := block.partition(b"\n")[2] if header else block:
-            yield Chunk(path, partial(parse, rows), line + header, len(block), PARSED * len(block))
-        line += block.count(b"\n")
+        if data := block.partition(b"\n")[2] if header else block:
+            yield Chunk(path, partial(parse, data), line + header, len(block), PARSED * len(block))
+        line += lines_of_file(block, rows)

@@ -22,7 +22,9 @@ from adaftr_fast.data import hashing
 from adaftr_fast.data.encode.canonical import canonical_values
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
+from adaftr_fast.data.encode.written import as_written, is_label
 from adaftr_fast.data.parallel import UNSHARDED, Shard
+from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.batches import PARQUET, coalesced, count_rows, read_tables
 from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule, condition_columns
 from adaftr_fast.errors import DataError, StoreError, UserError, first_line
@@ -31,11 +33,13 @@ from adaftr_fast.stores import arrow_path, files_below, in_store, known_sha256, 
 SHIPPED = resources.files("adaftr_fast.data") / "files"
 ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last of names of columns in parquet
+SHOWN_LABELS = 10  # distinct values of a label that are none
 LISTED = 50  # columns that an error names
 NOT_PARQUET = "not a readable parquet file"
 _ONE_FOLDER = "the files of a folder must have the same columns"
 IN_SPLIT = "split:"  # prefix of a column that tells whether a row meets the condition of a split
 LABEL = "label:"  # prefix of label columns in a scan: a label may have the name of its source column
+Inputs = Mapping[str, Sequence[AnyPath]]  # files and folders of files, by role
 
 
 @dataclass(frozen=True)
@@ -58,23 +62,28 @@ class Source:
     """Input files of a schema by role, or one shard of their rows, a range of consecutive row groups.
 
     Args:
-        paths: parquet file or folder of parquet files, by role (``input_paths``).
+        paths: parquet files and folders of parquet files, by role (``input_paths``).
+        shard: which rows.
+        labelled: whether rows that lack a label are left out.
 
     Raises:
         DataError: a file is missing or not readable as parquet, or a column is missing.
     """
 
-    def __init__(self, schema: Schema, paths: Mapping[str, AnyPath], shard: Shard = UNSHARDED) -> None:
+    def __init__(self, schema: Schema, paths: Inputs, shard: Shard = UNSHARDED, *, labelled: bool = False) -> None:
         self.schema = schema
+        self.labelled = labelled
         self.paths = paths
         self._datasets: dict[str, ds.Dataset] = {}
         self._preceding: dict[str, ds.Dataset] = {}  # rows of the preceding shards, which row numbers count
-        for role, path in paths.items():
-            whole = _open(path)
-            check_columns(path, whole.schema.names, schema.columns(), schema)
-            with self._reading(role, "the columns of its files"):
+        for role in paths:
+            with self._reading(role, NOT_PARQUET):
+                whole = open_datasets(paths[role])
+            check_columns(paths[role][0], whole.schema.names, schema.columns(), schema)
+            with self._reading(role, "cannot read the columns of its files"):
                 check_files(whole, schema.columns())
-            self._datasets[role], self._preceding[role] = _shard_row_groups(path, whole, shard)
+            with self._reading(role, NOT_PARQUET):
+                self._datasets[role], self._preceding[role] = _shard_row_groups(whole, shard)
 
     def count_rows(self, split: str) -> int:
         """Returns the number of rows of a split before selection by row number or hash."""
@@ -100,7 +109,7 @@ class Source:
             names, labels = [only, *_hashed_columns([rule])], ()
         columns = {name: pc.field(name) for name in names}
         columns |= {LABEL + label.name: _label_expression(label) for label in labels}
-        with self._reading(rule.file, f"split {split}"):
+        with self._reading(rule.file, f"cannot read split {split}"):
             compared, where = self._where(rule)
             tables = read_tables(self._datasets[rule.file], [*names, *compared], columns, where)
         return coalesced(self._selected(split, tables, advance))
@@ -110,12 +119,12 @@ class Source:
         numbered = rule.rows != "all" or (rule.hash and rule.hash.column is None)
         seen = self._count(self._preceding, split) if numbered else 0
         while True:
-            with self._reading(rule.file, f"split {split}"):  # covers the read only, not the caller's code
+            with self._reading(rule.file, f"cannot read split {split}"):  # covers the read only, not the caller's code
                 table = next(tables, None)
                 if table is None:
                     return
                 table.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
-                selected = _select(table, rule, first_row=seen)
+                selected = as_written(self.schema, _select(table, rule, first_row=seen))
             yield selected
             seen += table.num_rows
             advance(table.num_rows)
@@ -124,20 +133,58 @@ class Source:
         """Counts the rows of all files that are in no split."""
         unused = Unused()
         for role, dataset in self._datasets.items():
-            with self._reading(role, "the rows in no split"):
+            with self._reading(role, "cannot read the rows in no split"):
                 compared, kept = self._where(SplitRule(role))
                 rows = count_rows(dataset, compared, kept)
                 rules = {name: rule for name, rule in self.schema.split.items() if rule.file == role}
                 used = rows if covers_all([*rules.values()]) else self._count_used(dataset, kept, rules)
-                unused += Unused(rows - used, count_rows(dataset, [], None) - rows)
+                dropped = count_rows(dataset, [], None) - count_rows(dataset, *_kept(self.schema))
+                unused += Unused(rows - used, dropped)
         return unused
+
+    def count_unlabelled(self) -> BadRows:
+        """Counts the rows that are not dropped and lack a label, by the first label that they lack and its value."""
+        found = BadRows()
+        for role, dataset in self._datasets.items():
+            with self._reading(role, "cannot read the labels"):
+                reasons: dict[str, int] = {}
+                for label in self.schema.labels:
+                    reasons |= self._unlabelled(dataset, label)
+                examples = [f"{listed(map(str, self.paths[role]))}: {reason}" for reason in reasons]
+                found += BadRows(count_rows(dataset, [], None), sum(reasons.values()), reasons, examples[:1])
+        return found
+
+    def _unlabelled(self, dataset: ds.Dataset, label: Label) -> dict[str, int]:
+        """Returns the numbers of rows that lack a label, but none of those before it, by reason."""
+        before = self.schema.labels[: self.schema.labels.index(label)]
+        columns, kept = _kept(self.schema)
+        where = ~_has_label(label, dataset.schema)
+        for each in before:
+            where &= _has_label(each, dataset.schema)
+        where = where if kept is None else kept & where
+        read = [*columns, *(column for each in (*before, label) for column in each.columns())]
+        if label.column is None:
+            rows = count_rows(dataset, read, where)
+            return {f"label {label.name} is missing": rows} if rows else {}
+        counts = ValueCounts(pa.string())
+        missing = 0
+        for found in read_tables(dataset, read, {"value": pc.field(label.column)}, where):
+            values = one_array(found["value"]).cast(pa.string())
+            missing += values.null_count
+            counts.update(values)
+        table = counts.table().sort_by([("count", "descending"), ("value", "ascending")]).to_pydict()
+        shown = list(zip(table["value"], table["count"]))
+        reasons = {f"label {label.name}: expected 0 or 1, got {value!r}": n for value, n in shown[:SHOWN_LABELS]}
+        if others := sum(n for _, n in shown[SHOWN_LABELS:]):
+            reasons[f"label {label.name}: expected 0 or 1, got other text"] = others
+        return reasons | ({f"{label.column} is missing": missing} if missing else {})
 
     def count_texts(self, columns: Sequence[str]) -> dict[str, ValueCounts]:
         """Counts the values of columns, as text, in the rows of all files that are not dropped."""
         counts = {column: ValueCounts(pa.string()) for column in columns}
         for role, dataset in self._datasets.items() if columns else ():
             read = {column: pc.field(column) for column in columns}
-            with self._reading(role, f"columns {listed(columns)}"):
+            with self._reading(role, f"cannot read columns {listed(columns)}"):
                 compared, where = self._where(SplitRule(role))
                 for table in read_tables(dataset, [*columns, *compared], read, where):
                     for column, each in counts.items():
@@ -164,7 +211,7 @@ class Source:
 
     def _count(self, datasets: dict[str, ds.Dataset], split: str) -> int:
         rule = self.schema.split[split]
-        with self._reading(rule.file, f"split {split}"):
+        with self._reading(rule.file, f"cannot read split {split}"):
             return count_rows(datasets[rule.file], *self._where(rule))
 
     def _where(self, rule: SplitRule) -> tuple[list[str], pc.Expression | None]:
@@ -172,18 +219,24 @@ class Source:
 
         It is None for all rows.
         """
-        compared = condition_columns(rule.where or []) + condition_columns(self.schema.drop or [])
-        conditions = [pq.filters_to_expression(rule.where)] if rule.where else []
-        if self.schema.drop:  # a condition that is null does not drop the row
-            conditions.append(~_condition(self.schema.drop))
+        compared, kept = _kept(self.schema)
+        conditions = [] if kept is None else [kept]
+        if rule.where:
+            compared += condition_columns(rule.where)
+            conditions.insert(0, pq.filters_to_expression(rule.where))
+        if self.labelled:
+            types = self._datasets[rule.file].schema
+            compared += [column for label in self.schema.labels for column in label.columns()]
+            conditions += [_has_label(label, types) for label in self.schema.labels]
         return compared, functools.reduce(operator.and_, conditions) if conditions else None
 
     def _reading(self, role: str, what: str) -> AbstractContextManager[None]:
-        return reading(self.paths[role], f"cannot read {what}", _os_error(self.paths[role]))
+        paths = self.paths[role]
+        return reading(listed(map(str, paths)), what, _os_error(paths[0]))
 
 
 @contextmanager
-def reading(path: AnyPath, what: str, os_error: type[UserError] = DataError) -> Iterator[None]:
+def reading(path: AnyPath | str, what: str, os_error: type[UserError] = DataError) -> Iterator[None]:
     """Raises an error of the block as DataError, or one of the system as ``os_error``, with path and ``what``."""
     try:
         yield
@@ -312,13 +365,27 @@ def covers_all(rules: Sequence[SplitRule]) -> bool:
     return 1.0 in reached.values()
 
 
+def _kept(schema: Schema) -> tuple[list[str], pc.Expression | None]:
+    """Returns the columns that ``drop`` compares, and the condition of the rows that it leaves; None for all rows."""
+    if not schema.drop:
+        return [], None
+    return condition_columns(schema.drop), ~_condition(schema.drop)  # a condition that is null does not drop the row
+
+
+def _has_label(label: Label, types: pa.Schema) -> pc.Expression:
+    """Returns the condition of the rows that have a label."""
+    if label.column is None:
+        return pq.filters_to_expression(label.condition).is_valid()
+    return pc.coalesce(is_label(label.column, types.field(label.column).type), pc.scalar(False))
+
+
 def _condition(where: Condition | None) -> pc.Expression:
     """Returns an expression that is true where a condition is met, and false where it is null."""
     return pc.scalar(True) if where is None else pc.coalesce(pq.filters_to_expression(where), pc.scalar(False))
 
 
-def input_paths(schema: Schema, files: Sequence[str | AnyPath]) -> dict[str, AnyPath]:
-    """Returns the input files by role, or the file in the package if none is given.
+def input_paths(schema: Schema, files: Sequence[str | AnyPath]) -> dict[str, tuple[AnyPath, ...]]:
+    """Returns the input files by role, or the file in the package if none is given. A single role takes all files.
 
     Raises:
         DataError: the number of files does not match the schema.
@@ -326,10 +393,12 @@ def input_paths(schema: Schema, files: Sequence[str | AnyPath]) -> dict[str, Any
     """
     if not files and schema.shipped is not None:
         files = [str(SHIPPED / schema.shipped)]
+    if files and len(schema.files) == 1 and schema.format is None:
+        return {schema.files[0]: tuple(map(open_file, files))}
     if len(files) != len(schema.files):
         roles = " ".join(role.upper() for role in schema.files)
         raise DataError(f"data set {schema.name}: expected {len(schema.files)} file(s) ({roles}), got {len(files)}")
-    return {role: open_file(file) for role, file in zip(schema.files, files)}
+    return {role: (open_file(file),) for role, file in zip(schema.files, files)}
 
 
 def data_files(path: AnyPath) -> list[AnyPath]:
@@ -354,6 +423,23 @@ def content_digest(path: AnyPath) -> str:
     return hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
 
 
+def open_datasets(paths: Sequence[AnyPath]) -> ds.Dataset:
+    """Opens files and folders of files as one data set, with the types of the first one.
+
+    Raises:
+        DataError: a file is missing.
+        One of ``READ_ERRORS``: a file is not parquet.
+    """
+    for path in paths:
+        if not path.exists():
+            raise DataError(f"{path}: no such file")
+    first, *others = map(open_dataset, paths)
+    if not others:
+        return first
+    files = [file for each in (first, *others) for file in each.get_fragments()]
+    return ds.FileSystemDataset(files, first.schema, first.format, first.filesystem)
+
+
 def open_dataset(path: AnyPath) -> ds.Dataset:
     """Opens a file or a folder of files for scans. Raises one of ``READ_ERRORS``."""
     filesystem, place = arrow_path(path)
@@ -366,14 +452,7 @@ def open_dataset(path: AnyPath) -> ds.Dataset:
     return dataset
 
 
-def _open(path: AnyPath) -> ds.Dataset:
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    with reading(path, NOT_PARQUET, _os_error(path)):
-        return open_dataset(path)
-
-
-def _shard_row_groups(path: AnyPath, whole: ds.Dataset, shard: Shard) -> tuple[ds.Dataset, ds.Dataset]:
+def _shard_row_groups(whole: ds.Dataset, shard: Shard) -> tuple[ds.Dataset, ds.Dataset]:
     """Returns the row groups of a shard, and those of all shards before it."""
 
     def dataset(row_groups: Iterable[ds.Fragment]) -> ds.Dataset:
@@ -381,8 +460,7 @@ def _shard_row_groups(path: AnyPath, whole: ds.Dataset, shard: Shard) -> tuple[d
 
     if shard.count == 1:
         return whole, dataset([])
-    with reading(path, NOT_PARQUET, _os_error(path)):
-        row_groups = [row_group for fragment in whole.get_fragments() for row_group in fragment.split_by_row_group()]
+    row_groups = [row_group for fragment in whole.get_fragments() for row_group in fragment.split_by_row_group()]
     ends = np.cumsum([sum(info.num_rows for info in row_group.row_groups) for row_group in row_groups])
     number = (ends - 1) * shard.count // max(1, *ends) + 1  # the shard of each row group's last row
     return dataset(compress(row_groups, number == shard.number)), dataset(compress(row_groups, number < shard.number))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +29,7 @@ BLOCK_BYTES = 16 << 20
 LINE_BLOCKS = 4  # the longest line of a file, in blocks
 PARSED = 8  # bytes of memory per byte of a block while it is parsed
 COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")  # suffixes from which Arrow detects the compression
+LINE_END = b"\0"  # a line end in quotes
 SEARCH_BYTES = 1 << 16  # read at a time when searching for a line end
 POLL_SECONDS = 0.5
 BAD_ROWS, LINES = b"bad_rows", b"lines"  # metadata keys of a staged block
@@ -36,23 +37,34 @@ Parse = Callable[[bytes], tuple[pa.Table, BadRows]]
 """Parses a block of whole lines to rows and a report of bad rows, lines counted from 1."""
 
 
-def blocks(path: AnyPath) -> Iterator[bytes]:
+class Rows(Protocol):
+    """Divides text into whole rows, one in each line, and the rest."""
+
+    def __call__(self, data: bytes, *, last: bool) -> tuple[bytes, bytes]:
+        """Returns the rows and the rest. With ``last``, the text ends here, and there is no rest."""
+
+
+def blocks(path: AnyPath, rows: Rows | None = None) -> Iterator[bytes]:
     """Yields the blocks of a text file. Raises DataError and StoreError as ``numbered_blocks`` does."""
-    return (block for _, block in numbered_blocks(path))
+    return (block for _, block in numbered_blocks(path, rows=rows))
 
 
-def numbered_blocks(path: AnyPath, shard: Shard = UNSHARDED) -> Iterator[tuple[int, bytes]]:
+def numbered_blocks(path: AnyPath, shard: Shard = UNSHARDED, rows: Rows | None = None) -> Iterator[tuple[int, bytes]]:
     """Yields a text file, decompressed, in blocks of whole lines: those of a shard, with their numbers.
 
-    Compressed text is decompressed as a whole by every shard.
+    Every shard reads compressed text, and text with line ends in quotes, as a whole.
+
+    Args:
+        rows: divides text into whole rows and the rest, where values in quotes may hold line ends, as ``whole_rows``
+            does; None where every line is a row.
 
     Raises:
         DataError: the file cannot be read, or a line is longer than four blocks.
         StoreError: the store of the file fails.
     """
     try:
-        if path.suffix in COMPRESSIONS:
-            yield from islice(enumerate(_decompressed(path)), shard.number - 1, None, shard.count)
+        if path.suffix in COMPRESSIONS or rows:
+            yield from islice(enumerate(_stream(path, rows or _lines)), shard.number - 1, None, shard.count)
         else:
             yield from _ranges(path, shard)
     except StoreError:  # another attempt may succeed
@@ -61,18 +73,26 @@ def numbered_blocks(path: AnyPath, shard: Shard = UNSHARDED) -> Iterator[tuple[i
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _decompressed(path: AnyPath) -> Iterator[bytes]:
+def _stream(path: AnyPath, rows: Rows) -> Iterator[bytes]:
     rest = b""
-    with pa.input_stream(path.open("rb"), pa.Codec.detect(path.name).name) as stream:
+    codec = pa.Codec.detect(path.name).name if path.suffix in COMPRESSIONS else None
+    with pa.input_stream(path.open("rb"), codec) as stream:
         while data := stream.read(BLOCK_BYTES):
-            data = rest + data
-            _check_first_line(path, data)
-            end = data.rfind(b"\n") + 1
-            rest = data[end:]
-            if end:
-                yield data[:end]
+            if rows is not _lines and LINE_END in data:
+                raise DataError(f"{path}: expected text, got the character NUL in a file with line ends in quotes")
+            rest += data
+            _check_first_line(path, rest)
+            whole, rest = rows(rest, last=False)
+            if whole:
+                yield whole
     if rest:
-        yield rest
+        yield rows(rest, last=True)[0]
+
+
+def _lines(data: bytes, *, last: bool) -> tuple[bytes, bytes]:
+    """Divides text after its last line end, or nowhere if the text ends here."""
+    end = len(data) if last else data.rfind(b"\n") + 1
+    return data[:end], data[end:]
 
 
 def _ranges(path: AnyPath, shard: Shard) -> Iterator[tuple[int, bytes]]:
@@ -122,6 +142,7 @@ def stage(
     folder: Path,
     parse: Parse,
     *,
+    rows: Rows | None = None,
     header_lines: int,
     tolerance: float,
     shard: Shard,
@@ -134,6 +155,7 @@ def stage(
     them.
 
     Args:
+        rows: see ``numbered_blocks``.
         header_lines: number of header lines, 0 or 1.
         tolerance: share of bad rows that is tolerated. If it is 0, the first bad row raises at once.
         check: raises an error if ``path`` has changed. Called before a block is published.
@@ -152,24 +174,29 @@ def stage(
             block = block.partition(b"\n")[2]
         staged = folder / f"part-{number:07d}.parquet"
         if not staged.exists():
-            _write_block(staged, *parse(block), lines=block.count(b"\n"), check=check)
+            _write_block(staged, *parse(block), lines=lines_of_file(block, rows), check=check)
         return number, len(numbered[1]), read_block_info(staged)[0]
 
     def memory(numbered: tuple[int, bytes]) -> int:
         return PARSED * len(numbered[1])
 
     count = 0
-    for number, size, block_bad_rows in ordered_map(write, numbered_blocks(path, shard), memory):
+    for number, size, block_bad_rows in ordered_map(write, numbered_blocks(path, shard, rows), memory):
         count += 1
         if block_bad_rows.bad and tolerance == 0:  # more rows cannot make the share 0 again
-            block_bad_rows.shifted(path, _lines_before(path, number) or header_lines).check(tolerance)
+            block_bad_rows.shifted(path, _lines_before(path, rows, number) or header_lines).check(tolerance)
         advance(size)
     return count
 
 
-def _lines_before(path: AnyPath, number: int) -> int:
-    preceding = takewhile(lambda numbered: numbered[0] < number, numbered_blocks(path))
-    return sum(block.count(b"\n") for _, block in preceding)
+def _lines_before(path: AnyPath, rows: Rows | None, number: int) -> int:
+    preceding = takewhile(lambda numbered: numbered[0] < number, numbered_blocks(path, rows=rows))
+    return sum(lines_of_file(block, rows) for _, block in preceding)
+
+
+def lines_of_file(block: bytes, rows: Rows | None) -> int:
+    """Returns the number of lines of a file that a block holds."""
+    return block.count(b"\n") + (block.count(LINE_END) if rows else 0)
 
 
 def check_staged(folder: Path, blocks: int, patience: float = 0.0) -> None:

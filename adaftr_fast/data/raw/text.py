@@ -2,7 +2,8 @@
 
 Every line is a row, a bad row or blank. Arrow's parser reads on beyond a line end inside quotes, so one stray quote
 would make a single row of all lines up to the next one. A block that has not as many rows as lines is therefore parsed
-again without the lines that end inside quotes, which are bad rows.
+again without the lines that end inside quotes, which are bad rows. Where values may hold line ends, ``LINE_END`` stands
+for them in a block, so that each row is one line there too.
 
 Shapes: n rows.
 """
@@ -12,8 +13,9 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +23,15 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 
 from adaftr_fast.data.encode.encoders import one_array
+from adaftr_fast.data.encode.written import label_numbers, plain_numbers, times
 from adaftr_fast.data.raw.bad_rows import BadLine, BadRows, bad_rows
+from adaftr_fast.data.raw.staging import LINE_END
+from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 
 MISSING = ("-", "?", "\\n", "#n/a", "<na>", "n/a", "na", "nan", "nat", "none", "null")  # what others write for it
+LONGEST_VALUE = 1 << 20  # bytes of a value with line ends
+SHOWN_LABELS = 10  # distinct values of a label that are no label
+OPEN_LINE = "the line ends inside quotes"
 
 
 @dataclass
@@ -37,6 +45,7 @@ class TextBlock:
         blank: number of lines without any value.
         total: number of rows of the block, including bad ones.
         bad: rows that were dropped.
+        form: how the text holds values.
     """
 
     columns: dict[str, pa.Array]
@@ -45,42 +54,73 @@ class TextBlock:
     blank: int
     total: int
     bad: list[BadLine] = field(default_factory=list)
+    form: TextFormat = PLAIN_TEXT
 
     @property
     def table(self) -> pa.Table:
         """The columns as a table."""
         return pa.table(self.columns)
 
-    def drop(self, mask: np.ndarray, reason: str, text: pa.Array) -> None:
-        """Drops the rows of ``mask`` [n] and records them as bad. ``text`` [n] is shown in the report."""
+    def drop(self, mask: np.ndarray, reason: str | Callable[[str], str], text: pa.Array) -> None:
+        """Drops the rows of ``mask`` [n] and records them as bad.
+
+        Args:
+            mask: the rows.
+            reason: the reason, or the function that returns that of a value of ``text``.
+            text: what the report shows of each row [n].
+        """
         if not mask.any():
             return
         rows = np.flatnonzero(mask)
-        shown = text.take(pa.array(rows)).to_pylist()
-        self.bad += [BadLine(int(self.line[row]), reason, _readable(value)) for row, value in zip(rows, shown)]
+        for row, value in zip(rows, map(_readable, text.take(pa.array(rows)).to_pylist())):
+            self.bad.append(BadLine(int(self.line[row]), reason if isinstance(reason, str) else reason(value), value))
         self.columns = _columns(self.table.filter(pa.array(~mask)))
         self.line = self.line[~mask]
 
-    def convert(self, column: str, kind: pa.DataType, wrong: str | None = None) -> None:
-        """Casts a column to a type and drops rows whose value cannot be cast, for the reason ``wrong``."""
+    def convert(self, column: str, kind: pa.DataType) -> None:
+        """Casts a column to a type and drops rows whose value cannot be cast."""
         values = self.columns[column]
         if pa.types.is_binary(values.type) and kind != pa.string():
             self.convert(column, pa.string())  # Arrow cannot cast bytes to every type
             values = self.columns[column]
         try:
-            converted = values.cast(kind)
+            converted = self._cast(values, kind)
         except pa.ArrowException:
-            self._drop_uncastable(column, kind, wrong)
-            converted = self.columns[column].cast(kind)
+            self._drop_uncastable(column, kind)
+            converted = self._cast(self.columns[column], kind)
         self.columns[column] = converted
 
-    def _drop_uncastable(self, column: str, kind: pa.DataType, wrong: str | None) -> None:
+    def convert_label(self, column: str) -> None:
+        """Converts a column of labels to numbers, and drops the rows in which it is missing or neither 0 nor 1."""
+        self.require(column)
+        self.convert(column, pa.string())
         values = self.columns[column]
-        mask = ~castable(values, kind)
-        reason = wrong or (f"{column} is not UTF-8" if kind == pa.string() else f"{column} is not of type {kind}")
-        if wrong is None and pa.types.is_string(values.type):
+        wrong = label_numbers(values).is_null().to_numpy(zero_copy_only=False)
+        named = {*pc.unique(values.filter(pa.array(wrong)))[:SHOWN_LABELS].to_pylist()}
+
+        def reason(value: str) -> str:
+            return f"label {column}: expected 0 or 1, got {repr(value) if value in named else 'other text'}"
+
+        self.drop(wrong, reason, values)
+        self.columns[column] = label_numbers(self.columns[column])
+
+    def _cast(self, values: pa.Array, kind: pa.DataType) -> pa.Array:
+        """Casts text to a type as the format says. Raises pa.ArrowException if a value cannot be cast."""
+        if pa.types.is_string(values.type) and pa.types.is_temporal(kind) and self.form.dates:
+            read = times(values, self.form, kind)
+            if read.null_count > values.null_count:
+                raise pa.ArrowInvalid("none of the forms of dates fits")
+            return read
+        is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+        return (plain_numbers(values, self.form) if is_number else values).cast(kind)
+
+    def _drop_uncastable(self, column: str, kind: pa.DataType) -> None:
+        values = self.columns[column]
+        mask = ~castable(values, lambda part: self._cast(part, kind))
+        reason = f"{column} is not UTF-8" if kind == pa.string() else f"{column} is not of type {kind}"
+        if pa.types.is_string(values.type):
             missing = mask & _means_missing(values)
-            self.drop(missing, f"{reason}, and only an empty value is missing", values)
+            self.drop(missing, f"{reason}, and not among the words for missing (--null)", values)
             mask, values = mask[~missing], self.columns[column]
         self.drop(mask, reason, values)
 
@@ -94,19 +134,29 @@ class TextBlock:
         return bad_rows(self.total, self.bad, lines=self.lines, blank=self.blank)
 
 
-def parse_block(data: bytes, names: list[str], delimiter: str, *, quoted: bool = True) -> TextBlock:
+def parse_block(
+    data: bytes, names: list[str], delimiter: str, form: TextFormat = PLAIN_TEXT, *, quoted: bool = True
+) -> TextBlock:
     """Parses whole lines without a header to columns of bytes.
 
     Rows with too many or too few columns are dropped, and so are lines that end inside quotes.
+
+    Args:
+        data: the lines. With ``form.line_ends``, ``LINE_END`` stands for those inside quotes.
+        form: how the text holds values.
+        quoted: whether values may be quoted.
     """
     lines = count_lines(data)
     data = b"\n" if data in (b"", codecs.BOM_UTF8) else data  # Arrow rejects an empty file
-    table, bad = _parse(data, names, delimiter, quoted)
+    parse = partial(_parse, names=names, delimiter=delimiter, form=form, quoted=quoted)
+    table, bad = parse(data)
     unread: list[BadLine] = []
     if table.num_rows + len(bad) != lines or _is_doubtful(data, delimiter, quoted):
         data, unread = _whole_lines(data, delimiter, quoted)
-        table, bad = _parse(data, names, delimiter, quoted)
-    line = np.delete(np.arange(1, table.num_rows + len(bad) + 1), [row.line - 1 for row in bad])
+        table, bad = parse(data)
+    numbers = _line_numbers(data if form.line_ends else b"", table.num_rows + len(bad))
+    line = np.delete(numbers, [row.line - 1 for row in bad])
+    unread, bad = ([replace(row, line=int(numbers[row.line - 1])) for row in rows] for rows in (unread, bad))
     empty = np.ones(table.num_rows, bool)
     for column in table.columns:
         if column.null_count and empty.any():
@@ -116,25 +166,60 @@ def parse_block(data: bytes, names: list[str], delimiter: str, *, quoted: bool =
             break
     blank = min(int(empty.sum()) - len(unread), lines)  # 0 for an empty block
     table, bad = table.filter(pa.array(~empty)) if empty.any() else table, bad + unread
-    return TextBlock(_columns(table), line[~empty], lines, blank, table.num_rows + len(bad), bad)
+    columns = _columns(table)
+    if form.line_ends:
+        columns = {name: pc.replace_substring(values, LINE_END, b"\n") for name, values in columns.items()}
+    return TextBlock(columns, line[~empty], lines, blank, table.num_rows + len(bad), bad, form)
 
 
-def find_types(data: bytes, names: list[str], delimiter: str) -> pa.Schema:
+def _line_numbers(data: bytes, rows: int) -> np.ndarray:
+    """Returns on which line of the file, counted from the first one of the block, each line of a block begins."""
+    if LINE_END not in data:
+        return np.arange(1, rows + 1)
+    ends = np.frombuffer(data, np.uint8)
+    is_end = ends == ord("\n")
+    lines = np.cumsum(is_end | (ends == ord(LINE_END)))
+    return np.append(1, 1 + lines[is_end])[:rows]
+
+
+def whole_rows(data: bytes, delimiter: str, *, last: bool) -> tuple[bytes, bytes]:
+    """Returns the rows of text with ``LINE_END`` for line ends inside quotes, and the rest, where no row ends.
+
+    Args:
+        last: whether the text ends here, so that there is no rest.
+    """
+    data = data + b"\n" if last and not data.endswith(b"\n") else data
+    whole, end = [], 0
+    for row in _row(delimiter).finditer(data):
+        if row.start() != end:  # the line between them opens quotes that do not close, or not yet
+            if not last and len(data) - end < LONGEST_VALUE:
+                break
+            whole.append(data[end : row.start()])
+        whole.append(row[0][:-1].replace(b"\n", LINE_END) + b"\n")
+        end = row.end()
+    rest = data[end:]
+    return (b"".join([*whole, rest]), b"") if last else (b"".join(whole), rest)
+
+
+def find_types(data: bytes, names: list[str], delimiter: str, form: TextFormat = PLAIN_TEXT) -> pa.Schema:
     """Returns the types that Arrow finds in whole lines without a header; text for a column without any value."""
     data = data if _is_utf8(data) else data.decode("latin-1").encode()
-    table, _ = _read(data or b"\n", names, delimiter, True, csv.ConvertOptions())
+    convert = csv.ConvertOptions(decimal_point=form.decimal, null_values=["", *form.null], strings_can_be_null=True)
+    table, _ = _read(data or b"\n", names, delimiter, form, True, convert)
     kinds = [pa.string() if pa.types.is_null(kind) else kind for kind in table.schema.types]
     return pa.schema(list(zip(names, kinds)))
 
 
-def _parse(data: bytes, names: list[str], delimiter: str, quoted: bool) -> tuple[pa.Table, list[BadLine]]:
+def _parse(
+    data: bytes, names: list[str], delimiter: str, form: TextFormat, quoted: bool
+) -> tuple[pa.Table, list[BadLine]]:
     """Returns the rows that have as many columns as ``names``, those of blank lines included, and the other rows."""
     if not _is_utf8(data):  # Arrow cannot report a row with too many or too few columns that is not UTF-8
-        bad = _read(data.decode(errors="backslashreplace").encode(), names, delimiter, quoted)[1]
+        bad = _read(data.decode(errors="backslashreplace").encode(), names, delimiter, form, quoted)[1]
         if bad:
-            table = _read(data.decode("latin-1").encode(), names, delimiter, quoted)[0]
+            table = _read(data.decode("latin-1").encode(), names, delimiter, form, quoted)[0]
             return pa.table([_from_latin(column) for column in table.columns], table.column_names), bad
-    return _read(data, names, delimiter, quoted)
+    return _read(data, names, delimiter, form, quoted)
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -153,7 +238,12 @@ def _from_latin(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _read(
-    data: bytes, names: list[str], delimiter: str, quoted: bool, convert: csv.ConvertOptions | None = None
+    data: bytes,
+    names: list[str],
+    delimiter: str,
+    form: TextFormat,
+    quoted: bool,
+    convert: csv.ConvertOptions | None = None,
 ) -> tuple[pa.Table, list[BadLine]]:
     """Returns the rows, as columns of bytes unless ``convert`` says otherwise, and those of another number of columns.
 
@@ -178,7 +268,7 @@ def _read(
         ),
         convert_options=convert
         or csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.binary()), null_values=[""], strings_can_be_null=True
+            column_types=dict.fromkeys(names, pa.binary()), null_values=["", *form.null], strings_can_be_null=True
         ),
     )
     return table, bad
@@ -214,7 +304,7 @@ def _whole_lines(data: bytes, delimiter: str, quoted: bool) -> tuple[bytes, list
         if b'"' in line or b"\r" in line:
             row = line.rstrip(b"\r")
             if not whole.fullmatch(row):
-                reason = "carriage return within the line" if b"\r" in row else "the line ends inside quotes"
+                reason = "carriage return within the line" if b"\r" in row else OPEN_LINE
                 bad.append(BadLine(position + 1, reason, _readable(row)))
                 row = b""
             lines[position] = row
@@ -226,23 +316,35 @@ def _whole_line(delimiter: str, quoted: bool) -> re.Pattern[bytes]:
     """Returns the pattern of a line, without its end, that Arrow's parser reads as one row."""
     if not quoted:
         return re.compile(rb"[^\r]*+\r*")
-    plain = rb"[^%b\r]*+" % re.escape(delimiter.encode())
+    return re.compile(rb"%b\r*" % _values(delimiter))
+
+
+@cache
+def _row(delimiter: str) -> re.Pattern[bytes]:
+    """Returns the pattern of a row with its line end, which may hold other ones in quotes."""
+    return re.compile(rb"^%b\r*\n" % _values(delimiter), re.MULTILINE)
+
+
+def _values(delimiter: str) -> bytes:
+    """Returns the pattern of the values of a row."""
+    mark = re.escape(delimiter.encode())
+    plain = rb"[^%b\r\n]*+" % mark
     value = rb'(?:"(?:[^"]|"")*+"%b|(?!")%b)' % (plain, plain)  # quotes count only at the start of a value
-    return re.compile(rb"%b(?:%b%b)*+\r*" % (value, re.escape(delimiter.encode()), value))
+    return rb"%b(?:%b%b)*+" % (value, mark, value)
 
 
-def castable(values: pa.Array, kind: pa.DataType) -> np.ndarray:
-    """Returns whether Arrow can cast each value to ``kind``, bool [n].
+def castable(values: pa.Array, cast: Callable[[pa.Array], pa.Array]) -> np.ndarray:
+    """Returns whether ``cast`` can cast each value, bool [n].
 
-    Arrow reports only that some value cannot be cast, so bisection finds which.
+    It reports only that some value cannot be cast, so bisection finds which.
     """
     try:
-        values.cast(kind)
+        cast(values)
     except pa.ArrowException:
         if len(values) == 1:
             return np.zeros(1, bool)
         half = len(values) // 2
-        return np.concatenate([castable(values[:half], kind), castable(values[half:], kind)])
+        return np.concatenate([castable(values[:half], cast), castable(values[half:], cast)])
     return np.ones(len(values), bool)
 
 

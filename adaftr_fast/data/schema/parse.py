@@ -16,7 +16,16 @@ from typing import Any, get_args
 from adaftr_fast._files import AnyPath, check_name, replace_file
 from adaftr_fast._json import from_json, loads_toml
 from adaftr_fast._toml import to_toml
-from adaftr_fast.data.schema.types import SPLITS, Condition, Field, HashRange, Label, Schema, SplitRule
+from adaftr_fast.data.schema.types import (
+    SPLITS,
+    Condition,
+    Field,
+    HashRange,
+    Label,
+    Schema,
+    SplitRule,
+    TextFormat,
+)
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import EncodingKind
@@ -35,6 +44,7 @@ OPTIONAL = (
     "truth",
     "defaults",
     "funnel",
+    "text",
 )
 FUNNEL = ("click", "conversion")  # the funnel of a schema with labels of these names, as predict assumes it
 MOST_IDS, MOST_ROWS = 2**31 - 2, 2**63 - 1  # ids are int32 and start at 1; counts are int64
@@ -51,6 +61,8 @@ FIELD_KEYS = (
     "vocabulary",
     "encoding",
 )
+TEXT_KEYS = ("null", "thousands", "decimal", "dates", "line_ends")
+MARKS = ",.' \u00a0\u202f_"  # of numbers
 ENCODINGS = get_args(EncodingKind)
 COMMON = "common_"  # prefix of a role: the common features of that role's skeleton file (format aliccp)
 SCALARS = (bool, int, float, str, datetime.date, datetime.time)  # datetime.datetime is a subclass of date
@@ -130,11 +142,29 @@ def parse_schema(source: dict[str, Any]) -> Schema:
         dense=tuple(field for field in fields if field.kind == "dense"),
         source=source,
         funnel=funnel_stages(source.get("funnel"), table("labels", source["labels"])),
+        text=text_format(source.get("text", {})),
     )
     _check_leaks(schema)
     _check_reserved(schema)
     _check_vocabularies(schema)
     return schema
+
+
+def text_format(value: Any) -> TextFormat:
+    """Returns the content of the table ``text``. Raises DataError, which names the invalid key."""
+    check_keys("text", value, allowed=TEXT_KEYS)
+    read: dict[str, Any] = {key: strings(f"text.{key}", value[key]) for key in ("null", "dates") if value.get(key)}
+    for key in ("thousands", "decimal"):
+        mark = text(f"text.{key}", value.get(key, ""))
+        if len(mark) > 1 or mark not in MARKS:
+            raise DataError(f"text.{key}: expected one of the characters {MARKS!r}, got {mark!r}")
+        read |= {key: mark} if mark else {}
+    found = TextFormat(**read, line_ends=value.get("line_ends"))
+    if found.line_ends not in (None, True, False):
+        raise DataError(f"text.line_ends: expected true or false, got {found.line_ends!r}")
+    if found.thousands == found.decimal:
+        raise DataError(f"text: expected different marks of thousands and decimals, got {found.decimal!r} for both")
+    return found
 
 
 def _shipped(value: Any) -> str:

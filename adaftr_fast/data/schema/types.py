@@ -98,6 +98,29 @@ class SplitRule:
 
 
 @dataclass(frozen=True)
+class TextFormat:
+    """How text holds values, in files of delimited text and in columns of text.
+
+    Attributes:
+        null: words for a missing value. Empty text is always missing.
+        thousands: the character between groups of three digits of a number; "" for none.
+        decimal: the character before the fraction of a number.
+        dates: forms of the times that conditions compare, as ``datetime.strptime`` reads them; the first one that fits
+            a value reads it. () for ISO 8601.
+        line_ends: whether values in quotes may hold line ends; None asks the first lines of each file.
+    """
+
+    null: tuple[str, ...] = ()
+    thousands: str = ""
+    decimal: str = "."
+    dates: tuple[str, ...] = ()
+    line_ends: bool | None = None
+
+
+PLAIN_TEXT = TextFormat()
+
+
+@dataclass(frozen=True)
 class Schema:
     """A data set as described by its TOML file.
 
@@ -111,6 +134,7 @@ class Schema:
         generate: synthetic log that is generated if no input file is given.
         fields: fields of embeddings.
         dense: dense fields.
+        text: how text holds values.
         truth: columns stored next to the ids, by name: true probabilities of a task, or other known quantities.
         source: content of the TOML file, merged into its base.
     """
@@ -131,6 +155,7 @@ class Schema:
     source: dict[str, Any]
     funnel: tuple[str, ...] = ()
     dense: tuple[Field, ...] = ()
+    text: TextFormat = PLAIN_TEXT
 
     @property
     def features(self) -> tuple[Field, ...]:
@@ -140,6 +165,11 @@ class Schema:
     def compared(self) -> list[str]:
         """Returns the columns that labels compare with text, without duplicates."""
         return list(dict.fromkeys(column for label in self.labels for column in label.texts()))
+
+    def numbers(self) -> list[str]:
+        """Returns the columns that numeric and dense fields, the weight and truths read."""
+        names = [field.columns[0] for field in self.features if field.kind in ("numeric", "dense")]
+        return [*names, *self.truth.values(), *([self.weight] if self.weight else [])]
 
     def columns(self) -> list[str]:
         """Returns every input column the schema reads, without duplicates."""

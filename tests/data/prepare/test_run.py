@@ -105,9 +105,10 @@ def test_folder_with_other_files_is_not_replaced(prepared, refused, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clicked": [0, None] * 6}, r"log\.parquet: label click: missing in 3 rows"),
-        ({"clicked": ["no"] * 12}, "label click: expected 0 or 1, got values of type string"),
-        ({"clicked": [0, 1] * 5 + [0, 2]}, r"log\.parquet: label click: expected 0 or 1, got 2$"),
+        ({"clicked": [0, None] * 6}, r"6 of 12 rows .*; first: \S+/log\.parquet: clicked is missing"),
+        ({"clicked": ["none"] * 12}, r"label click: expected 0 or 1, got 'none' 12\)"),
+        ({"clicked": [0, 1] * 5 + [0, 2]}, r"log\.parquet: label click: expected 0 or 1, got '2';"),
+        ({"clicked": [[0]] * 12}, r"log\.parquet: cannot read the labels: "),
         ({"clicked": [0] * 12}, "label click: 0 of 6 training rows are positive"),
         ({"city": None, "user": None}, "no column 'city', 'user', which schema tiny reads; the file has day"),
         ({"rain": ["wet"] * 12}, "field rain: cannot read rain"),

@@ -52,7 +52,7 @@ def test_missing_staged_files_raise(log, tmp_path, monkeypatch):
     real = steps.count
 
     def late(job, shard, advance):
-        part = job.work.staged / "data/part-0000002.parquet"
+        part = job.work.staged / "data-00000/part-0000002.parquet"
         part.rename(tmp_path / "late")
         try:
             return real(job, shard, advance)
@@ -61,7 +61,7 @@ def test_missing_staged_files_raise(log, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(steps, "count", late)
-        with pytest.raises(OSError, match=r"staged/data: expected \d+ staged files, found \d+"):
+        with pytest.raises(OSError, match=r"staged/data-00000: expected \d+ staged files, found \d+"):
             prepare(schema, files, out, shards=2)
     prepare(schema, files, tmp_path / "whole")
     prepare(schema, files, out, shards=2)

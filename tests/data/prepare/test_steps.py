@@ -79,7 +79,7 @@ def test_a_remote_engine_has_a_shard_for_each_512_mb(log, tmp_path, monkeypatch)
 def test_a_machine_that_does_not_see_the_files_is_named(log, tmp_path, monkeypatch):
     monkeypatch.setattr(steps.socket, "gethostname", lambda: "worker-7")
     shutil.copy(log / "log.csv", tmp_path)
-    found = InputFiles.found({"data": tmp_path / "log.csv"})
+    found = InputFiles.found({"data": [tmp_path / "log.csv"]})
     found.check_seen()
     shutil.copy(log / "log.csv", tmp_path)  # another time of change
     with pytest.raises(

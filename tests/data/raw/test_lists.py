@@ -31,7 +31,7 @@ def column(values):
 
 
 def fields_of(path, **options):
-    return infer_schema(path, ["click"], **options)["fields"]
+    return infer_schema([path], ["click"], **options)["fields"]
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_detected_lists_are_warned_of_and_can_be_switched_off(log):
 def test_given_separators_need_no_evidence(log):
     fields = fields_of(log, multi={"title": " and ", "tags": "|"})
     assert fields["title"] == {"kind": "categorical", "tokens": "all", "separator": " and "}
-    source = infer_schema(log, ["click"], multi={"title": " ", "tags": "|"})
+    source = infer_schema([log], ["click"], multi={"title": " ", "tags": "|"})
     manifest = prepare(parse_schema(source), [log], log.parent / "out")
     assert manifest.num_embeddings[0] == len(GENRES) + 1
     assert [field.multiple for field in manifest.fields] == [True, True, False]

@@ -6,7 +6,8 @@ import pytest
 
 from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.raw import staging
-from adaftr_fast.data.raw.inputs import parse_rows
+from adaftr_fast.data.raw.inputs import Layout
+from adaftr_fast.data.schema.types import PLAIN_TEXT
 from adaftr_fast.errors import DataError
 
 LINES = ["n"] + [str(number) if number % 100 != 50 else "x" for number in range(1, 1001)]
@@ -25,7 +26,7 @@ def run(tmp_path, monkeypatch):
 
     def run(path, tolerance=0.01, folder="staged", parse=None, shards=1, only=None):
         def default(data):
-            return parse_rows(data, ["n"], ",", {"n": pa.int64()}, labels=[])
+            return Layout(["n"], ",", PLAIN_TEXT).parse(data, {"n": pa.int64()})
 
         options = {"header_lines": 1, "tolerance": tolerance}
         more = {"check": lambda: None, "advance": int}
@@ -97,7 +98,7 @@ def test_compressed_text_is_read(numbers, run, tmp_path):
 
 def test_lost_rows_are_an_error(numbers, run):
     def lossy(data):
-        table, report = parse_rows(data, ["n"], ",", {"n": pa.int64()}, labels=[])
+        table, report = Layout(["n"], ",", PLAIN_TEXT).parse(data, {"n": pa.int64()})
         return table[1:], report
 
     with pytest.raises(

@@ -31,14 +31,14 @@ def test_bad_rows_are_reported_with_line_numbers():
 
 
 @pytest.mark.parametrize("value", ["n/a", " null ", "\\N"])
-def test_text_that_means_missing_is_told_that_only_empty_values_are(value):
+def test_text_that_means_missing_elsewhere_names_the_option(value):
     block = parse_block(f"1,a\n{value},b\n,c\nx,d\n".encode(), ["n", "s"], ",")
     block.convert("n", pa.float64())
     assert block.columns["n"].to_pylist() == [1.0, None]
     report = block.report()
     shown = value.replace("\\", "\\\\")
     assert report.examples == [
-        f"2: n is not of type double, and only an empty value is missing: '{shown}'",
+        f"2: n is not of type double, and not among the words for missing (--null): '{shown}'",
         "4: n is not of type double: 'x'",
     ]
 

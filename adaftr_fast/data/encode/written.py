@@ -1,0 +1,96 @@
+"""Reads values that are written as text: words for a missing value, marks of numbers, words of labels, forms of times.
+
+Training and scoring read columns of text through this module, from files and from memory. Shapes: n values.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adaftr_fast.data.schema.types import Schema, TextFormat
+
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
+NUMBERS = pa.array([0.0, 1.0])
+LABEL_WORDS = pa.array(["0", "1", "false", "true", "f", "t", "no", "yes", "n", "y"])  # negative and positive in turn
+LABEL_VALUES = pa.array([0.0, 1.0] * (len(LABEL_WORDS) // 2))
+LABEL_NUMBER = r"^\+?0*([01])(?:\.0*)?$"  # "1.0", as programs write integers that are floats
+
+
+def holds_text(kind: pa.DataType) -> bool:
+    """Returns whether values of a type are text."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def as_written(schema: Schema, rows: Rows) -> Rows:
+    """Returns rows whose columns of text have null for words that mean missing, and numbers with a plain "." only.
+
+    Rows that were read so already stay as they are.
+    """
+    form = schema.text
+    if not (form.null or form.thousands or form.decimal != "."):
+        return rows
+    numbers = {*schema.numbers()}
+    for place, field in enumerate(rows.schema):
+        if holds_text(field.type):
+            values = without_words(rows.column(place).cast(pa.string()), form)
+            values = plain_numbers(values, form) if field.name in numbers else values
+            rows = rows.set_column(place, field.name, values)
+    return rows
+
+
+def without_words(values: pa.Array, form: TextFormat) -> pa.Array:
+    """Returns text [n] with null for the words that mean missing."""
+    if not form.null:
+        return values
+    return pc.if_else(pc.is_in(values, value_set=pa.array(form.null)), pa.scalar(None, pa.string()), values)
+
+
+def plain_numbers(values: pa.Array, form: TextFormat) -> pa.Array:
+    """Returns numbers that are written as text [n] as Arrow casts them. Text in another form is no number any more."""
+    thousands, decimal = re.escape(form.thousands), re.escape(form.decimal)
+    if form.thousands:
+        grouped = pc.match_substring_regex(
+            values, rf"^[+-]?[0-9]{{1,3}}(?:{thousands}[0-9]{{3}})+(?:{decimal}[0-9]*)?$"
+        )
+        values = pc.if_else(grouped, pc.replace_substring(values, form.thousands, ""), values)
+    if form.decimal != ".":
+        values = pc.replace_substring(values, ".", " ")  # in "1.5", which is no number here, nor is "1 5"
+        values = pc.replace_substring(values, form.decimal, ".")
+    return values
+
+
+def label_numbers(values: pa.Array) -> pa.Array:
+    """Returns labels [n] as float64 [n], 0 or 1 for the words of ``LABEL_WORDS`` in any case; else null.
+
+    Raises:
+        pa.ArrowException: the values are neither numbers, booleans nor text.
+    """
+    if not holds_text(values.type):
+        numbers = values.cast(pa.float64())
+        return pc.if_else(pc.is_in(numbers, value_set=NUMBERS), numbers, None)
+    return LABEL_VALUES.take(pc.index_in(_label_words(values), value_set=LABEL_WORDS))
+
+
+def is_label(column: str, kind: pa.DataType) -> pc.Expression:
+    """Returns the expression of whether ``label_numbers`` reads a column of a type; null where it is missing."""
+    values = pc.field(column)
+    if not holds_text(kind):
+        return pc.is_in(values.cast(pa.float64()), value_set=NUMBERS)
+    return pc.is_in(_label_words(values), value_set=LABEL_WORDS)
+
+
+def _label_words(values: Any) -> Any:
+    """Returns the words of labels: of an array or of an expression."""
+    words = pc.utf8_lower(pc.utf8_trim_whitespace(values.cast(pa.string())))
+    return pc.replace_substring_regex(words, LABEL_NUMBER, r"\1")
+
+
+def times(values: pa.Array, form: TextFormat, kind: pa.DataType) -> pa.Array:
+    """Returns text [n] as times of a type; null where none of the forms fits."""
+    read = [pc.strptime(values, each, "us", error_is_null=True) for each in form.dates]
+    return pc.coalesce(*read).cast(kind)

@@ -1,0 +1,123 @@
+"""Infers how a text file holds values: words for a missing value, marks of numbers, forms of times.
+
+What two readings would give different values for is left to the user: a wrong guess is silent, a missing one is not.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
+from itertools import product
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adaftr_fast.data.encode.written import plain_numbers, times
+from adaftr_fast.data.raw.text import MISSING
+from adaftr_fast.data.schema.types import TextFormat
+from adaftr_fast.errors import DataError
+
+DUMPED = "\\N"  # for a missing value, as databases write it, and nothing else
+PLAIN = ("", ".")
+MARKS = (PLAIN, (",", "."), ("'", "."), (" ", "."), ("\u00a0", "."), ("", ","), (".", ","), (" ", ","), ("\u00a0", ","))
+"""Marks of thousands and of decimals that are tried."""
+DAYS = ("%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%d.%m.%Y", "%Y-%m-%d", "%Y/%m/%d", "%d %b %Y", "%b %d, %Y")
+CLOCKS = ("", " %H:%M", " %H:%M:%S", "T%H:%M", "T%H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
+DATES = tuple(map("".join, product(DAYS, CLOCKS)))
+
+
+def infer_format(columns: Mapping[str, pa.Array], delimiter: str, given: TextFormat) -> TextFormat:
+    """Returns the format of text whose first values are known. What ``given`` sets stays as it is.
+
+    Args:
+        columns: the first values of each column, text.
+        delimiter: that of the columns.
+        given: the default where nothing is set.
+    """
+    distinct = {name: set(pc.unique(values.drop_null()).to_pylist()) for name, values in columns.items()}
+    words = {word for texts in distinct.values() for word in texts if word.strip().lower() in MISSING}
+    rest = {name: texts - words for name, texts in distinct.items()}
+    fits = {name: _fitting(texts, delimiter) for name, texts in rest.items() if texts}
+    form = given
+    if (given.thousands, given.decimal) == PLAIN:
+        thousands, decimal = _marks({name: rest[name] for name, each in fits.items() if each}, fits)
+        form = replace(form, thousands=thousands, decimal=decimal)
+    if not given.null:
+        numbers = [name for name, each in fits.items() if (form.thousands, form.decimal) in each]
+        found = {word for name in numbers for word in distinct[name] & words} | (words & {DUMPED})
+        form = replace(form, null=tuple(sorted(found)))
+    return form
+
+
+def _fitting(texts: Iterable[str], delimiter: str) -> list[tuple[str, str]]:
+    """Returns the marks with which all texts are numbers. A decimal comma needs columns that no comma separates."""
+    marks = [each for each in MARKS if each[1] == "." or delimiter != ","]
+    return [each for each in marks if all(map(_number(*each).fullmatch, texts))]
+
+
+@cache
+def _number(thousands: str, decimal: str) -> re.Pattern[str]:
+    grouped = rf"|[0-9]{{1,3}}(?:{re.escape(thousands)}[0-9]{{3}})+" if thousands else ""
+    return re.compile(rf"[+-]?(?:[0-9]+{grouped})(?:{re.escape(decimal)}[0-9]*)?(?:[eE][+-]?[0-9]+)?")
+
+
+def _marks(texts: Mapping[str, set[str]], fits: Mapping[str, list[tuple[str, str]]]) -> tuple[str, str]:
+    """Returns the marks of all columns of numbers; those of plain numbers also if the marks cannot be told.
+
+    Args:
+        texts: the texts of the columns that are numbers with some marks.
+        fits: those marks.
+    """
+    marked = [name for name in texts if PLAIN not in fits[name]]
+    common = [each for each in MARKS if all(each in fits[name] for name in texts)]
+    if not marked:
+        return PLAIN
+    values = [_values(texts, TextFormat(thousands=thousands, decimal=decimal)) for thousands, decimal in common]
+    if not common or any(each != values[0] for each in values):
+        shown = ", ".join(f"{name} ({min(texts[name])!r})" for name in marked)
+        how = "--thousands and --decimal say what the marks mean"
+        warnings.warn(
+            f"read as text, since the marks of their numbers have several meanings: {shown}; {how}", stacklevel=4
+        )
+        return PLAIN
+    return common[0]
+
+
+def _values(texts: Mapping[str, set[str]], form: TextFormat) -> dict[str, list[float]]:
+    arrays = {name: pa.array(sorted(each), pa.string()) for name, each in texts.items()}
+    return {name: plain_numbers(each, form).cast(pa.float64()).to_pylist() for name, each in arrays.items()}
+
+
+def infer_dates(name: str, values: pa.Array) -> tuple[str, ...]:
+    """Returns the forms of a column of times, text; () if some value is no time.
+
+    Raises:
+        DataError: day and month cannot be told apart.
+    """
+    rest = pc.unique(values.drop_null())
+    found: list[str] = []
+    while len(rest):
+        read = {each: len(rest) - _times(rest, each).null_count for each in DATES}
+        best = max(read.values())
+        if not best:
+            return ()
+        same = [each for each in DATES if read[each] == best]
+        if len({_order(each) for each in (*same, *found)}) < len({*same, *found}) or len(same) > 1:
+            example = rest.filter(_times(rest, same[0]).is_valid())[0].as_py()
+            forms = " or ".join(repr(each) for each in dict.fromkeys((*found, *same)))
+            raise DataError(f"{name}: the form of times such as {example!r} may be {forms}; --dates says which")
+        found += same
+        rest = rest.filter(_times(rest, same[0]).is_null())
+    return tuple(found)
+
+
+def _times(values: pa.Array, form: str) -> pa.Array:
+    return times(values, TextFormat(dates=(form,)), pa.timestamp("us"))
+
+
+def _order(form: str) -> str:
+    """Returns a form without the order of its day and month."""
+    return form.replace("%m", "%d")
