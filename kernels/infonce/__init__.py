@@ -61,7 +61,7 @@ row_sweep.py makes sure that it does not, and so does bounded_sweep.py. combine.
 ``descale`` of the column sweep at 2^-114 or more: scale / tau may be subnormal, and the inverse of such a number
 overflows.
 
-Compile-time sizes, chosen in config.py:
+Compile-time sizes, which config.py chooses and kernels take as fields of one record, META:
     BLOCK_M      rows in a block
     BLOCK_N      columns in a block
     BLOCK_D      width of a block, and of the accumulator

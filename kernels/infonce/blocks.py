@@ -19,32 +19,14 @@ warps: 32 x 32 spill on sm_90 in IEEE float32 with 4.
 # ruff: noqa: E741
 # l is the sum, as in FlashAttention.
 
-from contextlib import nullcontext
-from typing import NamedTuple
-
-import torch
 import triton
 import triton.language as tl
-from adaftr_fast.kernels.infonce.config import Config, cdiv, constants, max_offset
-from adaftr_fast.kernels.infonce.operands import Operands, accumulation_dtype, check_device, prepare_operands
+from adaftr_fast.kernels.infonce.config import Config, cdiv
+from adaftr_fast.kernels.infonce.launch import Outputs, new_outputs, on_gpu, prepare_operands
 from adaftr_fast.kernels.infonce.tiles import LN_2, LOG2_E, load_block, load_row_parameters, log1p, scores
 from torch import Tensor
 
 TILE = 32  # rows
-
-
-class BlockOutputs(NamedTuple):
-    """The outputs of ``torch.ops.adaftr_fast.infonce_blocks``."""
-
-    loss: Tensor  # []
-    row_loss: Tensor  # [B], as all up to entropy
-    lse: Tensor
-    positive_logit: Tensor
-    top1: Tensor
-    entropy: Tensor
-    d_anchors: Tensor  # [B, d]
-    d_candidates: Tensor  # [B, d]
-    d_tau: Tensor  # [B]
 
 
 def serves_blocks(anchors: Tensor, block: int) -> bool:
@@ -64,53 +46,44 @@ def infonce_blocks(
     block: int,
     *,
     ieee: bool = False,
-) -> BlockOutputs:
+) -> Outputs:
     """Computes the outputs of the op, on CUDA or under TRITON_INTERPRET=1; see ``serves_blocks``.
 
     A tau that is not positive and finite yields NaN in its block, because nothing is read back to check. With ``ieee``,
     float32 products are IEEE whatever the settings.
     """
-    check_device(anchors)
     if candidates.shape != anchors.shape:
         raise ValueError(
             f"kernels.infonce: candidates must have anchors' shape {tuple(anchors.shape)}, got "
             f"{tuple(candidates.shape)}"
         )
-    rows, acc_dtype = len(anchors), accumulation_dtype(anchors)
-    needs = (need_stats, need_stats, need_d_anchors, need_d_candidates, need_d_tau)
-    with torch.cuda.device(anchors.device) if anchors.is_cuda else nullcontext():
+    with on_gpu(anchors):
         operands = prepare_operands(anchors, candidates, ieee=ieee)
-        outputs = _empty_outputs(operands, rows, needs)
-        if rows > 0:
-            block = min(block, rows)
-            _launch(operands, tau.to(acc_dtype).contiguous(), scale.to(acc_dtype).contiguous(), outputs, needs, block)
+        products = operands.products
+        needs = {
+            "need_d_anchors": need_d_anchors,
+            "need_d_candidates": need_d_candidates,
+            "need_d_tau": need_d_tau,
+            "need_stats": need_stats,
+        }
+        outputs = new_outputs(operands, **needs)
+        if products.rows > 0:
+            block = min(block, products.rows)
+            rows_of_tile = TILE // block * block
+            config = block_config(products.kind, products.width)
+            launch = products.launch(config, divide_width=False)
+            arguments = {
+                **operands.arguments(),
+                **outputs.arguments(),
+                **{need.upper(): needed for need, needed in needs.items()},
+                "tau_ptr": tau.to(products.acc_dtype).contiguous(),
+                "scale_ptr": scale.to(products.acc_dtype).contiguous(),
+                "block": block,
+                "rows_of_tile": rows_of_tile,
+            }
+            tiles = (cdiv(products.rows, rows_of_tile),)
+            launch._replace(grid=tiles).run(infonce_blocks_kernel, arguments)
         return outputs._replace(loss=(outputs.row_loss * scale).sum())
-
-
-def _empty_outputs(operands: Operands, rows: int, needs: tuple[bool, ...]) -> BlockOutputs:
-    need_top1, need_entropy, *need_gradients = needs
-    top1 = operands.empty(rows if need_top1 else 0, dtype=torch.bool)
-    entropy = operands.empty(rows if need_entropy else 0)
-    shapes = ((rows, operands.d), (rows, operands.d), (rows,))
-    gradients = (operands.empty(*(shape if need else (0,))) for shape, need in zip(shapes, need_gradients))
-    row_values = (operands.empty(rows) for _ in range(3))
-    return BlockOutputs(operands.empty(0), *row_values, top1, entropy, *gradients)
-
-
-def _launch(
-    operands: Operands, tau: Tensor, scale: Tensor, outputs: BlockOutputs, needs: tuple[bool, ...], block: int
-) -> None:
-    dtype, width = operands.anchors.dtype, operands.anchors.shape[1]
-    config = block_config(operands.kind, width)
-    rows_of_tile = TILE // block * block
-    need_stats, _, need_d_anchors, need_d_candidates, need_d_tau = needs
-    infonce_blocks_kernel[(cdiv(len(tau), rows_of_tile),)](
-        operands.anchors, operands.candidates, tau, scale, *outputs[1:], len(tau), block, rows_of_tile,
-        operands.anchors.stride(0), operands.candidates.stride(0), NEED_D_ANCHORS=need_d_anchors,
-        NEED_D_CANDIDATES=need_d_candidates, NEED_D_TAU=need_d_tau, NEED_STATS=need_stats,
-        MAX_OFFSET=max_offset(dtype), D=operands.d, num_warps=config.num_warps, num_stages=config.num_stages,
-        **constants(dtype, operands.kind, width, config),
-    )  # fmt: skip
 
 
 def block_config(kind: str, width: int) -> Config:
@@ -157,25 +130,15 @@ def infonce_blocks_kernel(
     NEED_D_CANDIDATES: tl.constexpr,
     NEED_D_TAU: tl.constexpr,
     NEED_STATS: tl.constexpr,
-    MAX_OFFSET: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    D: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    OPERAND_DTYPE: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+    META: tl.constexpr,
 ):
     """Grid: (tiles,). BLOCK_M and BLOCK_N are TILE."""
-    local = tl.arange(0, BLOCK_M)
+    local = tl.arange(0, META.BLOCK_M)
     rows = tl.program_id(0) * rows_of_tile + local  # [BLOCK_M]
     inside = (local < rows_of_tile) & (rows < B)
     a_desc = (anchors_ptr, anchors_stride, B)
     b_desc = (candidates_ptr, candidates_stride, B)
-    s = scores(rows, a_desc, rows, rows, b_desc, rows, D_PADDED, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
-               INPUT_PRECISION)  # [BLOCK_M, BLOCK_M]  # fmt: skip
+    s = scores(rows, a_desc, rows, rows, b_desc, rows, META.BLOCK_K, META)  # [BLOCK_M, BLOCK_M]
     is_own = (local // block)[:, None] == (local // block)[None, :]  # the column is in the block of the row
     is_own = is_own & inside[:, None] & inside[None, :]
     is_positive = local[:, None] == local[None, :]
@@ -185,7 +148,7 @@ def infonce_blocks_kernel(
     m = tl.maximum(max_negative, positive_score)
 
     _, softmax_scale, _ = load_row_parameters(tau_ptr, tau_ptr, rows, B, B, False)
-    softmax_scale_log2 = (softmax_scale * LOG2_E).to(ACC_DTYPE)
+    softmax_scale_log2 = (softmax_scale * LOG2_E).to(META.ACC_DTYPE)
     z = (negative_score - m[:, None]) * softmax_scale_log2[:, None]
     p = tl.exp2(z)
     l_negative = tl.sum(p, 1)
@@ -198,9 +161,9 @@ def infonce_blocks_kernel(
     positive_wins = max_negative <= positive_score  # not where it is NaN
     log_l = log1p(tl.where(positive_wins, negatives, negatives - 1.0 + at_positive))
     loss = gap + log_l
-    tl.store(loss_ptr + rows, loss.to(ACC_DTYPE), mask=inside)
-    tl.store(lse_ptr + rows, (m * softmax_scale + log_l).to(ACC_DTYPE), mask=inside)
-    tl.store(positive_logit_ptr + rows, (positive_score * softmax_scale).to(ACC_DTYPE), mask=inside)
+    tl.store(loss_ptr + rows, loss.to(META.ACC_DTYPE), mask=inside)
+    tl.store(lse_ptr + rows, (m * softmax_scale + log_l).to(META.ACC_DTYPE), mask=inside)
+    tl.store(positive_logit_ptr + rows, (positive_score * softmax_scale).to(META.ACC_DTYPE), mask=inside)
     scale = tl.load(scale_ptr + rows, mask=inside, other=0.0)
     grad_scale = tl.where(scale == 0, 0.0, scale * softmax_scale)
     if NEED_STATS or NEED_D_TAU:
@@ -208,32 +171,32 @@ def infonce_blocks_kernel(
         sum_margin = LN_2 * sum_pz + gap * negatives  # of 2^(z - m) (z - z_positive), in natural units
         if NEED_STATS:
             tl.store(top1_ptr + rows, (max_negative < positive_score) & (negatives == negatives), mask=inside)
-            tl.store(entropy_ptr + rows, (loss - sum_margin / l).to(ACC_DTYPE), mask=inside)
+            tl.store(entropy_ptr + rows, (loss - sum_margin / l).to(META.ACC_DTYPE), mask=inside)
         if NEED_D_TAU:
             d_tau = tl.where(grad_scale == 0, 0.0, -grad_scale * sum_margin / l)
-            tl.store(d_tau_ptr + rows, d_tau.to(ACC_DTYPE), mask=inside)
+            tl.store(d_tau_ptr + rows, d_tau.to(META.ACC_DTYPE), mask=inside)
 
     if NEED_D_ANCHORS or NEED_D_CANDIDATES:
-        p = tl.where(is_positive, -l_negative[:, None], p) * (2.0**MAX_OFFSET / l).to(ACC_DTYPE)[:, None]
+        p = tl.where(is_positive, -l_negative[:, None], p) * (2.0**META.MAX_OFFSET / l).to(META.ACC_DTYPE)[:, None]
         size = tl.abs(grad_scale)
         size = tl.where(size < float("inf"), size, 0.0)
         unit = tl.max(tl.where(is_own, size[None, :], 0.0), 1)  # [BLOCK_M], equal in a block
         ratio = grad_scale / tl.where(unit > 0, unit, 1.0)
-        w = tl.where(is_own & (grad_scale != 0)[:, None], p * ratio.to(ACC_DTYPE)[:, None], 0.0)
+        w = tl.where(is_own & (grad_scale != 0)[:, None], p * ratio.to(META.ACC_DTYPE)[:, None], 0.0)
         p = tl.where(is_own & (grad_scale != 0)[:, None], p, 0.0)
-        grad_scale = (grad_scale * 2.0**-MAX_OFFSET).to(ACC_DTYPE)
-        unit = (unit * 2.0**-MAX_OFFSET).to(ACC_DTYPE)
-        for start in range(0, D_PADDED, BLOCK_D):
-            width = start + tl.arange(0, BLOCK_D)  # [BLOCK_D]
-            offset = rows.to(tl.int64)[:, None] * D + width[None, :]
-            mask = inside[:, None] & (width < D)[None, :]
+        grad_scale = (grad_scale * 2.0**-META.MAX_OFFSET).to(META.ACC_DTYPE)
+        unit = (unit * 2.0**-META.MAX_OFFSET).to(META.ACC_DTYPE)
+        for start in range(0, META.D_PADDED, META.BLOCK_D):
+            width = start + tl.arange(0, META.BLOCK_D)  # [BLOCK_D]
+            offset = rows.to(tl.int64)[:, None] * META.D + width[None, :]
+            mask = inside[:, None] & (width < META.D)[None, :]
             if NEED_D_ANCHORS:
-                b = load_block(b_desc, rows, start, D_PADDED, BLOCK_D)
-                d_anchors = tl.dot(p.to(b.dtype).to(OPERAND_DTYPE), _finite(b).to(OPERAND_DTYPE),
-                                   input_precision=INPUT_PRECISION, out_dtype=ACC_DTYPE)  # fmt: skip
+                b = load_block(b_desc, rows, start, META.D_PADDED, META.BLOCK_D)
+                d_anchors = tl.dot(p.to(b.dtype).to(META.OPERAND_DTYPE), _finite(b).to(META.OPERAND_DTYPE),
+                                   input_precision=META.INPUT_PRECISION, out_dtype=META.ACC_DTYPE)  # fmt: skip
                 tl.store(d_anchors_ptr + offset, grad_scale[:, None] * _spoiled(d_anchors, b, is_own), mask=mask)
             if NEED_D_CANDIDATES:
-                a = load_block(a_desc, rows, start, D_PADDED, BLOCK_D)
-                d_candidates = tl.dot(tl.trans(w.to(a.dtype).to(OPERAND_DTYPE)), _finite(a).to(OPERAND_DTYPE),
-                                      input_precision=INPUT_PRECISION, out_dtype=ACC_DTYPE)  # fmt: skip
+                a = load_block(a_desc, rows, start, META.D_PADDED, META.BLOCK_D)
+                d_candidates = tl.dot(tl.trans(w.to(a.dtype).to(META.OPERAND_DTYPE)), _finite(a).to(META.OPERAND_DTYPE),
+                                      input_precision=META.INPUT_PRECISION, out_dtype=META.ACC_DTYPE)  # fmt: skip
                 tl.store(d_candidates_ptr + offset, unit[:, None] * _spoiled(d_candidates, a, is_own), mask=mask)

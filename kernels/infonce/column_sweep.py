@@ -19,7 +19,15 @@ a descale of 1, if every row admits it: its ``misfit`` is 0 (combine.py).
 
 import triton
 import triton.language as tl
-from adaftr_fast.kernels.infonce.tiles import IGNORE, Constant, accumulate, load_operand, partition_blocks, scores
+from adaftr_fast.kernels.infonce.tiles import (
+    IGNORE,
+    Constant,
+    accumulate,
+    load_operand,
+    partition_blocks,
+    scores,
+    split_blocks,
+)
 
 TERMS = Constant(4)  # of a row, side by side
 BLOCKS = Constant(256)  # of combine.py, that are reduced at a time
@@ -56,9 +64,8 @@ def _reduce_blocks(ptr, count):
 @triton.jit
 def _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr, row_group_ptr, group,
                  d_start, first, count, gap_at, gap, FOLDED: tl.constexpr, MASKED: tl.constexpr,
-                 HAS_POSITIVE: tl.constexpr, HAS_GROUP: tl.constexpr, IGNORES: tl.constexpr, BLOCK_M: tl.constexpr,
-                 D_PADDED: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND_DTYPE: tl.constexpr,
-                 ACC_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr):  # fmt: skip
+                 HAS_POSITIVE: tl.constexpr, HAS_GROUP: tl.constexpr, IGNORES: tl.constexpr,
+                 META: tl.constexpr):  # fmt: skip
     """Streams ``count`` blocks of rows past the columns, from block ``first`` on; skips ``gap`` after ``gap_at``.
 
     MASKED "branch": it skips none; those blocks and ragged ones are masked, in a branch (anchor_sweep.py).
@@ -69,15 +76,14 @@ def _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale
             block = first + i
             masked = i >= 0  # all; Triton does not fold this
             if not (HAS_POSITIVE or HAS_GROUP or IGNORES):
-                masked = ((i >= gap_at) & (i < gap_at + gap)) | (block >= B // BLOCK_M)
+                masked = ((i >= gap_at) & (i < gap_at + gap)) | (block >= B // META.BLOCK_M)
         else:
             block = first + i + tl.where(i >= gap_at, gap, 0)
             masked: tl.constexpr = MASKED
-        rows = block * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+        rows = block * META.BLOCK_M + tl.arange(0, META.BLOCK_M)  # [BLOCK_M]
         inside = rows < B
-        a = load_operand(a_desc, rows, d_start, D_PADDED, BLOCK_D, INPUT_PRECISION, FOLDED)  # [BLOCK_M, BLOCK_D]
-        s = scores(b, b_desc, columns, a, a_desc, rows, D_PADDED, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
-                   INPUT_PRECISION, Y_OWNED=True)  # [BLOCK_N, BLOCK_M]  # fmt: skip
+        a = load_operand(a_desc, rows, d_start, META.BLOCK_D, META, FOLDED)  # [BLOCK_M, BLOCK_D]
+        s = scores(b, b_desc, columns, a, a_desc, rows, META.BLOCK_K, META, Y_OWNED=True)  # [BLOCK_N, BLOCK_M]
         if IGNORES:
             bound = tl.load(row_terms_ptr + 5 * B + rows, mask=inside, other=0.0)
             s = tl.where(s > bound[None, :], float("-inf"), s)
@@ -100,7 +106,7 @@ def _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale
                 p = tl.where(positive[None, :] == columns[:, None], positive_scale[None, :], p)
             else:
                 p = tl.where(rows[None, :] == columns[:, None], 0.0, p)  # acc starts with the positive's term
-        acc = accumulate(p, a, acc, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # [BLOCK_N, BLOCK_D]
+        acc = accumulate(p, a, acc, META)  # [BLOCK_N, BLOCK_D]
     return acc
 
 
@@ -128,97 +134,83 @@ def infonce_column_sweep_kernel(
     HAS_GROUP: tl.constexpr,
     IGNORES: tl.constexpr,
     FOLDED: tl.constexpr,
-    MAX_OFFSET: tl.constexpr,
     REDUCES: tl.constexpr,
     JOINS: tl.constexpr,
     BRANCHES: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    D: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    OPERAND_DTYPE: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+    META: tl.constexpr,
 ):
     """Grid: (blocks of columns, splits of the rows, slices of acc's width)."""
     split = tl.program_id(1)
     num_splits = tl.num_programs(1)
-    d_start = tl.program_id(2) * BLOCK_D
-    column_start = tl.program_id(0) * BLOCK_N
-    columns = column_start + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    d_start = tl.program_id(2) * META.BLOCK_D
+    column_start = tl.program_id(0) * META.BLOCK_N
+    columns = column_start + tl.arange(0, META.BLOCK_N)  # [BLOCK_N]
     inside = columns < N
     if REDUCES:
         size, misfit, loss = _reduce_blocks(block_terms_ptr, num_blocks)
         tl.store(loss_ptr, loss, mask=(tl.program_id(0) == 0) & (split == 0) & (d_start == 0))
     else:
         size, misfit = tl.load(block_terms_ptr), tl.load(block_terms_ptr + 1)
-    descale = size * 2.0**-MAX_OFFSET  # the probabilities' unit in half precision: the largest |grad_scale|, at least
-    fold = 0  # 2^-100, becomes 2^MAX_OFFSET
+    # The probabilities' unit in half precision: the largest |grad_scale|, at least 2^-100, becomes 2^MAX_OFFSET.
+    descale = size * 2.0**-META.MAX_OFFSET
+    fold = 0
     if FOLDED:
         fold = (misfit == 0).to(tl.int32)
         descale = tl.where(fold > 0, 1.0, descale)
-    inverse_descale = tl.where(descale > 0, 1.0 / descale, 0.0).to(ACC_DTYPE)
+    inverse_descale = tl.where(descale > 0, 1.0 / descale, 0.0).to(META.ACC_DTYPE)
     group = columns
     if HAS_GROUP:
         group = tl.load(column_group_ptr + columns, mask=inside, other=0)
     a_desc = (anchors_ptr, anchors_stride, B)
     b_desc = (candidates_ptr, candidates_stride, N)
     b = columns
-    if BLOCK_K == 0:
-        b = load_operand(b_desc, columns, 0, D_PADDED, BLOCK_D, INPUT_PRECISION)  # [BLOCK_N, BLOCK_D]
+    if META.BLOCK_K == 0:
+        b = load_operand(b_desc, columns, 0, META.BLOCK_D, META)  # [BLOCK_N, BLOCK_D]
 
-    blocks = tl.cdiv(B, BLOCK_M)
-    first = (split * blocks) // num_splits
-    last = ((split + 1) * blocks) // num_splits
+    first, last = split_blocks(B, META.BLOCK_M)
     all_masked: tl.constexpr = HAS_POSITIVE or HAS_GROUP or IGNORES
-    low, high, end = partition_blocks(first, last, B // BLOCK_M, column_start // BLOCK_M,
-                                      tl.cdiv(column_start + BLOCK_N, BLOCK_M), all_masked)  # fmt: skip
-    acc = tl.zeros([BLOCK_N, BLOCK_D], ACC_DTYPE)
+    low, high, end = partition_blocks(first, last, B // META.BLOCK_M, column_start // META.BLOCK_M,
+                                      tl.cdiv(column_start + META.BLOCK_N, META.BLOCK_M), all_masked)  # fmt: skip
+    acc = tl.zeros([META.BLOCK_N, META.BLOCK_D], META.ACC_DTYPE)
     if not HAS_POSITIVE:  # column j is row j's positive: its term starts the sum, without rounding to half precision
         limit = tl.where(split == 0, B, 0)  # the first split alone adds it
         positive_scale = tl.load(row_terms_ptr + 4 * B + columns, mask=columns < limit, other=0.0) * inverse_descale
         a_desc_limited = (anchors_ptr, anchors_stride, limit)
-        a = load_operand(a_desc_limited, columns, d_start, D_PADDED, BLOCK_D, INPUT_PRECISION)
-        if INPUT_PRECISION == "bf16x3":
-            a = a[0].to(ACC_DTYPE) + a[1]
+        a = load_operand(a_desc_limited, columns, d_start, META.BLOCK_D, META)
+        if META.INPUT_PRECISION == "bf16x3":
+            a = a[0].to(META.ACC_DTYPE) + a[1]
         acc += positive_scale[:, None] * a  # [BLOCK_N, BLOCK_D]
     plain = end - first - (high - low)
     if FOLDED:
-        acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
-                           row_group_ptr, group, d_start, first, fold * plain, low - first, high - low, True, False,
-                           HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE,
-                           ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+        acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr, row_group_ptr,
+                           group, d_start, first, fold * plain, low - first, high - low, True, False, HAS_POSITIVE,
+                           HAS_GROUP, IGNORES, META)  # fmt: skip
         plain *= 1 - fold
     if not (all_masked or BRANCHES):
-        acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
-                           row_group_ptr, group, d_start, first, plain, low - first, high - low, False, False,
-                           HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE,
-                           ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+        acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr, row_group_ptr,
+                           group, d_start, first, plain, low - first, high - low, False, False, HAS_POSITIVE, HAS_GROUP,
+                           IGNORES, META)  # fmt: skip
     if BRANCHES:
-        acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
-                           row_group_ptr, group, d_start, first, last - first, low - first, high - low, False, "branch",
-                           HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE,
-                           ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+        acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr, row_group_ptr,
+                           group, d_start, first, last - first, low - first, high - low, False, "branch", HAS_POSITIVE,
+                           HAS_GROUP, IGNORES, META)  # fmt: skip
     else:
-        acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr,
-                           row_group_ptr, group, d_start, low, high - low + last - end, high - low, end - high,
-                           False, True, HAS_POSITIVE, HAS_GROUP, IGNORES, BLOCK_M, D_PADDED, BLOCK_D, BLOCK_K,
-                           OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+        acc = _stream_rows(acc, b, b_desc, columns, a_desc, row_terms_ptr, inverse_descale, positive_ptr, row_group_ptr,
+                           group, d_start, low, high - low + last - end, high - low, end - high, False, True,
+                           HAS_POSITIVE, HAS_GROUP, IGNORES, META)  # fmt: skip
     acc *= descale
-    width = d_start + tl.arange(0, BLOCK_D)  # [BLOCK_D]
-    mask = inside[:, None] & (width < D)[None, :]
-    offset = (split.to(tl.int64) * N + columns)[:, None] * D + width[None, :]
+    width = d_start + tl.arange(0, META.BLOCK_D)  # [BLOCK_D]
+    mask = inside[:, None] & (width < META.D)[None, :]
+    offset = (split.to(tl.int64) * N + columns)[:, None] * META.D + width[None, :]
     tl.store(partials_ptr + offset, acc, mask=mask)
     if JOINS:
         tl.debug_barrier()  # all threads have stored what the atomic addition releases
         arrivals = tl.atomic_add(arrivals_ptr + tl.program_id(0) * tl.num_programs(2) + tl.program_id(2), 1)
         if arrivals == num_splits - 1:
-            offset = columns.to(tl.int64)[:, None] * D + width[None, :]
+            offset = columns.to(tl.int64)[:, None] * META.D + width[None, :]
             acc = tl.load(partials_ptr + offset, mask=mask, other=0.0)
             share = offset
             for _ in range(1, num_splits):
-                share += N.to(tl.int64) * D
+                share += N.to(tl.int64) * META.D
                 acc += tl.load(partials_ptr + share, mask=mask, other=0.0)
             tl.store(d_candidates_ptr + offset, acc, mask=mask)

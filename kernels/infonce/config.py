@@ -52,7 +52,8 @@ What the table rests on:
 """
 
 import os
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -86,117 +87,104 @@ class Tiling(NamedTuple):
     row_sweep_explicit: Config  # with explicit positives, groups or ignore_above, and without sum_pz
     row_sweep_pz: Config  # with sum_pz
     column_sweep: Config
-    sigmoid_rows: Config | None = None  # None: as row_sweep_pz, which streams at most 64 columns
-    sigmoid_columns: Config | None = None  # None: as column_sweep
+    sigmoid_rows: Config
+    sigmoid_columns: Config
 
 
-def _same(kind: str, max_width: float, min_capability: int, owned: int, streamed: int, *rest: int) -> Tiling:
-    """The same config for all sweeps, by the blocks they own and stream."""
-    rows, columns = Config(owned, streamed, *rest), Config(streamed, owned, *rest)
-    return Tiling(kind, max_width, min_capability, rows, rows, rows, columns)
+def read_table(table: str) -> list[tuple[tuple[str, float, int], dict[str, Config]]]:
+    """Returns (kind, max_width, min_capability) of each row of a table, and its configs by the names of sweeps."""
+    rows: dict[tuple[str, float, int], dict[str, Config]] = {}
+    for line in table.strip().splitlines()[1:]:
+        kind, max_width, min_capability, sweep, *numbers = line.split()
+        key = kind, int(max_width) if max_width.isdigit() else float(max_width), int(min_capability)
+        five_products = numbers[-1] == "five"
+        config = Config(*map(int, numbers[:6] if five_products else numbers), five_products=five_products)
+        rows.setdefault(key, {})[sweep] = config
+    return list(rows.items())
 
 
-ANY = float("inf")
+def _tilings(table: str) -> tuple[Tiling, ...]:
+    """Reads a table. What a row leaves out follows from its row sweep.
+
+    The column sweep owns what that streams. The sigmoid loss takes the blocks of row_sweep_pz, which stream at most 64
+    columns, and of the column sweep.
+    """
+    tilings = []
+    for key, given in read_table(table):
+        rows = given["row_sweep"]
+        columns = given.get("column_sweep", rows._replace(block_m=rows.block_n, block_n=rows.block_m))
+        pz = given.get("row_sweep_pz", rows)
+        own = {"row_sweep_explicit": rows, "row_sweep_pz": pz, "column_sweep": columns}
+        tilings.append(Tiling(*key, **own | {"sigmoid_rows": pz, "sigmoid_columns": columns} | given))
+    return tuple(tilings)
+
+
 # The first row that admits the operands is taken, but none of five products on sm_100 and later. Every row compiles
 # without spills for its architectures (python -m benchmarks.infonce.compile_sweep).
-TILINGS = (
-    Tiling(
-        "half", 64, 90,
-        row_sweep=Config(128, 128, 64, 0, 8, 3),
-        row_sweep_explicit=Config(128, 128, 64, 0, 8, 2),
-        row_sweep_pz=Config(128, 64, 64, 0, 8, 3),
-        column_sweep=Config(128, 128, 64, 0, 8, 3),
-    ),
-    Tiling(
-        "half", 64, 80,
-        row_sweep=Config(128, 64, 64, 0, 8, 3),
-        row_sweep_explicit=Config(128, 64, 64, 0, 8, 3),
-        row_sweep_pz=Config(128, 64, 64, 0, 8, 3),
-        column_sweep=Config(64, 128, 64, 0, 8, 3),
-        sigmoid_columns=Config(128, 128, 64, 0, 8, 3),
-    ),
-    _same("half", 128, 90, 128, 64, 128, 0, 8, 3),
-    _same("half", 128, 80, 128, 64, 128, 0, 8, 3)._replace(row_sweep_pz=Config(128, 32, 128, 0, 8, 3)),
-    Tiling(
-        "half", 256, 90,
-        row_sweep=Config(128, 64, 256, 0, 8, 2),
-        row_sweep_explicit=Config(128, 32, 256, 0, 8, 2),
-        row_sweep_pz=Config(128, 32, 256, 0, 8, 3),
-        column_sweep=Config(32, 128, 256, 0, 8, 3),
-    ),
-    _same("half", 256, 80, 64, 64, 256, 0, 8, 2),
-    _same("half", 512, 90, 64, 64, 512, 0, 8, 2, 1, True)._replace(
-        sigmoid_rows=Config(64, 64, 256, 64, 8, 3),
-        sigmoid_columns=Config(64, 64, 256, 64, 8, 3),
-    ),
-    _same("half", ANY, 90, 64, 64, 256, 64, 8, 3),
-    _same("half", 512, 80, 32, 32, 512, 0, 8, 2)._replace(
-        column_sweep=Config(32, 32, 512, 0, 8, 3),
-        sigmoid_columns=Config(32, 32, 512, 0, 4, 2),
-    ),
-    _same("half", ANY, 80, 64, 32, 256, 64, 8, 3),
-    _same("bf16x3", 128, 90, 128, 64, 128, 0, 8, 2),
-    _same("bf16x3", ANY, 90, 128, 64, 128, 64, 8, 2),
-    Tiling(
-        "tf32", 64, 90,
-        row_sweep=Config(128, 64, 64, 0, 8, 2),
-        row_sweep_explicit=Config(64, 32, 64, 0, 4, 2),
-        row_sweep_pz=Config(64, 32, 64, 0, 4, 2),
-        column_sweep=Config(64, 128, 64, 0, 8, 2),
-        sigmoid_columns=Config(32, 64, 64, 0, 4, 2),
-    ),
-    Tiling(
-        "tf32", 64, 80,
-        row_sweep=Config(128, 64, 64, 0, 8, 2),
-        row_sweep_explicit=Config(64, 32, 64, 0, 4, 2),
-        row_sweep_pz=Config(64, 32, 64, 0, 4, 2),
-        column_sweep=Config(32, 128, 64, 0, 8, 2),
-        sigmoid_columns=Config(32, 64, 64, 0, 4, 2),
-    ),
-    Tiling(
-        "tf32", 128, 90,
-        row_sweep=Config(128, 64, 128, 0, 8, 2),
-        row_sweep_explicit=Config(64, 64, 128, 0, 8, 2),
-        row_sweep_pz=Config(64, 64, 128, 0, 8, 2),
-        column_sweep=Config(64, 128, 128, 0, 8, 2),
-        sigmoid_rows=Config(64, 32, 128, 0, 4, 2),
-    ),
-    _same("tf32", 128, 80, 64, 64, 128, 0, 8, 2)._replace(sigmoid_rows=Config(64, 32, 128, 0, 4, 2)),
-    _same("tf32", ANY, 80, 64, 64, 128, 32, 8, 3),
-    _same("ieee", 32, 80, 64, 32, 32, 16, 4, 2)._replace(
-        column_sweep=Config(32, 64, 32, 16, 4, 3),
-        sigmoid_rows=Config(32, 32, 32, 16, 4, 2),
-        sigmoid_columns=Config(32, 32, 32, 16, 4, 2),
-    ),
-    Tiling(
-        "ieee", 64, 80,
-        row_sweep=Config(64, 32, 64, 16, 8, 2),
-        row_sweep_explicit=Config(32, 32, 64, 16, 4, 2),
-        row_sweep_pz=Config(32, 32, 64, 16, 4, 2),
-        column_sweep=Config(32, 64, 64, 16, 8, 2),
-    ),
-    Tiling(
-        "ieee", ANY, 90,
-        row_sweep=Config(64, 16, 128, 16, 8, 2),
-        row_sweep_explicit=Config(32, 32, 64, 16, 4, 2),
-        row_sweep_pz=Config(32, 32, 64, 16, 4, 2),
-        column_sweep=Config(16, 32, 128, 16, 4, 2),
-        sigmoid_columns=Config(32, 64, 64, 16, 8, 2),
-    ),
-    Tiling(
-        "ieee", ANY, 80,
-        row_sweep=Config(64, 16, 128, 16, 8, 2),
-        row_sweep_explicit=Config(32, 32, 64, 16, 4, 2),
-        row_sweep_pz=Config(32, 32, 64, 16, 4, 2),
-        column_sweep=Config(32, 64, 64, 16, 8, 2),
-    ),
-    _same("float64", 16, 80, 64, 32, 16, 16, 4, 2)._replace(sigmoid_rows=Config(32, 32, 16, 16, 4, 2)),
-    _same("float64", 32, 80, 32, 32, 32, 16, 4, 2)._replace(
-        column_sweep=Config(32, 32, 32, 16, 4, 1),
-        sigmoid_columns=Config(32, 32, 32, 16, 4, 2),
-    ),
-    _same("float64", ANY, 80, 32, 32, 32, 16, 4, 2),
-)  # fmt: skip
+TILINGS = _tilings("""
+    kind    width  sm  sweep                 M    N    D   K  warps  stages
+    half       64  90  row_sweep           128  128   64   0  8  3
+    half       64  90  row_sweep_explicit  128  128   64   0  8  2
+    half       64  90  row_sweep_pz        128   64   64   0  8  3
+    half       64  80  row_sweep           128   64   64   0  8  3
+    half       64  80  sigmoid_columns     128  128   64   0  8  3
+    half      128  90  row_sweep           128   64  128   0  8  3
+    half      128  80  row_sweep           128   64  128   0  8  3
+    half      128  80  row_sweep_pz        128   32  128   0  8  3
+    half      256  90  row_sweep           128   64  256   0  8  2
+    half      256  90  row_sweep_explicit  128   32  256   0  8  2
+    half      256  90  row_sweep_pz        128   32  256   0  8  3
+    half      256  90  column_sweep         32  128  256   0  8  3
+    half      256  80  row_sweep            64   64  256   0  8  2
+    half      512  90  row_sweep            64   64  512   0  8  2  five
+    half      512  90  sigmoid_rows         64   64  256  64  8  3
+    half      512  90  sigmoid_columns      64   64  256  64  8  3
+    half      inf  90  row_sweep            64   64  256  64  8  3
+    half      512  80  row_sweep            32   32  512   0  8  2
+    half      512  80  column_sweep         32   32  512   0  8  3
+    half      512  80  sigmoid_columns      32   32  512   0  4  2
+    half      inf  80  row_sweep            64   32  256  64  8  3
+    bf16x3    128  90  row_sweep           128   64  128   0  8  2
+    bf16x3    inf  90  row_sweep           128   64  128  64  8  2
+    tf32       64  90  row_sweep           128   64   64   0  8  2
+    tf32       64  90  row_sweep_explicit   64   32   64   0  4  2
+    tf32       64  90  row_sweep_pz         64   32   64   0  4  2
+    tf32       64  90  sigmoid_columns      32   64   64   0  4  2
+    tf32       64  80  row_sweep           128   64   64   0  8  2
+    tf32       64  80  row_sweep_explicit   64   32   64   0  4  2
+    tf32       64  80  row_sweep_pz         64   32   64   0  4  2
+    tf32       64  80  column_sweep         32  128   64   0  8  2
+    tf32       64  80  sigmoid_columns      32   64   64   0  4  2
+    tf32      128  90  row_sweep           128   64  128   0  8  2
+    tf32      128  90  row_sweep_explicit   64   64  128   0  8  2
+    tf32      128  90  row_sweep_pz         64   64  128   0  8  2
+    tf32      128  90  sigmoid_rows         64   32  128   0  4  2
+    tf32      128  80  row_sweep            64   64  128   0  8  2
+    tf32      128  80  sigmoid_rows         64   32  128   0  4  2
+    tf32      inf  80  row_sweep            64   64  128  32  8  3
+    ieee       32  80  row_sweep            64   32   32  16  4  2
+    ieee       32  80  column_sweep         32   64   32  16  4  3
+    ieee       32  80  sigmoid_rows         32   32   32  16  4  2
+    ieee       32  80  sigmoid_columns      32   32   32  16  4  2
+    ieee       64  80  row_sweep            64   32   64  16  8  2
+    ieee       64  80  row_sweep_explicit   32   32   64  16  4  2
+    ieee       64  80  row_sweep_pz         32   32   64  16  4  2
+    ieee      inf  90  row_sweep            64   16  128  16  8  2
+    ieee      inf  90  row_sweep_explicit   32   32   64  16  4  2
+    ieee      inf  90  row_sweep_pz         32   32   64  16  4  2
+    ieee      inf  90  column_sweep         16   32  128  16  4  2
+    ieee      inf  90  sigmoid_columns      32   64   64  16  8  2
+    ieee      inf  80  row_sweep            64   16  128  16  8  2
+    ieee      inf  80  row_sweep_explicit   32   32   64  16  4  2
+    ieee      inf  80  row_sweep_pz         32   32   64  16  4  2
+    ieee      inf  80  column_sweep         32   64   64  16  8  2
+    float64    16  80  row_sweep            64   32   16  16  4  2
+    float64    16  80  sigmoid_rows         32   32   16  16  4  2
+    float64    32  80  row_sweep            32   32   32  16  4  2
+    float64    32  80  column_sweep         32   32   32  16  4  1
+    float64    32  80  sigmoid_columns      32   32   32  16  4  2
+    float64   inf  80  row_sweep            32   32   32  16  4  2
+""")
 
 GLUON_SWEEPS = (Config(128, 128, 64, 0, 8, 4), Config(128, 128, 128, 0, 8, 4))  # warps: those that consume
 SWEEPS_VARIABLE = "ADAFTR_FAST_INFONCE_SWEEPS"
@@ -214,7 +202,7 @@ def product_kind(dtype: torch.dtype, ieee: bool = False) -> str:
     bf16x3 takes each float32 as the sum of two bfloat16 numbers, and a product as high high + high low + low high.
     ``torch.set_float32_matmul_precision`` asks for it by "high", which sets CUDA and mkldnn to tf32 alike; "medium" and
     CUDA's own settings ask for TF32, as does "high" where ``torch.backends.fp32_precision`` is "tf32", which looks the
-    same. operands.py takes TF32 instead where bf16x3 has no blocks. ``ieee`` overrules all settings.
+    same. launch.py takes TF32 instead where bf16x3 has no blocks. ``ieee`` overrules all settings.
     """
     if dtype == torch.float64:
         return "float64"
@@ -227,29 +215,23 @@ def product_kind(dtype: torch.dtype, ieee: bool = False) -> str:
     return "half"
 
 
-class Alternative(NamedTuple):
-    """Blocks of the training sweeps of half types, to compare with the table's on a card."""
-
-    name: str
-    max_width: int
-    min_capability: int  # of the table's row
-    row_sweep: Config
-    column_sweep: Config
-
-
 BLOCKS_VARIABLE = "ADAFTR_FAST_INFONCE_BLOCKS"
-ALTERNATIVES = (
-    # Twice the streamed side: fewer instructions an element.
-    Alternative("wide", 128, 90, Config(128, 128, 128, 0, 8, 2), Config(128, 128, 128, 0, 8, 2)),
-    # Two or three programs on a multiprocessor, one of which computes exponentials while another multiplies. Each
-    # streams the whole other side, so twice as much is read from L2. Three need at most 168 registers a thread. With
-    # those, at 128 on sm_90 64 x 64 spills 88 to 112 bytes under 3.9 and a column sweep of 32 x 64 spills 40; on sm_80
-    # a row sweep of 64 x 64 spills 104 and one of 64 x 32 spills 16.
-    Alternative("narrow", 64, 90, Config(64, 64, 64, 0, 4, 3, 3), Config(64, 64, 64, 0, 4, 3, 3)),
-    Alternative("narrow", 128, 90, Config(64, 64, 128, 0, 4, 3, 2), Config(64, 64, 128, 0, 4, 3, 2)),
-    Alternative("narrow", 64, 80, Config(64, 32, 64, 0, 4, 3, 3), Config(64, 64, 64, 0, 4, 2, 3)),
-)
-BLOCKS = tuple(dict.fromkeys(each.name for each in ALTERNATIVES))
+# Blocks of the training sweeps of half types, by the name that chooses them, to compare with the table's on a card.
+#
+# "wide" has twice the streamed side: fewer instructions an element. "narrow" has two or three programs on a
+# multiprocessor, one of which computes exponentials while another multiplies. Each streams the whole other side, so
+# twice as much is read from L2. Three need at most 168 registers a thread. With those, at 128 on sm_90 64 x 64 spills
+# 88 to 112 bytes under 3.9 and a column sweep of 32 x 64 spills 40; on sm_80 a row sweep of 64 x 64 spills 104 and one
+# of 64 x 32 spills 16.
+ALTERNATIVES = _tilings("""
+    name    width  sm  sweep           M    N    D  K  warps  stages  programs
+    wide      128  90  row_sweep     128  128  128  0  8  2
+    narrow     64  90  row_sweep      64   64   64  0  4  3  3
+    narrow    128  90  row_sweep      64   64  128  0  4  3  2
+    narrow     64  80  row_sweep      64   32   64  0  4  3  3
+    narrow     64  80  column_sweep   64   64   64  0  4  2  3
+""")
+BLOCKS = tuple(dict.fromkeys(each.kind for each in ALTERNATIVES))
 
 
 def chosen_blocks() -> str:
@@ -265,23 +247,29 @@ def choose_tiling(kind: str, width: int, capability: int, blocks: str = "") -> T
     """
     if blocks and blocks not in BLOCKS:
         raise ValueError(f"kernels.infonce: {BLOCKS_VARIABLE} must be one of {BLOCKS}, got {blocks!r}")
-    for tiling in TILINGS:
-        serves = capability < 100 or not tiling.row_sweep.five_products
-        if serves and tiling.kind == kind and width <= tiling.max_width and capability >= tiling.min_capability:
-            if kind == "half" and blocks:
-                tiling = _with_alternative(tiling, width, blocks)
-            widest = triton.next_power_of_2(width)
-            sigmoid = tiling.sigmoid_rows or tiling.row_sweep_pz, tiling.sigmoid_columns or tiling.column_sweep
-            return Tiling(*tiling[:3], *(_fit(config, widest) for config in (*tiling[3:7], *sigmoid)))
+    usable = [each for each in TILINGS if capability < 100 or not each.row_sweep.five_products]
+    tiling = first_admitting(usable, kind, width, capability)
+    for each in ALTERNATIVES:
+        serves = width <= each.max_width and each.min_capability == tiling.min_capability
+        if kind == "half" and each.kind == blocks and serves:
+            tiling = tiling._replace(row_sweep=each.row_sweep, column_sweep=each.column_sweep)
+            break
+    return fitted(tiling, width)
+
+
+def first_admitting(tilings, kind: str, width: int, capability: int):
+    """Returns the first row for products of ``kind`` of this width on this GPU."""
+    for tiling in tilings:
+        if tiling.kind == kind and width <= tiling.max_width and capability >= tiling.min_capability:
+            return tiling
     raise ValueError(f"kernels.infonce: the GPU must be of compute capability 8.0 or later, got {capability / 10}")
 
 
-def _with_alternative(tiling: Tiling, width: int, blocks: str) -> Tiling:
-    for each in ALTERNATIVES:
-        if each.name == blocks and width <= each.max_width and each.min_capability == tiling.min_capability:
-            sigmoid = tiling.sigmoid_columns or tiling.column_sweep
-            return tiling._replace(sigmoid_columns=sigmoid, row_sweep=each.row_sweep, column_sweep=each.column_sweep)
-    return tiling
+def fitted(tiling, width: int):
+    """Returns a row with blocks no wider than needed."""
+    widest = triton.next_power_of_2(width)
+    key, configs = tiling[:3], tiling[3:]
+    return type(tiling)(*key, *(_fit(config, widest) for config in configs))
 
 
 def choose_gluon(dtype: torch.dtype, width: int, capability: int) -> Config | None:
@@ -312,21 +300,32 @@ def choose_splits(programs: int, blocks: int, processors: int) -> int:
     return min(range(1, most + 1), key=lambda s: -(-programs * s // processors) * (-(-blocks // s) + 2))
 
 
-def constants(dtype: torch.dtype, kind: str, width: int, config: Config) -> dict:
-    """Returns the compile-time arguments that both sweeps take, from their config and type."""
+@dataclass(frozen=True, eq=False)  # compared and hashed as objects at each launch, which takes no time
+class Meta:
+    """The sizes and types that a kernel is compiled for; the package's docstring describes them."""
+
+    BLOCK_M: tl.constexpr
+    BLOCK_N: tl.constexpr
+    BLOCK_D: tl.constexpr
+    BLOCK_K: tl.constexpr
+    D: tl.constexpr
+    D_PADDED: tl.constexpr
+    MAX_OFFSET: tl.constexpr
+    OPERAND_DTYPE: tl.constexpr
+    ACC_DTYPE: tl.constexpr
+    INPUT_PRECISION: tl.constexpr
+
+
+@cache  # one object for each program, whatever the numbers of rows
+def meta_of(dtype: torch.dtype, kind: str, d: int, width: int, config: Config) -> Meta:
+    """Returns what all sweeps take, from their config and type."""
     # The interpreter multiplies bfloat16 as if the bits were integers, so there products take float32 operands.
     operand = torch.bfloat16 if kind == "bf16x3" else dtype
     operand = torch.float32 if INTERPRETED and operand == torch.bfloat16 else operand
-    return {
-        "BLOCK_M": config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_D": config.block_d,
-        "BLOCK_K": config.block_k,
-        "D_PADDED": width,
-        "OPERAND_DTYPE": TYPES[operand],
-        "ACC_DTYPE": tl.float64 if kind == "float64" else tl.float32,
-        "INPUT_PRECISION": kind if kind in ("tf32", "bf16x3") else "ieee",
-    }
+    acc_dtype = tl.float64 if kind == "float64" else tl.float32
+    precision = kind if kind in ("tf32", "bf16x3") else "ieee"
+    values = *config[:4], d, width, max_offset(dtype), TYPES[operand], acc_dtype, precision
+    return Meta(*values) if INTERPRETED else Meta(*map(tl.constexpr, values))
 
 
 def max_offset(dtype: torch.dtype) -> int:

@@ -29,7 +29,7 @@ from adaftr_fast.kernels.infonce.gluon_pipeline import (
     produce,
     wait_for_block,
 )
-from adaftr_fast.kernels.infonce.operands import Operands
+from adaftr_fast.kernels.infonce.launch import Operands
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -38,10 +38,10 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 
 def gluon_column_sweep(operands: Operands, config: Config, row_terms: Tensor, scales: Tensor) -> Tensor:
     """Returns the splits' shares of d_candidates [S, N, d], as column_sweep.py."""
-    a, b, d = operands.anchors, operands.candidates, operands.d
+    a, b, d = operands.anchors, operands.candidates, operands.products.d
     B, N = len(a), len(b)
     column_blocks = triton.cdiv(N, config.block_n)
-    splits = choose_splits(column_blocks, triton.cdiv(B, config.block_m), operands.processors)
+    splits = choose_splits(column_blocks, triton.cdiv(B, config.block_m), operands.products.processors)
     d_candidates = operands.empty(splits, N, d)
     terms = row_terms.view(-1)[: B * TERMS.value].view(B, TERMS.value)
     candidates, anchors = descriptors(b, a, config)

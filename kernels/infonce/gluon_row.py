@@ -31,7 +31,7 @@ from adaftr_fast.kernels.infonce.gluon_pipeline import (
     produce,
     wait_for_block,
 )
-from adaftr_fast.kernels.infonce.operands import Operands
+from adaftr_fast.kernels.infonce.launch import Operands
 from adaftr_fast.kernels.infonce.tiles import LOG2_E, load_row_parameters
 from torch import Tensor
 from triton.experimental import gluon
@@ -46,7 +46,7 @@ def gluon_row_sweep(operands: Operands, config: Config, tau: Tensor, need_d_anch
     a, b, empty = operands.anchors, operands.candidates, operands.empty
     (B, width), N = a.shape, len(b)
     row_blocks = triton.cdiv(B, config.block_m)
-    splits = choose_splits(row_blocks, triton.cdiv(N, config.block_n), operands.processors)
+    splits = choose_splits(row_blocks, triton.cdiv(N, config.block_n), operands.products.processors)
     positive_score, partials = empty(B), empty(splits, 4, B)
     acc = empty(splits, B, width) if need_d_anchors else empty(0)
     infonce_gluon_row_sweep_kernel[(row_blocks, splits)](

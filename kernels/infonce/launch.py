@@ -1,21 +1,40 @@
-"""The host side of adaptive InfoNCE: prepares its inputs and launches the kernels.
+"""The host side of the losses: prepares inputs and launches kernels, here those of adaptive InfoNCE.
 
 The package's docstring gives the overview and defines shapes and names. All types share the kernels: float64
 accumulates in float64, the others in float32. float32 products are IEEE by default, and with ``ieee`` always.
 ``torch.set_float32_matmul_precision`` "high" chooses three bfloat16 products of operands split in two (16 bits) on
 sm_90, and TF32 (11 bits) elsewhere; "medium" chooses TF32. The softmax and its sums stay float32. bfloat16 and float16
 round the softmax to the input type for the second product.
+
+Kernels take their arguments by name. What they share is in one dict of arguments, of which each takes what it declares.
+The kernels read operands as rows of a multiple of 16 elements from 16-byte boundaries, because anything else turns
+asynchronous 16-byte copies into 2-byte loads. Other operands are copied, which takes O(B d) and O(N d).
 """
 
-from contextlib import nullcontext
-from typing import NamedTuple
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
+import triton
 from adaftr_fast.kernels.infonce.column_sweep import infonce_column_sweep_kernel
 from adaftr_fast.kernels.infonce.combine import infonce_combine_kernel
-from adaftr_fast.kernels.infonce.config import Config, choose_gluon, chosen_blocks, max_offset
-from adaftr_fast.kernels.infonce.operands import Operands, accumulation_dtype, check_device, prepare_operands
-from adaftr_fast.kernels.infonce.plan import Given, Launch, Needs, Plan, Products, make_plan
+from adaftr_fast.kernels.infonce.config import (
+    INTERPRETED,
+    TYPES,
+    Config,
+    cdiv,
+    choose_gluon,
+    choose_splits,
+    choose_tiling,
+    chosen_blocks,
+    folds_scale,
+    has_fixed_max,
+    max_offset,
+    meta_of,
+    product_kind,
+)
 from adaftr_fast.kernels.infonce.row_sweep import infonce_row_sweep_kernel
 from adaftr_fast.kernels.infonce.tiles import IGNORE
 from adaftr_fast.kernels.infonce.wide.anchor_sweep import infonce_anchor_sweep_kernel
@@ -26,8 +45,266 @@ from adaftr_fast.kernels.infonce.wide.bounded_sweep import (
 )
 from torch import Tensor
 
+WIDTH_MULTIPLE = 16  # elements: the least depth of a half-precision product, and Triton's hint for vector loads
+ASSUMED_CAPABILITY = 80
+ASSUMED_PROCESSORS = 2  # under the interpreter: small test sizes then meet both one and several splits
 SMALL_PART = 2**17  # similarities for each multiprocessor, up to which a call is small: 16 tiles of 128 x 64
 FEW_BLOCKS = 16  # that a column sweep streams unsplit: to join splits takes time too, in most types a launch
+COMBINE_BLOCK_M = 16  # rows a program of the combine kernel: O(d) work each, so small blocks spread over the GPU
+COMBINE_BLOCK_D = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 128, torch.float64: 64}  # larger ones spill
+# Whose column sweep joins its splits in a small call: others spill in large blocks, or in the combine kernel (float64).
+JOINING = ("ieee",)
+
+
+class Launch(NamedTuple):
+    """How a kernel is launched."""
+
+    grid: tuple[int, ...]
+    options: dict[str, Any]  # compile-time arguments by name, not all of which the kernel takes
+    warps: dict[str, int]  # num_warps and num_stages, unless they are Triton's defaults
+
+    def run(self, kernel, arguments: Mapping[str, Any]) -> None:
+        """Launches a kernel with what it declares of the arguments and options."""
+        given = {**arguments, **self.options}
+        kernel[self.grid](**{name: given[name] for name in kernel.arg_names}, **self.warps)
+
+
+class Products(NamedTuple):
+    """The operands without their values, and the GPU that multiplies them."""
+
+    kind: str  # see config.py
+    dtype: torch.dtype
+    rows: int  # B
+    columns: int  # N
+    d: int
+    width: int  # D_PADDED
+    capability: int  # 10 * major + minor
+    processors: int
+
+    @property
+    def acc_dtype(self) -> torch.dtype:
+        return accumulation_dtype(self.dtype)
+
+    def launch(self, config: Config, divide_width: bool, owns_columns: bool = False, few: int = 0) -> Launch:
+        """Returns a sweep's launch, whose grid is (owned blocks, splits of the streamed side, slices of the width).
+
+        Up to ``few`` streamed blocks are not split.
+        """
+        return _launch_of(self, config, divide_width, owns_columns, few)
+
+
+@lru_cache(maxsize=4096)
+def _launch_of(products: Products, config: Config, divide_width: bool, owns_columns: bool, few: int) -> Launch:
+    owned, streamed = cdiv(products.rows, config.block_m), cdiv(products.columns, config.block_n)
+    if owns_columns:
+        owned, streamed = streamed, owned
+    slices = cdiv(products.width, config.block_d) if divide_width else 1
+    splits = 1
+    if streamed > few:
+        splits = choose_splits(owned * slices, streamed, products.processors * config.programs)
+    meta = meta_of(products.dtype, products.kind, products.d, products.width, config)
+    warps = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    return Launch((owned, splits, slices), {"META": meta}, warps)
+
+
+class Operands(NamedTuple):
+    """The operands as the kernels take them."""
+
+    anchors: Tensor  # [B, D_PADDED]
+    candidates: Tensor  # [N, D_PADDED]
+    swept: tuple[Tensor, Tensor]  # what the sweeps read: anchors and candidates, or their terms [rows, 2 D_PADDED]
+    products: Products
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self.anchors.new_empty(shape, dtype=dtype or self.products.acc_dtype)
+
+    def arguments(self, swept: bool = True) -> dict[str, Any]:
+        """Returns the arguments that name the operands, or their terms."""
+        a, b = self.swept if swept else (self.anchors, self.candidates)
+        found = {"anchors_ptr": a, "candidates_ptr": b, "anchors_stride": a.stride(0), "candidates_stride": b.stride(0)}
+        return found | {"B": self.products.rows, "N": self.products.columns}
+
+
+def on_gpu(anchors: Tensor) -> AbstractContextManager:
+    """Returns a context on the tensor's GPU; raises ValueError unless it is on one or kernels are interpreted."""
+    if anchors.is_cuda:
+        return torch.cuda.device(anchors.get_device())
+    if not INTERPRETED:
+        raise ValueError(f"kernels.infonce: anchors must be on CUDA without TRITON_INTERPRET=1, got {anchors.device}")
+    return nullcontext()
+
+
+def prepare_operands(
+    anchors: Tensor, candidates: Tensor, ignored: Tensor | None = None, splits: bool = False, ieee: bool = False
+) -> Operands:
+    """Aligns the operands, zeroes the anchors of ``ignored`` rows [B], and looks up the GPU.
+
+    ``splits``: the sweeps have bf16x3 on sm_90; otherwise TF32 takes its place. ``ieee``: see ``product_kind``.
+    """
+    capability, processors = _gpu(anchors.get_device()) if anchors.is_cuda else (ASSUMED_CAPABILITY, ASSUMED_PROCESSORS)
+    a, b = _align(anchors, ignored), _align(candidates)
+    kind = product_kind(anchors.dtype, ieee)
+    if kind == "bf16x3" and not (splits and 90 <= capability < 100):
+        kind = "tf32"
+    swept = (_split(a), _split(b)) if kind == "bf16x3" else (a, b)
+    sizes = len(a), len(b), anchors.shape[1], a.shape[1]
+    return Operands(a, b, swept, Products(kind, anchors.dtype, *sizes, capability, processors))
+
+
+@lru_cache
+def _gpu(index: int) -> tuple[int, int]:
+    """Returns a GPU's compute capability, times 10, and its number of multiprocessors."""
+    properties = torch.cuda.get_device_properties(index)
+    capability = properties.major * 10 + properties.minor
+    if capability >= 120:  # has the matrix instructions and the shared memory of sm_89, not those of sm_90
+        capability = 89
+    return capability, properties.multi_processor_count
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _split(h: Tensor) -> Tensor:
+    """Returns the two bfloat16 terms of ``h`` [rows, D_PADDED], whose sum has 16 of its bits, side by side."""
+    width = h.shape[1]
+    terms = h.new_empty(h.shape[0], 2 * width, dtype=torch.bfloat16)
+    terms[:, :width] = h
+    torch.sub(h, terms[:, :width], out=terms[:, width:])
+    return terms
+
+
+def _align(h: Tensor, ignored: Tensor | None = None) -> Tensor:
+    """Returns ``h`` [rows, D_PADDED] in rows from 16-byte boundaries, ignored rows zeroed; a copy where needed."""
+    width = h.shape[1]
+    aligned = h.stride(1) == 1 and h.stride(0) % WIDTH_MULTIPLE == 0 and h.data_ptr() % 16 == 0
+    if aligned and ignored is None and width % WIDTH_MULTIPLE == 0:
+        return h
+    out = h.new_zeros(h.shape[0], cdiv(width, WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
+    out[:, :width] = h if ignored is None else h.masked_fill(ignored[:, None], 0)
+    return out
+
+
+def join(splits: Tensor) -> Tensor:
+    """Returns the sum of the splits, in order."""
+    return splits[0] if len(splits) == 1 else splits.sum(0)
+
+
+class Outputs(NamedTuple):
+    """The outputs of ``torch.ops.adaftr_fast.infonce`` in the accumulation type; empty where not needed."""
+
+    loss: Tensor  # []
+    row_loss: Tensor  # [B], as all up to entropy
+    lse: Tensor
+    positive_logit: Tensor
+    top1: Tensor
+    entropy: Tensor
+    d_anchors: Tensor  # [B, d]
+    d_candidates: Tensor  # [N, d]
+    d_tau: Tensor  # [B]
+
+    def arguments(self) -> dict[str, Tensor]:
+        """Returns them by the names that kernels have for them: a row's loss is ``loss_ptr``."""
+        named = {f"{name}_ptr": x for name, x in self._asdict().items()}
+        return named | {"loss_ptr": self.row_loss}
+
+    def zeroed(self) -> "Outputs":
+        return Outputs(*(x.zero_() for x in self))
+
+
+def new_outputs(
+    operands: Operands, need_d_anchors: bool, need_d_candidates: bool, need_d_tau: bool, need_stats: bool
+) -> Outputs:
+    """Returns uninitialized outputs."""
+    B, N, d, empty = operands.products.rows, operands.products.columns, operands.products.d, operands.empty
+    return Outputs(
+        loss=empty(),
+        row_loss=empty(B),
+        lse=empty(B),
+        positive_logit=empty(B),
+        top1=empty(B if need_stats else 0, dtype=torch.bool),
+        entropy=empty(B if need_stats else 0),
+        d_anchors=empty(B, d) if need_d_anchors else empty(0),
+        d_candidates=empty(N, d) if need_d_candidates else empty(0),
+        d_tau=empty(B if need_d_tau else 0),
+    )
+
+
+class Flags(NamedTuple):
+    """Which optional inputs there are, and which outputs are needed, by the names that kernels have for it."""
+
+    HAS_POSITIVE: bool
+    HAS_GROUP: bool
+    IGNORES: bool
+    HAS_MARGIN: bool
+    HAS_WEIGHT: bool
+    NEED_D_ANCHORS: bool
+    NEED_D_CANDIDATES: bool
+    NEED_D_TAU: bool
+    NEED_STATS: bool
+
+    @property
+    def masks(self) -> bool:
+        """Whether anything but the diagonal decides on a row's positive and negatives."""
+        return self.HAS_POSITIVE or self.HAS_GROUP or self.IGNORES
+
+
+class Plan(NamedTuple):
+    """The launches of a call. Its shapes, types and options decide, so equal calls share one plan."""
+
+    rows: Launch
+    anchors: Launch | None  # None: the row sweep accumulates for d_anchors, if it is needed
+    bounded: Launch | None  # of bounded_sweep.py, whose kernels then take the place of those of the two above
+    combine: Launch
+    columns: Launch
+    arrivals: int  # counters of the column sweep's splits, which it joins itself; 0: it has one, or leaves them
+
+
+@lru_cache(maxsize=4096)
+def make_plan(products: Products, flags: Flags, is_small: bool, few: int, blocks: str) -> Plan:
+    """Returns the plan of a call, small or not, whose column sweep streams up to ``few`` blocks of rows unsplit.
+
+    ``blocks``: the value of ADAFTR_FAST_INFONCE_BLOCKS, see ``choose_tiling``.
+    """
+    tiling = choose_tiling(products.kind, products.width, products.capability, blocks)
+    need_sum_pz = flags.NEED_STATS or (flags.NEED_D_TAU and not flags.NEED_D_ANCHORS)
+    config = tiling.row_sweep_explicit if flags.masks else tiling.row_sweep
+    if need_sum_pz:
+        config = tiling.row_sweep_pz
+    rows = products.launch(config, divide_width=flags.NEED_D_ANCHORS)
+    anchors_apart = config.five_products and flags.NEED_D_ANCHORS
+    # The largest norm takes two launches, which cost a small call more than a known maximum saves.
+    bounds = not (is_small or flags.masks)
+    own = {
+        "FIXED_MAX": bounds and has_fixed_max(products.dtype, config, need_sum_pz),
+        "NEED_D_ANCHORS": flags.NEED_D_ANCHORS and not config.five_products,
+        "NEED_SUM_PZ": need_sum_pz,
+    }
+    rows = rows._replace(options=rows.options | flags._asdict() | own)
+
+    config = tiling.column_sweep
+    columns = products.launch(config, divide_width=True, owns_columns=True, few=few)
+    own = {
+        "FOLDED": not flags.masks and folds_scale(products.dtype, config),
+        "REDUCES": is_small and not config.five_products,  # with masks it spills there
+        "JOINS": products.kind in JOINING and is_small and flags.NEED_D_CANDIDATES and columns.grid[1] > 1,
+        "BRANCHES": config.five_products,
+    }
+    columns = columns._replace(options=columns.options | flags._asdict() | own)
+
+    block_d = min(COMBINE_BLOCK_D[products.dtype], triton.next_power_of_2(products.width))
+    own = {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": block_d, "ACC_DTYPE": TYPES[products.acc_dtype]}
+    own |= {"D": products.d, "D_PADDED": products.width}
+    # It sets the counters of arrivals to 0.
+    combine = Launch((cdiv(products.rows, COMBINE_BLOCK_M), 1, 1), columns.options | own, {})
+    return Plan(
+        rows,
+        anchors=rows if anchors_apart else None,
+        bounded=rows if anchors_apart and bounds and not need_sum_pz else None,
+        combine=combine,
+        columns=columns,
+        arrivals=columns.grid[0] * columns.grid[2] if columns.options["JOINS"] else 0,
+    )
 
 
 def infonce(
@@ -47,199 +324,152 @@ def infonce(
     positive_weight: Tensor | None = None,  # [B], default 1: of the positive in the target of the gradients
     *,
     ieee: bool = False,
-) -> tuple[Tensor, ...]:
-    """Computes the nine outputs of ``torch.ops.adaftr_fast.infonce``, on CUDA or under TRITON_INTERPRET=1.
+) -> Outputs:
+    """Computes the outputs of ``torch.ops.adaftr_fast.infonce``, on CUDA or under TRITON_INTERPRET=1.
 
-    Returns loss [], rows, lse, positive_logit [B], top1, entropy [B], d_anchors [B, d], d_candidates [N, d] and
-    d_tau [B] in the accumulation type; empty where not needed. Rows whose tau is not positive and finite, or whose
-    positive is out of range, yield NaN, and d_candidates with them, because nothing is read back to check. Ignored
-    rows yield zeros, whatever they hold.
+    Rows whose tau is not positive and finite, or whose positive is out of range, yield NaN, and d_candidates with them,
+    because nothing is read back to check. Ignored rows yield zeros, whatever they hold.
 
     Raises:
         ValueError: the tensors are not on CUDA and kernels are not interpreted, or the GPU is older than compute
             capability 8.0.
     """
-    check_device(anchors)
-    needs = Needs(need_d_anchors, need_d_candidates, need_d_tau, need_stats)
-    if anchors.shape[0] == 0 or candidates.shape[0] == 0:
-        return _zeros(anchors, candidates, *needs)
-    with torch.cuda.device(anchors.get_device()) if anchors.is_cuda else nullcontext():
-        options = positive, row_group, column_group, ignore_above, margin, positive_weight
-        problem = _prepare(anchors, candidates, tau, scale, *options, needs, ieee)
-        *rows, row_terms, block_terms, arrivals, d_anchors, d_tau = _row_side(problem, needs)
-        if need_d_candidates:
-            loss, d_candidates = _column_side(problem, row_terms, block_terms, arrivals)
-        else:
-            loss, d_candidates = block_terms[2].sum(), d_anchors.new_empty(0)
-    return loss, *rows, d_anchors, d_candidates, d_tau
+    with on_gpu(anchors):
+        ignored = None if positive is None else positive == IGNORE.value
+        operands = prepare_operands(anchors, candidates, ignored, splits=True, ieee=ieee)
+        needs = need_d_anchors, need_d_candidates, need_d_tau, need_stats
+        # The column sweep makes d_candidates.
+        outputs = new_outputs(operands, need_d_anchors, False, need_d_tau, need_stats)
+        products = operands.products
+        if products.rows == 0 or products.columns == 0:  # then every row is ignored
+            return new_outputs(operands, *needs).zeroed()
+        grouped = row_group is not None and column_group is not None
+        given = positive is not None, grouped, ignore_above is not None, bool(margin), positive_weight is not None
+        flags = Flags(*given, *needs)
+        is_small = SMALL_PART * products.processors >= products.rows * products.columns
+        plan = make_plan(products, flags, is_small, FEW_BLOCKS, chosen_blocks())
+        tau = _cast(tau, products.acc_dtype)
+        scale = _cast(scale, products.acc_dtype)
+        arguments = {
+            **operands.arguments(),
+            **outputs.arguments(),
+            "tau_ptr": tau.contiguous(),
+            "positive_ptr": _contiguous(positive),
+            "row_group_ptr": _contiguous(row_group) if grouped else None,
+            "column_group_ptr": _contiguous(column_group) if grouped else None,
+            "scale_ptr": scale,
+            "scale_stride": scale.stride(0),
+            # 0-dim; Triton's floats are not always of the accumulation type
+            "ignore_above_ptr": None if ignore_above is None else tau.new_full((), ignore_above),
+            "margin_ptr": tau.new_full((), margin) if margin else None,
+            "positive_weight_ptr": _contiguous(positive_weight, products.acc_dtype),
+        }
+        gluon = _gluon_config(operands, flags)
+        arguments |= _row_side(operands, plan, gluon, arguments)
+        if not need_d_candidates:
+            return outputs._replace(loss=arguments["block_terms_ptr"][2].sum())
+        loss, d_candidates = _sweep_columns(operands, plan, gluon, arguments)
+        return outputs._replace(loss=loss, d_candidates=d_candidates)
 
 
-class _Problem(NamedTuple):
-    """The inputs as the kernels take them, and how these are launched."""
-
-    operands: Operands
-    plan: Plan
-    gluon: Config | None  # of the sweeps in Gluon; None where they are not chosen or do not serve
-    tau: Tensor  # [B] in the accumulation type, like the tensors of numbers that follow
-    scale: Tensor  # [B]
-    weight: Tensor | None  # [B]
-    positive: Tensor | None  # [B]
-    row_group: Tensor | None  # [B]
-    column_group: Tensor | None  # [N]
-    ignore_above: Tensor | None  # 0-dim; Triton's floats are not always of the accumulation type
-    margin: Tensor | None  # 0-dim; None for 0
-
-
-def _prepare(
-    anchors, candidates, tau, scale, positive, row_group, column_group, ignore_above, margin, weight, needs: Needs, ieee
-) -> _Problem:
-    """Prepares the inputs, without groups that are given for one side only, and finds the plan."""
-    acc_dtype = accumulation_dtype(anchors)
-    tau, scale = _cast(tau, acc_dtype).contiguous(), _cast(scale, acc_dtype)
-    weight = None if weight is None else _cast(weight, acc_dtype).contiguous()
-    positive = None if positive is None else positive.contiguous()
-    if row_group is None or column_group is None:
-        row_group = column_group = None
-    else:
-        row_group, column_group = row_group.contiguous(), column_group.contiguous()
-    ignore_above = None if ignore_above is None else tau.new_full((), ignore_above)
-    margin = tau.new_full((), margin) if margin else None
-    ignored = None if positive is None else positive == IGNORE.value
-    operands = prepare_operands(anchors, candidates, ignored, splits=True, ieee=ieee)
-    a, b, _, kind, d, _, capability, processors = operands
-    (B, width), N = a.shape, b.shape[0]
-    given = Given(*(x is not None for x in (positive, row_group, ignore_above, margin, weight)))
-    products = Products(kind, a.dtype, acc_dtype, B, N, d, width, capability, processors)
-    plan = make_plan(products, given, needs, SMALL_PART * processors >= B * N, FEW_BLOCKS, chosen_blocks())
-    gluon = choose_gluon(a.dtype, width, capability)
+def _gluon_config(operands: Operands, flags: Flags) -> Config | None:
+    """Returns the config of the sweeps in Gluon; None where they are not chosen or do not serve."""
+    products = operands.products
+    config = choose_gluon(products.dtype, products.width, products.capability)
     # TMA steps from row to row: rows of an expanded tensor lie at one address.
-    if given.masks or min(a.stride(0), b.stride(0)) < width:
-        gluon = None
-    return _Problem(operands, plan, gluon, tau, scale, weight, positive, row_group, column_group, ignore_above, margin)
+    expanded = min(operands.anchors.stride(0), operands.candidates.stride(0)) < products.width
+    return None if flags.masks or expanded else config
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)  # to() takes a microsecond to find that
 
 
-def _zeros(anchors, candidates, need_d_anchors, need_d_candidates, need_d_tau, need_stats) -> tuple[Tensor, ...]:
-    """Returns zeros: the outputs for no rows, or for no columns (every row is then ignored)."""
-    B, acc_dtype = anchors.shape[0], accumulation_dtype(anchors)
-
-    def zeros(*shape: int, needed: bool = True, dtype: torch.dtype = acc_dtype) -> Tensor:
-        return anchors.new_zeros(shape if needed else 0, dtype=dtype)
-
-    stats = zeros(B, needed=need_stats, dtype=torch.bool), zeros(B, needed=need_stats)
-    gradients = (
-        zeros(*anchors.shape, needed=need_d_anchors),
-        zeros(*candidates.shape, needed=need_d_candidates),
-        zeros(B, needed=need_d_tau),
-    )
-    return zeros(), zeros(B), zeros(B), zeros(B), *stats, *gradients
+def _contiguous(x: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
+    if x is None:
+        return None
+    return (x if dtype is None else _cast(x, dtype)).contiguous()
 
 
-def _row_side(problem: _Problem, needs: Needs) -> tuple[Tensor, ...]:
-    """Sweeps the rows and combines the splits.
-
-    Returns rows, lse, positive_logit, top1, entropy, row_terms, block_terms, arrivals, d_anchors and d_tau.
-    """
-    operands, plan, _, tau, scale, weight, positive, *_, ignore_above, margin = problem
-    a, b = operands.anchors, operands.candidates
-    B, empty = a.shape[0], tau.new_empty
-    positive_score, partials, acc = _sweep_rows(problem, needs.d_anchors)
-    grid, options = plan.combine
-    rows, lse, positive_logit = empty(B), empty(B), empty(B)
-    top1, entropy = tau.new_empty(B if needs.stats else 0, dtype=torch.bool), empty(B if needs.stats else 0)
-    row_terms = empty(5 if ignore_above is None else 6, B) if needs.d_candidates else empty(0)
-    block_terms = empty(3, grid[0])
-    arrivals = empty(plan.arrivals, dtype=torch.int32) if plan.arrivals else None
-    d_anchors = empty(B, operands.d) if needs.d_anchors else empty(0)
-    d_tau = empty(B if needs.d_tau else 0)
-    infonce_combine_kernel[grid](
-        a, b, tau, positive, scale, positive_score, margin, weight, partials, acc, rows, lse, positive_logit, top1,
-        entropy, row_terms, block_terms, arrivals, d_anchors, d_tau, B, b.shape[0], partials.shape[0], plan.arrivals,
-        a.stride(0), b.stride(0), scale.stride(0), **options,
-    )  # fmt: skip
-    if needs.d_candidates and ignore_above is not None:
-        torch.add(positive_score, ignore_above, out=row_terms[5])
-    return rows, lse, positive_logit, top1, entropy, row_terms, block_terms, arrivals, d_anchors, d_tau
-
-
-def _sweep_rows(problem: _Problem, need_d_anchors: bool) -> tuple[Tensor, ...]:
+def _sweep_rows(operands: Operands, plan: Plan, gluon: Config | None, arguments: dict[str, Any]) -> dict[str, Any]:
     """Returns positive_score [B], partials [S, 4, B] and acc [S, B, D_PADDED], empty unless needed."""
-    operands, plan, gluon, tau, *_, positive, row_group, column_group, ignore_above, margin = problem
-    if gluon is not None and margin is None and not plan.need_sum_pz:
+    products, rows = operands.products, plan.rows
+    need_acc = plan.columns.options["NEED_D_ANCHORS"]
+    if gluon is not None and arguments["margin_ptr"] is None and not rows.options["NEED_SUM_PZ"]:
         from adaftr_fast.kernels.infonce.gluon_row import gluon_row_sweep  # imports Gluon, which Triton may lack
 
-        return gluon_row_sweep(operands, gluon, tau, need_d_anchors)
-    a, b = operands.swept
-    B, width = operands.anchors.shape
-    grid, options = plan.rows
-    max_norm = _max_norm(operands) if plan.bounds_logits else None
-    positive_score, partials = tau.new_empty(B), tau.new_empty(grid[1], 4, B)
-    acc = tau.new_empty(grid[1], B, width) if need_d_anchors else tau.new_empty(0)
-    if plan.bounded is not None:
-        _sweep_bounded(plan.bounded, plan.anchors, a, b, tau, margin, max_norm, positive_score, partials, acc)
-        return positive_score, partials, acc
-    infonce_row_sweep_kernel[grid](
-        a, b, tau, positive, row_group, column_group, ignore_above, margin, max_norm, positive_score, partials, acc, B,
-        b.shape[0], a.stride(0), b.stride(0), **options,
-    )  # fmt: skip
-    if plan.anchors is not None:
-        grid, options = plan.anchors
-        infonce_anchor_sweep_kernel[grid](
-            a, b, tau, positive, row_group, column_group, ignore_above, positive_score, partials, acc, B, b.shape[0],
-            a.stride(0), b.stride(0), **options,
-        )  # fmt: skip
-    return positive_score, partials, acc
-
-
-def _sweep_bounded(
-    bounded: Launch, anchors: Launch, a, b, tau, margin, max_norm, positive_score, partials, acc
-) -> None:
-    """Sweeps the blocks of rows whose logits are bounded, and then the others; writes the last three tensors."""
-    grid, options = bounded
-    swept = tau.new_empty(grid[0], dtype=torch.int32)
-    shape = a.shape[0], b.shape[0], a.stride(0), b.stride(0)
-    infonce_bounded_sweep_kernel[grid](
-        a, b, tau, margin, max_norm, swept, positive_score, partials, acc, *shape, **options
-    )
-    infonce_unbounded_row_sweep_kernel[grid](a, b, tau, margin, swept, positive_score, partials, *shape, **options)
-    infonce_unbounded_anchor_sweep_kernel[grid](a, b, tau, swept, partials, acc, *shape, **anchors.options)
+        found = gluon_row_sweep(operands, gluon, arguments["tau_ptr"], need_acc)
+        return dict(zip(("positive_score_ptr", "partials_ptr", "acc_ptr"), found))
+    splits = rows.grid[1]
+    found = {
+        "positive_score_ptr": operands.empty(products.rows),
+        "partials_ptr": operands.empty(splits, 4, products.rows),
+        "acc_ptr": operands.empty(splits, products.rows, products.width) if need_acc else operands.empty(0),
+    }
+    bounds = rows.options["FIXED_MAX"] or plan.bounded is not None
+    given = arguments | found | {"max_norm_ptr": _max_norm(operands) if bounds else None}
+    if plan.bounded is None:
+        rows.run(infonce_row_sweep_kernel, given)
+        if plan.anchors is not None:
+            plan.anchors.run(infonce_anchor_sweep_kernel, given)
+        return found
+    # The blocks of rows whose logits are bounded, and then the others.
+    given["swept_ptr"] = operands.empty(rows.grid[0], dtype=torch.int32)
+    plan.bounded.run(infonce_bounded_sweep_kernel, given)
+    plan.bounded.run(infonce_unbounded_row_sweep_kernel, given)
+    plan.bounded.run(infonce_unbounded_anchor_sweep_kernel, given)
+    return found
 
 
 def _max_norm(operands: Operands) -> Tensor:
-    return torch.linalg.vector_norm(operands.candidates, dim=1, dtype=operands.acc_dtype).amax()
+    dtype = operands.products.acc_dtype
+    return torch.linalg.vector_norm(operands.candidates, dim=1, dtype=dtype).amax()
 
 
-def _column_side(problem: _Problem, row_terms, block_terms, arrivals: Tensor | None) -> tuple[Tensor, Tensor]:
+def _row_side(operands: Operands, plan: Plan, gluon: Config | None, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Sweeps the rows and combines the splits; returns row_terms, block_terms and arrivals, for the column sweep.
+
+    The memory of acc is then free for the column sweep's partials.
+    """
+    swept = _sweep_rows(operands, plan, gluon, arguments)
+    B, options = operands.products.rows, plan.combine.options
+    row_terms = operands.empty(0)
+    if options["NEED_D_CANDIDATES"]:
+        row_terms = operands.empty(6 if options["IGNORES"] else 5, B)
+    found = {
+        "row_terms_ptr": row_terms,
+        "block_terms_ptr": operands.empty(3, plan.combine.grid[0]),
+        "arrivals_ptr": operands.empty(plan.arrivals, dtype=torch.int32) if plan.arrivals else None,
+    }
+    counts = {"num_splits": len(swept["partials_ptr"]), "num_arrivals": plan.arrivals}
+    plan.combine.run(infonce_combine_kernel, arguments | swept | operands.arguments(swept=False) | found | counts)
+    if options["NEED_D_CANDIDATES"] and options["IGNORES"]:
+        torch.add(swept["positive_score_ptr"], arguments["ignore_above_ptr"], out=row_terms[5])
+    return found
+
+
+def _sweep_columns(
+    operands: Operands, plan: Plan, gluon: Config | None, arguments: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
     """Sweeps the columns; returns the loss [] and d_candidates [N, d]."""
-    gluon = problem.gluon
-    if gluon is None and problem.plan.reduces:
-        loss = row_terms.new_empty(())
-        return loss, _sweep_columns(problem, row_terms, block_terms, arrivals, loss)
-    # The reduction within the sweep takes 21 instructions a tile: its results are not known to be uniform.
-    loss, largest = block_terms[2].sum(), block_terms[:2].amax(1)
-    if gluon is None:
-        return loss, _sweep_columns(problem, row_terms, largest, None, None)
-    from adaftr_fast.kernels.infonce.gluon_column import gluon_column_sweep  # as for the rows
+    products, columns, block_terms = operands.products, plan.columns, arguments["block_terms_ptr"]
+    loss = None
+    if gluon is not None or not columns.options["REDUCES"]:
+        # The reduction within the sweep takes 21 instructions a tile: its results are not known to be uniform.
+        loss = block_terms[2].sum()
+        block_terms = block_terms[:2].amax(1)
+    if gluon is not None:
+        from adaftr_fast.kernels.infonce.gluon_column import gluon_column_sweep  # as for the rows
 
-    scales = largest * 2.0 ** -max_offset(problem.operands.anchors.dtype)
-    return loss, _join(gluon_column_sweep(problem.operands, gluon, row_terms, scales))
-
-
-def _sweep_columns(problem: _Problem, row_terms, block_terms, arrivals: Tensor | None, loss: Tensor | None) -> Tensor:
-    """Launches the column sweep, which writes ``loss`` if it is given; returns d_candidates [N, d]."""
-    a, b = problem.operands.swept
-    N, d, (grid, options) = b.shape[0], problem.operands.d, problem.plan.columns
-    partials = row_terms.new_empty(grid[1], N, d)
-    d_candidates = None if arrivals is None else row_terms.new_empty(N, d)
-    infonce_column_sweep_kernel[grid](
-        a, b, problem.positive, problem.row_group, problem.column_group, row_terms, block_terms, arrivals, loss,
-        partials, d_candidates, a.shape[0], N, block_terms.shape[-1], a.stride(0), b.stride(0), **options,
-    )  # fmt: skip
-    return _join(partials) if d_candidates is None else d_candidates
-
-
-def _join(partials: Tensor) -> Tensor:
-    return partials[0] if partials.shape[0] == 1 else partials.sum(0)
+        scales = block_terms * 2.0 ** -max_offset(products.dtype)
+        return loss, join(gluon_column_sweep(operands, gluon, arguments["row_terms_ptr"], scales))
+    own = {
+        "block_terms_ptr": block_terms,
+        "num_blocks": block_terms.shape[-1],
+        "loss_ptr": operands.empty() if loss is None else None,
+        "partials_ptr": operands.empty(columns.grid[1], products.columns, products.d),
+        "d_candidates_ptr": operands.empty(products.columns, products.d) if plan.arrivals else None,
+    }
+    columns.run(infonce_column_sweep_kernel, arguments | own)
+    d_candidates = own["d_candidates_ptr"] if plan.arrivals else join(own["partials_ptr"])
+    return own["loss_ptr"] if loss is None else loss, d_candidates

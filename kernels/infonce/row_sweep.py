@@ -29,6 +29,7 @@ from adaftr_fast.kernels.infonce.tiles import (
     load_row_parameters,
     partition_blocks,
     scores,
+    split_blocks,
 )
 
 SMALLEST_SQUARE = Constant(2.0**-100)  # squares below are flushed to 0, which would make a norm too small
@@ -65,9 +66,7 @@ def _fits(m, a, softmax_scale_log2, max_norm):
 def _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr, bound,
                     d_start, first, count, gap_at, gap, MASKED: tl.constexpr, HAS_GROUP: tl.constexpr,
                     IGNORES: tl.constexpr, FIXED_MAX: tl.constexpr, NEED_D_ANCHORS: tl.constexpr,
-                    NEED_SUM_PZ: tl.constexpr, MAX_OFFSET: tl.constexpr, BLOCK_N: tl.constexpr,
-                    D_PADDED: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND_DTYPE: tl.constexpr,
-                    ACC_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr):  # fmt: skip
+                    NEED_SUM_PZ: tl.constexpr, META: tl.constexpr):  # fmt: skip
     """Streams ``count`` blocks of columns past the rows, from block ``first`` on; skips ``gap`` after ``gap_at``.
 
     With FIXED_MAX, m stays, and l, sum_pz and max_negative are of 8 places each: [BLOCK_M, 8].
@@ -76,14 +75,11 @@ def _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive
     N = b_desc[2]
     for i in range(count):
         block = first + i + tl.where(i >= gap_at, gap, 0)
-        columns = block * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+        columns = block * META.BLOCK_N + tl.arange(0, META.BLOCK_N)  # [BLOCK_N]
         b = columns
-        if NEED_D_ANCHORS or BLOCK_K == 0:
-            b = load_operand(
-                b_desc, columns, d_start, D_PADDED, BLOCK_D, INPUT_PRECISION, not MASKED
-            )  # [BLOCK_N, BLOCK_D]
-        s = scores(a, a_desc, rows, b, b_desc, columns, D_PADDED, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
-                   INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]  # fmt: skip
+        if NEED_D_ANCHORS or META.BLOCK_K == 0:
+            b = load_operand(b_desc, columns, d_start, META.BLOCK_D, META, not MASKED)  # [BLOCK_N, BLOCK_D]
+        s = scores(a, a_desc, rows, b, b_desc, columns, META.BLOCK_K, META)  # [BLOCK_M, BLOCK_N]
         if MASKED:
             s = tl.where((columns < N)[None, :], s, float("-inf"))
             s = tl.where(columns[None, :] == positive[:, None], float("-inf"), s)
@@ -102,7 +98,7 @@ def _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive
         else:
             block_max = tl.max(s, 1)  # [BLOCK_M]
             max_negative = tl.maximum(max_negative, block_max)
-            m_new = tl.maximum(m, block_max * softmax_scale_log2 - MAX_OFFSET)
+            m_new = tl.maximum(m, block_max * softmax_scale_log2 - META.MAX_OFFSET)
             log2_alpha = m - m_new
             alpha = tl.exp2(log2_alpha)
             z = _logits(s, softmax_scale_log2, m_new)
@@ -115,7 +111,7 @@ def _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive
                 acc *= alpha[:, None]
             m = m_new
         if NEED_D_ANCHORS:
-            acc = accumulate(p, b, acc, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # [BLOCK_M, BLOCK_D]
+            acc = accumulate(p, b, acc, META)  # [BLOCK_M, BLOCK_D]
     return m, l, sum_pz, max_negative, acc
 
 
@@ -144,25 +140,16 @@ def infonce_row_sweep_kernel(
     FIXED_MAX: tl.constexpr,
     NEED_D_ANCHORS: tl.constexpr,
     NEED_SUM_PZ: tl.constexpr,
-    MAX_OFFSET: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    OPERAND_DTYPE: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+    META: tl.constexpr,
 ):
     """Grid: (blocks of rows, splits of the columns, slices of acc's width)."""
     split = tl.program_id(1)
-    num_splits = tl.num_programs(1)
-    d_start = tl.program_id(2) * BLOCK_D
-    row_start = tl.program_id(0) * BLOCK_M
-    local = tl.arange(0, BLOCK_M)
+    d_start = tl.program_id(2) * META.BLOCK_D
+    row_start = tl.program_id(0) * META.BLOCK_M
+    local = tl.arange(0, META.BLOCK_M)
     rows = row_start + local  # [BLOCK_M]
     positive, softmax_scale, _ = load_row_parameters(tau_ptr, positive_ptr, rows, B, N, HAS_POSITIVE)
-    softmax_scale_log2 = (softmax_scale * LOG2_E).to(ACC_DTYPE)
+    softmax_scale_log2 = (softmax_scale * LOG2_E).to(META.ACC_DTYPE)
     group = rows
     if HAS_GROUP:
         group = tl.load(row_group_ptr + rows, mask=rows < B, other=0)
@@ -172,52 +159,48 @@ def infonce_row_sweep_kernel(
     # The positives' scores are the diagonal of a product of two blocks, which sums in the sweep's order: a tie with a
     # negative is then a tie to the bit. It loops over d, because a whole block of gathered rows would not fit in
     # shared memory beside the others.
-    positive_block_k: tl.constexpr = BLOCK_K if BLOCK_K > 0 else min(BLOCK_D, 64)
-    s = scores(rows, a_desc, rows, positive, b_desc, positive, D_PADDED, positive_block_k, OPERAND_DTYPE, ACC_DTYPE,
-               INPUT_PRECISION)  # [BLOCK_M, BLOCK_M]  # fmt: skip
+    positive_block_k: tl.constexpr = META.BLOCK_K if META.BLOCK_K > 0 else min(META.BLOCK_D, 64)
+    s = scores(rows, a_desc, rows, positive, b_desc, positive, positive_block_k, META)  # [BLOCK_M, BLOCK_M]
     positive_score = tl.sum(tl.where(local[:, None] == local[None, :], s, 0.0), 1)  # [BLOCK_M]
     bound = positive_score
     if IGNORES:
         bound += tl.load(ignore_above_ptr)
     a = rows
-    if BLOCK_K == 0:
-        a = load_operand(a_desc, rows, 0, D_PADDED, BLOCK_D, INPUT_PRECISION)  # [BLOCK_M, BLOCK_D]
+    if META.BLOCK_K == 0:
+        a = load_operand(a_desc, rows, 0, META.BLOCK_D, META)  # [BLOCK_M, BLOCK_D]
 
-    blocks = tl.cdiv(N, BLOCK_N)
-    first = (split * blocks) // num_splits
-    last = ((split + 1) * blocks) // num_splits
-    diagonal_last = tl.cdiv(tl.minimum(row_start + BLOCK_M, B), BLOCK_N)
+    first, last = split_blocks(N, META.BLOCK_N)
+    diagonal_last = tl.cdiv(tl.minimum(row_start + META.BLOCK_M, B), META.BLOCK_N)
     all_masked: tl.constexpr = HAS_POSITIVE or HAS_GROUP
-    low, high, end = partition_blocks(first, last, N // BLOCK_N, row_start // BLOCK_N, diagonal_last, all_masked)
-    m = positive_score * softmax_scale_log2 - MAX_OFFSET
+    low, high, end = partition_blocks(
+        first, last, N // META.BLOCK_N, row_start // META.BLOCK_N, diagonal_last, all_masked
+    )
+    m = positive_score * softmax_scale_log2 - META.MAX_OFFSET
     if HAS_MARGIN:  # a negative that is negligible beside the positive's score may not be so beside what is left of it
-        m = (positive_score - tl.load(margin_ptr)) * softmax_scale_log2 - MAX_OFFSET
-    zero = tl.zeros([BLOCK_M], ACC_DTYPE)
+        m = (positive_score - tl.load(margin_ptr)) * softmax_scale_log2 - META.MAX_OFFSET
+    zero = tl.zeros([META.BLOCK_M], META.ACC_DTYPE)
     l, sum_pz, max_negative, acc = zero, zero, zero - float("inf"), zero
     if NEED_D_ANCHORS:
-        acc = tl.zeros([BLOCK_M, BLOCK_D], ACC_DTYPE)
+        acc = tl.zeros([META.BLOCK_M, META.BLOCK_D], META.ACC_DTYPE)
     plain = end - first - (high - low)
     if FIXED_MAX:
-        fits = _fits(m, a[0] if INPUT_PRECISION == "bf16x3" else a, softmax_scale_log2, tl.load(max_norm_ptr))
-        places = tl.zeros([BLOCK_M, 8], ACC_DTYPE)
+        fits = _fits(m, a[0] if META.INPUT_PRECISION == "bf16x3" else a, softmax_scale_log2, tl.load(max_norm_ptr))
+        places = tl.zeros([META.BLOCK_M, 8], META.ACC_DTYPE)
         state = (m, places, places, places - float("inf"), acc)
         state = _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr,
                                 bound, d_start, first, fits * plain, low - first, high - low, False, HAS_GROUP, IGNORES,
-                                True, NEED_D_ANCHORS, NEED_SUM_PZ, MAX_OFFSET, BLOCK_N, D_PADDED, BLOCK_D, BLOCK_K,
-                                OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+                                True, NEED_D_ANCHORS, NEED_SUM_PZ, META)  # fmt: skip
         m, l, sum_pz, max_negative, acc = state
         l, sum_pz, max_negative = tl.sum(l, 1), tl.sum(sum_pz, 1), tl.max(max_negative, 1)
         plain *= 1 - fits
     state = (m, l, sum_pz, max_negative, acc)
     if not all_masked:
         state = _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr,
-                                bound, d_start, first, plain, low - first, high - low, False, HAS_GROUP, IGNORES,
-                                False, NEED_D_ANCHORS, NEED_SUM_PZ, MAX_OFFSET, BLOCK_N, D_PADDED, BLOCK_D, BLOCK_K,
-                                OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+                                bound, d_start, first, plain, low - first, high - low, False, HAS_GROUP, IGNORES, False,
+                                NEED_D_ANCHORS, NEED_SUM_PZ, META)  # fmt: skip
     state = _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr,
                             bound, d_start, low, high - low + last - end, high - low, end - high, True, HAS_GROUP,
-                            IGNORES, False, NEED_D_ANCHORS, NEED_SUM_PZ, MAX_OFFSET, BLOCK_N, D_PADDED, BLOCK_D,
-                            BLOCK_K, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+                            IGNORES, False, NEED_D_ANCHORS, NEED_SUM_PZ, META)  # fmt: skip
     m, l, sum_pz, max_negative, acc = state
 
     inside = rows < B
@@ -230,6 +213,6 @@ def infonce_row_sweep_kernel(
         tl.store(partials + 2 * B, sum_pz, mask=inside)
         tl.store(partials + 3 * B, max_negative, mask=inside)
     if NEED_D_ANCHORS:
-        width = d_start + tl.arange(0, BLOCK_D)  # [BLOCK_D]
-        offset = (split.to(tl.int64) * B + rows)[:, None] * D_PADDED + width[None, :]
-        tl.store(acc_ptr + offset, acc, mask=inside[:, None] & (width < D_PADDED)[None, :])
+        width = d_start + tl.arange(0, META.BLOCK_D)  # [BLOCK_D]
+        offset = (split.to(tl.int64) * B + rows)[:, None] * META.D_PADDED + width[None, :]
+        tl.store(acc_ptr + offset, acc, mask=inside[:, None] & (width < META.D_PADDED)[None, :])

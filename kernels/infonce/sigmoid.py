@@ -4,11 +4,9 @@ sigmoid_sweep.py gives the algebra. Products are formed as for InfoNCE (launch.p
 other types in float32, and float32 products are IEEE or TF32.
 """
 
-from contextlib import nullcontext
-
 import torch
-from adaftr_fast.kernels.infonce.config import max_offset
-from adaftr_fast.kernels.infonce.operands import Operands, accumulation_dtype, check_device, prepare_operands
+from adaftr_fast.kernels.infonce.config import choose_tiling, chosen_blocks
+from adaftr_fast.kernels.infonce.launch import Operands, join, on_gpu, prepare_operands
 from adaftr_fast.kernels.infonce.sigmoid_sweep import sigmoid_sweep_kernel
 from torch import Tensor
 
@@ -32,12 +30,14 @@ def sigmoid_contrast(
         ValueError: the tensors are not on CUDA and kernels are not interpreted, or the GPU is older than compute
             capability 8.0.
     """
-    check_device(anchors)
-    acc_dtype = accumulation_dtype(anchors)
-    if anchors.shape[0] == 0 or candidates.shape[0] == 0:
-        return _zeros(anchors, candidates, acc_dtype, need_d_anchors, need_d_candidates)
-    with torch.cuda.device(anchors.device) if anchors.is_cuda else nullcontext():
+    with on_gpu(anchors):
         operands = prepare_operands(anchors, candidates)
+        acc_dtype = operands.products.acc_dtype
+        if anchors.shape[0] == 0 or candidates.shape[0] == 0:
+            zeros = [anchors.new_zeros((), dtype=acc_dtype) for _ in range(3)]
+            sides = ((anchors, need_d_anchors), (candidates, need_d_candidates))
+            d_anchors, d_candidates = (h.new_zeros(h.shape if need else (0,), dtype=acc_dtype) for h, need in sides)
+            return zeros[0], d_anchors, d_candidates, zeros[1], zeros[2]
         positive = None if positive is None else positive.contiguous()
         terms = (positive, *(x.to(anchors.device, acc_dtype) for x in (logit_scale, logit_bias)))
         sums, d_anchors = _sweep(operands, *terms, owns_rows=True, need_gradient=need_d_anchors)
@@ -53,28 +53,29 @@ def _sweep(
     operands: Operands, positive: Tensor | None, scale: Tensor, bias: Tensor, owns_rows: bool, need_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """Sweeps one side; returns the rows' sums [S, 3, B], empty for columns, and the gradient of the side."""
+    products = operands.products
+    tiling = choose_tiling(products.kind, products.width, products.capability, chosen_blocks())
+    config = tiling.sigmoid_rows if owns_rows else tiling.sigmoid_columns
+    launch = products.launch(config, divide_width=need_gradient, owns_columns=not owns_rows)
     sides = operands.anchors, operands.candidates
     x, y = sides if owns_rows else sides[::-1]
-    sweep = "sigmoid_rows" if owns_rows else "sigmoid_columns"
-    grid, options = operands.launch_options(sweep, divide_width=need_gradient)
-    splits = grid[1]
-    sums = operands.empty(splits, 3, len(x)) if owns_rows else operands.empty(0)
-    d_x = operands.empty(splits, len(x), operands.d) if need_gradient else operands.empty(0)
-    sigmoid_sweep_kernel[grid](
-        x, y, positive, scale, bias, sums, d_x, len(x), len(y), x.stride(0), y.stride(0), OWNS_ROWS=owns_rows,
-        HAS_POSITIVE=positive is not None, NEED_GRADIENT=need_gradient, MAX_OFFSET=max_offset(x.dtype), D=operands.d,
-        **options,
-    )  # fmt: skip
-    if need_gradient:
-        d_x = d_x[0] if splits == 1 else d_x.sum(0)
-    return sums, d_x
-
-
-def _zeros(
-    anchors: Tensor, candidates: Tensor, acc_dtype: torch.dtype, need_d_anchors: bool, need_d_candidates: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns zeros: the outputs where there is no pair."""
-    loss, d_scale, d_bias = (anchors.new_zeros((), dtype=acc_dtype) for _ in range(3))
-    needs = ((anchors, need_d_anchors), (candidates, need_d_candidates))
-    d_anchors, d_candidates = (h.new_zeros(h.shape if need else (0,), dtype=acc_dtype) for h, need in needs)
-    return loss, d_anchors, d_candidates, d_scale, d_bias
+    splits = launch.grid[1]
+    arguments = {
+        "x_ptr": x,
+        "y_ptr": y,
+        "positive_ptr": positive,
+        "logit_scale_ptr": scale,
+        "logit_bias_ptr": bias,
+        "sums_ptr": operands.empty(splits, 3, len(x)) if owns_rows else operands.empty(0),
+        "d_x_ptr": operands.empty(splits, len(x), products.d) if need_gradient else operands.empty(0),
+        "X": len(x),
+        "Y": len(y),
+        "x_stride": x.stride(0),
+        "y_stride": y.stride(0),
+        "OWNS_ROWS": owns_rows,
+        "HAS_POSITIVE": positive is not None,
+        "NEED_GRADIENT": need_gradient,
+    }
+    launch.run(sigmoid_sweep_kernel, arguments)
+    d_x = arguments["d_x_ptr"]
+    return arguments["sums_ptr"], join(d_x) if need_gradient else d_x

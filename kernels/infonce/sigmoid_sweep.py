@@ -27,10 +27,12 @@ from adaftr_fast.kernels.infonce.tiles import (
     LN_2,
     LOG2_E,
     Constant,
+    accumulate,
     load_block,
     log1p,
     partition_blocks,
     scores,
+    split_blocks,
 )
 
 MOST_FACTORS = Constant(64)  # of a product of numbers up to 2: at 128 it would overflow float32
@@ -61,9 +63,7 @@ def _load_positive(positive_ptr, rows, bias, B, N):
 @triton.jit
 def _stream(state, x, x_desc, x_index, y_desc, scale_log2, bias_log2, x_bias, x_positive, positive_ptr, d_start, first,
             count, gap_at, gap, MASKED: tl.constexpr, OWNS_ROWS: tl.constexpr, HAS_POSITIVE: tl.constexpr,
-            NEED_GRADIENT: tl.constexpr, MAX_OFFSET: tl.constexpr, BLOCK_Y: tl.constexpr, D_PADDED: tl.constexpr,
-            BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr,
-            INPUT_PRECISION: tl.constexpr):  # fmt: skip
+            NEED_GRADIENT: tl.constexpr, BLOCK_Y: tl.constexpr, META: tl.constexpr):  # fmt: skip
     """Streams ``count`` blocks of y past x, from block ``first`` on; skips ``gap`` after ``gap_at``."""
     loss, sum_q, sum_qs, acc = state
     Y = y_desc[2]
@@ -71,10 +71,9 @@ def _stream(state, x, x_desc, x_index, y_desc, scale_log2, bias_log2, x_bias, x_
         block = first + i + tl.where(i >= gap_at, gap, 0)
         y_index = block * BLOCK_Y + tl.arange(0, BLOCK_Y)  # [BLOCK_Y]
         y = y_index
-        if NEED_GRADIENT or BLOCK_K == 0:
-            y = load_block(y_desc, y_index, d_start, D_PADDED, BLOCK_D)  # [BLOCK_Y, BLOCK_D]
-        s = scores(x, x_desc, x_index, y, y_desc, y_index, D_PADDED, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
-                   INPUT_PRECISION)  # [BLOCK_X, BLOCK_Y]  # fmt: skip
+        if NEED_GRADIENT or META.BLOCK_K == 0:
+            y = load_block(y_desc, y_index, d_start, META.D_PADDED, META.BLOCK_D)  # [BLOCK_Y, BLOCK_D]
+        s = scores(x, x_desc, x_index, y, y_desc, y_index, META.BLOCK_K, META)  # [BLOCK_X, BLOCK_Y]
         if HAS_POSITIVE and OWNS_ROWS:
             z = s * scale_log2 + x_bias[:, None]
             is_positive = x_positive[:, None] == y_index[None, :]
@@ -101,10 +100,9 @@ def _stream(state, x, x_desc, x_index, y_desc, scale_log2, bias_log2, x_bias, x_
             sum_q += tl.sum(q, 1)
             sum_qs += tl.sum(q * s, 1)
         if NEED_GRADIENT:
-            if MAX_OFFSET > 0:
-                q *= 2.0**MAX_OFFSET
-            acc = tl.dot(q.to(y.dtype).to(OPERAND_DTYPE), y.to(OPERAND_DTYPE), acc, input_precision=INPUT_PRECISION,
-                         out_dtype=ACC_DTYPE)  # [BLOCK_X, BLOCK_D]  # fmt: skip
+            if META.MAX_OFFSET > 0:
+                q *= 2.0**META.MAX_OFFSET
+            acc = accumulate(q, y, acc, META)  # [BLOCK_X, BLOCK_D]
     return loss, sum_q, sum_qs, acc
 
 
@@ -124,58 +122,45 @@ def sigmoid_sweep_kernel(
     OWNS_ROWS: tl.constexpr,
     HAS_POSITIVE: tl.constexpr,
     NEED_GRADIENT: tl.constexpr,
-    MAX_OFFSET: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    D: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    OPERAND_DTYPE: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+    META: tl.constexpr,
 ):
     """Grid: (blocks of x, splits of y, slices of acc's width). NaN where the scale or the bias has no sense."""
-    BLOCK_X: tl.constexpr = BLOCK_M if OWNS_ROWS else BLOCK_N
-    BLOCK_Y: tl.constexpr = BLOCK_N if OWNS_ROWS else BLOCK_M
+    BLOCK_X: tl.constexpr = META.BLOCK_M if OWNS_ROWS else META.BLOCK_N
+    BLOCK_Y: tl.constexpr = META.BLOCK_N if OWNS_ROWS else META.BLOCK_M
     tl.static_assert(not OWNS_ROWS or BLOCK_Y <= MOST_FACTORS)
     split = tl.program_id(1)
-    d_start = tl.program_id(2) * BLOCK_D
+    d_start = tl.program_id(2) * META.BLOCK_D
     x_start = tl.program_id(0) * BLOCK_X
     x_index = x_start + tl.arange(0, BLOCK_X)  # [BLOCK_X]
     inside = x_index < X
     logit_scale, logit_bias = tl.load(logit_scale_ptr), tl.load(logit_bias_ptr)
     logit_scale = tl.where((logit_scale > 0) & (logit_scale < float("inf")), logit_scale, float("nan"))
     logit_bias = tl.where(tl.abs(logit_bias) < float("inf"), logit_bias, float("nan"))
-    scale_log2, bias_log2 = (logit_scale * LOG2_E).to(ACC_DTYPE), (logit_bias * LOG2_E).to(ACC_DTYPE)
+    scale_log2, bias_log2 = (logit_scale * LOG2_E).to(META.ACC_DTYPE), (logit_bias * LOG2_E).to(META.ACC_DTYPE)
     x_bias, x_positive = bias_log2, x_index
     if HAS_POSITIVE and OWNS_ROWS:
         x_positive, x_bias = _load_positive(positive_ptr, x_index, bias_log2, X, Y)
     x_desc = (x_ptr, x_stride, X)
     y_desc = (y_ptr, y_stride, Y)
     x = x_index
-    if BLOCK_K == 0:
-        x = load_block(x_desc, x_index, 0, D_PADDED, BLOCK_D)  # [BLOCK_X, BLOCK_D]
+    if META.BLOCK_K == 0:
+        x = load_block(x_desc, x_index, 0, META.D_PADDED, META.BLOCK_D)  # [BLOCK_X, BLOCK_D]
 
-    blocks = tl.cdiv(Y, BLOCK_Y)
-    first = (split * blocks) // tl.num_programs(1)
-    last = ((split + 1) * blocks) // tl.num_programs(1)
+    first, last = split_blocks(Y, BLOCK_Y)
     diagonal_last = tl.cdiv(tl.minimum(x_start + BLOCK_X, X), BLOCK_Y)
     low, high, end = partition_blocks(first, last, Y // BLOCK_Y, x_start // BLOCK_Y, diagonal_last, HAS_POSITIVE)
-    zero = tl.zeros([BLOCK_X], ACC_DTYPE)
+    zero = tl.zeros([BLOCK_X], META.ACC_DTYPE)
     acc = zero
     if NEED_GRADIENT:
-        acc = tl.zeros([BLOCK_X, BLOCK_D], ACC_DTYPE)
+        acc = tl.zeros([BLOCK_X, META.BLOCK_D], META.ACC_DTYPE)
     state = (zero, zero, zero, acc)
     if not HAS_POSITIVE:
         state = _stream(state, x, x_desc, x_index, y_desc, scale_log2, bias_log2, x_bias, x_positive, positive_ptr,
                         d_start, first, end - first - (high - low), low - first, high - low, False, OWNS_ROWS,
-                        HAS_POSITIVE, NEED_GRADIENT, MAX_OFFSET, BLOCK_Y, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE,
-                        ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
-    state = _stream(state, x, x_desc, x_index, y_desc, scale_log2, bias_log2, x_bias, x_positive, positive_ptr,
-                    d_start, low, high - low + last - end, high - low, end - high, True, OWNS_ROWS, HAS_POSITIVE,
-                    NEED_GRADIENT, MAX_OFFSET, BLOCK_Y, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
-                    INPUT_PRECISION)  # fmt: skip
+                        HAS_POSITIVE, NEED_GRADIENT, BLOCK_Y, META)  # fmt: skip
+    state = _stream(state, x, x_desc, x_index, y_desc, scale_log2, bias_log2, x_bias, x_positive, positive_ptr, d_start,
+                    low, high - low + last - end, high - low, end - high, True, OWNS_ROWS, HAS_POSITIVE, NEED_GRADIENT,
+                    BLOCK_Y, META)  # fmt: skip
     loss, sum_q, sum_qs, acc = state
 
     if OWNS_ROWS and d_start == 0:
@@ -184,7 +169,7 @@ def sigmoid_sweep_kernel(
         tl.store(sums + X, sum_qs, mask=inside)
         tl.store(sums + 2 * X, sum_q, mask=inside)
     if NEED_GRADIENT:
-        acc *= logit_scale * 2.0**-MAX_OFFSET
-        width = d_start + tl.arange(0, BLOCK_D)  # [BLOCK_D]
-        offset = (split.to(tl.int64) * X + x_index)[:, None] * D + width[None, :]
-        tl.store(d_x_ptr + offset, acc, mask=inside[:, None] & (width < D)[None, :])
+        acc *= logit_scale * 2.0**-META.MAX_OFFSET
+        width = d_start + tl.arange(0, META.BLOCK_D)  # [BLOCK_D]
+        offset = (split.to(tl.int64) * X + x_index)[:, None] * META.D + width[None, :]
+        tl.store(d_x_ptr + offset, acc, mask=inside[:, None] & (width < META.D)[None, :])

@@ -41,68 +41,73 @@ def load_block(desc, index, start, D_PADDED: tl.constexpr, BLOCK: tl.constexpr, 
 
 
 @triton.jit
-def load_operand(desc, index, start, D_PADDED: tl.constexpr, BLOCK: tl.constexpr, INPUT_PRECISION: tl.constexpr,
-                 FULL: tl.constexpr = False):  # fmt: skip
+def load_operand(desc, index, start, BLOCK: tl.constexpr, META: tl.constexpr, FULL: tl.constexpr = False):
     """Loads a block for ``product``: that of load_block, or the pair of its terms where products are "bf16x3"."""
-    block = load_block(desc, index, start, D_PADDED, BLOCK, FULL)
-    if INPUT_PRECISION == "bf16x3":  # a row holds its high terms, then its low terms
-        return block, load_block((desc[0] + D_PADDED, desc[1], desc[2]), index, start, D_PADDED, BLOCK, FULL)
+    block = load_block(desc, index, start, META.D_PADDED, BLOCK, FULL)
+    if META.INPUT_PRECISION == "bf16x3":  # a row holds its high terms, then its low terms
+        return block, load_block((desc[0] + META.D_PADDED, desc[1], desc[2]), index, start, META.D_PADDED, BLOCK, FULL)
     else:
         return block
 
 
 @triton.jit
-def _dot(x, y, acc, OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr):
-    return tl.dot(x.to(OPERAND_DTYPE), y.to(OPERAND_DTYPE), acc, out_dtype=ACC_DTYPE,
-                  input_precision="ieee" if INPUT_PRECISION == "bf16x3" else INPUT_PRECISION)  # fmt: skip
+def _dot(x, y, acc, META: tl.constexpr):
+    return tl.dot(x.to(META.OPERAND_DTYPE), y.to(META.OPERAND_DTYPE), acc, out_dtype=META.ACC_DTYPE,
+                  input_precision="ieee" if META.INPUT_PRECISION == "bf16x3" else META.INPUT_PRECISION)  # fmt: skip
 
 
 @triton.jit
-def _similarities(x, y, s, Y_OWNED: tl.constexpr, OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr,
-                  INPUT_PRECISION: tl.constexpr):  # fmt: skip
+def _similarities(x, y, s, Y_OWNED: tl.constexpr, META: tl.constexpr):
     """s + x y^T for blocks of load_operand; Y_OWNED exchanges the order of the two mixed terms."""
-    if INPUT_PRECISION == "bf16x3":
+    if META.INPUT_PRECISION == "bf16x3":
         first_x, second_x = x[0], x[1]
         first_y, second_y = y[1], y[0]
         if Y_OWNED:
             first_x, second_x = x[1], x[0]
             first_y, second_y = y[0], y[1]
-        s = _dot(first_x, tl.trans(first_y), s, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
-        s = _dot(second_x, tl.trans(second_y), s, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
+        s = _dot(first_x, tl.trans(first_y), s, META)
+        s = _dot(second_x, tl.trans(second_y), s, META)
         x, y = x[0], y[0]
-    return _dot(x, tl.trans(y.to(OPERAND_DTYPE)), s, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
+    return _dot(x, tl.trans(y.to(META.OPERAND_DTYPE)), s, META)
 
 
 @triton.jit
-def scores(x, x_desc, x_index, y, y_desc, y_index, D_PADDED: tl.constexpr, BLOCK_K: tl.constexpr,
-           OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr,
+def scores(x, x_desc, x_index, y, y_desc, y_index, BLOCK_K: tl.constexpr, META: tl.constexpr,
            Y_OWNED: tl.constexpr = False):  # fmt: skip
     """Returns all products ``x_i . y_j``: of whole blocks where BLOCK_K is 0, else in a loop over slices of the width.
 
     The loop loads its own slices, of the rows ``x_index`` and ``y_index``, and ignores ``x`` and ``y``.
     """
-    s = tl.zeros([x_index.shape[0], y_index.shape[0]], ACC_DTYPE)
+    s = tl.zeros([x_index.shape[0], y_index.shape[0]], META.ACC_DTYPE)
     if BLOCK_K == 0:
-        s = _similarities(x, y, s, Y_OWNED, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
+        s = _similarities(x, y, s, Y_OWNED, META)
     else:
-        for start in range(0, D_PADDED, BLOCK_K):
-            x_slice = load_operand(x_desc, x_index, start, D_PADDED, BLOCK_K, INPUT_PRECISION)
-            y_slice = load_operand(y_desc, y_index, start, D_PADDED, BLOCK_K, INPUT_PRECISION)
-            s = _similarities(x_slice, y_slice, s, Y_OWNED, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
+        for start in range(0, META.D_PADDED, BLOCK_K):
+            x_slice = load_operand(x_desc, x_index, start, BLOCK_K, META)
+            y_slice = load_operand(y_desc, y_index, start, BLOCK_K, META)
+            s = _similarities(x_slice, y_slice, s, Y_OWNED, META)
     return s  # [len(x_index), len(y_index)]
 
 
 @triton.jit
-def accumulate(p, y, acc, OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr):
+def accumulate(p, y, acc, META: tl.constexpr):
     """acc + p y for a block of load_operand; p is rounded to its type, or split likewise."""
-    if INPUT_PRECISION == "bf16x3":
+    if META.INPUT_PRECISION == "bf16x3":
         high = p.to(y[0].dtype)
         low = (p - high.to(p.dtype)).to(y[0].dtype)
-        acc = _dot(low, y[0], acc, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
-        acc = _dot(high, y[1], acc, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
-        return _dot(high, y[0], acc, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
+        acc = _dot(low, y[0], acc, META)
+        acc = _dot(high, y[1], acc, META)
+        return _dot(high, y[0], acc, META)
     else:
-        return _dot(p.to(y.dtype), y, acc, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
+        return _dot(p.to(y.dtype), y, acc, META)
+
+
+@triton.jit
+def split_blocks(size, BLOCK: tl.constexpr):
+    """Returns the first block of a program's split of a streamed side with ``size`` entries, and the one after it."""
+    blocks = tl.cdiv(size, BLOCK)
+    first = (tl.program_id(1) * blocks) // tl.num_programs(1)
+    return first, ((tl.program_id(1) + 1) * blocks) // tl.num_programs(1)
 
 
 @triton.jit

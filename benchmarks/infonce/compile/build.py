@@ -146,7 +146,7 @@ def _digest(case: Case) -> str:
 
 
 def _source(case: Case) -> tuple[ASTSource, GPUTarget, dict[str, int]]:
-    """Returns what triton.compile takes. Pointers and strides are divisible by 16 as in operands.py."""
+    """Returns what triton.compile takes. Pointers and strides are divisible by 16 as in launch.py."""
     kernel = KERNELS[case.kernel]
     acc = "fp64" if case.dtype == torch.float64 else "fp32"
     signature, attributes = {}, {}

@@ -13,14 +13,20 @@ from adaftr_fast.kernels.infonce.config import (
     TYPES,
     Config,
     choose_tiling,
-    constants,
     folds_scale,
     has_fixed_max,
     max_offset,
+    meta_of,
 )
-from adaftr_fast.kernels.infonce.plan import COMBINE_BLOCK_D, COMBINE_BLOCK_M, JOINING
-from adaftr_fast.kernels.infonce.symmetric.config import SYMMETRIC_TILINGS, choose_symmetric_tiling, has_common
-from adaftr_fast.kernels.infonce.symmetric.launch import COMBINE_BLOCK, MOST_WIDTH, POSITIVES_BLOCK
+from adaftr_fast.kernels.infonce.launch import COMBINE_BLOCK_D, COMBINE_BLOCK_M, JOINING
+from adaftr_fast.kernels.infonce.symmetric.launch import (
+    COMBINE_BLOCK,
+    MOST_WIDTH,
+    POSITIVES_BLOCK,
+    SYMMETRIC_TILINGS,
+    choose_symmetric_tiling,
+    has_common,
+)
 
 ARCHS = (80, 90)
 DTYPES = {
@@ -164,27 +170,26 @@ def _row(fitted, variant: dict[str, bool], name: str, dtype: torch.dtype, width:
     own_dtype = torch.float32 if fitted.kind == "bf16x3" else dtype
     own = {
         "HAS_MARGIN": False,
-        "MAX_OFFSET": max_offset(dtype),
         "FIXED_MAX": not small and _has_fixed_max(variant, own_dtype, config),
     }
     if config.five_products:  # the anchor sweep accumulates
         own["NEED_D_ANCHORS"] = False
-    values = constants(dtype, fitted.kind, width, config) | variant | own
+    values = {"META": meta_of(dtype, fitted.kind, width, width, config)} | variant | own
     return Case("row_sweep", name, fitted.kind, dtype, width, arch, config, values)
 
 
 def _anchors(fitted, variant: dict[str, bool], name: str, dtype: torch.dtype, width: int, arch: int) -> Case:
     config = _row_config(fitted, variant)
     masks = {flag: variant[flag] for flag in IMPLICIT}
-    values = constants(dtype, fitted.kind, width, config) | masks
+    values = {"META": meta_of(dtype, fitted.kind, width, width, config)} | masks
     return Case("anchor_sweep", name, fitted.kind, dtype, width, arch, config, values)
 
 
 def _bounded(fitted, name: str, dtype: torch.dtype, width: int, arch: int) -> Iterator[Case]:
     """Yields the sweep of rows whose logits are bounded, and those of the others."""
     config = fitted.row_sweep
-    blocks = constants(dtype, fitted.kind, width, config)
-    own = {"HAS_MARGIN": False, "MAX_OFFSET": max_offset(dtype)}
+    blocks = {"META": meta_of(dtype, fitted.kind, width, width, config)}
+    own = {"HAS_MARGIN": False}
     kernels = {"bounded_sweep": own, "unbounded_row_sweep": own, "unbounded_anchor_sweep": {}}
     for kernel, values in kernels.items():
         yield Case(kernel, name, fitted.kind, dtype, width, arch, config, blocks | values)
@@ -194,9 +199,9 @@ def _column(fitted, masks: dict[str, bool], name: str, dtype: torch.dtype, width
     config = fitted.column_sweep
     folded = not _is_explicit(masks) and folds_scale(dtype, config)
     joins = small and fitted.kind in JOINING
-    own = {"D": width, "FOLDED": folded, "MAX_OFFSET": max_offset(dtype), "REDUCES": small and not config.five_products}
+    own = {"FOLDED": folded, "REDUCES": small and not config.five_products}
     own |= {"JOINS": joins, "BRANCHES": config.five_products}
-    values = constants(dtype, fitted.kind, width, config) | masks | own
+    values = {"META": meta_of(dtype, fitted.kind, width, width, config)} | masks | own
     return Case("column_sweep", name, fitted.kind, dtype, width, arch, config, values)
 
 
@@ -206,7 +211,7 @@ def _of_alternatives(arch: int) -> Iterator[Case]:
         if each.min_capability == arch:
             blocks = choose_tiling("half", each.max_width, arch)
             blocks = blocks._replace(row_sweep=each.row_sweep, column_sweep=each.column_sweep)
-            about = f"train, {each.name}", HALF_DTYPES[0], each.max_width, arch
+            about = f"train, {each.kind}", HALF_DTYPES[0], each.max_width, arch
             yield _row(blocks, ROW_VARIANTS["train"], *about, small=False)
             yield _column(blocks, COLUMN_VARIANTS["train"], *about, small=False)
 
@@ -218,8 +223,8 @@ def _of_sigmoid(tiling, dtype: torch.dtype, width: int, arch: int, variants: dic
     sides = ("sigmoid_rows", True, fitted.sigmoid_rows), ("sigmoid_columns", False, fitted.sigmoid_columns)
     for name, variant in variants.items():
         for kernel, owns_rows, config in sides:
-            own = {"OWNS_ROWS": owns_rows, "MAX_OFFSET": max_offset(dtype), "D": width}
-            values = constants(dtype, tiling.kind, width, config) | variant | own
+            own = {"OWNS_ROWS": owns_rows}
+            values = {"META": meta_of(dtype, tiling.kind, width, width, config)} | variant | own
             yield Case(kernel, name, tiling.kind, dtype, width, arch, config, values)
 
 
@@ -235,8 +240,8 @@ def _of_symmetric(tiling, arch: int, quick: bool) -> Iterator[Case]:
             grouped = SYMMETRIC_VARIANTS[name]
             own: dict[str, Any] = {"HAS_GROUP": grouped, "COMMON": has_common(dtype, sweep, config, grouped)}
             if sweep == "gradient":
-                own |= {"NEED_GRADIENT": True, "NEED_D_TAU": True, "D": width}
-            values = constants(dtype, tiling.kind, width, config) | own
+                own |= {"NEED_GRADIENT": True, "NEED_D_TAU": True}
+            values = {"META": meta_of(dtype, tiling.kind, width, width, config)} | own
             yield Case(f"symmetric_{sweep}", name, tiling.kind, dtype, width, arch, config, values)
 
 
@@ -244,10 +249,9 @@ def _of_symmetric_entries(arch: int) -> Iterator[Case]:
     """Yields the kernels of the symmetric loss that are no sweeps, in Triton's default warps and stages."""
     dtype = torch.bfloat16
     config = Config(POSITIVES_BLOCK, 0, 64, 64, 4, 3)
-    names = ("BLOCK_M", "BLOCK_K", "D_PADDED", "OPERAND_DTYPE", "ACC_DTYPE", "INPUT_PRECISION")
-    values = constants(dtype, "half", 256, config)
-    yield Case("symmetric_positives", "train", "", dtype, 256, arch, config, {name: values[name] for name in names})
-    own = {"COMMON": True, "BLOCK_M": COMBINE_BLOCK, "ACC_DTYPE": values["ACC_DTYPE"]}
+    values = {"META": meta_of(dtype, "half", 256, 256, config)}
+    yield Case("symmetric_positives", "train", "", dtype, 256, arch, config, values)
+    own = {"COMMON": True, "BLOCK_M": COMBINE_BLOCK, "ACC_DTYPE": values["META"].ACC_DTYPE.value}
     yield Case("symmetric_combine", "train", "", dtype, 256, arch, Config(COMBINE_BLOCK, 0, 0, 0, 4, 3), own)
 
 
@@ -256,8 +260,9 @@ def _of_blocks(arch: int) -> Iterator[Case]:
     needs = dict.fromkeys(("NEED_D_ANCHORS", "NEED_D_CANDIDATES", "NEED_D_TAU", "NEED_STATS"), True)
     for kind in ("half", "tf32", "ieee", "float64"):
         dtype, config = DTYPES[kind], block_config(kind, 256)
-        own = needs | {"MAX_OFFSET": max_offset(dtype), "D": 256}
-        yield Case("blocks", kind, "", dtype, 256, arch, config, constants(dtype, kind, 256, config) | own)
+        yield Case(
+            "blocks", kind, "", dtype, 256, arch, config, {"META": meta_of(dtype, kind, 256, 256, config)} | needs
+        )
 
 
 def _row_config(tiling, variant: dict[str, bool]) -> Config:
@@ -268,7 +273,7 @@ def _row_config(tiling, variant: dict[str, bool]) -> Config:
 
 
 def _is_explicit(variant: dict[str, bool]) -> bool:
-    """As is_masked of launch.py."""
+    """As Flags.masks of launch.py."""
     return variant["HAS_POSITIVE"] or variant["HAS_GROUP"] or variant["IGNORES"]
 
 

@@ -18,7 +18,15 @@ import triton
 import triton.language as tl
 from adaftr_fast.kernels.infonce.symmetric.combine import TERMS
 from adaftr_fast.kernels.infonce.symmetric.sums import common, logits
-from adaftr_fast.kernels.infonce.tiles import LN_2, Constant, load_block, partition_blocks, scores
+from adaftr_fast.kernels.infonce.tiles import (
+    LN_2,
+    Constant,
+    accumulate,
+    load_block,
+    partition_blocks,
+    scores,
+    split_blocks,
+)
 
 LEAST_DESCALE = Constant(2.0**-44)  # common weights are then above 2^-91 of a weight of 2^-30
 
@@ -42,9 +50,7 @@ def _load_terms(ptr, index, inside):
 @triton.jit
 def _stream(state, x, x_desc, x_index, x_terms, x_group, y_desc, y_terms_ptr, y_group_ptr, inverse_descale, center,
             d_start, first, count, gap_at, gap, MASKED: tl.constexpr, HAS_GROUP: tl.constexpr, COMMON: tl.constexpr,
-            NEED_GRADIENT: tl.constexpr, NEED_D_TAU: tl.constexpr, BLOCK_N: tl.constexpr, D_PADDED: tl.constexpr,
-            BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr,
-            INPUT_PRECISION: tl.constexpr):  # fmt: skip
+            NEED_GRADIENT: tl.constexpr, NEED_D_TAU: tl.constexpr, META: tl.constexpr):  # fmt: skip
     """Streams ``count`` blocks of y past x, from block ``first`` on; skips ``gap`` after ``gap_at``.
 
     With COMMON, x_terms hold the scale of all pairs and common weights, and sum_ps is of 8 places: [BLOCK_M, 8].
@@ -54,13 +60,12 @@ def _stream(state, x, x_desc, x_index, x_terms, x_group, y_desc, y_terms_ptr, y_
     B = y_desc[2]
     for i in range(count):
         block = first + i + tl.where(i >= gap_at, gap, 0)
-        y_index = block * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+        y_index = block * META.BLOCK_N + tl.arange(0, META.BLOCK_N)  # [BLOCK_N]
         inside = y_index < B
         y = y_index
-        if NEED_GRADIENT or BLOCK_K == 0:
-            y = load_block(y_desc, y_index, d_start, D_PADDED, BLOCK_D, not MASKED)  # [BLOCK_N, BLOCK_D]
-        s = scores(x, x_desc, x_index, y, y_desc, y_index, D_PADDED, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
-                   INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]  # fmt: skip
+        if NEED_GRADIENT or META.BLOCK_K == 0:
+            y = load_block(y_desc, y_index, d_start, META.D_PADDED, META.BLOCK_D, not MASKED)  # [BLOCK_N, BLOCK_D]
+        s = scores(x, x_desc, x_index, y, y_desc, y_index, META.BLOCK_K, META)  # [BLOCK_M, BLOCK_N]
         if MASKED:
             s = tl.where((x_index < B)[:, None] & inside[None, :], s, float("-inf"))
             s = tl.where(x_index[:, None] == y_index[None, :], float("-inf"), s)
@@ -88,8 +93,7 @@ def _stream(state, x, x_desc, x_index, x_terms, x_group, y_desc, y_terms_ptr, y_
                 w = p * x_weight[:, None] + y_p * (y_weight * inverse_descale)[None, :]
             if MASKED:
                 w = tl.where(inside[None, :], w, 0.0)  # their scale is 0, and -inf * 0 is no number
-            acc = tl.dot(w.to(y.dtype).to(OPERAND_DTYPE), y.to(OPERAND_DTYPE), acc, input_precision=INPUT_PRECISION,
-                         out_dtype=ACC_DTYPE)  # [BLOCK_M, BLOCK_D]  # fmt: skip
+            acc = accumulate(w, y, acc, META)  # [BLOCK_M, BLOCK_D]
     return sum_ps, acc
 
 
@@ -114,24 +118,16 @@ def infonce_symmetric_gradient_kernel(
     COMMON: tl.constexpr,
     NEED_GRADIENT: tl.constexpr,
     NEED_D_TAU: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    D: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    OPERAND_DTYPE: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+    META: tl.constexpr,
 ):
     """Grid: (blocks of x, splits of y, slices of acc's width)."""
     split = tl.program_id(1)
-    d_start = tl.program_id(2) * BLOCK_D
-    x_start = tl.program_id(0) * BLOCK_M
-    x_index = x_start + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    d_start = tl.program_id(2) * META.BLOCK_D
+    x_start = tl.program_id(0) * META.BLOCK_M
+    x_index = x_start + tl.arange(0, META.BLOCK_M)  # [BLOCK_M]
     inside = x_index < B
     descale = tl.load(descale_ptr)
-    inverse_descale = tl.where(descale > 0, 1.0 / descale, 0.0).to(ACC_DTYPE)
+    inverse_descale = tl.where(descale > 0, 1.0 / descale, 0.0).to(META.ACC_DTYPE)
     x_terms = x_terms_ptr + x_index * TERMS
     x_scale = tl.load(x_terms, mask=inside, other=0.0)
     x_m = tl.load(x_terms + 1, mask=inside, other=0.0)
@@ -143,21 +139,19 @@ def infonce_symmetric_gradient_kernel(
     x_desc = (x_ptr, x_stride, B)
     y_desc = (y_ptr, y_stride, B)
     x = x_index
-    if BLOCK_K == 0:
-        x = load_block(x_desc, x_index, 0, D_PADDED, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+    if META.BLOCK_K == 0:
+        x = load_block(x_desc, x_index, 0, META.D_PADDED, META.BLOCK_D)  # [BLOCK_M, BLOCK_D]
 
-    blocks = tl.cdiv(B, BLOCK_N)
-    first = (split * blocks) // tl.num_programs(1)
-    last = ((split + 1) * blocks) // tl.num_programs(1)
-    diagonal_last = tl.cdiv(tl.minimum(x_start + BLOCK_M, B), BLOCK_N)
-    low, high, end = partition_blocks(first, last, B // BLOCK_N, x_start // BLOCK_N, diagonal_last, HAS_GROUP)
-    sum_ps = tl.zeros([BLOCK_M], ACC_DTYPE)
+    first, last = split_blocks(B, META.BLOCK_N)
+    diagonal_last = tl.cdiv(tl.minimum(x_start + META.BLOCK_M, B), META.BLOCK_N)
+    low, high, end = partition_blocks(first, last, B // META.BLOCK_N, x_start // META.BLOCK_N, diagonal_last, HAS_GROUP)
+    sum_ps = tl.zeros([META.BLOCK_M], META.ACC_DTYPE)
     acc = sum_ps
     # The positive's term starts the sum, in the first split alone, without rounding to half precision.
     if NEED_GRADIENT:
         limit = tl.where(split == 0, B, 0)
         residual = tl.load(residual_ptr + x_index, mask=x_index < limit, other=0.0) * inverse_descale
-        y = load_block((y_ptr, y_stride, limit), x_index, d_start, D_PADDED, BLOCK_D)
+        y = load_block((y_ptr, y_stride, limit), x_index, d_start, META.D_PADDED, META.BLOCK_D)
         acc = residual[:, None] * y  # [BLOCK_M, BLOCK_D]
     plain = end - first - (high - low)
     center = 0.0
@@ -166,11 +160,10 @@ def infonce_symmetric_gradient_kernel(
         fits *= (descale > LEAST_DESCALE).to(tl.int32)
         common_weight = tl.load(x_terms + 3, mask=inside, other=0.0) * inverse_descale
         common_terms = (scale, x_m, common_weight, x_positive_score)
-        state = (tl.zeros([BLOCK_M, 8], ACC_DTYPE), acc)
-        state = _stream(state, x, x_desc, x_index, common_terms, x_group, y_desc, y_terms_ptr,
-                        y_group_ptr, inverse_descale, center, d_start, first, fits * plain, low - first, high - low,
-                        False, HAS_GROUP, True, NEED_GRADIENT, NEED_D_TAU, BLOCK_N, D_PADDED, BLOCK_D, BLOCK_K,
-                        OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+        state = (tl.zeros([META.BLOCK_M, 8], META.ACC_DTYPE), acc)
+        state = _stream(state, x, x_desc, x_index, common_terms, x_group, y_desc, y_terms_ptr, y_group_ptr,
+                        inverse_descale, center, d_start, first, fits * plain, low - first, high - low, False,
+                        HAS_GROUP, True, NEED_GRADIENT, NEED_D_TAU, META)  # fmt: skip
         sum_ps, acc = state
         sum_ps = tl.where(fits > 0, tl.exp2(center - x_m) * tl.sum(sum_ps, 1), 0.0)
         plain *= 1 - fits
@@ -179,12 +172,10 @@ def infonce_symmetric_gradient_kernel(
     if not HAS_GROUP:
         state = _stream(state, x, x_desc, x_index, terms, x_group, y_desc, y_terms_ptr, y_group_ptr, inverse_descale,
                         center, d_start, first, plain, low - first, high - low, False, HAS_GROUP, False, NEED_GRADIENT,
-                        NEED_D_TAU, BLOCK_N, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
-                        INPUT_PRECISION)  # fmt: skip
+                        NEED_D_TAU, META)  # fmt: skip
     state = _stream(state, x, x_desc, x_index, terms, x_group, y_desc, y_terms_ptr, y_group_ptr, inverse_descale,
                     center, d_start, low, high - low + last - end, high - low, end - high, True, HAS_GROUP, False,
-                    NEED_GRADIENT, NEED_D_TAU, BLOCK_N, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
-                    INPUT_PRECISION)  # fmt: skip
+                    NEED_GRADIENT, NEED_D_TAU, META)  # fmt: skip
     sum_ps, acc = state
 
     if NEED_D_TAU and d_start == 0:
@@ -192,6 +183,6 @@ def infonce_symmetric_gradient_kernel(
         tl.store(d_tau_ptr + split.to(tl.int64) * B + x_index, d_tau, mask=inside)
     if NEED_GRADIENT:
         acc *= descale
-        width = d_start + tl.arange(0, BLOCK_D)  # [BLOCK_D]
-        offset = (split.to(tl.int64) * B + x_index)[:, None] * D + width[None, :]
-        tl.store(d_x_ptr + offset, acc, mask=inside[:, None] & (width < D)[None, :])
+        width = d_start + tl.arange(0, META.BLOCK_D)  # [BLOCK_D]
+        offset = (split.to(tl.int64) * B + x_index)[:, None] * META.D + width[None, :]
+        tl.store(d_x_ptr + offset, acc, mask=inside[:, None] & (width < META.D)[None, :])

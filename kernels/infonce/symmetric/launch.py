@@ -4,28 +4,23 @@ Products are formed as for InfoNCE (launch.py there): float64 accumulates in flo
 float32 products are IEEE or TF32.
 """
 
-from contextlib import nullcontext
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from adaftr_fast.kernels.infonce.config import (
     TYPES,
     Config,
     cdiv,
-    choose_splits,
-    constants,
+    first_admitting,
+    fitted,
     max_offset,
+    meta_of,
     product_kind,
+    read_table,
 )
-from adaftr_fast.kernels.infonce.operands import (
-    Grid,
-    Operands,
-    accumulation_dtype,
-    check_device,
-    prepare_operands,
-)
+from adaftr_fast.kernels.infonce.launch import Launch, Operands, join, on_gpu, prepare_operands
 from adaftr_fast.kernels.infonce.symmetric.combine import TERMS, infonce_symmetric_combine_kernel
-from adaftr_fast.kernels.infonce.symmetric.config import choose_symmetric_tiling, has_common
 from adaftr_fast.kernels.infonce.symmetric.gradient import infonce_symmetric_gradient_kernel
 from adaftr_fast.kernels.infonce.symmetric.sums import (
     infonce_symmetric_positives_kernel,
@@ -37,6 +32,64 @@ POSITIVES_BLOCK = 64  # rows of a program that forms positives: the least that h
 COMBINE_BLOCK = 64
 MOST_WIDTH = 256  # beyond, a sweep takes the width in slices, each of which forms the scores again
 MOST_ROWS = 131_072  # the columns' partials (sums.py) take B^2 / 16 bytes, and B^2 / 8 beyond d = 128
+
+
+class SymmetricTiling(NamedTuple):
+    """The configs for products of ``kind`` up to a width, from a compute capability on; M is the owned side."""
+
+    kind: str  # half, tf32, ieee or float64
+    max_width: float
+    min_capability: int
+    sums: Config  # owns rows
+    gradient: Config  # owns either side
+
+
+# The first row that admits the operands is taken. The rows of half types up to 256 compile without spills for their
+# architectures (python -m benchmarks.infonce.compile_sweep). The others have not been compiled: serves_symmetric leaves
+# their operands to two calls, and only the interpreter runs them.
+SYMMETRIC_TILINGS = tuple(
+    SymmetricTiling(*key, **sweeps)
+    for key, sweeps in read_table("""
+    kind    width  sm  sweep       M   N    D   K  warps  stages
+    half       64  90  sums      128  64   64   0  8  3
+    half       64  90  gradient  128  64   64   0  8  3
+    half      128  90  sums      128  64  128   0  8  3
+    half      128  90  gradient  128  64  128   0  8  3
+    half      256  90  sums       64  64  256   0  8  2
+    half      256  90  gradient  128  32  256   0  8  1
+    half       64  80  sums      128  64   64   0  8  3
+    half       64  80  gradient  128  32   64   0  8  3
+    half      128  80  sums      128  64  128   0  8  3
+    half      128  80  gradient  128  32  128   0  8  3
+    half      256  80  sums       64  64  256   0  8  2
+    half      256  80  gradient   64  64  256   0  8  2
+    half      inf  80  sums       64  32  256  64  8  3
+    half      inf  80  gradient   64  32  256  64  8  3
+    tf32      inf  80  sums       64  64  128  32  8  3
+    tf32      inf  80  gradient   64  64  128  32  8  3
+    ieee      inf  80  sums       32  32   64  16  4  2
+    ieee      inf  80  gradient   32  32   64  16  4  2
+    float64   inf  80  sums       32  32   32  16  4  2
+    float64   inf  80  gradient   32  32   32  16  4  2
+    """)
+)
+
+
+@lru_cache
+def choose_symmetric_tiling(kind: str, width: int, capability: int) -> SymmetricTiling:
+    """Returns the table's row for a width that is a multiple of 16, with blocks no wider than needed."""
+    return fitted(first_admitting(SYMMETRIC_TILINGS, kind, width, capability), width)
+
+
+def has_common(dtype: torch.dtype, sweep: str, config: Config, grouped: bool) -> bool:
+    """Whether a sweep, "sums" or "gradient", has a loop of one exponential a pair (sums.py).
+
+    Not where FMA units form the products, beside which exponentials take little time. Gradient sweeps not beyond 128,
+    where they spill under Triton 3.9.
+    """
+    if grouped or config.block_k > 0 or dtype == torch.float64:
+        return False
+    return sweep == "sums" or config.block_d <= 128
 
 
 def infonce_symmetric(
@@ -66,21 +119,37 @@ def infonce_symmetric(
         ValueError: the shapes differ, the tensors are not on CUDA and kernels are not interpreted, or the GPU is older
             than compute capability 8.0.
     """
-    check_device(anchors)
     if anchors.shape != candidates.shape:
         raise ValueError(
             f"infonce_symmetric: candidates must have anchors' shape {tuple(anchors.shape)}, "
             f"got {tuple(candidates.shape)}"
         )
-    needs = (need_d_anchors, need_d_candidates, need_d_tau_row, need_d_tau_column)
-    if len(anchors) == 0:
-        return _zeros(anchors, *needs)
-    with torch.cuda.device(anchors.device) if anchors.is_cuda else nullcontext():
-        problem = _prepare(anchors, candidates, tau_row, tau_column, row_group, column_group)
-        scale = scale.to(problem.operands.acc_dtype).contiguous()
-        row_loss, terms = _losses(problem, scale)
-        d_anchors, d_tau_row = _gradients(problem, terms, 0, need_d_anchors, need_d_tau_row)
-        d_candidates, d_tau_column = _gradients(problem, terms, 1, need_d_candidates, need_d_tau_column)
+    with on_gpu(anchors):
+        operands = prepare_operands(anchors, candidates)
+        B, d, acc_dtype, empty = len(anchors), anchors.shape[1], operands.products.acc_dtype, operands.empty
+        if B == 0:
+            d_x = (empty(0, d) if need else empty(0) for need in (need_d_anchors, need_d_candidates))
+            return anchors.new_zeros((), dtype=acc_dtype), empty(0), *d_x, empty(0), empty(0)
+        grouped = row_group is not None and column_group is not None
+        tau_row, tau_column, scale = (x.to(acc_dtype).contiguous() for x in (tau_row, tau_column, scale))
+        arguments = operands.arguments() | {
+            "tau_row_ptr": tau_row,
+            "tau_column_ptr": tau_column,
+            "scale_ptr": scale,
+            "row_group_ptr": row_group.contiguous() if grouped else None,
+            "column_group_ptr": column_group.contiguous() if grouped else None,
+            "HAS_GROUP": grouped,
+            "positive_score_ptr": empty(B),
+            "scales_ptr": empty(2, B),  # softmax_scale_log2 of both sides
+            "row_loss_ptr": empty(B),
+            "terms_ptr": empty(2, B, TERMS.value),  # see combine.py
+            "sizes_ptr": empty(2, B),
+            "residual_ptr": empty(B),
+        }
+        _sweep_sums(operands, arguments)
+        d_anchors, d_tau_row = _gradients(operands, arguments, 0, need_d_anchors, need_d_tau_row)
+        d_candidates, d_tau_column = _gradients(operands, arguments, 1, need_d_candidates, need_d_tau_column)
+    row_loss = arguments["row_loss_ptr"]
     return (scale * row_loss).sum(), row_loss, d_anchors, d_candidates, d_tau_row, d_tau_column
 
 
@@ -100,130 +169,73 @@ def serves_symmetric(anchors: Tensor, tau_row: Tensor, tau_column: Tensor, row_g
     return width > 128 or not anchors.is_cuda or torch.cuda.get_device_capability(anchors.device) < (9, 0)
 
 
-class _Problem(NamedTuple):
-    """The inputs as the kernels take them. Pairs are of rows and of columns."""
-
-    operands: Operands
-    tau: tuple[Tensor, Tensor]  # [B] each
-    groups: tuple[Tensor | None, Tensor | None]  # [B] each
-
-    def config(self, sweep: str) -> Config:
-        a = self.operands.anchors
-        tiling = choose_symmetric_tiling(self.operands.kind, a.shape[1], self.operands.capability)
-        config: Config = getattr(tiling, sweep)
-        return config
-
-    def launch_options(self, sweep: str, divide_width: bool) -> tuple[Grid, dict]:
-        """Returns a sweep's grid (owned blocks, splits of the streamed side, slices of the width) and its options."""
-        a = self.operands.anchors
-        B, width = a.shape
-        config = self.config(sweep)
-        owned = cdiv(B, config.block_m)
-        slices = cdiv(width, config.block_d) if divide_width else 1
-        processors = self.operands.processors * config.programs
-        splits = choose_splits(owned * slices, cdiv(B, config.block_n), processors)
-        options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-        options |= constants(a.dtype, self.operands.kind, width, config)
-        grouped = self.groups[0] is not None
-        masks = {"HAS_GROUP": grouped, "COMMON": has_common(a.dtype, sweep, config, grouped)}
-        return (owned, splits, slices), options | masks
+def _launch(operands: Operands, sweep: str, grouped: bool, divide_width: bool) -> Launch:
+    products = operands.products
+    config: Config = getattr(choose_symmetric_tiling(products.kind, products.width, products.capability), sweep)
+    launch = products.launch(config, divide_width)
+    common = {"COMMON": has_common(products.dtype, sweep, config, grouped)}
+    return launch._replace(options=launch.options | common)
 
 
-def _prepare(anchors: Tensor, candidates: Tensor, tau_row, tau_column, row_group, column_group) -> _Problem:
-    """Prepares the operands and drops groups that are given for one side only."""
-    grouped = row_group is not None and column_group is not None
-    groups = (row_group.contiguous(), column_group.contiguous()) if grouped else (None, None)
-    tau = tuple(x.to(accumulation_dtype(anchors)).contiguous() for x in (tau_row, tau_column))
-    return _Problem(prepare_operands(anchors, candidates), tau, groups)
-
-
-class _Terms(NamedTuple):
-    """What the gradient sweeps read."""
-
-    terms: Tensor  # [2, B, TERMS], see combine.py
-    positive_score: Tensor  # [B]
-    residual: Tensor  # [B]
-    bounds: Tensor | None  # [6], see common() of sums.py
-    descale: Tensor  # []: the unit of W in half precision
-
-
-def _losses(problem: _Problem, scale: Tensor) -> tuple[Tensor, _Terms]:
-    """Returns row_loss [B], and what the gradient sweeps read: see _Terms."""
-    a, b, *_ = problem.operands
-    empty = problem.operands.empty
-    B, strides = len(a), (a.stride(0), b.stride(0))
-    grid, options = problem.launch_options("sums", divide_width=False)
-    positive_score, scales = _positives(problem, options)
-    bounds = _bounds(a, b, scales, positive_score) if options["COMMON"] else None
-    row_partials, column_partials = empty(grid[1], 2, B), empty(grid[0], 2, B)
-    infonce_symmetric_sums_kernel[grid[:2]](
-        a, b, positive_score, scales, *problem.groups, bounds, row_partials, column_partials, B, *strides, **options
-    )
-    row_loss, terms, sizes, residual = empty(B), empty(2, B, TERMS.value), empty(2, B), empty(B)
-    infonce_symmetric_combine_kernel[(cdiv(B, COMBINE_BLOCK),)](
-        row_partials, column_partials, *problem.tau, scales, positive_score, scale, bounds, row_loss, terms, sizes,
-        residual, B, grid[1], grid[0], COMMON=options["COMMON"], BLOCK_M=COMBINE_BLOCK,
-        ACC_DTYPE=TYPES[problem.operands.acc_dtype],
-    )  # fmt: skip
+def _sweep_sums(operands: Operands, arguments: dict[str, Any]) -> None:
+    """Computes the losses and adds the arguments of the gradient sweeps."""
+    products = operands.products
+    B = products.rows
+    launch = _launch(operands, "sums", arguments["HAS_GROUP"], divide_width=False)
+    options = launch.options
+    config = choose_symmetric_tiling(products.kind, products.width, products.capability).sums
+    config = config._replace(block_m=POSITIVES_BLOCK, block_k=config.block_k or min(config.block_d, 64))
+    meta = meta_of(products.dtype, products.kind, products.d, products.width, config)
+    positives = Launch((cdiv(B, POSITIVES_BLOCK),), {"META": meta}, {})
+    positives.run(infonce_symmetric_positives_kernel, arguments)
+    arguments["bounds_ptr"] = _bounds(operands, arguments) if options["COMMON"] else None
+    row_blocks, splits, _ = launch.grid
+    partials = arguments | {  # whose memory is free for the gradient sweeps
+        "row_partials_ptr": operands.empty(splits, 2, B),
+        "column_partials_ptr": operands.empty(row_blocks, 2, B),
+        "num_splits": splits,
+        "num_row_blocks": row_blocks,
+    }
+    launch.run(infonce_symmetric_sums_kernel, partials)
+    own = {"BLOCK_M": COMBINE_BLOCK, "ACC_DTYPE": TYPES[products.acc_dtype]}
+    Launch((cdiv(B, COMBINE_BLOCK),), options | own, {}).run(infonce_symmetric_combine_kernel, partials)
     # The largest |grad_scale| of both sides, at least 2^-100, becomes 2^MAX_OFFSET.
-    descale = torch.linalg.vector_norm(sizes, float("inf")) * 2.0 ** -max_offset(a.dtype)
-    return row_loss, _Terms(terms, positive_score, residual, bounds, descale)
+    largest = torch.linalg.vector_norm(arguments["sizes_ptr"], float("inf"))
+    arguments["descale_ptr"] = largest * 2.0 ** -max_offset(operands.products.dtype)
 
 
-def _positives(problem: _Problem, options: dict) -> tuple[Tensor, Tensor]:
-    """Returns positive_score [B] and softmax_scale_log2 of both sides [2, B]."""
-    a, b, *_ = problem.operands
-    positive_score, scales = problem.operands.empty(len(a)), problem.operands.empty(2, len(a))
-    block_k = options["BLOCK_K"] or min(options["BLOCK_D"], 64)
-    shared = {name: options[name] for name in ("D_PADDED", "OPERAND_DTYPE", "ACC_DTYPE", "INPUT_PRECISION")}
-    infonce_symmetric_positives_kernel[(cdiv(len(a), POSITIVES_BLOCK),)](
-        a, b, *problem.tau, positive_score, scales, len(a), a.stride(0), b.stride(0), BLOCK_M=POSITIVES_BLOCK,
-        BLOCK_K=block_k, **shared,
-    )  # fmt: skip
-    return positive_score, scales
-
-
-def _bounds(a: Tensor, b: Tensor, scales: Tensor, positive_score: Tensor) -> Tensor:
+def _bounds(operands: Operands, arguments: dict[str, Any]) -> Tensor:
     """Returns the bounds [6] that common() of sums.py reads."""
-    norms = (torch.linalg.vector_norm(x, dim=1, dtype=scales.dtype).amax() for x in (a, b))
+    scales, positive_score = arguments["scales_ptr"], arguments["positive_score_ptr"]
+    sides = operands.anchors, operands.candidates
+    norms = (torch.linalg.vector_norm(x, dim=1, dtype=scales.dtype).amax() for x in sides)
     return torch.stack([*torch.aminmax(scales), *torch.aminmax(positive_score), *norms])
 
 
-def _gradients(problem: _Problem, terms: _Terms, side: int, need_d_x: bool, need_d_tau: bool) -> tuple[Tensor, Tensor]:
+def _gradients(
+    operands: Operands, arguments: dict[str, Any], side: int, need_d_x: bool, need_d_tau: bool
+) -> tuple[Tensor, Tensor]:
     """Sweeps past the owned ``side``, 0 for rows; returns d_x [B, d] and d_tau [B], empty where not needed."""
-    empty = problem.operands.empty
+    B, d, empty = operands.products.rows, operands.products.d, operands.empty
     if not (need_d_x or need_d_tau):
         return empty(0), empty(0)
-    other = 1 - side
-    sides = problem.operands.anchors, problem.operands.candidates
-    x, y = sides[side], sides[other]
-    B, d = len(x), problem.operands.d
-    grid, options = problem.launch_options("gradient", divide_width=need_d_x)
-    d_x = empty(grid[1], B, d) if need_d_x else empty(0)
-    d_tau = empty(grid[1], B) if need_d_tau else empty(0)
-    infonce_symmetric_gradient_kernel[grid](
-        x, y, terms.terms[side], terms.terms[other], terms.positive_score, terms.residual, problem.groups[side],
-        problem.groups[other], terms.bounds, terms.descale, d_x, d_tau, B, x.stride(0), y.stride(0),
-        NEED_GRADIENT=need_d_x, NEED_D_TAU=need_d_tau, D=d, **options,
-    )  # fmt: skip
-    return _joined(d_x, need_d_x), _joined(d_tau, need_d_tau)
-
-
-def _joined(splits: Tensor, needed: bool) -> Tensor:
-    """Returns the sum of the splits, in order."""
-    if not needed:
-        return splits
-    return splits[0] if len(splits) == 1 else splits.sum(0)
-
-
-def _zeros(
-    anchors: Tensor, need_d_anchors: bool, need_d_candidates: bool, need_d_tau_row: bool, need_d_tau_column: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns the outputs for no rows."""
-    dtype = accumulation_dtype(anchors)
-    d = anchors.shape[1]
-    d_x = tuple(
-        anchors.new_zeros((0, d) if need else (0,), dtype=dtype) for need in (need_d_anchors, need_d_candidates)
-    )
-    loss, row_loss, *d_tau = (anchors.new_zeros(shape, dtype=dtype) for shape in ((), 0, 0, 0))
-    return loss, row_loss, *d_x, *d_tau
+    launch = _launch(operands, "gradient", arguments["HAS_GROUP"], divide_width=need_d_x)
+    splits = launch.grid[1]
+    pairs = {
+        "": (operands.anchors, operands.candidates),
+        "_terms": tuple(arguments["terms_ptr"]),
+        "_group": (arguments["row_group_ptr"], arguments["column_group_ptr"]),
+    }
+    own = {f"x{name}_ptr": pair[side] for name, pair in pairs.items()}
+    own |= {f"y{name}_ptr": pair[1 - side] for name, pair in pairs.items()}
+    own |= {
+        "x_stride": own["x_ptr"].stride(0),
+        "y_stride": own["y_ptr"].stride(0),
+        "d_x_ptr": empty(splits, B, d) if need_d_x else empty(0),
+        "d_tau_ptr": empty(splits, B) if need_d_tau else empty(0),
+        "NEED_GRADIENT": need_d_x,
+        "NEED_D_TAU": need_d_tau,
+    }
+    launch.run(infonce_symmetric_gradient_kernel, arguments | own)
+    d_x, d_tau = own["d_x_ptr"], own["d_tau_ptr"]
+    return join(d_x) if need_d_x else d_x, join(d_tau) if need_d_tau else d_tau

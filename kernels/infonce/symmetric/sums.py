@@ -29,6 +29,7 @@ from adaftr_fast.kernels.infonce.tiles import (
     load_row_parameters,
     partition_blocks,
     scores,
+    split_blocks,
 )
 
 LOWEST = Constant(-3.0e38)  # the maximum where a block holds no negative of a column
@@ -48,26 +49,20 @@ def infonce_symmetric_positives_kernel(
     B,
     anchors_stride,
     candidates_stride,
-    BLOCK_M: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    OPERAND_DTYPE: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+    META: tl.constexpr,
 ):
     """Grid: (blocks of rows,). The positives' scores are the diagonal of a product, summed in the sweeps' order."""
-    local = tl.arange(0, BLOCK_M)
-    rows = tl.program_id(0) * BLOCK_M + local  # [BLOCK_M]
+    local = tl.arange(0, META.BLOCK_M)
+    rows = tl.program_id(0) * META.BLOCK_M + local  # [BLOCK_M]
     a_desc = (anchors_ptr, anchors_stride, B)
     b_desc = (candidates_ptr, candidates_stride, B)
-    s = scores(rows, a_desc, rows, rows, b_desc, rows, D_PADDED, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
-               INPUT_PRECISION)  # [BLOCK_M, BLOCK_M]  # fmt: skip
+    s = scores(rows, a_desc, rows, rows, b_desc, rows, META.BLOCK_K, META)  # [BLOCK_M, BLOCK_M]
     inside = rows < B
     tl.store(positive_score_ptr + rows, tl.sum(tl.where(local[:, None] == local[None, :], s, 0.0), 1), mask=inside)
     _, row_scale, _ = load_row_parameters(tau_row_ptr, tau_row_ptr, rows, B, B, False)
     _, column_scale, _ = load_row_parameters(tau_column_ptr, tau_column_ptr, rows, B, B, False)
-    tl.store(scales_ptr + rows, (row_scale * LOG2_E).to(ACC_DTYPE), mask=inside)
-    tl.store(scales_ptr + B + rows, (column_scale * LOG2_E).to(ACC_DTYPE), mask=inside)
+    tl.store(scales_ptr + rows, (row_scale * LOG2_E).to(META.ACC_DTYPE), mask=inside)
+    tl.store(scales_ptr + B + rows, (column_scale * LOG2_E).to(META.ACC_DTYPE), mask=inside)
 
 
 @triton.jit
@@ -101,8 +96,7 @@ def _by_place(p):
 @triton.jit
 def _stream(state, a, a_desc, rows, b_desc, row_scale, column_scale_ptr, group, column_group_ptr, column_partials_ptr,
             center, first, count, gap_at, gap, MASKED: tl.constexpr, HAS_GROUP: tl.constexpr, COMMON: tl.constexpr,
-            BLOCK_N: tl.constexpr, D_PADDED: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
-            OPERAND_DTYPE: tl.constexpr, ACC_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr):  # fmt: skip
+            META: tl.constexpr):  # fmt: skip
     """Streams ``count`` blocks of columns past the rows, from block ``first`` on; skips ``gap`` after ``gap_at``.
 
     With COMMON, row_scale is that of all, and l is of places: [BLOCK_N / 16, 8, BLOCK_M].
@@ -111,13 +105,12 @@ def _stream(state, a, a_desc, rows, b_desc, row_scale, column_scale_ptr, group, 
     B = b_desc[2]
     for i in range(count):
         block = first + i + tl.where(i >= gap_at, gap, 0)
-        columns = block * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+        columns = block * META.BLOCK_N + tl.arange(0, META.BLOCK_N)  # [BLOCK_N]
         inside = columns < B
         b = columns
-        if BLOCK_K == 0:
-            b = load_block(b_desc, columns, 0, D_PADDED, BLOCK_D, not MASKED)  # [BLOCK_N, BLOCK_D]
-        s = scores(b, b_desc, columns, a, a_desc, rows, D_PADDED, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
-                   INPUT_PRECISION)  # [BLOCK_N, BLOCK_M]  # fmt: skip
+        if META.BLOCK_K == 0:
+            b = load_block(b_desc, columns, 0, META.D_PADDED, META.BLOCK_D, not MASKED)  # [BLOCK_N, BLOCK_D]
+        s = scores(b, b_desc, columns, a, a_desc, rows, META.BLOCK_K, META)  # [BLOCK_N, BLOCK_M]
         if MASKED:
             s = tl.where(inside[:, None] & (rows < B)[None, :], s, float("-inf"))
             s = tl.where(columns[:, None] == rows[None, :], float("-inf"), s)
@@ -127,7 +120,7 @@ def _stream(state, a, a_desc, rows, b_desc, row_scale, column_scale_ptr, group, 
         if COMMON:
             p = tl.exp2(tl.fma(s, tl.broadcast_to(row_scale, s.shape), tl.broadcast_to(-center, s.shape)))
             l += _by_place(p)
-            column_m = tl.zeros([BLOCK_N], ACC_DTYPE) + center
+            column_m = tl.zeros([META.BLOCK_N], META.ACC_DTYPE) + center
         else:
             m_new = tl.maximum(m, tl.max(s, 0) * row_scale)  # [BLOCK_M]
             p = tl.exp2(logits(s, row_scale[None, :], m_new[None, :]))  # [BLOCK_N, BLOCK_M]
@@ -157,20 +150,13 @@ def infonce_symmetric_sums_kernel(
     candidates_stride,
     HAS_GROUP: tl.constexpr,
     COMMON: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    OPERAND_DTYPE: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+    META: tl.constexpr,
 ):
     """Grid: (blocks of rows, splits of the columns)."""
     row_block = tl.program_id(0)
     split = tl.program_id(1)
-    row_start = row_block * BLOCK_M
-    rows = row_start + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    row_start = row_block * META.BLOCK_M
+    rows = row_start + tl.arange(0, META.BLOCK_M)  # [BLOCK_M]
     inside = rows < B
     row_scale = tl.load(scales_ptr + rows, mask=inside, other=1.0)
     group = rows
@@ -179,27 +165,24 @@ def infonce_symmetric_sums_kernel(
     a_desc = (anchors_ptr, anchors_stride, B)
     b_desc = (candidates_ptr, candidates_stride, B)
     a = rows
-    if BLOCK_K == 0:
-        a = load_block(a_desc, rows, 0, D_PADDED, BLOCK_D)  # [BLOCK_M, BLOCK_D]
+    if META.BLOCK_K == 0:
+        a = load_block(a_desc, rows, 0, META.D_PADDED, META.BLOCK_D)  # [BLOCK_M, BLOCK_D]
 
-    blocks = tl.cdiv(B, BLOCK_N)
-    first = (split * blocks) // tl.num_programs(1)
-    last = ((split + 1) * blocks) // tl.num_programs(1)
-    full = tl.where(row_start + BLOCK_M <= B, B // BLOCK_N, 0)  # no block is full beside rows beyond the last
-    diagonal_last = tl.cdiv(tl.minimum(row_start + BLOCK_M, B), BLOCK_N)
-    low, high, end = partition_blocks(first, last, full, row_start // BLOCK_N, diagonal_last, HAS_GROUP)
+    first, last = split_blocks(B, META.BLOCK_N)
+    full = tl.where(row_start + META.BLOCK_M <= B, B // META.BLOCK_N, 0)  # no block is full beside rows beyond the last
+    diagonal_last = tl.cdiv(tl.minimum(row_start + META.BLOCK_M, B), META.BLOCK_N)
+    low, high, end = partition_blocks(first, last, full, row_start // META.BLOCK_N, diagonal_last, HAS_GROUP)
     m = tl.load(positive_score_ptr + rows, mask=inside, other=0.0) * row_scale
-    l = tl.zeros([BLOCK_M], ACC_DTYPE)
+    l = tl.zeros([META.BLOCK_M], META.ACC_DTYPE)
     column_partials = column_partials_ptr + row_block.to(tl.int64) * 2 * B
     plain = end - first - (high - low)
     center = 0.0
     if COMMON:
         fits, scale, center = common(bounds_ptr)
-        state = (m, tl.zeros([BLOCK_N // 16, 8, BLOCK_M], ACC_DTYPE))
+        state = (m, tl.zeros([META.BLOCK_N // 16, 8, META.BLOCK_M], META.ACC_DTYPE))
         _, places = _stream(state, a, a_desc, rows, b_desc, scale, scales_ptr + B, group, column_group_ptr,
                             column_partials, center, first, fits * plain, low - first, high - low, False, HAS_GROUP,
-                            True, BLOCK_N, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE,
-                            INPUT_PRECISION)  # fmt: skip
+                            True, META)  # fmt: skip
         m = tl.where(fits > 0, center, m)
         l = tl.sum(tl.sum(places, 0), 0)
         plain *= 1 - fits
@@ -207,10 +190,10 @@ def infonce_symmetric_sums_kernel(
     if not HAS_GROUP:
         state = _stream(state, a, a_desc, rows, b_desc, row_scale, scales_ptr + B, group, column_group_ptr,
                         column_partials, center, first, plain, low - first, high - low, False, HAS_GROUP, False,
-                        BLOCK_N, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
-    state = _stream(state, a, a_desc, rows, b_desc, row_scale, scales_ptr + B, group, column_group_ptr,
-                    column_partials, center, low, high - low + last - end, high - low, end - high, True, HAS_GROUP,
-                    False, BLOCK_N, D_PADDED, BLOCK_D, BLOCK_K, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # fmt: skip
+                        META)  # fmt: skip
+    state = _stream(state, a, a_desc, rows, b_desc, row_scale, scales_ptr + B, group, column_group_ptr, column_partials,
+                    center, low, high - low + last - end, high - low, end - high, True, HAS_GROUP, False,
+                    META)  # fmt: skip
     m, l = state
     row_partials = row_partials_ptr + split.to(tl.int64) * 2 * B + rows
     tl.store(row_partials, m, mask=inside)

@@ -22,6 +22,7 @@ from adaftr_fast.kernels.infonce.tiles import (
     load_row_parameters,
     partition_blocks,
     scores,
+    split_blocks,
 )
 
 
@@ -44,24 +45,16 @@ def infonce_anchor_sweep_kernel(
     HAS_POSITIVE: tl.constexpr,
     HAS_GROUP: tl.constexpr,
     IGNORES: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    OPERAND_DTYPE: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+    META: tl.constexpr,
 ):
     """Grid: (blocks of rows, splits of the columns), as of the row sweep. Blocks hold the whole width."""
-    tl.static_assert(BLOCK_K == 0)
+    tl.static_assert(META.BLOCK_K == 0)
     split = tl.program_id(1)
-    num_splits = tl.num_programs(1)
-    row_start = tl.program_id(0) * BLOCK_M
-    rows = row_start + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    row_start = tl.program_id(0) * META.BLOCK_M
+    rows = row_start + tl.arange(0, META.BLOCK_M)  # [BLOCK_M]
     inside = rows < B
     positive, softmax_scale, _ = load_row_parameters(tau_ptr, positive_ptr, rows, B, N, HAS_POSITIVE)
-    softmax_scale_log2 = (softmax_scale * LOG2_E).to(ACC_DTYPE)
+    softmax_scale_log2 = (softmax_scale * LOG2_E).to(META.ACC_DTYPE)
     m = tl.load(partials_ptr + split.to(tl.int64) * 4 * B + rows, mask=inside, other=0.0)
     group = rows
     if HAS_GROUP:
@@ -71,20 +64,19 @@ def infonce_anchor_sweep_kernel(
         bound = tl.load(positive_score_ptr + rows, mask=inside, other=0.0) + tl.load(ignore_above_ptr)
     a_desc = (anchors_ptr, anchors_stride, B)
     b_desc = (candidates_ptr, candidates_stride, N)
-    a = load_operand(a_desc, rows, 0, D_PADDED, BLOCK_D, INPUT_PRECISION)  # [BLOCK_M, BLOCK_D]
+    a = load_operand(a_desc, rows, 0, META.BLOCK_D, META)  # [BLOCK_M, BLOCK_D]
 
-    blocks = tl.cdiv(N, BLOCK_N)
-    first = (split * blocks) // num_splits
-    last = ((split + 1) * blocks) // num_splits
-    diagonal_last = tl.cdiv(tl.minimum(row_start + BLOCK_M, B), BLOCK_N)
+    first, last = split_blocks(N, META.BLOCK_N)
+    diagonal_last = tl.cdiv(tl.minimum(row_start + META.BLOCK_M, B), META.BLOCK_N)
     all_masked: tl.constexpr = HAS_POSITIVE or HAS_GROUP
-    low, high, end = partition_blocks(first, last, N // BLOCK_N, row_start // BLOCK_N, diagonal_last, all_masked)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], ACC_DTYPE)
+    low, high, end = partition_blocks(
+        first, last, N // META.BLOCK_N, row_start // META.BLOCK_N, diagonal_last, all_masked
+    )
+    acc = tl.zeros([META.BLOCK_M, META.BLOCK_D], META.ACC_DTYPE)
     for block in range(first, last):
-        columns = block * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-        b = load_operand(b_desc, columns, 0, D_PADDED, BLOCK_D, INPUT_PRECISION)  # [BLOCK_N, BLOCK_D]
-        s = scores(a, a_desc, rows, b, b_desc, columns, D_PADDED, 0, OPERAND_DTYPE, ACC_DTYPE,
-                   INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]  # fmt: skip
+        columns = block * META.BLOCK_N + tl.arange(0, META.BLOCK_N)  # [BLOCK_N]
+        b = load_operand(b_desc, columns, 0, META.BLOCK_D, META)  # [BLOCK_N, BLOCK_D]
+        s = scores(a, a_desc, rows, b, b_desc, columns, 0, META)  # [BLOCK_M, BLOCK_N]
         if ((block >= low) & (block < high)) | (block >= end):
             s = tl.where((columns < N)[None, :], s, float("-inf"))
             s = tl.where(columns[None, :] == positive[:, None], float("-inf"), s)
@@ -94,8 +86,8 @@ def infonce_anchor_sweep_kernel(
         if IGNORES:
             s = tl.where(s > bound[:, None], float("-inf"), s)
         z = tl.fma(s, tl.broadcast_to(softmax_scale_log2[:, None], s.shape), tl.broadcast_to(-m[:, None], s.shape))
-        acc = accumulate(tl.exp2(z), b, acc, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # [BLOCK_M, BLOCK_D]
+        acc = accumulate(tl.exp2(z), b, acc, META)  # [BLOCK_M, BLOCK_D]
 
-    width = tl.arange(0, BLOCK_D)
-    offset = (split.to(tl.int64) * B + rows)[:, None] * D_PADDED + width[None, :]
-    tl.store(acc_ptr + offset, acc, mask=inside[:, None] & (width < D_PADDED)[None, :])
+    width = tl.arange(0, META.BLOCK_D)
+    offset = (split.to(tl.int64) * B + rows)[:, None] * META.D_PADDED + width[None, :]
+    tl.store(acc_ptr + offset, acc, mask=inside[:, None] & (width < META.D_PADDED)[None, :])

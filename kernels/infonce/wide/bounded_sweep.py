@@ -36,6 +36,7 @@ from adaftr_fast.kernels.infonce.tiles import (
     load_row_parameters,
     partition_blocks,
     scores,
+    split_blocks,
 )
 from adaftr_fast.kernels.infonce.wide.anchor_sweep import infonce_anchor_sweep_kernel
 
@@ -47,17 +48,15 @@ def _sum_in_threads(p):
 
 
 @triton.jit
-def _products_of_pairs(x_desc, x_index, y_desc, y_index, D_PADDED: tl.constexpr, OPERAND_DTYPE: tl.constexpr,
-                       ACC_DTYPE: tl.constexpr, INPUT_PRECISION: tl.constexpr):  # fmt: skip
+def _products_of_pairs(x_desc, x_index, y_desc, y_index, META: tl.constexpr):
     """Returns x_i . y_i as the diagonal of a product of two blocks, by slices of the width: whole blocks spill."""
-    s = scores(x_index, x_desc, x_index, y_index, y_desc, y_index, D_PADDED, 64, OPERAND_DTYPE, ACC_DTYPE,
-               INPUT_PRECISION)  # fmt: skip
+    s = scores(x_index, x_desc, x_index, y_index, y_desc, y_index, 64, META)
     local = tl.arange(0, x_index.shape[0])
     return tl.sum(tl.where(local[:, None] == local[None, :], s, 0.0), 1)  # [len(x_index)]
 
 
 @triton.jit
-def _choose_m(z_positive, square, softmax_scale_log2, max_norm, MAX_OFFSET: tl.constexpr):
+def _choose_m(z_positive, square, softmax_scale_log2, max_norm, META: tl.constexpr):
     """Returns m, and whether all rows meet the conditions above; they do not if a row's positive logit is NaN.
 
     ``tl.maximum`` drops a NaN in max_norm: the candidate that has it makes l NaN in every row but its own.
@@ -65,9 +64,9 @@ def _choose_m(z_positive, square, softmax_scale_log2, max_norm, MAX_OFFSET: tl.c
     norm = tl.sqrt(tl.maximum(square, SMALLEST_SQUARE))
     max_norm = tl.maximum(max_norm, SMALLEST_NORM)
     bound = norm * max_norm * softmax_scale_log2 * 1.004  # the factor leaves room for rounding
-    if MAX_OFFSET > 0:
-        m = bound - MAX_OFFSET
-        fits = (bound < MAX_OFFSET) & (bound - z_positive < MAX_OFFSET)
+    if META.MAX_OFFSET > 0:
+        m = bound - META.MAX_OFFSET
+        fits = (bound < META.MAX_OFFSET) & (bound - z_positive < META.MAX_OFFSET)
     else:
         m = z_positive
         fits = bound - z_positive + tl.maximum(tl.log2(max_norm), 0.0) < MOST_LOG2
@@ -90,35 +89,24 @@ def infonce_bounded_sweep_kernel(
     anchors_stride,
     candidates_stride,
     HAS_MARGIN: tl.constexpr,
-    MAX_OFFSET: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    OPERAND_DTYPE: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+    META: tl.constexpr,
 ):
     """Grid: (blocks of rows, splits of the columns). Blocks hold the whole width. Row r's positive is column r."""
-    tl.static_assert(BLOCK_K == 0)
+    tl.static_assert(META.BLOCK_K == 0)
     split = tl.program_id(1)
-    num_splits = tl.num_programs(1)
-    row_start = tl.program_id(0) * BLOCK_M
-    rows = row_start + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    row_start = tl.program_id(0) * META.BLOCK_M
+    rows = row_start + tl.arange(0, META.BLOCK_M)  # [BLOCK_M]
     inside = rows < B
     positive, softmax_scale, _ = load_row_parameters(tau_ptr, None, rows, B, N, False)
-    softmax_scale_log2 = (softmax_scale * LOG2_E).to(ACC_DTYPE)
+    softmax_scale_log2 = (softmax_scale * LOG2_E).to(META.ACC_DTYPE)
     a_desc = (anchors_ptr, anchors_stride, B)
     b_desc = (candidates_ptr, candidates_stride, N)
-    positive_score = _products_of_pairs(
-        a_desc, rows, b_desc, positive, D_PADDED, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION
-    )
-    square = _products_of_pairs(a_desc, rows, a_desc, rows, D_PADDED, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)
+    positive_score = _products_of_pairs(a_desc, rows, b_desc, positive, META)
+    square = _products_of_pairs(a_desc, rows, a_desc, rows, META)
     z_positive = positive_score * softmax_scale_log2
     if HAS_MARGIN:
         z_positive = (positive_score - tl.load(margin_ptr)) * softmax_scale_log2
-    m, fits = _choose_m(z_positive, square, softmax_scale_log2, tl.load(max_norm_ptr), MAX_OFFSET)
+    m, fits = _choose_m(z_positive, square, softmax_scale_log2, tl.load(max_norm_ptr), META)
     partials = partials_ptr + split.to(tl.int64) * 4 * B + rows
     tl.store(partials, m, mask=inside)
     if split == 0:
@@ -127,34 +115,31 @@ def infonce_bounded_sweep_kernel(
     if fits == 0:
         return
 
-    a = load_operand(a_desc, rows, 0, D_PADDED, BLOCK_D, INPUT_PRECISION)  # [BLOCK_M, BLOCK_D]
-    blocks = tl.cdiv(N, BLOCK_N)
-    first = (split * blocks) // num_splits
-    last = ((split + 1) * blocks) // num_splits
-    diagonal_last = tl.cdiv(tl.minimum(row_start + BLOCK_M, B), BLOCK_N)
-    low, high, end = partition_blocks(first, last, N // BLOCK_N, row_start // BLOCK_N, diagonal_last, False)
-    l = tl.zeros([BLOCK_M, BLOCK_N // 32, 8], ACC_DTYPE)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], ACC_DTYPE)
+    a = load_operand(a_desc, rows, 0, META.BLOCK_D, META)  # [BLOCK_M, BLOCK_D]
+    first, last = split_blocks(N, META.BLOCK_N)
+    diagonal_last = tl.cdiv(tl.minimum(row_start + META.BLOCK_M, B), META.BLOCK_N)
+    low, high, end = partition_blocks(first, last, N // META.BLOCK_N, row_start // META.BLOCK_N, diagonal_last, False)
+    l = tl.zeros([META.BLOCK_M, META.BLOCK_N // 32, 8], META.ACC_DTYPE)
+    acc = tl.zeros([META.BLOCK_M, META.BLOCK_D], META.ACC_DTYPE)
     for block in range(first, last):
-        columns = block * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-        b = load_operand(b_desc, columns, 0, D_PADDED, BLOCK_D, INPUT_PRECISION)  # [BLOCK_N, BLOCK_D]
-        s = scores(a, a_desc, rows, b, b_desc, columns, D_PADDED, 0, OPERAND_DTYPE, ACC_DTYPE,
-                   INPUT_PRECISION)  # [BLOCK_M, BLOCK_N]  # fmt: skip
+        columns = block * META.BLOCK_N + tl.arange(0, META.BLOCK_N)  # [BLOCK_N]
+        b = load_operand(b_desc, columns, 0, META.BLOCK_D, META)  # [BLOCK_N, BLOCK_D]
+        s = scores(a, a_desc, rows, b, b_desc, columns, 0, META)  # [BLOCK_M, BLOCK_N]
         if ((block >= low) & (block < high)) | (block >= end):
             s = tl.where((columns < N)[None, :], s, float("-inf"))
             s = tl.where(columns[None, :] == positive[:, None], float("-inf"), s)
         z = tl.fma(s, tl.broadcast_to(softmax_scale_log2[:, None], s.shape), tl.broadcast_to(-m[:, None], s.shape))
         p = tl.exp2(z)  # [BLOCK_M, BLOCK_N]
         l += _sum_in_threads(p)
-        acc = accumulate(p, b, acc, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION)  # [BLOCK_M, BLOCK_D]
+        acc = accumulate(p, b, acc, META)  # [BLOCK_M, BLOCK_D]
 
     tl.store(partials + B, tl.sum(tl.sum(l, 2), 1), mask=inside)
     # Counted from the block's first row: offsets that the loads share would stay in registers, and spill.
-    local = tl.arange(0, BLOCK_M)
-    width = tl.arange(0, BLOCK_D)
-    acc_ptr += (split.to(tl.int64) * B + row_start) * D_PADDED
-    mask = (local < B - row_start)[:, None] & (width < D_PADDED)[None, :]
-    tl.store(acc_ptr + local[:, None] * D_PADDED + width[None, :], acc, mask=mask)
+    local = tl.arange(0, META.BLOCK_M)
+    width = tl.arange(0, META.BLOCK_D)
+    acc_ptr += (split.to(tl.int64) * B + row_start) * META.D_PADDED
+    mask = (local < B - row_start)[:, None] & (width < META.D_PADDED)[None, :]
+    tl.store(acc_ptr + local[:, None] * META.D_PADDED + width[None, :], acc, mask=mask)
 
 
 @triton.jit(do_not_specialize=["B", "N"])
@@ -171,24 +156,14 @@ def infonce_unbounded_row_sweep_kernel(
     anchors_stride,
     candidates_stride,
     HAS_MARGIN: tl.constexpr,
-    MAX_OFFSET: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    OPERAND_DTYPE: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+    META: tl.constexpr,
 ):
     """The row sweep without acc, of the blocks of rows that are not bounded. Grid: as of the bounded sweep."""
     if tl.load(swept_ptr + tl.program_id(0)) != 0:
         return
-    infonce_row_sweep_kernel(
-        anchors_ptr, candidates_ptr, tau_ptr, None, None, None, None, margin_ptr, None, positive_score_ptr,
-        partials_ptr, None, B, N, anchors_stride, candidates_stride, False, False, False, HAS_MARGIN, False, False,
-        False, MAX_OFFSET, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_K, D_PADDED, OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION,
-    )  # fmt: skip
+    infonce_row_sweep_kernel(anchors_ptr, candidates_ptr, tau_ptr, None, None, None, None, margin_ptr, None,
+                             positive_score_ptr, partials_ptr, None, B, N, anchors_stride, candidates_stride, False,
+                             False, False, HAS_MARGIN, False, False, False, META)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["B", "N"])
@@ -203,19 +178,10 @@ def infonce_unbounded_anchor_sweep_kernel(
     N,
     anchors_stride,
     candidates_stride,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    D_PADDED: tl.constexpr,
-    OPERAND_DTYPE: tl.constexpr,
-    ACC_DTYPE: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
+    META: tl.constexpr,
 ):
     """The anchor sweep of the blocks of rows that are not bounded. Grid: as of the bounded sweep."""
     left = 1 - tl.load(swept_ptr + tl.program_id(0))  # of no rows and no columns nothing is read: a return would spill
-    infonce_anchor_sweep_kernel(
-        anchors_ptr, candidates_ptr, tau_ptr, None, None, None, None, None, partials_ptr, acc_ptr, left * B, left * N,
-        anchors_stride, candidates_stride, False, False, False, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_K, D_PADDED,
-        OPERAND_DTYPE, ACC_DTYPE, INPUT_PRECISION,
-    )  # fmt: skip
+    infonce_anchor_sweep_kernel(anchors_ptr, candidates_ptr, tau_ptr, None, None, None, None, None, partials_ptr,
+                                acc_ptr, left * B, left * N, anchors_stride, candidates_stride, False, False, False,
+                                META)  # fmt: skip

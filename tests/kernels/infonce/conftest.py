@@ -37,7 +37,7 @@ def assume(monkeypatch):
 
     def change(**values):
         for name, value in values.items():
-            monkeypatch.setattr(f"adaftr_fast.kernels.infonce.operands.ASSUMED_{name.upper()}", value)
+            monkeypatch.setattr(f"adaftr_fast.kernels.infonce.launch.ASSUMED_{name.upper()}", value)
 
     return change
 
@@ -51,10 +51,10 @@ def hopper(assume):
 @pytest.fixture
 def plans(monkeypatch):
     """The plans that are made."""
-    from adaftr_fast.kernels.infonce import launch, plan
+    from adaftr_fast.kernels.infonce import launch
 
-    made = []
-    monkeypatch.setattr(launch, "make_plan", lambda *key: made.append(plan.make_plan(*key)) or made[-1])
+    made, make = [], launch.make_plan
+    monkeypatch.setattr(launch, "make_plan", lambda *key: made.append(make(*key)) or made[-1])
     return made
 
 
@@ -63,13 +63,14 @@ def swept(monkeypatch):
     """For each call that takes the bounded sweep, whether that swept each block of rows."""
     from adaftr_fast.kernels.infonce import launch
 
-    found, kernel = [], launch.infonce_unbounded_row_sweep_kernel
+    found, launched = [], launch.Launch.run
 
-    class Recorder:
-        def __getitem__(self, grid):
-            return lambda *given, **options: found.append(given[4].tolist()) or kernel[grid](*given, **options)
+    def run(self, kernel, arguments):
+        if kernel is launch.infonce_unbounded_row_sweep_kernel:
+            found.append(arguments["swept_ptr"].tolist())
+        launched(self, kernel, arguments)
 
-    monkeypatch.setattr(launch, "infonce_unbounded_row_sweep_kernel", Recorder())
+    monkeypatch.setattr(launch.Launch, "run", run)
     return found
 
 

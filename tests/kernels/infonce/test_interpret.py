@@ -86,11 +86,11 @@ def test_splits_fill_the_gpu_and_bound_the_partial_results():
 
 
 def test_splits_fill_the_programs_that_a_multiprocessor_holds():
-    from adaftr_fast.kernels.infonce.operands import launch_options
+    from adaftr_fast.kernels.infonce.launch import Products
 
     chosen = config.choose_tiling("half", 64, 90).row_sweep._replace(block_m=64)
-    of_operands = "half", torch.bfloat16, 64, (64 * 132, 8192), False, True, 0, 132
-    splits = [launch_options(chosen._replace(programs=n), *of_operands)[0][1] for n in (1, 2, 3)]
+    products = Products("half", torch.bfloat16, 64 * 132, 8192, 64, 64, 90, 132)
+    splits = [products.launch(chosen._replace(programs=n), divide_width=True).grid[1] for n in (1, 2, 3)]
     assert splits == [1, 2, 3]
 
 

@@ -16,7 +16,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not config.INTERPRETED, reason="no GPU, nor TRITON_INTERPRET=1")
 
 HALF = (torch.bfloat16, torch.float16)
-# Around the blocks' edges, with one split and with several (operands.py assumes 2 processors under the interpreter).
+# Around the blocks' edges, with one split and with several (launch.py assumes 2 processors under the interpreter).
 # float64 and float32 have the smallest blocks and are the slowest under the interpreter.
 SIZES = [(1, 1, 1), (2, 5, 8), (63, 63, 64), (100, 130, 31)]
 LARGE = [(257, 300, 100), (40, 300, 256)]

@@ -73,11 +73,11 @@ FORMS = {
 @interpreted
 @pytest.mark.parametrize("form", FORMS)
 def test_precision_reaches_every_launch(form, monkeypatch):
-    from adaftr_fast.kernels.infonce import operands
+    from adaftr_fast.kernels.infonce import launch
 
     found = set()
     chosen = config.product_kind
-    monkeypatch.setattr(operands, "product_kind", lambda *given: found.add(chosen(*given)) or chosen(*given))
+    monkeypatch.setattr(launch, "product_kind", lambda *given: found.add(chosen(*given)) or chosen(*given))
     torch.set_float32_matmul_precision("medium")
     for precision, kind in (("auto", "tf32"), ("float32", "ieee"), ("bfloat16", "half")):
         found.clear()

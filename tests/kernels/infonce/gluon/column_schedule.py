@@ -26,9 +26,9 @@ def gluon_column_sweep(operands, config, row_terms, scales):
     """Stands in for the function of gluon_column.py."""
     a = operands.anchors
     b = operands.candidates
-    d = operands.d
+    d = operands.products.d
     B, N = len(a), len(b)
-    splits = choose_splits(blocks(N), blocks(B), operands.processors)
+    splits = choose_splits(blocks(N), blocks(B), operands.products.processors)
     d_candidates = torch.full((splits, N, d), math.nan)
     descale, misfit = scales.numpy()
     folds = folds_scale(a.dtype, config) and misfit == 0

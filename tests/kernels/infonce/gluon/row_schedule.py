@@ -30,7 +30,7 @@ def gluon_row_sweep(operands, config, tau, need_d_anchors):
     """Stands in for the function of gluon_row.py."""
     a, b = operands.anchors, operands.candidates
     B, width = a.shape
-    splits = choose_splits(blocks(B), blocks(len(b)), operands.processors)
+    splits = choose_splits(blocks(B), blocks(len(b)), operands.products.processors)
     positive_score, partials = torch.full((B,), math.nan), torch.full((splits, 4, B), math.nan)
     acc = torch.full((splits, B, width), math.nan) if need_d_anchors else torch.empty(0)
     problem = SimpleNamespace(
