@@ -66,19 +66,20 @@ class Logits(NamedTuple):
     other: Tensor | None = None  # [B, N] as of _other_targets
 
 
-def _similarities(
-    anchors: Tensor,
-    candidates: Tensor,
-    tau: Tensor,
-    positive: Tensor | None = None,
-    row_group: Tensor | None = None,
-    column_group: Tensor | None = None,
+def infonce_logits(
+    anchors: Tensor,  # [B, d]
+    candidates: Tensor,  # [N, d]
+    tau: Tensor,  # [B]
+    positive: Tensor | None = None,  # [B] int64, default arange(B)
+    row_group: Tensor | None = None,  # [B] int64
+    column_group: Tensor | None = None,  # [N] int64
     ignore_above: float | None = None,
     margin: float = 0.0,
     label_smoothing: float = 0.0,
-    row_label: Tensor | None = None,
-    column_label: Tensor | None = None,
+    row_label: Tensor | None = None,  # [B] int64; positive is then one of P_r
+    column_label: Tensor | None = None,  # [N] int64
 ) -> Logits:
+    """Computes the logits of all pairs, and the targets of each row."""
     if positive is None:
         positive = torch.arange(anchors.shape[0], device=anchors.device)
     valid = positive != IGNORE
@@ -118,24 +119,19 @@ def infonce_rows(
     anchors: Tensor,  # [B, d]
     candidates: Tensor,  # [N, d]
     tau: Tensor,  # [B]
-    positive: Tensor | None = None,  # [B] int64, default arange(B)
-    row_group: Tensor | None = None,  # [B] int64
-    column_group: Tensor | None = None,  # [N] int64
-    ignore_above: float | None = None,
-    margin: float = 0.0,
-    label_smoothing: float = 0.0,
-    row_label: Tensor | None = None,  # [B] int64; positive is then one of P_r
-    column_label: Tensor | None = None,  # [N] int64
+    *targets: Any,
+    **options: Any,
 ) -> InfoNCERows:
     """Computes the loss and statistics of every row, differentiable in ``anchors``, ``candidates`` and ``tau``.
+
+    The further arguments are those of ``infonce_logits``.
 
     Gradients (p: softmax over the candidates, g: upstream):
         dL/da_r   = g_r / tau_r (sum_j p_rj b_j - b_{y_r})
         dL/db_j   = sum_r g_r / tau_r p_rj a_r - sum_{r: y_r = j} g_r / tau_r a_r
         dL/dtau_r = -(a_r . dL/da_r) / tau_r
     """
-    targets = (positive, row_group, column_group, ignore_above, margin, label_smoothing, row_label, column_label)
-    logits = _similarities(anchors, candidates, tau, *targets)
+    logits = infonce_logits(anchors, candidates, tau, *targets, **options)
     if candidates.shape[0] == 0:  # then every row is ignored
         zeros = torch.where(logits.valid, anchors.sum(1) + tau, 0.0)  # an ignored row must not leak a NaN
         return InfoNCERows(zeros, zeros, zeros, logits.valid, zeros)
@@ -194,10 +190,10 @@ def infonce_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes the gradients of ``sum_r scale_r L_r`` in closed form: [B, d], [N, d], [B].
 
-    The further arguments are those of :func:`infonce_rows`. The positive's entry of p - 1 is computed as minus the sum
+    The further arguments are those of ``infonce_logits``. The positive's entry of p - 1 is computed as minus the sum
     of the negatives' p, which stays accurate near p = 1.
     """
-    logits = _similarities(anchors, candidates, tau, *targets, **options)
+    logits = infonce_logits(anchors, candidates, tau, *targets, **options)
     if candidates.shape[0] == 0:
         return torch.zeros_like(anchors), torch.zeros_like(candidates), torch.zeros_like(tau)
     d_similarities, d_tau, valid = similarity_gradients(logits, scale, tau)
