@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adaftr_fast._files import AnyPath
+from adaftr_fast.api.data_report import write_page
 from adaftr_fast.api.prepared import Prepared
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.prepare import run
@@ -51,7 +52,7 @@ def prepare(
     shards: int | None = None,
     progress: bool = True,
 ) -> Prepared:
-    """Converts raw logs, files or tables in memory, to a prepared folder.
+    """Converts raw logs, files or tables in memory, to a prepared folder, with a page about the data, ``report.html``.
 
     A folder that already holds this preparation of these files is left as it is. An interrupted call continues when it
     is repeated.
@@ -117,9 +118,8 @@ def prepare(
     beside = place if isinstance(place, Path) else local_place(place)
     with input_files(files, beside) as paths, open_engine(engine, address) as opened:
         schema = _schema(paths, dataset, named, roles, write_schema)
-        result = run.prepare(
-            schema, paths, place, engine=opened, shards=shards, bad_rows=bad_rows, grow=grow, progress=progress
-        )
+        options: dict[str, Any] = {"shards": shards, "bad_rows": bad_rows, "grow": grow, "progress": progress}
+        result = run.prepare(schema, paths, place, engine=opened, **options, finish=write_page)
     _warn_of_rows_outside_the_funnel(schema, result)
     return Prepared(place)
 

@@ -7,6 +7,9 @@ from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.schema.types import Field
 
+ALMOST_ALL = 0.95  # of the rows
+UNIQUE, FEWEST = 0.9, 100  # distinct values per row, in as many rows
+
 
 class Prepared(PreparedData):
     """A prepared folder. It prints as two tables: its fields, and its splits with their rows and positive rates.
@@ -48,6 +51,32 @@ class Prepared(PreparedData):
         ids = sum(manifest.num_embeddings)
         return f"{self.folder}: {manifest.dataset}, {len(manifest.fields) + len(manifest.dense)} fields, {ids:,} ids"
 
+    def useless(self) -> list[str]:
+        """Returns a sentence about each field that tells little as it is read, with the option that changes it."""
+        return [sentence for field in self.manifest.parsed.fields if (sentence := self._useless(field))]
+
+    def _useless(self, field: Field) -> str | None:
+        values, train = self.manifest.values.get(field.name), self.manifest.splits["train"]
+        if values is None or field.tokens is not None:
+            return None
+        column = field.columns[0]
+        missing = train.unknown[field.name] - values.rare
+        present = train.rows - missing
+        leave_out = f"--ignore {column} leaves it out"
+        if missing >= ALMOST_ALL * train.rows:
+            return f"{field.name} is missing in {100 * missing / train.rows:.1f} % of the training rows; {leave_out}"
+        if values.distinct == 1 and not missing:
+            return f"{field.name} has one value in all training rows; {leave_out}"
+        if field.kind == "numeric":
+            return None
+        if values.decimals:
+            return f"{field.name} holds numbers as text, each with an id of its own; --dense {column} reads the numbers"
+        if values.distinct >= UNIQUE * present and present >= FEWEST:
+            others = f"--time {column} if it is the time, --hash {column}=N bounds the ids"
+            count = f"{values.distinct:,} values in {present:,} training rows, nearly one in each"
+            return f"{field.name} has {count}; {leave_out}, {others}"
+        return None
+
     def notes(self) -> list[str]:
         """Returns one line each about lines of text, rows left out or in no split, values of labels, and the source."""
         manifest = self.manifest
@@ -65,6 +94,13 @@ class Prepared(PreparedData):
         for column, values in manifest.compared.items():
             counts = ", ".join(f"{value!r} {rows:,}" for value, rows in values.items())
             notes.append(f"Compared by labels: {column}: {counts}")
+        for stage in manifest.parsed.funnel[1:]:
+            outside = sum(split.outside_funnel.get(stage, 0) for split in manifest.splits.values())
+            if outside:
+                notes.append(
+                    f"Outside the funnel: {outside:,} rows are positive in {stage} but not in the stage before"
+                )
+        notes += [f"Useless as it is read: {each}" for each in self.useless()]
         if manifest.attribution:
             notes.append(f"Source: {manifest.attribution}")
         return notes

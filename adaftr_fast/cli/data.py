@@ -65,12 +65,15 @@ def add_prepare(parser: Parser) -> None:
 
 def prepare(arguments: jsonargparse.Namespace) -> None:
     """Prepares a folder and prints a summary."""
+    from adaftr_fast.api.data_report import PAGE
     from adaftr_fast.api.prepare import prepare
 
     options = arguments.as_dict()
     options["multi"] = _pairs("multi", "SEPARATOR", options["multi"])
     options["hash"] = {name: _ids(name, ids) for name, ids in _pairs("hash", "IDS", options["hash"]).items()}
-    print(prepare(options.pop("files"), options.pop("out"), **options))
+    prepared = prepare(options.pop("files"), options.pop("out"), **options)
+    print(prepared)
+    print(f"Values, label rates and drift of each field: {prepared.folder / PAGE}")
     if arguments.labels:
         print(HINT)
 

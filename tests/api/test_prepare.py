@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import adaftr_fast as af
+from adaftr_fast.api.data_report import PAGE
 from adaftr_fast.cli import main
 from adaftr_fast.cli.data import HINT
 from adaftr_fast.errors import DataError
@@ -79,7 +80,8 @@ def test_it_writes_and_prints_what_the_command_does(shop, data, tmp_path, capsys
     command = f"prepare --files {shop}/log.csv --labels click conversion --group user --time time --out {out}".split()
     assert main([str(each) for each in command]) == 0
     printed = repr(data).replace(str(data.folder), str(out))
-    assert capsys.readouterr().out == f"{printed}\n{HINT}\n"
+    page = f"Values, label rates and drift of each field: {out / PAGE}"
+    assert capsys.readouterr().out == f"{printed}\n{page}\n{HINT}\n"
     for name in ("schema.json", "vocabulary.parquet", "train.parquet", "validation.parquet", "test.parquet"):
         assert (out / name).read_bytes() == (data.folder / name).read_bytes()
 

@@ -63,6 +63,21 @@ class SplitInfo:
 
 
 @dataclass(frozen=True)
+class ValueInfo:
+    """The training values of a field with a vocabulary or buckets.
+
+    Attributes:
+        distinct: number of distinct values, without missing ones.
+        rare: rows, or tokens of lists, whose value is too rare for an id.
+        decimals: whether nine of ten distinct values of a categorical field are text of decimal numbers.
+    """
+
+    distinct: int
+    rare: int
+    decimals: bool
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Describes a prepared folder.
 
@@ -74,6 +89,7 @@ class Manifest:
         bad_rows: bad rows of text inputs; None if there were no text inputs.
         unused: rows that are in no split.
         dense: encodings of the dense fields, whose numbers are stored as they are.
+        values: the training values of each field whose values are counted; {} if the ids of another folder grow.
         compared: the most telling values of the columns that labels compare with text, and their rows in all files, by
             column; empty without such columns.
         sha256: sha256 of every file by name; that of the manifest is the one it would have without its own.
@@ -93,6 +109,7 @@ class Manifest:
     bad_rows: BadRows | None
     unused: Unused
     dense: list[NumericEncoding]
+    values: dict[str, ValueInfo] = dataclasses.field(default_factory=dict, kw_only=True)
     compared: dict[str, dict[str, int]]
     sha256: dict[str, str]  # the last one, see ``signed``
 

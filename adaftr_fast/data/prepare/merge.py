@@ -10,9 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import compress
 from typing import Any, BinaryIO
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from adaftr_fast._files import replacing, sha256
 from adaftr_fast._json import dumps, from_json
-from adaftr_fast.data.dataset.manifest import FORMAT, Manifest, SplitInfo, field_info, fingerprint
+from adaftr_fast.data.dataset.manifest import FORMAT, Manifest, SplitInfo, ValueInfo, field_info, fingerprint
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, grown, with_shared, write_vocabulary
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import Encoder, fit_encoder
@@ -30,6 +33,8 @@ from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
 
 SHOWN = 20  # values of a column
+DECIMAL = r"^[+-]?[0-9]+[.,][0-9]+$"
+MOST = 0.9  # of the values
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,14 @@ def merge_counted(
         every = [stack.enter_context(job.work.counts(shard).open("rb")) for shard, _ in shards]
         compared = {column: ValueCounts.read(every) for column in job.schema.compared()}
         files = list(compress(every, [each["has_rows"] for _, each in shards]))
-        encoders = {field.name: _fit(field, files) for field in job.schema.fields if not field.vocabulary}
+        encoders: dict[str, Encoder] = {}
+        values: dict[str, ValueInfo] = {}
+        for field in job.schema.fields:
+            if field.counted:
+                counts = ValueCounts.read(_some(files))
+                encoders[field.name], values[field.name] = fit_encoder(field, counts), _value_info(field, counts)
+            elif field.hashed:
+                encoders[field.name] = fit_encoder(field, None)
         dense = [] if known else [_fit_dense(field, files) for field in job.schema.dense]
     if known is not None:
         encoders, dense = grown(known.encoders, encoders), known.dense
@@ -104,6 +116,7 @@ def merge_counted(
         bad_rows=bad_rows if bad_rows.bad or bad_rows.lines is not None else None,
         unused=sum((from_json(Unused, each["unused"]) for _, each in shards), Unused()),
         dense=dense,
+        values={} if known else values,
         compared=most_telling(schema, compared),
         sha256={VOCABULARY: sha256(job.work.prepared / VOCABULARY)},
     )
@@ -169,11 +182,13 @@ def _merge_groups(job: Job, shards: list[Shard]) -> None:
                 groups.write(new)
 
 
-def _fit(field: Field, counted: Sequence[BinaryIO]) -> Encoder:
-    """Fits the encoder of a field to the next counts in the files of the shards."""
-    if field.hashed:
-        return fit_encoder(field, None)
-    return fit_encoder(field, ValueCounts.read(_some(counted)))
+def _value_info(field: Field, counts: ValueCounts) -> ValueInfo:
+    table = counts.table()
+    categorical = field.kind in ("categorical", "cross")
+    rare = pc.sum(table.filter(pc.less(table["count"], field.min_count))["count"]).as_py() if categorical else 0
+    decimals = categorical and pa.types.is_string(table["value"].type) and table.num_rows > 0
+    share = pc.mean(pc.match_substring_regex(table["value"], DECIMAL)).as_py() if decimals else 0.0
+    return ValueInfo(table.num_rows, rare or 0, share >= MOST)
 
 
 def _fit_dense(field: Field, counted: Sequence[BinaryIO]) -> NumericEncoding:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -37,7 +38,7 @@ from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.source import input_paths
 from adaftr_fast.data.schema.types import SPLITS, Schema
 from adaftr_fast.data.synthetic.write import LOG, write_log
-from adaftr_fast.engines import Engine, Local
+from adaftr_fast.engines import Engine, Local, ignore
 from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores import as_path, forget_output, in_store, local_folder, names_in, open_folder
 
@@ -46,7 +47,7 @@ SHARD_BYTES = 512 << 20  # of the inputs, for each shard on a cluster
 MAX_SHARDS = 1000
 Results = list[tuple[Shard, Any]]  # of a step, by shard
 FILES = re.compile(
-    r"schema\.json|vocabulary\.parquet|(train|validation|test)(-\d+-of-\d+)?\.parquet"
+    r"schema\.json|vocabulary\.parquet|report\.html|(train|validation|test)(-\d+-of-\d+)?\.parquet"
 )  # all files of a prepared folder
 
 
@@ -60,6 +61,7 @@ def prepare(
     bad_rows: float = 0.0,
     grow: str | AnyPath | None = None,
     progress: bool = False,
+    finish: Callable[[Path], None] = ignore,
 ) -> Manifest:
     """Writes ``train/validation/test.parquet``, ``schema.json`` and ``vocabulary.parquet`` to ``folder``.
 
@@ -78,6 +80,7 @@ def prepare(
         grow: prepared folder with the same fields. Its ids keep their meaning, buckets included, and values that are
             new in ``files`` get ids after its own.
         progress: whether to show progress bars.
+        finish: called with the folder before it is published, to add ``report.html``.
 
     Raises:
         StoreError: an input is in a store that cannot be read.
@@ -115,6 +118,7 @@ def prepare(
                     paths = {schema.files[0]: [work / "generated" / LOG]}
                 job = Job(schema, inputs, paths, WorkFiles(work, digest), bad_rows, known is not None, engine.remote)
                 _Run(job, engine, parts, progress).run(known, digest)
+                finish(job.work.prepared)
                 publish(work, local, partial(_check_replaceable, local))
         except StoreError:  # of the inputs
             raise

@@ -100,17 +100,18 @@ def infer_dates(name: str, values: pa.Array) -> tuple[str, ...]:
     rest = pc.unique(values.drop_null())
     found: list[str] = []
     while len(rest):
-        read = {each: len(rest) - _times(rest, each).null_count for each in DATES}
-        best = max(read.values())
-        if not best:
+        fits = {form: _times(rest, form).is_valid() for form in DATES}
+        best = max(DATES, key=lambda form: fits[form].true_count)
+        if not fits[best].true_count:
             return ()
-        same = [each for each in DATES if read[each] == best]
-        if len({_order(each) for each in (*same, *found)}) < len({*same, *found}) or len(same) > 1:
-            example = rest.filter(_times(rest, same[0]).is_valid())[0].as_py()
-            forms = " or ".join(repr(each) for each in dict.fromkeys((*found, *same)))
+        others = [form for form in DATES if form != best and fits[form].equals(fits[best])]
+        others += [form for form in found if _order(form) == _order(best)]
+        if others:
+            example = rest.filter(fits[best])[0].as_py()
+            forms = " or ".join(map(repr, sorted([best, *others])))
             raise DataError(f"{name}: the form of times such as {example!r} may be {forms}; --dates says which")
-        found += same
-        rest = rest.filter(_times(rest, same[0]).is_null())
+        found.append(best)
+        rest = rest.filter(pc.invert(fits[best]))
     return tuple(found)
 
 

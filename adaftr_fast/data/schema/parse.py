@@ -154,6 +154,9 @@ def text_format(value: Any) -> TextFormat:
     """Returns the content of the table ``text``. Raises DataError, which names the invalid key."""
     check_keys("text", value, allowed=TEXT_KEYS)
     read: dict[str, Any] = {key: strings(f"text.{key}", value[key]) for key in ("null", "dates") if value.get(key)}
+    for form in read.get("dates", ()):
+        if "%" not in form:
+            raise DataError(f"text.dates: expected a form such as '%d/%m/%Y', got {form!r}")
     for key in ("thousands", "decimal"):
         mark = text(f"text.{key}", value.get(key, ""))
         if len(mark) > 1 or mark not in MARKS:
