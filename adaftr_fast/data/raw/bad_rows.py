@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -62,8 +63,13 @@ class BadRows:
     def check(self, tolerance: float) -> None:
         """Raises DataError if the share of bad rows exceeds ``tolerance``."""
         if self.bad > tolerance * self.rows:
-            share = f"the tolerated share, now {tolerance:g}, as in --bad_rows 0.001 (in Python bad_rows=0.001)"
-            raise DataError(f"{self.summary()}; correct the file, or set {share}")
+            if self.bad == self.rows:
+                raise DataError(f"{self.summary()}; no row is left: check the labels and how the text is written")
+            share = math.ceil(1000 * self.bad / self.rows) / 1000
+            allowed = (
+                f"--bad_rows {share:g} (in Python bad_rows={share:g}) leaves out up to {100 * share:g} % of the rows"
+            )
+            raise DataError(f"{self.summary()}; correct the file, or {allowed}")
 
     def check_kept(self, path: object, kept: int) -> None:
         """Raises DataError unless each line of ``path`` is one of ``kept`` rows, a bad row or blank."""

@@ -56,7 +56,7 @@ def test_bad_rows_are_summed_over_shards(log, tmp_path):
     manifest = prepare(schema, [tmp_path / "log.csv"], tmp_path / "by2", shards=2, bad_rows=0.01)
     assert manifest.bad_rows.bad == 3
     assert_same(tmp_path / "by2", tmp_path / "whole")
-    with pytest.raises(DataError, match=r"3 of 2,000 rows cannot be read .*tolerated share, now 0\.0005"):
+    with pytest.raises(DataError, match=r"3 of 2,000 rows cannot be read .*--bad_rows 0\.002 "):
         prepare(schema, [tmp_path / "log.csv"], tmp_path / "few", shards=2, bad_rows=0.0005)
 
 
