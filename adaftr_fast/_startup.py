@@ -27,8 +27,8 @@ def is_command() -> bool:
 def bound_spinning() -> None:
     """Bounds how long OpenMP threads spin while they wait for work, unless the environment says how they wait.
 
-    On a machine with other work, a waiting thread wastes the core that the thread it waits for needs. By default this takes
-    the time of many steps. Fewer rounds cost an idle machine more, so they depend on the load of the last minute.
+    On a machine with other work, a waiting thread wastes the core that the thread it waits for needs. By default this
+    takes the time of many steps. Fewer rounds cost an idle machine more, so they depend on the load of the last minute.
     libgomp reads the variable when torch loads it. Child processes inherit it.
     """
     if WAIT_POLICY not in os.environ:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,12 @@ from adaftr_fast.optim.base import RowOptimizer
 from adaftr_fast.optim.dense import DenseAdam
 from adaftr_fast.torchrec.tables import ShardedTables
 
+TABLES: dict[str, Callable[[dict[str, Any], OptimizerConfig], RowOptimizer]] = {
+    "sgd": lambda group, config: SGD([group]),
+    "adagrad": lambda group, config: Adagrad([group], eps=config.eps),
+    "rowwise_adagrad": lambda group, config: RowwiseAdagrad([group], eps=config.eps),
+}
+"""Makes the optimizers of tables alone; those of ``ADAMS`` take the dense weights, too."""
 ADAMS: dict[str, type[Adam] | type[LazyAdam]] = {"adam": Adam, "lazy_adam": LazyAdam}
 
 
@@ -37,18 +43,12 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
         optimizers.append(ADAMS[config.tables]([*of_dense, *of_tables], **adam))
     else:
         optimizers += [DenseAdam([group], **adam) for group in of_dense]
-        optimizers += [_of_tables(group, config) for group in of_tables]
+        optimizers += [TABLES[config.tables](group, config) for group in of_tables]
     optimizers += [module.optimizer for module in model.modules() if isinstance(module, ShardedTables)]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
-
-
-def _of_tables(group: dict[str, Any], config: OptimizerConfig) -> RowOptimizer:
-    if config.tables == "sgd":
-        return SGD([group])
-    return (Adagrad if config.tables == "adagrad" else RowwiseAdagrad)([group], eps=config.eps)
 
 
 def tables_lr(config: OptimizerConfig) -> float:

@@ -103,7 +103,8 @@ def test_readers_score_while_exports_replace_the_folder(exported, other, tmp_pat
         reader.start()
     last = time.monotonic() + 60
     number = 0
-    while number < 10 or (len(set(map(id, seen))) <= 2 and time.monotonic() < last):  # on a busy machine, loads are slow
+    # Loads are slow on a busy machine.
+    while number < 10 or (len(set(map(id, seen))) <= 2 and time.monotonic() < last):
         replace(folder, (other, exported[0])[number % 2])
         time.sleep((0.0, 0.4)[number % 3 == 0])  # some are replaced while they are read
         number += 1
