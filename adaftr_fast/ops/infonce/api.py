@@ -275,13 +275,18 @@ def adaptive_infonce(
     check_no_tangents("adaptive_infonce", h_ctr, h_cvr, *taus, row_weight, column_bias)
     tau_row, tau_column = split_tau(tau, symmetric)
     dtype = product_dtype(h_ctr, h_cvr, precision)
-    h_ctr = h_ctr.to(dtype)
-    h_cvr = h_cvr.to(dtype)
+    h_ctr = h_ctr if h_ctr.dtype == dtype else h_ctr.to(dtype)
+    h_cvr = h_cvr if h_cvr.dtype == dtype else h_cvr.to(dtype)
     row_label, column_label = labels_of(positive_group)
     labeled = row_label is not None
     pairs = symmetric or not labeled  # the positive, or the partner, of row r is candidate r by default
-    vectors = {"positive_index": positive_index, "row_group": row_group, "column_group": column_group}
-    vectors |= {"row_weight": row_weight, "column_bias": column_bias}
+    vectors = {
+        "positive_index": positive_index,
+        "row_group": row_group,
+        "column_group": column_group,
+        "row_weight": row_weight,
+        "column_bias": column_bias,
+    }
     check_vectors("adaptive_infonce", h_ctr, h_cvr, pairs, **vectors)
     check_groups(h_ctr, h_cvr, row_group, column_group)
     check_ignore_above(ignore_above)
@@ -332,13 +337,13 @@ def adaptive_infonce(
     if local:
         batch = None  # nothing more is exchanged
     common: dict[str, Any] = {"scale": scale, "ieee": precision == "float32"}
-    paired = positive_index is None and len(h_ctr) == len(h_cvr)
+    paired = positive_index is None and h_ctr.shape[0] == h_cvr.shape[0]
     if symmetric and paired and op is INFONCE and batch is None and ignore_above is None and not return_stats:
         name = op_name("adaptive_infonce", SYMMETRIC.name, backend, h_ctr)
         tau_column = expand_tau(tau_column, h_cvr, "tau (per column)") if isinstance(tau, tuple) else tau_row
         common |= {"anchors": h_ctr, "candidates": h_cvr, "tau_row": tau_row, "tau_column": tau_column}
         common |= {"row_group": row_group, "column_group": column_group}
-        return _call(SYMMETRIC, name, reduction, **common)["loss"]
+        return _call(SYMMETRIC, name, reduction, common)["loss"]
     common |= {"ignore_above": ignore_above, "margin": margin, "label_smoothing": label_smoothing, "block": block}
     forth = Direction(
         h_ctr, tau_row, Candidates(h_cvr, positive_index, column_group, column_label), row_group, row_label
@@ -346,38 +351,45 @@ def adaptive_infonce(
     gathered = forth
     if batch is not None:
         gathered = forth._replace(candidates=batch.gather(forth.candidates, batch.columns))
-    found = _direction(op, name, reduction, gathered, need_stats=return_stats, **common)
+    found = _direction(op, name, reduction, gathered, common | {"need_stats": return_stats})
     loss = found["loss"]
     if symmetric:
         back = reverse(forth, expand_tau(tau_column, h_cvr, "tau (per column)"))
         if batch is not None:
             back = back._replace(candidates=batch.gather(back.candidates, batch.rows))
-        loss = (loss + _direction(op, name, reduction, back, need_stats=False, **common)["loss"]) / 2
+        loss = (loss + _direction(op, name, reduction, back, common | {"need_stats": False})["loss"]) / 2
     if not return_stats:
         return loss
     return loss, InfoNCEStats(*(found[x].detach() for x in InfoNCEStats._fields))
 
 
 def _direction(
-    op: DifferentiableOp, name: str, reduction: str, direction: Direction, **given: Any
+    op: DifferentiableOp, name: str, reduction: str, direction: Direction, common: dict[str, Any]
 ) -> dict[str, Tensor]:
     """Returns the outputs of one direction as ``_call`` does."""
     anchors, tau, candidates, group, label = direction
     positive = candidates.positive
     if label is not None and candidates.label is not None:
         positive = choose_positive(label, candidates.label, group, candidates.group)
-    given |= {"anchors": anchors, "candidates": candidates.h, "tau": tau, "positive": positive}
-    given |= {"row_group": group, "column_group": candidates.group}
-    given |= {"row_label": label, "column_label": candidates.label}
-    return _call(op, name, reduction, **given)
+    given = common | {
+        "anchors": anchors,
+        "candidates": candidates.h,
+        "tau": tau,
+        "positive": positive,
+        "row_group": group,
+        "column_group": candidates.group,
+        "row_label": label,
+        "column_label": candidates.label,
+    }
+    return _call(op, name, reduction, given)
 
 
-def _call(op: DifferentiableOp, name: str, reduction: str, **given: Any) -> dict[str, Tensor]:
+def _call(op: DifferentiableOp, name: str, reduction: str, given: dict[str, Any]) -> dict[str, Tensor]:
     """Returns the outputs of an op by name, with the loss of the reduction as "loss".
 
     With reduction "none" the gradients depend on the upstream gradient, so backward computes them.
     """
-    found = op.call(name, with_gradients=reduction != "none", **given)
+    found = op.call(name, given, with_gradients=reduction != "none")
     if reduction == "none":
         found["loss"] = weighted(found["row_loss"], given["scale"])
     return found

@@ -37,7 +37,7 @@ UNSUPPORTED = {
 
 def check_no_tangents(op: str, *inputs: Tensor | float | None) -> None:
     """Refuses forward-mode inputs, whose tangents PyTorch would drop silently where nothing requires a gradient."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level < 0:
         return
     if any(isinstance(x, Tensor) and unpack_dual(x).tangent is not None for x in inputs):
         raise NotImplementedError(
@@ -71,14 +71,14 @@ def check_vectors(op: str, h_ctr: Tensor, h_cvr: Tensor, pairs: bool, **vectors:
 
     ``pairs``: without positive_index, each row needs a candidate of the same index.
     """
-    if pairs and vectors["positive_index"] is None and len(h_cvr) < len(h_ctr):
+    rows, columns = h_ctr.shape[0], h_cvr.shape[0]  # len() takes four times as long
+    if pairs and vectors["positive_index"] is None and columns < rows:
         raise ValueError(
-            f"{op}: h_cvr must have at least one row per row of h_ctr ({len(h_ctr)}) without positive_index, "
-            f"got {len(h_cvr)}"
+            f"{op}: h_cvr must have at least one row per row of h_ctr ({rows}) without positive_index, got {columns}"
         )
     for name, x in vectors.items():
         if x is not None:
-            _check_vector(op, name, x, len(h_cvr if name.startswith("column") else h_ctr), h_ctr)
+            _check_vector(op, name, x, columns if name.startswith("column") else rows, h_ctr)
 
 
 def check_groups(h_ctr: Tensor, h_cvr: Tensor, row_group: Tensor | None, column_group: Tensor | None) -> None:
@@ -244,13 +244,13 @@ def row_scale(
     h_ctr: Tensor, positive: Tensor | None, row_weight: Tensor | None, reduction: str, batch: CrossRankBatch | None
 ) -> Tensor:
     """Returns the factor of each row's loss in the sum [B]."""
-    acc = accumulation_dtype(h_ctr.dtype)
+    acc, rows = accumulation_dtype(h_ctr.dtype), h_ctr.shape[0]
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"adaptive_infonce: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
     if positive is None and row_weight is None:
-        rows = len(h_ctr) if batch is None else sum(batch.rows) / batch.world_size
-        return h_ctr.new_full((len(h_ctr),), 1 / (rows or 1) if reduction == "mean" else 1.0, dtype=acc)
-    row_weight = h_ctr.new_ones(len(h_ctr), dtype=acc) if row_weight is None else row_weight.to(acc)
+        count = rows if batch is None else sum(batch.rows) / batch.world_size
+        return h_ctr.new_full((rows,), 1 / (count or 1) if reduction == "mean" else 1.0, dtype=acc)
+    row_weight = h_ctr.new_ones(rows, dtype=acc) if row_weight is None else row_weight.to(acc)
     if positive is not None:
         row_weight = torch.where(positive == IGNORE, 0.0, row_weight)
     if reduction != "mean":
@@ -262,7 +262,7 @@ def row_scale(
 def expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
     """Returns tau per row of ``anchors``, in the accumulation type."""
     acc = accumulation_dtype(anchors.dtype)
-    rows = len(anchors)
+    rows = anchors.shape[0]
     if not isinstance(tau, Tensor):
         if isinstance(tau, bool) or not isinstance(tau, Real) or not 0 < tau < math.inf:
             raise ValueError(f"adaptive_infonce: {name} must be a positive finite number or a tensor, got {tau!r}")
@@ -275,6 +275,8 @@ def expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
         raise ValueError(
             f"adaptive_infonce: {name} must be 0-dim or of shape (1,), ({rows},) or ({rows}, 1), got {tuple(tau.shape)}"
         )
+    if tau.shape == (rows,) and tau.dtype == acc:
+        return tau  # what follows takes five microseconds to find that
     return tau.reshape(() if tau.dim() == 0 else (-1,)).to(anchors.device, acc).expand(rows)
 
 

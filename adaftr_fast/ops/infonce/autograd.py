@@ -72,6 +72,8 @@ class DifferentiableOp:
             name.
         cpu: computes the outputs on CPU, given the arguments of the op. Default: C++ registers the kernel.
         needs_sm_80: whether plain PyTorch takes the place of Triton on GPUs below compute capability 8.0.
+        gradient_in_cpp: if C++ registers the autograd formula of ``name``, the type and the name of its one constant
+            that is no tensor, which C++ passes on to ``_<name>_gradients`` in all but the plain cases.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class DifferentiableOp:
         triton: Callable[..., Any] | None = None,
         cpu: Callable[..., Any] | None = None,
         needs_sm_80: bool = False,
+        gradient_in_cpp: str | None = None,
     ) -> None:
         self.name = name
         self.closed_form = closed_form
@@ -111,32 +114,35 @@ class DifferentiableOp:
             old = needs_sm_80 and torch.cuda.get_device_capability(arguments[0].device) < (8, 0)
             return (self.reference if old else triton)(*arguments, **options)
 
+        self.on_cuda = on_cuda
         kernels = {name: self.reference, f"{name}_reference": self.reference, f"{name}_triton": triton}
         for each, kernel in kernels.items():
             library.define(each + schema)
             library.impl(each, kernel, "CompositeExplicitAutograd")
             full_name = f"adaftr_fast::{each}"
             torch.library.register_fake(full_name, self._fake, lib=library)
-            backward = partial(self.backward, each)
-            torch.library.register_autograd(full_name, backward, setup_context=self.setup_context, lib=library)
+            if each != name or gradient_in_cpp is None or not is_built():
+                backward = partial(self.backward, each)
+                torch.library.register_autograd(full_name, backward, setup_context=self.setup_context, lib=library)
             torch.library.register_vmap(full_name, partial(_loop, getattr(torch.ops.adaftr_fast, each)), lib=library)
         if cpu is not None and is_built():
             library.impl(name, cpu, "CPU")
         if importlib.util.find_spec("triton") is not None:
             library.impl(name, on_cuda, "CUDA")
+        if gradient_in_cpp is not None:
+            self._define_gradients(gradient_in_cpp)
 
     def named(self, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the arguments by name; the dispatcher drops those that equal their default."""
         return {**self.defaults, **dict(zip(self.arguments, arguments)), **options}
 
-    def call(self, name: str, *, with_gradients: bool = True, **given: Any) -> dict[str, Tensor]:
+    def call(self, name: str, given: Mapping[str, Any], with_gradients: bool = True) -> dict[str, Tensor]:
         """Calls op ``name`` with what it takes of ``given``, by name, and returns its outputs by name.
 
         It computes the gradients of what requires one, unless ``with_gradients`` is False.
         """
         with_gradients = with_gradients and torch.is_grad_enabled()
-        for need, x in self.needs.items():
-            given[need] = with_gradients and given[x].requires_grad
+        given = {**given, **{need: with_gradients and given[x].requires_grad for need, x in self.needs.items()}}
         values = [given[x] for x in self.positional]  # by position and without defaults, which takes less time
         options = {"ieee": True} if given.get("ieee", False) else {}
         if under_torch_func():
@@ -208,8 +214,8 @@ class DifferentiableOp:
         found = call.gradients(given["loss"], given.get("row_loss"), *ctx.saved_tensors)
         return tuple(found.get(x) for x in arguments)
 
-    def define_gradients(self, option: str) -> None:
-        """Defines ``_<name>_gradients`` for the backward pass in C++ of an op with one constant besides tensors."""
+    def _define_gradients(self, option: str) -> None:
+        """Defines ``_<name>_gradients`` for the backward pass in C++."""
 
         def gradients(
             needs: list[bool],

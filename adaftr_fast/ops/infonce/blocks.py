@@ -93,5 +93,5 @@ BLOCKS = DifferentiableOp(
     checked=_checked,
     triton=_triton,
     needs_sm_80=True,
+    gradient_in_cpp="int block",
 )
-BLOCKS.define_gradients("int block")

@@ -122,9 +122,8 @@ def sigmoid_contrast(
         batch = across_ranks("sigmoid_contrast", process_group, h_ctr, h_cvr, must_agree)
         candidates = batch.gather(candidates, batch.columns)
         rows = sum(batch.rows) / batch.world_size
-    found = SIGMOID.call(
-        name, anchors=h_ctr, candidates=candidates.h, logit_scale=scale, logit_bias=bias, positive=candidates.positive
-    )
+    given = {"anchors": h_ctr, "candidates": candidates.h, "positive": candidates.positive}
+    found = SIGMOID.call(name, given | {"logit_scale": scale, "logit_bias": bias})
     return found["loss"] / (rows or 1) if reduction == "mean" else found["loss"]
 
 

@@ -295,6 +295,25 @@ def test_grad_of_torch_func_has_the_bits_of_the_kernel():
 
 
 @needs_extension
+@pytest.mark.parametrize("options", [{}, {"block": 2}], ids=str)
+def test_the_gradient_in_cpp_serves_every_device(options):
+    """On meta tensors, for which C++ multiplies as for CUDA tensors."""
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.empty(6, 4, dtype=dtype, device="meta", requires_grad=True) for _ in range(2))
+        tau = torch.empty(6, device="meta", requires_grad=True)
+        loss = af.adaptive_infonce(a, b, tau, **options)
+        assert "InfoNCEFunction" in loss.grad_fn.name()
+        several = torch.ones(3, device="meta")
+        for of_one, of_several, x in zip(
+            torch.autograd.grad(loss, (a, b, tau), retain_graph=True),
+            torch.autograd.grad(loss, (a, b, tau), several, is_grads_batched=True),
+            (a, b, tau),
+        ):
+            assert (of_one.shape, of_one.dtype) == (x.shape, x.dtype)
+            assert (of_several.shape, of_several.dtype) == ((3, *x.shape), x.dtype)
+
+
+@needs_extension
 def test_batched_upstream_gradients():
     leaves = [t.float().requires_grad_() for t in inputs(6, 8, 4)]
     loss = af.adaptive_infonce(*leaves)

@@ -1,5 +1,5 @@
-// The gradients of torch.ops.adaftr_fast.infonce and infonce_blocks on CPU. adaftr_fast/ops/infonce/autograd.py has the
-// formula in Python, for the other devices and ops; calls from C++ cost a fifth of it, which counts at 1,024 rows.
+// The gradients of torch.ops.adaftr_fast.infonce and infonce_blocks. adaftr_fast/ops/infonce/autograd.py has the
+// formula in Python, for the other ops; calls from C++ cost a fifth of it, which counts at 1,024 rows.
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 warns wrongly about the vector<bool> of torch's Function::apply.
 #pragma GCC diagnostic ignored "-Warray-bounds"
@@ -7,6 +7,8 @@
 #endif
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mul.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -84,6 +86,13 @@ struct WithinBlocks {
 
 OptionalTensor optional_of(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
 
+// On a GPU one launch multiplies and converts.
+Tensor product(const Tensor& x, const Tensor& factor, at::ScalarType type) {
+  if (x.scalar_type() == type || is_batched(factor)) return x.mul(factor).to(type);
+  Tensor result = at::empty_like(x, x.options().dtype(type));
+  return at::mul_out(result, x, factor);
+}
+
 template <class Call>
 struct InfoNCEFunction : torch::autograd::Function<InfoNCEFunction<Call>> {
   static constexpr size_t kArguments = 5, kOfScale = 3;
@@ -129,9 +138,14 @@ struct InfoNCEFunction : torch::autograd::Function<InfoNCEFunction<Call>> {
     variable_list given;
     for (size_t i = 0; i < 3; ++i)
       if (needs[i]) given.push_back(d[i]);
-    const auto scaled = call_scaled(g_loss, given, std::vector<double>(given.size(), 1));
-    for (size_t i = 0, next = 0; i < 3; ++i)
-      if (needs[i]) found[i] = scaled[next++].to(saved[i].scalar_type());
+    const bool on_cpu = g_loss.is_cpu();
+    if (on_cpu) given = call_scaled(g_loss, given, std::vector<double>(given.size(), 1));
+    for (size_t i = 0, next = 0; i < 3; ++i) {
+      if (!needs[i]) continue;
+      const Tensor& x = given[next++];
+      const auto type = saved[i].scalar_type();
+      found[i] = on_cpu ? x.to(type) : product(x, g_loss, type);
+    }
     if (needs[3]) found[kOfScale] = g_loss * *row_loss;
     return found;
   }
@@ -165,7 +179,7 @@ Outputs infonce_blocks(const Tensor& anchors, const Tensor& candidates, const Te
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adaftr_fast, AutogradCPU, m) {
+TORCH_LIBRARY_IMPL(adaftr_fast, Autograd, m) {
   m.impl("infonce", infonce);
   m.impl("infonce_blocks", infonce_blocks);
 }
