@@ -67,6 +67,16 @@ def blocks(cases: Cases) -> str:
     return table("B x d | block | ours, ms | bmm | bmm, compiled | all rows", "lrrrrr", map(row, cases))
 
 
+def host(cases: Cases) -> str:
+    """Microseconds of the host before the driver launches the kernels, forward and with backward and update."""
+    times = [(kind, of) for kind in ("forward", "step") for of in ("least", "median")]
+    rows = (
+        [case["part"], case["name"], *(f"{case['us'][x][y]:.0f}" for x, y in times), case["launches"] or ""]
+        for case in cases
+    )
+    return table("part | call | forward, µs | median | step, µs | median | kernels", "llrrrrr", rows)
+
+
 def loss_growth(cases: Cases) -> str:
     """Milliseconds and added peak memory of one step against B, for each form of the loss."""
     found = {
@@ -345,6 +355,7 @@ TABLES: dict[str, Callable[[Cases], str]] = {
         loss_error,
         loss_growth,
         blocks,
+        host,
         recipes,
         compiled,
         compiled_sigmoid,

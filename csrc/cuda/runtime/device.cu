@@ -26,6 +26,7 @@ bool is_capturing() { return false; }
 void withdraw(const Report& report) { *report.claimed = 0; }
 
 void sort_pairs(const int32_t* keys, int32_t* sorted, const int32_t* values, int32_t* order, int64_t count, int) {
+  if (skips_kernels) return;
   std::copy_n(values, count, order);
   std::stable_sort(order, order + count, [&](int32_t a, int32_t b) { return keys[a] < keys[b]; });
   std::transform(order, order + count, sorted, [&](int32_t at) { return keys[at]; });

@@ -1,0 +1,193 @@
+"""The host's time on the GPU's paths, measured without a GPU: all that runs before the driver launches a kernel.
+
+    python -m benchmarks.infonce.host        -> results/host-*.json
+
+The loss's Triton kernels are compiled for sm_90 and handed to a driver that does nothing. The look-up and its update
+run the CUDA files as tests/cuda/serial.py compiles them, without their kernels. PyTorch's own ops run on CPU tensors,
+so small that only the host's share counts. The time is that of the CPU in this thread, without garbage collection, so
+that other processes count little. Not under TRITON_INTERPRET.
+"""
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor, nn
+from triton.backends.compiler import GPUTarget
+
+import adaftr_fast as af
+from adaftr_fast.ops.infonce.op import INFONCE, SYMMETRIC
+from benchmarks.measure import write
+from benchmarks.render import host
+from tests.cuda.serial import ASKING, Installed, load
+
+ROWS, D = 16, 16
+FIELDS, WIDTH = 2, 8
+CAPABILITY, PROCESSORS = 90, 132
+CALLS = 20  # between two readings of the clock
+Step = Callable[[], Any]
+
+
+class Driver:
+    """A driver of Triton that launches nothing."""
+
+    def __init__(self) -> None:
+        self.utils = self
+        self.launches = 0
+
+    def launcher_cls(self, *_: Any) -> Callable[..., None]:
+        return self.launch
+
+    def launch(self, *_: Any) -> None:
+        self.launches += 1
+
+    def load_binary(self, *_: Any) -> tuple[int, int, int, int, int]:
+        return 1, 1, 0, 0, 1024  # module, function, registers, spills and the most threads
+
+    def unload_module(self, module: int) -> None:
+        pass
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 232_448}
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", CAPABILITY, 32)
+
+
+def without_launches() -> tuple[Driver, torch.library.Library]:
+    """Lets the loss on CPU tensors take the path of CUDA tensors; returns the driver and what holds the kernels."""
+    from adaftr_fast.kernels.infonce import launch
+
+    driver = Driver()
+    triton.runtime.driver.set_active(driver)
+    launch.INTERPRETED = True  # accepts CPU tensors
+    launch.ASSUMED_CAPABILITY, launch.ASSUMED_PROCESSORS = CAPABILITY, PROCESSORS
+    kernels = torch.library.Library("adaftr_fast", "IMPL", "CPU")
+    for op in (INFONCE, SYMMETRIC):
+        kernels.impl(op.name, op.on_cuda, "CPU", allow_override=True)
+    return driver, kernels
+
+
+def loss_steps(dtype: torch.dtype) -> dict[str, tuple[Step, Step]]:
+    """Returns the forward, and the forward and backward, of the loss with some of its options, and of PyTorch."""
+    a, b = (torch.randn(ROWS, D, dtype=dtype, requires_grad=True) for _ in range(2))
+    tau = torch.rand(ROWS).add(0.1).requires_grad_()
+    ids, weight = torch.arange(ROWS) // 2, torch.rand(ROWS)
+
+    def eager() -> Tensor:
+        return F.cross_entropy((a @ b.mT).float() / tau[:, None], torch.arange(ROWS))
+
+    def ours(**options: Any) -> Callable[[], Tensor]:
+        return lambda: af.adaptive_infonce(a, b, tau, **options)
+
+    def both(forward: Callable[[], Tensor]) -> tuple[Step, Step]:
+        def step() -> None:
+            forward().backward()
+            a.grad = b.grad = tau.grad = None
+
+        return forward, step
+
+    return {
+        "adaptive_infonce": both(ours()),
+        "row_group": both(ours(row_group=ids)),
+        "row_weight": both(ours(row_weight=weight)),
+        "return_stats": both(lambda: af.adaptive_infonce(a, b, tau, return_stats=True)[0]),
+        "symmetric": both(ours(symmetric=True, row_group=ids)),
+        "PyTorch: @ and cross_entropy": both(eager),
+    }
+
+
+def table_steps() -> dict[str, tuple[Step, Step]]:
+    """Returns the look-up, and the look-up with its update, of each optimizer, and of PyTorch."""
+    ids = torch.zeros(2, FIELDS, dtype=torch.int64)
+    found = {}
+    for name in ("SGD", "Adagrad", "LazyAdam", "Adam"):
+        table = af.FusedEmbedding([50] * FIELDS, WIDTH)
+        found[name] = _with_update(table, ids, getattr(af.optim, name)(table, lr=0.01))
+    peer = nn.Embedding(50 * FIELDS, WIDTH, sparse=True)
+    found["PyTorch: Embedding(sparse=True), SparseAdam"] = _with_update(
+        peer, ids, torch.optim.SparseAdam(peer.parameters(), lr=0.01)
+    )
+    return found
+
+
+def _with_update(table: nn.Module, ids: Tensor, optimizer: torch.optim.Optimizer) -> tuple[Step, Step]:
+    def look_up() -> Tensor:
+        looked_up: Tensor = table(ids)
+        return looked_up
+
+    upstream = torch.ones_like(look_up())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        look_up().backward(upstream)
+        optimizer.step()
+
+    return look_up, step
+
+
+def microseconds(steps: list[Step], seconds: float) -> list[dict[str, float]]:
+    """Returns the least and the median CPU time of each step, measured in turns."""
+    for step in steps * 10:
+        step()  # compiles, and fills caches
+    found: list[list[float]] = [[] for _ in steps]
+    end = time.perf_counter() + seconds * len(steps)
+    while time.perf_counter() < end or len(found[0]) < 5:
+        for step, times in zip(steps, found):
+            start = time.thread_time_ns()
+            for _ in range(CALLS):
+                step()
+            times.append((time.thread_time_ns() - start) / CALLS / 1e3)
+    return [{"least": min(each), "median": statistics.median(each)} for each in found]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=2.0, help="per case, forward and step each")
+    options = parser.parse_args()
+    if triton.knobs.runtime.interpret:
+        parser.error("unset TRITON_INTERPRET: interpreted kernels are not launched")
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # what no kernel has written may be denormal, which multiplies slowly
+    gc.disable()
+    cases: list[dict[str, Any]] = []
+
+    def add(part: str, steps: dict[str, tuple[Step, Step]], launched: Callable[[], int]) -> None:
+        times = iter(microseconds([each for pair in steps.values() for each in pair], options.seconds))
+        for name, (_, step) in steps.items():
+            before = launched()
+            step()
+            us = {"forward": next(times), "step": next(times)}
+            cases.append({"part": part, "name": name, "us": us, "launches": launched() - before})
+
+    driver, kernels = without_launches()
+    for dtype in (torch.bfloat16, torch.float32):
+        add(str(dtype).removeprefix("torch."), loss_steps(dtype), lambda: driver.launches)
+    kernels._destroy()
+    schemas = load()
+    serial = torch.ops.adaftr_fast_serial
+    serial.set_skips_kernels(True)
+    for module in ASKING:
+        __import__(module, fromlist=["runs_cuda_kernels"]).runs_cuda_kernels = lambda tensor: True
+    installed = Installed(serial)
+    add("look-up", table_steps(), serial.launches)
+    installed.uninstall()
+    schemas._destroy()
+    print(host(cases))
+    print(write("host", cases))
+
+
+if __name__ == "__main__":
+    main()
