@@ -19,10 +19,21 @@ warps: 32 x 32 spill on sm_90 in IEEE float32 with 4.
 # ruff: noqa: E741
 # l is the sum, as in FlashAttention.
 
+from functools import lru_cache
+
 import triton
 import triton.language as tl
 from adaftr_fast.kernels.infonce.config import Config, cdiv
-from adaftr_fast.kernels.infonce.launch import Outputs, new_outputs, on_gpu, prepare_operands
+from adaftr_fast.kernels.infonce.launch import (
+    Launch,
+    Outputs,
+    Products,
+    accumulation_dtype,
+    new_outputs,
+    on_gpu,
+    prepare_operands,
+    vector,
+)
 from adaftr_fast.kernels.infonce.tiles import LN_2, LOG2_E, load_block, load_row_parameters, log1p, scores
 from torch import Tensor
 
@@ -58,7 +69,8 @@ def infonce_blocks(
             f"{tuple(candidates.shape)}"
         )
     with on_gpu(anchors):
-        operands = prepare_operands(anchors, candidates, ieee=ieee)
+        tau = vector(tau, accumulation_dtype(anchors.dtype))
+        operands = prepare_operands(anchors, candidates, tau, ieee=ieee)
         products = operands.products
         needs = {
             "need_d_anchors": need_d_anchors,
@@ -69,21 +81,25 @@ def infonce_blocks(
         outputs = new_outputs(operands, **needs)
         if products.rows > 0:
             block = min(block, products.rows)
-            rows_of_tile = TILE // block * block
-            config = block_config(products.kind, products.width)
-            launch = products.launch(config, divide_width=False)
             arguments = {
                 **operands.arguments(),
                 **outputs.arguments(),
-                **{need.upper(): needed for need, needed in needs.items()},
-                "tau_ptr": tau.to(products.acc_dtype).contiguous(),
-                "scale_ptr": scale.to(products.acc_dtype).contiguous(),
+                "tau_ptr": tau,
+                "scale_ptr": vector(scale, products.acc_dtype),
                 "block": block,
-                "rows_of_tile": rows_of_tile,
+                "rows_of_tile": TILE // block * block,
             }
-            tiles = (cdiv(products.rows, rows_of_tile),)
-            launch._replace(grid=tiles).run(infonce_blocks_kernel, arguments)
+            _launch(products, block, **needs).run(arguments)
         return outputs._replace(loss=(outputs.row_loss * scale).sum())
+
+
+@lru_cache(maxsize=4096)
+def _launch(products: Products, block: int, **needs: bool) -> Launch:
+    options = {need.upper(): needed for need, needed in needs.items()}
+    config = block_config(products.kind, products.width)
+    launch = products.launch(infonce_blocks_kernel, config, options, divide_width=False)
+    launch.grid = cdiv(products.rows, TILE // block * block), 1, 1
+    return launch
 
 
 def block_config(kind: str, width: int) -> Config:

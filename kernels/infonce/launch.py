@@ -11,8 +11,9 @@ The kernels read operands as rows of a multiple of 16 elements from 16-byte boun
 asynchronous 16-byte copies into 2-byte loads. Other operands are copied, which takes O(B d) and O(N d).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -56,17 +57,29 @@ COMBINE_BLOCK_D = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 128, to
 JOINING = ("ieee",)
 
 
-class Launch(NamedTuple):
-    """How a kernel is launched."""
+@dataclass(eq=False)
+class Launch:
+    """A kernel, its grid, and what it is compiled for.
 
-    grid: tuple[int, ...]
+    The compile-time arguments and the types of the others decide on the machine code, because all pointers are
+    multiples of 16 bytes, and all strides of 16 elements (``prepare_operands``, ``vector``). So a launch keeps what
+    Triton compiled at its first run. Triton's own search for it takes 20 microseconds.
+    """
+
+    kernel: Any
+    grid: tuple[int, int, int]
     options: dict[str, Any]  # compile-time arguments by name, not all of which the kernel takes
-    warps: dict[str, int]  # num_warps and num_stages, unless they are Triton's defaults
+    warps: dict[str, int] = field(default_factory=dict)  # num_warps and num_stages, unless they are Triton's defaults
+    compiled: Any = None
 
-    def run(self, kernel, arguments: Mapping[str, Any]) -> None:
-        """Launches a kernel with what it declares of the arguments and options."""
+    def run(self, arguments: Mapping[str, Any]) -> None:
+        """Launches the kernel with what it declares of the arguments and options."""
         given = {**arguments, **self.options}
-        kernel[self.grid](**{name: given[name] for name in kernel.arg_names}, **self.warps)
+        values = map(given.__getitem__, self.kernel.arg_names)
+        if self.compiled is None:
+            self.compiled = self.kernel[self.grid](*values, **self.warps)  # None under the interpreter
+        else:
+            self.compiled[self.grid](*values)
 
 
 class Products(NamedTuple):
@@ -74,37 +87,38 @@ class Products(NamedTuple):
 
     kind: str  # see config.py
     dtype: torch.dtype
+    acc_dtype: torch.dtype
     rows: int  # B
     columns: int  # N
     d: int
     width: int  # D_PADDED
+    device: int  # its index
     capability: int  # 10 * major + minor
     processors: int
 
-    @property
-    def acc_dtype(self) -> torch.dtype:
-        return accumulation_dtype(self.dtype)
-
-    def launch(self, config: Config, divide_width: bool, owns_columns: bool = False, few: int = 0) -> Launch:
+    def launch(
+        self,
+        kernel: Any,
+        config: Config,
+        options: dict[str, Any],
+        divide_width: bool,
+        owns_columns: bool = False,
+        few: int = 0,
+    ) -> Launch:
         """Returns a sweep's launch, whose grid is (owned blocks, splits of the streamed side, slices of the width).
 
         Up to ``few`` streamed blocks are not split.
         """
-        return _launch_of(self, config, divide_width, owns_columns, few)
-
-
-@lru_cache(maxsize=4096)
-def _launch_of(products: Products, config: Config, divide_width: bool, owns_columns: bool, few: int) -> Launch:
-    owned, streamed = cdiv(products.rows, config.block_m), cdiv(products.columns, config.block_n)
-    if owns_columns:
-        owned, streamed = streamed, owned
-    slices = cdiv(products.width, config.block_d) if divide_width else 1
-    splits = 1
-    if streamed > few:
-        splits = choose_splits(owned * slices, streamed, products.processors * config.programs)
-    meta = meta_of(products.dtype, products.kind, products.d, products.width, config)
-    warps = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    return Launch((owned, splits, slices), {"META": meta}, warps)
+        owned, streamed = cdiv(self.rows, config.block_m), cdiv(self.columns, config.block_n)
+        if owns_columns:
+            owned, streamed = streamed, owned
+        slices = cdiv(self.width, config.block_d) if divide_width else 1
+        splits = 1
+        if streamed > few:
+            splits = choose_splits(owned * slices, streamed, self.processors * config.programs)
+        meta = meta_of(self.dtype, self.kind, self.d, self.width, config)
+        warps = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        return Launch(kernel, (owned, splits, slices), options | {"META": meta}, warps)
 
 
 class Operands(NamedTuple):
@@ -114,9 +128,7 @@ class Operands(NamedTuple):
     candidates: Tensor  # [N, D_PADDED]
     swept: tuple[Tensor, Tensor]  # what the sweeps read: anchors and candidates, or their terms [rows, 2 D_PADDED]
     products: Products
-
-    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        return self.anchors.new_empty(shape, dtype=dtype or self.products.acc_dtype)
+    empty: Callable[..., Tensor]  # makes a tensor of the accumulation type, unless it is given another
 
     def arguments(self, swept: bool = True) -> dict[str, Any]:
         """Returns the arguments that name the operands, or their terms."""
@@ -135,20 +147,32 @@ def on_gpu(anchors: Tensor) -> AbstractContextManager:
 
 
 def prepare_operands(
-    anchors: Tensor, candidates: Tensor, ignored: Tensor | None = None, splits: bool = False, ieee: bool = False
+    anchors: Tensor,
+    candidates: Tensor,
+    like: Tensor,
+    ignored: Tensor | None = None,
+    splits: bool = False,
+    ieee: bool = False,
 ) -> Operands:
     """Aligns the operands, zeroes the anchors of ``ignored`` rows [B], and looks up the GPU.
 
+    ``like``: any tensor of the accumulation type, since to make others like it takes less time than to name the type.
     ``splits``: the sweeps have bf16x3 on sm_90; otherwise TF32 takes its place. ``ieee``: see ``product_kind``.
     """
-    capability, processors = _gpu(anchors.get_device()) if anchors.is_cuda else (ASSUMED_CAPABILITY, ASSUMED_PROCESSORS)
+    device = anchors.get_device()
+    capability, processors = _gpu(device) if anchors.is_cuda else (ASSUMED_CAPABILITY, ASSUMED_PROCESSORS)
     a, b = _align(anchors, ignored), _align(candidates)
     kind = product_kind(anchors.dtype, ieee)
     if kind == "bf16x3" and not (splits and 90 <= capability < 100):
         kind = "tf32"
     swept = (_split(a), _split(b)) if kind == "bf16x3" else (a, b)
-    sizes = len(a), len(b), anchors.shape[1], a.shape[1]
-    return Operands(a, b, swept, Products(kind, anchors.dtype, *sizes, capability, processors))
+    sizes = a.shape[0], b.shape[0], anchors.shape[1], a.shape[1]  # len() takes four times as long
+    products = Products(kind, anchors.dtype, like.dtype, *sizes, device, capability, processors)
+    return Operands(a, b, swept, products, like.new_empty)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @lru_cache
@@ -159,10 +183,6 @@ def _gpu(index: int) -> tuple[int, int]:
     if capability >= 120:  # has the matrix instructions and the shared memory of sm_89, not those of sm_90
         capability = 89
     return capability, properties.multi_processor_count
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _split(h: Tensor) -> Tensor:
@@ -177,7 +197,8 @@ def _split(h: Tensor) -> Tensor:
 def _align(h: Tensor, ignored: Tensor | None = None) -> Tensor:
     """Returns ``h`` [rows, D_PADDED] in rows from 16-byte boundaries, ignored rows zeroed; a copy where needed."""
     width = h.shape[1]
-    aligned = h.stride(1) == 1 and h.stride(0) % WIDTH_MULTIPLE == 0 and h.data_ptr() % 16 == 0
+    step, unit = h.stride()
+    aligned = unit == 1 and step % WIDTH_MULTIPLE == 0 and step < 2**31 and h.data_ptr() % 16 == 0
     if aligned and ignored is None and width % WIDTH_MULTIPLE == 0:
         return h
     out = h.new_zeros(h.shape[0], cdiv(width, WIDTH_MULTIPLE) * WIDTH_MULTIPLE)
@@ -185,9 +206,21 @@ def _align(h: Tensor, ignored: Tensor | None = None) -> Tensor:
     return out
 
 
+def aligned(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns ``x`` [n] from a 16-byte boundary; a copy where needed."""
+    if x.dtype != dtype:  # to() takes a microsecond to find that
+        x = x.to(dtype)
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def vector(x: Tensor | None, dtype: torch.dtype = torch.int64) -> Tensor | None:
+    """Returns ``x`` [n] contiguous, as ``aligned`` does."""
+    return None if x is None else aligned(x.contiguous(), dtype)
+
+
 def join(splits: Tensor) -> Tensor:
     """Returns the sum of the splits, in order."""
-    return splits[0] if len(splits) == 1 else splits.sum(0)
+    return splits.select(0, 0) if splits.shape[0] == 1 else splits.sum(0)
 
 
 class Outputs(NamedTuple):
@@ -205,8 +238,7 @@ class Outputs(NamedTuple):
 
     def arguments(self) -> dict[str, Tensor]:
         """Returns them by the names that kernels have for them: a row's loss is ``loss_ptr``."""
-        named = {f"{name}_ptr": x for name, x in self._asdict().items()}
-        return named | {"loss_ptr": self.row_loss}
+        return dict(zip(POINTERS, self[1:]))
 
     def zeroed(self) -> "Outputs":
         return Outputs(*(x.zero_() for x in self))
@@ -218,7 +250,7 @@ def new_outputs(
     """Returns uninitialized outputs."""
     B, N, d, empty = operands.products.rows, operands.products.columns, operands.products.d, operands.empty
     return Outputs(
-        loss=empty(),
+        loss=empty(()),
         row_loss=empty(B),
         lse=empty(B),
         positive_logit=empty(B),
@@ -228,6 +260,9 @@ def new_outputs(
         d_candidates=empty(N, d) if need_d_candidates else empty(0),
         d_tau=empty(B if need_d_tau else 0),
     )
+
+
+POINTERS = ("loss_ptr", *(f"{name}_ptr" for name in Outputs._fields[2:]))
 
 
 class Flags(NamedTuple):
@@ -242,6 +277,7 @@ class Flags(NamedTuple):
     NEED_D_CANDIDATES: bool
     NEED_D_TAU: bool
     NEED_STATS: bool
+    scale_stride: int
 
     @property
     def masks(self) -> bool:
@@ -252,9 +288,10 @@ class Flags(NamedTuple):
 class Plan(NamedTuple):
     """The launches of a call. Its shapes, types and options decide, so equal calls share one plan."""
 
-    rows: Launch
-    anchors: Launch | None  # None: the row sweep accumulates for d_anchors, if it is needed
-    bounded: Launch | None  # of bounded_sweep.py, whose kernels then take the place of those of the two above
+    rows: tuple[
+        Launch, ...
+    ]  # in order: the row sweep, then the anchor sweep if it is apart; or those of bounded_sweep.py
+    needs_norm: bool  # whether they read the largest norm of a candidate
     combine: Launch
     columns: Launch
     arrivals: int  # counters of the column sweep's splits, which it joins itself; 0: it has one, or leaves them
@@ -271,40 +308,45 @@ def make_plan(products: Products, flags: Flags, is_small: bool, few: int, blocks
     config = tiling.row_sweep_explicit if flags.masks else tiling.row_sweep
     if need_sum_pz:
         config = tiling.row_sweep_pz
-    rows = products.launch(config, divide_width=flags.NEED_D_ANCHORS)
-    anchors_apart = config.five_products and flags.NEED_D_ANCHORS
     # The largest norm takes two launches, which cost a small call more than a known maximum saves.
     bounds = not (is_small or flags.masks)
+    fixed_max = bounds and has_fixed_max(products.dtype, config, need_sum_pz)
+    kernels, bounded = [infonce_row_sweep_kernel], False
+    if config.five_products and flags.NEED_D_ANCHORS:
+        bounded = bounds and not need_sum_pz
+        kernels.append(infonce_anchor_sweep_kernel)
+        if bounded:  # the blocks of rows whose logits are bounded, and then the others
+            kernels = [
+                infonce_bounded_sweep_kernel,
+                infonce_unbounded_row_sweep_kernel,
+                infonce_unbounded_anchor_sweep_kernel,
+            ]
+    options = flags._asdict()
     own = {
-        "FIXED_MAX": bounds and has_fixed_max(products.dtype, config, need_sum_pz),
+        "FIXED_MAX": fixed_max,
         "NEED_D_ANCHORS": flags.NEED_D_ANCHORS and not config.five_products,
         "NEED_SUM_PZ": need_sum_pz,
     }
-    rows = rows._replace(options=rows.options | flags._asdict() | own)
+    rows = tuple(products.launch(each, config, options | own, divide_width=flags.NEED_D_ANCHORS) for each in kernels)
 
     config = tiling.column_sweep
-    columns = products.launch(config, divide_width=True, owns_columns=True, few=few)
-    own = {
+    options |= {
         "FOLDED": not flags.masks and folds_scale(products.dtype, config),
         "REDUCES": is_small and not config.five_products,  # with masks it spills there
-        "JOINS": products.kind in JOINING and is_small and flags.NEED_D_CANDIDATES and columns.grid[1] > 1,
         "BRANCHES": config.five_products,
     }
-    columns = columns._replace(options=columns.options | flags._asdict() | own)
+    kernel = infonce_column_sweep_kernel
+    columns = products.launch(kernel, config, options, divide_width=True, owns_columns=True, few=few)
+    column_blocks, splits, slices = columns.grid
+    joins = products.kind in JOINING and is_small and flags.NEED_D_CANDIDATES and splits > 1
+    columns.options["JOINS"] = joins
 
     block_d = min(COMBINE_BLOCK_D[products.dtype], triton.next_power_of_2(products.width))
     own = {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": block_d, "ACC_DTYPE": TYPES[products.acc_dtype]}
     own |= {"D": products.d, "D_PADDED": products.width}
-    # It sets the counters of arrivals to 0.
-    combine = Launch((cdiv(products.rows, COMBINE_BLOCK_M), 1, 1), columns.options | own, {})
-    return Plan(
-        rows,
-        anchors=rows if anchors_apart else None,
-        bounded=rows if anchors_apart and bounds and not need_sum_pz else None,
-        combine=combine,
-        columns=columns,
-        arrivals=columns.grid[0] * columns.grid[2] if columns.options["JOINS"] else 0,
-    )
+    grid = cdiv(products.rows, COMBINE_BLOCK_M), 1, 1
+    combine = Launch(infonce_combine_kernel, grid, columns.options | own)  # sets the counters of arrivals to 0
+    return Plan(rows, fixed_max or bounded, combine, columns, column_blocks * slices if joins else 0)
 
 
 def infonce(
@@ -336,39 +378,40 @@ def infonce(
     """
     with on_gpu(anchors):
         ignored = None if positive is None else positive == IGNORE.value
-        operands = prepare_operands(anchors, candidates, ignored, splits=True, ieee=ieee)
+        tau = vector(tau, accumulation_dtype(anchors.dtype))
+        operands = prepare_operands(anchors, candidates, tau, ignored, splits=True, ieee=ieee)
         needs = need_d_anchors, need_d_candidates, need_d_tau, need_stats
-        # The column sweep makes d_candidates.
-        outputs = new_outputs(operands, need_d_anchors, False, need_d_tau, need_stats)
         products = operands.products
         if products.rows == 0 or products.columns == 0:  # then every row is ignored
             return new_outputs(operands, *needs).zeroed()
+        # The column sweep makes d_candidates.
+        outputs = new_outputs(operands, need_d_anchors, False, need_d_tau, need_stats)
         grouped = row_group is not None and column_group is not None
+        scale = aligned(scale, products.acc_dtype)
         given = positive is not None, grouped, ignore_above is not None, bool(margin), positive_weight is not None
-        flags = Flags(*given, *needs)
+        flags = Flags(*given, *needs, scale.stride(0))
         is_small = SMALL_PART * products.processors >= products.rows * products.columns
         plan = make_plan(products, flags, is_small, FEW_BLOCKS, chosen_blocks())
-        tau = _cast(tau, products.acc_dtype)
-        scale = _cast(scale, products.acc_dtype)
         arguments = {
             **operands.arguments(),
             **outputs.arguments(),
-            "tau_ptr": tau.contiguous(),
-            "positive_ptr": _contiguous(positive),
-            "row_group_ptr": _contiguous(row_group) if grouped else None,
-            "column_group_ptr": _contiguous(column_group) if grouped else None,
+            "tau_ptr": tau,
+            "positive_ptr": vector(positive),
+            "row_group_ptr": vector(row_group) if grouped else None,
+            "column_group_ptr": vector(column_group) if grouped else None,
             "scale_ptr": scale,
-            "scale_stride": scale.stride(0),
             # 0-dim; Triton's floats are not always of the accumulation type
             "ignore_above_ptr": None if ignore_above is None else tau.new_full((), ignore_above),
             "margin_ptr": tau.new_full((), margin) if margin else None,
-            "positive_weight_ptr": _contiguous(positive_weight, products.acc_dtype),
+            "positive_weight_ptr": vector(positive_weight, products.acc_dtype),
         }
         gluon = _gluon_config(operands, flags)
-        arguments |= _row_side(operands, plan, gluon, arguments)
+        _sweep_rows(operands, plan, gluon, arguments)
+        _combine(operands, plan, arguments)
         if not need_d_candidates:
             return outputs._replace(loss=arguments["block_terms_ptr"][2].sum())
-        loss, d_candidates = _sweep_columns(operands, plan, gluon, arguments)
+        del arguments["acc_ptr"], arguments["partials_ptr"]  # frees memory for those of the column sweep
+        loss, d_candidates = _sweep_columns(operands, plan, gluon, arguments, outputs.loss)
         return outputs._replace(loss=loss, d_candidates=d_candidates)
 
 
@@ -376,49 +419,33 @@ def _gluon_config(operands: Operands, flags: Flags) -> Config | None:
     """Returns the config of the sweeps in Gluon; None where they are not chosen or do not serve."""
     products = operands.products
     config = choose_gluon(products.dtype, products.width, products.capability)
+    if config is None or flags.masks:
+        return None
     # TMA steps from row to row: rows of an expanded tensor lie at one address.
     expanded = min(operands.anchors.stride(0), operands.candidates.stride(0)) < products.width
-    return None if flags.masks or expanded else config
+    return None if expanded else config
 
 
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x if x.dtype == dtype else x.to(dtype)  # to() takes a microsecond to find that
-
-
-def _contiguous(x: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
-    if x is None:
-        return None
-    return (x if dtype is None else _cast(x, dtype)).contiguous()
-
-
-def _sweep_rows(operands: Operands, plan: Plan, gluon: Config | None, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Returns positive_score [B], partials [S, 4, B] and acc [S, B, D_PADDED], empty unless needed."""
-    products, rows = operands.products, plan.rows
+def _sweep_rows(operands: Operands, plan: Plan, gluon: Config | None, arguments: dict[str, Any]) -> None:
+    """Adds positive_score [B], partials [S, 4, B] and acc [S, B, D_PADDED], empty unless needed, to the arguments."""
+    products, empty = operands.products, operands.empty
+    row_blocks, splits, _ = plan.rows[0].grid
     need_acc = plan.columns.options["NEED_D_ANCHORS"]
-    if gluon is not None and arguments["margin_ptr"] is None and not rows.options["NEED_SUM_PZ"]:
+    if gluon is not None and arguments["margin_ptr"] is None and not plan.rows[0].options["NEED_SUM_PZ"]:
         from adaftr_fast.kernels.infonce.gluon_row import gluon_row_sweep  # imports Gluon, which Triton may lack
 
         found = gluon_row_sweep(operands, gluon, arguments["tau_ptr"], need_acc)
-        return dict(zip(("positive_score_ptr", "partials_ptr", "acc_ptr"), found))
-    splits = rows.grid[1]
-    found = {
-        "positive_score_ptr": operands.empty(products.rows),
-        "partials_ptr": operands.empty(splits, 4, products.rows),
-        "acc_ptr": operands.empty(splits, products.rows, products.width) if need_acc else operands.empty(0),
+        arguments |= zip(("positive_score_ptr", "partials_ptr", "acc_ptr"), found)
+        return
+    arguments |= {
+        "positive_score_ptr": empty(products.rows),
+        "partials_ptr": empty(splits, 4, products.rows),
+        "acc_ptr": empty(splits, products.rows, products.width) if need_acc else empty(0),
+        "max_norm_ptr": _max_norm(operands) if plan.needs_norm else None,
+        "swept_ptr": empty(row_blocks, dtype=torch.int32) if len(plan.rows) > 1 else None,
     }
-    bounds = rows.options["FIXED_MAX"] or plan.bounded is not None
-    given = arguments | found | {"max_norm_ptr": _max_norm(operands) if bounds else None}
-    if plan.bounded is None:
-        rows.run(infonce_row_sweep_kernel, given)
-        if plan.anchors is not None:
-            plan.anchors.run(infonce_anchor_sweep_kernel, given)
-        return found
-    # The blocks of rows whose logits are bounded, and then the others.
-    given["swept_ptr"] = operands.empty(rows.grid[0], dtype=torch.int32)
-    plan.bounded.run(infonce_bounded_sweep_kernel, given)
-    plan.bounded.run(infonce_unbounded_row_sweep_kernel, given)
-    plan.bounded.run(infonce_unbounded_anchor_sweep_kernel, given)
-    return found
+    for launch in plan.rows:
+        launch.run(arguments)
 
 
 def _max_norm(operands: Operands) -> Tensor:
@@ -426,35 +453,30 @@ def _max_norm(operands: Operands) -> Tensor:
     return torch.linalg.vector_norm(operands.candidates, dim=1, dtype=dtype).amax()
 
 
-def _row_side(operands: Operands, plan: Plan, gluon: Config | None, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Sweeps the rows and combines the splits; returns row_terms, block_terms and arrivals, for the column sweep.
-
-    The memory of acc is then free for the column sweep's partials.
-    """
-    swept = _sweep_rows(operands, plan, gluon, arguments)
-    B, options = operands.products.rows, plan.combine.options
-    row_terms = operands.empty(0)
-    if options["NEED_D_CANDIDATES"]:
-        row_terms = operands.empty(6 if options["IGNORES"] else 5, B)
-    found = {
+def _combine(operands: Operands, plan: Plan, arguments: dict[str, Any]) -> None:
+    """Combines the splits of the rows; adds row_terms, block_terms and arrivals, for the column sweep."""
+    options = plan.combine.options
+    size = (6 if options["IGNORES"] else 5, operands.products.rows) if options["NEED_D_CANDIDATES"] else 0
+    row_terms = operands.empty(size)
+    arguments |= {
         "row_terms_ptr": row_terms,
         "block_terms_ptr": operands.empty(3, plan.combine.grid[0]),
         "arrivals_ptr": operands.empty(plan.arrivals, dtype=torch.int32) if plan.arrivals else None,
+        "num_splits": arguments["partials_ptr"].shape[0],
+        "num_arrivals": plan.arrivals,
     }
-    counts = {"num_splits": len(swept["partials_ptr"]), "num_arrivals": plan.arrivals}
-    plan.combine.run(infonce_combine_kernel, arguments | swept | operands.arguments(swept=False) | found | counts)
+    plan.combine.run(arguments | operands.arguments(swept=False))
     if options["NEED_D_CANDIDATES"] and options["IGNORES"]:
-        torch.add(swept["positive_score_ptr"], arguments["ignore_above_ptr"], out=row_terms[5])
-    return found
+        torch.add(arguments["positive_score_ptr"], arguments["ignore_above_ptr"], out=row_terms[5])
 
 
 def _sweep_columns(
-    operands: Operands, plan: Plan, gluon: Config | None, arguments: dict[str, Any]
+    operands: Operands, plan: Plan, gluon: Config | None, arguments: dict[str, Any], loss: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sweeps the columns; returns the loss [] and d_candidates [N, d]."""
+    """Sweeps the columns; returns the loss [], in the memory of ``loss`` or its own, and d_candidates [N, d]."""
     products, columns, block_terms = operands.products, plan.columns, arguments["block_terms_ptr"]
-    loss = None
-    if gluon is not None or not columns.options["REDUCES"]:
+    reduces = gluon is None and columns.options["REDUCES"]
+    if not reduces:
         # The reduction within the sweep takes 21 instructions a tile: its results are not known to be uniform.
         loss = block_terms[2].sum()
         block_terms = block_terms[:2].amax(1)
@@ -466,10 +488,9 @@ def _sweep_columns(
     own = {
         "block_terms_ptr": block_terms,
         "num_blocks": block_terms.shape[-1],
-        "loss_ptr": operands.empty() if loss is None else None,
+        "loss_ptr": loss if reduces else None,
         "partials_ptr": operands.empty(columns.grid[1], products.columns, products.d),
         "d_candidates_ptr": operands.empty(products.columns, products.d) if plan.arrivals else None,
     }
-    columns.run(infonce_column_sweep_kernel, arguments | own)
-    d_candidates = own["d_candidates_ptr"] if plan.arrivals else join(own["partials_ptr"])
-    return own["loss_ptr"] if loss is None else loss, d_candidates
+    columns.run(arguments | own)
+    return loss, own["d_candidates_ptr"] if plan.arrivals else join(own["partials_ptr"])

@@ -4,9 +4,21 @@ sigmoid_sweep.py gives the algebra. Products are formed as for InfoNCE (launch.p
 other types in float32, and float32 products are IEEE or TF32.
 """
 
+from functools import lru_cache
+
 import torch
 from adaftr_fast.kernels.infonce.config import choose_tiling, chosen_blocks
-from adaftr_fast.kernels.infonce.launch import Operands, join, on_gpu, prepare_operands
+from adaftr_fast.kernels.infonce.launch import (
+    Launch,
+    Operands,
+    Products,
+    accumulation_dtype,
+    aligned,
+    join,
+    on_gpu,
+    prepare_operands,
+    vector,
+)
 from adaftr_fast.kernels.infonce.sigmoid_sweep import sigmoid_sweep_kernel
 from torch import Tensor
 
@@ -31,15 +43,14 @@ def sigmoid_contrast(
             capability 8.0.
     """
     with on_gpu(anchors):
-        operands = prepare_operands(anchors, candidates)
-        acc_dtype = operands.products.acc_dtype
+        acc_dtype = accumulation_dtype(anchors.dtype)
+        terms = vector(positive), *(aligned(x.to(anchors.device), acc_dtype) for x in (logit_scale, logit_bias))
+        operands = prepare_operands(anchors, candidates, terms[1])
         if anchors.shape[0] == 0 or candidates.shape[0] == 0:
             zeros = [anchors.new_zeros((), dtype=acc_dtype) for _ in range(3)]
             sides = ((anchors, need_d_anchors), (candidates, need_d_candidates))
             d_anchors, d_candidates = (h.new_zeros(h.shape if need else (0,), dtype=acc_dtype) for h, need in sides)
             return zeros[0], d_anchors, d_candidates, zeros[1], zeros[2]
-        positive = None if positive is None else positive.contiguous()
-        terms = (positive, *(x.to(anchors.device, acc_dtype) for x in (logit_scale, logit_bias)))
         sums, d_anchors = _sweep(operands, *terms, owns_rows=True, need_gradient=need_d_anchors)
         d_candidates = operands.empty(0)
         if need_d_candidates:
@@ -49,14 +60,19 @@ def sigmoid_contrast(
     return loss.clone(), d_anchors, d_candidates, d_scale.clone(), d_bias.clone()
 
 
+@lru_cache(maxsize=4096)
+def _launch(products: Products, owns_rows: bool, has_positive: bool, need_gradient: bool, blocks: str) -> Launch:
+    tiling = choose_tiling(products.kind, products.width, products.capability, blocks)
+    config = tiling.sigmoid_rows if owns_rows else tiling.sigmoid_columns
+    options = {"OWNS_ROWS": owns_rows, "HAS_POSITIVE": has_positive, "NEED_GRADIENT": need_gradient}
+    return products.launch(sigmoid_sweep_kernel, config, options, need_gradient, owns_columns=not owns_rows)
+
+
 def _sweep(
     operands: Operands, positive: Tensor | None, scale: Tensor, bias: Tensor, owns_rows: bool, need_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """Sweeps one side; returns the rows' sums [S, 3, B], empty for columns, and the gradient of the side."""
-    products = operands.products
-    tiling = choose_tiling(products.kind, products.width, products.capability, chosen_blocks())
-    config = tiling.sigmoid_rows if owns_rows else tiling.sigmoid_columns
-    launch = products.launch(config, divide_width=need_gradient, owns_columns=not owns_rows)
+    launch = _launch(operands.products, owns_rows, positive is not None, need_gradient, chosen_blocks())
     sides = operands.anchors, operands.candidates
     x, y = sides if owns_rows else sides[::-1]
     splits = launch.grid[1]
@@ -67,15 +83,12 @@ def _sweep(
         "logit_scale_ptr": scale,
         "logit_bias_ptr": bias,
         "sums_ptr": operands.empty(splits, 3, len(x)) if owns_rows else operands.empty(0),
-        "d_x_ptr": operands.empty(splits, len(x), products.d) if need_gradient else operands.empty(0),
+        "d_x_ptr": operands.empty(splits, len(x), operands.products.d) if need_gradient else operands.empty(0),
         "X": len(x),
         "Y": len(y),
         "x_stride": x.stride(0),
         "y_stride": y.stride(0),
-        "OWNS_ROWS": owns_rows,
-        "HAS_POSITIVE": positive is not None,
-        "NEED_GRADIENT": need_gradient,
     }
-    launch.run(sigmoid_sweep_kernel, arguments)
+    launch.run(arguments)
     d_x = arguments["d_x_ptr"]
     return arguments["sums_ptr"], join(d_x) if need_gradient else d_x

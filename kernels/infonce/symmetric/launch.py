@@ -19,7 +19,16 @@ from adaftr_fast.kernels.infonce.config import (
     product_kind,
     read_table,
 )
-from adaftr_fast.kernels.infonce.launch import Launch, Operands, join, on_gpu, prepare_operands
+from adaftr_fast.kernels.infonce.launch import (
+    Launch,
+    Operands,
+    Products,
+    accumulation_dtype,
+    join,
+    on_gpu,
+    prepare_operands,
+    vector,
+)
 from adaftr_fast.kernels.infonce.symmetric.combine import TERMS, infonce_symmetric_combine_kernel
 from adaftr_fast.kernels.infonce.symmetric.gradient import infonce_symmetric_gradient_kernel
 from adaftr_fast.kernels.infonce.symmetric.sums import (
@@ -125,20 +134,21 @@ def infonce_symmetric(
             f"got {tuple(candidates.shape)}"
         )
     with on_gpu(anchors):
-        operands = prepare_operands(anchors, candidates)
-        B, d, acc_dtype, empty = len(anchors), anchors.shape[1], operands.products.acc_dtype, operands.empty
+        acc_dtype = accumulation_dtype(anchors.dtype)
+        tau_row, tau_column, scale = (vector(x, acc_dtype) for x in (tau_row, tau_column, scale))
+        operands = prepare_operands(anchors, candidates, tau_row)
+        B, d, empty = anchors.shape[0], anchors.shape[1], operands.empty
         if B == 0:
             d_x = (empty(0, d) if need else empty(0) for need in (need_d_anchors, need_d_candidates))
             return anchors.new_zeros((), dtype=acc_dtype), empty(0), *d_x, empty(0), empty(0)
         grouped = row_group is not None and column_group is not None
-        tau_row, tau_column, scale = (x.to(acc_dtype).contiguous() for x in (tau_row, tau_column, scale))
+        plan = _plan(operands.products, grouped, need_d_anchors, need_d_candidates, need_d_tau_row, need_d_tau_column)
         arguments = operands.arguments() | {
             "tau_row_ptr": tau_row,
             "tau_column_ptr": tau_column,
             "scale_ptr": scale,
-            "row_group_ptr": row_group.contiguous() if grouped else None,
-            "column_group_ptr": column_group.contiguous() if grouped else None,
-            "HAS_GROUP": grouped,
+            "row_group_ptr": vector(row_group) if grouped else None,
+            "column_group_ptr": vector(column_group) if grouped else None,
             "positive_score_ptr": empty(B),
             "scales_ptr": empty(2, B),  # softmax_scale_log2 of both sides
             "row_loss_ptr": empty(B),
@@ -146,9 +156,9 @@ def infonce_symmetric(
             "sizes_ptr": empty(2, B),
             "residual_ptr": empty(B),
         }
-        _sweep_sums(operands, arguments)
-        d_anchors, d_tau_row = _gradients(operands, arguments, 0, need_d_anchors, need_d_tau_row)
-        d_candidates, d_tau_column = _gradients(operands, arguments, 1, need_d_candidates, need_d_tau_column)
+        _sweep_sums(operands, plan, arguments)
+        d_anchors, d_tau_row = _gradients(operands, plan.gradients, arguments, 0)
+        d_candidates, d_tau_column = _gradients(operands, plan.gradients, arguments, 1)
     row_loss = arguments["row_loss_ptr"]
     return (scale * row_loss).sum(), row_loss, d_anchors, d_candidates, d_tau_row, d_tau_column
 
@@ -169,36 +179,51 @@ def serves_symmetric(anchors: Tensor, tau_row: Tensor, tau_column: Tensor, row_g
     return width > 128 or not anchors.is_cuda or torch.cuda.get_device_capability(anchors.device) < (9, 0)
 
 
-def _launch(operands: Operands, sweep: str, grouped: bool, divide_width: bool) -> Launch:
-    products = operands.products
-    config: Config = getattr(choose_symmetric_tiling(products.kind, products.width, products.capability), sweep)
-    launch = products.launch(config, divide_width)
-    common = {"COMMON": has_common(products.dtype, sweep, config, grouped)}
-    return launch._replace(options=launch.options | common)
+class Plan(NamedTuple):
+    """The launches of a call."""
+
+    positives: Launch
+    sums: Launch
+    combine: Launch
+    gradients: tuple[Launch, Launch]  # of the rows and of the columns
 
 
-def _sweep_sums(operands: Operands, arguments: dict[str, Any]) -> None:
-    """Computes the losses and adds the arguments of the gradient sweeps."""
-    products = operands.products
-    B = products.rows
-    launch = _launch(operands, "sums", arguments["HAS_GROUP"], divide_width=False)
-    options = launch.options
-    config = choose_symmetric_tiling(products.kind, products.width, products.capability).sums
+@lru_cache(maxsize=4096)
+def _plan(products: Products, grouped: bool, *needs: bool) -> Plan:
+    """``needs``: d_anchors, d_candidates, d_tau_row and d_tau_column."""
+    tiling = choose_symmetric_tiling(products.kind, products.width, products.capability)
+    B, config = products.rows, tiling.sums
+    options = {"HAS_GROUP": grouped, "COMMON": has_common(products.dtype, "sums", config, grouped)}
+    sums = products.launch(infonce_symmetric_sums_kernel, config, options, divide_width=False)
+    own = {"BLOCK_M": COMBINE_BLOCK, "ACC_DTYPE": TYPES[products.acc_dtype]}
+    combine = Launch(infonce_symmetric_combine_kernel, (cdiv(B, COMBINE_BLOCK), 1, 1), options | own)
     config = config._replace(block_m=POSITIVES_BLOCK, block_k=config.block_k or min(config.block_d, 64))
     meta = meta_of(products.dtype, products.kind, products.d, products.width, config)
-    positives = Launch((cdiv(B, POSITIVES_BLOCK),), {"META": meta}, {})
-    positives.run(infonce_symmetric_positives_kernel, arguments)
-    arguments["bounds_ptr"] = _bounds(operands, arguments) if options["COMMON"] else None
-    row_blocks, splits, _ = launch.grid
+    grid = cdiv(B, POSITIVES_BLOCK), 1, 1
+    positives = Launch(infonce_symmetric_positives_kernel, grid, {"META": meta})
+    options["COMMON"] = has_common(products.dtype, "gradient", tiling.gradient, grouped)
+    gradients = []
+    for need_d_x, need_d_tau in zip(needs[:2], needs[2:]):
+        own = {"NEED_GRADIENT": need_d_x, "NEED_D_TAU": need_d_tau}
+        kernel = infonce_symmetric_gradient_kernel
+        gradients.append(products.launch(kernel, tiling.gradient, options | own, divide_width=need_d_x))
+    return Plan(positives, sums, combine, tuple(gradients))
+
+
+def _sweep_sums(operands: Operands, plan: Plan, arguments: dict[str, Any]) -> None:
+    """Computes the losses and adds the arguments of the gradient sweeps."""
+    B = operands.products.rows
+    plan.positives.run(arguments)
+    arguments["bounds_ptr"] = _bounds(operands, arguments) if plan.sums.options["COMMON"] else None
+    row_blocks, splits, _ = plan.sums.grid
     partials = arguments | {  # whose memory is free for the gradient sweeps
         "row_partials_ptr": operands.empty(splits, 2, B),
         "column_partials_ptr": operands.empty(row_blocks, 2, B),
         "num_splits": splits,
         "num_row_blocks": row_blocks,
     }
-    launch.run(infonce_symmetric_sums_kernel, partials)
-    own = {"BLOCK_M": COMBINE_BLOCK, "ACC_DTYPE": TYPES[products.acc_dtype]}
-    Launch((cdiv(B, COMBINE_BLOCK),), options | own, {}).run(infonce_symmetric_combine_kernel, partials)
+    plan.sums.run(partials)
+    plan.combine.run(partials)
     # The largest |grad_scale| of both sides, at least 2^-100, becomes 2^MAX_OFFSET.
     largest = torch.linalg.vector_norm(arguments["sizes_ptr"], float("inf"))
     arguments["descale_ptr"] = largest * 2.0 ** -max_offset(operands.products.dtype)
@@ -213,13 +238,14 @@ def _bounds(operands: Operands, arguments: dict[str, Any]) -> Tensor:
 
 
 def _gradients(
-    operands: Operands, arguments: dict[str, Any], side: int, need_d_x: bool, need_d_tau: bool
+    operands: Operands, launches: tuple[Launch, Launch], arguments: dict[str, Any], side: int
 ) -> tuple[Tensor, Tensor]:
     """Sweeps past the owned ``side``, 0 for rows; returns d_x [B, d] and d_tau [B], empty where not needed."""
+    launch = launches[side]
     B, d, empty = operands.products.rows, operands.products.d, operands.empty
+    need_d_x, need_d_tau = launch.options["NEED_GRADIENT"], launch.options["NEED_D_TAU"]
     if not (need_d_x or need_d_tau):
         return empty(0), empty(0)
-    launch = _launch(operands, "gradient", arguments["HAS_GROUP"], divide_width=need_d_x)
     splits = launch.grid[1]
     pairs = {
         "": (operands.anchors, operands.candidates),
@@ -233,9 +259,7 @@ def _gradients(
         "y_stride": own["y_ptr"].stride(0),
         "d_x_ptr": empty(splits, B, d) if need_d_x else empty(0),
         "d_tau_ptr": empty(splits, B) if need_d_tau else empty(0),
-        "NEED_GRADIENT": need_d_x,
-        "NEED_D_TAU": need_d_tau,
     }
-    launch.run(infonce_symmetric_gradient_kernel, arguments | own)
+    launch.run(arguments | own)
     d_x, d_tau = own["d_x_ptr"], own["d_tau_ptr"]
     return join(d_x) if need_d_x else d_x, join(d_tau) if need_d_tau else d_tau

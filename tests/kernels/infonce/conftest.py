@@ -65,10 +65,10 @@ def swept(monkeypatch):
 
     found, launched = [], launch.Launch.run
 
-    def run(self, kernel, arguments):
-        if kernel is launch.infonce_unbounded_row_sweep_kernel:
+    def run(self, arguments):
+        if self.kernel is launch.infonce_unbounded_row_sweep_kernel:
             found.append(arguments["swept_ptr"].tolist())
-        launched(self, kernel, arguments)
+        launched(self, arguments)
 
     monkeypatch.setattr(launch.Launch, "run", run)
     return found

@@ -107,3 +107,33 @@ def test_a_changed_constant_is_an_error_at_the_next_launch():
     assert done.returncode == 0, done.stderr
     errors = [line.split(" since")[0] for line in done.stdout.splitlines()]
     assert errors == [f"Global variable {name} has changed" for name in ("LOG2_E", "MOST_LOG2", "IGNORE") for _ in "12"]
+
+
+LAUNCHES_TWICE = """
+import torch
+from benchmarks.infonce.host import loss_steps, without_launches
+
+def launch(*given):  # the grid, six values of Triton's own, and the kernel's arguments
+    given = given[:3] + given[9:]
+    launched.append([(x.shape, x.dtype) if isinstance(x, torch.Tensor) else x for x in given])
+
+driver, kernels = without_launches()
+driver.launch = launch
+for name in ("adaptive_infonce", "symmetric"):
+    _, step = loss_steps(torch.bfloat16)[name]
+    calls = []
+    for _ in range(3):
+        launched = []
+        step()
+        calls.append(launched)
+    assert calls[0] == calls[1] == calls[2]
+    print(len(launched))
+"""
+
+
+def test_later_calls_launch_what_the_first_compiled():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-W", "ignore", "-c", LAUNCHES_TWICE]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["3", "5"]

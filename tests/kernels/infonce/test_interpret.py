@@ -89,8 +89,8 @@ def test_splits_fill_the_programs_that_a_multiprocessor_holds():
     from adaftr_fast.kernels.infonce.launch import Products
 
     chosen = config.choose_tiling("half", 64, 90).row_sweep._replace(block_m=64)
-    products = Products("half", torch.bfloat16, 64 * 132, 8192, 64, 64, 90, 132)
-    splits = [products.launch(chosen._replace(programs=n), divide_width=True).grid[1] for n in (1, 2, 3)]
+    products = Products("half", torch.bfloat16, torch.float32, 64 * 132, 8192, 64, 64, 0, 90, 132)
+    splits = [products.launch(None, chosen._replace(programs=n), {}, divide_width=True).grid[1] for n in (1, 2, 3)]
     assert splits == [1, 2, 3]
 
 

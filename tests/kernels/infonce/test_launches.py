@@ -44,8 +44,8 @@ def launches(monkeypatch, rows, dtype, d=64, **changed):
     tau, scale = torch.ones(rows, dtype=acc_dtype), torch.ones((), dtype=acc_dtype).expand(rows)
     found = Launches()
 
-    def run(_, kernel, arguments):
-        found.ops.append(kernel.__name__.removeprefix("infonce_").removesuffix("_kernel"))
+    def run(self, arguments):
+        found.ops.append(self.kernel.__name__.removeprefix("infonce_").removesuffix("_kernel"))
 
     monkeypatch.setattr(launch.Launch, "run", run)
     needs = {"need_d_anchors": True, "need_d_candidates": True, "need_d_tau": True, "need_stats": False} | changed
@@ -115,3 +115,84 @@ def test_other_calls_launch(monkeypatch, rows, d, changed, expected):
 def test_a_small_call_is_right(dtype):
     for options in ({}, {"reduction": "sum", "frozen": (0,)}, masks(100, 130)):
         assert_matches(inputs(100, 130, 24), dtype, backend="triton", return_stats=True, **options)
+
+
+def test_a_launch_keeps_what_triton_compiled():
+    from adaftr_fast.kernels.infonce.launch import Launch
+
+    seen = []
+
+    class Compiled:
+        def __getitem__(self, grid):
+            return lambda *values: seen.append(("compiled", grid, values))
+
+    class Kernel:
+        arg_names = ("x_ptr", "B", "FLAG")
+
+        def __getitem__(self, grid):
+            return lambda *values, **warps: seen.append(("triton", grid, values, warps)) or Compiled()
+
+    launch = Launch(Kernel(), (2, 1, 1), {"FLAG": True, "OTHER": 3}, {"num_warps": 4})
+    for x in ("a", "b"):
+        launch.run({"x_ptr": x, "B": 5, "y_ptr": None})
+    assert seen == [
+        ("triton", (2, 1, 1), ("a", 5, True), {"num_warps": 4}),
+        ("compiled", (2, 1, 1), ("b", 5, True)),
+    ]
+
+
+def odd(x):
+    """Returns x in memory that begins 8 bytes after a boundary of 16."""
+    if x is None or x.dim() == 0:
+        return x
+    step = 8 // x.element_size()
+    memory = torch.empty(x.numel() + step, dtype=x.dtype)
+    return memory[step:].view(x.shape).copy_(x)
+
+
+CALLS = [
+    {},
+    {"row_weight": torch.rand(40)},
+    {"return_stats": True, "margin": 0.1},
+    {"positive_index": torch.arange(40).roll(1), "ignore_above": 0.5},
+    {"row_group": torch.arange(40) // 2},
+    {"row_group": torch.arange(40) // 2, "symmetric": True},
+    {"symmetric": True},
+    {"label_smoothing": 0.1},
+    {"block": 4},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_equal_launches_can_share_what_is_compiled(monkeypatch, dtype):
+    """Triton compiles for what a pointer and a stride are divisible by, for types, and for what is None."""
+    from adaftr_fast.kernels.infonce import launch
+
+    from adaftr_fast import adaptive_infonce, sigmoid_contrast
+
+    found = {}
+
+    def run(self, arguments):
+        given = {**arguments, **self.options}
+        taken = {name: given[name] for name in self.kernel.arg_names}
+        for name, x in taken.items():
+            if isinstance(x, torch.Tensor):
+                assert x.data_ptr() % 16 == 0, name
+            elif name.endswith("_stride") and name != "scale_stride":
+                assert x % 16 == 0, name
+        types = {name: x.dtype if isinstance(x, torch.Tensor) else x is None for name, x in taken.items()}
+        key = self.kernel, self.grid, frozenset(self.options.items()), dtype
+        assert found.setdefault(key, types) == types
+
+    monkeypatch.setattr(launch.Launch, "run", run)
+    tensors = [x.to(dtype if x.dim() == 2 else torch.float32) for x in inputs(40, 40, 32)]
+    for options in CALLS:
+        for changed in (lambda x: x, odd, lambda x: odd(x.repeat_interleave(2, 0))[::2]):
+            a, b, tau = (changed(x).requires_grad_() for x in tensors)
+            given = {name: changed(x) if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+            adaptive_infonce(a, b, tau, backend="triton", **given)
+    a, b, _ = map(odd, tensors)
+    sigmoid_contrast(
+        a, b, odd(torch.rand(3))[2], torch.rand(3)[1], positive_index=odd(torch.arange(40)), backend="triton"
+    )
+    assert len(found) > 15

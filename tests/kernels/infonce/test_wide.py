@@ -166,8 +166,8 @@ def test_five_products(name, plans):
             check(tensors, dtype, **{"return_stats": True} | options)
     assert plans
     assert all(each.columns.options["BRANCHES"] for each in plans)
-    assert not any(each.rows.options["NEED_D_ANCHORS"] for each in plans)
-    assert all((each.anchors is None) == (name == "frozen anchors") for each in plans)
+    assert not any(each.rows[0].options["NEED_D_ANCHORS"] for each in plans)
+    assert all((len(each.rows) == 1) == (name == "frozen anchors") for each in plans)
 
 
 def test_splits(swept, plans, assume):
@@ -176,12 +176,12 @@ def test_splits(swept, plans, assume):
     a[100] *= 300
     check((a, b, tau), torch.bfloat16)
     assert swept == [[1, 0, 1]]
-    assert min(each.rows.grid[1] for each in plans) > 1
+    assert min(each.rows[0].grid[1] for each in plans) > 1
     for rows, columns in ((130, 140), (300, 100)):
         plans.clear()
         check(inputs(rows, columns, 264), torch.float16, return_stats=True, **masks(rows, columns))
         assert all(each.columns.grid[1] > 1 for each in plans)
-        assert all((each.anchors.grid[1] > 1) == (rows < columns) for each in plans)
+        assert all((each.rows[-1].grid[1] > 1) == (rows < columns) for each in plans)
 
 
 @EACH_TYPE
