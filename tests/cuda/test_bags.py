@@ -96,6 +96,16 @@ def test_bad_offsets_are_raised_by_the_next_op(serial, offsets, at):
         serial.raise_reported(out)
 
 
+def test_ids_in_no_bag_by_bad_offsets_have_a_row_of_the_table_and_zeros(serial):
+    values, offsets = torch.tensor([1, 2, 3, 4]), torch.tensor([0, 1, 9, 4])
+    bags = (values, offsets, None, torch.tensor([0, 5, 10, 15]))
+    for width in (1, 8):
+        rows, terms = serial.embedding_bags_backward(torch.ones(1, 3 * width), *bags, width, False)
+        assert rows.tolist() == [1, 0, 0, 0]
+        assert terms[0].eq(1).all()
+        assert not terms[1:].any()
+
+
 def test_a_bad_id_counts_as_zeros_and_is_raised_by_the_next_op(serial):
     values, offsets = torch.tensor([0, 9, 1]), torch.tensor([0, 2, 3])
     out = serial.embedding_bags(torch.ones(9, 4), values, offsets, None, torch.tensor([0, 9]), False, [])

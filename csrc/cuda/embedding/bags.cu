@@ -93,7 +93,8 @@ std::tuple<at::Tensor, at::Tensor> embedding_bags_backward(const at::Tensor& gra
   const DeviceGuard guard(grad.device());
   const at::Tensor dense = grad.contiguous(), ids = values.contiguous(), starts = offsets.contiguous();
   const at::Tensor own = factors_of(factors, grad.scalar_type());
-  at::Tensor rows = at::empty({count}, offsets.options()), terms = at::empty({count, width}, grad.options());
+  // Offsets that do not rise leave ids in no bag: zeros for row 0, until the look-up's error is raised.
+  at::Tensor rows = at::zeros({count}, offsets.options()), terms = at::zeros({count, width}, grad.options());
   by_table_type("embedding_bags_backward", grad.scalar_type(), [&](auto element) {
     using W = decltype(element);
     by_pack<W>(width, {dense, terms}, [&](auto pack) {
