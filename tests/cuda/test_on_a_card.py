@@ -119,6 +119,7 @@ def test_a_look_up_and_its_backward_in_a_graph():
     emb, ids = FusedEmbedding(SIZES, 8, device="cuda"), ids_for(64, SIZES).cuda()
     optimizer = optim.Adam(emb, lr=0.01)
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(2):
             optimizer.zero_grad()
