@@ -22,7 +22,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from itertools import accumulate, cycle, pairwise
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -229,7 +229,7 @@ class BackwardGraph:
             self._steps += 1
             return self.captures.aside(lambda: backward(batch))
         if self._graph is None or _addresses(self._graph.state) != _addresses(self._state()):
-            self._graph = None  # the new graph may have its memory
+            self._graph = None  # the new graph may have the memory of its tensors
             self._graph = self._captured(backward, batch)
         if self._graph is None or self._graph.signature != _signature(batch):
             return backward(batch)
@@ -347,7 +347,7 @@ class CudaCaptures:
         self.device = device
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
-        self._graph: torch.cuda.CUDAGraph | None = None  # kept until the next is captured, or the pool would end
+        self._graph: torch.cuda.CUDAGraph | None = None  # kept until the next is captured, or the pool would end before
 
     def aside(self, work: Callable[[], T]) -> T:
         """Runs ``work`` on the stream of the captures, in the order of the current stream."""
@@ -359,7 +359,9 @@ class CudaCaptures:
         return result
 
     def capture(self, work: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """Records the kernels that ``work`` launches, without running them. The graph of the last capture ends.
+        """Records the kernels that ``work`` launches, without running them. Then the graph of the last capture ends.
+
+        Calls of other threads, such as the wait of the one that writes snapshots, do not disturb the capture.
 
         Returns:
             A function that runs the kernels on the current stream, and the result of ``work``, which they write.
@@ -370,15 +372,27 @@ class CudaCaptures:
         here = torch.cuda.current_stream(self.device)
         graph = torch.cuda.CUDAGraph()
         gc.collect()  # graphs of autograd that are still alive would keep their nodes' streams
-        self._graph = graph  # also where the capture fails: the allocator may still refer to it
         with torch.cuda.device(self.device):
             try:
-                with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
                     result = work()
             except Exception:
                 torch.cuda.set_stream(here)  # torch.cuda.graph leaves its own where the end of a capture fails
+                self._end_allocations()
                 raise
+            finally:
+                self._graph = graph  # also where the capture failed: the allocator of pinned memory still refers to it
         return graph.replay, result
+
+    def _end_allocations(self) -> None:
+        """Ends the allocations for a capture that has failed, and its share of the pool.
+
+        torch 2.11 leaves the allocator as within the capture. It would free no memory from then on.
+        """
+        index = torch.cuda.current_device()
+        with suppress(RuntimeError):  # they have ended: torch 2.12 does so itself
+            torch._C._cuda_endAllocateToPool(index, self.pool)
+            torch._C._cuda_releasePool(index, self.pool)
 
 
 TEXTS = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")

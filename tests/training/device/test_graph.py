@@ -2,8 +2,11 @@
 
 import functools
 import warnings
+import weakref
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.deferred import stored
-from adaftr_fast.training.device import WARM_UP, BackwardGraph, depends_on_tensors_alone
+from adaftr_fast.training.device import WARM_UP, BackwardGraph, CudaCaptures, depends_on_tensors_alone
 from adaftr_fast.training.stepper import Stepper
 
 SIZES, ROWS = [50, 20, 3], 16
@@ -169,6 +172,71 @@ def test_a_capture_that_fails_warns_once_and_steps_run_eagerly():
     assert [str(each.message) for each in caught] == [f"{expected} capturing"]
     assert_same(found, trained(stepper(), content))
     assert log == ["aside"] * WARM_UP + ["refused"]
+
+
+class FakeGraph:
+    """A graph of a simulated allocator: one at a time is captured."""
+
+    replay = None
+
+
+class FakeCuda:
+    """What ``CudaCaptures`` calls of torch, as torch 2.11 behaves; ``log`` has what happens to the pool."""
+
+    def __init__(self, monkeypatch, ends_itself):
+        self.log, self.capturing, self.ends_itself = [], False, ends_itself
+        stream = SimpleNamespace(wait_stream=lambda other: None)
+        for name, value in {
+            "Stream": lambda device: stream, "current_stream": lambda device: stream, "CUDAGraph": FakeGraph,
+            "graph_pool_handle": lambda: (0, 1), "graph": self.graph, "set_stream": lambda stream: None,
+            "device": lambda device: nullcontext(), "current_device": lambda: 0,
+        }.items():  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
+        monkeypatch.setattr(
+            torch._C, "_cuda_releasePool", lambda index, pool: self.log.append("released"), raising=False
+        )
+
+    @contextmanager
+    def graph(self, graph, pool, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local"
+        self.capturing = True
+        try:
+            yield
+        except RuntimeError:
+            self.capturing = not self.ends_itself
+            raise
+        self.capturing = False
+
+    def end(self, index, pool):
+        if not self.capturing:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.capturing = False
+        self.log.append("ended")
+
+
+@pytest.mark.parametrize("ends_itself", [False, True], ids=["torch 2.11", "torch 2.12"])
+def test_a_capture_that_fails_ends_its_allocations(ends_itself, monkeypatch):
+    cuda = FakeCuda(monkeypatch, ends_itself)
+    captures = CudaCaptures(torch.device("cuda", 0))
+
+    def reads():
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        captures.capture(reads)
+    assert not cuda.capturing
+    assert cuda.log == ([] if ends_itself else ["ended", "released"])
+
+
+def test_a_graph_is_kept_until_the_next_is_captured(monkeypatch):
+    FakeCuda(monkeypatch, True)
+    captures = CudaCaptures(torch.device("cuda", 0))
+    captures.capture(lambda: None)
+    first = weakref.ref(captures._graph)
+    _, is_kept = captures.capture(lambda: first() is not None)
+    assert is_kept
+    assert first() is None
 
 
 def test_bfloat16_steps_cast_weights_within_the_graph(monkeypatch):
