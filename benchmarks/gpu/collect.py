@@ -25,8 +25,8 @@ REQUIREMENTS = [
     "memeff==0.3.1", "inf-cl==1.2.1", "jsonargparse>=4.40", "docstring-parser>=0.16", "typeshed-client>=2.3",
     "pyyaml>=6", "importlib-resources>=6", "typing-extensions>=4.10", "safetensors>=0.5", "tqdm>=4.60", "pyarrow>=17",
     "setuptools>=77", "wheel>=0.40", "pybind11>=2.13", "ninja>=1.11", "packaging>=24",
-    "expecttest>=0.2", "pytest>=8", "pytest-benchmark>=5", "py-cpuinfo2>=10", "pluggy>=1.5", "iniconfig>=2",
-    "pygments>=2.7", "hypothesis>=6.100", "sortedcontainers>=2.1",
+    "expecttest>=0.2", "pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6", "pytest-timeout>=2.3", "execnet>=2.1",
+    "py-cpuinfo2>=10", "pluggy>=1.5", "iniconfig>=2", "pygments>=2.7", "hypothesis>=6.100", "sortedcontainers>=2.1",
 ]
 # fmt: on
 LIMITS = {"setuptools": "<82"}  # of torch 2.11
@@ -57,8 +57,16 @@ def collect(folder: Path, without: list[str]) -> int:
     draft.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     draft.replace(folder / MANIFEST)
     total = sum(entry["bytes"] for entry in entries)
-    print(f"{folder}: {len(entries)} wheels, {total / 2**20:.1f} MiB")
+    both = total + tracked()
+    print(f"{folder}: {len(entries)} wheels, {total / 2**20:.1f} MiB; {both / 2**20:.1f} MiB with the checkout")
     return 0
+
+
+def tracked() -> int:
+    """Returns the bytes of the checkout's tracked files, which go to the GPU machine too; 0 without git."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    paths = (ROOT / name for name in listed.stdout.split("\0") if name)
+    return sum(path.lstat().st_size for path in paths if path.exists())
 
 
 def obtain(requirement: str, folder: Path) -> Path:
