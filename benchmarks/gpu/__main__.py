@@ -1,7 +1,7 @@
 """Builds, checks, times and profiles the package on a GPU, without a network.
 
     python -m benchmarks.gpu --collect wheels                    on a machine with a network
-    python -m benchmarks.gpu --out DIR --wheels wheels           on the GPU machine; repeat it until nothing is left
+    python -m benchmarks.gpu --out DIR --wheels wheels --total 560   on the GPU machine, twice
     python -m benchmarks.gpu --out DIR --only loss --deadline 600
     python -m benchmarks.gpu --out DIR --report                  anywhere: benchmarks/results/gpu-<card>.json
 
@@ -29,11 +29,11 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--out", type=Path, help="folder of the measurements, a file for each stage")
+    made.add_argument("--out", type=Path, help="folder of the measurements: one file, and three traces")
     made.add_argument(
         "--only", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help=", ".join(STAGES)
     )
-    made.add_argument("--deadline", type=float, help="seconds for each stage; by default its own, under 8 minutes")
+    made.add_argument("--deadline", type=float, help="seconds for each stage; by default its own, at most 5 minutes")
     made.add_argument(
         "--total", type=float, help="seconds for the whole command, the report included; cells are cut short"
     )

@@ -36,12 +36,17 @@ def environment(**more: str) -> dict[str, str]:
     return variables | caches | found | {"PYTHONUNBUFFERED": "1"} | more
 
 
+def die_with_parent() -> None:
+    """Lets the system kill this process when its parent ends."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def dies_with_parent() -> Callable[[], None]:
     """Returns what a child process calls first, so that a killed parent leaves none that uses the GPU."""
     parent = os.getpid()
 
     def call() -> None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
         if os.getppid() != parent:  # it was killed before
             os._exit(1)
 

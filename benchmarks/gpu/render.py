@@ -12,11 +12,15 @@ OURS = "adaftr_fast"
 
 
 def grouped(cases: Cases, stage: str, names: tuple[str, ...]) -> dict[tuple[Any, ...], dict[str, dict[str, Any]]]:
-    """Returns the timed contestants, those that failed or were wrong too, by the values of ``names``."""
+    """Returns the timed contestants, those that failed or were wrong too, by the values of ``names``.
+
+    Ours with chosen kernels is a contestant of its own, "adaftr_fast, gluon, narrow".
+    """
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for case in cases:
         if case["stage"] == stage and all(name in case for name in names):
-            found.setdefault(tuple(case[name] for name in names), {})[case["contestant"]] = case
+            contestant = ", ".join([case["contestant"], *(case[name] for name in ("sweeps", "blocks") if name in case)])
+            found.setdefault(tuple(case[name] for name in names), {})[contestant] = case
     return found
 
 
@@ -25,7 +29,7 @@ def against(group: dict[str, dict[str, Any]]) -> str:
     ours = group[OURS]["seconds"]
     shown = []
     for name, case in group.items():
-        if name.startswith(OURS):
+        if name == OURS or name.startswith(f"{OURS}, again"):
             continue
         state = f"{case['seconds'] / ours:.2f}x" if "seconds" in case else "wrong" if "wrong" in case else "failed"
         shown.append(f"{name} {state}")
@@ -43,6 +47,17 @@ def gpu_loss(cases: Cases) -> str:
         rows.append([precision, f"{batch:,} x {width}", mode, *figures, against(group)])
     header = "precision | B x d | mode | ours, ms | TFLOP/s | added MiB | others over ours"
     return table(header, "lllrrrl", rows)
+
+
+def gpu_headline(cases: Cases) -> str:
+    """Milliseconds of each choice of kernels beside the model's, and how far its results are from float64."""
+    rows = []
+    for case in (case for case in cases if case["stage"] == "headline"):
+        modelled = " to ".join(f"{each:g}" for each in case.get("modelled ms", []))
+        measured = f"{1e3 * case['seconds']:.2f}" if "seconds" in case else case.get("wrong", "failed")
+        errors = ", ".join(f"{name} {value:.1e}" for name, value in case.get("error", {}).items())
+        rows.append([case["kernels"], modelled, measured, errors])
+    return table("kernels | modelled, ms | measured, ms | errors", "lrrl", rows)
 
 
 def gpu_embedding(cases: Cases) -> str:
@@ -67,6 +82,7 @@ def gpu_training(cases: Cases) -> str:
 
 
 TABLES: dict[str, Callable[[Cases], str]] = {
+    "gpu_headline": gpu_headline,
     "gpu_loss": gpu_loss,
     "gpu_embedding": gpu_embedding,
     "gpu_training": gpu_training,

@@ -1,4 +1,4 @@
-"""Assembles the journals of a folder into benchmarks/results/gpu-<card>.json and prints their tables.
+"""Assembles the measurements of a folder into benchmarks/results/gpu-<card>.json and prints their tables.
 
 ``benchmarks.gpu`` runs this module in a process of its own, which finds what the build stage installed.
 """
@@ -14,9 +14,9 @@ from benchmarks.gpu.cells import Journal, Setting
 
 
 def report(setting: Setting) -> int:
-    """Writes the results of every stage that has any; those of a dry run into the folder of its journals.
+    """Writes the results of every stage that has any; those of a dry run into their own folder.
 
-    Needs no GPU: the journals name the machine.
+    Needs no GPU: the measurements name the machine.
     """
     from benchmarks import RESULTS
     from benchmarks.gpu.render import TABLES
@@ -43,7 +43,7 @@ def cases(folder: Path) -> list[dict[str, Any]]:
     return [
         {"stage": stage} | row["cell"] | row["result"]
         for stage in STAGES
-        for row in Journal(folder / f"{stage}.jsonl").cells().values()
+        for row in Journal(folder, stage).cells().values()
     ]
 
 
@@ -53,7 +53,7 @@ def machine_of(folder: Path) -> dict[str, Any] | None:
     Raises:
         SystemExit: the stages were measured on different GPUs.
     """
-    found = [facts for stage in STAGES if (facts := Journal(folder / f"{stage}.jsonl").machine()) is not None]
+    found = [facts for stage in STAGES if (facts := Journal(folder, stage).machine()) is not None]
     if len(cards := sorted({facts["gpu"] for facts in found})) > 1:
         sys.exit(f"benchmarks.gpu: {folder} holds figures of {' and '.join(cards)}; each needs a folder of its own")
     return found[-1] if found else None

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from adaftr_fast.training.device import CudaCaptures
+
 BUDGET = 0.3  # seconds of timed runs of one cell
 WARMUP = 3
 LEAST = 5
@@ -89,13 +91,7 @@ def graphed(run: Run, device: str) -> tuple[Run, Any]:
     """
     if device != "cuda":
         return run, run()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARMUP):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        held = run()
-    return graph.replay, held
+    captures = CudaCaptures(torch.device("cuda", torch.cuda.current_device()))
+    for _ in range(WARMUP):
+        captures.aside(run)
+    return captures.capture(run)

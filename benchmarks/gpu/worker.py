@@ -1,4 +1,4 @@
-"""Measures the cells of some stages in one process: the supervisor starts it, and starts another where it dies.
+"""Measures the cells of a stage in a process that the supervisor starts; another follows where it dies.
 
 A fault of a kernel (an address that is not mapped, say) leaves a CUDA context in which nothing runs any more. The
 process then ends with ``AGAIN``, and the next one goes on with the next cell.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import math
+import os
 import sys
 import time
+import traceback
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -19,15 +20,15 @@ from benchmarks.gpu.cells import Cell, Journal, Setting
 
 AGAIN = 75  # the exit status that asks for a new process
 MOST_STARTS = 3  # a cell that was begun as often and never finished, or always ran out of time, is given up
+Clock = Callable[[], float]
 
 
 def stage_module(name: str) -> ModuleType:
     return importlib.import_module(f"benchmarks.gpu.stages.{name}")
 
 
-def unfinished(name: str, setting: Setting) -> tuple[list[Cell], int]:
-    """Returns the cells that remain, those that ran out of time at the end, and the number of all."""
-    stage, journal = stage_module(name), Journal(setting.out / f"{name}.jsonl")
+def unfinished(stage: ModuleType, journal: Journal, setting: Setting) -> tuple[list[Cell], list[Cell], int]:
+    """Returns the cells without a result, those that ran out of time and are tried again, and the number of all."""
     rows, every = journal.cells(), list(stage.cells(setting))
     is_current = getattr(stage, "is_current", lambda setting, row: True)
     first: list[Cell] = []
@@ -37,7 +38,7 @@ def unfinished(name: str, setting: Setting) -> tuple[list[Cell], int]:
             first.append(cell)
         elif is_tried_again(cell, rows[cell.name]["result"], journal):
             again.append(cell)
-    return first + again, len(every)
+    return first, again, len(every)
 
 
 def is_tried_again(cell: Cell, result: dict[str, Any], journal: Journal) -> bool:
@@ -45,31 +46,47 @@ def is_tried_again(cell: Cell, result: dict[str, Any], journal: Journal) -> bool
     return "timed out" in result and journal.starts(cell.name) < MOST_STARTS
 
 
-def run_stage(name: str, setting: Setting, seconds: float) -> None:
-    """Measures cells until all are done, ``seconds`` have passed or the time of all stages is over."""
-    end = time.monotonic() + min(seconds, setting.until - time.time())
-    stage, journal = stage_module(name), Journal(setting.out / f"{name}.jsonl")
-    todo, total = unfinished(name, setting)
-    if not todo:
-        return
-    if name != "build":
+def run_stage(name: str, setting: Setting, planned: bool, clock: Clock = time.time) -> int:
+    """Measures cells until all are done or the stage ends, at ``setting.until``.
+
+    Args:
+        name: the stage.
+        setting: as the supervisor passes it.
+        planned: measures the cells of the plan alone, and tries none again.
+        clock: returns the time in seconds since the epoch.
+
+    Returns:
+        The exit status of the process: 0, or ``AGAIN`` where the next cell needs a new one.
+    """
+    stage, journal = stage_module(name), Journal(setting.out, name)
+    first, again, total = unfinished(stage, journal, setting)
+    todo = [cell for cell in first if cell.planned]
+    if not planned:
+        todo += [*(cell for cell in first if not cell.planned), *again]
+    left = {cell.name: cell for cell in (*first, *again)}
+    waiting = {cell.name for cell in first if cell.planned}
+    if todo and name != "build":
         note_machine(journal, setting)
-    left = {cell.name: cell for cell in todo}
+    status = 0
     with Progress(name, total, total - len(left)) as progress:
         for cell in todo:
-            if time.monotonic() + cell.seconds >= end:
+            if clock() + cell.seconds >= setting.until:
                 break
-            result = measure(cell, journal, stage.LIMIT, setting.until)
+            result = measure(cell, journal, cell.limit or stage.LIMIT, setting.until, clock)
+            waiting.discard(cell.name)
             if not is_tried_again(cell, result, journal):
                 del left[cell.name]
             progress.step(cell, result)
-            if "failed" in result and not setting.dry and name != "build" and is_broken():
-                sys.exit(AGAIN)
+            if "failed" in result and not setting.dry and name != "build" and (cell.captures or is_broken()):
+                status = AGAIN
+                break
+    journal.append({"left": {"planned": len(waiting), "all": len(left)}, "time": clock()})
     if left:
-        progress.write(f"{name}: {len(left)} of {total} cells left; the same command goes on with {next(iter(left))}")
+        progress.write(f"{name}: {len(left)} of {total} cells left, from {next(iter(left))} on")
+    return status
 
 
-def measure(cell: Cell, journal: Journal, limit: float, until: float = math.inf) -> dict[str, Any]:
+def measure(cell: Cell, journal: Journal, limit: float, until: float, clock: Clock = time.time) -> dict[str, Any]:
     """Returns the figures of a cell, or why there are none, once they are on disk.
 
     The supervisor ends the cell after ``limit`` seconds, and at the time ``until``.
@@ -78,31 +95,25 @@ def measure(cell: Cell, journal: Journal, limit: float, until: float = math.inf)
         result: dict[str, Any] = {"failed": f"begun {MOST_STARTS} times and never finished"}
         journal.finish(cell.key, result)
         return result
-    left = until - time.time()
-    journal.start(cell, min(limit, left), short=left < limit)
-    begin = time.perf_counter()
+    begin = clock()
+    left = until - begin
+    journal.start(cell, begin, min(limit, left), short=left < limit)
     try:
         result = cell.measure()
     except Exception as error:  # a failure is a result too, and not the end of the run
         result = {"failed": f"{type(error).__name__}: {error}"[:2000]}
         if isinstance(error, TimeoutError):
             result["timed out"] = True
-    journal.finish(cell.key, result | {"took": round(time.perf_counter() - begin, 3)})
+    journal.finish(cell.key, result | {"took": round(clock() - begin, 3)})
     return result
 
 
 def is_broken() -> bool:
-    """Whether CUDA, or the capture of a graph, has stopped working in this process."""
+    """Whether CUDA has stopped working in this process."""
     import torch
 
-    from benchmarks.gpu.timing import graphed
-
     try:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        replay, total = graphed(torch.ones(2, device="cuda").sum, "cuda")
-        replay()
-        return total.item() != 2
+        return torch.ones(2, device="cuda").sum().item() != 2
     except RuntimeError:
         return True
 
@@ -168,13 +179,26 @@ def shown(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--stages", type=json.loads)  # {name: seconds left}
+    parser.add_argument("--stage")
+    parser.add_argument("--planned", action="store_true")
     parser.add_argument("--setting", type=Setting.from_json)
     arguments = parser.parse_args()
-    setting: Setting = arguments.setting
-    for name, seconds in arguments.stages.items():
-        Journal(setting.out / f"{name}.jsonl").append({"begun": time.time()})
-        run_stage(name, setting, seconds)
+    try:
+        status = run_stage(arguments.stage, arguments.setting, arguments.planned)
+    except SystemExit as error:
+        print(error, file=sys.stderr)
+        status = 1
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    leave(status)
+
+
+def leave(status: int) -> None:
+    """Ends the process at once: destructors of tensors abort in a CUDA context that has faulted."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

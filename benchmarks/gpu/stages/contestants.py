@@ -26,6 +26,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "tf32": torch.fl
 TF32_SLACK = 2e-2  # TF32 rounds operands to 10 bits of mantissa
 WRONG = 0.1  # in units of the largest true value: an error beyond rounding
 COMPILED = "torch.compile"
+SWEEPS, BLOCKS = "ADAFTR_FAST_INFONCE_SWEEPS", "ADAFTR_FAST_INFONCE_BLOCKS"  # variables that choose our kernels
 NAMES = ("loss", "d h_ctr", "d h_cvr", "d tau")
 CHUNK = 1 << 27  # elements of S that the float64 truth holds at a time
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -35,6 +36,12 @@ Found = list[Tensor | None]
 
 def ours(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
     return af.adaptive_infonce(a, b, tau)
+
+
+def chosen_kernels() -> dict[str, str]:
+    """Returns what the variables choose instead of the default kernels, which a key of ours names."""
+    chosen = {"sweeps": os.environ.get(SWEEPS, ""), "blocks": os.environ.get(BLOCKS, "")}
+    return {name: value for name, value in chosen.items() if value}
 
 
 def eager(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:

@@ -16,15 +16,17 @@ from benchmarks.gpu.cells import Cell, Setting
 from benchmarks.gpu.stages import contestants as forms
 from benchmarks.gpu.timing import figures, graphed, samples
 
-LIMIT = 180  # seconds of a cell
+LIMIT = 30  # seconds of a cell
 BATCHES = [2**k for k in range(10, 18)]
 WIDTHS = [64, 128, 32, 256]
 PRECISIONS = ["bfloat16", "tf32", "float32"]
-# What is measured first, since a deadline may end the rest: (precision, B, d).
+# The plan, (precision, B, d); the others of the grid follow.
 FIRST = [
-    *(("bfloat16", batch, width) for width in (128, 64) for batch in (1024, 4096, 8192, 65_536, 16_384)),
-    *((precision, batch, 128) for precision in ("tf32", "float32") for batch in (1024, 8192)),
+    *(("bfloat16", batch, 128) for batch in (1024, 8192, 65_536, 4096, 16_384)),
+    *(("bfloat16", batch, 64) for batch in (1024, 8192, 65_536)),
+    *((precision, 8192, 128) for precision in ("tf32", "float32")),
 ]
+COMPILED_FIRST = FIRST[:3]
 GRAPHED = 16_384  # rows up to which the host's launches matter
 AGAIN = "adaftr_fast, again"  # beside the compiled form, which comes later: it shows a drift of the machine
 OURS = "adaftr_fast"
@@ -34,13 +36,14 @@ def cells(setting: Setting) -> Iterator[Cell]:
     """Yields the products alone, then the first shapes, then these compiled, then all others."""
     first, rest = ([("float32", 64, 16)], []) if setting.dry else (FIRST, remaining())
     for precision in dict.fromkeys(shape[0] for shape in [*first, *rest]):
-        yield Cell({"precision": precision, "contestant": "matmul"}, lambda p=precision: matmul(p, setting))
+        key = {"precision": precision, "contestant": "matmul"}
+        yield Cell(key, lambda p=precision: matmul(p, setting), seconds=1)
     for shape in first:
-        yield from of_shape(shape, setting, compiled=False)
+        yield from of_shape(shape, setting, planned=True)
     for shape in [] if setting.dry else first:
-        yield from of_shape(shape, setting, compiled=True)
+        yield from compiled(shape, setting)
     for shape in rest:
-        yield from of_shape(shape, setting, compiled=False)
+        yield from of_shape(shape, setting, planned=False)
 
 
 def remaining() -> list[tuple[str, int, int]]:
@@ -48,14 +51,22 @@ def remaining() -> list[tuple[str, int, int]]:
     return sorted((shape for shape in every if shape not in FIRST), key=lambda shape: shape[1] ** 2 * shape[2])
 
 
-def of_shape(shape: tuple[str, int, int], setting: Setting, compiled: bool) -> Iterator[Cell]:
-    precision, batch, width = shape
-    names = list(forms.available(precision, setting.device))[:-1]
-    names = [AGAIN, forms.COMPILED] if compiled else names
+def of_shape(shape: tuple[str, int, int], setting: Setting, planned: bool) -> Iterator[Cell]:
+    names = [name for name in forms.available(shape[0], setting.device) if name != forms.COMPILED]
     for name in names:
-        for mode in ("call", "graph") if batch <= GRAPHED and not compiled else ("call",):
-            key = {"precision": precision, "batch": batch, "width": width, "contestant": name, "mode": mode}
-            yield Cell(key, lambda key=key: measure(key, setting.device), seconds=20 if compiled else 2)
+        for mode in ("call", "graph") if shape[1] <= GRAPHED else ("call",):
+            yield cell(shape, name, mode, setting, seconds=0 if setting.dry else 1.2, planned=planned)
+
+
+def compiled(shape: tuple[str, int, int], setting: Setting) -> Iterator[Cell]:
+    for name, seconds in ((AGAIN, 1.2), (forms.COMPILED, 10.0)):
+        yield cell(shape, name, "call", setting, seconds, planned=shape in COMPILED_FIRST)
+
+
+def cell(shape: tuple[str, int, int], name: str, mode: str, setting: Setting, seconds: float, planned: bool) -> Cell:
+    key = dict(zip(("precision", "batch", "width"), shape)) | {"contestant": name, "mode": mode}
+    key |= forms.chosen_kernels() if name in (OURS, AGAIN) else {}
+    return Cell(key, lambda: measure(key, setting.device), seconds, planned, captures=mode == "graph")
 
 
 def matmul(precision: str, setting: Setting) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Journals keep finished cells whatever kills a run, and the supervisor outlives its workers."""
 
+import math
+import signal
 import sys
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ KEY = {"batch": 8, "contestant": "adaftr_fast"}
 
 @pytest.fixture
 def journal(tmp_path):
-    return Journal(tmp_path / "loss.jsonl")
+    return Journal(tmp_path, "loss")
 
 
 def cell(result, key=KEY):
@@ -24,7 +26,7 @@ def cell(result, key=KEY):
 
 
 def test_a_finished_cell_is_read_back(journal):
-    assert measure(cell({"seconds": 0.5}), journal, limit=9)["seconds"] == 0.5
+    assert measure(cell({"seconds": 0.5}), journal, 9, math.inf)["seconds"] == 0.5
     row = journal.cells()[name_of(KEY)]
     assert row["cell"] == KEY
     assert row["result"]["seconds"] == 0.5
@@ -46,8 +48,8 @@ def test_half_a_line_is_neither_read_nor_kept(journal, kept):
 
 
 def test_a_damaged_line_is_named(journal):
-    journal.path.write_text('{"begun": 1}\nnot JSON\n{"begun": 2}\n')
-    with pytest.raises(ValueError, match=r"loss\.jsonl:2: expected a JSON object, got b'not JSON'"):
+    journal.path.write_text('{"stage": "loss"}\nnot JSON\n{"stage": "loss"}\n')
+    with pytest.raises(ValueError, match=r"measured\.jsonl:2: expected a JSON object, got b'not JSON'"):
         journal.lines()
 
 
@@ -58,34 +60,33 @@ def test_infinite_figures_are_text(journal):
 
 def test_a_cell_that_never_finishes_is_given_up(journal):
     for _ in range(MOST_STARTS):
-        journal.start(cell({}), limit=9)
-    assert "never finished" in measure(cell({"seconds": 1.0}), journal, limit=9)["failed"]
+        journal.start(cell({}), now=0.0, limit=9)
+    assert "never finished" in measure(cell({"seconds": 1.0}), journal, 9, math.inf)["failed"]
 
 
 def test_a_cell_that_succeeds_may_be_measured_anew_any_number_of_times(journal):
     for _ in range(MOST_STARTS + 1):  # as on machines that come one after another
-        assert "failed" not in measure(cell({"seconds": 1.0}), journal, limit=9)
+        assert "failed" not in measure(cell({"seconds": 1.0}), journal, 9, math.inf)
 
 
 def times_out():
     raise TimeoutError("no end within 190 s")
 
 
-def test_a_cell_that_ran_out_of_time_is_tried_again_after_the_others(tmp_path, monkeypatch):
-    setting, journal = Setting(tmp_path), Journal(tmp_path / "loss.jsonl")
+def test_a_cell_that_ran_out_of_time_is_tried_again_after_the_others(tmp_path):
+    setting, journal = Setting(tmp_path), Journal(tmp_path, "loss")
     slow, other = Cell({"file": "slow"}, times_out), cell({"seconds": 1.0})
     stage = SimpleNamespace(cells=lambda setting: [slow, other])
-    monkeypatch.setitem(sys.modules, "benchmarks.gpu.stages.loss", stage)
     for _ in range(MOST_STARTS - 1):
-        assert measure(slow, journal, limit=9)["failed"] == "TimeoutError: no end within 190 s"
-        assert unfinished("loss", setting) == ([other, slow], 2)
-    measure(slow, journal, limit=9)
-    assert unfinished("loss", setting) == ([other], 2)
+        assert measure(slow, journal, 9, math.inf)["failed"] == "TimeoutError: no end within 190 s"
+        assert unfinished(stage, journal, setting) == ([other], [slow], 2)
+    measure(slow, journal, 9, math.inf)
+    assert unfinished(stage, journal, setting) == ([other], [], 2)
 
 
-def test_a_cell_that_was_cut_short_counts_as_not_tried(tmp_path, monkeypatch):
-    setting, journal = Setting(tmp_path), Journal(tmp_path / "loss.jsonl")
-    monkeypatch.setitem(sys.modules, "benchmarks.gpu.stages.loss", SimpleNamespace(cells=lambda setting: [ended]))
+def test_a_cell_that_was_cut_short_counts_as_not_tried(tmp_path):
+    setting, journal = Setting(tmp_path), Journal(tmp_path, "loss")
+    stage = SimpleNamespace(cells=lambda setting: [ended])
 
     def killed():
         raise KeyboardInterrupt
@@ -93,8 +94,8 @@ def test_a_cell_that_was_cut_short_counts_as_not_tried(tmp_path, monkeypatch):
     ended = Cell(KEY, killed)
     for _ in range(MOST_STARTS + 1):
         with pytest.raises(KeyboardInterrupt):
-            measure(ended, journal, limit=9, until=time.time() + 5)
-        assert unfinished("loss", setting) == ([ended], 1)
+            measure(ended, journal, 9, time.time() + 5)
+        assert unfinished(stage, journal, setting) == ([ended], [], 1)
     assert 0 < journal.in_progress(since=0)["limit"] <= 5
     assert journal.starts(ended.name) == 0
 
@@ -105,7 +106,7 @@ def test_a_setting_is_the_same_in_another_process(tmp_path):
 
 
 def test_the_cell_in_progress_is_of_this_run(journal):
-    journal.start(cell({}), limit=9)
+    journal.start(cell({}), time.time(), limit=9)
     begun = journal.in_progress(since=0)
     assert (begun["key"], begun["limit"]) == (KEY, 9)
     assert journal.in_progress(since=begun["time"] + 1) is None
@@ -129,7 +130,7 @@ def faulty(monkeypatch):
 def test_a_worker_that_dies_or_hangs_costs_one_cell(tmp_path, faulty):
     setting = Setting(tmp_path, dry=True)
     assert supervise.run(["loss"], setting, deadline=60) == 0
-    journal = Journal(tmp_path / "loss.jsonl")
+    journal = Journal(tmp_path, "loss")
     rows = journal.cells()
     found = {row["cell"]["contestant"]: row["result"] for row in rows.values()}
     assert found["first"]["seconds"] == 1.0
@@ -150,7 +151,7 @@ def test_the_time_of_all_stages_ends_a_cell_and_the_next_call_measures_it(tmp_pa
     assert supervise.run(["loss"], Setting(tmp_path, dry=True, until=until), deadline=600) == 0
     assert time.time() < until + 30
     assert "loss: the time of --total is over" in capsys.readouterr().out
-    journal = Journal(tmp_path / "loss.jsonl")
+    journal = Journal(tmp_path, "loss")
     assert journal.in_progress(since=0)["key"] == {"contestant": "hangs"}
     assert "contestant=hangs" not in journal.cells()
     monkeypatch.delenv("FAULTY_LIMIT")
@@ -158,10 +159,30 @@ def test_the_time_of_all_stages_ends_a_cell_and_the_next_call_measures_it(tmp_pa
     assert journal.cells()["contestant=hangs"]["result"]["failed"] == "no result within 2 s"
 
 
-def test_a_worker_that_cannot_start_ends_the_run(tmp_path, monkeypatch, capsys):
+def test_a_worker_that_cannot_start_leaves_its_stage_and_the_next_begins(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(supervise.sys, "executable", "/bin/false")
-    assert supervise.run(["loss"], Setting(tmp_path, dry=True), deadline=60) == 1
-    assert "loss: cannot run" in capsys.readouterr().err
+    assert supervise.run(["loss", "embedding"], Setting(tmp_path, dry=True), deadline=60) == 1
+    printed = capsys.readouterr().err
+    assert "loss: cannot run" in printed
+    assert "embedding: cannot run" in printed
+
+
+SIGNALS = ("ABRT", "BUS", "ILL", "KILL", "SEGV", "TERM")
+
+
+@pytest.mark.parametrize("place", ["start", "between", "teardown"])
+def test_workers_that_die_beside_their_cells(place, tmp_path, faulty, monkeypatch, capsys):
+    for name in SIGNALS:
+        out = tmp_path / name
+        monkeypatch.setenv("FAULTY_DEATH", f"{place} {signal.Signals['SIG' + name].value}")
+        status = supervise.run(["loss", "embedding"], Setting(out, dry=True), deadline=60)
+        assert status == (place == "start"), name
+        for stage in ("loss", "embedding"):
+            rows = Journal(out, stage).cells()
+            assert len(rows) == (0 if place == "start" else 2), name
+            assert all("failed" not in row["result"] for row in rows.values())
+    errors = capsys.readouterr().err
+    assert errors.count("embedding: cannot run") == 3 * len(SIGNALS) * (place == "start")
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):

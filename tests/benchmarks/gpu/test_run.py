@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 
 from benchmarks.gpu import ROOT, STAGES, render
-from benchmarks.gpu.cells import Journal
+from benchmarks.gpu.cells import JOURNAL, Journal
 from benchmarks.gpu.worker import MOST_STARTS
 
 KILLED = ("loss", "embedding", "training")
@@ -39,7 +39,7 @@ def reported(out):
 
 def keys(out, stages=STAGES):
     """Names of the finished cells by stage."""
-    return {stage: set(Journal(out / f"{stage}.jsonl").cells()) for stage in stages}
+    return {stage: set(Journal(out, stage).cells()) for stage in stages}
 
 
 @pytest.fixture(scope="module")
@@ -87,19 +87,16 @@ def test_tables_show_every_contestant(whole):
 
 
 def test_a_run_that_is_done_measures_nothing(whole):
-    before = {path.name: path.read_bytes() for path in whole.glob("*.jsonl")}
+    before = (whole / JOURNAL).read_bytes()
     finish(start(whole, "--only", *KILLED))
-    for stage in KILLED:
-        added = (whole / f"{stage}.jsonl").read_bytes()[len(before[f"{stage}.jsonl"]) :]
-        assert b'"started"' not in added
+    assert (whole / JOURNAL).read_bytes() == before
 
 
-def test_a_deadline_ends_between_cells_and_the_next_call_goes_on(whole, tmp_path):
+def test_a_deadline_ends_a_stage_and_the_next_call_goes_on(whole, tmp_path):
     out = tmp_path / "out"
-    printed = finish(start(out, "--only", "embedding", "--deadline", "0.02"))
-    done = keys(out)["embedding"]
-    total = len(keys(whole)["embedding"])
-    assert f"embedding: {total - len(done)} of {total} cells left" in printed
+    printed, _ = start(out, "--only", "embedding", "--deadline", "0.02").communicate(timeout=60)
+    assert "embedding: cells are left; the same command goes on" in printed
+    assert not keys(out)["embedding"]
     finish(start(out, "--only", "embedding"))
     assert keys(out)["embedding"] == keys(whole)["embedding"]
 
@@ -108,7 +105,8 @@ def test_the_report_comes_within_the_time_of_all_stages(whole, tmp_path):
     before = reported(whole)
     out = tmp_path / "out"
     shutil.copytree(whole, out)
-    (out / "embedding.jsonl").unlink()
+    lines = (out / JOURNAL).read_text().splitlines(keepends=True)
+    (out / JOURNAL).write_text("".join(line for line in lines if json.loads(line)["stage"] != "embedding"))
     (out / "gpu-dry-run.json").unlink()
     printed = finish(start(out, "--only", "embedding", "--total", "20.001"))
     assert "embedding: the time of --total is over" in printed
@@ -128,18 +126,16 @@ def test_a_killed_run_resumes_where_it_was(whole, tmp_path):
     print(f"ADAFTR_FAST_SEED={seed}")
     out = tmp_path / "out"
     process = start(out, "--only", *KILLED)
-    wait_for(out / f"{KILLED[0]}.jsonl")
+    wait_for(out / JOURNAL)
     time.sleep(random.Random(seed).uniform(0, 8))
     process.send_signal(signal.SIGKILL)  # the supervisor alone: its worker must end by itself
     process.communicate(timeout=60)
-    before = {path.name: path.read_bytes() for path in out.glob("*.jsonl")}
+    before = (out / JOURNAL).read_bytes()
     finish(start(out, "--only", *KILLED))
+    assert (out / JOURNAL).read_bytes().startswith(before.rpartition(b"\n")[0]), "a line of the killed run was lost"
     starts = Counter()
     for stage in KILLED:
-        journal = Journal(out / f"{stage}.jsonl")
-        text = journal.path.read_bytes()
-        whole_lines = before.get(journal.path.name, b"").rpartition(b"\n")[0]
-        assert text.startswith(whole_lines), "a line of the killed run was lost"
+        journal = Journal(out, stage)
         starts.update(f"{stage} {line['started']}" for line in journal.lines() if "started" in line)
         results = Counter(json.dumps(line["cell"]) for line in journal.lines() if "cell" in line)
         assert set(results.values()) == {1}

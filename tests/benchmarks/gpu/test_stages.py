@@ -4,16 +4,27 @@ import functools
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import adaftr_fast as af
 from benchmarks.gpu import ROOT, STAGES, collect
-from benchmarks.gpu.cells import Setting
+from benchmarks.gpu.cells import Journal, Setting
 from benchmarks.gpu.report import machine_of, report
-from benchmarks.gpu.stages import build, checks, correctness, embedding, loss, profile, tables, training
+from benchmarks.gpu.stages import (
+    build,
+    checks,
+    correctness,
+    embedding,
+    headline,
+    loss,
+    profile,
+    sanitized,
+    sanitizer,
+    tables,
+    training,
+)
 from benchmarks.gpu.stages import contestants as forms
 from benchmarks.gpu.worker import stage_module
 
@@ -47,12 +58,16 @@ def test_grids(setting):
     assert looked_up == {1024, 8192, 65_536}
 
 
-def test_correctness_takes_every_file_that_concerns_the_gpu(setting):
-    files = [cell.key["file"] for cell in correctness.cells(setting) if "file" in cell.key]
-    on_a_card = {"tests/cuda", "tests/kernels/infonce", "tests/training/device"}
-    assert {str(Path(path).parent) for path in files[:3]} == on_a_card
-    assert {"tests/cuda/test_update.py", "tests/ops/infonce/test_losses.py"} < set(files)
-    assert all((ROOT / path).is_file() for path in files)
+def test_correctness_takes_every_file_that_concerns_the_gpu():
+    groups = (correctness.TABLES, correctness.LOSS, correctness.others())
+    files = [path for group in groups for path in group]
+    found = {
+        str(path.relative_to(ROOT)) for folder in correctness.FOLDERS for path in (ROOT / folder).rglob("test_*.py")
+    }
+    assert sorted(files) == sorted(found)
+    on_a_card = {path for path in found if "cuda.is_available" in (ROOT / path).read_text(encoding="utf-8")}
+    assert {"tests/cuda/test_on_a_card.py", "tests/kernels/infonce/gluon/test_gluon.py"} < on_a_card
+    assert on_a_card <= {*correctness.TABLES, *correctness.LOSS}
 
 
 @pytest.mark.parametrize("chunk", [1, 200, forms.CHUNK])
@@ -132,20 +147,34 @@ def test_a_check_sees_another_result(monkeypatch):
         checks.transposed_scores("cpu")
 
 
-def test_failures_of_a_test_file_are_kept(tmp_path):
+def test_outcomes_of_test_files_are_kept(tmp_path, setting, monkeypatch):
+    monkeypatch.setattr(correctness.os, "cpu_count", lambda: 1)
     path = tmp_path / "test_it.py"
     path.write_text(
-        "import pytest\n"
+        "import os, pytest\n"
         "def test_good(): pass\n"
         "def test_bad(): assert 1 == 2\n"
         "@pytest.mark.skip(reason='no GPU')\n"
         "def test_skipped(): pass\n"
+        "def test_ends(): os._exit(1)\n"
+        "def test_after(): pass\n"
     )
-    found = correctness.pytest(str(path))
-    assert (found["tests"], found["failures"], found["skipped"]) == (3, 1, 1)
-    assert found["skips"] == {"no GPU": 1}
-    assert found["failed"].startswith("1 of 3 tests")
-    assert "assert 1 == 2" in found["failures shown"][0]
+    found = correctness.pytest((str(path),), setting)
+    assert found["files"][next(iter(found["files"]))] == {"passed": 2, "failed": 2, "skipped": 1}
+    assert (found["tests"], found["passed"], found["skipped"]) == (5, 2, 1)
+    assert next(iter(found["skips"])).endswith("no GPU")
+    assert found["failed"].startswith("2 of 5 tests. pytest ended with status 1")
+    assert any("assert 1 == 2" in shown for shown in found["failures shown"])
+    assert any("test_ends" in shown and "crashed" in shown for shown in found["failures shown"])
+
+
+def test_a_run_of_tests_that_was_ended_has_the_outcomes_before(tmp_path):
+    reports = tmp_path / "reports.jsonl"
+    lines = [{"begun": "good"}, {"test": "good", "outcome": "passed", "text": ""}, {"begun": "hangs"}]
+    reports.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = correctness.outcomes(reports, "no end within 100 s")
+    assert (found["tests"], found["passed"], found["without an outcome"]) == (1, 1, ["hangs"])
+    assert found["failed"] == "0 of 1 tests. no end within 100 s"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
@@ -211,7 +240,7 @@ def test_collecting_names_an_unknown_package(tmp_path):
 
 def test_two_cards_have_two_folders(tmp_path):
     for stage, card in (("loss", "NVIDIA H100 80GB HBM3"), ("embedding", "NVIDIA H200")):
-        (tmp_path / f"{stage}.jsonl").write_text(json.dumps({"machine": {"gpu": card}}) + "\n")
+        Journal(tmp_path, stage).append({"machine": {"gpu": card}})
     with pytest.raises(SystemExit, match="NVIDIA H100 80GB HBM3 and NVIDIA H200"):
         machine_of(tmp_path)
 
@@ -219,6 +248,41 @@ def test_two_cards_have_two_folders(tmp_path):
 def test_a_report_of_nothing_says_so(tmp_path, capsys):
     assert report(Setting(tmp_path, dry=True)) == 1
     assert "has no measurements yet" in capsys.readouterr().err
+
+
+def test_cells_of_the_loss_name_the_kernels_that_variables_choose(setting, monkeypatch):
+    default = {cell.name for cell in loss.cells(setting)}
+    monkeypatch.setenv(forms.SWEEPS, "gluon")
+    monkeypatch.setenv(forms.BLOCKS, "narrow")
+    chosen = {cell.name for cell in loss.cells(setting)}
+    ours = {name for name in chosen if "contestant=adaftr_fast" in name}
+    assert all(name.endswith("sweeps=gluon blocks=narrow") for name in ours)
+    assert chosen - ours == {name for name in default if "contestant=adaftr_fast" not in name}
+
+
+def test_the_headline_selects_one_choice_of_kernels(monkeypatch):
+    monkeypatch.setenv(forms.SWEEPS, "gluon")
+    with headline.selected(headline.CHOICES["narrow"].variables):
+        assert forms.chosen_kernels() == {"blocks": "narrow"}
+    assert forms.chosen_kernels() == {"sweeps": "gluon"}
+
+
+@pytest.mark.parametrize(
+    ("printed", "found"),
+    [
+        ("========= ERROR SUMMARY: 0 errors", 0),
+        ("========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", 0),
+        ("========= ERROR SUMMARY: 12 errors", "========= ERROR SUMMARY: 12 errors\n"),
+        ("========= Device not supported", "========= Device not supported\n"),
+    ],
+)
+def test_findings_of_the_sanitizer_are_counted(printed, found):
+    assert sanitizer.findings(["sh", "-c", f"echo '{printed}'"], 60, "tables Adam") == found
+
+
+@pytest.mark.parametrize("name", ["loss float32 64", "tables Adam"])
+def test_programs_of_the_sanitizer_run(name):
+    sanitized.PROGRAMS[name](device="cpu")
 
 
 def test_training_is_measured_with_and_without_captured_steps(setting):

@@ -1,0 +1,76 @@
+"""The life of a CUDA graph: what the trainer does with captures, in the orders that an allocator may not survive.
+
+On the CPU, where a dry run goes, nothing is captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from adaftr_fast.training.device import CudaCaptures
+from benchmarks.gpu.cells import Cell, Setting
+from benchmarks.gpu.stages import contestants as forms
+from benchmarks.gpu.timing import WARMUP
+
+LIMIT = 25  # seconds of a cell
+ROWS, WIDTH = 1000, 128
+CAPTURES = 3
+
+
+def cells(setting: Setting) -> Iterator[Cell]:
+    """Yields the lives of a graph; what may spoil the process comes last."""
+    for name, life in LIVES.items():
+        key = {"life": name}
+        yield Cell(key, lambda life=life: {"skipped": "a dry run"} if setting.dry else life(), seconds=5, captures=True)
+
+
+def captured_again(keep: bool = False) -> dict[str, Any]:
+    """Captures, replays on other inputs and discards, three times; ``keep``: a gradient of each graph stays alive."""
+    leaves = forms.problem(ROWS, WIDTH, "bfloat16", "cuda")
+    captures = CudaCaptures(torch.device("cuda", torch.cuda.current_device()))
+    kept = []
+    for number in range(CAPTURES):
+        for _ in range(WARMUP):
+            captures.aside(lambda: forms.step(forms.ours, leaves))
+        replay, held = captures.capture(lambda: forms.step(forms.ours, leaves))
+        with torch.no_grad():
+            leaves[0].copy_(leaves[0].flip(0))
+        replay()
+        expected = forms.step(forms.ours, leaves)
+        assert all(torch.equal(x, y) for x, y in zip(held, expected)), f"graph {number}: the replay differs"
+        kept += held[1:2] if keep else []
+        del replay, held
+    return {"captures": CAPTURES, "reserved, MiB": torch.cuda.memory_reserved() >> 20}
+
+
+def refused() -> dict[str, Any]:
+    """A capture that reads the device is refused; afterwards memory is given back, reused and captured in as before."""
+    leaves = forms.problem(ROWS, WIDTH, "bfloat16", "cuda")
+    captures = CudaCaptures(torch.device("cuda", torch.cuda.current_device()))
+    captures.aside(lambda: forms.step(forms.ours, leaves))
+    try:
+        captures.capture(lambda: forms.step(forms.ours, leaves)[0].item())
+    except RuntimeError as error:
+        found = {"refusal": str(error).splitlines()[0][:200]}
+    else:
+        raise AssertionError("the capture of a read was not refused")
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    found |= captured_again()
+    torch.cuda.synchronize()
+    free = torch.cuda.mem_get_info()[0]
+    cached = [torch.empty(free // 4, dtype=torch.uint8, device="cuda") for _ in range(3)]
+    del cached
+    torch.empty(free * 7 // 8, dtype=torch.uint8, device="cuda").zero_()  # more than is free before they are given back
+    torch.cuda.synchronize()
+    return found
+
+
+LIVES: dict[str, Callable[[], dict[str, Any]]] = {
+    "captured three times": captured_again,
+    "captured three times, gradients of the graphs alive": lambda: captured_again(keep=True),
+    "after a capture that was refused": refused,
+}
