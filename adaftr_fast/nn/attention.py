@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.nn.embedding import FusedEmbedding, select_fields
+from adaftr_fast.nn.embedding_fields import EmbeddingFields, select_fields
 from adaftr_fast.nn.mlp import Tower
 from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.ops.embedding.reference.lookup import check_columns
@@ -78,7 +78,7 @@ class FieldAttention(nn.Module):
         self.others = [f for f in range(len(self.widths)) if f not in self.targets]
         self.units = ModuleList(TargetAttention(self.widths[f], hidden) for f in self.targets)
 
-    def forward(self, embedding: FusedEmbedding, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
+    def forward(self, embedding: EmbeddingFields, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Looks up ids.
 
         Args:

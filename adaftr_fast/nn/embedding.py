@@ -6,11 +6,10 @@ B batch, F fields, E_f width of field f, N ids of all bags together.
 from __future__ import annotations
 
 import itertools
-import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Literal, NamedTuple, NoReturn, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,28 +17,23 @@ from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.nn.deferred import flush
+from adaftr_fast.nn.embedding_fields import EmbeddingFields, Ids
 from adaftr_fast.nn.embedding_table import (
     EmbeddingTable,
     Field,
     HoldsTable,
     TableWeight,
     draw,
-    field_offsets,
     initial_rng,
     parameter_names,
     split_tables,
 )
 from adaftr_fast.nn.module_list import ModuleList
-from adaftr_fast.ops.embedding.bags import PAD, bag_of_id, select_bags
-from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
-from adaftr_fast.ops.embedding.reference.bags import check_bags, resolve_ids
-from adaftr_fast.ops.embedding.reference.lookup import check_columns, check_ids
-from adaftr_fast.ops.embedding.segments import rows_of_field
 from adaftr_fast.ops.library import is_eager
 from adaftr_fast.ops.norms import squared_norm
 
 
-class FusedEmbedding(HoldsTable):
+class FusedEmbedding(EmbeddingFields, HoldsTable):
     """Looks up the ids of F fields and concatenates their vectors in field order.
 
     B batch, F fields, E_f width of field f (E where all are equal), R rows of all fields together, N ids of all bags
@@ -88,11 +82,6 @@ class FusedEmbedding(HoldsTable):
             a repeated or missing name, a padding_idx out of range, or an unknown option.
     """
 
-    offsets: Tensor  # field_offsets; checkpoints of unfinished runs have it under this name
-    oov_counts: Tensor
-    order: Tensor
-    padding: Tensor
-    field_of_column: Tensor
     tables: ModuleList[TableWeight]
 
     def __init__(
@@ -108,21 +97,16 @@ class FusedEmbedding(HoldsTable):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        if not isinstance(num_embeddings, Iterable):
-            kind = type(num_embeddings).__name__
-            raise TypeError(f"FusedEmbedding: num_embeddings must be a list, one number per field, got {kind}")
-        self.num_embeddings = [int(rows) for rows in num_embeddings]
-        self.field_names = list(field_names or map(str, range(len(self.num_embeddings))))
-        self.widths = self._per_field("embedding_dim", embedding_dim)
-        self.pooling = pooling
-        self.on_bad_id = on_bad_id
+        super().__init__(
+            num_embeddings,
+            embedding_dim,
+            field_names=field_names,
+            pooling=pooling,
+            padding_idx=padding_idx,
+            on_bad_id=on_bad_id,
+            device=device,
+        )
         self.sparse = sparse
-        self._check()
-        self.padding_idx = self._padding_idx(padding_idx)
-        self.by_width = [self._table(width) for width in sorted(set(self.widths))]
-        self.embedding_dim: int | list[int] = self.widths if self._mixed else self.widths[0]
-        self._make_buffers(device)
         self.initial_rng = initial_rng()
         if self._mixed:
             self.tables = ModuleList(TableWeight(table, sparse, device, dtype) for table in self.by_width)
@@ -175,268 +159,12 @@ class FusedEmbedding(HoldsTable):
             made.field_weight(f).copy_(table.detach())
         return made.requires_grad_(not freeze)
 
-    def _make_buffers(self, device: torch.device | str | None) -> None:
-        """Makes the buffers, which state dicts leave out; again, for a module that was on the meta device."""
-        self.register_buffer("offsets", field_offsets(self.num_embeddings, device), persistent=False)
-        counts = torch.zeros(len(self.num_embeddings), dtype=torch.int64, device=device)
-        self.register_buffer("oov_counts", counts, persistent=False)
-        if self._mixed:
-            self.register_buffer("order", self._order().to(device), persistent=False)
-        if self.padding_idx is not None:
-            ids = [-1 if each is None else each for each in self.padding_idx]  # no id is -1
-            fields = [f for f, width in enumerate(self.widths) for _ in range(width)]
-            self.register_buffer("padding", torch.tensor(ids, device=device), persistent=False)  # [F]
-            self.register_buffer("field_of_column", torch.tensor(fields, device=device), persistent=False)
-
-    def _per_field(self, name: str, given: Any) -> list[Any]:
-        """Returns an option that is one number for all fields, or one for each."""
-        fields = len(self.num_embeddings)
-        values = list(given) if isinstance(given, Sequence) else [given] * fields
-        if len(values) != fields:
-            raise ValueError(f"FusedEmbedding: {name} must be one number, or {fields} (one per field), got {values}")
-        return values
-
-    def _padding_idx(self, given: int | Sequence[int | None] | None) -> list[int | None] | None:
-        """Returns the padding id of each field, counted from 0, or None where no field has one."""
-        ids = self._per_field("padding_idx", given)
-        for each, rows in zip(ids, self.num_embeddings, strict=True):
-            if each is not None and not -rows <= each < rows:
-                raise ValueError(
-                    f"FusedEmbedding: padding_idx must be -{rows} to {rows - 1} in a field of {rows} rows, got {each}"
-                )
-        if all(each is None for each in ids):
-            return None
-        return [None if each is None else each % rows for each, rows in zip(ids, self.num_embeddings, strict=True)]
-
-    def _check(self) -> None:
-        fields = len(self.num_embeddings)
-        rows = self.num_embeddings
-        widths = self.widths
-        if not fields or min(rows) < 1:
-            raise ValueError(f"FusedEmbedding: num_embeddings must be one number >= 1 per field, got {rows}")
-        if min(widths) < 1:
-            got = widths if len(set(widths)) > 1 else widths[0]
-            raise ValueError(f"FusedEmbedding: embedding_dim must be >= 1, got {got}")
-        if not len(set(self.field_names)) == fields == len(self.field_names):
-            raise ValueError(f"FusedEmbedding: field_names must be {fields} distinct names, got {self.field_names}")
-        if self.pooling not in ("mean", "sum"):
-            raise ValueError(f"FusedEmbedding: pooling must be 'mean' or 'sum', got {self.pooling!r}")
-        if self.on_bad_id not in ("raise", "oov"):
-            raise ValueError(f"FusedEmbedding: on_bad_id must be 'raise' or 'oov', got {self.on_bad_id!r}")
-
-    def _table(self, width: int) -> EmbeddingTable:
-        fields = [f for f, own in enumerate(self.widths) if own == width]
-        names = [self.field_names[f] for f in fields]
-        return EmbeddingTable(fields, names, [self.num_embeddings[f] for f in fields], width)
-
-    def _order(self) -> Tensor:
-        """Where each output column is found in the concatenated outputs of the tables, [sum of E_f]."""
-        fields = [f for table in self.by_width for f in table.fields]
-        columns = torch.arange(self.out_features).split([self.widths[f] for f in fields])
-        return torch.cat([part for _, part in sorted(zip(fields, columns, strict=True))])
-
-    @property
-    def _mixed(self) -> bool:
-        return len(self.by_width) > 1
-
-    @property
-    def out_features(self) -> int:
-        """The sum of the widths."""
-        return sum(self.widths)
-
-    @property
-    def field_offsets(self) -> Tensor:
-        """The first row of each field, if all rows are numbered field after field, and their number: int64 [F + 1]."""
-        return self.offsets
-
-    def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
-        """Looks up ``ids``, one id per field or bags of ids.
-
-        Args:
-            ids: int32 or int64; the ids of field f count from 0.
-
-                - [B, F]: one id per field.
-                - [B, F, L], or [B, L] where there is one field: bags of L ids.
-                - [N] with ``offsets``: the ids of all bags, row after row and within a row field after field.
-            offsets: [B * F + 1], int32 or int64, from 0 to N in non-decreasing order: where each bag begins. An empty
-                bag gives zeros. torch.nn.EmbeddingBag calls this ``include_last_offset=True``.
-            per_sample_weights: factors of the ids, of their shape. Their gradient is that of torch.nn.EmbeddingBag.
-                With pooling="mean", where that refuses them, the weighted sum is divided by the number of ids in the
-                bag: for the weighted average, pass factors with a mean of 1.
-
-        Returns:
-            [B, sum of E_f].
-
-        Raises:
-            IndexError: an id is out of the range of its field; the message names the position, the id and the range. On
-                CUDA, where the host does not wait, the id's vector is zero, and a later look-up or update raises.
-            TypeError: ids are neither int32 nor int64.
-            ValueError: shapes do not fit.
-        """
-        given = self._arguments(ids, offsets, per_sample_weights)
-        if self.on_bad_id == "raise":
-            try:
-                return self._look_up(given)
-            except IndexError as error:
-                raise self._with_name(error) from None
-        given, bad = self._without_bad(given)
-        out = self._look_up(given)
-        self.oov_counts += bad  # after everything that can raise
-        return out
-
-    def look_up_field(self, name: str | int, ids: Tensor) -> Tensor:
-        """Looks up ids of one field, without pooling.
-
-        Args:
-            name: the name of the field, or its position.
-            ids: [N], int32 or int64. ``padding_idx`` and ``on_bad_id`` apply as in ``forward``.
-
-        Returns:
-            [N, E_f].
-
-        Raises:
-            IndexError: an id is out of the range of the field.
-            KeyError: there is no such field.
-            TypeError: ids are neither int32 nor int64.
-        """
-        f = self.field(name)
-        owner, table, place = self._locate(f)
-        if self.on_bad_id == "oov":
-            bad = (ids < 0) | (ids >= self.num_embeddings[f])
-            self.oov_counts[f] += bad.sum()
-            ids = ids.masked_fill(bad, 0)
-        rows = rows_of_field(ids, sum(table.num_embeddings[:place]), self.num_embeddings[f])
-        whole = owner.offsets[:: len(table.fields)].contiguous()  # [0, R]
-        out = table.look_up(owner.weight, whole, rows[:, None], None, None, False)
-        padding = None if self.padding_idx is None else self.padding_idx[f]
-        return out if padding is None else torch.where((ids == padding)[:, None], out.detach(), out)
-
-    def _arguments(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> _Ids:
-        """Returns the arguments with bags of one length as ids [N] and offsets, and factors in the dtype of the ops."""
-        if per_sample_weights is not None:
-            if per_sample_weights.shape != ids.shape:
-                got, expected = list(per_sample_weights.shape), list(ids.shape)
-                raise ValueError(f"embedding_bags: per_sample_weights must be {expected}, as the ids, got {got}")
-            per_sample_weights = per_sample_weights.to(self._compute_dtype())
-        if offsets is not None:
-            return _Ids(ids, offsets.long() if offsets.dtype == torch.int32 else offsets, per_sample_weights)
-        fields = len(self.num_embeddings)
-        if ids.dim() == 2 and fields == 1 and ids.shape[1] != 1:
-            ids = ids[:, None]  # [B, 1, L]
-        if ids.dim() == 2 and per_sample_weights is not None:
-            ids = ids[:, :, None]  # [B, F, 1]
-        if ids.dim() != 3:
-            return _Ids(ids)
-        if ids.shape[1] != fields:
-            raise ValueError(f"fused_embedding: ids must be [B, {fields}] or [B, {fields}, L], got {list(ids.shape)}")
-        offsets = torch.arange(ids.shape[0] * fields + 1, device=ids.device) * ids.shape[2]
-        return _Ids(ids.flatten(), offsets, None if per_sample_weights is None else per_sample_weights.flatten())
-
-    def _without_bad(self, given: _Ids) -> tuple[_Ids, Tensor]:
-        """Returns the ids with 0 for those out of range, and the number of these in each field, [F]."""
-        ids, sizes, fields = given.ids, self.field_offsets.diff(), len(self.num_embeddings)
-        if given.offsets is None:
-            check_columns("fused_embedding", ids, fields)
-            bad = (ids < 0) | (ids >= sizes)  # [B, F]
-            count = bad.sum(0)
-        else:
-            field = self._bag_of_id(ids, given.offsets) % fields
-            bad = (ids < 0) | (ids >= sizes[field])  # [N]
-            count = torch.zeros_like(self.oov_counts).index_add_(0, field, bad.long())
-        return given._replace(ids=ids.masked_fill(bad, 0)), count
-
-    def _bag_of_id(self, ids: Tensor, offsets: Tensor) -> Tensor:
-        """Returns the bag of each id of ids [N], [N]."""
-        # The CUDA kernels and compiled graphs check later, without making the host wait.
-        if not runs_cuda_kernels(ids) and not torch.compiler.is_compiling():
-            check_bags("embedding_bags", ids, offsets, None, len(self.num_embeddings))
-        return bag_of_id(ids, offsets).clamp(0, max(len(offsets) - 2, 0))  # which matters where offsets are wrong
-
-    def _look_up(self, given: _Ids) -> Tensor:
-        mean, padded = self.pooling == "mean", self.padding_idx is not None
-        ids, offsets, per_sample_weights = given
-        if padded and offsets is not None:
-            given, mean = given._replace(factors=self._factors(ids, offsets, per_sample_weights)), False
-        if self._mixed:
-            out = self._concatenated(given, mean)
-        else:
-            out = self.by_width[0].look_up(self.weight, self.offsets, *given, mean)
-        if padded and offsets is None:
-            held = (ids == self.padding).index_select(1, self.field_of_column)  # [B, sum of E_f]
-            return torch.where(held, out.detach(), out)
-        return out
-
-    def _factors(self, ids: Tensor, offsets: Tensor, per_sample_weights: Tensor | None) -> Tensor:
-        """Returns the factors [N] that leave ``padding_idx`` out of the sum or the mean of a bag."""
-        bag = self._bag_of_id(ids, offsets)
-        counts = ids != self.padding[bag % len(self.num_embeddings)]  # [N]
-        if per_sample_weights is None:
-            factors = counts.to(self._compute_dtype())
-        else:
-            factors = per_sample_weights.masked_fill(~counts, 0)
-        if self.pooling == "sum":
-            return factors
-        number = factors.new_zeros(max(len(offsets) - 1, 1)).index_add(0, bag, counts.to(factors.dtype))
-        return factors / number.clamp(min=1)[bag]
-
-    def _concatenated(self, given: _Ids, mean: bool) -> Tensor:
-        """Looks up the fields of each table, and puts the outputs into field order."""
-        ids, offsets, factors = given
-        fields = len(self.num_embeddings)
-        if offsets is None:
-            check_columns("fused_embedding", ids, fields)
-        parts = []
-        for module, table in zip(self.tables, self.by_width, strict=True):
-            try:
-                if offsets is None:
-                    own = _Ids(ids.index_select(1, module.columns))
-                else:
-                    own = select_fields(table.fields, ids, offsets, factors, fields)
-                parts.append(table.look_up(module.weight, module.offsets, *own, mean))
-            except IndexError:
-                if runs_cuda_kernels(ids):  # of an earlier call
-                    raise
-                self._raise_bad_id(ids, offsets)
-        return torch.cat(parts, 1)[:, self.order]
-
-    def _raise_bad_id(self, ids: Tensor, offsets: Tensor | None) -> NoReturn:
-        """Names the first bad id by its position among all fields; a table knows only those of its width."""
-        if offsets is None:
-            check_ids("fused_embedding", ids, self.field_offsets)
-        else:
-            resolve_ids("embedding_bags", ids, offsets, None, self.field_offsets)
-        raise AssertionError("FusedEmbedding: a table refused ids that are all in range")
-
-    def _with_name(self, error: IndexError) -> IndexError:
-        """Adds the name of the field to the message of an op, which knows its position among all fields."""
-
-        def named(found: re.Match[str]) -> str:
-            name = self.field_names[int(found[1])]
-            return found[0] if name == found[1] else f"for field {found[1]} ({name!r}),"
-
-        return IndexError(re.sub(r"for field (\d+),", named, str(error)))  # CUDA's message counts those of one table
-
-    def field(self, name: str | int) -> int:
-        """Returns the position of a field, given by name or position.
-
-        Raises:
-            KeyError: there is no such field.
-        """
-        if isinstance(name, int) and 0 <= name < len(self.num_embeddings):
-            return name
-        if name not in self.field_names:
-            raise KeyError(f"FusedEmbedding: no field {name!r}, there are {self.field_names}")
-        return self.field_names.index(name)
-
-    def extra_repr(self) -> str:
-        rows, widths = (_short(numbers) for numbers in (self.num_embeddings, self.widths))
-        shown = widths if self._mixed else self.embedding_dim
-        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return f"{len(self.num_embeddings)} fields, num_embeddings={rows}, embedding_dim={shown}{padding}"
-
     def _owners(self) -> Sequence[FusedEmbedding | TableWeight]:
         """The modules whose ``weight`` and ``offsets`` are those of the tables in ``by_width``."""
         return [*self.tables] if self._mixed else [self]
+
+    def _look_up_table(self, number: int, field_offsets: Tensor, given: Ids, mean: bool) -> Tensor:
+        return self.by_width[number].look_up(self._owners()[number].weight, field_offsets, *given, mean)
 
     def with_squares(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Looks up ids [B, F], and computes the sum of the squares of the result, for a penalty on the looked-up rows.
@@ -481,20 +209,14 @@ class FusedEmbedding(HoldsTable):
             if row is not None:
                 self.field_weight(f)[row] = 0
 
-    def _locate(self, f: int) -> tuple[FusedEmbedding | TableWeight, EmbeddingTable, int]:
-        """Returns the table of field f, the module that owns its parameter, and the field's place in the table."""
-        number = next(number for number, table in enumerate(self.by_width) if f in table.fields)
-        table = self.by_width[number]
-        return self._owners()[number], table, table.fields.index(f)
-
     def field_weight(self, name: str | int) -> Tensor:
         """Returns the current rows of one field, [rows, E_f], as a view without gradient.
 
         Raises:
             KeyError: there is no such field.
         """
-        owner, table, place = self._locate(self.field(name))
-        return table.rows(owner.weight, place)
+        number, place = self._locate(self.field(name))
+        return self.by_width[number].rows(self._owners()[number].weight, place)
 
     @torch.no_grad()
     def grow(self, name: str | int, rows: int) -> None:
@@ -511,7 +233,8 @@ class FusedEmbedding(HoldsTable):
         more = rows - self.num_embeddings[f]
         if more < 0:
             raise ValueError(f"FusedEmbedding.grow: field {name!r} has {self.num_embeddings[f]} rows, got {rows}")
-        owner, table, place = self._locate(f)
+        number, place = self._locate(f)
+        owner, table = self._owners()[number], self.by_width[number]
         if any(
             each is owner.weight for other in living_embeddings() if other is not self for each in other.parameters()
         ):
@@ -653,34 +376,6 @@ class FusedEmbedding(HoldsTable):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         _living[next(_numbers)] = self
-
-
-class _Ids(NamedTuple):
-    """The arguments of a look-up in one table."""
-
-    ids: Tensor
-    offsets: Tensor | None = None
-    factors: Tensor | None = None
-
-
-def select_fields(
-    chosen: list[int],
-    ids: Tensor,
-    offsets: Tensor,
-    per_sample_weights: Tensor | None,
-    fields: int,
-    fill: int = PAD,
-) -> _Ids:
-    """Returns the ids [M], offsets and factors of some fields; on CUDA [N] ids, ``fill`` behind the last bag."""
-    kept, starts = select_bags(ids, offsets, per_sample_weights, chosen, fields)
-    own = ids[kept]
-    if runs_cuda_kernels(ids):  # the positions from the last offset on have no meaning
-        own = own.masked_fill(torch.arange(len(own), device=own.device) >= starts[-1], fill)
-    return _Ids(own, starts, None if per_sample_weights is None else per_sample_weights[kept])
-
-
-def _short(numbers: list[int]) -> str:
-    return str(numbers) if len(numbers) <= 8 else f"[{', '.join(map(str, numbers[:3]))}, ..., {numbers[-1]}]"
 
 
 _living: weakref.WeakValueDictionary[int, FusedEmbedding] = weakref.WeakValueDictionary()

@@ -171,8 +171,8 @@ def _make_dense(weight: Tensor) -> None:
             weight.grad = weight.grad.to_dense()
 
 
-class TableWeight(HoldsTable):
-    """The parameter of one of several tables, and where its fields are found.
+class TableFields(nn.Module):
+    """Where the fields of a table are found.
 
     Attributes:
         offsets: [F + 1], the first row of each field in the table, and the end.
@@ -182,18 +182,25 @@ class TableWeight(HoldsTable):
     offsets: Tensor
     columns: Tensor
 
-    def __init__(
-        self, table: EmbeddingTable, sparse: bool, device: torch.device | str | None, dtype: torch.dtype | None
-    ) -> None:
+    def __init__(self, table: EmbeddingTable, device: torch.device | str | None) -> None:
         super().__init__()
-        self.sparse = sparse
         self.make_buffers(table, device)
-        self.weight = table.new_weight(device, dtype)
 
     def make_buffers(self, table: EmbeddingTable, device: torch.device | str | None) -> None:
         """Makes the buffers, which state dicts leave out; again, for a module that was on the meta device."""
         self.register_buffer("offsets", field_offsets(table.num_embeddings, device), persistent=False)
         self.register_buffer("columns", torch.tensor(table.fields, device=device), persistent=False)
+
+
+class TableWeight(TableFields, HoldsTable):
+    """The parameter of one of several tables."""
+
+    def __init__(
+        self, table: EmbeddingTable, sparse: bool, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
+        super().__init__(table, device)
+        self.sparse = sparse
+        self.weight = table.new_weight(device, dtype)
 
 
 @dataclass(frozen=True)
