@@ -195,6 +195,7 @@ class EmbeddingFields(nn.Module):
             IndexError: an id is out of the range of the field.
             KeyError: there is no such field.
             TypeError: ids are neither int32 nor int64.
+            ValueError: ids are not [N].
         """
         f = self.field(name)
         number, place = self._locate(f)
@@ -203,7 +204,10 @@ class EmbeddingFields(nn.Module):
             bad = (ids < 0) | (ids >= self.num_embeddings[f])
             self.oov_counts[f] += bad.sum()
             ids = ids.masked_fill(bad, 0)
-        rows = rows_of_field(ids, sum(table.num_embeddings[:place]), self.num_embeddings[f])
+        try:
+            rows = rows_of_field(ids, sum(table.num_embeddings[:place]), self.num_embeddings[f])
+        except IndexError as error:
+            raise self._with_name(IndexError(str(error).replace("the field", f"field {f}"))) from None
         whole = self._owners()[number].offsets[:: len(table.fields)].contiguous()  # [0, R]
         out = self._look_up_table(number, whole, Ids(rows[:, None]), False)
         padding = None if self.padding_idx is None else self.padding_idx[f]

@@ -104,7 +104,7 @@ def test_a_field_is_pooled_with_the_vectors_of_its_target(widths):
     torch.testing.assert_close(gradient, torch.cat([table.grad.flatten() for table in tables]))
     assert all(weight.grad.is_coalesced() for weight in embedding.table_weights())
     for ids, message in (
-        (7, r"ids\[\d, 0\] = 7 is out of range for field 0, whose ids are 0 to 6"),
+        (7, r"ids\[\d\] = 7 is out of range for field 1 \('2'\), whose ids are 0 to 6"),
         (-1, "= -1 is out"),
     ):
         with pytest.raises(IndexError, match=message):
@@ -121,3 +121,17 @@ def test_tokens_of_one_field():
     assert embedding.weight.grad.to_dense().sum(1).tolist() == [0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 3]
     with pytest.raises(KeyError, match="no field 'c'"):
         embedding.look_up_field("c", ids)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        (torch.tensor([1, 7]), IndexError, r"ids\[1\] = 7 is out of range for field 1 \('b'\), whose ids are 0 to 6"),
+        (torch.zeros(2, 5, dtype=torch.int64), ValueError, r"ids must be \[N\], got \[2, 5\]"),
+        (torch.ones(3), TypeError, "ids must be int32 or int64, got torch.float32"),
+    ],
+)
+def test_bad_ids_of_one_field_are_named(ids, error, message):
+    embedding = FusedEmbedding([5, 7], 3, field_names=["a", "b"])
+    with pytest.raises(error, match=f"look_up_field: {message}"):
+        embedding.look_up_field("b", ids)

@@ -13,14 +13,22 @@ from torch import Tensor
 
 from adaftr_fast.ops.embedding.bags import PAD, bag_of_id
 from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
-from adaftr_fast.ops.embedding.reference.lookup import check_ids
 from adaftr_fast.ops.library import define, library
 
 
 def _rows_of_field(ids: Tensor, first: int, rows: int) -> Tensor:
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"look_up_field: ids must be int32 or int64, got {ids.dtype}")
+    if ids.dim() != 1:
+        raise ValueError(f"look_up_field: ids must be [N], got {list(ids.shape)}")
+    bad = (ids < 0) | (ids >= rows)
     if runs_cuda_kernels(ids):  # the look-up reports -1, without making the host wait
-        return torch.where((ids < 0) | (ids >= rows), -1, ids.long() + first)
-    check_ids("rows_of_field", ids[:, None], torch.tensor([0, rows], device=ids.device))
+        return torch.where(bad, -1, ids.long() + first)
+    if bad.any():
+        i = int(bad.nonzero()[0])
+        raise IndexError(
+            f"look_up_field: ids[{i}] = {int(ids[i])} is out of range for the field, whose ids are 0 to {rows - 1}"
+        )
     return ids.long() + first
 
 
@@ -89,9 +97,12 @@ torch.library.register_autograd(
 def rows_of_field(ids: Tensor, first: int, rows: int) -> Tensor:
     """Returns the table rows of ids [N] of a field whose ``rows`` rows begin at row ``first``, int64 [N].
 
+    Errors name ``FusedEmbedding.look_up_field``, which calls it.
+
     Raises:
         IndexError: an id is not in 0 to ``rows`` - 1. On CUDA its row is -1, which the look-up reports.
         TypeError: ids are neither int32 nor int64.
+        ValueError: ids are not [N].
     """
     found: Tensor = torch.ops.adaftr_fast.rows_of_field(ids, first, rows)
     return found
