@@ -40,6 +40,9 @@ class Connections(nn.Module):
         self.projections = ModuleList(nn.Linear(sum(upstream), width, bias=False) for width in layers)
         self.register_buffer("widths", torch.tensor(upstream), persistent=False)
 
+    def extra_repr(self) -> str:
+        return f"upstream={self.widths.tolist()}"
+
     def forward(self, upstream: Tensor) -> list[Tensor]:
         """Maps the concatenated upstream outputs [B, D] to what each of the L layers adds, [B, width]."""
         probabilities = self.edges.sigmoid().repeat_interleave(self.widths, 1, output_size=upstream.shape[1])  # [L, D]

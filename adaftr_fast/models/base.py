@@ -71,6 +71,9 @@ class MultiTaskModel(nn.Module, ABC):
                 f"got {self.task_names}"
             )
 
+    def extra_repr(self) -> str:
+        return f"tasks={self.task_names}"
+
     @abstractmethod
     def forward(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
         """Computes the logits [B, T].

@@ -30,6 +30,9 @@ class CrossStitchUnit(nn.Module):
         other = (1 - OWN_SHARE) / max(1, tasks - 1)
         self.alpha = nn.Parameter(torch.full((tasks, tasks), other).fill_diagonal_(1 - other * (tasks - 1)))
 
+    def extra_repr(self) -> str:
+        return f"tasks={len(self.alpha)}"
+
     def forward(self, x: Sequence[Tensor]) -> list[Tensor]:
         return list(torch.einsum("ts,sbh->tbh", self.alpha, torch.stack(tuple(x))).unbind())
 

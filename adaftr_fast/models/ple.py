@@ -50,6 +50,9 @@ class ExtractionLayer(nn.Module):
         self.gates = ModuleList(nn.Linear(in_features, experts) for experts in gated)
         self.gated_streams = list(range(len(gated)))
 
+    def extra_repr(self) -> str:
+        return f"tasks={len(self.experts) - 1}"
+
     def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
         """Maps the T task streams and then the shared stream, [B, in] each, to the next layer's, [B, v] each."""
         outputs = [experts(x) for experts, x in zip(self.experts, streams)]  # each [B, k, v]

@@ -78,6 +78,9 @@ class FieldAttention(nn.Module):
         self.others = [f for f in range(len(self.widths)) if f not in self.targets]
         self.units = ModuleList(TargetAttention(self.widths[f], hidden) for f in self.targets)
 
+    def extra_repr(self) -> str:
+        return f"targets={self.targets}, widths={self.widths}"
+
     def forward(self, embedding: EmbeddingFields, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Looks up ids.
 

@@ -123,6 +123,9 @@ class DenseFields(nn.Module):
         for name, value in buffers.items():
             self.register_buffer(name, value, persistent=False)
 
+    def extra_repr(self) -> str:
+        return f"{[each.name for each in self.encodings]}, out_features={self.out_features}"
+
     def forward(self, values: Tensor) -> Tensor:
         if values.dim() != 2 or values.shape[1] != len(self.encodings) or not values.is_floating_point():
             raise ValueError(

@@ -166,6 +166,9 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
     def _look_up_table(self, number: int, field_offsets: Tensor, given: Ids, mean: bool) -> Tensor:
         return self.by_width[number].look_up(self._owners()[number].weight, field_offsets, *given, mean)
 
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.sparse else ", sparse=False")
+
     def with_squares(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Looks up ids [B, F], and computes the sum of the squares of the result, for a penalty on the looked-up rows.
 

@@ -335,8 +335,11 @@ class EmbeddingFields(nn.Module):
     def extra_repr(self) -> str:
         rows, widths = (_short(numbers) for numbers in (self.num_embeddings, self.widths))
         shown = widths if self._mixed else self.embedding_dim
-        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return f"{len(self.num_embeddings)} fields, num_embeddings={rows}, embedding_dim={shown}{padding}"
+        parts = [f"{len(self.num_embeddings)} fields, num_embeddings={rows}, embedding_dim={shown}"]
+        parts += [] if self.padding_idx is None else [f"padding_idx={self.padding_idx}"]
+        parts += [] if self.pooling == "mean" else [f"pooling={self.pooling!r}"]
+        parts += [] if self.on_bad_id == "raise" else [f"on_bad_id={self.on_bad_id!r}"]
+        return ", ".join(parts)
 
 
 class Ids(NamedTuple):

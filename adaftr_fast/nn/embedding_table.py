@@ -179,6 +179,7 @@ class TableFields(nn.Module):
         columns: [F], positions of the fields among those of all tables.
     """
 
+    weight: Tensor
     offsets: Tensor
     columns: Tensor
 
@@ -191,9 +192,15 @@ class TableFields(nn.Module):
         self.register_buffer("offsets", field_offsets(table.num_embeddings, device), persistent=False)
         self.register_buffer("columns", torch.tensor(table.fields, device=device), persistent=False)
 
+    def extra_repr(self) -> str:
+        rows, width = self.weight.shape
+        return f"{rows}, {width}, {str(self.weight.dtype).removeprefix('torch.')}"
+
 
 class TableWeight(TableFields, HoldsTable):
     """The parameter of one of several tables."""
+
+    weight: nn.Parameter
 
     def __init__(
         self, table: EmbeddingTable, sparse: bool, device: torch.device | str | None, dtype: torch.dtype | None

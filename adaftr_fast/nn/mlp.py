@@ -74,6 +74,9 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self._deepen(run_stacks([Stack([self.first])], [x])[0][0])
 
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}, out_features={self.out_features}"
+
     def with_gates(self, gates: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
         """Applies the experts and the gates to one input -> (experts [B, k, out], gate logits [B, out_features])."""
         (hidden,), (logits,) = run_stacks([Stack([self.first]), Stack([gates], linear_end=True)], [x, x])

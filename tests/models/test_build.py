@@ -139,3 +139,18 @@ def test_what_makes_no_model_is_named(make, message):
 def test_labels_of_another_width_are_refused(name):
     with pytest.raises(ValueError, match=r"\[B, 2\], a column for each of click, conversion, got \[40, 3\]"):
         model(name, TWO).loss(batch(tasks=3))
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("cross_stitch", "CrossStitchUnit(tasks=2)"),
+        ("mmoe", "num_experts=3, out_features="),
+        ("ple", "ExtractionLayer(\n      tasks=2"),
+        ("autoheri", "upstream=["),
+    ],
+)
+def test_a_model_shows_its_tasks_and_parts(name, part):
+    shown = repr(build_model(ModelConfig(name=name), FIELDS, TWO))
+    assert f"\n  tasks={list(TWO)}\n" in shown
+    assert part in shown

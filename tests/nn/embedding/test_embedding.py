@@ -70,6 +70,10 @@ def test_is_one_module_with_one_parameter_per_width():
     assert emb.widths == emb.embedding_dim == MIXED
     assert [table.fields for table in emb.by_width] == [[3], [1], [0, 2]]
     assert "4 fields, num_embeddings=[5, 9, 40, 1], embedding_dim=[8, 3, 8, 1]" in repr(emb)
+    assert "(2): TableWeight(45, 8, float32)" in repr(emb)
+    shown = repr(FusedEmbedding([5], 2, padding_idx=1, pooling="sum", on_bad_id="oov", sparse=False))
+    options = "padding_idx=[1], pooling='sum', on_bad_id='oov', sparse=False"
+    assert shown == f"FusedEmbedding(1 fields, num_embeddings=[5], embedding_dim=2, {options})"
     assert FusedEmbedding([3, 4], [8, 8]).weight.shape == (7, 8)
 
 
