@@ -67,6 +67,11 @@ def under_torch_func() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def differentiates_references() -> bool:
+    """Returns whether PyTorch differentiates a reference in an op's place: under torch.func and in forward mode."""
+    return under_torch_func() or (not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0)
+
+
 def is_eager() -> bool:
     """Returns whether C++ autograd functions may run: not traced by torch.compile, in torch.func or in forward mode."""
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from adaftr_fast.ops.embedding.lookup import fused_embedding, merges_later, runs_cuda_kernels
 from adaftr_fast.ops.embedding.reference import bags as reference
-from adaftr_fast.ops.library import define, library, under_torch_func
+from adaftr_fast.ops.library import define, differentiates_references, library
 
 PAD = -1
 """The id at positions behind the last bag, which only ``select_bags`` on CUDA leaves."""
@@ -158,9 +158,10 @@ def embedding_bags(
         TypeError, ValueError: an argument has the wrong dtype or shape.
     """
     arguments = (weight, values, offsets, per_sample_weights, field_offsets, mean, list(state))
-    return (
-        reference.embedding_bags(*arguments) if under_torch_func() else torch.ops.adaftr_fast.embedding_bags(*arguments)
-    )
+    if differentiates_references():
+        return reference.embedding_bags(*arguments)
+    pooled: Tensor = torch.ops.adaftr_fast.embedding_bags(*arguments)
+    return pooled
 
 
 def select_bags(

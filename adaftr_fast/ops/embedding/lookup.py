@@ -26,7 +26,7 @@ from torch import Tensor
 
 from adaftr_fast._extension import has_cuda_kernels, is_built
 from adaftr_fast.ops.embedding.reference import lookup as reference
-from adaftr_fast.ops.library import define, key_of_cpp_gradient, library, under_torch_func
+from adaftr_fast.ops.library import define, differentiates_references, key_of_cpp_gradient, library
 from adaftr_fast.ops.norms import squared_norm
 
 
@@ -139,7 +139,7 @@ def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: S
     """Looks up one id per field in a table that holds the rows of all fields, one field after another.
 
     The gradient of ``weight`` is a sparse tensor, coalesced except on CUDA, and can itself be differentiated
-    (create_graph=True). Under the transforms of torch.func, plain PyTorch computes a dense one.
+    (create_graph=True). Under the transforms of torch.func and in forward mode, plain PyTorch computes dense ones.
 
     Args:
         weight: [R, E], floating point, contiguous.
@@ -156,7 +156,7 @@ def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: S
         TypeError: ids are neither int32 nor int64.
         ValueError: an argument has the wrong shape.
     """
-    if under_torch_func():
+    if differentiates_references():
         return reference.fused_embedding(weight, ids, field_offsets, state)
     looked_up: Tensor = _ops.fused_embedding(weight, ids, field_offsets, state)
     return looked_up

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from adaftr_fast import FusedEmbedding, optim
 
@@ -65,6 +66,14 @@ def test_torch_func_differentiates_look_ups(widths, offsets):
     def loss(parameters):
         return torch.func.functional_call(module, parameters, (ids, offsets)).sin().sum()
 
+    with forward_ad.dual_level():
+        weights = {name: p.detach() for name, p in module.named_parameters()}
+        duals = {name: forward_ad.make_dual(p, p.cos()) for name, p in weights.items()}
+        tangent = forward_ad.unpack_dual(loss(duals)).tangent
+    expected = torch.func.jvp(loss, (weights,), ({name: p.cos() for name, p in weights.items()},))[1]
+    torch.testing.assert_close(tangent, expected)
     found = torch.func.grad(loss)({name: weight.detach() for name, weight in module.named_parameters()})
     module(ids, offsets).sin().sum().backward()
-    torch.testing.assert_close(found, {name: weight.grad.to_dense() for name, weight in module.named_parameters()})
+    gradients = {name: weight.grad.to_dense() for name, weight in module.named_parameters()}
+    torch.testing.assert_close(found, gradients)
+    torch.testing.assert_close(tangent, sum((gradients[name] * p.cos()).sum() for name, p in weights.items()))
