@@ -18,6 +18,7 @@ from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
 from adaftr_fast.ops.embedding.reference.bags import check_bags, resolve_ids
 from adaftr_fast.ops.embedding.reference.lookup import check_columns, check_ids
 from adaftr_fast.ops.embedding.segments import rows_of_field
+from adaftr_fast.ops.library import check_local
 
 
 class EmbeddingFields(nn.Module):
@@ -215,6 +216,7 @@ class EmbeddingFields(nn.Module):
 
     def _arguments(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Ids:
         """Returns the arguments with bags of one length as ids [N] and offsets, and factors in the dtype of the ops."""
+        check_local(type(self).__name__, "ids", ids)
         if per_sample_weights is not None:
             if per_sample_weights.shape != ids.shape:
                 got, expected = list(per_sample_weights.shape), list(ids.shape)

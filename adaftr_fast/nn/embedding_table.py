@@ -25,6 +25,7 @@ from adaftr_fast.ops.embedding.lookup import (
     empty_table,
     fused_embedding,
 )
+from adaftr_fast.ops.library import check_local
 
 
 class GrowsWithTable(Protocol):
@@ -78,6 +79,7 @@ class EmbeddingTable:
         Returns:
             [B, F * E].
         """
+        check_local("FusedEmbedding", "weight", weight, "leave the tables out of what is sharded (docs/frameworks.md)")
         with _missed(weight) as missed:
             if offsets is not None:
                 return embedding_bags(weight, ids, offsets, per_sample_weights, field_offsets, mean, missed)

@@ -72,6 +72,12 @@ def differentiates_references() -> bool:
     return under_torch_func() or (not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0)
 
 
+def check_local(op: str, name: str, x: Any, advice: str | None = None) -> None:
+    """Refuses a DTensor, which PyTorch does not take beside the local tensors of an op; ``advice`` says what to do."""
+    if hasattr(type(x), "to_local"):
+        raise TypeError(f"{op}: {name} must be a local tensor, got a DTensor; {advice or f'pass {name}.to_local()'}")
+
+
 def is_eager() -> bool:
     """Returns whether C++ autograd functions may run: not traced by torch.compile, in torch.func or in forward mode."""
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:

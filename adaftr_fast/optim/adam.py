@@ -76,6 +76,7 @@ class Adam(RowOptimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, options)
 
     def _check_table(self, weight: nn.Parameter) -> None:
+        super()._check_table(weight)
         if type(weight) not in (nn.Parameter, DeferredParameter) and not isinstance(weight, FakeTensor):
             raise TypeError(
                 f"{type(self).__name__}: a table must be a plain nn.Parameter, whose class changes while its rows have "

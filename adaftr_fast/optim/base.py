@@ -17,6 +17,7 @@ from adaftr_fast.nn.deferred import flush
 from adaftr_fast.nn.embedding import living_embeddings, tables_of
 from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows, train_by
 from adaftr_fast.ops.embedding.lookup import coalesce_gradient, coalesce_unless_on_cuda
+from adaftr_fast.ops.library import check_local
 
 T = TypeVar("T")
 Entry = nn.Module | nn.Parameter | tuple[str, nn.Parameter]
@@ -201,6 +202,8 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def _check_table(self, weight: nn.Parameter) -> None:
         """Refuses a table that the rule cannot train."""
+        advice = "leave the tables out of fully_shard, and replicate them (docs/frameworks.md)"
+        check_local(type(self).__name__, "a table", weight, advice)
 
     def _twin_options(self, defaults: dict[str, Any]) -> dict[str, Any]:
         """Returns the arguments of ``_twin``."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -91,17 +92,40 @@ def trained_alone():
 def refusals(rank):
     mesh = init_device_mesh("cpu", (2,))
     h = distribute_tensor(torch.ones(4, 3), mesh, [Shard(0)])
+    local, each = torch.ones(4, 3), distribute_tensor(torch.ones(4), mesh, [Shard(0)])
+    table = af.FusedEmbedding([4, 4], 3)
+    ids = distribute_tensor(torch.ones(4, 2, dtype=torch.int64), mesh, [Shard(0)])
+    sharded = distribute_tensor(torch.ones(8, 3), mesh, [Shard(0)])
     found = []
-    for loss in (lambda: af.adaptive_infonce(h, h, 0.1), lambda: af.sigmoid_contrast(h, h, 1.0, 0.0)):
+    for call in (
+        lambda: af.adaptive_infonce(h, h, 0.1),
+        lambda: af.sigmoid_contrast(h, h, 1.0, 0.0),
+        lambda: af.adaptive_infonce(local, local, each),
+        lambda: af.adaptive_infonce(local, local, 0.1, row_weight=each),
+        lambda: table(ids),
+        lambda: torch.func.functional_call(table, {"weight": sharded}, (ids.to_local(),)),
+        lambda: af.optim.Adam(fully_shard(table, mesh=mesh)),
+    ):
         with pytest.raises(TypeError) as error:
-            loss()
+            call()
         found.append(str(error.value))
     return found
 
 
-def test_losses_refuse_distributed_tensors():
-    for message in on_ranks(refusals, 2)[0]:
-        assert "h_ctr must be a local tensor, got a DTensor; pass h_ctr.to_local(), and process_group" in message
+def test_distributed_tensors_are_refused_with_what_to_do():
+    of_h = "h_ctr must be a local tensor, got a DTensor; pass h_ctr.to_local(), and process_group to contrast the rows"
+    expected = [
+        f"adaptive_infonce: {of_h} of all ranks",
+        f"sigmoid_contrast: {of_h} of all ranks",
+        "adaptive_infonce: tau must be a local tensor, got a DTensor; pass tau.to_local()",
+        "adaptive_infonce: row_weight must be a local tensor, got a DTensor; pass row_weight.to_local()",
+        "FusedEmbedding: ids must be a local tensor, got a DTensor; pass ids.to_local()",
+        "FusedEmbedding: weight must be a local tensor, got a DTensor; leave the tables out of what is sharded "
+        "(docs/frameworks.md)",
+        "Adam: a table must be a local tensor, got a DTensor; leave the tables out of fully_shard, and replicate them "
+        "(docs/frameworks.md)",
+    ]
+    assert on_ranks(refusals, 2)[0] == expected
 
 
 def test_replicas_are_equal_and_those_of_one_process():

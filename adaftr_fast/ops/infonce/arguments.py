@@ -16,6 +16,7 @@ from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce.autograd import accumulation_dtype
 from adaftr_fast.ops.infonce.candidates import DTYPES, Candidates, CrossRankBatch, Direction
 from adaftr_fast.ops.infonce.reference import IGNORE
+from adaftr_fast.ops.library import check_local
 
 Tau = Tensor | float
 Labels = tuple[Tensor, Tensor]  # of the rows [B] and of the candidates [N]
@@ -51,11 +52,7 @@ def check_representations(op: str, h_ctr: Tensor, h_cvr: Tensor) -> None:
         if not isinstance(h, Tensor) or h.dim() != 2:
             got = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
             raise ValueError(f"{op}: {name} must be a 2-dim tensor [rows, d], got {got}")
-        if type(h) is not Tensor and hasattr(h, "to_local"):
-            raise TypeError(
-                f"{op}: {name} must be a local tensor, got a DTensor; pass {name}.to_local(), and process_group to "
-                "contrast the rows of all ranks"
-            )
+        check_local(op, name, h, f"pass {name}.to_local(), and process_group to contrast the rows of all ranks")
         if h.dtype not in DTYPES:
             raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {h.dtype}")
     if h_ctr.shape[1] != h_cvr.shape[1] or h_ctr.shape[1] == 0:
@@ -94,6 +91,7 @@ def check_groups(h_ctr: Tensor, h_cvr: Tensor, row_group: Tensor | None, column_
 def _check_vector(op: str, name: str, x: Tensor, length: int, h_ctr: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    check_local(op, name, x)
     if tuple(x.shape) != (length,):
         raise ValueError(f"{op}: {name} must have shape ({length},), got {tuple(x.shape)}")
     if x.device != h_ctr.device:
@@ -267,6 +265,7 @@ def expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
         if isinstance(tau, bool) or not isinstance(tau, Real) or not 0 < tau < math.inf:
             raise ValueError(f"adaptive_infonce: {name} must be a positive finite number or a tensor, got {tau!r}")
         return anchors.new_full((), float(tau), dtype=acc).expand(rows)
+    check_local("adaptive_infonce", name, tau)
     if tau.dtype == torch.bool or tau.is_complex():
         raise TypeError(f"adaptive_infonce: {name} must be of real numbers, got {tau.dtype}")
     if tau.device != anchors.device and tau.dim() > 0:

@@ -24,6 +24,7 @@ from adaftr_fast.ops.infonce.arguments import check_no_tangents, check_represent
 from adaftr_fast.ops.infonce.autograd import DifferentiableOp, accumulation_dtype
 from adaftr_fast.ops.infonce.candidates import Candidates, across_ranks
 from adaftr_fast.ops.infonce.reference import check_positive_range
+from adaftr_fast.ops.library import check_local
 
 SCHEMA = (
     "(Tensor anchors, Tensor candidates, Tensor logit_scale, Tensor logit_bias, Tensor? positive, bool need_d_anchors,"
@@ -134,6 +135,7 @@ def _scalar(name: str, x: Tensor | float, h: Tensor) -> Tensor:
         if isinstance(x, bool) or not isinstance(x, Real):
             raise TypeError(f"sigmoid_contrast: {name} must be a number or a 0-dim tensor, got {type(x).__name__}")
         return h.new_full((), float(x), dtype=acc)
+    check_local("sigmoid_contrast", name, x)
     if x.dtype == torch.bool or x.is_complex():
         raise TypeError(f"sigmoid_contrast: {name} must be a real number, got {x.dtype}")
     if x.numel() != 1:
