@@ -20,6 +20,7 @@ else:
     from adaftr_fast.nn.contrast import AdaptiveInfoNCE
     from adaftr_fast.nn.embedding import FusedEmbedding
     from adaftr_fast.ops.infonce.api import InfoNCEStats, adaptive_infonce
+    from adaftr_fast.ops.infonce.ranks import positive_ranks
     from adaftr_fast.ops.infonce.sigmoid import sigmoid_contrast
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ __all__ = [
     "export",
     "load_run",
     "optim",
+    "positive_ranks",
     "predict",
     "prepare",
     "set_cpu_capability",
@@ -62,6 +64,7 @@ _LAZY = {
     "evaluate": "adaftr_fast.api.run",
     "export": "adaftr_fast.api.serve",
     "load_run": "adaftr_fast.api.run",
+    "positive_ranks": "adaftr_fast.ops.infonce.ranks",
     "predict": "adaftr_fast.api.serve",
     "prepare": "adaftr_fast.api.prepare",
     "set_cpu_capability": "adaftr_fast._extension",

@@ -268,7 +268,7 @@ def adaptive_infonce(
         >>> loss = adaftr_fast.adaptive_infonce(h_ctr, h_cvr, tau)
         >>> loss.backward()
         >>> loss, stats = adaftr_fast.adaptive_infonce(h_ctr, h_cvr, tau, return_stats=True)
-        >>> accuracy = stats.top1.float().mean()
+        >>> accuracy = stats.top1.float().mean()  # positive_ranks gives recall@k
     """
     check_representations("adaptive_infonce", h_ctr, h_cvr)
     taus = tau if isinstance(tau, tuple) else (tau,)
@@ -288,7 +288,7 @@ def adaptive_infonce(
         "column_bias": column_bias,
     }
     check_vectors("adaptive_infonce", h_ctr, h_cvr, pairs, **vectors)
-    check_groups(h_ctr, h_cvr, row_group, column_group)
+    check_groups("adaptive_infonce", h_ctr, h_cvr, row_group, column_group)
     check_ignore_above(ignore_above)
     has_targets = labeled or label_smoothing != 0 or margin != 0
     local = block is not None  # whether the candidates of a row are of its rank

@@ -78,14 +78,12 @@ def check_vectors(op: str, h_ctr: Tensor, h_cvr: Tensor, pairs: bool, **vectors:
             _check_vector(op, name, x, columns if name.startswith("column") else rows, h_ctr)
 
 
-def check_groups(h_ctr: Tensor, h_cvr: Tensor, row_group: Tensor | None, column_group: Tensor | None) -> None:
+def check_groups(op: str, h_ctr: Tensor, h_cvr: Tensor, row_group: Tensor | None, column_group: Tensor | None) -> None:
     """Checks that a group is given for both sides, unless it serves both."""
     if row_group is None and column_group is not None:
-        raise ValueError("adaptive_infonce: column_group requires row_group, got None")
+        raise ValueError(f"{op}: column_group requires row_group, got None")
     if row_group is not None and column_group is None and len(h_ctr) != len(h_cvr):
-        raise ValueError(
-            f"adaptive_infonce: row_group without column_group requires N = B, got N = {len(h_cvr)}, B = {len(h_ctr)}"
-        )
+        raise ValueError(f"{op}: row_group without column_group requires N = B, got N = {len(h_cvr)}, B = {len(h_ctr)}")
 
 
 def _check_vector(op: str, name: str, x: Tensor, length: int, h_ctr: Tensor) -> None:

@@ -1,0 +1,63 @@
+"""The ranks of positives, compared with a sort in float64."""
+
+import pytest
+import torch
+
+from adaftr_fast import adaptive_infonce, positive_ranks
+from adaftr_fast.ops.infonce import ranks
+
+
+def by_sorting(a, b, positive, row_group, column_group):
+    """The place of each positive among the similarities that are not excluded, in descending order."""
+    found = []
+    for r, y in enumerate(positive.tolist()):
+        s = b.double() @ a[r].double()
+        rivals = [float(s[j]) for j in range(len(b)) if j != y and row_group[r] != column_group[j]]
+        found.append(0 if y == -100 else 1 + sum(x >= float(s[y]) for x in rivals))
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize("height", [1 << 22, 64])
+def test_ranks_are_those_of_a_sort(monkeypatch, height):
+    monkeypatch.setattr(ranks, "BLOCK_ELEMENTS", height)
+    a = torch.randn(37, 6)
+    b = torch.cat([a[:20] + torch.randn(20, 6), torch.randn(31, 6)])
+    b[3] = b[4]  # a tie counts against the positive
+    positive = torch.randint(0, 51, (37,))
+    positive[5], positive[4] = -100, 3
+    rows, columns = torch.randint(0, 9, (37,)), torch.randint(0, 9, (51,))
+    found = positive_ranks(a, b, positive_index=positive, row_group=rows, column_group=columns)
+    assert torch.equal(found, by_sorting(a, b, positive, rows, columns))
+    assert found[4] > 1
+    assert torch.equal(positive_ranks(a, b.double()[:, :]), positive_ranks(a.double(), b))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rank_one_is_the_top1_of_the_loss(dtype):
+    a, b = torch.randn(2, 90, 8).to(dtype)
+    b[:60] += a[:60]
+    group = torch.randint(0, 30, (90,))
+    _, stats = adaptive_infonce(a.float(), b.float(), 0.1, row_group=group, return_stats=True)
+    assert torch.equal(positive_ranks(a.T.contiguous().T, b, row_group=group) == 1, stats.top1)
+    assert stats.top1.any()
+
+
+def test_nan_is_last_and_empty_batches_are_empty():
+    a = torch.eye(3)
+    a[1, 0] = torch.nan
+    assert positive_ranks(a, torch.eye(3)).tolist() == [1, 3, 1]
+    assert positive_ranks(a[:0], a).shape == (0,)
+    assert positive_ranks(a, a[:0], positive_index=torch.full((3,), -100)).tolist() == [0, 0, 0]
+
+
+def test_bad_arguments_of_positive_ranks():
+    a = torch.eye(3)
+    for arguments, options, error, message in (
+        ((a, a[:2]), {}, ValueError, r"positive_ranks: h_cvr must have at least one row per row of h_ctr \(3\)"),
+        ((a, a[:, :2]), {}, ValueError, "positive_ranks: h_ctr and h_cvr must have the same width"),
+        ((a, a), {"positive_index": torch.tensor([0, 1, 3])}, RuntimeError, r"positive_index\[2\] = 3"),
+        ((a, a), {"column_group": torch.arange(3)}, ValueError, "positive_ranks: column_group requires row_group"),
+        ((a, a), {"row_group": torch.ones(3)}, TypeError, "positive_ranks: row_group must be int64"),
+    ):
+        with pytest.raises(error, match=message):
+            positive_ranks(*arguments, **options)
