@@ -114,7 +114,7 @@ def test_no_files_import_each_other_in_a_cycle():
 
 
 def test_the_package_imports_only_what_the_loss_needs():
-    heavy = "matplotlib pyarrow torchrec scipy jsonargparse tqdm pandas torch._dynamo triton"
+    heavy = "matplotlib pyarrow torchrec scipy jsonargparse tqdm pandas torch._dynamo triton torch.utils.flop_counter"
     code = f"""
 import sys, torch
 before = set(sys.modules)
@@ -122,11 +122,15 @@ import adaftr_fast
 adaftr_fast.adaptive_infonce, adaftr_fast.FusedEmbedding, adaftr_fast.optim.Adam
 new = set(sys.modules) - before
 print(sorted(new.intersection({heavy.split()})), len(new))
+import torch.utils.flop_counter as counter
+print(torch.ops.adaftr_fast.infonce in counter.flop_registry, type(counter.__spec__.loader).__name__)
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    shown, formulas = shown.splitlines()
     found, count = shown.rsplit(" ", 1)
     assert found == "[]"
     assert int(count) < 60  # modules besides torch's; each takes time
+    assert formulas == "True SourceFileLoader"
 
 
 def test_public_functions_are_imported_lazily():

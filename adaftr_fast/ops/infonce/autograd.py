@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from adaftr_fast._extension import is_built
+from adaftr_fast.ops.flops import define_flops
 from adaftr_fast.ops.infonce.reference import weighted
 from adaftr_fast.ops.library import library, under_torch_func
 
@@ -124,6 +125,7 @@ class DifferentiableOp:
             if each != name or gradient_in_cpp is None or not is_built():
                 backward = partial(self.backward, each)
                 torch.library.register_autograd(full_name, backward, setup_context=self.setup_context, lib=library)
+            define_flops(each, self.flops)
             torch.library.register_vmap(full_name, partial(_loop, getattr(torch.ops.adaftr_fast, each)), lib=library)
         if cpu is not None and is_built():
             library.impl(name, cpu, "CPU")
@@ -189,6 +191,18 @@ class DifferentiableOp:
         shapes |= {f"d_{x}": given[x].shape for x in self.inputs}
         shapes |= dict.fromkeys(self._unneeded(given), (0,))
         return tuple(anchors.new_empty(shapes[x], dtype=torch.bool if x == "top1" else acc) for x in self.outputs)
+
+    def flops(self, *arguments: Any, out_shape: Any = None, **options: Any) -> int:
+        """Counts the products of all pairs, for the similarities and for each gradient, by the shapes of tensors.
+
+        Kernels that compute the similarities again execute more.
+        """
+        given = self.named(arguments, options)
+        (rows, width), (columns, _) = given["anchors"], given["candidates"]
+        block = min(given.get("block", columns), columns)
+        pairs = rows * block if columns % max(block, 1) == 0 else rows // block * block**2 + (rows % block) ** 2
+        gradients = sum(given.get(f"need_d_{x}", False) for x in ("anchors", "candidates"))
+        return int(2 * pairs * width * (1 + gradients))
 
     def setup_context(
         self,

@@ -1,9 +1,10 @@
-"""The ranks of positives, compared with a sort in float64."""
+"""The ranks of positives, compared with a sort in float64, and the FLOP formulas of the losses."""
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from adaftr_fast import adaptive_infonce, positive_ranks
+from adaftr_fast import adaptive_infonce, positive_ranks, sigmoid_contrast
 from adaftr_fast.ops.infonce import ranks
 
 
@@ -61,3 +62,24 @@ def test_bad_arguments_of_positive_ranks():
     ):
         with pytest.raises(error, match=message):
             positive_ranks(*arguments, **options)
+
+
+def test_the_products_of_pairs_are_counted():
+    a, c = torch.randn(2, 64, 16).requires_grad_()
+    b = torch.randn(48, 16, requires_grad=True)
+    index = torch.arange(64) % 48
+    for call, pairs in (
+        (lambda: adaptive_infonce(a, c, 0.1).backward(), 64 * 64 * 3),
+        (lambda: adaptive_infonce(a.detach(), c, 0.1).backward(), 64 * 64 * 2),
+        (lambda: adaptive_infonce(a.detach(), c.detach(), 0.1), 64 * 64),
+        (lambda: adaptive_infonce(a, b, 0.1, positive_index=index).backward(), 64 * 48 * 3),
+        (lambda: adaptive_infonce(a, c, 0.1, symmetric=True).backward(), 64 * 64 * 3),
+        (lambda: adaptive_infonce(a, c, 0.1, block=24).backward(), (24 * 24 + 24 * 24 + 16 * 16) * 3),
+        (lambda: adaptive_infonce(a, c, 0.1, label_smoothing=0.1).backward(), 64 * 64 * 3),
+        (lambda: adaptive_infonce(a, c, 0.1, backend="reference").backward(), 64 * 64 * 3),
+        (lambda: adaptive_infonce(a, c, 0.1, reduction="none").sum().backward(), 64 * 64 * 4),  # similarities twice
+        (lambda: sigmoid_contrast(a, c, 10.0, -10.0).backward(), 64 * 64 * 3),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            call()
+        assert counter.get_total_flops() == 2 * 16 * pairs
