@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from adaftr_fast.api.run import evaluate, load_run, train
     from adaftr_fast.api.serve import export, predict
     from adaftr_fast.config import RunConfig
+    from adaftr_fast.ops.embedding.plain import plain_decompositions
 
 __all__ = [
     "AdaptiveInfoNCE",
@@ -44,6 +45,7 @@ __all__ = [
     "export",
     "load_run",
     "optim",
+    "plain_decompositions",
     "positive_ranks",
     "predict",
     "prepare",
@@ -64,6 +66,7 @@ _LAZY = {
     "evaluate": "adaftr_fast.api.run",
     "export": "adaftr_fast.api.serve",
     "load_run": "adaftr_fast.api.run",
+    "plain_decompositions": "adaftr_fast.ops.embedding.plain",
     "positive_ranks": "adaftr_fast.ops.infonce.ranks",
     "predict": "adaftr_fast.api.serve",
     "prepare": "adaftr_fast.api.prepare",

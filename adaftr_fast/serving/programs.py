@@ -6,8 +6,7 @@ A program maps ids, int32 [B, F] with any B >= 1, to probabilities, float32 [B, 
 ids [N], row by row and field by field, and the start of each row's and field's ids, int64 [B, F]. With dense fields it
 also takes the keyword ``dense``, their numbers, float32 [B, D], NaN = missing.
 
-A program that runs without this package consists of PyTorch ops: ``PLAIN`` has the embedding's ops as such. They cannot
-raise, so an id out of its field's range reads row 0 of the field, "unknown". Offsets must rise from 0 to N.
+A program that runs without this package consists of PyTorch ops (``ops/embedding/plain.py``).
 """
 
 from __future__ import annotations
@@ -15,103 +14,18 @@ from __future__ import annotations
 import importlib.util
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-import adaftr_fast.ops.embedding.segments  # noqa: F401  # defines the ops of PLAIN
 from adaftr_fast.data.dataset.batch import model_inputs
 from adaftr_fast.errors import ServingError
 from adaftr_fast.models.base import MultiTaskModel
-
-
-def plain_lookup(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
-    """Computes ``fused_embedding``; deferred updates have been applied, so ``state`` is empty."""
-    ids = torch.where((ids < 0) | (ids >= field_offsets.diff()), 0, ids)
-    return nn.functional.embedding(ids + field_offsets[:-1], weight).flatten(1)
-
-
-def plain_bags(
-    weight: Tensor,
-    values: Tensor,
-    offsets: Tensor,
-    per_sample_weights: Tensor | None,
-    field_offsets: Tensor,
-    mean: bool,
-    state: Sequence[Tensor],
-) -> Tensor:
-    """Computes ``embedding_bags``; deferred updates have been applied, so ``state`` is empty."""
-    fields = field_offsets.shape[0] - 1
-    bag = _bag_of_id(offsets, values.shape[0])
-    field = bag % fields
-    ids = torch.where((values < 0) | (values >= field_offsets.diff()[field]), 0, values)
-    vectors = nn.functional.embedding(ids + field_offsets[field], weight)
-    if per_sample_weights is not None:
-        vectors = vectors * per_sample_weights[:, None]
-    pooled = _summed(vectors, bag, offsets.shape[0] - 1)
-    if mean:
-        pooled = pooled / offsets.diff().clamp(min=1)[:, None]
-    return pooled.view(-1, fields * weight.shape[1])
-
-
-def plain_select(
-    values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, chosen: Sequence[int], fields: int
-) -> tuple[Tensor, Tensor]:
-    """Computes ``select_bags``, with N positions as on CUDA: those from the last offset on have no meaning.
-
-    No size depends on a value, as AOTInductor requires.
-    """
-    chosen_fields = torch.cat([torch.full((1,), f in chosen) for f in range(fields)])
-    keep = chosen_fields[_bag_of_id(offsets, values.shape[0]) % fields].long()
-    place = torch.where(keep > 0, keep.cumsum(0) - 1, keep.sum() + (1 - keep).cumsum(0) - 1)  # the chosen ones first
-    positions = torch.zeros_like(place).scatter(0, place, torch.arange(values.shape[0]))
-    counts = offsets.diff().view(-1, fields).unbind(1)
-    ends = torch.stack([counts[f] for f in chosen], 1).flatten().cumsum(0)
-    return positions, torch.cat([ends.new_zeros(1), ends])
-
-
-def plain_rows(ids: Tensor, first: int, rows: int) -> Tensor:
-    """Computes ``rows_of_field``."""
-    return torch.where((ids < 0) | (ids >= rows), 0, ids).long() + first
-
-
-def plain_sum(vectors: Tensor, offsets: Tensor) -> Tensor:
-    """Computes ``sum_bags``."""
-    return _summed(vectors, _bag_of_id(offsets, vectors.shape[0]), offsets.shape[0] - 1)
-
-
-def plain_repeat(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
-    """Computes ``repeat_by_bag``."""
-    return vectors[_bag_of_id(offsets, size).clamp(max=vectors.shape[0] - 1)]
-
-
-def _bag_of_id(offsets: Tensor, size: int) -> Tensor:
-    """Returns the bag of each of ``size`` ids: the number of offsets up to it, less one; behind the last bag, B."""
-    starts = offsets.new_zeros(size + 1).scatter_add(0, offsets, torch.ones_like(offsets))
-    return starts[:-1].cumsum(0) - 1
-
-
-def _summed(vectors: Tensor, bag: Tensor, bags: int) -> Tensor:
-    index = bag[:, None].expand(-1, vectors.shape[1])
-    summed = vectors.new_zeros(bags + 1, vectors.shape[1]).scatter_add(0, index, vectors)
-    return summed[:-1]  # without what is behind the last bag
-
-
-_OPS = torch.ops.adaftr_fast
-PLAIN: dict[torch._ops.OperatorBase, Callable[..., Any]] = {
-    _OPS.fused_embedding.default: plain_lookup,
-    _OPS.embedding_bags.default: plain_bags,
-    _OPS.select_bags.default: plain_select,
-    _OPS.rows_of_field.default: plain_rows,
-    _OPS.sum_bags.default: plain_sum,
-    _OPS.repeat_by_bag.default: plain_repeat,
-}
-"""Decompositions of the ops of adaftr_fast into PyTorch ops."""
+from adaftr_fast.ops.embedding.plain import PLAIN
 
 
 class Probabilities(nn.Module):
