@@ -19,6 +19,7 @@ else:
     from adaftr_fast._extension import build_info, cpu_capability, set_cpu_capability
     from adaftr_fast.nn.contrast import AdaptiveInfoNCE
     from adaftr_fast.nn.embedding import FusedEmbedding
+    from adaftr_fast.nn.embedding_int8 import QuantizedEmbedding
     from adaftr_fast.ops.infonce.api import InfoNCEStats, adaptive_infonce
     from adaftr_fast.ops.infonce.ranks import positive_ranks
     from adaftr_fast.ops.infonce.sigmoid import sigmoid_contrast
@@ -35,6 +36,7 @@ __all__ = [
     "AdaptiveInfoNCE",
     "FusedEmbedding",
     "InfoNCEStats",
+    "QuantizedEmbedding",
     "RunConfig",
     "UserError",
     "adaptive_infonce",
@@ -58,6 +60,7 @@ _LAZY = {
     "AdaptiveInfoNCE": "adaftr_fast.nn.contrast",
     "FusedEmbedding": "adaftr_fast.nn.embedding",
     "InfoNCEStats": "adaftr_fast.ops.infonce.api",
+    "QuantizedEmbedding": "adaftr_fast.nn.embedding_int8",
     "RunConfig": "adaftr_fast.config",
     "adaptive_infonce": "adaftr_fast.ops.infonce.api",
     "build_info": "adaftr_fast._extension",

@@ -13,9 +13,10 @@ NaN and infinity. Where an input holds a number that is not finite, on every bac
 """
 
 from adaftr_fast.ops.embedding.reference import bags as embedding_bags
+from adaftr_fast.ops.embedding.reference import int8 as embedding_int8
 from adaftr_fast.ops.embedding.reference import lookup as embedding
 from adaftr_fast.ops.embedding.reference import optim as embedding_optim
 from adaftr_fast.ops.infonce import reference as infonce
 from adaftr_fast.ops.mlp import reference as mlp
 
-__all__ = ["embedding", "embedding_bags", "embedding_optim", "infonce", "mlp"]
+__all__ = ["embedding", "embedding_bags", "embedding_int8", "embedding_optim", "infonce", "mlp"]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import adaftr_fast.ops.embedding.int8
 import adaftr_fast.ops.embedding.segments  # noqa: F401  # defines the ops of PLAIN
 
 
@@ -57,6 +58,22 @@ def plain_rows(ids: Tensor, first: int, rows: int) -> Tensor:
     return _rows(ids, rows, first).long()
 
 
+def plain_int8(
+    weight: Tensor,
+    scale: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    field_offsets: Tensor,
+    mean: bool,
+) -> Tensor:
+    """Computes ``int8_embedding``."""
+    if offsets is None:
+        return _int8_rows(weight, scale, _rows(ids, field_offsets.diff(), field_offsets[:-1])).flatten(1)
+    bag, rows = _rows_of_bags(ids, offsets, field_offsets)
+    return _pooled(_int8_rows(weight, scale, rows), bag, offsets, per_sample_weights, field_offsets, mean)
+
+
 def plain_sum(vectors: Tensor, offsets: Tensor) -> Tensor:
     """Computes ``sum_bags``."""
     return _summed(vectors, _bag_of_id(offsets, vectors.shape[0]), offsets.shape[0] - 1)
@@ -70,6 +87,10 @@ def plain_repeat(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
 def _rows(ids: Tensor, sizes: Tensor | int, first: Tensor | int) -> Tensor:
     """Returns the rows of ids of fields that have ``sizes`` rows from ``first`` on; ids out of range count as 0."""
     return torch.where((ids < 0) | (ids >= sizes), 0, ids) + first
+
+
+def _int8_rows(weight: Tensor, scale: Tensor, rows: Tensor) -> Tensor:
+    return nn.functional.embedding(rows, weight).to(scale.dtype) * nn.functional.embedding(rows, scale)
 
 
 def _rows_of_bags(values: Tensor, offsets: Tensor, field_offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,6 +135,7 @@ PLAIN: dict[torch._ops.OperatorBase, Callable[..., Any]] = {
     _OPS.embedding_bags.default: plain_bags,
     _OPS.select_bags.default: plain_select,
     _OPS.rows_of_field.default: plain_rows,
+    _OPS.int8_embedding.default: plain_int8,
     _OPS.sum_bags.default: plain_sum,
     _OPS.repeat_by_bag.default: plain_repeat,
 }
