@@ -27,6 +27,8 @@ from adaftr_fast.training.trained import METRIC_COLUMNS, Run, metric_cells
 class ExportedModel:
     """A folder that scores raw rows. It prints as its files and a table of validation metrics.
 
+    With int8 tables it also prints their size beside that in float32, and the metrics beside those in float32.
+
     Attributes:
         folder: the folder with the program, the schema and the vocabulary.
         about: the tasks, the validation metrics and the checksums of the files.
@@ -36,12 +38,19 @@ class ExportedModel:
     about: About
 
     def table(self) -> Table:
-        """Returns a table of validation metrics with one row per task."""
-        return Table(["validation: task", *METRIC_COLUMNS], metric_cells(self.about.metrics))
+        """Returns a table of validation metrics with a row per task, and with int8 tables a second one."""
+        rows = metric_cells(self.about.metrics)
+        if self.about.int8 is not None:
+            rows += [[f"{task}, int8 tables", *cells] for task, *cells in metric_cells(self.about.int8.metrics)]
+        return Table(["validation: task", *METRIC_COLUMNS], rows)
 
     def summary(self) -> str:
-        """Returns one line with the folder and its files."""
-        return f"{self.folder}: {', '.join(self.about.sha256)}"
+        """Returns one line with the folder and its files, and the size of int8 tables."""
+        files = f"{self.folder}: {', '.join(self.about.sha256)}"
+        if self.about.int8 is None:
+            return files
+        size, before = (each / 1e6 for each in (self.about.int8.nbytes, self.about.int8.float32_nbytes))
+        return f"{files}; tables: {size:,.1f} MB in int8, {before:,.1f} MB in float32"
 
     def __repr__(self) -> str:
         return f"{self.summary()}\n{self.table().markdown()}"
@@ -98,6 +107,7 @@ def export(
     data: PreparedData | str | AnyPath | None = None,
     aot: bool = False,
     onnx: bool = False,
+    int8: bool = False,
     task: str | None = None,
     model_class: ModelClass | None = None,
 ) -> ExportedModel:
@@ -109,6 +119,8 @@ def export(
         data: the prepared folder of the run, if it has moved since.
         aot: also compile a native package (AOTInductor; takes a minute).
         onnx: also write ONNX (needs the extra ``onnx``).
+        int8: round the embedding tables to int8 with a scale per row, in every program, and measure the model anew on
+            the validation split (docs/serving.md).
         task: the one task to export, without the parameters that only other tasks need (docs/serving.md); None exports
             all tasks.
         model_class: the class of a model of one's own, or its name; a ``Run`` knows it.
@@ -131,7 +143,9 @@ def export(
     place = as_path(out)
     source = local_copy(run_folder(run))
     with local_folder(place) as target:
-        about = export_run(source, target, data=folder, aot=aot, onnx=onnx, task=task, model_class=model_class)
+        about = export_run(
+            source, target, data=folder, aot=aot, onnx=onnx, int8=int8, task=task, model_class=model_class
+        )
     return ExportedModel(place, about)
 
 

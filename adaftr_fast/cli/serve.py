@@ -46,6 +46,8 @@ def add_export(parser: Parser) -> None:
     parser.add_argument("--data", type=place, help="the prepared folder of the run, if it has moved")
     parser.add_argument("--aot", action="store_true", help="also compile a native package (AOTInductor)")
     parser.add_argument("--onnx", action="store_true", help="also write ONNX (pip install adaftr-fast[onnx])")
+    int8 = "round the embedding tables to int8, and show their size and the validation metrics beside float32's"
+    parser.add_argument("--int8", action="store_true", help=int8)
     task = "export the network of one task alone, without what only other tasks need"
     parser.add_argument("--task", type=str | None, help=task)
     add_class(parser)
@@ -55,9 +57,9 @@ def export(arguments: jsonargparse.Namespace) -> None:
     """Exports the model and prints the files and the command that uses them."""
     from adaftr_fast.api.serve import export
 
-    options = {name: arguments[name] for name in ("data", "aot", "onnx", "task")}
+    options = {name: arguments[name] for name in ("data", "aot", "onnx", "int8", "task")}
     exported = export(arguments.run, arguments.out, **options, model_class=read_class(arguments))
-    print(exported.summary())
+    print(exported if arguments.int8 else exported.summary())
     print(f"adaftr-fast predict --model {arguments.out} --files RAW --out SCORES.parquet")
 
 

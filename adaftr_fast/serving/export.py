@@ -21,8 +21,10 @@ from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.errors import ServingError, StoreError
 from adaftr_fast.models.build import ModelClass
 from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.nn.embedding_int8 import quantize_tables
 from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_aot, save_onnx, save_torch
-from adaftr_fast.serving.scorer import ABOUT, AOT, ONNX, PROGRAM, VERSION, About, Features, bags
+from adaftr_fast.serving.scorer import ABOUT, AOT, ONNX, PROGRAM, VERSION, About, Features, Int8, bags
+from adaftr_fast.training.evaluation import measure, predict
 from adaftr_fast.training.trained import Run
 
 TOLERANCE = 1e-6  # maximum difference between the probabilities of a program and the model
@@ -38,6 +40,7 @@ def export_run(
     data: AnyPath | None = None,
     aot: bool = False,
     onnx: bool = False,
+    int8: bool = False,
     task: str | None = None,
     model_class: ModelClass | None = None,
 ) -> About:
@@ -51,6 +54,7 @@ def export_run(
         data: the prepared folder of the run, if it has moved. None uses its path at training time.
         aot: also writes ``model.aot.pt2``, native code for this kind of machine (AOTInductor).
         onnx: also writes ``model.onnx``.
+        int8: rounds the tables to int8 with a scale per row, and measures the model anew on the validation split.
         task: the one task to export, without the parameters that only other tasks need. None exports all.
         model_class: the class of a model of one's own, or its name.
 
@@ -64,7 +68,8 @@ def export_run(
         DataError: the vocabulary cannot be read.
         StoreError: the prepared data are in a store that cannot be read.
         ServingError: ``out`` exists and is not an export or cannot be written, there is no such task or its network
-            needs those of other tasks, a compiler or ONNX is missing, or a program differs from the model.
+            needs those of other tasks, ``int8`` finds no FusedEmbedding, a compiler or ONNX is missing, or a program
+            differs from the model.
         BusyError: another process exports to ``out``.
     """
     try:
@@ -74,26 +79,46 @@ def export_run(
             trained = Run(run, model_class).load()
             prepared = trained.data(data)
             read_encoders(prepared.folder, prepared.manifest)  # raises an error if the vocabulary could not be read
-            return _write(trained, prepared, new, task, aot=aot, onnx=onnx)
+            return _write(trained, prepared, new, task, aot=aot, onnx=onnx, int8=int8)
     except StoreError:  # of the prepared data
         raise
     except OSError as error:
         raise ServingError(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
-def _write(trained: Run, prepared: PreparedData, folder: Path, task: str | None, *, aot: bool, onnx: bool) -> About:
+def _write(
+    trained: Run, prepared: PreparedData, folder: Path, task: str | None, *, aot: bool, onnx: bool, int8: bool
+) -> About:
     """Writes all files of an export to a new folder."""
     folder.mkdir()
+    manifest = prepared.manifest
     for name in (MANIFEST, VOCABULARY):
         (folder / name).write_bytes((prepared.folder / name).read_bytes())
-    _write_programs(trained, prepared.manifest, folder, task, aot=aot, onnx=onnx)
-    about = _about(trained, prepared, folder, task)
+    served = Probabilities(trained.model, task)
+    if task is not None:
+        column = Column(Probabilities(trained.model), trained.model.position(task))
+        check_program(served, column, manifest.fields, manifest.dense, tolerance=TASK_TOLERANCE)
+    rounded = _round_tables(served, trained, prepared) if int8 else None
+    _write_programs(served, manifest, folder, aot=aot, onnx=onnx)
+    about = _about(trained, prepared, folder, task, rounded)
     (folder / ABOUT).write_text(dumps(dataclasses.asdict(about), indent=2) + "\n", encoding="utf-8")
     return about
 
 
-def _write_programs(trained: Run, manifest: Manifest, folder: Path, task: str | None, *, aot: bool, onnx: bool) -> None:
-    served = Probabilities(trained.model, task)
+def _round_tables(served: Probabilities, trained: Run, data: PreparedData) -> Int8:
+    """Rounds the tables of a model to int8, and measures it on the validation split."""
+    tables = quantize_tables(served)
+    if not tables:
+        raise ServingError(f"int8: the model {trained.name} has no FusedEmbedding, whose tables would be int8")
+    model = served.model
+    split = data.load("validation")
+    found = predict(model, split, trained.config.training.eval_batch_size)
+    columns = [trained.about.tasks.index(task) for task in model.task_names]
+    metrics = measure(model.task_names, found._replace(labels=found.labels[:, columns]), data.manifest.funnel)
+    return Int8(sum(table.nbytes() for table in tables), sum(table.float32_nbytes() for table in tables), metrics)
+
+
+def _write_programs(served: Probabilities, manifest: Manifest, folder: Path, *, aot: bool, onnx: bool) -> None:
     fields = manifest.fields
     exported = partial(
         export_program,
@@ -103,9 +128,6 @@ def _write_programs(trained: Run, manifest: Manifest, folder: Path, task: str | 
         dense=len(manifest.dense),
     )
     check = partial(check_program, served=served, fields=fields, dense=manifest.dense)
-    if task is not None:
-        column = Column(Probabilities(trained.model), trained.model.position(task))
-        check(served, served=column, tolerance=TASK_TOLERANCE)
     save_torch(exported(), folder / PROGRAM)
     check(torch.export.load(folder / PROGRAM).module())
     if not (aot or onnx):
@@ -175,8 +197,8 @@ def random_features(fields: Sequence[FieldInfo], rows: int, dense: Sequence[Nume
     return features._replace(dense=torch.from_numpy(matrix(numbers, np.float32)))
 
 
-def _about(trained: Run, data: PreparedData, folder: Path, task: str | None) -> About:
+def _about(trained: Run, data: PreparedData, folder: Path, task: str | None, int8: Int8 | None) -> About:
     digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     tasks = trained.about.tasks if task is None else [task]
     metrics = {name: values for name, values in trained.about.metrics.items() if task is None or name == task}
-    return About(VERSION, data.manifest.fingerprint, tasks, metrics, digests)
+    return About(VERSION, data.manifest.fingerprint, tasks, metrics, digests, int8)

@@ -48,6 +48,21 @@ class Features(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Int8:
+    """What becomes of a model whose tables are rounded to int8.
+
+    Attributes:
+        nbytes: the size of the tables.
+        float32_nbytes: their size in float32.
+        metrics: validation metrics of the model with int8 tables, per task.
+    """
+
+    nbytes: int
+    float32_nbytes: int
+    metrics: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
 class About:
     """The description of an exported folder.
 
@@ -55,8 +70,9 @@ class About:
         version: the version of the format.
         fingerprint: the fingerprint of the prepared data (``Manifest.fingerprint``).
         tasks: the tasks, in the order of the probabilities.
-        metrics: validation metrics of the model, per task.
+        metrics: validation metrics of the model as it was trained, per task.
         sha256: the sha256 of every other file, by name.
+        int8: the size and the metrics with int8 tables, if the tables are int8.
     """
 
     version: int
@@ -64,6 +80,7 @@ class About:
     tasks: list[str]
     metrics: dict[str, dict[str, float]]
     sha256: dict[str, str]
+    int8: Int8 | None = None
 
 
 @dataclass(frozen=True)
