@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.distributed.ranks import on_ranks
 
@@ -32,6 +33,31 @@ def state_on_a_rank(rank, title, folder):
     return {name: each.full_tensor() if hasattr(each, "full_tensor") else each for name, each in state.items()}
 
 
+def lightning_loads_what_it_saved(found):
+    module = found["Module"]()
+    module.load_state_dict(torch.load("epoch.ckpt", weights_only=True)["state_dict"])
+    torch.testing.assert_close(module.state_dict(), found["trainer"].lightning_module.state_dict(), rtol=0, atol=0)
+
+
+def accelerate_loads_what_it_saved(found):
+    model, accelerator = found["model"], found["accelerator"]
+    before = {name: each.clone() for name, each in model.state_dict().items()}
+    accelerator.save_model(model, "model")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    accelerator.load_state("state")
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    saved = load_file("model/model.safetensors")
+    torch.testing.assert_close(saved, before, rtol=0, atol=0)
+
+
+CHECKS = {
+    "Lightning": lightning_loads_what_it_saved,
+    "Accelerate": accelerate_loads_what_it_saved,
+}
+
+
 @pytest.mark.parametrize("title", [title for title, block in BLOCKS.items() if not block.startswith("# ranks")])
 def test_the_block_runs(title, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -39,7 +65,9 @@ def test_the_block_runs(title, tmp_path, monkeypatch):
         # accelerate looks for a package "kernels", and finds the folder of the repository.
         monkeypatch.setitem(sys.modules, "kernels", None)
         pytest.importorskip(library[1], reason="make test-recipes installs it", exc_type=ModuleNotFoundError)
-    run(title, tmp_path)
+    found = run(title, tmp_path)
+    if title in CHECKS:
+        CHECKS[title](found)
 
 
 @pytest.mark.parametrize("title", [title for title, block in BLOCKS.items() if block.startswith("# ranks")])
