@@ -246,7 +246,7 @@ class EmbeddingFields(nn.Module):
         else:
             field = self._bag_of_id(ids, given.offsets) % fields
             bad = (ids < 0) | (ids >= sizes[field])  # [N]
-            count = torch.zeros_like(self.oov_counts).index_add_(0, field, bad.long())
+            count = torch.zeros_like(self.oov_counts).scatter_add(0, field, bad.long())
         return given._replace(ids=ids.masked_fill(bad, 0)), count
 
     def _bag_of_id(self, ids: Tensor, offsets: Tensor) -> Tensor:
@@ -254,7 +254,8 @@ class EmbeddingFields(nn.Module):
         # The CUDA kernels and compiled graphs check later, without making the host wait.
         if not runs_cuda_kernels(ids) and not torch.compiler.is_compiling():
             check_bags("embedding_bags", ids, offsets, None, len(self.num_embeddings))
-        return bag_of_id(ids, offsets).clamp(0, max(len(offsets) - 2, 0))  # which matters where offsets are wrong
+        last = max(offsets.shape[0] - 2, 0)  # len() would make the number of bags a constant of exported programs
+        return bag_of_id(ids, offsets).clamp(0, last)  # which matters where offsets are wrong
 
     def _look_up(self, given: Ids) -> Tensor:
         mean, padded = self.pooling == "mean", self.padding_idx is not None
@@ -277,7 +278,7 @@ class EmbeddingFields(nn.Module):
             factors = per_sample_weights.masked_fill(~counts, 0)
         if self.pooling == "sum":
             return factors
-        number = factors.new_zeros(max(len(offsets) - 1, 1)).index_add(0, bag, counts.to(factors.dtype))
+        number = factors.new_zeros(max(offsets.shape[0] - 1, 1)).scatter_add(0, bag, counts.to(factors.dtype))
         return factors / number.clamp(min=1)[bag]
 
     def _concatenated(self, given: Ids, mean: bool) -> Tensor:

@@ -46,6 +46,16 @@ def _select_bags_fake(
     return offsets.new_empty(_some_of(values)), offsets.new_empty(batch * len(chosen) + 1)
 
 
+def _bag_of_id(values: Tensor, offsets: Tensor) -> Tensor:
+    positions = torch.arange(values.shape[0], device=values.device)
+    return torch.searchsorted(offsets, positions, right=True) - 1
+
+
+define(
+    "bag_of_id(Tensor values, Tensor offsets) -> Tensor",
+    _bag_of_id,
+    lambda values, offsets: offsets.new_empty(values.shape[0]),
+)
 _BAGS = "Tensor values, Tensor offsets, Tensor? per_sample_weights"
 define(
     f"embedding_bags(Tensor weight, {_BAGS}, Tensor field_offsets, bool mean, Tensor[] state) -> Tensor",
@@ -71,9 +81,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def bag_of_id(values: Tensor, offsets: Tensor) -> Tensor:
-    """Returns the bag of each position of values [N], [N]; at a position behind the last bag, the number of bags."""
-    positions = torch.arange(values.shape[0], device=values.device)
-    return torch.searchsorted(offsets, positions, right=True) - 1
+    """Returns the bag of each position of values [N], [N]; at a position behind the last bag, the number of bags.
+
+    It is an op because ONNX lacks the search; ``plain_decompositions`` does without.
+    """
+    found: Tensor = torch.ops.adaftr_fast.bag_of_id(values, offsets)
+    return found
 
 
 def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:

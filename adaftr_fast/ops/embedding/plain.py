@@ -53,6 +53,11 @@ def plain_select(
     return positions, torch.cat([ends.new_zeros(1), ends])
 
 
+def plain_bag_of_id(values: Tensor, offsets: Tensor) -> Tensor:
+    """Computes ``bag_of_id``."""
+    return _bag_of_id(offsets, values.shape[0])
+
+
 def plain_rows(ids: Tensor, first: int, rows: int) -> Tensor:
     """Computes ``rows_of_field``."""
     return _rows(ids, rows, first).long()
@@ -133,6 +138,7 @@ _OPS = torch.ops.adaftr_fast
 PLAIN: dict[torch._ops.OperatorBase, Callable[..., Any]] = {
     _OPS.fused_embedding.default: plain_lookup,
     _OPS.embedding_bags.default: plain_bags,
+    _OPS.bag_of_id.default: plain_bag_of_id,
     _OPS.select_bags.default: plain_select,
     _OPS.rows_of_field.default: plain_rows,
     _OPS.int8_embedding.default: plain_int8,
