@@ -24,9 +24,11 @@ from adaftr_fast.data.schema.types import SPLITS
 
 PAGE = "report.html"
 MOST_ROWS = 1_000_000  # of a split that the page counts
+MOST_IDS = 1 << 20  # of a field whose ids are counted
 SHOWN = 10  # values of a field
 STYLE = """body { font: 15px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
-table { border-collapse: collapse; margin: 1em 0 } th, td { padding: .15em .8em; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse; margin: 1em 0 }
+th, td { padding: .15em .8em; border-bottom: 1px solid #ddd; white-space: nowrap }
 .bar { display: inline-block; height: .7em; background: #0072B2; margin-right: .4em } .warning { color: #D55E00 }"""
 
 
@@ -58,7 +60,7 @@ def page(data: Prepared) -> str:
     parts += [f"<p class='warning'>{html.escape(each)}</p>" for each in data.useless()]
     parts += ["<h2>Splits</h2>", data.table().html(), paragraphs(*data.notes())]
     parts += ["<h2>Fields</h2>", _overview(data, counted).html(), paragraphs(_note(data))]
-    for field in manifest.fields:
+    for field in _shown(data):
         parts += [
             f"<h3>{html.escape(field.name)}</h3>",
             _values(data, field, encoders[field.name], counted["train"][field.name]),
@@ -68,7 +70,7 @@ def page(data: Prepared) -> str:
 
 def _count(data: Prepared, split: str) -> dict[str, Counted]:
     """Counts the ids of at most ``MOST_ROWS`` rows, of row groups at equal distances."""
-    fields, tasks = data.manifest.fields, data.manifest.tasks
+    fields, tasks = _shown(data), data.manifest.tasks
     found = {
         field.name: Counted(
             np.zeros(field.num_embeddings, np.int64), np.zeros((len(tasks), field.num_embeddings), np.int64)
@@ -84,6 +86,11 @@ def _count(data: Prepared, split: str) -> dict[str, Counted]:
             for number, mask in enumerate(positive):
                 counts.positives[number] += np.bincount(ids[mask[of_row]], minlength=field.num_embeddings)
     return found
+
+
+def _shown(data: Prepared) -> list[FieldInfo]:
+    """Returns the fields whose ids are counted."""
+    return [field for field in data.manifest.fields if field.num_embeddings <= MOST_IDS]
 
 
 def _rows(data: Prepared, split: str, columns: list[str]) -> Iterator[pa.Table]:
@@ -111,9 +118,10 @@ def _overview(data: Prepared, counted: dict[str, dict[str, Counted]]) -> Table:
         _, kind, ids, unknown = read_as[field.name]
         rare = "-" if values is None or field.multiple else _percent(values.rare, train.rows)
         distinct = "-" if values is None else f"{values.distinct:,}"
-        drift = [
-            f"{100 * _distance(counted['train'][field.name], counted[split][field.name]):.1f} %" for split in SPLITS[1:]
-        ]
+        drift = ["-"] * 2
+        if field.name in counted["train"]:
+            before = counted["train"][field.name]
+            drift = [f"{100 * _distance(before, counted[split][field.name]):.1f} %" for split in SPLITS[1:]]
         new = [
             _percent(data.manifest.splits[split].unknown[field.name], data.manifest.splits[split].rows)
             for split in SPLITS
@@ -136,7 +144,7 @@ def _distance(one: Counted, other: Counted) -> float:
 def _values(data: Prepared, field: FieldInfo, encoder: Encoder, counted: Counted) -> str:
     """Returns a table of the most frequent values of a field, or of its buckets in their order, with label rates."""
     order = np.arange(len(counted.ids)) if field.edges is not None else np.argsort(-counted.ids, kind="stable")
-    shown = [int(each) for each in order if counted.ids[each]]
+    shown = order[counted.ids[order] > 0].tolist()
     shown = shown if field.edges is not None else shown[:SHOWN]
     total = max(1, counted.ids.sum())
     rates = counted.positives / np.maximum(1, counted.ids)

@@ -57,7 +57,7 @@ class Prepared(PreparedData):
 
     def _useless(self, field: Field) -> str | None:
         values, train = self.manifest.values.get(field.name), self.manifest.splits["train"]
-        if values is None or field.tokens is not None:
+        if values is None or field.tokens is not None or field.kind == "cross":
             return None
         column = field.columns[0]
         missing = train.unknown[field.name] - values.rare

@@ -14,9 +14,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from adaftr_fast._files import is_unicode
-from adaftr_fast.data.encode.written import label_numbers
+from adaftr_fast.data.encode.written import label_numbers, plain_numbers
 from adaftr_fast.data.raw.inputs import column_types
-from adaftr_fast.data.schema.types import Schema, condition_columns
+from adaftr_fast.data.schema.types import Schema, TextFormat, condition_columns
 
 SHOWN = 50  # characters of a value that an error shows
 LARGEST_WEIGHT = float(np.finfo(np.float32).max)  # weights are float32
@@ -38,6 +38,8 @@ class RowReader:
         self._null = schema.text.null
         self._types = column_types(schema)
         self._reads: dict[str, Callable[[Any], Any]] = {name: _reader(kind) for name, kind in self._types.items()}
+        numbers = [name for name, kind in self._types.items() if kind == pa.float64()]
+        self._reads |= {name: partial(_written_number, schema.text) for name in numbers}
         self._reads |= {name: _compared for name in compared if self._types[name] == pa.string()}
         lists = [field for field in schema.fields if field.tokens is not None and field.separator is None]
         self._reads |= {field.columns[0]: _list for field in lists}
@@ -139,6 +141,11 @@ def _number(value: Any) -> Any:
         return _cast(pa.float64(), value)
     number = float(value)  # raises OverflowError
     return number if abs(number) > LARGEST_EXACT else value
+
+
+def _written_number(form: TextFormat, value: Any) -> Any:
+    """Returns a number, or one that is written as text with the marks of a schema."""
+    return _number(plain_numbers(pa.array([value]), form)[0].as_py() if isinstance(value, str) else value)
 
 
 def _label(value: Any) -> int:

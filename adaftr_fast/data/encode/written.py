@@ -6,6 +6,7 @@ Training and scoring read columns of text through this module, from files and fr
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -26,19 +27,26 @@ def holds_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
-def as_written(schema: Schema, rows: Rows) -> Rows:
-    """Returns rows whose columns of text have null for words that mean missing, and numbers with a plain "." only.
+def rewrites(form: TextFormat) -> bool:
+    """Returns whether ``as_written`` changes any text."""
+    return bool(form.null or form.thousands or form.decimal != ".")
 
-    Rows that were read so already stay as they are.
+
+def as_written(schema: Schema, rows: Rows) -> Rows:
+    """Returns rows whose columns of text have null for words that mean missing, and whose numbers are no text.
+
+    Text that is no number stays as it is. Rows that were read so already do, too.
     """
     form = schema.text
-    if not (form.null or form.thousands or form.decimal != "."):
+    if not rewrites(form):
         return rows
     numbers = {*schema.numbers()}
     for place, field in enumerate(rows.schema):
         if holds_text(field.type):
             values = without_words(rows.column(place).cast(pa.string()), form)
-            values = plain_numbers(values, form) if field.name in numbers else values
+            if field.name in numbers:
+                with suppress(pa.ArrowException):  # the error of the field names it
+                    values = plain_numbers(values, form).cast(pa.float64())
             rows = rows.set_column(place, field.name, values)
     return rows
 
@@ -79,6 +87,8 @@ def label_numbers(values: pa.Array) -> pa.Array:
 def is_label(column: str, kind: pa.DataType) -> pc.Expression:
     """Returns the expression of whether ``label_numbers`` reads a column of a type; null where it is missing."""
     values = pc.field(column)
+    if pa.types.is_temporal(kind) or pa.types.is_nested(kind):
+        raise pa.ArrowTypeError(f"label {column}: expected 0 or 1, got values of type {kind}")
     if not holds_text(kind):
         return pc.is_in(values.cast(pa.float64()), value_set=NUMBERS)
     return pc.is_in(_label_words(values), value_set=LABEL_WORDS)

@@ -63,7 +63,8 @@ def merge_read(job: Job, texts: list[TextInput], shards: Sequence[tuple[Shard, A
         name = text.folder.name
         blocks[name] = sum(each[name] for _, each in shards)
         check_staged(text.folder, blocks[name], VISIBLE_SECONDS if job.remote else 0.0)
-        bad_rows += staged_bad_rows(text.path, text.folder, header_lines=text.header_lines, tolerance=job.tolerance)
+        bad_rows += staged_bad_rows(text.path, text.folder, header_lines=text.header_lines)
+    bad_rows.check(job.tolerance)
     return {"blocks": blocks, "bad_rows": dataclasses.asdict(bad_rows)}
 
 
@@ -250,10 +251,10 @@ def check_variants(schema: Schema, compared: Mapping[str, Mapping[str, int]]) ->
         for column, texts in label.texts().items():
             if variants := _variants(compared[column], texts):
                 values = ", ".join(f"{value!r} ({rows:,} rows)" for value, rows in compared[column].items())
-                listed = [column, "in", sorted({*texts, *variants})]
                 raise DataError(
-                    f"label {label.name}: {column} has {values}; {', '.join(map(repr, variants))} would be negative. "
-                    f"Name every spelling in the condition: {listed}"
+                    f"label {label.name}: {column} has {values}; {', '.join(map(repr, variants))} differ from what the "
+                    f"condition names in case or spaces alone. Name every spelling, in a list of 'in' or 'not in': "
+                    f"{sorted({*texts, *variants})}"
                 )
 
 

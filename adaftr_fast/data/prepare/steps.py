@@ -148,7 +148,7 @@ class Job:
     def source(self, shard: Shard = UNSHARDED) -> Source:
         """Returns the rows of a shard, once all text is staged."""
         paths = parquet_inputs(self.schema, self.paths, self.work.staged)
-        return Source(self.schema, paths, shard, labelled=self.tolerance > 0)
+        return Source(self.schema, paths, shard, labelled=self.tolerance > 0, named=self.paths)
 
 
 def hash_files(inputs: InputFiles, remote: bool, shard: Shard, advance: Advance) -> dict[str, str]:

@@ -65,7 +65,8 @@ class BadRows:
         if self.bad > tolerance * self.rows:
             if self.bad == self.rows:
                 raise DataError(f"{self.summary()}; no row is left: check the labels and how the text is written")
-            share = math.ceil(1000 * self.bad / self.rows) / 1000
+            # Without tolerance, the first bad block ends the reading, which tells little of the whole.
+            share = math.ceil(1000 * self.bad / self.rows) / 1000 if tolerance else 0.01
             allowed = (
                 f"--bad_rows {share:g} (in Python bad_rows={share:g}) leaves out up to {100 * share:g} % of the rows"
             )
@@ -82,7 +83,9 @@ class BadRows:
         """Returns the numbers of lines, rows and bad rows in one line. ``lines`` must be known."""
         assert self.lines is not None
         kept = f"{self.rows - self.bad:,} rows kept + {self.bad:,} left out"
-        return f"{self.lines:,} lines below the header = {kept}" + (f" + {self.blank:,} blank" if self.blank else "")
+        others = self.rows + self.blank - self.lines  # of parquet and tables beside text
+        read = f"{self.lines:,} lines below the header" + (f" + {others:,} rows of other inputs" if others else "")
+        return f"{read} = {kept}" + (f" + {self.blank:,} blank" if self.blank else "")
 
     def summary(self) -> str:
         """Returns a summary of the bad rows in one line."""

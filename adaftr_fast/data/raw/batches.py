@@ -6,7 +6,7 @@ decoded in steps of a few rows, a table ends when it is large enough, and one ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +21,7 @@ BATCH_BYTES = 128 << 20
 STEP_ROWS = 1 << 14  # text that repeats is many times larger than the bytes of its pages, which bound a step too
 STEP_BYTES = 8 << 20
 BUFFER_BYTES = 1 << 18  # of each column of a row group that is read piece by piece
+Read = Callable[[pa.RecordBatch], pa.RecordBatch]
 PARQUET = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
@@ -32,6 +33,7 @@ def read_tables(
     names: Sequence[str],
     columns: Mapping[str, pc.Expression] | None = None,
     where: pc.Expression | None = None,
+    read: Read | None = None,
 ) -> Iterator[pa.Table]:
     """Yields the rows of parquet files in their order, while a thread reads the next table.
 
@@ -43,20 +45,21 @@ def read_tables(
             than in the first file is cast.
         columns: the columns of the tables, as expressions of those to read; None for these themselves.
         where: the condition of the rows; None for all.
+        read: changes the values of the columns before ``columns`` and ``where`` see them; None leaves them.
 
     Raises:
         pyarrow.ArrowException, OSError: a file cannot be read, a column occurs twice in it, or a condition does not fit
             the type of a column.
     """
     fields = pa.schema([dataset.schema.field(name) for name in dict.fromkeys(names)])
-    return prefetch(_tables(dataset, fields, columns, where))
+    return prefetch(_tables(dataset, fields, columns, where, read))
 
 
-def count_rows(dataset: ds.Dataset, names: Sequence[str], where: pc.Expression | None) -> int:
+def count_rows(dataset: ds.Dataset, names: Sequence[str], where: pc.Expression | None, read: Read | None = None) -> int:
     """Returns the number of rows that meet a condition, which reads the columns ``names``; None for all rows."""
     if where is None:  # for which Arrow 26 counts all rows of a file for each of its row groups
         return sum(group.num_rows for fragment in dataset.get_fragments() for group in fragment.row_groups)
-    return sum(table.num_rows for table in read_tables(dataset, names, {"meets": where}, where))
+    return sum(table.num_rows for table in read_tables(dataset, names, {"meets": where}, where, read))
 
 
 def coalesced(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
@@ -86,13 +89,16 @@ def _tables(
     fields: pa.Schema,
     columns: Mapping[str, pc.Expression] | None,
     where: pc.Expression | None,
+    read: Read | None,
 ) -> Iterator[pa.Table]:
     returned = columns if columns is None else dict(columns)
     for fragment in dataset.get_fragments():
-        for row_group in fragment.split_by_row_group(where, dataset.schema):  # those that may have such rows
+        # Those that may have such rows, which statistics of the values in the file do not tell of others.
+        for row_group in fragment.split_by_row_group(None if read else where, dataset.schema):
             steps: list[pa.Table] = []
             rows = size = 0
             for step in _steps(row_group, fields):
+                step = read(step) if read else step
                 scanner = ds.InMemoryDataset(step).scanner(columns=returned, filter=where, use_threads=False)
                 steps.append(scanner.to_table())
                 rows += step.num_rows

@@ -24,7 +24,10 @@ DUMPED = "\\N"  # for a missing value, as databases write it, and nothing else
 PLAIN = ("", ".")
 MARKS = (PLAIN, (",", "."), ("'", "."), (" ", "."), ("\u00a0", "."), ("", ","), (".", ","), (" ", ","), ("\u00a0", ","))
 """Marks of thousands and of decimals that are tried."""
-DAYS = ("%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%d.%m.%Y", "%Y-%m-%d", "%Y/%m/%d", "%d %b %Y", "%b %d, %Y")
+DAYS = (
+    *("%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%d.%m.%Y", "%Y-%m-%d", "%Y/%m/%d", "%d %b %Y", "%b %d, %Y"),
+    *("%d/%m/%y", "%m/%d/%y", "%d.%m.%y"),
+)
 CLOCKS = ("", " %H:%M", " %H:%M:%S", "T%H:%M", "T%H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 DATES = tuple(map("".join, product(DAYS, CLOCKS)))
 
@@ -60,8 +63,18 @@ def _fitting(texts: Iterable[str], delimiter: str) -> list[tuple[str, str]]:
 
 @cache
 def _number(thousands: str, decimal: str) -> re.Pattern[str]:
-    grouped = rf"|[0-9]{{1,3}}(?:{re.escape(thousands)}[0-9]{{3}})+" if thousands else ""
-    return re.compile(rf"[+-]?(?:[0-9]+{grouped})(?:{re.escape(decimal)}[0-9]*)?(?:[eE][+-]?[0-9]+)?")
+    fraction = rf"(?:{re.escape(decimal)}[0-9]*)?"
+    grouped = rf"|[0-9]{{1,3}}(?:{re.escape(thousands)}[0-9]{{3}})+{fraction}" if thousands else ""
+    return re.compile(rf"[+-]?(?:[0-9]+{fraction}(?:[eE][+-]?[0-9]+)?{grouped})")
+
+
+def _has_numbers(texts: Iterable[str], thousands: str, decimal: str) -> bool:
+    """Returns whether texts with marks of thousands may not be lists of numbers of three digits."""
+    mark = re.escape(thousands)
+    grouped = re.compile(
+        rf"[+-]?(?:[0-9]{{1,2}}(?:{mark}[0-9]{{3}})+|[0-9]{{1,3}}(?:{mark}[0-9]{{3}})+{re.escape(decimal)}.*)"
+    )
+    return any(map(grouped.fullmatch, texts))
 
 
 def _marks(texts: Mapping[str, set[str]], fits: Mapping[str, list[tuple[str, str]]]) -> tuple[str, str]:
@@ -75,6 +88,8 @@ def _marks(texts: Mapping[str, set[str]], fits: Mapping[str, list[tuple[str, str
     common = [each for each in MARKS if all(each in fits[name] for name in texts)]
     if not marked:
         return PLAIN
+    if common and common[0][0] and not any(_has_numbers(texts[name], *common[0]) for name in marked):
+        common = []
     values = [_values(texts, TextFormat(thousands=thousands, decimal=decimal)) for thousands, decimal in common]
     if not common or any(each != values[0] for each in values):
         shown = ", ".join(f"{name} ({min(texts[name])!r})" for name in marked)
@@ -116,7 +131,9 @@ def infer_dates(name: str, values: pa.Array) -> tuple[str, ...]:
 
 
 def _times(values: pa.Array, form: str) -> pa.Array:
-    return times(values, TextFormat(dates=(form,)), pa.timestamp("us"))
+    """Returns times; null also where a form with a year of four digits has read one of two."""
+    found = times(values, TextFormat(dates=(form,)), pa.timestamp("us"))
+    return pc.if_else(pc.greater(pc.year(found), 999), found, None)
 
 
 def _order(form: str) -> str:

@@ -16,13 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adaftr_fast._files import AnyPath
+from adaftr_fast.data.encode.canonical import as_float64
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import holds_text, plain_numbers, without_words
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.batches import read_tables
 from adaftr_fast.data.raw.formats import infer_dates, infer_format
-from adaftr_fast.data.raw.inputs import Layout, is_text, read_layout, text_files
+from adaftr_fast.data.raw.inputs import Layout, first_lines, is_text, read_layout, text_files
 from adaftr_fast.data.raw.rows import text_chunks
 from adaftr_fast.data.raw.source import check_columns, listed, open_dataset, reading
 from adaftr_fast.data.raw.tables import shown
@@ -91,9 +92,9 @@ def infer_schema(
             separator.
     """
     files = [file for each in inputs for file in text_files(each)]
-    path = files[0]
+    path = next((file for file in files if not is_text(file) or first_lines(file)), files[0])
     with reading(path, "not readable"):
-        first = _First.read(path, text, {*labels, *ignore}, time)
+        first = _First.read(path, text, {*labels, *ignore, *multi, *hash}, time)
     columns = first.types
     roles = (each for each in (group, time, weight) if each)
     check_columns(path, columns.names, [*labels, *ignore, *multi, *dense, *hash, *roles])
@@ -102,7 +103,7 @@ def infer_schema(
     _check_multi(path, columns, fields, multi)
     flat = [name for name, field in fields.items() if isinstance(field, str) or name in multi]
     sample = first.sample(flat)
-    if ids := _ids(sample, [name for name in flat if fields[name] == "numeric" and not multi.get(name)]):
+    if ids := _ids(sample, first.form, [name for name in flat if fields[name] == "numeric" and not multi.get(name)]):
         fields |= dict.fromkeys(ids, "categorical")
         named = "; ".join(f"{name} ({reason})" for name, reason in ids.items())
         warnings.warn(f"{shown(path)}: read as ids, not as numbers: {named}", stacklevel=2)
@@ -125,17 +126,19 @@ class _First:
 
     Attributes:
         types: the columns. Those of text are the types of the first rows.
+        form: how text holds values.
         layout: how a text file is divided; None for parquet.
     """
 
     path: AnyPath
     types: pa.Schema
+    form: TextFormat
     layout: Layout | None
 
     @classmethod
     def read(cls, path: AnyPath, given: TextFormat, not_fields: set[str], time: str | None) -> _First:
         if not is_text(path):
-            return cls(path, open_dataset(path).schema, None)
+            return cls(path, open_dataset(path).schema, given, None)
         layout = read_layout(path, given)
         data = layout.first(path)
         block = layout.block(data)
@@ -144,16 +147,25 @@ class _First:
         values = {name: column for name, column in block.columns.items() if name not in not_fields}
         form = infer_format(values, layout.delimiter, layout.form)
         types = find_types(data, layout.names, layout.delimiter, form)
+        marked: list[str] = []
         for place, name in enumerate(types.names):
             if name in values and pa.types.is_string(types.field(name).type):
                 texts = without_words(values[name], form)
-                if form.thousands and castable(plain_numbers(texts, form), lambda each: each.cast(pa.float64())).all():
+                numbers = plain_numbers(texts, form)
+                if form.thousands and texts.null_count < len(texts) and castable(numbers, as_float64).all():
                     types = types.set(place, pa.field(name, pa.float64()))
+                    marked.append(name)
                 elif name == time and not form.dates and _unsorted_times(texts[:SAMPLE_ROWS]):
                     form = replace(form, dates=infer_dates(f"{path}: time {name}", texts[:SAMPLE_ROWS]))
         if time in types.names and form.dates:
             types = types.set(types.names.index(time), pa.field(time, pa.timestamp("us")))
-        return cls(path, types, replace(layout, form=form))
+        if form.thousands and not given.thousands:
+            named = ", ".join(name for name in marked)
+            how = "--thousands, --decimal and --multi say otherwise"
+            warnings.warn(
+                f"{shown(path)}: {named}: read as numbers with thousands {form.thousands!r}; {how}", stacklevel=4
+            )
+        return cls(path, types, form, replace(layout, form=form))
 
     def sample(self, columns: list[str]) -> pa.Table:
         """Returns the first rows of columns, those of a text file as they are written."""
@@ -170,7 +182,7 @@ class _First:
 
     def written(self) -> dict[str, Any]:
         """Returns the table ``text`` of a schema file: what differs from the default."""
-        form = asdict(self.layout.form) if self.layout else {}
+        form = asdict(self.form)
         default = asdict(TextFormat(line_ends=False))
         return {
             key: list(value) if isinstance(value, tuple) else value
@@ -188,7 +200,7 @@ def _field(kind: pa.DataType) -> Any:
     return "numeric" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "categorical"
 
 
-def _ids(rows: pa.Table, columns: list[str]) -> dict[str, str]:
+def _ids(rows: pa.Table, form: TextFormat, columns: list[str]) -> dict[str, str]:
     """Returns the columns that the file's types make numbers but whose first rows hold ids, with the reasons.
 
     They hold whole numbers only, and either one beyond 2^53, which no float64 tells from its neighbours, or their name
@@ -197,7 +209,10 @@ def _ids(rows: pa.Table, columns: list[str]) -> dict[str, str]:
     """
     found = {}
     for name in columns if rows.num_rows else []:
-        values = rows[name].drop_null()
+        values = rows[name]
+        if pa.types.is_string(values.type):
+            values = plain_numbers(without_words(values, form), form)
+        values = values.drop_null()
         if pa.types.is_string(values.type) and not pc.all(pc.match_substring_regex(values, WHOLE)).as_py():
             continue
         values = values.cast(pa.float64()).to_numpy()
@@ -273,12 +288,13 @@ def _by_time(files: Sequence[AnyPath], first: _First, time: str) -> dict[str, An
     kind = first.types.field(time).type
     if holds_text(kind):
         _check_times(first.path, time, first.sample([time])[time][:SAMPLE_ROWS])
-    form = first.layout.form if first.layout else PLAIN_TEXT
     counts = ValueCounts(kind)
     for path in files:
         with reading(path, f"cannot read {time}"):
             tables = (
-                _text_tables(path, form, {time: kind}) if is_text(path) else read_tables(open_dataset(path), [time])
+                _text_tables(path, first.form, {time: kind})
+                if is_text(path)
+                else read_tables(open_dataset(path), [time])
             )
             for table in tables:
                 counts.update(one_array(table[time]).cast(kind))

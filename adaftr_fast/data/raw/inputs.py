@@ -14,8 +14,8 @@ import pyarrow as pa
 from adaftr_fast._files import AnyPath
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import TEXT, BadRows
-from adaftr_fast.data.raw.source import Inputs, check_columns, data_files
-from adaftr_fast.data.raw.staging import COMPRESSIONS, Parse, Rows, blocks
+from adaftr_fast.data.raw.source import Inputs, check_columns, data_files, os_error, reading
+from adaftr_fast.data.raw.staging import COMPRESSIONS, LINE_END, Parse, Rows, blocks, text_stream
 from adaftr_fast.data.raw.text import OPEN_LINE, TextBlock, parse_block, whole_rows
 from adaftr_fast.data.schema.parse import COMMON
 from adaftr_fast.data.schema.types import Condition, Schema, TextFormat
@@ -142,7 +142,9 @@ class Layout:
     @property
     def rows(self) -> Rows | None:
         """The function that divides text into rows where values may hold line ends, else None."""
-        return partial(whole_rows, delimiter=self.delimiter) if self.form.line_ends else None
+        if not self.form.line_ends:
+            return None
+        return partial(whole_rows, delimiter=self.delimiter, columns=len(self.names))
 
     def block(self, data: bytes) -> TextBlock:
         """Parses lines without a header."""
@@ -172,25 +174,35 @@ def read_layout(path: AnyPath, form: TextFormat) -> Layout:
     Raises:
         DataError: as ``read_header``, or the file holds ``LINE_END`` and line ends in quotes.
     """
-    names, delimiter = read_header(path)
+    head = _head(path)
+    names, delimiter = _header(path, head)
     line_ends = form.line_ends
     if line_ends is None:
-        line_ends = _has_line_ends(first_lines(path), names, delimiter)
+        line_ends = _has_line_ends(head.partition(b"\n")[2], names, delimiter)
     return Layout(names, delimiter, replace(form, line_ends=line_ends))
 
 
 def _has_line_ends(data: bytes, names: list[str], delimiter: str) -> bool:
     """Returns whether lines end inside quotes, and are rows of the right number of columns if they are joined."""
+    if b'"' not in data or LINE_END in data:
+        return False
     if all(each.reason != OPEN_LINE for each in parse_block(data, names, delimiter).bad):
         return False
-    rows, _ = whole_rows(data, delimiter, last=False)
-    return not parse_block(rows, names, delimiter, TextFormat(line_ends=True)).bad
+    rows, _ = whole_rows(data, delimiter, len(names), last=False)
+    return LINE_END in rows and not parse_block(rows, names, delimiter, TextFormat(line_ends=True)).bad
 
 
 def first_lines(path: AnyPath) -> bytes:
     """Returns the first lines of a text file below its header."""
-    lines = next(blocks(path), b"").partition(b"\n")[2]
-    return lines if len(lines) <= SAMPLE_BYTES else lines[: lines.rfind(b"\n", 0, SAMPLE_BYTES) + 1]
+    return _head(path).partition(b"\n")[2]
+
+
+def _head(path: AnyPath) -> bytes:
+    """Returns the first lines of a text file, at most ``SAMPLE_BYTES`` unless the first line is longer."""
+    with reading(path, "cannot be read", os_error(path)), text_stream(path) as stream:
+        data = stream.read(SAMPLE_BYTES)
+    end = len(data) if len(data) < SAMPLE_BYTES else data.rfind(b"\n") + 1
+    return data[:end] or next(blocks(path), b"")
 
 
 def column_types(schema: Schema) -> dict[str, pa.DataType]:
@@ -234,7 +246,11 @@ def read_header(path: AnyPath) -> tuple[list[str], str]:
     Raises:
         DataError: the first line is not a header in one line of distinct column names.
     """
-    first = next(blocks(path), b"").split(b"\n", 1)[0]
+    return _header(path, _head(path))
+
+
+def _header(path: AnyPath, head: bytes) -> tuple[list[str], str]:
+    first = head.split(b"\n", 1)[0]
     try:
         line = first.decode("utf-8-sig").rstrip("\r")
     except UnicodeDecodeError as error:

@@ -98,8 +98,10 @@ def _parsed_table(table: pa.Table) -> tuple[pa.Table, BadRows]:
 
 
 def _text(schema: Schema, path: AnyPath, keep: Sequence[str]) -> RawFile:
-    known = column_types(schema)
-    types = {column: known.get(column, pa.string()) for column in [*field_columns(schema), *keep]}
+    fields = field_columns(schema)
+    as_they_are = {label.column for label in schema.labels} - {*fields}  # words, or marks of missing values
+    known = {column: kind for column, kind in column_types(schema).items() if column not in as_they_are}
+    types = {column: known.get(column, pa.string()) for column in [*fields, *keep]}
     layout = read_layout(path, schema.text)
     check_columns(path, layout.names, types)
     chunks = partial(text_chunks, path, partial(layout.parse, types=types), header_lines=1, rows=layout.rows)

@@ -8,6 +8,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from itertools import compress
 
@@ -22,10 +23,11 @@ from adaftr_fast.data import hashing
 from adaftr_fast.data.encode.canonical import canonical_values
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
-from adaftr_fast.data.encode.written import as_written, is_label
+from adaftr_fast.data.encode.written import as_written, is_label, rewrites
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.batches import PARQUET, coalesced, count_rows, read_tables
+from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule, condition_columns
 from adaftr_fast.errors import DataError, StoreError, UserError, first_line
 from adaftr_fast.stores import arrow_path, files_below, in_store, known_sha256, open_file
@@ -65,14 +67,25 @@ class Source:
         paths: parquet files and folders of parquet files, by role (``input_paths``).
         shard: which rows.
         labelled: whether rows that lack a label are left out.
+        named: the inputs as the user knows them; None for ``paths``.
 
     Raises:
         DataError: a file is missing or not readable as parquet, or a column is missing.
     """
 
-    def __init__(self, schema: Schema, paths: Inputs, shard: Shard = UNSHARDED, *, labelled: bool = False) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        paths: Inputs,
+        shard: Shard = UNSHARDED,
+        *,
+        labelled: bool = False,
+        named: Inputs | None = None,
+    ) -> None:
         self.schema = schema
         self.labelled = labelled
+        self.named = named or paths
+        self._read = partial(as_written, schema) if rewrites(schema.text) else None
         self.paths = paths
         self._datasets: dict[str, ds.Dataset] = {}
         self._preceding: dict[str, ds.Dataset] = {}  # rows of the preceding shards, which row numbers count
@@ -111,7 +124,7 @@ class Source:
         columns |= {LABEL + label.name: _label_expression(label) for label in labels}
         with self._reading(rule.file, f"cannot read split {split}"):
             compared, where = self._where(rule)
-            tables = read_tables(self._datasets[rule.file], [*names, *compared], columns, where)
+            tables = read_tables(self._datasets[rule.file], [*names, *compared], columns, where, self._read)
         return coalesced(self._selected(split, tables, advance))
 
     def _selected(self, split: str, tables: Iterator[pa.Table], advance: Callable[[int], object]) -> Iterator[pa.Table]:
@@ -124,7 +137,7 @@ class Source:
                 if table is None:
                     return
                 table.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
-                selected = as_written(self.schema, _select(table, rule, first_row=seen))
+                selected = _select(table, rule, first_row=seen)
             yield selected
             seen += table.num_rows
             advance(table.num_rows)
@@ -135,10 +148,10 @@ class Source:
         for role, dataset in self._datasets.items():
             with self._reading(role, "cannot read the rows in no split"):
                 compared, kept = self._where(SplitRule(role))
-                rows = count_rows(dataset, compared, kept)
+                rows = count_rows(dataset, compared, kept, self._read)
                 rules = {name: rule for name, rule in self.schema.split.items() if rule.file == role}
                 used = rows if covers_all([*rules.values()]) else self._count_used(dataset, kept, rules)
-                dropped = count_rows(dataset, [], None) - count_rows(dataset, *_kept(self.schema))
+                dropped = count_rows(dataset, [], None) - count_rows(dataset, *_kept(self.schema), self._read)
                 unused += Unused(rows - used, dropped)
         return unused
 
@@ -150,7 +163,7 @@ class Source:
                 reasons: dict[str, int] = {}
                 for label in self.schema.labels:
                     reasons |= self._unlabelled(dataset, label)
-                examples = [f"{listed(map(str, self.paths[role]))}: {reason}" for reason in reasons]
+                examples = [f"{listed(map(shown, self.named[role]))}: {reason}" for reason in reasons]
                 found += BadRows(count_rows(dataset, [], None), sum(reasons.values()), reasons, examples[:1])
         return found
 
@@ -164,18 +177,18 @@ class Source:
         where = where if kept is None else kept & where
         read = [*columns, *(column for each in (*before, label) for column in each.columns())]
         if label.column is None:
-            rows = count_rows(dataset, read, where)
+            rows = count_rows(dataset, read, where, self._read)
             return {f"label {label.name} is missing": rows} if rows else {}
         counts = ValueCounts(pa.string())
         missing = 0
-        for found in read_tables(dataset, read, {"value": pc.field(label.column)}, where):
-            values = one_array(found["value"]).cast(pa.string())
+        for part in read_tables(dataset, read, {"value": pc.field(label.column)}, where, self._read):
+            values = one_array(part["value"]).cast(pa.string())
             missing += values.null_count
             counts.update(values)
         table = counts.table().sort_by([("count", "descending"), ("value", "ascending")]).to_pydict()
-        shown = list(zip(table["value"], table["count"]))
-        reasons = {f"label {label.name}: expected 0 or 1, got {value!r}": n for value, n in shown[:SHOWN_LABELS]}
-        if others := sum(n for _, n in shown[SHOWN_LABELS:]):
+        found = list(zip(table["value"], table["count"]))
+        reasons = {f"label {label.name}: expected 0 or 1, got {value!r}": n for value, n in found[:SHOWN_LABELS]}
+        if others := sum(n for _, n in found[SHOWN_LABELS:]):
             reasons[f"label {label.name}: expected 0 or 1, got other text"] = others
         return reasons | ({f"{label.column} is missing": missing} if missing else {})
 
@@ -186,7 +199,7 @@ class Source:
             read = {column: pc.field(column) for column in columns}
             with self._reading(role, f"cannot read columns {listed(columns)}"):
                 compared, where = self._where(SplitRule(role))
-                for table in read_tables(dataset, [*columns, *compared], read, where):
+                for table in read_tables(dataset, [*columns, *compared], read, where, self._read):
                     for column, each in counts.items():
                         each.update(one_array(table[column]).cast(pa.string()))
         return counts
@@ -200,7 +213,7 @@ class Source:
         read = hashed + [name for rule in rules.values() for name in self._where(rule)[0]]
         read = read or dataset.schema.names[:1]  # a table without columns has no rows
         used = 0
-        for table in read_tables(dataset, read, columns, kept):
+        for table in read_tables(dataset, read, columns, kept, self._read):
             in_any = np.zeros(table.num_rows, bool)
             for name, rule in rules.items():
                 meets = np.flatnonzero(table[f"{IN_SPLIT}{name}"].to_numpy())
@@ -212,7 +225,7 @@ class Source:
     def _count(self, datasets: dict[str, ds.Dataset], split: str) -> int:
         rule = self.schema.split[split]
         with self._reading(rule.file, f"cannot read split {split}"):
-            return count_rows(datasets[rule.file], *self._where(rule))
+            return count_rows(datasets[rule.file], *self._where(rule), self._read)
 
     def _where(self, rule: SplitRule) -> tuple[list[str], pc.Expression | None]:
         """Returns the columns that conditions compare, and the condition of the rows that ``where`` and ``drop`` leave.
@@ -232,7 +245,7 @@ class Source:
 
     def _reading(self, role: str, what: str) -> AbstractContextManager[None]:
         paths = self.paths[role]
-        return reading(listed(map(str, paths)), what, _os_error(paths[0]))
+        return reading(listed(map(str, paths)), what, os_error(paths[0]))
 
 
 @contextmanager
@@ -245,7 +258,7 @@ def reading(path: AnyPath | str, what: str, os_error: type[UserError] = DataErro
         raise kind(f"{path}: {what}: {first_line(error)}") from error
 
 
-def _os_error(path: AnyPath) -> type[UserError]:
+def os_error(path: AnyPath) -> type[UserError]:
     """Returns the class for errors of reading: StoreError where another attempt may succeed."""
     return StoreError if in_store(path) else DataError
 
@@ -407,7 +420,7 @@ def data_files(path: AnyPath) -> list[AnyPath]:
         raise DataError(f"{path}: no such file")
     if not path.is_dir():
         return [path]
-    with reading(path, NOT_PARQUET, _os_error(path)):
+    with reading(path, NOT_PARQUET, os_error(path)):
         return files_below(path)
 
 

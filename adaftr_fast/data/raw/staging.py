@@ -75,8 +75,7 @@ def numbered_blocks(path: AnyPath, shard: Shard = UNSHARDED, rows: Rows | None =
 
 def _stream(path: AnyPath, rows: Rows) -> Iterator[bytes]:
     rest = b""
-    codec = pa.Codec.detect(path.name).name if path.suffix in COMPRESSIONS else None
-    with pa.input_stream(path.open("rb"), codec) as stream:
+    with text_stream(path) as stream:
         while data := stream.read(BLOCK_BYTES):
             if rows is not _lines and LINE_END in data:
                 raise DataError(f"{path}: expected text, got the character NUL in a file with line ends in quotes")
@@ -87,6 +86,11 @@ def _stream(path: AnyPath, rows: Rows) -> Iterator[bytes]:
                 yield whole
     if rest:
         yield rows(rest, last=True)[0]
+
+
+def text_stream(path: AnyPath) -> pa.NativeFile:
+    """Opens a text file, which it decompresses."""
+    return pa.input_stream(path.open("rb"), pa.Codec.detect(path.name).name if path.suffix in COMPRESSIONS else None)
 
 
 def _lines(data: bytes, *, last: bool) -> tuple[bytes, bytes]:
@@ -212,11 +216,11 @@ def check_staged(folder: Path, blocks: int, patience: float = 0.0) -> None:
         raise OSError(f"{folder}: expected {blocks} staged files, found {found}")
 
 
-def staged_bad_rows(path: AnyPath, folder: Path, *, header_lines: int, tolerance: float) -> BadRows:
+def staged_bad_rows(path: AnyPath, folder: Path, *, header_lines: int) -> BadRows:
     """Returns the bad rows of a file of which all shards are staged.
 
     Raises:
-        DataError: the share of bad rows exceeds ``tolerance``, or a line is neither a staged nor a bad row, nor blank.
+        DataError: a line is neither a staged nor a bad row, nor blank.
     """
     bad_rows = BadRows()
     line = header_lines
@@ -227,7 +231,6 @@ def staged_bad_rows(path: AnyPath, folder: Path, *, header_lines: int, tolerance
         line += lines
         kept += pq.read_metadata(staged).num_rows
     bad_rows.check_kept(path, kept)
-    bad_rows.check(tolerance)
     return bad_rows
 
 

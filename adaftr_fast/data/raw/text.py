@@ -148,7 +148,7 @@ def parse_block(
     """
     lines = count_lines(data)
     data = b"\n" if data in (b"", codecs.BOM_UTF8) else data  # Arrow rejects an empty file
-    parse = partial(_parse, names=names, delimiter=delimiter, form=form, quoted=quoted)
+    parse = partial(_parse, names=names, delimiter=delimiter, quoted=quoted)
     table, bad = parse(data)
     unread: list[BadLine] = []
     if table.num_rows + len(bad) != lines or _is_doubtful(data, delimiter, quoted):
@@ -167,6 +167,11 @@ def parse_block(
     blank = min(int(empty.sum()) - len(unread), lines)  # 0 for an empty block
     table, bad = table.filter(pa.array(~empty)) if empty.any() else table, bad + unread
     columns = _columns(table)
+    if form.null:
+        words = pa.array([word.encode() for word in form.null])
+        columns = {
+            name: pc.if_else(pc.is_in(values, value_set=words), None, values) for name, values in columns.items()
+        }
     if form.line_ends:
         columns = {name: pc.replace_substring(values, LINE_END, b"\n") for name, values in columns.items()}
     return TextBlock(columns, line[~empty], lines, blank, table.num_rows + len(bad), bad, form)
@@ -182,44 +187,42 @@ def _line_numbers(data: bytes, rows: int) -> np.ndarray:
     return np.append(1, 1 + lines[is_end])[:rows]
 
 
-def whole_rows(data: bytes, delimiter: str, *, last: bool) -> tuple[bytes, bytes]:
+def whole_rows(data: bytes, delimiter: str, columns: int, *, last: bool) -> tuple[bytes, bytes]:
     """Returns the rows of text with ``LINE_END`` for line ends inside quotes, and the rest, where no row ends.
+
+    Lines are one row only if all quotes of its values close before a delimiter or at its end, and it has as many values
+    as there are columns. So a stray quote costs the line that it is in, and not those up to the next quote.
 
     Args:
         last: whether the text ends here, so that there is no rest.
     """
     data = data + b"\n" if last and not data.endswith(b"\n") else data
     whole, end = [], 0
-    for row in _row(delimiter).finditer(data):
-        if row.start() != end:  # the line between them opens quotes that do not close, or not yet
-            if not last and len(data) - end < LONGEST_VALUE:
-                break
-            whole.append(data[end : row.start()])
+    for row in _row(delimiter, columns).finditer(data):
+        if row["line"] is not None and not last and len(data) - row.start() < LONGEST_VALUE:
+            break  # its quotes may close in what follows
         whole.append(row[0][:-1].replace(b"\n", LINE_END) + b"\n")
         end = row.end()
-    rest = data[end:]
-    return (b"".join([*whole, rest]), b"") if last else (b"".join(whole), rest)
+    return b"".join(whole), data[end:]
 
 
 def find_types(data: bytes, names: list[str], delimiter: str, form: TextFormat = PLAIN_TEXT) -> pa.Schema:
     """Returns the types that Arrow finds in whole lines without a header; text for a column without any value."""
     data = data if _is_utf8(data) else data.decode("latin-1").encode()
     convert = csv.ConvertOptions(decimal_point=form.decimal, null_values=["", *form.null], strings_can_be_null=True)
-    table, _ = _read(data or b"\n", names, delimiter, form, True, convert)
+    table, _ = _read(data or b"\n", names, delimiter, True, convert)
     kinds = [pa.string() if pa.types.is_null(kind) else kind for kind in table.schema.types]
     return pa.schema(list(zip(names, kinds)))
 
 
-def _parse(
-    data: bytes, names: list[str], delimiter: str, form: TextFormat, quoted: bool
-) -> tuple[pa.Table, list[BadLine]]:
+def _parse(data: bytes, names: list[str], delimiter: str, quoted: bool) -> tuple[pa.Table, list[BadLine]]:
     """Returns the rows that have as many columns as ``names``, those of blank lines included, and the other rows."""
     if not _is_utf8(data):  # Arrow cannot report a row with too many or too few columns that is not UTF-8
-        bad = _read(data.decode(errors="backslashreplace").encode(), names, delimiter, form, quoted)[1]
+        bad = _read(data.decode(errors="backslashreplace").encode(), names, delimiter, quoted)[1]
         if bad:
-            table = _read(data.decode("latin-1").encode(), names, delimiter, form, quoted)[0]
+            table = _read(data.decode("latin-1").encode(), names, delimiter, quoted)[0]
             return pa.table([_from_latin(column) for column in table.columns], table.column_names), bad
-    return _read(data, names, delimiter, form, quoted)
+    return _read(data, names, delimiter, quoted)
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -238,12 +241,7 @@ def _from_latin(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _read(
-    data: bytes,
-    names: list[str],
-    delimiter: str,
-    form: TextFormat,
-    quoted: bool,
-    convert: csv.ConvertOptions | None = None,
+    data: bytes, names: list[str], delimiter: str, quoted: bool, convert: csv.ConvertOptions | None = None
 ) -> tuple[pa.Table, list[BadLine]]:
     """Returns the rows, as columns of bytes unless ``convert`` says otherwise, and those of another number of columns.
 
@@ -268,7 +266,7 @@ def _read(
         ),
         convert_options=convert
         or csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.binary()), null_values=["", *form.null], strings_can_be_null=True
+            column_types=dict.fromkeys(names, pa.binary()), null_values=[""], strings_can_be_null=True
         ),
     )
     return table, bad
@@ -320,16 +318,19 @@ def _whole_line(delimiter: str, quoted: bool) -> re.Pattern[bytes]:
 
 
 @cache
-def _row(delimiter: str) -> re.Pattern[bytes]:
-    """Returns the pattern of a row with its line end, which may hold other ones in quotes."""
-    return re.compile(rb"^%b\r*\n" % _values(delimiter), re.MULTILINE)
+def _row(delimiter: str, columns: int) -> re.Pattern[bytes]:
+    """Returns the pattern of a row: one line, or several ones with line ends in quotes; or of a line that is no row."""
+    mark = re.escape(delimiter.encode())
+    value = rb'(?:"(?:[^"]|""){0,%d}+"|(?!")[^%b\r\n]*+)' % (LONGEST_VALUE, mark)
+    several = rb"%b(?:%b%b){%d}" % (value, mark, value, columns - 1)
+    return re.compile(rb"(?:%b\r*|%b\r*|(?P<line>[^\n]*+))\n" % (_values(delimiter), several))
 
 
 def _values(delimiter: str) -> bytes:
-    """Returns the pattern of the values of a row."""
+    """Returns the pattern of the values of a line."""
     mark = re.escape(delimiter.encode())
     plain = rb"[^%b\r\n]*+" % mark
-    value = rb'(?:"(?:[^"]|"")*+"%b|(?!")%b)' % (plain, plain)  # quotes count only at the start of a value
+    value = rb'(?:"(?:[^"\n]|"")*+"%b|(?!")%b)' % (plain, plain)  # quotes count only at the start of a value
     return rb"%b(?:%b%b)*+" % (value, mark, value)
 
 

@@ -12,12 +12,18 @@ import pytest
 
 from adaftr_fast import prepare
 from adaftr_fast.data.dataset.split_file import read_split
+from adaftr_fast.data.prepare import run
+from adaftr_fast.data.raw import staging, text
 from adaftr_fast.data.raw.formats import infer_dates, infer_format
 from adaftr_fast.data.raw.infer import infer_schema
+from adaftr_fast.data.raw.text import parse_block
+from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 from adaftr_fast.errors import DataError
+from adaftr_fast.streaming.messages import RowReader
 
 ROWS = 400
+SHARES = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
 
 
 def table(rows=ROWS):
@@ -164,3 +170,97 @@ def test_options_of_fields(tmp_path):
         "title": "categorical",
     }
     assert source["defaults"] == {"min_count": 5}
+
+
+def prepared_log(tmp_path, text, **options):
+    (tmp_path / "log.csv").write_text(text)
+    return prepare(tmp_path / "log.csv", tmp_path / "out", labels="click", progress=False, **options)
+
+
+def test_stray_quotes_cost_their_lines_alone(tmp_path, monkeypatch):
+    """Two of them must not make one value of all lines between, whether other values hold line ends or not."""
+    lines = [f"{n % 2},{n % 7},shoes" for n in range(900)]
+    lines[100], lines[700] = '1,3,"best shoes', '0,3,"cheap tv'
+    found = prepared_log(tmp_path, "\n".join(["click,user,query", *lines, ""]), bad_rows=0.01).manifest
+    assert (found.bad_rows.account(), found.bad_rows.reasons) == (
+        "900 lines below the header = 898 rows kept + 2 left out",
+        {"the line ends inside quotes": 2},
+    )
+    lines[5] = '1,3,"two\nlines"'
+    found = prepared_log(tmp_path, "\n".join(["click,user,query", *lines, ""]), bad_rows=0.01).manifest
+    assert found.parsed.text.line_ends
+    assert found.bad_rows.account() == "900 lines below the header = 898 rows kept + 2 left out"
+    source = found.schema
+    monkeypatch.setattr(staging, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(text, "LONGEST_VALUE", 50)
+    found = run.prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "other", bad_rows=0.01)
+    assert found.bad_rows.account() == "900 lines below the header = 898 rows kept + 2 left out"
+    assert [each.split(":")[1] for each in found.bad_rows.examples] == ["103", "703"]  # a header and a line end before
+
+
+@pytest.mark.parametrize("field", ["numeric", "dense"])
+def test_text_of_numbers_is_read_once_from_files_and_from_memory(tmp_path, field):
+    numbers = ["0,025", "1.125,5", "-", "299,5"]
+    columns = {
+        "p": [numbers[n % 4] for n in range(400)],
+        "k": ["-", "a"] * 200,
+        "click": [n % 3 % 2 for n in range(400)],
+    }
+    source = {
+        "name": "log",
+        "labels": {"click": "click"},
+        "text": {"thousands": ".", "decimal": ",", "null": ["-"]},
+        "drop": [["k", "==", "-"]],  # of which none is left
+        "split": {split: {"hash": {"start": a, "stop": b}} for split, (a, b) in SHARES.items()},
+        "fields": {"p": field, "k": "categorical"},
+    }
+    (tmp_path / "log.csv").write_bytes(as_text(columns, delimiter=";"))
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    whole, found = (
+        run.prepare(parse_schema(source), [tmp_path / f"log.{kind}"], tmp_path / kind) for kind in ("csv", "parquet")
+    )
+    assert (found.fields, found.dense, found.unused) == (whole.fields, whole.dense, whole.unused)
+    rows = [
+        read_split(tmp_path / each.name, manifest, "train")
+        for each, manifest in ((tmp_path / "csv", whole), (tmp_path / "parquet", found))
+    ]
+    assert str(rows[0].to_pylist()) == str(rows[1].to_pylist())  # nan is not equal to itself
+    if field == "dense":
+        assert {round(each, 3) for each in rows[0]["p"].to_pylist() if each == each} == {0.025, 1125.5, 299.5}
+    reader = RowReader(parse_schema(source))
+    rows, reasons = reader.read([b'{"click": 1, "k": "a", "p": "1.125,5"}', b'{"click": "no", "k": "-", "p": "-"}'])
+    assert reasons == [None, None]
+    assert rows.to_pylist() == [{"p": 1125.5, "k": "a", "click": 1}, {"p": None, "k": None, "click": 0}]
+
+
+def test_rows_of_words_for_missing_values_are_not_blank(tmp_path):
+    block = parse_block(b"a,1\nNA,NA\n,\nb,2\n", ["s", "n"], ",", TextFormat(null=("NA",)))
+    assert (block.total, block.blank, block.columns["n"].null_count) == (3, 1, 1)
+
+
+def test_lists_of_numbers_of_three_digits_stay_lists(tmp_path):
+    with pytest.warns(UserWarning, match="several meanings"):
+        assert infer_format(texts(a=["101,202,303", "101", "404,505"]), "\t", PLAIN_TEXT) == PLAIN_TEXT
+    assert infer_format(texts(a=["1,325e3", "1,325.45"]), ",", PLAIN_TEXT) == PLAIN_TEXT
+    assert infer_dates("at", pa.array(["13/01/98", "01/02/01"])) == ("%d/%m/%y",)
+
+
+def test_ids_and_empty_columns_are_not_read_by_marks(tmp_path):
+    columns = {
+        "user_id": [f"{1000 + n:,}" for n in range(60)],
+        "empty": [None] * 60,
+        "click": [n % 2 for n in range(60)],
+    }
+    (tmp_path / "log.csv").write_bytes(as_text(columns))
+    with pytest.warns(UserWarning, match="user_id: read as numbers with thousands ','|read as ids, .* user_id"):
+        source = infer_schema([tmp_path / "log.csv"], ["click"])
+    assert source["fields"] == {"user_id": "categorical", "empty": "categorical"}
+
+
+def test_options_of_text_hold_for_tables_too(tmp_path):
+    columns = {"k": ["-", "a"] * 50, "p": ["299,5", "3"] * 50, "click": [n % 3 % 2 for n in range(100)]}
+    options = {"labels": "click", "null": "-", "decimal": ",", "dense": "p", "progress": False}
+    found = prepare(pa.table(columns), tmp_path / "out", **options).manifest
+    assert found.values["k"].distinct == 1
+    assert 0 < found.splits["train"].unknown["k"] < found.splits["train"].rows
+    assert found.dense[0].high == 299.5

@@ -28,12 +28,16 @@ def run(tmp_path, monkeypatch):
         def default(data):
             return Layout(["n"], ",", PLAIN_TEXT).parse(data, {"n": pa.int64()})
 
-        options = {"header_lines": 1, "tolerance": tolerance}
+        options = {"header_lines": 1}
         more = {"check": lambda: None, "advance": int}
         (tmp_path / folder).mkdir(exist_ok=True)
         for shard in [only] if only else Shard.all(shards):
-            staging.stage(path, tmp_path / folder, parse or default, shard=shard, **more, **options)
-        return staging.staged_bad_rows(path, tmp_path / folder, **options)
+            staging.stage(
+                path, tmp_path / folder, parse or default, shard=shard, tolerance=tolerance, **more, **options
+            )
+        found = staging.staged_bad_rows(path, tmp_path / folder, **options)
+        found.check(tolerance)
+        return found
 
     return run
 
