@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from adaftr_fast.api.serve import export, predict
     from adaftr_fast.config import RunConfig
     from adaftr_fast.ops.embedding.plain import plain_decompositions
+    from adaftr_fast.serving.scorer import load_scorer
 
 __all__ = [
     "AdaptiveInfoNCE",
@@ -46,6 +47,7 @@ __all__ = [
     "evaluate",
     "export",
     "load_run",
+    "load_scorer",
     "optim",
     "plain_decompositions",
     "positive_ranks",
@@ -69,6 +71,7 @@ _LAZY = {
     "evaluate": "adaftr_fast.api.run",
     "export": "adaftr_fast.api.serve",
     "load_run": "adaftr_fast.api.run",
+    "load_scorer": "adaftr_fast.serving.scorer",
     "plain_decompositions": "adaftr_fast.ops.embedding.plain",
     "positive_ranks": "adaftr_fast.ops.infonce.ranks",
     "predict": "adaftr_fast.api.serve",

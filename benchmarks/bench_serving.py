@@ -89,7 +89,7 @@ def program_alone(scorer: Scorer, rows: pa.RecordBatch) -> dict[str, Any]:
     features, times = scorer.encode(rows), []
     for _ in range(5):
         start = time.perf_counter()
-        scorer.score(features)
+        scorer.probabilities(features)
         times.append(time.perf_counter() - start)
     return {"predict": "ids alone", "rows": len(rows), "rows/s": round(len(rows) / statistics.median(times))}
 
@@ -108,7 +108,7 @@ def latency(folder: Path, table: pa.RecordBatch, requests: int) -> list[dict[str
         batches = [table.slice(rows * (number % (len(table) // rows)), rows) for number in range(requests)]
         requested = [scorer.encode(batch) for batch in batches]
         runs = {name: [lambda p=program, x=x: p(*x) for x in requested] for name, program in programs.items()}
-        runs["raw rows to scores"] = [lambda b=batch: scorer.score(scorer.encode(b)) for batch in batches]
+        runs["raw rows to scores"] = [lambda b=batch: scorer.score(b) for batch in batches]
         times: dict[str, list[float]] = {name: [] for name in runs}
         for turn in range(-requests // 10, requests):  # the first ones warm
             for name, each in runs.items():

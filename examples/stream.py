@@ -55,8 +55,8 @@ def main() -> None:
             print(f"{record['name']}: {before}lag {record['lag']:.1f} s")
             models = models or ReloadingScorer(folder / "run/serving")
             scorer = models.latest()  # one export for the whole request
-            scores = scorer.score(scorer.encode(log.slice(0, 3).to_batches()[0]))
-            print(f"  scores of three rows: {', '.join(f'{p:.3f}' for p in scores[:, 0])}")
+            scores = scorer.score(log.slice(0, 3))
+            print(f"  scores of three rows: {', '.join(f'{p:.3f}' for p in scores['p_ctr'].to_pylist())}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from adaftr_fast.data.raw.tables import Inputs, input_files
 from adaftr_fast.errors import DataError
 from adaftr_fast.models.build import ModelClass
 from adaftr_fast.serving import predict as predicting
-from adaftr_fast.serving.columns import Cvr, output_columns
+from adaftr_fast.serving.columns import Cvr
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.scorer import About, load_scorer
 from adaftr_fast.stores import as_path, local_copy, local_file, local_folder
@@ -173,7 +173,8 @@ def predict(
             SKELETON COMMON.
         out: the parquet file to write.
         keep: input columns to put before the scores.
-        click, conversion: the click and the conversion task; by default those of that name.
+        click, conversion: the click and the conversion task; by default the two stages of the funnel that was declared
+            at ``prepare``, else the tasks of that name.
         bid: adds the bid of Eq. 16 with p_c, the price of a conversion: a number, or the column that holds it.
         bid_weight: w of Eq. 16.
         cvr: "quotient" reads the conversion task's output as p_ctcvr and computes p_cvr = p_ctcvr / p_ctr, at most 1.
@@ -195,12 +196,9 @@ def predict(
     folder = model.folder if isinstance(model, ExportedModel) else model
     if not isinstance(folder, str | AnyPath):
         raise TypeError(f"model: expected an exported model or its folder, got {type(model).__name__}")
-    scorer = load_scorer(local_copy(folder))
+    scorer = load_scorer(folder, click=click, conversion=conversion, bid=bid, bid_weight=bid_weight, cvr=cvr)
     place = as_path(out)
-    price = None if bid is None else str(bid)
-    columns = output_columns(
-        scorer.about.tasks, click=click, conversion=conversion, bid=price, bid_weight=bid_weight, cvr=cvr
-    )
+    columns = scorer.columns
     kept = [keep] if isinstance(keep, str) else keep
     with local_file(place) as target, input_files(files, target) as paths:
         if not paths:

@@ -71,14 +71,24 @@ def add_predict(parser: Parser) -> None:
     parser.add_argument("--out", type=place, required=True, help="the parquet file to write")
     parser.add_argument("--keep", type=str, nargs="+", default=[], help="input columns to copy before the scores")
     parser.add_argument("--bad_rows", type=float, default=0.0, help="maximum share of unreadable rows in text files")
-    parser.add_argument("--click", type=str | None, help="the task that is p_ctr (default: click)")
-    parser.add_argument("--conversion", type=str | None, help="the conversion task (default: conversion)")
-    bid = "add the bid of Eq. 16; p_c, the price of a conversion, as a number or the name of a column"
+    _add_columns(parser)
+    parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
+
+
+def _add_columns(parser: Parser) -> None:
+    """Adds the options that say which columns of scores there are."""
+    click = "the task that is p_ctr (default: the first of two stages of the funnel of prepare, else click)"
+    parser.add_argument("--click", type=str | None, help=click)
+    conversion = "the conversion task (default: the second of two stages of the funnel, else conversion)"
+    parser.add_argument("--conversion", type=str | None, help=conversion)
+    bid = (
+        "add a column with the bid for an impression, from the price of a conversion: a number, or the column that "
+        "holds it (p_c of Eq. 16)"
+    )
     parser.add_argument("--bid", type=str | None, help=bid)
-    parser.add_argument("--bid_weight", type=float, default=1.0, help="w of Eq. 16")
+    parser.add_argument("--bid_weight", type=float, default=1.0, help="a factor of the bid (w of Eq. 16)")
     cvr = "p_cvr: the quotient of the conversion and the click task, at most 1, or the output of the conversion task"
     parser.add_argument("--cvr", type=Literal["quotient", "output"], default="quotient", help=cvr)
-    parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
 
 
 def predict(arguments: jsonargparse.Namespace) -> None:

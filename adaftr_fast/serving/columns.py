@@ -65,7 +65,7 @@ class Columns:
 
         Args:
             scores: the probabilities [n, T].
-            rows: the raw rows, which hold the prices.
+            rows: the raw rows, which hold the prices, if a column does.
 
         Raises:
             DataError: the column of prices is not numeric.
@@ -95,6 +95,7 @@ def _prices(bid: float | str, rows: pa.RecordBatch) -> np.ndarray | float:
 
 def output_columns(
     tasks: Sequence[str],
+    funnel: Sequence[str] = (),
     *,
     click: str | None = None,
     conversion: str | None = None,
@@ -106,8 +107,10 @@ def output_columns(
 
     Args:
         tasks: the tasks, in the order of the model's outputs.
-        click: the click task. Default: the task ``click``, if there is one.
-        conversion: the conversion task. Default: the task ``conversion``, if there is one.
+        funnel: the stages that the schema declares (``Schema.funnel``).
+        click: the click task. Default: the first of two stages of the funnel, else the task ``click``, if there is one.
+        conversion: the conversion task. Default: the second of two stages, else the task ``conversion``, if there is
+            one.
         bid: p_c of Eq. 16, as a number or as the name of the column of prices.
         bid_weight: w of Eq. 16.
         cvr: ``quotient`` if conversion means clicked and converted, so that its output is p_ctcvr; ``output`` if its
@@ -119,17 +122,18 @@ def output_columns(
     """
     if cvr not in get_args(Cvr):
         raise ServingError(f"--cvr: expected {' or '.join(get_args(Cvr))}, got {cvr!r}")
-    pair = (click or "click", conversion or "conversion")
+    first, second = funnel if len(funnel) == 2 else ("click", "conversion")
+    pair = (click or first, conversion or second)
     for name, task in zip(("click", "conversion"), (click, conversion)):
         if task is not None and task not in tasks:
             raise ServingError(f"--{name}: expected one of {', '.join(tasks)}, got {task!r}")
-    funnel = (tasks.index(pair[0]), tasks.index(pair[1])) if set(pair) <= set(tasks) and pair[0] != pair[1] else None
-    if funnel is None and (click or conversion or bid or cvr != "quotient"):
+    places = (tasks.index(pair[0]), tasks.index(pair[1])) if set(pair) <= set(tasks) and pair[0] != pair[1] else None
+    if places is None and (click or conversion or bid or cvr != "quotient"):
         asked = "--cvr output: " if cvr != "quotient" else ""
         raise ServingError(f"{asked}--click and --conversion must name two of the tasks {', '.join(tasks)}, got {pair}")
     if not 0 <= bid_weight < math.inf:
         raise ServingError(f"--bid_weight: expected a finite number >= 0, got {bid_weight}")
-    return Columns(tasks, funnel, None if bid is None else _price(bid), bid_weight, cvr)
+    return Columns(tasks, places, None if bid is None else _price(bid), bid_weight, cvr)
 
 
 def _price(text: str) -> float | str:

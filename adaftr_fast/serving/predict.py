@@ -212,7 +212,7 @@ def _score_file(
         account += of_chunk
         if bad_rows == 0:
             account.check(bad_rows)  # later rows cannot change the result
-        made = columns.make(scorer.score(scorer.features(encoded)), rows)
+        made = columns.make(scorer.probabilities(scorer.features(encoded)), rows)
         batch = _batch(writer.schema, [*(rows[name] for name in keep), *made])
         writer.write_batch(batch)
         scored += batch.num_rows

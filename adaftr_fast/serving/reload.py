@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 from adaftr_fast._publish import version
 from adaftr_fast.errors import ServingError
@@ -18,26 +19,30 @@ RETRY_SECONDS = 30.0  # after which an export that could not be read is tried ag
 class ReloadingScorer:
     """The newest model of a folder that exports replace. It is thread-safe.
 
-    Use one result of ``latest`` for a whole request: ids are encoded and scored by the same export. ::
+    Use one result of ``latest`` for a whole request, so that one export scores all of it. ::
 
-        scorer = models.latest()
-        scores = scorer.score(scorer.encode(rows))
+        scores = models.latest().score(rows)
 
     Args:
         folder: the exported folder, on this machine.
+        options: those of ``load_scorer``.
+
+    Attributes:
+        scorer: the present scorer, without a look for a new export.
 
     Raises:
         ServingError, DataError: see ``load_scorer``, or ``folder`` is in a store.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, **options: Any) -> None:
         place = as_path(folder)
         if not isinstance(place, Path):
             raise ServingError(f"{place}: expected a folder on this machine, such as stores.local_copy of it")
         self.folder = place
         self._lock = threading.Lock()
         self._version = version(self.folder)  # before reading, so that a later export is noticed
-        self._scorer = load_scorer(self.folder)
+        self._options = options
+        self.scorer = load_scorer(self.folder, **options)
         self._failed: object = None  # the version that could not be read last
         self._failed_at = 0.0
 
@@ -52,7 +57,7 @@ class ReloadingScorer:
                 self._reload()
             finally:
                 self._lock.release()
-        return self._scorer
+        return self.scorer
 
     def _reload(self) -> None:
         found = version(self.folder)
@@ -61,7 +66,7 @@ class ReloadingScorer:
         if found == self._failed and time.monotonic() - self._failed_at < RETRY_SECONDS:
             return
         try:
-            self._scorer = load_scorer(self.folder)
+            self.scorer = load_scorer(self.folder, **self._options)
             self._version = found
         except Exception as error:  # a request must not end because the process has no descriptor or memory left
             self._failed = found

@@ -1,4 +1,4 @@
-"""Scores raw rows with an exported model: raw columns to ids to probabilities.
+"""Scores raw rows with an exported model: raw columns to ids to probabilities to named columns.
 
 Shapes: n rows, F fields, T tasks, N ids, D dense fields.
 """
@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from adaftr_fast._files import sha256
+from adaftr_fast import models  # noqa: F401  # defines the ops that programs call
+from adaftr_fast._files import AnyPath, sha256
 from adaftr_fast._json import from_json, loads
 from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.batch import interleave
@@ -25,6 +28,9 @@ from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.data.encode.encoders import Encoder, encode_features
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ServingError
+from adaftr_fast.serving.columns import Columns, Cvr, output_columns
+from adaftr_fast.serving.rows import Extra, Rows, read_rows
+from adaftr_fast.stores import local_copy
 
 VERSION = 3
 ABOUT = "serving.json"
@@ -32,6 +38,7 @@ PROGRAM = "model.pt2"
 AOT = "model.aot.pt2"
 ONNX = "model.onnx"
 ROWS = 8192  # rows per call, so that activations stay in the cache
+TILE = 32  # a multiple of the rows that kernels of matrix products take at once
 
 
 class Features(NamedTuple):
@@ -40,6 +47,10 @@ class Features(NamedTuple):
     ids: Tensor  # int32 [n, F], with multi-valued fields [N]
     starts: Tensor | None = None  # int64 [n, F] with multi-valued fields
     dense: Tensor | None = None  # float32 [n, D] with dense fields, NaN = missing
+
+    def rows(self) -> int:
+        """Returns n."""
+        return len(self.ids if self.starts is None else self.starts)
 
     def run(self, program: Callable[..., Tensor]) -> Tensor:
         """Calls a program with the inputs that it takes -> [n, T]."""
@@ -85,13 +96,52 @@ class About:
 
 @dataclass(frozen=True)
 class Scorer:
-    """An exported model with its encoders; ``load_scorer`` makes it. ``encode`` is thread-safe."""
+    """An exported model with its encoders; ``load_scorer`` makes it. It is thread-safe.
+
+    Attributes:
+        about: the tasks, the validation metrics and the checksums of the files.
+        columns: the columns that ``score`` returns.
+        schema: what the raw columns mean.
+    """
 
     about: About
     manifest: Manifest
     schema: Schema
     encoders: dict[str, Encoder]
     program: torch.nn.Module
+    columns: Columns
+
+    def score(self, rows: Rows, *, extra: Extra = "error") -> pa.Table:
+        """Scores raw rows: a dict for one row, a list of dicts, or a table (pandas, Polars or Arrow) of n rows.
+
+        A row needs the columns that fields read, and that of the prices, if there is one. Those of the schema that
+        only training reads (labels, weight, group, time) may be there. Values mean what they mean to ``prepare``,
+        whatever type carries them: None, NaN and empty text are missing, and one that training has not seen is
+        unknown. The scores of a row do not depend on the rows beside it.
+
+        Args:
+            rows: the raw rows.
+            extra: what to do with a column that the schema does not know: "error" or "ignore".
+
+        Returns:
+            A table of n rows, in their order, with the columns that ``predict`` writes:
+
+            - ``p_<task>`` (float32): the probability of the task on an impression; of a funnel of two stages, such as
+              click and conversion, in their place:
+            - ``p_ctr``, ``p_ctcvr`` (float32): that of a click, and of a click and a conversion;
+            - ``p_cvr`` (float32): p_ctcvr / p_ctr, at most 1: that of a conversion after a click;
+            - ``bid`` (float64), if ``load_scorer`` asks for it: Eq. 16; null where the price is missing.
+
+        Raises:
+            DataError: a column is missing or unknown, or a value cannot be read as the schema says.
+            ServingError: a probability is not finite.
+            TypeError: ``rows`` is none of the above.
+        """
+        batch = read_rows(self.schema, self.columns.inputs(), rows, extra)
+        if not batch.num_rows:
+            return pa.schema(self.columns.fields()).empty_table()
+        scores = self.probabilities(self.encode(batch))
+        return pa.table(self.columns.make(scores, batch), schema=pa.schema(self.columns.fields()))
 
     def encode(self, rows: pa.RecordBatch) -> Features:
         """Encodes raw columns [n] to ids and numbers, as preparation does. Unseen values become 0.
@@ -114,13 +164,16 @@ class Scorer:
         return features._replace(dense=torch.from_numpy(matrix(numbers, np.float32)))
 
     @torch.no_grad()
-    def score(self, features: Features) -> np.ndarray:
+    def probabilities(self, features: Features) -> np.ndarray:
         """Computes the probabilities of encoded rows, float32 [n, T].
+
+        The program runs on whole multiples of ``TILE`` rows, the last of which are empty: a matrix product rounds the
+        rows of a last, smaller tile otherwise, and the scores of a row must not depend on the number of rows.
 
         Raises:
             ServingError: a probability is not finite.
         """
-        parts = [part.run(self.program) for part in _chunks(features)]
+        parts = [_padded(part).run(self.program)[: part.rows()] for part in _chunks(features)]
         scores = torch.cat(parts).numpy() if parts else np.empty((0, len(self.about.tasks)), np.float32)
         if wrong := np.count_nonzero(~np.isfinite(scores)):
             raise ServingError(f"{wrong} of {scores.size} probabilities are not finite")
@@ -143,7 +196,7 @@ def _chunks(features: Features) -> Iterator[Features]:
     """Yields chunks of ``ROWS`` consecutive rows."""
     ids, starts, dense = features
     rows = ids if starts is None else starts
-    for first in range(0, len(rows), ROWS):
+    for first in range(0, features.rows(), ROWS):
         part = rows[first : first + ROWS]
         numbers = None if dense is None else dense[first : first + ROWS]
         if starts is None:
@@ -154,26 +207,63 @@ def _chunks(features: Features) -> Iterator[Features]:
         yield Features(ids[begin:end], part - begin, numbers)
 
 
-def load_scorer(folder: Path) -> Scorer:
-    """Loads and verifies a folder that ``export_run`` wrote, and may replace meanwhile.
+def _padded(features: Features) -> Features:
+    """Appends rows of unknown values up to a multiple of ``TILE`` rows."""
+    ids, starts, dense = features
+    more = -features.rows() % TILE
+    if starts is None:
+        ids = pad(ids, (0, 0, 0, more))
+    else:
+        starts = pad(starts, (0, 0, 0, more), value=len(ids))
+    return Features(ids, starts, None if dense is None else pad(dense, (0, 0, 0, more)))
+
+
+def load_scorer(
+    folder: str | AnyPath,
+    *,
+    click: str | None = None,
+    conversion: str | None = None,
+    bid: str | float | None = None,
+    bid_weight: float = 1.0,
+    cvr: Cvr = "quotient",
+) -> Scorer:
+    """Loads and verifies a folder that ``export`` wrote, and may replace meanwhile.
 
     ``torch.export.load`` of ``model.pt2`` is the only code that may run. The checksums detect damage; they do not
     authenticate the files.
 
+    Args:
+        folder: the path or URL of the exported folder.
+        click, conversion: the click and the conversion task; by default the two stages of the funnel that the schema
+            declares, else the tasks of that name.
+        bid: adds the bid of Eq. 16 with p_c, the price of a conversion: a number, or the column that holds it.
+        bid_weight: w of Eq. 16.
+        cvr: "quotient" or "output", as for ``predict``.
+
     Raises:
-        ServingError: the folder is not an exported model, has another version, or a file is missing or damaged.
+        ServingError: the folder is not an exported model, has another version, or a file is missing or damaged; or the
+            tasks or the bid are not such as ``predict`` takes.
         DataError: the schema or the vocabulary cannot be read.
+
+    Example::
+
+        scorer = adaftr_fast.load_scorer("models/mine", bid="price")
+        scorer.score({"user": 7, "item": "a", "price": 2.5})["p_ctr"]
     """
-    return read_published(folder, _load)
+    price = None if bid is None else str(bid)
+    options: dict[str, Any] = {"click": click, "conversion": conversion, "bid": price}
+    options |= {"bid_weight": bid_weight, "cvr": cvr}
+    return read_published(local_copy(folder), partial(_load, options=options))
 
 
-def _load(folder: Path) -> Scorer:
+def _load(folder: Path, options: dict[str, Any]) -> Scorer:
     about = read_about(folder)
     for name in (PROGRAM, MANIFEST, VOCABULARY):
         _verify(folder / name, about)
     manifest = read_manifest(folder)
     program = torch.export.load(folder / PROGRAM).module()
-    return Scorer(about, manifest, manifest.parsed, read_encoders(folder, manifest), program)
+    columns = output_columns(about.tasks, manifest.parsed.funnel, **options)
+    return Scorer(about, manifest, manifest.parsed, read_encoders(folder, manifest), program, columns)
 
 
 def read_about(folder: Path) -> About:

@@ -268,13 +268,14 @@ def scorer() -> Scorer:
         manifest = read_manifest(folder)
         encoders = read_encoders(folder, manifest)
         program = Probabilities(Run(folder).model)
-    return Scorer(About(**json.loads(exports()[0])), manifest, log_schema(), encoders, program)
+    about = About(**json.loads(exports()[0]))
+    return Scorer(about, manifest, log_schema(), encoders, program, output_columns(about.tasks, bid="price"))
 
 
 def scored(path: Path) -> None:
     """Scores a file."""
-    out, columns = path.with_name("scores.parquet"), output_columns(scorer().about.tasks, bid="price")
-    report = predict(scorer(), [path], out, columns, keep=KEEP, bad_rows=0.9)
+    out = path.with_name("scores.parquet")
+    report = predict(scorer(), [path], out, scorer().columns, keep=KEEP, bad_rows=0.9)
     assert ds.dataset(out).count_rows() == report.rows
     if report.bad_rows.lines:
         check_account(report.bad_rows, count_lines(path.read_bytes().partition(b"\n")[2]), report.rows)

@@ -119,8 +119,8 @@ def test_predictions_of_raw_rows_are_those_of_the_trainer(ready, tmp_path):
     heat = [5.0, None, np.nan, np.inf, -np.inf, 1e300, -1e300, 1e9]
     columns = {"item": [1] * 8, "tags": [[1]] * 8, "heat": heat, "spent": [3.0] * 8, "same": [7] * 8}
     rows = pa.record_batch(columns)  # torch.nn.functional.linear rounds by the place of a row among others
-    one_by_one = [scorer.score(scorer.encode(rows.slice(row, 1)))[0, 0] for row in range(8)]
-    assert np.isfinite(scorer.score(scorer.encode(rows))).all()
+    one_by_one = [scorer.probabilities(scorer.encode(rows.slice(row, 1)))[0, 0] for row in range(8)]
+    assert np.isfinite(scorer.probabilities(scorer.encode(rows))).all()
     assert len(set(one_by_one[1:5])) == 1  # missing and infinite: the mean
     assert one_by_one[5] == one_by_one[7] != one_by_one[6]  # the ends of the training split
 

@@ -32,6 +32,20 @@ def test_columns_keep_the_order_of_tasks(tasks, options, names):
     assert output_columns(tasks, **options).names() == names
 
 
+@pytest.mark.parametrize(
+    ("tasks", "funnel", "names"),
+    [
+        (["seen", "buy", "visit"], ("visit", "buy"), ["p_seen", "p_ctcvr", "p_ctr", "p_cvr"]),
+        (["click", "conversion", "buy"], ("click", "buy"), ["p_ctr", "p_conversion", "p_ctcvr", "p_cvr"]),
+        (["view", "click", "conversion"], ("view", "click", "conversion"), ["p_view", "p_ctr", "p_ctcvr", "p_cvr"]),
+        (["view", "visit", "buy"], ("view", "visit", "buy"), ["p_view", "p_visit", "p_buy"]),
+        (["buy"], ("visit", "buy"), ["p_buy"]),  # exported alone
+    ],
+)
+def test_two_stages_of_the_declared_funnel_are_click_and_conversion(tasks, funnel, names):
+    assert output_columns(tasks, funnel).names() == names
+
+
 def test_the_bid_is_equation_16():
     columns = output_columns(["click", "conversion"], bid="price", bid_weight=2.0)
     assert columns.inputs() == ["price"]

@@ -117,7 +117,7 @@ def test_the_commands_export_and_predict_one_task(shop, exported, tmp_path, caps
     command = ["predict", "--model", str(tmp_path / "model"), "--files", str(shop / "log.parquet")]
     assert main([*command, "--out", str(tmp_path / "scores.parquet"), "--progress", "false"]) == 0
     whole, alone = load_scorer(exported[0]), load_scorer(tmp_path / "model")
-    expected = whole.score(whole.encode(make_log().to_batches()[0]))[:, 1]
+    expected = whole.probabilities(whole.encode(make_log().to_batches()[0]))[:, 1]
     table = pq.read_table(tmp_path / "scores.parquet")
     assert table.column_names == ["p_conversion"]
     np.testing.assert_allclose(table["p_conversion"].to_numpy(), expected, rtol=0, atol=TASK_TOLERANCE)

@@ -40,7 +40,7 @@ def replace(folder, by):
 
 
 def scores(scorer):
-    return scorer.score(scorer.encode(make_log(50, seed=9).to_batches()[0]))
+    return scorer.probabilities(scorer.encode(make_log(50, seed=9).to_batches()[0]))
 
 
 def test_a_new_export_is_noticed_and_read_once(exported, other, tmp_path, monkeypatch):

@@ -234,19 +234,66 @@ def test_the_same_rows_have_the_same_ids_and_scores(worn, tmp_path, name):
         assert found.equals(expected), file
 
 
-def test_requests_of_one_row_have_the_same_scores(worn):
-    """A request has the types of its own values: here of a frame of numbers, and of a dictionary."""
-    scorer, rows = load_scorer(worn / "model"), make_rows().select(FEATURES)
-    ids = scorer.encode(rows.to_batches()[0]).ids
-    for number in (0, 5, 77):
-        of_log, of_dict = rows.slice(number, 1).to_batches()[0], rows.slice(number, 1).to_pylist()
-        frame = pd.DataFrame(of_dict).astype({"user": float, "item": float})
-        requests = [of_log, pa.RecordBatch.from_pylist(of_dict), pa.RecordBatch.from_pandas(frame)]
-        features = [scorer.encode(request) for request in requests]
-        assert all(each.ids.equal(ids[[number]]) for each in features)
-        expected, *others = (scorer.score(each) for each in features)
-        for each in others:
-            np.testing.assert_array_equal(each, expected)
+REQUESTS = {
+    "table": lambda table: table,
+    "batch": lambda table: table.combine_chunks().to_batches()[0],
+    "pandas": lambda table: table.to_pandas(),
+    "pandas, floats": lambda table: pd.DataFrame(table.to_pylist()).astype({"user": float, "item": float}),
+    "Polars": lambda table: pl.from_arrow(table).with_columns(pl.col("city").cast(pl.Categorical)),
+    "dicts": lambda table: table.to_pylist(),
+    "JSON": lambda table: json.loads(json.dumps(table.to_pylist())),
+    "dicts of several types": lambda table: [
+        row if number % 2 else {name: value if value is None else str(value) for name, value in row.items()}
+        for number, row in enumerate(table.to_pylist())
+    ],
+    "dicts of NumPy's types": lambda table: [
+        {name: np.asarray(value)[()] if isinstance(value, int | float) else value for name, value in row.items()}
+        for row in table.to_pylist()
+    ],
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_requests_have_the_scores_of_the_file(worn, name):
+    """To the bit, whatever the number of rows: here 1, 5 and all."""
+    scorer, log = load_scorer(worn / "model"), make_rows()
+    expected = pq.read_table(worn / "scores.parquet")
+    for first, count in ((5, 1), (77, 5), (0, ROWS)):
+        assert scorer.score(REQUESTS[name](log.slice(first, count))).equals(expected.slice(first, count))
+
+
+def test_a_dict_is_one_row(worn):
+    scorer = load_scorer(str(worn / "model"))
+    row = make_rows().select(FEATURES).slice(5, 1).to_pylist()[0]
+    expected = pq.read_table(worn / "scores.parquet").slice(5, 1)
+    assert scorer.score(row).equals(expected)
+    assert scorer.score({**row, "note": "x"}, extra="ignore").equals(expected)
+    assert scorer.score([]).equals(expected.slice(0, 0))
+    nothing = scorer.score(dict.fromkeys(FEATURES))  # every value is missing
+    assert scorer.score(dict.fromkeys(FEATURES, float("nan"))).equals(nothing)
+
+
+ROW = {"user": 1, "city": "x", "member": True, "item": 3, "price": 1.5, "weight": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ({}, DataError, r"^row: no column 'user', 'city', .*, which the model reads; got $"),
+        ([ROW, {**ROW, "usr": 1}], DataError, r"^rows\[1\]: column 'usr' is not in the schema"),
+        ([ROW, {"usr": 1}], DataError, r"^rows\[1\]: no column 'user', .* which the model reads; got 'usr'$"),
+        (pd.DataFrame([ROW]).drop(columns="item"), DataError, r"^rows: no column 'item', which the model reads; got"),
+        ({**ROW, "user": [1, 2]}, DataError, r"^row: column 'user': expected one value \(.* one row\), got list$"),
+        ([ROW, {**ROW, "price": "much"}], DataError, r"^rows: column 'price': expected numbers: could not .*much"),
+        ({**ROW, "price": "much"}, DataError, r"^field price: cannot read price \(string\) as numeric: .*much"),
+        ({**ROW, "city": {"name": "x"}}, DataError, r"^row: column 'city': expected one value .* got dict$"),
+        ([ROW, 5], TypeError, r"^rows: expected a dict, a list of dicts, or a table .*, got a list with int$"),
+        ("log.csv", TypeError, r"^rows: expected a dict, .*, got str$"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_none_are_named(worn, rows, error, message):
+    with pytest.raises(error, match=message):
+        load_scorer(worn / "model").score(rows)
 
 
 @pytest.mark.parametrize(

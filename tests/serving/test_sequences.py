@@ -102,7 +102,7 @@ def test_only_the_last_tokens_of_the_history_count(shop):
     scorer = load_scorer(shop / "model")
     texts = ["1|2|3|4|5", "9|9|2|3|4|5", "2|3|4|5", "3|4|5", "", None, "999|2|3|4|5", "3|4|5|999"]
     rows = pa.record_batch({"user": [1] * 8, "item": [3] * 8, "tags": ["a"] * 8, "seen": texts, "price": [1.0] * 8})
-    scores = scorer.score(scorer.encode(rows))
+    scores = scorer.probabilities(scorer.encode(rows))
     assert all((scores[0] == scores[other]).all() for other in (1, 2, 6))
     assert (scores[4] == scores[5]).all()
     assert len(np.unique(scores[:, 0])) == 4

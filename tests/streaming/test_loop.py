@@ -82,7 +82,7 @@ def test_exports_after_each_chunk_or_after_minutes_and_at_the_end(chunks, tmp_pa
     trained = Run(out / "chunk-000003/run").about
     assert read_about(out / "serving").fingerprint == trained.fingerprint
     scorer = load_scorer(out / "serving")
-    scores = scorer.score(scorer.encode(pq.read_table(chunks / "002.parquet").to_batches()[0]))
+    scores = scorer.probabilities(scorer.encode(pq.read_table(chunks / "002.parquet").to_batches()[0]))
     assert scores.shape == (800, 2)
     (chunks / "000.parquet").unlink()
     arrive(chunks, 3)

@@ -101,15 +101,33 @@ def list_inputs(inputs: Inputs) -> list[Input]:
     return listed
 
 
+def read_table(source: ArrowStream) -> pa.Table:
+    """Returns a table in memory, with the columns that ``input_files`` would write.
+
+    Raises:
+        DataError: it has two columns of the same name, or values that Arrow cannot represent.
+    """
+    with _reading("rows"):
+        reader = pa.RecordBatchReader.from_stream(source)
+        schema = _plain_schema(reader.schema)
+        return pa.concat_tables([schema.empty_table(), *_plain_tables(reader, schema)])
+
+
 def _file(source: Input, folder: Path, number: int) -> AnyPath:
     if not isinstance(source, ArrowStream):
         return open_file(source)
     path = _place(folder, number)
-    try:
+    with _reading("files"):
         _write(pa.RecordBatchReader.from_stream(source), path)
-    except (pa.ArrowException, ValueError, TypeError) as error:  # such as pandas' objects of different types
-        raise DataError(f"files: the table cannot be read: {' '.join(map(str, error.args))}") from error
     return path
+
+
+@contextmanager
+def _reading(argument: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, ValueError, TypeError) as error:  # such as pandas' objects of different types
+        raise DataError(f"{argument}: the table cannot be read: {' '.join(map(str, error.args))}") from error
 
 
 def _place(folder: Path, number: int) -> Path:
@@ -117,13 +135,18 @@ def _place(folder: Path, number: int) -> Path:
 
 
 def _write(reader: pa.RecordBatchReader, path: Path) -> None:
-    kept = [each for each in reader.schema if not INDEX.fullmatch(each.name)]
-    schema = pa.schema([pa.field(each.name, _plain(each.type)) for each in kept])
-    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
-        raise ValueError(f"expected columns of distinct names, got {twice[0]!r} twice")
+    schema = _plain_schema(reader.schema)
     with pq.ParquetWriter(path, schema, compression="lz4", write_page_checksum=True) as writer:
         for batch in coalesced(_plain_tables(reader, schema)):
             writer.write_batch(batch)
+
+
+def _plain_schema(found: pa.Schema) -> pa.Schema:
+    kept = [each for each in found if not INDEX.fullmatch(each.name)]
+    schema = pa.schema([pa.field(each.name, _plain(each.type)) for each in kept])
+    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise ValueError(f"expected columns of distinct names, got {twice[0]!r} twice")
+    return schema
 
 
 def _plain_tables(reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.Table]:

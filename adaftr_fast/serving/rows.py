@@ -1,0 +1,117 @@
+"""Rows of a request: dicts or a table, as columns that encoders read. Shapes: n rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+
+from adaftr_fast.data.encode.encoders import one_array
+from adaftr_fast.data.raw.inputs import column_types, field_columns
+from adaftr_fast.data.raw.tables import ArrowStream, read_table
+from adaftr_fast.data.schema.types import Schema
+from adaftr_fast.errors import ConfigError, DataError
+
+Row = Mapping[str, Any]
+Rows = Row | Sequence[Row] | ArrowStream
+Extra = Literal["error", "ignore"]
+
+
+def read_rows(schema: Schema, prices: Sequence[str], rows: Rows, extra: Extra) -> pa.RecordBatch:
+    """Returns the columns that fields read and those of ``prices``, [n] each.
+
+    Args:
+        schema: the schema of the model.
+        prices: further columns to read.
+        rows: a dict for one row, a list of dicts, or a table.
+        extra: what to do with a column that is neither one of these nor of the schema: "error" or "ignore".
+
+    Raises:
+        ConfigError: ``extra`` is neither.
+        DataError: a column is missing or unknown, a dict holds a list where the schema reads one value or the reverse,
+            or a table has values that Arrow cannot represent.
+        TypeError: ``rows`` is none of the above.
+    """
+    if extra not in get_args(Extra):
+        raise ConfigError(f"extra: expected {' or '.join(get_args(Extra))}, got {extra!r}")
+    names = needed_columns(schema, prices)
+    known = {*names, *schema.columns()} if extra == "error" else None
+    if isinstance(rows, ArrowStream):
+        table = read_table(rows)
+        _check_names("rows", table.column_names, names, known)
+        return pa.record_batch({name: one_array(table[name]) for name in names})
+    listed = _listed(rows)
+    for where, row in listed.items():
+        _check_names(where, row, names, known)
+    types = column_types(schema) | dict.fromkeys(prices, pa.float64())
+    lists = {field.columns[0] for field in schema.fields if field.tokens is not None and field.separator is None}
+    return pa.record_batch({name: _column(listed, name, types[name], name in lists) for name in names})
+
+
+def needed_columns(schema: Schema, prices: Sequence[str]) -> list[str]:
+    """Returns the columns that a row needs: those that fields read, and those of ``prices``."""
+    return list(dict.fromkeys([*field_columns(schema), *prices]))
+
+
+def _listed(rows: Row | Sequence[Row]) -> dict[str, Row]:
+    """Returns rows by their names in messages."""
+    if isinstance(rows, Mapping):
+        return {"row": rows}
+    if not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) for row in rows):
+        expected = "a dict, a list of dicts, or a table with __arrow_c_stream__ (pandas 2.2, Polars 1 or PyArrow)"
+        raise TypeError(f"rows: expected {expected}, got {_kind(rows)}")
+    return {f"rows[{number}]": row for number, row in enumerate(rows)}
+
+
+def _kind(rows: object) -> str:
+    if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
+        wrong = next(row for row in rows if not isinstance(row, Mapping))
+        return f"a {type(rows).__name__} with {type(wrong).__name__}"
+    return type(rows).__name__
+
+
+def _check_names(where: str, found: Iterable[str], names: Sequence[str], known: set[str] | None) -> None:
+    """Raises DataError if a column is missing, or not among ``known``; None allows any."""
+    found = dict.fromkeys(found)
+    if missing := [name for name in names if name not in found]:
+        raise DataError(f"{where}: no column {_quoted(missing)}, which the model reads; got {_quoted(found)}")
+    if known is not None and (unknown := [name for name in found if name not in known]):
+        raise DataError(
+            f"{where}: column {_quoted(unknown)} is not in the schema of the model, which reads {_quoted(names)}; "
+            'leave it out, or pass extra="ignore"'
+        )
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def _column(listed: Mapping[str, Row], name: str, kind: pa.DataType, is_list: bool) -> pa.Array:
+    """Returns the values of a column. Values of several types become text, or numbers if ``kind`` is float64."""
+    values = [row[name] for row in listed.values()]
+    for where, value in zip(listed, values):
+        if isinstance(value, list | tuple | np.ndarray | dict) != is_list and not _is_missing(value):
+            expected = "a list" if is_list else "one value (a dict is one row)"
+            raise DataError(f"{where}: column {name!r}: expected {expected}, got {type(value).__name__}")
+    values = [None if _is_missing(value) else value for value in values]
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError):
+        as_one: Callable[[Any], Any] = float if kind == pa.float64() else _text
+    try:
+        return pa.array([None if value is None else as_one(value) for value in values])
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"rows: column {name!r}: expected numbers: {error}") from error
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _text(value: Any) -> Any:
+    """Returns a value as text that has its canonical form, and a list as one of texts."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return [None if _is_missing(each) else _text(each) for each in value]
+    return value.decode() if isinstance(value, bytes) else str(value)
