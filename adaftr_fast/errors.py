@@ -10,11 +10,14 @@ EXTRAS = {
     "matplotlib": "train",
     "mlflow": "mlflow",
     "optuna": "tune",
+    "prometheus_client": "serve",
     "pyarrow": "train",
     "ray": "ray",
     "scipy": "experiments",
+    "starlette": "serve",
     "tensorboard": "tensorboard",
     "tqdm": "train",
+    "uvicorn": "serve",
     "wandb": "wandb",
 }
 """Package -> the extra of pyproject.toml that installs it, where it is imported without asking whether it is there."""

@@ -1,4 +1,4 @@
-"""The commands that use runs: ``evaluate``, ``compare``, ``export`` and ``predict``."""
+"""The commands that use runs: ``evaluate``, ``compare``, ``export``, ``predict`` and ``serve``."""
 
 from __future__ import annotations
 
@@ -99,6 +99,24 @@ def predict(arguments: jsonargparse.Namespace) -> None:
     print(predict(options.pop("model"), options.pop("files"), options.pop("out"), **options))
 
 
+def add_serve(parser: Parser) -> None:
+    """Adds the options of ``serve``."""
+    parser.add_argument("model", type=place, help="the --out folder of export; one that replaces it is served at once")
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="the address to listen at; 0.0.0.0 for all")
+    parser.add_argument("--port", type=int, default=8000, help="the port; 0 for a free one")
+    extra = "what to do with a column of a row that the schema does not know"
+    parser.add_argument("--extra", type=Literal["error", "ignore"], default="error", help=extra)
+    _add_columns(parser)
+
+
+def serve(arguments: jsonargparse.Namespace) -> None:
+    """Serves until it is interrupted."""
+    from adaftr_fast.serving.server import serve
+
+    options = arguments.as_dict()
+    serve(options.pop("model"), **options)
+
+
 COMMANDS = {
     "evaluate": Command("Evaluate a trained model on one split.", add_evaluate, evaluate),
     "compare": Command(
@@ -106,4 +124,5 @@ COMMANDS = {
     ),
     "export": Command("Export a trained model as a program that scores raw rows.", add_export, export),
     "predict": Command("Score raw rows, parquet or text, with an exported model.", add_predict, predict),
+    "serve": Command("Serve an exported model over HTTP: rows and scores as JSON.", add_serve, serve),
 }

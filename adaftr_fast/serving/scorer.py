@@ -28,6 +28,7 @@ from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.data.encode.encoders import Encoder, encode_features
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ServingError
+from adaftr_fast.nn import embedding_int8  # noqa: F401  # defines the op of int8 tables
 from adaftr_fast.serving.columns import Columns, Cvr, output_columns
 from adaftr_fast.serving.rows import Extra, Rows, read_rows
 from adaftr_fast.stores import local_copy

@@ -42,7 +42,7 @@ def test_a_run_is_exported_scored_and_shown(shop, exported, tmp_path, capsys):
 
     batch = pq.read_table(shop / "log.parquet").to_batches()[0]
     scorers = [load_scorer(folder) for folder in (shop / "model", tmp_path / "model")]
-    float32, int8 = (scorer.score(scorer.encode(batch)) for scorer in scorers)
+    float32, int8 = (scorer.probabilities(scorer.encode(batch)) for scorer in scorers)
     assert 0 < abs(int8 - float32).max() < 0.05
     assert any("int8_embedding" in str(node.target) for node in scorers[1].program.graph.nodes)
 

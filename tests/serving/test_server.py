@@ -1,0 +1,159 @@
+"""The HTTP server with real clients: scores, errors, metrics, and a model that is replaced meanwhile."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from adaftr_fast.serving.export import export_run
+from adaftr_fast.serving.scorer import load_scorer
+
+from .conftest import make_log
+from .test_reload import other, replace  # noqa: F401  # a fixture
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
+
+FEATURES = ["weekday", "item", "place", "heat", "user", "tags"]
+CLIENTS = 200
+
+
+class Served:
+    """A server in a process of its own."""
+
+    def __init__(self, folder, *options):
+        command = [sys.executable, "-m", "adaftr_fast.cli", "serve", str(folder), "--port", "0", *options]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.port = int(re.search(r":(\d+)/score", self.process.stdout.readline())[1])
+
+    def ask(self, path, content=None):
+        """Returns the status and the body of an answer."""
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        body = content if content is None or isinstance(content, bytes) else json.dumps(content).encode()
+        client.request("GET" if content is None else "POST", path, body)
+        answer = client.getresponse()
+        text = answer.read().decode()
+        client.close()
+        return answer.status, json.loads(text) if answer.headers["content-type"] == "application/json" else text
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.communicate(timeout=30)
+
+
+@pytest.fixture
+def served(exported, tmp_path):
+    replace(tmp_path / "model", exported[0])
+    server = Served(tmp_path / "model", "--bid", "price")
+    yield server
+    server.stop()
+
+
+def test_answers_have_the_scores_of_the_model(served, exported):
+    rows = make_log(40, seed=3).select([*FEATURES, "price"]).to_pylist()
+    scorer = load_scorer(exported[0], bid="price")
+    expected = scorer.score(rows).to_pylist()
+    assert list(expected[0]) == ["p_ctr", "p_ctcvr", "p_cvr", "bid"]
+    digest = scorer.about.sha256["model.pt2"]
+    assert served.ask("/score", rows) == (200, {"model": digest, "scores": expected})
+    assert served.ask("/score", rows[7]) == (200, {"model": digest, "scores": [expected[7]]})
+    assert served.ask("/score", []) == (200, {"model": digest, "scores": []})
+    status, about = served.ask("/health")
+    assert (status, about["status"], about["model"]) == (200, "ok", digest)
+    assert sorted(about["reads"]) == sorted([*FEATURES, "price"])
+    assert about["returns"] == list(expected[0])
+
+    wrong = [
+        (b"{", 400, "expected JSON"),
+        (b"[1]", 400, "expected a row as a JSON object, or an array of them"),
+        ({**rows[0], "itme": 1}, 422, "rows[0]: column 'itme' is not in the schema"),
+        ([rows[0], {}], 422, "rows[1]: no column"),
+        ([{}] * 10_001, 413, "expected at most 10,000 rows, got 10,001"),
+    ]
+    for content, status, message in wrong:
+        found, answer = served.ask("/score", content)
+        assert (found, message in answer["error"]) == (status, True), answer
+    assert served.ask("/score")[0] == 405
+
+    text = served.ask("/metrics")[1]
+    assert 'adaftr_fast_requests_total{status="200"} 3.0' in text
+    assert 'adaftr_fast_requests_total{status="422"} 2.0' in text
+    assert "adaftr_fast_rows_total 41.0" in text
+    assert f'adaftr_fast_model{{sha256="{digest}"}} 1.0' in text
+
+
+def test_a_model_of_int8_tables_is_served(exported, shop, tmp_path):
+    """Its op is defined in a process that imports nothing else."""
+    export_run(shop / "run", tmp_path / "model", int8=True)
+    row = make_log(1, seed=3).select(FEATURES).to_pylist()[0]
+    server = Served(tmp_path / "model")
+    assert server.ask("/score", row)[1]["scores"] == load_scorer(tmp_path / "model").score(row).to_pylist()
+    server.stop()
+
+
+def test_a_row_alone_is_named_as_the_row_of_a_list(served):
+    """A dict is sent as a list of one, whose error does not depend on the requests beside it."""
+    rows = make_log(30, seed=3).select([*FEATURES, "price"]).to_pylist()
+    bad = [rows[0], {**rows[1], "heat": "hot"}]
+    with ThreadPoolExecutor(60) as pool:
+        answers = list(pool.map(lambda each: served.ask("/score", each), [rows, bad] * 30))
+    assert {answer[0] for answer in answers[::2]} == {200}
+    assert {answer[0] for answer in answers[1::2]} == {422}
+    assert len({json.dumps(answer) for answer in answers[::2]}) == 1
+    assert "'heat': expected numbers" in answers[1][1]["error"]
+
+
+def test_no_request_is_lost_while_the_model_is_replaced(served, exported, other, tmp_path):  # noqa: F811
+    """200 clients ask at once, again and again; each answer is that of one of the two models, to the bit."""
+    rows = make_log(CLIENTS, seed=9).select([*FEATURES, "price"]).to_pylist()
+    models = [load_scorer(folder, bid="price") for folder in (exported[0], other)]
+    expected = {each.about.sha256["model.pt2"]: each.score(rows).to_pylist() for each in models}
+    assert len(expected) == 2
+    end = time.monotonic() + 6
+    seen = []
+
+    def ask(number):
+        while time.monotonic() < end or len(set(seen)) < 2:
+            assert time.monotonic() < end + 60
+            status, answer = served.ask("/score", rows[number])
+            assert status == 200, answer
+            assert answer["scores"] == [expected[answer["model"]][number]]
+            seen.append(answer["model"])
+
+    replacing = threading.Thread(target=lambda: [time.sleep(2), replace(tmp_path / "model", other)])
+    replacing.start()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for done in [pool.submit(ask, number) for number in range(CLIENTS)]:
+            done.result()
+    replacing.join()
+    text = served.ask("/metrics")[1]
+    calls = float(re.search(r"adaftr_fast_batch_requests_count (\S+)", text)[1])
+    assert len(seen) > 2 * calls  # requests were scored together
+
+
+def test_requests_in_progress_are_answered_before_the_end(served):
+    rows = make_log(5_000, seed=1).select([*FEATURES, "price"]).to_pylist()
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(served.ask, "/score", rows) for _ in range(4)]
+        while "batch_requests_count 0.0" in served.ask("/metrics")[1]:
+            time.sleep(0.01)
+        os.kill(served.process.pid, signal.SIGTERM)
+        assert [len(answer.result()[1]["scores"]) for answer in answers] == [5_000] * 4
+
+
+def test_a_port_in_use_and_a_folder_without_a_model_are_named(served, exported, tmp_path, capsys):
+    from adaftr_fast.cli import main
+
+    assert main(["serve", str(exported[0]), "--port", str(served.port)]) == 2
+    assert "ddress already in use" in capsys.readouterr().err
+    assert main(["serve", str(tmp_path / "none")]) == 2
+    assert "none: not an exported model" in capsys.readouterr().err
