@@ -14,11 +14,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from tqdm import tqdm
-
 from adaftr_fast._files import AnyPath, replace_file
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._locks import LOST_SECONDS, writing_folder
+from adaftr_fast._progress import progress_bar
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import Manifest
@@ -171,7 +170,7 @@ def run_all(jobs: Sequence[Job], *, engine: Engine, progress: bool) -> dict[str,
     todo = {job.key: job for job in jobs}
     outcomes = {key: outcome for key, job in todo.items() if (outcome := finished(job)) is not None}
     open_jobs = [job for key, job in todo.items() if key not in outcomes]
-    with tqdm(total=len(todo), initial=len(outcomes), unit="run", disable=not progress) as bar:
+    with progress_bar(total=len(todo), initial=len(outcomes), unit="run", disable=not progress) as bar:
 
         def done(index: int, outcome: Outcome) -> None:
             outcomes[outcome.key] = outcome

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from adaftr_fast._files import AnyPath
+from adaftr_fast._progress import progress_bar
 from adaftr_fast._publish import publishing
 from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
 from adaftr_fast.data.encode.encoders import Encoder, Vocabulary, count_unknown, encode_features, one_array
@@ -154,7 +155,9 @@ def predict(
     try:
         with (
             publishing(out) as new,
-            tqdm(total=sum(file.size for file in inputs), unit="B", unit_scale=True, disable=not progress) as bar,
+            progress_bar(
+                total=sum(file.size for file in inputs), unit="B", unit_scale=True, disable=not progress
+            ) as bar,
             pq.ParquetWriter(new, schema, compression="zstd", write_page_checksum=True) as writer,
         ):
             account = BadRows()

@@ -294,9 +294,9 @@ def publish(files: Mapping[str, Path], folder: StorePath, base: State | None, wr
 
 def transfer_bar(what: str, name: str, size: int) -> tqdm:
     """Returns a bar over ``size`` bytes, shown on a terminal, or a hidden one."""
-    from tqdm import tqdm  # of the extra that brings pyarrow
+    from adaftr_fast._progress import progress_bar  # imports tqdm, of the extra that brings pyarrow
 
-    return tqdm(
+    return progress_bar(
         total=size, unit="B", unit_scale=True, desc=f"{what} {name}", delay=SILENT_SECONDS, leave=False, disable=None
     )
 

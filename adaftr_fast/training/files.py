@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
+from adaftr_fast._progress import progress_bar
 from adaftr_fast.config import TrainingConfig
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
@@ -218,7 +219,7 @@ class RunFiles:
 
     def progress_bar(self, epoch: int, total: int, done: int) -> tqdm:
         """Returns a progress bar over the rows of an epoch, with rows per second and the remaining time."""
-        return tqdm(
+        return progress_bar(
             total=total,
             initial=done,
             desc=f"epoch {epoch}",

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from adaftr_fast._files import AnyPath, followed, make_folder
 from adaftr_fast._json import from_json
+from adaftr_fast._progress import progress_bar
 from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest, read_manifest_json
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.parallel import Shard
@@ -201,7 +202,9 @@ class _Run:
         unit = "B" if isinstance(total, int) else " rows"
         if not isinstance(total, int):
             total = sum(map(self.job.source().count_rows, total)) if self.progress else 0
-        return tqdm(total=round(share * total), unit=unit, unit_scale=True, desc=name, disable=not self.progress)
+        return progress_bar(
+            total=round(share * total), unit=unit, unit_scale=True, desc=name, disable=not self.progress
+        )
 
 
 def _digests(inputs: InputFiles, engine: Engine, shards: list[Shard], progress: bool) -> dict[str, str]:
@@ -209,7 +212,7 @@ def _digests(inputs: InputFiles, engine: Engine, shards: list[Shard], progress: 
     seen = inputs.absolute() if engine.remote else inputs
     parts = Shard.all(min(len(shards), len(inputs.state)))
     disable = not (progress and engine.remote)
-    with tqdm(total=inputs.size, unit="B", unit_scale=True, desc="hash", disable=disable) as bar:
+    with progress_bar(total=inputs.size, unit="B", unit_scale=True, desc="hash", disable=disable) as bar:
         found = engine.map(partial(steps.hash_files, seen, engine.remote), parts, advance=bar.update)
     return {number: digest for each in found for number, digest in each.items()}
 

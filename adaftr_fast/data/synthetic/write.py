@@ -20,6 +20,7 @@ from tqdm import tqdm
 from adaftr_fast._files import remove_new, replace_file, replacing
 from adaftr_fast._json import dumps
 from adaftr_fast._locks import LOCK, writing_folder
+from adaftr_fast._progress import progress_bar
 from adaftr_fast._publish import publishing
 from adaftr_fast.data.synthetic.log import DAY, PROBABILITY, ImpressionLog, LogConfig, LogField, as_arrow
 from adaftr_fast.errors import DataError
@@ -51,7 +52,7 @@ def write_log(config: LogConfig, folder: str | Path, *, progress: bool = False) 
 
 def _write_files(log: ImpressionLog, folder: Path, *, progress: bool) -> None:
     config = log.config
-    with tqdm(total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress) as bar:
+    with progress_bar(total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress) as bar:
         for number, start in enumerate(range(0, config.rows, FILE_ROWS)):
             stop = min(start + FILE_ROWS, config.rows)
             path = folder / LOG / f"part-{number:05d}.parquet"
@@ -132,7 +133,7 @@ def write_raw(config: LogConfig, folder: str | Path, *, progress: bool = False) 
 def _write(log: ImpressionLog, new: Path, *, progress: bool) -> None:
     config = log.config
     test_start = -(-(config.days - 1) * config.rows // config.days)  # the first row of the last day
-    with tqdm(total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress) as bar:
+    with progress_bar(total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress) as bar:
         for split, start, stop in (("train", 0, test_start), ("test", test_start, config.rows)):
             skeleton, common = (new / name.format(split) for name in NAMES)
             with skeleton.open("wb") as file:
