@@ -35,7 +35,7 @@ LAYERS = (
     "training.checkpoint",
     "training",
     "runs",
-    "serving experiments tuning",
+    "serving experiments explain tuning",
     "streaming",
     "api",
     "cli",

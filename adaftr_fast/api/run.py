@@ -2,48 +2,96 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adaftr_fast._files import AnyPath
+from adaftr_fast._files import AnyPath, make_folder, replace_file
 from adaftr_fast._tables import Table
 from adaftr_fast.api.prepared import open_data
 from adaftr_fast.config import RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import joined
+from adaftr_fast.explain.buckets import Buckets
+from adaftr_fast.explain.importance import Importance, permutation_importance
 from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.models.build import ModelClass, class_name
 from adaftr_fast.runs.output import output
 from adaftr_fast.runs.run import train_one
-from adaftr_fast.stores import as_path
+from adaftr_fast.stores import as_path, local_folder
 from adaftr_fast.training import evaluation
 from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.trained import METRIC_COLUMNS, Run, metric_cells
 
+if TYPE_CHECKING:
+    from adaftr_fast._figures import Picture
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a model on one split. It prints as a table, AUC and GAUC in percent.
+    """Metrics of a model on one split. It prints as tables: the metrics, AUC and GAUC in percent, and the importance.
 
     Attributes:
         split: the name of the split.
         metrics: by task, as fractions: "auc", "logloss", "calibration", "gauc" with groups, and "cvr_auc" of a later
             stage of a funnel.
+        buckets: by task, the rows in ten buckets by score: calibration, lift and gain.
+        importance: the permutation importance of the fields, if it was asked for.
+        run: the folder of the run, for the title of the page.
     """
 
     split: str
     metrics: TaskMetrics
+    buckets: dict[str, Buckets] = field(default_factory=dict)
+    importance: Importance | None = None
+    run: str = ""
 
     def table(self) -> Table:
         """Returns a table with one row per task."""
         return Table([f"{self.split}: task", *METRIC_COLUMNS], metric_cells(self.metrics))
 
+    def numbers(self) -> dict[str, Any]:
+        """Returns what the command prints as JSON: split, metrics, and the importance by field and task, if any."""
+        content: dict[str, Any] = {"split": self.split, "metrics": self.metrics}
+        found = self.importance
+        if found is not None:
+            mean, error = found.mean.tolist(), found.standard_error.tolist()
+            content["importance"] = {
+                name: {task: {"mean": m, "standard_error": e} for task, m, e in zip(found.tasks, *each)}
+                for name, *each in zip(found.fields, mean, error)
+            }
+        return content
+
+    def curves(self) -> Picture:
+        """Draws observed over predicted rates and the cumulative gain of each task."""
+        from adaftr_fast.explain.page import draw  # imports matplotlib
+
+        return draw(self.buckets)
+
+    def write(self, folder: str | AnyPath) -> list[str]:
+        """Writes ``evaluation.md``, one page, and its picture ``evaluation.png``; returns the paths of both.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        from adaftr_fast.explain.page import PAGE, PAGE_PICTURE, write_text  # imports matplotlib
+
+        text = write_text(f"{self.run} on the {self.split} split", self.table(), self.buckets, self.importance)
+        place = as_path(folder)
+        with local_folder(place) as target:
+            make_folder(target)
+            self.curves().save(target / PAGE_PICTURE)  # first, since the text shows it
+            replace_file(target / PAGE, text.encode())
+        return [f"{place}/{name}" for name in (PAGE, PAGE_PICTURE)]
+
+    def _tables(self) -> list[Table]:
+        return [self.table(), *([] if self.importance is None else [self.importance.table()])]
+
     def __repr__(self) -> str:
-        return self.table().markdown()
+        return "\n\n".join(each.markdown() for each in self._tables())
 
     def _repr_html_(self) -> str:
-        return self.table().html()
+        return "".join(each.html() for each in self._tables())
 
 
 def train(
@@ -129,21 +177,38 @@ def evaluate(
     data: PreparedData | str | AnyPath | None = None,
     split: str = "test",
     *,
+    importance: bool = False,
+    repeats: int = 5,
+    max_rows: int = 50_000,
+    seed: int = 0,
+    progress: bool = True,
     model_class: ModelClass | None = None,
 ) -> Evaluation:
-    """Measures the best weights of a run on one split.
+    """Measures the best weights of a run on one split, and what each field is worth.
 
     Args:
         run: a run or its folder.
         data: a prepared folder with the ids and tasks of the run's; None takes the folder it was trained on.
         split: "train", "validation" or "test".
+        importance: also permute the values of each field among the rows, and measure the AUC that is lost.
+        repeats: with ``importance``: the number of permutations of each field, for the standard error.
+        max_rows: with ``importance``: the most rows to measure, which bounds the time; they are drawn at random.
+        seed: with ``importance``: of the permutations and the draw.
+        progress: with ``importance``: show a progress bar.
         model_class: as for ``load_run``; a ``Run`` knows it.
 
     Raises:
         CheckpointError: the run has no whole checkpoint or needs ``model_class``, or ids or tasks of ``data`` have
             another meaning.
+        ConfigError: ``repeats`` or ``max_rows`` is less than 1.
         DataError: there is no prepared folder, or no such split.
         TypeError: an argument is not of the types named here.
+
+    Example::
+
+        found = adaftr_fast.evaluate(run, importance=True)
+        found.importance.mean  # [F, T], the AUC that is lost without each field
+        found.write("runs/mine")
     """
     prepared = None if data is None else open_data(data)
     if not isinstance(run, Run) or model_class is not None:
@@ -152,7 +217,18 @@ def evaluate(
     if prepared is None:
         prepared = run.data()
     run.check_data(prepared)
-    return Evaluation(split, evaluation.evaluate(model, prepared.load(split), run.config.training.eval_batch_size))
+    rows = prepared.load(split)
+    batch_size = run.config.training.eval_batch_size
+    predictions = evaluation.predict(model, rows, batch_size)
+    tasks = model.task_names
+    metrics = evaluation.measure(tasks, predictions, rows.funnel or ())
+    buckets = {task: Buckets.of(y, z) for task, y, z in zip(tasks, predictions.labels.T, predictions.logits.T)}
+    measured = None
+    if importance:
+        names = [each.name for each in prepared.manifest.fields] + [each.name for each in prepared.manifest.dense]
+        options: dict[str, Any] = {"repeats": repeats, "max_rows": max_rows, "seed": seed, "progress": progress}
+        measured = permutation_importance(model, rows, names, batch_size=batch_size, **options)
+    return Evaluation(split, metrics, buckets, measured, str(run.folder))
 
 
 def run_folder(run: Run | str | AnyPath, argument: str = "run") -> AnyPath:

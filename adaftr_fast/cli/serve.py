@@ -15,15 +15,36 @@ def add_evaluate(parser: Parser) -> None:
     parser.add_argument("--run", type=place, required=True, help="the --out folder of train")
     parser.add_argument("--data", type=place, help="a prepared folder, if not the one the run was trained on")
     parser.add_argument("--split", type=str, default="test", help="the split: train, validation or test")
+    importance = "also measure what each field is worth: the AUC that is lost if its values are those of other rows"
+    parser.add_argument("--importance", action="store_true", help=importance)
+    repeats = "with --importance: permutations of each field, for the standard error"
+    parser.add_argument("--repeats", type=int, default=5, help=repeats)
+    max_rows = "with --importance: the most rows to measure, drawn at random, which bounds the time"
+    parser.add_argument("--max_rows", type=int, default=50_000, help=max_rows)
+    parser.add_argument("--seed", type=int, default=0, help="with --importance: of the permutations and the draw")
+    out = "a folder for evaluation.md, a page with calibration, lift, gain and importance, and evaluation.png"
+    parser.add_argument("--out", type=place, help=out)
+    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    parser.add_argument("--progress", type=bool, default=True, help="with --importance: show a progress bar")
     add_class(parser)
 
 
 def evaluate(arguments: jsonargparse.Namespace) -> None:
-    """Prints the metrics as JSON."""
+    """Prints the metrics as tables or JSON, and writes the page."""
     from adaftr_fast.api.run import evaluate
 
-    found = evaluate(arguments.run, arguments.data, arguments.split, model_class=read_class(arguments))
-    print(dumps({"split": found.split, "metrics": found.metrics}, indent=2))
+    names = ("importance", "repeats", "max_rows", "seed", "progress")
+    options = {name: arguments[name] for name in names}
+    found = evaluate(arguments.run, arguments.data, arguments.split, **options, model_class=read_class(arguments))
+    files = [] if arguments.out is None else found.write(arguments.out)
+    if arguments.json:
+        print(dumps(found.numbers(), indent=2))
+        return
+    print(found)
+    if files:
+        print(f"\nPage: {', '.join(files)}")
+    else:
+        print("\nCalibration, lift and gain: --out FOLDER" + ("" if arguments.importance else "; fields: --importance"))
 
 
 def add_compare(parser: Parser) -> None:

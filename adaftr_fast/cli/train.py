@@ -50,7 +50,9 @@ def train(arguments: jsonargparse.Namespace) -> None:
     start = read_warm_start(arguments)
     trained = train(None, arguments.out, config=config, restart=arguments.restart, warm_start=start)
     if is_first():
-        print(trained.table())
+        out = arguments.out
+        print(f"{trained.table()}\n\nReport: {out}/report.md")
+        print(f"adaftr-fast evaluate --run {out} --importance --out {out}\nadaftr-fast export --run {out} --out MODEL")
 
 
 def add_tune(parser: Parser) -> None:

@@ -1,4 +1,4 @@
-"""The picture of runs: training loss, validation AUC and learned values by epoch."""
+"""The picture of runs: loss in training and validation, validation AUC and learned values by epoch."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Panel(NamedTuple):
 
 
 def draw(runs: Sequence[Run]) -> Picture:
-    """Draws training loss and validation AUC of each task, and the quantiles of learned values, by epoch."""
+    """Draws log-loss in training and validation and validation AUC of each task, and learned values, by epoch."""
     tasks = _names(runs, "validation")
     learned = _names(runs, "diagnostics")
-    panels = [Panel(task, "training loss", ("train", task)) for task in tasks]
+    panels = [Panel(task, "log-loss (crosses: validation)", ("train", task)) for task in tasks]
     panels += [Panel(task, "validation AUC, %", ("validation", task, "auc"), 100.0) for task in tasks]
     panels += [Panel(name, "median (bar: 5 to 95 %)", ("diagnostics", name, "p50")) for name in learned]
     columns = max(len(tasks), 1)
@@ -67,6 +67,10 @@ def _draw(axes: Axes, runs: Sequence[Run], panel: Panel) -> None:
         if run.best_epoch:
             best = values[epochs.index(run.best_epoch)]
             axes.plot(run.best_epoch, best, "o", color=color, fillstyle="none", markersize=9)
+        if panel.keys[0] == "train":
+            validation = Panel(panel.title, panel.label, ("validation", panel.title, "logloss"))
+            losses = [validation.value(record) for record in run.epochs]
+            axes.plot(epochs, losses, marker="x", color=color, linestyle=line, alpha=0.6, label="_validation")
         if panel.keys[0] == "diagnostics":
             low, high = ([panel.value(record, point) for record in run.epochs] for point in ("p5", "p95"))
             axes.vlines(epochs, low, high, color=color, alpha=max(0.1, 0.3 / len(runs)), linewidth=4)

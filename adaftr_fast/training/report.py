@@ -1,4 +1,4 @@
-"""Reports of runs: Markdown tables and a picture of training loss, validation AUC and learned values by epoch."""
+"""Reports of runs: Markdown tables and a picture of losses, validation AUC and learned values by epoch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.training.curves import draw
 from adaftr_fast.training.evaluation import spread
 from adaftr_fast.training.trained import PICTURE, REPORT, Run, result_table
+
+TAU_MEANS = (
+    "τ (tau) is the temperature of the contrast between two tasks, of each row: a low one draws the representations of "
+    "the tasks together and pushes the most similar other rows away, a high one hardly ties the tasks. Equal quantiles "
+    "mean that it has become a constant."
+)
 
 
 def write_report(
@@ -42,7 +48,10 @@ def write_report(
 def _learned_table(runs: Sequence[Run], first: str) -> str:
     points = [(run.name, name, spread(values)) for run in runs for name, values in run.diagnostics.items()]
     rows = [[run, name, *(f"{value:.4f}" for value in each.values())] for run, name, each in points]
-    return Table([first, "learned", "5 %", "50 %", "95 %"], rows, text_columns=2).markdown() if rows else ""
+    if not rows:
+        return ""
+    table = Table([first, "learned", "5 %", "50 %", "95 %"], rows, text_columns=2).markdown()
+    return f"{table}\n\n{TAU_MEANS}" if any(each[1].startswith("tau/") for each in rows) else table
 
 
 def write_page(folder: Path, manifest: Manifest, config: RunConfig, run: Run) -> None:
@@ -58,7 +67,23 @@ def write_page(folder: Path, manifest: Manifest, config: RunConfig, run: Run) ->
         OSError: a file cannot be written.
     """
     title = f"{config.model.name} on {manifest.dataset}"
-    write_report(folder, title, [run], before=_facts(manifest, config, run), after=changed_options(config))
+    after = "\n\n".join(filter(None, [changed_options(config), _next(run)]))
+    write_report(folder, title, [run], before=_facts(manifest, config, run), after=after)
+
+
+def _next(run: Run) -> str:
+    """Returns what the losses say, and the commands that go on."""
+    lines = []
+    if run.trained_epochs > run.best_epoch:
+        best = f"Validation is best after epoch {run.best_epoch:g} of {run.trained_epochs:g}"
+        lines.append(f"{best}, whose weights are kept: the epochs after it fit the training rows alone.")
+    else:
+        lines.append("The last epoch is the best one: more epochs (`--training.max_epochs`) may be better still.")
+    lines += [
+        "Which fields matter, calibration, lift and gain: `adaftr-fast evaluate --run RUN --importance --out RUN`.",
+        "A model that scores raw rows: `adaftr-fast export --run RUN --out MODEL`.",
+    ]
+    return "## What next\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def _facts(manifest: Manifest, config: RunConfig, run: Run) -> str:

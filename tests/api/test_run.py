@@ -73,7 +73,13 @@ def test_it_equals_the_command(run, data, tmp_path, capsys):
     assert main([str(each) for each in command]) == 0
     assert json.loads((out / "test.json").read_text()) == run.test
     assert weights(out) == weights(run.folder)
-    assert without_speed(capsys.readouterr().out) == without_speed(run.table().markdown() + "\n")
+    shown, named = capsys.readouterr().out.split("\n\n")
+    assert without_speed(shown) == without_speed(run.table().markdown())
+    assert named.splitlines() == [
+        f"Report: {out}/report.md",
+        f"adaftr-fast evaluate --run {out} --importance --out {out}",
+        f"adaftr-fast export --run {out} --out MODEL",
+    ]
 
 
 def test_runs_are_compared_in_one_table_and_figure(run, data, tmp_path):

@@ -26,9 +26,29 @@ def test_fields_have_the_widths_asked_for(config, prepared, tmp_path, capsys):
     assert [embedding.field_weight(f).shape[1] for f in range(3)] == [12, 4, 8]
     capsys.readouterr()
     for options in (["--data", str(prepared)], []):  # the folder that it was trained on
-        assert main([*f"evaluate --run {run}".split(), *options]) == 0
+        assert main([*f"evaluate --run {run} --json".split(), *options]) == 0
         test = json.loads((run / "test.json").read_text())
         assert json.loads(capsys.readouterr().out) == {"split": "test", "metrics": test}
+
+
+def test_evaluate_prints_tables_and_writes_a_page(run, tmp_path, capsys):
+    capsys.readouterr()
+    assert main(f"evaluate --run {run}".split()) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("| test: task |   AUC |")
+    assert shown.splitlines()[-1] == "Calibration, lift and gain: --out FOLDER; fields: --importance"
+    options = f"--importance --repeats 2 --max_rows 80 --progress false --out {tmp_path}/why".split()
+    assert main([*f"evaluate --run {run}".split(), *options]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1] == f"Page: {tmp_path}/why/evaluation.md, {tmp_path}/why/evaluation.png"
+    page = (tmp_path / "why/evaluation.md").read_text()
+    assert "## Importance of fields (80 rows, 2 permutations)" in page
+    table = [line for line in shown.splitlines() if "±" in line]
+    assert sorted(line.split()[1] for line in table) == ["heat", "item", "place"]
+    assert all(line in page for line in table)
+    assert main([*f"evaluate --run {run} --json".split(), *options]) == 0
+    found = json.loads(capsys.readouterr().out)["importance"]
+    assert f"{100 * found['item']['click']['mean']:.3f} ± {100 * found['item']['click']['standard_error']:.3f}" in page
 
 
 def test_a_width_of_no_field_is_refused(config, tmp_path, capsys):
