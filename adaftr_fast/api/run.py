@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from adaftr_fast._files import AnyPath, make_folder, replace_file
 from adaftr_fast._tables import Table
 from adaftr_fast.api.prepared import open_data
@@ -14,7 +16,6 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import joined
 from adaftr_fast.explain.buckets import Buckets
 from adaftr_fast.explain.importance import Importance, permutation_importance
-from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.models.build import ModelClass, class_name
 from adaftr_fast.runs.output import output
 from adaftr_fast.runs.run import train_one
@@ -22,6 +23,7 @@ from adaftr_fast.stores import as_path, local_folder
 from adaftr_fast.training import evaluation
 from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.trained import METRIC_COLUMNS, Run, metric_cells
+from adaftr_fast.training.trainer import OnEpoch
 
 if TYPE_CHECKING:
     from adaftr_fast._figures import Picture
@@ -99,11 +101,12 @@ def train(
     out: str | AnyPath = "runs/train",
     *,
     config: RunConfig | str | Path | None = None,
-    model: dict[str, Any] | type[MultiTaskModel] | None = None,
+    model: dict[str, Any] | type[nn.Module] | None = None,
     optimizer: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
     restart: bool = False,
     warm_start: Run | str | AnyPath | WarmStartConfig | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> Run:
     """Trains one model and measures it on the test split.
 
@@ -116,11 +119,14 @@ def train(
         out: the folder of the run.
         config: a configuration or a TOML file; the defaults are the paper's.
         model, optimizer, training: options that differ from ``config``, for example ``model={"name": "mmoe"}``. A class
-            of one's own as ``model`` stands for ``{"name": "module:Class"}``; it is called as
+            of one's own as ``model``, a ``MultiTaskModel`` or a ``torch.nn.Module`` that computes logits [B, T], stands
+            for ``{"name": "module:Class"}``; it is called as
             ``Class(num_embeddings, task_names, config.model, field_names)``.
         restart: discard an unfinished run in ``out``.
         warm_start: a run to start from: embedding rows by field and value, dense layers by name and shape. A
             ``WarmStartConfig`` also names the task of a Single-DNN whose tables are copied.
+        on_epoch: a function that is called with the record of each validation (one of ``Run.epochs``) once it is saved.
+            If it returns True, training stops, and the best weights so far are measured on the test split.
 
     Raises:
         ConfigError: an option is unknown, its value has a wrong type or is out of range, or a class is not a model.
@@ -145,7 +151,8 @@ def train(
         settings = replace(settings, warm_start=_start(warm_start))
     place = as_path(out)
     with joined(settings.training.device, settings.training.rank_timeout) as ranks, output(place, ranks) as to:
-        run = train_one(prepared, settings, to.local, restart=restart, ranks=ranks, output=to, report=True)
+        options: dict[str, Any] = {"restart": restart, "ranks": ranks, "output": to, "on_epoch": on_epoch}
+        run = train_one(prepared, settings, to.local, report=True, **options)
     run.folder = place
     run.model_class = own
     return run

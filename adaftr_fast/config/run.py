@@ -11,6 +11,7 @@ from adaftr_fast.config.model import ModelConfig, preset
 from adaftr_fast.config.options import AT_LEAST_0, AT_LEAST_1, DECAY, Range, Section, names, option
 from adaftr_fast.errors import ConfigError
 
+MONITORED = ("auc", "gauc", "cvr_auc", "logloss")  # of logloss, less is better
 SECONDS = Range(0, noun="number of seconds", infinite=True)
 
 
@@ -77,7 +78,10 @@ class TrainingConfig(Section):
     max_epochs: int = option(50, within=AT_LEAST_1, free_on_resume=True)
     """Maximum number of epochs."""
     patience: int = option(3, within=AT_LEAST_1, free_on_resume=True)
-    """Number of epochs without a better mean validation AUC after which training stops."""
+    """Number of epochs without a better validation metric (monitor) after which training stops."""
+    monitor: str = option("auc", omit_default=True)
+    """Validation metric that chooses the best weights and stops training: auc, gauc, cvr_auc or logloss, the mean over
+    tasks, or that of one task, such as conversion/auc."""
     validate_every: float = option(1.0, within=Range(0.001, 1, noun="number of epochs"), omit_default=True)
     """Epochs between two validations: 1, or a fraction 1/n such as 0.25. The best weights and early stopping follow
     them."""
@@ -121,6 +125,8 @@ class TrainingConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.trackers = list(dict.fromkeys(self.trackers))
+        if self.monitor.rpartition("/")[2] not in MONITORED:
+            raise self.error("monitor", f"{', '.join(MONITORED)}, or TASK/ before one of them", self.monitor)
         if abs(self.validations * self.validate_every - 1) > 1e-6:
             raise self.error("validate_every", "1, or a fraction 1/n such as 0.25", self.validate_every)
         if self.batch_size % self.accumulate:

@@ -84,12 +84,19 @@ class MultiTaskModel(nn.Module, ABC):
             dense: float32, the numbers of the dense fields, one column each, NaN = missing.
         """
 
-    @abstractmethod
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Computes the weighted terms of the objective (Eq. 14) by name, each 0-dim.
+        """Computes the weighted terms of the objective (Eq. 14) by name, each 0-dim; by default ``log_losses``.
 
         A model with an ``AdaptiveInfoNCE`` also takes ``process_group``, the ranks that contrast their rows together.
         """
+        return self.log_losses(self(*batch.features), batch)
+
+    def log_losses(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Computes Eq. 4 per task (with the "1 -" that its second logarithm lacks in print) from logits [B, T]."""
+        self.check_labels(batch.labels)
+        each = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")  # [B, T]
+        means = weighted_mean(each, batch.weight, batch.weight_mean).unbind()
+        return dict(zip(self.task_names, means, strict=True))
 
     def set_epoch(self, epochs: float) -> bool:
         """Sets what changes in the course of training, before each step; by default nothing does.
@@ -138,6 +145,31 @@ class MultiTaskModel(nn.Module, ABC):
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
         """Computes values per instance to report, each [B], such as the learned temperature; {} by default."""
         return {}
+
+
+class PlainModule(MultiTaskModel):
+    """A module of one's own that computes logits alone; it is trained with the log-loss of each task.
+
+    Args:
+        module: it is called with ids [B, F]; with multi-valued fields also with their offsets, and with dense fields
+            also with their numbers, as ``MultiTaskModel.forward``. It returns logits [B, T], or an object with
+            ``logits``.
+        task_names: T names, in the order of the columns of the labels.
+    """
+
+    def __init__(self, module: nn.Module, task_names: Sequence[str]) -> None:
+        super().__init__(task_names)
+        self.module = module
+
+    def forward(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
+        given = (ids, offsets, dense) if dense is not None else (ids,) if offsets is None else (ids, offsets)
+        found = self.module(*given)
+        logits = found if isinstance(found, Tensor) else getattr(found, "logits", None)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] != len(self.task_names):
+            got = type(found).__name__ if not isinstance(logits, Tensor) else list(logits.shape)
+            name, tasks = type(self.module).__name__, len(self.task_names)
+            raise TypeError(f"{name}: expected logits [B, {tasks}], or an object with them as logits, got {got}")
+        return logits
 
 
 class Backbone(MultiTaskModel):
@@ -266,11 +298,8 @@ class Backbone(MultiTaskModel):
         return self.task_losses(self.represent(*batch.features), batch)
 
     def task_losses(self, seen: Representations, batch: Batch) -> dict[str, Tensor]:
-        """Computes Eq. 4 per task (with the "1 -" that its second logarithm lacks in print), and L2 of Eq. 14."""
-        self.check_labels(batch.labels)
-        each = F.binary_cross_entropy_with_logits(seen.logits, batch.labels, reduction="none")  # [B, T]
-        means = weighted_mean(each, batch.weight, batch.weight_mean).unbind()
-        losses = dict(zip(self.task_names, means, strict=True))
+        """Computes ``log_losses``, and L2 of Eq. 14."""
+        losses = self.log_losses(seen.logits, batch)
         if self.l2:
             losses["l2"] = self._penalty(seen)
         return losses

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models.adaftr import AdaFTR
 from adaftr_fast.models.autoheri import AutoHERI
-from adaftr_fast.models.base import Backbone, MultiTaskModel
+from adaftr_fast.models.base import Backbone, MultiTaskModel, PlainModule
 from adaftr_fast.models.cross_stitch import CrossStitch
 from adaftr_fast.models.dcmt import DCMT
 from adaftr_fast.models.escm2 import ESCM2
@@ -24,7 +26,7 @@ from adaftr_fast.models.single_dnn import SingleDNN
 from adaftr_fast.nn.dense import NumericEncoding
 
 ARGUMENTS = ("num_embeddings", "task_names", "config", "field_names")
-ModelClass = str | type[MultiTaskModel]
+ModelClass = str | type[nn.Module]
 """A class, or its name as ``module:Class``."""
 
 
@@ -43,7 +45,8 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
 
     Args:
         model_class: a subclass of ``MultiTaskModel``, or its name. Its constructor takes ``ARGUMENTS``, and ``dense``
-            where the data have dense fields.
+            where the data have dense fields. Any other ``torch.nn.Module`` whose constructor has parameters of these
+            names becomes a ``PlainModule``.
 
     Returns:
         A function of ``ARGUMENTS`` and ``dense`` that builds the model. It raises ConfigError where the class raises
@@ -55,11 +58,13 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
     """
     name = class_name(model_class)
     found = _imported(name) if isinstance(model_class, str) else model_class
-    if not (isinstance(found, type) and issubclass(found, MultiTaskModel)):
-        raise _own_error(name, f"expected a subclass of adaftr_fast.models.MultiTaskModel, got {found!r}")
+    if not (isinstance(found, type) and (issubclass(found, MultiTaskModel) or _is_plain(found))):
+        plain = f"a torch.nn.Module that takes ({', '.join(ARGUMENTS)})"
+        raise _own_error(name, f"expected a subclass of adaftr_fast.models.MultiTaskModel or {plain}, got {found!r}")
     if inspect.isabstract(found):
-        raise _own_error(name, f"is abstract: it lacks {', '.join(sorted(found.__abstractmethods__))}")
-    construct: Callable[..., MultiTaskModel] = found
+        missing = sorted(vars(found)["__abstractmethods__"])
+        raise _own_error(name, f"is abstract: it lacks {', '.join(missing)}")
+    construct: Callable[..., nn.Module] = found
     signature = inspect.signature(found)
     if not _takes(signature):
         taken = ", ".join(signature.parameters)
@@ -78,14 +83,19 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
                 name, f"the data have dense fields, expected a constructor that takes dense, got {signature}"
             )
         try:
-            built: MultiTaskModel = construct(*data, dense=dense) if dense else construct(*data)
-            return built
+            built = construct(*data, dense=dense) if dense else construct(*data)
+            return built if isinstance(built, MultiTaskModel) else PlainModule(built, task_names)
         except ConfigError:
             raise
         except ValueError as error:
             raise _own_error(name, error) from error
 
     return build
+
+
+def _is_plain(found: type) -> bool:
+    """Returns whether a class is a module whose constructor has parameters of the names ``ARGUMENTS``."""
+    return issubclass(found, nn.Module) and set(ARGUMENTS) <= set(inspect.signature(found).parameters)
 
 
 def _takes(signature: inspect.Signature, **named: object) -> bool:

@@ -49,6 +49,7 @@ def train_one(
     ranks: Ranks | None = None,
     output: Output = HERE,
     report: bool = False,
+    on_epoch: OnEpoch | None = None,
 ) -> Run:
     """Trains the model of ``config`` on ``data`` and evaluates it on the test split.
 
@@ -60,7 +61,7 @@ def train_one(
     if report:
         # imports matplotlib: a missing package raises before training
         from adaftr_fast.training.report import write_page
-    with fit_one(data, config, folder, restart=restart, ranks=ranks, output=output) as trainer:
+    with fit_one(data, config, folder, restart=restart, ranks=ranks, output=output, on_epoch=on_epoch) as trainer:
         test = open_split(data, "test", ranks)
         size = config.training.eval_batch_size
         metrics = evaluate(trainer.model, test, size, ranks)

@@ -17,7 +17,7 @@ from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.data.schema.parse import funnel_stages
 from adaftr_fast.distributed.ranks import Ranks
-from adaftr_fast.errors import DivergedError
+from adaftr_fast.errors import DivergedError, TrainingError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.state import sharded_tables
@@ -195,5 +195,26 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 
 def mean_auc(metrics: TaskMetrics) -> float:
-    """Computes the mean AUC over tasks, by which early stopping selects weights."""
+    """Computes the mean AUC over tasks."""
     return float(np.mean([each["auc"] for each in metrics.values()]))
+
+
+def monitored(metrics: TaskMetrics, monitor: str) -> float:
+    """Returns the number that chooses the best weights: more is better, so a log-loss is negated.
+
+    Args:
+        metrics: the validation metrics.
+        monitor: the name of a metric, for its mean over the tasks that have it, or TASK/METRIC.
+
+    Raises:
+        TrainingError: there is no such task, no task has the metric, or it is undefined on these rows.
+    """
+    task, _, name = monitor.rpartition("/")
+    if task and task not in metrics:
+        raise TrainingError(f"training.monitor: expected one of the tasks {', '.join(metrics)}, got {monitor!r}")
+    found = [each[name] for each in ([metrics[task]] if task else metrics.values()) if name in each]
+    if not found or np.isnan(found).any():
+        needs = {"gauc": "; it needs groups with both classes", "cvr_auc": "; it needs a funnel"}.get(name, "")
+        raise TrainingError(f"training.monitor: the validation split has no {monitor}{needs}")
+    mean = float(np.mean(found))
+    return -mean if name == "logloss" else mean

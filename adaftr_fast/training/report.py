@@ -71,6 +71,11 @@ def write_page(folder: Path, manifest: Manifest, config: RunConfig, run: Run) ->
     write_report(folder, title, [run], before=_facts(manifest, config, run), after=after)
 
 
+def _monitor(config: RunConfig) -> str:
+    monitor = config.training.monitor
+    return monitor if "/" in monitor else f"mean {'AUC' if monitor == 'auc' else monitor}"
+
+
 def _next(run: Run) -> str:
     """Returns what the losses say, and the commands that go on."""
     lines = []
@@ -94,7 +99,7 @@ def _facts(manifest: Manifest, config: RunConfig, run: Run) -> str:
         "data": f"{manifest.dataset} in {config.data.folder}: rows {rows}",
         "inputs": f"{len(manifest.fields) + len(manifest.dense):,} fields, {sum(manifest.num_embeddings):,} ids",
         "tasks": ", ".join(manifest.tasks),
-        "best epoch": f"{run.best_epoch:g} of {run.trained_epochs:g}, by mean validation AUC",
+        "best epoch": f"{run.best_epoch:g} of {run.trained_epochs:g}, by {_monitor(config)} in validation",
         "training time": f"{time}, {run.samples_per_s:,.0f} samples/s",
     }
     if config.warm_start is not None:

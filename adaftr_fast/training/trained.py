@@ -38,7 +38,7 @@ from adaftr_fast.training.checkpoint.weights import (
     read_description,
     weights_of,
 )
-from adaftr_fast.training.evaluation import TaskMetrics, mean_auc
+from adaftr_fast.training.evaluation import TaskMetrics, monitored
 from adaftr_fast.training.sharding import check_tables, shard_tables
 
 if TYPE_CHECKING:
@@ -126,9 +126,10 @@ class Run:
     @cached_property
     def best_epoch(self) -> float:
         """The ``epoch`` of the best weights; 0 if there are none."""
-        # The first with their mean AUC, since later ones must be strictly better.
-        found = mean_auc(self.about.metrics)
-        return next((record["epoch"] for record in self.epochs if mean_auc(record["validation"]) == found), 0)
+        # The first with their metric, since later ones must be strictly better.
+        monitor = self.config.training.monitor
+        found = monitored(self.about.metrics, monitor)
+        return next((record["epoch"] for record in self.epochs if monitored(record["validation"], monitor) == found), 0)
 
     @cached_property
     def test(self) -> TaskMetrics:

@@ -27,14 +27,14 @@ from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean, epochs_after
 from adaftr_fast.training.checkpoint.state import capture, restore
 from adaftr_fast.training.device import memory_errors, to_device
-from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
+from adaftr_fast.training.evaluation import diagnose, evaluate, monitored, spread
 from adaftr_fast.training.files import RunFiles, shown
 from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
 from adaftr_fast.training.sharding import check_sharding, share_of
 from adaftr_fast.training.stepper import Stepper, not_finite
 from adaftr_fast.training.trained import Run
 
-OnEpoch = Callable[[dict[str, Any]], None]
+OnEpoch = Callable[[dict[str, Any]], bool | None]
 
 
 class StopRun(Exception):
@@ -42,7 +42,9 @@ class StopRun(Exception):
 
 
 class Trainer:
-    """Minimizes a model's loss on ``train`` and keeps the weights with the best mean AUC on ``validation``.
+    """Minimizes a model's loss on ``train`` and keeps the weights with the best metric on ``validation``.
+
+    The metric is ``config.monitor``, by default the mean AUC over tasks.
 
     Args:
         model: the model to train.
@@ -53,8 +55,9 @@ class Trainer:
         files: what the run keeps. By default, the best weights in memory.
         ranks: the ranks that train together, each on its rows of every batch.
         on_epoch: a function that is called with the record of every validation once it is saved, and again with that
-            of the last one if a run resumes after it. ``fit`` raises what it raises, and the run can be resumed;
-            ``StopRun`` ends its trackers as finished.
+            of the last one if a run resumes after it. If it returns True (of several ranks: on rank 0), training stops
+            as if it no longer improved. ``fit`` raises what it raises, and the run can be resumed; ``StopRun`` ends its
+            trackers as finished.
 
     Raises:
         TrainingError: the training split is smaller than a batch, an epoch has fewer steps than validations, a batch
@@ -87,6 +90,7 @@ class Trainer:
         self.means = RunningMean()
         self._resumed = False
         self._ends_again = False
+        self._is_stopped = False  # by on_epoch
         self._batches: Iterator[Batch] | None = None  # the rest of this epoch's
         self._checked = 0  # steps of this epoch whose losses are known to be finite
 
@@ -170,7 +174,8 @@ class Trainer:
         done = len(self.progress.epochs)
         per_epoch = self.config.validations
         best = round(self.progress.best_epoch * per_epoch)
-        return done >= self.config.max_epochs * per_epoch or done - best >= self.config.patience * per_epoch
+        is_over = done >= self.config.max_epochs * per_epoch or done - best >= self.config.patience * per_epoch
+        return is_over or self._is_stopped
 
     def _last_step(self) -> int:
         """Returns the step of this epoch after which the model is validated next."""
@@ -258,9 +263,10 @@ class Trainer:
             self._validate(record)
         self.progress.add(record, ends_epoch=self.progress.step == self._steps_per_epoch)
         self.means = RunningMean()
-        if mean_auc(record["validation"]) > self.progress.best_auc:
+        reached = monitored(record["validation"], self.config.monitor)
+        if reached > self.progress.best_auc:
             self.progress.best_epoch = record["epoch"]
-            self.progress.best_auc = mean_auc(record["validation"])
+            self.progress.best_auc = reached
         self._save_progress()  # first, so that an earlier run's results are removed only after this run's are saved
         self._publish(record)
 
@@ -273,10 +279,11 @@ class Trainer:
         if self.on_epoch is None:
             return
         try:
-            self.on_epoch(record)
+            stops = self.on_epoch(record) is True
         except StopRun:
             self.files.close_trackers()
             raise
+        self._is_stopped = stops if self.ranks is None else self.ranks.from_rank_zero(lambda: stops)
 
     def _validate(self, record: dict[str, Any]) -> None:
         """Adds the validation metrics and the quantiles of the diagnostics to an epoch's record."""

@@ -1,5 +1,7 @@
 """Classes that tests train by name."""
 
+from types import SimpleNamespace
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -55,6 +57,28 @@ class Plain(MultiTaskModel):
     def loss(self, batch):
         each = F.binary_cross_entropy_with_logits(self(*batch.features), batch.labels, reduction="none")
         return dict(zip(self.task_names, each.mean(0).unbind(), strict=True))
+
+
+class Logits(nn.Module):
+    """The same as ``Plain``, as a module without a loss."""
+
+    def __init__(self, num_embeddings, task_names, config, field_names):
+        super().__init__()
+        self.embedding = FusedEmbedding(num_embeddings, config.embedding_dim)
+        self.out = nn.Linear(len(num_embeddings) * config.embedding_dim, len(task_names))
+
+    def forward(self, ids, offsets=None):
+        return self.out(self.embedding(ids, offsets))
+
+
+class Output(Logits):
+    def forward(self, ids, offsets=None):
+        return SimpleNamespace(logits=super().forward(ids, offsets))
+
+
+class Wrong(Logits):
+    def forward(self, ids, offsets=None):
+        return torch.zeros(len(ids), 3)
 
 
 class Torch(Plain):

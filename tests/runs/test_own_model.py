@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 import adaftr_fast as af
 from adaftr_fast.cli import main
@@ -11,7 +12,7 @@ from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.errors import CheckpointError, ConfigError
 from adaftr_fast.models.build import find_class
 from adaftr_fast.nn.dense import NumericEncoding
-from tests.runs.own import AnyKeywords, Keywords, Net
+from tests.runs.own import AnyKeywords, Keywords, Logits, Net, Output, Plain, Wrong
 
 from .conftest import write_day
 
@@ -98,7 +99,7 @@ def test_the_commands_import_from_the_current_directory(prepared, folder, capsys
     assert json.loads((folder / "other/best/checkpoint.json").read_text())["config"]["model"]["options"] == {"width": 3}
     capsys.readouterr()
     name = ["--model.class", "shop_nets:Net"]
-    assert main(["evaluate", "--run", "run", "--data", "data", *name]) == 0
+    assert main(["evaluate", "--run", "run", "--data", "data", "--json", *name]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"] == json.loads((folder / "run/test.json").read_text())
     assert main(["export", "--run", "run", "--out", "model", *name]) == 0
 
@@ -125,13 +126,16 @@ def test_a_checkpoint_imports_nothing_that_was_not_named(prepared, folder, capsy
     [
         ("no_such.module:Net", "there is no module no_such"),
         ("tests.runs.own:Missing", "the module tests.runs.own has no class Missing"),
-        ("tests.runs.own:nn.Linear", "expected a subclass of adaftr_fast.models.MultiTaskModel, got "),
-        ("tests.runs.own:nn", "expected a subclass of adaftr_fast.models.MultiTaskModel, got <module"),
+        (
+            "tests.runs.own:nn.Linear",
+            "expected a subclass of adaftr_fast.models.MultiTaskModel or a torch.nn.Module that",
+        ),
+        ("tests.runs.own:nn", "expected a subclass of adaftr_fast.models.MultiTaskModel or .*, got <module"),
         (
             "tests.runs.own:Short",
             r"expected \(num_embeddings, task_names, config, field_names\), got \(num_embeddings\)",
         ),
-        ("tests.runs.own:Abstract", "is abstract: it lacks forward, loss"),
+        ("tests.runs.own:Abstract", "is abstract: it lacks forward"),
         ("tests.runs.own:Refusing", "options: expected a width, got none"),
     ],
 )
@@ -141,6 +145,22 @@ def test_a_class_that_is_no_model_is_an_error_in_one_line(prepared, folder, caps
         find_class(name)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"])
     assert main(train_command("run", "--model.class", name)) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_module_that_computes_logits_alone_is_trained_with_the_log_loss(prepared, folder):
+    """As a model with this loss, to the bit; also where it returns an object with logits."""
+    prepared(1)
+    settings = {"training": {"batch_size": 50, "max_epochs": 1, "progress": False}}
+    runs = {kind: af.train("data", f"run-{kind.__name__}", model=kind, **settings) for kind in (Logits, Output, Plain)}
+    losses = {kind: run.epochs[0]["train"] for kind, run in runs.items()}
+    assert losses[Logits] == losses[Output] == losses[Plain]
+    assert runs[Logits].test == runs[Output].test == runs[Plain].test
+    again = af.load_run("run-Logits", model_class=Logits)
+    assert af.evaluate(again).metrics == runs[Logits].test
+    af.export(again, "model")
+    model = find_class(Wrong)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"])
+    with pytest.raises(TypeError, match=r"Wrong: expected logits \[B, 2\], or an object with them .*, got \[5, 3\]"):
+        model(torch.zeros(5, 2, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("kind", [Keywords, AnyKeywords])

@@ -9,7 +9,7 @@ import torch
 
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import Split
-from adaftr_fast.errors import DivergedError, TrainingError
+from adaftr_fast.errors import ConfigError, DivergedError, TrainingError
 from adaftr_fast.optim import SGD, Adagrad, Adam, LazyAdam, RowwiseAdagrad
 from adaftr_fast.training import trackers as tracking
 from adaftr_fast.training.checkpoint.weights import load_checkpoint
@@ -217,6 +217,66 @@ def test_resuming_does_what_a_killed_run_did_not_do_at_the_end_of_an_epoch(model
     assert resumed.fit().best_epoch == 1
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
     assert holds_weights_of(tmp_path / "best", resumed.model)
+
+
+@pytest.mark.parametrize("monitor", ["auc", "logloss", "gauc", "cvr_auc", "conversion/auc", "click/logloss"])
+def test_the_monitored_metric_chooses_the_weights_and_ends_the_run(model, splits, monkeypatch, monitor):
+    """Metrics whose best epochs differ: the second for click's AUC, the first for click's log-loss, and so on."""
+    values = {  # per epoch
+        ("click", "auc"): (0.6, 0.7, 0.5, 0.5),
+        ("conversion", "auc"): (0.5, 0.6, 0.65, 0.6),
+        ("click", "logloss"): (0.1, 0.2, 0.3, 0.4),
+        ("conversion", "logloss"): (0.9, 0.7, 0.7, 0.65),
+        ("click", "gauc"): (0.5, 0.5, 0.5, 0.6),
+        ("conversion", "gauc"): (0.5, 0.5, 0.5, 0.6),
+        ("conversion", "cvr_auc"): (0.7, 0.6, 0.6, 0.6),
+    }
+    best = {"auc": 2, "logloss": 2, "gauc": 4, "cvr_auc": 1, "conversion/auc": 3, "click/logloss": 1}[monitor]
+    epochs = iter(range(4))
+
+    def metrics(*_):
+        epoch, found = next(epochs), {"click": {}, "conversion": {}}
+        for (task, name), each in values.items():
+            found[task][name] = each[epoch]
+        return found
+
+    monkeypatch.setattr("adaftr_fast.training.trainer.evaluate", metrics)
+    run = trainer(model, splits, monitor=monitor, patience=2 if monitor == "cvr_auc" else 3).fit()
+    assert run.best_epoch == best
+    assert len(run.epochs) == (3 if monitor == "cvr_auc" else 4)
+
+
+def test_a_monitored_metric_that_is_not_there_is_named(model, splits):
+    with pytest.raises(
+        TrainingError, match=r"training\.monitor: expected one of the tasks click, conversion, got 'buy/auc'"
+    ):
+        trainer(model, splits, monitor="buy/auc").fit()
+    with pytest.raises(
+        TrainingError, match=r"training\.monitor: the validation split has no click/cvr_auc; it needs a"
+    ):
+        trainer(model, splits, monitor="click/cvr_auc").fit()
+    with pytest.raises(
+        ConfigError, match=r"training\.monitor: expected auc, gauc, cvr_auc, logloss, or TASK/ before one"
+    ):
+        TrainingConfig(monitor="accuracy")
+
+
+def test_on_epoch_ends_a_run_also_when_it_is_resumed(model, splits, tmp_path):
+    records = []
+
+    def ends(record):
+        records.append(record["epoch"])
+        return record["epoch"] == 2
+
+    run = trainer(model, splits, tmp_path)
+    run.on_epoch = ends
+    result = run.fit()
+    assert (records, len(result.epochs), result.interrupted) == ([1, 2], 2, 0)
+    resumed = trainer(type(model)(), splits, tmp_path)
+    resumed.on_epoch = ends
+    assert resumed.resume()
+    assert len(resumed.fit().epochs) == 2
+    assert records == [1, 2, 2]
 
 
 def test_an_error_of_on_epoch_closes_the_trackers_also_on_resuming(model, splits, tmp_path, monkeypatch):

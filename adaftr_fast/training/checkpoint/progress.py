@@ -20,8 +20,8 @@ class Progress:
         validated: the step of this epoch after which the model was last validated.
         total_steps: the number of steps done in all epochs.
         seconds: training time since the last validation, in seconds.
-        best_epoch: the epoch with the best mean validation AUC; 0 before the first validation.
-        best_auc: the mean validation AUC of ``best_epoch``.
+        best_epoch: the epoch with the best validation metric; 0 before the first validation.
+        best_auc: the metric of ``best_epoch``, by default the mean AUC (``evaluation.monitored``).
         epochs: the records of all validations, as in metrics.jsonl.
     """
 
