@@ -14,6 +14,7 @@ PR_SET_PDEATHSIG = 1
 SPIN, WAIT_POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
 # Rounds of waiting before a thread sleeps, measured in benchmarks/README.md, "Shared machines". libgomp's are 300,000.
 ON_AN_IDLE_MACHINE, BESIDE_OTHER_WORK = 10_000, 300
+IS_BOUNDED = SPIN in os.environ or WAIT_POLICY in os.environ  # libgomp reads them once, when torch is imported
 
 
 def is_command() -> bool:

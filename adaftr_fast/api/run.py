@@ -22,6 +22,7 @@ from adaftr_fast.runs.run import train_one
 from adaftr_fast.stores import as_path, local_folder
 from adaftr_fast.training import evaluation
 from adaftr_fast.training.evaluation import TaskMetrics
+from adaftr_fast.training.spinning import warn_of_spinning
 from adaftr_fast.training.trained import METRIC_COLUMNS, Run, metric_cells
 from adaftr_fast.training.trainer import OnEpoch
 
@@ -150,6 +151,8 @@ def train(
     if warm_start is not None:
         settings = replace(settings, warm_start=_start(warm_start))
     place = as_path(out)
+    if settings.training.device == "cpu":
+        warn_of_spinning()
     with joined(settings.training.device, settings.training.rank_timeout) as ranks, output(place, ranks) as to:
         options: dict[str, Any] = {"restart": restart, "ranks": ranks, "output": to, "on_epoch": on_epoch}
         run = train_one(prepared, settings, to.local, report=True, **options)
