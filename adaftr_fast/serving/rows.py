@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from adaftr_fast.data.encode.encoders import one_array
+from adaftr_fast.data.encode.written import plain_numbers, without_words
 from adaftr_fast.data.raw.inputs import column_types, field_columns
 from adaftr_fast.data.raw.tables import ArrowStream, read_table
-from adaftr_fast.data.schema.types import Schema
+from adaftr_fast.data.schema.types import Schema, TextFormat
 from adaftr_fast.errors import ConfigError, DataError
 
 Row = Mapping[str, Any]
@@ -47,7 +49,9 @@ def read_rows(schema: Schema, prices: Sequence[str], rows: Rows, extra: Extra) -
         _check_names(where, row, names, known)
     types = column_types(schema) | dict.fromkeys(prices, pa.float64())
     lists = {field.columns[0] for field in schema.fields if field.tokens is not None and field.separator is None}
-    return pa.record_batch({name: _column(listed, name, types[name], name in lists) for name in names})
+    columns = {name: _values(listed, name, name in lists) for name in names}
+    is_number = {name: types[name] == pa.float64() for name in names}
+    return pa.record_batch({name: _column(name, each, is_number[name], schema.text) for name, each in columns.items()})
 
 
 def needed_columns(schema: Schema, prices: Sequence[str]) -> list[str]:
@@ -88,20 +92,28 @@ def _quoted(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _column(listed: Mapping[str, Row], name: str, kind: pa.DataType, is_list: bool) -> pa.Array:
-    """Returns the values of a column. Values of several types become text, or numbers if ``kind`` is float64."""
+def _values(listed: Mapping[str, Row], name: str, is_list: bool) -> list[Any]:
+    """Returns the values of a column, None where they are missing. Raises DataError if one is a list and should not."""
     values = [row[name] for row in listed.values()]
     for where, value in zip(listed, values):
         if isinstance(value, list | tuple | np.ndarray | dict) != is_list and not _is_missing(value):
             expected = "a list" if is_list else "one value (a dict is one row)"
             raise DataError(f"{where}: column {name!r}: expected {expected}, got {type(value).__name__}")
-    values = [None if _is_missing(value) else value for value in values]
+    return [None if _is_missing(value) else value for value in values]
+
+
+def _column(name: str, values: list[Any], is_number: bool, form: TextFormat) -> pa.Array:
+    """Returns values as a column. Those of several types become text, or numbers if the column holds numbers."""
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError):
-        as_one: Callable[[Any], Any] = float if kind == pa.float64() else _text
+        if not is_number:
+            return pa.array([None if value is None else _text(value) for value in values])
     try:
-        return pa.array([None if value is None else as_one(value) for value in values])
+        plain = [None if value is None or isinstance(value, str) else float(value) for value in values]
+        texts = pa.array([value if isinstance(value, str) else None for value in values], pa.string())
+        read = plain_numbers(without_words(texts, form), form).cast(pa.float64())
+        return pc.coalesce(pa.array(plain, pa.float64()), read)
     except (ValueError, TypeError, OverflowError) as error:
         raise DataError(f"rows: column {name!r}: expected numbers: {error}") from error
 
