@@ -41,7 +41,7 @@ class ModelConfig(Section):
     backbone: Literal["shared_bottom", "mmoe", "ple"] = option("mmoe")
     """Backbone of AdaFTR (Table 6)."""
     embedding_dim: int = option(8, within=AT_LEAST_1)
-    """E, embedding width of every field (Table 3)."""
+    """Embedding width of every field, E (Table 3)."""
     embedding_dims: dict[str, int] = option(factory=dict, within=AT_LEAST_1, omit_default=True)
     """Embedding widths of fields by name, which override embedding_dim, such as {"user": 16}."""
     attention: dict[str, str] = option(factory=dict, omit_default=True)
@@ -50,7 +50,7 @@ class ModelConfig(Section):
     attention_hidden: list[int] = option(factory=lambda: [36], within=AT_LEAST_1, omit_default=True)
     """Layer widths of the activation unit of target attention, a of DIN's Eq. 3 (Fig. 2)."""
     num_experts: int = option(3, within=AT_LEAST_1)
-    """k of Eq. 3: number of experts of MMoE, and of shared experts of PLE unless shared_experts is given."""
+    """Number of experts of MMoE, and of shared experts of PLE unless shared_experts is given; k of Eq. 3."""
     shared_experts: int | None = option(None, within=AT_LEAST_1, omit_default=True)
     """Number of PLE's shared experts (null: num_experts)."""
     task_experts: int = option(1, within=AT_LEAST_1)
@@ -67,38 +67,39 @@ class ModelConfig(Section):
     relatedness_hidden: list[int] = option(factory=lambda: [64, 32], within=AT_LEAST_1)
     """Layer widths of the relatedness network, MLP of Eq. 9."""
     contrast: Literal["infonce", "positive", "alignment", "mse", "mae", "none"] = option("infonce")
-    """Alignment loss of AdaFTR: L_cl (infonce, Eq. 13), L_scl (positive, Eq. 7), L_scl without negative (alignment),
-    L_reg (mse or mae, Eq. 5), or none."""
+    """Loss by which AdaFTR aligns two tasks: a contrast with other rows (infonce; L_cl, Eq. 13) or with one (positive;
+    L_scl, Eq. 7), without a negative (alignment), a regression (mse or mae; L_reg, Eq. 5), or none."""
     contrast_layer: int = option(1, within=AT_LEAST_1)
-    """Tower layer whose output after ReLU is h, counted from 1 (Section 3.1.4, Fig. 3)."""
+    """Tower layer, counted from 1, whose output after ReLU is contrasted, h (Section 3.1.4, Fig. 3)."""
     contrast_rows: int = option(0, within=AT_LEAST_0, omit_default=True)
-    """Number of rows that L_cl (infonce) contrasts with each other: the batch is divided into blocks of so many
+    """Number of rows that the contrast (infonce) compares with each other: the batch is divided into blocks of so many
     consecutive rows, which are random as the batch is shuffled. 0 contrasts the whole batch, as in Eq. 13."""
     contrast_precision: Literal["auto", "float32", "bfloat16"] = option("auto", omit_default=True)
-    """Precision of the products of L_cl (infonce): IEEE float32, bfloat16 with float32 sums, or that of the
+    """Precision of the products of the contrast (infonce): IEEE float32, bfloat16 with float32 sums, or that of the
     representations, and of torch.set_float32_matmul_precision where these are float32 (auto). training.precision sets
     the precision of all other layers."""
     pairs: list[str] = option(factory=list)
     """Pairs of tasks that AdaFTR aligns, anchor first, such as ["click-view"]; default: the first task with each other
     task (Section 3.3.4)."""
     tau: Literal["adaptive", "scalar", "fixed"] = option("adaptive")
-    """tau of Eq. 13: a function of each instance's relatedness (adaptive, Eq. 12), one learned number (scalar), or
-    tau_fixed (fixed) (Table 5)."""
+    """Temperature of the contrast, tau of Eq. 13: a function of each instance's relatedness (adaptive, Eq. 12), one
+    learned number (scalar), or tau_fixed (fixed) (Table 5)."""
     tau_min: float = option(0.05, within=TEMPERATURE)
-    """tau^L of Eq. 12, and lower bound of a scalar tau."""
+    """Lower bound of an adaptive or scalar temperature, tau^L of Eq. 12."""
     tau_max: float = option(1.0, within=TEMPERATURE)
-    """tau^U of Eq. 12, and upper bound of a scalar tau."""
+    """Upper bound of an adaptive or scalar temperature, tau^U of Eq. 12."""
     tau_fixed: float = option(0.05, within=TEMPERATURE)
-    """Value of a fixed tau (Eq. 6; Table 5, "w/o learnable tau")."""
+    """Value of a fixed temperature (Eq. 6; Table 5, "w/o learnable tau")."""
     relatedness_updates: Literal["omega", "all"] = option("omega")
-    """Parameters that L_rel (Eq. 11) updates: the relatedness network Omega (Algorithm 1, line 10), or also the experts
-    and embeddings below it (Eq. 14, with temperature_updates all)."""
+    """Parameters that the relatedness loss (L_rel, Eq. 11) updates: the relatedness network Omega (Algorithm 1, line
+    10), or also the experts and embeddings below it (Eq. 14, with temperature_updates all)."""
     contrast_updates: Literal["all", "towers"] = option("all")
-    """Parameters that L_cl (Eq. 13) updates: all of Theta (Algorithm 1, line 17), or only the towers up to h (Section
-    2.4.1)."""
+    """Parameters that the contrast (L_cl, Eq. 13) updates: all of Theta (Algorithm 1, line 17), or only the towers up
+    to h (Section 2.4.1)."""
     temperature_updates: Literal["none", "omega", "all"] = option("none")
-    """Parameters that L_cl updates through tau (Eq. 12): none (Algorithm 1), Omega (Section 2.4.1), or also the experts
-    and embeddings below it (Eq. 14, with relatedness_updates all)."""
+    """Parameters that the contrast updates through its temperature (Eq. 12): none (Algorithm 1), the relatedness
+    network Omega (Section 2.4.1), or also the experts and embeddings below it (Eq. 14, with relatedness_updates
+    all)."""
     alpha: float = option(1.0, within=WEIGHT)
     """Weight of the relatedness loss (Eq. 14); with the default relatedness_updates, temperature_updates and clip_norm,
     Adam makes it almost irrelevant."""
@@ -108,16 +109,16 @@ class ModelConfig(Section):
     """Number of epochs over which beta falls linearly to 0; from then on no contrastive loss is computed. 0 keeps beta
     constant, as in the paper."""
     counterfactual_weight: float = option(0.1, within=WEIGHT, omit_default=True)
-    """lambda_c of ESCM2 and w_cvr of DCMT, the weight of the risk of p_cvr."""
+    """Weight of the risk of p_cvr, lambda_c of ESCM2 and w_cvr of DCMT."""
     ctcvr_weight: float = option(1.0, within=WEIGHT, omit_default=True)
-    """lambda_g of ESCM2 and w_ctcvr of DCMT, the weight of the loss of p_ctcvr."""
+    """Weight of the loss of p_ctcvr, lambda_g of ESCM2 and w_ctcvr of DCMT."""
     propensity_min: float = option(0.01, within=Range(0, 1, above=True, noun="probability"), omit_default=True)
     """Smallest p_ctr that ESCM2 and DCMT divide by, and smallest 1 - p_ctr that DCMT divides by."""
     constraint_weight: float = option(0.001, within=WEIGHT, omit_default=True)
-    """lambda of DCMT, the weight of |1 - (p + p*)| within the risk of p_cvr."""
+    """Weight of |1 - (p + p*)| within the risk of p_cvr, lambda of DCMT."""
     l2: float = option(1e-6, within=WEIGHT)
-    """lambda of Eq. 14, weight of the L2 term of the dense weights and of the looked-up embedding rows; 1 in
-    Table 3, for the norm of all parameters (docs/decisions.md)."""
+    """Weight of the L2 term of the dense weights and of the looked-up embedding rows, lambda of Eq. 14; 1 in Table 3,
+    for the norm of all parameters (docs/decisions.md)."""
     l2_form: Literal["squared", "norm"] = option("squared", omit_default=True)
     """L2 term: the squared norm of these weights, or the norm itself, as Eq. 14 prints it."""
     options: dict[str, Any] = option(factory=dict, omit_default=True)

@@ -105,7 +105,7 @@ class TrainingConfig(Section):
     """How the tasks share a step: their losses are summed (none) or weighted by learned variances (uncertainty), or
     their gradients are projected (pcgrad) or weighted to balance their norms (gradnorm); docs/balancing.md."""
     gradnorm_alpha: float = option(1.5, within=Range(0, noun="exponent"), omit_default=True)
-    """alpha of GradNorm: the larger, the more it favors tasks whose loss has fallen less."""
+    """The larger, the more GradNorm favors tasks whose loss has fallen less, alpha of GradNorm."""
     compile: bool = option(False)
     """Compile the loss with torch.compile, which takes a minute and needs a C++ compiler on a CPU."""
     graph: Literal["auto", "off"] = option("auto", identifies=False, free_on_resume=True)
