@@ -28,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         after SIGTERM. Other errors show a traceback, and ``--debug`` shows one for every error.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    parsed = build_parser(words).parse_args(words)
+    parser = build_parser(words)
+    parsed = parser.parse_args(parser.spelled_out(words))
     name = parsed.subcommand
     from adaftr_fast.distributed.ranks import launched  # imports torch, which --help does not wait for
 

@@ -17,41 +17,25 @@ HINT = (
 )
 
 
+EXAMPLE = """\
+adaftr-fast prepare --files log.csv --labels click conversion --group user --time timestamp --out data/mine
+adaftr-fast train --data data/mine --out runs/mine"""
+
+
 def add_prepare(parser: Parser) -> None:
     """Adds the options of ``prepare``."""
-    parser.add_argument("--dataset", type=str | None, help="a data set that info lists, or a schema file (.toml)")
+    parser.example = EXAMPLE
+    parser.start_group("what to read and where to write")
     files = "files of parquet or text, and folders of them, as one log; not used for flights and synthetic"
     parser.add_argument("--files", type=str, nargs="+", default=[], help=files)
-    parser.add_argument("--labels", type=str, nargs="+", help="instead of --dataset: one 0/1 column per task")
-    parser.add_argument("--group", type=str | None, help="with --labels: the column of users")
-    parser.add_argument("--time", type=str | None, help="with --labels: the column to split by, else users or rows")
-    parser.add_argument("--weight", type=str | None, help="with --labels: the column of sample weights")
-    parser.add_argument("--ignore", type=str, nargs="+", default=[], help="with --labels: columns to leave out")
-    multi = (
-        "with --labels: text columns that hold lists, as NAME=SEPARATOR, such as 'tags=|'; NAME= reads one value. "
-        "Others are detected, with a warning"
-    )
-    parser.add_argument("--multi", type=str, nargs="+", default=[], help=multi)
-    funnel = (
-        "with --labels: tasks in order, each of which happens only after the one before, for the CVR AUC of each later "
-        "one (default: click conversion, if both are labels)"
-    )
-    parser.add_argument("--funnel", type=str, nargs="+", help=funnel)
-    parser.add_argument("--dense", type=str, nargs="+", default=[], help="with --labels: numbers that are not embedded")
-    hashed = "with --labels: columns whose values get their ids by a hash, as NAME=IDS, such as item=1000000"
-    parser.add_argument("--hash", type=str, nargs="+", default=[], help=hashed)
-    rare = "with --labels: how many training rows a value needs to get an id (default: 1)"
-    parser.add_argument("--min_count", type=int | None, help=rare)
-    null = "with --labels: words that mean missing in text, such as NA (default: those in columns of numbers)"
-    parser.add_argument("--null", type=str, nargs="+", default=[], help=null)
-    thousands = "with --labels: the mark of thousands in text, such as , (default: detected)"
-    parser.add_argument("--thousands", type=str, default="", help=thousands)
-    decimal = "with --labels: the mark of decimals in text (default: ., or a comma if detected)"
-    parser.add_argument("--decimal", type=str, default=".", help=decimal)
-    dates = "with --labels: forms of --time in text, such as %%d/%%m/%%Y (default: detected)"
-    parser.add_argument("--dates", type=str, nargs="+", default=[], help=dates)
-    written = "with --labels: also write the inferred schema to this file (.toml), to edit it and pass it as --dataset"
-    parser.add_argument("--write_schema", type=Path | None, help=written)
+    parser.add_argument("--out", type=place, required=True, help="the prepared folder")
+    parser.add_argument("--labels", type=str, nargs="+", help="one 0/1 column per task; the fields are inferred")
+    dataset = "instead of --labels: a data set that info lists, or a schema file (.toml)"
+    parser.add_argument("--dataset", type=str | None, help=dataset)
+    _add_roles(parser)
+    _add_fields(parser)
+    _add_text(parser)
+    parser.start_group("how to work")
     parser.add_argument("--bad_rows", type=float, default=0.0, help="maximum share of rows that cannot be read")
     grow = "a prepared folder of the same fields whose ids are kept; new values get new ids"
     parser.add_argument("--grow", type=place, help=grow)
@@ -60,7 +44,47 @@ def add_prepare(parser: Parser) -> None:
         "into how many shards the rows are divided (default: 1, with --engine ray one for each 512 MB of the files)"
     )
     parser.add_argument("--shards", type=int | None, help=shards)
-    parser.add_argument("--out", type=place, required=True, help="the prepared folder")
+
+
+def _add_roles(parser: Parser) -> None:
+    parser.start_group("the roles of columns, with --labels")
+    parser.add_argument("--group", type=str | None, help="the column of users")
+    parser.add_argument("--time", type=str | None, help="the column to split by, else users or rows")
+    parser.add_argument("--weight", type=str | None, help="the column of sample weights")
+    parser.add_argument("--ignore", type=str, nargs="+", default=[], help="columns to leave out")
+    funnel = (
+        "tasks in order, each of which happens only after the one before, for the CVR AUC of each later one and for "
+        "predict --bid (default: click conversion, if both are labels)"
+    )
+    parser.add_argument("--funnel", type=str, nargs="+", help=funnel)
+
+
+def _add_fields(parser: Parser) -> None:
+    parser.start_group("how fields are read, with --labels")
+    multi = (
+        "text columns that hold lists, as NAME=SEPARATOR, such as 'tags=|'; NAME= reads one value. Others are "
+        "detected, with a warning"
+    )
+    parser.add_argument("--multi", type=str, nargs="+", default=[], help=multi)
+    parser.add_argument("--dense", type=str, nargs="+", default=[], help="numbers that are not embedded")
+    hashed = "columns whose values get their ids by a hash, as NAME=IDS, such as item=1000000"
+    parser.add_argument("--hash", type=str, nargs="+", default=[], help=hashed)
+    rare = "how many training rows a value needs to get an id (default: 1)"
+    parser.add_argument("--min_count", type=int | None, help=rare)
+    written = "also write the inferred schema to this file (.toml), to edit it and pass it as --dataset"
+    parser.add_argument("--write_schema", type=Path | None, help=written)
+
+
+def _add_text(parser: Parser) -> None:
+    parser.start_group("how text is read, with --labels")
+    null = "words that mean missing, such as NA (default: those in columns of numbers)"
+    parser.add_argument("--null", type=str, nargs="+", default=[], help=null)
+    thousands = "the mark of thousands, such as ',' (default: detected)"
+    parser.add_argument("--thousands", type=str, default="", help=thousands)
+    decimal = "the mark of decimals (default: ., or a comma if detected)"
+    parser.add_argument("--decimal", type=str, default=".", help=decimal)
+    dates = "forms of --time, such as %%d/%%m/%%Y (default: detected)"
+    parser.add_argument("--dates", type=str, nargs="+", default=[], help=dates)
 
 
 def prepare(arguments: jsonargparse.Namespace) -> None:
@@ -76,6 +100,7 @@ def prepare(arguments: jsonargparse.Namespace) -> None:
     print(f"Values, label rates and drift of each field: {prepared.folder / PAGE}")
     if arguments.labels:
         print(HINT)
+    print(f"adaftr-fast train --data {arguments.out} --out RUN")
 
 
 def _pairs(option: str, what: str, pairs: list[str]) -> dict[str, str]:

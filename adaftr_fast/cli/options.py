@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from operator import attrgetter
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
@@ -73,15 +74,15 @@ class Group:
     entries: list[Entry] = field(default_factory=list)
 
 
-def help_text(name: str, description: str, groups: list[Group]) -> str:
-    """Returns the help text of a command."""
+def help_text(name: str, description: str, groups: list[Group], example: str = "") -> str:
+    """Returns the help text of a command; an example stands at its end."""
     width = min(max(shutil.get_terminal_size().columns, 2 * COLUMN), WIDTH) - 2
     entries = [each for group in groups for each in group.entries]
     column = min(max(len(each.typed) for each in entries) + 4, COLUMN)
     usage = " ".join([f"usage: {name}", *(each.typed for each in entries if each.required), "[options]"])
     blocks = [textwrap.fill(usage, width, subsequent_indent="  ", break_long_words=False)]
     blocks.append(textwrap.fill(description, width))
-    for group in _arranged(groups):
+    for group in filter(attrgetter("entries"), _arranged(groups)):
         lines = [f"{group.title}:"]
         if group.description:
             lines += [textwrap.indent(textwrap.fill(group.description, width - 2), "  "), ""]
@@ -92,6 +93,8 @@ def help_text(name: str, description: str, groups: list[Group]) -> str:
                 head = " " * column
             lines.append(textwrap.fill(each.text, width, initial_indent=head, subsequent_indent=" " * column))
         blocks.append("\n".join(lines))
+    if example:
+        blocks.append(f"example:\n{textwrap.indent(example, '  ')}")
     return "\n\n".join(blocks) + "\n"
 
 
@@ -112,6 +115,7 @@ MISMATCH = re.compile(
 )
 EVERY_SECTION = tuple(SECTIONS)
 PRESET = "--model.preset"
+DATA, FOLDER = "--data", "--data.folder"  # other commands have the former; jsonargparse knows it as the section
 CLASS = "--model.class"  # another name of --model.name, as a field of a dataclass cannot be called "class"
 GRACE_SECONDS = 60.0  # in which an interrupted run saves a snapshot
 EXPECTED = {
@@ -143,18 +147,26 @@ class Parser(jsonargparse.ArgumentParser):
     """A parser that reports errors in one line, and whose help has the options that matter first.
 
     Attributes:
-        described: what the help says of the options, by group; the first group has those of no section.
+        described: what the help says of the options, by group; the first group has those of no other.
+        example: lines at the end of the help.
         commands: the parsers of the subcommands.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.described = [Group("options")]
+        self.example = ""
+        self._group = self.described[0]
         self.commands: dict[str, Parser] = {}
         super().__init__(*arguments, **options)
 
     def add_argument(self, *names: str, **options: Any) -> Any:
-        """Adds an argument as jsonargparse does, in the first group of the help."""
-        return self._add(self.described[0], names, options)
+        """Adds an argument as jsonargparse does, in the present group of the help."""
+        return self._add(self._group, names, options)
+
+    def start_group(self, title: str, description: str = "") -> None:
+        """Puts the arguments that are added from now on into a group of their own in the help."""
+        self._group = Group(title, description)
+        self.described.append(self._group)
 
     def add_section(self, section: Any, prefix: str = "", required: Sequence[str] = ()) -> None:
         """Adds an option ``--<prefix><name>`` for each field of a dataclass, in a group of their own.
@@ -182,11 +194,19 @@ class Parser(jsonargparse.ArgumentParser):
             group.entries.append(_entry(action, options.get("type")))
         return action
 
+    def spelled_out(self, words: Sequence[str]) -> list[str]:
+        """Returns arguments with ``--data.folder`` in place of ``--data`` where the command has that option."""
+        command = next((self.commands[word] for word in words if word in self.commands), None)
+        if command is None or "data.folder" not in command._names():
+            return list(words)
+        return [FOLDER + word.removeprefix(DATA) if word.partition("=")[0] == DATA else word for word in words]
+
     def format_help(self, *_: Any) -> str:
         """Returns the help text."""
         commands = [Entry(name, name, (each.description or "").rstrip(".")) for name, each in self.commands.items()]
         groups = [Group("commands", "", commands), *self.described] if commands else self.described
-        return help_text(f"{self._name()}{' COMMAND' if commands else ''}", self.description or "", groups)
+        name = f"{self._name()}{' COMMAND' if commands else ''}"
+        return help_text(name, self.description or "", groups, self.example)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Prints the name of the command and the message, and exits with status 2.
@@ -244,7 +264,7 @@ def _set_model(namespace: Any, options: dict[str, Any]) -> None:
 
 def _entry(action: Action, hint: Any) -> Entry:
     """Returns what the help says of an argument, whose type ``hint`` is."""
-    text = " ".join((action.help or "").replace("``", "").split()).rstrip(".")
+    text = " ".join((action.help or "").replace("``", "").replace("%%", "%").split()).rstrip(".")
     if not action.option_strings:
         return Entry(action.dest, str(action.metavar or action.dest), text, action.required)
     if action.required:
@@ -252,7 +272,8 @@ def _entry(action: Action, hint: Any) -> Entry:
     elif action.nargs != 0 and action.default not in (None, "", [], {}) and "(default" not in text:
         shown = action.default if isinstance(action.default, str | Path) else dumps(action.default)
         text += f" (default: {shown})"
-    typed = ", ".join(name for name in action.option_strings if not name.endswith("+"))  # which appends to a list
+    names = [name for name in action.option_strings if not name.endswith("+")]  # which appends to a list
+    typed = ", ".join([*names, DATA] if FOLDER in names else names)
     if action.nargs != 0:
         kind = action.metavar or _kind(hint)
         typed += f" {kind} [{kind} ...]" if action.nargs == "+" else f" {kind}"

@@ -58,6 +58,8 @@ def compare(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.api.compare import compare
 
     print(compare(arguments.runs, arguments.out))
+    if arguments.out is not None:
+        print(f"\nReport: {arguments.out}/report.md")
 
 
 def add_export(parser: Parser) -> None:
@@ -82,6 +84,7 @@ def export(arguments: jsonargparse.Namespace) -> None:
     exported = export(arguments.run, arguments.out, **options, model_class=read_class(arguments))
     print(exported if arguments.int8 else exported.summary())
     print(f"adaftr-fast predict --model {arguments.out} --files RAW --out SCORES.parquet")
+    print(f"adaftr-fast serve {arguments.out}")
 
 
 def add_predict(parser: Parser) -> None:

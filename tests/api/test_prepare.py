@@ -81,7 +81,7 @@ def test_it_writes_and_prints_what_the_command_does(shop, data, tmp_path, capsys
     assert main([str(each) for each in command]) == 0
     printed = repr(data).replace(str(data.folder), str(out))
     page = f"Values, label rates and drift of each field: {out / PAGE}"
-    assert capsys.readouterr().out == f"{printed}\n{page}\n{HINT}\n"
+    assert capsys.readouterr().out == f"{printed}\n{page}\n{HINT}\nadaftr-fast train --data {out} --out RUN\n"
     for name in ("schema.json", "vocabulary.parquet", "train.parquet", "validation.parquet", "test.parquet"):
         assert (out / name).read_bytes() == (data.folder / name).read_bytes()
 

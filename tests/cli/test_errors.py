@@ -17,6 +17,7 @@ from .conftest import fails
         ("trian", "invalid choice: 'trian'"),
         ("prepare", "adaftr-fast prepare: the following arguments are required: --out"),
         ("experiment", "adaftr-fast experiment: the following arguments are required: NAME, --dataset"),
+        ("train --out OUT --data DATA --data.foldr x", "(did you mean --data.folder?)"),
         ("train --out OUT --lr 0.1", "unrecognized arguments: --lr 0.1 (did you mean --optimizer.lr?)"),
         ("train --out OUT --model.expert_hiden [3]", "(did you mean --model.expert_hidden?)"),
         ("info stray", "adaftr-fast info: unrecognized arguments: stray"),

@@ -49,6 +49,20 @@ def test_the_ten_options_that_matter_come_first(shown):
     assert titles == expected
 
 
+def test_the_help_of_prepare_has_groups_and_an_example(shown):
+    titles = [each.splitlines()[0] for each in re.split(r"\n\n(?=\S)", shown("prepare"))[2:]]
+    assert titles == [
+        "options:",
+        "what to read and where to write:",
+        "the roles of columns, with --labels:",
+        "how fields are read, with --labels:",
+        "how text is read, with --labels:",
+        "how to work:",
+        "example:",
+    ]
+    assert "\n  adaftr-fast train --data data/mine --out runs/mine\n" in shown("prepare")
+
+
 @pytest.mark.parametrize("command", ["train", "daily", "stream"])
 def test_every_option_is_listed_once_with_its_default(shown, command):
     text = shown(command)
