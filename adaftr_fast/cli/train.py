@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +22,12 @@ from adaftr_fast.cli.options import (
     training_engine,
 )
 from adaftr_fast.config import RunConfig, TrainingConfig
-from adaftr_fast.errors import ConfigError
+from adaftr_fast.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from adaftr_fast._files import AnyPath
     from adaftr_fast.data.schema.types import Schema
+    from adaftr_fast.distributed.ranks import Ranks
     from adaftr_fast.streaming.source import Source
 
 
@@ -93,15 +96,70 @@ def tune(arguments: jsonargparse.Namespace) -> None:
         print(f"\nadaftr-fast train --config {out.recorded(out.local / 'best.toml')} --out RUN")
 
 
+def _add_schema(parser: Parser) -> None:
+    """Adds ``--dataset``, and ``--labels`` with the roles of columns, which stand for it."""
+    dataset = "a data set or schema file (.toml) of one input file; its split is ignored"
+    parser.add_argument("--dataset", type=str | None, help=dataset)
+    labels = (
+        "instead of --dataset: one 0/1 column per task; the fields are inferred from the first file as prepare does, "
+        "and the schema is kept as schema.toml in --out"
+    )
+    parser.add_argument("--labels", type=str, nargs="+", help=labels)
+    parser.add_argument("--group", type=str | None, help="with --labels: the column of users")
+    parser.add_argument("--weight", type=str | None, help="with --labels: the column of sample weights")
+    parser.add_argument("--ignore", type=str, nargs="+", help="with --labels: columns to leave out, such as the time")
+    funnel = "with --labels: tasks in order, each of which happens only after the one before"
+    parser.add_argument("--funnel", type=str, nargs="+", help=funnel)
+
+
+def _read_schema(
+    arguments: jsonargparse.Namespace, first: Callable[[], AnyPath | None], out: Path, ranks: Ranks | None
+) -> Schema:
+    """Returns the schema that ``_add_schema`` asks for.
+
+    Args:
+        arguments: the parsed arguments.
+        first: returns the first file, from which fields are inferred, or None if there is none yet.
+        out: where an inferred schema is kept. A later call reads it there, when the first file may be gone.
+        ranks: the ranks, of which rank 0 infers.
+
+    Raises:
+        ConfigError: both or neither of ``--dataset`` and ``--labels`` are given, or roles without ``--labels``.
+        DataError: there is no file to infer fields from, or the kept schema has other labels.
+    """
+    from adaftr_fast.data.raw.infer import infer_schema
+    from adaftr_fast.data.schema.parse import load_schema, parse_schema, write_schema
+
+    roles = {name: arguments[name] for name in ("group", "weight", "ignore", "funnel") if arguments[name] is not None}
+    if (arguments.dataset is None) == (arguments.labels is None):
+        raise ConfigError("expected --dataset or --labels, and not both")
+    if arguments.labels is None:
+        if roles:
+            raise ConfigError(f"--{min(roles)}: goes with --labels")
+        return load_schema(arguments.dataset)
+
+    def infer() -> dict[str, Any]:
+        kept = out / "schema.toml"
+        if kept.exists():
+            schema = load_schema(str(kept))
+            if (labels := [label.name for label in schema.labels]) != arguments.labels:
+                raise DataError(f"{kept}: has the labels {', '.join(labels)}; pass these, or another --out")
+            return schema.source
+        file = first()
+        if file is None:
+            raise DataError("--labels: there is no file yet to infer the fields from; pass a schema as --dataset")
+        source = infer_schema([file], arguments.labels, **roles)
+        out.mkdir(parents=True, exist_ok=True)
+        write_schema(kept, source, f"Inferred from {file.name!r}.")
+        return source
+
+    return parse_schema(infer() if ranks is None else ranks.from_rank_zero(infer))
+
+
 def add_daily(parser: Parser) -> None:
     """Adds the options of ``daily`` to a parser that reads TOML."""
     files = "one file per day in order, including the finished days"
-    parser.add_argument(
-        "--dataset",
-        type=str,
-        required=True,
-        help="a data set or schema file (.toml) of one input file; its split is ignored",
-    )
+    _add_schema(parser)
     parser.add_argument("--files", type=place, nargs="+", required=True, help=files)
     parser.add_argument("--out", type=place, required=True, help="folder for daily.jsonl and one folder per day")
     add_warm_start(parser, "for the first day, a run")
@@ -111,7 +169,6 @@ def add_daily(parser: Parser) -> None:
 
 def daily(arguments: jsonargparse.Namespace) -> None:
     """Trains day by day; rank 0 prints the metrics of each day before and after training on it."""
-    from adaftr_fast.data.schema.parse import load_schema
     from adaftr_fast.distributed.ranks import is_first, joined
     from adaftr_fast.engines import open_engine
     from adaftr_fast.runs.daily import train_daily
@@ -119,7 +176,6 @@ def daily(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.stores import as_path
 
     config = replace(read_config(arguments, SECTIONS), warm_start=read_warm_start(arguments))
-    schema = load_schema(arguments.dataset)
     files = [as_path(file) for file in arguments.files]
     training = config.training
     with (
@@ -127,6 +183,7 @@ def daily(arguments: jsonargparse.Namespace) -> None:
         output(arguments.out, ranks) as out,
         open_engine(arguments.engine, arguments.address) if is_first() else nullcontext() as engine,
     ):
+        schema = _read_schema(arguments, lambda: files[0], out.local, ranks)
         for record in train_daily(schema, files, config, out.local, ranks, engine, out):
             if is_first():
                 print(_day_line(record))
@@ -149,8 +206,7 @@ SECTIONS = ("model", "optimizer", "training")
 
 def add_stream(parser: Parser) -> None:
     """Adds the options of ``stream`` to a parser that reads TOML."""
-    dataset = "a data set or schema file (.toml) of one input file; its split is ignored"
-    parser.add_argument("--dataset", type=str, required=True, help=dataset)
+    _add_schema(parser)
     parser.add_argument("--folder", type=Path | None, help="the folder to watch for files")
     parser.add_argument("--out", type=place, required=True, help="folder for stream.jsonl, serving and the chunks")
     settle = "seconds without a change after which a file of --folder is whole"
@@ -179,7 +235,6 @@ def _add_kafka(parser: Parser) -> None:
 
 def stream(arguments: jsonargparse.Namespace) -> None:
     """Trains on each chunk; rank 0 prints its lag and its metrics before and after training on it."""
-    from adaftr_fast.data.schema.parse import load_schema
     from adaftr_fast.distributed.ranks import is_first, joined
     from adaftr_fast.runs.output import output
     from adaftr_fast.streaming.loop import StreamOptions, train_stream
@@ -187,16 +242,26 @@ def stream(arguments: jsonargparse.Namespace) -> None:
     config = replace(read_config(arguments, SECTIONS), warm_start=read_warm_start(arguments))
     names = ("poll", "idle", "keep", "export_minutes", "on_error")
     options = StreamOptions(**{name: arguments[name] for name in names})
-    schema = load_schema(arguments.dataset)
     with (
         joined(config.training.device, config.training.rank_timeout) as ranks,
         output(arguments.out, ranks) as out,
         ExitStack() as stack,
     ):
+        schema = _read_schema(arguments, lambda: _first_file(arguments.folder), out.local, ranks)
         source = _source(arguments, schema, out.local, stack) if is_first() else None
         for record in train_stream(schema, source, config, out.local, options, ranks, out):
             if is_first():
                 print(_chunk_line(record), flush=True)
+
+
+def _first_file(folder: Path | None) -> AnyPath | None:
+    """Returns the first whole file of the folder of a stream, if there is one."""
+    if folder is None:
+        return None
+    from adaftr_fast.streaming.folder import FolderSource
+
+    chunk = FolderSource(folder).next({})
+    return None if chunk is None else chunk.file
 
 
 def _source(arguments: jsonargparse.Namespace, schema: Schema, out: Path, stack: ExitStack) -> Source:

@@ -1,10 +1,12 @@
 import itertools
 import json
+import os
 from dataclasses import replace
 
 import pytest
 import torch
 
+from adaftr_fast.cli import main
 from adaftr_fast.config import WarmStartConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
@@ -161,3 +163,34 @@ def test_the_first_day_starts_from_another_run_and_each_later_one_from_the_day_b
     old = Run(tmp_path / "single").model.networks[1].embedding.field_weight("3")  # hashed
     for day in (1, 2):
         assert torch.equal(weights(tmp_path / "out", day)["backbone.embedding.weight.3"], old)
+
+
+def test_the_commands_infer_the_schema_from_labels(tmp_path, capsys):
+    """From the first day alone, which may be gone when the next one is trained on."""
+    first, second, out = write_day(tmp_path, 1), write_day(tmp_path, 2), tmp_path / "out"
+    sizes = "--model.tower_hidden [4] --model.expert_hidden [4] --model.relatedness_hidden [4]"
+    options = f"--training.batch_size 100 --training.max_epochs 1 --training.progress false {sizes}"
+    roles = "--labels click buy --funnel click buy --group user"
+    assert main(f"daily {roles} --files {first} --out {out} {options}".split()) == 0
+    schema = load_schema(str(out / "schema.toml"))
+    assert [field.name for field in schema.fields] == ["item", "user", "heat"]
+    assert (schema.funnel, schema.group) == (("click", "buy"), "user")
+    first.unlink()
+    capsys.readouterr()
+    assert main(f"daily {roles} --files {first} {second} --out {out} {options}".split()) == 0
+    assert [line.split(" (")[0] for line in capsys.readouterr().out.splitlines()] == ["day 2"]
+    (tmp_path / "in").mkdir()
+    second.rename(tmp_path / "in/1.parquet")
+    streamed = f"--folder {tmp_path}/in --settle 0 --poll 0 --idle 0.01 --out {tmp_path}/stream"
+    os.utime(tmp_path / "in/1.parquet", (0, 0))  # whole for long
+    assert main(f"stream {roles} {streamed} {options}".split()) == 0
+    assert load_schema(str(tmp_path / "stream/schema.toml")).funnel == ("click", "buy")
+    (tmp_path / "in/1.parquet").rename(second)
+    for command, message in (
+        (f"daily --labels buy --files {second} --out {out}", "schema.toml: has the labels click, buy; pass these"),
+        (f"daily --files {second} --out {out}", "expected --dataset or --labels, and not both"),
+        (f"daily --dataset flights --group user --files {second} --out {out}", "--group: goes with --labels"),
+        (f"stream --labels buy --folder {tmp_path}/in --out {tmp_path}/new", "--labels: there is no file yet"),
+    ):
+        assert main(command.split()) == 2
+        assert message in capsys.readouterr().err
