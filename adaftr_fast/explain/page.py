@@ -43,9 +43,12 @@ def findings(buckets: Mapping[str, Buckets], importance: Importance | None) -> l
     """Returns what the numbers say, and what to do next, a sentence each."""
     lines = []
     for task, each in buckets.items():
+        if not each.observed.any():
+            lines.append(f"{task}: the rows have no positives.")
+            continue
         top = f"{100 * each.rows[0] / each.rows.sum():.0f} % of the rows with the highest scores"
         lines.append(f"{task}: the {top} hold {100 * each.gain[0]:.0f} % of the positives (lift {each.lift[0]:.2f}).")
-        lines += _calibration(task, each)
+        lines.append(_calibration(task, each))
     if importance is None:
         return [*lines, "Which fields matter: evaluate with importance (`--importance`)."]
     for t, task in enumerate(importance.tasks):
@@ -58,17 +61,15 @@ def findings(buckets: Mapping[str, Buckets], importance: Importance | None) -> l
     return lines
 
 
-def _calibration(task: str, buckets: Buckets) -> list[str]:
+def _calibration(task: str, buckets: Buckets) -> str:
     predicted, observed = (np.average(each, weights=buckets.rows) for each in (buckets.predicted, buckets.observed))
-    if not observed:
-        return [f"{task}: the rows have no positives."]
     ratio = predicted / observed
     error = f"on average a bucket is off by {100 * buckets.calibration_error:.2f} percentage points"
     if abs(ratio - 1) <= TOLERATED:
-        return [f"{task}: calibrated: {ratio:.3f} times as many positives are predicted as there are; {error}."]
+        return f"{task}: calibrated: {ratio:.3f} times as many positives are predicted as there are; {error}."
     advice = "bids from these probabilities are wrong by that factor; compare the rates of the splits, which may drift"
     found = f"{ratio:.3f} times as many positives are predicted as there are"
-    return [f"{task}: not calibrated: {found}; {error}; {advice}."]
+    return f"{task}: not calibrated: {found}; {error}; {advice}."
 
 
 def draw(buckets: Mapping[str, Buckets]) -> Picture:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -24,6 +25,7 @@ from adaftr_fast.serving.reload import ReloadingScorer
 from adaftr_fast.serving.rows import Extra, Row, needed_columns
 from adaftr_fast.serving.scorer import PROGRAM, Scorer
 
+LOG = logging.getLogger("uvicorn.error")
 LOOK_SECONDS = 1.0  # between two looks for a new export
 MOST_ROWS = 10_000  # of a request; more are a task for ``predict``
 MOST_BYTES = 1 << 26
@@ -89,6 +91,7 @@ class Server:
         except DataError as error:
             status, content = 422, {"error": str(error)}
         except Exception as error:  # a score that is not finite, or no memory left: the next request may be served
+            LOG.exception("a request could not be scored")
             status, content = 500, {"error": f"{type(error).__name__}: {error}"}
         self.metrics.requests.labels(str(status)).inc()
         self.metrics.seconds.observe(time.perf_counter() - start)

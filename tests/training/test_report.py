@@ -16,7 +16,9 @@ def runs():
                 "seconds": 2.0,
                 "samples_per_s": 50_000.0,
                 "train": {"click": 0.5 / epoch, "conversion": 0.4 / epoch, "l2": 0.1},
-                "validation": {task: {"auc": 0.6 + 0.01 * epoch} for task in ("click", "conversion")},
+                "validation": {
+                    task: {"auc": 0.6 + 0.01 * epoch, "logloss": 0.5 + 0.1 * epoch} for task in ("click", "conversion")
+                },
             }
             for epoch in (1, 2, 3)
         ]
@@ -50,6 +52,7 @@ def test_the_report_has_table_temperature_and_plot(runs, tmp_path):
     assert text.startswith("# Flights\n\n| model")
     assert "A note." in text
     assert "| adaftr | tau/click-conversion | 0.0600 | 0.1500 | 0.2400 |" in text
+    assert "τ (tau) is the temperature of the contrast" in text
     assert (tmp_path / "report/report.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert len(list((tmp_path / "report").iterdir())) == 2
 
@@ -67,14 +70,18 @@ def with_learned(runs):
 def test_the_picture_shows_each_task_and_the_learned_values(runs):
     figure = draw(with_learned(runs))
     assert labels(figure) == [
-        ("click", "training loss"),
-        ("conversion", "training loss"),
+        ("click", "log-loss (crosses: validation)"),
+        ("conversion", "log-loss (crosses: validation)"),
         ("click", "validation AUC, %"),
         ("conversion", "validation AUC, %"),
         ("tau/click-conversion", "median (bar: 5 to 95 %)"),
     ]
     assert all(axes.get_xlabel() for axes in figure.axes)
     assert list(figure.axes[2].lines[0].get_ydata()) == pytest.approx([61, 62, 63])
+    lines = {each.get_marker(): each for each in figure.axes[0].lines}
+    training, validation = lines["."], lines["x"]
+    assert list(training.get_ydata()) == pytest.approx([0.5, 0.25, 0.5 / 3])
+    assert list(validation.get_ydata()) == pytest.approx([0.6, 0.7, 0.8])
     assert len(draw(runs[:1]).axes) == 4  # nothing learned
     assert [each.get_text() for each in figure.legends[0].get_texts()] == ["mmoe", "adaftr"]
     assert draw(runs[:1]).legends == []  # one run needs no name
