@@ -120,7 +120,7 @@ def test_rows_that_are_left_out_are_noted(shop, tmp_path):
     log = tmp_path / "<log>.csv"
     log.write_text((shop / "log.csv").read_text() + "1201,u1,3,1,1\n")  # a column is missing
     with pytest.raises(
-        DataError, match=r"1 of 1,201 rows cannot be read .*; correct the file, or set .* as in --bad_rows"
+        DataError, match=r"1 of 1,201 rows cannot be read .*; correct the file, or --bad_rows 0.001 "
     ):
         af.prepare(log, tmp_path / "data", **ROLES, progress=False)
     data = af.prepare(log, tmp_path / "data", **ROLES, bad_rows=0.01, progress=False)
