@@ -3,7 +3,7 @@
 The package's docstring defines shapes and names. A program owns two tiles of OWNED rows and streams blocks of 2 OWNED
 columns, or the other way round. Two warpgroups of four warps consume, each for one tile, and one warp produces: it
 copies blocks by TMA into a ring of STAGES stages in shared memory. They meet at mbarriers, and no barrier of all warps
-is in a loop:
+is in a loop, only barriers of a consumer's four:
 
     full[stage]      the block has arrived: one arrival, and its bytes
     empty[stage]     both consumers have read the block
@@ -82,7 +82,9 @@ def allocate_barriers(STAGES: gl.constexpr):
     """Returns full, empty and the turns of both consumers, initialised."""
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    # Two allocations: a wait for one and an arrival at the other then need no barrier between them.
+    # Before one thread of a consumer gives the turn away, all of them must have passed the wait for their own: the turn
+    # after the next has the same parity, and a late warp would wait for ever. Triton inserts the barrier of the 128
+    # threads before an arrival, and the compile gate requires it (benchmarks/infonce/compile/pipeline.py).
     turn_0 = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     turn_1 = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):

@@ -14,7 +14,7 @@ LISTING = """
         /*0120*/                   UTMALDG.2D [UR4], [UR6], desc[UR10] ;
         /*0130*/               @P1 BRA `(.L_x_1) ;
 .L_x_2:
-        /*0200*/                   WARPGROUP.ARRIVE ;
+        /*0200*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P0, [UR5+0x10], R3 ;
         /*0210*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], RZ, !UPT, gsb0 ;
         /*0220*/                   HGMMA.64x128x16.F32.BF16 R88, R4, gdesc[UR8], R88, gsb0 ;
         /*0230*/                   BAR.SYNC.DEFER_BLOCKING 0x2, 0x80 ;
@@ -23,7 +23,7 @@ LISTING = """
         /*0260*/                   MUFU.EX2 R24, R24 ;
         /*0270*/                   MUFU.EX2 R25, R25 ;
         /*0280*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
-        /*0290*/                   FMUL R88, R88, R3 ;
+        /*0290*/                   SYNCS.ARRIVE.TRANS64.A1T0 RZ, [UR5+0x18], RZ ;
         /*02a0*/               @P1 BRA `(.L_x_2) ;
 .L_x_3:
         /*0300*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR8], RZ, !UPT, gsb0 ;
@@ -43,7 +43,10 @@ LISTING = """
 """
 EARLY_WAIT = LISTING.replace("FMNMX R2, R24, R25, !PT ;", "WARPGROUP.DEPBAR.LE gsb0, 0x0 ;")
 MASKED_EARLY_WAIT = LISTING.replace("FSEL R25, R25, -INF , !P0 ;", "WARPGROUP.DEPBAR.LE gsb0, 0x0 ;")
-WIDE_BARRIER = LISTING.replace("0x2, 0x80 ;", "0x0 ;")
+WIDE_BARRIER = LISTING.replace(
+    "0x2, 0x80 ;", "0x2, 0x80 ;\n        /*0238*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;"
+)
+NO_BARRIER = LISTING.replace("BAR.SYNC.DEFER_BLOCKING 0x2, 0x80 ;", "NOP ;")
 
 
 def result(listing, variant="train"):
@@ -61,8 +64,9 @@ def test_figures_are_of_the_loop_without_masks_and_the_loop_that_copies():
         "exponentials": 2,
         "instructions": 11,
         "wide barriers": 0,
+        "unguarded": 0,
         "uncovered": 0,
-        "exposed": 4,  # the wait, FMUL, BRA and, at the top, WARPGROUP.ARRIVE
+        "exposed": 4,  # the wait, SYNCS.ARRIVE, BRA and, at the top, SYNCS.PHASECHK
     }
 
 
@@ -81,6 +85,7 @@ def test_cycles_are_those_of_the_busiest_unit_and_of_what_is_exposed():
     ("listing", "fault"),
     [
         (WIDE_BARRIER, "1 barriers in a tile loop wait for more than a warpgroup"),
+        (NO_BARRIER, "1 arrivals in a tile loop follow a wait without a barrier of the warpgroup"),
         (MASKED_EARLY_WAIT, "2 of 2 exponentials run during no product"),
         (EARLY_WAIT, "2 of 2 exponentials run during no product"),
     ],

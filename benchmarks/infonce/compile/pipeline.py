@@ -14,6 +14,8 @@ from benchmarks.infonce.compile import sass
 WARPGROUP = "0x80"  # threads
 TMA = re.compile(r"UTMALDG\b")
 WAIT = re.compile(r"WARPGROUP\.DEPBAR")
+PHASE = re.compile(r"SYNCS\.PHASECHK")  # waits at an mbarrier
+ARRIVAL = re.compile(r"SYNCS\.ARRIVE")
 MULTIPLY_ADDS = 2048  # of half types, by the tensor cores of a multiprocessor of sm_90 in a cycle
 EXPONENTIALS = 16  # by a multiprocessor in a cycle
 MOST = 1250 / 1024  # cycles for a cycle of the busiest unit
@@ -23,6 +25,7 @@ def figures(listing: sass.Listing) -> dict[str, Any]:
     """Returns the figures of ``sass.figures``, with the copies of the loop that copies, and
 
     wide barriers: barriers in a tile loop that wait for more than a warpgroup.
+    unguarded: arrivals in a tile loop that come before all threads of the warpgroup have passed the last wait.
     uncovered: exponentials of a tile that run while no product of their warps does.
     exposed: instructions from the wait for all products to the next product.
 
@@ -32,7 +35,7 @@ def figures(listing: sass.Listing) -> dict[str, Any]:
     loops = _innermost(listing, sass.MATRIX, sass.EXPONENTIAL)
     tiles = [_of_a_tile(listing, loop) for loop in loops]
     found = min(tiles, key=lambda tile: tile["instructions"])
-    found |= {name: max(tile[name] for tile in tiles) for name in ("wide barriers", "uncovered")}
+    found |= {name: max(tile[name] for tile in tiles) for name in ("wide barriers", "unguarded", "uncovered")}
     copying = min(_innermost(listing, TMA), key=len)
     found["copies"] = sum(map(bool, map(TMA.match, listing.opcodes[copying.start : copying.stop])))
     return found
@@ -43,6 +46,7 @@ def _of_a_tile(listing: sass.Listing, loop: range) -> dict[str, Any]:
     found = sass.tally(Counter(opcodes))
     barriers = [operand for opcode, operand in zip(opcodes, operands) if opcode.startswith("BAR.")]
     found["wide barriers"] = sum(WARPGROUP not in operand for operand in barriers)
+    found["unguarded"] = _unguarded(opcodes, operands)
     waits = [(i, operands[i].split()[-1]) for i, opcode in enumerate(opcodes) if WAIT.match(opcode)]
     one = next((i for i, left in waits if left == "0x1"), 0)
     none = next((i for i, left in waits if left == "0x0" and i > one), one)
@@ -50,6 +54,25 @@ def _of_a_tile(listing: sass.Listing, loop: range) -> dict[str, Any]:
     found["uncovered"] = found["exponentials"] - covered
     first = next(i for i, opcode in enumerate(opcodes) if sass.MATRIX.match(opcode))
     found["exposed"] = len(opcodes) - none + first
+    return found
+
+
+def _unguarded(opcodes: list[str], operands: list[str]) -> int:
+    """Counts the arrivals of a loop that no barrier of the warpgroup parts from the last wait at an mbarrier.
+
+    One thread arrives for all. If a warp still waited for a turn then, the turn after the next, which has the same
+    parity, could come before it looks again, and it would wait for ever.
+    """
+    found = 0
+    guarded = True
+    for counts in (False, True):  # the last wait before an arrival may be one of the turn before
+        for opcode, operand in zip(opcodes, operands):
+            if PHASE.match(opcode):
+                guarded = False
+            elif opcode.startswith("BAR.") and WARPGROUP in operand:
+                guarded = True
+            elif ARRIVAL.match(opcode):
+                found += counts and not guarded
     return found
 
 
@@ -77,6 +100,8 @@ def faults(result: dict[str, Any]) -> list[str]:
     found = []
     if result["wide barriers"]:
         found.append(f"{result['wide barriers']} barriers in a tile loop wait for more than a warpgroup")
+    if result["unguarded"]:
+        found.append(f"{result['unguarded']} arrivals in a tile loop follow a wait without a barrier of the warpgroup")
     if result["variant"] == "train":
         if result["uncovered"]:
             found.append(f"{result['uncovered']} of {result['exponentials']} exponentials run during no product")
