@@ -218,14 +218,13 @@ def product_kind(dtype: torch.dtype, ieee: bool = False) -> str:
 BLOCKS_VARIABLE = "ADAFTR_FAST_INFONCE_BLOCKS"
 # Blocks of the training sweeps of half types, by the name that chooses them, to compare with the table's on a card.
 #
-# "wide" has twice the streamed side: fewer instructions an element. "narrow" has two or three programs on a
-# multiprocessor, one of which computes exponentials while another multiplies. Each streams the whole other side, so
-# twice as much is read from L2. Three need at most 168 registers a thread. With those, at 128 on sm_90 64 x 64 spills
-# 88 to 112 bytes under 3.9 and a column sweep of 32 x 64 spills 40; on sm_80 a row sweep of 64 x 64 spills 104 and one
-# of 64 x 32 spills 16.
+# "narrow" has two or three programs on a multiprocessor, one of which computes exponentials while another multiplies.
+# Each streams the whole other side, so twice as much is read from L2. Three need at most 168 registers a thread. With
+# those, at 128 on sm_90 64 x 64 spills 88 to 112 bytes under 3.9 and a column sweep of 32 x 64 spills 40; on sm_80 a
+# row sweep of 64 x 64 spills 104 and one of 64 x 32 spills 16. Blocks of 128 x 128 take fewer instructions for an
+# element, but exponentials bound them as they bound the table's, so the model says that they are not faster.
 ALTERNATIVES = _tilings("""
     name    width  sm  sweep           M    N    D  K  warps  stages  programs
-    wide      128  90  row_sweep     128  128  128  0  8  2
     narrow     64  90  row_sweep      64   64   64  0  4  3  3
     narrow    128  90  row_sweep      64   64  128  0  4  3  2
     narrow     64  80  row_sweep      64   32   64  0  4  3  3
@@ -243,7 +242,7 @@ def chosen_blocks() -> str:
 def choose_tiling(kind: str, width: int, capability: int, blocks: str = "") -> Tiling:
     """Returns the table's row for a width that is a multiple of 16, with blocks no wider than needed.
 
-    ``blocks`` selects others, if not empty: "wide" or "narrow" (ALTERNATIVES).
+    ``blocks`` selects others, if not empty: "narrow" (ALTERNATIVES).
     """
     if blocks and blocks not in BLOCKS:
         raise ValueError(f"kernels.infonce: {BLOCKS_VARIABLE} must be one of {BLOCKS}, got {blocks!r}")

@@ -21,7 +21,6 @@ from adaftr_fast.kernels.infonce.config import (
 from adaftr_fast.kernels.infonce.launch import COMBINE_BLOCK_D, COMBINE_BLOCK_M, JOINING
 from adaftr_fast.kernels.infonce.symmetric.launch import (
     COMBINE_BLOCK,
-    MOST_WIDTH,
     POSITIVES_BLOCK,
     SYMMETRIC_TILINGS,
     choose_symmetric_tiling,
@@ -85,8 +84,7 @@ def cases(archs: list[int], quick: bool) -> Iterator[Case]:
     for arch in archs:
         for tiling in TILINGS:
             yield from _of_tiling(tiling, arch, quick)
-        served = (each for each in SYMMETRIC_TILINGS if each.kind == "half" and each.max_width <= MOST_WIDTH)
-        for tiling in served:
+        for tiling in SYMMETRIC_TILINGS:
             yield from _of_symmetric(tiling, arch, quick)
         yield from _of_symmetric_entries(arch)
         if not quick:
@@ -238,7 +236,7 @@ def _of_symmetric(tiling, arch: int, quick: bool) -> Iterator[Case]:
     for name, dtype in product(variants, dtypes):
         for sweep, config in (("sums", fitted.sums), ("gradient", fitted.gradient)):
             grouped = SYMMETRIC_VARIANTS[name]
-            own: dict[str, Any] = {"HAS_GROUP": grouped, "COMMON": has_common(dtype, sweep, config, grouped)}
+            own: dict[str, Any] = {"HAS_GROUP": grouped, "COMMON": has_common(sweep, config, grouped)}
             if sweep == "gradient":
                 own |= {"NEED_GRADIENT": True, "NEED_D_TAU": True}
             values = {"META": meta_of(dtype, tiling.kind, width, width, config)} | own

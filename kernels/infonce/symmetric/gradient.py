@@ -62,9 +62,7 @@ def _stream(state, x, x_desc, x_index, x_terms, x_group, y_desc, y_terms_ptr, y_
         block = first + i + tl.where(i >= gap_at, gap, 0)
         y_index = block * META.BLOCK_N + tl.arange(0, META.BLOCK_N)  # [BLOCK_N]
         inside = y_index < B
-        y = y_index
-        if NEED_GRADIENT or META.BLOCK_K == 0:
-            y = load_block(y_desc, y_index, d_start, META.D_PADDED, META.BLOCK_D, not MASKED)  # [BLOCK_N, BLOCK_D]
+        y = load_block(y_desc, y_index, d_start, META.D_PADDED, META.BLOCK_D, not MASKED)  # [BLOCK_N, BLOCK_D]
         s = scores(x, x_desc, x_index, y, y_desc, y_index, META.BLOCK_K, META)  # [BLOCK_M, BLOCK_N]
         if MASKED:
             s = tl.where((x_index < B)[:, None] & inside[None, :], s, float("-inf"))
@@ -138,9 +136,7 @@ def infonce_symmetric_gradient_kernel(
         x_group = tl.load(x_group_ptr + x_index, mask=inside, other=0)
     x_desc = (x_ptr, x_stride, B)
     y_desc = (y_ptr, y_stride, B)
-    x = x_index
-    if META.BLOCK_K == 0:
-        x = load_block(x_desc, x_index, 0, META.D_PADDED, META.BLOCK_D)  # [BLOCK_M, BLOCK_D]
+    x = load_block(x_desc, x_index, 0, META.D_PADDED, META.BLOCK_D)  # [BLOCK_M, BLOCK_D]
 
     first, last = split_blocks(B, META.BLOCK_N)
     diagonal_last = tl.cdiv(tl.minimum(x_start + META.BLOCK_M, B), META.BLOCK_N)

@@ -1,7 +1,6 @@
 """The host side of the symmetric loss: prepares its inputs and launches the kernels.
 
-Products are formed as for InfoNCE (launch.py there): float64 accumulates in float64, the other types in float32, and
-float32 products are IEEE or TF32.
+They take half types, whose products accumulate in float32.
 """
 
 from functools import lru_cache
@@ -44,18 +43,17 @@ MOST_ROWS = 131_072  # the columns' partials (sums.py) take B^2 / 16 bytes, and 
 
 
 class SymmetricTiling(NamedTuple):
-    """The configs for products of ``kind`` up to a width, from a compute capability on; M is the owned side."""
+    """The configs up to a width, from a compute capability on; M is the owned side."""
 
-    kind: str  # half, tf32, ieee or float64
+    kind: str  # half
     max_width: float
     min_capability: int
     sums: Config  # owns rows
     gradient: Config  # owns either side
 
 
-# The first row that admits the operands is taken. The rows of half types up to 256 compile without spills for their
-# architectures (python -m benchmarks.infonce.compile_sweep). The others have not been compiled: serves_symmetric leaves
-# their operands to two calls, and only the interpreter runs them.
+# The first row that admits the operands is taken. Every row compiles without spills for its architectures
+# (python -m benchmarks.infonce.compile_sweep).
 SYMMETRIC_TILINGS = tuple(
     SymmetricTiling(*key, **sweeps)
     for key, sweeps in read_table("""
@@ -72,14 +70,6 @@ SYMMETRIC_TILINGS = tuple(
     half      128  80  gradient  128  32  128   0  8  3
     half      256  80  sums       64  64  256   0  8  2
     half      256  80  gradient   64  64  256   0  8  2
-    half      inf  80  sums       64  32  256  64  8  3
-    half      inf  80  gradient   64  32  256  64  8  3
-    tf32      inf  80  sums       64  64  128  32  8  3
-    tf32      inf  80  gradient   64  64  128  32  8  3
-    ieee      inf  80  sums       32  32   64  16  4  2
-    ieee      inf  80  gradient   32  32   64  16  4  2
-    float64   inf  80  sums       32  32   32  16  4  2
-    float64   inf  80  gradient   32  32   32  16  4  2
     """)
 )
 
@@ -90,15 +80,12 @@ def choose_symmetric_tiling(kind: str, width: int, capability: int) -> Symmetric
     return fitted(first_admitting(SYMMETRIC_TILINGS, kind, width, capability), width)
 
 
-def has_common(dtype: torch.dtype, sweep: str, config: Config, grouped: bool) -> bool:
+def has_common(sweep: str, config: Config, grouped: bool) -> bool:
     """Whether a sweep, "sums" or "gradient", has a loop of one exponential a pair (sums.py).
 
-    Not where FMA units form the products, beside which exponentials take little time. Gradient sweeps not beyond 128,
-    where they spill under Triton 3.9.
+    Gradient sweeps not beyond 128, where they spill under Triton 3.9.
     """
-    if grouped or config.block_k > 0 or dtype == torch.float64:
-        return False
-    return sweep == "sums" or config.block_d <= 128
+    return not grouped and (sweep == "sums" or config.block_d <= 128)
 
 
 def infonce_symmetric(
@@ -125,13 +112,18 @@ def infonce_symmetric(
     row's loss and in the gradients, because nothing is read back to check.
 
     Raises:
-        ValueError: the shapes differ, the tensors are not on CUDA and kernels are not interpreted, or the GPU is older
-            than compute capability 8.0.
+        ValueError: the shapes differ, the type or width is served by two calls, the tensors are not on CUDA and kernels
+            are not interpreted, or the GPU is older than compute capability 8.0.
     """
     if anchors.shape != candidates.shape:
         raise ValueError(
             f"infonce_symmetric: candidates must have anchors' shape {tuple(anchors.shape)}, "
             f"got {tuple(candidates.shape)}"
+        )
+    if not _serves(anchors):
+        raise ValueError(
+            f"infonce_symmetric: expected bfloat16 or float16 up to a width of {MOST_WIDTH}, "
+            f"got {anchors.dtype} of width {anchors.shape[1]}"
         )
     with on_gpu(anchors):
         acc_dtype = accumulation_dtype(anchors.dtype)
@@ -163,6 +155,10 @@ def infonce_symmetric(
     return (scale * row_loss).sum(), row_loss, d_anchors, d_candidates, d_tau_row, d_tau_column
 
 
+def _serves(anchors: Tensor) -> bool:
+    return product_kind(anchors.dtype) == "half" and anchors.shape[1] <= MOST_WIDTH
+
+
 def serves_symmetric(anchors: Tensor, tau_row: Tensor, tau_column: Tensor, row_group: Tensor | None) -> bool:
     """Whether :func:`infonce_symmetric` should take the place of two calls of ``infonce`` for these inputs.
 
@@ -172,7 +168,7 @@ def serves_symmetric(anchors: Tensor, tau_row: Tensor, tau_column: Tensor, row_g
     exponential a pair then serves both directions.
     """
     rows, width = anchors.shape
-    if product_kind(anchors.dtype) != "half" or width > MOST_WIDTH or rows > MOST_ROWS:
+    if not _serves(anchors) or rows > MOST_ROWS:
         return False
     if row_group is None and tau_row.stride(0) == 0 and tau_row.data_ptr() == tau_column.data_ptr():
         return True
@@ -193,15 +189,15 @@ def _plan(products: Products, grouped: bool, *needs: bool) -> Plan:
     """``needs``: d_anchors, d_candidates, d_tau_row and d_tau_column."""
     tiling = choose_symmetric_tiling(products.kind, products.width, products.capability)
     B, config = products.rows, tiling.sums
-    options = {"HAS_GROUP": grouped, "COMMON": has_common(products.dtype, "sums", config, grouped)}
+    options = {"HAS_GROUP": grouped, "COMMON": has_common("sums", config, grouped)}
     sums = products.launch(infonce_symmetric_sums_kernel, config, options, divide_width=False)
     own = {"BLOCK_M": COMBINE_BLOCK, "ACC_DTYPE": TYPES[products.acc_dtype]}
     combine = Launch(infonce_symmetric_combine_kernel, (cdiv(B, COMBINE_BLOCK), 1, 1), options | own)
-    config = config._replace(block_m=POSITIVES_BLOCK, block_k=config.block_k or min(config.block_d, 64))
+    config = config._replace(block_m=POSITIVES_BLOCK, block_k=min(config.block_d, 64))
     meta = meta_of(products.dtype, products.kind, products.d, products.width, config)
     grid = cdiv(B, POSITIVES_BLOCK), 1, 1
     positives = Launch(infonce_symmetric_positives_kernel, grid, {"META": meta})
-    options["COMMON"] = has_common(products.dtype, "gradient", tiling.gradient, grouped)
+    options["COMMON"] = has_common("gradient", tiling.gradient, grouped)
     gradients = []
     for need_d_x, need_d_tau in zip(needs[:2], needs[2:]):
         own = {"NEED_GRADIENT": need_d_x, "NEED_D_TAU": need_d_tau}

@@ -76,7 +76,7 @@ def common(bounds_ptr):
     """Returns whether one exponential serves both directions, softmax_scale_log2, and the center of the logits.
 
     ``bounds`` [6]: least and greatest softmax_scale_log2 of both sides, least and greatest score of a positive, and the
-    largest norms of both sides. A NaN among them compares false. The factor leaves room for rounding, of TF32 too.
+    largest norms of both sides. A NaN among them compares false. The factor leaves room for rounding.
     """
     scale = tl.load(bounds_ptr)
     low, high = tl.load(bounds_ptr + 2) * scale, tl.load(bounds_ptr + 3) * scale
@@ -107,9 +107,7 @@ def _stream(state, a, a_desc, rows, b_desc, row_scale, column_scale_ptr, group, 
         block = first + i + tl.where(i >= gap_at, gap, 0)
         columns = block * META.BLOCK_N + tl.arange(0, META.BLOCK_N)  # [BLOCK_N]
         inside = columns < B
-        b = columns
-        if META.BLOCK_K == 0:
-            b = load_block(b_desc, columns, 0, META.D_PADDED, META.BLOCK_D, not MASKED)  # [BLOCK_N, BLOCK_D]
+        b = load_block(b_desc, columns, 0, META.D_PADDED, META.BLOCK_D, not MASKED)  # [BLOCK_N, BLOCK_D]
         s = scores(b, b_desc, columns, a, a_desc, rows, META.BLOCK_K, META)  # [BLOCK_N, BLOCK_M]
         if MASKED:
             s = tl.where(inside[:, None] & (rows < B)[None, :], s, float("-inf"))
@@ -164,9 +162,7 @@ def infonce_symmetric_sums_kernel(
         group = tl.load(row_group_ptr + rows, mask=inside, other=0)
     a_desc = (anchors_ptr, anchors_stride, B)
     b_desc = (candidates_ptr, candidates_stride, B)
-    a = rows
-    if META.BLOCK_K == 0:
-        a = load_block(a_desc, rows, 0, META.D_PADDED, META.BLOCK_D)  # [BLOCK_M, BLOCK_D]
+    a = load_block(a_desc, rows, 0, META.D_PADDED, META.BLOCK_D)  # [BLOCK_M, BLOCK_D]
 
     first, last = split_blocks(B, META.BLOCK_N)
     full = tl.where(row_start + META.BLOCK_M <= B, B // META.BLOCK_N, 0)  # no block is full beside rows beyond the last
