@@ -6,6 +6,7 @@ and of large calls, the join of splits, the bounded rows (d = 512), both directi
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 
@@ -63,7 +64,13 @@ def tables(optimizer: str, device: str = "cuda") -> None:
         torch.cuda.synchronize()
 
 
+def gluon(width: int, device: str = "cuda") -> None:
+    os.environ["ADAFTR_FAST_INFONCE_SWEEPS"] = "gluon"
+    loss("bfloat16", width, device)
+
+
 PROGRAMS = {f"loss {dtype} {width}": partial(loss, dtype, width) for width in (64, 512) for dtype in TYPES}
+PROGRAMS |= {f"gluon {width}": partial(gluon, width) for width in (64, 128)}
 PROGRAMS |= {f"tables {name}": partial(tables, name) for name in OPTIMIZERS}
 
 if __name__ == "__main__":
