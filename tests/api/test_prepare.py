@@ -119,9 +119,7 @@ def test_text_is_read_as_lists_where_the_command_says_so(shop, tmp_path, capsys)
 def test_rows_that_are_left_out_are_noted(shop, tmp_path):
     log = tmp_path / "<log>.csv"
     log.write_text((shop / "log.csv").read_text() + "1201,u1,3,1,1\n")  # a column is missing
-    with pytest.raises(
-        DataError, match=r"1 of 1,201 rows cannot be read .*; correct the file, or --bad_rows 0.001 "
-    ):
+    with pytest.raises(DataError, match=r"1 of 1,201 rows cannot be read .*; correct the file, or --bad_rows 0.01 "):
         af.prepare(log, tmp_path / "data", **ROLES, progress=False)
     data = af.prepare(log, tmp_path / "data", **ROLES, bad_rows=0.01, progress=False)
     read, note = repr(data).splitlines()[-2:]
