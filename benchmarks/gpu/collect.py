@@ -64,6 +64,8 @@ def collect(folder: Path, without: list[str]) -> int:
 
 def tracked() -> int:
     """Returns the bytes of the checkout's tracked files, which go to the GPU machine too; 0 without git."""
+    if shutil.which("git") is None:
+        return 0
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     paths = (ROOT / name for name in listed.stdout.split("\0") if name)
     return sum(path.lstat().st_size for path in paths if path.exists())
