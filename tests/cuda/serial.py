@@ -26,7 +26,8 @@ OPS = (
 )
 # The modules that ask whether CUDA kernels run.
 ASKING = tuple(
-    f"adaftr_fast.{name}" for name in ("ops.embedding.lookup", "ops.embedding.bags", "nn.embedding", "optim.deferred")
+    f"adaftr_fast.{name}"
+    for name in ("ops.embedding.lookup", "ops.embedding.bags", "nn.embedding_fields", "optim.deferred")
 )
 
 

@@ -64,7 +64,7 @@ def test_traces_with_fake_cuda_tensors(monkeypatch, kind):
     """FakeTensorMode has no values, so whatever reads one raises. Its autograd asks for a device; gradients are set."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    for module in ("ops.embedding.lookup", "ops.embedding.bags", "nn.embedding"):
+    for module in ("ops.embedding.lookup", "ops.embedding.bags", "nn.embedding_fields"):
         monkeypatch.setattr(f"adaftr_fast.{module}.runs_cuda_kernels", lambda tensor: tensor.is_cuda)
     with FakeTensorMode():
         emb = FusedEmbedding(SIZES, [8, 3, 8], device="cuda")
