@@ -2,12 +2,14 @@
 
 The interpreter multiplies with NumPy, whose BLAS on some CPUs gives A B^T other last bits than (B A^T)^T. The column
 sweep forms the row sweep's scores again, transposed, and both must agree where logits are large. It also calls the
-function of a reduction once an element, which takes seconds a block; and before each call of a function it searches
-``triton.language`` for what it has to replace, which takes longer than most of these functions.
+function of a reduction once an element, which takes seconds a block; before each call of a function it searches
+``triton.language`` for what it has to replace, which takes longer than most of these functions; and each operation
+forms the types and shapes of its results anew, which takes longer than the operation.
 """
 
 import importlib.util
 import inspect
+import math
 from functools import cache, reduce
 
 import numpy as np
@@ -79,6 +81,7 @@ def like_a_gpu():
     if torch.cuda.is_available():
         yield
         return
+    from triton.language import core
     from triton.language.core import is_builtin
     from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder, ReduceOps, TensorHandle
@@ -96,12 +99,36 @@ def like_a_gpu():
         return [name for name, member in inspect.getmembers(package) if is_builtin(member)]
 
     def patch_builtin(package, *rest):
-        for name in builtins(package):
-            if is_builtin(member := getattr(package, name)):
-                interpreter._patch_attr(package, name, member, *rest)
+        names = builtins(package)
+        if names and is_builtin(getattr(package, names[0])):  # they are replaced and restored together
+            for name in names:
+                interpreter._patch_attr(package, name, getattr(package, name), *rest)
+
+    np_dtype, np_dtypes = interpreter._get_np_dtype, {}
+
+    def get_np_dtype(kind):
+        if kind.name not in np_dtypes:
+            np_dtypes[kind.name] = np_dtype(kind)
+        return np_dtypes[kind.name]
+
+    def unwrap_shape(shape):
+        return [x.value if isinstance(x, core.constexpr) else x for x in shape]
+
+    @cache
+    def shape_of(*sizes):
+        return core.tuple([core.constexpr(size) for size in sizes]), core.constexpr(math.prod(sizes))
+
+    def init_tensor(self, handle, kind):
+        self.handle = handle
+        self.type = kind
+        self.dtype = kind.scalar
+        self.shape, self.numel = shape_of(*kind.shape) if kind.is_block() else shape_of()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_builtin", patch_builtin)
+        patch.setattr(interpreter, "_get_np_dtype", get_np_dtype)
+        patch.setattr(core, "_unwrap_shape", unwrap_shape)
+        patch.setattr(core.tensor, "__init__", init_tensor)
         patch.setattr(InterpreterBuilder, "create_dot", create_dot)
         patch.setattr(ReduceOps, "generic_reduce", generic_reduce)
         yield

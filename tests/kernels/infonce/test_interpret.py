@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import adaftr_fast as af
-from tests.ops.infonce.inputs import DTYPES, assert_matches, inputs, loss_and_gradients, masks
+from tests.ops.infonce.inputs import assert_matches, inputs, loss_and_gradients, masks
 from tests.ops.infonce.losses import EVERY, draw_both, draw_sigmoid, positives
 from tests.ops.test_smallest_batches import SIZES, assert_as_the_reference, options_of
 
@@ -126,7 +126,7 @@ def test_a_positive_out_of_range_gives_nan_in_its_row():
             assert b.grad.isnan().any()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_at_most_one_row_and_candidate(dtype):
     for sizes in SIZES:
         for options in options_of(*sizes):

@@ -69,8 +69,8 @@ def test_the_column_sweep_joins_its_splits(monkeypatch, assume, plans, d):
 
     assume(processors=64)
     monkeypatch.setattr(launch, "FEW_BLOCKS", 2)
-    a, b, tau = (x.float() for x in inputs(90, 40, d))
-    positive = masks(90, 40)["positive_index"]
+    a, b, tau = (x.float() for x in inputs(70, 40, d))
+    positive = masks(70, 40)["positive_index"]
     arguments = (a, b, tau, positive, None, None, torch.ones_like(tau), True, True, True, False)
     joined = launch.infonce(*arguments)
     monkeypatch.setattr(launch, "SMALL_PART", 0)

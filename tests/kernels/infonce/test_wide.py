@@ -103,13 +103,14 @@ def zeros():
     return a, b, tau
 
 
-PROBLEMS = {  # tensors, options, and whether each block of 64 rows is bounded, in bfloat16 and in float16
-    "one row": (unit(1, 1), {}, [1], [1]),
-    "a block": (unit(64, 64, 512), {}, [1], [1]),
-    "ragged blocks": (unit(63, 65, 300), {}, [1], [1]),
-    "several blocks": (unit(130, 200, 272), {}, [1, 1, 1], [1, 1, 1]),
-    "large rows": (large_rows(), {"reduction": "none"}, [1, 0, 1], [1, 0, 1]),
-    "large operands": (large_operands(), {}, [0, 0], [0, 0]),
+# Tensors, options, and whether each block of 64 rows is bounded, in bfloat16 and in float16; None: runs in the other.
+PROBLEMS = {
+    "one row": (unit(1, 1), {}, [1], None),
+    "a block": (unit(64, 64, 512), {}, None, [1]),
+    "ragged blocks": (unit(63, 65, 300), {}, [1], None),
+    "several blocks": (unit(130, 200, 272), {}, None, [1, 1, 1]),
+    "large rows": (large_rows(), {"reduction": "none"}, [1, 0, 1], None),
+    "large operands": (large_operands(), {}, None, [0, 0]),
     "far below": (far_below(), {}, [1], [0]),
     "far above": (far_above(55), {}, [1], None),
     "farther above": (far_above(70), {}, [0], [0]),
@@ -118,12 +119,12 @@ PROBLEMS = {  # tensors, options, and whether each block of 64 rows is bounded, 
     "small probabilities": (small_probabilities(), {}, [1], [0]),
     "large candidates": (large_candidates(2.0**10), {}, [1], None),
     "larger candidates": (large_candidates(2.0**40), {}, [0], None),
-    "zeros": (zeros(), {}, [1], [1]),
-    "a large margin": (unit(), {"margin": 20.0}, [0], [0]),
+    "zeros": (zeros(), {}, None, [1]),
+    "a large margin": (unit(), {"margin": 20.0}, [0], None),
     "weights": (
         unit(70, 70),
         {"margin": 0.3, "row_weight": torch.linspace(0, 2, 70), "reduction": "sum"},
-        [1, 1],
+        None,
         [1, 1],
     ),
     "frozen candidates": (unit(70), {"frozen": (1,)}, [1, 1], None),
@@ -161,9 +162,8 @@ FIVE = {
 @pytest.mark.parametrize("name", FIVE)
 def test_five_products(name, plans):
     tensors, options = FIVE[name]
-    for dtype in HALF:
-        if not (name == "ignore_above" and dtype == torch.bfloat16):  # a similarity is near the bound
-            check(tensors, dtype, **{"return_stats": True} | options)
+    for dtype in HALF if name in ("masks", "far above") else HALF[1:]:
+        check(tensors, dtype, **{"return_stats": True} | options)
     assert plans
     assert all(each.columns.options["BRANCHES"] for each in plans)
     assert not any(each.rows[0].options["NEED_D_ANCHORS"] for each in plans)

@@ -226,14 +226,14 @@ EXTREMES = {
         Extreme(
             temperatures,
             Runs(("masks", "margin, smoothing", "positives, groups", *EACH, "both, masks"), (F32,), (130, 150, 32)),
-            Runs(("margin, smoothing", *EACH), (F32, BF16), (40, 70, 32)),
+            Runs((*EACH, "margin, smoothing"), (F32, BF16), (40, 70, 32)),
         ),
         Extreme(
             magnitudes,
             Runs(("masks", "both", "blocks", "sigmoid"), (F32, BF16), (70, 500, 24)),
-            Runs(("masks", "sigmoid", *ONE_TEMPERATURE), (F32, BF16), (33, 40, 16)),
+            Runs((*ONE_TEMPERATURE, "sigmoid", "masks"), (F32, BF16), (33, 40, 16)),
         ),
-        Extreme(winning_positives, Runs(EACH, (F32,), (96,)), Runs(EACH, (F32, *HALF), (70,))),
+        Extreme(winning_positives, Runs(EACH, (F32,), (96,)), Runs(EACH, (F32, *HALF), (40,))),
         Extreme(dominating_last, Runs(("plain", "both"), (F64, F32, BF16), (130, 1000, 16)), None),
         Extreme(large_logits, Runs(EACH, (F64, F32, BF16), (300, 1300, 64)), None),
         Extreme(
@@ -260,8 +260,8 @@ EXTREMES = {
         ),
         Extreme(other_blocks, Runs(("blocks",), DTYPES, ()), Runs(("blocks",), DTYPES, ())),
         Extreme(
-            sigmoid_positives, Runs(("sigmoid",), (F64, F32), (90, 130, 24)), Runs(("sigmoid",), DTYPES, (70, 100, 16))
+            sigmoid_positives, Runs(("sigmoid",), (F64, F32), (90, 130, 24)), Runs(("sigmoid",), DTYPES, (40, 70, 16))
         ),
-        Extreme(sigmoid_scales, Runs(("sigmoid",), (F64, F32), (40, 60, 16)), Runs(("sigmoid",), DTYPES, (40, 60, 16))),
+        Extreme(sigmoid_scales, Runs(("sigmoid",), (F64, F32), (40, 60, 16)), Runs(("sigmoid",), DTYPES, (20, 40, 16))),
     )
 }
