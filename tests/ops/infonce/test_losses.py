@@ -229,7 +229,7 @@ def test_first_and_second_derivatives(name):
             return EVERY[name].call(*x[: len(tensors)], **given | dict(zip(weights, x[len(tensors) :])))
 
         assert torch.autograd.gradcheck(loss, leaves)
-        assert torch.autograd.gradgradcheck(loss, leaves)
+        assert torch.autograd.gradgradcheck(loss, leaves, fast_mode=True)
 
 
 @each(["plain", "ignore_above", "both, masks", "blocks", "positives, groups", "margin, smoothing", "sigmoid"])
@@ -358,6 +358,7 @@ def test_nan_and_infinity_show_in_the_loss(name, dtype, instruction_set):
 @pytest.mark.parametrize("suffix", ["", "_reference"])
 @each(["plain", "ignore_above", "both", "blocks", "margin, smoothing", "positives, groups", "sigmoid"])
 def test_opcheck(name, suffix):
-    for needs in ((True, True, True), (True, False, False), (False, True, True)):
+    some = [(True, False, False), (False, True, True)] if name in ("plain", "both") else []
+    for needs in ((True, True, True), *some):
         op, arguments = op_call(name, needs)
         torch.library.opcheck(getattr(torch.ops.adaftr_fast, op + suffix).default, arguments)
