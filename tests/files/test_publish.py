@@ -42,9 +42,8 @@ KINDS = [(write_folder, read_folder), (write_file, read_file)]
 BOTH = pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "no exchange"])
 
 
-@BOTH
 @pytest.mark.parametrize(("write", "read"), KINDS, ids=["folder", "file"])
-@pytest.mark.parametrize("old", ["old", None])
+@pytest.mark.parametrize(("old", "exchange"), [("old", True), ("old", False), (None, True)])  # None has no exchange
 def test_a_kill_at_any_point_leaves_the_old_or_the_new_one(tmp_path, write, read, exchange, old):
     target = tmp_path / "out"
     seen = set()
