@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import pytest
 from adaftr_fast._locks import LOCK
 from adaftr_fast.cli import main
 from tests.files.holder import holder
-from tests.forks import COMMAND, Script
+from tests.forks import COMMAND, Script, wait_for
 
 SETTINGS = {
     "training.batch_size": 64, "training.max_epochs": 2, "training.progress": "false", "optimizer.lr": 0.005,
@@ -74,8 +73,9 @@ def metrics(out: Path) -> dict[str, float]:
 def by_two(data, tmp_path_factory) -> Path:
     """An uninterrupted run of two ranks."""
     out = tmp_path_factory.mktemp("two")
-    table, _ = finish(torchrun(2, arguments(data, out)))
-    assert table.count("best epoch") == 1  # one rank prints
+    codes, shown, errors = command_by_hand(*arguments(data, out)[2:])
+    assert codes == [0, 0], errors
+    assert [text.count("best epoch") for text in shown] == [1, 0]  # one rank prints
     return out
 
 
@@ -95,18 +95,9 @@ def children(process: Script, ranks: int = 2) -> list[int]:
     return found
 
 
-def wait_for(condition, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.01)
-
-
 def test_killed_rank(data, by_two, tmp_path):
-    command = [
-        *arguments(data, tmp_path, training__checkpoint_seconds=0),
-        "--restart",
-    ]  # applies to the first start only
+    command = arguments(data, tmp_path, training__checkpoint_seconds=0)
+    command.append("--restart")  # applies to the first start only
     run = torchrun(2, command, "--max-restarts=2", "--monitor-interval=0.1")
     wait_for(lambda: len(list((tmp_path / "last").glob("*-*"))) == 2)
     os.kill(children(run)[1], signal.SIGKILL)
@@ -171,9 +162,9 @@ def by_hand(source: str, *arguments, **variables) -> list[Script]:
     return [Script("import torch; torch.set_num_threads(1)\n" + source, *arguments, **rank) for rank in each]
 
 
-def command_by_hand(*arguments: str) -> tuple[list[int], list[str], list[str]]:
-    """Returns the status, stdout and stderr of each of two ranks that run a command of ``adaftr-fast``."""
-    ranks = by_hand(COMMAND, *arguments, **new_rendezvous(), LOCAL_WORLD_SIZE=2)
+def command_by_hand(*arguments: str, before: str = "") -> tuple[list[int], list[str], list[str]]:
+    """Returns the status, stdout and stderr of each of two ranks that run a command, after the script ``before``."""
+    ranks = by_hand(f"{before}\n{COMMAND}", *arguments, **new_rendezvous(), LOCAL_WORLD_SIZE=2)
     printed = [rank.communicate(timeout=240) for rank in ranks]
     return [rank.returncode for rank in ranks], *map(list, zip(*printed, strict=True))
 
@@ -260,11 +251,21 @@ def has_ended(process: int) -> bool:
         return True
 
 
+ENDLESS = """
+import os, sys, time
+from pathlib import Path
+from adaftr_fast.distributed.ranks import joined
+with joined("cpu", 60) as ranks:
+    Path(sys.argv[1], f"started-{ranks.rank}").touch()
+    time.sleep(3600)
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process that its parent has ended")
-def test_ranks_end_with_a_killed_torchrun(data, tmp_path):
-    endless = {"training__checkpoint_seconds": 0, "training__max_epochs": 10_000, "training__patience": 10_000}
-    run = torchrun(2, arguments(data, tmp_path, **endless))
-    wait_for(lambda: (tmp_path / "last").exists())
+def test_ranks_end_with_a_killed_torchrun(tmp_path):
+    (tmp_path / "work.py").write_text(ENDLESS)
+    run = torchrun(2, [str(tmp_path / "work.py"), str(tmp_path)])
+    wait_for(lambda: len(list(tmp_path.glob("started-*"))) == 2)
     ranks = children(run)
     try:
         run.kill()
