@@ -108,13 +108,16 @@ def test_a_full_series_is_flushed(on_serial, monkeypatch):
     deferred = left._deferred[two.ours.weight]
     assert len(deferred.tensors[2]) == 1 << 16
     deferred.tensors[2:4] = [each[:64].clone() for each in deferred.tensors[2:4]]
-    addresses = [each.data_ptr() for each in deferred.tensors]
+    addresses, launches = [each.data_ptr() for each in deferred.tensors], []
     for _ in range(200):
+        before = on_serial.launches()
         left.zero_grad()
         right.zero_grad()
         two.backward(two.ids(4))
         left.step()
         right.step()
+        launches.append(on_serial.launches() - before)
+    assert sum(count > min(launches) for count in launches[1:]) == 200 // 64  # the steps that flush
     assert [each.data_ptr() for each in deferred.tensors] == addresses
     assert two.distance() <= 1e-6
 

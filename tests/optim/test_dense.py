@@ -7,6 +7,7 @@ import torch
 
 from adaftr_fast.ops.embedding.reference import optim as reference
 from adaftr_fast.optim.dense import DenseAdam
+from tests.cuda.test_no_waits import Ops
 from tests.ops.marks import needs_extension, on_threads
 from tests.tolerances import assert_as_accurate
 
@@ -30,6 +31,21 @@ def set_gradients(number, *models):
 def assert_equal_to_rounding(own, theirs):
     for x, y in zip(own, theirs, strict=True):
         torch.testing.assert_close(x, y, rtol=2e-6, atol=1e-7)
+
+
+@needs_extension
+def test_one_op_updates_all_weights_unless_they_are_of_a_subclass():
+    class Own(torch.nn.Parameter):
+        pass
+
+    for kind, calls in ((torch.nn.Parameter, 1), (Own, 0)):
+        own = [kind(w.detach()) for w in weights()]
+        optimizer = DenseAdam(own)
+        for number in range(2):  # torch takes the first step
+            set_gradients(number, own)
+            with Ops() as ops:
+                optimizer.step()
+        assert ops.names.count("adaftr_fast.dense_adam_.default") == calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

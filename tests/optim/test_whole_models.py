@@ -300,9 +300,10 @@ def test_states_of_torch_are_loaded(ours, theirs):
 def test_clipping_takes_a_module(norm_type):
     torch.manual_seed(0)
     net = new_net()
-    twin, batch = Twin(net), ids()
-    net(batch).square().sum().backward()
-    twin(batch).square().sum().backward()
+    twin = Twin(net)
+    for batch in (ids(), ids()):  # whose gradients share rows
+        net(batch).square().sum().backward()
+        twin(batch).square().sum().backward()
     ours = optim.clip_grad_norm_(net, 0.1, norm_type)
     theirs = nn.utils.clip_grad_norm_(twin.parameters(), 0.1, norm_type)
     torch.testing.assert_close(ours, theirs)
@@ -310,6 +311,10 @@ def test_clipping_takes_a_module(norm_type):
     dense = torch.cat([table.weight.grad for table in twin.tables])
     torch.testing.assert_close(net[0].weight.grad.to_dense(), dense)
     torch.testing.assert_close(optim.clip_grad_norm_(net[1].weight, 1.0), net[1].weight.grad.norm())
+    table = nn.Embedding(5, 3, sparse=True)
+    table(torch.tensor([1, 1, 2])).sum().backward()  # torch's gradient has a row twice
+    expected = nn.utils.get_total_norm([table.weight.grad.to_dense()], norm_type)
+    torch.testing.assert_close(optim.clip_grad_norm_(table, 1.0, norm_type), expected)
 
 
 def test_clipping_can_refuse_a_norm_that_is_not_finite():

@@ -189,12 +189,16 @@ def test_a_bias_of_candidates_beyond_the_batch():
     torch.testing.assert_close(af.adaptive_infonce(a, b, tau, reduction="none", **given), expected)
 
 
-@pytest.mark.parametrize("size", [1, 10])
+@pytest.mark.parametrize("case", [1, 10, "similarities take the bias back"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_accuracy_of_a_bias(dtype, size):
+def test_the_accuracy_of_a_bias(dtype, case):
     """The half types hold tau and the bias as sums of two terms: of one, a large bias would lose digits."""
     index = torch.arange(0, 33, 3)
     a, b, tau, bias = draw_biased(11, 40, 12)
+    size = case if isinstance(case, int) else 1
+    if size != case:
+        bias = 50 * (torch.arange(40) % 2).double()
+        a[:, 0], b[:, 0] = tau, -bias
     exact = [a.to(dtype).double(), b.to(dtype).double(), tau.float().double(), (size * bias).float().double()]
     found = loss_and_gradients(partial(biased, af.adaptive_infonce), exact, dtype, positive_index=index)
     truth, pytorch = (
