@@ -55,7 +55,7 @@ def main() -> None:
             print(f"{record['name']}: {before}lag {record['lag']:.1f} s")
             models = models or ReloadingScorer(folder / "run/serving")
             scorer = models.latest()  # one export for the whole request
-            scores = scorer.score(log.slice(0, 3))
+            scores = scorer.score(log.slice(0, 3), extra="ignore")  # the log has the day, too
             print(f"  scores of three rows: {', '.join(f'{p:.3f}' for p in scores['p_ctr'].to_pylist())}")
 
 
