@@ -50,7 +50,7 @@ def test_daily_training_to_a_served_model(tmp_path, capsys):
         '[split]\ntrain = {}\nvalidation = {}\ntest = {}\n[fields]\nuser = "categorical"\nitem = "categorical"\n'
     )
     run(f"daily --dataset {schema} --files {first} {second} --out {daily} {TRAINING}")
-    shown = capsys.readouterr().out.splitlines()[-2:]
+    shown = capsys.readouterr().out.partition("\n\n")[0].splitlines()[-2:]
     assert "before training: the first day" in shown[0]
     assert "before training: click AUC" in shown[1]
     run(f"export --run {daily}/day-0002/run --out {tmp_path}/model")

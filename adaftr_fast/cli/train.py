@@ -184,9 +184,13 @@ def daily(arguments: jsonargparse.Namespace) -> None:
         open_engine(arguments.engine, arguments.address) if is_first() else nullcontext() as engine,
     ):
         schema = _read_schema(arguments, lambda: files[0], out.local, ranks)
+        record: dict[str, Any] | None = None
         for record in train_daily(schema, files, config, out.local, ranks, engine, out):
             if is_first():
                 print(_day_line(record))
+    if is_first() and record is not None:
+        run = f"{arguments.out}/day-{record['day']:04d}/run"
+        print(f"\nRecords: {arguments.out}/daily.jsonl\nadaftr-fast export --run {run} --out MODEL")
 
 
 def _day_line(record: dict[str, Any]) -> str:
@@ -252,6 +256,8 @@ def stream(arguments: jsonargparse.Namespace) -> None:
         for record in train_stream(schema, source, config, out.local, options, ranks, out):
             if is_first():
                 print(_chunk_line(record), flush=True)
+    if is_first():
+        print(f"\nRecords: {arguments.out}/stream.jsonl\nadaftr-fast serve {arguments.out}/serving")
 
 
 def _first_file(folder: Path | None) -> AnyPath | None:

@@ -178,7 +178,10 @@ def test_the_commands_infer_the_schema_from_labels(tmp_path, capsys):
     first.unlink()
     capsys.readouterr()
     assert main(f"daily {roles} --files {first} {second} --out {out} {options}".split()) == 0
-    assert [line.split(" (")[0] for line in capsys.readouterr().out.splitlines()] == ["day 2"]
+    day, _, *named = capsys.readouterr().out.splitlines()
+    assert day.startswith("day 2 (")
+    run = f"adaftr-fast export --run {out}/day-0002/run --out MODEL"
+    assert named == [f"Records: {out}/daily.jsonl", run]
     (tmp_path / "in").mkdir()
     second.rename(tmp_path / "in/1.parquet")
     streamed = f"--folder {tmp_path}/in --settle 0 --poll 0 --idle 0.01 --out {tmp_path}/stream"
