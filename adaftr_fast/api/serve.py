@@ -37,6 +37,10 @@ class ExportedModel:
     folder: AnyPath
     about: About
 
+    def __fspath__(self) -> str:
+        """Returns the folder, so that ``load_scorer`` and other functions take the model for its path."""
+        return str(self.folder)
+
     def table(self) -> Table:
         """Returns a table of validation metrics with a row per task, and with int8 tables a second one."""
         rows = metric_cells(self.about.metrics)

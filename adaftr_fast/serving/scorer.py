@@ -5,6 +5,7 @@ Shapes: n rows, F fields, T tasks, N ids, D dense fields.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +32,7 @@ from adaftr_fast.errors import ServingError
 from adaftr_fast.nn import embedding_int8  # noqa: F401  # defines the op of int8 tables
 from adaftr_fast.serving.columns import Columns, Cvr, output_columns
 from adaftr_fast.serving.rows import Extra, Rows, read_rows
-from adaftr_fast.stores import local_copy
+from adaftr_fast.stores import as_path, local_copy
 
 VERSION = 3
 ABOUT = "serving.json"
@@ -220,7 +221,7 @@ def _padded(features: Features) -> Features:
 
 
 def load_scorer(
-    folder: str | AnyPath,
+    folder: str | os.PathLike[str] | AnyPath,
     *,
     click: str | None = None,
     conversion: str | None = None,
@@ -234,7 +235,7 @@ def load_scorer(
     authenticate the files.
 
     Args:
-        folder: the path or URL of the exported folder.
+        folder: the path or URL of the exported folder, or what ``export`` returns.
         click, conversion: the click and the conversion task; by default the two stages of the funnel that the schema
             declares, else the tasks of that name.
         bid: adds the bid of Eq. 16 with p_c, the price of a conversion: a number, or the column that holds it.
@@ -254,7 +255,7 @@ def load_scorer(
     price = None if bid is None else str(bid)
     options: dict[str, Any] = {"click": click, "conversion": conversion, "bid": price}
     options |= {"bid_weight": bid_weight, "cvr": cvr}
-    return read_published(local_copy(folder), partial(_load, options=options))
+    return read_published(local_copy(as_path(folder)), partial(_load, options=options))
 
 
 def _load(folder: Path, options: dict[str, Any]) -> Scorer:

@@ -19,6 +19,11 @@ def test_an_exported_model_prints_its_files_and_metrics(model, run):
     assert model._repr_html_() == f"<p>{summary}</p>{model.table().html()}"
 
 
+def test_an_exported_model_is_taken_for_its_path(model, shop):
+    rows = [{"time": 1, "user": "u1", "item": 3, "price": 2.5}]
+    assert af.load_scorer(model).score(rows).equals(af.load_scorer(str(model.folder)).score(rows))
+
+
 def test_scores_are_the_models_and_print_their_columns(model, run, data, shop, tmp_path):
     scores = af.predict(model, shop / "log.csv", tmp_path / "scores.parquet", keep="time", bid=20, progress=False)
     assert repr(scores).startswith(f"{tmp_path / 'scores.parquet'}: 1,200 rows, p_ctr, p_ctcvr, p_cvr, bid (")
