@@ -6,6 +6,7 @@ A cell takes the seconds that it is estimated to take. Some hang, fault, or are 
 import random
 import tempfile
 import threading
+import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,14 +47,14 @@ class Plan:
 
 
 class Clock:
-    """The seconds, and the turns of the two threads: a worker's runs while the supervisor's waits for it."""
+    """The seconds since the epoch."""
 
     def __init__(self):
         self.now = 1e9
 
 
 class FakeProcess:
-    """A worker in a thread, which gives the turn back where it waits."""
+    """A worker in a thread, which runs while the supervisor waits for it and gives the turn back where it waits."""
 
     def __init__(self, clock, work):
         self.clock, self.wakes, self.status, self.dead = clock, clock.now, None, False
@@ -66,6 +67,9 @@ class FakeProcess:
             self.status = 0 if self.dead else work(self)
         except Killed as death:
             self.status = -death.number
+        except Exception:  # as a process does that cannot go on
+            traceback.print_exc()
+            self.status = 1
         self.theirs.release()
 
     def sleep(self, seconds):
