@@ -54,7 +54,8 @@ def gpu_headline(cases: Cases) -> str:
     rows = []
     for case in (case for case in cases if case["stage"] == "headline"):
         modelled = " to ".join(f"{each:g}" for each in case.get("modelled ms", []))
-        measured = f"{1e3 * case['seconds']:.2f}" if "seconds" in case else case.get("wrong", "failed")
+        why = case.get("wrong") or case.get("skipped") or "failed"
+        measured = f"{1e3 * case['seconds']:.2f}" if "seconds" in case else why
         errors = ", ".join(f"{name} {value:.1e}" for name, value in case.get("error", {}).items())
         rows.append([case["kernels"], modelled, measured, errors])
     return table("kernels | modelled, ms | measured, ms | errors", "lrrl", rows)

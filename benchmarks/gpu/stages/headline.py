@@ -78,6 +78,8 @@ def cells(setting: Setting) -> Iterator[Cell]:
 def measure(name: str, setting: Setting) -> dict[str, Any]:
     """Returns errors, the largest difference from the default's results and, where all is right, times."""
     choice = CHOICES[name]
+    if forms.SWEEPS in choice.variables and not setting.dry and torch.cuda.get_device_capability() != (9, 0):
+        return {"skipped": "the sweeps in Gluon are for compute capability 9.0"}
     rows, width, precision = ROWS, choice.width, PRECISION
     if setting.dry:
         rows, width, precision = DRY_ROWS, DRY_WIDTH, DRY_PRECISION
