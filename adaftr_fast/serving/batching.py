@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 
 from adaftr_fast.serving.rows import Extra, Row
-from adaftr_fast.serving.scorer import ROWS, Scorer
+from adaftr_fast.serving.scorer import ROWS, Read, Scorer
 
 
 @dataclass(eq=False)
@@ -23,7 +24,8 @@ class Request:
 class Batcher:
     """Scores the rows of concurrent requests. While one call runs, the requests of the next one gather.
 
-    A request is answered by one scorer, with the scores that it would have alone. It is made within an event loop.
+    A request is answered by one scorer. Its values mean what they would mean alone; its scores are equal to those that
+    it would have alone up to the rounding of the program's products.
 
     Args:
         scorer: returns the scorer of a call.
@@ -37,6 +39,10 @@ class Batcher:
         self._called = called
         self._waiting: list[Request] = []
         self._arrived = asyncio.Event()
+
+    def waiting(self) -> int:
+        """Returns the number of rows that wait."""
+        return sum(len(each.rows) for each in self._waiting)
 
     async def score(self, rows: Sequence[Row]) -> tuple[pa.Table, Scorer]:
         """Returns the scores of rows and the scorer that made them.
@@ -56,7 +62,11 @@ class Batcher:
             requests = self._take()
             self._called(len(requests))
             scorer = self._scorer()
-            found = await asyncio.to_thread(score_each, scorer, [each.rows for each in requests], self._extra)
+            found: list[pa.Table | Exception]
+            try:
+                found = await asyncio.to_thread(score_each, scorer, [each.rows for each in requests], self._extra)
+            except Exception as error:  # no thread can be started
+                found = [error] * len(requests)
             for request, result in zip(requests, found):
                 if request.scored.done():  # cancelled: the client is gone
                     continue
@@ -78,16 +88,42 @@ class Batcher:
 
 
 def score_each(scorer: Scorer, requests: Sequence[Sequence[Row]], extra: Extra) -> list[pa.Table | Exception]:
-    """Returns the scores of each request, or its error. If the rows of one are wrong, each is scored alone."""
+    """Returns the scores of each request, or its error.
+
+    Each request is read by itself: the type of a column, and so the meaning of a value, depends on its rows alone. The
+    program then runs on the rows of all of them.
+    """
+    read = [_read(scorer, rows, extra) for rows in requests]
+    good = [each for each in read if isinstance(each, tuple)]
     try:
-        table = scorer.score([row for rows in requests for row in rows], extra=extra)
-    except Exception as error:  # whatever it is, it belongs to the request
+        scores = iter(_scores(scorer, good))
+    except Exception as error:  # whatever it is, it belongs to one of the requests
         if len(requests) == 1:
             return [error]
-        return [found for rows in requests for found in score_each(scorer, [rows], extra)]
-    found: list[pa.Table | Exception] = []
-    first = 0
-    for rows in requests:
-        found.append(table.slice(first, len(rows)))
-        first += len(rows)
-    return found
+        half = len(requests) // 2
+        return [*score_each(scorer, requests[:half], extra), *score_each(scorer, requests[half:], extra)]
+    return [_table(scorer, next(scores), each[0]) if isinstance(each, tuple) else each for each in read]
+
+
+def _read(scorer: Scorer, rows: Sequence[Row], extra: Extra) -> Read | pa.Table | Exception:
+    """Returns what the program scores, the scores if there are no rows, or an error."""
+    try:
+        return scorer.read(rows, extra) if rows else scorer.score(rows, extra=extra)
+    except Exception as error:
+        return error
+
+
+def _scores(scorer: Scorer, read: Sequence[Read]) -> list[np.ndarray]:
+    """Returns the probabilities [n, T] of the rows of each request."""
+    if not read:
+        return []
+    encoded = {name: pa.concat_arrays([each[name] for _, each in read]) for name in read[0][1]}
+    ends = np.cumsum([batch.num_rows for batch, _ in read])
+    return np.split(scorer.probabilities(scorer.features(encoded)), ends[:-1])
+
+
+def _table(scorer: Scorer, scores: np.ndarray, batch: pa.RecordBatch) -> pa.Table | Exception:
+    try:
+        return scorer.table(scores, batch)
+    except Exception as error:  # such as a price that is no number
+        return error

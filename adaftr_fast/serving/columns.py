@@ -88,9 +88,12 @@ def _prices(bid: float | str, rows: pa.RecordBatch) -> np.ndarray | float:
     if not isinstance(bid, str):
         return bid
     try:
-        return as_float64(rows[bid]).to_numpy(zero_copy_only=False)
+        prices = as_float64(rows[bid]).to_numpy(zero_copy_only=False)
     except pa.ArrowException as error:
         raise DataError(f"column {bid}: expected numeric prices: {error}") from error
+    if np.isinf(prices).any():
+        raise DataError(f"column {bid}: expected finite prices, got inf")
+    return prices
 
 
 def output_columns(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -43,7 +44,11 @@ def read_rows(schema: Schema, prices: Sequence[str], rows: Rows, extra: Extra) -
     if isinstance(rows, ArrowStream):
         table = read_table(rows)
         _check_names("rows", table.column_names, names, known)
-        return pa.record_batch({name: one_array(table[name]) for name in names})
+        columns = {name: one_array(table[name]) for name in names}
+        for name in prices:
+            if pa.types.is_string(columns[name].type):
+                columns[name] = _column(name, columns[name].to_pylist(), True, schema.text)
+        return pa.record_batch(columns)
     listed = _listed(rows)
     for where, row in listed.items():
         _check_names(where, row, names, known)
@@ -105,17 +110,23 @@ def _values(listed: Mapping[str, Row], name: str, is_list: bool) -> list[Any]:
 def _column(name: str, values: list[Any], is_number: bool, form: TextFormat) -> pa.Array:
     """Returns values as a column. Those of several types become text, or numbers if the column holds numbers."""
     try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError):
-        if not is_number:
-            return pa.array([None if value is None else _text(value) for value in values])
-    try:
-        plain = [None if value is None or isinstance(value, str) else float(value) for value in values]
-        texts = pa.array([value if isinstance(value, str) else None for value in values], pa.string())
-        read = plain_numbers(without_words(texts, form), form).cast(pa.float64())
-        return pc.coalesce(pa.array(plain, pa.float64()), read)
+        return _read_column(values, is_number, form)
     except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"rows: column {name!r}: expected numbers: {error}") from error
+        expected = "numbers" if is_number else "values of one kind"
+        raise DataError(f"rows: column {name!r}: expected {expected}: {error}") from error
+
+
+def _read_column(values: list[Any], is_number: bool, form: TextFormat) -> pa.Array:
+    with suppress(pa.ArrowException, OverflowError):  # several types, or an integer beyond 64 bits
+        array = pa.array(values)
+        if not (is_number and pa.types.is_string(array.type)):
+            return array
+    if not is_number:
+        return pa.array([None if value is None else _text(value) for value in values])
+    plain = [None if value is None or isinstance(value, str) else float(value) for value in values]
+    texts = pa.array([value if isinstance(value, str) else None for value in values], pa.string())
+    read = plain_numbers(without_words(texts, form), form).cast(pa.float64())
+    return pc.coalesce(pa.array(plain, pa.float64()), read)
 
 
 def _is_missing(value: object) -> bool:
@@ -126,4 +137,6 @@ def _text(value: Any) -> Any:
     """Returns a value as text that has its canonical form, and a list as one of texts."""
     if isinstance(value, list | tuple | np.ndarray):
         return [None if _is_missing(each) else _text(each) for each in value]
+    if isinstance(value, float | np.floating):  # as text in a column of floats, where the exponent begins elsewhere
+        return pa.array([value]).cast(pa.string())[0].as_py()
     return value.decode() if isinstance(value, bytes) else str(value)

@@ -96,6 +96,10 @@ class About:
     int8: Int8 | None = None
 
 
+Read = tuple[pa.RecordBatch, dict[str, pa.Array]]
+"""Raw rows [n], and their columns as ``encode_features`` encodes them."""
+
+
 @dataclass(frozen=True)
 class Scorer:
     """An exported model with its encoders; ``load_scorer`` makes it. It is thread-safe.
@@ -119,7 +123,7 @@ class Scorer:
         A row needs the columns that fields read, and that of the prices, if there is one. Those of the schema that
         only training reads (labels, weight, group, time) may be there. Values mean what they mean to ``prepare``,
         whatever type carries them: None, NaN and empty text are missing, and one that training has not seen is
-        unknown. The scores of a row do not depend on the rows beside it.
+        unknown. The rows beside a row change its scores by the rounding of a matrix product at most.
 
         Args:
             rows: the raw rows.
@@ -142,7 +146,21 @@ class Scorer:
         batch = read_rows(self.schema, self.columns.inputs(), rows, extra)
         if not batch.num_rows:
             return pa.schema(self.columns.fields()).empty_table()
-        scores = self.probabilities(self.encode(batch))
+        encoded = encode_features(self.schema, self.encoders, batch)
+        return self.table(self.probabilities(self.features(encoded)), batch)
+
+    def read(self, rows: Rows, extra: Extra) -> Read:
+        """Reads and encodes raw rows. Raises what ``score`` does for them."""
+        batch = read_rows(self.schema, self.columns.inputs(), rows, extra)
+        return batch, encode_features(self.schema, self.encoders, batch)
+
+    def table(self, scores: np.ndarray, batch: pa.RecordBatch) -> pa.Table:
+        """Returns the table of ``score``. Raises DataError if prices are no finite numbers.
+
+        Args:
+            scores: the probabilities, float32 [n, T].
+            batch: the raw rows, which hold the prices.
+        """
         return pa.table(self.columns.make(scores, batch), schema=pa.schema(self.columns.fields()))
 
     def encode(self, rows: pa.RecordBatch) -> Features:
@@ -169,8 +187,8 @@ class Scorer:
     def probabilities(self, features: Features) -> np.ndarray:
         """Computes the probabilities of encoded rows, float32 [n, T].
 
-        The program runs on whole multiples of ``TILE`` rows, the last of which are empty: a matrix product rounds the
-        rows of a last, smaller tile otherwise, and the scores of a row must not depend on the number of rows.
+        The program runs on whole multiples of ``TILE`` rows, the last of which are empty: most matrix products then
+        round a row as they do among other rows. Wide ones on several threads may not.
 
         Raises:
             ServingError: a probability is not finite.

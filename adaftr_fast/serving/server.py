@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -29,6 +29,7 @@ LOG = logging.getLogger("uvicorn.error")
 LOOK_SECONDS = 1.0  # between two looks for a new export
 MOST_ROWS = 10_000  # of a request; more are a task for ``predict``
 MOST_BYTES = 1 << 26
+MOST_WAITING = 1 << 17  # rows of requests that wait
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
@@ -75,6 +76,7 @@ class Server:
     def __init__(self, models: ReloadingScorer, extra: Extra) -> None:
         self.models = models
         self.metrics = Metrics()
+        self.is_running = False
         self.batcher = Batcher(lambda: models.scorer, extra, self.metrics.batch.observe)
 
     async def score(self, request: Request) -> Response:
@@ -83,9 +85,15 @@ class Server:
         status = 200
         try:
             rows = _rows(await _body(request))
+            if not self.is_running:
+                raise Refused(503, "the lifespan of the application is not running")
+            if self.batcher.waiting() > MOST_WAITING:
+                raise Refused(503, f"{MOST_WAITING:,} rows wait already")
             table, scorer = await self.batcher.score(rows)
             self.metrics.rows.inc(len(rows))
             content = {"model": _digest(scorer), "scores": table.to_pylist()}
+        except ClientDisconnect:
+            status, content = 499, {"error": "the client is gone"}
         except Refused as error:
             status, content = error.status, {"error": str(error)}
         except DataError as error:
@@ -112,16 +120,23 @@ class Server:
     async def running(self, _: Starlette) -> AsyncIterator[None]:
         """Scores requests and follows the exports meanwhile."""
         tasks = [asyncio.create_task(each) for each in (self.batcher.run(), self._follow())]
-        yield
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        self.is_running = True
+        try:
+            yield
+        finally:
+            self.is_running = False
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
 
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            await asyncio.to_thread(self.models.latest)  # loads in its thread, while others score
+            try:
+                await asyncio.to_thread(self.models.latest)  # loads in its thread, while others score
+            except Exception:  # the next look may succeed
+                LOG.exception("the folder could not be looked at")
 
 
 def application(models: ReloadingScorer, extra: Extra = "error") -> Starlette:
@@ -160,7 +175,9 @@ def serve(
     with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
         place = f"[{host}]" if ":" in host else host
         print(f"{folder}: http://{place}:{listening.getsockname()[1]}/score, /health, /metrics", flush=True)
-        config = uvicorn.Config(application(models, extra), log_level="warning", access_log=False)
+        config = uvicorn.Config(
+            application(models, extra), log_level="warning", access_log=False, timeout_graceful_shutdown=30
+        )
         uvicorn.Server(config).run(sockets=[listening])
 
 

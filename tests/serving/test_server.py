@@ -1,5 +1,6 @@
 """The HTTP server with real clients: scores, errors, metrics, and a model that is replaced meanwhile."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -22,6 +23,10 @@ from .test_reload import other, replace  # noqa: F401  # a fixture
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
+
+from adaftr_fast.serving.batching import score_each
+from adaftr_fast.serving.reload import ReloadingScorer
+from adaftr_fast.serving.server import application
 
 FEATURES = ["weekday", "item", "place", "heat", "user", "tags"]
 CLIENTS = 200
@@ -157,3 +162,46 @@ def test_a_port_in_use_and_a_folder_without_a_model_are_named(served, exported, 
     assert "ddress already in use" in capsys.readouterr().err
     assert main(["serve", str(tmp_path / "none")]) == 2
     assert "none: not an exported model" in capsys.readouterr().err
+
+
+def test_the_rows_of_other_requests_change_no_value(exported):
+    """A column of text beside numbers would be text, and a price by the marks of the schema another one."""
+    scorer = load_scorer(exported[0], bid="price")
+    rows = make_log(4, seed=3).select([*FEATURES, "price"]).to_pylist()
+    rows[0]["item"], rows[1]["item"] = 12345678901.5, "x"
+    rows[0]["price"], rows[1]["price"] = "1.5", 2.0
+    alone = [scorer.score([row]).to_pylist() for row in rows]
+    wrong = [{**rows[2], "price": float("inf")}], [{**rows[3], "item": [1]}]
+    found = score_each(scorer, [[rows[0]], wrong[0], [rows[1]], [], wrong[1], rows[2:]], "error")
+    assert found[0].to_pylist() == alone[0]
+    assert found[2].to_pylist() == alone[1]
+    assert len(found[3]) == 0
+    assert found[5].to_pylist() == alone[2] + alone[3]
+    assert "expected finite prices, got inf" in str(found[1])
+    assert "expected one value" in str(found[4])
+
+
+def test_without_its_lifespan_an_application_refuses(exported):
+    async def ask(app):
+        sent = []
+
+        async def receive():
+            return {"type": "http.request", "body": b"{}", "more_body": False}
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/score",
+            "headers": [],
+            "query_string": b"",
+            "root_path": "",
+        }
+        await app(scope, receive, send)
+        return sent
+
+    status, body = asyncio.run(ask(application(ReloadingScorer(exported[0]))))
+    assert status["status"] == 503
+    assert b"lifespan" in body["body"]
