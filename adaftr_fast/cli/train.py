@@ -144,6 +144,10 @@ def _read_schema(
             schema = load_schema(str(kept))
             if (labels := [label.name for label in schema.labels]) != arguments.labels:
                 raise DataError(f"{kept}: has the labels {', '.join(labels)}; pass these, or another --out")
+            known = {"group": schema.group, "weight": schema.weight, "funnel": list(schema.funnel)}
+            for name, value in roles.items():
+                if name in known and known[name] != value:
+                    raise DataError(f"{kept}: has {name} {known[name]!r}, not {value!r}; pass this, or another --out")
             return schema.source
         file = first()
         if file is None:
@@ -251,7 +255,7 @@ def stream(arguments: jsonargparse.Namespace) -> None:
         output(arguments.out, ranks) as out,
         ExitStack() as stack,
     ):
-        schema = _read_schema(arguments, lambda: _first_file(arguments.folder), out.local, ranks)
+        schema = _read_schema(arguments, lambda: _first_file(arguments.folder, arguments.settle), out.local, ranks)
         source = _source(arguments, schema, out.local, stack) if is_first() else None
         for record in train_stream(schema, source, config, out.local, options, ranks, out):
             if is_first():
@@ -260,13 +264,13 @@ def stream(arguments: jsonargparse.Namespace) -> None:
         print(f"\nRecords: {arguments.out}/stream.jsonl\nadaftr-fast serve {arguments.out}/serving")
 
 
-def _first_file(folder: Path | None) -> AnyPath | None:
+def _first_file(folder: Path | None, settle: float) -> AnyPath | None:
     """Returns the first whole file of the folder of a stream, if there is one."""
     if folder is None:
         return None
     from adaftr_fast.streaming.folder import FolderSource
 
-    chunk = FolderSource(folder).next({})
+    chunk = FolderSource(folder, settle).next({})
     return None if chunk is None else chunk.file
 
 

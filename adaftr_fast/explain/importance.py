@@ -65,6 +65,8 @@ class Importance:
 
     def unnoticed(self) -> list[str]:
         """Returns the fields whose drop is not above 0 by two standard errors in any task."""
+        if len(self.drops) < 2 or np.isnan(self.mean).all():  # then nothing says what chance does
+            return []
         is_noticed = self.mean > NOTICED * np.nan_to_num(self.standard_error)
         return [name for name, noticed in zip(self.fields, is_noticed.any(1)) if not noticed]
 

@@ -65,8 +65,11 @@ def _calibration(task: str, buckets: Buckets) -> str:
     predicted, observed = (np.average(each, weights=buckets.rows) for each in (buckets.predicted, buckets.observed))
     ratio = predicted / observed
     error = f"on average a bucket is off by {100 * buckets.calibration_error:.2f} percentage points"
-    if abs(ratio - 1) <= TOLERATED:
-        return f"{task}: calibrated: {ratio:.3f} times as many positives are predicted as there are; {error}."
+    positives = (buckets.observed * buckets.rows).sum()
+    if abs(ratio - 1) <= max(TOLERATED, 2 / np.sqrt(max(positives, 1))):  # two standard errors of a count
+        return (
+            f"{task}: calibrated on average: {ratio:.3f} times as many positives are predicted as there are; {error}."
+        )
     advice = "bids from these probabilities are wrong by that factor; compare the rates of the splits, which may drift"
     found = f"{ratio:.3f} times as many positives are predicted as there are"
     return f"{task}: not calibrated: {found}; {error}; {advice}."

@@ -279,7 +279,7 @@ class Trainer:
         if self.on_epoch is None:
             return
         try:
-            stops = self.on_epoch(record) is True
+            stops = bool(self.on_epoch(record))
         except StopRun:
             self.files.close_trackers()
             raise

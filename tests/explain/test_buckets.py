@@ -61,7 +61,7 @@ def test_the_page_says_what_the_numbers_say():
     drops = np.array([[[0.1], [0.0]], [[0.12], [0.001]], [[0.11], [-0.001]]])
     importance = Importance(["user", "noise"], ["click"], drops, 5000)
     lines = findings(buckets, importance)
-    assert any(line.startswith("click: calibrated: ") for line in lines)
+    assert any(line.startswith("click: calibrated on average: ") for line in lines)
     assert any(line.startswith("buy: not calibrated: 1.") for line in lines)
     assert "none: the rows have no positives." in lines
     assert "click: the fields that are worth most, in points of AUC: user (11.00), noise (0.00)." in lines
