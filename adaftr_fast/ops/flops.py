@@ -39,8 +39,12 @@ class _Formulas(MetaPathFinder, Loader):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != MODULE:
             return None
+        place = sys.meta_path.index(self)
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(place, self)  # whoever asked may only have looked
         if spec is None or spec.loader is None:
             return spec
         self.loader = spec.loader
@@ -54,6 +58,7 @@ class _Formulas(MetaPathFinder, Loader):
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
+        sys.meta_path.remove(self)
         for op, formula in _formulas.items():
             module.register_flop_formula(op)(formula)
 

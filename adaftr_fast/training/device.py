@@ -376,7 +376,7 @@ class CudaCaptures:
             try:
                 with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
                     result = work()
-            except Exception:
+            except BaseException:
                 torch.cuda.set_stream(here)  # torch.cuda.graph leaves its own where the end of a capture fails
                 self._end_allocations()
                 raise

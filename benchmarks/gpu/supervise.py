@@ -142,7 +142,8 @@ def watch(worker: Worker, journal: Journal, setting: Setting, machine: Machine) 
             if now >= setting.until:
                 return None
             if late:
-                if begun:
+                worker.kill()  # first, so that it cannot finish what is recorded as failed
+                if begun := journal.in_progress(started):
                     failed = f"no result within {begun['limit']:.0f} s"
                     journal.finish(begun["key"], {"failed": failed, "timed out": True})
                 return AGAIN

@@ -159,6 +159,8 @@ def prepare_operands(
     ``like``: any tensor of the accumulation type, since to make others like it takes less time than to name the type.
     ``splits``: the sweeps have bf16x3 on sm_90; otherwise TF32 takes its place. ``ieee``: see ``product_kind``.
     """
+    if candidates.dtype != anchors.dtype:
+        raise TypeError(f"expected anchors and candidates of one type, got {anchors.dtype} and {candidates.dtype}")
     device = anchors.get_device()
     capability, processors = _gpu(device) if anchors.is_cuda else (ASSUMED_CAPABILITY, ASSUMED_PROCESSORS)
     a, b = _align(anchors, ignored), _align(candidates)

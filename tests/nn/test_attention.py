@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from adaftr_fast import FusedEmbedding
 from adaftr_fast.nn.attention import FieldAttention, TargetAttention
+from adaftr_fast.ops.embedding.segments import repeat_by_bag, sum_bags
 
 LENGTHS = [3, 0, 1, 5, 0]
 OFFSETS = torch.tensor([0, *LENGTHS]).cumsum(0)
@@ -135,3 +137,15 @@ def test_bad_ids_of_one_field_are_named(ids, error, message):
     embedding = FusedEmbedding([5, 7], 3, field_names=["a", "b"])
     with pytest.raises(error, match=f"look_up_field: {message}"):
         embedding.look_up_field("b", ids)
+
+
+def test_forward_mode_keeps_the_tangents_of_bags():
+    """Both are linear, so the tangent of a result is the result of the tangent."""
+    offsets = torch.tensor([0, 2, 2, 5])
+    vectors, bags = torch.randn(5, 3), torch.randn(3, 3)
+    for function, x in ((lambda x: sum_bags(x, offsets), vectors), (lambda x: repeat_by_bag(x, offsets, 5), bags)):
+        direction = torch.randn_like(x)
+        with forward_ad.dual_level():
+            found = forward_ad.unpack_dual(function(forward_ad.make_dual(x, direction)))
+        torch.testing.assert_close(found.primal, function(x))
+        torch.testing.assert_close(found.tangent, function(direction))

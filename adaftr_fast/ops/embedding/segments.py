@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adaftr_fast.ops.embedding.bags import PAD, bag_of_id
 from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
-from adaftr_fast.ops.library import define, library
+from adaftr_fast.ops.library import define, differentiates_references, library
 
 
 def _rows_of_field(ids: Tensor, first: int, rows: int) -> Tensor:
@@ -114,11 +114,17 @@ def sum_bags(vectors: Tensor, offsets: Tensor) -> Tensor:
     Raises:
         ValueError: offsets do not rise from 0 to N; on CUDA a later op raises it.
     """
+    if differentiates_references():
+        sums = vectors.new_zeros(len(offsets), vectors.shape[1])  # the last one of ids behind the last bag, on CUDA
+        bag = bag_of_id(offsets.new_empty(vectors.shape[0]), offsets)
+        return sums.index_add(0, bag, vectors)[:-1]
     summed: Tensor = torch.ops.adaftr_fast.sum_bags(vectors, offsets)
     return summed
 
 
 def repeat_by_bag(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
     """Returns the vector of each id's bag, [N, E], given those of the bags, [B, E], and N = ``size``."""
+    if differentiates_references():
+        return _repeat_by_bag(vectors, offsets, size)
     repeated: Tensor = torch.ops.adaftr_fast.repeat_by_bag(vectors, offsets, size)
     return repeated

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaftr_fast.ops.infonce.arguments import check_groups, check_representations, check_vectors
 from adaftr_fast.ops.infonce.autograd import accumulation_dtype
-from adaftr_fast.ops.infonce.reference import IGNORE, check_positive_range
+from adaftr_fast.ops.infonce.reference import check_positive_range
 
 BLOCK_ELEMENTS = 1 << 22  # of the similarities that are stored at once, unless a single row has more
 
@@ -70,11 +70,13 @@ def positive_ranks(
     height = max(1, BLOCK_ELEMENTS // max(1, len(candidates)))
     for first in range(0, len(anchors) if len(candidates) else 0, height):
         rows = slice(first, first + height)
-        similarity = anchors[rows] @ candidates.T  # [n, N]
-        target = positive[rows].clamp(min=0)[:, None]  # [n, 1]
+        with torch.autocast(anchors.device.type, enabled=False):
+            similarity = anchors[rows] @ candidates.T  # [n, N]
+        target = positive[rows].clamp(0, len(candidates) - 1)[:, None]  # [n, 1]
         ahead = ~(similarity < similarity.gather(1, target))  # NaN is not below
         ahead.scatter_(1, target, False)
         if row_group is not None and column_group is not None:
             ahead &= row_group[rows, None] != column_group
         ranks[rows] = 1 + ahead.sum(1)
-    return ranks.masked_fill(positive == IGNORE, 0)
+    # On CUDA, where reading the values would wait for the device, a positive that is no candidate has rank 0 too.
+    return ranks.masked_fill((positive < 0) | (positive >= len(candidates)), 0)

@@ -43,6 +43,13 @@ def test_rank_one_is_the_top1_of_the_loss(dtype):
     assert stats.top1.any()
 
 
+def test_autocast_does_not_round_the_similarities():
+    a, b = torch.randn(64, 32), torch.randn(64, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = positive_ranks(a, b)
+    assert torch.equal(found, positive_ranks(a, b))
+
+
 def test_nan_is_last_and_empty_batches_are_empty():
     a = torch.eye(3)
     a[1, 0] = torch.nan

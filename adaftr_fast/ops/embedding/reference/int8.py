@@ -19,7 +19,7 @@ def round_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Rounds rows [R, E] -> their codes, int8 [R, E], and their scales, float32 [R, 1]."""
     weight = weight.float()
     scale = weight.abs().amax(1, keepdim=True) / 127
-    codes = (weight / scale.masked_fill(scale == 0, 1)).round().to(torch.int8)
+    codes = (weight / scale.masked_fill(scale == 0, 1)).round().clamp(-127, 127).to(torch.int8)
     return codes, scale
 
 
@@ -33,6 +33,9 @@ def int8_embedding(
     mean: bool,
 ) -> Tensor:
     """Looks up ids [B, F], or pools the ids [N] of bags, in the dtype of ``scale`` -> [B, F E]."""
+    if weight.dtype != torch.int8 or scale.shape != (weight.shape[0], 1):
+        expected = f"int8 weight [R, E] and scale [R, 1], got {weight.dtype} {list(weight.shape)}"
+        raise ValueError(f"int8_embedding: expected {expected} and {list(scale.shape)}")
     if offsets is None:
         check_ids("int8_embedding", ids, field_offsets)
         rows = embedding_rows(ids, field_offsets)
