@@ -296,4 +296,7 @@ def files_below(folder: AnyPath) -> list[AnyPath]:
     from pyarrow.dataset import dataset
 
     found = dataset(folder, schema=pa.schema([]), format="parquet")  # with a schema, it reads no file
-    return [Path(file) for file in found.files]
+    try:
+        return [Path(file) for file in found.files]
+    except UnicodeDecodeError as error:
+        raise OSError(f"the name of a file is not UTF-8: {error.object!r}") from error

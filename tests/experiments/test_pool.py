@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from adaftr_fast import _progress
 from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.engines import Local, Processes
@@ -31,7 +32,8 @@ def test_a_process_gives_the_same_bits_as_one_thread(jobs, data, budget, tmp_pat
     assert outcomes[jobs[2].key].test == here.test
 
 
-def test_finished_jobs_are_not_repeated(jobs, data, capfd):
+def test_finished_jobs_are_not_repeated(jobs, data, capfd, monkeypatch):
+    monkeypatch.setattr(_progress, "SECONDS", 0.0)  # between the lines of progress
     done = [execute(job) for job in jobs[:2]]
     times = [(job.folder / RESULT).stat().st_mtime_ns for job in jobs[:2]]
     outcomes = run_all(jobs[:2], engine=Processes(1), progress=True)  # starts no process
@@ -48,6 +50,7 @@ def test_zero_processes_raise():
 SCRIPT = """
 import signal, sys
 from pathlib import Path
+from adaftr_fast import _progress
 from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.engines import Local

@@ -82,7 +82,7 @@ def test_the_report_of_a_run_says_what_was_trained(prepared, tmp_path):
     text = (out / "report.md").read_text()
     assert text.startswith("# adaftr on shop\n\n| run ")
     assert f"| adaftr | click      | {100 * run.test['click']['auc']:.2f} |" in text
-    assert f"| best epoch    | {run.best_epoch} of 2, by mean validation AUC" in text
+    assert f"| best epoch    | {run.best_epoch} of 2, by mean AUC in validation" in text
     assert f"{sum(each['seconds'] for each in run.epochs):.1f} seconds, " in text
     assert "| adaftr | tau/click-conversion | " in text
     toml = text.partition("```toml\n")[2].partition("```")[0]

@@ -46,7 +46,7 @@ def test_a_path_that_is_not_utf_8(tmp_path):
         as_path(tmp_path / os.fsdecode(b"log\xff.csv"))
     pq.write_table(pa.table({"click": [0, 1]}), tmp_path / "log.parquet")
     (tmp_path / "log.parquet").rename(tmp_path / os.fsdecode(b"\xff.parquet"))
-    with pytest.raises(DataError, match=r"not readable: the name of a file is not UTF-8: b'.*\\xff\.parquet'"):
+    with pytest.raises(DataError, match=r"the name of a file is not UTF-8: b'.*\\xff\.parquet'"):
         infer_schema([tmp_path], ["click"])
 
 

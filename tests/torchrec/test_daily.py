@@ -71,7 +71,7 @@ def test_killed_rank(folder, by_two, tmp_path):
 
 def test_one_process_evaluates_exports_and_continues_the_last_run(folder, by_two, tmp_path, capsys):
     run, log = by_two / "day-0003/run", folder / "day2.parquet"
-    assert main(["evaluate", "--run", str(run), "--split", "validation"]) == 0
+    assert main(["evaluate", "--run", str(run), "--split", "validation", "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)["metrics"]
     for task, values in lines(by_two)[-1]["validation"].items():
         assert measured[task] == pytest.approx(values, rel=1e-6)
@@ -79,7 +79,7 @@ def test_one_process_evaluates_exports_and_continues_the_last_run(folder, by_two
     assert main(["export", "--run", str(run), "--out", str(model)]) == 0
     assert main(["predict", "--model", str(model), "--files", str(log), "--out", str(scores)]) == 0
     capsys.readouterr()
-    assert main(["evaluate", "--run", str(run)]) == 0  # all rows of the day
+    assert main(["evaluate", "--run", str(run), "--json"]) == 0  # all rows of the day
     of_day = json.loads(capsys.readouterr().out)["metrics"]
     click, p_click = (pq.read_table(path).column(n).to_numpy() for path, n in ((log, "click"), (scores, "p_ctr")))
     assert auc(click, p_click) == pytest.approx(of_day["click"]["auc"], abs=1e-6)

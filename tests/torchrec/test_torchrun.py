@@ -67,7 +67,7 @@ def test_killed_rank(data, by_two, tmp_path):
 
 
 def test_evaluate_export_and_predict_by_one_process(data, by_two, tmp_path, capsys):
-    assert main(["evaluate", "--run", str(by_two), "--data", str(data)]) == 0
+    assert main(["evaluate", "--run", str(by_two), "--data", str(data), "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)["metrics"]
     expected = json.loads((by_two / "test.json").read_text())
     for task, values in expected.items():

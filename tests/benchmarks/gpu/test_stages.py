@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import subprocess
 import sys
 
@@ -148,6 +149,8 @@ def test_a_check_sees_another_result(monkeypatch):
 
 
 def test_outcomes_of_test_files_are_kept(tmp_path, setting, monkeypatch):
+    for name in [each for each in os.environ if each.startswith("PYTEST_XDIST")]:
+        monkeypatch.delenv(name)  # the run that it starts is of no worker of this one
     monkeypatch.setattr(correctness.os, "cpu_count", lambda: 1)
     path = tmp_path / "test_it.py"
     path.write_text(
