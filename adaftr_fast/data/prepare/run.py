@@ -37,6 +37,7 @@ from adaftr_fast.data.prepare.steps import InputFiles, Job
 from adaftr_fast.data.prepare.work_folder import WorkFiles, publish, remove_finished, work_folder
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.source import input_paths
+from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import SPLITS, Schema
 from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.engines import Engine, Local, ignore
@@ -99,7 +100,11 @@ def prepare(
         raise DataError(f"shards: expected 1 to {MAX_SHARDS}, got {shards}")
     generated = None if files else schema.generate
     inputs = InputFiles.found(input_paths(schema, files or []) if generated is None else {})
-    known = None if grow is None else _ids_to_grow(schema, open_folder(as_path(grow)))
+    known = None
+    if grow is not None:
+        before = open_folder(as_path(grow))
+        schema = _in_order_of(schema, read_manifest(before))
+        known = _ids_to_grow(schema, before)
     parts = Shard.all(shards or (min(-(-inputs.size // SHARD_BYTES), MAX_SHARDS) or 1 if engine.remote else 1))
     digest = inputs_digest(schema, known, _digests(inputs, engine, parts, progress))
     place = open_folder(place)
@@ -215,6 +220,14 @@ def _digests(inputs: InputFiles, engine: Engine, shards: list[Shard], progress: 
     with progress_bar(total=inputs.size, unit="B", unit_scale=True, desc="hash", disable=disable) as bar:
         found = engine.map(partial(steps.hash_files, seen, engine.remote), parts, advance=bar.update)
     return {number: digest for each in found for number, digest in each.items()}
+
+
+def _in_order_of(schema: Schema, manifest: Manifest) -> Schema:
+    """Returns a schema with its fields in the order of a prepared folder, if they have the same names."""
+    fields, order = schema.source["fields"], manifest.schema["fields"]
+    if fields.keys() != order.keys():
+        return schema
+    return parse_schema(schema.source | {"fields": {name: fields[name] for name in order}})
 
 
 def _ids_to_grow(schema: Schema, folder: AnyPath) -> PreparedIds:

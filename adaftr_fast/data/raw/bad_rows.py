@@ -63,7 +63,7 @@ class BadRows:
     def check(self, tolerance: float) -> None:
         """Raises DataError if the share of bad rows exceeds ``tolerance``."""
         if self.bad > tolerance * self.rows:
-            if self.bad == self.rows:
+            if tolerance and self.bad == self.rows:
                 raise DataError(f"{self.summary()}; no row is left: check the labels and how the text is written")
             # Without tolerance, the first bad block ends the reading, which tells little of the whole.
             share = math.ceil(1000 * self.bad / self.rows) / 1000 if tolerance else 0.01

@@ -138,7 +138,9 @@ class _First:
     @classmethod
     def read(cls, path: AnyPath, given: TextFormat, not_fields: set[str], time: str | None) -> _First:
         if not is_text(path):
-            return cls(path, open_dataset(path).schema, given, None)
+            return cls(
+                path, _marked_numbers(path, open_dataset(path).schema, given), replace(given, line_ends=False), None
+            )
         layout = read_layout(path, given)
         data = layout.first(path)
         block = layout.block(data)
@@ -189,6 +191,18 @@ class _First:
             for key, value in form.items()
             if value != default[key]
         }
+
+
+def _marked_numbers(path: AnyPath, types: pa.Schema, form: TextFormat) -> pa.Schema:
+    """Returns the types of the columns of parquet, float64 for text whose first values are numbers with given marks."""
+    if (form.thousands, form.decimal) == (PLAIN_TEXT.thousands, PLAIN_TEXT.decimal):
+        return types
+    texts = [each.name for each in types if holds_text(each.type)]
+    for name, values in zip(texts, _first_rows(path, texts).columns):
+        numbers = plain_numbers(without_words(values.cast(pa.string()), form), form).combine_chunks()
+        if numbers.null_count < len(numbers) and castable(numbers, as_float64).all():
+            types = types.set(types.get_field_index(name), pa.field(name, pa.float64()))
+    return types
 
 
 def _field(kind: pa.DataType) -> Any:

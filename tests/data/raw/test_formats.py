@@ -264,3 +264,18 @@ def test_options_of_text_hold_for_tables_too(tmp_path):
     assert found.values["k"].distinct == 1
     assert 0 < found.splits["train"].unknown["k"] < found.splits["train"].rows
     assert found.dense[0].high == 299.5
+    del options["dense"]
+    inferred = prepare(pa.table(columns), tmp_path / "other", **options)
+    assert [row[1] for row in inferred.fields().rows if row[0] == "p"] == ["numeric"]
+    assert inferred.manifest.schema["text"] == {"null": ["-"], "decimal": ","}
+
+
+def test_ids_grow_whatever_the_order_of_the_columns(tmp_path):
+    columns = table()
+    options = {"labels": "click", "ignore": "at", "progress": False}
+    first = prepare(pa.table(columns), tmp_path / "first", **options)
+    found = prepare(
+        pa.table({name: columns[name] for name in [*columns][::-1]}), tmp_path / "next", grow=first.folder, **options
+    )
+    assert [field.name for field in found.manifest.fields] == [field.name for field in first.manifest.fields]
+    assert found.manifest.num_embeddings == first.manifest.num_embeddings
