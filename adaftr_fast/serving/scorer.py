@@ -132,8 +132,8 @@ class Scorer:
         Returns:
             A table of n rows, in their order, with the columns that ``predict`` writes:
 
-            - ``p_<task>`` (float32): the probability of the task on an impression; of a funnel of two stages, such as
-              click and conversion, in their place:
+            - ``p_<task>`` (float32): the probability of the task on an impression. A funnel of two stages, such as
+                click and conversion, has in place of these two:
             - ``p_ctr``, ``p_ctcvr`` (float32): that of a click, and of a click and a conversion;
             - ``p_cvr`` (float32): p_ctcvr / p_ctr, at most 1: that of a conversion after a click;
             - ``bid`` (float64), if ``load_scorer`` asks for it: Eq. 16; null where the price is missing.
