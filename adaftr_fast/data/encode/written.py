@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from adaftr_fast.data.schema.types import Schema, TextFormat
 
 Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
+SHOWN_LABELS = 10  # distinct values of a label, of those that are none, that errors show
 NUMBERS = pa.array([0.0, 1.0])
 LABEL_WORDS = pa.array(["0", "1", "false", "true", "f", "t", "no", "yes", "n", "y"])  # negative and positive in turn
 LABEL_VALUES = pa.array([0.0, 1.0] * (len(LABEL_WORDS) // 2))

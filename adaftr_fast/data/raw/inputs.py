@@ -172,7 +172,7 @@ def read_layout(path: AnyPath, form: TextFormat) -> Layout:
     """Reads how a text file is divided: its header, and from its first lines whether values hold line ends.
 
     Raises:
-        DataError: as ``read_header``, or the file holds ``LINE_END`` and line ends in quotes.
+        DataError: the file cannot be read, or its first line is not a header of distinct column names.
     """
     head = _head(path)
     names, delimiter = _header(path, head)
@@ -240,16 +240,12 @@ def _operand_type(operand: object, discrete: bool) -> pa.DataType:
     return next((type_ for python_type, type_ in types.items() if isinstance(operand, python_type)), pa.string())
 
 
-def read_header(path: AnyPath) -> tuple[list[str], str]:
-    """Reads the column names and the delimiter of a text file.
+def _header(path: AnyPath, head: bytes) -> tuple[list[str], str]:
+    """Returns the column names and the delimiter of a text file, given its first lines.
 
     Raises:
         DataError: the first line is not a header in one line of distinct column names.
     """
-    return _header(path, _head(path))
-
-
-def _header(path: AnyPath, head: bytes) -> tuple[list[str], str]:
     first = head.split(b"\n", 1)[0]
     try:
         line = first.decode("utf-8-sig").rstrip("\r")

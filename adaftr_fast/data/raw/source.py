@@ -23,7 +23,7 @@ from adaftr_fast.data import hashing
 from adaftr_fast.data.encode.canonical import canonical_values
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
-from adaftr_fast.data.encode.written import as_written, is_label, rewrites
+from adaftr_fast.data.encode.written import SHOWN_LABELS, as_written, is_label, rewrites
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.batches import PARQUET, coalesced, count_rows, read_tables
@@ -35,7 +35,6 @@ from adaftr_fast.stores import arrow_path, files_below, in_store, known_sha256, 
 SHIPPED = resources.files("adaftr_fast.data") / "files"
 ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last of names of columns in parquet
-SHOWN_LABELS = 10  # distinct values of a label that are none
 LISTED = 50  # columns that an error names
 NOT_PARQUET = "not a readable parquet file"
 _ONE_FOLDER = "the files of a folder must have the same columns"

@@ -23,14 +23,13 @@ import pyarrow.compute as pc
 import pyarrow.csv as csv
 
 from adaftr_fast.data.encode.encoders import one_array
-from adaftr_fast.data.encode.written import label_numbers, plain_numbers, times
+from adaftr_fast.data.encode.written import SHOWN_LABELS, label_numbers, plain_numbers, times
 from adaftr_fast.data.raw.bad_rows import BadLine, BadRows, bad_rows
 from adaftr_fast.data.raw.staging import LINE_END
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 
 MISSING = ("-", "?", "\\n", "#n/a", "<na>", "n/a", "na", "nan", "nat", "none", "null")  # what others write for it
 LONGEST_VALUE = 1 << 20  # bytes of a value with line ends
-SHOWN_LABELS = 10  # distinct values of a label that are no label
 OPEN_LINE = "the line ends inside quotes"
 
 
