@@ -82,8 +82,8 @@ class Script:
         self._process.join(timeout)
         ended = self.returncode is not None
         _end(self._process)
-        assert ended, f"no end within {timeout} s: {self._printed('err')}"
-        return self._printed("out"), self._printed("err")
+        assert ended, f"no end within {timeout} s: {self.printed('err')}"
+        return self.printed("out"), self.printed("err")
 
     def send_signal(self, number: int) -> None:
         os.kill(self._process.pid, number)
@@ -91,7 +91,8 @@ class Script:
     def kill(self) -> None:
         self._process.kill()
 
-    def _printed(self, name: str) -> str:
+    def printed(self, name: str = "out") -> str:
+        """Returns what was printed until now to stdout, or to stderr ("err")."""
         path = Path(self._folder.name, name)
         return path.read_text() if path.exists() else ""
 
