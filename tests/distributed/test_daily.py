@@ -18,7 +18,7 @@ from adaftr_fast.runs.daily import RECORDS, train_daily
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.training.checkpoint.weights import load_checkpoint
 from tests.distributed.ranks import joined_ranks, on_ranks
-from tests.distributed.test_torchrun import children, command_by_hand, finish, torchrun, wait_for
+from tests.distributed.test_torchrun import FORKS, RESTARTS, children, command_by_hand, finish, torchrun, wait_for
 from tests.runs.conftest import SOURCE, settings, write_day
 
 DAYS = 3
@@ -90,7 +90,7 @@ def assert_same_days(found: Path, expected: Path) -> None:
 
 def write_days(folder: Path) -> Path:
     for day in range(DAYS):
-        write_day(folder, day)
+        write_day(folder, day, rows=400)
     (folder / "shop.toml").write_text(SCHEMA)
     return folder
 
@@ -144,7 +144,7 @@ def test_a_stream_of_two_ranks_equals_the_days_of_one_process(folder, tmp_path):
 
 def test_a_killed_rank_zero(folder, by_two, tmp_path):
     arguments = command(folder, tmp_path, training__checkpoint_seconds=0, training__sync_steps=1)
-    run = torchrun(2, ["-m", "adaftr_fast.cli", *arguments], "--max-restarts=2", "--monitor-interval=0.1")
+    run = torchrun(2, ["-m", "adaftr_fast.cli", *arguments], *RESTARTS, source=FORKS)
     wait_for(lambda: list((tmp_path / "day-0002/run/last").glob("*-*")))
     os.kill(children(run)[0], signal.SIGKILL)
     finish(run)

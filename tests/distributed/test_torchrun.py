@@ -49,13 +49,39 @@ def start(command: list[str], **variables) -> subprocess.Popen:
     )
 
 
-def agent(*arguments: str, **variables) -> Script:
+TORCHRUN = "from torch.distributed.run import main; main()"
+FORKS = """
+import os, sys
+from torch.distributed import run
+from adaftr_fast import _startup
+from adaftr_fast.cli import main
+
+_startup.PARENT = os.getpid()  # as a rank that imports the package finds it
+
+def command(*arguments):
+    sys.exit(main(arguments))
+
+def forking(arguments):
+    config, _, (_, _, _, *given) = found(arguments)  # python -u -m adaftr_fast.cli
+    config.start_method = "fork"
+    return config, command, given
+
+found, run.config_from_args = run.config_from_args, forking
+run.main()
+"""
+"""``torchrun -m adaftr_fast.cli``, whose ranks are forks of the agent, which has the imports done."""
+
+
+def agent(*arguments: str, source: str = TORCHRUN, **variables) -> Script:
     """Starts torchrun, whose ranks are processes of their own."""
-    return Script("from torch.distributed.run import main; main()", *arguments, OMP_NUM_THREADS=1, **variables)
+    return Script(source, *arguments, OMP_NUM_THREADS=1, **variables)
 
 
-def torchrun(ranks: int, command: list[str], *options: str) -> Script:
-    return agent("--standalone", f"--nproc-per-node={ranks}", *options, *command)
+def torchrun(ranks: int, command: list[str], *options: str, source: str = TORCHRUN) -> Script:
+    return agent("--standalone", f"--nproc-per-node={ranks}", *options, *command, source=source)
+
+
+RESTARTS = ("--max-restarts=2", "--monitor-interval=0.1")
 
 
 def finish(process: Script, seconds: float = 240) -> tuple[str, str]:
@@ -98,7 +124,7 @@ def children(process: Script, ranks: int = 2) -> list[int]:
 def test_killed_rank(data, by_two, tmp_path):
     command = arguments(data, tmp_path, training__checkpoint_seconds=0)
     command.append("--restart")  # applies to the first start only
-    run = torchrun(2, command, "--max-restarts=2", "--monitor-interval=0.1")
+    run = torchrun(2, command, *RESTARTS)
     wait_for(lambda: len(list((tmp_path / "last").glob("*-*"))) == 2)
     os.kill(children(run)[1], signal.SIGKILL)
     _, err = finish(run)
@@ -113,9 +139,8 @@ def test_killed_rank_on_one_of_two_machines(data, by_two, tmp_path, rendezvous):
     """Two torchrun agents, one per machine."""
     command = arguments(data, tmp_path, training__checkpoint_seconds=0)
     place = f"--rdzv-endpoint={rendezvous['MASTER_ADDR']}:{rendezvous['MASTER_PORT']}"
-    options = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=2", "--monitor-interval=0.1", "--rdzv-id=run"]
-    options += ["--rdzv-backend=c10d", place]
-    agents = [agent(*options, *command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1) for _ in range(2)]
+    options = ["--nnodes=2", "--nproc-per-node=1", *RESTARTS, "--rdzv-id=run", "--rdzv-backend=c10d", place]
+    agents = [agent(*options, *command, source=FORKS, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1) for _ in range(2)]
     wait_for(lambda: len(list((tmp_path / "last").glob("*-*"))) == 2)
     os.kill(children(agents[1], 1)[0], signal.SIGKILL)
     err = "".join(finish(each)[1] for each in agents)

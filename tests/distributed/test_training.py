@@ -53,11 +53,11 @@ def trainer(folder: Path | None, ranks: Ranks | None, *, make=None, optimizer=No
     config = TrainingConfig(**settings)
     return Trainer(
         model,
-        make(1500, seed=1, chunk_rows=400),
+        make(900, seed=1, chunk_rows=400),
         make(500, seed=2, chunk_rows=300),  # two chunks: some ranks have more batches than others, or none
         optimizer=optimizer or OptimizerConfig(lr=0.01, clip_norm=1.0),
         config=config,
-        files=RunFiles(model, config, folder, folder and ABOUT, rows=1500, ranks=ranks),
+        files=RunFiles(model, config, folder, folder and ABOUT, rows=900, ranks=ranks),
         ranks=ranks,
     )
 
@@ -119,9 +119,9 @@ def runs(tmp_path_factory) -> dict[str, list[dict]]:
             "blocks": (None, None, BLOCKS),
             "blocks in parts": (None, None, BLOCKS | TWO_PARTS),
             "pcgrad": (None, None, PCGRAD),
-            "stopped": (one, 30, PLAIN),
+            "stopped": (one, 20, PLAIN),
         }),
-        "4": (4, {"plain": (None, None, PLAIN), "stopped": (four, 20, PLAIN)}),
+        "4": (4, {"plain": (None, None, PLAIN), "stopped": (four, 12, PLAIN)}),
         "2": (2, {
             "plain": (None, None, PLAIN),
             "weighted": (None, None, WEIGHTED),
@@ -129,7 +129,7 @@ def runs(tmp_path_factory) -> dict[str, list[dict]]:
             "blocks": (None, None, BLOCKS),
             "blocks in parts": (None, None, BLOCKS | TWO_PARTS),
             "pcgrad": (None, None, PCGRAD),
-            "stopped": (two, 45, PLAIN),
+            "stopped": (two, 28, PLAIN),
             "after 1": (one, None, PLAIN),
             "after 4": (four, None, PLAIN),
         }),

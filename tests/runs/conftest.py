@@ -12,8 +12,6 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.training.trackers import CLASSES
-from adaftr_fast.tuning.search import Search
-from adaftr_fast.tuning.space import parse_space
 
 SOURCE = {
     "name": "shop",
@@ -79,6 +77,9 @@ SPACE = {"optimizer.lr": {"low": 1e-3, "high": 0.1, "log": True}, "model.tower_h
 @pytest.fixture
 def search(prepared, tmp_path):
     """Returns a function that makes a search in a folder."""
+    from adaftr_fast.tuning.search import Search  # imports optuna, which scripts need not
+    from adaftr_fast.tuning.space import parse_space
+
     data = prepared(1)
 
     def make(name="out", space=SPACE, config=None, **options):
