@@ -38,8 +38,10 @@ build: $(EXTENSION)
 
 test: lint pytest
 
+# Three workers on two cores, since tests wait for processes. A worker steals tests from the end of another one's, so
+# that those of a file, which share fixtures, mostly stay together.
 pytest: $(EXTENSION)
-	$(BIN)/python -m pytest -n 2 --ignore tests/ray $(TESTS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal --ignore tests/ray $(TESTS)
 
 # Tables across ranks by TorchRec, an optional back end.
 test-torchrec: $(TORCHREC)
