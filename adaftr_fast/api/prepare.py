@@ -67,8 +67,8 @@ def prepare(
         dataset: the name of a data set (``adaftr-fast info`` lists them) or a schema file.
         labels: instead of ``dataset``: the 0/1 columns, one per task, from which a schema is inferred.
         group: with ``labels``: the column of users, for GAUC.
-        time: with ``labels``: the column to split by, of numbers, timestamps or text of one form of ISO 8601; None
-            splits by users, or by rows without ``group``.
+        time: with ``labels``: the column to split by, of numbers, timestamps, or text, whose forms ``dates`` names; None
+            splits by users, or by rows without ``group``. The schema has shares of the rows, and so serves later logs.
         weight: with ``labels``: the column of sample weights.
         ignore: with ``labels``: columns that are not features.
         multi: with ``labels``: the separators of text columns that hold lists, ``{"tags": "|"}``; "" reads a column as
@@ -82,7 +82,7 @@ def prepare(
         thousands: with ``labels``: the mark between groups of three digits in text; "" detects it.
         decimal: with ``labels``: the mark of decimals in text; "." detects a comma.
         dates: with ``labels``: forms of ``time`` in text, as ``datetime.strptime`` reads them, such as
-            ``"%d/%m/%Y %H:%M"``; the first one that fits a value reads it. () detects them.
+            ``"%d/%m/%Y %H:%M"``; the first one that fits a value reads it. () detects them; ISO 8601 needs none.
         write_schema: with ``labels``: a TOML file to which the inferred schema is written as well, to be edited and
             passed as ``dataset``.
         bad_rows: the share of rows that may be unreadable or lack a label; they are left out and reported.

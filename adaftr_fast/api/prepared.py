@@ -87,6 +87,8 @@ class Prepared(PreparedData):
             notes.append(f"Left out: {manifest.bad_rows.summary()}")
         if text := manifest.schema.get("text"):
             notes.append(f"Text: {', '.join(f'{key} {value!r}' for key, value in text.items())}")
+        if manifest.bounds:
+            notes.append(f"Split by time: {'; '.join(f'{split}: {where}' for split, where in manifest.bounds.items())}")
         unused = manifest.unused
         if unused.unmatched or unused.dropped:
             dropped = f", {unused.dropped:,} are dropped by the schema" if unused.dropped else ""

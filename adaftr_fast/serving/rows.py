@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import plain_numbers, without_words
-from adaftr_fast.data.raw.inputs import column_types, field_columns
+from adaftr_fast.data.raw.inputs import field_columns
 from adaftr_fast.data.raw.tables import ArrowStream, read_table
+from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.types import Schema, TextFormat
 from adaftr_fast.errors import ConfigError, DataError
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from adaftr_fast._files import is_unicode
 from adaftr_fast.data.encode.written import label_numbers, plain_numbers
-from adaftr_fast.data.raw.inputs import column_types
+from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.types import Schema, TextFormat, condition_columns
 
 SHOWN = 50  # characters of a value that an error shows

@@ -90,6 +90,7 @@ class Manifest:
         unused: rows that are in no split.
         dense: encodings of the dense fields, whose numbers are stored as they are.
         values: the training values of each field whose values are counted; {} if the ids of another folder grow.
+        bounds: the conditions of the splits by shares of time, by split.
         compared: the most telling values of the columns that labels compare with text, and their rows in all files, by
             column; empty without such columns.
         sha256: sha256 of every file by name; that of the manifest is the one it would have without its own.
@@ -110,6 +111,7 @@ class Manifest:
     unused: Unused
     dense: list[NumericEncoding]
     values: dict[str, ValueInfo] = dataclasses.field(default_factory=dict, kw_only=True)
+    bounds: dict[str, str] = dataclasses.field(default_factory=dict, kw_only=True)
     compared: dict[str, dict[str, int]]
     sha256: dict[str, str]  # the last one, see ``signed``
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.types import Schema, TextFormat
 
 Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
@@ -30,24 +31,31 @@ def holds_text(kind: pa.DataType) -> bool:
 
 def rewrites(form: TextFormat) -> bool:
     """Returns whether ``as_written`` changes any text."""
-    return bool(form.null or form.thousands or form.decimal != ".")
+    return bool(form.null or form.thousands or form.decimal != "." or form.dates)
 
 
 def as_written(schema: Schema, rows: Rows) -> Rows:
     """Returns rows whose columns of text have null for words that mean missing, and whose numbers are no text.
 
-    Text that is no number stays as it is. Rows that were read so already do, too.
+    Nor are the times that conditions compare. Text that is no number stays as it is. Rows that were read so already do,
+    too.
+
+    Raises:
+        pa.ArrowInvalid: text is no time.
     """
     form = schema.text
     if not rewrites(form):
         return rows
     numbers = {*schema.numbers()}
+    temporal = {name: kind for name, kind in column_types(schema).items() if pa.types.is_temporal(kind)}
     for place, field in enumerate(rows.schema):
         if holds_text(field.type):
             values = without_words(rows.column(place).cast(pa.string()), form)
             if field.name in numbers:
                 with suppress(pa.ArrowException):  # the error of the field names it
                     values = plain_numbers(values, form).cast(pa.float64())
+            elif field.name in temporal and form.dates:
+                values = read_times(field.name, values, form, temporal[field.name])
             rows = rows.set_column(place, field.name, values)
     return rows
 
@@ -105,3 +113,12 @@ def times(values: pa.Array, form: TextFormat, kind: pa.DataType) -> pa.Array:
     """Returns text [n] as times of a type; null where none of the forms fits."""
     read = [pc.strptime(values, each, "us", error_is_null=True) for each in form.dates]
     return pc.coalesce(*read).cast(kind)
+
+
+def read_times(name: str, values: pa.Array, form: TextFormat, kind: pa.DataType) -> pa.Array:
+    """Returns a column of text [n] as times of a type. Raises pa.ArrowInvalid if none of the forms fits a value."""
+    read = times(values, form, kind)
+    if read.null_count > values.null_count:
+        wrong = values.filter(read.is_null()).drop_null()[0].as_py()
+        raise pa.ArrowInvalid(f"{name}: none of the forms of dates, {', '.join(form.dates)}, fits {wrong!r}")
+    return read

@@ -28,7 +28,7 @@ from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import TextInput
 from adaftr_fast.data.raw.source import Unused
 from adaftr_fast.data.raw.staging import check_staged, staged_bad_rows
-from adaftr_fast.data.schema.types import SPLITS, Field, Schema
+from adaftr_fast.data.schema.types import SPLITS, Field, Schema, shown_condition
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
 
@@ -90,11 +90,11 @@ def merge_counted(
         values: dict[str, ValueInfo] = {}
         for field in job.schema.fields:
             if field.counted:
-                counts = ValueCounts.read(_some(files))
+                counts = ValueCounts.read(_some(job.schema, files))
                 encoders[field.name], values[field.name] = fit_encoder(field, counts), _value_info(field, counts)
             elif field.hashed:
                 encoders[field.name] = fit_encoder(field, None)
-        dense = [] if known else [_fit_dense(field, files) for field in job.schema.dense]
+        dense = [] if known else [_fit_dense(field, _some(job.schema, files)) for field in job.schema.dense]
     if known is not None:
         encoders, dense = grown(known.encoders, encoders), known.dense
     with replacing(job.work.prepared / VOCABULARY) as new:
@@ -118,6 +118,7 @@ def merge_counted(
         unused=sum((from_json(Unused, each["unused"]) for _, each in shards), Unused()),
         dense=dense,
         values={} if known else values,
+        bounds={name: shown_condition(rule.where) for name, rule in schema.split.items() if rule.time and rule.where},
         compared=most_telling(schema, compared),
         sha256={VOCABULARY: sha256(job.work.prepared / VOCABULARY)},
     )
@@ -154,7 +155,7 @@ def merge_encoded(work: WorkFiles, manifest: Manifest, shards: Sequence[tuple[Sh
             if info.rows:
                 digests[path.name] = result[SHA256][path.name]
         splits[split] = _merge_infos(infos)
-    _check_splits(splits)
+    _check_splits(manifest.parsed, splits)
     for split in SPLITS:
         for shard, _ in shards:
             path = work.encoded(split, shard)
@@ -195,13 +196,21 @@ def _value_info(field: Field, counts: ValueCounts) -> ValueInfo:
 def _fit_dense(field: Field, counted: Sequence[BinaryIO]) -> NumericEncoding:
     """Fits the encoding of a dense field to the next moments in the files of the shards."""
     assert field.encoding is not None  # a dense field has one
-    return fit_dense(field, Moments.read(_some(counted), field.encoding))
+    return fit_dense(field, Moments.read(counted, field.encoding))
 
 
-def _some(counted: Sequence[BinaryIO]) -> Sequence[BinaryIO]:
+def _some(schema: Schema, counted: Sequence[BinaryIO]) -> Sequence[BinaryIO]:
     if not counted:
-        raise DataError("split train has no rows")
+        raise _no_rows(schema, "train")
     return counted
+
+
+def _no_rows(schema: Schema, split: str) -> DataError:
+    where = schema.split[split].where
+    if where is None:
+        return DataError(f"split {split} has no rows")
+    asked = f"split {split} has no rows: none meets its condition, {shown_condition(where)}"
+    return DataError(f"{asked}; a split by shares of time, time = {{ column, start, stop }}, serves each log")
 
 
 def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:
@@ -220,10 +229,10 @@ def _sums(counts: list[dict[str, int]]) -> dict[str, int]:
     return {name: sum(each[name] for each in counts) for name in counts[0]}
 
 
-def _check_splits(splits: dict[str, SplitInfo]) -> None:
+def _check_splits(schema: Schema, splits: dict[str, SplitInfo]) -> None:
     for name, info in splits.items():
         if info.rows == 0:
-            raise DataError(f"split {name} has no rows")
+            raise _no_rows(schema, name)
     for task, positives in splits["train"].positives.items():
         if positives in (0, splits["train"].rows):
             got = f"{positives} of {splits['train'].rows} training rows are positive"

@@ -37,6 +37,7 @@ from adaftr_fast.data.prepare.steps import InputFiles, Job
 from adaftr_fast.data.prepare.work_folder import WorkFiles, publish, remove_finished, work_folder
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.source import input_paths
+from adaftr_fast.data.raw.times import with_times
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import SPLITS, Schema
 from adaftr_fast.data.synthetic.write import LOG, write_log
@@ -122,6 +123,7 @@ def prepare(
                 if generated is not None:
                     write_log(generated, work / "generated", progress=progress)
                     paths = {schema.files[0]: [work / "generated" / LOG]}
+                schema = with_times(schema, paths)
                 job = Job(schema, inputs, paths, WorkFiles(work, digest), bad_rows, known is not None, engine.remote)
                 _Run(job, engine, parts, progress).run(known, digest)
                 finish(job.work.prepared)

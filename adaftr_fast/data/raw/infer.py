@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -16,27 +14,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adaftr_fast._files import AnyPath
-from adaftr_fast.data.encode.canonical import as_float64
-from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import holds_text, plain_numbers, without_words
-from adaftr_fast.data.parallel import ordered_map
-from adaftr_fast.data.raw.batches import read_tables
 from adaftr_fast.data.raw.formats import infer_dates, infer_format
 from adaftr_fast.data.raw.inputs import Layout, first_lines, is_text, read_layout, text_files
-from adaftr_fast.data.raw.rows import text_chunks
-from adaftr_fast.data.raw.source import check_columns, listed, open_dataset, reading
+from adaftr_fast.data.raw.source import SAMPLE_ROWS, check_columns, first_rows, open_dataset, reading
 from adaftr_fast.data.raw.tables import shown
-from adaftr_fast.data.raw.text import castable, find_types
+from adaftr_fast.data.raw.text import are_numbers, find_types
+from adaftr_fast.data.raw.times import check_times, unsorted_times
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 from adaftr_fast.errors import DataError
 
 TRAIN, VALIDATION = 0.8, 0.9  # shares of the rows where validation and test begin
-SAMPLE_ROWS = 10_000  # first rows that tell ids from numbers, and lists from text
 LARGEST_EXACT = 2.0**53  # integers up to it are float64 numbers
 WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
-CLOCK = r"[T ][0-9]{2}(?::?[0-9]{2}){0,2}"
-ISO_8601 = rf"^(?P<time>[0-9]{{4}}-?[0-9]{{2}}(?:-?[0-9]{{2}}(?:{CLOCK})?)?)(?:[.,][0-9]+)?(?P<zone>Z|[+-][0-9:]+)?$"
 ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uid|gid|user|item|hash|key)$|[a-z](Id|ID|Uid|Hash|Key)$")
 MARKS = "|;,"
 SHARE = 0.25  # of the values have several tokens
@@ -75,7 +66,7 @@ def infer_schema(
         inputs: files of parquet or delimited text, and folders of such files; the first one tells the types.
         labels: 0/1 columns, one per task. AdaFTR contrasts the first with each other one.
         group: column by which GAUC groups rows.
-        time: column that orders the rows: numbers, timestamps, or text that sorts by time, as ISO 8601 does.
+        time: column that orders the rows: numbers, timestamps, or text of times.
         weight: column of sample weights.
         ignore: columns that are not features.
         multi: separators of text columns that hold lists; "" for a column that is to be read as one value.
@@ -94,10 +85,11 @@ def infer_schema(
     files = [file for each in inputs for file in text_files(each)]
     path = next((file for file in files if not is_text(file) or first_lines(file)), files[0])
     with reading(path, "not readable"):
-        first = _First.read(path, text, {*labels, *ignore, *multi, *hash}, time)
+        first = _First.read(path, text, {*labels, *ignore, *multi, *hash})
     columns = first.types
     roles = (each for each in (group, time, weight) if each)
     check_columns(path, columns.names, [*labels, *ignore, *multi, *dense, *hash, *roles])
+    first = first.with_dates(time) if time else first
     not_fields = {*labels, *ignore, time, weight}
     fields = {each.name: _field(each.type) for each in columns if each.name not in not_fields}
     _check_multi(path, columns, fields, multi)
@@ -116,7 +108,7 @@ def infer_schema(
     source |= {} if funnel is None else {"funnel": list(funnel)}
     source |= {} if min_count is None else {"defaults": {"min_count": min_count}}
     source |= {"text": first.written()} if first.written() else {}
-    source["split"] = _by_time(files, first, time) if time else _by_hash(group)
+    source["split"] = _by_time(time) if time else _by_hash(group)
     return source | {"fields": {name: field for name, field in fields.items() if field}}
 
 
@@ -136,11 +128,10 @@ class _First:
     layout: Layout | None
 
     @classmethod
-    def read(cls, path: AnyPath, given: TextFormat, not_fields: set[str], time: str | None) -> _First:
+    def read(cls, path: AnyPath, given: TextFormat, not_fields: set[str]) -> _First:
         if not is_text(path):
-            return cls(
-                path, _marked_numbers(path, open_dataset(path).schema, given), replace(given, line_ends=False), None
-            )
+            types = _marked_numbers(path, open_dataset(path).schema, given)
+            return cls(path, types, replace(given, line_ends=False), None)
         layout = read_layout(path, given)
         data = layout.first(path)
         block = layout.block(data)
@@ -153,14 +144,9 @@ class _First:
         for place, name in enumerate(types.names):
             if name in values and pa.types.is_string(types.field(name).type):
                 texts = without_words(values[name], form)
-                numbers = plain_numbers(texts, form)
-                if form.thousands and texts.null_count < len(texts) and castable(numbers, as_float64).all():
+                if form.thousands and are_numbers(texts, form):
                     types = types.set(place, pa.field(name, pa.float64()))
                     marked.append(name)
-                elif name == time and not form.dates and _unsorted_times(texts[:SAMPLE_ROWS]):
-                    form = replace(form, dates=infer_dates(f"{path}: time {name}", texts[:SAMPLE_ROWS]))
-        if time in types.names and form.dates:
-            types = types.set(types.names.index(time), pa.field(time, pa.timestamp("us")))
         if form.thousands and not given.thousands:
             named = ", ".join(name for name in marked)
             how = "--thousands, --decimal and --multi say otherwise"
@@ -169,10 +155,26 @@ class _First:
             )
         return cls(path, types, form, replace(layout, form=form))
 
+    def with_dates(self, time: str) -> _First:
+        """Returns the same with the forms of a column of times, if it is text that does not sort by time.
+
+        Raises:
+            DataError: the text has no form of times, or one in which day and month cannot be told apart.
+        """
+        if self.form.dates or not holds_text(self.types.field(time).type):
+            return self
+        values = without_words(one_array(self.sample([time])[time]).cast(pa.string()), self.form)
+        if not unsorted_times(values):
+            return self
+        form = replace(self.form, dates=infer_dates(f"{self.path}: time {time}", values))
+        if not form.dates:
+            check_times(self.path, time, values)
+        return replace(self, form=form, layout=self.layout and replace(self.layout, form=form))
+
     def sample(self, columns: list[str]) -> pa.Table:
         """Returns the first rows of columns, those of a text file as they are written."""
         with reading(self.path, "not readable"):
-            rows = _first_rows(self.path, columns) if self.layout is None else self._as_text(self.layout, columns)
+            rows = first_rows(self.path, columns) if self.layout is None else self._as_text(self.layout, columns)
             rows.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
             return rows
 
@@ -180,7 +182,7 @@ class _First:
         block = layout.block(layout.first(self.path))
         for column in columns:
             block.convert(column, pa.string())
-        return block.table
+        return block.table.slice(0, SAMPLE_ROWS)
 
     def written(self) -> dict[str, Any]:
         """Returns the table ``text`` of a schema file: what differs from the default."""
@@ -198,9 +200,8 @@ def _marked_numbers(path: AnyPath, types: pa.Schema, form: TextFormat) -> pa.Sch
     if (form.thousands, form.decimal) == (PLAIN_TEXT.thousands, PLAIN_TEXT.decimal):
         return types
     texts = [each.name for each in types if holds_text(each.type)]
-    for name, values in zip(texts, _first_rows(path, texts).columns):
-        numbers = plain_numbers(without_words(values.cast(pa.string()), form), form).combine_chunks()
-        if numbers.null_count < len(numbers) and castable(numbers, as_float64).all():
+    for name, values in zip(texts, first_rows(path, texts).columns):
+        if are_numbers(without_words(one_array(values).cast(pa.string()), form), form):
             types = types.set(types.get_field_index(name), pa.field(name, pa.float64()))
     return types
 
@@ -260,7 +261,7 @@ def _lists(first: _First, rows: pa.Table, texts: Sequence[str], multi: Mapping[s
     path, delimiter = first.path, first.layout.delimiter if first.layout else ""
     fields: dict[str, Any] = {}
     for name in dict.fromkeys([*texts, *multi]):
-        values = _texts(path, name, rows[name][:SAMPLE_ROWS])
+        values = _texts(path, name, rows[name])
         separator = multi[name] if name in multi else find_separator(values)
         if name not in multi and separator:
             how = f"--multi {name}= (in Python multi={{{name!r}: ''}}) reads it as one value"
@@ -281,82 +282,18 @@ def _texts(path: AnyPath, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray
         raise DataError(f"{path}: multi: {name}: expected a column of text, got {values.type}") from error
 
 
-def _first_rows(path: AnyPath, columns: list[str]) -> pa.Table:
-    dataset = open_dataset(path)
-    tables = [dataset.schema.empty_table().select(columns)]
-    for table in read_tables(dataset, columns) if columns else ():
-        tables.append(table)
-        if sum(each.num_rows for each in tables) >= SAMPLE_ROWS:
-            break
-    return pa.concat_tables(tables).slice(0, SAMPLE_ROWS)
-
-
 def _by_hash(group: str | None) -> dict[str, Any]:
     column = {"column": group} if group else {}
     bounds = {"train": (0.0, TRAIN), "validation": (TRAIN, VALIDATION), "test": (VALIDATION, 1.0)}
     return {split: {"hash": column | {"start": start, "stop": stop}} for split, (start, stop) in bounds.items()}
 
 
-def _by_time(files: Sequence[AnyPath], first: _First, time: str) -> dict[str, Any]:
-    """Splits at exact quantiles of the column. Rows with the same time are in the same split."""
-    kind = first.types.field(time).type
-    if holds_text(kind):
-        _check_times(first.path, time, first.sample([time])[time][:SAMPLE_ROWS])
-    counts = ValueCounts(kind)
-    for path in files:
-        with reading(path, f"cannot read {time}"):
-            tables = (
-                _text_tables(path, first.form, {time: kind})
-                if is_text(path)
-                else read_tables(open_dataset(path), [time])
-            )
-            for table in tables:
-                counts.update(one_array(table[time]).cast(kind))
-    table = counts.table()
-    if table.num_rows < 3:
-        raise DataError(
-            f"{listed(map(str, files))}: {time}: expected at least three different times, got {table.num_rows}"
-        )
-    cumulative = pc.cumulative_sum(table["count"]).to_numpy() / pc.sum(table["count"]).as_py()
-    begin, end = (int((cumulative <= share).sum()) for share in (TRAIN, VALIDATION))
-    begin = min(max(begin, 1), table.num_rows - 2)
-    end = min(max(end, begin + 1), table.num_rows - 1)
-    start, stop = (table["value"][position].as_py() for position in (begin, end))
+def _by_time(time: str) -> dict[str, Any]:
     return {
-        "train": {"where": [[time, "<", start]]},
-        "validation": {"where": [[time, ">=", start], [time, "<", stop]]},
-        "test": {"where": [[time, ">=", stop]]},
+        "train": {"time": {"column": time, "stop": TRAIN}},
+        "validation": {"time": {"column": time, "start": TRAIN, "stop": VALIDATION}},
+        "test": {"time": {"column": time, "start": VALIDATION}},
     }
-
-
-def _text_tables(path: AnyPath, form: TextFormat, types: dict[str, pa.DataType]) -> Iterator[pa.Table]:
-    """Yields columns of a text file in tables, without bad rows, which preparation counts."""
-    layout = read_layout(path, form)
-    check_columns(path, layout.names, types)
-    chunks = text_chunks(path, partial(layout.parse, types=types), header_lines=1, rows=layout.rows)
-    for table, _ in ordered_map(lambda chunk: chunk.parse(), chunks, attrgetter("memory")):
-        yield table
-
-
-def _check_times(path: AnyPath, time: str, values: pa.ChunkedArray) -> None:
-    if unsorted := _unsorted_times(values):
-        expected = "expected numbers, timestamps, or text of one form of ISO 8601, which sorts by time"
-        raise DataError(f"{path}: time {time}: {expected}; got {' and '.join(map(repr, unsorted))}")
-
-
-def _unsorted_times(values: pa.ChunkedArray) -> list[str]:
-    """Returns an example of text that does not sort by time, or two that do not sort together; [] if all text does.
-
-    Text sorts by time if it is ISO 8601 in one form, such as "2026-05-01 10:00", and of one zone.
-    """
-    values = values.cast(pa.string()).drop_null()
-    found = pc.extract_regex(values, ISO_8601)
-    if found.null_count:
-        return [values.filter(found.is_null())[0].as_py()]
-    forms = pc.binary_join_element_wise(
-        pc.replace_substring_regex(pc.struct_field(found, "time"), "[0-9]", "0"), pc.struct_field(found, "zone"), ""
-    )
-    return [values[forms.index(form).as_py()].as_py() for form in forms.unique()[:2]] if len(forms.unique()) > 1 else []
 
 
 def find_separator(values: pa.ChunkedArray) -> str | None:

@@ -12,9 +12,10 @@ from adaftr_fast._files import AnyPath
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.batches import coalesced, read_tables
-from adaftr_fast.data.raw.inputs import column_types, field_columns, is_text, list_columns, read_layout, text_files
+from adaftr_fast.data.raw.inputs import field_columns, is_text, list_columns, read_layout, text_files
 from adaftr_fast.data.raw.source import check_columns, check_files, data_files, open_dataset, reading
 from adaftr_fast.data.raw.staging import PARSED, Rows, blocks, lines_of_file
+from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
 

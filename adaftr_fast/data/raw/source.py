@@ -36,6 +36,7 @@ SHIPPED = resources.files("adaftr_fast.data") / "files"
 ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last of names of columns in parquet
 LISTED = 50  # columns that an error names
+SAMPLE_ROWS = 10_000  # first rows of a log, which tell how it is read
 NOT_PARQUET = "not a readable parquet file"
 _ONE_FOLDER = "the files of a folder must have the same columns"
 IN_SPLIT = "split:"  # prefix of a column that tells whether a row meets the condition of a split
@@ -462,6 +463,20 @@ def open_dataset(path: AnyPath) -> ds.Dataset:
     except UnicodeDecodeError as error:
         raise OSError(f"the name of a file is not UTF-8: {error.object!r}") from error
     return dataset
+
+
+def first_rows(path: AnyPath, columns: list[str]) -> pa.Table:
+    """Returns columns of the first ``SAMPLE_ROWS`` rows of a file or a folder of files.
+
+    Raises one of ``READ_ERRORS``.
+    """
+    dataset = open_dataset(path)
+    tables = [dataset.schema.empty_table().select(columns)]
+    for table in read_tables(dataset, columns) if columns else ():
+        tables.append(table)
+        if sum(each.num_rows for each in tables) >= SAMPLE_ROWS:
+            break
+    return pa.concat_tables(tables).slice(0, SAMPLE_ROWS)
 
 
 def _shard_row_groups(whole: ds.Dataset, shard: Shard) -> tuple[ds.Dataset, ds.Dataset]:

@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
 
+from adaftr_fast.data.encode.canonical import as_float64
 from adaftr_fast.data.encode.encoders import one_array
-from adaftr_fast.data.encode.written import SHOWN_LABELS, label_numbers, plain_numbers, times
+from adaftr_fast.data.encode.written import SHOWN_LABELS, label_numbers, plain_numbers, read_times
 from adaftr_fast.data.raw.bad_rows import BadLine, BadRows, bad_rows
 from adaftr_fast.data.raw.staging import LINE_END
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
@@ -106,10 +107,7 @@ class TextBlock:
     def _cast(self, values: pa.Array, kind: pa.DataType) -> pa.Array:
         """Casts text to a type as the format says. Raises pa.ArrowException if a value cannot be cast."""
         if pa.types.is_string(values.type) and pa.types.is_temporal(kind) and self.form.dates:
-            read = times(values, self.form, kind)
-            if read.null_count > values.null_count:
-                raise pa.ArrowInvalid("none of the forms of dates fits")
-            return read
+            return read_times("time", values, self.form, kind)
         is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
         return (plain_numbers(values, self.form) if is_number else values).cast(kind)
 
@@ -346,6 +344,12 @@ def castable(values: pa.Array, cast: Callable[[pa.Array], pa.Array]) -> np.ndarr
         half = len(values) // 2
         return np.concatenate([castable(values[:half], cast), castable(values[half:], cast)])
     return np.ones(len(values), bool)
+
+
+def are_numbers(texts: pa.Array, form: TextFormat) -> bool:
+    """Returns whether there are texts, and all are numbers with the marks of a format."""
+    numbers = plain_numbers(texts, form)
+    return numbers.null_count < len(numbers) and bool(castable(numbers, as_float64).all())
 
 
 def _means_missing(values: pa.Array) -> np.ndarray:

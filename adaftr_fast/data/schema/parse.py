@@ -25,6 +25,7 @@ from adaftr_fast.data.schema.types import (
     Schema,
     SplitRule,
     TextFormat,
+    TimeRange,
 )
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
@@ -145,6 +146,7 @@ def parse_schema(source: dict[str, Any]) -> Schema:
         text=text_format(source.get("text", {})),
     )
     _check_leaks(schema)
+    _check_times(schema)
     _check_reserved(schema)
     _check_vocabularies(schema)
     return schema
@@ -222,6 +224,17 @@ def _check_leaks(schema: Schema) -> None:
                 raise DataError(f"field {field.name} reads {leaked.pop()!r}, a source of label {label.name}")
             if field.name == label.name:
                 raise DataError(f"{field.name!r} names both a field and a label")
+
+
+def _check_times(schema: Schema) -> None:
+    """Raises DataError if preparation could not find the shares of time, or a field would read times as it does."""
+    times = {rule.time.column for rule in schema.split.values() if rule.time}
+    if times and schema.format:
+        raise DataError(f"split: expected where or hash with format {schema.format}, got time")
+    for field in schema.fields:
+        if field.kind != "numeric" and times & {*field.columns}:
+            expected = "a numeric or dense field of a column that splits by time"
+            raise DataError(f"field {field.name}: expected {expected}, got a {field.kind} one")
 
 
 def _check_reserved(schema: Schema) -> None:
@@ -316,17 +329,20 @@ def _splits(value: dict[str, Any], files: tuple[str, ...]) -> dict[str, SplitRul
 
 
 def _split(where: str, value: dict[str, Any], files: tuple[str, ...]) -> SplitRule:
-    check_keys(where, value, allowed=("file", "where", "rows", "hash"))
+    check_keys(where, value, allowed=("file", "where", "rows", "hash", "time"))
     rule = SplitRule(
         file=value.get("file", files[0]),
         where=condition(f"{where}.where", value["where"]) if "where" in value else None,
         rows=value.get("rows", "all"),
         hash=_hash_range(f"{where}.hash", value["hash"]) if "hash" in value else None,
+        time=_time_range(f"{where}.time", value["time"]) if "time" in value else None,
     )
     if rule.file not in files:
         raise DataError(f"{where}.file: expected one of {', '.join(files)}, got {rule.file!r}")
     if rule.hash and rule.rows != "all":
         raise DataError(f"{where}: expected rows or hash, got both")
+    if rule.time and rule.where:
+        raise DataError(f"{where}: expected where or time, got both")
     if rule.rows not in ("all", "even", "odd"):
         raise DataError(f'{where}.rows: expected "all", "even" or "odd", got {rule.rows!r}')
     return rule
@@ -334,12 +350,21 @@ def _split(where: str, value: dict[str, Any], files: tuple[str, ...]) -> SplitRu
 
 def _hash_range(where: str, value: Any) -> HashRange:
     check_keys(where, value, allowed=("column", "start", "stop"))
+    return HashRange(*_shares(where, value), text(f"{where}.column", value["column"]) if "column" in value else None)
+
+
+def _time_range(where: str, value: Any) -> TimeRange:
+    check_keys(where, value, allowed=("column", "start", "stop"), required=("column",))
+    return TimeRange(*_shares(where, value), text(f"{where}.column", value["column"]))
+
+
+def _shares(where: str, value: dict[str, Any]) -> tuple[float, float]:
     start, stop = (
         number(f"{where}.{key}", value.get(key, default)) for key, default in (("start", 0.0), ("stop", 1.0))
     )
     if not 0.0 <= start < stop <= 1.0:
         raise DataError(f"{where}: expected 0 <= start < stop <= 1, got {start:g} and {stop:g}")
-    return HashRange(start, stop, text(f"{where}.column", value["column"]) if "column" in value else None)
+    return start, stop
 
 
 def condition(where: str, value: Any) -> Condition:

@@ -82,6 +82,19 @@ class HashRange:
 
 
 @dataclass(frozen=True)
+class TimeRange:
+    """Selects rows by their place in the order of time: from the share ``start`` of the rows up to ``stop``.
+
+    Attributes:
+        column: column that orders the rows. Rows of the same time are in the same range.
+    """
+
+    start: float
+    stop: float
+    column: str
+
+
+@dataclass(frozen=True)
 class SplitRule:
     """Selects the rows of a split from one input file.
 
@@ -89,12 +102,15 @@ class SplitRule:
         where: condition the rows meet; None for all rows.
         rows: ``all`` of these rows, or the ``even`` or ``odd`` ones, counted from 0.
         hash: range of hashes; None for no selection by hash.
+        time: range of shares of the rows in the order of time, which preparation turns into ``where`` by the times of
+            the log; None for no selection by time.
     """
 
     file: str
     where: Condition | None = None
     rows: Literal["all", "even", "odd"] = "all"
     hash: HashRange | None = None
+    time: TimeRange | None = None
 
 
 @dataclass(frozen=True)
@@ -105,8 +121,8 @@ class TextFormat:
         null: words for a missing value. Empty text is always missing.
         thousands: the character between groups of three digits of a number; "" for none.
         decimal: the character before the fraction of a number.
-        dates: forms of the times that conditions compare, as ``datetime.strptime`` reads them; the first one that fits
-            a value reads it. () for ISO 8601.
+        dates: forms of the times by which rows are split or compared, as ``datetime.strptime`` reads them; the first
+            one that fits a value reads it. () for ISO 8601.
         line_ends: whether values in quotes may hold line ends; None asks the first lines of each file.
     """
 
@@ -177,6 +193,7 @@ class Schema:
         names += [column for label in self.labels for column in label.columns()]
         names += [column for rule in self.split.values() for column in condition_columns(rule.where or [])]
         names += [rule.hash.column for rule in self.split.values() if rule.hash and rule.hash.column]
+        names += [rule.time.column for rule in self.split.values() if rule.time]
         names += [*condition_columns(self.drop or []), *self.truth.values()]
         return list(dict.fromkeys(names + [each for each in (self.group, self.weight) if each]))
 
@@ -184,6 +201,13 @@ class Schema:
 def condition_columns(condition: Condition) -> list[str]:
     """Returns the columns a condition reads."""
     return [column for column, _, _ in _triples(condition)]
+
+
+def shown_condition(condition: Condition) -> str:
+    """Returns a condition as people read it."""
+    alternatives = [[item] if isinstance(item, tuple) else item for item in condition]
+    joint = " and " if all(isinstance(item, tuple) for item in condition) else " or "
+    return joint.join(" and ".join(f"{column} {op} {operand}" for column, op, operand in each) for each in alternatives)
 
 
 def condition_texts(condition: Condition) -> dict[str, set[str]]:

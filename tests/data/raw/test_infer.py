@@ -67,8 +67,9 @@ def test_invalid_values_are_named(log):
         infer_schema([log / "log.csv"], ["clik"])
     with pytest.raises(DataError, match="no such file"):
         infer_schema([log / "absent.csv"], ["click"])
-    with pytest.raises(DataError, match="new: expected at least three different times, got 2"):
-        infer_schema([log / "log.parquet"], ["click"], time="new")
+    schema = parse_schema(infer_schema([log / "log.parquet"], ["click"], time="new"))
+    with pytest.raises(DataError, match="new: expected at least 3 different times, got 2"):
+        prepare(schema, [log / "log.parquet"], log / "out")
 
 
 def test_handlers_of_bad_rows_run_in_no_thread_of_arrow(tmp_path, monkeypatch):
@@ -85,7 +86,9 @@ def test_handlers_of_bad_rows_run_in_no_thread_of_arrow(tmp_path, monkeypatch):
     monkeypatch.setattr(csv, "ParseOptions", spied)
     rows = [f"{number},{number % 2},{number}" for number in range(100)]
     (tmp_path / "log.csv").write_text("\n".join(["id,y,at", "too,few", *rows]))
-    assert infer_schema([tmp_path / "log.csv"], ["y"], time="at")["split"]["test"] == {"where": [["at", ">=", 90]]}
+    schema = parse_schema(infer_schema([tmp_path / "log.csv"], ["y"], time="at"))
+    manifest = prepare(schema, [tmp_path / "log.csv"], tmp_path / "out", bad_rows=0.1)
+    assert manifest.bounds["test"] == "at >= 90"
     assert len(threads) > 1
     assert not any(isinstance(each, threading._DummyThread) for each in threads)
 
@@ -149,8 +152,9 @@ def test_times_that_do_not_sort_as_text_are_refused(tmp_path, name, times, got):
 
 @pytest.mark.parametrize("form", ["%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S.%f", "%Y%m%d"])
 def test_text_of_iso_8601_is_ordered(tmp_path, form):
-    source = infer_schema([pq_log(tmp_path, form)], ["click"], time="at")
-    assert source["split"]["test"] == {"where": [["at", ">=", day(90).strftime(form)]]}
+    log = pq_log(tmp_path, form)
+    manifest = prepare(parse_schema(infer_schema([log], ["click"], time="at")), [log], tmp_path / "out")
+    assert manifest.bounds["test"] == f"at >= {day(90).strftime(form)}"
 
 
 def day(number):

@@ -1,0 +1,143 @@
+"""Splits by shares of time: turns them into conditions by the times of a log, so that a schema serves each log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from operator import attrgetter
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adaftr_fast._files import AnyPath
+from adaftr_fast.data.encode.counts import ValueCounts
+from adaftr_fast.data.encode.encoders import one_array
+from adaftr_fast.data.encode.written import holds_text, read_times, without_words
+from adaftr_fast.data.parallel import ordered_map
+from adaftr_fast.data.raw.batches import read_tables
+from adaftr_fast.data.raw.inputs import is_text, read_layout, text_files
+from adaftr_fast.data.raw.rows import text_chunks
+from adaftr_fast.data.raw.source import Inputs, check_columns, first_rows, listed, open_dataset, reading
+from adaftr_fast.data.raw.text import are_numbers, find_types
+from adaftr_fast.data.schema.types import Condition, Schema, TextFormat, TimeRange
+from adaftr_fast.errors import DataError
+
+CLOCK = r"[T ][0-9]{2}(?::?[0-9]{2}){0,2}"
+ISO_8601 = rf"^(?P<time>[0-9]{{4}}-?[0-9]{{2}}(?:-?[0-9]{{2}}(?:{CLOCK})?)?)(?:[.,][0-9]+)?(?P<zone>Z|[+-][0-9:]+)?$"
+
+
+def with_times(schema: Schema, paths: Inputs) -> Schema:
+    """Returns a schema whose shares of time are conditions, which compare with times of these inputs.
+
+    A split begins and ends at exact quantiles of its column. Rows of the same time are in the same split.
+
+    Args:
+        paths: the inputs by role, text or parquet.
+
+    Raises:
+        DataError: an input cannot be read, its times are text that does not sort by time, or there are fewer different
+            times than splits.
+    """
+    rules = {name: (rule, rule.time) for name, rule in schema.split.items() if rule.time}
+    split = dict(schema.split)
+    for role, column in dict.fromkeys((rule.file, time.column) for rule, time in rules.values()):
+        ours = {name: time for name, (rule, time) in rules.items() if (rule.file, time.column) == (role, column)}
+        shares = sorted({share for time in ours.values() for share in (time.start, time.stop)} - {0.0, 1.0})
+        bounds = dict(zip(shares, _quantiles(paths[role], column, schema.text, shares)))
+        split |= {name: replace(split[name], where=_condition(time, bounds)) for name, time in ours.items()}
+    return replace(schema, split=split)
+
+
+def _condition(time: TimeRange, bounds: dict[float, object]) -> Condition | None:
+    found = [(time.column, ">=", bounds[time.start])] if time.start > 0 else []
+    found += [(time.column, "<", bounds[time.stop])] if time.stop < 1 else []
+    return found or None
+
+
+def _quantiles(paths: Sequence[AnyPath], time: str, form: TextFormat, shares: Sequence[float]) -> list[object]:
+    """Returns the times before which these shares of the rows are, in ascending order, each another one."""
+    files = [file for path in paths for file in text_files(path)]
+    kind = _type(files[0], time, form)
+    counts = ValueCounts(kind)
+    for path in files:
+        with reading(path, f"cannot read {time}"):
+            for values in _columns(path, time, kind, form):
+                counts.update(values)
+    table = counts.table()
+    if table.num_rows <= len(shares):
+        expected = f"expected at least {len(shares) + 1} different times, got {table.num_rows}"
+        raise DataError(f"{listed(map(str, files))}: {time}: {expected}")
+    cumulative = pc.cumulative_sum(table["count"]).to_numpy() / pc.sum(table["count"]).as_py()
+    places: list[int] = [0]
+    for number, share in enumerate(shares):
+        place = max(int((cumulative <= share).sum()), places[-1] + 1)
+        places.append(min(place, table.num_rows - len(shares) + number))
+    return [table["value"][place].as_py() for place in places[1:]]
+
+
+def _type(path: AnyPath, time: str, form: TextFormat) -> pa.DataType:
+    """Returns the type of times, as the first rows of an input have them; timestamps where ``form`` reads them."""
+    with reading(path, "not readable"):
+        if is_text(path):
+            layout = read_layout(path, form)
+            check_columns(path, layout.names, [time])
+            data = layout.first(path)
+            block = layout.block(data)
+            block.convert(time, pa.string())
+            values = block.columns[time]
+            kind = (
+                pa.string() if form.dates else find_types(data, layout.names, layout.delimiter, form).field(time).type
+            )
+        else:
+            check_columns(path, open_dataset(path).schema.names, [time])
+            values = one_array(first_rows(path, [time])[time])
+            kind = values.type
+    if not holds_text(kind):
+        return kind
+    if form.dates:
+        return pa.timestamp("us")
+    texts = without_words(values.cast(pa.string()), form)
+    if is_text(path) and form.thousands and are_numbers(texts, form):
+        return pa.float64()
+    check_times(path, time, texts)
+    return pa.string()
+
+
+def _columns(path: AnyPath, time: str, kind: pa.DataType, form: TextFormat) -> Iterator[pa.Array]:
+    """Yields the times of a file, without those of bad rows, which preparation counts."""
+    if is_text(path):
+        layout = read_layout(path, form)
+        check_columns(path, layout.names, [time])
+        chunks = text_chunks(path, partial(layout.parse, types={time: kind}), header_lines=1, rows=layout.rows)
+        for table, _ in ordered_map(lambda chunk: chunk.parse(), chunks, attrgetter("memory")):
+            yield one_array(table[time])
+        return
+    for table in read_tables(open_dataset(path), [time]):
+        values = one_array(table[time])
+        if holds_text(values.type):
+            values = without_words(values.cast(pa.string()), form)
+            values = read_times(time, values, form, kind) if pa.types.is_temporal(kind) else values
+        yield values.cast(kind)
+
+
+def check_times(path: AnyPath, time: str, values: pa.Array) -> None:
+    """Raises DataError if text does not sort by time."""
+    if unsorted := unsorted_times(values):
+        expected = "expected numbers, timestamps, or text of one form of ISO 8601, which sorts by time"
+        raise DataError(f"{path}: time {time}: {expected}; got {' and '.join(map(repr, unsorted))}")
+
+
+def unsorted_times(values: pa.Array) -> list[str]:
+    """Returns an example of text that does not sort by time, or two that do not sort together; [] if all text does.
+
+    Text sorts by time if it is ISO 8601 in one form, such as "2026-05-01 10:00", and of one zone.
+    """
+    values = values.drop_null()
+    found = pc.extract_regex(values, ISO_8601)
+    if found.null_count:
+        return [values.filter(found.is_null())[0].as_py()]
+    forms = pc.binary_join_element_wise(
+        pc.replace_substring_regex(pc.struct_field(found, "time"), "[0-9]", "0"), pc.struct_field(found, "zone"), ""
+    )
+    return [values[forms.index(form).as_py()].as_py() for form in forms.unique()[:2]] if len(forms.unique()) > 1 else []

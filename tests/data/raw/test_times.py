@@ -1,0 +1,84 @@
+import datetime
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.api.prepare import prepare
+from adaftr_fast.data.prepare.run import prepare as run
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import DataError
+
+ROWS = 100
+SOURCE = {"name": "x", "labels": {"click": "click"}, "fields": {"user": "categorical"}}
+SHARES = {"train": 80, "validation": 10, "test": 10}
+
+
+def day(number):
+    return datetime.datetime(2026, 1, 1) + datetime.timedelta(days=number)
+
+
+def log(first, form="%Y-%m-%d", other=None):
+    """A log of a hundred days from ``first``, every other of which may have another form."""
+    times = [day(first + n).strftime(other if other and n % 2 else form) for n in range(ROWS)]
+    columns = {"at": times, "user": [f"u{n % 7}" for n in range(ROWS)], "click": [n % 2 for n in range(ROWS)]}
+    return pa.table(columns)
+
+
+def rows(prepared):
+    return {split: info.rows for split, info in prepared.manifest.splits.items()}
+
+
+@pytest.mark.parametrize("other", [None, "%d/%m/%Y %H:%M"])
+def test_a_schema_serves_the_log_of_the_next_month(tmp_path, other):
+    for first in (0, 100):
+        csv.write_csv(log(first, other=other), tmp_path / f"{first}.csv")
+    schema = tmp_path / "mine.toml"
+    options = {"group": "user", "time": "at", "progress": False}
+    now = prepare(tmp_path / "0.csv", tmp_path / "now", labels="click", write_schema=schema, **options)
+    then = prepare(tmp_path / "100.csv", tmp_path / "then", dataset=schema, grow=tmp_path / "now", progress=False)
+    assert rows(now) == rows(then) == SHARES
+    assert f"test: at >= {day(190):%Y-%m-%d}" in str(then)
+    assert now.manifest.fingerprint == then.manifest.fingerprint
+
+
+def test_mixed_text_of_times_in_a_table_is_read_as_in_a_file(tmp_path):
+    table = log(0, other="%d/%m/%Y %H:%M")
+    csv.write_csv(table, tmp_path / "log.csv")
+    options = {"labels": "click", "time": "at", "progress": False}
+    of_file = prepare(tmp_path / "log.csv", tmp_path / "file", **options)
+    of_table = prepare(table.to_pandas(), tmp_path / "table", **options)
+    assert of_file.manifest.bounds == of_table.manifest.bounds
+    for split in SHARES:
+        one, other = (pq.read_table(tmp_path / f"{name}/{split}.parquet") for name in ("file", "table"))
+        assert one.equals(other)
+    later = pd.DataFrame(log(0, other="%d/%m/%Y %H:%M").to_pandas())
+    later.loc[3, "at"] = "soon"
+    with pytest.raises(DataError, match=r"at: none of the forms of dates, .*, fits 'soon'"):
+        prepare(later, tmp_path / "bad", dates=["%Y-%m-%d", "%d/%m/%Y %H:%M"], **options)
+
+
+def test_conditions_of_another_month_say_what_serves_each_log(tmp_path):
+    csv.write_csv(log(100), tmp_path / "log.csv")
+    split = {name: {"where": [["at", op, day(80).date()]]} for name, op in zip(SHARES, ("<", "==", ">"))}
+    schema = parse_schema(SOURCE | {"split": split})
+    expected = "split train has no rows: none meets its condition, at < 2026-03-22; a split by shares of time, time ="
+    with pytest.raises(DataError, match=expected):
+        run(schema, [tmp_path / "log.csv"], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("split", "fields", "message"),
+    [
+        ({"time": {"stop": 0.8}}, {}, "split.train.time: missing key 'column'"),
+        ({"time": {"column": "at", "stop": 2}}, {}, "split.train.time: expected 0 <= start < stop <= 1"),
+        ({"time": {"column": "at"}, "where": [["a", "==", 1]]}, {}, "split.train: expected where or time, got both"),
+        ({"time": {"column": "at"}}, {"at": "categorical"}, "field at: expected a numeric or dense field"),
+    ],
+)
+def test_bad_shares_are_named(split, fields, message):
+    source = SOURCE | {"fields": SOURCE["fields"] | fields}
+    with pytest.raises(DataError, match=message):
+        parse_schema(source | {"split": {"train": split, "validation": {}, "test": {}}})
