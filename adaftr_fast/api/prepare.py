@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from adaftr_fast._files import AnyPath
 from adaftr_fast.api.data_report import write_page
-from adaftr_fast.api.prepared import Prepared
+from adaftr_fast.api.prepared import Prepared, declared_funnel, likely_funnel
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.prepare import run
 from adaftr_fast.data.raw.infer import infer_schema
@@ -67,8 +67,8 @@ def prepare(
         dataset: the name of a data set (``adaftr-fast info`` lists them) or a schema file.
         labels: instead of ``dataset``: the 0/1 columns, one per task, from which a schema is inferred.
         group: with ``labels``: the column of users, for GAUC.
-        time: with ``labels``: the column to split by, of numbers, timestamps, or text, whose forms ``dates`` names; None
-            splits by users, or by rows without ``group``. The schema has shares of the rows, and so serves later logs.
+        time: with ``labels``: the column to split by, of numbers, timestamps, or text whose forms ``dates`` names; None
+            splits by users, or by rows without ``group``. The schema has shares, and so serves later logs too.
         weight: with ``labels``: the column of sample weights.
         ignore: with ``labels``: columns that are not features.
         multi: with ``labels``: the separators of text columns that hold lists, ``{"tags": "|"}``; "" reads a column as
@@ -120,20 +120,29 @@ def prepare(
         schema = _schema(paths, dataset, named, roles, write_schema)
         options: dict[str, Any] = {"shards": shards, "bad_rows": bad_rows, "grow": grow, "progress": progress}
         result = run.prepare(schema, paths, place, engine=opened, **options, finish=write_page)
-    _warn_of_rows_outside_the_funnel(schema, result)
+    _warn_of_funnels(schema, result)
     return Prepared(place)
 
 
-def _warn_of_rows_outside_the_funnel(schema: Schema, manifest: Manifest) -> None:
+def _warn_of_funnels(schema: Schema, manifest: Manifest) -> None:
+    """Warns of rows that contradict the funnel, or of labels that look like a funnel and are not said to be one."""
     rows = sum(split.rows for split in manifest.splits.values())
     for before, stage in itertools.pairwise(schema.funnel):
         outside = sum(split.outside_funnel.get(stage, 0) for split in manifest.splits.values())
         if outside:
             warnings.warn(
                 f"{outside:,} of {rows:,} rows are positive in {stage!r} but not in {before!r}, the stage before it; a "
-                "condition in the schema makes them consistent, or funnel = [] if they are not a funnel",
+                "condition in the schema makes them consistent, or funnel = [] (--funnel alone) if they are no funnel",
                 stacklevel=3,
             )
+    if "funnel" not in schema.source and not schema.funnel and (stages := likely_funnel(manifest)):
+        pairs = itertools.pairwise(stages)
+        nested = " and ".join(f"each row with {stage} also has {before}" for before, stage in pairs)
+        warnings.warn(
+            f"{nested}: {declared_funnel(stages)} reads them as a funnel, with CVR AUC, p_cvr and bids; funnel = [] "
+            "(--funnel alone) keeps them independent without this warning",
+            stacklevel=3,
+        )
 
 
 def _schema(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from adaftr_fast._files import AnyPath
 from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.schema.types import Field
 
 ALMOST_ALL = 0.95  # of the rows
 UNIQUE, FEWEST = 0.9, 100  # distinct values per row, in as many rows
+CHANCE = 1e-6  # with which independent labels look like a funnel
 
 
 class Prepared(PreparedData):
@@ -62,7 +66,7 @@ class Prepared(PreparedData):
         column = field.columns[0]
         missing = train.unknown[field.name] - values.rare
         present = train.rows - missing
-        leave_out = f"--ignore {column} leaves it out"
+        leave_out = f"--ignore {column} (in Python ignore=[{column!r}]) leaves it out"
         if missing >= ALMOST_ALL * train.rows:
             return f"{field.name} is missing in {100 * missing / train.rows:.1f} % of the training rows; {leave_out}"
         if values.distinct == 1 and not missing:
@@ -70,9 +74,11 @@ class Prepared(PreparedData):
         if field.kind == "numeric":
             return None
         if values.decimals:
-            return f"{field.name} holds numbers as text, each with an id of its own; --dense {column} reads the numbers"
+            dense = f"--dense {column} (in Python dense=[{column!r}]) reads the numbers"
+            return f"{field.name} holds numbers as text, each with an id of its own; {dense}"
         if values.distinct >= UNIQUE * present and present >= FEWEST:
-            others = f"--time {column} if it is the time, --hash {column}=N bounds the ids"
+            time = f"--time {column} (time={column!r}) if it is the time"
+            others = f"{time}, --hash {column}=N (hash={{{column!r}: N}}) bounds the ids"
             count = f"{values.distinct:,} values in {present:,} training rows, nearly one in each"
             return f"{field.name} has {count}; {leave_out}, {others}"
         return None
@@ -96,6 +102,8 @@ class Prepared(PreparedData):
         for column, values in manifest.compared.items():
             counts = ", ".join(f"{value!r} {rows:,}" for value, rows in values.items())
             notes.append(f"Compared by labels: {column}: {counts}")
+        if len(manifest.tasks) > 1:
+            notes.append(f"Labels: {_taken(manifest)}")
         for stage in manifest.parsed.funnel[1:]:
             outside = sum(split.outside_funnel.get(stage, 0) for split in manifest.splits.values())
             if outside:
@@ -114,6 +122,42 @@ class Prepared(PreparedData):
         return "".join(
             [paragraphs(self.summary()), self.fields().html(), self.table().html(), paragraphs(*self.notes())]
         )
+
+
+def _taken(manifest: Manifest) -> str:
+    """Returns how the labels are read, and the option for the other way."""
+    funnel = manifest.funnel
+    if not funnel:
+        stages = likely_funnel(manifest) or manifest.tasks
+        return f"{', '.join(manifest.tasks)} are independent; {declared_funnel(stages)} reads them as a funnel"
+    others = [task for task in manifest.tasks if task not in funnel]
+    rest = f", and {', '.join(others)} independent of it" if others else ""
+    other = "funnel = [] (--funnel alone) reads them as independent"
+    return f"{', '.join(funnel)} are a funnel, each stage only after the one before{rest}; {other}"
+
+
+def declared_funnel(stages: Sequence[str]) -> str:
+    """Returns the option, which is also the argument and the key of a schema, that declares a funnel."""
+    return f"funnel = {list(stages)} (--funnel {' '.join(stages)})"
+
+
+def likely_funnel(manifest: Manifest) -> list[str]:
+    """Returns tasks of which each is positive only where the one before it is, by the rows of all splits; [] if none.
+
+    That is said only where it would hardly happen by chance.
+    """
+    splits = manifest.splits.values()
+    rows = sum(split.rows for split in splits)
+    positives = {task: sum(split.positives[task] for split in splits) for task in manifest.tasks}
+    order = sorted(positives, key=lambda task: -positives[task])
+    stages = order[:1]
+    for task in order[1:]:
+        pair = sorted((stages[-1], task), key=manifest.tasks.index)
+        both = sum(split.both.get(pair[0], {}).get(pair[1], 0) for split in splits)
+        by_chance = (positives[stages[-1]] / rows) ** positives[task]
+        if both == positives[task] < positives[stages[-1]] and by_chance < CHANCE:
+            stages.append(task)
+    return stages if len(stages) > 1 else []
 
 
 def open_data(data: PreparedData | str | AnyPath) -> PreparedData:

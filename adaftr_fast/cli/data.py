@@ -11,8 +11,8 @@ from adaftr_fast.cli.options import Command, Parser, add_engine, no_options, pla
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
 
-HINT = (
-    "The fields are inferred: --ignore, --multi, --dense, --hash and --min_count change how they are read.\n"
+INFERRED = "The fields are inferred: --ignore, --multi, --dense, --hash and --min_count change how they are read."
+ASK_FOR_SCHEMA = (
     "For any other change, add --write_schema FILE.toml, edit the file, and prepare with --dataset FILE.toml."
 )
 
@@ -54,9 +54,9 @@ def _add_roles(parser: Parser) -> None:
     parser.add_argument("--ignore", type=str, nargs="+", default=[], help="columns to leave out")
     funnel = (
         "tasks in order, each of which happens only after the one before, for the CVR AUC of each later one and for "
-        "predict --bid (default: click conversion, if both are labels)"
+        "predict --bid; none for independent tasks (default: click conversion, if both are labels)"
     )
-    parser.add_argument("--funnel", type=str, nargs="+", help=funnel)
+    parser.add_argument("--funnel", type=str, nargs="*", help=funnel)
 
 
 def _add_fields(parser: Parser) -> None:
@@ -99,7 +99,9 @@ def prepare(arguments: jsonargparse.Namespace) -> None:
     print(prepared)
     print(f"Values, label rates and drift of each field: {prepared.folder / PAGE}")
     if arguments.labels:
-        print(HINT)
+        written = arguments.write_schema
+        print(INFERRED)
+        print(ASK_FOR_SCHEMA if written is None else f"Edit {written}, and prepare with --dataset {written}.")
     print(f"adaftr-fast train --data {arguments.out} --out RUN")
 
 

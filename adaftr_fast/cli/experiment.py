@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jsonargparse
 
-from adaftr_fast.cli.options import Command, Parser, add_config, add_engine, place, read_config, training_engine
+from adaftr_fast.cli.options import (
+    Command,
+    Parser,
+    add_config,
+    add_engine,
+    changed_words,
+    place,
+    read_config,
+    training_engine,
+)
 from adaftr_fast.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,12 +75,22 @@ def _run(arguments: jsonargparse.Namespace, config: RunConfig, out: Output) -> N
     from adaftr_fast.experiments.study import open_dataset
 
     data, folder = open_dataset(arguments.dataset, arguments.files, out, config.training.progress)
-    command = f"adaftr-fast experiment {arguments.name} --dataset {arguments.dataset} --seeds {arguments.seeds}"
+    command = _command(arguments, config)
     reports = (f"{arguments.name}.{kind}" for kind in ("md", "json", "png"))
     local = Processes(arguments.jobs or cores())
     with training_engine(arguments, config.training, local, arguments.jobs) as engine, writing_folder(folder, *reports):
         text, paths = _report(arguments, data, config, folder, command, engine)
     print(f"\n{text}\n\nReport: {', '.join(map(out.recorded, paths))}")
+
+
+def _command(arguments: jsonargparse.Namespace, config: RunConfig) -> str:
+    """Returns the command that makes the same tables, with the options of a ``--config`` file as options."""
+    words = ["adaftr-fast", "experiment", arguments.name, "--dataset", arguments.dataset]
+    words += ["--files", *arguments.files] if arguments.files else []
+    words += ["--seeds", str(arguments.seeds)]
+    if arguments.name == "abtest":
+        words += ["--auctions", str(arguments.auctions), "--slate", str(arguments.slate)]
+    return shlex.join([*words, *changed_words(config, SECTIONS), "--out", arguments.out])
 
 
 def _report(
@@ -94,7 +114,6 @@ def _report(
 
         size = abtest.Size(arguments.auctions, arguments.slate)
         found = abtest.run_abtest(data, config, size, seeds=arguments.seeds, engine=engine, folder=folder)
-        command += f" --auctions {size.auctions} --slate {size.slate}"
         return abtest.summary(found), abtest.write_abtest_report(folder, found, command)
     from adaftr_fast.experiments.report import summary, write_report
     from adaftr_fast.experiments.study import compare

@@ -276,7 +276,7 @@ def _entry(action: Action, hint: Any) -> Entry:
     typed = ", ".join([*names, DATA] if FOLDER in names else names)
     if action.nargs != 0:
         kind = action.metavar or _kind(hint)
-        typed += f" {kind} [{kind} ...]" if action.nargs == "+" else f" {kind}"
+        typed += {"+": f" {kind} [{kind} ...]", "*": f" [{kind} ...]"}.get(str(action.nargs), f" {kind}")
     return Entry(action.dest, typed, text, action.required)
 
 
@@ -352,6 +352,16 @@ def read_config(arguments: jsonargparse.Namespace, sections: Sequence[str] = EVE
     if config.model.is_own:
         _search_current_directory()
     return config
+
+
+def changed_words(config: RunConfig, sections: Sequence[str]) -> list[str]:
+    """Returns the options of ``sections`` that differ from the defaults, as they are typed, but for progress bars."""
+    defaults = RunConfig().flat()
+    words = []
+    for name, value in config.flat().items():
+        if name.partition(".")[0] in sections and name != "training.progress" and value != defaults[name]:
+            words += [f"--{name}", value if isinstance(value, str) else dumps(value)]
+    return words
 
 
 def add_class(parser: Parser) -> None:

@@ -108,8 +108,8 @@ def _add_schema(parser: Parser) -> None:
     parser.add_argument("--group", type=str | None, help="with --labels: the column of users")
     parser.add_argument("--weight", type=str | None, help="with --labels: the column of sample weights")
     parser.add_argument("--ignore", type=str, nargs="+", help="with --labels: columns to leave out, such as the time")
-    funnel = "with --labels: tasks in order, each of which happens only after the one before"
-    parser.add_argument("--funnel", type=str, nargs="+", help=funnel)
+    funnel = "with --labels: tasks in order, each of which happens only after the one before; none if independent"
+    parser.add_argument("--funnel", type=str, nargs="*", help=funnel)
 
 
 def _read_schema(

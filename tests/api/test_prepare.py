@@ -1,5 +1,7 @@
 import html
 import json
+import re
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +12,7 @@ import pytest
 import adaftr_fast as af
 from adaftr_fast.api.data_report import PAGE
 from adaftr_fast.cli import main
-from adaftr_fast.cli.data import HINT
+from adaftr_fast.cli.data import ASK_FOR_SCHEMA, INFERRED
 from adaftr_fast.errors import DataError
 
 from .conftest import ROLES
@@ -81,7 +83,8 @@ def test_it_writes_and_prints_what_the_command_does(shop, data, tmp_path, capsys
     assert main([str(each) for each in command]) == 0
     printed = repr(data).replace(str(data.folder), str(out))
     page = f"Values, label rates and drift of each field: {out / PAGE}"
-    assert capsys.readouterr().out == f"{printed}\n{page}\n{HINT}\nadaftr-fast train --data {out} --out RUN\n"
+    hints = f"{INFERRED}\n{ASK_FOR_SCHEMA}"
+    assert capsys.readouterr().out == f"{printed}\n{page}\n{hints}\nadaftr-fast train --data {out} --out RUN\n"
     for name in ("schema.json", "vocabulary.parquet", "train.parquet", "validation.parquet", "test.parquet"):
         assert (out / name).read_bytes() == (data.folder / name).read_bytes()
 
@@ -179,3 +182,28 @@ def test_tasks_of_any_name_can_be_a_funnel(tmp_path, capsys):
     log.write_text(log.read_text().replace("clicked,bought", "click,conversion"))
     options["labels"] = ["click", "conversion"]
     assert af.prepare(log, tmp_path / "none", **options, funnel=[]).load("test").funnel == ()
+
+
+def funnel_log(nested):
+    """A log of 400 rows, in which each row with "buy" has "click", or half of them."""
+    click = [int(n % 4 == 0) for n in range(400)]
+    buy = [int(n % 8 == 0) if nested else int(n % 6 == 0) for n in range(400)]
+    return pa.table({"user": [n % 9 for n in range(400)], "click": click, "buy": buy})
+
+
+def test_how_the_labels_are_taken_is_said(tmp_path):
+    def notes(name, **options):
+        options |= {"labels": ["click", "buy"], "progress": False}
+        data = af.prepare(funnel_log(name != "apart"), tmp_path / name, **options)
+        return [each for each in data.notes() if each.startswith("Labels: ")]
+
+    how = "funnel = ['click', 'buy'] (--funnel click buy) reads them as a funnel"
+    independent = [f"Labels: click, buy are independent; {how}"]
+    with pytest.warns(UserWarning, match=f"each row with buy also has click: {re.escape(how)}"):
+        assert notes("nested") == independent
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert notes("apart") == independent
+        assert notes("none", funnel=[]) == independent
+        (declared,) = notes("declared", funnel=["click", "buy"])
+    assert declared.startswith("Labels: click, buy are a funnel, each stage only after the one before; funnel = []")

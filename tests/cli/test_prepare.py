@@ -28,3 +28,15 @@ def test_synthesize_prints_the_command_that_prepares_the_log(raw, dataset, tmp_p
     assert f"{dataset}, 23 fields" in capsys.readouterr().out
     assert main(f"synthesize --rows -1 --out {out}".split()) == 2
     assert "rows: expected >= 1, got -1" in capsys.readouterr().err
+
+
+def test_hints_of_an_inferred_schema_are_said_once(log, tmp_path, capsys):
+    command = f"prepare --files {log} --labels click conversion --out {tmp_path}/one --funnel".split()
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert shown.out.count("--write_schema") == 1
+    assert "click, conversion are independent" in shown.out
+    assert main([*command[:-1], "--write_schema", str(tmp_path / "mine.toml")]) == 0
+    shown = capsys.readouterr().out
+    assert "--write_schema" not in shown
+    assert f"Edit {tmp_path}/mine.toml, and prepare with --dataset {tmp_path}/mine.toml." in shown

@@ -1,4 +1,5 @@
 import json
+import shlex
 
 import pytest
 
@@ -31,7 +32,9 @@ def test_an_experiment_runs_once_and_writes_its_report(folder, config, tmp_path,
     assert report["budget"]["model"]["tower_hidden"] == [4]
     runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/tiny/runs").glob("*/result.json")}
     assert len(runs) == 2
-    assert main(command) == 0
+    again = shlex.split((tmp_path / "out/tiny/fig3.md").read_text().split("`")[1])
+    assert again[:5] == ["adaftr-fast", "experiment", "fig3", "--dataset", str(folder)]
+    assert main([*again[1:], "--jobs", "1", "--training.progress", "false"]) == 0  # the file of options is not named
     assert capfd.readouterr().out == shown
     assert {path: path.stat().st_mtime_ns for path in runs} == runs
 

@@ -52,6 +52,7 @@ class SplitInfo:
         unknown: rows per field that are missing or unknown: with id 0, or without any token.
         outside_funnel: rows per later stage of the schema's funnel that are positive in it but not in the stage before;
             empty without a funnel.
+        both: rows that are positive in two tasks, by the first and the second of them in the order of the tasks.
         files: rows of each shard's file by name, in order of the rows; empty if one file has the name of the split.
     """
 
@@ -59,6 +60,7 @@ class SplitInfo:
     positives: dict[str, int]
     unknown: dict[str, int]
     outside_funnel: dict[str, int] = dataclasses.field(default_factory=dict)
+    both: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     files: dict[str, int] = dataclasses.field(default_factory=dict)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import pairwise
+from itertools import combinations, pairwise
 from operator import attrgetter
 from pathlib import Path
 
@@ -62,6 +62,7 @@ def write_split(
     """
     rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
     outside = dict.fromkeys(schema.funnel[1:], 0)
+    both = {first: dict.fromkeys(list(positives)[n + 1 :], 0) for n, first in enumerate(positives)}
     unknown = dict.fromkeys((field.name for field in schema.features), 0)
     with replacing(path) as new:
         with pq.ParquetWriter(new, _columns(schema), compression=COMPRESSION, write_page_checksum=True) as writer:
@@ -72,9 +73,11 @@ def write_split(
                     positives[task] += pc.sum(encoded[task]).as_py() or 0
                 for before, stage in pairwise(schema.funnel):
                     outside[stage] += pc.sum(pc.greater(encoded[stage], encoded[before])).as_py() or 0
+                for first, second in combinations(positives, 2):
+                    both[first][second] += pc.sum(pc.bit_wise_and(encoded[first], encoded[second])).as_py() or 0
                 for name in unknown:
                     unknown[name] += count_unknown(encoded[name])
-            info = SplitInfo(rows, positives, unknown, outside)
+            info = SplitInfo(rows, positives, unknown, outside, both)
             writer.add_key_value_metadata({INFO: dumps(dataclasses.asdict(info))})
         check()
 

@@ -221,6 +221,7 @@ def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:
         positives=_sums([info.positives for info in each]),
         unknown=_sums([info.unknown for info in each]),
         outside_funnel=_sums([info.outside_funnel for info in each]),
+        both={task: _sums([info.both[task] for info in each]) for task in each[0].both},
         files={name: info.rows for name, info in infos.items() if info.rows} if len(infos) > 1 else {},
     )
 

@@ -93,7 +93,7 @@ def _marks(texts: Mapping[str, set[str]], fits: Mapping[str, list[tuple[str, str
     values = [_values(texts, TextFormat(thousands=thousands, decimal=decimal)) for thousands, decimal in common]
     if not common or any(each != values[0] for each in values):
         shown = ", ".join(f"{name} ({min(texts[name])!r})" for name in marked)
-        how = "--thousands and --decimal say what the marks mean"
+        how = "--thousands and --decimal (in Python thousands=, decimal=) say what the marks mean"
         warnings.warn(
             f"read as text, since the marks of their numbers have several meanings: {shown}; {how}", stacklevel=4
         )
@@ -124,7 +124,8 @@ def infer_dates(name: str, values: pa.Array) -> tuple[str, ...]:
         if others:
             example = rest.filter(fits[best])[0].as_py()
             forms = " or ".join(map(repr, sorted([best, *others])))
-            raise DataError(f"{name}: the form of times such as {example!r} may be {forms}; --dates says which")
+            how = "--dates (in Python dates=) says which"
+            raise DataError(f"{name}: the form of times such as {example!r} may be {forms}; {how}")
         found.append(best)
         rest = rest.filter(pc.invert(fits[best]))
     return tuple(found)

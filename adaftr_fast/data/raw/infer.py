@@ -149,7 +149,7 @@ class _First:
                     marked.append(name)
         if form.thousands and not given.thousands:
             named = ", ".join(name for name in marked)
-            how = "--thousands, --decimal and --multi say otherwise"
+            how = "--thousands, --decimal and --multi (in Python thousands=, decimal=, multi=) say otherwise"
             warnings.warn(
                 f"{shown(path)}: {named}: read as numbers with thousands {form.thousands!r}; {how}", stacklevel=4
             )

@@ -117,7 +117,7 @@ class TextBlock:
         reason = f"{column} is not UTF-8" if kind == pa.string() else f"{column} is not of type {kind}"
         if pa.types.is_string(values.type):
             missing = mask & _means_missing(values)
-            self.drop(missing, f"{reason}, and not among the words for missing (--null)", values)
+            self.drop(missing, f"{reason}, and not among the words for missing (--null, in Python null=)", values)
             mask, values = mask[~missing], self.columns[column]
         self.drop(mask, reason, values)
 

@@ -38,7 +38,7 @@ def test_text_that_means_missing_elsewhere_names_the_option(value):
     report = block.report()
     shown = value.replace("\\", "\\\\")
     assert report.examples == [
-        f"2: n is not of type double, and not among the words for missing (--null): '{shown}'",
+        f"2: n is not of type double, and not among the words for missing (--null, in Python null=): '{shown}'",
         "4: n is not of type double: 'x'",
     ]
 
