@@ -14,7 +14,7 @@ from adaftr_fast.serving.scorer import ROWS, Read, Scorer
 
 
 @dataclass(eq=False)
-class Request:
+class PendingRequest:
     """Rows that wait for their scores; ``scored`` gets the table and the scorer that made it."""
 
     rows: Sequence[Row]
@@ -37,7 +37,7 @@ class Batcher:
         self._scorer = scorer
         self._extra = extra
         self._called = called
-        self._waiting: list[Request] = []
+        self._waiting: list[PendingRequest] = []
         self._arrived = asyncio.Event()
 
     def waiting(self) -> int:
@@ -50,7 +50,7 @@ class Batcher:
         Raises:
             DataError, ServingError: as ``Scorer.score``.
         """
-        request = Request(rows)
+        request = PendingRequest(rows)
         self._waiting.append(request)
         self._arrived.set()
         return await request.scored
@@ -75,7 +75,7 @@ class Batcher:
                 else:
                     request.scored.set_result((result, scorer))
 
-    def _take(self) -> list[Request]:
+    def _take(self) -> list[PendingRequest]:
         """Takes the first requests whose rows fit in one call, and at least one."""
         count, rows = 1, len(self._waiting[0].rows)
         while count < len(self._waiting) and rows + len(self._waiting[count].rows) <= ROWS:

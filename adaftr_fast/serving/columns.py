@@ -20,6 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from adaftr_fast.data.encode.canonical import as_float64
+from adaftr_fast.data.encode.written import holds_text, plain_numbers, without_words
+from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 from adaftr_fast.errors import DataError, ServingError
 
 Cvr = Literal["quotient", "output"]
@@ -36,6 +38,7 @@ class Columns:
         bid: p_c of Eq. 16, as a number or as the name of a column. None without a bid.
         bid_weight: w of Eq. 16.
         cvr: whether p_cvr is the quotient p_ctcvr / p_ctr, or the output of the conversion task.
+        text: how text holds prices.
     """
 
     tasks: Sequence[str]
@@ -43,6 +46,7 @@ class Columns:
     bid: float | str | None = None
     bid_weight: float = 1.0
     cvr: Cvr = "quotient"
+    text: TextFormat = PLAIN_TEXT
 
     def inputs(self) -> list[str]:
         """Returns the names of the input columns to read."""
@@ -78,17 +82,20 @@ class Columns:
         p_cvr = np.minimum(output / np.maximum(p_ctr, SMALLEST), np.float32(1.0)) if quotient else output
         arrays.append(pa.array(p_cvr if quotient else p_ctr * p_cvr))
         if self.bid is not None:
-            bids = self.bid_weight * p_ctr.astype(np.float64) * p_cvr * _prices(self.bid, rows)  # Eq. 16
+            bids = self.bid_weight * p_ctr.astype(np.float64) * p_cvr * _prices(self.bid, rows, self.text)  # Eq. 16
             arrays.append(pa.array(bids, from_pandas=True))  # nan, for a missing price, becomes null
         return arrays
 
 
-def _prices(bid: float | str, rows: pa.RecordBatch) -> np.ndarray | float:
+def _prices(bid: float | str, rows: pa.RecordBatch, form: TextFormat) -> np.ndarray | float:
     """Returns p_c [n], with nan for missing prices."""
     if not isinstance(bid, str):
         return bid
+    values = rows[bid]
+    if holds_text(values.type):
+        values = plain_numbers(without_words(values.cast(pa.string()), form), form)
     try:
-        prices = as_float64(rows[bid]).to_numpy(zero_copy_only=False)
+        prices = as_float64(values).to_numpy(zero_copy_only=False)
     except pa.ArrowException as error:
         raise DataError(f"column {bid}: expected numeric prices: {error}") from error
     if np.isinf(prices).any():

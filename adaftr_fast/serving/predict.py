@@ -11,12 +11,14 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
@@ -24,17 +26,32 @@ from adaftr_fast._files import AnyPath
 from adaftr_fast._progress import progress_bar
 from adaftr_fast._publish import publishing
 from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
-from adaftr_fast.data.encode.encoders import Encoder, Vocabulary, count_unknown, encode_features, one_array
+from adaftr_fast.data.encode.encoders import (
+    Encoder,
+    Vocabulary,
+    count_unknown,
+    encode_features,
+    field_values,
+    one_array,
+)
+from adaftr_fast.data.encode.written import as_written
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import is_text
-from adaftr_fast.data.raw.rows import Chunk, RawFile, raw_files
+from adaftr_fast.data.raw.rows import Chunk, RawFile, kept, raw_files
 from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.errors import DataError, ServingError, StoreError
 from adaftr_fast.serving.columns import Columns
 from adaftr_fast.serving.scorer import Scorer
 
 CHANCE = 10  # rows that a count may differ by, however few are expected
+MOST_EXAMPLES = 1000  # unknown values of a field that are compared with those of training
+SPELLINGS: dict[str, Callable[[pa.Array], pa.Array]] = {
+    "spaces around the values": pc.utf8_trim_whitespace,
+    "the case of letters": pc.utf8_lower,
+    "zeros in front": partial(pc.utf8_ltrim, characters="0"),
+}
+"""How unknown values may differ from known ones, with what makes these equal."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +63,29 @@ class Unknown:
         counts: rows per field whose value is missing or unknown, or whose list has no known token.
         splits: the training and the validation split of the prepared folder, which have such counts too: in training,
             rare values are unknown; in validation, values that training lacks are as well.
-        vocabularies: the fields that have a vocabulary; numbers and hashed values are always known.
+        vocabularies: the vocabularies by field; numbers and hashed values are always known.
+        examples: some values per field that training lacks, text.
     """
 
     rows: int
     counts: Mapping[str, int]
     splits: Mapping[str, SplitInfo]
-    vocabularies: Sequence[str]
+    vocabularies: Mapping[str, Vocabulary]
+    examples: Mapping[str, pa.Array]
 
     @classmethod
-    def of(cls, rows: int, counts: Mapping[str, int], manifest: Manifest, encoders: Mapping[str, Encoder]) -> Unknown:
+    def of(
+        cls,
+        rows: int,
+        counts: Mapping[str, int],
+        examples: Mapping[str, pa.Array],
+        manifest: Manifest,
+        encoders: Mapping[str, Encoder],
+    ) -> Unknown:
         """Returns the counts beside those of ``manifest``."""
         splits = {name: manifest.splits[name] for name in ("train", "validation")}
-        vocabularies = [name for name, encoder in encoders.items() if isinstance(encoder, Vocabulary)]
-        return cls(rows, counts, splits, vocabularies)
+        vocabularies = {name: encoder for name, encoder in encoders.items() if isinstance(encoder, Vocabulary)}
+        return cls(rows, counts, splits, vocabularies, examples)
 
     def cells(self) -> list[list[str]]:
         """Returns a row per field: its name, and its share here, in training and in validation."""
@@ -70,9 +96,10 @@ class Unknown:
 
     def warnings(self) -> list[str]:
         """Returns a warning if no value is known, or else if the share of a field has more than doubled."""
-        names = self.vocabularies
+        names = [*self.vocabularies]
         if names and self.rows and all(self.counts[name] == self.rows for name in names):
-            return [f"every value of {', '.join(names)} is missing or unknown: the model knows nothing of these rows"]
+            nothing = "is missing or unknown: the model knows nothing of these rows"
+            return [f"every value of {', '.join(names)} {nothing}{self._spellings(names)}"]
         doubled = [
             f"{name} ({here}, {train} in training, {validation} in validation)"
             for name, here, train, validation in self.cells()
@@ -80,7 +107,24 @@ class Unknown:
         ]
         if not doubled:
             return []
-        return [f"more than twice as many values as in training are missing or unknown: {'; '.join(doubled)}"]
+        more = "more than twice as many values as in training are missing or unknown"
+        telling = [name for name in self.counts if self._is_telling(name)]
+        return [f"{more}: {'; '.join(doubled)}{self._spellings(telling)}"]
+
+    def _spellings(self, names: Sequence[str]) -> str:
+        """Returns what would make unknown values of these fields known, with an example of each field."""
+        found = [hint for name in names if name in self.examples if (hint := self._spelling(name))]
+        return "".join(f"; {hint}" for hint in found)
+
+    def _spelling(self, name: str) -> str | None:
+        values = self.vocabularies[name].values.cast(pa.string())
+        for what, plain in SPELLINGS.items():
+            places = pc.index_in(plain(self.examples[name]), value_set=plain(values))
+            if places.null_count < len(places):
+                here = self.examples[name].filter(places.is_valid())[0].as_py()
+                there = values[places.drop_null()[0].as_py()].as_py()
+                return f"{name} differs from training in {what}: {here!r} here, {there!r} there"
+        return None
 
     def _is_telling(self, name: str) -> bool:
         count = self.counts[name]
@@ -135,7 +179,7 @@ def predict(
         files: any number of inputs in the formats of ``prepare``; for Ali-CCP, pairs SKELETON COMMON.
         out: the parquet file to write.
         columns: the output columns.
-        keep: input columns to copy before the scores.
+        keep: input columns to copy before the scores; those of text files as they are written.
         bad_rows: maximum share of unreadable rows of a text file, which are skipped and reported.
         progress: shows a progress bar.
 
@@ -148,8 +192,7 @@ def predict(
     if not 0.0 <= bad_rows < 1.0:
         raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
     _check_place(out, files)
-    extra = list(dict.fromkeys([*keep, *columns.inputs()]))
-    inputs = raw_files(scorer.schema, files, extra)
+    inputs = raw_files(scorer.schema, files, keep, columns.inputs())
     schema = _schema(inputs, keep, columns)
     start = time.perf_counter()
     try:
@@ -163,8 +206,9 @@ def predict(
             account = BadRows()
             scored = 0
             unknown = Counter({field.name: 0 for field in scorer.schema.features})
+            examples: dict[str, pa.Array] = {}
             for input_file in inputs:
-                of_file, rows = _score_file(scorer, input_file, columns, keep, bad_rows, writer, bar, unknown)
+                of_file, rows = _score_file(scorer, input_file, columns, keep, bad_rows, writer, bar, unknown, examples)
                 of_file.check_kept(input_file.path, rows)
                 account = account + of_file
                 scored = scored + rows
@@ -172,7 +216,7 @@ def predict(
         raise
     except OSError as error:
         raise ServingError(f"{out}: cannot be written: {error.strerror or error}") from error
-    compared = Unknown.of(scored, unknown, scorer.manifest, scorer.encoders)
+    compared = Unknown.of(scored, unknown, examples, scorer.manifest, scorer.encoders)
     for message in compared.warnings():
         warnings.warn(f"{', '.join(shown(file.path) for file in inputs)}: {message}", stacklevel=2)
     return Report(scored, account, compared, time.perf_counter() - start)
@@ -202,26 +246,41 @@ def _score_file(
     writer: pq.ParquetWriter,
     bar: tqdm,
     unknown: Counter[str],
+    examples: dict[str, pa.Array],
 ) -> tuple[BadRows, int]:
     """Writes the scores of one input; returns the counts of its lines and bad rows, and the number of scored rows.
 
-    Adds the numbers of its missing or unknown values to ``unknown``.
+    Adds the numbers of its missing or unknown values to ``unknown``, and the first of these to ``examples``.
     """
     account = BadRows()
     scored = 0
     start = time.perf_counter()
     for rows, encoded, of_chunk in _encoded(scorer, file, bar):
         unknown.update({name: count_unknown(ids) for name, ids in encoded.items()})
+        _add_examples(scorer, rows, encoded, examples)
         account += of_chunk
         if bad_rows == 0:
             account.check(bad_rows)  # later rows cannot change the result
         made = columns.make(scorer.probabilities(scorer.features(encoded)), rows)
-        batch = _batch(writer.schema, [*(rows[name] for name in keep), *made])
+        batch = _batch(writer.schema, [*(kept(rows, name) for name in keep), *made])
         writer.write_batch(batch)
         scored += batch.num_rows
         bar.set_postfix_str(f"{account.rows / (time.perf_counter() - start):,.0f} rows/s", refresh=False)
     account.check(bad_rows)
     return account, scored
+
+
+def _add_examples(
+    scorer: Scorer, rows: pa.RecordBatch, encoded: dict[str, pa.Array], examples: dict[str, pa.Array]
+) -> None:
+    """Adds unknown values of the fields that have none yet, as text."""
+    for field in scorer.schema.fields:
+        is_single = field.kind == "categorical" and field.tokens is None
+        if is_single and field.name not in examples and isinstance(scorer.encoders[field.name], Vocabulary):
+            values = field_values(field, as_written(scorer.schema, rows))
+            found = values.filter(pc.equal(encoded[field.name], 0)).drop_null()
+            if len(found):
+                examples[field.name] = pc.unique(found).cast(pa.string())[:MOST_EXAMPLES]
 
 
 def _encoded(scorer: Scorer, file: RawFile, bar: tqdm) -> Iterator[tuple[pa.RecordBatch, dict[str, pa.Array], BadRows]]:

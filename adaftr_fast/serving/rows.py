@@ -19,11 +19,11 @@ from adaftr_fast.data.schema.types import Schema, TextFormat
 from adaftr_fast.errors import ConfigError, DataError
 
 Row = Mapping[str, Any]
-Rows = Row | Sequence[Row] | ArrowStream
+RawRows = Row | Sequence[Row] | ArrowStream
 Extra = Literal["error", "ignore"]
 
 
-def read_rows(schema: Schema, prices: Sequence[str], rows: Rows, extra: Extra) -> pa.RecordBatch:
+def read_rows(schema: Schema, prices: Sequence[str], rows: RawRows, extra: Extra) -> pa.RecordBatch:
     """Returns the columns that fields read and those of ``prices``, [n] each.
 
     Args:
@@ -45,17 +45,13 @@ def read_rows(schema: Schema, prices: Sequence[str], rows: Rows, extra: Extra) -
     if isinstance(rows, ArrowStream):
         table = read_table(rows)
         _check_names("rows", table.column_names, names, known)
-        columns = {name: one_array(table[name]) for name in names}
-        for name in prices:
-            if pa.types.is_string(columns[name].type):
-                columns[name] = _column(name, columns[name].to_pylist(), True, schema.text)
-        return pa.record_batch(columns)
+        return pa.record_batch({name: one_array(table[name]) for name in names})
     listed = _listed(rows)
     for where, row in listed.items():
         _check_names(where, row, names, known)
     types = column_types(schema) | dict.fromkeys(prices, pa.float64())
-    lists = {field.columns[0] for field in schema.fields if field.tokens is not None and field.separator is None}
-    columns = {name: _values(listed, name, name in lists) for name in names}
+    separators = {field.columns[0]: field.separator for field in schema.fields if field.tokens is not None}
+    columns = {name: _values(listed, name, name in separators, separators.get(name)) for name in names}
     is_number = {name: types[name] == pa.float64() for name in names}
     return pa.record_batch({name: _column(name, each, is_number[name], schema.text) for name, each in columns.items()})
 
@@ -90,7 +86,7 @@ def _check_names(where: str, found: Iterable[str], names: Sequence[str], known: 
     if known is not None and (unknown := [name for name in found if name not in known]):
         raise DataError(
             f"{where}: column {_quoted(unknown)} is not in the schema of the model, which reads {_quoted(names)}; "
-            'leave it out, or pass extra="ignore"'
+            'leave it out, or have such columns ignored: extra="ignore" in Python, --extra ignore of serve'
         )
 
 
@@ -98,14 +94,27 @@ def _quoted(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _values(listed: Mapping[str, Row], name: str, is_list: bool) -> list[Any]:
-    """Returns the values of a column, None where they are missing. Raises DataError if one is a list and should not."""
-    values = [row[name] for row in listed.values()]
+def _values(listed: Mapping[str, Row], name: str, is_list: bool, separator: str | None) -> list[Any]:
+    """Returns the values of a column, None where they are missing. Text of tokens beside lists becomes a list.
+
+    Raises:
+        DataError: a value is a list and should not, or should.
+    """
+    values = [None if _is_missing(row[name]) else row[name] for row in listed.values()]
     for where, value in zip(listed, values):
-        if isinstance(value, list | tuple | np.ndarray | dict) != is_list and not _is_missing(value):
-            expected = "a list" if is_list else "one value (a dict is one row)"
+        if value is None or (isinstance(value, str) and separator):
+            continue
+        if isinstance(value, list | tuple | np.ndarray | dict) != is_list or isinstance(value, dict):
+            text = f", or text whose tokens {separator!r} separates" if separator else ""
+            expected = f"a list{text}" if is_list else "one value (a dict is one row)"
             raise DataError(f"{where}: column {name!r}: expected {expected}, got {type(value).__name__}")
-    return [None if _is_missing(value) else value for value in values]
+    if separator and not all(value is None or isinstance(value, str) for value in values):
+        return [_tokens(value, separator) if isinstance(value, str) else value for value in values]
+    return values
+
+
+def _tokens(text: str, separator: str) -> list[str]:
+    return text.split(separator) if text else []
 
 
 def _column(name: str, values: list[Any], is_number: bool, form: TextFormat) -> pa.Array:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ServingError
 from adaftr_fast.nn import embedding_int8  # noqa: F401  # defines the op of int8 tables
 from adaftr_fast.serving.columns import Columns, Cvr, output_columns
-from adaftr_fast.serving.rows import Extra, Rows, read_rows
+from adaftr_fast.serving.rows import Extra, RawRows, read_rows
 from adaftr_fast.stores import as_path, local_copy
 
 VERSION = 3
@@ -117,7 +117,7 @@ class Scorer:
     program: torch.nn.Module
     columns: Columns
 
-    def score(self, rows: Rows, *, extra: Extra = "error") -> pa.Table:
+    def score(self, rows: RawRows, *, extra: Extra = "error") -> pa.Table:
         """Scores raw rows: a dict for one row, a list of dicts, or a table (pandas, Polars or Arrow) of n rows.
 
         A row needs the columns that fields read, and that of the prices, if there is one. Those of the schema that
@@ -149,7 +149,7 @@ class Scorer:
         encoded = encode_features(self.schema, self.encoders, batch)
         return self.table(self.probabilities(self.features(encoded)), batch)
 
-    def read(self, rows: Rows, extra: Extra) -> Read:
+    def read(self, rows: RawRows, extra: Extra) -> Read:
         """Reads and encodes raw rows. Raises what ``score`` does for them."""
         batch = read_rows(self.schema, self.columns.inputs(), rows, extra)
         return batch, encode_features(self.schema, self.encoders, batch)
@@ -283,6 +283,7 @@ def _load(folder: Path, options: dict[str, Any]) -> Scorer:
     manifest = read_manifest(folder)
     program = torch.export.load(folder / PROGRAM).module()
     columns = output_columns(about.tasks, manifest.parsed.funnel, **options)
+    columns = replace(columns, text=manifest.parsed.text)
     return Scorer(about, manifest, manifest.parsed, read_encoders(folder, manifest), program, columns)
 
 

@@ -133,8 +133,11 @@ class Server:
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
+            before = self.models.scorer
             try:
-                await asyncio.to_thread(self.models.latest)  # loads in its thread, while others score
+                latest = await asyncio.to_thread(self.models.latest)  # loads in its thread, while others score
+                if latest is not before:
+                    print(f"{self.models.folder}: loaded model {_digest(latest)}, {time.ctime()}", flush=True)
             except Exception:  # the next look may succeed
                 LOG.exception("the folder could not be looked at")
 
@@ -175,6 +178,7 @@ def serve(
     with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
         place = f"[{host}]" if ":" in host else host
         print(f"{folder}: http://{place}:{listening.getsockname()[1]}/score, /health, /metrics", flush=True)
+        print(f"{folder}: loaded model {_digest(models.scorer)}, {time.ctime()}", flush=True)
         config = uvicorn.Config(
             application(models, extra), log_level="warning", access_log=False, timeout_graceful_shutdown=30
         )

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import os
 import warnings
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.encode.encoders import Vocabulary
 from adaftr_fast.data.raw import rows as rows_module
+from adaftr_fast.data.schema.types import TextFormat
 from adaftr_fast.errors import BusyError, DataError, ServingError, StoreError
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.predict import predict
@@ -242,3 +245,56 @@ def test_scores_that_are_not_finite_raise(shop, scorer, predicted, tmp_path, mon
     with pytest.raises(ServingError, match="1200 of 1200 probabilities are not finite"):
         predicted(shop / "log.parquet")
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda each: f"{each} ", "spaces around the values: 'p. ' here, 'p.' there"),
+        (str.upper, "the case of letters: 'P.' here, 'p.' there"),
+        (lambda each: f"00{each}", "zeros in front: '00p.' here, 'p.' there"),
+    ],
+)
+def test_what_differs_from_the_values_of_training_is_named(predicted, changed, change, hint):
+    log = changed(600, place=[change(each) for each in make_log()["place"].to_pylist()])
+    with pytest.warns(UserWarning, match=f"place differs from training in {hint}"):
+        predicted(log)
+
+
+def test_spaces_of_training_that_rows_lack_are_named(shop, scorer, out):
+    known = scorer.encoders["place"]
+    spaced = Vocabulary(pa.array([f"{each} " for each in known.values.to_pylist()]), known.counts)
+    other = dataclasses.replace(scorer, encoders=scorer.encoders | {"place": spaced})
+    with pytest.warns(UserWarning, match="place differs .* spaces around the values: 'p.' here, 'p. ' there"):
+        predict(other, [shop / "log.parquet"], out, COLUMNS)
+
+
+@pytest.mark.parametrize("bid", ["price", "heat"])
+def test_kept_text_stays_as_it_is_written_and_prices_are_read_by_its_marks(scorer, out, tmp_path, bid):
+    """Also of a column that a field reads as numbers."""
+    written = ["007", "1.50", "NA", "1,325.45", "2", "+3"]
+    log = make_log(6).select(FEATURES)
+    for name in ("heat", "price"):
+        log = with_text(log, name, written)
+    schema = dataclasses.replace(scorer.schema, text=TextFormat(null=("NA",), thousands=","))
+    marked = dataclasses.replace(scorer, schema=schema)
+    columns = dataclasses.replace(COLUMNS, bid=bid, text=schema.text)
+    csv.write_csv(log, tmp_path / "log.csv")
+    predict(marked, [tmp_path / "log.csv"], out, columns, keep=["heat", "price", "item"])
+    found = pq.read_table(out)
+    assert found["heat"].to_pylist() == found["price"].to_pylist() == written
+    prices = np.array([7.0, 1.5, np.nan, 1325.45, 2.0, 3.0])
+    bids = found["p_ctr"].to_numpy().astype(np.float64) * found["p_cvr"].to_numpy() * prices
+    np.testing.assert_allclose(found["bid"].to_numpy(), bids, rtol=1e-6)
+    in_table = with_text(make_log(6), "price", written)
+    pq.write_table(in_table, tmp_path / "log.parquet")
+    predict(marked, [tmp_path / "log.parquet"], out, dataclasses.replace(columns, bid="price"), keep=["price"])
+    assert pq.read_table(out)["price"].to_pylist() == written
+    assert pq.read_table(out)["bid"].null_count == 1
+
+
+def with_text(log, name, values):
+    names = log.column_names
+    if name not in names:
+        return log.append_column(name, pa.array(values))
+    return log.set_column(names.index(name), name, pa.array(values))

@@ -22,7 +22,7 @@ from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.streaming.messages import RowReader
 
-from .conftest import SIZES, save_run
+from .conftest import SIZES, make_log, save_run
 
 ROWS = 240
 SOURCE = {
@@ -331,3 +331,19 @@ def test_a_file_of_a_folder_that_would_be_read_otherwise_is_an_error(worn, tmp_p
         adaftr_fast.predict(worn / "model", tmp_path / "log", tmp_path / "scores.parquet", progress=False)
     with pytest.raises(DataError, match=message):
         adaftr_fast.prepare(tmp_path / "log", tmp_path / "data", dataset=worn / "worn.toml", progress=False)
+
+
+def test_lists_of_tokens_are_read_as_their_text(exported):
+    """In requests and tables, where the log had text and a separator."""
+    scorer = load_scorer(exported[0])
+    plain = make_log(40, seed=3).select(["weekday", "item", "place", "heat", "user", "tags"]).to_pylist()
+    plain[0]["tags"], plain[1]["tags"] = "", None
+    lists = [{**row, "tags": (row["tags"] or "").split("|") if row["tags"] else []} for row in plain]
+    numbers = [{**row, "tags": list(map(int, row["tags"]))} for row in lists]
+    expected = scorer.score(plain)
+    for rows in (lists, numbers, [*lists[:20], *plain[20:]], pa.Table.from_pylist(lists)):
+        assert scorer.score(rows).equals(expected)
+    with pytest.raises(
+        DataError, match=r"column 'tags': expected a list, or text whose tokens '\|' separates, got int"
+    ):
+        scorer.score({**plain[0], "tags": 7})

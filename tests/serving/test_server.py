@@ -152,6 +152,16 @@ def test_no_request_is_lost_while_the_model_is_replaced(served, exported, other,
     text = served.ask("/metrics")[1]
     calls = float(re.search(r"adaftr_fast_batch_requests_count (\S+)", text)[1])
     assert len(seen) > 2 * calls  # requests were scored together
+    printed = served.stop()[0]
+    assert re.findall(r"model: loaded model (\w+), ", printed) == [*expected]
+
+
+def test_errors_say_what_a_client_can_do(served):
+    (row,) = make_log(1).select([*FEATURES, "price"]).to_pylist()
+    status, answer = served.ask("/score", {**row, "usr": 1})
+    assert status == 422
+    ways = 'leave it out, or have such columns ignored: extra="ignore" in Python, --extra ignore of serve'
+    assert answer["error"].endswith(ways)
 
 
 def test_requests_in_progress_are_answered_before_the_end(served):

@@ -256,8 +256,11 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
 
 
 def _token_lists(values: pa.Array, field: Field) -> pa.Array:
-    """Returns tokens as lists [n] without gaps in the values. A missing list becomes empty."""
-    if field.separator is not None:
+    """Returns tokens as lists [n] without gaps in the values. A missing list becomes empty.
+
+    A column of lists needs no separator.
+    """
+    if field.separator is not None and not pa.types.is_nested(values.type):
         splits = 1 if field.tokens == "last" else field.length
         text = values.cast(pa.string())
         text = pc.if_else(pc.equal(text, ""), None, text)  # no token instead of one empty token

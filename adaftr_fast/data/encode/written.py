@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.types import Schema, TextFormat
 
-Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
+Tabular = TypeVar("Tabular", pa.Table, pa.RecordBatch)
 SHOWN_LABELS = 10  # distinct values of a label, of those that are none, that errors show
 NUMBERS = pa.array([0.0, 1.0])
 LABEL_WORDS = pa.array(["0", "1", "false", "true", "f", "t", "no", "yes", "n", "y"])  # negative and positive in turn
@@ -34,7 +34,7 @@ def rewrites(form: TextFormat) -> bool:
     return bool(form.null or form.thousands or form.decimal != "." or form.dates)
 
 
-def as_written(schema: Schema, rows: Rows) -> Rows:
+def as_written(schema: Schema, rows: Tabular) -> Tabular:
     """Returns rows whose columns of text have null for words that mean missing, and whose numbers are no text.
 
     Nor are the times that conditions compare. Text that is no number stays as it is. Rows that were read so already do,

@@ -14,8 +14,8 @@ from adaftr_fast._files import AnyPath
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import TEXT, BadRows
 from adaftr_fast.data.raw.source import Inputs, check_columns, data_files, os_error, reading
-from adaftr_fast.data.raw.staging import COMPRESSIONS, LINE_END, Parse, Rows, blocks, text_stream
-from adaftr_fast.data.raw.text import OPEN_LINE, TextBlock, parse_block, whole_rows
+from adaftr_fast.data.raw.staging import COMPRESSIONS, LINE_END, Parse, RowDivider, blocks, text_stream
+from adaftr_fast.data.raw.text import KEPT, OPEN_LINE, TextBlock, parse_block, whole_rows
 from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.parse import COMMON
 from adaftr_fast.data.schema.types import Schema, TextFormat
@@ -40,7 +40,7 @@ class TextInput:
     folder: Path
     parse: Callable[[], Parse]
     header_lines: int
-    rows: Rows | None = None
+    rows: RowDivider | None = None
 
 
 def text_inputs(schema: Schema, paths: Inputs, work: Path) -> list[list[TextInput]]:
@@ -140,15 +140,15 @@ class Layout:
     form: TextFormat
 
     @property
-    def rows(self) -> Rows | None:
+    def rows(self) -> RowDivider | None:
         """The function that divides text into rows where values may hold line ends, else None."""
         if not self.form.line_ends:
             return None
         return partial(whole_rows, delimiter=self.delimiter, columns=len(self.names))
 
-    def block(self, data: bytes) -> TextBlock:
+    def block(self, data: bytes, keep: Sequence[str] = ()) -> TextBlock:
         """Parses lines without a header."""
-        return parse_block(data, self.names, self.delimiter, self.form)
+        return parse_block(data, self.names, self.delimiter, self.form, keep=keep)
 
     def first(self, path: AnyPath) -> bytes:
         """Returns the first lines of a file below its header, as ``block`` reads them."""
@@ -156,10 +156,14 @@ class Layout:
         return self.rows(lines, last=False)[0] if self.rows else lines
 
     def parse(
-        self, data: bytes, types: Mapping[str, pa.DataType], labels: Sequence[str] = ()
+        self, data: bytes, types: Mapping[str, pa.DataType], labels: Sequence[str] = (), keep: Sequence[str] = ()
     ) -> tuple[pa.Table, BadRows]:
-        """Parses lines without a header to the columns of ``types``. Rows without a label are bad."""
-        block = self.block(data)
+        """Parses lines without a header to the columns of ``types``, and those of ``keep`` as ``parse_block`` does.
+
+        Rows without a label are bad.
+        """
+        types = {**types, **{KEPT + column: pa.string() for column in keep}}
+        block = self.block(data, keep)
         for column, type_ in types.items():
             if column in labels:
                 block.convert_label(column)

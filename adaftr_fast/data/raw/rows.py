@@ -14,7 +14,8 @@ from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.batches import coalesced, read_tables
 from adaftr_fast.data.raw.inputs import field_columns, is_text, list_columns, read_layout, text_files
 from adaftr_fast.data.raw.source import check_columns, check_files, data_files, open_dataset, reading
-from adaftr_fast.data.raw.staging import PARSED, Rows, blocks, lines_of_file
+from adaftr_fast.data.raw.staging import PARSED, RowDivider, blocks, lines_of_file
+from adaftr_fast.data.raw.text import KEPT
 from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
@@ -27,7 +28,8 @@ class Chunk:
     """Rows of a file that are not yet parsed. Chunks can be parsed in any thread.
 
     Attributes:
-        parse: returns the columns of the fields and the columns to keep, and the bad rows with lines counted from 1.
+        parse: returns the columns of the fields and of numbers, and those to keep (``kept``); and the bad rows with
+            lines counted from 1.
         first_line: number of lines of the file before the chunk.
         size: approximate share of the file in bytes.
         memory: approximate bytes of memory that it takes to parse.
@@ -56,23 +58,34 @@ class RawFile:
     chunks: Callable[[], Iterator[Chunk]]
 
 
-def raw_files(schema: Schema, files: Sequence[AnyPath], keep: Sequence[str] = ()) -> list[RawFile]:
+def raw_files(
+    schema: Schema, files: Sequence[AnyPath], keep: Sequence[str] = (), numbers: Sequence[str] = ()
+) -> list[RawFile]:
     """Opens the inputs of a schema: files of parquet or of text, and folders of such files.
 
     For format ``aliccp``, the files are pairs SKELETON COMMON.
 
     Args:
-        keep: columns to return in addition to those that fields read.
+        keep: columns to return in addition to those that fields read; those of text files as they are written.
+        numbers: columns of numbers to return.
 
     Raises:
         DataError: a file is missing or unreadable, or a column is missing. Iterating over chunks raises it too.
     """
     inputs = [each for path in files for each in text_files(path)]
     if schema.format is None:
-        return [(_text if is_text(path) else _parquet)(schema, path, keep) for path in inputs]
+        return [
+            _text(schema, path, keep, numbers) if is_text(path) else _parquet(schema, path, [*keep, *numbers])
+            for path in inputs
+        ]
     if len(files) % 2:
         raise DataError(f"data set {schema.name}: expected pairs SKELETON COMMON of files, got {len(files)} file(s)")
-    return [_aliccp(schema, *pair, keep) for pair in zip(files[::2], files[1::2])]
+    return [_aliccp(schema, *pair, [*keep, *numbers]) for pair in zip(files[::2], files[1::2])]
+
+
+def kept(rows: pa.RecordBatch, column: str) -> pa.Array:
+    """Returns a column to keep of parsed rows [n]."""
+    return rows[KEPT + column if KEPT + column in rows.schema.names else column]
 
 
 def _parquet(schema: Schema, path: AnyPath, keep: Sequence[str]) -> RawFile:
@@ -98,15 +111,14 @@ def _parsed_table(table: pa.Table) -> tuple[pa.Table, BadRows]:
     return table, BadRows(rows=table.num_rows)
 
 
-def _text(schema: Schema, path: AnyPath, keep: Sequence[str]) -> RawFile:
-    fields = field_columns(schema)
-    as_they_are = {label.column for label in schema.labels} - {*fields}  # words, or marks of missing values
-    known = {column: kind for column, kind in column_types(schema).items() if column not in as_they_are}
-    types = {column: known.get(column, pa.string()) for column in [*fields, *keep]}
+def _text(schema: Schema, path: AnyPath, keep: Sequence[str], numbers: Sequence[str]) -> RawFile:
+    known = column_types(schema)
+    types = dict.fromkeys(numbers, pa.float64()) | {column: known[column] for column in field_columns(schema)}
     layout = read_layout(path, schema.text)
-    check_columns(path, layout.names, types)
-    chunks = partial(text_chunks, path, partial(layout.parse, types=types), header_lines=1, rows=layout.rows)
-    return RawFile(path, path.stat().st_size, {column: types[column] for column in keep}, chunks)
+    check_columns(path, layout.names, [*types, *keep])
+    parse = partial(layout.parse, types=types, keep=keep)
+    chunks = partial(text_chunks, path, parse, header_lines=1, rows=layout.rows)
+    return RawFile(path, path.stat().st_size, dict.fromkeys(keep, pa.string()), chunks)
 
 
 def _aliccp(schema: Schema, skeleton: AnyPath, common: AnyPath, keep: Sequence[str]) -> RawFile:
@@ -132,7 +144,7 @@ def text_chunks(
     parse: Callable[[bytes], tuple[pa.Table, BadRows]],
     *,
     header_lines: int,
-    rows: Rows | None = None,
+    rows: RowDivider | None = None,
 ) -> Iterator[Chunk]:
     """Yields the rows of a text file in chunks of whole lines, which ``parse`` reads. ``numbered_blocks`` says more."""
     line = 0

@@ -37,19 +37,21 @@ Parse = Callable[[bytes], tuple[pa.Table, BadRows]]
 """Parses a block of whole lines to rows and a report of bad rows, lines counted from 1."""
 
 
-class Rows(Protocol):
+class RowDivider(Protocol):
     """Divides text into whole rows, one in each line, and the rest."""
 
     def __call__(self, data: bytes, *, last: bool) -> tuple[bytes, bytes]:
         """Returns the rows and the rest. With ``last``, the text ends here, and there is no rest."""
 
 
-def blocks(path: AnyPath, rows: Rows | None = None) -> Iterator[bytes]:
+def blocks(path: AnyPath, rows: RowDivider | None = None) -> Iterator[bytes]:
     """Yields the blocks of a text file. Raises DataError and StoreError as ``numbered_blocks`` does."""
     return (block for _, block in numbered_blocks(path, rows=rows))
 
 
-def numbered_blocks(path: AnyPath, shard: Shard = UNSHARDED, rows: Rows | None = None) -> Iterator[tuple[int, bytes]]:
+def numbered_blocks(
+    path: AnyPath, shard: Shard = UNSHARDED, rows: RowDivider | None = None
+) -> Iterator[tuple[int, bytes]]:
     """Yields a text file, decompressed, in blocks of whole lines: those of a shard, with their numbers.
 
     Every shard reads compressed text, and text with line ends in quotes, as a whole.
@@ -73,7 +75,7 @@ def numbered_blocks(path: AnyPath, shard: Shard = UNSHARDED, rows: Rows | None =
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _stream(path: AnyPath, rows: Rows) -> Iterator[bytes]:
+def _stream(path: AnyPath, rows: RowDivider) -> Iterator[bytes]:
     rest = b""
     with text_stream(path) as stream:
         while data := stream.read(BLOCK_BYTES):
@@ -146,7 +148,7 @@ def stage(
     folder: Path,
     parse: Parse,
     *,
-    rows: Rows | None = None,
+    rows: RowDivider | None = None,
     header_lines: int,
     tolerance: float,
     shard: Shard,
@@ -193,12 +195,12 @@ def stage(
     return count
 
 
-def _lines_before(path: AnyPath, rows: Rows | None, number: int) -> int:
+def _lines_before(path: AnyPath, rows: RowDivider | None, number: int) -> int:
     preceding = takewhile(lambda numbered: numbered[0] < number, numbered_blocks(path, rows=rows))
     return sum(lines_of_file(block, rows) for _, block in preceding)
 
 
-def lines_of_file(block: bytes, rows: Rows | None) -> int:
+def lines_of_file(block: bytes, rows: RowDivider | None) -> int:
     """Returns the number of lines of a file that a block holds."""
     return block.count(b"\n") + (block.count(LINE_END) if rows else 0)
 

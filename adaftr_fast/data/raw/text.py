@@ -13,7 +13,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
@@ -32,6 +32,7 @@ from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 MISSING = ("-", "?", "\\n", "#n/a", "<na>", "n/a", "na", "nan", "nat", "none", "null")  # what others write for it
 LONGEST_VALUE = 1 << 20  # bytes of a value with line ends
 OPEN_LINE = "the line ends inside quotes"
+KEPT = "\0kept:"  # prefix of the columns that are text as it is written
 
 
 @dataclass
@@ -114,7 +115,8 @@ class TextBlock:
     def _drop_uncastable(self, column: str, kind: pa.DataType) -> None:
         values = self.columns[column]
         mask = ~castable(values, lambda part: self._cast(part, kind))
-        reason = f"{column} is not UTF-8" if kind == pa.string() else f"{column} is not of type {kind}"
+        name = column.removeprefix(KEPT)
+        reason = f"{name} is not UTF-8" if kind == pa.string() else f"{name} is not of type {kind}"
         if pa.types.is_string(values.type):
             missing = mask & _means_missing(values)
             self.drop(missing, f"{reason}, and not among the words for missing (--null, in Python null=)", values)
@@ -132,7 +134,13 @@ class TextBlock:
 
 
 def parse_block(
-    data: bytes, names: list[str], delimiter: str, form: TextFormat = PLAIN_TEXT, *, quoted: bool = True
+    data: bytes,
+    names: list[str],
+    delimiter: str,
+    form: TextFormat = PLAIN_TEXT,
+    *,
+    quoted: bool = True,
+    keep: Sequence[str] = (),
 ) -> TextBlock:
     """Parses whole lines without a header to columns of bytes.
 
@@ -142,6 +150,7 @@ def parse_block(
         data: the lines. With ``form.line_ends``, ``LINE_END`` stands for those inside quotes.
         form: how the text holds values.
         quoted: whether values may be quoted.
+        keep: columns that are returned a second time, under their names with ``KEPT`` before them, as they are written.
     """
     lines = count_lines(data)
     data = b"\n" if data in (b"", codecs.BOM_UTF8) else data  # Arrow rejects an empty file
@@ -164,11 +173,13 @@ def parse_block(
     blank = min(int(empty.sum()) - len(unread), lines)  # 0 for an empty block
     table, bad = table.filter(pa.array(~empty)) if empty.any() else table, bad + unread
     columns = _columns(table)
+    written = {KEPT + name: columns[name] for name in keep}
     if form.null:
         words = pa.array([word.encode() for word in form.null])
         columns = {
             name: pc.if_else(pc.is_in(values, value_set=words), None, values) for name, values in columns.items()
         }
+    columns |= written
     if form.line_ends:
         columns = {name: pc.replace_substring(values, LINE_END, b"\n") for name, values in columns.items()}
     return TextBlock(columns, line[~empty], lines, blank, table.num_rows + len(bad), bad, form)

@@ -18,7 +18,16 @@ from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.batches import read_tables
 from adaftr_fast.data.raw.inputs import is_text, read_layout, text_files
 from adaftr_fast.data.raw.rows import text_chunks
-from adaftr_fast.data.raw.source import Inputs, check_columns, first_rows, listed, open_dataset, reading
+from adaftr_fast.data.raw.source import (
+    NOT_PARQUET,
+    Inputs,
+    check_columns,
+    first_rows,
+    listed,
+    open_dataset,
+    os_error,
+    reading,
+)
 from adaftr_fast.data.raw.text import are_numbers, find_types
 from adaftr_fast.data.schema.types import Condition, Schema, TextFormat, TimeRange
 from adaftr_fast.errors import DataError
@@ -61,7 +70,7 @@ def _quantiles(paths: Sequence[AnyPath], time: str, form: TextFormat, shares: Se
     kind = _type(files[0], time, form)
     counts = ValueCounts(kind)
     for path in files:
-        with reading(path, f"cannot read {time}"):
+        with reading(path, f"cannot read {time}", os_error(path)):
             for values in _columns(path, time, kind, form):
                 counts.update(values)
     table = counts.table()
@@ -78,7 +87,7 @@ def _quantiles(paths: Sequence[AnyPath], time: str, form: TextFormat, shares: Se
 
 def _type(path: AnyPath, time: str, form: TextFormat) -> pa.DataType:
     """Returns the type of times, as the first rows of an input have them; timestamps where ``form`` reads them."""
-    with reading(path, "not readable"):
+    with reading(path, "cannot be read" if is_text(path) else NOT_PARQUET, os_error(path)):
         if is_text(path):
             layout = read_layout(path, form)
             check_columns(path, layout.names, [time])
