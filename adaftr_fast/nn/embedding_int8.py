@@ -5,6 +5,9 @@ B batch, F fields, R rows of all fields of a table, E width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -37,13 +40,22 @@ class Int8Table(TableFields):
             part = slice(first, first + CHUNK)
             self.weight[part], self.scale[part] = round_rows(weight[part])
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves the buffers as ``fn`` does; ``half`` and ``bfloat16`` leave the scales in float32."""
+        scale = self.scale
+        super()._apply(fn, recurse)
+        if self.scale.dtype != torch.float32:
+            self.scale = scale.to(self.scale.device)
+        return self
+
 
 class QuantizedEmbedding(EmbeddingFields):
     """A copy of a :class:`FusedEmbedding` for serving, whose tables are int8 with a scale per row.
 
     A row takes E + 4 bytes instead of 4 E. A value is off by at most 1/254 of the largest magnitude of its row; zeros
-    stay zeros. The look-up returns float32 and takes the arguments of ``FusedEmbedding.forward``. The result has no
-    gradient. Ids are checked at once, also on a GPU, where the host waits.
+    stay zeros. The look-up takes the arguments of ``FusedEmbedding.forward`` and returns float32, also after
+    ``half()``, which leaves the scales as they are. The result has no gradient. Ids are checked at once, also on a GPU,
+    where the host waits.
 
     It is exported by ``torch.export``, compiled, and written as ONNX as a FusedEmbedding is (docs/frameworks.md).
 

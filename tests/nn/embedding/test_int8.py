@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.export import Dim
 
 from adaftr_fast import FusedEmbedding, QuantizedEmbedding, optim, plain_decompositions
@@ -90,3 +91,15 @@ def test_a_state_is_loaded_and_copied():
         one.field_weight("d")
     with pytest.raises(TypeError, match=r"embedding must be a FusedEmbedding, got Embedding; "):
         QuantizedEmbedding(torch.nn.Embedding(3, 2))
+
+
+@pytest.mark.parametrize("cast", [nn.Module.half, nn.Module.bfloat16, nn.Module.double])
+def test_scales_stay_float32(cast):
+    rounded, _ = pair([3, 8, 3])
+    scales = [table.scale.clone() for table in rounded.tables]
+    cast(nn.ModuleList([rounded]))
+    for table, scale in zip(rounded.tables, scales):
+        assert torch.equal(table.scale, scale)
+        assert table.scale.dtype == torch.float32
+        assert table.weight.dtype == torch.int8
+    assert rounded.to("meta").tables[0].scale.device.type == "meta"
