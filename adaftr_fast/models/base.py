@@ -151,8 +151,8 @@ class PlainModule(MultiTaskModel):
     """A module of one's own that computes logits alone; it is trained with the log-loss of each task.
 
     Args:
-        module: it is called with ids [B, F]; with multi-valued fields also with their offsets, and with dense fields
-            also with their numbers, as ``MultiTaskModel.forward``. It returns logits [B, T], or an object with
+        module: it is called with ids [B, F]; with multi-valued fields also with the keyword ``offsets``, and with
+            dense fields with ``dense``, as ``MultiTaskModel.forward``. It returns logits [B, T], or an object with
             ``logits``.
         task_names: T names, in the order of the columns of the labels.
     """
@@ -162,8 +162,8 @@ class PlainModule(MultiTaskModel):
         self.module = module
 
     def forward(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
-        given = (ids, offsets, dense) if dense is not None else (ids,) if offsets is None else (ids, offsets)
-        found = self.module(*given)
+        given = {name: part for name, part in (("offsets", offsets), ("dense", dense)) if part is not None}
+        found = self.module(ids, **given)
         logits = found if isinstance(found, Tensor) else getattr(found, "logits", None)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] != len(self.task_names):
             got = type(found).__name__ if not isinstance(logits, Tensor) else list(logits.shape)

@@ -46,7 +46,7 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
     Args:
         model_class: a subclass of ``MultiTaskModel``, or its name. Its constructor takes ``ARGUMENTS``, and ``dense``
             where the data have dense fields. Any other ``torch.nn.Module`` whose constructor has parameters of these
-            names becomes a ``PlainModule``.
+            names, in any order, becomes a ``PlainModule``.
 
     Returns:
         A function of ``ARGUMENTS`` and ``dense`` that builds the model. It raises ConfigError where the class raises
@@ -66,7 +66,8 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
         raise _own_error(name, f"is abstract: it lacks {', '.join(missing)}")
     construct: Callable[..., nn.Module] = found
     signature = inspect.signature(found)
-    if not _takes(signature):
+    by_name = not issubclass(found, MultiTaskModel)
+    if not _takes(signature, by_name):
         taken = ", ".join(signature.parameters)
         raise _own_error(name, f"expected ({', '.join(ARGUMENTS)}), got ({taken})")
 
@@ -78,12 +79,13 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
         dense: Sequence[NumericEncoding] = (),
     ) -> MultiTaskModel:
         data = (num_embeddings, task_names, config, field_names)
-        if dense and not _takes(signature, dense=dense):
+        if dense and not _takes(signature, by_name, dense=dense):
             raise _own_error(
                 name, f"the data have dense fields, expected a constructor that takes dense, got {signature}"
             )
         try:
-            built = construct(*data, dense=dense) if dense else construct(*data)
+            more = {"dense": dense} if dense else {}
+            built = construct(**dict(zip(ARGUMENTS, data)), **more) if by_name else construct(*data, **more)
             return built if isinstance(built, MultiTaskModel) else PlainModule(built, task_names)
         except ConfigError:
             raise
@@ -98,9 +100,11 @@ def _is_plain(found: type) -> bool:
     return issubclass(found, nn.Module) and set(ARGUMENTS) <= set(inspect.signature(found).parameters)
 
 
-def _takes(signature: inspect.Signature, **named: object) -> bool:
+def _takes(signature: inspect.Signature, by_name: bool, **named: object) -> bool:
+    """Returns whether a constructor takes ``ARGUMENTS``, by their places or by their names, and what is ``named``."""
+    given = dict.fromkeys(ARGUMENTS)
     try:
-        signature.bind(*ARGUMENTS, **named)
+        signature.bind(**given, **named) if by_name else signature.bind(*given, **named)
     except TypeError:
         return False
     return True

@@ -104,3 +104,13 @@ class Abstract(MultiTaskModel):
 class Refusing(Net):
     def __init__(self, num_embeddings, task_names, config, field_names=None):
         raise ValueError("options: expected a width, got none")
+
+
+class Shuffled(Logits):
+    """Takes its arguments in another order, and the numbers of dense fields alone."""
+
+    def __init__(self, config, dense=(), *, field_names, task_names, num_embeddings):
+        super().__init__(num_embeddings, task_names, config, field_names)
+
+    def forward(self, ids, dense=None):
+        return super().forward(ids) + (0 if dense is None else dense.nan_to_num().sum(1, keepdim=True))

@@ -12,7 +12,7 @@ from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.errors import CheckpointError, ConfigError
 from adaftr_fast.models.build import find_class
 from adaftr_fast.nn.dense import NumericEncoding
-from tests.runs.own import AnyKeywords, Keywords, Logits, Net, Output, Plain, Wrong
+from tests.runs.own import AnyKeywords, Keywords, Logits, Net, Output, Plain, Shuffled, Wrong
 
 from .conftest import write_day
 
@@ -161,6 +161,13 @@ def test_a_module_that_computes_logits_alone_is_trained_with_the_log_loss(prepar
     model = find_class(Wrong)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"])
     with pytest.raises(TypeError, match=r"Wrong: expected logits \[B, 2\], or an object with them .*, got \[5, 3\]"):
         model(torch.zeros(5, 2, dtype=torch.int32))
+
+
+def test_a_plain_module_is_called_by_the_names_of_its_parameters():
+    """Whatever their order, and without offsets where it has none."""
+    model = find_class(Shuffled)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"], dense=("x",))
+    ids = torch.zeros(5, 2, dtype=torch.int32)
+    torch.testing.assert_close(model(ids, None, torch.ones(5, 1)), model(ids) + 1)
 
 
 @pytest.mark.parametrize("kind", [Keywords, AnyKeywords])
