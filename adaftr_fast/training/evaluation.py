@@ -199,6 +199,16 @@ def mean_auc(metrics: TaskMetrics) -> float:
     return float(np.mean([each["auc"] for each in metrics.values()]))
 
 
+def check_monitor(monitor: str, tasks: Sequence[str], split: Split) -> None:
+    """Raises TrainingError as ``monitored``, if there is no such task, or the rows cannot have the metric."""
+    funnel = funnel_stages(None, tasks) if split.funnel is None else split.funnel
+    names = ["auc", "logloss"]
+    if monitor.endswith("gauc") and next(split.batches(1)).group is not None:
+        names.append("gauc")
+    metrics = {task: dict.fromkeys([*names, *(["cvr_auc"] if task in funnel[1:] else [])], 0.0) for task in tasks}
+    monitored(metrics, monitor)
+
+
 def monitored(metrics: TaskMetrics, monitor: str) -> float:
     """Returns the number that chooses the best weights: more is better, so a log-loss is negated.
 

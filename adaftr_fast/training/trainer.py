@@ -27,7 +27,7 @@ from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean, epochs_after
 from adaftr_fast.training.checkpoint.state import capture, restore
 from adaftr_fast.training.device import memory_errors, to_device
-from adaftr_fast.training.evaluation import diagnose, evaluate, monitored, spread
+from adaftr_fast.training.evaluation import check_monitor, diagnose, evaluate, monitored, spread
 from adaftr_fast.training.files import RunFiles, shown
 from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
 from adaftr_fast.training.sharding import check_sharding, share_of
@@ -61,7 +61,8 @@ class Trainer:
 
     Raises:
         TrainingError: the training split is smaller than a batch, an epoch has fewer steps than validations, a batch
-            cannot be divided equally among ranks and parts, or not between the blocks of ``contrast_rows``.
+            cannot be divided equally among ranks and parts, or not between the blocks of ``contrast_rows``, or the
+            validation split cannot have the metric ``config.monitor``.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Trainer:
         on_epoch: OnEpoch | None = None,
     ) -> None:
         check_sharding(optimizer, config, ranks)
+        check_monitor(config.monitor, model.task_names, validation)
         self.share = share_of(config, len(train), ranks, model)
         self.model = model
         self.train = train

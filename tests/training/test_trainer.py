@@ -250,15 +250,18 @@ def test_a_monitored_metric_that_is_not_there_is_named(model, splits):
     with pytest.raises(
         TrainingError, match=r"training\.monitor: expected one of the tasks click, conversion, got 'buy/auc'"
     ):
-        trainer(model, splits, monitor="buy/auc").fit()
+        trainer(model, splits, monitor="buy/auc")
     with pytest.raises(
         TrainingError, match=r"training\.monitor: the validation split has no click/cvr_auc; it needs a"
     ):
-        trainer(model, splits, monitor="click/cvr_auc").fit()
+        trainer(model, splits, monitor="click/cvr_auc")
     with pytest.raises(
         ConfigError, match=r"training\.monitor: expected auc, gauc, cvr_auc, logloss, or TASK/ before one"
     ):
         TrainingConfig(monitor="accuracy")
+    ungrouped = [Split.of(replace(whole(each), group=None)) for each in splits]
+    with pytest.raises(TrainingError, match=r"training\.monitor: the validation split has no gauc; it needs groups"):
+        trainer(model, ungrouped, monitor="gauc")
 
 
 def test_on_epoch_ends_a_run_also_when_it_is_resumed(model, splits, tmp_path):
