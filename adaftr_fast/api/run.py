@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from adaftr_fast._files import AnyPath, make_folder, replace_file
-from adaftr_fast._tables import Table
+from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.api.prepared import open_data
 from adaftr_fast.config import RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import joined
-from adaftr_fast.explain.buckets import Buckets
+from adaftr_fast.explain.buckets import ScoreBuckets
+from adaftr_fast.explain.doubts import find_doubts
 from adaftr_fast.explain.importance import Importance, permutation_importance
 from adaftr_fast.models.build import ModelClass, class_name
 from adaftr_fast.runs.output import output
@@ -40,14 +41,16 @@ class Evaluation:
             stage of a funnel.
         buckets: by task, the rows in ten buckets by score: calibration, lift and gain.
         importance: the permutation importance of the fields, if it was asked for.
+        doubts: why the model is not worth explaining yet, if so, and what to do next, a sentence each.
         run: the folder of the run, for the title of the page.
     """
 
     split: str
     metrics: TaskMetrics
-    buckets: dict[str, Buckets] = field(default_factory=dict)
+    buckets: dict[str, ScoreBuckets] = field(default_factory=dict)
     importance: Importance | None = None
     run: str = ""
+    doubts: list[str] = field(default_factory=list)
 
     def table(self) -> Table:
         """Returns a table with one row per task."""
@@ -79,7 +82,8 @@ class Evaluation:
         """
         from adaftr_fast.explain.page import PAGE, PAGE_PICTURE, write_text  # imports matplotlib
 
-        text = write_text(f"{self.run} on the {self.split} split", self.table(), self.buckets, self.importance)
+        title = f"{self.run} on the {self.split} split"
+        text = write_text(title, self.table(), self.doubts, self.buckets, self.importance)
         place = as_path(folder)
         with local_folder(place) as target:
             make_folder(target)
@@ -91,10 +95,10 @@ class Evaluation:
         return [self.table(), *([] if self.importance is None else [self.importance.table()])]
 
     def __repr__(self) -> str:
-        return "\n\n".join(each.markdown() for each in self._tables())
+        return "\n\n".join([*(each.markdown() for each in self._tables()), *self.doubts])
 
     def _repr_html_(self) -> str:
-        return "".join(each.html() for each in self._tables())
+        return "".join(each.html() for each in self._tables()) + paragraphs(*self.doubts)
 
 
 def train(
@@ -232,13 +236,14 @@ def evaluate(
     predictions = evaluation.predict(model, rows, batch_size)
     tasks = model.task_names
     metrics = evaluation.measure(tasks, predictions, rows.funnel or ())
-    buckets = {task: Buckets.of(y, z) for task, y, z in zip(tasks, predictions.labels.T, predictions.logits.T)}
+    buckets = {task: ScoreBuckets.of(y, z) for task, y, z in zip(tasks, predictions.labels.T, predictions.logits.T)}
     measured = None
     if importance:
         names = [each.name for each in prepared.manifest.fields] + [each.name for each in prepared.manifest.dense]
         options: dict[str, Any] = {"repeats": repeats, "max_rows": max_rows, "seed": seed, "progress": progress}
         measured = permutation_importance(model, rows, names, batch_size=batch_size, **options)
-    return Evaluation(split, metrics, buckets, measured, str(run.folder))
+    doubts = find_doubts(run, metrics, buckets)
+    return Evaluation(split, metrics, buckets, measured, str(run.folder), doubts)
 
 
 def run_folder(run: Run | str | AnyPath, argument: str = "run") -> AnyPath:

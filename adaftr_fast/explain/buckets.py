@@ -9,10 +9,11 @@ import numpy as np
 from adaftr_fast._tables import Table
 
 COUNT = 10  # of buckets
+Z = 1.959964  # standard errors of a normal distribution within which 95 % of it lie
 
 
 @dataclass(frozen=True)
-class Buckets:
+class ScoreBuckets:
     """The rows of one task in buckets of equal size, from the highest scores to the lowest. It prints as a table.
 
     Rows of equal score are in one bucket, so there are fewer, of other sizes, where many scores are equal.
@@ -28,7 +29,7 @@ class Buckets:
     observed: np.ndarray
 
     @classmethod
-    def of(cls, labels: np.ndarray, logits: np.ndarray, count: int = COUNT) -> Buckets:
+    def of(cls, labels: np.ndarray, logits: np.ndarray, count: int = COUNT) -> ScoreBuckets:
         """Divides rows into ``count`` buckets.
 
         Args:
@@ -46,9 +47,12 @@ class Buckets:
         return cls(rows, np.add.reduceat(probabilities, starts) / rows, positives / rows)
 
     @property
-    def standard_error(self) -> np.ndarray:
-        """The standard error of ``observed``, float64 [K], as of rows that are independent."""
-        return np.sqrt(self.observed * (1 - self.observed) / self.rows)
+    def interval(self) -> np.ndarray:
+        """The ends of the 95 % interval of ``observed`` (Wilson's), float64 [2, K], as of rows that are independent."""
+        n, p = self.rows, self.observed
+        middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+        half = Z / (1 + Z**2 / n) * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+        return np.clip(np.stack([middle - half, middle + half]), 0.0, 1.0)
 
     @property
     def lift(self) -> np.ndarray:
@@ -71,18 +75,20 @@ class Buckets:
     def table(self) -> Table:
         """Returns a row per bucket; shares and probabilities are in percent."""
         upto = np.cumsum(self.rows) / self.rows.sum()
+        low, high = 100 * self.interval
         cells = [
             [
                 f"{100 * upto[k]:.0f} %",
                 f"{self.rows[k]:,}",
                 f"{100 * self.predicted[k]:.2f}",
-                f"{100 * self.observed[k]:.2f} ± {100 * self.standard_error[k]:.2f}",
+                f"{100 * self.observed[k]:.2f} ({low[k]:.2f} to {high[k]:.2f})",
                 f"{self.lift[k]:.2f}",
                 f"{100 * self.gain[k]:.1f}",
             ]
             for k in range(len(self.rows))
         ]
-        return Table(["highest scores, up to", "rows", "predicted %", "observed %", "lift", "gain %"], cells)
+        header = ["highest scores, up to", "rows", "predicted %", "observed %, 95 % interval", "lift", "gain %"]
+        return Table(header, cells)
 
     def __repr__(self) -> str:
         return self.table().markdown()

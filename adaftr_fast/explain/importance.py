@@ -130,7 +130,7 @@ def permutation_importance(
 
 def sample(split: Split, most: int, random: np.random.Generator) -> Batch:
     """Returns all rows of a split, or ``most`` of them that are drawn without replacement, in file order."""
-    chosen = np.sort(random.permutation(len(split))[:most])
+    chosen = np.sort(random.choice(len(split), min(most, len(split)), replace=False, shuffle=False))
     parts = []
     first = 0
     for batch in split.batches(READ_ROWS):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from adaftr_fast._figures import BLUE, GRAY, Picture, plain
 from adaftr_fast._tables import Table
-from adaftr_fast.explain.buckets import Buckets
+from adaftr_fast.explain.buckets import ScoreBuckets
 from adaftr_fast.explain.importance import Importance
 
 PAGE, PAGE_PICTURE = "evaluation.md", "evaluation.png"
@@ -17,8 +17,8 @@ TOLERATED = 0.05  # of the ratio of predicted to true positives
 
 BUCKETS_MEAN = (
     "The rows of a task are sorted by score and divided into buckets of equal size. Predicted is the mean probability "
-    "of a bucket, observed its share of positives with the standard error, lift that share over the one of all rows, "
-    "and gain the share of all positives in the bucket and those above it."
+    "of a bucket, observed its share of positives with Wilson's 95 % interval, lift that share over the one of all "
+    "rows, and gain the share of all positives in the bucket and those above it."
 )
 IMPORTANCE_MEANS = (
     "The values of one field at a time are permuted among the rows. The table has the AUC that is lost, in percentage "
@@ -27,9 +27,16 @@ IMPORTANCE_MEANS = (
 )
 
 
-def write_text(title: str, metrics: Table, buckets: Mapping[str, Buckets], importance: Importance | None) -> str:
-    """Returns the page as Markdown, which shows the picture ``PAGE_PICTURE``."""
-    sections = [f"# {title}", metrics.markdown(), "\n".join(f"- {each}" for each in findings(buckets, importance))]
+def write_text(
+    title: str,
+    metrics: Table,
+    doubts: Sequence[str],
+    buckets: Mapping[str, ScoreBuckets],
+    importance: Importance | None,
+) -> str:
+    """Returns the page as Markdown, which shows the picture ``PAGE_PICTURE``; what is doubtful comes first."""
+    sections = [f"# {title}", *(f"**Before you read on:** {each}" for each in doubts), metrics.markdown()]
+    sections.append("\n".join(f"- {each}" for each in findings(buckets, importance)))
     if importance is not None:
         head = f"## Importance of fields ({importance.rows:,} rows, {len(importance.drops)} permutations)"
         sections += [head, IMPORTANCE_MEANS, importance.table().markdown()]
@@ -39,7 +46,7 @@ def write_text(title: str, metrics: Table, buckets: Mapping[str, Buckets], impor
     return "\n\n".join(sections) + "\n"
 
 
-def findings(buckets: Mapping[str, Buckets], importance: Importance | None) -> list[str]:
+def findings(buckets: Mapping[str, ScoreBuckets], importance: Importance | None) -> list[str]:
     """Returns what the numbers say, and what to do next, a sentence each."""
     lines = []
     for task, each in buckets.items():
@@ -61,7 +68,7 @@ def findings(buckets: Mapping[str, Buckets], importance: Importance | None) -> l
     return lines
 
 
-def _calibration(task: str, buckets: Buckets) -> str:
+def _calibration(task: str, buckets: ScoreBuckets) -> str:
     predicted, observed = (np.average(each, weights=buckets.rows) for each in (buckets.predicted, buckets.observed))
     ratio = predicted / observed
     error = f"on average a bucket is off by {100 * buckets.calibration_error:.2f} percentage points"
@@ -75,7 +82,7 @@ def _calibration(task: str, buckets: Buckets) -> str:
     return f"{task}: not calibrated: {found}; {error}; {advice}."
 
 
-def draw(buckets: Mapping[str, Buckets]) -> Picture:
+def draw(buckets: Mapping[str, ScoreBuckets]) -> Picture:
     """Draws observed over predicted rates and the cumulative gain of each task."""
     picture = Picture(max(3.3 * len(buckets), 3.6), 5.6)
     grid = picture.subplots(2, len(buckets), squeeze=False)
@@ -83,8 +90,9 @@ def draw(buckets: Mapping[str, Buckets]) -> Picture:
         calibration, gain = grid[:, column]
         ends = [0.0, float(max(each.predicted.max(), each.observed.max()))]
         calibration.plot(ends, ends, color=GRAY, linewidth=1)
-        calibration.errorbar(each.predicted, each.observed, 2 * each.standard_error, color=BLUE, marker=".")
-        calibration.set(title=f"{task}: calibration", xlabel="predicted", ylabel="observed (bar: 2 standard errors)")
+        bars = np.abs(each.interval - each.observed)
+        calibration.errorbar(each.predicted, each.observed, bars, color=BLUE, marker=".")
+        calibration.set(title=f"{task}: calibration", xlabel="predicted", ylabel="observed (bar: 95 % interval)")
         share = np.append(0.0, np.cumsum(each.rows) / each.rows.sum())
         gain.plot([0, 1], [0, 1], color=GRAY, linewidth=1)
         gain.plot(share, np.append(0.0, each.gain), color=BLUE, marker=".")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adaftr_fast._tables import Table
-from adaftr_fast.explain.buckets import Buckets
+from adaftr_fast.explain.buckets import ScoreBuckets
 from adaftr_fast.explain.importance import Importance
 from adaftr_fast.explain.page import draw, findings, write_text
 
@@ -20,7 +20,7 @@ def drawn(n, seed=0):
 @pytest.mark.parametrize("n", [10, 1003])
 def test_buckets_are_the_rows_in_the_order_of_their_scores(n):
     labels, logits = drawn(n)
-    found = Buckets.of(labels, logits)
+    found = ScoreBuckets.of(labels, logits)
     order = sorted(range(n), key=lambda row: -logits[row])
     bounds = [n * k // 10 for k in range(11)]
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
@@ -32,7 +32,9 @@ def test_buckets_are_the_rows_in_the_order_of_their_scores(n):
         assert found.rows[k] == len(rows)
         np.testing.assert_allclose(found.predicted[k], p[rows].mean())
         np.testing.assert_allclose(found.observed[k], rate)
-        np.testing.assert_allclose(found.standard_error[k], np.sqrt(rate * (1 - rate) / len(rows)))
+        for end in found.interval[:, k]:  # Wilson's: where the rate is 1.96 standard errors of the end away from it
+            error = np.sqrt(end * (1 - end) / len(rows))
+            np.testing.assert_allclose(abs(rate - end), 1.959964 * error, atol=1e-7)
         np.testing.assert_allclose(found.lift[k], rate / labels.mean())
         np.testing.assert_allclose(found.gain[k], positives / labels.sum())
     assert found.gain[-1] == pytest.approx(1.0)
@@ -42,21 +44,23 @@ def test_buckets_are_the_rows_in_the_order_of_their_scores(n):
 
 
 def test_equal_scores_share_a_bucket():
-    found = Buckets.of(np.array([1, 0] * 50), np.repeat([2.0, -2.0], [15, 85]))
+    found = ScoreBuckets.of(np.array([1, 0] * 50), np.repeat([2.0, -2.0], [15, 85]))
     assert found.rows.tolist() == [15, 85]
-    one = Buckets.of(np.zeros(30), np.zeros(30))
+    one = ScoreBuckets.of(np.zeros(30), np.zeros(30))
     assert (one.rows.tolist(), one.predicted.tolist()) == ([30], [0.5])
     assert np.isnan(one.lift).all()
-    extreme = Buckets.of(np.array([1, 0]), np.array([3e38, -3e38], np.float32))
+    assert one.interval[:, 0] == pytest.approx([0, 0.1135], abs=1e-4)  # no positive row is no proof of a rate of 0
+    assert ScoreBuckets.of(np.ones(30), np.zeros(30)).interval[:, 0] == pytest.approx([0.8865, 1], abs=1e-4)
+    extreme = ScoreBuckets.of(np.array([1, 0]), np.array([3e38, -3e38], np.float32))
     assert extreme.predicted.tolist() == [1.0, 0.0]
 
 
 def test_the_page_says_what_the_numbers_say():
     labels, logits = drawn(5000)
     buckets = {
-        "click": Buckets.of(labels, logits),
-        "buy": Buckets.of(labels, logits + 1),
-        "none": Buckets.of(0 * labels, logits),
+        "click": ScoreBuckets.of(labels, logits),
+        "buy": ScoreBuckets.of(labels, logits + 1),
+        "none": ScoreBuckets.of(0 * labels, logits),
     }
     drops = np.array([[[0.1], [0.0]], [[0.12], [0.001]], [[0.11], [-0.001]]])
     importance = Importance(["user", "noise"], ["click"], drops, 5000)
@@ -66,7 +70,8 @@ def test_the_page_says_what_the_numbers_say():
     assert "none: the rows have no positives." in lines
     assert "click: the fields that are worth most, in points of AUC: user (11.00), noise (0.00)." in lines
     assert any("that noise are permuted" in line for line in lines)
-    text = write_text("run on the test split", Table(["task"], [["click"]]), buckets, importance)
+    text = write_text("run on the test split", Table(["task"], [["click"]]), ["x: no better."], buckets, importance)
+    assert text.index("**Before you read on:** x: no better.") < text.index("| task")
     assert "| user             | 11.000 ± 0.577 |" in text
     for heading in ("# run on the test split", "## Importance of fields (5,000 rows, 3 permutations)", "### buy"):
         assert f"{heading}\n" in text

@@ -1,0 +1,50 @@
+"""Evaluations of models that are no better than a constant, or that were stopped early, say so first."""
+
+import numpy as np
+import pytest
+
+from adaftr_fast.explain.buckets import ScoreBuckets
+from adaftr_fast.explain.doubts import auc_error, find_doubts
+from adaftr_fast.training.evaluation import Predictions, measure
+from adaftr_fast.training.trained import Run
+
+
+def doubts(scale, shift=0.0, best=2, trained=3, most=3):
+    """Those of probabilities whose logits are ``scale`` times the true ones plus ``shift``."""
+    random = np.random.default_rng(0)
+    true = random.normal(-1, 1.5, 3000)
+    labels = (random.random(3000) < 1 / (1 + np.exp(-true))).astype(np.uint8)
+    logits = (scale * true + random.normal(size=3000) * (scale == 0) + shift).astype(np.float32)
+    run = Run.of("run", [{"epoch": epoch + 1} for epoch in range(trained)], best)
+    run.about = type("About", (), {"config": type("Config", (), {"training": type("T", (), {"max_epochs": most})})})
+    metrics = measure(["click"], Predictions(logits[:, None], labels[:, None], None))
+    return find_doubts(run, metrics, {"click": ScoreBuckets.of(labels, logits)})
+
+
+def test_a_trained_model_raises_no_doubt():
+    assert doubts(1.0) == []
+    assert doubts(1.0, best=3, trained=3, most=9) == []  # ended by the caller
+
+
+def test_a_model_that_is_no_better_than_a_constant_is_named():
+    (chance,) = doubts(0.0)
+    assert chance.startswith("click: the model ranks these rows no better than chance (AUC ")
+    (rate,) = doubts(1.0, shift=3.0)
+    assert rate.startswith("click: the probabilities are no better than the rate 0.3")
+    assert "train longer" in rate
+
+
+@pytest.mark.parametrize(("epochs", "what"), [(1, "the one epoch"), (3, "the last of 3 epochs")])
+def test_training_that_ended_while_it_improved_is_named(epochs, what):
+    (line,) = doubts(1.0, best=epochs, trained=epochs, most=epochs)
+    assert line.startswith(f"Validation is best after {what}, ")
+    assert f"--training.max_epochs {2 * epochs}" in line
+
+
+def test_the_standard_error_of_an_auc_is_that_of_draws():
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        above, below = random.normal(0.8, size=60), random.normal(size=140)
+        found.append((above[:, None] > below).mean())
+    assert auc_error(np.mean(found), 60, 140) == pytest.approx(np.std(found), rel=0.15)
