@@ -1,8 +1,10 @@
 """prepare and synthesize: what they print and accept."""
 
+import pyarrow.csv as csv
 import pytest
 
 from adaftr_fast.cli import main
+from tests.logs import shop_log
 
 
 def test_shards_and_an_address_without_a_cluster(schema, log, tmp_path, capsys):
@@ -30,8 +32,9 @@ def test_synthesize_prints_the_command_that_prepares_the_log(raw, dataset, tmp_p
     assert "rows: expected >= 1, got -1" in capsys.readouterr().err
 
 
-def test_hints_of_an_inferred_schema_are_said_once(log, tmp_path, capsys):
-    command = f"prepare --files {log} --labels click conversion --out {tmp_path}/one --funnel".split()
+def test_hints_of_an_inferred_schema_are_said_once(tmp_path, capsys):
+    csv.write_csv(shop_log(600, users=30), tmp_path / "log.csv")
+    command = f"prepare --files {tmp_path}/log.csv --labels click conversion --out {tmp_path}/one --funnel".split()
     assert main(command) == 0
     shown = capsys.readouterr()
     assert shown.out.count("--write_schema") == 1
