@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 import adaftr_fast as af
+from adaftr_fast._tables import paragraphs
 from adaftr_fast.cli import main
 from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig
 from adaftr_fast.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -175,10 +176,12 @@ def test_evaluate_measures_any_split_of_a_run_or_its_folder(run, data):
     assert af.evaluate(str(run.folder), data.folder, "validation").metrics == run.epochs[run.result.best_epoch - 1][
         "validation"]  # fmt: skip
     found = af.evaluate(run, data, "train")
-    header, _, click, _ = repr(found).splitlines()
+    header, _, click, _, _, doubt = repr(found).splitlines()
     assert header == "| train: task |   AUC |  GAUC | log-loss | CVR AUC |"
     assert click.startswith(f"| click       | {100 * found.metrics['click']['auc']:.2f} |")
-    assert found._repr_html_() == found.table().html()
+    assert found.doubts == [doubt]
+    assert doubt.startswith("Validation is best after the last of 2 epochs, so the model may not be trained to its end")
+    assert found._repr_html_() == found.table().html() + paragraphs(doubt)
 
 
 @pytest.mark.parametrize(
