@@ -152,7 +152,7 @@ def test_no_request_is_lost_while_the_model_is_replaced(served, exported, other,
     text = served.ask("/metrics")[1]
     calls = float(re.search(r"adaftr_fast_batch_requests_count (\S+)", text)[1])
     assert len(seen) > 2 * calls  # requests were scored together
-    printed = served.stop()[0]
+    printed = served.process.printed()
     assert re.findall(r"model: loaded model (\w+), ", printed) == [*expected]
 
 
