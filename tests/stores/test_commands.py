@@ -1,6 +1,7 @@
 """Commands whose outputs, and the runs and models they read, are in a store."""
 
 import json
+import os
 
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
@@ -96,12 +97,15 @@ def test_daily_in_a_store_and_export_elsewhere(url, data, tmp_path, monkeypatch)
     assert main(["export", "--run", f"{url}/daily/day-0002/run", "--out", str(tmp_path / "model")]) == 0
 
 
-def test_runs_of_an_experiment_find_their_data_elsewhere(url, data, tmp_path, monkeypatch):
+def test_runs_of_an_experiment_find_their_data_elsewhere(url, data, tmp_path, monkeypatch, capfd):
     """Processes of their own train them."""
     prepared, file = data
     command = ["experiment", "fig3", "--dataset", str(prepared.folder.parent / "shop.toml"), "--files", str(file)]
     options = ["--model.tower_hidden", "[4]", "--training.max_epochs", "1", "--training.batch_size", "256"]
     assert main([*command, *options, "--seeds", "1", "--jobs", "1", "--out", f"{url}/tables"]) == 0
+    printed = capfd.readouterr()
+    assert f"Report: {url}/tables/" in printed.out
+    assert os.environ["ADAFTR_FAST_CACHE"] not in printed.out + printed.err
     monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "elsewhere"))
     names = [name for name in open_folder(as_path(f"{url}/tables")).state.files if name.endswith("/result.json")]
     run = af.load_run(f"{url}/tables/{names[0].removesuffix('/result.json')}")
