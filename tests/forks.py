@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 SERVER = multiprocessing.get_context("forkserver")
 # Imported once for all scripts and ranks: an import of torch takes longer than most of what they do.
 EXPORT = ["torch.export._trace", "torch._inductor.ir", "adaftr_fast.serving.export"]  # what an export imports
-SERVER.set_forkserver_preload(["torch", "torch._dynamo", "adaftr_fast.cli.app", "adaftr_fast.api.run", *EXPORT])
+PRELOAD = ["torch", "torch._dynamo", "adaftr_fast.cli.app", "adaftr_fast.api.run", *EXPORT]
+SERVER.set_forkserver_preload(PRELOAD)
 
 COMMAND = "import sys; from adaftr_fast.cli import main; sys.exit(main(sys.argv[1:]))"
 """The script that runs a command of ``adaftr-fast``."""

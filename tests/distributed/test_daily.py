@@ -88,9 +88,9 @@ def assert_same_days(found: Path, expected: Path) -> None:
             torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4, msg=f"day {day}: {name}")
 
 
-def write_days(folder: Path) -> Path:
+def write_days(folder: Path, rows: int = 400) -> Path:
     for day in range(DAYS):
-        write_day(folder, day, rows=400)
+        write_day(folder, day, rows)
     (folder / "shop.toml").write_text(SCHEMA)
     return folder
 

@@ -21,7 +21,7 @@ from tests.distributed.test_daily import (
     lines,
     write_days,
 )
-from tests.distributed.test_torchrun import children, finish, torchrun, wait_for
+from tests.distributed.test_torchrun import FORKS, RESTARTS, children, finish, torchrun, wait_for
 
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
 
@@ -36,7 +36,7 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Three days' files and the schema, and ``one``, the result of one process with replicas."""
-    root = write_days(tmp_path_factory.mktemp("days"))
+    root = write_days(tmp_path_factory.mktemp("days"), rows=800)
     daily(root, "one", ADAGRAD, {})
     return root
 
@@ -45,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
 def by_two(folder) -> Path:
     """The result of the command on two ranks."""
     out = folder / "command"
-    finish(torchrun(2, ["-m", "adaftr_fast.cli", *command(folder, out, **OPTIONS)]))
+    finish(torchrun(2, ["-m", "adaftr_fast.cli", *command(folder, out, **OPTIONS)], source=FORKS))
     return out
 
 
@@ -60,7 +60,7 @@ def test_days_equal_those_of_one_process(size, folder):
 
 def test_killed_rank(folder, by_two, tmp_path):
     arguments = command(folder, tmp_path, training__checkpoint_seconds=0, training__sync_steps=1, **OPTIONS)
-    run = torchrun(2, ["-m", "adaftr_fast.cli", *arguments], "--max-restarts=2", "--monitor-interval=0.1")
+    run = torchrun(2, ["-m", "adaftr_fast.cli", *arguments], *RESTARTS, source=FORKS)
     wait_for(lambda: list((tmp_path / "day-0002/run/last").glob("*-*.safetensors")))
     os.kill(children(run)[1], signal.SIGKILL)
     finish(run)

@@ -10,14 +10,16 @@ import pytest
 from adaftr_fast.cli import main
 from adaftr_fast.training.metrics import auc
 from tests.distributed.test_torchrun import (
+    FORKS,
+    RESTARTS,
     arguments,
+    by_hand,
     check_that_nothing_is_pickled,
     children,
     data,
     finish,
     metrics,
     rendezvous,
-    start,
     torchrun,
     wait_for,
 )
@@ -33,14 +35,15 @@ ROW_WISE = SETTINGS | {"training__sharding": "row_wise"}
 def by_two(data, tmp_path_factory):
     """An uninterrupted run of two ranks."""
     out = tmp_path_factory.mktemp("two")
-    table, err = finish(torchrun(2, arguments(data, out, **ROW_WISE)))
+    table, err = finish(torchrun(2, arguments(data, out, **ROW_WISE), source=FORKS))
     assert table.count("best epoch") == 1
     assert "warning" not in err.lower()
     return out
 
 
 def test_run_equals_replicated_tables(data, by_two, tmp_path):
-    finish(torchrun(2, arguments(data, tmp_path, **ROW_WISE | {"training__tables": "replicated"})))
+    replicated = ROW_WISE | {"training__tables": "replicated"}
+    finish(torchrun(2, arguments(data, tmp_path, **replicated), source=FORKS))
     assert metrics(by_two) == pytest.approx(metrics(tmp_path), rel=1e-3)
     assert sorted(path.name for path in by_two.iterdir()) == [
         "best",
@@ -58,7 +61,7 @@ def test_ranks_pickle_nothing(data, by_two, tmp_path, rendezvous):
 
 def test_killed_rank(data, by_two, tmp_path):
     command = arguments(data, tmp_path, training__checkpoint_seconds=0, training__sync_steps=1, **ROW_WISE)
-    run = torchrun(2, command, "--max-restarts=2", "--monitor-interval=0.1")
+    run = torchrun(2, command, *RESTARTS, source=FORKS)
     wait_for(lambda: len(list((tmp_path / "last").glob("*-*.safetensors"))) == 2)
     os.kill(children(run)[1], signal.SIGKILL)
     _, err = finish(run)
@@ -85,6 +88,7 @@ def test_evaluate_export_and_predict_by_one_process(data, by_two, tmp_path, caps
 
 
 def test_incompatible_settings_end_all_ranks_with_one_line(data, tmp_path):
+    """torchrun starts these ranks as a user does."""
     run = torchrun(2, arguments(data, tmp_path, **SETTINGS | {"optimizer__tables": "adam"}))
     _, err = run.communicate(timeout=240)
     assert run.returncode == 1
@@ -106,8 +110,8 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_rank_that_fails_before_its_first_step_is_named(data, tmp_path, rendezvous):
-    command = ["-c", FAILING, *arguments(data, tmp_path, training__rank_timeout=3600, **ROW_WISE)[2:]]
-    rank_zero, other = (start(command, RANK=rank, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=2, **rendezvous) for rank in (0, 1))
+    command = arguments(data, tmp_path, training__rank_timeout=3600, **ROW_WISE)[2:]
+    rank_zero, other = by_hand(FAILING, *command, **rendezvous, LOCAL_WORLD_SIZE=2)
     assert "epoch 1, step 1: this rank fails" in other.communicate(timeout=120)[1]
     _, err = rank_zero.communicate(timeout=120)  # instead of the 3,600 s for a rank that does not respond
     assert err == (

@@ -36,7 +36,8 @@ JOBS = {  # the run that each starts from, its data and whether it trains
 def config_of(data: str, lr: float, training: dict, warm_start: WarmStartConfig | None = None, **model) -> RunConfig:
     config = settings(data, **model)
     optimizer = OptimizerConfig(tables="adagrad", lr=lr, tables_lr=lr)
-    return replace(config, optimizer=optimizer, training=replace(config.training, **training), warm_start=warm_start)
+    training = replace(config.training, max_epochs=1, **training)
+    return replace(config, optimizer=optimizer, training=training, warm_start=warm_start)
 
 
 def start(folder: Path, data: str, run: str, lr: float, training: dict, out: Path, ranks=None) -> dict:
