@@ -277,7 +277,7 @@ def _add_examples(
     for field in scorer.schema.fields:
         is_single = field.kind == "categorical" and field.tokens is None
         if is_single and field.name not in examples and isinstance(scorer.encoders[field.name], Vocabulary):
-            values = field_values(field, as_written(scorer.schema, rows))
+            values = field_values(field, as_written(scorer.schema, rows.select(list(field.columns))))
             found = values.filter(pc.equal(encoded[field.name], 0)).drop_null()
             if len(found):
                 examples[field.name] = pc.unique(found).cast(pa.string())[:MOST_EXAMPLES]

@@ -200,7 +200,11 @@ def encode_features(schema: Schema, encoders: Mapping[str, Encoder], batch: pa.R
     Raises:
         DataError: a column cannot be read as the schema says.
     """
-    batch = as_written(schema, batch)
+    names = dict.fromkeys(column for field in schema.features for column in field.columns)
+    try:
+        batch = as_written(schema, batch.select(list(names)))
+    except pa.ArrowInvalid as error:
+        raise DataError(str(error)) from error
     ids = {field.name: encode_field(field, encoders[field.name], batch) for field in schema.fields}
     return ids | {field.name: field_values(field, batch) for field in schema.dense}
 
