@@ -17,7 +17,7 @@ from adaftr_fast._files import AnyPath
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import holds_text, plain_numbers, without_words
 from adaftr_fast.data.raw.formats import infer_dates, infer_format
-from adaftr_fast.data.raw.inputs import Layout, first_lines, is_text, read_layout, text_files
+from adaftr_fast.data.raw.inputs import Layout, first_with_rows, is_text, read_layout, text_files
 from adaftr_fast.data.raw.source import SAMPLE_ROWS, check_columns, first_rows, open_dataset, reading
 from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.raw.text import are_numbers, find_types
@@ -83,7 +83,7 @@ def infer_schema(
             separator.
     """
     files = [file for each in inputs for file in text_files(each)]
-    path = next((file for file in files if not is_text(file) or first_lines(file)), files[0])
+    path = first_with_rows(files)
     with reading(path, "not readable"):
         first = _First.read(path, text, {*labels, *ignore, *multi, *hash})
     columns = first.types

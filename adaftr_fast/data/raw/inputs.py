@@ -201,6 +201,11 @@ def first_lines(path: AnyPath) -> bytes:
     return _head(path).partition(b"\n")[2]
 
 
+def first_with_rows(files: Sequence[AnyPath]) -> AnyPath:
+    """Returns the first input that is not a text file of a header alone; the first one if all are."""
+    return next((file for file in files if not is_text(file) or first_lines(file)), files[0])
+
+
 def _head(path: AnyPath) -> bytes:
     """Returns the first lines of a text file, at most ``SAMPLE_BYTES`` unless the first line is longer."""
     with reading(path, "cannot be read", os_error(path)), text_stream(path) as stream:

@@ -16,7 +16,7 @@ from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import holds_text, read_times, without_words
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.batches import read_tables
-from adaftr_fast.data.raw.inputs import is_text, read_layout, text_files
+from adaftr_fast.data.raw.inputs import first_with_rows, is_text, read_layout, text_files
 from adaftr_fast.data.raw.rows import text_chunks
 from adaftr_fast.data.raw.source import (
     NOT_PARQUET,
@@ -67,7 +67,7 @@ def _condition(time: TimeRange, bounds: dict[float, object]) -> Condition | None
 def _quantiles(paths: Sequence[AnyPath], time: str, form: TextFormat, shares: Sequence[float]) -> list[object]:
     """Returns the times before which these shares of the rows are, in ascending order, each another one."""
     files = [file for path in paths for file in text_files(path)]
-    kind = _type(files[0], time, form)
+    kind = _type(first_with_rows(files), time, form)
     counts = ValueCounts(kind)
     for path in files:
         with reading(path, f"cannot read {time}", os_error(path)):
@@ -95,9 +95,8 @@ def _type(path: AnyPath, time: str, form: TextFormat) -> pa.DataType:
             block = layout.block(data)
             block.convert(time, pa.string())
             values = block.columns[time]
-            kind = (
-                pa.string() if form.dates else find_types(data, layout.names, layout.delimiter, form).field(time).type
-            )
+            kinds = find_types(data, layout.names, layout.delimiter, form)
+            kind = pa.string() if form.dates else kinds.field(time).type
         else:
             check_columns(path, open_dataset(path).schema.names, [time])
             values = one_array(first_rows(path, [time])[time])

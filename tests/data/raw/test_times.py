@@ -44,6 +44,16 @@ def test_a_schema_serves_the_log_of_the_next_month(tmp_path, other):
     assert now.manifest.fingerprint == then.manifest.fingerprint
 
 
+def test_a_file_of_a_header_alone_tells_no_type(tmp_path):
+    """Text would sort 9 after 10."""
+    (tmp_path / "a.csv").write_text("at,user,click\n")
+    (tmp_path / "b.csv").write_text("at,user,click\n" + "".join(f"{n},u{n % 7},{n % 2}\n" for n in range(ROWS)))
+    files = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    data = prepare(files, tmp_path / "out", labels="click", time="at", progress=False)
+    assert rows(data) == SHARES
+    assert data.manifest.bounds["test"] == "at >= 90"
+
+
 def test_mixed_text_of_times_in_a_table_is_read_as_in_a_file(tmp_path):
     table = log(0, other="%d/%m/%Y %H:%M")
     csv.write_csv(table, tmp_path / "log.csv")
