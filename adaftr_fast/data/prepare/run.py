@@ -36,6 +36,7 @@ from adaftr_fast.data.prepare.merge import (
 from adaftr_fast.data.prepare.steps import InputFiles, Job
 from adaftr_fast.data.prepare.work_folder import WorkFiles, publish, remove_finished, work_folder
 from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.inputs import read_layouts
 from adaftr_fast.data.raw.source import input_paths
 from adaftr_fast.data.raw.times import with_times
 from adaftr_fast.data.schema.parse import parse_schema
@@ -124,7 +125,9 @@ def prepare(
                     write_log(generated, work / "generated", progress=progress)
                     paths = {schema.files[0]: [work / "generated" / LOG]}
                 schema = with_times(schema, paths)
-                job = Job(schema, inputs, paths, WorkFiles(work, digest), bad_rows, known is not None, engine.remote)
+                places = WorkFiles(work, digest)
+                layouts = read_layouts(schema, paths, places.staged)
+                job = Job(schema, inputs, paths, places, bad_rows, known is not None, layouts, engine.remote)
                 _Run(job, engine, parts, progress).run(known, digest)
                 finish(job.work.prepared)
                 publish(work, local, partial(_check_replaceable, local))

@@ -21,7 +21,7 @@ from adaftr_fast.data.encode.encoders import count_values
 from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.prepare.work_folder import WorkFiles
-from adaftr_fast.data.raw.inputs import TextInput, parquet_inputs, text_inputs
+from adaftr_fast.data.raw.inputs import Layout, TextInput, parquet_inputs, text_inputs
 from adaftr_fast.data.raw.source import Inputs, Source, content_digest, data_files, listed
 from adaftr_fast.data.raw.staging import check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
@@ -110,6 +110,7 @@ class Job:
         paths: input files by role, or the generated log.
         tolerance: share of the rows of a text file that may be bad.
         grows: whether the ids of another prepared folder grow.
+        layouts: how each text file is divided.
         remote: whether steps run on machines that share a file system.
         blocks: number of staged blocks of each text file, by name of its folder.
     """
@@ -120,6 +121,7 @@ class Job:
     work: WorkFiles
     tolerance: float
     grows: bool
+    layouts: list[Layout]
     remote: bool = False
     blocks: dict[str, int] = field(default_factory=dict)
 
@@ -135,7 +137,7 @@ class Job:
 
     def texts(self) -> list[list[TextInput]]:
         """Returns the text files to stage, in rounds."""
-        return text_inputs(self.schema, self.paths, self.work.staged)
+        return text_inputs(self.schema, self.paths, self.work.staged, self.layouts)
 
     def check_seen(self) -> None:
         """Raises EngineError if this machine lacks a file that the job needs, or OSError for a staged one."""

@@ -43,17 +43,35 @@ class TextInput:
     rows: RowDivider | None = None
 
 
-def text_inputs(schema: Schema, paths: Inputs, work: Path) -> list[list[TextInput]]:
-    """Returns the text files to stage in ``work``, in rounds. A round may read what earlier rounds staged.
+def read_layouts(schema: Schema, paths: Inputs, work: Path) -> list[Layout]:
+    """Returns how each text file is divided, in the order of ``text_inputs``; [] for Ali-CCP's.
 
     Raises:
         DataError: a header is unreadable or a column is missing.
     """
+    layouts = []
+    for path, _ in _texts(schema, paths, work):
+        layouts.append(read_layout(path, schema.text))
+        check_columns(path, layouts[-1].names, column_types(schema), schema)
+    return layouts
+
+
+def text_inputs(schema: Schema, paths: Inputs, work: Path, layouts: Sequence[Layout]) -> list[list[TextInput]]:
+    """Returns the text files to stage in ``work``, in rounds. A round may read what earlier rounds staged.
+
+    Args:
+        layouts: those of ``read_layouts``.
+    """
     if schema.format:
         return _aliccp(schema, paths, work)
-    staged = {role: _staged(work, role, each) for role, each in paths.items()}
-    texts = [_delimited(schema, path, folder) for each in staged.values() for path, folder in each if folder]
+    texts = [_delimited(schema, *text, layout) for text, layout in zip(_texts(schema, paths, work), layouts)]
     return [texts] if texts else []
+
+
+def _texts(schema: Schema, paths: Inputs, work: Path) -> list[tuple[AnyPath, Path]]:
+    """Returns the files of delimited text, each with the folder in ``work`` for its rows."""
+    staged = [] if schema.format else [each for role in paths for each in _staged(work, role, paths[role])]
+    return [(path, folder) for path, folder in staged if folder is not None]
 
 
 def parquet_inputs(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[AnyPath]]:
@@ -117,12 +135,9 @@ def list_columns(schema: Schema) -> list[str]:
     return sorted({column for field in schema.fields if field.tokens for column in field.columns})
 
 
-def _delimited(schema: Schema, path: AnyPath, folder: Path) -> TextInput:
+def _delimited(schema: Schema, path: AnyPath, folder: Path, layout: Layout) -> TextInput:
     labels = [label.column for label in schema.labels if label.column is not None]
-    layout = read_layout(path, schema.text)
-    types = column_types(schema)
-    check_columns(path, layout.names, types, schema)
-    parse = partial(layout.parse, types=types, labels=labels)
+    parse = partial(layout.parse, types=column_types(schema), labels=labels)
     return TextInput(path, folder, lambda: parse, header_lines=1, rows=layout.rows)
 
 

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.raw import inputs
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.errors import DataError
 from tests.data.prepare.shards import BY_ROW, BY_TIME, BY_USER, SCHEMA, assert_same
@@ -83,3 +84,10 @@ def test_empty_split_is_an_error_in_shards(log, tmp_path):
     schema, files = parse_schema(SCHEMA | {"split": BY_TIME | {"test": {"where": [["day", ">", 90]]}}}), [log / "files"]
     with pytest.raises(DataError, match="split test has no rows"):
         prepare(schema, files, tmp_path / "out", shards=3)
+
+
+def test_the_layout_of_a_text_file_is_read_once_for_all_shards(log, tmp_path, monkeypatch):
+    read, seen = inputs.read_layout, []
+    monkeypatch.setattr(inputs, "read_layout", lambda *given: seen.append(given[0]) or read(*given))
+    prepare(parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out", shards=3)
+    assert seen == [log / "log.csv"]
