@@ -37,9 +37,9 @@ def test_results_of_a_file_that_changes_during_a_step_are_not_kept(
     real = getattr(module, function)
     found = []
 
-    def changing(*arguments):
+    def changing(*arguments, **options):
         os.utime(file)
-        return real(*arguments)
+        return real(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, function, changing)
