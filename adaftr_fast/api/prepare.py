@@ -50,6 +50,7 @@ def prepare(
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
     shards: int | None = None,
+    memory: float | None = None,
     progress: bool = True,
 ) -> Prepared:
     """Converts raw logs, files or tables in memory, to a prepared folder, with a page about the data, ``report.html``.
@@ -92,13 +93,15 @@ def prepare(
         address: with "ray": HOST:PORT of the cluster; None finds that of this machine. A connection that this process
             has already is used.
         shards: into how many shards the rows are divided; None is 1, with "ray" one for each 512 MB of the files.
+        memory: how many GB (2^30 bytes) each process may take, beside the distinct values of the fields; None for 4.
         progress: show progress bars.
 
     Returns:
         The prepared folder.
 
     Raises:
-        ConfigError: there is no such engine, or it has no address.
+        ConfigError: there is no such engine, or it has no address; or ``memory`` is too small for a batch of rows, in
+            which case the work already done is kept.
         DataError: arguments that do not go together, or an input that cannot be prepared.
         EngineError: the cluster is absent or fails, or one of its machines does not see the files.
         OSError: ``out`` cannot be written.
@@ -118,8 +121,8 @@ def prepare(
     beside = place if isinstance(place, Path) else local_place(place)
     with input_files(files, beside) as paths, open_engine(engine, address) as opened:
         schema = _schema(paths, dataset, named, roles, write_schema)
-        options: dict[str, Any] = {"shards": shards, "bad_rows": bad_rows, "grow": grow, "progress": progress}
-        result = run.prepare(schema, paths, place, engine=opened, **options, finish=write_page)
+        options: dict[str, Any] = {"shards": shards, "bad_rows": bad_rows, "grow": grow, "memory": memory}
+        result = run.prepare(schema, paths, place, engine=opened, **options, progress=progress, finish=write_page)
     _warn_of_funnels(schema, result)
     return Prepared(place)
 

@@ -13,6 +13,7 @@ from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.api.prepared import open_data
 from adaftr_fast.config import RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.memory import Memory
 from adaftr_fast.distributed.ranks import joined
 from adaftr_fast.explain.buckets import ScoreBuckets
 from adaftr_fast.explain.doubts import find_doubts
@@ -195,6 +196,7 @@ def evaluate(
     repeats: int = 5,
     max_rows: int = 50_000,
     seed: int = 0,
+    memory: float | None = None,
     progress: bool = True,
     model_class: ModelClass | None = None,
 ) -> Evaluation:
@@ -208,13 +210,15 @@ def evaluate(
         repeats: with ``importance``: the number of permutations of each field, for the standard error.
         max_rows: with ``importance``: the most rows to measure, which bounds the time; they are drawn at random.
         seed: with ``importance``: of the permutations and the draw.
+        memory: how many GB (2^30 bytes) the process may take, beside the model. The exact metrics keep the predictions
+            of all rows of the split, so this is checked before they are computed; None for any number.
         progress: with ``importance``: show a progress bar.
         model_class: as for ``load_run``; a ``Run`` knows it.
 
     Raises:
         CheckpointError: the run has no whole checkpoint or needs ``model_class``, or ids or tasks of ``data`` have
             another meaning.
-        ConfigError: ``repeats`` or ``max_rows`` is less than 1.
+        ConfigError: ``repeats`` or ``max_rows`` is less than 1, or ``memory`` is too small for the split.
         DataError: there is no prepared folder, or no such split.
         TypeError: an argument is not of the types named here.
 
@@ -233,8 +237,11 @@ def evaluate(
     run.check_data(prepared)
     rows = prepared.load(split)
     batch_size = run.config.training.eval_batch_size
-    predictions = evaluation.predict(model, rows, batch_size)
     tasks = model.task_names
+    if memory is not None:
+        needed = evaluation.memory_needed(len(rows), len(tasks))
+        Memory.of(memory).check_all(needed, f"the predictions of {len(rows):,} rows")
+    predictions = evaluation.predict(model, rows, batch_size)
     metrics = evaluation.measure(tasks, predictions, rows.funnel or ())
     buckets = {task: ScoreBuckets.of(y, z) for task, y, z in zip(tasks, predictions.labels.T, predictions.logits.T)}
     measured = None

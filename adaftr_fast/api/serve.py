@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -165,6 +166,7 @@ def predict(
     bid_weight: float = 1.0,
     cvr: Cvr = "quotient",
     bad_rows: float = 0.0,
+    memory: float | None = None,
     progress: bool = True,
 ) -> Scores:
     """Scores raw rows with an exported model.
@@ -185,9 +187,11 @@ def predict(
             "output" reads it as p_cvr, as Eq. 16 is printed, and computes p_ctcvr = p_ctr p_cvr; for conversions that
             need no click.
         bad_rows: the share of a text file's rows that may be unreadable; they are left out and reported.
+        memory: how many GB (2^30 bytes) the process may take, beside the model and its vocabularies; None for 4.
         progress: show a progress bar.
 
     Raises:
+        ConfigError: ``memory`` is too small for a batch of rows.
         ServingError: there is no exported model, or a damaged one, or ``out`` cannot be written or has the name of a
             text file.
         DataError: no input, an unreadable one, a missing column, or too many bad rows.
@@ -207,5 +211,6 @@ def predict(
     with local_file(place) as target, input_files(files, target) as paths:
         if not paths:
             raise DataError("files: expected one or more input files, got none")
-        report = predicting.predict(scorer, paths, target, columns, keep=kept, bad_rows=bad_rows, progress=progress)
+        options: dict[str, Any] = {"keep": kept, "bad_rows": bad_rows, "memory": memory, "progress": progress}
+        report = predicting.predict(scorer, paths, target, columns, **options)
     return Scores(place, columns.names(), report)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jsonargparse
 
-from adaftr_fast.cli.options import Command, Parser, add_engine, no_options, place
+from adaftr_fast.cli.options import Command, Parser, add_engine, add_memory, no_options, place
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
 
@@ -44,6 +44,7 @@ def add_prepare(parser: Parser) -> None:
         "into how many shards the rows are divided (default: 1, with --engine ray one for each 512 MB of the files)"
     )
     parser.add_argument("--shards", type=int | None, help=shards)
+    add_memory(parser, "each process may take, beside the distinct values of the fields")
 
 
 def _add_roles(parser: Parser) -> None:

@@ -419,6 +419,11 @@ def add_engine(parser: Parser, help: str) -> None:
     parser.add_argument("--address", type=str | None, help=address)
 
 
+def add_memory(parser: Parser, what: str, default: str = "4") -> None:
+    """Adds ``--memory``, the GB that ``what``; ``default`` is what the help says of it."""
+    parser.add_argument("--memory", type=float | None, help=f"how many GB (2^30 bytes) {what} (default: {default})")
+
+
 @contextmanager
 def training_engine(
     arguments: jsonargparse.Namespace, training: TrainingConfig, local: Engine, limit: int | None

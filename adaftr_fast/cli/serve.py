@@ -7,7 +7,7 @@ from typing import Literal
 import jsonargparse
 
 from adaftr_fast._json import dumps
-from adaftr_fast.cli.options import Command, Parser, add_class, place, read_class
+from adaftr_fast.cli.options import Command, Parser, add_class, add_memory, place, read_class
 
 
 def add_evaluate(parser: Parser) -> None:
@@ -22,6 +22,7 @@ def add_evaluate(parser: Parser) -> None:
     max_rows = "with --importance: the most rows to measure, drawn at random, which bounds the time"
     parser.add_argument("--max_rows", type=int, default=50_000, help=max_rows)
     parser.add_argument("--seed", type=int, default=0, help="with --importance: of the permutations and the draw")
+    add_memory(parser, "the process may take, beside the model; it must suffice for the predictions of all rows", "any")
     out = "a folder for evaluation.md, a page with calibration, lift, gain and importance, and evaluation.png"
     parser.add_argument("--out", type=place, help=out)
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
@@ -33,7 +34,7 @@ def evaluate(arguments: jsonargparse.Namespace) -> None:
     """Prints the metrics as tables or JSON, and writes the page."""
     from adaftr_fast.api.run import evaluate
 
-    names = ("importance", "repeats", "max_rows", "seed", "progress")
+    names = ("importance", "repeats", "max_rows", "seed", "memory", "progress")
     options = {name: arguments[name] for name in names}
     found = evaluate(arguments.run, arguments.data, arguments.split, **options, model_class=read_class(arguments))
     files = [] if arguments.out is None else found.write(arguments.out)
@@ -96,6 +97,7 @@ def add_predict(parser: Parser) -> None:
     parser.add_argument("--keep", type=str, nargs="+", default=[], help="input columns to copy before the scores")
     parser.add_argument("--bad_rows", type=float, default=0.0, help="maximum share of unreadable rows in text files")
     _add_columns(parser)
+    add_memory(parser, "the process may take, beside the model and its vocabularies")
     parser.add_argument("--progress", type=bool, default=True, help="show a progress bar")
 
 

@@ -12,11 +12,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.engines import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-HELD_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -50,35 +50,41 @@ def check_not_forked(starter: int) -> None:
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], size: Callable[[Item], int]
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    size: Callable[[Item], int],
+    memory: Memory = DEFAULT,
 ) -> Iterator[Result]:
     """Maps ``function`` over ``items`` in threads. Results keep the order.
 
-    At most two items per core are in memory, and of large ones at most ``HELD_BYTES`` and one item.
+    At most two items per core are in memory, and of large ones those that fit ``memory.held``.
 
     Args:
         size: returns the bytes of memory that an item needs until its result is yielded.
+        memory: the bound of this process.
 
     Raises:
+        ConfigError: an item does not fit.
         RuntimeError: a forked process continues the iterator of its parent.
     """
     count = cores()
     starter = os.getpid()
-    held = 0
+    waiting: deque[tuple[Future[Result], int]] = deque()
+
+    def until(enough: Callable[[], bool]) -> Iterator[Result]:
+        while waiting and not enough():
+            yield waiting.popleft()[0].result()
+            check_not_forked(starter)
+
     with ThreadPoolExecutor(count) as pool:
-        waiting: deque[tuple[Future[Result], int]] = deque()
         try:
             for item in items:
-                waiting.append((pool.submit(function, item), size(item)))
-                held += waiting[-1][1]
-                while len(waiting) > count or held > HELD_BYTES:
-                    future, needed = waiting.popleft()
-                    yield future.result()
-                    held -= needed
-                    check_not_forked(starter)
-            while waiting:
-                yield waiting.popleft()[0].result()
-                check_not_forked(starter)
+                needed = size(item)
+                memory.check(needed)
+                yield from until(lambda: needed + sum(each for _, each in waiting) <= memory.held)  # noqa: B023
+                waiting.append((pool.submit(function, item), needed))
+                yield from until(lambda: len(waiting) <= count)
+            yield from until(lambda: False)
         finally:
             for future, _ in waiting:  # after an error, do not start the remaining items
                 future.cancel()

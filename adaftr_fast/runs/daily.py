@@ -200,6 +200,7 @@ class KnownIds:
     def __init__(self, rows: Rows, num_embeddings: Sequence[int]) -> None:
         self.rows = rows
         self.sizes = rows.sizes
+        self.nbytes = rows.nbytes
         self.limits = torch.tensor(num_embeddings)
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:

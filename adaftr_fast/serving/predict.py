@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -35,6 +35,7 @@ from adaftr_fast.data.encode.encoders import (
     one_array,
 )
 from adaftr_fast.data.encode.written import as_written
+from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import is_text
@@ -44,6 +45,7 @@ from adaftr_fast.errors import DataError, ServingError, StoreError
 from adaftr_fast.serving.columns import Columns
 from adaftr_fast.serving.scorer import Scorer
 
+Encoded = tuple[pa.RecordBatch, dict[str, pa.Array], BadRows]
 CHANCE = 10  # rows that a count may differ by, however few are expected
 MOST_EXAMPLES = 1000  # unknown values of a field that are compared with those of training
 SPELLINGS: dict[str, Callable[[pa.Array], pa.Array]] = {
@@ -168,6 +170,7 @@ def predict(
     *,
     keep: Sequence[str] = (),
     bad_rows: float = 0.0,
+    memory: float | None = None,
     progress: bool = False,
 ) -> Report:
     """Scores the rows of ``files`` in order and writes ``out`` atomically.
@@ -181,9 +184,11 @@ def predict(
         columns: the output columns.
         keep: input columns to copy before the scores; those of text files as they are written.
         bad_rows: maximum share of unreadable rows of a text file, which are skipped and reported.
+        memory: how many GB the process may take, beside the model and its vocabularies; None for 4.
         progress: shows a progress bar.
 
     Raises:
+        ConfigError: ``memory`` is too small for a batch of rows.
         DataError: an input cannot be read, a column is missing, there are too many bad rows, or a row has no score.
         ServingError: ``out`` cannot be written, has the name of a text file, is a folder, is an input or in an input
             folder, or would have two columns of the same name.
@@ -192,7 +197,8 @@ def predict(
     if not 0.0 <= bad_rows < 1.0:
         raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
     _check_place(out, files)
-    inputs = raw_files(scorer.schema, files, keep, columns.inputs())
+    bound = Memory.of(memory)
+    inputs = raw_files(scorer.schema, files, keep, columns.inputs(), bound)
     schema = _schema(inputs, keep, columns)
     start = time.perf_counter()
     try:
@@ -208,7 +214,8 @@ def predict(
             unknown = Counter({field.name: 0 for field in scorer.schema.features})
             examples: dict[str, pa.Array] = {}
             for input_file in inputs:
-                of_file, rows = _score_file(scorer, input_file, columns, keep, bad_rows, writer, bar, unknown, examples)
+                encoded = _encoded(scorer, input_file, bar, bound)
+                of_file, rows = _score_file(scorer, encoded, columns, keep, bad_rows, writer, bar, unknown, examples)
                 of_file.check_kept(input_file.path, rows)
                 account = account + of_file
                 scored = scored + rows
@@ -239,7 +246,7 @@ def _check_place(out: Path, files: Sequence[AnyPath]) -> None:
 
 def _score_file(
     scorer: Scorer,
-    file: RawFile,
+    chunks: Iterable[Encoded],
     columns: Columns,
     keep: Sequence[str],
     bad_rows: float,
@@ -255,7 +262,7 @@ def _score_file(
     account = BadRows()
     scored = 0
     start = time.perf_counter()
-    for rows, encoded, of_chunk in _encoded(scorer, file, bar):
+    for rows, encoded, of_chunk in chunks:
         unknown.update({name: count_unknown(ids) for name, ids in encoded.items()})
         _add_examples(scorer, rows, encoded, examples)
         account += of_chunk
@@ -283,7 +290,7 @@ def _add_examples(
                 examples[field.name] = pc.unique(found).cast(pa.string())[:MOST_EXAMPLES]
 
 
-def _encoded(scorer: Scorer, file: RawFile, bar: tqdm) -> Iterator[tuple[pa.RecordBatch, dict[str, pa.Array], BadRows]]:
+def _encoded(scorer: Scorer, file: RawFile, bar: tqdm, memory: Memory) -> Iterator[Encoded]:
     """Yields parsed rows and their encoded columns chunk by chunk; threads parse and encode."""
 
     def encode(chunk: Chunk) -> tuple[pa.RecordBatch, dict[str, pa.Array], BadRows, int]:
@@ -292,7 +299,7 @@ def _encoded(scorer: Scorer, file: RawFile, bar: tqdm) -> Iterator[tuple[pa.Reco
         encoded = encode_features(scorer.schema, scorer.encoders, rows)
         return rows, encoded, account.shifted(chunk.path, chunk.first_line), chunk.size
 
-    for rows, encoded, account, size in ordered_map(encode, file.chunks(), attrgetter("memory")):
+    for rows, encoded, account, size in ordered_map(encode, file.chunks(), attrgetter("memory"), memory):
         yield rows, encoded, account
         bar.update(size)
 

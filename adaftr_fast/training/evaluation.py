@@ -23,6 +23,7 @@ from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.state import sharded_tables
 from adaftr_fast.training.metrics import auc, calibration, cvr_auc, gauc, log_loss
 
+KEPT, SORTED = 8, 64  # bytes for a row: its group, and its numbers while one task is measured
 TaskMetrics = dict[str, dict[str, float]]
 """``auc``, ``gauc`` (if rows have groups), ``logloss`` and ``calibration`` per task, as fractions.
 
@@ -51,6 +52,14 @@ def predict(model: MultiTaskModel, split: Split | EqualBatches, batch_size: int)
         parts.append(Predictions(z.float().cpu().numpy(), batch.labels.numpy().astype(np.uint8), group))
     raise_bad_ids(device)
     return _joined(parts)
+
+
+def memory_needed(rows: int, tasks: int) -> int:
+    """Returns the bytes of memory for the predictions of so many rows, while metrics and buckets are computed.
+
+    They come on top of the program, of the model, and of the rows that are read.
+    """
+    return rows * (KEPT + (4 + 1) * tasks + SORTED)
 
 
 def _joined(parts: list[Predictions]) -> Predictions:

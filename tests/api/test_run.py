@@ -221,6 +221,13 @@ def test_wrong_arguments_of_evaluate_are_named(run, arguments, error, message):
         af.evaluate(*(run if each == "RUN" else each for each in arguments))
 
 
+def test_evaluate_refuses_a_split_whose_predictions_do_not_fit(run):
+    needed = r"^memory: expected at least 0.63 GB, of which the predictions of [0-9]+ rows take 0.01, got 0.4$"
+    with pytest.raises(ConfigError, match=needed):
+        af.evaluate(run, memory=0.4)
+    assert af.evaluate(run, memory=0.63).metrics == run.test
+
+
 def test_damaged_runs_are_named(copied, tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         af.load_run(tmp_path)

@@ -14,7 +14,9 @@ def test_shards_and_an_address_without_a_cluster(schema, log, tmp_path, capsys):
     assert "address: goes with engine ray, got address = 'auto' with engine local" in capsys.readouterr().err
     assert main([*command, "--shards", "0"]) == 2
     assert "shards: expected 1 to 1000, got 0" in capsys.readouterr().err
-    assert main([*command, "--shards", "2"]) == 0
+    assert main([*command, "--memory", "0.375"]) == 2
+    assert "memory: expected more than 0.375 GB, which the program itself takes, got 0.375" in capsys.readouterr().err
+    assert main([*command, "--shards", "2", "--memory", "0.5"]) == 0
     text = capsys.readouterr().out
     headers = [[cell.strip() for cell in text.splitlines()[line].split("|")][1:-1] for line in (1, 7)]
     assert headers == [["field", "read as", "ids", "missing or rare"], ["split", "rows", "click", "conversion"]]

@@ -1,7 +1,9 @@
 import pytest
 
 from adaftr_fast.data import parallel
+from adaftr_fast.data.memory import PROGRAM, Memory
 from adaftr_fast.data.parallel import ordered_map
+from adaftr_fast.errors import ConfigError
 from tests.forks import in_a_fork
 
 
@@ -22,14 +24,16 @@ def test_ordered_map_is_ordered_lazy_and_passes_errors_on():
 
 def test_ordered_map_holds_few_large_items(monkeypatch):
     monkeypatch.setattr(parallel, "cores", lambda: 16)
-    monkeypatch.setattr(parallel, "HELD_BYTES", 100)
+    memory = Memory(PROGRAM + 400)
+    assert memory.held == 300
     drawn = []
-    items = (drawn.append(size) or size for size in [*[30] * 20, *[500] * 20])
-    for number, size in enumerate(ordered_map(lambda item: item, items, int)):
-        held = drawn[number:]
-        assert sum(held[:-1]) <= 100, "what is held before one more item is drawn"
+    items = (drawn.append(size) or size for size in [*[30] * 20, *[250] * 20])
+    for number, size in enumerate(ordered_map(lambda item: item, items, int, memory)):
+        assert sum(drawn[number:-1]) <= 300, "what is held when one more item is drawn"
         assert size == drawn[number]
     assert len(drawn) == 40
+    with pytest.raises(ConfigError, match=r"^memory: expected at least 0.38 GB, .* got 0.375$"):
+        list(ordered_map(lambda item: item, [301], int, memory))
 
 
 def test_a_forked_process_cannot_continue_a_map_but_can_start_one():

@@ -14,7 +14,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.encode.encoders import Vocabulary
 from adaftr_fast.data.raw import rows as rows_module
 from adaftr_fast.data.schema.types import TextFormat
-from adaftr_fast.errors import BusyError, DataError, ServingError, StoreError
+from adaftr_fast.errors import BusyError, ConfigError, DataError, ServingError, StoreError
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.scorer import load_scorer
@@ -151,6 +151,17 @@ def test_bad_rows_are_skipped_and_reported(predicted, out, tmp_path):
     report = predicted(path, keep=["row"], bad_rows=0.05)
     assert (report.rows, report.bad_rows.bad) == (49, 1)
     assert "6" not in pq.read_table(out)["row"].to_pylist()
+
+
+def test_the_bound_of_memory_holds_for_parquet_and_text(shop, predicted, tmp_path):
+    bound = r"^memory: expected at least 0\.[0-9]+ GB, of which a batch of the widest rows takes .* got 0.375$"
+    table = pq.read_table(shop / "log.parquet")
+    for path in (shop / "log.parquet", text(table, tmp_path / "log.csv")):
+        with pytest.raises(ConfigError, match=bound):
+            predicted(path, memory=0.3750001)
+        assert predicted(path, memory=0.4).rows == 600
+    with pytest.raises(ConfigError, match=r"^memory: expected more than 0.375 GB"):
+        predicted(shop / "log.parquet", memory=0.2)
 
 
 def test_errors_keep_the_earlier_scores(shop, scorer, tmp_path):

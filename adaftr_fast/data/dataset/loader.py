@@ -7,6 +7,7 @@ is a function of (seed, epoch), so a run resumes from a batch number without rea
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from adaftr_fast.errors import DataError
 from adaftr_fast.stores import as_path, open_folder, read_version
 
 SHUFFLE_ROWS = 1 << 20  # 100 MB per window at 23 fields; two windows are held
-READ_ROWS = 1 << 17  # rows of a window read in file order
+READ_ROWS, READ_BYTES = 1 << 17, 32 << 20  # of a window read in file order
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Split:
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields all rows in file order. The last batch may be short."""
-        windows = self._windows(self.chunks, READ_ROWS)
+        windows = self._windows(self.chunks, READ_ROWS, READ_BYTES)
         blocks = (self.rows.read(window, None) for window in windows)
         return rebatch(prefetch(blocks), batch_size, drop_last=False)
 
@@ -123,12 +124,13 @@ class Split:
                 yield self.rows.read(window, order)
             first += size
 
-    def _windows(self, chunks: list[int], rows: int) -> list[list[int]]:
-        """Groups adjacent chunks into windows of similar size, with at most about ``rows`` rows."""
+    def _windows(self, chunks: list[int], rows: int, most: int = sys.maxsize) -> list[list[int]]:
+        """Groups adjacent chunks into windows of similar size, with at most about ``rows`` rows and ``most`` bytes."""
         if not chunks:
             return []
         ends = np.cumsum([self.rows.sizes[chunk] for chunk in chunks])
-        count = max(1, -(-int(ends[-1]) // rows))
+        size = sum(self.rows.nbytes[chunk] for chunk in chunks)
+        count = max(1, -(-int(ends[-1]) // rows), -(-size // most))
         number = (ends - 1) * count // ends[-1]  # by the last row of each chunk
         return [[chunks[each] for each in np.flatnonzero(number == window)] for window in np.unique(number)]
 

@@ -28,9 +28,11 @@ class Rows(Protocol):
 
     Attributes:
         sizes: number of rows of each chunk.
+        nbytes: approximate number of bytes of each chunk that are to be read; 0 in memory.
     """
 
     sizes: list[int]
+    nbytes: list[int]
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
         """Reads the rows of ``chunks``, concatenated; with ``order`` [n], only these distinct rows, in that order."""
@@ -47,6 +49,7 @@ class TensorRows:
     def __init__(self, content: Batch, chunk_rows: int = 1 << 16) -> None:
         self.chunks = [content[start : start + chunk_rows] for start in range(0, len(content), chunk_rows)]
         self.sizes = [len(chunk) for chunk in self.chunks]
+        self.nbytes = [0] * len(self.chunks)
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
         rows = concat([self.chunks[chunk] for chunk in chunks])
@@ -95,6 +98,7 @@ class ParquetRows:
             del parts["ids"]
         self._parts = {name: part for name, part in parts.items() if part[0]}  # columns and type of a batch's tensors
         self.sizes: list[int] = []
+        self.nbytes: list[int] = []
         self._row_groups: list[tuple[str, int]] = []  # file and index of each row group
         self._files: dict[str, Opened] = {}
         types = {field: pa.list_(pa.int32()) if field in self.multiple else pa.int32() for field in self.fields}
@@ -122,11 +126,13 @@ class ParquetRows:
                 raise DataError(f"{path}: no column {column}")
             if found[column] != kind:
                 raise DataError(f"{path}: column {column}: expected {kind}, got {found[column]}")
-        sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        sizes = [group.num_rows for group in groups]
         if not metadata.num_rows == sum(sizes) == rows:
             raise DataError(f"{path}: expected {rows} rows, got {metadata.num_rows} in row groups of {sum(sizes)}")
         self._files[path.name] = file
         self.sizes += sizes
+        self.nbytes += [group.total_byte_size for group in groups]
         self._row_groups += [(path.name, number) for number in range(metadata.num_row_groups)]
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:

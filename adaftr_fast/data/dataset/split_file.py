@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import combinations, pairwise
-from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,9 @@ from adaftr_fast.data.encode.canonical import as_float64
 from adaftr_fast.data.encode.encoders import Encoder, count_unknown, encode_features
 from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.encode.written import label_numbers
+from adaftr_fast.data.memory import DEFAULT, Memory, encoding
 from adaftr_fast.data.parallel import Shard, ordered_map
+from adaftr_fast.data.raw.batches import coalesced
 from adaftr_fast.data.raw.source import LABEL, reading
 from adaftr_fast.data.schema.types import Label, Schema
 from adaftr_fast.errors import DataError
@@ -49,6 +50,7 @@ def write_split(
     batches: Iterator[pa.RecordBatch],
     path: Path,
     check: Callable[[], None],
+    memory: Memory = DEFAULT,
 ) -> None:
     """Encodes raw rows into ``path`` and stores its ``SplitInfo`` in the metadata. The file is written atomically.
 
@@ -56,27 +58,36 @@ def write_split(
         groups: groups of all rows of the split in all shards, if the schema has a group.
         raw: the input of the raw rows, which errors name.
         check: raises an error if the inputs have changed. Called before the file gets its name.
+        memory: the bound of this process.
 
     Raises:
+        ConfigError: rows do not fit the memory.
         DataError: a label is not 0 or 1, a weight is negative or not finite, or a column cannot be read.
     """
     rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
     outside = dict.fromkeys(schema.funnel[1:], 0)
     both = {first: dict.fromkeys(list(positives)[n + 1 :], 0) for n, first in enumerate(positives)}
     unknown = dict.fromkeys((field.name for field in schema.features), 0)
+    columns = _columns(schema)
+
+    def counted() -> Iterator[pa.Table]:
+        nonlocal rows
+        for encoded in ordered_map(partial(_encode, schema, encoders, groups, raw), batches, encoding, memory):
+            rows += len(encoded[schema.labels[0].name])
+            for task in positives:
+                positives[task] += pc.sum(encoded[task]).as_py() or 0
+            for before, stage in pairwise(schema.funnel):
+                outside[stage] += pc.sum(pc.greater(encoded[stage], encoded[before])).as_py() or 0
+            for first, second in combinations(positives, 2):
+                both[first][second] += pc.sum(pc.bit_wise_and(encoded[first], encoded[second])).as_py() or 0
+            for name in unknown:
+                unknown[name] += count_unknown(encoded[name])
+            yield pa.Table.from_pydict(encoded, schema=columns)
+
     with replacing(path) as new:
-        with pq.ParquetWriter(new, _columns(schema), compression=COMPRESSION, write_page_checksum=True) as writer:
-            for encoded in ordered_map(partial(_encode, schema, encoders, groups, raw), batches, attrgetter("nbytes")):
-                writer.write_batch(pa.RecordBatch.from_pydict(encoded, schema=writer.schema))
-                rows += len(encoded[schema.labels[0].name])
-                for task in positives:
-                    positives[task] += pc.sum(encoded[task]).as_py() or 0
-                for before, stage in pairwise(schema.funnel):
-                    outside[stage] += pc.sum(pc.greater(encoded[stage], encoded[before])).as_py() or 0
-                for first, second in combinations(positives, 2):
-                    both[first][second] += pc.sum(pc.bit_wise_and(encoded[first], encoded[second])).as_py() or 0
-                for name in unknown:
-                    unknown[name] += count_unknown(encoded[name])
+        with pq.ParquetWriter(new, columns, compression=COMPRESSION, write_page_checksum=True) as writer:
+            for batch in coalesced(counted(), memory):  # raw rows are wider, and their batches shorter
+                writer.write_batch(batch)
             info = SplitInfo(rows, positives, unknown, outside, both)
             writer.add_key_value_metadata({INFO: dumps(dataclasses.asdict(info))})
         check()

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-COMPACT_ROWS = 1 << 20  # rows of unmerged counts held before they are compacted
+COMPACT_ROWS = 1 << 16  # rows of unmerged counts, beside as many as there are merged ones, before they are merged
 
 
 class ValueCounts:
@@ -69,7 +69,7 @@ class ValueCounts:
             table = _as_text(table)
         self._tables.append(table)
         self._uncompacted_rows += table.num_rows
-        if self._uncompacted_rows > COMPACT_ROWS:
+        if self._uncompacted_rows > COMPACT_ROWS + self._tables[0].num_rows:
             self._compact()
 
     def _compact(self) -> None:

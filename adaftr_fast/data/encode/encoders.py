@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
 from typing import BinaryIO, Literal, Protocol, Self
 
 import numpy as np
@@ -17,6 +16,7 @@ from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.moments import Moments
 from adaftr_fast.data.encode.written import as_written
 from adaftr_fast.data.hashing import text_hash
+from adaftr_fast.data.memory import DEFAULT, Memory, encoding
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.schema.types import Field, Schema
 from adaftr_fast.errors import DataError
@@ -150,7 +150,9 @@ class Statistics(Protocol):
         """Appends the statistics to a file."""
 
 
-def count_values(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> dict[str, Statistics]:
+def count_values(
+    fields: Iterable[Field], batches: Iterable[pa.RecordBatch], memory: Memory = DEFAULT
+) -> dict[str, Statistics]:
     """Counts the values of every field that needs counts: moments of dense fields. Returns {} if there are no rows.
 
     Memory grows with the number of distinct values, not with the number of rows.
@@ -164,7 +166,7 @@ def count_values(fields: Iterable[Field], batches: Iterable[pa.RecordBatch]) -> 
     def count(batch: pa.RecordBatch) -> dict[str, Statistics]:
         return {field.name: _count(field, batch) for field in counted}
 
-    for batch_counts in ordered_map(count, batches, attrgetter("nbytes")):
+    for batch_counts in ordered_map(count, batches, encoding, memory):
         for name, field_counts in batch_counts.items():
             if name in counts:
                 counts[name].merge(field_counts)

@@ -23,6 +23,7 @@ from adaftr_fast._json import from_json
 from adaftr_fast._progress import progress_bar
 from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest, read_manifest_json
 from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.prepare import steps
 from adaftr_fast.data.prepare.merge import (
@@ -64,6 +65,7 @@ def prepare(
     shards: int | None = None,
     bad_rows: float = 0.0,
     grow: str | AnyPath | None = None,
+    memory: float | None = None,
     progress: bool = False,
     finish: Callable[[Path], None] = ignore,
 ) -> Manifest:
@@ -83,11 +85,14 @@ def prepare(
         bad_rows: share of the rows of a text file that may be unreadable. They are left out and reported.
         grow: prepared folder with the same fields. Its ids keep their meaning, buckets included, and values that are
             new in ``files`` get ids after its own.
+        memory: how many GB each process may take, beside the distinct values of the fields; None for 4. With less, the
+            row groups of wide rows are shorter.
         progress: whether to show progress bars.
         finish: called with the folder before it is published, to add ``report.html``.
 
     Raises:
         StoreError: an input is in a store that cannot be read.
+        ConfigError: ``memory`` is too small for a batch of rows. The work already done is kept.
         DataError: an input is unreadable, a column is missing, too many rows are bad, a label is neither 0 nor 1, a
             split is empty, or ``folder`` holds other files.
         EngineError: the engine fails, or one of its machines does not see the files. The work already done is kept.
@@ -96,6 +101,7 @@ def prepare(
     """
     place: AnyPath = as_path(folder)
     engine = engine or Local()
+    bound = Memory.of(memory)
     if not 0.0 <= bad_rows < 1.0:
         raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
     if shards is not None and not 1 <= shards <= MAX_SHARDS:
@@ -124,10 +130,11 @@ def prepare(
                 if generated is not None:
                     write_log(generated, work / "generated", progress=progress)
                     paths = {schema.files[0]: [work / "generated" / LOG]}
-                schema = with_times(schema, paths)
+                schema = with_times(schema, paths, bound)
                 places = WorkFiles(work, digest)
                 layouts = read_layouts(schema, paths, places.staged)
-                job = Job(schema, inputs, paths, places, bad_rows, known is not None, layouts, engine.remote)
+                options = (bad_rows, known is not None, layouts, engine.remote, bound)
+                job = Job(schema, inputs, paths, places, *options)
                 _Run(job, engine, parts, progress).run(known, digest)
                 finish(job.work.prepared)
                 publish(work, local, partial(_check_replaceable, local))

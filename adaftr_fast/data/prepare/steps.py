@@ -19,6 +19,7 @@ from adaftr_fast.data.dataset.split_file import split_info, write_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import count_values
 from adaftr_fast.data.encode.groups import Groups
+from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.prepare.work_folder import WorkFiles
 from adaftr_fast.data.raw.inputs import Layout, TextInput, parquet_inputs, text_inputs
@@ -112,6 +113,7 @@ class Job:
         grows: whether the ids of another prepared folder grow.
         layouts: how each text file is divided.
         remote: whether steps run on machines that share a file system.
+        memory: the bound of each process that runs a step.
         blocks: number of staged blocks of each text file, by name of its folder.
     """
 
@@ -123,6 +125,7 @@ class Job:
     grows: bool
     layouts: list[Layout]
     remote: bool = False
+    memory: Memory = DEFAULT
     blocks: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -150,7 +153,7 @@ class Job:
     def source(self, shard: Shard = UNSHARDED) -> Source:
         """Returns the rows of a shard, once all text is staged."""
         paths = parquet_inputs(self.schema, self.paths, self.work.staged)
-        return Source(self.schema, paths, shard, labelled=self.tolerance > 0, named=self.paths)
+        return Source(self.schema, paths, shard, labelled=self.tolerance > 0, named=self.paths, memory=self.memory)
 
 
 def hash_files(inputs: InputFiles, remote: bool, shard: Shard, advance: Advance) -> dict[str, str]:
@@ -179,6 +182,7 @@ def read(number: int, job: Job, shard: Shard, advance: Advance) -> dict[str, int
             shard=shard,
             check=job.inputs.check,
             advance=advance,
+            memory=job.memory,
         )
     return blocks
 
@@ -194,7 +198,7 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
     """
     job.check_seen()
     source = job.source(shard)
-    counts = count_values(job.fitted, source.scan("train", advance))
+    counts = count_values(job.fitted, source.scan("train", advance), job.memory)
     with replacing(job.work.counts(shard)) as new, new.open("wb") as file:
         for of_texts in source.count_texts(job.schema.compared()).values():
             of_texts.write(file)
@@ -228,7 +232,8 @@ def encode(manifest: Manifest, job: Job, shard: Shard, advance: Advance) -> dict
             continue
         groups = Groups.read(schema.group, [job.work.groups(split)]) if schema.group else None
         raw = listed(map(str, job.paths[schema.split[split].file]))
-        write_split(schema, encoders, groups, raw, source.scan(split, advance), path, job.inputs.check)
+        rows = source.scan(split, advance)
+        write_split(schema, encoders, groups, raw, rows, path, job.inputs.check, job.memory)
     infos = {split: dataclasses.asdict(split_info(path)) for split, path in paths.items()}
     digests = {path.name: sha256(path) for path in paths.values()}
     job.inputs.check()

@@ -6,6 +6,7 @@ decoded in steps of a few rows, a table ends when it is large enough, and one ta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
@@ -14,12 +15,13 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from adaftr_fast.data.encode.canonical import without_nan
+from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import prefetch
 
 BATCH_ROWS = 1 << 17
-BATCH_BYTES = 128 << 20
-STEP_ROWS = 1 << 14  # text that repeats is many times larger than the bytes of its pages, which bound a step too
+STEP_ROWS = 1 << 14
 STEP_BYTES = 8 << 20
+FIRST_ROWS = 1 << 6  # whose width is measured: values that repeat are many times larger than the bytes of their pages
 BUFFER_BYTES = 1 << 18  # of each column of a row group that is read piece by piece
 Read = Callable[[pa.RecordBatch], pa.RecordBatch]
 PARQUET = ds.ParquetFileFormat(
@@ -34,11 +36,12 @@ def read_tables(
     columns: Mapping[str, pc.Expression] | None = None,
     where: pc.Expression | None = None,
     read: Read | None = None,
+    memory: Memory = DEFAULT,
 ) -> Iterator[pa.Table]:
     """Yields the rows of parquet files in their order, while a thread reads the next table.
 
     A table holds the selected ones of up to ``BATCH_ROWS`` consecutive rows of a row group. It ends before if it has
-    ``BATCH_BYTES``.
+    ``memory.batch`` bytes.
 
     Args:
         names: the columns to read, at least one. One that a file lacks is missing in its rows, and one of another type
@@ -46,24 +49,34 @@ def read_tables(
         columns: the columns of the tables, as expressions of those to read; None for these themselves.
         where: the condition of the rows; None for all.
         read: changes the values of the columns before ``columns`` and ``where`` see them; None leaves them.
+        memory: the bound of this process.
 
     Raises:
         pyarrow.ArrowException, OSError: a file cannot be read, a column occurs twice in it, or a condition does not fit
             the type of a column.
     """
     fields = pa.schema([dataset.schema.field(name) for name in dict.fromkeys(names)])
-    return prefetch(_tables(dataset, fields, columns, where, read))
+    return prefetch(_tables(dataset, fields, columns, where, read, memory.batch))
 
 
-def count_rows(dataset: ds.Dataset, names: Sequence[str], where: pc.Expression | None, read: Read | None = None) -> int:
+def count_rows(
+    dataset: ds.Dataset,
+    names: Sequence[str],
+    where: pc.Expression | None,
+    read: Read | None = None,
+    memory: Memory = DEFAULT,
+) -> int:
     """Returns the number of rows that meet a condition, which reads the columns ``names``; None for all rows."""
     if where is None:  # for which Arrow 26 counts all rows of a file for each of its row groups
         return sum(group.num_rows for fragment in dataset.get_fragments() for group in fragment.row_groups)
-    return sum(table.num_rows for table in read_tables(dataset, names, {"meets": where}, where, read))
+    return sum(table.num_rows for table in read_tables(dataset, names, {"meets": where}, where, read, memory))
 
 
-def coalesced(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
-    """Yields the same rows in batches of about ``BATCH_ROWS`` rows, unless these have more than ``BATCH_BYTES``."""
+def coalesced(
+    tables: Iterable[pa.Table],
+    memory: Memory = DEFAULT,
+) -> Iterator[pa.RecordBatch]:
+    """Yields the same rows in batches of about ``BATCH_ROWS`` rows, unless these have more than ``memory.batch``."""
     pending: list[pa.Table] = []
     rows = size = 0
     for table in tables:
@@ -72,7 +85,7 @@ def coalesced(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
         pending.append(table)
         rows += table.num_rows
         size += table.nbytes
-        if rows > BATCH_ROWS // 2 or size > BATCH_BYTES // 2:
+        if rows > BATCH_ROWS // 2 or size > memory.batch // 2:
             yield _one_batch(pending)
             pending = []
             rows = size = 0
@@ -90,20 +103,23 @@ def _tables(
     columns: Mapping[str, pc.Expression] | None,
     where: pc.Expression | None,
     read: Read | None,
+    most: int,
 ) -> Iterator[pa.Table]:
+    widest = 0.0
     returned = columns if columns is None else dict(columns)
     for fragment in dataset.get_fragments():
         # Those that may have such rows, which statistics of the values in the file do not tell of others.
         for row_group in fragment.split_by_row_group(None if read else where, dataset.schema):
             steps: list[pa.Table] = []
             rows = size = 0
-            for step in _steps(row_group, fields):
+            for step in _steps(row_group, fields, most, widest):
+                widest = max(widest, step.nbytes / max(1, step.num_rows))
                 step = read(step) if read else step
                 scanner = ds.InMemoryDataset(step).scanner(columns=returned, filter=where, use_threads=False)
                 steps.append(scanner.to_table())
                 rows += step.num_rows
                 size += steps[-1].nbytes
-                if rows >= BATCH_ROWS or size >= BATCH_BYTES:
+                if rows >= BATCH_ROWS or size >= most:
                     yield pa.concat_tables(steps)
                     steps.clear()
                     rows = size = 0
@@ -111,12 +127,15 @@ def _tables(
                 yield pa.concat_tables(steps)
 
 
-def _steps(row_group: ds.ParquetFileFragment, fields: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Yields columns of a row group, a few rows at a time. Its bytes are read at once unless they are too many."""
+def _steps(row_group: ds.ParquetFileFragment, fields: pa.Schema, most: int, widest: float) -> Iterator[pa.RecordBatch]:
+    """Yields columns of a row group, a few rows at a time. Its bytes are read at once unless they are too many.
+
+    Args:
+        most: bytes of the row group that are too many to be read at once, and of a step.
+        widest: mean bytes of a row of the widest step so far, 0 before the first one.
+    """
     (info,) = row_group.row_groups
-    width = max(1, info.total_byte_size // max(1, info.num_rows))
-    rows = 1 << max(0, (STEP_BYTES // width).bit_length() - 1)  # a power of two, of which BATCH_ROWS is a multiple
-    is_large = info.total_byte_size > BATCH_BYTES
+    is_large = info.total_byte_size > most
     with row_group.open() as file:
         reader = pq.ParquetFile(
             file,
@@ -126,6 +145,11 @@ def _steps(row_group: ds.ParquetFileFragment, fields: pa.Schema) -> Iterator[pa.
             page_checksum_verification=True,
             arrow_extensions_enabled=False,  # as in the schema of a dataset
         )
+        if not widest:
+            first = next(reader.iter_batches(FIRST_ROWS, [info.id], fields.names), None)
+            widest = first.nbytes / first.num_rows if first else 0.0
+        width = max(1, info.total_byte_size // max(1, info.num_rows), math.ceil(widest))
+        rows = 1 << max(0, (min(STEP_BYTES, most) // width).bit_length() - 1)  # BATCH_ROWS is a multiple of it
         for batch in reader.iter_batches(min(rows, STEP_ROWS, BATCH_ROWS), [info.id], fields.names):
             yield pa.record_batch([_column(row_group.path, batch, field) for field in fields], schema=fields)
 

@@ -9,6 +9,7 @@ from functools import partial
 import pyarrow as pa
 
 from adaftr_fast._files import AnyPath
+from adaftr_fast.data.memory import DEFAULT, Memory, encoding
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.batches import coalesced, read_tables
@@ -32,7 +33,7 @@ class Chunk:
             lines counted from 1.
         first_line: number of lines of the file before the chunk.
         size: approximate share of the file in bytes.
-        memory: approximate bytes of memory that it takes to parse.
+        memory: approximate bytes of memory that it takes to parse and encode.
     """
 
     path: AnyPath
@@ -59,7 +60,11 @@ class RawFile:
 
 
 def raw_files(
-    schema: Schema, files: Sequence[AnyPath], keep: Sequence[str] = (), numbers: Sequence[str] = ()
+    schema: Schema,
+    files: Sequence[AnyPath],
+    keep: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+    memory: Memory = DEFAULT,
 ) -> list[RawFile]:
     """Opens the inputs of a schema: files of parquet or of text, and folders of such files.
 
@@ -68,6 +73,7 @@ def raw_files(
     Args:
         keep: columns to return in addition to those that fields read; those of text files as they are written.
         numbers: columns of numbers to return.
+        memory: the bound of this process.
 
     Raises:
         DataError: a file is missing or unreadable, or a column is missing. Iterating over chunks raises it too.
@@ -75,7 +81,7 @@ def raw_files(
     inputs = [each for path in files for each in text_files(path)]
     if schema.format is None:
         return [
-            _text(schema, path, keep, numbers) if is_text(path) else _parquet(schema, path, [*keep, *numbers])
+            _text(schema, path, keep, numbers) if is_text(path) else _parquet(schema, path, [*keep, *numbers], memory)
             for path in inputs
         ]
     if len(files) % 2:
@@ -88,7 +94,7 @@ def kept(rows: pa.RecordBatch, column: str) -> pa.Array:
     return rows[KEPT + column if KEPT + column in rows.schema.names else column]
 
 
-def _parquet(schema: Schema, path: AnyPath, keep: Sequence[str]) -> RawFile:
+def _parquet(schema: Schema, path: AnyPath, keep: Sequence[str], memory: Memory) -> RawFile:
     with reading(path, "cannot be read"):
         dataset = open_dataset(path)
         rows, size = max(1, dataset.count_rows()), sum(file.stat().st_size for file in data_files(path))
@@ -99,10 +105,10 @@ def _parquet(schema: Schema, path: AnyPath, keep: Sequence[str]) -> RawFile:
 
     def chunks() -> Iterator[Chunk]:
         with reading(path, "cannot be read"):
-            for batch in coalesced(read_tables(dataset, columns)):
+            for batch in coalesced(read_tables(dataset, columns, memory=memory), memory):
                 batch.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
                 table = pa.Table.from_batches([batch])
-                yield Chunk(path, partial(_parsed_table, table), 0, size * batch.num_rows // rows, batch.nbytes)
+                yield Chunk(path, partial(_parsed_table, table), 0, size * batch.num_rows // rows, encoding(batch))
 
     return RawFile(path, size, {column: dataset.schema.field(column).type for column in keep}, chunks)
 

@@ -24,9 +24,10 @@ from adaftr_fast.data.encode.canonical import canonical_values
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import SHOWN_LABELS, as_written, is_label, rewrites
+from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.raw.bad_rows import BadRows
-from adaftr_fast.data.raw.batches import PARQUET, coalesced, count_rows, read_tables
+from adaftr_fast.data.raw.batches import PARQUET, Read, coalesced, count_rows, read_tables
 from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule, condition_columns
 from adaftr_fast.errors import DataError, StoreError, UserError, first_line
@@ -68,6 +69,7 @@ class Source:
         shard: which rows.
         labelled: whether rows that lack a label are left out.
         named: the inputs as the user knows them; None for ``paths``.
+        memory: the bound of this process.
 
     Raises:
         DataError: a file is missing or not readable as parquet, or a column is missing.
@@ -81,11 +83,15 @@ class Source:
         *,
         labelled: bool = False,
         named: Inputs | None = None,
+        memory: Memory = DEFAULT,
     ) -> None:
         self.schema = schema
+        self.memory = memory
         self.labelled = labelled
         self.named = named or paths
-        self._read = partial(as_written, schema) if rewrites(schema.text) else None
+        read: Read | None = partial(as_written, schema) if rewrites(schema.text) else None
+        self._read_tables = partial(read_tables, read=read, memory=memory)
+        self._count_rows = partial(count_rows, read=read, memory=memory)
         self.paths = paths
         self._datasets: dict[str, ds.Dataset] = {}
         self._preceding: dict[str, ds.Dataset] = {}  # rows of the preceding shards, which row numbers count
@@ -124,8 +130,8 @@ class Source:
         columns |= {LABEL + label.name: _label_expression(label) for label in labels}
         with self._reading(rule.file, f"cannot read split {split}"):
             compared, where = self._where(rule)
-            tables = read_tables(self._datasets[rule.file], [*names, *compared], columns, where, self._read)
-        return coalesced(self._selected(split, tables, advance))
+            tables = self._read_tables(self._datasets[rule.file], [*names, *compared], columns, where)
+        return coalesced(self._selected(split, tables, advance), self.memory)
 
     def _selected(self, split: str, tables: Iterator[pa.Table], advance: Callable[[int], object]) -> Iterator[pa.Table]:
         rule = self.schema.split[split]
@@ -148,10 +154,10 @@ class Source:
         for role, dataset in self._datasets.items():
             with self._reading(role, "cannot read the rows in no split"):
                 compared, kept = self._where(SplitRule(role))
-                rows = count_rows(dataset, compared, kept, self._read)
+                rows = self._count_rows(dataset, compared, kept)
                 rules = {name: rule for name, rule in self.schema.split.items() if rule.file == role}
                 used = rows if covers_all([*rules.values()]) else self._count_used(dataset, kept, rules)
-                dropped = count_rows(dataset, [], None) - count_rows(dataset, *_kept(self.schema), self._read)
+                dropped = self._count_rows(dataset, [], None) - self._count_rows(dataset, *_kept(self.schema))
                 unused += Unused(rows - used, dropped)
         return unused
 
@@ -164,7 +170,7 @@ class Source:
                 for label in self.schema.labels:
                     reasons |= self._unlabelled(dataset, label)
                 examples = [f"{listed(map(shown, self.named[role]))}: {reason}" for reason in reasons]
-                found += BadRows(count_rows(dataset, [], None), sum(reasons.values()), reasons, examples[:1])
+                found += BadRows(self._count_rows(dataset, [], None), sum(reasons.values()), reasons, examples[:1])
         return found
 
     def _unlabelled(self, dataset: ds.Dataset, label: Label) -> dict[str, int]:
@@ -177,11 +183,11 @@ class Source:
         where = where if kept is None else kept & where
         read = [*columns, *(column for each in (*before, label) for column in each.columns())]
         if label.column is None:
-            rows = count_rows(dataset, read, where, self._read)
+            rows = self._count_rows(dataset, read, where)
             return {f"label {label.name} is missing": rows} if rows else {}
         counts = ValueCounts(pa.string())
         missing = 0
-        for part in read_tables(dataset, read, {"value": pc.field(label.column)}, where, self._read):
+        for part in self._read_tables(dataset, read, {"value": pc.field(label.column)}, where):
             values = one_array(part["value"]).cast(pa.string())
             missing += values.null_count
             counts.update(values)
@@ -199,7 +205,7 @@ class Source:
             read = {column: pc.field(column) for column in columns}
             with self._reading(role, f"cannot read columns {listed(columns)}"):
                 compared, where = self._where(SplitRule(role))
-                for table in read_tables(dataset, [*columns, *compared], read, where, self._read):
+                for table in self._read_tables(dataset, [*columns, *compared], read, where):
                     for column, each in counts.items():
                         each.update(one_array(table[column]).cast(pa.string()))
         return counts
@@ -213,7 +219,7 @@ class Source:
         read = hashed + [name for rule in rules.values() for name in self._where(rule)[0]]
         read = read or dataset.schema.names[:1]  # a table without columns has no rows
         used = 0
-        for table in read_tables(dataset, read, columns, kept, self._read):
+        for table in self._read_tables(dataset, read, columns, kept):
             in_any = np.zeros(table.num_rows, bool)
             for name, rule in rules.items():
                 meets = np.flatnonzero(table[f"{IN_SPLIT}{name}"].to_numpy())
@@ -225,7 +231,7 @@ class Source:
     def _count(self, datasets: dict[str, ds.Dataset], split: str) -> int:
         rule = self.schema.split[split]
         with self._reading(rule.file, f"cannot read split {split}"):
-            return count_rows(datasets[rule.file], *self._where(rule), self._read)
+            return self._count_rows(datasets[rule.file], *self._where(rule))
 
     def _where(self, rule: SplitRule) -> tuple[list[str], pc.Expression | None]:
         """Returns the columns that conditions compare, and the condition of the rows that ``where`` and ``drop`` leave.

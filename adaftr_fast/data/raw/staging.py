@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from adaftr_fast._files import AnyPath, replacing
 from adaftr_fast._json import dumps, from_json, loads
+from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard, ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.engines import Advance
@@ -154,6 +155,7 @@ def stage(
     shard: Shard,
     check: Callable[[], None],
     advance: Advance,
+    memory: Memory = DEFAULT,
 ) -> int:
     """Writes the blocks of a shard of ``path`` as ``folder/part-*.parquet``. Existing files are kept.
 
@@ -166,11 +168,13 @@ def stage(
         tolerance: share of bad rows that is tolerated. If it is 0, the first bad row raises at once.
         check: raises an error if ``path`` has changed. Called before a block is published.
         advance: called with the bytes of text that are staged.
+        memory: the bound of this process.
 
     Returns:
         The number of blocks.
 
     Raises:
+        ConfigError: a block does not fit the memory.
         DataError: the file is unreadable, or a bad row is not tolerated.
     """
 
@@ -183,11 +187,11 @@ def stage(
             _write_block(staged, *parse(block), lines=lines_of_file(block, rows), check=check)
         return number, len(numbered[1]), read_block_info(staged)[0]
 
-    def memory(numbered: tuple[int, bytes]) -> int:
+    def parsing(numbered: tuple[int, bytes]) -> int:
         return PARSED * len(numbered[1])
 
     count = 0
-    for number, size, block_bad_rows in ordered_map(write, numbered_blocks(path, shard, rows), memory):
+    for number, size, block_bad_rows in ordered_map(write, numbered_blocks(path, shard, rows), parsing, memory):
         count += 1
         if block_bad_rows.bad and tolerance == 0:  # more rows cannot make the share 0 again
             block_bad_rows.shifted(path, _lines_before(path, rows, number) or header_lines).check(tolerance)

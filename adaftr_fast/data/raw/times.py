@@ -14,6 +14,7 @@ from adaftr_fast._files import AnyPath
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import holds_text, read_times, without_words
+from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.batches import read_tables
 from adaftr_fast.data.raw.inputs import first_with_rows, is_text, read_layout, text_files
@@ -36,13 +37,14 @@ CLOCK = r"[T ][0-9]{2}(?::?[0-9]{2}){0,2}"
 ISO_8601 = rf"^(?P<time>[0-9]{{4}}-?[0-9]{{2}}(?:-?[0-9]{{2}}(?:{CLOCK})?)?)(?:[.,][0-9]+)?(?P<zone>Z|[+-][0-9:]+)?$"
 
 
-def with_times(schema: Schema, paths: Inputs) -> Schema:
+def with_times(schema: Schema, paths: Inputs, memory: Memory = DEFAULT) -> Schema:
     """Returns a schema whose shares of time are conditions, which compare with times of these inputs.
 
     A split begins and ends at exact quantiles of its column. Rows of the same time are in the same split.
 
     Args:
         paths: the inputs by role, text or parquet.
+        memory: the bound of this process.
 
     Raises:
         DataError: an input cannot be read, its times are text that does not sort by time, or there are fewer different
@@ -53,7 +55,7 @@ def with_times(schema: Schema, paths: Inputs) -> Schema:
     for role, column in dict.fromkeys((rule.file, time.column) for rule, time in rules.values()):
         ours = {name: time for name, (rule, time) in rules.items() if (rule.file, time.column) == (role, column)}
         shares = sorted({share for time in ours.values() for share in (time.start, time.stop)} - {0.0, 1.0})
-        bounds = dict(zip(shares, _quantiles(paths[role], column, schema.text, shares)))
+        bounds = dict(zip(shares, _quantiles(paths[role], column, schema.text, shares, memory)))
         split |= {name: replace(split[name], where=_condition(time, bounds)) for name, time in ours.items()}
     return replace(schema, split=split)
 
@@ -64,14 +66,16 @@ def _condition(time: TimeRange, bounds: dict[float, object]) -> Condition | None
     return found or None
 
 
-def _quantiles(paths: Sequence[AnyPath], time: str, form: TextFormat, shares: Sequence[float]) -> list[object]:
+def _quantiles(
+    paths: Sequence[AnyPath], time: str, form: TextFormat, shares: Sequence[float], memory: Memory
+) -> list[object]:
     """Returns the times before which these shares of the rows are, in ascending order, each another one."""
     files = [file for path in paths for file in text_files(path)]
     kind = _type(first_with_rows(files), time, form)
     counts = ValueCounts(kind)
     for path in files:
         with reading(path, f"cannot read {time}", os_error(path)):
-            for values in _columns(path, time, kind, form):
+            for values in _columns(path, time, kind, form, memory):
                 counts.update(values)
     table = counts.table()
     if table.num_rows <= len(shares):
@@ -112,16 +116,16 @@ def _type(path: AnyPath, time: str, form: TextFormat) -> pa.DataType:
     return pa.string()
 
 
-def _columns(path: AnyPath, time: str, kind: pa.DataType, form: TextFormat) -> Iterator[pa.Array]:
+def _columns(path: AnyPath, time: str, kind: pa.DataType, form: TextFormat, memory: Memory) -> Iterator[pa.Array]:
     """Yields the times of a file, without those of bad rows, which preparation counts."""
     if is_text(path):
         layout = read_layout(path, form)
         check_columns(path, layout.names, [time])
         chunks = text_chunks(path, partial(layout.parse, types={time: kind}), header_lines=1, rows=layout.rows)
-        for table, _ in ordered_map(lambda chunk: chunk.parse(), chunks, attrgetter("memory")):
+        for table, _ in ordered_map(lambda chunk: chunk.parse(), chunks, attrgetter("memory"), memory):
             yield one_array(table[time])
         return
-    for table in read_tables(open_dataset(path), [time]):
+    for table in read_tables(open_dataset(path), [time], memory=memory):
         values = one_array(table[time])
         if holds_text(values.type):
             values = without_words(values.cast(pa.string()), form)

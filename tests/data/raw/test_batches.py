@@ -7,6 +7,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from adaftr_fast.data.memory import PROGRAM, Memory
 from adaftr_fast.data.raw import batches
 from adaftr_fast.data.raw.batches import coalesced, count_rows, read_tables
 from adaftr_fast.data.raw.source import open_dataset
@@ -108,17 +109,17 @@ def test_batches_are_those_of_a_scanner(tmp_path, small_batches, where):
 
 
 def test_wide_rows_make_short_tables(tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "BATCH_BYTES", 1 << 18)
+    memory = Memory(PROGRAM + 29 * (1 << 18))
     monkeypatch.setattr(batches, "STEP_BYTES", 1 << 14)
     monkeypatch.setattr(batches, "STEP_ROWS", 1 << 6)
     few, many = ["x" * 2000], [f"{number:02000d}" for number in range(1000)]
     pq.write_table(pa.table({"repeated": few * 1000, "distinct": many}), tmp_path / "log.parquet")
     dataset = ds.dataset(tmp_path / "log.parquet")
     for name in ("repeated", "distinct"):  # the first has one byte per row in the file
-        sizes = [table.nbytes for table in read_tables(dataset, [name])]
+        sizes = [table.nbytes for table in read_tables(dataset, [name], memory=memory)]
         assert len(sizes) > 4
         assert max(sizes) < (1 << 18) + 2100 * 64
-        assert sum(batch.num_rows for batch in coalesced(read_tables(dataset, [name]))) == 1000
+        assert sum(batch.num_rows for batch in coalesced(read_tables(dataset, [name], memory=memory), memory)) == 1000
 
 
 def test_a_column_that_occurs_twice_in_a_later_file_is_named(tmp_path):

@@ -1,0 +1,119 @@
+"""``memory`` bounds every process that prepares, and a bound that is too small says what is needed."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from adaftr_fast.data.memory import GB, Memory
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.engines import Processes
+from adaftr_fast.errors import ConfigError
+
+SCHEMA = {
+    "name": "lists",
+    "labels": {"click": "click"},
+    "fields": {"seen": {"kind": "categorical", "tokens": "all", "separator": "|"}},
+    "split": {
+        "train": {"where": [["day", "<", 8]]},
+        "validation": {"where": [["day", "==", 8]]},
+        "test": {"where": [["day", "==", 9]]},
+    },
+}
+PEAK = """
+import json, sys, threading, time
+from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.schema.parse import parse_schema
+
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+def watch():
+    global peak
+    while True:
+        peak = max(peak, anonymous())
+        time.sleep(0.002)
+
+schema, log, out, memory = sys.argv[1:]
+peak = 0
+threading.Thread(target=watch, daemon=True).start()
+prepare(parse_schema(json.loads(schema)), [log], out, memory=float(memory))
+print(peak * 1024)
+"""
+BOUND = 0.6  # GB: a block of text takes 0.13
+
+
+def write(path, rows, tokens):
+    """Writes rows of lists as text in which few values repeat: most bytes of a log, few of a parquet file."""
+    rng = np.random.default_rng(0)
+    words = np.array([f"value-{number:05d}" for number in range(100)])
+    lists = ["|".join(words[rng.integers(0, 100, tokens)]) for _ in range(64)]
+    table = pa.table(
+        {
+            "day": np.arange(rows) % 10,
+            "click": rng.integers(0, 2, rows),
+            "seen": pa.array(lists).take(pa.array(rng.integers(0, 64, rows))),
+        }
+    )
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        pa.csv.write_csv(table, path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_the_peak_keeps_to_the_bound(tmp_path, suffix):
+    """One row group of 100 MB, of which the file has 1; or as much text."""
+    path = write(tmp_path / f"log{suffix}", 1 << 15, 256)
+
+    def peak(memory):
+        """Returns the peak of a whole process."""
+        command = [sys.executable, "-c", PEAK, json.dumps(SCHEMA), path, tmp_path / str(memory), str(memory)]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    bounded = peak(BOUND)
+    assert bounded < BOUND * GB
+    assert peak(4) > 1.2 * bounded, "the log would take more"
+
+
+def test_a_bound_that_is_too_small_names_one_that_suffices_and_keeps_the_work(tmp_path):
+    path = write(tmp_path / "log.csv", 40, 5_000)
+    schema = parse_schema(SCHEMA)
+    with pytest.raises(ConfigError, match=r"^memory: expected at least \S+ GB, .* got 0.3751$") as error:
+        prepare(schema, [path], tmp_path / "out", engine=Processes(1), memory=0.3751)  # a worker obeys it, too
+    assert (tmp_path / ".out.work").exists()
+    least = float(re.search(r"at least (\S+) GB", str(error.value))[1])
+    while least < 1:  # encoding needs more than parsing, or the next step as much
+        try:
+            manifest = prepare(schema, [path], tmp_path / "out", memory=least)
+            break
+        except ConfigError as error:
+            least, before = float(re.search(r"at least (\S+) GB", str(error))[1]), least
+            assert least > before
+    assert sum(split.rows for split in manifest.splits.values()) == 40
+
+
+@pytest.mark.parametrize("wrong", [0, 0.375, -1, float("nan"), float("inf")])
+def test_a_bound_below_what_the_program_takes_is_refused(wrong):
+    with pytest.raises(ConfigError, match=r"^memory: expected more than 0.375 GB"):
+        Memory.of(wrong)
+
+
+def test_rows_do_not_depend_on_the_bound(tmp_path):
+    path = write(tmp_path / "log.parquet", 2_000, 40)
+    manifests = [
+        prepare(parse_schema(SCHEMA), [path], tmp_path / name, memory=memory)
+        for name, memory in (("small", 0.3755), ("large", None))
+    ]
+    assert manifests[0].fingerprint == manifests[1].fingerprint
+    for split in manifests[0].splits:
+        small, large = (pq.read_table(tmp_path / name / f"{split}.parquet") for name in ("small", "large"))
+        assert small.equals(large)
