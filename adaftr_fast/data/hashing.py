@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the constants of splitmix64 (Steele, Lea & Flood 2014)
-_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
+_HALVES, _LOW = np.uint64(0x0000FFFF0000FFFF), np.uint64(0xFFFFFFFF)  # of numbers that hold four, and two
 
 
 def stream_key(seed: int, *names: str) -> np.uint64:
@@ -24,10 +25,14 @@ def stream_key(seed: int, *names: str) -> np.uint64:
 def bits(stream: np.uint64, index: np.ndarray) -> np.ndarray:
     """Returns 64 random bits for each index of a stream, uint64 [n]: splitmix64 at an arbitrary position."""
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is intended
-        state = stream + index.astype(np.uint64) * _GOLDEN
-        state = (state ^ (state >> np.uint64(30))) * _MIX[0]
-        state = (state ^ (state >> np.uint64(27))) * _MIX[1]
-    return state ^ (state >> np.uint64(31))
+        state = index.astype(np.uint64)
+        state *= _GOLDEN
+        state += stream
+        for shift, factor in _MIX:
+            state ^= state >> shift
+            state *= factor
+        state ^= state >> np.uint64(31)
+    return state
 
 
 def uniform(stream: np.uint64, index: np.ndarray) -> np.ndarray:
@@ -40,7 +45,9 @@ def approx_normal(stream: np.uint64, index: np.ndarray) -> np.ndarray:
 
     Each is the scaled sum of four uniform 16-bit numbers: nearly normal, within ±3.47.
     """
-    total = bits(stream, index).view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64)
+    four = bits(stream, index)
+    two = (four & _HALVES) + (four >> np.uint64(16) & _HALVES)
+    total = (two & _LOW) + (two >> np.uint64(32))
     return (total - 2.0 * 65535) * np.sqrt(3.0) / 65535
 
 

@@ -16,6 +16,7 @@ from adaftr_fast.data import hashing
 from adaftr_fast.data.synthetic.truth import Truth, Values
 from adaftr_fast.errors import DataError
 
+CHUNK_ROWS = 1 << 13  # rows that are computed at a time, so that the arrays stay in the cache
 CALIBRATION_ROWS = 1 << 16  # first rows of the log, whose mean probabilities equal the rates
 USER_ZIPF = 0.5  # user activity is skewed, but nearly all users have several impressions
 ITEM_ZIPF = 1.05
@@ -157,6 +158,11 @@ class ImpressionLog:
             (config.relatedness_low, config.relatedness_high),
             self.layout.segments,
             sample,
+            {
+                field.name: field.values
+                for field in self.layout.fields
+                if 0 < field.values <= config.rows * self._mean_tokens(field)
+            },
         )
 
     def owners(self, row: np.ndarray) -> dict[str, np.ndarray]:
@@ -174,23 +180,28 @@ class ImpressionLog:
         """Returns a field of its owners: users, items or rows, by number."""
         if field.values == 0:
             return owner
-        tokens = max(1, round(field.tokens * self.config.list_scale))
         if field.tokens > 1:
-            return self._tokens(field, owner, tokens)
+            return self._tokens(field, owner, self._mean_tokens(field))
         drawn = hashing.zipf(hashing.uniform(self._key("value", field.name), owner), field.values, VALUE_ZIPF)
         if field.missing:
             drawn[hashing.uniform(self._key("missing", field.name), owner) < field.missing] = 0
         return drawn
 
+    @property
+    def row_bytes(self) -> int:
+        """The mean bytes of a row."""
+        return 8 * (sum(self._mean_tokens(field) for field in self.layout.fields) + 2 * len(self.stages) + 2)
+
+    def _mean_tokens(self, field: LogField) -> int:
+        return max(1, round(field.tokens * self.config.list_scale))
+
     def _tokens(self, field: LogField, owner: np.ndarray, mean: int) -> Values:
         """Returns between 1 and 2 mean - 1 tokens per owner."""
         drawn = hashing.uniform(self._key("length", field.name), owner)
-        offsets = np.concatenate([[0], np.cumsum(1 + (drawn * (2 * mean - 1)).astype(np.int64))])
-        lengths = np.diff(offsets)
-        position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        token_index = np.repeat(hashing.bits(self._key("token", field.name), owner), lengths) + position.astype(
-            np.uint64
-        )
+        lengths = 1 + (drawn * (2 * mean - 1)).astype(np.int64)
+        offsets = np.append(0, np.cumsum(lengths))
+        before = hashing.bits(self._key("token", field.name), owner) - offsets[:-1].astype(np.uint64)  # modulo 2^64
+        token_index = np.repeat(before, lengths) + np.arange(offsets[-1], dtype=np.uint64)
         samples = hashing.uniform(self._key("value", field.name), token_index)
         return hashing.zipf(samples, field.values, VALUE_ZIPF), offsets
 
@@ -200,7 +211,10 @@ class ImpressionLog:
         Columns: ``day`` int32; the fields, int64 or list of int64, null if missing; a uint8 label per stage;
         ``p_STAGE``, its true probability over all impressions, and ``relatedness``, float64.
         """
-        row = np.arange(start, stop)
+        firsts = range(start, stop, CHUNK_ROWS)
+        return pa.concat_batches([self._chunk(np.arange(first, min(first + CHUNK_ROWS, stop))) for first in firsts])
+
+    def _chunk(self, row: np.ndarray) -> pa.RecordBatch:
         values = self.values(row)
         outcome = self.truth.outcome(values)
         columns = {DAY: pa.array(row * self.config.days // self.config.rows, pa.int32())}

@@ -72,6 +72,7 @@ class Truth:
         relatedness: bounds (low, high) of the relatedness.
         segments: fields that determine the relatedness.
         sample: values of the calibration rows by field.
+        sizes: the largest value of the fields whose effects are kept in tables, which is faster than computing them.
     """
 
     def __init__(
@@ -82,8 +83,11 @@ class Truth:
         relatedness: tuple[float, float],
         segments: tuple[str, str],
         sample: dict[str, Values],
+        sizes: dict[str, int],
     ) -> None:
         self.seed = seed
+        self.sizes = sizes
+        self._tables: dict[np.uint64, np.ndarray] = {}  # effects by value, for each stream
         self.spread = spread
         self.bounds = relatedness
         self.segments = segments
@@ -123,19 +127,27 @@ class Truth:
         pair = hashing.bits(hashing.stream_key(self.seed, "pair", name), user) + item.astype(np.uint64)
         score = PAIR_WEIGHT * hashing.approx_normal(hashing.stream_key(self.seed, "pair effect", name), pair)
         for field, field_values in values.items():
-            score += _effect(hashing.stream_key(self.seed, "effect", name, field), field_values)
+            score += self._effect(name, field, field_values)
         return score
 
+    def _effect(self, name: str, field: str, values: Values) -> np.ndarray:
+        """Returns the effect of each value [n].
 
-def _effect(stream: np.uint64, values: Values) -> np.ndarray:
-    """Returns the effect of each value [n].
+        For a multi-valued field it is the sum of its tokens' effects, divided by the square root of their number.
+        """
+        stream = hashing.stream_key(self.seed, "effect", name, field)
+        if isinstance(values, tuple):
+            tokens, offsets = values
+            sums = np.add.reduceat(self._effects(stream, field, tokens), offsets[:-1])
+            return sums / np.sqrt(np.diff(offsets))
+        return self._effects(stream, field, values)
 
-    For a multi-valued field it is the sum of its tokens' effects, divided by the square root of their number.
-    """
-    if isinstance(values, tuple):
-        tokens, offsets = values
-        return np.add.reduceat(hashing.approx_normal(stream, tokens), offsets[:-1]) / np.sqrt(np.diff(offsets))
-    return hashing.approx_normal(stream, values)
+    def _effects(self, stream: np.uint64, field: str, values: np.ndarray) -> np.ndarray:
+        if field not in self.sizes:
+            return hashing.approx_normal(stream, values)
+        if stream not in self._tables:
+            self._tables[stream] = hashing.approx_normal(stream, np.arange(self.sizes[field] + 1))
+        return self._tables[stream].take(values)
 
 
 def _intercept(logits: np.ndarray, reach: np.ndarray, rate: float) -> float:

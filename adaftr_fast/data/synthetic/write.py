@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +24,13 @@ from adaftr_fast._json import dumps
 from adaftr_fast._locks import LOCK, writing_folder
 from adaftr_fast._progress import progress_bar
 from adaftr_fast._publish import publishing
+from adaftr_fast.data.memory import DEFAULT
+from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.synthetic.log import DAY, PROBABILITY, ImpressionLog, LogConfig, LogField, as_arrow
 from adaftr_fast.errors import DataError
 
+Made = TypeVar("Made")
+WORK = 8  # bytes of memory per byte of rows while they are made
 BATCH_ROWS = 1 << 16  # rows per row group; the values do not depend on it
 FILE_ROWS = 1 << 22  # rows per file
 CONFIG = "log.json"
@@ -35,7 +41,7 @@ BATCH_USERS = 1 << 12  # user blobs are long
 
 
 def write_log(config: LogConfig, folder: str | Path, *, progress: bool = False) -> ImpressionLog:
-    """Writes a log of any length in bounded memory. An interrupted run resumes at the next file.
+    """Writes a log of any length in bounded memory, on all cores. An interrupted run resumes at the next file.
 
     Raises:
         DataError: ``folder`` holds something other than this log or a part of it.
@@ -78,14 +84,26 @@ def _create_or_resume(config: LogConfig, folder: Path) -> None:
 
 
 def _write_file(log: ImpressionLog, path: Path, start: int, stop: int, bar: tqdm) -> None:
-    writer: pq.ParquetWriter | None = None
-    for first in range(start, stop, BATCH_ROWS):
-        batch = log.batch(first, min(first + BATCH_ROWS, stop))
-        writer = writer or pq.ParquetWriter(path, batch.schema, compression="zstd", write_page_checksum=True)
-        writer.write_batch(batch, row_group_size=BATCH_ROWS)
-        bar.update(batch.num_rows)
-    assert writer is not None  # a file has rows
-    writer.close()
+    ranges = _ranges(start, stop, BATCH_ROWS)
+    batches = _in_threads(log, ranges, lambda rows: log.batch(rows.start, rows.stop))
+    schema = log.batch(start, start + 1).schema
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        for batch in batches:
+            writer.write_batch(batch, row_group_size=BATCH_ROWS)
+            bar.update(batch.num_rows)
+
+
+def _ranges(start: int, stop: int, size: int) -> list[range]:
+    return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+def _in_threads(log: ImpressionLog, ranges: list[range], make: Callable[[range], Made]) -> Iterator[Made]:
+    """Yields what ``make`` makes of ranges of rows or users, in order: the same on any number of cores."""
+
+    def needed(each: range) -> int:
+        return min(WORK * len(each) * log.row_bytes, DEFAULT.held)  # of larger ones, one at a time
+
+    return ordered_map(make, ranges, needed)
 
 
 def schema_text(log: ImpressionLog) -> str:
@@ -137,29 +155,33 @@ def _write(log: ImpressionLog, new: Path, *, progress: bool) -> None:
         for split, start, stop in (("train", 0, test_start), ("test", test_start, config.rows)):
             skeleton, common = (new / name.format(split) for name in NAMES)
             with skeleton.open("wb") as file:
-                users = [np.empty(0, np.int64)]
-                for first in range(start, stop, BATCH_ROWS):
-                    row = np.arange(first, min(first + BATCH_ROWS, stop))
-                    file.write(_skeleton(log, row))
-                    users.append(np.unique(log.owners(row)["user"]))
-                    bar.update(len(row))
+                users = np.empty(0, np.int64)
+                for text, of_batch in _in_threads(log, _ranges(start, stop, BATCH_ROWS), partial(_skeleton, log)):
+                    file.write(text)
+                    users = np.union1d(users, of_batch)
+                    bar.update(text.count(b"\n"))
             with common.open("wb") as file:
-                file.writelines(_common(log, np.unique(np.concatenate(users))))
+                file.writelines(_common(log, users))
 
 
-def _skeleton(log: ImpressionLog, row: np.ndarray) -> bytes:
+def _skeleton(log: ImpressionLog, rows: range) -> tuple[bytes, np.ndarray]:
+    """Returns lines, and the users in them in ascending order."""
+    row = np.array(rows)
     owners = log.owners(row)
-    batch = log.batch(int(row[0]), int(row[-1]) + 1).drop_columns([DAY])
+    batch = log.batch(rows.start, rows.stop).drop_columns([DAY])
     fields = [field for field in log.layout.fields if field.owner != "user"]
     columns = [pa.array(row + 1), batch["click"], batch["conversion"], _index(owners["user"])]
-    return _lines(columns, fields, [batch[field.name] for field in fields])
+    return _lines(columns, fields, [batch[field.name] for field in fields]), np.unique(owners["user"])
 
 
 def _common(log: ImpressionLog, users: np.ndarray) -> Iterator[bytes]:
     fields = [field for field in log.layout.fields if field.owner == "user"]
-    for first in range(0, len(users), BATCH_USERS):
-        batch = users[first : first + BATCH_USERS]
-        yield _lines([_index(batch)], fields, [as_arrow(log.field_values(field, batch)) for field in fields])
+
+    def lines(places: range) -> bytes:
+        batch = users[places.start : places.stop]
+        return _lines([_index(batch)], fields, [as_arrow(log.field_values(field, batch)) for field in fields])
+
+    return _in_threads(log, _ranges(0, len(users), BATCH_USERS), lines)
 
 
 def _index(users: np.ndarray) -> pa.Array:

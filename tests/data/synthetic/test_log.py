@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adaftr_fast.data import parallel
 from adaftr_fast.data.synthetic import write
 from adaftr_fast.data.synthetic.log import LAYOUTS, ImpressionLog, LogConfig
 from adaftr_fast.errors import BusyError, DataError
@@ -60,6 +61,18 @@ def test_log_is_written_in_files_and_resumes(tmp_path, monkeypatch):
         write.write_log(config(seed=5), tmp_path / "log")
     with pytest.raises(DataError, match="exists and is not a synthetic log"):
         write.write_log(config(), tmp_path / "log/log")
+
+
+@pytest.mark.parametrize("kind", [write.write_log, write.write_raw])
+def test_files_have_the_same_bytes_on_any_number_of_cores(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "BATCH_ROWS", 400)
+    found = []
+    for cores in (1, 5):
+        monkeypatch.setattr(parallel, "cores", lambda: cores)  # noqa: B023  # called within the iteration
+        out = tmp_path / str(cores)
+        kind(config(), out)
+        found.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()})
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(

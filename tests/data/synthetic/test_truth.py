@@ -12,7 +12,7 @@ def sigmoid(z):
 def test_documented_process_row_by_row():
     values = {"u": np.array([1, 2, 0, 2, 1]), "i": np.array([3, 3, 1, 2, 1])}
     values["many"] = (np.array([5, 6, 5, 9, 9, 9, 5]), np.array([0, 2, 3, 4, 6, 7]))
-    truth = Truth(7, {"click": 0.3, "conversion": 0.1}, 1.5, (0.1, 0.9), ("u", "i"), values)
+    truth = Truth(7, {"click": 0.3, "conversion": 0.1}, 1.5, (0.1, 0.9), ("u", "i"), values, sizes={"i": 3, "many": 9})
     outcome = truth.outcome(values)
 
     def effect(stage, field, value):
