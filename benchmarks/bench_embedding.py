@@ -92,6 +92,7 @@ def draw(measured: list[dict[str, Any]]) -> None:
     axis.invert_yaxis()
     axis.set(xscale="log", xlabel=f"ms ({MAIN}, E=8, float32); forward, and steps by optimizer")
     axis.grid(axis="x", alpha=0.3)
+    axis.margins(x=0.06)  # for the numbers beside the longest bars
     figure.savefig(RESULTS / "embedding.png", dpi=110)
 
 

@@ -116,7 +116,7 @@ def draw(growth: list[dict[str, Any]]) -> None:
         axis.set_xticks(GROWTH, [f"{rows:,}" for rows in GROWTH], rotation=45)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
     figure.savefig(RESULTS / "infonce.png", dpi=110)
 
 
