@@ -310,10 +310,10 @@ def against(cases: Cases) -> str:
 
 
 def training_summary(cases: Cases) -> str:
-    """Thousands of samples a second of ours, and of MMoE in other libraries."""
+    """Thousands of samples a second of ours, and of MMoE in other libraries, on one or more CPUs."""
     shown = ("AdaFTR", "AdaFTR, bfloat16", "MMoE", "torch-rechub MMoE", "DeepCTR-Torch MMoE")
-    header = "ids a field | AdaFTR | AdaFTR, bfloat16 | MMoE | torch-rechub's MMoE | DeepCTR-Torch's MMoE"
-    return table(header, "rrrrrr", (_samples_per_second(case, shown) for case in cases))
+    header = "CPU | ids a field | AdaFTR | AdaFTR, bfloat16 | MMoE | torch-rechub's MMoE | DeepCTR-Torch's MMoE"
+    return table(header, "lrrrrrr", ([case["cpu"], *_samples_per_second(case, shown)] for case in cases))
 
 
 def training_ratios(cases: Cases) -> str:

@@ -78,7 +78,11 @@ def block(name: str, results: str, folder: Path = RESULTS) -> str:
             raise TableError(f"table {name}: no results file {path}")
     records = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     try:
-        cases = [case for record in records for case in record["cases"]]
+        cases = [
+            case | {"cpu": record["machine"]["cpu"]} if "machine" in record else case
+            for record in records
+            for case in record["cases"]
+        ]
         return f"\n{TABLES[name](cases)}\n\n{' '.join(map(caption, records))}\n\n"
     except KeyError as error:
         raise TableError(f"table {name}: {' or '.join(map(str, paths))} has no {error}") from error

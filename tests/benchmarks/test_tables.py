@@ -51,6 +51,17 @@ def test_results_name_machine_or_compiler_date_and_commit(path):
         assert path.stem.endswith(f"-{measure.processor(record[origin])}")
 
 
+def test_a_table_of_several_files_says_of_which_cpu_a_case_is(tmp_path):
+    rates = dict.fromkeys(("AdaFTR", "AdaFTR, bfloat16", "MMoE"), 1e5)
+    for name in ("a", "b"):
+        case = {"ids a field": 10, "samples/s": rates}
+        record = RECORD | {"machine": MACHINE | {"cpu": f"CPU {name}"}, "cases": [case]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    made = tables.block("training_summary", "a+b", tmp_path)
+    assert "| CPU a | 10 | 100 | 100 | 100 |  |  |\n| CPU b | 10 | 100 | 100 | 100 |  |  |\n" in made
+    assert made.count("measured 2026-11-25") == 2
+
+
 def test_table_replaces_what_stands_between_its_markers(folder):
     text, different = tables.update(DOCUMENT, "a.md", folder)
     assert different == ["loader one"]
