@@ -2,6 +2,7 @@
 
     python -m benchmarks.bench_trainer                              -> results/trainer-*.json
     python -m benchmarks.bench_trainer --fields 121 --ids 6719      -> results/trainer_fields121-*.json
+    python -m benchmarks.bench_trainer --floor                      -> results/floor-*.json: see training/floor.py
 
 Whole calls of ``Trainer.train_epoch``, loader and progress included, in turns, so that a drift of the machine meets
 all alike. Our models are built anew for every turn: one is up to a tenth slower than another for as long as it lives.
@@ -27,9 +28,13 @@ from adaftr_fast.data.dataset.loader import PreparedData, Split
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.interrupt import Interrupt
 from adaftr_fast.training.trainer import Trainer
+from benchmarks import render
 from benchmarks.measure import write
 from benchmarks.peers import BATCH, Contestant, peers
 from benchmarks.prepared import FIELDS, write_prepared
+from benchmarks.training import floor
+
+FLOOR_SIZES = ((FIELDS, 10_000), (121, 6_719))  # fields, ids of each
 
 
 def ours(data: PreparedData, train: Split, model: ModelConfig, **config: object) -> Contestant:
@@ -89,6 +94,27 @@ def measure(fields: int, ids: int, rows: int, turns: int) -> dict[str, object]:
     return {"fields": fields} | case
 
 
+def measure_floor(fields: int, ids: int, rows: int, turns: int) -> list[dict[str, object]]:
+    """Returns what the parts of a step take alone beside the step, of AdaFTR and of MMoE."""
+    cases: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_prepared(Path(folder), rows, ids, held_out=BATCH, fields=fields)
+        data = PreparedData(folder)
+        train = data.load("train")
+        rates = floor.measured(fields * ids, ModelConfig().embedding_dim)
+        decoding = floor.decoding(train, BATCH)
+        for name in ("adaftr", "mmoe"):
+            config = ModelConfig(name=name)
+            run = warmed(ours(data, train, config))
+            step = 1e3 * BATCH / max(run() for _ in range(turns))
+            model = build_model(config, data.manifest.num_embeddings, data.manifest.tasks)
+            work = floor.work(model, BATCH, *floor.distinct_rows(train, BATCH))
+            parts = floor.parts(work, rates, decoding)
+            case = {"fields": fields, "ids a field": ids, "model": name, "parts, ms": parts}
+            cases.append(case | {"floor, ms": sum(parts.values()), "step, ms": step})
+    return cases
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fields", type=int, default=FIELDS)
@@ -96,8 +122,18 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=600_000, help="of an epoch")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--floor", action="store_true", help="what the parts of a step take alone, at 23 and 121 fields"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.floor:
+        cases = [
+            each for fields, ids in FLOOR_SIZES for each in measure_floor(fields, ids, arguments.rows, arguments.turns)
+        ]
+        print(render.floor(cases))
+        print(write("floor", cases))
+        return
     cases = []
     for ids in arguments.ids:
         cases.append(measure(arguments.fields, ids, arguments.rows, arguments.turns))
