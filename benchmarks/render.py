@@ -245,6 +245,36 @@ def loader(cases: Cases) -> str:
     return table("ids a field | bytes a row on disk | million rows/s | DataLoader in memory", "rrrr", rows)
 
 
+def memory(cases: Cases) -> str:
+    """MB of the peak of anonymous memory of each command, by length of the log."""
+    rows = (
+        [
+            significant(case["rows"]),
+            f"{case['memory']:g}",
+            *(f"{case['peak MB'][name]:,}" for name in ("prepare, parquet", "prepare, text", "predict")),
+        ]
+        for case in cases
+    )
+    return table("rows | --memory, GB | prepare, parquet | prepare, text | predict", "rrrrr", rows)
+
+
+def headline(cases: Cases) -> str:
+    """Wall time, rate, peak of memory and files of each stage."""
+    rows = (
+        [
+            f"{case['rows']:,}",
+            name,
+            f"{stage['seconds']:,.0f}",
+            significant(case["rows of stages"][name] / stage["seconds"]) if name in case["rows of stages"] else "",
+            f"{stage['peak_mb']:,}",
+            f"{stage['disk_mb']:,.0f}",
+        ]
+        for case in cases
+        for name, stage in case["stages"].items()
+    )
+    return table("rows | stage | seconds | rows/s | peak of memory, MB | files, MB", "rlrrrr", rows)
+
+
 INPUTS = {
     "parquet": "parquet, with the lists of five multi-valued fields, of which the last token is read",
     "aliccp": "Ali-CCP's raw layout: skeleton and common features",
@@ -366,7 +396,7 @@ def recipes(cases: Cases) -> str:
     return table(header, "llrrrrr", map(row, cases))
 
 
-PENDING = (floor,)
+PENDING = (memory, headline, floor)
 """Tables that no document shows before there is a results file of their name."""
 TABLES: dict[str, Callable[[Cases], str]] = {
     made.__name__: made

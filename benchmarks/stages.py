@@ -1,0 +1,115 @@
+"""Runs commands one after the other and records the wall time, the peak of memory and the files of each.
+
+What has finished is kept in a journal, so the same call goes on after it was cut off. The time and the peak of an
+attempt that was cut off count too: they are written twice a second.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from adaftr_fast._files import replace_file
+
+SAMPLE_SECONDS, SAVE_SECONDS = 0.05, 0.5
+PR_SET_PDEATHSIG = 1
+
+
+class Stages:
+    """The stages of a measurement that are done.
+
+    Args:
+        journal: a file that keeps them.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+        self.done: dict[str, dict[str, Any]] = json.loads(journal.read_text()) if journal.exists() else {}
+
+    def run(
+        self, name: str, command: Sequence[object], out: Path, environment: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Runs a command, unless it is done, and returns what was measured.
+
+        A command that is interrupted must go on where it was when it runs again, as all of ``adaftr-fast`` do.
+
+        Args:
+            command: the program and its arguments.
+            out: the file or folder that it writes.
+            environment: variables beside those of this process.
+
+        Returns:
+            seconds: the wall time of all attempts.
+            attempts: their number.
+            peak_mb: the peak of anonymous memory of the process and all processes below it, MB of 10^6 bytes.
+            disk_mb: the size of ``out``.
+
+        Raises:
+            SystemExit: the command fails; the next run repeats it.
+        """
+        found = self.done.setdefault(name, {"seconds": 0.0, "attempts": 0, "peak_mb": 0})
+        if found.get("finished"):
+            return found
+        found["attempts"] += 1
+        print(f"{name}: {' '.join(map(str, command))}", flush=True)
+        before, start, saved = found["seconds"], time.perf_counter(), 0.0
+        variables = os.environ | (environment or {})
+        process = subprocess.Popen([*map(str, command)], env=variables, preexec_fn=_end_with_parent)
+        while process.poll() is None:
+            found["peak_mb"] = max(found["peak_mb"], round(anonymous(process.pid) / 1e6))
+            found["seconds"] = round(before + time.perf_counter() - start, 2)
+            if found["seconds"] > saved + SAVE_SECONDS:
+                self._save()
+                saved = found["seconds"]
+            time.sleep(SAMPLE_SECONDS)
+        found["seconds"] = round(before + time.perf_counter() - start, 2)
+        if process.returncode:
+            self._save()
+            raise SystemExit(f"{name}: exit status {process.returncode}; run the same command again to go on")
+        found |= {"disk_mb": round(size(out) / 1e6, 1), "finished": True}
+        self._save()
+        return found
+
+    def _save(self) -> None:
+        replace_file(self._journal, json.dumps(self.done, indent=1).encode())
+
+
+def anonymous(process: int) -> int:
+    """Returns the bytes of anonymous memory of a process and all processes below it."""
+    below: dict[int, list[int]] = {}
+    for each in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            parent = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[1]
+        except OSError:  # it has ended
+            continue
+        below.setdefault(int(parent), []).append(int(each))
+    total, todo = 0, [process]
+    while todo:
+        each = todo.pop()
+        todo += below.get(each, [])
+        total += _anonymous(each)
+    return total
+
+
+def _anonymous(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:  # it has ended
+        return 0
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+def size(path: Path) -> int:
+    """Returns the bytes of a file, or of all files of a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(each.stat().st_size for each in files if each.is_file())
+
+
+def _end_with_parent() -> None:
+    """Lets the system kill this process when the one that measures it ends, so that the next one finds no other."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,74 @@
+"""Stages are measured, kept, and go on after they are cut off."""
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+
+from benchmarks import render
+from benchmarks.stages import Stages
+from tests.forks import Script, wait_for
+
+HOLD = "import sys, time; held = bytearray(50_000_000); open(sys.argv[1], 'w').write('x' * 1000); time.sleep(0.4)"
+KILLED = """
+import sys
+from pathlib import Path
+from benchmarks.stages import Stages
+folder = Path(sys.argv[1])
+Stages(folder / "stages.json").run("one", [sys.executable, "-c", sys.argv[2], folder], folder)
+"""
+SLEEP = "import os, sys, time; open(sys.argv[1] + '/pid', 'w').write(str(os.getpid())); time.sleep(600)"
+
+
+def test_a_stage_is_measured_once(tmp_path):
+    out = tmp_path / "out"
+    stages = Stages(tmp_path / "stages.json")
+    found = stages.run("one", [sys.executable, "-c", HOLD, out], out)
+    assert found["seconds"] > 0.4
+    assert 50 <= found["peak_mb"] < 500
+    assert found["disk_mb"] == 0.0
+    assert found["attempts"] == 1
+    out.unlink()
+    again = Stages(tmp_path / "stages.json").run("one", [sys.executable, "-c", HOLD, out], out)
+    assert again == found
+    assert not out.exists()
+
+
+def test_a_stage_that_fails_runs_again_and_counts_all_attempts(tmp_path):
+    stages = Stages(tmp_path / "stages.json")
+    with pytest.raises(SystemExit, match="one: exit status 3; run the same command again"):
+        stages.run("one", [sys.executable, "-c", "import time; time.sleep(0.3); exit(3)"], tmp_path)
+    found = Stages(tmp_path / "stages.json").run("one", [sys.executable, "-c", "pass"], tmp_path)
+    assert found["attempts"] == 2
+    assert found["seconds"] > 0.3
+
+
+def test_a_killed_measurement_leaves_no_process_and_keeps_its_time(tmp_path):
+    script = Script(KILLED, tmp_path, SLEEP)
+    journal = tmp_path / "stages.json"
+    wait_for(lambda: journal.exists() and json.loads(journal.read_text())["one"]["seconds"] > 0.5)
+    child = int(wait_for((tmp_path / "pid").read_text))
+    os.kill(script.pid, signal.SIGKILL)
+    wait_for(lambda: not is_running(child))
+    found = Stages(journal).run("one", [sys.executable, "-c", "pass"], tmp_path)
+    assert found["attempts"] == 2
+    assert found["seconds"] > 0.5
+
+
+def test_the_headline_shows_each_stage():
+    stages = {"prepare": {"seconds": 50.0, "peak_mb": 1200, "disk_mb": 54.1, "attempts": 2}}
+    stages["export"] = {"seconds": 2.0, "peak_mb": 300, "disk_mb": 8.0, "attempts": 1}
+    case = {"rows": 1_000_000, "rows of stages": {"prepare": 1_000_000}, "memory": 4.0, "stages": stages}
+    assert render.headline([case]).splitlines()[2:] == [
+        "| 1,000,000 | prepare | 50 | 20,000 | 1,200 | 54 |",
+        "| 1,000,000 | export | 2 |  | 300 | 8 |",
+    ]
+
+
+def is_running(process):
+    try:
+        return "zombie" not in open(f"/proc/{process}/status").read()
+    except FileNotFoundError:
+        return False
