@@ -37,11 +37,18 @@ from adaftr_fast.ops.library import library, under_torch_func
 Results = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
 STATISTICS = ("top1", "entropy")  # those that need_stats asks for
+CHUNK_ELEMENTS = 1 << 19  # of the similarities that plain PyTorch stores at a time: they stay in cache
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Returns float64 for float64 and float32 for every narrower type."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def chunks_of_rows(rows: int, columns: int) -> list[slice]:
+    """Returns the rows whose similarities with ``columns`` candidates plain PyTorch stores at a time."""
+    height = max(1, CHUNK_ELEMENTS // max(1, columns))
+    return [slice(first, first + height) for first in range(0, max(1, rows), height)]
 
 
 def triton_kernel(name: str) -> Callable[..., Any]:

@@ -29,13 +29,13 @@ temperatures of its own, it returns ``row_loss_r = (L_r + L'_r) / 2`` and the gr
     d_tau_row_r    = -scale_r / (2 tau_r^2) sum_j (p_rj - [j = r]) a_r . b_j, and d_tau_column likewise
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.infonce.autograd import DifferentiableOp, triton_kernel
+from adaftr_fast.ops.infonce.autograd import DifferentiableOp, chunks_of_rows, triton_kernel
 from adaftr_fast.ops.infonce.reference import IGNORE, InfoNCERows, check_positive_range, infonce_gradients, infonce_rows
 from adaftr_fast.ops.infonce.targets import Outputs, check_positives, with_targets
 from adaftr_fast.ops.library import library
@@ -75,6 +75,9 @@ BACK = {
 }
 """The arguments of ``infonce`` by those of ``infonce_symmetric``, of which it is half."""
 
+OF_ROWS = ("anchors", "tau", "positive", "row_group", "row_label", "scale")
+"""The arguments of ``infonce`` and ``infonce_targets`` that have an entry per row."""
+
 
 def _checked_one(given: dict[str, Any]) -> dict[str, Any]:
     """Checks the values of tau and positive, as the C++ kernel does."""
@@ -108,6 +111,35 @@ def _targets_by_triton(*arguments: Any, **options: Any) -> Outputs:
     return with_targets(triton_kernel("infonce"), **TARGETS.named(arguments, options))
 
 
+def _chunks(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the arguments of the reference for a chunk of the rows at a time."""
+    anchors = given["anchors"]
+    chunks = chunks_of_rows(len(anchors), len(given["candidates"]))
+    if given.get("positive") is None and len(chunks) > 1:
+        given = {**given, "positive": torch.arange(len(anchors), device=anchors.device)}
+    of_rows = [name for name in OF_ROWS if given.get(name) is not None]
+    for rows in chunks:
+        yield {**given, **{name: given[name][rows] for name in of_rows}}
+
+
+def _rows(**given: Any) -> InfoNCERows:
+    """Computes the results of the rows by the reference, chunk by chunk."""
+    return InfoNCERows(*map(torch.cat, zip(*(infonce_rows(**chunk) for chunk in _chunks(given)))))
+
+
+def _gradients(**given: Any) -> tuple[Tensor, ...]:
+    """Computes the gradients of ``sum_r scale_r L_r`` by the reference, chunk by chunk."""
+    d_anchors: list[Tensor] = []
+    d_tau: list[Tensor] = []
+    d_candidates = torch.zeros_like(given["candidates"])
+    for chunk in _chunks(given):
+        d_a, d_b, d_t = infonce_gradients(**chunk)
+        d_anchors.append(d_a)
+        d_candidates = d_candidates + d_b
+        d_tau.append(d_t)
+    return torch.cat(d_anchors), d_candidates, torch.cat(d_tau)
+
+
 def _both(function: Callable[..., Any], given: Mapping[str, Any], **common: Any) -> list[Any]:
     """Calls a function of one direction for both."""
     results = []
@@ -120,14 +152,14 @@ def _both(function: Callable[..., Any], given: Mapping[str, Any], **common: Any)
 
 def _rows_of_both(**given: Any) -> InfoNCERows:
     """Computes the results of the rows by the reference, with the mean of both directions' losses."""
-    rows, columns = _both(infonce_rows, given)
+    rows, columns = _both(_rows, given)
     mean: InfoNCERows = rows._replace(loss=(rows.loss + columns.loss) / 2)
     return mean
 
 
 def _gradients_of_both(scale: Tensor, **given: Any) -> tuple[Tensor, ...]:
     """Computes the gradients of ``sum_r scale_r row_loss_r`` by the reference."""
-    (d_a, d_b, d_tau_row), (e_b, e_a, d_tau_column) = _both(infonce_gradients, given, scale=scale / 2)
+    (d_a, d_b, d_tau_row), (e_b, e_a, d_tau_column) = _both(_gradients, given, scale=scale / 2)
     return d_a + e_a, d_b + e_b, d_tau_row, d_tau_column
 
 
@@ -160,7 +192,7 @@ def _both_by_triton(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
 
 
 library.define("infonce_sweep" + SCHEMA_OF_SWEEP)
-_plain: dict[str, Any] = {"closed_form": infonce_gradients, "rows": infonce_rows, "checked": _checked_one}
+_plain: dict[str, Any] = {"closed_form": _gradients, "rows": _rows, "checked": _checked_one}
 INFONCE = DifferentiableOp("infonce", SCHEMA, gradient_in_cpp="float? ignore_above", **_plain)
 TARGETS = DifferentiableOp(
     "infonce_targets", SCHEMA_OF_TARGETS, triton=_targets_by_triton, cpu=_targets_by_cpp, **_plain

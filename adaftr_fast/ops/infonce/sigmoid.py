@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from adaftr_fast.ops.infonce.arguments import check_no_tangents, check_representations, check_vectors, op_name
-from adaftr_fast.ops.infonce.autograd import DifferentiableOp, accumulation_dtype
+from adaftr_fast.ops.infonce.autograd import DifferentiableOp, accumulation_dtype, chunks_of_rows
 from adaftr_fast.ops.infonce.candidates import Candidates, across_ranks
 from adaftr_fast.ops.infonce.reference import check_positive_range
 from adaftr_fast.ops.library import check_local
@@ -31,7 +31,6 @@ SCHEMA = (
     " bool need_d_candidates) -> (Tensor loss, Tensor d_anchors, Tensor d_candidates, Tensor d_logit_scale,"
     " Tensor d_logit_bias)"
 )
-BLOCK_ELEMENTS = 1 << 22  # of a block of the reference's logits
 
 
 def sigmoid_contrast(
@@ -184,9 +183,7 @@ def _reference(
     positive = torch.arange(len(a), device=a.device) if positive is None else positive
     found = {"loss": torch.zeros_like(scale)}
     found |= {f"d_{x}": torch.zeros_like(like) for x, like in zip(SIGMOID.inputs, (a, b, scale, bias))}
-    height = max(1, BLOCK_ELEMENTS // max(1, len(b)))
-    for first in range(0, len(a), height):
-        rows = slice(first, first + height)
+    for rows in chunks_of_rows(len(a), len(b)):
         loss, d_a, d_b, d_scale, d_bias = sigmoid_rows(a[rows], b, scale, bias, positive[rows])
         found["loss"] += loss
         found["d_anchors"][rows] = d_a
