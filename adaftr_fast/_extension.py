@@ -62,6 +62,7 @@ TESTED_TORCH = (2, 15)  # the newest
 CHOSEN = "not built: ADAFTR_FAST_BUILD=none"  # as setup.py writes it
 SLOWDOWN = "7 to 11 times slower for an embedding step, 11 to 18 for adaptive_infonce"
 """CPU seconds on one core with AVX512-BF16, forward and backward in float32, at the sizes of README.md's tables."""
+CURE = 'Install a C++ compiler, then adaftr_fast again: pip install --force-reinstall --no-deps ".[train]"'
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def warn_of_references() -> None:
     if load_error is None or not load_error.startswith("not built") or load_error == CHOSEN:
         return  # _load has warned of one that does not load
     warnings.warn(
-        f"adaftr_fast: the C++ kernels are {load_error}. The plain-PyTorch references run instead ({SLOWDOWN})",
+        f"adaftr_fast: the C++ kernels are {load_error}. The plain-PyTorch references run instead ({SLOWDOWN}). {CURE}",
         RuntimeWarning,
         stacklevel=3,
     )
@@ -138,7 +139,7 @@ def build_info() -> dict[str, Any]:
         "waiting threads": waiting(),
     }
     if _C is None:
-        info["C++ extension"] = f"missing, plain-PyTorch references are used instead: {load_error}"
+        info["C++ extension"] = f"missing, plain-PyTorch references are used instead: {load_error}. {CURE}"
     else:
         info["C++ extension"] = _C.build_info()["compiler"]
         info["compiled instruction sets"] = ", ".join(_C.build_info()["compiled"])

@@ -85,6 +85,7 @@ def test_the_first_op_without_kernels_warns_once(tmp_path, op):
     assert shown.count("RuntimeWarning") == 1
     assert "the C++ kernels are not built: no C++ compiler 'c++' on PATH. The plain-PyTorch references run" in shown
     assert "times slower" in shown
+    assert _extension.CURE in shown
     if op == "adaptive_infonce":
         (tmp_path / "none").mkdir()
         assert first_uses(tmp_path / "none", op, "ADAFTR_FAST_BUILD=none") == ""  # kernels that were not wanted
@@ -125,7 +126,8 @@ def test_the_build_names_what_is_missing(monkeypatch):
     monkeypatch.setattr(_extension, "_cuda", None)
     monkeypatch.setattr(_extension, "cuda_load_error", "not built: no nvcc found")
     info = _extension.build_info()
-    assert info["C++ extension"] == "missing, plain-PyTorch references are used instead: not built: no C++ compiler"
+    missing = "missing, plain-PyTorch references are used instead: not built: no C++ compiler"
+    assert info["C++ extension"] == f"{missing}. {_extension.CURE}"
     assert info["CUDA kernels"] == "not built: no nvcc found"
     assert info["in use"] == "none"
     assert not _extension.is_built()
