@@ -308,7 +308,7 @@ class _Stream:
             _sleep(self.options.poll, own)
             stop.synchronize()
         if stop:
-            message = f"interrupted; run the same command to continue from {self.out}"
+            message = f"interrupted; run the same command to continue from {self.output.recorded(self.out)}"
             raise KeyboardInterrupt(stop.signum, message)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import signal
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -63,6 +64,14 @@ def test_the_chunk_in_progress_is_found_on_another_machine(tmp_path):
     Journal(here.local, output=here).begin(Chunk("a", here.local / "chunk.parquet", 0.0))
     here.local.rename(there.local)
     assert Journal(there.local, output=there).current().file == there.local / "chunk.parquet"
+
+
+def test_an_interruption_names_the_folder_as_the_user_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "_sleep", lambda _, stop: stop.request(signal.SIGINT))
+    nothing = SimpleNamespace(next=lambda done: None)
+    output = Output(tmp_path, as_path("s3://bucket/out"))
+    with pytest.raises(KeyboardInterrupt, match="continue from s3://bucket/out"):
+        list(loop.train_stream(parse_schema(SOURCE), nothing, config(), tmp_path, loop.StreamOptions(), output=output))
 
 
 @pytest.mark.parametrize(("minutes", "exports"), [(0, [1, 2, 3]), (1e6, [1, 3])])
