@@ -2,7 +2,6 @@
 
 import os
 import time
-from contextlib import contextmanager
 from functools import partial
 from threading import Thread
 
@@ -43,18 +42,19 @@ class Nodes:
         self.nodes.remove(node)
         self.cluster.remove_node(node, allow_graceful=False)
 
+    def connect(self):
+        """Connects this process, unless it is connected."""
+        if not ray.is_initialized():
+            ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
+
+    def disconnect(self):
+        """Ends the connection of this process, if there is one."""
+        ray.shutdown()
+
     def stop(self):
         """Ends all processes of the cluster."""
+        self.disconnect()
         self.cluster.shutdown()
-
-    @contextmanager
-    def connected(self):
-        """Connects this process during the block."""
-        ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
-        try:
-            yield
-        finally:
-            ray.shutdown()
 
 
 class Killing(Ray):

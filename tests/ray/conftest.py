@@ -4,7 +4,7 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def cluster_nodes():
+def cluster():
     from ray import cloudpickle
 
     from tests.ray import cluster
@@ -16,7 +16,16 @@ def cluster_nodes():
 
 
 @pytest.fixture
-def nodes(cluster_nodes):
-    cluster_nodes.complete()
-    with cluster_nodes.connected():
-        yield cluster_nodes
+def nodes(cluster):
+    """The cluster, with this process connected. A connection stays, since its workers have the imports done."""
+    cluster.complete()
+    cluster.connect()
+    return cluster
+
+
+@pytest.fixture
+def cluster_nodes(cluster):
+    """The cluster, for a command that connects."""
+    cluster.complete()
+    cluster.disconnect()
+    return cluster

@@ -129,7 +129,6 @@ def test_ctrl_c_saves_snapshots_and_finished_jobs_are_not_repeated(nodes, jobs, 
 
 
 def test_the_command_connects_and_takes_relative_paths(cluster_nodes, folder, tmp_path, monkeypatch, capfd):
-    cluster_nodes.complete()
     monkeypatch.chdir(tmp_path)
     sizes = "[model]\nembedding_dim = 2\nexpert_hidden = [4]\ntower_hidden = [4]\nrelatedness_hidden = [4]\n"
     Path("base.toml").write_text(f"{sizes}[training]\nbatch_size = 200\nmax_epochs = 1\nprogress = false\n")

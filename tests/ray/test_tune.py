@@ -73,7 +73,6 @@ def test_two_trials_train_at_the_same_time_and_an_interrupted_search_continues_b
 
 
 def test_the_command_trains_two_at_a_time(cluster_nodes, prepared, tmp_path, monkeypatch, capsys):
-    cluster_nodes.complete()
     data = prepared(1)
     monkeypatch.chdir(tmp_path)
     base = small.settings(os.path.relpath(data.folder), name="shared_bottom")
