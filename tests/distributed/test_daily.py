@@ -142,15 +142,20 @@ def test_a_stream_of_two_ranks_equals_the_days_of_one_process(folder, tmp_path):
     assert_same_days(out, folder / "one")
 
 
-def test_a_killed_rank_zero(folder, by_two, tmp_path):
-    arguments = command(folder, tmp_path, training__checkpoint_seconds=0, training__sync_steps=1)
+def check_a_killed_rank(rank: int, folder: Path, by_two: Path, out: Path, **options) -> None:
+    """Kills a rank in the second day: torchrun starts both again, and the days are those of ``by_two`` to the bit."""
+    arguments = command(folder, out, training__checkpoint_seconds=0, training__sync_steps=1, **options)
     run = torchrun(2, ["-m", "adaftr_fast.cli", *arguments], *RESTARTS, source=FORKS)
-    wait_for(lambda: list((tmp_path / "day-0002/run/last").glob("*-*")))
-    os.kill(children(run)[0], signal.SIGKILL)
+    wait_for(lambda: list((out / "day-0002/run/last").glob("*-*.safetensors")))
+    os.kill(children(run)[rank], signal.SIGKILL)
     finish(run)
-    assert lines(tmp_path) == lines(by_two)
-    ours, theirs = (load_checkpoint(out / "day-0003/run/best")[0] for out in (tmp_path, by_two))
+    assert lines(out) == lines(by_two)
+    ours, theirs = (load_checkpoint(each / "day-0003/run/best")[0] for each in (out, by_two))
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_a_killed_rank_zero(folder, by_two, tmp_path):
+    check_a_killed_rank(0, folder, by_two, tmp_path)
 
 
 def test_an_error_of_rank_zero_ends_all_ranks(folder, tmp_path):

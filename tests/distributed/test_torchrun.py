@@ -121,15 +121,20 @@ def children(process: Script, ranks: int = 2) -> list[int]:
     return found
 
 
-def test_killed_rank(data, by_two, tmp_path):
-    command = arguments(data, tmp_path, training__checkpoint_seconds=0)
-    command.append("--restart")  # applies to the first start only
-    run = torchrun(2, command, *RESTARTS)
-    wait_for(lambda: len(list((tmp_path / "last").glob("*-*"))) == 2)
+def check_a_killed_rank(data, by_two, out, *more, source: str = TORCHRUN, **settings) -> None:
+    """Kills a rank after two snapshots: torchrun starts both again, which end with the metrics of ``by_two``."""
+    command = [*arguments(data, out, training__checkpoint_seconds=0, **settings), *more]
+    run = torchrun(2, command, *RESTARTS, source=source)
+    wait_for(lambda: len(list((out / "last").glob("*-*.safetensors"))) == 2)
     os.kill(children(run)[1], signal.SIGKILL)
     _, err = finish(run)
     assert "resuming in epoch" in err
-    assert metrics(tmp_path) == metrics(by_two)
+    assert metrics(out) == metrics(by_two)
+
+
+def test_killed_rank(data, by_two, tmp_path):
+    """The ranks are started as a user does; ``--restart`` applies to the first start only."""
+    check_a_killed_rank(data, by_two, tmp_path, "--restart")
     epochs, uninterrupted = ((out / "metrics.jsonl").read_text().splitlines() for out in (tmp_path, by_two))
     for line, other in zip(epochs, uninterrupted, strict=True):
         assert json.loads(line)["train"] == json.loads(other)["train"]

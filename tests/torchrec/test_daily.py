@@ -1,8 +1,6 @@
 """``daily`` with sharded tables equals that of one process, and its last run is evaluated, exported and continued."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,13 +13,14 @@ from adaftr_fast.training.metrics import auc
 from tests.distributed.ranks import on_ranks
 from tests.distributed.test_daily import (
     assert_same_days,
+    check_a_killed_rank,
     command,
     daily,
     daily_by_rank,
     lines,
     write_days,
 )
-from tests.distributed.test_torchrun import FORKS, RESTARTS, children, finish, torchrun, wait_for
+from tests.distributed.test_torchrun import FORKS, finish, torchrun
 
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
 
@@ -59,14 +58,7 @@ def test_days_equal_those_of_one_process(size, folder):
 
 
 def test_killed_rank(folder, by_two, tmp_path):
-    arguments = command(folder, tmp_path, training__checkpoint_seconds=0, training__sync_steps=1, **OPTIONS)
-    run = torchrun(2, ["-m", "adaftr_fast.cli", *arguments], *RESTARTS, source=FORKS)
-    wait_for(lambda: list((tmp_path / "day-0002/run/last").glob("*-*.safetensors")))
-    os.kill(children(run)[1], signal.SIGKILL)
-    finish(run)
-    assert lines(tmp_path) == lines(by_two)
-    ours, theirs = (load_checkpoint(out / "day-0003/run/best")[0] for out in (tmp_path, by_two))
-    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    check_a_killed_rank(1, folder, by_two, tmp_path, **OPTIONS)
 
 
 def test_one_process_evaluates_exports_and_continues_the_last_run(folder, by_two, tmp_path, capsys):

@@ -1,8 +1,6 @@
 """``train`` with sharded tables under torchrun: killed and failed ranks, and serving the result."""
 
 import json
-import os
-import signal
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,17 +9,15 @@ from adaftr_fast.cli import main
 from adaftr_fast.training.metrics import auc
 from tests.distributed.test_torchrun import (
     FORKS,
-    RESTARTS,
     arguments,
     by_hand,
+    check_a_killed_rank,
     check_that_nothing_is_pickled,
-    children,
     data,
     finish,
     metrics,
     rendezvous,
     torchrun,
-    wait_for,
 )
 
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
@@ -60,13 +56,7 @@ def test_ranks_pickle_nothing(data, by_two, tmp_path, rendezvous):
 
 
 def test_killed_rank(data, by_two, tmp_path):
-    command = arguments(data, tmp_path, training__checkpoint_seconds=0, training__sync_steps=1, **ROW_WISE)
-    run = torchrun(2, command, *RESTARTS, source=FORKS)
-    wait_for(lambda: len(list((tmp_path / "last").glob("*-*.safetensors"))) == 2)
-    os.kill(children(run)[1], signal.SIGKILL)
-    _, err = finish(run)
-    assert "resuming in epoch" in err
-    assert metrics(tmp_path) == metrics(by_two)
+    check_a_killed_rank(data, by_two, tmp_path, source=FORKS, training__sync_steps=1, **ROW_WISE)
 
 
 def test_evaluate_export_and_predict_by_one_process(data, by_two, tmp_path, capsys):
