@@ -50,15 +50,11 @@ def test_zero_processes_raise():
 SCRIPT = """
 import signal, sys
 from pathlib import Path
-from adaftr_fast import _progress
-from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig
-from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.engines import Local
 from adaftr_fast.engines import Processes
 from tests.experiments.test_pool import study
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell disables Ctrl-C in background jobs
-study(Path(sys.argv[1]), Path(sys.argv[2]), Processes(2))
+study(Path(sys.argv[1]), Path(sys.argv[2]), Processes(int(sys.argv[3])))
 """
 
 
@@ -70,8 +66,8 @@ def study(data, out, engine):
 
 def test_an_interrupted_experiment_resumes(folder, tmp_path):
     kept = {}
-    for how in (signal.SIGKILL, signal.SIGINT):
-        script = Script(SCRIPT, folder, tmp_path, STARTED_BY=tmp_path)  # identifies its child processes
+    for how, count in ((signal.SIGKILL, 1), (signal.SIGINT, 2)):
+        script = Script(SCRIPT, folder, tmp_path, count, STARTED_BY=tmp_path)  # identifies its child processes
         before = kept
         wait_for(lambda before=before: len(results(tmp_path)) > len(before))
         assert workers_of(tmp_path)

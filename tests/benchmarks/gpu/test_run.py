@@ -16,7 +16,7 @@ from benchmarks.gpu import ROOT, STAGES, render
 from benchmarks.gpu.cells import JOURNAL, Journal
 from benchmarks.gpu.worker import MOST_STARTS
 
-KILLED = ("loss", "embedding", "training")
+KILLED = ("loss", "embedding")
 
 
 def start(out, *arguments):
