@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from adaftr_fast.data.dataset import loader
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData, Share, Split
 from adaftr_fast.data.dataset.rows import TensorRows
@@ -34,6 +35,17 @@ def numbers(batches) -> list[int]:
         assert (batch.labels[:, 0] == batch.group).all()
         assert (batch.weight == batch.group).all()
     return [number for batch in batches for number in batch.group.tolist()]
+
+
+def test_windows_in_file_order_are_bounded_by_bytes(folder, monkeypatch):
+    path = folder / "train.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=1)
+    split = PreparedData(recorded(folder)).load("train")
+    monkeypatch.setattr(loader, "READ_BYTES", 2 * max(split.rows.nbytes))
+    whole, read = split.rows.read, []
+    monkeypatch.setattr(split.rows, "read", lambda chunks, order: read.append(len(chunks)) or whole(chunks, order))
+    assert [row for batch in split.batches(4) for row in batch.group.tolist()] == [0, 1, 0, 2, 1, -1]
+    assert read == [2, 2, 2]
 
 
 def test_tensors_of_a_prepared_split(folder):
