@@ -246,13 +246,10 @@ def loader(cases: Cases) -> str:
 
 
 def memory(cases: Cases) -> str:
-    """MB of the peak of anonymous memory of each command, by length of the log."""
+    """MB of the peak of anonymous memory of each command, by length of the log; empty where it was not measured."""
+    commands = ("prepare, parquet", "prepare, text", "predict")
     rows = (
-        [
-            significant(case["rows"]),
-            f"{case['memory']:g}",
-            *(f"{case['peak MB'][name]:,}" for name in ("prepare, parquet", "prepare, text", "predict")),
-        ]
+        [f"{case['rows']:,}", f"{case['memory']:g}", *(str(case["peak MB"].get(name, "")) for name in commands)]
         for case in cases
     )
     return table("rows | --memory, GB | prepare, parquet | prepare, text | predict", "rrrrr", rows)
