@@ -6,14 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from adaftr_fast._files import AnyPath
+from adaftr_fast.data.encode.canonical import without_nan
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
-from adaftr_fast.data.encode.written import holds_text, read_times, without_words
+from adaftr_fast.data.encode.written import holds_text, read_times, times, without_words
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.batches import read_tables
@@ -30,9 +32,11 @@ from adaftr_fast.data.raw.source import (
     reading,
 )
 from adaftr_fast.data.raw.text import are_numbers, find_types
+from adaftr_fast.data.schema.columns import EXACT_INTEGERS, operand_type
 from adaftr_fast.data.schema.types import Condition, Schema, TextFormat, TimeRange
 from adaftr_fast.errors import DataError
 
+DATES = pa.timestamp("us")  # of text that the forms of dates read
 CLOCK = r"[T ][0-9]{2}(?::?[0-9]{2}){0,2}"
 ISO_8601 = rf"^(?P<time>[0-9]{{4}}-?[0-9]{{2}}(?:-?[0-9]{{2}}(?:{CLOCK})?)?)(?:[.,][0-9]+)?(?P<zone>Z|[+-][0-9:]+)?$"
 
@@ -76,21 +80,33 @@ def _quantiles(
     for path in files:
         with reading(path, f"cannot read {time}", os_error(path)):
             for values in _columns(path, time, kind, form, memory):
-                counts.update(values)
+                counts.update(without_nan(values) if pa.types.is_floating(kind) else values)
     table = counts.table()
+    shown = listed(map(str, files))
+    if holds_text(kind):
+        check_times(shown, time, one_array(table["value"]))
     if table.num_rows <= len(shares):
         expected = f"expected at least {len(shares) + 1} different times, got {table.num_rows}"
-        raise DataError(f"{listed(map(str, files))}: {time}: {expected}")
+        raise DataError(f"{shown}: {time}: {expected}")
     cumulative = pc.cumulative_sum(table["count"]).to_numpy() / pc.sum(table["count"]).as_py()
     places: list[int] = [0]
     for number, share in enumerate(shares):
         place = max(int((cumulative <= share).sum()), places[-1] + 1)
         places.append(min(place, table.num_rows - len(shares) + number))
-    return [table["value"][place].as_py() for place in places[1:]]
+    return [_bound(table["value"][place].as_py()) for place in places[1:]]
+
+
+def _bound(value: Any) -> object:
+    """Returns a time as people write it: a whole number without a fraction."""
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= EXACT_INTEGERS
+    return int(value) if is_whole else value
 
 
 def _type(path: AnyPath, time: str, form: TextFormat) -> pa.DataType:
-    """Returns the type of times, as the first rows of an input have them; timestamps where ``form`` reads them."""
+    """Returns the type of times, as the first rows of an input have them; of text, that in which it is staged.
+
+    Text that none of the forms of dates fits is a number, or sorts as it is if there are such forms.
+    """
     with reading(path, "cannot be read" if is_text(path) else NOT_PARQUET, os_error(path)):
         if is_text(path):
             layout = read_layout(path, form)
@@ -98,22 +114,24 @@ def _type(path: AnyPath, time: str, form: TextFormat) -> pa.DataType:
             data = layout.first(path)
             block = layout.block(data)
             block.convert(time, pa.string())
-            values = block.columns[time]
-            kinds = find_types(data, layout.names, layout.delimiter, form)
-            kind = pa.string() if form.dates else kinds.field(time).type
+            kind = find_types(data, layout.names, layout.delimiter, form).field(time).type
+            texts = block.columns[time]
         else:
             check_columns(path, open_dataset(path).schema.names, [time])
             values = one_array(first_rows(path, [time])[time])
-            kind = values.type
-    if not holds_text(kind):
-        return kind
-    if form.dates:
-        return pa.timestamp("us")
-    texts = without_words(values.cast(pa.string()), form)
-    if is_text(path) and form.thousands and are_numbers(texts, form):
-        return pa.float64()
-    check_times(path, time, texts)
-    return pa.string()
+            if not holds_text(values.type):
+                return values.type
+            kind = pa.string()
+            texts = without_words(values.cast(pa.string()), form)
+        if form.dates and times(texts, form, DATES).null_count < len(texts):
+            return DATES
+        if holds_text(kind):
+            is_number = is_text(path) and form.thousands and are_numbers(texts, form)
+            return pa.float64() if is_number else pa.string()
+        if form.dates and pa.types.is_temporal(kind):
+            return pa.string()  # which staging would read by these forms
+        block.convert(time, kind)
+        return operand_type(pc.max(block.columns[time]).as_py())
 
 
 def _columns(path: AnyPath, time: str, kind: pa.DataType, form: TextFormat, memory: Memory) -> Iterator[pa.Array]:
@@ -133,7 +151,7 @@ def _columns(path: AnyPath, time: str, kind: pa.DataType, form: TextFormat, memo
         yield values.cast(kind)
 
 
-def check_times(path: AnyPath, time: str, values: pa.Array) -> None:
+def check_times(path: AnyPath | str, time: str, values: pa.Array) -> None:
     """Raises DataError if text does not sort by time."""
     if unsorted := unsorted_times(values):
         expected = "expected numbers, timestamps, or text of one form of ISO 8601, which sorts by time"

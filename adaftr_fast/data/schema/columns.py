@@ -8,20 +8,23 @@ import pyarrow as pa
 
 from adaftr_fast.data.schema.types import Condition, Schema
 
+EXACT_INTEGERS = 1 << 53  # up to which float64 has all integers
+
 
 def column_types(schema: Schema) -> dict[str, pa.DataType]:
     """Returns the type of every column that the schema reads from a text file.
 
     A column is float64 if a numeric or dense field, a 0/1 label, a weight or a truth reads it. A column that a
     condition compares with a number is float64 too, or int64 if the number is an integer and a categorical field reads
-    the column. Any other column has the type of the operand it is compared with, and is text by default.
+    the column, or float64 lacks integers of its size. Any other column has the type of the operand it is compared with,
+    and is text by default.
     """
     types: dict[str, pa.DataType] = dict.fromkeys(schema.columns(), pa.string())
     discrete = {column for field in schema.fields if field.kind != "numeric" for column in field.columns}
     conditions = [label.condition for label in schema.labels] + [rule.where for rule in schema.split.values()]
     for condition in (*conditions, schema.drop):
         for column, operand in _operands(condition or []):
-            types[column] = _operand_type(operand, column in discrete)
+            types[column] = operand_type(operand, column in discrete)
     labels = [label.column for label in schema.labels if label.column is not None]
     return types | dict.fromkeys([*schema.numbers(), *labels], pa.float64())
 
@@ -31,11 +34,13 @@ def _operands(condition: Condition) -> list[tuple[str, object]]:
     return [(column, operand[0] if isinstance(operand, list) else operand) for column, _, operand in triples]
 
 
-def _operand_type(operand: object, discrete: bool) -> pa.DataType:
+def operand_type(operand: object, discrete: bool = False) -> pa.DataType:
+    """Returns the type of a column that a condition compares with ``operand``, and that may be ``discrete`` values."""
     zone = "UTC" if isinstance(operand, datetime.datetime) and operand.tzinfo else None
+    is_large = isinstance(operand, int) and abs(operand) > EXACT_INTEGERS
     types = {  # subclasses first; Arrow returns nanoseconds as a pandas Timestamp, a subclass of datetime
         bool: pa.bool_(),
-        int: pa.int64() if discrete else pa.float64(),
+        int: pa.int64() if discrete or is_large else pa.float64(),
         float: pa.float64(),
         datetime.datetime: pa.timestamp("us", zone),
         datetime.date: pa.date32(),

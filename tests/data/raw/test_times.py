@@ -8,6 +8,8 @@ import pytest
 
 from adaftr_fast.api.prepare import prepare
 from adaftr_fast.data.prepare.run import prepare as run
+from adaftr_fast.data.raw import inputs
+from adaftr_fast.data.raw.times import with_times
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError
 
@@ -52,6 +54,60 @@ def test_a_file_of_a_header_alone_tells_no_type(tmp_path):
     data = prepare(files, tmp_path / "out", labels="click", time="at", progress=False)
     assert rows(data) == SHARES
     assert data.manifest.bounds["test"] == "at >= 90"
+
+
+def write(path, times):
+    """Writes a log with these times."""
+    lines = (f"{time},u{n % 7},{n % 2}\n" for n, time in enumerate(times))
+    path.write_text("at,user,click\n" + "".join(lines))
+    return path
+
+
+def by_time(**text):
+    """A schema whose splits are the shares of time."""
+    bounds = zip(SHARES, (0.0, 0.8, 0.9), (0.8, 0.9, 1.0))
+    split = {name: {"time": {"column": "at", "start": start, "stop": stop}} for name, start, stop in bounds}
+    return parse_schema(SOURCE | {"split": split, "text": text})
+
+
+@pytest.fixture
+def few_first_rows(monkeypatch):
+    """Types are told by the first three lines or so."""
+    monkeypatch.setattr(inputs, "SAMPLE_BYTES", 60)
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        ([1714550400 + n for n in range(50)], [f"{1714550450 + n}.25" for n in range(50)]),
+        ([f"{day(n)}" for n in range(50)], [f"{day(50 + n)}.250000" for n in range(50)]),
+        ([1700000000000000101 + n for n in range(50)], [1700000000000000151 + n for n in range(50)]),
+    ],
+)
+def test_times_are_counted_as_they_are_staged(tmp_path, few_first_rows, first, later):
+    data = run(by_time(), [write(tmp_path / "log.csv", first + later)], tmp_path / "out")
+    assert {split: info.rows for split, info in data.splits.items()} == SHARES
+
+
+def test_later_text_that_does_not_sort_is_an_error(tmp_path, few_first_rows):
+    times = [f"{day(n):%Y%m%d %H}" for n in range(ROWS)]  # text for Arrow
+    one = write(tmp_path / "one.csv", times[:50])
+    other = write(tmp_path / "other.csv", [f"{day(n):%d.%m.%Y}" for n in range(50, ROWS)])
+    with pytest.raises(DataError, match=r"one\.csv, .*other\.csv: time at: expected numbers, .*; got '[0-9.]+'"):
+        run(by_time(), [one, other], tmp_path / "out")
+
+
+@pytest.mark.parametrize("times", [range(ROWS), [f"{day(n)}" for n in range(ROWS)]])
+def test_forms_of_dates_of_another_column_leave_times_alone(tmp_path, times):
+    data = run(by_time(dates=["%d.%m.%Y"]), [write(tmp_path / "log.csv", times)], tmp_path / "out")
+    assert {split: info.rows for split, info in data.splits.items()} == SHARES
+
+
+def test_nan_is_no_time(tmp_path):
+    times = pa.array([*map(float, range(ROWS)), *[float("nan")] * ROWS])
+    pq.write_table(pa.table({"at": times, "user": ["u"] * 2 * ROWS, "click": [0, 1] * ROWS}), tmp_path / "log.parquet")
+    found = with_times(by_time(), {"data": [tmp_path / "log.parquet"]})
+    assert found.split["test"].where == [("at", ">=", 90)]
 
 
 def test_mixed_text_of_times_in_a_table_is_read_as_in_a_file(tmp_path):
