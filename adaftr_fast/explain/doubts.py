@@ -12,7 +12,7 @@ from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.trained import Run
 
 NOTICED = 2.0  # standard errors above chance
-DIGITS = 1e-4  # of a log-loss; less is no gain
+GAIN = 2e-4  # of the log-loss of a constant, which is small for a rare task; less is no gain
 NEXT = "train longer or with another `--optimizer.lr`, and look for errors in the data (`report.html` of prepare)"
 
 
@@ -35,9 +35,9 @@ def find_doubts(run: Run, metrics: TaskMetrics, buckets: Mapping[str, ScoreBucke
         if each["auc"] <= 0.5 + NOTICED * error:
             shown = f"AUC {100 * each['auc']:.2f} % ± {100 * error:.2f}"
             doubts.append(f"{task}: the model ranks these rows no better than chance ({shown}): {NEXT}.")
-        elif each["logloss"] > constant - DIGITS:
-            shown = f"log-loss {each['logloss']:.4f}, of the rate {constant:.4f}"
-            what = f"the probabilities are no better than the rate {rate:.4f} for all rows"
+        elif each["logloss"] > constant * (1 - GAIN):
+            shown = f"log-loss {each['logloss']:.4g}, of the rate {constant:.4g}"
+            what = f"the probabilities are no better than the rate {rate:.4g} for all rows"
             doubts.append(f"{task}: {what} ({shown}): {NEXT}.")
     return [*doubts, *_undertrained(run)]
 

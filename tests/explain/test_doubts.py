@@ -9,12 +9,12 @@ from adaftr_fast.training.evaluation import Predictions, measure
 from adaftr_fast.training.trained import Run
 
 
-def doubts(scale, shift=0.0, best=2, trained=3, most=3):
+def doubts(scale, shift=0.0, best=2, trained=3, most=3, rows=3000, mean=-1.0, spread=1.5):
     """Those of probabilities whose logits are ``scale`` times the true ones plus ``shift``."""
     random = np.random.default_rng(0)
-    true = random.normal(-1, 1.5, 3000)
-    labels = (random.random(3000) < 1 / (1 + np.exp(-true))).astype(np.uint8)
-    logits = (scale * true + random.normal(size=3000) * (scale == 0) + shift).astype(np.float32)
+    true = random.normal(mean, spread, rows)
+    labels = (random.random(rows) < 1 / (1 + np.exp(-true))).astype(np.uint8)
+    logits = (scale * true + random.normal(size=rows) * (scale == 0) + shift).astype(np.float32)
     run = Run.of("run", [{"epoch": epoch + 1} for epoch in range(trained)], best)
     run.about = type("About", (), {"config": type("Config", (), {"training": type("T", (), {"max_epochs": most})})})
     metrics = measure(["click"], Predictions(logits[:, None], labels[:, None], None))
@@ -24,6 +24,13 @@ def doubts(scale, shift=0.0, best=2, trained=3, most=3):
 def test_a_trained_model_raises_no_doubt():
     assert doubts(1.0) == []
     assert doubts(1.0, best=3, trained=3, most=9) == []  # ended by the caller
+
+
+def test_a_gain_is_measured_by_the_loss_of_a_rare_task():
+    rare = {"rows": 500_000, "mean": -8.8, "spread": 0.8}  # a rate of 2e-4, the log-loss of which is 0.002
+    assert doubts(1.0, **rare) == []
+    (rate,) = doubts(1.0, shift=1.0, **rare)
+    assert rate.startswith("click: the probabilities are no better than the rate 0.0002")
 
 
 def test_a_model_that_is_no_better_than_a_constant_is_named():
