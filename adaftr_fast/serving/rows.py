@@ -50,8 +50,11 @@ def read_rows(schema: Schema, prices: Sequence[str], rows: RawRows, extra: Extra
     for where, row in listed.items():
         _check_names(where, row, names, known)
     types = column_types(schema) | dict.fromkeys(prices, pa.float64())
-    separators = {field.columns[0]: field.separator for field in schema.fields if field.tokens is not None}
-    columns = {name: _values(listed, name, name in separators, separators.get(name)) for name in names}
+    single = {column for field in schema.features if field.tokens is None for column in field.columns}
+    lists = [field for field in schema.fields if field.tokens is not None and field.columns[0] not in single]
+    separators = {field.columns[0]: field.separator for field in lists}
+    null = schema.text.null
+    columns = {name: _values(listed, name, null, name in separators, separators.get(name)) for name in names}
     is_number = {name: types[name] == pa.float64() for name in names}
     return pa.record_batch({name: _column(name, each, is_number[name], schema.text) for name, each in columns.items()})
 
@@ -94,13 +97,17 @@ def _quoted(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _values(listed: Mapping[str, Row], name: str, is_list: bool, separator: str | None) -> list[Any]:
-    """Returns the values of a column, None where they are missing. Text of tokens beside lists becomes a list.
+def _values(
+    listed: Mapping[str, Row], name: str, null: Sequence[str], is_list: bool, separator: str | None
+) -> list[Any]:
+    """Returns the values of a column, None where they are missing, as the words ``null`` are.
+
+    Text of tokens beside lists becomes a list.
 
     Raises:
         DataError: a value is a list and should not, or should.
     """
-    values = [None if _is_missing(row[name]) else row[name] for row in listed.values()]
+    values = [None if _is_missing(row[name], null) else row[name] for row in listed.values()]
     for where, value in zip(listed, values):
         if value is None or (isinstance(value, str) and separator):
             continue
@@ -139,8 +146,8 @@ def _read_column(values: list[Any], is_number: bool, form: TextFormat) -> pa.Arr
     return pc.coalesce(pa.array(plain, pa.float64()), read)
 
 
-def _is_missing(value: object) -> bool:
-    return value is None or (isinstance(value, float) and value != value)
+def _is_missing(value: object, null: Sequence[str] = ()) -> bool:
+    return value is None or (isinstance(value, float) and value != value) or (isinstance(value, str) and value in null)
 
 
 def _text(value: Any) -> Any:

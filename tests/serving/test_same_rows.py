@@ -19,6 +19,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.schema.parse import parse_schema, write_schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.serving.export import export_run
+from adaftr_fast.serving.rows import read_rows
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.streaming.messages import RowReader
 
@@ -347,3 +348,26 @@ def test_lists_of_tokens_are_read_as_their_text(exported):
         DataError, match=r"column 'tags': expected a list, or text whose tokens '\|' separates, got int"
     ):
         scorer.score({**plain[0], "tags": 7})
+
+
+def tagged(*values, **text):
+    """Rows of one column, and a schema one of whose fields reads its tokens."""
+    fields = {"tags": {"kind": "categorical", "tokens": "all", "separator": "|"}}
+    schema = parse_schema(SOURCE | {"fields": fields, "text": text})
+    return schema, [{"tags": each} for each in values]
+
+
+@pytest.mark.parametrize("other", ["a|b", ["a", "b"]])
+def test_a_word_for_missing_is_no_token_whatever_other_rows_hold(other):
+    schema, rows = tagged("NA", other, null=["NA"])
+    assert read_rows(schema, [], rows, "error")["tags"][0].as_py() is None
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_lists_are_taken_only_where_every_field_reads_tokens(order):
+    schema, rows = tagged("a|b", ["a", "b"])
+    whole = dataclasses.replace(schema.fields[0], name="whole", tokens=None, separator=None)
+    schema = dataclasses.replace(schema, fields=(*schema.fields, whole)[::order])
+    assert len(read_rows(schema, [], rows[:1], "error")) == 1
+    with pytest.raises(DataError, match=r"^rows\[1\]: column 'tags': expected one value .* got list"):
+        read_rows(schema, [], rows, "error")
