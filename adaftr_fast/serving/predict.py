@@ -66,7 +66,7 @@ class Unknown:
         splits: the training and the validation split of the prepared folder, which have such counts too: in training,
             rare values are unknown; in validation, values that training lacks are as well.
         vocabularies: the vocabularies by field; numbers and hashed values are always known.
-        examples: some values per field that training lacks, text.
+        examples: some values per field that have no id, text.
     """
 
     rows: int
@@ -257,7 +257,7 @@ def _score_file(
 ) -> tuple[BadRows, int]:
     """Writes the scores of one input; returns the counts of its lines and bad rows, and the number of scored rows.
 
-    Adds the numbers of its missing or unknown values to ``unknown``, and the first of these to ``examples``.
+    Adds the numbers of its missing or unknown values to ``unknown``, and some of the unknown ones to ``examples``.
     """
     account = BadRows()
     scored = 0
@@ -280,14 +280,17 @@ def _score_file(
 def _add_examples(
     scorer: Scorer, rows: pa.RecordBatch, encoded: dict[str, pa.Array], examples: dict[str, pa.Array]
 ) -> None:
-    """Adds unknown values of the fields that have none yet, as text."""
+    """Adds unknown values of the fields that have fewer than ``MOST_EXAMPLES`` yet, as text."""
     for field in scorer.schema.fields:
         is_single = field.kind == "categorical" and field.tokens is None
-        if is_single and field.name not in examples and isinstance(scorer.encoders[field.name], Vocabulary):
-            values = field_values(field, as_written(scorer.schema, rows.select(list(field.columns))))
-            found = values.filter(pc.equal(encoded[field.name], 0)).drop_null()
-            if len(found):
-                examples[field.name] = pc.unique(found).cast(pa.string())[:MOST_EXAMPLES]
+        if not is_single or not isinstance(scorer.encoders[field.name], Vocabulary):
+            continue
+        before = examples.get(field.name, pa.array([], pa.string()))
+        unknown = pc.equal(encoded[field.name], 0)
+        if len(before) < MOST_EXAMPLES and pc.any(unknown).as_py():
+            read = as_written(scorer.schema, rows.select(list(field.columns)).filter(unknown))
+            found = pc.unique(field_values(field, read).drop_null()).cast(pa.string())
+            examples[field.name] = pc.unique(pa.concat_arrays([before, found]))[:MOST_EXAMPLES]
 
 
 def _encoded(scorer: Scorer, file: RawFile, bar: tqdm, memory: Memory) -> Iterator[Encoded]:

@@ -272,6 +272,13 @@ def test_what_differs_from_the_values_of_training_is_named(predicted, changed, c
         predicted(log)
 
 
+def test_examples_are_of_all_chunks(predicted, changed, tmp_path):
+    changed(60, place=["elsewhere"] * 60).rename(tmp_path / "first.parquet")
+    second = changed(60, place=["p1 "] * 60)
+    with pytest.warns(UserWarning, match="place differs from training in spaces around the values: 'p1 ' here"):
+        predicted(tmp_path / "first.parquet", second)
+
+
 def test_spaces_of_training_that_rows_lack_are_named(shop, scorer, out):
     known = scorer.encoders["place"]
     spaced = Vocabulary(pa.array([f"{each} " for each in known.values.to_pylist()]), known.counts)
