@@ -32,6 +32,7 @@ MODE = os.environ.get("ADAFTR_FAST_BUILD", "auto")
 if MODE not in DEMANDED:
     raise SystemExit(f"setup.py: ADAFTR_FAST_BUILD must be auto, cuda, cpu or none, got {MODE!r}")
 NONE = "ADAFTR_FAST_BUILD=none"  # adaftr_fast/_extension.py does not warn of what was chosen
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's clang has none: one thread computes
 SANITIZE = os.environ.get("ADAFTR_FAST_SANITIZE") == "1"
 os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # ninja, where the environment is not activated
 
@@ -83,7 +84,7 @@ def cxx_flags():
     # and is chosen at run time (csrc/cpu/runtime/capability.h).
     warnings = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi", "-Wno-unknown-pragmas"]
     # -g0: Python's own flags may have -g, which makes the build slower and _C ten times as large.
-    return ["-O3", "-g0", "-std=c++20", "-fopenmp", "-fno-math-errno", *warnings]
+    return ["-O3", "-g0", "-std=c++20", *OPENMP, "-fno-math-errno", *warnings]
 
 
 def c_extension():
@@ -93,7 +94,7 @@ def c_extension():
         ["csrc/bindings.cpp", *sources("csrc/cpu", ".cpp")],
         include_dirs=[os.path.abspath("csrc")],
         extra_compile_args={"cxx": cxx_flags() + sanitizers * SANITIZE},
-        extra_link_args=["-fopenmp", *sanitizers[:1] * SANITIZE],
+        extra_link_args=[*OPENMP, *sanitizers[:1] * SANITIZE],
     )
 
 

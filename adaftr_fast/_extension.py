@@ -109,7 +109,8 @@ def has_cuda_kernels() -> bool:
 def cpu_capability() -> str:
     """Returns the instruction set that the C++ kernels use.
 
-    One of "generic", "avx2", "avx512", "avx512_bf16" and "amx", or "none" without the extension.
+    One of "generic", "avx2", "avx512", "avx512_bf16" and "amx" on x86, of "generic", "neon" and "neon_bf16" on ARM, or
+    "none" without the extension.
     """
     return _C.cpu_capability() if _C is not None else "none"
 
@@ -118,10 +119,11 @@ def set_cpu_capability(name: str | None) -> None:
     """Restricts the C++ kernels to an instruction set.
 
     Args:
-        name: "generic", "avx2", "avx512", "avx512_bf16" or "amx". None lifts the restriction.
+        name: one of those that ``cpu_capability`` names. None lifts the restriction.
 
     Raises:
         RuntimeError: the extension is not built, or this machine does not support the instruction set.
+        ValueError: the extension has no such instruction set.
     """
     if _C is None:
         raise RuntimeError(f"set_cpu_capability: the C++ extension is not available ({load_error})")

@@ -149,3 +149,10 @@ print(ctypes.CDLL("libcuda.so.1").cuCtxGetCurrent(ctypes.byref(ctypes.c_void_p()
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(shown) == 3  # CUDA_ERROR_NOT_INITIALIZED
+
+
+@pytest.mark.skipif(not _extension.is_built(), reason="the C++ extension is not built")
+def test_an_unknown_instruction_set_is_an_error_that_names_the_known():
+    with pytest.raises(ValueError, match=r"expected one of generic, .*got mmx"):
+        adaftr_fast.set_cpu_capability("mmx")
+    assert adaftr_fast.cpu_capability() == adaftr_fast.build_info()["this machine runs"].split(", ")[-1]

@@ -11,12 +11,12 @@ needs_extension = pytest.mark.skipif(af.cpu_capability() == "none", reason="the 
 
 # The instruction sets that have a kernel of their own, by op and type: the tables `kTables` in csrc/cpu/<op>/. An
 # instruction set without one uses the one below it. Where "generic" is alone, the op converts to float32 before.
-VECTORS = ("generic", "avx2", "avx512")
+VECTORS = ("generic", "avx2", "avx512", "neon")
 KERNELS = {
     "infonce": {
         torch.float64: VECTORS,
         torch.float32: VECTORS,
-        torch.bfloat16: ("generic", "avx512_bf16", "amx"),
+        torch.bfloat16: ("generic", "avx512_bf16", "amx", "neon_bf16"),
         torch.float16: ("generic", "amx"),
     },
     "sigmoid": {
@@ -25,7 +25,7 @@ KERNELS = {
         torch.bfloat16: ("generic",),
         torch.float16: ("generic",),
     },
-    "mlp": {torch.float64: VECTORS, torch.float32: VECTORS, torch.bfloat16: (*VECTORS, "avx512_bf16")},
+    "mlp": {torch.float64: VECTORS, torch.float32: VECTORS, torch.bfloat16: (*VECTORS, "avx512_bf16", "neon_bf16")},
     "embedding": {torch.float32: ("generic", "avx2")},
 }
 KERNELS["mixture"] = KERNELS["mlp"]

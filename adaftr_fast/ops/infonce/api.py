@@ -150,7 +150,8 @@ def adaptive_infonce(
     - "highest": IEEE float32.
     - "high": on GPUs of compute capability 9.0, and on CPUs with AMX, three bfloat16 products of operands split in two;
       the error of a gradient is about 1e-4 of its largest value. TF32 on other GPUs.
-    - "medium": TF32 on CUDA. On CPUs with AMX or AVX512-BF16, one bfloat16 product; the error is about 2e-2.
+    - "medium": TF32 on CUDA. On CPUs with AMX, AVX512-BF16 or ARM's FEAT_BF16, one bfloat16 product; the
+      error is about 2e-2.
 
     The newer settings choose likewise. CUDA reads ``torch.backends.cuda.matmul.fp32_precision``, where "tf32" is TF32,
     and the CPU ``torch.backends.mkldnn.matmul.fp32_precision``, where "tf32" is as "high" and "bf16" as "medium". Both

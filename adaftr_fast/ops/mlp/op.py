@@ -3,9 +3,9 @@
 Shapes: B rows, T tasks, k experts, v width of an expert. ``adaftr_fast/ops/mlp/reference.py`` gives the formulas. On
 CPU, a block of rows passes through all layers while it is in cache, forward and backward.
 
-With ``reduced`` (autocast to bfloat16) the outputs are bfloat16. On CPUs with AVX512-BF16, both operands of every
-product are rounded to bfloat16 as they are read: inputs, weights, and the gradient of a layer's pre-activation. The
-gradient of the bias sums the rounded values. Weights, their gradients and all sums are float32.
+With ``reduced`` (autocast to bfloat16) the outputs are bfloat16. On CPUs with AVX512-BF16 or ARM's FEAT_BF16, both
+operands of every product are rounded to bfloat16 as they are read: inputs, weights, and the gradient of a layer's
+pre-activation. The gradient of the bias sums the rounded values. Weights, their gradients and all sums are float32.
 """
 
 from __future__ import annotations

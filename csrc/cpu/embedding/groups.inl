@@ -13,6 +13,10 @@ inline void narrow(double* to, double value) { *to = value; }
 inline float widen(const BFloat16* from) { return from_bfloat16(from->bits); }
 inline void narrow(BFloat16* to, float value) { to->bits = to_bfloat16(value); }
 
+#if defined(__aarch64__)
+inline float widen(const Float16* from) { return std::bit_cast<__fp16>(from->bits); }
+inline void narrow(Float16* to, float value) { to->bits = std::bit_cast<uint16_t>(static_cast<__fp16>(value)); }
+#else
 // Both directions by float arithmetic (exponent shifts are exact multiplications), so no F16C is needed.
 inline float widen(const Float16* from) {
   const uint32_t sign = static_cast<uint32_t>(from->bits & 0x8000) << 16, magnitude = from->bits & 0x7fff;
@@ -37,9 +41,15 @@ inline void narrow(Float16* to, float value) {
   }
   to->bits = static_cast<uint16_t>(sign | half);
 }
+#endif
 
-// Kernels work on rows in groups of 8 elements, whatever the width of registers: embeddings are often 8 wide.
+// Kernels work on rows in groups of 8 elements, whatever the width of registers: embeddings are often 8 wide. On NEON,
+// where GCC keeps a vector in memory that is wider than a register, a group is a register of float32.
+#if defined(__aarch64__)
+constexpr int64_t kGroup = 4;
+#else
 constexpr int64_t kGroup = 8;
+#endif
 template <typename T>
 using Group = VecOf<T, kGroup>;
 
@@ -59,6 +69,9 @@ template <typename W, typename N>
 inline void store_group(W* to, Group<Compute<W>> x, N n) {
   if constexpr (std::is_same_v<W, Compute<W>> && !std::is_same_v<N, int64_t>) {
     __builtin_memcpy(to, &x, sizeof(x));
+  } else if constexpr (std::is_same_v<W, BFloat16> && kGroup == 4 && !std::is_same_v<N, int64_t>) {
+    const HalfLanes half = narrow(x);  // GCC would round one number after another
+    __builtin_memcpy(to, &half, sizeof(half));
   } else {
     for (int64_t i = 0; i < n; ++i) narrow(to + i, x[i]);
   }

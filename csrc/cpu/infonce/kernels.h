@@ -136,5 +136,14 @@ extern const InfoNCEKernels kInfoNCE;
 namespace amx {
 extern const InfoNCEKernels kInfoNCE;
 }
+namespace neon {
+extern const InfoNCEKernels kInfoNCE;
+extern const SigmoidKernels kSigmoid;
+extern const SymmetricKernels kSymmetric;
+extern const BlockKernels kBlocks;
+}  // namespace neon
+namespace neon_bf16 {
+extern const InfoNCEKernels kInfoNCE;
+}
 
 }  // namespace adaftr_fast

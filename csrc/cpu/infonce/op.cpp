@@ -38,6 +38,8 @@ constexpr KernelTables<InfoNCEKernels> kTables = {&generic::kInfoNCE,
 #if defined(__x86_64__)
                                                   &avx2::kInfoNCE, &avx512::kInfoNCE, &avx512_bf16::kInfoNCE,
                                                   &amx::kInfoNCE
+#elif defined(__aarch64__)
+                                                  &neon::kInfoNCE, &neon_bf16::kInfoNCE
 #endif
 };
 

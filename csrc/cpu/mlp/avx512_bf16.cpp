@@ -5,9 +5,9 @@
 #include "cpu/simd/targets/avx512_bf16.inl"
 
 namespace adaftr_fast::avx512_bf16 {
-#include "cpu/mlp/bf16_pairs.inl"
 #include "cpu/mlp/layers.inl"
 #include "cpu/mlp/mixture.inl"
+#include "cpu/simd/bf16_pairs.inl"
 
 constinit const MlpKernels kMlp = {.f32 = {}, .f64 = {}, .bf16 = mlp_kernel<float, Pair>()};
 }  // namespace adaftr_fast::avx512_bf16

@@ -95,5 +95,11 @@ extern const MlpKernels kMlp;
 namespace avx512_bf16 {
 extern const MlpKernels kMlp;
 }
+namespace neon {
+extern const MlpKernels kMlp;
+}
+namespace neon_bf16 {
+extern const MlpKernels kMlp;
+}
 
 }  // namespace adaftr_fast

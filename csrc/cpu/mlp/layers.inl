@@ -8,9 +8,9 @@
 // from row to row stays out of the inner loop; the other order took up to a fifth longer.
 #pragma once
 
-#include "cpu/mlp/factors.inl"
 #include "cpu/mlp/rows.inl"
 #include "cpu/simd/arena.inl"
+#include "cpu/simd/factors.inl"
 #include "cpu/simd/gemm.inl"
 #include "cpu/simd/transpose.inl"
 

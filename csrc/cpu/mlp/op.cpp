@@ -20,6 +20,8 @@ using Gradients = c10::List<std::optional<Tensor>>;
 constexpr KernelTables<MlpKernels> kTables = {&generic::kMlp,
 #if defined(__x86_64__)
                                               &avx2::kMlp, &avx512::kMlp, &avx512_bf16::kMlp
+#elif defined(__aarch64__)
+                                              &neon::kMlp, &neon_bf16::kMlp
 #endif
 };
 

@@ -7,12 +7,14 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace adaftr_fast {
 namespace {
-
-constexpr const char* kNames[kCapabilities] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
 
 #if defined(__x86_64__) && defined(__linux__)
 // AMX tile state must be asked for once per process (Linux: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)).
@@ -22,6 +24,19 @@ bool amx_granted() {
   const bool tile = (edx >> 24) & 1, bf16 = (edx >> 22) & 1;
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return tile && bf16 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#elif defined(__aarch64__)
+bool multiplies_bf16() {
+#if defined(__linux__)
+  constexpr unsigned long kBf16 = 1 << 14;
+  return getauxval(AT_HWCAP2) & kBf16;
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof(has);
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &has, &size, nullptr, 0) == 0 && has;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -38,6 +53,8 @@ Capability detect() {
   if (amx_granted()) return Capability::kAmx;
 #endif
   return Capability::kAvx512Bf16;
+#elif defined(__aarch64__)
+  return multiplies_bf16() ? Capability::kNeonBf16 : Capability::kNeon;
 #else
   return Capability::kGeneric;
 #endif
@@ -57,7 +74,7 @@ Capability capability() {
   return limit < 0 ? detected() : static_cast<Capability>(limit);
 }
 
-const char* name_of(Capability capability) { return kNames[static_cast<int>(capability)]; }
+const char* name_of(Capability capability) { return kCapabilityNames[static_cast<int>(capability)]; }
 
 void set_capability(const std::string& name) {
   if (name.empty()) {
@@ -65,7 +82,7 @@ void set_capability(const std::string& name) {
     return;
   }
   for (int i = 0; i < kCapabilities; ++i) {
-    if (name != kNames[i]) continue;
+    if (name != kCapabilityNames[i]) continue;
     if (i > static_cast<int>(detected())) {
       throw std::runtime_error("set_cpu_capability: this machine does not run " + name +
                                " (best: " + name_of(detected()) + ")");
@@ -73,17 +90,15 @@ void set_capability(const std::string& name) {
     restricted.store(i);
     return;
   }
-  throw std::invalid_argument("set_cpu_capability: expected generic, avx2, avx512, avx512_bf16 or amx, got " + name);
+  std::string known;
+  for (const char* each : kCapabilityNames) known += std::string(each) + ", ";
+  throw std::invalid_argument("set_cpu_capability: expected one of " + known + "got " + name);
 }
 
-std::vector<std::string> compiled_capabilities() {
-#if defined(__x86_64__)
-  return {kNames, kNames + kCapabilities};
-#else
-  return {"generic"};
-#endif
-}
+std::vector<std::string> compiled_capabilities() { return {std::begin(kCapabilityNames), std::end(kCapabilityNames)}; }
 
-std::vector<std::string> supported_capabilities() { return {kNames, kNames + static_cast<int>(detected()) + 1}; }
+std::vector<std::string> supported_capabilities() {
+  return {kCapabilityNames, kCapabilityNames + static_cast<int>(detected()) + 1};
+}
 
 }  // namespace adaftr_fast

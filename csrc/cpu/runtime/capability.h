@@ -1,13 +1,24 @@
 // Which instruction set the CPU kernels use: detected once at run time; tests can restrict it.
 #pragma once
 
+#include <iterator>
 #include <string>
 #include <vector>
 
 namespace adaftr_fast {
 
-enum class Capability { kGeneric = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4 };
-constexpr int kCapabilities = 5;
+// In order: a CPU that runs one runs those before it.
+#if defined(__x86_64__)
+enum class Capability { kGeneric, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+constexpr const char* kCapabilityNames[] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
+#elif defined(__aarch64__)
+enum class Capability { kGeneric, kNeon, kNeonBf16 };
+constexpr const char* kCapabilityNames[] = {"generic", "neon", "neon_bf16"};
+#else
+enum class Capability { kGeneric };
+constexpr const char* kCapabilityNames[] = {"generic"};
+#endif
+constexpr int kCapabilities = std::size(kCapabilityNames);
 
 // The best set that this build holds and this machine runs, or what set_capability restricted it to.
 Capability capability();

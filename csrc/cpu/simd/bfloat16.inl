@@ -25,11 +25,12 @@ inline float from_bfloat16(uint16_t x) {
   return value;
 }
 
-// The same of vectors.
+// The same of vectors. Those that are less aligned than vectors are go by reference: GCC 14 stops at one by value when
+// it compiles for aarch64.
 typedef uint16_t HalfLanes __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
 typedef uint32_t WordLanes __attribute__((vector_size(VECTOR_BYTES)));
 
-inline WordLanes to_words(HalfLanes x) {
+inline WordLanes to_words(const HalfLanes& x) {
 #if VECTOR_BYTES == 64  // GCC would do it by halves
   return (WordLanes)_mm512_cvtepu16_epi32((__m256i)x);
 #else
@@ -37,9 +38,19 @@ inline WordLanes to_words(HalfLanes x) {
 #endif
 }
 
-inline Vec<float> widen(HalfLanes x) { return (Vec<float>)(to_words(x) << 16); }
+inline Vec<float> widen(const HalfLanes& x) { return (Vec<float>)(to_words(x) << 16); }
 
-#ifdef BF16_INSTRUCTIONS
+#if defined(BF16_INSTRUCTIONS) && defined(__aarch64__)
+// The instruction rounds like rounded_to_bfloat16.
+inline HalfLanes narrow(Vec<float> x) { return (HalfLanes)vcvt_bf16_f32(x); }
+
+// The first `count` lanes, the others zero. 1 <= count.
+inline HalfLanes narrow_some(Vec<float> x, int64_t count) {
+  HalfLanes half = narrow(x);
+  for (int64_t i = count; i < kLanes<float>; ++i) half[i] = 0;
+  return half;
+}
+#elif defined(BF16_INSTRUCTIONS)
 // The instructions round like rounded_to_bfloat16, and flush denormals to zero.
 inline HalfLanes narrow(Vec<float> x) { return (HalfLanes)_mm512_cvtneps_pbh(x); }
 

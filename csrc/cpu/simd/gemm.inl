@@ -39,6 +39,9 @@ struct Operands {
 // Sums over one panel of A (kStep = 0), or over all of a strip, kept in M * NV registers.
 template <class T, int M, int NV, int kStep>
 inline __attribute__((always_inline)) void multiply(Vec<Sum<T>> (&sum)[M][NV], int64_t depth, const T* a, const T* b) {
+#if defined(__aarch64__)
+#pragma GCC unroll 1  // GCC would unroll the loop over a narrow panel, and spill what it loads ahead
+#endif
   for (int64_t k = 0; k < depth; ++k, b += kPanel<T>) {
     Vec<T> row[NV];
 #pragma GCC unroll 2

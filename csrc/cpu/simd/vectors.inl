@@ -107,11 +107,11 @@ inline T fold(const T* p, Combine combine) {
   if constexpr (kBytes == sizeof(T)) {
     return *p;
   } else {
-    typedef T Half __attribute__((vector_size(kBytes / 2), aligned(sizeof(T)), may_alias));
-    const Half half =
-        combine(*reinterpret_cast<const Half*>(p), *reinterpret_cast<const Half*>(p + kBytes / 2 / sizeof(T)));
-    T lanes[kBytes / 2 / sizeof(T)];
-    *reinterpret_cast<Half*>(lanes) = half;
+    VecOf<T, kBytes / 2 / sizeof(T)> halves[2];
+    __builtin_memcpy(halves, p, sizeof(halves));
+    const auto half = combine(halves[0], halves[1]);
+    T lanes[sizeof(half) / sizeof(T)];
+    __builtin_memcpy(lanes, &half, sizeof(half));
     return fold<T, kBytes / 2>(lanes, combine);
   }
 }

@@ -60,7 +60,8 @@ def equal(found, expected):
 
 def chosen(setting):
     """Whether this machine has other products under the setting than under "highest"."""
-    return setting in {"amx": ("high", "medium"), "avx512_bf16": ("medium",)}.get(af.cpu_capability(), ())
+    others = {"amx": ("high", "medium"), "avx512_bf16": ("medium",), "neon_bf16": ("medium",)}
+    return setting in others.get(af.cpu_capability(), ())
 
 
 @needs_extension
@@ -98,7 +99,7 @@ def test_newer_settings(where, setting, older, unset_precision):
 
 
 @needs_extension
-@pytest.mark.parametrize("instruction_set", ["generic", "avx512_bf16", "amx"], indirect=True)
+@pytest.mark.parametrize("instruction_set", ["generic", "avx512_bf16", "amx", "neon_bf16"], indirect=True)
 def test_float32_is_ieee_and_bfloat16_rounds_the_representations_under_every_setting(instruction_set):
     """With "bfloat16" the bits are those of bfloat16 inputs; the gradients too, which that type rounds."""
     for form, options in FORMS.items():

@@ -126,7 +126,7 @@ def assert_bfloat16_accurate(tensors, lists):
     assert_accurate(*([torch.stack(x) for x in zip(*each)] for each in draws), torch.bfloat16, "backward")
 
 
-@pytest.mark.parametrize("instruction_set", ["avx512_bf16"], indirect=True)
+@pytest.mark.parametrize("instruction_set", ["avx512_bf16", "neon_bf16"], indirect=True)
 def test_bfloat16_products_round_both_operands(instruction_set):
     (inputs, weights, biases), lists = arguments(70, EXPERTS)
     x, w, b = ([t.float() for t in each] for each in (inputs, weights, biases))

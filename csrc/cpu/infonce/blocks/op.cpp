@@ -24,6 +24,8 @@ namespace {
 constexpr KernelTables<BlockKernels> kTables = {&generic::kBlocks,
 #if defined(__x86_64__)
                                                 &avx2::kBlocks, &avx512::kBlocks
+#elif defined(__aarch64__)
+                                                &neon::kBlocks
 #endif
 };
 

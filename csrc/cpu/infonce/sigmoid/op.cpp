@@ -22,6 +22,8 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 constexpr KernelTables<SigmoidKernels> kTables = {&generic::kSigmoid,
 #if defined(__x86_64__)
                                                   &avx2::kSigmoid, &avx512::kSigmoid
+#elif defined(__aarch64__)
+                                                  &neon::kSigmoid
 #endif
 };
 

@@ -26,6 +26,8 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 constexpr KernelTables<SymmetricKernels> kTables = {&generic::kSymmetric,
 #if defined(__x86_64__)
                                                     &avx2::kSymmetric, &avx512::kSymmetric
+#elif defined(__aarch64__)
+                                                    &neon::kSymmetric
 #endif
 };
 

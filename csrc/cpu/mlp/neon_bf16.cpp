@@ -1,0 +1,16 @@
+// Dense layers by products of bfloat16, and mixtures of experts, for NEON with bfloat16.
+#include "cpu/mlp/kernels.h"
+
+#if defined(__aarch64__)
+#include "cpu/simd/targets/neon_bf16.inl"
+
+namespace adaftr_fast::neon_bf16 {
+#include "cpu/mlp/layers.inl"
+#include "cpu/mlp/mixture.inl"
+#include "cpu/simd/bf16_pairs.inl"
+
+constinit const MlpKernels kMlp = {.f32 = {}, .f64 = {}, .bf16 = mlp_kernel<float, Pair>()};
+}  // namespace adaftr_fast::neon_bf16
+
+#include "cpu/simd/targets/end.inl"
+#endif
