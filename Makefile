@@ -6,6 +6,7 @@
 # make wheels for each Python found a wheel, installed and tested, and one with CUDA kernels where torch and nvcc have CUDA
 # make check-install a plain "pip install" beside torch in a new environment
 # make cuda-build   wheels with CUDA kernels for two versions of torch, and the CUDA tests that need no GPU; needs nvcc
+# make arm    the wheel for aarch64 Linux by cross-compilation, and the tests of ops, tables and optimizers under emulation
 # make chaos  kills commands and calls ops and parsers with random input for MINUTES each (3), from SEED (random)
 # make compile-gate the GPU kernels of the loss that changed, compiled and compared with the record of their machine code
 PYTHON ?= python3
@@ -27,8 +28,12 @@ PYTHONS ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c "print('$$v')" 2>/de
 WHEEL_TESTS ?= tests/ops tests/optim
 BUILD_TOOLS := "setuptools>=77" ninja numpy
 CUDA_TORCH ?= 2.11 2.13
+ARM_TESTS ?= tests/ops tests/optim tests/nn/embedding
+# For macOS too, as far as clang checks it without the headers of macOS.
+APPLE := clang++-19 --target=arm64-apple-macos13 -std=c++20 -fsyntax-only -Icsrc \
+  -U__nonnull -nostdinc++ $(addprefix -isystem /usr/aarch64-linux-gnu/include,/c++/14 /c++/14/aarch64-linux-gnu /)
 
-.PHONY: demo build test pytest test-torchrec test-ray test-recipes docs matrix wheels check-install cuda-build compile-gate compile-gate-3.6 \
+.PHONY: demo build test pytest test-torchrec test-ray test-recipes docs matrix wheels check-install cuda-build arm compile-gate compile-gate-3.6 \
   lint format bench chaos sanitize clean
 
 demo: $(EXTENSION)
@@ -94,6 +99,11 @@ $(CUDA_TORCH:%=cuda-build-%): cuda-build-%: build/cuda/%/.installed
 	LIBRARY_PATH=$(CURDIR)/$(<D)/lib TORCH_CUDA_ARCH_LIST="8.0;9.0" .ci/wheel $(<D)/venv/bin/python cuda $(<D)/cuda _C _cuda
 	PYTHONSAFEPATH=1 $(<D)/cuda/venv/bin/python -m pytest -n 2 $(wildcard tests/cuda tests/training/device)
 	CUDA_HOME=$(CURDIR)/$(<D)/nvcc-fails .ci/wheel $(<D)/venv/bin/python auto $(<D)/cpu _C
+
+# Not under emulation: tests that start processes, measure memory or compile programs.
+arm:
+	for file in csrc/cpu/*/neon*.cpp csrc/cpu/*/generic.cpp csrc/cpu/data/place_rows.cpp; do $(APPLE) $$file || exit 1; done
+	PYTHON=$(PYTHON) .ci/arm $(ARM_TESTS) -k "not memory and not fork and not compile and not thousands"
 
 # Compiles the GPU kernels of the loss that changed, without a GPU. Fails where one spills, or is worse than recorded for
 # the installed Triton; the second target takes Triton 3.6, after cuda-build-2.11.
