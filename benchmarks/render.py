@@ -393,6 +393,19 @@ def recipes(cases: Cases) -> str:
     return table(header, "llrrrrr", map(row, cases))
 
 
+def arm_tiles(cases: Cases) -> str:
+    """Instructions of a turn of each tile's inner loop, and its cycles beside the bound of its multiply-adds."""
+
+    def row(case: dict[str, Any]) -> list[str]:
+        names = [f"`{case['target']}`", case["type"], case["A"], str(case["rows"])]
+        counts = [str(case[name]) for name in ("instructions", "on the stack", "multiply-adds")]
+        bound, cycles = case["bound"], case["cycles"]
+        return [*names, *counts, *(f"{cycles[cpu]:.2f} ({bound[cpu] / cycles[cpu]:.0%})" for cpu in cycles)]
+
+    header = "target | type | A | rows | instructions | on the stack | multiply-adds | Neoverse V1 | Neoverse V2"
+    return table(header, "lllrrrrrr", map(row, cases))
+
+
 PENDING = (memory, headline, floor)
 """Tables that no document shows before there is a results file of their name."""
 TABLES: dict[str, Callable[[Cases], str]] = {
@@ -408,6 +421,7 @@ TABLES: dict[str, Callable[[Cases], str]] = {
         compiled_sigmoid,
         compiled_symmetric,
         compiled_gluon,
+        arm_tiles,
         embedding,
         embedding_summary,
         embedding_growth,

@@ -51,7 +51,9 @@ def caption(record: dict[str, Any]) -> str:
     The figures of compiled kernels depend on the compiler instead, and their files name that.
     """
     if "compiler" in record:
-        by, verb = f"Triton {record['compiler']['triton']} with ptxas {record['compiler']['ptxas']}", "compiled"
+        tools = {"triton": "Triton"}
+        by = " with ".join(f"{tools.get(name, name)} {version}" for name, version in record["compiler"].items())
+        verb = "compiled"
     else:
         by, verb = _machine(record["machine"]), "measured"
     stale = f" **Stale: {record['stale']}.**" if record.get("stale") else ""
