@@ -46,14 +46,15 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
     Args:
         model_class: a subclass of ``MultiTaskModel``, or its name. Its constructor takes ``ARGUMENTS``, and ``dense``
             where the data have dense fields. Any other ``torch.nn.Module`` whose constructor has parameters of these
-            names, in any order, becomes a ``PlainModule``.
+            names, in any order, becomes a ``PlainModule``, whose ``forward`` takes what the data have.
 
     Returns:
         A function of ``ARGUMENTS`` and ``dense`` that builds the model. It raises ConfigError where the class raises
-        ValueError.
+        ValueError, or its constructor or ``forward`` lacks ``dense``.
 
     Raises:
-        ConfigError: there is no such module or class, it is not a model, or its constructor takes other arguments.
+        ConfigError: there is no such module or class, it is not a model, or its constructor or ``forward`` takes other
+            arguments.
         Exception: whatever the module raises.
     """
     name = class_name(model_class)
@@ -70,6 +71,8 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
     if not _takes(signature, by_name):
         taken = ", ".join(signature.parameters)
         raise _own_error(name, f"expected ({', '.join(ARGUMENTS)}), got ({taken})")
+    if by_name:
+        _check_forward(name, found)
 
     def build(
         num_embeddings: Sequence[int],
@@ -83,6 +86,8 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
             raise _own_error(
                 name, f"the data have dense fields, expected a constructor that takes dense, got {signature}"
             )
+        if dense and by_name:
+            _check_forward(name, found, dense=dense)
         try:
             more = {"dense": dense} if dense else {}
             built = construct(**dict(zip(ARGUMENTS, data)), **more) if by_name else construct(*data, **more)
@@ -103,8 +108,21 @@ def _is_plain(found: type) -> bool:
 def _takes(signature: inspect.Signature, by_name: bool, **named: object) -> bool:
     """Returns whether a constructor takes ``ARGUMENTS``, by their places or by their names, and what is ``named``."""
     given = dict.fromkeys(ARGUMENTS)
+    return _binds(signature, **given, **named) if by_name else _binds(signature, *given, **named)
+
+
+def _check_forward(name: str, found: type[nn.Module], **named: object) -> None:
+    """Raises ConfigError unless a plain module takes ids, ``offsets`` and ``dense`` if it has them, and ``named``."""
+    signature = inspect.signature(found.forward)
+    parts = {part: None for part in ("offsets", "dense") if part in signature.parameters}
+    if not _binds(signature, "self", "ids", **(parts | named)):
+        expected = "forward(self, ids), with offsets and dense where the data have multi-valued and dense fields"
+        raise _own_error(name, f"expected {expected}, got forward{signature}")
+
+
+def _binds(signature: inspect.Signature, *args: object, **named: object) -> bool:
     try:
-        signature.bind(**given, **named) if by_name else signature.bind(*given, **named)
+        signature.bind(*args, **named)
     except TypeError:
         return False
     return True

@@ -81,6 +81,11 @@ class Wrong(Logits):
         return torch.zeros(len(ids), 3)
 
 
+class Misnamed(Logits):
+    def forward(self, ids, off):
+        return super().forward(ids, off)
+
+
 class Torch(Plain):
     """Looks up tables of torch."""
 
@@ -114,3 +119,10 @@ class Shuffled(Logits):
 
     def forward(self, ids, dense=None):
         return super().forward(ids) + (0 if dense is None else dense.nan_to_num().sum(1, keepdim=True))
+
+
+class Half(Shuffled):
+    """Takes the numbers of dense fields in its constructor alone."""
+
+    def forward(self, ids, offsets=None):
+        return super().forward(ids)

@@ -12,7 +12,7 @@ from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.errors import CheckpointError, ConfigError
 from adaftr_fast.models.build import find_class
 from adaftr_fast.nn.dense import NumericEncoding
-from tests.runs.own import AnyKeywords, Keywords, Logits, Net, Output, Plain, Shuffled, Wrong
+from tests.runs.own import AnyKeywords, Half, Keywords, Logits, Net, Output, Plain, Shuffled, Wrong
 
 from .conftest import write_day
 
@@ -135,6 +135,10 @@ def test_a_checkpoint_imports_nothing_that_was_not_named(prepared, folder, capsy
             "tests.runs.own:Short",
             r"expected \(num_embeddings, task_names, config, field_names\), got \(num_embeddings\)",
         ),
+        (
+            "tests.runs.own:Misnamed",
+            r"expected forward\(self, ids\), with offsets and dense where .*, got forward\(self, ids, off\)",
+        ),
         ("tests.runs.own:Abstract", "is abstract: it lacks forward"),
         ("tests.runs.own:Refusing", "options: expected a width, got none"),
     ],
@@ -168,6 +172,11 @@ def test_a_plain_module_is_called_by_the_names_of_its_parameters():
     model = find_class(Shuffled)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"], dense=("x",))
     ids = torch.zeros(5, 2, dtype=torch.int32)
     torch.testing.assert_close(model(ids, None, torch.ones(5, 1)), model(ids) + 1)
+
+
+def test_a_plain_module_whose_forward_lacks_dense_is_an_error_where_the_data_have_it():
+    with pytest.raises(ConfigError, match=r"Half: expected forward\(self, ids\), .*, got forward\(self, ids, offsets"):
+        find_class(Half)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"], dense=("x",))
 
 
 @pytest.mark.parametrize("kind", [Keywords, AnyKeywords])
