@@ -201,6 +201,7 @@ class KnownIds:
         self.rows = rows
         self.sizes = rows.sizes
         self.nbytes = rows.nbytes
+        self.grouped = rows.grouped
         self.limits = torch.tensor(num_embeddings)
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:

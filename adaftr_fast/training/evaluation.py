@@ -5,7 +5,7 @@ Shapes: N rows, T tasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -157,11 +157,16 @@ def measure(task_names: Sequence[str], predictions: Predictions, funnel: Sequenc
         metrics[task] = {"auc": auc(y, z), "logloss": log_loss(y, z), "calibration": calibration(y, z)}
         if group is not None:
             metrics[task]["gauc"] = gauc(y, z, group)
-    for before, stage in pairwise(task for task in funnel if task in metrics):
+    for before, stage in _stages(funnel, task_names):
         a = task_names.index(before)
         b = task_names.index(stage)
         metrics[stage]["cvr_auc"] = cvr_auc(labels[:, a], labels[:, b], logits[:, a], logits[:, b])
     return metrics
+
+
+def _stages(funnel: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]]:
+    """Returns the stages that have a CVR AUC, each after the stage before it."""
+    return [*pairwise(task for task in funnel if task in tasks)]
 
 
 def diagnose(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks | None = None) -> dict[str, np.ndarray]:
@@ -211,11 +216,9 @@ def mean_auc(metrics: TaskMetrics) -> float:
 def check_monitor(monitor: str, tasks: Sequence[str], split: Split) -> None:
     """Raises TrainingError as ``monitored``, if there is no such task, or the rows cannot have the metric."""
     funnel = funnel_stages(None, tasks) if split.funnel is None else split.funnel
-    names = ["auc", "logloss"]
-    if monitor.endswith("gauc") and next(split.batches(1)).group is not None:
-        names.append("gauc")
-    metrics = {task: dict.fromkeys([*names, *(["cvr_auc"] if task in funnel[1:] else [])], 0.0) for task in tasks}
-    monitored(metrics, monitor)
+    later = [stage for _, stage in _stages(funnel, tasks)]
+    names = ["auc", "logloss", *(["gauc"] if split.rows.grouped else [])]
+    _tasks_with(monitor, {task: [*names, *(["cvr_auc"] if task in later else [])] for task in tasks})
 
 
 def monitored(metrics: TaskMetrics, monitor: str) -> float:
@@ -228,12 +231,26 @@ def monitored(metrics: TaskMetrics, monitor: str) -> float:
     Raises:
         TrainingError: there is no such task, no task has the metric, or it is undefined on these rows.
     """
+    name = monitor.rpartition("/")[2]
+    found = [metrics[task][name] for task in _tasks_with(monitor, metrics)]
+    if np.isnan(found).any():
+        raise _lacks(monitor)
+    mean = float(np.mean(found))
+    return -mean if name == "logloss" else mean
+
+
+def _tasks_with(monitor: str, metrics: Mapping[str, Container[str]]) -> list[str]:
+    """Returns the tasks whose metric is monitored, given the names of the metrics of each task."""
     task, _, name = monitor.rpartition("/")
     if task and task not in metrics:
         raise TrainingError(f"training.monitor: expected one of the tasks {', '.join(metrics)}, got {monitor!r}")
-    found = [each[name] for each in ([metrics[task]] if task else metrics.values()) if name in each]
-    if not found or np.isnan(found).any():
-        needs = {"gauc": "; it needs groups with both classes", "cvr_auc": "; it needs a funnel"}.get(name, "")
-        raise TrainingError(f"training.monitor: the validation split has no {monitor}{needs}")
-    mean = float(np.mean(found))
-    return -mean if name == "logloss" else mean
+    found = [each for each in ([task] if task else metrics) if name in metrics[each]]
+    if not found:
+        raise _lacks(monitor)
+    return found
+
+
+def _lacks(monitor: str) -> TrainingError:
+    needs = {"gauc": "; it needs groups with both classes", "cvr_auc": "; it needs a funnel"}
+    hint = needs.get(monitor.rpartition("/")[2], "")
+    return TrainingError(f"training.monitor: the validation split has no {monitor}{hint}")

@@ -14,7 +14,7 @@ from adaftr_fast.optim import SGD, Adagrad, Adam, LazyAdam, RowwiseAdagrad
 from adaftr_fast.training import trackers as tracking
 from adaftr_fast.training.checkpoint.weights import load_checkpoint
 from adaftr_fast.training.checkpoint.weights import weights_of as named_weights_of
-from adaftr_fast.training.evaluation import evaluate
+from adaftr_fast.training.evaluation import check_monitor, evaluate
 from adaftr_fast.training.optimizers import build_optimizers
 from tests.training.conftest import before_step, interrupt, trainer, whole
 
@@ -262,6 +262,13 @@ def test_a_monitored_metric_that_is_not_there_is_named(model, splits):
     ungrouped = [Split.of(replace(whole(each), group=None)) for each in splits]
     with pytest.raises(TrainingError, match=r"training\.monitor: the validation split has no gauc; it needs groups"):
         trainer(model, ungrouped, monitor="gauc")
+
+
+def test_the_first_task_of_a_funnel_has_no_cvr_auc_to_monitor(splits):
+    split = Split(splits[1].rows, funnel=("view", "click", "conversion"))
+    check_monitor("conversion/cvr_auc", ["click", "conversion"], split)
+    with pytest.raises(TrainingError, match="no click/cvr_auc; it needs a funnel"):
+        check_monitor("click/cvr_auc", ["click", "conversion"], split)
 
 
 def test_on_epoch_ends_a_run_also_when_it_is_resumed(model, splits, tmp_path):

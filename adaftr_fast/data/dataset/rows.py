@@ -29,10 +29,12 @@ class Rows(Protocol):
     Attributes:
         sizes: number of rows of each chunk.
         nbytes: approximate number of bytes of each chunk that are to be read; 0 in memory.
+        grouped: whether rows have groups.
     """
 
     sizes: list[int]
     nbytes: list[int]
+    grouped: bool
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
         """Reads the rows of ``chunks``, concatenated; with ``order`` [n], only these distinct rows, in that order."""
@@ -50,6 +52,7 @@ class TensorRows:
         self.chunks = [content[start : start + chunk_rows] for start in range(0, len(content), chunk_rows)]
         self.sizes = [len(chunk) for chunk in self.chunks]
         self.nbytes = [0] * len(self.chunks)
+        self.grouped = content.group is not None
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
         rows = concat([self.chunks[chunk] for chunk in chunks])
@@ -85,7 +88,8 @@ class ParquetRows:
         self.dense = [encoding.name for encoding in manifest.dense]
         self.multiple = {field.name for field in manifest.fields if field.multiple}
         self.limits = {field.name: field.num_embeddings for field in manifest.fields} | dict.fromkeys(self.tasks, 2)
-        self.group = [GROUP] if manifest.group else []
+        self.grouped = bool(manifest.group)
+        self.group = [GROUP] if self.grouped else []
         self.weight = [WEIGHT] if manifest.weight else []
         parts: dict[str, tuple[list[str], type[np.generic]]] = {
             "ids": (self.fields, np.int32),
