@@ -1,13 +1,13 @@
 """Reads parquet in memory that does not grow with the files and their row groups.
 
 A scanner of Arrow decodes whole row groups and reads ahead a fixed number of them, of any size. Here a row group is
-decoded in steps of a few rows, a table ends when it is large enough, and one table is read ahead.
+decoded in pieces of a few rows, a table ends when it is large enough, and one table is read ahead.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,8 +19,8 @@ from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import prefetch
 
 BATCH_ROWS = 1 << 17
-STEP_ROWS = 1 << 14
-STEP_BYTES = 8 << 20
+STEP_ROWS, STEP_BYTES = 1 << 14, 8 << 20
+PIECE_ROWS, STEP_PIECES = 1 << 10, 8  # of a piece, which is decoded at once; a step has so many, or more small ones
 FIRST_ROWS = 1 << 6  # whose width is measured: values that repeat are many times larger than the bytes of their pages
 BUFFER_BYTES = 1 << 18  # of each column of a row group that is read piece by piece
 Read = Callable[[pa.RecordBatch], pa.RecordBatch]
@@ -86,14 +86,15 @@ def coalesced(
         rows += table.num_rows
         size += table.nbytes
         if rows > BATCH_ROWS // 2 or size > memory.batch // 2:
-            yield _one_batch(pending)
+            yield one_batch(pending)
             pending = []
             rows = size = 0
     if pending:
-        yield _one_batch(pending)
+        yield one_batch(pending)
 
 
-def _one_batch(tables: list[pa.Table]) -> pa.RecordBatch:
+def one_batch(tables: list[pa.Table]) -> pa.RecordBatch:
+    """Returns the rows of tables of the same columns."""
     return pa.concat_batches(pa.concat_tables(tables).to_batches())
 
 
@@ -128,7 +129,7 @@ def _tables(
 
 
 def _steps(row_group: ds.ParquetFileFragment, fields: pa.Schema, most: int, widest: float) -> Iterator[pa.RecordBatch]:
-    """Yields columns of a row group, a few rows at a time. Its bytes are read at once unless they are too many.
+    """Yields columns of a row group in steps of several pieces. Its bytes are read at once unless they are too many.
 
     Args:
         most: bytes of the row group that are too many to be read at once, and of a step.
@@ -136,6 +137,7 @@ def _steps(row_group: ds.ParquetFileFragment, fields: pa.Schema, most: int, wide
     """
     (info,) = row_group.row_groups
     is_large = info.total_byte_size > most
+    limit = min(STEP_BYTES, most)
     with row_group.open() as file:
         reader = pq.ParquetFile(
             file,
@@ -148,10 +150,49 @@ def _steps(row_group: ds.ParquetFileFragment, fields: pa.Schema, most: int, wide
         if not widest:
             first = next(reader.iter_batches(FIRST_ROWS, [info.id], fields.names), None)
             widest = first.nbytes / first.num_rows if first else 0.0
-        width = max(1, info.total_byte_size // max(1, info.num_rows), math.ceil(widest))
-        rows = 1 << max(0, (min(STEP_BYTES, most) // width).bit_length() - 1)  # BATCH_ROWS is a multiple of it
-        for batch in reader.iter_batches(min(rows, STEP_ROWS, BATCH_ROWS), [info.id], fields.names):
-            yield pa.record_batch([_column(row_group.path, batch, field) for field in fields], schema=fields)
+        width = max(widest, info.total_byte_size / max(1, info.num_rows))
+        pending: list[pa.RecordBatch] = []
+        rows = size = 0
+        for piece in _pieces(reader, info.id, fields.names, width, limit // STEP_PIECES):
+            pending.append(piece)
+            rows += piece.num_rows
+            size += piece.nbytes
+            if rows % min(STEP_ROWS, BATCH_ROWS) == 0 or size >= limit:
+                yield _step(row_group.path, pending, fields)
+                pending.clear()
+                size = 0
+        if pending:
+            yield _step(row_group.path, pending, fields)
+
+
+def _pieces(
+    reader: pq.ParquetFile, row_group: int, names: list[str], width: float, most: int
+) -> Iterator[pa.RecordBatch]:
+    """Yields a row group in pieces. One of more than ``most`` bytes shortens those after it.
+
+    Args:
+        width: planned bytes of a row.
+    """
+    rows, done = _piece_rows(width, most), 0
+    while True:
+        for piece in islice(reader.iter_batches(rows, [row_group], names), -(-done // rows), None):
+            yield piece
+            done += piece.num_rows
+            if rows > 1 and piece.nbytes > most:
+                rows = _piece_rows(piece.nbytes / piece.num_rows, most)
+                break
+        else:
+            return
+
+
+def _piece_rows(width: float, most: int) -> int:
+    fitting = 1 << max(0, int(most / max(1, width)).bit_length() - 1)
+    return min(fitting, PIECE_ROWS, STEP_ROWS, BATCH_ROWS)  # powers of two
+
+
+def _step(path: str, pieces: list[pa.RecordBatch], fields: pa.Schema) -> pa.RecordBatch:
+    batch = pa.concat_batches(pieces)
+    return pa.record_batch([_column(path, batch, field) for field in fields], schema=fields)
 
 
 def _column(path: str, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:

@@ -99,7 +99,7 @@ def write_log(folder, sizes=(3000, 700, 1), group_rows=700):
 
 @pytest.mark.parametrize("where", [None, pc.field("day") < 6, pc.field("text") != "t1"], ids=str)
 def test_batches_are_those_of_a_scanner(tmp_path, small_batches, where):
-    """Row groups of prepared files, which epochs shuffle, end where they did when a scanner of Arrow read the logs."""
+    """Batches of raw rows end where those of a scanner of Arrow do, if they are not wide."""
     dataset = write_log(tmp_path / "log")
     columns = {"user": pc.field("user"), "late": pc.field("day") > 3, "lists": pc.field("lists")}
     scanned = dataset.scanner(columns=columns, filter=where, batch_size=512).to_batches()
@@ -119,6 +119,18 @@ def test_wide_rows_make_short_tables(tmp_path, monkeypatch):
         assert len(sizes) > 4
         assert max(sizes) < (1 << 18) + (1 << 14) + 2100
         assert sum(batch.num_rows for batch in coalesced(read_tables(dataset, [name], memory=memory), memory)) == 1000
+
+
+def test_rows_that_grow_wider_within_a_row_group_make_short_tables(tmp_path):
+    """Lists in order of length, of one value: 40 MB in one row group, of which the file has a hundredth."""
+    memory = Memory(PROGRAM + 29 * (1 << 20))
+    ends = np.cumsum(np.arange(4500) // 2)
+    lists = pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), pa.array(np.full(ends[-1], 7)))
+    log = pa.table({"row": np.arange(4500), "seen": lists})
+    pq.write_table(log, tmp_path / "log.parquet")
+    tables = [*read_tables(open_dataset(tmp_path / "log.parquet"), log.schema.names, memory=memory)]
+    assert max(table.nbytes for table in tables) < 3 * memory.batch
+    assert pa.concat_tables(tables).equals(log)
 
 
 def test_a_column_that_occurs_twice_in_a_later_file_is_named(tmp_path):
