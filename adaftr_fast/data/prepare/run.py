@@ -85,8 +85,7 @@ def prepare(
         bad_rows: share of the rows of a text file that may be unreadable. They are left out and reported.
         grow: prepared folder with the same fields. Its ids keep their meaning, buckets included, and values that are
             new in ``files`` get ids after its own.
-        memory: how many GB each process may take, beside the distinct values of the fields; None for 4. With less, the
-            row groups of wide rows are shorter.
+        memory: how many GB each process may take, beside the distinct values of the fields; None for 4.
         progress: whether to show progress bars.
         finish: called with the folder before it is published, to add ``report.html``.
 
