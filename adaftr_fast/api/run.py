@@ -210,8 +210,9 @@ def evaluate(
         repeats: with ``importance``: the number of permutations of each field, for the standard error.
         max_rows: with ``importance``: the most rows to measure, which bounds the time; they are drawn at random.
         seed: with ``importance``: of the permutations and the draw.
-        memory: how many GB (2^30 bytes) the process may take, beside the model. The exact metrics keep the predictions
-            of all rows of the split, so this is checked before they are computed; None for any number.
+        memory: how many GB (2^30 bytes) the process may take, beside the model and the rows of ``importance``. The
+            exact metrics keep the predictions of all rows of the split, so this is checked before they are computed;
+            None for any number.
         progress: with ``importance``: show a progress bar.
         model_class: as for ``load_run``; a ``Run`` knows it.
 

@@ -22,7 +22,8 @@ def add_evaluate(parser: Parser) -> None:
     max_rows = "with --importance: the most rows to measure, drawn at random, which bounds the time"
     parser.add_argument("--max_rows", type=int, default=50_000, help=max_rows)
     parser.add_argument("--seed", type=int, default=0, help="with --importance: of the permutations and the draw")
-    add_memory(parser, "the process may take, beside the model; it must suffice for the predictions of all rows", "any")
+    memory = "the process may take, beside the model and the rows of --importance; all rows' predictions must fit"
+    add_memory(parser, memory, "any")
     out = "a folder for evaluation.md, a page with calibration, lift, gain and importance, and evaluation.png"
     parser.add_argument("--out", type=place, help=out)
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
