@@ -24,7 +24,7 @@ from adaftr_fast.data.encode.canonical import canonical_values
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import SHOWN_LABELS, as_written, is_label, rewrites
-from adaftr_fast.data.memory import DEFAULT, Memory
+from adaftr_fast.data.memory import DEFAULT, GB, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.batches import PARQUET, Read, coalesced, count_rows, read_tables
@@ -38,6 +38,7 @@ ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last of names of columns in parquet
 LISTED = 50  # columns that an error names
 SAMPLE_ROWS = 10_000  # first rows of a log, which tell how it is read
+SAMPLE = Memory(GB)  # bounds them whatever the bound of the process is, on which no result depends
 NOT_PARQUET = "not a readable parquet file"
 _ONE_FOLDER = "the files of a folder must have the same columns"
 IN_SPLIT = "split:"  # prefix of a column that tells whether a row meets the condition of a split
@@ -472,15 +473,18 @@ def open_dataset(path: AnyPath) -> ds.Dataset:
 
 
 def first_rows(path: AnyPath, columns: list[str]) -> pa.Table:
-    """Returns columns of the first ``SAMPLE_ROWS`` rows of a file or a folder of files.
+    """Returns columns of the first ``SAMPLE_ROWS`` rows of a file or a folder of files, fewer of wide ones.
 
     Raises one of ``READ_ERRORS``.
     """
     dataset = open_dataset(path)
     tables = [dataset.schema.empty_table().select(columns)]
-    for table in read_tables(dataset, columns) if columns else ():
+    rows = size = 0
+    for table in read_tables(dataset, columns, memory=SAMPLE) if columns else ():
         tables.append(table)
-        if sum(each.num_rows for each in tables) >= SAMPLE_ROWS:
+        rows += table.num_rows
+        size += table.nbytes
+        if rows >= SAMPLE_ROWS or size >= SAMPLE.batch:
             break
     return pa.concat_tables(tables).slice(0, SAMPLE_ROWS)
 

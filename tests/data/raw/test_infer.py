@@ -10,6 +10,7 @@ import pytest
 
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw.infer import infer_schema
+from adaftr_fast.data.raw.source import SAMPLE, first_rows
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError
 
@@ -167,3 +168,12 @@ def pq_log(folder, form):
     columns = {"at": [day(int(n)).strftime(form) for n in numbers], "user": [f"u{n}" for n in numbers]}
     pq.write_table(pa.table(columns | {"click": numbers % 2}), folder / "log.parquet")
     return folder / "log.parquet"
+
+
+def test_few_of_the_first_rows_are_read_where_rows_are_wide(tmp_path):
+    row = pa.array([np.arange(1 << 15)])
+    log = pa.table({"click": np.arange(320) % 2, "seen": row.take(pa.array(np.zeros(320, np.int64)))})  # 84 MB
+    pq.write_table(log, tmp_path / "log.parquet")
+    rows = first_rows(tmp_path / "log.parquet", ["click", "seen"])
+    assert 0 < rows.nbytes < 2 * SAMPLE.batch
+    assert infer_schema([tmp_path / "log.parquet"], ["click"])["fields"]["seen"]["tokens"] == "all"
