@@ -12,6 +12,7 @@ from adaftr_fast._files import AnyPath
 from adaftr_fast.api.data_report import write_page
 from adaftr_fast.api.prepared import Prepared, declared_funnel, likely_funnel
 from adaftr_fast.data.dataset.manifest import Manifest
+from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.prepare import run
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.raw.tables import Inputs, input_files
@@ -119,7 +120,7 @@ def prepare(
     named = None if labels is None else _names(labels)
     place = as_path(out)
     beside = place if isinstance(place, Path) else local_place(place)
-    with input_files(files, beside) as paths, open_engine(engine, address) as opened:
+    with input_files(files, beside, Memory.of(memory)) as paths, open_engine(engine, address) as opened:
         schema = _schema(paths, dataset, named, roles, write_schema)
         options: dict[str, Any] = {"shards": shards, "bad_rows": bad_rows, "grow": grow, "memory": memory}
         result = run.prepare(schema, paths, place, engine=opened, **options, progress=progress, finish=write_page)

@@ -12,6 +12,7 @@ from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.api.prepare import Names
 from adaftr_fast.api.run import run_folder
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.raw.tables import Inputs, input_files
 from adaftr_fast.errors import DataError
 from adaftr_fast.models.build import ModelClass
@@ -208,7 +209,7 @@ def predict(
     place = as_path(out)
     columns = scorer.columns
     kept = [keep] if isinstance(keep, str) else keep
-    with local_file(place) as target, input_files(files, target) as paths:
+    with local_file(place) as target, input_files(files, target, Memory.of(memory)) as paths:
         if not paths:
             raise DataError("files: expected one or more input files, got none")
         options: dict[str, Any] = {"keep": kept, "bad_rows": bad_rows, "memory": memory, "progress": progress}

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from adaftr_fast._files import AnyPath, followed, make_folder, remove
 from adaftr_fast._publish import publisher_lock
+from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.raw.batches import BATCH_ROWS, coalesced
 from adaftr_fast.errors import DataError
 from adaftr_fast.stores import open_file
@@ -36,7 +37,7 @@ Inputs = Iterable[Input] | Input
 
 
 @contextmanager
-def input_files(inputs: Inputs, out: Path) -> Iterator[list[AnyPath]]:
+def input_files(inputs: Inputs, out: Path, memory: Memory = DEFAULT) -> Iterator[list[AnyPath]]:
     """Provides inputs as files during the block. Tables become ``table.parquet``, ``table-2.parquet`` and so on.
 
     Dictionaries become plain values and views plain text or lists. Columns of an index without a name are left out.
@@ -44,6 +45,7 @@ def input_files(inputs: Inputs, out: Path) -> Iterator[list[AnyPath]]:
     Args:
         inputs: a path or a table, or several of them.
         out: what is made of the inputs; the files lie in a folder next to it, which is removed after the block.
+        memory: the bound of this process, beside the tables.
 
     Raises:
         BusyError: another process or thread makes ``out``.
@@ -62,7 +64,7 @@ def input_files(inputs: Inputs, out: Path) -> Iterator[list[AnyPath]]:
         remove(folder)  # of a process that was killed
         try:
             make_folder(folder)
-            yield [_file(each, folder, number) for number, each in enumerate(listed, start=1)]
+            yield [_file(each, folder, number, memory) for number, each in enumerate(listed, start=1)]
         except DataError as error:
             message = str(error)
             for number in range(1, len(listed) + 1):
@@ -113,12 +115,12 @@ def read_table(source: ArrowStream) -> pa.Table:
         return pa.concat_tables([schema.empty_table(), *_plain_tables(reader, schema)])
 
 
-def _file(source: Input, folder: Path, number: int) -> AnyPath:
+def _file(source: Input, folder: Path, number: int, memory: Memory) -> AnyPath:
     if not isinstance(source, ArrowStream):
         return open_file(source)
     path = _place(folder, number)
     with _reading("files"):
-        _write(pa.RecordBatchReader.from_stream(source), path)
+        _write(pa.RecordBatchReader.from_stream(source), path, memory)
     return path
 
 
@@ -134,10 +136,10 @@ def _place(folder: Path, number: int) -> Path:
     return folder / ("table.parquet" if number == 1 else f"table-{number}.parquet")
 
 
-def _write(reader: pa.RecordBatchReader, path: Path) -> None:
+def _write(reader: pa.RecordBatchReader, path: Path, memory: Memory) -> None:
     schema = _plain_schema(reader.schema)
     with pq.ParquetWriter(path, schema, compression="lz4", write_page_checksum=True) as writer:
-        for batch in coalesced(_plain_tables(reader, schema)):
+        for batch in coalesced(_plain_tables(reader, schema), memory):
             writer.write_batch(batch)
 
 

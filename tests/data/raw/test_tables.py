@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adaftr_fast.data.memory import PROGRAM, Memory
 from adaftr_fast.data.raw import tables
 from adaftr_fast.data.raw.tables import input_files
 from adaftr_fast.errors import BusyError, DataError
@@ -58,6 +59,14 @@ def test_streams_and_paths_mix_and_leave_nothing(tmp_path, monkeypatch):
         assert all(pq.read_table(paths[number]).equals(table) for number in (0, 3))
         assert (paths[1], paths[2]) == (type(paths[1])("a.csv"), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_of_wide_rows_is_written_in_row_groups_of_the_bound(tmp_path):
+    memory = Memory(PROGRAM + 29 * (1 << 16))
+    table = pa.table({"text": [f"{number:02000d}" for number in range(100)]}).to_reader(max_chunksize=1)
+    with input_files(table, tmp_path / "out", memory) as (path,):
+        groups = pq.read_metadata(path)
+        assert max(groups.row_group(n).total_byte_size for n in range(groups.num_row_groups)) < memory.batch
 
 
 def test_what_a_killed_process_left_is_replaced(tmp_path):
