@@ -129,7 +129,7 @@ def prepare(
                 if generated is not None:
                     write_log(generated, work / "generated", progress=progress)
                     paths = {schema.files[0]: [work / "generated" / LOG]}
-                schema = with_times(schema, paths, bound)
+                schema = with_times(schema, paths, work, bound, progress=progress)
                 places = WorkFiles(work, digest)
                 layouts = read_layouts(schema, paths, places.staged)
                 options = (bad_rows, known is not None, layouts, engine.remote, bound)

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import feather
 
-from adaftr_fast._files import AnyPath
+from adaftr_fast._files import AnyPath, replacing
+from adaftr_fast._progress import progress_bar
 from adaftr_fast.data.encode.canonical import without_nan
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
@@ -25,6 +28,7 @@ from adaftr_fast.data.raw.source import (
     NOT_PARQUET,
     Inputs,
     check_columns,
+    data_files,
     first_rows,
     listed,
     open_dataset,
@@ -41,14 +45,18 @@ CLOCK = r"[T ][0-9]{2}(?::?[0-9]{2}){0,2}"
 ISO_8601 = rf"^(?P<time>[0-9]{{4}}-?[0-9]{{2}}(?:-?[0-9]{{2}}(?:{CLOCK})?)?)(?:[.,][0-9]+)?(?P<zone>Z|[+-][0-9:]+)?$"
 
 
-def with_times(schema: Schema, paths: Inputs, memory: Memory = DEFAULT) -> Schema:
+def with_times(
+    schema: Schema, paths: Inputs, work: Path, memory: Memory = DEFAULT, *, progress: bool = False
+) -> Schema:
     """Returns a schema whose shares of time are conditions, which compare with times of these inputs.
 
     A split begins and ends at exact quantiles of its column. Rows of the same time are in the same split.
 
     Args:
         paths: the inputs by role, text or parquet.
+        work: a folder that belongs to these inputs, where the times are kept for a run that resumes.
         memory: the bound of this process.
+        progress: whether to show a progress bar.
 
     Raises:
         DataError: an input cannot be read, its times are text that does not sort by time, or there are fewer different
@@ -56,10 +64,16 @@ def with_times(schema: Schema, paths: Inputs, memory: Memory = DEFAULT) -> Schem
     """
     rules = {name: (rule, rule.time) for name, rule in schema.split.items() if rule.time}
     split = dict(schema.split)
-    for role, column in dict.fromkeys((rule.file, time.column) for rule, time in rules.values()):
+    columns = dict.fromkeys((rule.file, time.column) for rule, time in rules.values())
+    for number, (role, column) in enumerate(columns):
         ours = {name: time for name, (rule, time) in rules.items() if (rule.file, time.column) == (role, column)}
         shares = sorted({share for time in ours.values() for share in (time.start, time.stop)} - {0.0, 1.0})
-        bounds = dict(zip(shares, _quantiles(paths[role], column, schema.text, shares, memory)))
+        kept = work / f"times-{number}.arrow"
+        if not kept.exists():
+            found = _quantiles(paths[role], column, schema.text, shares, memory, progress)
+            with replacing(kept) as new:
+                feather.write_feather(found, new)
+        bounds = dict(zip(shares, map(_bound, feather.read_table(kept)["value"].to_pylist())))
         split |= {name: replace(split[name], where=_condition(time, bounds)) for name, time in ours.items()}
     return replace(schema, split=split)
 
@@ -71,16 +85,19 @@ def _condition(time: TimeRange, bounds: dict[float, object]) -> Condition | None
 
 
 def _quantiles(
-    paths: Sequence[AnyPath], time: str, form: TextFormat, shares: Sequence[float], memory: Memory
-) -> list[object]:
-    """Returns the times before which these shares of the rows are, in ascending order, each another one."""
+    paths: Sequence[AnyPath], time: str, form: TextFormat, shares: Sequence[float], memory: Memory, progress: bool
+) -> pa.Table:
+    """Returns as ``value`` the times before which these shares of the rows are, ascending, each another one."""
     files = [file for path in paths for file in text_files(path)]
     kind = _type(first_with_rows(files), time, form)
     counts = ValueCounts(kind)
-    for path in files:
-        with reading(path, f"cannot read {time}", os_error(path)):
-            for values in _columns(path, time, kind, form, memory):
-                counts.update(without_nan(values) if pa.types.is_floating(kind) else values)
+    size = sum(map(_size, files))
+    with progress_bar(total=size, unit="B", unit_scale=True, desc="times", disable=not progress) as bar:
+        for path in files:
+            with reading(path, f"cannot read {time}", os_error(path)):
+                for values, read in _columns(path, time, kind, form, memory):
+                    counts.update(without_nan(values) if pa.types.is_floating(kind) else values)
+                    bar.update(read)
     table = counts.table()
     shown = listed(map(str, files))
     if holds_text(kind):
@@ -93,13 +110,17 @@ def _quantiles(
     for number, share in enumerate(shares):
         place = max(int((cumulative <= share).sum()), places[-1] + 1)
         places.append(min(place, table.num_rows - len(shares) + number))
-    return [_bound(table["value"][place].as_py()) for place in places[1:]]
+    return table.take(places[1:])
 
 
 def _bound(value: Any) -> object:
     """Returns a time as people write it: a whole number without a fraction."""
     is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= EXACT_INTEGERS
     return int(value) if is_whole else value
+
+
+def _size(path: AnyPath) -> int:
+    return sum(file.stat().st_size for file in data_files(path))
 
 
 def _type(path: AnyPath, time: str, form: TextFormat) -> pa.DataType:
@@ -134,21 +155,26 @@ def _type(path: AnyPath, time: str, form: TextFormat) -> pa.DataType:
         return operand_type(pc.max(block.columns[time]).as_py())
 
 
-def _columns(path: AnyPath, time: str, kind: pa.DataType, form: TextFormat, memory: Memory) -> Iterator[pa.Array]:
-    """Yields the times of a file, without those of bad rows, which preparation counts."""
+def _columns(
+    path: AnyPath, time: str, kind: pa.DataType, form: TextFormat, memory: Memory
+) -> Iterator[tuple[pa.Array, int]]:
+    """Yields times of a file, without those of bad rows, which preparation counts, and their share of its bytes."""
     if is_text(path):
         layout = read_layout(path, form)
         check_columns(path, layout.names, [time])
         chunks = text_chunks(path, partial(layout.parse, types={time: kind}), header_lines=1, rows=layout.rows)
-        for table, _ in ordered_map(lambda chunk: chunk.parse(), chunks, attrgetter("memory"), memory):
-            yield one_array(table[time])
+        parsed = ordered_map(lambda chunk: (chunk.parse()[0], chunk.size), chunks, attrgetter("memory"), memory)
+        for table, size in parsed:
+            yield one_array(table[time]), size
         return
-    for table in read_tables(open_dataset(path), [time], memory=memory):
+    dataset = open_dataset(path)
+    rows, size = dataset.count_rows(), _size(path)
+    for table in read_tables(dataset, [time], memory=memory):
         values = one_array(table[time])
         if holds_text(values.type):
             values = without_words(values.cast(pa.string()), form)
             values = read_times(time, values, form, kind) if pa.types.is_temporal(kind) else values
-        yield values.cast(kind)
+        yield values.cast(kind), size * table.num_rows // rows
 
 
 def check_times(path: AnyPath | str, time: str, values: pa.Array) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from adaftr_fast.api.prepare import prepare
 from adaftr_fast.data.prepare.run import prepare as run
-from adaftr_fast.data.raw import inputs
+from adaftr_fast.data.raw import inputs, times
+from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.raw.times import with_times
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError
@@ -44,6 +45,20 @@ def test_a_schema_serves_the_log_of_the_next_month(tmp_path, other):
     assert rows(now) == rows(then) == SHARES
     assert f"test: at >= {day(190):%Y-%m-%d}" in str(then)
     assert now.manifest.fingerprint == then.manifest.fingerprint
+
+
+def test_a_run_that_resumes_knows_its_times(tmp_path, monkeypatch):
+    csv.write_csv(log(0), tmp_path / "log.csv")
+    schema = parse_schema(infer_schema([tmp_path / "log.csv"], ["click"], time="at"))
+    expected = run(schema, [tmp_path / "log.csv"], tmp_path / "expected")
+
+    def fail(folder):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        run(schema, [tmp_path / "log.csv"], tmp_path / "out", finish=fail)
+    monkeypatch.setattr(times, "_quantiles", None)  # reads all times
+    assert run(schema, [tmp_path / "log.csv"], tmp_path / "out") == expected
 
 
 def test_a_file_of_a_header_alone_tells_no_type(tmp_path):
@@ -104,9 +119,9 @@ def test_forms_of_dates_of_another_column_leave_times_alone(tmp_path, times):
 
 
 def test_nan_is_no_time(tmp_path):
-    times = pa.array([*map(float, range(ROWS)), *[float("nan")] * ROWS])
-    pq.write_table(pa.table({"at": times, "user": ["u"] * 2 * ROWS, "click": [0, 1] * ROWS}), tmp_path / "log.parquet")
-    found = with_times(by_time(), {"data": [tmp_path / "log.parquet"]})
+    at = pa.array([*map(float, range(ROWS)), *[float("nan")] * ROWS])
+    pq.write_table(pa.table({"at": at, "user": ["u"] * 2 * ROWS, "click": [0, 1] * ROWS}), tmp_path / "log.parquet")
+    found = with_times(by_time(), {"data": [tmp_path / "log.parquet"]}, tmp_path)
     assert found.split["test"].where == [("at", ">=", 90)]
 
 
