@@ -70,21 +70,28 @@ def ordered_map(
     count = cores()
     starter = os.getpid()
     waiting: deque[tuple[Future[Result], int]] = deque()
+    held = 0
 
-    def until(enough: Callable[[], bool]) -> Iterator[Result]:
-        while waiting and not enough():
-            yield waiting.popleft()[0].result()
-            check_not_forked(starter)
+    def oldest() -> Result:
+        nonlocal held
+        check_not_forked(starter)
+        future, freed = waiting.popleft()
+        held -= freed
+        return future.result()
 
     with ThreadPoolExecutor(count) as pool:
         try:
             for item in items:
                 needed = size(item)
                 memory.check(needed)
-                yield from until(lambda: needed + sum(each for _, each in waiting) <= memory.held)  # noqa: B023
+                while waiting and held + needed > memory.held:
+                    yield oldest()
                 waiting.append((pool.submit(function, item), needed))
-                yield from until(lambda: len(waiting) <= count)
-            yield from until(lambda: False)
+                held += needed
+                while len(waiting) > count:
+                    yield oldest()
+            while waiting:
+                yield oldest()
         finally:
             for future, _ in waiting:  # after an error, do not start the remaining items
                 future.cancel()
