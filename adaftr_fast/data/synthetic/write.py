@@ -155,23 +155,23 @@ def _write(log: ImpressionLog, new: Path, *, progress: bool) -> None:
         for split, start, stop in (("train", 0, test_start), ("test", test_start, config.rows)):
             skeleton, common = (new / name.format(split) for name in NAMES)
             with skeleton.open("wb") as file:
-                users = np.empty(0, np.int64)
+                seen = np.zeros(log.users + 1, bool)  # users are counted from 1
                 for text, of_batch in _in_threads(log, _ranges(start, stop, BATCH_ROWS), partial(_skeleton, log)):
                     file.write(text)
-                    users = np.union1d(users, of_batch)
+                    seen[of_batch] = True
                     bar.update(text.count(b"\n"))
             with common.open("wb") as file:
-                file.writelines(_common(log, users))
+                file.writelines(_common(log, np.flatnonzero(seen)))
 
 
 def _skeleton(log: ImpressionLog, rows: range) -> tuple[bytes, np.ndarray]:
-    """Returns lines, and the users in them in ascending order."""
+    """Returns lines, and the user of each."""
     row = np.array(rows)
     owners = log.owners(row)
     batch = log.batch(rows.start, rows.stop).drop_columns([DAY])
     fields = [field for field in log.layout.fields if field.owner != "user"]
     columns = [pa.array(row + 1), batch["click"], batch["conversion"], _index(owners["user"])]
-    return _lines(columns, fields, [batch[field.name] for field in fields]), np.unique(owners["user"])
+    return _lines(columns, fields, [batch[field.name] for field in fields]), owners["user"]
 
 
 def _common(log: ImpressionLog, users: np.ndarray) -> Iterator[bytes]:
