@@ -7,6 +7,7 @@ attempt that was cut off count too: they are written twice a second.
 import ctypes
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -29,7 +30,9 @@ class Stages:
 
     def __init__(self, journal: Path) -> None:
         self._journal = journal
-        self.done: dict[str, dict[str, Any]] = json.loads(journal.read_text()) if journal.exists() else {}
+        kept = json.loads(journal.read_text()) if journal.exists() else {"commands": {}, "done": {}}
+        self._commands: dict[str, list[str]] = kept["commands"]
+        self.done: dict[str, dict[str, Any]] = kept["done"]
 
     def run(
         self, name: str, command: Sequence[object], out: Path, environment: Mapping[str, str] | None = None
@@ -50,16 +53,21 @@ class Stages:
             disk_mb: the size of ``out``.
 
         Raises:
-            SystemExit: the command fails; the next run repeats it.
+            SystemExit: the command fails, and the next run repeats it; or the journal has another one of this name.
         """
+        words = [*map(str, command)]
+        kept = self._commands.setdefault(name, words)
+        if kept != words:
+            ran = f"expected {shlex.join(kept)}, of which it holds the figures, got {shlex.join(words)}"
+            raise SystemExit(f"{self._journal}: {name}: {ran}; name another folder")
         found = self.done.setdefault(name, {"seconds": 0.0, "attempts": 0, "peak_mb": 0})
         if found.get("finished"):
             return found
         found["attempts"] += 1
-        print(f"{name}: {' '.join(map(str, command))}", flush=True)
+        print(f"{name}: {shlex.join(words)}", flush=True)
         before, start, saved = found["seconds"], time.perf_counter(), 0.0
         variables = os.environ | (environment or {})
-        process = subprocess.Popen([*map(str, command)], env=variables, preexec_fn=_end_with_parent)
+        process = subprocess.Popen(words, env=variables, preexec_fn=_end_with_parent)
         while process.poll() is None:
             found["peak_mb"] = max(found["peak_mb"], round(anonymous(process.pid) / 1e6))
             found["seconds"] = round(before + time.perf_counter() - start, 2)
@@ -76,7 +84,8 @@ class Stages:
         return found
 
     def _save(self) -> None:
-        replace_file(self._journal, json.dumps(self.done, indent=1).encode())
+        kept = {"commands": self._commands, "done": self.done}
+        replace_file(self._journal, json.dumps(kept, indent=1).encode())
 
 
 def anonymous(process: int) -> int:

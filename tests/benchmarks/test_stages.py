@@ -19,7 +19,22 @@ from benchmarks.stages import Stages
 folder = Path(sys.argv[1])
 Stages(folder / "stages.json").run("one", [sys.executable, "-c", sys.argv[2], folder], folder)
 """
-SLEEP = "import os, sys, time; open(sys.argv[1] + '/pid', 'w').write(str(os.getpid())); time.sleep(600)"
+FIRST_FAILS = """
+import sys, time
+from pathlib import Path
+time.sleep(0.3)
+if not Path(sys.argv[1]).exists():
+    Path(sys.argv[1]).touch()
+    exit(3)
+"""
+FIRST_SLEEPS = """
+import os, sys, time
+from pathlib import Path
+pid = Path(sys.argv[1]) / "pid"
+if not pid.exists():
+    pid.write_text(str(os.getpid()))
+    time.sleep(600)
+"""
 
 
 def test_a_stage_is_measured_once(tmp_path):
@@ -36,23 +51,29 @@ def test_a_stage_is_measured_once(tmp_path):
     assert not out.exists()
 
 
+def test_another_command_of_the_same_name_is_refused(tmp_path):
+    Stages(tmp_path / "stages.json").run("one", [sys.executable, "-c", "pass"], tmp_path)
+    with pytest.raises(SystemExit, match=r"stages.json: one: expected .* -c pass, .*, got .* -c 'exit\(0\)'; name"):
+        Stages(tmp_path / "stages.json").run("one", [sys.executable, "-c", "exit(0)"], tmp_path)
+
+
 def test_a_stage_that_fails_runs_again_and_counts_all_attempts(tmp_path):
-    stages = Stages(tmp_path / "stages.json")
+    command = [sys.executable, "-c", FIRST_FAILS, tmp_path / "tried"]
     with pytest.raises(SystemExit, match="one: exit status 3; run the same command again"):
-        stages.run("one", [sys.executable, "-c", "import time; time.sleep(0.3); exit(3)"], tmp_path)
-    found = Stages(tmp_path / "stages.json").run("one", [sys.executable, "-c", "pass"], tmp_path)
+        Stages(tmp_path / "stages.json").run("one", command, tmp_path)
+    found = Stages(tmp_path / "stages.json").run("one", command, tmp_path)
     assert found["attempts"] == 2
     assert found["seconds"] > 0.3
 
 
 def test_a_killed_measurement_leaves_no_process_and_keeps_its_time(tmp_path):
-    script = Script(KILLED, tmp_path, SLEEP)
+    script = Script(KILLED, tmp_path, FIRST_SLEEPS)
     journal = tmp_path / "stages.json"
-    wait_for(lambda: journal.exists() and json.loads(journal.read_text())["one"]["seconds"] > 0.5)
+    wait_for(lambda: journal.exists() and json.loads(journal.read_text())["done"]["one"]["seconds"] > 0.5)
     child = int(wait_for((tmp_path / "pid").read_text))
     os.kill(script.pid, signal.SIGKILL)
     wait_for(lambda: not is_running(child))
-    found = Stages(journal).run("one", [sys.executable, "-c", "pass"], tmp_path)
+    found = Stages(journal).run("one", [sys.executable, "-c", FIRST_SLEEPS, tmp_path], tmp_path)
     assert found["attempts"] == 2
     assert found["seconds"] > 0.5
 
