@@ -19,6 +19,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.schema.parse import parse_schema, write_schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.serving.export import export_run
+from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.rows import read_rows
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.streaming.messages import RowReader
@@ -284,6 +285,35 @@ def test_text_of_a_request_is_read_as_that_of_the_log(worn):
     written = [{**ROW, "price": price} for price in ("1,25", "2,5", "NA", "1.325,0")]
     assert scorer.score(written).equals(expected)
     assert scorer.score([plain[0], written[1], written[2], plain[3]]).equals(expected)
+
+
+@pytest.mark.parametrize("text", [{}, {"thousands": ","}])
+def test_empty_text_is_a_missing_number(worn, tmp_path, text):
+    """In requests, tables, files and messages, in numeric and dense fields, whether the schema has marks or not."""
+    schema = parse_schema(SOURCE | {"text": text})
+    scorer = dataclasses.replace(load_scorer(worn / "model"), schema=schema)
+    numbers = [{**ROW, "price": price, "weight": weight} for price, weight in ((1.5, None), (None, 2.0), (3.0, -1.0))]
+    written = [{**ROW, "price": price, "weight": weight} for price, weight in (("1.5", ""), ("", "2"), ("3", "-1"))]
+    expected = scorer.score(numbers)
+    assert scorer.score(written).equals(expected)
+    assert scorer.score({**ROW, "price": ""}).equals(scorer.score({**ROW, "price": None}))
+    table = pa.Table.from_pylist(written)
+    for kind in (pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())):
+        assert scorer.score(cast(table, price=kind, weight=kind)).equals(expected)
+    predict(scorer, [parquet(table, tmp_path)], tmp_path / "scores.parquet", scorer.columns)
+    assert pq.read_table(tmp_path / "scores.parquet").equals(expected)
+    labels = {"click": 0, "conversion": 0}
+    rows, reasons = RowReader(schema).read([json.dumps(row | labels).encode() for row in written])
+    assert reasons == [None] * 3
+    assert scorer.score(rows).equals(expected)
+
+
+def test_a_text_that_is_no_number_is_named_not_its_neighbours(worn):
+    schema = parse_schema(SOURCE | {"text": {"thousands": ","}})
+    scorer = dataclasses.replace(load_scorer(worn / "model"), schema=schema)
+    rows = pa.Table.from_pylist([{**ROW, "price": price} for price in ("3,660.48", "much")])
+    with pytest.raises(DataError, match=r"^price: expected numbers: .*'much'"):
+        scorer.score(rows)
 
 
 ROW = {"user": 1, "city": "x", "member": True, "item": 3, "price": 1.5, "weight": 2.0}

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adaftr_fast.data.encode.written import holds_text, without_empty
+
 TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 WORDS = pa.array([*TRUE, *FALSE])  # how programs write booleans as text
 WORD_VALUES = pa.array(["1"] * len(TRUE) + ["0"] * len(FALSE))
@@ -50,7 +52,7 @@ def canonical_text(values: pa.Array) -> pa.Array:
 
 
 def numbers(values: pa.Array) -> pa.Array:
-    """Casts values [n] to float64. NaN becomes null.
+    """Casts values [n] to float64. NaN and empty text become null.
 
     Raises:
         pa.ArrowException: a value is not a number.
@@ -59,13 +61,15 @@ def numbers(values: pa.Array) -> pa.Array:
 
 
 def as_float64(values: pa.Array) -> pa.Array:
-    """Casts values [n] to float64, each to the nearest.
+    """Casts values [n] to float64, each to the nearest. Empty text becomes null.
 
     Raises:
         pa.ArrowException: a value is not a number.
     """
     if pa.types.is_decimal(values.type):
         values = values.cast(pa.string())  # Arrow's cast from decimals rounds twice
+    elif holds_text(values.type):
+        values = without_empty(values)
     return values.cast(pa.float64(), safe=False)
 
 

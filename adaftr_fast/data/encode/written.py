@@ -6,7 +6,6 @@ Training and scoring read columns of text through this module, from files and fr
 from __future__ import annotations
 
 import re
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -37,11 +36,10 @@ def rewrites(form: TextFormat) -> bool:
 def as_written(schema: Schema, rows: Tabular) -> Tabular:
     """Returns rows whose columns of text have null for words that mean missing, and whose numbers are no text.
 
-    Nor are the times that conditions compare. Text that is no number stays as it is. Rows that were read so already do,
-    too.
+    Nor are the times that conditions compare. Rows that were read so already stay as they are.
 
     Raises:
-        pa.ArrowInvalid: text is no time.
+        pa.ArrowInvalid: text is no number or no time.
     """
     form = schema.text
     if not rewrites(form):
@@ -52,8 +50,7 @@ def as_written(schema: Schema, rows: Tabular) -> Tabular:
         if holds_text(field.type):
             values = without_words(rows.column(place).cast(pa.string()), form)
             if field.name in numbers:
-                with suppress(pa.ArrowException):  # the error of the field names it
-                    values = plain_numbers(values, form).cast(pa.float64())
+                values = _read_numbers(field.name, values, form)
             elif field.name in temporal and form.dates:
                 values = read_times(field.name, values, form, temporal[field.name])
             rows = rows.set_column(place, field.name, values)
@@ -67,8 +64,18 @@ def without_words(values: pa.Array, form: TextFormat) -> pa.Array:
     return pc.if_else(pc.is_in(values, value_set=pa.array(form.null)), pa.scalar(None, pa.string()), values)
 
 
+def without_empty(values: pa.Array) -> pa.Array:
+    """Returns text [n] with null for empty text."""
+    values = values.cast(pa.string())
+    return pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
+
+
 def plain_numbers(values: pa.Array, form: TextFormat) -> pa.Array:
-    """Returns numbers that are written as text [n] as Arrow casts them. Text in another form is no number any more."""
+    """Returns numbers that are written as text [n] as Arrow casts them, null for empty text.
+
+    Text in another form is no number any more.
+    """
+    values = without_empty(values)
     thousands, decimal = re.escape(form.thousands), re.escape(form.decimal)
     if form.thousands:
         grouped = pc.match_substring_regex(
@@ -79,6 +86,13 @@ def plain_numbers(values: pa.Array, form: TextFormat) -> pa.Array:
         values = pc.replace_substring(values, ".", " ")  # in "1.5", which is no number here, nor is "1 5"
         values = pc.replace_substring(values, form.decimal, ".")
     return values
+
+
+def _read_numbers(name: str, values: pa.Array, form: TextFormat) -> pa.Array:
+    try:
+        return plain_numbers(values, form).cast(pa.float64())
+    except pa.ArrowInvalid as error:
+        raise pa.ArrowInvalid(f"{name}: expected numbers: {error}") from error
 
 
 def label_numbers(values: pa.Array) -> pa.Array:
