@@ -41,7 +41,7 @@ def read_rows(schema: Schema, prices: Sequence[str], rows: RawRows, extra: Extra
     if extra not in get_args(Extra):
         raise ConfigError(f"extra: expected {' or '.join(get_args(Extra))}, got {extra!r}")
     names = needed_columns(schema, prices)
-    known = {*names, *schema.columns()} if extra == "error" else None
+    known = {*names, *schema.columns(), *schema.ignore} if extra == "error" else None
     if isinstance(rows, ArrowStream):
         table = read_table(rows)
         _check_names("rows", table.column_names, names, known)
@@ -89,7 +89,7 @@ def _check_names(where: str, found: Iterable[str], names: Sequence[str], known: 
     if known is not None and (unknown := [name for name in found if name not in known]):
         raise DataError(
             f"{where}: column {_quoted(unknown)} is not in the schema of the model, which reads {_quoted(names)}; "
-            'leave it out, or have such columns ignored: extra="ignore" in Python, --extra ignore of serve'
+            'leave it out, or have such columns ignored: score(..., extra="ignore") in Python, --extra ignore of serve'
         )
 
 

@@ -121,9 +121,9 @@ class Scorer:
         """Scores raw rows: a dict for one row, a list of dicts, or a table (pandas, Polars or Arrow) of n rows.
 
         A row needs the columns that fields read, and that of the prices, if there is one. Those of the schema that
-        only training reads (labels, weight, group, time) may be there. Values mean what they mean to ``prepare``,
-        whatever type carries them: None, NaN and empty text are missing, and one that training has not seen is
-        unknown. The rows beside a row change its scores by the rounding of a matrix product at most.
+        only training reads (labels, weight, group, time) and those that it ignores may be there. Values mean what they
+        mean to ``prepare``, whatever type carries them: None, NaN and empty text are missing, and one that training
+        has not seen is unknown. The rows beside a row change its scores by the rounding of a matrix product at most.
 
         Args:
             rows: the raw rows.

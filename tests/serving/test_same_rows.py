@@ -1,6 +1,7 @@
 """The same rows have the same ids and scores, whatever types carry them and whatever program wrote them."""
 
 import dataclasses
+import datetime
 import decimal
 import json
 
@@ -16,6 +17,7 @@ import pytest
 import adaftr_fast
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.schema.parse import parse_schema, write_schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.serving.export import export_run
@@ -274,6 +276,21 @@ def test_a_dict_is_one_row(worn):
     assert scorer.score([]).equals(expected.slice(0, 0))
     nothing = scorer.score(dict.fromkeys(FEATURES))  # every value is missing
     assert scorer.score(dict.fromkeys(FEATURES, float("nan"))).equals(nothing)
+
+
+def test_rows_may_have_the_columns_that_an_inferred_schema_leaves_out(worn, tmp_path):
+    """By name or, as times, by type."""
+    log = make_rows().append_column("note", pa.array(["x"] * ROWS))
+    log = log.append_column("day", pa.array([datetime.date(2026, 1, 1)] * ROWS))
+    source = infer_schema([parquet(log, tmp_path)], ["click", "conversion"], group="user", ignore=["note"])
+    assert source["ignore"] == ["note", "day"]
+    with pytest.raises(DataError, match="ignore: expected columns that no field reads, but field price reads 'price'"):
+        parse_schema(source | {"ignore": ["price"]})
+    model = load_scorer(worn / "model")
+    scorer = dataclasses.replace(model, schema=parse_schema(SOURCE | {"ignore": source["ignore"]}))
+    assert scorer.score(log).equals(model.score(make_rows()))
+    with pytest.raises(DataError, match=r"^rows: column 'other' is not in the schema"):
+        scorer.score(log.append_column("other", log["note"]))
 
 
 def test_text_of_a_request_is_read_as_that_of_the_log(worn):

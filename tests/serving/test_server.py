@@ -160,7 +160,7 @@ def test_errors_say_what_a_client_can_do(served):
     (row,) = make_log(1).select([*FEATURES, "price"]).to_pylist()
     status, answer = served.ask("/score", {**row, "usr": 1})
     assert status == 422
-    ways = 'leave it out, or have such columns ignored: extra="ignore" in Python, --extra ignore of serve'
+    ways = 'leave it out, or have such columns ignored: score(..., extra="ignore") in Python, --extra ignore of serve'
     assert answer["error"].endswith(ways)
 
 

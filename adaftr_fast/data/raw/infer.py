@@ -105,6 +105,8 @@ def infer_schema(
     fields |= {name: {"kind": "categorical", "hashed": ids} for name, ids in hash.items()}
     source: dict[str, Any] = {"name": path.name.split(".")[0], "labels": {label: label for label in labels}}
     source |= {key: value for key, value in (("group", group), ("weight", weight)) if value}
+    left_out = [name for name in dict.fromkeys([*ignore, *fields]) if not fields.get(name)]
+    source |= {"ignore": left_out} if left_out else {}
     source |= {} if funnel is None else {"funnel": list(funnel)}
     source |= {} if min_count is None else {"defaults": {"min_count": min_count}}
     source |= {"text": first.written()} if first.written() else {}

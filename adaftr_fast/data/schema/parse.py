@@ -43,6 +43,7 @@ OPTIONAL = (
     "group",
     "weight",
     "truth",
+    "ignore",
     "defaults",
     "funnel",
     "text",
@@ -144,6 +145,7 @@ def parse_schema(source: dict[str, Any]) -> Schema:
         source=source,
         funnel=funnel_stages(source.get("funnel"), table("labels", source["labels"])),
         text=text_format(source.get("text", {})),
+        ignore=strings("ignore", source["ignore"]) if "ignore" in source else (),
     )
     _check_leaks(schema)
     _check_times(schema)
@@ -217,6 +219,8 @@ def _check_leaks(schema: Schema) -> None:
     for field in schema.features:
         for column in set(field.columns) & {*schema.truth.values(), schema.weight}:
             raise DataError(f"field {field.name} reads {column!r}, a truth or weight column")
+        for column in set(field.columns) & {*schema.ignore}:
+            raise DataError(f"ignore: expected columns that no field reads, but field {field.name} reads {column!r}")
     for label in schema.labels:
         for field in schema.features:
             leaked = set(field.columns) & set(label.columns())

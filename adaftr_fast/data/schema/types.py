@@ -151,6 +151,7 @@ class Schema:
         fields: fields of embeddings.
         dense: dense fields.
         text: how text holds values.
+        ignore: columns that no field reads, which rows to score may have nevertheless.
         truth: columns stored next to the ids, by name: true probabilities of a task, or other known quantities.
         source: content of the TOML file, merged into its base.
     """
@@ -172,6 +173,7 @@ class Schema:
     funnel: tuple[str, ...] = ()
     dense: tuple[Field, ...] = ()
     text: TextFormat = PLAIN_TEXT
+    ignore: tuple[str, ...] = ()
 
     @property
     def features(self) -> tuple[Field, ...]:

@@ -41,6 +41,7 @@ def test_fields_and_a_split_by_time(log, name):
     source = infer_schema([log / name], ["click", "buy"], group="user", time="at", weight="w", ignore=["note"])
     assert source["name"] == "log"
     assert source["fields"] == {"user": "categorical", "item": "categorical", "price": "numeric", "new": "categorical"}
+    assert source["ignore"] == ["note"]
     manifest = prepare(parse_schema(source), [log / name], log / "out")
     assert {split: info.rows for split, info in manifest.splits.items()} == {"train": 80, "validation": 10, "test": 10}
     assert (manifest.tasks, manifest.group, manifest.weight) == (["click", "buy"], "user", "w")
