@@ -110,6 +110,8 @@ def _add_schema(parser: Parser) -> None:
     parser.add_argument("--ignore", type=str, nargs="+", help="with --labels: columns to leave out, such as the time")
     funnel = "with --labels: tasks in order, each of which happens only after the one before; none if independent"
     parser.add_argument("--funnel", type=str, nargs="*", help=funnel)
+    share = "maximum share of rows of a file that cannot be read; they alone are left out"
+    parser.add_argument("--bad_rows", type=float, default=0.0, help=share)
 
 
 def _read_schema(
@@ -189,7 +191,7 @@ def daily(arguments: jsonargparse.Namespace) -> None:
     ):
         schema = _read_schema(arguments, lambda: files[0], out.local, ranks)
         record: dict[str, Any] | None = None
-        for record in train_daily(schema, files, config, out.local, ranks, engine, out):
+        for record in train_daily(schema, files, config, out.local, ranks, engine, out, arguments.bad_rows):
             if is_first():
                 print(_day_line(record))
     if is_first() and record is not None:
@@ -203,9 +205,14 @@ def _day_line(record: dict[str, Any]) -> str:
     measured = record["before_training"]
     text = "the first day" if measured is None else aucs(measured)
     return (
-        f"day {record['day']} ({record['file']}): {record['rows']:,} rows, {record['ids']:,} ids; "
+        f"day {record['day']} ({record['file']}): {_rows(record)}, {record['ids']:,} ids; "
         f"before training: {text}; validation after training: {aucs(record['validation'])}"
     )
+
+
+def _rows(record: dict[str, Any]) -> str:
+    left_out = f" and {record['bad_rows']:,} left out" if "bad_rows" in record else ""
+    return f"{record['rows']:,} rows{left_out}"
 
 
 INCOMING = "incoming"  # the chunk of a topic that is in progress, in OUT
@@ -248,7 +255,7 @@ def stream(arguments: jsonargparse.Namespace) -> None:
     from adaftr_fast.streaming.loop import StreamOptions, train_stream
 
     config = replace(read_config(arguments, SECTIONS), warm_start=read_warm_start(arguments))
-    names = ("poll", "idle", "keep", "export_minutes", "on_error")
+    names = ("poll", "idle", "keep", "export_minutes", "on_error", "bad_rows")
     options = StreamOptions(**{name: arguments[name] for name in names})
     with (
         joined(config.training.device, config.training.rank_timeout) as ranks,
@@ -305,11 +312,11 @@ def _chunk_line(record: dict[str, Any]) -> str:
     aside = f", {record['set_aside']['messages']:,} set aside" if "set_aside" in record else ""
     head = f"chunk {record['chunk']} ({record['name']}{aside}): "
     if "error" in record:
-        return f"{head}left out: {record['error']}"
+        return f"{head}the whole chunk is left out: {record['error']}"
     measured = record["before_training"]
     before = "the first chunk" if measured is None else aucs(measured)
     return (
-        f"{head}{record['rows']:,} rows, {record['ids']:,} ids, {record['rows_per_s']:,.0f} rows/s, "
+        f"{head}{_rows(record)}, {record['ids']:,} ids, {record['rows_per_s']:,.0f} rows/s, "
         f"lag {record['lag']:.1f} s; before training: {before}; validation: {aucs(record['validation'])}"
     )
 

@@ -27,6 +27,7 @@ from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData, Split
 from adaftr_fast.data.dataset.rows import Rows
 from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.raw.bad_rows import check_share
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
@@ -50,6 +51,7 @@ def train_daily(
     ranks: Ranks | None = None,
     engine: Engine | None = None,
     output: Output = HERE,
+    bad_rows: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Trains on one file per day, yields a record per day and writes all records to ``daily.jsonl``.
 
@@ -64,20 +66,24 @@ def train_daily(
         ranks: the ranks that train together. All of them must see ``out``, and get the records.
         engine: the engine that prepares each day, on rank 0; None is ``Local()``.
         output: the output that ``out`` is.
+        bad_rows: the share of a day's rows that may be unreadable or lack a label. They are left out, and the record of
+            the day has their number.
 
     Raises:
         CheckpointError: a rank does not see ``out``.
         RankError: the ranks have different options or files.
-        DataError: the schema reads several files, or the days in ``out`` are not the first of ``files``.
+        DataError: the schema reads several files, the days in ``out`` are not the first of ``files``, ``bad_rows`` is
+            no share, or a day cannot be prepared.
         KeyboardInterrupt, TrainingError, CheckpointError, BusyError: see ``train_one``.
     """
+    check_share(bad_rows)
     schema = part_schema(schema)
-    with writing_parts(out, config, ranks, files=[str(file) for file in files]):
+    with writing_parts(out, config, ranks, files=[str(file) for file in files], bad_rows=bad_rows):
         journal = Journal(out / RECORDS, ranks)
         _check(out, journal.records, files)
         for day, file in list(enumerate(files, start=1))[len(journal.records) :]:
             before = _folder(out, day - 1) if day > 1 else None
-            with train_part(schema, file, _folder(out, day), before, config, ranks, engine, output) as found:
+            with train_part(schema, file, _folder(out, day), before, config, ranks, engine, output, bad_rows) as found:
                 journal.append({"day": day, "file": str(file)} | found)
             yield journal.records[-1]
 
@@ -142,6 +148,7 @@ def train_part(
     ranks: Ranks | None = None,
     engine: Engine | None = None,
     output: Output = HERE,
+    bad_rows: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
     """Prepares a part of a log with the ids of the part before, measures that part's model on it, and trains on it.
 
@@ -157,20 +164,25 @@ def train_part(
         ranks: the ranks that train together, which all call it.
         engine: the engine that prepares the part; None is ``Local()``.
         output: what the folders are parts of.
+        bad_rows: the share of rows that may be unreadable or lack a label. They are left out, and recorded if any.
     """
 
     def prepared() -> None:
         grow = before and before / "data"
-        prepare(schema, [file], folder / "data", engine=engine, grow=grow, progress=config.training.progress)
+        options: dict[str, Any] = {"engine": engine, "grow": grow, "bad_rows": bad_rows}
+        prepare(schema, [file], folder / "data", **options, progress=config.training.progress)
 
     after_rank_zero(ranks, prepared)
     data = PreparedData(folder / "data")
     measured = None if before is None else _measure(before / "run", data, config, ranks)
     start = config.warm_start if before is None else WarmStartConfig(output.recorded(before / "run"))
     part_config = replace(config, data=DataConfig(output.recorded(data.folder)), warm_start=start)
+    bad = data.manifest.bad_rows
+    left_out = {"bad_rows": bad.bad} if bad and bad.bad else {}
     with fit_one(data, part_config, folder / "run", ranks=ranks, output=output) as trainer:
         yield {
             "rows": data.manifest.splits["test"].rows,
+            **left_out,
             "ids": sum(data.manifest.num_embeddings),
             "before_training": measured,
             "validation": trainer.result.validation,

@@ -37,7 +37,7 @@ from adaftr_fast.data.encode.encoders import (
 from adaftr_fast.data.encode.written import as_written
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import ordered_map
-from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.bad_rows import BadRows, check_share
 from adaftr_fast.data.raw.inputs import is_text
 from adaftr_fast.data.raw.rows import Chunk, RawFile, kept, raw_files
 from adaftr_fast.data.raw.tables import shown
@@ -194,8 +194,7 @@ def predict(
             folder, or would have two columns of the same name.
         BusyError: another process writes ``out``.
     """
-    if not 0.0 <= bad_rows < 1.0:
-        raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
+    check_share(bad_rows)
     _check_place(out, files)
     bound = Memory.of(memory)
     inputs = raw_files(scorer.schema, files, keep, columns.inputs(), bound)

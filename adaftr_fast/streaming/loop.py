@@ -19,6 +19,7 @@ from typing import Any, Literal
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.config import RunConfig
+from adaftr_fast.data.raw.bad_rows import check_share
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
 from adaftr_fast.errors import ConfigError, DataError, TrainingError
@@ -113,9 +114,12 @@ class StreamOptions:
         export_minutes: the minutes between two exports; 0 exports after each chunk.
         on_error: "stop" ends the stream at a chunk that cannot be trained on; "skip" records its error and goes on.
             With several ranks, "skip" leaves out chunks that cannot be prepared; an error of training ends the stream.
+        bad_rows: the share of a chunk's rows that may be unreadable or lack a label. They are left out, and the record
+            of the chunk has their number. A chunk with more cannot be trained on.
 
     Raises:
         ConfigError: a number is too small.
+        DataError: ``bad_rows`` is no share.
     """
 
     poll: float = 1.0
@@ -123,11 +127,13 @@ class StreamOptions:
     keep: int = 2
     export_minutes: float = 0.0
     on_error: Literal["stop", "skip"] = "stop"
+    bad_rows: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("poll", 0), ("idle", 0), ("keep", 1), ("export_minutes", 0)):
             if not (value := getattr(self, name)) >= least:
                 raise ConfigError(f"{name}: expected a number of at least {least}, got {value}")
+        check_share(self.bad_rows)
 
 
 def train_stream(
@@ -246,7 +252,7 @@ class _Stream:
         began = time.time()
         try:
             part = partial(train_part, self.schema, chunk.file, self._folder(number), before, self.config, self.ranks)
-            with part(output=self.output) as found:
+            with part(output=self.output, bad_rows=self.options.bad_rows) as found:
                 record = about | found | self._timed(chunk, began)
                 record["rows_per_s"] = record["rows"] / record["seconds"]
                 self.journal.append(record)
@@ -257,7 +263,7 @@ class _Stream:
             record = about | {"error": str(error)} | self._timed(chunk, began)
             self.journal.append(record)
             if self.trackers is not None:
-                warnings.warn(f"{chunk.file}: left out: {error}", RuntimeWarning, stacklevel=2)
+                warnings.warn(f"{chunk.file}: the whole chunk is left out: {error}", RuntimeWarning, stacklevel=2)
         if self.trackers is not None:
             self.trackers.log(_numbers(record), number)
         on_rank_zero(self.ranks, self._remove_old)
@@ -320,7 +326,7 @@ def _sleep(seconds: float, stop: Interrupt) -> None:
 
 def _numbers(record: dict[str, Any]) -> dict[str, Any]:
     """Returns what the trackers log of a record. An undefined metric is left out, which a file has as null."""
-    names = ("lag", "seconds", "rows", "rows_per_s", "ids", "before_training", "validation")
+    names = ("lag", "seconds", "rows", "bad_rows", "rows_per_s", "ids", "before_training", "validation")
     return _defined({name: record.get(name) for name in names})
 
 

@@ -1,8 +1,11 @@
 import itertools
 import json
 import os
+import re
 from dataclasses import replace
 
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -165,11 +168,37 @@ def test_the_first_day_starts_from_another_run_and_each_later_one_from_the_day_b
         assert torch.equal(weights(tmp_path / "out", day)["backbone.embedding.weight.3"], old)
 
 
+SMALL = (
+    "--training.batch_size 100 --training.max_epochs 1 --training.progress false "
+    "--model.tower_hidden [4] --model.expert_hidden [4] --model.relatedness_hidden [4]"
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("daily --files LOG", "day 1 (LOG): 800 rows and 1 left out, "),
+        ("stream --folder IN --settle 0 --poll 0 --idle 0.01", "chunk 1 (log.csv): 800 rows and 1 left out, "),
+    ],
+)
+def test_the_commands_leave_out_rows_as_their_error_says(command, shown, tmp_path, capsys):
+    log = tmp_path / "in/log.csv"
+    log.parent.mkdir()
+    csv.write_csv(pq.read_table(write_day(tmp_path, 1)), log)
+    with log.open("a") as file:
+        file.write("1,short\n")
+    os.utime(log, (0, 0))  # whole for long
+    words = f"{command} --labels click buy --out OUT {SMALL}".replace("LOG", str(log)).replace("IN", str(log.parent))
+    assert main(words.replace("OUT", str(tmp_path / "stopped")).split()) == 2
+    (advice,) = re.findall("--bad_rows 0.01", capsys.readouterr().err)
+    assert main(f"{words} {advice}".replace("OUT", str(tmp_path / "out")).split()) == 0
+    assert capsys.readouterr().out.startswith(shown.replace("LOG", str(log)))
+
+
 def test_the_commands_infer_the_schema_from_labels(tmp_path, capsys):
     """From the first day alone, which may be gone when the next one is trained on."""
     first, second, out = write_day(tmp_path, 1), write_day(tmp_path, 2), tmp_path / "out"
-    sizes = "--model.tower_hidden [4] --model.expert_hidden [4] --model.relatedness_hidden [4]"
-    options = f"--training.batch_size 100 --training.max_epochs 1 --training.progress false {sizes}"
+    options = SMALL
     roles = "--labels click buy --funnel click buy --group user"
     assert main(f"daily {roles} --files {first} --out {out} {options}".split()) == 0
     schema = load_schema(str(out / "schema.toml"))

@@ -7,6 +7,7 @@ import signal
 from types import SimpleNamespace
 
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -128,12 +129,27 @@ def test_a_chunk_that_cannot_be_trained_on_ends_the_stream_or_is_left_out(chunks
     out, whole = tmp_path / "out", tmp_path / "whole"
     with pytest.raises(DataError, match="label click: 0 of 724 training rows are positive"):
         stream(chunks, out)
-    with pytest.warns(RuntimeWarning, match=r"001\.parquet: left out: label click"):
+    with pytest.warns(RuntimeWarning, match=r"001\.parquet: the whole chunk is left out: label click"):
         records = stream(chunks, out, on_error="skip")
     assert "training rows are positive" in records[0]["error"]
     assert (records[1]["chunk"], folders(out)) == (3, ["chunk-000001", "chunk-000003"])
     (chunks / "001.parquet").unlink()
     assert stream(chunks, whole)[1]["before_training"] == records[1]["before_training"]
+
+
+def test_rows_that_cannot_be_read_are_left_out_up_to_a_share(chunks, tmp_path):
+    text = tmp_path / "text"
+    text.mkdir()
+    csv.write_csv(pq.read_table(chunks / "000.parquet"), text / "000.csv")
+    with (text / "000.csv").open("a") as file:
+        file.write("1,short\n")
+    with pytest.warns(RuntimeWarning, match=r"the whole chunk is left out: 1 of 801 rows cannot be read"):
+        (skipped,) = stream(text, tmp_path / "none", on_error="skip", bad_rows=0.001)
+    assert "rows" not in skipped
+    (record,) = stream(text, tmp_path / "out", bad_rows=0.002)
+    assert (record["rows"], record["bad_rows"]) == (800, 1)
+    with pytest.raises(DataError, match=r"bad_rows: expected a share in \[0, 1\), got 1"):
+        loop.StreamOptions(bad_rows=1)
 
 
 def test_a_chunk_in_which_every_value_of_a_column_is_missing(chunks, tmp_path):

@@ -36,7 +36,7 @@ from adaftr_fast.data.prepare.merge import (
 )
 from adaftr_fast.data.prepare.steps import InputFiles, Job
 from adaftr_fast.data.prepare.work_folder import WorkFiles, publish, remove_finished, work_folder
-from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.bad_rows import BadRows, check_share
 from adaftr_fast.data.raw.inputs import read_layouts
 from adaftr_fast.data.raw.source import input_paths
 from adaftr_fast.data.raw.times import with_times
@@ -101,8 +101,7 @@ def prepare(
     place: AnyPath = as_path(folder)
     engine = engine or Local()
     bound = Memory.of(memory)
-    if not 0.0 <= bad_rows < 1.0:
-        raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
+    check_share(bad_rows)
     if shards is not None and not 1 <= shards <= MAX_SHARDS:
         raise DataError(f"shards: expected 1 to {MAX_SHARDS}, got {shards}")
     generated = None if files else schema.generate

@@ -94,6 +94,12 @@ class BadRows:
         return f"{self.bad:,} of {self.rows:,} rows cannot be read ({reasons}){first}"
 
 
+def check_share(bad_rows: float) -> None:
+    """Raises DataError unless ``bad_rows`` is a share of rows that may be left out."""
+    if not 0.0 <= bad_rows < 1.0:
+        raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
+
+
 def bad_rows(rows: int, bad: Iterable[BadLine], *, lines: int, blank: int) -> BadRows:
     """Returns the report of one block with ``rows`` rows. Lines of the block count from 1."""
     bad = sorted(bad, key=lambda each: each.line)
