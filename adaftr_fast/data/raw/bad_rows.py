@@ -29,7 +29,7 @@ class BadRows:
         rows: number of rows read.
         bad: number of rows left out.
         reasons: number of rows left out, by reason.
-        examples: the first ones, as ``file:line: reason: text``.
+        examples: the first ones, as ``file:line: reason: text``, without text for a missing value.
         lines: number of lines of text below the headers; None if the inputs were not text, or were prepared before
             lines were counted.
         blank: number of lines without any value, which are not rows.
@@ -106,5 +106,8 @@ def bad_rows(rows: int, bad: Iterable[BadLine], *, lines: int, blank: int) -> Ba
     reasons: dict[str, int] = {}
     for each in bad:
         reasons[each.reason] = reasons.get(each.reason, 0) + 1
-    examples = [f"{each.line}: {each.reason}: {each.text[:TEXT]!r}" for each in bad[:EXAMPLES]]
+    examples = []
+    for each in bad[:EXAMPLES]:
+        text = f": {each.text[:TEXT]!r}" if each.text else ""  # a missing value may be written as one of several words
+        examples.append(f"{each.line}: {each.reason}{text}")
     return BadRows(rows, len(bad), reasons, examples, lines, blank)

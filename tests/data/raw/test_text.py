@@ -27,6 +27,7 @@ def test_bad_rows_are_reported_with_line_numbers():
     }
     assert report.examples[0] == "2: expected 3 columns, got 2: '2,b'"
     assert report.examples[1] == "4: t is not UTF-8: '\\\\xff'"
+    assert report.examples[2] == "6: n is missing"  # whatever the word for it, if any
     assert report.examples[3] == "7: n is not of type double: 'five'"
 
 
