@@ -17,7 +17,7 @@ from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.data.schema.parse import funnel_stages
 from adaftr_fast.distributed.ranks import Ranks
-from adaftr_fast.errors import DivergedError, TrainingError
+from adaftr_fast.errors import ConfigError, DivergedError, TrainingError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.state import sharded_tables
@@ -214,7 +214,7 @@ def mean_auc(metrics: TaskMetrics) -> float:
 
 
 def check_monitor(monitor: str, tasks: Sequence[str], split: Split) -> None:
-    """Raises TrainingError as ``monitored``, if there is no such task, or the rows cannot have the metric."""
+    """Raises ConfigError if there is no such task, and TrainingError if the rows cannot have the metric."""
     funnel = funnel_stages(None, tasks) if split.funnel is None else split.funnel
     later = [stage for _, stage in _stages(funnel, tasks)]
     names = ["auc", "logloss", *(["gauc"] if split.rows.grouped else [])]
@@ -229,7 +229,8 @@ def monitored(metrics: TaskMetrics, monitor: str) -> float:
         monitor: the name of a metric, for its mean over the tasks that have it, or TASK/METRIC.
 
     Raises:
-        TrainingError: there is no such task, no task has the metric, or it is undefined on these rows.
+        ConfigError: there is no such task.
+        TrainingError: no task has the metric, or it is undefined on these rows.
     """
     name = monitor.rpartition("/")[2]
     found = [metrics[task][name] for task in _tasks_with(monitor, metrics)]
@@ -243,7 +244,7 @@ def _tasks_with(monitor: str, metrics: Mapping[str, Container[str]]) -> list[str
     """Returns the tasks whose metric is monitored, given the names of the metrics of each task."""
     task, _, name = monitor.rpartition("/")
     if task and task not in metrics:
-        raise TrainingError(f"training.monitor: expected one of the tasks {', '.join(metrics)}, got {monitor!r}")
+        raise ConfigError(f"training.monitor: expected one of the tasks {', '.join(metrics)}, got {monitor!r}")
     found = [each for each in ([task] if task else metrics) if name in metrics[each]]
     if not found:
         raise _lacks(monitor)

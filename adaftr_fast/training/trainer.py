@@ -60,6 +60,7 @@ class Trainer:
             trackers as finished.
 
     Raises:
+        ConfigError: ``config.monitor`` names a task that the model does not have.
         TrainingError: the training split is smaller than a batch, an epoch has fewer steps than validations, a batch
             cannot be divided equally among ranks and parts, or not between the blocks of ``contrast_rows``, or the
             validation split cannot have the metric ``config.monitor``.

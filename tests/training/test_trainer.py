@@ -248,7 +248,7 @@ def test_the_monitored_metric_chooses_the_weights_and_ends_the_run(model, splits
 
 def test_a_monitored_metric_that_is_not_there_is_named(model, splits):
     with pytest.raises(
-        TrainingError, match=r"training\.monitor: expected one of the tasks click, conversion, got 'buy/auc'"
+        ConfigError, match=r"training\.monitor: expected one of the tasks click, conversion, got 'buy/auc'"
     ):
         trainer(model, splits, monitor="buy/auc")
     with pytest.raises(
