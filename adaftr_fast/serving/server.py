@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -155,7 +156,7 @@ def application(models: ReloadingScorer, extra: Extra = "error") -> Starlette:
         Route("/health", server.health),
         Route("/metrics", server.metrics_text),
     ]
-    return Starlette(routes=routes, lifespan=server.running)
+    return Starlette(routes=routes, lifespan=server.running, exception_handlers={HTTPException: _refuse})
 
 
 def serve(
@@ -187,6 +188,12 @@ def serve(
 
 def _digest(scorer: Scorer) -> str:
     return scorer.about.sha256[PROGRAM]
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    """Answers a request for another path or by another method."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
 
 async def _body(request: Request) -> bytearray:

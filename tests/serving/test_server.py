@@ -88,7 +88,8 @@ def test_answers_have_the_scores_of_the_model(served, exported):
     for content, status, message in wrong:
         found, answer = served.ask("/score", content)
         assert (found, message in answer["error"]) == (status, True), answer
-    assert served.ask("/score")[0] == 405
+    assert served.ask("/score") == (405, {"error": "Method Not Allowed"})
+    assert served.ask("/scores") == (404, {"error": "Not Found"})
 
     text = served.ask("/metrics")[1]
     assert 'adaftr_fast_requests_total{status="200"} 3.0' in text
