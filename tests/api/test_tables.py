@@ -78,6 +78,15 @@ def test_frames_of_other_libraries_give_the_same_scores(log, model, tmp_path):
     assert {each.name for each in tmp_path.iterdir()} == files
 
 
+def test_a_row_of_pandas_is_scored_as_a_dict(log, model):
+    pytest.importorskip("pandas")
+    frame = log.to_pandas()
+    scorer = af.load_scorer(model)
+    with pytest.raises(DataError, match=r"rows: expected a table, got a Series; of a row, pass \.to_dict\(\)"):
+        scorer.score(frame.iloc[0])
+    assert scorer.score(frame.iloc[0].to_dict()).equals(scorer.score(frame[:1]))
+
+
 def test_times_of_pandas_split_in_order(log, tmp_path):
     pandas = pytest.importorskip("pandas")
     frame = log.to_pandas()

@@ -107,8 +107,11 @@ def read_table(source: ArrowStream) -> pa.Table:
     """Returns a table in memory, with the columns that ``input_files`` would write.
 
     Raises:
-        DataError: it has two columns of the same name, or values that Arrow cannot represent.
+        DataError: it has two columns of the same name, or values that Arrow cannot represent, or is a single column or
+            row of pandas.
     """
+    if getattr(source, "ndim", 2) == 1:
+        raise DataError(f"rows: expected a table, got a {type(source).__name__}; of a row, pass .to_dict()")
     with _reading("rows"):
         reader = pa.RecordBatchReader.from_stream(source)
         schema = _plain_schema(reader.schema)
