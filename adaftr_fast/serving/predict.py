@@ -41,6 +41,7 @@ from adaftr_fast.data.raw.bad_rows import BadRows, check_share
 from adaftr_fast.data.raw.inputs import is_text
 from adaftr_fast.data.raw.rows import Chunk, RawFile, kept, raw_files
 from adaftr_fast.data.raw.tables import shown
+from adaftr_fast.data.schema.types import PLAIN_TEXT, Schema
 from adaftr_fast.errors import DataError, ServingError, StoreError
 from adaftr_fast.serving.columns import Columns
 from adaftr_fast.serving.scorer import Scorer
@@ -266,14 +267,28 @@ def _score_file(
         _add_examples(scorer, rows, encoded, examples)
         account += of_chunk
         if bad_rows == 0:
-            account.check(bad_rows)  # later rows cannot change the result
+            _check(account, bad_rows, scorer.schema)  # later rows cannot change the result
         made = columns.make(scorer.probabilities(scorer.features(encoded)), rows)
         batch = _batch(writer.schema, [*(kept(rows, name) for name in keep), *made])
         writer.write_batch(batch)
         scored += batch.num_rows
         bar.set_postfix_str(f"{account.rows / (time.perf_counter() - start):,.0f} rows/s", refresh=False)
-    account.check(bad_rows)
+    _check(account, bad_rows, scorer.schema)
     return account, scored
+
+
+def _check(account: BadRows, bad_rows: float, schema: Schema) -> None:
+    """Raises DataError if too many rows are bad, and names the options of ``prepare`` that may be absent."""
+    try:
+        account.check(bad_rows)
+    except DataError as error:
+        if schema.text != PLAIN_TEXT or not any("is not of type" in reason for reason in account.reasons):
+            raise
+        how = (
+            "the model's schema has no words for missing values and no marks of numbers; if the text has some, prepare "
+            "with --null, --thousands or --decimal (in Python null=, thousands=, decimal=), and train again"
+        )
+        raise DataError(f"{error}; {how}") from error
 
 
 def _add_examples(

@@ -148,6 +148,8 @@ def test_bad_rows_are_skipped_and_reported(predicted, out, tmp_path):
     with pytest.raises(DataError, match=message):
         predicted(path)
     assert not out.exists()
+    with pytest.raises(DataError, match=r"the model's schema has no words for missing .* with --null, --thousands or"):
+        predicted(path)
     report = predicted(path, keep=["row"], bad_rows=0.05)
     assert (report.rows, report.bad_rows.bad) == (49, 1)
     assert "6" not in pq.read_table(out)["row"].to_pylist()
