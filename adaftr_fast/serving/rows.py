@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, get_args
@@ -14,7 +15,7 @@ from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import plain_numbers, without_words
 from adaftr_fast.data.raw.inputs import field_columns
 from adaftr_fast.data.raw.tables import ArrowStream, read_table
-from adaftr_fast.data.schema.columns import column_types
+from adaftr_fast.data.schema.columns import EXACT_INTEGERS, column_types
 from adaftr_fast.data.schema.types import Schema, TextFormat
 from adaftr_fast.errors import ConfigError, DataError
 
@@ -45,7 +46,9 @@ def read_rows(schema: Schema, prices: Sequence[str], rows: RawRows, extra: Extra
     if isinstance(rows, ArrowStream):
         table = read_table(rows)
         _check_names("rows", table.column_names, names, known)
-        return pa.record_batch({name: one_array(table[name]) for name in names})
+        batch = pa.record_batch({name: one_array(table[name]) for name in names})
+        _warn_of_lost_digits(schema, batch)
+        return batch
     listed = _listed(rows)
     for where, row in listed.items():
         _check_names(where, row, names, known)
@@ -56,7 +59,19 @@ def read_rows(schema: Schema, prices: Sequence[str], rows: RawRows, extra: Extra
     null = schema.text.null
     columns = {name: _values(listed, name, null, name in separators, separators.get(name)) for name in names}
     is_number = {name: types[name] == pa.float64() for name in names}
-    return pa.record_batch({name: _column(name, each, is_number[name], schema.text) for name, each in columns.items()})
+    batch = pa.record_batch({name: _column(name, each, is_number[name], schema.text) for name, each in columns.items()})
+    _warn_of_lost_digits(schema, batch)
+    return batch
+
+
+def _warn_of_lost_digits(schema: Schema, batch: pa.RecordBatch) -> None:
+    """Warns of floats for ids beyond 2^53, which may be other ids than the integers that they were."""
+    discrete = {column for field in schema.fields if field.kind != "numeric" for column in field.columns}
+    for name in sorted(discrete):
+        values = batch[name]
+        if pa.types.is_floating(values.type) and pc.any(pc.greater(pc.abs(values), EXACT_INTEGERS)).as_py():
+            problem = "holds floats beyond 2^53, which have lost digits of ids: pass integers or text"
+            warnings.warn(f"rows: column {name!r}: {problem}", stacklevel=4)
 
 
 def needed_columns(schema: Schema, prices: Sequence[str]) -> list[str]:

@@ -124,6 +124,7 @@ class Scorer:
         only training reads (labels, weight, group, time) and those that it ignores may be there. Values mean what they
         mean to ``prepare``, whatever type carries them: None, NaN and empty text are missing, and one that training
         has not seen is unknown. The rows beside a row change its scores by the rounding of a matrix product at most.
+        A warning tells of floats beyond 2^53 in a column of ids.
 
         Args:
             rows: the raw rows.

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import decimal
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -302,6 +303,18 @@ def test_text_of_a_request_is_read_as_that_of_the_log(worn):
     written = [{**ROW, "price": price} for price in ("1,25", "2,5", "NA", "1.325,0")]
     assert scorer.score(written).equals(expected)
     assert scorer.score([plain[0], written[1], written[2], plain[3]]).equals(expected)
+
+
+def test_floats_that_have_lost_digits_of_ids_are_warned_of(worn):
+    scorer = load_scorer(worn / "model")
+    table = pa.Table.from_pylist([{**ROW, "user": 2**60}, {**ROW, "user": None}])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scorer.score(table)
+        scorer.score({**ROW, "user": 2.0**53})
+    for rows in (table.to_pandas(), {**ROW, "user": 2.0**60}):
+        with pytest.warns(UserWarning, match="column 'user': holds floats beyond 2.53, which have lost digits"):
+            scorer.score(rows)
 
 
 @pytest.mark.parametrize("text", [{}, {"thousands": ","}])

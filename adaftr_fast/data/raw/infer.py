@@ -238,7 +238,9 @@ def _ids(rows: pa.Table, form: TextFormat, columns: list[str]) -> dict[str, str]
             continue
         largest = np.abs(values).max()
         if largest > LARGEST_EXACT:
-            found[name] = f"whole numbers up to {largest:.3g}, beyond 2^53"
+            is_float = pa.types.is_floating(rows[name].type)
+            lost = "; floats have lost digits of them already: pass integers or text" if is_float else ""
+            found[name] = f"whole numbers up to {largest:.3g}, beyond 2^53{lost}"
         elif ID_NAME.search(name):
             found[name] = "whole numbers under the name of an id"
     return found
