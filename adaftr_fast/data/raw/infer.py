@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from adaftr_fast._files import AnyPath
 from adaftr_fast.data.encode.encoders import one_array
-from adaftr_fast.data.encode.written import holds_text, plain_numbers, without_words
+from adaftr_fast.data.encode.written import holds_text, plain_numbers, without_empty, without_words
 from adaftr_fast.data.raw.formats import infer_dates, infer_format
 from adaftr_fast.data.raw.inputs import Layout, first_with_rows, is_text, read_layout, text_files
 from adaftr_fast.data.raw.source import SAMPLE_ROWS, check_columns, first_rows, open_dataset, reading
@@ -27,6 +27,7 @@ from adaftr_fast.errors import DataError
 
 TRAIN, VALIDATION = 0.8, 0.9  # shares of the rows where validation and test begin
 LARGEST_EXACT = 2.0**53  # integers up to it are float64 numbers
+INTEGER = r"^[+-]?[0-9]+$"
 WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
 ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uid|gid|user|item|hash|key)$|[a-z](Id|ID|Uid|Hash|Key)$")
 MARKS = "|;,"
@@ -198,12 +199,16 @@ class _First:
 
 
 def _marked_numbers(path: AnyPath, types: pa.Schema, form: TextFormat) -> pa.Schema:
-    """Returns the types of the columns of parquet, float64 for text whose first values are numbers with given marks."""
+    """Returns the types of the columns of parquet, float64 for text whose first values are numbers with given marks.
+
+    Text of integers alone stays text, and so a categorical field, as the integers of a text file are.
+    """
     if (form.thousands, form.decimal) == (PLAIN_TEXT.thousands, PLAIN_TEXT.decimal):
         return types
     texts = [each.name for each in types if holds_text(each.type)]
     for name, values in zip(texts, first_rows(path, texts).columns):
-        if are_numbers(without_words(one_array(values).cast(pa.string()), form), form):
+        numbers = without_empty(without_words(one_array(values).cast(pa.string()), form))
+        if are_numbers(numbers, form) and not pc.all(pc.match_substring_regex(numbers, INTEGER)).as_py():
             types = types.set(types.get_field_index(name), pa.field(name, pa.float64()))
     return types
 

@@ -12,6 +12,7 @@ from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.raw.source import SAMPLE, first_rows
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.data.schema.types import TextFormat
 from adaftr_fast.errors import DataError
 
 
@@ -52,6 +53,23 @@ def test_without_a_time_users_are_kept_together(log):
     assert "at" not in source["fields"]
     assert source["split"]["validation"] == {"hash": {"column": "user", "start": 0.8, "stop": 0.9}}
     assert infer_schema([log / "log.csv"], ["click"])["split"]["train"] == {"hash": {"start": 0.0, "stop": 0.8}}
+
+
+def test_text_of_a_table_has_the_fields_of_the_same_text_file(tmp_path):
+    """With marks: integers, such as codes of places, are categorical fields; empty text is no value."""
+    columns = {
+        "price": ["1,325.50", "", "12", "NA"],
+        "zip": ["06100", "75001", "", "06200"],
+        "age": ["30", "41", "NA", ""],
+        "y": ["0", "1", "1", "0"],
+    }
+    table = pa.table({name: values * 20 for name, values in columns.items()})
+    csv.write_csv(table, tmp_path / "log.csv")
+    pq.write_table(table, tmp_path / "log.parquet")
+    form = TextFormat(null=("NA",), thousands=",")
+    of_text, of_table = (infer_schema([tmp_path / f"log.{kind}"], ["y"], text=form) for kind in ("csv", "parquet"))
+    assert of_table["fields"] == of_text["fields"]
+    assert of_table["fields"] == {"price": "numeric", "zip": "categorical", "age": "categorical"}
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.large_list(pa.int64()), pa.list_(pa.int64(), 2)])
