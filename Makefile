@@ -79,10 +79,10 @@ wheels: $(PYTHONS:%=wheel-%)
 
 # PYTHONSAFEPATH keeps the source folder from being imported instead of the wheel.
 $(PYTHONS:%=wheel-%): wheel-%: build/wheels/%/.installed
-	.ci/wheel $(<D)/venv/bin/python cpu $(<D)/cpu _C
+	.ci/wheel $(<D)/venv/bin/python cpu $(<D)/cpu _C _autograd
 	PYTHONSAFEPATH=1 $(<D)/cpu/venv/bin/python -m pytest -q -n 2 $(WHEEL_TESTS)
 	if $(<D)/venv/bin/python -c 'from torch.utils.cpp_extension import CUDA_HOME; exit(CUDA_HOME is None)'; \
-	then .ci/wheel $(<D)/venv/bin/python cuda $(<D)/cuda _C _cuda; \
+	then .ci/wheel $(<D)/venv/bin/python cuda $(<D)/cuda _C _autograd _cuda; \
 	else echo "make: no wheel with CUDA kernels: torch has no CUDA, or nvcc is not found"; fi
 
 # A plain "pip install" beside torch, as README.md has it.
@@ -90,15 +90,15 @@ check-install:
 	rm -rf build/install && $(PYTHON) -m venv build/install
 	build/install/bin/pip install -q "torch$(TORCH)"
 	build/install/bin/pip install -v ".[train]"
-	PYTHONSAFEPATH=1 build/install/bin/python .ci/check_install.py _C
+	PYTHONSAFEPATH=1 build/install/bin/python .ci/check_install.py _C _autograd
 
 cuda-build: $(CUDA_TORCH:%=cuda-build-%)
 
 # The second wheel is built by an nvcc that fails.
 $(CUDA_TORCH:%=cuda-build-%): cuda-build-%: build/cuda/%/.installed
-	LIBRARY_PATH=$(CURDIR)/$(<D)/lib TORCH_CUDA_ARCH_LIST="8.0;9.0" .ci/wheel $(<D)/venv/bin/python cuda $(<D)/cuda _C _cuda
+	LIBRARY_PATH=$(CURDIR)/$(<D)/lib TORCH_CUDA_ARCH_LIST="8.0;9.0" .ci/wheel $(<D)/venv/bin/python cuda $(<D)/cuda _C _autograd _cuda
 	PYTHONSAFEPATH=1 $(<D)/cuda/venv/bin/python -m pytest -n 2 $(wildcard tests/cuda tests/training/device)
-	CUDA_HOME=$(CURDIR)/$(<D)/nvcc-fails .ci/wheel $(<D)/venv/bin/python auto $(<D)/cpu _C
+	CUDA_HOME=$(CURDIR)/$(<D)/nvcc-fails .ci/wheel $(<D)/venv/bin/python auto $(<D)/cpu _C _autograd
 
 # Not under emulation: tests that start processes, measure memory or compile programs.
 arm:
@@ -138,7 +138,7 @@ sanitize: $(ENV)
 	UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=build/sanitize:. $(BIN)/pytest -q -n 0 tests/ops tests/nn/embedding tests/optim tests/data/dataset/test_matrix.py -k "not memory and not compile and not thousands"
 
 clean:
-	rm -rf $(VENV) build *.egg-info adaftr_fast/_C*.so adaftr_fast/_cuda*.so adaftr_fast/_build.json
+	rm -rf $(VENV) build *.egg-info adaftr_fast/_*.so adaftr_fast/_build.json
 
 # The environment is made once and made again when the build files change. It has no extension: pip would compile every
 # C++ file anew, where ninja compiles those that changed.

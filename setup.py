@@ -1,9 +1,14 @@
-"""Builds two extensions, each by itself: ``adaftr_fast._C`` (C++) and ``adaftr_fast._cuda`` (CUDA).
+"""Builds three extensions, each by itself.
+
+  _C                    the CPU kernels, by libtorch's stable ABI: one build serves torch 2.11 and every later version
+  _autograd_<version>   the C++ autograd functions, for the version of torch that is installed alone; a package without
+                        them computes the same gradients in Python
+  _cuda                 the CUDA kernels, for the version of torch that is installed
 
 ADAFTR_FAST_BUILD selects what is built:
   auto  what can be built (the default); the package runs without the rest, on its plain-PyTorch references
-  cuda  both extensions, or the build fails
-  cpu   ``_C`` alone, or the build fails
+  cuda  all extensions, or the build fails
+  cpu   ``_C`` and ``_autograd_<version>``, or the build fails
   none  nothing
 Every build but ``none`` fails without the torch that the package will run with; build_backend.py finds it.
 Why an extension is missing is written to ``adaftr_fast/_build.json``, beside the extensions; ``adaftr-fast info``
@@ -26,10 +31,9 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-C, CUDA = "adaftr_fast._C", "adaftr_fast._cuda"
-DEMANDED = {"auto": [], "cuda": [C, CUDA], "cpu": [C], "none": []}  # a build without these fails
+MODES = ("auto", "cuda", "cpu", "none")
 MODE = os.environ.get("ADAFTR_FAST_BUILD", "auto")
-if MODE not in DEMANDED:
+if MODE not in MODES:
     raise SystemExit(f"setup.py: ADAFTR_FAST_BUILD must be auto, cuda, cpu or none, got {MODE!r}")
 NONE = "ADAFTR_FAST_BUILD=none"  # adaftr_fast/_extension.py does not warn of what was chosen
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's clang has none: one thread computes
@@ -43,6 +47,11 @@ if MODE != "none":
         from torch.utils import cpp_extension
     except (ImportError, OSError) as error:  # OSError: a library that torch needs is missing
         no_torch = f"torch cannot be imported ({error}): install it first, the extensions are compiled against it"
+
+C, CUDA = "adaftr_fast._C", "adaftr_fast._cuda"
+AUTOGRAD = "adaftr_fast._autograd_" + "_".join(torch.__version__.split(".")[:2]) if torch else None
+DEMANDED = {"cuda": [C, AUTOGRAD, CUDA], "cpu": [C, AUTOGRAD]}.get(MODE, [])  # a build without these fails
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # of torch 2.11
 
 
 def cxx_obstacle():
@@ -87,15 +96,23 @@ def cxx_flags():
     return ["-O3", "-g0", "-std=c++20", *OPENMP, "-fno-math-errno", *warnings]
 
 
-def c_extension():
+def cpu_extension(name, files, *flags):
     sanitizers = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-omit-frame-pointer", "-g", "-O1"]
     return cpp_extension.CppExtension(
-        C,
-        ["csrc/bindings.cpp", *sources("csrc/cpu", ".cpp")],
+        name,
+        files,
         include_dirs=[os.path.abspath("csrc")],
-        extra_compile_args={"cxx": cxx_flags() + sanitizers * SANITIZE},
+        extra_compile_args={"cxx": [*cxx_flags(), *flags, *sanitizers * SANITIZE]},
         extra_link_args=[*OPENMP, *sanitizers[:1] * SANITIZE],
     )
+
+
+def c_extension():
+    return cpu_extension(C, ["csrc/bindings.cpp", *sources("csrc/cpu", ".cpp")], "-fvisibility=hidden", STABLE_ABI)
+
+
+def autograd_extension():
+    return cpu_extension(AUTOGRAD, sources("csrc/autograd", ".cpp"))
 
 
 def cuda_extension():
@@ -114,11 +131,15 @@ def sources(folder, suffix):
 
 
 def extensions():
-    """Returns both extensions; one that cannot be built has no sources and says why."""
+    """Returns the extensions; one that cannot be built has no sources and says why."""
     if no_torch is not None:  # sdist needs none
         return [Extension(C, [])]
     found = []
-    for name, obstacle, make in ((C, cxx_obstacle(), c_extension), (CUDA, cuda_obstacle(), cuda_extension)):
+    for name, obstacle, make in (
+        (C, cxx_obstacle(), c_extension),
+        (AUTOGRAD, cxx_obstacle(), autograd_extension),
+        (CUDA, cuda_obstacle(), cuda_extension),
+    ):
         found.append(make() if obstacle is None else Extension(name, []))
         found[-1].obstacle = obstacle
     return found
@@ -196,7 +217,7 @@ class BuildEach(build_ext if cpp_extension is None else cpp_extension.BuildExten
         """Removes what an earlier build left, which may be of other sources. Exits if the extension is demanded."""
         for folder in self.folders():
             (folder / self.get_ext_filename(extension.name)).unlink(missing_ok=True)
-        if extension.name in DEMANDED[MODE]:
+        if extension.name in DEMANDED:
             raise SystemExit(f"setup.py: ADAFTR_FAST_BUILD={MODE}, but {extension.name} is not built: {reason}")
         print(f"adaftr_fast: {extension.name} is not built: {reason}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Checks the package that is installed, not the source folder: python .ci/check_install.py [_C] [_cuda]
+"""Checks the package that is installed, not the source folder: python .ci/check_install.py [_C] [_autograd] [_cuda]
 
 Names the extensions that must load; the others must not. Shows ``adaftr-fast info`` and trains an embedding on the CPU.
 """
@@ -16,7 +16,12 @@ if Path(__file__).resolve().parents[1] in installed.resolve().parents and "site-
     sys.exit(f"check_install: expected an installed package, got the source folder {installed.parent}")
 
 cli.main(["info"])
-loaded = ["_C"] * _extension.is_built() + ["_cuda"] * _extension.has_cuda_kernels()
+built = {
+    "_C": _extension.is_built(),
+    "_autograd": _extension.has_cpp_gradients(),
+    "_cuda": _extension.has_cuda_kernels(),
+}
+loaded = [name for name, found in built.items() if found]
 if loaded != sys.argv[1:]:
     sys.exit(f"check_install: expected the extensions {sys.argv[1:]}, got {loaded}")
 

@@ -1,7 +1,8 @@
-"""Loads the extensions, C++ and CUDA, and describes the build."""
+"""Loads the extensions, for the CPU, for autograd and for CUDA, and describes the build."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.metadata
 import importlib.util
@@ -17,6 +18,7 @@ import torch  # must be imported before the extensions, which link against it
 from adaftr_fast._startup import waiting
 
 C, CUDA = "adaftr_fast._C", "adaftr_fast._cuda"
+AUTOGRAD = "adaftr_fast._autograd_" + "_".join(torch.__version__.split(".")[:2])  # each version of torch has its own
 BUILD_NOTES = Path(__file__).with_name("_build.json")  # written by setup.py: extension -> why it is not built
 
 
@@ -90,6 +92,20 @@ if _remark := untested(torch.__version__):
 
 _C, load_error = _load(C, "C++", "The plain-PyTorch references are used")
 _cuda, cuda_load_error = _load_cuda()
+_autograd, autograd_load_error = None, load_error
+if _C is not None:
+    _autograd, autograd_load_error = _load(AUTOGRAD, "C++ autograd", "Formulas in Python are used")
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int)
+def _float32_terms() -> int:
+    """Returns what csrc/cpu/runtime/precision.h describes, for kernels that no C++ of this torch tells it."""
+    return {"tf32": 2, "bf16": 1}.get(torch._C._get_fp32_precision_getter("mkldnn", "matmul"), 0)
+
+
+if _C is not None:
+    in_python = ctypes.cast(_float32_terms, ctypes.c_void_p).value
+    _C.read_float32_terms_by(in_python if _autograd is None else _autograd.float32_terms)
 
 
 place_rows = _C.place_rows if _C is not None else None
@@ -99,6 +115,11 @@ place_rows = _C.place_rows if _C is not None else None
 def is_built() -> bool:
     """Returns whether the C++ kernels are available; without them every op runs its plain-PyTorch reference."""
     return _C is not None
+
+
+def has_cpp_gradients() -> bool:
+    """Returns whether the C++ autograd functions are loaded; without them the formulas in Python take their place."""
+    return _autograd is not None
 
 
 def has_cuda_kernels() -> bool:
@@ -146,6 +167,7 @@ def build_info() -> dict[str, Any]:
         info["C++ extension"] = _C.build_info()["compiler"]
         info["compiled instruction sets"] = ", ".join(_C.build_info()["compiled"])
         info["this machine runs"] = ", ".join(_C.build_info()["supported"])
+        info["C++ gradients"] = "for this torch" if _autograd else f"{autograd_load_error}; formulas in Python are used"
     info["in use"] = cpu_capability()
     if _cuda is None:
         info["CUDA kernels"] = cuda_load_error

@@ -12,6 +12,7 @@
 
 #include "cpu/data/place_rows.h"
 #include "cpu/runtime/capability.h"
+#include "cpu/runtime/precision.h"
 
 namespace py = pybind11;
 
@@ -70,6 +71,10 @@ void place_rows(const std::vector<py::buffer>& columns, const std::optional<py::
 PYBIND11_MODULE(_C, m) {
   m.def("cpu_capability", [] { return adaftr_fast::name_of(adaftr_fast::capability()); });
   m.def("set_cpu_capability", &adaftr_fast::set_capability, py::arg("name"));
+  m.def(
+      "read_float32_terms_by",
+      [](uintptr_t address) { adaftr_fast::read_float32_terms_by(reinterpret_cast<int (*)()>(address)); },
+      py::arg("address"));
   m.def("place_rows", &place_rows, py::arg("columns"), py::arg("places"), py::arg("rows"));
   m.def("build_info", [] {
     py::dict info;

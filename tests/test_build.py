@@ -43,6 +43,9 @@ sys.argv = ["setup.py", "-q", *{command!r}.split()]
 runpy.run_path("setup.py", run_name="__main__")
 """
 
+AUTOGRAD = "_autograd_" + "_".join(torch.__version__.split(".")[:2])
+SOURCES = ("csrc/cpu/op.cpp", "csrc/autograd/gradient.cpp", "csrc/cuda/op.cu")
+
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the stand-ins are shell scripts")
 pytest.importorskip("setuptools", minversion="77")
 
@@ -50,12 +53,12 @@ pytest.importorskip("setuptools", minversion="77")
 @pytest.fixture
 def package(tmp_path):
     """Returns a package with the extensions of an earlier build, in a folder that setup.py can build in."""
-    for name in ("csrc/bindings.cpp", "csrc/cpu/op.cpp", "csrc/cuda/op.cu", "adaftr_fast/__init__.py"):
+    for name in ("csrc/bindings.cpp", *SOURCES, "adaftr_fast/__init__.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "kernels").mkdir()
     shutil.copy(ROOT / "setup.py", tmp_path)
-    for name in ("_C", "_cuda"):
+    for name in ("_C", AUTOGRAD, "_cuda"):
         (tmp_path / "adaftr_fast" / f"{name}{SUFFIX}").write_bytes(b"an earlier build")
     return tmp_path / "adaftr_fast"
 
@@ -111,7 +114,7 @@ def test_a_failing_nvcc_leaves_the_cpu_kernels(build, package, tmp_path, version
     done = build("auto", cuda="13.0", CUDA_HOME=str(tmp_path / "cuda"))
     assert done.returncode == 0, done.stderr
     assert reason in notes(package)["adaftr_fast._cuda"]
-    assert extensions(package) == {"_C": True}
+    assert extensions(package) == {"_C": True, AUTOGRAD: True}
     (built,) = (tmp_path / "build").glob("lib*/adaftr_fast")  # what a wheel would have
     assert notes(built) == notes(package)
     assert extensions(built) == extensions(package)
@@ -181,13 +184,13 @@ def test_what_is_demanded_fails_the_build(build, package, tmp_path, mode, enviro
 
 def test_none_builds_nothing_and_touches_no_extension(build, package, tmp_path):
     assert build("none").returncode == 0
-    assert extensions(package) == {"_C": False, "_cuda": False}
+    assert extensions(package) == {"_C": False, AUTOGRAD: False, "_cuda": False}
     assert not (package / "_build.json").exists()
     assert build("none", command="build").returncode == 0
     assert notes(tmp_path / "build/lib/adaftr_fast") == dict.fromkeys(["adaftr_fast._C", "adaftr_fast._cuda"], NONE)
     assert build("cpu", cuda="13.0").returncode == 0
     assert notes(package) == {"adaftr_fast._cuda": "ADAFTR_FAST_BUILD=cpu"}
-    assert extensions(package) == {"_C": True}  # no CUDA kernels of before
+    assert extensions(package) == {"_C": True, AUTOGRAD: True}  # no CUDA kernels of before
 
 
 @pytest.mark.parametrize("built", [True, False])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import adaftr_fast.ops.mlp.op  # noqa: F401  # defines the ops
-from adaftr_fast._extension import is_built
+from adaftr_fast._extension import has_cpp_gradients
 from adaftr_fast.ops.library import is_eager
 
 
@@ -78,7 +78,7 @@ def _is_plain(stack: Stack) -> bool:
 
 def _has_kernel(inputs: Sequence[Tensor], weight: Tensor | None = None) -> bool:
     """Returns whether the CPU kernels apply: eager mode with gradients, float32, or bfloat16 under autocast."""
-    if not (is_eager() and torch.is_grad_enabled() and is_built()):
+    if not (is_eager() and torch.is_grad_enabled() and has_cpp_gradients()):
         return False
     autocast = torch.is_autocast_enabled("cpu")
     if autocast and torch.get_autocast_dtype("cpu") != torch.bfloat16:

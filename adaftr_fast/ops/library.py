@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from adaftr_fast._extension import is_built, warn_of_references  # loads the C++ implementations
+from adaftr_fast._extension import has_cpp_gradients, is_built, warn_of_references  # loads the C++ implementations
 
 
 class _Library(torch.library.Library):
@@ -53,13 +53,15 @@ def define(
     name = schema.partition("(")[0]
     library.define(schema)
     library.impl(name, reference, key)
+    if key == "CompositeImplicitAutograd" and is_built():  # a kernel for the CPU would take its place there
+        library.impl(name, reference, "Autograd")
     if fake is not None:
         torch.library.register_fake(f"adaftr_fast::{name}", fake, lib=library)
 
 
 def key_of_cpp_gradient() -> str:
-    """Returns the key of a reference whose gradient C++ registers; without C++, PyTorch differentiates it."""
-    return "CompositeExplicitAutograd" if is_built() else "CompositeImplicitAutograd"
+    """Returns the key of a reference whose gradient C++ registers; without that, PyTorch differentiates it."""
+    return "CompositeExplicitAutograd" if has_cpp_gradients() else "CompositeImplicitAutograd"
 
 
 def under_torch_func() -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaftr_fast._extension import is_built
+from adaftr_fast._extension import has_cpp_gradients
 from adaftr_fast.ops.library import define, library
 
 
@@ -76,5 +76,5 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Sequence[Tensor | None], None]:
     return [each * (grad * (2 * scale)) if each.requires_grad else None for each, scale in pairs], None
 
 
-if not is_built():  # csrc/cpu/norms/squared_norm.cpp registers the same formula
+if not has_cpp_gradients():  # csrc/autograd/norms.cpp registers the same formula
     torch.library.register_autograd("adaftr_fast::squared_norm", _backward, setup_context=_setup, lib=library)

@@ -66,8 +66,9 @@ class DenseAdam(torch.optim.Adam):
     @torch.no_grad()
     def _update(self, group: dict[str, Any], having: list[tuple[Tensor, Tensor]]) -> None:
         states = [self.state[p] for p, _ in having]
+        weights = [p for p, _ in having]
         torch.ops.adaftr_fast.dense_adam_(
-            [p for p, _ in having],
+            weights,
             [grad.contiguous() for _, grad in having],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
@@ -76,6 +77,7 @@ class DenseAdam(torch.optim.Adam):
             *group["betas"],
             group["eps"],
         )
+        torch.autograd.graph.increment_version(weights)  # for autograd's check of what it has saved
 
 
 def _having_gradients(group: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaftr_fast._extension import has_cuda_kernels, is_built
+from adaftr_fast._extension import has_cpp_gradients, has_cuda_kernels
 from adaftr_fast.ops.embedding.reference import lookup as reference
 from adaftr_fast.ops.library import define, differentiates_references, key_of_cpp_gradient, library
 from adaftr_fast.ops.norms import squared_norm
@@ -129,7 +129,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:
     return sparse_gradient(grad, ids, field_offsets, ctx.shape), None, None, ctx.no_gradients
 
 
-if not is_built():  # csrc/cpu/embedding/autograd.cpp registers a faster formula
+if not has_cpp_gradients():  # csrc/autograd/embedding.cpp registers a faster formula
     torch.library.register_autograd(
         "adaftr_fast::fused_embedding", _backward, setup_context=_setup_context, lib=library
     )

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaftr_fast._extension import is_built
+from adaftr_fast._extension import has_cpp_gradients, is_built
 from adaftr_fast.ops.flops import define_flops
 from adaftr_fast.ops.infonce.reference import weighted
 from adaftr_fast.ops.library import library, under_torch_func
@@ -129,7 +129,7 @@ class DifferentiableOp:
             library.impl(each, kernel, "CompositeExplicitAutograd")
             full_name = f"adaftr_fast::{each}"
             torch.library.register_fake(full_name, self._fake, lib=library)
-            if each != name or gradient_in_cpp is None or not is_built():
+            if each != name or gradient_in_cpp is None or not has_cpp_gradients():
                 backward = partial(self.backward, each)
                 torch.library.register_autograd(full_name, backward, setup_context=self.setup_context, lib=library)
             define_flops(each, self.flops)

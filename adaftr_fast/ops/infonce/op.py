@@ -12,7 +12,7 @@ The gradients keep the accumulation type (float32, or float64), so that a loss s
 their small values. autograd.py has the backward pass.
 
 The ops ``infonce_targets...`` take a margin and several targets besides, by targets.py. They are ops of their own
-because every argument of an op costs microseconds. csrc/cpu/infonce/autograd repeats the formula of ``infonce`` and
+because every argument of an op costs microseconds. csrc/autograd/infonce.cpp repeats the formula of ``infonce`` and
 ``infonce_blocks``, because Python's takes longer than a small call, and calls ``_infonce_gradients`` and
 ``_infonce_blocks_gradients`` for the rare cases. ``infonce_sweep``, in C++ alone, is ``infonce`` without autograd and
 with what targets.py asks of a sweep: a margin, and a weight w_r of the positive, whose gradients are those of

@@ -26,13 +26,13 @@ LIMIT = 180  # seconds of a cell
 TAIL = 4000  # characters of a command's output that are kept
 SOURCES = ("csrc", "kernels", "setup.py", "pyproject.toml")
 PIP = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--disable-pip-version-check", "-q"]
-EXTENSIONS = ("adaftr_fast._C", "adaftr_fast._cuda")
+EXTENSIONS = ("C", "AUTOGRAD", "CUDA")  # the constants of setup.py that name them
 # One of the extensions: setup.py builds one after the other, whose files do not fill many cores.
 BUILD_ONE = """
 import sys
 import setup
 every, name = setup.extensions, sys.argv.pop()
-setup.extensions = lambda: [each for each in every() if each.name == name]
+setup.extensions = lambda: [each for each in every() if each.name == getattr(setup, name)]
 setup.main()
 """
 DESCRIBE = "import json, adaftr_fast; print(json.dumps(adaftr_fast.build_info()))"
@@ -107,7 +107,7 @@ def package() -> dict[str, Any]:
 
 
 def extension() -> dict[str, Any]:
-    """Compiles what changed, C++ and CUDA at the same time, for this GPU alone."""
+    """Compiles what changed, all extensions at the same time, for this GPU alone."""
     variables = {"ADAFTR_FAST_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": architectures()}
     variables["MAX_JOBS"] = os.environ.get("MAX_JOBS", str(os.cpu_count()))
 

@@ -8,27 +8,28 @@
 
 namespace adaftr_fast {
 
-void check_fields(const char* op, const at::Tensor& field_offsets) {
-  TORCH_CHECK_VALUE(field_offsets.dim() == 1 && field_offsets.scalar_type() == at::kLong &&
-                        field_offsets.is_contiguous() && field_offsets.size(0) >= 2,
-                    op, ": field_offsets must be contiguous int64 [F + 1] of F >= 1 fields, got ",
-                    field_offsets.scalar_type(), " ", field_offsets.sizes(), " with strides ", field_offsets.strides());
+void check_fields(const char* op, const Tensor& field_offsets) {
+  ADAFTR_CHECK_VALUE(field_offsets.dim() == 1 && field_offsets.scalar_type() == kLong &&
+                         field_offsets.is_contiguous() && field_offsets.size(0) >= 2,
+                     op, ": field_offsets must be contiguous int64 [F + 1] of F >= 1 fields, got ",
+                     field_offsets.scalar_type(), " ", shape(field_offsets), " with strides ",
+                     Shown{field_offsets.strides()});
 }
 
-void check_ids(const char* op, const at::Tensor& ids, const at::Tensor& field_offsets) {
-  TORCH_CHECK_TYPE(ids.scalar_type() == at::kInt || ids.scalar_type() == at::kLong, op,
-                   ": ids must be int32 or int64, got ", ids.scalar_type());
+void check_ids(const char* op, const Tensor& ids, const Tensor& field_offsets) {
+  ADAFTR_CHECK_TYPE(ids.scalar_type() == kInt || ids.scalar_type() == kLong, op, ": ids must be int32 or int64, got ",
+                    ids.scalar_type());
   check_fields(op, field_offsets);
-  TORCH_CHECK_VALUE(ids.dim() == 2 && ids.size(1) == field_offsets.size(0) - 1, op, ": ids must be [B, ",
-                    field_offsets.size(0) - 1, "] (one column per field), got ", ids.sizes());
+  ADAFTR_CHECK_VALUE(ids.dim() == 2 && ids.size(1) == field_offsets.size(0) - 1, op, ": ids must be [B, ",
+                     field_offsets.size(0) - 1, "] (one column per field), got ", shape(ids));
 }
 
-void check_field_offsets(const char* op, const at::Tensor& field_offsets, int64_t rows) {
-  const int64_t* first = field_offsets.const_data_ptr<int64_t>();
+void check_field_offsets(const char* op, const Tensor& field_offsets, int64_t rows) {
+  const int64_t* first = data_of<int64_t>(field_offsets);
   const int64_t fields = field_offsets.size(0) - 1;
   bool rising = first[0] == 0 && first[fields] == rows;
   for (int64_t f = 0; f < fields; ++f) rising &= first[f] <= first[f + 1];
-  TORCH_CHECK(rising, op, ": field_offsets must rise from 0 to the number of rows, ", rows);
+  ADAFTR_CHECK(rising, op, ": field_offsets must rise from 0 to the number of rows, ", rows);
 }
 
 bool rows_rise(const int64_t* rows, int64_t count) {
@@ -40,9 +41,9 @@ bool rows_rise(const int64_t* rows, int64_t count) {
   return rise;
 }
 
-void check_weight(const char* op, const at::Tensor& weight) {
-  TORCH_CHECK_VALUE(weight.dim() == 2 && weight.is_contiguous(), op, ": weight must be contiguous [R, E], got ",
-                    weight.sizes());
+void check_weight(const char* op, const Tensor& weight) {
+  ADAFTR_CHECK_VALUE(weight.dim() == 2 && weight.is_contiguous(), op, ": weight must be contiguous [R, E], got ",
+                     shape(weight));
 }
 
 }  // namespace adaftr_fast

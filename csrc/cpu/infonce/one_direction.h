@@ -1,15 +1,14 @@
 // torch.ops.adaftr_fast.infonce on CPU, for the ops of both directions and of blocks.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <optional>
 #include <tuple>
 
+#include "cpu/infonce/kernels.h"
+#include "cpu/runtime/tensor.h"
+
 namespace adaftr_fast {
 
-using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
 using OneDirection = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 OneDirection infonce(const Tensor& anchors, const Tensor& candidates, const Tensor& tau, const OptionalTensor& positive,
@@ -17,7 +16,11 @@ OneDirection infonce(const Tensor& anchors, const Tensor& candidates, const Tens
                      bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,
                      std::optional<double> ignore_above, bool ieee);
 
+// Its kernel for inputs of a type.
+template <class T>
+SweepKernel<InfoNCEProblem<T>> infonce_kernel(ScalarType inputs, bool ieee);
+
 // Whether it takes inputs of this type as products of bfloat16.
-bool multiplies_bf16(at::ScalarType inputs, bool ieee);
+bool multiplies_bf16(ScalarType inputs, bool ieee);
 
 }  // namespace adaftr_fast

@@ -1,7 +1,7 @@
 // torch.ops.adaftr_fast.mlp and mixture on CPU, forward and backward: checks, dispatch by instruction set, the launch.
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
+#include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/mlp/kernels.h"
@@ -11,11 +11,8 @@
 namespace adaftr_fast {
 namespace {
 
-using at::IntArrayRef;
-using at::Tensor;
-using at::TensorList;
-using Tensors = std::vector<Tensor>;
-using Gradients = c10::List<std::optional<Tensor>>;
+using Ints = std::vector<int64_t>;
+using Gradients = std::vector<OptionalTensor>;
 
 constexpr KernelTables<MlpKernels> kTables = {&generic::kMlp,
 #if defined(__x86_64__)
@@ -37,23 +34,21 @@ MlpKernel<T> kernel_for(bool half) {
   }
 }
 
-Tensor workspace_of(size_t bytes) { return cached_empty({static_cast<int64_t>(bytes)}, at::kByte); }
+Tensor workspace_of(size_t bytes) { return cached_empty({static_cast<int64_t>(bytes)}, kByte); }
 
-Rows rows_of(const Tensor& x) {
-  return {x.defined() ? x.data_ptr() : nullptr, x.defined() && x.scalar_type() == at::kBFloat16};
-}
+Rows rows_of(const Tensor& x) { return {x.data_ptr(), x.scalar_type() == kBFloat16}; }
 
 // Contiguous, and of type T or bfloat16 where that is float; a tensor the launch keeps alive.
-Tensor stored(const char* op, const char* name, const Tensor& x, at::ScalarType dtype) {
-  TORCH_CHECK_TYPE(x.scalar_type() == dtype || (dtype == at::kFloat && x.scalar_type() == at::kBFloat16), op, ": ",
-                   name, " must be ", dtype, dtype == at::kFloat ? " or BFloat16" : "", ", got ", x.scalar_type());
-  return x.contiguous();
+Tensor stored(const char* op, const char* name, const Tensor& x, ScalarType dtype) {
+  ADAFTR_CHECK_TYPE(x.scalar_type() == dtype || (dtype == kFloat && x.scalar_type() == kBFloat16), op, ": ", name,
+                    " must be ", dtype, dtype == kFloat ? " or BFloat16" : "", ", got ", x.scalar_type());
+  return as_contiguous(x);
 }
 
 // The tensors of one call, and the kernel's view of them.
 template <class T>
 struct Stacks {
-  static constexpr auto kType = c10::CppTypeToScalarType<T>::value;
+  static constexpr ScalarType kType = kTypeOf<T>;
   Tensors keep;
   std::vector<MlpInput> inputs;
   std::vector<MlpStack> stacks;
@@ -62,8 +57,8 @@ struct Stacks {
 
   Rows held(const char* name, const Tensor& x) { return rows_of(keep.emplace_back(stored("mlp", name, x, kType))); }
 
-  Stacks(TensorList x, IntArrayRef reads, TensorList weights, TensorList biases, IntArrayRef depths,
-         IntArrayRef rectified) {
+  Stacks(const Tensors& x, const Ints& reads, const Tensors& weights, const Tensors& biases, const Ints& depths,
+         const Ints& rectified) {
     keep.reserve(x.size() + 4 * weights.size());
     check_sizes(x, reads, weights, biases, depths, rectified);
     rows = x[0].size(0);
@@ -74,43 +69,43 @@ struct Stacks {
       int64_t width = x[reads[s]].size(1);
       for (int64_t d = 0; d < depths[s]; ++d, ++l) {
         const Tensor &w = weights[l], &b = biases[l];
-        TORCH_CHECK_VALUE(w.dim() == 2 && w.size(1) == width && w.size(0) > 0 && width > 0, "mlp: weights[", l,
-                          "] must be [out, ", width, "], got ", w.sizes());
-        TORCH_CHECK_VALUE(b.dim() == 1 && b.size(0) == w.size(0), "mlp: biases[", l, "] must be [", w.size(0),
-                          "], got ", b.sizes());
-        TORCH_CHECK_TYPE(w.scalar_type() == kType && b.scalar_type() == kType, "mlp: weights[", l, "] and biases[", l,
-                         "] must be ", kType, ", got ", w.scalar_type(), " and ", b.scalar_type());
+        ADAFTR_CHECK_VALUE(w.dim() == 2 && w.size(1) == width && w.size(0) > 0 && width > 0, "mlp: weights[", l,
+                           "] must be [out, ", width, "], got ", shape(w));
+        ADAFTR_CHECK_VALUE(b.dim() == 1 && b.size(0) == w.size(0), "mlp: biases[", l, "] must be [", w.size(0),
+                           "], got ", shape(b));
+        ADAFTR_CHECK_TYPE(w.scalar_type() == kType && b.scalar_type() == kType, "mlp: weights[", l, "] and biases[", l,
+                          "] must be ", kType, ", got ", w.scalar_type(), " and ", b.scalar_type());
         MlpLayer<T> layer{};
         layer.in = width, layer.out = width = w.size(0), layer.rectified = d < rectified[s];
-        layer.weight = static_cast<const T*>(keep.emplace_back(w.contiguous()).const_data_ptr());
-        layer.bias = static_cast<const T*>(keep.emplace_back(b.contiguous()).const_data_ptr());
+        layer.weight = static_cast<const T*>(keep.emplace_back(as_contiguous(w)).const_data_ptr());
+        layer.bias = static_cast<const T*>(keep.emplace_back(as_contiguous(b)).const_data_ptr());
         layers.push_back(layer);
       }
     }
   }
 
-  static void check_sizes(TensorList x, IntArrayRef reads, TensorList weights, TensorList biases, IntArrayRef depths,
-                          IntArrayRef rectified) {
-    TORCH_CHECK_VALUE(!x.empty() && !reads.empty(), "mlp: expected one input and one stack at least, got ", x.size(),
-                      " and ", reads.size());
-    TORCH_CHECK_VALUE(depths.size() == reads.size() && rectified.size() == reads.size(),
-                      "mlp: reads, depths and rectified must have an entry a stack, got ", reads.size(), ", ",
-                      depths.size(), " and ", rectified.size());
+  static void check_sizes(const Tensors& x, const Ints& reads, const Tensors& weights, const Tensors& biases,
+                          const Ints& depths, const Ints& rectified) {
+    ADAFTR_CHECK_VALUE(!x.empty() && !reads.empty(), "mlp: expected one input and one stack at least, got ", x.size(),
+                       " and ", reads.size());
+    ADAFTR_CHECK_VALUE(depths.size() == reads.size() && rectified.size() == reads.size(),
+                       "mlp: reads, depths and rectified must have an entry a stack, got ", reads.size(), ", ",
+                       depths.size(), " and ", rectified.size());
     int64_t layers = 0;
     for (size_t s = 0; s < reads.size(); ++s) {
-      TORCH_CHECK_VALUE(reads[s] >= 0 && reads[s] < static_cast<int64_t>(x.size()), "mlp: reads[", s,
-                        "] must number one of ", x.size(), " inputs, got ", reads[s]);
-      TORCH_CHECK_VALUE(depths[s] > 0 && rectified[s] >= 0 && rectified[s] <= depths[s], "mlp: depths[", s,
-                        "] must be >= 1 and rectified[", s, "] between 0 and it, got ", depths[s], " and ",
-                        rectified[s]);
+      ADAFTR_CHECK_VALUE(reads[s] >= 0 && reads[s] < static_cast<int64_t>(x.size()), "mlp: reads[", s,
+                         "] must number one of ", x.size(), " inputs, got ", reads[s]);
+      ADAFTR_CHECK_VALUE(depths[s] > 0 && rectified[s] >= 0 && rectified[s] <= depths[s], "mlp: depths[", s,
+                         "] must be >= 1 and rectified[", s, "] between 0 and it, got ", depths[s], " and ",
+                         rectified[s]);
       layers += depths[s];
     }
-    TORCH_CHECK_VALUE(layers == static_cast<int64_t>(weights.size()) && weights.size() == biases.size(),
-                      "mlp: expected ", layers, " weights and biases by depths, got ", weights.size(), " and ",
-                      biases.size());
+    ADAFTR_CHECK_VALUE(layers == static_cast<int64_t>(weights.size()) && weights.size() == biases.size(),
+                       "mlp: expected ", layers, " weights and biases by depths, got ", weights.size(), " and ",
+                       biases.size());
     for (const Tensor& each : x)
-      TORCH_CHECK_VALUE(each.dim() == 2 && each.size(0) == x[0].size(0),
-                        "mlp: inputs must be [B, width], of one B, got ", each.sizes(), " and ", x[0].sizes());
+      ADAFTR_CHECK_VALUE(each.dim() == 2 && each.size(0) == x[0].size(0),
+                         "mlp: inputs must be [B, width], of one B, got ", shape(each), " and ", shape(x[0]));
   }
 
   MlpProblem<T> problem() {
@@ -129,42 +124,45 @@ struct Stacks {
 };
 
 template <class T>
-Tensors forward_of(TensorList x, IntArrayRef reads, TensorList weights, TensorList biases, IntArrayRef depths,
-                   IntArrayRef rectified, bool reduced) {
+Tensors forward_of(const Tensors& x, const Ints& reads, const Tensors& weights, const Tensors& biases,
+                   const Ints& depths, const Ints& rectified, bool reduced) {
   Stacks<T> stacks(x, reads, weights, biases, depths, rectified);
-  const auto options = x[0].options().dtype(reduced ? at::kBFloat16 : Stacks<T>::kType);
+  const ScalarType type = reduced ? kBFloat16 : Stacks<T>::kType;
   Tensors outputs;
   for (MlpLayer<T>& layer : stacks.layers) {
-    outputs.push_back(cached_empty({stacks.rows, layer.out}, options));
+    outputs.push_back(cached_empty({stacks.rows, layer.out}, type));
     layer.output = rows_of(outputs.back());
   }
   stacks.run(false);
   return outputs;
 }
 
-Tensors mlp(TensorList inputs, IntArrayRef reads, TensorList weights, TensorList biases, IntArrayRef depths,
-            IntArrayRef rectified, bool reduced) {
-  const bool wide = !inputs.empty() && inputs[0].scalar_type() == at::kDouble;
-  TORCH_CHECK_VALUE(!(wide && reduced), "mlp: reduced outputs are bfloat16, of float32 or bfloat16 inputs, got Double");
+Tensors mlp(const Tensors& inputs, const Ints& reads, const Tensors& weights, const Tensors& biases, const Ints& depths,
+            const Ints& rectified, bool reduced) {
+  const bool wide = !inputs.empty() && inputs[0].scalar_type() == kDouble;
+  ADAFTR_CHECK_VALUE(!(wide && reduced),
+                     "mlp: reduced outputs are bfloat16, of float32 or bfloat16 inputs, got Double");
   return (wide ? forward_of<double> : forward_of<float>)(inputs, reads, weights, biases, depths, rectified, reduced);
 }
 
 // d_inputs (empty where not wanted), d_weights, d_biases.
 template <class T>
-Tensors backward_of(const Gradients& gradients, TensorList x, TensorList outputs, IntArrayRef reads, TensorList weights,
-                    TensorList biases, IntArrayRef depths, IntArrayRef rectified, IntArrayRef wanted) {
+Tensors backward_of(const Gradients& gradients, const Tensors& x, const Tensors& outputs, const Ints& reads,
+                    const Tensors& weights, const Tensors& biases, const Ints& depths, const Ints& rectified,
+                    const Ints& wanted) {
   Stacks<T> stacks(x, reads, weights, biases, depths, rectified);
-  TORCH_CHECK_VALUE(gradients.size() == weights.size() && outputs.size() == weights.size() && wanted.size() == x.size(),
-                    "mlp_backward: expected a gradient and an output a layer and a wanted an input, got ",
-                    gradients.size(), ", ", outputs.size(), " and ", wanted.size());
+  ADAFTR_CHECK_VALUE(
+      gradients.size() == weights.size() && outputs.size() == weights.size() && wanted.size() == x.size(),
+      "mlp_backward: expected a gradient and an output a layer and a wanted an input, got ", gradients.size(), ", ",
+      outputs.size(), " and ", wanted.size());
   Tensors results;
   for (size_t i = 0; i < x.size(); ++i) {
-    results.push_back(wanted[i] ? cached_empty(x[i].sizes(), x[i].options()) : at::empty({0}, x[i].options()));
+    results.push_back(wanted[i] ? cached_empty(x[i].sizes(), x[i].scalar_type()) : empty({0}, x[i].scalar_type()));
     if (wanted[i]) stacks.inputs[i].d_value = rows_of(results.back());
   }
   const auto gradient_of = [&](const Tensor& parameter) {
-    results.push_back(cached_empty(parameter.sizes(), parameter.options()));
-    if (stacks.rows == 0) results.back().zero_();
+    results.push_back(cached_empty(parameter.sizes(), parameter.scalar_type()));
+    if (stacks.rows == 0) zero(results.back());
     return static_cast<T*>(results.back().mutable_data_ptr());
   };
   for (size_t l = 0; l < weights.size(); ++l) stacks.layers[l].d_weight = gradient_of(weights[l]);
@@ -172,31 +170,31 @@ Tensors backward_of(const Gradients& gradients, TensorList x, TensorList outputs
     MlpLayer<T>& layer = stacks.layers[l];
     layer.d_bias = gradient_of(biases[l]);
     layer.output = stacks.held("outputs", outputs[l]);
-    const std::optional<Tensor> gradient = gradients[l];
+    const OptionalTensor& gradient = gradients[l];
     layer.d_output = {nullptr, false};
     if (!gradient.has_value()) continue;
-    TORCH_CHECK_VALUE(gradient->sizes() == outputs[l].sizes(), "mlp_backward: gradients[", l, "] must be ",
-                      outputs[l].sizes(), ", got ", gradient->sizes());
+    ADAFTR_CHECK_VALUE(same_sizes(*gradient, outputs[l]), "mlp_backward: gradients[", l, "] must be ",
+                       shape(outputs[l]), ", got ", shape(*gradient));
     layer.d_output = stacks.held("gradients", *gradient);
   }
   stacks.run(true);
   return results;
 }
 
-Tensors mlp_backward(const Gradients& gradients, TensorList inputs, TensorList outputs, IntArrayRef reads,
-                     TensorList weights, TensorList biases, IntArrayRef depths, IntArrayRef rectified,
-                     IntArrayRef wanted) {
-  const bool wide = !inputs.empty() && inputs[0].scalar_type() == at::kDouble;
+Tensors mlp_backward(const Gradients& gradients, const Tensors& inputs, const Tensors& outputs, const Ints& reads,
+                     const Tensors& weights, const Tensors& biases, const Ints& depths, const Ints& rectified,
+                     const Ints& wanted) {
+  const bool wide = !inputs.empty() && inputs[0].scalar_type() == kDouble;
   return (wide ? backward_of<double> : backward_of<float>)(gradients, inputs, outputs, reads, weights, biases, depths,
                                                            rectified, wanted);
 }
 
 void check_mixture(const Tensor& experts, const Tensor& logits) {
-  TORCH_CHECK_VALUE(experts.dim() == 3 && experts.size(1) > 0, "mixture: experts must be [B, k, v] with k >= 1, got ",
-                    experts.sizes());
-  TORCH_CHECK_VALUE(
+  ADAFTR_CHECK_VALUE(experts.dim() == 3 && experts.size(1) > 0, "mixture: experts must be [B, k, v] with k >= 1, got ",
+                     shape(experts));
+  ADAFTR_CHECK_VALUE(
       logits.dim() == 3 && logits.size(0) == experts.size(0) && logits.size(2) == experts.size(1) && logits.size(1) > 0,
-      "mixture: logits must be [", experts.size(0), ", T, ", experts.size(1), "] with T >= 1, got ", logits.sizes());
+      "mixture: logits must be [", experts.size(0), ", T, ", experts.size(1), "] with T >= 1, got ", shape(logits));
 }
 
 void run_mixture(MixtureProblem& q, bool wide) {
@@ -219,13 +217,13 @@ MixtureProblem mixture_problem(const Tensor& experts, const Tensor& logits) {
 
 Tensors mixture(const Tensor& experts, const Tensor& logits) {
   check_mixture(experts, logits);
-  const bool wide = experts.scalar_type() == at::kDouble;
-  const auto dtype = wide ? at::kDouble : at::kFloat;
+  const bool wide = experts.scalar_type() == kDouble;
+  const auto dtype = wide ? kDouble : kFloat;
   const Tensor x = stored("mixture", "experts", experts, dtype), gates = stored("mixture", "logits", logits, dtype);
   Tensors outputs;
   std::vector<Rows> out;
   for (int64_t t = 0; t < logits.size(1); ++t) {
-    outputs.push_back(cached_empty({x.size(0), x.size(2)}, x.options()));
+    outputs.push_back(cached_empty({x.size(0), x.size(2)}, x.scalar_type()));
     out.push_back(rows_of(outputs.back()));
   }
   MixtureProblem q = mixture_problem(x, gates);
@@ -236,26 +234,26 @@ Tensors mixture(const Tensor& experts, const Tensor& logits) {
 
 std::tuple<Tensor, Tensor> mixture_backward(const Gradients& gradients, const Tensor& experts, const Tensor& logits) {
   check_mixture(experts, logits);
-  TORCH_CHECK_VALUE(static_cast<int64_t>(gradients.size()) == logits.size(1), "mixture_backward: expected ",
-                    logits.size(1), " gradients, got ", gradients.size());
-  const bool wide = experts.scalar_type() == at::kDouble;
-  const auto dtype = wide ? at::kDouble : at::kFloat;
+  ADAFTR_CHECK_VALUE(static_cast<int64_t>(gradients.size()) == logits.size(1), "mixture_backward: expected ",
+                     logits.size(1), " gradients, got ", gradients.size());
+  const bool wide = experts.scalar_type() == kDouble;
+  const auto dtype = wide ? kDouble : kFloat;
   const Tensor x = stored("mixture", "experts", experts, dtype), gates = stored("mixture", "logits", logits, dtype);
   Tensors keep;
   std::vector<Rows> d_out;
-  for (const std::optional<Tensor> gradient : gradients) {
+  for (const OptionalTensor& gradient : gradients) {
     if (!gradient.has_value()) {
       d_out.push_back({nullptr, false});
       continue;
     }
-    TORCH_CHECK_VALUE(gradient->dim() == 2 && gradient->size(0) == x.size(0) && gradient->size(1) == x.size(2),
-                      "mixture_backward: gradients must be [", x.size(0), ", ", x.size(2), "], got ",
-                      gradient->sizes());
+    ADAFTR_CHECK_VALUE(gradient->dim() == 2 && gradient->size(0) == x.size(0) && gradient->size(1) == x.size(2),
+                       "mixture_backward: gradients must be [", x.size(0), ", ", x.size(2), "], got ",
+                       shape(*gradient));
     keep.push_back(stored("mixture_backward", "gradients", *gradient, dtype));
     d_out.push_back(rows_of(keep.back()));
   }
-  const Tensor d_experts = cached_empty(x.sizes(), x.options()),
-               d_logits = cached_empty(gates.sizes(), gates.options());
+  const Tensor d_experts = cached_empty(x.sizes(), x.scalar_type()),
+               d_logits = cached_empty(gates.sizes(), gates.scalar_type());
   MixtureProblem q = mixture_problem(x, gates);
   q.d_out = d_out.data(), q.d_expert = rows_of(d_experts), q.d_logits = rows_of(d_logits);
   run_mixture(q, wide);
@@ -264,11 +262,11 @@ std::tuple<Tensor, Tensor> mixture_backward(const Gradients& gradients, const Te
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
-  m.impl("mlp", mlp);
-  m.impl("mlp_backward", mlp_backward);
-  m.impl("mixture", mixture);
-  m.impl("mixture_backward", mixture_backward);
+STABLE_TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
+  m.impl("mlp", TORCH_BOX(&mlp));
+  m.impl("mlp_backward", TORCH_BOX(&mlp_backward));
+  m.impl("mixture", TORCH_BOX(&mixture));
+  m.impl("mixture_backward", TORCH_BOX(&mixture_backward));
 }
 
 }  // namespace adaftr_fast

@@ -1,8 +1,6 @@
 #include "cpu/runtime/caching_allocator.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
-#include <c10/util/accumulate.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <cstdlib>
 #include <mutex>
@@ -67,20 +65,22 @@ size_t round_up(size_t bytes) {
 
 void* allocate(size_t bytes) {
   void* data = std::aligned_alloc(kHugePage, bytes);
-  TORCH_CHECK(data != nullptr, "adaftr_fast: out of memory: ", bytes, " bytes");
+  ADAFTR_CHECK(data != nullptr, "adaftr_fast: out of memory: ", bytes, " bytes");
   advise_huge_pages(data, bytes);
   return data;
 }
 
 }  // namespace
 
-at::Tensor cached_empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const size_t bytes = static_cast<size_t>(c10::multiply_integers(sizes)) * options.dtype().itemsize();
-  if (bytes < kSmallest) return at::empty(sizes, options);
+Tensor cached_empty(Sizes sizes, ScalarType type) {
+  const std::vector<int64_t> strides = contiguous_strides(sizes);
+  const size_t bytes = sizes.empty() ? 0 : static_cast<size_t>(sizes[0] * strides[0]) * size_of(type);
+  if (bytes < kSmallest) return empty(sizes, type);
   Block block{nullptr, round_up(bytes)};
   block.data = take_idle(block.bytes);
   if (block.data == nullptr) block.data = allocate(block.bytes);
-  return at::from_blob(block.data, sizes, [block](void*) { give_back(block); }, options);
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  return torch::stable::from_blob(block.data, sizes, strides, cpu, type, [block](void*) { give_back(block); });
 }
 
 }  // namespace adaftr_fast

@@ -3,11 +3,11 @@
 // look-ups themselves.
 #pragma once
 
-#include <ATen/core/Tensor.h>
+#include "cpu/runtime/tensor.h"
 
 namespace adaftr_fast {
 
-// As at::empty on the CPU; large tensors take cached memory, in huge pages where the system grants them.
-at::Tensor cached_empty(at::IntArrayRef sizes, const at::TensorOptions& options);
+// As empty; large tensors take cached memory, in huge pages where the system grants them.
+Tensor cached_empty(Sizes sizes, ScalarType type);
 
 }  // namespace adaftr_fast

@@ -1,12 +1,11 @@
 // Work on many tensors at once, in chunks that threads share whatever the tensors' sizes are.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "cpu/runtime/parallel.h"
+#include "cpu/runtime/tensor.h"
 
 namespace adaftr_fast {
 
@@ -17,7 +16,7 @@ struct Chunk {
 };
 
 // The tensors in chunks of at most `size` elements.
-inline std::vector<Chunk> chunks_of(at::TensorList tensors, int64_t size) {
+inline std::vector<Chunk> chunks_of(const Tensors& tensors, int64_t size) {
   std::vector<Chunk> chunks;
   for (size_t t = 0; t < tensors.size(); ++t)
     for (int64_t begin = 0; begin < tensors[t].numel(); begin += size)

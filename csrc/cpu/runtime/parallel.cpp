@@ -1,10 +1,15 @@
 #include "cpu/runtime/parallel.h"
 
-#include <ATen/Parallel.h>
-#include <c10/util/Exception.h>
+#include <omp.h>
 #include <pthread.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "cpu/runtime/tensor.h"
 
 namespace adaftr_fast {
+
+int64_t thread_count() { return torch::stable::get_num_threads(); }
+
 namespace {
 
 // GNU's OpenMP keeps a pool of threads for each thread that enters a parallel region. A fork copies the record of the
@@ -15,23 +20,21 @@ thread_local bool lost_pool = false;
 
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { lost_pool = has_pool; });
 
-// Whether at::parallel_for takes more than one thread.
+// Whether torch::stable::parallel_for takes more than one thread.
 bool takes_threads(int64_t count, int64_t grain) {
-  return count > 1 && count > grain && !at::in_parallel_region() && at::get_num_threads() > 1;
+  return count > 1 && count > grain && !omp_in_parallel() && thread_count() > 1;
 }
 
 }  // namespace
 
-int64_t thread_count() { return at::get_num_threads(); }
-
 void parallel_ranges(int64_t count, int64_t grain, void (*body)(const void*, int64_t, int64_t), const void* context) {
   if (takes_threads(count, grain)) {
-    TORCH_CHECK(!lost_pool, "adaftr_fast: cannot run an op on ", at::get_num_threads(),
-                " threads: this process was forked after the kernels had started threads, which a fork does not copy. "
-                "Start workers by spawn or forkserver, or call torch.set_num_threads(1) in them");
+    ADAFTR_CHECK(!lost_pool, "adaftr_fast: cannot run an op on ", thread_count(),
+                 " threads: this process was forked after the kernels had started threads, which a fork does not copy. "
+                 "Start workers by spawn or forkserver, or call torch.set_num_threads(1) in them");
     has_pool = true;
   }
-  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
 }  // namespace adaftr_fast

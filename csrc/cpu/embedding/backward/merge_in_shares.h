@@ -44,13 +44,13 @@ inline void emit_fields(const MergeShape& shape, const RowSet& set, const std::v
   }
 }
 
-// The distinct rows [U] of a batch and the sums [U, E] of their gradients, whose type `options` gives.
+// The distinct rows [U] of a batch and the sums [U, E] of their gradients, of type `type`.
 //   mark(set, begin, end)             marks batch rows; the first position out of range, or -1
 //   raise(position)                   throws
 //   merge(set, base, sums, part, parts)  adds up the gradients of one share of the rows
 template <typename T, typename Mark, typename Raise, typename Merge>
-std::tuple<at::Tensor, at::Tensor> merge_in_shares(const MergeShape& shape, const at::TensorOptions& options, Mark mark,
-                                                   Raise raise, Merge merge) {
+std::tuple<Tensor, Tensor> merge_in_shares(const MergeShape& shape, ScalarType type, Mark mark, Raise raise,
+                                           Merge merge) {
   const RowSet set = scratch_rows(shape.field_offsets, shape.fields);
   const ClearAtEnd clear{set, shape.fields};
   std::atomic<int64_t> bad{-1};
@@ -58,18 +58,18 @@ std::tuple<at::Tensor, at::Tensor> merge_in_shares(const MergeShape& shape, cons
   parallel_for(shape.batch, grain, [&](int64_t begin, int64_t end) { keep_smallest(bad, mark(set, begin, end)); });
   if (bad >= 0) raise(bad.load());
   const std::vector<int64_t> base = rank_fields(set, shape.fields);
-  const at::ScalarType type = c10::typeMetaToScalarType(options.dtype());
-  at::Tensor rows = cached_empty({base.back()}, options.dtype(at::kLong));
-  at::Tensor sums = cached_empty({base.back(), shape.width}, options.dtype(compute_type(type)));
+  Tensor rows = cached_empty({base.back()}, kLong);
+  Tensor sums = cached_empty({base.back(), shape.width}, compute_type(type));
   if (base.back() > 0) {
-    T* to = mutable_data_of<T>(sums);
-    emit_fields(shape, set, base, mutable_data_of<int64_t>(rows), reinterpret_cast<char*>(to), shape.width * sizeof(T));
+    T* sum = mutable_data_of<T>(sums);
+    emit_fields(shape, set, base, mutable_data_of<int64_t>(rows), reinterpret_cast<char*>(sum),
+                shape.width * sizeof(T));
     const int64_t parts = shape.lookups < 2 * kRowsPerTask ? 1 : thread_count();
     parallel_for(parts, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t part = begin; part < end; ++part) merge(set, base.data(), to, part, parts);
+      for (int64_t part = begin; part < end; ++part) merge(set, base.data(), sum, part, parts);
     });
   }
-  return {rows, sums.to(type)};
+  return {rows, as_type(sums, type)};
 }
 
 }  // namespace adaftr_fast

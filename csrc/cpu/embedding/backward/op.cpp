@@ -1,6 +1,4 @@
 // The ops adaftr_fast::fused_embedding_backward and strictly_rising on the CPU: checks, memory and launches.
-#include <ATen/ops/add.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <atomic>
@@ -40,13 +38,13 @@ bool merges_in_shares(int64_t fields, int64_t lookups) {
 }
 
 template <typename W, typename Id>
-std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tensor& given, int64_t width,
-                                             const at::Tensor& looked_up, double factor) {
-  at::Tensor grad = given;
+std::tuple<Tensor, Tensor> run_merge(const Ids<Id>& ids, const Tensor& given, int64_t width,
+                                     const OptionalTensor& looked_up, double factor) {
+  Tensor grad = given;
   if (merges_in_shares(ids.fields, ids.batch * ids.fields)) {
-    if (looked_up.defined()) grad = grad.add(looked_up, factor);
+    if (looked_up.has_value()) grad = plus(grad, *looked_up, factor);
     return merge_in_shares<Compute<W>>(
-        {ids.field_offsets, ids.fields, ids.batch, ids.batch * ids.fields, width}, grad.options(),
+        {ids.field_offsets, ids.fields, ids.batch, ids.batch * ids.fields, width}, grad.scalar_type(),
         [&](const RowSet& set, int64_t begin, int64_t end) {
           return rank_kernels<Id>().mark_shared(ids, set, begin, end);
         },
@@ -56,35 +54,34 @@ std::tuple<at::Tensor, at::Tensor> run_merge(const Ids<Id>& ids, const at::Tenso
         });
   }
   const int64_t grain = batch_grain(ids.batch);
-  const at::Tensor places = cached_empty({ids.fields, ids.batch}, at::kInt);
+  const Tensor places = cached_empty({ids.fields, ids.batch}, kInt);
   auto* place = static_cast<uint32_t*>(places.mutable_data_ptr());
   const std::vector<int64_t> base = rank_lookups(ids, place, grain);
-  at::Tensor rows = cached_empty({base.back()}, grad.options().dtype(at::kLong));
-  at::Tensor values = cached_empty({base.back(), width}, grad.options().dtype(compute_type(grad.scalar_type())));
-  if (base.back() == 0) return {rows, values.to(grad.scalar_type())};  // an empty batch has no memory to write to
-  const LookupGradient<W> from{data_of<W>(grad), looked_up.defined() ? data_of<W>(looked_up) : nullptr,
-                               static_cast<Compute<W>>(factor)};
+  Tensor rows = cached_empty({base.back()}, kLong);
+  Tensor values = cached_empty({base.back(), width}, compute_type(grad.scalar_type()));
+  if (base.back() == 0) return {rows, as_type(values, grad.scalar_type())};  // an empty batch has no memory to write to
+  const LookupGradient<W> from{data_of<W>(grad), data_of<W>(looked_up), static_cast<Compute<W>>(factor)};
   auto* rows_to = mutable_data_of<int64_t>(rows);
   auto* values_to = mutable_data_of<Compute<W>>(values);
   parallel_for(ids.fields, grain, [&](int64_t begin, int64_t end) {
     merge_kernels<W, Id>().merge(ids, place, base.data(), from, width, rows_to, values_to, begin, end);
   });
-  return {rows, values.to(grad.scalar_type())};
+  return {rows, as_type(values, grad.scalar_type())};
 }
 
-std::tuple<at::Tensor, at::Tensor> merge_gradients(const char* kOp, const at::Tensor& grad, const at::Tensor& ids,
-                                                   const at::Tensor& field_offsets, int64_t width,
-                                                   const at::Tensor& looked_up, double factor) {
+std::tuple<Tensor, Tensor> merge_gradients(const char* kOp, const Tensor& grad, const Tensor& ids,
+                                           const Tensor& field_offsets, int64_t width, const OptionalTensor& looked_up,
+                                           double factor) {
   check_ids(kOp, ids, field_offsets);
-  check_field_offsets(kOp, field_offsets, field_offsets.const_data_ptr<int64_t>()[ids.size(1)]);
-  TORCH_CHECK_VALUE(grad.dim() == 2 && grad.size(0) == ids.size(0) && grad.size(1) == ids.size(1) * width, kOp,
-                    ": grad must be [", ids.size(0), ", ", ids.size(1) * width, "], got ", grad.sizes());
-  const int64_t* first = field_offsets.const_data_ptr<int64_t>();
+  check_field_offsets(kOp, field_offsets, data_of<int64_t>(field_offsets)[ids.size(1)]);
+  ADAFTR_CHECK_VALUE(grad.dim() == 2 && grad.size(0) == ids.size(0) && grad.size(1) == ids.size(1) * width, kOp,
+                     ": grad must be [", ids.size(0), ", ", ids.size(1) * width, "], got ", shape(grad));
+  const int64_t* first = data_of<int64_t>(field_offsets);
   for (int64_t f = 0; f < ids.size(1); ++f) {
-    TORCH_CHECK_VALUE(first[f + 1] - first[f] <= int64_t{1} << 32, kOp, ": a field may have 2^32 rows, field ", f,
-                      " has ", first[f + 1] - first[f]);
+    ADAFTR_CHECK_VALUE(first[f + 1] - first[f] <= int64_t{1} << 32, kOp, ": a field may have 2^32 rows, field ", f,
+                       " has ", first[f + 1] - first[f]);
   }
-  const at::Tensor dense_grad = grad.contiguous(), dense_ids = ids.contiguous();
+  const Tensor dense_grad = as_contiguous(grad), dense_ids = as_contiguous(ids);
   return by_table_type(kOp, grad.scalar_type(), [&](auto w) {
     return by_id_type(ids, [&](auto id) {
       return run_merge<decltype(w)>(ids_of<decltype(id)>(dense_ids, field_offsets), dense_grad, width, looked_up,
@@ -93,39 +90,38 @@ std::tuple<at::Tensor, at::Tensor> merge_gradients(const char* kOp, const at::Te
   });
 }
 
-std::tuple<at::Tensor, at::Tensor> fused_embedding_backward(const at::Tensor& grad, const at::Tensor& ids,
-                                                            const at::Tensor& field_offsets, int64_t width) {
-  return merge_gradients("fused_embedding_backward", grad, ids, field_offsets, width, {}, 0);
+std::tuple<Tensor, Tensor> fused_embedding_backward(const Tensor& grad, const Tensor& ids, const Tensor& field_offsets,
+                                                    int64_t width) {
+  return merge_gradients("fused_embedding_backward", grad, ids, field_offsets, width, std::nullopt, 0);
 }
 
-std::tuple<at::Tensor, at::Tensor> embedding_and_squares_backward(const at::Tensor& grad, const at::Tensor& ids,
-                                                                  const at::Tensor& field_offsets, int64_t width,
-                                                                  const at::Tensor& looked_up,
-                                                                  const at::Tensor& of_squares) {
+std::tuple<Tensor, Tensor> embedding_and_squares_backward(const Tensor& grad, const Tensor& ids,
+                                                          const Tensor& field_offsets, int64_t width,
+                                                          const Tensor& looked_up, const Tensor& of_squares) {
   constexpr const char* kOp = "embedding_and_squares_backward";
-  TORCH_CHECK_VALUE(looked_up.sizes() == grad.sizes() && looked_up.scalar_type() == grad.scalar_type(), kOp,
-                    ": looked_up must be ", grad.scalar_type(), " ", grad.sizes(), ", as grad, got ",
-                    looked_up.scalar_type(), " ", looked_up.sizes());
-  const bool wide = grad.scalar_type() == at::kDouble;
-  TORCH_CHECK_VALUE(of_squares.dim() == 0 && of_squares.scalar_type() == (wide ? at::kDouble : at::kFloat), kOp,
-                    ": of_squares must be 0-dim ", wide ? at::kDouble : at::kFloat, ", got ", of_squares.scalar_type(),
-                    " ", of_squares.sizes());
-  const double factor = 2 * (wide ? *of_squares.const_data_ptr<double>() : *of_squares.const_data_ptr<float>());
-  return merge_gradients(kOp, grad, ids, field_offsets, width, looked_up.contiguous(), factor);
+  ADAFTR_CHECK_VALUE(same_sizes(looked_up, grad) && looked_up.scalar_type() == grad.scalar_type(), kOp,
+                     ": looked_up must be ", grad.scalar_type(), " ", shape(grad), ", as grad, got ",
+                     looked_up.scalar_type(), " ", shape(looked_up));
+  const bool wide = grad.scalar_type() == kDouble;
+  ADAFTR_CHECK_VALUE(of_squares.dim() == 0 && of_squares.scalar_type() == (wide ? kDouble : kFloat), kOp,
+                     ": of_squares must be 0-dim ", wide ? kDouble : kFloat, ", got ", of_squares.scalar_type(), " ",
+                     shape(of_squares));
+  const double factor = 2 * (wide ? *data_of<double>(of_squares) : *data_of<float>(of_squares));
+  return merge_gradients(kOp, grad, ids, field_offsets, width, as_contiguous(looked_up), factor);
 }
 
-bool strictly_rising(const at::Tensor& rows) {
-  TORCH_CHECK(rows.dim() == 1 && rows.scalar_type() == at::kLong && rows.is_contiguous(),
-              "strictly_rising: rows must be contiguous int64 [U], got ", rows.scalar_type(), " ", rows.sizes());
-  return rows_rise(rows.const_data_ptr<int64_t>(), rows.size(0));
+bool strictly_rising(const Tensor& rows) {
+  ADAFTR_CHECK(rows.dim() == 1 && rows.scalar_type() == kLong && rows.is_contiguous(),
+               "strictly_rising: rows must be contiguous int64 [U], got ", rows.scalar_type(), " ", shape(rows));
+  return rows_rise(data_of<int64_t>(rows), rows.size(0));
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
-  m.impl("fused_embedding_backward", fused_embedding_backward);
-  m.impl("embedding_and_squares_backward", embedding_and_squares_backward);
-  m.impl("strictly_rising", strictly_rising);
+STABLE_TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
+  m.impl("fused_embedding_backward", TORCH_BOX(&fused_embedding_backward));
+  m.impl("embedding_and_squares_backward", TORCH_BOX(&embedding_and_squares_backward));
+  m.impl("strictly_rising", TORCH_BOX(&strictly_rising));
 }
 
 }  // namespace adaftr_fast

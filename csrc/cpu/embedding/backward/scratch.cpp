@@ -1,7 +1,5 @@
 #include "cpu/embedding/backward/scratch.h"
 
-#include <ATen/ops/zero.h>
-
 #include <vector>
 
 #include "cpu/runtime/caching_allocator.h"
@@ -10,7 +8,7 @@ namespace adaftr_fast {
 namespace {
 
 struct Scratch {
-  at::Tensor words;  // of FieldSet::Word, in huge pages where there are many
+  OptionalTensor words;  // of FieldSet::Word, in huge pages where there are many
   std::vector<uint64_t> summary;
   std::vector<int64_t> word, sumword;
 };
@@ -30,9 +28,12 @@ RowSet scratch_rows(const int64_t* field_offsets, int64_t fields) {
   }
   // Grown, never shrunk: what is beyond is zero, as is what is within.
   const int64_t bytes = s.word[fields] * static_cast<int64_t>(sizeof(FieldSet::Word));
-  if (!s.words.defined() || s.words.numel() < bytes) s.words = cached_empty({bytes}, at::kByte).zero_();
+  if (!s.words.has_value() || s.words->numel() < bytes) {
+    s.words = cached_empty({bytes}, kByte);
+    zero(*s.words);
+  }
   if (s.summary.size() < static_cast<size_t>(s.sumword[fields])) s.summary.resize(s.sumword[fields]);
-  auto* words = static_cast<FieldSet::Word*>(s.words.mutable_data_ptr());
+  auto* words = static_cast<FieldSet::Word*>(s.words->mutable_data_ptr());
   return {words, s.summary.data(), s.word.data(), s.sumword.data()};
 }
 

@@ -1,5 +1,4 @@
 // The ops adaftr_fast::embedding_bags and embedding_bags_backward on the CPU: checks, memory and launches.
-#include <torch/library.h>
 
 #include <optional>
 #include <tuple>
@@ -11,31 +10,30 @@
 namespace adaftr_fast {
 namespace {
 
-void check_bags(const char* op, const at::Tensor& values, const at::Tensor& offsets, const at::Tensor& field_offsets) {
-  TORCH_CHECK_TYPE(values.scalar_type() == at::kInt || values.scalar_type() == at::kLong, op,
-                   ": values must be int32 or int64, got ", values.scalar_type());
-  TORCH_CHECK_VALUE(values.dim() == 1, op, ": values must be [N], got ", values.sizes());
+void check_bags(const char* op, const Tensor& values, const Tensor& offsets, const Tensor& field_offsets) {
+  ADAFTR_CHECK_TYPE(values.scalar_type() == kInt || values.scalar_type() == kLong, op,
+                    ": values must be int32 or int64, got ", values.scalar_type());
+  ADAFTR_CHECK_VALUE(values.dim() == 1, op, ": values must be [N], got ", shape(values));
   check_fields(op, field_offsets);
   const int64_t fields = field_offsets.size(0) - 1;
-  TORCH_CHECK_VALUE(offsets.dim() == 1 && offsets.scalar_type() == at::kLong &&
-                        offsets.size(0) % fields == 1 % fields && offsets.size(0) > 0,
-                    op, ": offsets must be int64 [B * ", fields, " + 1], got ", offsets.scalar_type(), " ",
-                    offsets.sizes());
-  const at::Tensor dense = offsets.contiguous();
-  const int64_t* offset = dense.const_data_ptr<int64_t>();
+  ADAFTR_CHECK_VALUE(offsets.dim() == 1 && offsets.scalar_type() == kLong && offsets.size(0) % fields == 1 % fields &&
+                         offsets.size(0) > 0,
+                     op, ": offsets must be int64 [B * ", fields, " + 1], got ", offsets.scalar_type(), " ",
+                     shape(offsets));
+  const Tensor dense = as_contiguous(offsets);
+  const int64_t* offset = data_of<int64_t>(dense);
   bool rising = offset[0] == 0 && offset[offsets.size(0) - 1] == values.size(0);
   for (int64_t i = 1; i < offsets.size(0); ++i) rising &= offset[i - 1] <= offset[i];
-  TORCH_CHECK_VALUE(rising, op, ": offsets must rise from 0 to the number of values, ", values.size(0));
+  ADAFTR_CHECK_VALUE(rising, op, ": offsets must rise from 0 to the number of values, ", values.size(0));
 }
 
 template <typename Id, typename T>
-Bags<Id, T> bags_of(const at::Tensor& values, const at::Tensor& offsets,
-                    const std::optional<at::Tensor>& per_sample_weights, const at::Tensor& field_offsets, bool mean) {
+Bags<Id, T> bags_of(const Tensor& values, const Tensor& offsets, const OptionalTensor& per_sample_weights,
+                    const Tensor& field_offsets, bool mean) {
   const int64_t fields = field_offsets.size(0) - 1;
-  const T* weights = per_sample_weights.has_value() ? data_of<T>(*per_sample_weights) : nullptr;
   return {data_of<Id>(values),
           data_of<int64_t>(offsets),
-          weights,
+          data_of<T>(per_sample_weights),
           data_of<int64_t>(field_offsets),
           (offsets.size(0) - 1) / fields,
           fields,
@@ -46,35 +44,31 @@ template <typename Id, typename T>
 void raise_bad_value(const char* op, const Bags<Id, T>& bags, int64_t position) {
   const int64_t* end = bags.offsets + bags.batch * bags.fields + 1;
   const int64_t bag = std::upper_bound(bags.offsets, end, position) - bags.offsets - 1, f = bag % bags.fields;
-  TORCH_CHECK_INDEX(false, op, ": values[", position, "] = ", bags.values[position], " (row ", bag / bags.fields,
-                    ") is out of range for field ", f, ", whose ids are 0 to ",
-                    bags.field_offsets[f + 1] - bags.field_offsets[f] - 1);
+  ADAFTR_CHECK_INDEX(false, op, ": values[", position, "] = ", bags.values[position], " (row ", bag / bags.fields,
+                     ") is out of range for field ", f, ", whose ids are 0 to ",
+                     bags.field_offsets[f + 1] - bags.field_offsets[f] - 1);
 }
 
-void check_per_sample_weights(const char* op, const std::optional<at::Tensor>& per_sample_weights,
-                              const at::Tensor& values, at::ScalarType type) {
+void check_per_sample_weights(const char* op, const OptionalTensor& per_sample_weights, const Tensor& values,
+                              ScalarType type) {
   if (!per_sample_weights.has_value()) return;
-  TORCH_CHECK_VALUE(per_sample_weights->sizes() == values.sizes() && per_sample_weights->scalar_type() == type, op,
-                    ": per_sample_weights must be ", type, " [", values.size(0), "], got ",
-                    per_sample_weights->scalar_type(), " ", per_sample_weights->sizes());
+  ADAFTR_CHECK_VALUE(same_sizes(*per_sample_weights, values) && per_sample_weights->scalar_type() == type, op,
+                     ": per_sample_weights must be ", type, " [", values.size(0), "], got ",
+                     per_sample_weights->scalar_type(), " ", shape(*per_sample_weights));
 }
 
-std::optional<at::Tensor> contiguous(const std::optional<at::Tensor>& x) {
-  return x.has_value() ? std::optional<at::Tensor>(x->contiguous()) : std::nullopt;
-}
-
-at::Tensor embedding_bags(const at::Tensor& weight, const at::Tensor& values, const at::Tensor& offsets,
-                          const std::optional<at::Tensor>& per_sample_weights, const at::Tensor& field_offsets,
-                          bool mean, at::TensorList state) {
+Tensor embedding_bags(const Tensor& weight, const Tensor& values, const Tensor& offsets,
+                      const OptionalTensor& per_sample_weights, const Tensor& field_offsets, bool mean,
+                      const Tensors& state) {
   constexpr const char* kOp = "embedding_bags";
   check_weight(kOp, weight);
   check_bags(kOp, values, offsets, field_offsets);
   check_field_offsets(kOp, field_offsets, weight.size(0));
   check_per_sample_weights(kOp, per_sample_weights, values, compute_type(weight.scalar_type()));
-  const at::Tensor ids = values.contiguous(), dense_offsets = offsets.contiguous();
-  const std::optional<at::Tensor> weights = contiguous(per_sample_weights);
+  const Tensor ids = as_contiguous(values), dense_offsets = as_contiguous(offsets);
+  const OptionalTensor weights = as_contiguous(per_sample_weights);
   const int64_t fields = field_offsets.size(0) - 1, batch = (offsets.size(0) - 1) / fields, width = weight.size(1);
-  at::Tensor out = cached_empty({batch, fields * width}, weight.options());
+  Tensor out = cached_empty({batch, fields * width}, weight.scalar_type());
   by_table_type(kOp, weight.scalar_type(), [&](auto w) {
     using W = decltype(w);
     std::optional<AdamTable<W>> table;
@@ -96,10 +90,10 @@ at::Tensor embedding_bags(const at::Tensor& weight, const at::Tensor& values, co
 }
 
 template <typename W, typename Id>
-std::tuple<at::Tensor, at::Tensor> run_merge(const Bags<Id, Compute<W>>& input, const at::Tensor& grad, int64_t count,
-                                             int64_t width) {
+std::tuple<Tensor, Tensor> run_merge(const Bags<Id, Compute<W>>& input, const Tensor& grad, int64_t count,
+                                     int64_t width) {
   return merge_in_shares<Compute<W>>(
-      {input.field_offsets, input.fields, input.batch, count, width}, grad.options(),
+      {input.field_offsets, input.fields, input.batch, count, width}, grad.scalar_type(),
       [&](const RowSet& set, int64_t begin, int64_t end) { return bag_kernels<W, Id>().mark(input, set, begin, end); },
       [&](int64_t position) { raise_bad_value("embedding_bags_backward", input, position); },
       [&](const RowSet& set, const int64_t* base, Compute<W>* sums, int64_t part, int64_t parts) {
@@ -107,18 +101,17 @@ std::tuple<at::Tensor, at::Tensor> run_merge(const Bags<Id, Compute<W>>& input, 
       });
 }
 
-std::tuple<at::Tensor, at::Tensor> embedding_bags_backward(const at::Tensor& grad, const at::Tensor& values,
-                                                           const at::Tensor& offsets,
-                                                           const std::optional<at::Tensor>& per_sample_weights,
-                                                           const at::Tensor& field_offsets, int64_t width, bool mean) {
+std::tuple<Tensor, Tensor> embedding_bags_backward(const Tensor& grad, const Tensor& values, const Tensor& offsets,
+                                                   const OptionalTensor& per_sample_weights,
+                                                   const Tensor& field_offsets, int64_t width, bool mean) {
   constexpr const char* kOp = "embedding_bags_backward";
   check_bags(kOp, values, offsets, field_offsets);
-  check_field_offsets(kOp, field_offsets, field_offsets.const_data_ptr<int64_t>()[field_offsets.size(0) - 1]);
+  check_field_offsets(kOp, field_offsets, data_of<int64_t>(field_offsets)[field_offsets.size(0) - 1]);
   check_per_sample_weights(kOp, per_sample_weights, values, compute_type(grad.scalar_type()));
-  TORCH_CHECK_VALUE(grad.dim() == 2 && grad.numel() == (offsets.size(0) - 1) * width, kOp, ": grad must be [B, F * ",
-                    width, "], got ", grad.sizes());
-  const at::Tensor dense = grad.contiguous(), ids = values.contiguous(), dense_offsets = offsets.contiguous();
-  const std::optional<at::Tensor> weights = contiguous(per_sample_weights);
+  ADAFTR_CHECK_VALUE(grad.dim() == 2 && grad.numel() == (offsets.size(0) - 1) * width, kOp, ": grad must be [B, F * ",
+                     width, "], got ", shape(grad));
+  const Tensor dense = as_contiguous(grad), ids = as_contiguous(values), dense_offsets = as_contiguous(offsets);
+  const OptionalTensor weights = as_contiguous(per_sample_weights);
   return by_table_type(kOp, grad.scalar_type(), [&](auto w) {
     using W = decltype(w);
     return by_id_type(values, [&](auto id) {
@@ -131,9 +124,9 @@ std::tuple<at::Tensor, at::Tensor> embedding_bags_backward(const at::Tensor& gra
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
-  m.impl("embedding_bags", embedding_bags);
-  m.impl("embedding_bags_backward", embedding_bags_backward);
+STABLE_TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
+  m.impl("embedding_bags", TORCH_BOX(&embedding_bags));
+  m.impl("embedding_bags_backward", TORCH_BOX(&embedding_bags_backward));
 }
 
 }  // namespace adaftr_fast

@@ -1,5 +1,4 @@
 // The ops adaftr_fast::fused_embedding and advise_huge_pages_ on the CPU: checks, memory and launches.
-#include <torch/library.h>
 
 #include <atomic>
 
@@ -15,8 +14,8 @@ namespace {
 constexpr const char* kOp = "fused_embedding";
 
 template <typename Run>
-void run_lookup(const at::Tensor& ids, const at::Tensor& field_offsets, Run run) {
-  const at::Tensor dense_ids = ids.contiguous();
+void run_lookup(const Tensor& ids, const Tensor& field_offsets, Run run) {
+  const Tensor dense_ids = as_contiguous(ids);
   by_id_type(ids, [&](auto id) {
     const auto all = ids_of<decltype(id)>(dense_ids, field_offsets);
     std::atomic<int64_t> bad{-1};
@@ -27,7 +26,7 @@ void run_lookup(const at::Tensor& ids, const at::Tensor& field_offsets, Run run)
 }
 
 // Rows as they are in memory, whatever their type.
-void look_up_stored(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets, at::Tensor& out) {
+void look_up_stored(const Tensor& weight, const Tensor& ids, const Tensor& field_offsets, Tensor& out) {
   const int64_t row_bytes = weight.size(1) * weight.element_size();
   const char* from = data_of<char>(weight);
   char* to = mutable_data_of<char>(out);
@@ -38,8 +37,7 @@ void look_up_stored(const at::Tensor& weight, const at::Tensor& ids, const at::T
 
 // Rows at their current values, where a deferred Adam has steps to apply.
 template <typename W>
-void look_up_current(const AdamTable<W>& table, const at::Tensor& ids, const at::Tensor& field_offsets,
-                     at::Tensor& out) {
+void look_up_current(const AdamTable<W>& table, const Tensor& ids, const Tensor& field_offsets, Tensor& out) {
   W* to = mutable_data_of<W>(out);
   run_lookup(ids, field_offsets, [&]<typename Id>(const Ids<Id>& all, int64_t begin, int64_t end) {
     const auto& kernels = typed_kernels<W>().adam;
@@ -51,12 +49,11 @@ void look_up_current(const AdamTable<W>& table, const at::Tensor& ids, const at:
   });
 }
 
-at::Tensor fused_embedding(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets,
-                           at::TensorList state) {
+Tensor fused_embedding(const Tensor& weight, const Tensor& ids, const Tensor& field_offsets, const Tensors& state) {
   check_ids(kOp, ids, field_offsets);
   check_weight(kOp, weight);
   check_field_offsets(kOp, field_offsets, weight.size(0));
-  at::Tensor out = cached_empty({ids.size(0), ids.size(1) * weight.size(1)}, weight.options());
+  Tensor out = cached_empty({ids.size(0), ids.size(1) * weight.size(1)}, weight.scalar_type());
   if (out.numel() == 0) return out;
   if (state.empty()) {
     look_up_stored(weight, ids, field_offsets, out);
@@ -69,13 +66,13 @@ at::Tensor fused_embedding(const at::Tensor& weight, const at::Tensor& ids, cons
 }
 
 // For a table, before it is first written: its rows are looked up at random.
-void advise_huge_pages_(at::Tensor& table) { advise_huge_pages(table.data_ptr(), table.nbytes()); }
+void advise_huge_pages_(Tensor& table) { advise_huge_pages(table.data_ptr(), table.numel() * table.element_size()); }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
-  m.impl("fused_embedding", fused_embedding);
-  m.impl("advise_huge_pages_", advise_huge_pages_);
+STABLE_TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
+  m.impl("fused_embedding", TORCH_BOX(&fused_embedding));
+  m.impl("advise_huge_pages_", TORCH_BOX(&advise_huge_pages_));
 }
 
 }  // namespace adaftr_fast

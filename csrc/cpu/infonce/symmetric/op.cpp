@@ -1,8 +1,5 @@
 // torch.ops.adaftr_fast.infonce_symmetric on CPU: checks, the choice between one fused sweep and two of one direction,
 // and the launch.
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/empty.h>
-#include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
@@ -39,28 +36,27 @@ struct Arguments {
 };
 
 void check_arguments(const Arguments& x) {
-  TORCH_CHECK(x.anchors.dim() == 2 && x.candidates.sizes() == x.anchors.sizes() && x.anchors.size(1) > 0,
-              "adaptive_infonce: anchors and candidates must both be [B, d] with d >= 1, got ", x.anchors.sizes(),
-              " and ", x.candidates.sizes());
-  TORCH_CHECK(x.anchors.scalar_type() == x.candidates.scalar_type(),
-              "adaptive_infonce: anchors and candidates must share a dtype, got ", x.anchors.scalar_type(), " and ",
-              x.candidates.scalar_type());
+  ADAFTR_CHECK(x.anchors.dim() == 2 && same_sizes(x.candidates, x.anchors) && x.anchors.size(1) > 0,
+               "adaptive_infonce: anchors and candidates must both be [B, d] with d >= 1, got ", shape(x.anchors),
+               " and ", shape(x.candidates));
+  ADAFTR_CHECK(x.anchors.scalar_type() == x.candidates.scalar_type(),
+               "adaptive_infonce: anchors and candidates must share a dtype, got ", x.anchors.scalar_type(), " and ",
+               x.candidates.scalar_type());
   const int64_t rows = x.anchors.size(0);
   for (const auto& [name, v] :
        {std::pair{"tau_row", &x.tau_row}, std::pair{"tau_column", &x.tau_column}, std::pair{"scale", &x.scale}})
-    TORCH_CHECK(v->dim() == 1 && v->size(0) == rows, "adaptive_infonce: ", name, " must be [", rows, "], got ",
-                v->sizes());
-  TORCH_CHECK(x.row_group.has_value() == x.column_group.has_value(),
-              "adaptive_infonce: row_group and column_group must be given together");
+    ADAFTR_CHECK(v->dim() == 1 && v->size(0) == rows, "adaptive_infonce: ", name, " must be [", rows, "], got ",
+                 shape(*v));
+  ADAFTR_CHECK(x.row_group.has_value() == x.column_group.has_value(),
+               "adaptive_infonce: row_group and column_group must be given together");
   for (const auto& [name, v] : {std::pair{"row_group", &x.row_group}, std::pair{"column_group", &x.column_group}})
-    TORCH_CHECK(!v->has_value() || ((*v)->scalar_type() == at::kLong && (*v)->dim() == 1 && (*v)->size(0) == rows),
-                "adaptive_infonce: ", name, " must be int64 [", rows, "], got ", (*v)->scalar_type(), " ",
-                (*v)->sizes());
+    ADAFTR_CHECK(!v->has_value() || ((*v)->scalar_type() == kLong && (*v)->dim() == 1 && (*v)->size(0) == rows),
+                 "adaptive_infonce: ", name, " must be int64 [", rows, "], got ", (*v)->scalar_type(), " ", shape(**v));
 }
 
 template <class T>
 void check_values(const char* of, const Tensor& tau) {
-  const T* t = tau.const_data_ptr<T>();
+  const T* t = data_of<T>(tau);
   for (int64_t r = 0; r < tau.size(0); ++r) check_tau(t[r], r, of);
 }
 
@@ -69,8 +65,7 @@ void check_values(const char* of, const Tensor& tau) {
 template <class T>
 std::optional<double> weight_unit(const Arguments& x) {
   constexpr double most_ratio = std::is_same_v<T, float> ? 0x1p40 : 0x1p400;
-  const T *scale = x.scale.const_data_ptr<T>(), *row = x.tau_row.const_data_ptr<T>(),
-          *column = x.tau_column.const_data_ptr<T>();
+  const T *scale = data_of<T>(x.scale), *row = data_of<T>(x.tau_row), *column = data_of<T>(x.tau_column);
   double least = std::numeric_limits<double>::infinity(), most = 0;
   for (int64_t r = 0; r < x.scale.size(0); ++r) {
     if (scale[r] == 0) continue;
@@ -84,8 +79,18 @@ std::optional<double> weight_unit(const Arguments& x) {
   return std::exp2(-std::logb(most));
 }
 
+// Half of x, contiguous.
+template <class T>
+Tensor halved(const Tensor& x) {
+  const Tensor half = empty(x.sizes(), kTypeOf<T>);
+  const T* from = data_of<T>(x);
+  std::transform(from, from + x.numel(), mutable_data_of<T>(half), [](T each) { return each / 2; });
+  return half;
+}
+
+template <class T>
 Outputs two_sweeps(const Arguments& x) {
-  const Tensor scale = x.scale * 0.5;
+  const Tensor scale = halved<T>(x.scale);
   const auto direction = [&](const Tensor& a, const Tensor& b, const Tensor& tau, const OptionalTensor& a_group,
                              const OptionalTensor& b_group, bool need_a, bool need_b, bool need_tau) {
     return infonce(a, b, tau, std::nullopt, a_group, b_group, scale, need_a, need_b, need_tau, false, std::nullopt,
@@ -97,35 +102,29 @@ Outputs two_sweeps(const Arguments& x) {
   const auto [loss_c, row_loss_c, lse_c, logit_c, top1_c, entropy_c, d_candidates_c, d_anchors_c, d_tau_c] =
       direction(x.candidates, x.anchors, x.tau_column, x.column_group, x.row_group, x.need_d_candidates,
                 x.need_d_anchors, x.need_d_tau_column);
-  return {loss + loss_c,
-          (row_loss * 0.5).add_(row_loss_c, 0.5),
-          d_anchors + d_anchors_c,
-          d_candidates + d_candidates_c,
+  return {plus(loss, loss_c),
+          halved<T>(plus(row_loss, row_loss_c)),
+          plus(d_anchors, d_anchors_c),
+          plus(d_candidates, d_candidates_c),
           d_tau,
           d_tau_c};
 }
 
 template <class T>
 Outputs fused(const Arguments& x, double unit) {
-  const auto options = x.anchors.options();
-  const auto maybe = [&](bool needed, at::IntArrayRef shape) {
-    constexpr int64_t none = 0;
-    return cached_empty(needed ? shape : at::IntArrayRef(none), options);
-  };
   const int64_t rows = x.anchors.size(0);
-  Tensor loss = at::empty({rows}, options), d_anchors = maybe(x.need_d_anchors, x.anchors.sizes()),
-         d_candidates = maybe(x.need_d_candidates, x.anchors.sizes()), d_tau_row = maybe(x.need_d_tau_row, {rows}),
-         d_tau_column = maybe(x.need_d_tau_column, {rows});
-  const auto data = [](Tensor& t, bool needed) { return needed ? t.mutable_data_ptr<T>() : nullptr; };
-  const auto id_data = [](const OptionalTensor& t) { return t.has_value() ? t->const_data_ptr<int64_t>() : nullptr; };
+  Tensor loss = empty({rows}, kTypeOf<T>), d_anchors = output_of<T>(x.need_d_anchors, x.anchors.sizes()),
+         d_candidates = output_of<T>(x.need_d_candidates, x.anchors.sizes()),
+         d_tau_row = output_of<T>(x.need_d_tau_row, {rows}), d_tau_column = output_of<T>(x.need_d_tau_column, {rows});
+  const auto data = [](Tensor& t, bool needed) { return needed ? mutable_data_of<T>(t) : nullptr; };
   SymmetricProblem<T> problem{};
   problem.rows = problem.columns = rows, problem.width = x.anchors.size(1);
-  problem.anchors = x.anchors.const_data_ptr<T>(), problem.candidates = x.candidates.const_data_ptr<T>();
-  problem.tau = x.tau_row.const_data_ptr<T>(), problem.tau_column = x.tau_column.const_data_ptr<T>();
-  problem.row_group = id_data(x.row_group), problem.column_group = id_data(x.column_group);
+  problem.anchors = data_of<T>(x.anchors), problem.candidates = data_of<T>(x.candidates);
+  problem.tau = data_of<T>(x.tau_row), problem.tau_column = data_of<T>(x.tau_column);
+  problem.row_group = data_of<int64_t>(x.row_group), problem.column_group = data_of<int64_t>(x.column_group);
   problem.ignore_above = std::numeric_limits<T>::infinity(), problem.margin = 0;
-  problem.scale = x.scale.const_data_ptr<T>(), problem.weight_unit = unit;
-  problem.loss = loss.mutable_data_ptr<T>();
+  problem.scale = data_of<T>(x.scale), problem.weight_unit = unit;
+  problem.loss = mutable_data_of<T>(loss);
   problem.d_anchors = data(d_anchors, x.need_d_anchors);
   problem.d_candidates = data(d_candidates, x.need_d_candidates);
   problem.d_tau = data(d_tau_row, x.need_d_tau_row);
@@ -136,18 +135,18 @@ Outputs fused(const Arguments& x, double unit) {
   else
     kernel = best_kernel(kTables, &SymmetricKernels::f32);
   launch(kernel, problem, loss, d_anchors, d_candidates, d_tau_row, d_tau_column);
-  return {weighted_sum(loss, x.scale), loss, d_anchors, d_candidates, d_tau_row, d_tau_column};
+  return {weighted_sum<T>(loss, x.scale), loss, d_anchors, d_candidates, d_tau_row, d_tau_column};
 }
 
 template <class T>
 Outputs run(Arguments& x) {
   check_values<T>("", x.tau_row);
   check_values<T>(" (per column)", x.tau_column);
-  if (multiplies_bf16(x.anchors.scalar_type(), x.ieee)) return two_sweeps(x);
+  if (multiplies_bf16(x.anchors.scalar_type(), x.ieee)) return two_sweeps<T>(x);
   const bool differentiates = x.need_d_anchors || x.need_d_candidates || x.need_d_tau_row || x.need_d_tau_column;
   const auto unit = differentiates ? weight_unit<T>(x) : std::optional<double>(1);
-  if (!unit.has_value()) return two_sweeps(x);
-  for (Tensor* t : {&x.anchors, &x.candidates}) *t = t->to(x.scale.scalar_type()).contiguous();
+  if (!unit.has_value()) return two_sweeps<T>(x);
+  for (Tensor* t : {&x.anchors, &x.candidates}) *t = as_contiguous(*t, x.scale.scalar_type());
   return fused<T>(x, *unit);
 }
 
@@ -158,15 +157,14 @@ Outputs infonce_symmetric(const Tensor& anchors, const Tensor& candidates, const
   Arguments x{anchors, candidates,     tau_row,           tau_column,     row_group,         column_group,
               scale,   need_d_anchors, need_d_candidates, need_d_tau_row, need_d_tau_column, ieee};
   check_arguments(x);
-  const auto dtype = anchors.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  for (Tensor* t : {&x.tau_row, &x.tau_column, &x.scale}) *t = t->to(dtype).contiguous();
-  for (OptionalTensor* t : {&x.row_group, &x.column_group})
-    if (t->has_value()) *t = (*t)->contiguous();
-  return dtype == at::kDouble ? run<double>(x) : run<float>(x);
+  const auto dtype = anchors.scalar_type() == kDouble ? kDouble : kFloat;
+  for (Tensor* t : {&x.tau_row, &x.tau_column, &x.scale}) *t = as_contiguous(*t, dtype);
+  for (OptionalTensor* t : {&x.row_group, &x.column_group}) *t = as_contiguous(*t);
+  return dtype == kDouble ? run<double>(x) : run<float>(x);
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) { m.impl("infonce_symmetric", infonce_symmetric); }
+STABLE_TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) { m.impl("infonce_symmetric", TORCH_BOX(&infonce_symmetric)); }
 
 }  // namespace adaftr_fast

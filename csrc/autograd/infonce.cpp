@@ -1,5 +1,6 @@
 // The gradients of torch.ops.adaftr_fast.infonce and infonce_blocks. adaftr_fast/ops/infonce/autograd.py has the
-// formula in Python, for the other ops; calls from C++ cost a fifth of it, which counts at 1,024 rows.
+// formula in Python, for the other ops and without this library; calls from C++ cost a fifth of it, which counts at
+// 1,024 rows.
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 warns wrongly about the vector<bool> of torch's Function::apply.
 #pragma GCC diagnostic ignored "-Warray-bounds"
@@ -17,7 +18,7 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/norms/scaled.h"
+#include "autograd/scaled.h"
 
 namespace adaftr_fast {
 namespace {

@@ -1,5 +1,5 @@
 // The gradients of the look-ups, for every device. adaftr_fast/ops/embedding/lookup.py has the same in Python, for
-// builds without this extension; there it costs about a third of a step of 100,000 look-ups.
+// when this library is missing; there it costs about a third of a step of 100,000 look-ups.
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 warns wrongly about the vector<bool> of torch's Function::apply.
 #pragma GCC diagnostic ignored "-Warray-bounds"

@@ -1,4 +1,4 @@
-// The gradients of mlp and mixture, and their autocast. Without this extension, PyTorch differentiates the references.
+// The gradients of mlp and mixture, and their autocast. Without this library, PyTorch differentiates the references.
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 warns wrongly about the vector<bool> of torch's Function::apply.
 #pragma GCC diagnostic ignored "-Warray-bounds"

@@ -1,0 +1,64 @@
+// The gradient of squared_norm, for every device. Without this library adaftr_fast/ops/norms.py registers the formula.
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 warns wrongly about the vector<bool> of torch's Function::apply.
+#pragma GCC diagnostic ignored "-Warray-bounds"
+#pragma GCC diagnostic ignored "-Wstringop-overflow"
+#endif
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/mul.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <vector>
+
+#include "autograd/scaled.h"
+
+namespace adaftr_fast {
+namespace {
+
+using at::Tensor;
+using at::TensorList;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Tensors = std::vector<Tensor>;
+using Scales = at::ArrayRef<double>;
+
+struct SquaredNorm : torch::autograd::Function<SquaredNorm> {
+  static Tensor forward(AutogradContext* ctx, TensorList tensors, Scales scales) {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    using Op = Tensor(TensorList, Scales);
+    static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::squared_norm", "").typed<Op>();
+    ctx->save_for_backward(tensors.vec());
+    ctx->saved_data["scales"] = scales.vec();
+    return op.call(tensors, scales);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list saved = ctx->get_saved_variables();
+    const auto of_all = ctx->saved_data["scales"].toDoubleVector();
+    variable_list tensors;
+    std::vector<double> scales;
+    for (size_t t = 0; t < saved.size(); ++t)
+      if (ctx->needs_input_grad(t)) tensors.push_back(saved[t]), scales.push_back(2 * of_all[t]);
+    const Tensors products =
+        at::GradMode::is_enabled() ? differentiable(grads[0], tensors, scales) : call_scaled(grads[0], tensors, scales);
+    variable_list found(saved.size() + 1);  // the last is of the scales
+    for (size_t t = 0, next = 0; t < saved.size(); ++t)
+      if (ctx->needs_input_grad(t)) found[t] = products[next++];
+    return found;
+  }
+
+  static Tensors differentiable(const Tensor& grad, const variable_list& tensors, Scales scales) {
+    Tensors found;
+    for (size_t t = 0; t < tensors.size(); ++t) found.push_back(tensors[t].mul(grad.mul(scales[t])));
+    return found;
+  }
+};
+
+Tensor differentiable_norm(TensorList tensors, Scales scales) { return SquaredNorm::apply(tensors, scales); }
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(adaftr_fast, Autograd, m) { m.impl("squared_norm", differentiable_norm); }
+
+}  // namespace adaftr_fast
