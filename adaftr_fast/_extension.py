@@ -151,10 +151,21 @@ def set_cpu_capability(name: str | None) -> None:
     _C.set_cpu_capability(name or "")
 
 
+def _origin() -> str:
+    """Returns the wheel that the package was installed from, by its tag, or the source folder."""
+    installed = importlib.metadata.distribution("adaftr-fast")
+    url = json.loads(installed.read_text("direct_url.json") or "{}")
+    if url.get("dir_info", {}).get("editable"):
+        return "the source folder, editable"
+    tags = [line.removeprefix("Tag: ") for line in (installed.read_text("WHEEL") or "").splitlines() if "Tag: " in line]
+    return f"a wheel for {', '.join(tags)}" + (" built on this machine" if "dir_info" in url else "")
+
+
 def build_info() -> dict[str, Any]:
     """Returns versions, what is built for which instruction sets, and why a part is missing."""
     info: dict[str, Any] = {
         "adaftr_fast": importlib.metadata.version("adaftr-fast"),
+        "installed from": _origin(),
         "python": platform.python_version(),
         "torch": torch.__version__ + _remark,
         "torch cuda": torch.version.cuda or "no (CPU build of torch)",
