@@ -1,0 +1,48 @@
+"""Gradients where the C++ autograd functions are built for another version of torch: formulas in Python compute them."""
+
+import subprocess
+import sys
+
+import torch
+
+import adaftr_fast as af
+from adaftr_fast import _extension
+from tests.models.inputs import batch, model
+from tests.ops.marks import needs_extension
+
+WITHOUT = """
+import sys, torch
+sys.modules["adaftr_fast._autograd_" + "_".join(torch.__version__.split(".")[:2])] = None
+from adaftr_fast import _extension
+from tests.ops import test_without_cpp_gradients as this
+assert _extension.is_built() and not _extension.has_cpp_gradients()
+assert "formulas in Python" in _extension.build_info()["C++ gradients"]
+torch.save(this.gradients(), sys.argv[1])
+"""
+
+
+def gradients():
+    """Returns losses and gradients of every op that C++ differentiates, and a loss by rounded products, in float32."""
+    torch.manual_seed(0)
+    a, b = (torch.randn(40, 16, requires_grad=True) for _ in range(2))
+    tau = torch.rand(40).add(0.1).requires_grad_()
+    found = []
+    for options in ({}, {"block": 8}, {"reduction": "none"}):
+        loss = af.adaptive_infonce(a, b, tau, **options).sum()
+        found += [loss, *torch.autograd.grad(loss, (a, b, tau))]
+    trained = model().float()
+    losses = trained.loss(batch(dtype=torch.float32))
+    sum(losses.values()).backward()
+    found += [*losses.values(), *(p.grad.to_dense() for p in trained.parameters() if p.grad is not None)]
+    torch.set_float32_matmul_precision("medium")
+    found.append(af.adaptive_infonce(a, b, tau))
+    torch.set_float32_matmul_precision("highest")
+    return [x.detach() for x in found]
+
+
+@needs_extension
+def test_formulas_in_python_take_their_place(tmp_path):
+    assert _extension.has_cpp_gradients()
+    subprocess.run([sys.executable, "-c", WITHOUT, tmp_path / "found"], check=True)
+    for in_python, in_cpp in zip(torch.load(tmp_path / "found"), gradients(), strict=True):
+        torch.testing.assert_close(in_python, in_cpp, rtol=2e-5, atol=1e-6)
