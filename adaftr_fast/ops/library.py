@@ -53,10 +53,23 @@ def define(
     name = schema.partition("(")[0]
     library.define(schema)
     library.impl(name, reference, key)
-    if key == "CompositeImplicitAutograd" and is_built():  # a kernel for the CPU would take its place there
-        library.impl(name, reference, "Autograd")
+    if key == "CompositeImplicitAutograd" and is_built():  # else a kernel for the CPU would take its place
+        library.impl(name, _where_differentiated(name, reference), "Autograd")
     if fake is not None:
         torch.library.register_fake(f"adaftr_fast::{name}", fake, lib=library)
+
+
+def _where_differentiated(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns an autograd kernel that runs the reference where gradients are wanted, and the op elsewhere."""
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        tensors = torch.utils._pytree.tree_leaves(arguments)
+        if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in tensors):
+            return reference(*arguments, **options)
+        with torch._C._AutoDispatchBelowAutograd():
+            return getattr(torch.ops.adaftr_fast, name)(*arguments, **options)
+
+    return run
 
 
 def key_of_cpp_gradient() -> str:

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import adaftr_fast as af
+from adaftr_fast._extension import has_cpp_gradients
 
 needs_extension = pytest.mark.skipif(af.cpu_capability() == "none", reason="the C++ extension is not built")
+needs_cpp_gradients = pytest.mark.skipif(not has_cpp_gradients(), reason="no C++ autograd functions for this torch")
 
 # The instruction sets that have a kernel of their own, by op and type: the tables `kTables` in csrc/cpu/<op>/. An
 # instruction set without one uses the one below it. Where "generic" is alone, the op converts to float32 before.

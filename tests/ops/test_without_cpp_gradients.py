@@ -1,4 +1,4 @@
-"""Gradients where the C++ autograd functions are built for another version of torch: formulas in Python compute them."""
+"""Gradients by formulas in Python, for where the C++ autograd functions are built for another version of torch."""
 
 import subprocess
 import sys
@@ -6,9 +6,8 @@ import sys
 import torch
 
 import adaftr_fast as af
-from adaftr_fast import _extension
 from tests.models.inputs import batch, model
-from tests.ops.marks import needs_extension
+from tests.ops.marks import needs_cpp_gradients
 
 WITHOUT = """
 import sys, torch
@@ -40,9 +39,8 @@ def gradients():
     return [x.detach() for x in found]
 
 
-@needs_extension
+@needs_cpp_gradients
 def test_formulas_in_python_take_their_place(tmp_path):
-    assert _extension.has_cpp_gradients()
     subprocess.run([sys.executable, "-c", WITHOUT, tmp_path / "found"], check=True)
     for in_python, in_cpp in zip(torch.load(tmp_path / "found"), gradients(), strict=True):
         torch.testing.assert_close(in_python, in_cpp, rtol=2e-5, atol=1e-6)

@@ -14,7 +14,7 @@ from tests.ops.infonce.extremes import EXTREMES
 from tests.ops.infonce.inputs import DTYPES, inputs, loss_and_gradients, masks
 from tests.ops.infonce.losses import EVERY, LOSSES, OTHERS, op_call
 from tests.ops.infonce.promises import PROMISES
-from tests.ops.marks import each_kernel, needs_extension, on_threads
+from tests.ops.marks import each_kernel, needs_cpp_gradients, needs_extension, on_threads
 
 SIZES = [(1, 1, 1), (1, 5, 8), (2, 2, 31), (63, 63, 64), (100, 129, 8), (257, 300, 100)]
 MASKED = ("masks", "both, masks", "blocks", "sigmoid", "ignore_above")
@@ -294,7 +294,7 @@ def test_grad_of_torch_func_has_the_bits_of_the_kernel():
         assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
-@needs_extension
+@needs_cpp_gradients
 @pytest.mark.parametrize("options", [{}, {"block": 2}], ids=str)
 def test_the_gradient_in_cpp_serves_every_device(options):
     """On meta tensors, for which C++ multiplies as for CUDA tensors."""
