@@ -105,13 +105,13 @@ def cpu_extension(name, files, *flags):
         name,
         [*files, *["csrc/portable.cpp"] * PORTABLE],
         include_dirs=[os.path.abspath("csrc")],
-        extra_compile_args={"cxx": [*cxx_flags(), *flags, *sanitizers * SANITIZE]},
+        extra_compile_args={"cxx": [*cxx_flags(), "-fvisibility=hidden", *flags, *sanitizers * SANITIZE]},
         extra_link_args=[*OPENMP, *sanitizers[:1] * SANITIZE, *own_libstdcxx * PORTABLE],
     )
 
 
 def c_extension():
-    return cpu_extension(C, ["csrc/bindings.cpp", *sources("csrc/cpu", ".cpp")], "-fvisibility=hidden", STABLE_ABI)
+    return cpu_extension(C, ["csrc/bindings.cpp", *sources("csrc/cpu", ".cpp")], STABLE_ABI)
 
 
 def autograd_extension():
@@ -186,6 +186,10 @@ class BuildEach(build_ext if cpp_extension is None else cpp_extension.BuildExten
             return
         if no_torch is not None:
             raise SystemExit(f"setup.py: {no_torch}, or set ADAFTR_FAST_BUILD=none to build without kernels")
+        for folder in self.folders():  # those for other versions of torch may be of other sources
+            for other in folder.glob("adaftr_fast/_autograd_*"):
+                if not other.name.startswith(AUTOGRAD.rpartition(".")[2]):
+                    other.unlink()
         options, built, reasons = dict(vars(self)), [], {}
         for extension in sorted(self.extensions, key=lambda each: each.obstacle is None):  # fails early if it must
             objects = os.path.join(options["build_temp"], extension.name)  # each has a file build.ninja

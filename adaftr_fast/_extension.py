@@ -42,13 +42,19 @@ def _load(name: str, kernels: str, instead: str) -> tuple[ModuleType | None, str
 
 
 def _load_cuda() -> tuple[ModuleType | None, str | None]:
-    """Loads the CUDA extension as ``_load`` does, where torch has CUDA; it links against torch's CUDA libraries."""
-    if torch.version.cuda is not None:
+    """Loads the CUDA extension as ``_load`` does, where torch has CUDA and is of the version that it was built with.
+
+    It links against torch's CUDA libraries. The C++ autograd functions are built beside it, for the same version.
+    """
+    if torch.version.cuda is None:
+        obstacle = f"torch {torch.__version__} has no CUDA"
+    elif _autograd is None:
+        obstacle = f"it is not for torch {torch.__version__}"
+    else:
         return _load(CUDA, "CUDA", "On CUDA tensors the plain-PyTorch references are used")
-    no_cuda = f"torch {torch.__version__} has no CUDA"
     if importlib.util.find_spec(CUDA) is not None:
-        return None, f"built, but not loaded: {no_cuda}"
-    return None, f"not built: {_build_notes().get(CUDA, no_cuda)}"
+        return None, f"built, but not loaded: {obstacle}"
+    return None, f"not built: {_build_notes().get(CUDA, obstacle)}"
 
 
 def _build_notes() -> dict[str, str]:
@@ -91,15 +97,15 @@ if _remark := untested(torch.__version__):
     warnings.warn(f"adaftr_fast: torch {torch.__version__}{_remark}", RuntimeWarning, stacklevel=2)
 
 _C, load_error = _load(C, "C++", "The plain-PyTorch references are used")
-_cuda, cuda_load_error = _load_cuda()
 _autograd, autograd_load_error = None, load_error
 if _C is not None:
     _autograd, autograd_load_error = _load(AUTOGRAD, "C++ autograd", "Formulas in Python are used")
+_cuda, cuda_load_error = _load_cuda()
 
 
 @ctypes.CFUNCTYPE(ctypes.c_int)
 def _float32_terms() -> int:
-    """Returns what csrc/cpu/runtime/precision.h describes, for kernels that no C++ of this torch tells it."""
+    """Returns what csrc/cpu/runtime/precision.h describes, where the C++ autograd library is not loaded, which has it."""
     return {"tf32": 2, "bf16": 1}.get(torch._C._get_fp32_precision_getter("mkldnn", "matmul"), 0)
 
 
@@ -151,14 +157,22 @@ def set_cpu_capability(name: str | None) -> None:
     _C.set_cpu_capability(name or "")
 
 
+def _other_versions() -> str:
+    """Says why C++ gradients are missing."""
+    built = [path.name.split(".")[0].removeprefix("_autograd_") for path in Path(__file__).parent.glob("_autograd_*")]
+    reason = f"for torch {built[0].replace('_', '.')} alone" if built else autograd_load_error
+    return f"{reason}; formulas in Python are used"
+
+
 def _origin() -> str:
     """Returns the wheel that the package was installed from, by its tag, or the source folder."""
     installed = importlib.metadata.distribution("adaftr-fast")
     url = json.loads(installed.read_text("direct_url.json") or "{}")
-    if url.get("dir_info", {}).get("editable"):
-        return "the source folder, editable"
-    tags = [line.removeprefix("Tag: ") for line in (installed.read_text("WHEEL") or "").splitlines() if "Tag: " in line]
-    return f"a wheel for {', '.join(tags)}" + (" built on this machine" if "dir_info" in url else "")
+    wheel = installed.read_text("WHEEL")
+    if wheel is None or url.get("dir_info", {}).get("editable"):
+        return "the source folder"
+    tags = [line.removeprefix("Tag: ") for line in wheel.splitlines() if line.startswith("Tag: ")]
+    return f"a wheel for {', '.join(tags)}" + (" built on this machine" if url else "")
 
 
 def build_info() -> dict[str, Any]:
@@ -178,7 +192,7 @@ def build_info() -> dict[str, Any]:
         info["C++ extension"] = _C.build_info()["compiler"]
         info["compiled instruction sets"] = ", ".join(_C.build_info()["compiled"])
         info["this machine runs"] = ", ".join(_C.build_info()["supported"])
-        info["C++ gradients"] = "for this torch" if _autograd else f"{autograd_load_error}; formulas in Python are used"
+        info["C++ gradients"] = "for this torch" if _autograd else _other_versions()
     info["in use"] = cpu_capability()
     if _cuda is None:
         info["CUDA kernels"] = cuda_load_error

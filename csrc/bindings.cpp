@@ -1,5 +1,5 @@
 // The Python module adaftr_fast._C: build facts, dispatch control, and what the loader calls with NumPy arrays. The ops
-// register themselves with PyTorch's dispatcher in the file of each op (TORCH_LIBRARY_IMPL).
+// register themselves with PyTorch's dispatcher in the file of each op (STABLE_TORCH_LIBRARY_IMPL).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,5 +1,7 @@
 // Lets a wheel that is linked on a newer Linux run with glibc 2.28, as the tag manylinux_2_28 promises. Each function
 // that glibc has versioned anew since is bound to its first version, which differs in how it reports errors alone.
+// libstdc++ is linked as an archive that is not seen from outside. Exceptions pass to torch, but
+// std::uncaught_exceptions counts them on one side alone.
 #if defined(__x86_64__)
 #define ADAFTR_FIRST "GLIBC_2.2.5"
 #elif defined(__aarch64__)
@@ -7,9 +9,9 @@
 #endif
 
 // Gives all files of the library, and libstdc++'s, a function of their own by this name.
-#define ADAFTR_BIND(name, result, parameters, arguments)                                   \
-  __asm__(".symver first_" #name ", " #name "@" ADAFTR_FIRST);                             \
-  extern "C" result first_##name parameters;                                               \
+#define ADAFTR_BIND(name, result, parameters, arguments)                                  \
+  __asm__(".symver first_" #name ", " #name "@" ADAFTR_FIRST);                            \
+  extern "C" result first_##name parameters;                                              \
   extern "C" [[gnu::visibility("hidden")]] result bound_##name parameters __asm__(#name); \
   result bound_##name parameters { return first_##name arguments; }
 

@@ -182,6 +182,13 @@ def test_what_is_demanded_fails_the_build(build, package, tmp_path, mode, enviro
     assert mode != "cuda" or "_cuda" not in extensions(package)  # that of before is not left over
 
 
+def test_functions_for_another_torch_are_not_left_over(build, package):
+    other = package / f"_autograd_2_9{SUFFIX}"
+    other.touch()
+    assert build("cpu").returncode == 0
+    assert not other.exists()
+
+
 def test_none_builds_nothing_and_touches_no_extension(build, package, tmp_path):
     assert build("none").returncode == 0
     assert extensions(package) == {"_C": False, AUTOGRAD: False, "_cuda": False}

@@ -63,8 +63,8 @@ def _where_differentiated(name: str, reference: Callable[..., Any]) -> Callable[
     """Returns an autograd kernel that runs the reference where gradients are wanted, and the op elsewhere."""
 
     def run(*arguments: Any, **options: Any) -> Any:
-        tensors = torch.utils._pytree.tree_leaves(arguments)
-        if torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in tensors):
+        tensors = [x for x in torch.utils._pytree.tree_leaves(arguments) if isinstance(x, torch.Tensor)]
+        if differentiates_references() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
             return reference(*arguments, **options)
         with torch._C._AutoDispatchBelowAutograd():
             return getattr(torch.ops.adaftr_fast, name)(*arguments, **options)

@@ -2,7 +2,8 @@
 
 Shapes: R rows of the table, E width, U distinct rows of the batch. ``rows`` [U] are int64 and strictly increasing;
 ``grad`` is [U, E]. The CUDA kernels also take rows [M] in any order that repeat, and add the gradients of each first.
-``adaftr_fast/ops/embedding/reference/optim.py`` describes the state of the deferred Adam.
+``adaftr_fast/ops/embedding/reference/optim.py`` describes the state of the deferred Adam. The caller of ``dense_adam_``
+increments the versions of the weights.
 """
 
 from __future__ import annotations

@@ -13,11 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from adaftr_fast._extension import has_cpp_gradients, is_built
-from adaftr_fast.ops.library import define, key_of_cpp_gradient, library
+from adaftr_fast.ops.library import define, key_of_cpp_gradient
 from adaftr_fast.ops.mlp import reference
 
 
@@ -48,18 +46,6 @@ define(
     reference.mlp_backward,
     _mlp_backward_fake,
 )
-
-
-def _autocast_mlp(inputs: Sequence[Tensor], *others: Any, reduced: bool = False) -> list[Tensor]:
-    """Calls the op under autocast, as csrc/autograd/mlp.cpp does."""
-    narrow = torch.get_autocast_dtype("cpu") == torch.bfloat16 and inputs[0].dtype != torch.float64
-    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
-        outputs: list[Tensor] = torch.ops.adaftr_fast.mlp(inputs, *others[:5], reduced or narrow or any(others[5:]))
-    return outputs
-
-
-if is_built() and not has_cpp_gradients():
-    library.impl("mlp", _autocast_mlp, "AutocastCPU")
 define("mixture(Tensor experts, Tensor logits) -> Tensor[]", reference.mixture, key=key_of_cpp_gradient())
 define(
     "mixture_backward(Tensor?[] gradients, Tensor experts, Tensor logits) -> (Tensor, Tensor)",

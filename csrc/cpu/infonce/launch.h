@@ -43,7 +43,8 @@ template <class T>
 Tensor weighted_sum(const Tensor& loss, const Tensor& scale) {
   const T *l = data_of<T>(loss), *s = data_of<T>(scale);
   double sum = 0;
-  for (int64_t r = 0; r < loss.numel(); ++r)
+  const int64_t rows = loss.numel();
+  for (int64_t r = 0; r < rows; ++r)
     if (s[r] != 0) sum += static_cast<double>(l[r] * s[r]);
   return scalar(sum, loss.scalar_type());
 }

@@ -3,7 +3,9 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <cstdlib>
+#include <functional>
 #include <mutex>
+#include <numeric>
 #include <vector>
 
 #include "cpu/runtime/huge_pages.h"
@@ -73,14 +75,15 @@ void* allocate(size_t bytes) {
 }  // namespace
 
 Tensor cached_empty(Sizes sizes, ScalarType type) {
-  const std::vector<int64_t> strides = contiguous_strides(sizes);
-  const size_t bytes = sizes.empty() ? 0 : static_cast<size_t>(sizes[0] * strides[0]) * size_of(type);
+  const auto count = std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<>());
+  const size_t bytes = static_cast<size_t>(count) * size_of(type);
   if (bytes < kSmallest) return empty(sizes, type);
   Block block{nullptr, round_up(bytes)};
   block.data = take_idle(block.bytes);
   if (block.data == nullptr) block.data = allocate(block.bytes);
   const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
-  return torch::stable::from_blob(block.data, sizes, strides, cpu, type, [block](void*) { give_back(block); });
+  return torch::stable::from_blob(block.data, sizes, contiguous_strides(sizes), cpu, type,
+                                  [block](void*) { give_back(block); });
 }
 
 }  // namespace adaftr_fast

@@ -18,9 +18,10 @@ struct Chunk {
 // The tensors in chunks of at most `size` elements.
 inline std::vector<Chunk> chunks_of(const Tensors& tensors, int64_t size) {
   std::vector<Chunk> chunks;
-  for (size_t t = 0; t < tensors.size(); ++t)
-    for (int64_t begin = 0; begin < tensors[t].numel(); begin += size)
-      chunks.push_back({t, begin, std::min(begin + size, tensors[t].numel())});
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    const int64_t count = tensors[t].numel();
+    for (int64_t begin = 0; begin < count; begin += size) chunks.push_back({t, begin, std::min(begin + size, count)});
+  }
   return chunks;
 }
 

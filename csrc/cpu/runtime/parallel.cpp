@@ -1,8 +1,11 @@
 #include "cpu/runtime/parallel.h"
 
-#include <omp.h>
 #include <pthread.h>
 #include <torch/csrc/stable/ops.h>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 #include "cpu/runtime/tensor.h"
 
@@ -20,9 +23,17 @@ thread_local bool lost_pool = false;
 
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { lost_pool = has_pool; });
 
+bool in_parallel_region() {
+#if defined(_OPENMP)
+  return omp_in_parallel() != 0;
+#else
+  return false;
+#endif
+}
+
 // Whether torch::stable::parallel_for takes more than one thread.
 bool takes_threads(int64_t count, int64_t grain) {
-  return count > 1 && count > grain && !omp_in_parallel() && thread_count() > 1;
+  return count > 1 && count > grain && !in_parallel_region() && thread_count() > 1;
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -18,7 +19,7 @@ int32_t dtype_of(ScalarType type) { return torch::stable::detail::to<int32_t>(to
 std::vector<int64_t> contiguous_strides(Sizes sizes) {
   std::vector<int64_t> strides(sizes.size());
   int64_t step = 1;
-  for (size_t k = sizes.size(); k-- > 0; step *= sizes[k]) strides[k] = step;
+  for (size_t k = sizes.size(); k-- > 0; step *= std::max<int64_t>(sizes[k], 1)) strides[k] = step;
   return strides;
 }
 
@@ -37,7 +38,11 @@ void zero(const Tensor& x) {
 }
 
 Tensor scalar(double x, ScalarType type) {
-  const Tensor made = empty({}, kDouble);
+  const Tensor made = empty({}, type == kFloat ? kFloat : kDouble);
+  if (type == kFloat) {
+    *mutable_data_of<float>(made) = static_cast<float>(x);
+    return made;
+  }
   *mutable_data_of<double>(made) = x;
   return as_type(made, type);
 }

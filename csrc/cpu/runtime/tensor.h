@@ -93,7 +93,7 @@ std::string message(const Parts&... parts) {
 
 enum class Error { kRuntime, kValue, kIndex, kType };
 
-// Throws what Python sees as RuntimeError, ValueError, IndexError or TypeError.
+// Throws what Python sees as RuntimeError, ValueError, IndexError or TypeError; in a backward pass, as RuntimeError.
 [[noreturn]] void raise(Error error, const std::string& message);
 
 // The parts of the message are evaluated where the condition is false.

@@ -9,7 +9,7 @@ import torch
 import adaftr_fast as af
 import adaftr_fast.ops.mlp.op  # defines the ops
 from adaftr_fast.ops.mlp import reference
-from tests.ops.marks import needs_extension, on_kernels
+from tests.ops.marks import needs_cpp_gradients, needs_extension, on_kernels
 from tests.tolerances import assert_as_accurate
 
 OP, MIXTURE = torch.ops.adaftr_fast.mlp, torch.ops.adaftr_fast.mixture
@@ -239,7 +239,7 @@ def test_infinity_does_not_reach_padding(dtype, instruction_set):
         assert torch.equal(found[0], torch.full((1, 2), math.inf))
 
 
-@needs_extension
+@needs_cpp_gradients
 def test_autocast_returns_bfloat16():
     tensors, lists = arguments(20, EXPERTS)
     inputs, weights, biases = ([x.float() for x in each] for each in tensors)

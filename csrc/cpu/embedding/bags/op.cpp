@@ -22,8 +22,9 @@ void check_bags(const char* op, const Tensor& values, const Tensor& offsets, con
                      shape(offsets));
   const Tensor dense = as_contiguous(offsets);
   const int64_t* offset = data_of<int64_t>(dense);
-  bool rising = offset[0] == 0 && offset[offsets.size(0) - 1] == values.size(0);
-  for (int64_t i = 1; i < offsets.size(0); ++i) rising &= offset[i - 1] <= offset[i];
+  const int64_t count = offsets.size(0);
+  bool rising = offset[0] == 0 && offset[count - 1] == values.size(0);
+  for (int64_t i = 1; i < count; ++i) rising &= offset[i - 1] <= offset[i];
   ADAFTR_CHECK_VALUE(rising, op, ": offsets must rise from 0 to the number of values, ", values.size(0));
 }
 

@@ -24,7 +24,8 @@ constexpr KernelTables<BlockKernels> kTables = {&generic::kBlocks,
 template <class T>
 void check_values(const Tensor& tau) {
   const T* t = data_of<T>(tau);
-  for (int64_t r = 0; r < tau.size(0); ++r) check_tau(t[r], r);
+  const int64_t rows = tau.size(0);
+  for (int64_t r = 0; r < rows; ++r) check_tau(t[r], r);
 }
 
 // The block of rows [first, end) of a problem, against the candidates of the same numbers.

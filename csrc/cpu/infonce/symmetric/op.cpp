@@ -57,7 +57,8 @@ void check_arguments(const Arguments& x) {
 template <class T>
 void check_values(const char* of, const Tensor& tau) {
   const T* t = data_of<T>(tau);
-  for (int64_t r = 0; r < tau.size(0); ++r) check_tau(t[r], r, of);
+  const int64_t rows = tau.size(0);
+  for (int64_t r = 0; r < rows; ++r) check_tau(t[r], r, of);
 }
 
 // The power of 2 that brings the largest |scale| / (2 tau) near 1. None where the smallest is so far below the largest,
@@ -67,7 +68,8 @@ std::optional<double> weight_unit(const Arguments& x) {
   constexpr double most_ratio = std::is_same_v<T, float> ? 0x1p40 : 0x1p400;
   const T *scale = data_of<T>(x.scale), *row = data_of<T>(x.tau_row), *column = data_of<T>(x.tau_column);
   double least = std::numeric_limits<double>::infinity(), most = 0;
-  for (int64_t r = 0; r < x.scale.size(0); ++r) {
+  const int64_t rows = x.scale.size(0);
+  for (int64_t r = 0; r < rows; ++r) {
     if (scale[r] == 0) continue;
     for (const T tau : {row[r], column[r]}) {
       const double size = std::abs(0.5 * double(scale[r]) / tau);
@@ -103,7 +105,7 @@ Outputs two_sweeps(const Arguments& x) {
       direction(x.candidates, x.anchors, x.tau_column, x.column_group, x.row_group, x.need_d_candidates,
                 x.need_d_anchors, x.need_d_tau_column);
   return {plus(loss, loss_c),
-          halved<T>(plus(row_loss, row_loss_c)),
+          plus(halved<T>(row_loss), halved<T>(row_loss_c)),
           plus(d_anchors, d_anchors_c),
           plus(d_candidates, d_candidates_c),
           d_tau,
