@@ -105,7 +105,7 @@ _cuda, cuda_load_error = _load_cuda()
 
 @ctypes.CFUNCTYPE(ctypes.c_int)
 def _float32_terms() -> int:
-    """Returns what csrc/cpu/runtime/precision.h describes, where the C++ autograd library is not loaded, which has it."""
+    """Returns what csrc/cpu/runtime/precision.h describes, if the C++ autograd library, which has it, is not loaded."""
     return {"tf32": 2, "bf16": 1}.get(torch._C._get_fp32_precision_getter("mkldnn", "matmul"), 0)
 
 
