@@ -252,8 +252,13 @@ def _run_table(rows: list[Row]) -> str:
 
 
 def _warnings(rows: list[Row]) -> str:
-    """Returns a line for each run that diverged or has a dead tower."""
+    """Returns a line for each run that diverged or has a dead tower, and one for those that still improved."""
     lines = []
+    trained = [outcome for row in rows for outcome in row.outcomes.values() if not outcome.error]
+    improving = sum(outcome.best_epoch >= outcome.epochs for outcome in trained)
+    if improving:
+        what = f"{improving} of {len(trained)} runs are best after their last epoch"
+        lines.append(f"- {what}, so they may not be trained to their end: compare with more `--training.max_epochs`")
     for row in rows:
         for seed, outcome in row.outcomes.items():
             if outcome.error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from adaftr_fast.errors import CheckpointError
-from adaftr_fast.explain.buckets import ScoreBuckets
+from adaftr_fast.explain.buckets import COUNT, ScoreBuckets
 from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.trained import Run
 
@@ -39,6 +39,10 @@ def find_doubts(run: Run, metrics: TaskMetrics, buckets: Mapping[str, ScoreBucke
             shown = f"log-loss {each['logloss']:.4g}, of the rate {constant:.4g}"
             what = f"the probabilities are no better than the rate {rate:.4g} for all rows"
             doubts.append(f"{task}: {what} ({shown}): {NEXT}.")
+        tied = 1 - len(buckets[task].rows) / min(COUNT, rows)  # of the bounds of buckets, within rows of one score
+        if tied > 0:
+            what = f"about {100 * tied:.0f} % of the rows share a score with many others"
+            doubts.append(f"{task}: {what}: compare with a smaller `--optimizer.lr`, or with more fields.")
     return [*doubts, *_undertrained(run)]
 
 

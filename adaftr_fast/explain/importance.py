@@ -72,12 +72,12 @@ class Importance:
 
     def table(self) -> Table:
         """Returns a row per field, the most important one first: drop ± standard error per task, in points of AUC."""
-        mean, error = 100 * self.mean, 100 * self.standard_error
-        cells = [
-            [self.fields[f], *(f"{mean[f, t]:.3f} ± {error[f, t]:.3f}" for t in range(len(self.tasks)))]
-            for f in self.order()
-        ]
+        cells = [[self.fields[f], *(self._cell(f, t) for t in range(len(self.tasks)))] for f in self.order()]
         return Table(["AUC lost without", *self.tasks], cells)
+
+    def _cell(self, field: int, task: int) -> str:
+        mean, error = 100 * self.mean[field, task], 100 * self.standard_error[field, task]
+        return f"{mean:.3f} ± {error:.3f}" if len(self.drops) > 1 else f"{mean:.3f}"
 
     def __repr__(self) -> str:
         return self.table().markdown()

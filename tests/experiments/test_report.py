@@ -62,6 +62,12 @@ def test_the_report_lists_the_comparisons(results):
     assert "nobody" in text
 
 
+def test_runs_that_ended_while_they_improved_are_counted(results):
+    assert "after their last epoch" not in summary(results)
+    results.rows[1].outcomes[0] = outcome(0, epochs=2.0, best_epoch=2.0)
+    assert " runs are best after their last epoch, so they may not be trained to their end" in summary(results)
+
+
 def test_a_diverged_run_is_excluded_and_named(results):
     diverged = outcome(0, test={}, validation={}, learned={}, error="the loss is not finite")
     results.rows[2].outcomes[1] = diverged

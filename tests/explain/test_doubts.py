@@ -9,12 +9,12 @@ from adaftr_fast.training.evaluation import Predictions, measure
 from adaftr_fast.training.trained import Run
 
 
-def doubts(scale, shift=0.0, best=2, trained=3, most=3, rows=3000, mean=-1.0, spread=1.5):
-    """Those of probabilities whose logits are ``scale`` times the true ones plus ``shift``."""
+def doubts(scale, shift=0.0, best=2, trained=3, most=3, rows=3000, mean=-1.0, spread=1.5, highest=np.inf):
+    """Those of probabilities whose logits are ``scale`` times the true ones plus ``shift``, and at most ``highest``."""
     random = np.random.default_rng(0)
     true = random.normal(mean, spread, rows)
     labels = (random.random(rows) < 1 / (1 + np.exp(-true))).astype(np.uint8)
-    logits = (scale * true + random.normal(size=rows) * (scale == 0) + shift).astype(np.float32)
+    logits = (scale * true + random.normal(size=rows) * (scale == 0) + shift).clip(max=highest).astype(np.float32)
     run = Run.of("run", [{"epoch": epoch + 1} for epoch in range(trained)], best)
     run.about = type("About", (), {"config": type("Config", (), {"training": type("T", (), {"max_epochs": most})})})
     metrics = measure(["click"], Predictions(logits[:, None], labels[:, None], None))
@@ -39,6 +39,11 @@ def test_a_model_that_is_no_better_than_a_constant_is_named():
     (rate,) = doubts(1.0, shift=3.0)
     assert rate.startswith("click: the probabilities are no better than the rate 0.3")
     assert "train longer" in rate
+
+
+def test_rows_of_equal_scores_are_named():
+    (line,) = doubts(1.0, highest=-0.5)  # which 37 % of the scores exceed
+    assert line.startswith("click: about 30 % of the rows share a score with many others: ")
 
 
 @pytest.mark.parametrize(("epochs", "what"), [(1, "the one epoch"), (3, "the last of 3 epochs")])
