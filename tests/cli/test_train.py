@@ -43,7 +43,7 @@ def test_evaluate_prints_tables_and_writes_a_page(run, tmp_path, capsys):
     assert shown.splitlines()[-1] == f"Page: {tmp_path}/why/evaluation.md, {tmp_path}/why/evaluation.png"
     page = (tmp_path / "why/evaluation.md").read_text()
     assert "## Importance of fields (80 rows, 2 permutations)" in page
-    table = [line for line in shown.splitlines() if "±" in line]
+    table = [line for line in shown.splitlines() if line.startswith("|") and "±" in line]
     assert sorted(line.split()[1] for line in table) == ["heat", "item", "place"]
     assert all(line in page for line in table)
     assert main([*f"evaluate --run {run} --json".split(), *options]) == 0

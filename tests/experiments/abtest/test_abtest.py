@@ -31,7 +31,7 @@ def test_the_command_writes_the_same_report_again(command, tmp_path, capfd):
     mean = (treatment["metrics"]["CTR"] / control["metrics"]["CTR"] - 1) * 100
     assert first["lifts"][0]["mean"] == pytest.approx(mean)
     assert all(0 < share < 1 for share in first["same_winner"])
-    assert first["command"].endswith("--seeds 2 --auctions 2000 --slate 4")
+    assert "--seeds 2 --auctions 2000 --slate 4" in first["command"]
     assert (folder / "abtest.png").read_bytes()[:4] == b"\x89PNG"
     assert any(lift["mean"] for lift in first["lifts"])
     text = (folder / "abtest.md").read_text()
