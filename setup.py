@@ -53,7 +53,6 @@ if MODE != "none":
 C, CUDA = "adaftr_fast._C", "adaftr_fast._cuda"
 AUTOGRAD = "adaftr_fast._autograd_" + "_".join(torch.__version__.split(".")[:2]) if torch else None
 DEMANDED = {"cuda": [C, AUTOGRAD, CUDA], "cpu": [C, AUTOGRAD]}.get(MODE, [])  # a build without these fails
-STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # of torch 2.11
 
 
 def cxx_obstacle():
@@ -98,20 +97,20 @@ def cxx_flags():
     return ["-O3", "-g0", "-std=c++20", *OPENMP, "-fno-math-errno", *warnings]
 
 
-def cpu_extension(name, files, *flags):
+def cpu_extension(name, files):
     sanitizers = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-omit-frame-pointer", "-g", "-O1"]
     own_libstdcxx = ["-static-libstdc++", "-Wl,--exclude-libs,libstdc++.a", "-Wl,--gc-sections", "-s"]
     return cpp_extension.CppExtension(
         name,
         [*files, *["csrc/portable.cpp"] * PORTABLE],
         include_dirs=[os.path.abspath("csrc")],
-        extra_compile_args={"cxx": [*cxx_flags(), "-fvisibility=hidden", *flags, *sanitizers * SANITIZE]},
+        extra_compile_args={"cxx": [*cxx_flags(), "-fvisibility=hidden", *sanitizers * SANITIZE]},
         extra_link_args=[*OPENMP, *sanitizers[:1] * SANITIZE, *own_libstdcxx * PORTABLE],
     )
 
 
 def c_extension():
-    return cpu_extension(C, ["csrc/bindings.cpp", *sources("csrc/cpu", ".cpp")], STABLE_ABI)
+    return cpu_extension(C, ["csrc/bindings.cpp", *sources("csrc/cpu", ".cpp")])
 
 
 def autograd_extension():

@@ -1,7 +1,5 @@
 #include "cpu/runtime/caching_allocator.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <cstdlib>
 #include <functional>
 #include <mutex>

@@ -1,7 +1,6 @@
 #include "cpu/runtime/parallel.h"
 
 #include <pthread.h>
-#include <torch/csrc/stable/ops.h>
 
 #if defined(_OPENMP)
 #include <omp.h>

@@ -1,12 +1,7 @@
 #include "cpu/runtime/tensor.h"
 
-#include <pybind11/pytypes.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
 
 namespace adaftr_fast {
 
@@ -66,19 +61,6 @@ std::ostream& operator<<(std::ostream& out, const Shown& shown) {
   out << '[';
   for (size_t k = 0; k < shown.sizes.size(); ++k) out << (k > 0 ? ", " : "") << shown.sizes[k];
   return out << ']';
-}
-
-void raise(Error error, const std::string& message) {
-  switch (error) {
-    case Error::kValue:
-      throw pybind11::value_error(message);
-    case Error::kIndex:
-      throw pybind11::index_error(message);
-    case Error::kType:
-      throw pybind11::type_error(message);
-    default:
-      throw std::runtime_error(message);
-  }
 }
 
 }  // namespace adaftr_fast

@@ -2,16 +2,14 @@
 // torch::stable::Tensor is here.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
 #include <optional>
 #include <ostream>
-#include <sstream>
-#include <string>
 #include <type_traits>
 #include <vector>
+
+#include "cpu/runtime/errors.h"
+#include "cpu/runtime/stable_abi.h"
 
 namespace adaftr_fast {
 
@@ -83,26 +81,5 @@ struct Shown {
 std::ostream& operator<<(std::ostream& out, const Shown& shown);
 
 inline Shown shape(const Tensor& x) { return {x.sizes()}; }
-
-template <class... Parts>
-std::string message(const Parts&... parts) {
-  std::ostringstream out;
-  (out << ... << parts);
-  return out.str();
-}
-
-enum class Error { kRuntime, kValue, kIndex, kType };
-
-// Throws what Python sees as RuntimeError, ValueError, IndexError or TypeError; in a backward pass, as RuntimeError.
-[[noreturn]] void raise(Error error, const std::string& message);
-
-// The parts of the message are evaluated where the condition is false.
-#define ADAFTR_CHECK_AS(error, condition, ...) \
-  if (!(condition)) [[unlikely]]               \
-  ::adaftr_fast::raise(error, ::adaftr_fast::message(__VA_ARGS__))
-#define ADAFTR_CHECK(condition, ...) ADAFTR_CHECK_AS(::adaftr_fast::Error::kRuntime, condition, __VA_ARGS__)
-#define ADAFTR_CHECK_VALUE(condition, ...) ADAFTR_CHECK_AS(::adaftr_fast::Error::kValue, condition, __VA_ARGS__)
-#define ADAFTR_CHECK_INDEX(condition, ...) ADAFTR_CHECK_AS(::adaftr_fast::Error::kIndex, condition, __VA_ARGS__)
-#define ADAFTR_CHECK_TYPE(condition, ...) ADAFTR_CHECK_AS(::adaftr_fast::Error::kType, condition, __VA_ARGS__)
 
 }  // namespace adaftr_fast
