@@ -1,23 +1,15 @@
 // The gradients of the look-ups, for every device. adaftr_fast/ops/embedding/lookup.py has the same in Python, for
 // when this library is missing; there it costs about a third of a step of 100,000 look-ups.
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 warns wrongly about the vector<bool> of torch's Function::apply.
-#pragma GCC diagnostic ignored "-Warray-bounds"
-#pragma GCC diagnostic ignored "-Wstringop-overflow"
-#endif
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_sparse_coo_tensor_unsafe.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include <tuple>
+
+#include "autograd/function.h"
 
 namespace adaftr_fast {
 namespace {
 
-using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
-using torch::autograd::variable_list;
 
 at::Tensor lookup(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets,
                   at::TensorList state) {

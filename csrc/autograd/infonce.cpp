@@ -1,31 +1,22 @@
 // The gradients of torch.ops.adaftr_fast.infonce and infonce_blocks. adaftr_fast/ops/infonce/autograd.py has the
 // formula in Python, for the other ops and without this library; calls from C++ cost a fifth of it, which counts at
 // 1,024 rows.
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 warns wrongly about the vector<bool> of torch's Function::apply.
-#pragma GCC diagnostic ignored "-Warray-bounds"
-#pragma GCC diagnostic ignored "-Wstringop-overflow"
-#endif
 #include <ATen/TensorOperators.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include <array>
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "autograd/function.h"
 #include "autograd/scaled.h"
 
 namespace adaftr_fast {
 namespace {
 
 using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 using OptionalTensor = std::optional<Tensor>;
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;

@@ -1,20 +1,14 @@
 // The gradients of mlp and mixture, and their autocast. Without this library, PyTorch differentiates the references.
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 warns wrongly about the vector<bool> of torch's Function::apply.
-#pragma GCC diagnostic ignored "-Warray-bounds"
-#pragma GCC diagnostic ignored "-Wstringop-overflow"
-#endif
 #include <ATen/autocast_mode.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/softmax.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include <vector>
+
+#include "autograd/function.h"
 
 namespace adaftr_fast {
 namespace {
@@ -22,8 +16,6 @@ namespace {
 using at::IntArrayRef;
 using at::Tensor;
 using at::TensorList;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 using Tensors = std::vector<Tensor>;
 using Gradients = c10::List<std::optional<Tensor>>;
 using Ints = std::vector<int64_t>;

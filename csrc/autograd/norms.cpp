@@ -1,16 +1,9 @@
 // The gradient of squared_norm, for every device. Without this library adaftr_fast/ops/norms.py registers the formula.
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 warns wrongly about the vector<bool> of torch's Function::apply.
-#pragma GCC diagnostic ignored "-Warray-bounds"
-#pragma GCC diagnostic ignored "-Wstringop-overflow"
-#endif
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/mul.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
 
 #include <vector>
 
+#include "autograd/function.h"
 #include "autograd/scaled.h"
 
 namespace adaftr_fast {
@@ -18,8 +11,6 @@ namespace {
 
 using at::Tensor;
 using at::TensorList;
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 using Tensors = std::vector<Tensor>;
 using Scales = at::ArrayRef<double>;
 
