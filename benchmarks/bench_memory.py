@@ -1,7 +1,7 @@
 """The peak of anonymous memory of prepare and predict at several lengths of a log, 23 fields of which five hold lists.
 
-    python -m benchmarks.bench_memory --out /tmp/memory             -> results/memory-*.json, shown in docs/scaling.md
-    python -m benchmarks.bench_memory --out /tmp/memory --rows 1000000 8000000 24000000
+    python -m benchmarks.bench_memory --out FOLDER             -> results/memory-*.json, shown in docs/scaling.md
+    python -m benchmarks.bench_memory --out FOLDER --rows 1000000 8000000 24000000
 
 The log is that of synthesize, and prepared from parquet, and from text in which "|" joins the tokens of a list; each
 command has ``--memory``. The same call goes on after it was cut off.

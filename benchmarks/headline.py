@@ -1,7 +1,7 @@
 """From nothing to scores on one machine: a log in Ali-CCP's shape, one epoch of AdaFTR and of MMoE, export, predict.
 
-    python -m benchmarks.headline --out /tmp/headline                      Ali-CCP's 85 million rows
-    python -m benchmarks.headline --out /tmp/headline --rows 1000000       -> results/headline-*.json
+    python -m benchmarks.headline --out FOLDER                      Ali-CCP's 85 million rows
+    python -m benchmarks.headline --out FOLDER --rows 1000000       -> results/headline-*.json
 
 Each stage is a command of ``adaftr-fast`` in a process of its own, of which wall time, peak of anonymous memory and
 files on disk are recorded. Killed at any time, the same call goes on with what is done.
