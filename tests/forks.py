@@ -87,6 +87,12 @@ class Script:
         assert ended, f"no end within {timeout} s: {self.printed('err')}"
         return self.printed("out"), self.printed("err")
 
+    def end(self, status: int = 0) -> tuple[str, str]:
+        """Waits for the end, which must have this exit status; returns what ``communicate`` does."""
+        printed = self.communicate()
+        assert self.returncode == status, printed[1]
+        return printed
+
     def send_signal(self, number: int) -> None:
         os.kill(self._process.pid, number)
 

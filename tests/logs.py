@@ -1,4 +1,8 @@
-"""A log of impressions whose clicks follow the item, as the columns of a CSV file."""
+"""A log of impressions whose clicks follow the item, as the columns of a CSV file; and the records that runs log."""
+
+import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,3 +22,8 @@ def shop_log(rows: int, users: int, *, time: str = "time", conversion: str = "co
         conversion: (click & (random.random(rows) < 0.4)).astype(np.int8),
     }
     return pa.table(columns)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Returns the objects of a file of JSON lines, such as metrics.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -19,6 +19,11 @@ def error(x: Tensor, truth: Tensor) -> float:
     return (x.double() - truth).abs().max().item() / scale
 
 
+def assert_same_bits(x: object, expected: object) -> None:
+    """``x`` equals ``expected``: tensors, or sequences and mappings of tensors."""
+    torch.testing.assert_close(x, expected, rtol=0, atol=0)
+
+
 def assert_as_accurate(x: Tensor, truth: Tensor, pytorch: Tensor, dtype: torch.dtype, what: str = "") -> None:
     """``x`` errs no more than PyTorch's own result at ``dtype`` does, plus SLACK."""
     own, bound = error(x, truth), error(pytorch.nan_to_num(), truth) + SLACK[dtype]

@@ -10,6 +10,7 @@ from adaftr_fast._tables import paragraphs
 from adaftr_fast.cli import main
 from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig
 from adaftr_fast.errors import CheckpointError, ConfigError, DataError, TrainingError
+from tests.logs import read_records
 
 from .conftest import MODEL, OPTIMIZER, TRAINING
 
@@ -36,7 +37,7 @@ def copied(run, tmp_path):
 
 def rewrite(folder, change):
     """Changes every record of a run's metrics.jsonl."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = read_records(folder / "metrics.jsonl")
     for record in records:
         change(record)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -5,6 +5,7 @@ import json
 from adaftr_fast.cli import main
 from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.training.trained import Run
+from tests.logs import read_records
 
 from .conftest import fails
 
@@ -74,7 +75,7 @@ def test_demo_compares_two_models_and_reports(schema, log, tmp_path, capsys, mon
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == [
         "adaftr", "data", "metrics.jsonl", "mmoe", "report.md", "report.png",
     ]  # fmt: skip
-    records = [json.loads(line) for line in (tmp_path / "demo/metrics.jsonl").read_text().splitlines()]
+    records = read_records(tmp_path / "demo/metrics.jsonl")
     assert {record["model"] for record in records} == {"mmoe", "adaftr"}
 
 

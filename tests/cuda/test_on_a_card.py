@@ -8,6 +8,7 @@ from adaftr_fast._extension import has_cuda_kernels
 from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from tests.cuda.test_bags import bags_for
 from tests.cuda.test_lookup import ids_for
+from tests.tolerances import assert_same_bits
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
@@ -61,7 +62,7 @@ def test_other_types(dtype):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_bits_in_every_run(kind):
     first, second = (trained("cuda", kind, 8, False) for _ in range(2))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_same_bits(first, second)
 
 
 @pytest.mark.parametrize("kind", KINDS)

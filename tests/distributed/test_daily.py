@@ -18,8 +18,10 @@ from adaftr_fast.runs.daily import RECORDS, train_daily
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.training.checkpoint.weights import load_checkpoint
 from tests.distributed.ranks import joined_ranks, on_ranks
-from tests.distributed.test_torchrun import FORKS, RESTARTS, children, command_by_hand, finish, torchrun, wait_for
+from tests.distributed.test_torchrun import FORKS, RESTARTS, children, command_by_hand, torchrun, wait_for
+from tests.logs import read_records
 from tests.runs.conftest import SOURCE, settings, write_day
+from tests.tolerances import assert_same_bits
 
 DAYS = 3
 SCHEMA = """
@@ -69,13 +71,9 @@ def command(folder: Path, out: Path, *files: Path, **options) -> list[str]:
     return ["daily", "--dataset", str(folder / "shop.toml"), "--files", *days, "--out", str(out), *flags]
 
 
-def lines(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / RECORDS).read_text().splitlines()]
-
-
 def assert_same_days(found: Path, expected: Path) -> None:
     """Asserts equal records and weights, up to the order of float additions."""
-    ours, theirs = lines(found), lines(expected)
+    ours, theirs = read_records(found / RECORDS), read_records(expected / RECORDS)
     assert len(ours) == len(theirs) == DAYS
     for day, (mine, other) in enumerate(zip(ours, theirs), start=1):
         for part in ("before_training", "validation"):
@@ -135,7 +133,7 @@ def test_a_stream_of_two_ranks_equals_the_days_of_one_process(folder, tmp_path):
     assert codes == [0, 0], errors
     assert [text.count("before training") for text in shown] == [DAYS, 0]  # one rank prints
     assert load_scorer(out / "serving").about.tasks == ["click", "conversion"]
-    chunks = [json.loads(line) for line in (out / "stream.jsonl").read_text().splitlines()]
+    chunks = read_records(out / "stream.jsonl")
     (out / RECORDS).write_text("".join(json.dumps(each | {"day": each["chunk"]}) + "\n" for each in chunks))
     for day in range(1, DAYS + 1):
         (out / f"chunk-{day:06d}").rename(out / f"day-{day:04d}")
@@ -148,10 +146,10 @@ def check_a_killed_rank(rank: int, folder: Path, by_two: Path, out: Path, **opti
     run = torchrun(2, ["-m", "adaftr_fast.cli", *arguments], *RESTARTS, source=FORKS)
     wait_for(lambda: list((out / "day-0002/run/last").glob("*-*.safetensors")))
     os.kill(children(run)[rank], signal.SIGKILL)
-    finish(run)
-    assert lines(out) == lines(by_two)
+    run.end()
+    assert read_records(out / RECORDS) == read_records(by_two / RECORDS)
     ours, theirs = (load_checkpoint(each / "day-0003/run/best")[0] for each in (out, by_two))
-    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert_same_bits(ours, theirs)
 
 
 def test_a_killed_rank_zero(folder, by_two, tmp_path):
@@ -163,7 +161,7 @@ def test_an_error_of_rank_zero_ends_all_ranks(folder, tmp_path):
     codes, _, errors = command_by_hand(*arguments)
     assert 0 not in codes
     assert all("missing.parquet" in err for err in errors)
-    assert [record["day"] for record in lines(tmp_path / "out")] == [1]
+    assert [record["day"] for record in read_records(tmp_path / "out" / RECORDS)] == [1]
 
 
 def test_one_process_goes_on_where_two_have_stopped(folder, by_two, tmp_path):
@@ -186,5 +184,5 @@ def test_demo(tmp_path):
     assert codes == [0, 0], errors
     assert [text.count("Test split") for text in shown] == [1, 0]
     assert {"mmoe", "adaftr", "report.md", "report.png", "metrics.jsonl"} <= {each.name for each in out.iterdir()}
-    epochs = [json.loads(line)["model"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert epochs == ["mmoe", "adaftr"]
+    records = read_records(out / "metrics.jsonl")
+    assert [record["model"] for record in records] == ["mmoe", "adaftr"]

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from adaftr_fast import errors
 from adaftr_fast.distributed.ranks import Ranks, bytes_of, error_of, named, text_of, value_of
 from tests.distributed.ranks import on_ranks
+from tests.tolerances import assert_same_bits
 
 VALUES = [
     None, True, 0, -(2**70), 0.1, 5e-324, -0.0, math.inf, -math.inf, "", "größer 漢 \n \udcff", [], {},
@@ -124,4 +125,4 @@ def test_exchange_between_three_ranks():
 def assert_equal(found, expected):
     assert list(found) == list(expected)
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+        assert_same_bits(found[name], tensor)

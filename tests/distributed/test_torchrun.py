@@ -84,12 +84,6 @@ def torchrun(ranks: int, command: list[str], *options: str, source: str = TORCHR
 RESTARTS = ("--max-restarts=2", "--monitor-interval=0.1")
 
 
-def finish(process: Script, seconds: float = 240) -> tuple[str, str]:
-    out, err = process.communicate(timeout=seconds)
-    assert process.returncode == 0, err
-    return out, err
-
-
 def metrics(out: Path) -> dict[str, float]:
     test = json.loads((out / "test.json").read_text())
     return {f"{task} {name}": value for task, each in test.items() for name, value in each.items()}
@@ -127,7 +121,7 @@ def check_a_killed_rank(data, by_two, out, *more, source: str = TORCHRUN, **sett
     run = torchrun(2, command, *RESTARTS, source=source)
     wait_for(lambda: len(list((out / "last").glob("*-*.safetensors"))) == 2)
     os.kill(children(run)[1], signal.SIGKILL)
-    _, err = finish(run)
+    _, err = run.end()
     assert "resuming in epoch" in err
     assert metrics(out) == metrics(by_two)
 
@@ -148,7 +142,7 @@ def test_killed_rank_on_one_of_two_machines(data, by_two, tmp_path, rendezvous):
     agents = [agent(*options, *command, source=FORKS, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1) for _ in range(2)]
     wait_for(lambda: len(list((tmp_path / "last").glob("*-*"))) == 2)
     os.kill(children(agents[1], 1)[0], signal.SIGKILL)
-    err = "".join(finish(each)[1] for each in agents)
+    err = "".join(each.end()[1] for each in agents)
     assert "resuming in epoch" in err
     assert metrics(tmp_path) == metrics(by_two)
 

@@ -26,6 +26,7 @@ from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint
 from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.trainer import Trainer
 from tests.distributed.ranks import on_ranks
+from tests.tolerances import assert_same_bits
 
 FIELDS, TASKS = [200, 20, 7], ["click", "conversion"]
 ABOUT = Description(config=RunConfig(), fingerprint="", num_embeddings=FIELDS, tasks=TASKS, metrics={})
@@ -189,7 +190,7 @@ def test_run_equals_one_process(name, expected, runs):
 def test_replicas_are_bitwise_equal(name, runs):
     first, *others = runs[name]
     for other in others:
-        assert all(torch.equal(other["state"][key], value) for key, value in first["state"].items())
+        assert_same_bits(other["state"], first["state"])
 
 
 def test_contrast_over_rank_differs_from_all(runs):

@@ -19,9 +19,7 @@ EXAMPLES = ROOT / "examples"
 def printed(script, folder):
     """What an example prints, run in an empty folder, where it leaves nothing."""
     run = "import os, runpy, sys; os.chdir(sys.argv[1]); runpy.run_path(sys.argv[2], run_name='__main__')"
-    done = Script(run, folder, EXAMPLES / script)
-    out, err = done.communicate()
-    assert done.returncode == 0, err
+    out, _ = Script(run, folder, EXAMPLES / script).end()
     assert list(folder.iterdir()) == []
     return out
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed.ranks import on_ranks
+from tests.tolerances import assert_same_bits
 
 TEXT = (Path(__file__).parents[2] / "docs/frameworks.md").read_text(encoding="utf-8")
 PREAMBLE, *SECTIONS = re.split(r"^## ", TEXT, flags=re.MULTILINE)
@@ -36,7 +37,7 @@ def state_on_a_rank(rank, title, folder):
 def lightning_loads_what_it_saved(found):
     module = found["Module"]()
     module.load_state_dict(torch.load("epoch.ckpt", weights_only=True)["state_dict"])
-    torch.testing.assert_close(module.state_dict(), found["trainer"].lightning_module.state_dict(), rtol=0, atol=0)
+    assert_same_bits(module.state_dict(), found["trainer"].lightning_module.state_dict())
 
 
 def accelerate_loads_what_it_saved(found):
@@ -47,9 +48,9 @@ def accelerate_loads_what_it_saved(found):
         for parameter in model.parameters():
             parameter.zero_()
     accelerator.load_state("state")
-    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    assert_same_bits(dict(model.state_dict()), before)
     saved = load_file("model/model.safetensors")
-    torch.testing.assert_close(saved, before, rtol=0, atol=0)
+    assert_same_bits(saved, before)
 
 
 CHECKS = {

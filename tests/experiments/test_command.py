@@ -5,6 +5,7 @@ import pytest
 
 from adaftr_fast._locks import LOCK
 from adaftr_fast.cli import main
+from tests.cli.conftest import fails
 from tests.files.holder import holder
 
 
@@ -53,13 +54,7 @@ def test_an_experiment_runs_once_and_writes_its_report(folder, config, tmp_path,
 )
 def test_user_errors_print_one_line(command, message, folder, tmp_path, capfd):
     words = command.replace("FOLDER", str(folder)).split()
-    try:
-        code = main(["experiment", *words, "--out", str(tmp_path)])
-    except SystemExit as end:
-        code = end.code
-    (line,) = capfd.readouterr().err.splitlines()
-    assert code == 2
-    assert message in line
+    assert message in fails(["experiment", *words, "--out", tmp_path], capfd)
 
 
 def test_two_experiments_do_not_share_a_folder(folder, config, tmp_path, capfd):

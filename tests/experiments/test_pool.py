@@ -2,7 +2,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 from adaftr_fast import _progress
 from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig
@@ -12,6 +11,7 @@ from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.experiments.jobs import RESULT, execute, plan, run_all
 from adaftr_fast.experiments.study import compare
 from tests.forks import Script, wait_for
+from tests.ops.marks import on_threads
 
 
 @pytest.fixture
@@ -23,12 +23,8 @@ def jobs(data, budget, tmp_path):
 def test_a_process_gives_the_same_bits_as_one_thread(jobs, data, budget, tmp_path):
     outcomes = run_all([*jobs, jobs[0]], engine=Processes(1), progress=False)
     assert sorted(outcomes) == sorted(job.key for job in jobs)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the process: some libraries' matrix products depend on it
-    try:
+    with on_threads(1):  # as in the process: some libraries' matrix products depend on it
         here = execute(plan(data, Variant("adaftr", {"name": "adaftr"}), budget, 0, tmp_path / "here"))
-    finally:
-        torch.set_num_threads(threads)
     assert outcomes[jobs[2].key].test == here.test
 
 

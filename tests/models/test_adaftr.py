@@ -11,6 +11,7 @@ from adaftr_fast.errors import ConfigError
 from adaftr_fast.models import AdaFTR, CrossStitch, ModelConfig
 from tests.models import transcription as paper
 from tests.models.inputs import BACKBONES, SIZES, SMALL, THREE, TWO, adaftr, batch, model
+from tests.tolerances import assert_same_bits
 
 
 def expected_losses(built, backbone, data, pairs, tau, layer=1, contrast="infonce"):
@@ -161,7 +162,7 @@ def test_contrast_precision_is_that_of_the_contrast_alone(precision, autocast):
         torch.set_float32_matmul_precision("highest")
     contrast = adaptive_infonce(h_a.to(dtype), h_b.to(dtype), built.config.tau_fixed, block=16)
     assert torch.equal(found["contrast"], built.beta * contrast)
-    assert all(torch.equal(found[name], value) for name, value in own.items())
+    assert_same_bits({name: found[name] for name in own}, own)
 
 
 def test_pairs_name_anchor_and_other():

@@ -17,6 +17,7 @@ from adaftr_fast.models import (
 )
 from adaftr_fast.nn.mlp import MLP
 from tests.models.inputs import BACKBONES, MODELS, SIZES, THREE, TWO, batch, model
+from tests.tolerances import assert_same_bits
 
 FIELDS = [100] * 20
 
@@ -67,8 +68,7 @@ def test_widths_named_as_they_are_change_nothing():
     for options in ({}, {"embedding_dims": {"day": 8}}):
         torch.manual_seed(0)
         models.append(build_model(ModelConfig(**options), SIZES, TWO, NAMES).state_dict())
-    assert models[0].keys() == models[1].keys()
-    assert all(torch.equal(models[0][key], models[1][key]) for key in models[0])
+    assert_same_bits(*models)
 
 
 @pytest.mark.parametrize(

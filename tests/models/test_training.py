@@ -12,6 +12,7 @@ from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.ops.embedding.reference.lookup import fused_embedding
 from adaftr_fast.training.optimizers import build_optimizers
 from tests.models.inputs import MODELS, SIZES, THREE, TWO, adaftr, batch, plain_mmoe, plain_tower
+from tests.ops.marks import on_threads
 
 LR = 0.01
 
@@ -19,10 +20,8 @@ LR = 0.01
 @pytest.fixture(autouse=True)
 def one_thread():
     """Runs on one thread, because steps this small spend most of their time on thread synchronisation."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with on_threads(1):
+        yield
 
 
 def step(model, optimizers, data):

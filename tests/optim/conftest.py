@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from adaftr_fast import FusedEmbedding
 from tests.ops.conftest import instruction_set  # noqa: F401  # a fixture
+from tests.ops.marks import on_threads
 
 
 class Pair:
@@ -42,7 +43,5 @@ def pair():
 @pytest.fixture(autouse=True)
 def one_thread():
     """Runs on one thread: in thousands of tiny steps, waking a second one would take most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with on_threads(1):
+        yield

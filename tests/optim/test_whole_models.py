@@ -9,6 +9,7 @@ from torch import nn
 from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.nn.deferred import stored
 from adaftr_fast.optim.dense import DenseAdam
+from tests.tolerances import assert_same_bits
 
 SIZES = [20, 3, 50]
 TWINS = {
@@ -98,8 +99,8 @@ def test_the_state_of_both_kinds_is_saved_and_loaded(name, tmp_path):
     two.load_state_dict(weights)
     second.load_state_dict(saved)
     train([one, two], [first, second], 3)
-    torch.testing.assert_close(one.state_dict(), two.state_dict(), rtol=0, atol=0)
-    torch.testing.assert_close(first.state_dict()["state"], second.state_dict()["state"], rtol=0, atol=0)
+    assert_same_bits(one.state_dict(), two.state_dict())
+    assert_same_bits(first.state_dict()["state"], second.state_dict()["state"])
 
 
 @pytest.mark.parametrize("steps", [0, 3])  # before the snapshot
@@ -121,7 +122,7 @@ def test_a_snapshot_holds_the_state_of_both_kinds(name, steps):
         torch.manual_seed(1)
         train([net], [optimizer], 3)
         results.append(copy.deepcopy(net.state_dict()))
-    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert_same_bits(*results)
 
 
 def test_a_snapshot_of_the_tables_alone_restores():
@@ -133,7 +134,7 @@ def test_a_snapshot_of_the_tables_alone_restores():
     before = copy.deepcopy(optimizer.state_dict()["state"][1])
     assert saved.keys() == optim.Adam(new_net()[0]).snapshot().keys()
     optimizer.restore(saved)
-    torch.testing.assert_close(optimizer.state_dict()["state"][1], before, rtol=0, atol=0)
+    assert_same_bits(optimizer.state_dict()["state"][1], before)
     with pytest.raises(ValueError, match=r"Adam.restore: saved must hold 4 parameters that are not tables, got 3"):
         optimizer.restore({**optimizer.snapshot(), "others": torch.tensor(3)})
 

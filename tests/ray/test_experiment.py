@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("ray", reason="make test-ray installs it")
 
@@ -20,6 +19,7 @@ from adaftr_fast.engines import Ray
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.experiments.jobs import RESULT, execute, plan, run_all
 from tests.experiments import conftest as small
+from tests.ops.marks import on_threads
 
 folder, data = small.folder, small.data  # fixtures
 
@@ -42,12 +42,8 @@ def jobs(data):
 
 def here(jobs):
     """Executes jobs in this process."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         return {job.key: execute(job) for job in jobs}
-    finally:
-        torch.set_num_threads(threads)
 
 
 def same(outcomes, others):

@@ -1,5 +1,4 @@
 import itertools
-import json
 import os
 import re
 from dataclasses import replace
@@ -24,6 +23,8 @@ from adaftr_fast.runs.run import train_one
 from adaftr_fast.training.checkpoint.weights import weights_of
 from adaftr_fast.training.trained import Run
 from adaftr_fast.training.trainer import Trainer
+from tests.logs import read_records
+from tests.tolerances import assert_same_bits
 
 from .conftest import SOURCE, settings, write_day
 
@@ -35,10 +36,6 @@ def days(tmp_path):
 
 def run(days, out):
     return list(train_daily(parse_schema(SOURCE), days, settings(embedding_dims={"user": 4}), out))
-
-
-def lines(out):
-    return [json.loads(line) for line in (out / RECORDS).read_text().splitlines()]
 
 
 def without_file(records):
@@ -58,7 +55,7 @@ def whole(tmp_path_factory):
 
 def test_each_day_is_evaluated_before_training_on_it(whole):
     records, out = whole
-    assert lines(out) == records
+    assert read_records(out / RECORDS) == records
     assert [record["day"] for record in records] == [1, 2, 3]
     assert records[0]["before_training"] is None
     assert records[0]["ids"] < records[1]["ids"] < records[2]["ids"]
@@ -123,9 +120,9 @@ def test_an_interruption_at_any_point_does_not_change_bits(days, whole, tmp_path
     stop_at("append", 1, daily.Journal)  # only the record is missing
     stop_at("train_epoch", 2, Trainer)
     run(days, stopped)
-    assert without_file(lines(stopped)) == without_file(whole[0])
+    assert without_file(read_records(stopped / RECORDS)) == without_file(whole[0])
     ours, theirs = weights(stopped, 3), weights(whole[1], 3)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_same_bits(ours, theirs)
 
 
 def test_finished_days_are_not_repeated(days, tmp_path):

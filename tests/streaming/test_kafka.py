@@ -16,6 +16,7 @@ from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.streaming import messages
 from adaftr_fast.streaming.loop import RECORDS
 from tests.forks import Script
+from tests.logs import read_records
 from tests.runs.conftest import SOURCE, write_day
 from tests.streaming.conftest import stream
 from tests.streaming.test_kills import KILLED, LOOP, SCHEMA
@@ -244,11 +245,9 @@ def test_a_killed_stream_trains_on_each_row_once(producer, source, tmp_path, poi
     days = [pq.read_table(write_day(tmp_path, day)).to_pylist() for day in range(3)]
     for day in days:
         send(producer, *day)
-    script = Script(KILLED, *point, tmp_path / "out", producer[1], tmp_path / "incoming")
-    _, errors = script.communicate()
-    assert script.returncode == -signal.SIGKILL, errors
+    Script(KILLED, *point, tmp_path / "out", producer[1], tmp_path / "incoming").end(-signal.SIGKILL)
     stream(source(rows=800, seconds=60), tmp_path / "out", idle=2)
-    records = [json.loads(line) for line in (tmp_path / "out" / RECORDS).read_text().splitlines()]
+    records = read_records(tmp_path / "out" / RECORDS)
     assert [record["position"]["offsets"]["0"] for record in records] == [800, 1600, 2400]
     assert [record["rows"] for record in records] == [800, 800, 800]
     assert records[2]["before_training"]["click"]["auc"] > 0.5

@@ -5,13 +5,14 @@ import signal
 import time
 
 import pytest
-import torch
 
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.streaming.loop import EXPORTED, RECORDS
 from adaftr_fast.training.trained import Run
 from tests.forks import COMMAND, Script, wait_for
+from tests.logs import read_records
 from tests.streaming.conftest import arrive, stream
+from tests.tolerances import assert_same_bits
 
 TIMED = ("arrived", "lag", "seconds", "rows_per_s")
 
@@ -62,7 +63,7 @@ def whole(tmp_path_factory):
 
 
 def result(out):
-    records = [json.loads(line) for line in (out / RECORDS).read_text().splitlines()]
+    records = read_records(out / RECORDS)
     named = [{key: value for key, value in each.items() if key not in (*TIMED, "file")} for each in records]
     weights = Run(out / "chunk-000003/run").model.state_dict()
     served = {path.name: path.read_bytes() for path in (out / "serving").iterdir() if path.suffix != ".pt2"}
@@ -73,15 +74,13 @@ def result(out):
 @pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
 def test_killed_streams_end_with_the_same_weights(chunks, tmp_path, whole, point):
     out = tmp_path / "out"
-    script = Script(KILLED, *point, out, chunks)
-    _, errors = script.communicate()
-    assert script.returncode == -signal.SIGKILL, errors
+    Script(KILLED, *point, out, chunks).end(-signal.SIGKILL)
     if (out / "serving").exists():
         load_scorer(out / "serving")  # whole
     stream(chunks, out)
     found, expected = result(out), result(whole)
     assert found[0] == expected[0]
-    assert all(torch.equal(found[1][name], expected[1][name]) for name in expected[1])
+    assert_same_bits(found[1], expected[1])
     assert found[2:] == expected[2:]
 
 
@@ -113,13 +112,10 @@ def test_the_command_waits_for_files_until_a_signal(tmp_path, signum, code):
         wait_for(lambda: exported(out) == day + 1)  # noqa: B023
     time.sleep(0.5)  # waits again
     script.send_signal(signum)
-    shown, errors = script.communicate()
-    assert script.returncode == code, errors
+    shown, errors = script.end(code)
     assert f"adaftr-fast stream: interrupted; run the same command to continue from {out}" in errors
     first, second = shown.splitlines()
     assert first.startswith("chunk 1 (000.parquet): 800 rows, ")
     assert "before training: the first chunk" in first
     assert "before training: click AUC" in second
-    again = Script(COMMAND, *command, "--idle", "0.1")
-    assert "chunk" not in again.communicate()[0]
-    assert again.returncode == 0
+    assert "chunk" not in Script(COMMAND, *command, "--idle", "0.1").end()[0]

@@ -1,6 +1,5 @@
 """A stream measures each chunk before it trains on it, exports, and forgets what it no longer needs."""
 
-import json
 import math
 import shutil
 import signal
@@ -10,7 +9,6 @@ import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import ConfigError, DataError
@@ -22,12 +20,10 @@ from adaftr_fast.streaming import loop
 from adaftr_fast.streaming.loop import RECORDS, Journal
 from adaftr_fast.streaming.source import Chunk
 from adaftr_fast.training.trained import Run
+from tests.logs import read_records
 from tests.runs.conftest import SOURCE
 from tests.streaming.conftest import LONG_AGO, arrive, config, stream
-
-
-def lines(out):
-    return [json.loads(line) for line in (out / RECORDS).read_text().splitlines()]
+from tests.tolerances import assert_same_bits
 
 
 def folders(out):
@@ -37,13 +33,13 @@ def folders(out):
 def test_chunks_are_measured_before_training_as_days_are(chunks, tmp_path):
     out = tmp_path / "out"
     records = stream(chunks, out, keep=3)
-    assert lines(out) == records
+    assert read_records(out / RECORDS) == records
     days = list(train_daily(parse_schema(SOURCE), sorted(chunks.glob("*.parquet")), config(), tmp_path / "daily"))
     for chunk, day in zip(records, days, strict=True):
         assert {key: chunk[key] for key in day if key != "day"} == {key: day[key] for key in day if key != "day"}
     ours = Run(out / "chunk-000003/run").model.state_dict()
     theirs = Run(tmp_path / "daily/day-0003/run").model.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_same_bits(ours, theirs)
     assert {"auc", "gauc", "logloss", "calibration"} <= set(records[1]["before_training"]["click"])
 
 

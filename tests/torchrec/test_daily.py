@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from adaftr_fast.cli import main
+from adaftr_fast.runs.daily import RECORDS
 from adaftr_fast.training.checkpoint.weights import load_checkpoint
 from adaftr_fast.training.metrics import auc
 from tests.distributed.ranks import on_ranks
@@ -17,10 +17,11 @@ from tests.distributed.test_daily import (
     command,
     daily,
     daily_by_rank,
-    lines,
     write_days,
 )
-from tests.distributed.test_torchrun import FORKS, finish, torchrun
+from tests.distributed.test_torchrun import FORKS, torchrun
+from tests.logs import read_records
+from tests.tolerances import assert_same_bits
 
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
 
@@ -44,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
 def by_two(folder) -> Path:
     """The result of the command on two ranks."""
     out = folder / "command"
-    finish(torchrun(2, ["-m", "adaftr_fast.cli", *command(folder, out, **OPTIONS)], source=FORKS))
+    torchrun(2, ["-m", "adaftr_fast.cli", *command(folder, out, **OPTIONS)], source=FORKS).end()
     return out
 
 
@@ -65,7 +66,7 @@ def test_one_process_evaluates_exports_and_continues_the_last_run(folder, by_two
     run, log = by_two / "day-0003/run", folder / "day2.parquet"
     assert main(["evaluate", "--run", str(run), "--split", "validation", "--json"]) == 0
     measured = json.loads(capsys.readouterr().out)["metrics"]
-    for task, values in lines(by_two)[-1]["validation"].items():
+    for task, values in read_records(by_two / RECORDS)[-1]["validation"].items():
         assert measured[task] == pytest.approx(values, rel=1e-6)
     model, scores = tmp_path / "model", tmp_path / "scores.parquet"
     assert main(["export", "--run", str(run), "--out", str(model)]) == 0
@@ -80,4 +81,4 @@ def test_one_process_evaluates_exports_and_continues_the_last_run(folder, by_two
     start = ["--data.folder", str(data), "--warm_start", str(run), "--training.batch_size", "64"]
     assert main(["train", "--out", str(tmp_path / "next"), *start, *options, *sizes]) == 0
     ours, theirs = (load_checkpoint(each / "best")[0] for each in (tmp_path / "next", run))
-    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert_same_bits(ours, theirs)

@@ -1,10 +1,9 @@
-import json
-
 from torch import nn
 
 from adaftr_fast.config import TrainingConfig
 from adaftr_fast.training.files import PICTURE_SECONDS, RunFiles
 from adaftr_fast.training.trained import Run
+from tests.logs import read_records
 from tests.training.conftest import ABOUT
 
 
@@ -23,7 +22,7 @@ def test_each_epoch_is_logged_once(tmp_path, capsys):
     files.log(Run.of("", records[:1], 1))
     files.log(Run.of("", records, 1))
     files.log(Run.of("", records, 1))
-    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == records
+    assert read_records(tmp_path / "metrics.jsonl") == records
     assert "epoch 2: 2.0 s, 100,000 samples/s | click AUC 70.00, GAUC 65.00, log-loss 0.5000" in capsys.readouterr().out
 
 

@@ -1,4 +1,3 @@
-import json
 import signal
 from dataclasses import replace
 from unittest.mock import Mock
@@ -16,6 +15,7 @@ from adaftr_fast.training.checkpoint.weights import load_checkpoint
 from adaftr_fast.training.checkpoint.weights import weights_of as named_weights_of
 from adaftr_fast.training.evaluation import check_monitor, evaluate
 from adaftr_fast.training.optimizers import build_optimizers
+from tests.logs import read_records
 from tests.training.conftest import before_step, interrupt, trainer, whole
 
 
@@ -26,7 +26,7 @@ def weights_of(model):
 def test_training_learns_and_writes_metrics_and_weights(model, splits, tmp_path, monkeypatch):
     start = {name: value.clone() for name, value in model.state_dict().items()}
     result = trainer(model, splits, tmp_path / "run").fit()
-    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    records = read_records(tmp_path / "run/metrics.jsonl")
     assert records == result.epochs
     assert [record["epoch"] for record in records] == list(range(1, len(records) + 1))
     assert records[-1]["train"]["click"] < records[0]["train"]["click"]

@@ -224,8 +224,7 @@ split = Split.of(Batch(ids if sys.argv[1] else ids.view(-1, 4), torch.zeros(100_
 before = count()
 print(max(count() for _ in split.shuffled(1024, seed=0, epoch=0)) - before)
 """
-    out, err = Script(code, bags).communicate()
-    assert out.split() == ["1"], err  # the prefetch thread
+    assert Script(code, bags).end()[0].split() == ["1"]  # the prefetch thread
 
 
 def test_a_forked_process_cannot_continue_batches_but_can_read_anew(folder):

@@ -29,24 +29,15 @@ SCHEMA = {
     },
 }
 PEAK = """
-import json, sys, threading, time
+import json, sys
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
-
-def anonymous():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
-
-def watch():
-    global peak
-    while True:
-        peak = max(peak, anonymous())
-        time.sleep(0.002)
+from tests.data.peaks import watch_peak
 
 schema, log, out, memory = sys.argv[1:]
-peak = 0
-threading.Thread(target=watch, daemon=True).start()
+peak = watch_peak()
 prepare(parse_schema(json.loads(schema)), [log], out, memory=float(memory))
-print(peak * 1024)
+print(peak())
 """
 BOUND = 0.6  # GB: a block of text takes 0.13
 

@@ -99,9 +99,7 @@ sys.exit(main(arguments))
 
 def run_killed(name, *arguments):
     """Runs a command that dies where it replaces, renames or removes ``name``."""
-    script = Script(KILLED, name, *arguments)
-    _, err = script.communicate()
-    assert script.returncode == -signal.SIGKILL, err
+    Script(KILLED, name, *arguments).end(-signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

@@ -14,30 +14,22 @@ from adaftr_fast.data.raw.source import open_dataset
 from tests.forks import Script
 
 PEAK = """
-import sys, threading, time
+import sys, time
 from pathlib import Path
 from adaftr_fast.api.prepare import prepare
 from adaftr_fast.data.raw import batches
 from adaftr_fast.data.raw.rows import raw_files
 from adaftr_fast.data.schema.parse import load_schema
-
-def anonymous():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
-
-def watch():
-    global peak
-    while True:
-        peak = max(peak, anonymous())
-        time.sleep(0.002)
+from tests.data.peaks import anonymous, watch_peak
 
 log, schema, out = sys.argv[1:]
 batches.BATCH_ROWS = 1 << 13
-peak = before = anonymous()
-threading.Thread(target=watch, daemon=True).start()
+before = anonymous()
+peak = watch_peak()
 for chunk in raw_files(load_schema(schema), [Path(log)])[0].chunks():  # as predict reads it
     time.sleep(0.005)
 prepare(log, out, dataset=schema, progress=False)
-print((peak - before) / 1024)
+print((peak() - before) / 2**20)
 """
 SCHEMA = """
 name = "lists"
@@ -70,9 +62,7 @@ def test_memory_does_not_grow_with_the_log(tmp_path, group_rows):
     for rows in (1 << 16, 1 << 18):  # 32 MB and 128 MB of lists
         write_lists(tmp_path / f"{rows}.parquet", rows, group_rows or rows)
         script = Script(PEAK, tmp_path / f"{rows}.parquet", tmp_path / "schema.toml", tmp_path / f"out{rows}")
-        out, err = script.communicate()
-        assert script.returncode == 0, err
-        peaks.append(float(out))
+        peaks.append(float(script.end()[0]))
     small, large = peaks
     assert large < small + 50, "MB"
 

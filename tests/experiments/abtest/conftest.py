@@ -2,7 +2,6 @@
 
 import pytest
 
-from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
@@ -31,9 +30,5 @@ def auctions(data):
 
 
 @pytest.fixture
-def budget():
-    return RunConfig(
-        model=ModelConfig(embedding_dim=4, expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]),
-        optimizer=OptimizerConfig(lr=0.02),
-        training=TrainingConfig(batch_size=200, max_epochs=1, progress=False),
-    )
+def budget(budget):
+    return budget.with_options(optimizer={"lr": 0.02}, training={"max_epochs": 1})

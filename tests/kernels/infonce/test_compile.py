@@ -24,20 +24,25 @@ HOPPER += ("gluon_row_sweep", "gluon_column_sweep")
 SECONDS = 60  # bounds the compiler's work, not the machine's speed: the slowest takes about 10
 
 
-def test_every_tiling_compiles_without_faults():
+def lines_of(*arguments):
+    """Returns the lines that a Python process prints which does not interpret kernels."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    sweep = [sys.executable, "-W", "ignore", "-m", "benchmarks.infonce.compile_sweep"]
-    command = [*sweep, "--quick", "--jobs", "1", "--arch", "80", "90"]
+    command = [sys.executable, "-W", "ignore", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert results, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def test_every_tiling_compiles_without_faults():
+    sweep = ["-m", "benchmarks.infonce.compile_sweep", "--quick", "--jobs", "1", "--arch", "80", "90"]
+    results = [json.loads(line) for line in lines_of(*sweep)]
+    assert results
     kernels, kinds = defaultdict(set), defaultdict(set)
     for result in results:
         assert not result["faults"], result
         assert result["seconds"] < SECONDS, result
         kernels[result["arch"]].add(result["kernel"])
         kinds[result["arch"]].add(result["kind"])
-    assert done.returncode == 0, done.stderr
     assert kernels == {80: set(KERNELS), 90: {*KERNELS, *HOPPER}}
     both = {"half", "tf32", "ieee", "float64"}
     assert kinds[80] >= both
@@ -101,11 +106,7 @@ for module, name in [("row_sweep", "LOG2_E"), ("row_sweep", "MOST_LOG2"), ("tile
 
 def test_a_changed_constant_is_an_error_at_the_next_launch():
     """Constants compare themselves (tiles.py); Triton must still see that one has changed."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-c", CHANGES_A_CONSTANT]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    errors = [line.split(" since")[0] for line in done.stdout.splitlines()]
+    errors = [line.split(" since")[0] for line in lines_of("-c", CHANGES_A_CONSTANT)]
     assert errors == [f"Global variable {name} has changed" for name in ("LOG2_E", "MOST_LOG2", "IGNORE") for _ in "12"]
 
 
@@ -132,8 +133,4 @@ for name in ("adaptive_infonce", "symmetric"):
 
 
 def test_later_calls_launch_what_the_first_compiled():
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-W", "ignore", "-c", LAUNCHES_TWICE]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["3", "5"]
+    assert lines_of("-c", LAUNCHES_TWICE) == ["3", "5"]

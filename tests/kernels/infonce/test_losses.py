@@ -9,6 +9,7 @@ from tests.ops.infonce.extremes import EXTREMES
 from tests.ops.infonce.inputs import DTYPES, loss_and_gradients, moved
 from tests.ops.infonce.losses import WITH_TRITON, op_call
 from tests.ops.infonce.promises import PROMISES
+from tests.tolerances import assert_same_bits
 
 pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
@@ -138,7 +139,7 @@ def test_the_same_bits_in_every_run(name):
     tensors, options = WITH_TRITON[name].drawn(40, 200, 16)
     given = options | {"backend": "triton", "device": DEVICE}
     first, second = (loss_and_gradients(WITH_TRITON[name].call, tensors, torch.bfloat16, **given) for _ in range(2))
-    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+    assert_same_bits(first, second)
 
 
 @each("plain", "ignore_above", "both", "sigmoid", dtypes=[torch.float32, torch.bfloat16])

@@ -12,7 +12,7 @@ import adaftr_fast
 from adaftr_fast.ops.embedding.lookup import fused_embedding
 from adaftr_fast.ops.embedding.reference import lookup as reference
 from tests.ops.marks import on_kernels, on_threads
-from tests.tolerances import assert_as_accurate
+from tests.tolerances import assert_as_accurate, assert_same_bits
 
 WIDTHS = [1, 3, 4, 8, 16, 17, 32]
 
@@ -160,7 +160,7 @@ def test_bitwise_equal_for_any_thread_count(sizes, width, dtype, instruction_set
         with on_threads(count):
             merged.append(backward(grad, ids, field_offsets))
     for other in merged[1:]:
-        assert all(map(torch.equal, merged[0], other))
+        assert_same_bits(merged[0], other)
     expected = reference.fused_embedding_backward(grad.double(), ids, field_offsets, width)
     assert torch.equal(merged[0][0], expected[0])
     eager = reference.fused_embedding_backward(grad, ids, field_offsets, width)[1]

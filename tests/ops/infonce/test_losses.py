@@ -15,6 +15,7 @@ from tests.ops.infonce.inputs import DTYPES, inputs, loss_and_gradients, masks
 from tests.ops.infonce.losses import EVERY, LOSSES, OTHERS, op_call
 from tests.ops.infonce.promises import PROMISES
 from tests.ops.marks import each_kernel, needs_cpp_gradients, needs_extension, on_threads
+from tests.tolerances import assert_same_bits
 
 SIZES = [(1, 1, 1), (1, 5, 8), (2, 2, 31), (63, 63, 64), (100, 129, 8), (257, 300, 100)]
 MASKED = ("masks", "both, masks", "blocks", "sigmoid", "ignore_above")
@@ -176,7 +177,7 @@ def test_the_same_bits_in_every_run(name, dtype, instruction_set):
         for count in (1, 2, 3):
             with on_threads(count):
                 first, again = (loss_and_gradients(LOSSES[name].call, tensors, dtype, **options) for _ in range(2))
-            assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+            assert_same_bits(first, again)
             results.append(first)
         for count, other in zip((2, 3), results[1:]):
             for place, (x, y) in enumerate(zip(results[0], other, strict=True)):
@@ -291,7 +292,7 @@ def test_grad_of_torch_func_has_the_bits_of_the_kernel():
         torch.func.grad(af.adaptive_infonce, (0, 1, 2))(*tensors),
         torch.autograd.grad(af.adaptive_infonce(*leaves), leaves, create_graph=True),
     ):
-        assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+        assert_same_bits(found, expected)
 
 
 @needs_cpp_gradients
@@ -337,7 +338,7 @@ def test_a_row_of_weight_0_adds_nothing_whatever_it_holds(name, dtype, instructi
             for side in (0, 1) if name == "blocks" else (0,):
                 tensors[side][3, 1] = value
             found = loss_and_gradients(LOSSES[name].call, tensors, dtype, **options)
-            assert all(torch.equal(x, y) for x, y in zip(found, clean, strict=True))
+            assert_same_bits(found, clean)
 
 
 @needs_extension

@@ -24,7 +24,7 @@ from tests.ops.infonce.losses import (
     literal_rows,
 )
 from tests.ops.marks import needs_extension, on_kernels
-from tests.tolerances import assert_as_accurate
+from tests.tolerances import assert_as_accurate, assert_same_bits
 
 BACKENDS = pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_extension)])
 
@@ -104,7 +104,7 @@ def test_autocast_rounds_no_product_of_plain_pytorch(options):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             call = partial(af.adaptive_infonce, backend="reference", **options)
             results.append(loss_and_gradients(call, inputs(30, 30, 16), torch.float32))
-    assert all(torch.equal(x, y) for x, y in zip(*results, strict=True))
+    assert_same_bits(*results)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 300])
@@ -239,7 +239,7 @@ def test_any_bound_of_ignore_above_in_one_direction_and_in_both(bound):
 def test_a_block_of_all_rows_is_the_ordinary_call(options, block):
     tensors = inputs(12, 12, 5)
     own, plain = (af.adaptive_infonce(*tensors, **options, **more) for more in ({"block": block}, {}))
-    torch.testing.assert_close(own, plain, rtol=0, atol=0)
+    assert_same_bits(own, plain)
 
 
 @BACKENDS

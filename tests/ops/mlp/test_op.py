@@ -10,7 +10,7 @@ import adaftr_fast as af
 import adaftr_fast.ops.mlp.op  # defines the ops
 from adaftr_fast.ops.mlp import reference
 from tests.ops.marks import needs_cpp_gradients, needs_extension, on_kernels
-from tests.tolerances import assert_as_accurate
+from tests.tolerances import assert_as_accurate, assert_same_bits
 
 OP, MIXTURE = torch.ops.adaftr_fast.mlp, torch.ops.adaftr_fast.mixture
 BACKWARD = torch.ops.adaftr_fast.mlp_backward
@@ -132,7 +132,7 @@ def test_bfloat16_products_round_both_operands(instruction_set):
     x, w, b = ([t.float() for t in each] for each in (inputs, weights, biases))
     rounded_x, rounded_w = ([t.bfloat16().float() for t in each] for each in (x, w))
     found, same = (OP(*each, b, *lists[1:], True) for each in ((x, lists[0], w), (rounded_x, lists[0], rounded_w)))
-    assert all(map(torch.equal, found, same))
+    assert_same_bits(found, same)
 
 
 def test_outputs_without_an_upstream_gradient_and_extreme_logits():
@@ -169,7 +169,7 @@ def test_empty_batches_and_the_same_bits_in_every_run(reduced):
     assert [tuple(y.shape) for y in MIXTURE(*experts(0, 2, 3, 4))] == [(0, 4)] * 2
     first, *others = (run(OP, *arguments(1024, TOWERS), torch.float32, reduced=reduced) for _ in range(3))
     for other in others:
-        assert all(torch.equal(x, y) for x, y in zip(first, other, strict=True))
+        assert_same_bits(first, other)
 
 
 @on_kernels("mlp", torch.float32, torch.bfloat16)

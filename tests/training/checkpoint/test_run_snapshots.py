@@ -1,15 +1,15 @@
-import json
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.training.checkpoint.snapshots import load_snapshot, save_snapshot
 from adaftr_fast.training.checkpoint.weights import load_checkpoint
 from tests.forks import Script
+from tests.logs import read_records
+from tests.tolerances import assert_same_bits
 from tests.training.conftest import ABOUT, before_step, interrupt, trainer
 
 
@@ -20,17 +20,14 @@ def stop_after(run, steps):
 
 
 def records(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_records(folder / "metrics.jsonl")
     return [{key: value for key, value in line.items() if key not in ("seconds", "samples_per_s")} for line in lines]
 
 
 def assert_same_run(a: Path, b: Path):
     assert records(a) == records(b)
-    weights, other = load_checkpoint(a / "best")[0], load_checkpoint(b / "best")[0]
-    assert all(torch.equal(weights[name], other[name]) for name in weights)
-    last, same = load_snapshot(a / "last")[0], load_snapshot(b / "last")[0]
-    different = [name for name in last if not torch.equal(last[name], same[name])]
-    assert different == []
+    assert_same_bits(*(load_checkpoint(each / "best")[0] for each in (a, b)))
+    assert_same_bits(*(load_snapshot(each / "last")[0] for each in (a, b)))
 
 
 KILLED = """
@@ -50,9 +47,7 @@ run.fit()
 def test_kills_do_not_change_bits(model, splits, tmp_path):
     """A thread may write a snapshot at each of them."""
     for at in (3, 41, 95):
-        killed = Script(KILLED, tmp_path / "killed", at)
-        _, err = killed.communicate()
-        assert killed.returncode == -signal.SIGKILL, err
+        Script(KILLED, tmp_path / "killed", at).end(-signal.SIGKILL)
     run = trainer(type(model)(), splits, tmp_path / "killed")
     assert run.resume()
     run.fit()
@@ -68,7 +63,7 @@ def test_resuming_a_finished_run_only_restores_the_best_weights(model, splits, t
     assert run.resume()
     again = run.fit()
     assert (again.epochs, again.best_epoch) == (first.epochs, first.best_epoch)
-    assert all(torch.equal(weights[name], value) for name, value in other.state_dict().items())
+    assert_same_bits(weights, other.state_dict())
     run.files.finish()
     assert not trainer(model, splits, tmp_path).resume()
 

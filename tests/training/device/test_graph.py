@@ -18,6 +18,7 @@ from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.deferred import stored
 from adaftr_fast.training.device import WARM_UP, BackwardGraph, CudaCaptures, depends_on_tensors_alone
 from adaftr_fast.training.stepper import Stepper
+from tests.tolerances import assert_same_bits
 
 SIZES, ROWS = [50, 20, 3], 16
 OPTIMIZERS = ["adam", "lazy_adam", "sgd", "adagrad", "rowwise_adagrad"]
@@ -90,13 +91,6 @@ def trained(own, content, flush_after=(), epoch_steps=50):
     return terms, [stored(parameter).clone() for parameter in own.model.parameters()]
 
 
-def assert_same(one, other):
-    for a, b in zip(one[0], other[0], strict=True):
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[name], b[name]) for name in a)
-    assert all(torch.equal(a, b) for a, b in zip(one[1], other[1], strict=True))
-
-
 @pytest.mark.parametrize(
     ("name", "tables", "balance"),
     [
@@ -111,7 +105,7 @@ def test_replayed_steps_equal_eager_steps(name, tables, balance):
     content = list(batches(30))
     own, log = graphed(name, tables, balance=balance)
     terms, weights = trained(own, content, [20])
-    assert_same((terms, weights), trained(stepper(name, tables, balance=balance), content, [20]))
+    assert_same_bits((terms, weights), trained(stepper(name, tables, balance=balance), content, [20]))
     eager = 2 if tables == "adam" else 0  # the first step and the one after validation: no updates are deferred
     assert log == ["aside"] * WARM_UP + ["capture"] + ["replay"] * (30 - WARM_UP - eager)
     assert len({each["click"].item() for each in terms}) == 30  # the terms of a step outlast the next
@@ -121,7 +115,7 @@ def test_a_falling_beta_is_part_of_the_graph_until_the_contrast_ends():
     content, options = list(batches(20)), {"model": {"contrast_epochs": 1.5}}
     own, log = graphed("adaftr", "sgd", **options)
     one = trained(own, content, epoch_steps=8)
-    assert_same(one, trained(stepper("adaftr", "sgd", **options), content, epoch_steps=8))
+    assert_same_bits(one, trained(stepper("adaftr", "sgd", **options), content, epoch_steps=8))
     contrasts = [terms.get("contrast") for terms in one[0]]
     assert all(each is not None for each in contrasts[:12])
     assert contrasts[12:] == [None] * 8
@@ -140,7 +134,7 @@ def test_the_graph_is_captured_anew_when_the_optimizer_replaces_its_state():
         return step(*arguments)
 
     own.step = watched
-    assert_same(trained(own, content), trained(stepper(), content))
+    assert_same_bits(trained(own, content), trained(stepper(), content))
     changes = sum(one != other for one, other in pairwise(series))
     assert changes >= 1
     assert log.count("capture") == 1 + changes
@@ -152,7 +146,7 @@ def test_other_batches_run_eagerly():
     other = [*batches(1, rows=5), bags(regular[0]), *batches(1, weight=False)]
     content = [*other[:2], *regular, *other, *regular[:2]]
     own, log = graphed(tables="lazy_adam")
-    assert_same(trained(own, content), trained(stepper(tables="lazy_adam"), content))
+    assert_same_bits(trained(own, content), trained(stepper(tables="lazy_adam"), content))
     assert log == ["aside"] * WARM_UP + ["capture"] + ["replay"] * (10 - WARM_UP)
 
 
@@ -170,7 +164,7 @@ def test_a_capture_that_fails_warns_once_and_steps_run_eagerly():
         found = trained(own, content)
     expected = "training.graph: steps run eagerly, because the capture failed: operation not permitted when stream is"
     assert [str(each.message) for each in caught] == [f"{expected} capturing"]
-    assert_same(found, trained(stepper(), content))
+    assert_same_bits(found, trained(stepper(), content))
     assert log == ["aside"] * WARM_UP + ["refused"]
 
 
