@@ -7,9 +7,9 @@ import torch
 
 from adaftr_fast.ops.embedding.reference import optim as reference
 from adaftr_fast.optim.dense import DenseAdam
-from tests.cuda.test_no_waits import Ops
 from tests.ops.marks import needs_extension, on_threads
-from tests.tolerances import assert_as_accurate
+from tests.tolerances import assert_as_accurate, assert_same_bits
+from tests.training.device.test_reads import Watch
 
 OPTIONS = {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-6}
 
@@ -43,9 +43,9 @@ def test_one_op_updates_all_weights_unless_they_are_of_a_subclass():
         optimizer = DenseAdam(own)
         for number in range(2):  # torch takes the first step
             set_gradients(number, own)
-            with Ops() as ops:
+            with Watch() as watch:
                 optimizer.step()
-        assert ops.names.count("adaftr_fast.dense_adam_.default") == calls
+        assert watch.ops["dense_adam_"] == calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -82,7 +82,7 @@ def assert_takes_the_same_steps(mine, torchs, own, theirs, numbers=range(3), *, 
         mine.step()
         torchs.step()
     if exactly:
-        assert all(torch.equal(x, y) for x, y in zip(own, theirs, strict=True))
+        assert_same_bits(own, theirs)
     else:
         assert_equal_to_rounding(own, theirs)
 
@@ -155,7 +155,7 @@ def test_gradient_scaler():
             scaler.scale(factor * sum((leaf**2).sum() for leaf in leaves)).backward()
             scaler.step(optimizer)
             scaler.update()
-    assert all(torch.equal(x, y) for x, y in zip(own, theirs, strict=True))
+    assert_same_bits(own, theirs)
 
 
 def test_closure_hooks_and_profiler():
@@ -215,7 +215,7 @@ def test_the_op_and_its_reference(dtype, instruction_set):
         for x, y, z in zip(results[0][place], expected[place], truth[place], strict=True):
             assert_as_accurate(x, z, y, dtype)
         for other in results[1:]:
-            assert all(torch.equal(x, y) for x, y in zip(results[0][place], other[place], strict=True))
+            assert_same_bits(results[0][place], other[place])
 
 
 def test_schema_of_the_op():
