@@ -22,9 +22,12 @@ from adaftr_fast.errors import ConfigError, DataError
 Row = Mapping[str, Any]
 RawRows = Row | Sequence[Row] | ArrowStream
 Extra = Literal["error", "ignore"]
+LISTS = (list, tuple, np.ndarray)
 
 
-def read_rows(schema: Schema, prices: Sequence[str], rows: RawRows, extra: Extra) -> pa.RecordBatch:
+def read_rows(
+    schema: Schema, prices: Sequence[str], rows: RawRows, extra: Extra, *, exact: bool = False
+) -> pa.RecordBatch:
     """Returns the columns that fields read and those of ``prices``, [n] each.
 
     Args:
@@ -32,11 +35,13 @@ def read_rows(schema: Schema, prices: Sequence[str], rows: RawRows, extra: Extra
         prices: further columns to read.
         rows: a dict for one row, a list of dicts, or a table.
         extra: what to do with a column that is neither one of these nor of the schema: "error" or "ignore".
+        exact: whether a float for an id that may have lost digits is an error. By default it is a warning, as in
+            training: a table may have nothing else.
 
     Raises:
         ConfigError: ``extra`` is neither.
         DataError: a column is missing or unknown, a dict holds a list where the schema reads one value or the reverse,
-            or a table has values that Arrow cannot represent.
+            a table has values that Arrow cannot represent, or an id is not ``exact``.
         TypeError: ``rows`` is none of the above.
     """
     if extra not in get_args(Extra):
@@ -47,7 +52,8 @@ def read_rows(schema: Schema, prices: Sequence[str], rows: RawRows, extra: Extra
         table = read_table(rows)
         _check_names("rows", table.column_names, names, known)
         batch = pa.record_batch({name: one_array(table[name]) for name in names})
-        _warn_of_lost_digits(schema, batch)
+        for name in _id_columns(schema):
+            _check_digits(name, [("rows", _large_floats(batch[name]))], exact)
         return batch
     listed = _listed(rows)
     for where, row in listed.items():
@@ -59,19 +65,39 @@ def read_rows(schema: Schema, prices: Sequence[str], rows: RawRows, extra: Extra
     null = schema.text.null
     columns = {name: _values(listed, name, null, name in separators, separators.get(name)) for name in names}
     is_number = {name: types[name] == pa.float64() for name in names}
-    batch = pa.record_batch({name: _column(name, each, is_number[name], schema.text) for name, each in columns.items()})
-    _warn_of_lost_digits(schema, batch)
-    return batch
+    for name in _id_columns(schema):
+        _check_digits(name, zip(listed, columns[name]), exact)
+    return pa.record_batch({name: _column(name, each, is_number[name], schema.text) for name, each in columns.items()})
 
 
-def _warn_of_lost_digits(schema: Schema, batch: pa.RecordBatch) -> None:
-    """Warns of floats for ids beyond 2^53, which may be other ids than the integers that they were."""
-    discrete = {column for field in schema.fields if field.kind != "numeric" for column in field.columns}
-    for name in sorted(discrete):
-        values = batch[name]
-        if pa.types.is_floating(values.type) and pc.any(pc.greater(pc.abs(values), EXACT_INTEGERS)).as_py():
-            problem = "holds floats beyond 2^53, which have lost digits of ids: pass integers or text"
-            warnings.warn(f"rows: column {name!r}: {problem}", stacklevel=4)
+def _id_columns(schema: Schema) -> list[str]:
+    """Returns the columns whose values are ids, tokens among them, to some field."""
+    return sorted({column for field in schema.fields if field.kind != "numeric" for column in field.columns})
+
+
+def _check_digits(name: str, values: Iterable[tuple[str, object]], exact: bool) -> None:
+    """Warns of the first float for an id from 2^53 on, where it may have been another integer.
+
+    Args:
+        values: values of the column ``name``, or lists of them, each with the name of its row in messages.
+        exact: whether to raise DataError instead.
+    """
+    for where, value in values:
+        for each in value if isinstance(value, LISTS) else (value,):
+            if isinstance(each, float) and abs(each) >= EXACT_INTEGERS:
+                cure = "pass ids from 2^53 on as integers or text"
+                problem = f"{where}: column {name!r}: the float {each} may have lost digits of an id; {cure}"
+                if exact:
+                    raise DataError(problem)
+                return warnings.warn(problem, stacklevel=4)
+
+
+def _large_floats(values: pa.Array) -> np.ndarray:
+    """Returns the floats from 2^53 on of a column [n], or of its lists, as float64."""
+    values = values.flatten() if pa.types.is_list(values.type) else values
+    if not pa.types.is_floating(values.type):
+        return np.empty(0)
+    return values.filter(pc.greater_equal(pc.abs(values), EXACT_INTEGERS)).cast(pa.float64()).to_numpy()
 
 
 def needed_columns(schema: Schema, prices: Sequence[str]) -> list[str]:
@@ -126,7 +152,7 @@ def _values(
     for where, value in zip(listed, values):
         if value is None or (isinstance(value, str) and separator):
             continue
-        if isinstance(value, list | tuple | np.ndarray | dict) != is_list or isinstance(value, dict):
+        if isinstance(value, (*LISTS, dict)) != is_list or isinstance(value, dict):
             text = f", or text whose tokens {separator!r} separates" if separator else ""
             expected = f"a list{text}" if is_list else "one value (a dict is one row)"
             raise DataError(f"{where}: column {name!r}: expected {expected}, got {type(value).__name__}")
@@ -167,7 +193,7 @@ def _is_missing(value: object, null: Sequence[str] = ()) -> bool:
 
 def _text(value: Any) -> Any:
     """Returns a value as text that has its canonical form, and a list as one of texts."""
-    if isinstance(value, list | tuple | np.ndarray):
+    if isinstance(value, LISTS):
         return [None if _is_missing(each) else _text(each) for each in value]
     if isinstance(value, float | np.floating):  # as text in a column of floats, where the exponent begins elsewhere
         return pa.array([value]).cast(pa.string())[0].as_py()

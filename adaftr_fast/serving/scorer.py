@@ -124,7 +124,7 @@ class Scorer:
         only training reads (labels, weight, group, time) and those that it ignores may be there. Values mean what they
         mean to ``prepare``, whatever type carries them: None, NaN and empty text are missing, and one that training
         has not seen is unknown. The rows beside a row change its scores by the rounding of a matrix product at most.
-        A warning tells of floats beyond 2^53 in a column of ids.
+        A warning tells of floats from 2^53 on in a column of ids.
 
         Args:
             rows: the raw rows.
@@ -151,8 +151,8 @@ class Scorer:
         return self.table(self.probabilities(self.features(encoded)), batch)
 
     def read(self, rows: RawRows, extra: Extra) -> Read:
-        """Reads and encodes raw rows. Raises what ``score`` does for them."""
-        batch = read_rows(self.schema, self.columns.inputs(), rows, extra)
+        """Reads and encodes raw rows of a request. Raises what ``score`` does for them, or warns of."""
+        batch = read_rows(self.schema, self.columns.inputs(), rows, extra, exact=True)
         return batch, encode_features(self.schema, self.encoders, batch)
 
     def table(self, scores: np.ndarray, batch: pa.RecordBatch) -> pa.Table:

@@ -311,10 +311,16 @@ def test_floats_that_have_lost_digits_of_ids_are_warned_of(worn):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scorer.score(table)
-        scorer.score({**ROW, "user": 2.0**53})
-    for rows in (table.to_pandas(), {**ROW, "user": 2.0**60}):
-        with pytest.warns(UserWarning, match="column 'user': holds floats beyond 2.53, which have lost digits"):
+        scorer.score({**ROW, "user": 2.0**53 - 1})
+        scorer.score([{**ROW, "price": 2.0**60, "weight": 2.0**60}])
+    lost = [{**ROW, "user": "u"}, {**ROW, "user": 2.0**60}]
+    for rows, where in ((table.to_pandas(), "rows"), (lost, r"rows\[1\]"), ({**ROW, "user": 2.0**60}, "row")):
+        with pytest.warns(UserWarning, match=rf"^{where}: column 'user': the float 1\.15.*e\+18 may have lost digits"):
             scorer.score(rows)
+    schema, rows = tagged(["a", "b"], [2.0**53 - 1, -(2.0**53)])
+    for listed in (rows, pa.Table.from_pylist(rows[1:])):
+        with pytest.raises(DataError, match=r"^rows.*: column 'tags': the float -9007199254740992\.0 may have lost"):
+            read_rows(schema, [], listed, "error", exact=True)
 
 
 @pytest.mark.parametrize("text", [{}, {"thousands": ","}])

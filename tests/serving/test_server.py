@@ -73,6 +73,8 @@ def test_answers_have_the_scores_of_the_model(served, exported):
     assert served.ask("/score", rows) == (200, {"model": digest, "scores": expected})
     assert served.ask("/score", rows[7]) == (200, {"model": digest, "scores": [expected[7]]})
     assert served.ask("/score", []) == (200, {"model": digest, "scores": []})
+    same = served.ask("/score", {**rows[7], "user": float(rows[7]["user"])})
+    assert same == (200, {"model": digest, "scores": [expected[7]]})
     status, about = served.ask("/health")
     assert (status, about["status"], about["model"]) == (200, "ok", digest)
     assert sorted(about["reads"]) == sorted([*FEATURES, "price"])
@@ -83,6 +85,7 @@ def test_answers_have_the_scores_of_the_model(served, exported):
         (b"[1]", 400, "expected a row as a JSON object, or an array of them"),
         ({**rows[0], "itme": 1}, 422, "rows[0]: column 'itme' is not in the schema"),
         ([rows[0], {}], 422, "rows[1]: no column"),
+        ([rows[0], {**rows[1], "user": 2.0**60}], 422, "rows[1]: column 'user': the float 1.152921504606847e+18"),
         ([{}] * 10_001, 413, "expected at most 10,000 rows, got 10,001"),
     ]
     for content, status, message in wrong:
@@ -92,9 +95,9 @@ def test_answers_have_the_scores_of_the_model(served, exported):
     assert served.ask("/scores") == (404, {"error": "Not Found"})
 
     text = served.ask("/metrics")[1]
-    assert 'adaftr_fast_requests_total{status="200"} 3.0' in text
-    assert 'adaftr_fast_requests_total{status="422"} 2.0' in text
-    assert "adaftr_fast_rows_total 41.0" in text
+    assert 'adaftr_fast_requests_total{status="200"} 4.0' in text
+    assert 'adaftr_fast_requests_total{status="422"} 3.0' in text
+    assert "adaftr_fast_rows_total 42.0" in text
     assert f'adaftr_fast_model{{sha256="{digest}"}} 1.0' in text
 
 
