@@ -7,7 +7,6 @@ It compiles the tiles of csrc/cpu/simd/gemm.inl for aarch64, and llvm-mca simula
 the L1 cache. Nothing is timed. From Debian: g++-14-aarch64-linux-gnu, llvm-19.
 """
 
-import argparse
 import datetime
 import json
 import re
@@ -16,7 +15,7 @@ from typing import Any
 
 from adaftr_fast._files import replace_file
 from benchmarks import RESULTS, render
-from benchmarks.measure import ROOT, measured_code
+from benchmarks.measure import ROOT, measured_code, options
 
 COMPILER, SIMULATOR = "aarch64-linux-gnu-g++-14", "llvm-mca-19"
 FLAGS = ("-O3", "-std=c++20", "-fno-math-errno", "-fPIC", f"-I{ROOT}/csrc")  # of setup.py, as far as they matter
@@ -90,9 +89,7 @@ def version(command: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", action="store_true")
-    arguments = parser.parse_args()
+    arguments = options(__doc__, record=False)
     found = cases()
     print(render.arm_tiles(found))
     if arguments.record:

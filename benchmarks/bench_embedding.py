@@ -7,7 +7,6 @@ FBGEMM on the CPU: pip install --no-deps fbgemm-gpu-cpu==1.8.0 beside torch 2.13
 were compared.
 """
 
-import argparse
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +25,7 @@ from benchmarks.embedding import (
     steps,
     table_bytes,
 )
-from benchmarks.measure import side_by_side, write
+from benchmarks.measure import options, side_by_side, write
 
 MAIN = Workload(fields=100, batch=1024, rows=10_000)
 LARGE = [Workload(fields=20, batch=1024, rows=1_000_000), Workload(fields=100, batch=8192, rows=10_000)]
@@ -97,9 +96,7 @@ def draw(measured: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=2.0, help="time for each contestant")
-    arguments = parser.parse_args()
+    arguments = options(__doc__, seconds=(2.0, "time for each contestant"))
     measured = []
     for case, workload, runs in cases():
         measured.append(measure(case, workload, runs, arguments.seconds))

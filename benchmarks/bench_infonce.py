@@ -7,7 +7,6 @@
 Nothing is timed before its result has been checked against the literal formula.
 """
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 
 from benchmarks import RESULTS, render
 from benchmarks.infonce.cases import SIZES, bare_products, contestants, forward_backward, inputs, literal
-from benchmarks.measure import side_by_side, step_alone, write
+from benchmarks.measure import options, side_by_side, step_alone, write
 
 GROWTH = [1024, 2048, 4096, 8192, 16384, 32768, 65536]  # rows, at d = 128, for the plot
 LARGEST_EAGER = 16384  # the literal form's matrices would need 17 GiB each beyond
@@ -121,10 +120,8 @@ def draw(growth: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="per contestant and case")
-    parser.add_argument("--growth", action="store_true", help="time and memory against B instead")
-    arguments = parser.parse_args()
+    growth = False, "time and memory against B instead"
+    arguments = options(__doc__, seconds=(2.0, "per contestant and case"), growth=growth)
     if arguments.growth:
         names = ("adaptive_infonce", "eager, literal", "linear_cross_entropy, chunked")
         growth = [grow(n, rows) for n in names for rows in GROWTH if n == names[0] or rows <= LARGEST_EAGER]

@@ -5,19 +5,17 @@
 Also measures torch's DataLoader over a Dataset of the same rows in memory, which reads no file.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from adaftr_fast.data.dataset.loader import PreparedData, Split
 from benchmarks import render
-from benchmarks.measure import write
+from benchmarks.measure import options, write
 from benchmarks.prepared import write_prepared
 
 BATCH = 1024
@@ -44,12 +42,8 @@ def peer(split: Split, rows: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4_000_000)
-    parser.add_argument("--seconds", type=float, default=5.0, help="seconds of passes per number of ids")
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    seconds = 5.0, "seconds of passes per number of ids"
+    arguments = options(__doc__, rows=4_000_000, seconds=seconds, threads=2)
     cases = []
     for ids in (10_000, 1_000_000):
         with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,6 @@ Beside them, where installed, what their users run (benchmarks/peers.py): torch-
 know no contrastive loss.
 """
 
-import argparse
 import gc
 import itertools
 import statistics
@@ -29,7 +28,7 @@ from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.interrupt import Interrupt
 from adaftr_fast.training.trainer import Trainer
 from benchmarks import render
-from benchmarks.measure import write
+from benchmarks.measure import options, write
 from benchmarks.peers import BATCH, Contestant, peers
 from benchmarks.prepared import FIELDS, write_prepared
 from benchmarks.training import floor
@@ -116,17 +115,15 @@ def measure_floor(fields: int, ids: int, rows: int, turns: int) -> list[dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fields", type=int, default=FIELDS)
-    parser.add_argument("--ids", type=int, nargs="+", default=[10_000, 200_000, 1_000_000], help="of every field")
-    parser.add_argument("--rows", type=int, default=600_000, help="of an epoch")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--floor", action="store_true", help="what the parts of a step take alone, at 23 and 121 fields"
+    arguments = options(
+        __doc__,
+        fields=FIELDS,
+        ids=([10_000, 200_000, 1_000_000], "of every field"),
+        rows=(600_000, "of an epoch"),
+        turns=5,
+        threads=2,
+        floor=(False, "what the parts of a step take alone, at 23 and 121 fields"),
     )
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     if arguments.floor:
         cases = [
             each for fields, ids in FLOOR_SIZES for each in measure_floor(fields, ids, arguments.rows, arguments.turns)

@@ -1,5 +1,9 @@
-"""Measures a step by itself, and writes the figures of a benchmark. In turns: ``adaftr_fast.experiments.measure``."""
+"""Reads the options of a benchmark, measures a step by itself, and writes the figures.
 
+In turns: ``adaftr_fast.experiments.measure``.
+"""
+
+import argparse
 import datetime
 import json
 import multiprocessing
@@ -11,14 +15,39 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from adaftr_fast._files import replace_file
 from adaftr_fast.experiments.measure import machine, side_by_side
 from benchmarks import RESULTS
 
-__all__ = ["machine", "side_by_side", "step_alone", "write"]
+__all__ = ["machine", "options", "side_by_side", "step_alone", "write"]
 
 ROOT = Path(__file__).parents[1]
 NOT_CODE = (":(exclude)benchmarks/results", ":(exclude)*.md")  # a benchmark run rewrites both
+
+
+def options(document: str | None, **defaults: Any) -> argparse.Namespace:
+    """Reads the options of the command line, and sets the number of threads to the option ``threads``, if there is one.
+
+    Args:
+        document: the docstring of the benchmark, which ``--help`` shows.
+        defaults: the default of each option, or the default and a help text. An option has the type of its default: a
+            list takes one or more values, and False is a flag.
+    """
+    parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, given in defaults.items():
+        default, text = given if isinstance(given, tuple) else (given, None)
+        if default is False:
+            parser.add_argument(f"--{name}", action="store_true", help=text)
+        elif isinstance(default, list):
+            parser.add_argument(f"--{name}", type=type(default[0]), nargs="+", default=default, help=text)
+        else:
+            parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
+    found = parser.parse_args()
+    if "threads" in defaults:
+        torch.set_num_threads(found.threads)
+    return found
 
 
 def write(

@@ -9,7 +9,6 @@ alone.
 
 from __future__ import annotations
 
-import argparse
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from adaftr_fast.runs.run import build
 from adaftr_fast.training.trainer import Trainer
 from benchmarks.contrast.rows import BATCH, GRID, PARTS, PRINTED
 from benchmarks.contrast.runs import config_of, open_set
-from benchmarks.measure import write
+from benchmarks.measure import options, write
 from benchmarks.render import Cases, table
 
 BATCHES = 16
@@ -117,10 +116,8 @@ def evidence(cases: Cases) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder of the prepared folders")
-    parser.add_argument("--sets", nargs="+", default=list(PARTS["confirm"].sets))
-    arguments = parser.parse_args()
+    data = Path("data"), "the folder of the prepared folders"
+    arguments = options(__doc__, data=data, sets=list(PARTS["confirm"].sets))
     cases = [measured(name, open_set(name, arguments.data)) for name in arguments.sets]
     write("contrast_evidence", cases)
     print(evidence(cases))

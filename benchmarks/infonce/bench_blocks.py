@@ -5,7 +5,6 @@
 Inputs are those of the loss's benchmark, in float32. Nothing is timed before all agree.
 """
 
-import argparse
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 import adaftr_fast as af
 from benchmarks.infonce.cases import Loss, forward_backward, inputs
-from benchmarks.measure import side_by_side, write
+from benchmarks.measure import options, side_by_side, write
 from benchmarks.render import blocks
 
 SIZES = [(1024, 64), (8192, 64)]
@@ -48,11 +47,7 @@ def compare(rows: int, d: int, block: int, seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=2.0, help="per loss and case")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = options(__doc__, threads=1, seconds=(2.0, "per loss and case"))
     cases = [compare(rows, d, block, arguments.seconds) for rows, d in SIZES for block in BLOCKS]
     print(blocks(cases))
     print(write("blocks", cases))

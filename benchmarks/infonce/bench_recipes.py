@@ -5,7 +5,6 @@
 Inputs are pairs of unit Gaussians [B, 128] in float32. Nothing is timed before both losses agree.
 """
 
-import argparse
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from torch import Tensor
 
 import adaftr_fast as af
 from benchmarks.infonce.cases import forward_backward
-from benchmarks.measure import side_by_side, step_alone, write
+from benchmarks.measure import options, side_by_side, step_alone, write
 from benchmarks.render import recipes
 
 WIDTH, LABELS = 128, 100
@@ -124,10 +123,7 @@ def compare(recipe: str, rows: int, seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1024, 8192, 32768])
-    parser.add_argument("--seconds", type=float, default=2.0, help="per loss and case")
-    arguments = parser.parse_args()
+    arguments = options(__doc__, rows=[1024, 8192, 32768], seconds=(2.0, "per loss and case"))
     cases = []
     for rows in arguments.rows:
         for recipe in installed():
