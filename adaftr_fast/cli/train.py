@@ -115,7 +115,7 @@ def _add_schema(parser: Parser) -> None:
 
 
 def _read_schema(
-    arguments: jsonargparse.Namespace, first: Callable[[], AnyPath | None], out: Path, ranks: Ranks | None
+    arguments: jsonargparse.Namespace, first: Callable[[], AnyPath | None], out: Path, ranks: Ranks
 ) -> Schema:
     """Returns the schema that ``_add_schema`` asks for.
 
@@ -159,7 +159,7 @@ def _read_schema(
         write_schema(kept, source, f"Inferred from {file.name!r}.")
         return source
 
-    return parse_schema(infer() if ranks is None else ranks.from_rank_zero(infer))
+    return parse_schema(ranks.from_rank_zero(infer))
 
 
 def add_daily(parser: Parser) -> None:

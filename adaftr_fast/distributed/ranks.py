@@ -129,8 +129,8 @@ def _on_several_machines() -> bool:
 
 
 @contextmanager
-def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
-    """Joins the process group for the block and yields the ranks, or None if this process was started alone.
+def joined(device: str, timeout: float) -> Iterator[Ranks]:
+    """Joins the process group for the block and yields the ranks, ``ALONE`` if this process was started alone.
 
     Args:
         device: the device to train on: "cpu", or "cuda" for one GPU per rank.
@@ -140,7 +140,7 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
         RankError: a rank failed, exited or timed out. The message names the rank and the cause where they are known.
     """
     if not launched():
-        yield None
+        yield ALONE
         return
     end_with_launcher()
     if device not in ("cpu", "cuda"):
@@ -154,7 +154,7 @@ def joined(device: str, timeout: float) -> Iterator[Ranks | None]:
         limit = timedelta(seconds=timeout)
         store, rank, size = _rendezvous(limit)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-        ranks = Ranks(store, timeout)
+        ranks = JoinedRanks(store, timeout)
         dist.all_reduce(torch.zeros(1))  # a rank that ends before the others have connected would make them fail to
         yield ranks
     except BaseException as error:
@@ -176,26 +176,26 @@ def is_of_a_collective(error: BaseException) -> bool:
 
 
 class Ranks:
-    """The default process group and the collectives of a run. All ranks must call its methods in the same order.
+    """The ranks that train together: this process alone. ``JoinedRanks`` are those of a process group.
+
+    All ranks must call the methods in the same order.
 
     Attributes:
         rank: the rank of this process.
         size: the number of ranks.
+        is_alone: whether this process trains alone, without a process group.
         group: the process group, for collectives on tensors of the device.
     """
 
-    def __init__(self, store: Store, timeout: float) -> None:
-        self.rank = dist.get_rank()
-        self.size = dist.get_world_size()
-        self.timeout = timeout
-        self._store = store
-        self._waits = 0
+    rank = 0
+    size = 1
+    is_alone = True
 
     @property
     def group(self) -> dist.ProcessGroup:
         # Not stored: the group's threads end with its last reference, and must end before the interpreter does.
         world = dist.group.WORLD
-        assert world is not None  # joined() yields the ranks only while the group exists
+        assert world is not None  # joined() yields several ranks only while the group exists
         return world
 
     @property
@@ -204,6 +204,80 @@ class Ranks:
 
     def agree(self, what: str, value: Any) -> None:
         """Raises RankError on every rank if the plain value ``value`` differs between ranks."""
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Returns every rank's plain value on every rank, as read from JSON. Raises TypeError as ``from_rank_zero``."""
+        return [value]
+
+    def largest(self, number: int) -> int:
+        """Returns the maximum of the ranks' numbers."""
+        return number
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Returns the mean of the ranks' tensors, which have one shape."""
+        return value
+
+    def from_rank_zero(self, make: Callable[[], T]) -> T:
+        """Calls ``make`` on rank 0 and returns its result on every rank, of several as read from JSON.
+
+        Args:
+            make: a function that returns a plain value: None, a bool, int, float or str, or a list, or a dict with str
+                keys, of such values. NaN and infinities are kept. A process alone may return any value.
+
+        Raises:
+            TypeError: the result is not a plain value.
+            Exception: ``make`` raised it. On the other ranks it has the same message and, if it is a UserError,
+                IndexError, OSError, TypeError or ValueError, the same class, else RankError.
+        """
+        return make()
+
+    def after_rank_zero(self, make: Callable[[], T]) -> T:
+        """Does what ``from_rank_zero`` does, for work of any length, such as reading all of a data set.
+
+        Raises:
+            DistError: another rank failed, or rank 0 gives no sign of life. ``joined`` names the rank.
+            Exception: as ``from_rank_zero``.
+        """
+        return make()
+
+    def tensors_from_rank_zero(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Returns rank 0's named tensors on every rank, each on the device type that it has on rank 0.
+
+        Args:
+            tensors: the tensors on rank 0; ignored elsewhere.
+        """
+        return tensors or {}
+
+    def tensors_to_rank_zero(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Returns every rank's named CPU tensors on rank 0, and an empty list elsewhere.
+
+        Args:
+            tensors: the tensors of this rank. Names, shapes and dtypes may differ between ranks.
+        """
+        return [tensors]
+
+
+ALONE = Ranks()
+
+
+class JoinedRanks(Ranks):
+    """The ranks of the default process group.
+
+    Args:
+        store: the store of the group.
+        timeout: the seconds that a rank waits for the others.
+    """
+
+    is_alone = False
+
+    def __init__(self, store: Store, timeout: float) -> None:
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+        self.timeout = timeout
+        self._store = store
+        self._waits = 0
+
+    def agree(self, what: str, value: Any) -> None:
         texts = self._texts(text_of(value, "Ranks.agree"))
         for rank, other in enumerate(texts):
             if not torch.equal(other, texts[0]):
@@ -212,7 +286,6 @@ class Ranks:
                 )
 
     def gathered(self, value: Any) -> list[Any]:
-        """Returns every rank's plain value on every rank, as read from JSON. Raises TypeError as ``from_rank_zero``."""
         return [value_of(text) for text in self._texts(text_of(value, "Ranks.gathered"))]
 
     def _texts(self, text: str) -> list[Tensor]:
@@ -226,29 +299,16 @@ class Ranks:
         return [each[: int(size)] for each, size in zip(texts, sizes)]
 
     def largest(self, number: int) -> int:
-        """Returns the maximum of the ranks' numbers."""
         result = torch.tensor(number)
         dist.all_reduce(result, dist.ReduceOp.MAX)
         return int(result)
 
     def mean(self, value: Tensor) -> Tensor:
-        """Returns the mean of the ranks' tensors, which have one shape."""
         value = value.clone()
         dist.all_reduce(value)
         return value / self.size
 
-    def from_rank_zero(self, make: Callable[[], Any]) -> Any:
-        """Calls ``make`` on rank 0 and returns its result on every rank, as read from JSON.
-
-        Args:
-            make: a function that returns a plain value: None, a bool, int, float or str, or a list, or a dict with str
-                keys, of such values. NaN and infinities are kept. A dataclass is sent as its ``asdict``.
-
-        Raises:
-            TypeError: the result is not a plain value.
-            Exception: ``make`` raised it. On the other ranks it has the same message and, if it is a UserError,
-                IndexError, OSError, TypeError or ValueError, the same class, else RankError.
-        """
+    def from_rank_zero(self, make: Callable[[], T]) -> T:
         text = ""
         failure = None
         if self.is_rank_zero:
@@ -267,17 +327,13 @@ class Ranks:
         content = value_of(message)
         if "error" in content:
             raise error_of(*content["error"])
-        return content["value"]
+        value: T = content["value"]
+        return value
 
-    def after_rank_zero(self, make: Callable[[], Any]) -> Any:
-        """Does what ``from_rank_zero`` does, for work of any length, such as reading all of a data set.
+    def after_rank_zero(self, make: Callable[[], T]) -> T:
+        """See ``Ranks``. The other ranks watch the store instead of waiting in a collective.
 
-        The other ranks watch the store instead of waiting in a collective. They wait as long as rank 0 gives a sign of
-        life, which a thread of it does, and ``timeout`` seconds longer.
-
-        Raises:
-            DistError: another rank failed, or rank 0 gives no sign of life. ``joined`` names the rank.
-            Exception: as ``from_rank_zero``.
+        They wait as long as rank 0 gives a sign of life, which a thread of it does, and ``timeout`` seconds longer.
         """
         self._waits += 1
         wait = f"wait/{self._waits}"
@@ -335,11 +391,6 @@ class Ranks:
             time.sleep(WATCH_SECONDS)
 
     def tensors_from_rank_zero(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """Returns rank 0's named tensors on every rank, each on the device type that it has on rank 0.
-
-        Args:
-            tensors: the tensors on rank 0; ignored elsewhere.
-        """
         own = tensors or {}
         result = {}
         for name, *spec in self.from_rank_zero(lambda: _specs(own)):
@@ -349,11 +400,6 @@ class Ranks:
         return result
 
     def tensors_to_rank_zero(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Returns every rank's named CPU tensors on rank 0, and an empty list elsewhere.
-
-        Args:
-            tensors: the tensors of this rank. Names, shapes and dtypes may differ between ranks.
-        """
         specs = [value_of(text) for text in self._texts(text_of(_specs(tensors), "Ranks.tensors_to_rank_zero"))]
         if not self.is_rank_zero:
             for value in tensors.values():
@@ -423,11 +469,6 @@ def _empty(shape: list[int], dtype: str, device: str) -> Tensor:
     kind = getattr(torch, dtype)
     assert isinstance(kind, torch.dtype)  # the name comes from _specs
     return torch.empty(shape, dtype=kind, device=device)
-
-
-def after_rank_zero(ranks: Ranks | None, make: Callable[[], T]) -> T:
-    """Returns ``make()`` of this process or, on all ranks, of rank 0, for work of any length."""
-    return make() if ranks is None else ranks.after_rank_zero(make)
 
 
 def _rendezvous(limit: timedelta) -> tuple[Store, int, int]:

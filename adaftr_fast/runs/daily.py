@@ -30,12 +30,12 @@ from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw.bad_rows import check_share
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
-from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
+from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.engines import Engine
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.run import check_options, fit_one, open_split, writing
-from adaftr_fast.training.checkpoint.files import check_shared_folder, on_rank_zero
+from adaftr_fast.training.checkpoint.files import check_shared_folder
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate
 from adaftr_fast.training.trained import earlier, load_sharded
 
@@ -48,7 +48,7 @@ def train_daily(
     files: Sequence[AnyPath],
     config: RunConfig,
     out: Path,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
     engine: Engine | None = None,
     output: Output = HERE,
     bad_rows: float = 0.0,
@@ -89,7 +89,7 @@ def train_daily(
 
 
 @contextmanager
-def writing_parts(out: Path, config: RunConfig, ranks: Ranks | None, *names: str, **agreed: Any) -> Iterator[None]:
+def writing_parts(out: Path, config: RunConfig, ranks: Ranks, *names: str, **agreed: Any) -> Iterator[None]:
     """Makes this run the only writer of the folder of a log's parts, which all ranks see.
 
     Args:
@@ -105,11 +105,9 @@ def writing_parts(out: Path, config: RunConfig, ranks: Ranks | None, *names: str
         BusyError: another process writes ``out``.
     """
     check_options(config, ranks)
-    if ranks is not None:
-        ranks.agree(" or ".join(["settings", *agreed]), config.flat() | agreed)
+    ranks.agree(" or ".join(["settings", *agreed]), config.flat() | agreed)
     with writing(out, ranks, *names):
-        if ranks is not None:
-            check_shared_folder(out, ranks, "every rank reads the data and runs of the parts")
+        check_shared_folder(out, ranks, "every rank reads the data and runs of the parts")
         yield
 
 
@@ -127,14 +125,14 @@ class Journal:
         DataError: the file is damaged.
     """
 
-    def __init__(self, path: Path, ranks: Ranks | None = None) -> None:
+    def __init__(self, path: Path, ranks: Ranks = ALONE) -> None:
         self.path = path
         self.ranks = ranks
-        self.records: list[dict[str, Any]] = on_rank_zero(ranks, lambda: _read(path))
+        self.records: list[dict[str, Any]] = ranks.from_rank_zero(lambda: _read(path))
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds the record of a part, which is finished by that. It is on disk on return."""
-        on_rank_zero(self.ranks, lambda: _append(self.path, record))
+        self.ranks.from_rank_zero(lambda: _append(self.path, record))
         self.records.append(record)
 
 
@@ -145,7 +143,7 @@ def train_part(
     folder: Path,
     before: Path | None,
     config: RunConfig,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
     engine: Engine | None = None,
     output: Output = HERE,
     bad_rows: float = 0.0,
@@ -172,7 +170,7 @@ def train_part(
         options: dict[str, Any] = {"engine": engine, "grow": grow, "bad_rows": bad_rows}
         prepare(schema, [file], folder / "data", **options, progress=config.training.progress)
 
-    after_rank_zero(ranks, prepared)
+    ranks.after_rank_zero(prepared)
     data = PreparedData(folder / "data")
     measured = None if before is None else _measure(before / "run", data, config, ranks)
     start = config.warm_start if before is None else WarmStartConfig(output.recorded(before / "run"))
@@ -190,9 +188,9 @@ def train_part(
         trainer.files.finish()
 
 
-def _measure(run: Path, data: PreparedData, config: RunConfig, ranks: Ranks | None) -> TaskMetrics:
+def _measure(run: Path, data: PreparedData, config: RunConfig, ranks: Ranks) -> TaskMetrics:
     """Evaluates the model of ``run`` on all rows of a later day, of which each rank predicts a part."""
-    if ranks is None or config.training.tables == "replicated":
+    if config.training.tables == "replicated":
         trained = earlier(run, config.model.name)
     else:
         trained = load_sharded(run, config, ranks)

@@ -11,7 +11,7 @@ from adaftr_fast.config import DataConfig, ModelConfig, RunConfig, TrainingConfi
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema import parse
-from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
+from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.run import train_one, writing
 from adaftr_fast.training.checkpoint.files import check_shared_folder
@@ -31,7 +31,7 @@ def run_demo(
     training: TrainingConfig,
     *,
     restart: bool = False,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
     output: Output = HERE,
 ) -> None:
     """Prepares the data, trains or resumes both models, prints the comparison and writes a report.
@@ -51,25 +51,23 @@ def run_demo(
         _run(out, training, restart, ranks, output)
 
 
-def _run(out: Path, training: TrainingConfig, restart: bool, ranks: Ranks | None, output: Output) -> None:
+def _run(out: Path, training: TrainingConfig, restart: bool, ranks: Ranks, output: Output) -> None:
     folder = out / "data"
 
     def prepared() -> None:
         prepare(parse.load_schema("flights"), None, folder, progress=training.progress)
 
-    if ranks is not None:
-        check_shared_folder(out, ranks, "every rank reads the prepared data")
-    after_rank_zero(ranks, prepared)
+    check_shared_folder(out, ranks, "every rank reads the prepared data")
+    ranks.after_rank_zero(prepared)
     data = PreparedData(folder)
-    is_first = ranks is None or ranks.is_rank_zero
     base = RunConfig(data=DataConfig(output.recorded(folder)), training=training)
     runs = []
     for name in ("mmoe", "adaftr"):
-        if is_first:
+        if ranks.is_rank_zero:
             print(f"\n{name}: {len(data.manifest.fields)} fields, {sum(data.manifest.num_embeddings):,} ids")
         config = replace(base, model=ModelConfig(name=name))
         runs.append(train_one(data, config, out / name, restart=restart, ranks=ranks, output=output, report=True))
-    if is_first:
+    if ranks.is_rank_zero:
         _report(out, runs)
         print(f"Report: {output.recorded(out / 'report.md')} and report.png")
 

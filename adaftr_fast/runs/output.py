@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adaftr_fast._files import AnyPath
-from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
+from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.stores import as_path, local_copy, local_folder, parts_below
 
 
@@ -46,12 +46,12 @@ HERE = Output(Path(), Path())
 
 
 @contextmanager
-def output(folder: str | AnyPath, ranks: Ranks | None = None) -> Iterator[Output]:
+def output(folder: str | AnyPath, ranks: Ranks = ALONE) -> Iterator[Output]:
     """Yields where ``folder`` is written, on every rank the same; see ``local_folder``.
 
     Rank 0 downloads and uploads. All ranks raise its errors.
     """
     place = as_path(folder)
     with ExitStack() as stack:
-        local = after_rank_zero(ranks, lambda: str(stack.enter_context(local_folder(place))))
+        local = ranks.after_rank_zero(lambda: str(stack.enter_context(local_folder(place))))
         yield Output(Path(local), place)

@@ -18,7 +18,7 @@ from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import ModelConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData, Split
 from adaftr_fast.data.dataset.manifest import Manifest
-from adaftr_fast.distributed.ranks import Ranks, after_rank_zero, local_share, restarted
+from adaftr_fast.distributed.ranks import ALONE, Ranks, local_share, restarted
 from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.build import ENTIRE_SPACE
@@ -26,7 +26,6 @@ from adaftr_fast.models.sizes import embedding_widths
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.warm_start import WarmStart, warm_start, warm_start_sharded
-from adaftr_fast.training.checkpoint.files import on_rank_zero
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.weights import FILE, Description
 from adaftr_fast.training.evaluation import diagnose, evaluate
@@ -46,7 +45,7 @@ def train_one(
     folder: Path,
     *,
     restart: bool = False,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
     output: Output = HERE,
     report: bool = False,
     on_epoch: OnEpoch | None = None,
@@ -85,7 +84,7 @@ def fit_one(
     folder: Path,
     *,
     restart: bool = False,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
     output: Output = HERE,
     on_epoch: OnEpoch | None = None,
     wait: float = 0.0,
@@ -133,26 +132,25 @@ def fit_one(
             yield trainer
 
 
-def check_options(config: RunConfig, ranks: Ranks | None) -> None:
+def check_options(config: RunConfig, ranks: Ranks) -> None:
     """Raises TrainingError or RankError if ``config.training.tables`` does not support an option."""
     check_tables(config.model, config.training)
     check_sharding(config.optimizer, config.training, ranks)
 
 
 @contextmanager
-def writing(folder: Path, ranks: Ranks | None, *files: str, wait: float = 0.0) -> Iterator[None]:
+def writing(folder: Path, ranks: Ranks, *files: str, wait: float = 0.0) -> Iterator[None]:
     """Makes rank 0 the only writer of ``folder``, as ``writing_folder``. All ranks raise its error."""
     with ExitStack() as stack:
-        on_rank_zero(ranks, lambda: stack.enter_context(writing_folder(folder, *files, wait=wait)))
+        ranks.from_rank_zero(lambda: stack.enter_context(writing_folder(folder, *files, wait=wait)))
         yield
 
 
 def _new_trainer(
-    data: PreparedData, config: RunConfig, folder: Path, ranks: Ranks | None, on_epoch: OnEpoch | None
+    data: PreparedData, config: RunConfig, folder: Path, ranks: Ranks, on_epoch: OnEpoch | None
 ) -> Trainer:
     about = _description(data, config)
-    if ranks is not None:
-        ranks.agree("settings or data", about.to_dict())
+    ranks.agree("settings or data", about.to_dict())
     torch.manual_seed(config.training.seed)  # for the initial weights; the trainer seeds the rest
     if config.training.tables == "replicated":
         _check_memory(config, data)
@@ -176,7 +174,7 @@ def _warm_start(
     data: PreparedData,
     start: WarmStartConfig,
     config: RunConfig,
-    ranks: Ranks | None,
+    ranks: Ranks,
     output: Output,
 ) -> None:
     """Copies the weights that the configuration asks for, and says which. Replicas are copied on rank 0 alone."""
@@ -189,8 +187,8 @@ def _warm_start(
         source = output.local_copy(start.run)
         say(warm_start(model, data, source, name, task=start.task, allow_empty=start.allow_empty, output=output))
 
-    if ranks is None or config.training.tables == "replicated":
-        after_rank_zero(ranks, copy)
+    if config.training.tables == "replicated":
+        ranks.after_rank_zero(copy)
     elif (taken := warm_start_sharded(model, data, start, name, ranks, output)) is not None:
         say(taken)
 
@@ -204,7 +202,7 @@ def _announce(folder: Path, name: str, resumed: Progress | None) -> None:
         print(f"{name}: replaces the finished run of {at:%Y-%m-%d %H:%M} after the first epoch", file=sys.stderr)
 
 
-def open_split(data: PreparedData, name: str, ranks: Ranks | None) -> Split:
+def open_split(data: PreparedData, name: str, ranks: Ranks) -> Split:
     """Opens a split of ``data``, of which the ranks of one machine each compare the sha256 of some files.
 
     All ``ranks`` must call it. A rank that finds nothing wrong raises the error of the first that does.
@@ -212,7 +210,7 @@ def open_split(data: PreparedData, name: str, ranks: Ranks | None) -> Split:
     Raises:
         DataError: there is no such split, or a file is unreadable or does not match the manifest.
     """
-    if ranks is None:
+    if ranks.is_alone:
         return data.load(name)
     split: Split | None = None
     failure: str | None = None

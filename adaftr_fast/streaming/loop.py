@@ -21,14 +21,13 @@ from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.raw.bad_rows import check_share
 from adaftr_fast.data.schema.types import Schema
-from adaftr_fast.distributed.ranks import Ranks, after_rank_zero
+from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import ConfigError, DataError, TrainingError
 from adaftr_fast.runs import daily
 from adaftr_fast.runs.daily import part_schema, train_part, writing_parts
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.streaming.source import Chunk, Position, Source
-from adaftr_fast.training.checkpoint.files import on_rank_zero
 from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
 from adaftr_fast.training.sharding import check_replicated
 from adaftr_fast.training.trackers import KNOWN, Trackers
@@ -50,7 +49,7 @@ class Journal(daily.Journal):
         DataError: a file is damaged.
     """
 
-    def __init__(self, folder: Path, ranks: Ranks | None = None, output: Output = HERE) -> None:
+    def __init__(self, folder: Path, ranks: Ranks = ALONE, output: Output = HERE) -> None:
         super().__init__(folder / RECORDS, ranks)
         self.folder = folder
         self.output = output
@@ -142,7 +141,7 @@ def train_stream(
     config: RunConfig,
     out: Path,
     options: StreamOptions,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
     output: Output = HERE,
 ) -> Iterator[dict[str, Any]]:
     """Trains on each chunk of ``source`` once, and yields a record per chunk when it is in ``stream.jsonl``.
@@ -183,13 +182,13 @@ class _Stream:
     config: RunConfig
     out: Path
     options: StreamOptions
-    ranks: Ranks | None
+    ranks: Ranks
     output: Output
 
     def __post_init__(self) -> None:
         self.journal = Journal(self.out, self.ranks, self.output)
         self.trackers: Trackers | None = None  # of rank 0
-        on_rank_zero(self.ranks, self._open_trackers)
+        self.ranks.from_rank_zero(self._open_trackers)
         self.config = replace(self.config, training=replace(self.config.training, trackers=[]))
 
     def _open_trackers(self) -> None:
@@ -204,27 +203,27 @@ class _Stream:
 
     def run(self) -> Iterator[dict[str, Any]]:
         """Yields the record of each chunk."""
-        on_rank_zero(self.ranks, self._remove_old)  # what a killed process has left
+        self.ranks.from_rank_zero(self._remove_old)  # what a killed process has left
         last = time.monotonic()
         while True:
             if (chunk := self._next()) is not None:
                 record = self._finish(chunk)
-                after_rank_zero(self.ranks, self._export_if_due)
+                self.ranks.after_rank_zero(self._export_if_due)
                 yield record
                 last = time.monotonic()
                 continue
-            after_rank_zero(self.ranks, self._export_if_due)
-            if on_rank_zero(self.ranks, partial(self._is_idle, last)):
+            self.ranks.after_rank_zero(self._export_if_due)
+            if self.ranks.from_rank_zero(partial(self._is_idle, last)):
                 break
             self._wait()
-        after_rank_zero(self.ranks, self._export)
+        self.ranks.after_rank_zero(self._export)
 
     def _is_idle(self, since: float) -> bool:
         return 0 < self.options.idle <= time.monotonic() - since
 
     def _next(self) -> Chunk | None:
         """Returns the chunk in progress, or else the next one of the source, which is then in progress."""
-        found = after_rank_zero(self.ranks, self._found)
+        found = self.ranks.after_rank_zero(self._found)
         return None if found is None else Chunk.of(found, self.output)
 
     def _found(self) -> dict[str, Any] | None:
@@ -258,7 +257,7 @@ class _Stream:
                 self.journal.append(record)
         except (DataError, TrainingError) as error:
             # Training may fail on one rank alone, and the others would wait for it. All learn that preparing failed.
-            if self.options.on_error == "stop" or (self.ranks is not None and isinstance(error, TrainingError)):
+            if self.options.on_error == "stop" or (not self.ranks.is_alone and isinstance(error, TrainingError)):
                 raise
             record = about | {"error": str(error)} | self._timed(chunk, began)
             self.journal.append(record)
@@ -266,7 +265,7 @@ class _Stream:
                 warnings.warn(f"{chunk.file}: the whole chunk is left out: {error}", RuntimeWarning, stacklevel=2)
         if self.trackers is not None:
             self.trackers.log(_numbers(record), number)
-        on_rank_zero(self.ranks, self._remove_old)
+        self.ranks.from_rank_zero(self._remove_old)
         return record
 
     def _timed(self, chunk: Chunk, began: float) -> dict[str, float]:
@@ -276,7 +275,7 @@ class _Stream:
             now = time.time()
             return {"arrived": chunk.arrived, "lag": now - chunk.arrived, "seconds": now - began}
 
-        return on_rank_zero(self.ranks, timed)
+        return self.ranks.from_rank_zero(timed)
 
     def _folder(self, number: int) -> Path:
         return self.out / f"chunk-{number:06d}"
@@ -310,7 +309,7 @@ class _Stream:
 
     def _wait(self) -> None:
         with deferred_interrupt() as own:
-            stop = own if self.ranks is None else SharedInterrupt(own, self.ranks)
+            stop = SharedInterrupt(own, self.ranks)
             _sleep(self.options.poll, own)
             stop.synchronize()
         if stop:

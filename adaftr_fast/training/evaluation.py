@@ -16,7 +16,7 @@ from torch import nn
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.data.schema.parse import funnel_stages
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import ConfigError, DivergedError, TrainingError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.ops.embedding.lookup import raise_bad_ids
@@ -69,7 +69,7 @@ def _joined(parts: list[Predictions]) -> Predictions:
     )
 
 
-def evaluate(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks | None = None) -> TaskMetrics:
+def evaluate(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks = ALONE) -> TaskMetrics:
     """Computes AUC, GAUC (unweighted; nan if no group has both classes), log-loss and calibration of each task.
 
     Each later stage of a funnel also has its AUC after the stage before (``cvr_auc``; nan if the rows that reached the
@@ -79,7 +79,7 @@ def evaluate(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks 
         model: the model, which is put into evaluation mode.
         split: the rows. If it does not tell its funnel, click and conversion are one, if the model has such tasks.
         batch_size: rows per forward pass.
-        ranks: if given, each rank predicts a part of the split, and rank 0 computes the metrics of all predictions.
+        ranks: each predicts a part of the split, and rank 0 computes the metrics of all predictions.
 
     Returns:
         The metrics per task, on every rank.
@@ -89,7 +89,7 @@ def evaluate(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks 
     """
     tasks = model.task_names
     funnel = funnel_stages(None, tasks) if split.funnel is None else split.funnel
-    if ranks is None:
+    if ranks.is_alone:
         return measure(tasks, predict(model, split, batch_size), funnel)
     model.eval()  # also on ranks without rows, since it applies the deferred updates of table rows
     part = _part(model, split, ranks)
@@ -169,14 +169,14 @@ def _stages(funnel: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]
     return [*pairwise(task for task in funnel if task in tasks)]
 
 
-def diagnose(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks | None = None) -> dict[str, np.ndarray]:
+def diagnose(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks = ALONE) -> dict[str, np.ndarray]:
     """Computes ``model.diagnostics`` of every row, such as the learned temperature.
 
     Args:
         model: the model, which is put into evaluation mode.
         split: the rows.
         batch_size: rows per forward pass.
-        ranks: if given, each rank computes a part of the split.
+        ranks: each computes a part of the split.
 
     Returns:
         The diagnostics by name, [N] each. Empty if the model has none, and on ranks other than rank 0.
@@ -184,7 +184,7 @@ def diagnose(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks 
     if not hasattr(model, "diagnostics"):
         return {}
     model.eval()
-    if ranks is None:
+    if ranks.is_alone:
         return _diagnose(model, split, batch_size)
     part = _part(model, split, ranks)
     parts = _on_rank_zero(ranks, _diagnose(model, part, batch_size) if len(part) else {})

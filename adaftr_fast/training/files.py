@@ -15,10 +15,10 @@ from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
 from adaftr_fast._progress import progress_bar
 from adaftr_fast.config import TrainingConfig
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models.base import MultiTaskModel
-from adaftr_fast.training.checkpoint.files import check_shared_folder, on_rank_zero, read_local_rows
+from adaftr_fast.training.checkpoint.files import check_shared_folder, read_local_rows
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean
 from adaftr_fast.training.checkpoint.snapshots import Found, RunSnapshots
 from adaftr_fast.training.checkpoint.state import capture, restore, sharded_state, sharded_weights
@@ -80,18 +80,18 @@ class RunFiles:
         about: Description | None = None,
         *,
         rows: int | None = None,
-        ranks: Ranks | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model = model
         self.ranks = ranks
-        self.is_rank_zero = ranks is None or ranks.is_rank_zero
+        self.is_rank_zero = ranks.is_rank_zero
         self.name = "" if about is None else about.config.model.name
         self._parameters = {} if about is None else about.config.flat()
-        self._sharding = ranks if config.tables == "torchrec" else None  # the ranks that share the files of the state
-        if self._sharding is not None:
+        self._is_sharded = config.tables == "torchrec"  # all ranks write files of the state
+        if self._is_sharded:
             if folder is None:
                 raise TrainingError("trainer: sharded tables need a folder for the best weights")
-            check_shared_folder(folder, self._sharding, "with training.tables = torchrec every rank writes its rows")
+            check_shared_folder(folder, ranks, "with training.tables = torchrec every rank writes its rows")
         if not self.is_rank_zero:
             config = replace(config, progress=False)
         self.config = config
@@ -105,8 +105,9 @@ class RunFiles:
             return
         if about is None or rows is None:
             raise TrainingError("trainer: files in a folder need about and rows, got None")
-        if self.is_rank_zero or self._sharding is not None:
-            self.snapshots = RunSnapshots(folder, about, rows, config.checkpoint_seconds, self._sharding)
+        if self.is_rank_zero or self._is_sharded:
+            writers = ranks if self._is_sharded else ALONE
+            self.snapshots = RunSnapshots(folder, about, rows, config.checkpoint_seconds, writers)
             self.best = folder / BEST
 
     def run(self, progress: Progress) -> Run:
@@ -120,8 +121,8 @@ class RunFiles:
             CheckpointError: the unfinished run has other options or data, or no snapshot can be read.
         """
         found: tuple[Progress, Mapping[str, Tensor], dict[str, Tensor]] | None
-        if self.ranks is not None and self._sharding is None:
-            found = self._from_rank_zero(self.ranks)
+        if not self.ranks.is_alone and not self._is_sharded:
+            found = self._from_rank_zero()
         else:
             own = self._newest()
             if own is not None:
@@ -136,7 +137,7 @@ class RunFiles:
     def _newest(self) -> Found | None:
         return None if self.snapshots is None else self.snapshots.load()
 
-    def _from_rank_zero(self, ranks: Ranks) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
+    def _from_rank_zero(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
         """Returns what the newest snapshot holds, which rank 0 reads and sends to the others."""
         found: Found | None = None  # on rank 0
 
@@ -145,11 +146,11 @@ class RunFiles:
             found = self._newest()
             return found and asdict(found[0])
 
-        progress = ranks.from_rank_zero(load)
+        progress = self.ranks.from_rank_zero(load)
         if progress is None:
             return None
-        tensors = ranks.tensors_from_rank_zero(found and dict(found[1]))
-        return Progress(**progress), tensors, ranks.tensors_from_rank_zero(found and found[2])
+        tensors = self.ranks.tensors_from_rank_zero(found and dict(found[1]))
+        return Progress(**progress), tensors, self.ranks.tensors_from_rank_zero(found and found[2])
 
     def start(self, logged: list[dict[str, Any]], *, resumed: bool) -> None:
         """Opens the trackers, to which an interrupted process has logged some records. All ranks raise an error."""
@@ -159,11 +160,11 @@ class RunFiles:
                 names = self.config.trackers
                 self.trackers = Trackers(names, self.folder, self._parameters, resumed=resumed, records=logged)
 
-        on_rank_zero(self.ranks, start)
+        self.ranks.from_rank_zero(start)
 
     def is_due(self, step: int) -> bool:
         """Returns whether to save a snapshot now. Sharded tables are saved by all ranks, at synchronization points."""
-        if self.snapshots is None or (self._sharding is not None and step % self.config.sync_steps):
+        if self.snapshots is None or (self._is_sharded and step % self.config.sync_steps):
             return False
         return self.snapshots.due()
 
@@ -240,19 +241,15 @@ class RunFiles:
 
     def restore_best(self) -> None:
         """Loads the saved weights into the model. All ranks must call it."""
-        weights: Mapping[str, Tensor] | None
         sharded = sharded_weights(self.model)
         if sharded:
             assert self.best is not None  # sharded tables need a folder
-            assert self.ranks is not None
             saved = open_on_all_ranks(self.best, self.ranks)
             read_local_rows(saved, sharded)
             weights = {name: saved[name] for name in saved if name not in sharded}
         else:
-            weights = self._in_memory if self.best is None else dict(open_checkpoint(self.best)[0])
-            if self.ranks is not None:
-                weights = self.ranks.tensors_from_rank_zero(weights)
-        assert weights is not None  # saved before
+            own = self._in_memory if self.best is None else dict(open_checkpoint(self.best)[0])
+            weights = self.ranks.tensors_from_rank_zero(own)
         self.model.load_state_dict(weights)
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from adaftr_fast.torchrec.tables import STATE, RowOptimizer, ShardedTables, chec
 from adaftr_fast.training.optimizers import tables_lr
 
 
-def check_sharding(optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks | None) -> None:
+def check_sharding(optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks) -> None:
     """Checks that the options support ``config.tables`` "torchrec"; other values of it pass.
 
     Raises:
@@ -25,7 +25,7 @@ def check_sharding(optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ra
     """
     if config.tables != "torchrec":
         return
-    if ranks is None:
+    if ranks.is_alone:
         raise _refused("several processes, got one: start them with torchrun --nproc-per-node 2 or more")
     if optimizer.tables not in STATE:
         reason = "TorchRec updates the rows of the batch inside backward"
@@ -93,7 +93,7 @@ def shard_tables(
     setattr(model.get_submodule(parent), leaf, sharded)
 
 
-def share_of(config: TrainingConfig, rows: int, ranks: Ranks | None, model: MultiTaskModel) -> Share | None:
+def share_of(config: TrainingConfig, rows: int, ranks: Ranks, model: MultiTaskModel) -> Share | None:
     """Returns this rank's rows of a batch: an equal share of each part, so a part has the same rows as on one rank.
 
     Raises:
@@ -107,17 +107,17 @@ def share_of(config: TrainingConfig, rows: int, ranks: Ranks | None, model: Mult
     if steps < config.validations:
         found = f"the {steps} steps of an epoch are fewer than its {config.validations} validations"
         raise TrainingError(f"training.validate_every: {found}")
-    size = 1 if ranks is None else ranks.size
-    run, rest = divmod(config.batch_size, size * config.accumulate)
-    needed = f"expected a multiple of {size} ranks times training.accumulate = {config.accumulate}"
+    parts = ranks.size * config.accumulate
+    run, rest = divmod(config.batch_size, parts)
+    needed = f"expected a multiple of {ranks.size} ranks times training.accumulate = {config.accumulate}"
     if rest:
         raise TrainingError(f"training.batch_size: {needed}, got {config.batch_size}")
-    if size * config.accumulate > 1 and run % model.rows_together:
+    if parts > 1 and run % model.rows_together:
         raise TrainingError(
             f"training.batch_size: {needed} times {model.rows_together} rows that the loss reads together "
             f"(model.contrast_rows), got {config.batch_size}"
         )
-    if ranks is None:
+    if ranks.is_alone:
         return None
     least = -ranks.largest(-config.sync_steps)
     most = ranks.largest(config.sync_steps)

@@ -16,7 +16,7 @@ from torch import Tensor
 from adaftr_fast._extension import has_cuda_kernels
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
-from adaftr_fast.distributed.ranks import Ranks, is_of_a_collective
+from adaftr_fast.distributed.ranks import ALONE, Ranks, is_of_a_collective
 from adaftr_fast.errors import DivergedError, TrainingError, first_line
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.nn.attention import FieldAttention
@@ -71,7 +71,7 @@ class Stepper:
     """
 
     def __init__(
-        self, model: MultiTaskModel, optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks | None = None
+        self, model: MultiTaskModel, optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks = ALONE
     ) -> None:
         self.model = model
         self.settings = optimizer
@@ -80,7 +80,6 @@ class Stepper:
         self.device = _device(config.device)
         self.reads_losses = reads_losses(self.device)
         if config.tables == "torchrec":
-            assert ranks is not None  # check_sharding requires ranks
             shard_tables(model, optimizer, config, ranks)
         self.balance = build_balance(config, model)
         if self.balance is not None:
@@ -94,7 +93,7 @@ class Stepper:
         learned = set() if self.balance is None else set(self.balance.parameters())
         self.clipped = [parameter for parameter in self.parameters if parameter not in learned]
         contrasts = any(isinstance(module, AdaptiveInfoNCE) for module in model.modules())
-        self.contrasts_over_ranks = ranks is not None and config.contrast_over == "all" and contrasts
+        self.contrasts_over_ranks = not ranks.is_alone and config.contrast_over == "all" and contrasts
         self.loss: Callable[..., dict[str, Tensor]] = model.loss
         if config.compile:
             self.loss = _compiled_loss(model, eager_contrast=self.contrasts_over_ranks)
@@ -108,7 +107,7 @@ class Stepper:
         Without the CUDA kernels look-ups read from the device, which cannot be captured.
         """
         config = self.config
-        plain = self.ranks is None and config.accumulate == 1 and not config.compile
+        plain = self.ranks.is_alone and config.accumulate == 1 and not config.compile
         plain = plain and not isinstance(self.balance, GradientBalance)
         fits = config.graph == "auto" and self.device.type == "cuda" and has_cuda_kernels() and plain
         return fits and depends_on_tensors_alone(self.model)
@@ -117,7 +116,7 @@ class Stepper:
         """Updates every parameter once.
 
         Args:
-            batch: the rows, on the device; with ``ranks`` this rank's rows, of the same number on all ranks.
+            batch: the rows, on the device; of several ranks this rank's rows, of the same number on all ranks.
             number: the number of the step, counted from 1 over all epochs. It sets the learning rate.
             epochs: the number of epochs before the step, a fraction within one, for the model's ``set_epoch``.
 
@@ -162,7 +161,6 @@ class Stepper:
         """Scales all gradients so that their joint norm is at most ``clip_norm``."""
         most = self.settings.clip_norm
         if most and self._held:
-            assert self.ranks is not None  # tables are sharded over ranks
             clip_with_sharded(self.clipped, self._held, most, self.ranks.group)
         elif most:
             clip_grad_norm_(self.clipped, most)
@@ -175,13 +173,13 @@ class Stepper:
             terms = self.graph.run(self._backward, batch)
         else:
             terms = self._backward(batch) if self.config.accumulate == 1 else self._accumulated(batch)
-        if self.ranks is None:
+        if self.ranks.is_alone:
             return terms
         return dict(zip(terms, self._averaged(torch.stack(tuple(terms.values())))))
 
     def _averaged(self, values: Tensor) -> Tensor:
         """Averages the gradients, and ``values`` [k], over the ranks; returns the values."""
-        return values if self.ranks is None else average_gradients(self.parameters, values, self.ranks.group)
+        return values if self.ranks.is_alone else average_gradients(self.parameters, values, self.ranks.group)
 
     def _combined(self, balance: GradientBalance, batch: Batch, number: int) -> dict[str, Tensor]:
         """Combines the gradients of the tasks as ``balance`` does; returns the loss terms."""
@@ -223,7 +221,7 @@ class Stepper:
 
     def _with_weight_mean(self, batch: Batch) -> Batch:
         """Returns a part of the batch with the mean weight over all ranks."""
-        if self.ranks is None or batch.weight is None:
+        if self.ranks.is_alone or batch.weight is None:
             return batch
         return replace(batch, weight_mean=self.ranks.mean(batch.weight.mean()))
 
@@ -237,7 +235,7 @@ class Stepper:
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         reduced = self.config.precision == "bfloat16"
         # Read at each step: the group's threads end with its last reference, before the interpreter does.
-        context = {"process_group": self.ranks.group} if self.ranks is not None and self.contrasts_over_ranks else {}
+        context = {"process_group": self.ranks.group} if self.contrasts_over_ranks else {}
         cache = None if self.device.type == "cpu" else False  # a graph must not read weights that were cast outside it
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced, cache_enabled=cache):

@@ -20,7 +20,7 @@ from torch import Tensor
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import DivergedError, TrainingError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.ops.embedding.lookup import raise_bad_ids
@@ -75,7 +75,7 @@ class Trainer:
         optimizer: OptimizerConfig,
         config: TrainingConfig,
         files: RunFiles | None = None,
-        ranks: Ranks | None = None,
+        ranks: Ranks = ALONE,
         on_epoch: OnEpoch | None = None,
     ) -> None:
         check_sharding(optimizer, config, ranks)
@@ -139,7 +139,7 @@ class Trainer:
         if not self._resumed:
             self.files.start([], resumed=False)
             torch.manual_seed(self.config.seed)
-            if self.ranks is not None:
+            if not self.ranks.is_alone:
                 restore(self.model, [], self.ranks.tensors_from_rank_zero(capture(self.model, [])))
         try:
             if self._ends_again:
@@ -162,7 +162,7 @@ class Trainer:
     def _train(self) -> int:
         """Trains until ``fit`` ends; returns the number of the signal that ended training, or 0."""
         with deferred_interrupt() as interrupt:
-            if self.ranks is not None:
+            if not self.ranks.is_alone:
                 interrupt = SharedInterrupt(interrupt, self.ranks)
             while not self._is_done() and not interrupt:
                 record = self.train_epoch(self.progress.epoch, interrupt)
@@ -286,7 +286,7 @@ class Trainer:
         except StopRun:
             self.files.close_trackers()
             raise
-        self._is_stopped = stops if self.ranks is None else self.ranks.from_rank_zero(lambda: stops)
+        self._is_stopped = self.ranks.from_rank_zero(lambda: stops)
 
     def _validate(self, record: dict[str, Any]) -> None:
         """Adds the validation metrics and the quantiles of the diagnostics to an epoch's record."""

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 import tests.forks  # noqa: F401  # names what the fork server imports once for all ranks
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import JoinedRanks, Ranks
 
 _joined = itertools.count()
 
@@ -36,4 +36,4 @@ def on_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[A
 def joined_ranks(seconds: float = 60) -> Ranks:
     """Returns the ranks of ``on_ranks``, which share a store. All must call it equally often."""
     prefix = f"joined/{next(_joined)}"
-    return Ranks(dist.PrefixStore(prefix, dist.distributed_c10d._get_default_store()), seconds)
+    return JoinedRanks(dist.PrefixStore(prefix, dist.distributed_c10d._get_default_store()), seconds)

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.distributed import gather
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import JoinedRanks
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.stepper import Stepper
 
@@ -27,7 +27,7 @@ def test_a_step_calls_five_gathers_one_scatter_and_one_reduction(tmp_path, monke
     try:
         model = build_model(ModelConfig(), [10, 10], ["click", "conversion"])
         config = TrainingConfig(batch_size=8, progress=False)
-        stepper = Stepper(model.train(), OptimizerConfig(), config, Ranks(dist.HashStore(), 60))
+        stepper = Stepper(model.train(), OptimizerConfig(), config, JoinedRanks(dist.HashStore(), 60))
         count(gather, "_all_gather")
         count(gather, "_reduce_scatter")
         count(dist, "all_reduce")

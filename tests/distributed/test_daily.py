@@ -14,6 +14,7 @@ from adaftr_fast.cli import main
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.raw.source import SHIPPED
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.distributed.ranks import ALONE
 from adaftr_fast.runs.daily import RECORDS, train_daily
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.training.checkpoint.weights import load_checkpoint
@@ -52,7 +53,7 @@ def config_of(optimizer: dict, training: dict) -> RunConfig:
     )
 
 
-def daily(folder: Path, out: str, optimizer: dict, training: dict, ranks=None) -> None:
+def daily(folder: Path, out: str, optimizer: dict, training: dict, ranks=ALONE) -> None:
     files = [folder / f"day{day}.parquet" for day in range(DAYS)]
     list(train_daily(parse_schema(SOURCE), files, config_of(optimizer, training), folder / out, ranks))
 

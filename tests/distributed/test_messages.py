@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from adaftr_fast import errors
-from adaftr_fast.distributed.ranks import Ranks, bytes_of, error_of, named, text_of, value_of
+from adaftr_fast.distributed.ranks import JoinedRanks, bytes_of, error_of, named, text_of, value_of
 from tests.distributed.ranks import on_ranks
 from tests.tolerances import assert_same_bits
 
@@ -81,7 +81,7 @@ TENSORS = {
 
 def exchange(rank: int) -> dict:
     """Returns what every method gives, and the errors it raises."""
-    ranks = Ranks(dist.HashStore(), 60)
+    ranks = JoinedRanks(dist.HashStore(), 60)
     found = {
         "value": ranks.from_rank_zero(lambda: {"loss": math.nan, "best": -math.inf, "rank": rank}),
         "nothing": ranks.from_rank_zero(lambda: None),

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from adaftr_fast.cli import main
 from adaftr_fast.data.dataset import manifest
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import JoinedRanks
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs.run import open_split
 from tests.distributed.ranks import on_ranks
@@ -37,7 +37,7 @@ def opened(rank: int, folder: str) -> list[str]:
     manifest.known_sha256 = lambda path: compared.append(path.name) or sha256(path)
     try:
         for name in ("train", "test"):
-            open_split(PreparedData(folder), name, Ranks(dist.HashStore(), 60))
+            open_split(PreparedData(folder), name, JoinedRanks(dist.HashStore(), 60))
     except DataError as error:
         compared.append(str(error))
     return compared

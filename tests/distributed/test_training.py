@@ -18,7 +18,7 @@ from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.data.dataset.rows import TensorRows
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import ALONE, JoinedRanks, Ranks
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.embedding_table import tables_elsewhere
@@ -42,9 +42,9 @@ def split(rows: int, seed: int, chunk_rows: int, weighted: bool = False) -> Spli
     return Split(TensorRows(content, chunk_rows))
 
 
-def trainer(folder: Path | None, ranks: Ranks | None, *, make=None, optimizer=None, **settings) -> Trainer:
+def trainer(folder: Path | None, ranks: Ranks, *, make=None, optimizer=None, **settings) -> Trainer:
     """Returns a trainer whose rows ``make(rows, seed, chunk_rows)`` returns; "tables" of ``settings`` shards them."""
-    torch.manual_seed(0 if ranks is None or ranks.is_rank_zero else 1)  # all ranks start from rank 0's weights
+    torch.manual_seed(0 if ranks.is_rank_zero else 1)  # all ranks start from rank 0's weights
     weighted, contrast_rows = settings.pop("weighted", False), settings.pop("contrast_rows", 0)
     widths = {"expert_hidden": [8], "tower_hidden": [8, 4], "relatedness_hidden": [4]}
     with tables_elsewhere() if "tables" in settings else nullcontext():
@@ -69,7 +69,7 @@ def train(rank: int, size: int, folder: str | None, stop_after: int | None, sett
     os.environ["LOCAL_WORLD_SIZE"] = str(size)
     if settings.get("compile"):
         torch.compile = functools.partial(torch.compile, backend="aot_eager")  # inductor takes minutes
-    ranks = Ranks(dist.HashStore(), 60) if size > 1 else None
+    ranks = JoinedRanks(dist.HashStore(), 60) if size > 1 else ALONE
     run = trainer(None if folder is None else Path(folder), ranks, **settings)
     resumed, step = run.resume(), run.stepper.step
 
@@ -219,5 +219,5 @@ def test_batch_size_must_be_divisible_by_ranks():
 def test_parts_must_hold_whole_blocks():
     message = r"a multiple of 1 ranks times .*accumulate = 2 times 3 rows .*model\.contrast_rows.*, got 64"
     with pytest.raises(TrainingError, match=message):
-        trainer(None, None, contrast_rows=3, accumulate=2)
-    trainer(None, None, contrast_rows=3)  # the last block of a batch may be smaller
+        trainer(None, ALONE, contrast_rows=3, accumulate=2)
+    trainer(None, ALONE, contrast_rows=3)  # the last block of a batch may be smaller

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from adaftr_fast import _memory
 from adaftr_fast.data.dataset.batch import Batch
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import JoinedRanks
 from adaftr_fast.errors import RankError
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import SGD, Adagrad, RowwiseAdagrad
@@ -38,7 +38,7 @@ def table(pooling="mean") -> FusedEmbedding:
 
 
 def sharded_by(sharding: str, optimizer: str) -> ShardedTables:
-    ranks = Ranks(dist.HashStore(), 60)
+    ranks = JoinedRanks(dist.HashStore(), 60)
     return ShardedTables(table(), sharding=sharding, optimizer=optimizer, ranks=ranks, lr=LR, eps=EPS)
 
 

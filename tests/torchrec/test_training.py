@@ -15,7 +15,7 @@ from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.data.dataset.rows import TensorRows
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import JoinedRanks, Ranks
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.training.checkpoint.weights import load_checkpoint, remove_checkpoint
 from adaftr_fast.training.trainer import Trainer
@@ -54,14 +54,14 @@ def settings_of(form: str, optimizer: str, settings: dict) -> dict:
     return {"eval_batch_size": 128} | given
 
 
-def trainer(folder: Path | None, ranks: Ranks | None, form: str, optimizer: str, settings: dict) -> Trainer:
+def trainer(folder: Path | None, ranks: Ranks, form: str, optimizer: str, settings: dict) -> Trainer:
     return test_training.trainer(folder, ranks, **settings_of(form, optimizer, settings))
 
 
 def diverged(rank: int, folder: str) -> str:
     """Returns rank 0's error when its weights have diverged and an op fails; the other ranks only look up once."""
     os.environ["LOCAL_WORLD_SIZE"] = "2"
-    run = trainer(Path(folder), Ranks(dist.HashStore(), 60), "ids", "sgd", BY_TABLE)
+    run = trainer(Path(folder), JoinedRanks(dist.HashStore(), 60), "ids", "sgd", BY_TABLE)
     batch = next(run.train.shuffled(64, seed=0, epoch=1, share=run.share))
     if rank > 0:
         with run.stepper.sharded[0].held(batch.ids, batch.offsets):
@@ -83,14 +83,14 @@ def diverged(rank: int, folder: str) -> str:
 def killed_before_the_best_was_saved(rank: int, folder: str) -> dict:
     """Returns the best weights as saved, and as restored when the run resumes from its last snapshot."""
     os.environ["LOCAL_WORLD_SIZE"] = "2"
-    run = trainer(Path(folder), Ranks(dist.HashStore(), 60), "ids", "adagrad", BY_ROW)
+    run = trainer(Path(folder), JoinedRanks(dist.HashStore(), 60), "ids", "adagrad", BY_ROW)
     run.config = replace(run.config, max_epochs=1)
     run.fit()
     saved = load_checkpoint(Path(folder, "best"))[0]
     dist.barrier()
     if rank == 0:
         remove_checkpoint(Path(folder, "best"))
-    again = trainer(Path(folder), Ranks(dist.HashStore(), 60), "ids", "adagrad", BY_ROW)
+    again = trainer(Path(folder), JoinedRanks(dist.HashStore(), 60), "ids", "adagrad", BY_ROW)
     again.config = run.config
     assert again.resume()
     again.fit()  # has no epoch left to train

@@ -12,6 +12,7 @@ from adaftr_fast.config import OptimizerConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.distributed.ranks import ALONE
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.runs.run import train_one
 from adaftr_fast.torchrec import rows as sharded_rows
@@ -40,7 +41,7 @@ def config_of(data: str, lr: float, training: dict, warm_start: WarmStartConfig 
     return replace(config, optimizer=optimizer, training=training, warm_start=warm_start)
 
 
-def start(folder: Path, data: str, run: str, lr: float, training: dict, out: Path, ranks=None) -> dict:
+def start(folder: Path, data: str, run: str, lr: float, training: dict, out: Path, ranks=ALONE) -> dict:
     """Starts from a run; returns the weights."""
     source = WarmStartConfig(str(folder / run), task="conversion" if run == "single" else "")
     config = config_of(str(folder / data), lr, training, source)

@@ -2,22 +2,24 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from adaftr_fast.cli import main
 from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from adaftr_fast.distributed.ranks import ALONE
 from adaftr_fast.errors import RankError, TrainingError
 from adaftr_fast.runs.run import fit_one
 from adaftr_fast.training.sharding import check_sharding, check_tables
 
-RANKS = object()  # stands for any ranks
+RANKS = SimpleNamespace(is_alone=False)
 
 
 @pytest.mark.parametrize(
     ("optimizer", "training", "ranks", "message"),
     [
-        ({"tables": "sgd"}, {}, None, "needs several processes, got one: start them with torchrun"),
+        ({"tables": "sgd"}, {}, ALONE, "needs several processes, got one: start them with torchrun"),
         ({}, {}, RANKS, "needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got adam"),
         ({"tables": "lazy_adam"}, {}, RANKS, "needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got lazy_adam"),
     ],

@@ -10,18 +10,16 @@ import secrets
 from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 from torch import Tensor
 
 from adaftr_fast._files import new_beside, replace
 from adaftr_fast._tensor_file import Checksum, SavedTensors, shard_key, write_tensors
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.torchrec.rows import ShardedRows
 
 MARK = ".ranks"  # a file with which the ranks check that they see one folder
-T = TypeVar("T")
 
 
 def write_file(
@@ -73,7 +71,7 @@ def read_local_rows(saved: SavedTensors, sharded: Mapping[str, ShardedRows]) -> 
 
 
 def damages(
-    folder: Path, checksums: Mapping[str, str], checksum: Callable[[Path], str], ranks: Ranks | None
+    folder: Path, checksums: Mapping[str, str], checksum: Callable[[Path], str], ranks: Ranks = ALONE
 ) -> list[str]:
     """Returns what is wrong with files, for the user; empty if they are all as they were written.
 
@@ -83,15 +81,14 @@ def damages(
         folder: the folder of the files.
         checksums: the recorded checksum of each file, by name.
         checksum: returns that of a file.
-        ranks: the ranks, or None if this process alone calls it.
+        ranks: the ranks that call it.
 
     Raises:
         CheckpointError: a file cannot be read for another reason than that it is missing.
     """
-    rank, size = (0, 1) if ranks is None else (ranks.rank, ranks.size)
     damaged: list[str] = []
     unread: list[str] = []
-    for name, recorded in [*checksums.items()][rank::size]:
+    for name, recorded in [*checksums.items()][ranks.rank :: ranks.size]:
         path = folder / name
         try:
             if checksum(path) != recorded:
@@ -100,20 +97,19 @@ def damages(
             damaged.append(f"{path}: missing")
         except OSError as error:
             unread.append(f"{path}: cannot be read: {error}")
-    if ranks is not None:
-        damaged, unread = (list(chain(*each)) for each in zip(*ranks.gathered([damaged, unread])))
+    damaged, unread = (list(chain(*each)) for each in zip(*ranks.gathered([damaged, unread])))
     if unread:
         raise CheckpointError(unread[0])
     return damaged
 
 
-def on_rank_zero(ranks: Ranks | None, make: Callable[[], T]) -> T:
-    """Returns ``make()`` of this process or, on all ranks, of rank 0."""
-    return make() if ranks is None else ranks.from_rank_zero(make)
-
-
 def check_shared_folder(folder: Path, ranks: Ranks, reason: str) -> None:
-    """Creates ``folder`` on rank 0. Raises CheckpointError, with the reason, on all ranks unless all of them see it."""
+    """Creates ``folder`` on rank 0. Raises CheckpointError, with the reason, on all ranks unless all of them see it.
+
+    A process alone need not check.
+    """
+    if ranks.is_alone:
+        return
     mark = folder / MARK
 
     def write() -> str:

@@ -35,11 +35,11 @@ from adaftr_fast._json import from_json, loads
 from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import FREE_ON_RESUME
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.ops.embedding.lookup import empty_table
 from adaftr_fast.torchrec.rows import ShardedRows
-from adaftr_fast.training.checkpoint.files import damages, local_rows, on_rank_zero, write_file
+from adaftr_fast.training.checkpoint.files import damages, local_rows, write_file
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.weights import Description
 
@@ -91,12 +91,12 @@ def save_shard(folder: Path, position: int, rank: int, rows: Mapping[str, Tensor
         return write_file(folder, name, rows, checksum=CRC32())[0]
 
 
-def load_snapshot(folder: Path, ranks: Ranks | None = None) -> tuple[SavedTensors, dict[str, Any]] | None:
+def load_snapshot(folder: Path, ranks: Ranks = ALONE) -> tuple[SavedTensors, dict[str, Any]] | None:
     """Loads the newest intact snapshot. Damaged ones are removed with a warning.
 
     Args:
         folder: the folder of the snapshots.
-        ranks: the ranks that all call it and see ``folder``; None if this process alone calls it.
+        ranks: the ranks that all call it and see ``folder``.
 
     Returns:
         The tensors, read on access, and the metadata. None if there is no snapshot.
@@ -125,13 +125,13 @@ def load_snapshot(folder: Path, ranks: Ranks | None = None) -> tuple[SavedTensor
         path.unlink()
         removed.append(path)
 
-    while (name := on_rank_zero(ranks, newest)) is not None:
+    while (name := ranks.from_rank_zero(newest)) is not None:
         path = folder / name
         run, shards = _description(path)
         faults = damages(folder, {each: _checksum(each) for each in shards}, crc32, ranks)
         if not faults:
             return _opened(path, shards), run
-        if ranks is None or ranks.is_rank_zero:
+        if ranks.is_rank_zero:
             remove(path, faults[0])
     return None
 
@@ -175,25 +175,18 @@ def _checksum(name: str) -> str:
 
 def _description(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Returns the metadata of a snapshot and the names of its shard files."""
-    run = _run(path)
-    if (version := run.get("version")) != VERSION:
-        raise CheckpointError(
-            f"{path}: written in version {version}, this program reads version {VERSION}: discard it with --restart"
-        )
     try:
+        run = from_json(dict[str, Any], loads(_opened(path, []).metadata.get(KEY, "{}")))
+        if (version := run.get("version")) != VERSION:
+            raise CheckpointError(
+                f"{path}: written in version {version}, this program reads version {VERSION}: discard it with --restart"
+            )
         shards = from_json(list[str], run.get(SHARDS, []))
         for each in shards:
             check_name(each, SHARDS)
     except ValueError as error:
         raise CheckpointError(f"{path}: not a snapshot: {error}") from error
     return run, shards
-
-
-def _run(path: Path) -> dict[str, Any]:
-    try:
-        return from_json(dict[str, Any], loads(_opened(path, []).metadata.get(KEY, "{}")))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not a snapshot: {error}") from error
 
 
 def _opened(path: Path, shards: list[str]) -> SavedTensors:
@@ -296,10 +289,10 @@ class RunSnapshots:
         rows: the number of rows of the training split.
         seconds: time between two snapshots of an epoch, in seconds. The next one starts after the last is written.
         ranks: the ranks that hold sharded tables. All of them must see ``folder`` and call ``due``, ``start``, ``save``
-            and ``load`` at the same steps. None if this process alone saves the state.
+            and ``load`` at the same steps.
     """
 
-    def __init__(self, folder: Path, about: Description, rows: int, seconds: float, ranks: Ranks | None = None) -> None:
+    def __init__(self, folder: Path, about: Description, rows: int, seconds: float, ranks: Ranks = ALONE) -> None:
         self.folder = folder / LAST
         self.seconds = seconds
         self.ranks = ranks
@@ -313,13 +306,11 @@ class RunSnapshots:
     def due(self) -> bool:
         """Returns whether ``seconds`` have passed since the last snapshot, which must have been written.
 
-        With ``ranks``, rank 0 decides. When all ranks have written their shards, it starts to commit them.
+        Rank 0 decides. When all ranks have written their shards, it starts to commit them.
 
         Raises:
             CheckpointError: the thread could not write the last snapshot.
         """
-        if self.ranks is None:
-            return self._is_due()
         if self._commit is not None and not self.ranks.largest(int(self._is_busy())):
             commit = self._commit
             self._commit = None
@@ -342,21 +333,23 @@ class RunSnapshots:
         self.wait()
         rows = local_rows(sharded or {})
         rest = tensors | _means(sums)
-        if self.ranks is not None and not self.ranks.is_rank_zero:
+        if not self.ranks.is_rank_zero:
             rest = {}
         copied = self._copy.take(rows | rest)
-        fails = copied is None if self.ranks is None else self.ranks.largest(int(copied is None))
+        fails = self.ranks.largest(int(copied is None))
         if fails or copied is None:
             self.save(progress, tensors, sums, sharded)
             return
         position, run = self._description(progress)
         rows, rest = ({name: copied[name] for name in each} for each in (rows, rest))
-        if self.ranks is None:
-            self._writing = self._thread.submit(self._after_copy, partial(self._save, position, rest, run))
+        if self.ranks.is_alone:
+            self._writing = self._thread.submit(
+                self._after_copy, partial(save_snapshot, self.folder, position, rest, run)
+            )
         else:
             shard = partial(save_shard, self.folder, position, self.ranks.rank, rows)
             self._writing = self._thread.submit(self._after_copy, shard)
-            self._commit = partial(self._save, position, rest, run)
+            self._commit = partial(save_snapshot, self.folder, position, rest, run)
         self._saved_at = time.monotonic()
 
     def save(
@@ -368,11 +361,10 @@ class RunSnapshots:
         """
         self.wait()
         self._commit = None
-        if self.ranks is not None:
-            self.ranks.largest(0)  # rank 0 removes stale files when it commits, and must have done so
+        self.ranks.largest(0)  # rank 0 removes stale files when it commits, and must have done so
         position, run = self._description(progress)
-        commit = partial(self._save, position, tensors | _means(sums), run)
-        if self.ranks is None:
+        commit = partial(save_snapshot, self.folder, position, tensors | _means(sums), run)
+        if self.ranks.is_alone:
             commit()
         else:
             shard = save_shard(self.folder, position, self.ranks.rank, local_rows(sharded or {}))
@@ -420,7 +412,7 @@ class RunSnapshots:
         """Removes all snapshots, on rank 0. Raises CheckpointError like ``wait``."""
         self.wait()
         self._commit = None
-        if self.ranks is None or self.ranks.is_rank_zero:
+        if self.ranks.is_rank_zero:
             remove_snapshots(self.folder)
 
     def _is_busy(self) -> bool:
@@ -434,16 +426,12 @@ class RunSnapshots:
 
     def _shards_of_all(self, shard: str | None) -> list[str]:
         """Returns the names of every rank's shard."""
-        assert self.ranks is not None  # without, there are no shards
         assert shard is not None  # written before
         return self.ranks.gathered(shard)
 
     def _after_copy(self, write: Callable[[], str | None]) -> str | None:
         self._copy.wait()
         return write()
-
-    def _save(self, position: int, tensors: dict[str, Tensor], run: dict[str, Any], shards: Sequence[str] = ()) -> None:
-        save_snapshot(self.folder, position, tensors, run, shards)
 
     def _description(self, progress: Progress) -> tuple[int, dict[str, Any]]:
         """Returns the position and the metadata of a snapshot."""

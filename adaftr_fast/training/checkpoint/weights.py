@@ -19,7 +19,7 @@ from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import SECTIONS
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.embedding import FusedEmbedding
@@ -85,7 +85,7 @@ def save_checkpoint(
     model: nn.Module,
     about: Description,
     sharded: Mapping[str, ShardedRows] | None = None,
-    ranks: Ranks | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Writes the checkpoint in ``folder`` or replaces it atomically.
 
@@ -101,7 +101,7 @@ def save_checkpoint(
         OSError: a file cannot be written. The former checkpoint remains.
     """
     shards: list[list[str]] = []
-    if sharded and ranks is not None:
+    if sharded:
         ranks.from_rank_zero(lambda: bool(make_folder(folder)))  # and it removes no more files in it
         shard = write_file(folder, f"weights-{ranks.rank}-{{:.16}}.safetensors", local_rows(sharded))
         shards = ranks.gathered(list(shard))
@@ -151,7 +151,7 @@ def open_checkpoint(folder: Path) -> tuple[SavedTensors, Description]:
     head, about = _read(folder)
     if not any(folder.glob(WEIGHTS)):
         raise CheckpointError(f"{folder / head.weights}: missing: tune keeps the weights of its best trial only")
-    return _opened(folder, head.checksums(), None), about
+    return _opened(folder, head.checksums()), about
 
 
 def open_on_all_ranks(folder: Path, ranks: Ranks) -> SavedTensors:
@@ -163,7 +163,7 @@ def open_on_all_ranks(folder: Path, ranks: Ranks) -> SavedTensors:
     return _opened(folder, ranks.from_rank_zero(lambda: _read(folder)[0].checksums()), ranks)
 
 
-def _opened(folder: Path, checksums: dict[str, str], ranks: Ranks | None) -> SavedTensors:
+def _opened(folder: Path, checksums: dict[str, str], ranks: Ranks = ALONE) -> SavedTensors:
     found = damages(folder, checksums, sha256, ranks)
     if found:
         raise CheckpointError(found[0])

@@ -57,10 +57,10 @@ def test_a_snapshot_holds_the_state_of_its_step(model, splits, tmp_path, monkeyp
     """The write starts only when training has gone on; no further snapshot starts before it has ended."""
     release, saved = threading.Event(), []
 
-    def late(folder, position, tensors, run, shards):
+    def late(folder, position, tensors, run, *shards):
         if threading.current_thread() is not threading.main_thread():
             release.wait(60)
-        save_snapshot(folder, position, tensors, run, shards)
+        save_snapshot(folder, position, tensors, run, *shards)
         saved.append((position, threading.current_thread() is threading.main_thread()))
 
     monkeypatch.setattr(snapshots, "save_snapshot", late)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import ALONE, JoinedRanks, Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.torchrec.rows import Shard, ShardedRows
 from adaftr_fast.training.checkpoint import snapshots as snapshots_module
@@ -51,7 +51,7 @@ def sharded(factor: float, bounds: str, rank: int, size: int) -> dict[str, Shard
     return found
 
 
-def snapshots(folder: Path, ranks: Ranks | None) -> RunSnapshots:
+def snapshots(folder: Path, ranks: Ranks = ALONE) -> RunSnapshots:
     return RunSnapshots(folder, ABOUT, 10, 0, ranks)
 
 
@@ -124,7 +124,7 @@ def error_of(function, *arguments) -> str:
 
 def on_a_rank(rank: int, folder: str) -> dict:
     """Writes the files of all tests, and returns what this rank finds in them."""
-    folder, ranks = Path(folder), Ranks(dist.HashStore(), 60)
+    folder, ranks = Path(folder), JoinedRanks(dist.HashStore(), 60)
     check_shared_folder(folder, ranks, "why")
     found = {"blind": error_of(check_shared_folder, folder / f"out{rank}", ranks, "all write")}
     found["sent"] = sent(folder / "sent", ranks, rank)
@@ -175,7 +175,7 @@ def test_each_snapshot_has_a_shard_per_rank_and_stale_ones_are_removed(saved):
     assert names == [f"{step + 1:012d}{rank}" for step in (2, 3) for rank in ("", "-0", "-1")]
     for name in ("000000000001-0-0.shard", "000000000009-1-0.shard", ".x.shard.new-3-ab"):  # the last two not committed
         (saved / "last" / name).write_bytes(b"of a killed run")
-    run = snapshots(saved, None)
+    run = snapshots(saved)
     progress, tensors, _ = run.load()
     assert progress.total_steps == 3
     assert {name for name in tensors if "/" not in name} == {"dense", "table", "sums"}
@@ -195,11 +195,11 @@ def test_without_one_intact_shard_the_former_snapshot_is_used(saved, damage):
     if damage == "missing":
         shard.unlink()
     with pytest.warns(RuntimeWarning, match=r"000000000004-\w+\.safetensors: damaged \(.*-1-.*\.shard: "):
-        assert snapshots(saved, None).load()[0].total_steps == 2
+        assert snapshots(saved).load()[0].total_steps == 2
     for shard in (saved / "last").glob("*.shard"):
         shard.unlink()
     with pytest.raises(CheckpointError, match=r"all snapshots .* are damaged"), pytest.warns(RuntimeWarning):
-        snapshots(saved, None).load()
+        snapshots(saved).load()
 
 
 def test_a_kill_at_any_point_leaves_a_whole_snapshot(saved):
@@ -208,13 +208,13 @@ def test_a_kill_at_any_point_leaves_a_whole_snapshot(saved):
     def write() -> None:
         rows = [{f"table@{first}": values(4)[first:stop]} for first, stop in pairwise(BOUNDS["two"])]
         shards = [save_shard(saved / "last", 5, rank, each) for rank, each in enumerate(rows)]
-        run = {"identity": asdict(snapshots(saved, None).identity), "progress": asdict(Progress(total_steps=4))}
+        run = {"identity": asdict(snapshots(saved).identity), "progress": asdict(Progress(total_steps=4))}
         save_snapshot(saved / "last", 5, {}, run, shards)
 
     for number in count():
         if not killed_at(number, write):
             break
-        found, tensors, _ = snapshots(saved, None).load()
+        found, tensors, _ = snapshots(saved).load()
         assert found.total_steps in (3, 4)
         assert torch.equal(tensors["table"], values(found.total_steps))
     assert found.total_steps == 4
