@@ -1,4 +1,4 @@
-"""What ranks exchange besides gradients: plain values, errors and named tensors."""
+"""What ranks exchange besides gradients: plain values, errors and named tensors; and which errors are of exchanges."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from adaftr_fast import errors
-from adaftr_fast.distributed.ranks import JoinedRanks, bytes_of, error_of, named, text_of, value_of
+from adaftr_fast.distributed.ranks import JoinedRanks, bytes_of, error_of, is_of_a_collective, named, text_of, value_of
 from tests.distributed.ranks import on_ranks
 from tests.tolerances import assert_same_bits
 
@@ -126,3 +126,18 @@ def assert_equal(found, expected):
     assert list(found) == list(expected)
     for name, tensor in expected.items():
         assert_same_bits(found[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("message", "of_gloo"),
+    [
+        ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:4242", True),
+        ("[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 3000ms for recv", True),
+        ("[enforce fail at /pytorch/third_party/gloo/gloo/context.cc:51] timeout >= 0. ", True),
+        ("Gloo connectFullMesh failed with [../third_party/gloo/gloo/transport/tcp/pair.cc:144] no error", True),
+        ("cannot open /data/gloo/x: no such file", False),
+        ("cannot parse /home/gloo/loader.cc", False),
+    ],
+)
+def test_only_errors_raised_by_gloo_are_collective_errors(message, of_gloo):
+    assert is_of_a_collective(RuntimeError(message)) == of_gloo

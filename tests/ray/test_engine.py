@@ -71,6 +71,28 @@ def test_a_worker_that_dies_again_and_again_is_an_error(nodes):
         Ray(retries=1).map(die, [1])
 
 
+def test_a_call_that_does_not_end_when_it_is_interrupted_is_killed(nodes, tmp_path):
+    def call(number, advance):
+        while not number:
+            if list(tmp_path.glob("process-*")):
+                return
+            time.sleep(0.05)
+        (tmp_path / f"process-{os.getpid()}").touch()
+        while True:
+            try:
+                time.sleep(0.05)
+            except KeyboardInterrupt:
+                (tmp_path / "interrupted").touch()
+
+    def fail(*_):
+        raise ValueError("done")
+
+    with pytest.raises(ValueError, match="done"):
+        Ray(cpus=1, grace=3).map(call, [0, 1], done=fail)
+    assert (tmp_path / "interrupted").exists()
+    assert_ended(tmp_path)
+
+
 def test_ctrl_c_cancels(nodes, tmp_path):
     def interrupt():
         while not list(tmp_path.iterdir()):
