@@ -1,5 +1,4 @@
 import dataclasses
-import errno
 import os
 import warnings
 
@@ -238,19 +237,6 @@ def test_locks_are_kept_leftovers_removed_and_links_followed(shop, scorer, tmp_p
 def test_a_power_failure_leaves_the_old_or_the_new_scores(shop, predicted, out, tmp_path):
     out.write_bytes(b"old")
     cut(tmp_path, out, lambda: predicted(shop / "log.parquet"))
-
-
-def test_a_full_disk_keeps_the_earlier_scores(shop, predicted, out, tmp_path, monkeypatch):
-    out.write_bytes(b"old")
-
-    def full(self, batch):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(pq.ParquetWriter, "write_batch", full)
-    with pytest.raises(ServingError, match=r"scores.parquet: cannot be written: .*No space left"):
-        predicted(shop / "log.parquet")
-    assert os.listdir(tmp_path) == ["scores.parquet"]
-    assert out.read_bytes() == b"old"
 
 
 def test_scores_that_are_not_finite_raise(shop, scorer, predicted, tmp_path, monkeypatch):
