@@ -1,4 +1,4 @@
-"""A log of impressions whose clicks follow the item, as the columns of a CSV file; and the records that runs log."""
+"""A log of impressions whose clicks follow the item; the splits of schemas; and the records that runs log."""
 
 import json
 from pathlib import Path
@@ -22,6 +22,17 @@ def shop_log(rows: int, users: int, *, time: str = "time", conversion: str = "co
         conversion: (click & (random.random(rows) < 0.4)).astype(np.int8),
     }
     return pa.table(columns)
+
+
+def by_day(day: int) -> dict[str, Any]:
+    """Returns the splits of a schema: what is before a day, on it and after it."""
+    return {name: {"where": [["day", op, day]]} for name, op in (("train", "<"), ("validation", "=="), ("test", ">"))}
+
+
+def by_hash(start: float, stop: float, **options: str) -> dict[str, Any]:
+    """Returns the splits of a schema by hash, of which the validation split has the shares from start to stop."""
+    shares = {"train": {"stop": start}, "validation": {"start": start, "stop": stop}, "test": {"start": stop}}
+    return {name: {"hash": share | options} for name, share in shares.items()}
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, Training
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
+from tests.logs import by_day
 
 SCHEMA = {
     "name": "tiny",
@@ -18,11 +19,7 @@ SCHEMA = {
         "conversion": [["click", "==", 1], ["depth", ">", 1]],
     },
     "group": "user",
-    "split": {
-        "train": {"where": [["day", "<=", 6]]},
-        "validation": {"where": [["day", "==", 7]]},
-        "test": {"where": [["day", ">", 7]]},
-    },
+    "split": by_day(7),
     "fields": {"user": "categorical", "item": "categorical", "heat": "numeric"},
 }
 

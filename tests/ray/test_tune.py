@@ -10,7 +10,6 @@ from optuna.trial import TrialState
 pytest.importorskip("ray", reason="make test-ray installs it")
 
 from adaftr_fast._locks import LOCK
-from adaftr_fast._toml import to_toml
 from adaftr_fast.cli import main
 from adaftr_fast.engines import Ray
 from adaftr_fast.tuning import search as searching
@@ -75,10 +74,7 @@ def test_two_trials_train_at_the_same_time_and_an_interrupted_search_continues_b
 def test_the_command_trains_two_at_a_time(cluster_nodes, prepared, tmp_path, monkeypatch, capsys):
     data = prepared(1)
     monkeypatch.chdir(tmp_path)
-    base = small.settings(os.path.relpath(data.folder), name="shared_bottom")
-    (tmp_path / "base.toml").write_text(to_toml(replace(base, training=replace(base.training, max_epochs=1)).to_dict()))
-    (tmp_path / "space.toml").write_text('"optimizer.lr" = { low = 1e-3, high = 1e-1, log = true }\n')
-    command = ["tune", "--config", "base.toml", "--space", "space.toml", "--out", "out", "--trials", "3"]
+    command = small.search_command(tmp_path, os.path.relpath(data.folder), 3)
     assert main([*command, *f"--engine ray --address {cluster_nodes.address} --parallel 2".split()]) == 0
     assert "trial 0002 (3 of 3): AUC " in capsys.readouterr().err
     assert "3 trials: 3 finished" in (tmp_path / "out/report.md").read_text()

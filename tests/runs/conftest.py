@@ -7,21 +7,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from adaftr_fast._toml import to_toml
 from adaftr_fast.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.training.trackers import CLASSES
+from tests.logs import by_hash
 
 SOURCE = {
     "name": "shop",
     "group": "user",
     "labels": {"click": "click", "conversion": "buy"},
-    "split": {
-        "train": {"hash": {"stop": 0.8}},
-        "validation": {"hash": {"start": 0.8, "stop": 0.9}},
-        "test": {"hash": {"start": 0.9}},
-    },
+    "split": by_hash(0.8, 0.9),
     "fields": {
         "item": "categorical",
         "user": "categorical",
@@ -87,6 +85,14 @@ def search(prepared, tmp_path):
         return Search(data, config, parse_space(space, config), tmp_path / name, **options)
 
     return make
+
+
+def search_command(folder, data, trials):
+    """Returns a command that searches in a folder, where its files are."""
+    base = settings(data, name="shared_bottom").with_options(training={"max_epochs": 1})
+    (folder / "base.toml").write_text(to_toml(base.to_dict()))
+    (folder / "space.toml").write_text('"optimizer.lr" = { low = 1e-3, high = 1e-1, log = true }\n')
+    return f"tune --config base.toml --space space.toml --out out --trials {trials}".split()
 
 
 class FakeTracker:

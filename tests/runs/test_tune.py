@@ -8,7 +8,6 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from adaftr_fast._toml import to_toml
 from adaftr_fast.cli import main
 from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import BusyError, CheckpointError, ConfigError, TrainingError
@@ -20,7 +19,7 @@ from adaftr_fast.tuning.report import draw, tune_and_report
 from adaftr_fast.tuning.search import Search, tune
 from adaftr_fast.tuning.space import apply, default_space, parse_space, read_space
 
-from .conftest import settings
+from .conftest import search_command, settings
 
 
 def trials(found):
@@ -178,12 +177,8 @@ def test_another_search_in_the_folder_is_refused(search, tmp_path, monkeypatch):
 
 
 def test_the_command_writes_a_report_and_a_configuration_that_train_reads(prepared, tmp_path, monkeypatch, capsys):
-    data = prepared(1)
+    command = search_command(tmp_path, prepared(1).folder, 2)
     monkeypatch.chdir(tmp_path)
-    base = settings(data.folder, name="shared_bottom")
-    (tmp_path / "base.toml").write_text(to_toml(replace(base, training=replace(base.training, max_epochs=1)).to_dict()))
-    (tmp_path / "space.toml").write_text('"optimizer.lr" = { low = 1e-3, high = 1e-1, log = true }\n')
-    command = ["tune", "--config", "base.toml", "--space", "space.toml", "--out", "out", "--trials", "2"]
     assert main(command) == 0
     out, err = capsys.readouterr()
     assert "trial 0001 (2 of 2): optimizer.lr = " in err

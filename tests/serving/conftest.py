@@ -13,15 +13,12 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.models import build_model
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.training.checkpoint.weights import Description, save_checkpoint
+from tests.logs import by_day
 
 SOURCE = {
     "name": "shop",
     "labels": {"click": "clicked", "conversion": [["paid", ">", 0.0]]},
-    "split": {
-        "train": {"where": [["day", "<=", 8]]},
-        "validation": {"where": [["day", "==", 9]]},
-        "test": {"where": [["day", "==", 10]]},
-    },
+    "split": by_day(9),
     "fields": {
         "item": "categorical",
         "place": "categorical",

@@ -26,6 +26,7 @@ from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.rows import read_rows
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.streaming.messages import RowReader
+from tests.logs import by_hash
 
 from .conftest import SIZES, make_log, save_run
 
@@ -34,11 +35,7 @@ SOURCE = {
     "name": "worn",
     "labels": {"click": "click", "conversion": "conversion"},
     "group": "user",
-    "split": {
-        "train": {"hash": {"start": 0.0, "stop": 0.7, "column": "user"}},
-        "validation": {"hash": {"start": 0.7, "stop": 0.85, "column": "user"}},
-        "test": {"hash": {"start": 0.85, "stop": 1.0, "column": "user"}},
-    },
+    "split": by_hash(0.7, 0.85, column="user"),
     "fields": {
         "user": "categorical",
         "city": "categorical",

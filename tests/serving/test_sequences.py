@@ -20,6 +20,7 @@ from adaftr_fast.serving.programs import Probabilities, load_onnx
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.training.evaluation import predict as predict_split
 from adaftr_fast.training.trained import Run
+from tests.logs import by_day
 
 from .conftest import save_run
 
@@ -27,11 +28,7 @@ LENGTH = 4
 SOURCE = {
     "name": "shop",
     "labels": {"click": "click", "conversion": "buy"},
-    "split": {
-        "train": {"where": [["day", "<", 8]]},
-        "validation": {"where": [["day", "==", 8]]},
-        "test": {"where": [["day", "==", 9]]},
-    },
+    "split": by_day(8),
     "fields": {
         "seen": {"kind": "categorical", "tokens": "all", "length": LENGTH, "separator": "|", "vocabulary": "item"},
         "user": "categorical",

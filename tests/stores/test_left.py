@@ -19,19 +19,21 @@ from tests.logs import shop_log
 from tests.stores.test_published import content_of, objects
 
 
-def killed(act):
-    """Runs ``act`` in a forked process, which must kill itself."""
+def die(*_, **__):
+    os._exit(9)
+
+
+def killed(act, owner=None, name="", dies=die):
+    """Runs ``act`` in a forked process, which must kill itself, by ``dies`` in place of the function of the owner."""
     child = os.fork()
     if child == 0:
         try:
+            if owner is not None:
+                setattr(owner, name, dies)
             act()
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-
-
-def die(*_, **__):
-    os._exit(9)
 
 
 def write_folder(url, text, size=0):
@@ -67,13 +69,11 @@ def test_a_file_that_was_being_written_goes_with_the_next_command(url, tmp_path)
     assert list((tmp_path / "cache" / "writing").iterdir()) == []
 
 
-def test_a_prepared_folder_that_was_uploaded_before_the_kill(url, tmp_path, monkeypatch):
+def test_a_prepared_folder_that_was_uploaded_before_the_kill(url, tmp_path):
     """The next command finds it in the store and writes nothing."""
     pq.write_table(shop_log(3000, users=50), tmp_path / "log.parquet")
     command = partial(prepare, tmp_path / "log.parquet", f"{url}/data", labels=["click", "conversion"], progress=False)
-    with monkeypatch.context() as patch:
-        patch.setattr(writing, "_keep_as_copy", die)
-        killed(command)
+    killed(command, writing, "_keep_as_copy")
     assert "schema.json" in left(tmp_path)
     command()
     assert left(tmp_path) == []
@@ -83,9 +83,7 @@ def test_a_prepared_folder_that_was_uploaded_before_the_kill(url, tmp_path, monk
 def test_outputs_of_killed_commands_count_for_the_bound(url, tmp_path, monkeypatch, used):
     """Those of the last hour stay, as copies do, and so do those that are being written."""
     monkeypatch.setenv(cache.LIMIT, "0")
-    with monkeypatch.context() as patch:
-        patch.setattr(writing._Sender, "_send", die)
-        killed(lambda: write_folder(f"{url}/model", "1"))
+    killed(lambda: write_folder(f"{url}/model", "1"), writing._Sender, "_send")
     killed(lambda: write_file(f"{url}/scores", die))
     then = (time.time() - used,) * 2
     for path in (tmp_path / "cache").rglob("*"):
@@ -100,9 +98,7 @@ def test_outputs_of_killed_commands_count_for_the_bound(url, tmp_path, monkeypat
 
 def test_a_command_goes_on_with_its_own_output_whatever_the_bound(url, tmp_path, monkeypatch):
     monkeypatch.setenv(cache.LIMIT, "0")
-    with monkeypatch.context() as patch:
-        patch.setattr(writing._Sender, "_send", die)
-        killed(lambda: write_folder(f"{url}/model", "1"))
+    killed(lambda: write_folder(f"{url}/model", "1"), writing._Sender, "_send")
     long_ago = (time.time() - 2 * cache.IN_USE_SECONDS,) * 2
     for path in (tmp_path / "cache").rglob("*"):
         os.utime(path, long_ago)
@@ -128,7 +124,7 @@ def test_a_command_begins_while_another_looks_at_its_output(url, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["_write_list", "_remove", "_send"])
-def test_a_folder_that_was_being_uploaded(url, tmp_path, monkeypatch, name):
+def test_a_folder_that_was_being_uploaded(url, tmp_path, name):
     """What the next command publishes is all that is there, also where the killed one has sent other files."""
     write_folder(url, "1")
 
@@ -137,9 +133,7 @@ def test_a_folder_that_was_being_uploaded(url, tmp_path, monkeypatch, name):
         stream.write(bytes(30 << 20))
         die()
 
-    with monkeypatch.context() as patch:
-        patch.setattr(published, name, send_half if name == "_send" else die)
-        killed(lambda: write_folder(url, "2", 40 << 20))
+    killed(lambda: write_folder(url, "2", 40 << 20), published, name, send_half if name == "_send" else die)
     assert uploads(url) or name != "_send"
     write_folder(url, "3", 5)
     assert content_of(local_copy(url)) == {"name": b"3", "large": b"33333"}

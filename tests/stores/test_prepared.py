@@ -88,6 +88,13 @@ def test_a_folder_that_is_replaced_once_is_read_to_the_end(local, newer, url):
     assert PreparedData(url).manifest == read_manifest(newer)
 
 
+def assert_replaced(url, data, split):
+    with pytest.raises(DataError, match=f"{url}: was replaced since it was opened; start again with the new one"):
+        list((split or data.load("train")).batches(100))
+    with pytest.raises(DataError, match=f"{url}: was replaced since it was opened"):
+        read_encoders(data.folder, data.manifest)
+
+
 @pytest.mark.parametrize("loaded", [False, True])
 def test_a_folder_that_is_replaced_twice_is_an_error(local, newer, url, tmp_path, loaded):
     base = publish_folder(local, url)
@@ -96,10 +103,7 @@ def test_a_folder_that_is_replaced_twice_is_an_error(local, newer, url, tmp_path
     base = publish_folder(newer, url, base)
     (tmp_path / "third").mkdir()
     publish_folder(prepared(tmp_path / "third", users=50), url, base)
-    with pytest.raises(DataError, match=f"{url}: was replaced since it was opened; start again with the new one"):
-        list((split or data.load("train")).batches(100))
-    with pytest.raises(DataError, match=f"{url}: was replaced since it was opened"):
-        read_encoders(data.folder, data.manifest)
+    assert_replaced(url, data, split)
 
 
 @pytest.mark.parametrize("loaded", [False, True])
@@ -107,10 +111,7 @@ def test_a_copy_that_is_replaced_is_an_error(local, newer, url, loaded):
     data = PreparedData(put(local, url))
     split = data.load("train") if loaded else None
     put(newer, url)
-    with pytest.raises(DataError, match=f"{url}: was replaced since it was opened; start again with the new one"):
-        list((split or data.load("train")).batches(100))
-    with pytest.raises(DataError, match=f"{url}: was replaced since it was opened"):
-        read_encoders(data.folder, data.manifest)
+    assert_replaced(url, data, split)
 
 
 def test_a_published_file_that_is_not_the_manifests_is_an_error(local, newer, url, tmp_path):

@@ -80,7 +80,7 @@ def adam(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] |
     def dense(dtype: torch.dtype) -> Tensor:
         table = start.to(dtype, copy=True).requires_grad_()
         optimizer = getattr(torch.optim, name)([table], **given)
-        starts = torch.tensor([0, *torch.tensor(fields).cumsum(0).tolist()])[:-1]
+        starts = torch.tensor([0, *fields]).cumsum(0)[:-1]
         for step, (each, grad) in enumerate(zip(ids, grads)):
             optimizer.param_groups[0]["lr"] = rate(step)
             optimizer.zero_grad(set_to_none=False)

@@ -20,9 +20,9 @@ from adaftr_fast.ops.embedding.reference import lookup as reference
 from tests.chaos.ops.inputs import assert_close, laid, spoiled
 
 
-def first_rows(fields: list[int]) -> Tensor:
-    """Returns the first row of each field, and the number of all rows, [F + 1]."""
-    return torch.tensor([0, *torch.tensor(fields).cumsum(0).tolist()])
+def starts_of(counts: list[int]) -> Tensor:
+    """Returns where each of consecutive parts starts, such as the rows of a field, and where the last one ends."""
+    return torch.tensor([0, *counts]).cumsum(0)
 
 
 def random_ids(fields: list[int], rows: int, options: dict[str, Any]) -> Tensor:
@@ -73,7 +73,7 @@ def lookup(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None]
     fields, rows = sizes["fields"], sizes["rows"]
     if sizes["width"] < 1:
         return None
-    starts = first_rows(fields)
+    starts = starts_of(fields)
     weight, state = table(sizes, options)
     ids = random_ids(fields, rows, options).to(getattr(torch, options.get("ids", "int64")))
     bad = spoil(ids, torch.tensor(fields).expand(ids.shape), options)
@@ -127,10 +127,10 @@ def bags(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] |
     fields, rows = sizes["fields"], sizes["rows"]
     if sizes["width"] < 1:
         return None
-    starts = first_rows(fields)
+    starts = starts_of(fields)
     weight, state = table(sizes, options)
     counts = torch.randint(0, sizes["longest"] + 1, (rows * len(fields),))
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    offsets = starts_of(counts.tolist())
     field = (torch.arange(len(counts)) % len(fields)).repeat_interleave(counts)
     limits = torch.tensor(fields)[field]
     values = (torch.rand(len(field), dtype=torch.float64) * limits.clamp(max=options.get("distinct", 10**9))).long()
@@ -182,7 +182,7 @@ def select(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None]
     """Returns a function that compares the selection of some fields' bags with a loop over all bags."""
     fields, rows = sizes["fields"], sizes["rows"]
     counts = torch.randint(0, sizes["longest"] + 1, (rows * fields,))
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    offsets = starts_of(counts.tolist())
     values = torch.randint(0, 9, (int(offsets[-1]),)).to(getattr(torch, options.get("ids", "int64")))
     factors = torch.randn(len(values)) if "weights" in options else None
     chosen = [field for field in range(fields) if float(torch.rand(())) < options.get("chosen", 0.5)]

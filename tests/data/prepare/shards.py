@@ -5,6 +5,7 @@ import dataclasses
 from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.dataset.split_file import read_split
 from adaftr_fast.data.schema.types import SPLITS
+from tests.logs import by_hash
 
 ROWS = 2_000
 BY_TIME = {
@@ -12,9 +13,7 @@ BY_TIME = {
     "validation": {"where": [["day", ">", 20]], "rows": "even"},
     "test": {"where": [["day", ">", 20]], "rows": "odd"},
 }
-SHARES = {"train": {"stop": 0.6}, "validation": {"start": 0.6, "stop": 0.8}, "test": {"start": 0.8}}
-BY_USER = {split: {"hash": {"column": "user"} | share} for split, share in SHARES.items()}
-BY_ROW = {split: {"hash": share} for split, share in SHARES.items()}
+BY_USER, BY_ROW = by_hash(0.6, 0.8, column="user"), by_hash(0.6, 0.8)
 SCHEMA = {
     "name": "shop",
     "labels": {"click": "click", "buy": [["paid", ">", 60.0]]},

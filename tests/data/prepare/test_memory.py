@@ -17,16 +17,13 @@ from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.engines import Processes
 from adaftr_fast.errors import ConfigError
+from tests.logs import by_day
 
 SCHEMA = {
     "name": "lists",
     "labels": {"click": "click"},
     "fields": {"seen": {"kind": "categorical", "tokens": "all", "separator": "|"}},
-    "split": {
-        "train": {"where": [["day", "<", 8]]},
-        "validation": {"where": [["day", "==", 8]]},
-        "test": {"where": [["day", "==", 9]]},
-    },
+    "split": by_day(8),
 }
 PEAK = """
 import json, sys

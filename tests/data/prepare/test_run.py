@@ -15,6 +15,7 @@ from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.schema.types import SPLITS
 from adaftr_fast.errors import DataError
 from tests.data.manifests import recorded
+from tests.logs import by_hash
 
 
 def test_ids_labels_and_groups_by_hand(source, prepared, rows, tmp_path):
@@ -125,8 +126,7 @@ def test_bad_columns_are_named(refused, tmp_path, changes, message):
 
 def test_groups_that_cannot_be_hashed_are_named(source, refused):
     del source["group"]
-    shares = {"train": {"stop": 0.8}, "validation": {"start": 0.8, "stop": 0.9}, "test": {"start": 0.9}}
-    source["split"] = {name: {"hash": {"column": "user"} | share} for name, share in shares.items()}
+    source["split"] = by_hash(0.8, 0.9, column="user")
     expected = r"log\.parquet: cannot read split train: hash of user: expected text or numbers, got values of type list"
     refused(expected, user=[[1, 2]] * 12)
 

@@ -5,25 +5,14 @@ import torch
 
 import adaftr_fast as af
 from tests.ops.infonce.inputs import inputs, loss_and_gradients, masks
+from tests.ops.infonce.test_precision import unset_precision  # noqa: F401  # a fixture
 from tests.tolerances import assert_same_bits
 
+pytestmark = pytest.mark.usefixtures("unset_precision")
 pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
 interpreted = pytest.mark.skipif(not config.INTERPRETED, reason="needs TRITON_INTERPRET=1")
 MATMUL, CPU_MATMUL = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-
-
-@pytest.fixture(autouse=True)
-def unset_precision():
-    """No precision is set; those of before come back afterwards."""
-    settings = [MATMUL, CPU_MATMUL, torch.backends]
-    before = [each.fp32_precision for each in settings]
-    for each in settings:
-        each.fp32_precision = "none"
-    yield
-    torch.set_float32_matmul_precision("highest")  # what torch.get_float32_matmul_precision returns is kept apart
-    for each, value in zip(settings, before):
-        each.fp32_precision = value
 
 
 def float32_kind():

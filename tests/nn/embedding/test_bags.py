@@ -51,8 +51,7 @@ def by_twins(tables, values, bags, factors):
     parts = []
     for f, table in enumerate(tables):
         own, sizes = field == f, bags.diff()[f::3]
-        starts = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])[:-1]
-        parts.append(table(values[own].long(), starts, None if factors is None else factors[own]))
+        parts.append(table(values[own].long(), sizes.cumsum(0) - sizes, None if factors is None else factors[own]))
     return torch.cat(parts, 1)
 
 

@@ -10,11 +10,11 @@ from torch.export import Dim
 from adaftr_fast import FusedEmbedding, QuantizedEmbedding, optim, plain_decompositions
 from adaftr_fast.nn import embedding_int8
 from adaftr_fast.nn.deferred import missed_steps
+from tests.nn.embedding.test_plain import OFFSETS, VALUES
 from tests.tolerances import assert_as_accurate
 
 SIZES = [5, 40, 7]
 IDS = torch.stack([torch.arange(17) % rows for rows in SIZES], 1)
-VALUES, OFFSETS = torch.tensor([0, 4, 39, 6, 6, 1, 2, 3, 1]), torch.tensor([0, 2, 3, 5, 6, 6, 8, 9, 9, 9])
 WIDTHS = pytest.mark.parametrize("widths", [8, [3, 8, 3]], ids=["one width", "mixed"])
 
 

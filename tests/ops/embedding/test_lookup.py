@@ -18,7 +18,7 @@ WIDTHS = [1, 3, 4, 8, 16, 17, 32]
 
 
 def field_offsets_of(sizes: list[int]) -> torch.Tensor:
-    return torch.tensor([0, *torch.tensor(sizes).cumsum(0).tolist()])
+    return torch.tensor([0, *sizes]).cumsum(0)
 
 
 def random_ids(sizes: list[int], batch: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:

@@ -13,6 +13,7 @@ from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.checkpoint.progress import RunningMean
 from adaftr_fast.training.device import WARM_UP, to_device
 from adaftr_fast.training.stepper import Stepper
+from tests.cuda.test_on_a_card import as_users_run  # noqa: F401  # a fixture
 from tests.training.conftest import trainer
 from tests.training.device.test_graph import OPTIMIZERS, ROWS, SIZES, bags, batches
 from tests.training.device.test_packing import assert_same, batch
@@ -20,14 +21,6 @@ from tests.training.device.test_packing import assert_same, batch
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 DEVICES = [f"cuda:{number}" for number in range(min(2, torch.cuda.device_count()))] or ["cuda:0"]
 TASKS = ["click", "conversion"]
-
-
-@pytest.fixture(autouse=True)
-def as_users_run():
-    """The other tests ask for deterministic algorithms and fill memory, which takes other kernels."""
-    torch.use_deterministic_algorithms(False)
-    yield
-    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def stepper(device="cuda:0", name="adaftr", tables="adam", clip_norm=0.0, **config):
