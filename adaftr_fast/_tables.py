@@ -58,6 +58,24 @@ class Table:
         return self.html()
 
 
+class Shown:
+    """A result that a terminal shows as lines and tables in Markdown, and a notebook as HTML."""
+
+    _gap = "\n"  # between two parts in a terminal
+
+    def _parts(self) -> Sequence[str | Table]:
+        """Returns what is shown, in order. A notebook shows each line of a string as a paragraph."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return self._gap.join(map(str, self._parts()))
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            each.html() if isinstance(each, Table) else paragraphs(*each.splitlines()) for each in self._parts()
+        )
+
+
 def paragraphs(*lines: str) -> str:
     """Plain text as HTML, one ``<p>`` per line."""
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from adaftr_fast._files import AnyPath
 from adaftr_fast._json import dumps
 from adaftr_fast._locks import writing_folder
-from adaftr_fast._tables import Table, paragraphs
+from adaftr_fast._tables import Shown, Table
 from adaftr_fast.api.run import run_folder
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.stores import local_folder
@@ -74,8 +74,8 @@ def groups_by_data(runs: Sequence[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """Several runs beside each other. It prints as tables of their metrics and of the options in which they differ.
 
     Attributes:
@@ -138,13 +138,12 @@ class Comparison:
                 raise CheckpointError(f"out: expected a folder for the report, got the folder of a run: {folder}")
             write_report(target, "Comparison of runs", self.runs, before=notes, after=options, first="run")
 
-    def __repr__(self) -> str:
-        options = [self.options().markdown()] if differing_options(self.runs) else []
-        return "\n\n".join([self.table().markdown(), *options, *(["\n".join(self.notes())] if self.notes() else [])])
+    _gap = "\n\n"
 
-    def _repr_html_(self) -> str:
-        options = self.options().html() if differing_options(self.runs) else ""
-        return self.table().html() + options + paragraphs(*self.notes())
+    def _parts(self) -> list[str | Table]:
+        options = [self.options()] if differing_options(self.runs) else []
+        notes = "\n".join(self.notes())
+        return [self.table(), *options, *([notes] if notes else [])]
 
 
 def compare(runs: Sequence[Run | str | AnyPath], out: str | AnyPath | None = None) -> Comparison:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from adaftr_fast._files import AnyPath
-from adaftr_fast._tables import Table, paragraphs
+from adaftr_fast._tables import Shown, Table
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.schema.types import Field
@@ -15,7 +15,7 @@ UNIQUE, FEWEST = 0.9, 100  # distinct values per row, in as many rows
 CHANCE = 1e-6  # with which independent labels look like a funnel
 
 
-class Prepared(PreparedData):
+class Prepared(Shown, PreparedData):
     """A prepared folder. It prints as two tables: its fields, and its splits with their rows and positive rates.
 
     ``load("train")`` opens a split, whose ``batches(1024)`` yields tensors.
@@ -115,13 +115,8 @@ class Prepared(PreparedData):
             notes.append(f"Source: {manifest.attribution}")
         return notes
 
-    def __repr__(self) -> str:
-        return "\n".join([self.summary(), self.fields().markdown(), "", self.table().markdown(), *self.notes()])
-
-    def _repr_html_(self) -> str:
-        return "".join(
-            [paragraphs(self.summary()), self.fields().html(), self.table().html(), paragraphs(*self.notes())]
-        )
+    def _parts(self) -> list[str | Table]:
+        return [self.summary(), self.fields(), "", self.table(), *self.notes()]
 
 
 def _taken(manifest: Manifest) -> str:

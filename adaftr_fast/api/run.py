@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from adaftr_fast._files import AnyPath, make_folder, replace_file
-from adaftr_fast._tables import Table, paragraphs
+from adaftr_fast._tables import Shown, Table
 from adaftr_fast.api.prepared import open_data
 from adaftr_fast.config import RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from adaftr_fast._figures import Picture
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """Metrics of a model on one split. It prints as tables: the metrics, AUC and GAUC in percent, and the importance.
 
     Attributes:
@@ -92,14 +92,10 @@ class Evaluation:
             replace_file(target / PAGE, text.encode())
         return [f"{place}/{name}" for name in (PAGE, PAGE_PICTURE)]
 
-    def _tables(self) -> list[Table]:
-        return [self.table(), *([] if self.importance is None else [self.importance.table()])]
+    _gap = "\n\n"
 
-    def __repr__(self) -> str:
-        return "\n\n".join([*(each.markdown() for each in self._tables()), *self.doubts])
-
-    def _repr_html_(self) -> str:
-        return "".join(each.html() for each in self._tables()) + paragraphs(*self.doubts)
+    def _parts(self) -> list[str | Table]:
+        return [self.table(), *([] if self.importance is None else [self.importance.table()]), *self.doubts]
 
 
 def train(

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from adaftr_fast._files import AnyPath
-from adaftr_fast._tables import Table, paragraphs
+from adaftr_fast._tables import Shown, Table
 from adaftr_fast.api.prepare import Names
 from adaftr_fast.api.run import run_folder
 from adaftr_fast.data.dataset.loader import PreparedData
@@ -25,8 +25,8 @@ from adaftr_fast.stores.parquet import read_parquet
 from adaftr_fast.training.trained import METRIC_COLUMNS, Run, metric_cells
 
 
-@dataclass(frozen=True)
-class ExportedModel:
+@dataclass(frozen=True, repr=False)
+class ExportedModel(Shown):
     """A folder that scores raw rows. It prints as its files and a table of validation metrics.
 
     With int8 tables it also prints their size beside that in float32, and the metrics beside those in float32.
@@ -58,15 +58,12 @@ class ExportedModel:
         size, before = (each / 1e6 for each in (self.about.int8.nbytes, self.about.int8.float32_nbytes))
         return f"{files}; tables: {size:,.1f} MB in int8, {before:,.1f} MB in float32"
 
-    def __repr__(self) -> str:
-        return f"{self.summary()}\n{self.table().markdown()}"
-
-    def _repr_html_(self) -> str:
-        return paragraphs(self.summary()) + self.table().html()
+    def _parts(self) -> list[str | Table]:
+        return [self.summary(), self.table()]
 
 
-@dataclass(frozen=True)
-class Scores:
+@dataclass(frozen=True, repr=False)
+class Scores(Shown):
     """A parquet file of scores. It prints as the number of rows, the columns and the speed, and a table of the fields.
 
     Attributes:
@@ -99,11 +96,8 @@ class Scores:
             lines.append(f"Left out: {report.bad_rows.summary()}")
         return lines
 
-    def __repr__(self) -> str:
-        return "\n".join([*self.lines(), self.unknown().markdown()])
-
-    def _repr_html_(self) -> str:
-        return paragraphs(*self.lines()) + self.unknown().html()
+    def _parts(self) -> list[str | Table]:
+        return [*self.lines(), self.unknown()]
 
 
 def export(

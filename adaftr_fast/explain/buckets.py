@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adaftr_fast._tables import Table
+from adaftr_fast._tables import Shown, Table
 
 COUNT = 10  # of buckets
 Z = 1.959964  # standard errors of a normal distribution within which 95 % of it lie
 
 
-@dataclass(frozen=True)
-class ScoreBuckets:
+@dataclass(frozen=True, repr=False)
+class ScoreBuckets(Shown):
     """The rows of one task in buckets of equal size, from the highest scores to the lowest. It prints as a table.
 
     Rows of equal score are in one bucket, so there are fewer, of other sizes, where many scores are equal.
@@ -90,8 +90,5 @@ class ScoreBuckets:
         header = ["highest scores, up to", "rows", "predicted %", "observed %, 95 % interval", "lift", "gain %"]
         return Table(header, cells)
 
-    def __repr__(self) -> str:
-        return self.table().markdown()
-
-    def _repr_html_(self) -> str:
-        return self.table().html()
+    def _parts(self) -> list[str | Table]:
+        return [self.table()]

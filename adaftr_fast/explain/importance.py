@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adaftr_fast._progress import progress_bar
-from adaftr_fast._tables import Table
+from adaftr_fast._tables import Shown, Table
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.errors import ConfigError
@@ -26,8 +26,8 @@ READ_ROWS = 1 << 16
 NOTICED = 2.0  # standard errors above 0
 
 
-@dataclass(frozen=True)
-class Importance:
+@dataclass(frozen=True, repr=False)
+class Importance(Shown):
     """The AUC that each field is worth, per task. It prints as a table, in percentage points of AUC.
 
     Attributes:
@@ -79,11 +79,8 @@ class Importance:
         mean, error = 100 * self.mean[field, task], 100 * self.standard_error[field, task]
         return f"{mean:.3f} ± {error:.3f}" if len(self.drops) > 1 else f"{mean:.3f}"
 
-    def __repr__(self) -> str:
-        return self.table().markdown()
-
-    def _repr_html_(self) -> str:
-        return self.table().html()
+    def _parts(self) -> list[str | Table]:
+        return [self.table()]
 
 
 def permutation_importance(

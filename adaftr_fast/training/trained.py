@@ -16,7 +16,7 @@ import torch
 from adaftr_fast._files import AnyPath
 from adaftr_fast._json import from_json, loads
 from adaftr_fast._publish import read_published
-from adaftr_fast._tables import Table, paragraphs
+from adaftr_fast._tables import Shown, Table
 from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
@@ -54,7 +54,7 @@ UNUSED = 4096  # largest size that an option which the model does not use may ha
 
 
 @dataclass(eq=False, repr=False)
-class Run:
+class Run(Shown):
     """A trained run. It prints as a table of its test metrics, in a notebook also as curves.
 
     What its folder holds is read when it is first used, unless the process that trained the run knows it.
@@ -242,13 +242,12 @@ class Run:
 
         return draw([self, *others])
 
-    def __repr__(self) -> str:
-        return f"{self.summary()}\n{self.table().markdown()}" if self.test else self.summary()
+    def _parts(self) -> list[str | Table]:
+        return [self.summary(), *([self.table()] if self.test else [])]
 
     def _repr_html_(self) -> str:
         image = base64.b64encode(self.curves()._repr_png_()).decode()
-        table = self.table().html() if self.test else ""
-        return f'{paragraphs(self.summary())}{table}<img alt="curves" src="data:image/png;base64,{image}">'
+        return f'{super()._repr_html_()}<img alt="curves" src="data:image/png;base64,{image}">'
 
 
 def result_table(runs: Sequence[Run], first: str = "model") -> Table:
