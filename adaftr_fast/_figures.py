@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from adaftr_fast._files import replace_file
+from adaftr_fast._files import make_folder, replace_file
 
 BLUE, ORANGE, GREEN, PINK, SKY, VERMILION, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000",
@@ -42,6 +43,20 @@ class Picture(Figure):
     def save(self, path: Path) -> None:
         """Writes or replaces a PNG file. Raises OSError if it cannot be written."""
         replace_file(path, self.png(dpi=120))
+
+    def save_with(self, page: Path, sections: Iterable[str]) -> None:
+        """Writes a page of Markdown, and the picture beside it under its name, with the suffix .png.
+
+        Args:
+            page: the path of the page, whose folder is created.
+            sections: the parts of the page, which show the picture; empty ones are left out.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        make_folder(page.parent)
+        self.save(page.with_suffix(".png"))  # first, since the page shows it
+        replace_file(page, ("\n\n".join(filter(None, sections)) + "\n").encode())
 
     def _repr_png_(self) -> bytes:
         return self.png(dpi=80)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from adaftr_fast._files import AnyPath, make_folder, replace_file
+from adaftr_fast._files import AnyPath
 from adaftr_fast._tables import Shown, Table
 from adaftr_fast.api.prepared import open_data
 from adaftr_fast.config import RunConfig, WarmStartConfig
@@ -81,15 +81,13 @@ class Evaluation(Shown):
         Raises:
             OSError: a file cannot be written.
         """
-        from adaftr_fast.explain.page import PAGE, PAGE_PICTURE, write_text  # imports matplotlib
+        from adaftr_fast.explain.page import PAGE, PAGE_PICTURE, page_sections  # imports matplotlib
 
         title = f"{self.run} on the {self.split} split"
-        text = write_text(title, self.table(), self.doubts, self.buckets, self.importance)
+        sections = page_sections(title, self.table(), self.doubts, self.buckets, self.importance)
         place = as_path(folder)
         with local_folder(place) as target:
-            make_folder(target)
-            self.curves().save(target / PAGE_PICTURE)  # first, since the text shows it
-            replace_file(target / PAGE, text.encode())
+            self.curves().save_with(target / PAGE, sections)
         return [f"{place}/{name}" for name in (PAGE, PAGE_PICTURE)]
 
     _gap = "\n\n"

@@ -225,14 +225,13 @@ def write_abtest_report(folder: Path, found: ABTest, command: str) -> list[Path]
     """Writes ``abtest.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
     sections = [
         f"# A/B test, simulated (Table 7): {found.dataset}",
-        f"`{command}`",
         summary(found),
         "![relative differences](abtest.png)",
         "## How the auctions work",
         RULES,
     ]
-    text = "\n\n".join(sections) + "\n"
-    return write_files(folder, "abtest", text, {"command": command} | asdict(found), draw_abtest(found))
+    content = {"command": command} | asdict(found)
+    return write_files(folder, "abtest", command, sections, content, draw_abtest(found))
 
 
 RULES = (

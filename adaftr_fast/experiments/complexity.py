@@ -145,12 +145,11 @@ def write_complexity_report(folder: Path, found: Complexity, command: str) -> li
     """Writes ``complexity.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
     sections = [
         f"# Cost of each model (Table 1): {found.dataset}",
-        f"`{command}`",
         cost_summary(found),
         "![time per sample](complexity.png)",
     ]
-    text = "\n\n".join(sections) + "\n"
-    return write_files(folder, "complexity", text, {"command": command} | asdict(found), draw_complexity(found))
+    content = {"command": command} | asdict(found)
+    return write_files(folder, "complexity", command, sections, content, draw_complexity(found))
 
 
 def cost_summary(found: Complexity) -> str:
@@ -176,7 +175,7 @@ def cost_table(found: Complexity) -> str:
     ]
     times = ["training, µs/sample", "vs. MMoE", "inference, µs/sample", "vs. MMoE"]
     header = ["model", "in tables", "dense", "dense, deployed", *times]
-    return Table(header, rows, text_columns=1).markdown()
+    return Table(header, rows).markdown()
 
 
 def contrast_text(found: Complexity) -> str:

@@ -87,28 +87,36 @@ COLLAPSED = 0.01  # a temperature whose 5 and 95 % quantiles are closer than thi
 
 def write_report(folder: Path, results: Results, command: str) -> list[Path]:
     """Writes ``<name>.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
-    text = as_markdown(results, command)
-    return write_files(folder, results.experiment.name, text, as_json(results, command), draw(results))
+    content = as_json(results, command)
+    return write_files(folder, results.experiment.name, command, report_sections(results), content, draw(results))
 
 
-def write_files(folder: Path, name: str, text: str, content: dict[str, Any], picture: Picture) -> list[Path]:
-    """Writes ``<name>.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_files(
+    folder: Path, name: str, command: str, sections: Sequence[str], content: dict[str, Any], picture: Picture
+) -> list[Path]:
+    """Writes ``<name>.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths.
+
+    Args:
+        folder: the folder.
+        name: the name of the files.
+        command: the command that writes them again, which stands below the title.
+        sections: the title and the other parts of the text; empty ones are left out.
+        content: the numbers.
+        picture: the picture.
+    """
+    title, *rest = sections
     paths = [folder / f"{name}.{kind}" for kind in ("md", "json", "png")]
-    picture.save(paths[2])  # first, since the text shows it
+    picture.save_with(paths[0], [title, f"`{command}`", *rest])
     replace_file(paths[1], (dumps(content, indent=2) + "\n").encode())
-    replace_file(paths[0], text.encode())
     return paths
 
 
-def as_markdown(results: Results, command: str) -> str:
-    """Returns the report as Markdown."""
-    name = results.experiment.name
-    sections = [
+def report_sections(results: Results) -> list[str]:
+    """Returns the parts of the report as Markdown."""
+    return [
         f"# {results.experiment.title}: {results.dataset}",
-        f"`{command}`",
         summary(results),
-        f"![{results.experiment.title}]({name}.png)",
+        f"![{results.experiment.title}]({results.experiment.name}.png)",
         "## Comparisons\n\n" + _comparison_table(results) if results.comparisons() else "",
         _distance_section(results),
         _learned_section(results),
@@ -116,7 +124,6 @@ def as_markdown(results: Results, command: str) -> str:
         f"## Budget of every row\n\n```toml\n{_budget_text(results)}\n```",
         f"Data: {results.attribution}" if results.attribution else "",
     ]
-    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def summary(results: Results) -> str:
@@ -138,7 +145,7 @@ def main_table(results: Results) -> str:
     rows = [[row.title, *line] for row, line in zip(results.rows, cells, strict=True)]
     if results.bayes:
         rows.append(["true probabilities", *(_number(results.optimum(*column)) for column in columns)])
-    return Table(header, rows, text_columns=1).markdown()
+    return Table(header, rows).markdown()
 
 
 def caption(results: Results) -> str:
@@ -218,7 +225,7 @@ def _distance_section(results: Results) -> str:
         for row in results.rows
     ]
     header = ["row", *(f"{task} {metric.upper()}" for task, metric in optima)]
-    return "## Distance to the true probabilities\n\n" + Table(header, rows, text_columns=1).markdown()
+    return "## Distance to the true probabilities\n\n" + Table(header, rows).markdown()
 
 
 def _learned_section(results: Results) -> str:
@@ -248,7 +255,7 @@ def _run_table(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    return Table(["row", "best epoch by seed", "epochs", "total seconds"], cells, text_columns=1).markdown()
+    return Table(["row", "best epoch by seed", "epochs", "total seconds"], cells).markdown()
 
 
 def _warnings(rows: list[Row]) -> str:

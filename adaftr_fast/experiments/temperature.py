@@ -179,11 +179,10 @@ DRAWN_FIELDS = 3
 def write_temperature_report(folder: Path, dataset: str, found: list[Temperature], command: str) -> list[Path]:
     """Writes ``temperature.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
     content = {"command": command, "dataset": dataset, "pairs": [asdict(each) for each in found]}
-    sections = [f"# The learned temperature (Equation 12): {dataset}", f"`{command}`", READING]
+    sections = [f"# The learned temperature (Equation 12): {dataset}", READING]
     sections += [temperature_tables(each) for each in found]
     sections.append("![temperature by labels and by values](temperature.png)")
-    text = "\n\n".join(sections) + "\n"
-    return write_files(folder, "temperature", text, content, draw_temperature(dataset, found))
+    return write_files(folder, "temperature", command, sections, content, draw_temperature(dataset, found))
 
 
 READING = (
@@ -204,7 +203,7 @@ def temperature_tables(found: Temperature) -> str:
     ]
     if found.truth:
         rows = [[name, f"{value:+.3f}"] for name, value in found.truth.items()]
-        sections.append(Table(["known quantity", "rank correlation with τ"], rows, text_columns=1).markdown())
+        sections.append(Table(["known quantity", "rank correlation with τ"], rows).markdown())
     return "\n\n".join(sections)
 
 
@@ -213,7 +212,7 @@ def _label_table(groups: list[LabelGroup]) -> str:
         [_labels_text(group), f"{group.rows:,}", f"{group.mean:.4f}", *(f"{p:.4f}" for p in group.points.values())]
         for group in groups
     ]
-    return Table(["labels", "rows", "mean τ", "5 %", "50 %", "95 %"], rows, text_columns=1).markdown()
+    return Table(["labels", "rows", "mean τ", "5 %", "50 %", "95 %"], rows).markdown()
 
 
 def _labels_text(group: LabelGroup) -> str:

@@ -27,14 +27,14 @@ IMPORTANCE_MEANS = (
 )
 
 
-def write_text(
+def page_sections(
     title: str,
     metrics: Table,
     doubts: Sequence[str],
     buckets: Mapping[str, ScoreBuckets],
     importance: Importance | None,
-) -> str:
-    """Returns the page as Markdown, which shows the picture ``PAGE_PICTURE``; what is doubtful comes first."""
+) -> list[str]:
+    """Returns the parts of the page, which shows the picture ``PAGE_PICTURE``; what is doubtful comes first."""
     sections = [f"# {title}", *(f"**Before you read on:** {each}" for each in doubts), metrics.markdown()]
     sections.append("\n".join(f"- {each}" for each in findings(buckets, importance)))
     if importance is not None:
@@ -43,7 +43,7 @@ def write_text(
     sections += ["## Calibration, lift and gain", BUCKETS_MEAN, f"![calibration and gain]({PAGE_PICTURE})"]
     for task, each in buckets.items():
         sections += [f"### {task}", each.table().markdown()]
-    return "\n\n".join(sections) + "\n"
+    return sections
 
 
 def findings(buckets: Mapping[str, ScoreBuckets], importance: Importance | None) -> list[str]:

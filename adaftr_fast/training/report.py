@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from adaftr_fast._files import replace_file
 from adaftr_fast._tables import Table
 from adaftr_fast._toml import to_toml
 from adaftr_fast.config import RunConfig
@@ -38,11 +37,8 @@ def write_report(
     Raises:
         OSError: a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tables = [result_table(runs, first).markdown(), _learned_table(runs, first)]
-    sections = [f"# {title}", before, *tables, f"![curves]({PICTURE})", after]
-    draw(runs).save(folder / PICTURE)  # first, since the text shows it
-    replace_file(folder / REPORT, ("\n\n".join(filter(None, sections)) + "\n").encode())
+    draw(runs).save_with(folder / REPORT, [f"# {title}", before, *tables, f"![curves]({PICTURE})", after])
 
 
 def _learned_table(runs: Sequence[Run], first: str) -> str:

@@ -41,8 +41,7 @@ def write_report(folder: Path, found: Found) -> str:
     test = test_table(found).markdown()
     sections = ["# Search", state_line(found.study), best, f"## Test split, trial {found.best.number:04d}", test]
     sections += [f"![trials]({PLOT})", *failures(found.study)]
-    replace_file(folder / REPORT, ("\n\n".join(sections) + "\n").encode())
-    draw(found.study).save(folder / PLOT)
+    draw(found.study).save_with(folder / REPORT, sections)
     return text
 
 

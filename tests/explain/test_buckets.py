@@ -8,7 +8,7 @@ import pytest
 from adaftr_fast._tables import Table
 from adaftr_fast.explain.buckets import ScoreBuckets
 from adaftr_fast.explain.importance import Importance
-from adaftr_fast.explain.page import draw, findings, write_text
+from adaftr_fast.explain.page import draw, findings, page_sections
 
 
 def drawn(n, seed=0):
@@ -70,7 +70,8 @@ def test_the_page_says_what_the_numbers_say():
     assert "none: the rows have no positives." in lines
     assert "click: the fields that are worth most, in points of AUC: user (11.00), noise (0.00)." in lines
     assert any("that noise are permuted" in line for line in lines)
-    text = write_text("run on the test split", Table(["task"], [["click"]]), ["x: no better."], buckets, importance)
+    metrics = Table(["task"], [["click"]])
+    text = "\n\n".join(page_sections("run on the test split", metrics, ["x: no better."], buckets, importance))
     assert text.index("**Before you read on:** x: no better.") < text.index("| task")
     assert "| user             | 11.000 ± 0.577 |" in text
     for heading in ("# run on the test split", "## Importance of fields (5,000 rows, 3 permutations)", "### buy"):
