@@ -27,7 +27,7 @@ def gather_rows(x: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor
         sizes: n_r of every rank.
         group: the process group.
     """
-    return _GatherRows.apply(x, sizes, group)
+    return _Exchange.apply(x, sizes, group, False)
 
 
 def gather_numbers(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -37,42 +37,41 @@ def gather_numbers(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return gathered.view(-1, len(x))
 
 
-class _GatherRows(torch.autograd.Function):
+class _Exchange(torch.autograd.Function):
+    """Gathers the ranks' rows, or sums what was gathered; each is the other's backward."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, x: Tensor, sizes: list[int], group: dist.ProcessGroup, sums: bool) -> Tensor:
         ctx.sizes = sizes
         ctx.group = group
-        longest = max(sizes)
-        rest = x.shape[1:]
-        gathered = x.new_empty(len(sizes) * longest, *rest)
-        _all_gather(gathered, _zero_padded(x, longest), group=group)
-        if min(sizes) == longest:
-            return gathered
-        return torch.cat([part[:size] for part, size in zip(gathered.view(-1, longest, *rest), sizes)])
+        ctx.sums = sums
+        return _summed(x, sizes, group) if sums else _gathered(x, sizes, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _SumRows.apply(grad, ctx.sizes, ctx.group), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Exchange.apply(grad, ctx.sizes, ctx.group, not ctx.sums), None, None, None
 
 
-class _SumRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
-        ctx.sizes = sizes
-        ctx.group = group
-        longest = max(sizes)
-        own = sizes[dist.get_rank(group)]
-        # Half precision would be rounded once per rank; the float32 sum is rounded once.
-        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        if min(sizes) < longest:
-            wide = torch.cat([_zero_padded(part, longest) for part in wide.split(sizes)])
-        summed = wide.new_empty(longest, *x.shape[1:])
-        _reduce_scatter(summed, wide.contiguous(), group=group)
-        return summed[:own].to(x.dtype)
+def _gathered(x: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
+    """Gathers x [n_r, ...] -> [N, ...]."""
+    longest = max(sizes)
+    gathered = x.new_empty(len(sizes) * longest, *x.shape[1:])
+    _all_gather(gathered, _zero_padded(x, longest), group=group)
+    if min(sizes) == longest:
+        return gathered
+    return torch.cat([part[:size] for part, size in zip(gathered.split(longest), sizes)])
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _GatherRows.apply(grad, ctx.sizes, ctx.group), None, None
+
+def _summed(x: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
+    """Sums x [N, ...] over the ranks -> the rank's own rows [n_r, ...]."""
+    longest = max(sizes)
+    # Half precision would be rounded once per rank; the float32 sum is rounded once.
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    if min(sizes) < longest:
+        wide = torch.cat([_zero_padded(part, longest) for part in wide.split(sizes)])
+    summed = wide.new_empty(longest, *x.shape[1:])
+    _reduce_scatter(summed, wide.contiguous(), group=group)
+    return summed[: sizes[dist.get_rank(group)]].to(x.dtype)
 
 
 def _zero_padded(x: Tensor, rows: int) -> Tensor:
