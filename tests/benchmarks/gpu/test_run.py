@@ -13,8 +13,10 @@ from collections import Counter
 import pytest
 
 from benchmarks.gpu import ROOT, STAGES, render
+from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.cells import JOURNAL, Journal
 from benchmarks.gpu.worker import MOST_STARTS
+from tests.forks import wait_for
 
 KILLED = ("loss", "embedding")
 
@@ -88,17 +90,8 @@ def test_tables_show_every_contestant(whole):
 
 def test_a_run_that_is_done_measures_nothing(whole):
     before = (whole / JOURNAL).read_bytes()
-    finish(start(whole, "--only", *KILLED))
+    finish(start(whole, "--only", "embedding"))
     assert (whole / JOURNAL).read_bytes() == before
-
-
-def test_a_deadline_ends_a_stage_and_the_next_call_goes_on(whole, tmp_path):
-    out = tmp_path / "out"
-    printed, _ = start(out, "--only", "embedding", "--deadline", "0.02").communicate(timeout=60)
-    assert "embedding: cells are left; the same command goes on" in printed
-    assert not keys(out)["embedding"]
-    finish(start(out, "--only", "embedding"))
-    assert keys(out)["embedding"] == keys(whole)["embedding"]
 
 
 def test_the_report_comes_within_the_time_of_all_stages(whole, tmp_path):
@@ -114,19 +107,22 @@ def test_the_report_comes_within_the_time_of_all_stages(whole, tmp_path):
     assert stages == {case["stage"] for case in before["cases"]} - {"embedding"}
 
 
-def test_a_total_that_the_report_may_take_is_refused(tmp_path):
-    process = start(tmp_path / "out", "--total", "5")
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "--total: expected more than 20 s, which the report may take, got 5" in printed
+def test_a_total_that_the_report_may_take_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", "--out", "out", "--total", "5"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "--total: expected more than 20 s, which the report may take, got 5" in capsys.readouterr().err
 
 
-def test_a_killed_run_resumes_where_it_was(whole, tmp_path):
+def test_a_run_goes_on_where_a_deadline_ended_it_and_where_it_was_killed(whole, tmp_path):
     seed = int(os.environ.get("ADAFTR_FAST_SEED", random.SystemRandom().randrange(1 << 32)))
     print(f"ADAFTR_FAST_SEED={seed}")
     out = tmp_path / "out"
+    printed, _ = start(out, "--only", "embedding", "--deadline", "0.02").communicate(timeout=60)
+    assert "embedding: cells are left; the same command goes on" in printed
+    assert not keys(out)["embedding"]
     process = start(out, "--only", *KILLED)
-    wait_for(out / JOURNAL)
+    wait_for((out / JOURNAL).exists)
     time.sleep(random.Random(seed).uniform(0, 8))
     process.send_signal(signal.SIGKILL)  # the supervisor alone: its worker must end by itself
     process.communicate(timeout=60)
@@ -144,10 +140,3 @@ def test_a_killed_run_resumes_where_it_was(whole, tmp_path):
     assert keys(out, KILLED) == keys(whole, KILLED)
     shown = [{"stage": case["stage"]} for case in reported(out)["cases"]]
     assert len(shown) == sum(map(len, keys(whole, KILLED).values()))
-
-
-def wait_for(path):
-    end = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} was not written"
-        time.sleep(0.01)
