@@ -54,7 +54,7 @@ def test_wrong_columns_of_a_table_are_named(log, tmp_path):
     with pytest.raises(DataError, match=r"^the table: no column 'clik'; the file has time, user"):
         af.prepare(log, tmp_path / "data", labels="clik")
     with pytest.raises(
-        DataError, match=r"^1,190 of 1,200 rows .*first: the table: label price: expected 0 or 1, got '0.53'"
+        DataError, match=r"^1,190 of 1,200 rows .*first: the table: row 0: label price: expected 0 or 1, got '"
     ):
         af.prepare(log, tmp_path / "data", labels=["click", "price"], progress=False)
     assert list(tmp_path.iterdir()) == []

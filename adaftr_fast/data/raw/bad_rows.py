@@ -1,4 +1,4 @@
-"""Accounts for the lines of text inputs: rows, blank lines, and bad rows with reasons and the first ones by line."""
+"""Accounts for the lines of inputs: rows, blank lines, and bad rows with reasons and the first ones by line or row."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ class BadLine:
 
 @dataclass(frozen=True)
 class BadRows:
-    """Rows left out of the text inputs of a prepared folder.
+    """Rows of the inputs left out of a prepared folder.
 
     Attributes:
         rows: number of rows read.
         bad: number of rows left out.
         reasons: number of rows left out, by reason.
-        examples: the first ones, as ``file:line: reason: text``, without text for a missing value.
+        examples: the first ones, as ``file:line: reason: text``, without text for a missing value; of parquet and
+            tables as ``file: row N: reason``, where N counts from 0.
         lines: number of lines of text below the headers; None if the inputs were not text, or were prepared before
             lines were counted.
         blank: number of lines without any value, which are not rows.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import SHOWN_LABELS, as_written, is_label, rewrites
 from adaftr_fast.data.memory import DEFAULT, GB, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
-from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.bad_rows import EXAMPLES, BadRows
 from adaftr_fast.data.raw.batches import PARQUET, Read, coalesced, count_rows, read_tables
 from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule, condition_columns
@@ -167,37 +168,57 @@ class Source:
         found = BadRows()
         for role, dataset in self._datasets.items():
             with self._reading(role, "cannot read the labels"):
-                reasons: dict[str, int] = {}
-                for label in self.schema.labels:
-                    reasons |= self._unlabelled(dataset, label)
-                examples = [f"{listed(map(shown, self.named[role]))}: {reason}" for reason in reasons]
-                found += BadRows(self._count_rows(dataset, [], None), sum(reasons.values()), reasons, examples[:1])
+                found += self._unlabelled(role, dataset)
         return found
 
-    def _unlabelled(self, dataset: ds.Dataset, label: Label) -> dict[str, int]:
-        """Returns the numbers of rows that lack a label, but none of those before it, by reason."""
-        before = self.schema.labels[: self.schema.labels.index(label)]
-        columns, kept = _kept(self.schema)
-        where = ~_has_label(label, dataset.schema)
-        for each in before:
-            where &= _has_label(each, dataset.schema)
-        where = where if kept is None else kept & where
-        read = [*columns, *(column for each in (*before, label) for column in each.columns())]
-        if label.column is None:
-            rows = self._count_rows(dataset, read, where)
-            return {f"label {label.name} is missing": rows} if rows else {}
-        counts = ValueCounts(pa.string())
-        missing = 0
-        for part in self._read_tables(dataset, read, {"value": pc.field(label.column)}, where):
-            values = one_array(part["value"]).cast(pa.string())
-            missing += values.null_count
-            counts.update(values)
-        table = counts.table().sort_by([("count", "descending"), ("value", "ascending")]).to_pydict()
-        found = list(zip(table["value"], table["count"]))
-        reasons = {f"label {label.name}: expected 0 or 1, got {value!r}": n for value, n in found[:SHOWN_LABELS]}
-        if others := sum(n for _, n in found[SHOWN_LABELS:]):
-            reasons[f"label {label.name}: expected 0 or 1, got other text"] = others
-        return reasons | ({f"{label.column} is missing": missing} if missing else {})
+    def _unlabelled(self, role: str, dataset: ds.Dataset) -> BadRows:
+        labels = self.schema.labels
+        names, kept = _kept(self.schema)
+        names += [column for label in labels for column in label.columns()]
+        columns = {IN_SPLIT: pc.scalar(True) if kept is None else kept}
+        columns |= {LABEL + label.name: _has_label(label, dataset.schema) for label in labels}
+        columns |= {label.column: pc.field(label.column) for label in labels if label.column is not None}
+        found = [ValueCounts(pa.string()) for _ in labels]
+        missing = [0] * len(labels)
+        first: list[tuple[int, str]] = []
+        rows = 0
+        for table in self._read_tables(dataset, names, columns):
+            left = table[IN_SPLIT].to_numpy()
+            for number, label in enumerate(labels):
+                lacks = left & ~table[LABEL + label.name].to_numpy()
+                if not lacks.any():
+                    continue
+                left = left & ~lacks
+                places = np.flatnonzero(lacks)
+                values = pa.nulls(len(places), pa.string())
+                if label.column is not None:
+                    values = one_array(table[label.column].take(pa.array(places))).cast(pa.string())
+                found[number].update(values)
+                missing[number] += values.null_count
+                shown_values = values[:EXAMPLES].to_pylist()
+                first += [(rows + place, _lacks(label, value)) for place, value in zip(places.tolist(), shown_values)]
+            first = sorted(first)[:EXAMPLES]
+            rows += table.num_rows
+        counts: dict[str, int] = {}
+        for reasons in map(_reasons, labels, found, missing):
+            counts |= reasons
+        examples = [f"{self._place(role, row)}: {reason}" for row, reason in first]
+        return BadRows(rows, sum(counts.values()), counts, examples)
+
+    def _place(self, role: str, row: int) -> str:
+        """Returns the file of a row of this shard, and its number there, counted from 0; of staged text, the inputs."""
+        inputs = {arrow_path(file)[1]: file for path in self.named[role] for file in data_files(path)}
+        before: Counter[str] = Counter()
+        for fragment in self._preceding[role].get_fragments():
+            before[fragment.path] += _rows(fragment)
+        for fragment in self._datasets[role].get_fragments():
+            if row < _rows(fragment):
+                break
+            row -= _rows(fragment)
+            before[fragment.path] += _rows(fragment)
+        if fragment.path not in inputs:
+            return listed(map(shown, self.named[role]))
+        return f"{shown(inputs[fragment.path])}: row {before[fragment.path] + row}"
 
     def count_texts(self, columns: Sequence[str]) -> dict[str, ValueCounts]:
         """Counts the values of columns, as text, in the rows of all files that are not dropped."""
@@ -397,6 +418,27 @@ def _has_label(label: Label, types: pa.Schema) -> pc.Expression:
     if label.column is None:
         return pq.filters_to_expression(label.condition).is_valid()
     return pc.coalesce(is_label(label.column, types.field(label.column).type), pc.scalar(False))
+
+
+def _lacks(label: Label, value: str | None) -> str:
+    """Returns why a row lacks a label, which has another value than 0 and 1, or none."""
+    if value is None:
+        return f"{label.column or f'label {label.name}'} is missing"
+    return f"label {label.name}: expected 0 or 1, got {value!r}"
+
+
+def _reasons(label: Label, values: ValueCounts, missing: int) -> dict[str, int]:
+    """Returns the numbers of rows that lack a label by reason, the most frequent values first."""
+    table = values.table().sort_by([("count", "descending"), ("value", "ascending")]).to_pydict()
+    found = list(zip(table["value"], table["count"]))
+    reasons = {_lacks(label, value): count for value, count in found[:SHOWN_LABELS]}
+    if others := sum(count for _, count in found[SHOWN_LABELS:]):
+        reasons[f"label {label.name}: expected 0 or 1, got other text"] = others
+    return reasons | ({_lacks(label, None): missing} if missing else {})
+
+
+def _rows(fragment: ds.ParquetFileFragment) -> int:
+    return sum(group.num_rows for group in fragment.row_groups)
 
 
 def _condition(where: Condition | None) -> pc.Expression:

@@ -17,6 +17,8 @@ from adaftr_fast.errors import DataError
 from tests.data.manifests import recorded
 from tests.logs import by_hash
 
+from ..conftest import ROWS
+
 
 def test_ids_labels_and_groups_by_hand(source, prepared, rows, tmp_path):
     manifest = prepared()
@@ -106,9 +108,9 @@ def test_folder_with_other_files_is_not_replaced(prepared, refused, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clicked": [0, None] * 6}, r"6 of 12 rows .*; first: \S+/log\.parquet: clicked is missing"),
+        ({"clicked": [0, None] * 6}, r"6 of 12 rows .*; first: \S+/log\.parquet: row 1: clicked is missing \| "),
         ({"clicked": ["none"] * 12}, r"label click: expected 0 or 1, got 'none' 12\)"),
-        ({"clicked": [0, 1] * 5 + [0, 2]}, r"log\.parquet: label click: expected 0 or 1, got '2';"),
+        ({"clicked": [0, 1] * 5 + [0, 2]}, r"log\.parquet: row 11: label click: expected 0 or 1, got '2';"),
         ({"clicked": [[0]] * 12}, r"log\.parquet: cannot read the labels: "),
         ({"clicked": [0] * 12}, "label click: 0 of 6 training rows are positive"),
         ({"city": None, "user": None}, "no column 'city', 'user', which schema tiny reads; the file has day"),
@@ -122,6 +124,30 @@ def test_folder_with_other_files_is_not_replaced(prepared, refused, tmp_path):
 def test_bad_columns_are_named(refused, tmp_path, changes, message):
     refused(message, **changes)
     assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_bad_rows_of_tables_have_their_number_in_the_file(source, write, tmp_path, shards):
+    """Rows that are dropped count; of text, whose bad rows have lines, rows without a condition have none."""
+    source["drop"] = [["day", "==", 1]]
+    (tmp_path / "log").mkdir()
+    sizes = list("112221119222")
+    once = pq.read_table(write(size=sizes, delay=[None] * 2 + [3, None] + ROWS["delay"][4:]))
+    pq.write_table(once, tmp_path / "log/1.parquet")
+    again = pq.read_table(write(size=sizes, clicked=[7, 1] * 4 + [0, None, 2, 1], delay=[0] * 10 + [None] * 2))
+    pq.write_table(again, tmp_path / "log/2.parquet", row_group_size=3)
+    csv.write_csv(pq.read_table(write(delay=[None, None, *ROWS["delay"][2:]])), tmp_path / "log.csv")
+    files = [tmp_path / "log", tmp_path / "log.csv"]
+    found = prepare(parse_schema(source), files, tmp_path / "out", shards=shards, bad_rows=0.9).bad_rows
+    no_click = "label click: expected 0 or 1, got"
+    assert found.examples == [
+        f"{tmp_path / 'log/1.parquet'}: row 1: label late is missing",
+        f"{tmp_path / 'log/1.parquet'}: row 3: label late is missing",
+        *(f"{tmp_path / 'log/2.parquet'}: row {row}: {no_click} '7'" for row in (2, 4, 6)),
+    ]
+    assert (found.rows, found.bad) == (36, 9)
+    found = prepare(parse_schema(source), files[1:], tmp_path / "text", shards=shards, bad_rows=0.9).bad_rows
+    assert found.examples == [f"{tmp_path / 'log.csv'}: label late is missing"]
 
 
 def test_groups_that_cannot_be_hashed_are_named(source, refused):
