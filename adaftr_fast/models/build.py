@@ -72,7 +72,7 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
         taken = ", ".join(signature.parameters)
         raise _own_error(name, f"expected ({', '.join(ARGUMENTS)}), got ({taken})")
     if by_name:
-        _check_forward(name, found)
+        check_forward(name, found)
 
     def build(
         num_embeddings: Sequence[int],
@@ -87,7 +87,7 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
                 name, f"the data have dense fields, expected a constructor that takes dense, got {signature}"
             )
         if dense and by_name:
-            _check_forward(name, found, dense=dense)
+            check_forward(name, found, dense=dense)
         try:
             more = {"dense": dense} if dense else {}
             built = construct(**dict(zip(ARGUMENTS, data)), **more) if by_name else construct(*data, **more)
@@ -111,8 +111,12 @@ def _takes(signature: inspect.Signature, by_name: bool, **named: object) -> bool
     return _binds(signature, **given, **named) if by_name else _binds(signature, *given, **named)
 
 
-def _check_forward(name: str, found: type[nn.Module], **named: object) -> None:
-    """Raises ConfigError unless a plain module takes ids, ``offsets`` and ``dense`` if it has them, and ``named``."""
+def check_forward(name: str, found: type[nn.Module], **named: object) -> None:
+    """Raises ConfigError unless a plain module takes ids, ``offsets`` and ``dense`` if it has them, and ``named``.
+
+    Args:
+        named: those of ``offsets`` and ``dense`` that the data have.
+    """
     signature = inspect.signature(found.forward)
     parts = {part: None for part in ("offsets", "dense") if part in signature.parameters}
     if not _binds(signature, "self", "ids", **(parts | named)):

@@ -21,7 +21,8 @@ from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.distributed.ranks import ALONE, Ranks, local_share, restarted
 from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.models import MultiTaskModel, build_model
-from adaftr_fast.models.build import ENTIRE_SPACE
+from adaftr_fast.models.base import PlainModule
+from adaftr_fast.models.build import ENTIRE_SPACE, check_forward
 from adaftr_fast.models.sizes import embedding_widths
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.output import HERE, Output
@@ -252,11 +253,14 @@ def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
     _check_attention(config, data.manifest)
     try:
         names = [field.name for field in data.manifest.fields]
-        return build_model(config, data.manifest.num_embeddings, data.manifest.tasks, names, data.manifest.dense)
+        model = build_model(config, data.manifest.num_embeddings, data.manifest.tasks, names, data.manifest.dense)
     except ConfigError:
         raise
     except ValueError as error:  # raised by a constructor about an option
         raise ConfigError(f"model: {error}") from error
+    if isinstance(model, PlainModule) and any(field.multiple for field in data.manifest.fields):
+        check_forward(config.name, type(model.module), offsets=None)
+    return model
 
 
 def _check_attention(config: ModelConfig, manifest: Manifest) -> None:

@@ -86,6 +86,11 @@ class Misnamed(Logits):
         return super().forward(ids, off)
 
 
+class Optional(Logits):
+    def forward(self, ids, off=None):
+        return super().forward(ids, off)
+
+
 class Torch(Plain):
     """Looks up tables of torch."""
 

@@ -12,6 +12,7 @@ from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.errors import CheckpointError, ConfigError
 from adaftr_fast.models.build import find_class
 from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.runs.run import build
 from tests.runs.own import AnyKeywords, Half, Keywords, Logits, Net, Output, Plain, Shuffled, Wrong
 
 from .conftest import write_day
@@ -177,6 +178,17 @@ def test_a_plain_module_is_called_by_the_names_of_its_parameters():
 def test_a_plain_module_whose_forward_lacks_dense_is_an_error_where_the_data_have_it():
     with pytest.raises(ConfigError, match=r"Half: expected forward\(self, ids\), .*, got forward\(self, ids, offsets"):
         find_class(Half)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"], dense=("x",))
+
+
+def test_a_plain_module_whose_forward_lacks_offsets_is_an_error_where_the_data_have_lists(prepared):
+    """Before the first step; without lists it is trained."""
+    tags = {"kind": "categorical", "column": "user", "tokens": "all", "separator": "1"}
+    config = ModelConfig(name="tests.runs.own:Optional")
+    build(config, prepared(1))
+    with_lists = prepared(1, name="lists", fields={"item": "categorical", "tags": tags})
+    with pytest.raises(ConfigError, match=r"Optional: expected .* with offsets and dense where .*, got .*, off=None\)"):
+        build(config, with_lists)
+    build(ModelConfig(name="tests.runs.own:Logits"), with_lists)
 
 
 @pytest.mark.parametrize("kind", [Keywords, AnyKeywords])
