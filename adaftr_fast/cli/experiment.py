@@ -39,6 +39,8 @@ def add_experiment(parser: Parser) -> None:
     parser.add_argument(
         "--files", type=str, nargs="+", default=[], help="input files of a data set that is not included"
     )
+    share = "maximum share of rows of --files that cannot be read; they alone are left out"
+    parser.add_argument("--bad_rows", type=float, default=0.0, help=share)
     parser.add_argument("--out", type=place, default="runs/experiments", help="folder for data, runs and reports")
     seeds = "number of seeds per row, from training.seed upwards"
     parser.add_argument("--seeds", type=int, default=3, help=seeds)
@@ -74,7 +76,9 @@ def _run(arguments: jsonargparse.Namespace, config: RunConfig, out: Output) -> N
     from adaftr_fast.engines import Processes, cores
     from adaftr_fast.experiments.study import open_dataset
 
-    data, folder = open_dataset(arguments.dataset, arguments.files, out, config.training.progress)
+    data, folder = open_dataset(arguments.dataset, arguments.files, out, config.training.progress, arguments.bad_rows)
+    if (bad_rows := data.manifest.bad_rows) and bad_rows.bad:
+        print(f"Left out: {bad_rows.summary()}")
     command = _command(arguments, config)
     reports = (f"{arguments.name}.{kind}" for kind in ("md", "json", "png"))
     local = Processes(arguments.jobs or cores())
@@ -87,6 +91,7 @@ def _command(arguments: jsonargparse.Namespace, config: RunConfig) -> str:
     """Returns the command that makes the same tables, with the options of a ``--config`` file as options."""
     words = ["adaftr-fast", "experiment", arguments.name, "--dataset", arguments.dataset]
     words += ["--files", *arguments.files] if arguments.files else []
+    words += ["--bad_rows", str(arguments.bad_rows)] if arguments.bad_rows else []
     words += ["--seeds", str(arguments.seeds)]
     if arguments.name == "abtest":
         words += ["--auctions", str(arguments.auctions), "--slate", str(arguments.slate)]

@@ -25,7 +25,9 @@ Planned = tuple[int, Variant, Job]
 """A seed, a row and their job."""
 
 
-def open_dataset(dataset: str, files: list[str], out: Output, progress: bool) -> tuple[PreparedData, Path]:
+def open_dataset(
+    dataset: str, files: list[str], out: Output, progress: bool, bad_rows: float = 0.0
+) -> tuple[PreparedData, Path]:
     """Opens prepared data, or prepares a data set.
 
     Args:
@@ -33,6 +35,7 @@ def open_dataset(dataset: str, files: list[str], out: Output, progress: bool) ->
         files: input files of the data set.
         out: the output of all experiments.
         progress: shows progress bars.
+        bad_rows: the share of rows of the input files that may be unreadable or lack a label.
 
     Returns:
         The data and the folder of their experiments.
@@ -45,7 +48,7 @@ def open_dataset(dataset: str, files: list[str], out: Output, progress: bool) ->
         return data, out.local / data.manifest.dataset
     schema = load_schema(dataset)
     folder = out.local / schema.name
-    prepare(schema, files, folder / "data", progress=progress)
+    prepare(schema, files, folder / "data", bad_rows=bad_rows, progress=progress)
     return PreparedData(folder / "data", out.recorded(folder / "data")), folder
 
 

@@ -1,12 +1,17 @@
 import json
 import shlex
 
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast._locks import LOCK
 from adaftr_fast.cli import main
+from adaftr_fast.data.schema.parse import write_schema
 from tests.cli.conftest import fails
 from tests.files.holder import holder
+
+from .conftest import SCHEMA
 
 
 @pytest.fixture
@@ -55,6 +60,20 @@ def test_an_experiment_runs_once_and_writes_its_report(folder, config, tmp_path,
 def test_user_errors_print_one_line(command, message, folder, tmp_path, capfd):
     words = command.replace("FOLDER", str(folder)).split()
     assert message in fails(["experiment", *words, "--out", tmp_path], capfd)
+
+
+def test_bad_rows_of_the_input_are_tolerated_and_shown(folder, config, tmp_path, capfd):
+    write_schema(tmp_path / "tiny.toml", SCHEMA, "")
+    csv.write_csv(pq.read_table(folder.parent / "log.parquet"), tmp_path / "log.csv")
+    with (tmp_path / "log.csv").open("a") as log:
+        log.write("9,u1\n")
+    inputs = f"--dataset {tmp_path}/tiny.toml --files {tmp_path}/log.csv --out {tmp_path}/out".split()
+    command = ["experiment", "fig3", *inputs, "--config", str(config), "--seeds", "1", "--jobs", "1"]
+    assert main(command) == 2
+    assert "1 of 3,001 rows cannot be read" in capfd.readouterr().err
+    assert main([*command, "--bad_rows", "0.001"]) == 0
+    assert "Left out: 1 of 3,001 rows cannot be read" in capfd.readouterr().out
+    assert " --bad_rows 0.001 " in (tmp_path / "out/tiny/fig3.md").read_text()
 
 
 def test_two_experiments_do_not_share_a_folder(folder, config, tmp_path, capfd):
