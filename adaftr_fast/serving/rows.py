@@ -61,7 +61,12 @@ def read_rows(
     types = column_types(schema) | dict.fromkeys(prices, pa.float64())
     single = {column for field in schema.features if field.tokens is None for column in field.columns}
     lists = [field for field in schema.fields if field.tokens is not None and field.columns[0] not in single]
-    separators = {field.columns[0]: field.separator for field in lists}
+    marks: dict[str, set[str | None]] = {}
+    for field in lists:
+        marks.setdefault(field.columns[0], set()).add(field.separator)
+    # A list is divided already: it cannot stand for text that fields divide by several separators.
+    marks = {name: each for name, each in marks.items() if len(each) == 1 or None in each}
+    separators = {name: None if None in each else each.pop() for name, each in marks.items()}
     null = schema.text.null
     columns = {name: _values(listed, name, null, name in separators, separators.get(name)) for name in names}
     is_number = {name: types[name] == pa.float64() for name in names}

@@ -18,6 +18,7 @@ import pytest
 import adaftr_fast
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.encode.encoders import Vocabulary, encode_features
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.schema.parse import parse_schema, write_schema
 from adaftr_fast.errors import DataError
@@ -418,6 +419,25 @@ def tagged(*values, **text):
     fields = {"tags": {"kind": "categorical", "tokens": "all", "separator": "|"}}
     schema = parse_schema(SOURCE | {"fields": fields, "text": text})
     return schema, [{"tags": each} for each in values]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_fields_divide_one_column_by_separators_of_their_own(order):
+    """Text alone: the tokens of a list would be those of one field."""
+    schema, rows = tagged("a;b|c", "d")
+    by_other = dataclasses.replace(schema.fields[0], name="other", separator=";")
+    schema = dataclasses.replace(schema, fields=(*schema.fields, by_other)[::order])
+    tokens = {"tags": ["a;b", "c", "d"], "other": ["a", "b|c", "d"]}
+    encoders = {name: Vocabulary(pa.array(values), pa.array([1, 1, 1])) for name, values in tokens.items()}
+    ids = encode_features(schema, encoders, read_rows(schema, [], rows, "error"))
+    assert {name: ids[name].to_pylist() for name in tokens} == {name: [[1, 2], [3]] for name in tokens}
+    with pytest.raises(DataError, match=r"^rows\[1\]: column 'tags': expected one value .*, got list"):
+        read_rows(schema, [], [*rows, {"tags": ["d"]}][1:], "error")
+    lists = dataclasses.replace(schema.fields[0], name="lists", separator=None)
+    of_lists = dataclasses.replace(schema, fields=(*schema.fields, lists)[::order])
+    assert len(read_rows(of_lists, [], [{"tags": ["d"]}], "error")) == 1
+    with pytest.raises(DataError, match=r"^rows\[0\]: column 'tags': expected a list, got str"):
+        read_rows(of_lists, [], rows, "error")
 
 
 @pytest.mark.parametrize("other", ["a|b", ["a", "b"]])
