@@ -20,7 +20,7 @@ def data(tmp_path_factory):
         "city": [("Wien", "<b>Rom</b>")[n % 4 == 0] for n in range(ROWS)],
         "seen": [["a", "b"][: n % 3] for n in range(ROWS)],
         "price": rng.normal(size=ROWS),
-        "code": [f"{value:.3f}" for value in rng.normal(size=ROWS)],
+        "code": ["free", *(f"{value:.3f}" for value in rng.normal(size=ROWS - 1))],
         "always": [1] * ROWS,
         "never": [7 if n % 50 == 0 else None for n in range(ROWS)],
         "key": [f"k{n}" for n in range(ROWS)],

@@ -20,14 +20,13 @@ from adaftr_fast.data.raw.formats import infer_dates, infer_format
 from adaftr_fast.data.raw.inputs import Layout, first_with_rows, is_text, read_layout, text_files
 from adaftr_fast.data.raw.source import SAMPLE_ROWS, check_columns, first_rows, open_dataset, reading
 from adaftr_fast.data.raw.tables import shown
-from adaftr_fast.data.raw.text import are_numbers, find_types
+from adaftr_fast.data.raw.text import TextBlock, are_numbers, find_types
 from adaftr_fast.data.raw.times import check_times, unsorted_times
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 from adaftr_fast.errors import DataError
 
 TRAIN, VALIDATION = 0.8, 0.9  # shares of the rows where validation and test begin
 LARGEST_EXACT = 2.0**53  # integers up to it are float64 numbers
-INTEGER = r"^[+-]?[0-9]+$"
 WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
 ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uid|gid|user|item|hash|key)$|[a-z](Id|ID|Uid|Hash|Key)$")
 MARKS = "|;,"
@@ -64,7 +63,8 @@ def infer_schema(
     the row number.
 
     Args:
-        inputs: files of parquet or delimited text, and folders of such files; the first one tells the types.
+        inputs: files of parquet or delimited text, and folders of such files; the first one tells the types. Text in
+            parquet has those that it would have in a text file.
         labels: 0/1 columns, one per task. AdaFTR contrasts the first with each other one.
         group: column by which GAUC groups rows.
         time: column that orders the rows: numbers, timestamps, or text of times.
@@ -76,7 +76,7 @@ def infer_schema(
         dense: columns of numbers that a model reads themselves.
         hash: numbers of ids of columns whose values are mapped to ids by their hash.
         min_count: training rows that a value needs to get an id; None for 1.
-        text: how text files hold values. What is not set is inferred from the first rows.
+        text: how text holds values. What is not set is inferred from the first rows.
 
     Raises:
         DataError: the file is unreadable, a name is not one of its columns, the first times are text that does not
@@ -86,7 +86,7 @@ def infer_schema(
     files = [file for each in inputs for file in text_files(each)]
     path = first_with_rows(files)
     with reading(path, "not readable"):
-        first = _First.read(path, text, {*labels, *ignore, *multi, *hash})
+        first = _First.read(path, text, {*labels, *ignore, *multi, *hash}, time)
     columns = first.types
     roles = (each for each in (group, time, weight) if each)
     check_columns(path, columns.names, [*labels, *ignore, *multi, *dense, *hash, *roles])
@@ -120,7 +120,7 @@ class _First:
     """The first input, whose first rows tell how all are read.
 
     Attributes:
-        types: the columns. Those of text are the types of the first rows.
+        types: the columns. Those of text have the types of their first rows, but for the times of parquet.
         form: how text holds values.
         layout: how a text file is divided; None for parquet.
     """
@@ -131,32 +131,30 @@ class _First:
     layout: Layout | None
 
     @classmethod
-    def read(cls, path: AnyPath, given: TextFormat, not_fields: set[str]) -> _First:
-        if not is_text(path):
-            types = _marked_numbers(path, open_dataset(path).schema, given)
-            return cls(path, types, replace(given, line_ends=False), None)
-        layout = read_layout(path, given)
-        data = layout.first(path)
-        block = layout.block(data)
-        for name in layout.names:
-            block.convert(name, pa.string())
-        values = {name: column for name, column in block.columns.items() if name not in not_fields}
-        form = infer_format(values, layout.delimiter, layout.form)
-        types = find_types(data, layout.names, layout.delimiter, form)
-        marked: list[str] = []
-        for place, name in enumerate(types.names):
-            if name in values and pa.types.is_string(types.field(name).type):
-                texts = without_words(values[name], form)
-                if form.thousands and are_numbers(texts, form):
-                    types = types.set(place, pa.field(name, pa.float64()))
-                    marked.append(name)
+    def read(cls, path: AnyPath, given: TextFormat, not_fields: set[str], time: str | None) -> _First:
+        layout = read_layout(path, given) if is_text(path) else None
+        if layout:
+            form, delimiter = layout.form, layout.delimiter
+            texts = _block(layout, path, layout.names).columns
+            types = pa.schema(dict.fromkeys(texts, pa.string()))
+        else:
+            form, delimiter = replace(given, line_ends=False), ""
+            types = open_dataset(path).schema
+            names = [each.name for each in types if holds_text(each.type) and each.name != time]
+            rows = _valid(first_rows(path, names))
+            texts = {name: without_empty(one_array(rows[name])) for name in names}
+        values = {name: column for name, column in texts.items() if name not in not_fields}
+        form = infer_format(values, delimiter, form)
+        found = {each.name: each for each in find_types(texts, form)} if texts else {}
+        plain = [name for name in values if form.thousands and pa.types.is_string(found[name].type)]
+        marked = [name for name in plain if are_numbers(without_words(values[name], form), form)]
+        found |= {name: pa.field(name, pa.float64()) for name in marked}
+        types = pa.schema([found.get(each.name, each) for each in types])
         if form.thousands and not given.thousands:
-            named = ", ".join(name for name in marked)
             how = "--thousands, --decimal and --multi (in Python thousands=, decimal=, multi=) say otherwise"
-            warnings.warn(
-                f"{shown(path)}: {named}: read as numbers with thousands {form.thousands!r}; {how}", stacklevel=4
-            )
-        return cls(path, types, form, replace(layout, form=form))
+            named = f"{', '.join(marked)}: read as numbers with thousands {form.thousands!r}"
+            warnings.warn(f"{shown(path)}: {named}; {how}", stacklevel=4)
+        return cls(path, types, form, layout and replace(layout, form=form))
 
     def with_dates(self, time: str) -> _First:
         """Returns the same with the forms of a column of times, if it is text that does not sort by time.
@@ -177,15 +175,9 @@ class _First:
     def sample(self, columns: list[str]) -> pa.Table:
         """Returns the first rows of columns, those of a text file as they are written."""
         with reading(self.path, "not readable"):
-            rows = first_rows(self.path, columns) if self.layout is None else self._as_text(self.layout, columns)
-            rows.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
-            return rows
-
-    def _as_text(self, layout: Layout, columns: list[str]) -> pa.Table:
-        block = layout.block(layout.first(self.path))
-        for column in columns:
-            block.convert(column, pa.string())
-        return block.table.slice(0, SAMPLE_ROWS)
+            if self.layout is None:
+                return _valid(first_rows(self.path, columns))
+            return _block(self.layout, self.path, columns).table.slice(0, SAMPLE_ROWS)
 
     def written(self) -> dict[str, Any]:
         """Returns the table ``text`` of a schema file: what differs from the default."""
@@ -198,19 +190,17 @@ class _First:
         }
 
 
-def _marked_numbers(path: AnyPath, types: pa.Schema, form: TextFormat) -> pa.Schema:
-    """Returns the types of the columns of parquet, float64 for text whose first values are numbers with given marks.
+def _block(layout: Layout, path: AnyPath, texts: Sequence[str]) -> TextBlock:
+    """Returns the first rows of a text file, without those that are not UTF-8 in columns of ``texts``."""
+    block = layout.block(layout.first(path))
+    for name in texts:
+        block.convert(name, pa.string())
+    return block
 
-    Text of integers alone stays text, and so a categorical field, as the integers of a text file are.
-    """
-    if (form.thousands, form.decimal) == (PLAIN_TEXT.thousands, PLAIN_TEXT.decimal):
-        return types
-    texts = [each.name for each in types if holds_text(each.type)]
-    for name, values in zip(texts, first_rows(path, texts).columns):
-        numbers = without_empty(without_words(one_array(values).cast(pa.string()), form))
-        if are_numbers(numbers, form) and not pc.all(pc.match_substring_regex(numbers, INTEGER)).as_py():
-            types = types.set(types.get_field_index(name), pa.field(name, pa.float64()))
-    return types
+
+def _valid(rows: pa.Table) -> pa.Table:
+    rows.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
+    return rows
 
 
 def _field(kind: pa.DataType) -> Any:
@@ -232,8 +222,8 @@ def _ids(rows: pa.Table, form: TextFormat, columns: list[str]) -> dict[str, str]
     found = {}
     for name in columns if rows.num_rows else []:
         values = rows[name]
-        if pa.types.is_string(values.type):
-            values = plain_numbers(without_words(values, form), form)
+        if holds_text(values.type):
+            values = plain_numbers(without_words(values.cast(pa.string()), form), form)
         values = values.drop_null()
         if pa.types.is_string(values.type) and not pc.all(pc.match_substring_regex(values, WHOLE)).as_py():
             continue

@@ -13,7 +13,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
@@ -214,13 +214,17 @@ def whole_rows(data: bytes, delimiter: str, columns: int, *, last: bool) -> tupl
     return b"".join(whole), data[end:]
 
 
-def find_types(data: bytes, names: list[str], delimiter: str, form: TextFormat = PLAIN_TEXT) -> pa.Schema:
-    """Returns the types that Arrow finds in whole lines without a header; text for a column without any value."""
-    data = data if _is_utf8(data) else data.decode("latin-1").encode()
+def find_types(texts: Mapping[str, pa.Array], form: TextFormat = PLAIN_TEXT) -> pa.Schema:
+    """Returns the types that Arrow finds in columns of text [n]; text for a column without any value.
+
+    Numbers with marks of thousands are text to it.
+    """
+    written = io.BytesIO()
+    csv.write_csv(pa.table(dict(texts)), written, csv.WriteOptions(include_header=False))
     convert = csv.ConvertOptions(decimal_point=form.decimal, null_values=["", *form.null], strings_can_be_null=True)
-    table, _ = _read(data or b"\n", names, delimiter, True, convert)
+    table, _ = _read(written.getvalue() or b"\n", [*texts], ",", True, convert)
     kinds = [pa.string() if pa.types.is_null(kind) else kind for kind in table.schema.types]
-    return pa.schema(list(zip(names, kinds)))
+    return pa.schema(list(zip(texts, kinds)))
 
 
 def _parse(data: bytes, names: list[str], delimiter: str, quoted: bool) -> tuple[pa.Table, list[BadLine]]:

@@ -132,11 +132,10 @@ def _type(path: AnyPath, time: str, form: TextFormat) -> pa.DataType:
         if is_text(path):
             layout = read_layout(path, form)
             check_columns(path, layout.names, [time])
-            data = layout.first(path)
-            block = layout.block(data)
+            block = layout.block(layout.first(path))
             block.convert(time, pa.string())
-            kind = find_types(data, layout.names, layout.delimiter, form).field(time).type
             texts = block.columns[time]
+            kind = find_types({time: texts}, form).field(time).type
         else:
             check_columns(path, open_dataset(path).schema.names, [time])
             values = one_array(first_rows(path, [time])[time])

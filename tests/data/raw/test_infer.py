@@ -12,7 +12,6 @@ from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.raw.source import SAMPLE, first_rows
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.data.schema.types import TextFormat
 from adaftr_fast.errors import DataError
 
 
@@ -55,21 +54,43 @@ def test_without_a_time_users_are_kept_together(log):
     assert infer_schema([log / "log.csv"], ["click"])["split"]["train"] == {"hash": {"start": 0.0, "stop": 0.8}}
 
 
-def test_text_of_a_table_has_the_fields_of_the_same_text_file(tmp_path):
-    """With marks: integers, such as codes of places, are categorical fields; empty text is no value."""
+@pytest.mark.parametrize("marks", [(",", "."), (".", ",")])
+def test_text_of_a_table_is_read_as_that_of_a_text_file(tmp_path, marks):
+    """Integers, such as codes of places, are categorical fields; empty text is no value."""
+    thousands, decimal = marks
     columns = {
-        "price": ["1,325.50", "", "12", "NA"],
+        "price": [f"1{thousands}325{decimal}50", "", "12", "NA"],
+        "rate": [f"1{decimal}5", f"0{decimal}25", "", "2"],
         "zip": ["06100", "75001", "", "06200"],
         "age": ["30", "41", "NA", ""],
-        "y": ["0", "1", "1", "0"],
+        "token": ["12345678901234567890", "12345678901234567891", "3", "NA"],
+        "day": ["2026-05-01", "2026-05-02", "", "2026-05-01"],
+        "member": ["true", "", "false", "true"],
+        "word": ["NA", "a", "b", "1"],
+        "at": ["7.5.2026 10:00", "13.5.2026 11:30", "14.5.2026 1:00", "13.5.2026 12:00"],
+        "y": ["no", "yes", "yes", "no"],
     }
     table = pa.table({name: values * 20 for name, values in columns.items()})
-    csv.write_csv(table, tmp_path / "log.csv")
-    pq.write_table(table, tmp_path / "log.parquet")
-    form = TextFormat(null=("NA",), thousands=",")
-    of_text, of_table = (infer_schema([tmp_path / f"log.{kind}"], ["y"], text=form) for kind in ("csv", "parquet"))
-    assert of_table["fields"] == of_text["fields"]
-    assert of_table["fields"] == {"price": "numeric", "zip": "categorical", "age": "categorical"}
+    logs = [tmp_path / "log.csv", tmp_path / "log.parquet"]
+    with logs[0].open("wb") as file:
+        csv.write_csv(table, file, csv.WriteOptions(delimiter=";"))
+    kinds = {"rate": pa.dictionary(pa.int32(), pa.string()), "zip": pa.large_string(), "token": pa.large_string()}
+    pq.write_table(table.cast(pa.schema([(name, kinds.get(name, pa.string())) for name in columns])), logs[1])
+    with pytest.warns(UserWarning, match="price|token") as warned:
+        of_text, of_table = (infer_schema([log], ["y"], time="at") for log in logs)
+    assert of_table == of_text
+    messages = [str(each.message).split(": ", 1)[1] for each in warned]
+    assert messages[:2] == messages[2:]
+    assert messages[0].startswith(f"price: read as numbers with thousands {thousands!r}")
+    assert messages[1].startswith("read as ids, not as numbers: token (whole numbers up to 1.23e+19")
+    fields = dict.fromkeys(columns, "categorical") | {"price": "numeric", "rate": "numeric"}
+    assert of_table["fields"] == {name: fields[name] for name in columns if name not in ("day", "at", "y")}
+    assert of_table["text"]["null"] == ["NA"]
+    for log in logs:
+        prepare(parse_schema(of_text), [log], tmp_path / log.suffix)
+    for split in ("train", "validation", "test"):
+        of_text, of_table = (pq.read_table(tmp_path / log.suffix / f"{split}.parquet") for log in logs)
+        assert of_table.equals(of_text)
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.large_list(pa.int64()), pa.list_(pa.int64(), 2)])
