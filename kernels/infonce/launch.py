@@ -14,7 +14,8 @@ asynchronous 16-byte copies into 2-byte loads. Other operands are copied, which 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -63,23 +64,34 @@ class Launch:
 
     The compile-time arguments and the types of the others decide on the machine code, because all pointers are
     multiples of 16 bytes, and all strides of 16 elements (``prepare_operands``, ``vector``). So a launch keeps what
-    Triton compiled at its first run. Triton's own search for it takes 20 microseconds.
+    Triton compiled at its first run. Triton's own search for it takes 20 microseconds. Kernels declare what
+    ``options`` holds behind their other arguments.
     """
 
     kernel: Any
     grid: tuple[int, int, int]
     options: dict[str, Any]  # compile-time arguments by name, not all of which the kernel takes
     warps: dict[str, int] = field(default_factory=dict)  # num_warps and num_stages, unless they are Triton's defaults
-    compiled: Any = None
+    compiled: Callable[..., None] | None = None  # launches what Triton compiled
+
+    @cached_property
+    def _take(self) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+        """Takes what the kernel declares of the arguments."""
+        return itemgetter(*(name for name in self.kernel.arg_names if name not in self.options))
+
+    @cached_property
+    def _constants(self) -> list[Any]:
+        return [self.options[name] for name in self.kernel.arg_names if name in self.options]
 
     def run(self, arguments: Mapping[str, Any]) -> None:
         """Launches the kernel with what it declares of the arguments and options."""
-        given = {**arguments, **self.options}
-        values = map(given.__getitem__, self.kernel.arg_names)
-        if self.compiled is None:
-            self.compiled = self.kernel[self.grid](*values, **self.warps)  # None under the interpreter
-        else:
-            self.compiled[self.grid](*values)
+        values = *self._take(arguments), *self._constants
+        if self.compiled is not None:
+            self.compiled(*values)
+            return
+        compiled = self.kernel[self.grid](*values, **self.warps)
+        if compiled is not None:  # as under the interpreter
+            self.compiled = compiled[self.grid]
 
 
 class Products(NamedTuple):
@@ -133,8 +145,14 @@ class Operands(NamedTuple):
     def arguments(self, swept: bool = True) -> dict[str, Any]:
         """Returns the arguments that name the operands, or their terms."""
         a, b = self.swept if swept else (self.anchors, self.candidates)
-        found = {"anchors_ptr": a, "candidates_ptr": b, "anchors_stride": a.stride(0), "candidates_stride": b.stride(0)}
-        return found | {"B": self.products.rows, "N": self.products.columns}
+        return {
+            "anchors_ptr": a,
+            "candidates_ptr": b,
+            "anchors_stride": a.stride(0),
+            "candidates_stride": b.stride(0),
+            "B": self.products.rows,
+            "N": self.products.columns,
+        }
 
 
 def on_gpu(anchors: Tensor) -> AbstractContextManager:
@@ -467,7 +485,8 @@ def _combine(operands: Operands, plan: Plan, arguments: dict[str, Any]) -> None:
         "num_splits": arguments["partials_ptr"].shape[0],
         "num_arrivals": plan.arrivals,
     }
-    plan.combine.run(arguments | operands.arguments(swept=False))
+    split = operands.swept[0] is not operands.anchors
+    plan.combine.run(arguments | operands.arguments(swept=False) if split else arguments)
     if options["NEED_D_CANDIDATES"] and options["IGNORES"]:
         torch.add(arguments["positive_score_ptr"], arguments["ignore_above_ptr"], out=row_terms[5])
 
@@ -487,12 +506,17 @@ def _sweep_columns(
 
         scales = block_terms * 2.0 ** -max_offset(products.dtype)
         return loss, join(gluon_column_sweep(operands, gluon, arguments["row_terms_ptr"], scales))
-    own = {
+    splits, size = columns.grid[1], (products.columns, products.d)
+    partials = operands.empty(size if splits == 1 else (splits, *size))
+    d_candidates = operands.empty(size) if plan.arrivals else None
+    arguments |= {
         "block_terms_ptr": block_terms,
         "num_blocks": block_terms.shape[-1],
         "loss_ptr": loss if reduces else None,
-        "partials_ptr": operands.empty(columns.grid[1], products.columns, products.d),
-        "d_candidates_ptr": operands.empty(products.columns, products.d) if plan.arrivals else None,
+        "partials_ptr": partials,
+        "d_candidates_ptr": d_candidates,
     }
-    columns.run(arguments | own)
-    return loss, own["d_candidates_ptr"] if plan.arrivals else join(own["partials_ptr"])
+    columns.run(arguments)
+    if d_candidates is not None:
+        return loss, d_candidates
+    return loss, partials if splits == 1 else join(partials)
