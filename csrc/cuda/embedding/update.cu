@@ -25,18 +25,14 @@ void check_update(const char* op, const at::Tensor& weight, const at::Tensor& ro
 // Merges the gradients of each row and applies a rule to every row of the batch, in two launches. `tensors` are those
 // that the rule moves in packs.
 template <typename W, typename Rule>
-void merge(const at::Tensor& sorted, const at::Tensor& order, const at::Tensor& grad, int64_t num_rows,
+void merge(const SortedRows& sorted, const at::Tensor& grad, int64_t num_rows,
            std::initializer_list<at::Tensor> tensors, const Rule& rule) {
   const int64_t count = grad.size(0), width = grad.size(1), tiles = (count + kTile - 1) / kTile;
   if (count == 0) return;
   const at::Tensor sums = at::empty({2 * tiles, width}, grad.options().dtype(compute_type(grad.scalar_type())));
-  const SortedTerms<W> terms{sorted.const_data_ptr<int32_t>(),
-                             order.const_data_ptr<int32_t>(),
-                             grad.const_data_ptr<W>(),
-                             sums.mutable_data_ptr<Compute<W>>(),
-                             count,
-                             num_rows,
-                             width};
+  const SortedTerms<W> terms{
+      sorted.rows(), sorted.order(), grad.const_data_ptr<W>(), sums.mutable_data_ptr<Compute<W>>(), count,
+      num_rows,      width};
   by_pack<W>(width, tensors, [&](auto pack) {
     const Lanes lanes = lanes_for(width / pack());
     launch(MergePieces<Rule, W, pack()>{terms, rule, lanes}, count << lanes.shift);
@@ -58,8 +54,8 @@ void update(const char* op, at::Tensor& weight, at::Tensor& state, int64_t state
       op, ": the optimizer state must be contiguous ", compute_type(weight.scalar_type()), " of ", state_size,
       " numbers on ", weight.device(), ", got ", state.scalar_type(), " ", state.sizes());
   const DeviceGuard guard(weight.device());
-  const auto [sorted, order] = sort_rows(op, rows.contiguous(), weight.size(0));
-  by_table_type(op, weight.scalar_type(), [&, &sorted = sorted, &order = order](auto element) {
+  const SortedRows sorted = sort_rows(op, rows.contiguous(), weight.size(0));
+  by_table_type(op, weight.scalar_type(), [&](auto element) {
     using W = decltype(element);
     using T = Compute<W>;
     const at::Tensor dense = grad.contiguous();
@@ -72,7 +68,7 @@ void update(const char* op, at::Tensor& weight, at::Tensor& state, int64_t state
                          static_cast<T>(by.epsilon),
                          static_cast<T>(by.take1),
                          static_cast<T>(by.take2)};
-    merge<W>(sorted, order, dense, weight.size(0), {weight, dense, state}, Rule<W>{table});
+    merge<W>(sorted, dense, weight.size(0), {weight, dense, state}, Rule<W>{table});
   });
 }
 
@@ -101,13 +97,13 @@ void lazy_adam_(at::Tensor& weight, at::Tensor& moments, const at::Tensor& rows,
 void adam_(at::Tensor& weight, at::TensorList state, const at::Tensor& rows, const at::Tensor& grad, double lr) {
   check_update("embedding_adam_", weight, rows, grad);
   const DeviceGuard guard(weight.device());
-  const auto [sorted, order] = sort_rows("embedding_adam_", rows.contiguous(), weight.size(0));
-  by_table_type("embedding_adam_", weight.scalar_type(), [&, &sorted = sorted, &order = order](auto element) {
+  const SortedRows sorted = sort_rows("embedding_adam_", rows.contiguous(), weight.size(0));
+  by_table_type("embedding_adam_", weight.scalar_type(), [&](auto element) {
     using W = decltype(element);
     const AdamState<Compute<W>> adam = adam_state<W>("embedding_adam_", weight, state);
     const at::Tensor dense = grad.contiguous();
     launch(AdamRecord<Compute<W>>{adam, lr, report_of(weight.device())}, 1);
-    merge<W>(sorted, order, dense, weight.size(0), {weight, dense, state[0]},
+    merge<W>(sorted, dense, weight.size(0), {weight, dense, state[0]},
              AdamStep<W>{weight.mutable_data_ptr<W>(), adam, weight.size(1)});
     launch(AdamExtend<Compute<W>>{adam, lr}, kPowers);  // the horizon, which is shorter, stands on the device
   });
@@ -136,14 +132,14 @@ std::tuple<at::Tensor, at::Tensor> merge_rows(const at::Tensor& rows, const at::
                     "merge_rows: expected int64 rows [M] and grad [M, E], got ", rows.scalar_type(), " ", rows.sizes(),
                     " and ", grad.sizes());
   const DeviceGuard guard(grad.device());
-  const auto [sorted, order] = sort_rows("merge_rows", rows.contiguous(), num_rows);
+  const SortedRows sorted = sort_rows("merge_rows", rows.contiguous(), num_rows);
   at::Tensor merged = at::zeros_like(grad, at::MemoryFormat::Contiguous);
-  by_table_type("merge_rows", grad.scalar_type(), [&, &sorted = sorted, &order = order](auto element) {
+  by_table_type("merge_rows", grad.scalar_type(), [&](auto element) {
     using W = decltype(element);
     const at::Tensor dense = grad.contiguous();
-    merge<W>(sorted, order, dense, num_rows, {dense, merged}, Store<W>{merged.mutable_data_ptr<W>(), grad.size(1)});
+    merge<W>(sorted, dense, num_rows, {dense, merged}, Store<W>{merged.mutable_data_ptr<W>(), grad.size(1)});
   });
-  return {sorted.to(at::kLong), merged};
+  return {sorted.memory[2].to(at::kLong), merged};
 }
 
 ADAFTR_FAST_DEVICE_OPS(m) {

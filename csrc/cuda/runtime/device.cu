@@ -113,19 +113,19 @@ void raise_reported(const at::Device& device) {
                     found.field, " of its table, whose ids are 0 to ", found.last, kLater);
 }
 
-std::tuple<at::Tensor, at::Tensor> sort_rows(const char* op, const at::Tensor& rows, int64_t num_rows) {
+SortedRows sort_rows(const char* op, const at::Tensor& rows, int64_t num_rows) {
   constexpr int64_t kMost = INT32_MAX;
   const int64_t count = rows.size(0);
   TORCH_CHECK(num_rows < kMost && count < kMost, op, ": expected fewer than ", kMost,
               " rows and look-ups on a GPU, got ", num_rows, " and ", count);
   const at::Tensor keys = at::empty({4, count}, rows.options().dtype(at::kInt));
   auto* at = keys.mutable_data_ptr<int32_t>();
-  if (count == 0) return {keys[0], keys[1]};
+  if (count == 0) return {keys};
   launch(Keys{rows.const_data_ptr<int64_t>(), at, at + count, num_rows}, count);
   int bits = 1;
   while (num_rows >> bits != 0) ++bits;
   sort_pairs(at, at + 2 * count, at + count, at + 3 * count, count, bits);
-  return {keys[2], keys[3]};
+  return {keys};
 }
 
 ADAFTR_FAST_DEVICE_OPS(m) {

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <initializer_list>
-#include <tuple>
 
 #include "cuda/runtime/kernel.cuh"
 #include "cuda/runtime/report.cuh"
@@ -27,9 +26,16 @@ Report report_of(const at::Device& device);
 // Raises what kernels that have ended reported since the last call; reads host memory only.
 void raise_reported(const at::Device& device);
 
-// Sorts rows [M] stably: returns the rows in ascending order, int32 [M], and where each stood, int32 [M]. Rows outside
-// 0 to num_rows - 1 become num_rows.
-std::tuple<at::Tensor, at::Tensor> sort_rows(const char* op, const at::Tensor& rows, int64_t num_rows);
+// Rows in ascending order and where each stood, in the memory of one tensor, which needs no views.
+struct SortedRows {
+  at::Tensor memory;  // int32 [4, M]: what is sorted, and then the result
+
+  const int32_t* rows() const { return memory.const_data_ptr<int32_t>() + 2 * memory.size(1); }
+  const int32_t* order() const { return rows() + memory.size(1); }
+};
+
+// Sorts rows [M] stably. Rows outside 0 to num_rows - 1 become num_rows.
+SortedRows sort_rows(const char* op, const at::Tensor& rows, int64_t num_rows);
 
 #if defined(ADAFTR_FAST_SERIAL)
 // What the tests look at and set, and benchmarks/infonce/host.py, which times the host alone.
