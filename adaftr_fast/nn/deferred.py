@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, cast
 
 import torch
@@ -141,15 +141,19 @@ def defer(weight: Tensor, steps: Steps) -> None:
     weight.__class__ = DeferredParameter
 
 
-@contextmanager
-def held(weight: Tensor) -> Iterator[Steps | None]:
-    """Yields the steps that rows of ``weight`` have missed; None where every row is current.
+def held(weight: Tensor) -> AbstractContextManager[Steps | None]:
+    """Returns a context of the steps that rows of ``weight`` have missed; None where every row is current.
 
     No other thread adds or applies steps meanwhile. What torch.compile makes of this holds nothing and checks nothing.
 
     Raises:
         RuntimeError: since then a value was written through another tensor that shares the memory.
     """
+    return nullcontext() if _noted(weight) is None else _held(weight)
+
+
+@contextmanager
+def _held(weight: Tensor) -> Iterator[Steps | None]:
     if torch.compiler.is_compiling():
         yield _noted(weight)
         return

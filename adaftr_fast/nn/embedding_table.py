@@ -80,15 +80,16 @@ class EmbeddingTable:
             [B, F * E].
         """
         check_local("FusedEmbedding", "weight", weight, "leave the tables out of what is sharded (docs/frameworks.md)")
-        with _missed(weight) as missed:
+        with held(weight) as steps:
+            missed = [] if steps is None else steps.tensors
             if offsets is not None:
                 return embedding_bags(weight, ids, offsets, per_sample_weights, field_offsets, mean, missed)
             return fused_embedding(weight, ids, field_offsets, missed)
 
     def look_up_with_squares(self, weight: Tensor, field_offsets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Looks up ids [B, F] -> (their vectors [B, F * E], the sum of the squares of these, 0-dim)."""
-        with _missed(weight) as missed:
-            return embedding_and_squares(weight, ids, field_offsets, missed)
+        with held(weight) as steps:
+            return embedding_and_squares(weight, ids, field_offsets, [] if steps is None else steps.tensors)
 
     def rows(self, weight: Tensor, place: int) -> Tensor:
         """Returns the current rows of the field at ``place`` in ``fields``, [rows, E], a view without gradient."""
@@ -128,13 +129,6 @@ def trained_by(weight: Tensor) -> GrowsWithTable | None:
 
 # By parameter, since several modules may hold one, each with a table of its own.
 _optimizers: MutableMapping[Tensor, weakref.ref[GrowsWithTable]] = WeakTensorKeyDictionary()
-
-
-@contextmanager
-def _missed(weight: Tensor) -> Iterator[list[Tensor]]:
-    """Yields the state of missed steps, which stays as it is meanwhile."""
-    with held(weight) as steps:
-        yield [] if steps is None else steps.tensors
 
 
 class HoldsTable(nn.Module):

@@ -64,7 +64,7 @@ def row_gradient(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
         raise ValueError("row_gradient: weight must have a gradient, got None")
     if not grad.is_sparse:
         return torch.arange(len(weight), device=weight.device), grad.contiguous()
-    return grad._indices()[0], grad._values()
+    return grad._indices().select(0, 0), grad._values()
 
 
 @torch.no_grad()
@@ -296,9 +296,10 @@ class RowOptimizer(torch.optim.Optimizer):
         """As torch.optim, without its record for profilers."""
         if not set_to_none:
             return super().zero_grad(False)
-        for weight in self._table_of:
-            weight.grad = None
-        self._others.zero_grad()
+        with torch._C.DisableTorchFunctionSubclass():  # as in _step_table
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def _by_field(self, weight: nn.Parameter, entry: dict[str, Tensor]) -> dict[str, Tensor]:
         """Returns the state of one table as ``<name>.<field name>`` per field, and scalars as ``<name>``."""
