@@ -6,7 +6,7 @@ C++ extension and the Triton kernels register under the CPU and CUDA keys, so Py
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -98,3 +98,13 @@ def is_eager() -> bool:
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         return False
     return torch.autograd.forward_ad._current_level < 0
+
+
+_PLAIN = frozenset([torch.Tensor, torch.nn.Parameter, type(None), bool, int, float])
+
+
+def is_unwatched(arguments: Iterable[Any]) -> bool:
+    """Returns whether a kernel may be called in an op's place: nothing traces, transforms or counts ops."""
+    if not is_eager() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None:
+        return False
+    return _PLAIN.issuperset(map(type, arguments))

@@ -1,9 +1,11 @@
 // The Python module adaftr_fast._autograd_<torch version>: the C++ autograd functions, which depend on the version of
 // torch as the ops do not, and what PyTorch tells those of its version alone.
 #include <ATen/Context.h>
-#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
+
+#include "autograd/loss.h"
 
 namespace {
 
@@ -21,4 +23,7 @@ int float32_terms() {
 
 }  // namespace
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) { m.attr("float32_terms") = reinterpret_cast<uintptr_t>(&float32_terms); }
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.attr("float32_terms") = reinterpret_cast<uintptr_t>(&float32_terms);
+  m.def("differentiable_loss", &adaftr_fast::differentiable_loss);
+}

@@ -26,7 +26,7 @@ def gradients():
     a, b = (torch.randn(40, 16, requires_grad=True) for _ in range(2))
     tau = torch.rand(40).add(0.1).requires_grad_()
     found = []
-    for options in ({}, {"block": 8}, {"reduction": "none"}):
+    for options in ({}, {"block": 8}, {"reduction": "none"}, {"symmetric": True}, {"margin": 0.1}):
         loss = af.adaptive_infonce(a, b, tau, **options).sum()
         found += [loss, *torch.autograd.grad(loss, (a, b, tau))]
     trained = model().float()

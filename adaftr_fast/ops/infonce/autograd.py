@@ -18,6 +18,10 @@ All other arguments are constants, and all other outputs are statistics, [B].
 Backward only multiplies d_x by the upstream scalar. When it receives a gradient of ``row_loss`` (reduction="none"), or
 needs a gradient that is empty, it calls the op again with the upstream gradient as the scale. The second derivatives
 differentiate the closed form of the gradients in plain PyTorch.
+
+In eager mode a kernel runs below autograd, and csrc/autograd/loss.cpp attaches the same formula to its results. A
+Triton kernel is called without the dispatcher, whose ways from Python to C++ and back take longer than the launches.
+Without that library, and where something traces, transforms or counts ops, the op is called, whose formula is here.
 """
 
 import importlib.util
@@ -29,13 +33,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaftr_fast._extension import has_cpp_gradients, is_built
+from adaftr_fast._extension import differentiable_loss, is_built
 from adaftr_fast.ops.flops import define_flops
 from adaftr_fast.ops.infonce.reference import weighted
-from adaftr_fast.ops.library import library, under_torch_func
+from adaftr_fast.ops.library import is_unwatched, library, under_torch_func
 
 Results = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 STATISTICS = ("top1", "entropy")  # those that need_stats asks for
 CHUNK_ELEMENTS = 1 << 19  # of the similarities that plain PyTorch stores at a time: they stay in cache
 
@@ -49,6 +54,11 @@ def chunks_of_rows(rows: int, columns: int) -> list[slice]:
     """Returns the rows whose similarities with ``columns`` candidates plain PyTorch stores at a time."""
     height = max(1, CHUNK_ELEMENTS // max(1, columns))
     return [slice(first, first + height) for first in range(0, max(1, rows), height)]
+
+
+def runs_triton(anchors: Tensor) -> bool:
+    """Returns whether the kernels of the ops are those of Triton for ``anchors``."""
+    return HAS_TRITON and anchors.is_cuda
 
 
 def triton_kernel(name: str) -> Callable[..., Any]:
@@ -80,8 +90,6 @@ class DifferentiableOp:
             name.
         cpu: computes the outputs on CPU, given the arguments of the op. Default: C++ registers the kernel.
         needs_sm_80: whether plain PyTorch takes the place of Triton on GPUs below compute capability 8.0.
-        gradient_in_cpp: if C++ registers the autograd formula of ``name``, the type and the name of its one constant
-            that is no tensor, which C++ passes on to ``_<name>_gradients`` in all but the plain cases.
     """
 
     def __init__(
@@ -96,7 +104,6 @@ class DifferentiableOp:
         triton: Callable[..., Any] | None = None,
         cpu: Callable[..., Any] | None = None,
         needs_sm_80: bool = False,
-        gradient_in_cpp: str | None = None,
     ) -> None:
         self.name = name
         self.closed_form = closed_form
@@ -106,14 +113,16 @@ class DifferentiableOp:
         self.positional = tuple(each.name for each in parsed.arguments if not each.kwarg_only)
         self.outputs = tuple(each.name for each in parsed.returns)
         self.defaults = {each.name: each.default_value for each in parsed.arguments if each.has_default_value()}
-        self.tensors = tuple(each.name for each in parsed.arguments if "Tensor" in str(each.type))
-        self.numbers = tuple(x for x in self.arguments if x not in self.tensors)
         self.inputs = tuple(x for x in self.arguments if f"d_{x}" in self.outputs)
         self.needs = {f"need_d_{x}": x for x in self.inputs if f"need_d_{x}" in self.arguments}
-        self.differentiable = tuple(x for x in self.tensors if x in (*self.inputs, "scale"))
+        self.differentiable = tuple(x for x in self.arguments if x in (*self.inputs, "scale"))
+        self.optional = tuple(x.name for x in parsed.arguments if "Optional[Tensor]" in str(x.type))
+        self.tensors = (*self.differentiable, *self.optional)
+        self.numbers = tuple(x for x in self.arguments if x not in self.tensors)
         self.constants = set(self.arguments) - {*self.differentiable, *self.needs, "need_stats", "ieee"}
-        # What backward reads besides the arguments.
-        self.results = tuple(x for x in self.outputs if x == "row_loss" or x.startswith("d_"))
+        self.losses = tuple(x for x in self.outputs if x in ("loss", "row_loss"))
+        # What backward multiplies by the gradient of the loss, for each of ``differentiable``.
+        self.results = tuple("row_loss" if x == "scale" else f"d_{x}" for x in self.differentiable)
         self.checked = checked
         self.compute = reference or self._compute
         triton = triton or triton_kernel(name)
@@ -122,24 +131,23 @@ class DifferentiableOp:
             old = needs_sm_80 and torch.cuda.get_device_capability(arguments[0].device) < (8, 0)
             return (self.reference if old else triton)(*arguments, **options)
 
-        self.on_cuda = on_cuda
+        self.on_cuda, self.triton = on_cuda, triton
         kernels = {name: self.reference, f"{name}_reference": self.reference, f"{name}_triton": triton}
+        self.ops: dict[str, Callable[..., Results]] = {}
         for each, kernel in kernels.items():
             library.define(each + schema)
             library.impl(each, kernel, "CompositeExplicitAutograd")
             full_name = f"adaftr_fast::{each}"
             torch.library.register_fake(full_name, self._fake, lib=library)
-            if each != name or gradient_in_cpp is None or not has_cpp_gradients():
-                backward = partial(self.backward, each)
-                torch.library.register_autograd(full_name, backward, setup_context=self.setup_context, lib=library)
+            backward = partial(self.backward, each)
+            torch.library.register_autograd(full_name, backward, setup_context=self.setup_context, lib=library)
             define_flops(each, self.flops)
-            torch.library.register_vmap(full_name, partial(_loop, getattr(torch.ops.adaftr_fast, each)), lib=library)
+            self.ops[each] = getattr(torch.ops.adaftr_fast, each).default
+            torch.library.register_vmap(full_name, partial(_loop, self.ops[each]), lib=library)
         if cpu is not None and is_built():
             library.impl(name, cpu, "CPU")
-        if importlib.util.find_spec("triton") is not None:
+        if HAS_TRITON:
             library.impl(name, on_cuda, "CUDA")
-        if gradient_in_cpp is not None:
-            self._define_gradients(gradient_in_cpp)
 
     def named(self, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the arguments by name; the dispatcher drops those that equal their default."""
@@ -154,11 +162,31 @@ class DifferentiableOp:
         given = {**given, **{need: with_gradients and given[x].requires_grad for need, x in self.needs.items()}}
         values = [given[x] for x in self.positional]  # by position and without defaults, which takes less time
         options = {"ieee": True} if given.get("ieee", False) else {}
+        if differentiable_loss is not None and is_unwatched(values):
+            return self._call_kernel(name, given, values, options)
         if under_torch_func():
             outputs = _Functional.apply(*values, self, name, options)
         else:
-            outputs = getattr(torch.ops.adaftr_fast, name)(*values, **options)
+            outputs = self.ops[name](*values, **options)
         return dict(zip(self.outputs, outputs))
+
+    def _call_kernel(
+        self, name: str, given: Mapping[str, Any], values: list[Any], options: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """Returns the outputs of op ``name``, whose losses C++ differentiates."""
+        kernel = self.ops[name]
+        if name == f"{self.name}_triton":
+            kernel = self.triton
+        elif name == self.name and runs_triton(given["anchors"]):
+            kernel = self.on_cuda
+        with torch._C._AutoDispatchBelowAutograd():
+            found = dict(zip(self.outputs, kernel(*values, **options)))
+        inputs, constants = ([given[x] for x in names] for names in (self.differentiable, self.optional))
+        if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+            losses, factors = ([found[x] for x in names] for names in (self.losses, self.results))
+            rare = partial(self._rare_gradients, name, [given.get(x, False) for x in self.numbers])
+            found |= zip(self.losses, differentiable_loss(losses, inputs, constants, factors, rare))
+        return found
 
     def reference(self, *arguments: Any, **options: Any) -> Results:
         """Computes the op in plain PyTorch, without autocast, which would round the products of a call under it."""
@@ -235,28 +263,19 @@ class DifferentiableOp:
         found = call.gradients(given["loss"], given.get("row_loss"), *ctx.saved_tensors)
         return tuple(found.get(x) for x in arguments)
 
-    def _define_gradients(self, option: str) -> None:
-        """Defines ``_<name>_gradients`` for the backward pass in C++."""
-
-        def gradients(
-            needs: list[bool],
-            computed: list[bool],
-            number: Any,
-            g_loss: Tensor | None,
-            g_row_loss: Tensor | None,
-            saved: list[Tensor | None],
-            ieee: bool = False,
-        ) -> Gradients:
-            numbers = {**dict(zip(self.needs, computed)), option.split()[-1]: number, "ieee": ieee}
-            wanted = {x for x, need in zip(self.differentiable, needs) if need}
-            found = _Call(self, self.name, numbers, wanted).gradients(g_loss, g_row_loss, *saved)
-            return tuple(found.values())
-
-        library.define(
-            f"_{self.name}_gradients(bool[] needs, bool[] computed, {option}, Tensor? g_loss, Tensor? g_row_loss,"
-            " Tensor?[] saved, bool ieee=False) -> (Tensor, Tensor, Tensor, Tensor)"
-        )
-        library.impl(f"_{self.name}_gradients", gradients, "CompositeImplicitAutograd")
+    def _rare_gradients(
+        self,
+        name: str,
+        numbers: list[Any],
+        needs: list[bool],
+        g_loss: Tensor | None,
+        g_row_loss: Tensor | None,
+        saved: list[Tensor | None],
+    ) -> Gradients:
+        """Returns the gradients in the differentiable arguments for the cases that C++ leaves to Python."""
+        wanted = {x for x, need in zip(self.differentiable, needs) if need}
+        call = _Call(self, name, dict(zip(self.numbers, numbers)), wanted)
+        return tuple(call.gradients(g_loss, g_row_loss, *saved).values())
 
 
 @dataclass(frozen=True)

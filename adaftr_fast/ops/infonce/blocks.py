@@ -93,5 +93,4 @@ BLOCKS = DifferentiableOp(
     checked=_checked,
     triton=_triton,
     needs_sm_80=True,
-    gradient_in_cpp="int block",
 )

@@ -12,9 +12,7 @@ The gradients keep the accumulation type (float32, or float64), so that a loss s
 their small values. autograd.py has the backward pass.
 
 The ops ``infonce_targets...`` take a margin and several targets besides, by targets.py. They are ops of their own
-because every argument of an op costs microseconds. csrc/autograd/infonce.cpp repeats the formula of ``infonce`` and
-``infonce_blocks``, because Python's takes longer than a small call, and calls ``_infonce_gradients`` and
-``_infonce_blocks_gradients`` for the rare cases. ``infonce_sweep``, in C++ alone, is ``infonce`` without autograd and
+because every argument of an op costs microseconds. ``infonce_sweep``, in C++ alone, is ``infonce`` without autograd and
 with what targets.py asks of a sweep: a margin, and a weight w_r of the positive, whose gradients are those of
 L_r + (1 - w_r) z_{r, y_r}.
 
@@ -193,7 +191,7 @@ def _both_by_triton(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
 
 library.define("infonce_sweep" + SCHEMA_OF_SWEEP)
 _plain: dict[str, Any] = {"closed_form": _gradients, "rows": _rows, "checked": _checked_one}
-INFONCE = DifferentiableOp("infonce", SCHEMA, gradient_in_cpp="float? ignore_above", **_plain)
+INFONCE = DifferentiableOp("infonce", SCHEMA, **_plain)
 TARGETS = DifferentiableOp(
     "infonce_targets", SCHEMA_OF_TARGETS, triton=_targets_by_triton, cpu=_targets_by_cpp, **_plain
 )

@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.ops.infonce.inputs import assert_matches, inputs, masks
+from tests.ops.marks import needs_cpp_gradients
 
 pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
@@ -139,6 +140,34 @@ def test_a_launch_keeps_what_triton_compiled():
         ("triton", (2, 1, 1), ("a", 5, True), {"num_warps": 4}),
         ("compiled", (2, 1, 1), ("b", 5, True)),
     ]
+
+
+@needs_cpp_gradients
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"return_stats": True}, {"reduction": "none"}], ids=str)
+def test_a_call_in_eager_mode_goes_around_the_dispatcher(monkeypatch, options):
+    """With the bits of the op, which is called where something traces or counts ops."""
+    from adaftr_fast import adaptive_infonce
+    from adaftr_fast.ops.infonce.op import INFONCE, SYMMETRIC
+
+    called = []
+    op = SYMMETRIC if "symmetric" in options else INFONCE
+    name = f"{op.name}_triton"
+    run = op.ops[name]
+    monkeypatch.setitem(op.ops, name, lambda *given, **by_name: called.append(1) or run(*given, **by_name))
+
+    def results():
+        a, b, tau = inputs(20, 20, 8)
+        leaves = [x.requires_grad_() for x in (a.bfloat16(), b.bfloat16(), tau.float())]
+        found = adaptive_infonce(*leaves, backend="triton", **options)
+        loss, stats = found if "return_stats" in options else (found, ())
+        return loss, *stats, *torch.autograd.grad(loss.sum(), leaves)
+
+    expected = results()
+    assert not called
+    with Launches():
+        found = results()
+    assert len(called) == 1
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def odd(x):
