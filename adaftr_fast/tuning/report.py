@@ -36,13 +36,12 @@ def tune_and_report(search: Search, trials: int, engine: Engine | None = None) -
 def write_report(folder: Path, found: Found) -> str:
     """Writes ``best.toml``, ``report.md`` and ``report.png``; returns the text to print."""
     replace_file(folder / BEST_CONFIG, to_toml(found.config.to_dict()).encode())
-    text = f"{best_table(found.study)}\n\nTest split, trial {found.best.number:04d}\n{test_table(found)}"
-    best = best_table(found.study).markdown()
-    test = test_table(found).markdown()
-    sections = ["# Search", state_line(found.study), best, f"## Test split, trial {found.best.number:04d}", test]
+    best, test = best_table(found.study).markdown(), test_table(found).markdown()
+    title = f"Test split, trial {found.best.number:04d}"
+    sections = ["# Search", state_line(found.study), best, f"## {title}", test]
     sections += [f"![trials]({PLOT})", *failures(found.study)]
     draw(found.study).save_with(folder / REPORT, sections)
-    return text
+    return f"{best}\n\n{title}\n{test}"
 
 
 def best_table(study: optuna.Study) -> Table:

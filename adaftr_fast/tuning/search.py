@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from adaftr_fast._json import dumps, loads
 from adaftr_fast._locks import LOST_SECONDS, writing_folder
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.engines import Advance, Engine, Local, on_one_thread
+from adaftr_fast.engines import Engine, Local, on_one_thread
 from adaftr_fast.errors import CheckpointError, ConfigError, DivergedError, TrainingError
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.run import fit_one
@@ -211,7 +211,7 @@ def tune(search: Search, trials: int, engine: Engine | None = None) -> Found:
     with writing_folder(search.folder):
         study = _open(search)
         train = partial(train_trial, search)
-        step = on_one_thread(train) if engine.remote else partial(_train_here, train)
+        step = on_one_thread(train) if engine.remote else lambda asked, advance: train(asked)
         engine.map(step, _ask_all(search, study, trials), done=lambda _, trained: _tell(search, study, trained, trials))
         _remove_weights(search, study)  # a killed process may not have done so after the last trial
         done = _complete(study)
@@ -220,10 +220,6 @@ def tune(search: Search, trials: int, engine: Engine | None = None) -> Found:
             raise TrainingError(f"{search.folder}: none of {trials} trials has finished; the last error: {errors[-1]}")
         best = best_trials(done)[0]
         return Found(study, best, apply(search.config, best.user_attrs[OPTIONS]), _test(search, best))
-
-
-def _train_here(train: Callable[[Asked], Trained], asked: Asked, advance: Advance) -> Trained:
-    return train(asked)
 
 
 def best_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
