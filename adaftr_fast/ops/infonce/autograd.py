@@ -27,7 +27,7 @@ Without that library, and where something traces, transforms or counts ops, the 
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -65,11 +65,16 @@ def triton_kernel(name: str) -> Callable[..., Any]:
     """Returns the function of this name of ``adaftr_fast.kernels.infonce``."""
 
     def call(*arguments: Any, **options: Any) -> Any:
-        from adaftr_fast.kernels import infonce  # imports triton, which CPU users may not have installed
-
-        return getattr(infonce, name)(*arguments, **options)
+        return getattr(_kernels(), name)(*arguments, **options)
 
     return call
+
+
+@cache  # an import statement takes microseconds each time
+def _kernels() -> Any:
+    from adaftr_fast.kernels import infonce  # imports triton, which CPU users may not have installed
+
+    return infonce
 
 
 class DifferentiableOp:
