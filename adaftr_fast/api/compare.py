@@ -83,6 +83,7 @@ class Comparison(Shown):
         unread: a line about each run that could not.
     """
 
+    _gap = "\n\n"
     runs: list[Run]
     unread: list[str]
 
@@ -137,8 +138,6 @@ class Comparison(Shown):
             if (target / METRICS).exists():
                 raise CheckpointError(f"out: expected a folder for the report, got the folder of a run: {folder}")
             write_report(target, "Comparison of runs", self.runs, before=notes, after=options, first="run")
-
-    _gap = "\n\n"
 
     def _parts(self) -> list[str | Table]:
         options = [self.options()] if differing_options(self.runs) else []

@@ -46,6 +46,7 @@ class Evaluation(Shown):
         run: the folder of the run, for the title of the page.
     """
 
+    _gap = "\n\n"
     split: str
     metrics: TaskMetrics
     buckets: dict[str, ScoreBuckets] = field(default_factory=dict)
@@ -89,8 +90,6 @@ class Evaluation(Shown):
         with local_folder(place) as target:
             self.curves().save_with(target / PAGE, sections)
         return [f"{place}/{name}" for name in (PAGE, PAGE_PICTURE)]
-
-    _gap = "\n\n"
 
     def _parts(self) -> list[str | Table]:
         return [self.table(), *([] if self.importance is None else [self.importance.table()]), *self.doubts]

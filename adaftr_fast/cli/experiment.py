@@ -39,7 +39,7 @@ def add_experiment(parser: Parser) -> None:
     parser.add_argument(
         "--files", type=str, nargs="+", default=[], help="input files of a data set that is not included"
     )
-    share = "maximum share of rows of --files that cannot be read; they alone are left out"
+    share = "maximum share of rows of --files that cannot be read or lack a label; they alone are left out"
     parser.add_argument("--bad_rows", type=float, default=0.0, help=share)
     parser.add_argument("--out", type=place, default="runs/experiments", help="folder for data, runs and reports")
     seeds = "number of seeds per row, from training.seed upwards"

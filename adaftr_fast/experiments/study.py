@@ -12,7 +12,7 @@ from adaftr_fast.data.dataset.manifest import MANIFEST
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.engines import Engine
-from adaftr_fast.errors import TrainingError
+from adaftr_fast.errors import DataError, TrainingError
 from adaftr_fast.experiments.catalog import Experiment, Variant, experiment
 from adaftr_fast.experiments.jobs import Job, Outcome, plan, run_all
 from adaftr_fast.experiments.results import Results, Row
@@ -41,9 +41,12 @@ def open_dataset(
         The data and the folder of their experiments.
 
     Raises:
-        DataError: there is no such prepared folder, data set or schema, or the input cannot be prepared.
+        DataError: there is no such prepared folder, data set or schema, the input cannot be prepared, or ``bad_rows``
+            is given for a prepared folder.
     """
     if ((opened := open_folder(as_path(dataset))) / MANIFEST).is_file():
+        if bad_rows:
+            raise DataError(f"bad_rows: expected files to prepare, got the prepared folder {dataset}")
         data = PreparedData(opened)
         return data, out.local / data.manifest.dataset
     schema = load_schema(dataset)

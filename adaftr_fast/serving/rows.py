@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -89,7 +90,7 @@ def _check_digits(name: str, values: Iterable[tuple[str, object]], exact: bool) 
     """
     for where, value in values:
         for each in value if isinstance(value, LISTS) else (value,):
-            if isinstance(each, float) and abs(each) >= EXACT_INTEGERS:
+            if isinstance(each, float | np.floating) and EXACT_INTEGERS <= abs(float(each)) < math.inf:
                 cure = "pass ids from 2^53 on as integers or text"
                 problem = f"{where}: column {name!r}: the float {each} may have lost digits of an id; {cure}"
                 if exact:
@@ -102,7 +103,8 @@ def _large_floats(values: pa.Array) -> np.ndarray:
     values = values.flatten() if pa.types.is_list(values.type) else values
     if not pa.types.is_floating(values.type):
         return np.empty(0)
-    return values.filter(pc.greater_equal(pc.abs(values), EXACT_INTEGERS)).cast(pa.float64()).to_numpy()
+    values = values.cast(pa.float64())
+    return values.filter(pc.greater_equal(pc.abs(values), EXACT_INTEGERS)).to_numpy()
 
 
 def needed_columns(schema: Schema, prices: Sequence[str]) -> list[str]:

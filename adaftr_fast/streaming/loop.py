@@ -309,7 +309,7 @@ class _Stream:
 
     def _wait(self) -> None:
         with deferred_interrupt() as own:
-            stop = SharedInterrupt(own, self.ranks)
+            stop = own if self.ranks.is_alone else SharedInterrupt(own, self.ranks)
             _sleep(self.options.poll, own)
             stop.synchronize()
         if stop:

@@ -74,6 +74,8 @@ def test_bad_rows_of_the_input_are_tolerated_and_shown(folder, config, tmp_path,
     assert main([*command, "--bad_rows", "0.001"]) == 0
     assert "Left out: 1 of 3,001 rows cannot be read" in capfd.readouterr().out
     assert " --bad_rows 0.001 " in (tmp_path / "out/tiny/fig3.md").read_text()
+    command[3] = f"{tmp_path}/out/tiny/data"
+    assert "bad_rows: expected files to prepare, got the prepared" in fails([*command, "--bad_rows", "0.1"], capfd)
 
 
 def test_two_experiments_do_not_share_a_folder(folder, config, tmp_path, capfd):

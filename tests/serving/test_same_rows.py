@@ -315,6 +315,10 @@ def test_floats_that_have_lost_digits_of_ids_are_warned_of(worn):
     for rows, where in ((table.to_pandas(), "rows"), (lost, r"rows\[1\]"), ({**ROW, "user": 2.0**60}, "row")):
         with pytest.warns(UserWarning, match=rf"^{where}: column 'user': the float 1\.15.*e\+18 may have lost digits"):
             scorer.score(rows)
+    narrow = table.set_column(table.schema.get_field_index("user"), "user", pa.array([2.0**60, 1.0], pa.float32()))
+    for rows in (narrow, {**ROW, "user": np.float32(2.0**60)}):
+        with pytest.warns(UserWarning, match="may have lost digits"):
+            scorer.score(rows)
     schema, rows = tagged(["a", "b"], [2.0**53 - 1, -(2.0**53)])
     for listed in (rows, pa.Table.from_pylist(rows[1:])):
         with pytest.raises(DataError, match=r"^rows.*: column 'tags': the float -9007199254740992\.0 may have lost"):

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from adaftr_fast.data.encode.canonical import as_float64, canonical_text, canonical_values, numbers
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.moments import Moments
-from adaftr_fast.data.encode.written import as_written
+from adaftr_fast.data.encode.written import as_written, holds_text
 from adaftr_fast.data.hashing import text_hash
 from adaftr_fast.data.memory import DEFAULT, Memory, encoding
 from adaftr_fast.data.parallel import ordered_map
@@ -258,7 +258,10 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
         return pc.binary_join_element_wise(*texts, CROSS_SEPARATOR)
     except pa.ArrowException as error:
         kinds = ", ".join(f"{column} ({batch.schema.field(column).type})" for column in field.columns)
-        raise DataError(f"field {field.name}: cannot read {kinds} as {field.kind}: {error}") from error
+        problem = f"field {field.name}: cannot read {kinds} as {field.kind}: {error}"
+        if any(holds_text(batch.schema.field(column).type) for column in field.columns):
+            problem += "; --null (in Python null=) names words for missing, and a schema can make it categorical"
+        raise DataError(problem) from error
 
 
 def _token_lists(values: pa.Array, field: Field) -> pa.Array:

@@ -65,8 +65,8 @@ def without_words(values: pa.Array, form: TextFormat) -> pa.Array:
 
 
 def without_empty(values: pa.Array) -> pa.Array:
-    """Returns text [n] with null for empty text."""
-    values = values.cast(pa.string())
+    """Returns text [n] without the spaces around it, and null for empty text."""
+    values = pc.utf8_trim_whitespace(values.cast(pa.string()))
     return pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
 
 

@@ -37,7 +37,7 @@ def infer_format(columns: Mapping[str, pa.Array], delimiter: str, given: TextFor
 
     Args:
         columns: the first values of each column, text.
-        delimiter: that of the columns.
+        delimiter: that of the columns; "" if nothing separates them.
         given: the default where nothing is set.
     """
     distinct = {name: set(pc.unique(values.drop_null()).to_pylist()) for name, values in columns.items()}
@@ -56,8 +56,12 @@ def infer_format(columns: Mapping[str, pa.Array], delimiter: str, given: TextFor
 
 
 def _fitting(texts: Iterable[str], delimiter: str) -> list[tuple[str, str]]:
-    """Returns the marks with which all texts are numbers. A decimal comma needs columns that no comma separates."""
-    marks = [each for each in MARKS if each[1] == "." or delimiter != ","]
+    """Returns the marks with which all texts are numbers.
+
+    A decimal comma needs columns that no comma separates. Where nothing separates them, as in parquet, it also needs a
+    mark of thousands: values such as "12,3" may be lists.
+    """
+    marks = [each for each in MARKS if each[1] == "." or (delimiter != "," and (delimiter or each[0]))]
     return [each for each in marks if all(map(_number(*each).fullmatch, texts))]
 
 

@@ -26,7 +26,7 @@ from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 from adaftr_fast.errors import DataError
 
 TRAIN, VALIDATION = 0.8, 0.9  # shares of the rows where validation and test begin
-LARGEST_EXACT = 2.0**53  # integers up to it are float64 numbers
+LARGEST_EXACT = 2.0**53  # float64 tells integers below it from their neighbours
 WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
 ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uid|gid|user|item|hash|key)$|[a-z](Id|ID|Uid|Hash|Key)$")
 MARKS = "|;,"
@@ -86,7 +86,7 @@ def infer_schema(
     files = [file for each in inputs for file in text_files(each)]
     path = first_with_rows(files)
     with reading(path, "not readable"):
-        first = _First.read(path, text, {*labels, *ignore, *multi, *hash}, time)
+        first = _First.read(path, text, {*labels, *ignore, *hash}, {*multi}, time)
     columns = first.types
     roles = (each for each in (group, time, weight) if each)
     check_columns(path, columns.names, [*labels, *ignore, *multi, *dense, *hash, *roles])
@@ -131,7 +131,7 @@ class _First:
     layout: Layout | None
 
     @classmethod
-    def read(cls, path: AnyPath, given: TextFormat, not_fields: set[str], time: str | None) -> _First:
+    def read(cls, path: AnyPath, given: TextFormat, not_fields: set[str], multi: set[str], time: str | None) -> _First:
         layout = read_layout(path, given) if is_text(path) else None
         if layout:
             form, delimiter = layout.form, layout.delimiter
@@ -140,10 +140,11 @@ class _First:
         else:
             form, delimiter = replace(given, line_ends=False), ""
             types = open_dataset(path).schema
-            names = [each.name for each in types if holds_text(each.type) and each.name != time]
+            unread = {*not_fields, time}
+            names = [each.name for each in types if holds_text(each.type) and each.name not in unread]
             rows = _valid(first_rows(path, names))
             texts = {name: without_empty(one_array(rows[name])) for name in names}
-        values = {name: column for name, column in texts.items() if name not in not_fields}
+        values = {name: column for name, column in texts.items() if name not in not_fields | multi}
         form = infer_format(values, delimiter, form)
         found = {each.name: each for each in find_types(texts, form)} if texts else {}
         plain = [name for name in values if form.thousands and pa.types.is_string(found[name].type)]
@@ -232,7 +233,7 @@ def _ids(rows: pa.Table, form: TextFormat, columns: list[str]) -> dict[str, str]
         if not len(values) or not np.array_equal(values, np.trunc(values)):
             continue
         largest = np.abs(values).max()
-        if largest > LARGEST_EXACT:
+        if largest >= LARGEST_EXACT:
             is_float = pa.types.is_floating(rows[name].type)
             lost = "; floats have lost digits of them already: pass integers or text" if is_float else ""
             found[name] = f"whole numbers up to {largest:.3g}, beyond 2^53{lost}"

@@ -218,3 +218,31 @@ def test_few_of_the_first_rows_are_read_where_rows_are_wide(tmp_path):
     rows = first_rows(tmp_path / "log.parquet", ["click", "seen"])
     assert 0 < rows.nbytes < 2 * SAMPLE.batch
     assert infer_schema([tmp_path / "log.parquet"], ["click"])["fields"]["seen"]["tokens"] == "all"
+
+
+def test_commas_in_text_of_a_table_are_no_decimals_without_thousands(tmp_path):
+    """They may be lists, of which the first rows have few tokens."""
+    columns = {"seen": ["7", "12,3", "4,11", "5"] * 20, "y": ["0", "1"] * 40}
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    with pytest.warns(UserWarning, match="seen .'12,3'.; --thousands and --decimal"):
+        source = infer_schema([tmp_path / "log.parquet"], ["y"])
+    assert source["fields"] == {"seen": "categorical"}
+    assert "text" not in source
+    columns["price"] = ["1.325,50", "2,5"] * 40
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    with pytest.warns(UserWarning, match="read as numbers with thousands '.'"):
+        source = infer_schema([tmp_path / "log.parquet"], ["y"], ignore=["seen"])
+    assert source["fields"] == {"price": "numeric"}
+
+
+def test_columns_that_are_no_fields_are_not_read(tmp_path):
+    """Such as text that is not UTF-8, which `ignore` names."""
+    broken = pa.Array.from_buffers(pa.string(), 2, [None, *pa.array([b"\xff", b"\xfe"]).buffers()[1:]])
+    table = pa.table({"old": pa.chunked_array([broken] * 20), "rate": ["1.5", " 2.5 "] * 20, "y": ["0", "1"] * 20})
+    pq.write_table(table, tmp_path / "log.parquet")
+    source = infer_schema([tmp_path / "log.parquet"], ["y"], ignore=["old"])
+    assert source["fields"] == {"rate": "numeric"}
+    prepare(parse_schema(source), [tmp_path / "log.parquet"], tmp_path / "out")
+    values = pq.read_table(tmp_path / "out/train.parquet")["rate"]
+    assert len(values.unique()) == 2
+    assert values.null_count == 0
