@@ -118,6 +118,7 @@ place_rows = _C.place_rows if _C is not None else None
 """Copies columns to rows: ``place_rows(columns, places or None, rows)``, see csrc/cpu/data/place_rows.h."""
 differentiable_loss: Any = getattr(_autograd, "differentiable_loss", None)
 """Attaches the gradients of a loss to it, see csrc/autograd/loss.h."""
+set_rare_gradients: Any = getattr(_autograd, "set_rare_gradients", None)
 
 
 def is_built() -> bool:

@@ -104,7 +104,9 @@ _PLAIN = frozenset([torch.Tensor, torch.nn.Parameter, type(None), bool, int, flo
 
 
 def is_unwatched(arguments: Iterable[Any]) -> bool:
-    """Returns whether a kernel may be called in an op's place: nothing traces, transforms or counts ops."""
+    """Returns whether a kernel may be called in an op's place: nothing traces, transforms, times or counts ops."""
     if not is_eager() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None:
+        return False
+    if torch._C._autograd._profiler_enabled():
         return False
     return _PLAIN.issuperset(map(type, arguments))

@@ -26,4 +26,5 @@ int float32_terms() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("float32_terms") = reinterpret_cast<uintptr_t>(&float32_terms);
   m.def("differentiable_loss", &adaftr_fast::differentiable_loss);
+  m.def("set_rare_gradients", &adaftr_fast::set_rare_gradients);
 }

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
 
+#include <string>
 #include <utility>
 
 #include "autograd/function.h"
@@ -16,28 +17,24 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// What a graph keeps of Python; the thread that frees the graph may not hold the GIL.
-struct InPython : torch::CustomClassHolder {
-  explicit InPython(py::object call) : call(std::move(call)) {}
-  ~InPython() override {
-    const py::gil_scoped_acquire gil;
-    call.release().dec_ref();
-  }
-  py::object call;
-};
+// What computes the gradients of the rare cases. It is never freed: graphs may outlive the interpreter.
+py::object& in_python() {
+  static py::object* const function = new py::object();
+  return *function;
+}
 
 struct Parts {
   const variable_list& losses;
   const std::vector<OptionalTensor>& constants;
   const variable_list& factors;
-  const py::object& in_python;
+  const std::string& call;
 };
 
 OptionalTensor optional_of(const Tensor& x) { return x.defined() ? OptionalTensor(x) : std::nullopt; }
 
 // On a GPU one launch multiplies and converts.
 Tensor product(const Tensor& x, const Tensor& factor, at::ScalarType type) {
-  if (x.scalar_type() == type || is_batched(factor)) return x.mul(factor).to(type);
+  if (x.scalar_type() == type || is_transformed(factor)) return x.mul(factor).to(type);
   Tensor result = at::empty_like(x, x.options().dtype(type));
   return at::mul_out(result, x, factor);
 }
@@ -50,7 +47,7 @@ struct LossFunction : torch::autograd::Function<LossFunction> {
     saved.insert(saved.end(), parts.factors.begin(), parts.factors.end());
     ctx->save_for_backward(std::move(saved));
     ctx->saved_data["inputs"] = static_cast<int64_t>(inputs.size());
-    ctx->saved_data["in_python"] = c10::IValue::make_capsule(c10::make_intrusive<InPython>(parts.in_python));
+    ctx->saved_data["call"] = parts.call;
     return parts.losses;
   }
 
@@ -69,7 +66,7 @@ struct LossFunction : torch::autograd::Function<LossFunction> {
       given.push_back(factors[i]);
     }
     if (rare) {
-      in_python(ctx, g_loss, g_row_loss, saved, found);
+      call_python(ctx, g_loss, g_row_loss, saved, found);
       return found;
     }
     const bool on_cpu = g_loss.is_cpu();
@@ -83,26 +80,28 @@ struct LossFunction : torch::autograd::Function<LossFunction> {
     return found;
   }
 
-  static void in_python(AutogradContext* ctx, const Tensor& g_loss, const Tensor& g_row_loss,
-                        const variable_list& saved, variable_list& found) {
+  static void call_python(AutogradContext* ctx, const Tensor& g_loss, const Tensor& g_row_loss,
+                          const variable_list& saved, variable_list& found) {
     std::vector<bool> needs;
     for (size_t i = 0; i + 1 < found.size(); ++i) needs.push_back(ctx->needs_input_grad(i));
     std::vector<OptionalTensor> all;
     for (const Tensor& each : saved) all.push_back(optional_of(each));
     const py::gil_scoped_acquire gil;
-    const auto held = c10::static_intrusive_pointer_cast<InPython>(ctx->saved_data["in_python"].toCapsule());
+    const py::str call(ctx->saved_data["call"].toStringRef());
     const auto gradients =
-        held->call(needs, optional_of(g_loss), optional_of(g_row_loss), all).cast<std::vector<OptionalTensor>>();
+        in_python()(call, needs, optional_of(g_loss), optional_of(g_row_loss), all).cast<std::vector<OptionalTensor>>();
     for (size_t i = 0; i < gradients.size(); ++i) found[i] = gradients[i].value_or(Tensor());
   }
 };
 
 }  // namespace
 
+void set_rare_gradients(py::object function) { in_python() = std::move(function); }
+
 std::vector<Tensor> differentiable_loss(const std::vector<Tensor>& losses, const std::vector<Tensor>& inputs,
                                         const std::vector<OptionalTensor>& constants,
-                                        const std::vector<Tensor>& factors, const py::object& in_python) {
-  return LossFunction::apply(at::TensorList(inputs), Parts{losses, constants, factors, in_python});
+                                        const std::vector<Tensor>& factors, const std::string& call) {
+  return LossFunction::apply(at::TensorList(inputs), Parts{losses, constants, factors, call});
 }
 
 }  // namespace adaftr_fast

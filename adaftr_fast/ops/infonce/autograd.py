@@ -25,6 +25,7 @@ Without that library, and where something traces, transforms or counts ops, the 
 """
 
 import importlib.util
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -33,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaftr_fast._extension import differentiable_loss, is_built
+from adaftr_fast._extension import differentiable_loss, is_built, set_rare_gradients
 from adaftr_fast.ops.flops import define_flops
 from adaftr_fast.ops.infonce.reference import weighted
 from adaftr_fast.ops.library import is_unwatched, library, under_torch_func
@@ -77,6 +78,9 @@ def _kernels() -> Any:
     return infonce
 
 
+_OPS: dict[str, "DifferentiableOp"] = {}
+
+
 class DifferentiableOp:
     """Defines ``torch.ops.adaftr_fast.<name>``, ``<name>_reference`` and ``<name>_triton``.
 
@@ -110,6 +114,7 @@ class DifferentiableOp:
         cpu: Callable[..., Any] | None = None,
         needs_sm_80: bool = False,
     ) -> None:
+        _OPS[name] = self
         self.name = name
         self.closed_form = closed_form
         self.rows: Any = rows
@@ -167,7 +172,7 @@ class DifferentiableOp:
         given = {**given, **{need: with_gradients and given[x].requires_grad for need, x in self.needs.items()}}
         values = [given[x] for x in self.positional]  # by position and without defaults, which takes less time
         options = {"ieee": True} if given.get("ieee", False) else {}
-        if differentiable_loss is not None and is_unwatched(values):
+        if differentiable_loss is not None and is_unwatched(values) and not given["anchors"].is_meta:
             return self._call_kernel(name, given, values, options)
         if under_torch_func():
             outputs = _Functional.apply(*values, self, name, options)
@@ -189,8 +194,8 @@ class DifferentiableOp:
         inputs, constants = ([given[x] for x in names] for names in (self.differentiable, self.optional))
         if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
             losses, factors = ([found[x] for x in names] for names in (self.losses, self.results))
-            rare = partial(self._rare_gradients, name, [given.get(x, False) for x in self.numbers])
-            found |= zip(self.losses, differentiable_loss(losses, inputs, constants, factors, rare))
+            call = json.dumps((self.name, name, [given.get(x, False) for x in self.numbers]))
+            found |= zip(self.losses, differentiable_loss(losses, inputs, constants, factors, call))
         return found
 
     def reference(self, *arguments: Any, **options: Any) -> Results:
@@ -268,20 +273,6 @@ class DifferentiableOp:
         found = call.gradients(given["loss"], given.get("row_loss"), *ctx.saved_tensors)
         return tuple(found.get(x) for x in arguments)
 
-    def _rare_gradients(
-        self,
-        name: str,
-        numbers: list[Any],
-        needs: list[bool],
-        g_loss: Tensor | None,
-        g_row_loss: Tensor | None,
-        saved: list[Tensor | None],
-    ) -> Gradients:
-        """Returns the gradients in the differentiable arguments for the cases that C++ leaves to Python."""
-        wanted = {x for x, need in zip(self.differentiable, needs) if need}
-        call = _Call(self, name, dict(zip(self.numbers, numbers)), wanted)
-        return tuple(call.gradients(g_loss, g_row_loss, *saved).values())
-
 
 @dataclass(frozen=True)
 class _Call:
@@ -301,6 +292,25 @@ class _Call:
         # With create_graph=True, and always under torch.func, the gradients are differentiable themselves.
         gradients = _Gradients.apply if torch.is_grad_enabled() else _Gradients.forward
         return dict(zip(self.op.differentiable, gradients(self, g_loss, g_row_loss, *saved)))
+
+
+def _rare_gradients(
+    call: str,
+    needs: list[bool],
+    g_loss: Tensor | None,
+    g_row_loss: Tensor | None,
+    saved: list[Tensor | None],
+) -> Gradients:
+    """Returns the gradients in the differentiable arguments for the cases that C++ leaves to Python."""
+    op_name, name, numbers = json.loads(call)  # what _call_kernel has written
+    op = _OPS[op_name]
+    wanted = {x for x, need in zip(op.differentiable, needs) if need}
+    found = _Call(op, name, dict(zip(op.numbers, numbers)), wanted).gradients(g_loss, g_row_loss, *saved)
+    return tuple(found.values())
+
+
+if set_rare_gradients is not None:
+    set_rare_gradients(_rare_gradients)
 
 
 def _upstream_scale(given: Mapping[str, Any]) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
 import adaftr_fast as af
 from adaftr_fast.ops.infonce.targets import scan_by
@@ -262,3 +263,24 @@ def test_the_reference_of_the_sigmoid_loss_takes_parts_of_large_batches():
         for loss, options in ((af.sigmoid_contrast, {"backend": "reference"}), (SIGMOID.literal, {}))
     )
     torch.testing.assert_close(found, true)
+
+
+@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"margin": 0.1}, {"block": 4}], ids=str)
+def test_backward_under_torch_func_and_compiled_autograd(options):
+    """Backward is linear in the upstream gradient, so the tangent of that passes through."""
+    a, b = (torch.randn(8, 4, requires_grad=True) for _ in range(2))
+    loss = af.adaptive_infonce(a, b, torch.ones(8), **options)
+    expected = torch.autograd.grad(loss, a, retain_graph=True)[0]
+
+    def gradient(upstream):
+        return torch.autograd.grad(loss, a, upstream, retain_graph=True)[0]
+
+    one, three = torch.tensor(1.0), torch.tensor(3.0)
+    tangents = [torch.func.jvp(gradient, (one,), (three,))[1]]
+    with forward_ad.dual_level():
+        tangents.append(forward_ad.unpack_dual(gradient(forward_ad.make_dual(one, three))).tangent)
+    for each in tangents:
+        torch.testing.assert_close(each, 3 * expected)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        af.adaptive_infonce(a, b, torch.ones(8), **options).backward()
+    torch.testing.assert_close(a.grad, expected)
