@@ -172,7 +172,7 @@ class DifferentiableOp:
         given = {**given, **{need: with_gradients and given[x].requires_grad for need, x in self.needs.items()}}
         values = [given[x] for x in self.positional]  # by position and without defaults, which takes less time
         options = {"ieee": True} if given.get("ieee", False) else {}
-        if differentiable_loss is not None and is_unwatched(values) and not given["anchors"].is_meta:
+        if differentiable_loss is not None and is_unwatched(values):
             return self._call_kernel(name, given, values, options)
         if under_torch_func():
             outputs = _Functional.apply(*values, self, name, options)
@@ -185,7 +185,7 @@ class DifferentiableOp:
     ) -> dict[str, Tensor]:
         """Returns the outputs of op ``name``, whose losses C++ differentiates."""
         kernel = self.ops[name]
-        if name == f"{self.name}_triton":
+        if name == f"{self.name}_triton" and not given["anchors"].is_meta:
             kernel = self.triton
         elif name == self.name and runs_triton(given["anchors"]):
             kernel = self.on_cuda
