@@ -202,12 +202,12 @@ class Source:
         counts: dict[str, int] = {}
         for reasons in map(_reasons, labels, found, missing):
             counts |= reasons
-        examples = [f"{self._place(role, row)}: {reason}" for row, reason in first]
+        inputs = {arrow_path(file)[1]: file for path in self.named[role] for file in data_files(path)} if first else {}
+        examples = [f"{self._place(role, row, inputs)}: {reason}" for row, reason in first]
         return BadRows(rows, sum(counts.values()), counts, examples)
 
-    def _place(self, role: str, row: int) -> str:
+    def _place(self, role: str, row: int, inputs: Mapping[str, AnyPath]) -> str:
         """Returns the file of a row of this shard, and its number there, counted from 0; of staged text, the inputs."""
-        inputs = {arrow_path(file)[1]: file for path in self.named[role] for file in data_files(path)}
         before: Counter[str] = Counter()
         for fragment in self._preceding[role].get_fragments():
             before[fragment.path] += _rows(fragment)
