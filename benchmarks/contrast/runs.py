@@ -38,9 +38,10 @@ class Runs:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        cases = json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else []
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"machine": {}, "cases": []}
+        self._machine: dict[str, Any] = known["machine"]
         self.scores: dict[Key, Scores] = {
-            (case["set"], case["backbone"], case["row"], case["seed"]): case["scores"] for case in cases
+            (case["set"], case["backbone"], case["row"], case["seed"]): case["scores"] for case in known["cases"]
         }
 
     def cases(self) -> list[dict[str, Any]]:
@@ -53,7 +54,11 @@ class Runs:
         if not found:
             return
         self.scores |= found
-        about = {"machine": machine() | {"threads": 1}, "date": str(date.today()), "commit": measured_code()}
+        on = machine() | {"threads": 1}
+        for name in ("cpu", "in use"):  # all on which runs of the file were trained
+            earlier = self._machine.get(name, on[name])
+            on[name] = earlier if on[name] in earlier else f"{earlier} + {on[name]}"
+        about = {"machine": on, "date": str(date.today()), "commit": measured_code()}
         lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in self.cases())
         text = f'{json.dumps(about, ensure_ascii=False)[:-1]}, "cases": [\n{lines}\n]}}\n'
         replace_file(self.path, text.encode())

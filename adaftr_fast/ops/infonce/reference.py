@@ -163,8 +163,9 @@ def rows_of_logits(logits: Logits) -> InfoNCERows:
 def similarity_gradients(logits: Logits, scale: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Computes the gradients in the similarities [B, N] and in tau [B], and the rows that have any [B].
 
-    With a constant margin, dz_rj / dtau_r = -z_rj / tau_r, as z_rj is a similarity, less the margin, over tau_r. So
-    d_tau_r = -scale_r / tau_r sum_j (p_rj - q_rj) z_rj. Without a margin this is -(a_r . d_anchors_r) / tau_r.
+    The softmax gives dL_r / dz_rj = p_rj - q_rj. With a constant margin, dz_rj / dtau_r = -z_rj / tau_r, as z_rj is a
+    similarity, less the margin, over tau_r. So d_tau_r = -scale_r / tau_r sum_j (p_rj - q_rj) z_rj. Without a margin
+    this is -(a_r . d_anchors_r) / tau_r.
 
     ``scale`` and ``tau`` are [B].
     """
