@@ -406,8 +406,6 @@ def arm_tiles(cases: Cases) -> str:
     return table(header, "lllrrrrrr", map(row, cases))
 
 
-PENDING = (headline, floor)
-"""Tables that await a machine on which nothing else runs: documents show them once there are their results files."""
 TABLES: dict[str, Callable[[Cases], str]] = {
     made.__name__: made
     for made in (
@@ -428,9 +426,11 @@ TABLES: dict[str, Callable[[Cases], str]] = {
         metrics,
         loader,
         memory,
+        headline,
         predict,
         requests,
         against,
+        floor,
         training,
         training_summary,
         training_ratios,

@@ -5,9 +5,9 @@
 
 A document says where a table stands and what it shows: everything between ``<!-- table: NAME RESULTS -->`` and
 ``<!-- /table -->`` is generated, by the function NAME of benchmarks/render.py, of benchmarks/contrast/tables.py or,
-once there are figures for them, of benchmarks/gpu/render.py or of ``render.PENDING``, from
-benchmarks/results/RESULTS.json or from several files, FIRST+SECOND. The line below a table names the machine or
-compiler, date and commit of its figures and repeats the "stale" text of the results file.
+once there are figures of a GPU, of benchmarks/gpu/render.py, from benchmarks/results/RESULTS.json or from several
+files, FIRST+SECOND. The line below a table names the machine or compiler, date and commit of its figures and repeats
+the "stale" text of the results file.
 """
 
 import argparse
@@ -26,7 +26,6 @@ from benchmarks.gpu.render import TABLES as GPU_TABLES
 ROOT = Path(__file__).parents[1]
 TABLES = render.TABLES | CONTRAST | {"contrast_evidence": evidence}
 TABLES |= GPU_TABLES if any(RESULTS.glob("gpu-*.json")) else {}
-TABLES |= {made.__name__: made for made in render.PENDING if any(RESULTS.glob(f"{made.__name__}-*.json"))}
 BLOCK = re.compile(r"<!-- table: (\S+) (\S+) -->\n((?:(?!<!-- /?table).)*)<!-- /table -->", re.DOTALL)
 MARKER = re.compile(r"^.*<!--\s*(?:table:|/table).*$", re.MULTILINE)
 
