@@ -23,8 +23,8 @@ class Table:
 
     def markdown(self) -> str:
         """Returns the table in Markdown, with padded columns."""
-        header, *rows = every = [[cell.replace("|", r"\|") for cell in row] for row in (self.header, *self.rows)]
-        widths = [max(len(row[column]) for row in every) for column in range(len(self.header))]
+        lines = [[cell.replace("|", r"\|") for cell in row] for row in (self.header, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         numbers = [column >= self.text_columns for column in range(len(widths))]
         rule = ["-" * (width - number) + ":" * number for width, number in zip(widths, numbers)]
 
@@ -35,7 +35,7 @@ class Table:
             ]
             return f"| {' | '.join(aligned)} |"
 
-        return "\n".join(line(row) for row in [header, rule, *rows])
+        return "\n".join(map(line, [lines[0], rule, *lines[1:]]))
 
     def html(self) -> str:
         """Returns the table as an HTML ``<table>``."""

@@ -48,7 +48,8 @@ def measure(rows: int, memory: float, out: Path, options: Sequence[str]) -> dict
     """
     make_folder(out)
     stages = Stages(out / f"stages-{rows}.json")
-    log, data, test, model = out / "log", out / "data", out / "test.parquet", out / "model"
+    log, data = out / "log", out / "data"
+    test, model = out / "test.parquet", out / "model"
     bound = ["--memory", memory]
     stages.run("synthesize", [*ADAFTR, "synthesize", "--rows", rows, *options, "--out", log], log)
     files = ["--dataset", log / SCHEMA, "--files", log / LOG]

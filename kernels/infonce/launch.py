@@ -268,7 +268,9 @@ def new_outputs(
     operands: Operands, need_d_anchors: bool, need_d_candidates: bool, need_d_tau: bool, need_stats: bool
 ) -> Outputs:
     """Returns uninitialized outputs."""
-    B, N, d, empty = operands.products.rows, operands.products.columns, operands.products.d, operands.empty
+    products = operands.products
+    B, N, d = products.rows, products.columns, products.d
+    empty = operands.empty
     return Outputs(
         loss=empty(()),
         row_loss=empty(B),

@@ -79,8 +79,8 @@ OF_ROWS = ("anchors", "tau", "positive", "row_group", "row_label", "scale")
 
 def _checked_one(given: dict[str, Any]) -> dict[str, Any]:
     """Checks the values of tau and positive, as the C++ kernel does."""
-    anchors, tau, positive, num_candidates = given["anchors"], given["tau"], given["positive"], len(given["candidates"])
-    if anchors.device.type != "cpu":  # reading the values would wait for the device
+    tau, positive = given["tau"], given["positive"]
+    if given["anchors"].device.type != "cpu":  # reading the values would wait for the device
         return given
     if positive is None:
         check_tau(tau, torch.ones_like(tau, dtype=torch.bool))
@@ -89,7 +89,7 @@ def _checked_one(given: dict[str, Any]) -> dict[str, Any]:
         check_positives(positive)
     used = positive != IGNORE
     check_tau(tau, used)
-    check_positive_range("adaptive_infonce", positive, num_candidates)
+    check_positive_range("adaptive_infonce", positive, len(given["candidates"]))
     return given
 
 
