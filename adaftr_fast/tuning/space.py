@@ -104,7 +104,7 @@ def parse_space(content: dict[str, Any], config: RunConfig) -> Space:
         hint = _type(name)
         try:
             parameter = from_json(Parameter, value)
-            if hint is int:
+            if hint in (int, int | None):
                 parameter = replace(parameter, int=True)
             to_toml({"choices": parameter.examples()})  # as best.toml holds the best of them
             for example in parameter.examples():

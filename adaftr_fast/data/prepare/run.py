@@ -114,12 +114,12 @@ def prepare(
     parts = Shard.all(shards or (min(-(-inputs.size // SHARD_BYTES), MAX_SHARDS) or 1 if engine.remote else 1))
     digest = inputs_digest(schema, known, _digests(inputs, engine, parts, progress))
     place = open_folder(place)
-    if in_store(place) and (existing := _existing(place, digest)) is not None:
+    if in_store(place) and (existing := _existing(place, digest, bad_rows)) is not None:
         forget_output(place)
         return existing
     with local_folder(place, download=False) as local:
         local = followed(local)
-        if (existing := _existing(local, digest)) is not None:  # of a store, where its upload has failed
+        if (existing := _existing(local, digest, bad_rows)) is not None:  # of a store, where its upload has failed
             remove_finished(local, digest)
             return existing
         try:
@@ -247,17 +247,22 @@ def _ids_to_grow(schema: Schema, folder: AnyPath) -> PreparedIds:
     return PreparedIds(manifest.fingerprint, read_encoders(folder, manifest), manifest.dense)
 
 
-def _existing(folder: AnyPath, inputs: str) -> Manifest | None:
+def _existing(folder: AnyPath, inputs: str, tolerance: float) -> Manifest | None:
     """Returns the manifest of a folder that is up to date; None if the folder is to be written.
 
     Raises:
-        DataError: the folder may not be replaced, because it holds other files.
+        DataError: the folder may not be replaced, because it holds other files; or a larger share of its rows was left
+            out than ``tolerance``, by which it would not be prepared today.
     """
     if not folder.exists():
         return None
     if (folder / MANIFEST).is_file() and read_manifest_json(folder / MANIFEST).get("inputs") == inputs:
+        manifest = None
         with suppress(DataError):  # damaged: prepare again
-            return read_manifest(folder)
+            manifest = read_manifest(folder)
+        if manifest is not None:
+            (manifest.bad_rows or BadRows()).check(tolerance)
+            return manifest
     _check_replaceable(folder)
     return None
 

@@ -66,6 +66,11 @@ FIELD_KEYS = (
 TEXT_KEYS = ("null", "thousands", "decimal", "dates", "line_ends")
 MARKS = ",.' \u00a0\u202f_"  # of numbers
 ENCODINGS = get_args(EncodingKind)
+KINDS_OF = {  # the keys of a field that only some kinds have
+    "min_count": ("categorical", "cross"),
+    "hashed": ("categorical", "cross"),
+    "buckets": ("numeric", "dense"),
+}
 COMMON = "common_"  # prefix of a role: the common features of that role's skeleton file (format aliccp)
 SCALARS = (bool, int, float, str, datetime.date, datetime.time)  # datetime.datetime is a subclass of date
 OPERATORS = ("==", "!=", "<", ">", "<=", ">=", "in", "not in")
@@ -276,20 +281,23 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
         kind, columns = spec.get("kind"), (text(f"{where}.column", spec.get("column", name)),)
     if kind not in ("categorical", "numeric", "dense", "cross"):
         raise DataError(f'{where}: expected kind "categorical", "numeric" or "dense", got {kind!r}')
+    for key, kinds in KINDS_OF.items():
+        if key in spec and kind not in kinds:
+            raise DataError(f"{where}.{key}: expected a {' or '.join(kinds)} field, got a {kind} one")
+    encoding = _encoding(where, kind, spec)
+    if "buckets" in spec and encoding in ("standard", "log"):
+        raise DataError(f'{where}.buckets: expected a dense field with encoding "piecewise", got {encoding!r}')
+    if "hashed" in spec and "min_count" in spec:
+        raise DataError(f"{where}.min_count: expected no key beside hashed, got {spec['min_count']!r}")
     numbers = {key: spec.get(key, defaults[key]) for key in ("min_count", "buckets")}
-    if "hashed" in spec:
-        if kind in ("numeric", "dense"):
-            raise DataError(f"{where}.hashed: expected a categorical or cross field, got a {kind} one")
-        numbers["hashed"] = spec["hashed"]
-    if "length" in spec:
-        numbers["length"] = spec["length"]
+    numbers |= {key: spec[key] for key in ("hashed", "length") if key in spec}
     for key, value in numbers.items():
         if type(value) is not int or value < 1:  # not a bool
             raise DataError(f"{where}.{key}: expected an integer >= 1, got {value!r}")
         if value > (largest := MOST_IDS if key == "hashed" else MOST_ROWS):
             raise DataError(f"{where}.{key}: expected at most {largest}, got {value}")
-    more = {"vocabulary": _vocabulary(where, kind, spec), "encoding": _encoding(where, kind, spec)}
-    return Field(name, kind, columns, **numbers, **_tokens(where, kind, spec), **more)
+    vocabulary = _vocabulary(where, kind, spec)
+    return Field(name, kind, columns, **numbers, **_tokens(where, kind, spec), vocabulary=vocabulary, encoding=encoding)
 
 
 def _tokens(where: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:

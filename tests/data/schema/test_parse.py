@@ -140,6 +140,26 @@ SPLIT = {name: {} for name in ("train", "validation", "test")}
             "fields.rain.encoding: expected one of standard, log, piecewise on a dense field, got 'log10'",
         ),
         ("fields", {"rain": {"kind": "dense", "hashed": 9}}, "fields.rain.hashed: .*, got a dense one"),
+        (
+            "fields",
+            {"city": {"kind": "numeric", "min_count": 2}},
+            "fields.city.min_count: expected a categorical or cross field, got a numeric one",
+        ),
+        (
+            "fields",
+            {"city": {"kind": "categorical", "buckets": 2}},
+            "fields.city.buckets: expected a numeric or dense field, got a categorical one",
+        ),
+        (
+            "fields",
+            {"rain": {"kind": "dense", "buckets": 2}},
+            "fields.rain.buckets: expected a dense field with encoding .piecewise., got .standard.",
+        ),
+        (
+            "fields",
+            {"city": {"kind": "categorical", "hashed": 9, "min_count": 2}},
+            "fields.city.min_count: expected no key beside hashed, got 2",
+        ),
         ("fields", {"rain": "dense"}, r"and 0 field\(s\) besides 1 dense one\(s\)"),
         (
             "fields",
