@@ -50,7 +50,8 @@ class ModelConfig(Section):
     attention_hidden: list[int] = option(factory=lambda: [36], within=AT_LEAST_1, omit_default=True)
     """Layer widths of the activation unit of target attention, a of DIN's Eq. 3 (Fig. 2)."""
     num_experts: int = option(3, within=AT_LEAST_1)
-    """Number of experts of MMoE, and of shared experts of PLE unless shared_experts is given; k of Eq. 3."""
+    """Number of experts of MMoE, and of shared experts of PLE unless shared_experts is given; k of Eq. 3. With
+    equal_budget it also decides on the widths of models without experts."""
     shared_experts: int | None = option(None, within=AT_LEAST_1, omit_default=True)
     """Number of PLE's shared experts (null: num_experts)."""
     task_experts: int = option(1, within=AT_LEAST_1)
@@ -58,10 +59,10 @@ class ModelConfig(Section):
     extraction_layers: int = option(2, within=AT_LEAST_1)
     """Number of PLE's extraction layers; 1 is CGC."""
     expert_hidden: list[int] = option(factory=lambda: [64], within=AT_LEAST_1)
-    """Layer widths of each expert, g_i of Eq. 3, or of the bottom or column in models without experts."""
+    """Layer widths of each expert, g_i of Eq. 3, or of the bottom in models without experts."""
     equal_budget: bool = option(True)
-    """Divide the width num_experts * expert_hidden[0] among the experts, bottoms or columns of every model, so that all
-    models have a similar number of weights; otherwise each has the widths expert_hidden."""
+    """Choose the first width of bottoms and of PLE's experts so that each model has about as many weights as MMoE with
+    num_experts experts of expert_hidden; otherwise each has the widths expert_hidden."""
     tower_hidden: list[int] = option(factory=lambda: [64, 32, 16], within=AT_LEAST_1)
     """Layer widths of each task's tower before the logit, f of Eq. 2."""
     relatedness_hidden: list[int] = option(factory=lambda: [64, 32], within=AT_LEAST_1)
@@ -117,8 +118,8 @@ class ModelConfig(Section):
     constraint_weight: float = option(0.001, within=WEIGHT, omit_default=True)
     """Weight of |1 - (p + p*)| within the risk of p_cvr, lambda of DCMT."""
     l2: float = option(1e-6, within=WEIGHT)
-    """Weight of the L2 term of the dense weights and of the looked-up embedding rows, lambda of Eq. 14; 1 in Table 3,
-    for the norm of all parameters (docs/decisions.md)."""
+    """Weight of the L2 term of the dense weights and of the embeddings e_r, lambda of Eq. 14; 1 in Table 3, for the
+    norm of all parameters (docs/decisions.md)."""
     l2_form: Literal["squared", "norm"] = option("squared", omit_default=True)
     """L2 term: the squared norm of these weights, or the norm itself, as Eq. 14 prints it."""
     options: dict[str, Any] = option(factory=dict, omit_default=True)

@@ -223,7 +223,7 @@ class RunConfig:
             raise ConfigError(f"{path}: {error}") from error
 
     def with_options(self, **sections: dict[str, Any]) -> RunConfig:
-        """Returns a copy with other values of some options, given by section as in ``from_dict``.
+        """Returns a copy with other values of some options of data, model, optimizer and training.
 
         Raises:
             ConfigError: a section or option is unknown, or a value is out of range.
@@ -253,7 +253,10 @@ class RunConfig:
         return {f"{name}.{key}": value for name, section in self.to_dict().items() for key, value in section.items()}
 
     def identity(self) -> dict[str, dict[str, Any]]:
-        """Returns the options that determine the result of a run in one process, together with the data."""
+        """Returns the options that determine the result of a run in one process, together with the data.
+
+        A warm start is none of them.
+        """
         sections = {name: asdict(getattr(self, name)) for name in ("model", "optimizer", "training")}
         for name, section in sections.items():
             default = asdict(SECTIONS[name]())

@@ -55,8 +55,8 @@ class AdaFTR(MultiTaskModel):
         - Output: logits [B, T]
 
     Raises:
-        ValueError: there are fewer than two tasks, a pair is unknown, ``contrast_layer`` is not a tower layer, or an
-            option applies to a loss that the model does not have.
+        ValueError: there are fewer than two tasks, a pair is unknown, ``contrast_layer`` is not a tower layer, or
+            ``relatedness_updates`` or ``temperature_updates`` is set without an adaptive temperature.
 
     Example:
         >>> config = ModelConfig(beta=0.01)

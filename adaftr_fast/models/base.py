@@ -307,7 +307,7 @@ class Backbone(MultiTaskModel):
     def _penalty(self, seen: Representations) -> Tensor:
         """Computes l2 * S, or l2 * sqrt(S) with the ``l2_form`` "norm".
 
-        S is the squared norm of the dense weights plus the mean over B of that of the looked-up rows.
+        S is the squared norm of the dense weights plus the mean over B of that of the embeddings e_r.
         """
         parts = (module.parameters() for module in self.children() if module is not self.embedding)
         dense = [p for p in dict.fromkeys(chain(self.parameters(recurse=False), *parts)) if p.dim() > 1]

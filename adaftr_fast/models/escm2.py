@@ -85,7 +85,8 @@ class ESCM2(RiskOfConversions):
     R_IPS is unbiased if o^ is the probability of a click, R_DR if that or d^ is right.
 
     The publication leaves open, and is decided here: no gradient flows through o^, which is clamped to at least
-    ``propensity_min``; d^ is the softplus of its network's output; R_DR updates all networks except by o^.
+    ``propensity_min``; d^ is the softplus of its network's output; R_DR and the loss of d^ update the conversion bottom
+    and tower, the network of d^ and the embeddings, and not the click network.
 
     With more than two tasks, R is the sum over the stages after the first; o is the stage before. Serving computes the
     same function as ESMM's; d^ is part of checkpoints but not of exports.

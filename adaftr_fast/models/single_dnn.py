@@ -31,8 +31,8 @@ class SingleDNN(MultiTaskModel):
         num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, in the order of the label columns.
         config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``attention``,
-            ``attention_hidden``, ``expert_hidden`` (widths of each bottom), ``equal_budget``, ``tower_hidden``,
-            ``l2`` and ``l2_form``.
+            ``attention_hidden``, ``expert_hidden`` (widths of each bottom), ``equal_budget`` (with ``num_experts``),
+            ``tower_hidden``, ``l2`` and ``l2_form``.
         field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to; needed only if they
             name any.
         dense: encodings of the dense fields, if there are any.

@@ -74,7 +74,8 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
         embedding_dim: E, or ``widths`` where they differ.
         by_width: the tables, in the order of ``table_weights()``.
         oov_counts: int64 [F], ids replaced so far under on_bad_id="oov".
-        initial_rng: state of the random generator before the tables were drawn, within ``tables_elsewhere``.
+        initial_rng: state of the random generator before the tables were drawn; None unless made within
+            ``tables_elsewhere``.
 
     Raises:
         TypeError: num_embeddings is a single number.

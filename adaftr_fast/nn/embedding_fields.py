@@ -159,7 +159,8 @@ class EmbeddingFields(nn.Module):
             offsets: [B * F + 1], int32 or int64, from 0 to N in non-decreasing order: where each bag begins. An empty
                 bag gives zeros. torch.nn.EmbeddingBag calls this ``include_last_offset=True``.
             per_sample_weights: factors of the ids, of their shape. Their gradient is that of torch.nn.EmbeddingBag.
-                With pooling="mean", where that refuses them, the weighted sum is divided by the number of ids in the
+                With pooling="mean", which torch.nn.EmbeddingBag refuses with them, the weighted sum is divided by the
+                number of ids in the
                 bag: for the weighted average, pass factors with a mean of 1.
 
         Returns:

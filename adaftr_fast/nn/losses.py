@@ -144,7 +144,7 @@ class CLIPLoss(nn.Module):
         - Output: 0-dim
 
     Raises:
-        ValueError: a scale is not positive, or the features differ in shape.
+        ValueError: ``init_scale`` is not positive or exceeds ``max_scale``, or the features differ in shape.
 
     Example:
         >>> clip = adaftr_fast.nn.losses.CLIPLoss()

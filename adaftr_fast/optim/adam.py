@@ -30,9 +30,9 @@ class Adam(RowOptimizer):
     one: this is exact, but takes as much arithmetic as the dense step. Prefer :class:`AdamW`, or a penalty on the
     looked-up rows in the loss.
 
-    A look-up computes present values, and so does that of any other module that holds the parameter. Functions of torch
-    that take the parameter in Python, from the module or from a list of before, first make all rows current, in a pass
-    over the table. Functions that read no rows, such as clipping, do not.
+    A look-up computes present values, and so does that of any other module that holds the parameter. A function of
+    torch that is called in Python with the parameter, whether taken from the module now or kept from before, first
+    makes all rows current, in a pass over the table. Functions that read no rows, such as clipping, do not.
 
     What runs below Python does not: it takes the parameter as it is in memory. These are TorchScript, the transforms of
     torch.func, constructors that copy or wrap (``torch.tensor``, ``tensor.new_tensor``, ``torch.DoubleTensor``,

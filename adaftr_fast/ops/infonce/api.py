@@ -47,7 +47,7 @@ class InfoNCEStats(NamedTuple):
     """Statistics of each row's softmax over its candidates, all [B] and detached; 0 (False) for ignored rows."""
 
     lse: Tensor  # logsumexp over the row's candidates, the positive included
-    positive_logit: Tensor  # a_r . b_{y_r} / tau_r
+    positive_logit: Tensor  # (a_r . b_{y_r} - margin) / tau_r + the bias of y_r
     top1: Tensor  # bool: the positive's logit is strictly greater than every negative's
     entropy: Tensor  # of the softmax, in nats
 
@@ -175,10 +175,12 @@ def adaptive_infonce(
 
     Args:
         h_ctr: anchors [B, d]; float32, bfloat16, float16 or float64, any strides.
-        h_cvr: candidates [N, d], of the same types. If the two types differ, both are converted to the wider one.
+        h_cvr: candidates [N, d], of the same types. If the two types differ, both are converted as by
+            ``torch.promote_types``: bfloat16 and float16 become float32.
         tau: temperature > 0: [B], [B, 1], [1], 0-dim, or a number. ``torch.compile`` treats a number as a constant, so
             pass a temperature that changes as a 0-dim tensor. With ``symmetric``, also a pair (per row, per column),
-            whose second element is [N], [N, 1], [1], 0-dim or a number.
+            whose second element is [N], [N, 1], [1], 0-dim or a number. A single [B] or [B, 1] there is also the
+            temperature of the candidates, which requires N = B.
         positive_index: [B] int64, the index of each row's positive among the candidates. -100 ignores the row.
             Default: ``arange(B)``, which requires N >= B.
         row_group: [B] int64. A candidate with the same group id as the row is not a negative of the row, unless it is
@@ -216,8 +218,9 @@ def adaptive_infonce(
             in either direction, but remains a candidate in this one unless the groups exclude it. Both share the
             similarities if N = B, without ``positive_index``, ``ignore_above``, other targets, ``block``,
             ``return_stats`` and ``process_group``. On CPU, the last bits of all results then depend on the number of
-            threads. On CUDA, both share them in the half types up to d = 256, for most inputs (docs/gpu.md, "Both
-            directions at once").
+            threads; products of bfloat16, and rows whose scale / tau differ widely, take a sweep for each direction. On
+            CUDA, both share them in the half types up to d = 256, for most inputs (docs/gpu.md, "Both directions at
+            once").
         block: k >= 1: the candidates of row r are the rows of its block of k consecutive rows, from k (r // k) on; the
             last block may be smaller. A row alone in its block has loss 0 and no gradient. The cost is that of B k
             logits in place of B^2. On CPU, blocks of up to 64 rows are computed in the accumulation type, whatever the
@@ -234,8 +237,9 @@ def adaptive_infonce(
             derivatives, and on CUDA blocks beyond 32 rows), it then does so in float64. "bfloat16": the representations
             are rounded to bfloat16, whatever their type, and the sums are float32. Their gradients are rounded to
             bfloat16 too, by PyTorch's conversion.
-        backend: "auto" selects C++ on CPU and Triton on CUDA. "reference", "cpu" and "triton" select one backend.
-            "triton" accepts CPU tensors only under TRITON_INTERPRET=1.
+        backend: "auto" selects C++ on CPU and Triton on CUDA, and the reference where they are not installed and on
+            other devices. "reference", "cpu" and "triton" select one backend. Triton needs compute capability 8.0,
+            except with ``block``. "triton" accepts CPU tensors only under TRITON_INTERPRET=1.
         process_group: if given, the candidates of every row are the ``h_cvr`` of all ranks, as if the ranks' rows were
             one batch. The ranks may have different B and N, including 0. ``positive_index`` counts this rank's
             candidates, and the statistics are of this rank's rows. All ranks must call the function, and either all
@@ -255,12 +259,14 @@ def adaptive_infonce(
         The loss, or (loss, :class:`InfoNCEStats`) if ``return_stats`` is True.
 
     Raises:
-        TypeError: an argument has the wrong type or dtype.
-        ValueError: an argument has the wrong shape, device or value, or differs between ranks where it must not.
+        TypeError: an argument has the wrong dtype, or an option the wrong type.
+        ValueError: an argument has the wrong shape, device or value, or differs between ranks where it must not; a
+            representation is no tensor; or tau is neither a tensor nor a number that is positive and finite.
         NotImplementedError: an input carries a forward-mode tangent.
-        RuntimeError: on CPU, a tau that is not positive and finite, a column_bias that is not finite, a
-            positive_index out of range, or a row without a positive of its positive_group. On CUDA the values are not
-            checked, because that would wait for the device; such rows give NaN.
+        RuntimeError: ``backend`` "cpu" without the C++ extension; or on CPU, a tensor tau that is not positive and
+            finite (in C++ also one that is subnormal), a column_bias that is not finite, a positive_index out of range,
+            or a row without a positive of its positive_group. On CUDA the values are not checked, because that would
+            wait for the device; such rows give NaN.
 
     Example:
         >>> h_ctr = torch.randn(1024, 64, requires_grad=True)
