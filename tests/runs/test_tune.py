@@ -67,6 +67,7 @@ def test_a_space_gives_options_their_types():
         ("optimizer.lr = { low = -1, high = 1 }", r"optimizer.lr: optimizer.lr: expected .* >= 0, got -1"),
         ("optimizer.lr = { low = 1, high = 2, max = 3 }", "optimizer.lr: unknown key 'max'"),
         ("model.num_experts = { low = 1, high = 2.5 }", "model.num_experts: expected integers for an integer option"),
+        ("model.shared_experts = { low = 1, high = 2.5 }", "model.shared_experts: expected integers for an"),
         ("model.num_experts = { choices = [] }", "model.num_experts: expected one or more choices, or a range"),
         ("", "expected one or more options, got none"),
         ("= 1", "Invalid"),
