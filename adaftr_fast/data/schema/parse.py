@@ -30,7 +30,7 @@ from adaftr_fast.data.schema.types import (
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import EncodingKind
-from adaftr_fast.stores import as_path
+from adaftr_fast.stores import open_file
 
 REQUIRED = ("name", "labels", "split", "fields")
 OPTIONAL = (
@@ -90,7 +90,7 @@ def load_schema(name: str) -> Schema:
     """
     path: AnyPath | Traversable
     if name.endswith(".toml"):
-        path = as_path(name)
+        path = open_file(name)
         if not path.is_file():
             raise DataError(f"schema: no file {name}")
     elif name in shipped_schemas():
