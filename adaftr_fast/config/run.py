@@ -255,7 +255,7 @@ class RunConfig:
     def identity(self) -> dict[str, dict[str, Any]]:
         """Returns the options that determine the result of a run in one process, together with the data.
 
-        A warm start is none of them.
+        The warm start, which decides on the result, too, is left out.
         """
         sections = {name: asdict(getattr(self, name)) for name in ("model", "optimizer", "training")}
         for name, section in sections.items():

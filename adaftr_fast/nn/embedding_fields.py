@@ -160,8 +160,7 @@ class EmbeddingFields(nn.Module):
                 bag gives zeros. torch.nn.EmbeddingBag calls this ``include_last_offset=True``.
             per_sample_weights: factors of the ids, of their shape. Their gradient is that of torch.nn.EmbeddingBag.
                 With pooling="mean", which torch.nn.EmbeddingBag refuses with them, the weighted sum is divided by the
-                number of ids in the
-                bag: for the weighted average, pass factors with a mean of 1.
+                number of ids in the bag: for the weighted average, pass factors with a mean of 1.
 
         Returns:
             [B, sum of E_f].

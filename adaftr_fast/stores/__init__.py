@@ -13,7 +13,6 @@ from adaftr_fast.stores.published import (
     names_in,
     open_file,
     open_folder,
-    open_inputs,
     read_version,
     reopened,
 )
@@ -36,7 +35,6 @@ __all__ = [
     "names_in",
     "open_file",
     "open_folder",
-    "open_inputs",
     "parts_below",
     "read_version",
     "reopened",

@@ -131,7 +131,7 @@ class StorePath:
         selector = FileSelector(self.key, recursive=True)
         infos = retried(self.url, lambda: self.filesystem.get_file_info(selector))
         named = {info.path.removeprefix(f"{self.key}/"): info for info in infos if info.type.name == "File"}
-        seen = [name for name in sorted(named) if not is_hidden(name)]
+        seen = [name for name in sorted(named) if not any(part.startswith((".", "_")) for part in name.split("/"))]
         return [KnownFile(self / name, Stat(named[name].size, named[name].mtime_ns or 0)) for name in seen]
 
     def open(self, mode: str = "rb", buffering: int = -1) -> BinaryIO:
@@ -281,11 +281,6 @@ def arrow_path(path: AnyPath) -> tuple[FileSystem, str]:
     from pyarrow.fs import LocalFileSystem
 
     return (path.filesystem, path.key) if isinstance(path, StorePath) else (LocalFileSystem(), str(path))
-
-
-def is_hidden(name: str) -> bool:
-    """Returns whether a file is left out of a folder: its name, or that of a folder on the way, begins with . or _."""
-    return any(part.startswith((".", "_")) for part in name.split("/"))
 
 
 def files_below(folder: AnyPath) -> list[AnyPath]:

@@ -24,7 +24,7 @@ from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._publish import read_published
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores.filesystems import abort_uploads, retried
-from adaftr_fast.stores.path import KnownFile, Stat, StorePath, as_path, is_hidden
+from adaftr_fast.stores.path import KnownFile, Stat, StorePath, as_path
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -227,21 +227,6 @@ def open_file(file: str | os.PathLike[str] | AnyPath) -> AnyPath:
     if isinstance(path, Path | PublishedFile) or path.exists():
         return path
     return open_folder(path.parent) / path.name
-
-
-def open_inputs(path: str | os.PathLike[str] | AnyPath) -> list[AnyPath]:
-    """Returns the path of a file or folder that is read, as ``open_file``; of a folder in a published one its files.
-
-    Files are in the order of their names, without hidden ones.
-
-    Raises:
-        StoreError: the URL is none of a store that can be read.
-    """
-    opened = open_file(path)
-    folder = opened if isinstance(opened, Path | PublishedFile) or opened.is_file() else open_folder(opened)
-    if not isinstance(folder, PublishedFolder):
-        return [opened]
-    return [folder.file(name) for name in sorted(folder.state.files) if not is_hidden(name)]
 
 
 def known_sha256(path: AnyPath) -> str | None:

@@ -62,7 +62,7 @@ class Contrast(AdaFTR):
         return super()._contrast_losses(h, related, batch, process_group)
 
     def _order(self, h: Tensor, apart: bool) -> Tensor:
-        centered = (h - h.mean(0)).float()
+        centered = (h - h.mean(0)).double()  # in float32 the eigenvectors do not always converge
         direction = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -1]
         rows = (centered @ direction).argsort()
         return rows.view(self.config.contrast_rows, -1).T.flatten() if apart else rows

@@ -56,8 +56,8 @@ class Runs:
         self.scores |= found
         on = machine() | {"threads": 1}
         for name in ("cpu", "in use"):  # all on which runs of the file were trained
-            earlier = self._machine.get(name, on[name])
-            on[name] = earlier if on[name] in earlier else f"{earlier} + {on[name]}"
+            earlier = self._machine.get(name, on[name]).split(" + ")
+            on[name] = " + ".join(dict.fromkeys([*earlier, on[name]]))
         about = {"machine": on, "date": str(date.today()), "commit": measured_code()}
         lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in self.cases())
         text = f'{json.dumps(about, ensure_ascii=False)[:-1]}, "cases": [\n{lines}\n]}}\n'

@@ -17,7 +17,7 @@ from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.raw.source import content_digest, data_files
 from adaftr_fast.data.schema.parse import load_schema, parse_schema, write_schema
 from adaftr_fast.errors import DataError, StoreError
-from adaftr_fast.stores import as_path, open_file, open_inputs
+from adaftr_fast.stores import as_path, open_file
 from adaftr_fast.stores.published import publish
 from tests.logs import shop_log
 from tests.stores.files import content, put
@@ -180,6 +180,8 @@ def test_a_schema_file(url, log, schema, tmp_path):
         load_schema(f"{url}/none.toml")
     publish({"schema.toml": tmp_path / "log.toml"}, as_path(f"{url}/made"), None)
     assert load_schema(f"{url}/made/schema.toml") == load_schema(str(tmp_path / "log.toml"))
+    with pytest.raises(DataError, match=r"schema: no file .*none.toml\?region=eu-west-1"):
+        load_schema(f"{url}/none.toml?region=eu-west-1")
 
 
 @pytest.mark.parametrize("name", ["log.csv.gz", "log.parquet"])
@@ -193,15 +195,3 @@ def test_files_of_a_published_folder(url, log, schema, tmp_path, name):
     assert content_digest(open_file(f"{url}/raw/{name}")) == content_digest(log / "log.tsv.bz2")
     with pytest.raises(DataError, match=f"{url}/raw/other: no such file"):
         prepare(schema, [f"{url}/raw/other"], tmp_path / "remote")
-
-
-def test_a_folder_in_a_published_one(url, log, tmp_path):
-    """As a local one: in the order of paths, without hidden files."""
-    parts = {str(each.relative_to(log)): each for each in (log / "files").rglob("*") if each.is_file()}
-    publish(parts | {"schema.toml": log / "log.csv"}, as_path(f"{url}/made"), None)
-    found = open_inputs(f"{url}/made/files")
-    names = [path.relative_to(log / "files").as_posix() for path in data_files(log / "files")]
-    assert [str(path) for path in found] == [f"{url}/made/files/{name}" for name in names]
-    prepare(inferred(found[0]), [f"{url}/made/files"], tmp_path / "remote")
-    prepare(inferred(log / "files" / names[0]), [log / "files"], tmp_path / "local")
-    assert content(tmp_path / "remote") == content(tmp_path / "local")

@@ -8,9 +8,9 @@ absent. An interrupted run resumes with the work already done.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import SPLITS, Schema
 from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.engines import Engine, Local, ignore
-from adaftr_fast.errors import DataError, StoreError
+from adaftr_fast.errors import ConfigError, DataError, StoreError
 from adaftr_fast.stores import as_path, forget_output, in_store, local_folder, names_in, open_folder
 
 READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"  # names of the steps; join needs what read has staged
@@ -91,7 +91,8 @@ def prepare(
 
     Raises:
         StoreError: an input is in a store that cannot be read.
-        ConfigError: ``memory`` is too small for a batch of rows. The work already done is kept.
+        ConfigError: ``memory`` is too small for a batch of rows, or ``bad_rows`` for what an earlier call left out. The
+            work already done is kept.
         DataError: an input is unreadable, a column is missing, too many rows are bad, a label is neither 0 nor 1, a
             split is empty, or ``folder`` holds other files.
         EngineError: the engine fails, or one of its machines does not see the files. The work already done is kept.
@@ -166,6 +167,7 @@ class _Run:
             return asdict(merge_counted(self.job, known, bad_rows, inputs, results))
 
         manifest = from_json(Manifest, self._finish(COUNT, steps.count, merge_counts, ("train",)))
+        _check_left_out(self.job.work.folder, manifest, self.job.tolerance)  # of a run that may have allowed more
         check_variants(self.job.schema, manifest.compared)
         encode, merge = partial(steps.encode, manifest), partial(merge_encoded, self.job.work, manifest)
         self._finish(ENCODE, encode, merge, SPLITS)
@@ -251,20 +253,32 @@ def _existing(folder: AnyPath, inputs: str, tolerance: float) -> Manifest | None
     """Returns the manifest of a folder that is up to date; None if the folder is to be written.
 
     Raises:
-        DataError: the folder may not be replaced, because it holds other files; or a larger share of its rows was left
-            out than ``tolerance``, by which it would not be prepared today.
+        ConfigError: a larger share of rows was left out than ``tolerance``.
+        DataError: the folder may not be replaced, because it holds other files.
     """
     if not folder.exists():
         return None
     if (folder / MANIFEST).is_file() and read_manifest_json(folder / MANIFEST).get("inputs") == inputs:
-        manifest = None
-        with suppress(DataError):  # damaged: prepare again
+        try:
             manifest = read_manifest(folder)
-        if manifest is not None:
-            (manifest.bad_rows or BadRows()).check(tolerance)
+        except DataError:
+            pass  # damaged: prepare again
+        else:
+            _check_left_out(folder, manifest, tolerance)
             return manifest
     _check_replaceable(folder)
     return None
+
+
+def _check_left_out(folder: AnyPath, manifest: Manifest, tolerance: float) -> None:
+    """Raises ConfigError, after which work is kept, if a larger share of rows was left out than ``tolerance``."""
+    found = manifest.bad_rows or BadRows()
+    if found.bad > tolerance * found.rows:
+        least = math.ceil(1000 * found.bad / found.rows) / 1000
+        raise ConfigError(
+            f"{folder}: more rows were left out than bad_rows {tolerance:g} allows: {found.summary()}; pass "
+            f"--bad_rows {least:g} (in Python bad_rows={least:g}), or remove the folder"
+        )
 
 
 def _check_replaceable(folder: AnyPath) -> None:

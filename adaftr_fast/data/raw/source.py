@@ -32,7 +32,7 @@ from adaftr_fast.data.raw.batches import PARQUET, Read, coalesced, count_rows, r
 from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule, condition_columns
 from adaftr_fast.errors import DataError, StoreError, UserError, first_line
-from adaftr_fast.stores import arrow_path, files_below, in_store, known_sha256, open_file, open_inputs
+from adaftr_fast.stores import arrow_path, files_below, in_store, known_sha256, open_file
 
 SHIPPED = resources.files("adaftr_fast.data") / "files"
 ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
@@ -456,7 +456,7 @@ def input_paths(schema: Schema, files: Sequence[str | AnyPath]) -> dict[str, tup
     if not files and schema.shipped is not None:
         files = [str(SHIPPED / schema.shipped)]
     if files and len(schema.files) == 1 and schema.format is None:
-        return {schema.files[0]: tuple(path for file in files for path in open_inputs(file))}
+        return {schema.files[0]: tuple(map(open_file, files))}
     if len(files) != len(schema.files):
         roles = " ".join(role.upper() for role in schema.files)
         raise DataError(f"data set {schema.name}: expected {len(schema.files)} file(s) ({roles}), got {len(files)}")

@@ -18,7 +18,7 @@ from adaftr_fast._publish import publisher_lock
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.raw.batches import BATCH_ROWS, coalesced
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import open_file, open_inputs
+from adaftr_fast.stores import open_file
 
 FOLDER = ".tables"  # how the name of the folder of tables ends
 INDEX = re.compile(r"__index_level_\d+__")  # the columns that pandas makes of an index without a name
@@ -56,7 +56,7 @@ def input_files(inputs: Inputs, out: Path, memory: Memory = DEFAULT) -> Iterator
     """
     listed = list_inputs(inputs)
     if not holds_tables(listed):
-        yield [path for each in listed if not isinstance(each, ArrowStream) for path in open_inputs(each)]
+        yield [open_file(each) for each in listed if not isinstance(each, ArrowStream)]
         return
     out = followed(out)
     folder = out.with_name(f".{out.name}{FOLDER}")

@@ -30,7 +30,7 @@ from adaftr_fast.data.schema.types import (
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import EncodingKind
-from adaftr_fast.stores import open_file
+from adaftr_fast.stores import as_path, open_file
 
 REQUIRED = ("name", "labels", "split", "fields")
 OPTIONAL = (
@@ -87,9 +87,10 @@ def load_schema(name: str) -> Schema:
 
     Raises:
         DataError: the schema does not exist, is not TOML, or has a missing, unknown or invalid key.
+        StoreError: the URL is none of a store that can be read.
     """
     path: AnyPath | Traversable
-    if name.endswith(".toml"):
+    if as_path(name).suffix == ".toml":  # a URL may have options behind
         path = open_file(name)
         if not path.is_file():
             raise DataError(f"schema: no file {name}")
@@ -285,7 +286,7 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
         if key in spec and kind not in kinds:
             raise DataError(f"{where}.{key}: expected a {' or '.join(kinds)} field, got a {kind} one")
     encoding = _encoding(where, kind, spec)
-    if "buckets" in spec and encoding in ("standard", "log"):
+    if "buckets" in spec and encoding not in (None, "piecewise"):
         raise DataError(f'{where}.buckets: expected a dense field with encoding "piecewise", got {encoding!r}')
     if "hashed" in spec and "min_count" in spec:
         raise DataError(f"{where}.min_count: expected no key beside hashed, got {spec['min_count']!r}")

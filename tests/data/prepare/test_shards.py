@@ -7,10 +7,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from adaftr_fast.data.prepare import steps
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw import inputs
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
-from adaftr_fast.errors import DataError
+from adaftr_fast.errors import ConfigError, DataError
 from tests.data.prepare.shards import BY_ROW, BY_TIME, BY_USER, SCHEMA, assert_same
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
@@ -47,7 +48,11 @@ def test_shards_grow_another_folder(log, tmp_path):
     assert_same(tmp_path / "by3", tmp_path / "whole")
 
 
-def test_bad_rows_are_summed_over_shards(log, tmp_path):
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_bad_rows_are_summed_over_shards(log, tmp_path, monkeypatch):
     lines = (log / "log.csv").read_text().splitlines()
     for line in (3, 900, 1_900):
         lines[line] = lines[line].replace(",", ";", 1)
@@ -57,9 +62,18 @@ def test_bad_rows_are_summed_over_shards(log, tmp_path):
     manifest = prepare(schema, [tmp_path / "log.csv"], tmp_path / "by2", shards=2, bad_rows=0.01)
     assert manifest.bad_rows.bad == 3
     assert_same(tmp_path / "by2", tmp_path / "whole")
-    for folder in ("few", "by2"):  # whether the folder is there or not
-        with pytest.raises(DataError, match=r"3 of 2,000 rows cannot be read .*--bad_rows 0\.002 "):
-            prepare(schema, [tmp_path / "log.csv"], tmp_path / folder, shards=2, bad_rows=0.0005)
+    with pytest.raises(DataError, match=r"3 of 2,000 rows cannot be read .*--bad_rows 0\.002 "):
+        prepare(schema, [tmp_path / "log.csv"], tmp_path / "few", shards=2, bad_rows=0.0005)
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "encode", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(schema, [tmp_path / "log.csv"], tmp_path / "later", bad_rows=0.01)
+    for name, shown in (("by2", "by2"), ("later", ".later.work")):  # what was prepared with more, and what was begun
+        left_out = rf"/{shown}: more rows were left out than bad_rows 0 allows: 3 of .*; pass --bad_rows 0\.002 "
+        with pytest.raises(ConfigError, match=left_out):
+            prepare(schema, [tmp_path / "log.csv"], tmp_path / name)
+    assert_same(tmp_path / "by2", tmp_path / "whole")
+    assert (tmp_path / ".later.work").exists()
 
 
 def test_a_generated_log_needs_no_file(tmp_path):

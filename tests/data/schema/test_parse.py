@@ -152,6 +152,11 @@ SPLIT = {name: {} for name in ("train", "validation", "test")}
         ),
         (
             "fields",
+            {"both": {"cross": ["city", "size"], "buckets": 2}},
+            "fields.both.buckets: expected a numeric or dense field, got a cross one",
+        ),
+        (
+            "fields",
             {"rain": {"kind": "dense", "buckets": 2}},
             "fields.rain.buckets: expected a dense field with encoding .piecewise., got .standard.",
         ),
