@@ -48,8 +48,8 @@ complete comparisons; what limits the number of seeds is time, not their results
 Departures: k was chosen after seed 100 on both sets and seed 101 on flights and a third of synthetic, because time was
 short and the gain fell with every larger k. "recommended, k = 16" joined confirm after eight seeds on flights, on which
 k = 2 kept less of the conversions' gain than expected; 16 is the k for which others had measured an equal gain, and had
-been run on no test split here. In most seeds, similar rows are found by eigenvectors in float64, as those in float32 did
-not always converge. Every table shows its number of seeds.
+been run on no test split here. In most seeds, similar rows are found by eigenvectors in float64, as those in float32
+did not always converge. Every table shows its number of seeds.
 """
 
 from __future__ import annotations
