@@ -8,7 +8,6 @@ absent. An interrupted run resumes with the work already done.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +35,7 @@ from adaftr_fast.data.prepare.merge import (
 )
 from adaftr_fast.data.prepare.steps import InputFiles, Job
 from adaftr_fast.data.prepare.work_folder import WorkFiles, publish, remove_finished, work_folder
-from adaftr_fast.data.raw.bad_rows import BadRows, check_share
+from adaftr_fast.data.raw.bad_rows import BadRows, check_share, option
 from adaftr_fast.data.raw.inputs import read_layouts
 from adaftr_fast.data.raw.source import input_paths
 from adaftr_fast.data.raw.times import with_times
@@ -273,12 +272,9 @@ def _existing(folder: AnyPath, inputs: str, tolerance: float) -> Manifest | None
 def _check_left_out(folder: AnyPath, manifest: Manifest, tolerance: float) -> None:
     """Raises ConfigError, after which work is kept, if a larger share of rows was left out than ``tolerance``."""
     found = manifest.bad_rows or BadRows()
-    if found.bad > tolerance * found.rows:
-        least = math.ceil(1000 * found.bad / found.rows) / 1000
-        raise ConfigError(
-            f"{folder}: more rows were left out than bad_rows {tolerance:g} allows: {found.summary()}; pass "
-            f"--bad_rows {least:g} (in Python bad_rows={least:g}), or remove the folder"
-        )
+    if found.exceed(tolerance):
+        left_out = f"more rows were left out than bad_rows {tolerance:g} allows: {found.summary()}"
+        raise ConfigError(f"{folder}: {left_out}; pass {option(found.share)}, or remove the folder")
 
 
 def _check_replaceable(folder: AnyPath) -> None:

@@ -61,16 +61,23 @@ class BadRows:
             located.append(f"{path}:{int(line) + first_line}:{rest}")
         return replace(self, examples=located)
 
+    def exceed(self, tolerance: float) -> bool:
+        """Returns whether the share of bad rows exceeds ``tolerance``."""
+        return self.bad > tolerance * self.rows
+
+    @property
+    def share(self) -> float:
+        """The least tolerance that allows them, in steps of 0.001."""
+        return math.ceil(1000 * self.bad / self.rows) / 1000
+
     def check(self, tolerance: float) -> None:
         """Raises DataError if the share of bad rows exceeds ``tolerance``."""
-        if self.bad > tolerance * self.rows:
+        if self.exceed(tolerance):
             if tolerance and self.bad == self.rows:
                 raise DataError(f"{self.summary()}; no row is left: check the labels and how the text is written")
             # Without tolerance, the first bad block ends the reading, which tells little of the whole.
-            share = math.ceil(1000 * self.bad / self.rows) / 1000 if tolerance else 0.01
-            allowed = (
-                f"--bad_rows {share:g} (in Python bad_rows={share:g}) leaves out up to {100 * share:g} % of the rows"
-            )
+            share = self.share if tolerance else 0.01
+            allowed = f"{option(share)} leaves out up to {100 * share:g} % of the rows"
             raise DataError(f"{self.summary()}; correct the file, or {allowed}")
 
     def check_kept(self, path: object, kept: int) -> None:
@@ -93,6 +100,11 @@ class BadRows:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.reasons.items())
         first = f"; first: {' | '.join(self.examples)}" if self.examples else ""
         return f"{self.bad:,} of {self.rows:,} rows cannot be read ({reasons}){first}"
+
+
+def option(share: float) -> str:
+    """Returns how a user allows a share of bad rows."""
+    return f"--bad_rows {share:g} (in Python bad_rows={share:g})"
 
 
 def check_share(bad_rows: float) -> None:

@@ -70,6 +70,7 @@ KINDS_OF = {  # the keys of a field that only some kinds have
     "min_count": ("categorical", "cross"),
     "hashed": ("categorical", "cross"),
     "buckets": ("numeric", "dense"),
+    "vocabulary": ("categorical",),
 }
 COMMON = "common_"  # prefix of a role: the common features of that role's skeleton file (format aliccp)
 SCALARS = (bool, int, float, str, datetime.date, datetime.time)  # datetime.datetime is a subclass of date
@@ -297,7 +298,7 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
             raise DataError(f"{where}.{key}: expected an integer >= 1, got {value!r}")
         if value > (largest := MOST_IDS if key == "hashed" else MOST_ROWS):
             raise DataError(f"{where}.{key}: expected at most {largest}, got {value}")
-    vocabulary = _vocabulary(where, kind, spec)
+    vocabulary = _vocabulary(where, spec)
     return Field(name, kind, columns, **numbers, **_tokens(where, kind, spec), vocabulary=vocabulary, encoding=encoding)
 
 
@@ -319,11 +320,9 @@ def _encoding(where: str, kind: str, spec: dict[str, Any]) -> Any:
     return encoding
 
 
-def _vocabulary(where: str, kind: str, spec: dict[str, Any]) -> str | None:
+def _vocabulary(where: str, spec: dict[str, Any]) -> str | None:
     if "vocabulary" not in spec:
         return None
-    if kind != "categorical":
-        raise DataError(f"{where}.vocabulary: expected a categorical field, got a {kind} one")
     for key in ("min_count", "hashed"):
         if key in spec:
             raise DataError(f"{where}.{key}: expected no key beside vocabulary, whose field sets it, got {spec[key]!r}")
