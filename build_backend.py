@@ -1,8 +1,10 @@
-"""The build backend: setuptools', which also sees the torch of the environment that the package is installed into.
+"""The build backend: setuptools', which also sees the torch of the environment that the package is
+installed into.
 
-pip builds in an environment of its own, without torch. The extensions must be compiled against the torch that they run
-with, and one downloaded for the build may be another. So the hooks look for torch outside pip's build environment, and
-stop before anything is downloaded or compiled if there is none.
+pip builds in an environment of its own, without torch. The extensions must be compiled against the
+torch that they run with, and one downloaded for the build may be another. So the hooks look for
+torch outside pip's build environment, and stop before anything is downloaded or compiled if there
+is none.
 """
 
 import functools
@@ -24,27 +26,37 @@ def outer_path():
     """Returns where this interpreter imports from outside pip's build environment."""
     environment = {name: value for name, value in os.environ.items() if name not in ISOLATION}
     code = "import json, sys; print(json.dumps(sys.path))"
-    shown = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, check=True
+    )
     return json.loads(shown.stdout)
 
 
 def find_torch():
-    """Makes the installed torch importable. Exits if there is none, or one that pip would replace."""
+    """Makes the installed torch importable. Exits if there is none, or one that pip
+    would replace.
+    """
     if os.environ.get("ADAFTR_FAST_BUILD") == "none":
         return
-    if importlib.util.find_spec("torch") is None:  # what belongs to the build environment comes first
+    # what belongs to the build environment comes first
+    if importlib.util.find_spec("torch") is None:
         sys.path += [folder for folder in outer_path() if folder not in sys.path]
         importlib.invalidate_caches()
     project = Path(__file__).with_name("pyproject.toml").read_text(encoding="utf-8")
     needed, least = re.search(r'"(torch>=([\d.]+))"', project).groups()
-    # pip's finder for backend-path also returns what lies in this folder, whatever the name that is asked for.
-    named = (each for each in importlib.metadata.distributions(name="torch") if each.name == "torch")
+    # pip's finder for backend-path also returns what lies in this folder, whatever the name that is
+    # asked for.
+    named = (
+        each for each in importlib.metadata.distributions(name="torch") if each.name == "torch"
+    )
     found = next((each.version for each in named), "none")
     if numbers(found) >= numbers(least):
         return
     raise SystemExit(
-        f"adaftr-fast: the kernels are compiled against the installed torch; expected {needed} in {sys.prefix}, got "
-        f'{found}. Type: pip install "{needed}" and repeat this command, or set ADAFTR_FAST_BUILD=none to install '
+        f"adaftr-fast: the kernels are compiled against the installed torch; expected {needed} in "
+        f"{sys.prefix}, got "
+        f'{found}. Type: pip install "{needed}" and repeat this command, or set '
+        "ADAFTR_FAST_BUILD=none to install "
         "without kernels"
     )
 
@@ -65,7 +77,8 @@ def with_torch(hook):
     return run
 
 
-get_requires_for_build_sdist, build_sdist = build_meta.get_requires_for_build_sdist, build_meta.build_sdist
+get_requires_for_build_sdist = build_meta.get_requires_for_build_sdist
+build_sdist = build_meta.build_sdist
 get_requires_for_build_wheel = with_torch(build_meta.get_requires_for_build_wheel)
 prepare_metadata_for_build_wheel = with_torch(build_meta.prepare_metadata_for_build_wheel)
 build_wheel = with_torch(build_meta.build_wheel)

@@ -10,11 +10,12 @@ ADAFTR_FAST_BUILD selects what is built:
   cuda  all extensions, or the build fails
   cpu   ``_C`` and ``_autograd_<version>``, or the build fails
   none  nothing
-Every build but ``none`` fails without the torch that the package will run with; build_backend.py finds it.
-Why an extension is missing is written to ``adaftr_fast/_build.json``, beside the extensions; ``adaftr-fast info``
-shows it. TORCH_CUDA_ARCH_LIST selects the GPUs, as in every extension of torch. ADAFTR_FAST_SANITIZE=1 builds ``_C``
-with AddressSanitizer and UBSan. ADAFTR_FAST_PORTABLE=1 links both libraries for the CPU so that they run with the glibc
-and libstdc++ of manylinux_2_28; csrc/portable.cpp says how.
+Every build but ``none`` fails without the torch that the package will run with; build_backend.py
+finds it. Why an extension is missing is written to ``adaftr_fast/_build.json``, beside the
+extensions; ``adaftr-fast info`` shows it. TORCH_CUDA_ARCH_LIST selects the GPUs, as in every
+extension of torch. ADAFTR_FAST_SANITIZE=1 builds ``_C`` with AddressSanitizer and UBSan.
+ADAFTR_FAST_PORTABLE=1 links both libraries for the CPU so that they run with the glibc and
+libstdc++ of manylinux_2_28; csrc/portable.cpp says how.
 """
 
 import contextlib
@@ -37,10 +38,12 @@ MODE = os.environ.get("ADAFTR_FAST_BUILD", "auto")
 if MODE not in MODES:
     raise SystemExit(f"setup.py: ADAFTR_FAST_BUILD must be auto, cuda, cpu or none, got {MODE!r}")
 NONE = "ADAFTR_FAST_BUILD=none"  # adaftr_fast/_extension.py does not warn of what was chosen
-OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's clang has none: one thread computes
+# Apple's clang has none: one thread computes
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]
 SANITIZE = os.environ.get("ADAFTR_FAST_SANITIZE") == "1"
 PORTABLE = os.environ.get("ADAFTR_FAST_PORTABLE") == "1"
-os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # ninja, where the environment is not activated
+# ninja, where the environment is not activated
+os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
 
 torch = cpp_extension = no_torch = None
 if MODE != "none":
@@ -48,11 +51,15 @@ if MODE != "none":
         import torch
         from torch.utils import cpp_extension
     except (ImportError, OSError) as error:  # OSError: a library that torch needs is missing
-        no_torch = f"torch cannot be imported ({error}): install it first, the extensions are compiled against it"
+        no_torch = (
+            f"torch cannot be imported ({error}): install it first, the extensions are compiled "
+            "against it"
+        )
 
 C, CUDA = "adaftr_fast._C", "adaftr_fast._cuda"
 AUTOGRAD = "adaftr_fast._autograd_" + "_".join(torch.__version__.split(".")[:2]) if torch else None
-DEMANDED = {"cuda": [C, AUTOGRAD, CUDA], "cpu": [C, AUTOGRAD]}.get(MODE, [])  # a build without these fails
+# a build without these fails
+DEMANDED = {"cuda": [C, AUTOGRAD, CUDA], "cpu": [C, AUTOGRAD]}.get(MODE, [])
 
 
 def cxx_obstacle():
@@ -74,7 +81,9 @@ def cuda_obstacle():
 
 
 def nvcc_obstacle(nvcc):
-    """Returns why this nvcc cannot compile for torch, or None. Another minor version of CUDA can."""
+    """Returns why this nvcc cannot compile for torch, or None. Another minor version of
+    CUDA can.
+    """
     if not nvcc.exists():
         return f"no nvcc found in {nvcc.parent} (CUDA_HOME={cpp_extension.CUDA_HOME})"
     try:
@@ -85,21 +94,33 @@ def nvcc_obstacle(nvcc):
     if version is None:
         return f"{nvcc} --version names no release: {(shown.stdout + shown.stderr).strip()!r}"
     if version[1] != torch.version.cuda.split(".")[0]:
-        return f"nvcc is CUDA {version[0].split()[1]}, torch is built with CUDA {torch.version.cuda}"
+        return (
+            f"nvcc is CUDA {version[0].split()[1]}, torch is built with CUDA {torch.version.cuda}"
+        )
     return None
 
 
 def cxx_flags():
-    # No -march flag: code for one instruction set stands in its own file, under its own target pragma,
-    # and is chosen at run time (csrc/cpu/runtime/capability.h).
+    # No -march flag: code for one instruction set stands in its own file, under its own target
+    # pragma, and is chosen at run time (csrc/cpu/runtime/capability.h).
     warnings = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-psabi", "-Wno-unknown-pragmas"]
     # -g0: Python's own flags may have -g, which makes the build slower and _C ten times as large.
     return ["-O3", "-g0", "-std=c++20", *OPENMP, "-fno-math-errno", *warnings]
 
 
 def cpu_extension(name, files):
-    sanitizers = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-omit-frame-pointer", "-g", "-O1"]
-    own_libstdcxx = ["-static-libstdc++", "-Wl,--exclude-libs,libstdc++.a", "-Wl,--gc-sections", "-s"]
+    sanitizers = [
+        "-fsanitize=address,undefined,float-cast-overflow",
+        "-fno-omit-frame-pointer",
+        "-g",
+        "-O1",
+    ]
+    own_libstdcxx = [
+        "-static-libstdc++",
+        "-Wl,--exclude-libs,libstdc++.a",
+        "-Wl,--gc-sections",
+        "-s",
+    ]
     return cpp_extension.CppExtension(
         name,
         [*files, *["csrc/portable.cpp"] * PORTABLE],
@@ -119,7 +140,8 @@ def autograd_extension():
 
 def cuda_extension():
     if not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
-        os.environ["TORCH_CUDA_ARCH_LIST"] = "8.0;9.0+PTX"  # torch has no default without a visible GPU
+        # torch has no default without a visible GPU
+        os.environ["TORCH_CUDA_ARCH_LIST"] = "8.0;9.0+PTX"
     return cpp_extension.CUDAExtension(
         CUDA,
         [*sources("csrc/cuda", ".cpp"), *sources("csrc/cuda", ".cu")],
@@ -149,11 +171,15 @@ def extensions():
 
 @contextlib.contextmanager
 def copy_of_output(path):
-    """Copies to a file what this process and the compilers it starts print. Shows ninja's commands as [n/m] file."""
+    """Copies to a file what this process and the compilers it starts print. Shows ninja's commands
+    as [n/m] file.
+    """
     sys.stdout.flush()
     saved = os.dup(1), os.dup(2)
     progress = r"s/^(\[[0-9]+\/[0-9]+\]) .* -c ([^ ]+) .*/\1 \2/"
-    tee = subprocess.Popen(["sh", "-c", 'tee "$0" | sed -u -E "$1"', path, progress], stdin=subprocess.PIPE)
+    tee = subprocess.Popen(
+        ["sh", "-c", 'tee "$0" | sed -u -E "$1"', path, progress], stdin=subprocess.PIPE
+    )
     os.dup2(tee.stdin.fileno(), 1)
     os.dup2(tee.stdin.fileno(), 2)
     try:
@@ -168,7 +194,9 @@ def copy_of_output(path):
 
 
 def failure(log, error):
-    """Returns in one line which tool failed and its first error, from the output of ninja and the compilers."""
+    """Returns in one line which tool failed and its first error, from the output of ninja and the
+    compilers.
+    """
     command = re.search(r"^FAILED:.*\n(\S+)", log, re.MULTILINE)  # as ninja prints it
     tool = Path(command[1]).name if command else "the build"
     pattern = "error:|fatal  |cannot find|undefined reference"
@@ -184,14 +212,18 @@ class BuildEach(build_ext if cpp_extension is None else cpp_extension.BuildExten
         if MODE == "none":
             return
         if no_torch is not None:
-            raise SystemExit(f"setup.py: {no_torch}, or set ADAFTR_FAST_BUILD=none to build without kernels")
+            raise SystemExit(
+                f"setup.py: {no_torch}, or set ADAFTR_FAST_BUILD=none to build without kernels"
+            )
         for folder in self.folders():  # those for other versions of torch may be of other sources
             for other in folder.glob("adaftr_fast/_autograd_*"):
                 if not other.name.startswith(AUTOGRAD.rpartition(".")[2]):
                     other.unlink()
         options, built, reasons = dict(vars(self)), [], {}
-        for extension in sorted(self.extensions, key=lambda each: each.obstacle is None):  # fails early if it must
-            objects = os.path.join(options["build_temp"], extension.name)  # each has a file build.ninja
+        # fails early if it must
+        for extension in sorted(self.extensions, key=lambda each: each.obstacle is None):
+            # each has a file build.ninja
+            objects = os.path.join(options["build_temp"], extension.name)
             vars(self).update(options, extensions=[extension], build_temp=objects)
             reason = extension.obstacle or self.attempt()
             vars(self).update(options)  # the class cannot run again as its run() leaves it
@@ -211,7 +243,8 @@ class BuildEach(build_ext if cpp_extension is None else cpp_extension.BuildExten
             try:
                 with copy_of_output(log):
                     super().run()
-            except Exception as error:  # of ninja, setuptools or torch's checks, which have no common class
+            # of ninja, setuptools or torch's checks, which have no common class
+            except Exception as error:
                 return failure(log.read_text(errors="replace"), error)
         return None
 
@@ -220,11 +253,15 @@ class BuildEach(build_ext if cpp_extension is None else cpp_extension.BuildExten
         return [Path(self.build_lib)] + [Path()] * bool(self.inplace)
 
     def give_up(self, extension, reason):
-        """Removes what an earlier build left, which may be of other sources. Exits if the extension is demanded."""
+        """Removes what an earlier build left, which may be of other sources. Exits if the extension
+        is demanded.
+        """
         for folder in self.folders():
             (folder / self.get_ext_filename(extension.name)).unlink(missing_ok=True)
         if extension.name in DEMANDED:
-            raise SystemExit(f"setup.py: ADAFTR_FAST_BUILD={MODE}, but {extension.name} is not built: {reason}")
+            raise SystemExit(
+                f"setup.py: ADAFTR_FAST_BUILD={MODE}, but {extension.name} is not built: {reason}"
+            )
         print(f"adaftr_fast: {extension.name} is not built: {reason}", file=sys.stderr)
 
 
@@ -237,7 +274,10 @@ class BuildPython(build_py):
     def run(self):
         super().run()
         if MODE == "none" and not (self.editable_mode and built_in_place()):
-            write_down(Path() if self.editable_mode else Path(self.build_lib), dict.fromkeys((C, CUDA), NONE))
+            write_down(
+                Path() if self.editable_mode else Path(self.build_lib),
+                dict.fromkeys((C, CUDA), NONE),
+            )
 
 
 def built_in_place():

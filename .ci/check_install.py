@@ -1,6 +1,8 @@
-"""Checks the package that is installed, not the source folder: python .ci/check_install.py [_C] [_autograd] [_cuda]
+"""Checks the package that is installed, not the source folder: python .ci/check_install.py [_C]
+[_autograd] [_cuda]
 
-Names the extensions that must load; the others must not. Shows ``adaftr-fast info`` and trains an embedding on the CPU.
+Names the extensions that must load; the others must not. Shows ``adaftr-fast info`` and trains an
+embedding on the CPU.
 """
 
 import sys
@@ -12,8 +14,13 @@ import adaftr_fast
 from adaftr_fast import _extension, cli
 
 installed = Path(adaftr_fast.__file__)
-if Path(__file__).resolve().parents[1] in installed.resolve().parents and "site-packages" not in installed.parts:
-    sys.exit(f"check_install: expected an installed package, got the source folder {installed.parent}")
+if (
+    Path(__file__).resolve().parents[1] in installed.resolve().parents
+    and "site-packages" not in installed.parts
+):
+    sys.exit(
+        f"check_install: expected an installed package, got the source folder {installed.parent}"
+    )
 
 cli.main(["info"])
 built = {

@@ -1,8 +1,9 @@
 """Joint click/conversion models with adaptive task relatedness (AdaFTR, KDD'23) on custom kernels.
 
-The loss, the embedding and its optimizers are imported at once, which registers their ops. The functions of the road
-from raw logs to scores are imported when they are used, since they need packages of the extra "train". In the
-command line, everything is imported when it is used: ``--help`` is fast, and OpenMP is set up before torch loads it.
+The loss, the embedding and its optimizers are imported at once, which registers their ops. The
+functions of the road from raw logs to scores are imported when they are used, since they need
+packages of the extra "train". In the command line, everything is imported when it is used:
+``--help`` is fast, and OpenMP is set up before torch loads it.
 """
 
 import importlib

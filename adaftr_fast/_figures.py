@@ -45,7 +45,8 @@ class Picture(Figure):
         replace_file(path, self.png(dpi=120))
 
     def save_with(self, page: Path, sections: Iterable[str]) -> None:
-        """Writes a page of Markdown, and the picture beside it under its name, with the suffix .png.
+        """Writes a page of Markdown, and the picture beside it under its name, with the suffix
+        .png.
 
         Args:
             page: the path of the page, whose folder is created.

@@ -1,7 +1,8 @@
-"""Files and folders that are replaced in one step, which survives a kill and a power failure at any point.
+"""Files and folders that are replaced in one step, which survives a kill and a power failure at any
+point.
 
-A new one is written beside its place under a hidden name, flushed to disk, and renamed or, where it replaces a folder,
-exchanged with it.
+A new one is written beside its place under a hidden name, flushed to disk, and renamed or, where it
+replaces a folder, exchanged with it.
 """
 
 import ctypes
@@ -34,7 +35,9 @@ class FileStat(Protocol):
 
 @runtime_checkable
 class AnyPath(Protocol):
-    """A path to read from: a ``pathlib.Path``, or one in a store (``adaftr_fast.stores``), with methods as Path's."""
+    """A path to read from: a ``pathlib.Path``, or one in a store (``adaftr_fast.stores``), with
+    methods as Path's.
+    """
 
     @property
     def name(self) -> str: ...
@@ -62,17 +65,24 @@ def replace_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields where to write a file or folder, which replaces ``path`` after the block, and is removed on an error.
+    """Yields where to write a file or folder, which replaces ``path`` after the block, and is
+    removed on an error.
 
-    After a crash or power failure ``path`` holds the former or the new content. A symbolic link stays, and its target
-    is replaced. Several processes, on several machines, may write the same file at once.
+    After a crash or power failure ``path`` holds the former or the new content. A symbolic link
+    stays, and its target is replaced. Several processes, on several machines, may write the same
+    file at once.
 
     Raises:
-        OSError: ``path`` cannot be written, or is a device, a pipe or a socket, which a rename would replace.
+        OSError: ``path`` cannot be written, or is a device, a pipe or a socket, which a rename
+            would replace.
     """
     path = followed(path)
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise OSError(errno.EINVAL, "expected a file or a folder, found a device, a pipe or a socket", str(path))
+        raise OSError(
+            errno.EINVAL,
+            "expected a file or a folder, found a device, a pipe or a socket",
+            str(path),
+        )
     with new_beside(path) as new:
         yield new
         replace(new, path)
@@ -80,7 +90,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_beside(path: Path) -> Iterator[Path]:
-    """Yields a hidden path beside ``path`` for a new file or folder. What is there after the block is removed."""
+    """Yields a hidden path beside ``path`` for a new file or folder. What is there after the block
+    is removed.
+    """
     new = path.with_name(f".{path.name}.new-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with naming(path):
@@ -90,7 +102,8 @@ def new_beside(path: Path) -> Iterator[Path]:
 
 
 def remove_new(folder: Path, *names: str) -> None:
-    """Removes what killed processes left of files and folders of these names, or of any, that they wrote to ``folder``.
+    """Removes what killed processes left of files and folders of these names, or of any, that they
+    wrote to ``folder``.
 
     Call it while no other process writes them.
     """
@@ -104,8 +117,8 @@ def remove_new(folder: Path, *names: str) -> None:
 def replace(new: Path, path: Path) -> None:
     """Renames a file or folder to ``path``, durably.
 
-    Where the file system can exchange two folders, ``new`` then holds the former one. Elsewhere a killed process may
-    leave ``path`` absent, for ``restore``.
+    Where the file system can exchange two folders, ``new`` then holds the former one. Elsewhere a
+    killed process may leave ``path`` absent, for ``restore``.
 
     Args:
         new: the new file or folder, on the same file system.
@@ -136,12 +149,16 @@ def restore(path: Path) -> None:
 
 
 def aside_path(path: Path) -> Path:
-    """Returns where ``replace`` keeps the former folder on a file system that cannot exchange two folders."""
+    """Returns where ``replace`` keeps the former folder on a file system that cannot exchange two
+    folders.
+    """
     return path.with_name(f".{path.name}.replaced")
 
 
 def _exchange(new: Path, path: Path) -> bool:
-    """Exchanges the names of two folders in one step; returns False if the system or the file system cannot."""
+    """Exchanges the names of two folders in one step; returns False if the system or the file
+    system cannot.
+    """
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
@@ -154,7 +171,9 @@ def _exchange(new: Path, path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, or a folder with all that it holds; what is absent or cannot be removed stays."""
+    """Removes a file, or a folder with all that it holds; what is absent or cannot be removed
+    stays.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -164,7 +183,8 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Names ``path`` in an error of the block that says that it cannot grow: a full disk, a quota, a limit of its size.
+    """Names ``path`` in an error of the block that says that it cannot grow: a full disk, a quota,
+    a limit of its size.
 
     Other errors may be those of a file that the block reads.
     """
@@ -177,7 +197,9 @@ def naming(path: Path | str) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> list[Path]:
-    """Creates a folder with its parents, unless it exists. Returns the folders created, the innermost first."""
+    """Creates a folder with its parents, unless it exists. Returns the folders created, the
+    innermost first.
+    """
     missing = list(takewhile(lambda each: not each.exists(), (folder, *folder.parents)))
     for each in reversed(missing):
         each.mkdir(exist_ok=True)
@@ -187,14 +209,17 @@ def make_folder(folder: Path) -> list[Path]:
 
 
 def followed(path: Path) -> Path:
-    """Returns the target of a symbolic link, also of one that does not exist yet; any other path unchanged."""
+    """Returns the target of a symbolic link, also of one that does not exist yet; any other path
+    unchanged.
+    """
     return path.resolve() if path.is_symlink() else path
 
 
 def is_unicode(text: str) -> bool:
     """Returns whether a text can be written as UTF-8.
 
-    JSON may hold half of a surrogate pair, and Python reads one for each byte of a file name that is not UTF-8.
+    JSON may hold half of a surrogate pair, and Python reads one for each byte of a file name that
+    is not UTF-8.
     """
     try:
         text.encode()
@@ -204,8 +229,16 @@ def is_unicode(text: str) -> bool:
 
 
 def check_name(name: str, key: str) -> None:
-    """Raises ValueError unless ``name``, the value of ``key`` in a file, names an entry of the file's own folder."""
-    if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name or not is_unicode(name):
+    """Raises ValueError unless ``name``, the value of ``key`` in a file, names an entry of the
+    file's own folder.
+    """
+    if (
+        name in ("", ".", "..")
+        or "/" in name
+        or os.sep in name
+        or "\0" in name
+        or not is_unicode(name)
+    ):
         raise ValueError(f"{key}: expected the name of a file in the same folder, got {name!r}")
 
 
@@ -219,7 +252,8 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(path: Path) -> None:
-    """Flushes a file, or a folder with all that it holds, to disk. What another process removes meanwhile is left out.
+    """Flushes a file, or a folder with all that it holds, to disk. What another process removes
+    meanwhile is left out.
 
     Symbolic links in the folder are not followed.
     """
@@ -240,8 +274,8 @@ def sha256(path: Path) -> str:
 class CRC32:
     """The CRC-32 of bytes, with the methods of hashlib's objects.
 
-    It tells accidental damage as SHA-256 does, but not a forgery. It takes a quarter of SHA-256's time on CPUs with
-    instructions for that, and a tenth on others.
+    It tells accidental damage as SHA-256 does, but not a forgery. It takes a quarter of SHA-256's
+    time on CPUs with instructions for that, and a tenth on others.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,6 @@
-"""Dataclasses to JSON and back. Files may be edited by hand, so reading checks every type and errors name the key."""
+"""Dataclasses to JSON and back. Files may be edited by hand, so reading checks every type and
+errors name the key.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,12 @@ LONG_KEY = re.compile(r"""(?<!["'\w-])(?:["'\w-]++\.){200}""")
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """Returns plain values as JSON. NaN and infinities become null, because JSON lacks them; dates become ISO text."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str)
+    """Returns plain values as JSON. NaN and infinities become null, because JSON lacks them; dates
+    become ISO text.
+    """
+    return json.dumps(
+        _finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str
+    )
 
 
 def loads(text: str) -> Any:
@@ -40,7 +46,8 @@ def loads_toml(text: str) -> dict[str, Any]:
 
 
 def from_json(kind: type[T], value: Any, where: str = "") -> T:
-    """Converts a result of ``json.loads`` to ``kind``: a dataclass, list, dict, Literal, union or plain type.
+    """Converts a result of ``json.loads`` to ``kind``: a dataclass, list, dict, Literal, union or
+    plain type.
 
     An integer is accepted for a float; null becomes NaN.
 
@@ -50,7 +57,8 @@ def from_json(kind: type[T], value: Any, where: str = "") -> T:
         where: path of the value, for error messages.
 
     Raises:
-        ValueError: a key is missing or unknown, or a value has another type; the message names the path.
+        ValueError: a key is missing or unknown, or a value has another type; the message names the
+            path.
     """
     converted: T = _converted(kind, value, where)
     return converted
@@ -65,13 +73,20 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
     if origin is UnionType:  # only X | None is used
         return None if value is None else _converted(arguments[0], value, where)
     if origin is list and isinstance(value, list):
-        return [_converted(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [
+            _converted(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value)
+        ]
     if origin is dict and isinstance(value, dict):
-        return {key: _converted(arguments[1], item, _join(where, key)) for key, item in value.items()}
+        return {
+            key: _converted(arguments[1], item, _join(where, key)) for key, item in value.items()
+        }
     if origin is Literal and value in arguments:
         return value
     if origin is Literal:
-        raise ValueError(f"{where or 'the file'}: expected one of {', '.join(map(str, arguments))}, got {value!r}")
+        raise ValueError(
+            f"{where or 'the file'}: expected one of {', '.join(map(str, arguments))}, got "
+            f"{value!r}"
+        )
     if kind is float and value is None:
         return math.nan
     if kind is float and type(value) in (int, float):
@@ -92,18 +107,27 @@ def _dataclass(kind: Any, value: Any, where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in value:
         if key not in fields:
-            raise ValueError(f"unknown key {_join(where, key)!r}; expected one of {', '.join(fields)}")
+            raise ValueError(
+                f"unknown key {_join(where, key)!r}; expected one of {', '.join(fields)}"
+            )
     for name, field in fields.items():
-        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        optional = (
+            field.default is not dataclasses.MISSING
+            or field.default_factory is not dataclasses.MISSING
+        )
         if name not in value and not optional:
             raise ValueError(f"missing key {_join(where, name)!r}")
     hints = _hints(kind)
-    return kind(**{key: _converted(hints[key], item, _join(where, key)) for key, item in value.items()})
+    return kind(
+        **{key: _converted(hints[key], item, _join(where, key)) for key, item in value.items()}
+    )
 
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    """Returns the types of the fields of a dataclass, which take longer to find than a value to convert."""
+    """Returns the types of the fields of a dataclass, which take longer to find than a value to
+    convert.
+    """
     return get_type_hints(kind)
 
 

@@ -1,8 +1,9 @@
-"""One writer at a time: locks of run folders, prepared folders, exported models and files of scores.
+"""One writer at a time: locks of run folders, prepared folders, exported models and files of
+scores.
 
-A lock is a POSIX record lock on a small file. The operating system releases it when the process ends, however that
-happens, and NFS forwards it to the server. A forked process does not inherit it. The file says who holds the lock, and
-is removed with it. Readers need no lock.
+A lock is a POSIX record lock on a small file. The operating system releases it when the process
+ends, however that happens, and NFS forwards it to the server. A forked process does not inherit it.
+The file says who holds the lock, and is removed with it. Readers need no lock.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from adaftr_fast.errors import BusyError
 LOCK = ".lock"  # in a folder that is written in place
 COMMAND_LENGTH = 500
 TAKEN = (errno.EACCES, errno.EAGAIN)
-LOST_SECONDS = 120.0  # after which a file server has released the lock of a machine that is gone; NFS takes 90 seconds
+# after which a file server has released the lock of a machine that is gone; NFS takes 90 seconds
+LOST_SECONDS = 120.0
 POLL_SECONDS = 0.5
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -43,7 +45,8 @@ def writing_folder(folder: Path, *files: str, wait: float = 0.0) -> Iterator[Non
 
     Args:
         folder: the folder.
-        files: the files that the process replaces in it. What killed processes left of them is removed.
+        files: the files that the process replaces in it. What killed processes left of them is
+            removed.
         wait: how many seconds to wait for another writer to end.
 
     Raises:
@@ -61,8 +64,8 @@ def writing_folder(folder: Path, *files: str, wait: float = 0.0) -> Iterator[Non
 def writer_lock(path: Path, target: Path, wait: float = 0.0) -> Iterator[bool]:
     """Holds the lock file ``path`` during the block.
 
-    A thread may hold a lock several times. Folders that are created for ``path`` are removed afterwards if they are
-    empty.
+    A thread may hold a lock several times. Folders that are created for ``path`` are removed
+    afterwards if they are empty.
 
     Args:
         path: the lock file, which is created and removed.
@@ -70,7 +73,8 @@ def writer_lock(path: Path, target: Path, wait: float = 0.0) -> Iterator[bool]:
         wait: how many seconds to wait for another process or thread that holds it.
 
     Yields:
-        Whether no other writer of ``target`` exists: False if this thread held the lock before, or if the file system
+        Whether no other writer of ``target`` exists: False if this thread held the lock before, or
+            if the file system
         has no locks.
 
     Raises:
@@ -119,7 +123,9 @@ def _take(path: Path, target: Path) -> tuple[bool, list[Path]]:
         held = _locks.get(path)
         if held is not None and held.process == os.getpid():
             if held.thread != threading.get_ident():
-                raise BusyError(f"{target}: another thread of this process is writing it; name another place")
+                raise BusyError(
+                    f"{target}: another thread of this process is writing it; name another place"
+                )
             held.depth += 1
             return False, []
         created = make_folder(path.parent)
@@ -170,7 +176,9 @@ def _lock(descriptor: int, target: Path) -> bool:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in TAKEN:
-            raise BusyError(f"{target}: {_holder(descriptor)} is writing it; wait, or name another place") from error
+            raise BusyError(
+                f"{target}: {_holder(descriptor)} is writing it; wait, or name another place"
+            ) from error
         if error.errno not in UNSUPPORTED:
             raise
         warnings.warn(
@@ -200,6 +208,9 @@ def _holder(descriptor: int) -> str:
     """Describes the process that holds the lock, as far as it has written about itself."""
     try:
         about = loads(os.pread(descriptor, 4 * COMMAND_LENGTH, 0).decode())
-        return f"process {about['pid']} on {about['host']} (`{about['command']}`, since {about['since']})"
+        return (
+            f"process {about['pid']} on {about['host']} (`{about['command']}`, since "
+            f"{about['since']})"
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -22,12 +22,15 @@ class Files(NamedTuple):
     pages: str
 
 
-VERSION_1 = Files("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file")
+VERSION_1 = Files(
+    "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"
+)
 VERSION_2 = Files("memory.max", "memory.current", "memory.stat", "inactive_file")
 
 
 def available() -> int | None:
-    """Returns the bytes of memory that a process can still take without swap, or None if the system does not tell.
+    """Returns the bytes of memory that a process can still take without swap, or None if the system
+    does not tell.
 
     This is the least of what the machine and each of the process's cgroups have left.
     """
@@ -38,14 +41,18 @@ def available() -> int | None:
         return None
     for folder, files in _cgroups():
         with suppress(OSError, ValueError, KeyError):  # no such file, or no limit ("max")
-            pages = dict(line.split() for line in (folder / files.statistics).read_text().splitlines())
+            pages = dict(
+                line.split() for line in (folder / files.statistics).read_text().splitlines()
+            )
             used = int((folder / files.usage).read_text()) - int(pages[files.pages])
             left.append(int((folder / files.limit).read_text()) - used)
     return max(0, min(left))
 
 
 def limit() -> int:
-    """Returns the bytes of memory of this machine, or the least limit of the process's cgroups if that is less."""
+    """Returns the bytes of memory of this machine, or the least limit of the process's cgroups if
+    that is less.
+    """
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for folder, files in _cgroups():
         with suppress(OSError, ValueError):  # no such file, or no limit ("max")
@@ -54,9 +61,11 @@ def limit() -> int:
 
 
 def _cgroups() -> Iterator[tuple[Path, Files]]:
-    """Yields the folders of the process's cgroups and of their ancestors up to the mount, which all have limits.
+    """Yields the folders of the process's cgroups and of their ancestors up to the mount, which all
+    have limits.
 
-    A container sees its own cgroup at the mount; the path that the process has outside need not exist there.
+    A container sees its own cgroup at the mount; the path that the process has outside need not
+    exist there.
     """
     lines: list[str] = []
     with suppress(OSError):

@@ -1,4 +1,6 @@
-"""Progress bars of all commands: a bar in a terminal and a notebook, else a line every ten seconds."""
+"""Progress bars of all commands: a bar in a terminal and a notebook, else a line every
+ten seconds.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ SECONDS = 10.0  # between two lines
 def progress_bar(*arguments: Any, **options: Any) -> tqdm:
     """Returns a ``tqdm`` of these arguments, which writes to stderr.
 
-    Where stderr is neither a terminal nor a notebook, such as a log file, it writes whole lines without control
-    characters, the first one after ten seconds.
+    Where stderr is neither a terminal nor a notebook, such as a log file, it writes whole lines
+    without control characters, the first one after ten seconds.
     """
     is_shown = sys.stderr.isatty() or "ipykernel" in sys.modules
     return tqdm(*arguments, **options) if is_shown else _Lines(*arguments, **options)
@@ -27,7 +29,9 @@ class _Lines(tqdm):  # type: ignore[misc]  # tqdm has no types
     delay: float
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options | {"mininterval": SECONDS, "delay": SECONDS, "ncols": 0})
+        super().__init__(
+            *arguments, **options | {"mininterval": SECONDS, "delay": SECONDS, "ncols": 0}
+        )
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         self.fp.write(f"{self if msg is None else msg}\n")

@@ -1,4 +1,6 @@
-"""Whole files and folders that one process at a time replaces, and that readers find in one version."""
+"""Whole files and folders that one process at a time replaces, and that readers find in one
+version.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ ATTEMPTS = 20  # of a reader, each of which met a writer
 
 @contextmanager
 def publishing(target: Path) -> Iterator[Path]:
-    """Yields the path of a new file or folder, which replaces ``target`` as ``replacing`` does, as its only writer.
+    """Yields the path of a new file or folder, which replaces ``target`` as ``replacing`` does, as
+    its only writer.
 
     Raises:
         BusyError: another process or thread writes ``target``.
@@ -30,7 +33,8 @@ def publishing(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def publisher_lock(target: Path) -> Iterator[None]:
-    """Makes this process the only one that publishes ``target``, which is not a link, as ``writer_lock`` does.
+    """Makes this process the only one that publishes ``target``, which is not a link, as
+    ``writer_lock`` does.
 
     What killed processes left beside ``target`` is removed.
     """
@@ -48,7 +52,8 @@ def lock_path(target: Path) -> Path:
 
 
 def read_published(target: Path, read: Callable[[Path], T]) -> T:
-    """Returns ``read(folder)`` of a folder that may be replaced meanwhile, so that all its files are of one version.
+    """Returns ``read(folder)`` of a folder that may be replaced meanwhile, so that all its files
+    are of one version.
 
     Args:
         target: the folder, which need not exist.
@@ -72,13 +77,18 @@ def read_published(target: Path, read: Callable[[Path], T]) -> T:
 
 
 def version(target: Path) -> tuple[Path, Identity | None]:
-    """Returns a value that changes when ``publishing`` replaces the folder ``target``; it takes a call of stat."""
+    """Returns a value that changes when ``publishing`` replaces the folder ``target``; it takes a
+    call of stat.
+    """
     return _present(followed(target))
 
 
 def _present(target: Path) -> tuple[Path, Identity | None]:
-    """Returns where the folder is, at ``target`` or where ``replace`` has moved it, and its identity."""
-    for path in (target, aside_path(target), target, aside_path(target)):  # it may move between two looks
+    """Returns where the folder is, at ``target`` or where ``replace`` has moved it, and its
+    identity.
+    """
+    # it may move between two looks
+    for path in (target, aside_path(target), target, aside_path(target)):
         if (identity := _identity(path)) is not None:
             return path, identity
     return target, None

@@ -12,13 +12,17 @@ PARENT = os.getppid()  # another process adopts this one if the parent ends
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # set in its ranks
 PR_SET_PDEATHSIG = 1
 SPIN, WAIT_POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
-# Rounds of waiting before a thread sleeps, measured in benchmarks/README.md, "Shared machines". libgomp's are 300,000.
+# Rounds of waiting before a thread sleeps, measured in benchmarks/README.md, "Shared machines".
+# libgomp's are 300,000.
 ON_AN_IDLE_MACHINE, BESIDE_OTHER_WORK = 10_000, 300
-IS_BOUNDED = SPIN in os.environ or WAIT_POLICY in os.environ  # libgomp reads them once, when torch is imported
+# libgomp reads them once, when torch is imported
+IS_BOUNDED = SPIN in os.environ or WAIT_POLICY in os.environ
 
 
 def is_command() -> bool:
-    """Returns whether this process runs the command line: ``adaftr-fast`` or ``python -m adaftr_fast.cli``."""
+    """Returns whether this process runs the command line: ``adaftr-fast`` or ``python -m
+    adaftr_fast.cli``.
+    """
     if sys.argv and Path(sys.argv[0]).name == COMMAND:
         return True
     options = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]  # of the interpreter
@@ -26,11 +30,13 @@ def is_command() -> bool:
 
 
 def bound_spinning() -> None:
-    """Bounds how long OpenMP threads spin while they wait for work, unless the environment says how they wait.
+    """Bounds how long OpenMP threads spin while they wait for work, unless the environment says how
+    they wait.
 
-    On a machine with other work, a waiting thread wastes the core that the thread it waits for needs. By default this
-    takes the time of many steps. Fewer rounds cost an idle machine more, so they depend on the load of the last minute.
-    libgomp reads the variable when torch loads it. Child processes inherit it.
+    On a machine with other work, a waiting thread wastes the core that the thread it waits for
+    needs. By default this takes the time of many steps. Fewer rounds cost an idle machine more, so
+    they depend on the load of the last minute. libgomp reads the variable when torch loads it.
+    Child processes inherit it.
     """
     if WAIT_POLICY not in os.environ:
         is_idle = os.getloadavg()[0] < (os.cpu_count() or 1) / 2
@@ -54,4 +60,6 @@ def end_with_launcher() -> bool:
 def waiting() -> str:
     """Describes how OpenMP threads wait for work in this process."""
     names = [name for name in (WAIT_POLICY, SPIN) if name in os.environ]
-    return ", ".join(f"{name}={os.environ[name]}" for name in names) or f"{SPIN} unset: 300,000 rounds"
+    return (
+        ", ".join(f"{name}={os.environ[name]}" for name in names) or f"{SPIN} unset: 300,000 rounds"
+    )

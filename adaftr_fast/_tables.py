@@ -14,7 +14,8 @@ class Table:
     Attributes:
         header: the name of each column.
         rows: the cells, row by row.
-        text_columns: the number of leading columns that hold text and are aligned left; the others are aligned right.
+        text_columns: the number of leading columns that hold text and are aligned left; the others
+            are aligned right.
     """
 
     header: Sequence[str]
@@ -42,7 +43,8 @@ class Table:
 
         def line(tag: str, cells: Sequence[str]) -> str:
             aligned = (
-                f'<{tag} style="text-align: {"left" if column < self.text_columns else "right"}">{html.escape(cell)}'
+                f'<{tag} style="text-align: '
+                f'{"left" if column < self.text_columns else "right"}">{html.escape(cell)}'
                 f"</{tag}>"
                 for column, cell in enumerate(cells)
             )
@@ -64,7 +66,9 @@ class Shown:
     _gap = "\n"  # between two parts in a terminal
 
     def _parts(self) -> Sequence[str | Table]:
-        """Returns what is shown, in order. A notebook shows each line of a string as a paragraph."""
+        """Returns what is shown, in order. A notebook shows each line of a string as a
+        paragraph.
+        """
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -72,7 +76,8 @@ class Shown:
 
     def _repr_html_(self) -> str:
         return "".join(
-            each.html() if isinstance(each, Table) else paragraphs(*each.splitlines()) for each in self._parts()
+            each.html() if isinstance(each, Table) else paragraphs(*each.splitlines())
+            for each in self._parts()
         )
 
 

@@ -1,4 +1,6 @@
-"""Reads and writes safetensors files piece by piece, so that no process holds a whole file in memory."""
+"""Reads and writes safetensors files piece by piece, so that no process holds a whole file in
+memory.
+"""
 
 from __future__ import annotations
 
@@ -36,17 +38,24 @@ class Checksum(Protocol):
 
 
 def shard_key(name: str, first_row: int) -> str:
-    """Returns the name, in a shard file, of the rows of the tensor ``name`` from ``first_row`` on."""
+    """Returns the name, in a shard file, of the rows of the tensor ``name`` from
+    ``first_row`` on.
+    """
     return f"{name}@{first_row}"
 
 
 def in_file_order(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Returns the names in the order of the file: wide types first, which keeps every tensor aligned."""
+    """Returns the names in the order of the file: wide types first, which keeps every tensor
+    aligned.
+    """
     return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None, checksum: Checksum | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: dict[str, str] | None = None,
+    checksum: Checksum | None = None,
 ) -> str:
     """Writes ``tensors`` and string ``metadata`` to ``path``, which it replaces.
 
@@ -57,8 +66,8 @@ def write_tensors(
         checksum: a new checksum; by default SHA-256.
 
     Returns:
-        The checksum of the content in hexadecimal. It is computed from memory, so it also tells a file that the disk
-        has changed.
+        The checksum of the content in hexadecimal. It is computed from memory, so it also tells a
+        file that the disk has changed.
 
     Raises:
         OSError: the file cannot be written.
@@ -68,7 +77,11 @@ def write_tensors(
     for name in in_file_order(tensors):
         value = tensors[name]
         start, end = end, end + value.shape.numel() * value.dtype.itemsize
-        header[name] = {"dtype": NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": NAMES[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     checksum = checksum or hashlib.sha256()
@@ -83,12 +96,14 @@ def _blocks(header: bytes, tensors: Mapping[str, Tensor]) -> Iterator[bytes | me
     yield header
     for name in in_file_order(tensors):
         content = tensors[name].detach().contiguous().flatten().view(torch.uint8)
-        for block in content.split(BLOCK):  # of a tensor on a GPU, one block at a time is on the CPU
+        # of a tensor on a GPU, one block at a time is on the CPU
+        for block in content.split(BLOCK):
             yield block.cpu().numpy().data
 
 
 class SavedTensors(Mapping[str, Tensor]):
-    """A mapping of names to the tensors of a safetensors file and of its shard files, which are read on access.
+    """A mapping of names to the tensors of a safetensors file and of its shard files, which are
+    read on access.
 
     A shard file holds ranges of rows of some tensors, named by ``shard_key``.
 
@@ -98,13 +113,15 @@ class SavedTensors(Mapping[str, Tensor]):
 
     Raises:
         SafetensorError: a file is not a safetensors file.
-        ValueError: a shard is not named by ``shard_key``, or the rows of a tensor have a gap or overlap.
+        ValueError: a shard is not named by ``shard_key``, or the rows of a tensor have a gap or
+            overlap.
     """
 
     def __init__(self, path: Path, shards: Sequence[Path] = ()) -> None:
         self._file = safe_open(path, "pt")
         self.metadata: dict[str, str] = self._file.metadata() or {}
-        self._tensors: dict[str, Any] = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+        names = self._file.keys()
+        self._tensors: dict[str, Any] = {name: self._file.get_slice(name) for name in names}
         parts: dict[str, list[tuple[int, Any]]] = defaultdict(list)
         for file in (safe_open(shard, "pt") for shard in shards):
             for key in file.keys():  # noqa: SIM118
@@ -139,7 +156,9 @@ class _Rows:
         self._parts, end = sorted(parts, key=itemgetter(0)), 0
         for first, part in self._parts:
             if first != end:
-                raise ValueError(f"{name}: expected a shard from row {end} on, got one from row {first} on")
+                raise ValueError(
+                    f"{name}: expected a shard from row {end} on, got one from row {first} on"
+                )
             end += part.get_shape()[0]
         self._shape = [end, *self._parts[0][1].get_shape()[1:]]
 

@@ -22,7 +22,9 @@ def to_toml(content: dict[str, Any]) -> str:
     """
     plain = {key: value for key, value in content.items() if not isinstance(value, dict)}
     sections = [(key, value) for key, value in content.items() if isinstance(value, dict)]
-    text = _lines(plain) + "".join(f"\n[{_key(key)}]\n{_lines(section)}" for key, section in sections)
+    text = _lines(plain) + "".join(
+        f"\n[{_key(key)}]\n{_lines(section)}" for key, section in sections
+    )
     return text.removeprefix("\n")
 
 

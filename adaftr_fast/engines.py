@@ -49,7 +49,9 @@ def open_engine(
             yield ray or Ray()
         return
     if address is not None:
-        raise ConfigError(f"address: goes with engine ray, got address = {address!r} with engine {name}")
+        raise ConfigError(
+            f"address: goes with engine ray, got address = {address!r} with engine {name}"
+        )
     yield local or Local()
 
 
@@ -58,7 +60,9 @@ Result = TypeVar("Result")
 Advance = Callable[[int], object]
 """Reports an amount of finished work to a progress bar."""
 Step = Callable[[Item, Advance], Result]
-"""A function of an item, which reports its progress. An engine may call it twice for an item, even at the same time."""
+"""A function of an item, which reports its progress. An engine may call it twice for an item, even
+at the same time.
+"""
 
 _limit: int | None = None  # of cores
 
@@ -67,8 +71,8 @@ class Engine(Protocol):
     """Calls a function for each of several items.
 
     Attributes:
-        remote: whether the calls run in other processes, on machines that share a file system with this one. The
-            function, items and results are pickled then.
+        remote: whether the calls run in other processes, on machines that share a file system with
+            this one. The function, items and results are pickled then.
     """
 
     remote: bool
@@ -81,16 +85,19 @@ class Engine(Protocol):
         done: Callable[[int, Result], object] = ...,
         advance: Advance = ...,
     ) -> list[Result]:
-        """Returns the results in the order of the items. The number of calls in progress is bounded.
+        """Returns the results in the order of the items. The number of calls in progress is
+        bounded.
 
         Args:
-            items: taken one after the other, when there is a place for another call. Those after a call is done may
-                depend on its result.
-            done: called in this process with the index and the result of each finished call, in any order.
+            items: taken one after the other, when there is a place for another call. Those after a
+                call is done may depend on its result.
+            done: called in this process with the index and the result of each finished call, in any
+                order.
             advance: called in this process with the amounts of work that the calls report.
 
         Raises:
-            Exception: what a call raised, or ``done``. The other calls are cancelled, as they are after Ctrl-C.
+            Exception: what a call raised, or ``done``. The other calls are cancelled, as they are
+                after Ctrl-C.
             EngineError: the engine cannot run the calls.
         """
 
@@ -124,7 +131,8 @@ class Local:
 
 
 def on_one_thread(function: Callable[[Item], Result]) -> Step[Item, Result]:
-    """Returns a step that calls the function on one thread, with the working folder that this process has now.
+    """Returns a step that calls the function on one thread, with the working folder that this
+    process has now.
 
     Such calls give the same bits wherever and beside however many others they run.
 
@@ -134,7 +142,9 @@ def on_one_thread(function: Callable[[Item], Result]) -> Step[Item, Result]:
     return partial(_call_on_one_thread, function, Path.cwd())
 
 
-def _call_on_one_thread(function: Callable[[Item], Result], folder: Path, item: Item, advance: Advance) -> Result:
+def _call_on_one_thread(
+    function: Callable[[Item], Result], folder: Path, item: Item, advance: Advance
+) -> Result:
     import torch
 
     torch.set_num_threads(1)
@@ -150,12 +160,16 @@ def _call_on_one_thread(function: Callable[[Item], Result], folder: Path, item: 
 
 def cores() -> int:
     """Returns the number of cores this process may use."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return available if _limit is None else min(available, _limit)
 
 
 def limit_cores(count: int) -> None:
-    """Makes ``cores`` return at most ``count`` in this process, which shares its machine with other calls."""
+    """Makes ``cores`` return at most ``count`` in this process, which shares its machine with other
+    calls.
+    """
     global _limit
     _limit = count
 
@@ -163,7 +177,8 @@ def limit_cores(count: int) -> None:
 class Processes:
     """The engine of several processes, each of which runs one call at a time; see ``Engine``.
 
-    Ctrl-C interrupts the calls, each once, and waits for them. They end with this process, however it ends.
+    Ctrl-C interrupts the calls, each once, and waits for them. They end with this process, however
+    it ends.
 
     Args:
         count: the number of processes.
@@ -187,14 +202,18 @@ class Processes:
         done: Callable[[int, Result], object] = ignore,
         advance: Advance = ignore,
     ) -> list[Result]:
-        """Returns the results; see ``Engine.map``. ``advance`` is called once for each finished call."""
-        context = multiprocessing.get_context("spawn")  # a fork would inherit OpenMP's threads in an undefined state
+        """Returns the results; see ``Engine.map``. ``advance`` is called once for each finished
+        call.
+        """
+        # a fork would inherit OpenMP's threads in an undefined state
+        context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(self._count, mp_context=context, initializer=_prepare_process)
         todo = enumerate(items)
         running: dict[Future[Any], int] = {}
         results: dict[int, Result] = {}
         try:
-            while True:  # submits only as many calls as run, because the pool cannot cancel queued ones
+            # submits only as many calls as run, because the pool cannot cancel queued ones
+            while True:
                 for index, item in islice(todo, self._count - len(running)):
                     running[pool.submit(_call_in_process, function, item)] = index
                 if not running:
@@ -206,7 +225,8 @@ class Processes:
                     done(index, results[index])
         except BrokenProcessPool as error:
             raise EngineError(
-                "engine local: a process was killed, perhaps for lack of memory; what has finished is kept: run the "
+                "engine local: a process was killed, perhaps for lack of memory; what has finished "
+                "is kept: run the "
                 "same command again, with fewer --jobs if memory is short"
             ) from error
         finally:  # on an error or Ctrl-C, the running calls are interrupted
@@ -223,7 +243,9 @@ def _prepare_process() -> None:
 
 
 def _call_in_process(function: Step[Item, Result], item: Item) -> tuple[Result, int]:
-    """Returns the result and the amount of work that the call has reported. The parent's signal interrupts only it."""
+    """Returns the result and the amount of work that the call has reported. The parent's signal
+    interrupts only it.
+    """
     amounts: list[int] = []
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -233,7 +255,9 @@ def _call_in_process(function: Step[Item, Result], item: Item) -> tuple[Result, 
 
 
 def _end_with_parent() -> None:
-    """Exits when the parent ends. Otherwise the same command would meet the calls of the one before."""
+    """Exits when the parent ends. Otherwise the same command would meet the calls of the one
+    before.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None  # the processes are spawned
     wait([parent.sentinel])
@@ -252,15 +276,22 @@ class Ray:
 
     Args:
         cpus: cores of a call. None takes those of the smallest node, at most ``MAX_CPUS``.
-        retries: how often a call is repeated after its worker is lost. A call that raises an error is not repeated.
+        retries: how often a call is repeated after its worker is lost. A call that raises an error
+            is not repeated.
         limit: how many calls are in progress at most; None for ``QUEUED`` per place to run one.
-        grace: how many seconds calls have to end after they are interrupted, before they are killed.
+        grace: how many seconds calls have to end after they are interrupted, before they are
+            killed.
     """
 
     remote = True
 
     def __init__(
-        self, cpus: int | None = None, retries: int = RETRIES, *, limit: int | None = None, grace: float = 0.0
+        self,
+        cpus: int | None = None,
+        retries: int = RETRIES,
+        *,
+        limit: int | None = None,
+        grace: float = 0.0,
     ) -> None:
         if limit is not None and limit < 1:
             raise ConfigError(f"limit of calls in progress: expected >= 1, got {limit}")
@@ -277,12 +308,17 @@ class Ray:
         done: Callable[[int, Result], object] = ignore,
         advance: Advance = ignore,
     ) -> list[Result]:
-        """Returns the results; see ``Engine.map``. ``advance`` is called once for each finished call."""
+        """Returns the results; see ``Engine.map``. ``advance`` is called once for each finished
+        call.
+        """
         import ray
 
         cpus = self._cpus or _cpus()
         task = ray.remote(_call_on_node).options(
-            num_cpus=cpus, max_retries=self._retries, retry_exceptions=False, scheduling_strategy="SPREAD"
+            num_cpus=cpus,
+            max_retries=self._retries,
+            retry_exceptions=False,
+            scheduling_strategy="SPREAD",
         )
         shared = ray.put(function)
         todo = enumerate(items)
@@ -296,7 +332,9 @@ class Ray:
                     return [results[index] for index in sorted(results)]
                 finished, _ = ray.wait(list(running), timeout=PATIENCE)
                 if not finished and not _places(cpus):
-                    warnings.warn(f"no node of the Ray cluster has {cpus} CPUs; waiting for one", stacklevel=2)
+                    warnings.warn(
+                        f"no node of the Ray cluster has {cpus} CPUs; waiting for one", stacklevel=2
+                    )
                 for call in finished:
                     index = running.pop(call)
                     results[index], amount = _result(call)
@@ -312,7 +350,8 @@ class Ray:
 
 @contextmanager
 def ray_engine(address: str = "auto") -> Iterator[Ray]:
-    """Connects to a Ray cluster during the block; a connection that this process has already is used and stays.
+    """Connects to a Ray cluster during the block; a connection that this process has already is
+    used and stays.
 
     Args:
         address: HOST:PORT of the cluster; "auto" finds the one that this machine belongs to.
@@ -332,9 +371,12 @@ def ray_engine(address: str = "auto") -> Iterator[Ray]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         start = "start one with `ray start --head`, or name its address as HOST:PORT"
-        raise EngineError(f"engine ray: no cluster at address {address!r}: {first_line(error)}; {start}") from error
+        raise EngineError(
+            f"engine ray: no cluster at address {address!r}: {first_line(error)}; {start}"
+        ) from error
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # which ray.init has replaced by one that exits with status 15
+        # which ray.init has replaced by one that exits with status 15
+        signal.signal(signal.SIGTERM, handler)
     try:
         yield Ray()
     finally:
@@ -342,19 +384,26 @@ def ray_engine(address: str = "auto") -> Iterator[Ray]:
 
 
 def _check_answers(address: str) -> None:
-    """Raises OSError or ValueError if nothing listens at HOST:PORT, for which Ray would wait many minutes."""
+    """Raises OSError or ValueError if nothing listens at HOST:PORT, for which Ray would wait many
+    minutes.
+    """
     host, colon, port = address.rpartition(":")
     if colon and "//" not in address:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
-def _call_on_node(function: Step[Item, Result], item: Item, cpus: int) -> tuple[Result, int] | Exception:
-    """Runs in a worker: returns the result and the amount of work that the call has reported, or what it raised."""
+def _call_on_node(
+    function: Step[Item, Result], item: Item, cpus: int
+) -> tuple[Result, int] | Exception:
+    """Runs in a worker: returns the result and the amount of work that the call has reported, or
+    what it raised.
+    """
     limit_cores(cpus)
     amounts: list[int] = []
     try:
         return function(item, amounts.append), sum(amounts)
-    except KeyboardInterrupt:  # the call is cancelled; an import may be half done, so this worker takes no other call
+    # the call is cancelled; an import may be half done, so this worker takes no other call
+    except KeyboardInterrupt:
         os._exit(1)
     except Exception as error:
         error.add_note(f"raised on node {socket.gethostname()}:\n{traceback.format_exc()}")
@@ -377,7 +426,9 @@ def _result(call: Any) -> tuple[Any, int]:
 
 
 def _cancel(calls: list[Any], grace: float) -> None:
-    """Interrupts calls as Ctrl-C does, and kills those that have not ended after ``grace`` seconds; at once for 0."""
+    """Interrupts calls as Ctrl-C does, and kills those that have not ended after ``grace`` seconds;
+    at once for 0.
+    """
     import ray
 
     with suppress(Exception):  # the connection may be lost, which may be the error itself

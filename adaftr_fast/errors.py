@@ -1,4 +1,6 @@
-"""The errors that a user can put right. The command line shows them as one line, and any other as a traceback."""
+"""The errors that a user can put right. The command line shows them as one line, and any other as a
+traceback.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,9 @@ EXTRAS = {
     "uvicorn": "serve",
     "wandb": "wandb",
 }
-"""Package -> the extra of pyproject.toml that installs it, where it is imported without asking whether it is there."""
+"""Package -> the extra of pyproject.toml that installs it, where it is imported without asking
+whether it is there.
+"""
 
 
 class UserError(Exception):
@@ -36,7 +40,9 @@ class DataError(UserError, ValueError):
 
 
 class TrainingError(UserError, RuntimeError):
-    """Training cannot go on: a loss is not finite, or the data leave nothing to learn or to select by."""
+    """Training cannot go on: a loss is not finite, or the data leave nothing to learn or to select
+    by.
+    """
 
 
 class DivergedError(TrainingError):
@@ -48,11 +54,15 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class RankError(UserError, RuntimeError):
-    """The ranks cannot go on together: one is gone or does not answer, or they were started unlike."""
+    """The ranks cannot go on together: one is gone or does not answer, or they were
+    started unlike.
+    """
 
 
 class ServingError(UserError, RuntimeError):
-    """A model cannot be exported, or an exported one is absent, damaged or gives no finite score."""
+    """A model cannot be exported, or an exported one is absent, damaged or gives no
+    finite score.
+    """
 
 
 class BusyError(UserError, RuntimeError):
@@ -60,11 +70,15 @@ class BusyError(UserError, RuntimeError):
 
 
 class StoreError(UserError, OSError):
-    """An object store cannot be reached, or a file or folder in it cannot be read or written; the message names it."""
+    """An object store cannot be reached, or a file or folder in it cannot be read or written; the
+    message names it.
+    """
 
 
 class EngineError(UserError, RuntimeError):
-    """An engine cannot run: its cluster is absent, a node sees other files, or a call is lost again and again."""
+    """An engine cannot run: its cluster is absent, a node sees other files, or a call is lost again
+    and again.
+    """
 
 
 class MissingPackageError(UserError, ImportError):
@@ -72,8 +86,12 @@ class MissingPackageError(UserError, ImportError):
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message that is not blank, or the name of its type if there is none."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Returns the first line of an error's message that is not blank, or the name of its type if
+    there is none.
+    """
+    return next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
 
 
 @contextmanager

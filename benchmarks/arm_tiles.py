@@ -1,10 +1,12 @@
-"""Counts the inner loops of matrix products on ARM against the bound of the units that multiply and add.
+"""Counts the inner loops of matrix products on ARM against the bound of the units that multiply and
+add.
 
     python -m benchmarks.arm_tiles             prints the table
     python -m benchmarks.arm_tiles --record    also writes results/arm_tiles.json
 
-It compiles the tiles of csrc/cpu/simd/gemm.inl for aarch64, and llvm-mca simulates their inner loops, with all data in
-the L1 cache. Nothing is timed. From Debian: g++-14-aarch64-linux-gnu, llvm-19.
+It compiles the tiles of csrc/cpu/simd/gemm.inl for aarch64, and llvm-mca simulates their inner
+loops, with all data in the L1 cache. Nothing is timed. From Debian: g++-14-aarch64-linux-gnu,
+llvm-19.
 """
 
 import datetime
@@ -18,8 +20,10 @@ from benchmarks import RESULTS, render
 from benchmarks.measure import ROOT, measured_code, options
 
 COMPILER, SIMULATOR = "aarch64-linux-gnu-g++-14", "llvm-mca-19"
-FLAGS = ("-O3", "-std=c++20", "-fno-math-errno", "-fPIC", f"-I{ROOT}/csrc")  # of setup.py, as far as they matter
-PIPES = {"neoverse-v1": 4, "neoverse-v2": 4}  # vectors of 128 bits that it multiplies and adds in a cycle
+# of setup.py, as far as they matter
+FLAGS = ("-O3", "-std=c++20", "-fno-math-errno", "-fPIC", f"-I{ROOT}/csrc")
+# vectors of 128 bits that it multiplies and adds in a cycle
+PIPES = {"neoverse-v1": 4, "neoverse-v2": 4}
 TURNS = 1000
 TILES = [  # target, type of the elements, header
     ("generic", "float", "cpu/simd/gemm.inl"),
@@ -31,7 +35,9 @@ NAMES = {"float": "float32", "double": "float64", "Pair": "bfloat16"}
 
 
 def assembly(target: str, element: str, header: str, step: str) -> str:
-    """Returns the assembly of the whole tile whose operand A has elements ``step`` apart; 0: in panels."""
+    """Returns the assembly of the whole tile whose operand A has elements ``step`` apart; 0: in
+    panels.
+    """
     source = f"""
         #include <cstddef>
         #include <cstdint>
@@ -64,7 +70,9 @@ def multiplications(body: list[str]) -> int:
 def cycles(body: list[str], cpu: str) -> float:
     """Returns the cycles of one turn of a loop, simulated."""
     command = [SIMULATOR, "-mtriple=aarch64", f"-mcpu={cpu}", f"-iterations={TURNS}"]
-    shown = subprocess.run(command, input="\n".join(body), capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        command, input="\n".join(body), capture_output=True, text=True, check=True
+    ).stdout
     return int(re.search(r"Total Cycles:\s+(\d+)", shown)[1]) / TURNS  # type: ignore[index]
 
 
@@ -84,7 +92,9 @@ def cases() -> list[dict[str, Any]]:
 
 
 def version(command: str) -> str:
-    shown = subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [command, "--version"], capture_output=True, text=True, check=True
+    ).stdout
     return re.search(r"\d+\.\d+\.\d+", shown)[0]  # type: ignore[index]
 
 

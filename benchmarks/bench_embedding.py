@@ -1,10 +1,11 @@
-"""FusedEmbedding and its optimizers beside nn.Embedding, nn.EmbeddingBag and, where installed, FBGEMM.
+"""FusedEmbedding and its optimizers beside nn.Embedding, nn.EmbeddingBag and, where installed,
+FBGEMM.
 
     python -m pytest benchmarks/bench_embedding.py --benchmark-only   groups to compare at a glance
     python -m benchmarks.bench_embedding        -> results/embedding-*.json, embedding.png
 
-FBGEMM on the CPU: pip install --no-deps fbgemm-gpu-cpu==1.8.0 beside torch 2.13. Nothing is timed before its results
-were compared.
+FBGEMM on the CPU: pip install --no-deps fbgemm-gpu-cpu==1.8.0 beside torch 2.13. Nothing is timed
+before its results were compared.
 """
 
 from collections.abc import Iterator
@@ -28,9 +29,15 @@ from benchmarks.embedding import (
 from benchmarks.measure import options, side_by_side, write
 
 MAIN = Workload(fields=100, batch=1024, rows=10_000)
-LARGE = [Workload(fields=20, batch=1024, rows=1_000_000), Workload(fields=100, batch=8192, rows=10_000)]
+LARGE = [
+    Workload(fields=20, batch=1024, rows=1_000_000),
+    Workload(fields=100, batch=8192, rows=10_000),
+]
 # The same batches on tables of 10,000 and of 1M rows a field.
-GROWTH = Workload(fields=20, batch=1024, rows=10_000), Workload(fields=20, batch=1024, rows=1_000_000, spread=100)
+GROWTH = (
+    Workload(fields=20, batch=1024, rows=10_000),
+    Workload(fields=20, batch=1024, rows=1_000_000, spread=100),
+)
 
 
 @pytest.mark.parametrize("name", ["ours", "concatenated nn.Embedding", "list of nn.Embedding"])
@@ -52,7 +59,9 @@ def test_bags(benchmark, name):
 
 
 def cases() -> Iterator[tuple[str, Workload | str, dict[str, Run]]]:
-    """What is measured, the workload and the contestants; made one after another, since large tables fill memory."""
+    """What is measured, the workload and the contestants; made one after another, since large
+    tables fill memory.
+    """
     for work in [MAIN, *LARGE]:
         yield "forward", work, forwards(work)
         for optimizer in PEERS:
@@ -61,12 +70,18 @@ def cases() -> Iterator[tuple[str, Workload | str, dict[str, Run]]]:
     yield "growth", "Adam, F=20 B=1024, 10000 rows a field occur", growth(*GROWTH)
 
 
-def measure(case: str, work: Workload | str, runs: dict[str, Run], seconds: float) -> dict[str, Any]:
+def measure(
+    case: str, work: Workload | str, runs: dict[str, Run], seconds: float
+) -> dict[str, Any]:
     """Medians, and for look-ups and steps what the least traffic would take."""
     found = {"case": case, "workload": str(work), "ms": side_by_side(runs, seconds)}
     if isinstance(work, Workload):
         size, rate = floor_bytes(work, case), copy_rate(table_bytes(work, case))
-        found |= {"floor_mb": size / 1e6, "copy_gb_per_s": rate / 1e9, "floor_ms": 1e3 * size / rate}
+        found |= {
+            "floor_mb": size / 1e6,
+            "copy_gb_per_s": rate / 1e9,
+            "floor_ms": 1e3 * size / rate,
+        }
     return found
 
 
@@ -101,7 +116,12 @@ def main() -> None:
     for case, workload, runs in cases():
         measured.append(measure(case, workload, runs, arguments.seconds))
         del runs
-        print(case, workload, {name: round(ms, 3) for name, ms in measured[-1]["ms"].items()}, flush=True)
+        print(
+            case,
+            workload,
+            {name: round(ms, 3) for name, ms in measured[-1]["ms"].items()},
+            flush=True,
+        )
     print(render.embedding(measured), render.embedding_growth(measured), sep="\n\n")
     draw(measured)
     print(write("embedding", measured))

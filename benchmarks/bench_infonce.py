@@ -14,7 +14,14 @@ import pytest
 import torch
 
 from benchmarks import RESULTS, render
-from benchmarks.infonce.cases import SIZES, bare_products, contestants, forward_backward, inputs, literal
+from benchmarks.infonce.cases import (
+    SIZES,
+    bare_products,
+    contestants,
+    forward_backward,
+    inputs,
+    literal,
+)
 from benchmarks.measure import options, side_by_side, step_alone, write
 
 GROWTH = [1024, 2048, 4096, 8192, 16384, 32768, 65536]  # rows, at d = 128, for the plot
@@ -22,13 +29,17 @@ LARGEST_EAGER = 16384  # the literal form's matrices would need 17 GiB each beyo
 
 
 def agrees(loss, tensors) -> bool:
-    """Loss and gradients, to a percent or so of the largest: enough to see that the same thing is timed."""
+    """Loss and gradients, to a percent or so of the largest: enough to see that the same thing is
+    timed.
+    """
 
     def results(function):
         value = function(*tensors)
         return [value, *torch.autograd.grad(value, tensors)]
 
-    return all((x - y).abs().max() <= 3e-2 * y.abs().max() for x, y in zip(results(loss), results(literal)))
+    return all(
+        (x - y).abs().max() <= 3e-2 * y.abs().max() for x, y in zip(results(loss), results(literal))
+    )
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "mild"])
@@ -42,18 +53,24 @@ def test_float32(benchmark, name, loss, rows, d, kind):
 
 
 def compare(kind: str, rows: int, d: int, seconds: float) -> dict[str, Any]:
-    """Milliseconds of ours at every precision, of PyTorch's forms, and of the bare products, taken in turns."""
+    """Milliseconds of ours at every precision, of PyTorch's forms, and of the bare products, taken
+    in turns.
+    """
     import adaftr_fast as af
 
     tensors, half = inputs(kind, rows, d), inputs(kind, rows, d, torch.bfloat16)
     runs = {"bare products": bare_products(rows, d)}
     for name, loss in contestants():
         if not agrees(loss, tensors):
-            raise RuntimeError(f"bench_infonce: {name} disagrees with the literal formula at {kind}, {rows} x {d}")
+            raise RuntimeError(
+                f"bench_infonce: {name} disagrees with the literal formula at {kind}, {rows} x {d}"
+            )
         runs[name] = forward_backward(loss, tensors)
     runs["adaptive_infonce, bfloat16"] = forward_backward(af.adaptive_infonce, half)
     for precision in ("high", "medium"):
-        runs[f"adaptive_infonce, {precision}"] = at_precision(precision, forward_backward(af.adaptive_infonce, tensors))
+        runs[f"adaptive_infonce, {precision}"] = at_precision(
+            precision, forward_backward(af.adaptive_infonce, tensors)
+        )
     times = side_by_side(runs, seconds)
     return {"kind": kind, "rows": rows, "d": d, "ms": times, "error": errors(tensors)}
 
@@ -68,7 +85,9 @@ def at_precision(precision: str, step):
 
 
 def errors(tensors) -> dict[str, float]:
-    """Largest error of a gradient against float64, in units of the gradient's largest value, per precision."""
+    """Largest error of a gradient against float64, in units of the gradient's largest value, per
+    precision.
+    """
     import adaftr_fast as af
 
     def gradients(loss, dtype):
@@ -76,7 +95,9 @@ def errors(tensors) -> dict[str, float]:
         return torch.autograd.grad(loss(*leaves), leaves)
 
     def worst(found):
-        return max(((x.double() - t).abs().max() / t.abs().max()).item() for x, t in zip(found, truth))
+        return max(
+            ((x.double() - t).abs().max() / t.abs().max()).item() for x, t in zip(found, truth)
+        )
 
     truth = gradients(literal, torch.float64)
     found = {"eager": worst(gradients(literal, torch.float32))}
@@ -107,7 +128,9 @@ def draw(growth: list[dict[str, Any]]) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axis, key, label in zip(axes, ("ms", "added MiB"), ("forward + backward, ms", "added peak memory, MiB")):
+    for axis, key, label in zip(
+        axes, ("ms", "added MiB"), ("forward + backward, ms", "added peak memory, MiB")
+    ):
         for name in dict.fromkeys(case["name"] for case in growth):
             cases = [case for case in growth if case["name"] == name]
             axis.plot([c["rows"] for c in cases], [c[key] for c in cases], marker="o", label=name)
@@ -115,7 +138,9 @@ def draw(growth: list[dict[str, Any]]) -> None:
         axis.set_xticks(GROWTH, [f"{rows:,}" for rows in GROWTH], rotation=45)
         axis.minorticks_off()
         axis.grid(alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False
+    )
     figure.savefig(RESULTS / "infonce.png", dpi=110)
 
 
@@ -124,12 +149,21 @@ def main() -> None:
     arguments = options(__doc__, seconds=(2.0, "per contestant and case"), growth=growth)
     if arguments.growth:
         names = ("adaptive_infonce", "eager, literal", "linear_cross_entropy, chunked")
-        growth = [grow(n, rows) for n in names for rows in GROWTH if n == names[0] or rows <= LARGEST_EAGER]
+        growth = [
+            grow(n, rows)
+            for n in names
+            for rows in GROWTH
+            if n == names[0] or rows <= LARGEST_EAGER
+        ]
         draw(growth)
         print(render.loss_growth(growth))
         print(write("infonce_growth", growth))
         return
-    cases = [compare(kind, rows, d, arguments.seconds) for kind in ("gaussian", "mild") for rows, d in SIZES]
+    cases = [
+        compare(kind, rows, d, arguments.seconds)
+        for kind in ("gaussian", "mild")
+        for rows, d in SIZES
+    ]
     print(render.loss(cases), render.loss_error(cases), sep="\n\n")
     print(write("infonce", cases))
 

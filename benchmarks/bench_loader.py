@@ -22,7 +22,9 @@ BATCH = 1024
 
 
 def epochs(split: Split, seconds: float) -> list[float]:
-    """Returns rows per second of complete passes: as many as fit into ``seconds``, at least three."""
+    """Returns rows per second of complete passes: as many as fit into ``seconds``, at
+    least three.
+    """
     rates: list[float] = []
     while len(rates) < 3 or sum(len(split) / rate for rate in rates) < seconds:
         start = time.perf_counter()
@@ -34,7 +36,9 @@ def epochs(split: Split, seconds: float) -> list[float]:
 def peer(split: Split, rows: int) -> float:
     """Returns rows per second of DataLoader's default collation over tensors in memory."""
     content = next(split.batches(rows))
-    batches: Iterator[Any] = iter(DataLoader(TensorDataset(content.ids, content.labels), BATCH, shuffle=True))
+    batches: Iterator[Any] = iter(
+        DataLoader(TensorDataset(content.ids, content.labels), BATCH, shuffle=True)
+    )
     start = time.perf_counter()
     for _ in batches:
         pass

@@ -1,10 +1,11 @@
-"""The peak of anonymous memory of prepare and predict at several lengths of a log, 23 fields of which five hold lists.
+"""The peak of anonymous memory of prepare and predict at several lengths of a log, 23 fields of
+which five hold lists.
 
     python -m benchmarks.bench_memory --out FOLDER             -> results/memory-*.json, shown in docs/scaling.md
     python -m benchmarks.bench_memory --out FOLDER --rows 1000000 8000000 24000000
 
-The log is that of synthesize, and prepared from parquet, and from text in which "|" joins the tokens of a list; each
-command has ``--memory``. The same call goes on after it was cut off.
+The log is that of synthesize, and prepared from parquet, and from text in which "|" joins the
+tokens of a list; each command has ``--memory``. The same call goes on after it was cut off.
 """
 
 import argparse
@@ -48,11 +49,17 @@ def write_text(log: Path, path: Path) -> None:
 def _batches(log: Path) -> Iterator[pa.RecordBatch]:
     for file in sorted(log.glob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches():
-            yield pa.record_batch([_text(column) for column in batch.columns], names=batch.schema.names)
+            yield pa.record_batch(
+                [_text(column) for column in batch.columns], names=batch.schema.names
+            )
 
 
 def _text(column: pa.Array) -> pa.Array:
-    return pc.binary_join(column.cast(pa.list_(pa.string())), "|") if pa.types.is_list(column.type) else column
+    return (
+        pc.binary_join(column.cast(pa.list_(pa.string())), "|")
+        if pa.types.is_list(column.type)
+        else column
+    )
 
 
 def measure(rows: int, memory: float, out: Path, model: Path) -> dict[str, object]:
@@ -75,18 +82,35 @@ def measure(rows: int, memory: float, out: Path, model: Path) -> dict[str, objec
         stages.run(name, [*ADAFTR, "prepare", *options, *bound, "--out", data], data)
     run, scores = folder / "run", folder / "scores.parquet"
     if not model.exists():
-        stages.run("train", [*ADAFTR, "train", *SHORT_RUN, "--data", folder / "prepare-parquet", "--out", run], run)
+        stages.run(
+            "train",
+            [*ADAFTR, "train", *SHORT_RUN, "--data", folder / "prepare-parquet", "--out", run],
+            run,
+        )
         stages.run("export", [*ADAFTR, "export", "--run", run, "--out", model], model)
-    stages.run("predict", [*ADAFTR, "predict", "--model", model, "--files", log / LOG, *bound, "--out", scores], scores)
+    stages.run(
+        "predict",
+        [*ADAFTR, "predict", "--model", model, "--files", log / LOG, *bound, "--out", scores],
+        scores,
+    )
     peaks = {name: found["peak_mb"] for name, found in stages.done.items()}
-    return {"rows": rows, "memory": memory, "peak MB": peaks, "text MB": round(text.stat().st_size / 1e6)}
+    return {
+        "rows": rows,
+        "memory": memory,
+        "peak MB": peaks,
+        "text MB": round(text.stat().st_size / 1e6),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 8_000_000])
     parser.add_argument("--memory", type=float, default=1.0, help="GB")
-    parser.add_argument("--out", type=Path, required=True, help="a folder for logs, results and what is done")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="a folder for logs, results and what is done"
+    )
     arguments = parser.parse_args()
     model = arguments.out / "model"  # of the first length
     cases = [measure(rows, arguments.memory, arguments.out, model) for rows in arguments.rows]

@@ -3,8 +3,8 @@
     python -m pytest benchmarks/bench_metrics.py --benchmark-only   a million rows
     python -m benchmarks.bench_metrics        10 M and 40 M rows -> results/metrics-*.json
 
-The rows are those of an impression log: 4 % positives, ten rows a user on average and some users with many, float32
-logits.
+The rows are those of an impression log: 4 % positives, ten rows a user on average and some users
+with many, float32 logits.
 """
 
 import time
@@ -52,7 +52,9 @@ def test_metrics(benchmark, name):
 
 
 def measure(rows: int) -> dict[str, Any]:
-    """Seconds of each metric at its first call, and the most memory that AUC and GAUC take beyond their arguments."""
+    """Seconds of each metric at its first call, and the most memory that AUC and GAUC take beyond
+    their arguments.
+    """
     runs = contestants(log(rows))
     if rows > SIZES[0]:
         del runs[SKLEARN]  # takes minutes
@@ -62,7 +64,9 @@ def measure(rows: int) -> dict[str, Any]:
         values[name] = run()
         seconds[name] = time.perf_counter() - start
     if SKLEARN in values and abs(values["AUC"] - values[SKLEARN]) > 1e-9:
-        raise RuntimeError(f"bench_metrics: AUC {values['AUC']} differs from scikit-learn's {values[SKLEARN]}")
+        raise RuntimeError(
+            f"bench_metrics: AUC {values['AUC']} differs from scikit-learn's {values[SKLEARN]}"
+        )
     tracemalloc.start()
     runs["AUC"](), runs["GAUC"]()
     memory = tracemalloc.get_traced_memory()[1] / 2**20

@@ -2,10 +2,10 @@
 
     python -m benchmarks.bench_serving        -> results/serving-*.json
 
-AdaFTR on MMoE over Ali-CCP's 23 fields, on a synthetic log as parquet and in Ali-CCP's raw layout, and its export with
-an AOTInductor package; they are made first and kept for the next time. The model is untrained, which costs the same. A
-request is ids in, probabilities out, on ``--threads`` threads (a server has more requests at a time); the last kind
-also encodes its raw rows.
+AdaFTR on MMoE over Ali-CCP's 23 fields, on a synthetic log as parquet and in Ali-CCP's raw layout,
+and its export with an AOTInductor package; they are made first and kept for the next time. The
+model is untrained, which costs the same. A request is ids in, probabilities out, on ``--threads``
+threads (a server has more requests at a time); the last kind also encodes its raw rows.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ RATES = {"click": 0.039, "conversion": 0.004}
 
 
 def make(out: Path, rows: int) -> dict[str, list[Path]]:
-    """Prepared data, a run and its export for each input format, made where they are not there yet; the raw files."""
+    """Prepared data, a run and its export for each input format, made where they are not there yet;
+    the raw files.
+    """
     log, raw = LogConfig(rows, rates=RATES), LogConfig(rows, users=rows // 58, days=2, rates=RATES)
     inputs = {
         "parquet": [out / "parquet/raw" / LOG],
@@ -54,7 +56,9 @@ def make(out: Path, rows: int) -> dict[str, list[Path]]:
     schemas = {"parquet": str(out / "parquet/raw" / SCHEMA), "aliccp": "aliccp"}
     files = {
         "parquet": inputs["parquet"],
-        "aliccp": [out / "aliccp/raw" / name.format(split) for split in ("train", "test") for name in NAMES],
+        "aliccp": [
+            out / "aliccp/raw" / name.format(split) for split in ("train", "test") for name in NAMES
+        ],
     }
     for kind, schema in schemas.items():
         folder = out / kind
@@ -91,7 +95,11 @@ def program_alone(scorer: Scorer, rows: pa.RecordBatch) -> dict[str, Any]:
         start = time.perf_counter()
         scorer.probabilities(features)
         times.append(time.perf_counter() - start)
-    return {"predict": "ids alone", "rows": len(rows), "rows/s": round(len(rows) / statistics.median(times))}
+    return {
+        "predict": "ids alone",
+        "rows": len(rows),
+        "rows/s": round(len(rows) / statistics.median(times)),
+    }
 
 
 @torch.no_grad()
@@ -105,9 +113,14 @@ def latency(folder: Path, table: pa.RecordBatch, requests: int) -> list[dict[str
     }
     cases = []
     for rows in REQUEST_ROWS:
-        batches = [table.slice(rows * (number % (len(table) // rows)), rows) for number in range(requests)]
+        batches = [
+            table.slice(rows * (number % (len(table) // rows)), rows) for number in range(requests)
+        ]
         requested = [scorer.encode(batch) for batch in batches]
-        runs = {name: [lambda p=program, x=x: p(*x) for x in requested] for name, program in programs.items()}
+        runs = {
+            name: [lambda p=program, x=x: p(*x) for x in requested]
+            for name, program in programs.items()
+        }
         runs["raw rows to scores"] = [lambda b=batch: scorer.score(b) for batch in batches]
         times: dict[str, list[float]] = {name: [] for name in runs}
         for turn in range(-requests // 10, requests):  # the first ones warm
@@ -123,17 +136,25 @@ def latency(folder: Path, table: pa.RecordBatch, requests: int) -> list[dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of torch, for requests; predict uses all cores")
-    parser.add_argument("--out", type=Path, default=Path("runs/serving"), help="folder of what is measured")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch, for requests; predict uses all cores"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/serving"), help="folder of what is measured"
+    )
     arguments = parser.parse_args()
     inputs = make(arguments.out, arguments.rows)
     cases = []
     for kind, files in inputs.items():
-        cases.append({"predict": kind} | throughput(arguments.out / kind / "model", files, arguments.turns))
+        cases.append(
+            {"predict": kind} | throughput(arguments.out / kind / "model", files, arguments.turns)
+        )
         print(cases[-1])
     folder = arguments.out / "parquet"
     table = next(ds.dataset(inputs["parquet"][0]).to_batches(batch_size=1 << 17))

@@ -1,13 +1,14 @@
-"""Samples a second of training from parquet: AdaFTR on MMoE, B = 1024, 23 fields or more, E = 8, exact Adam.
+"""Samples a second of training from parquet: AdaFTR on MMoE, B = 1024, 23 fields or more, E = 8,
+exact Adam.
 
     python -m benchmarks.bench_trainer                              -> results/trainer-*.json
     python -m benchmarks.bench_trainer --fields 121 --ids 6719      -> results/trainer_fields121-*.json
     python -m benchmarks.bench_trainer --floor                      -> results/floor-*.json: see training/floor.py
 
-Whole calls of ``Trainer.train_epoch``, loader and progress included, in turns, so that a drift of the machine meets
-all alike. Our models are built anew for every turn: one is up to a tenth slower than another for as long as it lives.
-Beside them, where installed, what their users run (benchmarks/peers.py): torch-rechub's and DeepCTR-Torch's MMoE, which
-know no contrastive loss.
+Whole calls of ``Trainer.train_epoch``, loader and progress included, in turns, so that a drift of
+the machine meets all alike. Our models are built anew for every turn: one is up to a tenth slower
+than another for as long as it lives. Beside them, where installed, what their users run
+(benchmarks/peers.py): torch-rechub's and DeepCTR-Torch's MMoE, which know no contrastive loss.
 """
 
 import gc
@@ -40,7 +41,9 @@ def ours(data: PreparedData, train: Split, model: ModelConfig, **config: object)
     torch.manual_seed(0)
     built = build_model(model, data.manifest.num_embeddings, data.manifest.tasks)
     settings = TrainingConfig(batch_size=BATCH, progress=False, **config)
-    trainer = Trainer(built, train, data.load("validation"), optimizer=OptimizerConfig(), config=settings)
+    trainer = Trainer(
+        built, train, data.load("validation"), optimizer=OptimizerConfig(), config=settings
+    )
     epochs = itertools.count(1)
 
     def run() -> float:
@@ -83,7 +86,8 @@ def measure(fields: int, ids: int, rows: int, turns: int) -> dict[str, object]:
         rates: dict[str, list[float]] = {name: [] for name in makes}
         names = list(makes)
         for turn in range(turns):
-            for place in range(len(names)):  # who goes after whom changes: some leave caches and memory in disorder
+            # who goes after whom changes: some leave caches and memory in disorder
+            for place in range(len(names)):
                 name = names[(turn + place) % len(names)]
                 gc.collect()  # of the model before, whose trainer may be in a cycle
                 rates[name].append(makes[name]()())
@@ -126,7 +130,9 @@ def main() -> None:
     )
     if arguments.floor:
         cases = [
-            each for fields, ids in FLOOR_SIZES for each in measure_floor(fields, ids, arguments.rows, arguments.turns)
+            each
+            for fields, ids in FLOOR_SIZES
+            for each in measure_floor(fields, ids, arguments.rows, arguments.turns)
         ]
         print(render.floor(cases))
         print(write("floor", cases))

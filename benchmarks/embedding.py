@@ -1,4 +1,5 @@
-"""The embedding benchmark's workloads and contestants, and the memory traffic that none of them can avoid.
+"""The embedding benchmark's workloads and contestants, and the memory traffic that none of them can
+avoid.
 
 A contestant is made anew for each workload.
 """
@@ -19,11 +20,20 @@ from benchmarks.measure import side_by_side
 E = 8  # the width of the paper's Table 3
 LR = 1e-3
 EPS = 1e-8
-STEADY = 350  # steps of exact Adam before it is timed: in the first few hundred it replays missed steps one by one
+# steps of exact Adam before it is timed: in the first few hundred it replays missed steps one by
+# one
+STEADY = 350
 LINE = 64  # bytes: memory moves in cache lines
 ROW = 4 * E  # bytes of a row of float32
-# Bytes of optimizer state a row has; exact Adam also keeps the step a row is current to, in a table of its own.
-STATE = {"SGD": [], "RowwiseAdagrad": [4], "Adagrad": [ROW], "LazyAdam": [2 * ROW], "Adam": [2 * ROW, 4]}
+# Bytes of optimizer state a row has; exact Adam also keeps the step a row is current to, in a table
+# of its own.
+STATE = {
+    "SGD": [],
+    "RowwiseAdagrad": [4],
+    "Adagrad": [ROW],
+    "LazyAdam": [2 * ROW],
+    "Adam": [2 * ROW, 4],
+}
 HAS_FBGEMM = importlib.util.find_spec("fbgemm_gpu") is not None
 
 Run = Callable[[], object]
@@ -33,7 +43,8 @@ Run = Callable[[], object]
 class Workload:
     """B rows of one id for each of F fields with V rows, Zipf(1.05) distributed.
 
-    With ``spread`` > 1 only each ``spread``-th row occurs: batches as those of a table that much smaller.
+    With ``spread`` > 1 only each ``spread``-th row occurs: batches as those of a table that much
+    smaller.
     """
 
     fields: int
@@ -49,14 +60,21 @@ class Workload:
         generator = torch.Generator().manual_seed(0)
         rows = self.rows // self.spread
         share = torch.arange(1, rows + 1, dtype=torch.float64).pow(-1.05).cumsum(0)
-        drawn = torch.rand(batches, self.fields, self.batch, generator=generator, dtype=torch.float64) * share[-1]
+        drawn = (
+            torch.rand(batches, self.fields, self.batch, generator=generator, dtype=torch.float64)
+            * share[-1]
+        )
         rank = torch.searchsorted(share, drawn).clamp_(max=rows - 1)
         shift = torch.arange(self.fields)[:, None] * 7919
-        scattered = (rank * 48271 + shift) % rows * self.spread  # popular ids do not stand side by side
+        # popular ids do not stand side by side
+        scattered = (rank * 48271 + shift) % rows * self.spread
         return list(scattered.transpose(1, 2).contiguous())
 
     def grad(self) -> Tensor:
-        return torch.randn(self.batch, self.fields * E, generator=torch.Generator().manual_seed(1)) * 1e-3
+        return (
+            torch.randn(self.batch, self.fields * E, generator=torch.Generator().manual_seed(1))
+            * 1e-3
+        )
 
     @torch.no_grad()
     def start(self, weight: Tensor) -> None:
@@ -121,7 +139,9 @@ def listed(work: Workload, optimizer: type, **options) -> Contestant:
 
     def step() -> None:
         update.zero_grad()
-        torch.cat([table(ids) for table, ids in zip(tables, next(batches).unbind(1), strict=True)], 1).backward(grad)
+        torch.cat(
+            [table(ids) for table, ids in zip(tables, next(batches).unbind(1), strict=True)], 1
+        ).backward(grad)
         update.step()
 
     return Contestant(step, lambda: torch.cat([table.weight.detach() for table in tables]))
@@ -130,8 +150,13 @@ def listed(work: Workload, optimizer: type, **options) -> Contestant:
 def fbgemm(work: Workload, optimizer: str) -> Contestant:
     """FBGEMM's table-batched embedding, which updates within its backward; needs fbgemm-gpu-cpu."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
-    from fbgemm_gpu.split_table_batched_embeddings_ops_common import ComputeDevice, EmbeddingLocation
-    from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
+        ComputeDevice,
+        EmbeddingLocation,
+    )
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+        SplitTableBatchedEmbeddingBagsCodegen,
+    )
 
     table = SplitTableBatchedEmbeddingBagsCodegen(
         [(work.rows, E, EmbeddingLocation.HOST, ComputeDevice.CPU)] * work.fields,
@@ -148,11 +173,13 @@ def fbgemm(work: Workload, optimizer: str) -> Contestant:
     batches = itertools.cycle([ids.t().contiguous().flatten() for ids in work.ids()])
     grad = work.grad()
     return Contestant(
-        lambda: table(next(batches), offsets).backward(grad), lambda: torch.cat(table.split_embedding_weights())
+        lambda: table(next(batches), offsets).backward(grad),
+        lambda: torch.cat(table.split_embedding_weights()),
     )
 
 
-# Peers of each of our optimizers. Those of "Adam" that are lazy do other arithmetic; they are there for their speed.
+# Peers of each of our optimizers. Those of "Adam" that are lazy do other arithmetic; they are there
+# for their speed.
 PEERS: dict[str, dict[str, Callable[[Workload], Contestant]]] = {
     "SGD": {
         "concatenated + SGD": lambda work: concatenated(work, torch.optim.SGD, sparse=True),
@@ -160,13 +187,17 @@ PEERS: dict[str, dict[str, Callable[[Workload], Contestant]]] = {
         "FBGEMM SGD": lambda work: fbgemm(work, "EXACT_SGD"),
     },
     "Adagrad": {
-        "concatenated + Adagrad": lambda work: concatenated(work, torch.optim.Adagrad, sparse=True, eps=EPS),
+        "concatenated + Adagrad": lambda work: concatenated(
+            work, torch.optim.Adagrad, sparse=True, eps=EPS
+        ),
         "list + Adagrad": lambda work: listed(work, torch.optim.Adagrad, eps=EPS),
         "FBGEMM Adagrad": lambda work: fbgemm(work, "EXACT_ADAGRAD"),
     },
     "RowwiseAdagrad": {"FBGEMM RowwiseAdagrad": lambda work: fbgemm(work, "EXACT_ROWWISE_ADAGRAD")},
     "LazyAdam": {
-        "concatenated + SparseAdam": lambda work: concatenated(work, torch.optim.SparseAdam, sparse=True, eps=EPS),
+        "concatenated + SparseAdam": lambda work: concatenated(
+            work, torch.optim.SparseAdam, sparse=True, eps=EPS
+        ),
         "list + SparseAdam": lambda work: listed(work, torch.optim.SparseAdam, eps=EPS),
     },
     "Adam": {
@@ -181,8 +212,14 @@ PEERS: dict[str, dict[str, Callable[[Workload], Contestant]]] = {
 
 
 def contestants(work: Workload, optimizer: str) -> dict[str, Contestant]:
-    """Ours first, then the peers that are installed. Lists of tables only where a table is small."""
-    peers = {name: make for name, make in PEERS[optimizer].items() if HAS_FBGEMM or not name.startswith("FBGEMM")}
+    """Ours first, then the peers that are installed. Lists of tables only where a table
+    is small.
+    """
+    peers = {
+        name: make
+        for name, make in PEERS[optimizer].items()
+        if HAS_FBGEMM or not name.startswith("FBGEMM")
+    }
     if work.rows > 100_000:
         peers = {name: make for name, make in peers.items() if not name.startswith("list")}
     return {"ours": fused(work, optimizer)} | {name: make(work) for name, make in peers.items()}
@@ -198,7 +235,9 @@ def steps(work: Workload, optimizer: str) -> dict[str, Run]:
 
 
 def growth(small: Workload, large: Workload) -> dict[str, Run]:
-    """Adam's steps on two tables that differ in their size alone, once the contestants have been seen to agree."""
+    """Adam's steps on two tables that differ in their size alone, once the contestants have been
+    seen to agree.
+    """
     check_steps("Adam")
     runs = {}
     for work in (small, large):
@@ -206,12 +245,16 @@ def growth(small: Workload, large: Workload) -> dict[str, Run]:
         for _ in range(STEADY):
             ours()
         runs[f"ours, V={work.rows}"] = ours
-        runs[f"dense fused Adam, V={work.rows}"] = PEERS["Adam"]["concatenated + dense fused Adam"](work).step
+        runs[f"dense fused Adam, V={work.rows}"] = PEERS["Adam"]["concatenated + dense fused Adam"](
+            work
+        ).step
     return runs
 
 
 def check_steps(optimizer: str, work: Workload = Workload(fields=5, batch=64, rows=100)) -> None:
-    """Raise unless every contestant that does the same arithmetic has our table after some steps."""
+    """Raise unless every contestant that does the same arithmetic has our table after
+    some steps.
+    """
     start = torch.empty(work.fields * work.rows, E)
     work.start(start)
     moves = {}
@@ -225,7 +268,9 @@ def check_steps(optimizer: str, work: Workload = Workload(fields=5, batch=64, ro
     for name, move in moves.items():
         # Weights of 0.01 round by 1e-9, SGD moves them by a thousand times that.
         if not (move - moves["ours"]).abs().max() <= 2e-3 * size > 0:
-            raise AssertionError(f"{optimizer}, {work}: {name} and ours have trained different tables")
+            raise AssertionError(
+                f"{optimizer}, {work}: {name} and ours have trained different tables"
+            )
 
 
 def forwards(work: Workload) -> dict[str, Run]:
@@ -237,7 +282,9 @@ def forwards(work: Workload) -> dict[str, Run]:
     a, b, c = (itertools.cycle(work.ids()) for _ in range(3))
 
     def one_by_one() -> Tensor:
-        return torch.cat([table(ids) for table, ids in zip(each, next(c).unbind(1), strict=True)], 1)
+        return torch.cat(
+            [table(ids) for table, ids in zip(each, next(c).unbind(1), strict=True)], 1
+        )
 
     runs: dict[str, Callable[[], Tensor]] = {
         "ours": lambda: ours(next(a)),
@@ -252,7 +299,9 @@ def forwards(work: Workload) -> dict[str, Run]:
 
 
 def bags(batch: int = 1024, per_bag: int = 250, rows: int = 100_000) -> dict[str, Run]:
-    """Forward and backward to a merged gradient of one multi-valued field, once gradients have been compared."""
+    """Forward and backward to a merged gradient of one multi-valued field, once gradients have been
+    compared.
+    """
     values = Workload(1, batch * per_bag, rows).ids(batches=1)[0].flatten()
     offsets = torch.arange(batch + 1) * per_bag
     ours = FusedEmbedding([rows], E)
@@ -280,14 +329,18 @@ def bags(batch: int = 1024, per_bag: int = 250, rows: int = 100_000) -> dict[str
 
 
 def lines(rows: Tensor, record: int) -> int:
-    """Bytes of the cache lines that hold the records of ``rows``, ``record`` bytes each in one table."""
+    """Bytes of the cache lines that hold the records of ``rows``, ``record`` bytes each in one
+    table.
+    """
     return LINE * len(torch.unique(rows * record // LINE))
 
 
 def floor_bytes(work: Workload, case: str) -> float:
-    """The least that must move: each line once to look up, and once each way to update; a mean over the batches.
+    """The least that must move: each line once to look up, and once each way to update; a mean over
+    the batches.
 
-    Look-up: ids, rows, output. A step: the ids again, the gradient, and rows and state there and back.
+    Look-up: ids, rows, output. A step: the ids again, the gradient, and rows and state there and
+    back.
     """
     first = torch.arange(work.fields) * work.rows
     total = 0
@@ -295,7 +348,9 @@ def floor_bytes(work: Workload, case: str) -> float:
         rows, look_ups = torch.unique(ids + first), ids.numel()
         total += look_ups * (8 + ROW) + lines(rows, ROW)
         if case != "forward":
-            total += look_ups * (8 + ROW) + 2 * sum(lines(rows, record) for record in [ROW, *STATE[case]])
+            total += look_ups * (8 + ROW) + 2 * sum(
+                lines(rows, record) for record in [ROW, *STATE[case]]
+            )
     return total / len(work.ids())
 
 
@@ -305,9 +360,11 @@ def table_bytes(work: Workload, case: str) -> int:
 
 
 def copy_rate(size: int) -> float:
-    """Bytes a second, read and written, on all threads, where one half of ``size`` bytes is copied over the other.
+    """Bytes a second, read and written, on all threads, where one half of ``size`` bytes is copied
+    over the other.
 
-    Tables that fit into a cache are copied from there, and larger ones from memory, as their rows are.
+    Tables that fit into a cache are copied from there, and larger ones from memory, as their rows
+    are.
     """
     source = torch.ones(size // 2, dtype=torch.uint8)
     target = torch.empty_like(source)

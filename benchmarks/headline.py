@@ -1,10 +1,12 @@
-"""From nothing to scores on one machine: a log in Ali-CCP's shape, one epoch of AdaFTR and of MMoE, export, predict.
+"""From nothing to scores on one machine: a log in Ali-CCP's shape, one epoch of AdaFTR and of MMoE,
+export, predict.
 
     python -m benchmarks.headline --out FOLDER                      Ali-CCP's 85 million rows
     python -m benchmarks.headline --out FOLDER --rows 1000000       -> results/headline-*.json
 
-Each stage is a command of ``adaftr-fast`` in a process of its own, of which wall time, peak of anonymous memory and
-files on disk are recorded. Killed at any time, the same call goes on with what is done.
+Each stage is a command of ``adaftr-fast`` in a process of its own, of which wall time, peak of
+anonymous memory and files on disk are recorded. Killed at any time, the same call goes on with what
+is done.
 """
 
 import argparse
@@ -30,11 +32,16 @@ MODELS = {"AdaFTR": "adaftr", "MMoE": "mmoe"}
 
 
 def write_test_rows(log: Path, path: Path) -> None:
-    """Writes the rows of the test split, which are those of the last day, as a file of their own."""
+    """Writes the rows of the test split, which are those of the last day, as a file of
+    their own.
+    """
     if path.exists():
         return
     rows = ds.dataset(log).scanner(filter=pc.field(DAY) == LogConfig(1).days - 1, batch_readahead=2)
-    with replacing(path) as new, pq.ParquetWriter(new, rows.projected_schema, compression="zstd") as writer:
+    with (
+        replacing(path) as new,
+        pq.ParquetWriter(new, rows.projected_schema, compression="zstd") as writer,
+    ):
         for batch in rows.to_batches():
             writer.write_batch(batch)
 
@@ -56,11 +63,17 @@ def measure(rows: int, memory: float, out: Path, options: Sequence[str]) -> dict
     stages.run("prepare", [*ADAFTR, "prepare", *files, *bound, "--out", data], data)
     for name, kind in MODELS.items():
         settings = ["--model.name", kind, "--training.max_epochs", 1]
-        stages.run(name, [*ADAFTR, "train", "--data", data, *settings, "--out", out / kind], out / kind)
+        stages.run(
+            name, [*ADAFTR, "train", "--data", data, *settings, "--out", out / kind], out / kind
+        )
     stages.run("export", [*ADAFTR, "export", "--run", out / "adaftr", "--out", model], model)
     write_test_rows(log / LOG, test)
     scores = out / "scores.parquet"
-    stages.run("predict", [*ADAFTR, "predict", "--model", model, "--files", test, *bound, "--out", scores], scores)
+    stages.run(
+        "predict",
+        [*ADAFTR, "predict", "--model", model, "--files", test, *bound, "--out", scores],
+        scores,
+    )
     manifest = read_manifest(data)
     of_stages = {"synthesize": rows, "prepare": rows, "predict": manifest.splits["test"].rows}
     of_stages |= dict.fromkeys(MODELS, manifest.splits["train"].rows)
@@ -68,11 +81,17 @@ def measure(rows: int, memory: float, out: Path, options: Sequence[str]) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=ALICCP_ROWS)
     parser.add_argument("--memory", type=float, default=4.0, help="GB, of prepare and predict")
-    parser.add_argument("--out", type=Path, required=True, help="a folder for all that the stages write")
-    parser.add_argument("--log", nargs=argparse.REMAINDER, default=[], help="the rest are options of synthesize")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="a folder for all that the stages write"
+    )
+    parser.add_argument(
+        "--log", nargs=argparse.REMAINDER, default=[], help="the rest are options of synthesize"
+    )
     arguments = parser.parse_args()
     case = measure(arguments.rows, arguments.memory, arguments.out, arguments.log)
     print(render.headline([case]))

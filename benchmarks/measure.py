@@ -28,20 +28,25 @@ NOT_CODE = (":(exclude)benchmarks/results", ":(exclude)*.md")  # a benchmark run
 
 
 def options(document: str | None, **defaults: Any) -> argparse.Namespace:
-    """Reads the options of the command line, and sets the number of threads to the option ``threads``, if there is one.
+    """Reads the options of the command line, and sets the number of threads to the option
+    ``threads``, if there is one.
 
     Args:
         document: the docstring of the benchmark, which ``--help`` shows.
-        defaults: the default of each option, or the default and a help text. An option has the type of its default: a
-            list takes one or more values, and False is a flag.
+        defaults: the default of each option, or the default and a help text. An option has the type
+            of its default: a list takes one or more values, and False is a flag.
     """
-    parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=document, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, given in defaults.items():
         default, text = given if isinstance(given, tuple) else (given, None)
         if default is False:
             parser.add_argument(f"--{name}", action="store_true", help=text)
         elif isinstance(default, list):
-            parser.add_argument(f"--{name}", type=type(default[0]), nargs="+", default=default, help=text)
+            parser.add_argument(
+                f"--{name}", type=type(default[0]), nargs="+", default=default, help=text
+            )
         else:
             parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
     found = parser.parse_args()
@@ -61,9 +66,10 @@ def write(
 ) -> Path:
     """Writes results/<name>-<processor>.json: machine, date, commit and the measured cases.
 
-    With ``gpu``, facts about the card whose name stands under "gpu", the processor is the card. Figures of a new run
-    carry no "stale" text; a person adds one, a reason, when the code that they describe changes. ``date`` and
-    ``commit`` are of the measurement, where it was not made just now; ``folder`` takes the place of results/.
+    With ``gpu``, facts about the card whose name stands under "gpu", the processor is the card.
+    Figures of a new run carry no "stale" text; a person adds one, a reason, when the code that they
+    describe changes. ``date`` and ``commit`` are of the measurement, where it was not made just
+    now; ``folder`` takes the place of results/.
     """
     about = machine() | (gpu or {})
     when = {"date": date or datetime.date.today().isoformat(), "commit": commit or measured_code()}
@@ -76,8 +82,12 @@ def write(
 
 
 def processor(about: dict[str, Any]) -> str:
-    """Returns the name that files have of the processor of a machine: ``amd-epyc-26-2`` of family 26, model 2."""
-    words = re.sub(r"\((r|tm)\)|processor|family|model", " ", about.get("gpu", about["cpu"]).lower())
+    """Returns the name that files have of the processor of a machine: ``amd-epyc-26-2`` of family
+    26, model 2.
+    """
+    words = re.sub(
+        r"\((r|tm)\)|processor|family|model", " ", about.get("gpu", about["cpu"]).lower()
+    )
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
 
@@ -91,7 +101,9 @@ def step_alone(make: Callable[..., Callable[[], None]], *arguments: object) -> t
         return pool.submit(_measured_step, make, arguments).result()
 
 
-def _measured_step(make: Callable[..., Callable[[], None]], arguments: tuple[object, ...]) -> tuple[float, float]:
+def _measured_step(
+    make: Callable[..., Callable[[], None]], arguments: tuple[object, ...]
+) -> tuple[float, float]:
     step = make(*arguments)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _resident("VmRSS")
@@ -106,7 +118,9 @@ def _resident(key: str) -> float:
 
 
 def measured_code() -> str:
-    """Returns "commit 1a2b3c4", followed by "with uncommitted changes" where the working tree differs from it."""
+    """Returns "commit 1a2b3c4", followed by "with uncommitted changes" where the working tree
+    differs from it.
+    """
     try:
         commit = _git("rev-parse", "--short", "HEAD")
         changed = _git("status", "--porcelain", "--", ".", *NOT_CODE)
@@ -116,4 +130,6 @@ def measured_code() -> str:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()

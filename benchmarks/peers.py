@@ -1,9 +1,11 @@
-"""Training in other libraries, as their users run it, where they are installed: MMoE on some of the same rows.
+"""Training in other libraries, as their users run it, where they are installed: MMoE on some of the
+same rows.
 
     pip install torch-rechub
     pip install --no-deps deepctr-torch; pip install requests        # it would also install what it does not use
 
-Each has its own model of our sizes, its own loop over its own DataLoader of rows in memory, and dense Adam.
+Each has its own model of our sizes, its own loop over its own DataLoader of rows in memory, and
+dense Adam.
 """
 
 import importlib.util
@@ -37,18 +39,28 @@ def peers(data: PreparedData, train: Split) -> dict[str, Contestant]:
 
 
 def rechub(data: PreparedData, batches: list[Batch]) -> dict[str, Contestant]:
-    """Its ``MTLTrainer``; and, as its bare step, the same on batches made beforehand, without bar and running means."""
+    """Its ``MTLTrainer``; and, as its bare step, the same on batches made beforehand, without bar
+    and running means.
+    """
     from torch_rechub.basic.features import SparseFeature
     from torch_rechub.models.multi_task import MMOE
     from torch_rechub.trainers import MTLTrainer
     from torch_rechub.utils.data import DataGenerator
 
     fields, kinds = data.manifest.fields, ["classification"] * len(data.manifest.tasks)
-    features = [SparseFeature(field.name, vocab_size=field.num_embeddings, embed_dim=WIDTH) for field in fields]
-    model = MMOE(features, kinds, 3, {"dims": list(EXPERTS)}, [{"dims": list(TOWERS)} for _ in kinds])
+    features = [
+        SparseFeature(field.name, vocab_size=field.num_embeddings, embed_dim=WIDTH)
+        for field in fields
+    ]
+    model = MMOE(
+        features, kinds, 3, {"dims": list(EXPERTS)}, [{"dims": list(TOWERS)} for _ in kinds]
+    )
     trainer = MTLTrainer(model, kinds, optimizer_params={"lr": OptimizerConfig().lr})
     loaded = [
-        ({name: torch.from_numpy(ids) for name, ids in columns(data, [batch]).items()}, batch.labels)
+        (
+            {name: torch.from_numpy(ids) for name, ids in columns(data, [batch]).items()},
+            batch.labels,
+        )
         for batch in batches
     ]
     rows = columns(data, batches), torch.cat([batch.labels for batch in batches]).numpy()
@@ -68,7 +80,9 @@ def rechub(data: PreparedData, batches: list[Batch]) -> dict[str, Contestant]:
 
 
 def deepctr(data: PreparedData, batches: list[Batch]) -> dict[str, Contestant]:
-    """Its ``fit``, which reads ids as float32 and by default penalises whole tables in every step."""
+    """Its ``fit``, which reads ids as float32 and by default penalises whole tables in
+    every step.
+    """
     from deepctr_torch.inputs import SparseFeat
     from deepctr_torch.models.multitask import MMOE
 
@@ -80,7 +94,9 @@ def deepctr(data: PreparedData, batches: list[Batch]) -> dict[str, Contestant]:
         tower_dnn_hidden_units=TOWERS,
         task_names=data.manifest.tasks,
     )
-    model.compile(torch.optim.Adam(model.parameters(), OptimizerConfig().lr), ["binary_crossentropy"] * 2)
+    model.compile(
+        torch.optim.Adam(model.parameters(), OptimizerConfig().lr), ["binary_crossentropy"] * 2
+    )
     ids, labels = columns(data, batches), torch.cat([batch.labels for batch in batches]).numpy()
     return {"DeepCTR-Torch MMoE": rated(lambda: model.fit(ids, labels, BATCH, verbose=0))}
 
@@ -92,7 +108,9 @@ def columns(data: PreparedData, batches: list[Batch]) -> dict[str, np.ndarray]:
 
 
 def rated(run: Callable[[], object]) -> Contestant:
-    """Samples a second of ``STEPS`` steps; what it prints, progress bars that cannot be turned off too, is dropped."""
+    """Samples a second of ``STEPS`` steps; what it prints, progress bars that cannot be turned off
+    too, is dropped.
+    """
 
     def rate() -> float:
         start = time.perf_counter()

@@ -1,6 +1,7 @@
 """Renders the cases of a results file as a Markdown table; ``TABLES`` names the functions that do.
 
-A benchmark prints its table with the same function after a run. Times are medians; "x" marks a ratio of times.
+A benchmark prints its table with the same function after a run. Times are medians; "x" marks a
+ratio of times.
 """
 
 import math
@@ -14,35 +15,55 @@ PRODUCTS = "bare products"
 
 
 def table(header: str, align: str, rows: Iterable[Iterable[object]]) -> str:
-    """Joins ``header``, its columns divided by "|", and ``rows``; ``align`` has an "l" or "r" for each column."""
+    """Joins ``header``, its columns divided by "|", and ``rows``; ``align`` has an "l" or "r" for
+    each column.
+    """
     columns = [column.strip() for column in header.split("|")]
     if len(columns) != len(align):
-        raise ValueError(f"table: expected {len(columns)} letters in align for {columns}, got {align!r}")
+        raise ValueError(
+            f"table: expected {len(columns)} letters in align for {columns}, got {align!r}"
+        )
     rule = "|".join("---" if side == "l" else "---:" for side in align)
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in [columns, *rows]]
     return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Formats ``value`` > 0 with ``digits`` significant digits and no exponent: 0.242, 50.1, 589,607 as 590,000."""
+    """Formats ``value`` > 0 with ``digits`` significant digits and no exponent: 0.242, 50.1,
+    589,607 as 590,000.
+    """
     places = digits - 1 - math.floor(math.log10(value))
     return f"{round(value, places):,.{max(places, 0)}f}"
 
 
-# The loss -------------------------------------------------------------------------------------------------------------
+# The loss
+# -------------------------------------------------------------------------------------------------------------
 
 
 def loss(cases: Cases) -> str:
-    """Milliseconds of ours in float32, others' time over ours, and how much faster ours gets at lower precision."""
+    """Milliseconds of ours in float32, others' time over ours, and how much faster ours gets at
+    lower precision.
+    """
 
     def row(case: dict[str, Any]) -> list[str]:
         ms = case["ms"]
-        ours, best = ms[OURS], min(t for name, t in ms.items() if not name.startswith((OURS, PRODUCTS)))
+        ours = ms[OURS]
+        best = min(t for name, t in ms.items() if not name.startswith((OURS, PRODUCTS)))
         ratios = [ms["eager, literal"] / ours, best / ours, ms[PRODUCTS] / ours]
-        ratios += [ours / ms[f"{OURS}, {precision}"] for precision in ("bfloat16", "high", "medium")]
-        return [case["kind"], f"{case['rows']:,} x {case['d']}", f"{ours:.2f}", *(f"{each:.1f}x" for each in ratios)]
+        ratios += [
+            ours / ms[f"{OURS}, {precision}"] for precision in ("bfloat16", "high", "medium")
+        ]
+        return [
+            case["kind"],
+            f"{case['rows']:,} x {case['d']}",
+            f"{ours:.2f}",
+            *(f"{each:.1f}x" for each in ratios),
+        ]
 
-    header = "inputs | B x d | ours, ms | literal eager | best of PyTorch | bare products | bfloat16 | high | medium"
+    header = (
+        "inputs | B x d | ours, ms | literal eager | best of PyTorch | bare products | bfloat16 | "
+        "high | medium"
+    )
     return table(header, "llrrrrrrr", map(row, cases))
 
 
@@ -50,10 +71,16 @@ def loss_error(cases: Cases) -> str:
     """Largest error of a gradient against float64, in units of the gradient's largest value."""
     kinds = ("eager", "highest", "high", "medium")
     rows = (
-        [case["kind"], f"{case['rows']:,} x {case['d']}", *(f"{case['error'][kind]:.0e}" for kind in kinds)]
+        [
+            case["kind"],
+            f"{case['rows']:,} x {case['d']}",
+            *(f"{case['error'][kind]:.0e}" for kind in kinds),
+        ]
         for case in cases
     )
-    return table('inputs | B x d | PyTorch eager | ours, "highest" | "high" | "medium"', "llrrrr", rows)
+    return table(
+        'inputs | B x d | PyTorch eager | ours, "highest" | "high" | "medium"', "llrrrr", rows
+    )
 
 
 def blocks(cases: Cases) -> str:
@@ -64,53 +91,89 @@ def blocks(cases: Cases) -> str:
         sizes = [f"{case['rows']:,} x {case['d']}", str(case["block"])]
         return [*sizes, significant(ours), *(f"{other / ours:.1f}x" for other in others)]
 
-    return table("B x d | block | ours, ms | bmm | bmm, compiled | all rows", "lrrrrr", map(row, cases))
+    return table(
+        "B x d | block | ours, ms | bmm | bmm, compiled | all rows", "lrrrrr", map(row, cases)
+    )
 
 
 def host(cases: Cases) -> str:
-    """Microseconds of the host before the driver launches the kernels, forward and with backward and update."""
+    """Microseconds of the host before the driver launches the kernels, forward and with backward
+    and update.
+    """
     times = [(kind, of) for kind in ("forward", "step") for of in ("least", "median")]
     rows = (
-        [case["part"], case["name"], *(f"{case['us'][x][y]:.0f}" for x, y in times), case["launches"] or ""]
+        [
+            case["part"],
+            case["name"],
+            *(f"{case['us'][x][y]:.0f}" for x, y in times),
+            case["launches"] or "",
+        ]
         for case in cases
     )
-    return table("part | call | forward, µs | median | step, µs | median | kernels", "llrrrrr", rows)
+    return table(
+        "part | call | forward, µs | median | step, µs | median | kernels", "llrrrrr", rows
+    )
 
 
 def loss_growth(cases: Cases) -> str:
     """Milliseconds and added peak memory of one step against B, for each form of the loss."""
     found = {
-        (case["name"], case["rows"]): f"{significant(case['ms'])} | {significant(case['added MiB'])}" for case in cases
+        (
+            case["name"],
+            case["rows"],
+        ): f"{significant(case['ms'])} | {significant(case['added MiB'])}"
+        for case in cases
     }
     names = list(dict.fromkeys(name for name, _ in found))
     sizes = sorted({rows for _, rows in found})
     header = "B | " + " | ".join(f"{name}, ms | MiB" for name in names)
     return table(
-        header, "r" * (1 + 2 * len(names)), ([f"{b:,}", *(found.get((n, b), " | ") for n in names)] for b in sizes)
+        header,
+        "r" * (1 + 2 * len(names)),
+        ([f"{b:,}", *(found.get((n, b), " | ") for n in names)] for b in sizes),
     )
 
 
-KINDS = {"half": "bfloat16", "bf16x3": "bfloat16 x 3", "tf32": "TF32", "ieee": "IEEE float32", "float64": "float64"}
+KINDS = {
+    "half": "bfloat16",
+    "bf16x3": "bfloat16 x 3",
+    "tf32": "TF32",
+    "ieee": "IEEE float32",
+    "float64": "float64",
+}
 
 
 def compiled(cases: Cases) -> str:
-    """What the compiler makes of the training kernels of InfoNCE at the greatest width of each tiling."""
-    sweeps = {"row_sweep": "row", "anchor_sweep": "anchors", "bounded_sweep": "bounded", "column_sweep": "column"}
+    """What the compiler makes of the training kernels of InfoNCE at the greatest width of each
+    tiling.
+    """
+    sweeps = {
+        "row_sweep": "row",
+        "anchor_sweep": "anchors",
+        "bounded_sweep": "bounded",
+        "column_sweep": "column",
+    }
     return _compiled(cases, sweeps)
 
 
 def compiled_sigmoid(cases: Cases) -> str:
-    """What the compiler makes of the training kernels of the sigmoid loss at the greatest width of each tiling."""
+    """What the compiler makes of the training kernels of the sigmoid loss at the greatest width of
+    each tiling.
+    """
     return _compiled(cases, {"sigmoid_rows": "rows", "sigmoid_columns": "columns"})
 
 
 def compiled_symmetric(cases: Cases) -> str:
-    """What the compiler makes of the training kernels of the symmetric loss at the greatest width of each tiling."""
+    """What the compiler makes of the training kernels of the symmetric loss at the greatest width
+    of each tiling.
+    """
     return _compiled(cases, {"symmetric_sums": "sums", "symmetric_gradient": "gradient"})
 
 
 def compiled_gluon(cases: Cases) -> str:
-    """What the compiler makes of the sweeps in Gluon, in bfloat16; "a / b" where versions of Triton differ."""
+    """What the compiler makes of the sweeps in Gluon, in bfloat16; "a / b" where versions of Triton
+    differ.
+    """
     sweeps = {"gluon_row_sweep": "row", "gluon_column_sweep": "column"}
     found: dict[tuple[str, int, str], Cases] = {}
     for case in cases:
@@ -120,20 +183,26 @@ def compiled_gluon(cases: Cases) -> str:
 
     def row(key: tuple[str, int, str]) -> list[str]:
         names = "instructions", "barriers", "uncovered", "exposed", "busiest", "cycles"
-        figures = ([f"{case[name]:,}" if name in case else "" for name in names] for case in found[key])
+        figures = (
+            [f"{case[name]:,}" if name in case else "" for name in names] for case in found[key]
+        )
         tile = "{} x {}".format(*found[key][0]["config"])
         merged = (" / ".join(dict.fromkeys(values)) for values in zip(*figures))
         return [key[0], str(key[1]), key[2], tile, *merged]
 
     order = sorted(found, key=lambda key: (key[0] == "column", *key))
-    header = "sweep | d | variant | tile | instructions | barriers | exponentials uncovered | instructions exposed"
+    header = (
+        "sweep | d | variant | tile | instructions | barriers | exponentials uncovered | "
+        "instructions exposed"
+    )
     return table(header + " | busiest unit, cycles | cycles", "lrlrrrrrrr", map(row, order))
 
 
 def _compiled(cases: Cases, kernels: dict[str, str]) -> str:
     """The kernels of ``kernels``, under the names it gives them.
 
-    The cases are of one or more versions of the compiler, one after the other; "a / b" where their figures differ.
+    The cases are of one or more versions of the compiler, one after the other; "a / b" where their
+    figures differ.
     """
     found: dict[tuple[Any, ...], Cases] = {}
     for case in cases:
@@ -144,7 +213,12 @@ def _compiled(cases: Cases, kernels: dict[str, str]) -> str:
 
     def row(versions: Cases) -> list[str]:
         figures = (
-            [str(case["registers"]), str(case["programs"]), _products(case["matrix"]), _copies(case)]
+            [
+                str(case["registers"]),
+                str(case["programs"]),
+                _products(case["matrix"]),
+                _copies(case),
+            ]
             + [f"{case[key]:,}" for key in ("barriers", "instructions", "issue")]
             for case in versions
         )
@@ -156,10 +230,17 @@ def _compiled(cases: Cases, kernels: dict[str, str]) -> str:
 
     def order(versions: Cases) -> tuple[int, ...]:
         first = versions[0]
-        return -first["arch"], list(KINDS).index(first["kind"]), first["width"], list(kernels).index(first["kernel"])
+        return (
+            -first["arch"],
+            list(KINDS).index(first["kind"]),
+            first["width"],
+            list(kernels).index(first["kernel"]),
+        )
 
     widest = (max(case["width"] for case in group) for group in found.values())
-    shown = [[c for c in group if c["width"] == width] for group, width in zip(found.values(), widest)]
+    shown = [
+        [c for c in group if c["width"] == width] for group, width in zip(found.values(), widest)
+    ]
     header = "GPU | products, d | sweep | tile | registers | CTAs/SM | matrix instructions | copies"
     header += " | barriers | instructions | issue cycles"
     return table(header, "lllrrrlrrrr", map(row, sorted(shown, key=order)))
@@ -177,46 +258,68 @@ def _copies(case: dict[str, Any]) -> str:
     return f"{case['copies']} + {narrow}" if narrow else str(case["copies"])
 
 
-# The embedding --------------------------------------------------------------------------------------------------------
+# The embedding
+# --------------------------------------------------------------------------------------------------------
 
 
 def embedding(cases: Cases) -> str:
-    """Look-ups, steps and bags, and for look-ups and steps the share that the least memory traffic would take."""
+    """Look-ups, steps and bags, and for look-ups and steps the share that the least memory traffic
+    would take.
+    """
 
     def row(case: dict[str, Any]) -> list[str]:
         if "floor_ms" not in case:
             return [*_embedding_row(case), "", "", ""]
         share = case["floor_ms"] / case["ms"]["ours"]
-        return [*_embedding_row(case), f"{case['floor_mb']:.1f}", f"{case['copy_gb_per_s']:.0f}", f"{share:.0%}"]
+        return [
+            *_embedding_row(case),
+            f"{case['floor_mb']:.1f}",
+            f"{case['copy_gb_per_s']:.0f}",
+            f"{share:.0%}",
+        ]
 
-    header = " | workload | ours, ms | each peer's time over ours | floor, MB | copied at, GB/s | share of the floor"
+    header = (
+        " | workload | ours, ms | each peer's time over ours | floor, MB | copied at, GB/s | share "
+        "of the floor"
+    )
     return table(header, "llrlrrr", (row(case) for case in cases if "ours" in case["ms"]))
 
 
 def embedding_summary(cases: Cases) -> str:
     """Look-ups and steps of the first workload, and bags."""
-    shown = [case for case in cases if case["workload"] == cases[0]["workload"] or case["case"] == "bags"]
-    return table(" | workload | ours, ms | each peer's time over ours", "llrl", map(_embedding_row, shown))
+    shown = [
+        case for case in cases if case["workload"] == cases[0]["workload"] or case["case"] == "bags"
+    ]
+    return table(
+        " | workload | ours, ms | each peer's time over ours", "llrl", map(_embedding_row, shown)
+    )
 
 
 def embedding_growth(cases: Cases) -> str:
     """Milliseconds of a step of exact Adam for equal batches of small and of large tables."""
     ms = next(case["ms"] for case in cases if case["case"] == "growth")
-    names, sizes = (list(dict.fromkeys(part)) for part in zip(*(key.rsplit(", V=", 1) for key in ms)))
+    names, sizes = (
+        list(dict.fromkeys(part)) for part in zip(*(key.rsplit(", V=", 1) for key in ms))
+    )
     rows = []
     for name in names:
         small, large = (ms[f"{name}, V={size}"] for size in sizes)
         rows.append([name, f"{small:.2f}", f"{large:.2f}", f"{large / small:.1f}x"])
-    return table(" | " + " | ".join(f"V={int(size):,}" for size in sizes) + " | growth", "lrrr", rows)
+    return table(
+        " | " + " | ".join(f"V={int(size):,}" for size in sizes) + " | growth", "lrrr", rows
+    )
 
 
 def _embedding_row(case: dict[str, Any]) -> list[str]:
     ours = case["ms"]["ours"]
-    peers = ", ".join(f"{name} {ms / ours:.1f}x" for name, ms in case["ms"].items() if name != "ours")
+    peers = ", ".join(
+        f"{name} {ms / ours:.1f}x" for name, ms in case["ms"].items() if name != "ours"
+    )
     return [case["case"], case["workload"], f"{ours:.2f}", peers]
 
 
-# Data, metrics, serving -----------------------------------------------------------------------------------------------
+# Data, metrics, serving
+# -----------------------------------------------------------------------------------------------
 
 
 def metrics(cases: Cases) -> str:
@@ -224,11 +327,15 @@ def metrics(cases: Cases) -> str:
 
     def row(case: dict[str, Any]) -> list[str]:
         rows, users = (part.split()[0] for part in case["case"].split(", "))
-        seconds = [f"{case['seconds'][name]:.2f}" if name in case["seconds"] else "" for name in columns]
+        seconds = [
+            f"{case['seconds'][name]:.2f}" if name in case["seconds"] else "" for name in columns
+        ]
         return [rows, users, *seconds, f"{case['MiB'] / 1024:.1f} GiB"]
 
     columns = ("AUC", "GAUC", "log-loss", "AUC of scikit-learn")
-    return table(f"rows | users | {' | '.join(columns)} | memory beyond the rows", "rrrrrrr", map(row, cases))
+    return table(
+        f"rows | users | {' | '.join(columns)} | memory beyond the rows", "rrrrrrr", map(row, cases)
+    )
 
 
 def loader(cases: Cases) -> str:
@@ -242,14 +349,22 @@ def loader(cases: Cases) -> str:
         ]
         for case in cases
     )
-    return table("ids a field | bytes a row on disk | million rows/s | DataLoader in memory", "rrrr", rows)
+    return table(
+        "ids a field | bytes a row on disk | million rows/s | DataLoader in memory", "rrrr", rows
+    )
 
 
 def memory(cases: Cases) -> str:
-    """MB of the peak of anonymous memory of each command, by length of the log; empty where it was not measured."""
+    """MB of the peak of anonymous memory of each command, by length of the log; empty where it was
+    not measured.
+    """
     commands = ("prepare, parquet", "prepare, text", "predict")
     rows = (
-        [f"{case['rows']:,}", f"{case['memory']:g}", *(str(case["peak MB"].get(name, "")) for name in commands)]
+        [
+            f"{case['rows']:,}",
+            f"{case['memory']:g}",
+            *(str(case["peak MB"].get(name, "")) for name in commands),
+        ]
         for case in cases
     )
     return table("rows | --memory, GB | prepare, parquet | prepare, text | predict", "rrrrr", rows)
@@ -262,7 +377,9 @@ def headline(cases: Cases) -> str:
             f"{case['rows']:,}",
             name,
             f"{stage['seconds']:,.0f}",
-            significant(case["rows of stages"][name] / stage["seconds"]) if name in case["rows of stages"] else "",
+            significant(case["rows of stages"][name] / stage["seconds"])
+            if name in case["rows of stages"]
+            else "",
             f"{stage['peak_mb']:,}",
             f"{stage['disk_mb']:,.0f}",
         ]
@@ -273,7 +390,8 @@ def headline(cases: Cases) -> str:
 
 
 INPUTS = {
-    "parquet": "parquet, with the lists of five multi-valued fields, of which the last token is read",
+    "parquet": "parquet, with the lists of five multi-valued fields, of which the last token "
+    "is read",
     "aliccp": "Ali-CCP's raw layout: skeleton and common features",
     "ids alone": "ids in memory, the program alone",
 }
@@ -281,7 +399,11 @@ INPUTS = {
 
 def predict(cases: Cases) -> str:
     """Rows a second of ``adaftr-fast predict`` by kind of input."""
-    rows = ([INPUTS[case["predict"]], significant(case["rows/s"])] for case in cases if "predict" in case)
+    rows = (
+        [INPUTS[case["predict"]], significant(case["rows/s"])]
+        for case in cases
+        if "predict" in case
+    )
     return table("input | rows/s, all cores", "lr", rows)
 
 
@@ -290,13 +412,15 @@ def requests(cases: Cases) -> str:
     found = {(case["request"], case["rows"]): case for case in cases if "request" in case}
     names, sizes = (list(dict.fromkeys(part)) for part in zip(*found))
     rows = (
-        [name, *(f"{found[name, size][f'{q} ms']:.2f}" for size in sizes for q in ("p50", "p99"))] for name in names
+        [name, *(f"{found[name, size][f'{q} ms']:.2f}" for size in sizes for q in ("p50", "p99"))]
+        for name in names
     )
     heads = (f"{size} row{'s' if size > 1 else ''}, p50 ms | p99 ms" for size in sizes)
     return table("one thread | " + " | ".join(heads), "l" + "rr" * len(sizes), rows)
 
 
-# Training -------------------------------------------------------------------------------------------------------------
+# Training
+# -------------------------------------------------------------------------------------------------------------
 
 
 TRAINERS = {
@@ -315,13 +439,18 @@ TRAINERS = {
 def training(cases: Cases) -> str:
     """Thousands of samples a second, and the share of the contrastive loss in AdaFTR's step."""
     shown = [name for name in TRAINERS if any(name in case["samples/s"] for case in cases)]
-    rows = ([*_samples_per_second(case, shown), f"{case['share of L_cl in the step']:.0%}"] for case in cases)
+    rows = (
+        [*_samples_per_second(case, shown), f"{case['share of L_cl in the step']:.0%}"]
+        for case in cases
+    )
     header = " | ".join(["ids a field", *(TRAINERS[name] for name in shown), "share of L_cl"])
     return table(header, "r" * (len(shown) + 2), rows)
 
 
 def against(cases: Cases) -> str:
-    """Milliseconds of a training step at another commit and now, and the median ratio of the turns."""
+    """Milliseconds of a training step at another commit and now, and the median ratio
+    of the turns.
+    """
     rows = [
         [
             case["fields"],
@@ -333,11 +462,15 @@ def against(cases: Cases) -> str:
         for case in cases
         for name, step in case["steps"].items()
     ]
-    return table("fields | before | a step of | before, ms | now, ms | now / before", "rllrrr", rows)
+    return table(
+        "fields | before | a step of | before, ms | now, ms | now / before", "rllrrr", rows
+    )
 
 
 def floor(cases: Cases) -> str:
-    """Milliseconds that the parts of a step take alone, their sum, the step, and the share that the sum is of it."""
+    """Milliseconds that the parts of a step take alone, their sum, the step, and the share that the
+    sum is of it.
+    """
     parts = list(cases[0]["parts, ms"])
     rows = (
         [
@@ -355,10 +488,17 @@ def floor(cases: Cases) -> str:
 
 
 def training_summary(cases: Cases) -> str:
-    """Thousands of samples a second of ours, and of MMoE in other libraries, on one or more CPUs."""
+    """Thousands of samples a second of ours, and of MMoE in other libraries, on one or
+    more CPUs.
+    """
     shown = ("AdaFTR", "AdaFTR, bfloat16", "MMoE", "torch-rechub MMoE", "DeepCTR-Torch MMoE")
-    header = "CPU | ids a field | AdaFTR | AdaFTR, bfloat16 | MMoE | torch-rechub's MMoE | DeepCTR-Torch's MMoE"
-    return table(header, "lrrrrrr", ([case["cpu"], *_samples_per_second(case, shown)] for case in cases))
+    header = (
+        "CPU | ids a field | AdaFTR | AdaFTR, bfloat16 | MMoE | torch-rechub's MMoE | "
+        "DeepCTR-Torch's MMoE"
+    )
+    return table(
+        header, "lrrrrrr", ([case["cpu"], *_samples_per_second(case, shown)] for case in cases)
+    )
 
 
 def training_ratios(cases: Cases) -> str:
@@ -367,7 +507,10 @@ def training_ratios(cases: Cases) -> str:
     rows = (
         [
             f"{case['ids a field']:,}",
-            *(f"{significant(case['samples/s']['MMoE'] / case['samples/s'][o], 2)}x" for o in others),
+            *(
+                f"{significant(case['samples/s']['MMoE'] / case['samples/s'][o], 2)}x"
+                for o in others
+            ),
         ]
         for case in cases
     )
@@ -376,11 +519,16 @@ def training_ratios(cases: Cases) -> str:
 
 def _samples_per_second(case: dict[str, Any], names: Iterable[str]) -> list[str]:
     rates = case["samples/s"]
-    return [f"{case['ids a field']:,}", *(significant(rates[name] / 1e3) if name in rates else "" for name in names)]
+    return [
+        f"{case['ids a field']:,}",
+        *(significant(rates[name] / 1e3) if name in rates else "" for name in names),
+    ]
 
 
 def recipes(cases: Cases) -> str:
-    """Time and added memory of our losses, and those of the libraries over ours; empty where they do not fit."""
+    """Time and added memory of our losses, and those of the libraries over ours; empty where they
+    do not fit.
+    """
 
     def row(case: dict[str, Any]) -> list[str]:
         cells = [case["recipe"], case["library"], f"{case['rows']:,}"]
@@ -394,15 +542,24 @@ def recipes(cases: Cases) -> str:
 
 
 def arm_tiles(cases: Cases) -> str:
-    """Instructions of a turn of each tile's inner loop, and its cycles beside the bound of its multiply-adds."""
+    """Instructions of a turn of each tile's inner loop, and its cycles beside the bound of its
+    multiply-adds.
+    """
 
     def row(case: dict[str, Any]) -> list[str]:
         names = [f"`{case['target']}`", case["type"], case["A"], str(case["rows"])]
         counts = [str(case[name]) for name in ("instructions", "on the stack", "multiply-adds")]
         bound, cycles = case["bound"], case["cycles"]
-        return [*names, *counts, *(f"{cycles[cpu]:.2f} ({bound[cpu] / cycles[cpu]:.0%})" for cpu in cycles)]
+        return [
+            *names,
+            *counts,
+            *(f"{cycles[cpu]:.2f} ({bound[cpu] / cycles[cpu]:.0%})" for cpu in cycles),
+        ]
 
-    header = "target | type | A | rows | instructions | on the stack | multiply-adds | Neoverse V1 | Neoverse V2"
+    header = (
+        "target | type | A | rows | instructions | on the stack | multiply-adds | Neoverse V1 | "
+        "Neoverse V2"
+    )
     return table(header, "lllrrrrrr", map(row, cases))
 
 

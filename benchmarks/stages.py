@@ -1,7 +1,8 @@
-"""Runs commands one after the other and records the wall time, the peak of memory and the files of each.
+"""Runs commands one after the other and records the wall time, the peak of memory and the files of
+each.
 
-What has finished is kept in a journal, so the same call goes on after it was cut off. The time and the peak of an
-attempt that was cut off count too: they are written twice a second.
+What has finished is kept in a journal, so the same call goes on after it was cut off. The time and
+the peak of an attempt that was cut off count too: they are written twice a second.
 """
 
 import ctypes
@@ -35,11 +36,16 @@ class Stages:
         self.done: dict[str, dict[str, Any]] = kept["done"]
 
     def run(
-        self, name: str, command: Sequence[object], out: Path, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[object],
+        out: Path,
+        environment: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Runs a command, unless it is done, and returns what was measured.
 
-        A command that is interrupted must go on where it was when it runs again, as all of ``adaftr-fast`` do.
+        A command that is interrupted must go on where it was when it runs again, as all of
+        ``adaftr-fast`` do.
 
         Args:
             command: the program and its arguments.
@@ -49,16 +55,21 @@ class Stages:
         Returns:
             seconds: the wall time of all attempts.
             attempts: their number.
-            peak_mb: the peak of anonymous memory of the process and all processes below it, MB of 10^6 bytes.
+            peak_mb: the peak of anonymous memory of the process and all processes below it, MB of
+                10^6 bytes.
             disk_mb: the size of ``out``.
 
         Raises:
-            SystemExit: the command fails, and the next run repeats it; or the journal has another one of this name.
+            SystemExit: the command fails, and the next run repeats it; or the journal has another
+                one of this name.
         """
         words = [*map(str, command)]
         kept = self._commands.setdefault(name, words)
         if kept != words:
-            ran = f"expected {shlex.join(kept)}, of which it holds the figures, got {shlex.join(words)}"
+            ran = (
+                f"expected {shlex.join(kept)}, of which it holds the figures, got "
+                f"{shlex.join(words)}"
+            )
             raise SystemExit(f"{self._journal}: {name}: {ran}; name another folder")
         found = self.done.setdefault(name, {"seconds": 0.0, "attempts": 0, "peak_mb": 0})
         if found.get("finished"):
@@ -78,7 +89,9 @@ class Stages:
         found["seconds"] = round(before + time.perf_counter() - start, 2)
         if process.returncode:
             self._save()
-            raise SystemExit(f"{name}: exit status {process.returncode}; run the same command again to go on")
+            raise SystemExit(
+                f"{name}: exit status {process.returncode}; run the same command again to go on"
+            )
         found |= {"disk_mb": round(size(out) / 1e6, 1), "finished": True}
         self._save()
         return found
@@ -120,5 +133,7 @@ def size(path: Path) -> int:
 
 
 def _end_with_parent() -> None:
-    """Lets the system kill this process when the one that measures it ends, so that the next one finds no other."""
+    """Lets the system kill this process when the one that measures it ends, so that the next one
+    finds no other.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -3,11 +3,12 @@
     python -m benchmarks.tables            rewrites them
     python -m benchmarks.tables --check    changes nothing, exits with 1 and names each file and table that differ
 
-A document says where a table stands and what it shows: everything between ``<!-- table: NAME RESULTS -->`` and
-``<!-- /table -->`` is generated, by the function NAME of benchmarks/render.py, of benchmarks/contrast/tables.py or,
-once there are figures of a GPU, of benchmarks/gpu/render.py, from benchmarks/results/RESULTS.json or from several
-files, FIRST+SECOND. The line below a table names the machine or compiler, date and commit of its figures and repeats
-the "stale" text of the results file.
+A document says where a table stands and what it shows: everything between ``<!-- table: NAME
+RESULTS -->`` and ``<!-- /table -->`` is generated, by the function NAME of benchmarks/render.py, of
+benchmarks/contrast/tables.py or, once there are figures of a GPU, of benchmarks/gpu/render.py, from
+benchmarks/results/RESULTS.json or from several files, FIRST+SECOND. The line below a table names
+the machine or compiler, date and commit of its figures and repeats the "stale" text of the results
+file.
 """
 
 import argparse
@@ -26,7 +27,9 @@ from benchmarks.gpu.render import TABLES as GPU_TABLES
 ROOT = Path(__file__).parents[1]
 TABLES = render.TABLES | CONTRAST | {"contrast_evidence": evidence}
 TABLES |= GPU_TABLES if any(RESULTS.glob("gpu-*.json")) else {}
-BLOCK = re.compile(r"<!-- table: (\S+) (\S+) -->\n((?:(?!<!-- /?table).)*)<!-- /table -->", re.DOTALL)
+BLOCK = re.compile(
+    r"<!-- table: (\S+) (\S+) -->\n((?:(?!<!-- /?table).)*)<!-- /table -->", re.DOTALL
+)
 MARKER = re.compile(r"^.*<!--\s*(?:table:|/table).*$", re.MULTILINE)
 
 
@@ -35,7 +38,9 @@ class TableError(Exception):
 
 
 def documents(root: Path = ROOT) -> dict[str, str]:
-    """Returns the texts of the documents that may hold generated tables, by path below ``root``. The first two must."""
+    """Returns the texts of the documents that may hold generated tables, by path below ``root``.
+    The first two must.
+    """
     paths = [
         "README.md",
         "benchmarks/README.md",
@@ -45,13 +50,16 @@ def documents(root: Path = ROOT) -> dict[str, str]:
 
 
 def caption(record: dict[str, Any]) -> str:
-    """Returns one line that names machine, date and commit of a results file, and why its figures are stale.
+    """Returns one line that names machine, date and commit of a results file, and why its figures
+    are stale.
 
     The figures of compiled kernels depend on the compiler instead, and their files name that.
     """
     if "compiler" in record:
         tools = {"triton": "Triton"}
-        by = " with ".join(f"{tools.get(name, name)} {version}" for name, version in record["compiler"].items())
+        by = " with ".join(
+            f"{tools.get(name, name)} {version}" for name, version in record["compiler"].items()
+        )
         verb = "compiled"
     else:
         by, verb = _machine(record["machine"]), "measured"
@@ -67,13 +75,17 @@ def _machine(on: dict[str, Any]) -> str:
 
 
 def block(name: str, results: str, folder: Path = RESULTS) -> str:
-    """Returns everything between the markers of table ``name`` of the file ``results``, or of several joined by "+".
+    """Returns everything between the markers of table ``name`` of the file ``results``, or of
+    several joined by "+".
 
     Raises:
-        TableError: there is no such table or file, or a file lacks what the table or its caption shows.
+        TableError: there is no such table or file, or a file lacks what the table or its caption
+            shows.
     """
     if name not in TABLES:
-        raise TableError(f"no table {name!r} in benchmarks/render.py; there are {', '.join(TABLES)}")
+        raise TableError(
+            f"no table {name!r} in benchmarks/render.py; there are {', '.join(TABLES)}"
+        )
     paths = [folder / f"{each}.json" for each in results.split("+")]
     for path in paths:
         if not path.exists():
@@ -97,19 +109,26 @@ def blocks(text: str, document: str) -> Iterator[re.Match[str]]:
         TableError: a marker is malformed or lacks its other half.
     """
     found = list(BLOCK.finditer(text))
-    paired = {offset for match in found for offset in (match.start(), match.end() - len("<!-- /table -->"))}
+    paired = {
+        offset
+        for match in found
+        for offset in (match.start(), match.end() - len("<!-- /table -->"))
+    }
     for marker in MARKER.finditer(text):
         if marker.start() not in paired:
             line = text.count("\n", 0, marker.start()) + 1
             raise TableError(
-                f"{document}:{line}: expected pairs of lines <!-- table: NAME RESULTS --> and <!-- /table -->, "
+                f"{document}:{line}: expected pairs of lines <!-- table: NAME RESULTS --> and <!-- "
+                "/table -->, "
                 f"got {marker[0]!r} alone"
             )
     yield from found
 
 
 def update(text: str, document: str, folder: Path = RESULTS) -> tuple[str, list[str]]:
-    """Returns the document with its tables generated anew, and the names of those that were different."""
+    """Returns the document with its tables generated anew, and the names of those that were
+    different.
+    """
     different = []
     for match in reversed(list(blocks(text, document))):
         name, results, content = match.groups()
@@ -124,11 +143,18 @@ def update(text: str, document: str, folder: Path = RESULTS) -> tuple[str, list[
 
 
 def unshown(texts: dict[str, str], folder: Path = RESULTS) -> list[str]:
-    """Names tables and results that no marker mentions, and documents that must have a table and have none."""
-    found = {document: [match.groups()[:2] for match in blocks(text, document)] for document, text in texts.items()}
+    """Names tables and results that no marker mentions, and documents that must have a table and
+    have none.
+    """
+    found = {
+        document: [match.groups()[:2] for match in blocks(text, document)]
+        for document, text in texts.items()
+    }
     names, shown = ({pair[i] for pairs in found.values() for pair in pairs} for i in (0, 1))
     results = {each for files in shown for each in files.split("+")}
-    lost = [f"{document} has no generated table" for document in list(texts)[:2] if not found[document]]
+    lost = [
+        f"{document} has no generated table" for document in list(texts)[:2] if not found[document]
+    ]
     lost += [f"table {name} stands in no document" for name in TABLES if name not in names]
     for path in sorted(folder.glob("*.json")):
         if path.stem not in results:
@@ -137,8 +163,12 @@ def unshown(texts: dict[str, str], folder: Path = RESULTS) -> list[str]:
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a table differs")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit with 1 if a table differs"
+    )
     check = parser.parse_args(arguments).check
     texts = documents(root)
     folder = root / "benchmarks/results"

@@ -7,9 +7,12 @@ from mkdocs.structure.files import File, Files
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Replaces the files of docs/ by those that ``extra.mirrored`` in mkdocs.yml names, by their repository paths."""
+    """Replaces the files of docs/ by those that ``extra.mirrored`` in mkdocs.yml names, by their
+    repository paths.
+    """
     root = Path(config.config_file_path).parent
-    site = Files([file for file in files if file.src_dir != config.docs_dir])  # what the theme brings
+    # what the theme brings
+    site = Files([file for file in files if file.src_dir != config.docs_dir])
     for pattern in config.extra["mirrored"]:
         for path in sorted(root.glob(pattern)):
             name = path.relative_to(root).as_posix()

@@ -1,7 +1,9 @@
-"""Trains all embedding fields of a model with ``FusedEmbedding`` and exact Adam in a plain PyTorch loop.
+"""Trains all embedding fields of a model with ``FusedEmbedding`` and exact Adam in a plain PyTorch
+loop.
 
-``adaftr_fast.optim.Adam`` touches only the rows that a batch looks up. Its tables equal those of ``torch.optim.Adam``,
-which moves every row in every step. The script trains the same model both ways and compares the tables.
+``adaftr_fast.optim.Adam`` touches only the rows that a batch looks up. Its tables equal those of
+``torch.optim.Adam``, which moves every row in every step. The script trains the same model both
+ways and compares the tables.
 """
 
 from collections.abc import Sequence
@@ -34,16 +36,22 @@ class Plain(nn.Module):
     def __init__(self, fused: Fused) -> None:
         super().__init__()
         tables = (fused.embedding.field_weight(name).clone() for name in FIELDS)
-        self.tables = nn.ModuleList(nn.Embedding.from_pretrained(table, freeze=False) for table in tables)
+        self.tables = nn.ModuleList(
+            nn.Embedding.from_pretrained(table, freeze=False) for table in tables
+        )
         self.out = nn.Linear(len(FIELDS) * WIDTH, 1)
         self.out.load_state_dict(fused.out.state_dict())
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [B, F] -> logits [B]."""
-        return self.out(torch.cat([table(column) for table, column in zip(self.tables, ids.T)], 1)).squeeze(1)
+        return self.out(
+            torch.cat([table(column) for table, column in zip(self.tables, ids.T)], 1)
+        ).squeeze(1)
 
 
-def train(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ids: Tensor, labels: Tensor) -> float:
+def train(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ids: Tensor, labels: Tensor
+) -> float:
     """Makes one pass over the rows and returns the mean loss."""
     losses = []
     for rows in torch.arange(len(ids)).split(256):
@@ -63,12 +71,21 @@ def main() -> None:
     labels = (ids[:, 1] % 7 + torch.rand(len(ids)) > 4).float()
     fused = Fused()
     plain = Plain(fused)
-    ours = [af.optim.Adam(fused.embedding, lr=0.01), torch.optim.Adam(fused.out.parameters(), lr=0.01)]
+    ours = [
+        af.optim.Adam(fused.embedding, lr=0.01),
+        torch.optim.Adam(fused.out.parameters(), lr=0.01),
+    ]
     theirs = [torch.optim.Adam(plain.parameters(), lr=0.01)]
     for epoch in range(1, 4):
         losses = train(fused, ours, ids, labels), train(plain, theirs, ids, labels)
-        print(f"epoch {epoch}: loss {losses[0]:.4f} with FusedEmbedding, {losses[1]:.4f} with nn.Embedding")
-    pairs = [(fused.embedding.field_weight(name), table.weight) for name, table in zip(FIELDS, plain.tables)]
+        print(
+            f"epoch {epoch}: loss {losses[0]:.4f} with FusedEmbedding, {losses[1]:.4f} with "
+            "nn.Embedding"
+        )
+    pairs = [
+        (fused.embedding.field_weight(name), table.weight)
+        for name, table in zip(FIELDS, plain.tables)
+    ]
     largest = max(table.abs().max().item() for _, table in pairs)
     difference = max((a - b).abs().max().item() for a, b in pairs)
     print(f"largest weight {largest:.3f}, largest difference between the tables {difference:.1e}")

@@ -1,8 +1,8 @@
 """Trains a model of one's own with the trainer, alone and under AdaFTR.
 
-A ``Backbone`` computes what each task's tower reads; the embedding, the towers, the losses and the metrics are there.
-``AdaFTR`` stands over any backbone. A model of another kind subclasses ``MultiTaskModel`` and defines ``forward`` and
-``loss`` itself.
+A ``Backbone`` computes what each task's tower reads; the embedding, the towers, the losses and the
+metrics are there. ``AdaFTR`` stands over any backbone. A model of another kind subclasses
+``MultiTaskModel`` and defines ``forward`` and ``loss`` itself.
 
 ``adaftr-fast train --model.class own_model:CrossNet``, in this folder, trains it by name.
 """
@@ -49,7 +49,9 @@ class CrossNet(Backbone):
 
 
 def train(model: MultiTaskModel, data: Prepared) -> Evaluation:
-    """Trains until validation stops improving; returns the metrics of the best weights on the test split."""
+    """Trains until validation stops improving; returns the metrics of the best weights on the test
+    split.
+    """
     trainer = Trainer(
         model,
         data.load("train"),
@@ -66,7 +68,9 @@ def main() -> None:
         folder = Path(name)
         log = LogConfig(rows=20_000, rates={"click": 0.3, "conversion": 0.1}, list_scale=0.02)
         write_log(log, folder / "log")
-        data = af.prepare(folder / "log" / LOG, folder / "data", dataset=folder / "log" / SCHEMA, progress=False)
+        data = af.prepare(
+            folder / "log" / LOG, folder / "data", dataset=folder / "log" / SCHEMA, progress=False
+        )
         config = ModelConfig(tower_hidden=[32, 16])
         for title in ("CrossNet", "AdaFTR over CrossNet"):
             torch.manual_seed(0)

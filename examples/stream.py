@@ -1,7 +1,7 @@
 """Trains on files as they arrive, and scores with the newest model, as a server beside it does.
 
-A thread writes an hour's rows at a time and renames each file when it is whole. ``adaftr-fast stream`` is the same loop
-as a command; the server is another process then.
+A thread writes an hour's rows at a time and renames each file when it is whole. ``adaftr-fast
+stream`` is the same loop as a command; the server is another process then.
 """
 
 import tempfile
@@ -35,7 +35,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_log(
-            LogConfig(rows=HOURS * ROWS, rates={"click": 0.3, "conversion": 0.1}, list_scale=0.02), folder / "log"
+            LogConfig(rows=HOURS * ROWS, rates={"click": 0.3, "conversion": 0.1}, list_scale=0.02),
+            folder / "log",
         )
         log = pq.read_table(folder / "log" / LOG)
         (folder / "hours").mkdir()
@@ -49,14 +50,23 @@ def main() -> None:
         source = FolderSource(folder / "hours", settle=0)  # renamed files are whole
         options = StreamOptions(poll=0.1, idle=2)
         models = None
-        for record in train_stream(load_schema(str(folder / "log" / SCHEMA)), source, config, folder / "run", options):
+        for record in train_stream(
+            load_schema(str(folder / "log" / SCHEMA)), source, config, folder / "run", options
+        ):
             measured = record["before_training"]
-            before = f"click AUC {100 * measured['click']['auc']:.1f} before training, " if measured else ""
+            before = (
+                f"click AUC {100 * measured['click']['auc']:.1f} before training, "
+                if measured
+                else ""
+            )
             print(f"{record['name']}: {before}lag {record['lag']:.1f} s")
             models = models or ReloadingScorer(folder / "run/serving")
             scorer = models.latest()  # one export for the whole request
             scores = scorer.score(log.slice(0, 3), extra="ignore")  # the log has the day, too
-            print(f"  scores of three rows: {', '.join(f'{p:.3f}' for p in scores['p_ctr'].to_pylist())}")
+            print(
+                "  scores of three rows: "
+                f"{', '.join(f'{p:.3f}' for p in scores['p_ctr'].to_pylist())}"
+            )
 
 
 if __name__ == "__main__":

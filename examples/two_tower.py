@@ -1,7 +1,8 @@
 """Trains a two-tower retrieval model in plain PyTorch with ``adaptive_infonce`` as its loss.
 
-Each user is contrasted with the items of the batch. The user tower also predicts a temperature per user. Another row
-of the batch may hold the same item, which is then no negative: ``row_group`` leaves it out.
+Each user is contrasted with the items of the batch. The user tower also predicts a temperature per
+user. Another row of the batch may hold the same item, which is then no negative: ``row_group``
+leaves it out.
 """
 
 import torch
@@ -14,7 +15,9 @@ USERS, ITEMS, WIDTH, BATCH = 2000, 500, 32, 512
 
 
 class TwoTower(nn.Module):
-    """Maps users and items to vectors of the same width; a user and an item that match have a large dot product."""
+    """Maps users and items to vectors of the same width; a user and an item that match have a large
+    dot product.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +26,9 @@ class TwoTower(nn.Module):
         self.temperature = nn.Linear(WIDTH, 1)
 
     def forward(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """user [B], item [N] -> their unit vectors [B, d] and [N, d], and the temperature of each user [B]."""
+        """user [B], item [N] -> their unit vectors [B, d] and [N, d], and the temperature of each
+        user [B].
+        """
         u, i = self.users(user), self.items(item)
         tau = 0.05 + 0.95 * torch.sigmoid(self.temperature(u)).squeeze(1)
         return F.normalize(self.user_tower(u), dim=1), F.normalize(self.item_tower(i), dim=1), tau
@@ -38,7 +43,9 @@ def make_clicks(rows: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def recall_at_10(model: TwoTower, user: Tensor, item: Tensor) -> float:
-    """Returns the share of users whose item is among the ten items with the largest dot products."""
+    """Returns the share of users whose item is among the ten items with the largest dot
+    products.
+    """
     u, i, _ = model(user, torch.arange(ITEMS))
     return (u @ i.T).topk(10).indices.eq(item[:, None]).any(1).float().mean().item()
 
@@ -57,7 +64,9 @@ def main() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        print(f"epoch {epoch}: loss {loss.item():.3f}, recall@10 {recall_at_10(model, *held_out):.3f}")
+        print(
+            f"epoch {epoch}: loss {loss.item():.3f}, recall@10 {recall_at_10(model, *held_out):.3f}"
+        )
 
 
 if __name__ == "__main__":

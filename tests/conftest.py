@@ -1,10 +1,13 @@
-"""For every test: the same random numbers in every run; torch.empty gives NaN, so that an op that leaves part of its
-output unwritten is seen; threads that wait for work sleep; and without a GPU Triton's kernels run under its
-interpreter. The last two must be chosen before anything imports torch or triton."""
+"""For every test: the same random numbers in every run; torch.empty gives NaN, so that an op that
+leaves part of its output unwritten is seen; threads that wait for work sleep; and without a GPU
+Triton's kernels run under its interpreter. The last two must be chosen before anything imports
+torch or triton.
+"""
 
 import os
 
-# Workers of pytest-xdist share the cores: a thread that spins while it waits takes its core from another worker.
+# Workers of pytest-xdist share the cores: a thread that spins while it waits takes its core from
+# another worker.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest

@@ -1,4 +1,6 @@
-"""Runs a function in a forked process, or a script in a fork of a process that has imported the package."""
+"""Runs a function in a forked process, or a script in a fork of a process that has imported the
+package.
+"""
 
 import contextlib
 import multiprocessing
@@ -15,8 +17,10 @@ from typing import Any
 SECONDS = 60  # after which a child that hangs dies
 ROOT = Path(__file__).parents[1]
 SERVER = multiprocessing.get_context("forkserver")
-# Imported once for all scripts and ranks: an import of torch takes longer than most of what they do.
-EXPORT = ["torch.export._trace", "torch._inductor.ir", "adaftr_fast.serving.export"]  # what an export imports
+# Imported once for all scripts and ranks: an import of torch takes longer than most of what they
+# do.
+# what an export imports
+EXPORT = ["torch.export._trace", "torch._inductor.ir", "adaftr_fast.serving.export"]
 PRELOAD = ["torch", "torch._dynamo", "adaftr_fast.cli.app", "adaftr_fast.api.run", *EXPORT]
 SERVER.set_forkserver_preload(PRELOAD)
 
@@ -24,7 +28,8 @@ COMMAND = "import sys; from adaftr_fast.cli import main; sys.exit(main(sys.argv[
 """The script that runs a command of ``adaftr-fast``."""
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 600) -> Any:  # a bound that only broken code reaches
+# a bound that only broken code reaches
+def wait_for(condition: Callable[[], Any], seconds: float = 600) -> Any:
     """Waits until a condition is true, and returns its value."""
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -34,7 +39,9 @@ def wait_for(condition: Callable[[], Any], seconds: float = 600) -> Any:  # a bo
 
 
 def in_a_fork(work: Callable[[], str]) -> str:
-    """Returns what ``work`` returns in a forked child, the message of its RuntimeError, or "hangs"."""
+    """Returns what ``work`` returns in a forked child, the message of its RuntimeError,
+    or "hangs".
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -53,10 +60,12 @@ def in_a_fork(work: Callable[[], str]) -> str:
 
 
 class Script:
-    """Runs a Python script as ``python -c`` does, but in milliseconds: the package is imported already.
+    """Runs a Python script as ``python -c`` does, but in milliseconds: the package is imported
+    already.
 
-    Variables that torch reads when it is loaded, such as OMP_NUM_THREADS, have no effect. A script that still runs when
-    its object is collected, or after ``communicate`` has waited in vain, is killed, so that it holds up no session.
+    Variables that torch reads when it is loaded, such as OMP_NUM_THREADS, have no effect. A script
+    that still runs when its object is collected, or after ``communicate`` has waited in vain, is
+    killed, so that it holds up no session.
 
     Args:
         source: the script.
@@ -88,7 +97,9 @@ class Script:
         return self.printed("out"), self.printed("err")
 
     def end(self, status: int = 0) -> tuple[str, str]:
-        """Waits for the end, which must have this exit status; returns what ``communicate`` does."""
+        """Waits for the end, which must have this exit status; returns what
+        ``communicate`` does.
+        """
         printed = self.communicate()
         assert self.returncode == status, printed[1]
         return printed

@@ -1,4 +1,6 @@
-"""A log of impressions whose clicks follow the item; the splits of schemas; and the records that runs log."""
+"""A log of impressions whose clicks follow the item; the splits of schemas; and the records that
+runs log.
+"""
 
 import json
 from pathlib import Path
@@ -8,8 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 
-def shop_log(rows: int, users: int, *, time: str = "time", conversion: str = "conversion") -> pa.Table:
-    """Returns ``rows`` impressions of ``users`` users; ``time`` and ``conversion`` name their columns."""
+def shop_log(
+    rows: int, users: int, *, time: str = "time", conversion: str = "conversion"
+) -> pa.Table:
+    """Returns ``rows`` impressions of ``users`` users; ``time`` and ``conversion`` name their
+    columns.
+    """
     random = np.random.default_rng(0)
     item = random.integers(0, 40, rows)
     click = random.random(rows) < 1 / (1 + np.exp(-(item - 20) / 6))
@@ -26,12 +32,21 @@ def shop_log(rows: int, users: int, *, time: str = "time", conversion: str = "co
 
 def by_day(day: int) -> dict[str, Any]:
     """Returns the splits of a schema: what is before a day, on it and after it."""
-    return {name: {"where": [["day", op, day]]} for name, op in (("train", "<"), ("validation", "=="), ("test", ">"))}
+    return {
+        name: {"where": [["day", op, day]]}
+        for name, op in (("train", "<"), ("validation", "=="), ("test", ">"))
+    }
 
 
 def by_hash(start: float, stop: float, **options: str) -> dict[str, Any]:
-    """Returns the splits of a schema by hash, of which the validation split has the shares from start to stop."""
-    shares = {"train": {"stop": start}, "validation": {"start": start, "stop": stop}, "test": {"start": stop}}
+    """Returns the splits of a schema by hash, of which the validation split has the shares from
+    start to stop.
+    """
+    shares = {
+        "train": {"stop": start},
+        "validation": {"start": start, "stop": stop},
+        "test": {"start": stop},
+    }
     return {name: {"hash": share | options} for name, share in shares.items()}
 
 

@@ -1,5 +1,6 @@
-"""setup.py and build_backend.py, with compilers that fail and without torch. Nothing real is compiled: a stand-in for
-the C++ compiler writes empty files."""
+"""setup.py and build_backend.py, with compilers that fail and without torch. Nothing real is
+compiled: a stand-in for the C++ compiler writes empty files.
+"""
 
 import json
 import os
@@ -52,7 +53,9 @@ pytest.importorskip("setuptools", minversion="77")
 
 @pytest.fixture
 def package(tmp_path):
-    """Returns a package with the extensions of an earlier build, in a folder that setup.py can build in."""
+    """Returns a package with the extensions of an earlier build, in a folder that setup.py can
+    build in.
+    """
     for name in ("csrc/bindings.cpp", *SOURCES, "adaftr_fast/__init__.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -65,12 +68,19 @@ def package(tmp_path):
 
 @pytest.fixture
 def build(package, tmp_path):
-    """Returns a function that runs setup.py, as if torch were built with ``cuda`` if that is given."""
+    """Returns a function that runs setup.py, as if torch were built with ``cuda`` if
+    that is given.
+    """
     script(tmp_path / "g++", CXX)
 
     def run(mode, cuda=None, command="build_ext --inplace", **environment):
         environment = {"CXX": tmp_path / "g++", "CUDA_HOME": tmp_path / "nowhere"} | environment
-        done = Script(SETUP.format(cuda=cuda, command=command), tmp_path, ADAFTR_FAST_BUILD=mode, **environment)
+        done = Script(
+            SETUP.format(cuda=cuda, command=command),
+            tmp_path,
+            ADAFTR_FAST_BUILD=mode,
+            **environment,
+        )
         done.stdout, done.stderr = done.communicate()
         return done
 
@@ -89,11 +99,16 @@ def notes(package):
 
 def extensions(package):
     """Returns the extensions that lie there, and whether they are of this build."""
-    return {path.name.removesuffix(SUFFIX): path.read_bytes() == b"" for path in package.glob(f"*{SUFFIX}")}
+    return {
+        path.name.removesuffix(SUFFIX): path.read_bytes() == b""
+        for path in package.glob(f"*{SUFFIX}")
+    }
 
 
 def test_a_failing_cxx_compiler_leaves_the_references(build, package, tmp_path):
-    script(tmp_path / "knows-its-version", CXX.replace("while", "echo 'error: no'; exit 1; while", 1))
+    script(
+        tmp_path / "knows-its-version", CXX.replace("while", "echo 'error: no'; exit 1; while", 1)
+    )
     done = build("auto", CXX=str(tmp_path / "knows-its-version"))
     assert done.returncode == 0, done.stderr
     assert "knows-its-version" in notes(package)["adaftr_fast._C"]
@@ -118,7 +133,9 @@ def test_a_failing_nvcc_leaves_the_cpu_kernels(build, package, tmp_path, version
     (built,) = (tmp_path / "build").glob("lib*/adaftr_fast")  # what a wheel would have
     assert notes(built) == notes(package)
     assert extensions(built) == extensions(package)
-    shown = sorted(line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith("["))
+    shown = sorted(
+        line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if line.startswith("[")
+    )
     assert {Path(name).name for name in shown} >= {"bindings.cpp", "op.cpp"}
 
 
@@ -154,7 +171,9 @@ def test_without_torch_the_build_fails(package, tmp_path):
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr.startswith("setup.py: torch cannot be imported (No module named torch): install it first")
+    assert done.stderr.startswith(
+        "setup.py: torch cannot be imported (No module named torch): install it first"
+    )
     assert "ADAFTR_FAST_BUILD=none" in done.stderr
     assert not (package / "_build.json").exists()
 
@@ -162,7 +181,11 @@ def test_without_torch_the_build_fails(package, tmp_path):
 @pytest.mark.parametrize(
     ("mode", "environment", "message"),
     [
-        ("cpu", {"CXX": "no-such-c++"}, "but adaftr_fast._C is not built: no C++ compiler 'no-such-c++' on PATH"),
+        (
+            "cpu",
+            {"CXX": "no-such-c++"},
+            "but adaftr_fast._C is not built: no C++ compiler 'no-such-c++' on PATH",
+        ),
         (
             "cuda",
             {"CUDA_HOME": "cuda"},
@@ -194,21 +217,27 @@ def test_none_builds_nothing_and_touches_no_extension(build, package, tmp_path):
     assert extensions(package) == {"_C": False, AUTOGRAD: False, "_cuda": False}
     assert not (package / "_build.json").exists()
     assert build("none", command="build").returncode == 0
-    assert notes(tmp_path / "build/lib/adaftr_fast") == dict.fromkeys(["adaftr_fast._C", "adaftr_fast._cuda"], NONE)
+    assert notes(tmp_path / "build/lib/adaftr_fast") == dict.fromkeys(
+        ["adaftr_fast._C", "adaftr_fast._cuda"], NONE
+    )
     assert build("cpu", cuda="13.0").returncode == 0
     assert notes(package) == {"adaftr_fast._cuda": "ADAFTR_FAST_BUILD=cpu"}
     assert extensions(package) == {"_C": True, AUTOGRAD: True}  # no CUDA kernels of before
 
 
 @pytest.mark.parametrize("built", [True, False])
-def test_an_editable_install_with_none_keeps_the_notes_of_what_is_built_in_place(package, build, built):
+def test_an_editable_install_with_none_keeps_the_notes_of_what_is_built_in_place(
+    package, build, built
+):
     before = {"adaftr_fast._cuda": "torch has no CUDA"}
     (package / "_build.json").write_text(json.dumps(before))
     for path in () if built else package.glob(f"*{SUFFIX}"):
         path.unlink()
     done = build("none", command="editable_wheel --dist-dir dist")
     assert done.returncode == 0, done.stderr
-    assert notes(package) == (before if built else dict.fromkeys(["adaftr_fast._C", "adaftr_fast._cuda"], NONE))
+    assert notes(package) == (
+        before if built else dict.fromkeys(["adaftr_fast._C", "adaftr_fast._cuda"], NONE)
+    )
 
 
 FIND = """
@@ -224,7 +253,9 @@ print(torch.__file__)
 
 @pytest.fixture
 def isolated(tmp_path):
-    """Returns a function that finds torch from an environment that has setuptools alone, as pip makes one."""
+    """Returns a function that finds torch from an environment that has setuptools alone, as pip
+    makes one.
+    """
     (tmp_path / "site").mkdir()
     for name in ("setuptools", "_distutils_hack"):
         (tmp_path / "site" / name).symlink_to(Path(setuptools.__file__).parents[1] / name)
@@ -234,8 +265,19 @@ def isolated(tmp_path):
 
     def find(outer_path="build_backend.outer_path", **environment):
         return subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", FIND.format(root=str(ROOT), outer_path=outer_path)],
-            env={**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PYTHONNOUSERSITE": "1", **environment},
+            [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-c",
+                FIND.format(root=str(ROOT), outer_path=outer_path),
+            ],
+            env={
+                **os.environ,
+                "PYTHONPATH": str(tmp_path / "site"),
+                "PYTHONNOUSERSITE": "1",
+                **environment,
+            },
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -249,8 +291,13 @@ def test_the_backend_finds_the_torch_outside_pips_environment(isolated):
 
 
 def test_the_backend_is_not_misled_by_the_finder_of_pip(isolated, tmp_path):
-    """It yields every distribution beside the backend, such as the egg-info that an earlier build left."""
-    script(tmp_path / "beside/adaftr_fast-0.1.0.dist-info/METADATA", "Name: adaftr-fast\nVersion: 0.1.0\n")
+    """It yields every distribution beside the backend, such as the egg-info that an earlier build
+    left.
+    """
+    script(
+        tmp_path / "beside/adaftr_fast-0.1.0.dist-info/METADATA",
+        "Name: adaftr-fast\nVersion: 0.1.0\n",
+    )
     script(
         tmp_path / "site/sitecustomize.py",
         "import sys\n"
@@ -272,10 +319,17 @@ def test_the_backend_refuses_without_a_torch_that_will_run(isolated, tmp_path, v
     (tmp_path / "outer").mkdir()
     if version is not None:
         script(tmp_path / "outer/torch/__init__.py", "")
-        script(tmp_path / f"outer/torch-{version}.dist-info/METADATA", f"Name: torch\nVersion: {version}\n")
+        script(
+            tmp_path / f"outer/torch-{version}.dist-info/METADATA",
+            f"Name: torch\nVersion: {version}\n",
+        )
     done = isolated(outer_path=f"lambda: [{str(tmp_path / 'outer')!r}]", ADAFTR_FAST_BUILD="auto")
     assert done.returncode == 1
-    assert f"expected torch>=2.11 in {sys.prefix}, got {version or 'none'}. Type: pip install" in done.stderr
+    assert (
+        f"expected torch>=2.11 in {sys.prefix}, got {version or 'none'}. Type: pip install"
+        in done.stderr
+    )
     assert len(done.stderr.splitlines()) == 1
     none = isolated(outer_path="lambda: 1 / 0", ADAFTR_FAST_BUILD="none")
-    assert "No module named 'torch'" in none.stderr  # from the last lines of FIND: the backend has not looked
+    # from the last lines of FIND: the backend has not looked
+    assert "No module named 'torch'" in none.stderr

@@ -15,9 +15,15 @@ def described(docstring: str) -> set[str]:
 
 
 def parameters(node: ast.FunctionDef | ast.ClassDef) -> set[str] | None:
-    """Returns the names of a function's parameters, of those of a class's constructor, or of a dataclass's fields."""
+    """Returns the names of a function's parameters, of those of a class's constructor, or of a
+    dataclass's fields.
+    """
     if isinstance(node, ast.ClassDef):
-        made = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
+        made = [
+            each
+            for each in node.body
+            if isinstance(each, ast.FunctionDef) and each.name == "__init__"
+        ]
         if not made:
             fields = {each.target.id for each in node.body if isinstance(each, ast.AnnAssign)}
             return fields if node.decorator_list else None  # the constructor of the parent
@@ -31,7 +37,9 @@ def test_described_arguments_exist():
     wrong = []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and (docstring := ast.get_docstring(node)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and (
+                docstring := ast.get_docstring(node)
+            ):
                 known = parameters(node)
                 unknown = set() if known is None else described(docstring) - known
                 wrong += [f"{path.relative_to(PACKAGE)}: {node.name}: {name}" for name in unknown]

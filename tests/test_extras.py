@@ -7,13 +7,17 @@ from pathlib import Path
 
 from adaftr_fast.errors import EXTRAS
 
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))[
+    "project"
+]
 
 
 def without(packages, code):
     """Runs code in a process that cannot import these packages."""
     block = f"import sys\nfor name in {sorted(packages)}: sys.modules[name] = None\n"
-    return subprocess.run([sys.executable, "-W", "ignore", "-c", block + code], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", block + code], capture_output=True, text=True
+    )
 
 
 def test_each_package_is_in_the_extra_that_is_named():
@@ -59,14 +63,16 @@ model(torch.zeros(4, 2, dtype=torch.long))
 
 
 COMMANDS = [
-    ("jsonargparse", ["info"], 'adaftr-fast: jsonargparse is not installed: pip install "adaftr-fast[train]"'),
+    ("jsonargparse", ["info"], 'adaftr-fast: jsonargparse is not installed: pip install '
+'"adaftr-fast[train]"'),
     ("tqdm", ["train", "--data.folder", "none", "--out", "none"],
      'adaftr-fast train: tqdm is not installed: pip install "adaftr-fast[train]"'),
     ("optuna", ["tune", "--out", "none"],
      'adaftr-fast tune: optuna is not installed: pip install "adaftr-fast[tune]"'),
     ("scipy", ["experiment", "table4", "--dataset", "DATA"],
      'adaftr-fast experiment: scipy is not installed: pip install "adaftr-fast[experiments]"'),
-    ("uvicorn", ["serve", "none"], 'adaftr-fast serve: uvicorn is not installed: pip install "adaftr-fast[serve]"'),
+    ("uvicorn", ["serve", "none"], 'adaftr-fast serve: uvicorn is not installed: pip install '
+'"adaftr-fast[serve]"'),
 ]  # fmt: skip
 
 
@@ -80,4 +86,6 @@ for package, arguments, _ in {COMMANDS}:
 """
     done = without([], code)
     assert done.stdout.split() == ["2"] * len(COMMANDS), done.stderr
-    assert [line for line in done.stderr.splitlines() if "is not installed" in line] == [each[2] for each in COMMANDS]
+    assert [line for line in done.stderr.splitlines() if "is not installed" in line] == [
+        each[2] for each in COMMANDS
+    ]

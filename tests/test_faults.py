@@ -1,4 +1,6 @@
-"""Commands with full disks and damaged files: one error line, no lost files, and success after the cause is removed."""
+"""Commands with full disks and damaged files: one error line, no lost files, and success after the
+cause is removed.
+"""
 
 import resource
 import signal
@@ -10,13 +12,21 @@ import pytest
 from adaftr_fast.cli import main
 from tests.logs import shop_log
 
-TRAINING = ["--training.batch_size", "100", "--training.max_epochs", "1", "--training.progress", "false"]
+TRAINING = [
+    "--training.batch_size",
+    "100",
+    "--training.max_epochs",
+    "1",
+    "--training.progress",
+    "false",
+]
 
 
 @contextmanager
 def full_disk(size):
     """Limits files to ``size`` bytes, so that writes fail as on a full disk."""
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
         yield
@@ -31,7 +41,9 @@ def run(*arguments):
 
 def tree(folder):
     """Returns the content of every file in a folder."""
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -43,7 +55,9 @@ def log(tmp_path):
 @pytest.fixture
 def steps(log, tmp_path):
     """The four commands; each makes the input of the next one."""
-    data, run, model, scores = (tmp_path / name for name in ("data", "run", "model", "scores.parquet"))
+    data, run, model, scores = (
+        tmp_path / name for name in ("data", "run", "model", "scores.parquet")
+    )
     return {
         "prepare": f"prepare --files {log} --labels click buy --time time --out {data}".split(),
         "train": [*f"train --data.folder {data} --out {run}".split(), *TRAINING],
@@ -55,7 +69,9 @@ def steps(log, tmp_path):
 def error_of(capsys, command):
     capsys.readouterr()
     assert run(*command) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("adaftr-fast")]
+    lines = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("adaftr-fast")
+    ]
     assert len(lines) == 1
     return lines[0]
 
@@ -66,7 +82,9 @@ def test_a_full_disk_loses_nothing_in_any_command(steps, tmp_path, capsys):
             line = error_of(capsys, command)
         assert "File too large" in line
         assert str(tmp_path) in line
-        assert not any((tmp_path / name).exists() for name in ("scores.parquet", "model") if name in command)
+        assert not any(
+            (tmp_path / name).exists() for name in ("scores.parquet", "model") if name in command
+        )
         assert run(*command) == 0  # with enough space
         before = tree(tmp_path)
         if command[0] == "prepare":

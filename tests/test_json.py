@@ -23,7 +23,9 @@ class Outer:
 
 
 def test_round_trip_with_nan_as_null():
-    text = dumps({"inner": {"x": {"value": math.nan}, "y": {"value": 2, "note": "é"}}, "sizes": (1, 2)})
+    text = dumps(
+        {"inner": {"x": {"value": math.nan}, "y": {"value": 2, "note": "é"}}, "sizes": (1, 2)}
+    )
     assert '"value": null' in text
     read = from_json(Outer, json.loads(text))
     assert math.isnan(read.inner["x"].value)
@@ -52,7 +54,12 @@ def test_errors_name_the_key(value, message):
 
 
 @pytest.mark.parametrize(
-    "text", ["a" + ".a" * 20_000 + " = 1", "[" + "a." * 20_000 + "a]", "x = { " + "'a'." * 9_000 + "a = 1 }"]
+    "text",
+    [
+        "a" + ".a" * 20_000 + " = 1",
+        "[" + "a." * 20_000 + "a]",
+        "x = { " + "'a'." * 9_000 + "a = 1 }",
+    ],
 )
 def test_long_keys_of_toml_are_refused_at_once(text):
     with pytest.raises(ValueError, match="nested too deeply"):

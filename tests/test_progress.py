@@ -41,7 +41,8 @@ def log(monkeypatch, capsys):
 def test_a_log_gets_a_line_every_ten_seconds(log, leave):
     text = log(10, leave=leave)
     lines = [line for line in text.splitlines() if line.startswith("epoch 1")]
-    assert [line.split("/100")[0].split()[-1] for line in lines] == ["8", "16", "20"]  # after 12, 24 and 30 seconds
+    # after 12, 24 and 30 seconds
+    assert [line.split("/100")[0].split()[-1] for line in lines] == ["8", "16", "20"]
     assert all("loss 0.5" in line for line in lines)
     assert not {"\r", "\x1b"} & set(text)
     assert "\n\n" not in text

@@ -16,6 +16,7 @@ PAGES = Path(__file__).parents[1] / "docs/reference"
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda m: m.__name__)
 def test_every_public_name_has_an_entry(package):
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES.glob("*.md"))
-    entries = set(re.findall(r"^::: (?:\w+\.)*(\w+)$", text, re.MULTILINE))  # the last part of each name
+    # the last part of each name
+    entries = set(re.findall(r"^::: (?:\w+\.)*(\w+)$", text, re.MULTILINE))
     missing = set(package.__all__) - entries
     assert not missing, f"docs/reference: no entry for {sorted(missing)}"

@@ -40,7 +40,9 @@ LAYERS = (
     "api",
     "cli",
 )
-"""Packages from the lowest layer up. A package imports from itself and from lower layers. "ops.*" is every other op."""
+"""Packages from the lowest layer up. A package imports from itself and from lower layers. "ops.*"
+is every other op.
+"""
 
 
 @cache
@@ -54,7 +56,9 @@ def name_of(path):
 
 
 def imports(path):
-    """Yields the modules of the package that a module imports, also in functions, without imports for type checking."""
+    """Yields the modules of the package that a module imports, also in functions, without imports
+    for type checking.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
     known = modules()
     for node in without_type_checking(tree):
@@ -64,7 +68,11 @@ def imports(path):
                 inner = f"{base}.{alias.name}".lstrip(".")
                 yield inner if inner in known or inner.startswith("kernels") else base
         elif isinstance(node, ast.Import):
-            yield from (a.name.removeprefix("adaftr_fast.") for a in node.names if a.name.startswith("adaftr_fast."))
+            yield from (
+                a.name.removeprefix("adaftr_fast.")
+                for a in node.names
+                if a.name.startswith("adaftr_fast.")
+            )
 
 
 def without_type_checking(node):
@@ -106,7 +114,9 @@ def test_every_import_points_downward_or_stays_in_its_package():
 def test_no_files_import_each_other_in_a_cycle():
     graph = defaultdict(set)
     for name, path in modules().items():
-        graph[name] = {target for target in imports(path) if target in modules() and target != name and name}
+        graph[name] = {
+            target for target in imports(path) if target in modules() and target != name and name
+        }
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -114,7 +124,10 @@ def test_no_files_import_each_other_in_a_cycle():
 
 
 def test_the_package_imports_only_what_the_loss_needs():
-    heavy = "matplotlib pyarrow torchrec scipy jsonargparse tqdm pandas torch._dynamo triton torch.utils.flop_counter"
+    heavy = (
+        "matplotlib pyarrow torchrec scipy jsonargparse tqdm pandas torch._dynamo triton "
+        "torch.utils.flop_counter"
+    )
     code = f"""
 import sys, torch
 before = set(sys.modules)
@@ -125,7 +138,9 @@ print(sorted(new.intersection({heavy.split()})), len(new))
 import torch.utils.flop_counter as counter
 print(torch.ops.adaftr_fast.infonce in counter.flop_registry, type(counter.__spec__.loader).__name__)
 """
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     shown, formulas = shown.splitlines()
     found, count = shown.rsplit(" ", 1)
     assert found == "[]"
@@ -136,6 +151,8 @@ print(torch.ops.adaftr_fast.infonce in counter.flop_registry, type(counter.__spe
 def test_public_functions_are_imported_lazily():
     import adaftr_fast
 
-    assert all(callable(getattr(adaftr_fast, name)) for name in adaftr_fast.__all__ if name != "optim")
+    assert all(
+        callable(getattr(adaftr_fast, name)) for name in adaftr_fast.__all__ if name != "optim"
+    )
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):
         getattr(adaftr_fast, "trian")  # noqa: B009

@@ -43,7 +43,9 @@ def test_the_checksum_is_that_of_the_file(tmp_path, monkeypatch, checksum, of_fi
     monkeypatch.setattr(_tensor_file, "BLOCK", 5)  # so that a tensor takes several blocks
     found = write_tensors(tmp_path / "file", TENSORS, {"about": "τ"}, checksum)
     assert found == expected((tmp_path / "file").read_bytes()) == of_file(tmp_path / "file")
-    assert torch.equal(safetensors.torch.load_file(tmp_path / "file")["doubles"], TENSORS["doubles"])
+    assert torch.equal(
+        safetensors.torch.load_file(tmp_path / "file")["doubles"], TENSORS["doubles"]
+    )
 
 
 def test_tensors_are_read_by_name_or_by_rows(tmp_path):
@@ -63,7 +65,9 @@ def write_shards(folder, tensors, bounds):
     paths = []
     for start, stop in pairwise(bounds):
         paths.append(folder / f"{start}")
-        write_tensors(paths[-1], {shard_key(name, start): rows[start:stop] for name, rows in tensors.items()})
+        write_tensors(
+            paths[-1], {shard_key(name, start): rows[start:stop] for name, rows in tensors.items()}
+        )
     return paths
 
 
@@ -85,7 +89,10 @@ def test_shards_are_read_as_whole_tensors_or_by_rows(tmp_path):
 def test_missing_rows_and_names_raise(tmp_path):
     first, _, last = write_shards(tmp_path, {"a": torch.randn(9, 4)}, [0, 2, 3, 9])
     write_tensors(tmp_path / "file", {})
-    for paths, message in (([first, last], "from row 2 on, got one from row 3"), ([last], "from row 0 on")):
+    for paths, message in (
+        ([first, last], "from row 2 on, got one from row 3"),
+        ([last], "from row 0 on"),
+    ):
         with pytest.raises(ValueError, match=f"a: expected a shard {message}"):
             SavedTensors(tmp_path / "file", paths)
     write_tensors(tmp_path / "other", {"plain": torch.zeros(2)})

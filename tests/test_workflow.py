@@ -19,19 +19,29 @@ def run(command):
 
 def test_raw_aliccp_to_bids(tmp_path):
     rates = '{"click":0.3,"conversion":0.1}'
-    log, data, trained, model, scores = (tmp_path / name for name in ("log", "data", "run", "model", "scores.parquet"))
+    log, data, trained, model, scores = (
+        tmp_path / name for name in ("log", "data", "run", "model", "scores.parquet")
+    )
     run(f"synthesize --rows 3000 --rates {rates} --raw true --out {log}")
     train, test = (
-        f"{log}/sample_skeleton_{split}.csv {log}/common_features_{split}.csv" for split in ("train", "test")
+        f"{log}/sample_skeleton_{split}.csv {log}/common_features_{split}.csv"
+        for split in ("train", "test")
     )
     run(f"prepare --dataset aliccp --files {train} {test} --out {data}")
     run(f"train --data.folder {data} --out {trained} {TRAINING}")
     run(f"export --run {trained} --out {model}")
-    run(f"predict --model {model} --files {test} --out {scores} --keep sample_id --bid 20 --bid_weight 0.9")
+    run(
+        f"predict --model {model} --files {test} --out {scores} --keep sample_id --bid 20 "
+        "--bid_weight 0.9"
+    )
     table = pq.read_table(scores)
     assert table.column_names == ["sample_id", "p_ctr", "p_ctcvr", "p_cvr", "bid"]
     best = Run(trained)
-    expected = torch.from_numpy(predict(best.model, best.data().load("test"), 100).logits).sigmoid().numpy()
+    expected = (
+        torch.from_numpy(predict(best.model, best.data().load("test"), 100).logits)
+        .sigmoid()
+        .numpy()
+    )
     found = np.stack([table["p_ctr"], table["p_ctcvr"]], 1)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     bids = 0.9 * 20 * np.minimum(found[:, 0], found[:, 1])
@@ -39,7 +49,9 @@ def test_raw_aliccp_to_bids(tmp_path):
 
 
 def test_daily_training_to_a_served_model(tmp_path, capsys):
-    log, daily, scores = shop_log(2000, users=90, conversion="buy"), tmp_path / "daily", tmp_path / "scores.parquet"
+    log = shop_log(2000, users=90, conversion="buy")
+    daily = tmp_path / "daily"
+    scores = tmp_path / "scores.parquet"
     first, second, today = (tmp_path / name for name in ("day1.csv", "day2.csv", "today.csv"))
     csv.write_csv(log.slice(0, 1000), first)
     csv.write_csv(log.slice(1000), second)
@@ -47,18 +59,23 @@ def test_daily_training_to_a_served_model(tmp_path, capsys):
     schema = tmp_path / "shop.toml"
     schema.write_text(
         'name = "shop"\ngroup = "user"\n[labels]\nclick = "click"\nconversion = "buy"\n'
-        '[split]\ntrain = {}\nvalidation = {}\ntest = {}\n[fields]\nuser = "categorical"\nitem = "categorical"\n'
+        '[split]\ntrain = {}\nvalidation = {}\ntest = {}\n[fields]\nuser = "categorical"\nitem = '
+        '"categorical"\n'
     )
     run(f"daily --dataset {schema} --files {first} {second} --out {daily} {TRAINING}")
     shown = capsys.readouterr().out.partition("\n\n")[0].splitlines()[-2:]
     assert "before training: the first day" in shown[0]
     assert "before training: click AUC" in shown[1]
     run(f"export --run {daily}/day-0002/run --out {tmp_path}/model")
-    run(f"predict --model {tmp_path}/model --files {today} {second} --out {scores} --keep user item")
+    run(
+        f"predict --model {tmp_path}/model --files {today} {second} --out {scores} --keep user item"
+    )
     assert "2,000 rows, p_ctr, p_ctcvr, p_cvr" in capsys.readouterr().out
     table = pq.read_table(scores)
     assert table.column_names == ["user", "item", "p_ctr", "p_ctcvr", "p_cvr"]
     assert table.slice(0, 1000).equals(table.slice(1000))  # with and without labels
     start = f"--warm_start {daily}/day-0001/run"
     run(f"train --data.folder {daily}/day-0002/data --out {tmp_path}/next {TRAINING} {start}")
-    assert "132 of 132 embedding rows copied\n26 of 26 dense weights copied" in capsys.readouterr().err
+    assert (
+        "132 of 132 embedding rows copied\n26 of 26 dense weights copied" in capsys.readouterr().err
+    )

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 
 def read_runs(folders: Sequence[AnyPath]) -> tuple[list[Run], list[str]]:
-    """Returns the runs that can be read, in order, and a line about each other one. No weights are read.
+    """Returns the runs that can be read, in order, and a line about each other one. No weights are
+    read.
 
-    A run is named by the part of its path that the folders do not share. The ``test`` of an unfinished run holds the
-    validation metrics of its last epoch, and its name says so.
+    A run is named by the part of its path that the folders do not share. The ``test`` of an
+    unfinished run holds the validation metrics of its last epoch, and its name says so.
     """
     folders = list(dict.fromkeys(folders))
     runs = []
@@ -54,11 +55,15 @@ def _names(folders: Sequence[AnyPath]) -> list[str]:
     if len(places) < 2:
         return [place.name for place in places]
     shared = os.path.commonpath(places)
-    return [os.path.relpath(place, shared) if str(place) != shared else place.name for place in places]
+    return [
+        os.path.relpath(place, shared) if str(place) != shared else place.name for place in places
+    ]
 
 
 def differing_options(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Returns the values of the options in which the runs differ, one per run; None where a run lacks the option."""
+    """Returns the values of the options in which the runs differ, one per run; None where a run
+    lacks the option.
+    """
     flat = [run.config.flat() for run in runs]
     names = dict.fromkeys(name for each in flat for name in each)
     values = {name: [each.get(name) for each in flat] for name in names}
@@ -66,7 +71,9 @@ def differing_options(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def groups_by_data(runs: Sequence[Run]) -> list[list[Run]]:
-    """Returns the runs in groups whose ids and tasks have one meaning, and which were trained on one folder."""
+    """Returns the runs in groups whose ids and tasks have one meaning, and which were trained on
+    one folder.
+    """
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         place = os.path.abspath(run.config.data.folder)
@@ -76,7 +83,8 @@ def groups_by_data(runs: Sequence[Run]) -> list[list[Run]]:
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Shown):
-    """Several runs beside each other. It prints as tables of their metrics and of the options in which they differ.
+    """Several runs beside each other. It prints as tables of their metrics and of the options in
+    which they differ.
 
     Attributes:
         runs: the runs that could be read.
@@ -92,7 +100,9 @@ class Comparison(Shown):
         return result_table(self.runs, "run")
 
     def options(self) -> Table:
-        """Returns the options in which the runs differ, one row per run and one column per option."""
+        """Returns the options in which the runs differ, one row per run and one column
+        per option.
+        """
         differing = differing_options(self.runs)
         rows = [
             [run.name, *(_shown(values[number]) for values in differing.values())]
@@ -101,7 +111,9 @@ class Comparison(Shown):
         return Table(["run", *differing], rows, text_columns=1 + len(differing))
 
     def notes(self) -> list[str]:
-        """Returns a line for each group of runs on the same data, if there are several, and for each unread run."""
+        """Returns a line for each group of runs on the same data, if there are several, and for
+        each unread run.
+        """
         groups = groups_by_data(self.runs)
         has_same_ids = len({run.about.fingerprint for run in self.runs}) == 1
         what = (
@@ -133,11 +145,19 @@ class Comparison(Shown):
         from adaftr_fast.training.report import write_report  # imports matplotlib
 
         notes = "\n".join(f"- {line}" for line in self.notes())
-        options = f"## Options that differ\n\n{self.options().markdown()}" if differing_options(self.runs) else ""
+        options = (
+            f"## Options that differ\n\n{self.options().markdown()}"
+            if differing_options(self.runs)
+            else ""
+        )
         with local_folder(folder) as target, writing_folder(target, REPORT, PICTURE):
             if (target / METRICS).exists():
-                raise CheckpointError(f"out: expected a folder for the report, got the folder of a run: {folder}")
-            write_report(target, "Comparison of runs", self.runs, before=notes, after=options, first="run")
+                raise CheckpointError(
+                    f"out: expected a folder for the report, got the folder of a run: {folder}"
+                )
+            write_report(
+                target, "Comparison of runs", self.runs, before=notes, after=options, first="run"
+            )
 
     def _parts(self) -> list[str | Table]:
         options = [self.options()] if differing_options(self.runs) else []
@@ -148,8 +168,8 @@ class Comparison(Shown):
 def compare(runs: Sequence[Run | str | AnyPath], out: str | AnyPath | None = None) -> Comparison:
     """Compares runs: test metrics, best epochs, speed, and the options in which they differ.
 
-    An unfinished run is listed with the validation metrics of its last epoch. A run that cannot be read has a line in
-    ``unread``.
+    An unfinished run is listed with the validation metrics of its last epoch. A run that cannot be
+    read has a line in ``unread``.
 
     Args:
         runs: runs or their folders.
@@ -161,10 +181,14 @@ def compare(runs: Sequence[Run | str | AnyPath], out: str | AnyPath | None = Non
         BusyError, OSError: see ``Comparison.write``.
     """
     if isinstance(runs, Run | str | AnyPath):
-        raise TypeError(f"runs: expected a list of runs or their folders, got {type(runs).__name__}")
+        raise TypeError(
+            f"runs: expected a list of runs or their folders, got {type(runs).__name__}"
+        )
     found, unread = read_runs([run_folder(run, "runs") for run in runs])
     if not found:
-        raise CheckpointError(f"compare: no run can be read: {'; '.join(unread) or 'none is named'}")
+        raise CheckpointError(
+            f"compare: no run can be read: {'; '.join(unread) or 'none is named'}"
+        )
     comparison = Comparison(found, unread)
     if out is not None:
         comparison.write(out)

@@ -1,4 +1,5 @@
-"""The page about a prepared folder: how each field is read, its values, their label rates, and drift between splits.
+"""The page about a prepared folder: how each field is read, its values, their label rates, and
+drift between splits.
 
 Shapes: n rows, T tasks, V ids of a field.
 """
@@ -73,7 +74,8 @@ def _count(data: Prepared, split: str) -> dict[str, Counted]:
     fields, tasks = _shown(data), data.manifest.tasks
     found = {
         field.name: Counted(
-            np.zeros(field.num_embeddings, np.int64), np.zeros((len(tasks), field.num_embeddings), np.int64)
+            np.zeros(field.num_embeddings, np.int64),
+            np.zeros((len(tasks), field.num_embeddings), np.int64),
         )
         for field in fields
     }
@@ -84,7 +86,9 @@ def _count(data: Prepared, split: str) -> dict[str, Counted]:
             ids, of_row = _flat(column)
             counts.ids[:] += np.bincount(ids, minlength=field.num_embeddings)
             for number, mask in enumerate(positive):
-                counts.positives[number] += np.bincount(ids[mask[of_row]], minlength=field.num_embeddings)
+                counts.positives[number] += np.bincount(
+                    ids[mask[of_row]], minlength=field.num_embeddings
+                )
     return found
 
 
@@ -105,7 +109,9 @@ def _flat(column: pa.Array) -> tuple[np.ndarray, np.ndarray | slice]:
     """Returns the ids of a column, and the row of each; the tokens of lists one after the other."""
     if not pa.types.is_list(column.type):
         return column.to_numpy(), slice(None)
-    return column.flatten().to_numpy(), np.repeat(np.arange(len(column)), np.diff(column.offsets.to_numpy()))
+    return column.flatten().to_numpy(), np.repeat(
+        np.arange(len(column)), np.diff(column.offsets.to_numpy())
+    )
 
 
 def _overview(data: Prepared, counted: dict[str, dict[str, Counted]]) -> Table:
@@ -121,18 +127,33 @@ def _overview(data: Prepared, counted: dict[str, dict[str, Counted]]) -> Table:
         drift = ["-"] * 2
         if field.name in counted["train"]:
             before = counted["train"][field.name]
-            drift = [f"{100 * _distance(before, counted[split][field.name]):.1f} %" for split in SPLITS[1:]]
+            drift = [
+                f"{100 * _distance(before, counted[split][field.name]):.1f} %"
+                for split in SPLITS[1:]
+            ]
         new = [
-            _percent(data.manifest.splits[split].unknown[field.name], data.manifest.splits[split].rows)
+            _percent(
+                data.manifest.splits[split].unknown[field.name], data.manifest.splits[split].rows
+            )
             for split in SPLITS
         ]
         rows.append([field.name, kind, distinct, ids, rare, unknown, *new[1:], *drift])
-    header = ["field", "read as", "distinct", "ids", "rare", "missing or rare", *(f"in {s}" for s in SPLITS[1:])]
+    header = [
+        "field",
+        "read as",
+        "distinct",
+        "ids",
+        "rare",
+        "missing or rare",
+        *(f"in {s}" for s in SPLITS[1:]),
+    ]
     return Table([*header, *(f"drift to {split}" for split in SPLITS[1:])], rows, text_columns=2)
 
 
 def _distance(one: Counted, other: Counted) -> float:
-    """Returns the total variation distance between the most frequent values of one, and all others, in two splits."""
+    """Returns the total variation distance between the most frequent values of one, and all others,
+    in two splits.
+    """
     top = np.argsort(-one.ids, kind="stable")[: 2 * SHOWN]
     shares = []
     for each in (one, other):
@@ -142,20 +163,31 @@ def _distance(one: Counted, other: Counted) -> float:
 
 
 def _values(data: Prepared, field: FieldInfo, encoder: Encoder, counted: Counted) -> str:
-    """Returns a table of the most frequent values of a field, or of its buckets in their order, with label rates."""
-    order = np.arange(len(counted.ids)) if field.edges is not None else np.argsort(-counted.ids, kind="stable")
+    """Returns a table of the most frequent values of a field, or of its buckets in their order,
+    with label rates.
+    """
+    order = (
+        np.arange(len(counted.ids))
+        if field.edges is not None
+        else np.argsort(-counted.ids, kind="stable")
+    )
     shown = order[counted.ids[order] > 0].tolist()
     shown = shown if field.edges is not None else shown[:SHOWN]
     total = max(1, counted.ids.sum())
     rates = counted.positives / np.maximum(1, counted.ids)
     highest = rates[:, shown].max(axis=1, initial=1e-12)
-    head = "".join(f"<th>{html.escape(each)}</th>" for each in ("value", "share", *data.manifest.tasks))
+    head = "".join(
+        f"<th>{html.escape(each)}</th>" for each in ("value", "share", *data.manifest.tasks)
+    )
     body = []
     for value in shown:
         cells = [html.escape(_name(field, encoder, value)), _percent(counted.ids[value], total)]
         for task in range(len(rates)):
             width = 8 * rates[task, value] / highest[task]
-            cells.append(f"<span class='bar' style='width:{width:.2f}em'></span>{100 * rates[task, value]:.2f} %")
+            cells.append(
+                "<span class='bar' "
+                f"style='width:{width:.2f}em'></span>{100 * rates[task, value]:.2f} %"
+            )
         body.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return f"<table><tr>{head}</tr>{''.join(body)}</table>"
 
@@ -175,7 +207,8 @@ def _note(data: Prepared) -> str:
     rows = {split: min(info.rows, MOST_ROWS) for split, info in data.manifest.splits.items()}
     about = ", ".join(f"about {count:,} of {split}" for split, count in rows.items())
     return (
-        f"Counted in {about}. Drift is the total variation distance to the training rows: the share of rows whose "
+        f"Counted in {about}. Drift is the total variation distance to the training rows: the "
+        "share of rows whose "
         f"value would have to change, of the {2 * SHOWN} most frequent values and all others."
     )
 

@@ -16,7 +16,8 @@ CHANCE = 1e-6  # with which independent labels look like a funnel
 
 
 class Prepared(Shown, PreparedData):
-    """A prepared folder. It prints as two tables: its fields, and its splits with their rows and positive rates.
+    """A prepared folder. It prints as two tables: its fields, and its splits with their rows and
+    positive rates.
 
     ``load("train")`` opens a split, whose ``batches(1024)`` yields tensors.
 
@@ -28,9 +29,11 @@ class Prepared(Shown, PreparedData):
     """
 
     def fields(self) -> Table:
-        """Returns a table with one row per field: how it is read, its ids ("-" for a dense field), and unknown values.
+        """Returns a table with one row per field: how it is read, its ids ("-" for a dense field),
+        and unknown values.
 
-        The last column is the share of training rows whose value is missing, or too rare for an id of its own.
+        The last column is the share of training rows whose value is missing, or too rare for an id
+        of its own.
         """
         train = self.manifest.splits["train"]
         ids = {field.name: f"{field.num_embeddings:,}" for field in self.manifest.fields}
@@ -44,7 +47,11 @@ class Prepared(Shown, PreparedData):
         """Returns a table with one row per split."""
         tasks = self.manifest.tasks
         rows = [
-            [name, f"{split.rows:,}", *(f"{100 * split.positives[task] / split.rows:.2f} %" for task in tasks)]
+            [
+                name,
+                f"{split.rows:,}",
+                *(f"{100 * split.positives[task] / split.rows:.2f} %" for task in tasks),
+            ]
             for name, split in self.manifest.splits.items()
         ]
         return Table(["split", "rows", *tasks], rows)
@@ -53,11 +60,18 @@ class Prepared(Shown, PreparedData):
         """Returns one line with the data set and the numbers of fields and ids."""
         manifest = self.manifest
         ids = sum(manifest.num_embeddings)
-        return f"{self.folder}: {manifest.dataset}, {len(manifest.fields) + len(manifest.dense)} fields, {ids:,} ids"
+        return (
+            f"{self.folder}: {manifest.dataset}, {len(manifest.fields) + len(manifest.dense)} "
+            f"fields, {ids:,} ids"
+        )
 
     def useless(self) -> list[str]:
-        """Returns a sentence about each field that tells little as it is read, with the option that changes it."""
-        return [sentence for field in self.manifest.parsed.fields if (sentence := self._useless(field))]
+        """Returns a sentence about each field that tells little as it is read, with the option that
+        changes it.
+        """
+        return [
+            sentence for field in self.manifest.parsed.fields if (sentence := self._useless(field))
+        ]
 
     def _useless(self, field: Field) -> str | None:
         values, train = self.manifest.values.get(field.name), self.manifest.splits["train"]
@@ -68,7 +82,10 @@ class Prepared(Shown, PreparedData):
         present = train.rows - missing
         leave_out = f"--ignore {column} (in Python ignore=[{column!r}]) leaves it out"
         if missing >= ALMOST_ALL * train.rows:
-            return f"{field.name} is missing in {100 * missing / train.rows:.1f} % of the training rows; {leave_out}"
+            return (
+                f"{field.name} is missing in {100 * missing / train.rows:.1f} % of the training "
+                f"rows; {leave_out}"
+            )
         if values.distinct == 1 and not missing:
             return f"{field.name} has one value in all training rows; {leave_out}"
         if field.kind == "numeric":
@@ -84,7 +101,9 @@ class Prepared(Shown, PreparedData):
         return None
 
     def notes(self) -> list[str]:
-        """Returns one line each about lines of text, rows left out or in no split, values of labels, and the source."""
+        """Returns one line each about lines of text, rows left out or in no split, values of
+        labels, and the source.
+        """
         manifest = self.manifest
         notes = []
         if manifest.bad_rows and manifest.bad_rows.lines is not None:
@@ -94,7 +113,10 @@ class Prepared(Shown, PreparedData):
         if text := manifest.schema.get("text"):
             notes.append(f"Text: {', '.join(f'{key} {value!r}' for key, value in text.items())}")
         if manifest.bounds:
-            notes.append(f"Split by time: {'; '.join(f'{split}: {where}' for split, where in manifest.bounds.items())}")
+            notes.append(
+                "Split by time: "
+                f"{'; '.join(f'{split}: {where}' for split, where in manifest.bounds.items())}"
+            )
         unused = manifest.unused
         if unused.unmatched or unused.dropped:
             dropped = f", {unused.dropped:,} are dropped by the schema" if unused.dropped else ""
@@ -108,7 +130,8 @@ class Prepared(Shown, PreparedData):
             outside = sum(split.outside_funnel.get(stage, 0) for split in manifest.splits.values())
             if outside:
                 notes.append(
-                    f"Outside the funnel: {outside:,} rows are positive in {stage} but not in the stage before"
+                    f"Outside the funnel: {outside:,} rows are positive in {stage} but not in the "
+                    "stage before"
                 )
         notes += [f"Useless as it is read: {each}" for each in self.useless()]
         if manifest.attribution:
@@ -124,7 +147,10 @@ def _taken(manifest: Manifest) -> str:
     funnel = manifest.funnel
     if not funnel:
         stages = likely_funnel(manifest) or manifest.tasks
-        return f"{', '.join(manifest.tasks)} are independent; {declared_funnel(stages)} reads them as a funnel"
+        return (
+            f"{', '.join(manifest.tasks)} are independent; {declared_funnel(stages)} reads them as "
+            "a funnel"
+        )
     others = [task for task in manifest.tasks if task not in funnel]
     rest = f", and {', '.join(others)} independent of it" if others else ""
     other = "funnel = [] (--funnel alone) reads them as independent"
@@ -132,12 +158,15 @@ def _taken(manifest: Manifest) -> str:
 
 
 def declared_funnel(stages: Sequence[str]) -> str:
-    """Returns the option, which is also the argument and the key of a schema, that declares a funnel."""
+    """Returns the option, which is also the argument and the key of a schema, that declares a
+    funnel.
+    """
     return f"funnel = {list(stages)} (--funnel {' '.join(stages)})"
 
 
 def likely_funnel(manifest: Manifest) -> list[str]:
-    """Returns tasks of which each is positive only where the one before it is, by the rows of all splits; [] if none.
+    """Returns tasks of which each is positive only where the one before it is, by the rows of all
+    splits; [] if none.
 
     That is said only where it would hardly happen by chance.
     """
@@ -175,7 +204,13 @@ def _read_as(field: Field) -> str:
     parts = [kind]
     if field.tokens is not None:
         separated = "" if field.separator is None else f" separated by {field.separator!r}"
-        kept = "last of " if field.tokens == "last" else f"last {field.length} of " if field.length else ""
+        kept = (
+            "last of "
+            if field.tokens == "last"
+            else f"last {field.length} of "
+            if field.length
+            else ""
+        )
         parts.append(f"{kept}lists{separated}")
     if field.encoding is not None:
         parts.append(field.encoding)

@@ -34,15 +34,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Shown):
-    """Metrics of a model on one split. It prints as tables: the metrics, AUC and GAUC in percent, and the importance.
+    """Metrics of a model on one split. It prints as tables: the metrics, AUC and GAUC in percent,
+    and the importance.
 
     Attributes:
         split: the name of the split.
-        metrics: by task, as fractions: "auc", "logloss", "calibration", "gauc" with groups, and "cvr_auc" of a later
-            stage of a funnel.
+        metrics: by task, as fractions: "auc", "logloss", "calibration", "gauc" with groups, and
+            "cvr_auc" of a later stage of a funnel.
         buckets: by task, the rows in ten buckets by score: calibration, lift and gain.
         importance: the permutation importance of the fields, if it was asked for.
-        doubts: why the model is not worth explaining yet, if so, and what to do next, a sentence each.
+        doubts: why the model is not worth explaining yet, if so, and what to do next, a sentence
+            each.
         run: the folder of the run, for the title of the page.
     """
 
@@ -59,13 +61,17 @@ class Evaluation(Shown):
         return Table([f"{self.split}: task", *METRIC_COLUMNS], metric_cells(self.metrics))
 
     def numbers(self) -> dict[str, Any]:
-        """Returns what the command prints as JSON: split, metrics, and the importance by field and task, if any."""
+        """Returns what the command prints as JSON: split, metrics, and the importance by field and
+        task, if any.
+        """
         content: dict[str, Any] = {"split": self.split, "metrics": self.metrics}
         found = self.importance
         if found is not None:
             mean, error = found.mean.tolist(), found.standard_error.tolist()
             content["importance"] = {
-                name: {task: {"mean": m, "standard_error": e} for task, m, e in zip(found.tasks, *each)}
+                name: {
+                    task: {"mean": m, "standard_error": e} for task, m, e in zip(found.tasks, *each)
+                }
                 for name, *each in zip(found.fields, mean, error)
             }
         return content
@@ -77,7 +83,8 @@ class Evaluation(Shown):
         return draw(self.buckets)
 
     def write(self, folder: str | AnyPath) -> list[str]:
-        """Writes ``evaluation.md``, one page, and its picture ``evaluation.png``; returns the paths of both.
+        """Writes ``evaluation.md``, one page, and its picture ``evaluation.png``; returns the paths
+        of both.
 
         Raises:
             OSError: a file cannot be written.
@@ -92,7 +99,11 @@ class Evaluation(Shown):
         return [f"{place}/{name}" for name in (PAGE, PAGE_PICTURE)]
 
     def _parts(self) -> list[str | Table]:
-        return [self.table(), *([] if self.importance is None else [self.importance.table()]), *self.doubts]
+        return [
+            self.table(),
+            *([] if self.importance is None else [self.importance.table()]),
+            *self.doubts,
+        ]
 
 
 def train(
@@ -109,36 +120,41 @@ def train(
 ) -> Run:
     """Trains one model and measures it on the test split.
 
-    The folder then holds a report of one page, report.md, with its picture. An unfinished run of the same settings in
-    ``out`` is resumed; a finished one is replaced once an epoch is done.
-    Under torchrun every rank calls this function, and each gets the result.
+    The folder then holds a report of one page, report.md, with its picture. An unfinished run of
+    the same settings in ``out`` is resumed; a finished one is replaced once an epoch is done. Under
+    torchrun every rank calls this function, and each gets the result.
 
     Args:
         data: a prepared folder or its path; None takes ``config.data.folder``.
         out: the folder of the run.
         config: a configuration or a TOML file; the defaults are the paper's.
-        model, optimizer, training: options that differ from ``config``, for example ``model={"name": "mmoe"}``. A class
-            of one's own as ``model``, a ``MultiTaskModel`` or a ``torch.nn.Module`` that computes logits [B, T], stands
-            for ``{"name": "module:Class"}``; it is called as
-            ``Class(num_embeddings, task_names, config.model, field_names)``.
+        model, optimizer, training: options that differ from ``config``, for example
+            ``model={"name": "mmoe"}``. A class of one's own as ``model``, a ``MultiTaskModel`` or a
+            ``torch.nn.Module`` that computes logits [B, T], stands for ``{"name":
+            "module:Class"}``; it is called as ``Class(num_embeddings, task_names, config.model,
+            field_names)``.
         restart: discard an unfinished run in ``out``.
-        warm_start: a run to start from: embedding rows by field and value, dense layers by name and shape. A
-            ``WarmStartConfig`` also names the task of a Single-DNN whose tables are copied.
-        on_epoch: a function that is called with the record of each validation (one of ``Run.epochs``) once it is saved.
-            If it returns True, training stops, and the best weights so far are measured on the test split.
+        warm_start: a run to start from: embedding rows by field and value, dense layers by name and
+            shape. A ``WarmStartConfig`` also names the task of a Single-DNN whose tables are
+            copied.
+        on_epoch: a function that is called with the record of each validation (one of
+            ``Run.epochs``) once it is saved. If it returns True, training stops, and the best
+            weights so far are measured on the test split.
 
     Raises:
-        ConfigError: an option is unknown, its value has a wrong type or is out of range, or a class is not a model.
+        ConfigError: an option is unknown, its value has a wrong type or is out of range, or a class
+            is not a model.
         DataError: there is no prepared folder.
-        CheckpointError: ``out`` holds an unfinished run of other settings or data, or cannot be written, or no weight
-            of ``warm_start`` fits.
+        CheckpointError: ``out`` holds an unfinished run of other settings or data, or cannot be
+            written, or no weight of ``warm_start`` fits.
         TrainingError: training cannot go on, for example because the loss is not finite.
         TypeError: an argument is not of the types named here.
         KeyboardInterrupt: Ctrl-C or SIGTERM; the run is saved, and the same call continues it.
 
     Example::
 
-        run = adaftr_fast.train("data/mine", "runs/mine", model={"name": "adaftr"}, training={"max_epochs": 5})
+        run = adaftr_fast.train("data/mine", "runs/mine", model={"name": "adaftr"},
+        training={"max_epochs": 5})
     """
     if isinstance(model, type):
         model = {"name": class_name(model)}
@@ -151,8 +167,16 @@ def train(
     place = as_path(out)
     if settings.training.device == "cpu":
         warn_of_spinning()
-    with joined(settings.training.device, settings.training.rank_timeout) as ranks, output(place, ranks) as to:
-        options: dict[str, Any] = {"restart": restart, "ranks": ranks, "output": to, "on_epoch": on_epoch}
+    with (
+        joined(settings.training.device, settings.training.rank_timeout) as ranks,
+        output(place, ranks) as to,
+    ):
+        options: dict[str, Any] = {
+            "restart": restart,
+            "ranks": ranks,
+            "output": to,
+            "on_epoch": on_epoch,
+        }
         run = train_one(prepared, settings, to.local, report=True, **options)
     run.folder = place
     run.model_class = own
@@ -160,16 +184,21 @@ def train(
 
 
 def _start(source: Run | str | AnyPath | WarmStartConfig) -> WarmStartConfig:
-    return source if isinstance(source, WarmStartConfig) else WarmStartConfig(str(run_folder(source, "warm_start")))
+    return (
+        source
+        if isinstance(source, WarmStartConfig)
+        else WarmStartConfig(str(run_folder(source, "warm_start")))
+    )
 
 
 def load_run(folder: str | AnyPath, *, model_class: ModelClass | None = None) -> Run:
-    """Reads a run that ``train`` wrote. An interrupted run can be read once it has finished an epoch.
+    """Reads a run that ``train`` wrote. An interrupted run can be read once it has finished an
+    epoch.
 
     Args:
         folder: the folder of the run.
-        model_class: the class of a model of one's own, or its name as "module:Class", which is imported. A run does not
-            choose the code that is imported, so it must be given.
+        model_class: the class of a model of one's own, or its name as "module:Class", which is
+            imported. A run does not choose the code that is imported, so it must be given.
 
     Raises:
         CheckpointError: the folder holds no run, a damaged one, or one that needs ``model_class``.
@@ -197,22 +226,27 @@ def evaluate(
 
     Args:
         run: a run or its folder.
-        data: a prepared folder with the ids and tasks of the run's; None takes the folder it was trained on.
+        data: a prepared folder with the ids and tasks of the run's; None takes the folder it was
+            trained on.
         split: "train", "validation" or "test".
-        importance: also permute the values of each field among the rows, and measure the AUC that is lost.
-        repeats: with ``importance``: the number of permutations of each field, for the standard error.
-        max_rows: with ``importance``: the most rows to measure, which bounds the time; they are drawn at random.
+        importance: also permute the values of each field among the rows, and measure the AUC that
+            is lost.
+        repeats: with ``importance``: the number of permutations of each field, for the standard
+            error.
+        max_rows: with ``importance``: the most rows to measure, which bounds the time; they are
+            drawn at random.
         seed: with ``importance``: of the permutations and the draw.
-        memory: how many GB (2^30 bytes) the process may take, beside the model and the rows of ``importance``. The
-            exact metrics keep the predictions of all rows of the split, so this is checked before they are computed;
-            None for any number.
+        memory: how many GB (2^30 bytes) the process may take, beside the model and the rows of
+            ``importance``. The exact metrics keep the predictions of all rows of the split, so this
+            is checked before they are computed; None for any number.
         progress: with ``importance``: show a progress bar.
         model_class: as for ``load_run``; a ``Run`` knows it.
 
     Raises:
-        CheckpointError: the run has no whole checkpoint or needs ``model_class``, or ids or tasks of ``data`` have
-            another meaning.
-        ConfigError: ``repeats`` or ``max_rows`` is less than 1, or ``memory`` is too small for the split.
+        CheckpointError: the run has no whole checkpoint or needs ``model_class``, or ids or tasks
+            of ``data`` have another meaning.
+        ConfigError: ``repeats`` or ``max_rows`` is less than 1, or ``memory`` is too small for the
+            split.
         DataError: there is no prepared folder, or no such split.
         TypeError: an argument is not of the types named here.
 
@@ -237,11 +271,21 @@ def evaluate(
         Memory.of(memory).check_all(needed, f"the predictions of {len(rows):,} rows")
     predictions = evaluation.predict(model, rows, batch_size)
     metrics = evaluation.measure(tasks, predictions, rows.funnel or ())
-    buckets = {task: ScoreBuckets.of(y, z) for task, y, z in zip(tasks, predictions.labels.T, predictions.logits.T)}
+    buckets = {
+        task: ScoreBuckets.of(y, z)
+        for task, y, z in zip(tasks, predictions.labels.T, predictions.logits.T)
+    }
     measured = None
     if importance:
-        names = [each.name for each in prepared.manifest.fields] + [each.name for each in prepared.manifest.dense]
-        options: dict[str, Any] = {"repeats": repeats, "max_rows": max_rows, "seed": seed, "progress": progress}
+        names = [each.name for each in prepared.manifest.fields] + [
+            each.name for each in prepared.manifest.dense
+        ]
+        options: dict[str, Any] = {
+            "repeats": repeats,
+            "max_rows": max_rows,
+            "seed": seed,
+            "progress": progress,
+        }
         measured = permutation_importance(model, rows, names, batch_size=batch_size, **options)
     doubts = find_doubts(run, metrics, buckets)
     return Evaluation(split, metrics, buckets, measured, str(run.folder), doubts)
@@ -260,7 +304,9 @@ def run_folder(run: Run | str | AnyPath, argument: str = "run") -> AnyPath:
     return as_path(run)
 
 
-def _settings(config: RunConfig | str | Path | None, sections: dict[str, dict[str, Any] | None]) -> RunConfig:
+def _settings(
+    config: RunConfig | str | Path | None, sections: dict[str, dict[str, Any] | None]
+) -> RunConfig:
     """Returns ``config`` with the options of ``sections``."""
     if config is None:
         config = RunConfig()

@@ -11,7 +11,9 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; see ``adaftr_fast.cli.app.main``. Returns 2 where the parser's package is not installed."""
+    """Runs one command; see ``adaftr_fast.cli.app.main``. Returns 2 where the parser's package is
+    not installed.
+    """
     try:
         with extras_needed():
             from adaftr_fast.cli import app

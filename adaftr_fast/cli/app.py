@@ -24,22 +24,29 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: the command-line arguments. None reads ``sys.argv``.
 
     Returns:
-        The exit status: 0; 2 after an error that the user can correct, which prints one line; 130 after Ctrl-C; 143
+        The exit status: 0; 2 after an error that the user can correct, which prints one line; 130
+            after Ctrl-C; 143
         after SIGTERM. Other errors show a traceback, and ``--debug`` shows one for every error.
     """
     words = sys.argv[1:] if arguments is None else arguments
     parser = build_parser(words)
     parsed = parser.parse_args(parser.spelled_out(words))
     name = parsed.subcommand
-    from adaftr_fast.distributed.ranks import launched  # imports torch, which --help does not wait for
+    # imports torch, which --help does not wait for
+    from adaftr_fast.distributed.ranks import launched
 
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"warning: {message}", file=sys.stderr
+        )
         try:
             if launched() and name not in OF_RANKS:
                 supported = ", ".join(OF_RANKS)
-                raise RankError(f"only {supported} support several processes (torchrun sets WORLD_SIZE > 1)")
-            with extras_needed(), naming("standard output"):  # each file that a command writes is named before
+                raise RankError(
+                    f"only {supported} support several processes (torchrun sets WORLD_SIZE > 1)"
+                )
+            # each file that a command writes is named before
+            with extras_needed(), naming("standard output"):
                 COMMANDS[name].run(parsed[name])
                 sys.stdout.flush()
         except USER_ERRORS as error:
@@ -50,7 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt as stop:
             if parsed.debug:
                 raise
-            print(f"adaftr-fast {name}: {stop.args[1] if len(stop.args) > 1 else 'interrupted'}", file=sys.stderr)
+            print(
+                f"adaftr-fast {name}: {stop.args[1] if len(stop.args) > 1 else 'interrupted'}",
+                file=sys.stderr,
+            )
             return INTERRUPTED + (stop.args[0] if stop.args else signal.SIGINT)
     return 0
 
@@ -60,7 +70,10 @@ def build_parser(words: list[str]) -> Parser:
 
     Every option of a run is an option ``--section.name`` and a TOML key.
     """
-    about = "Joint click/conversion models with adaptive task relatedness: prepare data, train, evaluate, serve."
+    about = (
+        "Joint click/conversion models with adaptive task relatedness: prepare data, train, "
+        "evaluate, serve."
+    )
     parser = Parser(prog="adaftr-fast", description=about, parser_mode="toml")
     parser.add_argument("--debug", action="store_true", help="show a traceback for every error")
     commands = parser.add_subcommands(required=True)

@@ -15,7 +15,16 @@ from difflib import get_close_matches
 from operator import attrgetter
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import docstring_parser
 import jsonargparse
@@ -79,7 +88,9 @@ def help_text(name: str, description: str, groups: list[Group], example: str = "
     width = min(max(shutil.get_terminal_size().columns, 2 * COLUMN), WIDTH) - 2
     entries = [each for group in groups for each in group.entries]
     column = min(max(len(each.typed) for each in entries) + 4, COLUMN)
-    usage = " ".join([f"usage: {name}", *(each.typed for each in entries if each.required), "[options]"])
+    usage = " ".join(
+        [f"usage: {name}", *(each.typed for each in entries if each.required), "[options]"]
+    )
     blocks = [textwrap.fill(usage, width, subsequent_indent="  ", break_long_words=False)]
     blocks.append(textwrap.fill(description, width))
     for group in filter(attrgetter("entries"), _arranged(groups)):
@@ -91,7 +102,9 @@ def help_text(name: str, description: str, groups: list[Group], example: str = "
             if len(head) > column or head[-2:] != "  ":
                 lines.append(head.rstrip())
                 head = " " * column
-            lines.append(textwrap.fill(each.text, width, initial_indent=head, subsequent_indent=" " * column))
+            lines.append(
+                textwrap.fill(each.text, width, initial_indent=head, subsequent_indent=" " * column)
+            )
         blocks.append("\n".join(lines))
     if example:
         blocks.append(f"example:\n{textwrap.indent(example, '  ')}")
@@ -99,24 +112,35 @@ def help_text(name: str, description: str, groups: list[Group], example: str = "
 
 
 def _arranged(groups: list[Group]) -> list[Group]:
-    """Puts the options that matter first before the others of each group, if there are options of a run."""
+    """Puts the options that matter first before the others of each group, if there are options of a
+    run.
+    """
     known = {each.key: each for group in groups for each in group.entries}
     if "training.device" not in known:
         return groups
     first = [known[key] for key in FIRST if key in known]
-    others = [Group(each.title, each.description, [e for e in each.entries if e not in first]) for each in groups]
+    others = [
+        Group(each.title, each.description, [e for e in each.entries if e not in first])
+        for each in groups
+    ]
     others[0].title = "other options"
-    return [Group("the options that matter first", entries=first), *(each for each in others if each.entries)]
+    return [
+        Group("the options that matter first", entries=first),
+        *(each for each in others if each.entries),
+    ]
 
 
-REQUIRED, UNKNOWN = "the following arguments are required: ", "unrecognized arguments: "  # of jsonargparse
+# of jsonargparse
+REQUIRED, UNKNOWN = "the following arguments are required: ", "unrecognized arguments: "
 MISMATCH = re.compile(
     r"""Parser key "(\S+)": Expected a (?:<class '(\w+)'>|typing\.Literal\[(.+?)\])\. Got value: (.*)"""
 )
 EVERY_SECTION = tuple(SECTIONS)
 PRESET = "--model.preset"
-DATA, FOLDER = "--data", "--data.folder"  # other commands have the former; jsonargparse knows it as the section
-CLASS = "--model.class"  # another name of --model.name, as a field of a dataclass cannot be called "class"
+# other commands have the former; jsonargparse knows it as the section
+DATA, FOLDER = "--data", "--data.folder"
+# another name of --model.name, as a field of a dataclass cannot be called "class"
+CLASS = "--model.class"
 GRACE_SECONDS = 60.0  # in which an interrupted run saves a snapshot
 EXPECTED = {
     "int": "an integer",
@@ -147,7 +171,8 @@ class Parser(jsonargparse.ArgumentParser):
     """A parser that reports errors in one line, and whose help has the options that matter first.
 
     Attributes:
-        described: what the help says of the options, by group; the first group has those of no other.
+        described: what the help says of the options, by group; the first group has those of no
+            other.
         example: lines at the end of the help.
         commands: the parsers of the subcommands.
     """
@@ -169,11 +194,12 @@ class Parser(jsonargparse.ArgumentParser):
         self.described.append(self._group)
 
     def add_section(self, section: Any, prefix: str = "", required: Sequence[str] = ()) -> None:
-        """Adds an option ``--<prefix><name>`` for each field of a dataclass, in a group of their own.
+        """Adds an option ``--<prefix><name>`` for each field of a dataclass, in a group of their
+        own.
 
         Args:
-            section: an object with the defaults. The docstring of its class is the title of the group, and those of
-                its fields are help texts.
+            section: an object with the defaults. The docstring of its class is the title of the
+                group, and those of its fields are help texts.
             prefix: what precedes each name.
             required: the fields without a default.
         """
@@ -184,8 +210,14 @@ class Parser(jsonargparse.ArgumentParser):
         for each in about.params:
             name = each.arg_name
             options = {"type": hints[name], "help": each.description}
-            options |= {"required": True} if name in required else {"default": getattr(section, name)}
-            names = (f"--{prefix}{name}", CLASS) if prefix + name == "model.name" else (f"--{prefix}{name}",)
+            options |= (
+                {"required": True} if name in required else {"default": getattr(section, name)}
+            )
+            names = (
+                (f"--{prefix}{name}", CLASS)
+                if prefix + name == "model.name"
+                else (f"--{prefix}{name}",)
+            )
             self._add(self.described[-1], names, options)
 
     def _add(self, group: Group, names: tuple[str, ...], options: dict[str, Any]) -> Action:
@@ -195,15 +227,23 @@ class Parser(jsonargparse.ArgumentParser):
         return action
 
     def spelled_out(self, words: Sequence[str]) -> list[str]:
-        """Returns arguments with ``--data.folder`` in place of ``--data`` where the command has that option."""
+        """Returns arguments with ``--data.folder`` in place of ``--data`` where the command has
+        that option.
+        """
         command = next((self.commands[word] for word in words if word in self.commands), None)
         if command is None or "data.folder" not in command._names():
             return list(words)
-        return [FOLDER + word.removeprefix(DATA) if word.partition("=")[0] == DATA else word for word in words]
+        return [
+            FOLDER + word.removeprefix(DATA) if word.partition("=")[0] == DATA else word
+            for word in words
+        ]
 
     def format_help(self, *_: Any) -> str:
         """Returns the help text."""
-        commands = [Entry(name, name, (each.description or "").rstrip(".")) for name, each in self.commands.items()]
+        commands = [
+            Entry(name, name, (each.description or "").rstrip("."))
+            for name, each in self.commands.items()
+        ]
         groups = [Group("commands", "", commands), *self.described] if commands else self.described
         name = f"{self._name()}{' COMMAND' if commands else ''}"
         return help_text(name, self.description or "", groups, self.example)
@@ -225,24 +265,33 @@ class Parser(jsonargparse.ArgumentParser):
 
     def _names(self) -> dict[str, str]:
         """Returns the arguments by key, as they are typed."""
-        return {each.key: each.typed.split()[0].rstrip(",") for group in self.described for each in group.entries}
+        return {
+            each.key: each.typed.split()[0].rstrip(",")
+            for group in self.described
+            for each in group.entries
+        }
 
     def _report_missing(self, keys: list[str]) -> NoReturn:
         names = ", ".join(name for key, name in self._names().items() if key in keys)
         self.exit(2, f"{self._name()}: {REQUIRED}{names}\n")
 
     def _hint(self, words: list[str]) -> str:
-        """Returns the option whose last part is nearest to that of the first unknown one, as a question."""
+        """Returns the option whose last part is nearest to that of the first unknown one, as a
+        question.
+        """
         by_part = {_last_part(name): name for name in self._names().values()}
         unknown = next((word for word in words if word.startswith("--")), "")
         near = get_close_matches(_last_part(unknown), by_part, 1)
         return f" (did you mean {by_part[near[0]]}?)" if near else ""
 
     def parse_path(self, cfg_path: Any, *arguments: Any, **options: Any) -> jsonargparse.Namespace:
-        """Parses a configuration file; one that is not text, or nested too deeply, is an error in one line."""
+        """Parses a configuration file; one that is not text, or nested too deeply, is an error in
+        one line.
+        """
         try:
             found = super().parse_path(cfg_path, *arguments, **options)
-        except (ValueError, OverflowError) as error:  # such as UnicodeDecodeError, or an integer beyond floats
+        # such as UnicodeDecodeError, or an integer beyond floats
+        except (ValueError, OverflowError) as error:
             self.error(f"{cfg_path}: not a TOML file of options: {error}")
         except RecursionError:
             self.error(f"{cfg_path}: nested too deeply")
@@ -251,7 +300,9 @@ class Parser(jsonargparse.ArgumentParser):
             chosen = {} if name is None else preset(name)
         except ConfigError as error:
             self.error(f"{cfg_path}: {error}")
-        _set_model(found, {key: value for key, value in chosen.items() if f"model.{key}" not in found})
+        _set_model(
+            found, {key: value for key, value in chosen.items() if f"model.{key}" not in found}
+        )
         if name is not None:
             del found["model.preset"]
         return found
@@ -272,11 +323,14 @@ def _entry(action: Action, hint: Any) -> Entry:
     elif action.nargs != 0 and action.default not in (None, "", [], {}) and "(default" not in text:
         shown = action.default if isinstance(action.default, str | Path) else dumps(action.default)
         text += f" (default: {shown})"
-    names = [name for name in action.option_strings if not name.endswith("+")]  # which appends to a list
+    # which appends to a list
+    names = [name for name in action.option_strings if not name.endswith("+")]
     typed = ", ".join([*names, DATA] if FOLDER in names else names)
     if action.nargs != 0:
         kind = action.metavar or _kind(hint)
-        typed += {"+": f" {kind} [{kind} ...]", "*": f" [{kind} ...]"}.get(str(action.nargs), f" {kind}")
+        typed += {"+": f" {kind} [{kind} ...]", "*": f" [{kind} ...]"}.get(
+            str(action.nargs), f" {kind}"
+        )
     return Entry(action.dest, typed, text, action.required)
 
 
@@ -307,7 +361,9 @@ def _last_part(word: str) -> str:
 class _Preset(Action):
     """Sets the options of a preset."""
 
-    def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self, parser: Any, namespace: Any, value: Any, option_string: str | None = None
+    ) -> None:
         _set_model(namespace, preset(value))
 
 
@@ -329,10 +385,15 @@ def no_options(parser: Parser) -> None:
     """Adds no options."""
 
 
-def add_config(parser: Parser, sections: Sequence[str] = EVERY_SECTION, defaults: RunConfig | None = None) -> None:
+def add_config(
+    parser: Parser, sections: Sequence[str] = EVERY_SECTION, defaults: RunConfig | None = None
+) -> None:
     """Adds ``--config`` and an option ``--section.name`` for every option of ``sections``."""
     parser.add_argument(
-        "--config", action="config", metavar="PATH", help="a TOML file; options after it override its values"
+        "--config",
+        action="config",
+        metavar="PATH",
+        help="a TOML file; options after it override its values",
     )
     for name in sections:
         parser.add_section(getattr(defaults or RunConfig(), name), f"{name}.")
@@ -341,8 +402,12 @@ def add_config(parser: Parser, sections: Sequence[str] = EVERY_SECTION, defaults
         parser.add_argument(PRESET, action=_Preset, choices=[*PRESETS], metavar="NAME", help=text)
 
 
-def read_config(arguments: jsonargparse.Namespace, sections: Sequence[str] = EVERY_SECTION) -> RunConfig:
-    """Returns the configuration of the options that ``add_config`` added; other sections have their defaults."""
+def read_config(
+    arguments: jsonargparse.Namespace, sections: Sequence[str] = EVERY_SECTION
+) -> RunConfig:
+    """Returns the configuration of the options that ``add_config`` added; other sections have their
+    defaults.
+    """
     for name in sections:
         if not isinstance(arguments[name], jsonargparse.Namespace):
             raise ConfigError(f"{name}: expected a table of options, got {arguments[name]!r}")
@@ -355,11 +420,17 @@ def read_config(arguments: jsonargparse.Namespace, sections: Sequence[str] = EVE
 
 
 def changed_words(config: RunConfig, sections: Sequence[str]) -> list[str]:
-    """Returns the options of ``sections`` that differ from the defaults, as they are typed, but for progress bars."""
+    """Returns the options of ``sections`` that differ from the defaults, as they are typed, but for
+    progress bars.
+    """
     defaults = RunConfig().flat()
     words = []
     for name, value in config.flat().items():
-        if name.partition(".")[0] in sections and name != "training.progress" and value != defaults[name]:
+        if (
+            name.partition(".")[0] in sections
+            and name != "training.progress"
+            and value != defaults[name]
+        ):
             words += [f"--{name}", value if isinstance(value, str) else dumps(value)]
     return words
 
@@ -380,16 +451,26 @@ def read_class(arguments: jsonargparse.Namespace) -> str | None:
 
 
 def _search_current_directory() -> None:
-    """Lets modules be imported from the current directory, as ``python -m`` does, once the user has named one."""
+    """Lets modules be imported from the current directory, as ``python -m`` does, once the user has
+    named one.
+    """
     if (folder := os.getcwd()) not in sys.path:
         sys.path.insert(0, folder)
 
 
 def add_warm_start(parser: Parser, what: str = "a run") -> None:
-    """Adds ``--warm_start``, the task of it and whether it may take nothing; ``what`` names the run in the help."""
-    run = f"{what} whose weights to copy: embedding rows by field and value, dense layers by name and shape"
+    """Adds ``--warm_start``, the task of it and whether it may take nothing; ``what`` names the run
+    in the help.
+    """
+    run = (
+        f"{what} whose weights to copy: embedding rows by field and value, dense layers by name "
+        "and shape"
+    )
     parser.add_argument("--warm_start", type=place, help=run)
-    task = "the task of a single_dnn in --warm_start whose tables become the shared ones (default: the first)"
+    task = (
+        "the task of a single_dnn in --warm_start whose tables become the shared ones (default: "
+        "the first)"
+    )
     parser.add_argument("--warm_start_task", type=str | None, help=task)
     empty = "train although no weight of --warm_start fits"
     parser.add_argument("--warm_start_empty", action="store_true", help=empty)
@@ -421,7 +502,9 @@ def add_engine(parser: Parser, help: str) -> None:
 
 def add_memory(parser: Parser, what: str, default: str = "4") -> None:
     """Adds ``--memory``, the GB that ``what``; ``default`` is what the help says of it."""
-    parser.add_argument("--memory", type=float | None, help=f"how many GB (2^30 bytes) {what} (default: {default})")
+    parser.add_argument(
+        "--memory", type=float | None, help=f"how many GB (2^30 bytes) {what} (default: {default})"
+    )
 
 
 @contextmanager
@@ -434,11 +517,12 @@ def training_engine(
         arguments: the parsed arguments.
         training: the options of the runs.
         local: the engine "local".
-        limit: how many runs train on a cluster at the same time at most; None for as many as it has CPUs.
+        limit: how many runs train on a cluster at the same time at most; None for as many as it has
+            CPUs.
 
     Raises:
-        ConfigError: the runs need a device that a task of the cluster does not have, or ``--out`` is in a store, which
-            one machine uploads.
+        ConfigError: the runs need a device that a task of the cluster does not have, or ``--out``
+            is in a store, which one machine uploads.
         EngineError, MissingPackageError: as ``open_engine``.
     """
     from adaftr_fast.engines import Ray, open_engine
@@ -446,7 +530,9 @@ def training_engine(
     if arguments.engine == "ray" and training.device != "cpu":
         raise ConfigError(f"training.device: expected cpu with --engine ray, got {training.device}")
     if arguments.engine == "ray" and "://" in arguments.out:
-        raise ConfigError(f"--out: expected a folder that all nodes see, with --engine ray, got {arguments.out}")
+        raise ConfigError(
+            f"--out: expected a folder that all nodes see, with --engine ray, got {arguments.out}"
+        )
     ray = Ray(cpus=1, limit=limit, grace=GRACE_SECONDS)
     with open_engine(arguments.engine, arguments.address, local=local, ray=ray) as engine:
         yield engine

@@ -1,6 +1,8 @@
-"""Declares options: each field of a section states its default, its range and whether it identifies a run.
+"""Declares options: each field of a section states its default, its range and whether it identifies
+a run.
 
-The attribute docstring of a field is its help text on the command line and names the paper's equation, if there is one.
+The attribute docstring of a field is its help text on the command line and names the paper's
+equation, if there is one.
 """
 
 from __future__ import annotations
@@ -66,11 +68,12 @@ def option(
 
     Args:
         default, factory: the default value, or a function that returns it.
-        within: the range of the number, of every number of a non-empty list, or of every value of a dict.
+        within: the range of the number, of every number of a non-empty list, or of every value of a
+            dict.
         identifies: whether the result of a run in one process depends on the option.
         free_on_resume: whether a run may resume with another value.
-        omit_default: whether ``RunConfig.identity`` leaves the option out at its default, so that experiments from
-            before the option existed are found again.
+        omit_default: whether ``RunConfig.identity`` leaves the option out at its default, so that
+            experiments from before the option existed are found again.
     """
     metadata = {
         "within": within,
@@ -85,7 +88,8 @@ def option(
 
 @dataclasses.dataclass
 class Section:
-    """A group of options, checked on construction. Subclasses are dataclasses; ``section`` is the name of the group.
+    """A group of options, checked on construction. Subclasses are dataclasses; ``section`` is the
+    name of the group.
 
     Raises:
         ConfigError: an option is out of range or not among its choices.
@@ -104,7 +108,9 @@ class Section:
             setattr(self, field.name, converted)
 
     def _converted(self, name: str, hint: Any, value: Any) -> Any:
-        """Checks the type of a value and returns it as a checkpoint would hold it, for example a float for 1."""
+        """Checks the type of a value and returns it as a checkpoint would hold it, for example a
+        float for 1.
+        """
         try:
             return from_json(hint, value, f"{self.section}.{name}")
         except ValueError as error:
@@ -120,7 +126,11 @@ class Section:
         elif value is None and type(None) in get_args(hint):
             return
         elif value not in within:
-            raise self.error(name, f">= {within.low:g}" if hint is int and within.high == math.inf else within, value)
+            raise self.error(
+                name,
+                f">= {within.low:g}" if hint is int and within.high == math.inf else within,
+                value,
+            )
 
     def error(self, name: str, expected: object, got: object) -> ConfigError:
         """Returns the error for an invalid value of an option."""
@@ -129,5 +139,7 @@ class Section:
 
 
 def names(section: type[Section], flag: str) -> list[str]:
-    """Returns the names of the options of ``section`` that declare ``flag``, a keyword of ``option``."""
+    """Returns the names of the options of ``section`` that declare ``flag``, a keyword of
+    ``option``.
+    """
     return [field.name for field in dataclasses.fields(section) if field.metadata[flag]]

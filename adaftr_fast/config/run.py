@@ -1,4 +1,6 @@
-"""The configuration of a run: the data, optimizer and training sections, and all sections together."""
+"""The configuration of a run: the data, optimizer and training sections, and all
+sections together.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class DataConfig(Section):
 
 @dataclass
 class OptimizerConfig(Section):
-    """The optimizer options. Adam for all weights (Section 3.1.4), or another optimizer for the embedding tables."""
+    """The optimizer options. Adam for all weights (Section 3.1.4), or another optimizer for the
+    embedding tables.
+    """
 
     section = "optimizer"
 
@@ -70,67 +74,105 @@ class TrainingConfig(Section):
     batch_size: int = option(1024, within=AT_LEAST_1)
     """Rows per step, B of Table 3 (Section 3.1.4); a shorter last batch is dropped."""
     accumulate: int = option(1, within=AT_LEAST_1)
-    """Number of equal parts of a batch, computed in turn to save memory; a part contrasts only its own rows."""
+    """Number of equal parts of a batch, computed in turn to save memory; a part contrasts only its
+    own rows.
+    """
     eval_batch_size: int = option(8192, within=AT_LEAST_1)
     """Rows per forward pass in evaluation."""
     shuffle_rows: int = option(1 << 20, within=AT_LEAST_1)
-    """Rows that are shuffled together in memory (about 230 bytes each at 23 fields); row groups are shuffled first."""
+    """Rows that are shuffled together in memory (about 230 bytes each at 23 fields); row groups are
+    shuffled first.
+    """
     max_epochs: int = option(50, within=AT_LEAST_1, free_on_resume=True)
     """Maximum number of epochs."""
     patience: int = option(3, within=AT_LEAST_1, free_on_resume=True)
     """Number of epochs without a better validation metric (monitor) after which training stops."""
     monitor: str = option("auc", omit_default=True)
-    """Validation metric that chooses the best weights and stops training: auc, gauc, cvr_auc or logloss, the mean over
-    tasks, or that of one task, such as conversion/auc."""
-    validate_every: float = option(1.0, within=Range(0.001, 1, noun="number of epochs"), omit_default=True)
-    """Epochs between two validations: 1, or a fraction 1/n such as 0.25. The best weights and early stopping follow
-    them."""
+    """Validation metric that chooses the best weights and stops training: auc, gauc, cvr_auc or
+    logloss, the mean over tasks, or that of one task, such as conversion/auc.
+    """
+    validate_every: float = option(
+        1.0, within=Range(0.001, 1, noun="number of epochs"), omit_default=True
+    )
+    """Epochs between two validations: 1, or a fraction 1/n such as 0.25. The best weights and early
+    stopping follow them.
+    """
     seed: int = option(0, within=Range(0, 2**63 - 1, noun="seed"))
-    """Seed of the initial weights and the row order; the same seed gives the same bits on the same machine."""
+    """Seed of the initial weights and the row order; the same seed gives the same bits on the same
+    machine.
+    """
     device: str = option("cpu")
     """Device to train on: cpu, cuda or cuda:N; with torchrun, cuda is one GPU per rank."""
     contrast_over: Literal["all", "rank"] = option("all", identifies=False)
     """Negatives of an anchor with torchrun: the rows of all ranks, or those of its own rank."""
     tables: Literal["replicated", "torchrec"] = option("replicated", free_on_resume=True)
-    """Embedding tables with torchrun: replicated on every rank, or sharded by TorchRec (docs/scaling.md)."""
+    """Embedding tables with torchrun: replicated on every rank, or sharded by TorchRec
+    (docs/scaling.md).
+    """
     sharding: Literal["table_wise", "row_wise"] = option("table_wise", free_on_resume=True)
-    """Sharding by TorchRec: each field's table on one rank, or a part of every table on each rank."""
+    """Sharding by TorchRec: each field's table on one rank, or a part of every table on
+    each rank.
+    """
     rank_timeout: float = option(
-        600.0, within=Range(0, above=True, noun="number of seconds"), identifies=False, free_on_resume=True
+        600.0,
+        within=Range(0, above=True, noun="number of seconds"),
+        identifies=False,
+        free_on_resume=True,
     )
     """Seconds that a rank waits for the others with torchrun before the run fails."""
     precision: Literal["float32", "bfloat16"] = option("float32")
-    """Precision of the dense layers in training, by autocast; weights, tables and optimizer states are float32."""
-    balance: Literal["none", "uncertainty", "pcgrad", "gradnorm"] = option("none", omit_default=True)
-    """How the tasks share a step: their losses are summed (none) or weighted by learned variances (uncertainty), or
-    their gradients are projected (pcgrad) or weighted to balance their norms (gradnorm); docs/balancing.md."""
+    """Precision of the dense layers in training, by autocast; weights, tables and optimizer states
+    are float32.
+    """
+    balance: Literal["none", "uncertainty", "pcgrad", "gradnorm"] = option(
+        "none", omit_default=True
+    )
+    """How the tasks share a step: their losses are summed (none) or weighted by learned variances
+    (uncertainty), or their gradients are projected (pcgrad) or weighted to balance their norms
+    (gradnorm); docs/balancing.md.
+    """
     gradnorm_alpha: float = option(1.5, within=Range(0, noun="exponent"), omit_default=True)
     """The larger, the more GradNorm favors tasks whose loss has fallen less, alpha of GradNorm."""
     compile: bool = option(False)
-    """Compile the loss with torch.compile, which takes a minute and needs a C++ compiler on a CPU."""
+    """Compile the loss with torch.compile, which takes a minute and needs a C++
+    compiler on a CPU.
+    """
     graph: Literal["auto", "off"] = option("auto", identifies=False, free_on_resume=True)
-    """Replay forward and backward on a GPU as a CUDA graph where a step allows it, or never (docs/gpu.md)."""
+    """Replay forward and backward on a GPU as a CUDA graph where a step allows it, or never
+    (docs/gpu.md).
+    """
     sync_steps: int = option(20, within=AT_LEAST_1, identifies=False, free_on_resume=True)
-    """Steps between two reports: the progress bar, signals with torchrun, and on a GPU the checks of losses and ids."""
+    """Steps between two reports: the progress bar, signals with torchrun, and on a GPU the checks
+    of losses and ids.
+    """
     checkpoint_seconds: float = option(300.0, within=SECONDS, identifies=False, free_on_resume=True)
-    """Seconds between two snapshots of the unfinished run within an epoch; every epoch ends with one."""
+    """Seconds between two snapshots of the unfinished run within an epoch; every epoch ends with
+    one.
+    """
     progress: bool = option(True, identifies=False, free_on_resume=True)
     """Show progress bars."""
     trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = option(
         factory=list, identifies=False, free_on_resume=True
     )
-    """Where each validation is logged besides metrics.jsonl, such as ["tensorboard", "wandb", "mlflow"]; each is an
-    extra of its name (docs/tracking.md)."""
+    """Where each validation is logged besides metrics.jsonl, such as ["tensorboard", "wandb",
+    "mlflow"]; each is an extra of its name (docs/tracking.md).
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.trackers = list(dict.fromkeys(self.trackers))
         if self.monitor.rpartition("/")[2] not in MONITORED:
-            raise self.error("monitor", f"{', '.join(MONITORED)}, or TASK/ before one of them", self.monitor)
+            raise self.error(
+                "monitor", f"{', '.join(MONITORED)}, or TASK/ before one of them", self.monitor
+            )
         if abs(self.validations * self.validate_every - 1) > 1e-6:
-            raise self.error("validate_every", "1, or a fraction 1/n such as 0.25", self.validate_every)
+            raise self.error(
+                "validate_every", "1, or a fraction 1/n such as 0.25", self.validate_every
+            )
         if self.batch_size % self.accumulate:
-            raise self.error("accumulate", f"a divisor of batch_size = {self.batch_size}", self.accumulate)
+            raise self.error(
+                "accumulate", f"a divisor of batch_size = {self.batch_size}", self.accumulate
+            )
         if self.balance in ("pcgrad", "gradnorm"):
             self._check_one_backward_per_task()
 
@@ -144,7 +186,9 @@ class TrainingConfig(Section):
         for name, supported in (("accumulate", 1), ("compile", False), ("tables", "replicated")):
             if (value := getattr(self, name)) != supported:
                 shown = str(value).lower()
-                raise self.error("balance", f"none or uncertainty with training.{name} = {shown}", self.balance)
+                raise self.error(
+                    "balance", f"none or uncertainty with training.{name} = {shown}", self.balance
+                )
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -161,7 +205,9 @@ class WarmStartConfig(Section):
     run: str = option()
     """Folder of the run."""
     task: str = option("", omit_default=True)
-    """Task of a single_dnn whose tables become the shared ones; "" is the first task of the new model that it has."""
+    """Task of a single_dnn whose tables become the shared ones; "" is the first task of the new
+    model that it has.
+    """
     allow_empty: bool = option(False, omit_default=True)
     """Whether training may start although no weight of the run fits."""
 
@@ -196,8 +242,8 @@ class RunConfig:
     def from_dict(cls, sections: Any) -> RunConfig:
         """Reads the output of ``to_dict`` or a part of it; missing options have their defaults.
 
-        ``model.class`` is another name of ``model.name``. ``model.preset`` stands for the options of a preset, which
-        the other options override.
+        ``model.class`` is another name of ``model.name``. ``model.preset`` stands for the options
+        of a preset, which the other options override.
 
         Raises:
             ConfigError: a key is unknown, or a value has another type or is out of range.
@@ -235,47 +281,71 @@ class RunConfig:
             known = [each.name for each in fields(SECTIONS[name])]
             for option_name in options:
                 if option_name not in known:
-                    raise ConfigError(f"{name}: unknown option {option_name!r}; expected one of {', '.join(known)}")
+                    raise ConfigError(
+                        f"{name}: unknown option {option_name!r}; expected one of "
+                        f"{', '.join(known)}"
+                    )
             changed[name] = replace(getattr(self, name), **options)
         return replace(self, **changed)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Returns the options by section, as in JSON and TOML. Those of a warm start are left out at their defaults."""
+        """Returns the options by section, as in JSON and TOML. Those of a warm start are left out
+        at their defaults.
+        """
         sections = {name: section for name, section in asdict(self).items() if section is not None}
         if self.warm_start is not None:
             default = asdict(WarmStartConfig(self.warm_start.run))
             given = sections["warm_start"].items()
-            sections["warm_start"] = {key: value for key, value in given if key == "run" or value != default[key]}
+            sections["warm_start"] = {
+                key: value for key, value in given if key == "run" or value != default[key]
+            }
         return sections
 
     def flat(self) -> dict[str, Any]:
         """Returns the options as ``section.option`` -> value."""
-        return {f"{name}.{key}": value for name, section in self.to_dict().items() for key, value in section.items()}
+        return {
+            f"{name}.{key}": value
+            for name, section in self.to_dict().items()
+            for key, value in section.items()
+        }
 
     def identity(self) -> dict[str, dict[str, Any]]:
-        """Returns the options that determine the result of a run in one process, together with the data.
+        """Returns the options that determine the result of a run in one process, together with the
+        data.
 
         The warm start, which decides on the result, too, is left out.
         """
-        sections = {name: asdict(getattr(self, name)) for name in ("model", "optimizer", "training")}
+        sections = {
+            name: asdict(getattr(self, name)) for name in ("model", "optimizer", "training")
+        }
         for name, section in sections.items():
             default = asdict(SECTIONS[name]())
-            same = {key for key in names(SECTIONS[name], "omit_default") if section[key] == default[key]}
+            same = {
+                key for key in names(SECTIONS[name], "omit_default") if section[key] == default[key]
+            }
             kept = set(names(SECTIONS[name], "identifies")) - same
             sections[name] = {key: value for key, value in section.items() if key in kept}
         return sections
 
 
 def _expanded(sections: Any) -> Any:
-    """Replaces ``model.class`` by ``model.name`` (a field cannot be called "class"), and ``model.preset``."""
+    """Replaces ``model.class`` by ``model.name`` (a field cannot be called "class"), and
+    ``model.preset``.
+    """
     model = sections.get("model") if isinstance(sections, dict) else None
     if not isinstance(model, dict):
         return sections
     if "class" in model and "name" in model:
         raise ConfigError("config.model: expected name or class, got both")
-    options = {"name" if key == "class" else key: value for key, value in model.items() if key != "preset"}
+    options = {
+        "name" if key == "class" else key: value for key, value in model.items() if key != "preset"
+    }
     return sections | {"model": (preset(model["preset"]) if "preset" in model else {}) | options}
 
 
-FREE_ON_RESUME = {f"{name}.{each}" for name, section in SECTIONS.items() for each in names(section, "free_on_resume")}
+FREE_ON_RESUME = {
+    f"{name}.{each}"
+    for name, section in SECTIONS.items()
+    for each in names(section, "free_on_resume")
+}
 """Options that may have other values when a run resumes."""

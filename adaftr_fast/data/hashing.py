@@ -1,7 +1,7 @@
 """Hashes and counter-based random numbers. Each number is a function of a key and an index only.
 
-A log of any length can therefore be generated in chunks of any size and in any order. A property of a user or value
-is the same in every row, without a table of users or values. Shapes: n numbers.
+A log of any length can therefore be generated in chunks of any size and in any order. A property of
+a user or value is the same in every row, without a table of users or values. Shapes: n numbers.
 """
 
 from __future__ import annotations
@@ -12,18 +12,26 @@ import numpy as np
 import pyarrow as pa
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the constants of splitmix64 (Steele, Lea & Flood 2014)
-_MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
-_HALVES, _LOW = np.uint64(0x0000FFFF0000FFFF), np.uint64(0xFFFFFFFF)  # of numbers that hold four, and two
+_MIX = (
+    (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
+    (np.uint64(27), np.uint64(0x94D049BB133111EB)),
+)
+# of numbers that hold four, and two
+_HALVES, _LOW = np.uint64(0x0000FFFF0000FFFF), np.uint64(0xFFFFFFFF)
 
 
 def stream_key(seed: int, *names: str) -> np.uint64:
-    """Returns the key of a stream of random numbers: a hash of the seed and of the stream's name."""
+    """Returns the key of a stream of random numbers: a hash of the seed and of the
+    stream's name.
+    """
     digest = hashlib.blake2b(repr((seed, *names)).encode(), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))
 
 
 def bits(stream: np.uint64, index: np.ndarray) -> np.ndarray:
-    """Returns 64 random bits for each index of a stream, uint64 [n]: splitmix64 at an arbitrary position."""
+    """Returns 64 random bits for each index of a stream, uint64 [n]: splitmix64 at an arbitrary
+    position.
+    """
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is intended
         state = index.astype(np.uint64)
         state *= _GOLDEN
@@ -57,7 +65,10 @@ def text_hash(values: pa.Array) -> np.ndarray:
     A missing value hashes as empty text.
     """
     encoded = values.cast(pa.string()).fill_null("").dictionary_encode()
-    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in encoded.dictionary.to_pylist())
+    digests = (
+        hashlib.blake2b(text.encode(), digest_size=8).digest()
+        for text in encoded.dictionary.to_pylist()
+    )
     hashes = np.frombuffer(b"".join(digests), "<u8")
     return hashes[encoded.indices.to_numpy()].astype(np.uint64)
 
@@ -70,8 +81,8 @@ def fraction(hashes: np.ndarray) -> np.ndarray:
 def zipf(samples: np.ndarray, values: int, exponent: float) -> np.ndarray:
     """Maps uniform ``samples`` [n] to Zipf-distributed ranks 1 ... ``values``, int64 [n].
 
-    Rank k has a probability of about ``k^-exponent``. The rank is a bounded Pareto variable rounded down. Unlike the
-    zeta distribution, it has a closed-form inverse.
+    Rank k has a probability of about ``k^-exponent``. The rank is a bounded Pareto variable rounded
+    down. Unlike the zeta distribution, it has a closed-form inverse.
     """
     power = 1.0 - exponent
     if power == 0.0:

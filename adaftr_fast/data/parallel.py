@@ -41,10 +41,13 @@ UNSHARDED = Shard()
 
 
 def check_not_forked(starter: int) -> None:
-    """Raises RuntimeError if process ``starter`` started the iterator that this process, a fork of it, continues."""
+    """Raises RuntimeError if process ``starter`` started the iterator that this process, a fork of
+    it, continues.
+    """
     if os.getpid() != starter:
         raise RuntimeError(
-            "adaftr_fast: this iterator was started before the process was forked, and a fork does not copy its "
+            "adaftr_fast: this iterator was started before the process was forked, and a fork does "
+            "not copy its "
             "threads: start it in the worker process"
         )
 
@@ -98,7 +101,9 @@ def ordered_map(
 
 
 def prefetch(items: Iterator[Item]) -> Iterator[Item]:
-    """Yields the items while a thread computes the next one. Raises RuntimeError in a fork of the process."""
+    """Yields the items while a thread computes the next one. Raises RuntimeError in a fork of the
+    process.
+    """
     starter = os.getpid()
     with ThreadPoolExecutor(1, "adaftr-fast-loader") as pool:
         pending = pool.submit(next, items, None)

@@ -1,7 +1,8 @@
 """Differentiable gathering of rows over ranks that may hold different numbers of rows.
 
-Shapes: W ranks; rank r holds n_r rows, N in all. The transpose of gathering sums over the ranks and keeps the rank's
-own rows. Each of the two is therefore the other's backward, and both can be differentiated twice.
+Shapes: W ranks; rank r holds n_r rows, N in all. The transpose of gathering sums over the ranks and
+keeps the rank's own rows. Each of the two is therefore the other's backward, and both can be
+differentiated twice.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 def gather_rows(x: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
     """Concatenates the ranks' rows [n_r, ...] in the order of ranks -> [N, ...] on every rank.
 
-    The gradient of ``x`` sums the gradients of all ranks' results, so either all ranks or none must run backward.
+    The gradient of ``x`` sums the gradients of all ranks' results, so either all ranks or none must
+    run backward.
 
     Args:
         x: this rank's rows [n_r, ...].
@@ -41,7 +43,9 @@ class _Exchange(torch.autograd.Function):
     """Gathers the ranks' rows, or sums what was gathered; each is the other's backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: list[int], group: dist.ProcessGroup, sums: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, sizes: list[int], group: dist.ProcessGroup, sums: bool
+    ) -> Tensor:
         ctx.sizes = sizes
         ctx.group = group
         ctx.sums = sums
@@ -76,4 +80,8 @@ def _summed(x: Tensor, sizes: list[int], group: dist.ProcessGroup) -> Tensor:
 
 def _zero_padded(x: Tensor, rows: int) -> Tensor:
     """Pads x [n, ...] with zeros to [rows, ...], because collectives require equal sizes."""
-    return x.contiguous() if len(x) == rows else torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])])
+    return (
+        x.contiguous()
+        if len(x) == rows
+        else torch.cat([x, x.new_zeros(rows - len(x), *x.shape[1:])])
+    )

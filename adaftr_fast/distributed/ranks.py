@@ -1,7 +1,9 @@
-"""The ranks of a training run: joining the process group, exchanging values, and naming a failed rank.
+"""The ranks of a training run: joining the process group, exchanging values, and naming a failed
+rank.
 
-torchrun starts one process per rank. Only rank 0 reads and writes the run's files and prints to the user.
-It sends the other ranks what they need. Ranks exchange plain values as JSON, and tensors; they pickle nothing.
+torchrun starts one process per rank. Only rank 0 reads and writes the run's files and prints to the
+user. It sends the other ranks what they need. Ranks exchange plain values as JSON, and tensors;
+they pickle nothing.
 """
 
 from __future__ import annotations
@@ -54,14 +56,17 @@ def _check(value: Any, sender: str) -> None:
     if isinstance(value, dict):
         for key, each in value.items():
             if not isinstance(key, str):
-                raise TypeError(f"{sender}: expected str as keys of dicts, got {type(key).__name__}: {key!r}")
+                raise TypeError(
+                    f"{sender}: expected str as keys of dicts, got {type(key).__name__}: {key!r}"
+                )
             _check(each, sender)
     elif isinstance(value, list):
         for each in value:
             _check(each, sender)
     elif value is not None and not isinstance(value, bool | int | float | str):
         raise TypeError(
-            f"{sender}: expected a plain value (None, bool, int, float, str, list, or dict with str keys), "
+            f"{sender}: expected a plain value (None, bool, int, float, str, list, or dict with "
+            "str keys), "
             f"got {type(value).__name__}"
         )
 
@@ -77,7 +82,9 @@ def value_of(message: Tensor) -> Any:
 
 
 def named(error: Exception) -> list[str]:
-    """Returns the name of the error's class, or of the nearest parent in ``ERRORS``, and its message."""
+    """Returns the name of the error's class, or of the nearest parent in ``ERRORS``, and its
+    message.
+    """
     for kind in type(error).__mro__:
         if ERRORS.get(kind.__name__) is kind:
             return [kind.__name__, str(error)]
@@ -96,7 +103,9 @@ RESPONSE_SECONDS = 20.0  # time that a rank has to respond after another one tim
 
 
 def launched() -> bool:
-    """Returns whether torchrun, or a scheduler that sets its variables, started this process as one of several."""
+    """Returns whether torchrun, or a scheduler that sets its variables, started this process as one
+    of several.
+    """
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -109,17 +118,21 @@ def restarted() -> bool:
     """Returns whether torchrun restarted the ranks after a failure.
 
     Raises:
-        RankError: torchrun may restart ranks on several machines, each of which counts its own restarts.
+        RankError: torchrun may restart ranks on several machines, each of which counts its own
+            restarts.
     """
     if _on_several_machines() and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
         raise RankError(
-            "--restart cannot be combined with torchrun's --max-restarts on several machines: empty --out instead"
+            "--restart cannot be combined with torchrun's --max-restarts on several machines: "
+            "empty --out instead"
         )
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def local_share() -> slice:
-    """Returns the part of a list that belongs to this rank if the ranks of its machine share the work."""
+    """Returns the part of a list that belongs to this rank if the ranks of its machine share the
+    work.
+    """
     size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return slice(int(os.environ.get("LOCAL_RANK", "0")) % size, None, size)
 
@@ -130,14 +143,16 @@ def _on_several_machines() -> bool:
 
 @contextmanager
 def joined(device: str, timeout: float) -> Iterator[Ranks]:
-    """Joins the process group for the block and yields the ranks, ``ALONE`` if this process was started alone.
+    """Joins the process group for the block and yields the ranks, ``ALONE`` if this process was
+    started alone.
 
     Args:
         device: the device to train on: "cpu", or "cuda" for one GPU per rank.
         timeout: time in seconds that a rank waits for the others.
 
     Raises:
-        RankError: a rank failed, exited or timed out. The message names the rank and the cause where they are known.
+        RankError: a rank failed, exited or timed out. The message names the rank and the cause
+            where they are known.
     """
     if not launched():
         yield ALONE
@@ -155,28 +170,38 @@ def joined(device: str, timeout: float) -> Iterator[Ranks]:
         store, rank, size = _rendezvous(limit)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         ranks = JoinedRanks(store, timeout)
-        dist.all_reduce(torch.zeros(1))  # a rank that ends before the others have connected would make them fail to
+        # a rank that ends before the others have connected would make them fail to
+        dist.all_reduce(torch.zeros(1))
         yield ranks
     except BaseException as error:
         if not is_of_a_collective(error):
             if ranks is not None:
                 ranks.leave_reason(error)
             raise
-        message = f"the ranks cannot connect: {error}" if ranks is None else ranks.explanation(error)
+        message = (
+            f"the ranks cannot connect: {error}" if ranks is None else ranks.explanation(error)
+        )
         raise RankError(message) from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-            gc.collect()  # the group's threads end with its last reference, and must end before the interpreter does
+            # the group's threads end with its last reference, and must end before the interpreter
+            # does
+            gc.collect()
 
 
 def is_of_a_collective(error: BaseException) -> bool:
-    """Returns whether a collective raised the error, so that the cause is another rank and not this one."""
-    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and bool(GLOO_SOURCE.search(str(error))))
+    """Returns whether a collective raised the error, so that the cause is another rank and not this
+    one.
+    """
+    return isinstance(error, dist.DistError) or (
+        type(error) is RuntimeError and bool(GLOO_SOURCE.search(str(error)))
+    )
 
 
 class Ranks:
-    """The ranks that train together: this process alone. ``JoinedRanks`` are those of a process group.
+    """The ranks that train together: this process alone. ``JoinedRanks`` are those of a process
+    group.
 
     All ranks must call the methods in the same order.
 
@@ -193,7 +218,8 @@ class Ranks:
 
     @property
     def group(self) -> dist.ProcessGroup:
-        # Not stored: the group's threads end with its last reference, and must end before the interpreter does.
+        # Not stored: the group's threads end with its last reference, and must end before the
+        # interpreter does.
         world = dist.group.WORLD
         assert world is not None  # joined() yields several ranks only while the group exists
         return world
@@ -206,7 +232,9 @@ class Ranks:
         """Raises RankError on every rank if the plain value ``value`` differs between ranks."""
 
     def gathered(self, value: Any) -> list[Any]:
-        """Returns every rank's plain value on every rank, as read from JSON. Raises TypeError as ``from_rank_zero``."""
+        """Returns every rank's plain value on every rank, as read from JSON. Raises TypeError as
+        ``from_rank_zero``.
+        """
         return [value]
 
     def largest(self, number: int) -> int:
@@ -218,30 +246,36 @@ class Ranks:
         return value
 
     def from_rank_zero(self, make: Callable[[], T]) -> T:
-        """Calls ``make`` on rank 0 and returns its result on every rank, of several as read from JSON.
+        """Calls ``make`` on rank 0 and returns its result on every rank, of several as read from
+        JSON.
 
         Args:
-            make: a function that returns a plain value: None, a bool, int, float or str, or a list, or a dict with str
-                keys, of such values. NaN and infinities are kept. A process alone may return any value.
+            make: a function that returns a plain value: None, a bool, int, float or str, or a list,
+                or a dict with str keys, of such values. NaN and infinities are kept. A process
+                alone may return any value.
 
         Raises:
             TypeError: the result is not a plain value.
-            Exception: ``make`` raised it. On the other ranks it has the same message and, if it is a UserError,
-                IndexError, OSError, TypeError or ValueError, the same class, else RankError.
+            Exception: ``make`` raised it. On the other ranks it has the same message and, if it is
+                a UserError, IndexError, OSError, TypeError or ValueError, the same class, else
+                RankError.
         """
         return make()
 
     def after_rank_zero(self, make: Callable[[], T]) -> T:
-        """Does what ``from_rank_zero`` does, for work of any length, such as reading all of a data set.
+        """Does what ``from_rank_zero`` does, for work of any length, such as reading all of a data
+        set.
 
         Raises:
-            DistError: another rank failed, or rank 0 gives no sign of life. ``joined`` names the rank.
+            DistError: another rank failed, or rank 0 gives no sign of life. ``joined`` names the
+                rank.
             Exception: as ``from_rank_zero``.
         """
         return make()
 
     def tensors_from_rank_zero(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """Returns rank 0's named tensors on every rank, each on the device type that it has on rank 0.
+        """Returns rank 0's named tensors on every rank, each on the device type that it has on rank
+        0.
 
         Args:
             tensors: the tensors on rank 0; ignored elsewhere.
@@ -282,7 +316,8 @@ class JoinedRanks(Ranks):
         for rank, other in enumerate(texts):
             if not torch.equal(other, texts[0]):
                 raise RankError(
-                    f"{what} differ between rank 0 and rank {rank}: start all ranks with the same settings and data"
+                    f"{what} differ between rank 0 and rank {rank}: start all ranks with the same "
+                    "settings and data"
                 )
 
     def gathered(self, value: Any) -> list[Any]:
@@ -333,7 +368,8 @@ class JoinedRanks(Ranks):
     def after_rank_zero(self, make: Callable[[], T]) -> T:
         """See ``Ranks``. The other ranks watch the store instead of waiting in a collective.
 
-        They wait as long as rank 0 gives a sign of life, which a thread of it does, and ``timeout`` seconds longer.
+        They wait as long as rank 0 gives a sign of life, which a thread of it does, and ``timeout``
+        seconds longer.
         """
         self._waits += 1
         wait = f"wait/{self._waits}"
@@ -357,11 +393,14 @@ class JoinedRanks(Ranks):
 
     @contextmanager
     def _signs_of_life(self, wait: str) -> Iterator[None]:
-        """Changes the value of the key ``wait`` during the block, and sets it to DONE after it, unless it raises."""
+        """Changes the value of the key ``wait`` during the block, and sets it to DONE after it,
+        unless it raises.
+        """
         ended = threading.Event()
 
         def live() -> None:
-            with suppress(RuntimeError):  # the store has gone, which this rank's next collective reports
+            # the store has gone, which this rank's next collective reports
+            with suppress(RuntimeError):
                 for sign in itertools.count():
                     self._store.set(wait, str(sign))
                     if ended.wait(min(SIGN_SECONDS, self.timeout / 4)):
@@ -377,7 +416,9 @@ class JoinedRanks(Ranks):
         self._store.set(wait, DONE)
 
     def _watch(self, wait: str) -> None:
-        """Returns when the key ``wait`` is DONE. Raises DistError if a rank fails, or if the key stays as it is."""
+        """Returns when the key ``wait`` is DONE. Raises DistError if a rank fails, or if the key
+        stays as it is.
+        """
         seen = ""
         end = time.monotonic() + self.timeout
         while (now := self._store.get(wait).decode() if self._store.check([wait]) else "") != DONE:
@@ -400,7 +441,10 @@ class JoinedRanks(Ranks):
         return result
 
     def tensors_to_rank_zero(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        specs = [value_of(text) for text in self._texts(text_of(_specs(tensors), "Ranks.tensors_to_rank_zero"))]
+        specs = [
+            value_of(text)
+            for text in self._texts(text_of(_specs(tensors), "Ranks.tensors_to_rank_zero"))
+        ]
         if not self.is_rank_zero:
             for value in tensors.values():
                 if value.numel():
@@ -418,11 +462,14 @@ class JoinedRanks(Ranks):
         """Stores this rank's error, so that the other ranks' ``explanation`` reports it."""
         self._store.set_timeout(timedelta(seconds=RESPONSE_SECONDS))
         with suppress(RuntimeError):  # the store may be gone; this rank raises the error itself
-            self._store.set(f"failed/{self.rank}", " ".join(f"{type(error).__name__}: {error}".split()))
+            self._store.set(
+                f"failed/{self.rank}", " ".join(f"{type(error).__name__}: {error}".split())
+            )
             self._store.set("failed", "")
 
     def explanation(self, error: BaseException) -> str:
-        """Returns why a collective failed: the errors that other ranks stored, or the ranks that do not respond.
+        """Returns why a collective failed: the errors that other ranks stored, or the ranks that do
+        not respond.
 
         Without torchrun's store, rank 0 holds the store, and its own error is lost with it.
         """
@@ -438,7 +485,8 @@ class JoinedRanks(Ranks):
         if not missing:
             return f"rank {self.rank}: a collective failed although all ranks respond: {cause}"
         return (
-            f"rank {self.rank} timed out waiting for rank {', '.join(missing)}; the same command resumes "
+            f"rank {self.rank} timed out waiting for rank {', '.join(missing)}; the same command "
+            "resumes "
             f"from the last checkpoint ({cause})"
         )
 
@@ -453,7 +501,9 @@ class JoinedRanks(Ranks):
     def _missing(self, seconds: float) -> list[int]:
         self._store.set(f"present/{self.rank}", "")
         end = time.monotonic() + seconds
-        while missing := [rank for rank in range(self.size) if not self._store.check([f"present/{rank}"])]:
+        while missing := [
+            rank for rank in range(self.size) if not self._store.check([f"present/{rank}"])
+        ]:
             if time.monotonic() > end:
                 break
             time.sleep(0.1)
@@ -462,7 +512,10 @@ class JoinedRanks(Ranks):
 
 def _specs(tensors: dict[str, Tensor]) -> list[list[Any]]:
     """Describes named tensors by plain values: name, shape, dtype and device type of each."""
-    return [[n, list(x.shape), str(x.dtype).removeprefix("torch."), x.device.type] for n, x in tensors.items()]
+    return [
+        [n, list(x.shape), str(x.dtype).removeprefix("torch."), x.device.type]
+        for n, x in tensors.items()
+    ]
 
 
 def _empty(shape: list[int], dtype: str, device: str) -> Tensor:
@@ -474,15 +527,21 @@ def _empty(shape: list[int], dtype: str, device: str) -> Tensor:
 def _rendezvous(limit: timedelta) -> tuple[Store, int, int]:
     """Returns the ranks' store, this process's rank and the number of ranks.
 
-    By default, restarted processes reuse torchrun's store and would find the addresses of the processes they replace.
-    On one machine, all ranks know the number of the restart, which serves as a prefix. On several machines they do not
-    know it, so they need a store that starts with them.
+    By default, restarted processes reuse torchrun's store and would find the addresses of the
+    processes they replace. On one machine, all ranks know the number of the restart, which serves
+    as a prefix. On several machines they do not know it, so they need a store that starts with
+    them.
     """
     variables = os.environ
     shared = variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if _on_several_machines() and shared and int(variables.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0:
+    if (
+        _on_several_machines()
+        and shared
+        and int(variables.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    ):
         raise RankError(
-            "restarts on several machines need a new store: start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+            "restarts on several machines need a new store: start torchrun with "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
         )
     try:
         store, rank, size = next(rendezvous("env://", timeout=limit))
@@ -494,10 +553,11 @@ def _rendezvous(limit: timedelta) -> tuple[Store, int, int]:
 
 
 def end_with_launcher() -> None:
-    """Makes Linux kill this process when torchrun, its parent, ends. Does nothing without torchrun or Linux.
+    """Makes Linux kill this process when torchrun, its parent, ends. Does nothing without torchrun
+    or Linux.
 
-    torchrun ends its ranks, unless it is killed by SIGKILL. They would train on, or wait for each other until
-    ``training.rank_timeout``, and keep the run locked.
+    torchrun ends its ranks, unless it is killed by SIGKILL. They would train on, or wait for each
+    other until ``training.rank_timeout``, and keep the run locked.
 
     Raises:
         RankError: torchrun has ended already.

@@ -1,4 +1,6 @@
-"""The online A/B test of Section 3.4 as a simulation on a synthetic log, whose true probabilities are known."""
+"""The online A/B test of Section 3.4 as a simulation on a synthetic log, whose true probabilities
+are known.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from adaftr_fast._tables import Table
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.engines import Engine
-from adaftr_fast.experiments.auctions import Auctions, Bidder, Traffic, model_bidder, simulate, true_bidder
+from adaftr_fast.experiments.auctions import (
+    Auctions,
+    Bidder,
+    Traffic,
+    model_bidder,
+    simulate,
+    true_bidder,
+)
 from adaftr_fast.experiments.report import write_files
 from adaftr_fast.experiments.study import check_none_diverged, run_rows
 from adaftr_fast.training.trained import Run
@@ -24,8 +33,10 @@ from adaftr_fast.training.trained import Run
 SAMPLES = 1000
 LEVEL = 0.95
 METRICS = ("CTR", "CVR", "CPC", "eCPM", "conversions", "value")
-"""Clicks per impression; conversions per click; cost per conversion; and cost, conversions and the sum of the prices of
-conversions per 1,000 impressions. CPC is the paper's cost per conversion, not per click."""
+"""Clicks per impression; conversions per click; cost per conversion; and cost, conversions and the
+sum of the prices of conversions per 1,000 impressions. CPC is the paper's cost per conversion, not
+per click.
+"""
 PAPER = {"CTR": 2.37, "CVR": 4.82, "CPC": -5.78}
 """Relative improvements of Table 7, in percent."""
 
@@ -50,7 +61,9 @@ class Lift:
 
 
 def rates(counts: np.ndarray, impressions: float) -> np.ndarray:
-    """Computes ``METRICS`` [..., M] of summed counts [..., 4]; nan without clicks or conversions."""
+    """Computes ``METRICS`` [..., M] of summed counts [..., 4]; nan without clicks or
+    conversions.
+    """
     clicks, conversions, cost, value = np.moveaxis(counts, -1, 0)
     per_thousand = 1000 / impressions
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -59,13 +72,15 @@ def rates(counts: np.ndarray, impressions: float) -> np.ndarray:
     return np.moveaxis(np.where(np.isfinite(found), found, np.nan), 0, -1)
 
 
-def lifts(control: Sequence[np.ndarray], treatment: Sequence[np.ndarray], samples: int = SAMPLES) -> list[Lift]:
+def lifts(
+    control: Sequence[np.ndarray], treatment: Sequence[np.ndarray], samples: int = SAMPLES
+) -> list[Lift]:
     """Compares two arms whose counts [n, 4] belong to the same auctions, seed by seed.
 
-    For the first interval, auctions are resampled with replacement, each with what it adds in both arms and for every
-    seed; the bounds are percentiles. The second is ``mean`` -+ t sqrt(v + s^2 / S), with the variance v of these
-    samples, the standard deviation s of ``by_seed``, and t of S - 1 degrees of freedom; a bootstrap over few seeds
-    would be too narrow.
+    For the first interval, auctions are resampled with replacement, each with what it adds in both
+    arms and for every seed; the bounds are percentiles. The second is ``mean`` -+ t sqrt(v + s^2 /
+    S), with the variance v of these samples, the standard deviation s of ``by_seed``, and t of S -
+    1 degrees of freedom; a bootstrap over few seeds would be too narrow.
     """
     arms = np.stack([control, treatment])  # [2, S, n, 4]
     by_seed = _relative(arms.sum(2))  # [S, M]
@@ -75,13 +90,21 @@ def lifts(control: Sequence[np.ndarray], treatment: Sequence[np.ndarray], sample
     fixed = _bounds(drawn)
     over_seeds = _t_bounds(mean, drawn.var(0), by_seed)
     return [
-        Lift(name, float(mean[m]), fixed[m], None if over_seeds is None else over_seeds[m], by_seed[:, m].tolist())
+        Lift(
+            name,
+            float(mean[m]),
+            fixed[m],
+            None if over_seeds is None else over_seeds[m],
+            by_seed[:, m].tolist(),
+        )
         for m, name in enumerate(METRICS)
     ]
 
 
 def _relative(arms: np.ndarray) -> np.ndarray:
-    """Returns the differences in percent [..., M] of summed counts [2, ..., 4]; nan where the control's is 0."""
+    """Returns the differences in percent [..., M] of summed counts [2, ..., 4]; nan where the
+    control's is 0.
+    """
     control, treatment = rates(arms, 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         found = 100 * (treatment / control - 1)
@@ -98,8 +121,12 @@ def _resampled(arms: np.ndarray, samples: int) -> Iterator[np.ndarray]:
         yield (times.astype(np.float64) @ columns).reshape(arms.shape[0], arms.shape[1], -1)
 
 
-def _t_bounds(mean: np.ndarray, variance: np.ndarray, by_seed: np.ndarray) -> list[tuple[float, float]] | None:
-    """Returns the bounds of ``mean`` [M] over auctions, with this ``variance`` [M], and seeds [S, M]; None for one."""
+def _t_bounds(
+    mean: np.ndarray, variance: np.ndarray, by_seed: np.ndarray
+) -> list[tuple[float, float]] | None:
+    """Returns the bounds of ``mean`` [M] over auctions, with this ``variance`` [M], and seeds
+    [S, M]; None for one.
+    """
     seeds = len(by_seed)
     if seeds < 2:
         return None
@@ -131,7 +158,8 @@ class Arm:
 
     Attributes:
         title: the model, or ``TRUE``.
-        metrics: ``METRICS`` of the auctions of all seeds together; nan where there are no clicks or conversions.
+        metrics: ``METRICS`` of the auctions of all seeds together; nan where there are no clicks or
+            conversions.
         by_seed: the same for each seed.
         weights: w of Eq. 16 for each seed.
     """
@@ -183,10 +211,14 @@ def run_abtest(
         CheckpointError: the checkpoint of a run is missing or damaged.
     """
     auctions = Auctions(data, size.slate)
-    wanted, jobs, outcomes = run_rows("abtest", data, config, seeds=seeds, engine=engine, folder=folder)
+    wanted, jobs, outcomes = run_rows(
+        "abtest", data, config, seeds=seeds, engine=engine, folder=folder
+    )
     check_none_diverged(wanted, jobs, outcomes)
     batch = config.training.eval_batch_size
-    bidders = [model_bidder(Run(job.folder).model, data, auctions.stages, batch) for *_, job in jobs]
+    bidders = [
+        model_bidder(Run(job.folder).model, data, auctions.stages, batch) for *_, job in jobs
+    ]
     *traffic, best = simulate(auctions, [*bidders, true_bidder()], size.auctions)
     control = traffic[::2]  # ``plan_all`` yields both of a seed before the next seed
     treatment = traffic[1::2]
@@ -201,7 +233,9 @@ def run_abtest(
             _arm(TRUE, [best], [true_bidder()]),
         ],
         lifts=lifts([each.counts for each in control], [each.counts for each in treatment]),
-        same_winner=[float(np.mean(a.winners == b.winners)) for a, b in zip(control, treatment, strict=True)],
+        same_winner=[
+            float(np.mean(a.winners == b.winners)) for a, b in zip(control, treatment, strict=True)
+        ],
     )
 
 
@@ -235,12 +269,18 @@ def write_abtest_report(folder: Path, found: ABTest, command: str) -> list[Path]
 
 
 RULES = (
-    "Each auction has a user and a slate of candidate ads from the distribution of the synthetic log, after its last "
-    "row. Both arms bid p_b = w · ŷ_ctr · ŷ_cvr · p_c for every candidate (Eq. 16). The price p_c of an ad is "
-    "log-normal, and w makes the mean of ŷ_ctr · ŷ_cvr on the validation split the conversion rate. The highest bid "
-    "wins and costs the highest bid for another item. The click and the conversion of the winner are drawn from its "
-    "true probabilities, in both arms with the same random numbers. So CTR, CVR, conversions and value differ by the "
-    "choices alone; CPC, the cost per conversion as in the paper, and eCPM also by how far an arm's bids lie apart."
+    "Each auction has a user and a slate of candidate ads from the distribution of the synthetic "
+    "log, after its last "
+    "row. Both arms bid p_b = w · ŷ_ctr · ŷ_cvr · p_c for every candidate (Eq. 16). The price p_c "
+    "of an ad is "
+    "log-normal, and w makes the mean of ŷ_ctr · ŷ_cvr on the validation split the conversion "
+    "rate. The highest bid "
+    "wins and costs the highest bid for another item. The click and the conversion of the winner "
+    "are drawn from its "
+    "true probabilities, in both arms with the same random numbers. So CTR, CVR, conversions and "
+    "value differ by the "
+    "choices alone; CPC, the cost per conversion as in the paper, and eCPM also by how far an "
+    "arm's bids lie apart."
 )
 
 
@@ -251,11 +291,15 @@ def summary(found: ABTest) -> str:
     return "\n\n".join(
         (
             arm_table(found.arms),
-            f"{found.size.auctions:,} auctions of {found.size.slate} candidates for each of {seeds} "
-            f"({', '.join(map(str, found.seeds))}). eCPM, conversions and value (the sum of the prices of conversions) "
-            f"are per 1,000 impressions. Both models choose the same candidate in {same:.1f} % of the auctions.",
+            f"{found.size.auctions:,} auctions of {found.size.slate} candidates for each of "
+            f"{seeds} "
+            f"({', '.join(map(str, found.seeds))}). eCPM, conversions and value (the sum of the "
+            "prices of conversions) "
+            f"are per 1,000 impressions. Both models choose the same candidate in {same:.1f} % of "
+            "the auctions.",
             lift_table(found),
-            "Differences in percent of the control's metric. The 95 % intervals are that of 1,000 bootstrap samples "
+            "Differences in percent of the control's metric. The 95 % intervals are that of 1,000 "
+            "bootstrap samples "
             "of the auctions, for these models, and a t interval over auctions and seeds.",
         )
     )
@@ -264,7 +308,9 @@ def summary(found: ABTest) -> str:
 def arm_table(arms: list[Arm]) -> str:
     """Returns the table with one row per arm."""
     header = ["arm", *(f"{name}, %" if name in PERCENT else name for name in METRICS)]
-    return Table(header, [[arm.title, *(_number(arm, name) for name in METRICS)] for arm in arms]).markdown()
+    return Table(
+        header, [[arm.title, *(_number(arm, name) for name in METRICS)] for arm in arms]
+    ).markdown()
 
 
 def _number(arm: Arm, name: str) -> str:
@@ -275,11 +321,22 @@ def _number(arm: Arm, name: str) -> str:
 def lift_table(found: ABTest) -> str:
     """Returns the table of differences, one row per metric."""
     control, treatment, _ = (arm.title for arm in found.arms)
-    header = [f"{treatment} against {control}", "better", "difference, %", "auctions", "auctions and seeds", "Table 7"]
+    header = [
+        f"{treatment} against {control}",
+        "better",
+        "difference, %",
+        "auctions",
+        "auctions and seeds",
+        "Table 7",
+    ]
     rows = [
         [
             lift.metric,
-            "lower" if lift.metric in FEWER_IS_BETTER else "-" if lift.metric == "eCPM" else "higher",
+            "lower"
+            if lift.metric in FEWER_IS_BETTER
+            else "-"
+            if lift.metric == "eCPM"
+            else "higher",
             f"{lift.mean:+.2f}",
             _interval(lift.auctions),
             "-" if lift.seeds is None else _interval(lift.seeds),
@@ -298,15 +355,20 @@ def _interval(bounds: tuple[float, float]) -> str:
 
 
 def draw_abtest(found: ABTest) -> Picture:
-    """Draws a dot and an interval per metric; a thin interval is over seeds too, and each gray dot is a seed."""
+    """Draws a dot and an interval per metric; a thin interval is over seeds too, and each gray dot
+    is a seed.
+    """
     picture = Picture(7, 0.42 * len(found.lifts) + 1.6)
-    picture.suptitle(f"{found.arms[1].title} against {found.arms[0].title}, simulated A/B test: {found.dataset}")
+    picture.suptitle(
+        f"{found.arms[1].title} against {found.arms[0].title}, simulated A/B test: {found.dataset}"
+    )
     axes = picture.subplots()
     axes.axvline(0, color=GRAY, linewidth=1)
     for place, lift in enumerate(found.lifts):
         _paint(axes, place, lift)
     low, high = axes.get_xlim()
-    axes.set_xlim(min(low, -1), max(high, 1))  # at least one percent, so that rounding looks like no difference
+    # at least one percent, so that rounding looks like no difference
+    axes.set_xlim(min(low, -1), max(high, 1))
     axes.set_yticks(range(len(found.lifts)), [lift.metric for lift in found.lifts])
     axes.set_ylim(len(found.lifts) - 0.5, -0.5)
     axes.set_xlabel("difference, % of the control; 95 % intervals")

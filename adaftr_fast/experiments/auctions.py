@@ -1,6 +1,8 @@
-"""Auctions on a synthetic log: each has a user, a slate of candidate ads, and their true probabilities.
+"""Auctions on a synthetic log: each has a user, a slate of candidate ads, and their true
+probabilities.
 
-Bidders rank the candidates of the same auctions, and what the winners' impressions lead to is drawn.
+Bidders rank the candidates of the same auctions, and what the winners' impressions lead to is
+drawn.
 
 Shapes: n auctions, K candidates of each, F fields, T tasks.
 """
@@ -36,12 +38,13 @@ class Candidates:
 
     Attributes:
         ids: int32 [n * K, F], as the models read them.
-        item: the advertised item, which is the advertiser; a slate may hold one several times, int64 [n, K].
+        item: the advertised item, which is the advertiser; a slate may hold one several times,
+            int64 [n, K].
         click: true probability of a click, float64 [n, K].
         conversion: true probability of a conversion given a click, float64 [n, K].
         price: p_c of Eq. 16, what the advertiser pays for a conversion at most, float64 [n, K].
-        draws: the random numbers in [0, 1) that decide on the click and the conversion of the winner, whichever
-            candidate that is, float64 [n, 2].
+        draws: the random numbers in [0, 1) that decide on the click and the conversion of the
+            winner, whichever candidate that is, float64 [n, 2].
     """
 
     ids: Tensor
@@ -53,18 +56,19 @@ class Candidates:
 
 
 class Auctions:
-    """Draws auctions from the distribution of a synthetic log. Each is a function of its number and the log alone.
+    """Draws auctions from the distribution of a synthetic log. Each is a function of its number and
+    the log alone.
 
-    An auction is of one user. Its candidates are K impressions after the last one of the log, with the items and the
-    fields of these impressions. The price of an item is log-normal.
+    An auction is of one user. Its candidates are K impressions after the last one of the log, with
+    the items and the fields of these impressions. The price of an item is log-normal.
 
     Args:
         data: prepared data of a generated log.
         slate: K, the number of candidates.
 
     Raises:
-        ConfigError: the data set is not generated, its tasks are not the stages of the log, a field is multi-valued or
-            dense, or ``slate`` < 2.
+        ConfigError: the data set is not generated, its tasks are not the stages of the log, a field
+            is multi-valued or dense, or ``slate`` < 2.
         DataError: the vocabulary cannot be read.
     """
 
@@ -75,7 +79,8 @@ class Auctions:
         self.schema = manifest.parsed
         if self.schema.generate is None:
             raise ConfigError(
-                f"abtest: expected a data set with true probabilities, whose schema has [generate], such as synthetic, "
+                "abtest: expected a data set with true probabilities, whose schema has "
+                "[generate], such as synthetic, "
                 f"got {manifest.dataset}"
             )
         self.log = ImpressionLog(self.schema.generate)
@@ -84,11 +89,17 @@ class Auctions:
         if len(set(self.stages)) < 2 or not set(self.stages) <= set(manifest.tasks):
             stages = ", ".join(self.log.stages)
             raise ConfigError(
-                f"abtest: expected tasks with the first and the last stage of the log, {stages}, got "
+                "abtest: expected tasks with the first and the last stage of the log, "
+                f"{stages}, got "
                 f"{', '.join(manifest.tasks)}"
             )
-        if others := [each.name for each in manifest.fields if each.multiple] + [each.name for each in manifest.dense]:
-            raise ConfigError(f"abtest: expected single-valued fields, got multi-valued or dense {', '.join(others)}")
+        if others := [each.name for each in manifest.fields if each.multiple] + [
+            each.name for each in manifest.dense
+        ]:
+            raise ConfigError(
+                "abtest: expected single-valued fields, got multi-valued or dense "
+                f"{', '.join(others)}"
+            )
         self.encoders = read_encoders(data.folder, manifest)
 
     def blocks(self, auctions: int) -> Iterator[Candidates]:
@@ -100,8 +111,12 @@ class Auctions:
         """Returns the candidates of the auctions with these numbers [n]."""
         row = self.log.config.rows + number[:, None] * self.slate + np.arange(self.slate)  # [n, K]
         owners = self.log.owners(row.ravel())
-        owners["user"] = np.repeat(owners["user"][:: self.slate], self.slate)  # that of the first candidate
-        values = {each.name: self.log.field_values(each, owners[each.owner]) for each in self.log.layout.fields}
+        # that of the first candidate
+        owners["user"] = np.repeat(owners["user"][:: self.slate], self.slate)
+        values = {
+            each.name: self.log.field_values(each, owners[each.owner])
+            for each in self.log.layout.fields
+        }
         conditional = self.log.truth.outcome(values).conditional
         deviate = hashing.approx_normal(self._stream("price"), owners["item"])
         draws = [hashing.uniform(self._stream(name), number) for name in ("click", "conversion")]
@@ -117,7 +132,10 @@ class Auctions:
     def encode(self, values: dict[str, Values]) -> Tensor:
         """Encodes fields of a log as preparation does -> int32 [rows, F]."""
         rows = pa.RecordBatch.from_pydict({name: as_arrow(each) for name, each in values.items()})
-        columns = [encode_field(field, self.encoders[field.name], rows).to_numpy() for field in self.schema.fields]
+        columns = [
+            encode_field(field, self.encoders[field.name], rows).to_numpy()
+            for field in self.schema.fields
+        ]
         return torch.from_numpy(matrix(columns, np.int32))
 
     def _stream(self, name: str) -> np.uint64:
@@ -125,7 +143,9 @@ class Auctions:
 
 
 COUNTS = ("clicks", "conversions", "cost", "value")
-"""What an auction adds: the winner's click, its conversion, its cost, and the price of that conversion, or 0."""
+"""What an auction adds: the winner's click, its conversion, its cost, and the price of that
+conversion, or 0.
+"""
 
 
 @dataclass(frozen=True)
@@ -158,14 +178,17 @@ class Traffic:
     winners: np.ndarray
 
 
-def model_bidder(model: MultiTaskModel, data: PreparedData, stages: tuple[str, str], batch_size: int) -> Bidder:
-    """Returns the bidder of a model, with w such that the mean score on the validation split is the conversion rate.
+def model_bidder(
+    model: MultiTaskModel, data: PreparedData, stages: tuple[str, str], batch_size: int
+) -> Bidder:
+    """Returns the bidder of a model, with w such that the mean score on the validation split is the
+    conversion rate.
 
     Args:
         model: the model, which is put into evaluation mode.
         data: the prepared data that it was trained on.
-        stages: the click and the conversion task. As for every model here, the latter is a rate over impressions, which
-            is y_ctr * y_cvr of Eq. 16 (docs/paper.md).
+        stages: the click and the conversion task. As for every model here, the latter is a rate
+            over impressions, which is y_ctr * y_cvr of Eq. 16 (docs/paper.md).
         batch_size: rows per forward pass.
 
     Raises:
@@ -187,7 +210,9 @@ def model_bidder(model: MultiTaskModel, data: PreparedData, stages: tuple[str, s
     seen = predict(model, data.load("validation"), batch_size)
     converted = float(seen.labels[:, conversion].mean())
     if not converted:
-        raise TrainingError("abtest: the validation split, which calibrates the bids, has no conversion")
+        raise TrainingError(
+            "abtest: the validation split, which calibrates the bids, has no conversion"
+        )
     return Bidder(score, converted / float(product(seen.logits).mean()))
 
 
@@ -197,30 +222,39 @@ def true_bidder() -> Bidder:
 
 
 def simulate(auctions: Auctions, bidders: Sequence[Bidder], number: int) -> list[Traffic]:
-    """Runs the first ``number`` auctions for each bidder, with the same candidates and the same draws."""
+    """Runs the first ``number`` auctions for each bidder, with the same candidates and the same
+    draws.
+    """
     parts: list[list[Traffic]] = [[] for _ in bidders]
     for candidates in auctions.blocks(number):
         for part, bidder in zip(parts, bidders, strict=True):
             part.append(decide(candidates, bidder.bids(candidates)))
     return [
-        Traffic(np.concatenate([each.counts for each in part]), np.concatenate([each.winners for each in part]))
+        Traffic(
+            np.concatenate([each.counts for each in part]),
+            np.concatenate([each.winners for each in part]),
+        )
         for part in parts
     ]
 
 
 def decide(candidates: Candidates, bids: np.ndarray) -> Traffic:
-    """Awards each impression to the highest of ``bids`` [n, K], at the price of the highest of other items (Vickrey).
+    """Awards each impression to the highest of ``bids`` [n, K], at the price of the highest of
+    other items (Vickrey).
 
-    The winner is clicked if the auction's first draw is below its true click rate, and a click converts if the second
-    draw is below its true conversion rate. The draws are the auction's, so two bidders that choose the same candidate
-    get the same click and conversion.
+    The winner is clicked if the auction's first draw is below its true click rate, and a click
+    converts if the second draw is below its true conversion rate. The draws are the auction's, so
+    two bidders that choose the same candidate get the same click and conversion.
     """
     winners = bids.argmax(1)
     click, conversion, price, item = (
         np.take_along_axis(each, winners[:, None], 1)[:, 0]
         for each in (candidates.click, candidates.conversion, candidates.price, candidates.item)
     )
-    cost = np.where(candidates.item == item[:, None], 0, bids).max(1)  # no advertiser bids against itself
+    # no advertiser bids against itself
+    cost = np.where(candidates.item == item[:, None], 0, bids).max(1)
     clicked = candidates.draws[:, 0] < click
     converted = clicked & (candidates.draws[:, 1] < conversion)
-    return Traffic(np.stack([clicked, converted, cost, converted * price], 1).astype(np.float64), winners)
+    return Traffic(
+        np.stack([clicked, converted, cost, converted * price], 1).astype(np.float64), winners
+    )

@@ -1,6 +1,7 @@
 """The paper's tables and figures as data: the model of each row and the rows it is compared with.
 
-A row is a base ``ModelConfig`` with a few fields changed, so all rows of an experiment have the same budget.
+A row is a base ``ModelConfig`` with a few fields changed, so all rows of an experiment have the
+same budget.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ TITLES = {
 """Titles of all models."""
 
 BASELINES = tuple(name for name in TITLES if name != "adaftr" and name not in ENTIRE_SPACE)
-"""The models that the paper compares with AdaFTR, in the order of Table 4. Those of ``ENTIRE_SPACE`` need a funnel."""
+"""The models that the paper compares with AdaFTR, in the order of Table 4. Those of
+``ENTIRE_SPACE`` need a funnel.
+"""
 
 WHOLE = {"name": "adaftr", "contrast": "infonce", "tau": "adaptive"}
 """Options of AdaFTR as printed, which override ablations in the base."""
@@ -46,7 +49,8 @@ class Variant:
     Attributes:
         title: the name of the row, as in the paper.
         changes: the fields of ``ModelConfig`` that differ from the base.
-        against: titles of the rows to compare with, seed by seed. The table shows the difference to the first.
+        against: titles of the rows to compare with, seed by seed. The table shows the difference to
+            the first.
     """
 
     title: str
@@ -62,8 +66,8 @@ class Experiment:
         name: the name on the command line.
         title: the title of the report.
         variants: the rows, from top to bottom.
-        form: the kind of plot: a dot and an interval per row, or a line through all rows but the first, which is a
-            horizontal line.
+        form: the kind of plot: a dot and an interval per row, or a line through all rows but the
+            first, which is a horizontal line.
     """
 
     name: str
@@ -86,17 +90,23 @@ def experiment(name: str, base: ModelConfig, tasks: Sequence[str]) -> Experiment
     if name not in EXPERIMENTS:
         raise ConfigError(f"experiment: expected one of {', '.join(EXPERIMENTS)}, got {name!r}")
     if len(tasks) < 2:
-        raise ConfigError(f"experiment {name}: expected data with two tasks or more, got {', '.join(tasks)}")
+        raise ConfigError(
+            f"experiment {name}: expected data with two tasks or more, got {', '.join(tasks)}"
+        )
     wanted = EXPERIMENTS[name](base, tasks)
-    return replace(wanted, variants=tuple(divide_experts(row, base, len(tasks)) for row in wanted.variants))
+    return replace(
+        wanted, variants=tuple(divide_experts(row, base, len(tasks)) for row in wanted.variants)
+    )
 
 
 def divide_experts(row: Variant, base: ModelConfig, tasks: int) -> Variant:
-    """Returns the row; if it is PLE, with MMoE's number of experts, each task's own ones included (Section 3.1.4).
+    """Returns the row; if it is PLE, with MMoE's number of experts, each task's own ones included
+    (Section 3.1.4).
 
     Args:
         row: a row of an experiment.
-        base: the model options that all rows have in common; its ``shared_experts``, if given, stay.
+        base: the model options that all rows have in common; its ``shared_experts``, if given,
+            stay.
         tasks: the number of tasks.
     """
     model = replace(base, **row.changes)
@@ -143,7 +153,11 @@ def _recommended(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
         Variant(backbone, {"name": base.backbone}),
         Variant("AdaFTR", printed, (backbone,)),
         Variant("AdaFTR, τ = 0.05", whole_batch | {"contrast_epochs": 0.0}, (backbone, "AdaFTR")),
-        Variant("AdaFTR, β falls", printed | {"contrast_epochs": recommended["contrast_epochs"]}, (backbone, "AdaFTR")),
+        Variant(
+            "AdaFTR, β falls",
+            printed | {"contrast_epochs": recommended["contrast_epochs"]},
+            (backbone, "AdaFTR"),
+        ),
         Variant("AdaFTR, τ = 0.05, β falls", whole_batch, (backbone, "AdaFTR")),
         Variant("AdaFTR, recommended", recommended, (backbone, "AdaFTR")),
     ]
@@ -154,7 +168,11 @@ def _table6(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
     rows = []
     for name in ("shared_bottom", "mmoe", "ple"):
         rows.append(Variant(TITLES[name], {"name": name}))
-        rows.append(Variant(f"{TITLES[name]} + AdaFTR", {"name": "adaftr", "backbone": name}, (TITLES[name],)))
+        rows.append(
+            Variant(
+                f"{TITLES[name]} + AdaFTR", {"name": "adaftr", "backbone": name}, (TITLES[name],)
+            )
+        )
     return Experiment("table6", "AdaFTR over several backbones (Table 6)", tuple(rows))
 
 
@@ -164,12 +182,16 @@ def _fig3(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
     for layer in range(1, len(base.tower_hidden) + 1):
         against = (backbone,) if layer == 1 else (backbone, "layer 1")
         rows.append(Variant(f"layer {layer}", {"name": "adaftr", "contrast_layer": layer}, against))
-    return Experiment("fig3", "Which tower layer is contrasted (Figure 3)", tuple(rows), form="line")
+    return Experiment(
+        "fig3", "Which tower layer is contrasted (Figure 3)", tuple(rows), form="line"
+    )
 
 
 def _fig4(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
     if len(tasks) < 3:
-        raise ConfigError(f"experiment fig4: expected data with three tasks or more, got {', '.join(tasks)}")
+        raise ConfigError(
+            f"experiment fig4: expected data with three tasks or more, got {', '.join(tasks)}"
+        )
     backbone = TITLES[base.backbone]
     first = TITLES["shared_bottom"]
     every = [f"{a}-{b}" for a, b in combinations(tasks, 2)]
@@ -177,9 +199,15 @@ def _fig4(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
     if base.backbone != "shared_bottom":
         rows.append(Variant(backbone, {"name": base.backbone}, (first,)))
     others = (backbone,) if backbone == first else (backbone, first)
-    rows.append(Variant("AdaFTR", {"name": "adaftr", "pairs": []}, others))  # the first task with each
-    for title, pairs in [*((pair, [pair]) for pair in every[: len(tasks) - 1]), ("all pairs", every)]:
-        rows.append(Variant(f"AdaFTR, {title}", {"name": "adaftr", "pairs": pairs}, (backbone, "AdaFTR")))
+    # the first task with each
+    rows.append(Variant("AdaFTR", {"name": "adaftr", "pairs": []}, others))
+    for title, pairs in [
+        *((pair, [pair]) for pair in every[: len(tasks) - 1]),
+        ("all pairs", every),
+    ]:
+        rows.append(
+            Variant(f"AdaFTR, {title}", {"name": "adaftr", "pairs": pairs}, (backbone, "AdaFTR"))
+        )
     return Experiment("fig4", "Three tasks and their pairs (Figure 4)", tuple(rows))
 
 

@@ -1,4 +1,6 @@
-"""Table 1: parameters, and training and inference time per sample, with and without the contrastive loss."""
+"""Table 1: parameters, and training and inference time per sample, with and without the contrastive
+loss.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ class Cost:
         table_parameters: the number of parameters of the embedding tables.
         dense_parameters: the number of other parameters.
         deployed_parameters: the number of dense parameters that a prediction needs.
-        train_us: median time of a training step (loss, gradients, update), in microseconds per sample.
+        train_us: median time of a training step (loss, gradients, update), in microseconds per
+            sample.
         infer_us: median time of a forward pass, in microseconds per sample.
     """
 
@@ -87,13 +90,24 @@ def measure(data: PreparedData, config: RunConfig, seconds: float = 2.0) -> Comp
         raise ConfigError(f"complexity: {rows} training rows are fewer than a batch of {size}")
     batches = _some(data, size, config.training.seed)
     models = {}
-    for variant in (divide_experts(row, config.model, len(data.manifest.tasks)) for row in VARIANTS):
+    for variant in (
+        divide_experts(row, config.model, len(data.manifest.tasks)) for row in VARIANTS
+    ):
         torch.manual_seed(config.training.seed)
         models[variant.title] = build(replace(config.model, **variant.changes), data)
-    infer = side_by_side({title: _inference(model, batches) for title, model in models.items()}, seconds)
-    train = side_by_side({title: _step(model, batches, config) for title, model in models.items()}, seconds)
+    infer = side_by_side(
+        {title: _inference(model, batches) for title, model in models.items()}, seconds
+    )
+    train = side_by_side(
+        {title: _step(model, batches, config) for title, model in models.items()}, seconds
+    )
     costs = [
-        Cost(title, *count_parameters(model, batches[0]), 1e3 * train[title] / size, 1e3 * infer[title] / size)
+        Cost(
+            title,
+            *count_parameters(model, batches[0]),
+            1e3 * train[title] / size,
+            1e3 * infer[title] / size,
+        )
         for title, model in models.items()
     ]
     return Complexity(data.manifest.dataset, size, machine(), costs)
@@ -130,8 +144,15 @@ def _inference(model: nn.Module, batches: list[Batch]) -> Callable[[], None]:
 
 
 def count_parameters(model: nn.Module, batch: Batch) -> tuple[int, int, int]:
-    """Counts the parameters of tables, the dense parameters, and the dense parameters that the logits depend on."""
-    tables = {p for module in model.modules() if isinstance(module, FusedEmbedding) for p in module.parameters()}
+    """Counts the parameters of tables, the dense parameters, and the dense parameters that the
+    logits depend on.
+    """
+    tables = {
+        p
+        for module in model.modules()
+        if isinstance(module, FusedEmbedding)
+        for p in module.parameters()
+    }
     dense = [parameter for parameter in model.parameters() if parameter not in tables]
     gradients = torch.autograd.grad(model(*batch.features).sum(), dense, allow_unused=True)
     deployed = sum(p.numel() for p, gradient in zip(dense, gradients) if gradient is not None)
@@ -182,7 +203,8 @@ def contrast_text(found: Complexity) -> str:
     """Returns the cost that the contrastive loss adds to a step."""
     plain, fixed, whole = (_cost(found, title).train_us for title in (WITHOUT, FIXED, WITH))
     return (
-        f"The contrastive loss adds {fixed - plain:.2f} µs per sample to a training step. The relatedness network "
+        f"The contrastive loss adds {fixed - plain:.2f} µs per sample to a training step. The "
+        "relatedness network "
         f"and the adaptive temperature add {whole - fixed:.2f} µs. Together they take "
         f"{100 * (whole - plain) / whole:.0f} % of AdaFTR's step. Inference does not compute them."
     )
@@ -192,8 +214,10 @@ def machine_text(found: Complexity) -> str:
     """Describes the measurement and the machine."""
     facts = ", ".join(f"{name} {value}" for name, value in found.machine.items())
     return (
-        f"Median times of alternating steps at batch size {found.batch_size:,}: loss, gradients and update for "
-        f"training, a forward pass for inference; float32 on the CPU, without data loading. {facts}."
+        f"Median times of alternating steps at batch size {found.batch_size:,}: loss, gradients "
+        "and update for "
+        "training, a forward pass for inference; float32 on the CPU, without data loading. "
+        f"{facts}."
     )
 
 

@@ -1,7 +1,7 @@
 """Runs as jobs, identified by a key of everything that their result depends on.
 
-Experiments on the same data share jobs: MMoE of Table 4 is MMoE of Table 6. Jobs run on an engine with one thread each,
-so that neither engine nor number of parallel jobs changes a bit.
+Experiments on the same data share jobs: MMoE of Table 4 is MMoE of Table 6. Jobs run on an engine
+with one thread each, so that neither engine nor number of parallel jobs changes a bit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Job:
     """One run of an experiment.
 
     Attributes:
-        key: sha256 of configuration, data and version. Equal keys give equal bits on the same machine.
+        key: sha256 of configuration, data and version. Equal keys give equal bits on the same
+            machine.
         folder: the run folder.
         config: the configuration of the run.
         data: the folder of the prepared data.
@@ -55,10 +56,12 @@ class Outcome:
     Attributes:
         key: the key of the job.
         seconds: the duration in seconds.
-        validation, test: metrics of the best weights, as fractions. The test split is read once, after training.
+        validation, test: metrics of the best weights, as fractions. The test split is read once,
+            after training.
         epochs: the number of epochs.
         best_epoch: the number of epochs after which the weights were the best.
-        learned: 5, 50 and 95 % quantiles of each diagnostic on the test split, such as the temperature.
+        learned: 5, 50 and 95 % quantiles of each diagnostic on the test split, such as the
+            temperature.
         dead_tasks: tasks whose validation AUC is close to 0.5.
         error: the error of a run that diverged.
     """
@@ -88,7 +91,9 @@ def plan(data: PreparedData, variant: Variant, base: RunConfig, seed: int, root:
         ConfigError: the options of the row are not a valid model configuration.
     """
     config = base.with_options(
-        data={"folder": data.name}, model=variant.changes, training={"seed": seed, "progress": False}
+        data={"folder": data.name},
+        model=variant.changes,
+        training={"seed": seed, "progress": False},
     )
     key = _key(config, data.manifest)
     return Job(key, root / f"{config.model.name}-{key[:12]}-seed{seed}", config, data.folder)
@@ -100,7 +105,9 @@ def _key(config: RunConfig, manifest: Manifest) -> str:
 
 
 def finished(job: Job) -> Outcome | None:
-    """Returns the outcome of a finished job, or None if the job is unfinished or its result file is damaged."""
+    """Returns the outcome of a finished job, or None if the job is unfinished or its result file is
+    damaged.
+    """
     try:
         outcome = from_json(Outcome, loads((job.folder / RESULT).read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -109,14 +116,16 @@ def finished(job: Job) -> Outcome | None:
 
 
 def execute(job: Job) -> Outcome:
-    """Trains, or resumes, and evaluates a run. The outcome is written last and marks the job as finished.
+    """Trains, or resumes, and evaluates a run. The outcome is written last and marks the job as
+    finished.
 
-    A lost attempt may still hold the folder's lock, so the job waits for it, and may have finished the job.
+    A lost attempt may still hold the folder's lock, so the job waits for it, and may have finished
+    the job.
 
     Raises:
         KeyboardInterrupt: Ctrl-C interrupted the run, which remains unfinished.
-        ConfigError, DataError, TrainingError, CheckpointError, BusyError, OSError: see ``train_one``. A run that
-            diverged raises nothing.
+        ConfigError, DataError, TrainingError, CheckpointError, BusyError, OSError: see
+            ``train_one``. A run that diverged raises nothing.
     """
     with writing_folder(job.folder, RESULT, *RUN_FILES, wait=LOST_SECONDS):
         outcome = finished(job)
@@ -164,13 +173,16 @@ def run_all(jobs: Sequence[Job], *, engine: Engine, progress: bool) -> dict[str,
         The outcome of every job by its key.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C interrupted the jobs, which save snapshots; finished ones remain finished.
+        KeyboardInterrupt: Ctrl-C interrupted the jobs, which save snapshots; finished ones remain
+            finished.
         EngineError: a process was killed, or the cluster fails.
     """
     todo = {job.key: job for job in jobs}
     outcomes = {key: outcome for key, job in todo.items() if (outcome := finished(job)) is not None}
     open_jobs = [job for key, job in todo.items() if key not in outcomes]
-    with progress_bar(total=len(todo), initial=len(outcomes), unit="run", disable=not progress) as bar:
+    with progress_bar(
+        total=len(todo), initial=len(outcomes), unit="run", disable=not progress
+    ) as bar:
 
         def done(index: int, outcome: Outcome) -> None:
             outcomes[outcome.key] = outcome

@@ -22,14 +22,20 @@ def machine() -> dict[str, Any]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         facts = dict(line.split(":", 1) for line in lines if line.count(":") == 1)
         named = {key.strip(): value.strip() for key, value in facts.items()}
-        model = f"{named.get('model name')} (family {named.get('cpu family')}, model {named.get('model')})"
+        model = (
+            f"{named.get('model name')} (family {named.get('cpu family')}, model "
+            f"{named.get('model')})"
+        )
     return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()} | {
         key: build_info()[key] for key in ("torch", "in use")
     }
 
 
-def side_by_side(candidates: dict[str, Callable[[], Any]], seconds: float = 2.0, least: int = 3) -> dict[str, float]:
-    """Measures the candidates in alternation, so that a drift of the machine affects all of them equally.
+def side_by_side(
+    candidates: dict[str, Callable[[], Any]], seconds: float = 2.0, least: int = 3
+) -> dict[str, float]:
+    """Measures the candidates in alternation, so that a drift of the machine affects all of them
+    equally.
 
     Args:
         candidates: the functions by name.

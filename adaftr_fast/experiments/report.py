@@ -1,6 +1,8 @@
-"""The report of an experiment: Markdown in the form of the paper's tables, JSON with all numbers, and a plot.
+"""The report of an experiment: Markdown in the form of the paper's tables, JSON with all numbers,
+and a plot.
 
-The plot has the form of the paper's figures: one column per task, AUC above GAUC, with the spread over seeds.
+The plot has the form of the paper's figures: one column per task, AUC above GAUC, with the spread
+over seeds.
 """
 
 from __future__ import annotations
@@ -22,22 +24,29 @@ from adaftr_fast.experiments.results import METRICS, Comparison, Difference, Res
 
 
 def draw(results: Results) -> Picture:
-    """Draws a dot and an interval per row (Figure 4), or a line through all rows but the first (Figure 3).
+    """Draws a dot and an interval per row (Figure 4), or a line through all rows but the first
+    (Figure 3).
 
-    A dot is the mean over the seeds, its interval one standard deviation to each side, and each gray dot a seed.
+    A dot is the mean over the seeds, its interval one standard deviation to each side, and each
+    gray dot a seed.
     """
     tasks = results.tasks
     columns = results.columns()
     metrics = [metric for metric in METRICS if any(column[1] == metric for column in columns)]
     is_line = results.experiment.form == "line"
     height = 2.8 if is_line else 0.26 * len(results.rows) + 1.2
-    picture = Picture(max(3.6 * len(tasks) + (0.0 if is_line else 1.2), 6.6), 0.8 + height * max(1, len(metrics)))
+    picture = Picture(
+        max(3.6 * len(tasks) + (0.0 if is_line else 1.2), 6.6), 0.8 + height * max(1, len(metrics))
+    )
     picture.suptitle(
-        f"{results.experiment.title}: {results.dataset}\nmean ± standard deviation over seeds", fontsize=11
+        f"{results.experiment.title}: {results.dataset}\nmean ± standard deviation over seeds",
+        fontsize=11,
     )
     if not metrics:
         return picture
-    for line, metric in zip(picture.subplots(len(metrics), len(tasks), squeeze=False), metrics, strict=True):
+    for line, metric in zip(
+        picture.subplots(len(metrics), len(tasks), squeeze=False), metrics, strict=True
+    ):
         for number, (axes, task) in enumerate(zip(line, tasks, strict=True)):
             paint = _paint_line if is_line else _paint_dots
             paint(axes, results.rows, task, metric)
@@ -68,7 +77,9 @@ def _paint_line(axes: Axes, rows: list[Row], task: str, metric: str) -> None:
     means, deviations = _points(rows, task, metric)
     places = range(1, len(rows))
     axes.axhline(means[0], color=BLUE, linestyle="--", label=rows[0].title)
-    axes.errorbar(places, means[1:], deviations[1:], color=VERMILION, marker="o", capsize=3, label="AdaFTR")
+    axes.errorbar(
+        places, means[1:], deviations[1:], color=VERMILION, marker="o", capsize=3, label="AdaFTR"
+    )
     axes.set_xticks(places, [row.title for row in rows[1:]])
     axes.set_xlabel("contrasted tower layer")
     axes.set_ylabel(f"test {metric.upper()}, %")
@@ -79,20 +90,30 @@ def _paint_line(axes: Axes, rows: list[Row], task: str, metric: str) -> None:
 def _points(rows: Sequence[Row], task: str, metric: str) -> tuple[list[float], list[float]]:
     """Returns means and standard deviations; a row without results is nan and not drawn."""
     spreads = [row.spread(task, metric) for row in rows]
-    return [each.mean for each in spreads], [0.0 if math.isnan(each.std) else each.std for each in spreads]
+    return [each.mean for each in spreads], [
+        0.0 if math.isnan(each.std) else each.std for each in spreads
+    ]
 
 
-COLLAPSED = 0.01  # a temperature whose 5 and 95 % quantiles are closer than this is effectively constant
+# a temperature whose 5 and 95 % quantiles are closer than this is effectively constant
+COLLAPSED = 0.01
 
 
 def write_report(folder: Path, results: Results, command: str) -> list[Path]:
     """Writes ``<name>.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
     content = as_json(results, command)
-    return write_files(folder, results.experiment.name, command, report_sections(results), content, draw(results))
+    return write_files(
+        folder, results.experiment.name, command, report_sections(results), content, draw(results)
+    )
 
 
 def write_files(
-    folder: Path, name: str, command: str, sections: Sequence[str], content: dict[str, Any], picture: Picture
+    folder: Path,
+    name: str,
+    command: str,
+    sections: Sequence[str],
+    content: dict[str, Any],
+    picture: Picture,
 ) -> list[Path]:
     """Writes ``<name>.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths.
 
@@ -128,11 +149,15 @@ def report_sections(results: Results) -> list[str]:
 
 def summary(results: Results) -> str:
     """Returns the table, its caption and the warnings."""
-    return "\n\n".join(filter(None, (main_table(results), caption(results), _warnings(results.rows))))
+    return "\n\n".join(
+        filter(None, (main_table(results), caption(results), _warnings(results.rows)))
+    )
 
 
 def main_table(results: Results) -> str:
-    """Returns the table: one row per variant, one column per task and metric, mean ± std (difference)*."""
+    """Returns the table: one row per variant, one column per task and metric, mean ± std
+    (difference)*.
+    """
     columns = results.columns()
     header = ["model", *(f"{task} {metric.upper()}" for task, metric in columns)]
     cells = [[_cell(results, row, *column) for column in columns] for row in results.rows]
@@ -144,7 +169,9 @@ def main_table(results: Results) -> str:
                 cells[line][position] = _marked(cells[line][position], mark)
     rows = [[row.title, *line] for row, line in zip(results.rows, cells, strict=True)]
     if results.bayes:
-        rows.append(["true probabilities", *(_number(results.optimum(*column)) for column in columns)])
+        rows.append(
+            ["true probabilities", *(_number(results.optimum(*column)) for column in columns)]
+        )
     return Table(header, rows).markdown()
 
 
@@ -154,13 +181,16 @@ def caption(results: Results) -> str:
     count = results.tests()
     text = (
         f"Test split, in percent, mean ± standard deviation over {_counted(len(seeds), 'seed')} "
-        f"({', '.join(map(str, seeds))}). The weights are those with the best mean validation AUC; the test split is "
+        f"({', '.join(map(str, seeds))}). The weights are those with the best mean validation AUC; "
+        "the test split is "
         "read once, after training. The best value is bold, the second best is in italics."
     )
     if count:
         text += (
-            " Parentheses contain the difference to the first row under Comparisons; * marks p < 0.05 in a two-sided "
-            f"paired t-test over the seeds. About {count * 0.05:.1f} of {count} tests would be significant by chance; "
+            " Parentheses contain the difference to the first row under Comparisons; * marks p < "
+            "0.05 in a two-sided "
+            f"paired t-test over the seeds. About {count * 0.05:.1f} of {count} tests would be "
+            "significant by chance; "
             "Comparisons has p after Holm's correction for all of them."
         )
     return text
@@ -170,7 +200,9 @@ def _cell(results: Results, row: Row, task: str, metric: str) -> str:
     text = _spread_text(row.spread(task, metric))
     if row.variant.against:
         difference = results.compare(row.title, row.variant.against[0], task, metric)
-        text += f" ({difference.mean:+.3f}){'*' * difference.significant}" if difference.pairs else ""
+        text += (
+            f" ({difference.mean:+.3f}){'*' * difference.significant}" if difference.pairs else ""
+        )
     return text
 
 
@@ -194,7 +226,17 @@ def _descending(spread: Spread) -> float:
 
 
 def _comparison_table(results: Results) -> str:
-    header = ["row", "against", "task", "metric", "difference", "p", "p, Holm", "seeds higher", "on validation"]
+    header = [
+        "row",
+        "against",
+        "task",
+        "metric",
+        "difference",
+        "p",
+        "p, Holm",
+        "seeds higher",
+        "on validation",
+    ]
     rows = [
         [each.title, each.against, each.task, each.metric.upper(), *_difference_cells(each)]
         for each in results.comparisons()
@@ -216,12 +258,21 @@ def _difference_text(difference: Difference) -> str:
 
 
 def _distance_section(results: Results) -> str:
-    """Returns the distance of each row's mean to the metric of the true probabilities, if they are known."""
-    optima = {column: value for column in results.columns() if (value := results.optimum(*column)) is not None}
+    """Returns the distance of each row's mean to the metric of the true probabilities, if they are
+    known.
+    """
+    optima = {
+        column: value
+        for column in results.columns()
+        if (value := results.optimum(*column)) is not None
+    }
     if not optima:
         return ""
     rows = [
-        [row.title, *(_number(value - row.spread(*column).mean) for column, value in optima.items())]
+        [
+            row.title,
+            *(_number(value - row.spread(*column).mean) for column, value in optima.items()),
+        ]
         for row in results.rows
     ]
     header = ["row", *(f"{task} {metric.upper()}" for task, metric in optima)]
@@ -235,13 +286,16 @@ def _learned_section(results: Results) -> str:
         learned = [outcome.learned for outcome in row.outcomes.values() if outcome.learned]
         for name in learned[0] if learned else ():
             low, middle, high = (
-                sum(each[name][point] for each in learned) / len(learned) for point in ("p5", "p50", "p95")
+                sum(each[name][point] for each in learned) / len(learned)
+                for point in ("p5", "p50", "p95")
             )
             remark = "effectively constant" if high - low < COLLAPSED else ""
             rows.append([row.title, name, f"{low:.4f}", f"{middle:.4f}", f"{high:.4f}", remark])
     if not rows:
         return ""
-    table = Table(["row", "learned", "5 %", "50 %", "95 %", "remark"], rows, text_columns=2).markdown()
+    table = Table(
+        ["row", "learned", "5 %", "50 %", "95 %", "remark"], rows, text_columns=2
+    ).markdown()
     return "## Learned per instance (test split, mean over seeds)\n\n" + table
 
 
@@ -259,19 +313,27 @@ def _run_table(rows: list[Row]) -> str:
 
 
 def _warnings(rows: list[Row]) -> str:
-    """Returns a line for each run that diverged or has a dead tower, and one for those that still improved."""
+    """Returns a line for each run that diverged or has a dead tower, and one for those that still
+    improved.
+    """
     lines = []
     trained = [outcome for row in rows for outcome in row.outcomes.values() if not outcome.error]
     improving = sum(outcome.best_epoch >= outcome.epochs for outcome in trained)
     if improving:
         what = f"{improving} of {len(trained)} runs are best after their last epoch"
-        lines.append(f"- {what}, so they may not be trained to their end: compare with more `--training.max_epochs`")
+        lines.append(
+            f"- {what}, so they may not be trained to their end: compare with more "
+            "`--training.max_epochs`"
+        )
     for row in rows:
         for seed, outcome in row.outcomes.items():
             if outcome.error:
-                lines.append(f"- {row.title}, seed {seed}: diverged and is excluded: {outcome.error}")
+                lines.append(
+                    f"- {row.title}, seed {seed}: diverged and is excluded: {outcome.error}"
+                )
             lines += [
-                f"- {row.title}, seed {seed}: task {task} is dead (AUC close to 0.5)" for task in outcome.dead_tasks
+                f"- {row.title}, seed {seed}: task {task} is dead (AUC close to 0.5)"
+                for task in outcome.dead_tasks
             ]
     return "\n".join(lines)
 

@@ -1,4 +1,6 @@
-"""The results of an experiment by row, their spread over seeds, and paired comparisons; AUC and GAUC in percent."""
+"""The results of an experiment by row, their spread over seeds, and paired comparisons; AUC and
+GAUC in percent.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from adaftr_fast.experiments.jobs import Outcome
 from adaftr_fast.training.evaluation import TaskMetrics
 
 SIGNIFICANT = 0.05  # the significance level of the paper (Table 4)
-ROUNDING = 1e-9  # percentage points; differences this close are equal, and their t-test is undefined
+# percentage points; differences this close are equal, and their t-test is undefined
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Difference:
 
     Attributes:
         mean, std: mean and standard deviation of the differences; std is nan for one pair.
-        p: p-value of the two-sided paired t-test; nan for fewer than two pairs or equal differences.
+        p: p-value of the two-sided paired t-test; nan for fewer than two pairs or equal
+            differences.
         higher: the number of pairs in which the first row is higher.
         pairs: the number of pairs.
     """
@@ -51,7 +55,8 @@ class Difference:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Corrects the p-values of several tests by Holm's method, which bounds the chance of one false finding among them.
+    """Corrects the p-values of several tests by Holm's method, which bounds the chance of one false
+    finding among them.
 
     Undefined values (nan) are no tests.
     """
@@ -68,7 +73,11 @@ def summarize(values: Sequence[float]) -> Spread:
     """Computes mean and standard deviation; nan without values."""
     if not values:
         return Spread(math.nan, math.nan, 0)
-    return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan, len(values))
+    return Spread(
+        float(np.mean(values)),
+        float(np.std(values, ddof=1)) if len(values) > 1 else math.nan,
+        len(values),
+    )
 
 
 def paired(values: Sequence[float], reference: Sequence[float]) -> Difference:
@@ -78,7 +87,9 @@ def paired(values: Sequence[float], reference: Sequence[float]) -> Difference:
         ValueError: the lengths differ.
     """
     if len(values) != len(reference):
-        raise ValueError(f"paired: expected as many values as references, got {len(values)} and {len(reference)}")
+        raise ValueError(
+            f"paired: expected as many values as references, got {len(values)} and {len(reference)}"
+        )
     each = np.subtract(values, reference)
     spread = summarize(each.tolist())
     testable = len(each) > 1 and np.ptp(each) > ROUNDING
@@ -104,7 +115,9 @@ class Row:
     def scores(self, task: str, metric: str, split: Split = "test") -> dict[int, float]:
         """Returns a metric in percent by seed, of the runs that have it."""
         metrics = {seed: getattr(each, split) for seed, each in self.outcomes.items()}
-        values = {seed: 100 * each.get(task, {}).get(metric, math.nan) for seed, each in metrics.items()}
+        values = {
+            seed: 100 * each.get(task, {}).get(metric, math.nan) for seed, each in metrics.items()
+        }
         return {seed: value for seed, value in values.items() if not math.isnan(value)}
 
     def spread(self, task: str, metric: str) -> Spread:
@@ -120,7 +133,8 @@ class Comparison:
         task, metric: the task and the metric.
         difference: the difference on the test split.
         validation: the difference on the validation split, by which the weights are chosen.
-        corrected: the p-value of ``difference`` after Holm's correction over all comparisons of the experiment.
+        corrected: the p-value of ``difference`` after Holm's correction over all comparisons of the
+            experiment.
     """
 
     title: str
@@ -144,7 +158,8 @@ class Results:
         tasks: the tasks.
         config: the configuration that all rows have in common.
         rows: the rows.
-        bayes: test metrics of the true probabilities, as fractions. Empty if the data set does not hold them.
+        bayes: test metrics of the true probabilities, as fractions. Empty if the data set does not
+            hold them.
     """
 
     experiment: Experiment
@@ -169,7 +184,9 @@ class Results:
     def row(self, title: str) -> Row:
         return next(row for row in self.rows if row.title == title)
 
-    def compare(self, title: str, against: str, task: str, metric: str, split: Split = "test") -> Difference:
+    def compare(
+        self, title: str, against: str, task: str, metric: str, split: Split = "test"
+    ) -> Difference:
         """Compares two rows over the seeds that both have."""
         ours, theirs = (self.row(each).scores(task, metric, split) for each in (title, against))
         seeds = sorted(ours.keys() & theirs.keys())
@@ -191,7 +208,13 @@ class Results:
     def tests(self) -> int:
         """Returns the number of different tests."""
         found = self.comparisons()
-        return len({_test(c.title, c.against, c.task, c.metric) for c in found if not math.isnan(c.corrected)})
+        return len(
+            {
+                _test(c.title, c.against, c.task, c.metric)
+                for c in found
+                if not math.isnan(c.corrected)
+            }
+        )
 
 
 def _test(title: str, against: str, task: str, metric: str) -> tuple[frozenset[str], str, str]:

@@ -41,12 +41,14 @@ def open_dataset(
         The data and the folder of their experiments.
 
     Raises:
-        DataError: there is no such prepared folder, data set or schema, the input cannot be prepared, or ``bad_rows``
-            is given for a prepared folder.
+        DataError: there is no such prepared folder, data set or schema, the input cannot be
+            prepared, or ``bad_rows`` is given for a prepared folder.
     """
     if ((opened := open_folder(as_path(dataset))) / MANIFEST).is_file():
         if bad_rows:
-            raise DataError(f"bad_rows: expected files to prepare, got the prepared folder {dataset}")
+            raise DataError(
+                f"bad_rows: expected files to prepare, got the prepared folder {dataset}"
+            )
         data = PreparedData(opened)
         return data, out.local / data.manifest.dataset
     schema = load_schema(dataset)
@@ -55,10 +57,13 @@ def open_dataset(
     return PreparedData(folder / "data", out.recorded(folder / "data")), folder
 
 
-def plan_all(wanted: Experiment, data: PreparedData, config: RunConfig, seeds: int, folder: Path) -> Iterator[Planned]:
+def plan_all(
+    wanted: Experiment, data: PreparedData, config: RunConfig, seeds: int, folder: Path
+) -> Iterator[Planned]:
     """Yields seed, row and job for all runs of an experiment; run folders are in ``folder/runs``.
 
-    All rows of a seed come before the next seed, so an interrupted experiment contains complete comparisons.
+    All rows of a seed come before the next seed, so an interrupted experiment contains complete
+    comparisons.
     """
     first = config.training.seed
     for seed, variant in product(range(first, first + seeds), wanted.variants):
@@ -68,23 +73,32 @@ def plan_all(wanted: Experiment, data: PreparedData, config: RunConfig, seeds: i
 def run_rows(
     name: str, data: PreparedData, config: RunConfig, *, seeds: int, engine: Engine, folder: Path
 ) -> tuple[Experiment, list[Planned], dict[str, Outcome]]:
-    """Runs the jobs of an experiment; returns it, the jobs with their seeds and rows, and the outcomes by key.
+    """Runs the jobs of an experiment; returns it, the jobs with their seeds and rows, and the
+    outcomes by key.
 
     The arguments and errors are those of ``compare``.
     """
     wanted = experiment(name, config.model, data.manifest.tasks)
     jobs = list(plan_all(wanted, data, config, seeds, folder))
-    return wanted, jobs, run_all([job for *_, job in jobs], engine=engine, progress=config.training.progress)
+    return (
+        wanted,
+        jobs,
+        run_all([job for *_, job in jobs], engine=engine, progress=config.training.progress),
+    )
 
 
-def check_none_diverged(wanted: Experiment, jobs: Sequence[Planned], outcomes: Mapping[str, Outcome]) -> None:
+def check_none_diverged(
+    wanted: Experiment, jobs: Sequence[Planned], outcomes: Mapping[str, Outcome]
+) -> None:
     """Raises TrainingError if a run diverged."""
     for seed, _, job in jobs:
         if error := outcomes[job.key].error:
             raise TrainingError(f"{wanted.name}: seed {seed} diverged: {error}")
 
 
-def compare(name: str, data: PreparedData, config: RunConfig, *, seeds: int, engine: Engine, folder: Path) -> Results:
+def compare(
+    name: str, data: PreparedData, config: RunConfig, *, seeds: int, engine: Engine, folder: Path
+) -> Results:
     """Runs an experiment that compares rows.
 
     Args:
@@ -120,7 +134,8 @@ def compare(name: str, data: PreparedData, config: RunConfig, *, seeds: int, eng
 def temperatures(
     data: PreparedData, config: RunConfig, *, seeds: int, engine: Engine, folder: Path
 ) -> list[Temperature]:
-    """Trains AdaFTR and analyses its temperatures for each pair of tasks. The arguments are those of ``compare``.
+    """Trains AdaFTR and analyses its temperatures for each pair of tasks. The arguments are those
+    of ``compare``.
 
     Raises:
         ConfigError: the data have a single task.
@@ -128,6 +143,8 @@ def temperatures(
         EngineError: a training process was killed, or the cluster fails.
         CheckpointError: the checkpoint of a run is missing or damaged.
     """
-    wanted, jobs, outcomes = run_rows("temperature", data, config, seeds=seeds, engine=engine, folder=folder)
+    wanted, jobs, outcomes = run_rows(
+        "temperature", data, config, seeds=seeds, engine=engine, folder=folder
+    )
     check_none_diverged(wanted, jobs, outcomes)
     return analyse(data, [job for *_, job in jobs])

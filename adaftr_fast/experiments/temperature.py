@@ -1,4 +1,5 @@
-"""The learned temperature (Eq. 12) by labels, by field values and against true quantities, and its report.
+"""The learned temperature (Eq. 12) by labels, by field values and against true quantities, and its
+report.
 
 Shapes: N rows of the test split. All numbers are means over the seeds.
 """
@@ -32,7 +33,9 @@ VALUES = 10  # most frequent values of a field that the plot labels
 
 @dataclass(frozen=True)
 class LabelGroup:
-    """Rows with one combination of labels: their number, mean temperature and its 5, 50 and 95 % quantiles."""
+    """Rows with one combination of labels: their number, mean temperature and its 5, 50 and 95 %
+    quantiles.
+    """
 
     labels: dict[str, int]
     rows: int
@@ -85,7 +88,10 @@ def analyse(data: PreparedData, jobs: Sequence[Job]) -> list[Temperature]:
     learned = [_temperatures(data, job) for job in jobs]
     table = read_split(data.folder, data.manifest, "test")
     names = dict(_value_names(data))
-    return [_analyse_pair(name, np.stack([each[name] for each in learned]), table, data, names) for name in learned[0]]
+    return [
+        _analyse_pair(name, np.stack([each[name] for each in learned]), table, data, names)
+        for name in learned[0]
+    ]
 
 
 def _temperatures(data: PreparedData, job: Job) -> dict[str, np.ndarray]:
@@ -99,7 +105,8 @@ def _analyse_pair(
     """Analyses the temperatures ``tau`` [seeds, N] of one pair."""
     tau = tau.astype(np.float64)
     effects = [
-        field_effect(field.name, tau, table[field.name].to_numpy(), names[field.name]) for field in data.manifest.fields
+        field_effect(field.name, tau, table[field.name].to_numpy(), names[field.name])
+        for field in data.manifest.fields
     ]
     known = [column for column in table.column_names if column.startswith(TRUTH)]
     truth = {
@@ -111,16 +118,22 @@ def _analyse_pair(
     return Temperature(
         pair=name.removeprefix("tau/"),
         points=_mean_points(tau),
-        labels=list(label_groups(tau, {task: table[task].to_numpy() for task in data.manifest.tasks})),
+        labels=list(
+            label_groups(tau, {task: table[task].to_numpy() for task in data.manifest.tasks})
+        ),
         fields=sorted(effects, key=lambda effect: -effect.explained),
         truth=truth,
     )
 
 
 def label_groups(tau: np.ndarray, labels: dict[str, np.ndarray]) -> Iterator[LabelGroup]:
-    """Groups temperatures ``tau`` [seeds, N] by the combinations of ``labels`` (0 or 1, [N] each) that occur."""
+    """Groups temperatures ``tau`` [seeds, N] by the combinations of ``labels`` (0 or 1, [N] each)
+    that occur.
+    """
     for combination in product((0, 1), repeat=len(labels)):
-        rows = np.logical_and.reduce([each == value for each, value in zip(labels.values(), combination)])
+        rows = np.logical_and.reduce(
+            [each == value for each, value in zip(labels.values(), combination)]
+        )
         if rows.any():
             chosen = tau[:, rows]
             named = dict(zip(labels, combination))
@@ -155,8 +168,16 @@ def _value_names(data: PreparedData) -> Iterator[tuple[str, list[str]]]:
     for field in data.manifest.fields:
         encoder = encoders[field.name]
         ids = range(1, field.num_embeddings)
-        values = encoder.values.to_pylist() if isinstance(encoder, Vocabulary) else [None] * len(ids)
-        yield field.name, ["unknown", *(_name(value) or _bucket(field, number) for number, value in zip(ids, values))]
+        values = (
+            encoder.values.to_pylist() if isinstance(encoder, Vocabulary) else [None] * len(ids)
+        )
+        yield (
+            field.name,
+            [
+                "unknown",
+                *(_name(value) or _bucket(field, number) for number, value in zip(ids, values)),
+            ],
+        )
 
 
 def _name(value: str | None) -> str | None:
@@ -176,23 +197,30 @@ def _bucket(field: FieldInfo, number: int) -> str:
 DRAWN_FIELDS = 3
 
 
-def write_temperature_report(folder: Path, dataset: str, found: list[Temperature], command: str) -> list[Path]:
+def write_temperature_report(
+    folder: Path, dataset: str, found: list[Temperature], command: str
+) -> list[Path]:
     """Writes ``temperature.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
     content = {"command": command, "dataset": dataset, "pairs": [asdict(each) for each in found]}
     sections = [f"# The learned temperature (Equation 12): {dataset}", READING]
     sections += [temperature_tables(each) for each in found]
     sections.append("![temperature by labels and by values](temperature.png)")
-    return write_files(folder, "temperature", command, sections, content, draw_temperature(dataset, found))
+    return write_files(
+        folder, "temperature", command, sections, content, draw_temperature(dataset, found)
+    )
 
 
 READING = (
-    "Temperatures of the rows of the test split with AdaFTR's best weights. All numbers are means over the seeds. "
+    "Temperatures of the rows of the test split with AdaFTR's best weights. All numbers are means "
+    "over the seeds. "
     "A low temperature means that the model predicts related tasks."
 )
 
 
 def temperature_tables(found: Temperature) -> str:
-    """Formats one pair of tasks as Markdown: by labels, by field, and against true quantities if they are known."""
+    """Formats one pair of tasks as Markdown: by labels, by field, and against true quantities if
+    they are known.
+    """
     low, middle, high = found.points.values()
     remark = "; effectively constant" if high - low < COLLAPSED else ""
     sections = [
@@ -209,7 +237,12 @@ def temperature_tables(found: Temperature) -> str:
 
 def _label_table(groups: list[LabelGroup]) -> str:
     rows = [
-        [_labels_text(group), f"{group.rows:,}", f"{group.mean:.4f}", *(f"{p:.4f}" for p in group.points.values())]
+        [
+            _labels_text(group),
+            f"{group.rows:,}",
+            f"{group.mean:.4f}",
+            *(f"{p:.4f}" for p in group.points.values()),
+        ]
         for group in groups
     ]
     return Table(["labels", "rows", "mean τ", "5 %", "50 %", "95 %"], rows).markdown()
@@ -230,7 +263,9 @@ def _field_table(fields: list[FieldEffect]) -> str:
 
 
 def draw_temperature(dataset: str, found: list[Temperature]) -> Picture:
-    """Draws one row per pair: τ by combination of labels, then by value of the fields that explain most variance."""
+    """Draws one row per pair: τ by combination of labels, then by value of the fields that explain
+    most variance.
+    """
     columns = 1 + DRAWN_FIELDS
     figure = Picture(4 * columns, 3.6 * len(found))
     figure.suptitle(f"The learned temperature: {dataset}")
@@ -247,8 +282,18 @@ def _paint_labels(axes: Axes, found: Temperature) -> None:
     """Draws the median and the 5 % and 95 % quantiles of each combination."""
     for place, group in enumerate(found.labels):
         low, middle, high = group.points.values()
-        axes.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color=VERMILION, capsize=4)
-    axes.set_yticks(range(len(found.labels)), [f"{_labels_text(each)}\n{each.rows:,} rows" for each in found.labels])
+        axes.errorbar(
+            middle,
+            place,
+            xerr=[[middle - low], [high - middle]],
+            fmt="o",
+            color=VERMILION,
+            capsize=4,
+        )
+    axes.set_yticks(
+        range(len(found.labels)),
+        [f"{_labels_text(each)}\n{each.rows:,} rows" for each in found.labels],
+    )
     axes.set_ylim(-0.6, len(found.labels) - 0.4)
     axes.set_title(f"{found.pair}: by labels (5, 50, 95 %)")
     axes.set_xlabel("τ")

@@ -14,9 +14,11 @@ Z = 1.959964  # standard errors of a normal distribution within which 95 % of it
 
 @dataclass(frozen=True, repr=False)
 class ScoreBuckets(Shown):
-    """The rows of one task in buckets of equal size, from the highest scores to the lowest. It prints as a table.
+    """The rows of one task in buckets of equal size, from the highest scores to the lowest. It
+    prints as a table.
 
-    Rows of equal score are in one bucket, so there are fewer, of other sizes, where many scores are equal.
+    Rows of equal score are in one bucket, so there are fewer, of other sizes, where many scores are
+    equal.
 
     Attributes:
         rows: the number of rows, int64 [K].
@@ -40,7 +42,8 @@ class ScoreBuckets(Shown):
         order = np.argsort(-logits, kind="stable")
         z = logits[order].astype(np.float64)
         places = np.arange(count) * len(z) // count
-        starts = np.unique(np.searchsorted(-z, -z[places], "left"))  # the first row of the same score
+        # the first row of the same score
+        starts = np.unique(np.searchsorted(-z, -z[places], "left"))
         rows = np.diff(starts, append=len(z))
         probabilities = np.exp(-np.logaddexp(0.0, -z))
         positives = np.add.reduceat(labels[order].astype(np.float64), starts)
@@ -48,7 +51,9 @@ class ScoreBuckets(Shown):
 
     @property
     def interval(self) -> np.ndarray:
-        """The ends of the 95 % interval of ``observed`` (Wilson's), float64 [2, K], as of rows that are independent."""
+        """The ends of the 95 % interval of ``observed`` (Wilson's), float64 [2, K], as of rows that
+        are independent.
+        """
         n, p = self.rows, self.observed
         middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
         half = Z / (1 + Z**2 / n) * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
@@ -62,7 +67,9 @@ class ScoreBuckets(Shown):
 
     @property
     def gain(self) -> np.ndarray:
-        """The share of all positives in a bucket and those above it, float64 [K]; nan if there are none."""
+        """The share of all positives in a bucket and those above it, float64 [K]; nan if there are
+        none.
+        """
         positives = np.cumsum(self.observed * self.rows)
         with np.errstate(invalid="ignore"):
             return positives / positives[-1]
@@ -87,7 +94,14 @@ class ScoreBuckets(Shown):
             ]
             for k in range(len(self.rows))
         ]
-        header = ["highest scores, up to", "rows", "predicted %", "observed %, 95 % interval", "lift", "gain %"]
+        header = [
+            "highest scores, up to",
+            "rows",
+            "predicted %",
+            "observed %, 95 % interval",
+            "lift",
+            "gain %",
+        ]
         return Table(header, cells)
 
     def _parts(self) -> list[str | Table]:

@@ -1,4 +1,5 @@
-"""Permutation importance: how much worse a model ranks when the values of one field are those of other rows.
+"""Permutation importance: how much worse a model ranks when the values of one field are those of
+other rows.
 
 Shapes: n rows, F fields (dense ones last), T tasks, R repeats.
 """
@@ -28,13 +29,15 @@ NOTICED = 2.0  # standard errors above 0
 
 @dataclass(frozen=True, repr=False)
 class Importance(Shown):
-    """The AUC that each field is worth, per task. It prints as a table, in percentage points of AUC.
+    """The AUC that each field is worth, per task. It prints as a table, in percentage points of
+    AUC.
 
     Attributes:
         fields: F names.
         tasks: T names.
-        drops: float64 [R, F, T], the AUC of the rows minus that with the values of a field permuted among them, in each
-            of R permutations; nan for a task of which the rows have a single class.
+        drops: float64 [R, F, T], the AUC of the rows minus that with the values of a field permuted
+            among them, in each of R permutations; nan for a task of which the rows have a single
+            class.
         rows: the number of rows.
     """
 
@@ -50,9 +53,11 @@ class Importance(Shown):
 
     @property
     def standard_error(self) -> np.ndarray:
-        """The standard error of ``mean`` over the permutations, float64 [F, T]; nan for one permutation.
+        """The standard error of ``mean`` over the permutations, float64 [F, T]; nan for one
+        permutation.
 
-        It says how much other permutations of these rows would change the mean, not how much other rows would.
+        It says how much other permutations of these rows would change the mean, not how much other
+        rows would.
         """
         repeats = len(self.drops)
         if repeats < 2:
@@ -60,7 +65,9 @@ class Importance(Shown):
         return self.drops.std(0, ddof=1) / np.sqrt(repeats)
 
     def order(self) -> list[int]:
-        """Returns the positions of the fields, the most important one (by the mean over tasks) first."""
+        """Returns the positions of the fields, the most important one (by the mean over tasks)
+        first.
+        """
         return np.argsort(-np.nan_to_num(self.mean).mean(1), kind="stable").tolist()
 
     def unnoticed(self) -> list[str]:
@@ -71,8 +78,13 @@ class Importance(Shown):
         return [name for name, noticed in zip(self.fields, is_noticed.any(1)) if not noticed]
 
     def table(self) -> Table:
-        """Returns a row per field, the most important one first: drop ± standard error per task, in points of AUC."""
-        cells = [[self.fields[f], *(self._cell(f, t) for t in range(len(self.tasks)))] for f in self.order()]
+        """Returns a row per field, the most important one first: drop ± standard error per task, in
+        points of AUC.
+        """
+        cells = [
+            [self.fields[f], *(self._cell(f, t) for t in range(len(self.tasks)))]
+            for f in self.order()
+        ]
         return Table(["AUC lost without", *self.tasks], cells)
 
     def _cell(self, field: int, task: int) -> str:
@@ -94,9 +106,11 @@ def permutation_importance(
     seed: int = 0,
     progress: bool = False,
 ) -> Importance:
-    """Measures each field by permuting its values among the rows, as ``sklearn.inspection.permutation_importance``.
+    """Measures each field by permuting its values among the rows, as
+    ``sklearn.inspection.permutation_importance``.
 
-    It takes F * R + 1 predictions of at most ``max_rows`` rows. A multi-valued field is permuted list by list.
+    It takes F * R + 1 predictions of at most ``max_rows`` rows. A multi-valued field is permuted
+    list by list.
 
     Args:
         model: the model, which is put into evaluation mode.
@@ -126,7 +140,9 @@ def permutation_importance(
 
 
 def sample(split: Split, most: int, random: np.random.Generator) -> Batch:
-    """Returns all rows of a split, or ``most`` of them that are drawn without replacement, in file order."""
+    """Returns all rows of a split, or ``most`` of them that are drawn without replacement, in file
+    order.
+    """
     chosen = np.sort(random.choice(len(split), min(most, len(split)), replace=False, shuffle=False))
     parts = []
     first = 0
@@ -139,7 +155,9 @@ def sample(split: Split, most: int, random: np.random.Generator) -> Batch:
 
 
 def permute_field(batch: Batch, field: int, order: np.ndarray) -> Batch:
-    """Returns the rows of a batch [n] with the values of one field those of the rows ``order`` [n]."""
+    """Returns the rows of a batch [n] with the values of one field those of the rows
+    ``order`` [n].
+    """
     n = len(batch)
     ids, offsets, dense = batch.ids, batch.offsets, batch.dense
     width = ids.shape[1] if offsets is None else (len(offsets) - 1) // n

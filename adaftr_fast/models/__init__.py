@@ -1,4 +1,6 @@
-"""The models, one file per paper, and :func:`build_model`, which builds a model from a :class:`ModelConfig`."""
+"""The models, one file per paper, and :func:`build_model`, which builds a model from a
+:class:`ModelConfig`.
+"""
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.adaftr import AdaFTR

@@ -1,8 +1,9 @@
-"""Base classes of the models: predictions for T tasks from F categorical fields, and the loss that trains them.
+"""Base classes of the models: predictions for T tasks from F categorical fields, and the loss that
+trains them.
 
-Shapes: B batch, F fields, D sum of the embedding widths of the fields (F * E where all are E wide) and the number of
-components of dense fields, T tasks, v width of the input of a tower, h width of a layer of a tower, N ids of all bags
-together.
+Shapes: B batch, F fields, D sum of the embedding widths of the fields (F * E where all are E wide)
+and the number of components of dense fields, T tasks, v width of the input of a tower, h width of a
+layer of a tower, N ids of all bags together.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from adaftr_fast.ops.norms import squared_norm
 if TYPE_CHECKING:
     from adaftr_fast.data.dataset.batch import Batch
 
-LOSS_TERMS = ("l2", "relatedness", "contrast", "counterfactual", "imputation", "constraint")  # beside one per task
+# beside one per task
+LOSS_TERMS = ("l2", "relatedness", "contrast", "counterfactual", "imputation", "constraint")
 
 
 class Representations(NamedTuple):
@@ -41,21 +43,24 @@ class Representations(NamedTuple):
     inputs: list[Tensor]  # per task [B, v]: the input of its tower, v^ctr and v^cvr of Eq. 3
     hidden: list[list[Tensor]]  # per task, per tower layer [B, h], after ReLU
     logits: Tensor  # [B, T]
-    squares: Tensor | None = None  # 0-dim, the sum of the squares of the embeddings, where the look-up computes it
+    # 0-dim, the sum of the squares of the embeddings, where the look-up computes it
+    squares: Tensor | None = None
 
 
 class MultiTaskModel(nn.Module, ABC):
-    """A model that computes its own losses: the trainer minimizes the sum of the terms that ``loss`` returns.
+    """A model that computes its own losses: the trainer minimizes the sum of the terms that
+    ``loss`` returns.
 
     Args:
         task_names: T names, in the order of the columns of the labels.
 
     Raises:
-        ValueError: there is no task, a name occurs twice, or a name is that of another term of the loss.
+        ValueError: there is no task, a name occurs twice, or a name is that of another term of the
+            loss.
 
     Attributes:
-        rows_together: the number of consecutive rows of a batch that ``loss`` reads together. The trainer divides a
-            batch among ranks and parts only between such blocks. 1 by default.
+        rows_together: the number of consecutive rows of a batch that ``loss`` reads together. The
+            trainer divides a batch among ranks and parts only between such blocks. 1 by default.
     """
 
     rows_together = 1
@@ -65,9 +70,12 @@ class MultiTaskModel(nn.Module, ABC):
         self.task_names = list(task_names)
         if not self.task_names:
             raise ValueError(f"{type(self).__name__}: task_names must name at least one task")
-        if len(set(self.task_names)) < len(self.task_names) or set(self.task_names) & set(LOSS_TERMS):
+        if len(set(self.task_names)) < len(self.task_names) or set(self.task_names) & set(
+            LOSS_TERMS
+        ):
             raise ValueError(
-                f"{type(self).__name__}: task_names must be distinct and none of {', '.join(LOSS_TERMS)}, "
+                f"{type(self).__name__}: task_names must be distinct and none of "
+                f"{', '.join(LOSS_TERMS)}, "
                 f"got {self.task_names}"
             )
 
@@ -75,7 +83,9 @@ class MultiTaskModel(nn.Module, ABC):
         return f"tasks={self.task_names}"
 
     @abstractmethod
-    def forward(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None
+    ) -> Tensor:
         """Computes the logits [B, T].
 
         Args:
@@ -85,14 +95,18 @@ class MultiTaskModel(nn.Module, ABC):
         """
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Computes the weighted terms of the objective (Eq. 14) by name, each 0-dim; by default ``log_losses``.
+        """Computes the weighted terms of the objective (Eq. 14) by name, each 0-dim; by default
+        ``log_losses``.
 
-        A model with an ``AdaptiveInfoNCE`` also takes ``process_group``, the ranks that contrast their rows together.
+        A model with an ``AdaptiveInfoNCE`` also takes ``process_group``, the ranks that contrast
+        their rows together.
         """
         return self.log_losses(self(*batch.features), batch)
 
     def log_losses(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Computes Eq. 4 per task (with the "1 -" that its second logarithm lacks in print) from logits [B, T]."""
+        """Computes Eq. 4 per task (with the "1 -" that its second logarithm lacks in print) from
+        logits [B, T].
+        """
         self.check_labels(batch.labels)
         each = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")  # [B, T]
         means = weighted_mean(each, batch.weight, batch.weight_mean).unbind()
@@ -102,10 +116,12 @@ class MultiTaskModel(nn.Module, ABC):
         """Sets what changes in the course of training, before each step; by default nothing does.
 
         Args:
-            epochs: the number of epochs trained so far, with the done part of the current one as a fraction.
+            epochs: the number of epochs trained so far, with the done part of the current one as a
+                fraction.
 
         Returns:
-            Whether ``loss`` runs other ops from now on, so that a captured graph of it is no longer valid.
+            Whether ``loss`` runs other ops from now on, so that a captured graph of it is no longer
+            valid.
         """
         return False
 
@@ -113,21 +129,26 @@ class MultiTaskModel(nn.Module, ABC):
         """Raises ValueError unless labels are [B, T]."""
         if labels.dim() != 2 or labels.shape[1] != len(self.task_names):
             raise ValueError(
-                f"{type(self).__name__}: labels must be [B, {len(self.task_names)}], a column for each of "
+                f"{type(self).__name__}: labels must be [B, {len(self.task_names)}], a column for "
+                "each of "
                 f"{', '.join(self.task_names)}, got {list(labels.shape)}"
             )
 
     def served(self) -> MultiTaskModel:
-        """Returns the part of the model that computes the logits, without parts that only the loss needs."""
+        """Returns the part of the model that computes the logits, without parts that only the loss
+        needs.
+        """
         return self
 
     def for_task(self, task: str) -> MultiTaskModel:
-        """Returns a model of one task alone, without what only other tasks need, so that it costs O(L d) (Section 3.4).
+        """Returns a model of one task alone, without what only other tasks need, so that it costs
+        O(L d) (Section 3.4).
 
         Its parameters are those of this model, or copies of a part of them.
 
         Raises:
-            ServingError: there is no such task, or it has no network that runs without those of other tasks.
+            ServingError: there is no such task, or it has no network that runs without those of
+                other tasks.
         """
         self.position(task)
         raise self.not_alone(task, f"{type(self).__name__} does not define for_task")
@@ -140,20 +161,25 @@ class MultiTaskModel(nn.Module, ABC):
 
     def not_alone(self, task: str, reason: str) -> ServingError:
         """Returns the error for a task whose network does not run without those of other tasks."""
-        return ServingError(f"the task {task} of {type(self).__name__} has no network that runs alone: {reason}")
+        return ServingError(
+            f"the task {task} of {type(self).__name__} has no network that runs alone: {reason}"
+        )
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
-        """Computes values per instance to report, each [B], such as the learned temperature; {} by default."""
+        """Computes values per instance to report, each [B], such as the learned temperature; {} by
+        default.
+        """
         return {}
 
 
 class PlainModule(MultiTaskModel):
-    """A module of one's own that computes logits alone; it is trained with the log-loss of each task.
+    """A module of one's own that computes logits alone; it is trained with the log-loss of each
+    task.
 
     Args:
-        module: it is called with ids [B, F]; with multi-valued fields also with the keyword ``offsets``, and with
-            dense fields with ``dense``, as ``MultiTaskModel.forward``. It returns logits [B, T], or an object with
-            ``logits``.
+        module: it is called with ids [B, F]; with multi-valued fields also with the keyword
+            ``offsets``, and with dense fields with ``dense``, as ``MultiTaskModel.forward``. It
+            returns logits [B, T], or an object with ``logits``.
         task_names: T names, in the order of the columns of the labels.
     """
 
@@ -161,31 +187,44 @@ class PlainModule(MultiTaskModel):
         super().__init__(task_names)
         self.module = module
 
-    def forward(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
-        given = {name: part for name, part in (("offsets", offsets), ("dense", dense)) if part is not None}
+    def forward(
+        self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None
+    ) -> Tensor:
+        given = {
+            name: part
+            for name, part in (("offsets", offsets), ("dense", dense))
+            if part is not None
+        }
         found = self.module(ids, **given)
         logits = found if isinstance(found, Tensor) else getattr(found, "logits", None)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] != len(self.task_names):
+        if (
+            not isinstance(logits, Tensor)
+            or logits.dim() != 2
+            or logits.shape[1] != len(self.task_names)
+        ):
             got = type(found).__name__ if not isinstance(logits, Tensor) else list(logits.shape)
             name, tasks = type(self.module).__name__, len(self.task_names)
-            raise TypeError(f"{name}: expected logits [B, {tasks}], or an object with them as logits, got {got}")
+            raise TypeError(
+                f"{name}: expected logits [B, {tasks}], or an object with them as logits, got {got}"
+            )
         return logits
 
 
 class Backbone(MultiTaskModel):
     """A model that exposes the inputs and layers of its towers, for AdaFTR to align.
 
-    A subclass makes ``towers`` in ``make_layers`` or in its constructor, one :class:`Tower` per task, all of the same
-    widths, as ``make_towers`` does, and implements ``task_inputs``. One whose towers exchange activations also
-    overrides ``read_towers``.
+    A subclass makes ``towers`` in ``make_layers`` or in its constructor, one :class:`Tower` per
+    task, all of the same widths, as ``make_towers`` does, and implements ``task_inputs``. One whose
+    towers exchange activations also overrides ``read_towers``.
 
     Args:
         num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, in the order of the label columns.
         config: the settings; its subclasses say what they read.
-        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to; needed only if they
-            name any.
-        dense: encodings of the dense fields, if there are any. Their components follow the embeddings.
+        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to;
+            needed only if they name any.
+        dense: encodings of the dense fields, if there are any. Their components follow the
+            embeddings.
 
     Attributes:
         embedding: the fields, named by their positions, but for those that are pooled by attention.
@@ -213,20 +252,30 @@ class Backbone(MultiTaskModel):
         rows = [num_embeddings[f] for f in own]
         widths = [self.widths[f] for f in own]
         self.embedding = FusedEmbedding(rows, widths, field_names=[str(f) for f in own])
-        self.attention = FieldAttention(targets, self.widths, config.attention_hidden) if targets else None
+        self.attention = (
+            FieldAttention(targets, self.widths, config.attention_hidden) if targets else None
+        )
         self.dense_fields = DenseFields(dense) if dense else None
-        self.embedded_features = sum(self.widths) + (self.dense_fields.out_features if self.dense_fields else 0)
+        self.embedded_features = sum(self.widths) + (
+            self.dense_fields.out_features if self.dense_fields else 0
+        )
         self.make_layers(config)
 
     def make_layers(self, config: ModelConfig) -> None:
-        """Makes the layers above the embeddings, ``towers`` among them, unless a subclass does so in ``__init__``."""
+        """Makes the layers above the embeddings, ``towers`` among them, unless a subclass does so
+        in ``__init__``.
+        """
 
     @abstractmethod
     def task_inputs(self, embedded: Tensor) -> list[Tensor]:
-        """Computes g of Eq. 2: embedded [B, D] -> the input of the tower of each task, T of [B, v]."""
+        """Computes g of Eq. 2: embedded [B, D] -> the input of the tower of each task,
+        T of [B, v].
+        """
 
     def read_towers(self, inputs: list[Tensor]) -> tuple[list[list[Tensor]], Tensor]:
-        """Computes f of Eq. 2: T of [B, v] -> (per task, per layer [B, h] after ReLU; logits [B, T])."""
+        """Computes f of Eq. 2: T of [B, v] -> (per task, per layer [B, h] after ReLU; logits
+        [B, T]).
+        """
         hidden, logits = run_towers(self.towers, inputs)
         return hidden, torch.cat(logits, 1)
 
@@ -240,7 +289,8 @@ class Backbone(MultiTaskModel):
         return alone
 
     def keep_task(self, task: int, names: Sequence[str]) -> None:
-        """Drops what only other tasks need from a copy, whose ``towers`` are that of one task alone.
+        """Drops what only other tasks need from a copy, whose ``towers`` are that of one task
+        alone.
 
         A subclass that overrides it supports ``for_task``. It replaces modules and changes none.
 
@@ -251,10 +301,15 @@ class Backbone(MultiTaskModel):
         Raises:
             ServingError: the task does not run without the others.
         """
-        raise self.not_alone(names[task], f"{type(self).__name__} does not define keep_task, which for_task needs")
+        raise self.not_alone(
+            names[task], f"{type(self).__name__} does not define keep_task, which for_task needs"
+        )
 
-    def embed(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
-        """Computes e_r, [B, D]: embeddings, those of a bag pooled by the mean or by attention, and encoded numbers.
+    def embed(
+        self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None
+    ) -> Tensor:
+        """Computes e_r, [B, D]: embeddings, those of a bag pooled by the mean or by attention, and
+        encoded numbers.
 
         Raises:
             ValueError: the model has dense fields and ``dense`` is None, or the reverse.
@@ -272,9 +327,15 @@ class Backbone(MultiTaskModel):
             )
             got = "None" if dense is None else f"{dense.dtype} {list(dense.shape)}"
             raise ValueError(f"{type(self).__name__}: dense must be {expected}, got {got}")
-        return embedded if self.dense_fields is None else torch.cat([embedded, self.dense_fields(dense)], 1)
+        return (
+            embedded
+            if self.dense_fields is None
+            else torch.cat([embedded, self.dense_fields(dense)], 1)
+        )
 
-    def represent(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Representations:
+    def represent(
+        self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None
+    ) -> Representations:
         """Computes everything from the embeddings and numbers to the logits."""
         squares = None
         if self._sums_squares_at_look_up(offsets, dense):
@@ -286,12 +347,27 @@ class Backbone(MultiTaskModel):
         return Representations(embedded, inputs, *self.read_towers(inputs), squares)
 
     def _sums_squares_at_look_up(self, offsets: Tensor | None, dense: Tensor | None) -> bool:
-        """Returns whether e_r is the result of one look-up, whose squares the penalty of a training step needs."""
-        only_ids = offsets is None and dense is None and self.attention is None and self.dense_fields is None
+        """Returns whether e_r is the result of one look-up, whose squares the penalty of a training
+        step needs.
+        """
+        only_ids = (
+            offsets is None
+            and dense is None
+            and self.attention is None
+            and self.dense_fields is None
+        )
         plain = type(self).embed is Backbone.embed and type(self.embedding) is FusedEmbedding
-        return bool(self.l2) and only_ids and plain and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return (
+            bool(self.l2)
+            and only_ids
+            and plain
+            and torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+        )
 
-    def forward(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None
+    ) -> Tensor:
         return self.represent(ids, offsets, dense).logits
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -307,28 +383,40 @@ class Backbone(MultiTaskModel):
     def _penalty(self, seen: Representations) -> Tensor:
         """Computes l2 * S, or l2 * sqrt(S) with the ``l2_form`` "norm".
 
-        S is the squared norm of the dense weights plus the mean over B of that of the embeddings e_r.
+        S is the squared norm of the dense weights plus the mean over B of that of the embeddings
+        e_r.
         """
         parts = (module.parameters() for module in self.children() if module is not self.embedding)
-        dense = [p for p in dict.fromkeys(chain(self.parameters(recurse=False), *parts)) if p.dim() > 1]
+        dense = [
+            p for p in dict.fromkeys(chain(self.parameters(recurse=False), *parts)) if p.dim() > 1
+        ]
         weight = self.l2 if self.l2_form == "squared" else 1.0
         if seen.squares is None:
             looked_up = seen.embedded[:, : sum(self.widths)]  # without the numbers
-            squares = squared_norm([*dense, looked_up], [weight] * len(dense) + [weight / len(looked_up)])
+            squares = squared_norm(
+                [*dense, looked_up], [weight] * len(dense) + [weight / len(looked_up)]
+            )
         else:
-            squares = squared_norm(dense, [weight] * len(dense)) + seen.squares * (weight / len(seen.embedded))
+            squares = squared_norm(dense, [weight] * len(dense)) + seen.squares * (
+                weight / len(seen.embedded)
+            )
         return squares if self.l2_form == "squared" else self.l2 * squares.sqrt()
 
     def check_towers(self, inputs: Sequence[Tensor] | None = None) -> None:
-        """Raises TypeError unless there is a tower per task and, if ``inputs`` are given, an input for each."""
+        """Raises TypeError unless there is a tower per task and, if ``inputs`` are given, an input
+        for each.
+        """
         tasks = len(self.task_names)
         towers = len(getattr(self, "towers", ()))
         if towers != tasks:
-            raise TypeError(f"{type(self).__name__}: towers must be one Tower per task, {tasks}, got {towers}")
+            raise TypeError(
+                f"{type(self).__name__}: towers must be one Tower per task, {tasks}, got {towers}"
+            )
         if inputs is not None and (isinstance(inputs, Tensor) or len(inputs) != tasks):
             got = "a tensor" if isinstance(inputs, Tensor) else len(inputs)
             raise TypeError(
-                f"{type(self).__name__}: task_inputs must return a list of {tasks}, one per task, got {got}"
+                f"{type(self).__name__}: task_inputs must return a list of {tasks}, one per task, "
+                f"got {got}"
             )
 
     def make_towers(self, in_features: int, hidden: Sequence[int]) -> ModuleList[Tower]:

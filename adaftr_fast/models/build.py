@@ -1,4 +1,6 @@
-"""Builds a model from its configuration: one of this package, or a class of one's own named as ``module:Class``."""
+"""Builds a model from its configuration: one of this package, or a class of one's own named as
+``module:Class``.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ ModelClass = str | type[nn.Module]
 
 
 def class_name(model_class: ModelClass) -> str:
-    """Returns the name by which ``find_class`` finds a class. Raises ConfigError if it is local to a function."""
+    """Returns the name by which ``find_class`` finds a class. Raises ConfigError if it is local to
+    a function.
+    """
     if isinstance(model_class, str):
         return model_class
     name = f"{model_class.__module__}:{model_class.__qualname__}"
@@ -44,24 +48,28 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
     """Imports a class by its name, and checks that the trainer can build it.
 
     Args:
-        model_class: a subclass of ``MultiTaskModel``, or its name. Its constructor takes ``ARGUMENTS``, and ``dense``
-            where the data have dense fields. Any other ``torch.nn.Module`` whose constructor has parameters of these
-            names, in any order, becomes a ``PlainModule``, whose ``forward`` takes what the data have.
+        model_class: a subclass of ``MultiTaskModel``, or its name. Its constructor takes
+            ``ARGUMENTS``, and ``dense`` where the data have dense fields. Any other
+            ``torch.nn.Module`` whose constructor has parameters of these names, in any order,
+            becomes a ``PlainModule``, whose ``forward`` takes what the data have.
 
     Returns:
-        A function of ``ARGUMENTS`` and ``dense`` that builds the model. It raises ConfigError where the class raises
-        ValueError, or its constructor or ``forward`` lacks ``dense``.
+        A function of ``ARGUMENTS`` and ``dense`` that builds the model. It raises ConfigError where
+        the class raises ValueError, or its constructor or ``forward`` lacks ``dense``.
 
     Raises:
-        ConfigError: there is no such module or class, it is not a model, or its constructor or ``forward`` takes other
-            arguments.
+        ConfigError: there is no such module or class, it is not a model, or its constructor or
+            ``forward`` takes other arguments.
         Exception: whatever the module raises.
     """
     name = class_name(model_class)
     found = _imported(name) if isinstance(model_class, str) else model_class
     if not (isinstance(found, type) and (issubclass(found, MultiTaskModel) or _is_plain(found))):
         plain = f"a torch.nn.Module that takes ({', '.join(ARGUMENTS)})"
-        raise _own_error(name, f"expected a subclass of adaftr_fast.models.MultiTaskModel or {plain}, got {found!r}")
+        raise _own_error(
+            name,
+            f"expected a subclass of adaftr_fast.models.MultiTaskModel or {plain}, got {found!r}",
+        )
     if inspect.isabstract(found):
         missing = sorted(vars(found)["__abstractmethods__"])
         raise _own_error(name, f"is abstract: it lacks {', '.join(missing)}")
@@ -84,13 +92,19 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
         data = (num_embeddings, task_names, config, field_names)
         if dense and not _takes(signature, by_name, dense=dense):
             raise _own_error(
-                name, f"the data have dense fields, expected a constructor that takes dense, got {signature}"
+                name,
+                "the data have dense fields, expected a constructor that takes dense, got "
+                f"{signature}",
             )
         if dense and by_name:
             check_forward(name, found, dense=dense)
         try:
             more = {"dense": dense} if dense else {}
-            built = construct(**dict(zip(ARGUMENTS, data)), **more) if by_name else construct(*data, **more)
+            built = (
+                construct(**dict(zip(ARGUMENTS, data)), **more)
+                if by_name
+                else construct(*data, **more)
+            )
             return built if isinstance(built, MultiTaskModel) else PlainModule(built, task_names)
         except ConfigError:
             raise
@@ -101,18 +115,25 @@ def find_class(model_class: ModelClass) -> Callable[..., MultiTaskModel]:
 
 
 def _is_plain(found: type) -> bool:
-    """Returns whether a class is a module whose constructor has parameters of the names ``ARGUMENTS``."""
-    return issubclass(found, nn.Module) and set(ARGUMENTS) <= set(inspect.signature(found).parameters)
+    """Returns whether a class is a module whose constructor has parameters of the names
+    ``ARGUMENTS``.
+    """
+    return issubclass(found, nn.Module) and set(ARGUMENTS) <= set(
+        inspect.signature(found).parameters
+    )
 
 
 def _takes(signature: inspect.Signature, by_name: bool, **named: object) -> bool:
-    """Returns whether a constructor takes ``ARGUMENTS``, by their places or by their names, and what is ``named``."""
+    """Returns whether a constructor takes ``ARGUMENTS``, by their places or by their names, and
+    what is ``named``.
+    """
     given = dict.fromkeys(ARGUMENTS)
     return _binds(signature, **given, **named) if by_name else _binds(signature, *given, **named)
 
 
 def check_forward(name: str, found: type[nn.Module], **named: object) -> None:
-    """Raises ConfigError unless a plain module takes ids, ``offsets`` and ``dense`` if it has them, and ``named``.
+    """Raises ConfigError unless a plain module takes ids, ``offsets`` and ``dense`` if it has them,
+    and ``named``.
 
     Args:
         named: those of ``offsets`` and ``dense`` that the data have.
@@ -120,7 +141,10 @@ def check_forward(name: str, found: type[nn.Module], **named: object) -> None:
     signature = inspect.signature(found.forward)
     parts = {part: None for part in ("offsets", "dense") if part in signature.parameters}
     if not _binds(signature, "self", "ids", **(parts | named)):
-        expected = "forward(self, ids), with offsets and dense where the data have multi-valued and dense fields"
+        expected = (
+            "forward(self, ids), with offsets and dense where the data have multi-valued and dense "
+            "fields"
+        )
         raise _own_error(name, f"expected {expected}, got forward{signature}")
 
 
@@ -181,14 +205,15 @@ def build_model(
     field_names: Sequence[str] | None = None,
     dense: Sequence[NumericEncoding] = (),
 ) -> MultiTaskModel:
-    """Builds the model ``config.name``. If that is a class of the user's own, its module is imported.
+    """Builds the model ``config.name``. If that is a class of the user's own, its module is
+    imported.
 
     Args:
         config: the settings of the model.
         num_embeddings: number of rows of each field, F numbers.
         task_names: T names, in the order of the columns of the labels.
-        field_names: F names, which ``config.embedding_dims`` and ``config.attention`` refer to; needed only if they
-            name any.
+        field_names: F names, which ``config.embedding_dims`` and ``config.attention`` refer to;
+            needed only if they name any.
         dense: encodings of the dense fields, if there are any.
 
     Raises:

@@ -9,7 +9,8 @@ from adaftr_fast.config import ModelConfig
 from adaftr_fast.models.shared_bottom import SharedBottom
 from adaftr_fast.nn.module_list import ModuleList
 
-OWN_SHARE = 0.9  # initial weight of the task's own activations, as in Misra et al.; the others share the rest
+# initial weight of the task's own activations, as in Misra et al.; the others share the rest
+OWN_SHARE = 0.9
 
 
 class CrossStitchUnit(nn.Module):
@@ -28,7 +29,9 @@ class CrossStitchUnit(nn.Module):
     def __init__(self, tasks: int) -> None:
         super().__init__()
         other = (1 - OWN_SHARE) / max(1, tasks - 1)
-        self.alpha = nn.Parameter(torch.full((tasks, tasks), other).fill_diagonal_(1 - other * (tasks - 1)))
+        self.alpha = nn.Parameter(
+            torch.full((tasks, tasks), other).fill_diagonal_(1 - other * (tasks - 1))
+        )
 
     def extra_repr(self) -> str:
         return f"tasks={len(self.alpha)}"
@@ -42,18 +45,19 @@ class CrossStitch(SharedBottom):
 
         x^t_l = ReLU(W^t_l x~^t_{l-1} + b^t_l),  x~_l = alpha_l x_l,  x~^t_0 = v
 
-    The logit reads the last x~^t. The original, made for convolutions, has one alpha per channel. Here there is one
-    per tower layer, T^2 L numbers in all (Table 1 of the AdaFTR paper: 4L). The AdaFTR paper shares the first layer in
-    every model without experts (Section 3.1.4); here that is the bottom. AdaFTR over this model contrasts x~.
+    The logit reads the last x~^t. The original, made for convolutions, has one alpha per channel.
+    Here there is one per tower layer, T^2 L numbers in all (Table 1 of the AdaFTR paper: 4L). The
+    AdaFTR paper shares the first layer in every model without experts (Section 3.1.4); here that is
+    the bottom. AdaFTR over this model contrasts x~.
 
     Args:
         num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, in the order of the label columns.
         config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``attention``,
-            ``attention_hidden``, ``expert_hidden`` (widths of the bottom), ``equal_budget`` (with ``num_experts``),
-            ``tower_hidden``, ``l2`` and ``l2_form``.
-        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to; needed only if they
-            name any.
+            ``attention_hidden``, ``expert_hidden`` (widths of the bottom), ``equal_budget`` (with
+            ``num_experts``), ``tower_hidden``, ``l2`` and ``l2_form``.
+        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to;
+            needed only if they name any.
         dense: encodings of the dense fields, if there are any.
 
     Shape:

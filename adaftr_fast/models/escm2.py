@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 
 class RiskOfConversions(ESMM):
-    """Adds terms to the loss of :class:`ESMM`, which estimate the risk of p_cvr over all impressions.
+    """Adds terms to the loss of :class:`ESMM`, which estimate the risk of p_cvr over all
+    impressions.
 
-    A subclass implements ``risks``, and names the modules that only they need in ``unserved``. Arguments and errors are
-    those of :class:`ESCM2`.
+    A subclass implements ``risks``, and names the modules that only they need in ``unserved``.
+    Arguments and errors are those of :class:`ESCM2`.
     """
 
     unserved: frozenset[str]
@@ -39,7 +40,10 @@ class RiskOfConversions(ESMM):
     def make_layers(self, config: ModelConfig) -> None:
         super().make_layers(config)
         if len(self.task_names) < 2:
-            raise ValueError(f"{type(self).__name__}: task_names must name at least two tasks, got {self.task_names}")
+            raise ValueError(
+                f"{type(self).__name__}: task_names must name at least two tasks, got "
+                f"{self.task_names}"
+            )
         self.config = config
 
     @abstractmethod
@@ -51,7 +55,9 @@ class RiskOfConversions(ESMM):
 
     def served(self) -> MultiTaskModel:
         served = copy.copy(self)  # with the same parameters
-        served._modules = {name: module for name, module in self._modules.items() if name not in self.unserved}
+        served._modules = {
+            name: module for name, module in self._modules.items() if name not in self.unserved
+        }
         return served
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
@@ -63,41 +69,45 @@ class RiskOfConversions(ESMM):
         for task in self.task_names[1:]:
             losses[task] = self.config.ctcvr_weight * losses[task]
         for name, risk in self.risks(seen, conditional, batch).items():
-            losses[name] = self.config.counterfactual_weight * weighted_mean(risk, batch.weight, batch.weight_mean)
+            losses[name] = self.config.counterfactual_weight * weighted_mean(
+                risk, batch.weight, batch.weight_mean
+            )
         return losses
 
 
 class ESCM2(RiskOfConversions):
-    """Extends :class:`ESMM` by the risk of p_cvr over all impressions, estimated from the clicked ones.
+    """Extends :class:`ESMM` by the risk of p_cvr over all impressions, estimated from the clicked
+    ones.
 
         L = L_ctr + lambda_c R + lambda_g L_ctcvr
 
-    With a click o, its predicted rate o^ = p_ctr, a conversion r and the log loss d of p_cvr against r, the risk R is
-    weighted by inverse propensities,
+    With a click o, its predicted rate o^ = p_ctr, a conversion r and the log loss d of p_cvr
+    against r, the risk R is weighted by inverse propensities,
 
         R_IPS = mean(o d / o^)
 
-    With ``imputation``, a network d^ >= 0 over the embeddings predicts the log loss where there is no click, and R is
-    the doubly robust risk with the loss that trains d^:
+    With ``imputation``, a network d^ >= 0 over the embeddings predicts the log loss where there is
+    no click, and R is the doubly robust risk with the loss that trains d^:
 
         R_DR = mean(d^ + o (d - d^) / o^) + mean(o (d - d^)^2 / o^)
 
     R_IPS is unbiased if o^ is the probability of a click, R_DR if that or d^ is right.
 
-    The publication leaves open, and is decided here: no gradient flows through o^, which is clamped to at least
-    ``propensity_min``; d^ is the softplus of its network's output; R_DR and the loss of d^ update the conversion bottom
-    and tower, the network of d^ and the embeddings, and not the click network.
+    The publication leaves open, and is decided here: no gradient flows through o^, which is clamped
+    to at least ``propensity_min``; d^ is the softplus of its network's output; R_DR and the loss of
+    d^ update the conversion bottom and tower, the network of d^ and the embeddings, and not the
+    click network.
 
-    With more than two tasks, R is the sum over the stages after the first; o is the stage before. Serving computes the
-    same function as ESMM's; d^ is part of checkpoints but not of exports.
+    With more than two tasks, R is the sum over the stages after the first; o is the stage before.
+    Serving computes the same function as ESMM's; d^ is part of checkpoints but not of exports.
 
     Args:
         num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, in the order of the funnel and of the label columns.
-        config: the settings. The model reads those of :class:`ESMM`, ``counterfactual_weight`` (lambda_c),
-            ``ctcvr_weight`` (lambda_g) and ``propensity_min``.
-        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to; needed only if they
-            name any.
+        config: the settings. The model reads those of :class:`ESMM`, ``counterfactual_weight``
+            (lambda_c), ``ctcvr_weight`` (lambda_g) and ``propensity_min``.
+        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to;
+            needed only if they name any.
         dense: encodings of the dense fields, if there are any.
         imputation: whether R is R_DR, rather than R_IPS.
 
@@ -123,7 +133,10 @@ class ESCM2(RiskOfConversions):
     ) -> None:
         super().__init__(num_embeddings, task_names, config, field_names, dense)
         tasks = len(self.task_names)
-        widths = [*first_widths(config, self.embedded_features, tasks, networks=tasks), *config.tower_hidden]
+        widths = [
+            *first_widths(config, self.embedded_features, tasks, networks=tasks),
+            *config.tower_hidden,
+        ]
         imputed = self.task_names[1:] if imputation else []
         self.imputation = ModuleList(Tower(self.embedded_features, widths) for _ in imputed)
 

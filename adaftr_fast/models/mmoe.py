@@ -1,4 +1,6 @@
-"""MMoE: shared experts and one gate per task (Ma et al., KDD'18; the paper's backbone, Eqs. 2 and 3)."""
+"""MMoE: shared experts and one gate per task (Ma et al., KDD'18; the paper's backbone, Eqs. 2 and
+3).
+"""
 
 from collections.abc import Sequence
 
@@ -16,16 +18,17 @@ class MMoE(Backbone):
         v^t = sum_i softmax(W_t e + b_t)_i g_i(e)      (Eq. 3)
         logit^t = f_t(v^t)                             (Eq. 2)
 
-    where e are the concatenated embeddings, g_i the experts, W_t and b_t the gate and f_t the tower of task t. The
-    gate of Ma et al. has no bias b_t (docs/decisions.md).
+    where e are the concatenated embeddings, g_i the experts, W_t and b_t the gate and f_t the tower
+    of task t. The gate of Ma et al. has no bias b_t (docs/decisions.md).
 
     Args:
         num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, in the order of the label columns.
         config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``attention``,
-            ``attention_hidden``, ``num_experts``, ``expert_hidden``, ``tower_hidden``, ``l2`` and ``l2_form``.
-        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to; needed only if they
-            name any.
+            ``attention_hidden``, ``num_experts``, ``expert_hidden``, ``tower_hidden``, ``l2`` and
+            ``l2_form``.
+        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to;
+            needed only if they name any.
         dense: encodings of the dense fields, if there are any.
 
     Shape:
@@ -49,5 +52,7 @@ class MMoE(Backbone):
     def keep_task(self, task: int, names: Sequence[str]) -> None:
         rows = slice(task * self.experts.num_experts, (task + 1) * self.experts.num_experts)
         gate = nn.Linear(self.gates.in_features, self.experts.num_experts, device="meta")
-        gate.weight, gate.bias = (nn.Parameter(each.detach()[rows].clone()) for each in self.gates.parameters())
+        gate.weight, gate.bias = (
+            nn.Parameter(each.detach()[rows].clone()) for each in self.gates.parameters()
+        )
         self.gates = gate

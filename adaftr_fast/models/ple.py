@@ -20,14 +20,16 @@ from adaftr_fast.nn.stacks import mix
 
 
 class ExtractionLayer(nn.Module):
-    """Maps the inputs of T task streams and one shared stream to those of the next extraction layer.
+    """Maps the inputs of T task streams and one shared stream to those of the next extraction
+    layer.
 
         x^t -> sum_i softmax(W_t x^t + b_t)_i S^t_i
 
-    where S^t stacks the outputs of task t's experts, which read x^t, and of the shared experts, which read the shared
-    stream (PLE paper, Eqs. 1-5, whose gates have no bias b_t; docs/decisions.md). The shared stream becomes a mixture
-    of all experts' outputs, by a gate that reads the shared stream (Eqs. 6-8). The ``last`` layer computes no shared
-    stream, because nothing reads it.
+    where S^t stacks the outputs of task t's experts, which read x^t, and of the shared experts,
+    which read the shared stream (PLE paper, Eqs. 1-5, whose gates have no bias b_t;
+    docs/decisions.md). The shared stream becomes a mixture of all experts' outputs, by a gate that
+    reads the shared stream (Eqs. 6-8). The ``last`` layer computes no shared stream, because
+    nothing reads it.
 
     Args:
         in_features: width of every stream's input.
@@ -39,7 +41,14 @@ class ExtractionLayer(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, tasks: int, task_experts: int, shared_experts: int, hidden: Sequence[int], *, last: bool
+        self,
+        in_features: int,
+        tasks: int,
+        task_experts: int,
+        shared_experts: int,
+        hidden: Sequence[int],
+        *,
+        last: bool,
     ) -> None:
         super().__init__()
         own = task_experts + shared_experts
@@ -54,19 +63,26 @@ class ExtractionLayer(nn.Module):
         return f"tasks={len(self.experts) - 1}"
 
     def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
-        """Maps the T task streams and then the shared stream, [B, in] each, to the next layer's, [B, v] each."""
+        """Maps the T task streams and then the shared stream, [B, in] each, to the next layer's,
+        [B, v] each.
+        """
         outputs = [experts(x) for experts, x in zip(self.experts, streams)]  # each [B, k, v]
-        readable = [torch.cat((own, outputs[-1]), 1) for own in outputs[:-1]] + [torch.cat(outputs, 1)]
+        readable = [torch.cat((own, outputs[-1]), 1) for own in outputs[:-1]] + [
+            torch.cat(outputs, 1)
+        ]
         mixed = []
-        for gate, stream in zip(self.gates, self.gated_streams):  # without the shared stream in the last layer
+        # without the shared stream in the last layer
+        for gate, stream in zip(self.gates, self.gated_streams):
             mixed += mix(readable[stream], gate(streams[stream]).unsqueeze(1))
         return mixed
 
     def with_streams(self, experts: Sequence[int], gates: Sequence[int]) -> ExtractionLayer:
-        """Returns a layer with the experts and the gates of some streams, which shares its parameters with this one.
+        """Returns a layer with the experts and the gates of some streams, which shares its
+        parameters with this one.
 
         Args:
-            experts: positions of the streams whose experts it has, in order; it takes these streams.
+            experts: positions of the streams whose experts it has, in order; it takes these
+                streams.
             gates: positions of the streams that it returns, among ``experts``.
         """
         layer = copy.copy(self)
@@ -78,7 +94,8 @@ class ExtractionLayer(nn.Module):
 
 
 class PLE(Backbone):
-    """Applies extraction layers with task and shared experts; task t's tower reads the output v^t of its stream.
+    """Applies extraction layers with task and shared experts; task t's tower reads the output v^t
+    of its stream.
 
     All streams of the first extraction layer read the concatenated embeddings e.
 
@@ -86,10 +103,11 @@ class PLE(Backbone):
         num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, in the order of the label columns.
         config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``attention``,
-            ``attention_hidden``, ``num_experts``, ``shared_experts``, ``task_experts``, ``extraction_layers``,
-            ``expert_hidden``, ``equal_budget``, ``tower_hidden``, ``l2`` and ``l2_form``.
-        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to; needed only if they
-            name any.
+            ``attention_hidden``, ``num_experts``, ``shared_experts``, ``task_experts``,
+            ``extraction_layers``, ``expert_hidden``, ``equal_budget``, ``tower_hidden``, ``l2`` and
+            ``l2_form``.
+        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to;
+            needed only if they name any.
         dense: encodings of the dense fields, if there are any.
 
     Shape:
@@ -105,7 +123,8 @@ class PLE(Backbone):
         last = config.extraction_layers - 1
         widths = [self.embedded_features] + [hidden[-1]] * last
         self.layers = ModuleList(
-            ExtractionLayer(width, tasks, own, shared, hidden, last=layer == last) for layer, width in enumerate(widths)
+            ExtractionLayer(width, tasks, own, shared, hidden, last=layer == last)
+            for layer, width in enumerate(widths)
         )
         self.towers = self.make_towers(hidden[-1], config.tower_hidden)
 
@@ -116,7 +135,9 @@ class PLE(Backbone):
         return streams
 
     def keep_task(self, task: int, names: Sequence[str]) -> None:
-        """Keeps the streams that the task's one depends on: the shared stream mixes the experts of every stream."""
+        """Keeps the streams that the task's one depends on: the shared stream mixes the experts of
+        every stream.
+        """
         every = list(range(len(names) + 1))
         own = [task, len(names)]
         last = len(self.layers) - 1

@@ -1,4 +1,6 @@
-"""Shared-Bottom: one bottom for all tasks and one tower per task (Caruana, Machine Learning 1997)."""
+"""Shared-Bottom: one bottom for all tasks and one tower per task (Caruana, Machine
+Learning 1997).
+"""
 
 from collections.abc import Sequence
 
@@ -15,17 +17,18 @@ class SharedBottom(Backbone):
 
         v = g(e),  logit^t = f_t(v)      (Eq. 2 with one g for all tasks)
 
-    There is no mixture per task. For AdaFTR, v^ctr = v^cvr = v, and v^rel (Eq. 8) is the element-wise square of v. The
-    square loses no information, because v >= 0 is the output of a ReLU.
+    There is no mixture per task. For AdaFTR, v^ctr = v^cvr = v, and v^rel (Eq. 8) is the
+    element-wise square of v. The square loses no information, because v >= 0 is the output of a
+    ReLU.
 
     Args:
         num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, in the order of the label columns.
         config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``attention``,
-            ``attention_hidden``, ``expert_hidden`` (widths of the bottom), ``equal_budget`` (with ``num_experts``),
-            ``tower_hidden``, ``l2`` and ``l2_form``.
-        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to; needed only if they
-            name any.
+            ``attention_hidden``, ``expert_hidden`` (widths of the bottom), ``equal_budget`` (with
+            ``num_experts``), ``tower_hidden``, ``l2`` and ``l2_form``.
+        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to;
+            needed only if they name any.
         dense: encodings of the dense fields, if there are any.
 
     Shape:

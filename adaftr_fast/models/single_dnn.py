@@ -1,4 +1,6 @@
-"""Single-DNN: one network per task, with nothing shared (Covington et al., RecSys'16; the baseline of Table 4)."""
+"""Single-DNN: one network per task, with nothing shared (Covington et al., RecSys'16; the baseline
+of Table 4).
+"""
 
 from __future__ import annotations
 
@@ -25,16 +27,17 @@ class SingleDNN(MultiTaskModel):
 
         logit^t = f_t(g_t(e^t))
 
-    Each task has its own embedding tables, bottom g_t and tower f_t, so training one task changes no other.
+    Each task has its own embedding tables, bottom g_t and tower f_t, so training one task changes
+    no other.
 
     Args:
         num_embeddings: number of rows of each of the F fields.
         task_names: the T tasks, in the order of the label columns.
         config: the settings. The model reads ``embedding_dim``, ``embedding_dims``, ``attention``,
-            ``attention_hidden``, ``expert_hidden`` (widths of each bottom), ``equal_budget`` (with ``num_experts``),
-            ``tower_hidden``, ``l2`` and ``l2_form``.
-        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to; needed only if they
-            name any.
+            ``attention_hidden``, ``expert_hidden`` (widths of each bottom), ``equal_budget`` (with
+            ``num_experts``), ``tower_hidden``, ``l2`` and ``l2_form``.
+        field_names: the F names that ``config.embedding_dims`` and ``config.attention`` refer to;
+            needed only if they name any.
         dense: encodings of the dense fields, if there are any.
 
     Shape:
@@ -56,9 +59,13 @@ class SingleDNN(MultiTaskModel):
         features += DenseFields(dense).out_features
         hidden = first_widths(config, features, tasks, networks=tasks)
         own = replace(config, expert_hidden=hidden, equal_budget=False)
-        self.networks = ModuleList(SharedBottom(num_embeddings, [task], own, field_names, dense) for task in task_names)
+        self.networks = ModuleList(
+            SharedBottom(num_embeddings, [task], own, field_names, dense) for task in task_names
+        )
 
-    def forward(self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None
+    ) -> Tensor:
         return torch.cat([network(ids, offsets, dense) for network in self.networks], 1)
 
     def for_task(self, task: str) -> MultiTaskModel:
@@ -68,6 +75,9 @@ class SingleDNN(MultiTaskModel):
         self.check_labels(batch.labels)
         losses: dict[str, Tensor] = {}
         for t, network in enumerate(self.networks):
-            for name, term in network.loss(replace(batch, labels=batch.labels[:, t : t + 1])).items():
-                losses[name] = losses[name] + term if name in losses else term  # the L2 terms are summed
+            for name, term in network.loss(
+                replace(batch, labels=batch.labels[:, t : t + 1])
+            ).items():
+                # the L2 terms are summed
+                losses[name] = losses[name] + term if name in losses else term
         return losses

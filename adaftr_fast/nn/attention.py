@@ -1,4 +1,5 @@
-"""Target attention (Zhou et al., KDD'18): pools a multi-valued field by its relation to another field of the row.
+"""Target attention (Zhou et al., KDD'18): pools a multi-valued field by its relation to another
+field of the row.
 
 B batch, F fields, E width, N ids of all bags together.
 """
@@ -22,10 +23,11 @@ class TargetAttention(nn.Module):
 
         pooled = sum_j a(q, k_j) k_j
 
-    The activation unit a is a network of linear layers with ReLU, and a linear layer that gives the weight, over
-    [q, k, q - k, q * k]. As in the paper, weights are not normalized by a softmax, so that their sum tells how much of
-    the bag relates to the query, and the order of the bag has no effect. The paper's units use PReLU or Dice in place
-    of ReLU, and its Fig. 2 shows the product of q and k without their difference, which the authors' code adds.
+    The activation unit a is a network of linear layers with ReLU, and a linear layer that gives the
+    weight, over [q, k, q - k, q * k]. As in the paper, weights are not normalized by a softmax, so
+    that their sum tells how much of the bag relates to the query, and the order of the bag has no
+    effect. The paper's units use PReLU or Dice in place of ReLU, and its Fig. 2 shows the product
+    of q and k without their difference, which the authors' code adds.
 
     Memory grows with N, not with the longest bag.
 
@@ -49,9 +51,13 @@ class TargetAttention(nn.Module):
         self.unit = Tower(4 * embedding_dim, hidden)
 
     def forward(self, query: Tensor, keys: Tensor, offsets: Tensor) -> Tensor:
-        if query.shape != (offsets.shape[0] - 1, self.embedding_dim) or keys.shape[1:] != query.shape[1:]:
+        if (
+            query.shape != (offsets.shape[0] - 1, self.embedding_dim)
+            or keys.shape[1:] != query.shape[1:]
+        ):
             raise ValueError(
-                f"TargetAttention: query and keys must be [{offsets.shape[0] - 1}, {self.embedding_dim}] and "
+                f"TargetAttention: query and keys must be [{offsets.shape[0] - 1}, "
+                f"{self.embedding_dim}] and "
                 f"[N, {self.embedding_dim}], got {list(query.shape)} and {list(keys.shape)}"
             )
         q = repeat_by_bag(query, offsets, keys.shape[0])
@@ -60,10 +66,11 @@ class TargetAttention(nn.Module):
 
 
 class FieldAttention(nn.Module):
-    """Looks up F fields, of which some are pooled by :class:`TargetAttention` and the others by the embedding.
+    """Looks up F fields, of which some are pooled by :class:`TargetAttention` and the others by the
+    embedding.
 
-    A field that is pooled by attention has no rows of its own: its ids are those of its target, and its vectors are in
-    the target's table.
+    A field that is pooled by attention has no rows of its own: its ids are those of its target, and
+    its vectors are in the target's table.
 
     Args:
         targets: the position of the target, by that of the field that is pooled by attention.
@@ -71,7 +78,9 @@ class FieldAttention(nn.Module):
         hidden: widths of the layers of the activation units.
     """
 
-    def __init__(self, targets: Mapping[int, int], widths: Sequence[int], hidden: Sequence[int]) -> None:
+    def __init__(
+        self, targets: Mapping[int, int], widths: Sequence[int], hidden: Sequence[int]
+    ) -> None:
         super().__init__()
         self.targets = dict(targets)
         self.widths = list(widths)
@@ -81,12 +90,14 @@ class FieldAttention(nn.Module):
     def extra_repr(self) -> str:
         return f"targets={self.targets}, widths={self.widths}"
 
-    def forward(self, embedding: EmbeddingFields, ids: Tensor, offsets: Tensor | None = None) -> Tensor:
+    def forward(
+        self, embedding: EmbeddingFields, ids: Tensor, offsets: Tensor | None = None
+    ) -> Tensor:
         """Looks up ids.
 
         Args:
-            embedding: the fields without those of ``targets``, named by their positions among the F fields. Its pooled
-                vector of a target is the query.
+            embedding: the fields without those of ``targets``, named by their positions among the F
+                fields. Its pooled vector of a target is the query.
             ids: [B, F], or [N] with ``offsets``, int32 or int64.
             offsets: int64 [B * F + 1], where the ids of each row and field begin.
 

@@ -1,4 +1,5 @@
-"""Losses that align two tasks' representations: adaptive InfoNCE (Eqs. 12, 13) and its replacements in Table 5.
+"""Losses that align two tasks' representations: adaptive InfoNCE (Eqs. 12, 13) and its replacements
+in Table 5.
 
 Shapes: B rows, N candidates, d width of a representation.
 """
@@ -27,9 +28,10 @@ class AdaptiveInfoNCE(nn.Module):
     Args:
         tau_min: lower end of the temperature's range, tau^L; 0 < tau_min <= tau_max.
         tau_max: upper end of the temperature's range, tau^U.
-        tau: "adaptive" computes each row's temperature from the relatedness passed to ``forward`` (Eq. 12). "scalar"
-            learns one temperature for all rows, kept within the range by a sigmoid (the paper's "w/o adaptive tau"). A
-            float is a fixed temperature (the paper's "w/o learnable tau").
+        tau: "adaptive" computes each row's temperature from the relatedness passed to ``forward``
+            (Eq. 12). "scalar" learns one temperature for all rows, kept within the range by a
+            sigmoid (the paper's "w/o adaptive tau"). A float is a fixed temperature (the paper's
+            "w/o learnable tau").
         normalize: if True, normalizes the representations, so that cosines replace dot products.
         symmetric: see :func:`adaftr_fast.adaptive_infonce`.
         reduction: see :func:`adaftr_fast.adaptive_infonce`.
@@ -65,16 +67,25 @@ class AdaptiveInfoNCE(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 < tau_min <= tau_max:
-            raise ValueError(f"AdaptiveInfoNCE: expected 0 < tau_min <= tau_max, got {tau_min} and {tau_max}")
+            raise ValueError(
+                f"AdaptiveInfoNCE: expected 0 < tau_min <= tau_max, got {tau_min} and {tau_max}"
+            )
         if not (tau in ("adaptive", "scalar") or (isinstance(tau, float) and tau > 0)):
-            raise ValueError(f"AdaptiveInfoNCE: tau must be 'adaptive', 'scalar' or a float > 0, got {tau!r}")
+            raise ValueError(
+                f"AdaptiveInfoNCE: tau must be 'adaptive', 'scalar' or a float > 0, got {tau!r}"
+            )
         self.tau_min = tau_min
         self.tau_max = tau_max
         self.tau = tau
         self.normalize = normalize
-        self.options: dict[str, Any] = {"symmetric": symmetric, "reduction": reduction, "backend": backend}
+        self.options: dict[str, Any] = {
+            "symmetric": symmetric,
+            "reduction": reduction,
+            "backend": backend,
+        }
         self.process_group = process_group
-        self.logit = nn.Parameter(torch.zeros(())) if tau == "scalar" else None  # the middle of the range
+        # the middle of the range
+        self.logit = nn.Parameter(torch.zeros(())) if tau == "scalar" else None
 
     def extra_repr(self) -> str:
         own: dict[str, Any] = {"tau": self.tau}
@@ -97,9 +108,11 @@ class AdaptiveInfoNCE(nn.Module):
         Args:
             h_ctr: the anchors [B, d].
             h_cvr: the candidates [N, d].
-            relatedness: [B] in [0, 1], y_rel of Eq. 9; required if and only if ``tau`` is "adaptive".
+            relatedness: [B] in [0, 1], y_rel of Eq. 9; required if and only if ``tau`` is
+                "adaptive".
             process_group: the process group of this call; None uses the module's.
-            options: further keyword arguments of ``adaptive_infonce``, such as ``row_weight`` or ``return_stats``.
+            options: further keyword arguments of ``adaptive_infonce``, such as ``row_weight`` or
+                ``return_stats``.
         """
         if (relatedness is not None) != (self.tau == "adaptive"):
             raise ValueError(
@@ -121,21 +134,26 @@ class AdaptiveInfoNCE(nn.Module):
     def temperature(self, relatedness: Tensor | None = None) -> Tensor | float: ...
 
     def temperature(self, relatedness: Tensor | None = None) -> Tensor | float:
-        """Returns the temperature of ``forward`` for a relatedness [B]: [B], 0-dim for "scalar", or the fixed float."""
+        """Returns the temperature of ``forward`` for a relatedness [B]: [B], 0-dim for "scalar", or
+        the fixed float.
+        """
         if self.logit is not None:
             return temperature(torch.sigmoid(self.logit), self.tau_min, self.tau_max)
         if relatedness is not None:
             return temperature(relatedness, self.tau_min, self.tau_max)
         if isinstance(self.tau, str):
-            raise ValueError(f"AdaptiveInfoNCE: relatedness must be given with tau {self.tau!r}, got None")
+            raise ValueError(
+                f"AdaptiveInfoNCE: relatedness must be given with tau {self.tau!r}, got None"
+            )
         return self.tau
 
 
 def simplified_contrast(h_1: Tensor, h_2: Tensor) -> Tensor:
     """Computes Eq. 7 per row: -log sigmoid(h_1 . h_2 - h_1 . h_2'), [B, d] and [B, d] -> [B].
 
-    h_2' is the next row of h_2, and the first row for the last. In a shuffled batch it is a random row. Eq. 7 as
-    printed takes the logarithm of a difference that may be negative; BPR, which it follows, applies a sigmoid.
+    h_2' is the next row of h_2, and the first row for the last. In a shuffled batch it is a random
+    row. Eq. 7 as printed takes the logarithm of a difference that may be negative; BPR, which it
+    follows, applies a sigmoid.
     """
     return F.softplus((h_1 * (h_2.roll(-1, 0) - h_2)).sum(1))
 

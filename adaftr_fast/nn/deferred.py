@@ -2,10 +2,11 @@
 
 R rows, E width.
 
-adaftr_fast.optim.Adam defers the steps of rows that a batch does not look up. From such a step on, until the rows are
-current again, the parameter's class is ``DeferredParameter``, by which the functions of torch recognize it wherever it
-is held. To make rows current where a module returns its parameters would cost a pass over the table in each step that
-calls ``zero_grad()`` or clips gradients, and would miss those who hold a parameter from before.
+adaftr_fast.optim.Adam defers the steps of rows that a batch does not look up. From such a step on,
+until the rows are current again, the parameter's class is ``DeferredParameter``, by which the
+functions of torch recognize it wherever it is held. To make rows current where a module returns its
+parameters would cost a pass over the table in each step that calls ``zero_grad()`` or clips
+gradients, and would miss those who hold a parameter from before.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Steps(Protocol):
 
 
 def _of_current_rows(name: str) -> Any:
-    """Returns a method that makes the rows current and then calls nn.Parameter's, which torch does not dispatch."""
+    """Returns a method that makes the rows current and then calls nn.Parameter's, which torch does
+    not dispatch.
+    """
 
     def method(self: DeferredParameter, *args: Any) -> Any:
         flush(self)
@@ -56,8 +59,9 @@ def _of_current_rows(name: str) -> Any:
 class DeferredParameter(nn.Parameter):
     """A parameter [R, E] whose rows have missed steps.
 
-    A function of torch that takes it makes its rows current first, which turns it into an nn.Parameter. Functions that
-    read no rows, and look-ups that take the missed steps as well, leave it as it is.
+    A function of torch that takes it makes its rows current first, which turns it into an
+    nn.Parameter. Functions that read no rows, and look-ups that take the missed steps as well,
+    leave it as it is.
 
     Attributes:
         missed: the missed steps.
@@ -66,12 +70,18 @@ class DeferredParameter(nn.Parameter):
     missed: Steps
 
     def __new__(cls, data: Any = None, requires_grad: bool = True) -> nn.Parameter:  # type: ignore[misc]
-        """Returns an nn.Parameter: what code makes by ``type(parameter)(data)`` has missed no steps."""
+        """Returns an nn.Parameter: what code makes by ``type(parameter)(data)`` has missed no
+        steps.
+        """
         return nn.Parameter(data, requires_grad)
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
+        cls,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: Any = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func in _READ_NO_ROWS or _takes_steps(func, args, kwargs) or _is_being_compiled():
@@ -122,13 +132,17 @@ def _takes_steps(func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any])
 
 
 def _edge(weight: Tensor) -> GradientEdge:
-    """Returns what stands for ``weight`` in autograd, so that hooks of the backward pass still see current rows."""
+    """Returns what stands for ``weight`` in autograd, so that hooks of the backward pass still see
+    current rows.
+    """
     with torch._C.DisableTorchFunctionSubclass():
         return get_gradient_edge(weight)
 
 
 def _is_being_compiled() -> bool:
-    """Returns whether torch.compile inspects a tensor. Where the program that it traces asks, it breaks the graph."""
+    """Returns whether torch.compile inspects a tensor. Where the program that it traces asks, it
+    breaks the graph.
+    """
     return CompileContext.current_compile_id() is not None
 
 
@@ -142,9 +156,11 @@ def defer(weight: Tensor, steps: Steps) -> None:
 
 
 def held(weight: Tensor) -> AbstractContextManager[Steps | None]:
-    """Returns a context of the steps that rows of ``weight`` have missed; None where every row is current.
+    """Returns a context of the steps that rows of ``weight`` have missed; None where every row is
+    current.
 
-    No other thread adds or applies steps meanwhile. What torch.compile makes of this holds nothing and checks nothing.
+    No other thread adds or applies steps meanwhile. What torch.compile makes of this holds nothing
+    and checks nothing.
 
     Raises:
         RuntimeError: since then a value was written through another tensor that shares the memory.
@@ -179,9 +195,12 @@ def _noted(weight: Tensor) -> Steps | None:
 def _check_version(weight: Tensor, steps: Steps) -> None:
     if _version(weight) != steps.seen:
         raise RuntimeError(
-            f"a table {list(weight.shape)} was written through a view that was made before the last step, or by a "
-            "program of torch.compile, while rows had missed steps of their optimizer: write to the parameter itself "
-            "in eager mode, or call flush() of the module before; the rows are lost, so load a checkpoint into a new "
+            f"a table {list(weight.shape)} was written through a view that was made before the "
+            "last step, or by a "
+            "program of torch.compile, while rows had missed steps of their optimizer: write to "
+            "the parameter itself "
+            "in eager mode, or call flush() of the module before; the rows are lost, so load a "
+            "checkpoint into a new "
             "module"
         )
 
@@ -198,13 +217,19 @@ def flush(weight: Any) -> None:
         if steps is None:
             return
         # A mode such as FakeTensorMode would otherwise take the update in place of the table.
-        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass(), torch._C._DisableTorchDispatch():
+        with (
+            torch.no_grad(),
+            torch._C.DisableTorchFunctionSubclass(),
+            torch._C._DisableTorchDispatch(),
+        ):
             steps.apply(weight)
         weight.__class__ = nn.Parameter
         del weight.missed
 
 
 def stored(weight: Tensor) -> Tensor:
-    """Returns what the memory of ``weight`` holds, without the steps that rows have missed, as ``weight.detach()``."""
+    """Returns what the memory of ``weight`` holds, without the steps that rows have missed, as
+    ``weight.detach()``.
+    """
     with torch._C.DisableTorchFunctionSubclass():
         return weight.detach()

@@ -36,51 +36,58 @@ from adaftr_fast.ops.norms import squared_norm
 class FusedEmbedding(EmbeddingFields, HoldsTable):
     """Looks up the ids of F fields and concatenates their vectors in field order.
 
-    B batch, F fields, E_f width of field f (E where all are equal), R rows of all fields together, N ids of all bags
-    together.
+    B batch, F fields, E_f width of field f (E where all are equal), R rows of all fields together,
+    N ids of all bags together.
 
-    The fields of one width form one table. With one width there is one parameter, ``weight`` [R, E], which holds the
-    rows of one field after another. With several widths there is one parameter per width, in ascending order of width:
-    ``tables[i].weight``. All are drawn from N(0, 0.01²).
+    The fields of one width form one table. With one width there is one parameter, ``weight``
+    [R, E], which holds the rows of one field after another. With several widths there is one
+    parameter per width, in ascending order of width: ``tables[i].weight``. All are drawn from N(0,
+    0.01²).
 
-    Gradients of the parameters are sparse tensors that hold the rows of the batch, so torch.optim.SGD, Adagrad and
-    SparseAdam work unchanged. They are coalesced, except on CUDA, where only the device knows which rows repeat. The
-    optimizers of adaftr_fast.optim are faster and include Adam as on a dense table. docs/frameworks.md shows
-    DistributedDataParallel, Lightning and Accelerate.
+    Gradients of the parameters are sparse tensors that hold the rows of the batch, so
+    torch.optim.SGD, Adagrad and SparseAdam work unchanged. They are coalesced, except on CUDA,
+    where only the device knows which rows repeat. The optimizers of adaftr_fast.optim are faster
+    and include Adam as on a dense table. docs/frameworks.md shows DistributedDataParallel,
+    Lightning and Accelerate.
 
-    ``state_dict()`` has an entry per parameter, under its name, and ``_extra_state`` [n], the bytes of a JSON text that
-    lists the fields. ``load_state_dict()`` finds the rows of each field by its name, in whatever order and tables they
-    were saved. It also takes the state of an nn.Embedding or nn.EmbeddingBag, where there is one width, and entries
-    ``weight.<field name>`` [rows, E_f], as the checkpoints of runs have them.
+    ``state_dict()`` has an entry per parameter, under its name, and ``_extra_state`` [n], the bytes
+    of a JSON text that lists the fields. ``load_state_dict()`` finds the rows of each field by its
+    name, in whatever order and tables they were saved. It also takes the state of an nn.Embedding
+    or nn.EmbeddingBag, where there is one width, and entries ``weight.<field name>`` [rows, E_f],
+    as the checkpoints of runs have them.
 
     Args:
         num_embeddings: number of rows of each field, F numbers >= 1.
         embedding_dim: width >= 1 of all fields, or F widths.
         field_names: F distinct names; "0", "1", ... by default.
         pooling: how the vectors of a multi-valued field are reduced, "mean" or "sum".
-        padding_idx: an id of all fields, or F ids or None, as in torch.nn: the id's row starts as zeros, gets no
-            gradient, and does not count in bags. A negative number counts from the end of the field. A padding row that
-            is looked up is in the sparse gradient with zeros, so an optimizer's weight decay reaches it.
-        on_bad_id: "raise", or "oov" to look up row 0 of the field in place of an id that is out of range and to count
-            it in ``oov_counts`` [F].
-        sparse: whether backward leaves sparse gradients in the parameters. A dense one has the size of its table, which
-            takes a pass over the table in each backward. ``torch.autograd.grad`` returns sparse ones.
+        padding_idx: an id of all fields, or F ids or None, as in torch.nn: the id's row starts as
+            zeros, gets no gradient, and does not count in bags. A negative number counts from the
+            end of the field. A padding row that is looked up is in the sparse gradient with zeros,
+            so an optimizer's weight decay reaches it.
+        on_bad_id: "raise", or "oov" to look up row 0 of the field in place of an id that is out of
+            range and to count it in ``oov_counts`` [F].
+        sparse: whether backward leaves sparse gradients in the parameters. A dense one has the size
+            of its table, which takes a pass over the table in each backward.
+            ``torch.autograd.grad`` returns sparse ones.
         device: device of the parameters.
-        dtype: dtype of the parameters: float32 (default), float64, bfloat16 or float16. Arithmetic on half-precision
-            tables, and the state of the adaftr_fast.optim optimizers, is in float32.
+        dtype: dtype of the parameters: float32 (default), float64, bfloat16 or float16. Arithmetic
+            on half-precision tables, and the state of the adaftr_fast.optim optimizers, is in
+            float32.
 
     Attributes:
         widths: F widths.
         embedding_dim: E, or ``widths`` where they differ.
         by_width: the tables, in the order of ``table_weights()``.
         oov_counts: int64 [F], ids replaced so far under on_bad_id="oov".
-        initial_rng: state of the random generator before the tables were drawn; None unless made within
-            ``tables_elsewhere``.
+        initial_rng: state of the random generator before the tables were drawn; None unless made
+            within ``tables_elsewhere``.
 
     Raises:
         TypeError: num_embeddings is a single number.
-        ValueError: there is no field, a field without rows, a width below 1, another number of widths than fields,
-            a repeated or missing name, a padding_idx out of range, or an unknown option.
+        ValueError: there is no field, a field without rows, a width below 1, another number of
+            widths than fields, a repeated or missing name, a padding_idx out of range, or an
+            unknown option.
     """
 
     tables: ModuleList[TableWeight]
@@ -110,7 +117,9 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
         self.sparse = sparse
         self.initial_rng = initial_rng()
         if self._mixed:
-            self.tables = ModuleList(TableWeight(table, sparse, device, dtype) for table in self.by_width)
+            self.tables = ModuleList(
+                TableWeight(table, sparse, device, dtype) for table in self.by_width
+            )
         else:
             self.weight = self.by_width[0].new_weight(device, dtype)
         self.reset_parameters()
@@ -118,25 +127,31 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
 
     @classmethod
     def from_pretrained(
-        cls, embeddings: Tensor | Sequence[Tensor] | Mapping[str, Tensor], freeze: bool = True, **options: Any
+        cls,
+        embeddings: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
+        freeze: bool = True,
+        **options: Any,
     ) -> Self:
         """Returns a FusedEmbedding with copies of the rows in ``embeddings``.
 
         Args:
-            embeddings: a tensor [rows, E_f] per field, or a mapping from field names to them. A tensor is one field.
-            freeze: whether the parameters get no gradient, as in torch.nn.Embedding.from_pretrained.
-            options: arguments of the constructor: field_names, pooling, padding_idx, on_bad_id, sparse. The rows of
-                ``padding_idx`` keep their values.
+            embeddings: a tensor [rows, E_f] per field, or a mapping from field names to them. A
+                tensor is one field.
+            freeze: whether the parameters get no gradient, as in
+                torch.nn.Embedding.from_pretrained.
+            options: arguments of the constructor: field_names, pooling, padding_idx, on_bad_id,
+                sparse. The rows of ``padding_idx`` keep their values.
 
         Raises:
             TypeError: something is not a tensor, such as an nn.Embedding, whose weight is one.
-            ValueError: a tensor is not floating point [rows, E_f], they differ in dtype or device, or field_names is
-                given beside a mapping.
+            ValueError: a tensor is not floating point [rows, E_f], they differ in dtype or device,
+                or field_names is given beside a mapping.
         """
         if isinstance(embeddings, Mapping):
             if options.get("field_names") is not None:
                 raise ValueError(
-                    "FusedEmbedding.from_pretrained: field_names must be absent where embeddings is a mapping, whose "
+                    "FusedEmbedding.from_pretrained: field_names must be absent where embeddings "
+                    "is a mapping, whose "
                     f"keys are the names, got {options['field_names']}"
                 )
             options["field_names"] = list(embeddings)
@@ -144,14 +159,16 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
         tables = [embeddings] if isinstance(embeddings, Tensor | nn.Module) else list(embeddings)
         if others := [type(table).__name__ for table in tables if not isinstance(table, Tensor)]:
             raise TypeError(
-                "FusedEmbedding.from_pretrained: embeddings must be tensors, such as the weight of an nn.Embedding, "
+                "FusedEmbedding.from_pretrained: embeddings must be tensors, such as the weight of "
+                "an nn.Embedding, "
                 f"got {others[0]}"
             )
         usable = all(table.dim() == 2 and table.is_floating_point() for table in tables)
         if not usable or len({(table.dtype, table.device) for table in tables}) != 1:
             got = [f"{table.dtype} {list(table.shape)} on {table.device}" for table in tables]
             raise ValueError(
-                "FusedEmbedding.from_pretrained: embeddings must be floating point [rows, E_f] of one dtype and "
+                "FusedEmbedding.from_pretrained: embeddings must be floating point [rows, E_f] of "
+                "one dtype and "
                 f"device, got {got}"
             )
         rows, widths = zip(*(table.shape for table in tables), strict=True)
@@ -165,15 +182,19 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
         return [*self.tables] if self._mixed else [self]
 
     def _look_up_table(self, number: int, field_offsets: Tensor, given: Ids, mean: bool) -> Tensor:
-        return self.by_width[number].look_up(self._owners()[number].weight, field_offsets, *given, mean)
+        return self.by_width[number].look_up(
+            self._owners()[number].weight, field_offsets, *given, mean
+        )
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.sparse else ", sparse=False")
 
     def with_squares(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Looks up ids [B, F], and computes the sum of the squares of the result, for a penalty on the looked-up rows.
+        """Looks up ids [B, F], and computes the sum of the squares of the result, for a penalty on
+        the looked-up rows.
 
-        Where the CPU kernels apply, the gradient of the sum takes no memory of the size of the result.
+        Where the CPU kernels apply, the gradient of the sum takes no memory of the size of the
+        result.
 
         Returns:
             (the vectors [B, sum of E_f], the sum of their squares, 0-dim).
@@ -190,10 +211,22 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
             raise self._with_name(error) from None
 
     def _fuses_squares(self, ids: Tensor) -> bool:
-        """Returns whether one look-up in one float32 table on the CPU computes the result, in eager mode."""
-        if self._mixed or self.padding_idx is not None or self.on_bad_id != "raise" or ids.dim() != 2:
+        """Returns whether one look-up in one float32 table on the CPU computes the result, in eager
+        mode.
+        """
+        if (
+            self._mixed
+            or self.padding_idx is not None
+            or self.on_bad_id != "raise"
+            or ids.dim() != 2
+        ):
             return False
-        if self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks:
+        if (
+            self._forward_hooks
+            or self._forward_pre_hooks
+            or self._backward_hooks
+            or self._backward_pre_hooks
+        ):
             return False
         plain = len(self.num_embeddings) == ids.shape[1] and self.weight.dtype == torch.float32
         return plain and self.weight.device.type == "cpu" and is_eager()
@@ -226,24 +259,32 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
     def grow(self, name: str | int, rows: int) -> None:
         """Extends a field to ``rows`` rows; the new ones are drawn from N(0, 0.01²).
 
-        The other rows keep their values and a pending gradient, and an adaftr_fast.optim optimizer keeps its state.
-        Other optimizers must be made anew, since the field's table is a new parameter afterwards.
+        The other rows keep their values and a pending gradient, and an adaftr_fast.optim optimizer
+        keeps its state. Other optimizers must be made anew, since the field's table is a new
+        parameter afterwards.
 
         Raises:
             KeyError: there is no such field.
-            ValueError: the field has more rows already, or another FusedEmbedding shares the parameter.
+            ValueError: the field has more rows already, or another FusedEmbedding shares the
+                parameter.
         """
         f = self.field(name)
         more = rows - self.num_embeddings[f]
         if more < 0:
-            raise ValueError(f"FusedEmbedding.grow: field {name!r} has {self.num_embeddings[f]} rows, got {rows}")
+            raise ValueError(
+                f"FusedEmbedding.grow: field {name!r} has {self.num_embeddings[f]} rows, got {rows}"
+            )
         number, place = self._locate(f)
         owner, table = self._owners()[number], self.by_width[number]
         if any(
-            each is owner.weight for other in living_embeddings() if other is not self for each in other.parameters()
+            each is owner.weight
+            for other in living_embeddings()
+            if other is not self
+            for each in other.parameters()
         ):
             raise ValueError(
-                f"FusedEmbedding.grow: the parameter of field {name!r} must be of this module alone, but another "
+                f"FusedEmbedding.grow: the parameter of field {name!r} must be of this module "
+                "alone, but another "
                 "FusedEmbedding shares it and would keep the rows of before"
             )
         owner.weight = table.grow(owner.weight, place, more)
@@ -268,12 +309,16 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
         return [*parameter_names(self.widths).values(), EXTRA_STATE]
 
     def _described(self) -> list[Field]:
-        return [Field(*each) for each in zip(self.field_names, self.num_embeddings, self.widths, strict=True)]
+        return [
+            Field(*each)
+            for each in zip(self.field_names, self.num_embeddings, self.widths, strict=True)
+        ]
 
     def get_extra_state(self) -> Tensor:
         """Returns the fields for ``state_dict()``, as the bytes of a JSON text, float32 [n].
 
-        safetensors takes tensors alone, and as float32 the bytes survive averages of states and casts to half types.
+        safetensors takes tensors alone, and as float32 the bytes survive averages of states and
+        casts to half types.
         """
         text = dumps([asdict(field) for field in self._described()])
         return torch.tensor(list(text.encode()), dtype=torch.float32, device="cpu")
@@ -302,15 +347,21 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
                 key, whole = prefix + name, self._whole_table(number, rows)
                 if whole is not None:
                     place = key.removesuffix("weight")
-                    nn.Module._load_from_state_dict(owner, {key: whole}, place, local_metadata, False, [], [], errors)
+                    nn.Module._load_from_state_dict(
+                        owner, {key: whole}, place, local_metadata, False, [], [], errors
+                    )
                     state_dict[key] = owner.weight.detach()
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing, unexpected, errors
+        )
         loaded = [state_dict[prefix + name] for name in names if prefix + name in state_dict]
         if loaded and self.offsets.is_meta and local_metadata.get("assign_to_params_buffers"):
             self._remake_buffers(loaded[0].device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As nn.Module._apply, which ``to_empty()`` calls; the buffers leave the meta device with values."""
+        """As nn.Module._apply, which ``to_empty()`` calls; the buffers leave the meta device with
+        values.
+        """
         was_meta = self.offsets.is_meta
         super()._apply(fn, recurse)
         if was_meta and not self.offsets.is_meta:
@@ -323,10 +374,12 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
             owner.make_buffers(table, device)
 
     def _rows_of_others(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor] | None:
-        """Takes the rows of each field out of a state dict whose tables are not those of this module.
+        """Takes the rows of each field out of a state dict whose tables are not those of this
+        module.
 
         Returns:
-            The rows by the names of the fields; None if the tables are this module's, or those of torch.nn.
+            The rows by the names of the fields; None if the tables are this module's, or those of
+            torch.nn.
 
         Raises:
             ValueError: the description of the fields is damaged.
@@ -338,15 +391,24 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
             start = f"{prefix}weight."
             of_fields = [key for key in state_dict if key.startswith(start)]
             return {key.removeprefix(start): state_dict.pop(key) for key in of_fields} or None
-        fields = from_json(list[Field], loads(bytes(described.float().flatten().round().byte().tolist()).decode()))
+        fields = from_json(
+            list[Field], loads(bytes(described.float().flatten().round().byte().tolist()).decode())
+        )
         if fields == self._described():
             return None
         names = parameter_names(field.width for field in fields).values()
-        tables = {name: state_dict.pop(prefix + name) for name in names if prefix + name in state_dict}
+        tables = {
+            name: state_dict.pop(prefix + name) for name in names if prefix + name in state_dict
+        }
         return split_tables(fields, tables)
 
     def _fitting_rows(
-        self, saved: Mapping[str, Tensor], prefix: str, missing: list[str], unexpected: list[str], errors: list[str]
+        self,
+        saved: Mapping[str, Tensor],
+        prefix: str,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
     ) -> dict[str, Tensor]:
         """Returns the saved rows that fit the fields of this module, and notes what does not."""
         fitting = {}
@@ -358,13 +420,17 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
                 fitting[field.name] = saved[field.name]
             else:
                 errors.append(
-                    f"size mismatch for {key}: {list(saved[field.name].shape)} in the checkpoint, {size} here"
+                    f"size mismatch for {key}: {list(saved[field.name].shape)} in the checkpoint, "
+                    f"{size} here"
                 )
-        unexpected.extend(f"{prefix}weight.{name}" for name in saved if name not in self.field_names)
+        unexpected.extend(
+            f"{prefix}weight.{name}" for name in saved if name not in self.field_names
+        )
         return fitting
 
     def _whole_table(self, number: int, rows: Mapping[str, Tensor]) -> Tensor | None:
-        """Returns one table of this module, [R, E], whose fields have the given rows, or else their own.
+        """Returns one table of this module, [R, E], whose fields have the given rows, or else their
+        own.
 
         None where some are given and some on the meta device.
         """

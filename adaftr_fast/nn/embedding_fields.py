@@ -49,7 +49,9 @@ class EmbeddingFields(nn.Module):
         super().__init__()
         if not isinstance(num_embeddings, Iterable):
             kind = type(num_embeddings).__name__
-            raise TypeError(f"FusedEmbedding: num_embeddings must be a list, one number per field, got {kind}")
+            raise TypeError(
+                f"FusedEmbedding: num_embeddings must be a list, one number per field, got {kind}"
+            )
         self.num_embeddings = [int(rows) for rows in num_embeddings]
         self.field_names = list(field_names or map(str, range(len(self.num_embeddings))))
         self.widths = self._per_field("embedding_dim", embedding_dim)
@@ -62,11 +64,15 @@ class EmbeddingFields(nn.Module):
         self._make_buffers(device)
 
     def _owners(self) -> Sequence[Any]:
-        """Returns the modules that hold the tables in ``by_width``, with the buffers of :class:`TableFields`."""
+        """Returns the modules that hold the tables in ``by_width``, with the buffers of
+        :class:`TableFields`.
+        """
         raise NotImplementedError
 
     def _look_up_table(self, number: int, field_offsets: Tensor, given: Ids, mean: bool) -> Tensor:
-        """Looks up in the table ``by_width[number]``; arguments as of :meth:`EmbeddingTable.look_up`."""
+        """Looks up in the table ``by_width[number]``; arguments as of
+        :meth:`EmbeddingTable.look_up`.
+        """
         raise NotImplementedError
 
     def _compute_dtype(self) -> torch.dtype:
@@ -74,8 +80,12 @@ class EmbeddingFields(nn.Module):
         raise NotImplementedError
 
     def _make_buffers(self, device: torch.device | str | None) -> None:
-        """Makes the buffers, which state dicts leave out; again, for a module that was on the meta device."""
-        self.register_buffer("offsets", field_offsets(self.num_embeddings, device), persistent=False)
+        """Makes the buffers, which state dicts leave out; again, for a module that was on the meta
+        device.
+        """
+        self.register_buffer(
+            "offsets", field_offsets(self.num_embeddings, device), persistent=False
+        )
         counts = torch.zeros(len(self.num_embeddings), dtype=torch.int64, device=device)
         self.register_buffer("oov_counts", counts, persistent=False)
         if self._mixed:
@@ -83,15 +93,21 @@ class EmbeddingFields(nn.Module):
         if self.padding_idx is not None:
             ids = [-1 if each is None else each for each in self.padding_idx]  # no id is -1
             fields = [f for f, width in enumerate(self.widths) for _ in range(width)]
-            self.register_buffer("padding", torch.tensor(ids, device=device), persistent=False)  # [F]
-            self.register_buffer("field_of_column", torch.tensor(fields, device=device), persistent=False)
+            # [F]
+            self.register_buffer("padding", torch.tensor(ids, device=device), persistent=False)
+            self.register_buffer(
+                "field_of_column", torch.tensor(fields, device=device), persistent=False
+            )
 
     def _per_field(self, name: str, given: Any) -> list[Any]:
         """Returns an option that is one number for all fields, or one for each."""
         fields = len(self.num_embeddings)
         values = list(given) if isinstance(given, Sequence) else [given] * fields
         if len(values) != fields:
-            raise ValueError(f"FusedEmbedding: {name} must be one number, or {fields} (one per field), got {values}")
+            raise ValueError(
+                f"FusedEmbedding: {name} must be one number, or {fields} (one per field), got "
+                f"{values}"
+            )
         return values
 
     def _padding_idx(self, given: int | Sequence[int | None] | None) -> list[int | None] | None:
@@ -100,27 +116,40 @@ class EmbeddingFields(nn.Module):
         for each, rows in zip(ids, self.num_embeddings, strict=True):
             if each is not None and not -rows <= each < rows:
                 raise ValueError(
-                    f"FusedEmbedding: padding_idx must be -{rows} to {rows - 1} in a field of {rows} rows, got {each}"
+                    f"FusedEmbedding: padding_idx must be -{rows} to {rows - 1} in a field of "
+                    f"{rows} rows, got {each}"
                 )
         if all(each is None for each in ids):
             return None
-        return [None if each is None else each % rows for each, rows in zip(ids, self.num_embeddings, strict=True)]
+        return [
+            None if each is None else each % rows
+            for each, rows in zip(ids, self.num_embeddings, strict=True)
+        ]
 
     def _check(self) -> None:
         fields = len(self.num_embeddings)
         rows = self.num_embeddings
         widths = self.widths
         if not fields or min(rows) < 1:
-            raise ValueError(f"FusedEmbedding: num_embeddings must be one number >= 1 per field, got {rows}")
+            raise ValueError(
+                f"FusedEmbedding: num_embeddings must be one number >= 1 per field, got {rows}"
+            )
         if min(widths) < 1:
             got = widths if len(set(widths)) > 1 else widths[0]
             raise ValueError(f"FusedEmbedding: embedding_dim must be >= 1, got {got}")
         if not len(set(self.field_names)) == fields == len(self.field_names):
-            raise ValueError(f"FusedEmbedding: field_names must be {fields} distinct names, got {self.field_names}")
+            raise ValueError(
+                f"FusedEmbedding: field_names must be {fields} distinct names, got "
+                f"{self.field_names}"
+            )
         if self.pooling not in ("mean", "sum"):
-            raise ValueError(f"FusedEmbedding: pooling must be 'mean' or 'sum', got {self.pooling!r}")
+            raise ValueError(
+                f"FusedEmbedding: pooling must be 'mean' or 'sum', got {self.pooling!r}"
+            )
         if self.on_bad_id not in ("raise", "oov"):
-            raise ValueError(f"FusedEmbedding: on_bad_id must be 'raise' or 'oov', got {self.on_bad_id!r}")
+            raise ValueError(
+                f"FusedEmbedding: on_bad_id must be 'raise' or 'oov', got {self.on_bad_id!r}"
+            )
 
     def _table(self, width: int) -> EmbeddingTable:
         fields = [f for f, own in enumerate(self.widths) if own == width]
@@ -128,7 +157,9 @@ class EmbeddingFields(nn.Module):
         return EmbeddingTable(fields, names, [self.num_embeddings[f] for f in fields], width)
 
     def _order(self) -> Tensor:
-        """Where each output column is found in the concatenated outputs of the tables, [sum of E_f]."""
+        """Where each output column is found in the concatenated outputs of the tables,
+        [sum of E_f].
+        """
         fields = [f for table in self.by_width for f in table.fields]
         columns = torch.arange(self.out_features).split([self.widths[f] for f in fields])
         return torch.cat([part for _, part in sorted(zip(fields, columns, strict=True))])
@@ -144,10 +175,14 @@ class EmbeddingFields(nn.Module):
 
     @property
     def field_offsets(self) -> Tensor:
-        """The first row of each field, if all rows are numbered field after field, and their number: int64 [F + 1]."""
+        """The first row of each field, if all rows are numbered field after field, and their
+        number: int64 [F + 1].
+        """
         return self.offsets
 
-    def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
         """Looks up ``ids``, one id per field or bags of ids.
 
         Args:
@@ -155,19 +190,23 @@ class EmbeddingFields(nn.Module):
 
                 - [B, F]: one id per field.
                 - [B, F, L], or [B, L] where there is one field: bags of L ids.
-                - [N] with ``offsets``: the ids of all bags, row after row and within a row field after field.
-            offsets: [B * F + 1], int32 or int64, from 0 to N in non-decreasing order: where each bag begins. An empty
-                bag gives zeros. torch.nn.EmbeddingBag calls this ``include_last_offset=True``.
-            per_sample_weights: factors of the ids, of their shape. Their gradient is that of torch.nn.EmbeddingBag.
-                With pooling="mean", which torch.nn.EmbeddingBag refuses with them, the weighted sum is divided by the
-                number of ids in the bag: for the weighted average, pass factors with a mean of 1.
+                - [N] with ``offsets``: the ids of all bags, row after row and within a row field
+                  after field.
+            offsets: [B * F + 1], int32 or int64, from 0 to N in non-decreasing order: where each
+                bag begins. An empty bag gives zeros. torch.nn.EmbeddingBag calls this
+                ``include_last_offset=True``.
+            per_sample_weights: factors of the ids, of their shape. Their gradient is that of
+                torch.nn.EmbeddingBag. With pooling="mean", which torch.nn.EmbeddingBag refuses with
+                them, the weighted sum is divided by the number of ids in the bag: for the weighted
+                average, pass factors with a mean of 1.
 
         Returns:
             [B, sum of E_f].
 
         Raises:
-            IndexError: an id is out of the range of its field; the message names the position, the id and the range. On
-                CUDA, where the host does not wait, the id's vector is zero, and a later look-up or update raises.
+            IndexError: an id is out of the range of its field; the message names the position, the
+                id and the range. On CUDA, where the host does not wait, the id's vector is zero,
+                and a later look-up or update raises.
             TypeError: ids are neither int32 nor int64.
             ValueError: shapes do not fit.
         """
@@ -208,22 +247,32 @@ class EmbeddingFields(nn.Module):
         try:
             rows = rows_of_field(ids, sum(table.num_embeddings[:place]), self.num_embeddings[f])
         except IndexError as error:
-            raise self._with_name(IndexError(str(error).replace("the field", f"field {f}"))) from None
+            raise self._with_name(
+                IndexError(str(error).replace("the field", f"field {f}"))
+            ) from None
         whole = self._owners()[number].offsets[:: len(table.fields)].contiguous()  # [0, R]
         out = self._look_up_table(number, whole, Ids(rows[:, None]), False)
         padding = None if self.padding_idx is None else self.padding_idx[f]
         return out if padding is None else torch.where((ids == padding)[:, None], out.detach(), out)
 
-    def _arguments(self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None) -> Ids:
-        """Returns the arguments with bags of one length as ids [N] and offsets, and factors in the dtype of the ops."""
+    def _arguments(
+        self, ids: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None
+    ) -> Ids:
+        """Returns the arguments with bags of one length as ids [N] and offsets, and factors in the
+        dtype of the ops.
+        """
         check_local(type(self).__name__, "ids", ids)
         if per_sample_weights is not None:
             if per_sample_weights.shape != ids.shape:
                 got, expected = list(per_sample_weights.shape), list(ids.shape)
-                raise ValueError(f"embedding_bags: per_sample_weights must be {expected}, as the ids, got {got}")
+                raise ValueError(
+                    f"embedding_bags: per_sample_weights must be {expected}, as the ids, got {got}"
+                )
             per_sample_weights = per_sample_weights.to(self._compute_dtype())
         if offsets is not None:
-            return Ids(ids, offsets.long() if offsets.dtype == torch.int32 else offsets, per_sample_weights)
+            return Ids(
+                ids, offsets.long() if offsets.dtype == torch.int32 else offsets, per_sample_weights
+            )
         fields = len(self.num_embeddings)
         if ids.dim() == 2 and fields == 1 and ids.shape[1] != 1:
             ids = ids[:, None]  # [B, 1, L]
@@ -232,12 +281,21 @@ class EmbeddingFields(nn.Module):
         if ids.dim() != 3:
             return Ids(ids)
         if ids.shape[1] != fields:
-            raise ValueError(f"fused_embedding: ids must be [B, {fields}] or [B, {fields}, L], got {list(ids.shape)}")
+            raise ValueError(
+                f"fused_embedding: ids must be [B, {fields}] or [B, {fields}, L], got "
+                f"{list(ids.shape)}"
+            )
         offsets = torch.arange(ids.shape[0] * fields + 1, device=ids.device) * ids.shape[2]
-        return Ids(ids.flatten(), offsets, None if per_sample_weights is None else per_sample_weights.flatten())
+        return Ids(
+            ids.flatten(),
+            offsets,
+            None if per_sample_weights is None else per_sample_weights.flatten(),
+        )
 
     def _without_bad(self, given: Ids) -> tuple[Ids, Tensor]:
-        """Returns the ids with 0 for those out of range, and the number of these in each field, [F]."""
+        """Returns the ids with 0 for those out of range, and the number of these in each field,
+        [F].
+        """
         ids, sizes, fields = given.ids, self.field_offsets.diff(), len(self.num_embeddings)
         if given.offsets is None:
             check_columns("fused_embedding", ids, fields)
@@ -254,22 +312,30 @@ class EmbeddingFields(nn.Module):
         # The CUDA kernels and compiled graphs check later, without making the host wait.
         if not runs_cuda_kernels(ids) and not torch.compiler.is_compiling():
             check_bags("embedding_bags", ids, offsets, None, len(self.num_embeddings))
-        last = max(offsets.shape[0] - 2, 0)  # len() would make the number of bags a constant of exported programs
+        # len() would make the number of bags a constant of exported programs
+        last = max(offsets.shape[0] - 2, 0)
         return bag_of_id(ids, offsets).clamp(0, last)  # which matters where offsets are wrong
 
     def _look_up(self, given: Ids) -> Tensor:
         mean, padded = self.pooling == "mean", self.padding_idx is not None
         ids, offsets, per_sample_weights = given
         if padded and offsets is not None:
-            given, mean = given._replace(factors=self._factors(ids, offsets, per_sample_weights)), False
-        out = self._concatenated(given, mean) if self._mixed else self._look_up_table(0, self.offsets, given, mean)
+            given = given._replace(factors=self._factors(ids, offsets, per_sample_weights))
+            mean = False
+        out = (
+            self._concatenated(given, mean)
+            if self._mixed
+            else self._look_up_table(0, self.offsets, given, mean)
+        )
         if padded and offsets is None:
             held = (ids == self.padding).index_select(1, self.field_of_column)  # [B, sum of E_f]
             return torch.where(held, out.detach(), out)
         return out
 
     def _factors(self, ids: Tensor, offsets: Tensor, per_sample_weights: Tensor | None) -> Tensor:
-        """Returns the factors [N] that leave ``padding_idx`` out of the sum or the mean of a bag."""
+        """Returns the factors [N] that leave ``padding_idx`` out of the sum or the mean
+        of a bag.
+        """
         bag = self._bag_of_id(ids, offsets)
         counts = ids != self.padding[bag % len(self.num_embeddings)]  # [N]
         if per_sample_weights is None:
@@ -278,7 +344,9 @@ class EmbeddingFields(nn.Module):
             factors = per_sample_weights.masked_fill(~counts, 0)
         if self.pooling == "sum":
             return factors
-        number = factors.new_zeros(max(offsets.shape[0] - 1, 1)).scatter_add(0, bag, counts.to(factors.dtype))
+        number = factors.new_zeros(max(offsets.shape[0] - 1, 1)).scatter_add(
+            0, bag, counts.to(factors.dtype)
+        )
         return factors / number.clamp(min=1)[bag]
 
     def _concatenated(self, given: Ids, mean: bool) -> Tensor:
@@ -302,7 +370,9 @@ class EmbeddingFields(nn.Module):
         return torch.cat(parts, 1)[:, self.order]
 
     def _raise_bad_id(self, ids: Tensor, offsets: Tensor | None) -> NoReturn:
-        """Names the first bad id by its position among all fields; a table knows only those of its width."""
+        """Names the first bad id by its position among all fields; a table knows only those of its
+        width.
+        """
         if offsets is None:
             check_ids("fused_embedding", ids, self.field_offsets)
         else:
@@ -310,13 +380,16 @@ class EmbeddingFields(nn.Module):
         raise AssertionError(f"{type(self).__name__}: a table refused ids that are all in range")
 
     def _with_name(self, error: IndexError) -> IndexError:
-        """Adds the name of the field to the message of an op, which knows its position among all fields."""
+        """Adds the name of the field to the message of an op, which knows its position among all
+        fields.
+        """
 
         def named(found: re.Match[str]) -> str:
             name = self.field_names[int(found[1])]
             return found[0] if name == found[1] else f"for field {found[1]} ({name!r}),"
 
-        return IndexError(re.sub(r"for field (\d+),", named, str(error)))  # CUDA's message counts those of one table
+        # CUDA's message counts those of one table
+        return IndexError(re.sub(r"for field (\d+),", named, str(error)))
 
     def field(self, name: str | int) -> int:
         """Returns the position of a field, given by name or position.
@@ -327,11 +400,15 @@ class EmbeddingFields(nn.Module):
         if isinstance(name, int) and 0 <= name < len(self.num_embeddings):
             return name
         if name not in self.field_names:
-            raise KeyError(f"{type(self).__name__}: no field {name!r}, there are {self.field_names}")
+            raise KeyError(
+                f"{type(self).__name__}: no field {name!r}, there are {self.field_names}"
+            )
         return self.field_names.index(name)
 
     def _locate(self, f: int) -> tuple[int, int]:
-        """Returns the number of the table of field f in ``by_width``, and the field's place in the table."""
+        """Returns the number of the table of field f in ``by_width``, and the field's place in the
+        table.
+        """
         number = next(number for number, table in enumerate(self.by_width) if f in table.fields)
         return number, self.by_width[number].fields.index(f)
 
@@ -361,7 +438,9 @@ def select_fields(
     fields: int,
     fill: int = PAD,
 ) -> Ids:
-    """Returns the ids [M], offsets and factors of some fields; on CUDA [N] ids, ``fill`` behind the last bag."""
+    """Returns the ids [M], offsets and factors of some fields; on CUDA [N] ids, ``fill`` behind the
+    last bag.
+    """
     kept, starts = select_bags(ids, offsets, per_sample_weights, chosen, fields)
     own = ids[kept]
     if runs_cuda_kernels(ids):  # the positions from the last offset on have no meaning
@@ -370,4 +449,8 @@ def select_fields(
 
 
 def _short(numbers: list[int]) -> str:
-    return str(numbers) if len(numbers) <= 8 else f"[{', '.join(map(str, numbers[:3]))}, ..., {numbers[-1]}]"
+    return (
+        str(numbers)
+        if len(numbers) <= 8
+        else f"[{', '.join(map(str, numbers[:3]))}, ..., {numbers[-1]}]"
+    )

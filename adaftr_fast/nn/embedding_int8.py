@@ -41,7 +41,9 @@ class Int8Table(TableFields):
             self.weight[part], self.scale[part] = round_rows(weight[part])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves the buffers as ``fn`` does; ``half`` and ``bfloat16`` leave the scales in float32."""
+        """Moves the buffers as ``fn`` does; ``half`` and ``bfloat16`` leave the scales
+        in float32.
+        """
         scale = self.scale
         super()._apply(fn, recurse)
         if self.scale.dtype != torch.float32:
@@ -52,15 +54,16 @@ class Int8Table(TableFields):
 class QuantizedEmbedding(EmbeddingFields):
     """A copy of a :class:`FusedEmbedding` for serving, whose tables are int8 with a scale per row.
 
-    A row takes E + 4 bytes instead of 4 E. A value is off by at most 1/254 of the largest magnitude of its row; zeros
-    stay zeros. The look-up takes the arguments of ``FusedEmbedding.forward`` and returns float32, also after
-    ``half()``, which leaves the scales as they are. The result has no gradient. Ids are checked at once, also on a GPU,
-    where the host waits.
+    A row takes E + 4 bytes instead of 4 E. A value is off by at most 1/254 of the largest magnitude
+    of its row; zeros stay zeros. The look-up takes the arguments of ``FusedEmbedding.forward`` and
+    returns float32, also after ``half()``, which leaves the scales as they are. The result has no
+    gradient. Ids are checked at once, also on a GPU, where the host waits.
 
-    It is exported by ``torch.export``, compiled, and written as ONNX as a FusedEmbedding is (docs/frameworks.md).
+    It is exported by ``torch.export``, compiled, and written as ONNX as a FusedEmbedding is
+    (docs/frameworks.md).
 
-    ``state_dict()`` has the entries ``tables.<number>.weight``, int8 [R, E], and ``tables.<number>.scale``, float32
-    [R, 1], per width, in ascending order of width.
+    ``state_dict()`` has the entries ``tables.<number>.weight``, int8 [R, E], and
+    ``tables.<number>.scale``, float32 [R, 1], per width, in ascending order of width.
 
     Args:
         embedding: the embedding to copy; deferred steps of its rows are made first.
@@ -75,7 +78,8 @@ class QuantizedEmbedding(EmbeddingFields):
     def __init__(self, embedding: FusedEmbedding) -> None:
         if not isinstance(embedding, FusedEmbedding):
             raise TypeError(
-                f"QuantizedEmbedding: embedding must be a FusedEmbedding, got {type(embedding).__name__}; "
+                "QuantizedEmbedding: embedding must be a FusedEmbedding, got "
+                f"{type(embedding).__name__}; "
                 "FusedEmbedding.from_pretrained takes the weight of an nn.Embedding"
             )
         super().__init__(
@@ -89,7 +93,9 @@ class QuantizedEmbedding(EmbeddingFields):
         )
         embedding.flush()
         weights = embedding.table_weights()
-        self.tables = ModuleList(Int8Table(table, weight.detach()) for table, weight in zip(self.by_width, weights))
+        self.tables = ModuleList(
+            Int8Table(table, weight.detach()) for table, weight in zip(self.by_width, weights)
+        )
         self.train(embedding.training)
 
     def field_weight(self, name: str | int) -> Tensor:
@@ -120,7 +126,8 @@ class QuantizedEmbedding(EmbeddingFields):
     def _look_up_table(self, number: int, field_offsets: Tensor, given: Ids, mean: bool) -> Tensor:
         table = self.tables[number]
         ids, offsets, factors = given
-        if offsets is not None and runs_cuda_kernels(ids):  # without the positions behind the last bag
+        # without the positions behind the last bag
+        if offsets is not None and runs_cuda_kernels(ids):
             ids = ids[: offsets[-1]]
             factors = None if factors is None else factors[: offsets[-1]]
         return int8_embedding(table.weight, table.scale, ids, offsets, factors, field_offsets, mean)

@@ -1,6 +1,7 @@
 """The tables that a FusedEmbedding is composed of: each holds the rows of the fields of one width.
 
-B batch, F fields of the table, E width, R rows of all its fields together, N ids of all bags together.
+B batch, F fields of the table, E width, R rows of all its fields together, N ids of all bags
+together.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class GrowsWithTable(Protocol):
 class EmbeddingTable:
     """The fields of one width, whose rows lie one field after another in one parameter [R, E].
 
-    The parameter belongs to the FusedEmbedding, under the name it has in checkpoints. Methods take it as ``weight``.
+    The parameter belongs to the FusedEmbedding, under the name it has in checkpoints. Methods take
+    it as ``weight``.
 
     Attributes:
         fields: positions of the F fields among those of the FusedEmbedding, in ascending order.
@@ -52,10 +54,16 @@ class EmbeddingTable:
     num_embeddings: list[int]
     width: int
 
-    def new_weight(self, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.Parameter:
-        """Returns an uninitialized parameter [R, E]; on the meta device within ``tables_elsewhere``."""
+    def new_weight(
+        self, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> nn.Parameter:
+        """Returns an uninitialized parameter [R, E]; on the meta device within
+        ``tables_elsewhere``.
+        """
         device = "meta" if _elsewhere else device
-        return nn.Parameter(empty_table(sum(self.num_embeddings), self.width, device=device, dtype=dtype))
+        return nn.Parameter(
+            empty_table(sum(self.num_embeddings), self.width, device=device, dtype=dtype)
+        )
 
     def look_up(
         self,
@@ -66,38 +74,56 @@ class EmbeddingTable:
         per_sample_weights: Tensor | None,
         mean: bool,
     ) -> Tensor:
-        """Looks up ids [B, F], or bags of ids [N]. A row that has missed steps counts with its present value.
+        """Looks up ids [B, F], or bags of ids [N]. A row that has missed steps counts with its
+        present value.
 
         Args:
             weight: [R, E].
             field_offsets: [F + 1], the first row of each field in ``weight``.
             ids: [B, F], or [N] with ``offsets``.
             offsets: [B * F + 1], where each bag begins.
-            per_sample_weights: [N] factors of the ids, in float64 beside a float64 table, else float32.
+            per_sample_weights: [N] factors of the ids, in float64 beside a float64 table, else
+                float32.
             mean: whether a bag gives the mean of its vectors, rather than their sum.
 
         Returns:
             [B, F * E].
         """
-        check_local("FusedEmbedding", "weight", weight, "leave the tables out of what is sharded (docs/frameworks.md)")
+        check_local(
+            "FusedEmbedding",
+            "weight",
+            weight,
+            "leave the tables out of what is sharded (docs/frameworks.md)",
+        )
         with held(weight) as steps:
             missed = [] if steps is None else steps.tensors
             if offsets is not None:
-                return embedding_bags(weight, ids, offsets, per_sample_weights, field_offsets, mean, missed)
+                return embedding_bags(
+                    weight, ids, offsets, per_sample_weights, field_offsets, mean, missed
+                )
             return fused_embedding(weight, ids, field_offsets, missed)
 
-    def look_up_with_squares(self, weight: Tensor, field_offsets: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Looks up ids [B, F] -> (their vectors [B, F * E], the sum of the squares of these, 0-dim)."""
+    def look_up_with_squares(
+        self, weight: Tensor, field_offsets: Tensor, ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Looks up ids [B, F] -> (their vectors [B, F * E], the sum of the squares of these,
+        0-dim).
+        """
         with held(weight) as steps:
-            return embedding_and_squares(weight, ids, field_offsets, [] if steps is None else steps.tensors)
+            return embedding_and_squares(
+                weight, ids, field_offsets, [] if steps is None else steps.tensors
+            )
 
     def rows(self, weight: Tensor, place: int) -> Tensor:
-        """Returns the current rows of the field at ``place`` in ``fields``, [rows, E], a view without gradient."""
+        """Returns the current rows of the field at ``place`` in ``fields``, [rows, E], a view
+        without gradient.
+        """
         first = sum(self.num_embeddings[:place])
         return weight.detach()[first : first + self.num_embeddings[place]]
 
     def grow(self, weight: nn.Parameter, place: int, more: int) -> nn.Parameter:
-        """Returns a parameter with ``more`` new rows for the field at ``place``, drawn from N(0, 0.01²).
+        """Returns a parameter with ``more`` new rows for the field at ``place``, drawn from N(0,
+        0.01²).
 
         A pending gradient of ``weight`` and the optimizer's state follow.
         """
@@ -135,7 +161,8 @@ class HoldsTable(nn.Module):
     """A module whose parameter ``weight`` [R, E] is a table.
 
     Attributes:
-        sparse: whether backward leaves a sparse gradient, which is then coalesced except on CUDA, or a dense one.
+        sparse: whether backward leaves a sparse gradient, which is then coalesced except on CUDA,
+            or a dense one.
     """
 
     weight: nn.Parameter
@@ -162,7 +189,8 @@ class HoldsTable(nn.Module):
 
 
 def _make_dense(weight: Tensor) -> None:
-    with torch._C.DisableTorchFunctionSubclass():  # reads attributes in a fifth of the time of a DeferredParameter
+    # reads attributes in a fifth of the time of a DeferredParameter
+    with torch._C.DisableTorchFunctionSubclass():
         if weight.grad is not None and weight.grad.is_sparse:
             weight.grad = weight.grad.to_dense()
 
@@ -184,8 +212,12 @@ class TableFields(nn.Module):
         self.make_buffers(table, device)
 
     def make_buffers(self, table: EmbeddingTable, device: torch.device | str | None) -> None:
-        """Makes the buffers, which state dicts leave out; again, for a module that was on the meta device."""
-        self.register_buffer("offsets", field_offsets(table.num_embeddings, device), persistent=False)
+        """Makes the buffers, which state dicts leave out; again, for a module that was on the meta
+        device.
+        """
+        self.register_buffer(
+            "offsets", field_offsets(table.num_embeddings, device), persistent=False
+        )
         self.register_buffer("columns", torch.tensor(table.fields, device=device), persistent=False)
 
     def extra_repr(self) -> str:
@@ -199,7 +231,11 @@ class TableWeight(TableFields, HoldsTable):
     weight: nn.Parameter
 
     def __init__(
-        self, table: EmbeddingTable, sparse: bool, device: torch.device | str | None, dtype: torch.dtype | None
+        self,
+        table: EmbeddingTable,
+        sparse: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
     ) -> None:
         super().__init__(table, device)
         self.sparse = sparse
@@ -242,32 +278,40 @@ def split_tables(fields: Sequence[Field], tables: Mapping[str, Tensor]) -> dict[
 
 
 def field_offsets(num_embeddings: list[int], device: torch.device | str | None) -> Tensor:
-    """Returns the first row of each field, where their rows lie one field after another, and the end, [F + 1]."""
+    """Returns the first row of each field, where their rows lie one field after another, and the
+    end, [F + 1].
+    """
     return torch.tensor([0, *accumulate(num_embeddings)], device=device)
 
 
 def insert_rows(table: Tensor, at: int, rows: Tensor) -> Tensor:
     """Returns a new table with ``rows`` inserted before row ``at``."""
-    grown = empty_table(len(table) + len(rows), *table.shape[1:], device=table.device, dtype=table.dtype)
+    grown = empty_table(
+        len(table) + len(rows), *table.shape[1:], device=table.device, dtype=table.dtype
+    )
     return torch.cat([table[:at], rows, table[at:]], out=grown)
 
 
 def insert_no_gradient(grad: Tensor, at: int, rows: int) -> Tensor:
-    """Returns the gradient of a table, sparse or dense, after ``rows`` rows are inserted before row ``at``."""
+    """Returns the gradient of a table, sparse or dense, after ``rows`` rows are inserted before row
+    ``at``.
+    """
     if not grad.is_sparse:
         return insert_rows(grad, at, grad.new_zeros(rows, grad.shape[1]))
     index, size = grad._indices(), (grad.shape[0] + rows, grad.shape[1])
     moved = index + rows * (index >= at)
     coalesced = grad.is_coalesced()  # rows keep their order
-    return torch.sparse_coo_tensor(moved, grad._values(), size, is_coalesced=coalesced, check_invariants=False)
+    return torch.sparse_coo_tensor(
+        moved, grad._values(), size, is_coalesced=coalesced, check_invariants=False
+    )
 
 
 @contextmanager
 def tables_elsewhere() -> Iterator[None]:
     """Makes new tables without memory, on the meta device, for rows that are kept elsewhere.
 
-    The random generator advances as if the rows were drawn. From ``FusedEmbedding.initial_rng``, the state it had
-    before, ``drawn_rows`` draws them. For float32 on the CPU.
+    The random generator advances as if the rows were drawn. From ``FusedEmbedding.initial_rng``,
+    the state it had before, ``drawn_rows`` draws them. For float32 on the CPU.
     """
     global _elsewhere
     before, _elsewhere = _elsewhere, True
@@ -288,7 +332,9 @@ def initial_rng() -> Tensor | None:
 
 @torch.no_grad()
 def draw(weight: Tensor) -> None:
-    """Draws ``weight`` [R, E] from N(0, 0.01²); one on the meta device only advances the random generator."""
+    """Draws ``weight`` [R, E] from N(0, 0.01²); one on the meta device only advances the random
+    generator.
+    """
     if weight.is_meta:
         deque(drawn_rows(*weight.shape), maxlen=0)
     else:
@@ -298,7 +344,8 @@ def draw(weight: Tensor) -> None:
 def drawn_rows(rows: int, width: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
     """Yields the rows that ``draw`` writes, bit by bit, some rows at a time.
 
-    torch draws normal numbers in sixteens, and draws the last sixteen of a tensor anew if its size is not a multiple.
+    torch draws normal numbers in sixteens, and draws the last sixteen of a tensor anew if its size
+    is not a multiple.
     """
     bounds = [*range(0, rows, DRAWN), rows]
     if len(bounds) > 2 and (rows - bounds[-2]) * width < 16:

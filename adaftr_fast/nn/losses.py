@@ -1,8 +1,8 @@
 """Published in-batch losses as modules over :func:`adaftr_fast.adaptive_infonce` and
 :func:`adaftr_fast.sigmoid_contrast`, which store no similarity matrix.
 
-Shapes: B rows (pairs), d width of a representation, k hard negatives per row, W ranks. docs/recipes.md compares them
-with the losses of other libraries.
+Shapes: B rows (pairs), d width of a representation, k hard negatives per row, W ranks.
+docs/recipes.md compares them with the losses of other libraries.
 """
 
 import math
@@ -21,13 +21,16 @@ from adaftr_fast.ops.infonce.sigmoid import sigmoid_contrast
 
 
 class NTXentLoss(nn.Module):
-    """Computes the normalized temperature-scaled cross entropy of SimCLR (Chen et al., 2020, Eq. 1).
+    """Computes the normalized temperature-scaled cross entropy of SimCLR (Chen et al., 2020, Eq.
+    1).
 
-    Each of the 2B views is contrasted with the other view of its image against the remaining 2B - 2 views.
+    Each of the 2B views is contrasted with the other view of its image against the remaining 2B - 2
+    views.
 
     Args:
         temperature: the temperature, > 0.
-        process_group: if given, the views of all ranks are negatives; see :func:`adaftr_fast.adaptive_infonce`.
+        process_group: if given, the views of all ranks are negatives; see
+            :func:`adaftr_fast.adaptive_infonce`.
 
     Shape:
         - z_0, z_1: [B, d], the two views; normalized here
@@ -40,7 +43,9 @@ class NTXentLoss(nn.Module):
         >>> loss = adaftr_fast.nn.losses.NTXentLoss()(torch.randn(256, 128), torch.randn(256, 128))
     """
 
-    def __init__(self, temperature: float = 0.5, *, process_group: ProcessGroup | None = None) -> None:
+    def __init__(
+        self, temperature: float = 0.5, *, process_group: ProcessGroup | None = None
+    ) -> None:
         super().__init__()
         self.temperature = temperature
         self.process_group = process_group
@@ -73,7 +78,8 @@ class SupConLoss(nn.Module):
 
     Args:
         temperature: the temperature, > 0.
-        process_group: if given, the rows of all ranks are one batch; see :func:`adaftr_fast.adaptive_infonce`.
+        process_group: if given, the rows of all ranks are one batch; see
+            :func:`adaftr_fast.adaptive_infonce`.
 
     Shape:
         - features: [B, d], or [B, V, d]; normalized here
@@ -87,7 +93,9 @@ class SupConLoss(nn.Module):
         >>> loss = adaftr_fast.nn.losses.SupConLoss()(torch.randn(256, 128), torch.randint(10, (256,)))
     """
 
-    def __init__(self, temperature: float = 0.1, *, process_group: ProcessGroup | None = None) -> None:
+    def __init__(
+        self, temperature: float = 0.1, *, process_group: ProcessGroup | None = None
+    ) -> None:
         super().__init__()
         self.temperature = temperature
         self.process_group = process_group
@@ -95,7 +103,9 @@ class SupConLoss(nn.Module):
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """Computes the loss of features [B, d] or [B, V, d] with labels [B]."""
         if features.dim() not in (2, 3):
-            raise ValueError(f"SupConLoss: features must be [B, d] or [B, V, d], got {list(features.shape)}")
+            raise ValueError(
+                f"SupConLoss: features must be [B, d] or [B, V, d], got {list(features.shape)}"
+            )
         if labels is None and features.dim() == 3:
             labels = _own_ids(features, self.process_group)
         if labels is None or tuple(labels.shape) != (len(features),):
@@ -130,21 +140,24 @@ class SupConLoss(nn.Module):
 class CLIPLoss(nn.Module):
     """Computes the loss of CLIP (Radford et al., 2021) with its learned logit scale.
 
-    The loss is the mean of the cross entropies image -> text and text -> image, whose logits are cosines times
-    exp(``logit_scale``). ``forward`` takes what ``ClipLoss`` of open_clip takes as well.
+    The loss is the mean of the cross entropies image -> text and text -> image, whose logits are
+    cosines times exp(``logit_scale``). ``forward`` takes what ``ClipLoss`` of open_clip takes as
+    well.
 
     Args:
         init_scale: initial value of exp(``logit_scale``).
-        max_scale: upper bound of exp(``logit_scale``). In training ``forward`` sets a larger parameter to the bound, in
-            place, from where it can come back.
-        process_group: if given, the pairs of all ranks are one batch; see :func:`adaftr_fast.adaptive_infonce`.
+        max_scale: upper bound of exp(``logit_scale``). In training ``forward`` sets a larger
+            parameter to the bound, in place, from where it can come back.
+        process_group: if given, the pairs of all ranks are one batch; see
+            :func:`adaftr_fast.adaptive_infonce`.
 
     Shape:
         - image_features, text_features: [B, d]; normalized here
         - Output: 0-dim
 
     Raises:
-        ValueError: ``init_scale`` is not positive or exceeds ``max_scale``, or the features differ in shape.
+        ValueError: ``init_scale`` is not positive or exceeds ``max_scale``, or the features differ
+            in shape.
 
     Example:
         >>> clip = adaftr_fast.nn.losses.CLIPLoss()
@@ -152,11 +165,17 @@ class CLIPLoss(nn.Module):
     """
 
     def __init__(
-        self, init_scale: float = 1 / 0.07, max_scale: float = 100.0, *, process_group: ProcessGroup | None = None
+        self,
+        init_scale: float = 1 / 0.07,
+        max_scale: float = 100.0,
+        *,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         if not 0 < init_scale <= max_scale:
-            raise ValueError(f"CLIPLoss: expected 0 < init_scale <= max_scale, got {init_scale} and {max_scale}")
+            raise ValueError(
+                f"CLIPLoss: expected 0 < init_scale <= max_scale, got {init_scale} and {max_scale}"
+            )
         self.logit_scale = nn.Parameter(torch.tensor(math.log(init_scale)))
         self.max_scale = max_scale
         self.process_group = process_group
@@ -173,8 +192,8 @@ class CLIPLoss(nn.Module):
         Args:
             image_features: the images [B, d].
             text_features: the texts [B, d].
-            logit_scale: factor of the similarities, > 0, in place of exp(``self.logit_scale``), as the model of
-                open_clip returns it; ``max_scale`` does not bound it.
+            logit_scale: factor of the similarities, > 0, in place of exp(``self.logit_scale``), as
+                the model of open_clip returns it; ``max_scale`` does not bound it.
             output_dict: if True, returns {"contrastive_loss": loss}.
         """
         _check_pairs("CLIPLoss", "image_features", image_features, "text_features", text_features)
@@ -187,7 +206,8 @@ class CLIPLoss(nn.Module):
         bound = math.log(self.max_scale)
         if not self.training:
             return self.logit_scale.clamp(max=bound)
-        # ``data``, so that autograd does not see the parameter change between two calls of forward and backward
+        # ``data``, so that autograd does not see the parameter change between two calls of forward
+        # and backward
         self.logit_scale.data.clamp_(max=bound)
         return self.logit_scale
 
@@ -201,7 +221,8 @@ class SigLIPLoss(nn.Module):
     ``forward`` takes what ``SigLipLoss`` of open_clip takes.
 
     Args:
-        process_group: if given, the texts of all ranks are candidates; see :func:`adaftr_fast.sigmoid_contrast`.
+        process_group: if given, the texts of all ranks are candidates; see
+            :func:`adaftr_fast.sigmoid_contrast`.
 
     Shape:
         - image_features, text_features: [B, d], taken as they are: SigLIP normalizes them before
@@ -239,21 +260,26 @@ class SigLIPLoss(nn.Module):
         """
         _check_pairs("SigLIPLoss", "image_features", image_features, "text_features", text_features)
         bias = 0.0 if logit_bias is None else logit_bias
-        loss = sigmoid_contrast(image_features, text_features, logit_scale, bias, process_group=self.process_group)
+        loss = sigmoid_contrast(
+            image_features, text_features, logit_scale, bias, process_group=self.process_group
+        )
         return {"contrastive_loss": loss} if output_dict else loss
 
 
 class MultipleNegativesRankingLoss(nn.Module):
-    """Computes the in-batch softmax with hard negatives (Henderson et al., 2017) as sentence-transformers does.
+    """Computes the in-batch softmax with hard negatives (Henderson et al., 2017) as
+    sentence-transformers does.
 
-    The candidates of each anchor are all positives and all hard negatives of the batch. ``forward`` takes what
-    ``compute_loss_from_embeddings`` of sentence-transformers takes.
+    The candidates of each anchor are all positives and all hard negatives of the batch. ``forward``
+    takes what ``compute_loss_from_embeddings`` of sentence-transformers takes.
 
     Args:
         scale: factor of the similarities, > 0; the inverse of the temperature.
-        symmetric: if True, averages the loss with that of positive -> anchors, whose candidates are all anchors.
+        symmetric: if True, averages the loss with that of positive -> anchors, whose candidates are
+            all anchors.
         normalize: if True, the similarities are cosines, otherwise dot products.
-        process_group: if given, candidates are those of all ranks; see :func:`adaftr_fast.adaptive_infonce`.
+        process_group: if given, candidates are those of all ranks; see
+            :func:`adaftr_fast.adaptive_infonce`.
 
     Shape:
         - embeddings: [anchors, positives, negatives_1, ..., negatives_k], each [B, d]
@@ -282,16 +308,31 @@ class MultipleNegativesRankingLoss(nn.Module):
         self.process_group = process_group
 
     def forward(self, embeddings: Sequence[Tensor], labels: Tensor | None = None) -> Tensor:
-        """Computes the loss of a list of embeddings [B, d]; ``labels`` are accepted and not used."""
+        """Computes the loss of a list of embeddings [B, d]; ``labels`` are accepted and
+        not used.
+        """
         if len(embeddings) < 2:
-            raise ValueError(f"MultipleNegativesRankingLoss: expected at least 2 embeddings, got {len(embeddings)}")
+            raise ValueError(
+                "MultipleNegativesRankingLoss: expected at least 2 embeddings, got "
+                f"{len(embeddings)}"
+            )
         for number, other in enumerate(embeddings[1:], 1):
-            _check_pairs("MultipleNegativesRankingLoss", "embeddings[0]", embeddings[0], f"embeddings[{number}]", other)
+            _check_pairs(
+                "MultipleNegativesRankingLoss",
+                "embeddings[0]",
+                embeddings[0],
+                f"embeddings[{number}]",
+                other,
+            )
         anchors, candidates = embeddings[0], torch.cat(list(embeddings[1:]))
         if self.normalize:
             anchors, candidates = F.normalize(anchors, dim=1), F.normalize(candidates, dim=1)
         return adaptive_infonce(
-            anchors, candidates, 1 / self.scale, symmetric=self.symmetric, process_group=self.process_group
+            anchors,
+            candidates,
+            1 / self.scale,
+            symmetric=self.symmetric,
+            process_group=self.process_group,
         )
 
     def extra_repr(self) -> str:
@@ -299,11 +340,16 @@ class MultipleNegativesRankingLoss(nn.Module):
 
 
 def _own_ids(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Returns a number for each row of x [n, ...] that no other row has, on this rank or another: int64 [n]."""
+    """Returns a number for each row of x [n, ...] that no other row has, on this rank or another:
+    int64 [n].
+    """
     first = 0 if group is None else dist.get_rank(group) << 32
     return torch.arange(first, first + len(x), device=x.device)
 
 
 def _check_pairs(loss: str, first: str, x: Tensor, second: str, y: Tensor) -> None:
     if x.shape != y.shape:
-        raise ValueError(f"{loss}: {second} must have the shape of {first}, {tuple(x.shape)}, got {tuple(y.shape)}")
+        raise ValueError(
+            f"{loss}: {second} must have the shape of {first}, {tuple(x.shape)}, got "
+            f"{tuple(y.shape)}"
+        )

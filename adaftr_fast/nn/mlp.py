@@ -40,7 +40,8 @@ class MLP(nn.Module):
 class Experts(nn.Module):
     """Applies k experts of the same shape, g_1 … g_k of Eq. 3, together.
 
-    The first layers of all experts are computed as one product, and each deeper layer as one batched product.
+    The first layers of all experts are computed as one product, and each deeper layer as one
+    batched product.
 
     Args:
         in_features: width of the input.
@@ -60,7 +61,9 @@ class Experts(nn.Module):
         if num_experts < 1:
             raise ValueError(f"Experts: num_experts must be >= 1, got {num_experts}")
         if not hidden or min(hidden) < 1:
-            raise ValueError(f"Experts: hidden must name at least one width >= 1, got {list(hidden)}")
+            raise ValueError(
+                f"Experts: hidden must name at least one width >= 1, got {list(hidden)}"
+            )
         self.num_experts = num_experts
         self.out_features = hidden[-1]
         self.first = nn.Linear(in_features, num_experts * hidden[0])
@@ -68,7 +71,9 @@ class Experts(nn.Module):
         self.biases = nn.ParameterList()  # [k, 1, out] each
         for i, o in itertools.pairwise(hidden):
             bound = i**-0.5  # nn.Linear's initialisation
-            self.weights.append(nn.Parameter(torch.empty(num_experts, i, o).uniform_(-bound, bound)))
+            self.weights.append(
+                nn.Parameter(torch.empty(num_experts, i, o).uniform_(-bound, bound))
+            )
             self.biases.append(nn.Parameter(torch.empty(num_experts, 1, o).uniform_(-bound, bound)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,8 +83,12 @@ class Experts(nn.Module):
         return f"num_experts={self.num_experts}, out_features={self.out_features}"
 
     def with_gates(self, gates: nn.Linear, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Applies the experts and the gates to one input -> (experts [B, k, out], gate logits [B, out_features])."""
-        (hidden,), (logits,) = run_stacks([Stack([self.first]), Stack([gates], linear_end=True)], [x, x])
+        """Applies the experts and the gates to one input -> (experts [B, k, out], gate logits [B,
+        out_features]).
+        """
+        (hidden,), (logits,) = run_stacks(
+            [Stack([self.first]), Stack([gates], linear_end=True)], [x, x]
+        )
         return self._deepen(hidden), logits
 
     def _deepen(self, first: Tensor) -> Tensor:
@@ -94,7 +103,8 @@ class Experts(nn.Module):
 
 
 class Tower(nn.Module):
-    """Applies a task's own layers, f of Eq. 2: an :class:`MLP` and a linear layer that gives the logit.
+    """Applies a task's own layers, f of Eq. 2: an :class:`MLP` and a linear layer that gives the
+    logit.
 
     Args:
         in_features: width of the input.
@@ -115,8 +125,12 @@ class Tower(nn.Module):
         return hidden, logit.squeeze(1)
 
 
-def run_towers(towers: Iterable[Tower], inputs: Sequence[Tensor]) -> tuple[list[list[Tensor]], list[Tensor]]:
-    """Applies each tower to its input [B, in] -> (per tower every layer's output, per tower the logit [B, 1])."""
+def run_towers(
+    towers: Iterable[Tower], inputs: Sequence[Tensor]
+) -> tuple[list[list[Tensor]], list[Tensor]]:
+    """Applies each tower to its input [B, in] -> (per tower every layer's output, per tower the
+    logit [B, 1]).
+    """
     stacks = [Stack([*tower.mlp.layers, tower.logit], linear_end=True) for tower in towers]
     outputs = run_stacks(stacks, inputs)
     return [layers[:-1] for layers in outputs], [layers[-1] for layers in outputs]

@@ -1,4 +1,6 @@
-"""``torch.nn.ModuleList`` with the type of its elements, which type checkers otherwise take for ``nn.Module``."""
+"""``torch.nn.ModuleList`` with the type of its elements, which type checkers otherwise take for
+``nn.Module``.
+"""
 
 from __future__ import annotations
 

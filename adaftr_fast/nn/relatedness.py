@@ -9,7 +9,8 @@ from adaftr_fast.nn.mlp import Tower
 
 
 class RelatednessNetwork(nn.Module):
-    """Predicts the relatedness of two tasks for each instance, from the element-wise product of their inputs.
+    """Predicts the relatedness of two tasks for each instance, from the element-wise product of
+    their inputs.
 
         v_rel = v_1 * v_2                (Eq. 8)
         y_rel = sigmoid(MLP(v_rel))      (Eq. 9)
@@ -35,9 +36,14 @@ class RelatednessNetwork(nn.Module):
 
 
 def relatedness_loss(
-    logit: Tensor, y_1: Tensor, y_2: Tensor, weight: Tensor | None = None, weight_mean: Tensor | None = None
+    logit: Tensor,
+    y_1: Tensor,
+    y_2: Tensor,
+    weight: Tensor | None = None,
+    weight_mean: Tensor | None = None,
 ) -> Tensor:
-    """Computes the binary cross-entropy of the logit [B] against 1[y_1 = y_2], averaged over B (Eqs. 10, 11).
+    """Computes the binary cross-entropy of the logit [B] against 1[y_1 = y_2], averaged over B
+    (Eqs. 10, 11).
 
     ``weight`` [B] and ``weight_mean`` are those of :func:`weighted_mean`.
     """
@@ -53,8 +59,8 @@ def temperature(relatedness: Tensor, tau_min: float, tau_max: float) -> Tensor:
 def weighted_mean(x: Tensor, weight: Tensor | None, weight_mean: Tensor | None = None) -> Tensor:
     """Computes the mean of x [B, ...] over the batch, weighted by ``weight`` [B] if given.
 
-    If the rows are one rank's part of a batch, pass the mean weight of the whole batch (``Batch.weight_mean``) as
-    ``weight_mean``. The mean over the ranks is then that of the batch.
+    If the rows are one rank's part of a batch, pass the mean weight of the whole batch
+    (``Batch.weight_mean``) as ``weight_mean``. The mean over the ranks is then that of the batch.
     """
     if weight is None:
         return x.mean(0)

@@ -1,4 +1,5 @@
-"""Stacks of dense layers and mixtures of experts: in one pass where the CPU kernels apply, else layer by layer.
+"""Stacks of dense layers and mixtures of experts: in one pass where the CPU kernels apply, else
+layer by layer.
 
 Shapes: B rows, T tasks, k experts, v width of an expert.
 """
@@ -26,8 +27,9 @@ class Stack(NamedTuple):
 def run_stacks(stacks: Sequence[Stack], inputs: Sequence[Tensor]) -> list[list[Tensor]]:
     """Computes every layer's output [B, out] of every stack; stack s reads ``inputs[s]`` [B, in].
 
-    PyTorch's own layers are used on other devices and dtypes, and in compiled and exported programs, whose compiler
-    fuses them. They are also used without gradients, so that a model and its exported programs predict the same bits.
+    PyTorch's own layers are used on other devices and dtypes, and in compiled and exported
+    programs, whose compiler fuses them. They are also used without gradients, so that a model and
+    its exported programs predict the same bits.
     """
     if not (all(map(_is_plain, stacks)) and _has_kernel(inputs, stacks[0].layers[0].weight)):
         return [_run_plain(stack, x) for stack, x in zip(stacks, inputs)]
@@ -49,7 +51,9 @@ def run_stacks(stacks: Sequence[Stack], inputs: Sequence[Tensor]) -> list[list[T
 
 
 def mix(experts: Tensor, logits: Tensor) -> list[Tensor]:
-    """Mixes experts [B, k, v] by the softmax of each task's logits [B, T, k] -> T tensors [B, v]."""
+    """Mixes experts [B, k, v] by the softmax of each task's logits [B, T, k] -> T
+    tensors [B, v].
+    """
     if _has_kernel((experts, logits)):
         mixed: list[Tensor] = torch.ops.adaftr_fast.mixture(experts, logits)
         return mixed
@@ -77,7 +81,9 @@ def _is_plain(stack: Stack) -> bool:
 
 
 def _has_kernel(inputs: Sequence[Tensor], weight: Tensor | None = None) -> bool:
-    """Returns whether the CPU kernels apply: eager mode with gradients, float32, or bfloat16 under autocast."""
+    """Returns whether the CPU kernels apply: eager mode with gradients, float32, or bfloat16 under
+    autocast.
+    """
     if not (is_eager() and torch.is_grad_enabled() and has_cpp_gradients()):
         return False
     autocast = torch.is_autocast_enabled("cpu")

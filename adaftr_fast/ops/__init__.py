@@ -1,1 +1,3 @@
-"""Custom ops, one package per op: schema, autograd formula, plain-PyTorch reference and argument checks."""
+"""Custom ops, one package per op: schema, autograd formula, plain-PyTorch reference and argument
+checks.
+"""

@@ -36,7 +36,9 @@ def define_flops(name: str, formula: Callable[..., int]) -> None:
 class _Formulas(MetaPathFinder, Loader):
     """Finds the module where Python does, once, and registers the formulas after it has run."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name != MODULE:
             return None
         place = sys.meta_path.index(self)

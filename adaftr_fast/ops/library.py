@@ -1,8 +1,9 @@
 """The op namespace ``torch.ops.adaftr_fast``.
 
-Each op file defines its schema in this library. It registers the plain-PyTorch reference as the fallback for every
-device (CompositeExplicitAutograd), a fake implementation (shapes only, for torch.compile) and the autograd formula. The
-C++ extension and the Triton kernels register under the CPU and CUDA keys, so PyTorch's dispatcher selects the backend.
+Each op file defines its schema in this library. It registers the plain-PyTorch reference as the
+fallback for every device (CompositeExplicitAutograd), a fake implementation (shapes only, for
+torch.compile) and the autograd formula. The C++ extension and the Triton kernels register under the
+CPU and CUDA keys, so PyTorch's dispatcher selects the backend.
 """
 
 import functools
@@ -11,13 +12,16 @@ from typing import Any
 
 import torch
 
-from adaftr_fast._extension import has_cpp_gradients, is_built, warn_of_references  # loads the C++ implementations
+# loads the C++ implementations
+from adaftr_fast._extension import has_cpp_gradients, is_built, warn_of_references
 
 
 class _Library(torch.library.Library):
     """Warns once per process where a reference runs because no kernel is built."""
 
-    def impl(self, op_name: Any, fn: Callable[..., Any], dispatch_key: str = "", **options: Any) -> None:
+    def impl(
+        self, op_name: Any, fn: Callable[..., Any], dispatch_key: str = "", **options: Any
+    ) -> None:
         if dispatch_key.startswith("Composite") and not is_built():
             fn = _warns_first(fn)
         super().impl(op_name, fn, dispatch_key, **options)
@@ -53,18 +57,25 @@ def define(
     name = schema.partition("(")[0]
     library.define(schema)
     library.impl(name, reference, key)
-    if key == "CompositeImplicitAutograd" and is_built():  # else a kernel for the CPU would take its place
+    # else a kernel for the CPU would take its place
+    if key == "CompositeImplicitAutograd" and is_built():
         library.impl(name, _where_differentiated(name, reference), "Autograd")
     if fake is not None:
         torch.library.register_fake(f"adaftr_fast::{name}", fake, lib=library)
 
 
 def _where_differentiated(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns an autograd kernel that runs the reference where gradients are wanted, and the op elsewhere."""
+    """Returns an autograd kernel that runs the reference where gradients are wanted, and the op
+    elsewhere.
+    """
 
     def run(*arguments: Any, **options: Any) -> Any:
-        tensors = [x for x in torch.utils._pytree.tree_leaves(arguments) if isinstance(x, torch.Tensor)]
-        if differentiates_references() or (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        tensors = [
+            x for x in torch.utils._pytree.tree_leaves(arguments) if isinstance(x, torch.Tensor)
+        ]
+        if differentiates_references() or (
+            torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        ):
             return reference(*arguments, **options)
         with torch._C._AutoDispatchBelowAutograd():
             return getattr(torch.ops.adaftr_fast, name)(*arguments, **options)
@@ -73,7 +84,9 @@ def _where_differentiated(name: str, reference: Callable[..., Any]) -> Callable[
 
 
 def key_of_cpp_gradient() -> str:
-    """Returns the key of a reference whose gradient C++ registers; without that, PyTorch differentiates it."""
+    """Returns the key of a reference whose gradient C++ registers; without that, PyTorch
+    differentiates it.
+    """
     return "CompositeExplicitAutograd" if has_cpp_gradients() else "CompositeImplicitAutograd"
 
 
@@ -83,18 +96,29 @@ def under_torch_func() -> bool:
 
 
 def differentiates_references() -> bool:
-    """Returns whether PyTorch differentiates a reference in an op's place: under torch.func and in forward mode."""
-    return under_torch_func() or (not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0)
+    """Returns whether PyTorch differentiates a reference in an op's place: under torch.func and in
+    forward mode.
+    """
+    return under_torch_func() or (
+        not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 def check_local(op: str, name: str, x: Any, advice: str | None = None) -> None:
-    """Refuses a DTensor, which PyTorch does not take beside the local tensors of an op; ``advice`` says what to do."""
+    """Refuses a DTensor, which PyTorch does not take beside the local tensors of an op; ``advice``
+    says what to do.
+    """
     if hasattr(type(x), "to_local"):
-        raise TypeError(f"{op}: {name} must be a local tensor, got a DTensor; {advice or f'pass {name}.to_local()'}")
+        raise TypeError(
+            f"{op}: {name} must be a local tensor, got a DTensor; "
+            f"{advice or f'pass {name}.to_local()'}"
+        )
 
 
 def is_eager() -> bool:
-    """Returns whether C++ autograd functions may run: not traced by torch.compile, in torch.func or in forward mode."""
+    """Returns whether C++ autograd functions may run: not traced by torch.compile, in torch.func or
+    in forward mode.
+    """
     if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
         return False
     return torch.autograd.forward_ad._current_level < 0
@@ -104,8 +128,14 @@ _PLAIN = frozenset([torch.Tensor, torch.nn.Parameter, type(None), bool, int, flo
 
 
 def is_unwatched(arguments: Iterable[Any]) -> bool:
-    """Returns whether a kernel may be called in an op's place: nothing traces, transforms, times or counts ops."""
-    if not is_eager() or torch._C._len_torch_dispatch_stack() > 0 or torch._C._get_tracing_state() is not None:
+    """Returns whether a kernel may be called in an op's place: nothing traces, transforms, times or
+    counts ops.
+    """
+    if (
+        not is_eager()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    ):
         return False
     if torch._C._autograd._profiler_enabled():
         return False

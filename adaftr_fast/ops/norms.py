@@ -1,8 +1,8 @@
 """``torch.ops.adaftr_fast.squared_norm`` and ``scaled``: many tensors in one op.
 
-A penalty on the weights of a model is a sum over a dozen tensors, most of them small, where an op for each costs more
-than its sum. ``squared_norm`` computes it, and ``scaled`` its gradient and other gradients that are a number times
-tensors at hand.
+A penalty on the weights of a model is a sum over a dozen tensors, most of them small, where an op
+for each costs more than its sum. ``squared_norm`` computes it, and ``scaled`` its gradient and
+other gradients that are a number times tensors at hand.
 """
 
 from __future__ import annotations
@@ -27,17 +27,24 @@ def squared_norm(tensors: Sequence[Tensor], scales: Sequence[float] | None = Non
         scales: a factor of each tensor's sum. Default: 1 for all.
 
     Raises:
-        ValueError: there are no tensors, they differ in dtype or device, or the number of scales differs from that of
-            the tensors.
+        ValueError: there are no tensors, they differ in dtype or device, or the number of scales
+            differs from that of the tensors.
     """
     if not tensors:
         raise ValueError("squared_norm: tensors must hold at least one tensor, got none")
     if scales is not None and len(scales) != len(tensors):
-        raise ValueError(f"squared_norm: scales must be {len(tensors)} numbers, one per tensor, got {len(scales)}")
+        raise ValueError(
+            f"squared_norm: scales must be {len(tensors)} numbers, one per tensor, got "
+            f"{len(scales)}"
+        )
     kinds = {(each.dtype, each.device) for each in tensors}
     if len(kinds) > 1:
-        raise ValueError(f"squared_norm: tensors must share a dtype and a device, got {sorted(map(str, kinds))}")
-    norm: Tensor = torch.ops.adaftr_fast.squared_norm(tensors, [1.0] * len(tensors) if scales is None else scales)
+        raise ValueError(
+            f"squared_norm: tensors must share a dtype and a device, got {sorted(map(str, kinds))}"
+        )
+    norm: Tensor = torch.ops.adaftr_fast.squared_norm(
+        tensors, [1.0] * len(tensors) if scales is None else scales
+    )
     return norm
 
 
@@ -47,7 +54,9 @@ def _squared_norm(tensors: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
 
 
 def _scaled(factor: Tensor, tensors: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
-    """Computes the tensors times ``factor``, 0-dim, and a scale each, contiguous. It cannot be differentiated."""
+    """Computes the tensors times ``factor``, 0-dim, and a scale each, contiguous. It cannot be
+    differentiated.
+    """
     if not tensors:
         return []
     factors = torch._foreach_mul([factor] * len(scales), list(scales))
@@ -73,8 +82,12 @@ def _setup(ctx: Any, inputs: tuple[Sequence[Tensor], Sequence[float]], output: T
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Sequence[Tensor | None], None]:
     pairs = zip(ctx.saved_tensors, ctx.scales, strict=True)
-    return [each * (grad * (2 * scale)) if each.requires_grad else None for each, scale in pairs], None
+    return [
+        each * (grad * (2 * scale)) if each.requires_grad else None for each, scale in pairs
+    ], None
 
 
 if not has_cpp_gradients():  # csrc/autograd/norms.cpp registers the same formula
-    torch.library.register_autograd("adaftr_fast::squared_norm", _backward, setup_context=_setup, lib=library)
+    torch.library.register_autograd(
+        "adaftr_fast::squared_norm", _backward, setup_context=_setup, lib=library
+    )

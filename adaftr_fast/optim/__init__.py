@@ -1,5 +1,6 @@
-"""Optimizers that update only the rows of ``FusedEmbedding`` tables that a batch looked up. They take the steps of
-torch.optim on the other parameters of a model."""
+"""Optimizers that update only the rows of ``FusedEmbedding`` tables that a batch looked up. They
+take the steps of torch.optim on the other parameters of a model.
+"""
 
 from adaftr_fast.optim.adam import Adam, AdamW
 from adaftr_fast.optim.base import clip_grad_norm_

@@ -1,9 +1,10 @@
 """Dense Adam and AdamW at sparse cost.
 
-Dense Adam updates every row in every step, by momentum and weight decay, including the rows that the batch did not
-look up. Here such a row is deferred: it stores the step it is current to, a look-up computes its present value, and the
-next step that updates it, or ``flush()``, applies the missed steps, in closed form where that is exact to rounding
-(csrc/cpu/embedding/optim/adam.h has the formulas). The trajectory is that of torch.optim.Adam.
+Dense Adam updates every row in every step, by momentum and weight decay, including the rows that
+the batch did not look up. Here such a row is deferred: it stores the step it is current to, a
+look-up computes its present value, and the next step that updates it, or ``flush()``, applies the
+missed steps, in closed form where that is exact to rounding (csrc/cpu/embedding/optim/adam.h has
+the formulas). The trajectory is that of torch.optim.Adam.
 """
 
 from __future__ import annotations
@@ -26,25 +27,28 @@ _OTHERS = "others"  # begins the names of the state of parameters that are not t
 class Adam(RowOptimizer):
     """Computes torch.optim.Adam on the dense tables, and touches only the rows of the batch.
 
-    ``weight_decay`` is L2 on all rows. It gives every row a gradient in every step, so missed steps are replayed one by
-    one: this is exact, but takes as much arithmetic as the dense step. Prefer :class:`AdamW`, or a penalty on the
-    looked-up rows in the loss.
+    ``weight_decay`` is L2 on all rows. It gives every row a gradient in every step, so missed steps
+    are replayed one by one: this is exact, but takes as much arithmetic as the dense step. Prefer
+    :class:`AdamW`, or a penalty on the looked-up rows in the loss.
 
-    A look-up computes present values, and so does that of any other module that holds the parameter. A function of
-    torch that is called in Python with the parameter, whether taken from the module now or kept from before, first
-    makes all rows current, in a pass over the table. Functions that read no rows, such as clipping, do not.
+    A look-up computes present values, and so does that of any other module that holds the
+    parameter. A function of torch that is called in Python with the parameter, whether taken from
+    the module now or kept from before, first makes all rows current, in a pass over the table.
+    Functions that read no rows, such as clipping, do not.
 
-    What runs below Python does not: it takes the parameter as it is in memory. These are TorchScript, the transforms of
-    torch.func, constructors that copy or wrap (``torch.tensor``, ``tensor.new_tensor``, ``torch.DoubleTensor``,
-    ``torch.sparse_coo_tensor``, ``torch.nested.nested_tensor``), ``tensor.data = parameter`` and
-    ``torch.utils.dlpack.to_dlpack``. ``nn.Parameter(parameter)``, ``nn.Embedding(..., _weight=parameter)`` and
-    ``nn.Embedding.from_pretrained(parameter)`` raise RuntimeError. So does ``torch.compile(fullgraph=True)`` of a
-    program that reads the parameter other than by look-ups. Call ``flush()`` of the module or the optimizer before.
+    What runs below Python does not: it takes the parameter as it is in memory. These are
+    TorchScript, the transforms of torch.func, constructors that copy or wrap (``torch.tensor``,
+    ``tensor.new_tensor``, ``torch.DoubleTensor``, ``torch.sparse_coo_tensor``,
+    ``torch.nested.nested_tensor``), ``tensor.data = parameter`` and
+    ``torch.utils.dlpack.to_dlpack``. ``nn.Parameter(parameter)``, ``nn.Embedding(...,
+    _weight=parameter)`` and ``nn.Embedding.from_pretrained(parameter)`` raise RuntimeError. So does
+    ``torch.compile(fullgraph=True)`` of a program that reads the parameter other than by look-ups.
+    Call ``flush()`` of the module or the optimizer before.
 
-    Views, arrays and DLPack capsules made before the last step lag behind: make them anew. A write through a view of
-    ``parameter.detach()`` raises RuntimeError at the next use of the parameter in eager mode; a compiled look-up before
-    that does not notice it, nor a pass in another thread. A write through ``parameter.data`` or an array is moved by
-    the missed steps.
+    Views, arrays and DLPack capsules made before the last step lag behind: make them anew. A write
+    through a view of ``parameter.detach()`` raises RuntimeError at the next use of the parameter in
+    eager mode; a compiled look-up before that does not notice it, nor a pass in another thread. A
+    write through ``parameter.data`` or an array is moved by the missed steps.
 
     Args:
         params: see :class:`RowOptimizer`.
@@ -73,21 +77,29 @@ class Adam(RowOptimizer):
         check_at_least(type(self).__name__, 0, lr=lr, eps=eps, weight_decay=weight_decay)
         check_betas(type(self).__name__, betas)
         self._deferred: dict[nn.Parameter, DeferredAdam] = {}
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, options)
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, options
+        )
 
     def _check_table(self, weight: nn.Parameter) -> None:
         super()._check_table(weight)
-        if type(weight) not in (nn.Parameter, DeferredParameter) and not isinstance(weight, FakeTensor):
+        if type(weight) not in (nn.Parameter, DeferredParameter) and not isinstance(
+            weight, FakeTensor
+        ):
             raise TypeError(
-                f"{type(self).__name__}: a table must be a plain nn.Parameter, whose class changes while its rows have "
-                f"missed steps, got a {type(weight).__name__}; take LazyAdam, or make the parameter an nn.Parameter"
+                f"{type(self).__name__}: a table must be a plain nn.Parameter, whose class changes "
+                "while its rows have "
+                f"missed steps, got a {type(weight).__name__}; take LazyAdam, or make the "
+                "parameter an nn.Parameter"
             )
 
     def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
         self._deferred[weight] = DeferredAdam(weight, self._decoupled)
         return {}
 
-    def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _update(
+        self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]
+    ) -> None:
         state = self._deferred[weight]
         with state.lock:
             state.configure(weight, group["betas"], group["eps"], group["weight_decay"])
@@ -103,32 +115,45 @@ class Adam(RowOptimizer):
             flush(weight)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Returns the state by name, without making rows of the tables current; the tensors are not copied.
+        """Returns the state by name, without making rows of the tables current; the tensors are not
+        copied.
 
-        Unlike ``state_dict()`` it changes nothing, so it can be taken between any two steps. It belongs to the
-        values that the parameters have in memory at that moment, without missed steps.
+        Unlike ``state_dict()`` it changes nothing, so it can be taken between any two steps. It
+        belongs to the values that the parameters have in memory at that moment, without missed
+        steps.
         """
         states = [self._deferred[weight].snapshot(weight) for weight in self._weights()]
-        saved = {f"{number}.{name}": value for number, each in enumerate(states) for name, value in each.items()}
+        saved = {
+            f"{number}.{name}": value
+            for number, each in enumerate(states)
+            for name, value in each.items()
+        }
         others = self._other_parameters()
         if others:
-            saved[_OTHERS] = torch.tensor(len(others))  # tells no state yet from a snapshot of the tables alone
+            # tells no state yet from a snapshot of the tables alone
+            saved[_OTHERS] = torch.tensor(len(others))
         for number, (other, _) in enumerate(others):
-            saved |= {f"{_OTHERS}.{number}.{name}": value for name, value in self.state.get(other, {}).items()}
+            saved |= {
+                f"{_OTHERS}.{number}.{name}": value
+                for name, value in self.state.get(other, {}).items()
+            }
         return saved
 
     def restore(self, saved: dict[str, Tensor]) -> None:
-        """Restores what ``snapshot`` returned, after the caller has copied the raw values back into the parameters.
+        """Restores what ``snapshot`` returned, after the caller has copied the raw values back into
+        the parameters.
 
         A snapshot of the tables alone leaves the state of other parameters as it is.
 
         Raises:
-            ValueError: the snapshot is of another number of parameters that are not tables; nothing is restored then.
+            ValueError: the snapshot is of another number of parameters that are not tables; nothing
+                is restored then.
         """
         others = self._other_parameters() if _OTHERS in saved else []
         if _OTHERS in saved and len(others) != saved[_OTHERS]:
             raise ValueError(
-                f"{type(self).__name__}.restore: saved must hold {len(others)} parameters that are not tables, "
+                f"{type(self).__name__}.restore: saved must hold {len(others)} parameters that are "
+                "not tables, "
                 f"got {int(saved[_OTHERS])}"
             )
         for number, weight in enumerate(self._weights()):
@@ -137,7 +162,9 @@ class Adam(RowOptimizer):
             entry = _below(f"{_OTHERS}.{number}.", saved)
             step_device = other.device if group.get("capturable") or group.get("fused") else "cpu"
             self.state[other] = {
-                name: value.to(step_device, copy=True) if name == "step" else torch.empty_like(other).copy_(value)
+                name: value.to(step_device, copy=True)
+                if name == "step"
+                else torch.empty_like(other).copy_(value)
                 for name, value in entry.items()
             }
 
@@ -181,4 +208,6 @@ class AdamW(Adam):
 
 def _below(prefix: str, saved: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns the tensors whose names begin with ``prefix``, by the rest of their names."""
-    return {name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value for name, value in saved.items() if name.startswith(prefix)
+    }

@@ -1,4 +1,5 @@
-"""The base class of the row optimizers: finds the tables, reads their merged gradients, saves and loads state.
+"""The base class of the row optimizers: finds the tables, reads their merged gradients, saves and
+loads state.
 
 Gradients are clipped by the joint norm of tables and other parameters.
 """
@@ -22,17 +23,19 @@ from adaftr_fast.ops.library import check_local
 T = TypeVar("T")
 Entry = nn.Module | nn.Parameter | tuple[str, nn.Parameter]
 Parameters = nn.Module | Iterable[Entry] | Iterable[dict[str, Any]]
-# Keys of a group with tables, but not options of their update: those of torch's groups and learning-rate schedulers,
-# and those that choose an implementation without changing the result.
+# Keys of a group with tables, but not options of their update: those of torch's groups and
+# learning-rate schedulers, and those that choose an implementation without changing the result.
 _WITHOUT_EFFECT = {"params", "param_names", "initial_lr", "foreach", "fused", "capturable"}
 
 
 def split(
     params: Entry | Iterable[Entry],
 ) -> tuple[dict[nn.Parameter, EmbeddingTable], dict[nn.Parameter, Entry]]:
-    """Splits modules, parameters and named parameters into the tables of FusedEmbedding modules and all others.
+    """Splits modules, parameters and named parameters into the tables of FusedEmbedding modules and
+    all others.
 
-    Returns the table of each table's parameter, and every parameter as it was given, with its name if it had one.
+    Returns the table of each table's parameter, and every parameter as it was given, with its name
+    if it had one.
     """
     listed: list[Any] = [params] if isinstance(params, nn.Module | Tensor) else list(params)
     modules = [entry for entry in listed if isinstance(entry, nn.Module)]
@@ -54,7 +57,8 @@ def check_at_least(name: str, low: float, **values: float) -> None:
 
 
 def row_gradient(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
-    """Returns the rows [U] with a gradient, in ascending order, and their gradients [U, E]; all rows if it is dense.
+    """Returns the rows [U] with a gradient, in ascending order, and their gradients [U, E]; all
+    rows if it is dense.
 
     On CUDA, rows come in any order and may repeat, for the update to merge.
     """
@@ -74,7 +78,8 @@ def clip_grad_norm_(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
 ) -> Tensor:
-    """Scales all gradients so that their joint norm is at most ``max_norm``; returns the norm before, 0-dim.
+    """Scales all gradients so that their joint norm is at most ``max_norm``; returns the norm
+    before, 0-dim.
 
     As torch.nn.utils.clip_grad_norm_, which raises for sparse gradients.
 
@@ -82,7 +87,8 @@ def clip_grad_norm_(
         parameters: a module, a parameter, or several.
         max_norm: largest norm of the result.
         norm_type: p of the p-norm; may be ``inf``.
-        error_if_nonfinite: whether a norm that is not finite raises, rather than scales the gradients by it.
+        error_if_nonfinite: whether a norm that is not finite raises, rather than scales the
+            gradients by it.
 
     Raises:
         RuntimeError: the norm is not finite, and ``error_if_nonfinite``; no gradient is scaled.
@@ -106,7 +112,8 @@ def clip_grad_norm_(
 
 
 def records_where_wanted(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps the ``step`` of an optimizer as ``profile_hook_step`` of torch.optim, but records only for a profiler.
+    """Wraps the ``step`` of an optimizer as ``profile_hook_step`` of torch.optim, but records only
+    for a profiler.
 
     The record takes a tenth of the time of a step of 20,000 look-ups.
     """
@@ -115,52 +122,75 @@ def records_where_wanted(func: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(func)
     def step(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
         hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
-        hooks = hooks or torch_optimizer._global_optimizer_pre_hooks or torch_optimizer._global_optimizer_post_hooks
-        return (recorded if hooks or torch._C._autograd._profiler_enabled() else func)(self, *args, **kwargs)
+        hooks = (
+            hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+        )
+        return (recorded if hooks or torch._C._autograd._profiler_enabled() else func)(
+            self, *args, **kwargs
+        )
 
     return step
 
 
 def fit_state(optimizer: torch.optim.Optimizer) -> None:
-    """Gives the loaded state the strides of its parameters: fused ops read both in the order of memory."""
-    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+    """Gives the loaded state the strides of its parameters: fused ops read both in the order of
+    memory.
+    """
+    for parameter in (
+        parameter for group in optimizer.param_groups for parameter in group["params"]
+    ):
         state = optimizer.state.get(parameter, {})
         for name, value in state.items():
             if isinstance(value, Tensor):
-                state[name] = value.float() if name == "step" else torch.empty_like(parameter).copy_(value)
+                state[name] = (
+                    value.float() if name == "step" else torch.empty_like(parameter).copy_(value)
+                )
 
 
 class RowOptimizer(torch.optim.Optimizer):
-    """Updates the rows of ``FusedEmbedding`` tables that have a gradient, and other parameters as torch.optim does.
+    """Updates the rows of ``FusedEmbedding`` tables that have a gradient, and other parameters as
+    torch.optim does.
 
-    One torch.optim optimizer takes the steps of the others. Its groups have the options of this one's groups, and it
-    shares the state. A group may hold both kinds, so schedulers see the groups that were given.
+    One torch.optim optimizer takes the steps of the others. Its groups have the options of this
+    one's groups, and it shares the state. A group may hold both kinds, so schedulers see the groups
+    that were given.
 
     Args:
-        params: a module or several, ``module.parameters()``, ``module.named_parameters()``, or parameter groups whose
-            "params" are such. All parameters of a module are taken, those of its FusedEmbedding modules as tables.
+        params: a module or several, ``module.parameters()``, ``module.named_parameters()``, or
+            parameter groups whose "params" are such. All parameters of a module are taken, those of
+            its FusedEmbedding modules as tables.
         defaults: options of the parameter groups that do not set their own.
-        options: further options of torch.optim's optimizer. A group with tables takes those that choose an
-            implementation (``foreach``, ``fused``, ``capturable``), and all others at torch.optim's default.
+        options: further options of torch.optim's optimizer. A group with tables takes those that
+            choose an implementation (``foreach``, ``fused``, ``capturable``), and all others at
+            torch.optim's default.
 
     Raises:
         TypeError: torch.optim's optimizer has no such option.
         ValueError: a group with tables has an option that their rule does not have.
     """
 
-    _twin: ClassVar[type[torch.optim.Optimizer]]  # takes the steps of the parameters that are not tables
-    _op: ClassVar[Any]  # takes the step of a table, its state, the rows and gradients, lr and the scalars
+    # takes the steps of the parameters that are not tables
+    _twin: ClassVar[type[torch.optim.Optimizer]]
+    # takes the step of a table, its state, the rows and gradients, lr and the scalars
+    _op: ClassVar[Any]
     _scalars: ClassVar[tuple[str, ...]]  # options of a group
     profile_hook_step = staticmethod(records_where_wanted)
 
-    def __init__(self, params: Parameters, defaults: dict[str, Any], options: dict[str, Any]) -> None:
+    def __init__(
+        self, params: Parameters, defaults: dict[str, Any], options: dict[str, Any]
+    ) -> None:
         self._table_of: dict[nn.Parameter, EmbeddingTable] = {}
-        self._options = dict(defaults)  # of the tables' rule; torch adds to ``defaults`` when a state is loaded
+        # of the tables' rule; torch adds to ``defaults`` when a state is loaded
+        self._options = dict(defaults)
         self._others = self._twin([{"params": []}], **self._twin_options(defaults))
         self._others.param_groups.clear()
         for key in options:
             if key not in self._others.defaults:
-                raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {key!r}")
+                raise TypeError(
+                    f"{type(self).__name__}.__init__() got an unexpected keyword argument {key!r}"
+                )
         listed: Any = [params] if isinstance(params, nn.Module) else params
         super().__init__(listed, defaults | options)
 
@@ -169,8 +199,8 @@ class RowOptimizer(torch.optim.Optimizer):
 
         Raises:
             TypeError: exact Adam is given a table whose class is not nn.Parameter.
-            ValueError: the group holds tables, and has an option that their rule does not have, such as momentum, at
-                another value than torch.optim's default.
+            ValueError: the group holds tables, and has an option that their rule does not have,
+                such as momentum, at another value than torch.optim's default.
         """
         tables, entries = split(param_group["params"])
         if tables:
@@ -183,8 +213,12 @@ class RowOptimizer(torch.optim.Optimizer):
             flush(weight)  # an optimizer before this one may have deferred steps
             train_by(weight, self)
             self.state[weight] = self._new_state(weight)
-        others = {**param_group, "params": [entry for each, entry in entries.items() if each not in tables]}
-        made = self._twin([others], **self._twin_options(self.defaults))  # which may begin its state
+        others = {
+            **param_group,
+            "params": [entry for each, entry in entries.items() if each not in tables],
+        }
+        # which may begin its state
+        made = self._twin([others], **self._twin_options(self.defaults))
         self._others.param_groups += made.param_groups
         self.state.update(made.state)
         self._others.state = self.state
@@ -196,9 +230,14 @@ class RowOptimizer(torch.optim.Optimizer):
             if key in self._options or key in _WITHOUT_EFFECT:
                 continue
             if key not in allowed:
-                raise ValueError(f"{name}: a group with tables takes {', '.join(self._options)}, got {key}={value!r}")
+                raise ValueError(
+                    f"{name}: a group with tables takes {', '.join(self._options)}, got "
+                    f"{key}={value!r}"
+                )
             if value != allowed[key]:
-                raise ValueError(f"{name}: a group with tables must have {key}={allowed[key]!r}, got {value!r}")
+                raise ValueError(
+                    f"{name}: a group with tables must have {key}={allowed[key]!r}, got {value!r}"
+                )
 
     def _check_table(self, weight: nn.Parameter) -> None:
         """Refuses a table that the rule cannot train."""
@@ -213,13 +252,17 @@ class RowOptimizer(torch.optim.Optimizer):
         """Returns the state of one table before its first step."""
         raise NotImplementedError
 
-    def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _update(
+        self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]
+    ) -> None:
         """Takes one step on rows [U] with gradients [U, E]."""
         scalars = [group[name] for name in self._scalars]
         self._op(weight, *self.state[weight].values(), rows, grad, float(group["lr"]), *scalars)
 
     def _entry(self, weight: nn.Parameter) -> dict[str, Tensor]:
-        """Returns the state of one table: tensors with a row for each row of the table, and scalars."""
+        """Returns the state of one table: tensors with a row for each row of the table, and
+        scalars.
+        """
         state: dict[str, Tensor] = self.state[weight]
         return state
 
@@ -229,7 +272,9 @@ class RowOptimizer(torch.optim.Optimizer):
             self.state[weight][key].copy_(value)
 
     def grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
-        """Moves the state of a table to a new parameter, which has ``rows`` new rows before row ``at``."""
+        """Moves the state of a table to a new parameter, which has ``rows`` new rows before row
+        ``at``.
+        """
         for group in self.param_groups:
             group["params"] = [new if weight is old else weight for weight in group["params"]]
         self.state[new] = self.state.pop(old, {})
@@ -241,7 +286,9 @@ class RowOptimizer(torch.optim.Optimizer):
         """Inserts the initial state of the new rows."""
         for key, value in self.state[new].items():
             if isinstance(value, Tensor):
-                self.state[new][key] = insert_rows(value, at, value.new_zeros(rows, *value.shape[1:]))
+                self.state[new][key] = insert_rows(
+                    value, at, value.new_zeros(rows, *value.shape[1:])
+                )
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -250,7 +297,8 @@ class RowOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], T]) -> T: ...
 
     def step(self, closure: Callable[[], T] | None = None) -> T | None:
-        """Updates every parameter that has a gradient; ``closure`` may compute it and return the loss.
+        """Updates every parameter that has a gradient; ``closure`` may compute it and return the
+        loss.
 
         Raises:
             RuntimeError: a CUDA graph is being captured.
@@ -270,7 +318,8 @@ class RowOptimizer(torch.optim.Optimizer):
         return loss
 
     def _step_table(self, weight: nn.Parameter, group: dict[str, Any]) -> None:
-        with torch._C.DisableTorchFunctionSubclass():  # reads attributes in a fifth of the time of a DeferredParameter
+        # reads attributes in a fifth of the time of a DeferredParameter
+        with torch._C.DisableTorchFunctionSubclass():
             if weight.grad is None:
                 return
             self._check_capture(weight)
@@ -278,16 +327,24 @@ class RowOptimizer(torch.optim.Optimizer):
         self._update(weight, rows, grad, group)
 
     def _check_capture(self, weight: nn.Parameter) -> None:
-        if torch.cuda.is_initialized() and weight.is_cuda and torch.cuda.is_current_stream_capturing():
+        if (
+            torch.cuda.is_initialized()
+            and weight.is_cuda
+            and torch.cuda.is_current_stream_capturing()
+        ):
             raise RuntimeError(
-                f"{type(self).__name__}.step: cannot be captured in a CUDA graph, because the learning rate and the "
-                "step come from the host: capture forward and backward, and call step() after each replay"
+                f"{type(self).__name__}.step: cannot be captured in a CUDA graph, because the "
+                "learning rate and the "
+                "step come from the host: capture forward and backward, and call step() after each "
+                "replay"
             )
 
     def _numbered(self) -> list[tuple[int, nn.Parameter]]:
         """Returns the tables' parameters, and their numbers among all parameters."""
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        return [(number, weight) for number, weight in enumerate(parameters) if weight in self._table_of]
+        return [
+            (number, weight) for number, weight in enumerate(parameters) if weight in self._table_of
+        ]
 
     def _weights(self) -> list[nn.Parameter]:
         return [weight for _, weight in self._numbered()]
@@ -302,7 +359,9 @@ class RowOptimizer(torch.optim.Optimizer):
                     parameter.grad = None
 
     def _by_field(self, weight: nn.Parameter, entry: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the state of one table as ``<name>.<field name>`` per field, and scalars as ``<name>``."""
+        """Returns the state of one table as ``<name>.<field name>`` per field, and scalars as
+        ``<name>``.
+        """
         table = self._table_of[weight]
         found: dict[str, Tensor] = {}
         for key, value in entry.items():
@@ -310,46 +369,64 @@ class RowOptimizer(torch.optim.Optimizer):
                 found[key] = value
             else:
                 parts = value.split(table.num_embeddings)
-                found |= {f"{key}.{name}": part for name, part in zip(table.field_names, parts, strict=True)}
+                found |= {
+                    f"{key}.{name}": part
+                    for name, part in zip(table.field_names, parts, strict=True)
+                }
         return found
 
     def __getstate__(self) -> NoReturn:
         name = type(self).__name__
         raise TypeError(
-            f"{name}: cannot be copied or pickled, being tied to its tables: copy these, make a {name} of the copies "
+            f"{name}: cannot be copied or pickled, being tied to its tables: copy these, make a "
+            f"{name} of the copies "
             "and load this one's state_dict()"
         )
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
-        """Returns ``{"state": {parameter number: tensors}, "param_groups": options}``, as torch.optim.
+        """Returns ``{"state": {parameter number: tensors}, "param_groups": options}``, as
+        torch.optim.
 
-        The tensors of a table are ``<name>.<field name>`` [rows of the field, ...], with the names of torch.optim
-        ("exp_avg", "exp_avg_sq", "sum"), and the scalar "step". Those of other parameters are torch.optim's.
+        The tensors of a table are ``<name>.<field name>`` [rows of the field, ...], with the names
+        of torch.optim ("exp_avg", "exp_avg_sq", "sum"), and the scalar "step". Those of other
+        parameters are torch.optim's.
         """
         packed = super().state_dict()
-        packed["state"] |= {number: self._by_field(weight, self._entry(weight)) for number, weight in self._numbered()}
+        packed["state"] |= {
+            number: self._by_field(weight, self._entry(weight))
+            for number, weight in self._numbered()
+        }
         return packed
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads what ``state_dict`` returned; the state keeps its own precision, whatever that of the table.
+        """Loads what ``state_dict`` returned; the state keeps its own precision, whatever that of
+        the table.
 
-        The state that torch.optim's optimizer of the same rule has of a table, a tensor for all its rows, is taken as
-        well. Options that a group lacks, as in a state of another version of torch, become the defaults.
+        The state that torch.optim's optimizer of the same rule has of a table, a tensor for all its
+        rows, is taken as well. Options that a group lacks, as in a state of another version of
+        torch, become the defaults.
 
         Raises:
-            ValueError: the parameter groups, their options or the state of a table do not fit; nothing is loaded then.
+            ValueError: the parameter groups, their options or the state of a table do not fit;
+                nothing is loaded then.
         """
         groups, saved = state_dict["param_groups"], dict(state_dict["state"])
         for group, given in zip(self.param_groups, groups):  # torch checks their number
             if not self._table_of.keys().isdisjoint(group["params"]):
                 known = self._others.defaults  # schedulers add keys of their own
                 self._check_options({key: value for key, value in given.items() if key in known})
-        keys = [key for given in groups for key in given["params"]]  # numbers, or the names of a distributed checkpoint
+        # numbers, or the names of a distributed checkpoint
+        keys = [key for given in groups for key in given["params"]]
         numbered = [(number, weight) for number, weight in self._numbered() if number < len(keys)]
-        found = {weight: self._joined(number, weight, saved.pop(keys[number], {})) for number, weight in numbered}
-        kept: dict[Tensor, Any] = {weight: self.state[weight] for weight in found if weight in self.state}
+        found = {
+            weight: self._joined(number, weight, saved.pop(keys[number], {}))
+            for number, weight in numbered
+        }
+        kept: dict[Tensor, Any] = {
+            weight: self.state[weight] for weight in found if weight in self.state
+        }
         super().load_state_dict({"state": saved, "param_groups": groups})
         self.state.update(kept)
         self._others.state = self.state
@@ -360,8 +437,11 @@ class RowOptimizer(torch.optim.Optimizer):
         for weight, entry in found.items():
             self._restore(weight, entry)
 
-    def _joined(self, number: int, weight: nn.Parameter, saved: dict[str, Any]) -> dict[str, Tensor]:
-        """Reverses ``_by_field``, and takes tensors of whole tables and a "step" too many, as torch.optim has them.
+    def _joined(
+        self, number: int, weight: nn.Parameter, saved: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """Reverses ``_by_field``, and takes tensors of whole tables and a "step" too many, as
+        torch.optim has them.
 
         Raises:
             ValueError: there is another tensor too many, one is missing or of another size.
@@ -370,16 +450,24 @@ class RowOptimizer(torch.optim.Optimizer):
         given = {key: torch.as_tensor(value) for key, value in saved.items() if value is not None}
         if "step" not in entry:
             given.pop("step", None)
-        whole = {key for key, value in entry.items() if key in given and given[key].shape == value.shape}
+        whole = {
+            key for key, value in entry.items() if key in given and given[key].shape == value.shape
+        }
         given |= self._by_field(weight, {key: given.pop(key) for key in whole})
         expected = self._by_field(weight, entry)
         for key in sorted(expected.keys() | given.keys()):
-            want, got = (list(each[key].shape) if key in each else None for each in (expected, given))
+            want, got = (
+                list(each[key].shape) if key in each else None for each in (expected, given)
+            )
             if want != got:
                 name = type(self).__name__
-                raise ValueError(f"{name}.load_state_dict: table {number}: {key} must be {want}, got {got}")
+                raise ValueError(
+                    f"{name}.load_state_dict: table {number}: {key} must be {want}, got {got}"
+                )
         names = self._table_of[weight].field_names
         return {
-            key: torch.cat([given[f"{key}.{name}"] for name in names]) if value.dim() else given[key]
+            key: torch.cat([given[f"{key}.{name}"] for name in names])
+            if value.dim()
+            else given[key]
             for key, value in entry.items()
         }

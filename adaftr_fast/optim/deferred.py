@@ -13,16 +13,19 @@ from adaftr_fast.nn.deferred import defer, flush, missed_steps
 from adaftr_fast.nn.embedding_table import insert_rows
 from adaftr_fast.ops.embedding.lookup import empty_table, runs_cuda_kernels
 
-_POWERS = 4096  # β^j is tabulated for j below this; csrc/cpu/embedding/optim/adam.h has the same number
+# β^j is tabulated for j below this; csrc/cpu/embedding/optim/adam.h has the same number
+_POWERS = 4096
 _STEP, _BASE = 0, 7  # places in the clock
 _NAMES = ("moments", "current", "series", "schedule", "powers", "clock")  # of the tensors
 
 
 class DeferredAdam:
-    """Holds the moments, the step that each row is current to, and what the ops need to apply missed steps.
+    """Holds the moments, the step that each row is current to, and what the ops need to apply
+    missed steps.
 
     Attributes:
-        tensors: the state that the ops take; adaftr_fast/ops/embedding/reference/optim.py describes it.
+        tensors: the state that the ops take; adaftr_fast/ops/embedding/reference/optim.py describes
+            it.
         moments: [R, 2, E], the first of ``tensors``.
         steps: steps taken so far.
         seen, lock: see adaftr_fast.nn.deferred.Steps.
@@ -38,8 +41,8 @@ class DeferredAdam:
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.moments = empty_table(rows, 2, width, device=device, dtype=dtype).zero_()
         current = empty_table(rows, device=device, dtype=torch.int32).zero_()
-        # A CUDA graph keeps the addresses of what it reads, so there the tensors are large from the start, and a full
-        # series is flushed rather than grown.
+        # A CUDA graph keeps the addresses of what it reads, so there the tensors are large from the
+        # start, and a full series is flushed rather than grown.
         self._grows = not runs_cuda_kernels(weight)
         steps = 64 if self._grows else 1 << 16
         series = torch.zeros(steps, 8, device=device, dtype=dtype)
@@ -54,7 +57,9 @@ class DeferredAdam:
         self.seen = 0
         self.lock = threading.RLock()
 
-    def configure(self, weight: Tensor, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
+    def configure(
+        self, weight: Tensor, betas: tuple[float, float], eps: float, weight_decay: float
+    ) -> None:
         """Sets the options of the next steps."""
         options = (*betas, eps, weight_decay)
         if options == self._options:
@@ -82,7 +87,9 @@ class DeferredAdam:
 
     def _make_room(self, weight: Tensor) -> None:
         if self._grows:
-            self.tensors[2:4] = [torch.cat([each, torch.zeros_like(each)]) for each in self.tensors[2:4]]
+            self.tensors[2:4] = [
+                torch.cat([each, torch.zeros_like(each)]) for each in self.tensors[2:4]
+            ]
         else:
             flush(weight)
 
@@ -95,15 +102,24 @@ class DeferredAdam:
         """Inserts new rows before row ``at``; every row must be current."""
         moments, current = self.tensors[:2]
         self.moments = insert_rows(moments, at, moments.new_zeros(rows, *moments.shape[1:]))
-        self.tensors[:2] = [self.moments, insert_rows(current, at, current.new_full((rows,), self.steps))]
+        self.tensors[:2] = [
+            self.moments,
+            insert_rows(current, at, current.new_full((rows,), self.steps)),
+        ]
 
     def snapshot(self, weight: Tensor) -> dict[str, Tensor]:
-        """Returns the state by name, with rows that have missed steps as they are; the tensors are not copied."""
-        counts = torch.tensor([self.steps, self._base, missed_steps(weight) is self, self._options is not None])
+        """Returns the state by name, with rows that have missed steps as they are; the tensors are
+        not copied.
+        """
+        counts = torch.tensor(
+            [self.steps, self._base, missed_steps(weight) is self, self._options is not None]
+        )
         return dict(zip(_NAMES, self.tensors)) | {"counts": counts}
 
     def restore(self, weight: Tensor, saved: dict[str, Tensor]) -> None:
-        """Restores what ``snapshot`` returned; with the values of the table, training continues bit by bit."""
+        """Restores what ``snapshot`` returned; with the values of the table, training continues bit
+        by bit.
+        """
         flush(weight)  # which changes what is replaced here
         for place, name in enumerate(_NAMES):
             if len(self.tensors[place]) >= len(saved[name]):  # series and schedule grow
@@ -128,7 +144,9 @@ class DeferredAdam:
         return self.tensors[4].new_tensor(value).double()
 
     def _horizon(self, beta1: float, beta2: float) -> int:
-        """Returns the missed steps after which the momentum left is below half a unit in the last place; 0: never."""
+        """Returns the missed steps after which the momentum left is below half a unit in the last
+        place; 0: never.
+        """
         bits = 60 if self.moments.dtype == torch.float64 else 28
         ratio = beta1 / math.sqrt(beta2) if beta2 > 0 else math.inf
         if ratio >= 1:  # v dies out faster than m

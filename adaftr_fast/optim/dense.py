@@ -18,13 +18,16 @@ _KINDS = tuple({(dtype, "cpu", torch.strided, True)} for dtype in (torch.float32
 
 
 class DenseAdam(torch.optim.Adam):
-    """Computes torch.optim.Adam, and spends less around the update on the CPU, where one op updates all weights.
+    """Computes torch.optim.Adam, and spends less around the update on the CPU, where one op updates
+    all weights.
 
-    A model has a few dozen dense weights, most of them small. torch.optim.Adam sorts them by device and dtype, counts
-    the steps of each by an op, and starts its threads for each, which takes longer than the update. The results are
-    equal to rounding, and the state is that of torch.optim.Adam.
+    A model has a few dozen dense weights, most of them small. torch.optim.Adam sorts them by device
+    and dtype, counts the steps of each by an op, and starts its threads for each, which takes
+    longer than the update. The results are equal to rounding, and the state is that of
+    torch.optim.Adam.
 
-    The first step of a weight, options that the op does not have, and other devices take torch's own step.
+    The first step of a weight, options that the op does not have, and other devices take torch's
+    own step.
     """
 
     profile_hook_step = staticmethod(records_where_wanted)
@@ -35,8 +38,12 @@ class DenseAdam(torch.optim.Adam):
         fit_state(self)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Updates every parameter that has a gradient; ``closure`` may compute it and return the loss."""
-        groups = [(group, having) for group in self.param_groups if (having := _having_gradients(group))]
+        """Updates every parameter that has a gradient; ``closure`` may compute it and return the
+        loss.
+        """
+        groups = [
+            (group, having) for group in self.param_groups if (having := _having_gradients(group))
+        ]
         if closure is None and all(self._takes_one_op(*each) for each in groups):
             for each in groups:
                 self._update(*each)
@@ -50,16 +57,27 @@ class DenseAdam(torch.optim.Adam):
         return step(self, closure)
 
     def _accelerator_graph_capture_health_check(self) -> None:
-        """Asks the GPU whether it captures a graph, as torch 2.15 does, but for weights that are on one only."""
+        """Asks the GPU whether it captures a graph, as torch 2.15 does, but for weights that are on
+        one only.
+        """
         if any(p.device.type != "cpu" for group in self.param_groups for p in group["params"]):
             super()._accelerator_graph_capture_health_check()
 
     def _takes_one_op(self, group: dict[str, Any], having: list[tuple[Tensor, Tensor]]) -> bool:
-        """Returns whether the group is plain Adam on contiguous CPU tensors of one dtype, and has its state."""
-        plain = not any(group[option] for option in ("weight_decay", "amsgrad", "maximize", "differentiable"))
-        scaled = any(getattr(self, name, None) is not None for name in ("grad_scale", "found_inf"))  # by a GradScaler
-        kinds = {(p.dtype, p.device.type, grad.layout, p.is_contiguous() and type(p) in _PLAIN) for p, grad in having}
-        once = len({id(p) for p, _ in having}) == len(having)  # torch takes a step for each time that p is listed
+        """Returns whether the group is plain Adam on contiguous CPU tensors of one dtype, and has
+        its state.
+        """
+        plain = not any(
+            group[option] for option in ("weight_decay", "amsgrad", "maximize", "differentiable")
+        )
+        # by a GradScaler
+        scaled = any(getattr(self, name, None) is not None for name in ("grad_scale", "found_inf"))
+        kinds = {
+            (p.dtype, p.device.type, grad.layout, p.is_contiguous() and type(p) in _PLAIN)
+            for p, grad in having
+        }
+        # torch takes a step for each time that p is listed
+        once = len({id(p) for p, _ in having}) == len(having)
         fits = kinds in _KINDS and once and is_built()
         return plain and fits and not scaled and all(self.state.get(p) for p, _ in having)
 
@@ -86,7 +104,9 @@ def _having_gradients(group: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
 
 
 def _give_strides(having: list[tuple[Tensor, Tensor]]) -> None:
-    """Gives gradients the strides of their parameters: fused Adam reads both in the order of memory."""
+    """Gives gradients the strides of their parameters: fused Adam reads both in the order of
+    memory.
+    """
     for p, grad in having:
         if grad.layout == torch.strided and grad.stride() != p.stride():
             p.grad = torch.empty_like(p).copy_(grad)

@@ -1,6 +1,7 @@
 """Optimizers that leave a row unchanged while it has no gradient.
 
-``weight_decay`` is L2, added to the gradient of the rows of the batch: a row that is not looked up does not decay.
+``weight_decay`` is L2, added to the gradient of the rows of the batch: a row that is not looked up
+does not decay.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ _ops = torch.ops.adaftr_fast
 
 
 def state_table(weight: Tensor, *size: int) -> Tensor:
-    """Returns zeros for optimizer state: float64 beside float64 weights, float32 beside all others."""
+    """Returns zeros for optimizer state: float64 beside float64 weights, float32 beside
+    all others.
+    """
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     return empty_table(*size, device=weight.device, dtype=dtype).zero_()
 
@@ -39,7 +42,9 @@ class SGD(RowOptimizer):
     _op = _ops.embedding_sgd_
     _scalars = ("weight_decay",)
 
-    def __init__(self, params: Parameters, lr: float = 1e-3, weight_decay: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self, params: Parameters, lr: float = 1e-3, weight_decay: float = 0.0, **options: Any
+    ) -> None:
         check_at_least("SGD", 0, lr=lr, weight_decay=weight_decay)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, options)
 
@@ -90,7 +95,8 @@ class Adagrad(RowOptimizer):
 
 
 class RowwiseAdagrad(Adagrad):
-    """Computes Adagrad with one number per row: G <- G + mean over E of g². Takes the arguments of :class:`Adagrad`.
+    """Computes Adagrad with one number per row: G <- G + mean over E of g². Takes the arguments of
+    :class:`Adagrad`.
 
     Parameters that are not tables have Adagrad's G, with a number per element.
     """
@@ -102,10 +108,11 @@ class RowwiseAdagrad(Adagrad):
 
 
 class LazyAdam(RowOptimizer):
-    """Computes Adam on the rows with a gradient, and leaves the moments of other rows. Equals torch.optim.SparseAdam.
+    """Computes Adam on the rows with a gradient, and leaves the moments of other rows. Equals
+    torch.optim.SparseAdam.
 
-    The result is not that of dense Adam, which :class:`adaftr_fast.optim.Adam` computes. Parameters that are not tables
-    take the steps of torch.optim.Adam.
+    The result is not that of dense Adam, which :class:`adaftr_fast.optim.Adam` computes. Parameters
+    that are not tables take the steps of torch.optim.Adam.
 
     Args:
         params: see :class:`RowOptimizer`.
@@ -129,19 +136,33 @@ class LazyAdam(RowOptimizer):
     ) -> None:
         check_at_least("LazyAdam", 0, lr=lr, eps=eps, weight_decay=weight_decay)
         check_betas("LazyAdam", betas)
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, options)
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, options
+        )
 
     def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
         rows, width = weight.shape
         return {"step": 0, "moments": state_table(weight, rows, 2, width)}
 
-    def _update(self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def _update(
+        self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]
+    ) -> None:
         state = self.state[weight]
         beta1, beta2 = group["betas"]
         state["step"] += 1
-        step_size = float(group["lr"]) * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
+        step_size = (
+            float(group["lr"]) * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
+        )
         _ops.embedding_lazy_adam_(
-            weight, state["moments"], rows, grad, step_size, group["weight_decay"], group["eps"], beta1, beta2
+            weight,
+            state["moments"],
+            rows,
+            grad,
+            step_size,
+            group["weight_decay"],
+            group["eps"],
+            beta1,
+            beta2,
         )
 
     def _entry(self, weight: nn.Parameter) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 Each stands beside its op, as ``adaftr_fast/ops/<op>/reference``.
 
-NaN and infinity. Where an input holds a number that is not finite, on every backend and instruction set:
+NaN and infinity. Where an input holds a number that is not finite, on every backend and instruction
+set:
 
-- A result that is not finite in the reference is not finite in the op, so a training loop sees that it has diverged.
-- A result that depends on such a number and is finite in the op is that of the reference. The op may have NaN where the
-  reference is finite, as it may multiply an infinity by 0; a gradient that is None counts as zeros.
-- A result that depends on no such number is as accurate as ever. Results of a row depend on the inputs of that row and
-  on what rows share: candidates, tables and weights. A row that is ignored is no input. Nor is one of weight 0
-  of the loss and the gradients, except those in the weights, and except in the Triton kernels, which multiply by it.
+- A result that is not finite in the reference is not finite in the op, so a training loop sees that
+  it has diverged.
+- A result that depends on such a number and is finite in the op is that of the reference. The op
+  may have NaN where the reference is finite, as it may multiply an infinity by 0; a gradient that
+  is None counts as zeros.
+- A result that depends on no such number is as accurate as ever. Results of a row depend on the
+  inputs of that row and on what rows share: candidates, tables and weights. A row that is ignored
+  is no input. Nor is one of weight 0 of the loss and the gradients, except those in the weights,
+  and except in the Triton kernels, which multiply by it.
 """
 
 from adaftr_fast.ops.embedding.reference import bags as embedding_bags

@@ -1,9 +1,10 @@
-"""Daily training (Section 3.4): evaluates the previous day's model on each new day, then trains it on that day.
+"""Daily training (Section 3.4): evaluates the previous day's model on each new day, then trains it
+on that day.
 
-Each day has a folder with ``data`` and ``run``. A day keeps the ids of the previous day and adds ids for new values.
-The buckets are those of the first day. Nine tenths of a day's rows are the training split, and one tenth is the
-validation split. The previous day's model is evaluated on all rows, none of which it has seen. It reads new ids as
-"unknown", as in serving.
+Each day has a folder with ``data`` and ``run``. A day keeps the ids of the previous day and adds
+ids for new values. The buckets are those of the first day. Nine tenths of a day's rows are the
+training split, and one tenth is the validation split. The previous day's model is evaluated on all
+rows, none of which it has seen. It reads new ids as "unknown", as in serving.
 
 With several ranks, rank 0 prepares the days and writes the records. All ranks train and evaluate.
 """
@@ -53,27 +54,29 @@ def train_daily(
     output: Output = HERE,
     bad_rows: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
-    """Trains on one file per day, yields a record per day and writes all records to ``daily.jsonl``.
+    """Trains on one file per day, yields a record per day and writes all records to
+    ``daily.jsonl``.
 
-    Days in ``daily.jsonl`` are skipped, and their files need not exist any more. An interrupted day is resumed.
+    Days in ``daily.jsonl`` are skipped, and their files need not exist any more. An interrupted day
+    is resumed.
 
     Args:
         schema: a schema of one file. Its split is ignored.
         files: the files in the order of the days, including the finished days.
-        config: the configuration of every day. Its ``warm_start`` is that of the first day; a later day starts from the
-            previous one. Its ``data`` are replaced each day.
+        config: the configuration of every day. Its ``warm_start`` is that of the first day; a later
+            day starts from the previous one. Its ``data`` are replaced each day.
         out: the folder of ``daily.jsonl`` and the days' folders.
         ranks: the ranks that train together. All of them must see ``out``, and get the records.
         engine: the engine that prepares each day, on rank 0; None is ``Local()``.
         output: the output that ``out`` is.
-        bad_rows: the share of a day's rows that may be unreadable or lack a label. They are left out, and the record of
-            the day has their number.
+        bad_rows: the share of a day's rows that may be unreadable or lack a label. They are left
+            out, and the record of the day has their number.
 
     Raises:
         CheckpointError: a rank does not see ``out``.
         RankError: the ranks have different options or files.
-        DataError: the schema reads several files, the days in ``out`` are not the first of ``files``, ``bad_rows`` is
-            no share, or a day cannot be prepared.
+        DataError: the schema reads several files, the days in ``out`` are not the first of
+            ``files``, ``bad_rows`` is no share, or a day cannot be prepared.
         KeyboardInterrupt, TrainingError, CheckpointError, BusyError: see ``train_one``.
     """
     check_share(bad_rows)
@@ -83,13 +86,17 @@ def train_daily(
         _check(out, journal.records, files)
         for day, file in list(enumerate(files, start=1))[len(journal.records) :]:
             before = _folder(out, day - 1) if day > 1 else None
-            with train_part(schema, file, _folder(out, day), before, config, ranks, engine, output, bad_rows) as found:
+            with train_part(
+                schema, file, _folder(out, day), before, config, ranks, engine, output, bad_rows
+            ) as found:
                 journal.append({"day": day, "file": str(file)} | found)
             yield journal.records[-1]
 
 
 @contextmanager
-def writing_parts(out: Path, config: RunConfig, ranks: Ranks, *names: str, **agreed: Any) -> Iterator[None]:
+def writing_parts(
+    out: Path, config: RunConfig, ranks: Ranks, *names: str, **agreed: Any
+) -> Iterator[None]:
     """Makes this run the only writer of the folder of a log's parts, which all ranks see.
 
     Args:
@@ -112,7 +119,8 @@ def writing_parts(out: Path, config: RunConfig, ranks: Ranks, *names: str, **agr
 
 
 class Journal:
-    """The records of the finished parts of a log, a line of JSON each. All ranks hold them, and rank 0 writes them.
+    """The records of the finished parts of a log, a line of JSON each. All ranks hold them, and
+    rank 0 writes them.
 
     Args:
         path: the file, which this run alone writes.
@@ -148,10 +156,11 @@ def train_part(
     output: Output = HERE,
     bad_rows: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
-    """Prepares a part of a log with the ids of the part before, measures that part's model on it, and trains on it.
+    """Prepares a part of a log with the ids of the part before, measures that part's model on it,
+    and trains on it.
 
-    It yields the record of rows, ids and metrics. The part is finished when the block, which writes the record, has
-    ended without an error.
+    It yields the record of rows, ids and metrics. The part is finished when the block, which writes
+    the record, has ended without an error.
 
     Args:
         schema: the result of ``part_schema``.
@@ -162,7 +171,8 @@ def train_part(
         ranks: the ranks that train together, which all call it.
         engine: the engine that prepares the part; None is ``Local()``.
         output: what the folders are parts of.
-        bad_rows: the share of rows that may be unreadable or lack a label. They are left out, and recorded if any.
+        bad_rows: the share of rows that may be unreadable or lack a label. They are left out, and
+            recorded if any.
     """
 
     def prepared() -> None:
@@ -173,7 +183,9 @@ def train_part(
     ranks.after_rank_zero(prepared)
     data = PreparedData(folder / "data")
     measured = None if before is None else _measure(before / "run", data, config, ranks)
-    start = config.warm_start if before is None else WarmStartConfig(output.recorded(before / "run"))
+    start = (
+        config.warm_start if before is None else WarmStartConfig(output.recorded(before / "run"))
+    )
     part_config = replace(config, data=DataConfig(output.recorded(data.folder)), warm_start=start)
     bad = data.manifest.bad_rows
     left_out = {"bad_rows": bad.bad} if bad and bad.bad else {}
@@ -189,7 +201,9 @@ def train_part(
 
 
 def _measure(run: Path, data: PreparedData, config: RunConfig, ranks: Ranks) -> TaskMetrics:
-    """Evaluates the model of ``run`` on all rows of a later day, of which each rank predicts a part."""
+    """Evaluates the model of ``run`` on all rows of a later day, of which each rank predicts a
+    part.
+    """
     if config.training.tables == "replicated":
         trained = earlier(run, config.model.name)
     else:
@@ -200,7 +214,8 @@ def _measure(run: Path, data: PreparedData, config: RunConfig, ranks: Ranks) -> 
 
 
 class KnownIds:
-    """Rows of a later day whose ids that a model has no embedding row for are replaced by 0, unknown.
+    """Rows of a later day whose ids that a model has no embedding row for are replaced by 0,
+    unknown.
 
     Args:
         rows: the rows.
@@ -229,10 +244,16 @@ def part_schema(schema: Schema) -> Schema:
         DataError: the schema reads several files.
     """
     if len(schema.files) != 1:
-        raise DataError(f"data set {schema.name}: expected a schema of one file, got {', '.join(schema.files)}")
+        raise DataError(
+            f"data set {schema.name}: expected a schema of one file, got {', '.join(schema.files)}"
+        )
     bounds = {"train": (0.0, TRAIN), "validation": (TRAIN, 1.0)}
-    split: dict[str, Any] = {name: {"hash": {"start": start, "stop": stop}} for name, (start, stop) in bounds.items()}
-    source = {key: value for key, value in schema.source.items() if key not in ("shipped", "generate")}
+    split: dict[str, Any] = {
+        name: {"hash": {"start": start, "stop": stop}} for name, (start, stop) in bounds.items()
+    }
+    source = {
+        key: value for key, value in schema.source.items() if key not in ("shipped", "generate")
+    }
     return parse_schema(source | {"files": ["day"], "split": split | {"test": {}}})
 
 
@@ -249,7 +270,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if whole < len(content):
         os.truncate(path, whole)
     try:
-        return [from_json(dict[str, Any], loads(line)) for line in content[:whole].decode().split("\n")[:-1]]
+        return [
+            from_json(dict[str, Any], loads(line))
+            for line in content[:whole].decode().split("\n")[:-1]
+        ]
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
 
@@ -269,6 +293,12 @@ def _check(out: Path, records: list[dict[str, Any]], files: Sequence[AnyPath]) -
     done = [record.get("file") for record in records]
     for day, (then, now) in enumerate(zip(done, map(str, files)), start=1):
         if then != now:
-            raise DataError(f"{out}: day {day}: expected {then}, got {now}: pass all days in order, or another --out")
+            raise DataError(
+                f"{out}: day {day}: expected {then}, got {now}: pass all days in order, or "
+                "another --out"
+            )
     if len(files) < len(done):
-        raise DataError(f"{out}: expected files of at least {len(done)} days, got {len(files)}: pass all days in order")
+        raise DataError(
+            f"{out}: expected files of at least {len(done)} days, got {len(files)}: pass all days "
+            "in order"
+        )

@@ -20,8 +20,10 @@ from adaftr_fast.training.sharding import check_replicated
 from adaftr_fast.training.trained import METRICS, PICTURE, REPORT, Run, result_table
 
 NOTES = (
-    "Each model is trained with one seed, so differences of a few tenths of a percentage point are noise. The tasks "
-    "stand in for ad events: click is a departure 15 or more minutes late, conversion one that also arrives 30 or more "
+    "Each model is trained with one seed, so differences of a few tenths of a percentage point are "
+    "noise. The tasks "
+    "stand in for ad events: click is a departure 15 or more minutes late, conversion one that "
+    "also arrives 30 or more "
     "minutes late."
 )
 
@@ -40,7 +42,8 @@ def run_demo(
         out: the folder of the data, the runs and the report.
         training: the training options of both models.
         restart: discards unfinished runs in ``out``.
-        ranks: the ranks that train together. All of them must see ``out``; rank 0 prepares the data and prints.
+        ranks: the ranks that train together. All of them must see ``out``; rank 0 prepares the data
+            and prints.
         output: the output that ``out`` is.
 
     Raises:
@@ -64,9 +67,16 @@ def _run(out: Path, training: TrainingConfig, restart: bool, ranks: Ranks, outpu
     runs = []
     for name in ("mmoe", "adaftr"):
         if ranks.is_rank_zero:
-            print(f"\n{name}: {len(data.manifest.fields)} fields, {sum(data.manifest.num_embeddings):,} ids")
+            print(
+                f"\n{name}: {len(data.manifest.fields)} fields, "
+                f"{sum(data.manifest.num_embeddings):,} ids"
+            )
         config = replace(base, model=ModelConfig(name=name))
-        runs.append(train_one(data, config, out / name, restart=restart, ranks=ranks, output=output, report=True))
+        runs.append(
+            train_one(
+                data, config, out / name, restart=restart, ranks=ranks, output=output, report=True
+            )
+        )
     if ranks.is_rank_zero:
         _report(out, runs)
         print(f"Report: {output.recorded(out / 'report.md')} and report.png")

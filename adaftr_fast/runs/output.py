@@ -25,7 +25,9 @@ class Output:
     path: AnyPath
 
     def recorded(self, path: AnyPath) -> str:
-        """Returns the text that names a path on every machine: a URL for a path in the local folder of a store's."""
+        """Returns the text that names a path on every machine: a URL for a path in the local folder
+        of a store's.
+        """
         if isinstance(path, Path) and path.is_relative_to(self.local):
             return str(self.path.joinpath(*path.relative_to(self.local).parts))
         return str(path)

@@ -61,7 +61,9 @@ def train_one(
     if report:
         # imports matplotlib: a missing package raises before training
         from adaftr_fast.training.report import write_page
-    with fit_one(data, config, folder, restart=restart, ranks=ranks, output=output, on_epoch=on_epoch) as trainer:
+    with fit_one(
+        data, config, folder, restart=restart, ranks=ranks, output=output, on_epoch=on_epoch
+    ) as trainer:
         test = open_split(data, "test", ranks)
         size = config.training.eval_batch_size
         metrics = evaluate(trainer.model, test, size, ranks)
@@ -90,27 +92,30 @@ def fit_one(
     on_epoch: OnEpoch | None = None,
     wait: float = 0.0,
 ) -> Iterator[Trainer]:
-    """Trains the model of ``config`` on ``data``, and yields its trainer, whose model holds the best weights.
+    """Trains the model of ``config`` on ``data``, and yields its trainer, whose model holds the
+    best weights.
 
-    An unfinished run with the same options in ``folder`` is resumed. Until the block ends, this process is the only
-    writer of ``folder``. The run remains unfinished unless the block calls ``trainer.files.finish()``, when all its
-    results have been written.
+    An unfinished run with the same options in ``folder`` is resumed. Until the block ends, this
+    process is the only writer of ``folder``. The run remains unfinished unless the block calls
+    ``trainer.files.finish()``, when all its results have been written.
 
     Args:
         data: the prepared data.
         config: the configuration. ``config.data`` is only recorded in the checkpoint.
         folder: the run folder.
         restart: discards an unfinished run in ``folder`` instead of resuming it.
-        ranks: the ranks that train together. All ranks read the data; only rank 0 reads and writes ``folder``, except
-            for the rows of sharded tables, and reads the run of a warm start.
-        output: what ``folder`` is a part of. A warm start from another part of it reads the local files.
+        ranks: the ranks that train together. All ranks read the data; only rank 0 reads and writes
+            ``folder``, except for the rows of sharded tables, and reads the run of a warm start.
+        output: what ``folder`` is a part of. A warm start from another part of it reads the local
+            files.
         on_epoch: see ``Trainer``.
         wait: how many seconds to wait for another writer of ``folder``.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C or SIGTERM ended training, which can be resumed. The arguments are the number of the
-            signal and a message for the user.
-        CheckpointError: ``folder`` contains an unfinished run with other options or data, or cannot be written.
+        KeyboardInterrupt: Ctrl-C or SIGTERM ended training, which can be resumed. The arguments are
+            the number of the signal and a message for the user.
+        CheckpointError: ``folder`` contains an unfinished run with other options or data, or cannot
+            be written.
         TrainingError: an option is not supported, or training diverged.
         RankError: the ranks have different options or data.
         BusyError: another process writes ``folder``.
@@ -134,14 +139,18 @@ def fit_one(
 
 
 def check_options(config: RunConfig, ranks: Ranks) -> None:
-    """Raises TrainingError or RankError if ``config.training.tables`` does not support an option."""
+    """Raises TrainingError or RankError if ``config.training.tables`` does not support
+    an option.
+    """
     check_tables(config.model, config.training)
     check_sharding(config.optimizer, config.training, ranks)
 
 
 @contextmanager
 def writing(folder: Path, ranks: Ranks, *files: str, wait: float = 0.0) -> Iterator[None]:
-    """Makes rank 0 the only writer of ``folder``, as ``writing_folder``. All ranks raise its error."""
+    """Makes rank 0 the only writer of ``folder``, as ``writing_folder``. All ranks
+    raise its error.
+    """
     with ExitStack() as stack:
         ranks.from_rank_zero(lambda: stack.enter_context(writing_folder(folder, *files, wait=wait)))
         yield
@@ -178,7 +187,9 @@ def _warm_start(
     ranks: Ranks,
     output: Output,
 ) -> None:
-    """Copies the weights that the configuration asks for, and says which. Replicas are copied on rank 0 alone."""
+    """Copies the weights that the configuration asks for, and says which. Replicas are copied on
+    rank 0 alone.
+    """
     name = config.model.name
 
     def say(taken: WarmStart) -> None:
@@ -186,7 +197,17 @@ def _warm_start(
 
     def copy() -> None:
         source = output.local_copy(start.run)
-        say(warm_start(model, data, source, name, task=start.task, allow_empty=start.allow_empty, output=output))
+        say(
+            warm_start(
+                model,
+                data,
+                source,
+                name,
+                task=start.task,
+                allow_empty=start.allow_empty,
+                output=output,
+            )
+        )
 
     if config.training.tables == "replicated":
         ranks.after_rank_zero(copy)
@@ -197,16 +218,24 @@ def _warm_start(
 def _announce(folder: Path, name: str, resumed: Progress | None) -> None:
     """Says where an unfinished run resumes, or which finished run a new one is going to replace."""
     if resumed is not None:
-        print(f"{name}: resuming in epoch {resumed.epoch} after step {resumed.step:,}", file=sys.stderr)
+        print(
+            f"{name}: resuming in epoch {resumed.epoch} after step {resumed.step:,}",
+            file=sys.stderr,
+        )
     elif (folder / TEST).exists():
         at = datetime.fromtimestamp((folder / TEST).stat().st_mtime)
-        print(f"{name}: replaces the finished run of {at:%Y-%m-%d %H:%M} after the first epoch", file=sys.stderr)
+        print(
+            f"{name}: replaces the finished run of {at:%Y-%m-%d %H:%M} after the first epoch",
+            file=sys.stderr,
+        )
 
 
 def open_split(data: PreparedData, name: str, ranks: Ranks) -> Split:
-    """Opens a split of ``data``, of which the ranks of one machine each compare the sha256 of some files.
+    """Opens a split of ``data``, of which the ranks of one machine each compare the sha256 of some
+    files.
 
-    All ``ranks`` must call it. A rank that finds nothing wrong raises the error of the first that does.
+    All ``ranks`` must call it. A rank that finds nothing wrong raises the error of the first that
+    does.
 
     Raises:
         DataError: there is no such split, or a file is unreadable or does not match the manifest.
@@ -245,15 +274,20 @@ def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
         ConfigError: an option is invalid for the data.
     """
     if config.name in ENTIRE_SPACE and data.manifest.funnel != tuple(data.manifest.tasks):
-        tasks, funnel = (", ".join(each) or "none" for each in (data.manifest.tasks, data.manifest.funnel))
+        tasks, funnel = (
+            ", ".join(each) or "none" for each in (data.manifest.tasks, data.manifest.funnel)
+        )
         raise ConfigError(
-            f"model.name: {config.name} needs tasks that are the stages of the schema's funnel, in order, got tasks "
+            f"model.name: {config.name} needs tasks that are the stages of the schema's funnel, in "
+            "order, got tasks "
             f"{tasks} and funnel {funnel}"
         )
     _check_attention(config, data.manifest)
     try:
         names = [field.name for field in data.manifest.fields]
-        model = build_model(config, data.manifest.num_embeddings, data.manifest.tasks, names, data.manifest.dense)
+        model = build_model(
+            config, data.manifest.num_embeddings, data.manifest.tasks, names, data.manifest.dense
+        )
     except ConfigError:
         raise
     except ValueError as error:  # raised by a constructor about an option
@@ -264,7 +298,8 @@ def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
 
 
 def _check_attention(config: ModelConfig, manifest: Manifest) -> None:
-    """Raises ConfigError if attention would pool a single-valued field, or ids of another vocabulary than the target's.
+    """Raises ConfigError if attention would pool a single-valued field, or ids of another
+    vocabulary than the target's.
 
     ``attention_targets`` checks the names.
     """
@@ -278,16 +313,25 @@ def _check_attention(config: ModelConfig, manifest: Manifest) -> None:
         if target in multiple:
             raise config.error("attention", f"a single-valued target of {name}", target)
         if owners[name] != owners[target]:
-            wanted = f'vocabulary = "{owners[target]}" for {name} in the schema of the prepared data'
+            wanted = (
+                f'vocabulary = "{owners[target]}" for {name} in the schema of the prepared data'
+            )
             raise config.error("attention", wanted, owners[name])
 
 
 def _check_memory(config: RunConfig, data: PreparedData) -> None:
-    """Raises ConfigError if tables and their optimizer's state alone are larger than the memory that is available."""
+    """Raises ConfigError if tables and their optimizer's state alone are larger than the memory
+    that is available.
+    """
     if config.model.is_own:  # which may have other tables
         return
     names = [field.name for field in data.manifest.fields]
-    of_all = zip(names, data.manifest.num_embeddings, embedding_widths(config.model, len(names), names), strict=True)
+    of_all = zip(
+        names,
+        data.manifest.num_embeddings,
+        embedding_widths(config.model, len(names), names),
+        strict=True,
+    )
     own = [(rows, width) for name, rows, width in of_all if name not in config.model.attention]
     num_embeddings = [rows for rows, _ in own]
     widths = [width for _, width in own]
@@ -299,7 +343,9 @@ def _check_memory(config: RunConfig, data: PreparedData) -> None:
         sizes = f"{weights / 1e9:,.1f} GB of float32"
         sizes += f" and {state / 1e9:,.1f} GB of {config.optimizer.tables}'s state" if state else ""
         raise ConfigError(
-            f"model.embedding_dim: the tables of {sum(num_embeddings):,} ids take {sizes}, and {available / 1e9:,.1f} "
-            "GB of memory are available; use a smaller width, raise min_count or hash the largest fields in the "
+            f"model.embedding_dim: the tables of {sum(num_embeddings):,} ids take {sizes}, and "
+            f"{available / 1e9:,.1f} "
+            "GB of memory are available; use a smaller width, raise min_count or hash the largest "
+            "fields in the "
             "schema, or use an optimizer.tables with less state"
         )

@@ -1,8 +1,10 @@
-"""Which weights of two models have the same meaning, and the copy of their dense layers in a warm start.
+"""Which weights of two models have the same meaning, and the copy of their dense layers in a warm
+start.
 
-A Single-DNN has a network of one task per task, and other models share all but their towers. A weight of one is found
-in the other by the task it belongs to: towers by the name of their task, shared weights in the network of one chosen
-task. Models that both share their weights, or both do not, have the same names.
+A Single-DNN has a network of one task per task, and other models share all but their towers. A
+weight of one is found in the other by the task it belongs to: towers by the name of their task,
+shared weights in the network of one chosen task. Models that both share their weights, or both do
+not, have the same names.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ BACKBONE = "backbone."
 ATTENTION = "attention.units."
 RELATEDNESS = ("relatedness.", "contrasts.")
 TOWER = re.compile(r"towers\.(\d+)\.")
-EXPERT_LAYER = re.compile(r"(.*)\.(?:weights|biases)\.(\d+)")  # Experts has a list of weights and one of biases
+# Experts has a list of weights and one of biases
+EXPERT_LAYER = re.compile(r"(.*)\.(?:weights|biases)\.(\d+)")
 Table = FusedEmbedding | ShardedTables
 CONDITIONAL = "one of the two is a rate given the stage before"
 
@@ -38,7 +41,8 @@ class Pair:
     Attributes:
         model: the new model.
         old: the model of the other run.
-        task: the task whose network of a Single-DNN the shared weights of ``model`` come from; "" if there is none.
+        task: the task whose network of a Single-DNN the shared weights of ``model`` come from; ""
+            if there is none.
     """
 
     model: MultiTaskModel
@@ -50,7 +54,9 @@ class Pair:
         """Whether a weight is found by its task, because a model is a Single-DNN."""
         return isinstance(self.model, SingleDNN) or isinstance(self.old, SingleDNN)
 
-    def sources(self, names: Mapping[str, object], old_names: Mapping[str, object]) -> dict[str, str]:
+    def sources(
+        self, names: Mapping[str, object], old_names: Mapping[str, object]
+    ) -> dict[str, str]:
         """Returns the old name of each new name that has one."""
         if not self.by_task:
             return {name: name for name in names if name in old_names}
@@ -62,23 +68,35 @@ class Pair:
         name, task = place
         if not task:
             return places.get((name, self.task)) or places.get(place)
-        return places.get(place) or places.get((name, ""))  # the towers of other models belong to a task, too
+        # the towers of other models belong to a task, too
+        return places.get(place) or places.get((name, ""))
 
     def why_missing(self, name: str) -> str:
         """Returns why the old model does not have a weight."""
         _, task = _place(name, self.model)
         lacks = self.by_task and task and task not in self.old.task_names
-        return f"the run does not have the task {task}" if lacks else "the run does not have the weight"
+        return (
+            f"the run does not have the task {task}"
+            if lacks
+            else "the run does not have the weight"
+        )
 
     def is_conditional(self, name: str) -> bool:
-        """Returns whether a weight is of a tower whose logit is a conditional rate in one of the models alone."""
+        """Returns whether a weight is of a tower whose logit is a conditional rate in one of the
+        models alone.
+        """
         place, task = _place(name, self.model)
-        first, second = (isinstance(each, ESMM) and task in each.task_names[1:] for each in (self.model, self.old))
+        first, second = (
+            isinstance(each, ESMM) and task in each.task_names[1:]
+            for each in (self.model, self.old)
+        )
         return place.startswith("towers.") and first != second
 
 
 def _place(name: str, model: MultiTaskModel) -> tuple[str, str]:
-    """Returns the name of a weight in a model of one task, and its task, or "" if all tasks share it."""
+    """Returns the name of a weight in a model of one task, and its task, or "" if all tasks share
+    it.
+    """
     if isinstance(model, SingleDNN):
         _, number, rest = name.split(".", 2)  # networks.<number>.<rest>
         return rest, model.task_names[int(number)]
@@ -90,7 +108,9 @@ def _place(name: str, model: MultiTaskModel) -> tuple[str, str]:
 
 def tables(model: MultiTaskModel) -> dict[str, Any]:
     """Returns the tables of a model, each a ``Table``, by name."""
-    return {name: module for name, module in model.served().named_modules() if isinstance(module, Table)}
+    return {
+        name: module for name, module in model.served().named_modules() if isinstance(module, Table)
+    }
 
 
 def backbone(model: MultiTaskModel) -> Backbone | None:
@@ -99,13 +119,17 @@ def backbone(model: MultiTaskModel) -> Backbone | None:
 
 
 def layer_of(name: str) -> str:
-    """Returns the name of the layer of a weight, such as ``towers.0.logit`` of ``towers.0.logit.bias``."""
+    """Returns the name of the layer of a weight, such as ``towers.0.logit`` of
+    ``towers.0.logit.bias``.
+    """
     found = EXPERT_LAYER.fullmatch(name)
     return f"{found[1]}.{found[2]}" if found else name.rpartition(".")[0] or name
 
 
 @torch.no_grad()
-def take_layers(pair: Pair, same_tasks: bool, same_fields: bool) -> tuple[list[str], dict[str, str]]:
+def take_layers(
+    pair: Pair, same_tasks: bool, same_fields: bool
+) -> tuple[list[str], dict[str, str]]:
     """Copies the dense layers whose weights all fit: each as a whole or not at all.
 
     Args:
@@ -119,12 +143,18 @@ def take_layers(pair: Pair, same_tasks: bool, same_fields: bool) -> tuple[list[s
     ours = _dense(pair.model)
     theirs = _dense(pair.old)
     sources = pair.sources(ours, theirs)
-    related = _why_unrelated(pair, {name: (ours[name], theirs.get(name)) for name in ours if _is_related(name)})
+    related = _why_unrelated(
+        pair, {name: (ours[name], theirs.get(name)) for name in ours if _is_related(name)}
+    )
     reasons: dict[str, str] = {}
     for name, value in ours.items():
         source = theirs[sources[name]] if name in sources else None
-        reads_fields = ATTENTION in name or (value.dim() > 1 and value.shape[-1] == _embedded_width(pair.model))
-        reason = (related if _is_related(name) else None) or _why_not(pair, name, value, source, same_tasks)
+        reads_fields = ATTENTION in name or (
+            value.dim() > 1 and value.shape[-1] == _embedded_width(pair.model)
+        )
+        reason = (related if _is_related(name) else None) or _why_not(
+            pair, name, value, source, same_tasks
+        )
         if reason is None and reads_fields and not same_fields:
             reason = "the fields it reads differ"
         if reason is not None:
@@ -136,7 +166,9 @@ def take_layers(pair: Pair, same_tasks: bool, same_fields: bool) -> tuple[list[s
     return taken, fresh
 
 
-def _why_not(pair: Pair, name: str, value: Tensor, source: Tensor | None, same_tasks: bool) -> str | None:
+def _why_not(
+    pair: Pair, name: str, value: Tensor, source: Tensor | None, same_tasks: bool
+) -> str | None:
     """Returns why a weight does not fit, or None; what it reads is checked elsewhere."""
     if source is None:
         return pair.why_missing(name)
@@ -152,10 +184,14 @@ def _is_related(name: str) -> bool:
 
 
 def _why_unrelated(pair: Pair, weights: dict[str, tuple[Tensor, Tensor | None]]) -> str | None:
-    """Returns why the relatedness networks are not copied, or None; they are copied as a whole or not at all."""
+    """Returns why the relatedness networks are not copied, or None; they are copied as a whole or
+    not at all.
+    """
     if any(theirs is None for _, theirs in weights.values()):
         return "the run does not have the same relatedness networks"
-    if any(theirs is not None and value.shape != theirs.shape for value, theirs in weights.values()):
+    if any(
+        theirs is not None and value.shape != theirs.shape for value, theirs in weights.values()
+    ):
         return "the shapes of the relatedness networks differ"
     return "the pairs of tasks differ" if weights and pair.model.pairs != pair.old.pairs else None
 
@@ -163,12 +199,18 @@ def _why_unrelated(pair: Pair, weights: dict[str, tuple[Tensor, Tensor | None]])
 def _dense(model: MultiTaskModel) -> dict[str, Tensor]:
     """Returns the parameters without the tables, by name, without the prefix of a backbone."""
     in_tables = {parameter for table in tables(model).values() for parameter in table.parameters()}
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter not in in_tables]
+    named = [
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if parameter not in in_tables
+    ]
     return {name.removeprefix(BACKBONE): parameter for name, parameter in named}
 
 
 def _embedded_width(model: MultiTaskModel) -> int:
     if (found := backbone(model)) is not None:
         return found.embedded_features
-    encoded = next((module.out_features for module in model.modules() if isinstance(module, DenseFields)), 0)
+    encoded = next(
+        (module.out_features for module in model.modules() if isinstance(module, DenseFields)), 0
+    )
     return next(iter(tables(model).values())).out_features + encoded

@@ -1,10 +1,12 @@
-"""Warm starts (Section 3.4): copies the weights of another run that have the same meaning in a new model.
+"""Warm starts (Section 3.4): copies the weights of another run that have the same meaning in a new
+model.
 
-Embedding rows of the same width are matched by field name and value, not by id. A bucket of a numeric field is matched
-with the old bucket that contains its upper edge. Dense layers are matched by name and shape if the tasks are the same
-in the same order; layers that read the embeddings also need the same fields and widths in the same order, and the same
-encodings of dense fields. From a Single-DNN, which has tables and a network per task, towers are matched by task and
-shared weights come from one task. A layer is copied as a whole or not at all. All other weights keep their initial
+Embedding rows of the same width are matched by field name and value, not by id. A bucket of a
+numeric field is matched with the old bucket that contains its upper edge. Dense layers are matched
+by name and shape if the tasks are the same in the same order; layers that read the embeddings also
+need the same fields and widths in the same order, and the same encodings of dense fields. From a
+Single-DNN, which has tables and a network per task, towers are matched by task and shared weights
+come from one task. A layer is copied as a whole or not at all. All other weights keep their initial
 values. Optimizer states are not copied.
 """
 
@@ -45,7 +47,8 @@ class WarmStart:
         known: the number of copied rows of values; the others are those of unknown values.
         taken: names of the copied dense weights.
         fresh: names of the other dense weights, with the reason.
-        task: the task of a Single-DNN whose tables were copied to shared tables; "" if there is none.
+        task: the task of a Single-DNN whose tables were copied to shared tables; "" if there is
+            none.
     """
 
     rows: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -66,13 +69,23 @@ class WarmStart:
     def summary(self) -> str:
         """Formats the result for the user."""
         found, total = (sum(each) for each in zip(*self.rows.values()))
-        new = ", ".join(f"{name} {rows - taken:,}" for name, (taken, rows) in self.rows.items() if taken < rows)
+        new = ", ".join(
+            f"{name} {rows - taken:,}" for name, (taken, rows) in self.rows.items() if taken < rows
+        )
         lines = [f"{found:,} of {total:,} embedding rows copied" + (f"; new: {new}" if new else "")]
-        lines.append(f"{len(self.taken)} of {len(self.taken) + len(self.fresh)} dense weights copied")
+        lines.append(
+            f"{len(self.taken)} of {len(self.taken) + len(self.fresh)} dense weights copied"
+        )
         lines += [f"tables of the task {self.task} copied"] if self.task else []
         lines += [f"layers copied: {', '.join(self.layers())}"] if self.taken else []
-        names = {reason: [name for name, why in self.fresh.items() if why == reason] for reason in self.fresh.values()}
-        lines += [f"not copied, because {reason}: {', '.join(of_reason)}" for reason, of_reason in names.items()]
+        names = {
+            reason: [name for name, why in self.fresh.items() if why == reason]
+            for reason in self.fresh.values()
+        }
+        lines += [
+            f"not copied, because {reason}: {', '.join(of_reason)}"
+            for reason, of_reason in names.items()
+        ]
         return "\n".join(lines)
 
 
@@ -99,9 +112,10 @@ def warm_start(
         output: where the prepared data of the other run may be, see ``fit_one``.
 
     Raises:
-        CheckpointError: the run has no intact checkpoint, its prepared data are missing or changed, or nothing was
-            copied and ``allow_empty`` is False.
-        ConfigError: ``task`` is not a task of the run, or no shared table of ``model`` comes from a single task.
+        CheckpointError: the run has no intact checkpoint, its prepared data are missing or changed,
+            or nothing was copied and ``allow_empty`` is False.
+        ConfigError: ``task`` is not a task of the run, or no shared table of ``model`` comes from a
+            single task.
         DataError: a vocabulary cannot be read.
     """
     config = WarmStartConfig(str(run), task, allow_empty)
@@ -150,9 +164,15 @@ class Match:
 
 @torch.no_grad()
 def match(
-    model: MultiTaskModel, data: PreparedData, old: Run, config: WarmStartConfig, name: str, output: Output
+    model: MultiTaskModel,
+    data: PreparedData,
+    old: Run,
+    config: WarmStartConfig,
+    name: str,
+    output: Output,
 ) -> Match:
-    """Copies the dense layers that match, and finds the rows that do. The values of rows are not read.
+    """Copies the dense layers that match, and finds the rows that do. The values of rows are not
+    read.
 
     Args:
         model: the new model.
@@ -173,12 +193,16 @@ def match(
     same_fields = _columns(model, data) == _columns(old.model, old_data)
     report.taken, report.fresh = take_layers(pair, same_tasks, same_fields)
     if report.is_empty and not config.allow_empty:
-        raise CheckpointError(_nothing_fits(config.run, name, (model, data), (old, old_data), report))
+        raise CheckpointError(
+            _nothing_fits(config.run, name, (model, data), (old, old_data), report)
+        )
     return Match(old, copies, report)
 
 
 def _source_task(model: MultiTaskModel, old: Run, config: WarmStartConfig) -> str:
-    """Returns the task whose tables of a Single-DNN become the shared ones; "" if there are none to choose."""
+    """Returns the task whose tables of a Single-DNN become the shared ones; "" if there are none to
+    choose.
+    """
     if not isinstance(old.model, SingleDNN) or isinstance(model, SingleDNN):
         if config.task:
             needed = "a run of single_dnn, and a new model that shares its tables, for a task"
@@ -200,15 +224,19 @@ def _nothing_fits(
     trained, old_data = old
     found = _described(trained.model, old_data, trained.name)
     return (
-        f"{run}: nothing fits for a warm start: expected {_described(*new, name or type(new[0]).__name__)}, found "
-        f"{found} ({'; '.join(report.summary().splitlines())}). Name another run, or allow to start from none of its "
+        f"{run}: nothing fits for a warm start: expected "
+        f"{_described(*new, name or type(new[0]).__name__)}, found "
+        f"{found} ({'; '.join(report.summary().splitlines())}). Name another run, or allow to "
+        "start from none of its "
         "weights by --warm_start_empty, WarmStartConfig(allow_empty=True) in Python"
     )
 
 
 def _described(model: MultiTaskModel, data: PreparedData, name: str) -> str:
     """Names what a warm start matches: the fields with their widths, and the tasks."""
-    fields = [f"{each} ({width})" for each, width in zip(_field_names(data), _widths(model), strict=True)]
+    fields = [
+        f"{each} ({width})" for each, width in zip(_field_names(data), _widths(model), strict=True)
+    ]
     more = f" and {len(fields) - NAMED_FIELDS} more" if len(fields) > NAMED_FIELDS else ""
     shown = ", ".join(fields[:NAMED_FIELDS])
     return f"fields {shown}{more} and tasks {', '.join(data.manifest.tasks)} of {name}"
@@ -223,19 +251,29 @@ def _widths(model: MultiTaskModel) -> list[int]:
     return next(iter(tables(model).values())).widths if found is None else found.widths
 
 
-def _columns(model: MultiTaskModel, data: PreparedData) -> list[tuple[str, int, str | None] | NumericEncoding]:
-    """What dense layers read, in order: names, widths and attention targets of the fields, and encodings of numbers."""
+def _columns(
+    model: MultiTaskModel, data: PreparedData
+) -> list[tuple[str, int, str | None] | NumericEncoding]:
+    """What dense layers read, in order: names, widths and attention targets of the fields, and
+    encodings of numbers.
+    """
     names = _field_names(data)
     found = backbone(model)
     targets = {} if found is None or found.attention is None else found.attention.targets
-    of_target = [None if (target := targets.get(f)) is None else names[target] for f in range(len(names))]
+    of_target = [
+        None if (target := targets.get(f)) is None else names[target] for f in range(len(names))
+    ]
     return [*zip(names, _widths(model), of_target, strict=True), *data.manifest.dense]
 
 
 def _source_rows(data: PreparedData, old: PreparedData) -> dict[str, np.ndarray]:
     """Returns the old row of every new row, int64 [rows], for each field that both have."""
     new_encoders, old_encoders = (read_encoders(each.folder, each.manifest) for each in (data, old))
-    pairs = {name: (encoder, old_encoders[name]) for name, encoder in new_encoders.items() if name in old_encoders}
+    pairs = {
+        name: (encoder, old_encoders[name])
+        for name, encoder in new_encoders.items()
+        if name in old_encoders
+    }
     return {name: _same_meaning(*pair) for name, pair in pairs.items()}
 
 
@@ -255,7 +293,9 @@ def _same_meaning(new: Encoder, old: Encoder) -> np.ndarray:
     return rows
 
 
-def _row_copies(pair: Pair, data: PreparedData, old: PreparedData, report: WarmStart) -> list[RowCopy]:
+def _row_copies(
+    pair: Pair, data: PreparedData, old: PreparedData, report: WarmStart
+) -> list[RowCopy]:
     """Returns the copies of the fields' rows, and adds their numbers to the report."""
     sources = _source_rows(data, old)
     places = {each.name: str(place) for place, each in enumerate(old.manifest.fields)}
@@ -275,16 +315,23 @@ def _row_copies(pair: Pair, data: PreparedData, old: PreparedData, report: WarmS
                 copies.append(RowCopy(table_name, place, old_name, there, source))
                 taken = int((source != FRESH).sum())
                 report.known += int((source > 0).sum())
-            before = report.rows.get(field_name, (0, 0))  # of the other tasks' tables, if every task has its own
+            # of the other tasks' tables, if every task has its own
+            before = report.rows.get(field_name, (0, 0))
             report.rows[field_name] = (before[0] + taken, before[1] + sizes[place])
     return copies
 
 
 def _fields_of(table: Table, data: PreparedData) -> dict[str, tuple[str, int]]:
-    """Returns name and width of the fields of a table by place. The others' vectors are in the tables of targets."""
+    """Returns name and width of the fields of a table by place. The others' vectors are in the
+    tables of targets.
+    """
     widths = _widths_by_place(table)
     names = _field_names(data)
-    return {place: (name, widths[place]) for place, name in zip(map(str, range(len(names))), names) if place in widths}
+    return {
+        place: (name, widths[place])
+        for place, name in zip(map(str, range(len(names))), names)
+        if place in widths
+    }
 
 
 def _widths_by_place(table: Table) -> dict[str, int]:
@@ -293,17 +340,23 @@ def _widths_by_place(table: Table) -> dict[str, int]:
 
 @torch.no_grad()
 def warm_start_sharded(
-    model: MultiTaskModel, data: PreparedData, config: WarmStartConfig, name: str, ranks: Ranks, output: Output
+    model: MultiTaskModel,
+    data: PreparedData,
+    config: WarmStartConfig,
+    name: str,
+    ranks: Ranks,
+    output: Output,
 ) -> WarmStart | None:
     """Copies what ``warm_start`` copies. All ranks must call it.
 
-    Rank 0 copies the dense layers to its model alone, and matches the values of the fields. It sends the sources of a
-    field's rows to the others, 8 bytes per row, one field at a time.
+    Rank 0 copies the dense layers to its model alone, and matches the values of the fields. It
+    sends the sources of a field's rows to the others, 8 bytes per row, one field at a time.
 
     Args:
         model: the new model, with sharded tables.
         data: the prepared data of the new model.
-        config: the other run and the options. All ranks must see it. Its tables may be sharded or not.
+        config: the other run and the options. All ranks must see it. Its tables may be sharded or
+            not.
         name: the name of the new model. If it is a class, the other run may have the same one.
         ranks: the ranks.
         output: as of ``warm_start``.
@@ -312,7 +365,8 @@ def warm_start_sharded(
         The result on rank 0, None elsewhere.
 
     Raises:
-        CheckpointError, ConfigError, DataError: as ``warm_start``, or a rank does not see the other run.
+        CheckpointError, ConfigError, DataError: as ``warm_start``, or a rank does not see the other
+            run.
     """
     saved, build = open_earlier(output.local_copy(config.run), name, ranks)
     found: list[Match] = []  # on rank 0
@@ -320,7 +374,8 @@ def warm_start_sharded(
     def matched() -> list[list[Any]]:
         found.append(match(model, data, build(), config, name, output))
         old = found[0].old.model
-        names = {module: of_module for of_module, module in old.named_modules()}  # as in the checkpoint
+        # as in the checkpoint
+        names = {module: of_module for of_module, module in old.named_modules()}
         theirs = tables(old)
         return [
             [each.table, each.place, f"{names[theirs[each.old_table]]}.weight.{each.old_place}"]

@@ -18,14 +18,17 @@ class PendingRequest:
     """Rows that wait for their scores; ``scored`` gets the table and the scorer that made it."""
 
     rows: Sequence[Row]
-    scored: asyncio.Future[tuple[pa.Table, Scorer]] = field(default_factory=lambda: asyncio.Future())
+    scored: asyncio.Future[tuple[pa.Table, Scorer]] = field(
+        default_factory=lambda: asyncio.Future()
+    )
 
 
 class Batcher:
-    """Scores the rows of concurrent requests. While one call runs, the requests of the next one gather.
+    """Scores the rows of concurrent requests. While one call runs, the requests of the next one
+    gather.
 
-    A request is answered by one scorer. Its values mean what they would mean alone; its scores are equal to those that
-    it would have alone up to the rounding of the program's products.
+    A request is answered by one scorer. Its values mean what they would mean alone; its scores are
+    equal to those that it would have alone up to the rounding of the program's products.
 
     Args:
         scorer: returns the scorer of a call.
@@ -33,7 +36,9 @@ class Batcher:
         called: is told the number of requests of each call.
     """
 
-    def __init__(self, scorer: Callable[[], Scorer], extra: Extra, called: Callable[[int], object] = int) -> None:
+    def __init__(
+        self, scorer: Callable[[], Scorer], extra: Extra, called: Callable[[int], object] = int
+    ) -> None:
         self._scorer = scorer
         self._extra = extra
         self._called = called
@@ -64,7 +69,9 @@ class Batcher:
             scorer = self._scorer()
             found: list[pa.Table | Exception]
             try:
-                found = await asyncio.to_thread(score_each, scorer, [each.rows for each in requests], self._extra)
+                found = await asyncio.to_thread(
+                    score_each, scorer, [each.rows for each in requests], self._extra
+                )
             except Exception as error:  # no thread can be started
                 found = [error] * len(requests)
             for request, result in zip(requests, found):
@@ -87,11 +94,13 @@ class Batcher:
         return taken
 
 
-def score_each(scorer: Scorer, requests: Sequence[Sequence[Row]], extra: Extra) -> list[pa.Table | Exception]:
+def score_each(
+    scorer: Scorer, requests: Sequence[Sequence[Row]], extra: Extra
+) -> list[pa.Table | Exception]:
     """Returns the scores of each request, or its error.
 
-    Each request is read by itself: the type of a column, and so the meaning of a value, depends on its rows alone. The
-    program then runs on the rows of all of them.
+    Each request is read by itself: the type of a column, and so the meaning of a value, depends on
+    its rows alone. The program then runs on the rows of all of them.
     """
     read = [_read(scorer, rows, extra) for rows in requests]
     good = [each for each in read if isinstance(each, tuple)]
@@ -101,8 +110,13 @@ def score_each(scorer: Scorer, requests: Sequence[Sequence[Row]], extra: Extra) 
         if len(requests) == 1:
             return [error]
         half = len(requests) // 2
-        return [*score_each(scorer, requests[:half], extra), *score_each(scorer, requests[half:], extra)]
-    return [_table(scorer, next(scores), each[0]) if isinstance(each, tuple) else each for each in read]
+        return [
+            *score_each(scorer, requests[:half], extra),
+            *score_each(scorer, requests[half:], extra),
+        ]
+    return [
+        _table(scorer, next(scores), each[0]) if isinstance(each, tuple) else each for each in read
+    ]
 
 
 def _read(scorer: Scorer, rows: Sequence[Row], extra: Extra) -> Read | pa.Table | Exception:

@@ -2,11 +2,13 @@
 
 Shapes: n rows, T tasks.
 
-Every task of a model is a rate over all impressions (docs/decisions.md). Conversion means "clicked and converted", so
-its prediction is p_ctcvr, and the conversion rate after a click is p_cvr = p_ctcvr / p_ctr. A model does not guarantee
-p_ctcvr <= p_ctr; p_cvr is clamped to 1. This is the ``cvr`` "quotient".
+Every task of a model is a rate over all impressions (docs/decisions.md). Conversion means "clicked
+and converted", so its prediction is p_ctcvr, and the conversion rate after a click is p_cvr =
+p_ctcvr / p_ctr. A model does not guarantee p_ctcvr <= p_ctr; p_cvr is clamped to 1. This is the
+``cvr`` "quotient".
 
-With ``cvr`` "output", the prediction is the y_cvr of Eq. 16 itself, and p_ctcvr = p_ctr p_cvr, without a clamp.
+With ``cvr`` "output", the prediction is the y_cvr of Eq. 16 itself, and p_ctcvr = p_ctr p_cvr,
+without a clamp.
 """
 
 from __future__ import annotations
@@ -57,10 +59,14 @@ class Columns:
         return [each.name for each in self.fields()]
 
     def fields(self) -> list[pa.Field]:
-        """Returns the types: ``p_<task>`` float32, or p_ctr, p_ctcvr and p_cvr of a funnel; ``bid`` float64."""
+        """Returns the types: ``p_<task>`` float32, or p_ctr, p_ctcvr and p_cvr of a funnel; ``bid``
+        float64.
+        """
         output, derived = ("p_ctcvr", "p_cvr") if self.cvr == "quotient" else ("p_cvr", "p_ctcvr")
         named = {} if self.funnel is None else dict(zip(self.funnel, ("p_ctr", output)))
-        fields = [pa.field(named.get(t, f"p_{task}"), pa.float32()) for t, task in enumerate(self.tasks)]
+        fields = [
+            pa.field(named.get(t, f"p_{task}"), pa.float32()) for t, task in enumerate(self.tasks)
+        ]
         fields += [] if self.funnel is None else [pa.field(derived, pa.float32())]
         return fields + ([] if self.bid is None else [pa.field("bid", pa.float64())])
 
@@ -79,11 +85,22 @@ class Columns:
             return arrays
         p_ctr, output = (scores[:, task] for task in self.funnel)
         quotient = self.cvr == "quotient"
-        p_cvr = np.minimum(output / np.maximum(p_ctr, SMALLEST), np.float32(1.0)) if quotient else output
+        p_cvr = (
+            np.minimum(output / np.maximum(p_ctr, SMALLEST), np.float32(1.0))
+            if quotient
+            else output
+        )
         arrays.append(pa.array(p_cvr if quotient else p_ctr * p_cvr))
         if self.bid is not None:
-            bids = self.bid_weight * p_ctr.astype(np.float64) * p_cvr * _prices(self.bid, rows, self.text)  # Eq. 16
-            arrays.append(pa.array(bids, from_pandas=True))  # nan, for a missing price, becomes null
+            # Eq. 16
+            bids = (
+                self.bid_weight
+                * p_ctr.astype(np.float64)
+                * p_cvr
+                * _prices(self.bid, rows, self.text)
+            )
+            # nan, for a missing price, becomes null
+            arrays.append(pa.array(bids, from_pandas=True))
         return arrays
 
 
@@ -118,17 +135,19 @@ def output_columns(
     Args:
         tasks: the tasks, in the order of the model's outputs.
         funnel: the stages that the schema declares (``Schema.funnel``).
-        click: the click task. Default: the first of two stages of the funnel, else the task ``click``, if there is one.
-        conversion: the conversion task. Default: the second of two stages, else the task ``conversion``, if there is
-            one.
+        click: the click task. Default: the first of two stages of the funnel, else the task
+            ``click``, if there is one.
+        conversion: the conversion task. Default: the second of two stages, else the task
+            ``conversion``, if there is one.
         bid: p_c of Eq. 16, as a number or as the name of the column of prices.
         bid_weight: w of Eq. 16.
-        cvr: ``quotient`` if conversion means clicked and converted, so that its output is p_ctcvr; ``output`` if its
-            output is y_cvr of Eq. 16, as where purchases also come from other links.
+        cvr: ``quotient`` if conversion means clicked and converted, so that its output is p_ctcvr;
+            ``output`` if its output is y_cvr of Eq. 16, as where purchases also come from other
+            links.
 
     Raises:
-        ServingError: a task is unknown, a bid or the ``cvr`` "output" lacks one of the two tasks, ``cvr`` is unknown,
-            or a price or weight is not a finite number >= 0.
+        ServingError: a task is unknown, a bid or the ``cvr`` "output" lacks one of the two tasks,
+            ``cvr`` is unknown, or a price or weight is not a finite number >= 0.
     """
     if cvr not in get_args(Cvr):
         raise ServingError(f"--cvr: expected {' or '.join(get_args(Cvr))}, got {cvr!r}")
@@ -137,10 +156,17 @@ def output_columns(
     for name, task in zip(("click", "conversion"), (click, conversion)):
         if task is not None and task not in tasks:
             raise ServingError(f"--{name}: expected one of {', '.join(tasks)}, got {task!r}")
-    places = (tasks.index(pair[0]), tasks.index(pair[1])) if set(pair) <= set(tasks) and pair[0] != pair[1] else None
+    places = (
+        (tasks.index(pair[0]), tasks.index(pair[1]))
+        if set(pair) <= set(tasks) and pair[0] != pair[1]
+        else None
+    )
     if places is None and (click or conversion or bid or cvr != "quotient"):
         asked = "--cvr output: " if cvr != "quotient" else ""
-        raise ServingError(f"{asked}--click and --conversion must name two of the tasks {', '.join(tasks)}, got {pair}")
+        raise ServingError(
+            f"{asked}--click and --conversion must name two of the tasks {', '.join(tasks)}, got "
+            f"{pair}"
+        )
     if not 0 <= bid_weight < math.inf:
         raise ServingError(f"--bid_weight: expected a finite number >= 0, got {bid_weight}")
     return Columns(tasks, places, None if bid is None else _price(bid), bid_weight, cvr)

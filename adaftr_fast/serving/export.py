@@ -1,4 +1,6 @@
-"""Exports the best weights of a run as a folder that scores raw rows: programs, schema, vocabulary, description."""
+"""Exports the best weights of a run as a folder that scores raw rows: programs, schema, vocabulary,
+description.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,25 @@ from adaftr_fast.errors import ServingError, StoreError
 from adaftr_fast.models.build import ModelClass
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.embedding_int8 import quantize_tables
-from adaftr_fast.serving.programs import Probabilities, export_program, load_onnx, save_aot, save_onnx, save_torch
-from adaftr_fast.serving.scorer import ABOUT, AOT, ONNX, PROGRAM, VERSION, About, Features, Int8, bags
+from adaftr_fast.serving.programs import (
+    Probabilities,
+    export_program,
+    load_onnx,
+    save_aot,
+    save_onnx,
+    save_torch,
+)
+from adaftr_fast.serving.scorer import (
+    ABOUT,
+    AOT,
+    ONNX,
+    PROGRAM,
+    VERSION,
+    About,
+    Features,
+    Int8,
+    bags,
+)
 from adaftr_fast.training.evaluation import measure, predict
 from adaftr_fast.training.trained import Run
 
@@ -44,9 +63,11 @@ def export_run(
     task: str | None = None,
     model_class: ModelClass | None = None,
 ) -> About:
-    """Writes ``model.pt2`` (torch.export), ``schema.json``, ``vocabulary.parquet`` and ``serving.json`` to ``out``.
+    """Writes ``model.pt2`` (torch.export), ``schema.json``, ``vocabulary.parquet`` and
+    ``serving.json`` to ``out``.
 
-    Every program is compared with the model first. Then the folder replaces an earlier export in one step.
+    Every program is compared with the model first. Then the folder replaces an earlier export in
+    one step.
 
     Args:
         run: the folder of a finished run.
@@ -54,31 +75,36 @@ def export_run(
         data: the prepared folder of the run, if it has moved. None uses its path at training time.
         aot: also writes ``model.aot.pt2``, native code for this kind of machine (AOTInductor).
         onnx: also writes ``model.onnx``.
-        int8: rounds the tables to int8 with a scale per row, and measures the model anew on the validation split.
-        task: the one task to export, without the parameters that only other tasks need. None exports all.
+        int8: rounds the tables to int8 with a scale per row, and measures the model anew on the
+            validation split.
+        task: the one task to export, without the parameters that only other tasks need. None
+            exports all.
         model_class: the class of a model of one's own, or its name.
 
     Returns:
         The description in ``serving.json``.
 
     Raises:
-        CheckpointError: the run has no intact checkpoint or needs ``model_class``, or its prepared data are missing or
-            changed.
+        CheckpointError: the run has no intact checkpoint or needs ``model_class``, or its prepared
+            data are missing or changed.
         ConfigError: as ``Run.load``.
         DataError: the vocabulary cannot be read.
         StoreError: the prepared data are in a store that cannot be read.
-        ServingError: ``out`` exists and is not an export or cannot be written, there is no such task or its network
-            needs those of other tasks, ``int8`` finds no FusedEmbedding, a compiler or ONNX is missing, or a program
-            differs from the model.
+        ServingError: ``out`` exists and is not an export or cannot be written, there is no such
+            task or its network needs those of other tasks, ``int8`` finds no FusedEmbedding, a
+            compiler or ONNX is missing, or a program differs from the model.
         BusyError: another process exports to ``out``.
     """
     try:
         with publishing(out) as new:
             if out.exists() and not (out / ABOUT).is_file():
-                raise ServingError(f"{out}: exists and is not an exported model (no {ABOUT}); name another folder")
+                raise ServingError(
+                    f"{out}: exists and is not an exported model (no {ABOUT}); name another folder"
+                )
             trained = Run(run, model_class).load()
             prepared = trained.data(data)
-            read_encoders(prepared.folder, prepared.manifest)  # raises an error if the vocabulary could not be read
+            # raises an error if the vocabulary could not be read
+            read_encoders(prepared.folder, prepared.manifest)
             return _write(trained, prepared, new, task, aot=aot, onnx=onnx, int8=int8)
     except StoreError:  # of the prepared data
         raise
@@ -87,7 +113,14 @@ def export_run(
 
 
 def _write(
-    trained: Run, prepared: PreparedData, folder: Path, task: str | None, *, aot: bool, onnx: bool, int8: bool
+    trained: Run,
+    prepared: PreparedData,
+    folder: Path,
+    task: str | None,
+    *,
+    aot: bool,
+    onnx: bool,
+    int8: bool,
 ) -> About:
     """Writes all files of an export to a new folder."""
     folder.mkdir()
@@ -109,16 +142,26 @@ def _round_tables(served: Probabilities, trained: Run, data: PreparedData) -> In
     """Rounds the tables of a model to int8, and measures it on the validation split."""
     tables = quantize_tables(served)
     if not tables:
-        raise ServingError(f"int8: the model {trained.name} has no FusedEmbedding, whose tables would be int8")
+        raise ServingError(
+            f"int8: the model {trained.name} has no FusedEmbedding, whose tables would be int8"
+        )
     model = served.model
     split = data.load("validation")
     found = predict(model, split, trained.config.training.eval_batch_size)
     columns = [trained.about.tasks.index(task) for task in model.task_names]
-    metrics = measure(model.task_names, found._replace(labels=found.labels[:, columns]), data.manifest.funnel)
-    return Int8(sum(table.nbytes() for table in tables), sum(table.float32_nbytes() for table in tables), metrics)
+    metrics = measure(
+        model.task_names, found._replace(labels=found.labels[:, columns]), data.manifest.funnel
+    )
+    return Int8(
+        sum(table.nbytes() for table in tables),
+        sum(table.float32_nbytes() for table in tables),
+        metrics,
+    )
 
 
-def _write_programs(served: Probabilities, manifest: Manifest, folder: Path, *, aot: bool, onnx: bool) -> None:
+def _write_programs(
+    served: Probabilities, manifest: Manifest, folder: Path, *, aot: bool, onnx: bool
+) -> None:
     fields = manifest.fields
     exported = partial(
         export_program,
@@ -143,7 +186,8 @@ def _write_programs(served: Probabilities, manifest: Manifest, folder: Path, *, 
 
 
 class Column:
-    """Computes the probabilities of one task [B, 1] by the whole model, to compare its own network with.
+    """Computes the probabilities of one task [B, 1] by the whole model, to compare its own network
+    with.
 
     Args:
         served: the whole model.
@@ -166,20 +210,30 @@ def check_program(
     *,
     tolerance: float = TOLERANCE,
 ) -> None:
-    """Raises ServingError unless a program and the model return the same probabilities for random ids and numbers."""
+    """Raises ServingError unless a program and the model return the same probabilities for random
+    ids and numbers.
+    """
     for rows in CHECKED_ROWS:
         features = random_features(fields, rows, dense)
         with torch.no_grad():
             expected = features.run(served)
             found = features.run(program)
         if not expected.isfinite().all():
-            raise ServingError("the model returns probabilities that are not finite: it has diverged")
+            raise ServingError(
+                "the model returns probabilities that are not finite: it has diverged"
+            )
         if not (worst := float((expected - found).abs().max())) <= tolerance:  # also true for NaN
-            raise ServingError(f"the exported program differs from the model by {worst:g} at {rows} rows")
+            raise ServingError(
+                f"the exported program differs from the model by {worst:g} at {rows} rows"
+            )
 
 
-def random_features(fields: Sequence[FieldInfo], rows: int, dense: Sequence[NumericEncoding] = ()) -> Features:
-    """Returns random inputs of a program, with 0 to 3 ids per row of a multi-valued field, and 10 % missing numbers."""
+def random_features(
+    fields: Sequence[FieldInfo], rows: int, dense: Sequence[NumericEncoding] = ()
+) -> Features:
+    """Returns random inputs of a program, with 0 to 3 ids per row of a multi-valued field, and 10 %
+    missing numbers.
+    """
     random = np.random.default_rng(rows)
     columns = []
     for field in fields:
@@ -197,8 +251,14 @@ def random_features(fields: Sequence[FieldInfo], rows: int, dense: Sequence[Nume
     return features._replace(dense=torch.from_numpy(matrix(numbers, np.float32)))
 
 
-def _about(trained: Run, data: PreparedData, folder: Path, task: str | None, int8: Int8 | None) -> About:
+def _about(
+    trained: Run, data: PreparedData, folder: Path, task: str | None, int8: Int8 | None
+) -> About:
     digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     tasks = trained.about.tasks if task is None else [task]
-    metrics = {name: values for name, values in trained.about.metrics.items() if task is None or name == task}
+    metrics = {
+        name: values
+        for name, values in trained.about.metrics.items()
+        if task is None or name == task
+    }
     return About(VERSION, data.manifest.fingerprint, tasks, metrics, digests, int8)

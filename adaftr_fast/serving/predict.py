@@ -1,7 +1,9 @@
-"""Scores raw rows into a parquet file, streamed in bounded memory, and counts their missing or unknown values.
+"""Scores raw rows into a parquet file, streamed in bounded memory, and counts their missing or
+unknown values.
 
-A model scores a file whose values it has never seen as readily as any other: ids with leading zeros, in another case,
-or of another column. So the shares of missing or unknown values are compared with those of training.
+A model scores a file whose values it has never seen as readily as any other: ids with leading
+zeros, in another case, or of another column. So the shares of missing or unknown values are
+compared with those of training.
 
 Shapes: n rows, T tasks.
 """
@@ -64,8 +66,9 @@ class Unknown:
     Attributes:
         rows: the number of rows.
         counts: rows per field whose value is missing or unknown, or whose list has no known token.
-        splits: the training and the validation split of the prepared folder, which have such counts too: in training,
-            rare values are unknown; in validation, values that training lacks are as well.
+        splits: the training and the validation split of the prepared folder, which have such counts
+            too: in training, rare values are unknown; in validation, values that training lacks are
+            as well.
         vocabularies: the vocabularies by field; numbers and hashed values are always known.
         examples: some values per field that have no id, text.
     """
@@ -87,18 +90,27 @@ class Unknown:
     ) -> Unknown:
         """Returns the counts beside those of ``manifest``."""
         splits = {name: manifest.splits[name] for name in ("train", "validation")}
-        vocabularies = {name: encoder for name, encoder in encoders.items() if isinstance(encoder, Vocabulary)}
+        vocabularies = {
+            name: encoder for name, encoder in encoders.items() if isinstance(encoder, Vocabulary)
+        }
         return cls(rows, counts, splits, vocabularies, examples)
 
     def cells(self) -> list[list[str]]:
         """Returns a row per field: its name, and its share here, in training and in validation."""
         return [
-            [name, _percent(count / max(1, self.rows)), self._before("train", name), self._before("validation", name)]
+            [
+                name,
+                _percent(count / max(1, self.rows)),
+                self._before("train", name),
+                self._before("validation", name),
+            ]
             for name, count in self.counts.items()
         ]
 
     def warnings(self) -> list[str]:
-        """Returns a warning if no value is known, or else if the share of a field has more than doubled."""
+        """Returns a warning if no value is known, or else if the share of a field has more than
+        doubled.
+        """
         names = [*self.vocabularies]
         if names and self.rows and all(self.counts[name] == self.rows for name in names):
             nothing = "is missing or unknown: the model knows nothing of these rows"
@@ -115,7 +127,9 @@ class Unknown:
         return [f"{more}: {'; '.join(doubled)}{self._spellings(telling)}"]
 
     def _spellings(self, names: Sequence[str]) -> str:
-        """Returns what would make unknown values of these fields known, with an example of each field."""
+        """Returns what would make unknown values of these fields known, with an example of each
+        field.
+        """
         found = [hint for name in names if name in self.examples if (hint := self._spelling(name))]
         return "".join(f"; {hint}" for hint in found)
 
@@ -176,11 +190,13 @@ def predict(
 ) -> Report:
     """Scores the rows of ``files`` in order and writes ``out`` atomically.
 
-    Warns if more than twice as many values of a field are missing or unknown as in training and validation.
+    Warns if more than twice as many values of a field are missing or unknown as in training and
+    validation.
 
     Args:
         scorer: the exported model.
-        files: any number of inputs in the formats of ``prepare``; for Ali-CCP, pairs SKELETON COMMON.
+        files: any number of inputs in the formats of ``prepare``; for Ali-CCP, pairs SKELETON
+            COMMON.
         out: the parquet file to write.
         columns: the output columns.
         keep: input columns to copy before the scores; those of text files as they are written.
@@ -190,9 +206,10 @@ def predict(
 
     Raises:
         ConfigError: ``memory`` is too small for a batch of rows.
-        DataError: an input cannot be read, a column is missing, there are too many bad rows, or a row has no score.
-        ServingError: ``out`` cannot be written, has the name of a text file, is a folder, is an input or in an input
-            folder, or would have two columns of the same name.
+        DataError: an input cannot be read, a column is missing, there are too many bad rows, or a
+            row has no score.
+        ServingError: ``out`` cannot be written, has the name of a text file, is a folder, is an
+            input or in an input folder, or would have two columns of the same name.
         BusyError: another process writes ``out``.
     """
     check_share(bad_rows)
@@ -205,7 +222,10 @@ def predict(
         with (
             publishing(out) as new,
             progress_bar(
-                total=sum(file.size for file in inputs), unit="B", unit_scale=True, disable=not progress
+                total=sum(file.size for file in inputs),
+                unit="B",
+                unit_scale=True,
+                disable=not progress,
             ) as bar,
             pq.ParquetWriter(new, schema, compression="zstd", write_page_checksum=True) as writer,
         ):
@@ -215,7 +235,9 @@ def predict(
             examples: dict[str, pa.Array] = {}
             for input_file in inputs:
                 encoded = _encoded(scorer, input_file, bar, bound)
-                of_file, rows = _score_file(scorer, encoded, columns, keep, bad_rows, writer, bar, unknown, examples)
+                of_file, rows = _score_file(
+                    scorer, encoded, columns, keep, bad_rows, writer, bar, unknown, examples
+                )
                 of_file.check_kept(input_file.path, rows)
                 account = account + of_file
                 scored = scored + rows
@@ -230,7 +252,9 @@ def predict(
 
 
 def _check_place(out: Path, files: Sequence[AnyPath]) -> None:
-    """Raises ServingError if ``out`` has the name of a text file, is a folder, an input, or in an input folder."""
+    """Raises ServingError if ``out`` has the name of a text file, is a folder, an input, or in an
+    input folder.
+    """
     if is_text(out):
         raise ServingError(f"{out}: scores are written as parquet; name the file .parquet")
     if out.is_dir():
@@ -241,7 +265,9 @@ def _check_place(out: Path, files: Sequence[AnyPath]) -> None:
         if out.resolve() == file.resolve():
             raise ServingError(f"{out}: is one of the inputs")
         if file.is_dir() and file.resolve() in out.resolve().parents:
-            raise ServingError(f"{out}: is in the input folder {file}, so the next run would read it")
+            raise ServingError(
+                f"{out}: is in the input folder {file}, so the next run would read it"
+            )
 
 
 def _score_file(
@@ -255,9 +281,11 @@ def _score_file(
     unknown: Counter[str],
     examples: dict[str, pa.Array],
 ) -> tuple[BadRows, int]:
-    """Writes the scores of one input; returns the counts of its lines and bad rows, and the number of scored rows.
+    """Writes the scores of one input; returns the counts of its lines and bad rows, and the number
+    of scored rows.
 
-    Adds the numbers of its missing or unknown values to ``unknown``, and some of the unknown ones to ``examples``.
+    Adds the numbers of its missing or unknown values to ``unknown``, and some of the unknown ones
+    to ``examples``.
     """
     account = BadRows()
     scored = 0
@@ -272,27 +300,38 @@ def _score_file(
         batch = _batch(writer.schema, [*(kept(rows, name) for name in keep), *made])
         writer.write_batch(batch)
         scored += batch.num_rows
-        bar.set_postfix_str(f"{account.rows / (time.perf_counter() - start):,.0f} rows/s", refresh=False)
+        bar.set_postfix_str(
+            f"{account.rows / (time.perf_counter() - start):,.0f} rows/s", refresh=False
+        )
     _check(account, bad_rows, scorer.schema)
     return account, scored
 
 
 def _check(account: BadRows, bad_rows: float, schema: Schema) -> None:
-    """Raises DataError if too many rows are bad, and names the options of ``prepare`` that may be absent."""
+    """Raises DataError if too many rows are bad, and names the options of ``prepare`` that may be
+    absent.
+    """
     try:
         account.check(bad_rows)
     except DataError as error:
-        if schema.text != PLAIN_TEXT or not any("is not of type" in reason for reason in account.reasons):
+        if schema.text != PLAIN_TEXT or not any(
+            "is not of type" in reason for reason in account.reasons
+        ):
             raise
         how = (
-            "the model's schema has no words for missing values and no marks of numbers; if the text has some, prepare "
-            "with --null, --thousands or --decimal (in Python null=, thousands=, decimal=), and train again"
+            "the model's schema has no words for missing values and no marks of numbers; if the "
+            "text has some, prepare "
+            "with --null, --thousands or --decimal (in Python null=, thousands=, decimal=), and "
+            "train again"
         )
         raise DataError(f"{error}; {how}") from error
 
 
 def _add_examples(
-    scorer: Scorer, rows: pa.RecordBatch, encoded: dict[str, pa.Array], examples: dict[str, pa.Array]
+    scorer: Scorer,
+    rows: pa.RecordBatch,
+    encoded: dict[str, pa.Array],
+    examples: dict[str, pa.Array],
 ) -> None:
     """Adds unknown values of the fields that have fewer than ``MOST_EXAMPLES`` yet, as text."""
     for field in scorer.schema.fields:
@@ -316,7 +355,9 @@ def _encoded(scorer: Scorer, file: RawFile, bar: tqdm, memory: Memory) -> Iterat
         encoded = encode_features(scorer.schema, scorer.encoders, rows)
         return rows, encoded, account.shifted(chunk.path, chunk.first_line), chunk.size
 
-    for rows, encoded, account, size in ordered_map(encode, file.chunks(), attrgetter("memory"), memory):
+    for rows, encoded, account, size in ordered_map(
+        encode, file.chunks(), attrgetter("memory"), memory
+    ):
         yield rows, encoded, account
         bar.update(size)
 
@@ -326,13 +367,19 @@ def _schema(inputs: Sequence[RawFile], keep: Sequence[str], columns: Columns) ->
     kept = [pa.field(name, inputs[0].types[name]) for name in keep] if inputs else []
     names = [*keep, *columns.names()]
     if len(set(names)) < len(names):
-        raise ServingError(f"the output would have two columns of the same name: {', '.join(names)}")
+        raise ServingError(
+            f"the output would have two columns of the same name: {', '.join(names)}"
+        )
     return pa.schema(kept + columns.fields())
 
 
 def _batch(schema: pa.Schema, arrays: list[pa.Array]) -> pa.RecordBatch:
     """Casts arrays to the types of the output, since inputs may differ in their types."""
     try:
-        return pa.record_batch([array.cast(each.type) for array, each in zip(arrays, schema)], schema=schema)
+        return pa.record_batch(
+            [array.cast(each.type) for array, each in zip(arrays, schema)], schema=schema
+        )
     except pa.ArrowException as error:
-        raise DataError(f"--keep: a column has another type than in the first input: {error}") from error
+        raise DataError(
+            f"--keep: a column has another type than in the first input: {error}"
+        ) from error

@@ -2,9 +2,10 @@
 
 Shapes: B rows, F fields, T tasks, N ids, D dense fields, E width, R rows of a table.
 
-A program maps ids, int32 [B, F] with any B >= 1, to probabilities, float32 [B, T]. With multi-valued fields it takes
-ids [N], row by row and field by field, and the start of each row's and field's ids, int64 [B, F]. With dense fields it
-also takes the keyword ``dense``, their numbers, float32 [B, D], NaN = missing.
+A program maps ids, int32 [B, F] with any B >= 1, to probabilities, float32 [B, T]. With
+multi-valued fields it takes ids [N], row by row and field by field, and the start of each row's and
+field's ids, int64 [B, F]. With dense fields it also takes the keyword ``dense``, their numbers,
+float32 [B, D], NaN = missing.
 
 A program that runs without this package consists of PyTorch ops (``ops/embedding/plain.py``).
 """
@@ -29,7 +30,8 @@ from adaftr_fast.ops.embedding.plain import PLAIN
 
 
 class Probabilities(nn.Module):
-    """Computes the probabilities of a model's served part, which excludes networks that only the loss needs.
+    """Computes the probabilities of a model's served part, which excludes networks that only the
+    loss needs.
 
     Args:
         model: the model, on the CPU. Deferred updates of its embedding rows are applied.
@@ -44,14 +46,27 @@ class Probabilities(nn.Module):
         self.model = model.served() if task is None else model.served().for_task(task)
         self.eval()
 
-    def forward(self, ids: Tensor, starts: Tensor | None = None, dense: Tensor | None = None) -> Tensor:
-        """Maps ids [B, F], or ids [N] and starts [B, F], and numbers [B, D], if any, to probabilities [B, T]."""
-        offsets = None if starts is None else torch.cat([starts.flatten(), starts.new_full((1,), ids.shape[0])])
+    def forward(
+        self, ids: Tensor, starts: Tensor | None = None, dense: Tensor | None = None
+    ) -> Tensor:
+        """Maps ids [B, F], or ids [N] and starts [B, F], and numbers [B, D], if any, to
+        probabilities [B, T].
+        """
+        offsets = (
+            None
+            if starts is None
+            else torch.cat([starts.flatten(), starts.new_full((1,), ids.shape[0])])
+        )
         return self.model(*model_inputs(ids, offsets, dense)).sigmoid()
 
 
 def export_program(
-    served: Probabilities, fields: int, *, multiple: bool = False, dense: int = 0, plain: bool = False
+    served: Probabilities,
+    fields: int,
+    *,
+    multiple: bool = False,
+    dense: int = 0,
+    plain: bool = False,
 ) -> ExportedProgram:
     """Exports a model over ``fields`` fields, besides dense ones.
 
@@ -60,8 +75,8 @@ def export_program(
         fields: the number of fields.
         multiple: whether any field is multi-valued.
         dense: the number of dense fields.
-        plain: uses PyTorch ops only. Otherwise look-ups are ops of adaftr_fast, which check ids and require that the
-            process imports adaftr_fast.
+        plain: uses PyTorch ops only. Otherwise look-ups are ops of adaftr_fast, which check ids and
+            require that the process imports adaftr_fast.
     """
     batch = Dim("batch", min=1)
     ids = torch.zeros(2, fields, dtype=torch.int32)  # 1 row would become a constant
@@ -101,7 +116,9 @@ def save_aot(program: ExportedProgram, path: Path) -> None:
         with torch.no_grad(), _quiet():
             torch._inductor.aoti_compile_and_package(program, package_path=content)
     except Exception as error:  # raised by compiler, linker or Inductor, without a common class
-        raise ServingError(f"the AOTInductor package cannot be compiled: {type(error).__name__}: {error}") from error
+        raise ServingError(
+            f"the AOTInductor package cannot be compiled: {type(error).__name__}: {error}"
+        ) from error
     path.write_bytes(content.getbuffer())
 
 
@@ -118,7 +135,9 @@ def save_onnx(program: ExportedProgram, path: Path) -> None:
     inputs = [*program.graph_signature.user_inputs]
     outputs = ["probabilities"]
     with torch.no_grad(), _quiet():
-        written = torch.onnx.export(program, dynamo=True, verbose=False, input_names=inputs, output_names=outputs)
+        written = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=inputs, output_names=outputs
+        )
         assert written is not None  # only dynamo=False returns None
         written.save(path)
 

@@ -37,7 +37,9 @@ class ReloadingScorer:
     def __init__(self, folder: str | Path, **options: Any) -> None:
         place = as_path(folder)
         if not isinstance(place, Path):
-            raise ServingError(f"{place}: expected a folder on this machine, such as stores.local_copy of it")
+            raise ServingError(
+                f"{place}: expected a folder on this machine, such as stores.local_copy of it"
+            )
         self.folder = place
         self._lock = threading.Lock()
         self._version = version(self.folder)  # before reading, so that a later export is noticed
@@ -49,8 +51,9 @@ class ReloadingScorer:
     def latest(self) -> Scorer:
         """Returns the present scorer, after loading a new export if there is one.
 
-        One thread loads, while the others get the former scorer. An export that cannot be read, for whatever reason, is
-        reported by a warning. The former scorer stays, and the export is tried again after half a minute.
+        One thread loads, while the others get the former scorer. An export that cannot be read, for
+        whatever reason, is reported by a warning. The former scorer stays, and the export is tried
+        again after half a minute.
         """
         if version(self.folder) != self._version and self._lock.acquire(blocking=False):
             try:
@@ -61,15 +64,21 @@ class ReloadingScorer:
 
     def _reload(self) -> None:
         found = version(self.folder)
-        if found == self._version or found[1] is None:  # another thread has loaded it, or there is none
+        # another thread has loaded it, or there is none
+        if found == self._version or found[1] is None:
             return
         if found == self._failed and time.monotonic() - self._failed_at < RETRY_SECONDS:
             return
         try:
             self.scorer = load_scorer(self.folder, **self._options)
             self._version = found
-        except Exception as error:  # a request must not end because the process has no descriptor or memory left
+        # a request must not end because the process has no descriptor or memory left
+        except Exception as error:
             self._failed = found
             self._failed_at = time.monotonic()
             kept = "the former export stays in use"
-            warnings.warn(f"{self.folder}: {kept}: {error or type(error).__name__}", RuntimeWarning, stacklevel=3)
+            warnings.warn(
+                f"{self.folder}: {kept}: {error or type(error).__name__}",
+                RuntimeWarning,
+                stacklevel=3,
+            )

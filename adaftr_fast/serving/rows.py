@@ -35,14 +35,16 @@ def read_rows(
         schema: the schema of the model.
         prices: further columns to read.
         rows: a dict for one row, a list of dicts, or a table.
-        extra: what to do with a column that is neither one of these nor of the schema: "error" or "ignore".
-        exact: whether a float for an id that may have lost digits is an error. By default it is a warning, as in
-            training: a table may have nothing else.
+        extra: what to do with a column that is neither one of these nor of the schema: "error" or
+            "ignore".
+        exact: whether a float for an id that may have lost digits is an error. By default it is a
+            warning, as in training: a table may have nothing else.
 
     Raises:
         ConfigError: ``extra`` is neither.
-        DataError: a column is missing or unknown, a dict holds a list where the schema reads one value or the reverse,
-            a table has values that Arrow cannot represent, or an id is not ``exact``.
+        DataError: a column is missing or unknown, a dict holds a list where the schema reads one
+            value or the reverse, a table has values that Arrow cannot represent, or an id is not
+            ``exact``.
         TypeError: ``rows`` is none of the above.
     """
     if extra not in get_args(Extra):
@@ -60,8 +62,14 @@ def read_rows(
     for where, row in listed.items():
         _check_names(where, row, names, known)
     types = column_types(schema) | dict.fromkeys(prices, pa.float64())
-    single = {column for field in schema.features if field.tokens is None for column in field.columns}
-    lists = [field for field in schema.fields if field.tokens is not None and field.columns[0] not in single]
+    single = {
+        column for field in schema.features if field.tokens is None for column in field.columns
+    }
+    lists = [
+        field
+        for field in schema.fields
+        if field.tokens is not None and field.columns[0] not in single
+    ]
     marks: dict[str, set[str | None]] = {}
     for field in lists:
         marks.setdefault(field.columns[0], set()).add(field.separator)
@@ -69,30 +77,44 @@ def read_rows(
     marks = {name: each for name, each in marks.items() if len(each) == 1 or None in each}
     separators = {name: None if None in each else each.pop() for name, each in marks.items()}
     null = schema.text.null
-    columns = {name: _values(listed, name, null, name in separators, separators.get(name)) for name in names}
+    columns = {
+        name: _values(listed, name, null, name in separators, separators.get(name))
+        for name in names
+    }
     is_number = {name: types[name] == pa.float64() for name in names}
     for name in _id_columns(schema):
         _check_digits(name, zip(listed, columns[name]), exact)
-    return pa.record_batch({name: _column(name, each, is_number[name], schema.text) for name, each in columns.items()})
+    return pa.record_batch(
+        {name: _column(name, each, is_number[name], schema.text) for name, each in columns.items()}
+    )
 
 
 def _id_columns(schema: Schema) -> list[str]:
     """Returns the columns whose values are ids, tokens among them, to some field."""
-    return sorted({column for field in schema.fields if field.kind != "numeric" for column in field.columns})
+    return sorted(
+        {column for field in schema.fields if field.kind != "numeric" for column in field.columns}
+    )
 
 
 def _check_digits(name: str, values: Iterable[tuple[str, object]], exact: bool) -> None:
     """Warns of the first float for an id from 2^53 on, where it may have been another integer.
 
     Args:
-        values: values of the column ``name``, or lists of them, each with the name of its row in messages.
+        values: values of the column ``name``, or lists of them, each with the name of its row in
+            messages.
         exact: whether to raise DataError instead.
     """
     for where, value in values:
         for each in value if isinstance(value, LISTS) else (value,):
-            if isinstance(each, float | np.floating) and EXACT_INTEGERS <= abs(float(each)) < math.inf:
+            if (
+                isinstance(each, float | np.floating)
+                and EXACT_INTEGERS <= abs(float(each)) < math.inf
+            ):
                 cure = "pass ids from 2^53 on as integers or text"
-                problem = f"{where}: column {name!r}: the float {each} may have lost digits of an id; {cure}"
+                problem = (
+                    f"{where}: column {name!r}: the float {each} may have lost digits of an id; "
+                    f"{cure}"
+                )
                 if exact:
                     raise DataError(problem)
                 return warnings.warn(problem, stacklevel=4)
@@ -117,7 +139,10 @@ def _listed(rows: Row | Sequence[Row]) -> dict[str, Row]:
     if isinstance(rows, Mapping):
         return {"row": rows}
     if not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) for row in rows):
-        expected = "a dict, a list of dicts, or a table with __arrow_c_stream__ (pandas 2.2, Polars 1 or PyArrow)"
+        expected = (
+            "a dict, a list of dicts, or a table with __arrow_c_stream__ (pandas 2.2, Polars 1 or "
+            "PyArrow)"
+        )
         raise TypeError(f"rows: expected {expected}, got {_kind(rows)}")
     return {f"rows[{number}]": row for number, row in enumerate(rows)}
 
@@ -129,15 +154,21 @@ def _kind(rows: object) -> str:
     return type(rows).__name__
 
 
-def _check_names(where: str, found: Iterable[str], names: Sequence[str], known: set[str] | None) -> None:
+def _check_names(
+    where: str, found: Iterable[str], names: Sequence[str], known: set[str] | None
+) -> None:
     """Raises DataError if a column is missing, or not among ``known``; None allows any."""
     found = dict.fromkeys(found)
     if missing := [name for name in names if name not in found]:
-        raise DataError(f"{where}: no column {_quoted(missing)}, which the model reads; got {_quoted(found)}")
+        raise DataError(
+            f"{where}: no column {_quoted(missing)}, which the model reads; got {_quoted(found)}"
+        )
     if known is not None and (unknown := [name for name in found if name not in known]):
         raise DataError(
-            f"{where}: column {_quoted(unknown)} is not in the schema of the model, which reads {_quoted(names)}; "
-            'leave it out, or have such columns ignored: score(..., extra="ignore") in Python, --extra ignore of serve'
+            f"{where}: column {_quoted(unknown)} is not in the schema of the model, which reads "
+            f"{_quoted(names)}; "
+            'leave it out, or have such columns ignored: score(..., extra="ignore") in Python, '
+            "--extra ignore of serve"
         )
 
 
@@ -162,7 +193,9 @@ def _values(
         if isinstance(value, (*LISTS, dict)) != is_list or isinstance(value, dict):
             text = f", or text whose tokens {separator!r} separates" if separator else ""
             expected = f"a list{text}" if is_list else "one value (a dict is one row)"
-            raise DataError(f"{where}: column {name!r}: expected {expected}, got {type(value).__name__}")
+            raise DataError(
+                f"{where}: column {name!r}: expected {expected}, got {type(value).__name__}"
+            )
     if separator and not all(value is None or isinstance(value, str) for value in values):
         return [_tokens(value, separator) if isinstance(value, str) else value for value in values]
     return values
@@ -173,7 +206,9 @@ def _tokens(text: str, separator: str) -> list[str]:
 
 
 def _column(name: str, values: list[Any], is_number: bool, form: TextFormat) -> pa.Array:
-    """Returns values as a column. Those of several types become text, or numbers if the column holds numbers."""
+    """Returns values as a column. Those of several types become text, or numbers if the column
+    holds numbers.
+    """
     try:
         return _read_column(values, is_number, form)
     except (ValueError, TypeError, OverflowError) as error:
@@ -195,13 +230,18 @@ def _read_column(values: list[Any], is_number: bool, form: TextFormat) -> pa.Arr
 
 
 def _is_missing(value: object, null: Sequence[str] = ()) -> bool:
-    return value is None or (isinstance(value, float) and value != value) or (isinstance(value, str) and value in null)
+    return (
+        value is None
+        or (isinstance(value, float) and value != value)
+        or (isinstance(value, str) and value in null)
+    )
 
 
 def _text(value: Any) -> Any:
     """Returns a value as text that has its canonical form, and a list as one of texts."""
     if isinstance(value, LISTS):
         return [None if _is_missing(each) else _text(each) for each in value]
-    if isinstance(value, float | np.floating):  # as text in a column of floats, where the exponent begins elsewhere
+    # as text in a column of floats, where the exponent begins elsewhere
+    if isinstance(value, float | np.floating):
         return pa.array([value]).cast(pa.string())[0].as_py()
     return value.decode() if isinstance(value, bytes) else str(value)

@@ -57,7 +57,9 @@ class Features(NamedTuple):
     def run(self, program: Callable[..., Tensor]) -> Tensor:
         """Calls a program with the inputs that it takes -> [n, T]."""
         positional = (self.ids,) if self.starts is None else (self.ids, self.starts)
-        return program(*positional) if self.dense is None else program(*positional, dense=self.dense)
+        return (
+            program(*positional) if self.dense is None else program(*positional, dense=self.dense)
+        )
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,15 @@ class Scorer:
     columns: Columns
 
     def score(self, rows: RawRows, *, extra: Extra = "error") -> pa.Table:
-        """Scores raw rows: a dict for one row, a list of dicts, or a table (pandas, Polars or Arrow) of n rows.
+        """Scores raw rows: a dict for one row, a list of dicts, or a table (pandas, Polars or
+        Arrow) of n rows.
 
-        A row needs the columns that fields read, and that of the prices, if there is one. Those of the schema that
-        only training reads (labels, weight, group, time) and those that it ignores may be there. Values mean what they
-        mean to ``prepare``, whatever type carries them: None, NaN and empty text are missing, and one that training
-        has not seen is unknown. The rows beside a row change its scores by the rounding of a matrix product at most.
-        A warning tells of floats from 2^53 on in a column of ids.
+        A row needs the columns that fields read, and that of the prices, if there is one. Those of
+        the schema that only training reads (labels, weight, group, time) and those that it ignores
+        may be there. Values mean what they mean to ``prepare``, whatever type carries them: None,
+        NaN and empty text are missing, and one that training has not seen is unknown. The rows
+        beside a row change its scores by the rounding of a matrix product at most. A warning tells
+        of floats from 2^53 on in a column of ids.
 
         Args:
             rows: the raw rows.
@@ -133,11 +137,13 @@ class Scorer:
         Returns:
             A table of n rows, in their order, with the columns that ``predict`` writes:
 
-            - ``p_<task>`` (float32): the probability of the task on an impression. A funnel of two stages, such as
+            - ``p_<task>`` (float32): the probability of the task on an impression. A funnel of two
+              stages, such as
                 click and conversion, has in place of these two:
             - ``p_ctr``, ``p_ctcvr`` (float32): that of a click, and of a click and a conversion;
             - ``p_cvr`` (float32): p_ctcvr / p_ctr, at most 1: that of a conversion after a click;
-            - ``bid`` (float64), if ``load_scorer`` asks for it: Eq. 16; null where the price is missing.
+            - ``bid`` (float64), if ``load_scorer`` asks for it: Eq. 16; null where the price is
+              missing.
 
         Raises:
             DataError: a column is missing or unknown, or a value cannot be read as the schema says.
@@ -151,7 +157,9 @@ class Scorer:
         return self.table(self.probabilities(self.features(encoded)), batch)
 
     def read(self, rows: RawRows, extra: Extra) -> Read:
-        """Reads and encodes raw rows of a request. Raises what ``score`` does for them, or warns of."""
+        """Reads and encodes raw rows of a request. Raises what ``score`` does for them, or warns
+        of.
+        """
         batch = read_rows(self.schema, self.columns.inputs(), rows, extra, exact=True)
         return batch, encode_features(self.schema, self.encoders, batch)
 
@@ -178,7 +186,9 @@ class Scorer:
         if any(pa.types.is_list(column.type) for column in columns):
             features = bags([_ids_and_offsets(column) for column in columns])
         else:
-            features = Features(torch.from_numpy(matrix([column.to_numpy() for column in columns], np.int32)))
+            features = Features(
+                torch.from_numpy(matrix([column.to_numpy() for column in columns], np.int32))
+            )
         if not self.schema.dense:
             return features
         numbers = [encoded[field.name].to_numpy() for field in self.schema.dense]
@@ -188,21 +198,26 @@ class Scorer:
     def probabilities(self, features: Features) -> np.ndarray:
         """Computes the probabilities of encoded rows, float32 [n, T].
 
-        The program runs on whole multiples of ``TILE`` rows, the last of which are empty: most matrix products then
-        round a row as they do among other rows. Wide ones on several threads may not.
+        The program runs on whole multiples of ``TILE`` rows, the last of which are empty: most
+        matrix products then round a row as they do among other rows. Wide ones on several threads
+        may not.
 
         Raises:
             ServingError: a probability is not finite.
         """
         parts = [_padded(part).run(self.program)[: part.rows()] for part in _chunks(features)]
-        scores = torch.cat(parts).numpy() if parts else np.empty((0, len(self.about.tasks)), np.float32)
+        scores = (
+            torch.cat(parts).numpy() if parts else np.empty((0, len(self.about.tasks)), np.float32)
+        )
         if wrong := np.count_nonzero(~np.isfinite(scores)):
             raise ServingError(f"{wrong} of {scores.size} probabilities are not finite")
         return scores
 
 
 def bags(columns: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> Features:
-    """Interleaves ids and offsets of columns into the inputs of a program with multi-valued fields."""
+    """Interleaves ids and offsets of columns into the inputs of a program with
+    multi-valued fields.
+    """
     ids, offsets = map(torch.from_numpy, interleave(columns))
     return Features(ids, offsets[:-1].view(-1, len(columns)))
 
@@ -250,20 +265,21 @@ def load_scorer(
 ) -> Scorer:
     """Loads and verifies a folder that ``export`` wrote, and may replace meanwhile.
 
-    ``torch.export.load`` of ``model.pt2`` is the only code that may run. The checksums detect damage; they do not
-    authenticate the files.
+    ``torch.export.load`` of ``model.pt2`` is the only code that may run. The checksums detect
+    damage; they do not authenticate the files.
 
     Args:
         folder: the path or URL of the exported folder, or what ``export`` returns.
-        click, conversion: the click and the conversion task; by default the two stages of the funnel that the schema
-            declares, else the tasks of that name.
-        bid: adds the bid of Eq. 16 with p_c, the price of a conversion: a number, or the column that holds it.
+        click, conversion: the click and the conversion task; by default the two stages of the
+            funnel that the schema declares, else the tasks of that name.
+        bid: adds the bid of Eq. 16 with p_c, the price of a conversion: a number, or the column
+            that holds it.
         bid_weight: w of Eq. 16.
         cvr: "quotient" or "output", as for ``predict``.
 
     Raises:
-        ServingError: the folder is not an exported model, has another version, or a file is missing or damaged; or the
-            tasks or the bid are not such as ``predict`` takes.
+        ServingError: the folder is not an exported model, has another version, or a file is missing
+            or damaged; or the tasks or the bid are not such as ``predict`` takes.
         DataError: the schema or the vocabulary cannot be read.
 
     Example::
@@ -285,19 +301,26 @@ def _load(folder: Path, options: dict[str, Any]) -> Scorer:
     program = torch.export.load(folder / PROGRAM).module()
     columns = output_columns(about.tasks, manifest.parsed.funnel, **options)
     columns = replace(columns, text=manifest.parsed.text)
-    return Scorer(about, manifest, manifest.parsed, read_encoders(folder, manifest), program, columns)
+    return Scorer(
+        about, manifest, manifest.parsed, read_encoders(folder, manifest), program, columns
+    )
 
 
 def read_about(folder: Path) -> About:
-    """Reads ``serving.json``. Raises ServingError if it is missing, damaged or of another version."""
+    """Reads ``serving.json``. Raises ServingError if it is missing, damaged or of
+    another version.
+    """
     path = folder / ABOUT
     if not path.is_file():
-        raise ServingError(f"{folder}: not an exported model (no {ABOUT}); make one with `adaftr-fast export`")
+        raise ServingError(
+            f"{folder}: not an exported model (no {ABOUT}); make one with `adaftr-fast export`"
+        )
     try:
         content = from_json(dict, loads(path.read_text(encoding="utf-8")))
         if (version := content.get("version")) != VERSION:
             raise ServingError(
-                f"{path}: written in version {version}, this program reads version {VERSION}: export the run again"
+                f"{path}: written in version {version}, this program reads version {VERSION}: "
+                "export the run again"
             )
         return from_json(About, content)
     except ValueError as error:
@@ -310,4 +333,6 @@ def _verify(path: Path, about: About) -> None:
     except OSError as error:
         raise ServingError(f"{path}: cannot be read: {error}") from error
     if digest != about.sha256.get(path.name):
-        raise ServingError(f"{path}: damaged: its sha256 differs from the recorded one; export the run again")
+        raise ServingError(
+            f"{path}: damaged: its sha256 differs from the recorded one; export the run again"
+        )

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -53,11 +60,19 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         own: dict[str, Any] = {"namespace": "adaftr_fast", "registry": self.registry}
-        self.requests = Counter("requests", "Requests of scores, by the HTTP status of the answer.", ["status"], **own)
+        self.requests = Counter(
+            "requests", "Requests of scores, by the HTTP status of the answer.", ["status"], **own
+        )
         self.rows = Counter("rows", "Scored rows.", **own)
-        self.seconds = Histogram("request_seconds", "Seconds from a request to its answer.", buckets=SECONDS, **own)
-        self.batch = Histogram("batch_requests", "Requests that were scored in one call.", buckets=REQUESTS, **own)
-        self.model = Gauge("model", "1 for the model in use, by the sha256 of its program.", ["sha256"], **own)
+        self.seconds = Histogram(
+            "request_seconds", "Seconds from a request to its answer.", buckets=SECONDS, **own
+        )
+        self.batch = Histogram(
+            "batch_requests", "Requests that were scored in one call.", buckets=REQUESTS, **own
+        )
+        self.model = Gauge(
+            "model", "1 for the model in use, by the sha256 of its program.", ["sha256"], **own
+        )
 
     def text(self, model: str) -> bytes:
         """Returns all metrics; ``model`` is the model in use."""
@@ -99,7 +114,8 @@ class Server:
             status, content = error.status, {"error": str(error)}
         except DataError as error:
             status, content = 422, {"error": str(error)}
-        except Exception as error:  # a score that is not finite, or no memory left: the next request may be served
+        # a score that is not finite, or no memory left: the next request may be served
+        except Exception as error:
             LOG.exception("a request could not be scored")
             status, content = 500, {"error": f"{type(error).__name__}: {error}"}
         self.metrics.requests.labels(str(status)).inc()
@@ -110,12 +126,19 @@ class Server:
         """GET /health: the model in use, the columns that it reads, and those that it returns."""
         scorer = self.models.scorer
         reads = needed_columns(scorer.schema, scorer.columns.inputs())
-        about = {"status": "ok", "model": _digest(scorer), "reads": reads, "returns": scorer.columns.names()}
+        about = {
+            "status": "ok",
+            "model": _digest(scorer),
+            "reads": reads,
+            "returns": scorer.columns.names(),
+        }
         return JSONResponse(about)
 
     async def metrics_text(self, _: Request) -> Response:
         """GET /metrics."""
-        return Response(self.metrics.text(_digest(self.models.scorer)), media_type=CONTENT_TYPE_LATEST)
+        return Response(
+            self.metrics.text(_digest(self.models.scorer)), media_type=CONTENT_TYPE_LATEST
+        )
 
     @asynccontextmanager
     async def running(self, _: Starlette) -> AsyncIterator[None]:
@@ -136,15 +159,20 @@ class Server:
             await asyncio.sleep(LOOK_SECONDS)
             before = self.models.scorer
             try:
-                latest = await asyncio.to_thread(self.models.latest)  # loads in its thread, while others score
+                # loads in its thread, while others score
+                latest = await asyncio.to_thread(self.models.latest)
                 if latest is not before:
-                    print(f"{self.models.folder}: loaded model {_digest(latest)}, {time.ctime()}", flush=True)
+                    print(
+                        f"{self.models.folder}: loaded model {_digest(latest)}, {time.ctime()}",
+                        flush=True,
+                    )
             except Exception:  # the next look may succeed
                 LOG.exception("the folder could not be looked at")
 
 
 def application(models: ReloadingScorer, extra: Extra = "error") -> Starlette:
-    """Returns the ASGI application, for a server of one's own: ``POST /score``, ``GET /health``, ``GET /metrics``.
+    """Returns the ASGI application, for a server of one's own: ``POST /score``, ``GET /health``,
+    ``GET /metrics``.
 
     Args:
         models: the model; requests are answered by its newest export.
@@ -156,13 +184,21 @@ def application(models: ReloadingScorer, extra: Extra = "error") -> Starlette:
         Route("/health", server.health),
         Route("/metrics", server.metrics_text),
     ]
-    return Starlette(routes=routes, lifespan=server.running, exception_handlers={HTTPException: _refuse})
+    return Starlette(
+        routes=routes, lifespan=server.running, exception_handlers={HTTPException: _refuse}
+    )
 
 
 def serve(
-    folder: str | Path, *, host: str = "127.0.0.1", port: int = 8000, extra: Extra = "error", **options: Any
+    folder: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    extra: Extra = "error",
+    **options: Any,
 ) -> None:
-    """Serves an exported folder over HTTP until SIGINT or SIGTERM; requests in progress are answered before it ends.
+    """Serves an exported folder over HTTP until SIGINT or SIGTERM; requests in progress are
+    answered before it ends.
 
     Args:
         folder: the exported folder, on this machine.
@@ -176,12 +212,20 @@ def serve(
         OSError: the port is in use.
     """
     models = ReloadingScorer(folder, **options)
-    with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
+    with socket.create_server(
+        (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+    ) as listening:
         place = f"[{host}]" if ":" in host else host
-        print(f"{folder}: http://{place}:{listening.getsockname()[1]}/score, /health, /metrics", flush=True)
+        print(
+            f"{folder}: http://{place}:{listening.getsockname()[1]}/score, /health, /metrics",
+            flush=True,
+        )
         print(f"{folder}: loaded model {_digest(models.scorer)}, {time.ctime()}", flush=True)
         config = uvicorn.Config(
-            application(models, extra), log_level="warning", access_log=False, timeout_graceful_shutdown=30
+            application(models, extra),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=30,
         )
         uvicorn.Server(config).run(sockets=[listening])
 

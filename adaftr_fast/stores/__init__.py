@@ -1,11 +1,19 @@
-"""Object stores: paths such as ``s3://bucket/folder``, folders published in them, and local copies of both.
+"""Object stores: paths such as ``s3://bucket/folder``, folders published in them, and local copies
+of both.
 
-Everything that writes works on a local folder, whose files are replaced one by one; ``local_folder`` uploads consistent
-states of it. What only reads takes an ``AnyPath``.
+Everything that writes works on a local folder, whose files are replaced one by one;
+``local_folder`` uploads consistent states of it. What only reads takes an ``AnyPath``.
 """
 
 from adaftr_fast.stores.cache import local_copy
-from adaftr_fast.stores.path import StorePath, arrow_path, as_path, files_below, in_store, parts_below
+from adaftr_fast.stores.path import (
+    StorePath,
+    arrow_path,
+    as_path,
+    files_below,
+    in_store,
+    parts_below,
+)
 from adaftr_fast.stores.published import (
     PublishedFile,
     PublishedFolder,

@@ -1,4 +1,6 @@
-"""The folder on this machine for copies of what stores hold, its bound, and copies of whole folders."""
+"""The folder on this machine for copies of what stores hold, its bound, and copies of whole
+folders.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +43,18 @@ ATTEMPTS = 5  # of a download, each of which met a writer
 
 
 def cache_folder() -> Path:
-    """Returns the folder: ``ADAFTR_FAST_CACHE``, or adaftr_fast in ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Returns the folder: ``ADAFTR_FAST_CACHE``, or adaftr_fast in ``XDG_CACHE_HOME`` or
+    ``~/.cache``.
+    """
     if own := os.environ.get(FOLDER):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaftr_fast"
 
 
 def cache_bytes() -> float:
-    """Returns the bound, ``ADAFTR_FAST_CACHE_GB`` x 10^9 bytes. Raises StoreError if it is not a number from 0 on."""
+    """Returns the bound, ``ADAFTR_FAST_CACHE_GB`` x 10^9 bytes. Raises StoreError if it is not a
+    number from 0 on.
+    """
     text = os.environ.get(LIMIT, "")
     try:
         gigabytes = float(text) if text else DEFAULT_GB
@@ -65,9 +71,11 @@ def short_digest(text: str) -> str:
 
 
 class Pieces:
-    """Pieces of objects that never change, each a file with its CRC-32. Processes may share the folder.
+    """Pieces of objects that never change, each a file with its CRC-32. Processes may share the
+    folder.
 
-    The least recently used pieces and copies are removed when all of them together exceed the bound.
+    The least recently used pieces and copies are removed when all of them together exceed the
+    bound.
     """
 
     def __init__(self) -> None:
@@ -88,7 +96,11 @@ class Pieces:
             with self._lock:
                 self._put(path, content, bound)
         except OSError as error:  # the disk is full, or read-only
-            warnings.warn(f"{self.folder}: {error}: reads again what it could have kept", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"{self.folder}: {error}: reads again what it could have kept",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return content
 
     def forget(self, key: str) -> None:
@@ -111,8 +123,8 @@ class Pieces:
 def shrink(folder: Path, bound: float) -> None:
     """Removes what was used least recently until 90 % of ``bound`` bytes remain, if there are more.
 
-    These are pieces, copies, and what killed commands have left of their outputs. Outputs that a process writes now do
-    not count.
+    These are pieces, copies, and what killed commands have left of their outputs. Outputs that a
+    process writes now do not count.
     """
     entries = []
     works = [path for path in (folder / WRITING).glob("*") if not _is_written(path)]
@@ -158,20 +170,29 @@ def clear(output: Path) -> None:
 
 
 def _last_use(path: Path) -> float:
-    """Returns the time of the last change; of a folder of ``WRITING``, that of its files, since locks change it."""
+    """Returns the time of the last change; of a folder of ``WRITING``, that of its files, since
+    locks change it.
+    """
     files = path.rglob("*") if path.parent.name == WRITING else ()
-    return max((each.stat().st_mtime for each in files if each.name != LOCK), default=path.stat().st_mtime)
+    return max(
+        (each.stat().st_mtime for each in files if each.name != LOCK), default=path.stat().st_mtime
+    )
 
 
 def _size(path: Path) -> int:
-    return sum(each.stat().st_size for each in path.rglob("*")) if path.is_dir() else path.stat().st_size
+    return (
+        sum(each.stat().st_size for each in path.rglob("*"))
+        if path.is_dir()
+        else path.stat().st_size
+    )
 
 
 def local_copy(path: str | AnyPath) -> Path:
-    """Returns a local folder with the content of a published folder of a store; a local path unchanged.
+    """Returns a local folder with the content of a published folder of a store; a local path
+    unchanged.
 
-    It is downloaded once for each state of the folder, and its checksums are compared then. If the folder is replaced
-    meanwhile, its new state is downloaded.
+    It is downloaded once for each state of the folder, and its checksums are compared then. If the
+    folder is replaced meanwhile, its new state is downloaded.
 
     Raises:
         PermissionError: the store does not tell whether anything is published there.
@@ -188,7 +209,8 @@ def local_copy(path: str | AnyPath) -> Path:
             raise StoreError(f"{path}: expected a folder that a command has published, found none")
         try:
             return _copy(opened)
-        except FileNotFoundError as error:  # the objects of a state go when the second state after it is published
+        # the objects of a state go when the second state after it is published
+        except FileNotFoundError as error:
             now = reopened(opened)
             if isinstance(now, PublishedFolder) and now.state == opened.state:
                 raise StoreError(f"{path}: damaged: {error}") from error
@@ -212,7 +234,9 @@ def _copy(opened: PublishedFolder) -> Path:
 def download_all(folder: PublishedFolder, target: Path) -> None:
     """Downloads all files of a published folder to the new local folder ``target``."""
     target.mkdir(parents=True)
-    with transfer_bar("download", folder.name, sum(each.size for each in folder.state.files.values())) as bar:
+    with transfer_bar(
+        "download", folder.name, sum(each.size for each in folder.state.files.values())
+    ) as bar:
         for name, each in folder.state.files.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             download(folder.file(name), target / name)

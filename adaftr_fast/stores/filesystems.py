@@ -1,4 +1,6 @@
-"""Filesystems of pyarrow by URL, the retries of their operations, and the uploads that they leave behind."""
+"""Filesystems of pyarrow by URL, the retries of their operations, and the uploads that they leave
+behind.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ SDK_ATTEMPTS = 5  # of each request by the AWS SDK
 ATTEMPTS, FIRST_PAUSE, LONGEST_PAUSE = 8, 0.2, 10.0  # of an operation, and seconds between them
 REQUEST_SECONDS, CONNECT_SECONDS = 60, 10  # after which a request that gets no answer is repeated
 DENIED = "ACCESS_DENIED"  # in the message of an error of S3, which is a plain OSError
-UNLISTED = "access denied; to a user who may not list (s3:ListBucket), S3 also denies what is absent"
+UNLISTED = (
+    "access denied; to a user who may not list (s3:ListBucket), S3 also denies what is absent"
+)
 FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 
 
@@ -35,9 +39,11 @@ def filesystem(place: str) -> FileSystem:
     """Returns the filesystem of ``scheme://host?options``, the part of a URL before the path.
 
     Raises:
-        StoreError: the scheme is unknown, or the filesystem does not exist in this build of pyarrow or refuses the URL.
+        StoreError: the scheme is unknown, or the filesystem does not exist in this build of pyarrow
+            or refuses the URL.
     """
-    from pyarrow import ArrowException, fs  # its start takes a third of a second, and most runs need no store
+    # its start takes a third of a second, and most runs need no store
+    from pyarrow import ArrowException, fs
 
     url = urlsplit(place)
     try:
@@ -61,7 +67,8 @@ def s3_options(query: str) -> dict[str, Any]:
 
 
 def retried(what: str, operation: Callable[[], T]) -> T:
-    """Returns ``operation()``, repeated after errors that may be of the moment, with growing pauses.
+    """Returns ``operation()``, repeated after errors that may be of the moment, with growing
+    pauses.
 
     Args:
         what: the URL, which errors name.
@@ -88,11 +95,12 @@ def retried(what: str, operation: Callable[[], T]) -> T:
 
 
 def abort_uploads(*paths: StorePath) -> None:
-    """Aborts the multipart uploads to S3 that killed processes have left, of keys that begin with those of ``paths``.
+    """Aborts the multipart uploads to S3 that killed processes have left, of keys that begin with
+    those of ``paths``.
 
     The paths are in one place. Such uploads are in no listing, and their parts are paid for.
-    PyArrow cannot list them, so this needs boto3, and does nothing without it. The upload of a writer that lives is
-    begun again. What cannot be listed or aborted stays, with a warning.
+    PyArrow cannot list them, so this needs boto3, and does nothing without it. The upload of a
+    writer that lives is begun again. What cannot be listed or aborted stays, with a warning.
     """
     scheme, _, rest = paths[0].place.partition("://")
     if scheme != "s3":
@@ -106,16 +114,23 @@ def abort_uploads(*paths: StorePath) -> None:
         store = client("s3", **_settings(rest.partition("?")[2]))
         for path in paths:
             bucket, _, prefix = path.key.partition("/")
-            for page in store.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix):
+            for page in store.get_paginator("list_multipart_uploads").paginate(
+                Bucket=bucket, Prefix=prefix
+            ):
                 for each in page.get("Uploads", ()):
-                    store.abort_multipart_upload(Bucket=bucket, Key=each["Key"], UploadId=each["UploadId"])
-    except (BotoCoreError, ClientError, ValueError) as error:  # ValueError: boto3 refuses the address of the server
+                    store.abort_multipart_upload(
+                        Bucket=bucket, Key=each["Key"], UploadId=each["UploadId"]
+                    )
+    # ValueError: boto3 refuses the address of the server
+    except (BotoCoreError, ClientError, ValueError) as error:
         stay = "unfinished uploads of killed commands may stay"
         warnings.warn(f"{paths[0]}: {stay}: {error}", RuntimeWarning, stacklevel=2)
 
 
 def _settings(query: str) -> dict[str, Any]:
-    """Returns the arguments of boto3 for the options of a URL; PyArrow's of the same meaning have other names."""
+    """Returns the arguments of boto3 for the options of a URL; PyArrow's of the same meaning have
+    other names.
+    """
     from botocore.config import Config
 
     options = s3_options(query)

@@ -1,4 +1,6 @@
-"""Reads parquet files: those of this machine, and those of stores by row groups, which are kept on this machine."""
+"""Reads parquet files: those of this machine, and those of stores by row groups, which are kept on
+this machine.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData, ParquetFile
 
 READERS = 8  # row groups that are read at a time
-_pieces: dict[tuple[int, Path], Pieces] = {}  # by the process, whose locks a fork must not share, and the folder
+# by the process, whose locks a fork must not share, and the folder
+_pieces: dict[tuple[int, Path], Pieces] = {}
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ def open_parquet(path: AnyPath) -> Opened:
 
 
 def read_parquet(path: AnyPath, columns: list[str] | None = None) -> Table:
-    """Reads a whole file into memory, or the columns ``columns`` of it. Page checksums are compared.
+    """Reads a whole file into memory, or the columns ``columns`` of it. Page checksums are
+    compared.
 
     Raises:
         FileNotFoundError, StoreError, pyarrow.ArrowException, OSError: as ``row_groups``.
@@ -88,7 +92,8 @@ def row_groups(
         columns: names of columns; None for all.
 
     Raises:
-        DataError, StoreError: the file was replaced since it was opened, or the store cannot be read.
+        DataError, StoreError: the file was replaced since it was opened, or the store cannot be
+            read.
         FileNotFoundError: the file is gone.
         pyarrow.ArrowException, OSError: a page is damaged.
     """
@@ -112,12 +117,15 @@ def _unchanged(path: AnyPath, opened: Opened) -> ParquetFile:
     return file
 
 
-def _read_at_once(path: StorePath, opened: Opened, numbers: Sequence[int], columns: list[str] | None) -> Table:
+def _read_at_once(
+    path: StorePath, opened: Opened, numbers: Sequence[int], columns: list[str] | None
+) -> Table:
     """Reads row groups of a store, each by one request, or from the cache."""
     from pyarrow import concat_tables
 
     with ThreadPoolExecutor(READERS, "adaftr-fast-store") as pool:
-        filled = [number for number in numbers if opened.footer.row_group(number).num_rows]  # others have no pages
+        # others have no pages
+        filled = [number for number in numbers if opened.footer.row_group(number).num_rows]
         tables = list(pool.map(partial(_row_group, path, opened, columns), filled))
     names = [name for name in opened.schema.names if columns is None or name in columns]
     return concat_tables(tables or [opened.schema.empty_table().select(names)])
@@ -168,4 +176,6 @@ def row_group_range(footer: FileMetaData, number: int) -> tuple[int, int]:
     group = footer.row_group(number)
     columns = [group.column(column) for column in range(group.num_columns)]
     starts = [each.dictionary_page_offset or each.data_page_offset for each in columns]
-    return min(starts), max(start + each.total_compressed_size for start, each in zip(starts, columns))
+    return min(starts), max(
+        start + each.total_compressed_size for start, each in zip(starts, columns)
+    )

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 LOST_SLASH = re.compile(rf"({'|'.join(['file', *SCHEMES])}):/[^/]")
-SECRETS = {"access_key", "secret_key", "session_token", "access_token"}  # options that a URL may not have
+# options that a URL may not have
+SECRETS = {"access_key", "secret_key", "session_token", "access_token"}
 IN_HOST = ("hdfs", "viewfs")  # schemes whose host is a server; that of others is the bucket
 BLOCK = 8 << 20  # bytes of a request where the reader does not choose
 
@@ -65,7 +66,9 @@ class StorePath:
         """The folder that holds it."""
         base, question, options = self.url.partition("?")
         return StorePath(
-            self.place, str(PurePosixPath(self.key).parent), f"{base.rstrip('/').rpartition('/')[0]}{question}{options}"
+            self.place,
+            str(PurePosixPath(self.key).parent),
+            f"{base.rstrip('/').rpartition('/')[0]}{question}{options}",
         )
 
     def joinpath(self, *names: str) -> StorePath:
@@ -122,20 +125,34 @@ class StorePath:
         return self
 
     def files(self) -> list[StorePath]:
-        """Returns the files below a folder that ``pyarrow.dataset`` reads, in its order, by one listing.
+        """Returns the files below a folder that ``pyarrow.dataset`` reads, in its order, by one
+        listing.
 
-        These are all but those whose name, or that of a folder on the way, begins with "." or "_". Raises StoreError.
+        These are all but those whose name, or that of a folder on the way, begins with "." or "_".
+        Raises StoreError.
         """
         from pyarrow.fs import FileSelector
 
         selector = FileSelector(self.key, recursive=True)
         infos = retried(self.url, lambda: self.filesystem.get_file_info(selector))
-        named = {info.path.removeprefix(f"{self.key}/"): info for info in infos if info.type.name == "File"}
-        seen = [name for name in sorted(named) if not any(part.startswith((".", "_")) for part in name.split("/"))]
-        return [KnownFile(self / name, Stat(named[name].size, named[name].mtime_ns or 0)) for name in seen]
+        named = {
+            info.path.removeprefix(f"{self.key}/"): info
+            for info in infos
+            if info.type.name == "File"
+        }
+        seen = [
+            name
+            for name in sorted(named)
+            if not any(part.startswith((".", "_")) for part in name.split("/"))
+        ]
+        return [
+            KnownFile(self / name, Stat(named[name].size, named[name].mtime_ns or 0))
+            for name in seen
+        ]
 
     def open(self, mode: str = "rb", buffering: int = -1) -> BinaryIO:
-        """Opens a file to read bytes, from any position; with ``buffering=0`` each read is one request.
+        """Opens a file to read bytes, from any position; with ``buffering=0`` each read is one
+        request.
 
         Raises:
             FileNotFoundError, StoreError: there is no such file, or it cannot be read.
@@ -146,7 +163,9 @@ class StorePath:
         return cast(BinaryIO, file) if buffering == 0 else io.BufferedReader(file, BLOCK)
 
     def read_range(self, start: int, end: int) -> bytes:
-        """Returns the bytes from ``start`` to ``end`` of a file. Raises FileNotFoundError, StoreError."""
+        """Returns the bytes from ``start`` to ``end`` of a file. Raises FileNotFoundError,
+        StoreError.
+        """
 
         def read() -> bytes:
             with self.filesystem.open_input_file(self.key) as file:
@@ -214,7 +233,9 @@ class RangeFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fills ``buffer``, unless the file ends before: pyarrow takes fewer bytes for the end of the file."""
+        """Fills ``buffer``, unless the file ends before: pyarrow takes fewer bytes for the end of
+        the file.
+        """
         view = memoryview(buffer).cast("B")
         end = min(self._position + len(view), self._size)
         if end <= self._position:
@@ -232,7 +253,8 @@ def as_path(path: str | os.PathLike[str] | AnyPath) -> Path | StorePath:
         path: ``s3://``, ``gs://``, ``hdfs://`` or ``file://``, or a local path.
 
     Raises:
-        StoreError: the scheme is none of these, or the URL names no file or folder, or holds keys, or lacks a slash.
+        StoreError: the scheme is none of these, or the URL names no file or folder, or holds keys,
+            or lacks a slash.
         DataError: the path is not UTF-8, which the libraries that read and write files refuse.
     """
     if isinstance(path, StorePath):
@@ -241,7 +263,10 @@ def as_path(path: str | os.PathLike[str] | AnyPath) -> Path | StorePath:
     if not is_unicode(text):
         raise DataError(f"{text!a}: expected a path in UTF-8")
     if LOST_SLASH.match(text):
-        raise StoreError(f"{text}: expected a URL with two slashes; pathlib.Path drops one of them, text does not")
+        raise StoreError(
+            f"{text}: expected a URL with two slashes; pathlib.Path drops one of them, text "
+            "does not"
+        )
     if "://" not in text:
         return path if isinstance(path, Path) else Path(text)
     url = urlsplit(text, allow_fragments=False)  # names may hold a "#"
@@ -249,18 +274,24 @@ def as_path(path: str | os.PathLike[str] | AnyPath) -> Path | StorePath:
         return Path(unquote(url.path))
     if url.scheme not in SCHEMES:
         raise StoreError(
-            f"{text}: expected a local path or one of {', '.join(f'{each}://' for each in ('file', *SCHEMES))}"
+            f"{text}: expected a local path or one of "
+            f"{', '.join(f'{each}://' for each in ('file', *SCHEMES))}"
         )
     if "@" in url.netloc:
         bucket = url.netloc.rpartition("@")[2]
-        raise StoreError(f"{url.scheme}://…@{bucket}: keys in a URL would be recorded; set them in the environment")
+        raise StoreError(
+            f"{url.scheme}://…@{bucket}: keys in a URL would be recorded; set them in the "
+            "environment"
+        )
     if not SECRETS.isdisjoint(name for name, _ in parse_qsl(url.query)):
         bare = text.partition("?")[0]
         raise StoreError(f"{bare}?…: keys in a URL would be recorded; set them in the environment")
     key = url.path if url.scheme in IN_HOST else f"{url.netloc}{url.path}"
     if not key.strip("/"):
         raise StoreError(f"{text}: expected a bucket or a folder")
-    return StorePath(f"{url.scheme}://{url.netloc}{f'?{url.query}' if url.query else ''}", key, text)
+    return StorePath(
+        f"{url.scheme}://{url.netloc}{f'?{url.query}' if url.query else ''}", key, text
+    )
 
 
 def in_store(path: AnyPath) -> bool:
@@ -269,8 +300,12 @@ def in_store(path: AnyPath) -> bool:
 
 
 def parts_below(path: AnyPath, folder: AnyPath) -> tuple[str, ...] | None:
-    """Returns the names that lead from one path in a store to another one; None if there are none."""
-    if not (isinstance(path, StorePath) and isinstance(folder, StorePath) and path.place == folder.place):
+    """Returns the names that lead from one path in a store to another one; None if
+    there are none.
+    """
+    if not (
+        isinstance(path, StorePath) and isinstance(folder, StorePath) and path.place == folder.place
+    ):
         return None
     key = PurePosixPath(path.key)
     return key.relative_to(folder.key).parts if key.is_relative_to(folder.key) else None
@@ -280,11 +315,16 @@ def arrow_path(path: AnyPath) -> tuple[FileSystem, str]:
     """Returns the filesystem of pyarrow that holds a path, and the path for it."""
     from pyarrow.fs import LocalFileSystem
 
-    return (path.filesystem, path.key) if isinstance(path, StorePath) else (LocalFileSystem(), str(path))
+    return (
+        (path.filesystem, path.key)
+        if isinstance(path, StorePath)
+        else (LocalFileSystem(), str(path))
+    )
 
 
 def files_below(folder: AnyPath) -> list[AnyPath]:
-    """Returns the files below a folder that ``pyarrow.dataset`` reads, in its order, without hidden ones.
+    """Returns the files below a folder that ``pyarrow.dataset`` reads, in its order, without hidden
+    ones.
 
     Raises:
         StoreError: the store cannot be read.
@@ -295,7 +335,8 @@ def files_below(folder: AnyPath) -> list[AnyPath]:
     import pyarrow as pa
     from pyarrow.dataset import dataset
 
-    found = dataset(folder, schema=pa.schema([]), format="parquet")  # with a schema, it reads no file
+    # with a schema, it reads no file
+    found = dataset(folder, schema=pa.schema([]), format="parquet")
     try:
         return [Path(file) for file in found.files]
     except UnicodeDecodeError as error:

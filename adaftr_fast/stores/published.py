@@ -1,9 +1,10 @@
 """Folders published in a store: all files of one state, or those of the state before.
 
-A folder at URL holds ``published.json`` and ``objects/``. The list in published.json maps the name of each file to its
-SHA-256 and size. Its content is the object ``objects/SHA256-NAME``, so no object is ever changed. A new state uploads
-the objects that are new, then replaces the list, which a store does in one step. Objects of the state before stay for
-readers that have its list, and are removed with the next state.
+A folder at URL holds ``published.json`` and ``objects/``. The list in published.json maps the name
+of each file to its SHA-256 and size. Its content is the object ``objects/SHA256-NAME``, so no
+object is ever changed. A new state uploads the objects that are new, then replaces the list, which
+a store does in one step. Objects of the state before stay for readers that have its list, and are
+removed with the next state.
 """
 
 from __future__ import annotations
@@ -78,12 +79,14 @@ class State:
 
 
 class PublishedFolder(StorePath):
-    """A published folder, or a folder in one, whose files have the content that they had when it was opened.
+    """A published folder, or a folder in one, whose files have the content that they had when it
+    was opened.
 
     Args:
         published: the published folder.
         state: the files of this folder.
-        inner: the path from the published folder to this one, with a "/" at its end; "" for the published folder.
+        inner: the path from the published folder to this one, with a "/" at its end; "" for the
+            published folder.
 
     Attributes:
         plain: its path, without a state.
@@ -97,7 +100,9 @@ class PublishedFolder(StorePath):
         self._objects = published / OBJECTS
 
     def joinpath(self, *names: str) -> StorePath:
-        """Returns the path of a file of the state, or of another entry, which other programs may have made."""
+        """Returns the path of a file of the state, or of another entry, which other programs may
+        have made.
+        """
         name = "/".join(names)
         return self.file(name) if name in self.state.files else self.plain.joinpath(*names)
 
@@ -108,13 +113,16 @@ class PublishedFolder(StorePath):
 
 
 class PublishedFile(KnownFile):
-    """A file of a published folder, with the URL that it would have in a copy. Its content never changes.
+    """A file of a published folder, with the URL that it would have in a copy. Its content never
+    changes.
 
     Attributes:
         published: its checksum and size.
     """
 
-    def __init__(self, path: StorePath, folder: PublishedFolder, name: str, published: Published) -> None:
+    def __init__(
+        self, path: StorePath, folder: PublishedFolder, name: str, published: Published
+    ) -> None:
         super().__init__(path, Stat(published.size, 0))
         self.url = str(folder.plain / name)
         self.published = published
@@ -156,8 +164,8 @@ def read_state(folder: StorePath) -> State | None:
                 return _parsed(content)
             except ValueError as error:
                 damage = error
-            # The store is asked for the size first. A longer list that replaces this one before it is asked for the
-            # content comes without its end, and another read has other bytes.
+            # The store is asked for the size first. A longer list that replaces this one before it
+            # is asked for the content comes without its end, and another read has other bytes.
             if content == before:
                 break
             before = content
@@ -172,13 +180,19 @@ def _parsed(content: bytes) -> State:
         raise ValueError(f"expected format {FORMAT}")
     state = from_json(State, fields)
     for name, file in state.files.items():
-        if not is_inside(name) or len(file.sha256) != 64 or not file.sha256.isalnum() or file.size < 0:
+        if (
+            not is_inside(name)
+            or len(file.sha256) != 64
+            or not file.sha256.isalnum()
+            or file.size < 0
+        ):
             raise ValueError(f"files: unexpected entry {name!r}")
     return state
 
 
 def _read_list(folder: StorePath) -> bytes:
-    if not is_object_store(folder):  # which cannot replace a file: ``_move`` removes the old one before it renames
+    # which cannot replace a file: ``_move`` removes the old one before it renames
+    if not is_object_store(folder):
         for name in (LIST, f"{LIST}{NEW}"):
             with suppress(FileNotFoundError):
                 return (folder / name).read_bytes()
@@ -188,14 +202,22 @@ def _read_list(folder: StorePath) -> bytes:
 def is_inside(name: str) -> bool:
     """Returns whether ``name`` is a relative path that stays in its folder."""
     path = PurePosixPath(name)
-    return name == str(path) and not path.is_absolute() and ".." not in path.parts and "\0" not in name and name != "."
+    return (
+        name == str(path)
+        and not path.is_absolute()
+        and ".." not in path.parts
+        and "\0" not in name
+        and name != "."
+    )
 
 
 def open_folder(folder: AnyPath) -> AnyPath:
-    """Returns the folder as published now, alone or in a folder above it; ``folder`` itself if it is not published.
+    """Returns the folder as published now, alone or in a folder above it; ``folder`` itself if it
+    is not published.
 
     Raises:
-        StoreError: the list of a published folder is damaged or of another format, or cannot be read.
+        StoreError: the list of a published folder is damaged or of another format, or cannot be
+            read.
     """
     if not isinstance(folder, StorePath) or isinstance(folder, PublishedFolder):
         return folder
@@ -203,10 +225,15 @@ def open_folder(folder: AnyPath) -> AnyPath:
     inner = ""
     state = None
     while not above.is_top:
-        with suppress(PermissionError):  # without the right to list, S3 denies what is absent; others own folders above
+        # without the right to list, S3 denies what is absent; others own folders above
+        with suppress(PermissionError):
             state = read_state(above)
         if state is not None:
-            own = {name.removeprefix(inner): file for name, file in state.files.items() if name.startswith(inner)}
+            own = {
+                name.removeprefix(inner): file
+                for name, file in state.files.items()
+                if name.startswith(inner)
+            }
             return PublishedFolder(above, State(own), inner) if own else folder
         above, inner = above.parent, f"{above.name}/{inner}"
     return folder
@@ -218,7 +245,8 @@ def reopened(folder: AnyPath) -> AnyPath:
 
 
 def open_file(file: str | os.PathLike[str] | AnyPath) -> AnyPath:
-    """Returns the path of a file; of one in a published folder, that of its object, which never changes.
+    """Returns the path of a file; of one in a published folder, that of its object, which never
+    changes.
 
     Raises:
         StoreError: the URL is none of a store that can be read.
@@ -230,14 +258,18 @@ def open_file(file: str | os.PathLike[str] | AnyPath) -> AnyPath:
 
 
 def known_sha256(path: AnyPath) -> str | None:
-    """Returns the SHA-256 of a file in hexadecimal; None of one in a store that would have to be read."""
+    """Returns the SHA-256 of a file in hexadecimal; None of one in a store that would have to be
+    read.
+    """
     if isinstance(path, PublishedFile):
         return path.published.sha256
     return sha256(path) if isinstance(path, Path) else None
 
 
 def names_in(folder: AnyPath) -> list[str]:
-    """Returns the names in a folder; what another program has written to a store is not listed, and has one name."""
+    """Returns the names in a folder; what another program has written to a store is not listed, and
+    has one name.
+    """
     if isinstance(folder, PublishedFolder):
         return sorted(folder.state.files)
     if isinstance(folder, Path):
@@ -246,9 +278,11 @@ def names_in(folder: AnyPath) -> list[str]:
 
 
 def read_version(folder: AnyPath, read: Callable[[AnyPath], T]) -> T:
-    """Returns ``read(folder)`` of a folder that may be replaced meanwhile, so that all its files are of one version.
+    """Returns ``read(folder)`` of a folder that may be replaced meanwhile, so that all its files
+    are of one version.
 
-    A local folder is read by ``read_published``. One of a store is passed on: ``open_folder`` has fixed its version.
+    A local folder is read by ``read_published``. One of a store is passed on: ``open_folder`` has
+    fixed its version.
 
     Raises:
         BusyError: a local folder was replaced during each of many attempts.
@@ -256,22 +290,24 @@ def read_version(folder: AnyPath, read: Callable[[AnyPath], T]) -> T:
     return read_published(folder, read) if isinstance(folder, Path) else read(folder)
 
 
-def publish(files: Mapping[str, Path], folder: StorePath, base: State | None, writer: str = "") -> State:
+def publish(
+    files: Mapping[str, Path], folder: StorePath, base: State | None, writer: str = ""
+) -> State:
     """Makes ``files`` the content of ``folder``, in one step.
 
     Args:
         files: local files by the name that they get.
         folder: the folder.
         base: the state that is to be replaced; None if nothing is published there.
-        writer: a name of this writer. States of the same name are replaced too: a killed process may have left the
-            request for one on its way.
+        writer: a name of this writer. States of the same name are replaced too: a killed process
+            may have left the request for one on its way.
 
     Returns:
         The new state.
 
     Raises:
-        StoreError: another writer has published ``folder`` since ``base``, or the store fails. The folder keeps its
-            state.
+        StoreError: another writer has published ``folder`` since ``base``, or the store fails. The
+            folder keeps its state.
     """
     base = _replaceable(folder, base, writer)
     new = {name: Published(sha256(path), path.stat().st_size) for name, path in files.items()}
@@ -288,7 +324,9 @@ def publish(files: Mapping[str, Path], folder: StorePath, base: State | None, wr
     _replaceable(folder, base, writer)
     _write_list(folder, state.to_bytes())
     if base is not None:
-        _remove(folder, [each for each in base.before if each not in state.objects and each not in left])
+        _remove(
+            folder, [each for each in base.before if each not in state.objects and each not in left]
+        )
     return state
 
 
@@ -297,15 +335,23 @@ def transfer_bar(what: str, name: str, size: int) -> tqdm:
     from adaftr_fast._progress import progress_bar  # imports tqdm, of the extra that brings pyarrow
 
     return progress_bar(
-        total=size, unit="B", unit_scale=True, desc=f"{what} {name}", delay=SILENT_SECONDS, leave=False, disable=None
+        total=size,
+        unit="B",
+        unit_scale=True,
+        desc=f"{what} {name}",
+        delay=SILENT_SECONDS,
+        leave=False,
+        disable=None,
     )
 
 
 def remove_unnamed(folder: StorePath, state: State) -> State:
-    """Removes the objects that killed or failed writers have left, which the published state does not name.
+    """Removes the objects that killed or failed writers have left, which the published state does
+    not name.
 
-    The list is written anew before, so that a writer on another machine that has uploaded some of them for its next
-    state meets another list than it began from, and fails. What cannot be listed or removed stays.
+    The list is written anew before, so that a writer on another machine that has uploaded some of
+    them for its next state meets another list than it began from, and fails. What cannot be listed
+    or removed stays.
 
     Returns:
         The published state.
@@ -315,13 +361,21 @@ def remove_unnamed(folder: StorePath, state: State) -> State:
     selector = FileSelector(f"{folder.key}/{OBJECTS}", allow_not_found=True)
     try:
         found = retried(folder.url, partial(folder.filesystem.get_file_info, selector))
-        unnamed = [each.base_name for each in found if each.base_name not in {*state.objects, *state.before}]
+        unnamed = [
+            each.base_name
+            for each in found
+            if each.base_name not in {*state.objects, *state.before}
+        ]
         if unnamed and read_state(folder) == state:
             state = replace(state, writer=secrets.token_hex(16))
             _write_list(folder, state.to_bytes())
             _remove(folder, unnamed)
     except OSError as error:
-        warnings.warn(f"{folder}: what killed commands have left may stay: {error}", RuntimeWarning, stacklevel=1)
+        warnings.warn(
+            f"{folder}: what killed commands have left may stay: {error}",
+            RuntimeWarning,
+            stacklevel=1,
+        )
     return state
 
 
@@ -329,7 +383,9 @@ def _replaceable(folder: StorePath, base: State | None, writer: str) -> State | 
     """Returns the state of ``folder``, if it is ``base`` or of the same writer."""
     state = read_state(folder)
     if state != base and not (writer and state is not None and state.writer == writer):
-        raise StoreError(f"{folder}: another process has written it meanwhile; only one may write a folder")
+        raise StoreError(
+            f"{folder}: another process has written it meanwhile; only one may write a folder"
+        )
     return state
 
 
@@ -351,7 +407,10 @@ def _send(path: Path, target: StorePath, size: int) -> str:
     filesystem, digest = target.filesystem, hashlib.sha256()
     if not is_object_store(target):
         filesystem.create_dir(str(PurePosixPath(target.key).parent), recursive=True)
-    with path.open("rb") as source, filesystem.open_output_stream(target.key, compression=None) as stream:
+    with (
+        path.open("rb") as source,
+        filesystem.open_output_stream(target.key, compression=None) as stream,
+    ):
         while piece := source.read(PIECE):
             stream.write(piece)
             digest.update(piece)
@@ -363,15 +422,18 @@ def _send(path: Path, target: StorePath, size: int) -> str:
 def upload(path: Path, target: StorePath) -> None:
     """Makes a local file the content of ``target``.
 
-    The file is uploaded under another name first, since closing a stream after an error could leave a part of it. A
-    store replaces ``target`` in one step; HDFS removes it first.
+    The file is uploaded under another name first, since closing a stream after an error could leave
+    a part of it. A store replaces ``target`` in one step; HDFS removes it first.
 
     Raises:
         StoreError: the store fails, or the file is too large for it.
     """
     size = path.stat().st_size
     if size > ONE_REQUEST and target.place.startswith("s3:"):
-        raise StoreError(f"{target}: expected at most {ONE_REQUEST >> 30} GiB in one file, got {size / (1 << 30):.1f}")
+        raise StoreError(
+            f"{target}: expected at most {ONE_REQUEST >> 30} GiB in one file, got "
+            f"{size / (1 << 30):.1f}"
+        )
     new = target.parent / f".{target.name}{NEW}"
 
     def operation() -> None:
@@ -391,7 +453,9 @@ def _move(new: StorePath, target: StorePath) -> None:
 
 
 def is_object_store(path: StorePath) -> bool:
-    """Returns whether a write replaces an existing file in one step and needs no folder, which HDFS has."""
+    """Returns whether a write replaces an existing file in one step and needs no folder, which HDFS
+    has.
+    """
     return path.place.partition("://")[0] not in ("hdfs", "viewfs")
 
 

@@ -42,7 +42,8 @@ from adaftr_fast.stores.published import (
 )
 
 UPLOAD_SECONDS, DEFAULT_SECONDS = "ADAFTR_FAST_UPLOAD_SECONDS", 30.0  # an environment variable
-COPIED = 16 << 20  # bytes of a file; larger ones are linked, and not published if they are written in place meanwhile
+# bytes of a file; larger ones are linked, and not published if they are written in place meanwhile
+COPIED = 16 << 20
 TAKEN = ".taken"  # the files of one state while they are uploaded, beside the local folder
 LOCK_SECONDS = 1.0  # to wait for a process that holds the lock only to see whether somebody writes
 TRIES = 50  # to find a folder unchanged while its files are collected
@@ -50,23 +51,27 @@ Listing = dict[str, tuple[int, int, int]]
 
 
 @contextmanager
-def local_folder(folder: str | AnyPath, seconds: float | None = None, *, download: bool = True) -> Iterator[Path]:
-    """Yields the local folder that stands for ``folder`` during the block, with its content; a local one itself.
+def local_folder(
+    folder: str | AnyPath, seconds: float | None = None, *, download: bool = True
+) -> Iterator[Path]:
+    """Yields the local folder that stands for ``folder`` during the block, with its content; a
+    local one itself.
 
-    A thread publishes each new state of the local folder, and so does the end of the block, also after an error. Every
-    state is one that the local folder had at some time, as after a power failure. If a process is killed, the next one
-    on this machine goes on with the local folder, and one on another machine with the last published state.
+    A thread publishes each new state of the local folder, and so does the end of the block, also
+    after an error. Every state is one that the local folder had at some time, as after a power
+    failure. If a process is killed, the next one on this machine goes on with the local folder, and
+    one on another machine with the last published state.
 
     Args:
         folder: a local folder, or one of a store.
         seconds: the time between two uploads; None takes ``ADAFTR_FAST_UPLOAD_SECONDS``, or 30.
-        download: whether to begin with the content of ``folder``. Otherwise the block replaces it as a whole, or leaves
-            it as it is by writing nothing.
+        download: whether to begin with the content of ``folder``. Otherwise the block replaces it
+            as a whole, or leaves it as it is by writing nothing.
 
     Raises:
         BusyError: another process on this machine writes ``folder``.
-        StoreError: ``folder`` is a bucket, the store fails, or another machine has written ``folder`` since. The local
-            folder is kept.
+        StoreError: ``folder`` is a bucket, the store fails, or another machine has written
+            ``folder`` since. The local folder is kept.
     """
     folder = as_path(folder)
     if isinstance(folder, Path):
@@ -76,7 +81,10 @@ def local_folder(folder: str | AnyPath, seconds: float | None = None, *, downloa
         raise StoreError(f"{folder}: expected a folder in it")
     with _only_writer(folder) as local:
         sender = _Sender(
-            local, folder, *_begin(local, folder, download), upload_seconds() if seconds is None else seconds
+            local,
+            folder,
+            *_begin(local, folder, download),
+            upload_seconds() if seconds is None else seconds,
         )
         with sender.running():
             yield local
@@ -84,12 +92,16 @@ def local_folder(folder: str | AnyPath, seconds: float | None = None, *, downloa
 
 
 def local_place(path: StorePath) -> Path:
-    """Returns where a folder or a file is kept while it is written, alone in a folder of its own."""
+    """Returns where a folder or a file is kept while it is written, alone in a folder
+    of its own.
+    """
     return cache_folder() / WRITING / short_digest(f"{path.place} {path.key}") / path.name
 
 
 def forget_output(path: AnyPath) -> None:
-    """Removes what a killed command has left on this machine of an output in a store, once ``path`` has all of it."""
+    """Removes what a killed command has left on this machine of an output in a store, once ``path``
+    has all of it.
+    """
     if isinstance(path, StorePath) and (output := local_place(path).parent).exists():
         remove_output(output)
 
@@ -101,7 +113,8 @@ def _only_writer(path: StorePath) -> Iterator[Path]:
     local.parent.mkdir(parents=True, exist_ok=True)
     try:
         with writer_lock(local.with_name(LOCK), local, LOCK_SECONDS):
-            shrink(cache_folder(), cache_bytes())  # with the lock, so it spares what a killed command has left here
+            # with the lock, so it spares what a killed command has left here
+            shrink(cache_folder(), cache_bytes())
             yield local
     finally:
         with suppress(OSError):  # not empty after an upload that has failed
@@ -109,7 +122,9 @@ def _only_writer(path: StorePath) -> Iterator[Path]:
 
 
 def upload_seconds() -> float:
-    """Returns the seconds between two uploads. Raises StoreError if the variable is not a number above 0."""
+    """Returns the seconds between two uploads. Raises StoreError if the variable is not a number
+    above 0.
+    """
     text = os.environ.get(UPLOAD_SECONDS, "")
     try:
         seconds = float(text) if text else DEFAULT_SECONDS
@@ -122,11 +137,13 @@ def upload_seconds() -> float:
 
 @contextmanager
 def local_file(file: str | AnyPath) -> Iterator[Path]:
-    """Yields the path of a new local file, which becomes ``file`` after the block; a local path itself.
+    """Yields the path of a new local file, which becomes ``file`` after the block; a local path
+    itself.
 
     Raises:
         BusyError: another process on this machine writes ``file``.
-        StoreError: the store fails; ``file`` is as before, and the local one, which the message names, is kept.
+        StoreError: the store fails; ``file`` is as before, and the local one, which the message
+            names, is kept.
     """
     file = as_path(file)
     if isinstance(file, Path):
@@ -165,14 +182,19 @@ class _Origin:
 
 
 def _begin(local: Path, folder: StorePath, download: bool) -> tuple[State | None, str]:
-    """Makes the local folder the published one, or absent, unless a process that was killed began it from that.
+    """Makes the local folder the published one, or absent, unless a process that was killed began
+    it from that.
 
     Returns:
         The published state, and the name of the writer.
     """
     state = read_state(folder)
     origin = _read_origin(local)
-    if origin is not None and origin.goes_on(state) and (local.exists() or state is None or not download):
+    if (
+        origin is not None
+        and origin.goes_on(state)
+        and (local.exists() or state is None or not download)
+    ):
         return state, origin.writer
     remove(local)
     local.parent.mkdir(parents=True, exist_ok=True)
@@ -223,7 +245,9 @@ class _Sender:
         base: the state that is published.
     """
 
-    def __init__(self, local: Path, folder: StorePath, base: State | None, writer: str, seconds: float) -> None:
+    def __init__(
+        self, local: Path, folder: StorePath, base: State | None, writer: str, seconds: float
+    ) -> None:
         self.local = local
         self.folder = folder
         self.base = base
@@ -245,7 +269,9 @@ class _Sender:
                 self._send()
                 self._tidy()
                 if self.local.exists() and self._sent != _listing(self.local):
-                    raise StoreError(f"{self.folder}: not uploaded, since {self.local} changes all the time")
+                    raise StoreError(
+                        f"{self.folder}: not uploaded, since {self.local} changes all the time"
+                    )
             except OSError as error:
                 kept = f"all files are in {self.local}, from which the same command goes on"
                 raise StoreError(f"{error}; {kept}") from error
@@ -255,10 +281,16 @@ class _Sender:
             try:
                 self._send()
             except OSError as error:
-                warnings.warn(f"{self.folder}: not uploaded, is tried again: {error}", RuntimeWarning, stacklevel=1)
+                warnings.warn(
+                    f"{self.folder}: not uploaded, is tried again: {error}",
+                    RuntimeWarning,
+                    stacklevel=1,
+                )
 
     def _send(self) -> None:
-        """Publishes the folder, if it exists, has changed, and does not change while its files are collected."""
+        """Publishes the folder, if it exists, has changed, and does not change while its files are
+        collected.
+        """
         if not self.local.exists():
             return
         taken = self.local.with_name(TAKEN)
@@ -267,7 +299,9 @@ class _Sender:
         try:
             if (found := _collect(self.local, taken, self._sent)) is None:
                 return
-            self.base = publish({name: taken / name for name in found}, self.folder, self.base, self.writer)
+            self.base = publish(
+                {name: taken / name for name in found}, self.folder, self.base, self.writer
+            )
             self._sent = found
         finally:
             remove(taken)
@@ -280,7 +314,9 @@ class _Sender:
 
 
 def _collect(folder: Path, target: Path, unless: Listing | None) -> Listing | None:
-    """Copies or links the files of one state of a folder; returns None if that is ``unless``, or not to be had now."""
+    """Copies or links the files of one state of a folder; returns None if that is ``unless``, or
+    not to be had now.
+    """
     for _ in range(TRIES):
         before = _listing(folder)
         if before == unless:
@@ -302,7 +338,9 @@ def _link_or_copy(size: int) -> Callable[[Path, Path], object]:
 
 
 def _listing(folder: Path) -> Listing:
-    """Returns inode, size and time of change of the files by name, without hidden ones, which are locks and parts."""
+    """Returns inode, size and time of change of the files by name, without hidden ones, which are
+    locks and parts.
+    """
     listing = {}
     for above, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -311,5 +349,9 @@ def _listing(folder: Path) -> Listing:
                 path = Path(above, name)
                 with suppress(FileNotFoundError):
                     stat = path.stat()
-                    listing[path.relative_to(folder).as_posix()] = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+                    listing[path.relative_to(folder).as_posix()] = (
+                        stat.st_ino,
+                        stat.st_size,
+                        stat.st_mtime_ns,
+                    )
     return listing

@@ -31,14 +31,15 @@ class _State(NamedTuple):
 class FolderSource:
     """The files of a folder in the order of their names, each as soon as it is whole.
 
-    A file is whole if it has not changed for ``settle`` seconds and opens: a parquet file has its footer, another is
-    not empty. Names that begin with "." or "_" or end in ".tmp" or ".part" are left out, so a writer may use them and
-    rename a file when it is whole. A file that comes late, with a name before that of a finished one, is the next
-    chunk.
+    A file is whole if it has not changed for ``settle`` seconds and opens: a parquet file has its
+    footer, another is not empty. Names that begin with "." or "_" or end in ".tmp" or ".part" are
+    left out, so a writer may use them and rename a file when it is whole. A file that comes late,
+    with a name before that of a finished one, is the next chunk.
 
     Args:
         folder: the folder. Its subfolders are not read.
-        settle: the seconds without a change, by the clock of the file system or while this object watches.
+        settle: the seconds without a change, by the clock of the file system or while this object
+            watches.
 
     Raises:
         DataError: ``folder`` is not a folder, or its name is not UTF-8.
@@ -55,7 +56,11 @@ class FolderSource:
 
     def next(self, done: dict[str, Position]) -> Chunk | None:
         """Returns the first whole file that is not in ``done``."""
-        names = sorted(path.name for path in self.folder.iterdir() if _is_data(path.name) and path.name not in done)
+        names = sorted(
+            path.name
+            for path in self.folder.iterdir()
+            if _is_data(path.name) and path.name not in done
+        )
         self._seen = {name: self._seen[name] for name in names if name in self._seen}
         for name in names:
             path = self.folder / name
@@ -82,7 +87,9 @@ class FolderSource:
         cause = _fault(path)
         if cause is not None and self._reported.get(path.name) != state:
             self._reported[path.name] = state
-            warnings.warn(f"{path}: left out until it changes: {cause}", RuntimeWarning, stacklevel=3)
+            warnings.warn(
+                f"{path}: left out until it changes: {cause}", RuntimeWarning, stacklevel=3
+            )
         return cause is None
 
 

@@ -10,7 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from confluent_kafka import OFFSET_BEGINNING, TIMESTAMP_NOT_AVAILABLE, Consumer, KafkaError, KafkaException
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    TIMESTAMP_NOT_AVAILABLE,
+    Consumer,
+    KafkaError,
+    KafkaException,
+)
 from confluent_kafka import TopicPartition as Place
 
 from adaftr_fast._publish import publishing
@@ -21,23 +27,25 @@ from adaftr_fast.streaming.messages import RowReader
 from adaftr_fast.streaming.source import Chunk, Position
 
 CONNECT_SECONDS = 30.0
-POLL_SECONDS, LOOK_SECONDS = 0.1, 1.0  # of a call of the client, and of a call of next() while messages come
+# of a call of the client, and of a call of next() while messages come
+POLL_SECONDS, LOOK_SECONDS = 0.1, 1.0
 BATCH = 10_000  # messages of a call
 SHOWN = 100  # messages that are set aside before a chunk whose places it has
-PASSING = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT)  # the client connects again
+# the client connects again
+PASSING = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT)
 
 
 class KafkaSource:
     """The messages of a topic, each a row as a JSON object.
 
-    A chunk has the rows that come within ``seconds`` of its first, at most ``rows``. It is written to ``folder`` as
-    parquet. Its position, the offset of each partition, is recorded with the chunk. A stream that was killed goes on
-    from there, so it trains on each row once, whatever was committed to the broker. The offsets of finished chunks are
-    also committed under ``group``, for tools that show how far a group is. Partitions that are added are read by the
-    next process.
+    A chunk has the rows that come within ``seconds`` of its first, at most ``rows``. It is written
+    to ``folder`` as parquet. Its position, the offset of each partition, is recorded with the
+    chunk. A stream that was killed goes on from there, so it trains on each row once, whatever was
+    committed to the broker. The offsets of finished chunks are also committed under ``group``, for
+    tools that show how far a group is. Partitions that are added are read by the next process.
 
-    A message that cannot be read as a row is set aside: a warning counts such messages, and the next chunk has their
-    number, and topic, partition, offset and reason of the first ones.
+    A message that cannot be read as a row is set aside: a warning counts such messages, and the
+    next chunk has their number, and topic, partition, offset and reason of the first ones.
 
     Args:
         topic: the topic.
@@ -51,8 +59,8 @@ class KafkaSource:
 
     Raises:
         ConfigError: ``rows`` is less than 1, or ``settings`` has one that this class sets.
-        DataError: the servers do not answer within half a minute, there is no such topic, a setting is wrong, or the
-            schema reads several files.
+        DataError: the servers do not answer within half a minute, there is no such topic, a setting
+            is wrong, or the schema reads several files.
     """
 
     def __init__(
@@ -71,12 +79,15 @@ class KafkaSource:
             "bootstrap.servers": servers,
             "group.id": group,
             "enable.auto.commit": False,
-            "auto.offset.reset": "error",  # rows that the broker has removed must not be left out in silence
+            # rows that the broker has removed must not be left out in silence
+            "auto.offset.reset": "error",
         }
         if rows < 1:
             raise ConfigError(f"rows: expected at least 1 row in a chunk, got {rows}")
         if taken := own.keys() & (settings or {}).keys():
-            raise ConfigError(f"settings: expected none of {', '.join(own)}, got {', '.join(sorted(taken))}")
+            raise ConfigError(
+                f"settings: expected none of {', '.join(own)}, got {', '.join(sorted(taken))}"
+            )
         self.topic = topic
         self.folder = folder
         self.rows = rows
@@ -100,18 +111,23 @@ class KafkaSource:
         """Reads what has arrived, and returns a chunk if it is whole.
 
         Raises:
-            DataError: the broker no longer has the rows after the last chunk, or reports another error.
+            DataError: the broker no longer has the rows after the last chunk, or reports another
+                error.
         """
         finished: dict[str, int] = done[next(reversed(done))]["offsets"] if done else {}
         if self._offsets is None:
             self._offsets = finished
-            self._consumer.assign(self._places({str(n): OFFSET_BEGINNING for n in self._partitions} | finished))
+            self._consumer.assign(
+                self._places({str(n): OFFSET_BEGINNING for n in self._partitions} | finished)
+            )
         if finished != self._committed:
             self._consumer.commit(offsets=self._places(finished), asynchronous=True)
             self._committed = finished
         end = time.monotonic() + LOOK_SECONDS
         while not self._is_whole() and time.monotonic() < end:
-            found = self._consumer.consume(min(BATCH, self.rows - len(self._messages)), POLL_SECONDS)
+            found = self._consumer.consume(
+                min(BATCH, self.rows - len(self._messages)), POLL_SECONDS
+            )
             self._add(found)
             if not found:
                 break
@@ -131,7 +147,9 @@ class KafkaSource:
                 self._began = self._began if self._messages else time.monotonic()
                 self._messages.append(message)
             elif error.code() not in PASSING:
-                raise DataError(f"topic {self.topic}, partition {message.partition()}: {error.str()}")
+                raise DataError(
+                    f"topic {self.topic}, partition {message.partition()}: {error.str()}"
+                )
 
     def _is_whole(self) -> bool:
         is_late = time.monotonic() - self._began >= self.seconds
@@ -160,7 +178,12 @@ class KafkaSource:
         """Returns the rows of messages, and sets the other messages aside."""
         rows, reasons = self._reader.read([message.value() for message in messages])
         aside = [
-            {"topic": self.topic, "partition": message.partition(), "offset": message.offset(), "reason": reason}
+            {
+                "topic": self.topic,
+                "partition": message.partition(),
+                "offset": message.offset(),
+                "reason": reason,
+            }
             for message, reason in zip(messages, reasons)
             if reason is not None
         ]
@@ -169,7 +192,9 @@ class KafkaSource:
             first = [*before["first"], *aside][:SHOWN]
             self._set_aside = {"messages": before["messages"] + len(aside), "first": first}
             counted = f"{len(aside)} of {len(messages)} messages cannot be read and are set aside"
-            where = "the first at offset {offset} of partition {partition}: {reason}".format(**aside[0])
+            where = "the first at offset {offset} of partition {partition}: {reason}".format(
+                **aside[0]
+            )
             warnings.warn(f"topic {self.topic}: {counted}, {where}", RuntimeWarning, stacklevel=4)
         return rows
 

@@ -1,7 +1,9 @@
-"""Trains on the chunks of a stream (Section 3.4): measures the model on each, then trains on it, and exports.
+"""Trains on the chunks of a stream (Section 3.4): measures the model on each, then trains on it,
+and exports.
 
-Each chunk is a day of ``daily``: prepared with the ids of the chunk before, measured with that chunk's model, trained
-from its weights. A process that is killed at any point continues by the same command, with the same weights.
+Each chunk is a day of ``daily``: prepared with the ids of the chunk before, measured with that
+chunk's model, trained from its weights. A process that is killed at any point continues by the same
+command, with the same weights.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ EXPORTED = "exported.json"
 
 
 class Journal(daily.Journal):
-    """The files of a stream's state. Each change is on disk when the method returns, or has not happened.
+    """The files of a stream's state. Each change is on disk when the method returns, or has not
+    happened.
 
     Args:
         folder: the folder of the stream, which this run alone writes.
@@ -76,7 +79,9 @@ class Journal(daily.Journal):
         self._write(CURRENT, chunk.plain(self.output))
 
     def exported(self) -> tuple[int, float]:
-        """Returns the number of the chunk of the last export, 0 for none, and its time in seconds since 1970."""
+        """Returns the number of the chunk of the last export, 0 for none, and its time in seconds
+        since 1970.
+        """
         content = _object(self.folder / EXPORTED) or {"chunk": 0, "time": 0.0}
         return content["chunk"], content["time"]
 
@@ -111,10 +116,12 @@ class StreamOptions:
         idle: the seconds without a chunk after which the stream ends; 0 waits forever.
         keep: the number of trained chunks whose data and run are kept, at least 1.
         export_minutes: the minutes between two exports; 0 exports after each chunk.
-        on_error: "stop" ends the stream at a chunk that cannot be trained on; "skip" records its error and goes on.
-            With several ranks, "skip" leaves out chunks that cannot be prepared; an error of training ends the stream.
-        bad_rows: the share of a chunk's rows that may be unreadable or lack a label. They are left out, and the record
-            of the chunk has their number. A chunk with more cannot be trained on.
+        on_error: "stop" ends the stream at a chunk that cannot be trained on; "skip" records its
+            error and goes on. With several ranks, "skip" leaves out chunks that cannot be prepared;
+            an error of training ends the stream.
+        bad_rows: the share of a chunk's rows that may be unreadable or lack a label. They are left
+            out, and the record of the chunk has their number. A chunk with more cannot be trained
+            on.
 
     Raises:
         ConfigError: a number is too small.
@@ -144,30 +151,37 @@ def train_stream(
     ranks: Ranks = ALONE,
     output: Output = HERE,
 ) -> Iterator[dict[str, Any]]:
-    """Trains on each chunk of ``source`` once, and yields a record per chunk when it is in ``stream.jsonl``.
+    """Trains on each chunk of ``source`` once, and yields a record per chunk when it is in
+    ``stream.jsonl``.
 
     Args:
         schema: a schema of one file. Its split is ignored.
         source: the chunks. Only rank 0 needs them.
-        config: the configuration of every chunk. Its ``warm_start`` is that of the first chunk; its ``data`` are
-            replaced for each. The trackers log the whole stream as one run, with the number of the chunk as the step.
+        config: the configuration of every chunk. Its ``warm_start`` is that of the first chunk; its
+            ``data`` are replaced for each. The trackers log the whole stream as one run, with the
+            number of the chunk as the step.
         out: the folder of the stream. Its ``serving`` is the exported model.
         options: how the stream runs.
-        ranks: the ranks that train together. All of them must see ``out``, and get the records. Rank 0 reads the
-            source, prepares, exports and logs.
+        ranks: the ranks that train together. All of them must see ``out``, and get the records.
+            Rank 0 reads the source, prepares, exports and logs.
         output: the output that ``out`` is.
 
     Raises:
         RankError: the ranks have different options.
-        KeyboardInterrupt: Ctrl-C or SIGTERM. The arguments are the number of the signal and a message for the user.
-        DataError: the schema reads several files, a file of the stream's state is damaged, or a chunk cannot be
-            prepared.
-        TrainingError, CheckpointError, ServingError, BusyError: see ``train_one`` and ``export_run``.
+        KeyboardInterrupt: Ctrl-C or SIGTERM. The arguments are the number of the signal and a
+            message for the user.
+        DataError: the schema reads several files, a file of the stream's state is damaged, or a
+            chunk cannot be prepared.
+        TrainingError, CheckpointError, ServingError, BusyError: see ``train_one`` and
+            ``export_run``.
     """
     check_replicated("stream", config.training)
     schema = part_schema(schema)
     agreed = asdict(options)
-    with writing_parts(out, config, ranks, CURRENT, EXPORTED, KNOWN, **agreed), ExitStack() as stack:
+    with (
+        writing_parts(out, config, ranks, CURRENT, EXPORTED, KNOWN, **agreed),
+        ExitStack() as stack,
+    ):
         stream = _Stream(schema, source, config, out, options, ranks, output)
         stack.push(stream.close)
         yield from stream.run()
@@ -222,7 +236,9 @@ class _Stream:
         return 0 < self.options.idle <= time.monotonic() - since
 
     def _next(self) -> Chunk | None:
-        """Returns the chunk in progress, or else the next one of the source, which is then in progress."""
+        """Returns the chunk in progress, or else the next one of the source, which is then in
+        progress.
+        """
         found = self.ranks.after_rank_zero(self._found)
         return None if found is None else Chunk.of(found, self.output)
 
@@ -232,7 +248,9 @@ class _Stream:
         if chunk is not None:
             if chunk.file.exists():
                 return chunk.plain(self.output)
-            warnings.warn(f"{chunk.file}: is gone and was not trained on", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"{chunk.file}: is gone and was not trained on", RuntimeWarning, stacklevel=2
+            )
         self._remove(len(self.journal.records) + 1)  # what a chunk that is gone has left
         assert self.source is not None  # on rank 0
         chunk = self.source.next(self.journal.done)
@@ -245,31 +263,53 @@ class _Stream:
         """Trains on a chunk, or leaves it out, and returns its record."""
         number = len(self.journal.records) + 1
         file = self.output.recorded(chunk.file)
-        about: dict[str, Any] = {"chunk": number, "name": chunk.name, "file": file, "position": chunk.position}
+        about: dict[str, Any] = {
+            "chunk": number,
+            "name": chunk.name,
+            "file": file,
+            "position": chunk.position,
+        }
         about |= {"set_aside": chunk.set_aside} if chunk.set_aside else {}
         before = self._folder(self.journal.trained[-1]) if self.journal.trained else None
         began = time.time()
         try:
-            part = partial(train_part, self.schema, chunk.file, self._folder(number), before, self.config, self.ranks)
+            part = partial(
+                train_part,
+                self.schema,
+                chunk.file,
+                self._folder(number),
+                before,
+                self.config,
+                self.ranks,
+            )
             with part(output=self.output, bad_rows=self.options.bad_rows) as found:
                 record = about | found | self._timed(chunk, began)
                 record["rows_per_s"] = record["rows"] / record["seconds"]
                 self.journal.append(record)
         except (DataError, TrainingError) as error:
-            # Training may fail on one rank alone, and the others would wait for it. All learn that preparing failed.
-            if self.options.on_error == "stop" or (not self.ranks.is_alone and isinstance(error, TrainingError)):
+            # Training may fail on one rank alone, and the others would wait for it. All learn that
+            # preparing failed.
+            if self.options.on_error == "stop" or (
+                not self.ranks.is_alone and isinstance(error, TrainingError)
+            ):
                 raise
             record = about | {"error": str(error)} | self._timed(chunk, began)
             self.journal.append(record)
             if self.trackers is not None:
-                warnings.warn(f"{chunk.file}: the whole chunk is left out: {error}", RuntimeWarning, stacklevel=2)
+                warnings.warn(
+                    f"{chunk.file}: the whole chunk is left out: {error}",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         if self.trackers is not None:
             self.trackers.log(_numbers(record), number)
         self.ranks.from_rank_zero(self._remove_old)
         return record
 
     def _timed(self, chunk: Chunk, began: float) -> dict[str, float]:
-        """Returns when a chunk arrived, and the seconds from then and from ``began`` until now, by rank 0's clock."""
+        """Returns when a chunk arrived, and the seconds from then and from ``began`` until now, by
+        rank 0's clock.
+        """
 
         def timed() -> dict[str, float]:
             now = time.time()
@@ -313,7 +353,10 @@ class _Stream:
             _sleep(self.options.poll, own)
             stop.synchronize()
         if stop:
-            message = f"interrupted; run the same command to continue from {self.output.recorded(self.out)}"
+            message = (
+                "interrupted; run the same command to continue from "
+                f"{self.output.recorded(self.out)}"
+            )
             raise KeyboardInterrupt(stop.signum, message)
 
 
@@ -324,11 +367,26 @@ def _sleep(seconds: float, stop: Interrupt) -> None:
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the trackers log of a record. An undefined metric is left out, which a file has as null."""
-    names = ("lag", "seconds", "rows", "bad_rows", "rows_per_s", "ids", "before_training", "validation")
+    """Returns what the trackers log of a record. An undefined metric is left out, which a file has
+    as null.
+    """
+    names = (
+        "lag",
+        "seconds",
+        "rows",
+        "bad_rows",
+        "rows_per_s",
+        "ids",
+        "before_training",
+        "validation",
+    )
     return _defined({name: record.get(name) for name in names})
 
 
 def _defined(values: dict[str, Any]) -> dict[str, Any]:
-    nested = {name: _defined(value) if isinstance(value, dict) else value for name, value in values.items()}
-    return {name: value for name, value in nested.items() if value is not None and value == value}  # nan differs
+    nested = {
+        name: _defined(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+    }
+    # nan differs
+    return {name: value for name, value in nested.items() if value is not None and value == value}

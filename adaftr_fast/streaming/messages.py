@@ -21,40 +21,56 @@ from adaftr_fast.data.schema.types import Schema, TextFormat, condition_columns
 SHOWN = 50  # characters of a value that an error shows
 LARGEST_WEIGHT = float(np.finfo(np.float32).max)  # weights are float32
 LARGEST_EXACT = 2.0**53  # larger integers cannot be cast to float64
-CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}  # NaN is missing, as null is
+# NaN is missing, as null is
+CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 Row = dict[str, Any]
 
 
 class RowReader:
-    """Reads JSON objects as rows with the columns of a schema, so that ``prepare`` can read any set of these rows.
+    """Reads JSON objects as rows with the columns of a schema, so that ``prepare`` can read any set
+    of these rows.
 
     Args:
         schema: the schema of a part of the stream (``part_schema``).
     """
 
     def __init__(self, schema: Schema) -> None:
-        conditions = {label.name: label.condition for label in schema.labels if label.condition is not None}
-        compared = {column for each in (*conditions.values(), schema.drop or []) for column in condition_columns(each)}
+        conditions = {
+            label.name: label.condition for label in schema.labels if label.condition is not None
+        }
+        compared = {
+            column
+            for each in (*conditions.values(), schema.drop or [])
+            for column in condition_columns(each)
+        }
         self._null = schema.text.null
         self._types = column_types(schema)
-        self._reads: dict[str, Callable[[Any], Any]] = {name: _reader(kind) for name, kind in self._types.items()}
+        self._reads: dict[str, Callable[[Any], Any]] = {
+            name: _reader(kind) for name, kind in self._types.items()
+        }
         numbers = [name for name, kind in self._types.items() if kind == pa.float64()]
         self._reads |= {name: partial(_written_number, schema.text) for name in numbers}
         self._reads |= {name: _compared for name in compared if self._types[name] == pa.string()}
-        lists = [field for field in schema.fields if field.tokens is not None and field.separator is None]
+        lists = [
+            field for field in schema.fields if field.tokens is not None and field.separator is None
+        ]
         self._reads |= {field.columns[0]: _list for field in lists}
         self._reads |= {label.column: _label for label in schema.labels if label.column is not None}
         self._reads |= {schema.weight: _weight} if schema.weight is not None else {}
         self._needed = [name for name, read in self._reads.items() if read in (_label, _weight)]
-        self._conditions = {name: condition_columns(condition) for name, condition in conditions.items()}
-        self._is_missing = {name: pq.filters_to_expression(each).is_null() for name, each in conditions.items()}
+        self._conditions = {
+            name: condition_columns(condition) for name, condition in conditions.items()
+        }
+        self._is_missing = {
+            name: pq.filters_to_expression(each).is_null() for name, each in conditions.items()
+        }
 
     def read(self, messages: Sequence[bytes | None]) -> tuple[pa.Table, list[str | None]]:
         """Returns the rows, and for each message why it is none, or None.
 
-        The table has the columns that any row has. A column of several types becomes text. A message is not a row
-        if it is not a JSON object, has no column of the schema, lacks a label or the weight, or has a value that the
-        schema cannot read.
+        The table has the columns that any row has. A column of several types becomes text. A
+        message is not a row if it is not a JSON object, has no column of the schema, lacks a label
+        or the weight, or has a value that the schema cannot read.
         """
         rows: list[Row] = []
         reasons: list[str | None] = []
@@ -67,7 +83,9 @@ class RowReader:
             except RecursionError:
                 reasons.append("is nested too deeply")
         names = dict.fromkeys(name for row in rows for name in row)
-        columns = {name: _column([row.get(name) for row in rows], self._types[name]) for name in names}
+        columns = {
+            name: _column([row.get(name) for row in rows], self._types[name]) for name in names
+        }
         return self._labelled(pa.table(columns), reasons)
 
     def _row(self, message: bytes | None) -> Row:
@@ -92,12 +110,20 @@ class RowReader:
             raise ValueError("expected a column of the schema")
         return row
 
-    def _labelled(self, rows: pa.Table, reasons: list[str | None]) -> tuple[pa.Table, list[str | None]]:
-        """Leaves out the rows in which the condition of a label has no value, since a column is missing."""
+    def _labelled(
+        self, rows: pa.Table, reasons: list[str | None]
+    ) -> tuple[pa.Table, list[str | None]]:
+        """Leaves out the rows in which the condition of a label has no value, since a column is
+        missing.
+        """
         if not self._conditions:
             return rows, reasons
         present = set(rows.column_names)
-        read = {name: self._is_missing[name] for name in self._conditions if present.issuperset(self._conditions[name])}
+        read = {
+            name: self._is_missing[name]
+            for name in self._conditions
+            if present.issuperset(self._conditions[name])
+        }
         found = ds.dataset(rows).to_table(columns=read)
         numbers = np.flatnonzero([reason is None for reason in reasons])
         is_row = np.full(len(rows), True)
@@ -145,11 +171,15 @@ def _number(value: Any) -> Any:
 
 def _written_number(form: TextFormat, value: Any) -> Any:
     """Returns a number, or one that is written as text with the marks of a schema."""
-    return _number(plain_numbers(pa.array([value]), form)[0].as_py() if isinstance(value, str) else value)
+    return _number(
+        plain_numbers(pa.array([value]), form)[0].as_py() if isinstance(value, str) else value
+    )
 
 
 def _label(value: Any) -> int:
-    number = label_numbers(pa.array([value]))[0].as_py() if isinstance(value, str) else _number(value)
+    number = (
+        label_numbers(pa.array([value]))[0].as_py() if isinstance(value, str) else _number(value)
+    )
     if number not in (0, 1):
         raise ValueError("expected 0 or 1")
     return int(number)  # 0 of -0.0

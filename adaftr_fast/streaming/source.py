@@ -21,7 +21,8 @@ class Chunk:
         file: the rows, whole, as ``prepare`` reads them.
         arrived: when the chunk was whole, in seconds since 1970.
         position: where the source goes on after the chunk.
-        set_aside: what came before the end of the chunk and is not a row, as plain values; {} for nothing.
+        set_aside: what came before the end of the chunk and is not a row, as plain values; {} for
+            nothing.
     """
 
     name: str

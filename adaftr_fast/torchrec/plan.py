@@ -16,7 +16,9 @@ Tables = dict[str, dict[str, Any]]
 
 
 def tables_of(plan: ShardingPlan) -> Tables:
-    """Returns how each table of a plan for one EmbeddingBagCollection is sharded, as plain values."""
+    """Returns how each table of a plan for one EmbeddingBagCollection is sharded, as
+    plain values.
+    """
     ((_, module),) = plan.plan.items()
     return {
         name: {
@@ -40,11 +42,18 @@ def plan_of(tables: Tables) -> ShardingPlan:
     """Returns the plan that ``tables_of`` describes."""
     from torch.distributed._shard.metadata import ShardMetadata
     from torch.distributed._shard.sharding_spec.api import EnumerableShardingSpec
-    from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan
+    from torchrec.distributed.types import (
+        EmbeddingModuleShardingPlan,
+        ParameterSharding,
+        ShardingPlan,
+    )
 
     module = EmbeddingModuleShardingPlan()
     for name, table in tables.items():
-        shards = [ShardMetadata(each["offsets"], each["sizes"], each["placement"]) for each in table["shards"]]
+        shards = [
+            ShardMetadata(each["offsets"], each["sizes"], each["placement"])
+            for each in table["shards"]
+        ]
         module[name] = ParameterSharding(
             sharding_type=table["sharding_type"],
             compute_kernel=table["compute_kernel"],
@@ -56,9 +65,11 @@ def plan_of(tables: Tables) -> ShardingPlan:
 
 @contextmanager
 def no_broadcast_of_settings() -> Iterator[None]:
-    """Within the block, DistributedModelParallel does not broadcast whether to validate TorchRec's collectives.
+    """Within the block, DistributedModelParallel does not broadcast whether to validate TorchRec's
+    collectives.
 
-    TorchRec pickles this flag, False by default. It is the only value that TorchRec pickles for ``ShardedTables``.
+    TorchRec pickles this flag, False by default. It is the only value that TorchRec pickles for
+    ``ShardedTables``.
     """
     from torchrec.distributed import collective_utils
 

@@ -53,7 +53,9 @@ class ShardedRows:
         self.shape = torch.Size([sum(shard.rows for shard in self.shards), *rest])
 
     def local(self) -> Iterator[tuple[int, Tensor]]:
-        """Yields the first row and the rows of each shard on this rank, without empty ones. Needs no other rank."""
+        """Yields the first row and the rows of each shard on this rank, without empty ones. Needs
+        no other rank.
+        """
         first = 0
         for shard in self.shards:
             if shard.local is not None and shard.rows:
@@ -62,7 +64,9 @@ class ShardedRows:
 
     @torch.no_grad()
     def read(self, source: Readable) -> None:
-        """Writes the rows of ``source`` [R, ...] to the shards on this rank, in chunks. Needs no other rank."""
+        """Writes the rows of ``source`` [R, ...] to the shards on this rank, in chunks. Needs no
+        other rank.
+        """
         for first, rows in self.local():
             for start in range(0, len(rows), self._step):
                 stop = min(start + self._step, len(rows))
@@ -74,7 +78,8 @@ class ShardedRows:
 
         Args:
             source: the other tensor [S, ...], of which only ranges between rows to copy are read.
-            sources: the row of ``source`` for each row, int64 [R]; a negative number leaves the row as it is.
+            sources: the row of ``source`` for each row, int64 [R]; a negative number leaves the row
+                as it is.
         """
         for first, rows in self.local():
             wanted, order = sources[first : first + len(rows)].sort()
@@ -83,12 +88,16 @@ class ShardedRows:
                 low = int(wanted[start])
                 stop = int(torch.searchsorted(wanted, low + self._step))
                 chunk = source[low : int(wanted[stop - 1]) + 1]
-                rows[order[start:stop].to(rows.device)] = chunk[wanted[start:stop] - low].to(rows.device)
+                rows[order[start:stop].to(rows.device)] = chunk[wanted[start:stop] - low].to(
+                    rows.device
+                )
                 start = stop
 
     @torch.no_grad()
     def fill(self, source: Readable | None) -> None:
-        """Writes rank 0's rows ``source`` [R, ...] to the ranks that own them; the other ranks pass None."""
+        """Writes rank 0's rows ``source`` [R, ...] to the ranks that own them; the other ranks pass
+        None.
+        """
         me, first = dist.get_rank(), 0
         for shard, start, stop in self._ranges():
             rows = stop - start

@@ -1,10 +1,13 @@
-"""The look-up of a training step: one for the whole batch, and one update of the rows by its gradient.
+"""The look-up of a training step: one for the whole batch, and one update of the rows by its
+gradient.
 
-Shapes: B rows of this rank's batch, F fields, E width, N ids of all bags, U distinct table rows, W ranks.
+Shapes: B rows of this rank's batch, F fields, E width, N ids of all bags, U distinct table rows, W
+ranks.
 
-TorchRec updates the rows in backward. A step therefore looks up its batch once and gives the model the vectors outside
-of TorchRec's graph. Their gradient accumulates over the parts of the batch and can be clipped. Then TorchRec's backward
-runs once, so that a row gets one update by the sum of its gradients.
+TorchRec updates the rows in backward. A step therefore looks up its batch once and gives the model
+the vectors outside of TorchRec's graph. Their gradient accumulates over the parts of the batch and
+can be clipped. Then TorchRec's backward runs once, so that a row gets one update by the sum of its
+gradients.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ class StepLookup:
         mean: whether a bag is the mean of its vectors, rather than their sum.
     """
 
-    def __init__(self, out: Tensor, ids: Tensor, offsets: Tensor | None, field_offsets: Tensor, mean: bool) -> None:
+    def __init__(
+        self, out: Tensor, ids: Tensor, offsets: Tensor | None, field_offsets: Tensor, mean: bool
+    ) -> None:
         self._out = out
         self._ids = ids
         self._offsets = offsets
@@ -47,9 +52,12 @@ class StepLookup:
             ValueError: the ids are not those of the part.
         """
         expected = self._ids[self._span(self.part)]
-        if (offsets is None) != (self._offsets is None) or not torch.equal(ids.to(expected.dtype), expected):
+        if (offsets is None) != (self._offsets is None) or not torch.equal(
+            ids.to(expected.dtype), expected
+        ):
             raise ValueError(
-                "ShardedTables: ids must be those of the batch in a training step, which looks them up once; "
+                "ShardedTables: ids must be those of the batch in a training step, which looks "
+                "them up once; "
                 "train a model that looks up others with training.tables = replicated"
             )
         return self._vectors if self.part == slice(0, len(self._out)) else self._vectors[self.part]
@@ -59,11 +67,14 @@ class StepLookup:
         if self._offsets is None:
             return rows
         fields = len(self._field_offsets) - 1
-        return slice(int(self._offsets[rows.start * fields]), int(self._offsets[rows.stop * fields]))
+        return slice(
+            int(self._offsets[rows.start * fields]), int(self._offsets[rows.stop * fields])
+        )
 
     @torch.no_grad()
     def squared_norm(self, group: dist.ProcessGroup) -> Tensor:
-        """Returns the squared norm of the tables' gradient, which is the mean over the ranks, 0-dim.
+        """Returns the squared norm of the tables' gradient, which is the mean over the ranks,
+        0-dim.
 
         Rank ``row % W`` adds up the gradients of a row. All ranks must call it.
         """
@@ -72,7 +83,9 @@ class StepLookup:
         if self._offsets is None:
             rows = embedding_rows(self._ids, self._field_offsets)
         else:
-            bag, rows = resolve_ids("sharded_tables", self._ids, self._offsets, None, self._field_offsets)
+            bag, rows = resolve_ids(
+                "sharded_tables", self._ids, self._offsets, None, self._field_offsets
+            )
             grad = grad[bag] * factors(bag, self._offsets, None, self._mean, grad.dtype)
         _, merged = merge_rows(*_to_owners(*merge_rows(rows, grad), group))
         total = merged.square().sum()
@@ -95,7 +108,9 @@ class StepLookup:
 
 
 def _to_owners(rows: Tensor, grad: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """Sends each row [U] with its gradient [U, E] to rank ``row % W``; returns what this rank receives."""
+    """Sends each row [U] with its gradient [U, E] to rank ``row % W``; returns what this rank
+    receives.
+    """
     size = dist.get_world_size(group)
     owner = rows % size
     order, sent = owner.argsort(stable=True), owner.bincount(minlength=size)

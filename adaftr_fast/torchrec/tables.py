@@ -1,9 +1,12 @@
-"""Embedding tables sharded over ranks by TorchRec: one rank holds each row, with its optimizer state.
+"""Embedding tables sharded over ranks by TorchRec: one rank holds each row, with its optimizer
+state.
 
-Shapes: B rows of this rank's batch, F fields, E width, N ids of all bags, R table rows of all fields.
+Shapes: B rows of this rank's batch, F fields, E width, N ids of all bags, R table rows of all
+fields.
 
-TorchRec sends ids to the ranks that hold their rows, and receives the vectors. In backward it sends the gradients,
-divided by the number of ranks, and updates the rows. torchrec is an optional dependency, imported where it is used.
+TorchRec sends ids to the ranks that hold their rows, and receives the vectors. In backward it sends
+the gradients, divided by the number of ranks, and updates the rows. torchrec is an optional
+dependency, imported where it is used.
 """
 
 from __future__ import annotations
@@ -38,12 +41,18 @@ if TYPE_CHECKING:
 Sharding = Literal["table_wise", "row_wise"]
 RowOptimizer = Literal["sgd", "adagrad", "rowwise_adagrad"]
 # The names of the state's tensors, as in adaftr_fast.optim.
-STATE: dict[RowOptimizer, tuple[str, ...]] = {"sgd": (), "adagrad": ("sum",), "rowwise_adagrad": ("sum",)}
+STATE: dict[RowOptimizer, tuple[str, ...]] = {
+    "sgd": (),
+    "adagrad": ("sum",),
+    "rowwise_adagrad": ("sum",),
+}
 INSTALL = (
-    "with torch 2.13, pip install adaftr-fast[torchrec], then pip install --no-deps torchrec==1.8.0 and "
+    "with torch 2.13, pip install adaftr-fast[torchrec], then pip install --no-deps "
+    "torchrec==1.8.0 and "
     "fbgemm-gpu-cpu==1.8.0 (fbgemm-gpu==1.8.0 for CUDA)"
 )
-RESERVED = 0.15  # share of a GPU's memory kept free of tables, TorchRec's default; no effect on CPUs
+# share of a GPU's memory kept free of tables, TorchRec's default; no effect on CPUs
+RESERVED = 0.15
 
 
 class Options(TypedDict):
@@ -57,16 +66,19 @@ class Options(TypedDict):
 class ShardedTables(nn.Module):
     """Computes a ``FusedEmbedding`` whose rows are sharded over ranks.
 
-    All ranks must construct it and call it in the same order. A look-up is a collective, and so is its backward, which
-    also takes the optimizer's step. Without backward, the ranks' batches may differ in size and may be empty. Within
-    ``held``, look-ups read parts of one batch, and ``StepLookup.update`` takes the step. The module has no parameters;
-    ``weight``, ``state`` and ``optimizer`` give access to the rows and their state.
+    All ranks must construct it and call it in the same order. A look-up is a collective, and so is
+    its backward, which also takes the optimizer's step. Without backward, the ranks' batches may
+    differ in size and may be empty. Within ``held``, look-ups read parts of one batch, and
+    ``StepLookup.update`` takes the step. The module has no parameters; ``weight``, ``state`` and
+    ``optimizer`` give access to the rows and their state.
 
     Args:
-        table: the table that defines fields, names and pooling. Rank 0's weights initialise all ranks. It may be
-            constructed within ``tables_elsewhere``.
-        sharding: "table_wise" (each field on one rank) or "row_wise" (an equal part of every field on each rank).
-        optimizer: "sgd", "adagrad" or "rowwise_adagrad", which compute the same as those of adaftr_fast.optim.
+        table: the table that defines fields, names and pooling. Rank 0's weights initialise all
+            ranks. It may be constructed within ``tables_elsewhere``.
+        sharding: "table_wise" (each field on one rank) or "row_wise" (an equal part of every field
+            on each rank).
+        optimizer: "sgd", "adagrad" or "rowwise_adagrad", which compute the same as those of
+            adaftr_fast.optim.
         ranks: the ranks of the default process group.
         lr: learning rate; it can be changed in ``optimizer.param_groups``.
         eps: ε of the optimizer.
@@ -108,14 +120,18 @@ class ShardedTables(nn.Module):
         for name in ("offsets", "oov_counts"):  # as in FusedEmbedding, for an equal state dict
             self.register_buffer(name, getattr(table, name).to(device), persistent=False)
         self._options: Options = {"optimizer": optimizer, "lr": lr, "eps": eps}
-        self._keys = [str(field) for field in range(len(self.num_embeddings))]  # TorchRec takes no dots
+        # TorchRec takes no dots
+        self._keys = [str(field) for field in range(len(self.num_embeddings))]
         self._held: StepLookup | None = None
-        # The tuple hides the parameters from nn.Module: each holds some rows, and only its own optimizer updates it.
+        # The tuple hides the parameters from nn.Module: each holds some rows, and only its own
+        # optimizer updates it.
         self._collection = (_collection(self, sharding, device, ranks),)
         self.optimizer: torch.optim.Optimizer = self._collection[0].fused_optimizer
         rng = table.initial_rng
         if fills:
-            self.weight.fill(table.weight.detach() if rng is None else _Drawn(table.weight.shape, rng))
+            self.weight.fill(
+                table.weight.detach() if rng is None else _Drawn(table.weight.shape, rng)
+            )
 
     @property
     def out_features(self) -> int:
@@ -123,27 +139,34 @@ class ShardedTables(nn.Module):
         return len(self.num_embeddings) * self.embedding_dim
 
     @_disable_dynamo  # torch.compiler.disable, without importing the compiler until it is needed
-    def forward(self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
         """Looks up like ``FusedEmbedding.forward``, as a collective -> [B, F * E].
 
         Raises:
             IndexError, TypeError, ValueError: as ``FusedEmbedding.forward``.
-            ValueError: ``per_sample_weights`` are given, which are not supported, or ids are not those of ``held``.
+            ValueError: ``per_sample_weights`` are given, which are not supported, or ids are not
+                those of ``held``.
         """
         if per_sample_weights is not None:
             raise ValueError(
-                "ShardedTables: per_sample_weights must be None, got a tensor: use a FusedEmbedding for weighted ids"
+                "ShardedTables: per_sample_weights must be None, got a tensor: use a "
+                "FusedEmbedding for weighted ids"
             )
         return self._look_up(ids, offsets) if self._held is None else self._held.read(ids, offsets)
 
     @contextmanager
     def held(self, ids: Tensor, offsets: Tensor | None) -> Iterator[StepLookup]:
-        """Looks up a batch, as a collective. Within the block, look-ups read from it without communication.
+        """Looks up a batch, as a collective. Within the block, look-ups read from it without
+        communication.
 
         Raises:
             IndexError, TypeError, ValueError: as ``forward``.
         """
-        self._held = StepLookup(self._look_up(ids, offsets), ids, offsets, self.offsets, self.pooling == "mean")
+        self._held = StepLookup(
+            self._look_up(ids, offsets), ids, offsets, self.offsets, self.pooling == "mean"
+        )
         try:
             yield self._held
         finally:
@@ -153,22 +176,34 @@ class ShardedTables(nn.Module):
         from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
         counts, values, lengths = self._bags(ids, offsets)
-        looked_up = self._collection[0](KeyedJaggedTensor(self._keys, values, lengths=lengths)).wait()
+        looked_up = self._collection[0](
+            KeyedJaggedTensor(self._keys, values, lengths=lengths)
+        ).wait()
         out = KeyedTensor.regroup([looked_up], [self._keys])[0]  # [B, F * E]
         if counts is None or self.pooling == "sum":
             return out
-        return (out.unflatten(1, (*counts.shape[1:], -1)) / counts.clamp(min=1)[..., None]).flatten(1)
+        return (out.unflatten(1, (*counts.shape[1:], -1)) / counts.clamp(min=1)[..., None]).flatten(
+            1
+        )
 
     def _bags(self, ids: Tensor, offsets: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Returns the bags' sizes [B, F] (None: all 1), the ids field by field [N], and their bags' sizes [F * B]."""
+        """Returns the bags' sizes [B, F] (None: all 1), the ids field by field [N], and their bags'
+        sizes [F * B].
+        """
         if offsets is None:
             check_ids("sharded_tables", ids, self.offsets)
-            return None, ids.T.flatten(), torch.ones(ids.numel(), dtype=torch.int32, device=ids.device)
+            return (
+                None,
+                ids.T.flatten(),
+                torch.ones(ids.numel(), dtype=torch.int32, device=ids.device),
+            )
         resolve_ids("sharded_tables", ids, offsets, None, self.offsets)
         counts = offsets.diff().int()  # [B * F]
         order = torch.arange(len(counts), dtype=torch.int32, device=ids.device)
         order = order.view(-1, len(self.num_embeddings)).T.flatten()
-        lengths, values, _ = torch.ops.fbgemm.permute_2D_sparse_data(order, counts[:, None], ids, None, len(ids))
+        lengths, values, _ = torch.ops.fbgemm.permute_2D_sparse_data(
+            order, counts[:, None], ids, None, len(ids)
+        )
         return counts.view(-1, len(self.num_embeddings)), values, lengths.flatten()
 
     @property
@@ -178,10 +213,15 @@ class ShardedTables(nn.Module):
 
     def field_weights(self) -> dict[str, ShardedRows]:
         """Returns the rows [rows, E] of each field by its name."""
-        return {n: ShardedRows(shards, [self.embedding_dim]) for n, shards in zip(self.field_names, self._shards())}
+        return {
+            n: ShardedRows(shards, [self.embedding_dim])
+            for n, shards in zip(self.field_names, self._shards())
+        }
 
     def state(self) -> dict[str, ShardedRows]:
-        """Returns the state by ``<name>.<field name>``, as adaftr_fast.optim: [rows, E], or [rows] for row-wise."""
+        """Returns the state by ``<name>.<field name>``, as adaftr_fast.optim: [rows, E], or [rows]
+        for row-wise.
+        """
         kind = self._options["optimizer"]
         rest = [self.embedding_dim] if kind == "adagrad" else []
         return {
@@ -191,21 +231,33 @@ class ShardedTables(nn.Module):
         }
 
     def _shards(self, state: int = 0) -> list[list[Shard]]:
-        """Returns each field's shards of the table (``state`` 0) or of the optimizer's ``state``-th tensor."""
-        weights, states = self._collection[0].state_dict(), self.optimizer.state_dict()["state"] if state else {}
+        """Returns each field's shards of the table (``state`` 0) or of the optimizer's ``state``-th
+        tensor.
+        """
+        weights = self._collection[0].state_dict()
+        states = self.optimizer.state_dict()["state"] if state else {}
         fields = []
         for field in range(len(self.num_embeddings)):
             key = f"embedding_bags.{field}.weight"
             rows = states.get(key, {}).get(f"{field}.momentum{state}") if state else weights[key]
             mine = [] if rows is None else rows.local_shards()
             local = {each.metadata.shard_offsets[0]: each.tensor for each in mine}
-            whole = sorted(weights[key].metadata().shards_metadata, key=lambda each: each.shard_offsets[0])
-            fields.append([Shard(p.placement.rank(), p.shard_sizes[0], local.get(p.shard_offsets[0])) for p in whole])
+            whole = sorted(
+                weights[key].metadata().shards_metadata, key=lambda each: each.shard_offsets[0]
+            )
+            fields.append(
+                [
+                    Shard(p.placement.rank(), p.shard_sizes[0], local.get(p.shard_offsets[0]))
+                    for p in whole
+                ]
+            )
         return fields
 
 
 class _Drawn:
-    """The initial rows of a table constructed within ``tables_elsewhere``; they are read once, in order."""
+    """The initial rows of a table constructed within ``tables_elsewhere``; they are read once, in
+    order.
+    """
 
     def __init__(self, shape: torch.Size, rng: Tensor) -> None:
         rows, width = shape
@@ -223,23 +275,33 @@ class _Drawn:
 
 
 def check_installed() -> None:
-    """Raises RankError, with the cause and the remedy, if TorchRec or a module that it imports cannot be imported."""
+    """Raises RankError, with the cause and the remedy, if TorchRec or a module that it imports
+    cannot be imported.
+    """
     try:
         import fbgemm_gpu  # noqa: F401
         import torchrec  # noqa: F401
     except (ImportError, OSError) as error:  # OSError: FBGEMM is built for another torch
         cause = first_line(error)
-        raise RankError(f"sharded tables require TorchRec, which cannot be imported ({cause}): {INSTALL}") from error
+        raise RankError(
+            f"sharded tables require TorchRec, which cannot be imported ({cause}): {INSTALL}"
+        ) from error
 
 
 def _check(table: FusedEmbedding, sharding: str, optimizer: str) -> None:
     check_installed()
-    for name, value, known in (("sharding", sharding, get_args(Sharding)), ("optimizer", optimizer, tuple(STATE))):
+    for name, value, known in (
+        ("sharding", sharding, get_args(Sharding)),
+        ("optimizer", optimizer, tuple(STATE)),
+    ):
         if value not in known:
-            raise ValueError(f"ShardedTables: {name} must be one of {', '.join(known)}, got {value!r}")
+            raise ValueError(
+                f"ShardedTables: {name} must be one of {', '.join(known)}, got {value!r}"
+            )
     if len(table.by_width) > 1 or table.widths[0] % 4:
         raise ValueError(
-            f"ShardedTables: embedding_dim must be one multiple of 4 for all fields, got {table.embedding_dim}"
+            "ShardedTables: embedding_dim must be one multiple of 4 for all fields, got "
+            f"{table.embedding_dim}"
         )
     if table.weight.dtype != torch.float32:
         raise ValueError(f"ShardedTables: tables must be float32, got {table.weight.dtype}")
@@ -248,9 +310,13 @@ def _check(table: FusedEmbedding, sharding: str, optimizer: str) -> None:
 
 
 def quiet() -> None:
-    """Silences warnings about TorchRec's calls of torch, for good because backward runs in another thread."""
+    """Silences warnings about TorchRec's calls of torch, for good because backward runs in another
+    thread.
+    """
     for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
-        warnings.filterwarnings("ignore", rf"`torch\.distributed\.{name}` is deprecated", FutureWarning)
+        warnings.filterwarnings(
+            "ignore", rf"`torch\.distributed\.{name}` is deprecated", FutureWarning
+        )
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
 
 
@@ -269,13 +335,15 @@ def _collection(
 
     class Sharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]  # torchrec has no types
         def sharding_types(self, compute_device_type: str) -> list[str]:
-            # TorchRec offers row-wise on GPUs only, although its kernels and gloo's collectives support CPUs too.
+            # TorchRec offers row-wise on GPUs only, although its kernels and gloo's collectives
+            # support CPUs too.
             return [sharding]
 
     collection = EmbeddingBagCollection(
         device=torch.device("meta"),
         tables=[
-            # Means are computed from the sum here: TorchRec's row-wise mean divides by the number of ids + 1e-6.
+            # Means are computed from the sum here: TorchRec's row-wise mean divides by the number
+            # of ids + 1e-6.
             EmbeddingBagConfig(
                 name=name,
                 embedding_dim=tables.embedding_dim,
@@ -289,7 +357,9 @@ def _collection(
     sharders = [Sharder(fused_params=_fused_params(**tables._options))]
     planner = EmbeddingShardingPlanner(
         topology=_topology(device.type),
-        constraints={name: ParameterConstraints(sharding_types=[sharding]) for name in tables._keys},
+        constraints={
+            name: ParameterConstraints(sharding_types=[sharding]) for name in tables._keys
+        },
         storage_reservation=FixedPercentageStorageReservation(RESERVED),
     )
 
@@ -298,19 +368,28 @@ def _collection(
             return tables_of(planner.plan(collection, sharders))
         except PlannerError as error:
             cause = first_line(error)
-            raise RankError(f"TorchRec cannot place the tables on {ranks.size} ranks, {sharding}: {cause}") from None
+            raise RankError(
+                f"TorchRec cannot place the tables on {ranks.size} ranks, {sharding}: {cause}"
+            ) from None
 
     # TorchRec's collective_plan leaves the other ranks waiting if rank 0 finds no plan.
     sharding_plan = plan_of(ranks.from_rank_zero(plan))
     env = ShardingEnv.from_process_group(dist.group.WORLD)
     with no_broadcast_of_settings():
         return DistributedModelParallel(
-            collection, env=env, device=device, plan=sharding_plan, sharders=sharders, init_data_parallel=False
+            collection,
+            env=env,
+            device=device,
+            plan=sharding_plan,
+            sharders=sharders,
+            init_data_parallel=False,
         )
 
 
 def _fused_params(optimizer: RowOptimizer, lr: float, eps: float) -> dict[str, Any]:
-    """Returns FBGEMM's options. Its "exact" optimizers first merge a row's gradients, always in the same order."""
+    """Returns FBGEMM's options. Its "exact" optimizers first merge a row's gradients, always in the
+    same order.
+    """
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
 
     kinds = {
@@ -323,11 +402,20 @@ def _fused_params(optimizer: RowOptimizer, lr: float, eps: float) -> dict[str, A
 
 def _topology(device: str) -> Any:
     """Describes the ranks and their memory for the planner."""
-    from torchrec.distributed.planner.types import HardwareConfig, KernelConfig, TopologyFactory, TrainerConfig
+    from torchrec.distributed.planner.types import (
+        HardwareConfig,
+        KernelConfig,
+        TopologyFactory,
+        TrainerConfig,
+    )
 
     size = dist.get_world_size()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    on_gpu = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if device == "cuda" else None
+    on_gpu = (
+        torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        if device == "cuda"
+        else None
+    )
     return TopologyFactory.create_topology(
         TrainerConfig(world_size=size, local_world_size=local),
         HardwareConfig(hbm_cap_bytes=on_gpu, ddr_cap_bytes=_memory.limit() // local),

@@ -1,6 +1,8 @@
-"""Ways to balance the tasks: by weights of the losses, or by combining their gradients (docs/balancing.md).
+"""Ways to balance the tasks: by weights of the losses, or by combining their gradients
+(docs/balancing.md).
 
-Shapes: T tasks, P parameters that several tasks have a gradient for, N values of a gradient, U rows of a sparse one.
+Shapes: T tasks, P parameters that several tasks have a gradient for, N values of a gradient, U rows
+of a sparse one.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from adaftr_fast.ops.embedding.lookup import coalesce_gradient
 class Balance(nn.Module, ABC):
     """Decides what each task contributes to a step.
 
-    The stepper makes it the child ``balance`` of the model that it trains. Its tensors are then moved, trained,
-    broadcast and saved in snapshots together with the model's. They are not part of ``state_dict()``, because
-    checkpoints hold what predictions need.
+    The stepper makes it the child ``balance`` of the model that it trains. Its tensors are then
+    moved, trained, broadcast and saved in snapshots together with the model's. They are not part of
+    ``state_dict()``, because checkpoints hold what predictions need.
 
-    Only the terms of the loss that are named after tasks are balanced; the others keep the weights that they have.
+    Only the terms of the loss that are named after tasks are balanced; the others keep the weights
+    that they have.
 
     Args:
         task_names: T names.
@@ -45,19 +48,24 @@ class Balance(nn.Module, ABC):
         for task in self.task_names:
             if task not in terms:
                 raise TrainingError(
-                    f"training.balance: expected a term of the loss for the task {task!r}, got {', '.join(terms)}"
+                    f"training.balance: expected a term of the loss for the task {task!r}, got "
+                    f"{', '.join(terms)}"
                 )
         others = [term for name, term in terms.items() if name not in self.task_names]
         return [terms[task] for task in self.task_names], others
 
     def task_weights(self) -> Tensor | None:
-        """Returns the learned weights of the tasks' losses, detached [T]; None if there are none."""
+        """Returns the learned weights of the tasks' losses, detached [T]; None if there
+        are none.
+        """
         return None
 
     def after_update(self) -> None:
         """Runs after each update by the optimizers."""
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         pass
 
     def _load_from_state_dict(self, *_: Any) -> None:
@@ -72,7 +80,8 @@ class LossBalance(Balance):
         """Returns the loss to minimize, 0-dim.
 
         Args:
-            terms: the terms of the loss, 0-dim; those of a part of the batch are multiplied by ``share``.
+            terms: the terms of the loss, 0-dim; those of a part of the batch are multiplied by
+                ``share``.
             share: share of the part in the batch.
         """
 
@@ -85,7 +94,8 @@ class GradientBalance(Balance):
 
     @abstractmethod
     def factors(self, products: Tensor, losses: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Returns the factors of the tasks' gradients [T]: of shared parameters, and of those that one task has.
+        """Returns the factors of the tasks' gradients [T]: of shared parameters, and of those that
+        one task has.
 
         Args:
             products: the inner products of the gradients of the shared parameters, float64 [T, T].
@@ -95,7 +105,9 @@ class GradientBalance(Balance):
 
 
 def tensor_dtype(model: nn.Module) -> torch.dtype:
-    """Returns the dtype of learned weights of the losses of ``model``: float64 for a model in float64, else float32."""
+    """Returns the dtype of learned weights of the losses of ``model``: float64 for a model in
+    float64, else float32.
+    """
     return torch.promote_types(next(model.parameters()).dtype, torch.float32)
 
 
@@ -110,7 +122,8 @@ def build_balance(config: TrainingConfig, model: MultiTaskModel) -> Balance | No
     """
     if config.balance != "none" and not isinstance(getattr(model, NAME, None), Balance | None):
         raise TrainingError(
-            f"training.balance: {type(model).__name__} has an attribute {NAME!r} of its own; give it another name"
+            f"training.balance: {type(model).__name__} has an attribute {NAME!r} of its own; give "
+            "it another name"
         )
     match config.balance:
         case "uncertainty":
@@ -127,9 +140,10 @@ class UncertaintyWeights(LossBalance):
 
         L = sum_t (exp(-s_t) L_t + s_t / 2),  s_t = log sigma_t^2
 
-    This is Eq. 10 of the paper for classification, whose terms are L_t / sigma_t^2 + log sigma_t. A cross-entropy
-    scaled by 1 / sigma^2 is the likelihood of a sigmoid with temperature sigma^2, up to the paper's approximation.
-    s_t starts at 0, which weights all tasks equally, and the optimizer of the dense weights updates it.
+    This is Eq. 10 of the paper for classification, whose terms are L_t / sigma_t^2 + log sigma_t. A
+    cross-entropy scaled by 1 / sigma^2 is the likelihood of a sigmoid with temperature sigma^2, up
+    to the paper's approximation. s_t starts at 0, which weights all tasks equally, and the
+    optimizer of the dense weights updates it.
 
     Args:
         task_names: T names.
@@ -142,7 +156,9 @@ class UncertaintyWeights(LossBalance):
 
     def total(self, terms: Mapping[str, Tensor], share: float) -> Tensor:
         losses, others = self.split(terms)
-        weighted = torch.dot((-self.log_variances).exp(), torch.stack(losses).to(self.log_variances))
+        weighted = torch.dot(
+            (-self.log_variances).exp(), torch.stack(losses).to(self.log_variances)
+        )
         total = weighted + share / 2 * self.log_variances.sum()
         return total + torch.stack(others).sum() if others else total
 
@@ -151,13 +167,14 @@ class UncertaintyWeights(LossBalance):
 
 
 class PCGrad(GradientBalance):
-    """Removes from each task's gradient the component against another's (Yu et al., NeurIPS'20, Algorithm 1).
+    """Removes from each task's gradient the component against another's (Yu et al., NeurIPS'20,
+    Algorithm 1).
 
         g_i <- g_i - (g_i . g_j) / |g_j|^2 g_j    if g_i . g_j < 0, for all j != i in random order
 
-    where g_j is the original gradient of task j. The update is the sum of the g_i. It applies to the shared parameters,
-    embedding tables included. Every g_i is a linear combination of the original gradients, so the inner products of
-    these suffice to compute its coefficients.
+    where g_j is the original gradient of task j. The update is the sum of the g_i. It applies to
+    the shared parameters, embedding tables included. Every g_i is a linear combination of the
+    original gradients, so the inner products of these suffice to compute its coefficients.
 
     The order is a function of (seed, step), so a run resumes with the same bits.
 
@@ -173,7 +190,8 @@ class PCGrad(GradientBalance):
     def factors(self, products: Tensor, losses: Tensor, step: int) -> tuple[Tensor, Tensor]:
         unit = torch.eye(len(products), dtype=products.dtype, device=products.device)
         rows = []
-        for row, order in zip(unit, self.orders(step)):  # row: g_i as a combination of the original gradients
+        # row: g_i as a combination of the original gradients
+        for row, order in zip(unit, self.orders(step)):
             for j in order:
                 inner = row @ products[:, j]
                 removed = torch.where(inner < 0, inner / products[j, j], 0.0)
@@ -189,17 +207,19 @@ class PCGrad(GradientBalance):
 
 
 class GradNorm(GradientBalance):
-    """Learns weights w_t at which the tasks train at similar rates (Chen et al., ICML'18, Algorithm 1).
+    """Learns weights w_t at which the tasks train at similar rates (Chen et al., ICML'18, Algorithm
+    1).
 
         G_t = |grad_W w_t L_t|,  r_t = (L_t / L_t(0)) / mean(L / L(0))                 (Section 3.1)
         L_grad = sum_t |G_t - mean(G) r_t^alpha|                                        (Eq. 2)
 
-    The target mean(G) r_t^alpha counts as constant, so L_grad has the gradient sign(G_t - target) |grad_W L_t| in w_t.
-    After each update w is scaled to the sum T.
+    The target mean(G) r_t^alpha counts as constant, so L_grad has the gradient sign(G_t - target)
+    |grad_W L_t| in w_t. After each update w is scaled to the sum T.
 
-    W are all shared parameters, embedding tables included; the paper takes the last shared layer, which a model here
-    does not name. L_t(0) is the first loss of the task that is above 0; until then the task is left out of both means,
-    and its weight has the gradient 0. The optimizer of the dense weights updates w, and w is clamped to at least 0.
+    W are all shared parameters, embedding tables included; the paper takes the last shared layer,
+    which a model here does not name. L_t(0) is the first loss of the task that is above 0; until
+    then the task is left out of both means, and its weight has the gradient 0. The optimizer of the
+    dense weights updates w, and w is clamped to at least 0.
 
     Args:
         task_names: T names.
@@ -209,7 +229,9 @@ class GradNorm(GradientBalance):
 
     initial: Tensor
 
-    def __init__(self, task_names: Sequence[str], alpha: float, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, task_names: Sequence[str], alpha: float, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__(task_names)
         self.alpha = alpha
         self.weights = nn.Parameter(torch.ones(len(self.task_names), dtype=dtype))
@@ -234,7 +256,8 @@ class GradNorm(GradientBalance):
         self.weights.clamp_(min=0)
         total = self.weights.sum()
         scaled = self.weights / total * len(self.task_names)
-        self.weights.copy_(torch.where(total > 0, scaled, 1.0))  # equal weights if the optimizer made all 0
+        # equal weights if the optimizer made all 0
+        self.weights.copy_(torch.where(total > 0, scaled, 1.0))
 
     def task_weights(self) -> Tensor:
         return self.weights.detach().clone()
@@ -243,10 +266,14 @@ class GradNorm(GradientBalance):
 Gradient = list[Tensor | None]
 """The gradient of a loss by parameter; None where it has none."""
 Factors = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Maps the inner products [T, T] to the factors [T] for shared parameters, and for those of one task."""
+"""Maps the inner products [T, T] to the factors [T] for shared parameters, and for those of one
+task.
+"""
 
 
-def gradients_of(losses: Sequence[Tensor], parameters: Sequence[Tensor], average: Callable[[], None]) -> list[Gradient]:
+def gradients_of(
+    losses: Sequence[Tensor], parameters: Sequence[Tensor], average: Callable[[], None]
+) -> list[Gradient]:
     """Takes a backward of each loss; the parameters have no gradient before and after.
 
     Args:
@@ -259,7 +286,8 @@ def gradients_of(losses: Sequence[Tensor], parameters: Sequence[Tensor], average
         loss.backward(retain_graph=number < len(losses))
         average()
         for parameter in parameters:
-            coalesce_gradient(parameter)  # so that tables have the same rows in the gradients of all losses
+            # so that tables have the same rows in the gradients of all losses
+            coalesce_gradient(parameter)
         found.append([parameter.grad for parameter in parameters])
         for parameter in parameters:
             parameter.grad = None
@@ -267,20 +295,31 @@ def gradients_of(losses: Sequence[Tensor], parameters: Sequence[Tensor], average
 
 
 @torch.no_grad()
-def combine(parameters: Sequence[Tensor], tasks: Sequence[Gradient], others: Gradient | None, factors: Factors) -> None:
-    """Sets the gradient of each parameter to the sum of the tasks' gradients, multiplied by factors, and of the others.
+def combine(
+    parameters: Sequence[Tensor],
+    tasks: Sequence[Gradient],
+    others: Gradient | None,
+    factors: Factors,
+) -> None:
+    """Sets the gradient of each parameter to the sum of the tasks' gradients, multiplied by
+    factors, and of the others.
 
-    A parameter is shared if two or more tasks have a gradient for it that is not zero. Kernels that compute several
-    towers at once return zeros for the towers that a task does not have.
+    A parameter is shared if two or more tasks have a gradient for it that is not zero. Kernels that
+    compute several towers at once return zeros for the towers that a task does not have.
 
     Args:
         parameters: the parameters.
         tasks: T gradients of the tasks.
         others: the gradient of the other terms of the loss.
-        factors: computes the factors from the inner products of the gradients of the shared parameters.
+        factors: computes the factors from the inner products of the gradients of the shared
+            parameters.
     """
     each = {n: [gradient[n] for gradient in tasks] for n in range(len(parameters))}
-    several = {n: _matrix(grads) for n, grads in each.items() if sum(grad is not None for grad in grads) > 1}
+    several = {
+        n: _matrix(grads)
+        for n, grads in each.items()
+        if sum(grad is not None for grad in grads) > 1
+    }
     device = parameters[0].device
     inner = [torch.zeros(len(tasks), len(tasks), dtype=torch.float64, device=device)]
     inner += [(matrix @ matrix.T).double() for matrix, _ in several.values()]
@@ -299,7 +338,9 @@ def combine(parameters: Sequence[Tensor], tasks: Sequence[Gradient], others: Gra
 
 
 def _matrix(grads: Gradient) -> tuple[Tensor, Tensor]:
-    """Returns the values of the gradients of one parameter [T, N], zeros for None, and a gradient of their layout."""
+    """Returns the values of the gradients of one parameter [T, N], zeros for None, and a gradient
+    of their layout.
+    """
     found = [grad for grad in grads if grad is not None]
     if not all(grad.is_sparse for grad in found):
         grads = [None if grad is None else grad.to_dense() for grad in grads]
@@ -309,7 +350,9 @@ def _matrix(grads: Gradient) -> tuple[Tensor, Tensor]:
         empty = [grad * 0.0 for grad in found]  # its rows, without its values
         grads = [None if grad is None else sum(empty, grad).coalesce() for grad in grads]
         like = next(grad for grad in grads if grad is not None)
-    values = [torch.zeros_like(_values_of(like)) if grad is None else _values_of(grad) for grad in grads]
+    values = [
+        torch.zeros_like(_values_of(like)) if grad is None else _values_of(grad) for grad in grads
+    ]
     return torch.stack([each.flatten() for each in values]), like
 
 
@@ -327,7 +370,9 @@ def _like(grad: Tensor, values: Tensor) -> Tensor:
     if not grad.is_sparse:
         return values
     flag = grad.is_coalesced()
-    return torch.sparse_coo_tensor(grad._indices(), values, grad.shape, is_coalesced=flag, check_invariants=False)
+    return torch.sparse_coo_tensor(
+        grad._indices(), values, grad.shape, is_coalesced=flag, check_invariants=False
+    )
 
 
 def _add(parameter: Tensor, grad: Tensor | None) -> None:
@@ -340,5 +385,6 @@ def _add(parameter: Tensor, grad: Tensor | None) -> None:
     elif mine.is_sparse and grad.is_sparse and _same_rows(mine, grad):
         mine._values().add_(grad._values())
     else:
-        parameter.grad = grad + mine if mine.is_sparse else mine + grad  # torch adds sparse to dense, not the reverse
+        # torch adds sparse to dense, not the reverse
+        parameter.grad = grad + mine if mine.is_sparse else mine + grad
         coalesce_gradient(parameter)

@@ -1,4 +1,6 @@
-"""Metrics of the true probabilities, an upper bound in expectation for every model; synthetic data sets hold them."""
+"""Metrics of the true probabilities, an upper bound in expectation for every model; synthetic data
+sets hold them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from adaftr_fast.training.metrics import auc, gauc, log_loss
 
 
 def bayes_metrics(folder: str | AnyPath, split: str = "test") -> TaskMetrics:
-    """Computes ``auc``, ``gauc`` and ``logloss`` of the true probabilities on a split of a prepared folder.
+    """Computes ``auc``, ``gauc`` and ``logloss`` of the true probabilities on a split of a prepared
+    folder.
 
     On a finite split a model may exceed these metrics by chance.
 
@@ -22,16 +25,19 @@ def bayes_metrics(folder: str | AnyPath, split: str = "test") -> TaskMetrics:
         split: the name of the split.
 
     Returns:
-        The metrics as fractions, per task whose true probabilities the folder holds. Empty for a data set that is not
-        synthetic.
+        The metrics as fractions, per task whose true probabilities the folder holds. Empty for a
+        data set that is not synthetic.
 
     Raises:
-        DataError: the folder is not a prepared folder, it has no such split, or a probability is outside (0, 1).
+        DataError: the folder is not a prepared folder, it has no such split, or a probability is
+            outside (0, 1).
     """
     data = PreparedData(folder)
     manifest = data.manifest
     if split not in manifest.splits:
-        raise DataError(f"{data.folder}: no split {split!r}; expected one of {', '.join(manifest.splits)}")
+        raise DataError(
+            f"{data.folder}: no split {split!r}; expected one of {', '.join(manifest.splits)}"
+        )
     groups = [GROUP] if manifest.group else []
     wanted = [*manifest.tasks, *(TRUTH + task for task in manifest.tasks), *groups]
     table = read_split(data.folder, manifest, split, wanted)
@@ -41,7 +47,9 @@ def bayes_metrics(folder: str | AnyPath, split: str = "test") -> TaskMetrics:
         labels = table[task].to_numpy()
         truth = table[TRUTH + task].to_numpy()
         if not ((truth > 0) & (truth < 1)).all():
-            raise DataError(f"{data.folder / split}: column {TRUTH + task}: expected probabilities in (0, 1)")
+            raise DataError(
+                f"{data.folder / split}: column {TRUTH + task}: expected probabilities in (0, 1)"
+            )
         logits = np.log(truth) - np.log1p(-truth)
         metrics[task] = {"auc": auc(labels, logits), "logloss": log_loss(labels, logits)}
         if groups:

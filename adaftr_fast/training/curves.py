@@ -1,4 +1,6 @@
-"""The picture of runs: loss in training and validation, validation AUC and learned values by epoch."""
+"""The picture of runs: loss in training and validation, validation AUC and learned
+values by epoch.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,18 @@ class Panel(NamedTuple):
 
 
 def draw(runs: Sequence[Run]) -> Picture:
-    """Draws log-loss in training and validation and validation AUC of each task, and learned values, by epoch."""
+    """Draws log-loss in training and validation and validation AUC of each task, and learned
+    values, by epoch.
+    """
     tasks = _names(runs, "validation")
     learned = _names(runs, "diagnostics")
     panels = [Panel(task, "log-loss (crosses: validation)", ("train", task)) for task in tasks]
-    panels += [Panel(task, "validation AUC, %", ("validation", task, "auc"), 100.0) for task in tasks]
-    panels += [Panel(name, "median (bar: 5 to 95 %)", ("diagnostics", name, "p50")) for name in learned]
+    panels += [
+        Panel(task, "validation AUC, %", ("validation", task, "auc"), 100.0) for task in tasks
+    ]
+    panels += [
+        Panel(name, "median (bar: 5 to 95 %)", ("diagnostics", name, "p50")) for name in learned
+    ]
     columns = max(len(tasks), 1)
     rows = max(-(-len(panels) // columns), 1)
     names_height = 0.18 * len(runs) if len(runs) > 1 else 0.0
@@ -55,7 +63,9 @@ def draw(runs: Sequence[Run]) -> Picture:
 
 def _names(runs: Sequence[Run], part: str) -> list[str]:
     """Returns the tasks, or the learned values, of all runs."""
-    return list(dict.fromkeys(chain(*(record.get(part, {}) for run in runs for record in run.epochs))))
+    return list(
+        dict.fromkeys(chain(*(record.get(part, {}) for run in runs for record in run.epochs)))
+    )
 
 
 def _draw(axes: Axes, runs: Sequence[Run], panel: Panel) -> None:
@@ -63,20 +73,37 @@ def _draw(axes: Axes, runs: Sequence[Run], panel: Panel) -> None:
         color, line = style(number)
         epochs = [record["epoch"] for record in run.epochs]
         values = [panel.value(record) for record in run.epochs]
-        axes.plot(epochs, values, marker=".", color=color, linestyle=line, label=shortened(run.name))
+        axes.plot(
+            epochs, values, marker=".", color=color, linestyle=line, label=shortened(run.name)
+        )
         if run.best_epoch:
             best = values[epochs.index(run.best_epoch)]
             axes.plot(run.best_epoch, best, "o", color=color, fillstyle="none", markersize=9)
         if panel.keys[0] == "train":
             validation = Panel(panel.title, panel.label, ("validation", panel.title, "logloss"))
             losses = [validation.value(record) for record in run.epochs]
-            axes.plot(epochs, losses, marker="x", color=color, linestyle=line, alpha=0.6, label="_validation")
+            axes.plot(
+                epochs,
+                losses,
+                marker="x",
+                color=color,
+                linestyle=line,
+                alpha=0.6,
+                label="_validation",
+            )
         if panel.keys[0] == "diagnostics":
-            low, high = ([panel.value(record, point) for record in run.epochs] for point in ("p5", "p95"))
-            axes.vlines(epochs, low, high, color=color, alpha=max(0.1, 0.3 / len(runs)), linewidth=4)
+            low, high = (
+                [panel.value(record, point) for record in run.epochs] for point in ("p5", "p95")
+            )
+            axes.vlines(
+                epochs, low, high, color=color, alpha=max(0.1, 0.3 / len(runs)), linewidth=4
+            )
     axes.set_title(panel.title)
     axes.set_xlabel("epoch (circle: weights kept)")
     axes.set_ylabel(panel.label)
-    axes.set_xlim(0.5 * min(run.epochs[0]["epoch"] for run in runs), 0.5 + max(run.trained_epochs for run in runs))
+    axes.set_xlim(
+        0.5 * min(run.epochs[0]["epoch"] for run in runs),
+        0.5 + max(run.trained_epochs for run in runs),
+    )
     axes.locator_params(axis="x", integer=True)
     plain(axes)

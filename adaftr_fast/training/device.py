@@ -4,9 +4,9 @@
 - Forward and backward are replayed as a CUDA graph (``BackwardGraph``).
 - A lack of memory is reported with what to change (``memory_errors``).
 
-All calls of ``torch.cuda`` that order streams stand in ``CudaCopies`` and ``CudaCaptures``, so that the rest is tested
-without a GPU. No test without a GPU runs these two, so they make no decisions. Losses and flagged ids are read every
-``training.sync_steps`` steps, by the trainer.
+All calls of ``torch.cuda`` that order streams stand in ``CudaCopies`` and ``CudaCaptures``, so that
+the rest is tested without a GPU. No test without a GPU runs these two, so they make no decisions.
+Losses and flagged ids are read every ``training.sync_steps`` steps, by the trainer.
 
 Two slots take turns in ``feed``. Each has a staging buffer on the host and a buffer on the device:
 
@@ -37,8 +37,10 @@ from adaftr_fast.nn.embedding import tables_of
 from adaftr_fast.nn.embedding_table import trained_by
 from adaftr_fast.optim import Adam
 
-ALIGNMENT = 256  # bytes, as of memory from the CUDA allocator, so that kernels may load whole vectors
-PACKED = ("ids", "labels", "weight", "offsets", "dense")  # what a loss reads; only evaluation reads groups, on the host
+# bytes, as of memory from the CUDA allocator, so that kernels may load whole vectors
+ALIGNMENT = 256
+# what a loss reads; only evaluation reads groups, on the host
+PACKED = ("ids", "labels", "weight", "offsets", "dense")
 
 
 class Section(NamedTuple):
@@ -69,12 +71,17 @@ class Layout:
         parts = {name: part for name in PACKED if (part := getattr(batch, name)) is not None}
         ends = [0, *accumulate(-(-part.nbytes // ALIGNMENT) * ALIGNMENT for part in parts.values())]
         places = zip(parts.items(), pairwise(ends), strict=True)
-        sections = (Section(name, x.dtype, x.shape, start, start + x.nbytes) for (name, x), (start, _) in places)
+        sections = (
+            Section(name, x.dtype, x.shape, start, start + x.nbytes)
+            for (name, x), (start, _) in places
+        )
         return cls(tuple(sections), ends[-1])
 
     def views(self, buffer: Tensor) -> Batch:
         """Returns the batch that lies in a buffer, uint8 [>= S], without copying it."""
-        parts = {s.name: buffer[s.start : s.stop].view(s.dtype).view(s.shape) for s in self.sections}
+        parts = {
+            s.name: buffer[s.start : s.stop].view(s.dtype).view(s.shape) for s in self.sections
+        }
         return Batch(**parts)
 
     def pack(self, batch: Batch, buffer: Tensor) -> None:
@@ -111,10 +118,16 @@ class Copies(Protocol[E]):
 
 
 def to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Returns the batches on a device: on a GPU without their groups, each valid until the next one is taken."""
+    """Returns the batches on a device: on a GPU without their groups, each valid until the next one
+    is taken.
+    """
     if device.type == "cuda":
         return feed(batches, CudaCopies(device))
-    return batches if device.type == "cpu" else (batch.map(lambda part: part.to(device)) for batch in batches)
+    return (
+        batches
+        if device.type == "cpu"
+        else (batch.map(lambda part: part.to(device)) for batch in batches)
+    )
 
 
 def feed(batches: Iterator[Batch], copies: Copies[E]) -> Iterator[Batch]:
@@ -131,7 +144,9 @@ def feed(batches: Iterator[Batch], copies: Copies[E]) -> Iterator[Batch]:
 
 
 class _Slot(Generic[E]):
-    """A staging buffer and a buffer on the device. They grow, because batches of multi-valued fields differ in size."""
+    """A staging buffer and a buffer on the device. They grow, because batches of multi-valued
+    fields differ in size.
+    """
 
     def __init__(self, copies: Copies[E]) -> None:
         self.copies = copies
@@ -144,10 +159,12 @@ class _Slot(Generic[E]):
     def send(self, batch: Batch) -> None:
         """Packs a batch and queues its copy."""
         self.layout = Layout.of(batch)
-        self.copied.synchronize()  # until then the staging buffer is read; in general that was a step ago
+        # until then the staging buffer is read; in general that was a step ago
+        self.copied.synchronize()
         if self.layout.size > len(self.staging):
             self.staging, self.buffer = self.copies.buffers(self.layout.size * 5 // 4)
-            self.released = self.copies.mark()  # the new memory may be that of tensors in queued work
+            # the new memory may be that of tensors in queued work
+            self.released = self.copies.mark()
         self.layout.pack(batch, self.staging)
         size = self.layout.size
         self.copied = self.copies.send(self.staging[:size], self.buffer[:size], self.released)
@@ -202,9 +219,10 @@ class _Graph:
 class BackwardGraph:
     """Captures a ``Backward`` after some steps and replays it from then on.
 
-    A step runs eagerly if its kernels may differ from the captured ones: its batch has another shape or multi-valued
-    fields, or the look-ups do not apply deferred updates because all rows are current. The graph is captured anew when
-    the optimizer replaces a tensor that it reads. If a capture fails, a warning says why, and all steps run eagerly.
+    A step runs eagerly if its kernels may differ from the captured ones: its batch has another
+    shape or multi-valued fields, or the look-ups do not apply deferred updates because all rows are
+    current. The graph is captured anew when the optimizer replaces a tensor that it reads. If a
+    capture fails, a warning says why, and all steps run eagerly.
 
     Args:
         model: the model whose gradients are computed.
@@ -222,7 +240,9 @@ class BackwardGraph:
         self._graph: _Graph | None = None
 
     def run(self, backward: Backward, batch: Batch) -> dict[str, Tensor]:
-        """Computes the gradients of a batch as ``backward``, the same one in each call; returns the loss terms."""
+        """Computes the gradients of a batch as ``backward``, the same one in each call; returns the
+        loss terms.
+        """
         if not self._is_regular(batch):
             return backward(batch)
         if self._steps < WARM_UP:
@@ -236,13 +256,19 @@ class BackwardGraph:
         return self._replayed(self._graph, batch)
 
     def discard(self) -> None:
-        """Drops the graph: the next step that can be captured is, since ``backward`` runs other ops from now on."""
+        """Drops the graph: the next step that can be captured is, since ``backward`` runs other ops
+        from now on.
+        """
         self._graph = None
 
     def _is_regular(self, batch: Batch) -> bool:
-        """Returns whether a batch has the shape, and the tables have the deferred updates, of most steps."""
+        """Returns whether a batch has the shape, and the tables have the deferred updates, of most
+        steps.
+        """
         deferring = [weight for weight in self.tables if isinstance(trained_by(weight), Adam)]
-        regular = len(batch) == self.rows and batch.offsets is None and all(map(missed_steps, deferring))
+        regular = (
+            len(batch) == self.rows and batch.offsets is None and all(map(missed_steps, deferring))
+        )
         return regular and not self._failed
 
     def _state(self) -> list[Tensor]:
@@ -250,16 +276,20 @@ class BackwardGraph:
         return [each for missed in steps for each in missed.tensors]
 
     def _captured(self, backward: Backward, batch: Batch) -> _Graph | None:
-        """Returns the graph for batches like ``batch``; None, after a warning, if the capture fails."""
+        """Returns the graph for batches like ``batch``; None, after a warning, if the capture
+        fails.
+        """
         inputs = batch.map(torch.clone)
         state = self._state()
         try:
             replay, terms = self.captures.capture(lambda: backward(inputs))
             gradients = [(parameter, parameter.grad) for parameter in self.parameters]
-        except Exception as error:  # of any kind: the eager step shows whether the model is at fault
+        # of any kind: the eager step shows whether the model is at fault
+        except Exception as error:
             self._failed = True
             warnings.warn(
-                f"training.graph: steps run eagerly, because the capture failed: {first_line(_first(error))}",
+                "training.graph: steps run eagerly, because the capture failed: "
+                f"{first_line(_first(error))}",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -275,15 +305,21 @@ class BackwardGraph:
         graph.replay()
         for parameter, gradient in graph.gradients:
             parameter.grad = gradient
-        return dict(zip(graph.terms, torch.stack(tuple(graph.terms.values()))))  # copied: a replay overwrites them
+        # copied: a replay overwrites them
+        return dict(zip(graph.terms, torch.stack(tuple(graph.terms.values()))))
 
 
 def depends_on_tensors_alone(model: nn.Module) -> bool:
-    """Returns whether all modules are of this package or of torch, whose kernels follow from their inputs' shapes.
+    """Returns whether all modules are of this package or of torch, whose kernels follow from their
+    inputs' shapes.
 
-    The loss of another module may use numbers that change from step to step, which a graph would keep.
+    The loss of another module may use numbers that change from step to step, which a graph would
+    keep.
     """
-    return all(type(module).__module__.partition(".")[0] in ("adaftr_fast", "torch") for module in model.modules())
+    return all(
+        type(module).__module__.partition(".")[0] in ("adaftr_fast", "torch")
+        for module in model.modules()
+    )
 
 
 def _addresses(tensors: list[Tensor]) -> list[int]:
@@ -291,7 +327,9 @@ def _addresses(tensors: list[Tensor]) -> list[int]:
 
 
 def _parts(batch: Batch) -> dict[str, Tensor]:
-    return {each.name: part for each in fields(batch) if (part := getattr(batch, each.name)) is not None}
+    return {
+        each.name: part for each in fields(batch) if (part := getattr(batch, each.name)) is not None
+    }
 
 
 def _signature(batch: Batch) -> dict[str, Any]:
@@ -314,7 +352,8 @@ class CudaCopies:
 
     def buffers(self, size: int) -> tuple[Tensor, Tensor]:
         """Returns a pinned staging buffer and a buffer on the GPU, both uint8 [size]."""
-        with torch.cuda.device(self.device):  # pinning needs a context, and would make one on the current GPU
+        # pinning needs a context, and would make one on the current GPU
+        with torch.cuda.device(self.device):
             staging = torch.empty(size, dtype=torch.uint8, pin_memory=True)
             buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
         buffer.record_stream(self.stream)  # its memory is not reused before the last copy ends
@@ -325,7 +364,8 @@ class CudaCopies:
         self.stream.wait_event(after)
         with torch.cuda.stream(self.stream):
             buffer.copy_(staging, non_blocking=True)
-        return self.stream.record_event(torch.cuda.Event(blocking=True))  # the host sleeps where it waits for it
+        # the host sleeps where it waits for it
+        return self.stream.record_event(torch.cuda.Event(blocking=True))
 
     def wait(self, event: torch.cuda.Event) -> None:
         """Lets the current stream wait for ``event``."""
@@ -339,15 +379,16 @@ class CudaCopies:
 class CudaCaptures:
     """Captures work in CUDA graphs, one after another, in one memory pool.
 
-    The work before a capture runs on the stream of the captures, so that the libraries have their handles and
-    workspaces for it.
+    The work before a capture runs on the stream of the captures, so that the libraries have their
+    handles and workspaces for it.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
-        self._graph: torch.cuda.CUDAGraph | None = None  # kept until the next is captured, or the pool would end before
+        # kept until the next is captured, or the pool would end before
+        self._graph: torch.cuda.CUDAGraph | None = None
 
     def aside(self, work: Callable[[], T]) -> T:
         """Runs ``work`` on the stream of the captures, in the order of the current stream."""
@@ -359,12 +400,15 @@ class CudaCaptures:
         return result
 
     def capture(self, work: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """Records the kernels that ``work`` launches, without running them. Then the graph of the last capture ends.
+        """Records the kernels that ``work`` launches, without running them. Then the graph of the
+        last capture ends.
 
-        Calls of other threads, such as the wait of the one that writes snapshots, do not disturb the capture.
+        Calls of other threads, such as the wait of the one that writes snapshots, do not disturb
+        the capture.
 
         Returns:
-            A function that runs the kernels on the current stream, and the result of ``work``, which they write.
+            A function that runs the kernels on the current stream, and the result of ``work``,
+            which they write.
 
         Raises:
             Exception: ``work`` failed, or did what cannot be recorded.
@@ -374,14 +418,18 @@ class CudaCaptures:
         gc.collect()  # graphs of autograd that are still alive would keep their nodes' streams
         with torch.cuda.device(self.device):
             try:
-                with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+                with torch.cuda.graph(
+                    graph, self.pool, self.stream, capture_error_mode="thread_local"
+                ):
                     result = work()
             except BaseException:
-                torch.cuda.set_stream(here)  # torch.cuda.graph leaves its own where the end of a capture fails
+                # torch.cuda.graph leaves its own where the end of a capture fails
+                torch.cuda.set_stream(here)
                 self._end_allocations()
                 raise
             finally:
-                self._graph = graph  # also where the capture failed: the allocator of pinned memory still refers to it
+                # also where the capture failed: the allocator of pinned memory still refers to it
+                self._graph = graph
         return graph.replay, result
 
     def _end_allocations(self) -> None:
@@ -395,12 +443,18 @@ class CudaCaptures:
             torch._C._cuda_releasePool(index, self.pool)
 
 
-TEXTS = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+TEXTS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 @contextmanager
 def memory_errors(device: torch.device, remedy: str) -> Iterator[None]:
-    """Within the block, turns a lack of memory on ``device`` into a TrainingError that ends with ``remedy``."""
+    """Within the block, turns a lack of memory on ``device`` into a TrainingError that ends with
+    ``remedy``.
+    """
     try:
         yield
     except RuntimeError as error:

@@ -27,8 +27,8 @@ KEPT, SORTED = 8, 64  # bytes for a row: its group, and its numbers while one ta
 TaskMetrics = dict[str, dict[str, float]]
 """``auc``, ``gauc`` (if rows have groups), ``logloss`` and ``calibration`` per task, as fractions.
 
-Each stage of a funnel but the first also has ``cvr_auc``, the AUC of its rate after the stage before, on the rows that
-reached that stage.
+Each stage of a funnel but the first also has ``cvr_auc``, the AUC of its rate after the stage
+before, on the rows that reached that stage.
 """
 
 
@@ -42,20 +42,25 @@ class Predictions(NamedTuple):
 
 @torch.no_grad()
 def predict(model: MultiTaskModel, split: Split | EqualBatches, batch_size: int) -> Predictions:
-    """Predicts ``split`` in batches of ``batch_size`` rows. Raises IndexError if an id is out of range."""
+    """Predicts ``split`` in batches of ``batch_size`` rows. Raises IndexError if an id is out of
+    range.
+    """
     model.eval()
     device = device_of(model)
     parts = []
     for batch in split.batches(batch_size):
         z = model(*(None if part is None else part.to(device) for part in batch.features))
         group = None if batch.group is None else batch.group.numpy()
-        parts.append(Predictions(z.float().cpu().numpy(), batch.labels.numpy().astype(np.uint8), group))
+        parts.append(
+            Predictions(z.float().cpu().numpy(), batch.labels.numpy().astype(np.uint8), group)
+        )
     raise_bad_ids(device)
     return _joined(parts)
 
 
 def memory_needed(rows: int, tasks: int) -> int:
-    """Returns the bytes of memory for the predictions of so many rows, while metrics and buckets are computed.
+    """Returns the bytes of memory for the predictions of so many rows, while metrics and buckets
+    are computed.
 
     They come on top of the program, of the model, and of the rows that are read.
     """
@@ -65,21 +70,29 @@ def memory_needed(rows: int, tasks: int) -> int:
 def _joined(parts: list[Predictions]) -> Predictions:
     logits, labels, groups = zip(*parts)
     return Predictions(
-        np.concatenate(logits), np.concatenate(labels), None if groups[0] is None else np.concatenate(groups)
+        np.concatenate(logits),
+        np.concatenate(labels),
+        None if groups[0] is None else np.concatenate(groups),
     )
 
 
-def evaluate(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks = ALONE) -> TaskMetrics:
-    """Computes AUC, GAUC (unweighted; nan if no group has both classes), log-loss and calibration of each task.
+def evaluate(
+    model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks = ALONE
+) -> TaskMetrics:
+    """Computes AUC, GAUC (unweighted; nan if no group has both classes), log-loss and calibration
+    of each task.
 
-    Each later stage of a funnel also has its AUC after the stage before (``cvr_auc``; nan if the rows that reached the
-    stage before have a single class). Mean AUC and early stopping do not depend on it.
+    Each later stage of a funnel also has its AUC after the stage before (``cvr_auc``; nan if the
+    rows that reached the stage before have a single class). Mean AUC and early stopping do not
+    depend on it.
 
     Args:
         model: the model, which is put into evaluation mode.
-        split: the rows. If it does not tell its funnel, click and conversion are one, if the model has such tasks.
+        split: the rows. If it does not tell its funnel, click and conversion are one, if the model
+            has such tasks.
         batch_size: rows per forward pass.
-        ranks: each predicts a part of the split, and rank 0 computes the metrics of all predictions.
+        ranks: each predicts a part of the split, and rank 0 computes the metrics of all
+            predictions.
 
     Returns:
         The metrics per task, on every rank.
@@ -97,26 +110,41 @@ def evaluate(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks 
     metrics: TaskMetrics = ranks.from_rank_zero(
         lambda: measure(
             tasks,
-            _joined([Predictions(each["logits"], each["labels"], each.get("group")) for each in parts]),
+            _joined(
+                [Predictions(each["logits"], each["labels"], each.get("group")) for each in parts]
+            ),
             funnel,
         )
     )
     return metrics
 
 
-def _on_rank_zero(ranks: Ranks, own: Mapping[str, np.ndarray | None]) -> list[dict[str, np.ndarray]]:
-    """Returns, on rank 0, the named arrays of each rank that has some; arrays that are None are left out."""
+def _on_rank_zero(
+    ranks: Ranks, own: Mapping[str, np.ndarray | None]
+) -> list[dict[str, np.ndarray]]:
+    """Returns, on rank 0, the named arrays of each rank that has some; arrays that are None are
+    left out.
+    """
     tensors = {name: torch.from_numpy(value) for name, value in own.items() if value is not None}
-    return [{name: x.numpy() for name, x in each.items()} for each in ranks.tensors_to_rank_zero(tensors) if each]
+    return [
+        {name: x.numpy() for name, x in each.items()}
+        for each in ranks.tensors_to_rank_zero(tensors)
+        if each
+    ]
 
 
 def _part(model: nn.Module, split: Split, ranks: Ranks) -> Split | EqualBatches:
-    """Returns this rank's part of the split; with sharded tables, all ranks get the same number of batches."""
-    return EqualBatches(split, ranks) if sharded_tables(model) else split.shard(ranks.rank, ranks.size)
+    """Returns this rank's part of the split; with sharded tables, all ranks get the same number of
+    batches.
+    """
+    return (
+        EqualBatches(split, ranks) if sharded_tables(model) else split.shard(ranks.rank, ranks.size)
+    )
 
 
 class EqualBatches:
-    """A rank's part of a split, padded with empty batches until all ranks have the same number of batches.
+    """A rank's part of a split, padded with empty batches until all ranks have the same number of
+    batches.
 
     A look-up in sharded tables is a collective, so all ranks must take part in each one.
     """
@@ -139,8 +167,11 @@ class EqualBatches:
             yield from (empty for _ in range(missing))
 
 
-def measure(task_names: Sequence[str], predictions: Predictions, funnel: Sequence[str] = ()) -> TaskMetrics:
-    """Computes the metrics that ``evaluate`` returns. Raises DivergedError if a prediction is not finite.
+def measure(
+    task_names: Sequence[str], predictions: Predictions, funnel: Sequence[str] = ()
+) -> TaskMetrics:
+    """Computes the metrics that ``evaluate`` returns. Raises DivergedError if a prediction is not
+    finite.
 
     Args:
         task_names: T names, in the order of the predictions.
@@ -149,12 +180,18 @@ def measure(task_names: Sequence[str], predictions: Predictions, funnel: Sequenc
     """
     logits, labels, group = predictions
     if wrong := np.count_nonzero(~np.isfinite(logits)):
-        raise DivergedError(f"{wrong} of {logits.size} predictions are not finite: the model has diverged")
+        raise DivergedError(
+            f"{wrong} of {logits.size} predictions are not finite: the model has diverged"
+        )
     metrics: TaskMetrics = {}
     for column, task in enumerate(task_names):
         y = labels[:, column]
         z = logits[:, column]
-        metrics[task] = {"auc": auc(y, z), "logloss": log_loss(y, z), "calibration": calibration(y, z)}
+        metrics[task] = {
+            "auc": auc(y, z),
+            "logloss": log_loss(y, z),
+            "calibration": calibration(y, z),
+        }
         if group is not None:
             metrics[task]["gauc"] = gauc(y, z, group)
     for before, stage in _stages(funnel, task_names):
@@ -169,7 +206,9 @@ def _stages(funnel: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]
     return [*pairwise(task for task in funnel if task in tasks)]
 
 
-def diagnose(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks = ALONE) -> dict[str, np.ndarray]:
+def diagnose(
+    model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks = ALONE
+) -> dict[str, np.ndarray]:
     """Computes ``model.diagnostics`` of every row, such as the learned temperature.
 
     Args:
@@ -179,7 +218,8 @@ def diagnose(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks 
         ranks: each computes a part of the split.
 
     Returns:
-        The diagnostics by name, [N] each. Empty if the model has none, and on ranks other than rank 0.
+        The diagnostics by name, [N] each. Empty if the model has none, and on ranks other than rank
+        0.
     """
     if not hasattr(model, "diagnostics"):
         return {}
@@ -188,14 +228,23 @@ def diagnose(model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks 
         return _diagnose(model, split, batch_size)
     part = _part(model, split, ranks)
     parts = _on_rank_zero(ranks, _diagnose(model, part, batch_size) if len(part) else {})
-    return {name: np.concatenate([each[name] for each in parts]) for name in parts[0]} if parts else {}
+    return (
+        {name: np.concatenate([each[name] for each in parts]) for name in parts[0]} if parts else {}
+    )
 
 
 @torch.no_grad()
-def _diagnose(model: MultiTaskModel, split: Split | EqualBatches, batch_size: int) -> dict[str, np.ndarray]:
+def _diagnose(
+    model: MultiTaskModel, split: Split | EqualBatches, batch_size: int
+) -> dict[str, np.ndarray]:
     device = device_of(model)
-    parts = [model.diagnostics(batch.map(lambda part: part.to(device))) for batch in split.batches(batch_size)]
-    return {name: torch.cat([part[name] for part in parts]).float().cpu().numpy() for name in parts[0]}
+    parts = [
+        model.diagnostics(batch.map(lambda part: part.to(device)))
+        for batch in split.batches(batch_size)
+    ]
+    return {
+        name: torch.cat([part[name] for part in parts]).float().cpu().numpy() for name in parts[0]
+    }
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -204,8 +253,12 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
-    """Computes the 5 %, 50 % and 95 % quantiles of a diagnostic. Equal quantiles indicate a constant."""
-    return dict(zip(("p5", "p50", "p95"), np.quantile(values, (0.05, 0.5, 0.95)).tolist(), strict=True))
+    """Computes the 5 %, 50 % and 95 % quantiles of a diagnostic. Equal quantiles indicate a
+    constant.
+    """
+    return dict(
+        zip(("p5", "p50", "p95"), np.quantile(values, (0.05, 0.5, 0.95)).tolist(), strict=True)
+    )
 
 
 def mean_auc(metrics: TaskMetrics) -> float:
@@ -214,11 +267,15 @@ def mean_auc(metrics: TaskMetrics) -> float:
 
 
 def check_monitor(monitor: str, tasks: Sequence[str], split: Split) -> None:
-    """Raises ConfigError if there is no such task, and TrainingError if the rows cannot have the metric."""
+    """Raises ConfigError if there is no such task, and TrainingError if the rows cannot have the
+    metric.
+    """
     funnel = funnel_stages(None, tasks) if split.funnel is None else split.funnel
     later = [stage for _, stage in _stages(funnel, tasks)]
     names = ["auc", "logloss", *(["gauc"] if split.rows.grouped else [])]
-    _tasks_with(monitor, {task: [*names, *(["cvr_auc"] if task in later else [])] for task in tasks})
+    _tasks_with(
+        monitor, {task: [*names, *(["cvr_auc"] if task in later else [])] for task in tasks}
+    )
 
 
 def monitored(metrics: TaskMetrics, monitor: str) -> float:
@@ -244,7 +301,9 @@ def _tasks_with(monitor: str, metrics: Mapping[str, Container[str]]) -> list[str
     """Returns the tasks whose metric is monitored, given the names of the metrics of each task."""
     task, _, name = monitor.rpartition("/")
     if task and task not in metrics:
-        raise ConfigError(f"training.monitor: expected one of the tasks {', '.join(metrics)}, got {monitor!r}")
+        raise ConfigError(
+            f"training.monitor: expected one of the tasks {', '.join(metrics)}, got {monitor!r}"
+        )
     found = [each for each in ([task] if task else metrics) if name in metrics[each]]
     if not found:
         raise _lacks(monitor)

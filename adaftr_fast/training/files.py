@@ -33,7 +33,8 @@ from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.trackers import Trackers
 from adaftr_fast.training.trained import BEST, METRICS, PICTURE, REPORT, TEST, Run
 
-PICTURE_SECONDS = 60  # the least length of an epoch after which the curves are drawn, which takes about a second
+# the least length of an epoch after which the curves are drawn, which takes about a second
+PICTURE_SECONDS = 60
 
 
 def shown(means: dict[str, float]) -> str:
@@ -43,33 +44,40 @@ def shown(means: dict[str, float]) -> str:
 
 def _summary(record: dict[str, Any]) -> str:
     """Formats an epoch as one line, with AUC and GAUC in percent."""
-    parts = [f"epoch {record['epoch']:g}: {record['seconds']:.1f} s, {record['samples_per_s']:,.0f} samples/s"]
+    parts = [
+        f"epoch {record['epoch']:g}: {record['seconds']:.1f} s, {record['samples_per_s']:,.0f} "
+        "samples/s"
+    ]
     for task, metrics in record["validation"].items():
         group = f", GAUC {100 * metrics['gauc']:.2f}" if "gauc" in metrics else ""
-        parts.append(f"{task} AUC {100 * metrics['auc']:.2f}{group}, log-loss {metrics['logloss']:.4f}")
+        parts.append(
+            f"{task} AUC {100 * metrics['auc']:.2f}{group}, log-loss {metrics['logloss']:.4f}"
+        )
     return " | ".join(parts)
 
 
 class RunFiles:
-    """Keeps the log, the best weights and the snapshots of a run. Rank 0 writes, and each rank its sharded rows.
+    """Keeps the log, the best weights and the snapshots of a run. Rank 0 writes, and each rank its
+    sharded rows.
 
-    The log is lines on the terminal, metrics.jsonl, the picture of a long run and the trackers. Leaving this object as
-    a context closes the trackers.
+    The log is lines on the terminal, metrics.jsonl, the picture of a long run and the trackers.
+    Leaving this object as a context closes the trackers.
 
     Args:
         model: the model.
         config: the training options.
-        folder: the run folder, for metrics.jsonl, the checkpoint ``best/`` and, until ``finish``, the snapshots
-            ``last/``. The results of an earlier run in it are removed when this run has been validated for the first
-            time. None writes no files and keeps the best weights in memory.
+        folder: the run folder, for metrics.jsonl, the checkpoint ``best/`` and, until ``finish``,
+            the snapshots ``last/``. The results of an earlier run in it are removed when this run
+            has been validated for the first time. None writes no files and keeps the best weights
+            in memory.
         about: the description of the run in checkpoints and snapshots; required with ``folder``.
         rows: the number of rows of the training split; required with ``folder``.
         ranks: the ranks that train together. A run may resume on another number of ranks.
 
     Raises:
         CheckpointError: the tables are sharded and a rank does not see ``folder``.
-        TrainingError: the tables are sharded and there is no folder for their best weights, or a folder is given
-            without ``about`` or ``rows``.
+        TrainingError: the tables are sharded and there is no folder for their best weights, or a
+            folder is given without ``about`` or ``rows``.
     """
 
     def __init__(
@@ -91,7 +99,9 @@ class RunFiles:
         if self._is_sharded:
             if folder is None:
                 raise TrainingError("trainer: sharded tables need a folder for the best weights")
-            check_shared_folder(folder, ranks, "with training.tables = torchrec every rank writes its rows")
+            check_shared_folder(
+                folder, ranks, "with training.tables = torchrec every rank writes its rows"
+            )
         if not self.is_rank_zero:
             config = replace(config, progress=False)
         self.config = config
@@ -114,11 +124,15 @@ class RunFiles:
         """Returns the run as far as it has come."""
         return Run.of(self.name, progress.epochs, progress.best_epoch, folder=self.folder)
 
-    def load(self, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[Progress, RunningMean] | None:
-        """Restores the newest snapshot, on all ranks. Returns its progress and running means; None without one.
+    def load(
+        self, optimizers: Sequence[torch.optim.Optimizer]
+    ) -> tuple[Progress, RunningMean] | None:
+        """Restores the newest snapshot, on all ranks. Returns its progress and running means; None
+        without one.
 
         Raises:
-            CheckpointError: the unfinished run has other options or data, or no snapshot can be read.
+            CheckpointError: the unfinished run has other options or data, or no snapshot can be
+                read.
         """
         found: tuple[Progress, Mapping[str, Tensor], dict[str, Tensor]] | None
         if not self.ranks.is_alone and not self._is_sharded:
@@ -153,17 +167,23 @@ class RunFiles:
         return Progress(**progress), tensors, self.ranks.tensors_from_rank_zero(found and found[2])
 
     def start(self, logged: list[dict[str, Any]], *, resumed: bool) -> None:
-        """Opens the trackers, to which an interrupted process has logged some records. All ranks raise an error."""
+        """Opens the trackers, to which an interrupted process has logged some records. All ranks
+        raise an error.
+        """
 
         def start() -> None:
             if self.folder is not None:
                 names = self.config.trackers
-                self.trackers = Trackers(names, self.folder, self._parameters, resumed=resumed, records=logged)
+                self.trackers = Trackers(
+                    names, self.folder, self._parameters, resumed=resumed, records=logged
+                )
 
         self.ranks.from_rank_zero(start)
 
     def is_due(self, step: int) -> bool:
-        """Returns whether to save a snapshot now. Sharded tables are saved by all ranks, at synchronization points."""
+        """Returns whether to save a snapshot now. Sharded tables are saved by all ranks, at
+        synchronization points.
+        """
         if self.snapshots is None or (self._is_sharded and step % self.config.sync_steps):
             return False
         return self.snapshots.due()
@@ -179,7 +199,12 @@ class RunFiles:
         """Saves a snapshot, which is on disk on return, or later if training ``continues``."""
         if self.snapshots is not None:
             save = self.snapshots.start if continues else self.snapshots.save
-            save(progress, capture(self.model, optimizers), means.sums, sharded_state(self.model, optimizers))
+            save(
+                progress,
+                capture(self.model, optimizers),
+                means.sums,
+                sharded_state(self.model, optimizers),
+            )
 
     def log(self, run: Run) -> None:
         """Logs the last validation of a run, the first one in place of an earlier run's results."""
@@ -194,7 +219,8 @@ class RunFiles:
                 (self.folder / name).unlink(missing_ok=True)
             remove_checkpoint(self.folder / BEST)
         lines = "".join(dumps(each) + "\n" for each in records)
-        replace_file(self.folder / METRICS, lines.encode())  # rewritten as a whole, so a resumed run repeats no line
+        # rewritten as a whole, so a resumed run repeats no line
+        replace_file(self.folder / METRICS, lines.encode())
         if records[-1]["seconds"] * self.config.validations >= PICTURE_SECONDS:
             from adaftr_fast.training.curves import draw  # imports matplotlib
 
@@ -219,7 +245,9 @@ class RunFiles:
         self.close_trackers(failed=kind is not None)
 
     def progress_bar(self, epoch: int, total: int, done: int) -> tqdm:
-        """Returns a progress bar over the rows of an epoch, with rows per second and the remaining time."""
+        """Returns a progress bar over the rows of an epoch, with rows per second and the remaining
+        time.
+        """
         return progress_bar(
             total=total,
             initial=done,
@@ -237,7 +265,9 @@ class RunFiles:
             about = replace(self.about, metrics=metrics)
             save_checkpoint(self.best, self.model, about, sharded_weights(self.model), self.ranks)
         elif self.is_rank_zero:
-            self._in_memory = {name: value.clone() for name, value in self.model.state_dict().items()}
+            self._in_memory = {
+                name: value.clone() for name, value in self.model.state_dict().items()
+            }
 
     def restore_best(self) -> None:
         """Loads the saved weights into the model. All ranks must call it."""
@@ -258,7 +288,9 @@ class RunFiles:
             self.snapshots.close()
 
     def finish(self) -> None:
-        """Ends the log and removes the snapshots, after all results have been written or to restart the run."""
+        """Ends the log and removes the snapshots, after all results have been written or to restart
+        the run.
+        """
         self.close_trackers()
         if self.snapshots is not None:
             self.snapshots.discard()

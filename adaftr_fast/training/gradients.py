@@ -1,8 +1,9 @@
-"""Averages dense and sparse gradients over ranks, and clips them together with those of sharded tables.
+"""Averages dense and sparse gradients over ranks, and clips them together with those of sharded
+tables.
 
-DistributedDataParallel does not fit. It has no sparse gradients on NCCL, and it communicates in every backward although
-a step may take several. It overlaps communication with computation, which gains little for some hundred thousand dense
-weights in one collective.
+DistributedDataParallel does not fit. It has no sparse gradients on NCCL, and it communicates in
+every backward although a step may take several. It overlaps communication with computation, which
+gains little for some hundred thousand dense weights in one collective.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from adaftr_fast.torchrec.step import StepLookup
 
 
 @torch.no_grad()
-def average_gradients(parameters: Sequence[Tensor], values: Tensor, group: dist.ProcessGroup) -> Tensor:
+def average_gradients(
+    parameters: Sequence[Tensor], values: Tensor, group: dist.ProcessGroup
+) -> Tensor:
     """Replaces every gradient by its mean over ranks, which has the same bits on all ranks.
 
     Args:
@@ -34,18 +37,25 @@ def average_gradients(parameters: Sequence[Tensor], values: Tensor, group: dist.
     dense = [grad for _, grad in having if not grad.is_sparse]
     flat = torch.cat([values, *(grad.flatten() for grad in dense)])
     dist.all_reduce(flat, group=group)
-    values, *means = (flat / dist.get_world_size(group)).split([len(values), *(grad.numel() for grad in dense)])
+    values, *means = (flat / dist.get_world_size(group)).split(
+        [len(values), *(grad.numel() for grad in dense)]
+    )
     torch._foreach_copy_(dense, [mean.view_as(grad) for mean, grad in zip(means, dense)])
     return values
 
 
 @torch.no_grad()
 def clip_with_sharded(
-    parameters: Sequence[Tensor], held: Sequence[StepLookup], max_norm: float, group: dist.ProcessGroup
+    parameters: Sequence[Tensor],
+    held: Sequence[StepLookup],
+    max_norm: float,
+    group: dist.ProcessGroup,
 ) -> None:
-    """Scales dense gradients and those of sharded tables so that their joint norm is at most ``max_norm``.
+    """Scales dense gradients and those of sharded tables so that their joint norm is at most
+    ``max_norm``.
 
-    As ``adaftr_fast.optim.clip_grad_norm_``, which takes the rows of replicated tables. All ranks must call it.
+    As ``adaftr_fast.optim.clip_grad_norm_``, which takes the rows of replicated tables. All ranks
+    must call it.
 
     Args:
         parameters: the dense parameters, with averaged gradients.

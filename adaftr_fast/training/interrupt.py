@@ -33,7 +33,8 @@ class Interrupt:
 class SharedInterrupt(Interrupt):
     """A request of any rank, which becomes true on all ranks at the same synchronization point.
 
-    Signals reach the ranks at different steps. A rank that stopped alone would block the others in a collective.
+    Signals reach the ranks at different steps. A rank that stopped alone would block the others in
+    a collective.
     """
 
     def __init__(self, own: Interrupt, ranks: Ranks) -> None:
@@ -47,9 +48,12 @@ class SharedInterrupt(Interrupt):
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Interrupt]:
-    """Within the block, turns the first Ctrl-C or SIGTERM into a request to stop; a second one acts as usual."""
+    """Within the block, turns the first Ctrl-C or SIGTERM into a request to stop; a second one acts
+    as usual.
+    """
     interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+    # only the main thread may set handlers
+    if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
     previous = {signum: signal.getsignal(signum) for signum in SIGNALS}

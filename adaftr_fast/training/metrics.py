@@ -1,15 +1,18 @@
-"""Exact AUC, GAUC, log-loss and calibration of all rows, and the CVR AUC of the clicked ones, in O(n log n).
+"""Exact AUC, GAUC, log-loss and calibration of all rows, and the CVR AUC of the clicked ones, in
+O(n log n).
 
 Shapes: n rows, P positives, N negatives, G groups.
 
-Scores may be logits or probabilities. Logits are preferable, because a saturated sigmoid produces ties.
+Scores may be logits or probabilities. Logits are preferable, because a saturated sigmoid produces
+ties.
 
-The AUC is the share of (positive, negative) pairs in which the positive scores higher (Mann & Whitney 1947). With
-sorted negatives, two binary searches per positive count the negatives below it and the ties. GAUC packs group and score
-into one integer, so one sort of integers, which NumPy vectorizes, sorts all groups.
+The AUC is the share of (positive, negative) pairs in which the positive scores higher (Mann &
+Whitney 1947). With sorted negatives, two binary searches per positive count the negatives below it
+and the ties. GAUC packs group and score into one integer, so one sort of integers, which NumPy
+vectorizes, sorts all groups.
 
-With sample weights, a pair counts with the product of its rows' weights, in float64. Running sums of the sorted
-negatives' weights replace the counts. A row of weight 0 has no effect.
+With sample weights, a pair counts with the product of its rows' weights, in float64. Running sums
+of the sorted negatives' weights replace the counts. A row of weight 0 has no effect.
 """
 
 from __future__ import annotations
@@ -18,23 +21,27 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-SCORE_BITS, SCORE_MASK = np.uint64(32), np.uint64((1 << 32) - 1)  # of a packed integer; the high bits hold the group
+# of a packed integer; the high bits hold the group
+SCORE_BITS, SCORE_MASK = np.uint64(32), np.uint64((1 << 32) - 1)
 
 
 def auc(labels: np.ndarray, scores: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
-    """Computes the area under the ROC curve: P(score of a positive > score of a negative), with ties counted as 1/2.
+    """Computes the area under the ROC curve: P(score of a positive > score of a negative), with
+    ties counted as 1/2.
 
     Args:
         labels: [n], 0 or 1, any dtype.
         scores: [n], any real dtype.
-        sample_weight: [n], the weight of each row, any real dtype, finite and >= 0. Default: 1 for all.
+        sample_weight: [n], the weight of each row, any real dtype, finite and >= 0. Default: 1 for
+            all.
 
     Returns:
-        The area in [0, 1], exact up to one division without weights; nan if a class is absent or has no weight.
+        The area in [0, 1], exact up to one division without weights; nan if a class is absent or
+        has no weight.
 
     Raises:
-        ValueError: the shapes differ, a label is neither 0 nor 1, a score is nan, or a weight is negative or not
-            finite.
+        ValueError: the shapes differ, a label is neither 0 nor 1, a score is nan, or a weight is
+            negative or not finite.
     """
     positive, scores = _checked("auc", labels, scores)
     ours, theirs = _by_class(positive, scores, _checked_weight("auc", positive, sample_weight))
@@ -57,12 +64,14 @@ def gauc(
 
     Args:
         labels: [n], 0 or 1, any dtype.
-        scores: [n], any real dtype. Dtypes that float32 represents exactly are several times faster.
-        groups: [n], any integer dtype, the group of each row. Rows with a negative group are ignored.
-        weighted_by: ``none`` gives every group the weight 1, as the paper does. ``impressions`` weights a group by its
-            number of rows, or by their summed weights.
-        sample_weight: [n], the weight of each row within its group, as ``auc`` takes it. A group in which a class has
-            no weight is skipped.
+        scores: [n], any real dtype. Dtypes that float32 represents exactly are several times
+            faster.
+        groups: [n], any integer dtype, the group of each row. Rows with a negative group are
+            ignored.
+        weighted_by: ``none`` gives every group the weight 1, as the paper does. ``impressions``
+            weights a group by its number of rows, or by their summed weights.
+        sample_weight: [n], the weight of each row within its group, as ``auc`` takes it. A group in
+            which a class has no weight is skipped.
 
     Returns:
         The mean in [0, 1]; nan if no group has both classes.
@@ -75,7 +84,10 @@ def gauc(
     positive, scores = _checked("gauc", labels, scores)
     groups = np.asarray(groups)
     if groups.shape != positive.shape or groups.dtype.kind not in "iu":
-        raise ValueError(f"gauc: expected integer groups of shape {positive.shape}, got {groups.dtype} {groups.shape}")
+        raise ValueError(
+            f"gauc: expected integer groups of shape {positive.shape}, got {groups.dtype} "
+            f"{groups.shape}"
+        )
     weight = _checked_weight("gauc", positive, sample_weight)
     known = groups >= 0
     if not known.all():
@@ -84,26 +96,39 @@ def gauc(
         groups = groups[known]
         weight = None if weight is None else weight[known]
 
-    ours, theirs = _by_class(positive, _group_numbers(groups) << SCORE_BITS | _score_numbers(scores), weight)
-    starts = np.flatnonzero(np.diff(ours.keys >> SCORE_BITS, prepend=SCORE_MASK))  # [G], groups with a positive
+    ours, theirs = _by_class(
+        positive, _group_numbers(groups) << SCORE_BITS | _score_numbers(scores), weight
+    )
+    # [G], groups with a positive
+    starts = np.flatnonzero(np.diff(ours.keys >> SCORE_BITS, prepend=SCORE_MASK))
     if not len(starts):
         return float("nan")
     rows = np.diff(starts, append=len(ours.keys))
     group = ours.keys[starts] & ~SCORE_MASK
-    below = theirs.before(np.searchsorted(theirs.keys, group))  # [G], negatives of the groups before
+    # [G], negatives of the groups before
+    below = theirs.before(np.searchsorted(theirs.keys, group))
     negatives = theirs.before(np.searchsorted(theirs.keys, group | SCORE_MASK, "right")) - below
     positives = rows if ours.weight is None else np.add.reduceat(ours.weight, starts)
     # Subtracted before the sum, because weights of other groups would otherwise cost digits.
-    wins = np.add.reduceat(ours.weigh(_twice_beaten(ours, theirs) - np.repeat(2 * below, rows)), starts)
+    wins = np.add.reduceat(
+        ours.weigh(_twice_beaten(ours, theirs) - np.repeat(2 * below, rows)), starts
+    )
     mixed = (positives > 0) & (negatives > 0)
     if not mixed.any():
         return float("nan")
     areas = np.clip(wins[mixed] / (2 * positives * negatives)[mixed], 0.0, 1.0)
-    return float(np.average(areas, weights=(positives + negatives)[mixed] if weighted_by == "impressions" else None))
+    return float(
+        np.average(
+            areas, weights=(positives + negatives)[mixed] if weighted_by == "impressions" else None
+        )
+    )
 
 
-def log_loss(labels: np.ndarray, logits: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
-    """Computes the mean of -[y log p + (1 - y) log(1 - p)] with p = sigmoid(logit), in float64 without overflow.
+def log_loss(
+    labels: np.ndarray, logits: np.ndarray, sample_weight: np.ndarray | None = None
+) -> float:
+    """Computes the mean of -[y log p + (1 - y) log(1 - p)] with p = sigmoid(logit), in float64
+    without overflow.
 
     Args:
         labels: [n], 0 or 1, any dtype.
@@ -144,11 +169,14 @@ def calibration(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(predicted / positives) if positives else float("nan")
 
 
-def cvr_auc(clicks: np.ndarray, conversions: np.ndarray, click_logits: np.ndarray, logits: np.ndarray) -> float:
+def cvr_auc(
+    clicks: np.ndarray, conversions: np.ndarray, click_logits: np.ndarray, logits: np.ndarray
+) -> float:
     """Computes the AUC of p_cvr = p_ctcvr / p_ctr on the clicked rows.
 
-    p_ctr = sigmoid(click_logits) and p_ctcvr = sigmoid(logits) are rates over all impressions (docs/decisions.md). The
-    ratio is taken in logarithms, in float64, and is not clamped to 1, which would produce ties.
+    p_ctr = sigmoid(click_logits) and p_ctcvr = sigmoid(logits) are rates over all impressions
+    (docs/decisions.md). The ratio is taken in logarithms, in float64, and is not clamped to 1,
+    which would produce ties.
 
     Args:
         clicks: [n], 0 or 1, any dtype.
@@ -165,17 +193,25 @@ def cvr_auc(clicks: np.ndarray, conversions: np.ndarray, click_logits: np.ndarra
     clicked, click_logits = _checked("cvr_auc", clicks, click_logits)
     converted, logits = _checked("cvr_auc", conversions, logits)
     if converted.shape != clicked.shape:
-        raise ValueError(f"cvr_auc: expected clicks and conversions [n], got {clicked.shape} and {converted.shape}")
-    log_p_ctr, log_p_ctcvr = (-np.logaddexp(0.0, -z[clicked].astype(np.float64)) for z in (click_logits, logits))
+        raise ValueError(
+            f"cvr_auc: expected clicks and conversions [n], got {clicked.shape} and "
+            f"{converted.shape}"
+        )
+    log_p_ctr, log_p_ctcvr = (
+        -np.logaddexp(0.0, -z[clicked].astype(np.float64)) for z in (click_logits, logits)
+    )
     return auc(converted[clicked], log_p_ctcvr - log_p_ctr)
 
 
 class _Rows(NamedTuple):
-    """Rows of one class in ascending order of their keys. Without weights, a row has the weight 1."""
+    """Rows of one class in ascending order of their keys. Without weights, a row has
+    the weight 1.
+    """
 
     keys: np.ndarray  # [r]
     weight: np.ndarray | None = None  # float64 [r]
-    running: np.ndarray | None = None  # float64 [r + 1], the sum of the weights before each position
+    # float64 [r + 1], the sum of the weights before each position
+    running: np.ndarray | None = None
 
     def before(self, positions: Any) -> Any:
         """Returns the weight of all rows before each of ``positions``."""
@@ -186,9 +222,14 @@ class _Rows(NamedTuple):
         return values if self.weight is None else values * self.weight
 
 
-def _by_class(positive: np.ndarray, keys: np.ndarray, weight: np.ndarray | None) -> tuple[_Rows, _Rows]:
+def _by_class(
+    positive: np.ndarray, keys: np.ndarray, weight: np.ndarray | None
+) -> tuple[_Rows, _Rows]:
     """Returns the positives [P] and the negatives [N]."""
-    ours, theirs = (_sorted(keys[mask], None if weight is None else weight[mask]) for mask in (positive, ~positive))
+    ours, theirs = (
+        _sorted(keys[mask], None if weight is None else weight[mask])
+        for mask in (positive, ~positive)
+    )
     return ours, theirs
 
 
@@ -201,7 +242,9 @@ def _sorted(keys: np.ndarray, weight: np.ndarray | None) -> _Rows:
 
 
 def _twice_beaten(ours: _Rows, theirs: _Rows) -> np.ndarray:
-    """Returns twice the weight of ``theirs`` [N] below each of ``ours`` [P], plus that of the ties."""
+    """Returns twice the weight of ``theirs`` [N] below each of ``ours`` [P], plus that
+    of the ties.
+    """
     below, upto = (np.searchsorted(theirs.keys, ours.keys, side) for side in ("left", "right"))
     beaten: np.ndarray = theirs.before(below) + theirs.before(upto)
     return beaten
@@ -218,7 +261,9 @@ def _score_numbers(scores: np.ndarray) -> np.ndarray:
 
 def _group_numbers(groups: np.ndarray) -> np.ndarray:
     """Maps groups (>= 0) to numbers below 2^32, uint64 [n]."""
-    return groups.astype(np.uint64) if not len(groups) or groups.max() < SCORE_MASK else _ranks(groups)
+    return (
+        groups.astype(np.uint64) if not len(groups) or groups.max() < SCORE_MASK else _ranks(groups)
+    )
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
@@ -230,10 +275,14 @@ def _checked(name: str, labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndar
     labels = np.asarray(labels)
     scores = np.asarray(scores)
     if labels.ndim != 1 or labels.shape != scores.shape:
-        raise ValueError(f"{name}: expected labels and scores [n], got {labels.shape} and {scores.shape}")
+        raise ValueError(
+            f"{name}: expected labels and scores [n], got {labels.shape} and {scores.shape}"
+        )
     positive = labels == 1
     if not (positive | (labels == 0)).all():
-        raise ValueError(f"{name}: labels must be 0 or 1, got values in [{labels.min()}, {labels.max()}]")
+        raise ValueError(
+            f"{name}: labels must be 0 or 1, got values in [{labels.min()}, {labels.max()}]"
+        )
     if wrong := np.count_nonzero(np.isnan(scores)):
         raise ValueError(f"{name}: {wrong} of {len(scores)} scores are nan")
     # float32 holds every float16, and NumPy sorts it faster.
@@ -247,7 +296,11 @@ def _checked_weight(name: str, rows: np.ndarray, weight: np.ndarray | None) -> n
     weight = np.asarray(weight)
     if weight.shape != rows.shape or weight.dtype.kind not in "biuf":
         expected = f"real numbers of shape {rows.shape}"
-        raise ValueError(f"{name}: sample_weight must be {expected}, got {weight.dtype} {weight.shape}")
+        raise ValueError(
+            f"{name}: sample_weight must be {expected}, got {weight.dtype} {weight.shape}"
+        )
     if wrong := np.count_nonzero(~(np.isfinite(weight) & (weight >= 0))):
-        raise ValueError(f"{name}: {wrong} of {len(weight)} sample weights are not finite numbers >= 0")
+        raise ValueError(
+            f"{name}: {wrong} of {len(weight)} sample weights are not finite numbers >= 0"
+        )
     return weight.astype(np.float64)

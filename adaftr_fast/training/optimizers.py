@@ -1,4 +1,6 @@
-"""Optimizers of the dense weights and of the embedding tables, and the schedule of their learning rates."""
+"""Optimizers of the dense weights and of the embedding tables, and the schedule of their learning
+rates.
+"""
 
 from __future__ import annotations
 
@@ -26,25 +28,32 @@ ADAMS: dict[str, type[Adam] | type[LazyAdam]] = {"adam": Adam, "lazy_adam": Lazy
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """Builds the optimizers of a model: Adam for the dense weights, ``config.tables`` for the embedding tables.
+    """Builds the optimizers of a model: Adam for the dense weights, ``config.tables`` for the
+    embedding tables.
 
-    One optimizer takes both where the tables have an Adam, too. The cost of a step on tables grows with the batch and
-    not with the table. Sharded tables have their own optimizer. ``initial_lr`` of each parameter group is the learning
-    rate after warm-up.
+    One optimizer takes both where the tables have an Adam, too. The cost of a step on tables grows
+    with the batch and not with the table. Sharded tables have their own optimizer. ``initial_lr``
+    of each parameter group is the learning rate after warm-up.
     """
     tables = [module for module in model.modules() if isinstance(module, FusedEmbedding)]
     rows = {parameter for table in tables for parameter in table.parameters()}
     dense = [parameter for parameter in model.parameters() if parameter not in rows]
     of_dense = [{"params": dense, "fused": True}] if dense else []
     of_tables = [{"params": tables, "lr": tables_lr(config)}] if tables else []
-    adam: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    adam: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.eps,
+    }
     optimizers: list[torch.optim.Optimizer] = []
     if tables and config.tables in ADAMS:
         optimizers.append(ADAMS[config.tables]([*of_dense, *of_tables], **adam))
     else:
         optimizers += [DenseAdam([group], **adam) for group in of_dense]
         optimizers += [TABLES[config.tables](group, config) for group in of_tables]
-    optimizers += [module.optimizer for module in model.modules() if isinstance(module, ShardedTables)]
+    optimizers += [
+        module.optimizer for module in model.modules() if isinstance(module, ShardedTables)
+    ]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
@@ -65,7 +74,8 @@ def table_state_bytes(kind: str, num_embeddings: Sequence[int], widths: Sequence
         widths: embedding width of each field.
     """
     per_row = {  # numbers of 4 bytes for a row of a width
-        "adam": lambda width: 2 * width + 1,  # the moments, and the step at which the row was last current
+        # the moments, and the step at which the row was last current
+        "adam": lambda width: 2 * width + 1,
         "lazy_adam": lambda width: 2 * width,
         "adagrad": lambda width: width,
         "rowwise_adagrad": lambda width: 1,

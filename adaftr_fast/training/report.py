@@ -1,4 +1,6 @@
-"""Reports of runs: Markdown tables and a picture of losses, validation AUC and learned values by epoch."""
+"""Reports of runs: Markdown tables and a picture of losses, validation AUC and learned values by
+epoch.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,22 @@ from adaftr_fast.training.evaluation import spread
 from adaftr_fast.training.trained import PICTURE, REPORT, Run, result_table
 
 TAU_MEANS = (
-    "τ (tau) is the temperature of the contrast between two tasks, of each row: a low one draws the representations of "
-    "the tasks together and pushes the most similar other rows away, a high one hardly ties the tasks. Equal quantiles "
+    "τ (tau) is the temperature of the contrast between two tasks, of each row: a low one draws "
+    "the representations of "
+    "the tasks together and pushes the most similar other rows away, a high one hardly ties the "
+    "tasks. Equal quantiles "
     "mean that it has become a constant."
 )
 
 
 def write_report(
-    folder: Path, title: str, runs: Sequence[Run], *, before: str = "", after: str = "", first: str = "model"
+    folder: Path,
+    title: str,
+    runs: Sequence[Run],
+    *,
+    before: str = "",
+    after: str = "",
+    first: str = "model",
 ) -> None:
     """Writes ``report.md`` and ``report.png`` to ``folder``.
 
@@ -38,11 +48,15 @@ def write_report(
         OSError: a file cannot be written.
     """
     tables = [result_table(runs, first).markdown(), _learned_table(runs, first)]
-    draw(runs).save_with(folder / REPORT, [f"# {title}", before, *tables, f"![curves]({PICTURE})", after])
+    draw(runs).save_with(
+        folder / REPORT, [f"# {title}", before, *tables, f"![curves]({PICTURE})", after]
+    )
 
 
 def _learned_table(runs: Sequence[Run], first: str) -> str:
-    points = [(run.name, name, spread(values)) for run in runs for name, values in run.diagnostics.items()]
+    points = [
+        (run.name, name, spread(values)) for run in runs for name, values in run.diagnostics.items()
+    ]
     rows = [[run, name, *(f"{value:.4f}" for value in each.values())] for run, name, each in points]
     if not rows:
         return ""
@@ -77,11 +91,17 @@ def _next(run: Run) -> str:
     lines = []
     if run.trained_epochs > run.best_epoch:
         best = f"Validation is best after epoch {run.best_epoch:g} of {run.trained_epochs:g}"
-        lines.append(f"{best}, whose weights are kept: the epochs after it fit the training rows alone.")
+        lines.append(
+            f"{best}, whose weights are kept: the epochs after it fit the training rows alone."
+        )
     else:
-        lines.append("The last epoch is the best one: more epochs (`--training.max_epochs`) may be better still.")
+        lines.append(
+            "The last epoch is the best one: more epochs (`--training.max_epochs`) may be better "
+            "still."
+        )
     lines += [
-        "Which fields matter, calibration, lift and gain: `adaftr-fast evaluate --run RUN --importance --out RUN`.",
+        "Which fields matter, calibration, lift and gain: `adaftr-fast evaluate --run RUN "
+        "--importance --out RUN`.",
         "A model that scores raw rows: `adaftr-fast export --run RUN --out MODEL`.",
     ]
     return "## What next\n\n" + "\n".join(f"- {line}" for line in lines)
@@ -93,14 +113,18 @@ def _facts(manifest: Manifest, config: RunConfig, run: Run) -> str:
     time = f"{seconds / 60:,.1f} minutes" if seconds >= 60 else f"{seconds:.1f} seconds"
     facts = {
         "data": f"{manifest.dataset} in {config.data.folder}: rows {rows}",
-        "inputs": f"{len(manifest.fields) + len(manifest.dense):,} fields, {sum(manifest.num_embeddings):,} ids",
+        "inputs": f"{len(manifest.fields) + len(manifest.dense):,} fields, "
+        f"{sum(manifest.num_embeddings):,} ids",
         "tasks": ", ".join(manifest.tasks),
-        "best epoch": f"{run.best_epoch:g} of {run.trained_epochs:g}, by {_monitor(config)} in validation",
+        "best epoch": f"{run.best_epoch:g} of {run.trained_epochs:g}, by {_monitor(config)} in "
+        "validation",
         "training time": f"{time}, {run.samples_per_s:,.0f} samples/s",
     }
     if config.warm_start is not None:
         facts["warm start"] = config.warm_start.run
-    return Table(["run", ""], [[name, text] for name, text in facts.items()], text_columns=2).markdown()
+    return Table(
+        ["run", ""], [[name, text] for name, text in facts.items()], text_columns=2
+    ).markdown()
 
 
 def changed_options(config: RunConfig) -> str:
@@ -109,7 +133,9 @@ def changed_options(config: RunConfig) -> str:
     changed = {}
     for name in SECTIONS:
         section = config.to_dict()[name].items()
-        options = {key: value for key, value in section if value not in (None, defaults[f"{name}.{key}"])}
+        options = {
+            key: value for key, value in section if value not in (None, defaults[f"{name}.{key}"])
+        }
         if options:
             changed[name] = options
     text = to_toml(changed).rstrip()

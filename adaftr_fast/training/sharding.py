@@ -26,7 +26,9 @@ def check_sharding(optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ra
     if config.tables != "torchrec":
         return
     if ranks.is_alone:
-        raise _refused("several processes, got one: start them with torchrun --nproc-per-node 2 or more")
+        raise _refused(
+            "several processes, got one: start them with torchrun --nproc-per-node 2 or more"
+        )
     if optimizer.tables not in STATE:
         reason = "TorchRec updates the rows of the batch inside backward"
         raise _refused(f"optimizer.tables = {', '.join(STATE)}, got {optimizer.tables} ({reason})")
@@ -34,25 +36,33 @@ def check_sharding(optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ra
 
 
 def check_tables(model: ModelConfig, config: TrainingConfig) -> None:
-    """Raises TrainingError if ``config.tables`` is "torchrec" and it cannot shard the model's tables.
+    """Raises TrainingError if ``config.tables`` is "torchrec" and it cannot shard the model's
+    tables.
 
-    ``shard_tables`` replaces one ``FusedEmbedding``, and single_dnn has one per task. FBGEMM has kernels for widths
-    that are multiples of 4, and ``ShardedTables`` takes one width for all fields.
+    ``shard_tables`` replaces one ``FusedEmbedding``, and single_dnn has one per task. FBGEMM has
+    kernels for widths that are multiples of 4, and ``ShardedTables`` takes one width for all
+    fields.
     """
     if config.tables != "torchrec":
         return
     if model.name == "single_dnn":
-        raise _refused("a model with one FusedEmbedding, got model.name = single_dnn, which has one per task")
+        raise _refused(
+            "a model with one FusedEmbedding, got model.name = single_dnn, which has one per task"
+        )
     if model.embedding_dim % 4:
         raise _refused(f"model.embedding_dim = a multiple of 4, got {model.embedding_dim}")
     if set(model.embedding_dims.values()) - {model.embedding_dim}:
         raise _refused(f"model.embedding_dims = none of another width, got {model.embedding_dims}")
     if model.attention:
-        raise _refused(f"model.attention = none, got {model.attention} (it reads the vector of each id)")
+        raise _refused(
+            f"model.attention = none, got {model.attention} (it reads the vector of each id)"
+        )
 
 
 def check_replicated(what: str, config: TrainingConfig) -> None:
-    """Raises TrainingError if ``config.tables`` shards the tables, which ``what`` does not support."""
+    """Raises TrainingError if ``config.tables`` shards the tables, which ``what`` does
+    not support.
+    """
     if config.tables != "replicated":
         raise TrainingError(f"{what} needs training.tables = replicated, got {config.tables}")
 
@@ -62,7 +72,12 @@ def _refused(needed: str) -> TrainingError:
 
 
 def shard_tables(
-    model: nn.Module, optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks, *, fills: bool = True
+    model: nn.Module,
+    optimizer: OptimizerConfig,
+    config: TrainingConfig,
+    ranks: Ranks,
+    *,
+    fills: bool = True,
 ) -> None:
     """Replaces the model's one ``FusedEmbedding`` by ``ShardedTables`` with the weights of rank 0.
 
@@ -76,7 +91,11 @@ def shard_tables(
     Raises:
         RankError, ValueError: see ``ShardedTables``.
     """
-    (found,) = ((name, module) for name, module in model.named_modules() if isinstance(module, FusedEmbedding))
+    (found,) = (
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, FusedEmbedding)
+    )
     name, table = found
     parent, _, leaf = name.rpartition(".")
     quiet()
@@ -93,28 +112,38 @@ def shard_tables(
     setattr(model.get_submodule(parent), leaf, sharded)
 
 
-def share_of(config: TrainingConfig, rows: int, ranks: Ranks, model: MultiTaskModel) -> Share | None:
-    """Returns this rank's rows of a batch: an equal share of each part, so a part has the same rows as on one rank.
+def share_of(
+    config: TrainingConfig, rows: int, ranks: Ranks, model: MultiTaskModel
+) -> Share | None:
+    """Returns this rank's rows of a batch: an equal share of each part, so a part has the same rows
+    as on one rank.
 
     Raises:
-        TrainingError: ``rows`` training rows do not make a batch, and a step for each validation of an epoch; a batch
-            cannot be divided equally among ranks and parts, or not between the blocks of ``contrast_rows``; or
-            ``sync_steps`` differs between ranks, which would wait for each other's collectives.
+        TrainingError: ``rows`` training rows do not make a batch, and a step for each validation of
+            an epoch; a batch cannot be divided equally among ranks and parts, or not between the
+            blocks of ``contrast_rows``; or ``sync_steps`` differs between ranks, which would wait
+            for each other's collectives.
     """
     steps = rows // config.batch_size
     if not steps:
-        raise TrainingError(f"training.batch_size: {rows} training rows are fewer than a batch of {config.batch_size}")
+        raise TrainingError(
+            f"training.batch_size: {rows} training rows are fewer than a batch of "
+            f"{config.batch_size}"
+        )
     if steps < config.validations:
         found = f"the {steps} steps of an epoch are fewer than its {config.validations} validations"
         raise TrainingError(f"training.validate_every: {found}")
     parts = ranks.size * config.accumulate
     run, rest = divmod(config.batch_size, parts)
-    needed = f"expected a multiple of {ranks.size} ranks times training.accumulate = {config.accumulate}"
+    needed = (
+        f"expected a multiple of {ranks.size} ranks times training.accumulate = {config.accumulate}"
+    )
     if rest:
         raise TrainingError(f"training.batch_size: {needed}, got {config.batch_size}")
     if parts > 1 and run % model.rows_together:
         raise TrainingError(
-            f"training.batch_size: {needed} times {model.rows_together} rows that the loss reads together "
+            f"training.batch_size: {needed} times {model.rows_together} rows that the loss reads "
+            "together "
             f"(model.contrast_rows), got {config.batch_size}"
         )
     if ranks.is_alone:
@@ -122,5 +151,7 @@ def share_of(config: TrainingConfig, rows: int, ranks: Ranks, model: MultiTaskMo
     least = -ranks.largest(-config.sync_steps)
     most = ranks.largest(config.sync_steps)
     if least != most:
-        raise TrainingError(f"training.sync_steps: expected one value on all ranks, got {least} to {most}")
+        raise TrainingError(
+            f"training.sync_steps: expected one value on all ranks, got {least} to {most}"
+        )
     return Share(ranks.rank, ranks.size, run)

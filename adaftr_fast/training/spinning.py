@@ -1,4 +1,6 @@
-"""Warns where OpenMP threads that spin while they wait slow training down, as they do beside other work."""
+"""Warns where OpenMP threads that spin while they wait slow training down, as they do beside other
+work.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +15,27 @@ from adaftr_fast._startup import BESIDE_OTHER_WORK, IS_BOUNDED, SPIN
 
 GRAIN = 1 << 15  # elements that torch gives to one thread
 ROUNDS = 20
-TOLERATED = 20.0  # about 1 without a free core, 4 where threads soon sleep, hundreds where they spin
+# about 1 without a free core, 4 where threads soon sleep, hundreds where they spin
+TOLERATED = 20.0
 
 
 @cache
 def warn_of_spinning() -> None:
     """Warns, once in a process, if ops on all threads take several times as long as on one.
 
-    It takes a few milliseconds on an idle machine. It does nothing where the environment bounded how long threads spin
-    when this package was imported, as it does in the commands.
+    It takes a few milliseconds on an idle machine. It does nothing where the environment bounded
+    how long threads spin when this package was imported, as it does in the commands.
     """
     if IS_BOUNDED or torch.get_num_threads() < 2:
         return
     if (found := slowdown()) > TOLERATED:
         warnings.warn(
-            f"threads that wait for each other make this process {found:.0f} times slower than one thread, since other "
-            f"work uses the machine: set {SPIN}={BESIDE_OTHER_WORK} in the environment before Python starts (in a "
-            "notebook: restart the kernel, and set it with os.environ before torch is imported), or train with the "
+            f"threads that wait for each other make this process {found:.0f} times slower than one "
+            "thread, since other "
+            f"work uses the machine: set {SPIN}={BESIDE_OTHER_WORK} in the environment before "
+            "Python starts (in a "
+            "notebook: restart the kernel, and set it with os.environ before torch is imported), "
+            "or train with the "
             "command `adaftr-fast train`, which sets it",
             RuntimeWarning,
             stacklevel=3,

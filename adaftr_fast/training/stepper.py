@@ -53,25 +53,31 @@ SMALLER_MODEL = "lower model.embedding_dim, or choose optimizer.tables with a sm
 class Stepper:
     """Updates a model's parameters, one batch per step.
 
-    On the CPU each step checks its losses before it updates anything. On a GPU a step reads nothing from the device, so
-    the caller checks the losses every ``config.sync_steps`` steps, and forward and backward are replayed as a CUDA
-    graph if possible.
-    A balance that combines gradients compares the rows of tables, which waits for the device.
+    On the CPU each step checks its losses before it updates anything. On a GPU a step reads nothing
+    from the device, so the caller checks the losses every ``config.sync_steps`` steps, and forward
+    and backward are replayed as a CUDA graph if possible. A balance that combines gradients
+    compares the rows of tables, which waits for the device.
 
     Args:
-        model: the model. It is moved to ``config.device``, and its tables are sharded if ``config.tables`` is
-            "torchrec". With ``config.balance`` it gets the child ``balance``.
+        model: the model. It is moved to ``config.device``, and its tables are sharded if
+            ``config.tables`` is "torchrec". With ``config.balance`` it gets the child ``balance``.
         optimizer: the optimizer options.
         config: the training options.
-        ranks: the ranks that train together. Each steps on its part of a batch, and replicated parameters stay equal.
+        ranks: the ranks that train together. Each steps on its part of a batch, and replicated
+            parameters stay equal.
 
     Raises:
-        TrainingError: the device is not available, or the model has an attribute ``balance`` of its own.
+        TrainingError: the device is not available, or the model has an attribute ``balance`` of its
+            own.
         RankError, ValueError: the tables cannot be sharded.
     """
 
     def __init__(
-        self, model: MultiTaskModel, optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ranks = ALONE
+        self,
+        model: MultiTaskModel,
+        optimizer: OptimizerConfig,
+        config: TrainingConfig,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model = model
         self.settings = optimizer
@@ -93,7 +99,9 @@ class Stepper:
         learned = set() if self.balance is None else set(self.balance.parameters())
         self.clipped = [parameter for parameter in self.parameters if parameter not in learned]
         contrasts = any(isinstance(module, AdaptiveInfoNCE) for module in model.modules())
-        self.contrasts_over_ranks = not ranks.is_alone and config.contrast_over == "all" and contrasts
+        self.contrasts_over_ranks = (
+            not ranks.is_alone and config.contrast_over == "all" and contrasts
+        )
         self.loss: Callable[..., dict[str, Tensor]] = model.loss
         if config.compile:
             self.loss = _compiled_loss(model, eager_contrast=self.contrasts_over_ranks)
@@ -102,36 +110,45 @@ class Stepper:
             self.graph = BackwardGraph(model, config.batch_size, CudaCaptures(self.device))
 
     def _replays(self) -> bool:
-        """Returns whether forward and backward are replayed as a CUDA graph: on one GPU, in one backward, not compiled.
+        """Returns whether forward and backward are replayed as a CUDA graph: on one GPU, in one
+        backward, not compiled.
 
         Without the CUDA kernels look-ups read from the device, which cannot be captured.
         """
         config = self.config
         plain = self.ranks.is_alone and config.accumulate == 1 and not config.compile
         plain = plain and not isinstance(self.balance, GradientBalance)
-        fits = config.graph == "auto" and self.device.type == "cuda" and has_cuda_kernels() and plain
+        fits = (
+            config.graph == "auto" and self.device.type == "cuda" and has_cuda_kernels() and plain
+        )
         return fits and depends_on_tensors_alone(self.model)
 
     def step(self, batch: Batch, number: int, epochs: float = 0.0) -> dict[str, Tensor]:
         """Updates every parameter once.
 
         Args:
-            batch: the rows, on the device; of several ranks this rank's rows, of the same number on all ranks.
-            number: the number of the step, counted from 1 over all epochs. It sets the learning rate.
-            epochs: the number of epochs before the step, a fraction within one, for the model's ``set_epoch``.
+            batch: the rows, on the device; of several ranks this rank's rows, of the same number on
+                all ranks.
+            number: the number of the step, counted from 1 over all epochs. It sets the learning
+                rate.
+            epochs: the number of epochs before the step, a fraction within one, for the model's
+                ``set_epoch``.
 
         Returns:
-            The loss terms, detached, each a mean over the batch, and the weights of the tasks, ``weight/<task>``, if
-            ``config.balance`` learns them.
+            The loss terms, detached, each a mean over the batch, and the weights of the tasks,
+            ``weight/<task>``, if ``config.balance`` learns them.
 
         Raises:
-            DivergedError: on the CPU, the loss, a parameter or a logit is not finite; no parameter has been updated.
+            DivergedError: on the CPU, the loss, a parameter or a logit is not finite; no parameter
+                has been updated.
             TrainingError: the memory does not suffice.
         """
         changed = hasattr(self.model, "set_epoch") and self.model.set_epoch(epochs)
         if changed and self.graph is not None:
             self.graph.discard()
-        with memory_errors(self.device, MORE_MEMORY if self.graph is None else f"{MORE_MEMORY}, {LESS_GRAPH}"):
+        with memory_errors(
+            self.device, MORE_MEMORY if self.graph is None else f"{MORE_MEMORY}, {LESS_GRAPH}"
+        ):
             return self._step(batch, number)
 
     def _step(self, batch: Batch, number: int) -> dict[str, Tensor]:
@@ -143,7 +160,10 @@ class Stepper:
         for parameter in self.parameters:
             parameter.grad = None
         with ExitStack() as stack:
-            self._held = [stack.enter_context(tables.held(batch.ids, batch.offsets)) for tables in self.sharded]
+            self._held = [
+                stack.enter_context(tables.held(batch.ids, batch.offsets))
+                for tables in self.sharded
+            ]
             terms = self._gradients(batch, number)
             self._clip()
             for held in self._held:
@@ -172,14 +192,20 @@ class Stepper:
         if self.graph is not None:
             terms = self.graph.run(self._backward, batch)
         else:
-            terms = self._backward(batch) if self.config.accumulate == 1 else self._accumulated(batch)
+            terms = (
+                self._backward(batch) if self.config.accumulate == 1 else self._accumulated(batch)
+            )
         if self.ranks.is_alone:
             return terms
         return dict(zip(terms, self._averaged(torch.stack(tuple(terms.values())))))
 
     def _averaged(self, values: Tensor) -> Tensor:
         """Averages the gradients, and ``values`` [k], over the ranks; returns the values."""
-        return values if self.ranks.is_alone else average_gradients(self.parameters, values, self.ranks.group)
+        return (
+            values
+            if self.ranks.is_alone
+            else average_gradients(self.parameters, values, self.ranks.group)
+        )
 
     def _combined(self, balance: GradientBalance, batch: Batch, number: int) -> dict[str, Tensor]:
         """Combines the gradients of the tasks as ``balance`` does; returns the loss terms."""
@@ -189,12 +215,19 @@ class Stepper:
         losses, others = balance.split(terms)
         parts = [*losses, torch.stack(others).sum()] if others else losses
         means: list[Tensor] = []  # of the terms, the same after each backward
-        gradients = gradients_of(parts, self.parameters, lambda: means.append(self._averaged(values.detach())))
+        gradients = gradients_of(
+            parts, self.parameters, lambda: means.append(self._averaged(values.detach()))
+        )
         terms = dict(zip(terms, means[0]))
         of_tasks = gradients[: len(losses)]
         of_others = gradients[len(losses)] if others else None
         task_losses = torch.stack(balance.split(terms)[0])
-        combine(self.parameters, of_tasks, of_others, lambda products: balance.factors(products, task_losses, number))
+        combine(
+            self.parameters,
+            of_tasks,
+            of_others,
+            lambda products: balance.factors(products, task_losses, number),
+        )
         return terms
 
     def _accumulated(self, batch: Batch) -> dict[str, Tensor]:
@@ -226,7 +259,9 @@ class Stepper:
         return replace(batch, weight_mean=self.ranks.mean(batch.weight.mean()))
 
     def _check(self, terms: dict[str, Tensor], values: Tensor) -> Tensor:
-        """Returns the sum of the terms' values. On the CPU, raises DivergedError if it is not finite."""
+        """Returns the sum of the terms' values. On the CPU, raises DivergedError if it is not
+        finite.
+        """
         loss = values.sum()
         if self.reads_losses and not math.isfinite(loss.item()):
             raise not_finite(dict(zip(terms, values.tolist())))
@@ -234,11 +269,15 @@ class Stepper:
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         reduced = self.config.precision == "bfloat16"
-        # Read at each step: the group's threads end with its last reference, before the interpreter does.
+        # Read at each step: the group's threads end with its last reference, before the interpreter
+        # does.
         context = {"process_group": self.ranks.group} if self.contrasts_over_ranks else {}
-        cache = None if self.device.type == "cpu" else False  # a graph must not read weights that were cast outside it
+        # a graph must not read weights that were cast outside it
+        cache = None if self.device.type == "cpu" else False
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=reduced, cache_enabled=cache):
+            with torch.autocast(
+                self.device.type, torch.bfloat16, enabled=reduced, cache_enabled=cache
+            ):
                 return self.loss(batch, **context)
         except RuntimeError as error:
             if not self.reads_losses or is_out_of_memory(error):
@@ -252,7 +291,9 @@ class Stepper:
 
     @torch.no_grad()
     def _not_finite(self, batch: Batch) -> str | None:
-        """Returns the name of a parameter, logit or diagnostic that is not finite, to explain an op's error."""
+        """Returns the name of a parameter, logit or diagnostic that is not finite, to explain an
+        op's error.
+        """
         values = dict(self.model.named_parameters()) | {"a logit": self.model(*batch.features)}
         if hasattr(self.model, "diagnostics"):
             values |= self.model.diagnostics(batch)
@@ -262,11 +303,17 @@ class Stepper:
 def _named_weights(balance: Balance) -> dict[str, Tensor]:
     """Returns the learned weights of the tasks as ``weight/<task>``, 0-dim each."""
     weights = balance.task_weights()
-    return {} if weights is None else {f"weight/{t}": each for t, each in zip(balance.task_names, weights.unbind())}
+    return (
+        {}
+        if weights is None
+        else {f"weight/{t}": each for t, each in zip(balance.task_names, weights.unbind())}
+    )
 
 
 def reads_losses(device: torch.device) -> bool:
-    """Returns whether steps read their losses: on the CPU they are at hand, elsewhere the host would wait for them."""
+    """Returns whether steps read their losses: on the CPU they are at hand, elsewhere the host
+    would wait for them.
+    """
     return device.type == "cpu"
 
 
@@ -276,11 +323,13 @@ def not_finite(losses: dict[str, float]) -> DivergedError:
     return DivergedError(f"the loss is not finite ({shown}); lower optimizer.lr")
 
 
-def _compiled_loss(model: MultiTaskModel, *, eager_contrast: bool) -> Callable[..., dict[str, Tensor]]:
+def _compiled_loss(
+    model: MultiTaskModel, *, eager_contrast: bool
+) -> Callable[..., dict[str, Tensor]]:
     """Compiles ``model.loss``, except for the modules that must run eagerly.
 
-    Embedding look-ups run eagerly, since rows with deferred updates change their ops, and so does attention, since the
-    number of ids changes. Collectives cannot be compiled.
+    Embedding look-ups run eagerly, since rows with deferred updates change their ops, and so does
+    attention, since the number of ids changes. Collectives cannot be compiled.
     """
     eager = (FusedEmbedding, FieldAttention, *((AdaptiveInfoNCE,) if eager_contrast else ()))
     for module in model.modules():
@@ -295,6 +344,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:  # raised by torch for an unknown and for an unavailable device
-        raise TrainingError(f"training.device: {name!r} cannot be used: {first_line(error)}") from error
+    # raised by torch for an unknown and for an unavailable device
+    except (RuntimeError, AssertionError) as error:
+        raise TrainingError(
+            f"training.device: {name!r} cannot be used: {first_line(error)}"
+        ) from error
     return device

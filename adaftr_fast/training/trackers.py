@@ -1,7 +1,7 @@
 """Experiment trackers: TensorBoard, Weights & Biases and MLflow.
 
-``Trackers`` opens those of a run, remembers their runs for resuming, and outlives their failures. The constructor of
-each tracker imports its package, which belongs to an extra.
+``Trackers`` opens those of a run, remembers their runs for resuming, and outlives their failures.
+The constructor of each tracker imports its package, which belongs to an extra.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Opening:
     Attributes:
         folder: the run folder.
         parameters: the options of the run as ``section.option`` -> value.
-        first_step: the first step that will be logged, from which on what an interrupted process logged is void. The
-            step of a validation is its number in the run.
+        first_step: the first step that will be logged, from which on what an interrupted process
+            logged is void. The step of a validation is its number in the run.
         known: what ``known`` of the tracker of the interrupted process was; None to begin a run.
     """
 
@@ -49,7 +49,8 @@ class Opening:
 
 
 class Tracker(Protocol):
-    """A run in a tracker. Its constructor takes an ``Opening``; it and the methods raise what the package raises.
+    """A run in a tracker. Its constructor takes an ``Opening``; it and the methods raise what the
+    package raises.
 
     Attributes:
         known: what identifies the run to a process that resumes it.
@@ -58,13 +59,17 @@ class Tracker(Protocol):
     known: str
 
     def log(self, numbers: Numbers, step: int) -> None:
-        """Logs the numbers of a validation. What is logged is not lost if the process is killed later, W&B aside."""
+        """Logs the numbers of a validation. What is logged is not lost if the process is killed
+        later, W&B aside.
+        """
 
     def log_test(self, numbers: Numbers) -> None:
         """Logs the metrics on the test split, once."""
 
     def close(self, failed: bool) -> None:
-        """Ends the run, which another process may resume if training ``failed`` or was interrupted."""
+        """Ends the run, which another process may resume if training ``failed`` or was
+        interrupted.
+        """
 
 
 KNOWN = "trackers.json"  # in the run folder
@@ -91,8 +96,9 @@ class Trackers:
         folder: the run folder.
         parameters: the options of the run as ``section.option`` -> value.
         resumed: whether to continue the runs of an interrupted process.
-        records: the records of the validations so far, as in metrics.jsonl. A tracker gets those that it has not
-            logged, because it was added later, left out for a while or had failed, and none twice.
+        records: the records of the validations so far, as in metrics.jsonl. A tracker gets those
+            that it has not logged, because it was added later, left out for a while or had failed,
+            and none twice.
 
     Raises:
         MissingPackageError: a tracker is not installed.
@@ -119,7 +125,13 @@ class Trackers:
             self.close(failed=True)
             raise
 
-    def _begin(self, name: str, folder: Path, parameters: Mapping[str, Any], records: Sequence[dict[str, Any]]) -> None:
+    def _begin(
+        self,
+        name: str,
+        folder: Path,
+        parameters: Mapping[str, Any],
+        records: Sequence[dict[str, Any]],
+    ) -> None:
         """Opens a tracker and logs the validations that it lacks."""
         known = self._known.get(name)
         done = 0 if known is None else known.epoch
@@ -135,7 +147,8 @@ class Trackers:
             self._log(name, record, number)
 
     def _log(self, name: str, record: dict[str, Any], number: int) -> None:
-        if number <= self._known[name].epoch:  # on resuming, the trainer publishes the last validation again
+        # on resuming, the trainer publishes the last validation again
+        if number <= self._known[name].epoch:
             return
         self._do(name, "log", dict(numbers(record)), number)
         if name in self._open:
@@ -170,7 +183,9 @@ class Trackers:
             if method != "close":
                 with suppress(Exception):
                     failed.close(True)
-            text = f"training.trackers: {name} failed, and training goes on without it: {_line(error)}"
+            text = (
+                f"training.trackers: {name} failed, and training goes on without it: {_line(error)}"
+            )
             warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
@@ -190,15 +205,23 @@ def _opened(name: str, opening: Opening) -> Tracker:
     except ImportError:
         raise
     except Exception as error:  # the packages raise errors of many kinds
-        raise TrainingError(f"training.trackers: {name} cannot be opened: {_line(error)}") from error
+        raise TrainingError(
+            f"training.trackers: {name} cannot be opened: {_line(error)}"
+        ) from error
 
 
 def _known(path: Path) -> dict[str, Known]:
     """Returns the runs of an interrupted process by tracker."""
     try:
-        return from_json(dict[str, Known], loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+        return (
+            from_json(dict[str, Known], loads(path.read_text(encoding="utf-8")))
+            if path.exists()
+            else {}
+        )
     except ValueError as error:
-        raise TrainingError(f"{path}: damaged: {error}; remove it to begin new runs in the trackers") from error
+        raise TrainingError(
+            f"{path}: damaged: {error}; remove it to begin new runs in the trackers"
+        ) from error
 
 
 def _line(error: Exception) -> str:
@@ -209,7 +232,9 @@ FOLDER = "tensorboard"  # in the run folder
 
 
 class TensorBoard:
-    """Writes scalars by the number of the validation, and the options and test metrics for the HParams page."""
+    """Writes scalars by the number of the validation, and the options and test metrics for the
+    HParams page.
+    """
 
     def __init__(self, opening: Opening) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -219,7 +244,8 @@ class TensorBoard:
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in opening.parameters.items()
         }
-        # purge_step discards what a killed process had logged and not noted in trackers.json, and a run before
+        # purge_step discards what a killed process had logged and not noted in trackers.json, and a
+        # run before
         self._writer = SummaryWriter(str(opening.folder / FOLDER), purge_step=opening.first_step)
         self._step = opening.first_step - 1
 
@@ -230,7 +256,8 @@ class TensorBoard:
         self._step = step
 
     def log_test(self, numbers: Numbers) -> None:
-        """Writes to the event file of the run; ``SummaryWriter.add_hparams`` would add a file in another folder.
+        """Writes to the event file of the run; ``SummaryWriter.add_hparams`` would add a file in
+        another folder.
 
         The step is the last one, so that ``purge_step`` of a later run in the folder discards them.
         """
@@ -251,8 +278,8 @@ PROJECT = "adaftr-fast"  # without WANDB_PROJECT
 class WeightsAndBiases:
     """Logs to a run of Weights & Biases, with the number of the validation as its step.
 
-    Its files are in ``wandb`` of the run folder. W&B writes them every 15 seconds, so a process that is killed loses
-    what it logged since.
+    Its files are in ``wandb`` of the run folder. W&B writes them every 15 seconds, so a process
+    that is killed loses what it logged since.
     """
 
     def __init__(self, opening: Opening) -> None:
@@ -293,7 +320,8 @@ class MLflow:
 
         self._client = mlflow.MlflowClient()
         self.known = self._begin(opening) if opening.known is None else opening.known
-        self._client.set_terminated(self.known, "RUNNING")  # raises if the run that is resumed is no longer there
+        # raises if the run that is resumed is no longer there
+        self._client.set_terminated(self.known, "RUNNING")
         self._step = opening.first_step - 1
 
     def _begin(self, opening: Opening) -> str:
@@ -302,9 +330,13 @@ class MLflow:
 
         experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
         found = self._client.get_experiment_by_name(experiment)
-        number = self._client.create_experiment(experiment) if found is None else found.experiment_id
+        number = (
+            self._client.create_experiment(experiment) if found is None else found.experiment_id
+        )
         run = self._client.create_run(number, run_name=opening.name).info.run_id
-        options = [Param(name, str(value)[:VALUE_LENGTH]) for name, value in opening.parameters.items()]
+        options = [
+            Param(name, str(value)[:VALUE_LENGTH]) for name, value in opening.parameters.items()
+        ]
         self._client.log_batch(run, params=options)
         return run
 
@@ -312,7 +344,9 @@ class MLflow:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        metrics = [Metric(NOT_IN_NAMES.sub("_", name), value, now, step) for name, value in numbers.items()]
+        metrics = [
+            Metric(NOT_IN_NAMES.sub("_", name), value, now, step) for name, value in numbers.items()
+        ]
         self._client.log_batch(self.known, metrics=metrics)
         self._step = step
 

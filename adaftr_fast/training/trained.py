@@ -48,23 +48,28 @@ BEST, TEST, METRICS = "best", "test.json", "metrics.jsonl"  # names in the run f
 REPORT, PICTURE = "report.md", "report.png"
 RECORDED = {"epoch": float, "train": dict[str, float], "seconds": float, "samples_per_s": float}
 """What each line of metrics.jsonl holds, besides metrics."""
-DEAD_MARGIN = 0.005  # a tower whose validation AUC is this close to 0.5 predicts a constant or noise
+# a tower whose validation AUC is this close to 0.5 predicts a constant or noise
+DEAD_MARGIN = 0.005
 METRIC_COLUMNS = ("AUC", "GAUC", "log-loss", "CVR AUC")
-UNUSED = 4096  # largest size that an option which the model does not use may have beyond the number of weights
+# largest size that an option which the model does not use may have beyond the number of weights
+UNUSED = 4096
 
 
 @dataclass(eq=False, repr=False)
 class Run(Shown):
     """A trained run. It prints as a table of its test metrics, in a notebook also as curves.
 
-    What its folder holds is read when it is first used, unless the process that trained the run knows it.
+    What its folder holds is read when it is first used, unless the process that trained the run
+    knows it.
 
     Attributes:
-        folder: the folder with metrics.jsonl, ``best/`` and test.json; None for a run that writes no files.
+        folder: the folder with metrics.jsonl, ``best/`` and test.json; None for a run that writes
+            no files.
         model_class: the class of a model of one's own, or its name; None for a built-in model.
-        diagnostics: after ``train``, learned values of the rows of the test split by name, [N] each, such as the
-            temperature; they are not kept on disk.
-        interrupted: the number of the signal (Ctrl-C or SIGTERM) that ended training; 0 without a signal.
+        diagnostics: after ``train``, learned values of the rows of the test split by name, [N]
+            each, such as the temperature; they are not kept on disk.
+        interrupted: the number of the signal (Ctrl-C or SIGTERM) that ended training; 0 without a
+            signal.
 
     Raises, where a file is read:
         CheckpointError: it is missing or damaged.
@@ -96,7 +101,9 @@ class Run(Shown):
     def local(self) -> Path:
         """The folder on this machine, or a copy of it."""
         if self.folder is None:
-            raise CheckpointError("the run was trained without a folder, from which its options and model are read")
+            raise CheckpointError(
+                "the run was trained without a folder, from which its options and model are read"
+            )
         return local_copy(self.folder)
 
     @cached_property
@@ -116,9 +123,11 @@ class Run(Shown):
 
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:
-        """One record per validation, as in metrics.jsonl: losses, validation metrics, seconds, samples a second.
+        """One record per validation, as in metrics.jsonl: losses, validation metrics, seconds,
+        samples a second.
 
-        ``epoch`` is the number of epochs trained, an int unless ``TrainingConfig.validate_every`` is less than 1.
+        ``epoch`` is the number of epochs trained, an int unless ``TrainingConfig.validate_every``
+        is less than 1.
         """
         per_epoch = self.config.training.validations
         return _read(self.local, METRICS, lambda text: _epochs(text, per_epoch))
@@ -129,14 +138,22 @@ class Run(Shown):
         # The first with their metric, since later ones must be strictly better.
         monitor = self.config.training.monitor
         found = monitored(self.about.metrics, monitor)
-        return next((record["epoch"] for record in self.epochs if monitored(record["validation"], monitor) == found), 0)
+        return next(
+            (
+                record["epoch"]
+                for record in self.epochs
+                if monitored(record["validation"], monitor) == found
+            ),
+            0,
+        )
 
     @cached_property
     def test(self) -> TaskMetrics:
-        """Metrics on the test split by task, as fractions: "auc", "logloss", "calibration", and "gauc" with groups.
+        """Metrics on the test split by task, as fractions: "auc", "logloss", "calibration", and
+        "gauc" with groups.
 
-        A later stage of a funnel also has "cvr_auc", the AUC of p_cvr = p_ctcvr / p_ctr on the clicked rows.
-        Empty while the run is unfinished.
+        A later stage of a funnel also has "cvr_auc", the AUC of p_cvr = p_ctcvr / p_ctr on the
+        clicked rows. Empty while the run is unfinished.
         """
         if not (self.local / TEST).exists():
             return {}
@@ -155,12 +172,16 @@ class Run(Shown):
     @property
     def validation(self) -> TaskMetrics:
         """Metrics of the best weights on the validation split; {} if there are none."""
-        return next((each["validation"] for each in self.epochs if each["epoch"] == self.best_epoch), {})
+        return next(
+            (each["validation"] for each in self.epochs if each["epoch"] == self.best_epoch), {}
+        )
 
     @property
     def dead_tasks(self) -> list[str]:
         """The tasks whose validation AUC is 0.5 within ``DEAD_MARGIN``."""
-        return [task for task, each in self.validation.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN]
+        return [
+            task for task, each in self.validation.items() if abs(each["auc"] - 0.5) < DEAD_MARGIN
+        ]
 
     @property
     def trained_epochs(self) -> float:
@@ -176,21 +197,26 @@ class Run(Shown):
         return float(np.mean([record["samples_per_s"] for record in self.epochs]))
 
     def load(self) -> Run:
-        """Reads the model with its description, also while the run goes on and replaces them, and returns the run.
+        """Reads the model with its description, also while the run goes on and replaces them, and
+        returns the run.
 
-        A checkpoint names the class of a model of one's own, but it is the caller who says which code runs: without
-        ``model_class``, which need not be the recorded one, no module is imported.
+        A checkpoint names the class of a model of one's own, but it is the caller who says which
+        code runs: without ``model_class``, which need not be the recorded one, no module is
+        imported.
 
         Raises:
             CheckpointError: the run has no checkpoint, it is damaged, or it needs ``model_class``.
-            ConfigError: the run's model is a built-in one and ``model_class`` is given, or as ``find_class``.
+            ConfigError: the run's model is a built-in one and ``model_class`` is given, or as
+                ``find_class``.
             BusyError: the checkpoint was replaced during each of many attempts.
         """
         folder = self.local / BEST
         weights, self.about = read_published(folder / FILE, lambda _: load_checkpoint(folder))
         if self.model_class is not None and not self.config.model.is_own:
             name = class_name(self.model_class)
-            raise ConfigError(f"{folder}: its model is {self.name}, got the class {name}; leave it out")
+            raise ConfigError(
+                f"{folder}: its model is {self.name}, got the class {name}; leave it out"
+            )
         model = _built(self, sum(each.numel() for each in weights.values()))
         load_weights(model, weights, str(folder))
         self.model = model.eval()
@@ -199,7 +225,10 @@ class Run(Shown):
     def check_data(self, data: PreparedData) -> None:
         """Raises CheckpointError if the ids or tasks of ``data`` have another meaning."""
         if self.about.fingerprint != data.manifest.fingerprint:
-            raise CheckpointError(f"{self.folder}: trained on other data than {data.folder}: their ids or tasks differ")
+            raise CheckpointError(
+                f"{self.folder}: trained on other data than {data.folder}: their ids or tasks "
+                "differ"
+            )
 
     def data(self, folder: AnyPath | None = None) -> PreparedData:
         """Opens the prepared folder that the model was trained on.
@@ -213,12 +242,15 @@ class Run(Shown):
         try:
             data = PreparedData(folder or self.config.data.folder)
         except DataError as error:
-            raise CheckpointError(f"{self.folder}: the training data are required: {error}") from error
+            raise CheckpointError(
+                f"{self.folder}: the training data are required: {error}"
+            ) from error
         self.check_data(data)
         return data
 
     def table(self, *others: Run) -> Table:
-        """Returns a table of test metrics and speed, one row per run and task; AUC and GAUC in percent.
+        """Returns a table of test metrics and speed, one row per run and task; AUC and GAUC in
+        percent.
 
         Args:
             others: runs to list below this one.
@@ -251,7 +283,9 @@ class Run(Shown):
 
 
 def result_table(runs: Sequence[Run], first: str = "model") -> Table:
-    """Returns test metrics and speed, with a row per run and task; AUCs are in percent. ``first`` heads the names."""
+    """Returns test metrics and speed, with a row per run and task; AUCs are in percent. ``first``
+    heads the names.
+    """
     header = [first, "task", *METRIC_COLUMNS, "best epoch", "samples/s", "s/epoch"]
     rows = []
     for run in runs:
@@ -300,7 +334,9 @@ def _epochs(text: str, per_epoch: int) -> list[dict[str, Any]]:
             record[name] = from_json(kind, record.get(name), name)
         expected = epochs_after(number, per_epoch)
         if record["epoch"] != expected:
-            raise ValueError(f"{METRICS}: line {number}: expected epoch {expected:g}, got {record['epoch']:g}")
+            raise ValueError(
+                f"{METRICS}: line {number}: expected epoch {expected:g}, got {record['epoch']:g}"
+            )
         record["epoch"] = expected
         epochs.append(record)
     return epochs
@@ -316,7 +352,8 @@ def _metrics(value: Any, where: str) -> TaskMetrics:
 
 
 def earlier(folder: AnyPath, name: str) -> Run:
-    """Returns the run that a new one continues. Its class may be imported if it is that of the new run.
+    """Returns the run that a new one continues. Its class may be imported if it is that of the new
+    run.
 
     Args:
         folder: the run folder.
@@ -332,7 +369,8 @@ def earlier(folder: AnyPath, name: str) -> Run:
 
 
 def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Callable[[], Run]]:
-    """Opens the run that a new one with sharded tables continues, of which no rank reads all tables.
+    """Opens the run that a new one with sharded tables continues, of which no rank reads all
+    tables.
 
     All ranks must call it. Each verifies a part of the files.
 
@@ -342,7 +380,8 @@ def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Call
         ranks: the ranks.
 
     Returns:
-        The weights, which are read on access, and a function that builds the model. Its tables have no memory.
+        The weights, which are read on access, and a function that builds the model. Its tables have
+        no memory.
 
     Raises:
         CheckpointError: as ``Run.load``, or a rank does not see the run.
@@ -357,8 +396,16 @@ def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Call
         with tables_elsewhere():
             model = _built(found, elements)
         held = {key: value.is_meta for key, value in weights_of(model).items()}
-        of_tables = {key: torch.empty(saved.shape(key), device="meta") for key in saved if held.get(key, False)}
-        load_weights(model, {key: of_tables[key] if key in of_tables else saved[key] for key in saved}, str(folder))
+        of_tables = {
+            key: torch.empty(saved.shape(key), device="meta")
+            for key in saved
+            if held.get(key, False)
+        }
+        load_weights(
+            model,
+            {key: of_tables[key] if key in of_tables else saved[key] for key in saved},
+            str(folder),
+        )
         found.model = model.eval()
         return found
 
@@ -366,7 +413,8 @@ def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Call
 
 
 def load_sharded(run: Path, config: RunConfig, ranks: Ranks) -> Run:
-    """Loads the run that a new one continues, on the new run's device and with its sharding. All ranks must call it.
+    """Loads the run that a new one continues, on the new run's device and with its sharding. All
+    ranks must call it.
 
     Args:
         run: the run folder, which all ranks see. Its tables may have been sharded or not.
@@ -394,31 +442,46 @@ def _built(run: Run, elements: int) -> MultiTaskModel:
     names = about.field_names or None
     if config.is_own:
         if run.model_class is not None:
-            return find_class(run.model_class)(about.num_embeddings, about.tasks, config, names, about.dense)
+            return find_class(run.model_class)(
+                about.num_embeddings, about.tasks, config, names, about.dense
+            )
         raise CheckpointError(
-            f"{folder}: its model is the class {config.name}, whose module is imported only if you name it: "
+            f"{folder}: its model is the class {config.name}, whose module is imported only if you "
+            "name it: "
             f"--model.class {config.name}, or model_class={config.name!r} in Python"
         )
     _check_sizes(folder, about, elements)
     try:
         return build_model(config, about.num_embeddings, about.tasks, names, about.dense)
-    except (ValueError, TypeError, RuntimeError) as error:  # sizes or options that do not go together, or no memory
-        raise CheckpointError(f"{folder}: damaged: no model has the recorded sizes: {error}") from error
+    # sizes or options that do not go together, or no memory
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder}: damaged: no model has the recorded sizes: {error}"
+        ) from error
 
 
 def _check_sizes(folder: Path, about: Description, elements: int) -> None:
-    """Raises CheckpointError if a size is larger than the number of weights; it would take all time or memory."""
+    """Raises CheckpointError if a size is larger than the number of weights; it would take all time
+    or memory.
+    """
     model = about.config.model
     named = dict(enumerate(about.field_names))
     experts = max(model.num_experts, model.shared_experts or 0) + model.task_experts
     sizes = {
-        "num_embeddings": sum(n for f, n in enumerate(about.num_embeddings) if named.get(f) not in model.attention),
+        "num_embeddings": sum(
+            n for f, n in enumerate(about.num_embeddings) if named.get(f) not in model.attention
+        ),
         "experts and layers": experts * model.extraction_layers,
         "embedding_dim": max(model.embedding_dim, *model.embedding_dims.values(), 0),
         "layer widths": max(
-            *model.expert_hidden, *model.tower_hidden, *model.relatedness_hidden, *model.attention_hidden
+            *model.expert_hidden,
+            *model.tower_hidden,
+            *model.relatedness_hidden,
+            *model.attention_hidden,
         ),
     }
     for name, size in sizes.items():
         if size > max(elements, UNUSED):
-            raise CheckpointError(f"{folder}: damaged: {name} of {size:,}, but {elements:,} weights")
+            raise CheckpointError(
+                f"{folder}: damaged: {name} of {size:,}, but {elements:,} weights"
+            )

@@ -1,7 +1,8 @@
 """The training loop. Read it from top to bottom: fit, train_epoch, train_step.
 
-The trainer works with any model that has ``loss(batch)``, which returns the weighted terms of the loss to minimize,
-``model(ids)``, which returns logits [B, T], and ``task_names``, the names of the T tasks.
+The trainer works with any model that has ``loss(batch)``, which returns the weighted terms of the
+loss to minimize, ``model(ids)``, which returns logits [B, T], and ``task_names``, the names of the
+T tasks.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class StopRun(Exception):
 
 
 class Trainer:
-    """Minimizes a model's loss on ``train`` and keeps the weights with the best metric on ``validation``.
+    """Minimizes a model's loss on ``train`` and keeps the weights with the best metric on
+    ``validation``.
 
     The metric is ``config.monitor``, by default the mean AUC over tasks.
 
@@ -54,16 +56,17 @@ class Trainer:
         config: the training options.
         files: what the run keeps. By default, the best weights in memory.
         ranks: the ranks that train together, each on its rows of every batch.
-        on_epoch: a function that is called with the record of every validation once it is saved, and again with that
-            of the last one if a run resumes after it. If it returns True (of several ranks: on rank 0), training stops
-            as if it no longer improved. ``fit`` raises what it raises, and the run can be resumed; ``StopRun`` ends its
-            trackers as finished.
+        on_epoch: a function that is called with the record of every validation once it is saved,
+            and again with that of the last one if a run resumes after it. If it returns True (of
+            several ranks: on rank 0), training stops as if it no longer improved. ``fit`` raises
+            what it raises, and the run can be resumed; ``StopRun`` ends its trackers as finished.
 
     Raises:
         ConfigError: ``config.monitor`` names a task that the model does not have.
-        TrainingError: the training split is smaller than a batch, an epoch has fewer steps than validations, a batch
-            cannot be divided equally among ranks and parts, or not between the blocks of ``contrast_rows``, or the
-            validation split cannot have the metric ``config.monitor``.
+        TrainingError: the training split is smaller than a batch, an epoch has fewer steps than
+            validations, a batch cannot be divided equally among ranks and parts, or not between the
+            blocks of ``contrast_rows``, or the validation split cannot have the metric
+            ``config.monitor``.
     """
 
     def __init__(
@@ -98,13 +101,15 @@ class Trainer:
         self._checked = 0  # steps of this epoch whose losses are known to be finite
 
     def resume(self) -> bool:
-        """Resumes the unfinished run of ``files``. ``fit`` then ends with the bits of an uninterrupted run.
+        """Resumes the unfinished run of ``files``. ``fit`` then ends with the bits of an
+        uninterrupted run.
 
         Returns:
             Whether there is an unfinished run.
 
         Raises:
-            CheckpointError: the unfinished run has other options or data, or no snapshot can be read.
+            CheckpointError: the unfinished run has other options or data, or no snapshot can be
+                read.
             TrainingError: a tracker cannot be opened.
         """
         found = self.files.load(self.stepper.optimizers)
@@ -112,7 +117,8 @@ class Trainer:
             return False
         self.progress, self.means = found
         self._resumed = True
-        self._ends_again = not self.progress.new_steps and bool(self.progress.epochs)  # it may have been killed before
+        # it may have been killed before
+        self._ends_again = not self.progress.new_steps and bool(self.progress.epochs)
         logged = self.progress.epochs[:-1] if self._ends_again else self.progress.epochs
         self.files.start(logged, resumed=True)
         return True
@@ -125,14 +131,15 @@ class Trainer:
     def fit(self) -> Run:
         """Trains until validation stops improving, for ``max_epochs``, or until Ctrl-C or SIGTERM.
 
-        Returns the result, with the signal that interrupted training. An interrupted run can be resumed.
+        Returns the result, with the signal that interrupted training. An interrupted run can be
+        resumed.
 
         Raises:
             DivergedError: a loss or prediction is not finite. On a GPU the losses are checked every
-                ``config.sync_steps`` steps and before anything is saved, so the weights have been updated by then, but
-                no saved ones have.
-            TrainingError: a task has a single class in the validation split, a tracker cannot be opened, or the memory
-                does not suffice.
+                ``config.sync_steps`` steps and before anything is saved, so the weights have been
+                updated by then, but no saved ones have.
+            TrainingError: a task has a single class in the validation split, a tracker cannot be
+                opened, or the memory does not suffice.
             IndexError: on a GPU, an id was out of range in a step since the last check.
             CheckpointError: a checkpoint or snapshot cannot be written.
         """
@@ -177,7 +184,10 @@ class Trainer:
         done = len(self.progress.epochs)
         per_epoch = self.config.validations
         best = round(self.progress.best_epoch * per_epoch)
-        is_over = done >= self.config.max_epochs * per_epoch or done - best >= self.config.patience * per_epoch
+        is_over = (
+            done >= self.config.max_epochs * per_epoch
+            or done - best >= self.config.patience * per_epoch
+        )
         return is_over or self._is_stopped
 
     def _last_step(self) -> int:
@@ -202,12 +212,18 @@ class Trainer:
         last = self._last_step()
         if self._batches is None:
             order = {"seed": self.config.seed, "window": self.config.shuffle_rows}
-            self._batches = self.train.shuffled(size, epoch=epoch, first_batch=progress.step, share=self.share, **order)
+            self._batches = self.train.shuffled(
+                size, epoch=epoch, first_batch=progress.step, share=self.share, **order
+            )
         before = progress.seconds
         start = time.perf_counter()
         self._checked = progress.step
-        with self.files.progress_bar(epoch, self._steps_per_epoch * size, progress.step * size) as bar:
-            for batch in to_device(islice(self._batches, last - progress.step), self.stepper.device):
+        with self.files.progress_bar(
+            epoch, self._steps_per_epoch * size, progress.step * size
+        ) as bar:
+            for batch in to_device(
+                islice(self._batches, last - progress.step), self.stepper.device
+            ):
                 self.means.add(self.train_step(batch, epoch, progress.step + 1))
                 progress.step += 1
                 progress.total_steps += 1
@@ -224,10 +240,16 @@ class Trainer:
             self._batches = None
         interrupt.synchronize()
         means = self._checked_means()
-        progress.seconds = before + time.perf_counter() - start  # now that the device has done all steps
+        # now that the device has done all steps
+        progress.seconds = before + time.perf_counter() - start
         speed = progress.new_steps * size / progress.seconds
         trained = epochs_after(len(progress.epochs) + 1, self.config.validations)
-        return {"epoch": trained, "seconds": progress.seconds, "samples_per_s": speed, "train": means}
+        return {
+            "epoch": trained,
+            "seconds": progress.seconds,
+            "samples_per_s": speed,
+            "train": means,
+        }
 
     def train_step(self, batch: Batch, epoch: int, step: int) -> dict[str, Tensor]:
         """Updates every parameter once; returns the loss terms."""
@@ -237,7 +259,8 @@ class Trainer:
         except TrainingError as error:
             raise type(error)(f"epoch {epoch}, step {step}: {error}") from error
         except IndexError as error:
-            first = step if self.stepper.reads_losses else self._checked + 1  # a GPU reports it some steps later
+            # a GPU reports it some steps later
+            first = step if self.stepper.reads_losses else self._checked + 1
             raise IndexError(f"{_steps(epoch, first, step)}: {error}") from error
 
     def _checked_means(self) -> dict[str, float]:
@@ -252,7 +275,8 @@ class Trainer:
         last = self.progress.step
         steps = _steps(self.progress.epoch, first, last)
         try:
-            raise_bad_ids(self.stepper.device)  # the device has run the look-ups, since the means are read
+            # the device has run the look-ups, since the means are read
+            raise_bad_ids(self.stepper.device)
         except IndexError as error:
             raise IndexError(f"{steps}: {error}") from error
         if not all(map(math.isfinite, means.values())):
@@ -261,7 +285,9 @@ class Trainer:
         return means
 
     def _end_epoch(self, record: dict[str, Any]) -> None:
-        """Validates and saves. If the run is killed between any two lines, it does the rest on resuming."""
+        """Validates and saves. If the run is killed between any two lines, it does the rest on
+        resuming.
+        """
         with memory_errors(self.stepper.device, "lower training.eval_batch_size"):
             self._validate(record)
         self.progress.add(record, ends_epoch=self.progress.step == self._steps_per_epoch)
@@ -270,11 +296,14 @@ class Trainer:
         if reached > self.progress.best_auc:
             self.progress.best_epoch = record["epoch"]
             self.progress.best_auc = reached
-        self._save_progress()  # first, so that an earlier run's results are removed only after this run's are saved
+        # first, so that an earlier run's results are removed only after this run's are saved
+        self._save_progress()
         self._publish(record)
 
     def _publish(self, record: dict[str, Any]) -> None:
-        """Logs the last validation, saves its weights if they are the best, and calls ``on_epoch``."""
+        """Logs the last validation, saves its weights if they are the best, and calls
+        ``on_epoch``.
+        """
         run = self.result
         self.files.log(run)
         if run.best_epoch == record["epoch"]:
@@ -294,14 +323,17 @@ class Trainer:
         record["validation"] = evaluate(self.model, self.validation, size, self.ranks)
         for task, metrics in record["validation"].items():
             if np.isnan(metrics["auc"]):
-                raise TrainingError(f"task {task}: expected two classes in the validation split, got a single class")
+                raise TrainingError(
+                    f"task {task}: expected two classes in the validation split, got a single class"
+                )
         values = diagnose(self.model, self.validation, size, self.ranks)
         record["diagnostics"] = {name: spread(each) for name, each in values.items()}
 
     def _save_progress(self, continues: bool = False) -> None:
         """Saves a snapshot, which is on disk on return, or later if training ``continues``.
 
-        At the end of an epoch it is not in the background, because the log and the best weights must come after it.
+        At the end of an epoch it is not in the background, because the log and the best weights
+        must come after it.
         """
         self._checked_means()  # a snapshot never holds the weights after a loss that is not finite
         self.files.save(self.progress, self.means, self.stepper.optimizers, continues=continues)
@@ -310,7 +342,8 @@ class Trainer:
         run = self.result
         for task in run.dead_tasks if self.files.is_rank_zero else ():
             warnings.warn(
-                f"task {task}: validation AUC {run.validation[task]['auc']:.4f} is close to 0.5: its tower may be "
+                f"task {task}: validation AUC {run.validation[task]['auc']:.4f} is close to 0.5: "
+                "its tower may be "
                 "dead, try another training.seed",
                 RuntimeWarning,
                 stacklevel=3,
@@ -318,4 +351,6 @@ class Trainer:
 
 
 def _steps(epoch: int, first: int, last: int) -> str:
-    return f"epoch {epoch}, steps {first} to {last}" if first < last else f"epoch {epoch}, step {last}"
+    return (
+        f"epoch {epoch}, steps {first} to {last}" if first < last else f"epoch {epoch}, step {last}"
+    )

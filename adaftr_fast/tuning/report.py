@@ -1,4 +1,6 @@
-"""The report of a search: the best trials, the best configuration, and a figure of progress and importances."""
+"""The report of a search: the best trials, the best configuration, and a figure of progress and
+importances.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ LEAST_VALUES = 3  # of the AUC, for importances
 
 
 def tune_and_report(search: Search, trials: int, engine: Engine | None = None) -> str:
-    """Calls ``tune`` and ``write_report`` as the only writer of the folder; returns the text to print.
+    """Calls ``tune`` and ``write_report`` as the only writer of the folder; returns the text to
+    print.
 
     The arguments and the errors are those of ``tune``.
     """
@@ -47,7 +50,10 @@ def write_report(folder: Path, found: Found) -> str:
 def best_table(study: optuna.Study) -> Table:
     """Returns the best trials, AUC in percent."""
     done = best_trials(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))[:SHOWN]
-    rows = [[f"{each.number:04d}", shown(each.user_attrs[OPTIONS]), f"{100 * (each.value or 0):.2f}"] for each in done]
+    rows = [
+        [f"{each.number:04d}", shown(each.user_attrs[OPTIONS]), f"{100 * (each.value or 0):.2f}"]
+        for each in done
+    ]
     return Table(["trial", "options", "validation AUC"], rows, text_columns=2)
 
 
@@ -57,16 +63,23 @@ def test_table(found: Found) -> Table:
 
 
 def failures(study: optuna.Study) -> list[str]:
-    """Returns a section with the options and the error of each failed trial; [] if none has failed."""
+    """Returns a section with the options and the error of each failed trial; [] if none
+    has failed.
+    """
     failed = study.get_trials(deepcopy=False, states=[TrialState.FAIL])
-    lines = [f"- {each.number:04d}: {shown(each.user_attrs[OPTIONS])}: {each.user_attrs[ERROR]}" for each in failed]
+    lines = [
+        f"- {each.number:04d}: {shown(each.user_attrs[OPTIONS])}: {each.user_attrs[ERROR]}"
+        for each in failed
+    ]
     return ["## Failed trials", "\n".join(lines)] if lines else []
 
 
 def state_line(study: optuna.Study) -> str:
     """Returns how many trials finished, were pruned and failed."""
     states = [each.state for each in study.get_trials(deepcopy=False)]
-    counts = [states.count(each) for each in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)]
+    counts = [
+        states.count(each) for each in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    ]
     return "{} trials: {} finished, {} pruned, {} failed.".format(len(states), *counts)
 
 
@@ -80,7 +93,10 @@ def draw(study: optuna.Study) -> Picture:
 
 
 def _draw_history(axes: Axes, study: optuna.Study) -> None:
-    for state, color, label in ((TrialState.COMPLETE, BLUE, "finished"), (TrialState.PRUNED, GRAY, "pruned")):
+    for state, color, label in (
+        (TrialState.COMPLETE, BLUE, "finished"),
+        (TrialState.PRUNED, GRAY, "pruned"),
+    ):
         trials = study.get_trials(deepcopy=False, states=[state])
         values = [100 * (each.value if each.value is not None else np.nan) for each in trials]
         axes.plot([each.number for each in trials], values, ".", color=color, label=label)
@@ -107,7 +123,9 @@ def _draw_importances(axes: Axes, study: optuna.Study) -> None:
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Returns the share of each option in the differences of the AUC, the largest first; {} with too few trials."""
+    """Returns the share of each option in the differences of the AUC, the largest first; {} with
+    too few trials.
+    """
     values = {each.value for each in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])}
     if len(values) < LEAST_VALUES:
         return {}

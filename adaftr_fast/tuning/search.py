@@ -37,7 +37,8 @@ from adaftr_fast.training.trainer import StopRun
 from adaftr_fast.tuning.space import Space, apply
 
 TRIALS = "trials"  # name in the folder of the search
-STARTUP_TRIALS, WARMUP_EPOCHS = 5, 1  # finished trials before the first is pruned; epochs of a trial before it is
+# finished trials before the first is pruned; epochs of a trial before it is
+STARTUP_TRIALS, WARMUP_EPOCHS = 5, 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,12 @@ class Search:
         """Returns what all runs of a search must have in common."""
         space = {name: dataclasses.asdict(each) for name, each in self.space.items()}
         data = self.data.manifest.fingerprint
-        return {"configuration": self.config.identity(), "space": space, "data": data, "task": self.task}
+        return {
+            "configuration": self.config.identity(),
+            "space": space,
+            "data": data,
+            "task": self.task,
+        }
 
     def run_folder(self, number: int) -> Path:
         """Returns the folder of a trial's run."""
@@ -121,12 +127,12 @@ class Trained:
 def train_trial(search: Search, asked: Asked) -> Trained:
     """Trains the run of a trial, or resumes it.
 
-    The result depends on the arguments alone: the trial is pruned by those of ``asked.before``. The snapshots remain,
-    so that a repeated call only ends the run again.
+    The result depends on the arguments alone: the trial is pruned by those of ``asked.before``. The
+    snapshots remain, so that a repeated call only ends the run again.
 
     Raises:
-        KeyboardInterrupt, DataError, TrainingError, CheckpointError, BusyError, OSError: as ``fit_one``, apart from
-            ``DivergedError``. The same call resumes the trial.
+        KeyboardInterrupt, DataError, TrainingError, CheckpointError, BusyError, OSError: as
+            ``fit_one``, apart from ``DivergedError``. The same call resumes the trial.
     """
     warmup = (WARMUP_EPOCHS + 1) * search.config.training.validations
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=warmup)
@@ -146,13 +152,18 @@ def train_trial(search: Search, asked: Asked) -> Trained:
             best_epoch = trainer.result.best_epoch
     except StopRun:
         pass
-    except (ConfigError, DivergedError) as error:  # of these options; any other error would end all trials alike
+    # of these options; any other error would end all trials alike
+    except (ConfigError, DivergedError) as error:
         failure = str(error)
     return Trained(asked.number, values, best_epoch, failure)
 
 
-def _report(search: Search, trial: Trial, log: Path, values: dict[int, float], record: dict[str, Any]) -> None:
-    """Reports each validation once, also those before an interruption. Raises StopRun if the trial is to be pruned."""
+def _report(
+    search: Search, trial: Trial, log: Path, values: dict[int, float], record: dict[str, Any]
+) -> None:
+    """Reports each validation once, also those before an interruption. Raises StopRun if the trial
+    is to be pruned.
+    """
     for line in log.read_text(encoding="utf-8").splitlines():
         each = loads(line)
         number = search.validation(each["epoch"])
@@ -187,20 +198,22 @@ class Found:
 def tune(search: Search, trials: int, engine: Engine | None = None) -> Found:
     """Trains until the search has ``trials`` trials, and evaluates the best one on the test split.
 
-    The same call continues an interrupted search, and the interrupted trials in their epochs. With one seed
-    (``config.training.seed``), one machine and one trial at a time the trials are the same, however often the search is
-    interrupted. The weights of other trials than the best are removed.
+    The same call continues an interrupted search, and the interrupted trials in their epochs. With
+    one seed (``config.training.seed``), one machine and one trial at a time the trials are the
+    same, however often the search is interrupted. The weights of other trials than the best are
+    removed.
 
     Args:
         search: the search.
         trials: the number of trials, including those of earlier calls.
-        engine: the engine that trains the trials; None is ``Local()``, which trains one after the other on all cores.
-            On another one each trial has one thread, and as many run at the same time as the engine has calls in
-            progress. Their options then depend on which trials end first.
+        engine: the engine that trains the trials; None is ``Local()``, which trains one after the
+            other on all cores. On another one each trial has one thread, and as many run at the
+            same time as the engine has calls in progress. Their options then depend on which trials
+            end first.
 
     Raises:
-        TrainingError: no trial has finished, or training cannot go on for another reason than the options of a trial.
-            The same call resumes the trial.
+        TrainingError: no trial has finished, or training cannot go on for another reason than the
+            options of a trial. The same call resumes the trial.
         CheckpointError: the folder holds another search, or a damaged one.
         BusyError: another process writes the folder.
         EngineError: the cluster fails.
@@ -212,14 +225,27 @@ def tune(search: Search, trials: int, engine: Engine | None = None) -> Found:
         study = _open(search)
         train = partial(train_trial, search)
         step = on_one_thread(train) if engine.remote else lambda asked, advance: train(asked)
-        engine.map(step, _ask_all(search, study, trials), done=lambda _, trained: _tell(search, study, trained, trials))
+        engine.map(
+            step,
+            _ask_all(search, study, trials),
+            done=lambda _, trained: _tell(search, study, trained, trials),
+        )
         _remove_weights(search, study)  # a killed process may not have done so after the last trial
         done = _complete(study)
         if not done:
-            errors = [each.user_attrs[ERROR] for each in study.get_trials(deepcopy=False) if ERROR in each.user_attrs]
-            raise TrainingError(f"{search.folder}: none of {trials} trials has finished; the last error: {errors[-1]}")
+            errors = [
+                each.user_attrs[ERROR]
+                for each in study.get_trials(deepcopy=False)
+                if ERROR in each.user_attrs
+            ]
+            raise TrainingError(
+                f"{search.folder}: none of {trials} trials has finished; the last error: "
+                f"{errors[-1]}"
+            )
         best = best_trials(done)[0]
-        return Found(study, best, apply(search.config, best.user_attrs[OPTIONS]), _test(search, best))
+        return Found(
+            study, best, apply(search.config, best.user_attrs[OPTIONS]), _test(search, best)
+        )
 
 
 def best_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -232,20 +258,29 @@ def _complete(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def _open(search: Search) -> optuna.Study:
-    """Opens the study or creates it. Raises CheckpointError if it is damaged or has other settings."""
+    """Opens the study or creates it. Raises CheckpointError if it is damaged or has
+    other settings.
+    """
     path = search.folder / STUDY
     settings = search.settings()
     try:
-        connect = partial(sqlite3.connect, path.absolute())  # a path within the URL would need several kinds of quotes
+        # a path within the URL would need several kinds of quotes
+        connect = partial(sqlite3.connect, path.absolute())
         storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"creator": connect})
-        study = optuna.create_study(storage=storage, study_name=NAME, direction="maximize", load_if_exists=True)
+        study = optuna.create_study(
+            storage=storage, study_name=NAME, direction="maximize", load_if_exists=True
+        )
         if SETTINGS not in study.user_attrs:
             study.set_user_attr(SETTINGS, loads(dumps(settings)))
         before = study.user_attrs[SETTINGS]
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged or not a search: {error}") from error
-    if others := [name for name, value in loads(dumps(settings)).items() if before.get(name) != value]:
-        raise CheckpointError(f"{search.folder}: a search with another {', '.join(others)}; name another --out")
+    if others := [
+        name for name, value in loads(dumps(settings)).items() if before.get(name) != value
+    ]:
+        raise CheckpointError(
+            f"{search.folder}: a search with another {', '.join(others)}; name another --out"
+        )
     return study
 
 
@@ -260,22 +295,30 @@ def _ask_all(search: Search, study: optuna.Study, trials: int) -> Iterator[Asked
 def _ask(search: Search, study: optuna.Study, number: int, trials: int) -> Asked:
     """Chooses the options of a trial, unless that is done, by the trials that have finished.
 
-    The sampler is seeded by the number of the trial, so that an interruption does not change what it chooses.
+    The sampler is seeded by the number of the trial, so that an interruption does not change what
+    it chooses.
     """
     seed = int(np.random.SeedSequence([search.config.training.seed, number]).generate_state(1)[0])
     study.sampler = optuna.samplers.TPESampler(seed=seed)
-    trial = study.ask() if number == len(study.get_trials(deepcopy=False)) else _trial(study, number)
-    options = trial.user_attrs.get(OPTIONS) or {name: each.suggest(trial, name) for name, each in search.space.items()}
+    trial = (
+        study.ask() if number == len(study.get_trials(deepcopy=False)) else _trial(study, number)
+    )
+    options = trial.user_attrs.get(OPTIONS) or {
+        name: each.suggest(trial, name) for name, each in search.space.items()
+    }
     trial.set_user_attr(OPTIONS, options)
     _say(f"{_title(number, trials)}: {shown(options)}")
     return Asked(number, options, _complete(study))
 
 
 def _tell(search: Search, study: optuna.Study, trained: Trained, trials: int) -> None:
-    """Tells the study the AUC of a trial, that it was pruned, or that it failed; removes weights no longer needed."""
+    """Tells the study the AUC of a trial, that it was pruned, or that it failed; removes weights no
+    longer needed.
+    """
     trial = _trial(study, trained.number)
     title = _title(trained.number, trials)
-    reported = study.get_trials(deepcopy=False)[trained.number].intermediate_values  # by a process that was killed
+    # by a process that was killed
+    reported = study.get_trials(deepcopy=False)[trained.number].intermediate_values
     for number, value in trained.values.items():
         if number not in reported:
             trial.report(value, number)
@@ -291,7 +334,8 @@ def _tell(search: Search, study: optuna.Study, trained: Trained, trials: int) ->
         study.tell(trial, value)
         best = best_trials(_complete(study))[0]
         _say(
-            f"{title}: AUC {_percent(value)} in epoch {trained.best_epoch:g}; best {_percent(best.value)} of trial "
+            f"{title}: AUC {_percent(value)} in epoch {trained.best_epoch:g}; best "
+            f"{_percent(best.value)} of trial "
             f"{best.number:04d}"
         )
     _remove_weights(search, study)
@@ -322,14 +366,19 @@ def _test(search: Search, best: FrozenTrial) -> TaskMetrics:
     folder = search.run_folder(best.number)
     config = search.config
     name = apply(config, best.user_attrs[OPTIONS]).model.name
-    metrics = evaluate(earlier(folder, name).model, search.data.load("test"), config.training.eval_batch_size)
+    metrics = evaluate(
+        earlier(folder, name).model, search.data.load("test"), config.training.eval_batch_size
+    )
     replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
     return metrics
 
 
 def shown(options: dict[str, Any]) -> str:
     """Formats options for a line."""
-    values = {name: f"{value:.4g}" if isinstance(value, float) else dumps(value) for name, value in options.items()}
+    values = {
+        name: f"{value:.4g}" if isinstance(value, float) else dumps(value)
+        for name, value in options.items()
+    }
     return ", ".join(f"{name} = {value}" for name, value in values.items())
 
 

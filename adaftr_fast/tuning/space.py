@@ -28,7 +28,8 @@ class Parameter:
         low, high: the range, with both ends.
         log: whether the logarithm of the value is uniform, instead of the value.
         step: the distance of two values. None is 1 for integers.
-        int: whether the value is an integer; known for the options of a run, but not for those of a class.
+        int: whether the value is an integer; known for the options of a run, but not for those of a
+            class.
     """
 
     choices: list[Any] | None = None
@@ -41,7 +42,9 @@ class Parameter:
     def suggest(self, trial: Trial, name: str) -> Any:
         """Returns the value of a trial."""
         if self.choices is not None:
-            labels: dict[Any, Any] = {each if type(each) in PLAIN else dumps(each): each for each in self.choices}
+            labels: dict[Any, Any] = {
+                each if type(each) in PLAIN else dumps(each): each for each in self.choices
+            }
             return labels[trial.suggest_categorical(name, list(labels))]
         low, high = self.bounds()
         if self.int:
@@ -54,7 +57,10 @@ class Parameter:
         if self.low is None or self.high is None:
             raise ValueError("expected choices, or low and high")
         if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(f"expected {'0 < ' if self.log else ''}low < high, got {self.low:g} and {self.high:g}")
+            raise ValueError(
+                f"expected {'0 < ' if self.log else ''}low < high, got {self.low:g} and "
+                f"{self.high:g}"
+            )
         if self.log and self.step is not None:
             raise ValueError("expected log or step, got both")
         if self.step is not None and self.step <= 0:
@@ -65,10 +71,18 @@ class Parameter:
         return self.low, self.high
 
     def examples(self) -> list[Any]:
-        """Returns the values that stand for all: the choices, or the ends of the range. Raises ValueError."""
+        """Returns the values that stand for all: the choices, or the ends of the range. Raises
+        ValueError.
+        """
         if self.choices is None:
             return [round(each) if self.int else each for each in self.bounds()]
-        if not self.choices or self.low is not None or self.high is not None or self.log or self.step is not None:
+        if (
+            not self.choices
+            or self.low is not None
+            or self.high is not None
+            or self.log
+            or self.step is not None
+        ):
             raise ValueError("expected one or more choices, or a range, got both or neither")
         return self.choices
 
@@ -77,7 +91,8 @@ Space = dict[str, Parameter]
 
 
 def read_space(path: Path, config: RunConfig) -> Space:
-    """Reads a TOML file with a table per option: ``"optimizer.lr" = { low = 1e-4, high = 1e-2, log = true }``.
+    """Reads a TOML file with a table per option: ``"optimizer.lr" = { low = 1e-4, high = 1e-2, log
+    = true }``.
 
     Args:
         path: the file. The names of options may be quoted or not.
@@ -97,7 +112,8 @@ def parse_space(content: dict[str, Any], config: RunConfig) -> Space:
     """Reads a space, and checks that ``config`` takes each of its values.
 
     Raises:
-        ConfigError: an option is unknown, a value is none of the option's, or a key is unknown or missing.
+        ConfigError: an option is unknown, a value is none of the option's, or a key is unknown or
+            missing.
     """
     space = {}
     for name, value in _flat(content).items():
@@ -130,7 +146,9 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _type(name: str) -> Any:
-    """Returns the type of an option. Raises ConfigError if the option does not exist or cannot vary."""
+    """Returns the type of an option. Raises ConfigError if the option does not exist or cannot
+    vary.
+    """
     if name.startswith(OWN_OPTIONS):
         return Any
     section, _, option = name.partition(".")
@@ -140,12 +158,16 @@ def _type(name: str) -> Any:
         raise ConfigError(f"{name}: cannot vary, since trials are compared at equal epochs")
     if option not in kinds or section == "data":
         but = "data.folder and model.preset"
-        raise ConfigError(f"unknown option {name!r}; expected one of adaftr-fast train --help but {but}")
+        raise ConfigError(
+            f"unknown option {name!r}; expected one of adaftr-fast train --help but {but}"
+        )
     return kinds[option]
 
 
 def apply(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """Returns ``config`` with other values of some options, by name. Raises ConfigError if one is out of range."""
+    """Returns ``config`` with other values of some options, by name. Raises ConfigError if one is
+    out of range.
+    """
     sections: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         section, _, option = name.partition(".")

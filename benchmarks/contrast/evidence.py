@@ -1,10 +1,11 @@
-"""What a contrast of k rows sees: near-duplicates among the negatives, effective candidates, and its gradient.
+"""What a contrast of k rows sees: near-duplicates among the negatives, effective candidates, and
+its gradient.
 
     python -m benchmarks.contrast.evidence          -> benchmarks/results/contrast_evidence-<processor>.json
 
-Trains AdaFTR as printed for one epoch with seed 0, and measures on 16 shuffled batches of 1,024 training rows. The
-model has been trained by the contrast of the whole batch, whatever the k that is measured, so the figures differ by k
-alone.
+Trains AdaFTR as printed for one epoch with seed 0, and measures on 16 shuffled batches of 1,024
+training rows. The model has been trained by the contrast of the whole batch, whatever the k that is
+measured, so the figures differ by k alone.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from benchmarks.render import Cases, table
 
 BATCHES = 16
 SAME_FIELDS = 0.8  # the share of equal fields from which two rows are near-duplicates
-NEAR = 0.1  # the distance of two rows of h, in units of the mean one, below which they are near-duplicates
+# the distance of two rows of h, in units of the mean one, below which they are near-duplicates
+NEAR = 0.1
 
 
 def trained(name: str, data: PreparedData) -> AdaFTR:
@@ -55,7 +57,9 @@ def contrasted(model: AdaFTR, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def near_by_fields(batch: Batch) -> float | None:
-    """Returns the share of pairs of rows that agree in most fields; None with fields of several values."""
+    """Returns the share of pairs of rows that agree in most fields; None with fields of several
+    values.
+    """
     if batch.offsets is not None:
         return None
     same = (batch.ids[:, None] == batch.ids[None]).float().mean(2) >= SAME_FIELDS
@@ -74,11 +78,16 @@ def _share(near: Tensor) -> float:
 
 
 def by_rows(h_1: Tensor, h_2: Tensor, tau: Tensor, k: int) -> dict[str, float]:
-    """Returns the median of the effective number of candidates, exp of the entropy, and the norm of the gradients."""
+    """Returns the median of the effective number of candidates, exp of the entropy, and the norm of
+    the gradients.
+    """
     leaves = [h_1.clone().requires_grad_(), h_2.clone().requires_grad_()]
     loss, stats = adaptive_infonce(*leaves, tau, block=k, return_stats=True)
     gradients = torch.autograd.grad(loss, leaves)
-    return {"effective": float(stats.entropy.exp().median()), "norm": float(torch.stack(gradients).norm())}
+    return {
+        "effective": float(stats.entropy.exp().median()),
+        "norm": float(torch.stack(gradients).norm()),
+    }
 
 
 def measured(name: str, data: PreparedData) -> dict[str, Any]:
@@ -103,12 +112,18 @@ def _mean(values: list[float]) -> float:
 
 
 def evidence(cases: Cases) -> str:
-    """Near-duplicates, and by k the effective candidates and the norm of the gradients in units of that of 1,024."""
+    """Near-duplicates, and by k the effective candidates and the norm of the gradients in units of
+    that of 1,024.
+    """
 
     def row(case: dict[str, Any]) -> list[str]:
-        shares = ["" if case[by] is None else f"{100 * case[by]:.2f} %" for by in ("fields", "distance")]
+        shares = [
+            "" if case[by] is None else f"{100 * case[by]:.2f} %" for by in ("fields", "distance")
+        ]
         whole = case[str(BATCH)]["norm"]
-        by_k = (f"{case[str(k)]['effective']:.1f} | {case[str(k)]['norm'] / whole:.2f}" for k in GRID)
+        by_k = (
+            f"{case[str(k)]['effective']:.1f} | {case[str(k)]['norm'] / whole:.2f}" for k in GRID
+        )
         return [case["set"], *shares, *" | ".join(by_k).split(" | ")]
 
     header = "set | near, fields | near, h | " + " | ".join(f"k = {k:,} | norm" for k in GRID)

@@ -19,9 +19,11 @@ from adaftr_fast.nn.relatedness import relatedness_loss
 class Contrast(AdaFTR):
     """AdaFTR as printed, but for one of these options.
 
-    - mask: "group" takes no negatives of the row's group; "above" none that are more similar than the positive.
-    - order: "together" sorts the rows of a batch by their projection on its first principal direction of the anchors,
-      so that similar rows are in one block of ``contrast_rows``; "apart" deals the sorted rows out to the blocks.
+    - mask: "group" takes no negatives of the row's group; "above" none that are more similar than
+      the positive.
+    - order: "together" sorts the rows of a batch by their projection on its first principal
+      direction of the anchors, so that similar rows are in one block of ``contrast_rows``; "apart"
+      deals the sorted rows out to the blocks.
     - relatedness: "clicked" trains the relatedness network on rows with a click alone.
     """
 
@@ -32,7 +34,9 @@ class Contrast(AdaFTR):
         config: ModelConfig,
         *of_backbone: Any,
     ) -> None:
-        super().__init__(BACKBONES[config.backbone](num_embeddings, task_names, config, *of_backbone), config)
+        super().__init__(
+            BACKBONES[config.backbone](num_embeddings, task_names, config, *of_backbone), config
+        )
         self.options = config.options
 
     def loss(self, batch: Batch, process_group: ProcessGroup | None = None) -> dict[str, Tensor]:
@@ -40,12 +44,20 @@ class Contrast(AdaFTR):
         if self.options.get("relatedness") == "clicked":
             a, b = self.pairs[0]
             y = batch.labels.unbind(1)
-            logit = self._relatedness_logits(self.backbone.represent(*batch.features), detach=True)[0]
-            losses["relatedness"] = self.config.alpha * relatedness_loss(logit, y[a], y[b], y[a], y[a].mean())
+            logit = self._relatedness_logits(self.backbone.represent(*batch.features), detach=True)[
+                0
+            ]
+            losses["relatedness"] = self.config.alpha * relatedness_loss(
+                logit, y[a], y[b], y[a], y[a].mean()
+            )
         return losses
 
     def _contrast_losses(
-        self, h: list[Tensor], related: list[Tensor | None], batch: Batch, process_group: ProcessGroup | None
+        self,
+        h: list[Tensor],
+        related: list[Tensor | None],
+        batch: Batch,
+        process_group: ProcessGroup | None,
     ) -> list[Tensor]:
         assert batch.weight is None  # no set of the study has weights
         mask = self.options.get("mask")

@@ -34,15 +34,20 @@ TEMPERATURES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the protocol: its rows are trained on each set, over each backbone, with each seed."""
+    """A part of the protocol: its rows are trained on each set, over each backbone,
+    with each seed.
+    """
 
-    rows: dict[str, dict[str, Any]]  # the options of each row by its title; those of the backbone come first
+    # the options of each row by its title; those of the backbone come first
+    rows: dict[str, dict[str, Any]]
     sets: tuple[str, ...]
     seeds: range
     backbones: tuple[str, ...] = ("mmoe",)
 
 
-def with_rows(settings: dict[str, dict[str, Any]], numbers: tuple[int, ...]) -> dict[str, dict[str, Any]]:
+def with_rows(
+    settings: dict[str, dict[str, Any]], numbers: tuple[int, ...]
+) -> dict[str, dict[str, Any]]:
     """Returns the settings with each number of rows; a whole batch is ``contrast_rows`` = 0."""
     return {
         f"{name}, k = {k:,}": options | {"contrast_rows": 0 if k == BATCH else k}
@@ -69,10 +74,15 @@ PARTS = {
         range(10),
     ),
     "backbones": Part(
-        with_rows(_only("as printed", "recommended"), BOTH), TWO_SETS, range(10), ("ple", "shared_bottom")
+        with_rows(_only("as printed", "recommended"), BOTH),
+        TWO_SETS,
+        range(10),
+        ("ple", "shared_bottom"),
     ),
     "sparsity": Part(
-        with_rows(_only("as printed", "recommended"), BOTH), tuple(f"synthetic_{rate:g}" for rate in RATES), range(3)
+        with_rows(_only("as printed", "recommended"), BOTH),
+        tuple(f"synthetic_{rate:g}" for rate in RATES),
+        range(3),
     ),
     "temperature": Part(with_rows(TEMPERATURES, (4, 16)), TWO_SETS, range(10)),
     "why": Part(
@@ -94,4 +104,7 @@ def variants(part: Part, backbone: str, tasks: int) -> list[Variant]:
     rows = {TITLES[backbone]: {"name": backbone}} | {
         title: {"backbone": backbone} | options for title, options in part.rows.items()
     }
-    return [divide_experts(Variant(title, options), ModelConfig(), tasks) for title, options in rows.items()]
+    return [
+        divide_experts(Variant(title, options), ModelConfig(), tasks)
+        for title, options in rows.items()
+    ]

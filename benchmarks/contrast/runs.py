@@ -26,7 +26,8 @@ from benchmarks.contrast.rows import Part, variants
 from benchmarks.measure import machine, measured_code
 
 Key = tuple[str, str, str, int]  # set, backbone, row, seed
-Scores = dict[str, float]  # in percent, by split and task, such as "test click"; {} of a run that diverged
+# in percent, by split and task, such as "test click"; {} of a run that diverged
+Scores = dict[str, float]
 
 
 class Runs:
@@ -38,10 +39,15 @@ class Runs:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"machine": {}, "cases": []}
+        known = (
+            json.loads(path.read_text(encoding="utf-8"))
+            if path.exists()
+            else {"machine": {}, "cases": []}
+        )
         self._machine: dict[str, Any] = known["machine"]
         self.scores: dict[Key, Scores] = {
-            (case["set"], case["backbone"], case["row"], case["seed"]): case["scores"] for case in known["cases"]
+            (case["set"], case["backbone"], case["row"], case["seed"]): case["scores"]
+            for case in known["cases"]
         }
 
     def cases(self) -> list[dict[str, Any]]:
@@ -64,7 +70,9 @@ class Runs:
         replace_file(self.path, text.encode())
 
 
-def train(part: Part, sets: list[str], seeds: int | None, jobs: int, data: Path, out: Path, runs: Runs) -> None:
+def train(
+    part: Part, sets: list[str], seeds: int | None, jobs: int, data: Path, out: Path, runs: Runs
+) -> None:
     """Trains the rows of a part that ``runs`` lacks, seed by seed.
 
     Args:
@@ -83,11 +91,20 @@ def train(part: Part, sets: list[str], seeds: int | None, jobs: int, data: Path,
             for key, job in _planned(part, name, prepared, seed, out):
                 if key not in runs.scores:
                     planned[key] = job, prepared
-        outcomes = run_all([job for job, _ in planned.values()], engine=Processes(jobs), progress=True)
-        runs.add({key: _scores(outcomes[job.key], job, prepared) for key, (job, prepared) in planned.items()})
+        outcomes = run_all(
+            [job for job, _ in planned.values()], engine=Processes(jobs), progress=True
+        )
+        runs.add(
+            {
+                key: _scores(outcomes[job.key], job, prepared)
+                for key, (job, prepared) in planned.items()
+            }
+        )
 
 
-def _planned(part: Part, name: str, data: PreparedData, seed: int, out: Path) -> Iterator[tuple[Key, Job]]:
+def _planned(
+    part: Part, name: str, data: PreparedData, seed: int, out: Path
+) -> Iterator[tuple[Key, Job]]:
     config = config_of(name)
     for backbone in part.backbones:
         for row in variants(part, backbone, len(data.manifest.tasks)):
@@ -97,12 +114,16 @@ def _planned(part: Part, name: str, data: PreparedData, seed: int, out: Path) ->
 def config_of(name: str) -> RunConfig:
     """Returns the options that all rows of a set have in common."""
     if name == "census":
-        return RunConfig(optimizer=OptimizerConfig(lr=0.002), training=TrainingConfig(progress=False, patience=2))
+        return RunConfig(
+            optimizer=OptimizerConfig(lr=0.002), training=TrainingConfig(progress=False, patience=2)
+        )
     return RunConfig(training=TrainingConfig(progress=False))
 
 
 def open_set(name: str, folder: Path) -> PreparedData:
-    """Opens a prepared folder, or prepares one that needs no files, such as ``synthetic_0.01`` (1 % of conversions)."""
+    """Opens a prepared folder, or prepares one that needs no files, such as ``synthetic_0.01`` (1 %
+    of conversions).
+    """
     if not (folder / name).exists():
         prepare(schema_of(name), [], folder / name, progress=False)
     return PreparedData(folder / name)
@@ -124,7 +145,11 @@ def _scores(outcome: Outcome, job: Job, data: PreparedData) -> Scores:
     if outcome.error:
         return {}
     splits = {"validation": outcome.validation, "test": outcome.test}
-    found = {f"{split} {task}": 100 * each["auc"] for split, tasks in splits.items() for task, each in tasks.items()}
+    found = {
+        f"{split} {task}": 100 * each["auc"]
+        for split, tasks in splits.items()
+        for task, each in tasks.items()
+    }
     if data.manifest.dataset.startswith("synthetic"):
         found |= _expected(job, data)
     return {name: round(value, 4) for name, value in found.items()}
@@ -140,7 +165,9 @@ def _expected(job: Job, data: PreparedData) -> Scores:
     logits = predict(trained.model, data.load("test"), 8192).logits
     found = {}
     for number, task in enumerate(data.manifest.tasks):
-        truth = read_split(data.folder, data.manifest, "test", [TRUTH + task])[TRUTH + task].to_numpy()
+        truth = read_split(data.folder, data.manifest, "test", [TRUTH + task])[
+            TRUTH + task
+        ].to_numpy()
         weight = np.concatenate([truth, 1 - truth]).astype(np.float64)
         labels = np.repeat([1, 0], len(truth))
         found[f"expected {task}"] = 100 * auc(labels, np.tile(logits[:, number], 2), weight)

@@ -1,4 +1,6 @@
-"""The tables of the study, from the cases of its results file: set, backbone, row, seed and scores."""
+"""The tables of the study, from the cases of its results file: set, backbone, row, seed
+and scores.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def results(cases: Cases) -> dict[tuple[str, str], Rows]:
 
 
 def difference(rows: Rows, row: str, against: str, score: str, seeds: range) -> Difference:
-    """Compares two rows over the seeds that both have, in points; runs that diverged are left out."""
+    """Compares two rows over the seeds that both have, in points; runs that diverged
+    are left out.
+    """
     both = [
         (rows[row][seed][score], rows[against][seed][score])
         for seed in seeds
@@ -52,14 +56,19 @@ def difference(rows: Rows, row: str, against: str, score: str, seeds: range) -> 
 
 
 def scores_of(name: str, rows: Rows) -> list[str]:
-    """Returns the scores of both tasks by which a set is judged: by the true probabilities if they are known."""
+    """Returns the scores of both tasks by which a set is judged: by the true probabilities if they
+    are known.
+    """
     kind = "expected " if name.startswith("synthetic") else "test "
-    first = next((scores for runs in rows.values() for scores in runs.values() if scores), {})  # {} has diverged
+    # {} has diverged
+    first = next((scores for runs in rows.values() for scores in runs.values() if scores), {})
     return [score for score in first if score.startswith(kind)]
 
 
 def comparisons(cases: Cases) -> dict[Test, tuple[Difference, float]]:
-    """Returns every comparison of the parts that read the test split, with p corrected for all of them."""
+    """Returns every comparison of the parts that read the test split, with p corrected for all of
+    them.
+    """
     found, known = {}, results(cases)
     for test in _tests(known):
         rows, seeds = known[test.name, test.backbone], PARTS[test.part].seeds
@@ -70,7 +79,9 @@ def comparisons(cases: Cases) -> dict[Test, tuple[Difference, float]]:
 
 def _tests(found: dict[tuple[str, str], Rows]) -> Iterator[Test]:
     for part, against in AGAINST.items():
-        for name, backbone, row in product(PARTS[part].sets, PARTS[part].backbones, PARTS[part].rows):
+        for name, backbone, row in product(
+            PARTS[part].sets, PARTS[part].backbones, PARTS[part].rows
+        ):
             rows = found.get((name, backbone), {})
             others = [other for other in against(row, backbone) if row in rows and other in rows]
             for other, score in product(others, scores_of(name, rows)):
@@ -104,13 +115,16 @@ AGAINST: dict[str, Callable[[str, str], list[str]]] = {
 
 
 def gains(cases: Cases) -> dict[tuple[str, str, str], dict[int, Difference]]:
-    """Returns the differences to MMoE on the validation split, by set, setting and task, and by number of rows."""
+    """Returns the differences to MMoE on the validation split, by set, setting and task, and by
+    number of rows.
+    """
     part, found = PARTS["grid"], {}
     for name in part.sets:
         rows = results(cases).get((name, "mmoe"), {})
         for setting, score in product(SETTINGS, ("validation click", "validation conversion")):
             found[name, setting, score.split()[1]] = {
-                k: difference(rows, f"{setting}, k = {k:,}", TITLES["mmoe"], score, part.seeds) for k in GRID
+                k: difference(rows, f"{setting}, k = {k:,}", TITLES["mmoe"], score, part.seeds)
+                for k in GRID
             }
     return found
 
@@ -132,20 +146,28 @@ def grid(cases: Cases) -> str:
 
 
 def _compared(part: str, cases: Cases) -> str:
-    """The comparisons of a part, with both tasks in a line, and the p of a one-sided test of a loss beyond."""
+    """The comparisons of a part, with both tasks in a line, and the p of a one-sided test of a loss
+    beyond.
+    """
     lines: dict[Test, list[str]] = {}
     for test, (found, p) in comparisons(cases).items():
         if test.part == part:
             names = [test.name, TITLES[test.backbone], test.row, test.against]
             shown = f"**{_shown(found)}**" if p < 0.05 else _shown(found)
-            lines.setdefault(replace(test, score=""), names).extend([shown, _p(p), _p(_beyond(found, -1))])
+            lines.setdefault(replace(test, score=""), names).extend(
+                [shown, _p(p), _p(_beyond(found, -1))]
+            )
     columns = f"{{}} task | p, Holm | p, not {WITHIN} below"
-    header = f"set | backbone | row | against | {columns.format('first')} | {columns.format('second')}"
+    header = (
+        f"set | backbone | row | against | {columns.format('first')} | {columns.format('second')}"
+    )
     return table(header, "llllrrrrrr", lines.values())
 
 
 def equal(cases: Cases) -> str:
-    """Few rows against the whole batch, with the p of two one-sided tests of a difference beyond."""
+    """Few rows against the whole batch, with the p of two one-sided tests of a
+    difference beyond.
+    """
     known, lines = results(cases), []
     for part, setting, k in product(("confirm", "backbones"), SETTINGS, (CHOSEN, ADDED)):
         for name, backbone in product(PARTS[part].sets, PARTS[part].backbones):
@@ -172,7 +194,9 @@ def _p(p: float) -> str:
 
 
 def _beyond(found: Difference, side: int) -> float:
-    """Returns p of the one-sided test that the true difference is not beyond ``WITHIN`` below (-1) or above (1) 0."""
+    """Returns p of the one-sided test that the true difference is not beyond ``WITHIN`` below (-1)
+    or above (1) 0.
+    """
     if found.pairs < 2 or not found.std > 0:
         return nan
     return float(t.sf((WITHIN - side * found.mean) / found.std * found.pairs**0.5, found.pairs - 1))

@@ -1,4 +1,5 @@
-"""Builds, checks, times and profiles the package on a GPU, in stages that can be interrupted and resumed.
+"""Builds, checks, times and profiles the package on a GPU, in stages that can be interrupted and
+resumed.
 
 ``python -m benchmarks.gpu --help`` lists the stages; docs/gpu.md says what each of them shows.
 """
@@ -8,7 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 WORK = Path(os.environ.get("ADAFTR_FAST_GPU_WORK", ROOT / "build/gpu"))
-"""What a run installs, generates and caches on the machine. The results stand in the folder that ``--out`` names."""
+"""What a run installs, generates and caches on the machine. The results stand in the folder that
+``--out`` names.
+"""
 STAGES = {
     "build": 190,
     "correctness": 260,
@@ -20,5 +23,7 @@ STAGES = {
     "training": 240,
     "profile": 120,
 }
-"""The stages in order, and the seconds of each in one call: those of its plan, and of one cell that hangs. They stand
-here because the supervisor imports no stage: it runs before the packages are installed that the stages need."""
+"""The stages in order, and the seconds of each in one call: those of its plan, and of one cell that
+hangs. They stand here because the supervisor imports no stage: it runs before the packages are
+installed that the stages need.
+"""

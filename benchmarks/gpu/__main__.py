@@ -5,8 +5,8 @@
     python -m benchmarks.gpu --out DIR --only loss --deadline 600
     python -m benchmarks.gpu --out DIR --report                  anywhere: benchmarks/results/gpu-<card>.json
 
-Every cell is on disk before the next begins. A run that was killed goes on where it was, and measures at most the cell
-again that it was at.
+Every cell is on disk before the next begins. A run that was killed goes on where it was, and
+measures at most the cell again that it was at.
 """
 
 from __future__ import annotations
@@ -27,24 +27,53 @@ REPORT = 20  # seconds that --total keeps for the report
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--out", type=Path, help="folder of the measurements: one file, and three traces")
-    made.add_argument(
-        "--only", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help=", ".join(STAGES)
-    )
-    made.add_argument("--deadline", type=float, help="seconds for each stage; by default its own, at most 5 minutes")
-    made.add_argument(
-        "--total", type=float, help="seconds for the whole command, the report included; cells are cut short"
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
-        "--commit", metavar="TEXT", help="recorded as the measured commit, where there is no clone to ask"
+        "--out", type=Path, help="folder of the measurements: one file, and three traces"
+    )
+    made.add_argument(
+        "--only",
+        nargs="+",
+        choices=STAGES,
+        default=list(STAGES),
+        metavar="STAGE",
+        help=", ".join(STAGES),
+    )
+    made.add_argument(
+        "--deadline",
+        type=float,
+        help="seconds for each stage; by default its own, at most 5 minutes",
+    )
+    made.add_argument(
+        "--total",
+        type=float,
+        help="seconds for the whole command, the report included; cells are cut short",
+    )
+    made.add_argument(
+        "--commit",
+        metavar="TEXT",
+        help="recorded as the measured commit, where there is no clone to ask",
     )
     made.add_argument("--wheels", type=Path, help="folder of --collect, for the build stage")
-    made.add_argument("--report", action="store_true", help="measure nothing, assemble what is there")
-    made.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, to try the program itself")
-    made.add_argument("--collect", type=Path, metavar="DIR", help="download wheels for the GPU machine into DIR")
-    made.add_argument("--without", nargs="+", default=[], metavar="NAME", help="packages that --collect leaves out")
+    made.add_argument(
+        "--report", action="store_true", help="measure nothing, assemble what is there"
+    )
+    made.add_argument(
+        "--dry-run", action="store_true", help="tiny sizes on the CPU, to try the program itself"
+    )
+    made.add_argument(
+        "--collect", type=Path, metavar="DIR", help="download wheels for the GPU machine into DIR"
+    )
+    made.add_argument(
+        "--without",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="packages that --collect leaves out",
+    )
     return made
 
 
@@ -57,7 +86,10 @@ def main() -> int:
     if arguments.out is None:
         parser().error("--out DIR is required, except with --collect")
     if arguments.total is not None and arguments.total <= REPORT:
-        parser().error(f"--total: expected more than {REPORT} s, which the report may take, got {arguments.total:g}")
+        parser().error(
+            f"--total: expected more than {REPORT} s, which the report may take, got "
+            f"{arguments.total:g}"
+        )
     until = math.inf if arguments.total is None else time.time() + arguments.total - REPORT
     wheels = None if arguments.wheels is None else arguments.wheels.resolve()
     setting = Setting(arguments.out.resolve(), wheels, arguments.dry_run, arguments.commit, until)
@@ -65,7 +97,9 @@ def main() -> int:
     if not arguments.report:
         from benchmarks.gpu.supervise import run
 
-        status = run([stage for stage in STAGES if stage in arguments.only], setting, arguments.deadline)
+        status = run(
+            [stage for stage in STAGES if stage in arguments.only], setting, arguments.deadline
+        )
     command = [sys.executable, "-m", "benchmarks.gpu.report", setting.to_json()]
     return subprocess.run(command, cwd=ROOT, env=environment()).returncode or status
 

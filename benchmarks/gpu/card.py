@@ -20,7 +20,8 @@ QUERY = (
 
 
 def facts(device: str, commit: str | None = None) -> dict[str, Any]:
-    """Returns what ``benchmarks.measure.write`` stores as the machine, with date and commit of the measurement.
+    """Returns what ``benchmarks.measure.write`` stores as the machine, with date and commit of the
+    measurement.
 
     Without ``commit``, git names it.
     """
@@ -30,7 +31,10 @@ def facts(device: str, commit: str | None = None) -> dict[str, Any]:
     from adaftr_fast.experiments.measure import machine
     from benchmarks.measure import measured_code
 
-    found = machine() | {"date": datetime.date.today().isoformat(), "commit": commit or measured_code()}
+    found = machine() | {
+        "date": datetime.date.today().isoformat(),
+        "commit": commit or measured_code(),
+    }
     found |= {"triton": triton_version(), "nvcc": nvcc_version(), "cuda": torch.version.cuda}
     found["CUDA kernels"] = build_info()["CUDA kernels"]
     if device == "cpu":
@@ -62,8 +66,12 @@ def nvcc_version() -> str | None:
 
 
 def nvidia_smi() -> dict[str, str]:
-    """Returns driver, clocks in MHz, power limit in W and temperature, or nothing without nvidia-smi."""
-    printed = _printed("nvidia-smi", "--id=0", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits")
+    """Returns driver, clocks in MHz, power limit in W and temperature, or nothing without
+    nvidia-smi.
+    """
+    printed = _printed(
+        "nvidia-smi", "--id=0", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"
+    )
     values = [value.strip() for value in printed.splitlines()[0].split(",")] if printed else []
     return dict(zip(QUERY, values)) if len(values) == len(QUERY) else {}
 

@@ -1,4 +1,6 @@
-"""A cell is one measurement. A journal keeps the finished cells of a stage, so that a killed run loses none."""
+"""A cell is one measurement. A journal keeps the finished cells of a stage, so that a killed run
+loses none.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ class Setting:
         wheels: the folder of wheels that the build stage installs from, or None.
         dry: tiny sizes on the CPU, to try the program itself.
         commit: what is recorded as the measured commit; None asks git.
-        until: the time, in seconds since the epoch, at which no cell may run any longer. A worker is told when its
-            stage ends.
+        until: the time, in seconds since the epoch, at which no cell may run any longer. A worker
+            is told when its stage ends.
     """
 
     out: Path
@@ -60,7 +62,8 @@ class Cell:
         measure: measures it and returns the figures.
         seconds: what it takes by estimate; a stage does not begin a cell that would pass its end.
         planned: belongs to the plan of two calls; the other cells take the time that is left.
-        captures: captures a CUDA graph. A capture that fails may leave the allocator of its process unusable.
+        captures: captures a CUDA graph. A capture that fails may leave the allocator of its process
+            unusable.
         limit: the seconds after which it is ended, if it has others than its stage's ``LIMIT``.
     """
 
@@ -82,11 +85,12 @@ def name_of(key: Row) -> str:
 
 
 class Journal:
-    """The lines of one stage in the file of all: JSON objects, each on disk before the next cell begins.
+    """The lines of one stage in the file of all: JSON objects, each on disk before the next cell
+    begins.
 
     A line names its stage and is ``{"cell": key, "result": figures}``, ``{"started": name, ...}``,
-    ``{"left": numbers, "time": when}`` or ``{"machine": facts}``. A run that was killed within a write leaves half a
-    line at the end, which is not read and which the next write removes.
+    ``{"left": numbers, "time": when}`` or ``{"machine": facts}``. A run that was killed within a
+    write leaves half a line at the end, which is not read and which the next write removes.
     """
 
     def __init__(self, folder: Path, stage: str) -> None:
@@ -117,12 +121,17 @@ class Journal:
                 elif not line.startswith(STAGE):
                     raise ValueError("the line of no stage")
             except ValueError as error:
-                raise ValueError(f"{self.path}:{self._number}: expected a JSON object, got {line[:80]!r}") from error
+                raise ValueError(
+                    f"{self.path}:{self._number}: expected a JSON object, got {line[:80]!r}"
+                ) from error
         return self._lines
 
     def append(self, line: Row) -> None:
         """Writes a line and waits until it is on disk."""
-        text = json.dumps({"stage": self.stage} | _finite(line), ensure_ascii=False, allow_nan=False) + "\n"
+        text = (
+            json.dumps({"stage": self.stage} | _finite(line), ensure_ascii=False, allow_nan=False)
+            + "\n"
+        )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab+") as file:
             _drop_half_line(file)
@@ -135,7 +144,9 @@ class Journal:
         return {name_of(line["cell"]): line for line in self.lines() if "cell" in line}
 
     def start(self, cell: Cell, now: float, limit: float, short: bool = False) -> None:
-        """Notes that a cell begins; ``short`` where its limit is only what is left of the time of its stage."""
+        """Notes that a cell begins; ``short`` where its limit is only what is left of the time of
+        its stage.
+        """
         line = {"started": cell.name, "key": cell.key, "time": now, "limit": limit}
         self.append(line | ({"short": True} if short else {}))
 
@@ -143,17 +154,25 @@ class Journal:
         self.append({"cell": key, "result": result})
 
     def in_progress(self, since: float) -> Row | None:
-        """Returns the "started" line of the cell that was begun last, at ``since`` or later, unless it has finished."""
-        last = next((line for line in reversed(self.lines()) if "cell" in line or "started" in line), {})
+        """Returns the "started" line of the cell that was begun last, at ``since`` or later, unless
+        it has finished.
+        """
+        last = next(
+            (line for line in reversed(self.lines()) if "cell" in line or "started" in line), {}
+        )
         return last if last.get("time", -math.inf) >= since else None
 
     def starts(self, name: str) -> int:
-        """Returns how often a cell has begun since it last succeeded, without those whose limit was cut short."""
+        """Returns how often a cell has begun since it last succeeded, without those whose limit was
+        cut short.
+        """
         count = 0
         for line in self.lines():
             if line.get("started") == name and "short" not in line:
                 count += 1
-            elif "cell" in line and name_of(line["cell"]) == name and "failed" not in line["result"]:
+            elif (
+                "cell" in line and name_of(line["cell"]) == name and "failed" not in line["result"]
+            ):
                 count = 0
         return count
 
@@ -162,7 +181,8 @@ class Journal:
         return sum("cell" in line for line in self.lines())
 
     def left(self, since: float = -math.inf) -> Row | None:
-        """Returns the cells that a worker had left, {"planned": those of the plan, "all": all}, at ``since`` or later.
+        """Returns the cells that a worker had left, {"planned": those of the plan, "all": all}, at
+        ``since`` or later.
 
         None where no worker has counted them.
         """

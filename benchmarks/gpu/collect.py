@@ -1,4 +1,6 @@
-"""Downloads wheels for a GPU machine without a network: Python 3.12 on Linux, x86-64, with torch and Triton."""
+"""Downloads wheels for a GPU machine without a network: Python 3.12 on Linux, x86-64, with torch
+and Triton.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,15 @@ from benchmarks.gpu import ROOT
 
 MANIFEST = "manifest.json"
 PYTHON = "3.12"
-PLATFORMS = ["manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"]
-# With "==", that version; with ">=", at least that one, which the machine may have already. Nothing is resolved: what a
-# package needs is named here too. torch, Triton, CUDA and NumPy come with the machine; SciPy and matplotlib, which only
-# reports need, are left out for their size.
+PLATFORMS = [
+    "manylinux_2_28_x86_64",
+    "manylinux_2_27_x86_64",
+    "manylinux_2_17_x86_64",
+    "manylinux2014_x86_64",
+]
+# With "==", that version; with ">=", at least that one, which the machine may have already. Nothing
+# is resolved: what a package needs is named here too. torch, Triton, CUDA and NumPy come with the
+# machine; SciPy and matplotlib, which only reports need, are left out for their size.
 # fmt: off
 REQUIREMENTS = [
     "memeff==0.3.1", "inf-cl==1.2.1", "jsonargparse>=4.40", "docstring-parser>=0.16", "typeshed-client>=2.3",
@@ -33,10 +40,12 @@ LIMITS = {"setuptools": "<82"}  # of torch 2.11
 
 
 def collect(folder: Path, without: list[str]) -> int:
-    """Writes wheels and ``manifest.json`` with the name, version, file and sha256 of each. Prints what they come to.
+    """Writes wheels and ``manifest.json`` with the name, version, file and sha256 of each. Prints
+    what they come to.
 
     Args:
-        folder: where to. Its other contents stay; a wheel that is there already is not downloaded again.
+        folder: where to. Its other contents stay; a wheel that is there already is not downloaded
+            again.
         without: names of packages that the machine has.
 
     Raises:
@@ -44,7 +53,10 @@ def collect(folder: Path, without: list[str]) -> int:
     """
     known = {name_of(requirement): requirement for requirement in REQUIREMENTS}
     if unknown := sorted({normal(name) for name in without} - set(known)):
-        sys.exit(f"benchmarks.gpu: --without: expected names among {', '.join(known)}; got {', '.join(unknown)}")
+        sys.exit(
+            f"benchmarks.gpu: --without: expected names among {', '.join(known)}; got "
+            f"{', '.join(unknown)}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for name, requirement in known.items():
@@ -52,18 +64,27 @@ def collect(folder: Path, without: list[str]) -> int:
             continue
         wheel = obtain(requirement + (("," + LIMITS[name]) if name in LIMITS else ""), folder)
         entries.append(entry_of(wheel, requirement))
-        print(f"{entries[-1]['name']} {entries[-1]['version']}: {wheel.stat().st_size / 2**20:.2f} MiB", flush=True)
+        print(
+            f"{entries[-1]['name']} {entries[-1]['version']}: "
+            f"{wheel.stat().st_size / 2**20:.2f} MiB",
+            flush=True,
+        )
     draft = folder / f"{MANIFEST}.tmp"
     draft.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     draft.replace(folder / MANIFEST)
     total = sum(entry["bytes"] for entry in entries)
     both = total + tracked()
-    print(f"{folder}: {len(entries)} wheels, {total / 2**20:.1f} MiB; {both / 2**20:.1f} MiB with the checkout")
+    print(
+        f"{folder}: {len(entries)} wheels, {total / 2**20:.1f} MiB; {both / 2**20:.1f} MiB with "
+        "the checkout"
+    )
     return 0
 
 
 def tracked() -> int:
-    """Returns the bytes of the checkout's tracked files, which go to the GPU machine too; 0 without git."""
+    """Returns the bytes of the checkout's tracked files, which go to the GPU machine too; 0 without
+    git.
+    """
     if shutil.which("git") is None:
         return 0
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
@@ -72,23 +93,44 @@ def tracked() -> int:
 
 
 def obtain(requirement: str, folder: Path) -> Path:
-    """Returns the wheel of one package in ``folder``, downloaded, or built where the index has only its source.
+    """Returns the wheel of one package in ``folder``, downloaded, or built where the index has only
+    its source.
 
     Raises:
         SystemExit: neither works.
     """
     pip = [sys.executable, "-m", "pip"]
     platforms = [f"--platform={each}" for each in PLATFORMS]
-    target = ["--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp", *platforms]
+    target = [
+        "--only-binary=:all:",
+        f"--python-version={PYTHON}",
+        "--implementation=cp",
+        *platforms,
+    ]
     with tempfile.TemporaryDirectory(dir=folder) as fresh:
-        options = ["-q", "--no-deps", "--disable-pip-version-check", "--find-links", str(folder), requirement]
+        options = [
+            "-q",
+            "--no-deps",
+            "--disable-pip-version-check",
+            "--find-links",
+            str(folder),
+            requirement,
+        ]
         tried = subprocess.run(
-            [*pip, "download", *target, "-d", fresh, *options], cwd=ROOT, capture_output=True, text=True
+            [*pip, "download", *target, "-d", fresh, *options],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
         if tried.returncode:
-            built = subprocess.run([*pip, "wheel", "-w", fresh, *options], cwd=ROOT, capture_output=True, text=True)
+            built = subprocess.run(
+                [*pip, "wheel", "-w", fresh, *options], cwd=ROOT, capture_output=True, text=True
+            )
             if built.returncode or not list(Path(fresh).glob("*-none-any.whl")):
-                sys.exit(f"benchmarks.gpu: {requirement}: no wheel for Python {PYTHON}: {tried.stderr}{built.stderr}")
+                sys.exit(
+                    f"benchmarks.gpu: {requirement}: no wheel for Python {PYTHON}: "
+                    f"{tried.stderr}{built.stderr}"
+                )
         (wheel,) = Path(fresh).glob("*.whl")
         return Path(shutil.move(wheel, folder / wheel.name))
 
@@ -108,7 +150,9 @@ def entry_of(wheel: Path, requirement: str) -> dict[str, Any]:
 
 
 def enough(entry: dict[str, Any], present: str | None) -> bool:
-    """Whether a machine that has version ``present`` of a package, or None, can do without its wheel."""
+    """Whether a machine that has version ``present`` of a package, or None, can do without its
+    wheel.
+    """
     if present is None:
         return False
     _, relation, wanted = re.split(r"(==|>=)", entry["requirement"])

@@ -1,4 +1,6 @@
-"""Renders the cases of a GPU's results as Markdown tables. Times are medians; "x" is another's time over ours."""
+"""Renders the cases of a GPU's results as Markdown tables. Times are medians; "x" is another's time
+over ours.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,20 @@ Cases = list[dict[str, Any]]
 OURS = "adaftr_fast"
 
 
-def grouped(cases: Cases, stage: str, names: tuple[str, ...]) -> dict[tuple[Any, ...], dict[str, dict[str, Any]]]:
-    """Returns the timed contestants, those that failed or were wrong too, by the values of ``names``.
+def grouped(
+    cases: Cases, stage: str, names: tuple[str, ...]
+) -> dict[tuple[Any, ...], dict[str, dict[str, Any]]]:
+    """Returns the timed contestants, those that failed or were wrong too, by the values of
+    ``names``.
 
     Ours with chosen kernels is a contestant of its own, "adaftr_fast, gluon, narrow".
     """
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for case in cases:
         if case["stage"] == stage and all(name in case for name in names):
-            contestant = ", ".join([case["contestant"], *(case[name] for name in ("sweeps", "blocks") if name in case)])
+            contestant = ", ".join(
+                [case["contestant"], *(case[name] for name in ("sweeps", "blocks") if name in case)]
+            )
             found.setdefault(tuple(case[name] for name in names), {})[contestant] = case
     return found
 
@@ -31,7 +38,13 @@ def against(group: dict[str, dict[str, Any]]) -> str:
     for name, case in group.items():
         if name == OURS or name.startswith(f"{OURS}, again"):
             continue
-        state = f"{case['seconds'] / ours:.2f}x" if "seconds" in case else "wrong" if "wrong" in case else "failed"
+        state = (
+            f"{case['seconds'] / ours:.2f}x"
+            if "seconds" in case
+            else "wrong"
+            if "wrong" in case
+            else "failed"
+        )
         shown.append(f"{name} {state}")
     return ", ".join(shown)
 
@@ -39,18 +52,28 @@ def against(group: dict[str, dict[str, Any]]) -> str:
 def gpu_loss(cases: Cases) -> str:
     """Milliseconds of ours, its rate, added memory, and the others' time over ours."""
     names = ("precision", "batch", "width", "mode")
-    groups = {key: group for key, group in grouped(cases, "loss", names).items() if "seconds" in group.get(OURS, {})}
+    groups = {
+        key: group
+        for key, group in grouped(cases, "loss", names).items()
+        if "seconds" in group.get(OURS, {})
+    }
     rows = []
     for (precision, batch, width, mode), group in sorted(groups.items()):
         ours = group[OURS]
-        figures = [f"{1e3 * ours['seconds']:.3f}", f"{ours['tflops']:.0f}", f"{ours['peak_bytes'] / 2**20:.0f}"]
+        figures = [
+            f"{1e3 * ours['seconds']:.3f}",
+            f"{ours['tflops']:.0f}",
+            f"{ours['peak_bytes'] / 2**20:.0f}",
+        ]
         rows.append([precision, f"{batch:,} x {width}", mode, *figures, against(group)])
     header = "precision | B x d | mode | ours, ms | TFLOP/s | added MiB | others over ours"
     return table(header, "lllrrrl", rows)
 
 
 def gpu_headline(cases: Cases) -> str:
-    """Milliseconds of each choice of kernels beside the model's, and how far its results are from float64."""
+    """Milliseconds of each choice of kernels beside the model's, and how far its results are from
+    float64.
+    """
     rows = []
     for case in (case for case in cases if case["stage"] == "headline"):
         modelled = " to ".join(f"{each:g}" for each in case.get("modelled ms", []))
@@ -64,18 +87,26 @@ def gpu_headline(cases: Cases) -> str:
 def gpu_embedding(cases: Cases) -> str:
     """Milliseconds of ours and the others' time over ours, of look-ups, steps and bags."""
     rows = []
-    for names in (("case", "ids", "batch", "fields", "width"), ("case", "ids", "batch", "ids a bag", "width")):
+    for names in (
+        ("case", "ids", "batch", "fields", "width"),
+        ("case", "ids", "batch", "ids a bag", "width"),
+    ):
         for key, group in grouped(cases, "embedding", names).items():
             if "seconds" in group.get(OURS, {}):
                 about = ", ".join(f"{name} {value}" for name, value in zip(names[2:], key[2:]))
-                rows.append([key[0], key[1], about, f"{1e3 * group[OURS]['seconds']:.3f}", against(group)])
+                rows.append(
+                    [key[0], key[1], about, f"{1e3 * group[OURS]['seconds']:.3f}", against(group)]
+                )
     return table(" | ids | workload | ours, ms | others over ours", "lllrl", rows)
 
 
 def gpu_training(cases: Cases) -> str:
     """Samples a second of whole epochs."""
     rows = [
-        [*(str(case.get(name, "")) for name in ("model", "precision", "batch", "graph")), f"{case['samples/s']:,.0f}"]
+        [
+            *(str(case.get(name, "")) for name in ("model", "precision", "batch", "graph")),
+            f"{case['samples/s']:,.0f}",
+        ]
         for case in cases
         if case["stage"] == "training" and "samples/s" in case
     ]

@@ -1,6 +1,8 @@
-"""Assembles the measurements of a folder into benchmarks/results/gpu-<card>.json and prints their tables.
+"""Assembles the measurements of a folder into benchmarks/results/gpu-<card>.json and prints their
+tables.
 
-``benchmarks.gpu`` runs this module in a process of its own, which finds what the build stage installed.
+``benchmarks.gpu`` runs this module in a process of its own, which finds what the build stage
+installed.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def report(setting: Setting) -> int:
 
 
 def cases(folder: Path) -> list[dict[str, Any]]:
-    """Returns every finished cell as one dictionary of its stage, key and figures, in the order of the stages."""
+    """Returns every finished cell as one dictionary of its stage, key and figures, in the order of
+    the stages.
+    """
     return [
         {"stage": stage} | row["cell"] | row["result"]
         for stage in STAGES
@@ -55,7 +59,10 @@ def machine_of(folder: Path) -> dict[str, Any] | None:
     """
     found = [facts for stage in STAGES if (facts := Journal(folder, stage).machine()) is not None]
     if len(cards := sorted({facts["gpu"] for facts in found})) > 1:
-        sys.exit(f"benchmarks.gpu: {folder} holds figures of {' and '.join(cards)}; each needs a folder of its own")
+        sys.exit(
+            f"benchmarks.gpu: {folder} holds figures of {' and '.join(cards)}; each needs a folder "
+            "of its own"
+        )
     return found[-1] if found else None
 
 

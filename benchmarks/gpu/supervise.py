@@ -1,7 +1,9 @@
-"""Runs each stage in worker processes: a worker that dies or hangs costs the cell that it was measuring, no more.
+"""Runs each stage in worker processes: a worker that dies or hangs costs the cell that it was
+measuring, no more.
 
-Nothing that a worker does ends the command. One that died between two cells, or at its end, is followed by another if
-it has finished a cell. A stage whose workers finish none is left to the next call, and the next stage begins.
+Nothing that a worker does ends the command. One that died between two cells, or at its end, is
+followed by another if it has finished a cell. A stage whose workers finish none is left to the next
+call, and the next stage begins.
 """
 
 from __future__ import annotations
@@ -26,8 +28,11 @@ from benchmarks.gpu.processes import dies_with_parent, environment
 from benchmarks.gpu.worker import AGAIN
 
 POLL = 0.5  # seconds
-IDLE = 60.0  # seconds that a worker may take before, between and after cells: it imports torch, and makes a context
-FRUITLESS = 2  # workers of a stage, one after another, that finish no cell before the next stage begins
+# seconds that a worker may take before, between and after cells: it imports torch, and makes a
+# context
+IDLE = 60.0
+# workers of a stage, one after another, that finish no cell before the next stage begins
+FRUITLESS = 2
 
 
 @contextmanager
@@ -69,8 +74,11 @@ class Machine(Protocol):
         """Starts a worker for a stage, for the cells of the plan alone where ``planned``."""
 
 
-def run(stages: list[str], setting: Setting, deadline: float | None, machine: Machine | None = None) -> int:
-    """Runs the stages in order: the cells of the plan first, then all others. The seconds of a stage hold for all.
+def run(
+    stages: list[str], setting: Setting, deadline: float | None, machine: Machine | None = None
+) -> int:
+    """Runs the stages in order: the cells of the plan first, then all others. The seconds of a
+    stage hold for all.
 
     Returns:
         The exit status: 0, or 1 if a stage cannot run at all.
@@ -88,11 +96,15 @@ def run(stages: list[str], setting: Setting, deadline: float | None, machine: Ma
             for journal in journals:
                 name, begin = journal.stage, machine.time()
                 if has_left(journal, planned, since[name]):
-                    ends = dataclasses.replace(setting, until=min(begin + left[name], setting.until))
+                    ends = dataclasses.replace(
+                        setting, until=min(begin + left[name], setting.until)
+                    )
                     if not run_stage(journal, ends, planned, machine):
                         given_up.add(name)
                     left[name] -= machine.time() - begin
-        unfinished = {journal.stage for journal in journals if has_left(journal, False, since[journal.stage])}
+        unfinished = {
+            journal.stage for journal in journals if has_left(journal, False, since[journal.stage])
+        }
     why = "the time of --total is over" if machine.time() >= setting.until else "cells are left"
     for name in stages:
         if name in unfinished:
@@ -101,13 +113,17 @@ def run(stages: list[str], setting: Setting, deadline: float | None, machine: Ma
 
 
 def has_left(journal: Journal, planned: bool, since: float) -> bool:
-    """Whether a stage has cells left, of the plan or at all, or no worker has counted them at ``since`` or later."""
+    """Whether a stage has cells left, of the plan or at all, or no worker has counted them at
+    ``since`` or later.
+    """
     left = journal.left(since)
     return left is None or left["planned" if planned else "all"] > 0
 
 
 def run_stage(journal: Journal, setting: Setting, planned: bool, machine: Machine) -> bool:
-    """Runs a stage until ``setting.until``, in as many processes as it takes. Returns whether they could measure."""
+    """Runs a stage until ``setting.until``, in as many processes as it takes. Returns whether they
+    could measure.
+    """
     name, fruitless = journal.stage, 0
     while fruitless < FRUITLESS:
         started, finished = machine.time(), journal.finished()
@@ -120,15 +136,19 @@ def run_stage(journal: Journal, setting: Setting, planned: bool, machine: Machin
         if begun is not None:
             journal.finish(begun["key"], {"failed": f"its process ended with {_named(status)}"})
         fruitless = 0 if journal.finished() > finished else fruitless + 1
-    print(f"benchmarks.gpu: {name}: cannot run, {FRUITLESS} processes ended before a cell did", file=sys.stderr)
+    print(
+        f"benchmarks.gpu: {name}: cannot run, {FRUITLESS} processes ended before a cell did",
+        file=sys.stderr,
+    )
     return False
 
 
 def watch(worker: Worker, journal: Journal, setting: Setting, machine: Machine) -> int | None:
     """Waits for a worker and returns its status, or None where the time of the stage was over.
 
-    It is killed then, where it has worked on a cell for longer than the cell's limit, and where it has done nothing for
-    ``IDLE`` seconds. A cell whose limit is only what was left of the stage's time is not recorded as failed.
+    It is killed then, where it has worked on a cell for longer than the cell's limit, and where it
+    has done nothing for ``IDLE`` seconds. A cell whose limit is only what was left of the stage's
+    time is not recorded as failed.
     """
     started = active = machine.time()
     seen = len(journal.lines())
@@ -163,7 +183,15 @@ class Local:
         return time.time()
 
     def start(self, stage: str, setting: Setting, planned: bool) -> Worker:
-        command = [sys.executable, "-m", "benchmarks.gpu.worker", "--stage", stage, "--setting", setting.to_json()]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.gpu.worker",
+            "--stage",
+            stage,
+            "--setting",
+            setting.to_json(),
+        ]
         variables = environment(OMP_NUM_THREADS="1") if setting.dry else environment()
         return Process(command + ["--planned"] * planned, variables)
 

@@ -21,9 +21,9 @@ Run = Callable[[], Any]
 def figures(run: Run, device: str, budget: float = BUDGET) -> dict[str, float]:
     """Returns what a cell says of ``run``.
 
-    "seconds": the median by CUDA events, which includes the wait for a host that launches slower than the GPU works.
-    "quartiles": of the same times. "host_seconds": the median until the call returns, without the wait for the GPU.
-    "peak_bytes": memory added at the peak of one run.
+    "seconds": the median by CUDA events, which includes the wait for a host that launches slower
+    than the GPU works. "quartiles": of the same times. "host_seconds": the median until the call
+    returns, without the wait for the GPU. "peak_bytes": memory added at the peak of one run.
     """
     run()  # compiles
     added = peak_bytes(run, device)
@@ -39,7 +39,9 @@ def figures(run: Run, device: str, budget: float = BUDGET) -> dict[str, float]:
 
 
 def samples(run: Run, device: str, budget: float) -> tuple[list[float], list[float]]:
-    """Returns seconds on the device and on the host of 5 to 100 runs, about ``budget`` seconds of them."""
+    """Returns seconds on the device and on the host of 5 to 100 runs, about ``budget`` seconds of
+    them.
+    """
     clock = _events if device == "cuda" else _clock
     times: list[float] = []
     host: list[float] = []
@@ -87,7 +89,8 @@ def graphed(run: Run, device: str) -> tuple[Run, Any]:
     """Captures ``run`` in a CUDA graph.
 
     Returns:
-        What replays it, and what ``run`` returned during capture: tensors that each replay writes anew.
+        What replays it, and what ``run`` returned during capture: tensors that each replay writes
+            anew.
     """
     if device != "cuda":
         return run, run()

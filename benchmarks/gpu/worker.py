@@ -1,7 +1,8 @@
-"""Measures the cells of a stage in a process that the supervisor starts; another follows where it dies.
+"""Measures the cells of a stage in a process that the supervisor starts; another follows where it
+dies.
 
-A fault of a kernel (an address that is not mapped, say) leaves a CUDA context in which nothing runs any more. The
-process then ends with ``AGAIN``, and the next one goes on with the next cell.
+A fault of a kernel (an address that is not mapped, say) leaves a CUDA context in which nothing runs
+any more. The process then ends with ``AGAIN``, and the next one goes on with the next cell.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 from benchmarks.gpu.cells import Cell, Journal, Setting
 
 AGAIN = 75  # the exit status that asks for a new process
-MOST_STARTS = 3  # a cell that was begun as often and never finished, or always ran out of time, is given up
+# a cell that was begun as often and never finished, or always ran out of time, is given up
+MOST_STARTS = 3
 Clock = Callable[[], float]
 
 
@@ -27,8 +29,12 @@ def stage_module(name: str) -> ModuleType:
     return importlib.import_module(f"benchmarks.gpu.stages.{name}")
 
 
-def unfinished(stage: ModuleType, journal: Journal, setting: Setting) -> tuple[list[Cell], list[Cell], int]:
-    """Returns the cells without a result, those that ran out of time and are tried again, and the number of all."""
+def unfinished(
+    stage: ModuleType, journal: Journal, setting: Setting
+) -> tuple[list[Cell], list[Cell], int]:
+    """Returns the cells without a result, those that ran out of time and are tried again, and the
+    number of all.
+    """
     rows, every = journal.cells(), list(stage.cells(setting))
     is_current = getattr(stage, "is_current", lambda setting, row: True)
     first: list[Cell] = []
@@ -42,7 +48,9 @@ def unfinished(stage: ModuleType, journal: Journal, setting: Setting) -> tuple[l
 
 
 def is_tried_again(cell: Cell, result: dict[str, Any], journal: Journal) -> bool:
-    """Whether a cell ran out of time and may yet end in time: what it compiled is cached by then."""
+    """Whether a cell ran out of time and may yet end in time: what it compiled is
+    cached by then.
+    """
     return "timed out" in result and journal.starts(cell.name) < MOST_STARTS
 
 
@@ -77,7 +85,12 @@ def run_stage(name: str, setting: Setting, planned: bool, clock: Clock = time.ti
             if not is_tried_again(cell, result, journal):
                 del left[cell.name]
             progress.step(cell, result)
-            if "failed" in result and not setting.dry and name != "build" and (cell.captures or is_broken()):
+            if (
+                "failed" in result
+                and not setting.dry
+                and name != "build"
+                and (cell.captures or is_broken())
+            ):
                 status = AGAIN
                 break
     journal.append({"left": {"planned": len(waiting), "all": len(left)}, "time": clock()})
@@ -86,7 +99,9 @@ def run_stage(name: str, setting: Setting, planned: bool, clock: Clock = time.ti
     return status
 
 
-def measure(cell: Cell, journal: Journal, limit: float, until: float, clock: Clock = time.time) -> dict[str, Any]:
+def measure(
+    cell: Cell, journal: Journal, limit: float, until: float, clock: Clock = time.time
+) -> dict[str, Any]:
     """Returns the figures of a cell, or why there are none, once they are on disk.
 
     The supervisor ends the cell after ``limit`` seconds, and at the time ``until``.
@@ -129,13 +144,16 @@ def note_machine(journal: Journal, setting: Setting) -> None:
     now, before = facts(setting.device, setting.commit), journal.machine()
     if before is not None and before["gpu"] != now["gpu"]:
         sys.exit(
-            f"benchmarks.gpu: {journal.path} holds figures of {before['gpu']}, this is {now['gpu']}; use another --out"
+            f"benchmarks.gpu: {journal.path} holds figures of {before['gpu']}, this is "
+            f"{now['gpu']}; use another --out"
         )
     journal.append({"machine": now})
 
 
 class Progress:
-    """A bar with rate and time left, and a line for each cell; the lines alone before tqdm is installed."""
+    """A bar with rate and time left, and a line for each cell; the lines alone before tqdm is
+    installed.
+    """
 
     def __init__(self, stage: str, total: int, done: int) -> None:
         try:
@@ -143,7 +161,14 @@ class Progress:
         except ImportError:
             self.bar = None
         else:
-            self.bar = tqdm(total=total, initial=done, desc=stage, unit="cell", dynamic_ncols=True, mininterval=1.0)
+            self.bar = tqdm(
+                total=total,
+                initial=done,
+                desc=stage,
+                unit="cell",
+                dynamic_ncols=True,
+                mininterval=1.0,
+            )
         self.stage = stage
 
     def __enter__(self) -> Progress:
@@ -174,7 +199,9 @@ def shown(result: dict[str, Any]) -> str:
         return f"WRONG: {result['wrong']}"
     if "seconds" in result:
         return f"{1e3 * result['seconds']:.4g} ms"
-    return ", ".join(f"{name} {value}" for name, value in result.items() if isinstance(value, int | float | str))[:200]
+    return ", ".join(
+        f"{name} {value}" for name, value in result.items() if isinstance(value, int | float | str)
+    )[:200]
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""``block=k`` beside ``torch.bmm`` and ``cross_entropy``, and beside the loss over all rows, forward and backward.
+"""``block=k`` beside ``torch.bmm`` and ``cross_entropy``, and beside the loss over all rows,
+forward and backward.
 
     python -m benchmarks.infonce.bench_blocks        -> results/blocks-*.json
 
@@ -31,18 +32,28 @@ def batched(a: Tensor, b: Tensor, tau: Tensor, block: int) -> Tensor:
 def losses(block: int) -> dict[str, Loss]:
     literal = partial(batched, block=block)
     ours = partial(af.adaptive_infonce, block=block)
-    return {"block": ours, "bmm": literal, "bmm, compiled": torch.compile(literal), "all rows": af.adaptive_infonce}
+    return {
+        "block": ours,
+        "bmm": literal,
+        "bmm, compiled": torch.compile(literal),
+        "all rows": af.adaptive_infonce,
+    }
 
 
 def compare(rows: int, d: int, block: int, seconds: float) -> dict[str, Any]:
     """Returns the milliseconds of each loss."""
     tensors, contestants = inputs("gaussian", rows, d), losses(block)
-    same = [torch.autograd.grad(contestants[name](*tensors), tensors) for name in ("block", "bmm", "bmm, compiled")]
+    same = [
+        torch.autograd.grad(contestants[name](*tensors), tensors)
+        for name in ("block", "bmm", "bmm, compiled")
+    ]
     for other in same[1:]:
         for x, y in zip(same[0], other):
             if (x - y).abs().max() > 1e-4 * y.abs().max():
                 raise RuntimeError("bench_blocks: the gradients disagree")
-    ms = side_by_side({name: forward_backward(loss, tensors) for name, loss in contestants.items()}, seconds)
+    ms = side_by_side(
+        {name: forward_backward(loss, tensors) for name, loss in contestants.items()}, seconds
+    )
     return {"rows": rows, "d": d, "block": block, "ms": ms}
 
 

@@ -1,4 +1,5 @@
-"""The losses of other libraries beside ours (docs/recipes.md), forward and backward, where they are installed.
+"""The losses of other libraries beside ours (docs/recipes.md), forward and backward, where they are
+installed.
 
     python -m benchmarks.infonce.bench_recipes        time in turns, and peak memory -> results/recipes-*.json
 
@@ -21,8 +22,17 @@ from benchmarks.render import recipes
 
 WIDTH, LABELS = 128, 100
 MOST_BYTES = 16e9  # beyond which a library's loss is left out
-MATRICES = {"ranking": 4.5, "CLIP": 7.5, "SigLIP": 7.5, "SimCLR": 18, "SupCon": 12.5, "InfoNCE": 3.5}
-"""How many matrices [B, B] of float32 a step of the library adds to the peak of memory, as measured at B = 1024."""
+MATRICES = {
+    "ranking": 4.5,
+    "CLIP": 7.5,
+    "SigLIP": 7.5,
+    "SimCLR": 18,
+    "SupCon": 12.5,
+    "InfoNCE": 3.5,
+}
+"""How many matrices [B, B] of float32 a step of the library adds to the peak of memory, as measured
+at B = 1024.
+"""
 Loss = Callable[[Tensor, Tensor], Tensor]
 sys.modules.setdefault("kernels", None)  # transformers would import the repository's kernels/
 
@@ -30,7 +40,8 @@ sys.modules.setdefault("kernels", None)  # transformers would import the reposit
 def ranking() -> tuple[Loss, Loss]:
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 
-    ours, theirs = af.nn.losses.MultipleNegativesRankingLoss(), MultipleNegativesRankingLoss(model=None)
+    ours = af.nn.losses.MultipleNegativesRankingLoss()
+    theirs = MultipleNegativesRankingLoss(model=None)
     return lambda x, y: ours([x, y]), lambda x, y: theirs.compute_loss_from_embeddings([x, y], None)
 
 
@@ -38,7 +49,9 @@ def clip() -> tuple[Loss, Loss]:
     from open_clip.loss import ClipLoss
 
     theirs, scale = ClipLoss(), torch.nn.Parameter(torch.tensor(1 / 0.07).log())
-    return af.nn.losses.CLIPLoss(), lambda x, y: theirs(F.normalize(x, dim=1), F.normalize(y, dim=1), scale.exp())
+    return af.nn.losses.CLIPLoss(), lambda x, y: theirs(
+        F.normalize(x, dim=1), F.normalize(y, dim=1), scale.exp()
+    )
 
 
 def simclr() -> tuple[Loss, Loss]:
@@ -51,13 +64,17 @@ def sup_con() -> tuple[Loss, Loss]:
     from pytorch_metric_learning.losses import SupConLoss
 
     ours, theirs = af.nn.losses.SupConLoss(0.1), SupConLoss(0.1)
-    return lambda x, _: ours(x, torch.arange(len(x)) % LABELS), lambda x, _: theirs(x, torch.arange(len(x)) % LABELS)
+    return lambda x, _: ours(x, torch.arange(len(x)) % LABELS), lambda x, _: theirs(
+        x, torch.arange(len(x)) % LABELS
+    )
 
 
 def info_nce() -> tuple[Loss, Loss]:
     from info_nce import InfoNCE
 
-    return lambda x, y: af.adaptive_infonce(F.normalize(x, dim=1), F.normalize(y, dim=1), 0.1), InfoNCE()
+    return lambda x, y: af.adaptive_infonce(
+        F.normalize(x, dim=1), F.normalize(y, dim=1), 0.1
+    ), InfoNCE()
 
 
 def siglip() -> tuple[Loss, Loss]:
@@ -93,10 +110,14 @@ def checked(recipe: str) -> tuple[Loss, Loss]:
     """Returns our loss and the library's, whose gradients agree on 256 rows."""
     ours, theirs = RECIPES[recipe][1]()
     tensors = inputs(256)
-    found, true = (torch.autograd.grad(loss(*tensors), tensors, allow_unused=True) for loss in (ours, theirs))
+    found, true = (
+        torch.autograd.grad(loss(*tensors), tensors, allow_unused=True) for loss in (ours, theirs)
+    )
     for x, y in zip(found, true):
         if y is not None and (x - y).abs().max() > 1e-4 * y.abs().max():
-            raise RuntimeError(f"bench_recipes: the gradients of {recipe} and of {RECIPES[recipe][0]} disagree")
+            raise RuntimeError(
+                f"bench_recipes: the gradients of {recipe} and of {RECIPES[recipe][0]} disagree"
+            )
     return ours, theirs
 
 

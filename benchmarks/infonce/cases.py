@@ -16,8 +16,8 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 def inputs(kind: str, rows: int, d: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """h_ctr, h_cvr [rows, d] and tau [rows] in [0.05, 1.05], all requiring gradients.
 
-    ``gaussian``: unit Gaussians, whose logits reach hundreds as a trained tower's do, so that most softmax entries
-    are subnormal. ``mild``: scaled to dot products of unit variance, where none is.
+    ``gaussian``: unit Gaussians, whose logits reach hundreds as a trained tower's do, so that most
+    softmax entries are subnormal. ``mild``: scaled to dot products of unit variance, where none is.
     """
     g = torch.Generator().manual_seed(0)
     scale = {"gaussian": 1.0, "mild": d**-0.25}[kind]
@@ -39,7 +39,9 @@ def linear_cross_entropy(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
 
 def chunked_linear_cross_entropy(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
     target = torch.arange(len(a), device=a.device)
-    return F.linear_cross_entropy(a / tau[:, None], b, target, options=torch.nn.LinearCrossEntropyOptions())
+    return F.linear_cross_entropy(
+        a / tau[:, None], b, target, options=torch.nn.LinearCrossEntropyOptions()
+    )
 
 
 def contestants() -> Iterator[tuple[str, Loss]]:

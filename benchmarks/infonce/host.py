@@ -1,11 +1,13 @@
-"""The host's time on the GPU's paths, measured without a GPU: all that runs before the driver launches a kernel.
+"""The host's time on the GPU's paths, measured without a GPU: all that runs before the driver
+launches a kernel.
 
     python -m benchmarks.infonce.host        -> results/host-*.json
 
-The loss's Triton kernels are compiled for sm_90 and handed to a driver that does nothing. The look-up and its update
-run the CUDA files as tests/cuda/serial.py compiles them, without their kernels. PyTorch's own ops run on CPU tensors,
-so small that only the host's share counts. The time is that of the CPU in this thread, without garbage collection, so
-that other processes count little. Not under TRITON_INTERPRET.
+The loss's Triton kernels are compiled for sm_90 and handed to a driver that does nothing. The
+look-up and its update run the CUDA files as tests/cuda/serial.py compiles them, without their
+kernels. PyTorch's own ops run on CPU tensors, so small that only the host's share counts. The time
+is that of the CPU in this thread, without garbage collection, so that other processes count little.
+Not under TRITON_INTERPRET.
 """
 
 import argparse
@@ -79,7 +81,9 @@ def without_launches() -> Driver:
 
 
 def loss_steps(dtype: torch.dtype) -> dict[str, tuple[Step, Step]]:
-    """Returns the forward, and the forward and backward, of the loss with some of its options, and of PyTorch."""
+    """Returns the forward, and the forward and backward, of the loss with some of its options, and
+    of PyTorch.
+    """
     a, b = (torch.randn(ROWS, D, dtype=dtype, requires_grad=True) for _ in range(2))
     tau = torch.rand(ROWS).add(0.1).requires_grad_()
     ids, weight = torch.arange(ROWS) // 2, torch.rand(ROWS)
@@ -121,7 +125,9 @@ def table_steps() -> dict[str, tuple[Step, Step]]:
     return found
 
 
-def _with_update(table: nn.Module, ids: Tensor, optimizer: torch.optim.Optimizer) -> tuple[Step, Step]:
+def _with_update(
+    table: nn.Module, ids: Tensor, optimizer: torch.optim.Optimizer
+) -> tuple[Step, Step]:
     def look_up() -> Tensor:
         looked_up: Tensor = table(ids)
         return looked_up
@@ -152,18 +158,25 @@ def microseconds(steps: list[Step], seconds: float) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=2.0, help="per case, forward and step each")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="per case, forward and step each"
+    )
     options = parser.parse_args()
     if triton.knobs.runtime.interpret:
         parser.error("unset TRITON_INTERPRET: interpreted kernels are not launched")
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # what no kernel has written may be denormal, which multiplies slowly
+    # what no kernel has written may be denormal, which multiplies slowly
+    torch.set_flush_denormal(True)
     gc.disable()
     cases: list[dict[str, Any]] = []
 
     def add(part: str, steps: dict[str, tuple[Step, Step]], launched: Callable[[], int]) -> None:
-        times = iter(microseconds([each for pair in steps.values() for each in pair], options.seconds))
+        times = iter(
+            microseconds([each for pair in steps.values() for each in pair], options.seconds)
+        )
         for name, (_, step) in steps.items():
             before = launched()
             step()

@@ -1,12 +1,14 @@
-"""The time of a training step over that of another commit's, B = 1,024, both in turns on this machine:
+"""The time of a training step over that of another commit's, B = 1,024, both in turns on this
+machine:
 
     git worktree add ../before COMMIT
     (cd ../before && python setup.py build_ext --inplace)
     python -m benchmarks.training.bench_against ../before --fields 121 --ids 6719
 
-The two train in processes of their own, of which one waits while the other trains an epoch of each contestant, and are
-started anew several times, as one process is up to a tenth slower than another for as long as it lives. Batches come
-from parquet, and the first of an epoch wait for the loader. Writes results/against_fields<fields>-*.json.
+The two train in processes of their own, of which one waits while the other trains an epoch of each
+contestant, and are started anew several times, as one process is up to a tenth slower than another
+for as long as it lives. Batches come from parquet, and the first of an epoch wait for the loader.
+Writes results/against_fields<fields>-*.json.
 """
 
 import argparse
@@ -30,10 +32,14 @@ REDUCED = ("AdaFTR, float32 before and bfloat16 now", "AdaFTR", "AdaFTR, bfloat1
 
 
 def start(tree: Path, folder: Path, *sizes: int) -> subprocess.Popen[str]:
-    """Starts the contestants of a checkout whose extension is built; the sizes are those of ``epochs``."""
+    """Starts the contestants of a checkout whose extension is built; the sizes are those of
+    ``epochs``.
+    """
     command = [sys.executable, epochs.__file__, str(folder), *map(str, sizes)]
     environment = os.environ | {"PYTHONPATH": str(tree)}
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
     found = Path(answer(process))
     if found.parents[1] != tree:
         process.kill()
@@ -55,8 +61,12 @@ def answer(process: subprocess.Popen[str]) -> str:
     return line.rstrip("\n")
 
 
-def train_in_turns(before: Path, folder: Path, turns: int, *sizes: int) -> list[dict[str, dict[str, float]]]:
-    """Returns the milliseconds of a step of "before" and "now" for each turn, in two new processes."""
+def train_in_turns(
+    before: Path, folder: Path, turns: int, *sizes: int
+) -> list[dict[str, dict[str, float]]]:
+    """Returns the milliseconds of a step of "before" and "now" for each turn, in two
+    new processes.
+    """
     trees = {"before": before, "now": HERE}
     processes = {name: start(tree, folder / name, *sizes) for name, tree in trees.items()}
     try:
@@ -72,31 +82,51 @@ def train_in_turns(before: Path, folder: Path, turns: int, *sizes: int) -> list[
             process.kill()
 
 
-def compare(before: Path, fields: int, ids: int, steps: int, starts: int, turns: int, threads: int) -> dict[str, Any]:
+def compare(
+    before: Path, fields: int, ids: int, steps: int, starts: int, turns: int, threads: int
+) -> dict[str, Any]:
     sizes = (threads, steps * epochs.BATCH, ids, fields)
     times = []
     for _ in range(starts):
         with tempfile.TemporaryDirectory() as folder:
             times += train_in_turns(before, Path(folder), turns, *sizes)
     of = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=before, capture_output=True, text=True, check=True
+        ["git", "describe", "--always", "--dirty"],
+        cwd=before,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     steps: dict[str, dict[str, float]] = {}
     for name, old, new in (*((each, each, each) for each in epochs.CONTESTANTS), REDUCED):
         pairs = [(turn["before"][old], turn["now"][new]) for turn in times]
         before_ms, now_ms = map(statistics.median, zip(*pairs))
         ratio = statistics.median(after / earlier for earlier, after in pairs)
-        steps[name] = {"before, ms": round(before_ms, 2), "now, ms": round(now_ms, 2), "ratio": round(ratio, 3)}
-    return {"fields": fields, "ids a field": ids, "before": of.stdout.strip(), "turns": len(times), "steps": steps}
+        steps[name] = {
+            "before, ms": round(before_ms, 2),
+            "now, ms": round(now_ms, 2),
+            "ratio": round(ratio, 3),
+        }
+    return {
+        "fields": fields,
+        "ids a field": ids,
+        "before": of.stdout.strip(),
+        "turns": len(times),
+        "steps": steps,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("before", type=Path, help="a checkout of the other commit, built")
     parser.add_argument("--fields", type=int, default=FIELDS)
     parser.add_argument("--ids", type=int, default=10_000, help="of every field")
     parser.add_argument("--steps", type=int, default=200, help="of an epoch")
-    parser.add_argument("--starts", type=int, default=5, help="of both processes: one is slower than another")
+    parser.add_argument(
+        "--starts", type=int, default=5, help="of both processes: one is slower than another"
+    )
     parser.add_argument("--turns", type=int, default=3, help="of each start")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
@@ -104,7 +134,13 @@ def main() -> None:
         parser.error(f"{given.before}: expected a checkout with a built extension, see above")
     torch.set_num_threads(given.threads)  # which the results name
     case = compare(
-        given.before.resolve(), given.fields, given.ids, given.steps, given.starts, given.turns, given.threads
+        given.before.resolve(),
+        given.fields,
+        given.ids,
+        given.steps,
+        given.starts,
+        given.turns,
+        given.threads,
     )
     print(json.dumps(case, indent=1))
     print(write(f"against_fields{given.fields}", [case]))

@@ -1,9 +1,11 @@
-"""Trains an epoch of each contestant for every line on stdin and prints the milliseconds of a step, as JSON.
+"""Trains an epoch of each contestant for every line on stdin and prints the milliseconds of a step,
+as JSON.
 
     python epochs.py FOLDER THREADS ROWS IDS FIELDS      writes data of so many rows, ids and fields to FOLDER
 
-``bench_against`` runs this file in two checkouts of the repository, so it imports only what all versions have, and each
-version prepares the data in its own format. The first line that it prints says where adaftr_fast is.
+``bench_against`` runs this file in two checkouts of the repository, so it imports only what all
+versions have, and each version prepares the data in its own format. The first line that it prints
+says where adaftr_fast is.
 """
 
 import json
@@ -22,7 +24,11 @@ from adaftr_fast.training.trainer import Trainer
 from benchmarks.prepared import write_prepared
 
 BATCH = 1024
-CONTESTANTS = {"AdaFTR": ("adaftr", "float32"), "AdaFTR, bfloat16": ("adaftr", "bfloat16"), "MMoE": ("mmoe", "float32")}
+CONTESTANTS = {
+    "AdaFTR": ("adaftr", "float32"),
+    "AdaFTR, bfloat16": ("adaftr", "bfloat16"),
+    "MMoE": ("mmoe", "float32"),
+}
 
 
 def main() -> None:
@@ -36,9 +42,13 @@ def main() -> None:
     steps, trainers = len(train) // BATCH, {}
     for name, (model, precision) in CONTESTANTS.items():
         torch.manual_seed(0)
-        built = build_model(ModelConfig(name=model), data.manifest.num_embeddings, data.manifest.tasks)
+        built = build_model(
+            ModelConfig(name=model), data.manifest.num_embeddings, data.manifest.tasks
+        )
         config = TrainingConfig(batch_size=BATCH, progress=False, precision=precision)
-        trainers[name] = Trainer(built, train, validation, optimizer=OptimizerConfig(), config=config)
+        trainers[name] = Trainer(
+            built, train, validation, optimizer=OptimizerConfig(), config=config
+        )
     print(adaftr_fast.__file__, flush=True)
     for epoch, _ in enumerate(sys.stdin, start=1):
         spent = {}

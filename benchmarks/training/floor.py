@@ -1,17 +1,20 @@
-"""The floor of a training step: what its products, exponentials, random rows and decoding take, each alone.
+"""The floor of a training step: what its products, exponentials, random rows and decoding take,
+each alone.
 
 A step has
 
-- products: three for each matrix of the dense layers, of which one goes backward to the inputs (the first layer of a
-  relatedness network has none, since its inputs are detached), and three of B x B x d for each contrasted pair, at the
-  rate of PyTorch's product of large matrices or of a dense layer of ours whose weights stay in the cache, whichever is
-  faster (on AMD's CPUs PyTorch's library leaves a part of the peak);
+- products: three for each matrix of the dense layers, of which one goes backward to the inputs (the
+  first layer of a relatedness network has none, since its inputs are detached), and three of B x B
+  x d for each contrasted pair, at the rate of PyTorch's product of large matrices or of a dense
+  layer of ours whose weights stay in the cache, whichever is faster (on AMD's CPUs PyTorch's
+  library leaves a part of the peak);
 - exponentials: B x B for each contrasted pair, at the rate of ``torch.exp`` in the cache;
-- random rows: one for each look-up, and of each distinct row its weights and both of Adam's moments, at the time of a
-  row of a table of the same size whose rows are read in random order;
+- random rows: one for each look-up, and of each distinct row its weights and both of Adam's
+  moments, at the time of a row of a table of the same size whose rows are read in random order;
 - decoding: the batch, at the rate at which the loader makes batches while nothing trains.
 
-Other work, such as optimizing dense weights and starting operations, has no part. The rates are those of all threads.
+Other work, such as optimizing dense weights and starting operations, has no part. The rates are
+those of all threads.
 """
 
 import time
@@ -73,7 +76,9 @@ def work(model: MultiTaskModel, batch: int, lookups: int, distinct: int) -> Work
 
 
 def _products(model: MultiTaskModel) -> list[tuple[int, int]]:
-    """Returns the sizes of the matrices of the dense layers, and how many products of a step each is in."""
+    """Returns the sizes of the matrices of the dense layers, and how many products of a step each
+    is in.
+    """
     found = []
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and "embedding." not in name:
@@ -129,21 +134,28 @@ def peak() -> float:
     x, weight, bias = torch.randn(PRODUCT, LAYER), torch.randn(LAYER, LAYER), torch.zeros(LAYER)
     return max(
         2 * PRODUCT**3 / fastest(lambda: torch.mm(a, b, out=out)),
-        2 * PRODUCT * LAYER**2 / fastest(lambda: torch.ops.adaftr_fast.mlp([x], [0], [weight], [bias], [1], [0])),
+        2
+        * PRODUCT
+        * LAYER**2
+        / fastest(lambda: torch.ops.adaftr_fast.mlp([x], [0], [weight], [bias], [1], [0])),
     )
 
 
 def decoding(split: Split, batch: int) -> float:
     """Returns the seconds that the loader takes for a batch while nothing else runs."""
     batches = len(split) // batch
-    return fastest(lambda: sum(len(each) for each in split.shuffled(batch, seed=0, epoch=1))) / batches
+    return (
+        fastest(lambda: sum(len(each) for each in split.shuffled(batch, seed=0, epoch=1))) / batches
+    )
 
 
 def distinct_rows(split: Split, batch: int) -> tuple[int, int]:
     """Returns the ids of the first batch of an epoch, and the distinct table rows among them."""
     ids = next(split.shuffled(batch, seed=0, epoch=1)).ids
     fields = torch.arange(ids.shape[1]).expand_as(ids)
-    return ids.numel(), len(torch.unique(torch.stack([fields.reshape(-1), ids.reshape(-1).long()]), dim=1)[0])
+    return ids.numel(), len(
+        torch.unique(torch.stack([fields.reshape(-1), ids.reshape(-1).long()]), dim=1)[0]
+    )
 
 
 def fastest(call: Callable[[], object]) -> float:

@@ -61,7 +61,9 @@ def test_damaged_runs_have_a_line_each(run, tmp_path, capsys):
 
 def test_the_report_has_tables_and_curves(run, other, unfinished, tmp_path, capsys):
     out = tmp_path / "report"
-    assert main(["compare", *map(str, (run.folder, other.folder, unfinished)), "--out", str(out)]) == 0
+    assert (
+        main(["compare", *map(str, (run.folder, other.folder, unfinished)), "--out", str(out)]) == 0
+    )
     text = (out / "report.md").read_text()
     assert "## Options that differ" in text
     assert sorted(path.name for path in out.iterdir()) == ["report.md", "report.png"]
@@ -69,19 +71,31 @@ def test_the_report_has_tables_and_curves(run, other, unfinished, tmp_path, caps
     capsys.readouterr()
     assert main(f"compare {run.folder} --out {run.folder}".split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"adaftr-fast compare: out: expected a folder for the report, got the folder of a run: {run.folder}"
+    assert (
+        line
+        == "adaftr-fast compare: out: expected a folder for the report, got the folder of a run: "
+        f"{run.folder}"
+    )
     assert {path: path.read_bytes() for path in run.folder.glob("report.*")} == before
 
 
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        (lambda about: about.update(fingerprint="0123456789"), "Other data, whose metrics do not compare: "),
+        (
+            lambda about: about.update(fingerprint="0123456789"),
+            "Other data, whose metrics do not compare: ",
+        ),
         (
             lambda about: about["config"]["data"].update(folder="copy"),
             "Another data folder, whose metrics ",
         ),
-        (lambda about: about["config"]["data"].update(folder=os.path.relpath(about["config"]["data"]["folder"])), None),
+        (
+            lambda about: about["config"]["data"].update(
+                folder=os.path.relpath(about["config"]["data"]["folder"])
+            ),
+            None,
+        ),
     ],
 )
 def test_runs_on_other_data_are_named(run, tmp_path, change, note):
@@ -100,4 +114,6 @@ def test_epochs_that_are_not_counted_from_1_are_damage(run, tmp_path):
     path = damaged / "metrics.jsonl"
     path.write_text(path.read_text().splitlines(True)[1])
     found = af.compare([run, damaged], tmp_path / "report")
-    assert found.unread == [f"{damaged}: the run cannot be read: metrics.jsonl: line 1: expected epoch 1, got 2"]
+    assert found.unread == [
+        f"{damaged}: the run cannot be read: metrics.jsonl: line 1: expected epoch 1, got 2"
+    ]

@@ -31,7 +31,11 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     with pytest.warns(UserWarning, match="positive in 'conversion' but not in 'click'"):
         return af.prepare(
-            pa.table(table), folder / "data", labels=["click", "conversion"], hash={"item": 9}, progress=False
+            pa.table(table),
+            folder / "data",
+            labels=["click", "conversion"],
+            hash={"item": 9},
+            progress=False,
         )
 
 
@@ -40,11 +44,15 @@ def test_useless_fields_are_named_with_the_option_that_mends_them(data):
     assert found.keys() == {"code", "always", "never", "key"}
     assert "holds numbers as text" in found["code"]
     assert found["code"].endswith("--dense code (in Python dense=['code']) reads the numbers")
-    one = "always has one value in all training rows; --ignore always (in Python ignore=['always']) leaves it out"
+    one = (
+        "always has one value in all training rows; --ignore always (in Python ignore=['always']) "
+        "leaves it out"
+    )
     assert found["always"] == one
     assert re.search(r"missing in 9\d\.\d % of the training rows; --ignore never", found["never"])
     assert re.search(
-        r"(\d+) values in \1 training rows, nearly one in each; --ignore key .* --time key .*hash={'key': N}",
+        r"(\d+) values in \1 training rows, nearly one in each; --ignore key .* --time key "
+        r".*hash={'key': N}",
         found["key"],
     )
     assert all(f"Useless as it is read: {each}" in data.notes() for each in data.useless())
@@ -59,7 +67,8 @@ def test_label_rates_are_those_of_the_rows(data):
     assert counted["city"].positives[0].sum() == data.manifest.splits["train"].positives["click"]
     assert 0 < counted["city"].positives[0, wien] / counted["city"].ids[wien] < 0.3
     tokens = counted["seen"].ids
-    assert tokens[1] == pytest.approx(2 * tokens[2], rel=0.2)  # a is in the rows of two lengths, b in those of one
+    # a is in the rows of two lengths, b in those of one
+    assert tokens[1] == pytest.approx(2 * tokens[2], rel=0.2)
 
 
 def test_the_page_escapes_values_and_names_everything(data):

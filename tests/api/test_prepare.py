@@ -41,7 +41,9 @@ def test_a_csv_becomes_a_folder_that_prints_its_fields_and_splits(shop, data):
     assert fields == data.fields().markdown()
     assert summary == f"{data.folder}: log, 3 fields, {sum(data.manifest.num_embeddings)} ids"
     assert header == "| split      | rows |   click | conversion |"
-    for row, name, start, stop in zip(rows, ["train", "validation", "test"], [0, 960, 1080], [960, 1080, 1200]):
+    for row, name, start, stop in zip(
+        rows, ["train", "validation", "test"], [0, 960, 1080], [960, 1080, 1200]
+    ):
         rates = [100 * np.mean(log[task][start:stop]) for task in ("click", "conversion")]
         assert row == f"| {name:<10} | {stop - start:>4} | {rates[0]:.2f} % |    {rates[1]:.2f} % |"
     page = data._repr_html_()
@@ -62,7 +64,9 @@ def test_each_field_tells_how_it_is_read_and_what_is_missing(tmp_path):
     }
     pq.write_table(pa.table(columns), tmp_path / "log.parquet")
     (tmp_path / "log.toml").write_text(TOML)
-    data = af.prepare(tmp_path / "log.parquet", tmp_path / "data", dataset=tmp_path / "log.toml", progress=False)
+    data = af.prepare(
+        tmp_path / "log.parquet", tmp_path / "data", dataset=tmp_path / "log.toml", progress=False
+    )
     assert data.fields().header == ["field", "read as", "ids", "missing or rare"]
     assert data.fields().rows == [
         ["user", "categorical", "7", "25.00 %"],
@@ -71,7 +75,12 @@ def test_each_field_tells_how_it_is_read_and_what_is_missing(tmp_path):
         ["last", "categorical, last of lists separated by '|', column seen", "4", "20.00 %"],
         ["rare", "categorical", "2", "50.00 %"],
         ["pair", "cross of user and rare, hashed", "11", "25.00 %"],
-        ["recent", "categorical, last 2 of lists separated by '|', ids of last, column seen", "4", "20.00 %"],
+        [
+            "recent",
+            "categorical, last 2 of lists separated by '|', ids of last, column seen",
+            "4",
+            "20.00 %",
+        ],
         ["amount", "dense, log, column age", "-", "10.00 %"],
     ]
     assert {split.rows for split in data.manifest.splits.values()} == {rows}
@@ -79,19 +88,33 @@ def test_each_field_tells_how_it_is_read_and_what_is_missing(tmp_path):
 
 def test_it_writes_and_prints_what_the_command_does(shop, data, tmp_path, capsys):
     out = tmp_path / "data"
-    command = f"prepare --files {shop}/log.csv --labels click conversion --group user --time time --out {out}".split()
+    command = (
+        f"prepare --files {shop}/log.csv --labels click conversion --group user --time time "
+        f"--out {out}"
+    ).split()
     assert main([str(each) for each in command]) == 0
     printed = repr(data).replace(str(data.folder), str(out))
     page = f"Values, label rates and drift of each field: {out / PAGE}"
     hints = f"{INFERRED}\n{ASK_FOR_SCHEMA}"
-    assert capsys.readouterr().out == f"{printed}\n{page}\n{hints}\nadaftr-fast train --data {out} --out RUN\n"
-    for name in ("schema.json", "vocabulary.parquet", "train.parquet", "validation.parquet", "test.parquet"):
+    assert (
+        capsys.readouterr().out
+        == f"{printed}\n{page}\n{hints}\nadaftr-fast train --data {out} --out RUN\n"
+    )
+    for name in (
+        "schema.json",
+        "vocabulary.parquet",
+        "train.parquet",
+        "validation.parquet",
+        "test.parquet",
+    ):
         assert (out / name).read_bytes() == (data.folder / name).read_bytes()
 
 
 def test_the_inferred_schema_can_be_written_and_edited(shop, data, tmp_path):
     written = tmp_path / "mine.toml"
-    inferred = af.prepare(shop / "log.csv", tmp_path / "data", **ROLES, write_schema=written, progress=False)
+    inferred = af.prepare(
+        shop / "log.csv", tmp_path / "data", **ROLES, write_schema=written, progress=False
+    )
     assert inferred.manifest == data.manifest
     options = {"out": tmp_path / "data", "dataset": written, "progress": False}
     again = af.prepare(shop / "log.csv", **options).manifest
@@ -100,7 +123,11 @@ def test_the_inferred_schema_can_be_written_and_edited(shop, data, tmp_path):
         data.manifest.fingerprint,
         data.manifest.splits,
     )
-    written.write_text(written.read_text().replace('price = "numeric"', 'price = { kind = "numeric", buckets = 5 }'))
+    written.write_text(
+        written.read_text().replace(
+            'price = "numeric"', 'price = { kind = "numeric", buckets = 5 }'
+        )
+    )
     edited = af.prepare(shop / "log.csv", **options)
     assert edited.fields().rows[-1] == ["price", "numeric", "6", "0.00 %"]
 
@@ -108,7 +135,9 @@ def test_the_inferred_schema_can_be_written_and_edited(shop, data, tmp_path):
 def test_text_is_read_as_lists_where_the_command_says_so(shop, tmp_path, capsys):
     log = tmp_path / "log.csv"
     header, *rows = (shop / "log.csv").read_text().splitlines()
-    log.write_text("\n".join([f"{header},tags", *(f"{row},a|b{n % 7}" for n, row in enumerate(rows))]))
+    log.write_text(
+        "\n".join([f"{header},tags", *(f"{row},a|b{n % 7}" for n, row in enumerate(rows))])
+    )
     command = f"prepare --files {log} --labels click --ignore conversion --out".split()
     assert main([*command, *f"{tmp_path}/data --multi tags=| user=".split()]) == 0
     assert r"| tags  | categorical, lists separated by '\|' |" in capsys.readouterr().out
@@ -122,10 +151,14 @@ def test_text_is_read_as_lists_where_the_command_says_so(shop, tmp_path, capsys)
 def test_rows_that_are_left_out_are_noted(shop, tmp_path):
     log = tmp_path / "<log>.csv"
     log.write_text((shop / "log.csv").read_text() + "1201,u1,3,1,1\n")  # a column is missing
-    with pytest.raises(DataError, match=r"1 of 1,201 rows cannot be read .*; correct the file, or --bad_rows 0.01 "):
+    with pytest.raises(
+        DataError, match=r"1 of 1,201 rows cannot be read .*; correct the file, or --bad_rows 0.01 "
+    ):
         af.prepare(log, tmp_path / "data", **ROLES, progress=False)
     data = af.prepare(log, tmp_path / "data", **ROLES, bad_rows=0.01, progress=False)
-    read, note = (each for each in repr(data).splitlines() if each.startswith(("Read: ", "Left out: ")))
+    read, note = (
+        each for each in repr(data).splitlines() if each.startswith(("Read: ", "Left out: "))
+    )
     assert read == "Read: 1,201 lines below the header = 1,200 rows kept + 1 left out"
     assert note.startswith("Left out: 1 of 1,201 rows cannot be read")
     assert f"{log}:1202" in note
@@ -141,14 +174,26 @@ def test_rows_that_are_left_out_are_noted(shop, tmp_path):
         ({"labels": "clik"}, "no column 'clik'; the file has time, user, item"),
         ({"labels": "click", "group": "usr"}, "no column 'usr'"),
         ({"dataset": "flites"}, "unknown data set 'flites'; expected one of aliccp"),
-        ({"dataset": "flights", "group": "user"}, "group: goes with labels, got group = 'user' with dataset = 'flig"),
-        ({"dataset": "flights", "multi": {"tags": "|"}}, "multi: goes with labels, got multi = {'tags': "),
+        (
+            {"dataset": "flights", "group": "user"},
+            "group: goes with labels, got group = 'user' with dataset = 'flig",
+        ),
+        (
+            {"dataset": "flights", "multi": {"tags": "|"}},
+            "multi: goes with labels, got multi = {'tags': ",
+        ),
         ({"dataset": "flights", "funnel": []}, r"funnel: goes with labels, got funnel = \[\]"),
         ({"labels": "click", "multi": {"usr": "|"}}, "no column 'usr'"),
-        ({"labels": "click", "funnel": ["click", "buy"]}, "funnel: expected two or more of the labels click, or none"),
+        (
+            {"labels": "click", "funnel": ["click", "buy"]},
+            "funnel: expected two or more of the labels click, or none",
+        ),
         ({"labels": "click", "bad_rows": 1.0}, r"bad_rows: expected a share in \[0, 1\), got 1.0"),
         ({"files": [], "labels": "click"}, "files: expected one or more beside labels, got none"),
-        ({"labels": "click", "thousands": "x"}, "text.thousands: expected one of the characters .* got 'x'"),
+        (
+            {"labels": "click", "thousands": "x"},
+            "text.thousands: expected one of the characters .* got 'x'",
+        ),
         ({"labels": "click", "hash": {"usr": 9}}, "no column 'usr'"),
     ],
 )
@@ -159,10 +204,15 @@ def test_wrong_arguments_are_named(shop, tmp_path, options, message):
 
 
 def test_conversions_without_a_click_are_warned_of(tmp_path):
-    rows = [f"u{number % 50},{number % 2},{int(number % 4 == 0 or number % 8 == 1)}" for number in range(400)]
+    rows = [
+        f"u{number % 50},{number % 2},{int(number % 4 == 0 or number % 8 == 1)}"
+        for number in range(400)
+    ]
     log = tmp_path / "log.csv"
     log.write_text("\n".join(["user,click,conversion", *rows]) + "\n")
-    with pytest.warns(UserWarning, match="^100 of 400 rows are positive in 'conversion' but not in 'click'"):
+    with pytest.warns(
+        UserWarning, match="^100 of 400 rows are positive in 'conversion' but not in 'click'"
+    ):
         data = af.prepare(log, tmp_path / "data", labels=["click", "conversion"], progress=False)
     recorded = json.loads((data.folder / "schema.json").read_text())["splits"]
     assert sum(split["outside_funnel"]["conversion"] for split in recorded.values()) == 100
@@ -206,4 +256,6 @@ def test_how_the_labels_are_taken_is_said(tmp_path):
         assert notes("apart") == independent
         assert notes("none", funnel=[]) == independent
         (declared,) = notes("declared", funnel=["click", "buy"])
-    assert declared.startswith("Labels: click, buy are a funnel, each stage only after the one before; funnel = []")
+    assert declared.startswith(
+        "Labels: click, buy are a funnel, each stage only after the one before; funnel = []"
+    )

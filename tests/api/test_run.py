@@ -46,10 +46,17 @@ def rewrite(folder, change):
 def test_a_run_prints_its_test_metrics(run):
     summary, header, _, *rows = repr(run).splitlines()
     assert summary == f"{run.folder}: adaftr, best epoch {run.result.best_epoch} of 2"
-    assert header == "| model  | task       |   AUC |  GAUC | log-loss | CVR AUC | best epoch | samples/s | s/epoch |"
+    assert (
+        header
+        == "| model  | task       |   AUC |  GAUC | log-loss | CVR AUC | best epoch | samples/s | "
+        "s/epoch |"
+    )
     assert [row.split("|")[2].strip() for row in rows] == ["click", "conversion"]
     for row, metrics in zip(rows, run.test.values(), strict=True):
-        assert f" {100 * metrics['auc']:.2f} | {100 * metrics['gauc']:.2f} | {metrics['logloss']:>8.4f} | " in row
+        assert (
+            f" {100 * metrics['auc']:.2f} | {100 * metrics['gauc']:.2f} | "
+            f"{metrics['logloss']:>8.4f} | " in row
+        )
     page = run._repr_html_()
     assert page.startswith(f"<p>{summary}</p>{run.table().html()}<img")
     assert "data:image/png;base64,iVBOR" in page
@@ -108,7 +115,9 @@ def test_options_come_from_dicts_a_file_or_a_configuration(run, data, tmp_path, 
     path = tmp_path / "run.toml"
     path.write_text(TOML.replace("0.01", "0.5"))
     config = RunConfig(model=ModelConfig(**MODEL), training=TrainingConfig(**TRAINING))
-    config = config.with_options(data={"folder": str(data.folder)}) if form == "RunConfig" else str(path)
+    config = (
+        config.with_options(data={"folder": str(data.folder)}) if form == "RunConfig" else str(path)
+    )
     folder = None if form == "RunConfig" else data.folder
     found = af.train(folder, tmp_path / "run", config=config, optimizer=OPTIMIZER)
     assert found.config == run.config
@@ -148,7 +157,9 @@ def test_the_best_epoch_is_found_where_a_metric_is_undefined(copied, run):
 
 
 def test_weights_that_lag_behind_the_epochs_are_of_their_own_epoch(copied):
-    """As a run that is killed after metrics.jsonl and before the weights of a better epoch are written."""
+    """As a run that is killed after metrics.jsonl and before the weights of a better epoch are
+    written.
+    """
     records = (copied / "metrics.jsonl").read_text().splitlines()
     better = json.loads(records[-1]) | {"epoch": 3}
     for metrics in better["validation"].values():
@@ -181,20 +192,46 @@ def test_evaluate_measures_any_split_of_a_run_or_its_folder(run, data):
     assert header == "| train: task |   AUC |  GAUC | log-loss | CVR AUC |"
     assert click.startswith(f"| click       | {100 * found.metrics['click']['auc']:.2f} |")
     assert found.doubts == [doubt]
-    assert doubt.startswith("Validation is best after the last of 2 epochs, so the model may not be trained to its end")
+    assert doubt.startswith(
+        "Validation is best after the last of 2 epochs, so the model may not be trained to its end"
+    )
     assert found._repr_html_() == found.table().html() + paragraphs(doubt)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"model": {"nam": "mmoe"}}, ConfigError, "model: unknown option 'nam'; expected one of name, backbone"),
-        ({"model": {"name": "aitm"}}, ConfigError, "model.name: expected one of single_dnn, .*, got 'aitm'"),
-        ({"model": {"expert_hidden": 8}}, ConfigError, r"model.expert_hidden: expected list\[int\], got 8"),
-        ({"optimizer": {"lr": -1}}, ConfigError, "optimizer.lr: expected a finite number >= 0, got -1"),
-        ({"training": {"batch_size": 1 << 20}}, TrainingError, "960 training rows are fewer than a batch of 1048576"),
+        (
+            {"model": {"nam": "mmoe"}},
+            ConfigError,
+            "model: unknown option 'nam'; expected one of name, backbone",
+        ),
+        (
+            {"model": {"name": "aitm"}},
+            ConfigError,
+            "model.name: expected one of single_dnn, .*, got 'aitm'",
+        ),
+        (
+            {"model": {"expert_hidden": 8}},
+            ConfigError,
+            r"model.expert_hidden: expected list\[int\], got 8",
+        ),
+        (
+            {"optimizer": {"lr": -1}},
+            ConfigError,
+            "optimizer.lr: expected a finite number >= 0, got -1",
+        ),
+        (
+            {"training": {"batch_size": 1 << 20}},
+            TrainingError,
+            "960 training rows are fewer than a batch of 1048576",
+        ),
         ({"training": 5}, TypeError, "training: expected a dict of options, got 5"),
-        ({"config": {"model": {}}}, TypeError, "config: expected a RunConfig or the path of a TOML file, got {'model'"),
+        (
+            {"config": {"model": {}}},
+            TypeError,
+            "config: expected a RunConfig or the path of a TOML file, got {'model'",
+        ),
         ({"config": "no.toml"}, OSError, "no.toml"),
         ({"data": "nothing"}, DataError, "nothing: not a prepared folder"),
         ({"warm_start": "nothing"}, CheckpointError, "nothing/best: no checkpoint here"),
@@ -214,7 +251,11 @@ def test_wrong_arguments_of_train_are_named(data, tmp_path, options, error, mess
         ([None], TypeError, "run: expected a run or its folder, got NoneType"),
         (["RUN", "nothing"], DataError, "nothing: not a prepared folder"),
         (["RUN", 5], TypeError, "data: expected a prepared folder or its path, got int"),
-        (["RUN", None, "tset"], DataError, "no split 'tset'; expected one of train, validation, test"),
+        (
+            ["RUN", None, "tset"],
+            DataError,
+            "no split 'tset'; expected one of train, validation, test",
+        ),
     ],
 )
 def test_wrong_arguments_of_evaluate_are_named(run, arguments, error, message):
@@ -223,7 +264,10 @@ def test_wrong_arguments_of_evaluate_are_named(run, arguments, error, message):
 
 
 def test_evaluate_refuses_a_split_whose_predictions_do_not_fit(run):
-    needed = r"^memory: expected at least 0.63 GB, of which the predictions of [0-9]+ rows take 0.01, got 0.4$"
+    needed = (
+        r"^memory: expected at least 0.63 GB, of which the predictions of [0-9]+ rows take 0.01, "
+        r"got 0.4$"
+    )
     with pytest.raises(ConfigError, match=needed):
         af.evaluate(run, memory=0.4)
     assert af.evaluate(run, memory=0.63).metrics == run.test
@@ -233,7 +277,9 @@ def test_damaged_runs_are_named(copied, tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         af.load_run(tmp_path)
     (copied / "metrics.jsonl").write_text('{"epoch": 1}\n')
-    with pytest.raises(CheckpointError, match=r"copied: the run cannot be read: validation: expected dict"):
+    with pytest.raises(
+        CheckpointError, match=r"copied: the run cannot be read: validation: expected dict"
+    ):
         af.load_run(copied)
     (copied / "metrics.jsonl").unlink()
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl"):

@@ -25,15 +25,21 @@ def test_an_exported_model_is_taken_for_its_path(model, shop):
 
 
 def test_scores_are_the_models_and_print_their_columns(model, run, data, shop, tmp_path):
-    scores = af.predict(model, shop / "log.csv", tmp_path / "scores.parquet", keep="time", bid=20, progress=False)
-    assert repr(scores).startswith(f"{tmp_path / 'scores.parquet'}: 1,200 rows, p_ctr, p_ctcvr, p_cvr, bid (")
+    scores = af.predict(
+        model, shop / "log.csv", tmp_path / "scores.parquet", keep="time", bid=20, progress=False
+    )
+    assert repr(scores).startswith(
+        f"{tmp_path / 'scores.parquet'}: 1,200 rows, p_ctr, p_ctcvr, p_cvr, bid ("
+    )
     table = scores.read()
     assert table.column_names == ["time", *scores.columns]
     logits = predict(run.model, data.load("test"), 100).logits  # the last rows in time
     expected = torch.from_numpy(logits).sigmoid().numpy()
     found = np.stack([table["p_ctr"], table["p_ctcvr"]], 1)[-len(expected) :]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(table["bid"], 20 * np.minimum(table["p_ctr"], table["p_ctcvr"]), rtol=1e-5)
+    np.testing.assert_allclose(
+        table["bid"], 20 * np.minimum(table["p_ctr"], table["p_ctcvr"]), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("cvr", ["quotient", "output"])
@@ -44,11 +50,15 @@ def test_they_equal_the_commands(model, run, data, shop, tmp_path, capsys, cvr):
     assert af.export(run.folder, tmp_path / "moved", data=data).about == model.about
     out = str(tmp_path / "command.parquet")
     command = f"predict --model {tmp_path}/model --files {shop}/log.csv --out {out}".split()
-    assert main([*command, *f"--keep user item --bid price --cvr {cvr} --progress false".split()]) == 0
+    assert (
+        main([*command, *f"--keep user item --bid price --cvr {cvr} --progress false".split()]) == 0
+    )
     options = {"keep": ["user", "item"], "bid": "price", "cvr": cvr, "progress": False}
     scores = af.predict(str(model.folder), [shop / "log.csv"], tmp_path / "api.parquet", **options)
     assert scores.read().equals(pq.read_table(out))
-    assert scores.columns[:3] == (["p_ctr", "p_ctcvr", "p_cvr"] if cvr == "quotient" else ["p_ctr", "p_cvr", "p_ctcvr"])
+    assert scores.columns[:3] == (
+        ["p_ctr", "p_ctcvr", "p_cvr"] if cvr == "quotient" else ["p_ctr", "p_cvr", "p_ctcvr"]
+    )
 
 
 def test_rows_that_are_left_out_are_told(model, shop, tmp_path):
@@ -66,14 +76,31 @@ def test_rows_that_are_left_out_are_told(model, shop, tmp_path):
     ("arguments", "options", "error", "message"),
     [
         (["nothing", "LOG"], {}, ServingError, "nothing: not an exported model"),
-        ([None, "LOG"], {}, TypeError, "model: expected an exported model or its folder, got NoneType"),
+        (
+            [None, "LOG"],
+            {},
+            TypeError,
+            "model: expected an exported model or its folder, got NoneType",
+        ),
         (["MODEL", []], {}, DataError, "files: expected one or more input files, got none"),
         (["MODEL", "LOG"], {"keep": "usr"}, DataError, "no column 'usr'; the file has time, user"),
-        (["MODEL", "LOG"], {"bid": -1}, ServingError, "bid: expected a price >= 0 or the name of a column, got -1"),
-        (["MODEL", "LOG"], {"click": "view"}, ServingError, "click: expected one of click, conversion, got 'view'"),
+        (
+            ["MODEL", "LOG"],
+            {"bid": -1},
+            ServingError,
+            "bid: expected a price >= 0 or the name of a column, got -1",
+        ),
+        (
+            ["MODEL", "LOG"],
+            {"click": "view"},
+            ServingError,
+            "click: expected one of click, conversion, got 'view'",
+        ),
     ],
 )
-def test_wrong_arguments_of_predict_are_named(model, shop, tmp_path, arguments, options, error, message):
+def test_wrong_arguments_of_predict_are_named(
+    model, shop, tmp_path, arguments, options, error, message
+):
     places = {"MODEL": model, "LOG": shop / "log.csv"}
     chosen = [places.get(each, each) if isinstance(each, str) else each for each in arguments]
     with pytest.raises(error, match=message):

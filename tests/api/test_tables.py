@@ -1,4 +1,6 @@
-"""From a table in memory to scores: ``prepare`` and ``predict`` read it as the file of the same rows."""
+"""From a table in memory to scores: ``prepare`` and ``predict`` read it as the file of the same
+rows.
+"""
 
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
@@ -20,7 +22,10 @@ def test_a_table_is_prepared_as_its_file(log, tmp_path):
     pq.write_table(log, tmp_path / "table.parquet")
     file = af.prepare(tmp_path / "table.parquet", tmp_path / "file", **ROLES, progress=False)
     data = af.prepare(log, tmp_path / "data", **ROLES, progress=False)
-    assert (data.manifest.dataset, data.manifest.fingerprint) == ("table", file.manifest.fingerprint)
+    assert (data.manifest.dataset, data.manifest.fingerprint) == (
+        "table",
+        file.manifest.fingerprint,
+    )
     assert data.manifest.splits == file.manifest.splits
     before = (data.folder / "schema.json").stat().st_ino
     assert af.prepare(log, tmp_path / "data", **ROLES, progress=False).manifest == data.manifest
@@ -42,7 +47,9 @@ test = { file = "new", rows = "odd" }
     csv.write_csv(log.slice(800), tmp_path / "new.csv")
     inputs = [log.slice(0, 800), tmp_path / "new.csv"]
     given = (each for each in inputs)  # an iterator
-    data = af.prepare(given, tmp_path / "data", dataset=tmp_path / "log.toml", shards=2, progress=False)
+    data = af.prepare(
+        given, tmp_path / "data", dataset=tmp_path / "log.toml", shards=2, progress=False
+    )
     assert {name: split.rows for name, split in data.manifest.splits.items()} == {
         "train": 800,
         "validation": 200,
@@ -54,14 +61,18 @@ def test_wrong_columns_of_a_table_are_named(log, tmp_path):
     with pytest.raises(DataError, match=r"^the table: no column 'clik'; the file has time, user"):
         af.prepare(log, tmp_path / "data", labels="clik")
     with pytest.raises(
-        DataError, match=r"^1,190 of 1,200 rows .*first: the table: row 0: label price: expected 0 or 1, got '"
+        DataError,
+        match=r"^1,190 of 1,200 rows .*first: the table: row 0: label price: expected 0 or "
+        r"1, got '",
     ):
         af.prepare(log, tmp_path / "data", labels=["click", "price"], progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_frames_of_other_libraries_give_the_same_scores(log, model, tmp_path):
-    expected = af.predict(model, log, tmp_path / "arrow.parquet", keep="user", progress=False).read()
+    expected = af.predict(
+        model, log, tmp_path / "arrow.parquet", keep="user", progress=False
+    ).read()
     assert expected.num_rows == log.num_rows
     pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
     frames = {
@@ -82,7 +93,9 @@ def test_a_row_of_pandas_is_scored_as_a_dict(log, model):
     pytest.importorskip("pandas")
     frame = log.to_pandas()
     scorer = af.load_scorer(model)
-    with pytest.raises(DataError, match=r"rows: expected a table, got a Series; of a row, pass \.to_dict\(\)"):
+    with pytest.raises(
+        DataError, match=r"rows: expected a table, got a Series; of a row, pass \.to_dict\(\)"
+    ):
         scorer.score(frame.iloc[0])
     assert scorer.score(frame.iloc[0].to_dict()).equals(scorer.score(frame[:1]))
 
@@ -90,7 +103,9 @@ def test_a_row_of_pandas_is_scored_as_a_dict(log, model):
 def test_times_of_pandas_split_in_order(log, tmp_path):
     pandas = pytest.importorskip("pandas")
     frame = log.to_pandas()
-    frame["time"] = pandas.Timestamp("2020-01-01") + pandas.to_timedelta(frame["time"] * 1001 + 1, unit="ns")
+    frame["time"] = pandas.Timestamp("2020-01-01") + pandas.to_timedelta(
+        frame["time"] * 1001 + 1, unit="ns"
+    )
     options = {**ROLES, "write_schema": tmp_path / "mine.toml", "progress": False}
     data = af.prepare(frame, tmp_path / "data", **options)
     assert [split.rows for split in data.manifest.splits.values()] == [960, 120, 120]

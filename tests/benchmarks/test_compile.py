@@ -1,4 +1,6 @@
-"""The figures of machine code: the parser on a recorded listing, the occupancy on NVIDIA's numbers, the comparison."""
+"""The figures of machine code: the parser on a recorded listing, the occupancy on NVIDIA's numbers,
+the comparison.
+"""
 
 import json
 from pathlib import Path
@@ -10,9 +12,11 @@ from benchmarks.infonce.compile.occupancy import programs_per_multiprocessor
 from benchmarks.render import compiled, compiled_sigmoid, compiled_symmetric
 
 LISTING = (Path(__file__).parent / "row_sweep.sass").read_text(encoding="utf-8")
-"""An excerpt of the row sweep in bfloat16 at d = 1,024 for sm_90: nvdisasm -c, without most of its arithmetic.
+"""An excerpt of the row sweep in bfloat16 at d = 1,024 for sm_90: nvdisasm -c, without most of its
+arithmetic.
 
-The positives' products are one loop; unmasked and masked tiles are two, each with a loop over 16 slices of the width.
+The positives' products are one loop; unmasked and masked tiles are two, each with a loop over 16
+slices of the width.
 """
 AMPERE = """
 .L_x_1:
@@ -54,7 +58,8 @@ COMPILER = {"triton": "3.9.1", "ptxas": "12.9.86"}
 
 
 def test_figures_of_the_tile_loop_count_its_inner_loop_as_often_as_it_runs():
-    # 54 instructions from .L_x_7 to its branch; the 19 from .L_x_6 to its branch, among them, run 16 times.
+    # 54 instructions from .L_x_7 to its branch; the 19 from .L_x_6 to its branch, among them, run
+    # 16 times.
     found = sass.figures(sass.parse(LISTING), slices=16)
     assert found == {
         "matrix": {"HGMMA.64x128x16.F32.BF16": 4, "HGMMA.64x32x16.F32.BF16": 64},
@@ -65,7 +70,8 @@ def test_figures_of_the_tile_loop_count_its_inner_loop_as_often_as_it_runs():
         "exponentials": 3,
         "instructions": 54 - 19 + 16 * 19,
     }
-    # Eight warps form a tile of 64 x 64: its scores at depth 1,024, and 256 columns of the second product.
+    # Eight warps form a tile of 64 x 64: its scores at depth 1,024, and 256 columns of the second
+    # product.
     assert 8 * sass.multiply_adds(found["matrix"]) == 64 * 64 * (1024 + 256)
 
 
@@ -90,7 +96,12 @@ def test_without_a_matrix_unit_the_multiply_adds_are_the_products():
 
 
 def test_multiply_adds_of_a_warp():
-    counts = {"HMMA.16816.F32.BF16": 2048, "HGMMA.64x32x8.F32.TF32": 4096, "DMMA.884": 256, "DMMA.16x8x16": 2048}
+    counts = {
+        "HMMA.16816.F32.BF16": 2048,
+        "HGMMA.64x32x8.F32.TF32": 4096,
+        "DMMA.884": 256,
+        "DMMA.16x8x16": 2048,
+    }
     for name, count in (counts | {"FFMA": 32}).items():
         assert sass.multiply_adds({name: 3}) == 3 * count
 
@@ -103,13 +114,17 @@ def test_listings_without_a_tile_loop_are_refused(text):
 
 @pytest.mark.parametrize("arch", [80, 90])
 def test_occupancy_of_the_best_practices_guide(arch):
-    """With 37 registers, programs of 128 threads fill 75 % of a multiprocessor, those of 320 threads 63 %."""
+    """With 37 registers, programs of 128 threads fill 75 % of a multiprocessor, those of 320
+    threads 63 %.
+    """
     assert programs_per_multiprocessor(arch, 4, 37, 0) * 128 == 0.75 * 2048
     assert programs_per_multiprocessor(arch, 10, 37, 0) * 320 == 0.625 * 2048
 
 
 def test_occupancy_of_cuda_occupancy_h():
-    """Values of cudaOccMaxActiveBlocksPerMultiprocessor of CUDA 13.0: arch, warps, registers, shared, programs."""
+    """Values of cudaOccMaxActiveBlocksPerMultiprocessor of CUDA 13.0: arch, warps, registers,
+    shared, programs.
+    """
     for *given, programs in [
         (80, 1, 37, 0, 32),
         (80, 4, 168, 0, 3),
@@ -132,7 +147,10 @@ def test_occupancy_of_cuda_occupancy_h():
             {"matrix": {"HMMA.16816.F32.BF16": 64}},
             "expected the products by HGMMA.64x, got {'HMMA.16816.F32.BF16': 64}",
         ),
-        ({"products": 0.5}, "the tile loop that was found holds only 0.5 of the products of a tile"),
+        (
+            {"products": 0.5},
+            "the tile loop that was found holds only 0.5 of the products of a tile",
+        ),
     ],
 )
 def test_faults_are_named(change, fault):
@@ -151,14 +169,19 @@ def test_faults_are_named(change, fault):
         ({"programs": 0}, ["programs 0, recorded 1"]),
         (
             {"matrix": {"HGMMA.64x32x16.F32.BF16": 24}},
-            ["matrix instructions HGMMA.64x32x16.F32.BF16, recorded HGMMA.64x128x16.F32.BF16, HGMMA.64x64x16.F32.BF16"],
+            [
+                "matrix instructions HGMMA.64x32x16.F32.BF16, recorded HGMMA.64x128x16.F32.BF16, "
+                "HGMMA.64x64x16.F32.BF16"
+            ],
         ),
         ({"width": 64}, ["is not in the record"]),
     ],
 )
 def test_worse_figures_are_named(change, lines):
     now = RESULT | change
-    assert record.worse([now], [RESULT], complete=False) == [f"{record.name(now)}: {line}" for line in lines]
+    assert record.worse([now], [RESULT], complete=False) == [
+        f"{record.name(now)}: {line}" for line in lines
+    ]
 
 
 def test_kernels_that_are_no_longer_compiled_are_named():
@@ -181,9 +204,17 @@ def test_record_has_one_line_a_kernel_in_order(tmp_path):
     assert record.worse([RESULT], record.read(COMPILER, tmp_path), complete=False) == []
     for other in ({"ptxas": "12.8.93"}, {"triton": "3.8.0"}):
         assert record.read(COMPILER | other, tmp_path) is None
-    record.write(COMPILER, [RESULT], [RESULT | {"kernel": "combine"}, RESULT | {"instructions": 500}], tmp_path)
+    record.write(
+        COMPILER,
+        [RESULT],
+        [RESULT | {"kernel": "combine"}, RESULT | {"instructions": 500}],
+        tmp_path,
+    )
     found = json.loads(path.read_text())
-    assert [(each["kernel"], each["instructions"]) for each in found["cases"]] == [("combine", 400), ("row_sweep", 400)]
+    assert [(each["kernel"], each["instructions"]) for each in found["cases"]] == [
+        ("combine", 400),
+        ("row_sweep", 400),
+    ]
     assert "2 of 2 kernels have no digest" in found["stale"]
 
 
@@ -192,8 +223,11 @@ def test_table_shows_the_widest_case_of_a_tiling_under_each_version():
     one = RESULT | figures
     two = one | {"registers": 198, "narrow copies": 3, "instructions": 1367}
     narrow, other = one | {"width": 96, "registers": 1}, one | {"variant": "tau"}
-    assert compiled([narrow, one, other, RESULT | figures | {"dtype": "float16"}, two]).splitlines()[2:] == [
-        "| sm_90 | bfloat16, 128 | row | 128 x 64 | 187 / 198 | 1 | HGMMA 64x128x16, 64x64x16 | 4 / 4 + 3 | 3 "
+    assert compiled(
+        [narrow, one, other, RESULT | figures | {"dtype": "float16"}, two]
+    ).splitlines()[2:] == [
+        "| sm_90 | bfloat16, 128 | row | 128 x 64 | 187 / 198 | 1 | HGMMA 64x128x16, 64x64x16 | 4 "
+        "/ 4 + 3 | 3 "
         "| 400 / 1,367 | 800 |"
     ]
     assert "| rows | 128 x 64 |" in compiled_sigmoid([one, one | {"kernel": "sigmoid_rows"}])
@@ -211,6 +245,7 @@ def test_only_kernels_of_other_code_are_compiled_again(monkeypatch):
     same = RESULT | {"code": "0123", "shared": 0, "products": 1.0, "programs": case.config.programs}
     assert build.build(case, same) == same | {"stack": 0, "local": 0, "seconds": 0.0, "faults": []}
     fewer = same | {"programs": case.config.programs - 1}
-    assert len(build.build(case, fewer)["faults"]) == 1  # the record is checked as what is compiled is
+    # the record is checked as what is compiled is
+    assert len(build.build(case, fewer)["faults"]) == 1
     with pytest.raises(TypeError):
         build.build(case, RESULT | {"code": "4567"})

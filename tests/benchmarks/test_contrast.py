@@ -55,14 +55,16 @@ def test_logs_of_other_rates_have_other_keys():
     schemas = [schema_of(name) for name in PARTS["sparsity"].sets]
     rates = [schema.generate.rates["conversion"] for schema in schemas]
     assert rates == [0.0002, 0.001, 0.003, 0.01, 0.033, 0.05]
-    sources = [schema.source["generate"]["rates"]["conversion"] for schema in schemas]  # which the keys of runs read
+    # which the keys of runs read
+    sources = [schema.source["generate"]["rates"]["conversion"] for schema in schemas]
     assert sources == rates
 
 
 def test_the_grid_shows_the_means_that_choose():
     found = cases("grid", ("flights", "synthetic"), seeds=2)
     mean = np.mean([
-        np.subtract(scores(found, name, f"{setting}, k = {CHOSEN}", score), scores(found, name, "MMoE", score))
+        np.subtract(scores(found, name, f"{setting}, k = "
+f"{CHOSEN}", score), scores(found, name, "MMoE", score))
         for name in ("flights", "synthetic") for setting in SETTINGS for score in NAMES[:2]
     ])  # fmt: skip
     assert tables.means(found)[CHOSEN] == pytest.approx(mean)
@@ -71,7 +73,9 @@ def test_the_grid_shows_the_means_that_choose():
 
 
 def test_the_chosen_number_of_rows_has_the_largest_mean():
-    means = tables.means(json.loads((RESULTS / "contrast.json").read_text(encoding="utf-8"))["cases"])
+    means = tables.means(
+        json.loads((RESULTS / "contrast.json").read_text(encoding="utf-8"))["cases"]
+    )
     assert max(means, key=means.get) == CHOSEN
 
 
@@ -79,7 +83,10 @@ def test_p_is_corrected_for_all_parts_together():
     found = cases("confirm", ("flights",)) + cases("temperature", ("synthetic",))
     for case in found:
         if case["set"] == "synthetic":
-            case["scores"] |= {f"expected {task}": case["scores"][f"test {task}"] for task in ("click", "conversion")}
+            case["scores"] |= {
+                f"expected {task}": case["scores"][f"test {task}"]
+                for task in ("click", "conversion")
+            }
     compared = tables.comparisons(found)
     of_flights = [test for test in compared if test.name == "flights"]
     assert len(of_flights) == 2 * len(PARTS["confirm"].rows)  # tasks
@@ -87,15 +94,23 @@ def test_p_is_corrected_for_all_parts_together():
         pair = (scores(found, "flights", row, test.score) for row in (test.row, test.against))
         assert compared[test][0].p == pytest.approx(ttest_rel(*pair).pvalue)
     assert [p for _, p in compared.values()] == holm([each.p for each, _ in compared.values()])
-    assert {test.score for test in compared if test.name == "synthetic"} == {"expected click", "expected conversion"}
+    assert {test.score for test in compared if test.name == "synthetic"} == {
+        "expected click",
+        "expected conversion",
+    }
 
 
 def test_equal_is_the_larger_p_of_two_one_sided_tests():
     found = cases("confirm", ("flights",))
     row, against = (f"recommended, k = {k:,}" for k in (CHOSEN, GRID[-1]))
     each = np.subtract(*(scores(found, "flights", name, "test click") for name in (row, against)))
-    p = max(ttest_1samp(each, end, alternative=side).pvalue for end, side in ((-0.05, "greater"), (0.05, "less")))
-    line = next(x for x in tables.equal(found).splitlines() if x.startswith(f"| flights | MMoE | {row} |"))
+    p = max(
+        ttest_1samp(each, end, alternative=side).pvalue
+        for end, side in ((-0.05, "greater"), (0.05, "less"))
+    )
+    line = next(
+        x for x in tables.equal(found).splitlines() if x.startswith(f"| flights | MMoE | {row} |")
+    )
     shown = f"{each.mean():+.3f} ± {each.std(ddof=1):.3f} ({(each > 0).sum()} of {len(each)})"
     assert line.split(" | ")[3:5] == [shown, f"{p:.4f}"]
 
@@ -113,7 +128,9 @@ def arguments(model, data):
 
 
 def test_rows_of_the_part_why():
-    """Masks leave out negatives, orders put similar rows into one block or apart, and clicked rows alone relate."""
+    """Masks leave out negatives, orders put similar rows into one block or apart, and clicked rows
+    alone relate.
+    """
     data = replace(batch(), group=torch.arange(40) % 7)
     for mask, options in (("group", {"row_group": data.group}), ("above", {"ignore_above": 0.0})):
         model = contrast(mask=mask)

@@ -1,4 +1,6 @@
-"""The figures of a kernel whose warps specialise, read from a listing of its kind, and what is wrong with bad ones."""
+"""The figures of a kernel whose warps specialise, read from a listing of its kind, and what is
+wrong with bad ones.
+"""
 
 import pytest
 
@@ -42,7 +44,9 @@ LISTING = """
         /*03d0*/                   BRA `(.L_x_0) ;
 """
 EARLY_WAIT = LISTING.replace("FMNMX R2, R24, R25, !PT ;", "WARPGROUP.DEPBAR.LE gsb0, 0x0 ;")
-MASKED_EARLY_WAIT = LISTING.replace("FSEL R25, R25, -INF , !P0 ;", "WARPGROUP.DEPBAR.LE gsb0, 0x0 ;")
+MASKED_EARLY_WAIT = LISTING.replace(
+    "FSEL R25, R25, -INF , !P0 ;", "WARPGROUP.DEPBAR.LE gsb0, 0x0 ;"
+)
 WIDE_BARRIER = LISTING.replace(
     "0x2, 0x80 ;", "0x2, 0x80 ;\n        /*0238*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;"
 )
@@ -72,10 +76,13 @@ def test_figures_are_of_the_loop_without_masks_and_the_loop_that_copies():
 
 def test_cycles_are_those_of_the_busiest_unit_and_of_what_is_exposed():
     figures = pipeline.figures(sass.parse(LISTING))
-    # Two consumers: two products of 64 x 128 x 16 each at 2,048 multiply-adds a cycle, two exponentials of 8 warps at
-    # 16 a cycle, 11 instructions of 8 warps on 4 schedulers.
+    # Two consumers: two products of 64 x 128 x 16 each at 2,048 multiply-adds a cycle, two
+    # exponentials of 8 warps at 16 a cycle, 11 instructions of 8 warps on 4 schedulers.
     assert 2 * 2 * 64 * 128 * 16 / 2048 == 256
-    assert pipeline.cycles(figures, warps=8, schedulers=4) == {"busiest": 256, "cycles": 256 + 2 * 4}
+    assert pipeline.cycles(figures, warps=8, schedulers=4) == {
+        "busiest": 256,
+        "cycles": 256 + 2 * 4,
+    }
     assert pipeline.cycles(figures | {"exponentials": 20}, 8, 4)["busiest"] == 20 * 8 * 32 / 16
     assert pipeline.cycles(figures | {"instructions": 300}, 8, 4)["busiest"] == 600
     assert pipeline.cycles(figures | {"uncovered": 1}, 8, 4) == {}
@@ -93,7 +100,8 @@ def test_cycles_are_those_of_the_busiest_unit_and_of_what_is_exposed():
 def test_faults_are_named(listing, fault):
     assert pipeline.faults(result(LISTING)) == []
     assert pipeline.faults(result(listing)) == [fault]
-    assert pipeline.faults(result(EARLY_WAIT, "forward")) == []  # the other consumer covers its one product
+    # the other consumer covers its one product
+    assert pipeline.faults(result(EARLY_WAIT, "forward")) == []
     late = result(LISTING) | {"busiest": 2048}
     assert pipeline.faults(late | {"cycles": 2500}) == []
     expected = ["takes 2501 cycles a tile, of which the busiest unit needs 2048"]
@@ -107,9 +115,18 @@ def test_listings_without_its_loops_are_refused(without):
 
 
 def test_table_shows_the_figures_under_each_version():
-    case = {"kernel": "gluon_row_sweep", "dtype": "bfloat16", "width": 128, "config": [128, 128, 128, 0, 8, 4]}
+    case = {
+        "kernel": "gluon_row_sweep",
+        "dtype": "bfloat16",
+        "width": 128,
+        "config": [128, 128, 128, 0, 8, 4],
+    }
     case |= result(LISTING)
-    others = [case | {"dtype": "float16"}, case | {"kernel": "row_sweep"}, case | {"instructions": 1100}]
+    others = [
+        case | {"dtype": "float16"},
+        case | {"kernel": "row_sweep"},
+        case | {"instructions": 1100},
+    ]
     others.append(case | {"kernel": "gluon_column_sweep"})
     assert compiled_gluon([case, *others]).splitlines()[2:] == [
         "| row | 128 | train | 128 x 128 | 11 / 1,100 | 1 | 0 | 4 | 256 | 264 |",

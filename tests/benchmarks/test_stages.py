@@ -11,7 +11,10 @@ from benchmarks import render
 from benchmarks.stages import Stages
 from tests.forks import Script, wait_for
 
-HOLD = "import sys, time; held = bytearray(50_000_000); open(sys.argv[1], 'w').write('x' * 1000); time.sleep(0.4)"
+HOLD = (
+    "import sys, time; held = bytearray(50_000_000); open(sys.argv[1], 'w').write('x' * 1000); "
+    "time.sleep(0.4)"
+)
 KILLED = """
 import sys
 from pathlib import Path
@@ -53,7 +56,9 @@ def test_a_stage_is_measured_once(tmp_path):
 
 def test_another_command_of_the_same_name_is_refused(tmp_path):
     Stages(tmp_path / "stages.json").run("one", [sys.executable, "-c", "pass"], tmp_path)
-    with pytest.raises(SystemExit, match=r"stages.json: one: expected .* -c pass, .*, got .* -c 'exit\(0\)'; name"):
+    with pytest.raises(
+        SystemExit, match=r"stages.json: one: expected .* -c pass, .*, got .* -c 'exit\(0\)'; name"
+    ):
         Stages(tmp_path / "stages.json").run("one", [sys.executable, "-c", "exit(0)"], tmp_path)
 
 
@@ -69,7 +74,9 @@ def test_a_stage_that_fails_runs_again_and_counts_all_attempts(tmp_path):
 def test_a_killed_measurement_leaves_no_process_and_keeps_its_time(tmp_path):
     script = Script(KILLED, tmp_path, FIRST_SLEEPS)
     journal = tmp_path / "stages.json"
-    wait_for(lambda: journal.exists() and json.loads(journal.read_text())["done"]["one"]["seconds"] > 0.5)
+    wait_for(
+        lambda: journal.exists() and json.loads(journal.read_text())["done"]["one"]["seconds"] > 0.5
+    )
     child = int(wait_for((tmp_path / "pid").read_text))
     os.kill(script.pid, signal.SIGKILL)
     wait_for(lambda: not is_running(child))
@@ -81,7 +88,12 @@ def test_a_killed_measurement_leaves_no_process_and_keeps_its_time(tmp_path):
 def test_the_headline_shows_each_stage():
     stages = {"prepare": {"seconds": 50.0, "peak_mb": 1200, "disk_mb": 54.1, "attempts": 2}}
     stages["export"] = {"seconds": 2.0, "peak_mb": 300, "disk_mb": 8.0, "attempts": 1}
-    case = {"rows": 1_000_000, "rows of stages": {"prepare": 1_000_000}, "memory": 4.0, "stages": stages}
+    case = {
+        "rows": 1_000_000,
+        "rows of stages": {"prepare": 1_000_000},
+        "memory": 4.0,
+        "stages": stages,
+    }
     assert render.headline([case]).splitlines()[2:] == [
         "| 1,000,000 | prepare | 50 | 20,000 | 1,200 | 54 |",
         "| 1,000,000 | export | 2 |  | 300 | 8 |",

@@ -1,4 +1,6 @@
-"""The generated tables of the documents equal their results files, and what is missing or changed is named."""
+"""The generated tables of the documents equal their results files, and what is missing or changed
+is named.
+"""
 
 import json
 import shutil
@@ -60,7 +62,9 @@ def test_a_table_of_several_files_says_of_which_cpu_a_case_is(tmp_path):
         record = RECORD | {"machine": MACHINE | {"cpu": f"CPU {name}"}, "cases": [case]}
         (tmp_path / f"{name}.json").write_text(json.dumps(record))
     made = tables.block("training_summary", "a+b", tmp_path)
-    assert "| CPU a | 10 | 100 | 100 | 100 |  |  |\n| CPU b | 10 | 100 | 100 | 100 |  |  |\n" in made
+    assert (
+        "| CPU a | 10 | 100 | 100 | 100 |  |  |\n| CPU b | 10 | 100 | 100 | 100 |  |  |\n" in made
+    )
     assert made.count("measured 2026-11-25") == 2
 
 
@@ -69,16 +73,22 @@ def test_table_replaces_what_stands_between_its_markers(folder):
     assert different == ["loader one"]
     assert text == (
         "Before.\n\n<!-- table: loader one -->\n\n"
-        "| ids a field | bytes a row on disk | million rows/s | DataLoader in memory |\n|---:|---:|---:|---:|\n"
+        "| ids a field | bytes a row on disk | million rows/s | DataLoader in memory "
+        "|\n|---:|---:|---:|---:|\n"
         "| 10,000 | 40.6 | 4.35 | 0.235 |\n\n"
-        "A CPU, AVX512-BF16, 2 cores, torch 2.13.0 on 2 threads; measured 2026-11-25, commit 1a2b3c4.\n\n"
+        "A CPU, AVX512-BF16, 2 cores, torch 2.13.0 on 2 threads; measured 2026-11-25, commit "
+        "1a2b3c4.\n\n"
         "<!-- /table -->\n\nAfter.\n"
     )
     assert tables.update(text, "a.md", folder) == (text, [])
 
 
 def test_table_of_several_files_has_the_cases_and_captions_of_all(folder):
-    other = RECORD | {"cases": [CASE | {"ids a field": 500}], "commit": "commit 5d6e7f8", "stale": "older"}
+    other = RECORD | {
+        "cases": [CASE | {"ids a field": 500}],
+        "commit": "commit 5d6e7f8",
+        "stale": "older",
+    }
     (folder / "two.json").write_text(json.dumps(other))
     document = DOCUMENT.replace("loader one", "loader one+two")
     text, different = tables.update(document, "a.md", folder)
@@ -96,7 +106,10 @@ def test_edited_tables_and_changed_results_are_noticed_alone(folder):
     text, _ = tables.update(DOCUMENT + DOCUMENT, "a.md", folder)
     edited = text.replace("4.35", "5.35", 1)
     assert tables.update(edited, "a.md", folder) == (text, ["loader one"])
-    for change in ({"cases": [CASE | {"million rows/s": 4.36}]}, {"stale": "older than the present loader"}):
+    for change in (
+        {"cases": [CASE | {"million rows/s": 4.36}]},
+        {"stale": "older than the present loader"},
+    ):
         save(folder, RECORD | change)
         assert tables.update(text, "a.md", folder)[1] == 2 * ["loader one"]
 
@@ -122,7 +135,10 @@ def test_lost_tables_are_named(folder):
         "README.md has no generated table",
         *(f"table {name} stands in no document" for name in TABLES if name != "loader"),
     ]
-    texts = {"README.md": DOCUMENT.replace("loader one", "loader two"), "benchmarks/README.md": DOCUMENT[:0]}
+    texts = {
+        "README.md": DOCUMENT.replace("loader one", "loader two"),
+        "benchmarks/README.md": DOCUMENT[:0],
+    }
     assert "results/one.json is shown by no table" in tables.unshown(texts, folder)
 
 
@@ -146,7 +162,10 @@ def test_check_names_file_and_table_and_changes_nothing(tmp_path, monkeypatch, c
     for name in ("README.md", "benchmarks/README.md"):
         (tmp_path / name).write_text(DOCUMENT)
     assert tables.main(["--check"], tmp_path) == 1
-    assert "benchmarks/README.md: table loader one differs from its results file" in capsys.readouterr().err
+    assert (
+        "benchmarks/README.md: table loader one differs from its results file"
+        in capsys.readouterr().err
+    )
     assert (tmp_path / "README.md").read_text() == DOCUMENT
     assert tables.main([], tmp_path) == tables.main(["--check"], tmp_path) == 0
 
@@ -158,8 +177,14 @@ def test_written_results_name_machine_date_and_commit(tmp_path, monkeypatch):
     assert path.name == f"loader-{measure.processor(record['machine'])}.json"
     assert list(record) == ["machine", "date", "commit", "cases"]
     assert record["cases"] == [CASE]
-    assert measure.processor({"cpu": "Intel(R) Xeon(R) Processor (family 6, model 167)"}) == "intel-xeon-6-167"
-    assert measure.write("infonce", [], {"gpu": "NVIDIA H100 80GB HBM3"}).name == "infonce-nvidia-h100-80gb-hbm3.json"
+    assert (
+        measure.processor({"cpu": "Intel(R) Xeon(R) Processor (family 6, model 167)"})
+        == "intel-xeon-6-167"
+    )
+    assert (
+        measure.write("infonce", [], {"gpu": "NVIDIA H100 80GB HBM3"}).name
+        == "infonce-nvidia-h100-80gb-hbm3.json"
+    )
     assert not list(path.parent.glob("*.tmp"))
 
 

@@ -35,13 +35,25 @@ def main() -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Searches for failures by chance.")
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"{', '.join(KINDS)} (default: all of them)")
-    parser.add_argument("--seed", type=int, help="repeats the cases of an earlier search (default: random)")
-    parser.add_argument("--minutes", type=float, help="time for each kind (default: 3, unless --count is given)")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos", description="Searches for failures by chance."
+    )
+    parser.add_argument(
+        "kinds", nargs="*", metavar="KIND", help=f"{', '.join(KINDS)} (default: all of them)"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="repeats the cases of an earlier search (default: random)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="time for each kind (default: 3, unless --count is given)"
+    )
     parser.add_argument("--count", type=int, help="number of cases of each kind")
-    parser.add_argument("--out", type=Path, default=Path("build/chaos"), help="folder for a file per failure")
-    parser.add_argument("--replay", type=Path, nargs="+", metavar="FILE", help="repeats the cases in such files")
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/chaos"), help="folder for a file per failure"
+    )
+    parser.add_argument(
+        "--replay", type=Path, nargs="+", metavar="FILE", help="repeats the cases in such files"
+    )
     arguments = parser.parse_args()
     for kind in arguments.kinds:
         if kind not in KINDS:

@@ -23,7 +23,19 @@ from adaftr_fast.runs.run import train_one
 from adaftr_fast.training.checkpoint.snapshots import save_snapshot
 
 ROWS = 60
-COLUMNS = ("time", "user", "item", "city", "device", "price", "tags", "place", "weight", "click", "buy")
+COLUMNS = (
+    "time",
+    "user",
+    "item",
+    "city",
+    "device",
+    "price",
+    "tags",
+    "place",
+    "weight",
+    "click",
+    "buy",
+)
 SCHEMA = b"""name = "log"
 attribution = "made up"
 group = "user"
@@ -93,8 +105,22 @@ accumulate = 2
 ]
 SCORES = {"click": {"auc": 0.75, "logloss": 0.6, "calibration": 1.1, "gauc": None}}
 DAYS = [
-    {"day": 1, "file": "day1.csv.gz", "rows": 250, "ids": 60, "before_training": None, "validation": SCORES},
-    {"day": 2, "file": "day2.csv.gz", "rows": 250, "ids": 60, "before_training": SCORES, "validation": SCORES},
+    {
+        "day": 1,
+        "file": "day1.csv.gz",
+        "rows": 250,
+        "ids": 60,
+        "before_training": None,
+        "validation": SCORES,
+    },
+    {
+        "day": 2,
+        "file": "day2.csv.gz",
+        "rows": 250,
+        "ids": 60,
+        "before_training": SCORES,
+        "validation": SCORES,
+    },
 ]
 
 
@@ -115,7 +141,10 @@ def log() -> bytes:
         "city": text("c", random.integers(0, 4, ROWS)),
         "device": text("d", random.integers(0, 60, ROWS)),
         "price": pa.array(random.integers(1, 400, ROWS) / 4, mask=random.random(ROWS) < 0.1),
-        "tags": ["|".join(f"t{tag}" for tag in random.integers(0, 9, random.integers(0, 4))) for _ in range(ROWS)],
+        "tags": [
+            "|".join(f"t{tag}" for tag in random.integers(0, 9, random.integers(0, 4)))
+            for _ in range(ROWS)
+        ],
         "place": random.integers(1, 5, ROWS),
         "weight": random.integers(1, 5, ROWS) / 2,
         "click": click.astype(int),
@@ -130,14 +159,22 @@ def log() -> bytes:
 def tables() -> list[bytes]:
     """Returns delimited texts."""
     plain = log().replace(b'"', b"")
-    return [log(), plain, plain.replace(b"\n", b"\r\n"), plain.replace(b",", b"\t"), plain.replace(b",", b";")]
+    return [
+        log(),
+        plain,
+        plain.replace(b"\n", b"\r\n"),
+        plain.replace(b",", b"\t"),
+        plain.replace(b",", b";"),
+    ]
 
 
 @functools.cache
 def parquets() -> list[bytes]:
     """Returns the log as parquet, written in several ways."""
     table = pyarrow.csv.read_csv(io.BytesIO(log()))
-    listed = table.set_column(6, "tags", pa.array([["a", None], [], None, ["b"]] * ROWS).slice(0, len(table)))
+    listed = table.set_column(
+        6, "tags", pa.array([["a", None], [], None, ["b"]] * ROWS).slice(0, len(table))
+    )
     coded = table.set_column(1, "user", table["user"].dictionary_encode())
     ways = [
         (table, {}), (table, {"compression": "none", "use_dictionary": False, "write_page_checksum": True}),
@@ -162,7 +199,9 @@ def messages() -> bytes:
 
 @functools.cache
 def schemas() -> list[bytes]:
-    """Returns schema files: those of the log, and those that ship, as values of JSON where they need a base."""
+    """Returns schema files: those of the log, and those that ship, as values of JSON where they
+    need a base.
+    """
     folder = Path(load_schema.__code__.co_filename).parent / "shipped"
     shipped = [(folder / f"{name}.toml").read_bytes() for name in shipped_schemas()]
     return [SCHEMA, SCHEMA, DAY, *shipped]
@@ -189,15 +228,24 @@ def run() -> dict[str, bytes]:
 
 def _train(folder: Path) -> Path:
     (folder / "small.toml").write_bytes(CONFIGS[0])
-    train_one(PreparedData(_prepare(folder)), RunConfig.from_toml(folder / "small.toml"), folder / "run")
+    train_one(
+        PreparedData(_prepare(folder)), RunConfig.from_toml(folder / "small.toml"), folder / "run"
+    )
     return folder / "run"
 
 
 @functools.cache
 def snapshot() -> bytes:
     """Returns a snapshot."""
-    tensors = {"model/weight": torch.ones(3, 2), "rng/cpu": torch.get_rng_state(), "mean/loss": torch.tensor(0.5)}
-    run = {"identity": {"settings": {"model.name": "mmoe"}, "data": "", "rows": 6}, "progress": {"total_steps": 1}}
+    tensors = {
+        "model/weight": torch.ones(3, 2),
+        "rng/cpu": torch.get_rng_state(),
+        "mean/loss": torch.tensor(0.5),
+    }
+    run = {
+        "identity": {"settings": {"model.name": "mmoe"}, "data": "", "rows": 6},
+        "progress": {"total_steps": 1},
+    }
 
     def save(folder: Path) -> Path:
         save_snapshot(folder / "last", 1, tensors, run)
@@ -210,9 +258,14 @@ def snapshot() -> bytes:
 @functools.cache
 def aliccp() -> tuple[bytes, bytes]:
     """Returns a skeleton file and its common features."""
-    files = _made(lambda folder: write_raw(LogConfig(30, users=4, items=5, list_scale=0.01), folder / "raw")[0].parent)
+    files = _made(
+        lambda folder: (
+            write_raw(LogConfig(30, users=4, items=5, list_scale=0.01), folder / "raw")[0].parent
+        )
+    )
     skeleton, common = (
-        next(files[name] for name in files if word in name) for word in ("skeleton_train", "common_features_train")
+        next(files[name] for name in files if word in name)
+        for word in ("skeleton_train", "common_features_train")
     )
     return skeleton, common
 

@@ -21,11 +21,25 @@ VALUES = (
 )  # fmt: skip
 
 
-KINDS = ("flip", "flip", "bit", "truncate", "insert", "insert", "replace", "remove", "repeat", "splice", "word")
+KINDS = (
+    "flip",
+    "flip",
+    "bit",
+    "truncate",
+    "insert",
+    "insert",
+    "replace",
+    "remove",
+    "repeat",
+    "splice",
+    "word",
+)
 
 
 def damaged(random: random.Random, data: bytes, others: list[bytes]) -> bytes:
-    """Returns ``data`` after one to four changes of its bytes, some of which splice in one of ``others``."""
+    """Returns ``data`` after one to four changes of its bytes, some of which splice in one of
+    ``others``.
+    """
     for _ in range(random.choice((1, 1, 1, 2, 2, 3, 4))):
         data = _changed(random, data, random.choice(others))
     return data
@@ -38,7 +52,9 @@ def _changed(random: random.Random, data: bytes, other: bytes) -> bytes:
     match random.choice(KINDS):
         case "flip":
             for _ in range(random.choice((1, 1, 1, 2, 8))):
-                changed[random.randrange(len(changed))] = random.choice((0, 255, 127, 128, random.randrange(256)))
+                changed[random.randrange(len(changed))] = random.choice(
+                    (0, 255, 127, 128, random.randrange(256))
+                )
         case "bit":
             changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
         case "truncate":
@@ -56,7 +72,9 @@ def _changed(random: random.Random, data: bytes, other: bytes) -> bytes:
         case "word":  # 1, 2, 4 or 8 aligned bytes become a number at the end of a range
             size = random.choice((1, 2, 4, 8))
             place = start // size * size
-            number = random.choice((0, 1, 2 ** (8 * size) - 1, 2 ** (8 * size - 1), 2 ** (8 * size - 1) - 1))
+            number = random.choice(
+                (0, 1, 2 ** (8 * size) - 1, 2 ** (8 * size - 1), 2 ** (8 * size - 1) - 1)
+            )
             changed[place : place + size] = number.to_bytes(size, "little")
     return bytes(changed)
 
@@ -76,7 +94,9 @@ def damaged_table(random: random.Random, text: bytes, others: list[bytes]) -> by
             case 1:
                 values[place] = b""
             case 2:
-                values[place] = b'"' + values[place] + random.choice((b'"', b"", b'""', b'"x', b'\n"'))
+                values[place] = (
+                    b'"' + values[place] + random.choice((b'"', b"", b'""', b'"x', b'\n"'))
+                )
             case 3:
                 values.insert(place, values[random.randrange(len(values))])
             case 4:
@@ -110,7 +130,9 @@ def damaged_value(random: random.Random, value: Value) -> Value:
             other, other_key = random.choice(places[1:])
             holder[key] = copy.deepcopy(other[other_key])
         elif change == 4 and type(holder[key]) in (int, float) and abs(holder[key]) < 2**64:
-            holder[key] = random.choice((holder[key] + 1, -holder[key], holder[key] * 1000, float(holder[key])))
+            holder[key] = random.choice(
+                (holder[key] + 1, -holder[key], holder[key] * 1000, float(holder[key]))
+            )
         else:
             holder[key] = copy.deepcopy(random.choice(VALUES))
     return value
@@ -118,12 +140,20 @@ def damaged_value(random: random.Random, value: Value) -> Value:
 
 def _places(value: Value) -> list[tuple[dict | list, object]]:
     """Returns every place in the tree as its holder and key."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [place for key, item in items for place in [(value, key), *_places(item)]]
 
 
 def damaged_json(random: random.Random, text: bytes, others: list[bytes]) -> bytes:
-    """Returns JSON after changes of its values, or of its bytes. Each line is a value if the whole text is not."""
+    """Returns JSON after changes of its values, or of its bytes. Each line is a value if the whole
+    text is not.
+    """
     if random.random() < 0.35:
         return damaged(random, text, others)
     try:
@@ -148,12 +178,18 @@ def damaged_toml(random: random.Random, text: bytes, others: list[bytes]) -> byt
     value = damaged_value(random, tomllib.loads(text.decode()))
     if not isinstance(value, dict):
         return damaged(random, text, others)
-    return "".join(f"{json.dumps(key)} = {_toml(item)}\n" for key, item in value.items()).encode("utf-8", "replace")
+    return "".join(f"{json.dumps(key)} = {_toml(item)}\n" for key, item in value.items()).encode(
+        "utf-8", "replace"
+    )
 
 
 def _toml(value: Value) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items())
+            + "}"
+        )
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     if isinstance(value, float):

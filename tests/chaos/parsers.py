@@ -1,6 +1,8 @@
-"""Damaged files of every kind that the package reads: each is read whole, or refused by an error in one line.
+"""Damaged files of every kind that the package reads: each is read whole, or refused by an error in
+one line.
 
-A crash, a hang, too much memory, an error of another type, many warnings and lines without account are failures.
+A crash, a hang, too much memory, an error of another type, many warnings and lines without account
+are failures.
 """
 
 import base64
@@ -37,7 +39,9 @@ def case_of(target: str, content: bytes) -> Case:
 
 
 def simpler(case: Case) -> Iterator[Case]:
-    """Yields the case with a half of its file removed, then with a quarter, and so on down to single bytes."""
+    """Yields the case with a half of its file removed, then with a quarter, and so on down to
+    single bytes.
+    """
     content = base64.b64decode(case["base64"])
     size = len(content)
     while size > 1:
@@ -50,8 +54,8 @@ def check(case: Case) -> None:
     """Reads the file of a case in this process, which a hang ends.
 
     Raises:
-        AssertionError: the case fails; the message has the target, the type of the error and the innermost function of
-            the package.
+        AssertionError: the case fails; the message has the target, the type of the error and the
+            innermost function of the package.
     """
     _limit_memory()
     faulthandler.dump_traceback_later(SECONDS, exit=True)
@@ -74,10 +78,14 @@ def _check(case: Case) -> None:
         pass
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        frame = next((each for each in reversed(frames) if "/adaftr_fast/" in each.filename), frames[-1])
+        frame = next(
+            (each for each in reversed(frames) if "/adaftr_fast/" in each.filename), frames[-1]
+        )
         place = f"{Path(frame.filename).name}: {frame.name}"
         detail = f": {error}" if isinstance(error, AssertionError) else ""
-        raise AssertionError(f"{case['target']}: {type(error).__name__} in {place}{detail}") from error
+        raise AssertionError(
+            f"{case['target']}: {type(error).__name__} in {place}{detail}"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if len(caught) > WARNINGS or os.fstat(2).st_size - before > 20_000:
@@ -85,7 +93,9 @@ def _check(case: Case) -> None:
 
 
 def _limit_memory() -> None:
-    """Limits the address space to what is in use, part of it kept by allocators and ended threads, and ``MEMORY``."""
+    """Limits the address space to what is in use, part of it kept by allocators and ended threads,
+    and ``MEMORY``.
+    """
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))

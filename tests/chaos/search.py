@@ -1,9 +1,11 @@
-"""The search of every kind of chaos: draws cases until a limit is reached, and writes a file per failure.
+"""The search of every kind of chaos: draws cases until a limit is reached, and writes a file per
+failure.
 
 A kind is a module ``tests/chaos/KIND.py`` with three functions:
 
 - ``draw(random)`` makes a case, a dictionary of JSON values, from a ``random.Random``;
-- ``check(case)`` raises an error if the case fails. It runs in another process, so a crash is a failure too;
+- ``check(case)`` raises an error if the case fails. It runs in another process, so a crash is a
+  failure too;
 - ``simpler(case)`` yields simpler cases to try instead of one that fails, the simplest first.
 """
 
@@ -33,11 +35,15 @@ class Limit:
     count: int | None
 
     def numbers(self, kind: str) -> Iterator[int]:
-        """Yields the numbers of the cases and shows a progress bar; ends at the limit or on Ctrl-C."""
+        """Yields the numbers of the cases and shows a progress bar; ends at the limit
+        or on Ctrl-C.
+        """
         seconds = None if self.minutes is None else 60 * self.minutes
         start, number = time.monotonic(), 0
         form = None if self.count is not None else "{desc}: {n_fmt} cases, {rate_fmt}{postfix}"
-        with tqdm(desc=kind, total=self.count, unit=" cases", bar_format=form, mininterval=1) as bar:
+        with tqdm(
+            desc=kind, total=self.count, unit=" cases", bar_format=form, mininterval=1
+        ) as bar:
             while self.count is None or number < self.count:
                 left = float("inf") if seconds is None else start + seconds - time.monotonic()
                 if left <= 0:
@@ -50,7 +56,9 @@ class Limit:
 
 
 def search(kind: str, seed: int, limit: Limit, out: Path) -> Iterator[Path]:
-    """Draws cases and runs ``check`` of the kind's module on each; yields a file per kind of error, minimised."""
+    """Draws cases and runs ``check`` of the kind's module on each; yields a file per kind of error,
+    minimised.
+    """
     module = importlib.import_module(f"tests.chaos.{kind}")
     known: set[str] = set()
     with Worker(kind) as worker:
@@ -84,7 +92,8 @@ def shrink(
     simpler: Callable[[Case], Iterable[Case]],
     check: Callable[[Case], str | None],
 ) -> tuple[Case, str]:
-    """Replaces a case that fails by a simpler one that fails alike, as long as there is one; returns it and its error.
+    """Replaces a case that fails by a simpler one that fails alike, as long as there is one;
+    returns it and its error.
 
     Alike: by the same exception, or by the end of the process.
     """
@@ -101,7 +110,9 @@ def shrink(
 
 
 def write_failure(out: Path, kind: str, seed: int, case: Case, error: str) -> Path:
-    """Writes a file that repeats a failure, for ``--replay`` or to be copied to ``tests/chaos/cases``."""
+    """Writes a file that repeats a failure, for ``--replay`` or to be copied to
+    ``tests/chaos/cases``.
+    """
     name = hashlib.sha256(json.dumps(case, sort_keys=True).encode()).hexdigest()[:8]
     path = out / f"{kind}-{name}.json"
     command = f"python -m tests.chaos --replay {path}"

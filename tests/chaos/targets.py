@@ -1,7 +1,7 @@
 """What reads each kind of file.
 
-A target reads a damaged file, which stands alone in its folder, by the public functions. It returns, or raises an error
-that the command line shows as one line; anything else is a failure.
+A target reads a damaged file, which stands alone in its folder, by the public functions. It
+returns, or raises an error that the command line shows as one line; anything else is a failure.
 """
 
 import gzip
@@ -114,7 +114,13 @@ def prepared(path: Path) -> None:
 
 def inferred(path: Path) -> None:
     """Prepares a folder with a schema that is inferred from the file."""
-    options = {"labels": ["click", "buy"], "group": "user", "ignore": ["tags"], "bad_rows": 0.9, "progress": False}
+    options = {
+        "labels": ["click", "buy"],
+        "group": "user",
+        "ignore": ["tags"],
+        "bad_rows": 0.9,
+        "progress": False,
+    }
     time = "time" if path.stat().st_size % 2 else None
     api_prepare.prepare(path, path.parent / "data", time=time, **options)
     read_all(path.parent / "data")
@@ -161,7 +167,9 @@ def part_of_prepared(path: Path) -> None:
 
 
 def recorded_part(path: Path) -> None:
-    """Reads a prepared folder of which one file is damaged but has the recorded checksum, if its manifest is JSON."""
+    """Reads a prepared folder of which one file is damaged but has the recorded checksum, if its
+    manifest is JSON.
+    """
     folder = complete(path, corpus.prepared())
     with suppress(ValueError, TypeError, RecursionError):
         recorded(folder)
@@ -169,7 +177,9 @@ def recorded_part(path: Path) -> None:
 
 
 def grown(path: Path) -> None:
-    """Prepares the log with the ids of a folder whose manifest is damaged but records the checksums of all files."""
+    """Prepares the log with the ids of a folder whose manifest is damaged but records the checksums
+    of all files.
+    """
     known = complete(path, corpus.prepared())
     with suppress(ValueError, TypeError, RecursionError):
         recorded(known)
@@ -209,7 +219,9 @@ def command(path: Path) -> None:
 
 
 def trained_beside(path: Path, weights: bytes, about: bytes) -> None:
-    """Loads a model from the folder ``best`` beside a file; the description has the checksum of the weights."""
+    """Loads a model from the folder ``best`` beside a file; the description has the checksum of the
+    weights.
+    """
     best = path.with_name("best")
     best.mkdir()
     (best / WEIGHTS).write_bytes(weights)
@@ -237,12 +249,24 @@ def result(path: Path) -> None:
 
 def results() -> list[bytes]:
     metrics = {"click": {"auc": 0.5, "logloss": 0.6}}
-    numbers = {"seconds": 1.0, "epochs": 2, "best_epoch": 1, "learned": {"tau": {"5": 0.1}}, "dead_tasks": []}
-    return [json.dumps({"key": "k", "validation": metrics, "test": metrics, "error": None} | numbers).encode()]
+    numbers = {
+        "seconds": 1.0,
+        "epochs": 2,
+        "best_epoch": 1,
+        "learned": {"tau": {"5": 0.1}},
+        "dead_tasks": [],
+    }
+    return [
+        json.dumps(
+            {"key": "k", "validation": metrics, "test": metrics, "error": None} | numbers
+        ).encode()
+    ]
 
 
 def days(path: Path) -> None:
-    daily._check(path.parent, daily.Journal(path).records, [Path("day1.csv.gz"), Path("day2.csv.gz")])
+    daily._check(
+        path.parent, daily.Journal(path).records, [Path("day1.csv.gz"), Path("day2.csv.gz")]
+    )
 
 
 def serving(path: Path) -> None:
@@ -255,9 +279,13 @@ def serving(path: Path) -> None:
 
 def exports() -> list[bytes]:
     about = json.loads(description())
-    digests = {name: hashlib.sha256(corpus.prepared()[name]).hexdigest() for name in (MANIFEST, VOCABULARY)}
+    digests = {
+        name: hashlib.sha256(corpus.prepared()[name]).hexdigest() for name in (MANIFEST, VOCABULARY)
+    }
     named = {name: about[name] for name in ("fingerprint", "tasks", "metrics")}
-    return [json.dumps(named | {"version": VERSION, "sha256": digests | {"model.pt2": DIGEST}}).encode()]
+    return [
+        json.dumps(named | {"version": VERSION, "sha256": digests | {"model.pt2": DIGEST}}).encode()
+    ]
 
 
 @cache
@@ -269,7 +297,9 @@ def scorer() -> Scorer:
         encoders = read_encoders(folder, manifest)
         program = Probabilities(Run(folder).model)
     about = About(**json.loads(exports()[0]))
-    return Scorer(about, manifest, log_schema(), encoders, program, output_columns(about.tasks, bid="price"))
+    return Scorer(
+        about, manifest, log_schema(), encoders, program, output_columns(about.tasks, bid="price")
+    )
 
 
 def scored(path: Path) -> None:
@@ -278,7 +308,9 @@ def scored(path: Path) -> None:
     report = predict(scorer(), [path], out, scorer().columns, keep=KEEP, bad_rows=0.9)
     assert ds.dataset(out).count_rows() == report.rows
     if report.bad_rows.lines:
-        check_account(report.bad_rows, count_lines(path.read_bytes().partition(b"\n")[2]), report.rows)
+        check_account(
+            report.bad_rows, count_lines(path.read_bytes().partition(b"\n")[2]), report.rows
+        )
 
 
 def aliccp(path: Path) -> None:
@@ -309,7 +341,9 @@ def model_weights() -> bytes:
 
 @cache
 def description() -> bytes:
-    """Returns the description of a checkpoint, with the name and the checksum that stand for those of its weights."""
+    """Returns the description of a checkpoint, with the name and the checksum that stand for those
+    of its weights.
+    """
     content = json.loads(corpus.run()["best/checkpoint.json"])
     return json.dumps(content | {"weights": WEIGHTS, "sha256": DIGEST}).encode()
 
@@ -358,7 +392,11 @@ TARGETS = {
     "test": Target("test.json", run, of_run("test.json"), damaged_json, 2),
     "result": Target("result.json", result, results, damaged_json, 3),
     "daily": Target(
-        "daily.jsonl", days, lambda: [b"\n".join(json.dumps(day).encode() for day in corpus.DAYS)], damaged_json, 3
+        "daily.jsonl",
+        days,
+        lambda: [b"\n".join(json.dumps(day).encode() for day in corpus.DAYS)],
+        damaged_json,
+        3,
     ),
     "serving": Target("serving.json", serving, exports, damaged_json, 3),
     "score text": Target(CSV, scored, corpus.tables, damaged_table, 2),

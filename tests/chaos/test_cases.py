@@ -1,4 +1,6 @@
-"""Repeats the failures that ``make chaos`` has found and that were copied to ``tests/chaos/cases``."""
+"""Repeats the failures that ``make chaos`` has found and that were copied to
+``tests/chaos/cases``.
+"""
 
 import json
 from pathlib import Path

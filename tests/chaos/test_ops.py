@@ -33,4 +33,11 @@ def test_nan_in_results_that_depend_on_no_nan_is_found(name, monkeypatch):
 def test_an_error_above_the_denormals_is_found():
     truth = torch.full((3,), 1e-35, dtype=torch.float64)
     with pytest.raises(AssertionError, match="error 1 against float64"):
-        assert_close(2 * truth.float(), truth, truth.float(), torch.float32, torch.zeros_like(truth), "result")
+        assert_close(
+            2 * truth.float(),
+            truth,
+            truth.float(),
+            torch.float32,
+            torch.zeros_like(truth),
+            "result",
+        )

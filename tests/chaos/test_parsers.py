@@ -13,7 +13,11 @@ from tests.chaos.targets import TARGETS
 @pytest.mark.parametrize("name", TARGETS)
 def test_whole_files_of_every_target_are_read(name, tmp_path):
     """Damaged files reach every check of a reader only if whole ones pass."""
-    expected = pytest.raises(ServingError, match=r"model\.pt2: cannot be read") if name == "serving" else nullcontext()
+    expected = (
+        pytest.raises(ServingError, match=r"model\.pt2: cannot be read")
+        if name == "serving"
+        else nullcontext()
+    )
     path = tmp_path / TARGETS[name].file
     path.write_bytes(TARGETS[name].seeds()[0])
     with expected:

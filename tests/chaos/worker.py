@@ -1,4 +1,6 @@
-"""A process that runs the cases of one kind, so that a crash or an endless loop is a failure of its case."""
+"""A process that runs the cases of one kind, so that a crash or an endless loop is a failure of its
+case.
+"""
 
 import functools
 import importlib
@@ -26,7 +28,9 @@ class Worker:
     """
 
     def __init__(self, kind: str) -> None:
-        self.seconds = getattr(importlib.import_module(f"tests.chaos.{kind}"), "CASE_SECONDS", 120.0)
+        self.seconds = getattr(
+            importlib.import_module(f"tests.chaos.{kind}"), "CASE_SECONDS", 120.0
+        )
         self.counted = 0
         self.kind, self.process, self.errors = kind, None, tempfile.TemporaryFile("w+")  # noqa: SIM115
 
@@ -38,7 +42,9 @@ class Worker:
         self.errors.close()
 
     def error(self, case: dict[str, Any]) -> str | None:
-        """Returns the end of the traceback of a case that fails, or how it ended the process; else None."""
+        """Returns the end of the traceback of a case that fails, or how it ended the process; else
+        None.
+        """
         if self.process is None:
             self._start()
         timer = threading.Timer(self.seconds, self.process.kill)
@@ -61,7 +67,9 @@ class Worker:
         said = "".join(self.errors.readlines()[-LINES:])
         self._end()
         name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        return said + (f"no answer within {self.seconds:g} s" if is_late else f"the process ended: {name}")
+        return said + (
+            f"no answer within {self.seconds:g} s" if is_late else f"the process ended: {name}"
+        )
 
     def _start(self) -> None:
         self.errors.truncate(0)
@@ -94,7 +102,9 @@ def repeat(kind: str, case: dict[str, Any]) -> str | None:
 
 
 def serve(kind: str, answers: IO[str]) -> None:
-    """Answers each case of stdin, a line of JSON, by a line: its traceback or null, and what ``check`` returned."""
+    """Answers each case of stdin, a line of JSON, by a line: its traceback or null, and what
+    ``check`` returned.
+    """
     check = importlib.import_module(f"tests.chaos.{kind}").check
     for line in sys.stdin:
         error, number = None, 0

@@ -1,4 +1,6 @@
-"""The log of a small shop, prepared once and trained on once; tests that change a run get a copy."""
+"""The log of a small shop, prepared once and trained on once; tests that change a run
+get a copy.
+"""
 
 import shutil
 import signal
@@ -46,7 +48,12 @@ def log(tmp_path_factory):
     item, place = random.integers(0, 40, rows), random.integers(0, 5, rows)
     click = (random.random(rows) < 1 / (1 + np.exp(-(item - 20) / 6))).astype(np.int8)
     price = random.integers(0, 3, rows)
-    columns = {"day": 1 + np.arange(rows) * 10 // rows, "item": item, "place": place, "heat": random.normal(size=rows)}
+    columns = {
+        "day": 1 + np.arange(rows) * 10 // rows,
+        "item": item,
+        "place": place,
+        "heat": random.normal(size=rows),
+    }
     path = tmp_path_factory.mktemp("shop") / "log.parquet"
     pq.write_table(pa.table(columns | {"click": click, "price": price}), path)
     return path

@@ -16,21 +16,33 @@ from .conftest import fails
         ("", "subcommand"),
         ("trian", "invalid choice: 'trian'"),
         ("prepare", "adaftr-fast prepare: the following arguments are required: --out"),
-        ("experiment", "adaftr-fast experiment: the following arguments are required: NAME, --dataset"),
+        (
+            "experiment",
+            "adaftr-fast experiment: the following arguments are required: NAME, --dataset",
+        ),
         ("train --out OUT --data DATA --data.foldr x", "(did you mean --data.folder?)"),
-        ("train --out OUT --lr 0.1", "unrecognized arguments: --lr 0.1 (did you mean --optimizer.lr?)"),
+        (
+            "train --out OUT --lr 0.1",
+            "unrecognized arguments: --lr 0.1 (did you mean --optimizer.lr?)",
+        ),
         ("train --out OUT --model.expert_hiden [3]", "(did you mean --model.expert_hidden?)"),
         ("info stray", "adaftr-fast info: unrecognized arguments: stray"),
         ("prepare --dataset flites --out OUT", "unknown data set 'flites'; expected one of aliccp"),
         ("prepare --dataset census --out OUT", "expected 2 file(s) (TRAIN TEST), got 0"),
         ("train --out OUT --data.folder OUT", "not a prepared folder"),
         ("train --out OUT --model.beta -1", "model.beta: expected a finite weight >= 0, got -1"),
-        ("train --out OUT --training.trackers wandb", "training.trackers: expected a list such as '[8, 4]'"),
+        (
+            "train --out OUT --training.trackers wandb",
+            "training.trackers: expected a list such as '[8, 4]'",
+        ),
         (
             'train --out OUT --training.trackers ["a"]',
             "expected one of tensorboard, wandb, mlflow, got a",
         ),
-        ("train --out OUT --training.max_epochs x", "training.max_epochs: expected an integer, got x"),
+        (
+            "train --out OUT --training.max_epochs x",
+            "training.max_epochs: expected an integer, got x",
+        ),
     ],
 )
 def test_user_errors_print_one_line(command, message, tmp_path, capsys):
@@ -42,7 +54,10 @@ def test_a_full_disk_under_the_output_is_named(capsys, monkeypatch, buffering):
     with suppress(OSError), open("/dev/full", "w", buffering) as full:  # closing it fails once more
         monkeypatch.setattr("sys.stdout", full)
         assert main(["info"]) == 2
-    assert capsys.readouterr().err == "adaftr-fast info: [Errno 28] No space left on device: 'standard output'\n"
+    assert (
+        capsys.readouterr().err
+        == "adaftr-fast info: [Errno 28] No space left on device: 'standard output'\n"
+    )
 
 
 def test_errors_in_a_config_file_name_the_option(config, tmp_path, capsys):
@@ -50,7 +65,9 @@ def test_errors_in_a_config_file_name_the_option(config, tmp_path, capsys):
     config.write_text(text.replace("expert_hidden", "expert_hiden"))
     assert "expert_hiden" in fails(f"train --config {config} --out {tmp_path}/run".split(), capsys)
     config.write_text(text.replace("[8]", '"wide"'))
-    assert "model.expert_hidden" in fails(f"train --config {config} --out {tmp_path}/run".split(), capsys)
+    assert "model.expert_hidden" in fails(
+        f"train --config {config} --out {tmp_path}/run".split(), capsys
+    )
     for content, message in (
         (text.encode() + b"[model", "Problems parsing config"),
         (b"\xfd\x00\x81", f"{config}: not a TOML file of options: 'utf-8' codec"),
@@ -61,11 +78,18 @@ def test_errors_in_a_config_file_name_the_option(config, tmp_path, capsys):
         assert line.startswith(f"adaftr-fast train: {message}")
 
 
-def test_evaluate_rejects_other_data_and_damaged_weights(run, prepared, log, schema, tmp_path, capsys):
-    schema.write_text(schema.read_text().replace('heat = "numeric"', 'heat = { kind = "numeric", buckets = 3 }'))
-    assert main(f"prepare --dataset {schema} --files {log} --out {tmp_path}/other".split()) == 0  # fmt: skip
+def test_evaluate_rejects_other_data_and_damaged_weights(
+    run, prepared, log, schema, tmp_path, capsys
+):
+    schema.write_text(
+        schema.read_text().replace('heat = "numeric"', 'heat = { kind = "numeric", buckets = 3 }')
+    )
+    assert main(f"prepare --dataset {schema} --files {log} --out "
+f"{tmp_path}/other".split()) == 0  # fmt: skip
     capsys.readouterr()
-    assert "trained on other data" in fails(f"evaluate --run {run} --data {tmp_path}/other".split(), capsys)
+    assert "trained on other data" in fails(
+        f"evaluate --run {run} --data {tmp_path}/other".split(), capsys
+    )
     (weights,) = (run / "best").glob("weights-*")
     weights.write_bytes(weights.read_bytes()[:100])
     assert "damaged" in fails(f"evaluate --run {run} --data {prepared}".split(), capsys)

@@ -29,7 +29,11 @@ def options(text):
 
 def test_a_line_describes_each_command(shown):
     text = shown(columns=110)
-    lines = {words[0]: words for words in (line.split(maxsplit=1) for line in text.splitlines()) if len(words) == 2}
+    lines = {
+        words[0]: words
+        for words in (line.split(maxsplit=1) for line in text.splitlines())
+        if len(words) == 2
+    }
     for name, command in COMMANDS.items():
         assert lines[name][1] == command.description.rstrip(".")
     assert text.startswith("usage: adaftr-fast COMMAND [options]\n")
@@ -41,11 +45,17 @@ def test_the_ten_options_that_matter_come_first(shown):
     first, *others = re.split(r"\n\n(?=\S)", text)[2:]
     assert first.splitlines()[0] == "the options that matter first:"
     assert " ".join(options(first)) == (
-        "--out --config --data.folder --model.name --model.embedding_dim --model.tower_hidden --optimizer.lr "
+        "--out --config --data.folder --model.name --model.embedding_dim --model.tower_hidden "
+        "--optimizer.lr "
         "--training.batch_size --training.max_epochs --training.device"
     )
     titles = [each.splitlines()[0] for each in others]
-    expected = ["other options:", "The model options:", "The optimizer options:", "The training options:"]
+    expected = [
+        "other options:",
+        "The model options:",
+        "The optimizer options:",
+        "The training options:",
+    ]
     assert titles == expected
 
 
@@ -69,12 +79,17 @@ def test_every_option_is_listed_once_with_its_default(shown, command):
     listed = options(text)
     assert len(listed) == len(set(listed))
     config = RunConfig().flat()
-    expected = {f"--{name}" for name in config if command == "train" or not name.startswith("data.")}
+    expected = {
+        f"--{name}" for name in config if command == "train" or not name.startswith("data.")
+    }
     expected.add("--model.preset")
     assert {name for name in listed if "." in name} == expected
     flat = " ".join(text.split())
     assert "Learning rate, gamma of Algorithm 1 (Section 3.1.4) (default: 0.0005)" in flat
-    assert "Layer widths of each task's tower before the logit, f of Eq. 2 (default: [64, 32, 16])" in flat
+    assert (
+        "Layer widths of each task's tower before the logit, f of Eq. 2 (default: [64, 32, 16])"
+        in flat
+    )
     assert "Show progress bars (default: true)" in flat
     for noise in ("(type:", "<class", "Literal", "tower_hidden+", "CONFIG", "``"):
         assert noise not in text

@@ -20,8 +20,12 @@ def test_ctrl_c_in_the_first_epoch_keeps_the_earlier_run(config, run, capsys, mo
     assert shown.out == ""
     replaces, interrupted = shown.err.splitlines()
     at = datetime.fromtimestamp((run / "test.json").stat().st_mtime)
-    assert replaces == f"{run}: replaces the finished run of {at:%Y-%m-%d %H:%M} after the first epoch"
-    assert interrupted == f"adaftr-fast train: interrupted; run the same command to resume from {run}"
+    assert (
+        replaces == f"{run}: replaces the finished run of {at:%Y-%m-%d %H:%M} after the first epoch"
+    )
+    assert (
+        interrupted == f"adaftr-fast train: interrupted; run the same command to resume from {run}"
+    )
     found = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert {path: content for path, content in found.items() if path.parent.name != "last"} == old
     monkeypatch.undo()
@@ -30,7 +34,9 @@ def test_ctrl_c_in_the_first_epoch_keeps_the_earlier_run(config, run, capsys, mo
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_same_command_resumes_an_interrupted_run(config, tmp_path, capsys, monkeypatch, signum, code):
+def test_the_same_command_resumes_an_interrupted_run(
+    config, tmp_path, capsys, monkeypatch, signum, code
+):
     arguments = f"train --config {config} --training.max_epochs 3 --out".split()
     assert main([*arguments, str(tmp_path / "whole")]) == 0
     with monkeypatch.context() as patch:
@@ -50,13 +56,22 @@ def test_the_same_command_resumes_an_interrupted_run(config, tmp_path, capsys, m
 
 def test_ctrl_c_interrupts_the_demo(schema, log, tmp_path, capsys, monkeypatch):
     schema.write_text(schema.read_text().replace("name =", 'shipped = "log.parquet"\nname =', 1))
-    monkeypatch.setattr("adaftr_fast.data.schema.parse.load_schema", lambda name: load_schema(str(schema)))
+    monkeypatch.setattr(
+        "adaftr_fast.data.schema.parse.load_schema", lambda name: load_schema(str(schema))
+    )
     monkeypatch.setattr("adaftr_fast.data.raw.source.SHIPPED", log.parent)
     begun = interrupting(monkeypatch, 2)
-    arguments = ["--training.batch_size=100", "--training.max_epochs=2", "--training.progress=false"]
+    arguments = [
+        "--training.batch_size=100",
+        "--training.max_epochs=2",
+        "--training.progress=false",
+    ]
     assert main([*f"demo --out {tmp_path}/demo".split(), *arguments]) == 130
     assert begun == [1, 2]  # of the first model only
     error = capsys.readouterr().err
-    assert f"adaftr-fast demo: interrupted; run the same command to resume from {tmp_path / 'demo'}" in error
+    assert (
+        f"adaftr-fast demo: interrupted; run the same command to resume from {tmp_path / 'demo'}"
+        in error
+    )
     assert "prepare" not in error  # no progress bar
     assert not (tmp_path / "demo/report.md").exists()

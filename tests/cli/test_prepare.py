@@ -11,15 +11,26 @@ def test_shards_and_an_address_without_a_cluster(schema, log, tmp_path, capsys):
     out = tmp_path / "out"
     command = f"prepare --dataset {schema} --files {log} --out {out}".split()
     assert main([*command, "--address", "auto"]) == 2
-    assert "address: goes with engine ray, got address = 'auto' with engine local" in capsys.readouterr().err
+    assert (
+        "address: goes with engine ray, got address = 'auto' with engine local"
+        in capsys.readouterr().err
+    )
     assert main([*command, "--shards", "0"]) == 2
     assert "shards: expected 1 to 1000, got 0" in capsys.readouterr().err
     assert main([*command, "--memory", "0.375"]) == 2
-    assert "memory: expected more than 0.375 GB, which the program itself takes, got 0.375" in capsys.readouterr().err
+    assert (
+        "memory: expected more than 0.375 GB, which the program itself takes, got 0.375"
+        in capsys.readouterr().err
+    )
     assert main([*command, "--shards", "2", "--memory", "0.5"]) == 0
     text = capsys.readouterr().out
-    headers = [[cell.strip() for cell in text.splitlines()[line].split("|")][1:-1] for line in (1, 7)]
-    assert headers == [["field", "read as", "ids", "missing or rare"], ["split", "rows", "click", "conversion"]]
+    headers = [
+        [cell.strip() for cell in text.splitlines()[line].split("|")][1:-1] for line in (1, 7)
+    ]
+    assert headers == [
+        ["field", "read as", "ids", "missing or rare"],
+        ["split", "rows", "click", "conversion"],
+    ]
     assert "| train      | 2,100 |" in text
 
 
@@ -36,7 +47,10 @@ def test_synthesize_prints_the_command_that_prepares_the_log(raw, dataset, tmp_p
 
 def test_hints_of_an_inferred_schema_are_said_once(tmp_path, capsys):
     csv.write_csv(shop_log(600, users=30), tmp_path / "log.csv")
-    command = f"prepare --files {tmp_path}/log.csv --labels click conversion --out {tmp_path}/one --funnel".split()
+    command = (
+        f"prepare --files {tmp_path}/log.csv --labels click conversion --out {tmp_path}/one "
+        "--funnel"
+    ).split()
     assert main(command) == 0
     shown = capsys.readouterr()
     assert shown.out.count("--write_schema") == 1

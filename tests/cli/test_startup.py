@@ -1,4 +1,6 @@
-"""The command line starts without torch, and bounds how long OpenMP threads spin before torch is imported."""
+"""The command line starts without torch, and bounds how long OpenMP threads spin before torch is
+imported.
+"""
 
 import os
 import subprocess
@@ -43,9 +45,15 @@ def test_all_public_names_exist_in_the_command_line():
 
 def test_the_command_line_keeps_settings_of_the_environment():
     lines = run("-m", "adaftr_fast.cli", "info", GOMP_SPINCOUNT="7").splitlines()
-    assert next(line for line in lines if line.startswith("waiting threads")).split()[-1] == "GOMP_SPINCOUNT=7"
+    assert (
+        next(line for line in lines if line.startswith("waiting threads")).split()[-1]
+        == "GOMP_SPINCOUNT=7"
+    )
     assert any("C++ extension" in line for line in lines)
-    assert any("flights, flights3, flights_late, insteval, movielens, synthetic, synthetic3" in line for line in lines)
+    assert any(
+        "flights, flights3, flights_late, insteval, movielens, synthetic, synthetic3" in line
+        for line in lines
+    )
 
 
 @pytest.mark.parametrize(("load", "count"), [(0.9, "10000"), (1.1, "300")])

@@ -11,13 +11,22 @@ from .conftest import fails
 
 
 def test_fields_have_the_widths_asked_for(config, prepared, tmp_path, capsys):
-    """From a file and the command line to the checkpoint and its metrics; a second run has the same bits."""
+    """From a file and the command line to the checkpoint and its metrics; a second run has the same
+    bits.
+    """
     config.write_text(config.read_text() + "[model.embedding_dims]\nitem = 12\n")
     run, again = tmp_path / "run", tmp_path / "again"
     for out in (run, again):
-        options = ["--model.embedding_dims", '{"item": 12, "place": 4}', "--model.tower_hidden", "[8, 4]"]
+        options = [
+            "--model.embedding_dims",
+            '{"item": 12, "place": 4}',
+            "--model.tower_hidden",
+            "[8, 4]",
+        ]
         assert main([*f"train --config {config}".split(), *options, "--out", f"{out}"]) == 0
-    assert (run / "best/checkpoint.json").read_text() == (again / "best/checkpoint.json").read_text()
+    assert (run / "best/checkpoint.json").read_text() == (
+        again / "best/checkpoint.json"
+    ).read_text()
     saved = json.loads((run / "best/checkpoint.json").read_text())
     assert saved["config"]["model"]["embedding_dims"] == {"item": 12, "place": 4}
     assert saved["config"]["model"]["expert_hidden"] == [8]  # from the file
@@ -37,11 +46,18 @@ def test_evaluate_prints_tables_and_writes_a_page(run, tmp_path, capsys):
     assert main(f"evaluate --run {run}".split()) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("| test: task |   AUC |")
-    assert shown.splitlines()[-1] == "Calibration, lift and gain: --out FOLDER; fields: --importance"
-    options = f"--importance --repeats 2 --max_rows 80 --progress false --out {tmp_path}/why".split()
+    assert (
+        shown.splitlines()[-1] == "Calibration, lift and gain: --out FOLDER; fields: --importance"
+    )
+    options = (
+        f"--importance --repeats 2 --max_rows 80 --progress false --out {tmp_path}/why".split()
+    )
     assert main([*f"evaluate --run {run}".split(), *options]) == 0
     shown = capsys.readouterr().out
-    assert shown.splitlines()[-1] == f"Page: {tmp_path}/why/evaluation.md, {tmp_path}/why/evaluation.png"
+    assert (
+        shown.splitlines()[-1]
+        == f"Page: {tmp_path}/why/evaluation.md, {tmp_path}/why/evaluation.png"
+    )
     page = (tmp_path / "why/evaluation.md").read_text()
     assert "## Importance of fields (80 rows, 2 permutations)" in page
     table = [line for line in shown.splitlines() if line.startswith("|") and "±" in line]
@@ -49,7 +65,10 @@ def test_evaluate_prints_tables_and_writes_a_page(run, tmp_path, capsys):
     assert all(line in page for line in table)
     assert main([*f"evaluate --run {run} --json".split(), *options]) == 0
     found = json.loads(capsys.readouterr().out)["importance"]
-    assert f"{100 * found['item']['click']['mean']:.3f} ± {100 * found['item']['click']['standard_error']:.3f}" in page
+    assert (
+        f"{100 * found['item']['click']['mean']:.3f} ± "
+        f"{100 * found['item']['click']['standard_error']:.3f}" in page
+    )
 
 
 def test_a_width_of_no_field_is_refused(config, tmp_path, capsys):
@@ -57,16 +76,24 @@ def test_a_width_of_no_field_is_refused(config, tmp_path, capsys):
     capsys.readouterr()
     line = fails([*train, '{"user": 4}'], capsys)
     assert "model.embedding_dims: expected names among item, place, heat, got 'user'" in line
-    assert "model.embedding_dims: expected widths >= 1, got {'item': 0}" in fails([*train, '{"item": 0}'], capsys)
+    assert "model.embedding_dims: expected widths >= 1, got {'item': 0}" in fails(
+        [*train, '{"item": 0}'], capsys
+    )
     assert "embedding_dims" in fails([*train, '{"item": "wide"}'], capsys)
 
 
 def test_demo_compares_two_models_and_reports(schema, log, tmp_path, capsys, monkeypatch):
     text = schema.read_text().replace("name =", 'shipped = "log.parquet"\nname =', 1)
     schema.write_text(text)
-    monkeypatch.setattr("adaftr_fast.data.schema.parse.load_schema", lambda name: load_schema(str(schema)))
+    monkeypatch.setattr(
+        "adaftr_fast.data.schema.parse.load_schema", lambda name: load_schema(str(schema))
+    )
     monkeypatch.setattr("adaftr_fast.data.raw.source.SHIPPED", log.parent)
-    arguments = ["--training.batch_size=100", "--training.max_epochs=2", "--training.progress=false"]
+    arguments = [
+        "--training.batch_size=100",
+        "--training.max_epochs=2",
+        "--training.progress=false",
+    ]
     assert main([*f"demo --out {tmp_path}/demo".split(), *arguments]) == 0
     shown = capsys.readouterr().out
     assert shown.count("| mmoe ") == shown.count("| adaftr ") == 2
@@ -82,13 +109,17 @@ def test_demo_compares_two_models_and_reports(schema, log, tmp_path, capsys, mon
 def test_divergence_prints_one_line(config, tmp_path, capsys):
     diverging = ["--model.name", "adaftr", "--optimizer.lr", "1e30"]
     capsys.readouterr()
-    line = fails([*f"train --config {config}".split(), *diverging, "--out", f"{tmp_path}/run"], capsys)
+    line = fails(
+        [*f"train --config {config}".split(), *diverging, "--out", f"{tmp_path}/run"], capsys
+    )
     assert "finite" in line
     assert not (tmp_path / "run").exists()
 
 
 def test_undefined_metrics_are_null(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("adaftr_fast.training.evaluation.log_loss", lambda labels, logits: float("nan"))
+    monkeypatch.setattr(
+        "adaftr_fast.training.evaluation.log_loss", lambda labels, logits: float("nan")
+    )
     assert main(f"train --config {config} --out {tmp_path}/run".split()) == 0
     for name in ("metrics.jsonl", "test.json", "best/checkpoint.json"):
         text = (tmp_path / "run" / name).read_text()
@@ -96,9 +127,13 @@ def test_undefined_metrics_are_null(config, tmp_path, monkeypatch):
         assert "NaN" not in text
 
 
-def test_tables_larger_than_memory_are_refused_before_they_are_made(config, tmp_path, capsys, monkeypatch):
+def test_tables_larger_than_memory_are_refused_before_they_are_made(
+    config, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr("adaftr_fast._memory.available", lambda: 64 * 10**9)
-    arguments = f"train --config {config} --model.embedding_dim 500000000 --out {tmp_path}/run".split()
+    arguments = (
+        f"train --config {config} --model.embedding_dim 500000000 --out {tmp_path}/run".split()
+    )
     assert main(arguments) == 2
     sizes = "136.0 GB of float32 and 272.0 GB of adam's state, and 64.0 GB of memory are available"
     assert f"the tables of 68 ids take {sizes}; use a smaller width" in capsys.readouterr().err

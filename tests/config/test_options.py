@@ -7,9 +7,15 @@ from adaftr_fast.models import build_model
 
 
 def test_an_integer_for_a_float_is_a_float_however_the_option_is_set():
-    """As in TOML and JSON: equal configurations have equal identities, and a fixed temperature may be 1."""
-    made = RunConfig(model=ModelConfig(tau="fixed", tau_fixed=1), optimizer=OptimizerConfig(lr=1, tables_lr=2))
-    read = RunConfig.from_dict({"model": {"tau": "fixed", "tau_fixed": 1.0}, "optimizer": {"lr": 1, "tables_lr": 2}})
+    """As in TOML and JSON: equal configurations have equal identities, and a fixed temperature may
+    be 1.
+    """
+    made = RunConfig(
+        model=ModelConfig(tau="fixed", tau_fixed=1), optimizer=OptimizerConfig(lr=1, tables_lr=2)
+    )
+    read = RunConfig.from_dict(
+        {"model": {"tau": "fixed", "tau_fixed": 1.0}, "optimizer": {"lr": 1, "tables_lr": 2}}
+    )
     for config in (made, read):
         values = (config.model.tau_fixed, config.optimizer.lr, config.optimizer.tables_lr)
         assert [type(value) for value in values] == [float] * 3
@@ -29,7 +35,9 @@ def test_a_value_that_is_no_number_is_refused_as_it_was_given(value):
 
 
 def test_a_dictionary_is_no_section():
-    with pytest.raises(ConfigError, match=r"RunConfig: model must be a ModelConfig, got \{'name': 'mmoe'\}"):
+    with pytest.raises(
+        ConfigError, match=r"RunConfig: model must be a ModelConfig, got \{'name': 'mmoe'\}"
+    ):
         RunConfig(model={"name": "mmoe"})
 
 
@@ -43,14 +51,21 @@ def test_a_file_names_an_own_model_by_class_as_the_command_line_does(tmp_path):
 
 def test_a_preset_stands_for_its_options_and_others_override_it(tmp_path):
     (tmp_path / "run.toml").write_text('[model]\npreset = "recommended"\nbeta = 0.5\n')
-    expected = ModelConfig(tau="fixed", tau_fixed=0.05, contrast_epochs=2.0, contrast_rows=16, beta=0.5)
+    expected = ModelConfig(
+        tau="fixed", tau_fixed=0.05, contrast_epochs=2.0, contrast_rows=16, beta=0.5
+    )
     assert RunConfig.from_toml(tmp_path / "run.toml").model == expected
     assert RunConfig().with_options(model={"beta": 0.5, "preset": "recommended"}).model == expected
-    assert RunConfig.from_dict({"model": {"preset": "recommended", "tau": "scalar"}}).model.tau == "scalar"
+    assert (
+        RunConfig.from_dict({"model": {"preset": "recommended", "tau": "scalar"}}).model.tau
+        == "scalar"
+    )
     assert RunConfig().with_options(model={"class": "nets:Net"}).model.name == "nets:Net"
     wide = RunConfig().with_options(model={"preset": "ecomm_ads"}).model
     assert (wide.expert_hidden, wide.tower_hidden) == ([128], [128, 64, 32])
-    with pytest.raises(ConfigError, match=r"model\.preset: expected one of recommended, ecomm_ads, got 'x'"):
+    with pytest.raises(
+        ConfigError, match=r"model\.preset: expected one of recommended, ecomm_ads, got 'x'"
+    ):
         RunConfig().with_options(model={"preset": "x"})
 
 

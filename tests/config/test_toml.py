@@ -1,4 +1,6 @@
-"""A configuration that is written as TOML reads as it was; tests/data/schema/test_write.py does so with schemas."""
+"""A configuration that is written as TOML reads as it was; tests/data/schema/test_write.py does so
+with schemas.
+"""
 
 import datetime
 import tomllib
@@ -14,7 +16,11 @@ CONFIG = RunConfig().with_options(
     data={"folder": "data/\U0001f600\x7f\t\\"},
     model={
         "embedding_dims": {'a "b"': 4, "": 2, "a.b": 3},
-        "options": {"é": [1, {"x": True, "y z": {"w": [[]]}}], "l": [float("inf"), -float("inf")], "e": {}},
+        "options": {
+            "é": [1, {"x": True, "y z": {"w": [[]]}}],
+            "l": [float("inf"), -float("inf")],
+            "e": {},
+        },
         "name": "a.b:C",
         "l2": 1e-30,
     },
@@ -29,13 +35,17 @@ def test_a_configuration_reads_as_it_was(tmp_path):
 
 
 def test_the_options_in_a_report_read_as_they_were(tmp_path):
-    (tmp_path / "page.toml").write_text(changed_options(CONFIG).split("```")[1].removeprefix("toml"), encoding="utf-8")
+    (tmp_path / "page.toml").write_text(
+        changed_options(CONFIG).split("```")[1].removeprefix("toml"), encoding="utf-8"
+    )
     assert RunConfig.from_toml(tmp_path / "page.toml") == CONFIG
     assert changed_options(RunConfig()) == ""
 
 
 def test_keys_without_a_value_are_left_out():
-    text = to_toml({"a": None, "b": 1, "c": {"d": None, "e": {"f": None, "g": datetime.date(2020, 1, 2)}}})
+    text = to_toml(
+        {"a": None, "b": 1, "c": {"d": None, "e": {"f": None, "g": datetime.date(2020, 1, 2)}}}
+    )
     assert tomllib.loads(text) == {"b": 1, "c": {"e": {"g": datetime.date(2020, 1, 2)}}}
 
 

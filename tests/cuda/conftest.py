@@ -18,7 +18,9 @@ def serial():
 
 @pytest.fixture(params=[0, 2], ids=["", "4 lanes"])
 def lanes(request, serial):
-    """A row is worked on by one lane, or by four. Lanes run one after another: sums over lanes need a GPU."""
+    """A row is worked on by one lane, or by four. Lanes run one after another: sums over lanes need
+    a GPU.
+    """
     serial.set_lane_shift(request.param)
     yield 1 << request.param
     serial.set_lane_shift(0)

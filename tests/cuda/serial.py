@@ -27,12 +27,19 @@ OPS = (
 # The modules that ask whether CUDA kernels run.
 ASKING = tuple(
     f"adaftr_fast.{name}"
-    for name in ("ops.embedding.lookup", "ops.embedding.bags", "nn.embedding_fields", "optim.deferred")
+    for name in (
+        "ops.embedding.lookup",
+        "ops.embedding.bags",
+        "nn.embedding_fields",
+        "optim.deferred",
+    )
 )
 
 
 def load() -> torch.library.Library:
-    """Defines the ops of the CUDA files, for CPU tensors, as torch.ops.adaftr_fast_serial; needs a C++ compiler."""
+    """Defines the ops of the CUDA files, for CPU tensors, as torch.ops.adaftr_fast_serial; needs a
+    C++ compiler.
+    """
     schemas = torch.library.Library("adaftr_fast_serial", "FRAGMENT")
     for name in OPS:
         schema = str(getattr(torch.ops.adaftr_fast, name).default._schema)

@@ -1,4 +1,6 @@
-"""The deferred Adam of the CUDA files, run serially on the CPU: modules and optimizers as users call them."""
+"""The deferred Adam of the CUDA files, run serially on the CPU: modules and optimizers as users
+call them.
+"""
 
 import pytest
 import torch
@@ -12,7 +14,9 @@ from tests.optim.test_adam import TWINS, check_rows_that_skip, train
 SIZES = [200, 3, 50]
 
 
-@pytest.mark.parametrize(("width", "dtype", "tolerance"), [(8, torch.float32, 1e-6), (3, torch.float64, 1e-12)])
+@pytest.mark.parametrize(
+    ("width", "dtype", "tolerance"), [(8, torch.float32, 1e-6), (3, torch.float64, 1e-12)]
+)
 @pytest.mark.parametrize("name", TWINS)
 def test_400_steps_equal_dense_torch(on_serial, lanes, name, dtype, tolerance, width):
     torch.manual_seed(0)
@@ -49,7 +53,12 @@ def test_equals_the_cpu_kernels(serial):
         torch.manual_seed(0)
         kernels = torch.library.Library("adaftr_fast", "IMPL", "CPU")
         if on == "serial":
-            for name in ("embedding_adam_", "embedding_adam_flush_", "fused_embedding", "embedding_bags"):
+            for name in (
+                "embedding_adam_",
+                "embedding_adam_flush_",
+                "fused_embedding",
+                "embedding_bags",
+            ):
                 kernels.impl(name, getattr(serial, name).default, "CPU", allow_override=True)
         emb = FusedEmbedding(SIZES, 8)
         optimizer = optim.AdamW(emb, lr=0.01)
@@ -59,7 +68,10 @@ def test_equals_the_cpu_kernels(serial):
             optimizer.step()
             if step == 150:
                 emb.flush()
-        states[on] = [stored(emb.weight).clone(), *(t.clone() for t in optimizer._deferred[emb.weight].tensors)]
+        states[on] = [
+            stored(emb.weight).clone(),
+            *(t.clone() for t in optimizer._deferred[emb.weight].tensors),
+        ]
         kernels._destroy()
     for mine, theirs in zip(states["serial"], states["cpu"], strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
@@ -74,7 +86,8 @@ def test_launches_do_not_grow(on_serial, kind):
     for step in range(1000):
         ids = torch.full((4, 3), step % 3)
         if step % 200 == 199:
-            ids[:, 0] = torch.randint(0, 200, (4,))  # rows that were never looked up, or hundreds of steps ago
+            # rows that were never looked up, or hundreds of steps ago
+            ids[:, 0] = torch.randint(0, 200, (4,))
         before = on_serial.launches()
         optimizer.zero_grad()
         emb(ids).sum().backward()
@@ -94,7 +107,10 @@ def test_launches_are_those_of_the_documentation(serial):
         "look-up": (1, lambda: serial.fused_embedding(weight, ids, emb.offsets, [])),
         "gradient": (1, lambda: serial.embedding_rows(ids, emb.offsets)),
         "update": (1 + 2, lambda: serial.embedding_sgd_(weight, rows, grad, 0.1, 0.0)),
-        "Adam": (1 + 2 + 2, lambda: serial.embedding_adam_(weight, deferred.tensors, rows, grad, 0.1)),
+        "Adam": (
+            1 + 2 + 2,
+            lambda: serial.embedding_adam_(weight, deferred.tensors, rows, grad, 0.1),
+        ),
     }
     for name, (expected, call) in calls.items():
         before = serial.launches()

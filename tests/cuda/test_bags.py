@@ -13,7 +13,9 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 def bags_for(batch, longest=5, id_type=torch.int64):
     """Random bags of up to ``longest`` ids, many of them empty."""
-    lengths = torch.randint(0, longest + 1, (batch * len(SIZES),)) * (torch.rand(batch * len(SIZES)) > 0.3)
+    lengths = torch.randint(0, longest + 1, (batch * len(SIZES),)) * (
+        torch.rand(batch * len(SIZES)) > 0.3
+    )
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     field = (torch.arange(len(lengths)) % len(SIZES)).repeat_interleave(lengths)
     values = (torch.rand(len(field)) * torch.tensor(SIZES)[field]).to(id_type)
@@ -49,7 +51,14 @@ def test_pools_and_its_backward(serial, lanes, mode, number):
 
 
 def test_selects_bags(serial):
-    for batch, chosen in ((0, [0]), (1, [1, 2]), (1, [0, 1, 2]), (90, [0]), (90, [0, 2]), (90, [0, 1, 2])):
+    for batch, chosen in (
+        (0, [0]),
+        (1, [1, 2]),
+        (1, [0, 1, 2]),
+        (90, [0]),
+        (90, [0, 2]),
+        (90, [0, 1, 2]),
+    ):
         values, offsets = bags_for(batch)
         positions, ends = serial.select_bags(values, offsets, None, chosen, len(SIZES))
         expected, expected_ends = reference.select_bags(values, offsets, None, chosen, len(SIZES))
@@ -87,12 +96,24 @@ def test_a_bad_id_moves_no_row(serial):
 
 
 @pytest.mark.parametrize(
-    ("offsets", "at"), [([0, 3, 2, 4], 2), ([1, 2, 3, 4], 0), ([0, 1, 2, 3], 3), ([0, 1, 2, 9], 3), ([0, -1, 2, 4], 1)]
+    ("offsets", "at"),
+    [
+        ([0, 3, 2, 4], 2),
+        ([1, 2, 3, 4], 0),
+        ([0, 1, 2, 3], 3),
+        ([0, 1, 2, 9], 3),
+        ([0, -1, 2, 4], 1),
+    ],
 )
 def test_bad_offsets_are_raised_by_the_next_op(serial, offsets, at):
     values, weight = torch.zeros(4, dtype=torch.int64), torch.ones(10, 4)
-    out = serial.embedding_bags(weight, values, torch.tensor(offsets), None, torch.tensor([0, 5, 6, 10]), False, [])
-    with pytest.raises(ValueError, match=rf"offsets must rise from 0 to the number of values, 4, got .* position {at}"):
+    out = serial.embedding_bags(
+        weight, values, torch.tensor(offsets), None, torch.tensor([0, 5, 6, 10]), False, []
+    )
+    with pytest.raises(
+        ValueError,
+        match=rf"offsets must rise from 0 to the number of values, 4, got .* position {at}",
+    ):
         serial.raise_reported(out)
 
 
@@ -108,9 +129,13 @@ def test_ids_in_no_bag_by_bad_offsets_have_a_row_of_the_table_and_zeros(serial):
 
 def test_a_bad_id_counts_as_zeros_and_is_raised_by_the_next_op(serial):
     values, offsets = torch.tensor([0, 9, 1]), torch.tensor([0, 2, 3])
-    out = serial.embedding_bags(torch.ones(9, 4), values, offsets, None, torch.tensor([0, 9]), False, [])
+    out = serial.embedding_bags(
+        torch.ones(9, 4), values, offsets, None, torch.tensor([0, 9]), False, []
+    )
     assert out[:, 0].tolist() == [1, 1]
-    with pytest.raises(IndexError, match="row 0: 9 is out of range for field 0 of its table, whose ids are 0 to 8"):
+    with pytest.raises(
+        IndexError, match="row 0: 9 is out of range for field 0 of its table, whose ids are 0 to 8"
+    ):
         serial.raise_reported(out)
 
 

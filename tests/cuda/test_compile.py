@@ -1,4 +1,6 @@
-"""The CUDA kernels build for two GPU generations, keep everything in registers, and never make the host wait."""
+"""The CUDA kernels build for two GPU generations, keep everything in registers, and never make the
+host wait.
+"""
 
 import re
 import shutil
@@ -20,15 +22,20 @@ def test_compiles_without_spills(architecture, tmp_path):
     command += [str(HERE / "instances.cu"), "-o", str(tmp_path / "kernels.cubin")]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    frames = re.findall(r"\d+ bytes stack frame, \d+ bytes spill stores, \d+ bytes spill loads", built.stderr)
+    frames = re.findall(
+        r"\d+ bytes stack frame, \d+ bytes spill stores, \d+ bytes spill loads", built.stderr
+    )
     assert set(frames) == {"0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"}
 
 
 def test_no_op_reads_from_the_device():
-    """What would wait for the device: reads of a number, sizes that depend on values, and explicit synchronisation."""
+    """What would wait for the device: reads of a number, sizes that depend on values, and explicit
+    synchronisation.
+    """
     waits = r"\.(item|cpu|equal)\b|Synchronize|nonzero|\bunique(_consecutive|_dim)?\(|_local_scalar|\bcudaMemcpy\b"
     files = [path for path in (SOURCES / "cuda").rglob("*") if path.is_file()]
     assert len(files) > 5
     lines = [line for path in files for line in path.read_text(encoding="utf-8").splitlines()]
     found = [line.split("//")[0].strip() for line in lines if re.search(waits, line)]
-    assert found == ["C10_CUDA_CHECK(cudaStreamSynchronize(cudaStreamLegacy));"]  # at the first use of a device
+    # at the first use of a device
+    assert found == ["C10_CUDA_CHECK(cudaStreamSynchronize(cudaStreamLegacy));"]

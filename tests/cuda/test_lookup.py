@@ -33,7 +33,8 @@ def test_non_contiguous_ids_and_an_unaligned_table(serial):
     offsets = FusedEmbedding(SIZES, 8).offsets
     ids = ids_for(80)[::2]
     assert torch.equal(
-        serial.fused_embedding(weight, ids, offsets, []), reference.fused_embedding(weight, ids, offsets)
+        serial.fused_embedding(weight, ids, offsets, []),
+        reference.fused_embedding(weight, ids, offsets),
     )
 
 
@@ -53,7 +54,8 @@ def test_a_bad_id_gives_zeros_and_is_raised_by_the_next_op(serial, bad):
 def test_a_bad_id_moves_no_row(serial):
     ids = torch.tensor([[49, 0, 5, 6], [50, 0, -1, 7]])
     rows = serial.embedding_rows(ids, FusedEmbedding(SIZES, 8).offsets)
-    assert rows.tolist() == [49, 50, 56, 77, 78, 50, 78, 78]  # row 78 is none of the table's: updates leave it out
+    # row 78 is none of the table's: updates leave it out
+    assert rows.tolist() == [49, 50, 56, 77, 78, 50, 78, 78]
 
 
 def test_a_bad_id_is_raised_on_request(serial):
@@ -61,7 +63,10 @@ def test_a_bad_id_is_raised_on_request(serial):
     serial.raise_reported(ids)
     ids[3, 0] = 50
     serial.fused_embedding(emb.weight.detach(), ids, emb.offsets, [])
-    with pytest.raises(IndexError, match="row 3: 50 is out of range for field 0 of its table, whose ids are 0 to 49"):
+    with pytest.raises(
+        IndexError,
+        match="row 3: 50 is out of range for field 0 of its table, whose ids are 0 to 49",
+    ):
         serial.raise_reported(ids)
     serial.raise_reported(ids)
 
@@ -69,15 +74,25 @@ def test_a_bad_id_is_raised_on_request(serial):
 def test_field_offsets_beyond_the_table_read_nothing_outside(serial):
     out = serial.fused_embedding(torch.ones(5, 4), torch.tensor([[6]]), torch.tensor([0, 9]), [])
     assert torch.equal(out, torch.zeros(1, 4))
-    with pytest.raises(ValueError, match="field_offsets must rise within 0 to 5 rows of the table, got row 6"):
+    with pytest.raises(
+        ValueError, match="field_offsets must rise within 0 to 5 rows of the table, got row 6"
+    ):
         serial.raise_reported(out)
 
 
 @pytest.mark.parametrize(
     ("weight", "ids", "error"),
     [
-        (torch.ones(5), torch.zeros(2, 1, dtype=torch.int64), "weight must be contiguous floating point"),
-        (torch.ones(5, 4), torch.zeros(2, 2, dtype=torch.int64), r"ids must be \[B, 1\] \(one column per field\)"),
+        (
+            torch.ones(5),
+            torch.zeros(2, 1, dtype=torch.int64),
+            "weight must be contiguous floating point",
+        ),
+        (
+            torch.ones(5, 4),
+            torch.zeros(2, 2, dtype=torch.int64),
+            r"ids must be \[B, 1\] \(one column per field\)",
+        ),
         (torch.ones(5, 4), torch.zeros(2, 1), "ids must be int32 or int64"),
     ],
 )
@@ -87,9 +102,13 @@ def test_wrong_arguments(serial, weight, ids, error):
 
 
 def test_divisions_by_a_multiplication(serial):
-    """Positions are divided by the number of fields without a division: every field is met at its place."""
+    """Positions are divided by the number of fields without a division: every field is met at its
+    place.
+    """
     for fields in [*range(1, 40), 121, 1000]:
         emb = FusedEmbedding([3] * fields, 2)
         ids = torch.randint(0, 3, (2000 // fields + 2, fields))
         expected = reference.fused_embedding(emb.weight.detach(), ids, emb.offsets)
-        assert torch.equal(serial.fused_embedding(emb.weight.detach(), ids, emb.offsets, []), expected)
+        assert torch.equal(
+            serial.fused_embedding(emb.weight.detach(), ids, emb.offsets, []), expected
+        )

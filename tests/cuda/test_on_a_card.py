@@ -19,7 +19,9 @@ SIZES = [50, 1, 20]
 
 @pytest.fixture(autouse=True)
 def as_users_run():
-    """The other tests ask for deterministic algorithms and fill memory, which takes other kernels."""
+    """The other tests ask for deterministic algorithms and fill memory, which takes
+    other kernels.
+    """
     torch.use_deterministic_algorithms(False)
     yield
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -42,7 +44,8 @@ def trained(device, kind, widths, bags, dtype=torch.float32, steps=60):
 
 
 @pytest.mark.parametrize(
-    ("widths", "bags"), [(8, False), ([8, 3, 16], False), ([8, 3, 16], True), (1, True), (100, False), (256, True)]
+    ("widths", "bags"),
+    [(8, False), ([8, 3, 16], False), ([8, 3, 16], True), (1, True), (100, False), (256, True)],
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_cpu(kind, widths, bags):
@@ -88,7 +91,10 @@ def test_a_bad_id_is_raised_later():
     ids[20, 2] = 20
     out = emb(ids.cuda())
     assert not out.view(40, 3, 8)[20, 2].any()
-    with pytest.raises(IndexError, match="row 20: 20 is out of range for field 2 of its table, whose ids are 0 to 19"):
+    with pytest.raises(
+        IndexError,
+        match="row 20: 20 is out of range for field 2 of its table, whose ids are 0 to 19",
+    ):
         raise_bad_ids(out.device)
     raise_bad_ids(out.device)
     emb(ids_for(40, SIZES).cuda())

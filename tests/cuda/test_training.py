@@ -25,7 +25,9 @@ def test_steps_of_all_optimizers_read_nothing(tables):
         {"accumulate": 2},
         {"accumulate": 2, "precision": "bfloat16"},
     ):
-        assert [watch.reads for watch in watched(stepper("adaftr", tables, **options), batches(4))] == [[]] * 4, options
+        assert [
+            watch.reads for watch in watched(stepper("adaftr", tables, **options), batches(4))
+        ] == [[]] * 4, options
 
 
 @pytest.mark.parametrize("tables", OPTIMIZERS)
@@ -56,7 +58,12 @@ def test_replayed_steps_equal_eager_steps(tables):
     content = list(batches(40))
     own, log = graphed(name, tables)
     assert_same_bits(trained(own, content, [20]), trained(stepper(name, tables), content, [20]))
-    eager = 2 if tables == "adam" else 0  # the first step and the one after validation: no updates are deferred
+    # the first step and the one after validation: no updates are deferred
+    eager = 2 if tables == "adam" else 0
     assert log.count("capture") == 1  # the series of Adam stay where they are
     assert log.count("replay") == 40 - WARM_UP - eager
-    assert not any(parameter.grad.is_coalesced() for parameter in own.model.parameters() if parameter.grad.is_sparse)
+    assert not any(
+        parameter.grad.is_coalesced()
+        for parameter in own.model.parameters()
+        if parameter.grad.is_sparse
+    )

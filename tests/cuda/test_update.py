@@ -1,4 +1,6 @@
-"""The merge of duplicate rows and the optimizers' steps of the CUDA files, run serially on the CPU."""
+"""The merge of duplicate rows and the optimizers' steps of the CUDA files, run serially
+on the CPU.
+"""
 
 import pytest
 import torch
@@ -35,7 +37,9 @@ def merged(rows, grad):
 
 
 def problems(dtype):
-    """Yields the cases with widths, each pair of which occurs in some dtype or with some number of lanes."""
+    """Yields the cases with widths, each pair of which occurs in some dtype or with some number of
+    lanes.
+    """
     for number, case in enumerate(CASES):
         width = WIDTHS[(number + DTYPES.index(dtype)) % len(WIDTHS)]
         yield case, width, *terms(case, width, dtype)
@@ -51,7 +55,9 @@ def test_merge(serial, lanes, dtype):
         expected_rows, expected = merged(rows, grad)
         assert torch.equal(sorted_rows[heads], expected_rows)
         wide = grad.float() if dtype.itemsize < 4 else grad
-        theirs = torch.sparse_coo_tensor(rows[None], wide, (ROWS, width)).coalesce().values().to(dtype)
+        theirs = (
+            torch.sparse_coo_tensor(rows[None], wide, (ROWS, width)).coalesce().values().to(dtype)
+        )
         assert_as_accurate(sums[heads], expected, theirs, dtype, f"{case}, width {width}")
         assert torch.equal(serial.merge_rows(rows, grad, ROWS)[1], sums)
 
@@ -96,7 +102,8 @@ def test_steps(serial, lanes, name, dtype):
         truth, true_state = start.double(), [each.double() for each in state]
         step(truth, *true_state, distinct, sums, *scalars)
         many = 10 if case == "all equal" and wide == torch.float32 else 1
-        # Of half types, the sums, steps and states are float32, and the new weights are rounded once.
+        # Of half types, the sums, steps and states are float32, and the new weights are rounded
+        # once.
         bound = 2 * torch.finfo(dtype).eps if dtype.itemsize == 2 else SLACK[dtype] * many
         assert error(weight, truth) <= bound, (case, width)
         untouched = torch.ones(ROWS, dtype=torch.bool).index_fill(0, distinct, False)
@@ -109,7 +116,11 @@ def test_steps(serial, lanes, name, dtype):
     ("rows", "grad", "error"),
     [
         (torch.tensor([1], dtype=torch.int32), torch.ones(1, 4), r"rows must be int64 \[M\]"),
-        (torch.tensor([1]), torch.ones(2, 4), r"grad must be float \[1, 4\]|grad must be Float \[1, 4\]"),
+        (
+            torch.tensor([1]),
+            torch.ones(2, 4),
+            r"grad must be float \[1, 4\]|grad must be Float \[1, 4\]",
+        ),
         (torch.tensor([1]), torch.ones(1, 4, dtype=torch.float64), "grad must be"),
     ],
 )

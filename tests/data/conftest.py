@@ -57,7 +57,9 @@ def write(tmp_path):
 
 @pytest.fixture
 def prepared(source, write, tmp_path):
-    """Prepares ``files``, or the rows with some columns replaced, in the folder ``out``; returns the manifest."""
+    """Prepares ``files``, or the rows with some columns replaced, in the folder ``out``; returns
+    the manifest.
+    """
 
     def prepared(out="out", files=None, options=None, **changes):
         files = [write(**changes)] if files is None else [tmp_path / each for each in files]

@@ -38,6 +38,7 @@ def test_zipf_ranks():
         counts = np.bincount(ranks, minlength=1_001)
         assert (counts[0], len(counts)) == (0, 1_001)
         slope = np.log(counts[10:20].sum() / counts[100:200].sum()) / np.log(10)
-        assert abs(slope - (exponent - 1)) < 0.05  # ten times as many ranks, each 10^exponent times rarer
+        # ten times as many ranks, each 10^exponent times rarer
+        assert abs(slope - (exponent - 1)) < 0.05
     assert hashing.zipf(np.array([0.0, np.nextafter(1.0, 0.0)]), 5, 1.05).tolist() == [1, 5]
     assert hashing.zipf(np.array([0.0, 0.99]), 1, 1.05).tolist() == [1, 1]

@@ -42,6 +42,8 @@ def test_a_forked_process_cannot_continue_a_map_but_can_start_one():
 
     started = squares()
     next(started)
-    assert "this iterator was started before the process was forked" in in_a_fork(lambda: str(list(started)))
+    assert "this iterator was started before the process was forked" in in_a_fork(
+        lambda: str(list(started))
+    )
     assert in_a_fork(lambda: str(sum(squares()))) == str(sum(n * n for n in range(1000)))
     assert next(started) == 1

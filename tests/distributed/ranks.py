@@ -16,9 +16,13 @@ from adaftr_fast.distributed.ranks import JoinedRanks, Ranks
 _joined = itertools.count()
 
 
-def _rank(number: int, function: Callable[..., Any], size: int, folder: str, arguments: tuple[Any, ...]) -> None:
+def _rank(
+    number: int, function: Callable[..., Any], size: int, folder: str, arguments: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=size)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=number, world_size=size
+    )
     torch.save(function(number, *arguments), f"{folder}/{number}")
     dist.barrier()
     dist.destroy_process_group()
@@ -26,7 +30,9 @@ def _rank(number: int, function: Callable[..., Any], size: int, folder: str, arg
 
 
 def on_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
-    """Returns the result of ``function(rank, *arguments)`` on each of ``size`` ranks (tensors, numbers, strings)."""
+    """Returns the result of ``function(rank, *arguments)`` on each of ``size`` ranks (tensors,
+    numbers, strings).
+    """
     with tempfile.TemporaryDirectory() as folder:
         whole = (function, size, folder, arguments)
         torch.multiprocessing.start_processes(_rank, whole, size, start_method="forkserver")
@@ -36,4 +42,6 @@ def on_ranks(function: Callable[..., Any], size: int, *arguments: Any) -> list[A
 def joined_ranks(seconds: float = 60) -> Ranks:
     """Returns the ranks of ``on_ranks``, which share a store. All must call it equally often."""
     prefix = f"joined/{next(_joined)}"
-    return JoinedRanks(dist.PrefixStore(prefix, dist.distributed_c10d._get_default_store()), seconds)
+    return JoinedRanks(
+        dist.PrefixStore(prefix, dist.distributed_c10d._get_default_store()), seconds
+    )

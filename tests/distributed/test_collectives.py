@@ -27,7 +27,9 @@ def test_a_step_calls_five_gathers_one_scatter_and_one_reduction(tmp_path, monke
     try:
         model = build_model(ModelConfig(), [10, 10], ["click", "conversion"])
         config = TrainingConfig(batch_size=8, progress=False)
-        stepper = Stepper(model.train(), OptimizerConfig(), config, JoinedRanks(dist.HashStore(), 60))
+        stepper = Stepper(
+            model.train(), OptimizerConfig(), config, JoinedRanks(dist.HashStore(), 60)
+        )
         count(gather, "_all_gather")
         count(gather, "_reduce_scatter")
         count(dist, "all_reduce")

@@ -1,4 +1,6 @@
-"""``daily`` and ``demo`` by several ranks: equality with one process, and killed and failed ranks."""
+"""``daily`` and ``demo`` by several ranks: equality with one process, and killed and
+failed ranks.
+"""
 
 import json
 import os
@@ -19,7 +21,14 @@ from adaftr_fast.runs.daily import RECORDS, train_daily
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.training.checkpoint.weights import load_checkpoint
 from tests.distributed.ranks import joined_ranks, on_ranks
-from tests.distributed.test_torchrun import FORKS, RESTARTS, children, command_by_hand, torchrun, wait_for
+from tests.distributed.test_torchrun import (
+    FORKS,
+    RESTARTS,
+    children,
+    command_by_hand,
+    torchrun,
+    wait_for,
+)
 from tests.logs import read_records
 from tests.runs.conftest import SOURCE, settings, write_day
 from tests.tolerances import assert_same_bits
@@ -49,13 +58,19 @@ OPTIONS = {
 def config_of(optimizer: dict, training: dict) -> RunConfig:
     config = settings()
     return replace(
-        config, optimizer=replace(config.optimizer, **optimizer), training=replace(config.training, **training)
+        config,
+        optimizer=replace(config.optimizer, **optimizer),
+        training=replace(config.training, **training),
     )
 
 
 def daily(folder: Path, out: str, optimizer: dict, training: dict, ranks=ALONE) -> None:
     files = [folder / f"day{day}.parquet" for day in range(DAYS)]
-    list(train_daily(parse_schema(SOURCE), files, config_of(optimizer, training), folder / out, ranks))
+    list(
+        train_daily(
+            parse_schema(SOURCE), files, config_of(optimizer, training), folder / out, ranks
+        )
+    )
 
 
 def daily_by_rank(rank: int, size: int, folder: str, jobs: dict[str, tuple[dict, dict]]) -> None:
@@ -68,8 +83,21 @@ def command(folder: Path, out: Path, *files: Path, **options) -> list[str]:
     """Returns the arguments of ``daily``."""
     given = OPTIONS | {name.replace("__", "."): value for name, value in options.items()}
     flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
-    days = [str(folder / f"day{day}.parquet") for day in range(DAYS)] if not files else list(map(str, files))
-    return ["daily", "--dataset", str(folder / "shop.toml"), "--files", *days, "--out", str(out), *flags]
+    days = (
+        [str(folder / f"day{day}.parquet") for day in range(DAYS)]
+        if not files
+        else list(map(str, files))
+    )
+    return [
+        "daily",
+        "--dataset",
+        str(folder / "shop.toml"),
+        "--files",
+        *days,
+        "--out",
+        str(out),
+        *flags,
+    ]
 
 
 def assert_same_days(found: Path, expected: Path) -> None:
@@ -81,10 +109,14 @@ def assert_same_days(found: Path, expected: Path) -> None:
             for task, values in (other[part] or {}).items():
                 assert mine[part][task] == pytest.approx(values, rel=1e-3), (day, part, task)
         assert all(mine[name] == other[name] for name in ("day", "rows", "ids"))
-        weights, of_other = (load_checkpoint(out / f"day-{day:04d}/run/best")[0] for out in (found, expected))
+        weights, of_other = (
+            load_checkpoint(out / f"day-{day:04d}/run/best")[0] for out in (found, expected)
+        )
         assert weights.keys() == of_other.keys()
         for name, value in of_other.items():
-            torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4, msg=f"day {day}: {name}")
+            torch.testing.assert_close(
+                weights[name], value, rtol=1e-3, atol=1e-4, msg=f"day {day}: {name}"
+            )
 
 
 def write_days(folder: Path, rows: int = 400) -> Path:
@@ -127,7 +159,18 @@ def test_a_stream_of_two_ranks_equals_the_days_of_one_process(folder, tmp_path):
     for day in range(DAYS):
         (tmp_path / "in" / f"{day}.parquet").symlink_to(folder / f"day{day}.parquet")
     flags = [text for name, value in OPTIONS.items() for text in (f"--{name}", str(value))]
-    source = ["--folder", str(tmp_path / "in"), "--settle", "0", "--poll", "0", "--idle", "0.01", "--keep", str(DAYS)]
+    source = [
+        "--folder",
+        str(tmp_path / "in"),
+        "--settle",
+        "0",
+        "--poll",
+        "0",
+        "--idle",
+        "0.01",
+        "--keep",
+        str(DAYS),
+    ]
     codes, shown, errors = command_by_hand(
         "stream", "--dataset", str(folder / "shop.toml"), "--out", str(out), *source, *flags
     )
@@ -135,15 +178,21 @@ def test_a_stream_of_two_ranks_equals_the_days_of_one_process(folder, tmp_path):
     assert [text.count("before training") for text in shown] == [DAYS, 0]  # one rank prints
     assert load_scorer(out / "serving").about.tasks == ["click", "conversion"]
     chunks = read_records(out / "stream.jsonl")
-    (out / RECORDS).write_text("".join(json.dumps(each | {"day": each["chunk"]}) + "\n" for each in chunks))
+    (out / RECORDS).write_text(
+        "".join(json.dumps(each | {"day": each["chunk"]}) + "\n" for each in chunks)
+    )
     for day in range(1, DAYS + 1):
         (out / f"chunk-{day:06d}").rename(out / f"day-{day:04d}")
     assert_same_days(out, folder / "one")
 
 
 def check_a_killed_rank(rank: int, folder: Path, by_two: Path, out: Path, **options) -> None:
-    """Kills a rank in the second day: torchrun starts both again, and the days are those of ``by_two`` to the bit."""
-    arguments = command(folder, out, training__checkpoint_seconds=0, training__sync_steps=1, **options)
+    """Kills a rank in the second day: torchrun starts both again, and the days are those of
+    ``by_two`` to the bit.
+    """
+    arguments = command(
+        folder, out, training__checkpoint_seconds=0, training__sync_steps=1, **options
+    )
     run = torchrun(2, ["-m", "adaftr_fast.cli", *arguments], *RESTARTS, source=FORKS)
     wait_for(lambda: list((out / "day-0002/run/last").glob("*-*.safetensors")))
     os.kill(children(run)[rank], signal.SIGKILL)
@@ -158,7 +207,9 @@ def test_a_killed_rank_zero(folder, by_two, tmp_path):
 
 
 def test_an_error_of_rank_zero_ends_all_ranks(folder, tmp_path):
-    arguments = command(folder, tmp_path / "out", folder / "day0.parquet", folder / "missing.parquet")
+    arguments = command(
+        folder, tmp_path / "out", folder / "day0.parquet", folder / "missing.parquet"
+    )
     codes, _, errors = command_by_hand(*arguments)
     assert 0 not in codes
     assert all("missing.parquet" in err for err in errors)
@@ -178,12 +229,24 @@ def test_demo(tmp_path):
     (tmp_path / "shipped").mkdir()
     shipped = pq.read_table(SHIPPED / "flights.parquet")
     pq.write_table(shipped[::20], tmp_path / "shipped/flights.parquet")
-    small = f"import pathlib, adaftr_fast.data.raw.source as s; s.SHIPPED = pathlib.Path('{tmp_path}/shipped')"
-    options = ["--training.max_epochs", "1", "--training.progress", "false", "--training.batch_size", "1024"]
+    small = (
+        "import pathlib, adaftr_fast.data.raw.source as s; s.SHIPPED = "
+        f"pathlib.Path('{tmp_path}/shipped')"
+    )
+    options = [
+        "--training.max_epochs",
+        "1",
+        "--training.progress",
+        "false",
+        "--training.batch_size",
+        "1024",
+    ]
     out = tmp_path / "out"
     codes, shown, errors = command_by_hand("demo", "--out", str(out), *options, before=small)
     assert codes == [0, 0], errors
     assert [text.count("Test split") for text in shown] == [1, 0]
-    assert {"mmoe", "adaftr", "report.md", "report.png", "metrics.jsonl"} <= {each.name for each in out.iterdir()}
+    assert {"mmoe", "adaftr", "report.md", "report.png", "metrics.jsonl"} <= {
+        each.name for each in out.iterdir()
+    }
     records = read_records(out / "metrics.jsonl")
     assert [record["model"] for record in records] == ["mmoe", "adaftr"]

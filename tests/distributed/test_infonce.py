@@ -67,7 +67,9 @@ if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("trito
 
 
 def drawn(case: Case) -> tuple[list[Tensor], dict[str, Any]]:
-    """Returns the tensors and options of one process, whose positive indices are of the row's rank."""
+    """Returns the tensors and options of one process, whose positive indices are of the
+    row's rank.
+    """
     rows, columns = sum(case.rows), sum(case.columns)
     tensors, options = EVERY[case.loss].drawn(rows, columns, D)
     tensors, options = list(tensors), options | case.options
@@ -77,9 +79,12 @@ def drawn(case: Case) -> tuple[list[Tensor], dict[str, Any]]:
         own = torch.cat([torch.arange(count) for count in case.rows])
         index = options.get("positive_index", own)
         counts, first = (
-            torch.tensor(x).repeat_interleave(torch.tensor(case.rows)) for x in (case.columns, (0, case.columns[0]))
+            torch.tensor(x).repeat_interleave(torch.tensor(case.rows))
+            for x in (case.columns, (0, case.columns[0]))
         )
-        options["positive_index"] = torch.where(index == -100, -100, index % counts.clamp(min=1) + first)
+        options["positive_index"] = torch.where(
+            index == -100, -100, index % counts.clamp(min=1) + first
+        )
     return tensors, options
 
 
@@ -93,17 +98,30 @@ def of_rank(case: Case, rank: int) -> tuple[list[Tensor], dict[str, Any]]:
         options["positive_index"] = torch.where(index == -100, -100, index - column.start)
     else:
         options.pop("positive_index", None)
-    for name, part in (("positive_index", row), ("row_group", row), ("row_weight", row), ("column_group", column)):
+    for name, part in (
+        ("positive_index", row),
+        ("row_group", row),
+        ("row_weight", row),
+        ("column_group", column),
+    ):
         if name in options:
             options[name] = options[name][part]
     if "positive_group" in options:
-        options["positive_group"] = options["positive_group"][0][row], options["positive_group"][1][column]
+        options["positive_group"] = (
+            options["positive_group"][0][row],
+            options["positive_group"][1][column],
+        )
     return [a[row], b[column], *others], options
 
 
-def run(case: Case, tensors: list[Tensor], options: dict[str, Any], group: Any = None) -> list[Tensor]:
-    """Returns the loss, the gradients of the sum of its entries, also in the weights, and the statistics."""
-    call, weights = EVERY[case.loss].call, [options.pop("row_weight")] if "row_weight" in options else []
+def run(
+    case: Case, tensors: list[Tensor], options: dict[str, Any], group: Any = None
+) -> list[Tensor]:
+    """Returns the loss, the gradients of the sum of its entries, also in the weights, and the
+    statistics.
+    """
+    call = EVERY[case.loss].call
+    weights = [options.pop("row_weight")] if "row_weight" in options else []
     if EVERY[case.loss].statistics:
         options["return_stats"] = True
 
@@ -140,7 +158,8 @@ def tower_rows() -> list[torch.Tensor]:
 
 def parallel_gradients(rank: int, group) -> dict[str, torch.Tensor]:
     model = towers(group)
-    parallel = DistributedDataParallel(model)  # keep a reference: DDP reduces nothing once it is garbage-collected
+    # keep a reference: DDP reduces nothing once it is garbage-collected
+    parallel = DistributedDataParallel(model)
     loss = parallel(tower_rows()[rank])
     loss.backward()
     return {"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters()}
@@ -149,7 +168,9 @@ def parallel_gradients(rank: int, group) -> dict[str, torch.Tensor]:
 def count_collectives(rank: int, frozen: bool) -> int:
     """Returns the number of reduce-scatters in a backward."""
     calls, original = [], gather._reduce_scatter
-    gather._reduce_scatter = lambda *arguments, **options: calls.append(original(*arguments, **options))
+    gather._reduce_scatter = lambda *arguments, **options: calls.append(
+        original(*arguments, **options)
+    )
     a, b = torch.randn(4, D).requires_grad_(), torch.randn(4, D).requires_grad_(not frozen)
     adaptive_infonce(a, b, 0.5, process_group=dist.group.WORLD).backward()
     gather._reduce_scatter = original
@@ -159,17 +180,21 @@ def count_collectives(rank: int, frozen: bool) -> int:
 def second_gradient(tensors: list[Tensor], group=None, **options: Any) -> list[Tensor]:
     leaves = [x.requires_grad_() for x in tensors]
     loss = adaptive_infonce(*leaves, process_group=group, **options)
-    first = torch.autograd.grad(loss if group else 2 * loss, leaves, create_graph=True)  # of the sum of ranks' losses
+    # of the sum of ranks' losses
+    first = torch.autograd.grad(loss if group else 2 * loss, leaves, create_graph=True)
     sum(g.square().sum() for g in first).backward()
     return [x.grad for x in leaves]
 
 
 def gathered(rank: int) -> list:
-    """Returns the candidates 10 r, 10 r + 1, ... of ranks r as this rank gathers them, their groups and positives."""
+    """Returns the candidates 10 r, 10 r + 1, ... of ranks r as this rank gathers them, their groups
+    and positives.
+    """
     own = torch.arange(3.0)[: rank + 1, None] + 10 * rank
     batch = CrossRankBatch("op", dist.group.WORLD, own, own, {})
     found = [
-        batch.gather(Candidates(own, y, own[:, 0].long()), batch.columns) for y in (None, torch.tensor([0, -100, 9]))
+        batch.gather(Candidates(own, y, own[:, 0].long()), batch.columns)
+        for y in (None, torch.tensor([0, -100, 9]))
     ]
     return [found[0].h[:, 0], found[0].group, found[0].positive is None, found[1].positive]
 
@@ -178,11 +203,18 @@ def error_message(rank: int, options: dict) -> str:
     """Returns the error on this rank where the ranks' settings differ."""
     a = torch.randn(4, D, requires_grad=True)
     b = torch.randn(4, D, requires_grad=options.get("frozen_on") != rank)
-    own = {"positive_index": torch.tensor([0, 1, 2, 4])} if options.get("positive_on") == rank else {}
+    own = (
+        {"positive_index": torch.tensor([0, 1, 2, 4])} if options.get("positive_on") == rank else {}
+    )
     own = own or ({"positive_index": torch.arange(4)} if "positive_on" in options else {})
     try:
         adaptive_infonce(
-            a, b, 0.5, **own, symmetric=options.get("symmetric_on") == rank, process_group=dist.group.WORLD
+            a,
+            b,
+            0.5,
+            **own,
+            symmetric=options.get("symmetric_on") == rank,
+            process_group=dist.group.WORLD,
         )
     except (ValueError, RuntimeError) as error:
         return str(error)
@@ -193,8 +225,14 @@ def on_a_rank(rank: int) -> dict:
     """Computes everything that the tests need of several ranks, to start the processes once."""
     world = dist.group.WORLD
     results = {name: run(case, *of_rank(case, rank), world) for name, case in CASES.items()}
-    results["parallel"] = {"all": parallel_gradients(rank, world), "rank": parallel_gradients(rank, None)}
-    results["collectives"] = [count_collectives(rank, frozen=False), count_collectives(rank, frozen=True)]
+    results["parallel"] = {
+        "all": parallel_gradients(rank, world),
+        "rank": parallel_gradients(rank, None),
+    }
+    results["collectives"] = [
+        count_collectives(rank, frozen=False),
+        count_collectives(rank, frozen=True),
+    ]
     results["second"] = second_gradient(of_rank(UNEVEN, rank)[0], world)
     with torch.no_grad():
         results["no_grad"] = towers(world)(tower_rows()[rank])
@@ -215,14 +253,19 @@ def test_loss_and_gradients_equal_one_process(name, ranks):
     mean = "reduction" not in case.options
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 8e-3}[case.dtype]
     sizes = len(drawn(case)[0]) + ("row_weight" in drawn(case)[1])
-    for place, (truth, *parts) in enumerate(zip(expected, *(each[name] for each in ranks), strict=True)):
+    for place, (truth, *parts) in enumerate(
+        zip(expected, *(each[name] for each in ranks), strict=True)
+    ):
         found = torch.cat(parts) if truth.dim() else torch.stack(parts).sum()
         assert found.shape == truth.shape
         if truth.dtype == torch.bool:
             assert torch.equal(found, truth)
         elif truth.numel():
-            found = found / 2 if mean and place <= sizes else found  # each part is W times its share
-            assert (found - truth).abs().max() <= tolerance * max(truth.abs().max().item(), 1.0), place
+            # each part is W times its share
+            found = found / 2 if mean and place <= sizes else found
+            assert (found - truth).abs().max() <= tolerance * max(truth.abs().max().item(), 1.0), (
+                place
+            )
 
 
 @pytest.mark.parametrize("negatives", ["all", "rank"])
@@ -249,7 +292,9 @@ def test_loss_without_gradients(ranks):
 
 def test_double_backward_equals_one_process(ranks):
     tensors, options = drawn(UNEVEN)
-    for truth, *parts in zip(second_gradient(tensors, **options), *(each["second"] for each in ranks), strict=True):
+    for truth, *parts in zip(
+        second_gradient(tensors, **options), *(each["second"] for each in ranks), strict=True
+    ):
         torch.testing.assert_close(torch.cat(parts), truth)
 
 
@@ -264,7 +309,10 @@ def test_own_candidates_come_first():
 
 def test_differing_settings_are_refused_on_all_ranks(ranks):
     frozen, symmetric, outside = zip(*(each["errors"] for each in ranks))
-    needs = "adaptive_infonce: whether h_cvr needs a gradient must be the same on all ranks, got 1 on rank 0 and 0 on "
+    needs = (
+        "adaptive_infonce: whether h_cvr needs a gradient must be the same on all ranks, got 1 on "
+        "rank 0 and 0 on "
+    )
     assert set(frozen) == {needs + "rank 1"}
     assert all("symmetric must be the same on all ranks" in each for each in symmetric)
     assert outside[0] == ""

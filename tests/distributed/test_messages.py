@@ -1,4 +1,6 @@
-"""What ranks exchange besides gradients: plain values, errors and named tensors; and which errors are of exchanges."""
+"""What ranks exchange besides gradients: plain values, errors and named tensors; and which errors
+are of exchanges.
+"""
 
 import math
 
@@ -7,12 +9,21 @@ import torch
 import torch.distributed as dist
 
 from adaftr_fast import errors
-from adaftr_fast.distributed.ranks import JoinedRanks, bytes_of, error_of, is_of_a_collective, named, text_of, value_of
+from adaftr_fast.distributed.ranks import (
+    JoinedRanks,
+    bytes_of,
+    error_of,
+    is_of_a_collective,
+    named,
+    text_of,
+    value_of,
+)
 from tests.distributed.ranks import on_ranks
 from tests.tolerances import assert_same_bits
 
 VALUES = [
-    None, True, 0, -(2**70), 0.1, 5e-324, -0.0, math.inf, -math.inf, "", "größer 漢 \n \udcff", [], {},
+    None, True, 0, -(2**70), 0.1, 5e-324, -0.0, math.inf, -math.inf, "", "größer 漢 \n "
+"\udcff", [], {},
     {"epochs": [{"auc": 0.5, "names": ["a", "b"], "best": None}], "": [[1], 2.0, False]},
 ]  # fmt: skip
 
@@ -86,7 +97,9 @@ def exchange(rank: int) -> dict:
         "value": ranks.from_rank_zero(lambda: {"loss": math.nan, "best": -math.inf, "rank": rank}),
         "nothing": ranks.from_rank_zero(lambda: None),
         "from zero": ranks.tensors_from_rank_zero(TENSORS if rank == 0 else None),
-        "to zero": ranks.tensors_to_rank_zero(TENSORS if rank == 1 else {} if rank == 2 else {"rank": torch.zeros(0)}),
+        "to zero": ranks.tensors_to_rank_zero(
+            TENSORS if rank == 1 else {} if rank == 2 else {"rank": torch.zeros(0)}
+        ),
     }
     ranks.agree("equal", [math.nan, "a"])
 
@@ -131,10 +144,22 @@ def assert_equal(found, expected):
 @pytest.mark.parametrize(
     ("message", "of_gloo"),
     [
-        ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:4242", True),
-        ("[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 3000ms for recv", True),
+        (
+            "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer "
+            "[::1]:4242",
+            True,
+        ),
+        (
+            "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting "
+            "3000ms for recv",
+            True,
+        ),
         ("[enforce fail at /pytorch/third_party/gloo/gloo/context.cc:51] timeout >= 0. ", True),
-        ("Gloo connectFullMesh failed with [../third_party/gloo/gloo/transport/tcp/pair.cc:144] no error", True),
+        (
+            "Gloo connectFullMesh failed with [../third_party/gloo/gloo/transport/tcp/pair.cc:144] "
+            "no error",
+            True,
+        ),
         ("cannot open /data/gloo/x: no such file", False),
         ("cannot parse /home/gloo/loader.cc", False),
     ],

@@ -1,4 +1,6 @@
-"""replicate_tables under DistributedDataParallel: the replicas are equal, and are those of one process."""
+"""replicate_tables under DistributedDataParallel: the replicas are equal, and are those of one
+process.
+"""
 
 import pytest
 import torch
@@ -40,7 +42,9 @@ def loss_of(model, ids, both=True):
 
 
 def fail_in_backward(net):
-    """Ends a backward before the gradients of its tables are averaged; the next one averages again."""
+    """Ends a backward before the gradients of its tables are averaged; the next one
+    averages again.
+    """
 
     def fail(weight):
         raise RuntimeError("failed")
@@ -53,7 +57,9 @@ def fail_in_backward(net):
 
 
 def trained_on_a_rank(rank, sparse):
-    """Rank 0 alone looks up ``second`` in the third batch; the last two are accumulated, first without averaging."""
+    """Rank 0 alone looks up ``second`` in the third batch; the last two are accumulated, first
+    without averaging.
+    """
     net = Net(sparse)
     if rank == 1:
         with torch.no_grad():
@@ -114,16 +120,22 @@ def refusals(rank):
 
 
 def test_distributed_tensors_are_refused_with_what_to_do():
-    of_h = "h_ctr must be a local tensor, got a DTensor; pass h_ctr.to_local(), and process_group to contrast the rows"
+    of_h = (
+        "h_ctr must be a local tensor, got a DTensor; pass h_ctr.to_local(), and process_group to "
+        "contrast the rows"
+    )
     expected = [
         f"adaptive_infonce: {of_h} of all ranks",
         f"sigmoid_contrast: {of_h} of all ranks",
         "adaptive_infonce: tau must be a local tensor, got a DTensor; pass tau.to_local()",
-        "adaptive_infonce: row_weight must be a local tensor, got a DTensor; pass row_weight.to_local()",
+        "adaptive_infonce: row_weight must be a local tensor, got a DTensor; pass "
+        "row_weight.to_local()",
         "FusedEmbedding: ids must be a local tensor, got a DTensor; pass ids.to_local()",
-        "FusedEmbedding: weight must be a local tensor, got a DTensor; leave the tables out of what is sharded "
+        "FusedEmbedding: weight must be a local tensor, got a DTensor; leave the tables out of "
+        "what is sharded "
         "(docs/frameworks.md)",
-        "Adam: a table must be a local tensor, got a DTensor; leave the tables out of fully_shard, and replicate them "
+        "Adam: a table must be a local tensor, got a DTensor; leave the tables out of fully_shard, "
+        "and replicate them "
         "(docs/frameworks.md)",
     ]
     assert on_ranks(refusals, 2)[0] == expected

@@ -31,7 +31,9 @@ def prepared(tmp_path_factory) -> Path:
 
 
 def opened(rank: int, folder: str) -> list[str]:
-    """Opens two splits; returns the files of which this rank has compared the sha256, and its error."""
+    """Opens two splits; returns the files of which this rank has compared the sha256, and its
+    error.
+    """
     os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
     compared, sha256 = [], manifest.known_sha256
     manifest.known_sha256 = lambda path: compared.append(path.name) or sha256(path)
@@ -52,4 +54,6 @@ def test_one_rank_of_a_machine_compares_a_file_and_all_raise_its_error(prepared,
     pq.write_table(table.take(np.arange(len(table))[::-1]), path)
     one, other = on_ranks(opened, 2, str(damaged))
     assert one == ["train.parquet", "test.parquet", *other]
-    assert other == [f"{path}: damaged: its sha256 differs from the one in schema.json; prepare again"]
+    assert other == [
+        f"{path}: damaged: its sha256 differs from the one in schema.json; prepare again"
+    ]

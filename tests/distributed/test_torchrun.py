@@ -29,10 +29,27 @@ def data(tmp_path_factory) -> Path:
     folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     item = random.integers(0, 200, 4000)
     click = random.random(4000) < 1 / (1 + np.exp(-(item - 100) / 30))
-    columns = {"item": item, "user": random.integers(0, 90, 4000), "click": click, "buy": click & (item % 3 == 0)}
+    columns = {
+        "item": item,
+        "user": random.integers(0, 90, 4000),
+        "click": click,
+        "buy": click & (item % 3 == 0),
+    }
     pq.write_table(pa.table(columns | {"time": np.arange(4000)}), folder / "log.parquet")
     names = ["--labels", "click", "buy", "--group", "user", "--time", "time"]
-    assert main(["prepare", "--files", str(folder / "log.parquet"), *names, "--out", str(folder / "data")]) == 0
+    assert (
+        main(
+            [
+                "prepare",
+                "--files",
+                str(folder / "log.parquet"),
+                *names,
+                "--out",
+                str(folder / "data"),
+            ]
+        )
+        == 0
+    )
     return folder / "data"
 
 
@@ -43,9 +60,17 @@ def arguments(data: Path, out: Path, **settings) -> list[str]:
 
 
 def start(command: list[str], **variables) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in variables.items()}
+    environment = (
+        os.environ
+        | {"OMP_NUM_THREADS": "1"}
+        | {name: str(value) for name, value in variables.items()}
+    )
     return subprocess.Popen(
-        [sys.executable, *command], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -69,7 +94,9 @@ def forking(arguments):
 found, run.config_from_args = run.config_from_args, forking
 run.main()
 """
-"""``torchrun -m adaftr_fast.cli``, whose ranks are forks of the agent, which has the imports done."""
+"""``torchrun -m adaftr_fast.cli``, whose ranks are forks of the agent, which has the
+imports done.
+"""
 
 
 def agent(*arguments: str, source: str = TORCHRUN, **variables) -> Script:
@@ -116,7 +143,9 @@ def children(process: Script, ranks: int = 2) -> list[int]:
 
 
 def check_a_killed_rank(data, by_two, out, *more, source: str = TORCHRUN, **settings) -> None:
-    """Kills a rank after two snapshots: torchrun starts both again, which end with the metrics of ``by_two``."""
+    """Kills a rank after two snapshots: torchrun starts both again, which end with the metrics of
+    ``by_two``.
+    """
     command = [*arguments(data, out, training__checkpoint_seconds=0, **settings), *more]
     run = torchrun(2, command, *RESTARTS, source=source)
     wait_for(lambda: len(list((out / "last").glob("*-*.safetensors"))) == 2)
@@ -129,7 +158,9 @@ def check_a_killed_rank(data, by_two, out, *more, source: str = TORCHRUN, **sett
 def test_killed_rank(data, by_two, tmp_path):
     """The ranks are started as a user does; ``--restart`` applies to the first start only."""
     check_a_killed_rank(data, by_two, tmp_path, "--restart")
-    epochs, uninterrupted = ((out / "metrics.jsonl").read_text().splitlines() for out in (tmp_path, by_two))
+    epochs, uninterrupted = (
+        (out / "metrics.jsonl").read_text().splitlines() for out in (tmp_path, by_two)
+    )
     for line, other in zip(epochs, uninterrupted, strict=True):
         assert json.loads(line)["train"] == json.loads(other)["train"]
 
@@ -138,8 +169,18 @@ def test_killed_rank_on_one_of_two_machines(data, by_two, tmp_path, rendezvous):
     """Two torchrun agents, one per machine."""
     command = arguments(data, tmp_path, training__checkpoint_seconds=0)
     place = f"--rdzv-endpoint={rendezvous['MASTER_ADDR']}:{rendezvous['MASTER_PORT']}"
-    options = ["--nnodes=2", "--nproc-per-node=1", *RESTARTS, "--rdzv-id=run", "--rdzv-backend=c10d", place]
-    agents = [agent(*options, *command, source=FORKS, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1) for _ in range(2)]
+    options = [
+        "--nnodes=2",
+        "--nproc-per-node=1",
+        *RESTARTS,
+        "--rdzv-id=run",
+        "--rdzv-backend=c10d",
+        place,
+    ]
+    agents = [
+        agent(*options, *command, source=FORKS, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1)
+        for _ in range(2)
+    ]
     wait_for(lambda: len(list((tmp_path / "last").glob("*-*"))) == 2)
     os.kill(children(agents[1], 1)[0], signal.SIGKILL)
     err = "".join(each.end()[1] for each in agents)
@@ -160,11 +201,18 @@ def test_a_missing_variable_is_named(data, tmp_path, monkeypatch, capsys):
 def test_other_commands_refuse_several_processes(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["info"]) == 2
-    assert "info: only train, daily, stream, demo support several processes" in capsys.readouterr().err
+    assert (
+        "info: only train, daily, stream, demo support several processes" in capsys.readouterr().err
+    )
 
 
 def test_restarts_on_several_machines_need_a_new_store(data, tmp_path, monkeypatch, capsys):
-    variables = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    variables = {
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+        "RANK": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "3",
+    }
     for name, value in (variables | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
         monkeypatch.setenv(name, value)
     assert main(arguments(data, tmp_path)[2:]) == 2
@@ -183,11 +231,16 @@ rendezvous = pytest.fixture(new_rendezvous)
 def by_hand(source: str, *arguments, **variables) -> list[Script]:
     """Starts a script as two ranks, without torchrun."""
     each = [{"RANK": rank, "LOCAL_RANK": rank} | variables for rank in range(2)]
-    return [Script("import torch; torch.set_num_threads(1)\n" + source, *arguments, **rank) for rank in each]
+    return [
+        Script("import torch; torch.set_num_threads(1)\n" + source, *arguments, **rank)
+        for rank in each
+    ]
 
 
 def command_by_hand(*arguments: str, before: str = "") -> tuple[list[int], list[str], list[str]]:
-    """Returns the status, stdout and stderr of each of two ranks that run a command, after the script ``before``."""
+    """Returns the status, stdout and stderr of each of two ranks that run a command, after the
+    script ``before``.
+    """
     ranks = by_hand(f"{before}\n{COMMAND}", *arguments, **new_rendezvous(), LOCAL_WORLD_SIZE=2)
     printed = [rank.communicate(timeout=240) for rank in ranks]
     return [rank.returncode for rank in ranks], *map(list, zip(*printed, strict=True))
@@ -247,12 +300,17 @@ with joined("cpu", 3600) as ranks:
 def test_failed_rank_is_named_by_the_others(rendezvous):
     rank_zero, other = by_hand(FAILING, **rendezvous)
     assert "OSError: the disk is full" in other.communicate(timeout=120)[1]
-    _, err = rank_zero.communicate(timeout=120)  # instead of the 3,600 s for a rank that does not respond
+    # instead of the 3,600 s for a rank that does not respond
+    _, err = rank_zero.communicate(timeout=120)
     assert "RankError: rank 0 stopped: rank 1 failed: OSError: the disk is full" in err
 
 
 def test_stalled_rank_is_named(data, tmp_path, rendezvous):
-    settings = {"training__checkpoint_seconds": 0, "training__max_epochs": 500, "training__patience": 500}
+    settings = {
+        "training__checkpoint_seconds": 0,
+        "training__max_epochs": 500,
+        "training__patience": 500,
+    }
     command = arguments(data, tmp_path, training__rank_timeout=3, **settings)[2:]
     ranks = by_hand(COMMAND, *command, **rendezvous)
     try:
@@ -260,7 +318,10 @@ def test_stalled_rank_is_named(data, tmp_path, rendezvous):
         ranks[1].send_signal(signal.SIGSTOP)
         _, err = ranks[0].communicate(timeout=120)
         assert ranks[0].returncode == 2
-        assert "adaftr-fast train: rank 0 timed out waiting for rank 1; the same command resumes" in err
+        assert (
+            "adaftr-fast train: rank 0 timed out waiting for rank 1; the same command resumes"
+            in err
+        )
     finally:
         for rank in ranks:
             rank.kill()
@@ -285,7 +346,9 @@ with joined("cpu", 60) as ranks:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process that its parent has ended")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="Linux alone tells a process that its parent has ended"
+)
 def test_ranks_end_with_a_killed_torchrun(tmp_path):
     (tmp_path / "work.py").write_text(ENDLESS)
     run = torchrun(2, [str(tmp_path / "work.py"), str(tmp_path)])

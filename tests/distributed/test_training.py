@@ -29,7 +29,9 @@ from tests.distributed.ranks import on_ranks
 from tests.tolerances import assert_same_bits
 
 FIELDS, TASKS = [200, 20, 7], ["click", "conversion"]
-ABOUT = Description(config=RunConfig(), fingerprint="", num_embeddings=FIELDS, tasks=TASKS, metrics={})
+ABOUT = Description(
+    config=RunConfig(), fingerprint="", num_embeddings=FIELDS, tasks=TASKS, metrics={}
+)
 
 
 def split(rows: int, seed: int, chunk_rows: int, weighted: bool = False) -> Split:
@@ -38,25 +40,36 @@ def split(rows: int, seed: int, chunk_rows: int, weighted: bool = False) -> Spli
     click = numbers.random(rows) < ids[:, 0] / 200
     labels = torch.from_numpy(np.stack([click, click & (ids[:, 1] > 9)], axis=1).astype(np.float32))
     weight = torch.from_numpy(numbers.random(rows).astype(np.float32)) if weighted else None
-    content = Batch(torch.from_numpy(ids), labels, torch.from_numpy(ids[:, 2].astype(np.int64)), weight)
+    content = Batch(
+        torch.from_numpy(ids), labels, torch.from_numpy(ids[:, 2].astype(np.int64)), weight
+    )
     return Split(TensorRows(content, chunk_rows))
 
 
 def trainer(folder: Path | None, ranks: Ranks, *, make=None, optimizer=None, **settings) -> Trainer:
-    """Returns a trainer whose rows ``make(rows, seed, chunk_rows)`` returns; "tables" of ``settings`` shards them."""
+    """Returns a trainer whose rows ``make(rows, seed, chunk_rows)`` returns; "tables" of
+    ``settings`` shards them.
+    """
     torch.manual_seed(0 if ranks.is_rank_zero else 1)  # all ranks start from rank 0's weights
     weighted, contrast_rows = settings.pop("weighted", False), settings.pop("contrast_rows", 0)
     widths = {"expert_hidden": [8], "tower_hidden": [8, 4], "relatedness_hidden": [4]}
     with tables_elsewhere() if "tables" in settings else nullcontext():
         model = build_model(ModelConfig(contrast_rows=contrast_rows, **widths), FIELDS, TASKS)
-    plain = {"batch_size": 64, "max_epochs": 2, "checkpoint_seconds": 1e9, "sync_steps": 10, "progress": False}
+    plain = {
+        "batch_size": 64,
+        "max_epochs": 2,
+        "checkpoint_seconds": 1e9,
+        "sync_steps": 10,
+        "progress": False,
+    }
     settings = plain | settings
     make = make or functools.partial(split, weighted=weighted)
     config = TrainingConfig(**settings)
     return Trainer(
         model,
         make(900, seed=1, chunk_rows=400),
-        make(500, seed=2, chunk_rows=300),  # two chunks: some ranks have more batches than others, or none
+        # two chunks: some ranks have more batches than others, or none
+        make(500, seed=2, chunk_rows=300),
         optimizer=optimizer or OptimizerConfig(lr=0.01, clip_norm=1.0),
         config=config,
         files=RunFiles(model, config, folder, folder and ABOUT, rows=900, ranks=ranks),
@@ -65,10 +78,13 @@ def trainer(folder: Path | None, ranks: Ranks, *, make=None, optimizer=None, **s
 
 
 def train(rank: int, size: int, folder: str | None, stop_after: int | None, settings: dict) -> dict:
-    """Trains 15 steps an epoch, or resumes in ``folder``; in step ``stop_after`` the last rank receives a signal."""
+    """Trains 15 steps an epoch, or resumes in ``folder``; in step ``stop_after`` the last rank
+    receives a signal.
+    """
     os.environ["LOCAL_WORLD_SIZE"] = str(size)
     if settings.get("compile"):
-        torch.compile = functools.partial(torch.compile, backend="aot_eager")  # inductor takes minutes
+        # inductor takes minutes
+        torch.compile = functools.partial(torch.compile, backend="aot_eager")
     ranks = JoinedRanks(dist.HashStore(), 60) if size > 1 else ALONE
     run = trainer(None if folder is None else Path(folder), ranks, **settings)
     resumed, step = run.resume(), run.stepper.step
@@ -80,12 +96,22 @@ def train(rank: int, size: int, folder: str | None, stop_after: int | None, sett
 
     run.stepper.step = interrupted_step
     result = run.fit()
-    tables = sum(parameter.numel() for parameter in run.model.parameters() if parameter.shape[0] >= sum(FIELDS))
+    tables = sum(
+        parameter.numel()
+        for parameter in run.model.parameters()
+        if parameter.shape[0] >= sum(FIELDS)
+    )
     if "tables" in settings:
         state = load_checkpoint(Path(folder, "best"))[0] if result.best_epoch else {}
     else:
-        state = {name: value.clone() for name, value in weights_of(copy.deepcopy(run.model)).items()}
-    found = {"resumed": resumed, "interrupted": result.interrupted, "epochs": json.dumps(result.epochs)}
+        state = {
+            name: value.clone() for name, value in weights_of(copy.deepcopy(run.model)).items()
+        }
+    found = {
+        "resumed": resumed,
+        "interrupted": result.interrupted,
+        "epochs": json.dumps(result.epochs),
+    }
     return found | {"state": state, "tables": tables}
 
 
@@ -94,7 +120,9 @@ def on_a_rank(rank: int, size: int, jobs: dict[str, tuple]) -> dict[str, dict]:
 
 
 def results_of(starts: dict[str, tuple[int, dict[str, tuple]]]) -> dict[str, list[dict]]:
-    """Runs all jobs of a start on its number of ranks, one start after the other; returns their results by rank."""
+    """Runs all jobs of a start on its number of ranks, one start after the other; returns their
+    results by rank.
+    """
     results = {}
     for name, (size, jobs) in starts.items():
         ranks = on_ranks(on_a_rank, size, size, jobs)
@@ -194,12 +222,17 @@ def test_replicas_are_bitwise_equal(name, runs):
 
 
 def test_contrast_over_rank_differs_from_all(runs):
-    assert measured(runs["2: by rank"][0])["0/train/contrast"] < 0.9 * measured(runs["2: plain"][0])["0/train/contrast"]
+    assert (
+        measured(runs["2: by rank"][0])["0/train/contrast"]
+        < 0.9 * measured(runs["2: plain"][0])["0/train/contrast"]
+    )
 
 
 @pytest.mark.parametrize("start", ["1", "2", "4"])
 def test_signal_to_one_rank_stops_all(start, runs):
-    assert [each["interrupted"] for each in runs[f"{start}: stopped"]] == [signal.SIGTERM] * int(start)
+    assert [each["interrupted"] for each in runs[f"{start}: stopped"]] == [signal.SIGTERM] * int(
+        start
+    )
 
 
 def test_each_epoch_is_written_once(runs):
@@ -212,12 +245,17 @@ def test_each_epoch_is_written_once(runs):
 
 def test_batch_size_must_be_divisible_by_ranks():
     three = SimpleNamespace(rank=0, size=3, is_rank_zero=True, group=None)
-    with pytest.raises(TrainingError, match=r"batch_size: expected a multiple of 3 ranks .* = 1, got 64"):
+    with pytest.raises(
+        TrainingError, match=r"batch_size: expected a multiple of 3 ranks .* = 1, got 64"
+    ):
         trainer(None, three)
 
 
 def test_parts_must_hold_whole_blocks():
-    message = r"a multiple of 1 ranks times .*accumulate = 2 times 3 rows .*model\.contrast_rows.*, got 64"
+    message = (
+        r"a multiple of 1 ranks times .*accumulate = 2 times 3 rows .*model\.contrast_rows.*, "
+        r"got 64"
+    )
     with pytest.raises(TrainingError, match=message):
         trainer(None, ALONE, contrast_rows=3, accumulate=2)
     trainer(None, ALONE, contrast_rows=3)  # the last block of a batch may be smaller

@@ -56,7 +56,9 @@ def test_ranks_wait_longer_than_the_timeout_and_share_the_result():
 
 def started_by_hand(size: int, rendezvous: dict, *arguments: str) -> list[Script]:
     variables = rendezvous | {"WORLD_SIZE": size}
-    return [Script(WORK, *arguments, RANK=rank, LOCAL_RANK=rank, **variables) for rank in range(size)]
+    return [
+        Script(WORK, *arguments, RANK=rank, LOCAL_RANK=rank, **variables) for rank in range(size)
+    ]
 
 
 def test_a_rank_zero_that_has_ended_is_named(tmp_path, rendezvous):
@@ -86,6 +88,9 @@ def test_a_rank_zero_that_stalls_is_named(tmp_path):
 def test_a_rank_that_fails_meanwhile_is_named_by_those_that_wait(tmp_path, rendezvous):
     first, other, failing = started_by_hand(3, rendezvous, str(tmp_path / "started"), "other fails")
     assert "OSError: the disk is full" in failing.communicate(timeout=60)[1]
-    assert "RankError: rank 1 stopped: rank 2 failed: OSError: the disk is full" in other.communicate(timeout=60)[1]
+    assert (
+        "RankError: rank 1 stopped: rank 2 failed: OSError: the disk is full"
+        in other.communicate(timeout=60)[1]
+    )
     first.send_signal(signal.SIGKILL)
     first.communicate()

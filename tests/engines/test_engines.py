@@ -31,7 +31,10 @@ def test_results_are_in_order_and_reported():
 def test_wrong_engines_are_named():
     for given, message in (
         (["spark"], "engine: expected one of local, ray, got 'spark'"),
-        (["local", "auto"], "address: goes with engine ray, got address = 'auto' with engine local"),
+        (
+            ["local", "auto"],
+            "address: goes with engine ray, got address = 'auto' with engine local",
+        ),
     ):
         with pytest.raises(ConfigError, match=message), open_engine(*given):
             pass
@@ -40,7 +43,9 @@ def test_wrong_engines_are_named():
 def test_a_missing_ray_is_named_by_its_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["prepare", "--dataset", "flights", "--engine", "ray", "--out", "none"]) == 2
-    message = 'adaftr-fast prepare: engine ray: ray is not installed: pip install "adaftr-fast[ray]"\n'
+    message = (
+        'adaftr-fast prepare: engine ray: ray is not installed: pip install "adaftr-fast[ray]"\n'
+    )
     assert capsys.readouterr().err == message
 
 
@@ -68,7 +73,9 @@ def test_items_are_taken_when_there_is_a_place_for_them():
     assert finished == dict(enumerate(found))
 
 
-def test_calls_have_one_thread_and_the_working_folder_of_the_caller_and_raise_errors(tmp_path, monkeypatch):
+def test_calls_have_one_thread_and_the_working_folder_of_the_caller_and_raise_errors(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     finished = {}
     asked = ["__import__('os').getcwd()", "__import__('torch').get_num_threads()", "1 / 0"]
@@ -84,7 +91,10 @@ def test_a_folder_that_a_node_does_not_see_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gone").rmdir()
     try:
-        with pytest.raises(EngineError, match=r"node \S+: does not see /.*gone; it must be on a file system that all"):
+        with pytest.raises(
+            EngineError,
+            match=r"node \S+: does not see /.*gone; it must be on a file system that all",
+        ):
             step(1, lambda amount: None)
     finally:
         torch.set_num_threads(threads)

@@ -31,7 +31,10 @@ def run(title, folder):
 def state_on_a_rank(rank, title, folder):
     torch.manual_seed(rank)
     state = run(title, folder)["model"].state_dict()
-    return {name: each.full_tensor() if hasattr(each, "full_tensor") else each for name, each in state.items()}
+    return {
+        name: each.full_tensor() if hasattr(each, "full_tensor") else each
+        for name, each in state.items()
+    }
 
 
 def lightning_loads_what_it_saved(found):
@@ -59,19 +62,25 @@ CHECKS = {
 }
 
 
-@pytest.mark.parametrize("title", [title for title, block in BLOCKS.items() if not block.startswith("# ranks")])
+@pytest.mark.parametrize(
+    "title", [title for title, block in BLOCKS.items() if not block.startswith("# ranks")]
+)
 def test_the_block_runs(title, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if library := re.match(r"# library: (\w+)", BLOCKS[title]):
         # accelerate looks for a package "kernels", and finds the folder of the repository.
         monkeypatch.setitem(sys.modules, "kernels", None)
-        pytest.importorskip(library[1], reason="make test-recipes installs it", exc_type=ModuleNotFoundError)
+        pytest.importorskip(
+            library[1], reason="make test-recipes installs it", exc_type=ModuleNotFoundError
+        )
     found = run(title, tmp_path)
     if title in CHECKS:
         CHECKS[title](found)
 
 
-@pytest.mark.parametrize("title", [title for title, block in BLOCKS.items() if block.startswith("# ranks")])
+@pytest.mark.parametrize(
+    "title", [title for title, block in BLOCKS.items() if block.startswith("# ranks")]
+)
 def test_the_block_runs_on_two_ranks_with_equal_weights(title, tmp_path):
     first, second = on_ranks(state_on_a_rank, 2, title, str(tmp_path))
     for name in first:

@@ -1,7 +1,7 @@
 """Every block of docs/recipes.md runs, and the blocks of a section have equal losses and gradients.
 
-A section has a block of another library's loss or of plain PyTorch, and blocks of ours ("# here"). Where the library is
-not installed, its block is skipped.
+A section has a block of another library's loss or of plain PyTorch, and blocks of ours ("# here").
+Where the library is not installed, its block is skipped.
 """
 
 import re
@@ -18,18 +18,25 @@ from tests.distributed.ranks import on_ranks
 TEXT = (Path(__file__).parents[2] / "docs/recipes.md").read_text(encoding="utf-8")
 PREAMBLE, *SECTIONS = re.split(r"^## ", TEXT, flags=re.MULTILINE)
 BLOCKS = {
-    section.splitlines()[0]: re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    section.splitlines()[0]: re.findall(
+        r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL
+    )
     for section in SECTIONS
 }
 OURS = {title: [b for b in blocks if b.startswith("# here")] for title, blocks in BLOCKS.items()}
-OTHERS = [(title, b) for title, blocks in BLOCKS.items() for b in blocks if not b.startswith("# here")]
+OTHERS = [
+    (title, b) for title, blocks in BLOCKS.items() for b in blocks if not b.startswith("# here")
+]
 ROWS, WIDTH = 24, 16
 
 
 def names(dtype):
     """What the recipes share, drawn anew, so that each block has leaves of its own."""
     g = torch.Generator().manual_seed(0)
-    draw = [torch.randn(ROWS, WIDTH, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for _ in range(3)]
+    draw = [
+        torch.randn(ROWS, WIDTH, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+        for _ in range(3)
+    ]
     encoder = torch.nn.Linear(WIDTH, WIDTH, dtype=dtype)
     with torch.no_grad():
         for weight in encoder.parameters():
@@ -37,7 +44,9 @@ def names(dtype):
     found = dict(zip(("anchors", "positives", "negatives"), draw)) | {
         "labels": torch.arange(ROWS) % 5,
         "tau": 0.7,
-        "queue": F.normalize(torch.randn(40, WIDTH, generator=g, dtype=torch.float64), dim=1).to(dtype),
+        "queue": F.normalize(torch.randn(40, WIDTH, generator=g, dtype=torch.float64), dim=1).to(
+            dtype
+        ),
         "item_id": torch.arange(ROWS) // 2,
         "probability": torch.rand(ROWS, generator=g, dtype=torch.float64).to(dtype),
         "encoder": encoder,
@@ -52,7 +61,9 @@ def run(block, dtype=torch.float64):
     exec(block, found)
     if found["loss"].requires_grad:
         found["loss"].backward()
-    leaves = [found[name] for name in ("anchors", "positives", "negatives")] + list(found["encoder"].parameters())
+    leaves = [found[name] for name in ("anchors", "positives", "negatives")] + list(
+        found["encoder"].parameters()
+    )
     scale = found["clip"].logit_scale if "clip" in found else found.get("logit_scale")
     gradients = [x.grad for x in (*leaves, scale, found.get("logit_bias")) if x is not None]
     return [found["loss"].detach(), *(g for g in gradients if g is not None)]
@@ -72,12 +83,16 @@ def import_library(monkeypatch):
         if library := re.match(r"# library: (\w+)", block):
             # transformers looks for a package "kernels", and finds the folder of the repository.
             monkeypatch.setitem(sys.modules, "kernels", None)
-            pytest.importorskip(library[1], reason="make test-recipes installs it", exc_type=ModuleNotFoundError)
+            pytest.importorskip(
+                library[1], reason="make test-recipes installs it", exc_type=ModuleNotFoundError
+            )
 
     return imported
 
 
-@pytest.mark.parametrize(("title", "block"), OTHERS, ids=lambda x: x.splitlines()[0].removeprefix("# "))
+@pytest.mark.parametrize(
+    ("title", "block"), OTHERS, ids=lambda x: x.splitlines()[0].removeprefix("# ")
+)
 def test_the_loss_of_the_library_equals_ours(title, block, import_library, record_property):
     import_library(block)
     true = run(block)
@@ -110,18 +125,26 @@ def on_a_rank(rank):
         (SigLIPLoss(process_group=world), [torch.tensor(10.0), torch.tensor(-10.0)]),
     ):
         found = names(torch.float64)
-        sides = [F.normalize(found[name].detach(), dim=1).chunk(2)[rank] for name in ("anchors", "positives")]
+        sides = [
+            F.normalize(found[name].detach(), dim=1).chunk(2)[rank]
+            for name in ("anchors", "positives")
+        ]
         x, y = (side.requires_grad_() for side in sides)
         loss = loss_of(x, y, *(each.requires_grad_() for each in scalars if len(scalars) == 2))
         gradients = torch.autograd.grad(loss, [x, y, *scalars])
-        # The gradient of the features themselves: that of our CLIP is through a normalization of unit vectors.
+        # The gradient of the features themselves: that of our CLIP is through a normalization of
+        # unit vectors.
         along = [g - side * (g * side).sum(1, keepdim=True) for side, g in zip((x, y), gradients)]
-        results.append([loss.detach(), *(along if len(scalars) == 1 else gradients[:2]), *gradients[2:]])
+        results.append(
+            [loss.detach(), *(along if len(scalars) == 1 else gradients[:2]), *gradients[2:]]
+        )
     return results
 
 
 def test_losses_across_ranks_equal_those_of_open_clip():
-    pytest.importorskip("open_clip", reason="make test-recipes installs it", exc_type=ModuleNotFoundError)
+    pytest.importorskip(
+        "open_clip", reason="make test-recipes installs it", exc_type=ModuleNotFoundError
+    )
     for clip, own_clip, siglip, own_siglip in on_ranks(on_a_rank, 2):
         assert difference(own_clip, clip) < 1e-6
         assert difference(own_siglip, siglip) < 1e-6

@@ -50,7 +50,9 @@ def data(folder):
 @pytest.fixture
 def budget():
     return RunConfig(
-        model=ModelConfig(embedding_dim=4, expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]),
+        model=ModelConfig(
+            embedding_dim=4, expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]
+        ),
         optimizer=OptimizerConfig(lr=0.01),
         training=TrainingConfig(batch_size=200, max_epochs=2, progress=False),
     )

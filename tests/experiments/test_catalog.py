@@ -34,7 +34,14 @@ def test_rows_are_distinct_models_and_compared_with_existing_rows(name, data, bu
         loss = sum(model.loss(batch).values())
         assert loss.isfinite()
         loss.backward()
-        assert sum(p.grad.norm() for p in model.parameters() if p.grad is not None and not p.grad.is_sparse) > 0
+        assert (
+            sum(
+                p.grad.norm()
+                for p in model.parameters()
+                if p.grad is not None and not p.grad.is_sparse
+            )
+            > 0
+        )
 
 
 @pytest.mark.parametrize(
@@ -48,9 +55,13 @@ def test_rows_are_distinct_models_and_compared_with_existing_rows(name, data, bu
 )
 def test_shared_experts_of_ple(options, tasks, shared):
     base = ModelConfig(**options)
-    rows = {row.title: replace(base, **row.changes) for row in experiment("table4", base, tasks).variants}
+    rows = {
+        row.title: replace(base, **row.changes)
+        for row in experiment("table4", base, tasks).variants
+    }
     assert rows["PLE"].shared_experts == shared
-    assert rows["MMoE"].shared_experts == base.shared_experts  # so that the runs of other models keep their keys
+    # so that the runs of other models keep their keys
+    assert rows["MMoE"].shared_experts == base.shared_experts
 
 
 def test_table4_compares_adaftr_with_every_model():
@@ -63,7 +74,10 @@ def test_table4_compares_adaftr_with_every_model():
 
 def test_table5_overrides_ablations_in_the_base():
     base = ModelConfig(contrast="mae", tau="fixed", tau_fixed=0.7)
-    rows = {row.title: replace(base, **row.changes) for row in experiment("table5", base, TASKS).variants[1:]}
+    rows = {
+        row.title: replace(base, **row.changes)
+        for row in experiment("table5", base, TASKS).variants[1:]
+    }
     assert {title: (row.contrast, row.tau) for title, row in rows.items()} == {
         "AdaFTR": ("infonce", "adaptive"),
         "w/o adaptive τ": ("infonce", "scalar"),
@@ -83,7 +97,11 @@ def test_figures_have_a_row_for_each_layer_and_pair():
     rows = {row.title: row.changes for row in experiment("fig4", ModelConfig(), TASKS).variants}
     assert rows["AdaFTR"]["pairs"] == []  # the default: the first task with each other
     assert {"AdaFTR, click-view", "AdaFTR, click-conversion"} < rows.keys()
-    assert rows["AdaFTR, all pairs"]["pairs"] == ["click-view", "click-conversion", "view-conversion"]
+    assert rows["AdaFTR, all pairs"]["pairs"] == [
+        "click-view",
+        "click-conversion",
+        "view-conversion",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from .conftest import SCHEMA
 def config(tmp_path):
     path = tmp_path / "base.toml"
     path.write_text(
-        "[model]\nembedding_dim = 2\nexpert_hidden = [4]\ntower_hidden = [4]\nrelatedness_hidden = [4]\n"
+        "[model]\nembedding_dim = 2\nexpert_hidden = [4]\ntower_hidden = [4]\nrelatedness_hidden "
+        "= [4]\n"
         "[training]\nbatch_size = 200\nmax_epochs = 1\nprogress = false\n"
     )
     return path
@@ -26,21 +27,28 @@ def config(tmp_path):
 
 def test_an_experiment_runs_once_and_writes_its_report(folder, config, tmp_path, capfd):
     command = (
-        f"experiment fig3 --dataset {folder} --config {config} --seeds 1 --jobs 1 --out {tmp_path}/out "
+        f"experiment fig3 --dataset {folder} --config {config} --seeds 1 --jobs 1 --out "
+        f"{tmp_path}/out "
         "--optimizer.lr 0.01"
     ).split()
     assert main(command) == 0
     shown = capfd.readouterr().out
-    assert "Which tower layer is contrasted (Figure 3): tiny" in (tmp_path / "out/tiny/fig3.md").read_text()
+    assert (
+        "Which tower layer is contrasted (Figure 3): tiny"
+        in (tmp_path / "out/tiny/fig3.md").read_text()
+    )
     assert "| layer 1 |" in shown
     report = json.loads((tmp_path / "out/tiny/fig3.json").read_text())
     assert report["budget"]["optimizer"]["lr"] == 0.01
     assert report["budget"]["model"]["tower_hidden"] == [4]
-    runs = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/tiny/runs").glob("*/result.json")}
+    runs = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out/tiny/runs").glob("*/result.json")
+    }
     assert len(runs) == 2
     again = shlex.split((tmp_path / "out/tiny/fig3.md").read_text().split("`")[1])
     assert again[:5] == ["adaftr-fast", "experiment", "fig3", "--dataset", str(folder)]
-    assert main([*again[1:], "--jobs", "1", "--training.progress", "false"]) == 0  # the file of options is not named
+    # the file of options is not named
+    assert main([*again[1:], "--jobs", "1", "--training.progress", "false"]) == 0
     assert capfd.readouterr().out == shown
     assert {path: path.stat().st_mtime_ns for path in runs} == runs
 
@@ -51,9 +59,15 @@ def test_an_experiment_runs_once_and_writes_its_report(folder, config, tmp_path,
         ("table9 --dataset FOLDER", "table9"),
         ("table4 --dataset flites", "unknown data set 'flites'"),
         ("table4 --dataset FOLDER --seeds 0", "--seeds: expected >= 1, got 0"),
-        ("complexity --dataset FOLDER --training.batch_size 100000", "fewer than a batch of 100000"),
+        (
+            "complexity --dataset FOLDER --training.batch_size 100000",
+            "fewer than a batch of 100000",
+        ),
         ("table4 --dataset FOLDER --address h:1", "address: goes with engine ray, got address"),
-        ("table4 --dataset FOLDER --engine ray --training.device cuda", "expected cpu with --engine"),
+        (
+            "table4 --dataset FOLDER --engine ray --training.device cuda",
+            "expected cpu with --engine",
+        ),
         ("complexity --dataset FOLDER --engine ray", "--engine: expected local for complexity"),
     ],
 )
@@ -67,15 +81,29 @@ def test_bad_rows_of_the_input_are_tolerated_and_shown(folder, config, tmp_path,
     csv.write_csv(pq.read_table(folder.parent / "log.parquet"), tmp_path / "log.csv")
     with (tmp_path / "log.csv").open("a") as log:
         log.write("9,u1\n")
-    inputs = f"--dataset {tmp_path}/tiny.toml --files {tmp_path}/log.csv --out {tmp_path}/out".split()
-    command = ["experiment", "fig3", *inputs, "--config", str(config), "--seeds", "1", "--jobs", "1"]
+    inputs = (
+        f"--dataset {tmp_path}/tiny.toml --files {tmp_path}/log.csv --out {tmp_path}/out".split()
+    )
+    command = [
+        "experiment",
+        "fig3",
+        *inputs,
+        "--config",
+        str(config),
+        "--seeds",
+        "1",
+        "--jobs",
+        "1",
+    ]
     assert main(command) == 2
     assert "1 of 3,001 rows cannot be read" in capfd.readouterr().err
     assert main([*command, "--bad_rows", "0.001"]) == 0
     assert "Left out: 1 of 3,001 rows cannot be read" in capfd.readouterr().out
     assert " --bad_rows 0.001 " in (tmp_path / "out/tiny/fig3.md").read_text()
     command[3] = f"{tmp_path}/out/tiny/data"
-    assert "bad_rows: expected files to prepare, got the prepared" in fails([*command, "--bad_rows", "0.1"], capfd)
+    assert "bad_rows: expected files to prepare, got the prepared" in fails(
+        [*command, "--bad_rows", "0.1"], capfd
+    )
 
 
 def test_two_experiments_do_not_share_a_folder(folder, config, tmp_path, capfd):

@@ -3,7 +3,12 @@ from dataclasses import replace
 
 import torch
 
-from adaftr_fast.experiments.complexity import VARIANTS, count_parameters, measure, write_complexity_report
+from adaftr_fast.experiments.complexity import (
+    VARIANTS,
+    count_parameters,
+    measure,
+    write_complexity_report,
+)
 from adaftr_fast.runs.run import build
 
 
@@ -25,7 +30,10 @@ def test_every_model_is_measured_and_reported(data, budget, tmp_path):
     by_title = {cost.title: cost for cost in found.costs}
     assert by_title["AdaFTR"].deployed_parameters == by_title["MMoE"].dense_parameters
     ple = build(replace(budget.model, name="ple", shared_experts=1), data)  # as in Table 4
-    assert by_title["PLE"].dense_parameters == count_parameters(ple, next(data.load("train").batches(16)))[1]
+    assert (
+        by_title["PLE"].dense_parameters
+        == count_parameters(ple, next(data.load("train").batches(16)))[1]
+    )
     assert by_title["AdaFTR, no contrast"].dense_parameters == by_title["MMoE"].dense_parameters
     paths = write_complexity_report(tmp_path, found, "the command")
     text = paths[0].read_text()

@@ -29,7 +29,9 @@ def test_a_finished_job_is_found(data, budget, tmp_path, monkeypatch):
         return run
 
     monkeypatch.setattr(jobs, "train_one", dead)
-    job = plan(data, Variant("AdaFTR", {"name": "adaftr", "pairs": ["click-view"]}), budget, 0, tmp_path)
+    job = plan(
+        data, Variant("AdaFTR", {"name": "adaftr", "pairs": ["click-view"]}), budget, 0, tmp_path
+    )
     assert finished(job) is None
     outcome = execute(job)
     assert finished(job) == outcome
@@ -50,9 +52,19 @@ def test_the_key_changes_with_everything_that_changes_the_result(data, budget, t
     others = [
         plan(data, MMOE, budget, 1, tmp_path),
         plan(data, Variant("MMoE", {"name": "mmoe", "num_experts": 2}), budget, 0, tmp_path),
-        plan(data, MMOE, replace(budget, optimizer=replace(budget.optimizer, lr=0.02)), 0, tmp_path),
-        plan(data, MMOE, replace(budget, model=replace(budget.model, embedding_dims={"item": 2})), 0, tmp_path),
-        plan(data, MMOE, replace(budget, training=replace(budget.training, patience=7)), 0, tmp_path),
+        plan(
+            data, MMOE, replace(budget, optimizer=replace(budget.optimizer, lr=0.02)), 0, tmp_path
+        ),
+        plan(
+            data,
+            MMOE,
+            replace(budget, model=replace(budget.model, embedding_dims={"item": 2})),
+            0,
+            tmp_path,
+        ),
+        plan(
+            data, MMOE, replace(budget, training=replace(budget.training, patience=7)), 0, tmp_path
+        ),
     ]
     for change in ({"inputs": "other rows"}, {"fingerprint": "other ids"}):
         data.manifest = replace(manifest, **change)
@@ -62,8 +74,11 @@ def test_the_key_changes_with_everything_that_changes_the_result(data, budget, t
 
 
 def test_the_key_ignores_everything_else(data, budget, tmp_path, job):
-    shown = replace(budget, training=replace(budget.training, progress=True, seed=9, checkpoint_seconds=1))
-    assert "embedding_dims" not in job.config.identity()["model"]  # nor were they in keys before there were any
+    shown = replace(
+        budget, training=replace(budget.training, progress=True, seed=9, checkpoint_seconds=1)
+    )
+    # nor were they in keys before there were any
+    assert "embedding_dims" not in job.config.identity()["model"]
     assert plan(data, Variant("another title", {"name": "mmoe"}), shown, 0, tmp_path).key == job.key
 
 
@@ -100,7 +115,9 @@ def test_an_interrupted_job_is_unfinished_and_resumes(job, monkeypatch):
 
 
 def test_an_unfinished_job_restarts_if_its_data_have_moved(job, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, "train_step", lambda self, *_: signal.raise_signal(signal.SIGINT) or {})
+    monkeypatch.setattr(
+        Trainer, "train_step", lambda self, *_: signal.raise_signal(signal.SIGINT) or {}
+    )
     with pytest.raises(KeyboardInterrupt):
         execute(job)
     monkeypatch.undo()

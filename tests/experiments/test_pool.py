@@ -17,14 +17,18 @@ from tests.ops.marks import on_threads
 @pytest.fixture
 def jobs(data, budget, tmp_path):
     names = ("mmoe", "adaftr")
-    return [plan(data, Variant(name, {"name": name}), budget, 0, tmp_path / "runs") for name in names]
+    return [
+        plan(data, Variant(name, {"name": name}), budget, 0, tmp_path / "runs") for name in names
+    ]
 
 
 def test_a_process_gives_the_same_bits_as_one_thread(jobs, data, budget, tmp_path):
     outcomes = run_all([*jobs, jobs[0]], engine=Processes(1), progress=False)
     assert sorted(outcomes) == sorted(job.key for job in jobs)
     with on_threads(1):  # as in the process: some libraries' matrix products depend on it
-        here = execute(plan(data, Variant("adaftr", {"name": "adaftr"}), budget, 0, tmp_path / "here"))
+        here = execute(
+            plan(data, Variant("adaftr", {"name": "adaftr"}), budget, 0, tmp_path / "here")
+        )
     assert outcomes[jobs[1].key].test == here.test
 
 
@@ -55,15 +59,25 @@ study(Path(sys.argv[1]), Path(sys.argv[2]), Processes(int(sys.argv[3])))
 
 
 def study(data, out, engine):
-    model = ModelConfig(embedding_dim=4, expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4])
+    model = ModelConfig(
+        embedding_dim=4, expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]
+    )
     training = TrainingConfig(batch_size=100, max_epochs=8, patience=8, progress=False)
-    compare("table6", PreparedData(data), RunConfig(model=model, training=training), seeds=1, engine=engine, folder=out)
+    compare(
+        "table6",
+        PreparedData(data),
+        RunConfig(model=model, training=training),
+        seeds=1,
+        engine=engine,
+        folder=out,
+    )
 
 
 def test_an_interrupted_experiment_resumes(folder, tmp_path):
     kept = {}
     for how, count in ((signal.SIGKILL, 1), (signal.SIGINT, 2)):
-        script = Script(SCRIPT, folder, tmp_path, count, STARTED_BY=tmp_path)  # identifies its child processes
+        # identifies its child processes
+        script = Script(SCRIPT, folder, tmp_path, count, STARTED_BY=tmp_path)
         before = kept
         wait_for(lambda before=before: len(results(tmp_path)) > len(before))
         assert workers_of(tmp_path)

@@ -14,7 +14,10 @@ SCORES = {"MMoE": [0.60, 0.62, 0.64], "PLE": [0.605, 0.61, 0.64], "AdaFTR": [0.6
 
 
 def outcome(click, **changes):
-    test = {"click": {"auc": click, "gauc": click - 0.1}, "conversion": {"auc": click + 0.1, "gauc": math.nan}}
+    test = {
+        "click": {"auc": click, "gauc": click - 0.1},
+        "conversion": {"auc": click + 0.1, "gauc": math.nan},
+    }
     learned = {"tau/click-conversion": {"p5": 0.1, "p50": 0.2, "p95": 0.3}}
     values = {"key": "k", "seconds": 2.0, "validation": test, "test": test, "epochs": 5, "best_epoch": 2,
               "learned": learned, "dead_tasks": []}  # fmt: skip
@@ -51,8 +54,8 @@ def test_the_table_has_the_form_of_the_paper(results):
 def test_the_report_lists_the_comparisons(results):
     text = "\n\n".join(report_sections(results))
     assert (
-        "| AdaFTR | MMoE    | click      | AUC    | +1.100 ± 0.100 | 0.0027 |  0.0165 |       3 of 3 | +1.100 ± 0.100 |"
-        in text
+        "| AdaFTR | MMoE    | click      | AUC    | +1.100 ± 0.100 | 0.0027 |  0.0165 |       3 of "
+        "3 | +1.100 ± 0.100 |" in text
     )
     assert "0.3 of 6 tests" in text
     assert "| AdaFTR | tau/click-conversion | 0.1000 | 0.2000 | 0.3000 |" in text
@@ -65,7 +68,10 @@ def test_the_report_lists_the_comparisons(results):
 def test_runs_that_ended_while_they_improved_are_counted(results):
     assert "after their last epoch" not in summary(results)
     results.rows[1].outcomes[0] = outcome(0, epochs=2.0, best_epoch=2.0)
-    assert " runs are best after their last epoch, so they may not be trained to their end" in summary(results)
+    assert (
+        " runs are best after their last epoch, so they may not be trained to their end"
+        in summary(results)
+    )
 
 
 def test_a_diverged_run_is_excluded_and_named(results):
@@ -86,10 +92,16 @@ def test_a_diverged_run_is_excluded_and_named(results):
 
 def test_comparisons_have_corrected_p_values_and_validation(results):
     for seed, auc in enumerate((0.63, 0.61, 0.66)):
-        results.rows[2].outcomes[seed] = replace(results.rows[2].outcomes[seed], validation={"click": {"auc": auc}})
+        results.rows[2].outcomes[seed] = replace(
+            results.rows[2].outcomes[seed], validation={"click": {"auc": auc}}
+        )
     every = results.comparisons()
-    assert [each.corrected for each in every] == pytest.approx(holm([each.difference.p for each in every]), nan_ok=True)
-    (found,) = [each for each in every if (each.title, each.task, each.metric) == ("AdaFTR", "click", "auc")]
+    assert [each.corrected for each in every] == pytest.approx(
+        holm([each.difference.p for each in every]), nan_ok=True
+    )
+    (found,) = [
+        each for each in every if (each.title, each.task, each.metric) == ("AdaFTR", "click", "auc")
+    ]
     assert found.validation.mean == pytest.approx(100 * (0.03 - 0.01 + 0.02) / 3)
     text = "\n\n".join(report_sections(results))
     assert "p, Holm" in text
@@ -112,17 +124,27 @@ def test_the_files_have_all_numbers_and_the_plot_a_row_per_metric(results, tmp_p
     results.rows[2].outcomes[2] = replace(results.rows[2].outcomes[2], learned=flat)
     object.__setattr__(results.experiment, "form", form)
     paths = write_report(tmp_path / "out", results, "the command")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["table4.json", "table4.md", "table4.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "table4.json",
+        "table4.md",
+        "table4.png",
+    ]
     content = json.loads(paths[1].read_text())
     assert content["command"] == "the command"
     assert content["rows"][2]["runs"]["1"]["test"]["click"]["auc"] == 0.632
-    (best,) = [c for c in content["comparisons"] if (c["title"], c["task"], c["metric"]) == ("AdaFTR", "click", "auc")]
+    (best,) = [
+        c
+        for c in content["comparisons"]
+        if (c["title"], c["task"], c["metric"]) == ("AdaFTR", "click", "auc")
+    ]
     assert best["difference"]["p"] == pytest.approx(0.0027, abs=1e-4)
     assert paths[2].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     figure = draw(results)
     value = "xlabel" if form == "dots" else "ylabel"
     assert [(axes.get_title(), getattr(axes, f"get_{value}")()) for axes in figure.axes] == [
-        (task, f"test {metric}, %") for metric in ("AUC", "GAUC") for task in ("click", "conversion")
+        (task, f"test {metric}, %")
+        for metric in ("AUC", "GAUC")
+        for task in ("click", "conversion")
     ]
     assert not any(axes.patches for axes in figure.axes)  # no bars, which a cut axis would distort
     assert len(figure.legends) == (form == "line")

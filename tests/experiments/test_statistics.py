@@ -14,13 +14,21 @@ def test_mean_and_standard_deviation_by_hand():
 
 
 def test_paired_test_by_hand():
-    # differences 1, 2, 3: t = 2 / (1 / sqrt 3) = 2 sqrt 3 with 2 degrees of freedom, p = 1 - t / sqrt(2 + t^2)
+    # differences 1, 2, 3: t = 2 / (1 / sqrt 3) = 2 sqrt 3 with 2 degrees of freedom, p = 1 - t /
+    # sqrt(2 + t^2)
     difference = paired([2.0, 4.0, 3.0], [1.0, 2.0, 0.0])
-    assert (difference.mean, difference.std, difference.higher, difference.pairs) == (2.0, 1.0, 3, 3)
+    assert (difference.mean, difference.std, difference.higher, difference.pairs) == (
+        2.0,
+        1.0,
+        3,
+        3,
+    )
     t = 2 * math.sqrt(3)
     assert difference.p == pytest.approx(1 - t / math.sqrt(2 + t * t))
     assert not difference.significant  # p = .0742
-    assert paired([1.0, 2.0, 3.1], [1.0, 2.0, 3.0]).std < paired([1.0, 2.0, 3.1], [3.0, 1.0, 2.0]).std
+    assert (
+        paired([1.0, 2.0, 3.1], [1.0, 2.0, 3.0]).std < paired([1.0, 2.0, 3.1], [3.0, 1.0, 2.0]).std
+    )
     with pytest.raises(ValueError, match="got 2 and 1"):
         paired([1.0, 2.0], [1.0])
 
@@ -40,7 +48,8 @@ def test_holm_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"), [([1.0], [2.0]), ([], []), ([1.0, 2.0], [1.5, 2.5]), ([0.1 + 0.2, 0.6], [0.2, 0.5])]
+    ("ours", "theirs"),
+    [([1.0], [2.0]), ([], []), ([1.0, 2.0], [1.5, 2.5]), ([0.1 + 0.2, 0.6], [0.2, 0.5])],
 )
 def test_an_undefined_test_is_not_significant(ours, theirs):
     difference = paired(ours, theirs)

@@ -23,7 +23,10 @@ def test_label_groups_by_hand():
     tau = np.array([[0.1, 0.2, 0.3, 0.4], [0.3, 0.4, 0.5, 0.6]])
     labels = {"click": np.array([0, 1, 1, 0]), "conversion": np.array([0, 0, 0, 0])}
     groups = list(label_groups(tau, labels))
-    assert [group.labels for group in groups] == [{"click": 0, "conversion": 0}, {"click": 1, "conversion": 0}]
+    assert [group.labels for group in groups] == [
+        {"click": 0, "conversion": 0},
+        {"click": 1, "conversion": 0},
+    ]
     assert [group.rows for group in groups] == [2, 2]
     assert [group.mean for group in groups] == pytest.approx([0.35, 0.35])
     assert groups[1].points["p50"] == pytest.approx(0.35)  # mean of .25 and .45
@@ -34,14 +37,22 @@ def test_field_effect_by_hand():
     effect = field_effect("city", tau, np.array([2, 2, 1, 1]), ["unknown", "a", "b", "never"])
     assert effect.explained == pytest.approx(0.0225 / 0.0275)
     assert effect.values == pytest.approx({"a": 0.4, "b": 0.1})
-    assert field_effect("city", np.full((2, 3), 0.2), np.array([0, 1, 1]), ["unknown", "a"]).explained == 0  # constant
+    # constant
+    assert (
+        field_effect("city", np.full((2, 3), 0.2), np.array([0, 1, 1]), ["unknown", "a"]).explained
+        == 0
+    )
 
 
 @pytest.fixture
 def data(folder, tmp_path):
     """The log with a cross of two fields."""
     fields = SCHEMA["fields"] | {"pair": {"cross": ["user", "item"], "min_count": 1}}
-    prepare(parse_schema(SCHEMA | {"fields": fields}), [folder.parent / "log.parquet"], tmp_path / "data")
+    prepare(
+        parse_schema(SCHEMA | {"fields": fields}),
+        [folder.parent / "log.parquet"],
+        tmp_path / "data",
+    )
     return PreparedData(tmp_path / "data")
 
 
@@ -71,5 +82,8 @@ def test_trained_models_are_analysed_by_pair(data, jobs, tmp_path):
     assert "| click 0, view 0, conversion 0 |" in temperature_tables(found[0])
     paths = write_temperature_report(tmp_path, "tiny", found, "the command")
     assert "## click-view" in paths[0].read_text()
-    assert [pair["pair"] for pair in json.loads(paths[1].read_text())["pairs"]] == ["click-view", "click-conversion"]
+    assert [pair["pair"] for pair in json.loads(paths[1].read_text())["pairs"]] == [
+        "click-view",
+        "click-conversion",
+    ]
     assert paths[2].read_bytes()[:4] == b"\x89PNG"

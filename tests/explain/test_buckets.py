@@ -32,7 +32,8 @@ def test_buckets_are_the_rows_in_the_order_of_their_scores(n):
         assert found.rows[k] == len(rows)
         np.testing.assert_allclose(found.predicted[k], p[rows].mean())
         np.testing.assert_allclose(found.observed[k], rate)
-        for end in found.interval[:, k]:  # Wilson's: where the rate is 1.96 standard errors of the end away from it
+        # Wilson's: where the rate is 1.96 standard errors of the end away from it
+        for end in found.interval[:, k]:
             error = np.sqrt(end * (1 - end) / len(rows))
             np.testing.assert_allclose(abs(rate - end), 1.959964 * error, atol=1e-7)
         np.testing.assert_allclose(found.lift[k], rate / labels.mean())
@@ -49,8 +50,11 @@ def test_equal_scores_share_a_bucket():
     one = ScoreBuckets.of(np.zeros(30), np.zeros(30))
     assert (one.rows.tolist(), one.predicted.tolist()) == ([30], [0.5])
     assert np.isnan(one.lift).all()
-    assert one.interval[:, 0] == pytest.approx([0, 0.1135], abs=1e-4)  # no positive row is no proof of a rate of 0
-    assert ScoreBuckets.of(np.ones(30), np.zeros(30)).interval[:, 0] == pytest.approx([0.8865, 1], abs=1e-4)
+    # no positive row is no proof of a rate of 0
+    assert one.interval[:, 0] == pytest.approx([0, 0.1135], abs=1e-4)
+    assert ScoreBuckets.of(np.ones(30), np.zeros(30)).interval[:, 0] == pytest.approx(
+        [0.8865, 1], abs=1e-4
+    )
     extreme = ScoreBuckets.of(np.array([1, 0]), np.array([3e38, -3e38], np.float32))
     assert extreme.predicted.tolist() == [1.0, 0.0]
 
@@ -68,12 +72,24 @@ def test_the_page_says_what_the_numbers_say():
     assert any(line.startswith("click: calibrated on average: ") for line in lines)
     assert any(line.startswith("buy: not calibrated: 1.") for line in lines)
     assert "none: the rows have no positives." in lines
-    assert "click: the fields that are worth most, in points of AUC: user (11.00), noise (0.00)." in lines
+    assert (
+        "click: the fields that are worth most, in points of AUC: user (11.00), noise (0.00)."
+        in lines
+    )
     assert any("that noise are permuted" in line for line in lines)
     metrics = Table(["task"], [["click"]])
-    text = "\n\n".join(page_sections("run on the test split", metrics, ["x: no better."], buckets, importance))
+    text = "\n\n".join(
+        page_sections("run on the test split", metrics, ["x: no better."], buckets, importance)
+    )
     assert text.index("**Before you read on:** x: no better.") < text.index("| task")
     assert "| user             | 11.000 ± 0.577 |" in text
-    for heading in ("# run on the test split", "## Importance of fields (5,000 rows, 3 permutations)", "### buy"):
+    for heading in (
+        "# run on the test split",
+        "## Importance of fields (5,000 rows, 3 permutations)",
+        "### buy",
+    ):
         assert f"{heading}\n" in text
-    assert [axes.get_title() for axes in draw(buckets).axes[:2]] == ["click: calibration", "buy: calibration"]
+    assert [axes.get_title() for axes in draw(buckets).axes[:2]] == [
+        "click: calibration",
+        "buy: calibration",
+    ]

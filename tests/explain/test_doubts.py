@@ -1,4 +1,6 @@
-"""Evaluations of models that are no better than a constant, or that were stopped early, say so first."""
+"""Evaluations of models that are no better than a constant, or that were stopped early, say so
+first.
+"""
 
 import numpy as np
 import pytest
@@ -9,14 +11,26 @@ from adaftr_fast.training.evaluation import Predictions, measure
 from adaftr_fast.training.trained import Run
 
 
-def doubts(scale, shift=0.0, best=2, trained=3, most=3, rows=3000, mean=-1.0, spread=1.5, highest=np.inf):
-    """Those of probabilities whose logits are ``scale`` times the true ones plus ``shift``, and at most ``highest``."""
+def doubts(
+    scale, shift=0.0, best=2, trained=3, most=3, rows=3000, mean=-1.0, spread=1.5, highest=np.inf
+):
+    """Those of probabilities whose logits are ``scale`` times the true ones plus ``shift``, and at
+    most ``highest``.
+    """
     random = np.random.default_rng(0)
     true = random.normal(mean, spread, rows)
     labels = (random.random(rows) < 1 / (1 + np.exp(-true))).astype(np.uint8)
-    logits = (scale * true + random.normal(size=rows) * (scale == 0) + shift).clip(max=highest).astype(np.float32)
+    logits = (
+        (scale * true + random.normal(size=rows) * (scale == 0) + shift)
+        .clip(max=highest)
+        .astype(np.float32)
+    )
     run = Run.of("run", [{"epoch": epoch + 1} for epoch in range(trained)], best)
-    run.about = type("About", (), {"config": type("Config", (), {"training": type("T", (), {"max_epochs": most})})})
+    run.about = type(
+        "About",
+        (),
+        {"config": type("Config", (), {"training": type("T", (), {"max_epochs": most})})},
+    )
     metrics = measure(["click"], Predictions(logits[:, None], labels[:, None], None))
     return find_doubts(run, metrics, {"click": ScoreBuckets.of(labels, logits)})
 
@@ -27,7 +41,8 @@ def test_a_trained_model_raises_no_doubt():
 
 
 def test_a_gain_is_measured_by_the_loss_of_a_rare_task():
-    rare = {"rows": 500_000, "mean": -8.8, "spread": 0.8}  # a rate of 2e-4, the log-loss of which is 0.002
+    # a rate of 2e-4, the log-loss of which is 0.002
+    rare = {"rows": 500_000, "mean": -8.8, "spread": 0.8}
     assert doubts(1.0, **rare) == []
     (rate,) = doubts(1.0, shift=1.0, **rare)
     assert rate.startswith("click: the probabilities are no better than the rate 0.0002")

@@ -1,4 +1,6 @@
-"""Permutation importance against scikit-learn's, and the permutation of a field against lists of rows."""
+"""Permutation importance against scikit-learn's, and the permutation of a field against lists of
+rows.
+"""
 
 import numpy as np
 import pytest
@@ -52,7 +54,11 @@ def test_it_is_that_of_scikit_learn():
 
     def scorer(task):
         def score(_, x, y):
-            parts = torch.from_numpy(x[:, :3].astype(np.int32)), None, torch.from_numpy(x[:, 3:].astype(np.float32))
+            parts = (
+                torch.from_numpy(x[:, :3].astype(np.int32)),
+                None,
+                torch.from_numpy(x[:, 3:].astype(np.float32)),
+            )
             return roc_auc_score(y, model(*parts)[:, task].detach().numpy())
 
         return score
@@ -60,7 +66,9 @@ def test_it_is_that_of_scikit_learn():
     for task in range(2):
         y = batch.labels[:, task].numpy()
         expected = of_sklearn(Estimator(), x, y, scoring=scorer(task), n_repeats=12, random_state=1)
-        error = np.sqrt(found.standard_error[:, task] ** 2 + expected.importances.var(1, ddof=1) / 12)
+        error = np.sqrt(
+            found.standard_error[:, task] ** 2 + expected.importances.var(1, ddof=1) / 12
+        )
         assert (np.abs(found.mean[:, task] - expected.importances_mean) <= 5 * error).all()
     np.testing.assert_allclose(found.standard_error, found.drops.std(0, ddof=1) / np.sqrt(12))
     assert (found.drops[:, 2] == 0).all()  # a field that no task reads
@@ -74,10 +82,17 @@ def test_it_is_that_of_scikit_learn():
 
 def test_a_field_of_lists_is_permuted_list_by_list():
     random = np.random.default_rng(0)
-    lists = [[list(random.integers(1, 90, random.integers(0, 4))) for _ in range(3)] for _ in range(7)]  # 7 rows
+    # 7 rows
+    lists = [
+        [list(random.integers(1, 90, random.integers(0, 4))) for _ in range(3)] for _ in range(7)
+    ]
     flat = [bag for row in lists for bag in row]
     offsets = torch.tensor(np.cumsum([0, *map(len, flat)]))
-    batch = Batch(torch.tensor([x for bag in flat for x in bag], dtype=torch.int32), torch.zeros(7, 1), offsets=offsets)
+    batch = Batch(
+        torch.tensor([x for bag in flat for x in bag], dtype=torch.int32),
+        torch.zeros(7, 1),
+        offsets=offsets,
+    )
     order = random.permutation(7)
     found = permute_field(batch, 1, order)
     expected = [[row[0], lists[order[number]][1], row[2]] for number, row in enumerate(lists)]

@@ -1,4 +1,6 @@
-"""Calls a function before every call that changes names or flushes files, to kill or observe a process there."""
+"""Calls a function before every call that changes names or flushes files, to kill or observe a
+process there.
+"""
 
 import os
 from contextlib import ExitStack, contextmanager
@@ -42,7 +44,9 @@ def before_each_call(act, exchange=True, flushed=lambda path: None):
 
 
 def killed_at(number, run, exchange=True):
-    """Runs ``run`` in a forked process that dies before call ``number``; returns whether it died there."""
+    """Runs ``run`` in a forked process that dies before call ``number``; returns whether it died
+    there.
+    """
     child = os.fork()
     if child == 0:
         try:

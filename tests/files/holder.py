@@ -18,7 +18,9 @@ with writer_lock(Path(sys.argv[1]), Path(sys.argv[1])):
 
 @contextmanager
 def holder(lock, *arguments):
-    """Locks the file ``lock`` in another process, whose command line ends with ``arguments``; yields the process."""
+    """Locks the file ``lock`` in another process, whose command line ends with ``arguments``;
+    yields the process.
+    """
     command = [sys.executable, "-c", HOLD, str(lock), *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"\n"

@@ -1,8 +1,9 @@
-"""Simulates a power failure at every point of a publication, from what the process has flushed to disk.
+"""Simulates a power failure at every point of a publication, from what the process has flushed to
+disk.
 
-A file is on disk as of its last fsync, and a folder's names as of the folder's last fsync. Of what was not flushed, a
-disk may hold any part: here, every folder holds its flushed or its present names, and files that changed after their
-last fsync are torn.
+A file is on disk as of its last fsync, and a folder's names as of the folder's last fsync. Of what
+was not flushed, a disk may hold any part: here, every folder holds its flushed or its present
+names, and files that changed after their last fsync are torn.
 """
 
 import os
@@ -65,7 +66,8 @@ class Disk:
         return stat.st_size, stat.st_mtime_ns
 
     def _trees(self, number, parts=()):
-        """Yields what the disk may hold: a file's number or ``TORN``, or the trees of a folder by name.
+        """Yields what the disk may hold: a file's number or ``TORN``, or the trees of a folder by
+        name.
 
         With ``parts``, what the folder may hold at this path, None for nothing.
         """
@@ -86,11 +88,15 @@ def whole(path):
     """Returns the tree of a file or folder that is on disk as a whole, or None if it is absent."""
     if not path.exists():
         return None
-    return {each.name: whole(each) for each in path.iterdir()} if path.is_dir() else path.stat().st_ino
+    return (
+        {each.name: whole(each) for each in path.iterdir()} if path.is_dir() else path.stat().st_ino
+    )
 
 
 def cut(root, target, publish, exchange=True):
-    """Asserts that at every point a power failure leaves the former or the new ``target``, and in the end the new."""
+    """Asserts that at every point a power failure leaves the former or the new ``target``, and in
+    the end the new.
+    """
     disk, before = Disk(root, target), whole(target)
     disk.run(publish, exchange)
     after = whole(target)

@@ -40,7 +40,10 @@ def test_an_error_of_an_input_does_not_name_the_output(tmp_path, act):
 
 def test_a_pipe_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for act in (lambda path: publish(path, lambda new: new.touch()), lambda path: replace_file(path, b"content")):
+    for act in (
+        lambda path: publish(path, lambda new: new.touch()),
+        lambda path: replace_file(path, b"content"),
+    ):
         with pytest.raises(OSError, match=r"expected a file or a folder, found .*/pipe'") as error:
             act(tmp_path / "pipe")
         assert error.value.errno == errno.EINVAL

@@ -86,7 +86,10 @@ def test_a_thread_may_hold_a_lock_several_times(tmp_path):
             assert lock.exists()
             meet_in_thread()
         meet_in_thread()
-    assert errors == [f"{tmp_path}: another thread of this process is writing it; name another place"] * 2
+    assert (
+        errors
+        == [f"{tmp_path}: another thread of this process is writing it; name another place"] * 2
+    )
 
 
 def test_a_symbolic_link_leads_to_the_same_lock(tmp_path):
@@ -112,7 +115,9 @@ def test_a_forked_process_neither_holds_nor_releases_the_lock(tmp_path):
 
 
 def test_a_file_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
-    """The former holder removes the file after this process has opened and before it has locked it."""
+    """The former holder removes the file after this process has opened and before it
+    has locked it.
+    """
     lock, real = tmp_path / "lock", fcntl.lockf
 
     def late(descriptor, operation):

@@ -16,7 +16,11 @@ def group(request, tmp_path, monkeypatch):
     The process is in /job/step, which has no files.
     """
     root, files, line = {
-        1: (tmp_path / "memory", _memory.VERSION_1, "4:cpu,memory:/job/step\n2:cpuset:/other\n0::/\n"),
+        1: (
+            tmp_path / "memory",
+            _memory.VERSION_1,
+            "4:cpu,memory:/job/step\n2:cpuset:/other\n0::/\n",
+        ),
         2: (tmp_path, _memory.VERSION_2, "0::/job/step\n"),
     }[request.param]
     (tmp_path / "own").write_text(line)

@@ -48,5 +48,6 @@ def test_the_simulation_finds_names_that_are_not_flushed(tmp_path, monkeypatch):
     write_folder(tmp_path / "out", "old")
     real = _files.sync
     monkeypatch.setattr(_files, "sync", lambda path: real(path) if path != tmp_path else None)
-    with pytest.raises(AssertionError, match="before call"):  # the former folder loses files before its name
+    # the former folder loses files before its name
+    with pytest.raises(AssertionError, match="before call"):
         cut(tmp_path, tmp_path / "out", lambda: write_folder(tmp_path / "out", "new"))

@@ -43,7 +43,8 @@ BOTH = pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "no e
 
 
 @pytest.mark.parametrize(("write", "read"), KINDS, ids=["folder", "file"])
-@pytest.mark.parametrize(("old", "exchange"), [("old", True), ("old", False), (None, True)])  # None has no exchange
+# None has no exchange
+@pytest.mark.parametrize(("old", "exchange"), [("old", True), ("old", False), (None, True)])
 def test_a_kill_at_any_point_leaves_the_old_or_the_new_one(tmp_path, write, read, exchange, old):
     target = tmp_path / "out"
     seen = set()
@@ -95,7 +96,8 @@ def test_an_error_leaves_the_old_one(tmp_path):
         with pytest.raises(TypeError):
             write(target, None)  # after it has created the file or folder
         assert read(target)[-3:] == "old"
-    (tmp_path / "write_folder").rename(tmp_path / ".write_folder.replaced")  # as a killed process may leave it
+    # as a killed process may leave it
+    (tmp_path / "write_folder").rename(tmp_path / ".write_folder.replaced")
     with pytest.raises(TypeError):
         write_folder(tmp_path / "write_folder", None)
     assert read_folder(tmp_path / "write_folder") == "old" * 3
@@ -154,7 +156,8 @@ def test_two_writers_of_one_target(tmp_path):
     (tmp_path / ".out.new-1-2").mkdir()
     with holder(tmp_path / ".out.lock"), pytest.raises(BusyError, match="out: process"):
         write_file(tmp_path / "out", "mine")
-    assert sorted(os.listdir(tmp_path)) == [".out.lock", ".out.new-1-2"]  # perhaps the other writer's
+    # perhaps the other writer's
+    assert sorted(os.listdir(tmp_path)) == [".out.lock", ".out.new-1-2"]
 
 
 def test_a_symbolic_link_stays(tmp_path):

@@ -1,4 +1,6 @@
-"""Small models in float64 and batches for them, with weights large enough for the networks to be nonlinear."""
+"""Small models in float64 and batches for them, with weights large enough for the networks to be
+nonlinear.
+"""
 
 from typing import get_args, get_type_hints
 
@@ -17,7 +19,9 @@ MODELS = [name for name in NAMES if name != "adaftr"]
 SMALL = ModelConfig(embedding_dim=4)
 
 
-def batch(rows: int = 40, tasks: int = 2, seed: int = 0, weighted: bool = False, dtype=torch.float64) -> Batch:
+def batch(
+    rows: int = 40, tasks: int = 2, seed: int = 0, weighted: bool = False, dtype=torch.float64
+) -> Batch:
     """Returns a batch from a funnel: each task's event requires the previous task's."""
     g = torch.Generator().manual_seed(seed)
     ids = torch.stack([torch.randint(0, n, (rows,), generator=g) for n in SIZES], 1).int()
@@ -42,20 +46,36 @@ def adaftr(**options) -> AdaFTR:
     return model("adaftr", **options)
 
 
-def plain_mmoe(w: dict[str, torch.Tensor], ids: torch.Tensor, prefix: str = "") -> tuple[torch.Tensor, list]:
-    """Returns e and v of each task (Eq. 3) by plain PyTorch from the weights of an MMoE with three experts."""
+def plain_mmoe(
+    w: dict[str, torch.Tensor], ids: torch.Tensor, prefix: str = ""
+) -> tuple[torch.Tensor, list]:
+    """Returns e and v of each task (Eq. 3) by plain PyTorch from the weights of an MMoE with three
+    experts.
+    """
     offsets = torch.tensor([0, *SIZES[:-1]]).cumsum(0)
     e = F.embedding(ids + offsets, w[f"{prefix}embedding.weight"]).flatten(1)
-    expert = torch.relu(F.linear(e, w[f"{prefix}experts.first.weight"], w[f"{prefix}experts.first.bias"]))
-    gate = F.linear(e, w[f"{prefix}gates.weight"], w[f"{prefix}gates.bias"]).view(len(e), -1, 3).softmax(2)
-    return e, [(gate[:, t, :, None] * expert.view(len(e), 3, -1)).sum(1) for t in range(gate.shape[1])]
+    expert = torch.relu(
+        F.linear(e, w[f"{prefix}experts.first.weight"], w[f"{prefix}experts.first.bias"])
+    )
+    gate = (
+        F.linear(e, w[f"{prefix}gates.weight"], w[f"{prefix}gates.bias"])
+        .view(len(e), -1, 3)
+        .softmax(2)
+    )
+    return e, [
+        (gate[:, t, :, None] * expert.view(len(e), 3, -1)).sum(1) for t in range(gate.shape[1])
+    ]
 
 
-def plain_tower(w: dict[str, torch.Tensor], x: torch.Tensor, prefix: str) -> tuple[torch.Tensor, torch.Tensor]:
+def plain_tower(
+    w: dict[str, torch.Tensor], x: torch.Tensor, prefix: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the first layer and the probability of a tower (Eq. 2)."""
     layers = []
     while f"{prefix}.mlp.layers.{len(layers)}.weight" in w:
         name = f"{prefix}.mlp.layers.{len(layers)}"
         x = torch.relu(F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"]))
         layers.append(x)
-    return layers[0], F.linear(x, w[f"{prefix}.logit.weight"], w[f"{prefix}.logit.bias"])[:, 0].sigmoid()
+    return layers[0], F.linear(x, w[f"{prefix}.logit.weight"], w[f"{prefix}.logit.bias"])[
+        :, 0
+    ].sigmoid()

@@ -15,7 +15,9 @@ from tests.tolerances import assert_same_bits
 
 
 def expected_losses(built, backbone, data, pairs, tau, layer=1, contrast="infonce"):
-    """Computes Eqs. 5-13, weighted and summed over the pairs; ``tau`` maps y_rel [B] (or None) to a temperature."""
+    """Computes Eqs. 5-13, weighted and summed over the pairs; ``tau`` maps y_rel [B] (or None) to a
+    temperature.
+    """
     _, v, hidden, _ = paper.represent(backbone, built.backbone, data.ids)
     y, weight = data.labels.numpy(), None if data.weight is None else data.weight.numpy()
     losses, temperatures = {"contrast": 0.0}, []
@@ -74,7 +76,9 @@ def test_scalar_tau():
     built.contrasts[0].logit.data.fill_(0.3)
     tau = 0.8 * (1 - paper.sigmoid(0.3)) + 0.1
     assert_losses(built, data, expected_losses(built, "mmoe", data, [(0, 1)], lambda _: tau)[0])
-    torch.testing.assert_close(built.diagnostics(data)["tau/click-conversion"], torch.full((40,), tau).double())
+    torch.testing.assert_close(
+        built.diagnostics(data)["tau/click-conversion"], torch.full((40,), tau).double()
+    )
     built.loss(data)["contrast"].backward()
     assert built.contrasts[0].logit.grad.abs() > 0
 
@@ -111,7 +115,9 @@ def test_contrasts_without_a_temperature(contrast):
     built = adaftr(contrast=contrast, tasks=THREE, contrast_rows=16)
     for weighted in (False, True):
         data = batch(tasks=3, weighted=weighted)
-        expected, _ = expected_losses(built, "mmoe", data, [(0, 1), (0, 2)], None, contrast=contrast)
+        expected, _ = expected_losses(
+            built, "mmoe", data, [(0, 1), (0, 2)], None, contrast=contrast
+        )
         assert_losses(built, data, expected)
     assert not len(built.relatedness)
     assert built.diagnostics(data) == {}

@@ -19,11 +19,15 @@ SMALL = {"embedding_dim": 4, "expert_hidden": [8], "tower_hidden": [8], "related
 def build(name="mmoe", attention=None, **options):
     torch.manual_seed(0)
     attention = {"history": "item"} if attention is None else attention
-    return build_model(ModelConfig(name=name, attention=attention, **(SMALL | options)), ROWS, TWO, NAMES)
+    return build_model(
+        ModelConfig(name=name, attention=attention, **(SMALL | options)), ROWS, TWO, NAMES
+    )
 
 
 def batch(rows=64, length=6, seed=0):
-    """Returns rows with a history of up to ``length`` items. A click is an item that the history holds."""
+    """Returns rows with a history of up to ``length`` items. A click is an item that the history
+    holds.
+    """
     g = torch.Generator().manual_seed(seed)
     counts = torch.ones(rows, 3, dtype=torch.int64)
     counts[:, 1] = torch.randint(0, length + 1, (rows,), generator=g)
@@ -33,8 +37,13 @@ def batch(rows=64, length=6, seed=0):
     ids[day] %= 4
     for row in range(0, rows, 2):  # of every second row that has a history, the item is in it
         if counts[row, 1]:
-            ids[item[row]] = ids[history[row] + torch.randint(int(counts[row, 1]), (1,), generator=g)]
-    held = [bool((ids[h : h + n] == ids[i]).any()) for i, h, n in zip(item, history, counts[:, 1], strict=True)]
+            ids[item[row]] = ids[
+                history[row] + torch.randint(int(counts[row, 1]), (1,), generator=g)
+            ]
+    held = [
+        bool((ids[h : h + n] == ids[i]).any())
+        for i, h, n in zip(item, history, counts[:, 1], strict=True)
+    ]
     labels = torch.tensor(held).float()[:, None].expand(-1, 2).clone()
     return Batch(ids, labels, offsets=offsets)
 
@@ -43,7 +52,10 @@ def batch(rows=64, length=6, seed=0):
 def test_every_model_pools_by_attention(name):
     model, rows = build(name), batch()
     tables = 2 if name == "single_dnn" else 1
-    assert sum("attention" in key and key.endswith("logit.bias") for key in model.state_dict()) == tables
+    assert (
+        sum("attention" in key and key.endswith("logit.bias") for key in model.state_dict())
+        == tables
+    )
     before = model(*rows.features)
     assert before.shape == (64, 2)
     optimizer = Adam(model, lr=0.01)
@@ -60,13 +72,17 @@ def test_every_model_pools_by_attention(name):
 def test_the_l2_term_holds_all_fields_beside_numbers():
     torch.manual_seed(0)
     config = ModelConfig(name="mmoe", attention={"history": "item"}, l2=0.5, **SMALL)
-    model = build_model(config, ROWS, TWO, NAMES, [NumericEncoding("age", "standard", 0.0, 1.0, -3.0, 3.0)])
+    model = build_model(
+        config, ROWS, TWO, NAMES, [NumericEncoding("age", "standard", 0.0, 1.0, -3.0, 3.0)]
+    )
     with torch.no_grad():
         for name in model.embedding.field_names:
             model.embedding.field_weight(name).normal_()
     rows = replace(batch(), dense=torch.randn(64, 1))
     fields = model.embed(*rows.features)[:, :-1]  # [B, 3 * 4]
-    weights = [p for key, p in model.named_parameters() if p.dim() > 1 and not key.startswith("embedding.")]
+    weights = [
+        p for key, p in model.named_parameters() if p.dim() > 1 and not key.startswith("embedding.")
+    ]
     expected = 0.5 * (sum(p.square().sum() for p in weights) + fields.square().sum() / 64)
     torch.testing.assert_close(model.loss(rows)["l2"], expected)
 
@@ -109,22 +125,40 @@ def test_rows_do_not_depend_on_each_other_and_an_id_is_a_bag_of_one():
 @pytest.mark.parametrize(
     ("options", "names", "message"),
     [
-        ({"attention": {"seen": "item"}}, NAMES, r"model\.attention: expected names among item, .*got 'seen'"),
-        ({"attention": {"item": "item"}}, NAMES, "expected a target of item that is not pooled by attention itself"),
-        ({"attention": {"history": "day"}}, NAMES, "a field with the 4 ids of its target day, got 'history: 30'"),
+        (
+            {"attention": {"seen": "item"}},
+            NAMES,
+            r"model\.attention: expected names among item, .*got 'seen'",
+        ),
+        (
+            {"attention": {"item": "item"}},
+            NAMES,
+            "expected a target of item that is not pooled by attention itself",
+        ),
+        (
+            {"attention": {"history": "day"}},
+            NAMES,
+            "a field with the 4 ids of its target day, got 'history: 30'",
+        ),
         ({}, None, r"field_names are needed for attention = {'history': 'item'}, got None"),
         (
             {"embedding_dims": {"history": 3}},
             NAMES,
             "embedding_dims: expected 4 for history, as for its target item, got 3",
         ),
-        ({"attention_hidden": []}, NAMES, r"model\.attention_hidden: expected one or more widths >= 1"),
+        (
+            {"attention_hidden": []},
+            NAMES,
+            r"model\.attention_hidden: expected one or more widths >= 1",
+        ),
         ({"attention": {"history": 3}}, NAMES, r"model\.attention"),
     ],
 )
 def test_impossible_attention_is_named(options, names, message):
     with pytest.raises(ValueError, match=message):
-        build_model(ModelConfig(**({"attention": {"history": "item"}} | SMALL | options)), ROWS, TWO, names)
+        build_model(
+            ModelConfig(**({"attention": {"history": "item"}} | SMALL | options)), ROWS, TWO, names
+        )
 
 
 def test_a_field_has_the_width_of_its_target():

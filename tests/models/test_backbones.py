@@ -19,7 +19,9 @@ SHAPES = [{}, {"expert_hidden": [6, 5], "tower_hidden": [4, 3]}]
 
 
 def close(found, expected, what=""):
-    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-9, atol=1e-12, err_msg=what)
+    np.testing.assert_allclose(
+        found.detach().numpy(), expected, rtol=1e-9, atol=1e-12, err_msg=what
+    )
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -38,9 +40,16 @@ def test_representations_follow_the_equations(name):
             close(built(data.ids), logits)
 
 
-@pytest.mark.parametrize(("layers", "each", "own", "shared"), [(1, 1, 1, None), (3, 2, 3, None), (2, 3, 1, 1)])
+@pytest.mark.parametrize(
+    ("layers", "each", "own", "shared"), [(1, 1, 1, None), (3, 2, 3, None), (2, 3, 1, 1)]
+)
 def test_ple_of_any_size(layers, each, own, shared):
-    options = {"extraction_layers": layers, "num_experts": each, "task_experts": own, "shared_experts": shared}
+    options = {
+        "extraction_layers": layers,
+        "num_experts": each,
+        "task_experts": own,
+        "shared_experts": shared,
+    }
     built, data = model("ple", THREE, **options), batch()
     assert len(built.layers) == layers
     counts = [own] * 3 + [each if shared is None else shared]
@@ -55,11 +64,20 @@ def test_losses_are_eq_4_and_a_mean_squared_norm(name):
         e, v, hidden, logits = paper.represent(name, built, data.ids)
         y, weight = data.labels.numpy(), None if data.weight is None else data.weight.numpy()
         p = paper.sigmoid(logits)
-        expected = {task: paper.cross_entropy(p[:, t], y[:, t], weight) for t, task in enumerate(THREE)}
-        dense = [paper.array(p) for n, p in built.named_parameters() if p.dim() > 1 and "embedding" not in n]
+        expected = {
+            task: paper.cross_entropy(p[:, t], y[:, t], weight) for t, task in enumerate(THREE)
+        }
+        dense = [
+            paper.array(p)
+            for n, p in built.named_parameters()
+            if p.dim() > 1 and "embedding" not in n
+        ]
         expected["l2"] = 1e-3 * (sum((p**2).sum() for p in dense) + (e**2).sum() / len(e))
         if name in RISKS:
-            expected |= {term: 0.1 * risk for term, risk in RISKS[name](built, e, v, hidden, y, weight).items()}
+            expected |= {
+                term: 0.1 * risk
+                for term, risk in RISKS[name](built, e, v, hidden, y, weight).items()
+            }
         found = built.loss(data)
         assert set(found) == set(expected)
         for term, value in expected.items():
@@ -70,7 +88,9 @@ def test_losses_are_eq_4_and_a_mean_squared_norm(name):
 def test_the_norm_is_not_squared_as_in_eq_14(name):
     built, data = model(name, l2=0.3, l2_form="norm"), batch()
     dense = [p for n, p in built.named_parameters() if p.dim() > 1 and "embedding" not in n]
-    e = built.embedding.weight[data.ids.long() + torch.tensor([0, *SIZES[:-1]]).cumsum(0)].flatten(1)
+    e = built.embedding.weight[data.ids.long() + torch.tensor([0, *SIZES[:-1]]).cumsum(0)].flatten(
+        1
+    )
     expected = 0.3 * torch.sqrt(sum(p.square().sum() for p in dense) + e.square().sum() / len(e))
     found, parameters = built.loss(data)["l2"], [*dense, built.embedding.weight]
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
@@ -86,10 +106,16 @@ def test_single_dnn_has_one_model_per_task():
     for t, (task, network) in enumerate(zip(THREE, built.networks)):
         logits = paper.represent("shared_bottom", network, data.ids)[3][:, 0]
         close(built(data.ids)[:, t], logits)
-        close(built.loss(data)[task], paper.cross_entropy(paper.sigmoid(logits), data.labels[:, t].numpy()))
+        close(
+            built.loss(data)[task],
+            paper.cross_entropy(paper.sigmoid(logits), data.labels[:, t].numpy()),
+        )
         built.zero_grad()
         built.loss(data)[task].backward()
-        assert all((p.grad is not None) == n.startswith(f"networks.{t}.") for n, p in built.named_parameters())
+        assert all(
+            (p.grad is not None) == n.startswith(f"networks.{t}.")
+            for n, p in built.named_parameters()
+        )
         squares.append(network.loss(replace(data, labels=data.labels[:, t : t + 1]))["l2"].item())
     close(built.loss(data)["l2"], sum(squares))
     close(norm.loss(data)["l2"], sum(0.3 * (square / 1e-3) ** 0.5 for square in squares))
@@ -122,13 +148,18 @@ def test_autoheri_feeds_downstream_tasks_only():
 def test_every_weight_has_a_gradient(name):
     built, data = model(name, THREE), batch(tasks=3)
     sum(term for name, term in built.loss(data).items() if name != "l2").backward()
-    missing = [n for n, p in built.named_parameters() if p.grad is None or not p.grad.to_dense().any()]
+    missing = [
+        n for n, p in built.named_parameters() if p.grad is None or not p.grad.to_dense().any()
+    ]
     assert not missing
 
 
 def test_the_logit_of_a_product_neither_overflows_nor_cancels():
-    z = torch.tensor([[-200.0, -300.0], [300.0, 200.0], [40.0, -40.0], [0.0, 60.0], [-1e30, 5.0], [-30.0, 30.0]])
-    exact = [-500.0, 200.0, -40.0, 0.0, -1e30, -30.0]  # logit(p q) where p, q or both are next to 0 or 1
+    z = torch.tensor(
+        [[-200.0, -300.0], [300.0, 200.0], [40.0, -40.0], [0.0, 60.0], [-1e30, 5.0], [-30.0, 30.0]]
+    )
+    # logit(p q) where p, q or both are next to 0 or 1
+    exact = [-500.0, 200.0, -40.0, 0.0, -1e30, -30.0]
     z.requires_grad_()
     found = chain(z)
     torch.testing.assert_close(found[:, 1], torch.tensor(exact), rtol=1e-6, atol=1e-6)
@@ -158,7 +189,9 @@ class Bare(Backbone):
     ("inputs", "got"), [(lambda x: [x], "1"), (lambda x: [x, x, x], "3"), (lambda x: x, "a tensor")]
 )
 def test_a_backbone_needs_an_input_per_task(inputs, got):
-    with pytest.raises(TypeError, match=f"Bare: task_inputs must return a list of 2, one per task, got {got}$"):
+    with pytest.raises(
+        TypeError, match=f"Bare: task_inputs must return a list of 2, one per task, got {got}$"
+    ):
         Bare(inputs)(batch().ids)
     assert Bare(lambda x: [x, x])(batch().ids).shape == (40, 2)
 
@@ -187,9 +220,13 @@ def test_a_model_without_its_risk_is_esmm(name):
     esmm.load_state_dict({n: p for n, p in built.state_dict().items() if not n.startswith(ADDED)})
     assert torch.equal(built(data.ids), esmm(data.ids))
     found, expected = built.loss(data), esmm.loss(data)
-    assert {n: v.item() for n, v in found.items() if n in TWO} == {n: v.item() for n, v in expected.items()}
+    assert {n: v.item() for n, v in found.items() if n in TWO} == {
+        n: v.item() for n, v in expected.items()
+    }
     assert not any(found[n].item() for n in found.keys() - set(TWO))
-    assert model(name, ctcvr_weight=0.5, l2=0.0).loss(data)["conversion"] == 0.5 * found["conversion"]
+    assert (
+        model(name, ctcvr_weight=0.5, l2=0.0).loss(data)["conversion"] == 0.5 * found["conversion"]
+    )
 
 
 @pytest.mark.parametrize("name", RISKS)
@@ -197,9 +234,13 @@ def test_the_propensity_has_no_gradient_and_a_lower_bound(name):
     built, data = model(name), batch()
     terms = built.loss(data)
     sum(value for n, value in terms.items() if n in PROPENSITY_TERMS).backward()
-    moved = {n for n, p in built.named_parameters() if p.grad is not None and p.grad.to_dense().any()}
+    moved = {
+        n for n, p in built.named_parameters() if p.grad is not None and p.grad.to_dense().any()
+    }
     assert not any(n.startswith(("towers.0.", "bottoms.0.")) for n in moved)
-    assert {n for n, _ in built.named_parameters() if n.startswith(("towers.1.", "bottoms.1.", *ADDED))} <= moved
+    assert {
+        n for n, _ in built.named_parameters() if n.startswith(("towers.1.", "bottoms.1.", *ADDED))
+    } <= moved
     e, v, hidden, _ = paper.represent(name, built, data.ids)
     built.config = replace(built.config, propensity_min=0.9)
     for term, risk in RISKS[name](built, e, v, hidden, data.labels.numpy()).items():
@@ -209,7 +250,9 @@ def test_the_propensity_has_no_gradient_and_a_lower_bound(name):
 
 @pytest.mark.parametrize(("name", "kind"), [("escm2_ips", "ESCM2"), ("dcmt", "DCMT")])
 def test_a_risk_of_conversions_needs_two_tasks(name, kind):
-    with pytest.raises(ValueError, match=rf"{kind}: task_names must name at least two tasks, got \['click'\]"):
+    with pytest.raises(
+        ValueError, match=rf"{kind}: task_names must name at least two tasks, got \['click'\]"
+    ):
         model(name, ["click"])
 
 
@@ -220,7 +263,10 @@ def test_dcmt_learns_the_conversion_rate_from_rows_without_a_click():
         built = model("dcmt", **options)
         terms = built.loss(data)
         (terms["counterfactual"] + terms["constraint"]).backward()
-        return {n: bool(p.grad is not None and p.grad.to_dense().any()) for n, p in built.named_parameters()}
+        return {
+            n: bool(p.grad is not None and p.grad.to_dense().any())
+            for n, p in built.named_parameters()
+        }
 
     assert gradients()["towers.1.logit.weight"]
     assert not gradients(constraint_weight=0.0)["towers.1.logit.weight"]

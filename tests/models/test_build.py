@@ -28,12 +28,21 @@ def dense_weights(built):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_budgets_are_equal_but_for_what_a_method_adds(name):
-    parts = {"ple": "layers.1.", "autoheri": "connections.", "escm2_dr": "imputation.", "dcmt": "twins."}
-    added = parts.get(name, "nothing")  # a second level, the connections, the network of the errors, the twins
+    parts = {
+        "ple": "layers.1.",
+        "autoheri": "connections.",
+        "escm2_dr": "imputation.",
+        "dcmt": "twins.",
+    }
+    # a second level, the connections, the network of the errors, the twins
+    added = parts.get(name, "nothing")
     names = [str(field) for field in range(20)]
     wide = {"embedding_dims": dict.fromkeys(names[:10], 32) | {names[10]: 1}}
     for tasks, options in ((TWO, {}), (THREE, {}), (TWO, {"expert_hidden": [64, 32]}), (TWO, wide)):
-        built, mmoe = (build_model(ModelConfig(name=n, **options), FIELDS, tasks, names) for n in (name, "mmoe"))
+        built, mmoe = (
+            build_model(ModelConfig(name=n, **options), FIELDS, tasks, names)
+            for n in (name, "mmoe")
+        )
         own = sum(p.numel() for n, p in built.named_parameters() if n.startswith(added))
         assert dense_weights(built) - own == pytest.approx(dense_weights(mmoe), rel=0.05), options
 
@@ -81,7 +90,12 @@ def test_widths_named_as_they_are_change_nothing():
 )
 def test_widths_of_no_field_are_named(names, message):
     with pytest.raises(ValueError, match=message):
-        build_model(ModelConfig(embedding_dims={"user": 4, "usr": 4} if names else {"user": 4}), SIZES, TWO, names)
+        build_model(
+            ModelConfig(embedding_dims={"user": 4, "usr": 4} if names else {"user": 4}),
+            SIZES,
+            TWO,
+            names,
+        )
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
@@ -94,7 +108,11 @@ def test_adaftr_stands_over_the_backbone_named(backbone):
 @pytest.mark.parametrize("name", [*MODELS, "adaftr"])
 def test_settings_survive_json(name):
     config = ModelConfig(
-        name=name, pairs=["click-conversion"], tau="fixed", equal_budget=False, embedding_dims={"user": 4}
+        name=name,
+        pairs=["click-conversion"],
+        tau="fixed",
+        equal_budget=False,
+        embedding_dims={"user": 4},
     )
     assert from_json(ModelConfig, asdict(config)) == config
 
@@ -106,7 +124,10 @@ def test_settings_survive_json(name):
             lambda: ModelConfig(name="dnn"),
             r"expected one of single_dnn, .*, or a class as module:Class, got 'dnn'",
         ),
-        (lambda: ModelConfig(backbone="adaftr"), r"backbone: expected one of shared_bottom, mmoe, .*got 'adaftr'"),
+        (
+            lambda: ModelConfig(backbone="adaftr"),
+            r"backbone: expected one of shared_bottom, mmoe, .*got 'adaftr'",
+        ),
         (lambda: ModelConfig(beta=-1), r"beta: expected a finite weight >= 0, got -1"),
         (lambda: ModelConfig(alpha=float("inf")), r"model\.alpha: expected a finite weight"),
         (lambda: ModelConfig(num_experts=0), r"model\.num_experts: expected >= 1, got 0"),
@@ -114,19 +135,43 @@ def test_settings_survive_json(name):
             lambda: ModelConfig(embedding_dims={"a": 4, "b": 0}),
             r"embedding_dims: expected widths >= 1, got {'a': 4,",
         ),
-        (lambda: ModelConfig(tower_hidden=[8, 0]), r"model\.tower_hidden: expected one or more widths.*got \[8, 0\]"),
-        (lambda: ModelConfig(tau_min=2.0), r"model\.tau_min: expected at most tau_max = 1\.0, got 2\.0"),
-        (lambda: ModelConfig(tau_fixed=0.0), r"tau_fixed: expected a finite temperature > 0, got 0\.0"),
+        (
+            lambda: ModelConfig(tower_hidden=[8, 0]),
+            r"model\.tower_hidden: expected one or more widths.*got \[8, 0\]",
+        ),
+        (
+            lambda: ModelConfig(tau_min=2.0),
+            r"model\.tau_min: expected at most tau_max = 1\.0, got 2\.0",
+        ),
+        (
+            lambda: ModelConfig(tau_fixed=0.0),
+            r"tau_fixed: expected a finite temperature > 0, got 0\.0",
+        ),
         (lambda: model(tasks=["click"]), "at least two tasks"),
-        (lambda: model(contrast_layer=4), "contrast_layer: expected one of the 3 layers of a tower, got 4"),
-        (lambda: model(tau="scalar", temperature_updates="omega"), "need contrast 'infonce' and tau 'adaptive', got"),
+        (
+            lambda: model(contrast_layer=4),
+            "contrast_layer: expected one of the 3 layers of a tower, got 4",
+        ),
+        (
+            lambda: model(tau="scalar", temperature_updates="omega"),
+            "need contrast 'infonce' and tau 'adaptive', got",
+        ),
         (lambda: model(contrast="mse", relatedness_updates="all"), "got 'mse' and 'adaptive'"),
-        (lambda: model(pairs=["click-view"]), r"among click-conversion, conversion-click, got \['click-view'\]"),
+        (
+            lambda: model(pairs=["click-view"]),
+            r"among click-conversion, conversion-click, got \['click-view'\]",
+        ),
         (lambda: model(pairs=["click-conversion"] * 2), "pairs must be distinct"),
         (lambda: model(tasks=["a", "a-b", "b-c", "c"], pairs=["a-b-c"]), r"got \['a-b-c'\]"),
         (lambda: MMoE(SIZES, [], ModelConfig()), "MMoE: task_names must name at least one task"),
-        (lambda: SingleDNN(SIZES, ["a", "a"], ModelConfig()), "SingleDNN: task_names must be distinct"),
-        (lambda: SharedBottom(SIZES, ["contrast"], ModelConfig()), "none of l2, relatedness, contrast"),
+        (
+            lambda: SingleDNN(SIZES, ["a", "a"], ModelConfig()),
+            "SingleDNN: task_names must be distinct",
+        ),
+        (
+            lambda: SharedBottom(SIZES, ["contrast"], ModelConfig()),
+            "none of l2, relatedness, contrast",
+        ),
         (lambda: MLP(3, []), "at least one width"),
     ],
 )
@@ -137,7 +182,9 @@ def test_what_makes_no_model_is_named(make, message):
 
 @pytest.mark.parametrize("name", ["mmoe", "single_dnn", "adaftr"])
 def test_labels_of_another_width_are_refused(name):
-    with pytest.raises(ValueError, match=r"\[B, 2\], a column for each of click, conversion, got \[40, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"\[B, 2\], a column for each of click, conversion, got \[40, 3\]"
+    ):
         model(name, TWO).loss(batch(tasks=3))
 
 

@@ -1,4 +1,6 @@
-"""Training with the fused ops and optimizers against plain PyTorch: Algorithm 1 by hand, and steps of each model."""
+"""Training with the fused ops and optimizers against plain PyTorch: Algorithm 1 by hand, and steps
+of each model.
+"""
 
 import copy
 
@@ -19,7 +21,9 @@ LR = 0.01
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Runs on one thread, because steps this small spend most of their time on thread synchronisation."""
+    """Runs on one thread, because steps this small spend most of their time on thread
+    synchronisation.
+    """
     with on_threads(1):
         yield
 
@@ -48,7 +52,9 @@ def step_by_hand(weights, omega, data, theta_optimizer, omega_optimizer, config)
     tau = ((config.tau_max - config.tau_min) * (1 - y_rel) + config.tau_min).detach()  # lines 11-17
     contrast = F.cross_entropy(h[0] @ h[1].T / tau[:, None], torch.arange(len(e)))
     tasks = sum(F.binary_cross_entropy(p[t], y[:, t]) for t in (0, 1))
-    dense = sum(p.square().sum() for n, p in weights.items() if p.dim() > 1 and n != "embedding.weight")
+    dense = sum(
+        p.square().sum() for n, p in weights.items() if p.dim() > 1 and n != "embedding.weight"
+    )
     l2 = config.l2 * (dense + e.square().sum() / len(e))
     theta_optimizer.zero_grad()
     (tasks + config.beta * contrast + l2).backward()
@@ -69,7 +75,9 @@ def test_adaftr_steps_follow_algorithm_1():
         step_by_hand(theta, omega, data, *by_hand, config)
         ours.eval()  # applies deferred steps
         for (name, p), q in zip(ours.named_parameters(), hand.parameters()):
-            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11, msg=f"{name} after step {number + 1}")
+            torch.testing.assert_close(
+                p, q, rtol=1e-9, atol=1e-11, msg=f"{name} after step {number + 1}"
+            )
         ours.train()
 
 
@@ -96,12 +104,20 @@ def on_reference_ops(model):
 
 
 TRAJECTORIES = [{"name": name} for name in MODELS]
-TRAJECTORIES += [{"tau": "scalar"}, {"contrast": "positive"}, {"temperature_updates": "all", "beta": 0.1}]
+TRAJECTORIES += [
+    {"tau": "scalar"},
+    {"contrast": "positive"},
+    {"temperature_updates": "all", "beta": 0.1},
+]
 
 
-@pytest.mark.parametrize("options", TRAJECTORIES, ids=lambda options: "-".join(map(str, options.values())))
+@pytest.mark.parametrize(
+    "options", TRAJECTORIES, ids=lambda options: "-".join(map(str, options.values()))
+)
 def test_fused_and_reference_ops_train_equally(options):
-    """float32, 20 steps: the losses differ by about 2e-7; 1e-5 allows for other instruction sets."""
+    """float32, 20 steps: the losses differ by about 2e-7; 1e-5 allows for other
+    instruction sets.
+    """
     torch.manual_seed(0)
     fused = build_model(ModelConfig(**options), SIZES, THREE if options.get("name") else TWO)
     plain = on_reference_ops(fused)
@@ -112,7 +128,9 @@ def test_fused_and_reference_ops_train_equally(options):
         data = batch(150, len(fused.task_names), seed=number % 4, dtype=torch.float32)
         found, expected = step(fused, optimizers, data), step(plain, reference, data)
         for name, term in expected.items():
-            torch.testing.assert_close(found[name], term, rtol=1e-5, atol=1e-6, msg=f"{name} at step {number}")
+            torch.testing.assert_close(
+                found[name], term, rtol=1e-5, atol=1e-6, msg=f"{name} at step {number}"
+            )
         totals.append(sum(expected.values()).item())
     first, last = sum(totals[:4]), sum(totals[-4:])  # of the same four batches
     assert last < 0.99 * first, "the model did not learn, so the comparison is void"

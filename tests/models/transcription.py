@@ -1,7 +1,7 @@
 """The papers' equations, transcribed to NumPy float64 and evaluated on a model's weights.
 
-A *_inputs function computes each task's v of Eq. 2 from the embedded features e [B, F*E]. A *_towers function returns
-(every layer's output per task, logits [B, T]).
+A *_inputs function computes each task's v of Eq. 2 from the embedded features e [B, F*E]. A
+*_towers function returns (every layer's output per task, logits [B, T]).
 """
 
 import numpy as np
@@ -111,7 +111,8 @@ def connected_towers(model, v):
             z = affine(linear, x)
             if t > 0:
                 connections = model.connections[t - 1]
-                p, projection = sigmoid(array(connections.edges)[j]), array(connections.projections[j].weight)
+                p = sigmoid(array(connections.edges)[j])
+                projection = array(connections.projections[j].weight)
                 at = 0
                 for i, u in enumerate(upstream):
                     z = z + p[i] * u @ projection[:, at : at + u.shape[1]].T
@@ -134,7 +135,9 @@ def chained_towers(model, v):
 
 
 def logits(model, hidden):
-    return np.concatenate([affine(tower.logit, layers[-1]) for tower, layers in zip(model.towers, hidden)], 1)
+    return np.concatenate(
+        [affine(tower.logit, layers[-1]) for tower, layers in zip(model.towers, hidden)], 1
+    )
 
 
 INPUTS = {
@@ -166,7 +169,9 @@ def cross_entropy(p, y, weight=None):
 
 
 def escm2_risks(model, e, v, hidden, labels, weight=None):
-    """Computes R_IPS, or R_DR and the loss of d^, of the ESCM2 paper: summed over stages, averaged over rows."""
+    """Computes R_IPS, or R_DR and the loss of d^, of the ESCM2 paper: summed over stages, averaged
+    over rows.
+    """
     conditional = sigmoid(logits(model, hidden))
     rates = np.cumprod(conditional, 1)
     risks = {}
@@ -190,7 +195,9 @@ def escm2_risks(model, e, v, hidden, labels, weight=None):
 
 
 def dcmt_risks(model, e, v, hidden, labels, weight=None):
-    """Computes DCMT's loss of p and p* over all impressions, and its constraint: summed over stages, averaged."""
+    """Computes DCMT's loss of p and p* over all impressions, and its constraint: summed over
+    stages, averaged.
+    """
     conditional = sigmoid(logits(model, hidden))
     rates, least = np.cumprod(conditional, 1), model.config.propensity_min
     risks = {"counterfactual": 0.0, "constraint": 0.0}
@@ -208,7 +215,9 @@ def dcmt_risks(model, e, v, hidden, labels, weight=None):
             else:  # the label is 1 - r
                 rows[row] = -np.log(1 - star[row] if r[row] else star[row]) / max(1 - click, least)
         risks["counterfactual"] += np.average(rows, weights=weight)
-        risks["constraint"] += model.config.constraint_weight * np.average(np.abs(1 - (p + star)), weights=weight)
+        risks["constraint"] += model.config.constraint_weight * np.average(
+            np.abs(1 - (p + star)), weights=weight
+        )
     return risks
 
 
@@ -219,7 +228,9 @@ def relatedness(network, v_1, v_2):
 
 
 def infonce(h_1, h_2, tau, weight=None, block=0):
-    """Computes Eqs. 6 and 13, averaged; tau is [B] or a number, and 0 rows of a block are the batch."""
+    """Computes Eqs. 6 and 13, averaged; tau is [B] or a number, and 0 rows of a block are the
+    batch.
+    """
     z = h_1 @ h_2.T / np.broadcast_to(tau, len(h_1))[:, None]
     number = np.arange(len(h_1)) // (block or len(h_1))
     z = np.where(number[:, None] == number, z, -np.inf)
@@ -236,7 +247,9 @@ def simplified(h_1, h_2, weight=None):
 
 CONTRASTS = {
     "positive": simplified,
-    "alignment": lambda a, b, weight=None: np.average(-np.log(sigmoid((a * b).sum(1))), weights=weight),
+    "alignment": lambda a, b, weight=None: np.average(
+        -np.log(sigmoid((a * b).sum(1))), weights=weight
+    ),
     "mse": lambda a, b, weight=None: np.average(((a - b) ** 2).mean(1), weights=weight),  # Eq. 5
     "mae": lambda a, b, weight=None: np.average(np.abs(a - b).mean(1), weights=weight),
 }

@@ -27,7 +27,8 @@ def attend(unit, query, keys):
 def inputs(width=4, dtype=torch.float64):
     torch.manual_seed(0)
     unit = TargetAttention(width, [6, 5]).to(dtype)
-    query, keys = torch.randn(len(LENGTHS), width, dtype=dtype), torch.randn(sum(LENGTHS), width, dtype=dtype)
+    query = torch.randn(len(LENGTHS), width, dtype=dtype)
+    keys = torch.randn(sum(LENGTHS), width, dtype=dtype)
     return unit, query.requires_grad_(), keys.requires_grad_()
 
 
@@ -43,7 +44,9 @@ def test_the_result_and_its_gradients_are_those_of_a_loop():
     assert (pooled[[1, 4]] == 0).all()
     assert pooled[[0, 2, 3]].abs().min() > 0
     weights, wanted = torch.randn_like(pooled), [query, keys, *unit.parameters()]
-    found, exact = (torch.autograd.grad((out * weights).sum(), wanted) for out in (pooled, expected))
+    found, exact = (
+        torch.autograd.grad((out * weights).sum(), wanted) for out in (pooled, expected)
+    )
     torch.testing.assert_close(found, exact)
 
 
@@ -54,7 +57,10 @@ def test_second_derivatives_agree_with_differences():
 
 def test_the_same_input_gives_the_same_bits_and_no_key_zeros():
     unit, query, keys = inputs(dtype=torch.float32)
-    runs = [torch.autograd.grad(unit(query, keys, OFFSETS).square().sum(), [query, keys]) for _ in range(3)]
+    runs = [
+        torch.autograd.grad(unit(query, keys, OFFSETS).square().sum(), [query, keys])
+        for _ in range(3)
+    ]
     assert_same_bits(runs[1:], runs[:1] * 2)
     pooled = unit(query, keys[:0], torch.zeros_like(OFFSETS))
     assert torch.equal(pooled, torch.zeros_like(query))
@@ -67,15 +73,21 @@ def test_a_compiled_unit_computes_the_same():
     compiled = torch.compile(unit, fullgraph=True, dynamic=True, backend="aot_eager")
     for rows in (slice(None), slice(0, 2)):
         offsets = OFFSETS[: len(query[rows]) + 1]
-        found, exact = (each(query[rows], keys[: offsets[-1]], offsets) for each in (compiled, unit))
+        found, exact = (
+            each(query[rows], keys[: offsets[-1]], offsets) for each in (compiled, unit)
+        )
         torch.testing.assert_close(found, exact)
-        gradients = [torch.autograd.grad(each.square().sum(), [query, keys]) for each in (found, exact)]
+        gradients = [
+            torch.autograd.grad(each.square().sum(), [query, keys]) for each in (found, exact)
+        ]
         torch.testing.assert_close(*gradients)
 
 
 def test_bad_shapes_are_named():
     unit, query, keys = inputs()
-    with pytest.raises(ValueError, match=r"query and keys must be \[5, 4\] and \[N, 4\], got \[4, 4\] and \[9, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"query and keys must be \[5, 4\] and \[N, 4\], got \[4, 4\] and \[9, 4\]"
+    ):
         unit(query[1:], keys, OFFSETS)
     with pytest.raises(ValueError, match="offsets must rise from 0 to the number of values, 8"):
         unit(query, keys[1:], OFFSETS)
@@ -98,7 +110,13 @@ def test_a_field_is_pooled_with_the_vectors_of_its_target(widths):
     for own, history, (item,) in bags:
         mean = tables[0][own].mean(0) if own else tables[0].new_zeros(widths[0])
         rows.append(
-            torch.cat([mean, attend(attention.units[0].unit, tables[1][item], tables[1][history]), tables[1][item]])
+            torch.cat(
+                [
+                    mean,
+                    attend(attention.units[0].unit, tables[1][item], tables[1][history]),
+                    tables[1][item],
+                ]
+            )
         )
     torch.testing.assert_close(out, torch.stack(rows))
     out.square().sum().backward()
@@ -115,7 +133,9 @@ def test_a_field_is_pooled_with_the_vectors_of_its_target(widths):
 
 
 def test_tokens_of_one_field():
-    embedding = FusedEmbedding([5, 7], 3, field_names=["a", "b"], padding_idx=[None, 2], on_bad_id="oov")
+    embedding = FusedEmbedding(
+        [5, 7], 3, field_names=["a", "b"], padding_idx=[None, 2], on_bad_id="oov"
+    )
     ids = torch.tensor([2, 9, 6, -1])
     out = embedding.look_up_field("b", ids)
     assert torch.equal(out, embedding.field_weight("b")[[2, 0, 6, 0]])
@@ -129,7 +149,11 @@ def test_tokens_of_one_field():
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [
-        (torch.tensor([1, 7]), IndexError, r"ids\[1\] = 7 is out of range for field 1 \('b'\), whose ids are 0 to 6"),
+        (
+            torch.tensor([1, 7]),
+            IndexError,
+            r"ids\[1\] = 7 is out of range for field 1 \('b'\), whose ids are 0 to 6",
+        ),
         (torch.zeros(2, 5, dtype=torch.int64), ValueError, r"ids must be \[N\], got \[2, 5\]"),
         (torch.ones(3), TypeError, "ids must be int32 or int64, got torch.float32"),
     ],
@@ -144,7 +168,10 @@ def test_forward_mode_keeps_the_tangents_of_bags():
     """Both are linear, so the tangent of a result is the result of the tangent."""
     offsets = torch.tensor([0, 2, 2, 5])
     vectors, bags = torch.randn(5, 3), torch.randn(3, 3)
-    for function, x in ((lambda x: sum_bags(x, offsets), vectors), (lambda x: repeat_by_bag(x, offsets, 5), bags)):
+    for function, x in (
+        (lambda x: sum_bags(x, offsets), vectors),
+        (lambda x: repeat_by_bag(x, offsets, 5), bags),
+    ):
         direction = torch.randn_like(x)
         with forward_ad.dual_level():
             found = forward_ad.unpack_dual(function(forward_ad.make_dual(x, direction)))

@@ -16,7 +16,9 @@ def test_adaptive_temperature_follows_eq_12():
     contrast = af.AdaptiveInfoNCE(0.1, 0.7)
     tau = 0.6 * (1 - RELATEDNESS) + 0.1
     torch.testing.assert_close(contrast(A, B, RELATEDNESS), af.adaptive_infonce(A, B, tau))
-    torch.testing.assert_close(contrast.temperature(torch.tensor([0.0, 1.0])), torch.tensor([0.7, 0.1]))
+    torch.testing.assert_close(
+        contrast.temperature(torch.tensor([0.0, 1.0])), torch.tensor([0.7, 0.1])
+    )
 
 
 def test_scalar_temperature_is_learned_within_the_range():
@@ -34,7 +36,9 @@ def test_fixed_temperature_normalisation_and_options():
     assert not list(contrast.parameters())
     loss, stats = contrast(A, B, return_stats=True)
     cosine = F.normalize(A) @ F.normalize(B).T
-    torch.testing.assert_close(loss, F.cross_entropy(cosine / 0.05, torch.arange(20), reduction="sum"))
+    torch.testing.assert_close(
+        loss, F.cross_entropy(cosine / 0.05, torch.arange(20), reduction="sum")
+    )
     torch.testing.assert_close(stats.positive_logit, cosine.diagonal() / 0.05)
 
 

@@ -9,7 +9,9 @@ from adaftr_fast.nn.dense import DenseFields, NumericEncoding
 ENCODINGS = [
     NumericEncoding("age", "standard", mean=40.0, std=12.5, low=18.0, high=90.0),
     NumericEncoding("spent", "log", mean=1.5, std=0.75, low=-2.0, high=9.0, missing=True),
-    NumericEncoding("heat", "piecewise", 5.0, 8.0, -3.0, 40.0, edges=[-3.0, 0.0, 0.5, 7.0, 40.0], missing=True),
+    NumericEncoding(
+        "heat", "piecewise", 5.0, 8.0, -3.0, 40.0, edges=[-3.0, 0.0, 0.5, 7.0, 40.0], missing=True
+    ),
     NumericEncoding("same", "standard", mean=7.0, std=1.0, low=7.0, high=7.0),
     NumericEncoding("flat", "piecewise", mean=7.0, std=1.0, low=7.0, high=7.0),
 ]
@@ -33,9 +35,16 @@ def reference(encoding, x):
 
 
 def expected(encodings, rows):
-    missing = [[float(not math.isfinite(x)) for x, each in zip(row, encodings) if each.missing] for row in rows]
-    components = [[c for x, each in zip(row, encodings) for c in reference(each, x)] for row in rows]
-    return torch.tensor([own + flags for own, flags in zip(components, missing)], dtype=torch.float64)
+    missing = [
+        [float(not math.isfinite(x)) for x, each in zip(row, encodings) if each.missing]
+        for row in rows
+    ]
+    components = [
+        [c for x, each in zip(row, encodings) for c in reference(each, x)] for row in rows
+    ]
+    return torch.tensor(
+        [own + flags for own, flags in zip(components, missing)], dtype=torch.float64
+    )
 
 
 def numbers(rows=400):
@@ -43,7 +52,8 @@ def numbers(rows=400):
     x = random.normal(0, 1, (rows, len(ENCODINGS))) * 10.0 ** random.integers(-3, 3, (rows, 1))
     for missing in (np.nan, np.inf, -np.inf):
         x[random.random(x.shape) < 0.05] = missing
-    x[:7, :] = np.array([-3.0, 0.0, 0.5, 7.0, 40.0, 18.0, 90.0])[:, None]  # the ends, and edges of bins
+    # the ends, and edges of bins
+    x[:7, :] = np.array([-3.0, 0.0, 0.5, 7.0, 40.0, 18.0, 90.0])[:, None]
     return x.astype(np.float32)
 
 
@@ -52,14 +62,18 @@ def test_components_are_those_of_the_formulas():
     out = module(torch.from_numpy(x))
     assert out.shape == (len(x), module.out_features) == (400, 1 + 1 + 4 + 1 + 0 + 2)
     assert out.dtype == torch.float32
-    torch.testing.assert_close(out.double(), expected(ENCODINGS, x.astype(np.float64)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        out.double(), expected(ENCODINGS, x.astype(np.float64)), rtol=1e-6, atol=1e-6
+    )
     assert (out.std(0) > 0).tolist() == [True] * 6 + [False] + [True] * 2  # a constant is always 0
 
 
 def test_every_number_has_finite_components():
     largest, tiny = torch.finfo(torch.float32).max, torch.finfo(torch.float32).smallest_normal
     wide = NumericEncoding("wide", "standard", mean=0.0, std=1e-3, low=-largest, high=largest)
-    ends = NumericEncoding("ends", "piecewise", 0.0, 1.0, -largest, largest, edges=[-largest, largest])
+    ends = NumericEncoding(
+        "ends", "piecewise", 0.0, 1.0, -largest, largest, edges=[-largest, largest]
+    )
     narrow = NumericEncoding("narrow", "piecewise", 0.0, 1.0, 0.0, tiny / 4, edges=[0.0, tiny / 4])
     encodings = [*ENCODINGS, wide, ends, narrow]
     x = torch.tensor([math.inf, -math.inf, math.nan, largest, -largest, tiny, 0.0])
@@ -77,17 +91,32 @@ def test_there_are_no_parameters_and_no_saved_buffers():
     assert DenseFields([ENCODINGS[-1]])(torch.ones(3, 1)).shape == (3, 0)
 
 
-@pytest.mark.parametrize("values", [torch.zeros(3), torch.zeros(3, 4), torch.zeros(3, 5, dtype=torch.int32)])
+@pytest.mark.parametrize(
+    "values", [torch.zeros(3), torch.zeros(3, 4), torch.zeros(3, 5, dtype=torch.int32)]
+)
 def test_other_inputs_raise(values):
-    with pytest.raises(ValueError, match=r"DenseFields: values must be float32 \[B, 5\], got torch"):
+    with pytest.raises(
+        ValueError, match=r"DenseFields: values must be float32 \[B, 5\], got torch"
+    ):
         DenseFields(ENCODINGS)(values)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"std": 0.0}, {"mean": math.nan}, {"high": math.inf}, {"low": 2.0}, {"edges": [0.0, 1.0, 1.0]}], ids=str
+    "changes",
+    [
+        {"std": 0.0},
+        {"mean": math.nan},
+        {"high": math.inf},
+        {"low": 2.0},
+        {"edges": [0.0, 1.0, 1.0]},
+    ],
+    ids=str,
 )
 def test_statistics_that_no_data_have_raise(changes):
     with pytest.raises(ValueError, match="dense field x: expected"):
         NumericEncoding(
-            **({"name": "x", "kind": "standard", "mean": 1.0, "std": 1.0, "low": 0.0, "high": 2.0} | changes)
+            **(
+                {"name": "x", "kind": "standard", "mean": 1.0, "std": 1.0, "low": 0.0, "high": 2.0}
+                | changes
+            )
         )

@@ -38,7 +38,9 @@ def clip(image, text, logit_scale):
 
 
 def clip_with_scale(image, text, logit_scale):
-    return torch.func.functional_call(losses.CLIPLoss(), {"logit_scale": logit_scale}, (image, text))
+    return torch.func.functional_call(
+        losses.CLIPLoss(), {"logit_scale": logit_scale}, (image, text)
+    )
 
 
 def ranking(*embeddings, scale=20.0, symmetric=False, normalize=True):
@@ -76,7 +78,11 @@ CASES = {  # the loss, its formula, and the number of inputs
         for n in (1, 5, 18, 1000)
     },
     **{
-        f"ranking of {n}, {options}": (partial(ranking_loss, **options), partial(ranking, **options), n)
+        f"ranking of {n}, {options}": (
+            partial(ranking_loss, **options),
+            partial(ranking, **options),
+            n,
+        )
         for n, options in (
             (2, {}),
             (3, {"symmetric": True}),
@@ -108,7 +114,9 @@ def test_loss_and_gradients(name, dtype):
 def test_sup_con_of_views():
     """Of two without labels it is that of NT-Xent."""
     z_0, z_1, z_2 = drawn(3)
-    torch.testing.assert_close(losses.SupConLoss(0.5)(torch.stack((z_0, z_1), 1)), nt_xent(z_0, z_1))
+    torch.testing.assert_close(
+        losses.SupConLoss(0.5)(torch.stack((z_0, z_1), 1)), nt_xent(z_0, z_1)
+    )
     label = torch.arange(37) % 7
     loss = losses.SupConLoss()(torch.stack((z_0, z_1, z_2), 1), label)
     torch.testing.assert_close(loss, sup_con(torch.cat((z_0, z_1, z_2)), label.repeat(3)))
@@ -135,8 +143,13 @@ def test_options_are_shown():
     shown = repr(losses.MultipleNegativesRankingLoss(30.0))
     assert shown == "MultipleNegativesRankingLoss(scale=30.0, symmetric=False, normalize=True)"
     shown = repr(af.AdaptiveInfoNCE(tau=0.1, symmetric=True))
-    assert shown == "AdaptiveInfoNCE(tau=0.1, normalize=False, symmetric=True, reduction=mean, backend=auto)"
-    assert repr(af.AdaptiveInfoNCE()).startswith("AdaptiveInfoNCE(tau=adaptive, tau_min=0.05, tau_max=1.0, ")
+    assert (
+        shown
+        == "AdaptiveInfoNCE(tau=0.1, normalize=False, symmetric=True, reduction=mean, backend=auto)"
+    )
+    assert repr(af.AdaptiveInfoNCE()).startswith(
+        "AdaptiveInfoNCE(tau=adaptive, tau_min=0.05, tau_max=1.0, "
+    )
 
 
 def test_clip_bounds_its_scale():
@@ -147,12 +160,15 @@ def test_clip_bounds_its_scale():
     with torch.no_grad():
         module.logit_scale.fill_(9.0)
     loss = module(image, text)
-    torch.testing.assert_close(loss, clip(image, text, torch.tensor(20.0).log()), check_dtype=False, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        loss, clip(image, text, torch.tensor(20.0).log()), check_dtype=False, rtol=1e-6, atol=0
+    )
     loss.backward()
     assert module.logit_scale.grad == 0
     assert module.logit_scale == 9.0
     module.train()
-    (module(image, text) + module(text, image)).backward()  # before the first backward, forward may run again
+    # before the first backward, forward may run again
+    (module(image, text) + module(text, image)).backward()
     assert module.logit_scale.item() == pytest.approx(math.log(20))
     assert module.logit_scale.grad > 0
     torch.optim.SGD(module.parameters(), lr=0.1).step()
@@ -162,9 +178,15 @@ def test_clip_bounds_its_scale():
 ACROSS_RANKS = {
     "NTXentLoss": lambda group, x, y, z: losses.NTXentLoss(process_group=group)(x, y),
     "CLIPLoss": lambda group, x, y, z: losses.CLIPLoss(process_group=group)(x, y),
-    "SupConLoss": lambda group, x, y, z: losses.SupConLoss(process_group=group)(x, z.detach()[:, 0].mul(3).long()),
-    "SupConLoss of views": lambda group, x, y, z: losses.SupConLoss(process_group=group)(torch.stack((x, y), 1)),
-    "MultipleNegativesRankingLoss": lambda group, *x: losses.MultipleNegativesRankingLoss(process_group=group)(x),
+    "SupConLoss": lambda group, x, y, z: losses.SupConLoss(process_group=group)(
+        x, z.detach()[:, 0].mul(3).long()
+    ),
+    "SupConLoss of views": lambda group, x, y, z: losses.SupConLoss(process_group=group)(
+        torch.stack((x, y), 1)
+    ),
+    "MultipleNegativesRankingLoss": lambda group, *x: losses.MultipleNegativesRankingLoss(
+        process_group=group
+    )(x),
 }
 
 
@@ -196,13 +218,33 @@ def test_bfloat16_errs_by_its_rounding():
 @pytest.mark.parametrize(
     ("loss", "inputs", "message"),
     [
-        ("NTXentLoss", (torch.ones(3, 2), torch.ones(4, 2)), r"z_1 must have the shape of z_0, \(3, 2\), got \(4, 2\)"),
-        ("CLIPLoss", (torch.ones(3, 2), torch.ones(4, 2)), "text_features must have the shape of image_features"),
-        ("SupConLoss", (torch.ones(3, 2), torch.ones(4)), r"labels must have shape \(3,\), got \(4,\)"),
+        (
+            "NTXentLoss",
+            (torch.ones(3, 2), torch.ones(4, 2)),
+            r"z_1 must have the shape of z_0, \(3, 2\), got \(4, 2\)",
+        ),
+        (
+            "CLIPLoss",
+            (torch.ones(3, 2), torch.ones(4, 2)),
+            "text_features must have the shape of image_features",
+        ),
+        (
+            "SupConLoss",
+            (torch.ones(3, 2), torch.ones(4)),
+            r"labels must have shape \(3,\), got \(4,\)",
+        ),
         ("SupConLoss", (torch.ones(3, 2),), r"labels must have shape \(3,\), got None"),
         ("SupConLoss", (torch.ones(3),), r"features must be \[B, d\] or \[B, V, d\], got \[3\]"),
-        ("MultipleNegativesRankingLoss", ([torch.ones(3, 2)],), "expected at least 2 embeddings, got 1"),
-        ("MultipleNegativesRankingLoss", ([torch.ones(3, 2), torch.ones(2, 2)],), r"embeddings\[1\] must have"),
+        (
+            "MultipleNegativesRankingLoss",
+            ([torch.ones(3, 2)],),
+            "expected at least 2 embeddings, got 1",
+        ),
+        (
+            "MultipleNegativesRankingLoss",
+            ([torch.ones(3, 2), torch.ones(2, 2)],),
+            r"embeddings\[1\] must have",
+        ),
     ],
 )
 def test_bad_input(loss, inputs, message):

@@ -32,7 +32,10 @@ def test_gate_logits_computed_from_the_experts(create_graph):
     experts = torch.randn(5, 3, 4, requires_grad=True)
     logits = experts.sum(2, keepdim=True).transpose(1, 2).expand(-1, 2, -1)
     (own,) = torch.autograd.grad(
-        sum(v.pow(3).sum() for v in mix(experts, logits)), experts, create_graph=create_graph, retain_graph=True
+        sum(v.pow(3).sum() for v in mix(experts, logits)),
+        experts,
+        create_graph=create_graph,
+        retain_graph=True,
     )
     expected = (logits.softmax(2) @ experts).pow(3).sum()
     torch.testing.assert_close(own, torch.autograd.grad(expected, experts)[0])

@@ -1,4 +1,6 @@
-"""Ops in a forked child, whose parent's threads were not copied: an error on several threads, and work on one."""
+"""Ops in a forked child, whose parent's threads were not copied: an error on several threads, and
+work on one.
+"""
 
 import json
 import subprocess
@@ -7,7 +9,8 @@ from pathlib import Path
 
 from tests.ops.marks import needs_cpp_gradients
 
-# The parent is a new process, because torch's own ops must not have started threads in it. A child that hangs dies.
+# The parent is a new process, because torch's own ops must not have started threads in it. A child
+# that hangs dies.
 FORKS = """
 import json, threading
 import torch
@@ -56,8 +59,10 @@ found["parent"] = {name: result(op, 2) for name, op in ops.items()}
 print(json.dumps(found))
 """
 REFUSED = (
-    "adaftr_fast: cannot run an op on 2 threads: this process was forked after the kernels had started threads, "
-    "which a fork does not copy. Start workers by spawn or forkserver, or call torch.set_num_threads(1) in them"
+    "adaftr_fast: cannot run an op on 2 threads: this process was forked after the kernels had "
+    "started threads, "
+    "which a fork does not copy. Start workers by spawn or forkserver, or call "
+    "torch.set_num_threads(1) in them"
 )
 
 

@@ -19,14 +19,22 @@ def test_value_and_gradients():
     for scales in (None, [2.0, 0.5, 1.0, 3.0, 0.0]):
         norm = squared_norm(tensors, scales)
         factors = [1.0] * 5 if scales is None else scales
-        torch.testing.assert_close(norm, sum(s * each.square().sum() for s, each in zip(factors, tensors)))
+        torch.testing.assert_close(
+            norm, sum(s * each.square().sum() for s, each in zip(factors, tensors))
+        )
         found = torch.autograd.grad(3 * norm, tensors)
-        torch.testing.assert_close(list(found), [6 * s * each.detach() for s, each in zip(factors, tensors)])
+        torch.testing.assert_close(
+            list(found), [6 * s * each.detach() for s, each in zip(factors, tensors)]
+        )
     assert torch.autograd.gradgradcheck(lambda *each: squared_norm(each), tensors[:2])
 
 
 def test_no_gradient_of_frozen_tensors_and_none_at_zero():
-    tensors = [torch.zeros(3, requires_grad=True), torch.randn(4), torch.randn(2, requires_grad=True)]
+    tensors = [
+        torch.zeros(3, requires_grad=True),
+        torch.randn(4),
+        torch.randn(2, requires_grad=True),
+    ]
     squared_norm(tensors, [1.0, 2.0, 3.0]).backward()
     assert torch.equal(tensors[0].grad, torch.zeros(3))
     assert tensors[1].grad is None
@@ -46,7 +54,9 @@ def test_large_and_strided_tensors_on_any_number_of_threads(dtype):
             norm = squared_norm(leaves, scales)
             norm.backward()
         results.append([norm.detach(), *(leaf.grad for leaf in leaves)])
-    torch.testing.assert_close(results[0][0].double(), truth, rtol={torch.bfloat16: 1e-2}.get(dtype, 1e-6), atol=0)
+    torch.testing.assert_close(
+        results[0][0].double(), truth, rtol={torch.bfloat16: 1e-2}.get(dtype, 1e-6), atol=0
+    )
     for scale, each, grad in zip(scales, tensors, results[0][1:], strict=True):
         assert torch.equal(grad, (2 * scale * each.double()).to(dtype))
     if is_built():
@@ -55,10 +65,19 @@ def test_large_and_strided_tensors_on_any_number_of_threads(dtype):
 
 def test_is_an_op_that_compiles():
     tensors = [torch.randn(30, 4, requires_grad=True), torch.randn(5, requires_grad=True)]
-    checks = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_static")
-    torch.library.opcheck(torch.ops.adaftr_fast.squared_norm.default, (tensors, [0.5, 2.0]), test_utils=checks)
+    checks = (
+        "test_schema",
+        "test_faketensor",
+        "test_autograd_registration",
+        "test_aot_dispatch_static",
+    )
+    torch.library.opcheck(
+        torch.ops.adaftr_fast.squared_norm.default, (tensors, [0.5, 2.0]), test_utils=checks
+    )
     scaled = torch.ops.adaftr_fast.scaled.default
-    torch.library.opcheck(scaled, (torch.tensor(3.0), [torch.randn(4, 30).T, torch.randn(5)], [0.5, 2.0]))
+    torch.library.opcheck(
+        scaled, (torch.tensor(3.0), [torch.randn(4, 30).T, torch.randn(5)], [0.5, 2.0])
+    )
     assert torch.ops.adaftr_fast.scaled(torch.tensor(3.0), [], []) == []
 
 
@@ -67,7 +86,11 @@ def test_is_an_op_that_compiles():
     [
         ([], None, "squared_norm: tensors"),
         ([torch.zeros(2)] * 2, [1.0], "scales must be 2 numbers, one per tensor, got 1"),
-        ([torch.zeros(2), torch.zeros(2).double()], None, "tensors must share a dtype and a device, got"),
+        (
+            [torch.zeros(2), torch.zeros(2).double()],
+            None,
+            "tensors must share a dtype and a device, got",
+        ),
     ],
 )
 def test_bad_arguments(tensors, scales, message):
@@ -80,9 +103,13 @@ def test_ops_check_their_arguments():
     ones, ops = torch.ones(3), torch.ops.adaftr_fast
     with pytest.raises(RuntimeError, match="at least one tensor"):
         ops.squared_norm([], [])
-    with pytest.raises(ValueError, match="squared_norm: expected a scale for each of 2 tensors, got 1"):
+    with pytest.raises(
+        ValueError, match="squared_norm: expected a scale for each of 2 tensors, got 1"
+    ):
         ops.squared_norm([ones, ones], [1.0])
     with pytest.raises(ValueError, match=r"scaled: factor must be 0-dim, got \[3\]"):
         ops.scaled(ones, [ones], [1.0])
-    with pytest.raises(ValueError, match="scaled: tensors must be on the CPU and share a dtype, got cpu Double"):
+    with pytest.raises(
+        ValueError, match="scaled: tensors must be on the CPU and share a dtype, got cpu Double"
+    ):
         ops.scaled(ones[0], [ones, ones.double()], [1.0, 1.0])

@@ -1,4 +1,6 @@
-"""Every public loss with at most one row and one candidate, or none of either, with gradients and without."""
+"""Every public loss with at most one row and one candidate, or none of either, with gradients and
+without.
+"""
 
 from functools import partial
 from itertools import product
@@ -41,7 +43,9 @@ MODULES = {
     "MultipleNegativesRankingLoss": lambda a, b: losses.MultipleNegativesRankingLoss()([a, b]),
     "symmetric ranking": lambda a, b: losses.MultipleNegativesRankingLoss(symmetric=True)([a, b]),
     "AdaptiveInfoNCE": lambda a, b: af.AdaptiveInfoNCE(symmetric=True)(a, b, RELATEDNESS[: len(a)]),
-    **{name: lambda a, b, loss=loss: loss(a, b).sum() for name, loss in contrast.ALIGNMENTS.items()},
+    **{
+        name: lambda a, b, loss=loss: loss(a, b).sum() for name, loss in contrast.ALIGNMENTS.items()
+    },
 }
 
 
@@ -59,7 +63,9 @@ def results(loss, leaves):
 def assert_as_the_reference(loss, sizes, dtype, backend="auto"):
     for grad in (False, True):
         leaves = pair(*sizes, dtype, grad)
-        found, expected = (results(partial(loss, backend=each), leaves) for each in (backend, "reference"))
+        found, expected = (
+            results(partial(loss, backend=each), leaves) for each in (backend, "reference")
+        )
         torch.testing.assert_close(found, expected)
         if 0 in sizes:
             assert not any(x.any() for x in found)
@@ -78,7 +84,9 @@ def test_sigmoid_contrast(dtype, instruction_set):
     for rows, columns in SIZES:
         options = {} if rows <= columns else {"positive_index": torch.full((rows,), -100)}
         for reduction in ("mean", "sum"):
-            loss = partial(af.sigmoid_contrast, logit_scale=2.0, logit_bias=1.0, reduction=reduction, **options)
+            loss = partial(
+                af.sigmoid_contrast, logit_scale=2.0, logit_bias=1.0, reduction=reduction, **options
+            )
             assert_as_the_reference(loss, (rows, columns), dtype)
 
 

@@ -1,4 +1,6 @@
-"""Gradients by formulas in Python, for where the C++ autograd functions are built for another version of torch."""
+"""Gradients by formulas in Python, for where the C++ autograd functions are built for another
+version of torch.
+"""
 
 import subprocess
 import sys
@@ -21,7 +23,9 @@ torch.save(this.gradients(), sys.argv[1])
 
 
 def gradients():
-    """Returns losses and gradients of every op that C++ differentiates, and a loss by rounded products, in float32."""
+    """Returns losses and gradients of every op that C++ differentiates, and a loss by rounded
+    products, in float32.
+    """
     torch.manual_seed(0)
     a, b = (torch.randn(40, 16, requires_grad=True) for _ in range(2))
     tau = torch.rand(40).add(0.1).requires_grad_()
@@ -32,7 +36,10 @@ def gradients():
     trained = model().float()
     losses = trained.loss(batch(dtype=torch.float32))
     sum(losses.values()).backward()
-    found += [*losses.values(), *(p.grad.to_dense() for p in trained.parameters() if p.grad is not None)]
+    found += [
+        *losses.values(),
+        *(p.grad.to_dense() for p in trained.parameters() if p.grad is not None),
+    ]
     torch.set_float32_matmul_precision("medium")
     found.append(af.adaptive_infonce(a, b, tau))
     torch.set_float32_matmul_precision("highest")

@@ -19,7 +19,9 @@ class Pair:
         self.theirs = nn.Embedding.from_pretrained(start, freeze=False, sparse=sparse)
 
     def ids(self, batch: int) -> Tensor:
-        """Returns ids that favour the first rows of each field, so that many rows skip many steps."""
+        """Returns ids that favour the first rows of each field, so that many rows skip
+        many steps.
+        """
         return torch.stack([(torch.rand(batch) ** 3 * n).long() for n in self.sizes], 1)
 
     def backward(self, ids: Tensor, scale: float = 1.0) -> None:
@@ -42,6 +44,8 @@ def pair():
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Runs on one thread: in thousands of tiny steps, waking a second one would take most of the time."""
+    """Runs on one thread: in thousands of tiny steps, waking a second one would take most of the
+    time.
+    """
     with on_threads(1):
         yield

@@ -61,7 +61,9 @@ def step_one_row(two, row, left, right):
 
 
 def check_rows_that_skip(pair, name, steps):
-    """Tolerance rule: the error is at most that of PyTorch's float32, which rounds in each of those steps."""
+    """Tolerance rule: the error is at most that of PyTorch's float32, which rounds in each of those
+    steps.
+    """
     tables = {}
     for dtype in (torch.float32, torch.float64):
         torch.manual_seed(0)
@@ -86,7 +88,12 @@ def test_rows_that_skip_thousands_of_steps(pair, name):
     check_rows_that_skip(pair, name, 2000)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     width=st.integers(1, 19),
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
@@ -117,7 +124,8 @@ def test_evaluation_copies_and_state_dict_see_current_rows(pair):
     every = torch.arange(200)[:, None].expand(200, 3).minimum(torch.tensor(SIZES) - 1)
     expected = two.theirs(every + two.ours.offsets[:-1]).flatten(1)
     assert missed_steps(two.ours.weight)
-    torch.testing.assert_close(two.ours(every), expected, rtol=1e-5, atol=1e-7)  # reads current values, writes none
+    # reads current values, writes none
+    torch.testing.assert_close(two.ours(every), expected, rtol=1e-5, atol=1e-7)
     assert missed_steps(two.ours.weight)
     twin = copy.deepcopy(two.ours)
     torch.testing.assert_close(twin(every), expected, rtol=1e-5, atol=1e-7)
@@ -126,11 +134,15 @@ def test_evaluation_copies_and_state_dict_see_current_rows(pair):
         left.step()
         right.step()
         assert missed_steps(two.ours.weight)
-        torch.testing.assert_close(look().detach(), two.theirs.weight.detach(), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            look().detach(), two.theirs.weight.detach(), rtol=1e-5, atol=1e-7
+        )
 
 
 def test_state_dict_converts_to_and_from_torch(pair):
-    """The state dict holds torch.optim.Adam's entries per field, so either optimizer can resume from the other."""
+    """The state dict holds torch.optim.Adam's entries per field, so either optimizer can resume
+    from the other.
+    """
     torch.manual_seed(0)
     two = pair(SIZES, 8, torch.float64, sparse=False)
     left, right = train(two, "Adam", 30)
@@ -142,7 +154,9 @@ def test_state_dict_converts_to_and_from_torch(pair):
         split |= dict(zip(names, theirs[key].split(SIZES), strict=True))
         torch.testing.assert_close(joined[key], theirs[key])
     left.load_state_dict({"state": {0: split}, "param_groups": left.state_dict()["param_groups"]})
-    right.load_state_dict({"state": {0: joined}, "param_groups": right.state_dict()["param_groups"]})
+    right.load_state_dict(
+        {"state": {0: joined}, "param_groups": right.state_dict()["param_groups"]}
+    )
     two.backward(two.ids(4))
     left.step()
     right.step()
@@ -203,10 +217,15 @@ def test_opcheck():
     weight, state = stored(emb.weight), missed_steps(emb.weight).tensors
     assert emb(torch.zeros(0, 3, dtype=torch.int64)).shape == (0, 24)
     ops = torch.ops.adaftr_fast
-    torch.library.opcheck(ops.fused_embedding, (weight, torch.zeros(4, 3, dtype=torch.int64), emb.offsets, state))
+    torch.library.opcheck(
+        ops.fused_embedding, (weight, torch.zeros(4, 3, dtype=torch.int64), emb.offsets, state)
+    )
     torch.library.opcheck(ops.embedding_sgd_, (weight, rows, grad, 0.1, 0.0))
-    # A step of Adam increments the step count, so opcheck's repeated calls on one state would differ.
-    torch.library.opcheck(ops.embedding_adam_, (weight, state, rows, grad, 0.1), test_utils="test_schema")
+    # A step of Adam increments the step count, so opcheck's repeated calls on one state would
+    # differ.
+    torch.library.opcheck(
+        ops.embedding_adam_, (weight, state, rows, grad, 0.1), test_utils="test_schema"
+    )
     torch.library.opcheck(ops.embedding_adam_flush_, (weight, state), test_utils="test_schema")
 
 
@@ -245,6 +264,8 @@ def test_a_parameter_of_another_class_is_refused():
     optim.Adam(emb)
     other = FusedEmbedding(SIZES, 8)
     other.weight = Marked(other.weight.detach())
-    with pytest.raises(TypeError, match=r"AdamW: a table must be a plain nn.Parameter, .* got a Marked"):
+    with pytest.raises(
+        TypeError, match=r"AdamW: a table must be a plain nn.Parameter, .* got a Marked"
+    ):
         optim.AdamW([emb, other])
     optim.LazyAdam(other)

@@ -17,7 +17,9 @@ OPTIONS = {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-6}
 def weights(dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     shapes = [(300, 70), (70,), (1, 5), ()]
-    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes
+    ]
 
 
 def set_gradients(number, *models):
@@ -25,7 +27,8 @@ def set_gradients(number, *models):
     for of_all in zip(*models, strict=True):
         grad = torch.randn(of_all[0].shape, generator=generator, dtype=of_all[0].dtype)
         for each in of_all:
-            each.grad = torch.empty_like(each).copy_(grad)  # with the strides of the weight, as autograd's
+            # with the strides of the weight, as autograd's
+            each.grad = torch.empty_like(each).copy_(grad)
 
 
 def assert_equal_to_rounding(own, theirs):
@@ -70,7 +73,9 @@ def test_errs_no_more_than_torch(dtype):
             assert_as_accurate(x.detach(), z.detach(), y.detach(), dtype)
     states = mine.state_dict()["state"], torchs.state_dict()["state"]
     assert (
-        [s["step"].item() for s in states[0].values()] == [s["step"].item() for s in states[1].values()] == [6, 5, 6, 6]
+        [s["step"].item() for s in states[0].values()]
+        == [s["step"].item() for s in states[1].values()]
+        == [6, 5, 6, 6]
     )
     for name in ("exp_avg", "exp_avg_sq"):
         assert_equal_to_rounding(*([s[name] for s in each.values()] for each in states))
@@ -91,7 +96,8 @@ def assert_takes_the_same_steps(mine, torchs, own, theirs, numbers=range(3), *, 
 @pytest.mark.parametrize("changed", [False, True], ids=["as saved", "other strides and types"])
 def test_state_comes_from_torch(fused, changed):
     own, theirs = weights(), weights()
-    mine, torchs = DenseAdam(own, fused=fused, **OPTIONS), torch.optim.Adam(theirs, fused=fused, **OPTIONS)
+    mine = DenseAdam(own, fused=fused, **OPTIONS)
+    torchs = torch.optim.Adam(theirs, fused=fused, **OPTIONS)
     set_gradients(0, own, theirs)
     torchs.step()
     with torch.no_grad():
@@ -99,7 +105,9 @@ def test_state_comes_from_torch(fused, changed):
             x.copy_(y)
     saved = copy.deepcopy(torchs.state_dict())
     for state in saved["state"].values() if changed else ():
-        state["exp_avg"] = state["exp_avg"].mT.contiguous().mT if state["exp_avg"].dim() == 2 else state["exp_avg"]
+        state["exp_avg"] = (
+            state["exp_avg"].mT.contiguous().mT if state["exp_avg"].dim() == 2 else state["exp_avg"]
+        )
         state["step"] = state["step"].double()
     mine.load_state_dict(saved)
     assert_takes_the_same_steps(mine, torchs, own, theirs, (1, 2))
@@ -116,7 +124,10 @@ def test_options_of_a_group(option):
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
 def test_a_parameter_twice_takes_two_steps():
     own, theirs = weights()[:1], weights()[:1]
-    mine, torchs = (kind(w * 2, fused=True, **OPTIONS) for kind, w in ((DenseAdam, own), (torch.optim.Adam, theirs)))
+    mine, torchs = (
+        kind(w * 2, fused=True, **OPTIONS)
+        for kind, w in ((DenseAdam, own), (torch.optim.Adam, theirs))
+    )
     assert_takes_the_same_steps(mine, torchs, own, theirs)
 
 
@@ -131,9 +142,14 @@ def test_a_group_without_gradients():
 
 
 def test_strided_weights_and_gradients():
-    own, theirs = ([torch.randn(6, 9, generator=torch.Generator().manual_seed(0)).T.requires_grad_()] for _ in range(2))
+    own, theirs = (
+        [torch.randn(6, 9, generator=torch.Generator().manual_seed(0)).T.requires_grad_()]
+        for _ in range(2)
+    )
     others = [w.detach().contiguous().requires_grad_() for w in own]
-    optimizers = [DenseAdam(w, **OPTIONS) for w in (own, others)] + [torch.optim.Adam(theirs, **OPTIONS)]
+    optimizers = [DenseAdam(w, **OPTIONS) for w in (own, others)] + [
+        torch.optim.Adam(theirs, **OPTIONS)
+    ]
     for number in range(3):
         set_gradients(number, own, others, theirs)
         others[0].grad = others[0].grad.T.contiguous().T
@@ -146,7 +162,10 @@ def test_strided_weights_and_gradients():
 
 def test_gradient_scaler():
     own, theirs = weights(), weights()
-    optimizers = DenseAdam(own, fused=True, **OPTIONS), torch.optim.Adam(theirs, fused=True, **OPTIONS)
+    optimizers = (
+        DenseAdam(own, fused=True, **OPTIONS),
+        torch.optim.Adam(theirs, fused=True, **OPTIONS),
+    )
     scalers = [torch.amp.GradScaler("cpu", init_scale=8.0) for _ in optimizers]
     for number in range(4):
         for scaler, optimizer, leaves in zip(scalers, optimizers, (own, theirs), strict=True):
@@ -194,8 +213,14 @@ def test_sparse_gradient_is_refused_as_by_torch():
 def lists(dtype=torch.float32, shapes=((301, 77), (0, 4), (5,), ())):
     """The arguments of the op: weights, gradients, moments and steps."""
     generator = torch.Generator().manual_seed(1)
-    draw = [[torch.randn(shape, generator=generator).to(dtype) for shape in shapes] for _ in range(4)]
-    return [*draw[:3], [each.square() for each in draw[3]], [torch.tensor(float(3 + i)) for i in range(len(shapes))]]
+    draw = [
+        [torch.randn(shape, generator=generator).to(dtype) for shape in shapes] for _ in range(4)
+    ]
+    return [
+        *draw[:3],
+        [each.square() for each in draw[3]],
+        [torch.tensor(float(3 + i)) for i in range(len(shapes))],
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -228,18 +253,27 @@ def test_schema_of_the_op():
 def test_bad_lists():
     op, options = torch.ops.adaftr_fast.dense_adam_, (0.01, 0.9, 0.999, 1e-8)
     op([], [], [], [], [], *options)
-    with pytest.raises(TypeError, match="dense_adam_: weights must be float32 or float64, got BFloat16"):
+    with pytest.raises(
+        TypeError, match="dense_adam_: weights must be float32 or float64, got BFloat16"
+    ):
         op(*lists(torch.bfloat16), *options)
     given = lists()
-    with pytest.raises(ValueError, match="dense_adam_: expected 4 tensors in each list, as in weights, got 3, 4, 4"):
+    with pytest.raises(
+        ValueError, match="dense_adam_: expected 4 tensors in each list, as in weights, got 3, 4, 4"
+    ):
         op(given[0], given[1][:3], *given[2:], *options)
     for wrong in (torch.zeros(6, 5).T, torch.zeros(6, 5)):
         given = lists(shapes=[(3, 4), (5, 6)])
         given[1][1] = wrong
-        with pytest.raises(ValueError, match=r"grad and moments number 1 must be contiguous Float \[5, 6\] on the CPU"):
+        with pytest.raises(
+            ValueError,
+            match=r"grad and moments number 1 must be contiguous Float \[5, 6\] on the CPU",
+        ):
             op(*given, *options)
         assert [step.item() for step in given[4]] == [3, 4]
     given = lists()
     given[4][2] = torch.tensor(1)
-    with pytest.raises(ValueError, match="dense_adam_: steps must be 0-dim float32 on the CPU, got Long"):
+    with pytest.raises(
+        ValueError, match="dense_adam_: steps must be 0-dim float32 on the CPU, got Long"
+    ):
         op(*given, *options)

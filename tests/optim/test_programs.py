@@ -1,4 +1,6 @@
-"""Programs that read and write a parameter themselves while exact Adam defers the steps of its rows, beside torch."""
+"""Programs that read and write a parameter themselves while exact Adam defers the steps of its
+rows, beside torch.
+"""
 
 import copy
 import io
@@ -74,14 +76,19 @@ def writes_a_row(table, optimizer):
 def calls_it_with_other_weights(table, optimizer):
     train(table, optimizer)
     every = torch.stack([torch.arange(6), torch.arange(6)], 1)
-    return torch.func.functional_call(table, {"weight": torch.zeros(15, WIDTH, dtype=torch.float64)}, every)
+    return torch.func.functional_call(
+        table, {"weight": torch.zeros(15, WIDTH, dtype=torch.float64)}, every
+    )
 
 
 def calls_it_with_its_own_weights(table, optimizer):
     train(table, optimizer)
     every = torch.stack([torch.arange(6), torch.arange(6)], 1)
-    own, detached = dict(table.named_parameters()), {name: p.detach() for name, p in table.named_parameters()}
-    return torch.cat([torch.func.functional_call(table, weights, every) for weights in (own, detached)])
+    own = dict(table.named_parameters())
+    detached = {name: p.detach() for name, p in table.named_parameters()}
+    return torch.cat(
+        [torch.func.functional_call(table, weights, every) for weights in (own, detached)]
+    )
 
 
 def ties_weights(table, optimizer):
@@ -103,7 +110,9 @@ def averages(table, optimizer):
 
 
 def swaps_a_moving_average(table, optimizer):
-    """As Lightning does: the average is evaluated in place of the weights, which return afterwards."""
+    """As Lightning does: the average is evaluated in place of the weights, which return
+    afterwards.
+    """
     averaged = AveragedModel(table, multi_avg_fn=get_ema_multi_avg_fn(0.8))
     seen = []
     for number in range(6):
@@ -129,7 +138,9 @@ def restores_the_best_weights(table, optimizer):
 
 
 def penalizes_all_rows(table, optimizer):
-    train(table, optimizer, extra=lambda each: 0.1 * sum(p.square().sum() for p in each.parameters()))
+    train(
+        table, optimizer, extra=lambda each: 0.1 * sum(p.square().sum() for p in each.parameters())
+    )
 
 
 def holds_the_parameters(table, optimizer):
@@ -209,7 +220,9 @@ def test_a_program_computes_what_it_does_on_a_dense_table(program):
         first = program(each, optimizer)
         seen = look_up(each)
         train(each, optimizer, 11)
-        results.append([seen, look_up(each), each.weight.detach().clone(), *([] if first is None else [first])])
+        results.append(
+            [seen, look_up(each), each.weight.detach().clone(), *([] if first is None else [first])]
+        )
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
 
 
@@ -227,7 +240,9 @@ def test_ddp_built_after_steps_broadcasts_present_rows():
         torch.testing.assert_close(ours, dense, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("noticed_by", ["look-up", "step", "flush", "parameter", "state_dict", "optimizer"])
+@pytest.mark.parametrize(
+    "noticed_by", ["look-up", "step", "flush", "parameter", "state_dict", "optimizer"]
+)
 def test_a_write_that_cannot_be_honoured_raises(noticed_by):
     (table, optimizer), _ = both()
     view = table.field_weight(0)
@@ -242,7 +257,9 @@ def test_a_write_that_cannot_be_honoured_raises(noticed_by):
         "state_dict": table.state_dict,
         "optimizer": optimizer.state_dict,
     }
-    with pytest.raises(RuntimeError, match=r"a table \[15, 3\] was written through a view .* call flush\(\)"):
+    with pytest.raises(
+        RuntimeError, match=r"a table \[15, 3\] was written through a view .* call flush\(\)"
+    ):
         looks[noticed_by]()
 
 
@@ -257,7 +274,10 @@ def test_steps_of_common_loops_read_no_rows(monkeypatch):
         table(torch.tensor([[number, number]])).sum().backward()
         optim.clip_grad_norm_(table.parameters(), 1.0)
         assert {p.device for p in table.parameters()} == {torch.device("cpu")}
-        assert sum(p.numel() for p in table.parameters() if p.requires_grad) == table.weight.grad.numel()
+        assert (
+            sum(p.numel() for p in table.parameters() if p.requires_grad)
+            == table.weight.grad.numel()
+        )
         optimizer.step()
     assert passes == []
     assert table.weight.sum().isfinite()
@@ -270,10 +290,15 @@ def test_functions_of_no_rows_read_none(monkeypatch):
     passes = []
     monkeypatch.setattr(DeferredAdam, "apply", lambda self, weight: passes.append(weight))
     weight = table.weight
-    names = "stride storage_offset get_device is_pinned is_shared is_inference retain_grad numel is_floating_point"
+    names = (
+        "stride storage_offset get_device is_pinned is_shared is_inference retain_grad numel "
+        "is_floating_point"
+    )
     for name in names.split():
         getattr(weight, name)()
-    names = "nbytes itemsize is_nested is_quantized is_sparse_csr _version _backward_hooks grad_dtype"
+    names = (
+        "nbytes itemsize is_nested is_quantized is_sparse_csr _version _backward_hooks grad_dtype"
+    )
     for name in names.split():
         getattr(weight, name)
     for function in (torch.numel, torch.is_floating_point, torch.empty_like, torch.zeros_like):

@@ -1,4 +1,6 @@
-"""The optimizers that update the rows of a batch only: against PyTorch's, and the kernels against their references."""
+"""The optimizers that update the rows of a batch only: against PyTorch's, and the kernels against
+their references.
+"""
 
 import copy
 import pickle
@@ -24,7 +26,8 @@ def test_300_steps_equal_torch(pair, name, dtype, tolerance):
     ours, theirs, options = TWINS[name]
     torch.manual_seed(0)
     two = pair(SIZES, 8, dtype, sparse=True)
-    left, right = ours(two.ours, lr=0.05, **options), theirs([two.theirs.weight], lr=0.05, **options)
+    left = ours(two.ours, lr=0.05, **options)
+    right = theirs([two.theirs.weight], lr=0.05, **options)
     schedules = [torch.optim.lr_scheduler.StepLR(o, 50, 0.5) for o in (left, right)]
     for _ in range(300):
         left.zero_grad()
@@ -90,7 +93,9 @@ def test_half_precision_tables_keep_float32_state(name):
 
 
 def test_accumulation_clipping_and_scaling_with_dense_parameters(pair):
-    """Two backwards, the gradient scaler and a joint norm give the result of PyTorch on dense gradients."""
+    """Two backwards, the gradient scaler and a joint norm give the result of PyTorch on dense
+    gradients.
+    """
     torch.manual_seed(0)
     two = pair(SIZES, 8, torch.float32, sparse=False)
     dense = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
@@ -160,10 +165,14 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r"Adam: betas must be in \[0, 1\)"):
         optim.Adam(emb, betas=(0.9, 1.0))
     adagrad = optim.Adagrad(emb)
-    with pytest.raises(ValueError, match=r"Adagrad.load_state_dict: table 0: sum.0 must be \[5, 2\], got None"):
+    with pytest.raises(
+        ValueError, match=r"Adagrad.load_state_dict: table 0: sum.0 must be \[5, 2\], got None"
+    ):
         adagrad.load_state_dict({**adagrad.state_dict(), "state": {}})
     other = optim.Adagrad(FusedEmbedding([6], 2)).state_dict()
-    with pytest.raises(ValueError, match=r"Adagrad.load_state_dict: table 0: sum.0 must be \[5, 2\], got \[6, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"Adagrad.load_state_dict: table 0: sum.0 must be \[5, 2\], got \[6, 2\]"
+    ):
         adagrad.load_state_dict(other)
 
 
@@ -183,7 +192,9 @@ def test_state_dict_holds_state_per_field(name, keys):
     emb(torch.tensor([[4, 1]])).sum().backward()
     optimizer.step()
     state = optimizer.state_dict()["state"][0]
-    assert state.keys() - {"step"} == {f"{key}.{field}" for key in keys for field in ("user", "day")}
+    assert state.keys() - {"step"} == {
+        f"{key}.{field}" for key in keys for field in ("user", "day")
+    }
     for key in keys:
         assert len(state[f"{key}.user"]) == 5
         assert (state[f"{key}.day"] != 0).reshape(3, -1).any(1).tolist() == [False, True, False]
@@ -193,20 +204,28 @@ def test_state_dict_holds_state_per_field(name, keys):
 def test_copies_are_refused(name):
     optimizer = getattr(optim, name)(FusedEmbedding([3], 2), lr=0.1)
     for copied in (copy.copy, copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match=rf"{name}: cannot be copied or pickled.*state_dict\(\)"):
+        with pytest.raises(
+            TypeError, match=rf"{name}: cannot be copied or pickled.*state_dict\(\)"
+        ):
             copied(optimizer)
 
 
 @pytest.mark.parametrize("given", ["module", "parameters"])
 def test_a_shared_parameter_has_the_table_of_the_module_that_is_given_or_was_made_first(given):
     """Ten pairs, since an order of chance would often be right for one."""
-    pairs = [[FusedEmbedding([2, 3], 4, field_names=names) for names in ("ab", "cd")] for _ in range(10)]
+    pairs = [
+        [FusedEmbedding([2, 3], 4, field_names=names) for names in ("ab", "cd")] for _ in range(10)
+    ]
     for first, second in pairs:
         second.weight = first.weight
         optimizer = optim.LazyAdam(second if given == "module" else second.parameters())
         names = "cd" if given == "module" else "ab"
-        assert {key[-1] for key in optimizer.state_dict()["state"][0] if key.startswith("exp_avg.")} == set(names)
+        assert {
+            key[-1] for key in optimizer.state_dict()["state"][0] if key.startswith("exp_avg.")
+        } == set(names)
         assert trained_by(first.weight) is optimizer
-        with pytest.raises(ValueError, match=r"grow: the parameter of field .* another FusedEmbedding shares it"):
+        with pytest.raises(
+            ValueError, match=r"grow: the parameter of field .* another FusedEmbedding shares it"
+        ):
             second.grow("c", 5)
         assert second.weight is first.weight

@@ -20,13 +20,16 @@ TWINS = {
     "Adam": ("Adam", {"lr": 0.1, "weight_decay": 0.01, "eps": 1e-6}),
     "AdamW": ("AdamW", {"lr": 0.1, "weight_decay": 0.1}),
 }
-EQUAL_ON_TABLES = ("SGD", "Adagrad", "Adam", "AdamW")  # to the optimizer of torch on dense gradients
+# to the optimizer of torch on dense gradients
+EQUAL_ON_TABLES = ("SGD", "Adagrad", "Adam", "AdamW")
 
 
 def new_net(widths=4):
     """A FusedEmbedding and layers."""
     embedding = FusedEmbedding(SIZES, widths)
-    return nn.Sequential(embedding, nn.Linear(embedding.out_features, 8), nn.ReLU(), nn.Linear(8, 1))
+    return nn.Sequential(
+        embedding, nn.Linear(embedding.out_features, 8), nn.ReLU(), nn.Linear(8, 1)
+    )
 
 
 class Twin(nn.Module):
@@ -35,7 +38,9 @@ class Twin(nn.Module):
     def __init__(self, net):
         super().__init__()
         tables = [net[0].field_weight(f).clone() for f in range(len(SIZES))]
-        self.tables = nn.ModuleList(nn.Embedding.from_pretrained(table, freeze=False) for table in tables)
+        self.tables = nn.ModuleList(
+            nn.Embedding.from_pretrained(table, freeze=False) for table in tables
+        )
         self.layers = copy.deepcopy(net[1:])
 
     def forward(self, ids):
@@ -66,7 +71,11 @@ FORMS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "form"), [*(("Adam", form) for form in FORMS), *((name, "parameters") for name in TWINS if name != "Adam")]
+    ("name", "form"),
+    [
+        *(("Adam", form) for form in FORMS),
+        *((name, "parameters") for name in TWINS if name != "Adam"),
+    ],
 )
 def test_one_optimizer_takes_a_whole_model(name, form):
     torch.manual_seed(0)
@@ -81,7 +90,9 @@ def test_one_optimizer_takes_a_whole_model(name, form):
     train([net, twin], [ours, getattr(torch.optim, theirs)(twin.parameters(), **options)], 5)
     torch.testing.assert_close(net[1:].state_dict(), twin.layers.state_dict(), rtol=1e-4, atol=1e-6)
     for f, table in enumerate(twin.tables):
-        torch.testing.assert_close(net[0].field_weight(f), table.weight.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            net[0].field_weight(f), table.weight.detach(), rtol=1e-4, atol=1e-5
+        )
     ours.zero_grad()
     assert all(parameter.grad is None for parameter in net.parameters())
 
@@ -112,7 +123,8 @@ def test_a_snapshot_holds_the_state_of_both_kinds(name, steps):
     train([net], [optimizer], steps)
     values = [stored(parameter).clone() for parameter in net.parameters()]
     saved = {key: value.clone() for key, value in optimizer.snapshot().items()}
-    assert [saved[f"{number}.counts"][2].item() for number in range(2)] == [steps > 0] * 2  # rows have missed steps
+    # rows have missed steps
+    assert [saved[f"{number}.counts"][2].item() for number in range(2)] == [steps > 0] * 2
     results = []
     for _ in range(2):
         with torch.no_grad():
@@ -126,16 +138,24 @@ def test_a_snapshot_holds_the_state_of_both_kinds(name, steps):
 
 
 def test_a_snapshot_of_the_tables_alone_restores():
-    """That of an optimizer of the tables, and of versions whose snapshots left out other parameters."""
+    """That of an optimizer of the tables, and of versions whose snapshots left out other
+    parameters.
+    """
     net = new_net()
     optimizer = optim.Adam(net)
     train([net], [optimizer], 2)
-    saved = {key: value.clone() for key, value in optimizer.snapshot().items() if not key.startswith("others")}
+    saved = {
+        key: value.clone()
+        for key, value in optimizer.snapshot().items()
+        if not key.startswith("others")
+    }
     before = copy.deepcopy(optimizer.state_dict()["state"][1])
     assert saved.keys() == optim.Adam(new_net()[0]).snapshot().keys()
     optimizer.restore(saved)
     assert_same_bits(optimizer.state_dict()["state"][1], before)
-    with pytest.raises(ValueError, match=r"Adam.restore: saved must hold 4 parameters that are not tables, got 3"):
+    with pytest.raises(
+        ValueError, match=r"Adam.restore: saved must hold 4 parameters that are not tables, got 3"
+    ):
         optimizer.restore({**optimizer.snapshot(), "others": torch.tensor(3)})
 
 
@@ -160,7 +180,8 @@ def test_dense_weights_have_the_bits_of_dense_adam_also_after_a_load_of_other_st
     torch.manual_seed(0)
     net, options = new_net(), TWINS["LazyAdam"][1]
     twin = copy.deepcopy(net)
-    optimizer, dense = getattr(optim, name)(net, **options), DenseAdam(twin[1:].parameters(), **options)
+    optimizer = getattr(optim, name)(net, **options)
+    dense = DenseAdam(twin[1:].parameters(), **options)
     for _ in range(2):
         for _ in range(3):
             net.zero_grad()
@@ -172,7 +193,9 @@ def test_dense_weights_have_the_bits_of_dense_adam_also_after_a_load_of_other_st
         for own, other in zip(net[1:].parameters(), twin[1:].parameters(), strict=True):
             assert torch.equal(own, other)
         saved = copy.deepcopy(optimizer.state_dict())
-        saved["state"][1] |= {key: value.mT.contiguous().mT for key, value in saved["state"][1].items() if value.dim()}
+        saved["state"][1] |= {
+            key: value.mT.contiguous().mT for key, value in saved["state"][1].items() if value.dim()
+        }
         saved["state"][1]["step"] = saved["state"][1]["step"].double()
         optimizer.load_state_dict(saved)
 
@@ -214,11 +237,27 @@ def test_tables_are_found_in_copies_and_after_growth_and_added_groups():
         ("SGD", {"momentum": 0.9}, "SGD: a group with tables must have momentum=0, got 0.9"),
         ("SGD", {"nesterov": True}, "SGD: a group with tables must have nesterov=False, got True"),
         ("SGD", {"dampening": 0.5}, "SGD: a group with tables must have dampening=0, got 0.5"),
-        ("Adagrad", {"lr_decay": 0.1}, "Adagrad: a group with tables must have lr_decay=0, got 0.1"),
-        ("Adagrad", {"initial_accumulator_value": 1.0}, "must have initial_accumulator_value=0.0, got 1.0"),
-        ("LazyAdam", {"maximize": True}, "LazyAdam: a group with tables must have maximize=False, got True"),
+        (
+            "Adagrad",
+            {"lr_decay": 0.1},
+            "Adagrad: a group with tables must have lr_decay=0, got 0.1",
+        ),
+        (
+            "Adagrad",
+            {"initial_accumulator_value": 1.0},
+            "must have initial_accumulator_value=0.0, got 1.0",
+        ),
+        (
+            "LazyAdam",
+            {"maximize": True},
+            "LazyAdam: a group with tables must have maximize=False, got True",
+        ),
         ("Adam", {"amsgrad": True}, "Adam: a group with tables must have amsgrad=False, got True"),
-        ("AdamW", {"differentiable": True}, "AdamW: a group with tables must have differentiable=False, got True"),
+        (
+            "AdamW",
+            {"differentiable": True},
+            "AdamW: a group with tables must have differentiable=False, got True",
+        ),
         ("SGD", {"rate": 0.1}, "SGD: a group with tables takes lr, weight_decay, got rate=0.1"),
     ],
 )
@@ -242,7 +281,10 @@ def test_options_that_tables_do_not_have_are_refused(name, option, message):
 
 def test_options_of_torch_are_accepted_for_other_parameters_and_at_their_defaults():
     net = new_net()
-    groups = [{"params": net[0], "momentum": 0, "foreach": False}, {"params": net[1:].parameters(), "momentum": 0.9}]
+    groups = [
+        {"params": net[0], "momentum": 0, "foreach": False},
+        {"params": net[1:].parameters(), "momentum": 0.9},
+    ]
     optimizer = optim.SGD(groups, lr=0.1)
     assert [group["momentum"] for group in optimizer.param_groups] == [0, 0.9]
 
@@ -269,19 +311,22 @@ def test_schedulers_see_the_groups_that_were_given():
     torch.optim.lr_scheduler.OneCycleLR(plain, max_lr=[0.1], total_steps=10, cycle_momentum=False)
     assert [group["params"] for group in optimizer.param_groups] == [list(net.parameters())]
     optimizer.load_state_dict(optimizer.state_dict())  # with the keys that schedulers add
-    with pytest.raises(ValueError, match="optimizer must support momentum"):  # the tables' rule has none
+    # the tables' rule has none
+    with pytest.raises(ValueError, match="optimizer must support momentum"):
         torch.optim.lr_scheduler.OneCycleLR(plain, max_lr=[0.1], total_steps=10)
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"), [("Adam", "Adam"), ("AdamW", "AdamW"), ("LazyAdam", "SparseAdam"), ("Adagrad", "Adagrad")]
+    ("ours", "theirs"),
+    [("Adam", "Adam"), ("AdamW", "AdamW"), ("LazyAdam", "SparseAdam"), ("Adagrad", "Adagrad")],
 )
 def test_states_of_torch_are_loaded(ours, theirs):
     torch.manual_seed(0)
     embedding = FusedEmbedding(SIZES, 4)
     dense = nn.Parameter(embedding.weight.detach().clone())
     sparse = theirs == "SparseAdam"
-    optimizer, other = getattr(optim, ours)(embedding, lr=0.1), getattr(torch.optim, theirs)([dense], lr=0.1)
+    optimizer = getattr(optim, ours)(embedding, lr=0.1)
+    other = getattr(torch.optim, theirs)([dense], lr=0.1)
     for step in range(6):
         embedding.zero_grad()
         embedding(ids()).square().sum().backward()

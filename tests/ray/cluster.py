@@ -84,7 +84,9 @@ class Killing(Ray):
         killer = Thread(target=self._kill)
         killer.start()
         try:
-            return super().map(waiting(in_small_blocks(function), self.folder, self.after), items, **options)
+            return super().map(
+                waiting(in_small_blocks(function), self.folder, self.after), items, **options
+            )
         finally:
             killer.join()
 

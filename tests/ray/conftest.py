@@ -1,4 +1,6 @@
-"""A cluster for all tests of this folder, whole at the start of each. Where ray is absent, the modules are skipped."""
+"""A cluster for all tests of this folder, whole at the start of each. Where ray is absent, the
+modules are skipped.
+"""
 
 import pytest
 
@@ -17,7 +19,9 @@ def cluster():
 
 @pytest.fixture
 def nodes(cluster):
-    """The cluster, with this process connected. A connection stays, since its workers have the imports done."""
+    """The cluster, with this process connected. A connection stays, since its workers have the
+    imports done.
+    """
     cluster.complete()
     cluster.connect()
     return cluster

@@ -34,7 +34,9 @@ def test_the_number_of_calls_in_progress_is_bounded(nodes, tmp_path):
         return number
 
     ahead = []
-    Ray().map(started, range(40), done=lambda *_: ahead.append(len(list(tmp_path.iterdir())) - len(ahead)))
+    Ray().map(
+        started, range(40), done=lambda *_: ahead.append(len(list(tmp_path.iterdir())) - len(ahead))
+    )
     assert max(ahead) <= 3 * QUEUED + 1
 
 
@@ -67,7 +69,10 @@ def test_a_worker_that_dies_again_and_again_is_an_error(nodes):
     def die(number, advance):
         os._exit(1)
 
-    with pytest.raises(EngineError, match="engine ray: a call was lost, also when it was repeated: WorkerCrashedError"):
+    with pytest.raises(
+        EngineError,
+        match="engine ray: a call was lost, also when it was repeated: WorkerCrashedError",
+    ):
         Ray(retries=1).map(die, [1])
 
 

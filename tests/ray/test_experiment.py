@@ -1,4 +1,6 @@
-"""Experiments on a Ray cluster: the bits of one process, killed nodes, Ctrl-C and relative paths."""
+"""Experiments on a Ray cluster: the bits of one process, killed nodes, Ctrl-C and
+relative paths.
+"""
 
 import json
 import os
@@ -54,7 +56,9 @@ def same(outcomes, others):
 
 
 def soon(function, condition, seconds=60):
-    """Starts a thread that calls a function with the value of a condition, once it is true; not at all after a time."""
+    """Starts a thread that calls a function with the value of a condition, once it is true; not at
+    all after a time.
+    """
 
     def wait():
         end = time.monotonic() + seconds
@@ -82,12 +86,18 @@ def test_a_job_of_a_killed_node_resumes_and_results_are_those_of_one_process(nod
         """Kills the node whose worker holds the lock of a job."""
         before.extend(records(job))
         worker = json.loads((job.folder / LOCK).read_text())["pid"]
-        raylet = int((Path("/proc") / str(worker) / "stat").read_text().rsplit(")", 1)[1].split()[1])
-        (node,) = [each for each in nodes.nodes if each.all_processes["raylet"][0].process.pid == raylet]
+        raylet = int(
+            (Path("/proc") / str(worker) / "stat").read_text().rsplit(")", 1)[1].split()[1]
+        )
+        (node,) = [
+            each for each in nodes.nodes if each.all_processes["raylet"][0].process.pid == raylet
+        ]
         victims.append(job)
         nodes.kill(node.node_id)
 
-    thread = soon(kill, lambda: next((job for job in todo[:3] if 1 <= len(records(job)) <= 4), None))
+    thread = soon(
+        kill, lambda: next((job for job in todo[:3] if 1 <= len(records(job)) <= 4), None)
+    )
     outcomes = run_all(todo, engine=ENGINE, progress=False)
     thread.join()
     assert len(victims) == 1
@@ -106,7 +116,9 @@ def test_ctrl_c_saves_snapshots_and_finished_jobs_are_not_repeated(nodes, jobs, 
         at.append(time.time())
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = soon(interrupt, lambda: (todo[3].folder / RESULT).exists() and any(map(records, todo[:3])))
+    thread = soon(
+        interrupt, lambda: (todo[3].folder / RESULT).exists() and any(map(records, todo[:3]))
+    )
     with pytest.raises(KeyboardInterrupt):
         run_all([todo[3], *todo[:3]], engine=ENGINE, progress=False)
     thread.join()
@@ -116,7 +128,10 @@ def test_ctrl_c_saves_snapshots_and_finished_jobs_are_not_repeated(nodes, jobs, 
     assert 1 <= len(done) < 4
     open_jobs = [job for job in todo if records(job) and job.folder / RESULT not in done]
     assert open_jobs
-    assert all(max(path.stat().st_mtime for path in (job.folder / "last").iterdir()) > at[0] for job in open_jobs)
+    assert all(
+        max(path.stat().st_mtime for path in (job.folder / "last").iterdir()) > at[0]
+        for job in open_jobs
+    )
     before = {job.key: records(job) for job in open_jobs}
     outcomes = run_all(todo, engine=ENGINE, progress=False)
     assert len(outcomes) == 4
@@ -124,11 +139,20 @@ def test_ctrl_c_saves_snapshots_and_finished_jobs_are_not_repeated(nodes, jobs, 
     assert all(records(job)[: len(before[job.key])] == before[job.key] for job in open_jobs)
 
 
-def test_the_command_connects_and_takes_relative_paths(cluster_nodes, folder, tmp_path, monkeypatch, capfd):
+def test_the_command_connects_and_takes_relative_paths(
+    cluster_nodes, folder, tmp_path, monkeypatch, capfd
+):
     monkeypatch.chdir(tmp_path)
-    sizes = "[model]\nembedding_dim = 2\nexpert_hidden = [4]\ntower_hidden = [4]\nrelatedness_hidden = [4]\n"
-    Path("base.toml").write_text(f"{sizes}[training]\nbatch_size = 200\nmax_epochs = 1\nprogress = false\n")
-    command = f"experiment fig3 --dataset {os.path.relpath(folder)} --config base.toml --seeds 1".split()
+    sizes = (
+        "[model]\nembedding_dim = 2\nexpert_hidden = [4]\ntower_hidden = [4]\nrelatedness_hidden "
+        "= [4]\n"
+    )
+    Path("base.toml").write_text(
+        f"{sizes}[training]\nbatch_size = 200\nmax_epochs = 1\nprogress = false\n"
+    )
+    command = (
+        f"experiment fig3 --dataset {os.path.relpath(folder)} --config base.toml --seeds 1".split()
+    )
     command += f"--out out --engine ray --address {cluster_nodes.address}".split()
     assert main(command) == 0
     assert len(list(tmp_path.glob(f"out/tiny/runs/*/{RESULT}"))) == 2

@@ -1,4 +1,6 @@
-"""Prepared folders of a Ray cluster, of which a node is killed in each step, are those of one process."""
+"""Prepared folders of a Ray cluster, of which a node is killed in each step, are those of one
+process.
+"""
 
 import shutil
 
@@ -25,7 +27,8 @@ def log(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("step", "after"), [("hash", True), ("read", False), ("read", True), ("count", False), ("encode", True)]
+    ("step", "after"),
+    [("hash", True), ("read", False), ("read", True), ("count", False), ("encode", True)],
 )
 def test_a_node_is_killed(nodes, log, tmp_path, step, after):
     schema, files = parse_schema(SCHEMA | {"split": BY_ROW}), [log / "log.csv"]
@@ -39,7 +42,9 @@ def test_a_node_is_killed(nodes, log, tmp_path, step, after):
 
 
 def test_a_node_is_killed_while_common_features_are_joined(nodes, tmp_path):
-    config = LogConfig(rows=2_000, users=80, items=30, list_scale=0.05, rates={"click": 0.3, "conversion": 0.1})
+    config = LogConfig(
+        rows=2_000, users=80, items=30, list_scale=0.05, rates={"click": 0.3, "conversion": 0.1}
+    )
     schema, files = load_schema("aliccp"), write_raw(config, tmp_path / "raw")
     prepare(schema, files, tmp_path / "whole")
     (tmp_path / "killed").mkdir()
@@ -54,7 +59,9 @@ def test_an_error_of_a_step_is_raised_as_itself(nodes, log, tmp_path):
     lines[3] = lines[3].replace(",", ";", 1)
     (tmp_path / "log.csv").write_text("\n".join(lines))
     with pytest.raises(DataError, match=r"1 of .* rows cannot be read .*log\.csv:4"):
-        prepare(parse_schema(SCHEMA), [tmp_path / "log.csv"], tmp_path / "out", engine=Ray(), shards=3)
+        prepare(
+            parse_schema(SCHEMA), [tmp_path / "log.csv"], tmp_path / "out", engine=Ray(), shards=3
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
@@ -70,11 +77,21 @@ def test_a_node_that_does_not_see_the_files_is_named(nodes, log, tmp_path):
             return super().map(call, items, **options)
 
     shutil.copy2(log / "log.csv", tmp_path)
-    with pytest.raises(EngineError, match=r"node \S+: does not see /.*log\.csv; it must be on a file system that"):
-        prepare(parse_schema(SCHEMA), [tmp_path / "log.csv"], tmp_path / "out", engine=Elsewhere(), shards=2)
+    with pytest.raises(
+        EngineError, match=r"node \S+: does not see /.*log\.csv; it must be on a file system that"
+    ):
+        prepare(
+            parse_schema(SCHEMA),
+            [tmp_path / "log.csv"],
+            tmp_path / "out",
+            engine=Elsewhere(),
+            shards=2,
+        )
 
 
-def test_the_command_connects_and_takes_relative_paths(cluster_nodes, log, tmp_path, monkeypatch, capfd):
+def test_the_command_connects_and_takes_relative_paths(
+    cluster_nodes, log, tmp_path, monkeypatch, capfd
+):
     monkeypatch.chdir(log)
     command = ["prepare", "--labels", "click", "--group", "user", "--files", "log.csv", "--out"]
     assert main([*command, str(tmp_path / "whole")]) == 0
@@ -85,4 +102,6 @@ def test_the_command_connects_and_takes_relative_paths(cluster_nodes, log, tmp_p
     printed = capfd.readouterr()
     assert "pid=" not in printed.out + printed.err
     assert main([*command, *f"{tmp_path}/out --engine ray --address 127.0.0.1:1".split()]) == 2
-    assert "engine ray: no cluster at address '127.0.0.1:1'" in capfd.readouterr().err.splitlines()[-1]
+    assert (
+        "engine ray: no cluster at address '127.0.0.1:1'" in capfd.readouterr().err.splitlines()[-1]
+    )

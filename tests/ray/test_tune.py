@@ -30,13 +30,17 @@ def test_two_trials_train_at_the_same_time_and_an_interrupted_search_continues_b
     nodes, search, prepared, tmp_path, monkeypatch
 ):
     config = small.settings(prepared(1).folder, name="shared_bottom")
-    config = replace(config, training=replace(config.training, batch_size=16, max_epochs=EPOCHS, patience=EPOCHS))
+    config = replace(
+        config, training=replace(config.training, batch_size=16, max_epochs=EPOCHS, patience=EPOCHS)
+    )
     space = {"optimizer.lr": {"choices": [1e30, 0.01, 0.02]}}
     running, asked = [], []
     folder = tmp_path / "out/trials"
 
     def two():
-        return sum((lock.parent / "metrics.jsonl").exists() for lock in folder.glob(f"*/{LOCK}")) == 2
+        return (
+            sum((lock.parent / "metrics.jsonl").exists() for lock in folder.glob(f"*/{LOCK}")) == 2
+        )
 
     def interrupt(value):
         running.append(value)
@@ -52,7 +56,9 @@ def test_two_trials_train_at_the_same_time_and_an_interrupted_search_continues_b
     before = study.trials
     open_trials = [each.number for each in before if each.state == TrialState.RUNNING]
     assert len(open_trials) == 2
-    logged = {number: (folder / f"{number:04d}/metrics.jsonl").read_text() for number in open_trials}
+    logged = {
+        number: (folder / f"{number:04d}/metrics.jsonl").read_text() for number in open_trials
+    }
 
     real = searching._ask
     monkeypatch.setattr(searching, "_ask", lambda *given: asked.append(given[2]) or real(*given))
@@ -63,11 +69,15 @@ def test_two_trials_train_at_the_same_time_and_an_interrupted_search_continues_b
     for number, lines in logged.items():  # these epochs were not trained again
         assert (folder / f"{number:04d}/metrics.jsonl").read_text().startswith(lines)
     for each in found.study.trials:
-        assert (each.state == TrialState.FAIL) == (each.user_attrs["options"]["optimizer.lr"] == 1e30)
+        assert (each.state == TrialState.FAIL) == (
+            each.user_attrs["options"]["optimizer.lr"] == 1e30
+        )
         if each.state == TrialState.COMPLETE:
             assert max(each.intermediate_values.values()) == each.value
             assert len(each.intermediate_values) == EPOCHS
-    assert [path.parts[-3] for path in folder.glob("*/best/weights-*")] == [f"{found.best.number:04d}"]
+    assert [path.parts[-3] for path in folder.glob("*/best/weights-*")] == [
+        f"{found.best.number:04d}"
+    ]
     assert not list(folder.glob("*/last"))
 
 
@@ -75,6 +85,9 @@ def test_the_command_trains_two_at_a_time(cluster_nodes, prepared, tmp_path, mon
     data = prepared(1)
     monkeypatch.chdir(tmp_path)
     command = small.search_command(tmp_path, os.path.relpath(data.folder), 3)
-    assert main([*command, *f"--engine ray --address {cluster_nodes.address} --parallel 2".split()]) == 0
+    assert (
+        main([*command, *f"--engine ray --address {cluster_nodes.address} --parallel 2".split()])
+        == 0
+    )
     assert "trial 0002 (3 of 3): AUC " in capsys.readouterr().err
     assert "3 trials: 3 finished" in (tmp_path / "out/report.md").read_text()

@@ -69,7 +69,10 @@ def settings(folder="", **model):
     )
 
 
-SPACE = {"optimizer.lr": {"low": 1e-3, "high": 0.1, "log": True}, "model.tower_hidden": {"choices": [[8, 8], [16, 8]]}}
+SPACE = {
+    "optimizer.lr": {"low": 1e-3, "high": 0.1, "log": True},
+    "model.tower_hidden": {"choices": [[8, 8], [16, 8]]},
+}
 
 
 @pytest.fixture
@@ -96,7 +99,8 @@ def search_command(folder, data, trials):
 
 
 class FakeTracker:
-    """Keeps what it gets; logging the step ``stops_at`` does not return, as in a process that is killed in it.
+    """Keeps what it gets; logging the step ``stops_at`` does not return, as in a process that is
+    killed in it.
 
     Attributes:
         made: the trackers of all processes, in order.
@@ -110,7 +114,8 @@ class FakeTracker:
     def __init__(self, opening):
         if self.fails:
             raise ConnectionError("no route to host")
-        assert all(each.closed for each in self.made)  # a tracker that is open may be returned for the next run
+        # a tracker that is open may be returned for the next run
+        assert all(each.closed for each in self.made)
         self.opening, self.known = opening, opening.known or "id"
         self.logged, self.closed = {}, []
         self.made.append(self)

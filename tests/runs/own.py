@@ -41,7 +41,9 @@ class AnyKeywords(Keywords):
 
 
 class Plain(MultiTaskModel):
-    """A linear layer over a table whose fields are named by their positions. It takes no numbers."""
+    """A linear layer over a table whose fields are named by their positions. It takes
+    no numbers.
+    """
 
     def __init__(self, num_embeddings, task_names, config, field_names):
         super().__init__(task_names)
@@ -55,7 +57,9 @@ class Plain(MultiTaskModel):
         return self.out(self.embedding(ids, offsets))
 
     def loss(self, batch):
-        each = F.binary_cross_entropy_with_logits(self(*batch.features), batch.labels, reduction="none")
+        each = F.binary_cross_entropy_with_logits(
+            self(*batch.features), batch.labels, reduction="none"
+        )
         return dict(zip(self.task_names, each.mean(0).unbind(), strict=True))
 
 
@@ -123,7 +127,9 @@ class Shuffled(Logits):
         super().__init__(num_embeddings, task_names, config, field_names)
 
     def forward(self, ids, dense=None):
-        return super().forward(ids) + (0 if dense is None else dense.nan_to_num().sum(1, keepdim=True))
+        return super().forward(ids) + (
+            0 if dense is None else dense.nan_to_num().sum(1, keepdim=True)
+        )
 
 
 class Half(Shuffled):

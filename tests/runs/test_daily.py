@@ -62,8 +62,15 @@ def test_each_day_is_evaluated_before_training_on_it(whole):
     assert all(record["rows"] == 800 for record in records)
     # The previous day's model has learned what the days share, but has not seen the day's rows.
     for record in records[1:]:
-        assert 0.5 < record["before_training"]["click"]["auc"] < record["validation"]["click"]["auc"]
-    assert [weights(out, 3)[f"backbone.embedding.weight.{f}"].shape[1] for f in range(4)] == [8, 4, 8, 8]
+        assert (
+            0.5 < record["before_training"]["click"]["auc"] < record["validation"]["click"]["auc"]
+        )
+    assert [weights(out, 3)[f"backbone.embedding.weight.{f}"].shape[1] for f in range(4)] == [
+        8,
+        4,
+        8,
+        8,
+    ]
 
 
 def test_days_keep_ids_and_buckets(whole):
@@ -88,7 +95,8 @@ def test_new_ids_are_unknown_to_an_earlier_model(whole):
     assert (rows.ids[fresh] == 0).all()
     assert torch.equal(rows.ids[~fresh], ids[~fresh])
     ids = torch.tensor([3, 9, 2, 8, 4], dtype=torch.int32)
-    batch = Batch(ids, torch.zeros(2, 2), offsets=torch.tensor([0, 1, 3, 4, 5]))  # fields of 5 and of 9 ids
+    # fields of 5 and of 9 ids
+    batch = Batch(ids, torch.zeros(2, 2), offsets=torch.tensor([0, 1, 3, 4, 5]))
     rows = daily.KnownIds(TensorRows(batch), [5, 9]).read([0], None)
     assert rows.ids.tolist() == [3, 0, 2, 0, 4]
     assert torch.equal(rows.offsets, batch.offsets)
@@ -131,7 +139,9 @@ def test_finished_days_are_not_repeated(days, tmp_path):
     days[0].unlink()
     assert [record["day"] for record in run(days, out)] == [3]
     assert run(days, out) == []
-    with pytest.raises(DataError, match=r"day 2: expected .*day1.parquet, got .*day2.parquet: pass all days"):
+    with pytest.raises(
+        DataError, match=r"day 2: expected .*day1.parquet, got .*day2.parquet: pass all days"
+    ):
         run([days[0], days[2], days[1]], out)
     with pytest.raises(DataError, match="expected files of at least 3 days, got 2"):
         run(days[:2], out)
@@ -150,11 +160,15 @@ def test_schemas_without_days_raise(days, prepared, tmp_path):
         prepare(parse_schema(other), [days[1]], tmp_path / "other", grow=data.folder)
 
 
-def test_the_first_day_starts_from_another_run_and_each_later_one_from_the_day_before(days, prepared, tmp_path, capsys):
+def test_the_first_day_starts_from_another_run_and_each_later_one_from_the_day_before(
+    days, prepared, tmp_path, capsys
+):
     """As in the paper's deployment: from a model of one task, then day by day."""
     data = prepared(0, "single")
     train_one(data, settings(data.folder, name="single_dnn"), tmp_path / "single")
-    config = replace(settings(), warm_start=WarmStartConfig(str(tmp_path / "single"), task="conversion"))
+    config = replace(
+        settings(), warm_start=WarmStartConfig(str(tmp_path / "single"), task="conversion")
+    )
     config.optimizer.lr = 0.0  # what a day copies, it keeps
     list(train_daily(parse_schema(SOURCE), days[:2], config, tmp_path / "out"))
     shown = capsys.readouterr().err
@@ -175,7 +189,10 @@ SMALL = (
     ("command", "shown"),
     [
         ("daily --files LOG", "day 1 (LOG): 800 rows and 1 left out, "),
-        ("stream --folder IN --settle 0 --poll 0 --idle 0.01", "chunk 1 (log.csv): 800 rows and 1 left out, "),
+        (
+            "stream --folder IN --settle 0 --poll 0 --idle 0.01",
+            "chunk 1 (log.csv): 800 rows and 1 left out, ",
+        ),
     ],
 )
 def test_the_commands_leave_out_rows_as_their_error_says(command, shown, tmp_path, capsys):
@@ -185,7 +202,9 @@ def test_the_commands_leave_out_rows_as_their_error_says(command, shown, tmp_pat
     with log.open("a") as file:
         file.write("1,short\n")
     os.utime(log, (0, 0))  # whole for long
-    words = f"{command} --labels click buy --out OUT {SMALL}".replace("LOG", str(log)).replace("IN", str(log.parent))
+    words = f"{command} --labels click buy --out OUT {SMALL}".replace("LOG", str(log)).replace(
+        "IN", str(log.parent)
+    )
     assert main(words.replace("OUT", str(tmp_path / "stopped")).split()) == 2
     (advice,) = re.findall("--bad_rows 0.01", capsys.readouterr().err)
     assert main(f"{words} {advice}".replace("OUT", str(tmp_path / "out")).split()) == 0
@@ -216,10 +235,19 @@ def test_the_commands_infer_the_schema_from_labels(tmp_path, capsys):
     assert load_schema(str(tmp_path / "stream/schema.toml")).funnel == ("click", "buy")
     (tmp_path / "in/1.parquet").rename(second)
     for command, message in (
-        (f"daily --labels buy --files {second} --out {out}", "schema.toml: has the labels click, buy; pass these"),
+        (
+            f"daily --labels buy --files {second} --out {out}",
+            "schema.toml: has the labels click, buy; pass these",
+        ),
         (f"daily --files {second} --out {out}", "expected --dataset or --labels, and not both"),
-        (f"daily --dataset flights --group user --files {second} --out {out}", "--group: goes with --labels"),
-        (f"stream --labels buy --folder {tmp_path}/in --out {tmp_path}/new", "--labels: there is no file yet"),
+        (
+            f"daily --dataset flights --group user --files {second} --out {out}",
+            "--group: goes with --labels",
+        ),
+        (
+            f"stream --labels buy --folder {tmp_path}/in --out {tmp_path}/new",
+            "--labels: there is no file yet",
+        ),
     ):
         assert main(command.split()) == 2
         assert message in capsys.readouterr().err

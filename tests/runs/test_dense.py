@@ -1,4 +1,6 @@
-"""Runs on logs with dense fields: from raw rows to scores, resumed, warm-started and trained daily."""
+"""Runs on logs with dense fields: from raw rows to scores, resumed, warm-started and
+trained daily.
+"""
 
 from dataclasses import replace
 
@@ -39,11 +41,16 @@ PARTS = {
     "validation": [["row", "in", list(range(640, 720))]],
     "test": [["row", ">=", 720]],
 }
-SCHEMA = SOURCE | {"fields": FIELDS, "split": {name: {"where": where} for name, where in PARTS.items()}}
+SCHEMA = SOURCE | {
+    "fields": FIELDS,
+    "split": {name: {"where": where} for name, where in PARTS.items()},
+}
 
 
 def log_of(rows=800, seed=0):
-    """Returns impressions whose clicks follow ``heat`` and ``spent``, which is missing for every tenth."""
+    """Returns impressions whose clicks follow ``heat`` and ``spent``, which is missing for every
+    tenth.
+    """
     random = np.random.default_rng(seed)
     heat, spent = random.normal(5, 2, rows), random.lognormal(3, 2, rows)
     spent[random.random(rows) < 0.1] = np.nan
@@ -71,7 +78,12 @@ def ready(tmp_path):
     def ready(name="data", log=None, grow=None, **changes):
         fields = {key: value for key, value in (FIELDS | changes).items() if value is not None}
         pq.write_table(log_of() if log is None else log, tmp_path / f"{name}.parquet")
-        prepare(parse_schema(SCHEMA | {"fields": fields}), [tmp_path / f"{name}.parquet"], tmp_path / name, grow=grow)
+        prepare(
+            parse_schema(SCHEMA | {"fields": fields}),
+            [tmp_path / f"{name}.parquet"],
+            tmp_path / name,
+            grow=grow,
+        )
         return PreparedData(tmp_path / name)
 
     return ready
@@ -94,7 +106,9 @@ def test_the_prepared_folder_holds_the_numbers(ready, tmp_path):
     np.testing.assert_array_equal(batch.dense.numpy(), columns)
     assert np.isnan(columns[:, 1]).any()
     present = columns[:, 0].astype(np.float64)
-    np.testing.assert_allclose([found["heat"].mean, found["heat"].std], [present.mean(), present.std()], rtol=1e-6)
+    np.testing.assert_allclose(
+        [found["heat"].mean, found["heat"].std], [present.mean(), present.std()], rtol=1e-6
+    )
     order = np.array([5, 0, 7])
     np.testing.assert_array_equal(batch.take(order).dense.numpy(), columns[order])
     np.testing.assert_array_equal(batch[3:9].dense.numpy(), columns[3:9])
@@ -111,14 +125,25 @@ def test_predictions_of_raw_rows_are_those_of_the_trainer(ready, tmp_path):
     table = pq.read_table(tmp_path / "scores.parquet")
     scores = np.stack([table["p_ctr"].to_numpy(), table["p_ctcvr"].to_numpy()], 1)
     model = Run(tmp_path / "run").model
-    logits = [predict_split(model, data.load(split), 100).logits for split in ("train", "validation", "test")]
-    expected = torch.from_numpy(np.concatenate(logits)).sigmoid().numpy()  # the splits are in order of the rows
+    logits = [
+        predict_split(model, data.load(split), 100).logits
+        for split in ("train", "validation", "test")
+    ]
+    # the splits are in order of the rows
+    expected = torch.from_numpy(np.concatenate(logits)).sigmoid().numpy()
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
     assert scores.std(0).min() > 0.01
 
     heat = [5.0, None, np.nan, np.inf, -np.inf, 1e300, -1e300, 1e9]
-    columns = {"item": [1] * 8, "tags": [[1]] * 8, "heat": heat, "spent": [3.0] * 8, "same": [7] * 8}
-    rows = pa.record_batch(columns)  # torch.nn.functional.linear rounds by the place of a row among others
+    columns = {
+        "item": [1] * 8,
+        "tags": [[1]] * 8,
+        "heat": heat,
+        "spent": [3.0] * 8,
+        "same": [7] * 8,
+    }
+    # torch.nn.functional.linear rounds by the place of a row among others
+    rows = pa.record_batch(columns)
     one_by_one = [scorer.probabilities(scorer.encode(rows.slice(row, 1)))[0, 0] for row in range(8)]
     assert np.isfinite(scorer.probabilities(scorer.encode(rows))).all()
     assert len(set(one_by_one[1:5])) == 1  # missing and infinite: the mean
@@ -130,16 +155,23 @@ def test_every_model_reads_the_numbers(ready):
     batch = next(data.load("train").batches(64))
     for name in ("single_dnn", "cross_stitch", "ple", "autoheri", "escm2_dr", "adaftr"):
         model = build(settings(name=name).model, data)
-        assert not torch.equal(model(*batch.features), model(batch.ids, None, batch.dense + 1)), name
+        assert not torch.equal(model(*batch.features), model(batch.ids, None, batch.dense + 1)), (
+            name
+        )
         torch.stack(tuple(model.loss(batch).values())).sum().backward()
         assert all(p.grad is not None for p in model.parameters() if p.dim() > 1), name
         with pytest.raises(ValueError, match=r"dense must be float32 \[B, 4\], got None"):
             model(batch.ids)
     plain = build_model(settings().model, data.manifest.num_embeddings, data.manifest.tasks)
-    with pytest.raises(ValueError, match=r"dense must be None, without dense fields, got torch.float32 \[64, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"dense must be None, without dense fields, got torch.float32 \[64, 4\]"
+    ):
         plain(batch.ids, None, batch.dense)
     log = log_of().set_column(5, "spent", pa.nulls(800, pa.float64()))
-    with pytest.raises(DataError, match="field spent: expected numbers in the training split, got missing values only"):
+    with pytest.raises(
+        DataError,
+        match="field spent: expected numbers in the training split, got missing values only",
+    ):
         ready(log=log)
 
 
@@ -151,7 +183,9 @@ def test_a_warm_start_copies_layers_if_the_encodings_are_the_same(ready, tmp_pat
     assert same.manifest.dense == data.manifest.dense != other.manifest.dense
     assert warm_start(build(settings().model, same), same, tmp_path / "run").fresh == {}
     fresh = warm_start(build(settings().model, other), other, tmp_path / "run").fresh
-    layers = [f"{layer}.{kind}" for layer in ("experts.first", "gates") for kind in ("weight", "bias")]
+    layers = [
+        f"{layer}.{kind}" for layer in ("experts.first", "gates") for kind in ("weight", "bias")
+    ]
     assert fresh == dict.fromkeys(layers, "the fields it reads differ")
 
 

@@ -1,4 +1,6 @@
-"""Models of one's own, named as ``module:Class``: trained, resumed, loaded, exported and refused."""
+"""Models of one's own, named as ``module:Class``: trained, resumed, loaded, exported
+and refused.
+"""
 
 import json
 import sys
@@ -42,7 +44,10 @@ def short(data, out, **model):
 
 
 def train_command(out, *more):
-    sizes = "--model.tower_hidden [8] --training.batch_size 64 --training.progress false --training.max_epochs 1"
+    sizes = (
+        "--model.tower_hidden [8] --training.batch_size 64 --training.progress false "
+        "--training.max_epochs 1"
+    )
     return [*f"train --data.folder data --out {out}".split(), *sizes.split(), *more]
 
 
@@ -59,24 +64,37 @@ def test_a_named_class_is_trained_with_its_options_and_loaded_again(prepared, tm
     assert af.evaluate(run).metrics == run.test
     exported = af.export(loaded, tmp_path / "model")
     rows = write_day(tmp_path, 1)
-    assert af.predict(exported, rows, tmp_path / "scores.parquet", progress=False).read().num_rows == 800
+    assert (
+        af.predict(exported, rows, tmp_path / "scores.parquet", progress=False).read().num_rows
+        == 800
+    )
 
 
 def test_a_class_may_stand_for_the_options_of_the_model(prepared, tmp_path):
-    config = RunConfig().with_options(training={"batch_size": 64, "max_epochs": 1, "progress": False})
+    config = RunConfig().with_options(
+        training={"batch_size": 64, "max_epochs": 1, "progress": False}
+    )
     run = af.train(prepared(1).folder, tmp_path / "run", model=Net, config=config)
     assert run.config.model.name == NAME
 
     class Local(Net):
         pass
 
-    with pytest.raises(ConfigError, match=r"model: .*Local is local to a function; define it at the top of a module"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model: .*Local is local to a function; define it at the top of a module",
+    ):
         af.train(tmp_path / "data", tmp_path / "local", model=Local, config=config)
     other = short(prepared(1), tmp_path / "other", name="shared_bottom")
-    with pytest.raises(ConfigError, match=r"other/best: its model is shared_bottom, got the class tests.runs.own:Net"):
+    with pytest.raises(
+        ConfigError,
+        match=r"other/best: its model is shared_bottom, got the class tests.runs.own:Net",
+    ):
         af.evaluate(other.folder, model_class=NAME)
     for name in ("Net", "my.module:", "../x:Net"):
-        with pytest.raises(ConfigError, match=r"name: expected one of .*, or a class as module:Class, got "):
+        with pytest.raises(
+            ConfigError, match=r"name: expected one of .*, or a class as module:Class, got "
+        ):
             ModelConfig(name=name)
 
 
@@ -84,7 +102,9 @@ def test_a_warm_start_may_import_the_class_of_the_new_run_alone(prepared, tmp_pa
     data = prepared(1)
     short(data, tmp_path / "run")
     training = {"batch_size": 64, "max_epochs": 1, "progress": False}
-    af.train(data.folder, tmp_path / "warm", model=RUN, training=training, warm_start=tmp_path / "run")
+    af.train(
+        data.folder, tmp_path / "warm", model=RUN, training=training, warm_start=tmp_path / "run"
+    )
     assert "10 of 10 dense weights copied" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=r"its model is the class tests\.runs\.own:Net"):
         af.train(data.folder, tmp_path / "mmoe", training=training, warm_start=tmp_path / "run")
@@ -94,14 +114,21 @@ def test_the_commands_import_from_the_current_directory(prepared, folder, capsys
     prepared(1)
     assert main(train_command("run", "--model.class", "shop_nets:Net")) == 0
     assert "| shop_nets:Net | click" in " ".join(capsys.readouterr().out.split())
-    assert json.loads((folder / "run/best/checkpoint.json").read_text())["config"]["model"]["name"] == "shop_nets:Net"
+    assert (
+        json.loads((folder / "run/best/checkpoint.json").read_text())["config"]["model"]["name"]
+        == "shop_nets:Net"
+    )
     (folder / "base.toml").write_text('[model]\nname = "shop_nets:Net"\noptions = { width = 5 }\n')
     assert main(train_command("other", "--config", "base.toml", "--model.options.width", "3")) == 0
-    assert json.loads((folder / "other/best/checkpoint.json").read_text())["config"]["model"]["options"] == {"width": 3}
+    assert json.loads((folder / "other/best/checkpoint.json").read_text())["config"]["model"][
+        "options"
+    ] == {"width": 3}
     capsys.readouterr()
     name = ["--model.class", "shop_nets:Net"]
     assert main(["evaluate", "--run", "run", "--data", "data", "--json", *name]) == 0
-    assert json.loads(capsys.readouterr().out)["metrics"] == json.loads((folder / "run/test.json").read_text())
+    assert json.loads(capsys.readouterr().out)["metrics"] == json.loads(
+        (folder / "run/test.json").read_text()
+    )
     assert main(["export", "--run", "run", "--out", "model", *name]) == 0
 
 
@@ -113,9 +140,13 @@ def test_a_checkpoint_imports_nothing_that_was_not_named(prepared, folder, capsy
     (folder / "imported").unlink()
     capsys.readouterr()
     assert main([*command, "--run", "run"]) == 2
-    message = "run/best: its model is the class shop_nets:Net, whose module is imported only if you name it"
+    message = (
+        "run/best: its model is the class shop_nets:Net, whose module is imported only if you "
+        "name it"
+    )
     assert (
-        f"{message}: --model.class shop_nets:Net, or model_class='shop_nets:Net' in Python" in capsys.readouterr().err
+        f"{message}: --model.class shop_nets:Net, or model_class='shop_nets:Net' in Python"
+        in capsys.readouterr().err
     )
     with pytest.raises(CheckpointError, match=message):
         af.load_run("run")
@@ -131,14 +162,18 @@ def test_a_checkpoint_imports_nothing_that_was_not_named(prepared, folder, capsy
             "tests.runs.own:nn.Linear",
             "expected a subclass of adaftr_fast.models.MultiTaskModel or a torch.nn.Module that",
         ),
-        ("tests.runs.own:nn", "expected a subclass of adaftr_fast.models.MultiTaskModel or .*, got <module"),
+        (
+            "tests.runs.own:nn",
+            "expected a subclass of adaftr_fast.models.MultiTaskModel or .*, got <module",
+        ),
         (
             "tests.runs.own:Short",
             r"expected \(num_embeddings, task_names, config, field_names\), got \(num_embeddings\)",
         ),
         (
             "tests.runs.own:Misnamed",
-            r"expected forward\(self, ids\), with offsets and dense where .*, got forward\(self, ids, off\)",
+            r"expected forward\(self, ids\), with offsets and dense where .*, got forward\(self, "
+            r"ids, off\)",
         ),
         ("tests.runs.own:Abstract", "is abstract: it lacks forward"),
         ("tests.runs.own:Refusing", "options: expected a width, got none"),
@@ -156,7 +191,10 @@ def test_a_module_that_computes_logits_alone_is_trained_with_the_log_loss(prepar
     """As a model with this loss, to the bit; also where it returns an object with logits."""
     prepared(1)
     settings = {"training": {"batch_size": 50, "max_epochs": 1, "progress": False}}
-    runs = {kind: af.train("data", f"run-{kind.__name__}", model=kind, **settings) for kind in (Logits, Output, Plain)}
+    runs = {
+        kind: af.train("data", f"run-{kind.__name__}", model=kind, **settings)
+        for kind in (Logits, Output, Plain)
+    }
     losses = {kind: run.epochs[0]["train"] for kind, run in runs.items()}
     assert losses[Logits] == losses[Output] == losses[Plain]
     assert runs[Logits].test == runs[Output].test == runs[Plain].test
@@ -164,19 +202,26 @@ def test_a_module_that_computes_logits_alone_is_trained_with_the_log_loss(prepar
     assert af.evaluate(again).metrics == runs[Logits].test
     af.export(again, "model")
     model = find_class(Wrong)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"])
-    with pytest.raises(TypeError, match=r"Wrong: expected logits \[B, 2\], or an object with them .*, got \[5, 3\]"):
+    with pytest.raises(
+        TypeError, match=r"Wrong: expected logits \[B, 2\], or an object with them .*, got \[5, 3\]"
+    ):
         model(torch.zeros(5, 2, dtype=torch.int32))
 
 
 def test_a_plain_module_is_called_by_the_names_of_its_parameters():
     """Whatever their order, and without offsets where it has none."""
-    model = find_class(Shuffled)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"], dense=("x",))
+    model = find_class(Shuffled)(
+        [3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"], dense=("x",)
+    )
     ids = torch.zeros(5, 2, dtype=torch.int32)
     torch.testing.assert_close(model(ids, None, torch.ones(5, 1)), model(ids) + 1)
 
 
 def test_a_plain_module_whose_forward_lacks_dense_is_an_error_where_the_data_have_it():
-    with pytest.raises(ConfigError, match=r"Half: expected forward\(self, ids\), .*, got forward\(self, ids, offsets"):
+    with pytest.raises(
+        ConfigError,
+        match=r"Half: expected forward\(self, ids\), .*, got forward\(self, ids, offsets",
+    ):
         find_class(Half)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"], dense=("x",))
 
 
@@ -186,7 +231,10 @@ def test_a_plain_module_whose_forward_lacks_offsets_is_an_error_where_the_data_h
     config = ModelConfig(name="tests.runs.own:Optional")
     build(config, prepared(1))
     with_lists = prepared(1, name="lists", fields={"item": "categorical", "tags": tags})
-    with pytest.raises(ConfigError, match=r"Optional: expected .* with offsets and dense where .*, got .*, off=None\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"Optional: expected .* with offsets and dense where .*, got .*, off=None\)",
+    ):
         build(config, with_lists)
     build(ModelConfig(name="tests.runs.own:Logits"), with_lists)
 
@@ -194,9 +242,13 @@ def test_a_plain_module_whose_forward_lacks_offsets_is_an_error_where_the_data_h
 @pytest.mark.parametrize("kind", [Keywords, AnyKeywords])
 def test_a_constructor_may_take_dense_by_any_keyword(kind):
     encodings = [NumericEncoding("age", "standard", 40.0, 10.0, 18.0, 90.0)]
-    built = find_class(kind)([3, 4], ["click", "conversion"], ModelConfig(tower_hidden=[4]), ["a", "b"], encodings)
+    built = find_class(kind)(
+        [3, 4], ["click", "conversion"], ModelConfig(tower_hidden=[4]), ["a", "b"], encodings
+    )
     assert built.encodings == encodings
-    with pytest.raises(ConfigError, match="the data have dense fields, expected a constructor that takes dense"):
+    with pytest.raises(
+        ConfigError, match="the data have dense fields, expected a constructor that takes dense"
+    ):
         find_class(Net)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"], encodings)
 
 

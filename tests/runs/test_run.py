@@ -20,7 +20,10 @@ from .conftest import settings
     ("labels", "shown"),
     [
         ({"click": "click", "buy": "buy"}, "got tasks click, buy and funnel none"),
-        ({"conversion": "buy", "click": "click"}, "got tasks conversion, click and funnel click, conversion"),
+        (
+            {"conversion": "buy", "click": "click"},
+            "got tasks conversion, click and funnel click, conversion",
+        ),
     ],
 )
 def test_tasks_that_are_no_funnel_are_refused(prepared, labels, shown):
@@ -36,7 +39,9 @@ def test_a_balanced_run_of_esmm_is_read_again(prepared, tmp_path):
     config = settings(data.folder, name="esmm")
     config = replace(config, training=replace(config.training, balance="gradnorm"))
     run = train_one(data, config, out)
-    weights = [[each["train"][f"weight/{task}"] for task in ("click", "conversion")] for each in run.epochs]
+    weights = [
+        [each["train"][f"weight/{task}"] for task in ("click", "conversion")] for each in run.epochs
+    ]
     assert all(math.isclose(sum(each), 2.0, rel_tol=1e-5) for each in weights)
     assert len({each[0] for each in weights}) == 2
     trained = Run(out)
@@ -60,8 +65,13 @@ def test_a_run_that_is_resumed_is_one_run_in_a_tracker(prepared, tmp_path, track
     killed, resumed, other = tracker.made
     assert (killed.opening.known, killed.opening.first_step, killed.closed) == (None, 1, ["failed"])
     assert killed.opening.parameters["optimizer.lr"] == 0.01
-    assert (resumed.opening.known, resumed.opening.first_step, resumed.closed) == ("id", 1, ["finished"])
-    assert list(resumed.logged) == [1, 2, "test"]  # the killed process may not have logged its last epoch
+    assert (resumed.opening.known, resumed.opening.first_step, resumed.closed) == (
+        "id",
+        1,
+        ["finished"],
+    )
+    # the killed process may not have logged its last epoch
+    assert list(resumed.logged) == [1, 2, "test"]
     assert resumed.logged["test"]["test/click/auc"] == run.test["click"]["auc"]
     assert (other.opening.known, other.opening.first_step) == (None, 1)
 

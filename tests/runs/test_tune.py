@@ -25,7 +25,10 @@ from .conftest import search_command, settings
 def trials(found):
     """What a search did: state, options and AUC of each trial."""
     known = found.study.get_trials(deepcopy=False)
-    return [(each.state, each.user_attrs["options"], each.value, each.intermediate_values) for each in known]
+    return [
+        (each.state, each.user_attrs["options"], each.value, each.intermediate_values)
+        for each in known
+    ]
 
 
 def test_a_space_gives_options_their_types():
@@ -57,18 +60,42 @@ def test_a_space_gives_options_their_types():
     ("text", "message"),
     [
         ('"optimizer.lrr" = { low = 1, high = 2 }', r"unknown option 'optimizer.lrr'"),
-        ('"data.folder" = { choices = ["a"] }', "unknown option 'data.folder'; .* but data.folder and model"),
-        ("training.validate_every = { choices = [1, 0.5] }", "training.validate_every: cannot vary"),
+        (
+            '"data.folder" = { choices = ["a"] }',
+            "unknown option 'data.folder'; .* but data.folder and model",
+        ),
+        (
+            "training.validate_every = { choices = [1, 0.5] }",
+            "training.validate_every: cannot vary",
+        ),
         ("optimizer.lr = 3", r"optimizer.lr: the file: expected an object, got 3"),
         ("optimizer.lr = { low = 1 }", "optimizer.lr: expected choices, or low and high"),
         ("optimizer.lr = { low = 2, high = 1 }", "optimizer.lr: expected low < high, got 2 and 1"),
-        ("optimizer.lr = { low = 0, high = 1, log = true }", "optimizer.lr: expected 0 < low < high, got 0 and 1"),
-        ("optimizer.lr = { low = 1, high = 2, log = true, step = 1 }", "optimizer.lr: expected log or step, got both"),
-        ("optimizer.lr = { low = -1, high = 1 }", r"optimizer.lr: optimizer.lr: expected .* >= 0, got -1"),
+        (
+            "optimizer.lr = { low = 0, high = 1, log = true }",
+            "optimizer.lr: expected 0 < low < high, got 0 and 1",
+        ),
+        (
+            "optimizer.lr = { low = 1, high = 2, log = true, step = 1 }",
+            "optimizer.lr: expected log or step, got both",
+        ),
+        (
+            "optimizer.lr = { low = -1, high = 1 }",
+            r"optimizer.lr: optimizer.lr: expected .* >= 0, got -1",
+        ),
         ("optimizer.lr = { low = 1, high = 2, max = 3 }", "optimizer.lr: unknown key 'max'"),
-        ("model.num_experts = { low = 1, high = 2.5 }", "model.num_experts: expected integers for an integer option"),
-        ("model.shared_experts = { low = 1, high = 2.5 }", "model.shared_experts: expected integers for an"),
-        ("model.num_experts = { choices = [] }", "model.num_experts: expected one or more choices, or a range"),
+        (
+            "model.num_experts = { low = 1, high = 2.5 }",
+            "model.num_experts: expected integers for an integer option",
+        ),
+        (
+            "model.shared_experts = { low = 1, high = 2.5 }",
+            "model.shared_experts: expected integers for an",
+        ),
+        (
+            "model.num_experts = { choices = [] }",
+            "model.num_experts: expected one or more choices, or a range",
+        ),
         ("", "expected one or more options, got none"),
         ("= 1", "Invalid"),
     ],
@@ -79,7 +106,9 @@ def test_errors_in_a_space_name_the_option(tmp_path, text, message):
         read_space(tmp_path / "space.toml", RunConfig())
 
 
-def test_an_interrupted_search_continues_its_trial_and_ends_like_an_uninterrupted_one(search, tmp_path, monkeypatch):
+def test_an_interrupted_search_continues_its_trial_and_ends_like_an_uninterrupted_one(
+    search, tmp_path, monkeypatch
+):
     whole = tune(search("whole"), 3)
     seen, name = [], "t{a} a%41b?é@#:"
     real = Search.auc
@@ -102,11 +131,15 @@ def test_an_interrupted_search_continues_its_trial_and_ends_like_an_uninterrupte
     assert {each.name for each in tmp_path.iterdir()} == {"data", "day1.parquet", "whole", name}
 
 
-def test_a_search_keeps_the_weights_of_the_best_and_reads_the_test_split_once(search, tmp_path, monkeypatch):
+def test_a_search_keeps_the_weights_of_the_best_and_reads_the_test_split_once(
+    search, tmp_path, monkeypatch
+):
     loaded = []
     data_type = type(search().data)
     load = data_type.load
-    monkeypatch.setattr(data_type, "load", lambda self, split: loaded.append(split) or load(self, split))
+    monkeypatch.setattr(
+        data_type, "load", lambda self, split: loaded.append(split) or load(self, split)
+    )
     found = tune(search(), 3)
     assert loaded.count("test") == 1
     assert max(each.value for each in found.study.trials) == found.best.value
@@ -117,13 +150,18 @@ def test_a_search_keeps_the_weights_of_the_best_and_reads_the_test_split_once(se
     for each in folders:
         assert read_description(each / "best").tasks == ["click", "conversion"]
         if each.name not in kept:
-            with pytest.raises(CheckpointError, match=r"weights-.*: missing: tune keeps the weights of its best trial"):
+            with pytest.raises(
+                CheckpointError,
+                match=r"weights-.*: missing: tune keeps the weights of its best trial",
+            ):
                 Run(each).load()
     assert json.loads((tmp_path / "out/trials" / kept[0] / "test.json").read_text()) == found.test
     assert not list(tmp_path.glob("out/trials/*/last"))
 
 
-def test_a_search_killed_after_its_last_trial_leaves_the_weights_of_the_best_only(search, tmp_path, monkeypatch):
+def test_a_search_killed_after_its_last_trial_leaves_the_weights_of_the_best_only(
+    search, tmp_path, monkeypatch
+):
     def killed(search, study):
         if len(study.trials) == 2:
             raise KeyboardInterrupt
@@ -167,9 +205,13 @@ def test_another_search_in_the_folder_is_refused(search, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             tune(search(), 1)
     assert len(raised) == 1
-    with pytest.raises(CheckpointError, match="out: a search with another space; name another --out"):
+    with pytest.raises(
+        CheckpointError, match="out: a search with another space; name another --out"
+    ):
         tune(search(space={"optimizer.lr": {"choices": [0.1]}}), 1)
-    with pytest.raises(CheckpointError, match="out: a search with another configuration; name another --out"):
+    with pytest.raises(
+        CheckpointError, match="out: a search with another configuration; name another --out"
+    ):
         tune(search(config=settings(name="mmoe")), 1)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/study.db").write_bytes(b"no database" * 100)
@@ -177,7 +219,9 @@ def test_another_search_in_the_folder_is_refused(search, tmp_path, monkeypatch):
         tune(search("broken"), 1)
 
 
-def test_the_command_writes_a_report_and_a_configuration_that_train_reads(prepared, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_report_and_a_configuration_that_train_reads(
+    prepared, tmp_path, monkeypatch, capsys
+):
     command = search_command(tmp_path, prepared(1).folder, 2)
     monkeypatch.chdir(tmp_path)
     assert main(command) == 0
@@ -189,7 +233,9 @@ def test_the_command_writes_a_report_and_a_configuration_that_train_reads(prepar
         p.name for p in (tmp_path / "out").iterdir()
     }
     assert main(["train", "--config", "out/best.toml", "--out", "run"]) == 0
-    best = next(path for path in (tmp_path / "out/trials").iterdir() if (path / "test.json").exists())
+    best = next(
+        path for path in (tmp_path / "out/trials").iterdir() if (path / "test.json").exists()
+    )
     assert (tmp_path / "run/test.json").read_text() == (best / "test.json").read_text()
     for option, value, shown in (
         ("--trials", "0", "got 0"),
@@ -202,16 +248,24 @@ def test_the_command_writes_a_report_and_a_configuration_that_train_reads(prepar
 @pytest.fixture
 def tracked(search, prepared):
     """Returns a function that makes a search with a tracker over some learning rates."""
-    config = settings(prepared(1).folder, name="shared_bottom").with_options(training={"trackers": ["wandb"]})
-    return lambda *rates: search(space={"optimizer.lr": {"choices": [*rates] or [0.01]}}, config=config)
+    config = settings(prepared(1).folder, name="shared_bottom").with_options(
+        training={"trackers": ["wandb"]}
+    )
+    return lambda *rates: search(
+        space={"optimizer.lr": {"choices": [*rates] or [0.01]}}, config=config
+    )
 
 
 def test_a_pruned_trial_has_not_failed(tracked, tracker, monkeypatch):
-    """The AUC falls from epoch to epoch and from trial to trial, so the second trial is pruned in its first epoch."""
+    """The AUC falls from epoch to epoch and from trial to trial, so the second trial is pruned in
+    its first epoch.
+    """
     values = iter(range(1, 100))
     monkeypatch.setattr(trialing, "STARTUP_TRIALS", 1)
     monkeypatch.setattr(trialing, "WARMUP_EPOCHS", 0)
-    monkeypatch.setattr(Search, "auc", lambda self, record: record["validation"]["click"]["auc"] - next(values))
+    monkeypatch.setattr(
+        Search, "auc", lambda self, record: record["validation"]["click"]["auc"] - next(values)
+    )
     real = trialing._report
 
     def killed(search, trial, *others):
@@ -226,11 +280,18 @@ def test_a_pruned_trial_has_not_failed(tracked, tracker, monkeypatch):
     found = tune(tracked(), 3)
     pruned = TrialState.PRUNED
     assert [each.state for each in found.study.trials] == [TrialState.COMPLETE, pruned, pruned]
-    assert [each.closed for each in tracker.made] == [["finished"], ["failed"], ["finished"], ["finished"]]
+    assert [each.closed for each in tracker.made] == [
+        ["finished"],
+        ["failed"],
+        ["finished"],
+        ["finished"],
+    ]
 
 
 def test_a_diverging_trial_fails_alone(tracked, tracker, tmp_path):
-    with pytest.raises(TrainingError, match=r"none of 1 trials has finished; the last error: .*not finite"):
+    with pytest.raises(
+        TrainingError, match=r"none of 1 trials has finished; the last error: .*not finite"
+    ):
         tune(tracked(1e30), 1)
     assert [each.closed for each in tracker.made] == [["failed"]]
     tune_and_report(replace(tracked(1e30, 0.01), folder=tmp_path / "both"), 4)
@@ -241,7 +302,10 @@ def test_a_diverging_trial_fails_alone(tracked, tracker, tmp_path):
 
 def test_an_error_of_the_surroundings_ends_the_search_and_its_trial_resumes(tracked, tracker):
     tracker.fails = True
-    with pytest.raises(TrainingError, match=r"^training\.trackers: wandb cannot be opened: ConnectionError: no route"):
+    with pytest.raises(
+        TrainingError,
+        match=r"^training\.trackers: wandb cannot be opened: ConnectionError: no route",
+    ):
         tune(tracked(), 2)
     tracker.fails = False
     assert [each.state for each in tune(tracked(), 2).study.trials] == 2 * [TrialState.COMPLETE]

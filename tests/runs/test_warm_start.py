@@ -16,7 +16,12 @@ from adaftr_fast.training.trainer import Trainer
 from .conftest import SOURCE, prepare_day, settings
 
 READS_EMBEDDINGS = {"experts.first.weight", "experts.first.bias", "gates.weight", "gates.bias"}
-OTHER_SIZES = {"embedding_dim": 3, "expert_hidden": [7], "tower_hidden": [5, 3], "relatedness_hidden": [3]}
+OTHER_SIZES = {
+    "embedding_dim": 3,
+    "expert_hidden": [7],
+    "tower_hidden": [5, 3],
+    "relatedness_hidden": [3],
+}
 
 
 def from_run(folder, config, **options):
@@ -53,13 +58,20 @@ def test_rows_are_matched_by_value(run, prepared):
     model, report, old = started(folder, data)
     torch.manual_seed(5)
     untouched = build(settings().model, data)
-    ours, theirs = (read_encoders(each.folder, each.manifest)["item"].values.to_pylist() for each in (data, old_data))
+    ours, theirs = (
+        read_encoders(each.folder, each.manifest)["item"].values.to_pylist()
+        for each in (data, old_data)
+    )
     assert set(ours) - set(theirs)
     assert set(ours) & set(theirs)
     assert ours != theirs
     for row, value in enumerate([None, *ours]):
         known = value is None or value in theirs
-        expected = rows_of(old, 0)[theirs.index(value) + 1 if value else 0] if known else rows_of(untouched, 0)[row]
+        expected = (
+            rows_of(old, 0)[theirs.index(value) + 1 if value else 0]
+            if known
+            else rows_of(untouched, 0)[row]
+        )
         assert torch.equal(rows_of(model, 0)[row], expected)
     assert report.rows["item"] == (1 + len(set(ours) & set(theirs)), 1 + len(ours))
     assert report.rows["place"] == (21, 21)
@@ -72,14 +84,18 @@ def test_a_bucket_is_matched_by_its_upper_edge(run, prepared):
     model, _, old = started(folder, data)
     edges, old_edges = (np.array(each.manifest.fields[2].edges) for each in (data, old_data))
     for row, upper in enumerate([*edges, np.inf], start=1):
-        assert torch.equal(rows_of(model, 2)[row], rows_of(old, 2)[1 + np.searchsorted(old_edges, upper)])
+        assert torch.equal(
+            rows_of(model, 2)[row], rows_of(old, 2)[1 + np.searchsorted(old_edges, upper)]
+        )
     assert torch.equal(rows_of(model, 2)[0], rows_of(old, 2)[0])
 
 
 def test_dense_weights_are_matched_by_name_and_shape(run, prepared):
     model, report, old = started(run[0], prepared(1, "new"), tower_hidden=[16, 6])
     assert torch.equal(model.backbone.experts.first.weight, old.backbone.experts.first.weight)
-    assert torch.equal(model.relatedness[0].tower.logit.weight, old.relatedness[0].tower.logit.weight)
+    assert torch.equal(
+        model.relatedness[0].tower.logit.weight, old.relatedness[0].tower.logit.weight
+    )
     layers = [f"towers.{t}.{layer}" for t in (0, 1) for layer in ("mlp.layers.1", "logit")]
     differ = {name for name, why in report.fresh.items() if why == "the shapes differ"}
     assert differ == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
@@ -109,7 +125,9 @@ def test_relatedness_networks_keep_their_initial_weights_without_a_match(run, tm
     assert set(report.fresh.values()) == {"the run does not have the same relatedness networks"}
     torch.manual_seed(5)
     untouched = build(settings().model, data)
-    assert torch.equal(model.relatedness[0].tower.logit.weight, untouched.relatedness[0].tower.logit.weight)
+    assert torch.equal(
+        model.relatedness[0].tower.logit.weight, untouched.relatedness[0].tower.logit.weight
+    )
     ids = torch.randint(0, 5, (9, 4), dtype=torch.int32)
     assert torch.equal(model(ids), old(ids))
 
@@ -119,7 +137,9 @@ def test_layers_of_other_fields_or_tasks_are_not_copied(run, prepared):
     model, report, old = started(run[0], data)
     assert set(report.fresh) == READS_EMBEDDINGS
     assert torch.equal(rows_of(model, 3), rows_of(old, 0))  # the items
-    _, report, _ = started(run[0], prepared(0, "other", labels={"conversion": "buy", "click": "click"}))
+    _, report, _ = started(
+        run[0], prepared(0, "other", labels={"conversion": "buy", "click": "click"})
+    )
     assert not report.taken
     assert "the tasks differ" in report.fresh.values()
 
@@ -133,7 +153,11 @@ def test_layers_that_read_swapped_widths_are_fresh(run, tmp_path):
     assert all(taken == rows for taken, rows in same.rows.values())
     _, report, _ = started(tmp_path / "wide", data, embedding_dims={"item": 4, "user": 16})
     assert set(report.fresh) == READS_EMBEDDINGS  # of the same shape
-    assert (report.rows["item"][0], report.rows["user"][0], report.rows["place"]) == (0, 0, (21, 21))
+    assert (report.rows["item"][0], report.rows["user"][0], report.rows["place"]) == (
+        0,
+        0,
+        (21, 21),
+    )
 
 
 def test_training_starts_from_the_copied_weights(run, tmp_path, capsys):

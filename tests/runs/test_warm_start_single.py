@@ -1,4 +1,6 @@
-"""Warm starts between a Single-DNN, which has tables and a network per task, and models that share them."""
+"""Warm starts between a Single-DNN, which has tables and a network per task, and models that share
+them.
+"""
 
 import pytest
 import torch
@@ -13,13 +15,18 @@ from adaftr_fast.runs.warm_start import warm_start
 from .conftest import prepare_day, settings
 from .test_warm_start import OTHER_SIZES, from_run, started
 
-SAME_WIDTHS = {"equal_budget": False}  # the bottom is as wide as an expert, so that whole towers fit
+# the bottom is as wide as an expert, so that whole towers fit
+SAME_WIDTHS = {"equal_budget": False}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    train_one(prepare_day(folder, 0), settings(folder / "data", name="single_dnn", **SAME_WIDTHS), folder / "single")
+    train_one(
+        prepare_day(folder, 0),
+        settings(folder / "data", name="single_dnn", **SAME_WIDTHS),
+        folder / "single",
+    )
     return folder
 
 
@@ -36,9 +43,12 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "task", "network"), [("mmoe", "", 0), ("shared_bottom", "conversion", 1), ("ple", "click", 0)]
+    ("backbone", "task", "network"),
+    [("mmoe", "", 0), ("shared_bottom", "conversion", 1), ("ple", "click", 0)],
 )
-def test_shared_tables_are_those_of_one_task_and_every_tower_that_of_its_own(single, backbone, task, network):
+def test_shared_tables_are_those_of_one_task_and_every_tower_that_of_its_own(
+    single, backbone, task, network
+):
     model, report, old = started(*single, task, backbone=backbone, **SAME_WIDTHS)
     assert_same(model.backbone.embedding, old.networks[network].embedding)
     for tower, other in zip(model.backbone.towers, old.networks, strict=True):
@@ -61,7 +71,9 @@ def test_towers_are_matched_by_task_and_not_by_position(single, prepared):
 
 def test_a_model_of_clicks_alone_starts_both_tasks(prepared, tmp_path):
     clicks, data = prepared(0, "clicks", labels={"click": "click"}), prepared(0, "both")
-    train_one(clicks, settings(clicks.folder, name="single_dnn", **SAME_WIDTHS), tmp_path / "single")
+    train_one(
+        clicks, settings(clicks.folder, name="single_dnn", **SAME_WIDTHS), tmp_path / "single"
+    )
     model, report, old = started(tmp_path / "single", data, **SAME_WIDTHS)
     torch.manual_seed(5)
     untouched = build(settings(**SAME_WIDTHS).model, data)
@@ -91,7 +103,8 @@ def test_the_conditional_tower_of_esmm_is_not_that_of_a_rate_over_impressions(si
     model, report, old = started(folder, data, name="esmm", **SAME_WIDTHS)
     assert_same(model.towers[0], old.networks[0].towers[0])
     assert report.fresh["towers.1.logit.weight"] == reason
-    train_one(data, settings(data.folder, name="esmm", **SAME_WIDTHS), tmp_path / "esmm")  # and the other way round
+    # and the other way round
+    train_one(data, settings(data.folder, name="esmm", **SAME_WIDTHS), tmp_path / "esmm")
     model, report, old = started(tmp_path / "esmm", data, name="single_dnn", **SAME_WIDTHS)
     assert_same(model.networks[0].towers[0], old.towers[0])
     assert report.fresh["networks.1.towers.0.logit.weight"] == reason
@@ -106,34 +119,50 @@ def test_a_layer_is_copied_whole_or_not_at_all_and_a_task_is_one_of_a_single_dnn
     assert taken
     assert not taken & fresh
     assert "towers.0.mlp.layers.0.bias" in report.fresh  # of the same shape, but its weight is not
-    with pytest.raises(ConfigError, match=r"warm_start.task: expected one of click, conversion, got 'view'"):
+    with pytest.raises(
+        ConfigError, match=r"warm_start.task: expected one of click, conversion, got 'view'"
+    ):
         started(folder, data, "view")
-    with pytest.raises(ConfigError, match=r"warm_start.task: expected a run of single_dnn, .*, got .click of a run"):
+    with pytest.raises(
+        ConfigError, match=r"warm_start.task: expected a run of single_dnn, .*, got .click of a run"
+    ):
         started(tmp_path / "mmoe", data, "click")
 
 
-def test_a_start_that_takes_nothing_is_an_error_unless_it_is_allowed(single, prepared, tmp_path, capsys):
+def test_a_start_that_takes_nothing_is_an_error_unless_it_is_allowed(
+    single, prepared, tmp_path, capsys
+):
     folder, data = single
     config = settings(data.folder, **OTHER_SIZES)
     with pytest.raises(CheckpointError) as raised:
         train_one(data, from_run(folder, config), tmp_path / "next")
     message = str(raised.value)
     assert f"{folder}: nothing fits" in message
-    assert "expected fields item (3), user (3), heat (3), place (3) and tasks click, conversion of adaftr" in message
-    assert "found fields item (8), user (8), heat (8), place (8) and tasks click, conversion of single_dnn" in message
+    assert (
+        "expected fields item (3), user (3), heat (3), place (3) and tasks click, conversion of "
+        "adaftr" in message
+    )
+    assert (
+        "found fields item (8), user (8), heat (8), place (8) and tasks click, conversion of "
+        "single_dnn" in message
+    )
     assert not (tmp_path / "next/best").exists()
     train_one(data, from_run(folder, config, allow_empty=True), tmp_path / "next")
     assert "0 of 20 dense weights copied" in capsys.readouterr().err
     later = prepared(9, "later", fields={"item": "categorical"})
-    with pytest.raises(CheckpointError, match="nothing fits"):  # the row of unknown values alone is nothing
+    # the row of unknown values alone is nothing
+    with pytest.raises(CheckpointError, match="nothing fits"):
         warm_start(build(settings(tower_hidden=[5, 3], name="mmoe").model, later), later, folder)
 
 
 def test_the_command_chooses_the_task_and_allows_nothing(single, tmp_path, capsys):
     folder, data = single
-    command = f"train --data.folder {data.folder} --training.max_epochs 1 --training.batch_size 64".split()
+    command = (
+        f"train --data.folder {data.folder} --training.max_epochs 1 --training.batch_size 64"
+    ).split()
     command += f"--training.progress false --out {tmp_path}/out".split()
-    start, other = ["--warm_start", folder], ["--model.embedding_dim", "3", "--model.tower_hidden", "[5]", "--restart"]
+    start = ["--warm_start", folder]
+    other = ["--model.embedding_dim", "3", "--model.tower_hidden", "[5]", "--restart"]
     for options, code, shown in (
         ([*start, "--warm_start_task", "conversion"], 0, "tables of the task conversion"),
         ([*start, *other], 2, "--warm_start_empty"),

@@ -62,9 +62,19 @@ def test_every_run_locks_its_folder(prepared, tmp_path):
 def test_what_killed_processes_left_is_removed_and_nothing_else(prepared, tmp_path):
     data, out = prepared(1), tmp_path / "out"
     out.mkdir()
-    others = {".metrics.jsonl.txt", ".notes.new-1-ab", "metrics.jsonl.new-1-ab", ".metrics.jsonl.new-1-ab.bak"}
+    others = {
+        ".metrics.jsonl.txt",
+        ".notes.new-1-ab",
+        "metrics.jsonl.new-1-ab",
+        ".metrics.jsonl.new-1-ab.bak",
+    }
     (out / "best").mkdir()
-    for name in (".metrics.jsonl.new-1-ab", ".test.json.new-2-cd", "best/.checkpoint.json.new-3-ef", *others):
+    for name in (
+        ".metrics.jsonl.new-1-ab",
+        ".test.json.new-2-cd",
+        "best/.checkpoint.json.new-3-ef",
+        *others,
+    ):
         (out / name).write_text("half")
     with holder(out / LOCK), pytest.raises(BusyError):
         train_one(data, settings(data.folder), out)
@@ -83,7 +93,11 @@ def test_a_power_failure_leaves_whole_files_of_a_run(prepared, tmp_path):
     seen = set()
     for tree in (tree for states in disk.states for tree in states):
         best = tree.get("best", {})
-        assert TORN not in (tree.get("metrics.jsonl"), tree.get("test.json"), best.get("checkpoint.json"))
+        assert TORN not in (
+            tree.get("metrics.jsonl"),
+            tree.get("test.json"),
+            best.get("checkpoint.json"),
+        )
         if "checkpoint.json" in best:
             name = json.loads(disk.read(best["checkpoint.json"]))["weights"]
             assert best[name] != TORN

@@ -45,7 +45,9 @@ def make_log(rows: int = 600, seed: int = 0) -> pa.Table:
             "place": [f"p{i}" for i in random.integers(0, 5, rows)],
             "heat": random.normal(size=rows).round(3),
             "user": random.integers(0, 200, rows),
-            "tags": ["|".join(map(str, random.integers(0, 9, n))) for n in random.integers(1, 4, rows)],
+            "tags": [
+                "|".join(map(str, random.integers(0, 9, n))) for n in random.integers(1, 4, rows)
+            ],
             "price": random.random(rows).round(2),
             "clicked": click.astype(np.int8),
             "paid": np.where(click & (random.random(rows) < 0.5), 1.5, 0.0),

@@ -16,7 +16,8 @@ def made(columns):
 def test_p_cvr_is_p_ctcvr_over_p_ctr():
     found = made(output_columns(["click", "conversion"]))
     assert list(found) == ["p_ctr", "p_ctcvr", "p_cvr"]
-    np.testing.assert_allclose(found["p_cvr"], [0.2, 1.0, 0.0], rtol=1e-6)  # at most 1; 0 if p_ctr is 0
+    # at most 1; 0 if p_ctr is 0
+    np.testing.assert_allclose(found["p_cvr"], [0.2, 1.0, 0.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,11 @@ def test_p_cvr_is_p_ctcvr_over_p_ctr():
         (["income", "married"], {}, ["p_income", "p_married"]),
         (["view", "click", "conversion"], {}, ["p_view", "p_ctr", "p_ctcvr", "p_cvr"]),
         (["buy", "click"], {"conversion": "buy"}, ["p_ctcvr", "p_ctr", "p_cvr"]),
-        (["buy", "view", "click"], {"conversion": "buy", "cvr": "output"}, ["p_cvr", "p_view", "p_ctr", "p_ctcvr"]),
+        (
+            ["buy", "view", "click"],
+            {"conversion": "buy", "cvr": "output"},
+            ["p_cvr", "p_view", "p_ctr", "p_ctcvr"],
+        ),
     ],
 )
 def test_columns_keep_the_order_of_tasks(tasks, options, names):
@@ -36,8 +41,16 @@ def test_columns_keep_the_order_of_tasks(tasks, options, names):
     ("tasks", "funnel", "names"),
     [
         (["seen", "buy", "visit"], ("visit", "buy"), ["p_seen", "p_ctcvr", "p_ctr", "p_cvr"]),
-        (["click", "conversion", "buy"], ("click", "buy"), ["p_ctr", "p_conversion", "p_ctcvr", "p_cvr"]),
-        (["view", "click", "conversion"], ("view", "click", "conversion"), ["p_view", "p_ctr", "p_ctcvr", "p_cvr"]),
+        (
+            ["click", "conversion", "buy"],
+            ("click", "buy"),
+            ["p_ctr", "p_conversion", "p_ctcvr", "p_cvr"],
+        ),
+        (
+            ["view", "click", "conversion"],
+            ("view", "click", "conversion"),
+            ["p_view", "p_ctr", "p_ctcvr", "p_cvr"],
+        ),
         (["view", "visit", "buy"], ("view", "visit", "buy"), ["p_view", "p_visit", "p_buy"]),
         (["buy"], ("visit", "buy"), ["p_buy"]),  # exported alone
     ],
@@ -52,7 +65,9 @@ def test_the_bid_is_equation_16():
     bids = made(columns)["bid"]
     np.testing.assert_allclose(bids[:2], [2 * 0.5 * 0.2 * 10, 2 * 0.2 * 1.0 * 4], rtol=1e-6)
     assert bids[2] is None  # no price
-    np.testing.assert_allclose(made(output_columns(["click", "conversion"], bid="3"))["bid"], [0.3, 0.6, 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        made(output_columns(["click", "conversion"], bid="3"))["bid"], [0.3, 0.6, 0], rtol=1e-6
+    )
 
 
 def test_the_output_as_p_cvr_is_equation_16_as_printed():
@@ -61,7 +76,8 @@ def test_the_output_as_p_cvr_is_equation_16_as_printed():
     found = made(columns)
     p_ctr, p_cvr = SCORES.T.tolist()
     assert found["p_ctr"] == p_ctr
-    assert found["p_cvr"] == p_cvr  # not divided by p_ctr and not capped, also where it is above p_ctr
+    # not divided by p_ctr and not capped, also where it is above p_ctr
+    assert found["p_cvr"] == p_cvr
     np.testing.assert_allclose(found["p_ctcvr"], [0.05, 0.06, 0.0], rtol=1e-6)
     np.testing.assert_allclose(found["bid"][:2], [2 * 0.5 * 0.1 * 10, 2 * 0.2 * 0.3 * 4], rtol=1e-6)
     assert found["bid"][2] is None
@@ -73,7 +89,10 @@ def test_the_output_as_p_cvr_is_equation_16_as_printed():
         ({"click": "clic"}, "--click: expected one of click, buy, got 'clic'"),
         ({"bid": "1"}, "--click and --conversion must name two of the tasks"),
         ({"cvr": "output"}, "--click and --conversion must name two"),
-        ({"conversion": "buy", "cvr": "product"}, "--cvr: expected quotient or output, got 'product'"),
+        (
+            {"conversion": "buy", "cvr": "product"},
+            "--cvr: expected quotient or output, got 'product'",
+        ),
         ({"conversion": "buy", "bid": "-1"}, "--bid: expected a price >= 0"),
         ({"conversion": "buy", "bid": "1", "bid_weight": float("nan")}, "--bid_weight: expected"),
     ],

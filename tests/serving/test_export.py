@@ -28,11 +28,23 @@ from tests.tolerances import assert_as_accurate
 from .conftest import SIZES, SOURCE, randomize, save_run
 
 FIELDS, TASKS = [50, 20, 7], ["click", "conversion"]
-NAMES = ("single_dnn", "shared_bottom", "cross_stitch", "mmoe", "ple", "autoheri", "esmm", "escm2_dr", "adaftr")
+NAMES = (
+    "single_dnn",
+    "shared_bottom",
+    "cross_stitch",
+    "mmoe",
+    "ple",
+    "autoheri",
+    "esmm",
+    "escm2_dr",
+    "adaftr",
+)
 
 
 def random_ids(sizes, rows):
-    return torch.from_numpy(np.random.default_rng(rows).integers(0, sizes, (rows, len(sizes)), np.int32))
+    return torch.from_numpy(
+        np.random.default_rng(rows).integers(0, sizes, (rows, len(sizes)), np.int32)
+    )
 
 
 def assert_close(found, expected, atol=1e-6):
@@ -58,7 +70,11 @@ def test_programs_match_the_model(name):
     model = build_model(ModelConfig(name=name, **SIZES), FIELDS, TASKS)
     randomize(model)
     served = Probabilities(model)
-    for plain in (True,) if name in ("single_dnn", "shared_bottom", "mmoe", "ple", "adaftr") else (False, True):
+    for plain in (
+        (True,)
+        if name in ("single_dnn", "shared_bottom", "mmoe", "ple", "adaftr")
+        else (False, True)
+    ):
         program = export_program(served, len(FIELDS), plain=plain)
         assert any("adaftr_fast" in str(node.target) for node in program.graph.nodes) != plain
         for rows in (1, 2, 500):
@@ -69,16 +85,22 @@ def test_programs_match_the_model(name):
     assert not any("relatedness" in name for name in program.state_dict)
 
 
-@pytest.mark.parametrize(("name", "widths"), [("single_dnn", {}), ("adaftr", {"0": 4, "2": 5})], ids=str)
+@pytest.mark.parametrize(
+    ("name", "widths"), [("single_dnn", {}), ("adaftr", {"0": 4, "2": 5})], ids=str
+)
 def test_programs_with_multi_valued_fields_match_the_model(name, widths):
     fields = [FieldInfo(str(f), "categorical", [], n, multiple=f > 0) for f, n in enumerate(FIELDS)]
-    model = build_model(ModelConfig(name=name, embedding_dims=widths, **SIZES), FIELDS, TASKS, ["0", "1", "2"])
+    model = build_model(
+        ModelConfig(name=name, embedding_dims=widths, **SIZES), FIELDS, TASKS, ["0", "1", "2"]
+    )
     randomize(model)
     served = Probabilities(model)
     program = export_program(served, len(FIELDS), multiple=True)
     plain = export_program(served, len(FIELDS), multiple=True, plain=True)
     assert not any("adaftr_fast" in str(node.target) for node in plain.graph.nodes)
-    empty = Features(torch.zeros(0, dtype=torch.int32), torch.zeros(1, len(FIELDS), dtype=torch.int64))
+    empty = Features(
+        torch.zeros(0, dtype=torch.int32), torch.zeros(1, len(FIELDS), dtype=torch.int64)
+    )
     for features in (empty, random_features(fields, 1), random_features(fields, 500)):
         ids, starts, _ = features
         expected = served_by(model, ids, torch.cat([starts.flatten(), torch.tensor([len(ids)])]))
@@ -86,7 +108,8 @@ def test_programs_with_multi_valued_fields_match_the_model(name, widths):
             assert_close(features.run(each.module()), expected)
     with pytest.raises(ValueError, match="offsets must rise from 0 to the number of values, 0"):
         program.module()(empty[0], empty[1] + 1)
-    bad = (torch.tensor([50, -1, 7], dtype=torch.int32), torch.arange(3)[None])  # each out of its field's range
+    # each out of its field's range
+    bad = (torch.tensor([50, -1, 7], dtype=torch.int32), torch.arange(3)[None])
     unknown = torch.zeros(3, dtype=torch.int32)
     assert torch.equal(plain.module()(*bad), plain.module()(unknown, bad[1]))
 
@@ -135,17 +158,29 @@ def test_native_and_onnx_programs_match_the_model(shop, tmp_path):
     """It has a dense field and embeddings of several widths."""
     pytest.importorskip("onnx")
     heat = {"heat": {"kind": "dense", "encoding": "log"}}
-    prepare(parse_schema(SOURCE | {"fields": SOURCE["fields"] | heat}), [shop / "log.parquet"], tmp_path / "data")
+    prepare(
+        parse_schema(SOURCE | {"fields": SOURCE["fields"] | heat}),
+        [shop / "log.parquet"],
+        tmp_path / "data",
+    )
     data = PreparedData(tmp_path / "data")
     sizes = {"expert_hidden": [4], "tower_hidden": [4], "embedding_dims": {"item": 16, "day": 3}}
     model = save_run(tmp_path / "run", data, ModelConfig(name="shared_bottom", **sizes))
     about = export_run(tmp_path / "run", tmp_path / "model", aot=True, onnx=True)
-    assert set(about.sha256) == {"model.aot.pt2", "model.onnx", "model.pt2", "schema.json", "vocabulary.parquet"}
+    assert set(about.sha256) == {
+        "model.aot.pt2",
+        "model.onnx",
+        "model.pt2",
+        "schema.json",
+        "vocabulary.parquet",
+    }
     native = torch._inductor.aoti_load_package(str(tmp_path / "model/model.aot.pt2"))
     onnx = load_onnx(tmp_path / "model/model.onnx")
     for rows in (1, 500):
         ids = random_ids(data.manifest.num_embeddings, rows)
-        numbers = torch.from_numpy(np.random.default_rng(rows).normal(0, 2, (rows, 1)).astype(np.float32))
+        numbers = torch.from_numpy(
+            np.random.default_rng(rows).normal(0, 2, (rows, 1)).astype(np.float32)
+        )
         numbers[::7] = torch.nan
         numbers[1::7] = torch.inf
         numbers[2::7] = -torch.inf
@@ -157,7 +192,9 @@ def test_native_and_onnx_programs_match_the_model(shop, tmp_path):
 
 def test_a_program_that_differs_from_the_model_raises(shop, tmp_path, monkeypatch):
     pytest.importorskip("onnx")
-    model = save_run(tmp_path / "run", PreparedData(shop / "data"), ModelConfig(name="single_dnn", **SIZES))
+    model = save_run(
+        tmp_path / "run", PreparedData(shop / "data"), ModelConfig(name="single_dnn", **SIZES)
+    )
 
     def save_another(program, path):
         randomize(model, seed=2)
@@ -176,11 +213,19 @@ def test_export_errors_name_the_cause(shop, tmp_path):
     shutil.rmtree(tmp_path / "data")
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     path = tmp_path / "other/best/checkpoint.json"
-    path.write_text(path.read_text().replace(PreparedData(shop / "data").manifest.fingerprint, "another"))
+    path.write_text(
+        path.read_text().replace(PreparedData(shop / "data").manifest.fingerprint, "another")
+    )
     for run, out, data, error, message in (
         (shop / "run", "mine", None, ServingError, "not an exported model"),
         (tmp_path, "out", None, CheckpointError, "no checkpoint here"),
-        (tmp_path / "run", "out", None, CheckpointError, "the training data are required: .*not a prepared folder"),
+        (
+            tmp_path / "run",
+            "out",
+            None,
+            CheckpointError,
+            "the training data are required: .*not a prepared folder",
+        ),
         (tmp_path / "other", "out", shop / "data", CheckpointError, "trained on other data"),
     ):
         with pytest.raises(error, match=message):
@@ -203,13 +248,19 @@ def test_damaged_files_raise(exported, tmp_path):
             load_scorer(tmp_path / "model")
         path.write_bytes(content)
     path.write_text('{"version": 1}')
-    with pytest.raises(ServingError, match="written in version 1, this program reads version 3: export the run again"):
+    with pytest.raises(
+        ServingError,
+        match="written in version 1, this program reads version 3: export the run again",
+    ):
         load_scorer(tmp_path / "model")
 
 
 def test_the_arguments_of_ops_have_the_names_that_programs_hold():
     """A program holds them; another name needs another version of exports."""
-    bags = "Tensor values, Tensor offsets, Tensor? per_sample_weights, Tensor field_offsets, bool mean, Tensor[] state"
+    bags = (
+        "Tensor values, Tensor offsets, Tensor? per_sample_weights, Tensor field_offsets, bool "
+        "mean, Tensor[] state"
+    )
     for name, arguments in (
         ("fused_embedding", "Tensor ids, Tensor field_offsets, Tensor[] state"),
         ("embedding_bags", bags),
@@ -232,7 +283,9 @@ def test_a_full_disk_ends_an_export_in_one_line(shop, exported, tmp_path):
     size = len(before["model.pt2"]) - 100
     assert len(before["vocabulary.parquet"]) < size  # so the program is the file that does not fit
     _, err = Script(FULL, size, "export", "--run", shop / "run", "--out", tmp_path / "model").end(2)
-    assert err.splitlines() == [f"adaftr-fast export: {tmp_path / 'model'}: cannot be written: File too large"]
+    assert err.splitlines() == [
+        f"adaftr-fast export: {tmp_path / 'model'}: cannot be written: File too large"
+    ]
     assert os.listdir(tmp_path) == ["model"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
 

@@ -1,4 +1,6 @@
-"""Exports with int8 tables: from a run to scores, with one task, with bags, and what the command shows."""
+"""Exports with int8 tables: from a run to scores, with one task, with bags, and what the command
+shows.
+"""
 
 import re
 
@@ -26,7 +28,9 @@ def test_a_run_is_exported_scored_and_shown(shop, exported, tmp_path, capsys):
     """The programs are compared with the model while they are exported."""
     pytest.importorskip("onnx")
     _, model = exported
-    main(["export", "--run", str(shop / "run"), "--out", str(tmp_path / "model"), "--int8", "--onnx"])
+    main(
+        ["export", "--run", str(shop / "run"), "--out", str(tmp_path / "model"), "--int8", "--onnx"]
+    )
     about = read_about(tmp_path / "model")
     table = model.served().embedding
     width, rows = table.embedding_dim, sum(table.num_embeddings)
@@ -53,13 +57,19 @@ def test_one_task_is_measured_by_its_own_labels(shop, exported, tmp_path):
     whole = export_run(tmp_path / "run", tmp_path / "whole", int8=True).int8
     alone = export_run(tmp_path / "run", tmp_path / "alone", int8=True, task="conversion").int8
     assert list(alone.metrics) == ["conversion"]
-    assert alone.metrics["conversion"]["auc"] == pytest.approx(whole.metrics["conversion"]["auc"], abs=1e-4)
+    assert alone.metrics["conversion"]["auc"] == pytest.approx(
+        whole.metrics["conversion"]["auc"], abs=1e-4
+    )
     assert read_about(folder).int8 is None
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("single_dnn", {}), ("adaftr", {"embedding_dims": {"0": 4, "2": 5}}), ("mmoe", {"attention": {"2": "1"}})],
+    [
+        ("single_dnn", {}),
+        ("adaftr", {"embedding_dims": {"0": 4, "2": 5}}),
+        ("mmoe", {"attention": {"2": "1"}}),
+    ],
 )
 def test_programs_with_multi_valued_fields_match_the_model(name, options):
     rows = [50, 7, 7] if "attention" in options else FIELDS
@@ -76,6 +86,8 @@ def test_programs_with_multi_valued_fields_match_the_model(name, options):
 
 
 def test_a_model_without_tables_of_ours_is_refused(shop, tmp_path):
-    save_run(tmp_path / "run", PreparedData(shop / "data"), ModelConfig(name="tests.runs.own:Torch"))
+    save_run(
+        tmp_path / "run", PreparedData(shop / "data"), ModelConfig(name="tests.runs.own:Torch")
+    )
     with pytest.raises(ServingError, match=r"int8: the model .* has no FusedEmbedding"):
         export_run(tmp_path / "run", tmp_path / "model", int8=True, model_class=Torch)

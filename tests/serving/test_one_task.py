@@ -1,4 +1,6 @@
-"""The network of one task alone: its predictions are a column of the whole model's, and the rest is not exported."""
+"""The network of one task alone: its predictions are a column of the whole model's, and the rest is
+not exported.
+"""
 
 import copy
 
@@ -38,18 +40,24 @@ def built(name, **options):
     return model
 
 
-@pytest.mark.parametrize(("number", "name", "options"), [(n, *each) for n, each in enumerate(INDEPENDENT)], ids=str)
+@pytest.mark.parametrize(
+    ("number", "name", "options"), [(n, *each) for n, each in enumerate(INDEPENDENT)], ids=str
+)
 def test_one_task_predicts_its_column(number, name, options):
     model, task = built(name, **options), TASKS[number % 3]
     program = export_program(Probabilities(model, task), len(FIELDS)).module()
     for rows in (1, 300):
         ids = random_ids(FIELDS, rows)
         with torch.no_grad():
-            torch.testing.assert_close(program(ids), Probabilities(model, task)(ids), rtol=0, atol=1e-6)
+            torch.testing.assert_close(
+                program(ids), Probabilities(model, task)(ids), rtol=0, atol=1e-6
+            )
             exact = copy.deepcopy(model).double()  # gates of one task are summed in another order
             expected = Probabilities(exact)(ids)[:, [TASKS.index(task)]]
             assert rows == 1 or expected.std() > 0.001
-            torch.testing.assert_close(Probabilities(exact, task)(ids), expected, rtol=0, atol=1e-13)
+            torch.testing.assert_close(
+                Probabilities(exact, task)(ids), expected, rtol=0, atol=1e-13
+            )
 
 
 OTHERS = {  # name -> the parameters that the task "view" does not need
@@ -77,7 +85,9 @@ def test_parameters_of_other_tasks_are_not_in_the_program(name):
     assert not any(each.isnan().any() for each in state.values())
     kept = sum(each.numel() for each in state.values() if each.is_floating_point())
     dropped = sum(p.numel() for n, p in marked.items() if not n.startswith("relatedness."))
-    assert kept == whole - dropped - (int(of_others.sum()) * (gates.in_features + 1) if gates.in_features > 1 else 0)
+    assert kept == whole - dropped - (
+        int(of_others.sum()) * (gates.in_features + 1) if gates.in_features > 1 else 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,7 +100,9 @@ def test_parameters_of_other_tasks_are_not_in_the_program(name):
 )
 def test_a_task_that_needs_the_others_does_not_run_alone(name, reason):
     model = built(name)
-    with pytest.raises(ServingError, match=f"the task conversion of {type(model).__name__} .* {reason}"):
+    with pytest.raises(
+        ServingError, match=f"the task conversion of {type(model).__name__} .* {reason}"
+    ):
         Probabilities(model, "conversion")
     if name == "cross_stitch":
         return
@@ -101,7 +113,9 @@ def test_a_task_that_needs_the_others_does_not_run_alone(name, reason):
 
 
 def test_unknown_tasks_and_models_of_ones_own_are_named():
-    with pytest.raises(ServingError, match="task: expected one of click, view, conversion, got 'buy'"):
+    with pytest.raises(
+        ServingError, match="task: expected one of click, view, conversion, got 'buy'"
+    ):
         Probabilities(built("mmoe"), "buy")
     own = Plain(FIELDS, TASKS, ModelConfig(), None)
     with pytest.raises(ServingError, match=r"the task click of Plain .* for_task"):
@@ -120,17 +134,24 @@ def test_the_commands_export_and_predict_one_task(shop, exported, tmp_path, caps
     expected = whole.probabilities(whole.encode(make_log().to_batches()[0]))[:, 1]
     table = pq.read_table(tmp_path / "scores.parquet")
     assert table.column_names == ["p_conversion"]
-    np.testing.assert_allclose(table["p_conversion"].to_numpy(), expected, rtol=0, atol=TASK_TOLERANCE)
+    np.testing.assert_allclose(
+        table["p_conversion"].to_numpy(), expected, rtol=0, atol=TASK_TOLERANCE
+    )
     assert (alone.about.tasks, alone.about.fingerprint) == (["conversion"], whole.about.fingerprint)
-    assert (tmp_path / "model/model.pt2").stat().st_size < (exported[0] / "model.pt2").stat().st_size
+    assert (tmp_path / "model/model.pt2").stat().st_size < (
+        exported[0] / "model.pt2"
+    ).stat().st_size
 
 
 def test_the_onnx_program_of_one_task(shop, tmp_path):
     pytest.importorskip("onnx")
     data = PreparedData(shop / "data")
-    model = save_run(tmp_path / "run", data, ModelConfig(name="mmoe", expert_hidden=[4], tower_hidden=[4]))
+    model = save_run(
+        tmp_path / "run", data, ModelConfig(name="mmoe", expert_hidden=[4], tower_hidden=[4])
+    )
     export_run(tmp_path / "run", tmp_path / "model", onnx=True, task="conversion")
-    onnx, features = load_onnx(tmp_path / "model/model.onnx"), random_features(data.manifest.fields, 70)
+    onnx = load_onnx(tmp_path / "model/model.onnx")
+    features = random_features(data.manifest.fields, 70)
     with torch.no_grad():
         expected = features.run(Probabilities(model))[:, 1:]
     torch.testing.assert_close(features.run(onnx), expected, rtol=0, atol=TASK_TOLERANCE)

@@ -35,7 +35,10 @@ def scorer(exported):
 def trainer_scores(shop, exported):
     """The trainer's predictions of the rows of all splits, [600, 2]."""
     data = PreparedData(shop / "data")
-    parts = [predict_split(exported[1], data.load(split), 100).logits for split in ("train", "validation", "test")]
+    parts = [
+        predict_split(exported[1], data.load(split), 100).logits
+        for split in ("train", "validation", "test")
+    ]
     return torch.from_numpy(np.concatenate(parts)).sigmoid().numpy()
 
 
@@ -107,7 +110,10 @@ def test_scores_of_text_match_the_trainer(predicted, trainer_scores, out, tmp_pa
     """A vocabulary of integers also encodes their text."""
     monkeypatch.setattr("adaftr_fast.data.raw.staging.BLOCK_BYTES", 3000)
     log = make_log().select(FEATURES)
-    files = text(log.slice(0, 250), tmp_path / "a.csv"), text(log.slice(250), tmp_path / "b.tsv", "\t")
+    files = (
+        text(log.slice(0, 250), tmp_path / "a.csv"),
+        text(log.slice(250), tmp_path / "b.tsv", "\t"),
+    )
     predicted(*files, keep=["row"])
     assert pq.read_table(out)["row"].to_pylist() == [str(row) for row in range(600)]
     np.testing.assert_allclose(scores(out), trainer_scores, rtol=0, atol=1e-6)
@@ -118,7 +124,9 @@ def test_missing_and_unknown_values_are_counted_beside_those_of_training(shop, p
         warnings.simplefilter("error")
         unknown = predicted(shop / "log.parquet").unknown
     splits = PreparedData(shop / "data").manifest.splits
-    assert unknown.counts == {name: sum(each.unknown[name] for each in splits.values()) for name in unknown.counts}
+    assert unknown.counts == {
+        name: sum(each.unknown[name] for each in splits.values()) for name in unknown.counts
+    }
     (shares,) = (cells for name, *cells in unknown.cells() if name == "day")
     expected = [splits[name].unknown["day"] / splits[name].rows for name in ("train", "validation")]
     assert shares[1:] == [f"{100 * share:.2f} %" for share in expected]
@@ -134,7 +142,10 @@ def test_more_unknown_values_than_in_training_are_warned_of(predicted, changed):
 def test_rows_of_which_nothing_is_known_are_warned_of(predicted, scorer, changed):
     log = changed(3, **dict.fromkeys(("item", "place", "weekday", "tags"), ["?"] * 3))
     assert scorer.encode(pq.read_table(log).to_batches()[0]).ids[:, 0].tolist() == [0, 0, 0]
-    with pytest.warns(UserWarning, match=r"every value of item, place, item_place, tags, day is missing or unknown"):
+    with pytest.warns(
+        UserWarning,
+        match=r"every value of item, place, item_place, tags, day is missing or unknown",
+    ):
         predicted(log)
 
 
@@ -143,11 +154,16 @@ def test_bad_rows_are_skipped_and_reported(predicted, out, tmp_path):
     lines = path.read_text().splitlines(keepends=True)
     lines[7] = "3,p1,warm,5,1|2,mon,6\n"
     path.write_text("".join(lines))
-    message = r"1 of 50 rows cannot be read \(heat is not of type double 1\); first: .*log.csv:8: heat"
+    message = (
+        r"1 of 50 rows cannot be read \(heat is not of type double 1\); first: .*log.csv:8: heat"
+    )
     with pytest.raises(DataError, match=message):
         predicted(path)
     assert not out.exists()
-    with pytest.raises(DataError, match=r"the model's schema has no words for missing .* with --null, --thousands or"):
+    with pytest.raises(
+        DataError,
+        match=r"the model's schema has no words for missing .* with --null, --thousands or",
+    ):
         predicted(path)
     report = predicted(path, keep=["row"], bad_rows=0.05)
     assert (report.rows, report.bad_rows.bad) == (49, 1)
@@ -155,7 +171,10 @@ def test_bad_rows_are_skipped_and_reported(predicted, out, tmp_path):
 
 
 def test_the_bound_of_memory_holds_for_parquet_and_text(shop, predicted, tmp_path):
-    bound = r"^memory: expected at least 0\.[0-9]+ GB, of which a batch of the widest rows takes .* got 0.375$"
+    bound = (
+        r"^memory: expected at least 0\.[0-9]+ GB, of which a batch of the widest rows takes .* "
+        r"got 0.375$"
+    )
     table = pq.read_table(shop / "log.parquet")
     for path in (shop / "log.parquet", text(table, tmp_path / "log.csv")):
         with pytest.raises(ConfigError, match=bound):
@@ -173,7 +192,9 @@ def test_errors_keep_the_earlier_scores(shop, scorer, tmp_path):
     half.write_bytes(log.read_bytes()[: log.stat().st_size // 2])
     damaged = tmp_path / "damaged.parquet"
     content = bytearray(log.read_bytes())
-    content[len(content) // 3 : len(content) // 2] = b"\xff" * (len(content) // 2 - len(content) // 3)
+    content[len(content) // 3 : len(content) // 2] = b"\xff" * (
+        len(content) // 2 - len(content) // 3
+    )
     damaged.write_bytes(content)
     (tmp_path / "folder").mkdir()
     few = tmp_path / "few.parquet"
@@ -182,7 +203,12 @@ def test_errors_keep_the_earlier_scores(shop, scorer, tmp_path):
         ([tmp_path / "nothing.csv"], {}, DataError, "nothing.csv: no such file"),
         ([half], {}, DataError, "half.parquet: cannot be read"),
         ([log, damaged], {}, DataError, "damaged.parquet: cannot be read"),
-        ([few], {}, DataError, "few.parquet: no column 'heat', 'user', 'tags', 'weekday'; the file has item, place"),
+        (
+            [few],
+            {},
+            DataError,
+            "few.parquet: no column 'heat', 'user', 'tags', 'weekday'; the file has item, place",
+        ),
         ([log], {"keep": ["colour"]}, DataError, "no column 'colour'"),
         ([log], {"keep": ["row", "row"]}, ServingError, "two columns of the same name"),
         ([log], {"bad_rows": 1.0}, DataError, r"bad_rows: expected a share in \[0, 1\)"),
@@ -196,7 +222,11 @@ def test_errors_keep_the_earlier_scores(shop, scorer, tmp_path):
         ([log], tmp_path / "folder", "folder: expected a file name, got a folder"),
         ([tmp_path], tmp_path / "folder/scores.parquet", "scores.parquet: is in the input folder"),
         ([log], out / "scores.parquet", "scores.parquet: cannot be written"),
-        ([log], tmp_path / "scores.csv", r"scores\.csv: scores are written as parquet; name the file \.parquet"),
+        (
+            [log],
+            tmp_path / "scores.csv",
+            r"scores\.csv: scores are written as parquet; name the file \.parquet",
+        ),
     ]:
         with pytest.raises(ServingError, match=message):
             predict(scorer, files, place, COLUMNS)
@@ -221,7 +251,10 @@ def test_concurrent_calls_do_not_interfere(shop, predicted, out, tmp_path, monke
 
 def test_locks_are_kept_leftovers_removed_and_links_followed(shop, scorer, tmp_path):
     out = tmp_path / "disk/scores.parquet"
-    with holder(tmp_path / "disk/.scores.parquet.lock"), pytest.raises(BusyError, match=r"scores\.parquet: process"):
+    with (
+        holder(tmp_path / "disk/.scores.parquet.lock"),
+        pytest.raises(BusyError, match=r"scores\.parquet: process"),
+    ):
         predict(scorer, [shop / "log.parquet"], out, COLUMNS)
     (tmp_path / "disk/.scores.parquet.lock").unlink()
     for name in (".scores.parquet.new-1-2", ".others.parquet.new-1-2"):
@@ -240,7 +273,9 @@ def test_a_power_failure_leaves_the_old_or_the_new_scores(shop, predicted, out, 
 
 
 def test_scores_that_are_not_finite_raise(shop, scorer, predicted, tmp_path, monkeypatch):
-    monkeypatch.setattr(type(scorer.program), "__call__", lambda self, ids: torch.full((len(ids), 2), torch.nan))
+    monkeypatch.setattr(
+        type(scorer.program), "__call__", lambda self, ids: torch.full((len(ids), 2), torch.nan)
+    )
     with pytest.raises(ServingError, match="1200 of 1200 probabilities are not finite"):
         predicted(shop / "log.parquet")
     assert not os.listdir(tmp_path)
@@ -263,7 +298,9 @@ def test_what_differs_from_the_values_of_training_is_named(predicted, changed, c
 def test_examples_are_of_all_chunks(predicted, changed, tmp_path):
     changed(60, place=["elsewhere"] * 60).rename(tmp_path / "first.parquet")
     second = changed(60, place=["p1 "] * 60)
-    with pytest.warns(UserWarning, match="place differs from training in spaces around the values: 'p1 ' here"):
+    with pytest.warns(
+        UserWarning, match="place differs from training in spaces around the values: 'p1 ' here"
+    ):
         predicted(tmp_path / "first.parquet", second)
 
 
@@ -271,12 +308,16 @@ def test_spaces_of_training_that_rows_lack_are_named(shop, scorer, out):
     known = scorer.encoders["place"]
     spaced = Vocabulary(pa.array([f"{each} " for each in known.values.to_pylist()]), known.counts)
     other = dataclasses.replace(scorer, encoders=scorer.encoders | {"place": spaced})
-    with pytest.warns(UserWarning, match="place differs .* spaces around the values: 'p.' here, 'p. ' there"):
+    with pytest.warns(
+        UserWarning, match="place differs .* spaces around the values: 'p.' here, 'p. ' there"
+    ):
         predict(other, [shop / "log.parquet"], out, COLUMNS)
 
 
 @pytest.mark.parametrize("bid", ["price", "heat"])
-def test_kept_text_stays_as_it_is_written_and_prices_are_read_by_its_marks(scorer, out, tmp_path, bid):
+def test_kept_text_stays_as_it_is_written_and_prices_are_read_by_its_marks(
+    scorer, out, tmp_path, bid
+):
     """Also of a column that a field reads as numbers."""
     written = ["007", "1.50", "NA", "1,325.45", "2", "+3"]
     log = make_log(6).select(FEATURES)
@@ -294,7 +335,13 @@ def test_kept_text_stays_as_it_is_written_and_prices_are_read_by_its_marks(score
     np.testing.assert_allclose(found["bid"].to_numpy(), bids, rtol=1e-6)
     in_table = with_text(make_log(6), "price", written)
     pq.write_table(in_table, tmp_path / "log.parquet")
-    predict(marked, [tmp_path / "log.parquet"], out, dataclasses.replace(columns, bid="price"), keep=["price"])
+    predict(
+        marked,
+        [tmp_path / "log.parquet"],
+        out,
+        dataclasses.replace(columns, bid="price"),
+        keep=["price"],
+    )
     assert pq.read_table(out)["price"].to_pylist() == written
     assert pq.read_table(out)["bid"].null_count == 1
 

@@ -81,7 +81,10 @@ def test_a_damaged_export_leaves_the_former_one_in_use(exported, other, tmp_path
 def test_readers_score_while_exports_replace_the_folder(exported, other, tmp_path):
     folder = tmp_path / "model"
     replace(folder, exported[0])
-    expected = {load_scorer(each).about.fingerprint: scores(load_scorer(each)) for each in (exported[0], other)}
+    expected = {
+        load_scorer(each).about.fingerprint: scores(load_scorer(each))
+        for each in (exported[0], other)
+    }
     assert len(expected) == 2
     assert not np.array_equal(*expected.values())
     models = ReloadingScorer(folder)

@@ -1,4 +1,6 @@
-"""The same rows have the same ids and scores, whatever types carry them and whatever program wrote them."""
+"""The same rows have the same ids and scores, whatever types carry them and whatever program wrote
+them.
+"""
 
 import dataclasses
 import datetime
@@ -51,7 +53,9 @@ FEATURES = ["user", "city", "member", "item", "price", "weight"]
 
 
 def make_rows() -> pa.Table:
-    """Returns impressions whose users are ids beyond 1e10, of whom some are missing, as are some cities."""
+    """Returns impressions whose users are ids beyond 1e10, of whom some are missing, as are some
+    cities.
+    """
     random = np.random.default_rng(0)
     user = random.integers(0, 60, ROWS)
     click = random.random(ROWS) < 0.5
@@ -110,7 +114,9 @@ def parquet_folder(table, folder):
     (folder / "log").mkdir()
     pq.write_table(table.slice(0, 100), folder / "log/a.parquet")
     second = cast(table.slice(100), item=pa.int16())
-    second = with_column(second, "user", pc.coalesce(second["user"].cast(pa.float64()), float("nan")))
+    second = with_column(
+        second, "user", pc.coalesce(second["user"].cast(pa.float64()), float("nan"))
+    )
     pq.write_table(second.select(second.column_names[::-1]), folder / "log/b.parquet")
     return folder / "log"
 
@@ -158,17 +164,30 @@ def record_batches(table, _):
 
 def as_text(table):
     """Ids, prices, weights and members are text."""
-    table = cast(table, user=pa.string(), item=pa.large_string(), city=pa.large_string(), price=pa.string())
-    return as_words(cast(table, weight=pa.string()), "True", "False").select(table.column_names[::-1])
+    table = cast(
+        table, user=pa.string(), item=pa.large_string(), city=pa.large_string(), price=pa.string()
+    )
+    return as_words(cast(table, weight=pa.string()), "True", "False").select(
+        table.column_names[::-1]
+    )
 
 
 def as_floats(table):
-    table = cast(cast(table, member=pa.int8()), member=pa.float64(), user=pa.float64(), item=pa.float32())
+    table = cast(
+        cast(table, member=pa.int8()), member=pa.float64(), user=pa.float64(), item=pa.float32()
+    )
     return cast(table, weight=pa.float32(), click=pa.float64(), conversion=pa.float32())
 
 
 def as_small_numbers(table):
-    table = cast(table, user=pa.uint64(), item=pa.uint8(), member=pa.int8(), click=pa.bool_(), conversion=pa.bool_())
+    table = cast(
+        table,
+        user=pa.uint64(),
+        item=pa.uint8(),
+        member=pa.int8(),
+        click=pa.bool_(),
+        conversion=pa.bool_(),
+    )
     return table.append_column("note", pa.array([["x"]] * ROWS))
 
 
@@ -189,26 +208,42 @@ CLOTHES = {
     "bytes": parquet_of(as_bytes),
     "dictionaries": parquet_of(as_dictionaries),
     "decimals": parquet_of(as_decimals),
-    "ids of decimals": parquet_of(lambda table: cast(table, user=pa.decimal128(22, 2), item=pa.decimal128(20, 0))),
+    "ids of decimals": parquet_of(
+        lambda table: cast(table, user=pa.decimal128(22, 2), item=pa.decimal128(20, 0))
+    ),
     "csv, compressed": text_of("log.csv.gz", ";"),
     "tsv, compressed by zstd": text_of("log.tsv.zst", "\t"),
-    "csv of floats by Arrow": text_of("log.csv.bz2", change=lambda table: cast(table, user=pa.float64())),
+    "csv of floats by Arrow": text_of(
+        "log.csv.bz2", change=lambda table: cast(table, user=pa.float64())
+    ),
     "csv by pandas": text_of_pandas,
-    "csv of decimals": text_of("log.csv", change=lambda table: cast(table, user=pa.decimal128(22, 2))),
-    "csv by Polars": lambda table, folder: pl.from_arrow(table).write_csv(folder / "log.csv") or folder / "log.csv",
+    "csv of decimals": text_of(
+        "log.csv", change=lambda table: cast(table, user=pa.decimal128(22, 2))
+    ),
+    "csv by Polars": lambda table, folder: (
+        pl.from_arrow(table).write_csv(folder / "log.csv") or folder / "log.csv"
+    ),
     "csv of Windows": text_with(b"\n", b"\r\n"),
     "csv with a byte order mark": text_with(b'"user"', b'\xef\xbb\xbf"user"'),
     "pandas, objects": lambda table, _: pd.DataFrame(table.to_pylist()),
-    "pandas, nullable": lambda table, _: table.to_pandas().convert_dtypes().set_index(np.arange(ROWS)[::-1] * 3),
-    "pandas, categories": lambda table, _: table.to_pandas().astype({"city": "category", "user": "category"}),
+    "pandas, nullable": lambda table, _: (
+        table.to_pandas().convert_dtypes().set_index(np.arange(ROWS)[::-1] * 3)
+    ),
+    "pandas, categories": lambda table, _: table.to_pandas().astype(
+        {"city": "category", "user": "category"}
+    ),
     "pandas, types of Arrow": lambda table, _: table.to_pandas(types_mapper=pd.ArrowDtype),
-    "Polars, categories": lambda table, _: pl.from_arrow(table).with_columns(pl.col("city").cast(pl.Categorical)),
+    "Polars, categories": lambda table, _: pl.from_arrow(table).with_columns(
+        pl.col("city").cast(pl.Categorical)
+    ),
     "Polars, in chunks": lambda table, _: pl.concat(
         [pl.from_arrow(table.slice(0, 17)), pl.from_arrow(table.slice(17))], rechunk=False
     ),
     "views of text": lambda table, _: as_words(cast(table, city=pa.string_view()), "TRUE", "FALSE"),
     "views of bytes": lambda table, _: cast(table, city=pa.binary_view()),
-    "runs of values": lambda table, _: with_column(table, "city", pc.run_end_encode(table["city"].combine_chunks())),
+    "runs of values": lambda table, _: with_column(
+        table, "city", pc.run_end_encode(table["city"].combine_chunks())
+    ),
     "dicts, in batches": record_batches,
     "messages of a topic": messages,
 }
@@ -216,7 +251,9 @@ CLOTHES = {
 
 @pytest.fixture(scope="module")
 def worn(tmp_path_factory):
-    """The folder ``data`` of the rows as parquet, an exported ``model``, and its scores ``scores.parquet``."""
+    """The folder ``data`` of the rows as parquet, an exported ``model``, and its scores
+    ``scores.parquet``.
+    """
     folder = tmp_path_factory.mktemp("worn")
     log = parquet(make_rows(), folder)
     write_schema(folder / "worn.toml", SOURCE, "Written by the tests.")
@@ -234,7 +271,9 @@ def test_the_same_rows_have_the_same_ids_and_scores(worn, tmp_path, name):
     assert pq.read_table(tmp_path / "scores.parquet").equals(pq.read_table(worn / "scores.parquet"))
     adaftr_fast.prepare(log, tmp_path / "data", dataset=worn / "worn.toml", progress=False)
     for file in ("train", "validation", "test", "vocabulary"):
-        found, expected = (pq.read_table(folder / f"data/{file}.parquet") for folder in (tmp_path, worn))
+        found, expected = (
+            pq.read_table(folder / f"data/{file}.parquet") for folder in (tmp_path, worn)
+        )
         assert found.equals(expected), file
 
 
@@ -242,16 +281,23 @@ REQUESTS = {
     "table": lambda table: table,
     "batch": lambda table: table.combine_chunks().to_batches()[0],
     "pandas": lambda table: table.to_pandas(),
-    "pandas, floats": lambda table: pd.DataFrame(table.to_pylist()).astype({"user": float, "item": float}),
+    "pandas, floats": lambda table: pd.DataFrame(table.to_pylist()).astype(
+        {"user": float, "item": float}
+    ),
     "Polars": lambda table: pl.from_arrow(table).with_columns(pl.col("city").cast(pl.Categorical)),
     "dicts": lambda table: table.to_pylist(),
     "JSON": lambda table: json.loads(json.dumps(table.to_pylist())),
     "dicts of several types": lambda table: [
-        row if number % 2 else {name: value if value is None else str(value) for name, value in row.items()}
+        row
+        if number % 2
+        else {name: value if value is None else str(value) for name, value in row.items()}
         for number, row in enumerate(table.to_pylist())
     ],
     "dicts of NumPy's types": lambda table: [
-        {name: np.asarray(value)[()] if isinstance(value, int | float) else value for name, value in row.items()}
+        {
+            name: np.asarray(value)[()] if isinstance(value, int | float) else value
+            for name, value in row.items()
+        }
         for row in table.to_pylist()
     ],
 }
@@ -266,7 +312,9 @@ def assert_same_scores(found, expected):
 
 @pytest.mark.parametrize("name", REQUESTS)
 def test_requests_have_the_scores_of_the_file(worn, name):
-    """Whatever the number of rows, here 1, 5 and all; to the bit those of a table of as many rows."""
+    """Whatever the number of rows, here 1, 5 and all; to the bit those of a table of as
+    many rows.
+    """
     scorer, log = load_scorer(worn / "model"), make_rows()
     expected = pq.read_table(worn / "scores.parquet")
     for first, count in ((5, 1), (77, 5), (0, ROWS)):
@@ -293,9 +341,14 @@ def test_rows_may_have_the_columns_that_an_inferred_schema_leaves_out(worn, tmp_
     """By name or, as times, by type."""
     log = make_rows().append_column("note", pa.array(["x"] * ROWS))
     log = log.append_column("day", pa.array([datetime.date(2026, 1, 1)] * ROWS))
-    source = infer_schema([parquet(log, tmp_path)], ["click", "conversion"], group="user", ignore=["note"])
+    source = infer_schema(
+        [parquet(log, tmp_path)], ["click", "conversion"], group="user", ignore=["note"]
+    )
     assert source["ignore"] == ["note", "day"]
-    with pytest.raises(DataError, match="ignore: expected columns that no field reads, but field price reads 'price'"):
+    with pytest.raises(
+        DataError,
+        match="ignore: expected columns that no field reads, but field price reads 'price'",
+    ):
         parse_schema(source | {"ignore": ["price"]})
     model = load_scorer(worn / "model")
     scorer = dataclasses.replace(model, schema=parse_schema(SOURCE | {"ignore": source["ignore"]}))
@@ -324,26 +377,45 @@ def test_floats_that_have_lost_digits_of_ids_are_warned_of(worn):
         scorer.score({**ROW, "user": 2.0**53 - 1})
         scorer.score([{**ROW, "price": 2.0**60, "weight": 2.0**60}])
     lost = [{**ROW, "user": "u"}, {**ROW, "user": 2.0**60}]
-    for rows, where in ((table.to_pandas(), "rows"), (lost, r"rows\[1\]"), ({**ROW, "user": 2.0**60}, "row")):
-        with pytest.warns(UserWarning, match=rf"^{where}: column 'user': the float 1\.15.*e\+18 may have lost digits"):
+    for rows, where in (
+        (table.to_pandas(), "rows"),
+        (lost, r"rows\[1\]"),
+        ({**ROW, "user": 2.0**60}, "row"),
+    ):
+        with pytest.warns(
+            UserWarning,
+            match=rf"^{where}: column 'user': the float 1\.15.*e\+18 may have lost digits",
+        ):
             scorer.score(rows)
-    narrow = table.set_column(table.schema.get_field_index("user"), "user", pa.array([2.0**60, 1.0], pa.float32()))
+    narrow = table.set_column(
+        table.schema.get_field_index("user"), "user", pa.array([2.0**60, 1.0], pa.float32())
+    )
     for rows in (narrow, {**ROW, "user": np.float32(2.0**60)}):
         with pytest.warns(UserWarning, match="may have lost digits"):
             scorer.score(rows)
     schema, rows = tagged(["a", "b"], [2.0**53 - 1, -(2.0**53)])
     for listed in (rows, pa.Table.from_pylist(rows[1:])):
-        with pytest.raises(DataError, match=r"^rows.*: column 'tags': the float -9007199254740992\.0 may have lost"):
+        with pytest.raises(
+            DataError, match=r"^rows.*: column 'tags': the float -9007199254740992\.0 may have lost"
+        ):
             read_rows(schema, [], listed, "error", exact=True)
 
 
 @pytest.mark.parametrize("text", [{}, {"thousands": ","}])
 def test_empty_text_is_a_missing_number(worn, tmp_path, text):
-    """In requests, tables, files and messages, in numeric and dense fields, whether the schema has marks or not."""
+    """In requests, tables, files and messages, in numeric and dense fields, whether the schema has
+    marks or not.
+    """
     schema = parse_schema(SOURCE | {"text": text})
     scorer = dataclasses.replace(load_scorer(worn / "model"), schema=schema)
-    numbers = [{**ROW, "price": price, "weight": weight} for price, weight in ((1.5, None), (None, 2.0), (3.0, -1.0))]
-    written = [{**ROW, "price": price, "weight": weight} for price, weight in (("1.5", ""), ("", "2"), ("3", "-1"))]
+    numbers = [
+        {**ROW, "price": price, "weight": weight}
+        for price, weight in ((1.5, None), (None, 2.0), (3.0, -1.0))
+    ]
+    written = [
+        {**ROW, "price": price, "weight": weight}
+        for price, weight in (("1.5", ""), ("", "2"), ("3", "-1"))
+    ]
     expected = scorer.score(numbers)
     assert scorer.score(written).equals(expected)
     assert scorer.score({**ROW, "price": ""}).equals(scorer.score({**ROW, "price": None}))
@@ -374,13 +446,22 @@ ROW = {"user": 1, "city": "x", "member": True, "item": 3, "price": 1.5, "weight"
     [
         ({}, DataError, r"^row: no column 'user', 'city', .*, which the model reads; got $"),
         ([ROW, {**ROW, "usr": 1}], DataError, r"^rows\[1\]: column 'usr' is not in the schema"),
-        ([ROW, {"usr": 1}], DataError, r"^rows\[1\]: no column 'user', .* which the model reads; got 'usr'$"),
-        (pd.DataFrame([ROW]).drop(columns="item"), DataError, r"^rows: no column 'item', which the model reads; got"),
-        ({**ROW, "user": [1, 2]}, DataError, r"^row: column 'user': expected one value \(.* one row\), got list$"),
-        ([ROW, {**ROW, "price": "much"}], DataError, r"^rows: column 'price': expected numbers: .*much"),
+        ([ROW, {"usr": 1}], DataError, r"^rows\[1\]: no column 'user', .* which the model "
+r"reads; got "
+r"'usr'$"),
+        (pd.DataFrame([ROW]).drop(columns="item"), DataError, r"^rows: no column 'item', which the "
+r"model "
+r"reads; got"),
+        ({**ROW, "user": [1, 2]}, DataError, r"^row: column 'user': expected one value \(.* one "
+r"row\), "
+r"got list$"),
+        ([ROW, {**ROW, "price": "much"}], DataError, r"^rows: column 'price': expected numbers: "
+r".*much"),
         ({**ROW, "price": "much"}, DataError, r"^rows: column 'price': expected numbers: .*much"),
-        ({**ROW, "city": {"name": "x"}}, DataError, r"^row: column 'city': expected one value .* got dict$"),
-        ([ROW, 5], TypeError, r"^rows: expected a dict, a list of dicts, or a table .*, got a list with int$"),
+        ({**ROW, "city": {"name": "x"}}, DataError, r"^row: column 'city': expected one value .* "
+r"got dict$"),
+        ([ROW, 5], TypeError, r"^rows: expected a dict, a list of dicts, or a table .*, got a list "
+r"with int$"),
         ("log.csv", TypeError, r"^rows: expected a dict, .*, got str$"),
     ],
 )  # fmt: skip
@@ -392,40 +473,60 @@ def test_rows_that_are_none_are_named(worn, rows, error, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.drop_columns("city"), r"b\.parquet: no column 'city', which .*a\.parquet has"),
+        (
+            lambda table: table.drop_columns("city"),
+            r"b\.parquet: no column 'city', which .*a\.parquet has",
+        ),
         (
             lambda table: cast(table, user=pa.string()),
             r"b\.parquet: column 'user' is string, in .*a\.parquet it is int64",
         ),
-        (lambda table: cast(table, member=pa.int8()), r"b\.parquet: column 'member' is int8, in .* it is bool"),
+        (
+            lambda table: cast(table, member=pa.int8()),
+            r"b\.parquet: column 'member' is int8, in .* it is bool",
+        ),
         (
             lambda table: with_column(table, "user", pc.add(table["user"], 0.5)),
-            r"b\.parquet: column 'user': expected values of type int64, as in the first file, got double",
+            r"b\.parquet: column 'user': expected values of type int64, as in the first file, got "
+            r"double",
         ),
     ],
 )
-def test_a_file_of_a_folder_that_would_be_read_otherwise_is_an_error(worn, tmp_path, change, message):
+def test_a_file_of_a_folder_that_would_be_read_otherwise_is_an_error(
+    worn, tmp_path, change, message
+):
     (tmp_path / "log").mkdir()
     pq.write_table(make_rows(), tmp_path / "log/a.parquet")
     pq.write_table(change(make_rows()), tmp_path / "log/b.parquet")
     with pytest.raises(DataError, match=message):
-        adaftr_fast.predict(worn / "model", tmp_path / "log", tmp_path / "scores.parquet", progress=False)
+        adaftr_fast.predict(
+            worn / "model", tmp_path / "log", tmp_path / "scores.parquet", progress=False
+        )
     with pytest.raises(DataError, match=message):
-        adaftr_fast.prepare(tmp_path / "log", tmp_path / "data", dataset=worn / "worn.toml", progress=False)
+        adaftr_fast.prepare(
+            tmp_path / "log", tmp_path / "data", dataset=worn / "worn.toml", progress=False
+        )
 
 
 def test_lists_of_tokens_are_read_as_their_text(exported):
     """In requests and tables, where the log had text and a separator."""
     scorer = load_scorer(exported[0])
-    plain = make_log(40, seed=3).select(["weekday", "item", "place", "heat", "user", "tags"]).to_pylist()
+    plain = (
+        make_log(40, seed=3)
+        .select(["weekday", "item", "place", "heat", "user", "tags"])
+        .to_pylist()
+    )
     plain[0]["tags"], plain[1]["tags"] = "", None
-    lists = [{**row, "tags": (row["tags"] or "").split("|") if row["tags"] else []} for row in plain]
+    lists = [
+        {**row, "tags": (row["tags"] or "").split("|") if row["tags"] else []} for row in plain
+    ]
     numbers = [{**row, "tags": list(map(int, row["tags"]))} for row in lists]
     expected = scorer.score(plain)
     for rows in (lists, numbers, [*lists[:20], *plain[20:]], pa.Table.from_pylist(lists)):
         assert scorer.score(rows).equals(expected)
     with pytest.raises(
-        DataError, match=r"column 'tags': expected a list, or text whose tokens '\|' separates, got int"
+        DataError,
+        match=r"column 'tags': expected a list, or text whose tokens '\|' separates, got int",
     ):
         scorer.score({**plain[0], "tags": 7})
 
@@ -444,10 +545,16 @@ def test_fields_divide_one_column_by_separators_of_their_own(order):
     by_other = dataclasses.replace(schema.fields[0], name="other", separator=";")
     schema = dataclasses.replace(schema, fields=(*schema.fields, by_other)[::order])
     tokens = {"tags": ["a;b", "c", "d"], "other": ["a", "b|c", "d"]}
-    encoders = {name: Vocabulary(pa.array(values), pa.array([1, 1, 1])) for name, values in tokens.items()}
+    encoders = {
+        name: Vocabulary(pa.array(values), pa.array([1, 1, 1])) for name, values in tokens.items()
+    }
     ids = encode_features(schema, encoders, read_rows(schema, [], rows, "error"))
-    assert {name: ids[name].to_pylist() for name in tokens} == {name: [[1, 2], [3]] for name in tokens}
-    with pytest.raises(DataError, match=r"^rows\[1\]: column 'tags': expected one value .*, got list"):
+    assert {name: ids[name].to_pylist() for name in tokens} == {
+        name: [[1, 2], [3]] for name in tokens
+    }
+    with pytest.raises(
+        DataError, match=r"^rows\[1\]: column 'tags': expected one value .*, got list"
+    ):
         read_rows(schema, [], [*rows, {"tags": ["d"]}][1:], "error")
     lists = dataclasses.replace(schema.fields[0], name="lists", separator=None)
     of_lists = dataclasses.replace(schema, fields=(*schema.fields, lists)[::order])
@@ -468,5 +575,7 @@ def test_lists_are_taken_only_where_every_field_reads_tokens(order):
     whole = dataclasses.replace(schema.fields[0], name="whole", tokens=None, separator=None)
     schema = dataclasses.replace(schema, fields=(*schema.fields, whole)[::order])
     assert len(read_rows(schema, [], rows[:1], "error")) == 1
-    with pytest.raises(DataError, match=r"^rows\[1\]: column 'tags': expected one value .* got list"):
+    with pytest.raises(
+        DataError, match=r"^rows\[1\]: column 'tags': expected one value .* got list"
+    ):
         read_rows(schema, [], rows, "error")

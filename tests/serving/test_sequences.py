@@ -1,4 +1,6 @@
-"""A history of items, and a number, from the raw log to scores: prepare, train, evaluate, export, predict."""
+"""A history of items, and a number, from the raw log to scores: prepare, train, evaluate, export,
+predict.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +32,13 @@ SOURCE = {
     "labels": {"click": "click", "conversion": "buy"},
     "split": by_day(8),
     "fields": {
-        "seen": {"kind": "categorical", "tokens": "all", "length": LENGTH, "separator": "|", "vocabulary": "item"},
+        "seen": {
+            "kind": "categorical",
+            "tokens": "all",
+            "length": LENGTH,
+            "separator": "|",
+            "vocabulary": "item",
+        },
         "user": "categorical",
         "item": {"kind": "categorical", "min_count": 2},
         "tags": {"kind": "categorical", "tokens": "all", "separator": "|"},
@@ -53,7 +61,9 @@ def make_log(rows=600):
             "item": item,
             "seen": ["|".join(map(str, history)) for history in histories],
             "price": random.lognormal(size=rows),
-            "tags": ["|".join(random.choice(["a", "b", "c"], n)) for n in random.integers(0, 3, rows)],
+            "tags": [
+                "|".join(random.choice(["a", "b", "c"], n)) for n in random.integers(0, 3, rows)
+            ],
             "click": click.astype(np.int8),
             "buy": (click & (random.random(rows) < 0.5)).astype(np.int8),
         }
@@ -61,10 +71,17 @@ def make_log(rows=600):
 
 
 def settings(folder, **model):
-    sizes = {"expert_hidden": [8], "tower_hidden": [8, 8], "relatedness_hidden": [4], "embedding_dim": 4}
+    sizes = {
+        "expert_hidden": [8],
+        "tower_hidden": [8, 8],
+        "relatedness_hidden": [4],
+        "embedding_dim": 4,
+    }
     return RunConfig(
         DataConfig(str(folder)),
-        ModelConfig(**(sizes | {"attention": {"seen": "item"}, "embedding_dims": {"tags": 3}} | model)),
+        ModelConfig(
+            **(sizes | {"attention": {"seen": "item"}, "embedding_dims": {"tags": 3}} | model)
+        ),
         OptimizerConfig(lr=0.01),
         TrainingConfig(batch_size=64, max_epochs=2, progress=False),
     )
@@ -72,7 +89,9 @@ def settings(folder, **model):
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """A folder with the log, the prepared ``data``, a trained ``run`` and its exported ``model``."""
+    """A folder with the log, the prepared ``data``, a trained ``run`` and its exported
+    ``model``.
+    """
     folder = tmp_path_factory.mktemp("shop")
     pq.write_table(make_log(), folder / "log.parquet")
     prepare(parse_schema(SOURCE), [folder / "log.parquet"], folder / "data")
@@ -84,21 +103,33 @@ def shop(tmp_path_factory):
 def test_predictions_are_those_of_the_evaluation(shop, monkeypatch):
     monkeypatch.setattr("adaftr_fast.serving.scorer.ROWS", 70)
     scorer = load_scorer(shop / "model")
-    predict(scorer, [shop / "log.parquet"], shop / "scores.parquet", output_columns(["click", "conversion"]))
+    predict(
+        scorer,
+        [shop / "log.parquet"],
+        shop / "scores.parquet",
+        output_columns(["click", "conversion"]),
+    )
     table = pq.read_table(shop / "scores.parquet")
     scores = np.stack([table["p_ctr"].to_numpy(), table["p_ctcvr"].to_numpy()], 1)
     data, model = PreparedData(shop / "data"), Run(shop / "run").model
-    parts = [predict_split(model, data.load(split), 100).logits for split in ("train", "validation", "test")]
+    parts = [
+        predict_split(model, data.load(split), 100).logits
+        for split in ("train", "validation", "test")
+    ]
     expected = torch.from_numpy(np.concatenate(parts)).sigmoid().numpy()
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
     assert expected.std() > 0.01
 
 
 def test_only_the_last_tokens_of_the_history_count(shop):
-    """Rows whose histories differ before the last ``LENGTH`` tokens have the same score; other rows do not."""
+    """Rows whose histories differ before the last ``LENGTH`` tokens have the same score; other rows
+    do not.
+    """
     scorer = load_scorer(shop / "model")
     texts = ["1|2|3|4|5", "9|9|2|3|4|5", "2|3|4|5", "3|4|5", "", None, "999|2|3|4|5", "3|4|5|999"]
-    rows = pa.record_batch({"user": [1] * 8, "item": [3] * 8, "tags": ["a"] * 8, "seen": texts, "price": [1.0] * 8})
+    rows = pa.record_batch(
+        {"user": [1] * 8, "item": [3] * 8, "tags": ["a"] * 8, "seen": texts, "price": [1.0] * 8}
+    )
     scores = scorer.probabilities(scorer.encode(rows))
     assert all((scores[0] == scores[other]).all() for other in (1, 2, 6))
     assert (scores[4] == scores[5]).all()
@@ -108,9 +139,11 @@ def test_only_the_last_tokens_of_the_history_count(shop):
 def test_an_onnx_program_serves_attention(shop, tmp_path):
     """Native code is compiled from the same program."""
     pytest.importorskip("onnx")
-    data, small = PreparedData(shop / "data"), {"expert_hidden": [4], "tower_hidden": [4], "attention_hidden": [3]}
+    data = PreparedData(shop / "data")
+    small = {"expert_hidden": [4], "tower_hidden": [4], "attention_hidden": [3]}
     model = save_run(tmp_path / "run", data, settings("", name="shared_bottom", **small).model)
-    export_run(tmp_path / "run", tmp_path / "model", onnx=True)  # compares the program with the model, too
+    # compares the program with the model, too
+    export_run(tmp_path / "run", tmp_path / "model", onnx=True)
     onnx, served = load_onnx(tmp_path / "model/model.onnx"), Probabilities(model)
     for rows in (1, 70):
         features = random_features(data.manifest.fields, rows, data.manifest.dense)
@@ -137,7 +170,11 @@ def test_weights_are_copied_by_meaning(shop):
 @pytest.mark.parametrize(
     ("attention", "message"),
     [
-        ({"tags": "item"}, "expected vocabulary = \"item\" for tags in the schema of the prepared data, got 'tags'"),
+        (
+            {"tags": "item"},
+            'expected vocabulary = "item" for tags in the schema of the prepared data, got '
+            "'tags'",
+        ),
         ({"user": "item"}, "expected fields with tokens = \"all\" in the schema, got 'user'"),
         ({"seen": "tags"}, "expected a single-valued target of seen, got 'tags'"),
         ({"seen": "shop"}, "expected names among seen, user, item, tags, got 'shop'"),

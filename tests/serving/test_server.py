@@ -1,4 +1,6 @@
-"""The HTTP server with real clients: scores, errors, metrics, and a model that is replaced meanwhile."""
+"""The HTTP server with real clients: scores, errors, metrics, and a model that is replaced
+meanwhile.
+"""
 
 import asyncio
 import http.client
@@ -43,12 +45,18 @@ class Served:
     def ask(self, path, content=None):
         """Returns the status and the body of an answer."""
         client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        body = content if content is None or isinstance(content, bytes) else json.dumps(content).encode()
+        body = (
+            content
+            if content is None or isinstance(content, bytes)
+            else json.dumps(content).encode()
+        )
         client.request("GET" if content is None else "POST", path, body)
         answer = client.getresponse()
         text = answer.read().decode()
         client.close()
-        return answer.status, json.loads(text) if answer.headers["content-type"] == "application/json" else text
+        return answer.status, json.loads(text) if answer.headers[
+            "content-type"
+        ] == "application/json" else text
 
     def stop(self):
         if self.process.returncode is None:
@@ -85,7 +93,11 @@ def test_answers_have_the_scores_of_the_model(served, exported):
         (b"[1]", 400, "expected a row as a JSON object, or an array of them"),
         ({**rows[0], "itme": 1}, 422, "rows[0]: column 'itme' is not in the schema"),
         ([rows[0], {}], 422, "rows[1]: no column"),
-        ([rows[0], {**rows[1], "user": 2.0**60}], 422, "rows[1]: column 'user': the float 1.152921504606847e+18"),
+        (
+            [rows[0], {**rows[1], "user": 2.0**60}],
+            422,
+            "rows[1]: column 'user': the float 1.152921504606847e+18",
+        ),
         ([{}] * 10_001, 413, "expected at most 10,000 rows, got 10,001"),
     ]
     for content, status, message in wrong:
@@ -131,7 +143,9 @@ def test_a_row_alone_is_named_as_the_row_of_a_list(served):
 
 
 def test_no_request_is_lost_while_the_model_is_replaced(served, exported, other, tmp_path):  # noqa: F811
-    """200 clients ask at once, again and again; each answer is that of one of the two models, to the bit."""
+    """200 clients ask at once, again and again; each answer is that of one of the two models, to
+    the bit.
+    """
     rows = make_log(CLIENTS, seed=9).select([*FEATURES, "price"]).to_pylist()
     models = [load_scorer(folder, bid="price") for folder in (exported[0], other)]
     expected = {each.about.sha256["model.pt2"]: each.score(rows).to_pylist() for each in models}
@@ -164,7 +178,10 @@ def test_errors_say_what_a_client_can_do(served):
     (row,) = make_log(1).select([*FEATURES, "price"]).to_pylist()
     status, answer = served.ask("/score", {**row, "usr": 1})
     assert status == 422
-    ways = 'leave it out, or have such columns ignored: score(..., extra="ignore") in Python, --extra ignore of serve'
+    ways = (
+        'leave it out, or have such columns ignored: score(..., extra="ignore") in Python, --extra '
+        "ignore of serve"
+    )
     assert answer["error"].endswith(ways)
 
 
@@ -188,7 +205,9 @@ def test_a_port_in_use_and_a_folder_without_a_model_are_named(served, exported, 
 
 
 def test_the_rows_of_other_requests_change_no_value(exported):
-    """A column of text beside numbers would be text, and a price by the marks of the schema another one."""
+    """A column of text beside numbers would be text, and a price by the marks of the schema another
+    one.
+    """
     scorer = load_scorer(exported[0], bid="price")
     rows = make_log(4, seed=3).select([*FEATURES, "price"]).to_pylist()
     rows[0]["item"], rows[1]["item"] = 12345678901.5, "x"

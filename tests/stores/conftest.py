@@ -20,10 +20,11 @@ class Faults:
     """What goes wrong with requests.
 
     Attributes:
-        errors, cuts, slow: the shares of requests that are answered by a 500 error, whose answer ends early, or whose
-            answer comes in small parts; of those of ``methods``.
+        errors, cuts, slow: the shares of requests that are answered by a 500 error, whose answer
+            ends early, or whose answer comes in small parts; of those of ``methods``.
         denied: the end of the paths whose requests are answered by a 403 error; "" for none.
-        unlisted: whether the user may not list: S3 then answers a listing by a 403 error, and what is absent, too.
+        unlisted: whether the user may not list: S3 then answers a listing by a 403 error, and what
+            is absent, too.
         after: the number of requests that pass, and the rest fail; None for no limit.
         requests: method and path of each request.
     """
@@ -71,7 +72,9 @@ class Injecting:
             return [b""]
 
         def started(status, *rest):
-            return start_response("403 Forbidden" if self.faults.unlisted and status[:3] == "404" else status, *rest)
+            return start_response(
+                "403 Forbidden" if self.faults.unlisted and status[:3] == "404" else status, *rest
+            )
 
         body = self.application(environ, started)
         if fate == "none":
@@ -108,16 +111,24 @@ def s3_server() -> Iterator[Faults]:
         def log_error(self, *_):
             pass
 
-    os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
     os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
     faults = Faults()
     application = moto.DomainDispatcherApplication(moto.create_backend_app)
-    server = make_server("127.0.0.1", 0, Injecting(application, faults), threaded=True, request_handler=Quiet)
+    server = make_server(
+        "127.0.0.1", 0, Injecting(application, faults), threaded=True, request_handler=Quiet
+    )
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{server.server_port}"
     store = pyarrow.fs.S3FileSystem(
-        endpoint_override=f"127.0.0.1:{server.server_port}", scheme="http", allow_bucket_creation=True
+        endpoint_override=f"127.0.0.1:{server.server_port}",
+        scheme="http",
+        allow_bucket_creation=True,
     )
     store.create_dir(BUCKET)
     yield faults
@@ -131,7 +142,8 @@ def faults(s3_server, monkeypatch, tmp_path) -> Iterator[Faults]:
     monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("adaftr_fast.stores.filesystems.FIRST_PAUSE", 0.01)
     monkeypatch.setattr("adaftr_fast.stores.filesystems.SDK_ATTEMPTS", 1)
-    filesystem.cache_clear()  # one that an earlier test made has five attempts, with pauses of seconds
+    # one that an earlier test made has five attempts, with pauses of seconds
+    filesystem.cache_clear()
     s3_server.__init__()
     yield s3_server
     s3_server.__init__()

@@ -10,9 +10,15 @@ VARYING = ("inputs", "sha256")  # keys of a manifest that tell inputs in a store
 
 
 def put(source, url):
-    """Copies a file, or a folder file by file, to ``url``, as other programs do. Returns the URL."""
+    """Copies a file, or a folder file by file, to ``url``, as other programs do.
+    Returns the URL.
+    """
     source = Path(source)
-    for path in [source] if source.is_file() else sorted(each for each in source.rglob("*") if each.is_file()):
+    for path in (
+        [source]
+        if source.is_file()
+        else sorted(each for each in source.rglob("*") if each.is_file())
+    ):
         upload(path, as_path("/".join([url, *path.relative_to(source).parts])))
     return url
 

@@ -27,7 +27,12 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     file = folder / "log.parquet"
     pq.write_table(shop_log(1500, users=50), file)
-    roles = {"labels": ["click", "conversion"], "group": "user", "time": "time", "write_schema": folder / "shop.toml"}
+    roles = {
+        "labels": ["click", "conversion"],
+        "group": "user",
+        "time": "time",
+        "write_schema": folder / "shop.toml",
+    }
     return af.prepare(file, folder / "prepared", **roles, progress=False), file
 
 
@@ -41,7 +46,9 @@ def test_from_a_run_to_scores(url, data, tmp_path, capsys):
     assert af.evaluate(f"{url}/run").metrics == local.test
     exported = af.export(f"{url}/run", f"{url}/model")
     scores = af.predict(f"{url}/model", files, f"{url}/scores.parquet", progress=False)
-    expected = af.predict(af.export(local, tmp_path / "model"), files, tmp_path / "scores.parquet", progress=False)
+    expected = af.predict(
+        af.export(local, tmp_path / "model"), files, tmp_path / "scores.parquet", progress=False
+    )
     assert scores.read().equals(expected.read())
     assert exported.about.metrics == af.load_run(f"{url}/run").about.metrics
     assert main(["compare", f"{url}/run", str(tmp_path / "run"), "--out", f"{url}/comparison"]) == 0
@@ -85,27 +92,64 @@ def test_a_killed_run_goes_on_on_another_machine(url, data, tmp_path, monkeypatc
 def test_daily_in_a_store_and_export_elsewhere(url, data, tmp_path, monkeypatch):
     _, files = data
     schema = str(data[0].folder.parent / "shop.toml")
-    options = ["--training.max_epochs", "1", "--training.batch_size", "256", "--training.progress", "false"]
-    command = ["daily", "--dataset", schema, "--out", f"{url}/daily", *options, "--files", str(files)]
+    options = [
+        "--training.max_epochs",
+        "1",
+        "--training.batch_size",
+        "256",
+        "--training.progress",
+        "false",
+    ]
+    command = [
+        "daily",
+        "--dataset",
+        schema,
+        "--out",
+        f"{url}/daily",
+        *options,
+        "--files",
+        str(files),
+    ]
     assert main(command) == 0
     assert main([*command, str(files)]) == 0
     records = (open_folder(as_path(f"{url}/daily")) / "daily.jsonl").read_text().splitlines()
     assert [json.loads(record)["day"] for record in records] == [1, 2]
     monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "elsewhere"))
-    assert main(["export", "--run", f"{url}/daily/day-0002/run", "--out", str(tmp_path / "model")]) == 0
+    assert (
+        main(["export", "--run", f"{url}/daily/day-0002/run", "--out", str(tmp_path / "model")])
+        == 0
+    )
 
 
 def test_runs_of_an_experiment_find_their_data_elsewhere(url, data, tmp_path, monkeypatch, capfd):
     """Processes of their own train them."""
     prepared, file = data
-    command = ["experiment", "fig3", "--dataset", str(prepared.folder.parent / "shop.toml"), "--files", str(file)]
-    options = ["--model.tower_hidden", "[4]", "--training.max_epochs", "1", "--training.batch_size", "256"]
+    command = [
+        "experiment",
+        "fig3",
+        "--dataset",
+        str(prepared.folder.parent / "shop.toml"),
+        "--files",
+        str(file),
+    ]
+    options = [
+        "--model.tower_hidden",
+        "[4]",
+        "--training.max_epochs",
+        "1",
+        "--training.batch_size",
+        "256",
+    ]
     assert main([*command, *options, "--seeds", "1", "--jobs", "1", "--out", f"{url}/tables"]) == 0
     printed = capfd.readouterr()
     assert f"Report: {url}/tables/" in printed.out
     assert os.environ["ADAFTR_FAST_CACHE"] not in printed.out + printed.err
     monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "elsewhere"))
-    names = [name for name in open_folder(as_path(f"{url}/tables")).state.files if name.endswith("/result.json")]
+    names = [
+        name
+        for name in open_folder(as_path(f"{url}/tables")).state.files
+        if name.endswith("/result.json")
+    ]
     run = af.load_run(f"{url}/tables/{names[0].removesuffix('/result.json')}")
     assert run.config.data.folder == f"{url}/tables/{names[0].split('/')[0]}/data"
     assert af.evaluate(run).metrics == run.test
@@ -115,12 +159,16 @@ def test_a_table_is_prepared_in_a_store(url, data, tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     prepared, file = data
     schema = str(prepared.folder.parent / "shop.toml")
-    stored = af.prepare(pq.read_table(file), as_path(f"{url}/prepared"), dataset=schema, progress=False)
+    stored = af.prepare(
+        pq.read_table(file), as_path(f"{url}/prepared"), dataset=schema, progress=False
+    )
     assert stored.manifest.fingerprint == prepared.manifest.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert not list(tmp_path.rglob("*.tables*"))
     upload(file, as_path(f"{url}/other/file"))
-    assert main(["prepare", "--files", str(file), "--dataset", schema, "--out", f"{url}/other"]) == 2
+    assert (
+        main(["prepare", "--files", str(file), "--dataset", schema, "--out", f"{url}/other"]) == 2
+    )
     assert "exists and is not a prepared folder" in capsys.readouterr().err
 
 
@@ -150,13 +198,28 @@ def test_all_paths_of_the_readme_in_a_store(url, data, monkeypatch, tmp_path):
     for name in ("log.csv", "today.csv"):
         with local_file(f"{url}/{name}") as path:
             csv.write_csv(pq.read_table(file), path)
-    small = ["--training.max_epochs", "1", "--training.batch_size", "64", "--training.progress", "false"]
+    small = [
+        "--training.max_epochs",
+        "1",
+        "--training.batch_size",
+        "64",
+        "--training.progress",
+        "false",
+    ]
     roles = ["--labels", "click", "conversion", "--group", "user", "--time", "time"]
     commands = [
         ["prepare", "--files", f"{url}/log.csv", *roles, "--out", f"{url}/data/mine"],
         ["train", "--data.folder", f"{url}/data/mine", "--out", f"{url}/runs/mine", *small],
         ["export", "--run", f"{url}/runs/mine", "--out", f"{url}/models/mine"],
-        ["predict", "--model", f"{url}/models/mine", "--files", f"{url}/today.csv", "--out", f"{url}/scores.parquet"],
+        [
+            "predict",
+            "--model",
+            f"{url}/models/mine",
+            "--files",
+            f"{url}/today.csv",
+            "--out",
+            f"{url}/scores.parquet",
+        ],
     ]
     for number, command in enumerate(commands):
         monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / f"machine-{number}"))

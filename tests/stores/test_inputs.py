@@ -29,7 +29,9 @@ FORMS = ["log.parquet", "files", "log.csv", "log.tsv.bz2"]
 def log(tmp_path_factory):
     folder, table = tmp_path_factory.mktemp("log"), shop_log(3000, 60)
     pq.write_table(table, folder / "log.parquet", row_group_size=400)
-    for number, name in enumerate(["b/2.parquet", "B.parquet", "a.parquet", "b/10.parquet", "b-1.parquet"]):
+    for number, name in enumerate(
+        ["b/2.parquet", "B.parquet", "a.parquet", "b/10.parquet", "b-1.parquet"]
+    ):
         (folder / "files" / name).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table.slice(600 * number, 600), folder / "files" / name, row_group_size=250)
     for name in (".a.parquet", "b/_SUCCESS", "_temporary/x.parquet"):  # what is left out
@@ -40,7 +42,9 @@ def log(tmp_path_factory):
     tabs = (folder / "log.csv").read_text().replace(",", "\t").encode()
     (folder / "log.tsv.bz2").write_bytes(bz2.compress(tabs))
     (folder / "log.tsv.zst").write_bytes(pa.Codec("zstd").compress(tabs, asbytes=True))
-    (folder / "log.csv.lz4").write_bytes(pa.Codec("lz4").compress((folder / "log.csv").read_bytes(), asbytes=True))
+    (folder / "log.csv.lz4").write_bytes(
+        pa.Codec("lz4").compress((folder / "log.csv").read_bytes(), asbytes=True)
+    )
     return folder
 
 
@@ -77,10 +81,15 @@ def test_shards_of_the_rows(url, log, schema, name):
     for number in range(1, 4):
         shard = Shard(number, 3)
         if name == "files":
-            ours, theirs = (source.Source(schema, {"data": [as_path(each)]}, shard) for each in (remote, log / name))
+            ours, theirs = (
+                source.Source(schema, {"data": [as_path(each)]}, shard)
+                for each in (remote, log / name)
+            )
             ours, theirs = (list(each.scan("train", only="user")) for each in (ours, theirs))
         else:
-            ours, theirs = (list(staging.numbered_blocks(as_path(each), shard)) for each in (remote, log / name))
+            ours, theirs = (
+                list(staging.numbered_blocks(as_path(each), shard)) for each in (remote, log / name)
+            )
         assert ours == theirs
         assert ours
 
@@ -89,7 +98,9 @@ def test_the_order_of_a_folder(url, log):
     remote = as_path(put(log / "files", f"{url}/files"))
     names = [path.relative_to(log / "files").as_posix() for path in data_files(log / "files")]
     assert [str(path) for path in data_files(remote)] == [f"{url}/files/{name}" for name in names]
-    ours, theirs = ([path.read_bytes() for path in data_files(each)] for each in (remote, log / "files"))
+    ours, theirs = (
+        [path.read_bytes() for path in data_files(each)] for each in (remote, log / "files")
+    )
     assert ours == theirs
     assert [pickle.loads(pickle.dumps(path)).stat() for path in data_files(remote)] == [
         (remote / name).stat() for name in names
@@ -101,7 +112,9 @@ def test_a_prepared_folder_is_known_by_the_state_of_its_inputs(url, log, schema,
     first = prepare(schema, [remote], tmp_path / "out")
     faults.requests.clear()
     assert prepare(schema, [remote], tmp_path / "out") == first
-    assert not [path for method, path in faults.requests if method == "GET" and path.endswith("log.parquet")]
+    assert not [
+        path for method, path in faults.requests if method == "GET" and path.endswith("log.parquet")
+    ]
     pq.write_table(shop_log(3000, 61), tmp_path / "new.parquet")
     put(tmp_path / "new.parquet", remote)
     assert prepare(schema, [remote], tmp_path / "out").inputs != first.inputs
@@ -122,7 +135,9 @@ def test_an_input_that_changes_meanwhile_is_noticed(url, log, schema, tmp_path, 
         prepare(schema, [remote], tmp_path / "out")
 
 
-@pytest.mark.parametrize(("name", "kind"), [("log.csv", "errors"), ("log.csv", "cuts"), ("log.csv.gz", "slow")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("log.csv", "errors"), ("log.csv", "cuts"), ("log.csv.gz", "slow")]
+)
 def test_text_of_a_store_that_fails_now_and_then(url, log, faults, name, kind):
     path = as_path(put(log / name, f"{url}/{name}"))
     faults.methods = ("GET", "HEAD")
@@ -132,13 +147,17 @@ def test_text_of_a_store_that_fails_now_and_then(url, log, faults, name, kind):
 
 @pytest.mark.parametrize("kind", ["errors", "cuts"])
 def test_parquet_of_a_store_that_fails_now_and_then(url, log, schema, faults, monkeypatch, kind):
-    """The SDK repeats requests of pyarrow's filesystem. The options make it a new one, which repeats often."""
+    """The SDK repeats requests of pyarrow's filesystem. The options make it a new one, which
+    repeats often.
+    """
     monkeypatch.setattr("adaftr_fast.stores.filesystems.SDK_ATTEMPTS", 8)
     put(log / "log.parquet", f"{url}/log.parquet")
     faults.methods = ("GET", "HEAD")
     setattr(faults, kind, 0.1)
     remote = source.Source(schema, {"data": [as_path(f"{url}/log.parquet?region=us-east-1")]})
-    assert list(remote.scan("train")) == list(source.Source(schema, {"data": [log / "log.parquet"]}).scan("train"))
+    assert list(remote.scan("train")) == list(
+        source.Source(schema, {"data": [log / "log.parquet"]}).scan("train")
+    )
 
 
 def test_errors_name_the_url(url, log, schema, tmp_path, faults, few_attempts):
@@ -175,7 +194,9 @@ def test_a_store_that_fails_leaves_the_finished_work(
 
 def test_a_schema_file(url, log, schema, tmp_path):
     write_schema(tmp_path / "log.toml", schema.source, "A log.")
-    assert load_schema(put(tmp_path / "log.toml", f"{url}/log.toml")) == load_schema(str(tmp_path / "log.toml"))
+    assert load_schema(put(tmp_path / "log.toml", f"{url}/log.toml")) == load_schema(
+        str(tmp_path / "log.toml")
+    )
     with pytest.raises(DataError, match=f"schema: no file {url}/none.toml"):
         load_schema(f"{url}/none.toml")
     publish({"schema.toml": tmp_path / "log.toml"}, as_path(f"{url}/made"), None)

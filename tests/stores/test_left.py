@@ -12,7 +12,15 @@ import pytest
 from adaftr_fast._locks import LOCK, writer_lock
 from adaftr_fast.api.prepare import prepare
 from adaftr_fast.errors import StoreError
-from adaftr_fast.stores import as_path, cache, local_copy, local_file, local_folder, published, writing
+from adaftr_fast.stores import (
+    as_path,
+    cache,
+    local_copy,
+    local_file,
+    local_folder,
+    published,
+    writing,
+)
 from adaftr_fast.stores.filesystems import abort_uploads
 from adaftr_fast.stores.published import publish, read_state
 from tests.logs import shop_log
@@ -24,7 +32,9 @@ def die(*_, **__):
 
 
 def killed(act, owner=None, name="", dies=die):
-    """Runs ``act`` in a forked process, which must kill itself, by ``dies`` in place of the function of the owner."""
+    """Runs ``act`` in a forked process, which must kill itself, by ``dies`` in place of the
+    function of the owner.
+    """
     child = os.fork()
     if child == 0:
         try:
@@ -58,7 +68,9 @@ def left(tmp_path):
 
 def uploads(url):
     client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
-    found = client.list_multipart_uploads(Bucket="bucket", Prefix=as_path(url).key.partition("/")[2])
+    found = client.list_multipart_uploads(
+        Bucket="bucket", Prefix=as_path(url).key.partition("/")[2]
+    )
     return [each["Key"] for each in found.get("Uploads", ())]
 
 
@@ -72,7 +84,13 @@ def test_a_file_that_was_being_written_goes_with_the_next_command(url, tmp_path)
 def test_a_prepared_folder_that_was_uploaded_before_the_kill(url, tmp_path):
     """The next command finds it in the store and writes nothing."""
     pq.write_table(shop_log(3000, users=50), tmp_path / "log.parquet")
-    command = partial(prepare, tmp_path / "log.parquet", f"{url}/data", labels=["click", "conversion"], progress=False)
+    command = partial(
+        prepare,
+        tmp_path / "log.parquet",
+        f"{url}/data",
+        labels=["click", "conversion"],
+        progress=False,
+    )
     killed(command, writing, "_keep_as_copy")
     assert "schema.json" in left(tmp_path)
     command()
@@ -93,7 +111,9 @@ def test_outputs_of_killed_commands_count_for_the_bound(url, tmp_path, monkeypat
         os.utime(path, then)
         cache.shrink(cache.cache_folder(), 0.0)
         assert path.exists()
-    assert left(tmp_path) == ([] if used else [".model.origin", ".scores.new-1-ab", "large", "name"])
+    assert left(tmp_path) == (
+        [] if used else [".model.origin", ".scores.new-1-ab", "large", "name"]
+    )
 
 
 def test_a_command_goes_on_with_its_own_output_whatever_the_bound(url, tmp_path, monkeypatch):
@@ -125,7 +145,9 @@ def test_a_command_begins_while_another_looks_at_its_output(url, tmp_path):
 
 @pytest.mark.parametrize("name", ["_write_list", "_remove", "_send"])
 def test_a_folder_that_was_being_uploaded(url, tmp_path, name):
-    """What the next command publishes is all that is there, also where the killed one has sent other files."""
+    """What the next command publishes is all that is there, also where the killed one has sent
+    other files.
+    """
     write_folder(url, "1")
 
     def send_half(path, target, size):
@@ -133,7 +155,12 @@ def test_a_folder_that_was_being_uploaded(url, tmp_path, name):
         stream.write(bytes(30 << 20))
         die()
 
-    killed(lambda: write_folder(url, "2", 40 << 20), published, name, send_half if name == "_send" else die)
+    killed(
+        lambda: write_folder(url, "2", 40 << 20),
+        published,
+        name,
+        send_half if name == "_send" else die,
+    )
     assert uploads(url) or name != "_send"
     write_folder(url, "3", 5)
     assert content_of(local_copy(url)) == {"name": b"3", "large": b"33333"}
@@ -145,18 +172,25 @@ def test_a_folder_that_was_being_uploaded(url, tmp_path, name):
 
 @pytest.mark.parametrize(
     ("options", "cause"),
-    [("", "403"), ("?endpoint_override=no_host:9000&scheme=http", "Invalid endpoint: http://no_host:9000")],
+    [
+        ("", "403"),
+        ("?endpoint_override=no_host:9000&scheme=http", "Invalid endpoint: http://no_host:9000"),
+    ],
     ids=["denied", "an address that boto3 refuses"],
 )
 def test_uploads_that_cannot_be_aborted_are_warned_of(url, faults, options, cause):
     faults.denied = "/bucket"
-    with pytest.warns(RuntimeWarning, match=f"unfinished uploads of killed commands may stay: .*{cause}") as warned:
+    with pytest.warns(
+        RuntimeWarning, match=f"unfinished uploads of killed commands may stay: .*{cause}"
+    ) as warned:
         abort_uploads(as_path(f"{url}/objects{options}"), as_path(f"{url}/published.json{options}"))
     assert len(warned) == 1
 
 
 def test_a_writer_whose_objects_were_removed_publishes_nothing(url, tmp_path, monkeypatch):
-    """It has uploaded them for its next state when a command on another machine ends without a change."""
+    """It has uploaded them for its next state when a command on another machine ends without a
+    change.
+    """
     write_folder(url, "1")
     (tmp_path / "name").write_text("2")
     base, upload = read_state(as_path(url)), published._upload_object

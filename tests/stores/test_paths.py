@@ -27,7 +27,9 @@ def test_names_of_stores(tmp_path):
     assert (path.name, path.suffix) == ("data.csv.gz", ".gz")
     assert str(path.parent / "x") == "s3://bucket/folder/x?region=eu-west-1"
     assert as_path("hdfs://host:8020/folder").key == "/folder"
-    with pytest.raises(StoreError, match=r"ftp://x/y: expected a local path or one of file://, s3://"):
+    with pytest.raises(
+        StoreError, match=r"ftp://x/y: expected a local path or one of file://, s3://"
+    ):
         as_path("ftp://x/y")
     with pytest.raises(StoreError, match="set them in the environment") as error:
         as_path("s3://key:secret@bucket/x")
@@ -51,19 +53,26 @@ def test_a_path_that_is_not_utf_8(tmp_path):
 
 
 def test_a_bucket_is_no_folder_to_write(faults):
-    with pytest.raises(StoreError, match="s3://bucket: expected a folder in it"), local_folder("s3://bucket"):
+    with (
+        pytest.raises(StoreError, match="s3://bucket: expected a folder in it"),
+        local_folder("s3://bucket"),
+    ):
         raise AssertionError
 
 
 def test_a_folder_below_the_root_of_hdfs(monkeypatch):
     states = {"/models": State({"x": Published("0" * 64, 1)})}
-    monkeypatch.setattr("adaftr_fast.stores.published.read_state", lambda folder: states.get(folder.key))
+    monkeypatch.setattr(
+        "adaftr_fast.stores.published.read_state", lambda folder: states.get(folder.key)
+    )
     assert isinstance(open_folder(as_path("hdfs://host:8020/models")), PublishedFolder)
     assert not isinstance(open_folder(as_path("hdfs://host:8020/other")), PublishedFolder)
 
 
 def test_missing_permission_is_an_error_at_once(url, tmp_path, faults):
-    """S3 denies what is absent to a user who may not list, and folders above may be those of others."""
+    """S3 denies what is absent to a user who may not list, and folders above may be those of
+    others.
+    """
     upload(write_text(tmp_path / "x", "1"), as_path(f"{url}/inner/x"))
     faults.denied = "/published.json"
     assert (open_folder(as_path(f"{url}/inner")) / "x").read_bytes() == b"1"
@@ -83,11 +92,17 @@ def test_a_user_who_may_not_list(url, tmp_path, faults, capsys):
     faults.unlisted = True
     roles = ["--labels", "click", "conversion", "--out", str(tmp_path / "data")]
     assert main(["prepare", "--files", f"{url}/log.parquet", *roles]) == 0
-    denied = "[Errno 13] access denied; to a user who may not list (s3:ListBucket), S3 also denies what is absent: "
+    denied = (
+        "[Errno 13] access denied; to a user who may not list (s3:ListBucket), S3 also denies what "
+        "is absent: "
+    )
     for command, name in (
         (["prepare", "--files", f"{url}/none.parquet", *roles], "none.parquet"),
         (["prepare", "--files", f"{tmp_path}/log.parquet", *roles[:-1], f"{url}/out"], "out"),
-        (["train", "--data.folder", f"{tmp_path}/data", "--out", f"{url}/run"], "run/published.json"),
+        (
+            ["train", "--data.folder", f"{tmp_path}/data", "--out", f"{url}/run"],
+            "run/published.json",
+        ),
     ):
         capsys.readouterr()
         assert main(command) == 2

@@ -27,7 +27,11 @@ def prepared(folder, users=60):
     pq.write_table(shop_log(ROWS, users), folder / f"{users}.parquet")
     roles = {"group": "user", "time": "time"}
     found = infer_schema([folder / f"{users}.parquet"], ["click", "conversion"], **roles)
-    prepare(parse_schema(found | {"name": "shop"}), [folder / f"{users}.parquet"], folder / f"data-{users}")
+    prepare(
+        parse_schema(found | {"name": "shop"}),
+        [folder / f"{users}.parquet"],
+        folder / f"data-{users}",
+    )
     return folder / f"data-{users}"
 
 
@@ -60,7 +64,11 @@ def assert_equal(ours, theirs):
 
 
 def split_requests(faults):
-    return [path for method, path in faults.requests if method == "GET" and path.endswith("train.parquet")]
+    return [
+        path
+        for method, path in faults.requests
+        if method == "GET" and path.endswith("train.parquet")
+    ]
 
 
 def test_all_rows_in_order_and_the_second_epoch_from_the_cache(remote, local, faults):
@@ -76,7 +84,9 @@ def test_all_rows_in_order_and_the_second_epoch_from_the_cache(remote, local, fa
     again = list(PreparedData(remote).load("train").shuffled(256, seed=3, epoch=1, window=2000))
     assert len(split_requests(faults)) == 1  # the footer, by another process
     split = PreparedData(local).load("train")
-    expected = [b for epoch in (0, 1, 1) for b in split.shuffled(256, seed=3, epoch=epoch, window=2000)]
+    expected = [
+        b for epoch in (0, 1, 1) for b in split.shuffled(256, seed=3, epoch=epoch, window=2000)
+    ]
     assert_equal(first + second + again, expected)
 
 
@@ -84,12 +94,16 @@ def test_a_folder_that_is_replaced_once_is_read_to_the_end(local, newer, url):
     base = publish_folder(local, url)
     data = PreparedData(url)
     publish_folder(newer, url, base)
-    assert_equal(list(data.load("train").batches(100)), list(PreparedData(local).load("train").batches(100)))
+    assert_equal(
+        list(data.load("train").batches(100)), list(PreparedData(local).load("train").batches(100))
+    )
     assert PreparedData(url).manifest == read_manifest(newer)
 
 
 def assert_replaced(url, data, split):
-    with pytest.raises(DataError, match=f"{url}: was replaced since it was opened; start again with the new one"):
+    with pytest.raises(
+        DataError, match=f"{url}: was replaced since it was opened; start again with the new one"
+    ):
         list((split or data.load("train")).batches(100))
     with pytest.raises(DataError, match=f"{url}: was replaced since it was opened"):
         read_encoders(data.folder, data.manifest)
@@ -117,8 +131,16 @@ def test_a_copy_that_is_replaced_is_an_error(local, newer, url, loaded):
 def test_a_published_file_that_is_not_the_manifests_is_an_error(local, newer, url, tmp_path):
     mixed = tmp_path / "mixed"
     mixed.mkdir()
-    for name in ("schema.json", "train.parquet", "vocabulary.parquet", "test.parquet", "validation.parquet"):
-        (mixed / name).write_bytes(((local if name == "schema.json" else newer) / name).read_bytes())
+    for name in (
+        "schema.json",
+        "train.parquet",
+        "vocabulary.parquet",
+        "test.parquet",
+        "validation.parquet",
+    ):
+        (mixed / name).write_bytes(
+            ((local if name == "schema.json" else newer) / name).read_bytes()
+        )
     publish_folder(mixed, url)
     data = PreparedData(url)
     with pytest.raises(DataError, match=rf"{url}/train\.parquet: damaged: its sha256 differs"):
@@ -152,16 +174,25 @@ def test_what_is_no_prepared_folder(url, faults, few_attempts):
 def test_train_evaluate_export_by_python(url, local, tmp_path):
     publish_folder(local, url)
     ours, theirs = (
-        adaftr_fast.train(data, tmp_path / name, training=TINY) for name, data in (("ours", url), ("theirs", local))
+        adaftr_fast.train(data, tmp_path / name, training=TINY)
+        for name, data in (("ours", url), ("theirs", local))
     )
     assert ours.test == theirs.test
     assert ours.about.config.data.folder == url
-    assert adaftr_fast.evaluate(ours).metrics == adaftr_fast.evaluate(theirs, data=as_path(url)).metrics
+    assert (
+        adaftr_fast.evaluate(ours).metrics
+        == adaftr_fast.evaluate(theirs, data=as_path(url)).metrics
+    )
     for number, options in enumerate([{}, {"data": url}, {"data": Prepared(url)}]):
         adaftr_fast.export(ours, tmp_path / f"model-{number}", **options)
         found = tmp_path / f"model-{number}/vocabulary.parquet"
         assert found.read_bytes() == (local / "vocabulary.parquet").read_bytes()
-    prepare(parse_schema(read_manifest(local).schema), [local.parent / "60.parquet"], tmp_path / "grown", grow=url)
+    prepare(
+        parse_schema(read_manifest(local).schema),
+        [local.parent / "60.parquet"],
+        tmp_path / "grown",
+        grow=url,
+    )
     assert read_manifest(tmp_path / "grown").num_embeddings == read_manifest(local).num_embeddings
 
 
@@ -169,5 +200,7 @@ def test_only_the_objects_that_are_read_are_requested(local, url, faults):
     publish_folder(local, url)
     faults.requests.clear()
     PreparedData(url).load("test")
-    objects = [path for method, path in faults.requests if method == "GET" and f"/{OBJECTS}/" in path]
+    objects = [
+        path for method, path in faults.requests if method == "GET" and f"/{OBJECTS}/" in path
+    ]
     assert {path.rpartition("-")[2] for path in objects} == {"schema.json", "test.parquet"}

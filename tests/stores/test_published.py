@@ -41,7 +41,9 @@ def files(tmp_path):
 
 
 def content_of(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def bytes_of(files):
@@ -119,7 +121,9 @@ def test_a_new_state_keeps_the_objects_of_the_one_before(folder, files):
 
 
 @pytest.mark.parametrize("requests", range(14))
-def test_a_failure_at_any_request_leaves_one_of_the_two_states(folder, files, faults, few_attempts, requests):
+def test_a_failure_at_any_request_leaves_one_of_the_two_states(
+    folder, files, faults, few_attempts, requests
+):
     """Requests that fail for good, as when the machine is cut off."""
     base, old = publish(files, folder, None), bytes_of(files)
     files["a.bin"].write_bytes(b"changed" * 1000)
@@ -146,7 +150,9 @@ def test_what_fails_now_and_then_is_repeated(folder, files, faults, kind):
 
 
 @pytest.mark.parametrize("requests", range(0, 20, 3))
-def test_a_store_that_cannot_replace_a_file(folder, files, faults, few_attempts, monkeypatch, requests):
+def test_a_store_that_cannot_replace_a_file(
+    folder, files, faults, few_attempts, monkeypatch, requests
+):
     """HDFS removes the list before it renames the new one, which a reader takes meanwhile."""
     monkeypatch.setattr("adaftr_fast.stores.published.is_object_store", lambda path: False)
     base = publish(files, folder, None)
@@ -179,7 +185,9 @@ def test_a_list_that_is_renamed_while_it_is_looked_for(folder, files, monkeypatc
 
 
 def test_a_list_that_is_replaced_while_it_is_read(folder, files, monkeypatch):
-    """pyarrow asks for the size, then for as many bytes: those of the longer list that is there by then."""
+    """pyarrow asks for the size, then for as many bytes: those of the longer list that is there by
+    then.
+    """
     cut = []
     state = publish(files, folder, None)
     read = StorePath.read_bytes
@@ -261,7 +269,9 @@ def test_nothing_is_lost_when_the_store_fails(url, faults, few_attempts):
     with local_folder(as_path(url)) as folder:
         folder.mkdir()
         (folder / "one").write_text("1")
-    with pytest.raises(StoreError, match=r"all files are in .*, from which the same command goes on"):
+    with pytest.raises(
+        StoreError, match=r"all files are in .*, from which the same command goes on"
+    ):
         write(url, "two", "2", lambda: setattr(faults, "errors", 1.0))
     faults.errors = 0.0
     with local_folder(as_path(url)) as folder:
@@ -333,7 +343,9 @@ def test_a_download_of_a_folder_that_is_replaced(url, folder, files, monkeypatch
 
     monkeypatch.setattr("adaftr_fast.stores.cache.download_all", replaced_meanwhile)
     assert content_of(local_copy(url)) == {"folder/b.txt": b"text"}
-    monkeypatch.setattr("adaftr_fast.stores.cache.download_all", lambda *_: (folder / "none").read_bytes())
+    monkeypatch.setattr(
+        "adaftr_fast.stores.cache.download_all", lambda *_: (folder / "none").read_bytes()
+    )
     publish(files, folder, started[0])
     with pytest.raises(StoreError, match="damaged"):
         local_copy(url)

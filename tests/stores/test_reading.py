@@ -27,7 +27,9 @@ def table():
 def local(table, tmp_path):
     (tmp_path / "source").mkdir()
     path = tmp_path / "source" / "x.parquet"
-    pq.write_table(table, path, row_group_size=5_000, write_page_checksum=True, use_dictionary=False)
+    pq.write_table(
+        table, path, row_group_size=5_000, write_page_checksum=True, use_dictionary=False
+    )
     return path
 
 
@@ -168,7 +170,9 @@ def test_a_cache_that_cannot_be_written_only_warns(file, table, tmp_path, monkey
 @pytest.mark.parametrize("text", ["20 GB", "nan"])
 def test_a_bound_that_is_no_number_is_an_error(file, monkeypatch, text):
     monkeypatch.setenv("ADAFTR_FAST_CACHE_GB", text)
-    with pytest.raises(StoreError, match=f"ADAFTR_FAST_CACHE_GB: expected a number of gigabytes, got '{text}'"):
+    with pytest.raises(
+        StoreError, match=f"ADAFTR_FAST_CACHE_GB: expected a number of gigabytes, got '{text}'"
+    ):
         read(file)
 
 

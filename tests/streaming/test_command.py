@@ -16,13 +16,18 @@ from tests.streaming.test_kills import SCHEMA
             "adaftr-fast stream: stream: expected --folder or --kafka_topic, and not both",
         ),
         ("--folder HERE/none", "none: expected a folder to watch"),
-        ("--folder HERE --keep 0", "adaftr-fast stream: keep: expected a number of at least 1, got 0"),
+        (
+            "--folder HERE --keep 0",
+            "adaftr-fast stream: keep: expected a number of at least 1, got 0",
+        ),
         ("--folder HERE --dataset census", "expected a schema of one file"),
     ],
 )
 def test_wrong_options_end_in_one_line(tmp_path, capsys, options, message):
     (tmp_path / "shop.toml").write_text(SCHEMA)
-    command = f"stream --dataset HERE/shop.toml --out HERE/out {options}".replace("HERE", str(tmp_path))
+    command = f"stream --dataset HERE/shop.toml --out HERE/out {options}".replace(
+        "HERE", str(tmp_path)
+    )
     assert message in fails(command.split(), capsys)
     assert not (tmp_path / "out").exists()
 
@@ -30,7 +35,8 @@ def test_wrong_options_end_in_one_line(tmp_path, capsys, options, message):
 def test_a_file_of_options_may_hold_all(tmp_path):
     file = tmp_path / "stream.toml"
     topic = 'kafka_topic = "shop"\n[kafka_settings]\n"security.protocol" = "SSL"\n'
-    for text, epochs in (("batch_size = 64", 1), ("max_epochs = 3", 3)):  # a chunk is trained for one epoch by default
+    # a chunk is trained for one epoch by default
+    for text, epochs in (("batch_size = 64", 1), ("max_epochs = 3", 3)):
         file.write_text(f"{topic}[training]\n{text}\n")
         words = f"stream --dataset a --out c --config {file}".split()
         found = build_parser(words).parse_args(words).stream

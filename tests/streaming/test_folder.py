@@ -40,7 +40,8 @@ def test_files_that_are_being_written_by_their_names_are_left_out(tmp_path, name
 def test_a_file_that_grows_waits(tmp_path, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(time, "time", lambda: float(LONG_AGO))  # a clock behind that of the file system
+    # a clock behind that of the file system
+    monkeypatch.setattr(time, "time", lambda: float(LONG_AGO))
     source, path = FolderSource(tmp_path, settle=2), tmp_path / "a.csv"
     for rows in range(1, 4):
         path.write_text("row\n" * rows)
@@ -71,7 +72,9 @@ def test_a_file_that_does_not_open_waits_and_holds_up_no_other(chunks):
 def test_a_name_that_is_not_utf_8_is_left_out(chunks):
     (chunks / "000.parquet").rename(chunks / os.fsdecode(b"000\xff.parquet"))
     source = FolderSource(chunks, settle=0)
-    with pytest.warns(RuntimeWarning, match="left out until it changes: its name is not UTF-8") as shown:
+    with pytest.warns(
+        RuntimeWarning, match="left out until it changes: its name is not UTF-8"
+    ) as shown:
         assert names(source) == ["001.parquet", "002.parquet"]
     assert len(shown) == 1
     folder = chunks.rename(chunks.with_name(os.fsdecode(b"\xff")))

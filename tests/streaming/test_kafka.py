@@ -81,7 +81,9 @@ def rows(chunk):
 def test_wrong_arguments(source):
     with pytest.raises(ConfigError, match="rows: expected at least 1 row in a chunk, got 0"):
         source(rows=0)
-    with pytest.raises(ConfigError, match=r"settings: expected none of .*, got auto\.offset\.reset"):
+    with pytest.raises(
+        ConfigError, match=r"settings: expected none of .*, got auto\.offset\.reset"
+    ):
         source(settings={"auto.offset.reset": "latest"})
 
 
@@ -108,7 +110,9 @@ def test_a_new_process_goes_on_after_the_last_chunk_and_commits_it(producer, sou
     found = rows(first)
     rest = source(rows=2, seconds=60)
     found += rows(read(rest, {first.name: first.position}))
-    assert sorted((row["n"], row["of"]) for row in found) == [(n, of) for n in range(3) for of in (0, 2)]
+    assert sorted((row["n"], row["of"]) for row in found) == [
+        (n, of) for n in range(3) for of in (0, 2)
+    ]
     unfinished = read(source(rows=4, seconds=60))  # of a process that knows of no finished chunk
     assert sum(unfinished.position["offsets"].values()) == 4
     end = time.monotonic() + 60  # the commit is asynchronous
@@ -118,16 +122,27 @@ def test_a_new_process_goes_on_after_the_last_chunk_and_commits_it(producer, sou
 
 
 def committed(topic):
-    found = topic._consumer.committed([kafka.TopicPartition(TOPIC, n) for n in range(4)], timeout=10)
+    found = topic._consumer.committed(
+        [kafka.TopicPartition(TOPIC, n) for n in range(4)], timeout=10
+    )
     return {str(each.partition): each.offset for each in found if each.offset >= 0}
 
 
 WRONG = {
     "a": {'"\\ud800"': r"valid Unicode text, got '\ud800'"},
-    "seen": {'["x", "\\ud800"]': r"valid Unicode text, got ['x', '\ud800']", '"x"': "a list, got 'x'"},
-    "heat": {'"warm"': "a value of type double, got 'warm'", "{}": "a value of type double, got {}"},
+    "seen": {
+        '["x", "\\ud800"]': r"valid Unicode text, got ['x', '\ud800']",
+        '"x"': "a list, got 'x'",
+    },
+    "heat": {
+        '"warm"': "a value of type double, got 'warm'",
+        "{}": "a value of type double, got {}",
+    },
     "click": {"2": "0 or 1, got 2", '"x"': "0 or 1, got 'x'"},
-    "age": {"1.5": "a value of type int64, got 1.5", "9" * 19: "a value of type int64, got " + "9" * 19},
+    "age": {
+        "1.5": "a value of type int64, got 1.5",
+        "9" * 19: "a value of type int64, got " + "9" * 19,
+    },
     "weight": {"-1": "a finite number >= 0, got -1", "1e300": "a finite number >= 0, got 1e+300"},
 }
 POISON = {
@@ -138,10 +153,10 @@ POISON = {
     b'{"other": 1}': "click: is missing",
     b'{"click": 1, "buy": null, "weight": 1}': "buy: is missing",
     b'{"click": 1, "buy": 1, "weight": 1}': "label paid: is missing",
-    b'{"click": 1, "buy": 0, "weight": 1, "a": "\xed\xa0\x80"}': r"a: expected valid Unicode text, got '\ud800'",
-    b'{"click": 1, "buy": 0, "weight": 1, "heat": %s}' % (b"9" * 400): "heat: int too large to convert to float, got "
-    + "9" * 50
-    + " ...",
+    b'{"click": 1, "buy": 0, "weight": 1, "a": '
+    b'"\xed\xa0\x80"}': r"a: expected valid Unicode text, got '\ud800'",
+    b'{"click": 1, "buy": 0, "weight": 1, "heat": %s}'
+    % (b"9" * 400): "heat: int too large to convert to float, got " + "9" * 50 + " ...",
 }
 for name, values in WRONG.items():
     for value, reason in values.items():
@@ -154,15 +169,23 @@ def test_messages_that_cannot_be_read_are_set_aside(producer, source):
     size = len(POISON)
     topic = source(rows=size, seconds=60)
     send(producer, *POISON)
-    with pytest.warns(RuntimeWarning, match=f"shop: {size} of {size} messages .* set aside, the first at offset 0"):
+    with pytest.warns(
+        RuntimeWarning, match=f"shop: {size} of {size} messages .* set aside, the first at offset 0"
+    ):
         assert read(topic, looks=10) is None
     send(producer, {"a": 1}, b"{", *({"a": 2} for _ in range(size - 2)))
-    with pytest.warns(RuntimeWarning, match=f"1 of {size} messages .*, the first at offset {size + 1} of partition 0"):
+    with pytest.warns(
+        RuntimeWarning,
+        match=f"1 of {size} messages .*, the first at offset {size + 1} of partition 0",
+    ):
         chunk = read(topic)
     assert [row["a"] for row in rows(chunk)] == [1] + [2] * (size - 2)
     assert chunk.position == {"offsets": {"0": 2 * size}}
     reasons = dict(enumerate(POISON.values())) | {size + 1: "expected a JSON object"}
-    places = [{"topic": TOPIC, "partition": 0, "offset": offset, "reason": reasons[offset]} for offset in reasons]
+    places = [
+        {"topic": TOPIC, "partition": 0, "offset": offset, "reason": reasons[offset]}
+        for offset in reasons
+    ]
     assert chunk.set_aside == {"messages": size + 1, "first": places}
     send(producer, {"a": 3})
     topic.rows = 1
@@ -173,7 +196,13 @@ def test_values_nested_as_deeply_as_a_stack_allows_are_set_aside(producer, sourc
     """Some of these depths can be read, and cannot be written as text."""
     depth = sys.getrecursionlimit()
     nested = ["[" * each + "]" * each for each in range(depth - 100, depth)]
-    send(producer, *(f'{{"click": 1, "buy": 1, "money": 1, "weight": 1, "a": {each}}}'.encode() for each in nested))
+    send(
+        producer,
+        *(
+            f'{{"click": 1, "buy": 1, "money": 1, "weight": 1, "a": {each}}}'.encode()
+            for each in nested
+        ),
+    )
     send(producer, {"a": "x"})
     with pytest.warns(RuntimeWarning, match="is nested too deeply"):
         chunk = read(source(rows=101, seconds=60))
@@ -184,7 +213,10 @@ def test_values_nested_as_deeply_as_a_stack_allows_are_set_aside(producer, sourc
 def test_columns_that_no_schema_reads_are_left_out(producer, source):
     row = {"a": 1, "meta": {}, "\ud800": 1, "deep": [[[{}]]], "seen": [], "": 1}
     send(producer, row, {"a": 2, "meta": {"\ud800": "\ud800"}, "many": [[]], "seen": [1, {}]})
-    assert rows(read(source(rows=2, seconds=60))) == [{"a": 1, "seen": []}, {"a": 2, "seen": ["1", "{}"]}]
+    assert rows(read(source(rows=2, seconds=60))) == [
+        {"a": 1, "seen": []},
+        {"a": 2, "seen": ["1", "{}"]},
+    ]
 
 
 def test_a_column_of_several_types_is_text(producer, source):
@@ -201,18 +233,37 @@ def test_a_column_of_several_types_is_text(producer, source):
     assert rows(chunk) == [
         {"a": "1", "b": 1.0, "c": "[1]", "n": "{}", "heat": 1.0, "seen": ["1"], "age": 2**53 + 1},
         {"a": "x", "b": 0.5, "c": str(2**70), "n": None, "heat": 2.5, "seen": None, "age": 5},
-        {"a": None, "b": None, "c": None, "n": None, "heat": 1.0, "seen": ["x", None, None], "age": 1},
+        {
+            "a": None,
+            "b": None,
+            "c": None,
+            "n": None,
+            "heat": 1.0,
+            "seen": ["x", None, None],
+            "age": 1,
+        },
     ]
 
 
 def test_the_reason_is_the_first_label_that_is_missing():
     labels = {"click": "click", "paid": [["money", ">", 0.0]], "aged": [["age", ">", 3]]}
     reader = messages.RowReader(parse_schema(SOURCE | {"labels": labels}))
-    found = [{"click": 1, "money": 1, "age": 5}, {"click": 0, "age": 1}, {"click": 1, "money": 0}, {"click": 1}]
+    found = [
+        {"click": 1, "money": 1, "age": 5},
+        {"click": 0, "age": 1},
+        {"click": 1, "money": 0},
+        {"click": 1},
+    ]
     table, reasons = reader.read([json.dumps(each).encode() for each in found])
     assert table.to_pylist() == found[:1]
-    assert reasons == [None, "label paid: is missing", "label aged: is missing", "label paid: is missing"]
-    for row, label in ((b'{"click": 1, "money": 1}', "aged"), (b'{"click": 1}', "paid")):  # no row has the column
+    assert reasons == [
+        None,
+        "label paid: is missing",
+        "label aged: is missing",
+        "label paid: is missing",
+    ]
+    # no row has the column
+    for row, label in ((b'{"click": 1, "money": 1}', "aged"), (b'{"click": 1}', "paid")):
         table, reasons = reader.read([row])
         assert (len(table), reasons) == (0, [f"label {label}: is missing"])
 
@@ -233,19 +284,27 @@ def test_servers_that_do_not_answer_raise(tmp_path, monkeypatch):
 
 def source_of(servers, folder):
     """The source of ``KILLED``."""
-    return module.KafkaSource(TOPIC, servers, Path(folder), parse_schema(SOURCE), rows=800, seconds=60)
+    return module.KafkaSource(
+        TOPIC, servers, Path(folder), parse_schema(SOURCE), rows=800, seconds=60
+    )
 
 
 @pytest.mark.parametrize(
     "point",
-    [("adaftr_fast.streaming.kafka", "", "publishing", 2), (LOOP, "", "train_part", 2), (LOOP, "Journal", "append", 2)],
+    [
+        ("adaftr_fast.streaming.kafka", "", "publishing", 2),
+        (LOOP, "", "train_part", 2),
+        (LOOP, "Journal", "append", 2),
+    ],
     ids=lambda point: point[2],
 )
 def test_a_killed_stream_trains_on_each_row_once(producer, source, tmp_path, point):
     days = [pq.read_table(write_day(tmp_path, day)).to_pylist() for day in range(3)]
     for day in days:
         send(producer, *day)
-    Script(KILLED, *point, tmp_path / "out", producer[1], tmp_path / "incoming").end(-signal.SIGKILL)
+    Script(KILLED, *point, tmp_path / "out", producer[1], tmp_path / "incoming").end(
+        -signal.SIGKILL
+    )
     stream(source(rows=800, seconds=60), tmp_path / "out", idle=2)
     records = read_records(tmp_path / "out" / RECORDS)
     assert [record["position"]["offsets"]["0"] for record in records] == [800, 1600, 2400]
@@ -259,11 +318,20 @@ def test_the_command_reads_a_topic(producer, tmp_path, capsys):
     (tmp_path / "shop.toml").write_text(SCHEMA)
     words = f"stream --dataset {tmp_path}/shop.toml --out {tmp_path}/out --idle 2".split()
     words += f"--kafka_topic {TOPIC} --kafka_servers {producer[1]} --chunk_rows 801".split()
-    words += ["--training.batch_size", "64", "--training.progress", "false", "--model.tower_hidden", "[16,8]"]
+    words += [
+        "--training.batch_size",
+        "64",
+        "--training.progress",
+        "false",
+        "--model.tower_hidden",
+        "[16,8]",
+    ]
     assert main([*map(str, words), "--kafka_settings", '{"client.id": "test"}']) == 0
     shown = capsys.readouterr()
     assert shown.out.startswith("chunk 1 (shop-000000000801, 1 set aside): 800 rows, ")
-    warning = "1 of 801 messages cannot be read and are set aside, the first at offset 0 of partition 0"
+    warning = (
+        "1 of 801 messages cannot be read and are set aside, the first at offset 0 of partition 0"
+    )
     assert f"warning: topic shop: {warning}: click: is missing" in shown.err
     (record,) = map(json.loads, (tmp_path / "out" / RECORDS).read_text().splitlines())
     place = {"topic": TOPIC, "partition": 0, "offset": 0, "reason": "click: is missing"}

@@ -1,4 +1,6 @@
-"""A stream that is killed at any point continues by the same command and ends with the same weights."""
+"""A stream that is killed at any point continues by the same command and ends with the same
+weights.
+"""
 
 import json
 import signal
@@ -38,14 +40,17 @@ else:
     from tests.streaming.test_kafka import source_of
     stream(source_of(*given), Path(out), idle=2)
 """
-"""Kills itself at a call of a function of a module, in a stream from a folder, or from a topic of an address."""
+"""Kills itself at a call of a function of a module, in a stream from a folder, or from a topic of
+an address.
+"""
 
 LOOP = "adaftr_fast.streaming.loop"
 POINTS = {
     "while measuring": ("adaftr_fast.runs.daily", "", "evaluate", 1),
     "in an epoch": ("adaftr_fast.training.stepper", "Stepper", "step", 15),  # 11 a chunk
     "after training": (LOOP, "Journal", "append", 2),
-    "as an export is published": ("adaftr_fast._files", "", "_exchange", 1),  # the first one replaces no folder
+    # the first one replaces no folder
+    "as an export is published": ("adaftr_fast._files", "", "_exchange", 1),
     "after an export": (LOOP, "Journal", "note_export", 2),
     "while old chunks are removed": (LOOP, "_Stream", "_remove_old", 3),
 }
@@ -64,9 +69,16 @@ def whole(tmp_path_factory):
 
 def result(out):
     records = read_records(out / RECORDS)
-    named = [{key: value for key, value in each.items() if key not in (*TIMED, "file")} for each in records]
+    named = [
+        {key: value for key, value in each.items() if key not in (*TIMED, "file")}
+        for each in records
+    ]
     weights = Run(out / "chunk-000003/run").model.state_dict()
-    served = {path.name: path.read_bytes() for path in (out / "serving").iterdir() if path.suffix != ".pt2"}
+    served = {
+        path.name: path.read_bytes()
+        for path in (out / "serving").iterdir()
+        if path.suffix != ".pt2"
+    }
     del served["serving.json"]  # holds the sha256 of the program
     return named, weights, served, sorted(path.name for path in out.glob("*") if path.is_dir())
 
@@ -103,8 +115,17 @@ def test_the_command_waits_for_files_until_a_signal(tmp_path, signum, code):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     (tmp_path / "shop.toml").write_text(SCHEMA)
-    small = ["--training.batch_size", "64", "--model.expert_hidden", "[8]", "--model.tower_hidden", "[16,8]"]
-    command = f"stream --dataset {tmp_path}/shop.toml --folder {folder} --out {out} --settle 0".split()
+    small = [
+        "--training.batch_size",
+        "64",
+        "--model.expert_hidden",
+        "[8]",
+        "--model.tower_hidden",
+        "[16,8]",
+    ]
+    command = (
+        f"stream --dataset {tmp_path}/shop.toml --folder {folder} --out {out} --settle 0".split()
+    )
     command += [*small, "--training.progress", "false"]
     script = Script(COMMAND, *command)
     for day in range(2):

@@ -1,4 +1,6 @@
-"""A stream measures each chunk before it trains on it, exports, and forgets what it no longer needs."""
+"""A stream measures each chunk before it trains on it, exports, and forgets what it no longer
+needs.
+"""
 
 import math
 import shutil
@@ -34,9 +36,15 @@ def test_chunks_are_measured_before_training_as_days_are(chunks, tmp_path):
     out = tmp_path / "out"
     records = stream(chunks, out, keep=3)
     assert read_records(out / RECORDS) == records
-    days = list(train_daily(parse_schema(SOURCE), sorted(chunks.glob("*.parquet")), config(), tmp_path / "daily"))
+    days = list(
+        train_daily(
+            parse_schema(SOURCE), sorted(chunks.glob("*.parquet")), config(), tmp_path / "daily"
+        )
+    )
     for chunk, day in zip(records, days, strict=True):
-        assert {key: chunk[key] for key in day if key != "day"} == {key: day[key] for key in day if key != "day"}
+        assert {key: chunk[key] for key in day if key != "day"} == {
+            key: day[key] for key in day if key != "day"
+        }
     ours = Run(out / "chunk-000003/run").model.state_dict()
     theirs = Run(tmp_path / "daily/day-0003/run").model.state_dict()
     assert_same_bits(ours, theirs)
@@ -48,14 +56,23 @@ def test_records_have_lag_and_speed(chunks, tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         stream(chunks, tmp_path / "frozen")
     times = iter(LONG_AGO + 10.0 * n for n in range(1000))
-    monkeypatch.setattr(loop, "time", SimpleNamespace(time=lambda: next(times), monotonic=loop.time.monotonic))
+    monkeypatch.setattr(
+        loop, "time", SimpleNamespace(time=lambda: next(times), monotonic=loop.time.monotonic)
+    )
     record = stream(chunks, tmp_path / "out")[0]
-    assert (record["arrived"], record["lag"], record["seconds"], record["rows_per_s"]) == (LONG_AGO, 10, 10, 80)
+    assert (record["arrived"], record["lag"], record["seconds"], record["rows_per_s"]) == (
+        LONG_AGO,
+        10,
+        10,
+        80,
+    )
 
 
 def test_the_chunk_in_progress_is_found_on_another_machine(tmp_path):
     """A topic's chunk lies in the folder of the stream."""
-    here, there = (Output(tmp_path / name, as_path("s3://bucket/out")) for name in ("here", "there"))
+    here, there = (
+        Output(tmp_path / name, as_path("s3://bucket/out")) for name in ("here", "there")
+    )
     here.local.mkdir()
     (here.local / "chunk.parquet").touch()
     Journal(here.local, output=here).begin(Chunk("a", here.local / "chunk.parquet", 0.0))
@@ -68,11 +85,22 @@ def test_an_interruption_names_the_folder_as_the_user_does(tmp_path, monkeypatch
     nothing = SimpleNamespace(next=lambda done: None)
     output = Output(tmp_path, as_path("s3://bucket/out"))
     with pytest.raises(KeyboardInterrupt, match="continue from s3://bucket/out"):
-        list(loop.train_stream(parse_schema(SOURCE), nothing, config(), tmp_path, loop.StreamOptions(), output=output))
+        list(
+            loop.train_stream(
+                parse_schema(SOURCE),
+                nothing,
+                config(),
+                tmp_path,
+                loop.StreamOptions(),
+                output=output,
+            )
+        )
 
 
 @pytest.mark.parametrize(("minutes", "exports"), [(0, [1, 2, 3]), (1e6, [1, 3])])
-def test_exports_after_each_chunk_or_after_minutes_and_at_the_end(chunks, tmp_path, monkeypatch, minutes, exports):
+def test_exports_after_each_chunk_or_after_minutes_and_at_the_end(
+    chunks, tmp_path, monkeypatch, minutes, exports
+):
     done, original = [], loop.export_run
 
     def counting(run, *arguments, **options):
@@ -88,7 +116,9 @@ def test_exports_after_each_chunk_or_after_minutes_and_at_the_end(chunks, tmp_pa
     trained = Run(out / "chunk-000003/run").about
     assert read_about(out / "serving").fingerprint == trained.fingerprint
     scorer = load_scorer(out / "serving")
-    scores = scorer.probabilities(scorer.encode(pq.read_table(chunks / "002.parquet").to_batches()[0]))
+    scores = scorer.probabilities(
+        scorer.encode(pq.read_table(chunks / "002.parquet").to_batches()[0])
+    )
     assert scores.shape == (800, 2)
     (chunks / "000.parquet").unlink()
     arrive(chunks, 3)
@@ -107,8 +137,13 @@ def test_trackers_log_the_stream_as_one_run(chunks, tmp_path, tracker):
     assert (list(first.logged), list(second.logged)) == ([1, 2, 3], [4])
     assert (first.closed, second.opening.known, second.opening.folder) == (["finished"], "id", out)
     assert first.logged[2]["lag"] == records[1]["lag"]
-    assert first.logged[2]["before_training/click/auc"] == records[1]["before_training"]["click"]["auc"]
-    assert {"rows", "ids", "rows_per_s", "validation/conversion/calibration"} <= set(first.logged[1])
+    assert (
+        first.logged[2]["before_training/click/auc"]
+        == records[1]["before_training"]["click"]["auc"]
+    )
+    assert {"rows", "ids", "rows_per_s", "validation/conversion/calibration"} <= set(
+        first.logged[1]
+    )
     assert not any(name.startswith("before_training") for name in first.logged[1])
 
 
@@ -125,7 +160,9 @@ def test_a_chunk_that_cannot_be_trained_on_ends_the_stream_or_is_left_out(chunks
     out, whole = tmp_path / "out", tmp_path / "whole"
     with pytest.raises(DataError, match="label click: 0 of 724 training rows are positive"):
         stream(chunks, out)
-    with pytest.warns(RuntimeWarning, match=r"001\.parquet: the whole chunk is left out: label click"):
+    with pytest.warns(
+        RuntimeWarning, match=r"001\.parquet: the whole chunk is left out: label click"
+    ):
         records = stream(chunks, out, on_error="skip")
     assert "training rows are positive" in records[0]["error"]
     assert (records[1]["chunk"], folders(out)) == (3, ["chunk-000001", "chunk-000003"])
@@ -139,7 +176,9 @@ def test_rows_that_cannot_be_read_are_left_out_up_to_a_share(chunks, tmp_path):
     csv.write_csv(pq.read_table(chunks / "000.parquet"), text / "000.csv")
     with (text / "000.csv").open("a") as file:
         file.write("1,short\n")
-    with pytest.warns(RuntimeWarning, match=r"the whole chunk is left out: 1 of 801 rows cannot be read"):
+    with pytest.warns(
+        RuntimeWarning, match=r"the whole chunk is left out: 1 of 801 rows cannot be read"
+    ):
         (skipped,) = stream(text, tmp_path / "none", on_error="skip", bad_rows=0.001)
     assert "rows" not in skipped
     (record,) = stream(text, tmp_path / "out", bad_rows=0.002)
@@ -150,10 +189,14 @@ def test_rows_that_cannot_be_read_are_left_out_up_to_a_share(chunks, tmp_path):
 
 def test_a_chunk_in_which_every_value_of_a_column_is_missing(chunks, tmp_path):
     """Its file has the type null for the column, as those of other programs do."""
-    schema = SOURCE | {"fields": SOURCE["fields"] | {"seen": {"kind": "categorical", "tokens": "all"}}}
+    schema = SOURCE | {
+        "fields": SOURCE["fields"] | {"seen": {"kind": "categorical", "tokens": "all"}}
+    }
     for number, name in enumerate(("000.parquet", "001.parquet")):
         table = pq.read_table(chunks / name)
-        table = table.append_column("seen", pa.array([[1, 2]] * len(table)) if number == 0 else pa.nulls(len(table)))
+        table = table.append_column(
+            "seen", pa.array([[1, 2]] * len(table)) if number == 0 else pa.nulls(len(table))
+        )
         if number == 1:
             table = table.set_column(table.column_names.index("user"), "user", pa.nulls(len(table)))
         pq.write_table(table, chunks / name)
@@ -163,7 +206,9 @@ def test_a_chunk_in_which_every_value_of_a_column_is_missing(chunks, tmp_path):
     assert records[1]["before_training"]["click"]["auc"] > 0.5
 
 
-def test_the_chunk_in_progress_comes_before_one_that_came_late_unless_it_is_gone(chunks, tmp_path, monkeypatch):
+def test_the_chunk_in_progress_comes_before_one_that_came_late_unless_it_is_gone(
+    chunks, tmp_path, monkeypatch
+):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_part", lambda *_, **__: 1 / 0)
@@ -180,7 +225,9 @@ def test_the_chunk_in_progress_comes_before_one_that_came_late_unless_it_is_gone
 def test_a_record_that_was_not_written_whole_is_removed(tmp_path):
     """Names and errors may hold characters that end a line of text, but none of the records."""
     journal = Journal(tmp_path)
-    journal.append({"chunk": 1, "name": "a\u2028b.parquet", "position": {}, "error": "got 'c\x85d'"})
+    journal.append(
+        {"chunk": 1, "name": "a\u2028b.parquet", "position": {}, "error": "got 'c\x85d'"}
+    )
     before = (tmp_path / RECORDS).read_bytes()
     (tmp_path / RECORDS).write_bytes(before + b'{"chunk": 4, "na')
     assert Journal(tmp_path).records == journal.records
@@ -196,5 +243,14 @@ def test_bad_options_raise(option):
 
 
 def test_undefined_metrics_are_not_logged():
-    record = {"lag": 1.5, "rows": 3, "validation": {"click": {"auc": math.nan, "logloss": 0.3}}, "chunk": 1}
-    assert loop._numbers(record) == {"lag": 1.5, "rows": 3, "validation": {"click": {"logloss": 0.3}}}
+    record = {
+        "lag": 1.5,
+        "rows": 3,
+        "validation": {"click": {"auc": math.nan, "logloss": 0.3}},
+        "chunk": 1,
+    }
+    assert loop._numbers(record) == {
+        "lag": 1.5,
+        "rows": 3,
+        "validation": {"click": {"logloss": 0.3}},
+    }

@@ -1,4 +1,6 @@
-"""``daily`` with sharded tables equals that of one process, and its last run is evaluated, exported and continued."""
+"""``daily`` with sharded tables equals that of one process, and its last run is evaluated, exported
+and continued.
+"""
 
 import json
 from pathlib import Path
@@ -26,7 +28,9 @@ from tests.tolerances import assert_same_bits
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
 
 ADAGRAD = {"tables": "adagrad", "tables_lr": 0.05, "clip_norm": 1.0}
-BY_TABLE, BY_ROW = ({"tables": "torchrec", "sharding": sharding} for sharding in ("table_wise", "row_wise"))
+BY_TABLE, BY_ROW = (
+    {"tables": "torchrec", "sharding": sharding} for sharding in ("table_wise", "row_wise")
+)
 OPTIONS = {
     "optimizer__tables": "adagrad", "optimizer__tables_lr": 0.05, "optimizer__clip_norm": 1.0,
     "training__tables": "torchrec", "training__sharding": "row_wise",
@@ -74,10 +78,19 @@ def test_one_process_evaluates_exports_and_continues_the_last_run(folder, by_two
     capsys.readouterr()
     assert main(["evaluate", "--run", str(run), "--json"]) == 0  # all rows of the day
     of_day = json.loads(capsys.readouterr().out)["metrics"]
-    click, p_click = (pq.read_table(path).column(n).to_numpy() for path, n in ((log, "click"), (scores, "p_ctr")))
+    click, p_click = (
+        pq.read_table(path).column(n).to_numpy() for path, n in ((log, "click"), (scores, "p_ctr"))
+    )
     assert auc(click, p_click) == pytest.approx(of_day["click"]["auc"], abs=1e-6)
     data, options = by_two / "day-0003/data", ["--optimizer.lr", "0", "--training.max_epochs", "1"]
-    sizes = ["--model.expert_hidden", "[8]", "--model.tower_hidden", "[16,16]", "--model.relatedness_hidden", "[4]"]
+    sizes = [
+        "--model.expert_hidden",
+        "[8]",
+        "--model.tower_hidden",
+        "[16,16]",
+        "--model.relatedness_hidden",
+        "[4]",
+    ]
     start = ["--data.folder", str(data), "--warm_start", str(run), "--training.batch_size", "64"]
     assert main(["train", "--out", str(tmp_path / "next"), *start, *options, *sizes]) == 0
     ours, theirs = (load_checkpoint(each / "best")[0] for each in (tmp_path / "next", run))

@@ -18,7 +18,8 @@ from tests.distributed.ranks import on_ranks
 
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
 
-FIELDS, NAMES = [201, 20, 7, 2], ["user", "item.id", "slot", "two"]  # the last has fewer rows than there are ranks
+# the last has fewer rows than there are ranks
+FIELDS, NAMES = [201, 20, 7, 2], ["user", "item.id", "slot", "two"]
 WIDTH, ROWS = 8, 12
 OPTIMIZERS = {"sgd": SGD, "adagrad": Adagrad, "rowwise_adagrad": RowwiseAdagrad}
 CASES = {
@@ -39,7 +40,9 @@ def table(pooling="mean") -> FusedEmbedding:
 
 def sharded_by(sharding: str, optimizer: str) -> ShardedTables:
     ranks = JoinedRanks(dist.HashStore(), 60)
-    return ShardedTables(table(), sharding=sharding, optimizer=optimizer, ranks=ranks, lr=LR, eps=EPS)
+    return ShardedTables(
+        table(), sharding=sharding, optimizer=optimizer, ranks=ranks, lr=LR, eps=EPS
+    )
 
 
 def batch(form: str, rank: int, step: int, rows: int = ROWS) -> tuple[torch.Tensor, ...]:
@@ -56,7 +59,12 @@ def batch(form: str, rank: int, step: int, rows: int = ROWS) -> tuple[torch.Tens
 
 def loss(out: torch.Tensor) -> torch.Tensor:
     """A loss whose gradient differs by row and element."""
-    return (out + torch.linspace(-1, 1, out.shape[1])).square().mul(torch.linspace(1, 2, len(out))[:, None]).mean()
+    return (
+        (out + torch.linspace(-1, 1, out.shape[1]))
+        .square()
+        .mul(torch.linspace(1, 2, len(out))[:, None])
+        .mean()
+    )
 
 
 def trained(rank: int, sharding: str, optimizer: str, form: str) -> dict:
@@ -70,16 +78,25 @@ def trained(rank: int, sharding: str, optimizer: str, form: str) -> dict:
         outputs.append(sharded(*batch(form, rank, step)))
         loss(outputs[-1]).backward()
     rows = {"weight": sharded.weight, "user": sharded.field_weights()["user"]} | sharded.state()
-    return {"out": torch.stack(outputs).detach(), "rows": {name: local(each) for name, each in rows.items()}}
+    return {
+        "out": torch.stack(outputs).detach(),
+        "rows": {name: local(each) for name, each in rows.items()},
+    }
 
 
 def by_parts(rank: int, sharding: str, optimizer: str, form: str) -> dict:
-    """Returns the squared norms of the gradient in each step, and the rows after steps of two parts, halved."""
+    """Returns the squared norms of the gradient in each step, and the rows after steps of two
+    parts, halved.
+    """
     sharded = sharded_by(sharding, optimizer)
     norms = []
     for step in range(STEPS):
         sharded.optimizer.zero_grad()
-        content = Batch(batch(form, rank, step)[0], torch.zeros(ROWS), offsets=[*batch(form, rank, step), None][1])
+        content = Batch(
+            batch(form, rank, step)[0],
+            torch.zeros(ROWS),
+            offsets=[*batch(form, rank, step), None][1],
+        )
         with sharded.held(content.ids, content.offsets) as held:
             for held.part in (slice(0, 5), slice(5, ROWS)):
                 loss(sharded(*content[held.part].features)).backward()
@@ -113,9 +130,14 @@ def whole(by_rank: list[dict]) -> dict[str, torch.Tensor]:
     """Joins the shards of all ranks, which must follow each other."""
     joined = {}
     for name in by_rank[0]:
-        shards = sorted((shard for each in by_rank for shard in each[name]), key=lambda shard: shard[0])
+        shards = sorted(
+            (shard for each in by_rank for shard in each[name]), key=lambda shard: shard[0]
+        )
         firsts = [first for first, _ in shards]
-        assert firsts == [0, *torch.tensor([len(rows) for _, rows in shards]).cumsum(0).tolist()[:-1]]
+        assert firsts == [
+            0,
+            *torch.tensor([len(rows) for _, rows in shards]).cumsum(0).tolist()[:-1],
+        ]
         joined[name] = torch.cat([rows for _, rows in shards])
     return joined
 
@@ -128,7 +150,9 @@ def uneven(rank: int, sharding: str) -> list[torch.Tensor]:
 
 
 def filled(rank: int, sharding: str) -> dict[str, dict]:
-    """Returns this rank's rows and states after rank 0 sent them, and after each rank read its own."""
+    """Returns this rank's rows and states after rank 0 sent them, and after each rank
+    read its own.
+    """
     sharded = sharded_by(sharding, "rowwise_adagrad")
     sharded_rows.CHUNK = 24  # numbers, so that every shard takes several messages
     found = {"fill": {}, "read": {}}
@@ -146,8 +170,14 @@ def numbered(shape) -> torch.Tensor:
 
 def same_bits(rank: int) -> bool:
     first, second = (trained(rank, "row_wise", "adagrad", "bags") for _ in range(2))
-    pairs = [pair for name in first["rows"] for pair in zip(first["rows"][name], second["rows"][name], strict=True)]
-    return torch.equal(first["out"], second["out"]) and all(torch.equal(a, b) for (_, a), (_, b) in pairs)
+    pairs = [
+        pair
+        for name in first["rows"]
+        for pair in zip(first["rows"][name], second["rows"][name], strict=True)
+    ]
+    return torch.equal(first["out"], second["out"]) and all(
+        torch.equal(a, b) for (_, a), (_, b) in pairs
+    )
 
 
 def input_errors(rank: int) -> list[str]:
@@ -156,7 +186,12 @@ def input_errors(rank: int) -> list[str]:
     ids, bags = batch("bags", rank, 0)
     bad = torch.tensor([[0, 0, 0, 2]])
     messages = []
-    for arguments in ((bad,), (torch.zeros(1, 3).int(),), (bad[0], torch.arange(5)), (ids, bags, torch.ones(len(ids)))):
+    for arguments in (
+        (bad,),
+        (torch.zeros(1, 3).int(),),
+        (bad[0], torch.arange(5)),
+        (ids, bags, torch.ones(len(ids))),
+    ):
         try:
             sharded(*arguments)
         except (IndexError, ValueError) as error:
@@ -180,7 +215,10 @@ def on_a_rank(rank: int, size: int) -> dict:
     results = {name: trained(rank, *case) for name, case in CASES.items()}
     results |= {f"parts {name}": by_parts(rank, *case) for name, case in CASES.items()}
     for sharding in ("table_wise", "row_wise"):
-        results |= {f"uneven {sharding}": uneven(rank, sharding), f"filled {sharding}": filled(rank, sharding)}
+        results |= {
+            f"uneven {sharding}": uneven(rank, sharding),
+            f"filled {sharding}": filled(rank, sharding),
+        }
     return results | {
         "same bits": same_bits(rank),
         "memory": memory_error(rank),
@@ -203,7 +241,9 @@ def by_four() -> list[dict]:
 def one_process(optimizer: str):
     """Returns the table and its optimizer."""
     embedding = table()
-    return embedding, OPTIMIZERS[optimizer](embedding, lr=LR, **({} if optimizer == "sgd" else {"eps": EPS}))
+    return embedding, OPTIMIZERS[optimizer](
+        embedding, lr=LR, **({} if optimizer == "sgd" else {"eps": EPS})
+    )
 
 
 def replicated(size: int, optimizer: str, form: str) -> dict:
@@ -217,7 +257,9 @@ def replicated(size: int, optimizer: str, form: str) -> dict:
         (sum(map(loss, outputs[-1])) / size).backward()
         table_optimizer.step()
     weight, state = embedding.weight.detach(), table_optimizer.state_dict()["state"][0]
-    out = [torch.stack([outputs[step][rank] for step in range(STEPS)]).detach() for rank in range(size)]
+    out = [
+        torch.stack([outputs[step][rank] for step in range(STEPS)]).detach() for rank in range(size)
+    ]
     return {"out": out, "whole": {"weight": weight, "user": weight[: FIELDS[0]]} | state}
 
 
@@ -242,7 +284,11 @@ def replicated_by_parts(size: int, optimizer: str, form: str) -> tuple[torch.Ten
     for step in range(STEPS):
         table_optimizer.zero_grad()
         for rank in range(size):
-            content = Batch(batch(form, rank, step)[0], torch.zeros(ROWS), offsets=[*batch(form, rank, step), None][1])
+            content = Batch(
+                batch(form, rank, step)[0],
+                torch.zeros(ROWS),
+                offsets=[*batch(form, rank, step), None][1],
+            )
             for part in (slice(0, 5), slice(5, ROWS)):
                 (loss(embedding(*content[part].features)) / size).backward()
         grad = embedding.weight.grad.coalesce()
@@ -259,13 +305,18 @@ def test_steps_of_parts_with_a_scaled_gradient_equal_one_process(name, ranks, re
     norms, rows = replicated_by_parts(len(got), *CASES[name][1:])
     for each in got:
         torch.testing.assert_close(each["norms"], norms, rtol=1e-5, atol=0.0)
-    torch.testing.assert_close(whole([each["rows"] for each in got])["weight"], rows, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        whole([each["rows"] for each in got])["weight"], rows, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_a_step_looks_up_its_batch_alone(by_two):
     for each in by_two:
         assert len(each["other ids"]) == 2
-        assert all(message.startswith("ShardedTables: ids must be those of the batch") for message in each["other ids"])
+        assert all(
+            message.startswith("ShardedTables: ids must be those of the batch")
+            for message in each["other ids"]
+        )
 
 
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
@@ -273,7 +324,9 @@ def test_uneven_batches(sharding, by_four):
     embedding = table()
     for rank, each in enumerate(by_four):
         for form, out in zip(("ids", "bags"), each[f"uneven {sharding}"]):
-            torch.testing.assert_close(out, embedding(*batch(form, rank, 0, 5 * rank)).detach(), rtol=1e-6, atol=1e-8)
+            torch.testing.assert_close(
+                out, embedding(*batch(form, rank, 0, 5 * rank)).detach(), rtol=1e-6, atol=1e-8
+            )
 
 
 @pytest.mark.parametrize("sharding", ["table_wise", "row_wise"])
@@ -295,14 +348,18 @@ def test_bad_ids_are_refused_before_they_are_sent(by_two):
         assert each["inputs"] == [
             "sharded_tables: ids[0, 3] = 2 is out of range for field 3, whose ids are 0 to 1",
             "sharded_tables: ids must be [B, 4] (one column per field), got [1, 3]",
-            "sharded_tables: values[3] = 2 (row 0) is out of range for field 3, whose ids are 0 to 1",
-            "ShardedTables: per_sample_weights must be None, got a tensor: use a FusedEmbedding for weighted ids",
+            "sharded_tables: values[3] = 2 (row 0) is out of range for field 3, whose ids are "
+            "0 to 1",
+            "ShardedTables: per_sample_weights must be None, got a tensor: use a FusedEmbedding "
+            "for weighted ids",
         ]
 
 
 def test_tables_that_exceed_memory_are_refused_on_all_ranks(by_two):
     for each in by_two:
-        assert each["memory"].startswith("TorchRec cannot place the tables on 2 ranks, table_wise: Unable")
+        assert each["memory"].startswith(
+            "TorchRec cannot place the tables on 2 ranks, table_wise: Unable"
+        )
 
 
 @pytest.mark.parametrize(
@@ -315,12 +372,23 @@ def test_tables_that_exceed_memory_are_refused_on_all_ranks(by_two):
         ),
         ({"dtype": torch.bfloat16}, "tables must be float32, got torch.bfloat16"),
         ({"on_bad_id": "oov"}, "on_bad_id must be 'raise', got 'oov'"),
-        ({"optimizer": "adam"}, "optimizer must be one of sgd, adagrad, rowwise_adagrad, got 'adam'"),
-        ({"sharding": "column_wise"}, "sharding must be one of table_wise, row_wise, got 'column_wise'"),
+        (
+            {"optimizer": "adam"},
+            "optimizer must be one of sgd, adagrad, rowwise_adagrad, got 'adam'",
+        ),
+        (
+            {"sharding": "column_wise"},
+            "sharding must be one of table_wise, row_wise, got 'column_wise'",
+        ),
     ],
 )
 def test_unsupported_tables_and_options(changed, message):
     options = {"sharding": "table_wise", "optimizer": "sgd", "embedding_dim": 8} | changed
     own = {name: options.pop(name) for name in ("sharding", "optimizer")}
     with pytest.raises(ValueError, match=message):
-        ShardedTables(FusedEmbedding(FIELDS, options.pop("embedding_dim"), **options), ranks=None, lr=LR, **own)
+        ShardedTables(
+            FusedEmbedding(FIELDS, options.pop("embedding_dim"), **options),
+            ranks=None,
+            lr=LR,
+            **own,
+        )

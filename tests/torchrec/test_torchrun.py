@@ -22,7 +22,11 @@ from tests.distributed.test_torchrun import (
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
 
 __all__ = ["data", "rendezvous"]  # the fixtures
-SETTINGS = {"training__tables": "torchrec", "optimizer__tables": "adagrad", "optimizer__tables_lr": 0.05}
+SETTINGS = {
+    "training__tables": "torchrec",
+    "optimizer__tables": "adagrad",
+    "optimizer__tables_lr": 0.05,
+}
 ROW_WISE = SETTINGS | {"training__sharding": "row_wise"}
 
 
@@ -70,7 +74,8 @@ def test_evaluate_export_and_predict_by_one_process(data, by_two, tmp_path, caps
     assert main(["export", "--run", str(by_two), "--out", str(model)]) == 0
     assert main(["predict", "--model", str(model), "--files", str(log), "--out", str(scores)]) == 0
     click, p_click = (
-        pq.read_table(path).column(name).to_numpy() for path, name in ((log, "click"), (scores, "p_click"))
+        pq.read_table(path).column(name).to_numpy()
+        for path, name in ((log, "click"), (scores, "p_click"))
     )
     test = slice(-len(click) // 10, None)  # the last tenth by time
     assert auc(click[test], p_click[test]) == pytest.approx(expected["click"]["auc"], abs=1e-3)
@@ -101,8 +106,10 @@ def test_rank_that_fails_before_its_first_step_is_named(data, tmp_path, rendezvo
     command = arguments(data, tmp_path, training__rank_timeout=3600, **ROW_WISE)[2:]
     rank_zero, other = by_hand(FAILING, *command, **rendezvous, LOCAL_WORLD_SIZE=2)
     assert "epoch 1, step 1: this rank fails" in other.communicate(timeout=120)[1]
-    _, err = rank_zero.communicate(timeout=120)  # instead of the 3,600 s for a rank that does not respond
+    # instead of the 3,600 s for a rank that does not respond
+    _, err = rank_zero.communicate(timeout=120)
     assert err == (
-        "adaftr-fast train: rank 0 stopped: rank 1 failed: TrainingError: epoch 1, step 1: this rank fails\n"
+        "adaftr-fast train: rank 0 stopped: rank 1 failed: TrainingError: epoch 1, step 1: this "
+        "rank fails\n"
     )
     assert rank_zero.returncode == 2

@@ -1,4 +1,6 @@
-"""Training with sharded tables equals one process, also when other ranks or the other back end resume it."""
+"""Training with sharded tables equals one process, also when other ranks or the other back end
+resume it.
+"""
 
 import os
 import signal
@@ -37,7 +39,11 @@ def bags(rows: int, seed: int, chunk_rows: int) -> Split:
     some = numbers.random(rows) < counts[:, 0] / 4
     labels = np.stack([some, some & (counts[:, 1] > 1)], axis=1).astype(np.float32)
     content = Batch(
-        torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(counts[:, 2]), None, torch.from_numpy(offsets)
+        torch.from_numpy(ids),
+        torch.from_numpy(labels),
+        torch.from_numpy(counts[:, 2]),
+        None,
+        torch.from_numpy(offsets),
     )
     return Split(TensorRows(content, chunk_rows))
 
@@ -54,12 +60,16 @@ def settings_of(form: str, optimizer: str, settings: dict) -> dict:
     return {"eval_batch_size": 128} | given
 
 
-def trainer(folder: Path | None, ranks: Ranks, form: str, optimizer: str, settings: dict) -> Trainer:
+def trainer(
+    folder: Path | None, ranks: Ranks, form: str, optimizer: str, settings: dict
+) -> Trainer:
     return test_training.trainer(folder, ranks, **settings_of(form, optimizer, settings))
 
 
 def diverged(rank: int, folder: str) -> str:
-    """Returns rank 0's error when its weights have diverged and an op fails; the other ranks only look up once."""
+    """Returns rank 0's error when its weights have diverged and an op fails; the other ranks only
+    look up once.
+    """
     os.environ["LOCAL_WORLD_SIZE"] = "2"
     run = trainer(Path(folder), JoinedRanks(dist.HashStore(), 60), "ids", "sgd", BY_TABLE)
     batch = next(run.train.shuffled(64, seed=0, epoch=1, share=run.share))
@@ -81,7 +91,9 @@ def diverged(rank: int, folder: str) -> str:
 
 
 def killed_before_the_best_was_saved(rank: int, folder: str) -> dict:
-    """Returns the best weights as saved, and as restored when the run resumes from its last snapshot."""
+    """Returns the best weights as saved, and as restored when the run resumes from its last
+    snapshot.
+    """
     os.environ["LOCAL_WORLD_SIZE"] = "2"
     run = trainer(Path(folder), JoinedRanks(dist.HashStore(), 60), "ids", "adagrad", BY_ROW)
     run.config = replace(run.config, max_epochs=1)
@@ -100,7 +112,9 @@ def killed_before_the_best_was_saved(rank: int, folder: str) -> dict:
 
 CLIPPED = {"accumulate": 2, "clip_norm": 0.05}  # less than the norms of most steps
 BY_RANK = {"precision": "bfloat16", "contrast_over": "rank"}
-BY_TABLE, BY_ROW = ({"tables": "torchrec", "sharding": sharding} for sharding in ("table_wise", "row_wise"))
+BY_TABLE, BY_ROW = (
+    {"tables": "torchrec", "sharding": sharding} for sharding in ("table_wise", "row_wise")
+)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +122,9 @@ def runs(tmp_path_factory) -> dict[str, list[dict]]:
     """Every run's results on its ranks."""
     folder = tmp_path_factory.mktemp("runs")
 
-    def job(name: str, form: str, optimizer: str, settings: dict, stop_after: int | None = None) -> tuple:
+    def job(
+        name: str, form: str, optimizer: str, settings: dict, stop_after: int | None = None
+    ) -> tuple:
         return str(folder / name), stop_after, settings_of(form, optimizer, settings)
 
     starts = {

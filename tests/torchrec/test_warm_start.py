@@ -1,4 +1,6 @@
-"""Warm starts of sharded tables copy the same bits as those of replicas, from whole tables and from shards."""
+"""Warm starts of sharded tables copy the same bits as those of replicas, from whole tables and from
+shards.
+"""
 
 import os
 from dataclasses import replace
@@ -22,7 +24,9 @@ from tests.runs.conftest import SOURCE, settings, write_day
 
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
 
-BY_TABLE, BY_ROW = ({"tables": "torchrec", "sharding": sharding} for sharding in ("table_wise", "row_wise"))
+BY_TABLE, BY_ROW = (
+    {"tables": "torchrec", "sharding": sharding} for sharding in ("table_wise", "row_wise")
+)
 JOBS = {  # the run that each starts from, its data and whether it trains
     "whole, grown": ("whole", "grown", 0.0),
     "shards, grown": ("shards", "grown", 0.0),
@@ -30,18 +34,23 @@ JOBS = {  # the run that each starts from, its data and whether it trains
     "shards, other order": ("shards", "other", 0.0),
     "single": ("single", "grown", 0.0),
     "mixed": ("mixed", "other", 0.0),  # a field of another width is not copied
-    "trained": ("shards", "grown", 0.005),  # so small that rounding in the order of sums does not grow
+    # so small that rounding in the order of sums does not grow
+    "trained": ("shards", "grown", 0.005),
 }
 
 
-def config_of(data: str, lr: float, training: dict, warm_start: WarmStartConfig | None = None, **model) -> RunConfig:
+def config_of(
+    data: str, lr: float, training: dict, warm_start: WarmStartConfig | None = None, **model
+) -> RunConfig:
     config = settings(data, **model)
     optimizer = OptimizerConfig(tables="adagrad", lr=lr, tables_lr=lr)
     training = replace(config.training, max_epochs=1, **training)
     return replace(config, optimizer=optimizer, training=training, warm_start=warm_start)
 
 
-def start(folder: Path, data: str, run: str, lr: float, training: dict, out: Path, ranks=ALONE) -> dict:
+def start(
+    folder: Path, data: str, run: str, lr: float, training: dict, out: Path, ranks=ALONE
+) -> dict:
     """Starts from a run; returns the weights."""
     source = WarmStartConfig(str(folder / run), task="conversion" if run == "single" else "")
     config = config_of(str(folder / data), lr, training, source)
@@ -64,7 +73,9 @@ def started(rank: int, size: int, folder: str) -> dict[str, dict]:
     for name, (run, data, lr) in JOBS.items():
         for training in (BY_TABLE, BY_ROW):
             out = root / f"{size} {name} {training['sharding']}"
-            found[f"{name} {training['sharding']}"] = start(root, data, run, lr, training, out, joined_ranks())
+            found[f"{name} {training['sharding']}"] = start(
+                root, data, run, lr, training, out, joined_ranks()
+            )
             dist.barrier()
     return found
 
@@ -74,7 +85,12 @@ def errors(rank: int, folder: str) -> list[str]:
     os.environ["LOCAL_WORLD_SIZE"] = "2"
     root, messages = Path(folder), []
     os.chdir(root)
-    narrow = {"embedding_dim": 4, "expert_hidden": [5], "tower_hidden": [5], "relatedness_hidden": [3]}
+    narrow = {
+        "embedding_dim": 4,
+        "expert_hidden": [5],
+        "tower_hidden": [5],
+        "relatedness_hidden": [3],
+    }
     if rank == 1:
         os.chdir(root / "grown")
     for run, model in ((root / "whole", narrow), (os.path.relpath(root / "whole", root), {})):
@@ -97,7 +113,9 @@ def folder(tmp_path_factory) -> Path:
     old = PreparedData(root / "old")
     train_one(old, config_of(str(root / "old"), 0.05, {}), root / "whole")
     train_one(old, config_of(str(root / "old"), 0.05, {}, name="single_dnn"), root / "single")
-    train_one(old, config_of(str(root / "old"), 0.05, {}, embedding_dims={"user": 16}), root / "mixed")
+    train_one(
+        old, config_of(str(root / "old"), 0.05, {}, embedding_dims={"user": 16}), root / "mixed"
+    )
     on_ranks(trained_by_two, 2, str(root))
     assert len(list((root / "shards/best").glob("weights-[01]-*"))) == 2
     return root
@@ -106,7 +124,10 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def expected(folder) -> dict[str, dict]:
     """The weights of the same jobs by one process with replicas."""
-    return {name: start(folder, data, run, lr, {}, folder / f"1 {name}") for name, (run, data, lr) in JOBS.items()}
+    return {
+        name: start(folder, data, run, lr, {}, folder / f"1 {name}")
+        for name, (run, data, lr) in JOBS.items()
+    }
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -119,7 +140,9 @@ def test_warm_starts_copy_the_bits_of_replicas(size, folder, expected):
                 if JOBS[name.rpartition(" ")[0]][2] == 0.0:
                     assert torch.equal(weights[key], value), (name, key)
                 else:
-                    torch.testing.assert_close(weights[key], value, rtol=1e-3, atol=1e-4, msg=f"{name}: {key}")
+                    torch.testing.assert_close(
+                        weights[key], value, rtol=1e-3, atol=1e-4, msg=f"{name}: {key}"
+                    )
 
 
 def test_new_rows_and_copied_ones(folder, expected):
@@ -138,4 +161,7 @@ def test_runs_that_do_not_fit_or_are_not_seen_are_refused_on_all_ranks(folder):
     for messages in on_ranks(errors, 2, str(folder)):
         nothing, unseen = messages
         assert "nothing fits for a warm start: expected fields item (4)" in nothing
-        assert "rank 1 does not see rank 0's folder at this path: each rank reads the rows that it needs" in unseen
+        assert (
+            "rank 1 does not see rank 0's folder at this path: each rank reads the rows that "
+            "it needs" in unseen
+        )

@@ -19,7 +19,9 @@ FIELDS = (50, 20, 3)
 
 
 class Logistic(nn.Module):
-    """Two logistic regressions over shared embeddings; its diagnostics are ids, which tests recognize."""
+    """Two logistic regressions over shared embeddings; its diagnostics are ids, which tests
+    recognize.
+    """
 
     task_names = ("click", "conversion")
 
@@ -32,7 +34,9 @@ class Logistic(nn.Module):
         return self.out(self.embedding(ids))
 
     def loss(self, batch):
-        each = nn.functional.binary_cross_entropy_with_logits(self(batch.ids), batch.labels, reduction="none")
+        each = nn.functional.binary_cross_entropy_with_logits(
+            self(batch.ids), batch.labels, reduction="none"
+        )
         return {"click": each[:, 0].mean(), "conversion": each[:, 1].mean()}
 
     def diagnostics(self, batch):
@@ -46,7 +50,11 @@ def make_split(rows: int, seed: int) -> Split:
     click = random.random(rows) < chance
     labels = np.stack([click, click & (ids[:, 2] > 0)], axis=1).astype(np.float32)
     return Split.of(
-        Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(ids[:, 1].astype(np.int64)))
+        Batch(
+            torch.from_numpy(ids),
+            torch.from_numpy(labels),
+            torch.from_numpy(ids[:, 1].astype(np.int64)),
+        )
     )
 
 

@@ -27,14 +27,19 @@ def stepper(built, balance, **options):
 
 
 def each_gradient(built, data):
-    """Returns the gradient of every term, dense by parameter, from a copy whose towers run one by one."""
+    """Returns the gradient of every term, dense by parameter, from a copy whose towers run one by
+    one.
+    """
     plain, found = copy.deepcopy(built), {}
     for name in plain.loss(data):
         plain.zero_grad()
         with torch.random.fork_rng():
             plain.loss(data)[name].backward()
         grads = {n: p.grad for n, p in plain.named_parameters()}
-        found[name] = {n: 0.0 * p if (g := grads[n]) is None else g.to_dense() for n, p in plain.named_parameters()}
+        found[name] = {
+            n: 0.0 * p if (g := grads[n]) is None else g.to_dense()
+            for n, p in plain.named_parameters()
+        }
         found[name] = {n: g.detach().numpy() for n, g in found[name].items()}
     return found
 
@@ -86,9 +91,12 @@ def test_pcgrad_follows_algorithm_1_on_shared_parameters(name, tasks):
     assert any("embedding" in n for n in shared)
     assert not any(".towers." in f".{n}" for n in shared) or name in ("cross_stitch", "esmm")
     of_tasks = [flat(gradients[task], shared) for task in tasks]
-    assert min(a @ b for a in of_tasks for b in of_tasks) < 0 or name == "esmm"  # both of its losses raise p_ctr
+    # both of its losses raise p_ctr
+    assert min(a @ b for a in of_tasks for b in of_tasks) < 0 or name == "esmm"
     others = [gradients[term] for term in gradients.keys() - set(tasks)]
-    expected = algorithm_1(of_tasks, run.balance.orders(7)) + sum(flat(each, shared) for each in others)
+    expected = algorithm_1(of_tasks, run.balance.orders(7)) + sum(
+        flat(each, shared) for each in others
+    )
     np.testing.assert_allclose(found_gradients(built, shared), expected, rtol=1e-9, atol=1e-12)
     own = [n for n in gradients[tasks[0]] if n not in shared]
     plain = sum(flat(each, own) for each in gradients.values())
@@ -97,7 +105,9 @@ def test_pcgrad_follows_algorithm_1_on_shared_parameters(name, tasks):
 
 def test_pcgrad_draws_its_order_and_only_sums_gradients_that_agree():
     orders = [PCGrad(["a", "b", "c"], seed).orders(step) for seed in range(3) for step in range(3)]
-    assert all(sorted(order) == sorted({0, 1, 2} - {i}) for each in orders for i, order in enumerate(each))
+    assert all(
+        sorted(order) == sorted({0, 1, 2} - {i}) for each in orders for i, order in enumerate(each)
+    )
     assert len({str(each) for each in orders}) > 2
     assert orders[4] == PCGrad(["a", "b", "c"], 1).orders(1)
     for gram in ([[2.0, 0.5], [0.5, 1.0]], [[0.0, 0.0], [0.0, 0.0]]):
@@ -112,7 +122,9 @@ def test_tables_that_tasks_look_up_by_themselves_are_aligned():
     upstream = torch.randn(2, 2, 2).double()
     losses = [(table(torch.tensor(ids)) * up).sum() for ids, up in zip(([4, 1], [1, 1]), upstream)]
     others = [(table.weight[2] * 3).sum()]
-    exact = [torch.autograd.grad(loss, table.weight, retain_graph=True)[0].to_dense() for loss in losses]
+    exact = [
+        torch.autograd.grad(loss, table.weight, retain_graph=True)[0].to_dense() for loss in losses
+    ]
     products = []
 
     def factors(inner):
@@ -123,7 +135,9 @@ def test_tables_that_tasks_look_up_by_themselves_are_aligned():
     combine([table.weight], gradients[:2], gradients[2], factors)
     dense = torch.stack([each.flatten() for each in exact])
     torch.testing.assert_close(products[0], dense @ dense.T)
-    expected = 2 * exact[0] - exact[1] + torch.zeros(6, 2).double().index_fill(0, torch.tensor([2]), 3.0)
+    expected = (
+        2 * exact[0] - exact[1] + torch.zeros(6, 2).double().index_fill(0, torch.tensor([2]), 3.0)
+    )
     torch.testing.assert_close(table.weight.grad.to_dense(), expected)
 
 
@@ -137,14 +151,17 @@ def test_uncertainty_follows_equation_10(name):
     run.balance.log_variances.data.copy_(torch.from_numpy(s))
     terms = run.step(data, 1)
     assert {n: x.item() for n, x in terms.items() if "/" not in n} == losses
-    np.testing.assert_allclose([terms[f"weight/{task}"].item() for task in TWO], np.exp(-s), rtol=1e-12)
+    np.testing.assert_allclose(
+        [terms[f"weight/{task}"].item() for task in TWO], np.exp(-s), rtol=1e-12
+    )
     expected = [-np.exp(-each) * losses[task] + 0.5 for each, task in zip(s, TWO)]
     np.testing.assert_allclose(run.balance.log_variances.grad.numpy(), expected, rtol=1e-9)
     scale = dict(zip(TWO, np.exp(-s)))
     names = list(gradients[TWO[0]])
     total = sum(scale.get(term, 1.0) * flat(each, names) for term, each in gradients.items())
     np.testing.assert_allclose(found_gradients(built, names), total, rtol=1e-9, atol=1e-12)
-    assert not torch.equal(run.balance.log_variances.detach(), torch.from_numpy(s))  # the optimizer moved it
+    # the optimizer moved it
+    assert not torch.equal(run.balance.log_variances.detach(), torch.from_numpy(s))
 
 
 def test_gradnorm_follows_equation_2():
@@ -185,12 +202,17 @@ def gradnorm_step(balance, losses, norms):
 def test_gradnorm_of_losses_and_weights_of_0():
     """A task without a loss is left out until it has one."""
     balance = GradNorm(["a", "b", "c"], 1.0, torch.float64)
-    assert gradnorm_step(balance, [2.0, 0.0, 4.0], [1.0, 0.0, 3.0]) == [-1.0, 0.0, 3.0]  # mean(G) = 2, rates 1
+    # mean(G) = 2, rates 1
+    assert gradnorm_step(balance, [2.0, 0.0, 4.0], [1.0, 0.0, 3.0]) == [-1.0, 0.0, 3.0]
     assert balance.initial[[0, 2]].tolist() == [2.0, 4.0]
-    assert gradnorm_step(balance, [1.0, 5.0, 4.0], [1.0, 5.0, 3.0]) == [-1.0, 5.0, -3.0]  # rates 0.6, 1.2, 1.2
+    # rates 0.6, 1.2, 1.2
+    assert gradnorm_step(balance, [1.0, 5.0, 4.0], [1.0, 5.0, 3.0]) == [-1.0, 5.0, -3.0]
     assert balance.initial.tolist() == [2.0, 5.0, 4.0]
     assert gradnorm_step(balance, [0.0] * 3, [0.0] * 3) == [0.0] * 3
-    assert gradnorm_step(GradNorm(["a", "b"], 1.5, torch.float64), [0.0, 0.0], [0.0, 0.0]) == [0.0, 0.0]
+    assert gradnorm_step(GradNorm(["a", "b"], 1.5, torch.float64), [0.0, 0.0], [0.0, 0.0]) == [
+        0.0,
+        0.0,
+    ]
     with torch.no_grad():
         balance.weights.copy_(torch.tensor([-1.0, -2.0, -2.0]))
     balance.after_update()
@@ -203,7 +225,12 @@ def test_accumulated_parts_give_the_uncertainty_of_the_whole_batch():
         built = model("mmoe")
         run = stepper(built, "uncertainty", accumulate=parts)
         run.step(batch(), 1)
-        found.append((run.balance.log_variances.grad, found_gradients(built, ["embedding.weight", "gates.weight"])))
+        found.append(
+            (
+                run.balance.log_variances.grad,
+                found_gradients(built, ["embedding.weight", "gates.weight"]),
+            )
+        )
     torch.testing.assert_close(found[0][0], found[1][0])
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-9, atol=1e-12)
 
@@ -213,23 +240,33 @@ def test_clipping_leaves_learned_weights_alone(balance):
     learned = []
     for clip_norm in (0.0, 1e-3):
         built = model("mmoe", l2=0.0)
-        run = Stepper(built, OptimizerConfig(clip_norm=clip_norm), TrainingConfig(batch_size=40, balance=balance))
+        run = Stepper(
+            built,
+            OptimizerConfig(clip_norm=clip_norm),
+            TrainingConfig(batch_size=40, balance=balance),
+        )
         run.step(batch(), 1)
         learned.append([p.grad for p in run.balance.parameters()])
-    norm = np.linalg.norm(found_gradients(built, [n for n, _ in built.named_parameters() if "balance" not in n]))
+    norm = np.linalg.norm(
+        found_gradients(built, [n for n, _ in built.named_parameters() if "balance" not in n])
+    )
     assert norm == pytest.approx(1e-3, rel=1e-3)
     assert_same_bits(*learned)
 
 
 def model_of_runs():
-    return build_model(ModelConfig(name="mmoe", expert_hidden=[8], tower_hidden=[8, 4]), [50, 20, 3], TWO)
+    return build_model(
+        ModelConfig(name="mmoe", expert_hidden=[8], tower_hidden=[8, 4]), [50, 20, 3], TWO
+    )
 
 
 @pytest.mark.parametrize("balance", KINDS)
 def test_an_interrupted_run_ends_with_the_same_bits(splits, tmp_path, balance):
     def run_in(name):
         torch.manual_seed(0)
-        return trainer(model_of_runs(), splits, tmp_path / name, batch_size=200, max_epochs=2, balance=balance)
+        return trainer(
+            model_of_runs(), splits, tmp_path / name, batch_size=200, max_epochs=2, balance=balance
+        )
 
     whole = run_in("whole")
     result = whole.fit()
@@ -243,7 +280,9 @@ def test_an_interrupted_run_ends_with_the_same_bits(splits, tmp_path, balance):
     expected = whole.model.state_dict()
     assert all(torch.equal(value, expected[n]) for n, value in again.model.state_dict().items())
     learned = {n for n, _ in again.model.balance.named_parameters()}
-    assert {f"weight/{task}" for task in TWO if learned} == {n for n in found.epochs[0]["train"] if "/" in n}
+    assert {f"weight/{task}" for task in TWO if learned} == {
+        n for n in found.epochs[0]["train"] if "/" in n
+    }
     saved, _ = load_checkpoint(tmp_path / "run/best")
     assert saved.keys() == weights_of(whole.model).keys() == weights_of(model_of_runs()).keys()
 
@@ -253,7 +292,9 @@ def test_losses_that_cannot_be_balanced_are_refused(balance):
     built = model("mmoe")
     run = stepper(built, balance)
     run.loss = lambda batch: {"click": built.loss(batch)["click"]}
-    with pytest.raises(TrainingError, match="expected a term of the loss for the task 'conversion', got click"):
+    with pytest.raises(
+        TrainingError, match="expected a term of the loss for the task 'conversion', got click"
+    ):
         run.step(batch(), 1)
     run.loss = built.loss
     with torch.no_grad():
@@ -262,12 +303,16 @@ def test_losses_that_cannot_be_balanced_are_refused(balance):
     with pytest.raises(TrainingError, match="the loss is not finite"):
         run.step(batch(), 1)
     assert all(torch.equal(a, b) or a.isnan().all() for a, b in zip(before, built.parameters()))
-    for options in ({"accumulate": 2}, {"compile": True}, {"tables": "torchrec"}):  # they take one backward
+    # they take one backward
+    for options in ({"accumulate": 2}, {"compile": True}, {"tables": "torchrec"}):
         if balance == "uncertainty":
             assert TrainingConfig(balance=balance, **options)
             continue
         (name,) = options
-        message = rf"training\.balance: expected none or uncertainty with training\.{name} = \w+, got '{balance}'"
+        message = (
+            rf"training\.balance: expected none or uncertainty with training\.{name} = \w+, got "
+            rf"'{balance}'"
+        )
         with pytest.raises(ValueError, match=message):
             TrainingConfig(balance=balance, **options)
 
@@ -284,11 +329,15 @@ def test_a_name_of_the_model_is_not_taken():
 
 @pytest.mark.parametrize(("name", "tasks"), [("ple", THREE), ("esmm", THREE), ("adaftr", TWO)])
 def test_training_kernels_in_float32_give_the_gradients_of_float64(name, tasks):
-    """The kernels run several backwards over one forward, and return zeros for the towers of other tasks."""
+    """The kernels run several backwards over one forward, and return zeros for the towers of other
+    tasks.
+    """
     found = []
     for dtype in (torch.float64, torch.float32):
         built, data = model(name, tasks, l2=1e-3).to(dtype), conflicting(tasks)
         stepper(built, "pcgrad").step(replace(data, labels=data.labels.to(dtype)), 3)
         found.append({n: p.grad.to_dense().double() for n, p in built.named_parameters()})
     for n, exact in found[0].items():
-        torch.testing.assert_close(found[1][n], exact, rtol=1e-4, atol=1e-5 * exact.abs().max().item(), msg=n)
+        torch.testing.assert_close(
+            found[1][n], exact, rtol=1e-4, atol=1e-5 * exact.abs().max().item(), msg=n
+        )

@@ -44,7 +44,9 @@ def test_invalid_input_raises(folder, tmp_path):
     recorded(tmp_path)
     with pytest.raises(DataError, match=r"column truth:click: expected probabilities in \(0, 1\)"):
         bayes_metrics(tmp_path)
-    pq.write_table(table.drop_columns(["truth:click", "truth:conversion"]), tmp_path / "test.parquet")
+    pq.write_table(
+        table.drop_columns(["truth:click", "truth:conversion"]), tmp_path / "test.parquet"
+    )
     assert bayes_metrics(recorded(tmp_path)) == {}
     (tmp_path / "test.parquet").write_bytes(b"PAR1")
     recorded(tmp_path)

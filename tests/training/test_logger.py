@@ -9,7 +9,13 @@ from tests.training.conftest import ABOUT
 
 def record(epoch):
     validation = {"click": {"auc": 0.7, "gauc": 0.65, "logloss": 0.5}}
-    return {"epoch": epoch, "seconds": 2.0, "samples_per_s": 1e5, "train": {"click": 0.4}, "validation": validation}
+    return {
+        "epoch": epoch,
+        "seconds": 2.0,
+        "samples_per_s": 1e5,
+        "train": {"click": 0.4},
+        "validation": validation,
+    }
 
 
 def files_in(folder, progress=False):
@@ -23,7 +29,10 @@ def test_each_epoch_is_logged_once(tmp_path, capsys):
     files.log(Run.of("", records, 1))
     files.log(Run.of("", records, 1))
     assert read_records(tmp_path / "metrics.jsonl") == records
-    assert "epoch 2: 2.0 s, 100,000 samples/s | click AUC 70.00, GAUC 65.00, log-loss 0.5000" in capsys.readouterr().out
+    assert (
+        "epoch 2: 2.0 s, 100,000 samples/s | click AUC 70.00, GAUC 65.00, log-loss 0.5000"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_picture_of_a_run_with_long_epochs_is_drawn_after_each(tmp_path):

@@ -7,7 +7,9 @@ from adaftr_fast.training.metrics import auc, calibration, cvr_auc, gauc, log_lo
 
 
 def draw(rows, levels, seed, groups=7):
-    """Draws labels, scores with many ties (few ``levels``), and groups, some with a single class."""
+    """Draws labels, scores with many ties (few ``levels``), and groups, some with a
+    single class.
+    """
     random = np.random.default_rng(seed)
     scores = random.integers(0, levels, rows).astype(np.float32) / 3
     labels = (random.random(rows) < 0.3 + 0.1 * scores / scores.max()).astype(np.uint8)
@@ -58,21 +60,29 @@ def test_gauc_against_a_loop_over_groups(weighted_by, dtype):
         assert len(areas) < len(np.unique(groups))  # some are skipped
         found = gauc(labels, scores, groups, weighted_by, weight)
         assert found == pytest.approx(np.average(areas, weights=of_groups), abs=1e-12)
-        loose = np.append(labels, 1), np.append(scores, -1e9), np.append(groups, -1)  # a row without a group
-        assert gauc(*loose, weighted_by, None if weight is None else np.append(weight, 1.0)) == found
+        # a row without a group
+        loose = np.append(labels, 1), np.append(scores, -1e9), np.append(groups, -1)
+        assert (
+            gauc(*loose, weighted_by, None if weight is None else np.append(weight, 1.0)) == found
+        )
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int16, np.int64])
 def test_gauc_is_the_same_for_every_type_and_numbering(dtype):
     random = np.random.default_rng(4)
-    scores, groups, labels = (random.integers(low, high, 500) for low, high in ((-30, 30), (0, 20), (0, 2)))
+    scores, groups, labels = (
+        random.integers(low, high, 500) for low, high in ((-30, 30), (0, 20), (0, 2))
+    )
     expected = gauc(labels, scores.astype(np.float32), groups)
-    for numbers in (groups, groups.astype(np.uint8), groups << 40, groups + (1 << 32) - 10):  # hashed; around 2^32
+    # hashed; around 2^32
+    for numbers in (groups, groups.astype(np.uint8), groups << 40, groups + (1 << 32) - 10):
         assert gauc(labels, scores.astype(dtype), numbers) == expected
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("metric", [auc, lambda labels, scores: gauc(labels, scores, np.full(len(labels), 5))])
+@pytest.mark.parametrize(
+    "metric", [auc, lambda labels, scores: gauc(labels, scores, np.full(len(labels), 5))]
+)
 def test_extreme_scores(metric, dtype):
     labels = np.array([0, 1, 1, 0])
     most, least = np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal
@@ -80,7 +90,8 @@ def test_extreme_scores(metric, dtype):
     assert metric(labels, np.array([-0.0, 0.0, -0.0, 0.0], dtype)) == 0.5
     assert metric(labels == 1, np.array([np.inf, -np.inf, -least, least], dtype)) == 0.0
     above = np.nextafter(dtype(1), dtype(2))
-    for scores in ([1, above], [-above, -1], [0, least], [least, 2 * least]):  # scores that differ by one bit
+    # scores that differ by one bit
+    for scores in ([1, above], [-above, -1], [0, least], [least, 2 * least]):
         assert metric(labels[:2], np.array(scores, dtype)) == 1.0
 
 
@@ -91,8 +102,12 @@ def test_metrics_of_a_single_class_are_nan():
     assert np.isnan(gauc(np.array([0, 1]), np.arange(2), np.array([-1, -1])))
     labels, scores = np.array([0, 1, 1, 0]), np.array([0.0, 1.0, -np.inf, np.inf])
     weight = np.array([1.0, 2.0, 0, 0])  # rows of weight 0 have no effect
-    assert auc(labels, scores, weight) == gauc(labels, scores, np.zeros(4, int), "none", weight) == 1.0
-    assert log_loss(labels, scores, weight) == pytest.approx((np.log(2) + 2 * np.log1p(np.exp(-1))) / 3, rel=1e-14)
+    assert (
+        auc(labels, scores, weight) == gauc(labels, scores, np.zeros(4, int), "none", weight) == 1.0
+    )
+    assert log_loss(labels, scores, weight) == pytest.approx(
+        (np.log(2) + 2 * np.log1p(np.exp(-1))) / 3, rel=1e-14
+    )
     assert np.isnan(auc(labels, scores, np.array([1.0, 0, 0, 1])))
     assert np.isnan(gauc(labels, scores, np.zeros(4, int), "none", np.array([1.0, 0, 0, 1])))
     with pytest.raises(ValueError, match="log_loss: no rows of positive weight"):
@@ -133,11 +148,17 @@ def test_cvr_auc_against_the_ratio_of_probabilities_on_clicked_rows():
     clicked = clicks == 1
     expected = roc_auc_score(conversions[clicked], (p_ctcvr / p_ctr)[clicked])
     assert cvr_auc(clicks, conversions, click_logits, logits) == pytest.approx(expected, abs=1e-12)
-    assert expected != pytest.approx(auc(conversions, logits), abs=0.02)  # the rate over all impressions
+    # the rate over all impressions
+    assert expected != pytest.approx(auc(conversions, logits), abs=0.02)
     far = np.array([-1000.0, -1000.0, 5.0])  # p_ctr underflows; p_cvr = e^-2 and e^-1
-    assert cvr_auc(np.ones(3), np.array([0, 1, 0]), far, np.array([-1002, -1001, -1000.0], np.float32)) == 1.0
+    assert (
+        cvr_auc(np.ones(3), np.array([0, 1, 0]), far, np.array([-1002, -1001, -1000.0], np.float32))
+        == 1.0
+    )
     assert np.isnan(cvr_auc(np.array([1, 1, 0]), np.array([0, 0, 1]), np.zeros(3), np.zeros(3)))
-    with pytest.raises(ValueError, match=r"cvr_auc: expected clicks and conversions \[n\], got \(2,\) and \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"cvr_auc: expected clicks and conversions \[n\], got \(2,\) and \(3,\)"
+    ):
         cvr_auc(np.zeros(2), np.zeros(3), np.zeros(2), np.zeros(3))
 
 
@@ -171,7 +192,9 @@ def test_invalid_input_raises(metric):
 
 def test_invalid_gauc_arguments_raise():
     for groups in (np.zeros(3, int), np.zeros(2)):
-        with pytest.raises(ValueError, match=r"integer groups of shape \(2,\), got (int64 \(3|float64 \(2),\)"):
+        with pytest.raises(
+            ValueError, match=r"integer groups of shape \(2,\), got (int64 \(3|float64 \(2),\)"
+        ):
             gauc(np.zeros(2), np.zeros(2), groups)
     with pytest.raises(ValueError, match=r"weighted_by must be .* got 'clicks'"):
         gauc(np.zeros(2), np.zeros(2), np.zeros(2), "clicks")

@@ -17,7 +17,8 @@ def runs():
                 "samples_per_s": 50_000.0,
                 "train": {"click": 0.5 / epoch, "conversion": 0.4 / epoch, "l2": 0.1},
                 "validation": {
-                    task: {"auc": 0.6 + 0.01 * epoch, "logloss": 0.5 + 0.1 * epoch} for task in ("click", "conversion")
+                    task: {"auc": 0.6 + 0.01 * epoch, "logloss": 0.5 + 0.1 * epoch}
+                    for task in ("click", "conversion")
                 },
             }
             for epoch in (1, 2, 3)
@@ -102,7 +103,9 @@ def test_one_epoch_undefined_numbers_and_runs_of_other_tasks_are_drawn(runs):
     del first.epochs[1:]
     first.epochs[0]["validation"]["click"]["auc"] = float("nan")
     first.best_epoch = 1
-    other.epochs = [each | {"train": {}, "validation": {"view": {"auc": 0.6}}} for each in other.epochs]
+    other.epochs = [
+        each | {"train": {}, "validation": {"view": {"auc": 0.6}}} for each in other.epochs
+    ]
     figure = draw([first, other])
     assert [title for title, _ in labels(figure)] == 2 * ["click", "conversion", "view"]
     assert figure._repr_png_()[:4] == b"\x89PNG"

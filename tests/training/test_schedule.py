@@ -16,9 +16,15 @@ def test_warm_up_is_linear():
 
 def test_decay_ends_at_lr_end():
     settings = {"warmup_steps": 2, "decay_steps": 10, "lr_end": 0.1}
-    assert rates([1, 2, 6, 10, 50], schedule="linear", **settings) == pytest.approx([1.0, 2.0, 1.1, 0.2, 0.2])
-    assert rates([1, 2, 6, 10, 50], schedule="cosine", **settings) == pytest.approx([1.0, 2.0, 1.1, 0.2, 0.2])
-    assert rates([4], schedule="cosine", **settings) == pytest.approx([0.2 + 1.8 * (1 + 0.5**0.5) / 2])
+    assert rates([1, 2, 6, 10, 50], schedule="linear", **settings) == pytest.approx(
+        [1.0, 2.0, 1.1, 0.2, 0.2]
+    )
+    assert rates([1, 2, 6, 10, 50], schedule="cosine", **settings) == pytest.approx(
+        [1.0, 2.0, 1.1, 0.2, 0.2]
+    )
+    assert rates([4], schedule="cosine", **settings) == pytest.approx(
+        [0.2 + 1.8 * (1 + 0.5**0.5) / 2]
+    )
 
 
 @pytest.mark.parametrize(

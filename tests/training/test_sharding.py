@@ -1,4 +1,6 @@
-"""Options that sharded tables do not support raise before training; the tests do not need TorchRec."""
+"""Options that sharded tables do not support raise before training; the tests do not
+need TorchRec.
+"""
 
 import sys
 from pathlib import Path
@@ -19,24 +21,45 @@ RANKS = SimpleNamespace(is_alone=False)
 @pytest.mark.parametrize(
     ("optimizer", "training", "ranks", "message"),
     [
-        ({"tables": "sgd"}, {}, ALONE, "needs several processes, got one: start them with torchrun"),
+        (
+            {"tables": "sgd"},
+            {},
+            ALONE,
+            "needs several processes, got one: start them with torchrun",
+        ),
         ({}, {}, RANKS, "needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got adam"),
-        ({"tables": "lazy_adam"}, {}, RANKS, "needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got lazy_adam"),
+        (
+            {"tables": "lazy_adam"},
+            {},
+            RANKS,
+            "needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got lazy_adam",
+        ),
     ],
 )
 def test_unsupported_options_raise(optimizer, training, ranks, message):
     with pytest.raises(TrainingError, match=f"training.tables = torchrec {message}"):
-        check_sharding(OptimizerConfig(**optimizer), TrainingConfig(tables="torchrec", **training), ranks)
+        check_sharding(
+            OptimizerConfig(**optimizer), TrainingConfig(tables="torchrec", **training), ranks
+        )
     check_sharding(OptimizerConfig(**optimizer), TrainingConfig(**training), ranks)
 
 
 def test_unsupported_widths_raise_before_data_are_read(tmp_path):
     training = TrainingConfig(tables="torchrec")
-    config = RunConfig(model=ModelConfig(embedding_dim=6), optimizer=OptimizerConfig(tables="sgd"), training=training)
-    with pytest.raises(TrainingError, match=r"torchrec needs model\.embedding_dim = a multiple of 4, got 6"):
+    config = RunConfig(
+        model=ModelConfig(embedding_dim=6),
+        optimizer=OptimizerConfig(tables="sgd"),
+        training=training,
+    )
+    with pytest.raises(
+        TrainingError, match=r"torchrec needs model\.embedding_dim = a multiple of 4, got 6"
+    ):
         fit_one(None, config, tmp_path, ranks=RANKS).__enter__()
     config.model = ModelConfig(embedding_dims={"user": 16, "item": 8})
-    with pytest.raises(TrainingError, match=r"needs model\.embedding_dims = none of another width, got .*'user': 16"):
+    with pytest.raises(
+        TrainingError,
+        match=r"needs model\.embedding_dims = none of another width, got .*'user': 16",
+    ):
         fit_one(None, config, tmp_path, ranks=RANKS).__enter__()
     config.model = ModelConfig(attention={"seen": "item"})
     with pytest.raises(TrainingError, match=r"needs model\.attention = none, got {'seen': 'item'}"):
@@ -47,7 +70,9 @@ def test_unsupported_widths_raise_before_data_are_read(tmp_path):
 
 def test_a_model_with_several_embeddings_raises():
     """Instead of a ValueError from the search for the one embedding."""
-    with pytest.raises(TrainingError, match=r"torchrec needs a model with one FusedEmbedding, got .*single_dnn"):
+    with pytest.raises(
+        TrainingError, match=r"torchrec needs a model with one FusedEmbedding, got .*single_dnn"
+    ):
         check_tables(ModelConfig(name="single_dnn"), TrainingConfig(tables="torchrec"))
     check_tables(ModelConfig(name="single_dnn"), TrainingConfig())
 
@@ -56,7 +81,10 @@ def test_a_model_with_several_embeddings_raises():
     ("module", "cause"),
     [
         ("import of_no_such_name", "No module named 'of_no_such_name'"),
-        ("raise OSError('kernels.so: undefined symbol\\nand more')", "kernels.so: undefined symbol"),
+        (
+            "raise OSError('kernels.so: undefined symbol\\nand more')",
+            "kernels.so: undefined symbol",
+        ),
     ],
 )
 def test_a_missing_torchrec_raises_with_instructions(module, cause, tmp_path, monkeypatch):

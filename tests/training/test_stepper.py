@@ -27,7 +27,9 @@ def adaftr(**options):
 
 def moved(model, batches, optimizer=None, **config):
     """Takes a step per batch; returns all terms and the final weights."""
-    stepper = Stepper(model, optimizer or OptimizerConfig(lr=0.01), TrainingConfig(batch_size=100, **config))
+    stepper = Stepper(
+        model, optimizer or OptimizerConfig(lr=0.01), TrainingConfig(batch_size=100, **config)
+    )
     terms = [stepper.step(batch, number + 1, number / 4) for number, batch in enumerate(batches)]
     return terms, {name: value.clone() for name, value in model.eval().state_dict().items()}
 
@@ -45,7 +47,9 @@ def test_accumulated_parts_match_the_whole_batch(model, batches):
     parts, weights = moved(model, batches, accumulate=4)
     for one, other in zip(whole, parts):
         assert one.keys() == other.keys()
-        torch.testing.assert_close(torch.stack(list(one.values())), torch.stack(list(other.values())))
+        torch.testing.assert_close(
+            torch.stack(list(one.values())), torch.stack(list(other.values()))
+        )
     for name, value in weights.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5, msg=name)
 
@@ -73,13 +77,20 @@ def test_a_step_makes_no_pass_over_the_tables(model, batches, monkeypatch):
 
 def test_the_schedule_reaches_dense_weights_and_tables(model, batches):
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    stepper = Stepper(model, OptimizerConfig(lr=0.5, warmup_steps=10), TrainingConfig(batch_size=100))
+    stepper = Stepper(
+        model, OptimizerConfig(lr=0.5, warmup_steps=10), TrainingConfig(batch_size=100)
+    )
     stepper.step(batches[0], 3)
     (own,) = stepper.optimizers
     assert [group["lr"] for group in own.param_groups] == [0.15, 0.15]
-    steps = {name: (value - before[name]).abs().max().item() for name, value in model.named_parameters()}
-    assert max(steps.values()) == pytest.approx(0.15, rel=1e-3)  # Adam's first step is lr wherever there is a gradient
-    assert min(value for name, value in steps.items() if "embedding" in name) == pytest.approx(0.15, rel=1e-3)
+    steps = {
+        name: (value - before[name]).abs().max().item() for name, value in model.named_parameters()
+    }
+    # Adam's first step is lr wherever there is a gradient
+    assert max(steps.values()) == pytest.approx(0.15, rel=1e-3)
+    assert min(value for name, value in steps.items() if "embedding" in name) == pytest.approx(
+        0.15, rel=1e-3
+    )
     optimizer = OptimizerConfig(lr=0.5, tables="sgd", tables_lr=2.0, warmup_steps=10)
     stepper = Stepper(model, optimizer, TrainingConfig(batch_size=100))
     stepper.step(batches[0], 3)
@@ -137,7 +148,9 @@ def test_an_unavailable_device_raises(model):
     ],
 )
 def test_a_penalty_in_the_look_up_trains_alike(batches, monkeypatch, l2_form, config, clip_norm):
-    """The penalty's gradient is added in the merge, or by autograd: only the order of additions differs."""
+    """The penalty's gradient is added in the merge, or by autograd: only the order of additions
+    differs.
+    """
     optimizer, found = OptimizerConfig(lr=0.01, clip_norm=clip_norm), []
     for fused in (True, False):
         if not fused:
@@ -151,7 +164,9 @@ def test_a_penalty_in_the_look_up_trains_alike(batches, monkeypatch, l2_form, co
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts page faults")
 def test_steps_take_no_new_memory():
-    """Each step gives its memory to the next: a page that the system must clear first costs as much as to fill it."""
+    """Each step gives its memory to the next: a page that the system must clear first costs as much
+    as to fill it.
+    """
     if af.cpu_capability() == "none":
         pytest.skip("the C++ extension is not built")
     torch.manual_seed(0)
@@ -159,9 +174,12 @@ def test_steps_take_no_new_memory():
     model = build_model(ModelConfig(), [50] * fields, ["click", "conversion"]).train()
     stepper = Stepper(model, OptimizerConfig(), TrainingConfig(batch_size=rows))
     labels = (torch.rand(rows, 2) < 0.5).float()
-    batch = Batch(torch.randint(0, 50, (rows, fields)), labels, torch.zeros(rows, dtype=torch.int64))
+    batch = Batch(
+        torch.randint(0, 50, (rows, fields)), labels, torch.zeros(rows, dtype=torch.int64)
+    )
     for number in range(1, 11):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         stepper.step(batch, number)
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    assert faults < 500  # of the last step; of 4 KiB, while the gradient of the look-ups alone takes 968
+    # of the last step; of 4 KiB, while the gradient of the look-ups alone takes 968
+    assert faults < 500

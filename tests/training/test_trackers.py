@@ -1,4 +1,6 @@
-"""Trackers by fakes of their packages; the last tests use the packages, where they are installed."""
+"""Trackers by fakes of their packages; the last tests use the packages, where they are
+installed.
+"""
 
 import json
 import sys
@@ -72,14 +74,20 @@ def test_a_tracker_gets_the_options_the_numbers_of_each_epoch_and_the_test_metri
     (made,) = fake.made
     assert made.opening.parameters == PARAMETERS
     assert made.opening.name == "/".join(tmp_path.parts[-2:])
-    assert made.calls[1] == ("log", {"epoch": 1, "seconds": 2.0, "train/click": 0.4, "validation/click/auc": 0.61}, 1)
+    assert made.calls[1] == (
+        "log",
+        {"epoch": 1, "seconds": 2.0, "train/click": 0.4, "validation/click/auc": 0.61},
+        1,
+    )
     assert made.calls[2][1].keys() == {"test/click/auc", "test/click/gauc"}
     assert made.calls[3:] == [("close", False)]
 
 
 def test_a_resumed_run_continues_and_a_tracker_added_later_gets_all_epochs(fake, tmp_path):
     log(Trackers(["wandb"], tmp_path, PARAMETERS), 1, 2, 3)
-    resumed = Trackers(["mlflow", "wandb"], tmp_path, PARAMETERS, resumed=True, records=[record(1), record(2)])
+    resumed = Trackers(
+        ["mlflow", "wandb"], tmp_path, PARAMETERS, resumed=True, records=[record(1), record(2)]
+    )
     first, added, again = fake.made
     assert (first.opening.first_step, first.opening.known) == (1, None)
     assert (added.opening.first_step, added.opening.known) == (1, None)
@@ -124,7 +132,10 @@ def test_a_tracker_that_fails_is_left_out_after_one_warning(fake, tmp_path, meth
         trackers.log_test(TEST)
         trackers.close()
     (warning,) = caught
-    expected = "training.trackers: wandb failed, and training goes on without it: ConnectionError: no route to host"
+    expected = (
+        "training.trackers: wandb failed, and training goes on without it: ConnectionError: no "
+        "route to host"
+    )
     assert str(warning.message) == expected
     last = [call for call in fake.made[0].calls if call[0] in (method, "close")]
     assert [call[0] for call in last] == list(dict.fromkeys([method, "close"]))
@@ -134,7 +145,9 @@ def test_a_tracker_that_fails_is_left_out_after_one_warning(fake, tmp_path, meth
 
 def test_a_tracker_is_closed_if_the_next_one_cannot_be_opened(fake, tmp_path, monkeypatch):
     monkeypatch.setitem(tracking.CLASSES, "mlflow", type("Broken", (fake,), {"fails": "open"}))
-    with pytest.raises(TrainingError, match=r"^training\.trackers: mlflow cannot be opened: ConnectionError: no"):
+    with pytest.raises(
+        TrainingError, match=r"^training\.trackers: mlflow cannot be opened: ConnectionError: no"
+    ):
         Trackers(["wandb", "mlflow"], tmp_path, PARAMETERS)
     assert fake.made[0].calls == [("open",), ("close", True)]
 
@@ -153,7 +166,9 @@ def test_tensorboard_writes_the_test_metrics_at_the_last_epoch(tmp_path, monkeyp
         monkeypatch,
         "tensorboard",
         torch__utils__tensorboard={"SummaryWriter": writer},
-        torch__utils__tensorboard__summary={"hparams": lambda parameters, metrics: [parameters, metrics]},
+        torch__utils__tensorboard__summary={
+            "hparams": lambda parameters, metrics: [parameters, metrics]
+        },
     )
     made = kind(Opening(tmp_path, PARAMETERS, 3, None))
     writer.assert_called_once_with(str(tmp_path / "tensorboard"), purge_step=3)
@@ -179,8 +194,16 @@ def test_wandb_gets_a_run_of_its_own_which_a_resumed_process_continues(tmp_path,
     opening = Opening(tmp_path, PARAMETERS, 1, None)
     made = kind(opening)
     options = init.call_args.kwargs
-    assert (options["id"], options["resume"], options["reinit"]) == (made.known, "allow", "create_new")
-    assert (options["project"], options["name"], options["dir"]) == ("adaftr-fast", opening.name, str(tmp_path))
+    assert (options["id"], options["resume"], options["reinit"]) == (
+        made.known,
+        "allow",
+        "create_new",
+    )
+    assert (options["project"], options["name"], options["dir"]) == (
+        "adaftr-fast",
+        opening.name,
+        str(tmp_path),
+    )
     assert options["config"] == PARAMETERS
     run = init.return_value
     made.log({"train/click": 0.4, "epoch": 0.5}, 2)
@@ -198,13 +221,17 @@ def test_a_missing_package_names_its_extra(tmp_path, monkeypatch, name):
     for each in (name, "torch.utils.tensorboard"):
         monkeypatch.delitem(sys.modules, each, raising=False)
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingPackageError, match=rf'{name} is not installed: pip install "adaftr-fast\[{name}\]"'):
+    with pytest.raises(
+        MissingPackageError, match=rf'{name} is not installed: pip install "adaftr-fast\[{name}\]"'
+    ):
         Trackers([name], tmp_path, PARAMETERS)
 
 
 def test_a_damaged_list_of_runs_is_named(tmp_path):
     (tmp_path / "trackers.json").write_text("{")
-    with pytest.raises(TrainingError, match=r"trackers.json: damaged: .*; remove it to begin new runs"):
+    with pytest.raises(
+        TrainingError, match=r"trackers.json: damaged: .*; remove it to begin new runs"
+    ):
         Trackers([], tmp_path, PARAMETERS, resumed=True)
 
 
@@ -221,7 +248,9 @@ def test_mlflow_resumes_its_run(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     log(Trackers(["mlflow"], tmp_path / "run", PARAMETERS), 1, 2).close(failed=True)
-    trackers = log(Trackers(["mlflow"], tmp_path / "run", PARAMETERS, resumed=True, records=[record(1)]), 2, 3)
+    trackers = log(
+        Trackers(["mlflow"], tmp_path / "run", PARAMETERS, resumed=True, records=[record(1)]), 2, 3
+    )
     trackers.log_test(TEST)
     trackers.close()
     run = json.loads((tmp_path / "run/trackers.json").read_text())["mlflow"]["run"]

@@ -30,28 +30,48 @@ def test_training_learns_and_writes_metrics_and_weights(model, splits, tmp_path,
     assert records == result.epochs
     assert [record["epoch"] for record in records] == list(range(1, len(records) + 1))
     assert records[-1]["train"]["click"] < records[0]["train"]["click"]
-    assert records[0].keys() == {"epoch", "seconds", "samples_per_s", "train", "validation", "diagnostics"}
+    assert records[0].keys() == {
+        "epoch",
+        "seconds",
+        "samples_per_s",
+        "train",
+        "validation",
+        "diagnostics",
+    }
     best = records[result.best_epoch - 1]["validation"]
     assert best["click"]["auc"] > 0.75
     assert best == evaluate(model, splits[1], 8192)  # the model holds the best weights
     assert holds_weights_of(tmp_path / "run/best", model)
     assert load_checkpoint(tmp_path / "run/best")[1].metrics == best
     found = weights_of(model)
-    for seed, reads in ((0, False), (4, True)):  # the same seed gives the same bits, also without reads, as on a GPU
+    # the same seed gives the same bits, also without reads, as on a GPU
+    for seed, reads in ((0, False), (4, True)):
         model.load_state_dict(start)
-        monkeypatch.setattr("adaftr_fast.training.stepper.reads_losses", lambda device, reads=reads: reads)
+        monkeypatch.setattr(
+            "adaftr_fast.training.stepper.reads_losses", lambda device, reads=reads: reads
+        )
         again = trainer(model, splits, seed=seed, sync_steps=3).fit()
         assert torch.equal(weights_of(model), found) == (seed == 0)
-        assert ([each["train"] for each in again.epochs] == [each["train"] for each in records]) == (seed == 0)
+        assert (
+            [each["train"] for each in again.epochs] == [each["train"] for each in records]
+        ) == (seed == 0)
 
 
-KINDS = {"adam": Adam, "lazy_adam": LazyAdam, "sgd": SGD, "adagrad": Adagrad, "rowwise_adagrad": RowwiseAdagrad}
+KINDS = {
+    "adam": Adam,
+    "lazy_adam": LazyAdam,
+    "sgd": SGD,
+    "adagrad": Adagrad,
+    "rowwise_adagrad": RowwiseAdagrad,
+}
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_the_optimizer_of_tables_can_be_chosen(name, model):
     """Adam takes the dense weights, too."""
-    optimizers = build_optimizers(model, OptimizerConfig(lr=0.5, beta1=0.8, eps=1e-3, tables=name, tables_lr=0.25))
+    optimizers = build_optimizers(
+        model, OptimizerConfig(lr=0.5, beta1=0.8, eps=1e-3, tables=name, tables_lr=0.25)
+    )
     assert len(optimizers) == (1 if "adam" in name else 2)
     assert type(optimizers[-1]) is KINDS[name]
     dense, sparse = (group for each in optimizers for group in each.param_groups)
@@ -66,7 +86,9 @@ def test_a_loss_that_is_not_finite_raises_before_the_update(model, splits):
     with torch.no_grad():
         model.out.bias[1] = float("nan")
     table = model.embedding.weight.detach().clone()
-    with pytest.raises(DivergedError, match=r"epoch 1, step 1: the loss is not finite \(click .*, conversion nan\)"):
+    with pytest.raises(
+        DivergedError, match=r"epoch 1, step 1: the loss is not finite \(click .*, conversion nan\)"
+    ):
         trainer(model, splits).fit()
     assert torch.equal(model.embedding.weight, table)
 
@@ -94,13 +116,20 @@ def holds_weights_of(folder, model):
 
 @pytest.mark.parametrize(
     ("step", "shown"),
-    [(20, "epoch 1, steps 1 to 20"), (21, "epoch 1, steps 21 to 34"), (35, "epoch 2, steps 1 to 20")],
+    [(20, "epoch 1, steps "
+"1 to 20"), (21, "epoch 1, steps 21 to 34"), (35, "epoch 2, steps 1 to 20")],
 )  # fmt: skip
-def test_without_reads_the_check_names_the_steps_since_the_last(model, splits, gpu_path, step, shown):
-    train = Split.of(whole(splits[0])[:3400])  # 34 steps: a check within an epoch and one at its end
+def test_without_reads_the_check_names_the_steps_since_the_last(
+    model, splits, gpu_path, step, shown
+):
+    # 34 steps: a check within an epoch and one at its end
+    train = Split.of(whole(splits[0])[:3400])
     run = trainer(model, (train, splits[1]))
     diverging_at(run, step)
-    with pytest.raises(DivergedError, match=rf"^{shown}: the loss is not finite \(click \S+, conversion (nan|inf)\)"):
+    with pytest.raises(
+        DivergedError,
+        match=rf"^{shown}: the loss is not finite \(click \S+, conversion (nan|inf)\)",
+    ):
         run.fit()
 
 
@@ -108,8 +137,11 @@ def test_without_reads_the_check_names_the_steps_since_the_last(model, splits, g
 def test_no_snapshot_holds_weights_after_a_loss_that_is_not_finite(
     model, splits, tmp_path, gpu_path, step, monkeypatch
 ):
-    """A snapshot is written after each step; the last one is from before, and the run resumes from it."""
-    monkeypatch.setattr("adaftr_fast.training.checkpoint.snapshots.available_memory", lambda: 0)  # no thread writes
+    """A snapshot is written after each step; the last one is from before, and the run resumes from
+    it.
+    """
+    # no thread writes
+    monkeypatch.setattr("adaftr_fast.training.checkpoint.snapshots.available_memory", lambda: 0)
     run = trainer(model, splits, tmp_path, checkpoint_seconds=0)
     diverging_at(run, step)
     with pytest.raises(TrainingError, match=f"step {(step - 1) % 40 + 1}: the loss is not finite"):
@@ -137,7 +169,9 @@ def test_flagged_ids_are_raised_at_the_next_check(model, splits, monkeypatch):
 
     monkeypatch.setattr("adaftr_fast.training.trainer.raise_bad_ids", flagged)
     run = trainer(model, splits)
-    with pytest.raises(IndexError, match=r"epoch 1, steps 21 to 40: fused_embedding: ids\[3, 0\] = 99"):
+    with pytest.raises(
+        IndexError, match=r"epoch 1, steps 21 to 40: fused_embedding: ids\[3, 0\] = 99"
+    ):
         run.fit()
     assert run.progress.step == 40
     assert checks == [torch.device("cpu")] * 2
@@ -148,10 +182,19 @@ def test_a_run_on_the_cpu_never_initializes_cuda(model, splits, tmp_path, monkey
         raise AssertionError("a run on the CPU initializes CUDA")
 
     monkeypatch.setattr(torch.cuda, "_lazy_init", refuse)
-    for name in ("current_stream", "get_rng_state", "set_rng_state", "mem_get_info", "graph_pool_handle", "Stream"):
+    for name in (
+        "current_stream",
+        "get_rng_state",
+        "set_rng_state",
+        "mem_get_info",
+        "graph_pool_handle",
+        "Stream",
+    ):
         monkeypatch.setattr(torch.cuda, name, refuse)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert trainer(model, splits, tmp_path, max_epochs=1, checkpoint_seconds=0).fit().best_epoch == 1
+    assert (
+        trainer(model, splits, tmp_path, max_epochs=1, checkpoint_seconds=0).fit().best_epoch == 1
+    )
     again = trainer(type(model)(), splits, tmp_path, max_epochs=2)
     assert again.resume()
     again.fit()
@@ -164,13 +207,19 @@ def test_a_dead_tower_warns(model, splits):
     with torch.no_grad():
         model.out.weight[1] = 0
     model.out.weight.register_hook(lambda grad: grad * torch.tensor([[1.0], [0.0]]))
-    with pytest.warns(RuntimeWarning, match=r"task conversion: validation AUC 0\.5000 is close to 0\.5"):
+    with pytest.warns(
+        RuntimeWarning, match=r"task conversion: validation AUC 0\.5000 is close to 0\.5"
+    ):
         result = trainer(model, (shuffled, validation), max_epochs=1).fit()
     assert result.dead_tasks == ["conversion"]
 
 
-@pytest.mark.parametrize(("signum", "at_step", "best_epoch"), [(signal.SIGINT, 5, 0), (signal.SIGTERM, 60, 1)])
-def test_a_signal_stops_after_the_step_and_keeps_the_best(model, splits, tmp_path, signum, at_step, best_epoch):
+@pytest.mark.parametrize(
+    ("signum", "at_step", "best_epoch"), [(signal.SIGINT, 5, 0), (signal.SIGTERM, 60, 1)]
+)
+def test_a_signal_stops_after_the_step_and_keeps_the_best(
+    model, splits, tmp_path, signum, at_step, best_epoch
+):
     run, handler = trainer(model, splits, tmp_path), signal.getsignal(signum)
     before_step(run, at_step, lambda: interrupt(signum))
     result = run.fit()
@@ -196,7 +245,8 @@ def test_an_earlier_run_is_replaced_atomically(model, splits, tmp_path):
     stopped.files.finish()
     assert files() == old
     failing = trainer(model, splits, tmp_path)
-    failing.files.save_best = lambda metrics: 1 / 0  # stopped before the weights of the first epoch are saved
+    # stopped before the weights of the first epoch are saved
+    failing.files.save_best = lambda metrics: 1 / 0
     with pytest.raises(ZeroDivisionError):
         failing.fit()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
@@ -205,7 +255,9 @@ def test_an_earlier_run_is_replaced_atomically(model, splits, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["log", "save_best"])
-def test_resuming_does_what_a_killed_run_did_not_do_at_the_end_of_an_epoch(model, splits, tmp_path, name):
+def test_resuming_does_what_a_killed_run_did_not_do_at_the_end_of_an_epoch(
+    model, splits, tmp_path, name
+):
     trainer(model, splits, tmp_path, max_epochs=2).fit()
     trainer(model, splits, tmp_path).files.finish()
     killed = trainer(model, splits, tmp_path, max_epochs=1)
@@ -219,9 +271,15 @@ def test_resuming_does_what_a_killed_run_did_not_do_at_the_end_of_an_epoch(model
     assert holds_weights_of(tmp_path / "best", resumed.model)
 
 
-@pytest.mark.parametrize("monitor", ["auc", "logloss", "gauc", "cvr_auc", "conversion/auc", "click/logloss"])
-def test_the_monitored_metric_chooses_the_weights_and_ends_the_run(model, splits, monkeypatch, monitor):
-    """Metrics whose best epochs differ: the second for click's AUC, the first for click's log-loss, and so on."""
+@pytest.mark.parametrize(
+    "monitor", ["auc", "logloss", "gauc", "cvr_auc", "conversion/auc", "click/logloss"]
+)
+def test_the_monitored_metric_chooses_the_weights_and_ends_the_run(
+    model, splits, monkeypatch, monitor
+):
+    """Metrics whose best epochs differ: the second for click's AUC, the first for click's log-loss,
+    and so on.
+    """
     values = {  # per epoch
         ("click", "auc"): (0.6, 0.7, 0.5, 0.5),
         ("conversion", "auc"): (0.5, 0.6, 0.65, 0.6),
@@ -231,7 +289,14 @@ def test_the_monitored_metric_chooses_the_weights_and_ends_the_run(model, splits
         ("conversion", "gauc"): (0.5, 0.5, 0.5, 0.6),
         ("conversion", "cvr_auc"): (0.7, 0.6, 0.6, 0.6),
     }
-    best = {"auc": 2, "logloss": 2, "gauc": 4, "cvr_auc": 1, "conversion/auc": 3, "click/logloss": 1}[monitor]
+    best = {
+        "auc": 2,
+        "logloss": 2,
+        "gauc": 4,
+        "cvr_auc": 1,
+        "conversion/auc": 3,
+        "click/logloss": 1,
+    }[monitor]
     epochs = iter(range(4))
 
     def metrics(*_):
@@ -248,19 +313,24 @@ def test_the_monitored_metric_chooses_the_weights_and_ends_the_run(model, splits
 
 def test_a_monitored_metric_that_is_not_there_is_named(model, splits):
     with pytest.raises(
-        ConfigError, match=r"training\.monitor: expected one of the tasks click, conversion, got 'buy/auc'"
+        ConfigError,
+        match=r"training\.monitor: expected one of the tasks click, conversion, got 'buy/auc'",
     ):
         trainer(model, splits, monitor="buy/auc")
     with pytest.raises(
-        TrainingError, match=r"training\.monitor: the validation split has no click/cvr_auc; it needs a"
+        TrainingError,
+        match=r"training\.monitor: the validation split has no click/cvr_auc; it needs a",
     ):
         trainer(model, splits, monitor="click/cvr_auc")
     with pytest.raises(
-        ConfigError, match=r"training\.monitor: expected auc, gauc, cvr_auc, logloss, or TASK/ before one"
+        ConfigError,
+        match=r"training\.monitor: expected auc, gauc, cvr_auc, logloss, or TASK/ before one",
     ):
         TrainingConfig(monitor="accuracy")
     ungrouped = [Split.of(replace(whole(each), group=None)) for each in splits]
-    with pytest.raises(TrainingError, match=r"training\.monitor: the validation split has no gauc; it needs groups"):
+    with pytest.raises(
+        TrainingError, match=r"training\.monitor: the validation split has no gauc; it needs groups"
+    ):
         trainer(model, ungrouped, monitor="gauc")
 
 
@@ -289,7 +359,9 @@ def test_on_epoch_ends_a_run_also_when_it_is_resumed(model, splits, tmp_path):
     assert records == [1, 2, 2]
 
 
-def test_an_error_of_on_epoch_closes_the_trackers_also_on_resuming(model, splits, tmp_path, monkeypatch):
+def test_an_error_of_on_epoch_closes_the_trackers_also_on_resuming(
+    model, splits, tmp_path, monkeypatch
+):
     tracker = Mock(known="id")
     monkeypatch.setattr(tracking, "_opened", lambda name, opening: tracker)
     for _ in range(2):
@@ -311,10 +383,13 @@ def test_divergence_is_a_training_error(model, splits):
     model.loss = refuse
     with pytest.raises(RuntimeError, match="tau is not positive") as caught:
         trainer(model, splits).fit()
-    assert not isinstance(caught.value, TrainingError)  # the model is finite, so it has not diverged
+    # the model is finite, so it has not diverged
+    assert not isinstance(caught.value, TrainingError)
     with torch.no_grad():
         model.out.bias[1] = float("inf")
-    with pytest.raises(DivergedError, match=r"epoch 1, step 1: out\.bias is not finite; lower optimizer\.lr"):
+    with pytest.raises(
+        DivergedError, match=r"epoch 1, step 1: out\.bias is not finite; lower optimizer\.lr"
+    ):
         trainer(model, splits).fit()
     with torch.no_grad():
         model.out.bias[1] = 0.0
@@ -327,10 +402,16 @@ def test_divergence_is_a_training_error(model, splits):
     ("change", "message"),
     [
         ({"batch_size": 0}, "batch_size: expected >= 1, got 0"),
-        ({"batch_size": 100, "accumulate": 3}, "accumulate: expected a divisor of batch_size = 100, got 3"),
+        (
+            {"batch_size": 100, "accumulate": 3},
+            "accumulate: expected a divisor of batch_size = 100, got 3",
+        ),
         ({"seed": -1}, r"seed: expected a seed in \[0, .*\], got -1"),
         ({"graph": "on"}, "graph: expected one of auto, off, got 'on'"),
-        ({"checkpoint_seconds": -1}, "checkpoint_seconds: expected a number of seconds >= 0, got -1"),
+        (
+            {"checkpoint_seconds": -1},
+            "checkpoint_seconds: expected a number of seconds >= 0, got -1",
+        ),
     ],
 )
 def test_invalid_options_raise(change, message):
@@ -341,9 +422,13 @@ def test_invalid_options_raise(change, message):
 def test_splits_that_cannot_be_trained_on_raise(model, splits):
     train, validation = splits[0], whole(splits[1])
     constant = Split.of(replace(validation, labels=torch.zeros_like(validation.labels)))
-    with pytest.raises(TrainingError, match="task click: expected two classes in the validation split"):
+    with pytest.raises(
+        TrainingError, match="task click: expected two classes in the validation split"
+    ):
         trainer(model, (train, constant)).fit()
     with pytest.raises(TrainingError, match="4000 training rows are fewer than a batch of 5000"):
         trainer(model, splits, batch_size=5000)
-    with pytest.raises(TrainingError, match="the 40 steps of an epoch are fewer than its 50 validations"):
+    with pytest.raises(
+        TrainingError, match="the 40 steps of an epoch are fewer than its 50 validations"
+    ):
         trainer(model, splits, validate_every=0.02)

@@ -1,7 +1,8 @@
-"""Batches that a loader passes to a model. Shapes: B rows, F fields, T tasks, N ids, D dense fields.
+"""Batches that a loader passes to a model. Shapes: B rows, F fields, T tasks, N ids, D dense
+fields.
 
-Multi-valued fields are concatenated ids and bag offsets: ``offsets`` [B * F + 1] increase from 0 to N. Bag b * F + f is
-field f of row b.
+Multi-valued fields are concatenated ids and bag offsets: ``offsets`` [B * F + 1] increase from 0 to
+N. Bag b * F + f is field f of row b.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ class Batch:
     """B rows of a prepared split.
 
     Attributes:
-        ids: embedding ids, int32 [B, F], 0 = unknown or missing. If any field is multi-valued, int32 [N] in order of
-            row and field.
+        ids: embedding ids, int32 [B, F], 0 = unknown or missing. If any field is multi-valued,
+            int32 [N] in order of row and field.
         labels: 0/1 labels, float32 [B, T].
         group: group (user) of each row for GAUC, int64 [B], -1 = none; None without a group column.
         weight: sample weights, float32 [B]; None if all are one.
-        offsets: start of the ids of field f of row b at index b * F + f, and N at the end, int64 [B * F + 1]; None if
-            all fields are single-valued.
-        weight_mean: mean weight of the whole batch, float32 0-dim, if these rows are one rank's share of it; else None.
-        dense: numbers of the dense fields, float32 [B, D], NaN = missing; None without dense fields.
+        offsets: start of the ids of field f of row b at index b * F + f, and N at the end, int64
+            [B * F + 1]; None if all fields are single-valued.
+        weight_mean: mean weight of the whole batch, float32 0-dim, if these rows are one rank's
+            share of it; else None.
+        dense: numbers of the dense fields, float32 [B, D], NaN = missing; None without dense
+            fields.
     """
 
     ids: Tensor
@@ -57,7 +60,9 @@ class Batch:
         return Batch(ids, offsets=offsets, **self._each(lambda part: part[rows]))
 
     def take(self, order: np.ndarray) -> Batch:
-        """Returns the rows ``order`` [n], in that order. Uses NumPy: torch would start a second thread pool."""
+        """Returns the rows ``order`` [n], in that order. Uses NumPy: torch would start a second
+        thread pool.
+        """
 
         def taken(part: Tensor) -> Tensor:
             return torch.from_numpy(np.take(part.numpy(), order, axis=0))
@@ -74,24 +79,37 @@ class Batch:
         return Batch(**{name: change(part) for name, part in parts.items() if part is not None})
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Applies ``change`` to the tensors, besides ids, with one entry per row: labels, and others that there are."""
-        parts = {"labels": self.labels, "group": self.group, "weight": self.weight, "dense": self.dense}
+        """Applies ``change`` to the tensors, besides ids, with one entry per row: labels, and
+        others that there are.
+        """
+        parts = {
+            "labels": self.labels,
+            "group": self.group,
+            "weight": self.weight,
+            "dense": self.dense,
+        }
         return {name: change(part) for name, part in parts.items() if part is not None}
 
 
 def model_inputs(ids: Tensor, offsets: Tensor | None, dense: Tensor | None) -> Inputs:
-    """Returns ids, offsets and numbers, without those at the end that are None: a model need not take them."""
+    """Returns ids, offsets and numbers, without those at the end that are None: a model need not
+    take them.
+    """
     if dense is not None:
         return ids, offsets, dense
     return (ids,) if offsets is None else (ids, offsets)
 
 
 def concat(batches: Sequence[Batch]) -> Batch:
-    """Concatenates one or more batches with the same columns. Uses NumPy, as ``Batch.take`` does."""
+    """Concatenates one or more batches with the same columns. Uses NumPy, as
+    ``Batch.take`` does.
+    """
     if len(batches) == 1:
         return batches[0]
     parts = {each.name: [getattr(batch, each.name) for batch in batches] for each in fields(Batch)}
-    plain = {name: [each.numpy() for each in part] for name, part in parts.items() if part[0] is not None}
+    plain = {
+        name: [each.numpy() for each in part] for name, part in parts.items() if part[0] is not None
+    }
     offsets = plain.pop("offsets", None)
     whole = {name: np.concatenate(part) for name, part in plain.items()}
     whole |= {} if offsets is None else {"offsets": concat_offsets(offsets)}
@@ -99,7 +117,9 @@ def concat(batches: Sequence[Batch]) -> Batch:
 
 
 def rebatch(blocks: Iterable[Batch], batch_size: int, *, drop_last: bool) -> Iterator[Batch]:
-    """Yields batches of ``batch_size`` rows from blocks of any size. The last batch may be short, or is dropped."""
+    """Yields batches of ``batch_size`` rows from blocks of any size. The last batch may be short,
+    or is dropped.
+    """
     pending: list[Batch] = []
     missing = batch_size
     for block in blocks:
@@ -116,11 +136,14 @@ def rebatch(blocks: Iterable[Batch], batch_size: int, *, drop_last: bool) -> Ite
         yield concat(pending)
 
 
-def interleave(columns: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> tuple[np.ndarray, np.ndarray]:
+def interleave(
+    columns: Sequence[tuple[np.ndarray, np.ndarray | None]],
+) -> tuple[np.ndarray, np.ndarray]:
     """Joins columns row by row.
 
     Args:
-        columns: per field, its ids and its offsets [B + 1] from 0; offsets are None for a single-valued field, [B] ids.
+        columns: per field, its ids and its offsets [B + 1] from 0; offsets are None for a
+            single-valued field, [B] ids.
 
     Returns:
         ids [N] and int64 offsets.
@@ -137,7 +160,9 @@ def interleave(columns: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> tuple
     return joined, offsets
 
 
-def take_bags(ids: np.ndarray, offsets: np.ndarray, rows: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def take_bags(
+    ids: np.ndarray, offsets: np.ndarray, rows: int, order: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the bags of the rows ``order`` [n], in that order, out of ``rows`` rows."""
     if not len(order):
         return ids[:0], offsets[:1]

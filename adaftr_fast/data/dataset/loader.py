@@ -1,8 +1,9 @@
 """Reads a prepared folder as batches of tensors, in bounded memory.
 
-A split is read in windows of several row groups. A thread reads the next window while the batches of the current one
-are used. For training, row groups are assigned to windows at random, and the rows of a window are permuted. The order
-is a function of (seed, epoch), so a run resumes from a batch number without reading earlier windows.
+A split is read in windows of several row groups. A thread reads the next window while the batches
+of the current one are used. For training, row groups are assigned to windows at random, and the
+rows of a window are permuted. The order is a function of (seed, epoch), so a run resumes from a
+batch number without reading earlier windows.
 """
 
 from __future__ import annotations
@@ -47,11 +48,13 @@ class Split:
     Args:
         rows: source of the rows.
         chunks: chunks of ``rows`` that belong to the split, in file order; None for all.
-        funnel: tasks of which each can be positive only where the one before it is; () if there are none. None if the
-            source of the rows does not tell.
+        funnel: tasks of which each can be positive only where the one before it is; () if there are
+            none. None if the source of the rows does not tell.
     """
 
-    def __init__(self, rows: Rows, chunks: Sequence[int] | None = None, funnel: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, rows: Rows, chunks: Sequence[int] | None = None, funnel: tuple[str, ...] | None = None
+    ) -> None:
         self.rows = rows
         self.funnel = funnel
         self.chunks = list(range(len(rows.sizes)) if chunks is None else chunks)
@@ -67,8 +70,8 @@ class Split:
     def shard(self, rank: int, world_size: int) -> Split:
         """Returns the rows of one of ``world_size`` workers.
 
-        Shards are disjoint, cover all rows and differ by at most one chunk. Some are empty if there are fewer chunks
-        than workers.
+        Shards are disjoint, cover all rows and differ by at most one chunk. Some are empty if there
+        are fewer chunks than workers.
 
         Raises:
             ValueError: ``rank`` is not in [0, world_size).
@@ -98,10 +101,11 @@ class Split:
         The order is a function of (seed, epoch, window) only.
 
         Args:
-            window: approximate number of rows that are permuted together. If the split has no more rows, every order is
-                possible.
-            share: yields only one rank's rows of every batch. The rows of all ranks together are the same batches for
-                any number of ranks. Every rank decodes all rows but copies only its own.
+            window: approximate number of rows that are permuted together. If the split has no more
+                rows, every order is possible.
+            share: yields only one rank's rows of every batch. The rows of all ranks together are
+                the same batches for any number of ranks. Every rank decodes all rows but copies
+                only its own.
         """
         order = np.random.default_rng([seed, epoch]).permutation(self.chunks)
         rows = range(first_batch * batch_size, len(self) // batch_size * batch_size)
@@ -111,7 +115,9 @@ class Split:
     def _permuted(
         self, windows: list[list[int]], seed: tuple[int, int], rows: range, share: Share | None
     ) -> Iterator[Batch]:
-        """Yields the rows of each window in random order: those at the positions ``rows``, or the share of a rank."""
+        """Yields the rows of each window in random order: those at the positions ``rows``, or the
+        share of a rank.
+        """
         first = 0
         for number, window in enumerate(windows, start=1):
             size = sum(self.rows.sizes[chunk] for chunk in window)
@@ -125,14 +131,19 @@ class Split:
             first += size
 
     def _windows(self, chunks: list[int], rows: int, most: int = sys.maxsize) -> list[list[int]]:
-        """Groups adjacent chunks into windows of similar size, with at most about ``rows`` rows and ``most`` bytes."""
+        """Groups adjacent chunks into windows of similar size, with at most about ``rows`` rows and
+        ``most`` bytes.
+        """
         if not chunks:
             return []
         ends = np.cumsum([self.rows.sizes[chunk] for chunk in chunks])
         size = sum(self.rows.nbytes[chunk] for chunk in chunks)
         count = max(1, -(-int(ends[-1]) // rows), -(-size // most))
         number = (ends - 1) * count // ends[-1]  # by the last row of each chunk
-        return [[chunks[each] for each in np.flatnonzero(number == window)] for window in np.unique(number)]
+        return [
+            [chunks[each] for each in np.flatnonzero(number == window)]
+            for window in np.unique(number)
+        ]
 
 
 class PreparedData:
@@ -161,14 +172,20 @@ class PreparedData:
 
         Args:
             name: the split.
-            checked: the files of the split of which this process compares the sha256; by default all.
+            checked: the files of the split of which this process compares the sha256; by default
+                all.
 
         Raises:
-            DataError: there is no such split, or a file is unreadable or does not match the manifest.
+            DataError: there is no such split, or a file is unreadable or does not match the
+                manifest.
         """
         if name not in self.manifest.splits:
-            raise DataError(f"{self.folder}: no split {name!r}; expected one of {', '.join(self.manifest.splits)}")
+            raise DataError(
+                f"{self.folder}: no split {name!r}; expected one of "
+                f"{', '.join(self.manifest.splits)}"
+            )
         rows = read_version(
-            self.folder, lambda present: ParquetRows(self.folder, name, self.manifest, present, checked)
+            self.folder,
+            lambda present: ParquetRows(self.folder, name, self.manifest, present, checked),
         )
         return Split(rows, funnel=self.manifest.funnel)

@@ -1,4 +1,6 @@
-"""The manifest of a prepared folder, ``schema.json``: its content and the meaning of its ids, except vocabularies."""
+"""The manifest of a prepared folder, ``schema.json``: its content and the meaning of its ids,
+except vocabularies.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.stores import known_sha256, reopened
 
-FORMAT = 5  # format of prepared folders; increase it when their values change for the same schema and files
+# format of prepared folders; increase it when their values change for the same schema and files
+FORMAT = 5
 MANIFEST = "schema.json"
 
 
@@ -50,10 +53,12 @@ class SplitInfo:
 
     Attributes:
         unknown: rows per field that are missing or unknown: with id 0, or without any token.
-        outside_funnel: rows per later stage of the schema's funnel that are positive in it but not in the stage before;
-            empty without a funnel.
-        both: rows that are positive in two tasks, by the first and the second of them in the order of the tasks.
-        files: rows of each shard's file by name, in order of the rows; empty if one file has the name of the split.
+        outside_funnel: rows per later stage of the schema's funnel that are positive in it but not
+            in the stage before; empty without a funnel.
+        both: rows that are positive in two tasks, by the first and the second of them in the order
+            of the tasks.
+        files: rows of each shard's file by name, in order of the rows; empty if one file has the
+            name of the split.
     """
 
     rows: int
@@ -71,7 +76,8 @@ class ValueInfo:
     Attributes:
         distinct: number of distinct values, without missing ones.
         rare: rows, or tokens of lists, whose value is too rare for an id.
-        decimals: whether nine of ten distinct values of a categorical field are text of decimal numbers.
+        decimals: whether nine of ten distinct values of a categorical field are text of decimal
+            numbers.
     """
 
     distinct: int
@@ -84,18 +90,22 @@ class Manifest:
     """Describes a prepared folder.
 
     Attributes:
-        fingerprint: sha256 of the meaning of ids and labels. Models are interchangeable between equal fingerprints.
-        inputs: sha256 of the schema, the format and the input files. Equal inputs need not be prepared again.
+        fingerprint: sha256 of the meaning of ids and labels. Models are interchangeable between
+            equal fingerprints.
+        inputs: sha256 of the schema, the format and the input files. Equal inputs need not be
+            prepared again.
         schema: content of the schema file.
         weight: column of the sample weights; None if all are one.
         bad_rows: bad rows of text inputs; None if there were no text inputs.
         unused: rows that are in no split.
         dense: encodings of the dense fields, whose numbers are stored as they are.
-        values: the training values of each field whose values are counted; {} if the ids of another folder grow.
+        values: the training values of each field whose values are counted; {} if the ids of another
+            folder grow.
         bounds: the conditions of the splits by shares of time, by split.
-        compared: the most telling values of the columns that labels compare with text, and their rows in all files, by
-            column; empty without such columns.
-        sha256: sha256 of every file by name; that of the manifest is the one it would have without its own.
+        compared: the most telling values of the columns that labels compare with text, and their
+            rows in all files, by column; empty without such columns.
+        sha256: sha256 of every file by name; that of the manifest is the one it would have without
+            its own.
     """
 
     dataset: str
@@ -129,7 +139,9 @@ class Manifest:
 
     @property
     def funnel(self) -> tuple[str, ...]:
-        """Tasks of which each can be positive only where the one before it is; () if there are none."""
+        """Tasks of which each can be positive only where the one before it is; () if there are
+        none.
+        """
         return funnel_stages(self.schema.get("funnel"), self.tasks)
 
     def files(self, split: str) -> dict[str, int]:
@@ -144,21 +156,26 @@ class Manifest:
     def check_file(self, path: AnyPath, content: bytes | None = None) -> None:
         """Checks the sha256 of a file of the folder.
 
-        A published file is compared by its published sha256, without being read. Of another file in a store only the
-        ``content`` is compared; otherwise the manifest is, and the file's pages have checksums of their own.
+        A published file is compared by its published sha256, without being read. Of another file in
+        a store only the ``content`` is compared; otherwise the manifest is, and the file's pages
+        have checksums of their own.
 
         Args:
             content: the content, if it has been read.
 
         Raises:
-            DataError: the file cannot be read or its sha256 differs: it is damaged, or the folder was replaced after
-                this manifest was read.
+            DataError: the file cannot be read or its sha256 differs: it is damaged, or the folder
+                was replaced after this manifest was read.
         """
         with self.naming_replacement(path.parent):  # a new folder may lack the file
             with reading(path, "not readable"):
-                found = known_sha256(path) if content is None else hashlib.sha256(content).hexdigest()
+                found = (
+                    known_sha256(path) if content is None else hashlib.sha256(content).hexdigest()
+                )
             if found not in (None, self.sha256.get(path.name)):
-                raise DataError(f"{path}: damaged: its sha256 differs from the one in {MANIFEST}; prepare again")
+                raise DataError(
+                    f"{path}: damaged: its sha256 differs from the one in {MANIFEST}; prepare again"
+                )
         if found is None:
             self.check_folder(path.parent)
 
@@ -168,11 +185,15 @@ class Manifest:
         with suppress(DataError, OSError):  # it is absent, or cannot be read
             present = read_manifest(reopened(folder))
         if present != self:
-            raise DataError(f"{folder}: was replaced since it was opened; start again with the new one")
+            raise DataError(
+                f"{folder}: was replaced since it was opened; start again with the new one"
+            )
 
     @contextmanager
     def naming_replacement(self, folder: AnyPath) -> Iterator[None]:
-        """Raises the error of ``check_folder`` in place of a DataError of the block, if that is the reason."""
+        """Raises the error of ``check_folder`` in place of a DataError of the block, if that is the
+        reason.
+        """
         try:
             yield
         except DataError:
@@ -181,7 +202,9 @@ class Manifest:
 
 
 def signed(content: dict[str, Any]) -> str:
-    """Returns the text of a manifest, whose last value is the sha256 that it has with "" in its place."""
+    """Returns the text of a manifest, whose last value is the sha256 that it has with "" in its
+    place.
+    """
     content = content | {"sha256": content["sha256"] | {MANIFEST: ""}}
     before, quotes, after = f"{dumps(content, indent=2)}\n".rpartition('""')
     digest = hashlib.sha256((before + quotes + after).encode()).hexdigest()
@@ -192,15 +215,21 @@ def read_manifest(folder: AnyPath) -> Manifest:
     """Reads ``folder/schema.json``.
 
     Raises:
-        DataError: the file is missing, damaged or of another format, or names a file outside ``folder``.
+        DataError: the file is missing, damaged or of another format, or names a file outside
+            ``folder``.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise DataError(f"{folder}: not a prepared folder (no {MANIFEST}); make one with `adaftr-fast prepare`")
+        raise DataError(
+            f"{folder}: not a prepared folder (no {MANIFEST}); make one with `adaftr-fast prepare`"
+        )
     data = path.read_bytes()
     content = _parsed(path, data)
     if content["format"] != FORMAT:
-        raise DataError(f"{path}: written in format {content['format']}, this version reads {FORMAT}: prepare again")
+        raise DataError(
+            f"{path}: written in format {content['format']}, this version reads {FORMAT}: "
+            "prepare again"
+        )
     try:
         manifest = from_json(Manifest, content)
         _check_fields(manifest)
@@ -212,22 +241,37 @@ def read_manifest(folder: AnyPath) -> Manifest:
 
 
 def _check_fields(manifest: Manifest) -> None:
-    """Raises ValueError unless there are fields and tasks, and the fields are those of the schema."""
+    """Raises ValueError unless there are fields and tasks, and the fields are those of
+    the schema.
+    """
     if not manifest.fields or not manifest.tasks:
-        raise ValueError(f"expected fields and tasks, got {len(manifest.fields)} and {len(manifest.tasks)}")
+        raise ValueError(
+            f"expected fields and tasks, got {len(manifest.fields)} and {len(manifest.tasks)}"
+        )
     for field in manifest.fields:
         if not 1 <= field.num_embeddings <= MOST_IDS + 1:
             expected = f"num_embeddings of 1 to {MOST_IDS + 1}"
-            raise ValueError(f"fields: {field.name}: expected {expected}, got {field.num_embeddings}")
+            raise ValueError(
+                f"fields: {field.name}: expected {expected}, got {field.num_embeddings}"
+            )
     is_numeric = [(field.name, field.kind == "numeric") for field in manifest.parsed.fields]
-    same_dense = [field.name for field in manifest.parsed.dense] == [encoding.name for encoding in manifest.dense]
-    if is_numeric != [(field.name, field.edges is not None) for field in manifest.fields] or not same_dense:
+    same_dense = [field.name for field in manifest.parsed.dense] == [
+        encoding.name for encoding in manifest.dense
+    ]
+    if (
+        is_numeric != [(field.name, field.edges is not None) for field in manifest.fields]
+        or not same_dense
+    ):
         raise ValueError("its fields are not those of its schema")
 
 
 def _check_splits(manifest: Manifest) -> None:
-    """Raises ValueError unless there is a training split, and all splits count what the manifest has."""
-    features = [field.name for field in manifest.fields] + [encoding.name for encoding in manifest.dense]
+    """Raises ValueError unless there is a training split, and all splits count what the manifest
+    has.
+    """
+    features = [field.name for field in manifest.fields] + [
+        encoding.name for encoding in manifest.dense
+    ]
     for split, info in manifest.splits.items():
         check_name(split, "splits")
         if info.rows < 1 or not _counts_each(manifest.tasks, info.positives, info.rows):
@@ -255,7 +299,8 @@ def _check_own_sha256(data: bytes, digest: str) -> None:
 
 
 def read_manifest_json(path: AnyPath) -> dict[str, Any]:
-    """Reads a manifest of any format without checks, except for the two keys that identify a manifest.
+    """Reads a manifest of any format without checks, except for the two keys that identify a
+    manifest.
 
     Raises:
         DataError: the file is not JSON, or lacks ``format`` or ``fingerprint``.
@@ -269,23 +314,35 @@ def _parsed(path: AnyPath, data: bytes) -> dict[str, Any]:
     except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError
         raise DataError(f"{path}: not a manifest of a prepared folder: {error}") from error
     if not isinstance(content, dict) or not {"format", "fingerprint"} <= content.keys():
-        raise DataError(f"{path}: not a manifest of a prepared folder: no keys 'format' and 'fingerprint'")
+        raise DataError(
+            f"{path}: not a manifest of a prepared folder: no keys 'format' and 'fingerprint'"
+        )
     return content
 
 
 def field_info(field: Field, encoder: Encoder) -> FieldInfo:
     """Returns the manifest entry of a field."""
     edges = [float(edge) for edge in encoder.edges] if isinstance(encoder, Buckets) else None
-    return FieldInfo(field.name, field.kind, list(field.columns), encoder.num_embeddings, edges, field.tokens == "all")
+    return FieldInfo(
+        field.name,
+        field.kind,
+        list(field.columns),
+        encoder.num_embeddings,
+        edges,
+        field.tokens == "all",
+    )
 
 
 def fingerprint(
-    fields: list[FieldInfo], schema: Schema, encoders: dict[str, Encoder], dense: Sequence[NumericEncoding] = ()
+    fields: list[FieldInfo],
+    schema: Schema,
+    encoders: dict[str, Encoder],
+    dense: Sequence[NumericEncoding] = (),
 ) -> str:
     """Returns the sha256 of everything a model's weights depend on.
 
-    That are fields, edges, vocabularies in order of their ids, lengths of token lists, encodings of numbers, and
-    labels.
+    That are fields, edges, vocabularies in order of their ids, lengths of token lists, encodings of
+    numbers, and labels.
     """
     meaning = [[dataclasses.asdict(each) for each in part] for part in (fields, schema.labels)]
     meaning += [[dataclasses.asdict(each) for each in dense]] if dense else []

@@ -1,4 +1,6 @@
-"""Columns of a file as the rows of a matrix, in file order or in another. Shapes: N rows, F columns."""
+"""Columns of a file as the rows of a matrix, in file order or in another. Shapes: N rows, F
+columns.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,14 @@ from adaftr_fast._extension import place_rows
 BLOCK = 4096  # rows copied at a time by NumPy; with F columns they fit into the L2 cache
 
 
-def matrix(columns: Sequence[np.ndarray], kind: type[np.generic], order: np.ndarray | None = None) -> np.ndarray:
-    """Stacks columns [N] to a matrix [N, F]; with ``order`` [n], only these distinct rows, in that order.
+def matrix(
+    columns: Sequence[np.ndarray], kind: type[np.generic], order: np.ndarray | None = None
+) -> np.ndarray:
+    """Stacks columns [N] to a matrix [N, F]; with ``order`` [n], only these distinct rows, in that
+    order.
 
-    Rows are stacked in blocks and copied from there to their places, so that all rows are never held twice.
+    Rows are stacked in blocks and copied from there to their places, so that all rows are never
+    held twice.
 
     Raises:
         ValueError: ``order`` names a row twice.
@@ -25,8 +31,12 @@ def matrix(columns: Sequence[np.ndarray], kind: type[np.generic], order: np.ndar
     return rows if order is None else rows[:-1]
 
 
-def rows_for(order: np.ndarray | None, count: int, width: int, kind: type[np.generic]) -> np.ndarray:
-    """Returns memory for ``count`` rows in file order, or for those of ``order`` [n] and one more (``places_of``)."""
+def rows_for(
+    order: np.ndarray | None, count: int, width: int, kind: type[np.generic]
+) -> np.ndarray:
+    """Returns memory for ``count`` rows in file order, or for those of ``order`` [n] and one more
+    (``places_of``).
+    """
     return np.empty((count if order is None else len(order) + 1, width), kind)
 
 
@@ -45,13 +55,19 @@ def places_of(order: np.ndarray, count: int) -> np.ndarray:
 
 def place(columns: Sequence[np.ndarray], places: np.ndarray | None, rows: np.ndarray) -> None:
     """Writes row i of the columns to ``rows[places[i]]``, or to ``rows[i]``."""
-    if place_rows is not None and rows.itemsize == 4 and all(column.dtype == rows.dtype for column in columns):
+    if (
+        place_rows is not None
+        and rows.itemsize == 4
+        and all(column.dtype == rows.dtype for column in columns)
+    ):
         place_rows([np.ascontiguousarray(column) for column in columns], places, rows)
     else:
         place_with_numpy(columns, places, rows)
 
 
-def place_with_numpy(columns: Sequence[np.ndarray], places: np.ndarray | None, rows: np.ndarray) -> None:
+def place_with_numpy(
+    columns: Sequence[np.ndarray], places: np.ndarray | None, rows: np.ndarray
+) -> None:
     """Does the same without the C++ kernel, for columns of any type."""
     count = len(columns[0])
     if places is None:

@@ -28,19 +28,26 @@ from adaftr_fast.data.schema.types import Label, Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.stores.parquet import read_parquet
 
-GROUP = "group:id"  # column of the group number; the colon prevents a clash with field and task names
+# column of the group number; the colon prevents a clash with field and task names
+GROUP = "group:id"
 WEIGHT = "weight:value"
 TRUTH = "truth:"  # prefix of truth columns, which no model reads
 INFO = "split"  # metadata key of the file's SplitInfo
-# Every epoch decodes all rows, on cores that train. Against Zstandard and columns that may hold nulls, this takes half
-# of the time; files of 121 random fields are 16 % larger, those of the flights 15 %.
+# Every epoch decodes all rows, on cores that train. Against Zstandard and columns that may hold
+# nulls, this takes half of the time; files of 121 random fields are 16 % larger, those of the
+# flights 15 %.
 COMPRESSION = "lz4"
-ROW_GROUP_ROWS, ROW_GROUP_BYTES = 1 << 17, 32 << 20  # fixed: results depend on row groups, and on no bound of memory
+# fixed: results depend on row groups, and on no bound of memory
+ROW_GROUP_ROWS, ROW_GROUP_BYTES = 1 << 17, 32 << 20
 
 
 def split_file_name(split: str, shard: Shard) -> str:
     """Returns the file name of a split, or of one shard of it."""
-    return f"{split}.parquet" if shard.count == 1 else f"{split}-{shard.number:05d}-of-{shard.count:05d}.parquet"
+    return (
+        f"{split}.parquet"
+        if shard.count == 1
+        else f"{split}-{shard.number:05d}-of-{shard.count:05d}.parquet"
+    )
 
 
 def write_split(
@@ -53,7 +60,8 @@ def write_split(
     check: Callable[[], None],
     memory: Memory = DEFAULT,
 ) -> None:
-    """Encodes raw rows into ``path`` and stores its ``SplitInfo`` in the metadata. The file is written atomically.
+    """Encodes raw rows into ``path`` and stores its ``SplitInfo`` in the metadata. The file is
+    written atomically.
 
     Args:
         groups: groups of all rows of the split in all shards, if the schema has a group.
@@ -63,7 +71,8 @@ def write_split(
 
     Raises:
         ConfigError: rows do not fit the memory.
-        DataError: a label is not 0 or 1, a weight is negative or not finite, or a column cannot be read.
+        DataError: a label is not 0 or 1, a weight is negative or not finite, or a column cannot be
+            read.
     """
     rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
     outside = dict.fromkeys(schema.funnel[1:], 0)
@@ -73,20 +82,26 @@ def write_split(
 
     def counted() -> Iterator[pa.Table]:
         nonlocal rows
-        for encoded in ordered_map(partial(_encode, schema, encoders, groups, raw), batches, encoding, memory):
+        for encoded in ordered_map(
+            partial(_encode, schema, encoders, groups, raw), batches, encoding, memory
+        ):
             rows += len(encoded[schema.labels[0].name])
             for task in positives:
                 positives[task] += pc.sum(encoded[task]).as_py() or 0
             for before, stage in pairwise(schema.funnel):
                 outside[stage] += pc.sum(pc.greater(encoded[stage], encoded[before])).as_py() or 0
             for first, second in combinations(positives, 2):
-                both[first][second] += pc.sum(pc.bit_wise_and(encoded[first], encoded[second])).as_py() or 0
+                both[first][second] += (
+                    pc.sum(pc.bit_wise_and(encoded[first], encoded[second])).as_py() or 0
+                )
             for name in unknown:
                 unknown[name] += count_unknown(encoded[name])
             yield pa.Table.from_pydict(encoded, schema=columns)
 
     with replacing(path) as new:
-        with pq.ParquetWriter(new, columns, compression=COMPRESSION, write_page_checksum=True) as writer:
+        with pq.ParquetWriter(
+            new, columns, compression=COMPRESSION, write_page_checksum=True
+        ) as writer:
             for row_group in _row_groups(counted()):
                 writer.write_batch(row_group)
             info = SplitInfo(rows, positives, unknown, outside, both)
@@ -99,7 +114,9 @@ def split_info(path: Path) -> SplitInfo:
     return from_json(SplitInfo, loads(pq.read_metadata(path).metadata[INFO.encode()]))
 
 
-def read_split(folder: AnyPath, manifest: Manifest, split: str, columns: list[str] | None = None) -> pa.Table:
+def read_split(
+    folder: AnyPath, manifest: Manifest, split: str, columns: list[str] | None = None
+) -> pa.Table:
     """Reads a split into memory: all columns, or those of ``columns`` that it has.
 
     Raises:
@@ -114,7 +131,9 @@ def read_split(folder: AnyPath, manifest: Manifest, split: str, columns: list[st
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
-    """Yields encoded rows in row groups, which end at the same rows however the rows are divided into tables."""
+    """Yields encoded rows in row groups, which end at the same rows however the rows are divided
+    into tables.
+    """
     pending: list[pa.Table] = []
     rows = size = 0
     for table in tables:
@@ -149,7 +168,9 @@ def _row_bytes(table: pa.Table) -> np.ndarray:
 def _columns(schema: Schema) -> pa.Schema:
     many = pa.list_(pa.int32())
     types = {field.name: many if field.tokens == "all" else pa.int32() for field in schema.fields}
-    types |= {field.name: pa.float32() for field in schema.dense} | {label.name: pa.uint8() for label in schema.labels}
+    types |= {field.name: pa.float32() for field in schema.dense} | {
+        label.name: pa.uint8() for label in schema.labels
+    }
     types |= {GROUP: pa.int64()} if schema.group else {}
     types |= {WEIGHT: pa.float32()} if schema.weight else {}
     columns = [pa.field(name, kind, nullable=False) for name, kind in types.items()]
@@ -157,7 +178,11 @@ def _columns(schema: Schema) -> pa.Schema:
 
 
 def _encode(
-    schema: Schema, encoders: dict[str, Encoder], groups: Groups | None, raw: str, batch: pa.RecordBatch
+    schema: Schema,
+    encoders: dict[str, Encoder],
+    groups: Groups | None,
+    raw: str,
+    batch: pa.RecordBatch,
 ) -> dict[str, pa.Array]:
     try:
         return _encode_columns(schema, encoders, groups, batch)
@@ -176,7 +201,10 @@ def _encode_columns(
         encoded[GROUP] = groups.encode(batch[schema.group])
     if schema.weight:
         encoded[WEIGHT] = _weights(schema.weight, batch[schema.weight])
-    return encoded | {TRUTH + name: _numbers(f"truth {name}", batch[column]) for name, column in schema.truth.items()}
+    return encoded | {
+        TRUTH + name: _numbers(f"truth {name}", batch[column])
+        for name, column in schema.truth.items()
+    }
 
 
 def _weights(name: str, values: pa.Array) -> pa.Array:
@@ -200,5 +228,7 @@ def _label_values(label: Label, values: pa.Array) -> pa.Array:
     """Casts raw label values [n] to uint8 [n], 0 or 1."""
     numbers = label_numbers(values)
     if numbers.null_count:
-        raise DataError(f"label {label.name}: missing in {numbers.null_count} rows of a batch of {len(values)}")
+        raise DataError(
+            f"label {label.name}: missing in {numbers.null_count} rows of a batch of {len(values)}"
+        )
     return numbers.cast(pa.uint8())

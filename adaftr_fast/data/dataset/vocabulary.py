@@ -1,4 +1,6 @@
-"""Writes ``vocabulary.parquet``, the values behind the ids of a prepared folder, and reads the encoders back."""
+"""Writes ``vocabulary.parquet``, the values behind the ids of a prepared folder, and reads the
+encoders back.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from adaftr_fast.errors import DataError
 
 VOCABULARY = "vocabulary.parquet"
 GROUP_ROWS = 1 << 16  # many small fields share a row group
-COLUMNS = pa.schema([("field", pa.string()), ("id", pa.int32()), ("value", pa.string()), ("count", pa.int64())])
+COLUMNS = pa.schema(
+    [("field", pa.string()), ("id", pa.int32()), ("value", pa.string()), ("count", pa.int64())]
+)
 
 
 def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
@@ -50,7 +54,9 @@ def read_encoders(folder: AnyPath, manifest: Manifest) -> dict[str, Encoder]:
     with manifest.naming_replacement(folder), reading(path, "not readable"):
         content = path.read_bytes()
         manifest.check_file(path, content)
-        table = pq.read_table(pa.BufferReader(content), schema=COLUMNS, page_checksum_verification=True)
+        table = pq.read_table(
+            pa.BufferReader(content), schema=COLUMNS, page_checksum_verification=True
+        )
     known = manifest.parsed.fields
     hashed = {field.name for field in known if field.hashed}
     sharing = {field.name for field in known if field.vocabulary}
@@ -62,7 +68,9 @@ def read_encoders(folder: AnyPath, manifest: Manifest) -> dict[str, Encoder]:
         elif field.name in hashed:
             encoders[field.name] = Hashed(field.num_embeddings - 1)
         elif field.name not in sharing:
-            encoders[field.name] = _vocabulary(path, table.slice(start, field.num_embeddings - 1), field)
+            encoders[field.name] = _vocabulary(
+                path, table.slice(start, field.num_embeddings - 1), field
+            )
             start += field.num_embeddings - 1
     if start != len(table):
         raise DataError(f"{path}: expected {start} rows, as the manifest says, got {len(table)}")
@@ -75,7 +83,9 @@ def with_shared(fields: Sequence[Field], encoders: dict[str, Encoder]) -> dict[s
 
 
 def grown(known: dict[str, Encoder], newer: dict[str, Encoder]) -> dict[str, Encoder]:
-    """Returns encoders that keep the ids of ``known`` and add ids for the values that only ``newer`` has."""
+    """Returns encoders that keep the ids of ``known`` and add ids for the values that only
+    ``newer`` has.
+    """
     return {name: _grown(known[name], each) for name, each in newer.items()}
 
 
@@ -87,10 +97,14 @@ def _grown(known: Encoder, newer: Encoder) -> Encoder:
 
 
 def _vocabulary(path: AnyPath, rows: pa.Table, field: FieldInfo) -> Vocabulary:
-    rows = rows.filter(pc.equal(rows["field"], field.name))  # keeps all rows unless the file is damaged
+    # keeps all rows unless the file is damaged
+    rows = rows.filter(pc.equal(rows["field"], field.name))
     ids = rows["id"].to_numpy()
-    if len(ids) != field.num_embeddings - 1 or not np.array_equal(ids, np.arange(1, field.num_embeddings)):
+    if len(ids) != field.num_embeddings - 1 or not np.array_equal(
+        ids, np.arange(1, field.num_embeddings)
+    ):
         raise DataError(
-            f"{path}: field {field.name}: expected ids 1 to {field.num_embeddings - 1}, got {len(ids)} rows"
+            f"{path}: field {field.name}: expected ids 1 to {field.num_embeddings - 1}, got "
+            f"{len(ids)} rows"
         )
     return Vocabulary(one_array(rows["value"]), one_array(rows["count"]))

@@ -1,4 +1,5 @@
-"""The canonical form of values: one value is the same, whatever type carries it and whatever program wrote it.
+"""The canonical form of values: one value is the same, whatever type carries it and whatever
+program wrote it.
 
 Training, scoring, splits by hash and groups read values through this module. Shapes: n values.
 """
@@ -16,18 +17,21 @@ from adaftr_fast.data.encode.written import holds_text, without_empty
 TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 WORDS = pa.array([*TRUE, *FALSE])  # how programs write booleans as text
 WORD_VALUES = pa.array(["1"] * len(TRUE) + ["0"] * len(FALSE))
-WHOLE = r"^(?:-?(0)|(-?[1-9][0-9]*))\.0+$"  # "1000.0", as programs write integers that are floats or decimals
-POWER = r"^-?[1-9](\.[0-9]+)?e(\+[1-9]|-[0-9])[0-9]$"  # "2.0000000004e+10" or "2e-07", as programs write floats
+# "1000.0", as programs write integers that are floats or decimals
+WHOLE = r"^(?:-?(0)|(-?[1-9][0-9]*))\.0+$"
+# "2.0000000004e+10" or "2e-07", as programs write floats
+POWER = r"^-?[1-9](\.[0-9]+)?e(\+[1-9]|-[0-9])[0-9]$"
 INT64_END = 2.0**63
 
 
 def canonical_values(values: pa.Array) -> pa.Array:
-    """Returns discrete values [n] in their canonical form: int64 if all are integers that fit, else text.
+    """Returns discrete values [n] in their canonical form: int64 if all are integers that fit, else
+    text.
 
-    - A number has one form in every type. Floats and decimals that are whole are integers. Other floats are their
-      shortest text; other decimals are that of the nearest float64.
-    - Text that programs write for a float is that float: "1000.0", "2.0000000004e+10" and "2e-07", but neither "007"
-      nor "1e5".
+    - A number has one form in every type. Floats and decimals that are whole are integers. Other
+      floats are their shortest text; other decimals are that of the nearest float64.
+    - Text that programs write for a float is that float: "1000.0", "2.0000000004e+10" and "2e-07",
+      but neither "007" nor "1e5".
     - Booleans, and the texts true, True and TRUE, false, False and FALSE, are 1 and 0.
     - NaN and empty text are missing.
 
@@ -93,7 +97,10 @@ def _canonical_decimals(values: pa.Array) -> pa.Array:
     text = values.cast(pa.string())
     is_whole = pc.match_substring_regex(text, r"^-?[0-9]+(\.0*)?$")
     fractions = pc.if_else(is_whole, None, text).cast(pa.float64())
-    return pc.coalesce(_canonical_floats(fractions).cast(pa.string()), pc.replace_substring_regex(text, r"\.0*$", ""))
+    return pc.coalesce(
+        _canonical_floats(fractions).cast(pa.string()),
+        pc.replace_substring_regex(text, r"\.0*$", ""),
+    )
 
 
 def _canonical_text(text: pa.Array) -> pa.Array:
@@ -111,9 +118,11 @@ def _canonical_text(text: pa.Array) -> pa.Array:
 
 
 def _may_differ(text: pa.Array) -> np.ndarray:
-    """Returns where the length or the last bytes of text [n] allow another canonical form, bool [n].
+    """Returns where the length or the last bytes of text [n] allow another canonical form, bool
+    [n].
 
-    Nearly all text stays as it is, and regular expressions would take three times as long as counting the values.
+    Nearly all text stays as it is, and regular expressions would take three times as long as
+    counting the values.
     """
     _, offsets, data = text.buffers()
     ends = np.frombuffer(offsets, np.int32)[text.offset : text.offset + len(text) + 1]

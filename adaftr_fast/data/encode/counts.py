@@ -1,4 +1,6 @@
-"""Counts distinct values over a stream of batches. Vocabularies and quantiles are computed from the counts."""
+"""Counts distinct values over a stream of batches. Vocabularies and quantiles are computed from the
+counts.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-COMPACT_ROWS = 1 << 16  # rows of unmerged counts, beside as many as there are merged ones, before they are merged
+# rows of unmerged counts, beside as many as there are merged ones, before they are merged
+COMPACT_ROWS = 1 << 16
 
 
 class ValueCounts:
     """Counts of the distinct values of one column, without missing values.
 
-    Counts of disjoint subsets of the rows can be merged. Values become text once a subset has text: uint64 is int64 or
-    text, depending on its values.
+    Counts of disjoint subsets of the rows can be merged. Values become text once a subset has text:
+    uint64 is int64 or text, depending on its values.
     """
 
     def __init__(self, kind: pa.DataType) -> None:
@@ -35,19 +38,25 @@ class ValueCounts:
             self._append(table)
 
     def table(self) -> pa.Table:
-        """Returns columns ``value`` and ``count`` (int64), one row per distinct value, in ascending order of value."""
+        """Returns columns ``value`` and ``count`` (int64), one row per distinct value, in ascending
+        order of value.
+        """
         self._compact()
         return self._tables[0].sort_by("value")
 
     def quantiles(self, buckets: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the distinct values in ascending order, and those at which ``buckets - 1`` quantiles lie."""
+        """Returns the distinct values in ascending order, and those at which ``buckets - 1``
+        quantiles lie.
+        """
         table = self.table()
         values = table["value"].to_numpy()
         cumulative = np.cumsum(table["count"].to_numpy())
         return values, values[quantile_positions(cumulative, buckets)] if len(values) else values
 
     def write(self, file: BinaryIO) -> None:
-        """Appends the table to a file as an Arrow stream. A file holds the counts of any number of columns."""
+        """Appends the table to a file as an Arrow stream. A file holds the counts of any number of
+        columns.
+        """
         table = self.table()
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         with pa.ipc.new_stream(file, table.schema, options=options) as stream:
@@ -77,7 +86,9 @@ class ValueCounts:
         if len(self._tables) == 1:
             return  # every table has distinct values
         empty = pa.table({"value": pa.array([], self._kind), "count": pa.array([], pa.int64())})
-        summed = pa.concat_tables([empty, *self._tables]).group_by("value").aggregate([("count", "sum")])
+        summed = (
+            pa.concat_tables([empty, *self._tables]).group_by("value").aggregate([("count", "sum")])
+        )
         self._tables = [pa.table({"value": summed["value"], "count": summed["count_sum"]})]
 
 
@@ -95,8 +106,9 @@ def quantile_positions(cumulative: np.ndarray, buckets: int) -> np.ndarray:
     if buckets <= len(cumulative):
         targets = total * (np.arange(1, buckets) / buckets)
         return np.unique(np.searchsorted(cumulative, targets))
-    # With more buckets than values, ask of each value whether one of the targets in its interval exists. Memory does
-    # not depend on ``buckets``: the targets next to the ends and the middle of the interval tell.
+    # With more buckets than values, ask of each value whether one of the targets in its interval
+    # exists. Memory does not depend on ``buckets``: the targets next to the ends and the middle of
+    # the interval tell.
     below = np.concatenate([[0], cumulative[:-1]])
     found = np.zeros(len(cumulative), bool)
     for place in (below, (below + cumulative) / 2, cumulative):

@@ -1,4 +1,6 @@
-"""Encodes raw columns as embedding ids. Id 0 means unknown or missing in every field; training values start at 1."""
+"""Encodes raw columns as embedding ids. Id 0 means unknown or missing in every field; training
+values start at 1.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ CROSS_SEPARATOR = "\x1f"  # ASCII unit separator: not in real values, so crosses
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids of known values, most frequent first (ties by value), so that frequently used embedding rows are adjacent."""
+    """Ids of known values, most frequent first (ties by value), so that frequently used embedding
+    rows are adjacent.
+    """
 
     values: pa.Array
     counts: pa.Array
@@ -46,12 +50,15 @@ class Vocabulary:
         return len(self.values) + 1
 
     def encode(self, values: pa.Array) -> pa.Array:
-        """Encodes integers or text [n] as int32 ids [n]. A number and its text are the same value."""
+        """Encodes integers or text [n] as int32 ids [n]. A number and its text are the
+        same value.
+        """
         known = self._integers if pa.types.is_integer(values.type) else self._text
         values = values.cast(known.type)
         if pa.types.is_integer(known.type) and len(values) * SEARCH_RATIO < len(known):
             return self._encode_by_search(values)
-        found = pc.index_in(values, value_set=known, skip_nulls=True)  # hashes all known values on every call
+        # hashes all known values on every call
+        found = pc.index_in(values, value_set=known, skip_nulls=True)
         return pc.add(pc.fill_null(found, -1), pa.scalar(1, pa.int32()))
 
     def _encode_by_search(self, values: pa.Array) -> pa.Array:
@@ -70,11 +77,15 @@ class Vocabulary:
         return known[order], order.astype(np.int32) + 1
 
     def grown(self, newer: Vocabulary) -> Vocabulary:
-        """Returns a vocabulary with the values of ``newer`` added. Known values keep their ids; counts are summed."""
+        """Returns a vocabulary with the values of ``newer`` added. Known values keep their ids;
+        counts are summed.
+        """
         added = pc.fill_null(newer.counts.take(pc.index_in(self._text, value_set=newer._text)), 0)
         is_new = pc.invert(pc.is_in(newer._text, value_set=self._text))
         values = pa.concat_arrays([self._text, newer._text.filter(is_new)])
-        return Vocabulary(values, pa.concat_arrays([pc.add(self.counts, added), newer.counts.filter(is_new)]))
+        return Vocabulary(
+            values, pa.concat_arrays([pc.add(self.counts, added), newer.counts.filter(is_new)])
+        )
 
     @cached_property
     def _text(self) -> pa.Array:
@@ -94,8 +105,9 @@ class Vocabulary:
 class Buckets:
     """Ids of intervals ``(edges[k-1], edges[k]]`` between training quantiles.
 
-    An edge is a training value and belongs to the interval below it. Equal quantiles are merged into one edge, so the
-    smallest value has a bucket of its own if it fills several quantiles (93 % zeros of a rain gauge).
+    An edge is a training value and belongs to the interval below it. Equal quantiles are merged
+    into one edge, so the smallest value has a bucket of its own if it fills several quantiles (93 %
+    zeros of a rain gauge).
     """
 
     edges: np.ndarray  # float64, ascending
@@ -116,13 +128,20 @@ class Buckets:
 
     def encode(self, values: pa.Array) -> pa.Array:
         """Encodes float64 values [n] as int32 ids [n]."""
-        ids = np.searchsorted(self.edges, values.fill_null(0.0).to_numpy(), side="left").astype(np.int32) + 1
+        ids = (
+            np.searchsorted(self.edges, values.fill_null(0.0).to_numpy(), side="left").astype(
+                np.int32
+            )
+            + 1
+        )
         return pc.if_else(values.is_valid(), pa.array(ids, pa.int32()), pa.scalar(0, pa.int32()))
 
 
 @dataclass(frozen=True)
 class Hashed:
-    """Hashing trick: ids 1 ... ``ids`` by a hash of the value's text, the same for every data set. Ids may collide."""
+    """Hashing trick: ids 1 ... ``ids`` by a hash of the value's text, the same for every data set.
+    Ids may collide.
+    """
 
     ids: int
 
@@ -141,7 +160,9 @@ Encoder = Vocabulary | Buckets | Hashed
 
 
 class Statistics(Protocol):
-    """Statistics of a field's training values: counts of each value, or the moments of a dense field."""
+    """Statistics of a field's training values: counts of each value, or the moments of a dense
+    field.
+    """
 
     def merge(self, other: Self) -> None:
         """Adds the statistics of another subset of the rows."""
@@ -153,7 +174,8 @@ class Statistics(Protocol):
 def count_values(
     fields: Iterable[Field], batches: Iterable[pa.RecordBatch], memory: Memory = DEFAULT
 ) -> dict[str, Statistics]:
-    """Counts the values of every field that needs counts: moments of dense fields. Returns {} if there are no rows.
+    """Counts the values of every field that needs counts: moments of dense fields. Returns {} if
+    there are no rows.
 
     Memory grows with the number of distinct values, not with the number of rows.
 
@@ -187,7 +209,9 @@ def _count(field: Field, batch: pa.RecordBatch) -> Statistics:
 
 
 def fit_encoder(field: Field, counts: ValueCounts | None) -> Encoder:
-    """Fits the vocabulary or the buckets of a field to its training values. A hashed field needs no counts (None)."""
+    """Fits the vocabulary or the buckets of a field to its training values. A hashed field needs no
+    counts (None).
+    """
     if field.hashed:
         return Hashed(field.hashed)
     assert counts is not None  # only a hashed field has none
@@ -196,7 +220,9 @@ def fit_encoder(field: Field, counts: ValueCounts | None) -> Encoder:
     return Vocabulary.fit(counts, field.min_count)
 
 
-def encode_features(schema: Schema, encoders: Mapping[str, Encoder], batch: pa.RecordBatch) -> dict[str, pa.Array]:
+def encode_features(
+    schema: Schema, encoders: Mapping[str, Encoder], batch: pa.RecordBatch
+) -> dict[str, pa.Array]:
     """Encodes rows: ``encode_field`` by name, then the numbers [n] of dense fields.
 
     Raises:
@@ -212,12 +238,15 @@ def encode_features(schema: Schema, encoders: Mapping[str, Encoder], batch: pa.R
 
 
 def count_unknown(ids: pa.Array) -> int:
-    """Counts the encoded rows of a field with id 0, with a list of no other id, or with NaN for a number."""
+    """Counts the encoded rows of a field with id 0, with a list of no other id, or with NaN for a
+    number.
+    """
     if pa.types.is_floating(ids.type):
         return int(np.isnan(ids.to_numpy()).sum())
     if not pa.types.is_list(ids.type):
         return len(ids) - int(np.count_nonzero(ids.to_numpy()))
-    known = np.append(0, np.cumsum(ids.values.to_numpy() > 0))[ids.offsets.to_numpy()]  # known ids before each list
+    # known ids before each list
+    known = np.append(0, np.cumsum(ids.values.to_numpy() > 0))[ids.offsets.to_numpy()]
     return len(ids) - int(np.count_nonzero(np.diff(known)))
 
 
@@ -234,10 +263,11 @@ def encode_field(field: Field, encoder: Encoder, batch: pa.RecordBatch) -> pa.Ar
 
 
 def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
-    """Returns the raw values of a field [n]: float64 (numeric), int64 or string, or lists of these. NaN becomes null.
+    """Returns the raw values of a field [n]: float64 (numeric), int64 or string, or lists of these.
+    NaN becomes null.
 
-    Those of a dense field are float32, with NaN for missing and infinite numbers. Finite ones beyond the range of
-    float32 become its ends.
+    Those of a dense field are float32, with NaN for missing and infinite numbers. Finite ones
+    beyond the range of float32 become its ends.
 
     Raises:
         DataError: a column cannot be read as the schema says.
@@ -257,10 +287,15 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
         texts = [canonical_text(batch[column]) for column in field.columns]
         return pc.binary_join_element_wise(*texts, CROSS_SEPARATOR)
     except pa.ArrowException as error:
-        kinds = ", ".join(f"{column} ({batch.schema.field(column).type})" for column in field.columns)
+        kinds = ", ".join(
+            f"{column} ({batch.schema.field(column).type})" for column in field.columns
+        )
         problem = f"field {field.name}: cannot read {kinds} as {field.kind}: {error}"
         if any(holds_text(batch.schema.field(column).type) for column in field.columns):
-            problem += "; --null (in Python null=) names words for missing, and a schema can make it categorical"
+            problem += (
+                "; --null (in Python null=) names words for missing, and a schema can make it "
+                "categorical"
+            )
         raise DataError(problem) from error
 
 
@@ -285,11 +320,15 @@ def _token_lists(values: pa.Array, field: Field) -> pa.Array:
 
 
 def _select_tokens(lists: pa.Array, which: Literal["last", "all"], length: int | None) -> pa.Array:
-    """Returns the last ``length`` tokens of each list [n], all for None; or the last one, null if the list is empty."""
+    """Returns the last ``length`` tokens of each list [n], all for None; or the last one, null if
+    the list is empty.
+    """
     if which == "all":
         lists = lists if length is None else _last_tokens(lists, length)
         return pa.ListArray.from_arrays(lists.offsets, canonical_values(lists.values))
-    last = pc.if_else(pc.greater(pc.list_value_length(lists), 0), pc.subtract(lists.offsets.slice(1), 1), None)
+    last = pc.if_else(
+        pc.greater(pc.list_value_length(lists), 0), pc.subtract(lists.offsets.slice(1), 1), None
+    )
     return canonical_values(lists.values.take(last))
 
 
@@ -299,7 +338,9 @@ def _last_tokens(lists: pa.Array, length: int) -> pa.Array:
     counts = np.minimum(np.diff(offsets), length)
     ends = np.cumsum(counts)
     kept = np.repeat(offsets[1:] - ends, counts) + np.arange(ends[-1] if len(ends) else 0)
-    return pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), lists.values.take(pa.array(kept)))
+    return pa.ListArray.from_arrays(
+        pa.array(np.append(0, ends), pa.int32()), lists.values.take(pa.array(kept))
+    )
 
 
 def _float32(values: pa.Array) -> pa.Array:
@@ -311,4 +352,8 @@ def _float32(values: pa.Array) -> pa.Array:
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
     """Returns the column as one array."""
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([*column.chunks, pa.array([], column.type)])
+    return (
+        column.chunk(0)
+        if column.num_chunks == 1
+        else pa.concat_arrays([*column.chunks, pa.array([], column.type)])
+    )

@@ -50,13 +50,16 @@ class Groups:
 
     def write(self, path: Path) -> None:
         """Writes the groups to a parquet file."""
-        pq.write_table(pa.table({"group": self.values}), path, compression="lz4", write_page_checksum=True)
+        pq.write_table(
+            pa.table({"group": self.values}), path, compression="lz4", write_page_checksum=True
+        )
 
     @classmethod
     def read(cls, name: str, paths: Iterable[Path]) -> Groups:
         """Reads the groups of consecutive subsets of the rows, one file each."""
         columns = (
-            pq.ParquetFile(path, page_checksum_verification=True).read()["group"].combine_chunks() for path in paths
+            pq.ParquetFile(path, page_checksum_verification=True).read()["group"].combine_chunks()
+            for path in paths
         )
         return cls.from_columns(name, (column for column in columns if len(column)))
 
@@ -70,4 +73,6 @@ def _canonical(name: str, values: pa.Array) -> pa.Array:
         always_fits = pa.types.is_integer(values.type) and not pa.types.is_uint64(values.type)
         return canonical_values(values) if always_fits else canonical_text(values)
     except pa.ArrowException as error:
-        raise DataError(f"group {name}: expected text or numbers, got values of type {values.type}") from error
+        raise DataError(
+            f"group {name}: expected text or numbers, got values of type {values.type}"
+        ) from error

@@ -24,7 +24,8 @@ BITS = 24  # of the mantissa of a float32 number; a square has twice as many
 
 @dataclass
 class Moments:
-    """Count, sums and range of the numbers x of a dense field, or of u if the encoding is ``log`` (NumericEncoding).
+    """Count, sums and range of the numbers x of a dense field, or of u if the encoding is ``log``
+    (NumericEncoding).
 
     Attributes:
         count: rows with a number.
@@ -33,7 +34,8 @@ class Moments:
         squares: sum of their squares.
         low: the smallest number; inf without numbers.
         high: the largest number; -inf without numbers.
-        values: counts of the distinct numbers, for the quantiles of ``piecewise``; None for other encodings.
+        values: counts of the distinct numbers, for the quantiles of ``piecewise``; None for other
+            encodings.
     """
 
     count: int
@@ -50,12 +52,18 @@ class Moments:
         present = numbers.filter(pa.array(~np.isnan(numbers.to_numpy())))
         x = present.to_numpy().astype(np.float64)
         # u is float32, as the model computes it, so the squares are exact in float64.
-        u = (np.sign(x) * np.log1p(np.abs(x))).astype(np.float32).astype(np.float64) if encoding == "log" else x
+        u = (
+            (np.sign(x) * np.log1p(np.abs(x))).astype(np.float32).astype(np.float64)
+            if encoding == "log"
+            else x
+        )
         values = ValueCounts(numbers.type) if encoding == "piecewise" else None
         if values is not None:
             values.update(present)
         low, high = float(u.min(initial=np.inf)), float(u.max(initial=-np.inf))
-        return cls(len(u), len(numbers) - len(u), _exact_sum(u), _exact_sum(u * u), low, high, values)
+        return cls(
+            len(u), len(numbers) - len(u), _exact_sum(u), _exact_sum(u * u), low, high, values
+        )
 
     def merge(self, other: Self) -> None:
         """Adds the moments of another subset of the rows."""
@@ -69,9 +77,16 @@ class Moments:
             self.values.merge(other.values)
 
     def write(self, file: BinaryIO) -> None:
-        """Appends the moments to a file of counts as an Arrow stream, and ``values`` as the next one."""
+        """Appends the moments to a file of counts as an Arrow stream, and ``values`` as the next
+        one.
+        """
         sums = {"total": str(self.total), "squares": str(self.squares)}
-        row = {"count": self.count, "missing": self.missing, "low": self.low, "high": self.high} | sums
+        row = {
+            "count": self.count,
+            "missing": self.missing,
+            "low": self.low,
+            "high": self.high,
+        } | sums
         table = pa.Table.from_pylist([row])
         with pa.ipc.new_stream(file, table.schema) as stream:
             stream.write_table(table)
@@ -95,7 +110,9 @@ class Moments:
 
 
 def _exact_sum(numbers: np.ndarray) -> Fraction:
-    """Returns the sum of float64 numbers [n] with at most 2 BITS bits each, exact for n <= 2^(53 - BITS)."""
+    """Returns the sum of float64 numbers [n] with at most 2 BITS bits each, exact for n <= 2^(53 -
+    BITS).
+    """
     if not len(numbers):
         return Fraction(0)
     mantissas, exponents = np.frexp(numbers)
@@ -105,7 +122,8 @@ def _exact_sum(numbers: np.ndarray) -> Fraction:
     upper = np.floor(scaled)
     lower = np.ldexp(scaled - upper, BITS)
     total = 0
-    for part, shift in ((upper, BITS), (lower, 0)):  # sums of integers below 2^53, which float64 adds exactly
+    # sums of integers below 2^53, which float64 adds exactly
+    for part, shift in ((upper, BITS), (lower, 0)):
         for place, each in enumerate(np.bincount(places, part).tolist()):
             total += int(each) << (place + shift)
     return total * Fraction(2) ** (lowest - 2 * BITS)
@@ -121,20 +139,30 @@ def fit_dense(field: Field, moments: Moments) -> NumericEncoding:
         DataError: all values are missing.
     """
     if not moments.count:
-        raise DataError(f"field {field.name}: expected numbers in the training split, got missing values only")
+        raise DataError(
+            f"field {field.name}: expected numbers in the training split, got missing values only"
+        )
     assert field.encoding is not None  # a dense field has one
     average = moments.total / moments.count
-    std = math.sqrt(moments.squares / moments.count - average**2)  # exact below the root, so nothing cancels
-    # The model computes in float32, in which it subtracts the same mean from the ends as from the other values.
+    # exact below the root, so nothing cancels
+    std = math.sqrt(moments.squares / moments.count - average**2)
+    # The model computes in float32, in which it subtracts the same mean from the ends as from the
+    # other values.
     low, high = moments.low, moments.high
     mean = float(np.float32(np.clip(float(average), low, high)))
     std = 1.0 if low == high else max(float(np.float32(std)), SMALLEST)
     edges = [] if moments.values is None else _edges(moments.values, field.buckets)
-    return NumericEncoding(field.name, field.encoding, mean, std, low, high, edges, moments.missing > 0)
+    return NumericEncoding(
+        field.name, field.encoding, mean, std, low, high, edges, moments.missing > 0
+    )
 
 
 def _edges(counts: ValueCounts, bins: int) -> list[float]:
-    """Returns the smallest value, the quantiles and the largest value, each once, for at most ``bins`` bins."""
+    """Returns the smallest value, the quantiles and the largest value, each once, for at most
+    ``bins`` bins.
+    """
     values, inner = counts.quantiles(bins)
-    edges: list[float] = np.unique(np.concatenate([values[:1], inner, values[-1:]])).astype(np.float64).tolist()
+    edges: list[float] = (
+        np.unique(np.concatenate([values[:1], inner, values[-1:]])).astype(np.float64).tolist()
+    )
     return edges if len(edges) > 1 else []

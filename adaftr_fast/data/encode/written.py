@@ -1,6 +1,8 @@
-"""Reads values that are written as text: words for a missing value, marks of numbers, words of labels, forms of times.
+"""Reads values that are written as text: words for a missing value, marks of numbers, words of
+labels, forms of times.
 
-Training and scoring read columns of text through this module, from files and from memory. Shapes: n values.
+Training and scoring read columns of text through this module, from files and from memory. Shapes: n
+values.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from adaftr_fast.data.schema.types import Schema, TextFormat
 Tabular = TypeVar("Tabular", pa.Table, pa.RecordBatch)
 SHOWN_LABELS = 10  # distinct values of a label, of those that are none, that errors show
 NUMBERS = pa.array([0.0, 1.0])
-LABEL_WORDS = pa.array(["0", "1", "false", "true", "f", "t", "no", "yes", "n", "y"])  # negative and positive in turn
+# negative and positive in turn
+LABEL_WORDS = pa.array(["0", "1", "false", "true", "f", "t", "no", "yes", "n", "y"])
 LABEL_VALUES = pa.array([0.0, 1.0] * (len(LABEL_WORDS) // 2))
 LABEL_NUMBER = r"^\+?0*([01])(?:\.0*)?$"  # "1.0", as programs write integers that are floats
 
@@ -25,7 +28,9 @@ LABEL_NUMBER = r"^\+?0*([01])(?:\.0*)?$"  # "1.0", as programs write integers th
 def holds_text(kind: pa.DataType) -> bool:
     """Returns whether values of a type are text."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def rewrites(form: TextFormat) -> bool:
@@ -34,7 +39,8 @@ def rewrites(form: TextFormat) -> bool:
 
 
 def as_written(schema: Schema, rows: Tabular) -> Tabular:
-    """Returns rows whose columns of text have null for words that mean missing, and whose numbers are no text.
+    """Returns rows whose columns of text have null for words that mean missing, and whose numbers
+    are no text.
 
     Nor are the times that conditions compare. Rows that were read so already stay as they are.
 
@@ -45,7 +51,9 @@ def as_written(schema: Schema, rows: Tabular) -> Tabular:
     if not rewrites(form):
         return rows
     numbers = {*schema.numbers()}
-    temporal = {name: kind for name, kind in column_types(schema).items() if pa.types.is_temporal(kind)}
+    temporal = {
+        name: kind for name, kind in column_types(schema).items() if pa.types.is_temporal(kind)
+    }
     for place, field in enumerate(rows.schema):
         if holds_text(field.type):
             values = without_words(rows.column(place).cast(pa.string()), form)
@@ -61,7 +69,9 @@ def without_words(values: pa.Array, form: TextFormat) -> pa.Array:
     """Returns text [n] with null for the words that mean missing."""
     if not form.null:
         return values
-    return pc.if_else(pc.is_in(values, value_set=pa.array(form.null)), pa.scalar(None, pa.string()), values)
+    return pc.if_else(
+        pc.is_in(values, value_set=pa.array(form.null)), pa.scalar(None, pa.string()), values
+    )
 
 
 def without_empty(values: pa.Array) -> pa.Array:
@@ -83,7 +93,8 @@ def plain_numbers(values: pa.Array, form: TextFormat) -> pa.Array:
         )
         values = pc.if_else(grouped, pc.replace_substring(values, form.thousands, ""), values)
     if form.decimal != ".":
-        values = pc.replace_substring(values, ".", " ")  # in "1.5", which is no number here, nor is "1 5"
+        # in "1.5", which is no number here, nor is "1 5"
+        values = pc.replace_substring(values, ".", " ")
         values = pc.replace_substring(values, form.decimal, ".")
     return values
 
@@ -96,7 +107,8 @@ def _read_numbers(name: str, values: pa.Array, form: TextFormat) -> pa.Array:
 
 
 def label_numbers(values: pa.Array) -> pa.Array:
-    """Returns labels [n] as float64 [n], 0 or 1 for the words of ``LABEL_WORDS`` in any case; else null.
+    """Returns labels [n] as float64 [n], 0 or 1 for the words of ``LABEL_WORDS`` in any case; else
+    null.
 
     Raises:
         pa.ArrowException: the values are neither numbers, booleans nor text.
@@ -108,7 +120,9 @@ def label_numbers(values: pa.Array) -> pa.Array:
 
 
 def is_label(column: str, kind: pa.DataType) -> pc.Expression:
-    """Returns the expression of whether ``label_numbers`` reads a column of a type; null where it is missing."""
+    """Returns the expression of whether ``label_numbers`` reads a column of a type; null where it
+    is missing.
+    """
     values = pc.field(column)
     if pa.types.is_temporal(kind) or pa.types.is_nested(kind):
         raise pa.ArrowTypeError(f"label {column}: expected 0 or 1, got values of type {kind}")
@@ -130,9 +144,13 @@ def times(values: pa.Array, form: TextFormat, kind: pa.DataType) -> pa.Array:
 
 
 def read_times(name: str, values: pa.Array, form: TextFormat, kind: pa.DataType) -> pa.Array:
-    """Returns a column of text [n] as times of a type. Raises pa.ArrowInvalid if none of the forms fits a value."""
+    """Returns a column of text [n] as times of a type. Raises pa.ArrowInvalid if none of the forms
+    fits a value.
+    """
     read = times(values, form, kind)
     if read.null_count > values.null_count:
         wrong = values.filter(read.is_null()).drop_null()[0].as_py()
-        raise pa.ArrowInvalid(f"{name}: none of the forms of dates, {', '.join(form.dates)}, fits {wrong!r}")
+        raise pa.ArrowInvalid(
+            f"{name}: none of the forms of dates, {', '.join(form.dates)}, fits {wrong!r}"
+        )
     return read

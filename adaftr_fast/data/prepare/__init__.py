@@ -1,1 +1,3 @@
-"""Turns raw logs into prepared folders: the run, its steps, what merges their results, the work folder."""
+"""Turns raw logs into prepared folders: the run, its steps, what merges their results, the work
+folder.
+"""

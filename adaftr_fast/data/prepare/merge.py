@@ -1,4 +1,6 @@
-"""Merges the results of all shards after a step: staged text, vocabulary and groups, the manifest."""
+"""Merges the results of all shards after a step: staged text, vocabulary and groups,
+the manifest.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,14 @@ import pyarrow.compute as pc
 
 from adaftr_fast._files import replacing, sha256
 from adaftr_fast._json import dumps, from_json
-from adaftr_fast.data.dataset.manifest import FORMAT, Manifest, SplitInfo, ValueInfo, field_info, fingerprint
+from adaftr_fast.data.dataset.manifest import (
+    FORMAT,
+    Manifest,
+    SplitInfo,
+    ValueInfo,
+    field_info,
+    fingerprint,
+)
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, grown, with_shared, write_vocabulary
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import Encoder, fit_encoder
@@ -46,7 +55,9 @@ class PreparedIds:
     dense: list[NumericEncoding]
 
 
-def merge_read(job: Job, texts: list[TextInput], shards: Sequence[tuple[Shard, Any]]) -> dict[str, Any]:
+def merge_read(
+    job: Job, texts: list[TextInput], shards: Sequence[tuple[Shard, Any]]
+) -> dict[str, Any]:
     """Returns the number of blocks of each text file, and their bad rows.
 
     Args:
@@ -69,7 +80,11 @@ def merge_read(job: Job, texts: list[TextInput], shards: Sequence[tuple[Shard, A
 
 
 def merge_counted(
-    job: Job, known: PreparedIds | None, bad_rows: BadRows | None, inputs: str, shards: Sequence[tuple[Shard, Any]]
+    job: Job,
+    known: PreparedIds | None,
+    bad_rows: BadRows | None,
+    inputs: str,
+    shards: Sequence[tuple[Shard, Any]],
 ) -> Manifest:
     """Writes the vocabulary and the groups of all shards. Returns the manifest without splits.
 
@@ -79,7 +94,9 @@ def merge_counted(
         inputs: ``inputs_digest``.
         shards: the shards with their results of ``count``.
     """
-    bad_rows = _with_unlabelled(bad_rows, [from_json(BadRows, each["unlabelled"]) for _, each in shards])
+    bad_rows = _with_unlabelled(
+        bad_rows, [from_json(BadRows, each["unlabelled"]) for _, each in shards]
+    )
     bad_rows.check(job.tolerance)
     _merge_groups(job, [shard for shard, _ in shards])
     with ExitStack() as stack:
@@ -91,10 +108,17 @@ def merge_counted(
         for field in job.schema.fields:
             if field.counted:
                 counts = ValueCounts.read(_some(job.schema, files))
-                encoders[field.name], values[field.name] = fit_encoder(field, counts), _value_info(field, counts)
+                encoders[field.name], values[field.name] = (
+                    fit_encoder(field, counts),
+                    _value_info(field, counts),
+                )
             elif field.hashed:
                 encoders[field.name] = fit_encoder(field, None)
-        dense = [] if known else [_fit_dense(field, _some(job.schema, files)) for field in job.schema.dense]
+        dense = (
+            []
+            if known
+            else [_fit_dense(field, _some(job.schema, files)) for field in job.schema.dense]
+        )
     if known is not None:
         encoders, dense = grown(known.encoders, encoders), known.dense
     with replacing(job.work.prepared / VOCABULARY) as new:
@@ -118,19 +142,27 @@ def merge_counted(
         unused=sum((from_json(Unused, each["unused"]) for _, each in shards), Unused()),
         dense=dense,
         values={} if known else values,
-        bounds={name: shown_condition(rule.where) for name, rule in schema.split.items() if rule.time and rule.where},
+        bounds={
+            name: shown_condition(rule.where)
+            for name, rule in schema.split.items()
+            if rule.time and rule.where
+        },
         compared=most_telling(schema, compared),
         sha256={VOCABULARY: sha256(job.work.prepared / VOCABULARY)},
     )
 
 
 def _with_unlabelled(text: BadRows | None, unlabelled: Sequence[BadRows]) -> BadRows:
-    """Returns the bad rows of text and, among those that were read from all inputs, the rows that lack a label."""
+    """Returns the bad rows of text and, among those that were read from all inputs, the rows that
+    lack a label.
+    """
     text, found = text or BadRows(), sum(unlabelled, BadRows())
     return text + replace(found, rows=max(0, found.rows - (text.rows - text.bad)))
 
 
-def merge_encoded(work: WorkFiles, manifest: Manifest, shards: Sequence[tuple[Shard, Any]]) -> dict[str, str]:
+def merge_encoded(
+    work: WorkFiles, manifest: Manifest, shards: Sequence[tuple[Shard, Any]]
+) -> dict[str, str]:
     """Moves the files of all shards to the prepared folder, and writes the manifest, its last file.
 
     Running it again after an interruption is harmless.
@@ -169,8 +201,12 @@ def merge_encoded(work: WorkFiles, manifest: Manifest, shards: Sequence[tuple[Sh
 
 
 def inputs_digest(schema: Schema, known: PreparedIds | None, digests: dict[str, str]) -> str:
-    """Returns the sha256 of the schema, the ids to grow and the digests of all input files in order of their index."""
-    digest = hashlib.sha256(dumps([FORMAT, schema.source, *([known.fingerprint] if known else [])]).encode())
+    """Returns the sha256 of the schema, the ids to grow and the digests of all input files in order
+    of their index.
+    """
+    digest = hashlib.sha256(
+        dumps([FORMAT, schema.source, *([known.fingerprint] if known else [])]).encode()
+    )
     for number in sorted(digests, key=int):
         digest.update(bytes.fromhex(digests[number]))
     return digest.hexdigest()
@@ -187,7 +223,11 @@ def _merge_groups(job: Job, shards: list[Shard]) -> None:
 def _value_info(field: Field, counts: ValueCounts) -> ValueInfo:
     table = counts.table()
     categorical = field.kind in ("categorical", "cross")
-    rare = pc.sum(table.filter(pc.less(table["count"], field.min_count))["count"]).as_py() if categorical else 0
+    rare = (
+        pc.sum(table.filter(pc.less(table["count"], field.min_count))["count"]).as_py()
+        if categorical
+        else 0
+    )
     decimals = categorical and pa.types.is_string(table["value"].type) and table.num_rows > 0
     share = pc.mean(pc.match_substring_regex(table["value"], DECIMAL)).as_py() if decimals else 0.0
     return ValueInfo(table.num_rows, rare or 0, share >= MOST)
@@ -210,7 +250,9 @@ def _no_rows(schema: Schema, split: str) -> DataError:
     if where is None:
         return DataError(f"split {split} has no rows")
     asked = f"split {split} has no rows: none meets its condition, {shown_condition(where)}"
-    return DataError(f"{asked}; a split by shares of time, time = {{ column, start, stop }}, serves each log")
+    return DataError(
+        f"{asked}; a split by shares of time, time = {{ column, start, stop }}, serves each log"
+    )
 
 
 def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:
@@ -222,7 +264,9 @@ def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:
         unknown=_sums([info.unknown for info in each]),
         outside_funnel=_sums([info.outside_funnel for info in each]),
         both={task: _sums([info.both[task] for info in each]) for task in each[0].both},
-        files={name: info.rows for name, info in infos.items() if info.rows} if len(infos) > 1 else {},
+        files={name: info.rows for name, info in infos.items() if info.rows}
+        if len(infos) > 1
+        else {},
     )
 
 
@@ -241,37 +285,55 @@ def _check_splits(schema: Schema, splits: dict[str, SplitInfo]) -> None:
 
 
 def most_telling(schema: Schema, counts: Mapping[str, ValueCounts]) -> dict[str, dict[str, int]]:
-    """Returns the rows of at most ``SHOWN`` values by column, the most frequent ones; variants come first.
+    """Returns the rows of at most ``SHOWN`` values by column, the most frequent ones; variants come
+    first.
 
-    The columns are those that labels compare with text. A variant of such a text makes a row a negative one.
+    The columns are those that labels compare with text. A variant of such a text makes a row a
+    negative one.
     """
     found = {}
     for column, each in counts.items():
         table = each.table().to_pydict()
         rows = dict(zip(table["value"], table["count"]))
-        variants = {value for label in schema.labels for value in _variants(rows, label.texts().get(column, set()))}
+        variants = {
+            value
+            for label in schema.labels
+            for value in _variants(rows, label.texts().get(column, set()))
+        }
         values = sorted(rows, key=lambda value: (value not in variants, -rows[value], value))
         found[column] = {value: rows[value] for value in values[:SHOWN]}
     return found
 
 
 def check_variants(schema: Schema, compared: Mapping[str, Mapping[str, int]]) -> None:
-    """Raises DataError if a value differs from a text which a label compares in case or spaces alone."""
+    """Raises DataError if a value differs from a text which a label compares in case or spaces
+    alone.
+    """
     for label in schema.labels:
         for column, texts in label.texts().items():
             if variants := _variants(compared[column], texts):
-                values = ", ".join(f"{value!r} ({rows:,} rows)" for value, rows in compared[column].items())
+                values = ", ".join(
+                    f"{value!r} ({rows:,} rows)" for value, rows in compared[column].items()
+                )
                 raise DataError(
-                    f"label {label.name}: {column} has {values}; {', '.join(map(repr, variants))} differ from what the "
-                    f"condition names in case or spaces alone. Name every spelling, in a list of 'in' or 'not in': "
+                    f"label {label.name}: {column} has {values}; {', '.join(map(repr, variants))} "
+                    "differ from what the "
+                    "condition names in case or spaces alone. Name every spelling, in a list of "
+                    "'in' or 'not in': "
                     f"{sorted({*texts, *variants})}"
                 )
 
 
 def _variants(values: Iterable[str], texts: set[str]) -> dict[str, str]:
-    """Returns the values that differ from one of ``texts`` in case or spaces alone, and that text."""
+    """Returns the values that differ from one of ``texts`` in case or spaces alone, and
+    that text.
+    """
     plain = {_plain(text): text for text in sorted(texts)}
-    return {value: plain[_plain(value)] for value in values if value not in texts and _plain(value) in plain}
+    return {
+        value: plain[_plain(value)]
+        for value in values
+        if value not in texts and _plain(value) in plain
+    }
 
 
 def _plain(text: str) -> str:

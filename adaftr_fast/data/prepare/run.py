@@ -1,9 +1,10 @@
 """Prepares raw logs: encodes ids, labels and groups of every split, and records their meaning.
 
-Text is staged as parquet first. Then one pass over the training rows computes vocabularies and bucket edges, and a
-second pass encodes every split in batches. An engine runs these steps (steps.py) for each shard of the rows, and this
-process merges their results (merge.py). The folder is built next to its destination and renamed, so it is complete or
-absent. An interrupted run resumes with the work already done.
+Text is staged as parquet first. Then one pass over the training rows computes vocabularies and
+bucket edges, and a second pass encodes every split in batches. An engine runs these steps
+(steps.py) for each shard of the rows, and this process merges their results (merge.py). The folder
+is built next to its destination and renamed, so it is complete or absent. An interrupted run
+resumes with the work already done.
 """
 
 from __future__ import annotations
@@ -46,13 +47,14 @@ from adaftr_fast.engines import Engine, Local, ignore
 from adaftr_fast.errors import ConfigError, DataError, StoreError
 from adaftr_fast.stores import as_path, forget_output, in_store, local_folder, names_in, open_folder
 
-READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"  # names of the steps; join needs what read has staged
+# names of the steps; join needs what read has staged
+READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"
 SHARD_BYTES = 512 << 20  # of the inputs, for each shard on a cluster
 MAX_SHARDS = 1000
 Results = list[tuple[Shard, Any]]  # of a step, by shard
 FILES = re.compile(
     r"schema\.json|vocabulary\.parquet|report\.html|(train|validation|test)(-\d+-of-\d+)?\.parquet"
-)  # all files of a prepared folder
+)
 
 
 def prepare(
@@ -68,33 +70,39 @@ def prepare(
     progress: bool = False,
     finish: Callable[[Path], None] = ignore,
 ) -> Manifest:
-    """Writes ``train/validation/test.parquet``, ``schema.json`` and ``vocabulary.parquet`` to ``folder``.
+    """Writes ``train/validation/test.parquet``, ``schema.json`` and ``vocabulary.parquet`` to
+    ``folder``.
 
-    If ``folder`` already holds the result for this schema and these files, it is left unchanged. Another prepared
-    folder is replaced, unless it also holds other files. Rows, ids, vocabulary and manifest do not depend on the engine
-    and the number of shards, except for the files that hold the rows: each shard writes one per split.
+    If ``folder`` already holds the result for this schema and these files, it is left unchanged.
+    Another prepared folder is replaced, unless it also holds other files. Rows, ids, vocabulary and
+    manifest do not depend on the engine and the number of shards, except for the files that hold
+    the rows: each shard writes one per split.
 
     Args:
-        files: input files in the order of ``schema.files``: parquet files, folders of parquet files, or delimited text.
-            None or empty reads the shipped file or generates the synthetic log of the schema.
-        engine: runs the steps; None is this process. The machines of a remote engine must see the files and the folder
-            above ``folder`` under the same names.
-        shards: into how many shards the rows are divided. None is 1, or one for each 512 MB of the files with a remote
-            engine.
-        bad_rows: share of the rows of a text file that may be unreadable. They are left out and reported.
-        grow: prepared folder with the same fields. Its ids keep their meaning, buckets included, and values that are
-            new in ``files`` get ids after its own.
-        memory: how many GB each process may take, beside the distinct values of the fields; None for 4.
+        files: input files in the order of ``schema.files``: parquet files, folders of parquet
+            files, or delimited text. None or empty reads the shipped file or generates the
+            synthetic log of the schema.
+        engine: runs the steps; None is this process. The machines of a remote engine must see the
+            files and the folder above ``folder`` under the same names.
+        shards: into how many shards the rows are divided. None is 1, or one for each 512 MB of the
+            files with a remote engine.
+        bad_rows: share of the rows of a text file that may be unreadable. They are left out and
+            reported.
+        grow: prepared folder with the same fields. Its ids keep their meaning, buckets included,
+            and values that are new in ``files`` get ids after its own.
+        memory: how many GB each process may take, beside the distinct values of the fields; None
+            for 4.
         progress: whether to show progress bars.
         finish: called with the folder before it is published, to add ``report.html``.
 
     Raises:
         StoreError: an input is in a store that cannot be read.
-        ConfigError: ``memory`` is too small for a batch of rows, or ``bad_rows`` for what an earlier call left out. The
-            work already done is kept.
-        DataError: an input is unreadable, a column is missing, too many rows are bad, a label is neither 0 nor 1, a
-            split is empty, or ``folder`` holds other files.
-        EngineError: the engine fails, or one of its machines does not see the files. The work already done is kept.
+        ConfigError: ``memory`` is too small for a batch of rows, or ``bad_rows`` for what an
+            earlier call left out. The work already done is kept.
+        DataError: an input is unreadable, a column is missing, too many rows are bad, a label is
+            neither 0 nor 1, a split is empty, or ``folder`` holds other files.
+        EngineError: the engine fails, or one of its machines does not see the files. The work
+            already done is kept.
         BusyError: another process prepares ``folder``.
         OSError: ``folder`` cannot be written. The work already done is kept.
     """
@@ -111,7 +119,9 @@ def prepare(
         before = open_folder(as_path(grow))
         schema = _in_order_of(schema, read_manifest(before))
         known = _ids_to_grow(schema, before)
-    parts = Shard.all(shards or (min(-(-inputs.size // SHARD_BYTES), MAX_SHARDS) or 1 if engine.remote else 1))
+    parts = Shard.all(
+        shards or (min(-(-inputs.size // SHARD_BYTES), MAX_SHARDS) or 1 if engine.remote else 1)
+    )
     digest = inputs_digest(schema, known, _digests(inputs, engine, parts, progress))
     place = open_folder(place)
     if in_store(place) and (existing := _existing(place, digest, bad_rows)) is not None:
@@ -119,7 +129,8 @@ def prepare(
         return existing
     with local_folder(place, download=False) as local:
         local = followed(local)
-        if (existing := _existing(local, digest, bad_rows)) is not None:  # of a store, where its upload has failed
+        # of a store, where its upload has failed
+        if (existing := _existing(local, digest, bad_rows)) is not None:
             remove_finished(local, digest)
             return existing
         try:
@@ -139,7 +150,9 @@ def prepare(
         except StoreError:  # of the inputs
             raise
         except OSError as error:  # errors of inputs are DataErrors
-            raise OSError(f"{place}: cannot be written: {error}; run the same command again to resume") from error
+            raise OSError(
+                f"{place}: cannot be written: {error}; run the same command again to resume"
+            ) from error
         return read_manifest(local)
 
 
@@ -166,9 +179,11 @@ class _Run:
             return asdict(merge_counted(self.job, known, bad_rows, inputs, results))
 
         manifest = from_json(Manifest, self._finish(COUNT, steps.count, merge_counts, ("train",)))
-        _check_left_out(self.job.work.folder, manifest, self.job.tolerance)  # of a run that may have allowed more
+        # of a run that may have allowed more
+        _check_left_out(self.job.work.folder, manifest, self.job.tolerance)
         check_variants(self.job.schema, manifest.compared)
-        encode, merge = partial(steps.encode, manifest), partial(merge_encoded, self.job.work, manifest)
+        encode = partial(steps.encode, manifest)
+        merge = partial(merge_encoded, self.job.work, manifest)
         self._finish(ENCODE, encode, merge, SPLITS)
 
     def _read(self) -> BadRows | None:
@@ -191,7 +206,8 @@ class _Run:
         merge: Callable[[Results], Any],
         total: int | tuple[str, ...],
     ) -> Any:
-        """Returns the merged result of a step, which is run for the shards of which no result is recorded.
+        """Returns the merged result of a step, which is run for the shards of which no result is
+        recorded.
 
         Args:
             merge: merges the results of all shards.
@@ -219,22 +235,34 @@ class _Run:
         if not isinstance(total, int):
             total = sum(map(self.job.source().count_rows, total)) if self.progress else 0
         return progress_bar(
-            total=round(share * total), unit=unit, unit_scale=True, desc=name, disable=not self.progress
+            total=round(share * total),
+            unit=unit,
+            unit_scale=True,
+            desc=name,
+            disable=not self.progress,
         )
 
 
-def _digests(inputs: InputFiles, engine: Engine, shards: list[Shard], progress: bool) -> dict[str, str]:
+def _digests(
+    inputs: InputFiles, engine: Engine, shards: list[Shard], progress: bool
+) -> dict[str, str]:
     """Returns the sha256 of all input files, by index of the file."""
     seen = inputs.absolute() if engine.remote else inputs
     parts = Shard.all(min(len(shards), len(inputs.state)))
     disable = not (progress and engine.remote)
-    with progress_bar(total=inputs.size, unit="B", unit_scale=True, desc="hash", disable=disable) as bar:
-        found = engine.map(partial(steps.hash_files, seen, engine.remote), parts, advance=bar.update)
+    with progress_bar(
+        total=inputs.size, unit="B", unit_scale=True, desc="hash", disable=disable
+    ) as bar:
+        found = engine.map(
+            partial(steps.hash_files, seen, engine.remote), parts, advance=bar.update
+        )
     return {number: digest for each in found for number, digest in each.items()}
 
 
 def _in_order_of(schema: Schema, manifest: Manifest) -> Schema:
-    """Returns a schema with its fields in the order of a prepared folder, if they have the same names."""
+    """Returns a schema with its fields in the order of a prepared folder, if they have the same
+    names.
+    """
     fields, order = schema.source["fields"], manifest.schema["fields"]
     if fields.keys() != order.keys():
         return schema
@@ -244,7 +272,10 @@ def _in_order_of(schema: Schema, manifest: Manifest) -> Schema:
 def _ids_to_grow(schema: Schema, folder: AnyPath) -> PreparedIds:
     manifest = read_manifest(folder)
     if manifest.parsed.features != schema.features:
-        raise DataError(f"{folder}: its fields differ from those of data set {schema.name}, so its ids cannot be kept")
+        raise DataError(
+            f"{folder}: its fields differ from those of data set {schema.name}, so its ids cannot "
+            "be kept"
+        )
     return PreparedIds(manifest.fingerprint, read_encoders(folder, manifest), manifest.dense)
 
 
@@ -257,7 +288,9 @@ def _existing(folder: AnyPath, inputs: str, tolerance: float) -> Manifest | None
     """
     if not folder.exists():
         return None
-    if (folder / MANIFEST).is_file() and read_manifest_json(folder / MANIFEST).get("inputs") == inputs:
+    if (folder / MANIFEST).is_file() and read_manifest_json(folder / MANIFEST).get(
+        "inputs"
+    ) == inputs:
         try:
             manifest = read_manifest(folder)
         except DataError:
@@ -270,7 +303,9 @@ def _existing(folder: AnyPath, inputs: str, tolerance: float) -> Manifest | None
 
 
 def _check_left_out(folder: AnyPath, manifest: Manifest, tolerance: float) -> None:
-    """Raises ConfigError, after which work is kept, if a larger share of rows was left out than ``tolerance``."""
+    """Raises ConfigError, after which work is kept, if a larger share of rows was left out than
+    ``tolerance``.
+    """
     found = manifest.bad_rows or BadRows()
     if found.exceed(tolerance):
         left_out = f"more rows were left out than bad_rows {tolerance:g} allows: {found.summary()}"
@@ -283,7 +318,12 @@ def _check_replaceable(folder: AnyPath) -> None:
         raise DataError(f"{folder}: exists and is not a folder; name another one")
     entries = names_in(folder)
     if entries and MANIFEST not in entries:
-        raise DataError(f"{folder}: exists and is not a prepared folder (it holds {entries[0]}); name another one")
+        raise DataError(
+            f"{folder}: exists and is not a prepared folder (it holds {entries[0]}); name "
+            "another one"
+        )
     for name in entries:
         if not (FILES.fullmatch(name) and (folder / name).is_file()):
-            raise DataError(f"{folder}: not replaced, because it also holds {name}; name another folder")
+            raise DataError(
+                f"{folder}: not replaced, because it also holds {name}; name another folder"
+            )

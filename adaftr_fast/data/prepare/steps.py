@@ -1,8 +1,9 @@
 """The steps of ``prepare``: hash files, stage text, count values, encode rows.
 
-A step is a pure function of a job and a shard, which are pickled where an engine runs it in another process. It writes
-its files atomically under names that depend on these arguments only, and returns values that JSON can represent.
-Running it again, even at the same time, changes nothing: files that exist are kept, and others get the same content.
+A step is a pure function of a job and a shard, which are pickled where an engine runs it in another
+process. It writes its files atomically under names that depend on these arguments only, and returns
+values that JSON can represent. Running it again, even at the same time, changes nothing: files that
+exist are kept, and others get the same content.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class InputFiles:
-    """The input files by role, and the name, size and modification time that every file had when the run started."""
+    """The input files by role, and the name, size and modification time that every file had when
+    the run started.
+    """
 
     paths: Inputs
     state: State
@@ -63,29 +66,41 @@ class InputFiles:
     def check(self) -> None:
         """Raises DataError if a file has changed since this object was created."""
         if (now := _state(self.files())) != self.state:
-            names = {file[0] for file in now + self.state if now.count(file) != self.state.count(file)}
-            raise DataError(f"{', '.join(sorted(names))}: changed during the run; run prepare again")
+            names = {
+                file[0] for file in now + self.state if now.count(file) != self.state.count(file)
+            }
+            raise DataError(
+                f"{', '.join(sorted(names))}: changed during the run; run prepare again"
+            )
 
     def check_seen(self) -> None:
-        """Raises EngineError if this machine does not see these files, or sees others under their names."""
+        """Raises EngineError if this machine does not see these files, or sees others under their
+        names.
+        """
         paths = [path for each in self.paths.values() for path in each]
         for path in paths:
             check_seen(path)
         if _state(self.files()) != self.state:
             names = listed(map(str, paths))
             raise EngineError(
-                f"node {socket.gethostname()}: {names}: sizes or times differ from those on the machine that started "
-                "prepare; the files must be on a file system that all nodes share, and must not change"
+                f"node {socket.gethostname()}: {names}: sizes or times differ from those on the "
+                "machine that started "
+                "prepare; the files must be on a file system that all nodes share, and must not "
+                "change"
             )
 
 
 def check_seen(path: AnyPath, patience: float = 0.0) -> None:
-    """Raises EngineError, which names this machine, if it does not see a file or folder within ``patience`` seconds."""
+    """Raises EngineError, which names this machine, if it does not see a file or folder within
+    ``patience`` seconds.
+    """
     end = time.monotonic() + patience
     while not path.exists():
         if time.monotonic() > end:
             node = f"node {socket.gethostname()}"
-            raise EngineError(f"{node}: does not see {path}; it must be on a file system that all nodes share")
+            raise EngineError(
+                f"{node}: does not see {path}; it must be on a file system that all nodes share"
+            )
         time.sleep(POLL_SECONDS)
 
 
@@ -130,20 +145,26 @@ class Job:
 
     @property
     def fitted(self) -> tuple[Field, ...]:
-        """The fields whose training values are counted: ids grow, but the encodings of dense fields do not change."""
+        """The fields whose training values are counted: ids grow, but the encodings of dense fields
+        do not change.
+        """
         return self.schema.fields if self.grows else self.schema.features
 
     def for_workers(self) -> Job:
         """Returns the job for processes with another current folder, on other machines."""
         work = replace(self.work, folder=self.work.folder.absolute())
-        return replace(self, inputs=self.inputs.absolute(), paths=_absolute(self.paths), work=work, remote=True)
+        return replace(
+            self, inputs=self.inputs.absolute(), paths=_absolute(self.paths), work=work, remote=True
+        )
 
     def texts(self) -> list[list[TextInput]]:
         """Returns the text files to stage, in rounds."""
         return text_inputs(self.schema, self.paths, self.work.staged, self.layouts)
 
     def check_seen(self) -> None:
-        """Raises EngineError if this machine lacks a file that the job needs, or OSError for a staged one."""
+        """Raises EngineError if this machine lacks a file that the job needs, or OSError for a
+        staged one.
+        """
         if self.remote:
             self.inputs.check_seen()
             check_seen(self.work.key, VISIBLE_SECONDS)
@@ -153,7 +174,14 @@ class Job:
     def source(self, shard: Shard = UNSHARDED) -> Source:
         """Returns the rows of a shard, once all text is staged."""
         paths = parquet_inputs(self.schema, self.paths, self.work.staged)
-        return Source(self.schema, paths, shard, labelled=self.tolerance > 0, named=self.paths, memory=self.memory)
+        return Source(
+            self.schema,
+            paths,
+            shard,
+            labelled=self.tolerance > 0,
+            named=self.paths,
+            memory=self.memory,
+        )
 
 
 def hash_files(inputs: InputFiles, remote: bool, shard: Shard, advance: Advance) -> dict[str, str]:
@@ -168,7 +196,9 @@ def hash_files(inputs: InputFiles, remote: bool, shard: Shard, advance: Advance)
 
 
 def read(number: int, job: Job, shard: Shard, advance: Advance) -> dict[str, int]:
-    """Stages the shard's blocks of the text files of round ``number``. Returns the number of blocks of each file."""
+    """Stages the shard's blocks of the text files of round ``number``. Returns the number of blocks
+    of each file.
+    """
     job.check_seen()
     blocks = {}
     for text in job.texts()[number]:
@@ -190,11 +220,12 @@ def read(number: int, job: Job, shard: Shard, advance: Advance) -> dict[str, int
 def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
     """Writes counts of values, and the groups of every split in order of appearance.
 
-    Counted are the columns that labels compare with text, in all rows, and every field's training values.
+    Counted are the columns that labels compare with text, in all rows, and every field's training
+    values.
 
     Returns:
-        Whether the shard has training rows, and therefore counts of fields; the rows that are in no split, and those
-        that lack a label.
+        Whether the shard has training rows, and therefore counts of fields; the rows that are in no
+        split, and those that lack a label.
     """
     job.check_seen()
     source = job.source(shard)
@@ -217,7 +248,8 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
 
 
 def encode(manifest: Manifest, job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
-    """Writes the shard's file of every split. Returns their ``SplitInfo`` by split, and their checksums by name.
+    """Writes the shard's file of every split. Returns their ``SplitInfo`` by split, and their
+    checksums by name.
 
     Args:
         manifest: that of the prepared folder, without its splits.

@@ -1,7 +1,8 @@
-"""Work folders hold a folder in progress, next to its destination. The work of an interrupted run is kept there.
+"""Work folders hold a folder in progress, next to its destination. The work of an interrupted run
+is kept there.
 
-The names of its files depend on the step and the shard only, so a step may run twice. The steps of all shards share the
-folder, on one machine or several.
+The names of its files depend on the step and the shard only, so a step may run twice. The steps of
+all shards share the folder, on one machine or several.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._files import make_folder, new_beside, remove_new, replace, replace_file, sync, sync_tree
+from adaftr_fast._files import (
+    make_folder,
+    new_beside,
+    remove_new,
+    replace,
+    replace_file,
+    sync,
+    sync_tree,
+)
 from adaftr_fast._json import dumps
 from adaftr_fast._publish import lock_path, publisher_lock
 from adaftr_fast.data.dataset.split_file import split_file_name
@@ -23,15 +32,18 @@ from adaftr_fast.errors import BusyError, DataError
 
 KEY = "key"  # the file that every work folder has
 PREPARED = "prepared"  # the folder in progress
-LAYOUT = 8  # layout of a work folder; increase it on changes, so that no other version's work is resumed
+# layout of a work folder; increase it on changes, so that no other version's work is resumed
+LAYOUT = 8
 
 
 @contextmanager
 def work_folder(folder: Path, key: str) -> Iterator[Path]:
-    """Provides the folder ``.NAME.work`` next to ``folder``, with the work of an interrupted run of the same ``key``.
+    """Provides the folder ``.NAME.work`` next to ``folder``, with the work of an interrupted run of
+    the same ``key``.
 
-    The folder is removed when the block succeeds or raises DataError, which another run would raise again. It is kept
-    after an interruption or on a full disk, except by a process that is killed in the moment in which it publishes.
+    The folder is removed when the block succeeds or raises DataError, which another run would raise
+    again. It is kept after an interruption or on a full disk, except by a process that is killed in
+    the moment in which it publishes.
 
     Raises:
         BusyError: another process or thread prepares ``folder``.
@@ -53,19 +65,22 @@ def work_folder(folder: Path, key: str) -> Iterator[Path]:
 
 
 def remove_finished(folder: Path, key: str) -> None:
-    """Removes what a run left when it was killed after publishing, unless another process prepares ``folder``.
+    """Removes what a run left when it was killed after publishing, unless another process prepares
+    ``folder``.
 
     The unfinished work of other inputs is kept.
     """
     work = _work_path(folder)
     if _is_finished(work, key) or lock_path(folder).exists():
-        with suppress(BusyError, OSError), publisher_lock(folder):  # the folder above may be read-only
+        # the folder above may be read-only
+        with suppress(BusyError, OSError), publisher_lock(folder):
             if _is_finished(work, key):  # still
                 remove_work(work, folder)
 
 
 def publish(work: Path, folder: Path, check: Callable[[], None] = lambda: None) -> None:
-    """Publishes the prepared folder in ``work``, which is removed, as ``folder``. Call it with the lock of ``folder``.
+    """Publishes the prepared folder in ``work``, which is removed, as ``folder``. Call it with the
+    lock of ``folder``.
 
     Args:
         check: raises an error if the existing ``folder`` may not be replaced.
@@ -79,13 +94,16 @@ def publish(work: Path, folder: Path, check: Callable[[], None] = lambda: None) 
         try:
             replace(new, folder)
         except BaseException:
-            if new.exists() and new.stat().st_ino == prepared:  # not published: another run publishes it
+            # not published: another run publishes it
+            if new.exists() and new.stat().st_ino == prepared:
                 taken.rename(work)
             raise
 
 
 def _is_finished(work: Path, key: str) -> bool:
-    """Returns whether there is work of ``key``, which is published, or work without a key, which has not begun."""
+    """Returns whether there is work of ``key``, which is published, or work without a key, which
+    has not begun.
+    """
     return work.exists() and (_has_key(work, key) or not (work / KEY).exists())
 
 
@@ -106,7 +124,9 @@ def remove_work(work: Path, folder: Path) -> None:
 
 @contextmanager
 def _taken(work: Path, folder: Path) -> Iterator[Path]:
-    """Renames work, so that no process resumes a part of it, even after a power failure, and removes it afterwards."""
+    """Renames work, so that no process resumes a part of it, even after a power failure, and
+    removes it afterwards.
+    """
     with new_beside(folder) as taken:
         work.rename(taken)
         sync(folder.parent)
@@ -119,8 +139,8 @@ class WorkFiles:
 
     Attributes:
         folder: the work folder.
-        inputs: the digest of schema and inputs. Steps write to a folder of this name, so that a worker that is taken
-            for lost cannot write among files of other inputs later.
+        inputs: the digest of schema and inputs. Steps write to a folder of this name, so that a
+            worker that is taken for lost cannot write among files of other inputs later.
     """
 
     folder: Path
@@ -147,7 +167,9 @@ class WorkFiles:
         return self.folder / PREPARED
 
     def counts(self, shard: Shard) -> Path:
-        """Counts of the values of a shard: of the columns that labels compare with text, then of the fields."""
+        """Counts of the values of a shard: of the columns that labels compare with text, then of
+        the fields.
+        """
         return self.steps / "counted" / f"fields-{_of(shard)}.arrow"
 
     def groups(self, split: str, shard: Shard | None = None) -> Path:
@@ -159,17 +181,28 @@ class WorkFiles:
         return self.steps / "encoded" / split_file_name(split, shard)
 
     def make_folders(self) -> None:
-        """Creates the folders of the steps. A lost worker creates none, so that it adds nothing to other work."""
-        for path in (self.staged, self.counts(Shard()).parent, self.encoded(SPLITS[0], Shard()).parent, self.prepared):
+        """Creates the folders of the steps. A lost worker creates none, so that it adds nothing to
+        other work.
+        """
+        for path in (
+            self.staged,
+            self.counts(Shard()).parent,
+            self.encoded(SPLITS[0], Shard()).parent,
+            self.prepared,
+        ):
             make_folder(path)
 
     def recorded(self, step: str, shard: Shard | None = None) -> Any:
-        """Returns the result of a finished step, of one shard or merged; None if it is not finished."""
+        """Returns the result of a finished step, of one shard or merged; None if it is not
+        finished.
+        """
         path = self._result(step, shard)
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def record(self, step: str, result: Any, shard: Shard | None = None) -> None:
-        """Records a result, a value that JSON can represent, once the files that it stands for are on disk."""
+        """Records a result, a value that JSON can represent, once the files that it stands for are
+        on disk.
+        """
         replace_file(self._result(step, shard), dumps(result).encode())
 
     def _result(self, step: str, shard: Shard | None) -> Path:

@@ -1,1 +1,3 @@
-"""Reads raw logs: text, parquet, Ali-CCP's format, staging to parquet, bad rows, schema inference."""
+"""Reads raw logs: text, parquet, Ali-CCP's format, staging to parquet, bad rows, schema
+inference.
+"""

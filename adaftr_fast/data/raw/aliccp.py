@@ -1,9 +1,11 @@
 """Parses Ali-CCP's raw files (Tianchi data set 408) into rows of its 23 fields.
 
-A skeleton file has one row per impression: ``sample_id,click,conversion,common_feature_index,feature_num,blob``. A file
-of common features has one row per user: ``common_feature_index,feature_num,blob``. A blob holds tokens
-``field \\x02 feature \\x03 value`` separated by ``\\x01``. The tokens of a field need not be contiguous. The last token
-of a field is read, or every token if the field is in ``lists``. Values (logarithms of counts, mostly 1) are not read.
+A skeleton file has one row per impression:
+``sample_id,click,conversion,common_feature_index,feature_num,blob``. A file of common features has
+one row per user: ``common_feature_index,feature_num,blob``. A blob holds tokens ``field \\x02
+feature \\x03 value`` separated by ``\\x01``. The tokens of a field need not be contiguous. The last
+token of a field is read, or every token if the field is in ``lists``. Values (logarithms of counts,
+mostly 1) are not read.
 
 Shapes: n rows.
 """
@@ -26,11 +28,14 @@ from adaftr_fast.data.raw.text import TextBlock, castable, parse_block
 COMMON = ["common_feature_index", "feature_num", "blob"]
 SKELETON = ["sample_id", "click", "conversion", *COMMON]
 LABELS = ["click", "conversion"]
-MERGE_SEPARATORS = bytes.maketrans(b"\x03", b"\x02")  # one split separates all three elements of a token
+# one split separates all three elements of a token
+MERGE_SEPARATORS = bytes.maketrans(b"\x03", b"\x02")
 MISSING = -1  # features are counted from 1
 
 
-def parse_common(data: bytes, fields: Sequence[str], lists: Collection[str] = ()) -> tuple[pa.Table, BadRows]:
+def parse_common(
+    data: bytes, fields: Sequence[str], lists: Collection[str] = ()
+) -> tuple[pa.Table, BadRows]:
     """Parses lines of a common features file to ``common_feature_index`` and one column per field.
 
     Args:
@@ -78,9 +83,17 @@ def parse_skeleton(
     user = pc.index_in(block.columns[COMMON[0]], value_set=one_array(common[COMMON[0]]))
     features = {field: values.filter(user.is_valid()) for field, values in features.items()}
     of_user = common.select(list(features)).take(user.drop_null())
-    joined = {field: _filled(values, one_array(of_user[field])) for field, values in features.items()}
-    block.drop(user.is_null().to_numpy(False), "no common features with this index", block.columns[COMMON[0]])
-    return pa.table({column: block.columns[column] for column in (*labels, *keep)} | joined), block.report()
+    joined = {
+        field: _filled(values, one_array(of_user[field])) for field, values in features.items()
+    }
+    block.drop(
+        user.is_null().to_numpy(False),
+        "no common features with this index",
+        block.columns[COMMON[0]],
+    )
+    return pa.table(
+        {column: block.columns[column] for column in (*labels, *keep)} | joined
+    ), block.report()
 
 
 def _filled(values: pa.Array, others: pa.Array) -> pa.Array:
@@ -90,10 +103,13 @@ def _filled(values: pa.Array, others: pa.Array) -> pa.Array:
     return pc.coalesce(values, others)
 
 
-def _features(block: TextBlock, fields: Sequence[str], lists: Collection[str]) -> dict[str, pa.Array]:
+def _features(
+    block: TextBlock, fields: Sequence[str], lists: Collection[str]
+) -> dict[str, pa.Array]:
     """Returns the features of each blob by field, and drops rows with a damaged blob.
 
-    They are the last tokens, int64 [n], null without any; and lists of all tokens for the fields in ``lists``.
+    They are the last tokens, int64 [n], null without any; and lists of all tokens for the fields in
+    ``lists``.
     """
     block.convert("blob", pa.string())
     block.convert("feature_num", pa.int64())
@@ -106,7 +122,9 @@ def _features(block: TextBlock, fields: Sequence[str], lists: Collection[str]) -
     row = np.repeat(np.arange(len(blob)), pc.list_value_length(tokens).to_numpy())
     elements = pc.split_pattern(tokens.values, "\x02")
     names, feature = _element(elements, 0), _element(elements, 1)
-    fits = (pc.list_value_length(elements).to_numpy() == 3) & castable(feature, lambda each: each.cast(pa.int64()))
+    fits = (pc.list_value_length(elements).to_numpy() == 3) & castable(
+        feature, lambda each: each.cast(pa.int64())
+    )
 
     position = pc.index_in(names, value_set=pa.array(fields, pa.string())).fill_null(-1).to_numpy()
     known = fits & (position >= 0)
@@ -121,7 +139,9 @@ def _features(block: TextBlock, fields: Sequence[str], lists: Collection[str]) -
             own = position == number
             columns[field] = _group_by_row(row_of[own], value[own], len(blob))
         else:
-            columns[field] = pa.array(np.ascontiguousarray(last[:, number]), mask=last[:, number] == MISSING)
+            columns[field] = pa.array(
+                np.ascontiguousarray(last[:, number]), mask=last[:, number] == MISSING
+            )
     damaged = np.zeros(len(blob), bool)
     damaged[row[~fits]] = True
     damaged &= blob.is_valid().to_numpy(zero_copy_only=False)  # a missing blob is not damaged

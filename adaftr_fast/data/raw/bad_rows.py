@@ -1,4 +1,6 @@
-"""Accounts for the lines of inputs: rows, blank lines, and bad rows with reasons and the first ones by line or row."""
+"""Accounts for the lines of inputs: rows, blank lines, and bad rows with reasons and the first ones
+by line or row.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,10 @@ class BadRows:
         rows: number of rows read.
         bad: number of rows left out.
         reasons: number of rows left out, by reason.
-        examples: the first ones, as ``file:line: reason: text``, without text for a missing value; of parquet and
-            tables as ``file: row N: reason``, where N counts from 0.
-        lines: number of lines of text below the headers; None if the inputs were not text, or were prepared before
-            lines were counted.
+        examples: the first ones, as ``file:line: reason: text``, without text for a missing value;
+            of parquet and tables as ``file: row N: reason``, where N counts from 0.
+        lines: number of lines of text below the headers; None if the inputs were not text, or were
+            prepared before lines were counted.
         blank: number of lines without any value, which are not rows.
     """
 
@@ -54,7 +56,9 @@ class BadRows:
         return BadRows(*numbers, reasons, examples, lines, self.blank + other.blank)
 
     def shifted(self, path: object, first_line: int) -> BadRows:
-        """Adds the file name and ``first_line`` to the examples of one block, which start with a line number."""
+        """Adds the file name and ``first_line`` to the examples of one block, which start with a
+        line number.
+        """
         located = []
         for example in self.examples:
             line, rest = example.split(":", 1)
@@ -74,25 +78,35 @@ class BadRows:
         """Raises DataError if the share of bad rows exceeds ``tolerance``."""
         if self.exceed(tolerance):
             if tolerance and self.bad == self.rows:
-                raise DataError(f"{self.summary()}; no row is left: check the labels and how the text is written")
-            # Without tolerance, the first bad block ends the reading, which tells little of the whole.
+                raise DataError(
+                    f"{self.summary()}; no row is left: check the labels and how the text is "
+                    "written"
+                )
+            # Without tolerance, the first bad block ends the reading, which tells little of the
+            # whole.
             share = self.share if tolerance else 0.01
             allowed = f"{option(share)} leaves out up to {100 * share:g} % of the rows"
             raise DataError(f"{self.summary()}; correct the file, or {allowed}")
 
     def check_kept(self, path: object, kept: int) -> None:
-        """Raises DataError unless each line of ``path`` is one of ``kept`` rows, a bad row or blank."""
+        """Raises DataError unless each line of ``path`` is one of ``kept`` rows, a bad row or
+        blank.
+        """
         read = self.rows + self.blank if self.lines is None else self.lines
         if read != kept + self.bad + self.blank:
             account = f"{kept:,} rows kept, {self.bad:,} left out and {self.blank:,} blank"
-            raise DataError(f"{path}: read {read:,} lines, but accounts for {account}; the others are lost")
+            raise DataError(
+                f"{path}: read {read:,} lines, but accounts for {account}; the others are lost"
+            )
 
     def account(self) -> str:
         """Returns the numbers of lines, rows and bad rows in one line. ``lines`` must be known."""
         assert self.lines is not None
         kept = f"{self.rows - self.bad:,} rows kept + {self.bad:,} left out"
         others = self.rows + self.blank - self.lines  # of parquet and tables beside text
-        read = f"{self.lines:,} lines below the header" + (f" + {others:,} rows of other inputs" if others else "")
+        read = f"{self.lines:,} lines below the header" + (
+            f" + {others:,} rows of other inputs" if others else ""
+        )
         return f"{read} = {kept}" + (f" + {self.blank:,} blank" if self.blank else "")
 
     def summary(self) -> str:
@@ -121,6 +135,7 @@ def bad_rows(rows: int, bad: Iterable[BadLine], *, lines: int, blank: int) -> Ba
         reasons[each.reason] = reasons.get(each.reason, 0) + 1
     examples = []
     for each in bad[:EXAMPLES]:
-        text = f": {each.text[:TEXT]!r}" if each.text else ""  # a missing value may be written as one of several words
+        # a missing value may be written as one of several words
+        text = f": {each.text[:TEXT]!r}" if each.text else ""
         examples.append(f"{each.line}: {each.reason}{text}")
     return BadRows(rows, len(bad), reasons, examples, lines, blank)

@@ -1,7 +1,8 @@
 """Reads parquet in memory that does not grow with the files and their row groups.
 
-A scanner of Arrow decodes whole row groups and reads ahead a fixed number of them, of any size. Here a row group is
-decoded in pieces of a few rows, a table ends when it is large enough, and one table is read ahead.
+A scanner of Arrow decodes whole row groups and reads ahead a fixed number of them, of any size.
+Here a row group is decoded in pieces of a few rows, a table ends when it is large enough, and one
+table is read ahead.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from adaftr_fast.data.parallel import prefetch
 
 BATCH_ROWS = 1 << 17
 STEP_ROWS, STEP_BYTES = 1 << 14, 8 << 20
-PIECE_ROWS, STEP_PIECES = 1 << 10, 8  # of a piece, which is decoded at once; a step has so many, or more small ones
-FIRST_ROWS = 1 << 6  # whose width is measured: values that repeat are many times larger than the bytes of their pages
+# of a piece, which is decoded at once; a step has so many, or more small ones
+PIECE_ROWS, STEP_PIECES = 1 << 10, 8
+# whose width is measured: values that repeat are many times larger than the bytes of their pages
+FIRST_ROWS = 1 << 6
 BUFFER_BYTES = 1 << 18  # of each column of a row group that is read piece by piece
 Read = Callable[[pa.RecordBatch], pa.RecordBatch]
 PARQUET = ds.ParquetFileFormat(
@@ -40,20 +43,22 @@ def read_tables(
 ) -> Iterator[pa.Table]:
     """Yields the rows of parquet files in their order, while a thread reads the next table.
 
-    A table holds the selected ones of up to ``BATCH_ROWS`` consecutive rows of a row group. It ends before if it has
-    ``memory.batch`` bytes.
+    A table holds the selected ones of up to ``BATCH_ROWS`` consecutive rows of a row group. It ends
+    before if it has ``memory.batch`` bytes.
 
     Args:
-        names: the columns to read, at least one. One that a file lacks is missing in its rows, and one of another type
-            than in the first file is cast.
-        columns: the columns of the tables, as expressions of those to read; None for these themselves.
+        names: the columns to read, at least one. One that a file lacks is missing in its rows, and
+            one of another type than in the first file is cast.
+        columns: the columns of the tables, as expressions of those to read; None for these
+            themselves.
         where: the condition of the rows; None for all.
-        read: changes the values of the columns before ``columns`` and ``where`` see them; None leaves them.
+        read: changes the values of the columns before ``columns`` and ``where`` see them; None
+            leaves them.
         memory: the bound of this process.
 
     Raises:
-        pyarrow.ArrowException, OSError: a file cannot be read, a column occurs twice in it, or a condition does not fit
-            the type of a column.
+        pyarrow.ArrowException, OSError: a file cannot be read, a column occurs twice in it, or a
+            condition does not fit the type of a column.
     """
     fields = pa.schema([dataset.schema.field(name) for name in dict.fromkeys(names)])
     return prefetch(_tables(dataset, fields, columns, where, read, memory.batch))
@@ -66,17 +71,26 @@ def count_rows(
     read: Read | None = None,
     memory: Memory = DEFAULT,
 ) -> int:
-    """Returns the number of rows that meet a condition, which reads the columns ``names``; None for all rows."""
+    """Returns the number of rows that meet a condition, which reads the columns ``names``; None for
+    all rows.
+    """
     if where is None:  # for which Arrow 26 counts all rows of a file for each of its row groups
-        return sum(group.num_rows for fragment in dataset.get_fragments() for group in fragment.row_groups)
-    return sum(table.num_rows for table in read_tables(dataset, names, {"meets": where}, where, read, memory))
+        return sum(
+            group.num_rows for fragment in dataset.get_fragments() for group in fragment.row_groups
+        )
+    return sum(
+        table.num_rows
+        for table in read_tables(dataset, names, {"meets": where}, where, read, memory)
+    )
 
 
 def coalesced(
     tables: Iterable[pa.Table],
     memory: Memory = DEFAULT,
 ) -> Iterator[pa.RecordBatch]:
-    """Yields the same rows in batches of about ``BATCH_ROWS`` rows, unless these have more than ``memory.batch``."""
+    """Yields the same rows in batches of about ``BATCH_ROWS`` rows, unless these have more than
+    ``memory.batch``.
+    """
     pending: list[pa.Table] = []
     rows = size = 0
     for table in tables:
@@ -109,14 +123,17 @@ def _tables(
     widest = 0.0
     returned = columns if columns is None else dict(columns)
     for fragment in dataset.get_fragments():
-        # Those that may have such rows, which statistics of the values in the file do not tell of others.
+        # Those that may have such rows, which statistics of the values in the file do not tell of
+        # others.
         for row_group in fragment.split_by_row_group(None if read else where, dataset.schema):
             steps: list[pa.Table] = []
             rows = size = 0
             for step in _steps(row_group, fields, most, widest):
                 widest = max(widest, step.nbytes / max(1, step.num_rows))
                 step = read(step) if read else step
-                scanner = ds.InMemoryDataset(step).scanner(columns=returned, filter=where, use_threads=False)
+                scanner = ds.InMemoryDataset(step).scanner(
+                    columns=returned, filter=where, use_threads=False
+                )
                 steps.append(scanner.to_table())
                 rows += step.num_rows
                 size += steps[-1].nbytes
@@ -128,8 +145,11 @@ def _tables(
                 yield pa.concat_tables(steps)
 
 
-def _steps(row_group: ds.ParquetFileFragment, fields: pa.Schema, most: int, widest: float) -> Iterator[pa.RecordBatch]:
-    """Yields columns of a row group in steps of several pieces. Its bytes are read at once unless they are too many.
+def _steps(
+    row_group: ds.ParquetFileFragment, fields: pa.Schema, most: int, widest: float
+) -> Iterator[pa.RecordBatch]:
+    """Yields columns of a row group in steps of several pieces. Its bytes are read at once unless
+    they are too many.
 
     Args:
         most: bytes of the row group that are too many to be read at once, and of a step.

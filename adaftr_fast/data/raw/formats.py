@@ -1,6 +1,7 @@
 """Infers how a text file holds values: words for a missing value, marks of numbers, forms of times.
 
-What two readings would give different values for is left to the user: a wrong guess is silent, a missing one is not.
+What two readings would give different values for is left to the user: a wrong guess is silent, a
+missing one is not.
 """
 
 from __future__ import annotations
@@ -22,10 +23,30 @@ from adaftr_fast.errors import DataError
 
 DUMPED = "\\N"  # for a missing value, as databases write it, and nothing else
 PLAIN = ("", ".")
-MARKS = (PLAIN, (",", "."), ("'", "."), (" ", "."), ("\u00a0", "."), ("", ","), (".", ","), (" ", ","), ("\u00a0", ","))
+MARKS = (
+    PLAIN,
+    (",", "."),
+    ("'", "."),
+    (" ", "."),
+    ("\u00a0", "."),
+    ("", ","),
+    (".", ","),
+    (" ", ","),
+    ("\u00a0", ","),
+)
 """Marks of thousands and of decimals that are tried."""
 DAYS = (
-    *("%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%d.%m.%Y", "%Y-%m-%d", "%Y/%m/%d", "%d %b %Y", "%b %d, %Y"),
+    *(
+        "%d/%m/%Y",
+        "%m/%d/%Y",
+        "%d-%m-%Y",
+        "%m-%d-%Y",
+        "%d.%m.%Y",
+        "%Y-%m-%d",
+        "%Y/%m/%d",
+        "%d %b %Y",
+        "%b %d, %Y",
+    ),
     *("%d/%m/%y", "%m/%d/%y", "%d.%m.%y"),
 )
 CLOCKS = ("", " %H:%M", " %H:%M:%S", "T%H:%M", "T%H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
@@ -40,8 +61,12 @@ def infer_format(columns: Mapping[str, pa.Array], delimiter: str, given: TextFor
         delimiter: that of the columns; "" if nothing separates them.
         given: the default where nothing is set.
     """
-    distinct = {name: set(pc.unique(values.drop_null()).to_pylist()) for name, values in columns.items()}
-    words = {word for texts in distinct.values() for word in texts if word.strip().lower() in MISSING}
+    distinct = {
+        name: set(pc.unique(values.drop_null()).to_pylist()) for name, values in columns.items()
+    }
+    words = {
+        word for texts in distinct.values() for word in texts if word.strip().lower() in MISSING
+    }
     rest = {name: texts - words for name, texts in distinct.items()}
     fits = {name: _fitting(texts, delimiter) for name, texts in rest.items() if texts}
     form = given
@@ -58,10 +83,12 @@ def infer_format(columns: Mapping[str, pa.Array], delimiter: str, given: TextFor
 def _fitting(texts: Iterable[str], delimiter: str) -> list[tuple[str, str]]:
     """Returns the marks with which all texts are numbers.
 
-    A decimal comma needs columns that no comma separates. Where nothing separates them, as in parquet, it also needs a
-    mark of thousands: values such as "12,3" may be lists.
+    A decimal comma needs columns that no comma separates. Where nothing separates them, as in
+    parquet, it also needs a mark of thousands: values such as "12,3" may be lists.
     """
-    marks = [each for each in MARKS if each[1] == "." or (delimiter != "," and (delimiter or each[0]))]
+    marks = [
+        each for each in MARKS if each[1] == "." or (delimiter != "," and (delimiter or each[0]))
+    ]
     return [each for each in marks if all(map(_number(*each).fullmatch, texts))]
 
 
@@ -81,8 +108,11 @@ def _has_numbers(texts: Iterable[str], thousands: str, decimal: str) -> bool:
     return any(map(grouped.fullmatch, texts))
 
 
-def _marks(texts: Mapping[str, set[str]], fits: Mapping[str, list[tuple[str, str]]]) -> tuple[str, str]:
-    """Returns the marks of all columns of numbers; those of plain numbers also if the marks cannot be told.
+def _marks(
+    texts: Mapping[str, set[str]], fits: Mapping[str, list[tuple[str, str]]]
+) -> tuple[str, str]:
+    """Returns the marks of all columns of numbers; those of plain numbers also if the marks cannot
+    be told.
 
     Args:
         texts: the texts of the columns that are numbers with some marks.
@@ -92,14 +122,22 @@ def _marks(texts: Mapping[str, set[str]], fits: Mapping[str, list[tuple[str, str
     common = [each for each in MARKS if all(each in fits[name] for name in texts)]
     if not marked:
         return PLAIN
-    if common and common[0][0] and not any(_has_numbers(texts[name], *common[0]) for name in marked):
+    if (
+        common
+        and common[0][0]
+        and not any(_has_numbers(texts[name], *common[0]) for name in marked)
+    ):
         common = []
-    values = [_values(texts, TextFormat(thousands=thousands, decimal=decimal)) for thousands, decimal in common]
+    values = [
+        _values(texts, TextFormat(thousands=thousands, decimal=decimal))
+        for thousands, decimal in common
+    ]
     if not common or any(each != values[0] for each in values):
         shown = ", ".join(f"{name} ({min(texts[name])!r})" for name in marked)
         how = "--thousands and --decimal (in Python thousands=, decimal=) say what the marks mean"
         warnings.warn(
-            f"read as text, since the marks of their numbers have several meanings: {shown}; {how}", stacklevel=4
+            f"read as text, since the marks of their numbers have several meanings: {shown}; {how}",
+            stacklevel=4,
         )
         return PLAIN
     return common[0]
@@ -107,7 +145,10 @@ def _marks(texts: Mapping[str, set[str]], fits: Mapping[str, list[tuple[str, str
 
 def _values(texts: Mapping[str, set[str]], form: TextFormat) -> dict[str, list[float]]:
     arrays = {name: pa.array(sorted(each), pa.string()) for name, each in texts.items()}
-    return {name: plain_numbers(each, form).cast(pa.float64()).to_pylist() for name, each in arrays.items()}
+    return {
+        name: plain_numbers(each, form).cast(pa.float64()).to_pylist()
+        for name, each in arrays.items()
+    }
 
 
 def infer_dates(name: str, values: pa.Array) -> tuple[str, ...]:

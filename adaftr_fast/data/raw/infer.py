@@ -18,7 +18,13 @@ from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import holds_text, plain_numbers, without_empty, without_words
 from adaftr_fast.data.raw.formats import infer_dates, infer_format
 from adaftr_fast.data.raw.inputs import Layout, first_with_rows, is_text, read_layout, text_files
-from adaftr_fast.data.raw.source import SAMPLE_ROWS, check_columns, first_rows, open_dataset, reading
+from adaftr_fast.data.raw.source import (
+    SAMPLE_ROWS,
+    check_columns,
+    first_rows,
+    open_dataset,
+    reading,
+)
 from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.raw.text import TextBlock, are_numbers, find_types
 from adaftr_fast.data.raw.times import check_times, unsorted_times
@@ -32,8 +38,12 @@ ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uid|gid|user|item|hash|key)$|[a-z](Id
 MARKS = "|;,"
 SHARE = 0.25  # of the values have several tokens
 FEWEST_LISTS = 20  # distinct ones
-REUSE = 2  # lists per distinct token: lists combine the same tokens, while every title and place brings its own
-MIXED = 0.8  # of the tokens that follow others also begin a list, and conversely: tags do, cities and countries do not
+# lists per distinct token: lists combine the same tokens, while every title and place brings its
+# own
+REUSE = 2
+# of the tokens that follow others also begin a list, and conversely: tags do, cities and countries
+# do not
+MIXED = 0.8
 THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})*")
 BRACKETS = "[{(\"'"  # a list that another program has printed
 
@@ -55,33 +65,34 @@ def infer_schema(
 ) -> dict[str, Any]:
     """Returns the content of a schema file. Every column without another role becomes a field.
 
-    Floats are numeric fields. Integers, text and booleans are categorical fields, and so are floats that hold ids,
-    which a warning names. Lists are categorical fields with all tokens, and so is text that holds lists, such as
-    "action|comedy", of which a warning tells the separator. Columns of dates and times are left out.
-    The first 80 % of the rows are the training split, the next 10 % validation and the rest test. Rows are ordered
-    by ``time``; without it by a hash of the group, so that no user is in two splits; without a group by a hash of
-    the row number.
+    Floats are numeric fields. Integers, text and booleans are categorical fields, and so are floats
+    that hold ids, which a warning names. Lists are categorical fields with all tokens, and so is
+    text that holds lists, such as "action|comedy", of which a warning tells the separator. Columns
+    of dates and times are left out. The first 80 % of the rows are the training split, the next
+    10 % validation and the rest test. Rows are ordered by ``time``; without it by a hash of the
+    group, so that no user is in two splits; without a group by a hash of the row number.
 
     Args:
-        inputs: files of parquet or delimited text, and folders of such files; the first one tells the types. Text in
-            parquet has those that it would have in a text file.
+        inputs: files of parquet or delimited text, and folders of such files; the first one tells
+            the types. Text in parquet has those that it would have in a text file.
         labels: 0/1 columns, one per task. AdaFTR contrasts the first with each other one.
         group: column by which GAUC groups rows.
         time: column that orders the rows: numbers, timestamps, or text of times.
         weight: column of sample weights.
         ignore: columns that are not features.
-        multi: separators of text columns that hold lists; "" for a column that is to be read as one value.
-        funnel: labels in order, each of which happens only after the one before; () if there is none. None leaves it to
-            ``parse_schema``.
+        multi: separators of text columns that hold lists; "" for a column that is to be read as one
+            value.
+        funnel: labels in order, each of which happens only after the one before; () if there is
+            none. None leaves it to ``parse_schema``.
         dense: columns of numbers that a model reads themselves.
         hash: numbers of ids of columns whose values are mapped to ids by their hash.
         min_count: training rows that a value needs to get an id; None for 1.
         text: how text holds values. What is not set is inferred from the first rows.
 
     Raises:
-        DataError: the file is unreadable, a name is not one of its columns, the first times are text that does not
-            sort by time, or ``multi`` names a column that is not a field, holds lists already, or cannot hold the
-            separator.
+        DataError: the file is unreadable, a name is not one of its columns, the first times are
+            text that does not sort by time, or ``multi`` names a column that is not a field, holds
+            lists already, or cannot hold the separator.
     """
     files = [file for each in inputs for file in text_files(each)]
     path = first_with_rows(files)
@@ -96,7 +107,11 @@ def infer_schema(
     _check_multi(path, columns, fields, multi)
     flat = [name for name, field in fields.items() if isinstance(field, str) or name in multi]
     sample = first.sample(flat)
-    if ids := _ids(sample, first.form, [name for name in flat if fields[name] == "numeric" and not multi.get(name)]):
+    if ids := _ids(
+        sample,
+        first.form,
+        [name for name in flat if fields[name] == "numeric" and not multi.get(name)],
+    ):
         fields |= dict.fromkeys(ids, "categorical")
         named = "; ".join(f"{name} ({reason})" for name, reason in ids.items())
         warnings.warn(f"{shown(path)}: read as ids, not as numbers: {named}", stacklevel=2)
@@ -104,7 +119,10 @@ def infer_schema(
     fields |= _lists(first, sample, [name for name in texts if name != group], multi)
     fields |= dict.fromkeys(dense, "dense")
     fields |= {name: {"kind": "categorical", "hashed": ids} for name, ids in hash.items()}
-    source: dict[str, Any] = {"name": path.name.split(".")[0], "labels": {label: label for label in labels}}
+    source: dict[str, Any] = {
+        "name": path.name.split(".")[0],
+        "labels": {label: label for label in labels},
+    }
     source |= {key: value for key, value in (("group", group), ("weight", weight)) if value}
     left_out = [name for name in dict.fromkeys([*ignore, *fields]) if not fields.get(name)]
     source |= {"ignore": left_out} if left_out else {}
@@ -120,7 +138,8 @@ class _First:
     """The first input, whose first rows tell how all are read.
 
     Attributes:
-        types: the columns. Those of text have the types of their first rows, but for the times of parquet.
+        types: the columns. Those of text have the types of their first rows, but for the times of
+            parquet.
         form: how text holds values.
         layout: how a text file is divided; None for parquet.
     """
@@ -131,7 +150,14 @@ class _First:
     layout: Layout | None
 
     @classmethod
-    def read(cls, path: AnyPath, given: TextFormat, not_fields: set[str], multi: set[str], time: str | None) -> _First:
+    def read(
+        cls,
+        path: AnyPath,
+        given: TextFormat,
+        not_fields: set[str],
+        multi: set[str],
+        time: str | None,
+    ) -> _First:
         layout = read_layout(path, given) if is_text(path) else None
         if layout:
             form, delimiter = layout.form, layout.delimiter
@@ -141,7 +167,9 @@ class _First:
             form, delimiter = replace(given, line_ends=False), ""
             types = open_dataset(path).schema
             unread = {*not_fields, time}
-            names = [each.name for each in types if holds_text(each.type) and each.name not in unread]
+            names = [
+                each.name for each in types if holds_text(each.type) and each.name not in unread
+            ]
             rows = _valid(first_rows(path, names))
             texts = {name: without_empty(one_array(rows[name])) for name in names}
         values = {name: column for name, column in texts.items() if name not in not_fields | multi}
@@ -152,16 +180,21 @@ class _First:
         found |= {name: pa.field(name, pa.float64()) for name in marked}
         types = pa.schema([found.get(each.name, each) for each in types])
         if form.thousands and not given.thousands:
-            how = "--thousands, --decimal and --multi (in Python thousands=, decimal=, multi=) say otherwise"
+            how = (
+                "--thousands, --decimal and --multi (in Python thousands=, decimal=, multi=) say "
+                "otherwise"
+            )
             named = f"{', '.join(marked)}: read as numbers with thousands {form.thousands!r}"
             warnings.warn(f"{shown(path)}: {named}; {how}", stacklevel=4)
         return cls(path, types, form, layout and replace(layout, form=form))
 
     def with_dates(self, time: str) -> _First:
-        """Returns the same with the forms of a column of times, if it is text that does not sort by time.
+        """Returns the same with the forms of a column of times, if it is text that does not sort by
+        time.
 
         Raises:
-            DataError: the text has no form of times, or one in which day and month cannot be told apart.
+            DataError: the text has no form of times, or one in which day and month cannot be told
+                apart.
         """
         if self.form.dates or not holds_text(self.types.field(time).type):
             return self
@@ -192,7 +225,9 @@ class _First:
 
 
 def _block(layout: Layout, path: AnyPath, texts: Sequence[str]) -> TextBlock:
-    """Returns the first rows of a text file, without those that are not UTF-8 in columns of ``texts``."""
+    """Returns the first rows of a text file, without those that are not UTF-8 in columns of
+    ``texts``.
+    """
     block = layout.block(layout.first(path))
     for name in texts:
         block.convert(name, pa.string())
@@ -214,11 +249,12 @@ def _field(kind: pa.DataType) -> Any:
 
 
 def _ids(rows: pa.Table, form: TextFormat, columns: list[str]) -> dict[str, str]:
-    """Returns the columns that the file's types make numbers but whose first rows hold ids, with the reasons.
+    """Returns the columns that the file's types make numbers but whose first rows hold ids, with
+    the reasons.
 
-    They hold whole numbers only, and either one beyond 2^53, which no float64 tells from its neighbours, or their name
-    is that of an id. 64-bit hashes in text are such a column, since they exceed int64, and so are ids with missing
-    values that another program has made floats.
+    They hold whole numbers only, and either one beyond 2^53, which no float64 tells from its
+    neighbours, or their name is that of an id. 64-bit hashes in text are such a column, since they
+    exceed int64, and so are ids with missing values that another program has made floats.
     """
     found = {}
     for name in columns if rows.num_rows else []:
@@ -226,7 +262,10 @@ def _ids(rows: pa.Table, form: TextFormat, columns: list[str]) -> dict[str, str]
         if holds_text(values.type):
             values = plain_numbers(without_words(values.cast(pa.string()), form), form)
         values = values.drop_null()
-        if pa.types.is_string(values.type) and not pc.all(pc.match_substring_regex(values, WHOLE)).as_py():
+        if (
+            pa.types.is_string(values.type)
+            and not pc.all(pc.match_substring_regex(values, WHOLE)).as_py()
+        ):
             continue
         values = values.cast(pa.float64()).to_numpy()
         values = values[~np.isnan(values)]
@@ -235,25 +274,42 @@ def _ids(rows: pa.Table, form: TextFormat, columns: list[str]) -> dict[str, str]
         largest = np.abs(values).max()
         if largest >= LARGEST_EXACT:
             is_float = pa.types.is_floating(rows[name].type)
-            lost = "; floats have lost digits of them already: pass integers or text" if is_float else ""
+            lost = (
+                "; floats have lost digits of them already: pass integers or text"
+                if is_float
+                else ""
+            )
             found[name] = f"whole numbers up to {largest:.3g}, beyond 2^53{lost}"
         elif ID_NAME.search(name):
             found[name] = "whole numbers under the name of an id"
     return found
 
 
-def _check_multi(path: AnyPath, schema: pa.Schema, fields: Mapping[str, Any], multi: Mapping[str, str]) -> None:
+def _check_multi(
+    path: AnyPath, schema: pa.Schema, fields: Mapping[str, Any], multi: Mapping[str, str]
+) -> None:
     for name, separator in multi.items():
         if not isinstance(separator, str):
-            raise DataError(f"multi: {name}: expected a separator, or '' for one value, got {separator!r}")
+            raise DataError(
+                f"multi: {name}: expected a separator, or '' for one value, got {separator!r}"
+            )
         if name not in fields:
-            raise DataError(f"{path}: multi: {name!r} is not a field: it is a label, the time, the weight, or left out")
+            raise DataError(
+                f"{path}: multi: {name!r} is not a field: it is a label, the time, the weight, or "
+                "left out"
+            )
         if isinstance(fields[name], dict):
-            raise DataError(f"{path}: multi: {name}: expected a column of text, got lists ({schema.field(name).type})")
+            raise DataError(
+                f"{path}: multi: {name}: expected a column of text, got lists "
+                f"({schema.field(name).type})"
+            )
 
 
-def _lists(first: _First, rows: pa.Table, texts: Sequence[str], multi: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the fields of text that holds lists: those of ``multi``, and those of ``texts`` whose first rows show it.
+def _lists(
+    first: _First, rows: pa.Table, texts: Sequence[str], multi: Mapping[str, str]
+) -> dict[str, Any]:
+    """Returns the fields of text that holds lists: those of ``multi``, and those of ``texts`` whose
+    first rows show it.
 
     Args:
         rows: the first rows of all fields.
@@ -265,11 +321,20 @@ def _lists(first: _First, rows: pa.Table, texts: Sequence[str], multi: Mapping[s
         separator = multi[name] if name in multi else find_separator(values)
         if name not in multi and separator:
             how = f"--multi {name}= (in Python multi={{{name!r}: ''}}) reads it as one value"
-            warnings.warn(f"{shown(path)}: {name}: read as lists separated by {separator!r}; {how}", stacklevel=3)
+            warnings.warn(
+                f"{shown(path)}: {name}: read as lists separated by {separator!r}; {how}",
+                stacklevel=3,
+            )
         elif separator and not pc.any(pc.match_substring(values, separator)).as_py():
             if separator == delimiter:
-                raise DataError(f"{path}: multi: {name}: {separator!r} separates the columns, and no value holds it")
-            warnings.warn(f"{shown(path)}: multi: {name}: none of the first values holds {separator!r}", stacklevel=3)
+                raise DataError(
+                    f"{path}: multi: {name}: {separator!r} separates the columns, and no value "
+                    "holds it"
+                )
+            warnings.warn(
+                f"{shown(path)}: multi: {name}: none of the first values holds {separator!r}",
+                stacklevel=3,
+            )
         if separator:
             fields[name] = {"kind": "categorical", "tokens": "all", "separator": separator}
     return fields
@@ -279,13 +344,18 @@ def _texts(path: AnyPath, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray
     try:
         return values.cast(pa.string())
     except pa.ArrowException as error:
-        raise DataError(f"{path}: multi: {name}: expected a column of text, got {values.type}") from error
+        raise DataError(
+            f"{path}: multi: {name}: expected a column of text, got {values.type}"
+        ) from error
 
 
 def _by_hash(group: str | None) -> dict[str, Any]:
     column = {"column": group} if group else {}
     bounds = {"train": (0.0, TRAIN), "validation": (TRAIN, VALIDATION), "test": (VALIDATION, 1.0)}
-    return {split: {"hash": column | {"start": start, "stop": stop}} for split, (start, stop) in bounds.items()}
+    return {
+        split: {"hash": column | {"start": start, "stop": stop}}
+        for split, (start, stop) in bounds.items()
+    }
 
 
 def _by_time(time: str) -> dict[str, Any]:
@@ -297,9 +367,11 @@ def _by_time(time: str) -> dict[str, Any]:
 
 
 def find_separator(values: pa.ChunkedArray) -> str | None:
-    """Returns the separator of a column of lists, with the spaces around it; None if it does not hold lists.
+    """Returns the separator of a column of lists, with the spaces around it; None if it does not
+    hold lists.
 
-    A wrong guess costs more than a missed one, so titles, addresses, names, paths and numbers must not pass.
+    A wrong guess costs more than a missed one, so titles, addresses, names, paths and numbers must
+    not pass.
 
     Args:
         values: the first values of a column, text.
@@ -310,7 +382,9 @@ def find_separator(values: pa.ChunkedArray) -> str | None:
         share = pc.mean(pc.match_substring(values, mark)).as_py()  # None without values
         if share is not None and share >= SHARE:
             texts = pc.unique(values).to_pylist()
-            separator = next(each for each in (f" {mark} ", f"{mark} ", mark) if _same_count(texts, mark, each))
+            separator = next(
+                each for each in (f" {mark} ", f"{mark} ", mark) if _same_count(texts, mark, each)
+            )
             if _are_lists(texts, separator):
                 return separator
     return None
@@ -325,16 +399,22 @@ def _are_lists(texts: list[str], separator: str) -> bool:
         return False
     lists = [text.split(separator) for text in texts]
     lengths = [len(tokens) for tokens in lists]
-    if max(lengths) < 3 or min(lengths) == max(lengths):  # columns in one, such as a city and its state
+    # columns in one, such as a city and its state
+    if max(lengths) < 3 or min(lengths) == max(lengths):
         return False
     distinct = {token for tokens in lists for token in tokens}
     if any(token != token.strip() or not token for token in distinct):
         return False
     backwards = [tokens[::-1] for tokens in lists]
-    return len(lists) >= max(FEWEST_LISTS, REUSE * len(distinct)) and _are_mixed(lists) and _are_mixed(backwards)
+    return (
+        len(lists) >= max(FEWEST_LISTS, REUSE * len(distinct))
+        and _are_mixed(lists)
+        and _are_mixed(backwards)
+    )
 
 
 def _are_mixed(lists: list[list[str]]) -> bool:
     """Returns whether most tokens that follow others also begin a list."""
-    first, later = {tokens[0] for tokens in lists}, [token for tokens in lists for token in tokens[1:]]
+    first = {tokens[0] for tokens in lists}
+    later = [token for tokens in lists for token in tokens[1:]]
     return sum(token in first for token in later) >= MIXED * len(later)

@@ -1,4 +1,6 @@
-"""Provides every input as parquet: text is staged, Ali-CCP's raw files are joined, parquet is read in place."""
+"""Provides every input as parquet: text is staged, Ali-CCP's raw files are joined, parquet is read
+in place.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from adaftr_fast._files import AnyPath
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import TEXT, BadRows
 from adaftr_fast.data.raw.source import Inputs, check_columns, data_files, os_error, reading
-from adaftr_fast.data.raw.staging import COMPRESSIONS, LINE_END, Parse, RowDivider, blocks, text_stream
+from adaftr_fast.data.raw.staging import (
+    COMPRESSIONS,
+    LINE_END,
+    Parse,
+    RowDivider,
+    blocks,
+    text_stream,
+)
 from adaftr_fast.data.raw.text import KEPT, OPEN_LINE, TextBlock, parse_block, whole_rows
 from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.parse import COMMON
@@ -56,21 +65,31 @@ def read_layouts(schema: Schema, paths: Inputs, work: Path) -> list[Layout]:
     return layouts
 
 
-def text_inputs(schema: Schema, paths: Inputs, work: Path, layouts: Sequence[Layout]) -> list[list[TextInput]]:
-    """Returns the text files to stage in ``work``, in rounds. A round may read what earlier rounds staged.
+def text_inputs(
+    schema: Schema, paths: Inputs, work: Path, layouts: Sequence[Layout]
+) -> list[list[TextInput]]:
+    """Returns the text files to stage in ``work``, in rounds. A round may read what earlier rounds
+    staged.
 
     Args:
         layouts: those of ``read_layouts``.
     """
     if schema.format:
         return _aliccp(schema, paths, work)
-    texts = [_delimited(schema, *text, layout) for text, layout in zip(_texts(schema, paths, work), layouts)]
+    texts = [
+        _delimited(schema, *text, layout)
+        for text, layout in zip(_texts(schema, paths, work), layouts)
+    ]
     return [texts] if texts else []
 
 
 def _texts(schema: Schema, paths: Inputs, work: Path) -> list[tuple[AnyPath, Path]]:
     """Returns the files of delimited text, each with the folder in ``work`` for its rows."""
-    staged = [] if schema.format else [each for role in paths for each in _staged(work, role, paths[role])]
+    staged = (
+        []
+        if schema.format
+        else [each for role in paths for each in _staged(work, role, paths[role])]
+    )
     return [(path, folder) for path, folder in staged if folder is not None]
 
 
@@ -78,13 +97,20 @@ def parquet_inputs(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[
     """Returns parquet files and folders per role, once all text files are staged in ``work``."""
     if schema.format:
         return {role: [work / role] for role in paths if not role.startswith(COMMON)}
-    return {role: [folder or path for path, folder in _staged(work, role, each)] for role, each in paths.items()}
+    return {
+        role: [folder or path for path, folder in _staged(work, role, each)]
+        for role, each in paths.items()
+    }
 
 
 def _staged(work: Path, role: str, paths: Sequence[AnyPath]) -> list[tuple[AnyPath, Path | None]]:
-    """Returns the inputs of a role, each text file with the folder in ``work`` that holds its rows as parquet."""
+    """Returns the inputs of a role, each text file with the folder in ``work`` that holds its rows
+    as parquet.
+    """
     inputs = [file for path in paths for file in text_files(path)]
-    return [(path, work / f"{role}-{n:05d}" if is_text(path) else None) for n, path in enumerate(inputs)]
+    return [
+        (path, work / f"{role}-{n:05d}" if is_text(path) else None) for n, path in enumerate(inputs)
+    ]
 
 
 def text_files(path: AnyPath) -> list[AnyPath]:
@@ -97,7 +123,10 @@ def text_files(path: AnyPath) -> list[AnyPath]:
     texts = [file for file in files if is_text(file)]
     if path.is_dir() and texts and len(texts) < len(files):
         other = next(file for file in files if not is_text(file))
-        raise DataError(f"{path}: expected a folder of text or of parquet, got {texts[0].name} beside {other.name}")
+        raise DataError(
+            f"{path}: expected a folder of text or of parquet, got {texts[0].name} beside "
+            f"{other.name}"
+        )
     return texts or [path]
 
 
@@ -119,7 +148,8 @@ def _aliccp(schema: Schema, paths: Inputs, work: Path) -> list[list[TextInput]]:
         return partial(aliccp.parse_skeleton, fields=fields, common=common, lists=lists)
 
     texts = {
-        role: TextInput(path, work / role, partial(parse, role), header_lines=0) for role, (path,) in paths.items()
+        role: TextInput(path, work / role, partial(parse, role), header_lines=0)
+        for role, (path,) in paths.items()
     }
     common = [text for role, text in texts.items() if role.startswith(COMMON)]
     return [common, [text for text in texts.values() if text not in common]]
@@ -171,9 +201,14 @@ class Layout:
         return self.rows(lines, last=False)[0] if self.rows else lines
 
     def parse(
-        self, data: bytes, types: Mapping[str, pa.DataType], labels: Sequence[str] = (), keep: Sequence[str] = ()
+        self,
+        data: bytes,
+        types: Mapping[str, pa.DataType],
+        labels: Sequence[str] = (),
+        keep: Sequence[str] = (),
     ) -> tuple[pa.Table, BadRows]:
-        """Parses lines without a header to the columns of ``types``, and those of ``keep`` as ``parse_block`` does.
+        """Parses lines without a header to the columns of ``types``, and those of ``keep`` as
+        ``parse_block`` does.
 
         Rows without a label are bad.
         """
@@ -188,10 +223,12 @@ class Layout:
 
 
 def read_layout(path: AnyPath, form: TextFormat) -> Layout:
-    """Reads how a text file is divided: its header, and from its first lines whether values hold line ends.
+    """Reads how a text file is divided: its header, and from its first lines whether values hold
+    line ends.
 
     Raises:
-        DataError: the file cannot be read, or its first line is not a header of distinct column names.
+        DataError: the file cannot be read, or its first line is not a header of distinct column
+            names.
     """
     head = _head(path)
     names, delimiter = _header(path, head)
@@ -202,13 +239,17 @@ def read_layout(path: AnyPath, form: TextFormat) -> Layout:
 
 
 def _has_line_ends(data: bytes, names: list[str], delimiter: str) -> bool:
-    """Returns whether lines end inside quotes, and are rows of the right number of columns if they are joined."""
+    """Returns whether lines end inside quotes, and are rows of the right number of columns if they
+    are joined.
+    """
     if b'"' not in data or LINE_END in data:
         return False
     if all(each.reason != OPEN_LINE for each in parse_block(data, names, delimiter).bad):
         return False
     rows, _ = whole_rows(data, delimiter, len(names), last=False)
-    return LINE_END in rows and not parse_block(rows, names, delimiter, TextFormat(line_ends=True)).bad
+    return (
+        LINE_END in rows and not parse_block(rows, names, delimiter, TextFormat(line_ends=True)).bad
+    )
 
 
 def first_lines(path: AnyPath) -> bytes:
@@ -217,12 +258,16 @@ def first_lines(path: AnyPath) -> bytes:
 
 
 def first_with_rows(files: Sequence[AnyPath]) -> AnyPath:
-    """Returns the first input that is not a text file of a header alone; the first one if all are."""
+    """Returns the first input that is not a text file of a header alone; the first one
+    if all are.
+    """
     return next((file for file in files if not is_text(file) or first_lines(file)), files[0])
 
 
 def _head(path: AnyPath) -> bytes:
-    """Returns the first lines of a text file, at most ``SAMPLE_BYTES`` unless the first line is longer."""
+    """Returns the first lines of a text file, at most ``SAMPLE_BYTES`` unless the first line is
+    longer.
+    """
     with reading(path, "cannot be read", os_error(path)), text_stream(path) as stream:
         data = stream.read(SAMPLE_BYTES)
     end = len(data) if len(data) < SAMPLE_BYTES else data.rfind(b"\n") + 1
@@ -239,14 +284,20 @@ def _header(path: AnyPath, head: bytes) -> tuple[list[str], str]:
     try:
         line = first.decode("utf-8-sig").rstrip("\r")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}:1: the header is not UTF-8: {error.reason} at byte {error.start}") from error
+        raise DataError(
+            f"{path}:1: the header is not UTF-8: {error.reason} at byte {error.start}"
+        ) from error
     shown = repr(line if len(line) <= TEXT else line[:TEXT] + " ...")
     if "\r" in line:
-        raise DataError(f"{path}:1: expected lines that end in LF or CR LF, got a carriage return within {shown}")
+        raise DataError(
+            f"{path}:1: expected lines that end in LF or CR LF, got a carriage return within "
+            f"{shown}"
+        )
     delimiter = max(DELIMITERS, key=line.count)
     try:
         names = next(csv.reader([line], delimiter=delimiter, strict=True), [])
-    except csv.Error as error:  # such as a quote that is not closed, or a name of more than 131,072 characters
+    # such as a quote that is not closed, or a name of more than 131,072 characters
+    except csv.Error as error:
         raise DataError(f"{path}:1: expected a header in one line, got {shown}: {error}") from error
     if not names or len(set(names)) != len(names):
         raise DataError(f"{path}:1: expected a header of distinct column names, got {shown}")

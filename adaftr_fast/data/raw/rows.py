@@ -13,8 +13,20 @@ from adaftr_fast.data.memory import DEFAULT, Memory, encoding
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.batches import coalesced, read_tables
-from adaftr_fast.data.raw.inputs import field_columns, is_text, list_columns, read_layout, text_files
-from adaftr_fast.data.raw.source import check_columns, check_files, data_files, open_dataset, reading
+from adaftr_fast.data.raw.inputs import (
+    field_columns,
+    is_text,
+    list_columns,
+    read_layout,
+    text_files,
+)
+from adaftr_fast.data.raw.source import (
+    check_columns,
+    check_files,
+    data_files,
+    open_dataset,
+    reading,
+)
 from adaftr_fast.data.raw.staging import PARSED, RowDivider, blocks, lines_of_file
 from adaftr_fast.data.raw.text import KEPT
 from adaftr_fast.data.schema.columns import column_types
@@ -29,8 +41,8 @@ class Chunk:
     """Rows of a file that are not yet parsed. Chunks can be parsed in any thread.
 
     Attributes:
-        parse: returns the columns of the fields and of numbers, and those to keep (``kept``); and the bad rows with
-            lines counted from 1.
+        parse: returns the columns of the fields and of numbers, and those to keep (``kept``); and
+            the bad rows with lines counted from 1.
         first_line: number of lines of the file before the chunk.
         size: approximate share of the file in bytes.
         memory: approximate bytes of memory that it takes to parse and encode.
@@ -71,21 +83,28 @@ def raw_files(
     For format ``aliccp``, the files are pairs SKELETON COMMON.
 
     Args:
-        keep: columns to return in addition to those that fields read; those of text files as they are written.
+        keep: columns to return in addition to those that fields read; those of text files as they
+            are written.
         numbers: columns of numbers to return.
         memory: the bound of this process.
 
     Raises:
-        DataError: a file is missing or unreadable, or a column is missing. Iterating over chunks raises it too.
+        DataError: a file is missing or unreadable, or a column is missing. Iterating over chunks
+            raises it too.
     """
     inputs = [each for path in files for each in text_files(path)]
     if schema.format is None:
         return [
-            _text(schema, path, keep, numbers) if is_text(path) else _parquet(schema, path, [*keep, *numbers], memory)
+            _text(schema, path, keep, numbers)
+            if is_text(path)
+            else _parquet(schema, path, [*keep, *numbers], memory)
             for path in inputs
         ]
     if len(files) % 2:
-        raise DataError(f"data set {schema.name}: expected pairs SKELETON COMMON of files, got {len(files)} file(s)")
+        raise DataError(
+            f"data set {schema.name}: expected pairs SKELETON COMMON of files, got {len(files)} "
+            "file(s)"
+        )
     return [_aliccp(schema, *pair, [*keep, *numbers]) for pair in zip(files[::2], files[1::2])]
 
 
@@ -97,7 +116,8 @@ def kept(rows: pa.RecordBatch, column: str) -> pa.Array:
 def _parquet(schema: Schema, path: AnyPath, keep: Sequence[str], memory: Memory) -> RawFile:
     with reading(path, "cannot be read"):
         dataset = open_dataset(path)
-        rows, size = max(1, dataset.count_rows()), sum(file.stat().st_size for file in data_files(path))
+        rows = max(1, dataset.count_rows())
+        size = sum(file.stat().st_size for file in data_files(path))
     columns = list(dict.fromkeys([*field_columns(schema), *keep]))
     check_columns(path, dataset.schema.names, columns)
     with reading(path, "cannot be read"):
@@ -106,11 +126,20 @@ def _parquet(schema: Schema, path: AnyPath, keep: Sequence[str], memory: Memory)
     def chunks() -> Iterator[Chunk]:
         with reading(path, "cannot be read"):
             for batch in coalesced(read_tables(dataset, columns, memory=memory), memory):
-                batch.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
+                # parquet of other programs may hold text that is not UTF-8
+                batch.validate(full=True)
                 table = pa.Table.from_batches([batch])
-                yield Chunk(path, partial(_parsed_table, table), 0, size * batch.num_rows // rows, encoding(batch))
+                yield Chunk(
+                    path,
+                    partial(_parsed_table, table),
+                    0,
+                    size * batch.num_rows // rows,
+                    encoding(batch),
+                )
 
-    return RawFile(path, size, {column: dataset.schema.field(column).type for column in keep}, chunks)
+    return RawFile(
+        path, size, {column: dataset.schema.field(column).type for column in keep}, chunks
+    )
 
 
 def _parsed_table(table: pa.Table) -> tuple[pa.Table, BadRows]:
@@ -119,7 +148,9 @@ def _parsed_table(table: pa.Table) -> tuple[pa.Table, BadRows]:
 
 def _text(schema: Schema, path: AnyPath, keep: Sequence[str], numbers: Sequence[str]) -> RawFile:
     known = column_types(schema)
-    types = dict.fromkeys(numbers, pa.float64()) | {column: known[column] for column in field_columns(schema)}
+    types = dict.fromkeys(numbers, pa.float64()) | {
+        column: known[column] for column in field_columns(schema)
+    }
     layout = read_layout(path, schema.text)
     check_columns(path, layout.names, [*types, *keep])
     parse = partial(layout.parse, types=types, keep=keep)
@@ -130,7 +161,10 @@ def _text(schema: Schema, path: AnyPath, keep: Sequence[str], numbers: Sequence[
 def _aliccp(schema: Schema, skeleton: AnyPath, common: AnyPath, keep: Sequence[str]) -> RawFile:
     for column in keep:
         if column not in aliccp.SKELETON[:-1]:
-            raise DataError(f"{skeleton}: no column {column!r}; expected one of {', '.join(aliccp.SKELETON[:-1])}")
+            raise DataError(
+                f"{skeleton}: no column {column!r}; expected one of "
+                f"{', '.join(aliccp.SKELETON[:-1])}"
+            )
     fields, lists = field_columns(schema), list_columns(schema)
 
     def chunks() -> Iterator[Chunk]:
@@ -139,7 +173,9 @@ def _aliccp(schema: Schema, skeleton: AnyPath, common: AnyPath, keep: Sequence[s
         if not tables:
             raise DataError(f"{common}: has no rows")
         users = pa.concat_tables(tables).combine_chunks()
-        parse = partial(aliccp.parse_skeleton, fields=fields, common=users, lists=lists, labels=(), keep=keep)
+        parse = partial(
+            aliccp.parse_skeleton, fields=fields, common=users, lists=lists, labels=(), keep=keep
+        )
         yield from text_chunks(skeleton, parse, header_lines=0)
 
     return RawFile(skeleton, skeleton.stat().st_size, dict.fromkeys(keep, pa.string()), chunks)
@@ -152,7 +188,9 @@ def text_chunks(
     header_lines: int,
     rows: RowDivider | None = None,
 ) -> Iterator[Chunk]:
-    """Yields the rows of a text file in chunks of whole lines, which ``parse`` reads. ``numbered_blocks`` says more."""
+    """Yields the rows of a text file in chunks of whole lines, which ``parse`` reads.
+    ``numbered_blocks`` says more.
+    """
     line = 0
     for block in blocks(path, rows):
         header = header_lines if line == 0 else 0

@@ -36,14 +36,16 @@ from adaftr_fast.stores import arrow_path, files_below, in_store, known_sha256, 
 
 SHIPPED = resources.files("adaftr_fast.data") / "files"
 ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
-READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last of names of columns in parquet
+# the last of names of columns in parquet
+READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 LISTED = 50  # columns that an error names
 SAMPLE_ROWS = 10_000  # first rows of a log, which tell how it is read
 SAMPLE = Memory(GB)  # bounds them whatever the bound of the process is, on which no result depends
 NOT_PARQUET = "not a readable parquet file"
 _ONE_FOLDER = "the files of a folder must have the same columns"
 IN_SPLIT = "split:"  # prefix of a column that tells whether a row meets the condition of a split
-LABEL = "label:"  # prefix of label columns in a scan: a label may have the name of its source column
+# prefix of label columns in a scan: a label may have the name of its source column
+LABEL = "label:"
 Inputs = Mapping[str, Sequence[AnyPath]]  # files and folders of files, by role
 
 
@@ -64,7 +66,8 @@ class Unused:
 
 
 class Source:
-    """Input files of a schema by role, or one shard of their rows, a range of consecutive row groups.
+    """Input files of a schema by role, or one shard of their rows, a range of consecutive row
+    groups.
 
     Args:
         paths: parquet files and folders of parquet files, by role (``input_paths``).
@@ -96,7 +99,8 @@ class Source:
         self._count_rows = partial(count_rows, read=read, memory=memory)
         self.paths = paths
         self._datasets: dict[str, ds.Dataset] = {}
-        self._preceding: dict[str, ds.Dataset] = {}  # rows of the preceding shards, which row numbers count
+        # rows of the preceding shards, which row numbers count
+        self._preceding: dict[str, ds.Dataset] = {}
         for role in paths:
             with self._reading(role, NOT_PARQUET):
                 whole = open_datasets(paths[role])
@@ -113,7 +117,8 @@ class Source:
     def scan(
         self, split: str, advance: Callable[[int], object] = int, *, only: str | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Yields the rows of a split in file order: every column the schema reads, and ``label:NAME`` per task.
+        """Yields the rows of a split in file order: every column the schema reads, and
+        ``label:NAME`` per task.
 
         Args:
             advance: called with the number of rows read, as counted by ``count_rows``.
@@ -132,19 +137,25 @@ class Source:
         columns |= {LABEL + label.name: _label_expression(label) for label in labels}
         with self._reading(rule.file, f"cannot read split {split}"):
             compared, where = self._where(rule)
-            tables = self._read_tables(self._datasets[rule.file], [*names, *compared], columns, where)
+            tables = self._read_tables(
+                self._datasets[rule.file], [*names, *compared], columns, where
+            )
         return coalesced(self._selected(split, tables, advance), self.memory)
 
-    def _selected(self, split: str, tables: Iterator[pa.Table], advance: Callable[[int], object]) -> Iterator[pa.Table]:
+    def _selected(
+        self, split: str, tables: Iterator[pa.Table], advance: Callable[[int], object]
+    ) -> Iterator[pa.Table]:
         rule = self.schema.split[split]
         numbered = rule.rows != "all" or (rule.hash and rule.hash.column is None)
         seen = self._count(self._preceding, split) if numbered else 0
         while True:
-            with self._reading(rule.file, f"cannot read split {split}"):  # covers the read only, not the caller's code
+            # covers the read only, not the caller's code
+            with self._reading(rule.file, f"cannot read split {split}"):
                 table = next(tables, None)
                 if table is None:
                     return
-                table.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
+                # parquet of other programs may hold text that is not UTF-8
+                table.validate(full=True)
                 selected = _select(table, rule, first_row=seen)
             yield selected
             seen += table.num_rows
@@ -157,14 +168,24 @@ class Source:
             with self._reading(role, "cannot read the rows in no split"):
                 compared, kept = self._where(SplitRule(role))
                 rows = self._count_rows(dataset, compared, kept)
-                rules = {name: rule for name, rule in self.schema.split.items() if rule.file == role}
-                used = rows if covers_all([*rules.values()]) else self._count_used(dataset, kept, rules)
-                dropped = self._count_rows(dataset, [], None) - self._count_rows(dataset, *_kept(self.schema))
+                rules = {
+                    name: rule for name, rule in self.schema.split.items() if rule.file == role
+                }
+                used = (
+                    rows
+                    if covers_all([*rules.values()])
+                    else self._count_used(dataset, kept, rules)
+                )
+                dropped = self._count_rows(dataset, [], None) - self._count_rows(
+                    dataset, *_kept(self.schema)
+                )
                 unused += Unused(rows - used, dropped)
         return unused
 
     def count_unlabelled(self) -> BadRows:
-        """Counts the rows that are not dropped and lack a label, by the first label that they lack and its value."""
+        """Counts the rows that are not dropped and lack a label, by the first label that they lack
+        and its value.
+        """
         found = BadRows()
         for role, dataset in self._datasets.items():
             with self._reading(role, "cannot read the labels"):
@@ -177,7 +198,9 @@ class Source:
         names += [column for label in labels for column in label.columns()]
         columns = {IN_SPLIT: pc.scalar(True) if kept is None else kept}
         columns |= {LABEL + label.name: _has_label(label, dataset.schema) for label in labels}
-        columns |= {label.column: pc.field(label.column) for label in labels if label.column is not None}
+        columns |= {
+            label.column: pc.field(label.column) for label in labels if label.column is not None
+        }
         found = [ValueCounts(pa.string()) for _ in labels]
         missing = [0] * len(labels)
         first: list[tuple[int, str]] = []
@@ -196,18 +219,27 @@ class Source:
                 found[number].update(values)
                 missing[number] += values.null_count
                 shown_values = values[:EXAMPLES].to_pylist()
-                first += [(rows + place, _lacks(label, value)) for place, value in zip(places.tolist(), shown_values)]
+                first += [
+                    (rows + place, _lacks(label, value))
+                    for place, value in zip(places.tolist(), shown_values)
+                ]
             first = sorted(first)[:EXAMPLES]
             rows += table.num_rows
         counts: dict[str, int] = {}
         for reasons in map(_reasons, labels, found, missing):
             counts |= reasons
-        inputs = {arrow_path(file)[1]: file for path in self.named[role] for file in data_files(path)} if first else {}
+        inputs = (
+            {arrow_path(file)[1]: file for path in self.named[role] for file in data_files(path)}
+            if first
+            else {}
+        )
         examples = [f"{self._place(role, row, inputs)}: {reason}" for row, reason in first]
         return BadRows(rows, sum(counts.values()), counts, examples)
 
     def _place(self, role: str, row: int, inputs: Mapping[str, AnyPath]) -> str:
-        """Returns the file of a row of this shard, and its number there, counted from 0; of staged text, the inputs."""
+        """Returns the file of a row of this shard, and its number there, counted from 0; of staged
+        text, the inputs.
+        """
         before: Counter[str] = Counter()
         for fragment in self._preceding[role].get_fragments():
             before[fragment.path] += _rows(fragment)
@@ -232,8 +264,12 @@ class Source:
                         each.update(one_array(table[column]).cast(pa.string()))
         return counts
 
-    def _count_used(self, dataset: ds.Dataset, kept: pc.Expression | None, rules: dict[str, SplitRule]) -> int:
-        """Returns the number of rows that are in at least one split, by the rules of the splits of a file."""
+    def _count_used(
+        self, dataset: ds.Dataset, kept: pc.Expression | None, rules: dict[str, SplitRule]
+    ) -> int:
+        """Returns the number of rows that are in at least one split, by the rules of the splits of
+        a file.
+        """
         seen = {name: self._count(self._preceding, name) for name in rules}
         hashed = _hashed_columns(rules.values())
         columns = {f"{IN_SPLIT}{name}": _condition(rule.where) for name, rule in rules.items()}
@@ -256,7 +292,8 @@ class Source:
             return self._count_rows(datasets[rule.file], *self._where(rule))
 
     def _where(self, rule: SplitRule) -> tuple[list[str], pc.Expression | None]:
-        """Returns the columns that conditions compare, and the condition of the rows that ``where`` and ``drop`` leave.
+        """Returns the columns that conditions compare, and the condition of the rows that ``where``
+        and ``drop`` leave.
 
         It is None for all rows.
         """
@@ -277,8 +314,12 @@ class Source:
 
 
 @contextmanager
-def reading(path: AnyPath | str, what: str, os_error: type[UserError] = DataError) -> Iterator[None]:
-    """Raises an error of the block as DataError, or one of the system as ``os_error``, with path and ``what``."""
+def reading(
+    path: AnyPath | str, what: str, os_error: type[UserError] = DataError
+) -> Iterator[None]:
+    """Raises an error of the block as DataError, or one of the system as ``os_error``, with path
+    and ``what``.
+    """
     try:
         yield
     except READ_ERRORS as error:
@@ -296,18 +337,26 @@ def check_names(schema: pa.Schema) -> None:
     _ = schema.names, [str(kind) for kind in schema.types]
 
 
-def check_columns(path: AnyPath, names: Iterable[str], wanted: Iterable[str], schema: Schema | None = None) -> None:
-    """Raises DataError if ``names``, the columns of a file, lack one of those that are wanted, by a schema if any."""
+def check_columns(
+    path: AnyPath, names: Iterable[str], wanted: Iterable[str], schema: Schema | None = None
+) -> None:
+    """Raises DataError if ``names``, the columns of a file, lack one of those that are wanted, by a
+    schema if any.
+    """
     found = dict.fromkeys(names)
     if missing := [column for column in wanted if column not in found]:
         reader = "" if schema is None else f", which schema {schema.name} reads"
-        raise DataError(f"{path}: no column {listed(map(repr, missing))}{reader}; the file has {listed(found)}")
+        raise DataError(
+            f"{path}: no column {listed(map(repr, missing))}{reader}; the file has {listed(found)}"
+        )
 
 
 def check_files(dataset: ds.Dataset, columns: Iterable[str]) -> None:
-    """Raises DataError if a file of a folder lacks one of ``columns``, or has values of another kind there.
+    """Raises DataError if a file of a folder lacks one of ``columns``, or has values of another
+    kind there.
 
-    Arrow reads such a file as the first one: a column that it lacks as missing, the text "007" as the integer 7.
+    Arrow reads such a file as the first one: a column that it lacks as missing, the text "007" as
+    the integer 7.
     """
     columns = list(columns)
     first, *others = [*dataset.get_fragments()] or [None]
@@ -316,25 +365,37 @@ def check_files(dataset: ds.Dataset, columns: Iterable[str]) -> None:
         for column in columns:
             kind = dataset.schema.field(column).type
             if column not in found.names:
-                raise DataError(f"{file.path}: no column {column!r}, which {first.path} has; {_ONE_FOLDER}")
+                raise DataError(
+                    f"{file.path}: no column {column!r}, which {first.path} has; {_ONE_FOLDER}"
+                )
             if not _reads_as(found.field(column).type, kind):
-                got = f"column {column!r} is {found.field(column).type}, in {first.path} it is {kind}"
+                got = (
+                    f"column {column!r} is {found.field(column).type}, in {first.path} it is {kind}"
+                )
                 raise DataError(f"{file.path}: {got}; {_ONE_FOLDER}")
 
 
 def _reads_as(found: pa.DataType, kind: pa.DataType) -> bool:
-    """Returns whether the values of one type keep their meaning when Arrow casts them to another one."""
-    found, kind = (each.value_type if pa.types.is_dictionary(each) else each for each in (found, kind))
+    """Returns whether the values of one type keep their meaning when Arrow casts them to another
+    one.
+    """
+    found, kind = (
+        each.value_type if pa.types.is_dictionary(each) else each for each in (found, kind)
+    )
     if _is_list(found) and _is_list(kind):
         return _reads_as(found.value_type, kind.value_type)
     if pa.types.is_null(found) or _kind(found) == _kind(kind):
         return True
-    as_text = pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_boolean(found)
+    as_text = (
+        pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_boolean(found)
+    )
     return as_text and _kind(kind) == "text"
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _kind(kind: pa.DataType) -> str:
@@ -357,7 +418,11 @@ def listed(names: Iterable[str]) -> str:
 
 
 def _label_expression(label: Label) -> pc.Expression:
-    return pc.field(label.column) if label.column is not None else pq.filters_to_expression(label.condition)
+    return (
+        pc.field(label.column)
+        if label.column is not None
+        else pq.filters_to_expression(label.condition)
+    )
 
 
 def _hashed_columns(rules: Iterable[SplitRule]) -> list[str]:
@@ -380,9 +445,13 @@ def _selects(table: pa.Table, rule: SplitRule, first_row: int) -> np.ndarray:
     numbers = np.arange(first_row, first_row + table.num_rows)
     if rule.hash:
         column = rule.hash.column
-        position = hashing.fraction(_text_hash(table, column) if column else hashing.bits(ROW_STREAM, numbers))
+        position = hashing.fraction(
+            _text_hash(table, column) if column else hashing.bits(ROW_STREAM, numbers)
+        )
         return (position >= rule.hash.start) & (position < rule.hash.stop)
-    return np.full(table.num_rows, True) if rule.rows == "all" else numbers % 2 == (rule.rows == "odd")
+    return (
+        np.full(table.num_rows, True) if rule.rows == "all" else numbers % 2 == (rule.rows == "odd")
+    )
 
 
 def _text_hash(table: pa.Table, column: str) -> np.ndarray:
@@ -395,22 +464,31 @@ def _text_hash(table: pa.Table, column: str) -> np.ndarray:
 
 
 def covers_all(rules: Sequence[SplitRule]) -> bool:
-    """Returns whether it is plain without reading that every row is in one of the splits of a file."""
+    """Returns whether it is plain without reading that every row is in one of the
+    splits of a file.
+    """
     rules = [rule for rule in rules if rule.where is None]
-    if any(rule.rows == "all" and not rule.hash for rule in rules) or {"even", "odd"} <= {rule.rows for rule in rules}:
+    if any(rule.rows == "all" and not rule.hash for rule in rules) or {"even", "odd"} <= {
+        rule.rows for rule in rules
+    }:
         return True
     reached: dict[str | None, float] = {}  # by column, where the ranges of hashes from 0 on end
-    for hash_range in sorted((rule.hash for rule in rules if rule.hash), key=lambda each: each.start):
+    for hash_range in sorted(
+        (rule.hash for rule in rules if rule.hash), key=lambda each: each.start
+    ):
         if hash_range.start <= reached.get(hash_range.column, 0.0):
             reached[hash_range.column] = max(reached.get(hash_range.column, 0.0), hash_range.stop)
     return 1.0 in reached.values()
 
 
 def _kept(schema: Schema) -> tuple[list[str], pc.Expression | None]:
-    """Returns the columns that ``drop`` compares, and the condition of the rows that it leaves; None for all rows."""
+    """Returns the columns that ``drop`` compares, and the condition of the rows that it leaves;
+    None for all rows.
+    """
     if not schema.drop:
         return [], None
-    return condition_columns(schema.drop), ~_condition(schema.drop)  # a condition that is null does not drop the row
+    # a condition that is null does not drop the row
+    return condition_columns(schema.drop), ~_condition(schema.drop)
 
 
 def _has_label(label: Label, types: pa.Schema) -> pc.Expression:
@@ -443,11 +521,16 @@ def _rows(fragment: ds.ParquetFileFragment) -> int:
 
 def _condition(where: Condition | None) -> pc.Expression:
     """Returns an expression that is true where a condition is met, and false where it is null."""
-    return pc.scalar(True) if where is None else pc.coalesce(pq.filters_to_expression(where), pc.scalar(False))
+    return (
+        pc.scalar(True)
+        if where is None
+        else pc.coalesce(pq.filters_to_expression(where), pc.scalar(False))
+    )
 
 
 def input_paths(schema: Schema, files: Sequence[str | AnyPath]) -> dict[str, tuple[AnyPath, ...]]:
-    """Returns the input files by role, or the file in the package if none is given. A single role takes all files.
+    """Returns the input files by role, or the file in the package if none is given. A single role
+    takes all files.
 
     Raises:
         DataError: the number of files does not match the schema.
@@ -459,7 +542,10 @@ def input_paths(schema: Schema, files: Sequence[str | AnyPath]) -> dict[str, tup
         return {schema.files[0]: tuple(map(open_file, files))}
     if len(files) != len(schema.files):
         roles = " ".join(role.upper() for role in schema.files)
-        raise DataError(f"data set {schema.name}: expected {len(schema.files)} file(s) ({roles}), got {len(files)}")
+        raise DataError(
+            f"data set {schema.name}: expected {len(schema.files)} file(s) ({roles}), got "
+            f"{len(files)}"
+        )
     return {role: (open_file(file),) for role, file in zip(schema.files, files)}
 
 
@@ -476,8 +562,8 @@ def data_files(path: AnyPath) -> list[AnyPath]:
 def content_digest(path: AnyPath) -> str:
     """Returns a SHA-256 that tells a file from others.
 
-    It is that of the content of a local or a published file. Another file in a store would have to be read once more:
-    it is that of URL, size and time.
+    It is that of the content of a local or a published file. Another file in a store would have to
+    be read once more: it is that of URL, size and time.
     """
     if (known := known_sha256(path)) is not None:
         return known
@@ -515,7 +601,8 @@ def open_dataset(path: AnyPath) -> ds.Dataset:
 
 
 def first_rows(path: AnyPath, columns: list[str]) -> pa.Table:
-    """Returns columns of the first ``SAMPLE_ROWS`` rows of a file or a folder of files, fewer of wide ones.
+    """Returns columns of the first ``SAMPLE_ROWS`` rows of a file or a folder of files, fewer of
+    wide ones.
 
     Raises one of ``READ_ERRORS``.
     """
@@ -539,7 +626,15 @@ def _shard_row_groups(whole: ds.Dataset, shard: Shard) -> tuple[ds.Dataset, ds.D
 
     if shard.count == 1:
         return whole, dataset([])
-    row_groups = [row_group for fragment in whole.get_fragments() for row_group in fragment.split_by_row_group()]
-    ends = np.cumsum([sum(info.num_rows for info in row_group.row_groups) for row_group in row_groups])
+    row_groups = [
+        row_group
+        for fragment in whole.get_fragments()
+        for row_group in fragment.split_by_row_group()
+    ]
+    ends = np.cumsum(
+        [sum(info.num_rows for info in row_group.row_groups) for row_group in row_groups]
+    )
     number = (ends - 1) * shard.count // max(1, *ends) + 1  # the shard of each row group's last row
-    return dataset(compress(row_groups, number == shard.number)), dataset(compress(row_groups, number < shard.number))
+    return dataset(compress(row_groups, number == shard.number)), dataset(
+        compress(row_groups, number < shard.number)
+    )

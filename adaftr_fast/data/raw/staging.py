@@ -1,7 +1,7 @@
 """Converts text inputs to parquet once: in bounded memory, on all cores, resumable.
 
-Each block of lines becomes one file. The file is written to a temporary name and renamed, and its bad rows are stored
-in its metadata, so that both exist or neither does.
+Each block of lines becomes one file. The file is written to a temporary name and renamed, and its
+bad rows are stored in its metadata, so that both exist or neither does.
 """
 
 from __future__ import annotations
@@ -42,24 +42,29 @@ class RowDivider(Protocol):
     """Divides text into whole rows, one in each line, and the rest."""
 
     def __call__(self, data: bytes, *, last: bool) -> tuple[bytes, bytes]:
-        """Returns the rows and the rest. With ``last``, the text ends here, and there is no rest."""
+        """Returns the rows and the rest. With ``last``, the text ends here, and there
+        is no rest.
+        """
 
 
 def blocks(path: AnyPath, rows: RowDivider | None = None) -> Iterator[bytes]:
-    """Yields the blocks of a text file. Raises DataError and StoreError as ``numbered_blocks`` does."""
+    """Yields the blocks of a text file. Raises DataError and StoreError as ``numbered_blocks``
+    does.
+    """
     return (block for _, block in numbered_blocks(path, rows=rows))
 
 
 def numbered_blocks(
     path: AnyPath, shard: Shard = UNSHARDED, rows: RowDivider | None = None
 ) -> Iterator[tuple[int, bytes]]:
-    """Yields a text file, decompressed, in blocks of whole lines: those of a shard, with their numbers.
+    """Yields a text file, decompressed, in blocks of whole lines: those of a shard, with their
+    numbers.
 
     Every shard reads compressed text, and text with line ends in quotes, as a whole.
 
     Args:
-        rows: divides text into whole rows and the rest, where values in quotes may hold line ends, as ``whole_rows``
-            does; None where every line is a row.
+        rows: divides text into whole rows and the rest, where values in quotes may hold line ends,
+            as ``whole_rows`` does; None where every line is a row.
 
     Raises:
         DataError: the file cannot be read, or a line is longer than four blocks.
@@ -67,7 +72,9 @@ def numbered_blocks(
     """
     try:
         if path.suffix in COMPRESSIONS or rows:
-            yield from islice(enumerate(_stream(path, rows or _lines)), shard.number - 1, None, shard.count)
+            yield from islice(
+                enumerate(_stream(path, rows or _lines)), shard.number - 1, None, shard.count
+            )
         else:
             yield from _ranges(path, shard)
     except StoreError:  # another attempt may succeed
@@ -81,7 +88,10 @@ def _stream(path: AnyPath, rows: RowDivider) -> Iterator[bytes]:
     with text_stream(path) as stream:
         while data := stream.read(BLOCK_BYTES):
             if rows is not _lines and LINE_END in data:
-                raise DataError(f"{path}: expected text, got the character NUL in a file with line ends in quotes")
+                raise DataError(
+                    f"{path}: expected text, got the character NUL in a file with line ends in "
+                    "quotes"
+                )
             rest += data
             _check_first_line(path, rest)
             whole, rest = rows(rest, last=False)
@@ -93,7 +103,9 @@ def _stream(path: AnyPath, rows: RowDivider) -> Iterator[bytes]:
 
 def text_stream(path: AnyPath) -> pa.NativeFile:
     """Opens a text file, which it decompresses."""
-    return pa.input_stream(path.open("rb"), pa.Codec.detect(path.name).name if path.suffix in COMPRESSIONS else None)
+    return pa.input_stream(
+        path.open("rb"), pa.Codec.detect(path.name).name if path.suffix in COMPRESSIONS else None
+    )
 
 
 def _lines(data: bytes, *, last: bool) -> tuple[bytes, bytes]:
@@ -105,7 +117,8 @@ def _lines(data: bytes, *, last: bool) -> tuple[bytes, bytes]:
 def _ranges(path: AnyPath, shard: Shard) -> Iterator[tuple[int, bytes]]:
     with path.open("rb", buffering=0) as file:  # a read of a file in a store is one request
         size = file.seek(0, os.SEEK_END)
-        line_start = lru_cache(1)(partial(_line_start, path, file))  # the end of a block is the start of the next
+        # the end of a block is the start of the next
+        line_start = lru_cache(1)(partial(_line_start, path, file))
         for number in range(-(-size // BLOCK_BYTES))[shard.stride]:
             start = line_start(number * BLOCK_BYTES)
             end = (number + 1) * BLOCK_BYTES
@@ -134,7 +147,9 @@ def _line_start(path: AnyPath, file: BinaryIO, position: int) -> int:
 
 
 def _check_first_line(path: AnyPath, block: bytes) -> None:
-    """Raises DataError if the first line of a block is too long. Any other line is shorter than a block."""
+    """Raises DataError if the first line of a block is too long. Any other line is shorter than a
+    block.
+    """
     end = block.find(b"\n")
     if (len(block) if end < 0 else end) > LINE_BLOCKS * BLOCK_BYTES:
         raise _long_line(path)
@@ -157,15 +172,17 @@ def stage(
     advance: Advance,
     memory: Memory = DEFAULT,
 ) -> int:
-    """Writes the blocks of a shard of ``path`` as ``folder/part-*.parquet``. Existing files are kept.
+    """Writes the blocks of a shard of ``path`` as ``folder/part-*.parquet``. Existing files are
+    kept.
 
-    The folder must exist. What the files hold depends on ``path`` and ``parse`` only, so several processes may write
-    them.
+    The folder must exist. What the files hold depends on ``path`` and ``parse`` only, so several
+    processes may write them.
 
     Args:
         rows: see ``numbered_blocks``.
         header_lines: number of header lines, 0 or 1.
-        tolerance: share of bad rows that is tolerated. If it is 0, the first bad row raises at once.
+        tolerance: share of bad rows that is tolerated. If it is 0, the first bad row raises at
+            once.
         check: raises an error if ``path`` has changed. Called before a block is published.
         advance: called with the bytes of text that are staged.
         memory: the bound of this process.
@@ -191,10 +208,14 @@ def stage(
         return PARSED * len(numbered[1])
 
     count = 0
-    for number, size, block_bad_rows in ordered_map(write, numbered_blocks(path, shard, rows), parsing, memory):
+    for number, size, block_bad_rows in ordered_map(
+        write, numbered_blocks(path, shard, rows), parsing, memory
+    ):
         count += 1
         if block_bad_rows.bad and tolerance == 0:  # more rows cannot make the share 0 again
-            block_bad_rows.shifted(path, _lines_before(path, rows, number) or header_lines).check(tolerance)
+            block_bad_rows.shifted(path, _lines_before(path, rows, number) or header_lines).check(
+                tolerance
+            )
         advance(size)
     return count
 
@@ -213,7 +234,8 @@ def check_staged(folder: Path, blocks: int, patience: float = 0.0) -> None:
     """Raises OSError unless all blocks of a text file are visible.
 
     Args:
-        patience: seconds to wait for them: a shared file system may show late what another machine has written.
+        patience: seconds to wait for them: a shared file system may show late what another machine
+            has written.
     """
     end = time.monotonic() + patience
     while (found := len(list(folder.glob("part-*.parquet")))) < blocks and time.monotonic() < end:
@@ -240,12 +262,17 @@ def staged_bad_rows(path: AnyPath, folder: Path, *, header_lines: int) -> BadRow
     return bad_rows
 
 
-def _write_block(path: Path, table: pa.Table, bad_rows: BadRows, lines: int, check: Callable[[], None]) -> None:
+def _write_block(
+    path: Path, table: pa.Table, bad_rows: BadRows, lines: int, check: Callable[[], None]
+) -> None:
     metadata = {BAD_ROWS: dumps(dataclasses.asdict(bad_rows)), LINES: str(lines)}
     with replacing(path) as new:
         pq.write_table(
-            table.replace_schema_metadata(metadata), new, compression="lz4", write_page_checksum=True
-        )  # a temporary file: fast rather than small
+            table.replace_schema_metadata(metadata),
+            new,
+            compression="lz4",  # a temporary file: fast rather than small
+            write_page_checksum=True,
+        )
         check()
 
 

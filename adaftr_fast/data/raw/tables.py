@@ -1,4 +1,6 @@
-"""Tables in memory as inputs: each is written to a parquet file, which is then read as any other."""
+"""Tables in memory as inputs: each is written to a parquet file, which is then read as
+any other.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,15 @@ from adaftr_fast.errors import DataError
 from adaftr_fast.stores import open_file
 
 FOLDER = ".tables"  # how the name of the folder of tables ends
-INDEX = re.compile(r"__index_level_\d+__")  # the columns that pandas makes of an index without a name
+# the columns that pandas makes of an index without a name
+INDEX = re.compile(r"__index_level_\d+__")
 
 
 @runtime_checkable
 class ArrowStream(Protocol):
-    """A table that exports Arrow data, as pandas, Polars and PyArrow have them (Arrow's PyCapsule interface)."""
+    """A table that exports Arrow data, as pandas, Polars and PyArrow have them (Arrow's PyCapsule
+    interface).
+    """
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """Returns an Arrow C stream in a capsule."""
@@ -38,19 +43,22 @@ Inputs = Iterable[Input] | Input
 
 @contextmanager
 def input_files(inputs: Inputs, out: Path, memory: Memory = DEFAULT) -> Iterator[list[AnyPath]]:
-    """Provides inputs as files during the block. Tables become ``table.parquet``, ``table-2.parquet`` and so on.
+    """Provides inputs as files during the block. Tables become ``table.parquet``,
+    ``table-2.parquet`` and so on.
 
-    Dictionaries become plain values and views plain text or lists. Columns of an index without a name are left out.
+    Dictionaries become plain values and views plain text or lists. Columns of an index without a
+    name are left out.
 
     Args:
         inputs: a path or a table, or several of them.
-        out: what is made of the inputs; the files lie in a folder next to it, which is removed after the block.
+        out: what is made of the inputs; the files lie in a folder next to it, which is removed
+            after the block.
         memory: the bound of this process, beside the tables.
 
     Raises:
         BusyError: another process or thread makes ``out``.
-        DataError: a table has two columns of the same name, or values that Arrow cannot represent; or the block raised
-            it, and the message calls the file of a table "the table".
+        DataError: a table has two columns of the same name, or values that Arrow cannot represent;
+            or the block raised it, and the message calls the file of a table "the table".
         OSError: the files cannot be written.
         TypeError: an input is neither a path nor a table.
     """
@@ -64,7 +72,9 @@ def input_files(inputs: Inputs, out: Path, memory: Memory = DEFAULT) -> Iterator
         remove(folder)  # of a process that was killed
         try:
             make_folder(folder)
-            yield [_file(each, folder, number, memory) for number, each in enumerate(listed, start=1)]
+            yield [
+                _file(each, folder, number, memory) for number, each in enumerate(listed, start=1)
+            ]
         except DataError as error:
             message = str(error)
             for number in range(1, len(listed) + 1):
@@ -76,7 +86,9 @@ def input_files(inputs: Inputs, out: Path, memory: Memory = DEFAULT) -> Iterator
 
 
 def shown(path: AnyPath) -> str:
-    """Returns the name of an input in messages: "the table" in place of the file of one, else the path."""
+    """Returns the name of an input in messages: "the table" in place of the file of one, else the
+    path.
+    """
     if isinstance(path, Path) and path.parent.name.endswith(FOLDER):
         return f"the {path.stem.replace('-', ' ')}"
     return str(path)
@@ -93,13 +105,17 @@ def list_inputs(inputs: Inputs) -> list[Input]:
     Raises:
         TypeError: an input is neither a path nor a table.
     """
-    if isinstance(inputs, str | os.PathLike | AnyPath | ArrowStream) or not isinstance(inputs, Iterable):
+    if isinstance(inputs, str | os.PathLike | AnyPath | ArrowStream) or not isinstance(
+        inputs, Iterable
+    ):
         inputs = [inputs]
     listed = list(inputs)
     for each in listed:
         if not isinstance(each, str | os.PathLike | AnyPath | ArrowStream):
             expected = "paths, or tables with __arrow_c_stream__ (pandas 2.2, Polars 1 or PyArrow)"
-            raise TypeError(f"files: expected {expected}, got {type(each).__module__}.{type(each).__qualname__}")
+            raise TypeError(
+                f"files: expected {expected}, got {type(each).__module__}.{type(each).__qualname__}"
+            )
     return listed
 
 
@@ -107,11 +123,13 @@ def read_table(source: ArrowStream) -> pa.Table:
     """Returns a table in memory, with the columns that ``input_files`` would write.
 
     Raises:
-        DataError: it has two columns of the same name, or values that Arrow cannot represent, or is a single column or
-            row of pandas.
+        DataError: it has two columns of the same name, or values that Arrow cannot represent, or is
+            a single column or row of pandas.
     """
     if getattr(source, "ndim", 2) == 1:
-        raise DataError(f"rows: expected a table, got a {type(source).__name__}; of a row, pass .to_dict()")
+        raise DataError(
+            f"rows: expected a table, got a {type(source).__name__}; of a row, pass .to_dict()"
+        )
     with _reading("rows"):
         reader = pa.RecordBatchReader.from_stream(source)
         schema = _plain_schema(reader.schema)
@@ -131,8 +149,11 @@ def _file(source: Input, folder: Path, number: int, memory: Memory) -> AnyPath:
 def _reading(argument: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, ValueError, TypeError) as error:  # such as pandas' objects of different types
-        raise DataError(f"{argument}: the table cannot be read: {' '.join(map(str, error.args))}") from error
+    # such as pandas' objects of different types
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise DataError(
+            f"{argument}: the table cannot be read: {' '.join(map(str, error.args))}"
+        ) from error
 
 
 def _place(folder: Path, number: int) -> Path:
@@ -156,14 +177,20 @@ def _plain_schema(found: pa.Schema) -> pa.Schema:
 
 def _plain_tables(reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.Table]:
     for batch in reader:
-        for start in range(0, batch.num_rows, BATCH_ROWS):  # text of more than 2 GiB fits no single array
+        # text of more than 2 GiB fits no single array
+        for start in range(0, batch.num_rows, BATCH_ROWS):
             columns = batch.slice(start, BATCH_ROWS)
-            yield pa.table([_plain_array(columns[each.name], each.type) for each in schema], schema=schema)
+            yield pa.table(
+                [_plain_array(columns[each.name], each.type) for each in schema], schema=schema
+            )
 
 
 def _plain_array(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    if pa.types.is_dictionary(values.type):  # Arrow cannot decode a dictionary of views, which Polars has
-        values = pa.DictionaryArray.from_arrays(values.indices, values.dictionary.cast(kind)).dictionary_decode()
+    # Arrow cannot decode a dictionary of views, which Polars has
+    if pa.types.is_dictionary(values.type):
+        values = pa.DictionaryArray.from_arrays(
+            values.indices, values.dictionary.cast(kind)
+        ).dictionary_decode()
     if pa.types.is_run_end_encoded(values.type):
         values = pc.run_end_decode(values)
     return values.cast(kind)

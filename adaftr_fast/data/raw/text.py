@@ -1,9 +1,11 @@
-"""Parses blocks of delimited text into typed columns with Arrow's CSV parser. Bad rows are dropped and reported.
+"""Parses blocks of delimited text into typed columns with Arrow's CSV parser. Bad rows are dropped
+and reported.
 
-Every line is a row, a bad row or blank. Arrow's parser reads on beyond a line end inside quotes, so one stray quote
-would make a single row of all lines up to the next one. A block that has not as many rows as lines is therefore parsed
-again without the lines that end inside quotes, which are bad rows. Where values may hold line ends, ``LINE_END`` stands
-for them in a block, so that each row is one line there too.
+Every line is a row, a bad row or blank. Arrow's parser reads on beyond a line end inside quotes, so
+one stray quote would make a single row of all lines up to the next one. A block that has not as
+many rows as lines is therefore parsed again without the lines that end inside quotes, which are bad
+rows. Where values may hold line ends, ``LINE_END`` stands for them in a block, so that each row is
+one line there too.
 
 Shapes: n rows.
 """
@@ -29,7 +31,8 @@ from adaftr_fast.data.raw.bad_rows import BadLine, BadRows, bad_rows
 from adaftr_fast.data.raw.staging import LINE_END
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 
-MISSING = ("-", "?", "\\n", "#n/a", "<na>", "n/a", "na", "nan", "nat", "none", "null")  # what others write for it
+# what others write for it
+MISSING = ("-", "?", "\\n", "#n/a", "<na>", "n/a", "na", "nan", "nat", "none", "null")
 LONGEST_VALUE = 1 << 20  # bytes of a value with line ends
 OPEN_LINE = "the line ends inside quotes"
 KEPT = "\0kept:"  # prefix of the columns that are text as it is written
@@ -74,7 +77,11 @@ class TextBlock:
             return
         rows = np.flatnonzero(mask)
         for row, value in zip(rows, map(_readable, text.take(pa.array(rows)).to_pylist())):
-            self.bad.append(BadLine(int(self.line[row]), reason if isinstance(reason, str) else reason(value), value))
+            self.bad.append(
+                BadLine(
+                    int(self.line[row]), reason if isinstance(reason, str) else reason(value), value
+                )
+            )
         self.columns = _columns(self.table.filter(pa.array(~mask)))
         self.line = self.line[~mask]
 
@@ -92,7 +99,9 @@ class TextBlock:
         self.columns[column] = converted
 
     def convert_label(self, column: str) -> None:
-        """Converts a column of labels to numbers, and drops the rows in which it is missing or neither 0 nor 1."""
+        """Converts a column of labels to numbers, and drops the rows in which it is missing or
+        neither 0 nor 1.
+        """
         self.require(column)
         self.convert(column, pa.string())
         values = self.columns[column]
@@ -100,13 +109,18 @@ class TextBlock:
         named = {*pc.unique(values.filter(pa.array(wrong)))[:SHOWN_LABELS].to_pylist()}
 
         def reason(value: str) -> str:
-            return f"label {column}: expected 0 or 1, got {repr(value) if value in named else 'other text'}"
+            return (
+                f"label {column}: expected 0 or 1, got "
+                f"{repr(value) if value in named else 'other text'}"
+            )
 
         self.drop(wrong, reason, values)
         self.columns[column] = label_numbers(self.columns[column])
 
     def _cast(self, values: pa.Array, kind: pa.DataType) -> pa.Array:
-        """Casts text to a type as the format says. Raises pa.ArrowException if a value cannot be cast."""
+        """Casts text to a type as the format says. Raises pa.ArrowException if a value cannot be
+        cast.
+        """
         if pa.types.is_string(values.type) and pa.types.is_temporal(kind) and self.form.dates:
             return read_times("time", values, self.form, kind)
         is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
@@ -119,7 +133,11 @@ class TextBlock:
         reason = f"{name} is not UTF-8" if kind == pa.string() else f"{name} is not of type {kind}"
         if pa.types.is_string(values.type):
             missing = mask & _means_missing(values)
-            self.drop(missing, f"{reason}, and not among the words for missing (--null, in Python null=)", values)
+            self.drop(
+                missing,
+                f"{reason}, and not among the words for missing (--null, in Python null=)",
+                values,
+            )
             mask, values = mask[~missing], self.columns[column]
         self.drop(mask, reason, values)
 
@@ -150,7 +168,8 @@ def parse_block(
         data: the lines. With ``form.line_ends``, ``LINE_END`` stands for those inside quotes.
         form: how the text holds values.
         quoted: whether values may be quoted.
-        keep: columns that are returned a second time, under their names with ``KEPT`` before them, as they are written.
+        keep: columns that are returned a second time, under their names with ``KEPT`` before them,
+            as they are written.
     """
     lines = count_lines(data)
     data = b"\n" if data in (b"", codecs.BOM_UTF8) else data  # Arrow rejects an empty file
@@ -162,7 +181,9 @@ def parse_block(
         table, bad = parse(data)
     numbers = _line_numbers(data if form.line_ends else b"", table.num_rows + len(bad))
     line = np.delete(numbers, [row.line - 1 for row in bad])
-    unread, bad = ([replace(row, line=int(numbers[row.line - 1])) for row in rows] for rows in (unread, bad))
+    unread, bad = (
+        [replace(row, line=int(numbers[row.line - 1])) for row in rows] for rows in (unread, bad)
+    )
     empty = np.ones(table.num_rows, bool)
     for column in table.columns:
         if column.null_count and empty.any():
@@ -177,16 +198,21 @@ def parse_block(
     if form.null:
         words = pa.array([word.encode() for word in form.null])
         columns = {
-            name: pc.if_else(pc.is_in(values, value_set=words), None, values) for name, values in columns.items()
+            name: pc.if_else(pc.is_in(values, value_set=words), None, values)
+            for name, values in columns.items()
         }
     columns |= written
     if form.line_ends:
-        columns = {name: pc.replace_substring(values, LINE_END, b"\n") for name, values in columns.items()}
+        columns = {
+            name: pc.replace_substring(values, LINE_END, b"\n") for name, values in columns.items()
+        }
     return TextBlock(columns, line[~empty], lines, blank, table.num_rows + len(bad), bad, form)
 
 
 def _line_numbers(data: bytes, rows: int) -> np.ndarray:
-    """Returns on which line of the file, counted from the first one of the block, each line of a block begins."""
+    """Returns on which line of the file, counted from the first one of the block, each line of a
+    block begins.
+    """
     if LINE_END not in data:
         return np.arange(1, rows + 1)
     ends = np.frombuffer(data, np.uint8)
@@ -196,10 +222,12 @@ def _line_numbers(data: bytes, rows: int) -> np.ndarray:
 
 
 def whole_rows(data: bytes, delimiter: str, columns: int, *, last: bool) -> tuple[bytes, bytes]:
-    """Returns the rows of text with ``LINE_END`` for line ends inside quotes, and the rest, where no row ends.
+    """Returns the rows of text with ``LINE_END`` for line ends inside quotes, and the rest, where
+    no row ends.
 
-    Lines are one row only if all quotes of its values close before a delimiter or at its end, and it has as many values
-    as there are columns. So a stray quote costs the line that it is in, and not those up to the next quote.
+    Lines are one row only if all quotes of its values close before a delimiter or at its end, and
+    it has as many values as there are columns. So a stray quote costs the line that it is in, and
+    not those up to the next quote.
 
     Args:
         last: whether the text ends here, so that there is no rest.
@@ -215,31 +243,43 @@ def whole_rows(data: bytes, delimiter: str, columns: int, *, last: bool) -> tupl
 
 
 def find_types(texts: Mapping[str, pa.Array], form: TextFormat = PLAIN_TEXT) -> pa.Schema:
-    """Returns the types that Arrow finds in columns of text [n]; text for a column without any value.
+    """Returns the types that Arrow finds in columns of text [n]; text for a column without any
+    value.
 
     Numbers with marks of thousands are text to it.
     """
     written = io.BytesIO()
     csv.write_csv(pa.table(dict(texts)), written, csv.WriteOptions(include_header=False))
-    convert = csv.ConvertOptions(decimal_point=form.decimal, null_values=["", *form.null], strings_can_be_null=True)
+    convert = csv.ConvertOptions(
+        decimal_point=form.decimal, null_values=["", *form.null], strings_can_be_null=True
+    )
     table, _ = _read(written.getvalue() or b"\n", [*texts], ",", True, convert)
     kinds = [pa.string() if pa.types.is_null(kind) else kind for kind in table.schema.types]
     return pa.schema(list(zip(texts, kinds)))
 
 
-def _parse(data: bytes, names: list[str], delimiter: str, quoted: bool) -> tuple[pa.Table, list[BadLine]]:
-    """Returns the rows that have as many columns as ``names``, those of blank lines included, and the other rows."""
-    if not _is_utf8(data):  # Arrow cannot report a row with too many or too few columns that is not UTF-8
+def _parse(
+    data: bytes, names: list[str], delimiter: str, quoted: bool
+) -> tuple[pa.Table, list[BadLine]]:
+    """Returns the rows that have as many columns as ``names``, those of blank lines included, and
+    the other rows.
+    """
+    # Arrow cannot report a row with too many or too few columns that is not UTF-8
+    if not _is_utf8(data):
         bad = _read(data.decode(errors="backslashreplace").encode(), names, delimiter, quoted)[1]
         if bad:
             table = _read(data.decode("latin-1").encode(), names, delimiter, quoted)[0]
-            return pa.table([_from_latin(column) for column in table.columns], table.column_names), bad
+            return pa.table(
+                [_from_latin(column) for column in table.columns], table.column_names
+            ), bad
     return _read(data, names, delimiter, quoted)
 
 
 def _is_utf8(data: bytes) -> bool:
     offsets = pa.array([0, len(data)], pa.int64())
-    text = pa.Array.from_buffers(pa.large_string(), 1, [None, offsets.buffers()[1], pa.py_buffer(data)])
+    text = pa.Array.from_buffers(
+        pa.large_string(), 1, [None, offsets.buffers()[1], pa.py_buffer(data)]
+    )
     try:
         text.validate(full=True)
     except pa.ArrowInvalid:
@@ -249,15 +289,23 @@ def _is_utf8(data: bytes) -> bool:
 
 def _from_latin(column: pa.ChunkedArray) -> pa.Array:
     """Undoes a conversion from Latin-1 to UTF-8, which gives every byte a character of its own."""
-    return pa.array([value and value.decode().encode("latin-1") for value in column.to_pylist()], pa.binary())
+    return pa.array(
+        [value and value.decode().encode("latin-1") for value in column.to_pylist()], pa.binary()
+    )
 
 
 def _read(
-    data: bytes, names: list[str], delimiter: str, quoted: bool, convert: csv.ConvertOptions | None = None
+    data: bytes,
+    names: list[str],
+    delimiter: str,
+    quoted: bool,
+    convert: csv.ConvertOptions | None = None,
 ) -> tuple[pa.Table, list[BadLine]]:
-    """Returns the rows, as columns of bytes unless ``convert`` says otherwise, and those of another number of columns.
+    """Returns the rows, as columns of bytes unless ``convert`` says otherwise, and those of another
+    number of columns.
 
-    All threads of Arrow are done when it returns: one that outlives this process's interpreter ends it with an abort.
+    All threads of Arrow are done when it returns: one that outlives this process's interpreter ends
+    it with an abort.
     """
     bad: list[BadLine] = []
 
@@ -269,7 +317,9 @@ def _read(
     table = csv.read_csv(
         io.BytesIO(data),
         # Arrow reports line numbers only in one thread. One block per call.
-        read_options=csv.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1),
+        read_options=csv.ReadOptions(
+            column_names=names, use_threads=False, block_size=len(data) + 1
+        ),
         parse_options=csv.ParseOptions(
             delimiter=delimiter,
             quote_char='"' if quoted else False,
@@ -278,7 +328,9 @@ def _read(
         ),
         convert_options=convert
         or csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.binary()), null_values=[""], strings_can_be_null=True
+            column_types=dict.fromkeys(names, pa.binary()),
+            null_values=[""],
+            strings_can_be_null=True,
         ),
     )
     return table, bad
@@ -297,7 +349,8 @@ def count_lines(data: bytes) -> int:
 def _is_doubtful(data: bytes, delimiter: str, quoted: bool) -> bool:
     """Returns whether equal numbers of rows and lines can hide lines that are not rows.
 
-    Quotes that are open at the end of the block join no lines, and a carriage return in a line ends a row.
+    Quotes that are open at the end of the block join no lines, and a carriage return in a line ends
+    a row.
     """
     last = data[data.rfind(b"\n", 0, len(data) - 1) + 1 :]
     if not _whole_line(delimiter, quoted).fullmatch(last.rstrip(b"\n")):
@@ -331,7 +384,9 @@ def _whole_line(delimiter: str, quoted: bool) -> re.Pattern[bytes]:
 
 @cache
 def _row(delimiter: str, columns: int) -> re.Pattern[bytes]:
-    """Returns the pattern of a row: one line, or several ones with line ends in quotes; or of a line that is no row."""
+    """Returns the pattern of a row: one line, or several ones with line ends in quotes; or of a
+    line that is no row.
+    """
     mark = re.escape(delimiter.encode())
     value = rb'(?:"(?:[^"]|""){0,%d}+"|(?!")[^%b\r\n]*+)' % (LONGEST_VALUE, mark)
     several = rb"%b(?:%b%b){%d}" % (value, mark, value, columns - 1)
@@ -342,7 +397,8 @@ def _values(delimiter: str) -> bytes:
     """Returns the pattern of the values of a line."""
     mark = re.escape(delimiter.encode())
     plain = rb"[^%b\r\n]*+" % mark
-    value = rb'(?:"(?:[^"\n]|"")*+"%b|(?!")%b)' % (plain, plain)  # quotes count only at the start of a value
+    # quotes count only at the start of a value
+    value = rb'(?:"(?:[^"\n]|"")*+"%b|(?!")%b)' % (plain, plain)
     return rb"%b(?:%b%b)*+" % (value, mark, value)
 
 

@@ -1,4 +1,6 @@
-"""Splits by shares of time: turns them into conditions by the times of a log, so that a schema serves each log."""
+"""Splits by shares of time: turns them into conditions by the times of a log, so that a schema
+serves each log.
+"""
 
 from __future__ import annotations
 
@@ -48,33 +50,45 @@ ISO_8601 = rf"^(?P<time>[0-9]{{4}}-?[0-9]{{2}}(?:-?[0-9]{{2}}(?:{CLOCK})?)?)(?:[
 def with_times(
     schema: Schema, paths: Inputs, work: Path, memory: Memory = DEFAULT, *, progress: bool = False
 ) -> Schema:
-    """Returns a schema whose shares of time are conditions, which compare with times of these inputs.
+    """Returns a schema whose shares of time are conditions, which compare with times of these
+    inputs.
 
-    A split begins and ends at exact quantiles of its column. Rows of the same time are in the same split.
+    A split begins and ends at exact quantiles of its column. Rows of the same time are in the same
+    split.
 
     Args:
         paths: the inputs by role, text or parquet.
-        work: a folder that belongs to these inputs, where the times are kept for a run that resumes.
+        work: a folder that belongs to these inputs, where the times are kept for a run that
+            resumes.
         memory: the bound of this process.
         progress: whether to show a progress bar.
 
     Raises:
-        DataError: an input cannot be read, its times are text that does not sort by time, or there are fewer different
-            times than splits.
+        DataError: an input cannot be read, its times are text that does not sort by time, or there
+            are fewer different times than splits.
     """
     rules = {name: (rule, rule.time) for name, rule in schema.split.items() if rule.time}
     split = dict(schema.split)
     columns = dict.fromkeys((rule.file, time.column) for rule, time in rules.values())
     for number, (role, column) in enumerate(columns):
-        ours = {name: time for name, (rule, time) in rules.items() if (rule.file, time.column) == (role, column)}
-        shares = sorted({share for time in ours.values() for share in (time.start, time.stop)} - {0.0, 1.0})
+        ours = {
+            name: time
+            for name, (rule, time) in rules.items()
+            if (rule.file, time.column) == (role, column)
+        }
+        shares = sorted(
+            {share for time in ours.values() for share in (time.start, time.stop)} - {0.0, 1.0}
+        )
         kept = work / f"times-{number}.arrow"
         if not kept.exists():
             found = _quantiles(paths[role], column, schema.text, shares, memory, progress)
             with replacing(kept) as new:
                 feather.write_feather(found, new)
         bounds = dict(zip(shares, map(_bound, feather.read_table(kept)["value"].to_pylist())))
-        split |= {name: replace(split[name], where=_condition(time, bounds)) for name, time in ours.items()}
+        split |= {
+            name: replace(split[name], where=_condition(time, bounds))
+            for name, time in ours.items()
+        }
     return replace(schema, split=split)
 
 
@@ -85,14 +99,23 @@ def _condition(time: TimeRange, bounds: dict[float, object]) -> Condition | None
 
 
 def _quantiles(
-    paths: Sequence[AnyPath], time: str, form: TextFormat, shares: Sequence[float], memory: Memory, progress: bool
+    paths: Sequence[AnyPath],
+    time: str,
+    form: TextFormat,
+    shares: Sequence[float],
+    memory: Memory,
+    progress: bool,
 ) -> pa.Table:
-    """Returns as ``value`` the times before which these shares of the rows are, ascending, each another one."""
+    """Returns as ``value`` the times before which these shares of the rows are, ascending, each
+    another one.
+    """
     files = [file for path in paths for file in text_files(path)]
     kind = _type(first_with_rows(files), time, form)
     counts = ValueCounts(kind)
     size = sum(map(_size, files))
-    with progress_bar(total=size, unit="B", unit_scale=True, desc="times", disable=not progress) as bar:
+    with progress_bar(
+        total=size, unit="B", unit_scale=True, desc="times", disable=not progress
+    ) as bar:
         for path in files:
             with reading(path, f"cannot read {time}", os_error(path)):
                 for values, read in _columns(path, time, kind, form, memory):
@@ -124,9 +147,11 @@ def _size(path: AnyPath) -> int:
 
 
 def _type(path: AnyPath, time: str, form: TextFormat) -> pa.DataType:
-    """Returns the type of times, as the first rows of an input have them; of text, that in which it is staged.
+    """Returns the type of times, as the first rows of an input have them; of text, that in which it
+    is staged.
 
-    Text that none of the forms of dates fits is a number, or sorts as it is if there are such forms.
+    Text that none of the forms of dates fits is a number, or sorts as it is if there are such
+    forms.
     """
     with reading(path, "cannot be read" if is_text(path) else NOT_PARQUET, os_error(path)):
         if is_text(path):
@@ -157,12 +182,18 @@ def _type(path: AnyPath, time: str, form: TextFormat) -> pa.DataType:
 def _columns(
     path: AnyPath, time: str, kind: pa.DataType, form: TextFormat, memory: Memory
 ) -> Iterator[tuple[pa.Array, int]]:
-    """Yields times of a file, without those of bad rows, which preparation counts, and their share of its bytes."""
+    """Yields times of a file, without those of bad rows, which preparation counts, and their share
+    of its bytes.
+    """
     if is_text(path):
         layout = read_layout(path, form)
         check_columns(path, layout.names, [time])
-        chunks = text_chunks(path, partial(layout.parse, types={time: kind}), header_lines=1, rows=layout.rows)
-        parsed = ordered_map(lambda chunk: (chunk.parse()[0], chunk.size), chunks, attrgetter("memory"), memory)
+        chunks = text_chunks(
+            path, partial(layout.parse, types={time: kind}), header_lines=1, rows=layout.rows
+        )
+        parsed = ordered_map(
+            lambda chunk: (chunk.parse()[0], chunk.size), chunks, attrgetter("memory"), memory
+        )
         for table, size in parsed:
             yield one_array(table[time]), size
         return
@@ -179,12 +210,15 @@ def _columns(
 def check_times(path: AnyPath | str, time: str, values: pa.Array) -> None:
     """Raises DataError if text does not sort by time."""
     if unsorted := unsorted_times(values):
-        expected = "expected numbers, timestamps, or text of one form of ISO 8601, which sorts by time"
+        expected = (
+            "expected numbers, timestamps, or text of one form of ISO 8601, which sorts by time"
+        )
         raise DataError(f"{path}: time {time}: {expected}; got {' and '.join(map(repr, unsorted))}")
 
 
 def unsorted_times(values: pa.Array) -> list[str]:
-    """Returns an example of text that does not sort by time, or two that do not sort together; [] if all text does.
+    """Returns an example of text that does not sort by time, or two that do not sort together; []
+    if all text does.
 
     Text sorts by time if it is ISO 8601 in one form, such as "2026-05-01 10:00", and of one zone.
     """
@@ -193,6 +227,12 @@ def unsorted_times(values: pa.Array) -> list[str]:
     if found.null_count:
         return [values.filter(found.is_null())[0].as_py()]
     forms = pc.binary_join_element_wise(
-        pc.replace_substring_regex(pc.struct_field(found, "time"), "[0-9]", "0"), pc.struct_field(found, "zone"), ""
+        pc.replace_substring_regex(pc.struct_field(found, "time"), "[0-9]", "0"),
+        pc.struct_field(found, "zone"),
+        "",
     )
-    return [values[forms.index(form).as_py()].as_py() for form in forms.unique()[:2]] if len(forms.unique()) > 1 else []
+    return (
+        [values[forms.index(form).as_py()].as_py() for form in forms.unique()[:2]]
+        if len(forms.unique()) > 1
+        else []
+    )

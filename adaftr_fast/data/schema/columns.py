@@ -14,14 +14,18 @@ EXACT_INTEGERS = 1 << 53  # up to which float64 has all integers
 def column_types(schema: Schema) -> dict[str, pa.DataType]:
     """Returns the type of every column that the schema reads from a text file.
 
-    A column is float64 if a numeric or dense field, a 0/1 label, a weight or a truth reads it. A column that a
-    condition compares with a number is float64 too, or int64 if the number is an integer and a categorical field reads
-    the column, or float64 lacks integers of its size. Any other column has the type of the operand it is compared with,
-    and is text by default.
+    A column is float64 if a numeric or dense field, a 0/1 label, a weight or a truth reads it. A
+    column that a condition compares with a number is float64 too, or int64 if the number is an
+    integer and a categorical field reads the column, or float64 lacks integers of its size. Any
+    other column has the type of the operand it is compared with, and is text by default.
     """
     types: dict[str, pa.DataType] = dict.fromkeys(schema.columns(), pa.string())
-    discrete = {column for field in schema.fields if field.kind != "numeric" for column in field.columns}
-    conditions = [label.condition for label in schema.labels] + [rule.where for rule in schema.split.values()]
+    discrete = {
+        column for field in schema.fields if field.kind != "numeric" for column in field.columns
+    }
+    conditions = [label.condition for label in schema.labels] + [
+        rule.where for rule in schema.split.values()
+    ]
     for condition in (*conditions, schema.drop):
         for column, operand in _operands(condition or []):
             types[column] = operand_type(operand, column in discrete)
@@ -30,15 +34,23 @@ def column_types(schema: Schema) -> dict[str, pa.DataType]:
 
 
 def _operands(condition: Condition) -> list[tuple[str, object]]:
-    triples = [triple for item in condition for triple in ([item] if isinstance(item, tuple) else item)]
-    return [(column, operand[0] if isinstance(operand, list) else operand) for column, _, operand in triples]
+    triples = [
+        triple for item in condition for triple in ([item] if isinstance(item, tuple) else item)
+    ]
+    return [
+        (column, operand[0] if isinstance(operand, list) else operand)
+        for column, _, operand in triples
+    ]
 
 
 def operand_type(operand: object, discrete: bool = False) -> pa.DataType:
-    """Returns the type of a column that a condition compares with ``operand``, and that may be ``discrete`` values."""
+    """Returns the type of a column that a condition compares with ``operand``, and that may be
+    ``discrete`` values.
+    """
     zone = "UTC" if isinstance(operand, datetime.datetime) and operand.tzinfo else None
     is_large = isinstance(operand, int) and abs(operand) > EXACT_INTEGERS
-    types = {  # subclasses first; Arrow returns nanoseconds as a pandas Timestamp, a subclass of datetime
+    # subclasses first; Arrow returns nanoseconds as a pandas Timestamp, a subclass of datetime
+    types = {
         bool: pa.bool_(),
         int: pa.int64() if discrete or is_large else pa.float64(),
         float: pa.float64(),
@@ -46,4 +58,7 @@ def operand_type(operand: object, discrete: bool = False) -> pa.DataType:
         datetime.date: pa.date32(),
         datetime.time: pa.time64("us"),
     }
-    return next((type_ for python_type, type_ in types.items() if isinstance(operand, python_type)), pa.string())
+    return next(
+        (type_ for python_type, type_ in types.items() if isinstance(operand, python_type)),
+        pa.string(),
+    )

@@ -1,7 +1,7 @@
 """Reads a schema from a TOML file, and writes one: fields, labels, group and splits.
 
-``shipped/flights.toml`` is an example to copy. Every key is checked here, so a typo is reported before any data is
-read. Every error names the key, the expected value and the value found.
+``shipped/flights.toml`` is an example to copy. Every key is checked here, so a typo is reported
+before any data is read. Every error names the key, the expected value and the value found.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ OPTIONAL = (
     "funnel",
     "text",
 )
-FUNNEL = ("click", "conversion")  # the funnel of a schema with labels of these names, as predict assumes it
+# the funnel of a schema with labels of these names, as predict assumes it
+FUNNEL = ("click", "conversion")
 MOST_IDS, MOST_ROWS = 2**31 - 2, 2**63 - 1  # ids are int32 and start at 1; counts are int64
 FIELD_KEYS = (
     "kind",
@@ -72,15 +73,21 @@ KINDS_OF = {  # the keys of a field that only some kinds have
     "buckets": ("numeric", "dense"),
     "vocabulary": ("categorical",),
 }
-COMMON = "common_"  # prefix of a role: the common features of that role's skeleton file (format aliccp)
-SCALARS = (bool, int, float, str, datetime.date, datetime.time)  # datetime.datetime is a subclass of date
+# prefix of a role: the common features of that role's skeleton file (format aliccp)
+COMMON = "common_"
+# datetime.datetime is a subclass of date
+SCALARS = (bool, int, float, str, datetime.date, datetime.time)
 OPERATORS = ("==", "!=", "<", ">", "<=", ">=", "in", "not in")
 
 
 def shipped_schemas() -> list[str]:
     """Returns the names of the schemas in this package."""
     folder = resources.files("adaftr_fast.data.schema.shipped")
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    )
 
 
 def load_schema(name: str) -> Schema:
@@ -99,7 +106,9 @@ def load_schema(name: str) -> Schema:
         path = resources.files("adaftr_fast.data.schema.shipped") / f"{name}.toml"
     else:
         known = ", ".join(shipped_schemas())
-        raise DataError(f"schema: unknown data set {name!r}; expected one of {known}, or a path ending in .toml")
+        raise DataError(
+            f"schema: unknown data set {name!r}; expected one of {known}, or a path ending in .toml"
+        )
     try:
         return parse_schema(loads_toml(path.read_text(encoding="utf-8")))
     except ValueError as error:  # not UTF-8, not TOML or not a schema
@@ -107,7 +116,8 @@ def load_schema(name: str) -> Schema:
 
 
 def _merge_base(source: dict[str, Any]) -> dict[str, Any]:
-    """Merges a schema into its ``base``, a shipped schema: tables are merged by key, other values are replaced.
+    """Merges a schema into its ``base``, a shipped schema: tables are merged by key, other values
+    are replaced.
 
     New labels and fields follow those of the base. A field set to ``false`` is removed.
     """
@@ -115,25 +125,33 @@ def _merge_base(source: dict[str, Any]) -> dict[str, Any]:
         return source
     name = text("base", source["base"])
     if name not in shipped_schemas():
-        raise DataError(f"base: unknown data set {name!r}; expected one of {', '.join(shipped_schemas())}")
+        raise DataError(
+            f"base: unknown data set {name!r}; expected one of {', '.join(shipped_schemas())}"
+        )
     merged = dict(load_schema(name).source)
     for key, value in source.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = merged[key] | value if both else value
     del merged["base"]
     if isinstance(merged["fields"], dict):
-        merged["fields"] = {field: value for field, value in merged["fields"].items() if value is not False}
+        merged["fields"] = {
+            field: value for field, value in merged["fields"].items() if value is not False
+        }
     return merged
 
 
 def parse_schema(source: dict[str, Any]) -> Schema:
-    """Converts the content of a schema file to a ``Schema``. Raises DataError, which names the invalid key."""
+    """Converts the content of a schema file to a ``Schema``. Raises DataError, which names the
+    invalid key.
+    """
     source = _merge_base(source)
     check_keys("the file", source, allowed=REQUIRED + OPTIONAL, required=REQUIRED)
     files = strings("files", source.get("files", ["data"]))
     check_keys("defaults", source.get("defaults", {}), allowed=("min_count", "buckets"))
     defaults = {"min_count": 1, "buckets": 20} | source.get("defaults", {})
-    fields = [_field(name, value, defaults) for name, value in table("fields", source["fields"]).items()]
+    fields = [
+        _field(name, value, defaults) for name, value in table("fields", source["fields"]).items()
+    ]
     schema = Schema(
         name=text("name", source["name"]),
         attribution=text("attribution", source.get("attribution", "")),
@@ -142,10 +160,17 @@ def parse_schema(source: dict[str, Any]) -> Schema:
         drop=condition("drop", source["drop"]) if "drop" in source else None,
         weight=text("weight", source["weight"]) if "weight" in source else None,
         shipped=_shipped(source["shipped"]) if "shipped" in source else None,
-        generate=from_json(LogConfig, source["generate"], "generate") if "generate" in source else None,
+        generate=from_json(LogConfig, source["generate"], "generate")
+        if "generate" in source
+        else None,
         group=text("group", source["group"]) if "group" in source else None,
-        labels=tuple(_label(name, value) for name, value in table("labels", source["labels"]).items()),
-        truth={name: text(f"truth.{name}", value) for name, value in table("truth", source.get("truth", {})).items()},
+        labels=tuple(
+            _label(name, value) for name, value in table("labels", source["labels"]).items()
+        ),
+        truth={
+            name: text(f"truth.{name}", value)
+            for name, value in table("truth", source.get("truth", {})).items()
+        },
         split=_splits(source["split"], files),
         fields=tuple(field for field in fields if field.kind != "dense"),
         dense=tuple(field for field in fields if field.kind == "dense"),
@@ -164,7 +189,9 @@ def parse_schema(source: dict[str, Any]) -> Schema:
 def text_format(value: Any) -> TextFormat:
     """Returns the content of the table ``text``. Raises DataError, which names the invalid key."""
     check_keys("text", value, allowed=TEXT_KEYS)
-    read: dict[str, Any] = {key: strings(f"text.{key}", value[key]) for key in ("null", "dates") if value.get(key)}
+    read: dict[str, Any] = {
+        key: strings(f"text.{key}", value[key]) for key in ("null", "dates") if value.get(key)
+    }
     for form in read.get("dates", ()):
         if "%" not in form:
             raise DataError(f"text.dates: expected a form such as '%d/%m/%Y', got {form!r}")
@@ -177,7 +204,10 @@ def text_format(value: Any) -> TextFormat:
     if found.line_ends not in (None, True, False):
         raise DataError(f"text.line_ends: expected true or false, got {found.line_ends!r}")
     if found.thousands == found.decimal:
-        raise DataError(f"text: expected different marks of thousands and decimals, got {found.decimal!r} for both")
+        raise DataError(
+            f"text: expected different marks of thousands and decimals, got {found.decimal!r} "
+            "for both"
+        )
     return found
 
 
@@ -191,10 +221,15 @@ def _shipped(value: Any) -> str:
 
 def _format(value: Any, files: tuple[str, ...]) -> Any:
     if value not in (None, "aliccp"):
-        raise DataError(f'format: expected "aliccp", or nothing for parquet and text, got {value!r}')
+        raise DataError(
+            f'format: expected "aliccp", or nothing for parquet and text, got {value!r}'
+        )
     for role in files if value else ():
         if not role.startswith(COMMON) and COMMON + role not in files:
-            raise DataError(f"files: format aliccp reads {role!r} together with {COMMON + role!r}, which is missing")
+            raise DataError(
+                f"files: format aliccp reads {role!r} together with {COMMON + role!r}, which is "
+                "missing"
+            )
     return value
 
 
@@ -202,7 +237,8 @@ def funnel_stages(value: Any, labels: Collection[str]) -> tuple[str, ...]:
     """Returns the stages of the funnel.
 
     Args:
-        value: the key ``funnel`` of a schema, or None for click and conversion if there are such labels.
+        value: the key ``funnel`` of a schema, or None for click and conversion if there are such
+            labels.
         labels: the names of the labels.
 
     Raises:
@@ -214,7 +250,10 @@ def funnel_stages(value: Any, labels: Collection[str]) -> tuple[str, ...]:
         return ()
     stages = strings("funnel", value)
     if len(stages) < 2 or len(set(stages)) < len(stages) or not set(stages) <= set(labels):
-        raise DataError(f"funnel: expected two or more of the labels {', '.join(labels)}, or none, got {value!r}")
+        raise DataError(
+            f"funnel: expected two or more of the labels {', '.join(labels)}, or none, got "
+            f"{value!r}"
+        )
     return stages
 
 
@@ -227,18 +266,25 @@ def _check_leaks(schema: Schema) -> None:
         for column in set(field.columns) & {*schema.truth.values(), schema.weight}:
             raise DataError(f"field {field.name} reads {column!r}, a truth or weight column")
         for column in set(field.columns) & {*schema.ignore}:
-            raise DataError(f"ignore: expected columns that no field reads, but field {field.name} reads {column!r}")
+            raise DataError(
+                f"ignore: expected columns that no field reads, but field {field.name} reads "
+                f"{column!r}"
+            )
     for label in schema.labels:
         for field in schema.features:
             leaked = set(field.columns) & set(label.columns())
             if leaked:
-                raise DataError(f"field {field.name} reads {leaked.pop()!r}, a source of label {label.name}")
+                raise DataError(
+                    f"field {field.name} reads {leaked.pop()!r}, a source of label {label.name}"
+                )
             if field.name == label.name:
                 raise DataError(f"{field.name!r} names both a field and a label")
 
 
 def _check_times(schema: Schema) -> None:
-    """Raises DataError if preparation could not find the shares of time, or a field would read times as it does."""
+    """Raises DataError if preparation could not find the shares of time, or a field would read
+    times as it does.
+    """
     times = {rule.time.column for rule in schema.split.values() if rule.time}
     if times and schema.format:
         raise DataError(f"split: expected where or hash with format {schema.format}, got time")
@@ -254,43 +300,68 @@ def _check_reserved(schema: Schema) -> None:
     added |= {f"truth:{name}" for name in schema.truth}
     for name in [field.name for field in schema.features] + [label.name for label in schema.labels]:
         if name in added:
-            raise DataError(f"field or label {name!r}: the name of a column that prepare adds; ignore or rename it")
+            raise DataError(
+                f"field or label {name!r}: the name of a column that prepare adds; ignore or "
+                "rename it"
+            )
     for label in schema.labels:
         if f"label:{label.name}" in schema.columns():
-            raise DataError(f"column 'label:{label.name}': prepare uses this name for a label; ignore or rename it")
+            raise DataError(
+                f"column 'label:{label.name}': prepare uses this name for a label; ignore or "
+                "rename it"
+            )
 
 
 def _check_vocabularies(schema: Schema) -> None:
-    owners = [field.name for field in schema.fields if field.kind == "categorical" and field.vocabulary is None]
+    owners = [
+        field.name
+        for field in schema.fields
+        if field.kind == "categorical" and field.vocabulary is None
+    ]
     for field in schema.fields:
         if field.vocabulary is not None and field.vocabulary not in owners:
-            expected = f"a categorical field with ids of its own, one of {', '.join(owners) or 'none'}"
-            raise DataError(f"fields.{field.name}.vocabulary: expected {expected}, got {field.vocabulary!r}")
+            expected = (
+                f"a categorical field with ids of its own, one of {', '.join(owners) or 'none'}"
+            )
+            raise DataError(
+                f"fields.{field.name}.vocabulary: expected {expected}, got {field.vocabulary!r}"
+            )
 
 
 def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
     where = f"fields.{name}"
     spec = {"kind": value} if isinstance(value, str) else value
     if not isinstance(spec, dict):
-        raise DataError(f'{where}: expected "categorical", "numeric", "dense" or a table, got {value!r}')
+        raise DataError(
+            f'{where}: expected "categorical", "numeric", "dense" or a table, got {value!r}'
+        )
     check_keys(where, spec, allowed=FIELD_KEYS)
     kind: Any  # checked below
     if "cross" in spec:
         kind, columns = "cross", strings(f"{where}.cross", spec["cross"])
         if len(columns) < 2 or "kind" in spec or "column" in spec:
-            raise DataError(f"{where}: expected a cross of two or more columns, without kind or column, got {spec!r}")
+            raise DataError(
+                f"{where}: expected a cross of two or more columns, without kind or column, got "
+                f"{spec!r}"
+            )
     else:
         kind, columns = spec.get("kind"), (text(f"{where}.column", spec.get("column", name)),)
     if kind not in ("categorical", "numeric", "dense", "cross"):
         raise DataError(f'{where}: expected kind "categorical", "numeric" or "dense", got {kind!r}')
     for key, kinds in KINDS_OF.items():
         if key in spec and kind not in kinds:
-            raise DataError(f"{where}.{key}: expected a {' or '.join(kinds)} field, got a {kind} one")
+            raise DataError(
+                f"{where}.{key}: expected a {' or '.join(kinds)} field, got a {kind} one"
+            )
     encoding = _encoding(where, kind, spec)
     if "buckets" in spec and encoding not in (None, "piecewise"):
-        raise DataError(f'{where}.buckets: expected a dense field with encoding "piecewise", got {encoding!r}')
+        raise DataError(
+            f'{where}.buckets: expected a dense field with encoding "piecewise", got {encoding!r}'
+        )
     if "hashed" in spec and "min_count" in spec:
-        raise DataError(f"{where}.min_count: expected no key beside hashed, got {spec['min_count']!r}")
+        raise DataError(
+            f"{where}.min_count: expected no key beside hashed, got {spec['min_count']!r}"
+        )
     numbers = {key: spec.get(key, defaults[key]) for key in ("min_count", "buckets")}
     numbers |= {key: spec[key] for key in ("hashed", "length") if key in spec}
     for key, value in numbers.items():
@@ -299,24 +370,41 @@ def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
         if value > (largest := MOST_IDS if key == "hashed" else MOST_ROWS):
             raise DataError(f"{where}.{key}: expected at most {largest}, got {value}")
     vocabulary = _vocabulary(where, spec)
-    return Field(name, kind, columns, **numbers, **_tokens(where, kind, spec), vocabulary=vocabulary, encoding=encoding)
+    return Field(
+        name,
+        kind,
+        columns,
+        **numbers,
+        **_tokens(where, kind, spec),
+        vocabulary=vocabulary,
+        encoding=encoding,
+    )
 
 
 def _tokens(where: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     tokens, separator = spec.get("tokens"), spec.get("separator")
     if tokens is not None and (tokens not in ("last", "all") or kind != "categorical"):
-        raise DataError(f'{where}.tokens: expected "last" or "all" on a categorical field, got {tokens!r}')
+        raise DataError(
+            f'{where}.tokens: expected "last" or "all" on a categorical field, got {tokens!r}'
+        )
     if separator is not None and (tokens is None or not text(f"{where}.separator", separator)):
-        raise DataError(f"{where}.separator: expected text on a field with tokens, got {separator!r}")
+        raise DataError(
+            f"{where}.separator: expected text on a field with tokens, got {separator!r}"
+        )
     if "length" in spec and tokens != "all":
-        raise DataError(f'{where}.length: expected a field with tokens "all", got tokens {tokens!r}')
+        raise DataError(
+            f'{where}.length: expected a field with tokens "all", got tokens {tokens!r}'
+        )
     return {"tokens": tokens, "separator": separator}
 
 
 def _encoding(where: str, kind: str, spec: dict[str, Any]) -> Any:
     encoding = spec.get("encoding", "standard" if kind == "dense" else None)
     if encoding not in (ENCODINGS if kind == "dense" else (None,)):
-        raise DataError(f"{where}.encoding: expected one of {', '.join(ENCODINGS)} on a dense field, got {encoding!r}")
+        raise DataError(
+            f"{where}.encoding: expected one of {', '.join(ENCODINGS)} on a dense field, got "
+            f"{encoding!r}"
+        )
     return encoding
 
 
@@ -325,7 +413,10 @@ def _vocabulary(where: str, spec: dict[str, Any]) -> str | None:
         return None
     for key in ("min_count", "hashed"):
         if key in spec:
-            raise DataError(f"{where}.{key}: expected no key beside vocabulary, whose field sets it, got {spec[key]!r}")
+            raise DataError(
+                f"{where}.{key}: expected no key beside vocabulary, whose field sets it, got "
+                f"{spec[key]!r}"
+            )
     return text(f"{where}.vocabulary", spec["vocabulary"])
 
 
@@ -362,7 +453,10 @@ def _split(where: str, value: dict[str, Any], files: tuple[str, ...]) -> SplitRu
 
 def _hash_range(where: str, value: Any) -> HashRange:
     check_keys(where, value, allowed=("column", "start", "stop"))
-    return HashRange(*_shares(where, value), text(f"{where}.column", value["column"]) if "column" in value else None)
+    return HashRange(
+        *_shares(where, value),
+        text(f"{where}.column", value["column"]) if "column" in value else None,
+    )
 
 
 def _time_range(where: str, value: Any) -> TimeRange:
@@ -372,7 +466,8 @@ def _time_range(where: str, value: Any) -> TimeRange:
 
 def _shares(where: str, value: dict[str, Any]) -> tuple[float, float]:
     start, stop = (
-        number(f"{where}.{key}", value.get(key, default)) for key, default in (("start", 0.0), ("stop", 1.0))
+        number(f"{where}.{key}", value.get(key, default))
+        for key, default in (("start", 0.0), ("stop", 1.0))
     )
     if not 0.0 <= start < stop <= 1.0:
         raise DataError(f"{where}: expected 0 <= start < stop <= 1, got {start:g} and {stop:g}")
@@ -399,15 +494,22 @@ def _conjunction(where: str, value: Any) -> list[tuple[str, str, Any]]:
 
 def _check_comparison(where: str, column: str, operator: Any, operand: Any) -> None:
     if operator not in OPERATORS:
-        raise DataError(f"{where}: {column}: expected one of the operators {', '.join(OPERATORS)}, got {operator!r}")
+        raise DataError(
+            f"{where}: {column}: expected one of the operators {', '.join(OPERATORS)}, got "
+            f"{operator!r}"
+        )
     takes_list = operator in ("in", "not in")
     values = operand if takes_list and isinstance(operand, list) else [operand]
-    if takes_list != isinstance(operand, list) or not all(isinstance(value, SCALARS) for value in values):
+    if takes_list != isinstance(operand, list) or not all(
+        isinstance(value, SCALARS) for value in values
+    ):
         expected = "a list of values" if takes_list else "one value"
         raise DataError(f"{where}: {column} {operator}: expected {expected}, got {operand!r}")
     for value in values:
         if type(value) is int and not -(2**63) <= value < 2**63:
-            raise DataError(f"{where}: {column} {operator}: expected an integer of 64 bits, got {value}")
+            raise DataError(
+                f"{where}: {column} {operator}: expected an integer of 64 bits, got {value}"
+            )
 
 
 def text(where: str, value: Any) -> str:
@@ -438,8 +540,12 @@ def strings(where: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def check_keys(where: str, value: Any, *, allowed: tuple[str, ...], required: tuple[str, ...] = ()) -> None:
-    """Raises DataError unless ``value`` is a table with all ``required`` keys and no keys outside ``allowed``."""
+def check_keys(
+    where: str, value: Any, *, allowed: tuple[str, ...], required: tuple[str, ...] = ()
+) -> None:
+    """Raises DataError unless ``value`` is a table with all ``required`` keys and no keys outside
+    ``allowed``.
+    """
     for key in table(where, value):
         if key not in allowed:
             raise DataError(f"{where}: unknown key {key!r}; expected one of {', '.join(allowed)}")
@@ -457,7 +563,8 @@ def write_schema(path: Path, source: dict[str, Any], comment: str) -> None:
         comment: the first line.
 
     Raises:
-        DataError: the file has another name or exists with another content, which may have been edited.
+        DataError: the file has another name or exists with another content, which may have been
+            edited.
         OSError: the file cannot be written.
     """
     if path.suffix != ".toml":

@@ -13,7 +13,9 @@ SPLITS = ("train", "validation", "test")
 EQUALITIES = ("=", "==", "!=", "in", "not in")  # operators of a condition
 
 Condition = list[tuple[str, str, Any]] | list[list[tuple[str, str, Any]]]
-"""A conjunction of (column, op, value), or a disjunction of conjunctions, as ``filters`` in pyarrow.parquet."""
+"""A conjunction of (column, op, value), or a disjunction of conjunctions, as ``filters`` in
+pyarrow.parquet.
+"""
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,17 @@ class Field:
     Attributes:
         columns: the input column, or the columns combined by a ``cross``.
         min_count: training rows a value needs to get an id of its own (categorical, cross).
-        hashed: number of ids of the hashing trick, which replaces the vocabulary (categorical, cross).
-        buckets: number of quantile buckets, or of bins of a piecewise encoding, before equal quantiles are merged
-            (numeric, dense).
-        tokens: tokens read from a multi-valued column: the ``last`` or ``all``; None for a single-valued column.
+        hashed: number of ids of the hashing trick, which replaces the vocabulary (categorical,
+            cross).
+        buckets: number of quantile buckets, or of bins of a piecewise encoding, before equal
+            quantiles are merged (numeric, dense).
+        tokens: tokens read from a multi-valued column: the ``last`` or ``all``; None for a
+            single-valued column.
         separator: separator of the tokens in a text column; None if the column holds lists.
-        encoding: how numbers become components (dense), see ``NumericEncoding``; None for other kinds.
-        length: number of tokens that are kept, the last ones of a row, if ``all`` are read; None for no limit.
+        encoding: how numbers become components (dense), see ``NumericEncoding``; None for other
+            kinds.
+        length: number of tokens that are kept, the last ones of a row, if ``all`` are read; None
+            for no limit.
         vocabulary: the field whose ids the values get (categorical); None for ids of its own.
     """
 
@@ -83,7 +89,8 @@ class HashRange:
 
 @dataclass(frozen=True)
 class TimeRange:
-    """Selects rows by their place in the order of time: from the share ``start`` of the rows up to ``stop``.
+    """Selects rows by their place in the order of time: from the share ``start`` of the rows up to
+    ``stop``.
 
     Attributes:
         column: column that orders the rows. Rows of the same time are in the same range.
@@ -102,8 +109,8 @@ class SplitRule:
         where: condition the rows meet; None for all rows.
         rows: ``all`` of these rows, or the ``even`` or ``odd`` ones, counted from 0.
         hash: range of hashes; None for no selection by hash.
-        time: range of shares of the rows in the order of time, which preparation turns into ``where`` by the times of
-            the log; None for no selection by time.
+        time: range of shares of the rows in the order of time, which preparation turns into
+            ``where`` by the times of the log; None for no selection by time.
     """
 
     file: str
@@ -121,9 +128,10 @@ class TextFormat:
         null: words for a missing value. Empty text is always missing.
         thousands: the character between groups of three digits of a number; "" for none.
         decimal: the character before the fraction of a number.
-        dates: forms of the times by which rows are split or compared, as ``datetime.strptime`` reads them; the first
-            one that fits a value reads it. () for ISO 8601.
-        line_ends: whether values in quotes may hold line ends; None asks the first lines of each file.
+        dates: forms of the times by which rows are split or compared, as ``datetime.strptime``
+            reads them; the first one that fits a value reads it. () for ISO 8601.
+        line_ends: whether values in quotes may hold line ends; None asks the first lines of each
+            file.
     """
 
     null: tuple[str, ...] = ()
@@ -146,13 +154,15 @@ class Schema:
         drop: condition of the rows left out of every split.
         weight: column of the sample weights.
         shipped: file in the package that is read if no input file is given.
-        funnel: labels of which each can be positive only where the one before it is; () if there are none.
+        funnel: labels of which each can be positive only where the one before it is; () if there
+            are none.
         generate: synthetic log that is generated if no input file is given.
         fields: fields of embeddings.
         dense: dense fields.
         text: how text holds values.
         ignore: columns that no field reads, which rows to score may have nevertheless.
-        truth: columns stored next to the ids, by name: true probabilities of a task, or other known quantities.
+        truth: columns stored next to the ids, by name: true probabilities of a task, or other known
+            quantities.
         source: content of the TOML file, merged into its base.
     """
 
@@ -193,8 +203,12 @@ class Schema:
         """Returns every input column the schema reads, without duplicates."""
         names = [column for field in self.features for column in field.columns]
         names += [column for label in self.labels for column in label.columns()]
-        names += [column for rule in self.split.values() for column in condition_columns(rule.where or [])]
-        names += [rule.hash.column for rule in self.split.values() if rule.hash and rule.hash.column]
+        names += [
+            column for rule in self.split.values() for column in condition_columns(rule.where or [])
+        ]
+        names += [
+            rule.hash.column for rule in self.split.values() if rule.hash and rule.hash.column
+        ]
         names += [rule.time.column for rule in self.split.values() if rule.time]
         names += [*condition_columns(self.drop or []), *self.truth.values()]
         return list(dict.fromkeys(names + [each for each in (self.group, self.weight) if each]))
@@ -209,11 +223,16 @@ def shown_condition(condition: Condition) -> str:
     """Returns a condition as people read it."""
     alternatives = [[item] if isinstance(item, tuple) else item for item in condition]
     joint = " and " if all(isinstance(item, tuple) for item in condition) else " or "
-    return joint.join(" and ".join(f"{column} {op} {operand}" for column, op, operand in each) for each in alternatives)
+    return joint.join(
+        " and ".join(f"{column} {op} {operand}" for column, op, operand in each)
+        for each in alternatives
+    )
 
 
 def condition_texts(condition: Condition) -> dict[str, set[str]]:
-    """Returns the texts that a condition asks columns to be equal to, or to differ from, by column."""
+    """Returns the texts that a condition asks columns to be equal to, or to differ
+    from, by column.
+    """
     texts: dict[str, set[str]] = {}
     for column, op, operand in _triples(condition):
         operands = operand if isinstance(operand, list) else [operand]

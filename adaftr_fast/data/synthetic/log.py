@@ -1,4 +1,5 @@
-"""Generates an impression log by row number: users, items, fields, labels and the true probabilities of the labels.
+"""Generates an impression log by row number: users, items, fields, labels and the true
+probabilities of the labels.
 
 Fields and rates have the form of Ali-CCP or of the paper's Ecomm-Ads.
 """
@@ -33,7 +34,8 @@ class LogField:
     Attributes:
         owner: entity the field is a property of. A field with 0 values is the id of this entity.
         values: number of distinct values; 0 for the id of the user or item.
-        tokens: mean number of tokens of a multi-valued field before ``list_scale``; 1 for a single-valued field.
+        tokens: mean number of tokens of a multi-valued field before ``list_scale``; 1 for a
+            single-valued field.
         missing: share of owners without a value.
     """
 
@@ -63,13 +65,27 @@ class Layout:
 
 
 def _aliccp() -> Layout:
-    """Ali-CCP: field names, token counts, missing shares and rates of its training split (Ma et al. 2018)."""
+    """Ali-CCP: field names, token counts, missing shares and rates of its training split (Ma et al.
+    2018).
+    """
     profile = {"121": 98, "122": 14, "124": 3, "125": 8, "126": 4, "127": 4, "128": 3, "129": 5}
-    history = {"109_14": (12_000, 40), "110_14": (400_000, 250), "127_14": (100_000, 154), "150_14": (60_000, 136)}
+    history = {
+        "109_14": (12_000, 40),
+        "110_14": (400_000, 250),
+        "127_14": (100_000, 154),
+        "150_14": (60_000, 136),
+    }
     user = [LogField("101", "user", 0)]
-    user += [LogField(name, "user", values, missing=0.36 * (name == "129")) for name, values in profile.items()]
+    user += [
+        LogField(name, "user", values, missing=0.36 * (name == "129"))
+        for name, values in profile.items()
+    ]
     user += [LogField(name, "user", values, tokens) for name, (values, tokens) in history.items()]
-    item = [LogField("205", "item", 0), LogField("206", "item", 5_000), LogField("207", "item", 300_000)]
+    item = [
+        LogField("205", "item", 0),
+        LogField("206", "item", 5_000),
+        LogField("207", "item", 300_000),
+    ]
     item += [LogField("210", "item", 80_000, tokens=6), LogField("216", "item", 100_000)]
     missing = {"508": 0.30, "509": 0.78, "702": 0.0, "853": 0.0}
     combined = [LogField(name, "row", 50_000, missing=share) for name, share in missing.items()]
@@ -78,7 +94,9 @@ def _aliccp() -> Layout:
 
 
 def _ecomm() -> Layout:
-    """Ecomm-Ads: "over one hundred categorical features" and three behaviours, at the rates of the paper's Table 2."""
+    """Ecomm-Ads: "over one hundred categorical features" and three behaviours, at the rates of the
+    paper's Table 2.
+    """
     sizes = (3, 10, 30, 100, 300, 1_000, 10_000, 100_000)
     fields = [LogField("user", "user", 0), LogField("item", "item", 0)]
     counts: dict[Owner, int] = {"user": 48, "item": 34, "row": 16}
@@ -99,17 +117,20 @@ class LogConfig:
 
     Attributes:
         rows: number of impressions.
-        layout: ``aliccp`` (23 fields, click and conversion) or ``ecomm`` (108 fields; click, view, conversion).
+        layout: ``aliccp`` (23 fields, click and conversion) or ``ecomm`` (108 fields; click, view,
+            conversion).
         seed: seed of all random numbers.
         users: number of users; 0 for one per 50 rows.
         items: number of items; 0 for one per 200 rows.
         days: number of days. Rows are spread evenly over them, in order. Splits are by day.
-        rates: share of impressions that reach each stage of the funnel; {} for the rates of the paper's data.
-        spread: standard deviation of each stage's logit (1 gives an AUC of about .76); 0 for the layout's value.
+        rates: share of impressions that reach each stage of the funnel; {} for the rates of the
+            paper's data.
+        spread: standard deviation of each stage's logit (1 gives an AUC of about .76); 0 for the
+            layout's value.
         relatedness_low: lower bound of a row's task relatedness, >= -1 (see ``truth``).
         relatedness_high: upper bound, <= 1.
-        list_scale: factor on the number of tokens of multi-valued fields. 1 is Ali-CCP's, 250 tokens in one field
-            alone.
+        list_scale: factor on the number of tokens of multi-valued fields. 1 is Ali-CCP's, 250
+            tokens in one field alone.
     """
 
     rows: int
@@ -128,17 +149,28 @@ class LogConfig:
         minimums = {"rows": 1, "seed": 0, "users": 0, "items": 0, "days": 1, "spread": 0.0}
         for name, bound in minimums.items():
             if not getattr(self, name) >= bound:
-                raise DataError(f"synthetic log: {name}: expected >= {bound}, got {getattr(self, name)}")
+                raise DataError(
+                    f"synthetic log: {name}: expected >= {bound}, got {getattr(self, name)}"
+                )
         if self.layout not in LAYOUTS:
-            raise DataError(f"synthetic log: layout: expected one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+            raise DataError(
+                f"synthetic log: layout: expected one of {', '.join(LAYOUTS)}, got {self.layout!r}"
+            )
         if not 0.0 < self.list_scale <= 10.0:
-            raise DataError(f"synthetic log: list_scale: expected a number in (0, 10], got {self.list_scale}")
+            raise DataError(
+                f"synthetic log: list_scale: expected a number in (0, 10], got {self.list_scale}"
+            )
         shares = [1.0, *self.rates.values(), 0.0]
         if any(low >= high for high, low in itertools.pairwise(shares)):
-            raise DataError(f"synthetic log: rates: expected decreasing shares in (0, 1), got {self.rates}")
+            raise DataError(
+                f"synthetic log: rates: expected decreasing shares in (0, 1), got {self.rates}"
+            )
         low, high = self.relatedness_low, self.relatedness_high
         if not -1.0 <= low <= high <= 1.0:
-            raise DataError(f"synthetic log: relatedness: expected low <= high within [-1, 1], got {low} and {high}")
+            raise DataError(
+                f"synthetic log: relatedness: expected low <= high within [-1, 1], got {low} and "
+                f"{high}"
+            )
 
 
 class ImpressionLog:
@@ -166,7 +198,9 @@ class ImpressionLog:
         )
 
     def owners(self, row: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the user and the item of each row (numbers from 1) and the row itself, int64 [n]."""
+        """Returns the user and the item of each row (numbers from 1) and the row
+        itself, int64 [n].
+        """
         user = hashing.zipf(hashing.uniform(self._key("user"), row), self.users, USER_ZIPF)
         item = hashing.zipf(hashing.uniform(self._key("item"), row), self.items, ITEM_ZIPF)
         return {"user": user, "item": item, "row": row}
@@ -174,7 +208,10 @@ class ImpressionLog:
     def values(self, row: np.ndarray) -> dict[str, Values]:
         """Returns all fields of the rows."""
         owners = self.owners(row)
-        return {field.name: self.field_values(field, owners[field.owner]) for field in self.layout.fields}
+        return {
+            field.name: self.field_values(field, owners[field.owner])
+            for field in self.layout.fields
+        }
 
     def field_values(self, field: LogField, owner: np.ndarray) -> Values:
         """Returns a field of its owners: users, items or rows, by number."""
@@ -182,7 +219,9 @@ class ImpressionLog:
             return owner
         if field.tokens > 1:
             return self._tokens(field, owner, self._mean_tokens(field))
-        drawn = hashing.zipf(hashing.uniform(self._key("value", field.name), owner), field.values, VALUE_ZIPF)
+        drawn = hashing.zipf(
+            hashing.uniform(self._key("value", field.name), owner), field.values, VALUE_ZIPF
+        )
         if field.missing:
             drawn[hashing.uniform(self._key("missing", field.name), owner) < field.missing] = 0
         return drawn
@@ -190,7 +229,9 @@ class ImpressionLog:
     @property
     def row_bytes(self) -> int:
         """The mean bytes of a row."""
-        return 8 * (sum(self._mean_tokens(field) for field in self.layout.fields) + 2 * len(self.stages) + 2)
+        return 8 * (
+            sum(self._mean_tokens(field) for field in self.layout.fields) + 2 * len(self.stages) + 2
+        )
 
     def _mean_tokens(self, field: LogField) -> int:
         return max(1, round(field.tokens * self.config.list_scale))
@@ -200,7 +241,10 @@ class ImpressionLog:
         drawn = hashing.uniform(self._key("length", field.name), owner)
         lengths = 1 + (drawn * (2 * mean - 1)).astype(np.int64)
         offsets = np.append(0, np.cumsum(lengths))
-        before = hashing.bits(self._key("token", field.name), owner) - offsets[:-1].astype(np.uint64)  # modulo 2^64
+        # modulo 2^64
+        before = hashing.bits(self._key("token", field.name), owner) - offsets[:-1].astype(
+            np.uint64
+        )
         token_index = np.repeat(before, lengths) + np.arange(offsets[-1], dtype=np.uint64)
         samples = hashing.uniform(self._key("value", field.name), token_index)
         return hashing.zipf(samples, field.values, VALUE_ZIPF), offsets
@@ -208,11 +252,14 @@ class ImpressionLog:
     def batch(self, start: int, stop: int) -> pa.RecordBatch:
         """Returns rows ``start`` to ``stop - 1``.
 
-        Columns: ``day`` int32; the fields, int64 or list of int64, null if missing; a uint8 label per stage;
-        ``p_STAGE``, its true probability over all impressions, and ``relatedness``, float64.
+        Columns: ``day`` int32; the fields, int64 or list of int64, null if missing; a uint8 label
+        per stage; ``p_STAGE``, its true probability over all impressions, and ``relatedness``,
+        float64.
         """
         firsts = range(start, stop, CHUNK_ROWS)
-        return pa.concat_batches([self._chunk(np.arange(first, min(first + CHUNK_ROWS, stop))) for first in firsts])
+        return pa.concat_batches(
+            [self._chunk(np.arange(first, min(first + CHUNK_ROWS, stop))) for first in firsts]
+        )
 
     def _chunk(self, row: np.ndarray) -> pa.RecordBatch:
         values = self.values(row)
@@ -221,7 +268,9 @@ class ImpressionLog:
         columns |= {name: as_arrow(field_values) for name, field_values in values.items()}
         happened = np.ones(len(row), bool)
         for k, stage in enumerate(self.stages):
-            happened = happened & (hashing.uniform(self._key("label", stage), row) < outcome.conditional[:, k])
+            happened = happened & (
+                hashing.uniform(self._key("label", stage), row) < outcome.conditional[:, k]
+            )
             columns[stage] = pa.array(happened.astype(np.uint8))
         for k, stage in enumerate(self.stages):
             columns[PROBABILITY + stage] = pa.array(outcome.probability[:, k])

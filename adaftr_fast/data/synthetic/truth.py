@@ -1,16 +1,17 @@
 """The data-generating process: from the values of a row to the true probabilities of its events.
 
-Every value of every field has an effect on each stage of the funnel, a fixed and nearly normal number. The score of a
-stage is the sum of its effects and of the effect of the pair (user segment, item segment), standardized over rows. The
-click score also contributes to later stages, by an amount that differs between rows:
+Every value of every field has an effect on each stage of the funnel, a fixed and nearly normal
+number. The score of a stage is the sum of its effects and of the effect of the pair (user segment,
+item segment), standardized over rows. The click score also contributes to later stages, by an
+amount that differs between rows:
 
     logit p(click)                  = b_0 + spread * a
     relatedness rho                 = low + (high - low) * sigmoid(3 g),  g from the two segments of the row
     logit p(stage k | stage k - 1)  = b_k + spread * (rho a + sqrt(1 - rho^2) c_k)
 
-a is the score of the click and c_k the score of stage k. Where rho is high, the causes of clicks also cause
-conversions. Where it is low, conversions have causes of their own. The intercepts b are set so that the mean
-probabilities equal the given rates.
+a is the score of the click and c_k the score of stage k. Where rho is high, the causes of clicks
+also cause conversions. Where it is low, conversions have causes of their own. The intercepts b are
+set so that the mean probabilities equal the given rates.
 
 Shapes: n rows, K stages.
 """
@@ -24,10 +25,13 @@ import numpy as np
 from adaftr_fast.data import hashing
 
 Values = np.ndarray | tuple[np.ndarray, np.ndarray]
-"""int64 [n], 0 = missing; or a multi-valued field as (tokens [m], offsets [n + 1]), at least one token per row."""
+"""int64 [n], 0 = missing; or a multi-valued field as (tokens [m], offsets [n + 1]), at least one
+token per row.
+"""
 
 STEEPNESS = 3.0  # slope of relatedness in g: most rows are near low or high
-PAIR_WEIGHT = 1.5  # weight of the segment pair relative to a field: an interaction that no sum over fields expresses
+# weight of the segment pair relative to a field: an interaction that no sum over fields expresses
+PAIR_WEIGHT = 1.5
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,8 @@ class Truth:
         relatedness: bounds (low, high) of the relatedness.
         segments: fields that determine the relatedness.
         sample: values of the calibration rows by field.
-        sizes: the largest value of the fields whose effects are kept in tables, which is faster than computing them.
+        sizes: the largest value of the fields whose effects are kept in tables, which is faster
+            than computing them.
     """
 
     def __init__(
@@ -93,7 +98,8 @@ class Truth:
         self.segments = segments
         self.stages = list(rates)
         self._standardizers = {
-            name: Standardizer.fit(self._score(name, sample)) for name in ("relatedness", *self.stages)
+            name: Standardizer.fit(self._score(name, sample))
+            for name in ("relatedness", *self.stages)
         }
         self.intercepts = np.zeros(len(rates))
         logits, _ = self._logits(sample)
@@ -109,7 +115,10 @@ class Truth:
 
     def _logits(self, values: dict[str, Values]) -> tuple[np.ndarray, np.ndarray]:
         """Returns logits without intercepts [n, K] and relatedness [n]."""
-        scores = {name: standardize(self._score(name, values)) for name, standardize in self._standardizers.items()}
+        scores = {
+            name: standardize(self._score(name, values))
+            for name, standardize in self._standardizers.items()
+        }
         low, high = self.bounds
         rho = low + (high - low) * _sigmoid(STEEPNESS * scores["relatedness"])
         first, *later = (scores[stage] for stage in self.stages)
@@ -121,11 +130,17 @@ class Truth:
         assert isinstance(user, np.ndarray)  # segments are single-valued
         assert isinstance(item, np.ndarray)
         if name == "relatedness":
-            streams = (hashing.stream_key(self.seed, "relatedness", segment) for segment in self.segments)
+            streams = (
+                hashing.stream_key(self.seed, "relatedness", segment) for segment in self.segments
+            )
             of_user, of_item = map(hashing.approx_normal, streams, (user, item))
             return of_user + of_item
-        pair = hashing.bits(hashing.stream_key(self.seed, "pair", name), user) + item.astype(np.uint64)
-        score = PAIR_WEIGHT * hashing.approx_normal(hashing.stream_key(self.seed, "pair effect", name), pair)
+        pair = hashing.bits(hashing.stream_key(self.seed, "pair", name), user) + item.astype(
+            np.uint64
+        )
+        score = PAIR_WEIGHT * hashing.approx_normal(
+            hashing.stream_key(self.seed, "pair effect", name), pair
+        )
         for field, field_values in values.items():
             score += self._effect(name, field, field_values)
         return score
@@ -133,7 +148,8 @@ class Truth:
     def _effect(self, name: str, field: str, values: Values) -> np.ndarray:
         """Returns the effect of each value [n].
 
-        For a multi-valued field it is the sum of its tokens' effects, divided by the square root of their number.
+        For a multi-valued field it is the sum of its tokens' effects, divided by the square root of
+        their number.
         """
         stream = hashing.stream_key(self.seed, "effect", name, field)
         if isinstance(values, tuple):
@@ -151,11 +167,15 @@ class Truth:
 
 
 def _intercept(logits: np.ndarray, reach: np.ndarray, rate: float) -> float:
-    """Returns b with mean(reach * sigmoid(b + logits)) = rate, by bisection to float64 precision."""
+    """Returns b with mean(reach * sigmoid(b + logits)) = rate, by bisection to float64
+    precision.
+    """
     low, high = -60.0, 60.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if np.mean(reach * _sigmoid(middle + logits)) < rate else (low, middle)
+        low, high = (
+            (middle, high) if np.mean(reach * _sigmoid(middle + logits)) < rate else (low, middle)
+        )
     return (low + high) / 2
 
 

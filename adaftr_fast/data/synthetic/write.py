@@ -1,7 +1,8 @@
-"""Writes a synthetic log as a folder: ``log/part-*.parquet``, ``log.json`` (the configuration) and ``schema.toml``.
+"""Writes a synthetic log as a folder: ``log/part-*.parquet``, ``log.json`` (the configuration) and
+``schema.toml``.
 
-Or in Ali-CCP's raw format, which ``adaftr_fast.data.raw.aliccp`` describes, to test and benchmark how it is prepared.
-The rows of the last day are the test split.
+Or in Ali-CCP's raw format, which ``adaftr_fast.data.raw.aliccp`` describes, to test and benchmark
+how it is prepared. The rows of the last day are the test split.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ from adaftr_fast._progress import progress_bar
 from adaftr_fast._publish import publishing
 from adaftr_fast.data.memory import DEFAULT
 from adaftr_fast.data.parallel import ordered_map
-from adaftr_fast.data.synthetic.log import DAY, PROBABILITY, ImpressionLog, LogConfig, LogField, as_arrow
+from adaftr_fast.data.synthetic.log import (
+    DAY,
+    PROBABILITY,
+    ImpressionLog,
+    LogConfig,
+    LogField,
+    as_arrow,
+)
 from adaftr_fast.errors import DataError
 
 Made = TypeVar("Made")
@@ -36,12 +44,14 @@ FILE_ROWS = 1 << 22  # rows per file
 CONFIG = "log.json"
 SCHEMA = "schema.toml"
 LOG = "log"
-NAMES = ("sample_skeleton_{}.csv", "common_features_{}.csv")  # file names in the archives of the data set
+# file names in the archives of the data set
+NAMES = ("sample_skeleton_{}.csv", "common_features_{}.csv")
 BATCH_USERS = 1 << 12  # user blobs are long
 
 
 def write_log(config: LogConfig, folder: str | Path, *, progress: bool = False) -> ImpressionLog:
-    """Writes a log of any length in bounded memory, on all cores. An interrupted run resumes at the next file.
+    """Writes a log of any length in bounded memory, on all cores. An interrupted run resumes at the
+    next file.
 
     Raises:
         DataError: ``folder`` holds something other than this log or a part of it.
@@ -58,7 +68,9 @@ def write_log(config: LogConfig, folder: str | Path, *, progress: bool = False) 
 
 def _write_files(log: ImpressionLog, folder: Path, *, progress: bool) -> None:
     config = log.config
-    with progress_bar(total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress) as bar:
+    with progress_bar(
+        total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress
+    ) as bar:
         for number, start in enumerate(range(0, config.rows, FILE_ROWS)):
             stop = min(start + FILE_ROWS, config.rows)
             path = folder / LOG / f"part-{number:05d}.parquet"
@@ -76,7 +88,9 @@ def _create_or_resume(config: LogConfig, folder: Path) -> None:
     if path.is_file():
         if path.read_text(encoding="utf-8") != written:
             raise DataError(f"{path}: another synthetic log; name another folder")
-    elif folder.exists() and (not folder.is_dir() or any(each.name != LOCK for each in folder.iterdir())):
+    elif folder.exists() and (
+        not folder.is_dir() or any(each.name != LOCK for each in folder.iterdir())
+    ):
         raise DataError(f"{folder}: exists and is not a synthetic log; name another folder")
     replace_file(path, written.encode())  # first: it tells a part of a log from other folders
     (folder / LOG).mkdir(exist_ok=True)
@@ -97,8 +111,12 @@ def _ranges(start: int, stop: int, size: int) -> list[range]:
     return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
-def _in_threads(log: ImpressionLog, ranges: list[range], make: Callable[[range], Made]) -> Iterator[Made]:
-    """Yields what ``make`` makes of ranges of rows or users, in order: the same on any number of cores."""
+def _in_threads(
+    log: ImpressionLog, ranges: list[range], make: Callable[[range], Made]
+) -> Iterator[Made]:
+    """Yields what ``make`` makes of ranges of rows or users, in order: the same on any number of
+    cores.
+    """
 
     def needed(each: range) -> int:
         return min(WORK * len(each) * log.row_bytes, DEFAULT.held)  # of larger ones, one at a time
@@ -107,15 +125,24 @@ def _in_threads(log: ImpressionLog, ranges: list[range], make: Callable[[range],
 
 
 def schema_text(log: ImpressionLog) -> str:
-    """Returns the schema of a log as TOML. The last day is test, the day before validation, all earlier days train."""
+    """Returns the schema of a log as TOML. The last day is test, the day before validation, all
+    earlier days train.
+    """
     last = log.config.days - 1
-    lines = [f'name = "synthetic-{log.config.layout}"', f"group = {_quoted(log.layout.group)}", "", "[labels]"]
+    lines = [
+        f'name = "synthetic-{log.config.layout}"',
+        f"group = {_quoted(log.layout.group)}",
+        "",
+        "[labels]",
+    ]
     lines += [f"{stage} = {_quoted(stage)}" for stage in log.stages]
     lines += ["", "[truth]  # the probabilities the labels were drawn from"]
     lines += [f"{stage} = {_quoted(PROBABILITY + stage)}" for stage in log.stages]
     rules = {"train": ("<", last - 1), "validation": ("==", last - 1), "test": ("==", last)}
     lines += ["", "[split]"]
-    lines += [f'{split} = {{ where = [["{DAY}", "{op}", {day}]] }}' for split, (op, day) in rules.items()]
+    lines += [
+        f'{split} = {{ where = [["{DAY}", "{op}", {day}]] }}' for split, (op, day) in rules.items()
+    ]
     lines += ["", "[fields]"]
     for field in log.layout.fields:
         kind = '{ kind = "categorical", tokens = "last" }' if field.tokens > 1 else '"categorical"'
@@ -139,7 +166,10 @@ def write_raw(config: LogConfig, folder: str | Path, *, progress: bool = False) 
     """
     folder = Path(folder)
     if config.layout != "aliccp" or config.days < 2:
-        raise DataError(f"raw layout: expected layout aliccp and days >= 2, got {config.layout} and {config.days}")
+        raise DataError(
+            f"raw layout: expected layout aliccp and days >= 2, got {config.layout} and "
+            f"{config.days}"
+        )
     with publishing(folder) as new:
         if folder.exists():
             raise DataError(f"{folder}: exists; name a new folder")
@@ -151,12 +181,16 @@ def write_raw(config: LogConfig, folder: str | Path, *, progress: bool = False) 
 def _write(log: ImpressionLog, new: Path, *, progress: bool) -> None:
     config = log.config
     test_start = -(-(config.days - 1) * config.rows // config.days)  # the first row of the last day
-    with progress_bar(total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress) as bar:
+    with progress_bar(
+        total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress
+    ) as bar:
         for split, start, stop in (("train", 0, test_start), ("test", test_start, config.rows)):
             skeleton, common = (new / name.format(split) for name in NAMES)
             with skeleton.open("wb") as file:
                 seen = np.zeros(log.users + 1, bool)  # users are counted from 1
-                for text, of_batch in _in_threads(log, _ranges(start, stop, BATCH_ROWS), partial(_skeleton, log)):
+                for text, of_batch in _in_threads(
+                    log, _ranges(start, stop, BATCH_ROWS), partial(_skeleton, log)
+                ):
                     file.write(text)
                     seen[of_batch] = True
                     bar.update(text.count(b"\n"))
@@ -179,19 +213,25 @@ def _common(log: ImpressionLog, users: np.ndarray) -> Iterator[bytes]:
 
     def lines(places: range) -> bytes:
         batch = users[places.start : places.stop]
-        return _lines([_index(batch)], fields, [as_arrow(log.field_values(field, batch)) for field in fields])
+        return _lines(
+            [_index(batch)], fields, [as_arrow(log.field_values(field, batch)) for field in fields]
+        )
 
     return _in_threads(log, _ranges(0, len(users), BATCH_USERS), lines)
 
 
 def _index(users: np.ndarray) -> pa.Array:
     """Returns the names of users' common features [n]."""
-    return pc.binary_join_element_wise("user", pc.utf8_lpad(pa.array(users).cast(pa.string()), 12, "0"), "")
+    return pc.binary_join_element_wise(
+        "user", pc.utf8_lpad(pa.array(users).cast(pa.string()), 12, "0"), ""
+    )
 
 
 def _lines(columns: list[pa.Array], fields: list[LogField], values: list[pa.Array]) -> bytes:
     counts = sum(
-        pc.list_value_length(each).to_numpy() if pa.types.is_list(each.type) else each.is_valid().to_numpy(False) * 1
+        pc.list_value_length(each).to_numpy()
+        if pa.types.is_list(each.type)
+        else each.is_valid().to_numpy(False) * 1
         for each in values
     )
     blobs = [_blob(field.name, each) for field, each in zip(fields, values)]
@@ -205,5 +245,7 @@ def _blob(name: str, values: pa.Array) -> pa.Array:
     """A field's tokens [n], null where it has none."""
     if not pa.types.is_list(values.type):
         return pc.binary_join_element_wise(name, "\x02", values.cast(pa.string()), "\x031.0", "")
-    tokens = pc.binary_join_element_wise(name, "\x02", values.values.cast(pa.string()), "\x031.0", "")
+    tokens = pc.binary_join_element_wise(
+        name, "\x02", values.values.cast(pa.string()), "\x031.0", ""
+    )
     return pc.binary_join(pa.ListArray.from_arrays(values.offsets, tokens), "\x01")

@@ -1,9 +1,10 @@
 """Ops that pool multi-valued fields: each bag of ids gives one vector.
 
-Shapes: B batch, F fields, E width, N ids of all bags, R rows of all fields, U distinct rows of one batch.
+Shapes: B batch, F fields, E width, N ids of all bags, R rows of all fields, U distinct rows of one
+batch.
 
-``offsets`` and ``per_sample_weights`` are those of ``torch.nn.EmbeddingBag``; ``field_offsets`` holds the first row of
-each field.
+``offsets`` and ``per_sample_weights`` are those of ``torch.nn.EmbeddingBag``; ``field_offsets``
+holds the first row of each field.
 """
 
 from __future__ import annotations
@@ -22,18 +23,28 @@ PAD = -1
 """The id at positions behind the last bag, which only ``select_bags`` on CUDA leaves."""
 
 
-def _bags_fake(weight: Tensor, values: Tensor, offsets: Tensor, _: Any, field_offsets: Tensor, *__: Any) -> Tensor:
+def _bags_fake(
+    weight: Tensor, values: Tensor, offsets: Tensor, _: Any, field_offsets: Tensor, *__: Any
+) -> Tensor:
     fields = field_offsets.shape[0] - 1
     return weight.new_empty((offsets.shape[0] - 1) // fields, fields * weight.shape[1])
 
 
 def _some_of(values: Tensor) -> Any:
     """Returns a size that depends on values, or the bound that CUDA kernels take in its place."""
-    return values.shape[0] if runs_cuda_kernels(values) else torch.library.get_ctx().new_dynamic_size()
+    return (
+        values.shape[0] if runs_cuda_kernels(values) else torch.library.get_ctx().new_dynamic_size()
+    )
 
 
 def _backward_fake(
-    grad: Tensor, values: Tensor, offsets: Tensor, _: Any, field_offsets: Tensor, width: int, mean: bool
+    grad: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    _: Any,
+    field_offsets: Tensor,
+    width: int,
+    mean: bool,
 ) -> tuple[Tensor, Tensor]:
     unique = _some_of(values)
     return values.new_empty(unique, dtype=torch.int64), grad.new_empty(unique, width)
@@ -58,16 +69,22 @@ define(
 )
 _BAGS = "Tensor values, Tensor offsets, Tensor? per_sample_weights"
 define(
-    f"embedding_bags(Tensor weight, {_BAGS}, Tensor field_offsets, bool mean, Tensor[] state) -> Tensor",
+    f"embedding_bags(Tensor weight, {_BAGS}, Tensor field_offsets, bool mean, Tensor[] state) -> "
+    "Tensor",
     reference.embedding_bags,
     _bags_fake,
 )
 define(
-    f"embedding_bags_backward(Tensor grad, {_BAGS}, Tensor field_offsets, int width, bool mean) -> (Tensor, Tensor)",
+    f"embedding_bags_backward(Tensor grad, {_BAGS}, Tensor field_offsets, int width, bool mean) -> "
+    "(Tensor, Tensor)",
     reference.embedding_bags_backward,
     _backward_fake,
 )
-define(f"select_bags({_BAGS}, int[] chosen, int fields) -> (Tensor, Tensor)", reference.select_bags, _select_bags_fake)
+define(
+    f"select_bags({_BAGS}, int[] chosen, int fields) -> (Tensor, Tensor)",
+    reference.select_bags,
+    _select_bags_fake,
+)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -81,7 +98,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def bag_of_id(values: Tensor, offsets: Tensor) -> Tensor:
-    """Returns the bag of each position of values [N], [N]; at a position behind the last bag, the number of bags.
+    """Returns the bag of each position of values [N], [N]; at a position behind the last bag, the
+    number of bags.
 
     It is an op because ONNX lacks the search; ``plain_decompositions`` does without.
     """
@@ -92,27 +110,38 @@ def bag_of_id(values: Tensor, offsets: Tensor) -> Tensor:
 def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:
     values, offsets, per_sample_weights, field_offsets = ctx.saved_tensors[:4]
     width = ctx.shape[1]
-    again = torch.is_grad_enabled()  # create_graph=True: PyTorch's own ops can be differentiated again
+    # create_graph=True: PyTorch's own ops can be differentiated again
+    again = torch.is_grad_enabled()
     on_cuda = runs_cuda_kernels(grad)
     if again or (merges_later(grad) and not on_cuda):
-        if again and on_cuda:  # without the ids behind the last bag; the host waits for their number
+        # without the ids behind the last bag; the host waits for their number
+        if again and on_cuda:
             values = values[: offsets[-1]]
-            per_sample_weights = None if per_sample_weights is None else per_sample_weights[: offsets[-1]]
-        bag = bag_of_id(values, offsets)  # of ids that the look-up checked; no size depends on a value
+            per_sample_weights = (
+                None if per_sample_weights is None else per_sample_weights[: offsets[-1]]
+            )
+        # of ids that the look-up checked; no size depends on a value
+        bag = bag_of_id(values, offsets)
         rows = values + field_offsets[bag % (field_offsets.shape[0] - 1)]
-        terms = reference.gradient_terms(grad, bag, offsets, per_sample_weights, width, ctx.mean).to(grad.dtype)
+        terms = reference.gradient_terms(
+            grad, bag, offsets, per_sample_weights, width, ctx.mean
+        ).to(grad.dtype)
         found = torch.sparse_coo_tensor(rows[None], terms, ctx.shape, check_invariants=False)
         return found.coalesce() if again else found
     bags = (values, offsets, per_sample_weights, field_offsets)
     rows, sums = torch.ops.adaftr_fast.embedding_bags_backward(grad, *bags, width, ctx.mean)
-    return torch.sparse_coo_tensor(rows[None], sums, ctx.shape, is_coalesced=not on_cuda, check_invariants=False)
+    return torch.sparse_coo_tensor(
+        rows[None], sums, ctx.shape, is_coalesced=not on_cuda, check_invariants=False
+    )
 
 
 def _factor_gradient(ctx: Any, grad: Tensor) -> Tensor | None:
-    """Returns the gradient of per_sample_weights [N], from grad [B, F * E], or None where they need none.
+    """Returns the gradient of per_sample_weights [N], from grad [B, F * E], or None where they need
+    none.
 
-    The vector of a bag is the sum of w_i times row r_i, so dL/dw_i is the inner product of the bag's gradient and r_i.
-    The mean divides both by the number of ids in the bag. Rows are read as the look-up reads them.
+    The vector of a bag is the sum of w_i times row r_i, so dL/dw_i is the inner product of the
+    bag's gradient and r_i. The mean divides both by the number of ids in the bag. Rows are read as
+    the look-up reads them.
     """
     values, offsets, _, field_offsets, *table = ctx.saved_tensors
     if not table:
@@ -136,7 +165,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:
     return of_weight, None, None, _factor_gradient(ctx, grad), None, None, [None] * ctx.states
 
 
-torch.library.register_autograd("adaftr_fast::embedding_bags", _backward, setup_context=_setup_context, lib=library)
+torch.library.register_autograd(
+    "adaftr_fast::embedding_bags", _backward, setup_context=_setup_context, lib=library
+)
 
 
 def embedding_bags(
@@ -150,24 +181,28 @@ def embedding_bags(
 ) -> Tensor:
     """Pools the ids of each bag into one vector.
 
-    The gradient of ``weight`` is a sparse tensor, coalesced except on CUDA, and can itself be differentiated
-    (create_graph=True).
+    The gradient of ``weight`` is a sparse tensor, coalesced except on CUDA, and can itself be
+    differentiated (create_graph=True).
 
     Args:
         weight: [R, E], floating point, contiguous.
         values: [N] ids, int32 or int64, each counted from 0 within its field.
         offsets: [B * F + 1] int64, rising from 0 to N; bag b * F + f holds field f of row b.
-        per_sample_weights: [N] factors of the ids, float64 for a float64 table and float32 otherwise, or None.
-        field_offsets: [F + 1] int64; field f owns the rows ``field_offsets[f]`` to ``field_offsets[f + 1] - 1``.
+        per_sample_weights: [N] factors of the ids, float64 for a float64 table and float32
+            otherwise, or None.
+        field_offsets: [F + 1] int64; field f owns the rows ``field_offsets[f]`` to
+            ``field_offsets[f + 1] - 1``.
         mean: if True, divides the sum, weighted or not, by the number of ids in the bag.
-        state: the state of a deferred Adam (adaftr_fast.optim.Adam). If given, rows are read at their current values.
+        state: the state of a deferred Adam (adaftr_fast.optim.Adam). If given, rows are read at
+            their current values.
 
     Returns:
         [B, F * E]; zeros for an empty bag.
 
     Raises:
-        IndexError: an id is out of its field's range; the message names the position, the id and the range. On CUDA a
-            later op, or ``raise_bad_ids``, raises it, and the id counts as a vector of zeros; so with bad offsets.
+        IndexError: an id is out of its field's range; the message names the position, the id and
+            the range. On CUDA a later op, or ``raise_bad_ids``, raises it, and the id counts as a
+            vector of zeros; so with bad offsets.
         TypeError, ValueError: an argument has the wrong dtype or shape.
     """
     arguments = (weight, values, offsets, per_sample_weights, field_offsets, mean, list(state))
@@ -178,9 +213,14 @@ def embedding_bags(
 
 
 def select_bags(
-    values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, chosen: Sequence[int], fields: int
+    values: Tensor,
+    offsets: Tensor,
+    per_sample_weights: Tensor | None,
+    chosen: Sequence[int],
+    fields: int,
 ) -> tuple[Tensor, Tensor]:
-    """Selects the bags of some fields. It is an op, so that programs of torch.export check their input too.
+    """Selects the bags of some fields. It is an op, so that programs of torch.export check their
+    input too.
 
     Args:
         values: [N], int32 or int64, the ids of all bags.
@@ -190,8 +230,9 @@ def select_bags(
         fields: F, the number of fields.
 
     Returns:
-        The positions in ``values`` of the selected fields' ids, int64 [M], and their bags' offsets, int64 [B * C + 1].
-        On CUDA, where the host does not know M, N positions: those from the last offset on have no meaning.
+        The positions in ``values`` of the selected fields' ids, int64 [M], and their bags' offsets,
+        int64 [B * C + 1]. On CUDA, where the host does not know M, N positions: those from the last
+        offset on have no meaning.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype or shape.

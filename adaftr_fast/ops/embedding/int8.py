@@ -1,7 +1,8 @@
 """The look-up in a table of int8.
 
-It is plain PyTorch on every device: a gather and a product, which cost little beside the layers that read the rows. It
-is an op so that programs of torch.export check ids, and no size depends on their values.
+It is plain PyTorch on every device: a gather and a product, which cost little beside the layers
+that read the rows. It is an op so that programs of torch.export check ids, and no size depends on
+their values.
 
 R rows of all fields, E width, B batch, F fields, N ids of all bags together.
 """
@@ -18,7 +19,13 @@ from adaftr_fast.ops.library import define
 
 
 def _fake(
-    weight: Tensor, scale: Tensor, ids: Tensor, offsets: Tensor | None, _: Any, field_offsets: Tensor, __: bool
+    weight: Tensor,
+    scale: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    _: Any,
+    field_offsets: Tensor,
+    __: bool,
 ) -> Tensor:
     fields = field_offsets.shape[0] - 1
     batch = ids.shape[0] if offsets is None else (offsets.shape[0] - 1) // fields
@@ -26,7 +33,8 @@ def _fake(
 
 
 define(
-    "int8_embedding(Tensor weight, Tensor scale, Tensor ids, Tensor? offsets, Tensor? per_sample_weights,"
+    "int8_embedding(Tensor weight, Tensor scale, Tensor ids, Tensor? offsets, Tensor? "
+    "per_sample_weights,"
     " Tensor field_offsets, bool mean) -> Tensor",
     reference.int8_embedding,
     _fake,
@@ -48,9 +56,11 @@ def int8_embedding(
         weight: int8 [R, E].
         scale: [R, 1], floating point: the factor of each row.
         ids: int32 or int64 [B, F], or [N] with ``offsets``, each counted from 0 within its field.
-        offsets: int64 [B * F + 1], rising from 0 to N, where each bag begins; None for one id per field.
+        offsets: int64 [B * F + 1], rising from 0 to N, where each bag begins; None for one id per
+            field.
         per_sample_weights: [N] factors of the ids of bags, or None.
-        field_offsets: int64 [F + 1]; field f owns the rows ``field_offsets[f]`` to ``field_offsets[f + 1] - 1``.
+        field_offsets: int64 [F + 1]; field f owns the rows ``field_offsets[f]`` to
+            ``field_offsets[f + 1] - 1``.
         mean: whether the sum of a bag is divided by its number of ids.
 
     Returns:

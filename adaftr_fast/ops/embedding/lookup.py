@@ -1,17 +1,17 @@
 """Ops of the multi-field embedding: the look-ups, and the backward that merges duplicate ids.
 
-With the state of a deferred Adam (``adaftr_fast/ops/embedding/reference/optim.py`` describes it), a look-up reads rows
-at their current values; it writes nothing.
+With the state of a deferred Adam (``adaftr_fast/ops/embedding/reference/optim.py`` describes it), a
+look-up reads rows at their current values; it writes nothing.
 
 Shapes: B batch, F fields, E width, R rows of all fields, U distinct rows of one batch.
 
-The gradient of ``weight`` is a sparse tensor whose indices are strictly increasing. Graphs of ``torch.compile`` return
-one with a row per look-up, because a graph breaks at an op whose result depends on values in its size; a hook of the
-parameter merges the rows outside of the graph.
+The gradient of ``weight`` is a sparse tensor whose indices are strictly increasing. Graphs of
+``torch.compile`` return one with a row per look-up, because a graph breaks at an op whose result
+depends on values in its size; a hook of the parameter merges the rows outside of the graph.
 
-``embedding_and_squares`` also returns the sum of the squares of its result, for a penalty on the looked-up rows. The
-gradient of the penalty is added where the gradients of the look-ups are merged, so that none of the size of the
-look-ups [B, F * E] is written for it.
+``embedding_and_squares`` also returns the sum of the squares of its result, for a penalty on the
+looked-up rows. The gradient of the penalty is added where the gradients of the look-ups are merged,
+so that none of the size of the look-ups [B, F * E] is written for it.
 
 ``field_offsets`` holds the first row of each field.
 """
@@ -31,29 +31,37 @@ from adaftr_fast.ops.norms import squared_norm
 
 
 def runs_cuda_kernels(tensor: Tensor) -> bool:
-    """Returns whether the CUDA kernels run the embedding's ops on ``tensor``. They never make the host wait.
+    """Returns whether the CUDA kernels run the embedding's ops on ``tensor``. They never make the
+    host wait.
 
-    So where a size depends on values, they take a bound. The gradient of a table stays uncoalesced, with a row per
-    look-up, until an optimizer's op merges it. ``merge_rows`` and ``select_bags`` return as many rows as they take.
+    So where a size depends on values, they take a bound. The gradient of a table stays uncoalesced,
+    with a row per look-up, until an optimizer's op merges it. ``merge_rows`` and ``select_bags``
+    return as many rows as they take.
     """
     return tensor.is_cuda and has_cuda_kernels()
 
 
 def merges_later(grad: Tensor) -> bool:
-    """Returns whether the gradient of a table keeps a row per look-up, for a hook or an optimizer to merge.
+    """Returns whether the gradient of a table keeps a row per look-up, for a hook or an optimizer
+    to merge.
 
-    It does where CUDA kernels run, and in graphs of torch.compile, whose tensors are of a subclass while it traces.
+    It does where CUDA kernels run, and in graphs of torch.compile, whose tensors are of a subclass
+    while it traces.
     """
     return runs_cuda_kernels(grad) or type(grad) is not Tensor
 
 
-def _merged_fake(grad: Tensor, ids: Tensor, field_offsets: Tensor, width: int, *_: Tensor) -> tuple[Tensor, Tensor]:
+def _merged_fake(
+    grad: Tensor, ids: Tensor, field_offsets: Tensor, width: int, *_: Tensor
+) -> tuple[Tensor, Tensor]:
     unique = torch.library.get_ctx().new_dynamic_size()
     return ids.new_empty(unique, dtype=torch.int64), grad.new_empty(unique, width)
 
 
 def _merge_rows_fake(rows: Tensor, grad: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    unique = rows.shape[0] if runs_cuda_kernels(grad) else torch.library.get_ctx().new_dynamic_size()
+    unique = (
+        rows.shape[0] if runs_cuda_kernels(grad) else torch.library.get_ctx().new_dynamic_size()
+    )
     return rows.new_empty(unique), grad.new_empty(unique, grad.shape[1])
 
 
@@ -81,7 +89,8 @@ define(
     key=key_of_cpp_gradient(),
 )
 define(
-    f"embedding_and_squares_backward(Tensor grad, {_IDS}, int width, Tensor looked_up, Tensor of_squares)"
+    f"embedding_and_squares_backward(Tensor grad, {_IDS}, int width, Tensor looked_up, Tensor "
+    "of_squares)"
     " -> (Tensor, Tensor)",
     reference.embedding_and_squares_backward,
     _merged_fake,
@@ -91,7 +100,11 @@ define(
     reference.embedding_rows,
     lambda ids, field_offsets: field_offsets.new_empty(ids.numel()),
 )
-define("merge_rows(Tensor rows, Tensor grad, int num_rows) -> (Tensor, Tensor)", reference.merge_rows, _merge_rows_fake)
+define(
+    "merge_rows(Tensor rows, Tensor grad, int num_rows) -> (Tensor, Tensor)",
+    reference.merge_rows,
+    _merge_rows_fake,
+)
 define("strictly_rising(Tensor rows) -> bool", reference.strictly_rising)
 define("raise_reported(Tensor device) -> ()", lambda device: None)
 define("advise_huge_pages_(Tensor(a!) table) -> ()", lambda table: None)
@@ -106,7 +119,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _uncoalesced(grad: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
-    return torch.sparse_coo_tensor(rows[None], grad.reshape(-1, shape[1]), shape, check_invariants=False)
+    return torch.sparse_coo_tensor(
+        rows[None], grad.reshape(-1, shape[1]), shape, check_invariants=False
+    )
 
 
 def sparse_gradient(grad: Tensor, ids: Tensor, field_offsets: Tensor, shape: torch.Size) -> Tensor:
@@ -120,7 +135,9 @@ def sparse_gradient(grad: Tensor, ids: Tensor, field_offsets: Tensor, shape: tor
         return _uncoalesced(grad, _ops.embedding_rows(ids, field_offsets), shape)
     rows, values = _ops.fused_embedding_backward(grad, ids, field_offsets, shape[1])
     # The rows are in range, distinct and sorted, so there is nothing to check or merge.
-    return torch.sparse_coo_tensor(rows[None], values, shape, is_coalesced=True, check_invariants=False)
+    return torch.sparse_coo_tensor(
+        rows[None], values, shape, is_coalesced=True, check_invariants=False
+    )
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:
@@ -135,24 +152,31 @@ if not has_cpp_gradients():  # csrc/autograd/embedding.cpp registers a faster fo
     )
 
 
-def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor] = ()) -> Tensor:
-    """Looks up one id per field in a table that holds the rows of all fields, one field after another.
+def fused_embedding(
+    weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor] = ()
+) -> Tensor:
+    """Looks up one id per field in a table that holds the rows of all fields, one field after
+    another.
 
-    The gradient of ``weight`` is a sparse tensor, coalesced except on CUDA, and can itself be differentiated
-    (create_graph=True). Under the transforms of torch.func and in forward mode, plain PyTorch computes dense ones.
+    The gradient of ``weight`` is a sparse tensor, coalesced except on CUDA, and can itself be
+    differentiated (create_graph=True). Under the transforms of torch.func and in forward mode,
+    plain PyTorch computes dense ones.
 
     Args:
         weight: [R, E], floating point, contiguous.
         ids: [B, F], int32 or int64; column f counts from 0 within field f.
-        field_offsets: [F + 1] int64; field f owns the rows ``field_offsets[f]`` to ``field_offsets[f + 1] - 1``.
-        state: the state of a deferred Adam (adaftr_fast.optim.Adam). If given, rows are read at their current values.
+        field_offsets: [F + 1] int64; field f owns the rows ``field_offsets[f]`` to
+            ``field_offsets[f + 1] - 1``.
+        state: the state of a deferred Adam (adaftr_fast.optim.Adam). If given, rows are read at
+            their current values.
 
     Returns:
         [B, F * E], the rows concatenated in field order.
 
     Raises:
-        IndexError: an id is out of its field's range; the message names the position, the id and the range. On CUDA a
-            later op, or :func:`raise_bad_ids`, raises it, and the id's vector is zero.
+        IndexError: an id is out of its field's range; the message names the position, the id and
+            the range. On CUDA a later op, or :func:`raise_bad_ids`, raises it, and the id's vector
+            is zero.
         TypeError: ids are neither int32 nor int64.
         ValueError: an argument has the wrong shape.
     """
@@ -168,7 +192,8 @@ def embedding_and_squares(
     """Looks up as :func:`fused_embedding`.
 
     Returns:
-        The rows [B, F * E], and the sum of the squares of their elements, 0-dim. Both pass a gradient to ``weight``.
+        The rows [B, F * E], and the sum of the squares of their elements, 0-dim. Both pass a
+        gradient to ``weight``.
 
     Raises:
         IndexError, TypeError, ValueError: see :func:`fused_embedding`.
@@ -180,9 +205,9 @@ def embedding_and_squares(
 def coalesce_gradient(weight: Tensor) -> None:
     """Coalesces ``weight.grad`` of a table [R, E].
 
-    Autograd clears the coalesced flag when it takes over a sparse gradient, and adds two sparse gradients by
-    concatenating their rows. With CUDA kernels the gradient keeps its number of rows: each distinct row has its sum
-    once, and zeros where it repeats. The host does not wait.
+    Autograd clears the coalesced flag when it takes over a sparse gradient, and adds two sparse
+    gradients by concatenating their rows. With CUDA kernels the gradient keeps its number of rows:
+    each distinct row has its sum once, and zeros where it repeats. The host does not wait.
     """
     grad = weight.grad
     if grad is None or not grad.is_sparse or grad.is_coalesced():
@@ -193,7 +218,9 @@ def coalesce_gradient(weight: Tensor) -> None:
     rows = grad._indices()[0]
     if runs_cuda_kernels(grad):
         rows, values = _ops.merge_rows(rows, grad._values(), weight.shape[0])
-        weight.grad = torch.sparse_coo_tensor(rows[None], values, weight.shape, check_invariants=False)
+        weight.grad = torch.sparse_coo_tensor(
+            rows[None], values, weight.shape, check_invariants=False
+        )
         return
     if _ops.strictly_rising(rows):
         grad._coalesced_(True)
@@ -202,31 +229,43 @@ def coalesce_gradient(weight: Tensor) -> None:
     field_offsets = torch.tensor([0, weight.shape[0]], device=rows.device)
     merge = _ops.fused_embedding_backward
     rows, values = merge(grad._values(), rows[:, None], field_offsets, weight.shape[1])
-    weight.grad = torch.sparse_coo_tensor(rows[None], values, weight.shape, is_coalesced=True, check_invariants=False)
+    weight.grad = torch.sparse_coo_tensor(
+        rows[None], values, weight.shape, is_coalesced=True, check_invariants=False
+    )
 
 
 def coalesce_unless_on_cuda(weight: Tensor) -> None:
-    """Coalesces ``weight.grad``, unless a CUDA kernel does in the update; a post-accumulate-grad hook for a table."""
-    with torch._C.DisableTorchFunctionSubclass():  # reads attributes in a fifth of the time of a DeferredParameter
+    """Coalesces ``weight.grad``, unless a CUDA kernel does in the update; a post-accumulate-grad
+    hook for a table.
+    """
+    # reads attributes in a fifth of the time of a DeferredParameter
+    with torch._C.DisableTorchFunctionSubclass():
         if not runs_cuda_kernels(weight):
             coalesce_gradient(weight)
 
 
 def raise_bad_ids(device: torch.device) -> None:
-    """Raises the error of a look-up on a CUDA ``device`` that has run; does nothing for other devices.
+    """Raises the error of a look-up on a CUDA ``device`` that has run; does nothing for other
+    devices.
 
-    The host does not wait for look-ups that have not run: synchronize first, or call it where a result is read anyway.
+    The host does not wait for look-ups that have not run: synchronize first, or call it where a
+    result is read anyway.
 
     Raises:
-        IndexError: an id was out of its field's range. The message names one such id, and its row and field.
+        IndexError: an id was out of its field's range. The message names one such id, and its row
+            and field.
         ValueError: the offsets of bags did not rise from 0 to the number of ids.
     """
     if device.type == "cuda" and has_cuda_kernels():
         _ops.raise_reported(torch.empty(0, device=device))
 
 
-def empty_table(*size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """Returns an uninitialised tensor for random row access; on the CPU it advises the system to use huge pages."""
+def empty_table(
+    *size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Returns an uninitialised tensor for random row access; on the CPU it advises the system to
+    use huge pages.
+    """
     table = torch.empty(*size, device=device, dtype=dtype)
     _ops.advise_huge_pages_(table)
     return table

@@ -1,7 +1,7 @@
 """The embedding's ops as PyTorch ops, for programs that run without this package.
 
-They cannot raise, so an id out of its field's range reads row 0 of the field, "unknown". Offsets must rise from 0 to N.
-No size depends on a value, as AOTInductor requires. For the CPU.
+They cannot raise, so an id out of its field's range reads row 0 of the field, "unknown". Offsets
+must rise from 0 to N. No size depends on a value, as AOTInductor requires. For the CPU.
 
 Shapes: B rows, F fields, N ids of all bags, E width, R rows of a table.
 """
@@ -18,9 +18,13 @@ import adaftr_fast.ops.embedding.int8
 import adaftr_fast.ops.embedding.segments  # noqa: F401  # defines the ops of PLAIN
 
 
-def plain_lookup(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]) -> Tensor:
+def plain_lookup(
+    weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]
+) -> Tensor:
     """Computes ``fused_embedding``; deferred updates have been applied, so ``state`` is empty."""
-    return nn.functional.embedding(_rows(ids, field_offsets.diff(), field_offsets[:-1]), weight).flatten(1)
+    return nn.functional.embedding(
+        _rows(ids, field_offsets.diff(), field_offsets[:-1]), weight
+    ).flatten(1)
 
 
 def plain_bags(
@@ -34,19 +38,27 @@ def plain_bags(
 ) -> Tensor:
     """Computes ``embedding_bags``; deferred updates have been applied, so ``state`` is empty."""
     bag, rows = _rows_of_bags(values, offsets, field_offsets)
-    return _pooled(nn.functional.embedding(rows, weight), bag, offsets, per_sample_weights, field_offsets, mean)
+    return _pooled(
+        nn.functional.embedding(rows, weight), bag, offsets, per_sample_weights, field_offsets, mean
+    )
 
 
 def plain_select(
-    values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, chosen: Sequence[int], fields: int
+    values: Tensor,
+    offsets: Tensor,
+    per_sample_weights: Tensor | None,
+    chosen: Sequence[int],
+    fields: int,
 ) -> tuple[Tensor, Tensor]:
-    """Computes ``select_bags``, with N positions as on CUDA: those from the last offset on have no meaning.
+    """Computes ``select_bags``, with N positions as on CUDA: those from the last offset on have no
+    meaning.
 
     No size depends on a value, as AOTInductor requires.
     """
     chosen_fields = torch.cat([torch.full((1,), f in chosen) for f in range(fields)])
     keep = chosen_fields[_bag_of_id(offsets, values.shape[0]) % fields].long()
-    place = torch.where(keep > 0, keep.cumsum(0) - 1, keep.sum() + (1 - keep).cumsum(0) - 1)  # the chosen ones first
+    # the chosen ones first
+    place = torch.where(keep > 0, keep.cumsum(0) - 1, keep.sum() + (1 - keep).cumsum(0) - 1)
     positions = torch.zeros_like(place).scatter(0, place, torch.arange(values.shape[0]))
     counts = offsets.diff().view(-1, fields).unbind(1)
     ends = torch.stack([counts[f] for f in chosen], 1).flatten().cumsum(0)
@@ -74,9 +86,13 @@ def plain_int8(
 ) -> Tensor:
     """Computes ``int8_embedding``."""
     if offsets is None:
-        return _int8_rows(weight, scale, _rows(ids, field_offsets.diff(), field_offsets[:-1])).flatten(1)
+        return _int8_rows(
+            weight, scale, _rows(ids, field_offsets.diff(), field_offsets[:-1])
+        ).flatten(1)
     bag, rows = _rows_of_bags(ids, offsets, field_offsets)
-    return _pooled(_int8_rows(weight, scale, rows), bag, offsets, per_sample_weights, field_offsets, mean)
+    return _pooled(
+        _int8_rows(weight, scale, rows), bag, offsets, per_sample_weights, field_offsets, mean
+    )
 
 
 def plain_sum(vectors: Tensor, offsets: Tensor) -> Tensor:
@@ -90,12 +106,16 @@ def plain_repeat(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
 
 
 def _rows(ids: Tensor, sizes: Tensor | int, first: Tensor | int) -> Tensor:
-    """Returns the rows of ids of fields that have ``sizes`` rows from ``first`` on; ids out of range count as 0."""
+    """Returns the rows of ids of fields that have ``sizes`` rows from ``first`` on; ids out of
+    range count as 0.
+    """
     return torch.where((ids < 0) | (ids >= sizes), 0, ids) + first
 
 
 def _int8_rows(weight: Tensor, scale: Tensor, rows: Tensor) -> Tensor:
-    return nn.functional.embedding(rows, weight).to(scale.dtype) * nn.functional.embedding(rows, scale)
+    return nn.functional.embedding(rows, weight).to(scale.dtype) * nn.functional.embedding(
+        rows, scale
+    )
 
 
 def _rows_of_bags(values: Tensor, offsets: Tensor, field_offsets: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +143,9 @@ def _pooled(
 
 
 def _bag_of_id(offsets: Tensor, size: int) -> Tensor:
-    """Returns the bag of each of ``size`` ids: the number of offsets up to it, less one; behind the last bag, B."""
+    """Returns the bag of each of ``size`` ids: the number of offsets up to it, less one; behind the
+    last bag, B.
+    """
     starts = offsets.new_zeros(size + 1).scatter_add(0, offsets, torch.ones_like(offsets))
     return starts[:-1].cumsum(0) - 1
 
@@ -150,8 +172,9 @@ PLAIN: dict[torch._ops.OperatorBase, Callable[..., Any]] = {
 def plain_decompositions() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
     """Returns PyTorch's ops for those that embeddings look up with.
 
-    ``program.run_decompositions(adaftr_fast.plain_decompositions())`` gives a program of ``torch.export`` that runs
-    without this package, is compiled by AOTInductor and written as ONNX (docs/frameworks.md). An id out of its field's
-    range reads row 0 of the field there. For programs on the CPU.
+    ``program.run_decompositions(adaftr_fast.plain_decompositions())`` gives a program of
+    ``torch.export`` that runs without this package, is compiled by AOTInductor and written as ONNX
+    (docs/frameworks.md). An id out of its field's range reads row 0 of the field there. For
+    programs on the CPU.
     """
     return dict(PLAIN)

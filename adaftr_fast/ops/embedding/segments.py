@@ -1,7 +1,8 @@
-"""Ops on the vectors of the ids of bags, one vector per id, where a bag is not pooled by its mean or sum alone.
+"""Ops on the vectors of the ids of bags, one vector per id, where a bag is not pooled by its mean
+or sum alone.
 
-Shapes: B bags, N ids of all bags, E width, R rows of a table. ``offsets`` [B + 1] int64 rise from 0 to N. No op adds in
-an order that differs from call to call, on any device.
+Shapes: B bags, N ids of all bags, E width, R rows of a table. ``offsets`` [B + 1] int64 rise from 0
+to N. No op adds in an order that differs from call to call, on any device.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def _rows_of_field(ids: Tensor, first: int, rows: int) -> Tensor:
     if bad.any():
         i = int(bad.nonzero()[0])
         raise IndexError(
-            f"look_up_field: ids[{i}] = {int(ids[i])} is out of range for the field, whose ids are 0 to {rows - 1}"
+            f"look_up_field: ids[{i}] = {int(ids[i])} is out of range for the field, whose ids are "
+            f"0 to {rows - 1}"
         )
     return ids.long() + first
 
@@ -46,7 +48,8 @@ def _sum_bags(vectors: Tensor, offsets: Tensor) -> Tensor:
 
 def _repeat_by_bag(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
     bag = bag_of_id(offsets.new_empty(size), offsets)
-    inside = bag < vectors.shape[0]  # not behind the last bag, where CUDA leaves ids without meaning
+    # not behind the last bag, where CUDA leaves ids without meaning
+    inside = bag < vectors.shape[0]
     repeated = vectors.index_select(0, torch.where(inside, bag, 0))
     return torch.where(inside[:, None], repeated, 0)
 
@@ -88,19 +91,23 @@ def _backward_of_repeat(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return sum_bags(grad, offsets), None, None
 
 
-torch.library.register_autograd("adaftr_fast::sum_bags", _backward_of_sum, setup_context=_setup_sum, lib=library)
+torch.library.register_autograd(
+    "adaftr_fast::sum_bags", _backward_of_sum, setup_context=_setup_sum, lib=library
+)
 torch.library.register_autograd(
     "adaftr_fast::repeat_by_bag", _backward_of_repeat, setup_context=_setup_repeat, lib=library
 )
 
 
 def rows_of_field(ids: Tensor, first: int, rows: int) -> Tensor:
-    """Returns the table rows of ids [N] of a field whose ``rows`` rows begin at row ``first``, int64 [N].
+    """Returns the table rows of ids [N] of a field whose ``rows`` rows begin at row ``first``,
+    int64 [N].
 
     Errors name ``FusedEmbedding.look_up_field``, which calls it.
 
     Raises:
-        IndexError: an id is not in 0 to ``rows`` - 1. On CUDA its row is -1, which the look-up reports.
+        IndexError: an id is not in 0 to ``rows`` - 1. On CUDA its row is -1, which the look-up
+            reports.
         TypeError: ids are neither int32 nor int64.
         ValueError: ids are not [N].
     """
@@ -115,7 +122,8 @@ def sum_bags(vectors: Tensor, offsets: Tensor) -> Tensor:
         ValueError: offsets do not rise from 0 to N; on CUDA a later op raises it.
     """
     if differentiates_references():
-        sums = vectors.new_zeros(len(offsets), vectors.shape[1])  # the last one of ids behind the last bag, on CUDA
+        # the last one of ids behind the last bag, on CUDA
+        sums = vectors.new_zeros(len(offsets), vectors.shape[1])
         bag = bag_of_id(offsets.new_empty(vectors.shape[0]), offsets)
         return sums.index_add(0, bag, vectors)[:-1]
     summed: Tensor = torch.ops.adaftr_fast.sum_bags(vectors, offsets)
@@ -123,7 +131,9 @@ def sum_bags(vectors: Tensor, offsets: Tensor) -> Tensor:
 
 
 def repeat_by_bag(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
-    """Returns the vector of each id's bag, [N, E], given those of the bags, [B, E], and N = ``size``."""
+    """Returns the vector of each id's bag, [N, E], given those of the bags, [B, E], and N =
+    ``size``.
+    """
     if differentiates_references():
         return _repeat_by_bag(vectors, offsets, size)
     repeated: Tensor = torch.ops.adaftr_fast.repeat_by_bag(vectors, offsets, size)

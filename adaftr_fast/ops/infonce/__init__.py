@@ -1,1 +1,3 @@
-"""Adaptive InfoNCE (paper, Eq. 13): the public function, the op, its reference, and candidates of other ranks."""
+"""Adaptive InfoNCE (paper, Eq. 13): the public function, the op, its reference, and candidates of
+other ranks.
+"""

@@ -1,5 +1,5 @@
-"""The checks of the arguments of :func:`adaftr_fast.adaptive_infonce` and :func:`adaftr_fast.sigmoid_contrast`, and
-what is derived from them.
+"""The checks of the arguments of :func:`adaftr_fast.adaptive_infonce` and
+:func:`adaftr_fast.sigmoid_contrast`, and what is derived from them.
 
 Shapes: B rows (anchors), N candidates, d hidden width.
 """
@@ -37,53 +37,77 @@ UNSUPPORTED = {
 
 
 def check_no_tangents(op: str, *inputs: Tensor | float | None) -> None:
-    """Refuses forward-mode inputs, whose tangents PyTorch would drop silently where nothing requires a gradient."""
+    """Refuses forward-mode inputs, whose tangents PyTorch would drop silently where nothing
+    requires a gradient.
+    """
     if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level < 0:
         return
     if any(isinstance(x, Tensor) and unpack_dual(x).tangent is not None for x in inputs):
         raise NotImplementedError(
-            f"{op}: has no forward-mode derivative (jvp); use reverse mode, torch.func.vjp or jacrev"
+            f"{op}: has no forward-mode derivative (jvp); use reverse mode, torch.func.vjp or "
+            "jacrev"
         )
 
 
 def check_representations(op: str, h_ctr: Tensor, h_cvr: Tensor) -> None:
-    """Checks that h_ctr and h_cvr are [B, d] and [N, d] with d >= 1, floating point and on one device."""
+    """Checks that h_ctr and h_cvr are [B, d] and [N, d] with d >= 1, floating point and on one
+    device.
+    """
     for name, h in (("h_ctr", h_ctr), ("h_cvr", h_cvr)):
         if not isinstance(h, Tensor) or h.dim() != 2:
             got = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
             raise ValueError(f"{op}: {name} must be a 2-dim tensor [rows, d], got {got}")
-        check_local(op, name, h, f"pass {name}.to_local(), and process_group to contrast the rows of all ranks")
+        check_local(
+            op,
+            name,
+            h,
+            f"pass {name}.to_local(), and process_group to contrast the rows of all ranks",
+        )
         if h.dtype not in DTYPES:
-            raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {h.dtype}")
+            raise TypeError(
+                f"{op}: {name} must be float32, bfloat16, float16 or float64, got {h.dtype}"
+            )
     if h_ctr.shape[1] != h_cvr.shape[1] or h_ctr.shape[1] == 0:
         raise ValueError(
-            f"{op}: h_ctr and h_cvr must have the same width d >= 1, got {tuple(h_ctr.shape)} and {tuple(h_cvr.shape)}"
+            f"{op}: h_ctr and h_cvr must have the same width d >= 1, got {tuple(h_ctr.shape)} and "
+            f"{tuple(h_cvr.shape)}"
         )
     if h_ctr.device != h_cvr.device:
-        raise ValueError(f"{op}: h_ctr and h_cvr must be on one device, got {h_ctr.device} and {h_cvr.device}")
+        raise ValueError(
+            f"{op}: h_ctr and h_cvr must be on one device, got {h_ctr.device} and {h_cvr.device}"
+        )
 
 
-def check_vectors(op: str, h_ctr: Tensor, h_cvr: Tensor, pairs: bool, **vectors: Tensor | None) -> None:
-    """Checks shape, dtype and device of the options that hold a value per row or per candidate ("column_...").
+def check_vectors(
+    op: str, h_ctr: Tensor, h_cvr: Tensor, pairs: bool, **vectors: Tensor | None
+) -> None:
+    """Checks shape, dtype and device of the options that hold a value per row or per candidate
+    ("column_...").
 
     ``pairs``: without positive_index, each row needs a candidate of the same index.
     """
     rows, columns = h_ctr.shape[0], h_cvr.shape[0]  # len() takes four times as long
     if pairs and vectors["positive_index"] is None and columns < rows:
         raise ValueError(
-            f"{op}: h_cvr must have at least one row per row of h_ctr ({rows}) without positive_index, got {columns}"
+            f"{op}: h_cvr must have at least one row per row of h_ctr ({rows}) without "
+            f"positive_index, got {columns}"
         )
     for name, x in vectors.items():
         if x is not None:
             _check_vector(op, name, x, columns if name.startswith("column") else rows, h_ctr)
 
 
-def check_groups(op: str, h_ctr: Tensor, h_cvr: Tensor, row_group: Tensor | None, column_group: Tensor | None) -> None:
+def check_groups(
+    op: str, h_ctr: Tensor, h_cvr: Tensor, row_group: Tensor | None, column_group: Tensor | None
+) -> None:
     """Checks that a group is given for both sides, unless it serves both."""
     if row_group is None and column_group is not None:
         raise ValueError(f"{op}: column_group requires row_group, got None")
     if row_group is not None and column_group is None and len(h_ctr) != len(h_cvr):
-        raise ValueError(f"{op}: row_group without column_group requires N = B, got N = {len(h_cvr)}, B = {len(h_ctr)}")
+        raise ValueError(
+            f"{op}: row_group without column_group requires N = B, got N = {len(h_cvr)}, B = "
+            f"{len(h_ctr)}"
+        )
 
 
 def _check_vector(op: str, name: str, x: Tensor, length: int, h_ctr: Tensor) -> None:
@@ -108,7 +132,9 @@ def check_ignore_above(margin: float | None) -> None:
     number = isinstance(margin, (float, int)) and not isinstance(margin, bool)
     if not number or not -math.inf < margin < math.inf:
         error = ValueError if number else TypeError
-        raise error(f"adaptive_infonce: ignore_above must be a finite number or None, got {margin!r}")
+        raise error(
+            f"adaptive_infonce: ignore_above must be a finite number or None, got {margin!r}"
+        )
 
 
 def check_combinations(given: dict[str, bool]) -> None:
@@ -122,11 +148,15 @@ def check_combinations(given: dict[str, bool]) -> None:
 def check_block(block: int, h_ctr: Tensor, h_cvr: Tensor) -> None:
     """Checks a block."""
     if not isinstance(block, int) or isinstance(block, bool):
-        raise TypeError(f"adaptive_infonce: block must be an int or None, got {type(block).__name__}")
+        raise TypeError(
+            f"adaptive_infonce: block must be an int or None, got {type(block).__name__}"
+        )
     if block < 1:
         raise ValueError(f"adaptive_infonce: block must be at least 1, got {block}")
     if len(h_ctr) != len(h_cvr):
-        raise ValueError(f"adaptive_infonce: block requires N = B, got N = {len(h_cvr)}, B = {len(h_ctr)}")
+        raise ValueError(
+            f"adaptive_infonce: block requires N = B, got N = {len(h_cvr)}, B = {len(h_ctr)}"
+        )
 
 
 def check_targets(label_smoothing: float, margin: float, ignore_above: float | None) -> None:
@@ -134,7 +164,9 @@ def check_targets(label_smoothing: float, margin: float, ignore_above: float | N
     _check_number("label_smoothing", label_smoothing, 1.0)
     _check_number("margin", margin, math.inf)
     if label_smoothing > 0 and ignore_above is not None:
-        raise ValueError("adaptive_infonce: label_smoothing requires ignore_above=None; use row_group")
+        raise ValueError(
+            "adaptive_infonce: label_smoothing requires ignore_above=None; use row_group"
+        )
 
 
 def _check_number(name: str, x: float, end: float) -> None:
@@ -144,7 +176,9 @@ def _check_number(name: str, x: float, end: float) -> None:
         raise ValueError(f"adaptive_infonce: {name} must be in [0, {end:g}), got {x!r}")
 
 
-def labels_of(positive_group: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor | None, Tensor | None]:
+def labels_of(
+    positive_group: Tensor | tuple[Tensor, ...] | None,
+) -> tuple[Tensor | None, Tensor | None]:
     """Returns the positive groups of the rows and of the candidates."""
     if not isinstance(positive_group, tuple):
         return positive_group, positive_group
@@ -169,9 +203,11 @@ def check_bias_is_finite(bias: Tensor) -> None:
     advice = "row_group and column_group exclude candidates"
     message = f"adaptive_infonce: column_bias must be finite ({advice})"
     if torch.compiler.is_compiling():
-        torch._assert_async(bias.detach().isfinite().all(), message)  # a graph has no branch on values
+        # a graph has no branch on values
+        torch._assert_async(bias.detach().isfinite().all(), message)
         return
-    while torch._C._functorch.is_functorch_wrapped_tensor(bias):  # vmap has no branch on values either
+    # vmap has no branch on values either
+    while torch._C._functorch.is_functorch_wrapped_tensor(bias):
         bias = torch._C._functorch.get_unwrapped(bias)
     bad = ~bias.detach().isfinite()
     if bad.any():
@@ -181,23 +217,35 @@ def check_bias_is_finite(bias: Tensor) -> None:
 
 
 def op_name(function: str, op: str, backend: str, h_ctr: Tensor) -> str:
-    """Returns the registered name of ``op`` for a backend of ``function``; checks that the backend takes h_ctr."""
+    """Returns the registered name of ``op`` for a backend of ``function``; checks that the backend
+    takes h_ctr.
+    """
     if backend not in ("auto", "reference", "cpu", "triton"):
-        raise ValueError(f"{function}: backend must be auto, reference, cpu or triton, got {backend!r}")
+        raise ValueError(
+            f"{function}: backend must be auto, reference, cpu or triton, got {backend!r}"
+        )
     on_cpu = h_ctr.device.type == "cpu"
     if backend == "cpu" and not on_cpu:
-        raise ValueError(f"{function}: backend 'cpu' requires CPU tensors, got h_ctr on {h_ctr.device}")
+        raise ValueError(
+            f"{function}: backend 'cpu' requires CPU tensors, got h_ctr on {h_ctr.device}"
+        )
     if backend == "cpu" and not is_built():
-        raise RuntimeError(f"{function}: backend 'cpu' requires the C++ extension (see adaftr-fast info)")
+        raise RuntimeError(
+            f"{function}: backend 'cpu' requires the C++ extension (see adaftr-fast info)"
+        )
     if backend == "triton" and on_cpu and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(f"{function}: backend 'triton' accepts CPU tensors only under TRITON_INTERPRET=1")
+        raise ValueError(
+            f"{function}: backend 'triton' accepts CPU tensors only under TRITON_INTERPRET=1"
+        )
     return op if backend in ("auto", "cpu") else f"{op}_{backend}"
 
 
 def product_dtype(h_ctr: Tensor, h_cvr: Tensor, precision: str) -> torch.dtype:
     """Returns the type to which both representations are converted."""
     if precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"adaptive_infonce: precision must be auto, float32 or bfloat16, got {precision!r}")
+        raise ValueError(
+            f"adaptive_infonce: precision must be auto, float32 or bfloat16, got {precision!r}"
+        )
     if precision == "bfloat16":
         return torch.bfloat16
     dtype = torch.promote_types(h_ctr.dtype, h_cvr.dtype)
@@ -210,14 +258,17 @@ def split_tau(tau: Tau | tuple[Tau, Tau], symmetric: bool) -> tuple[Tau, Tau]:
         return tau, tau
     if not (symmetric and len(tau) == 2):
         raise ValueError(
-            "adaptive_infonce: a tuple tau must be a pair (per row, per column) and requires symmetric=True, "
+            "adaptive_infonce: a tuple tau must be a pair (per row, per column) and requires "
+            "symmetric=True, "
             f"got {len(tau)} elements and symmetric={symmetric}"
         )
     return tau
 
 
 def reverse(direction: Direction, tau: Tensor) -> Direction:
-    """Returns the other direction, whose anchors are b_{y_r} with temperatures of ``tau`` [N], and its positives r."""
+    """Returns the other direction, whose anchors are b_{y_r} with temperatures of ``tau`` [N], and
+    its positives r.
+    """
     a, _, candidates, row_group, row_label = direction
     b, positive, group, label = candidates
     rows = len(a)
@@ -237,12 +288,18 @@ def reverse(direction: Direction, tau: Tensor) -> Direction:
 
 
 def row_scale(
-    h_ctr: Tensor, positive: Tensor | None, row_weight: Tensor | None, reduction: str, batch: CrossRankBatch | None
+    h_ctr: Tensor,
+    positive: Tensor | None,
+    row_weight: Tensor | None,
+    reduction: str,
+    batch: CrossRankBatch | None,
 ) -> Tensor:
     """Returns the factor of each row's loss in the sum [B]."""
     acc, rows = accumulation_dtype(h_ctr.dtype), h_ctr.shape[0]
     if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"adaptive_infonce: reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+        raise ValueError(
+            f"adaptive_infonce: reduction must be 'mean', 'sum' or 'none', got {reduction!r}"
+        )
     if positive is None and row_weight is None:
         count = rows if batch is None else sum(batch.rows) / batch.world_size
         return h_ctr.new_full((rows,), 1 / (count or 1) if reduction == "mean" else 1.0, dtype=acc)
@@ -261,16 +318,22 @@ def expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
     rows = anchors.shape[0]
     if not isinstance(tau, Tensor):
         if isinstance(tau, bool) or not isinstance(tau, Real) or not 0 < tau < math.inf:
-            raise ValueError(f"adaptive_infonce: {name} must be a positive finite number or a tensor, got {tau!r}")
+            raise ValueError(
+                f"adaptive_infonce: {name} must be a positive finite number or a tensor, got "
+                f"{tau!r}"
+            )
         return anchors.new_full((), float(tau), dtype=acc).expand(rows)
     check_local("adaptive_infonce", name, tau)
     if tau.dtype == torch.bool or tau.is_complex():
         raise TypeError(f"adaptive_infonce: {name} must be of real numbers, got {tau.dtype}")
     if tau.device != anchors.device and tau.dim() > 0:
-        raise ValueError(f"adaptive_infonce: {name} must be 0-dim or on {anchors.device}, got {tau.device}")
+        raise ValueError(
+            f"adaptive_infonce: {name} must be 0-dim or on {anchors.device}, got {tau.device}"
+        )
     if tau.shape not in ((), (1,), (rows,), (rows, 1)):
         raise ValueError(
-            f"adaptive_infonce: {name} must be 0-dim or of shape (1,), ({rows},) or ({rows}, 1), got {tuple(tau.shape)}"
+            f"adaptive_infonce: {name} must be 0-dim or of shape (1,), ({rows},) or ({rows}, 1), "
+            f"got {tuple(tau.shape)}"
         )
     if tau.shape == (rows,) and tau.dtype == acc:
         return tau  # what follows takes five microseconds to find that
@@ -278,7 +341,8 @@ def expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:
 
 
 def append_bias(h_ctr: Tensor, h_cvr: Tensor, tau: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns (a, tau) and (b, bias), whose dot products over tau are the logits plus the bias: [B, d+1], [N, d+1].
+    """Returns (a, tau) and (b, bias), whose dot products over tau are the logits plus the bias:
+    [B, d+1], [N, d+1].
 
     The half types hold tau and the bias as sums of two terms each, which takes three columns.
     """

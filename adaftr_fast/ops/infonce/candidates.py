@@ -47,35 +47,46 @@ class CrossRankBatch:
         group: the process group.
         h_ctr: this rank's anchors [B_r, d].
         h_cvr: this rank's candidates [N_r, d].
-        must_agree: settings that must be equal on all ranks, by their names in error messages. Where they differ, some
-            ranks would wait in a collective that the others never enter.
+        must_agree: settings that must be equal on all ranks, by their names in error messages.
+            Where they differ, some ranks would wait in a collective that the others never enter.
 
     Raises:
-        ValueError: the ranks differ in the width or dtype of the representations, or in a setting of ``must_agree``.
+        ValueError: the ranks differ in the width or dtype of the representations, or in a setting
+            of ``must_agree``.
     """
 
     def __init__(
-        self, op: str, group: dist.ProcessGroup, h_ctr: Tensor, h_cvr: Tensor, must_agree: dict[str, bool]
+        self,
+        op: str,
+        group: dist.ProcessGroup,
+        h_ctr: Tensor,
+        h_cvr: Tensor,
+        must_agree: dict[str, bool],
     ) -> None:
         self.group = group
         self.rank = dist.get_rank(group)
         self.world_size = dist.get_world_size(group)
-        settings = {"the width d": h_ctr.shape[1], "the dtype (by index)": DTYPES.index(h_ctr.dtype)} | must_agree
+        settings = {
+            "the width d": h_ctr.shape[1],
+            "the dtype (by index)": DTYPES.index(h_ctr.dtype),
+        } | must_agree
         own = torch.tensor([len(h_ctr), len(h_cvr), *settings.values()], device=h_ctr.device)
         self.rows, self.columns, *others = gather_numbers(own, group).T.tolist()
         for name, values in zip(settings, others):
             for rank, value in enumerate(values):
                 if value != values[0]:
                     raise ValueError(
-                        f"{op}: {name} must be the same on all ranks, got {values[0]} on rank 0 and {value} on rank "
+                        f"{op}: {name} must be the same on all ranks, got {values[0]} on rank 0 "
+                        f"and {value} on rank "
                         f"{rank}"
                     )
 
     def gather(self, own: Candidates, sizes: list[int]) -> Candidates:
-        """Concatenates the ranks' candidates, ``sizes[rank]`` each: this rank's, then the next ranks', in a ring.
+        """Concatenates the ranks' candidates, ``sizes[rank]`` each: this rank's, then the next
+        ranks', in a ring.
 
-        A positive keeps its index, because this rank's candidates come first. Row r's thus stays at r where it is by
-        default, and the kernels need masks on the diagonal alone.
+        A positive keeps its index, because this rank's candidates come first. Row r's thus stays at
+        r where it is by default, and the kernels need masks on the diagonal alone.
         """
         return Candidates(
             self._gather_rows(own.h, sizes),
@@ -98,12 +109,15 @@ class CrossRankBatch:
 def across_ranks(
     op: str, group: dist.ProcessGroup, h_ctr: Tensor, h_cvr: Tensor, must_agree: dict[str, bool]
 ) -> CrossRankBatch:
-    """Exchanges the batch sizes; checks that whatever decides on a collective, in backward too, agrees on all ranks."""
+    """Exchanges the batch sizes; checks that whatever decides on a collective, in backward too,
+    agrees on all ranks.
+    """
     return CrossRankBatch(op, group, h_ctr, h_cvr, must_agree)
 
 
 def _own_index(index: Tensor, size: int) -> Tensor:
-    """Replaces indices that are not of this rank's ``size`` candidates by -1, which the op refuses, but keeps IGNORE.
+    """Replaces indices that are not of this rank's ``size`` candidates by -1, which the op refuses,
+    but keeps IGNORE.
 
     Such an index must not select a candidate of another rank.
     """

@@ -1,25 +1,26 @@
-"""The ops of adaptive InfoNCE, which compute the loss and its gradients in one pass over the similarities.
+"""The ops of adaptive InfoNCE, which compute the loss and its gradients in one pass over the
+similarities.
 
-Shapes: B rows (anchors a_r), N candidates b_j, d hidden width. Besides the loss, ``torch.ops.adaftr_fast.infonce``
-returns the gradients of ``loss = sum_r scale_r L_r``, because every backend can compute them while a similarity is in
-cache:
+Shapes: B rows (anchors a_r), N candidates b_j, d hidden width. Besides the loss,
+``torch.ops.adaftr_fast.infonce`` returns the gradients of ``loss = sum_r scale_r L_r``, because
+every backend can compute them while a similarity is in cache:
 
     d_anchors_r    = scale_r / tau_r (sum_j p_rj b_j - b_{y_r})
     d_candidates_j = sum_r scale_r / tau_r p_rj a_r - sum_{r: y_r = j} scale_r / tau_r a_r
     d_tau_r        = -(a_r . d_anchors_r) / tau_r
 
-The gradients keep the accumulation type (float32, or float64), so that a loss scale applied upstream still acts on
-their small values. autograd.py has the backward pass.
+The gradients keep the accumulation type (float32, or float64), so that a loss scale applied
+upstream still acts on their small values. autograd.py has the backward pass.
 
-The ops ``infonce_targets...`` take a margin and several targets besides, by targets.py. They are ops of their own
-because every argument of an op costs microseconds. ``infonce_sweep``, in C++ alone, is ``infonce`` without autograd and
-with what targets.py asks of a sweep: a margin, and a weight w_r of the positive, whose gradients are those of
-L_r + (1 - w_r) z_{r, y_r}.
+The ops ``infonce_targets...`` take a margin and several targets besides, by targets.py. They are
+ops of their own because every argument of an op costs microseconds. ``infonce_sweep``, in C++
+alone, is ``infonce`` without autograd and with what targets.py asks of a sweep: a margin, and a
+weight w_r of the positive, whose gradients are those of L_r + (1 - w_r) z_{r, y_r}.
 
-``infonce_symmetric`` is of both directions, which share the similarities. Row r and candidate r are each other's
-positive. With the loss L_r of row r over the candidates and the loss L'_r of candidate r over the rows, each with
-temperatures of its own, it returns ``row_loss_r = (L_r + L'_r) / 2`` and the gradients of
-``loss = sum_r scale_r row_loss_r``:
+``infonce_symmetric`` is of both directions, which share the similarities. Row r and candidate r are
+each other's positive. With the loss L_r of row r over the candidates and the loss L'_r of candidate
+r over the rows, each with temperatures of its own, it returns ``row_loss_r = (L_r + L'_r) / 2`` and
+the gradients of ``loss = sum_r scale_r row_loss_r``:
 
     W_rj           = scale_r / (2 tau_r) (p_rj - [j = r]) + scale_j / (2 tau'_j) (p'_jr - [j = r])
     d_anchors_r    = sum_j W_rj b_j
@@ -34,28 +35,40 @@ import torch
 from torch import Tensor
 
 from adaftr_fast.ops.infonce.autograd import DifferentiableOp, chunks_of_rows, triton_kernel
-from adaftr_fast.ops.infonce.reference import IGNORE, InfoNCERows, check_positive_range, infonce_gradients, infonce_rows
+from adaftr_fast.ops.infonce.reference import (
+    IGNORE,
+    InfoNCERows,
+    check_positive_range,
+    infonce_gradients,
+    infonce_rows,
+)
 from adaftr_fast.ops.infonce.targets import Outputs, check_positives, with_targets
 from adaftr_fast.ops.library import library
 
 SCHEMA = (
-    "(Tensor anchors, Tensor candidates, Tensor tau, Tensor? positive, Tensor? row_group, Tensor? column_group,"
+    "(Tensor anchors, Tensor candidates, Tensor tau, Tensor? positive, Tensor? row_group, Tensor? "
+    "column_group,"
     " Tensor scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau, bool need_stats,"
     " float? ignore_above=None, *, bool ieee=False) -> (Tensor loss, Tensor row_loss, Tensor lse,"
-    " Tensor positive_logit, Tensor top1, Tensor entropy, Tensor d_anchors, Tensor d_candidates, Tensor d_tau)"
+    " Tensor positive_logit, Tensor top1, Tensor entropy, Tensor d_anchors, Tensor d_candidates, "
+    "Tensor d_tau)"
 )
 SCHEMA_OF_SWEEP = SCHEMA.replace(
     "ignore_above=None", "ignore_above=None, float margin=0.0, Tensor? positive_weight=None"
 )
 SCHEMA_OF_TARGETS = SCHEMA.replace(
     "ignore_above=None",
-    "ignore_above=None, float margin=0.0, float label_smoothing=0.0, Tensor? row_label=None, Tensor? column_label=None",
+    "ignore_above=None, float margin=0.0, float label_smoothing=0.0, Tensor? row_label=None, "
+    "Tensor? column_label=None",
 )
 SCHEMA_OF_BOTH = (
-    "(Tensor anchors, Tensor candidates, Tensor tau_row, Tensor tau_column, Tensor? row_group, Tensor? column_group,"
-    " Tensor scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau_row, bool need_d_tau_column,"
+    "(Tensor anchors, Tensor candidates, Tensor tau_row, Tensor tau_column, Tensor? row_group, "
+    "Tensor? column_group,"
+    " Tensor scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau_row, bool "
+    "need_d_tau_column,"
     " *, bool ieee=False)"
-    " -> (Tensor loss, Tensor row_loss, Tensor d_anchors, Tensor d_candidates, Tensor d_tau_row, Tensor d_tau_column)"
+    " -> (Tensor loss, Tensor row_loss, Tensor d_anchors, Tensor d_candidates, Tensor d_tau_row, "
+    "Tensor d_tau_column)"
 )
 FORTH = {
     "anchors": "anchors",
@@ -98,7 +111,10 @@ def check_tau(tau: Tensor, used: Tensor, of: str = "") -> None:
     bad = used & ~((tau > 0) & tau.isfinite())
     if bad.any():
         row = int(bad.nonzero()[0])
-        raise RuntimeError(f"adaptive_infonce: tau{of} must be positive and finite, got tau[{row}] = {tau[row].item()}")
+        raise RuntimeError(
+            f"adaptive_infonce: tau{of} must be positive and finite, got tau[{row}] = "
+            f"{tau[row].item()}"
+        )
 
 
 def _targets_by_cpp(*arguments: Any, **options: Any) -> Outputs:
@@ -143,13 +159,19 @@ def _both(function: Callable[..., Any], given: Mapping[str, Any], **common: Any)
     results = []
     for names in (FORTH, BACK):
         arguments = {name: given[own] for name, own in names.items()}
-        needs = {f"need_d_{name}": given[f"need_d_{own}"] for name, own in names.items() if f"need_d_{own}" in given}
+        needs = {
+            f"need_d_{name}": given[f"need_d_{own}"]
+            for name, own in names.items()
+            if f"need_d_{own}" in given
+        }
         results.append(function(**arguments, **needs, **common))
     return results
 
 
 def _rows_of_both(**given: Any) -> InfoNCERows:
-    """Computes the results of the rows by the reference, with the mean of both directions' losses."""
+    """Computes the results of the rows by the reference, with the mean of both
+    directions' losses.
+    """
     rows, columns = _both(_rows, given)
     mean: InfoNCERows = rows._replace(loss=(rows.loss + columns.loss) / 2)
     return mean
@@ -163,7 +185,8 @@ def _gradients_of_both(scale: Tensor, **given: Any) -> tuple[Tensor, ...]:
 
 def _checked_both(given: dict[str, Any]) -> dict[str, Any]:
     """Checks the values of both temperatures, as the C++ kernel does."""
-    if given["anchors"].device.type == "cpu":  # on other devices, reading the values would wait for the device
+    # on other devices, reading the values would wait for the device
+    if given["anchors"].device.type == "cpu":
         for tau, of in ((given["tau_row"], ""), (given["tau_column"], " (per column)")):
             check_tau(tau, torch.ones_like(tau, dtype=torch.bool), of)
     return given
@@ -171,7 +194,12 @@ def _checked_both(given: dict[str, Any]) -> dict[str, Any]:
 
 def two_sweeps(infonce: Callable[..., tuple[Tensor, ...]], **given: Any) -> tuple[Tensor, ...]:
     """Computes ``infonce_symmetric`` by two calls of one with the arguments of ``infonce``."""
-    common = {"positive": None, "scale": given["scale"] / 2, "need_stats": False, "ieee": given["ieee"]}
+    common = {
+        "positive": None,
+        "scale": given["scale"] / 2,
+        "need_stats": False,
+        "ieee": given["ieee"],
+    }
     forth, back = (Outputs(*found) for found in _both(infonce, given, **common))
     d_anchors = forth.d_anchors + back.d_candidates
     d_candidates = forth.d_candidates + back.d_anchors
@@ -183,9 +211,12 @@ def _both_by_triton(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
     from adaftr_fast.kernels.infonce import infonce_symmetric, serves_symmetric  # imports triton
 
     given = SYMMETRIC.named(arguments, options)
-    if not serves_symmetric(given["anchors"], given["tau_row"], given["tau_column"], given["row_group"]):
+    if not serves_symmetric(
+        given["anchors"], given["tau_row"], given["tau_column"], given["row_group"]
+    ):
         return two_sweeps(triton_kernel("infonce"), **given)
-    outputs: tuple[Tensor, ...] = infonce_symmetric(*arguments)  # of half types, for which ieee means nothing
+    # of half types, for which ieee means nothing
+    outputs: tuple[Tensor, ...] = infonce_symmetric(*arguments)
     return outputs
 
 

@@ -12,7 +12,8 @@ from adaftr_fast.ops.infonce.arguments import check_groups, check_representation
 from adaftr_fast.ops.infonce.autograd import accumulation_dtype
 from adaftr_fast.ops.infonce.reference import check_positive_range
 
-BLOCK_ELEMENTS = 1 << 22  # of the similarities that are stored at once, unless a single row has more
+# of the similarities that are stored at once, unless a single row has more
+BLOCK_ELEMENTS = 1 << 22
 
 
 @torch.no_grad()
@@ -24,22 +25,26 @@ def positive_ranks(
     row_group: Tensor | None = None,
     column_group: Tensor | None = None,
 ) -> Tensor:
-    """Computes the rank of each row's positive among its candidates, of which recall@k and MRR are means.
+    """Computes the rank of each row's positive among its candidates, of which recall@k and MRR are
+    means.
 
-    The rank is 1 plus the number of negatives whose similarity a_r . b_j is not below that of the positive, so it is 1
-    exactly where ``InfoNCEStats.top1`` is True. A temperature > 0 does not change it.
+    The rank is 1 plus the number of negatives whose similarity a_r . b_j is not below that of the
+    positive, so it is 1 exactly where ``InfoNCEStats.top1`` is True. A temperature > 0 does not
+    change it.
 
-    The similarities are computed for some rows at a time, about 4 million elements, so that the B x N similarities are
-    never stored. It is not a statistic of :func:`adaptive_infonce`, whose sweeps meet the positive among the
-    negatives: those before it would have to be read again.
+    The similarities are computed for some rows at a time, about 4 million elements, so that the B x
+    N similarities are never stored. It is not a statistic of :func:`adaptive_infonce`, whose sweeps
+    meet the positive among the negatives: those before it would have to be read again.
 
     Args:
         h_ctr: anchors [B, d]; float32, bfloat16, float16 or float64, any strides.
         h_cvr: candidates [N, d], of the same types. Half types are compared in float32.
-        positive_index: [B] int64, the index of each row's positive among the candidates. -100 ignores the row.
-            Default: ``arange(B)``, which requires N >= B.
-        row_group: [B] int64. A candidate with the same group id as the row is not a negative of the row.
-        column_group: [N] int64, the group ids of the candidates. Default: ``row_group``, which requires N = B.
+        positive_index: [B] int64, the index of each row's positive among the candidates. -100
+            ignores the row. Default: ``arange(B)``, which requires N >= B.
+        row_group: [B] int64. A candidate with the same group id as the row is not a negative of the
+            row.
+        column_group: [N] int64, the group ids of the candidates. Default: ``row_group``, which
+            requires N = B.
 
     Returns:
         int64 [B], from 1 to N; 0 for an ignored row.
@@ -56,13 +61,22 @@ def positive_ranks(
         >>> mean_reciprocal_rank = (1 / ranks).mean()
     """
     check_representations("positive_ranks", h_ctr, h_cvr)
-    vectors = {"positive_index": positive_index, "row_group": row_group, "column_group": column_group}
+    vectors = {
+        "positive_index": positive_index,
+        "row_group": row_group,
+        "column_group": column_group,
+    }
     check_vectors("positive_ranks", h_ctr, h_cvr, True, **vectors)
     check_groups("positive_ranks", h_ctr, h_cvr, row_group, column_group)
     dtype = accumulation_dtype(torch.promote_types(h_ctr.dtype, h_cvr.dtype))
     anchors, candidates = h_ctr.to(dtype), h_cvr.to(dtype)
-    positive = torch.arange(len(anchors), device=anchors.device) if positive_index is None else positive_index
-    if positive.device.type == "cpu":  # on other devices, reading the values would wait for the device
+    positive = (
+        torch.arange(len(anchors), device=anchors.device)
+        if positive_index is None
+        else positive_index
+    )
+    # on other devices, reading the values would wait for the device
+    if positive.device.type == "cpu":
         check_positive_range("positive_ranks", positive, len(candidates))
     if row_group is not None and column_group is None:
         column_group = row_group
@@ -78,5 +92,6 @@ def positive_ranks(
         if row_group is not None and column_group is not None:
             ahead &= row_group[rows, None] != column_group
         ranks[rows] = 1 + ahead.sum(1)
-    # On CUDA, where reading the values would wait for the device, a positive that is no candidate has rank 0 too.
+    # On CUDA, where reading the values would wait for the device, a positive that is no candidate
+    # has rank 0 too.
     return ranks.masked_fill((positive < 0) | (positive >= len(candidates)), 0)

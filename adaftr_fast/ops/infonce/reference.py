@@ -1,4 +1,5 @@
-"""Adaptive InfoNCE in plain PyTorch: the ground truth that every backend is tested against (paper, Eq. 13).
+"""Adaptive InfoNCE in plain PyTorch: the ground truth that every backend is tested against (paper,
+Eq. 13).
 
     z_rj = a_r . b_j / tau_r                     over the candidates j of row r
     L_r  = logsumexp_j z_rj - z_{r, y_r}         y_r: the index of the row's positive
@@ -10,13 +11,15 @@ With ``label_smoothing`` s or labels, the targets of a row are several candidate
     L_r  = logsumexp_j z_rj - sum_j q_rj z_rj
     q_rj = (1 - s) [j in P_r] / |P_r| + s [j in C_r] / |C_r|
 
-where C_r are the candidates that are not excluded and P_r = {y_r}, or those of them that carry the row's label. A
-``margin`` m is subtracted from the similarity of the positive: z_{r, y_r} = (a_r . b_{y_r} - m) / tau_r.
+where C_r are the candidates that are not excluded and P_r = {y_r}, or those of them that carry the
+row's label. A ``margin`` m is subtracted from the similarity of the positive: z_{r, y_r} = (a_r .
+b_{y_r} - m) / tau_r.
 
-Candidate j is excluded from row r if j is not y_r and both carry the same group id, or a_r . b_j exceeds a_r . b_{y_r}
-by more than ``ignore_above``. Whether it is excluded counts as a constant in every derivative. A row whose positive is
-IGNORE has loss 0 and no gradient. The loss is computed as L_r = log(1 + sum_{j != y_r} exp(z_rj - z_{r, y_r})), which
-stays accurate when the positive's probability is near 1; the difference of two large numbers would not.
+Candidate j is excluded from row r if j is not y_r and both carry the same group id, or a_r . b_j
+exceeds a_r . b_{y_r} by more than ``ignore_above``. Whether it is excluded counts as a constant in
+every derivative. A row whose positive is IGNORE has loss 0 and no gradient. The loss is computed as
+L_r = log(1 + sum_{j != y_r} exp(z_rj - z_{r, y_r})), which stays accurate when the positive's
+probability is near 1; the difference of two large numbers would not.
 """
 
 from typing import Any, NamedTuple
@@ -28,7 +31,8 @@ IGNORE = -100
 
 
 def weighted(row_loss: Tensor, scale: Tensor) -> Tensor:
-    """Returns ``scale_r L_r`` [B]: 0 for a row that weighs nothing, also where its loss is not finite.
+    """Returns ``scale_r L_r`` [B]: 0 for a row that weighs nothing, also where its loss is not
+    finite.
 
     The derivative in ``scale`` is the loss wherever that is finite, and else NaN for such a row.
     """
@@ -101,9 +105,15 @@ def infonce_logits(
 
 
 def _other_targets(
-    target: Tensor, negative: Tensor, label_smoothing: float, row_label: Tensor | None, column_label: Tensor | None
+    target: Tensor,
+    negative: Tensor,
+    label_smoothing: float,
+    row_label: Tensor | None,
+    column_label: Tensor | None,
 ) -> Tensor | None:
-    """Returns [j = y_r] - q_rj [B, N], which is not needed in the accurate terms of the positive; None for zeros."""
+    """Returns [j = y_r] - q_rj [B, N], which is not needed in the accurate terms of the positive;
+    None for zeros.
+    """
     if label_smoothing == 0 and row_label is None:
         return None
     own = torch.zeros_like(negative).scatter(1, target, True)
@@ -122,7 +132,8 @@ def infonce_rows(
     *targets: Any,
     **options: Any,
 ) -> InfoNCERows:
-    """Computes the loss and statistics of every row, differentiable in ``anchors``, ``candidates`` and ``tau``.
+    """Computes the loss and statistics of every row, differentiable in ``anchors``, ``candidates``
+    and ``tau``.
 
     The further arguments are those of ``infonce_logits``.
 
@@ -133,7 +144,8 @@ def infonce_rows(
     """
     logits = infonce_logits(anchors, candidates, tau, *targets, **options)
     if candidates.shape[0] == 0:  # then every row is ignored
-        zeros = torch.where(logits.valid, anchors.sum(1) + tau, 0.0)  # an ignored row must not leak a NaN
+        # an ignored row must not leak a NaN
+        zeros = torch.where(logits.valid, anchors.sum(1) + tau, 0.0)
         return InfoNCERows(zeros, zeros, zeros, logits.valid, zeros)
     return rows_of_logits(logits)
 
@@ -153,29 +165,35 @@ def rows_of_logits(logits: Logits) -> InfoNCERows:
     with torch.no_grad():
         lse = torch.where(has_negative, torch.logaddexp(lse_negative, z_positive), z_positive)
         top1 = (torch.where(negative, z, -torch.inf).amax(1) < z_positive) & valid
-        log_p = torch.where(negative.scatter(1, target, True), z - lse[:, None], -torch.inf)  # [B, N]
+        # [B, N]
+        log_p = torch.where(negative.scatter(1, target, True), z - lse[:, None], -torch.inf)
         entropy = -torch.where(log_p == -torch.inf, 0.0, log_p.exp() * log_p).sum(1)
         lse, z_positive = (torch.where(valid, x, 0.0) for x in (lse, z_positive))
         entropy = torch.where(valid, entropy, 0.0)
     return InfoNCERows(loss, lse, z_positive.detach(), top1, entropy)
 
 
-def similarity_gradients(logits: Logits, scale: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Computes the gradients in the similarities [B, N] and in tau [B], and the rows that have any [B].
+def similarity_gradients(
+    logits: Logits, scale: Tensor, tau: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes the gradients in the similarities [B, N] and in tau [B], and the rows that have any
+    [B].
 
-    The softmax gives dL_r / dz_rj = p_rj - q_rj. With a constant margin, dz_rj / dtau_r = -z_rj / tau_r, as z_rj is a
-    similarity, less the margin, over tau_r. So d_tau_r = -scale_r / tau_r sum_j (p_rj - q_rj) z_rj. Without a margin
-    this is -(a_r . d_anchors_r) / tau_r.
+    The softmax gives dL_r / dz_rj = p_rj - q_rj. With a constant margin, dz_rj / dtau_r = -z_rj /
+    tau_r, as z_rj is a similarity, less the margin, over tau_r. So d_tau_r = -scale_r / tau_r sum_j
+    (p_rj - q_rj) z_rj. Without a margin this is -(a_r . d_anchors_r) / tau_r.
 
     ``scale`` and ``tau`` are [B].
     """
     z, valid, target, negative, other = logits
-    # A row that weighs nothing is as if ignored where it is not finite; elsewhere its scale has derivatives.
+    # A row that weighs nothing is as if ignored where it is not finite; elsewhere its scale has
+    # derivatives.
     valid = valid & ((scale != 0) | z.isfinite().all(1))
     z = torch.where(valid[:, None], z, 0)
     p = torch.where(negative.scatter(1, target, True), z, -torch.inf).softmax(1)
     p_negative = torch.where(negative, p, 0)
-    residual = p_negative.scatter(1, target, -p_negative.sum(1, keepdim=True))  # p - 1 at the positive
+    # p - 1 at the positive
+    residual = p_negative.scatter(1, target, -p_negative.sum(1, keepdim=True))
     if other is not None:
         residual = residual + other.to(z.dtype)
     grad_scale = torch.where(valid, scale / tau, 0)  # [B]
@@ -194,8 +212,8 @@ def infonce_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Computes the gradients of ``sum_r scale_r L_r`` in closed form: [B, d], [N, d], [B].
 
-    The further arguments are those of ``infonce_logits``. The positive's entry of p - 1 is computed as minus the sum
-    of the negatives' p, which stays accurate near p = 1.
+    The further arguments are those of ``infonce_logits``. The positive's entry of p - 1 is computed
+    as minus the sum of the negatives' p, which stays accurate near p = 1.
     """
     logits = infonce_logits(anchors, candidates, tau, *targets, **options)
     if candidates.shape[0] == 0:

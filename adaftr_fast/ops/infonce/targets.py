@@ -1,14 +1,17 @@
-"""Rows with several targets: their loss and gradients from those of rows with one, without another sweep.
+"""Rows with several targets: their loss and gradients from those of rows with one, without another
+sweep.
 
     L_r  = logsumexp_j z_rj - sum_j q_rj z_rj = L'_r + (1 - w_r) z_{r, y_r} + (a_r . delta_r) / tau_r
     w_r  = q_{r, y_r},  delta_r = -sum_{j != y_r} q_rj b_j
 
-where L'_r is the loss with the target y_r alone, and q_rj are the weights of reference.py. The sweep computes L', and
-the gradients of L'_r + (1 - w_r) z_{r, y_r}: those of L' alone subtract 1 from the probability of y_r, and a sweep in a
-half type, or a float32 sum over the rows, errs by a part of that 1 where w_r is a hundredth.
+where L'_r is the loss with the target y_r alone, and q_rj are the weights of reference.py. The
+sweep computes L', and the gradients of L'_r + (1 - w_r) z_{r, y_r}: those of L' alone subtract 1
+from the probability of y_r, and a sweep in a half type, or a float32 sum over the rows, errs by a
+part of that 1 where w_r is a hundredth.
 
-The q_rj are constant within groups and labels, so delta and its transpose are sums over these, in O((B + N) d). The
-sums are formed in float64, in which a row's own candidate can be subtracted from the sum of its label.
+The q_rj are constant within groups and labels, so delta and its transpose are sums over these, in
+O((B + N) d). The sums are formed in float64, in which a row's own candidate can be subtracted from
+the sum of its label.
 
 Shapes: B rows, N candidates, d hidden width.
 """
@@ -60,7 +63,9 @@ class Matching(NamedTuple):
 
     def also(self, other: "Matching") -> "Matching":
         """Returns the candidates that match in both."""
-        return Matching.of(self.row * other.size + other.row, self.column * other.size + other.column)
+        return Matching.of(
+            self.row * other.size + other.row, self.column * other.size + other.column
+        )
 
     def matches(self) -> Tensor:
         """Returns how many candidates match each row, [B] in float64."""
@@ -80,7 +85,9 @@ class Matching(NamedTuple):
 
 
 def sum_by(number: Tensor, x: Tensor, size: int) -> Tensor:
-    """Sums the rows of x [n, d] by their numbers [n] in [0, size): [size, d], in an order that the inputs fix."""
+    """Sums the rows of x [n, d] by their numbers [n] in [0, size): [size, d], in an order that the
+    inputs fix.
+    """
     if size == 1:
         return x.sum(0, keepdim=True)
     if x.is_cuda:  # where index_add adds in any order
@@ -89,7 +96,9 @@ def sum_by(number: Tensor, x: Tensor, size: int) -> Tensor:
 
 
 def scan_by(number: Tensor, x: Tensor, size: int) -> Tensor:
-    """Does what ``sum_by`` does in log2(n) passes over all rows, which nothing orders but their indices."""
+    """Does what ``sum_by`` does in log2(n) passes over all rows, which nothing orders but their
+    indices.
+    """
     number, order = number.sort(stable=True)
     x, step = x[order], 1
     while step < len(x):  # row i holds the sum over the rows of its number among the last ``step``
@@ -106,8 +115,9 @@ def choose_positive(
 ) -> Tensor:
     """Returns a candidate of each row's label that is not of its group [B].
 
-    IGNORE for a row whose label is IGNORE, NO_POSITIVE where there is none. The candidates of a label take turns:
-    the gradient of a candidate that is many rows' choice would lose digits when the other targets are added.
+    IGNORE for a row whose label is IGNORE, NO_POSITIVE where there is none. The candidates of a
+    label take turns: the gradient of a candidate that is many rows' choice would lose digits when
+    the other targets are added.
     """
     columns = len(column_label)
     found = torch.full_like(row_label, NO_POSITIVE)
@@ -117,15 +127,21 @@ def choose_positive(
     by_label, turn = label.column.argsort(stable=True), _rank(label.row, label.size)
     count = _counts(label.column, label.size)
     first, count = (count.cumsum(0) - count)[label.row], count[label.row]
-    choices = [by_label[(first + (turn + step) % count.clamp(min=1)).clamp(max=columns - 1)] for step in (0, 1)]
+    choices = [
+        by_label[(first + (turn + step) % count.clamp(min=1)).clamp(max=columns - 1)]
+        for step in (0, 1)
+    ]
     if row_group is None or column_group is None:
         found = torch.where(count > 0, choices[0], found)
         return torch.where(row_label == IGNORE, IGNORE, found)
-    # If any candidate of a label is of another group than the row, the one with the smallest or the largest group is.
+    # If any candidate of a label is of another group than the row, the one with the smallest or the
+    # largest group is.
     group = Matching.of(row_group, column_group)
     key = group.column * columns + torch.arange(columns, device=column_label.device)
     for reduce in ("amin", "amax"):
-        extreme = key.new_zeros(label.size).scatter_reduce(0, label.column, key, reduce, include_self=False)
+        extreme = key.new_zeros(label.size).scatter_reduce(
+            0, label.column, key, reduce, include_self=False
+        )
         choices.append(extreme[label.row] % columns)
     for choice in reversed(choices):
         found = torch.where((count > 0) & (group.column[choice] != group.row), choice, found)
@@ -141,7 +157,9 @@ def _rank(number: Tensor, size: int) -> Tensor:
     """Returns how many equal numbers come before each."""
     order, count = number.argsort(stable=True), _counts(number, size)
     position = torch.arange(len(number), device=number.device)
-    return torch.empty_like(number).scatter(0, order, position - (count.cumsum(0) - count)[number[order]])
+    return torch.empty_like(number).scatter(
+        0, order, position - (count.cumsum(0) - count)[number[order]]
+    )
 
 
 def check_positives(positive: Tensor) -> None:
@@ -149,13 +167,16 @@ def check_positives(positive: Tensor) -> None:
     if (positive == NO_POSITIVE).any():
         row = int((positive == NO_POSITIVE).nonzero()[0])
         raise RuntimeError(
-            f"adaptive_infonce: positive_group must give every row a positive, or {IGNORE}, but no candidate of row "
+            f"adaptive_infonce: positive_group must give every row a positive, or {IGNORE}, but no "
+            "candidate of row "
             f"{row} is of its positive group"
         )
 
 
 class _Weights(NamedTuple):
-    """The weights q of the targets; delta_r is own_r b_{y_r} - sum_k share_kr (sum of the matches of row r in k)."""
+    """The weights q of the targets; delta_r is own_r b_{y_r} - sum_k share_kr (sum of the matches
+    of row r in k).
+    """
 
     positive: Tensor  # [B] w
     own: Tensor  # [B] what the shares hold of it
@@ -188,7 +209,9 @@ def _weights(
     """Computes the weights of the targets of rows whose positives [B] are in [0, N)."""
     apart = torch.zeros_like(positive, dtype=torch.float64)  # what the shares do not hold of w
     shares = []
-    group = None if row_group is None or column_group is None else Matching.of(row_group, column_group)
+    group = (
+        None if row_group is None or column_group is None else Matching.of(row_group, column_group)
+    )
     if row_label is not None and column_label is not None:
         label = Matching.of(row_label, column_label)
         shares += _spread(1 - label_smoothing, label, None if group is None else label.also(group))
@@ -207,7 +230,9 @@ def _weights(
 def _spread(
     weight: float, within: Matching, without: Matching | None, extra: Tensor | float = 0.0
 ) -> list[tuple[Matching, Tensor]]:
-    """Spreads a weight evenly over the candidates that match in ``within`` and not in ``without``, and ``extra``."""
+    """Spreads a weight evenly over the candidates that match in ``within`` and not in ``without``,
+    and ``extra``.
+    """
     count = within.matches() + extra - (0.0 if without is None else without.matches())
     share = weight / count.clamp(min=1)  # an ignored row may match none
     return [(within, share)] if without is None else [(within, share), (without, -share)]
@@ -221,13 +246,16 @@ def with_targets(
     column_label: Tensor | None,
     **given: Any,
 ) -> Outputs:
-    """Calls an op of the arguments of ``infonce_sweep``, and adds the other targets to the loss and gradients."""
+    """Calls an op of the arguments of ``infonce_sweep``, and adds the other targets to the loss and
+    gradients.
+    """
     anchors, candidates, tau = given["anchors"], given["candidates"], given["tau"]
     positive = given["positive"]
     if row_label is not None and positive is not None and anchors.device.type == "cpu":
         check_positives(positive)
     columns = len(candidates)
-    if columns == 0 or (label_smoothing == 0 and row_label is None):  # columns == 0: every row is ignored
+    # columns == 0: every row is ignored
+    if columns == 0 or (label_smoothing == 0 and row_label is None):
         return Outputs(*sweep(**given))
     positive = torch.arange(len(anchors), device=anchors.device) if positive is None else positive
     valid = positive != IGNORE
@@ -243,9 +271,12 @@ def with_targets(
     rest = 1 - weights.positive  # [B]
     of_others = (a * delta).sum(1) / tau
     of_positive = ((a * (rest[:, None] * b[target])).sum(1) - given["margin"] * rest) / tau
-    row_loss = (found.row_loss + torch.where(valid, of_others + of_positive, 0.0)).to(found.row_loss.dtype)
+    row_loss = (found.row_loss + torch.where(valid, of_others + of_positive, 0.0)).to(
+        found.row_loss.dtype
+    )
     grad_scale = torch.where(valid, given["scale"].double() / tau, 0.0)
-    used = (grad_scale != 0)[:, None]  # a row that weighs nothing has no gradient, whatever it holds
+    # a row that weighs nothing has no gradient, whatever it holds
+    used = (grad_scale != 0)[:, None]
     if given["need_d_anchors"]:
         found.d_anchors.add_(torch.where(used, grad_scale[:, None] * delta, 0.0))
     if given["need_d_candidates"]:

@@ -1,13 +1,15 @@
-"""Stacks of dense layers, and mixtures of experts, in plain PyTorch: the ground truth for the kernels' tests.
+"""Stacks of dense layers, and mixtures of experts, in plain PyTorch: the ground truth for the
+kernels' tests.
 
 Shapes: B rows, T tasks, k experts, v width of an expert.
 
-A layer is y = relu(x W^T + b) with W [out, in] and b [out], or the same without the relu. Backward, with g the gradient
-of y, set to 0 where the relu is inactive:
+A layer is y = relu(x W^T + b) with W [out, in] and b [out], or the same without the relu. Backward,
+with g the gradient of y, set to 0 where the relu is inactive:
 
     dx = g W,  dW = g^T x,  db = sum of g over the rows
 
-A mixture is out_t = sum_i w_ti g_i with w_t = softmax(logits_t). Backward, with s_ti = dout_t . g_i:
+A mixture is out_t = sum_i w_ti g_i with w_t = softmax(logits_t). Backward, with s_ti = dout_t .
+g_i:
 
     dg_i = sum_t w_ti dout_t,  dlogits_ti = w_ti (s_ti - sum_j w_tj s_tj)
 """
@@ -62,7 +64,9 @@ def mlp_backward(
     rectified: Sequence[int],
     wanted: Sequence[int],
 ) -> list[Tensor]:
-    """Computes the gradients of inputs (empty where not ``wanted``), weights and biases from those of the outputs."""
+    """Computes the gradients of inputs (empty where not ``wanted``), weights and biases from those
+    of the outputs.
+    """
     d_inputs = [torch.zeros(x.shape, dtype=weights[0].dtype, device=x.device) for x in inputs]
     d_weights, d_biases = ([torch.zeros_like(p) for p in each] for each in (weights, biases))
     first = 0
@@ -84,7 +88,9 @@ def mlp_backward(
         if g is not None:
             d_inputs[read] += g
         first += depth
-    d_inputs = [d.to(x.dtype) if want else x.new_empty(0) for d, x, want in zip(d_inputs, inputs, wanted)]
+    d_inputs = [
+        d.to(x.dtype) if want else x.new_empty(0) for d, x, want in zip(d_inputs, inputs, wanted)
+    ]
     return [*d_inputs, *d_weights, *d_biases]
 
 
@@ -95,7 +101,9 @@ def mixture(experts: Tensor, logits: Tensor) -> list[Tensor]:
     return [each.to(experts.dtype).clone() for each in mixed.unbind(1)]
 
 
-def mixture_backward(gradients: Sequence[Tensor | None], experts: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+def mixture_backward(
+    gradients: Sequence[Tensor | None], experts: Tensor, logits: Tensor
+) -> tuple[Tensor, Tensor]:
     """Computes the gradients of experts and logits from those of the T mixtures."""
     wide = torch.promote_types(experts.dtype, torch.float32)
     zero = experts.new_zeros(experts.shape[0], experts.shape[2], dtype=wide)

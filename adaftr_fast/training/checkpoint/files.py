@@ -1,7 +1,8 @@
 """Tensor files named by a checksum: written durably, and verified before they are read.
 
-With sharded tables each rank writes a *shard file* with the rows that it holds. Rank 0 then writes a file that lists
-the shard files with their checksums, and so commits them. All ranks must see the folder.
+With sharded tables each rank writes a *shard file* with the rows that it holds. Rank 0 then writes
+a file that lists the shard files with their checksums, and so commits them. All ranks must see the
+folder.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def write_file(
 
     Args:
         folder: the folder of the file.
-        name: the name of the file, in which ``{}`` is replaced by the checksum and ``{:.16}`` by 16 digits of it.
+        name: the name of the file, in which ``{}`` is replaced by the checksum and ``{:.16}`` by 16
+            digits of it.
         tensors: the tensors by name.
         metadata: the metadata.
         checksum: a new checksum; by default SHA-256.
@@ -53,7 +55,11 @@ def write_file(
 
 def local_rows(sharded: Mapping[str, ShardedRows]) -> dict[str, Tensor]:
     """Returns the rows on this rank, with the names that they have in a shard file."""
-    return {shard_key(name, first): rows for name, each in sharded.items() for first, rows in each.local()}
+    return {
+        shard_key(name, first): rows
+        for name, each in sharded.items()
+        for first, rows in each.local()
+    }
 
 
 def read_local_rows(saved: SavedTensors, sharded: Mapping[str, ShardedRows]) -> None:
@@ -65,17 +71,23 @@ def read_local_rows(saved: SavedTensors, sharded: Mapping[str, ShardedRows]) -> 
     for name, rows in sharded.items():
         found = saved.shape(name) if name in saved else None
         if found != tuple(rows.shape):
-            raise CheckpointError(f"saved state: {name}: expected shape {tuple(rows.shape)}, got {found}")
+            raise CheckpointError(
+                f"saved state: {name}: expected shape {tuple(rows.shape)}, got {found}"
+            )
     for name, rows in sharded.items():
         rows.read(saved.rows(name))
 
 
 def damages(
-    folder: Path, checksums: Mapping[str, str], checksum: Callable[[Path], str], ranks: Ranks = ALONE
+    folder: Path,
+    checksums: Mapping[str, str],
+    checksum: Callable[[Path], str],
+    ranks: Ranks = ALONE,
 ) -> list[str]:
     """Returns what is wrong with files, for the user; empty if they are all as they were written.
 
-    All ``ranks`` must call it with the same files. Each reads some of them, and all return or raise the same.
+    All ``ranks`` must call it with the same files. Each reads some of them, and all return or raise
+    the same.
 
     Args:
         folder: the folder of the files.
@@ -92,7 +104,10 @@ def damages(
         path = folder / name
         try:
             if checksum(path) != recorded:
-                damaged.append(f"{path}: damaged: its {path.stat().st_size} bytes have another checksum than recorded")
+                damaged.append(
+                    f"{path}: damaged: its {path.stat().st_size} bytes have another checksum than "
+                    "recorded"
+                )
         except FileNotFoundError:
             damaged.append(f"{path}: missing")
         except OSError as error:
@@ -104,7 +119,8 @@ def damages(
 
 
 def check_shared_folder(folder: Path, ranks: Ranks, reason: str) -> None:
-    """Creates ``folder`` on rank 0. Raises CheckpointError, with the reason, on all ranks unless all of them see it.
+    """Creates ``folder`` on rank 0. Raises CheckpointError, with the reason, on all ranks unless
+    all of them see it.
 
     A process alone need not check.
     """
@@ -136,7 +152,8 @@ def check_seen(folder: Path, seen: bool, ranks: Ranks, reason: str) -> None:
     blind = [str(rank) for rank, each in enumerate(ranks.gathered(seen)) if not each]
     if blind:
         raise CheckpointError(
-            f"{folder}: rank {', '.join(blind)} does not see rank 0's folder at this path: {reason}, so it must be on "
+            f"{folder}: rank {', '.join(blind)} does not see rank 0's folder at this path: "
+            f"{reason}, so it must be on "
             "a file system that all ranks share"
         )
 

@@ -50,7 +50,9 @@ class Progress:
 
 
 def epochs_after(validations: int, per_epoch: int) -> float:
-    """Returns the number of epochs trained at a validation, which is its number over that of an epoch; an int if 1."""
+    """Returns the number of epochs trained at a validation, which is its number over that of an
+    epoch; an int if 1.
+    """
     return validations if per_epoch == 1 else validations / per_epoch
 
 
@@ -76,7 +78,9 @@ class RunningMean:
         if self._total is None or terms.keys() - self.sums.keys():  # the first step, as a rule
             names = list(self.sums | terms)
             zero = first.new_zeros((), dtype=torch.float64)
-            self._total = torch.stack([self.sums.get(name, zero).to(first.device) for name in names])
+            self._total = torch.stack(
+                [self.sums.get(name, zero).to(first.device) for name in names]
+            )
             self.sums = dict(zip(names, self._total))
         values = [terms[name] if name in terms else first.new_zeros(()) for name in self.sums]
         self._total += torch.stack(values).detach()

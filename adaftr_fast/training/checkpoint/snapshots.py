@@ -1,11 +1,11 @@
 """The snapshots of a run: their files, when to save them, and whether a run may resume from them.
 
-A snapshot is a safetensors file with JSON metadata. Its name ends with the CRC-32 of its content, so a truncated or
-changed file is detected. The file gets its name after it has been written and synced to disk. The folder holds the two
-newest snapshots.
+A snapshot is a safetensors file with JSON metadata. Its name ends with the CRC-32 of its content,
+so a truncated or changed file is detected. The file gets its name after it has been written and
+synced to disk. The folder holds the two newest snapshots.
 
-With sharded tables the rows are in shard files beside it, one per rank, and its metadata lists them. It is written
-after all of them.
+With sharded tables the rows are in shard files beside it, one per rank, and its metadata lists
+them. It is written after all of them.
 
 A thread writes a snapshot while training continues, from a copy of the state in memory.
 """
@@ -52,7 +52,11 @@ SHARD_SUFFIX = ".shard"
 
 
 def save_snapshot(
-    folder: Path, position: int, tensors: Mapping[str, Tensor], run: dict[str, Any], shards: Sequence[str] = ()
+    folder: Path,
+    position: int,
+    tensors: Mapping[str, Tensor],
+    run: dict[str, Any],
+    shards: Sequence[str] = (),
 ) -> None:
     """Writes a snapshot, then removes all but the ``KEEP`` newest ones.
 
@@ -61,10 +65,12 @@ def save_snapshot(
         position: orders the snapshots; larger than that of earlier ones.
         tensors: the tensors by name.
         run: JSON metadata.
-        shards: the names of the files that ``save_shard`` has written on all ranks for this snapshot.
+        shards: the names of the files that ``save_shard`` has written on all ranks for this
+            snapshot.
 
     Raises:
-        CheckpointError: the file cannot be written, for example because the disk is full. Earlier snapshots remain.
+        CheckpointError: the file cannot be written, for example because the disk is full. Earlier
+            snapshots remain.
     """
     run = run | {"version": VERSION} | ({SHARDS: list(shards)} if shards else {})
     name = f"{position:012d}-{{}}{SUFFIX}"
@@ -75,7 +81,8 @@ def save_snapshot(
 
 
 def save_shard(folder: Path, position: int, rank: int, rows: Mapping[str, Tensor]) -> str:
-    """Writes the rows of a rank for the snapshot of ``position``, on disk on return; returns the name of the file.
+    """Writes the rows of a rank for the snapshot of ``position``, on disk on return; returns the
+    name of the file.
 
     Args:
         folder: the folder of the snapshots.
@@ -110,14 +117,17 @@ def load_snapshot(folder: Path, ranks: Ranks = ALONE) -> tuple[SavedTensors, dic
         for path in _newest_first(folder):
             checksum = _checksum(path.name)
             try:
-                # Earlier versions have another checksum in the name: _description refuses them, and they stay.
+                # Earlier versions have another checksum in the name: _description refuses them, and
+                # they stay.
                 if len(checksum) != CHECKSUM_DIGITS or crc32(path) == checksum:
                     return path.name
             except OSError as error:
                 raise CheckpointError(f"{path}: cannot be read: {error}") from error
             remove(path, "its content differs from the checksum in its name")
         if removed:
-            raise CheckpointError(f"{folder}: all snapshots of the unfinished run are damaged: the run must restart")
+            raise CheckpointError(
+                f"{folder}: all snapshots of the unfinished run are damaged: the run must restart"
+            )
         return None
 
     def remove(path: Path, reason: str) -> None:
@@ -139,11 +149,13 @@ def load_snapshot(folder: Path, ranks: Ranks = ALONE) -> tuple[SavedTensors, dic
 def remove_snapshots(folder: Path) -> None:
     """Removes ``folder`` and all snapshots in it, if it exists."""
     if folder.exists():
-        for head in reversed(_newest_first(folder)):  # first, or a kill could leave them without their shards
+        # first, or a kill could leave them without their shards
+        for head in reversed(_newest_first(folder)):
             head.unlink()
         sync(folder)
         shutil.rmtree(followed(folder))
-        sync(folder.parent)  # or they would be there again after a power failure, and the finished run be resumed
+        # or they would be there again after a power failure, and the finished run be resumed
+        sync(folder.parent)
 
 
 @contextmanager
@@ -152,7 +164,9 @@ def _writing(folder: Path) -> Iterator[None]:
         make_folder(folder)
         yield
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot write a snapshot, earlier ones are kept: {error}") from error
+        raise CheckpointError(
+            f"{folder}: cannot write a snapshot, earlier ones are kept: {error}"
+        ) from error
 
 
 def _remove_stale(folder: Path) -> None:
@@ -162,7 +176,11 @@ def _remove_stale(folder: Path) -> None:
     """
     newest_first = _newest_first(folder)
     positions = {path.name.partition("-")[0] for path in newest_first[:KEEP]}
-    shards = [path for path in folder.glob(f"*-*{SHARD_SUFFIX}") if path.name.partition("-")[0] not in positions]
+    shards = [
+        path
+        for path in folder.glob(f"*-*{SHARD_SUFFIX}")
+        if path.name.partition("-")[0] not in positions
+    ]
     for path in [*newest_first[KEEP:], *shards]:
         path.unlink()
     remove_new(folder)
@@ -179,7 +197,8 @@ def _description(path: Path) -> tuple[dict[str, Any], list[str]]:
         run = from_json(dict[str, Any], loads(_opened(path, []).metadata.get(KEY, "{}")))
         if (version := run.get("version")) != VERSION:
             raise CheckpointError(
-                f"{path}: written in version {version}, this program reads version {VERSION}: discard it with --restart"
+                f"{path}: written in version {version}, this program reads version {VERSION}: "
+                "discard it with --restart"
             )
         shards = from_json(list[str], run.get(SHARDS, []))
         for each in shards:
@@ -208,11 +227,13 @@ class StateCopy:
         self._copied: list[torch.cuda.Event] = []
 
     def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """Copies ``tensors``, which may change afterwards. On CUDA call ``wait`` before reading the copies.
+        """Copies ``tensors``, which may change afterwards. On CUDA call ``wait`` before reading the
+        copies.
 
         Returns:
-            The copies on the CPU by name; they are valid until the next call. None if memory does not suffice: the
-            new buffers may take half of the available memory, the rest is for training and the file's pages.
+            The copies on the CPU by name; they are valid until the next call. None if memory does
+            not suffice: the new buffers may take half of the available memory, the rest is for
+            training and the file's pages.
         """
         new = {name: value for name, value in tensors.items() if not self._fits(name, value)}
         if 2 * sum(value.nbytes for value in new.values()) > available_memory():
@@ -226,7 +247,8 @@ class StateCopy:
         devices = {value.device for value in tensors.values() if value.is_cuda}
         # Later steps run on the same streams, so they change nothing before it has been copied.
         self._copied = [
-            torch.cuda.current_stream(each).record_event(torch.cuda.Event(blocking=True)) for each in devices
+            torch.cuda.current_stream(each).record_event(torch.cuda.Event(blocking=True))
+            for each in devices
         ]
         return {name: self._buffers[name] for name in tensors}
 
@@ -249,8 +271,9 @@ def _buffer(value: Tensor) -> Tensor:
 def snapshot_thread() -> ThreadPoolExecutor:
     """Returns an executor of one thread.
 
-    Its priority is that of training: a thread of a lower one waits for the CPU while it holds Python's global lock, for
-    which training then waits, too. That cost four times as much (benchmarks/README.md).
+    Its priority is that of training: a thread of a lower one waits for the CPU while it holds
+    Python's global lock, for which training then waits, too. That cost four times as much
+    (benchmarks/README.md).
     """
     return ThreadPoolExecutor(1, "snapshot")
 
@@ -273,7 +296,9 @@ Found = tuple[Progress, SavedTensors, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class _Identity:
-    """What makes two runs the same: their options, the fingerprint of their data and its training rows."""
+    """What makes two runs the same: their options, the fingerprint of their data and its training
+    rows.
+    """
 
     settings: dict[str, Any]
     data: str
@@ -287,12 +312,15 @@ class RunSnapshots:
         folder: the run folder.
         about: the run's options and data. Snapshots of other options or data raise an error.
         rows: the number of rows of the training split.
-        seconds: time between two snapshots of an epoch, in seconds. The next one starts after the last is written.
-        ranks: the ranks that hold sharded tables. All of them must see ``folder`` and call ``due``, ``start``, ``save``
-            and ``load`` at the same steps.
+        seconds: time between two snapshots of an epoch, in seconds. The next one starts after the
+            last is written.
+        ranks: the ranks that hold sharded tables. All of them must see ``folder`` and call ``due``,
+            ``start``, ``save`` and ``load`` at the same steps.
     """
 
-    def __init__(self, folder: Path, about: Description, rows: int, seconds: float, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, folder: Path, about: Description, rows: int, seconds: float, ranks: Ranks = ALONE
+    ) -> None:
         self.folder = folder / LAST
         self.seconds = seconds
         self.ranks = ranks
@@ -300,11 +328,14 @@ class RunSnapshots:
         self._saved_at = time.monotonic()
         self._copy = StateCopy()
         self._thread = snapshot_thread()
-        self._writing: Future[str | None] | None = None  # the thread's write, until its error has been raised
-        self._commit: Commit | None = None  # what is left to do when all ranks have written their shards
+        # the thread's write, until its error has been raised
+        self._writing: Future[str | None] | None = None
+        # what is left to do when all ranks have written their shards
+        self._commit: Commit | None = None
 
     def due(self) -> bool:
-        """Returns whether ``seconds`` have passed since the last snapshot, which must have been written.
+        """Returns whether ``seconds`` have passed since the last snapshot, which must have been
+        written.
 
         Rank 0 decides. When all ranks have written their shards, it starts to commit them.
 
@@ -320,12 +351,18 @@ class RunSnapshots:
         return bool(self.ranks.largest(int(self.ranks.is_rank_zero and self._is_due())))
 
     def start(
-        self, progress: Progress, tensors: dict[str, Tensor], sums: dict[str, Tensor], sharded: Sharded | None = None
+        self,
+        progress: Progress,
+        tensors: dict[str, Tensor],
+        sums: dict[str, Tensor],
+        sharded: Sharded | None = None,
     ) -> None:
-        """Copies a snapshot in memory and starts to write it in a thread. The tensors may change afterwards.
+        """Copies a snapshot in memory and starts to write it in a thread. The tensors may change
+        afterwards.
 
-        If memory does not suffice for the copy, it calls ``save`` instead. A snapshot with shards is committed by a
-        later ``due``, because collectives of the thread would mix with those of training.
+        If memory does not suffice for the copy, it calls ``save`` instead. A snapshot with shards
+        is committed by a later ``due``, because collectives of the thread would mix with those of
+        training.
 
         Raises:
             CheckpointError: the snapshot before could not be written.
@@ -353,9 +390,14 @@ class RunSnapshots:
         self._saved_at = time.monotonic()
 
     def save(
-        self, progress: Progress, tensors: dict[str, Tensor], sums: dict[str, Tensor], sharded: Sharded | None = None
+        self,
+        progress: Progress,
+        tensors: dict[str, Tensor],
+        sums: dict[str, Tensor],
+        sharded: Sharded | None = None,
     ) -> None:
-        """Writes a snapshot, which is on disk on return. Raises CheckpointError if this or the last write fails.
+        """Writes a snapshot, which is on disk on return. Raises CheckpointError if this or the last
+        write fails.
 
         A snapshot that ``start`` began and that has not been committed is dropped.
         """
@@ -373,7 +415,8 @@ class RunSnapshots:
         self._saved_at = time.monotonic()
 
     def wait(self) -> str | None:
-        """Waits until the thread has written. Returns the name of this rank's shard, if there is one.
+        """Waits until the thread has written. Returns the name of this rank's shard, if there is
+        one.
 
         Raises:
             CheckpointError: the thread could not write.
@@ -383,7 +426,9 @@ class RunSnapshots:
         return None if writing is None else writing.result()
 
     def close(self) -> None:
-        """Ends the thread when it is idle, and frees the copy. Its error is raised by the next save, if one follows."""
+        """Ends the thread when it is idle, and frees the copy. Its error is raised by the next
+        save, if one follows.
+        """
         self._thread.shutdown()
         self._copy = StateCopy()
         self._thread = snapshot_thread()
@@ -392,8 +437,8 @@ class RunSnapshots:
         """Loads the newest snapshot; returns None if there is no unfinished run.
 
         Raises:
-            CheckpointError: the unfinished run has other options or data, no snapshot can be read, or the metadata of
-                one lack a key or have a value of another type.
+            CheckpointError: the unfinished run has other options or data, no snapshot can be read,
+                or the metadata of one lack a key or have a value of another type.
         """
         found = load_snapshot(self.folder, self.ranks)
         if found is None:
@@ -435,7 +480,8 @@ class RunSnapshots:
 
     def _description(self, progress: Progress) -> tuple[int, dict[str, Any]]:
         """Returns the position and the metadata of a snapshot."""
-        position = progress.total_steps + len(progress.epochs) + 1  # a validation comes after the step before it
+        # a validation comes after the step before it
+        position = progress.total_steps + len(progress.epochs) + 1
         return position, {"identity": asdict(self.identity), "progress": asdict(progress)}
 
     def _check(self, saved: _Identity) -> None:
@@ -444,12 +490,14 @@ class RunSnapshots:
         for name in sorted((then.keys() | now.keys()) - FREE_ON_RESUME):
             if then.get(name) != now.get(name):
                 raise CheckpointError(
-                    f"{self.folder.parent}: contains an unfinished run with {name} = {then.get(name)}, this run has "
+                    f"{self.folder.parent}: contains an unfinished run with {name} = "
+                    f"{then.get(name)}, this run has "
                     f"{now.get(name)}: resume it with its options, or discard it with --restart"
                 )
         if (saved.data, saved.rows) != (self.identity.data, self.identity.rows):
             raise CheckpointError(
-                f"{self.folder.parent}: contains an unfinished run on other data: discard it with --restart"
+                f"{self.folder.parent}: contains an unfinished run on other data: discard it with "
+                "--restart"
             )
 
 

@@ -1,8 +1,9 @@
 """The state of a run: all tensors that training changes, by name.
 
-Unlike ``model.state_dict()``, capturing the state does not apply the deferred updates of embedding rows. It therefore
-changes nothing, and the bits of a run do not depend on how often its state is saved. Sharded and replicated tables have
-the same names, so a run can resume on another number of ranks.
+Unlike ``model.state_dict()``, capturing the state does not apply the deferred updates of embedding
+rows. It therefore changes nothing, and the bits of a run do not depend on how often its state is
+saved. Sharded and replicated tables have the same names, so a run can resume on another number of
+ranks.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ RNG, CUDA_RNG = "rng/cpu", "rng/cuda"
 
 
 def capture(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Returns the parameters, buffers, optimizer states and states of the random generators, without copying them.
+    """Returns the parameters, buffers, optimizer states and states of the random generators,
+    without copying them.
 
     ``sharded_state`` returns the sharded tables and the state of their optimizer.
     """
     tensors = {f"model/{name}": stored(value) for name, value in _held(model)}
     for number, optimizer in _own(model, optimizers):
-        tensors |= {f"optimizer/{number}/{name}": value for name, value in _optimizer_state(optimizer)}
+        tensors |= {
+            f"optimizer/{number}/{name}": value for name, value in _optimizer_state(optimizer)
+        }
     tensors[RNG] = torch.get_rng_state()
     for gpu in _gpus(model):
         tensors[CUDA_RNG] = torch.cuda.get_rng_state(gpu)
@@ -36,12 +40,15 @@ def capture(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> di
 
 
 @torch.no_grad()
-def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
+def restore(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
+) -> None:
     """Restores the tensors that ``capture`` returned; others are ignored.
 
     Raises:
-        CheckpointError: a parameter or buffer is missing or has another shape. A buffer that ``model.state_dict()``
-            leaves out may be missing: it follows from how the model was made, and sharded tables have others.
+        CheckpointError: a parameter or buffer is missing or has another shape. A buffer that
+            ``model.state_dict()`` leaves out may be missing: it follows from how the model was
+            made, and sharded tables have others.
     """
     derived = _derived(model)
     for name, value in _held(model):
@@ -50,20 +57,31 @@ def restore(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tenso
             continue
         if saved is None or saved.shape != value.shape:
             found = None if saved is None else tuple(saved.shape)
-            raise CheckpointError(f"saved state: {name}: expected shape {tuple(value.shape)}, got {found}")
+            raise CheckpointError(
+                f"saved state: {name}: expected shape {tuple(value.shape)}, got {found}"
+            )
         value.copy_(saved)
     for number, optimizer in _own(model, optimizers):
         prefix = f"optimizer/{number}/"
         _restore_optimizer(
-            optimizer, {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
+            optimizer,
+            {
+                name.removeprefix(prefix): tensors[name]
+                for name in tensors
+                if name.startswith(prefix)
+            },
         )
     torch.set_rng_state(tensors[RNG])
     for gpu in _gpus(model) if CUDA_RNG in tensors else ():
         torch.cuda.set_rng_state(tensors[CUDA_RNG], gpu)
 
 
-def sharded_state(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, ShardedRows]:
-    """Returns the sharded tables and the state of their optimizer; empty if the tables are replicated."""
+def sharded_state(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, ShardedRows]:
+    """Returns the sharded tables and the state of their optimizer; empty if the tables are
+    replicated.
+    """
     rows = {}
     for name, tables in sharded_tables(model).items():
         number = next(n for n, optimizer in enumerate(optimizers) if optimizer is tables.optimizer)
@@ -73,7 +91,9 @@ def sharded_state(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer])
 
 
 def sharded_weights(model: nn.Module) -> dict[str, ShardedRows]:
-    """Returns the entries of sharded tables that ``model.state_dict()`` lacks; empty if the tables are replicated."""
+    """Returns the entries of sharded tables that ``model.state_dict()`` lacks; empty if the tables
+    are replicated.
+    """
     return {
         f"{name}.weight.{field}": rows
         for name, tables in sharded_tables(model).items()
@@ -83,17 +103,29 @@ def sharded_weights(model: nn.Module) -> dict[str, ShardedRows]:
 
 def sharded_tables(model: nn.Module) -> dict[str, ShardedTables]:
     """Returns the sharded tables of a model by name: one or none."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, ShardedTables)}
+    return {
+        name: module for name, module in model.named_modules() if isinstance(module, ShardedTables)
+    }
 
 
-def _own(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[tuple[int, torch.optim.Optimizer]]:
-    """Yields the optimizers without those of sharded tables, with their indices among all optimizers."""
+def _own(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> Iterator[tuple[int, torch.optim.Optimizer]]:
+    """Yields the optimizers without those of sharded tables, with their indices among all
+    optimizers.
+    """
     others = [tables.optimizer for tables in sharded_tables(model).values()]
-    yield from ((number, each) for number, each in enumerate(optimizers) if not any(each is o for o in others))
+    yield from (
+        (number, each)
+        for number, each in enumerate(optimizers)
+        if not any(each is o for o in others)
+    )
 
 
 def _gpus(model: nn.Module) -> set[torch.device]:
-    """Returns the GPU that the model is on, if any. A run on the CPU uses no GPU, not even its random generator."""
+    """Returns the GPU that the model is on, if any. A run on the CPU uses no GPU, not even its
+    random generator.
+    """
     return {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
 
 
@@ -103,9 +135,13 @@ def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _derived(model: nn.Module) -> set[str]:
-    """Names of the buffers that follow from how the model was made, and are not part of its ``state_dict()``."""
+    """Names of the buffers that follow from how the model was made, and are not part of its
+    ``state_dict()``.
+    """
     modules = ((f"{prefix}." if prefix else "", module) for prefix, module in model.named_modules())
-    return {prefix + name for prefix, module in modules for name in module._non_persistent_buffers_set}
+    return {
+        prefix + name for prefix, module in modules for name in module._non_persistent_buffers_set
+    }
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
@@ -125,4 +161,6 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
     for name, value in tensors.items():
         number, key = name.split(".", 1)
         state.setdefault(int(number), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )

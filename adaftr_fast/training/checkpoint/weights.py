@@ -1,7 +1,9 @@
-"""Checkpoints: the weights of a model as a safetensors file and their description as JSON. Loading runs no code.
+"""Checkpoints: the weights of a model as a safetensors file and their description as JSON. Loading
+runs no code.
 
-The weights file is named by its checksum, and ``checkpoint.json`` names the weights file. Replacing that one small file
-replaces the checkpoint atomically. With sharded tables it also names one shard file per rank.
+The weights file is named by its checksum, and ``checkpoint.json`` names the weights file. Replacing
+that one small file replaces the checkpoint atomically. With sharded tables it also names one shard
+file per rank.
 """
 
 from __future__ import annotations
@@ -53,9 +55,15 @@ class Description:
     dense: list[NumericEncoding] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the description as JSON values, without field names and dense fields if there are none."""
+        """Returns the description as JSON values, without field names and dense fields if there are
+        none.
+        """
         content = asdict(self) | {"config": self.config.to_dict()}
-        return {key: value for key, value in content.items() if value or key not in ("field_names", "dense")}
+        return {
+            key: value
+            for key, value in content.items()
+            if value or key not in ("field_names", "dense")
+        }
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,8 @@ def save_checkpoint(
         folder: the folder of the checkpoint.
         model: the model whose weights are saved.
         about: the description.
-        sharded: weights of sharded tables, which ``model.state_dict()`` lacks. Each rank writes its rows, and rank 0
-            writes the rest when all have done so.
+        sharded: weights of sharded tables, which ``model.state_dict()`` lacks. Each rank writes its
+            rows, and rank 0 writes the rest when all have done so.
         ranks: the ranks that all call it, with ``sharded``.
 
     Raises:
@@ -102,8 +110,11 @@ def save_checkpoint(
     """
     shards: list[list[str]] = []
     if sharded:
-        ranks.from_rank_zero(lambda: bool(make_folder(folder)))  # and it removes no more files in it
-        shard = write_file(folder, f"weights-{ranks.rank}-{{:.16}}.safetensors", local_rows(sharded))
+        # and it removes no more files in it
+        ranks.from_rank_zero(lambda: bool(make_folder(folder)))
+        shard = write_file(
+            folder, f"weights-{ranks.rank}-{{:.16}}.safetensors", local_rows(sharded)
+        )
         shards = ranks.gathered(list(shard))
         if not ranks.is_rank_zero:
             return
@@ -125,13 +136,17 @@ def remove_checkpoint(folder: Path) -> None:
 
 
 def remove_weights(folder: Path) -> None:
-    """Removes the weights of the checkpoint in ``folder``, if there is one, and keeps its description."""
+    """Removes the weights of the checkpoint in ``folder``, if there is one, and keeps its
+    description.
+    """
     for weights in folder.glob(WEIGHTS):
         weights.unlink()
 
 
 def read_description(folder: Path) -> Description:
-    """Reads the description alone. Raises CheckpointError if there is no checkpoint, or the description is damaged."""
+    """Reads the description alone. Raises CheckpointError if there is no checkpoint, or the
+    description is damaged.
+    """
     return _read(folder)[1]
 
 
@@ -145,17 +160,20 @@ def open_checkpoint(folder: Path) -> tuple[SavedTensors, Description]:
     """Verifies a checkpoint and returns its weights, which are read on access, and its description.
 
     Raises:
-        CheckpointError: there is no checkpoint, its version differs, a key is missing, unknown or of the wrong type, or
-            a file is missing, truncated or changed.
+        CheckpointError: there is no checkpoint, its version differs, a key is missing, unknown or
+            of the wrong type, or a file is missing, truncated or changed.
     """
     head, about = _read(folder)
     if not any(folder.glob(WEIGHTS)):
-        raise CheckpointError(f"{folder / head.weights}: missing: tune keeps the weights of its best trial only")
+        raise CheckpointError(
+            f"{folder / head.weights}: missing: tune keeps the weights of its best trial only"
+        )
     return _opened(folder, head.checksums()), about
 
 
 def open_on_all_ranks(folder: Path, ranks: Ranks) -> SavedTensors:
-    """Verifies a checkpoint that all ranks see, each a part of it, and returns its weights, which are read on access.
+    """Verifies a checkpoint that all ranks see, each a part of it, and returns its weights, which
+    are read on access.
 
     Raises:
         CheckpointError: like ``open_checkpoint``, on all ranks.
@@ -180,10 +198,14 @@ def _read(folder: Path) -> tuple[_Head, Description]:
         raise CheckpointError(f"{folder}: no checkpoint here (no {FILE})")
     try:
         content = from_json(dict[str, Any], loads(path.read_text(encoding="utf-8")))
-        head = from_json(_Head, {each.name: content.pop(each.name) for each in fields(_Head) if each.name in content})
+        head = from_json(
+            _Head,
+            {each.name: content.pop(each.name) for each in fields(_Head) if each.name in content},
+        )
         if head.version != VERSION:
             raise CheckpointError(
-                f"{path}: written in version {head.version}, this program reads version {VERSION}: train again"
+                f"{path}: written in version {head.version}, this program reads version {VERSION}: "
+                "train again"
             )
         for name in head.checksums():
             check_name(name, "weights")
@@ -199,8 +221,8 @@ def _read(folder: Path) -> tuple[_Head, Description]:
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """Returns the weights of a model by their names in a checkpoint.
 
-    They are those of ``model.state_dict()``, but tables have an entry ``weight.<field name>`` per field, as
-    sharded tables have, so that runs read the weights of each other.
+    They are those of ``model.state_dict()``, but tables have an entry ``weight.<field name>`` per
+    field, as sharded tables have, so that runs read the weights of each other.
     """
     weights = model.state_dict()
     for path, module in model.named_modules(remove_duplicate=False):
@@ -208,7 +230,9 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
             prefix = f"{path}." if path else ""
             for name in module.state_names():
                 del weights[prefix + name]
-            weights |= {f"{prefix}weight.{name}": module.field_weight(name) for name in module.field_names}
+            weights |= {
+                f"{prefix}weight.{name}": module.field_weight(name) for name in module.field_names
+            }
     return weights
 
 
@@ -228,6 +252,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> N
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise CheckpointError(
-                f"{source}: weight {name}: expected shape {expected.get(name)}, got {found.get(name)}"
+                f"{source}: weight {name}: expected shape {expected.get(name)}, got "
+                f"{found.get(name)}"
             )
     model.load_state_dict(weights)

@@ -1,8 +1,9 @@
 """Installs what is missing and builds the extension for this GPU, without a network.
 
-A package installed from this checkout would be shadowed by ``./adaftr_fast`` when a command runs from the repository's
-root, so the installation is an editable one and the extension is built in place. Both go to ``benchmarks.gpu.WORK`` and
-the checkout; the interpreter's own packages stay as they are.
+A package installed from this checkout would be shadowed by ``./adaftr_fast`` when a command runs
+from the repository's root, so the installation is an editable one and the extension is built in
+place. Both go to ``benchmarks.gpu.WORK`` and the checkout; the interpreter's own packages stay as
+they are.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ from benchmarks.gpu.processes import PACKAGE, SITE, run
 LIMIT = 180  # seconds of a cell
 TAIL = 4000  # characters of a command's output that are kept
 SOURCES = ("csrc", "kernels", "setup.py", "pyproject.toml")
-PIP = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--disable-pip-version-check", "-q"]
+PIP = [
+    sys.executable,
+    "-m",
+    "pip",
+    "install",
+    "--no-index",
+    "--no-deps",
+    "--disable-pip-version-check",
+    "-q",
+]
 EXTENSIONS = ("C", "AUTOGRAD", "CUDA")  # the constants of setup.py that name them
 # One of the extensions: setup.py builds one after the other, whose files do not fill many cores.
 BUILD_ONE = """
@@ -36,8 +46,11 @@ setup.extensions = lambda: [each for each in every() if each.name == getattr(set
 setup.main()
 """
 DESCRIBE = "import json, adaftr_fast; print(json.dumps(adaftr_fast.build_info()))"
-# A folder of PYTHONPATH has its .pth files read, which an editable installation consists of, only by this.
-SITECUSTOMIZE = f"import site\n\nsite.addsitedir({str(SITE)!r})\nsite.addsitedir({str(PACKAGE)!r})\n"
+# A folder of PYTHONPATH has its .pth files read, which an editable installation consists of, only
+# by this.
+SITECUSTOMIZE = (
+    f"import site\n\nsite.addsitedir({str(SITE)!r})\nsite.addsitedir({str(PACKAGE)!r})\n"
+)
 
 
 def cells(setting: Setting) -> Iterator[Cell]:
@@ -49,7 +62,9 @@ def cells(setting: Setting) -> Iterator[Cell]:
 
 
 def is_current(setting: Setting, row: dict[str, Any]) -> bool:
-    """Whether this machine has what an earlier call built; it may be another machine, or the sources have changed."""
+    """Whether this machine has what an earlier call built; it may be another machine, or the
+    sources have changed.
+    """
     if "failed" in row["result"]:
         return False
     if row["cell"]["step"] != "import" or setting.dry:
@@ -76,7 +91,9 @@ def digest() -> str:
 
 
 def wheels(setting: Setting) -> dict[str, Any]:
-    """Installs the packages of ``setting.wheels`` that this environment lacks or has in another version."""
+    """Installs the packages of ``setting.wheels`` that this environment lacks or has in another
+    version.
+    """
     SITE.mkdir(parents=True, exist_ok=True)
     (SITE / "sitecustomize.py").write_text(SITECUSTOMIZE)
     if setting.wheels is None:
@@ -90,7 +107,10 @@ def wheels(setting: Setting) -> dict[str, Any]:
     if missing and not setting.dry:
         files = [str((setting.wheels / entry["file"]).resolve()) for entry in missing]
         checked([*PIP, "--target", str(SITE), "--upgrade", *files], 120)
-    return {"installed": [f"{entry['name']} {entry['version']}" for entry in missing], "host": host()}
+    return {
+        "installed": [f"{entry['name']} {entry['version']}" for entry in missing],
+        "host": host(),
+    }
 
 
 def present(name: str) -> str | None:
@@ -101,8 +121,18 @@ def present(name: str) -> str | None:
 
 
 def package() -> dict[str, Any]:
-    """Makes the package importable, with its metadata and the folder of Triton kernels, from this checkout."""
-    command = [*PIP, "--no-build-isolation", "--target", str(PACKAGE), "--upgrade", "--editable", str(ROOT)]
+    """Makes the package importable, with its metadata and the folder of Triton kernels, from this
+    checkout.
+    """
+    command = [
+        *PIP,
+        "--no-build-isolation",
+        "--target",
+        str(PACKAGE),
+        "--upgrade",
+        "--editable",
+        str(ROOT),
+    ]
     return {"printed": checked(command, 120, ADAFTR_FAST_BUILD="none"), "host": host()}
 
 
@@ -112,7 +142,11 @@ def extension() -> dict[str, Any]:
     variables["MAX_JOBS"] = os.environ.get("MAX_JOBS", str(os.cpu_count()))
 
     def build(name: str) -> str:
-        return checked([sys.executable, "-c", BUILD_ONE, "build_ext", "--inplace", name], LIMIT - 10, **variables)
+        return checked(
+            [sys.executable, "-c", BUILD_ONE, "build_ext", "--inplace", name],
+            LIMIT - 10,
+            **variables,
+        )
 
     with ThreadPoolExecutor(len(EXTENSIONS)) as pool:
         printed = dict(zip(EXTENSIONS, pool.map(build, EXTENSIONS)))
@@ -124,13 +158,19 @@ def architectures() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        raise RuntimeError(f"expected a CUDA GPU; torch {torch.__version__} (CUDA {torch.version.cuda}) sees none")
-    found = {torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count())}
+        raise RuntimeError(
+            f"expected a CUDA GPU; torch {torch.__version__} (CUDA {torch.version.cuda}) sees none"
+        )
+    found = {
+        torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count())
+    }
     return ";".join(f"{major}.{minor}" for major, minor in sorted(found))
 
 
 def describe(setting: Setting) -> dict[str, Any]:
-    """Returns ``adaftr_fast.build_info()`` as a new process sees it, with "failed" where a part is missing."""
+    """Returns ``adaftr_fast.build_info()`` as a new process sees it, with "failed" where a part is
+    missing.
+    """
     kernels = "" if setting.dry else "import adaftr_fast.kernels.infonce.launch; "
     done = run([sys.executable, "-W", "ignore", "-c", kernels + DESCRIBE], 120)
     if done.returncode:
@@ -151,5 +191,7 @@ def checked(command: list[str], seconds: float, **variables: str) -> str:
     """
     done = run(command, seconds, **variables)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stdout[-TAIL:]}")
+        raise RuntimeError(
+            f"{' '.join(command)} ended with status {done.returncode}:\n{done.stdout[-TAIL:]}"
+        )
     return done.stdout[-TAIL:]

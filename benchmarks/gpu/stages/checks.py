@@ -1,4 +1,5 @@
-"""Checks of what only a GPU shows, as functions of the device that return facts or raise AssertionError.
+"""Checks of what only a GPU shows, as functions of the device that return facts or raise
+AssertionError.
 
 On the CPU, where a dry run goes, streams and graphs are left out.
 """
@@ -24,7 +25,8 @@ FIELDS = [50, 3, 2000]
 
 
 def transposed_scores(device: str) -> dict[str, Any]:
-    """The column sweep forms the row sweep's scores again, transposed; where they differ, d h_cvr is off.
+    """The column sweep forms the row sweep's scores again, transposed; where they differ, d h_cvr
+    is off.
 
     Both are judged by the tolerance rule: PyTorch's own error on the same inputs and a constant.
     """
@@ -36,13 +38,16 @@ def transposed_scores(device: str) -> dict[str, Any]:
         leaves = tuple(t.requires_grad_() for t in leaves)
         true = forms.truth(leaves)
         largest = (leaves[0].detach().double() @ leaves[1].detach().double().T).abs().max().item()
-        own, theirs = (forms.errors(forms.step(loss, leaves), true) for loss in (forms.ours, forms.eager))
+        own, theirs = (
+            forms.errors(forms.step(loss, leaves), true) for loss in (forms.ours, forms.eager)
+        )
         name = str(dtype).removeprefix("torch.")
         found[name] = {"largest logit": largest, "ours": own, "PyTorch": theirs}
         for each, value in own.items():
             bound = theirs[each] + SLACK[dtype]
             assert value <= bound, (
-                f"{name}, logits up to {largest:.3g}: {each} errs by {value:.3g}, allowed {bound:.3g}"
+                f"{name}, logits up to {largest:.3g}: {each} errs by {value:.3g}, allowed "
+                f"{bound:.3g}"
             )
     return found
 
@@ -58,7 +63,9 @@ def graph_of_the_loss(device: str) -> dict[str, Any]:
                 leaf.copy_(other.flip(0) * 0.5 if other.dim() > 1 else other * 2)
         held = replay() or held
         expected = forms.step(forms.ours, leaves)
-        assert all(torch.equal(x, y) for x, y in zip(held, expected)), f"{precision}: the replay differs"
+        assert all(torch.equal(x, y) for x, y in zip(held, expected)), (
+            f"{precision}: the replay differs"
+        )
     return {"equal": True}
 
 
@@ -72,13 +79,17 @@ def synchronize(device: str) -> None:
 
 
 def busy(device: str) -> None:
-    """Keeps the default stream occupied, so that work which wrongly waits for it, or does not wait, is seen."""
+    """Keeps the default stream occupied, so that work which wrongly waits for it, or does not wait,
+    is seen.
+    """
     if device == "cuda":
         torch.cuda._sleep(50_000_000)
 
 
 def loss_on_a_stream(device: str) -> dict[str, Any]:
-    """The loss on a stream of its own, whose inputs are written on that stream too, equals that on the default one."""
+    """The loss on a stream of its own, whose inputs are written on that stream too, equals that on
+    the default one.
+    """
     source = forms.problem(ROWS, WIDTH, "float32", device)
     expected = forms.step(forms.ours, source)
     synchronize(device)
@@ -87,19 +98,25 @@ def loss_on_a_stream(device: str) -> dict[str, Any]:
         leaves = tuple((leaf.detach() * 1).requires_grad_() for leaf in source)
         found = forms.step(forms.ours, leaves)
     synchronize(device)
-    assert all(torch.equal(x, y) for x, y in zip(found, expected)), "another result on a stream of its own"
+    assert all(torch.equal(x, y) for x, y in zip(found, expected)), (
+        "another result on a stream of its own"
+    )
     return {"equal": True}
 
 
 def train_embedding(device: str, optimizer: str) -> Tensor:
-    """Returns the table after some steps of an optimizer, in rows that every batch looks up again and others."""
+    """Returns the table after some steps of an optimizer, in rows that every batch looks up again
+    and others.
+    """
     torch.manual_seed(0)
     table = af.FusedEmbedding(FIELDS, 8)
     table.to(device)
     update = getattr(af.optim, optimizer)(table, lr=0.01)
     g = torch.Generator().manual_seed(0)
     for _ in range(5):
-        ids = torch.stack([torch.randint(0, rows, (300,), generator=g) for rows in FIELDS], 1).to(device)
+        ids = torch.stack([torch.randint(0, rows, (300,), generator=g) for rows in FIELDS], 1).to(
+            device
+        )
         update.zero_grad()
         table(ids).sin().sum().backward()
         update.step()
@@ -108,7 +125,9 @@ def train_embedding(device: str, optimizer: str) -> Tensor:
 
 
 def embedding_on_a_stream(device: str) -> dict[str, Any]:
-    """Look-up, backward and update on a stream of its own give the table of the default one, for every optimizer."""
+    """Look-up, backward and update on a stream of its own give the table of the default one, for
+    every optimizer.
+    """
     found = {}
     for optimizer in ("SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam", "AdamW"):
         expected = train_embedding(device, optimizer)
@@ -120,7 +139,9 @@ def embedding_on_a_stream(device: str) -> dict[str, Any]:
         synchronize(device)
         assert torch.equal(weight, expected), f"{optimizer}: another table on a stream of its own"
         found[optimizer] = error(weight.cpu(), on_cpu.double())
-        assert found[optimizer] <= 1e-5, f"{optimizer}: differs from the CPU's table by {found[optimizer]:.3g}"
+        assert found[optimizer] <= 1e-5, (
+            f"{optimizer}: differs from the CPU's table by {found[optimizer]:.3g}"
+        )
     return {"difference from the CPU": found}
 
 
@@ -130,7 +151,9 @@ def second_device(device: str) -> dict[str, Any]:
         return {"skipped": "one device"}
     expected = forms.step(forms.ours, forms.problem(ROWS, WIDTH, "float32", "cuda:0"))
     found = forms.step(forms.ours, forms.problem(ROWS, WIDTH, "float32", "cuda:1"))
-    assert all(torch.equal(x.cpu(), y.cpu()) for x, y in zip(found, expected)), "another loss on cuda:1"
+    assert all(torch.equal(x.cpu(), y.cpu()) for x, y in zip(found, expected)), (
+        "another loss on cuda:1"
+    )
     for optimizer in ("SGD", "Adam"):
         tables = [train_embedding(each, optimizer).cpu() for each in ("cuda:0", "cuda:1")]
         assert torch.equal(*tables), f"{optimizer}: another table on cuda:1"
@@ -138,11 +161,15 @@ def second_device(device: str) -> dict[str, Any]:
 
 
 def temperature_on_the_cpu(device: str) -> dict[str, Any]:
-    """A 0-dim temperature on the CPU gives the result of one on the GPU. In a graph it is right, or it is refused."""
+    """A 0-dim temperature on the CPU gives the result of one on the GPU. In a graph it is right, or
+    it is refused.
+    """
     a, b, _ = forms.problem(ROWS, WIDTH, "float32", device)
     tau = torch.tensor(0.07)
     expected = af.adaptive_infonce(a, b, tau.to(device))
-    assert torch.equal(af.adaptive_infonce(a, b, tau), expected), "another loss than with tau on the GPU"
+    assert torch.equal(af.adaptive_infonce(a, b, tau), expected), (
+        "another loss than with tau on the GPU"
+    )
     try:
         replay, held = graphed(lambda: af.adaptive_infonce(a, b, tau).detach(), device)
     except RuntimeError as refusal:

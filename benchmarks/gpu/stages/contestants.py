@@ -1,7 +1,7 @@
 """The forms of the loss that are compared, the float64 truth, and how far from it a form may be.
 
-B rows against B columns of unit length and d elements. Every form returns the mean loss; ours takes a temperature per
-row and its gradient, those that take none have the same number for all.
+B rows against B columns of unit length and d elements. Every form returns the mean loss; ours takes
+a temperature per row and its gradient, those that take none have the same number for all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "tf32": torch.fl
 TF32_SLACK = 2e-2  # TF32 rounds operands to 10 bits of mantissa
 WRONG = 0.1  # in units of the largest true value: an error beyond rounding
 COMPILED = "torch.compile"
-SWEEPS, BLOCKS = "ADAFTR_FAST_INFONCE_SWEEPS", "ADAFTR_FAST_INFONCE_BLOCKS"  # variables that choose our kernels
+# variables that choose our kernels
+SWEEPS, BLOCKS = "ADAFTR_FAST_INFONCE_SWEEPS", "ADAFTR_FAST_INFONCE_BLOCKS"
 NAMES = ("loss", "d h_ctr", "d h_cvr", "d tau")
 CHUNK = 1 << 27  # elements of S that the float64 truth holds at a time
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -39,7 +40,9 @@ def ours(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
 
 
 def chosen_kernels() -> dict[str, str]:
-    """Returns what the variables choose instead of the default kernels, which a key of ours names."""
+    """Returns what the variables choose instead of the default kernels, which a key of
+    ours names.
+    """
     chosen = {"sweeps": os.environ.get(SWEEPS, ""), "blocks": os.environ.get(BLOCKS, "")}
     return {name: value for name, value in chosen.items() if value}
 
@@ -62,7 +65,8 @@ def linear_cross_entropy(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
 
 
 def memeff(input_precision: str) -> Loss:
-    """memeff reads the precision of its float32 products once, when it is imported, so it is imported anew.
+    """memeff reads the precision of its float32 products once, when it is imported, so it is
+    imported anew.
 
     A margin of 2 masks no negatives; its gradient is the exact one without the stable rescaling.
     """
@@ -83,7 +87,9 @@ def inf_cl(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
 
 
 def available(precision: str, device: str) -> dict[str, Callable[[], Loss]]:
-    """Returns the forms that this installation has at a precision, by name; each is made when it is called."""
+    """Returns the forms that this installation has at a precision, by name; each is made when it is
+    called.
+    """
     found: dict[str, Callable[[], Loss]] = {"adaftr_fast": lambda: ours, "eager": lambda: eager}
     if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # since torch 2.13
         found["linear_cross_entropy, chunked"] = lambda: linear_cross_entropy
@@ -107,7 +113,10 @@ def matmul_precision(precision: str) -> Iterator[None]:
 def problem(batch: int, width: int, precision: str, device: str) -> Leaves:
     """Returns h_ctr, h_cvr [B, d] and tau [B], which require gradients."""
     g = torch.Generator().manual_seed(0)
-    a, b = (F.normalize(torch.randn(batch, width, generator=g), dim=1).to(device, DTYPES[precision]) for _ in range(2))
+    a, b = (
+        F.normalize(torch.randn(batch, width, generator=g), dim=1).to(device, DTYPES[precision])
+        for _ in range(2)
+    )
     leaves = (a, b, torch.full((batch,), TAU, device=device))
     return tuple(leaf.requires_grad_() for leaf in leaves)  # type: ignore[return-value]
 
@@ -120,7 +129,9 @@ def step(loss: Loss, leaves: Leaves) -> Found:
 
 @torch.no_grad()
 def truth(leaves: Leaves) -> list[Tensor]:
-    """Returns the loss and its three gradients in float64, from ``CHUNK`` elements of S at a time."""
+    """Returns the loss and its three gradients in float64, from ``CHUNK`` elements of S
+    at a time.
+    """
     a, b, tau = (leaf.detach().double() for leaf in leaves)
     rows = len(a)
     loss = a.new_zeros(())
@@ -144,9 +155,13 @@ def truth(leaves: Leaves) -> list[Tensor]:
 
 
 def errors(found: Found, true: list[Tensor]) -> dict[str, float]:
-    """Returns the largest error of each result in units of its largest true value; infinity where not finite."""
+    """Returns the largest error of each result in units of its largest true value; infinity where
+    not finite.
+    """
     return {
-        name: error(x.float() if x.dtype != torch.float64 else x, t) if x.isfinite().all() else float("inf")
+        name: error(x.float() if x.dtype != torch.float64 else x, t)
+        if x.isfinite().all()
+        else float("inf")
         for name, x, t in zip(NAMES, found, true)
         if x is not None
     }

@@ -1,6 +1,7 @@
 """The tests on the GPU, in groups, and checks that need a GPU and stand in no test.
 
-A group runs on all cores, so that what it compiles takes seconds, and leaves it in the cache for what is timed later.
+A group runs on all cores, so that what it compiles takes seconds, and leaves it in the cache for
+what is timed later.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ FOLDERS = ("tests/kernels", "tests/cuda", "tests/ops/infonce", "tests/training/d
 # What a fault would cost most comes first. The last test of a group may leave its process unusable.
 TABLES = ("tests/cuda/test_on_a_card.py", "tests/training/device/test_on_a_card.py")
 LOSS = tuple(
-    f"tests/kernels/infonce/{name}.py" for name in ("test_cuda", "test_losses", "test_precision", "gluon/test_gluon")
+    f"tests/kernels/infonce/{name}.py"
+    for name in ("test_cuda", "test_losses", "test_precision", "gluon/test_gluon")
 )
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # each core has a process
+# each core has a process
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 DRY = ("tests/test_json.py",)
 SHOWN = 5  # failures of a group that are kept
 
@@ -46,7 +49,9 @@ def cells(setting: Setting) -> Iterator[Cell]:
     yield Cell({"tests": "tables and trainer"}, lambda: pytest(TABLES, setting), seconds=45)
     yield Cell({"tests": "loss"}, lambda: pytest(LOSS, setting), seconds=60)
     yield from _checks(setting)
-    yield Cell({"tests": "without a GPU"}, lambda: pytest(others(), setting), seconds=90, planned=False)
+    yield Cell(
+        {"tests": "without a GPU"}, lambda: pytest(others(), setting), seconds=90, planned=False
+    )
 
 
 def _checks(setting: Setting) -> Iterator[Cell]:
@@ -57,7 +62,11 @@ def _checks(setting: Setting) -> Iterator[Cell]:
 
 def others() -> tuple[str, ...]:
     """Returns the test files of ``FOLDERS`` that no other group has."""
-    found = [str(path.relative_to(ROOT)) for folder in FOLDERS for path in sorted((ROOT / folder).rglob("test_*.py"))]
+    found = [
+        str(path.relative_to(ROOT))
+        for folder in FOLDERS
+        for path in sorted((ROOT / folder).rglob("test_*.py"))
+    ]
     return tuple(path for path in found if path not in TABLES + LOSS)
 
 
@@ -65,28 +74,38 @@ def pytest(paths: tuple[str, ...], setting: Setting) -> dict[str, Any]:
     """Runs test files on all cores, until the time of the cell is over at most.
 
     Returns:
-        The numbers of tests by outcome, of each file too, why tests were skipped, and the first failures; "failed"
-        where a test failed or has no outcome, with "timed out" where time was over.
+        The numbers of tests by outcome, of each file too, why tests were skipped, and the first
+        failures; "failed" where a test failed or has no outcome, with "timed out" where time was
+        over.
     """
     seconds = min(LIMIT, setting.until - time.time()) - 10
     with tempfile.TemporaryDirectory() as folder:
         reports = Path(folder) / "reports.jsonl"
         plugins = ["-p", "no:cacheprovider", "-p", "benchmarks.gpu.stages.reports"]
         spread = [] if setting.dry else ["-n", str(os.cpu_count())]
-        if paths in (TABLES, LOSS) and importlib.util.find_spec("pytest_timeout"):  # others compile for minutes
+        # others compile for minutes
+        if paths in (TABLES, LOSS) and importlib.util.find_spec("pytest_timeout"):
             spread += ["--timeout", str(TEST_LIMIT), "--timeout-method", "thread"]
         command = [sys.executable, "-m", "pytest", "-q", "--tb=short", *plugins, *spread, *paths]
         try:
             done = run(command, seconds, **{FILE: str(reports)}, **ONE_THREAD)
         except TimeoutError as error:
             return outcomes(reports, str(error)) | {"timed out": True}
-        ended = "" if done.returncode == 0 else f"pytest ended with status {done.returncode}: {done.stdout[-TEXT:]}"
+        ended = (
+            ""
+            if done.returncode == 0
+            else f"pytest ended with status {done.returncode}: {done.stdout[-TEXT:]}"
+        )
         return outcomes(reports, ended)
 
 
 def outcomes(reports: Path, ended: str) -> dict[str, Any]:
-    """Returns what ``pytest`` does from the lines of ``reports``; ``ended`` says how the run failed, if it did."""
-    lines = [json.loads(line) for line in reports.read_text().splitlines()] if reports.exists() else []
+    """Returns what ``pytest`` does from the lines of ``reports``; ``ended`` says how the run
+    failed, if it did.
+    """
+    lines = (
+        [json.loads(line) for line in reports.read_text().splitlines()] if reports.exists() else []
+    )
     found: dict[str, dict[str, str]] = {}
     for line in lines:
         if "test" in line and found.get(line["test"], {}).get("outcome") != "failed":
@@ -100,7 +119,9 @@ def outcomes(reports: Path, ended: str) -> dict[str, Any]:
     result: dict[str, Any] = {name: counts[name] for name in ("passed", "failed", "skipped")}
     result["tests"] = result.pop("failed") + result["passed"] + result["skipped"]
     result |= {"files": {name: dict(each) for name, each in files.items()}}
-    result["skips"] = dict(Counter(each["text"] for each in found.values() if each["outcome"] == "skipped"))
+    result["skips"] = dict(
+        Counter(each["text"] for each in found.values() if each["outcome"] == "skipped")
+    )
     if bad or open_ or ended:
         result["failures shown"] = [f"{each['test']}: {each['text']}" for each in bad[:SHOWN]]
         result["without an outcome"] = open_

@@ -1,7 +1,7 @@
 """Look-ups, whole steps with each optimizer, and bags, ours and others'.
 
-A step is forward, backward and update. Nothing is timed before it has trained a small table as the definition of the
-optimizer does in float64.
+A step is forward, backward and update. Nothing is timed before it has trained a small table as the
+definition of the optimizer does in float64.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ FIRST: list[Shape] = [
     ("zipf", 8192, 121, 16),
     ("uniform", 8192, 23, 8),
 ]
-GRID: list[Shape] = list(itertools.product(("zipf", "uniform"), (1024, 8192, 65_536), (23, 121), (8, 16, 32, 64)))
-STEADY, STEADY_SECONDS = 350, 5.0  # exact Adam replays missed steps one by one in its first few hundred
+GRID: list[Shape] = list(
+    itertools.product(("zipf", "uniform"), (1024, 8192, 65_536), (23, 121), (8, 16, 32, 64))
+)
+# exact Adam replays missed steps one by one in its first few hundred
+STEADY, STEADY_SECONDS = 350, 5.0
 AGREES = 1e-3  # of the largest change; float32 rounds a sum of many gradients by far less
 BAGS = [("zipf", 1024, 50), ("zipf", 8192, 50), ("uniform", 8192, 50)]  # ids, B, ids a bag
 OURS = "adaftr_fast"
@@ -49,7 +52,14 @@ def cells(setting: Setting) -> Iterator[Cell]:
         yield from of_shape(shape, setting, planned=True)
     for kind, batch, each in [("zipf", 4, 3)] if setting.dry else BAGS:
         for name in BAG_TABLES:
-            key = {"case": "bags", "ids": kind, "batch": batch, "ids a bag": each, "width": 8, "contestant": name}
+            key = {
+                "case": "bags",
+                "ids": kind,
+                "batch": batch,
+                "ids a bag": each,
+                "width": 8,
+                "contestant": name,
+            }
             yield Cell(key, lambda key=key: bags(key, setting), seconds=0 if setting.dry else 1)
     for shape in rest:
         yield from of_shape(shape, setting, planned=False)
@@ -59,7 +69,14 @@ def of_shape(shape: Shape, setting: Setting, planned: bool) -> Iterator[Cell]:
     kind, batch, fields, width = shape
     for case in CASES:
         for name in tables.contestants(optimizer_of(case)):
-            key = {"case": case, "ids": kind, "batch": batch, "fields": fields, "width": width, "contestant": name}
+            key = {
+                "case": case,
+                "ids": kind,
+                "batch": batch,
+                "fields": fields,
+                "width": width,
+                "contestant": name,
+            }
             seconds = 0.0 if setting.dry else 4.0 if (case, name) == ("Adam", OURS) else 1.2
             yield Cell(key, lambda key=key: measure(key, setting), seconds, planned)
 
@@ -75,14 +92,19 @@ def measure(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
     small = Work(key["fields"], 40, key["width"], 30, key["ids"], setting.device)
     found: dict[str, Any] = {"error": tables.disagreement(make, small, optimizer)}
     if not found["error"] <= AGREES:
-        return found | {"wrong": f"another table: error {found['error']:.3g} of the largest change, allowed {AGREES:g}"}
+        return found | {
+            "wrong": f"another table: error {found['error']:.3g} of the largest change, allowed "
+            f"{AGREES:g}"
+        }
     rows = DRY_ROWS if setting.dry else ROWS
     work = Work(key["fields"], rows, key["width"], key["batch"], key["ids"], setting.device)
     table = make(work, optimizer)
     batches = itertools.cycle(work.batches())
     grad = work.grad()
     if case == "forward":
-        return found | figures(torch.no_grad()(lambda: table.look_up(next(batches))), setting.device)
+        return found | figures(
+            torch.no_grad()(lambda: table.look_up(next(batches))), setting.device
+        )
 
     def step() -> None:
         table.step(next(batches), grad)
@@ -93,7 +115,9 @@ def measure(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
 
 
 def settle(step: Callable[[], None]) -> int:
-    """Takes steps until exact Adam is in its steady state, or some seconds have passed. Returns their number."""
+    """Takes steps until exact Adam is in its steady state, or some seconds have passed. Returns
+    their number.
+    """
     end = time.monotonic() + STEADY_SECONDS
     for number in range(STEADY):
         if time.monotonic() > end:
@@ -103,14 +127,18 @@ def settle(step: Callable[[], None]) -> int:
 
 
 def bags(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
-    """Times forward and backward of one multi-valued field, mean over a bag, to a gradient of the table."""
+    """Times forward and backward of one multi-valued field, mean over a bag, to a gradient of the
+    table.
+    """
     batch = key["batch"]
     each = key["ids a bag"]
     rows = DRY_ROWS if setting.dry else ROWS
     work = Work(1, rows, key["width"], batch * each, key["ids"], setting.device)
     batches = [ids.flatten() for ids in work.batches()]
     offsets = torch.arange(batch + 1, device=setting.device) * each
-    grad = torch.randn(batch, key["width"], generator=torch.Generator().manual_seed(1)).to(setting.device)
+    grad = torch.randn(batch, key["width"], generator=torch.Generator().manual_seed(1)).to(
+        setting.device
+    )
     table = bag_table(key["contestant"], work)
 
     def run(ids: Tensor) -> Tensor:
@@ -123,14 +151,22 @@ def bags(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
     true.index_add_(0, batches[0], grad.double().repeat_interleave(each, 0) / each)
     error = ((run(batches[0]).to_dense() - true).abs().max() / true.abs().max()).item()
     if not error <= AGREES:
-        return {"error": error, "wrong": f"another gradient: error {error:.3g} of the largest, allowed {AGREES:g}"}
+        return {
+            "error": error,
+            "wrong": f"another gradient: error {error:.3g} of the largest, allowed {AGREES:g}",
+        }
     others = itertools.cycle(batches)
     return {"error": error} | figures(lambda: run(next(others)), setting.device)
 
 
 def bag_table(name: str, work: Work) -> nn.Module:
     if name != OURS:
-        options = {"mode": "mean", "include_last_offset": True, "freeze": False, "sparse": "sparse" in name}
+        options = {
+            "mode": "mean",
+            "include_last_offset": True,
+            "freeze": False,
+            "sparse": "sparse" in name,
+        }
         return nn.EmbeddingBag.from_pretrained(work.start(), **options)
     table = af.FusedEmbedding([work.rows], work.width, device=work.device)
     with torch.no_grad():

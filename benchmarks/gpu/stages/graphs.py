@@ -1,4 +1,5 @@
-"""The life of a CUDA graph: what the trainer does with captures, in the orders that an allocator may not survive.
+"""The life of a CUDA graph: what the trainer does with captures, in the orders that an allocator
+may not survive.
 
 On the CPU, where a dry run goes, nothing is captured.
 """
@@ -24,11 +25,18 @@ def cells(setting: Setting) -> Iterator[Cell]:
     """Yields the lives of a graph; what may spoil the process comes last."""
     for name, life in LIVES.items():
         key = {"life": name}
-        yield Cell(key, lambda life=life: {"skipped": "a dry run"} if setting.dry else life(), seconds=5, captures=True)
+        yield Cell(
+            key,
+            lambda life=life: {"skipped": "a dry run"} if setting.dry else life(),
+            seconds=5,
+            captures=True,
+        )
 
 
 def captured_again(keep: bool = False) -> dict[str, Any]:
-    """Captures, replays on other inputs and discards, three times; ``keep``: a gradient of each graph stays alive."""
+    """Captures, replays on other inputs and discards, three times; ``keep``: a gradient of each
+    graph stays alive.
+    """
     leaves = forms.problem(ROWS, WIDTH, "bfloat16", "cuda")
     captures = CudaCaptures(torch.device("cuda", torch.cuda.current_device()))
     kept = []
@@ -40,14 +48,18 @@ def captured_again(keep: bool = False) -> dict[str, Any]:
             leaves[0].copy_(leaves[0].flip(0))
         replay()
         expected = forms.step(forms.ours, leaves)
-        assert all(torch.equal(x, y) for x, y in zip(held, expected)), f"graph {number}: the replay differs"
+        assert all(torch.equal(x, y) for x, y in zip(held, expected)), (
+            f"graph {number}: the replay differs"
+        )
         kept += held[1:2] if keep else []
         del replay, held
     return {"captures": CAPTURES, "reserved, MiB": torch.cuda.memory_reserved() >> 20}
 
 
 def refused() -> dict[str, Any]:
-    """A capture that reads the device is refused; afterwards memory is given back, reused and captured in as before."""
+    """A capture that reads the device is refused; afterwards memory is given back, reused and
+    captured in as before.
+    """
     leaves = forms.problem(ROWS, WIDTH, "bfloat16", "cuda")
     captures = CudaCaptures(torch.device("cuda", torch.cuda.current_device()))
     captures.aside(lambda: forms.step(forms.ours, leaves))
@@ -64,7 +76,8 @@ def refused() -> dict[str, Any]:
     free = torch.cuda.mem_get_info()[0]
     cached = [torch.empty(free // 4, dtype=torch.uint8, device="cuda") for _ in range(3)]
     del cached
-    torch.empty(free * 7 // 8, dtype=torch.uint8, device="cuda").zero_()  # more than is free before they are given back
+    # more than is free before they are given back
+    torch.empty(free * 7 // 8, dtype=torch.uint8, device="cuda").zero_()
     torch.cuda.synchronize()
     return found
 

@@ -1,7 +1,8 @@
-"""The loss at B = 65,536 in bfloat16, d = 128 or 512, in each choice of its kernels, beside the times of the model.
+"""The loss at B = 65,536 in bfloat16, d = 128 or 512, in each choice of its kernels, beside the
+times of the model.
 
-No time counts whose gradients are not right: all results are compared with float64, and those of the other choices with
-those of the default.
+No time counts whose gradients are not right: all results are compared with float64, and those of
+the other choices with those of the default.
 """
 
 from __future__ import annotations
@@ -72,13 +73,23 @@ CHOICES = {
 
 def cells(setting: Setting) -> Iterator[Cell]:
     for name in CHOICES:
-        yield Cell({"kernels": name}, lambda name=name: measure(name, setting), seconds=0 if setting.dry else 6)
+        yield Cell(
+            {"kernels": name},
+            lambda name=name: measure(name, setting),
+            seconds=0 if setting.dry else 6,
+        )
 
 
 def measure(name: str, setting: Setting) -> dict[str, Any]:
-    """Returns errors, the largest difference from the default's results and, where all is right, times."""
+    """Returns errors, the largest difference from the default's results and, where all is right,
+    times.
+    """
     choice = CHOICES[name]
-    if forms.SWEEPS in choice.variables and not setting.dry and torch.cuda.get_device_capability() != (9, 0):
+    if (
+        forms.SWEEPS in choice.variables
+        and not setting.dry
+        and torch.cuda.get_device_capability() != (9, 0)
+    ):
         return {"skipped": "the sweeps in Gluon are for compute capability 9.0"}
     rows, width, precision = ROWS, choice.width, PRECISION
     if setting.dry:
@@ -92,12 +103,20 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
     with selected(choice.variables):
         held = forms.step(choice.loss, leaves)
         found = {"modelled ms": list(choice.modelled)}
-        found |= judge(forms.errors(held, true), forms.bounds(leaves, one_way, precision), ours=True)
+        found |= judge(
+            forms.errors(held, true), forms.bounds(leaves, one_way, precision), ours=True
+        )
         found["difference"] = {
-            each: error(x, y.double()) for each, x, y in zip(forms.NAMES, held, default) if x is not None
+            each: error(x, y.double())
+            for each, x, y in zip(forms.NAMES, held, default)
+            if x is not None
         }
         del held, default, true, one_way
-        return found if "wrong" in found else found | figures(lambda: forms.step(choice.loss, leaves), setting.device)
+        return (
+            found
+            if "wrong" in found
+            else found | figures(lambda: forms.step(choice.loss, leaves), setting.device)
+        )
 
 
 def averaged(one: list[Tensor], other: list[Tensor]) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Forward and backward of the loss, ours and others', over batch size, width and precision.
 
-"tflops" counts four products of 2 B B d, which is what our schedule executes, whatever a contestant does. Every result
-is compared with float64 before it is timed.
+"tflops" counts four products of 2 B B d, which is what our schedule executes, whatever a contestant
+does. Every result is compared with float64 before it is timed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ FIRST = [
 ]
 COMPILED_FIRST = FIRST[:3]
 GRAPHED = 16_384  # rows up to which the host's launches matter
-AGAIN = "adaftr_fast, again"  # beside the compiled form, which comes later: it shows a drift of the machine
+# beside the compiled form, which comes later: it shows a drift of the machine
+AGAIN = "adaftr_fast, again"
 OURS = "adaftr_fast"
 
 
@@ -48,14 +49,18 @@ def cells(setting: Setting) -> Iterator[Cell]:
 
 def remaining() -> list[tuple[str, int, int]]:
     every = [(p, batch, width) for p in PRECISIONS for width in WIDTHS for batch in BATCHES]
-    return sorted((shape for shape in every if shape not in FIRST), key=lambda shape: shape[1] ** 2 * shape[2])
+    return sorted(
+        (shape for shape in every if shape not in FIRST), key=lambda shape: shape[1] ** 2 * shape[2]
+    )
 
 
 def of_shape(shape: tuple[str, int, int], setting: Setting, planned: bool) -> Iterator[Cell]:
     names = [name for name in forms.available(shape[0], setting.device) if name != forms.COMPILED]
     for name in names:
         for mode in ("call", "graph") if shape[1] <= GRAPHED else ("call",):
-            yield cell(shape, name, mode, setting, seconds=0 if setting.dry else 1.2, planned=planned)
+            yield cell(
+                shape, name, mode, setting, seconds=0 if setting.dry else 1.2, planned=planned
+            )
 
 
 def compiled(shape: tuple[str, int, int], setting: Setting) -> Iterator[Cell]:
@@ -63,10 +68,19 @@ def compiled(shape: tuple[str, int, int], setting: Setting) -> Iterator[Cell]:
         yield cell(shape, name, "call", setting, seconds, planned=shape in COMPILED_FIRST)
 
 
-def cell(shape: tuple[str, int, int], name: str, mode: str, setting: Setting, seconds: float, planned: bool) -> Cell:
+def cell(
+    shape: tuple[str, int, int],
+    name: str,
+    mode: str,
+    setting: Setting,
+    seconds: float,
+    planned: bool,
+) -> Cell:
     key = dict(zip(("precision", "batch", "width"), shape)) | {"contestant": name, "mode": mode}
     key |= forms.chosen_kernels() if name in (OURS, AGAIN) else {}
-    return Cell(key, lambda: measure(key, setting.device), seconds, planned, captures=mode == "graph")
+    return Cell(
+        key, lambda: measure(key, setting.device), seconds, planned, captures=mode == "graph"
+    )
 
 
 def matmul(precision: str, setting: Setting) -> dict[str, Any]:
@@ -80,7 +94,9 @@ def matmul(precision: str, setting: Setting) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)  # the contestants of a shape come one after another
-def reference(precision: str, batch: int, width: int, device: str) -> tuple[forms.Leaves, list[Any], dict[str, float]]:
+def reference(
+    precision: str, batch: int, width: int, device: str
+) -> tuple[forms.Leaves, list[Any], dict[str, float]]:
     """Returns the inputs, the float64 results and the errors that the tolerance rule allows."""
     leaves = forms.problem(batch, width, precision, device)
     true = forms.truth(leaves)
@@ -114,11 +130,20 @@ def measure(key: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 def judge(errors: dict[str, float], allowed: dict[str, float], ours: bool) -> dict[str, Any]:
-    """Returns the errors; with "wrong" where ours breaks the tolerance rule, or another's error is no rounding."""
+    """Returns the errors; with "wrong" where ours breaks the tolerance rule, or another's error is
+    no rounding.
+    """
     beyond = {name: value for name, value in errors.items() if not value <= allowed[name]}
-    wrong = beyond if ours else {name: value for name, value in beyond.items() if not value <= forms.WRONG}
+    wrong = (
+        beyond
+        if ours
+        else {name: value for name, value in beyond.items() if not value <= forms.WRONG}
+    )
     found: dict[str, Any] = {"error": errors, "accurate": not beyond}
     if wrong:
-        shown = (f"{name} errs by {value:.3g}, allowed {allowed[name]:.3g}" for name, value in wrong.items())
+        shown = (
+            f"{name} errs by {value:.3g}, allowed {allowed[name]:.3g}"
+            for name, value in wrong.items()
+        )
         found["wrong"] = ", ".join(shown)
     return found

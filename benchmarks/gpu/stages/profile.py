@@ -1,7 +1,8 @@
-"""What runs on the GPU in a loss and in a training step: traces, tables of kernels, launches, and Nsight Compute.
+"""What runs on the GPU in a loss and in a training step: traces, tables of kernels, launches, and
+Nsight Compute.
 
-A training step is the difference of two runs that differ in their number of steps, so that neither start-up nor
-evaluation counts.
+A training step is the difference of two runs that differ in their number of steps, so that neither
+start-up nor evaluation counts.
 """
 
 from __future__ import annotations
@@ -27,12 +28,26 @@ from benchmarks.gpu.stages.training import GRAPHS, RATES, data, options, prepare
 
 LIMIT = 40  # seconds of a cell
 SHAPES, DRY_SHAPE = [("bfloat16", 1024, 128), ("bfloat16", 65_536, 128)], ("float32", 64, 16)
-BATCH, STEPS, DRY_STEPS = 1024, (20, 40), (2, 4)  # of the two runs; three quarters of a log's rows are training rows
+# of the two runs; three quarters of a log's rows are training rows
+BATCH, STEPS, DRY_STEPS = 1024, (20, 40), (2, 4)
 KERNELS = 40  # rows of a table
-CALLS = ("LaunchKernel", "GraphLaunch", "Memcpy", "Memset", "Synchronize")  # of the CUDA runtime and driver
-NCU = ["--target-processes", "all", "--clock-control", "none", "--csv", "--kernel-name", "regex:infonce"]
+# of the CUDA runtime and driver
+CALLS = ("LaunchKernel", "GraphLaunch", "Memcpy", "Memset", "Synchronize")
+NCU = [
+    "--target-processes",
+    "all",
+    "--clock-control",
+    "none",
+    "--csv",
+    "--kernel-name",
+    "regex:infonce",
+]
 NCU += ["--launch-skip", "6", "--launch-count", "3"]
-NCU += [part for name in ("SpeedOfLight", "LaunchStats", "Occupancy", "WarpStateStats") for part in ("--section", name)]
+NCU += [
+    part
+    for name in ("SpeedOfLight", "LaunchStats", "Occupancy", "WarpStateStats")
+    for part in ("--section", name)
+]
 ONE_LOSS = (
     "from benchmarks.gpu.stages import contestants as forms\n"
     "leaves = forms.problem(65_536, 128, 'bfloat16', 'cuda')\n"
@@ -44,21 +59,31 @@ ONE_LOSS = (
 def cells(setting: Setting) -> Iterator[Cell]:
     for shape in [DRY_SHAPE] if setting.dry else SHAPES:
         key = dict(zip(("precision", "batch", "width"), shape))
-        yield Cell({"what": "loss"} | key, lambda key=key: loss(key, setting), seconds=0 if setting.dry else 3)
+        yield Cell(
+            {"what": "loss"} | key,
+            lambda key=key: loss(key, setting),
+            seconds=0 if setting.dry else 3,
+        )
     for precision in ("float32",) if setting.dry else ("bfloat16", "float32"):
         for graph in GRAPHS:
             batch = 64 if setting.dry else BATCH
             key = {"what": "training step", "precision": precision, "batch": batch, "graph": graph}
             seconds, planned = 0 if setting.dry else 10, setting.dry or precision == "bfloat16"
             yield Cell(key, lambda key=key: training_step(key, setting), seconds, planned)
-    yield Cell({"what": "Nsight Compute"}, lambda: nsight_compute(setting), seconds=0 if setting.dry else 15)
+    yield Cell(
+        {"what": "Nsight Compute"},
+        lambda: nsight_compute(setting),
+        seconds=0 if setting.dry else 15,
+    )
 
 
 class Recording:
     """What the profiler saw: microseconds of each kernel, and numbers of kernels and of calls."""
 
     def __init__(self, work: Callable[[], Any], setting: Setting) -> None:
-        activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if setting.device == "cuda" else [])
+        activities = [ProfilerActivity.CPU] + (
+            [ProfilerActivity.CUDA] if setting.device == "cuda" else []
+        )
         with profile(activities=activities) as self.found:
             work()
             if setting.device == "cuda":
@@ -75,10 +100,16 @@ class Recording:
                 self.counts["ATen ops"] += 1
 
     def kernels(self, less: Recording | None = None, steps: int = 1) -> list[dict[str, Any]]:
-        """Returns the microseconds a step of each kernel, beyond those of ``less``, in descending order."""
+        """Returns the microseconds a step of each kernel, beyond those of ``less``, in descending
+        order.
+        """
         times = Counter(self.times)
         times.subtract({} if less is None else less.times)
-        return [{"kernel": name[:120], "us": round(us / steps, 2)} for name, us in times.most_common(KERNELS) if us > 0]
+        return [
+            {"kernel": name[:120], "us": round(us / steps, 2)}
+            for name, us in times.most_common(KERNELS)
+            if us > 0
+        ]
 
     def write(self, path: Path) -> None:
         """Writes the trace, compressed, for Perfetto or chrome://tracing."""
@@ -102,19 +133,29 @@ def loss(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
 
 
 def training_step(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
-    """Profiles an epoch of AdaFTR with some steps and one with twice as many, and returns the difference by step."""
+    """Profiles an epoch of AdaFTR with some steps and one with twice as many, and returns the
+    difference by step.
+    """
     seen, numbers = [], DRY_STEPS if setting.dry else STEPS
     for steps in numbers:
-        config = LogConfig(rows=steps * key["batch"] * 4 // 3 + 8, users=200, items=100, rates=RATES)
+        config = LogConfig(
+            rows=steps * key["batch"] * 4 // 3 + 8, users=200, items=100, rates=RATES
+        )
         data(config)
         chosen = options(key, setting) | {"max_epochs": 1}
         with run_folder() as out:
-            seen.append(Recording(lambda c=config, o=out, x=chosen: af.train(prepared(c), o, training=x), setting))
+            seen.append(
+                Recording(
+                    lambda c=config, o=out, x=chosen: af.train(prepared(c), o, training=x), setting
+                )
+            )
     few, many = seen
     if key["precision"] == "bfloat16" or setting.dry:
         few.write(setting.out / f"trace-training-{key['graph']}.json.gz")
     more = numbers[1] - numbers[0]
-    counts = {name: round((count - few.counts[name]) / more, 2) for name, count in many.counts.items()}
+    counts = {
+        name: round((count - few.counts[name]) / more, 2) for name, count in many.counts.items()
+    }
     return {"kernels": many.kernels(few, more), "calls": counts, "steps": list(numbers)}
 
 

@@ -1,8 +1,9 @@
-"""A plugin of pytest that writes each outcome to a file at once, so that a run that is killed has those before.
+"""A plugin of pytest that writes each outcome to a file at once, so that a run that is killed has
+those before.
 
-``ADAFTR_FAST_REPORTS`` names the file. A line is {"begun": test} or {"test": name, "outcome": ..., "text": ...}. A
-process of pytest-xdist whose CUDA context has faulted leaves within the test that broke it. Another takes its place,
-and the tests to come do not fail too.
+``ADAFTR_FAST_REPORTS`` names the file. A line is {"begun": test} or {"test": name, "outcome": ...,
+"text": ...}. A process of pytest-xdist whose CUDA context has faulted leaves within the test that
+broke it. Another takes its place, and the tests to come do not fail too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from benchmarks.gpu.processes import die_with_parent
 
 FILE = "ADAFTR_FAST_REPORTS"
 TEXT = 1200  # characters of a failure that are kept
-IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ  # it sends what it reports to the process that writes
+# it sends what it reports to the process that writes
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 if IS_WORKER:
     die_with_parent()

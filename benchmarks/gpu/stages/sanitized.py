@@ -1,7 +1,8 @@
 """A program of the sanitizer stage: ``python -m benchmarks.gpu.stages.sanitized PROGRAM`` runs it.
 
-A program of the loss takes B = 300 rows, which are no whole blocks, and goes through the row and column sweeps of small
-and of large calls, the join of splits, the bounded rows (d = 512), both directions at once and the sigmoid loss.
+A program of the loss takes B = 300 rows, which are no whole blocks, and goes through the row and
+column sweeps of small and of large calls, the join of splits, the bounded rows (d = 512), both
+directions at once and the sigmoid loss.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def gluon(width: int, device: str = "cuda") -> None:
     loss("bfloat16", width, device)
 
 
-PROGRAMS = {f"loss {dtype} {width}": partial(loss, dtype, width) for width in (64, 512) for dtype in TYPES}
+PROGRAMS = {
+    f"loss {dtype} {width}": partial(loss, dtype, width) for width in (64, 512) for dtype in TYPES
+}
 PROGRAMS |= {f"gluon {width}": partial(gluon, width) for width in (64, 128)}
 PROGRAMS |= {f"tables {name}": partial(tables, name) for name in OPTIMIZERS}
 

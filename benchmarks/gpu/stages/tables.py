@@ -1,4 +1,5 @@
-"""The embeddings that are compared, each with its optimizer, and the float64 arithmetic that they must follow.
+"""The embeddings that are compared, each with its optimizer, and the float64 arithmetic that they
+must follow.
 
 B batch, F fields of V rows each, E width. A contestant looks up ids [B, F] and returns [B, F * E].
 """
@@ -34,21 +35,37 @@ class Work:
     device: str
 
     def batches(self) -> list[Tensor]:
-        """Returns ``BATCHES`` tensors of ids, int64 [B, F]: uniform, or Zipf(1.05) with popular rows scattered."""
+        """Returns ``BATCHES`` tensors of ids, int64 [B, F]: uniform, or Zipf(1.05) with popular
+        rows scattered.
+        """
         g = torch.Generator(self.device).manual_seed(0)
         shape = (self.batch, self.fields)
         if self.ids == "uniform":
-            return [torch.randint(0, self.rows, shape, generator=g, device=self.device) for _ in range(BATCHES)]
-        share = torch.arange(1, self.rows + 1, dtype=torch.float64, device=self.device).pow(-1.05).cumsum(0)
+            return [
+                torch.randint(0, self.rows, shape, generator=g, device=self.device)
+                for _ in range(BATCHES)
+            ]
+        share = (
+            torch.arange(1, self.rows + 1, dtype=torch.float64, device=self.device)
+            .pow(-1.05)
+            .cumsum(0)
+        )
         shift = torch.arange(self.fields, device=self.device) * 7919
-        drawn = (torch.rand(shape, generator=g, dtype=torch.float64, device=self.device) for _ in range(BATCHES))
-        ranks = (torch.searchsorted(share, each * share[-1]).clamp_(max=self.rows - 1) for each in drawn)
+        drawn = (
+            torch.rand(shape, generator=g, dtype=torch.float64, device=self.device)
+            for _ in range(BATCHES)
+        )
+        ranks = (
+            torch.searchsorted(share, each * share[-1]).clamp_(max=self.rows - 1) for each in drawn
+        )
         return [(rank * 48271 + shift) % self.rows for rank in ranks]
 
     def start(self) -> Tensor:
         """Returns the values that every table [F * V, E] begins with."""
         g = torch.Generator(self.device).manual_seed(2)
-        return torch.randn(self.fields * self.rows, self.width, generator=g, device=self.device) * 0.01
+        return (
+            torch.randn(self.fields * self.rows, self.width, generator=g, device=self.device) * 0.01
+        )
 
     def grad(self) -> Tensor:
         """Returns the gradient of the output [B, F * E]."""
@@ -99,7 +116,9 @@ def ours(work: Work, optimizer: str) -> Table:
 
 
 def concatenated(work: Work, optimizer: str) -> Table:
-    """One nn.Embedding that holds all fields, with torch.optim on its sparse gradient; for "Adam" on a dense one."""
+    """One nn.Embedding that holds all fields, with torch.optim on its sparse gradient; for "Adam"
+    on a dense one.
+    """
     made = {
         "SGD": lambda weights: torch.optim.SGD(weights, lr=LR),
         "Adagrad": lambda weights: torch.optim.Adagrad(weights, lr=LR, eps=EPS),
@@ -123,10 +142,19 @@ def concatenated(work: Work, optimizer: str) -> Table:
 def fbgemm(work: Work, optimizer: str) -> Table:
     """FBGEMM's table-batched embedding, which updates within its backward."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
-    from fbgemm_gpu.split_table_batched_embeddings_ops_common import ComputeDevice, EmbeddingLocation
-    from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
+        ComputeDevice,
+        EmbeddingLocation,
+    )
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+        SplitTableBatchedEmbeddingBagsCodegen,
+    )
 
-    names = {"SGD": "EXACT_SGD", "Adagrad": "EXACT_ADAGRAD", "RowwiseAdagrad": "EXACT_ROWWISE_ADAGRAD"}
+    names = {
+        "SGD": "EXACT_SGD",
+        "Adagrad": "EXACT_ADAGRAD",
+        "RowwiseAdagrad": "EXACT_ROWWISE_ADAGRAD",
+    }
     place = (EmbeddingLocation.DEVICE, ComputeDevice.CUDA)
     if work.device == "cpu":
         place = (EmbeddingLocation.HOST, ComputeDevice.CPU)
@@ -146,7 +174,11 @@ def fbgemm(work: Work, optimizer: str) -> Table:
     def step(ids: Tensor, grad: Tensor) -> None:
         look_up(ids).backward(grad)
 
-    return Table(look_up, step, lambda: torch.cat([each.detach() for each in table.split_embedding_weights()]))
+    return Table(
+        look_up,
+        step,
+        lambda: torch.cat([each.detach() for each in table.split_embedding_weights()]),
+    )
 
 
 def contestants(optimizer: str) -> dict[str, Make]:
@@ -154,9 +186,8 @@ def contestants(optimizer: str) -> dict[str, Make]:
     found: dict[str, Make] = {"adaftr_fast": ours}
     if optimizer != "RowwiseAdagrad":
         found["nn.Embedding + torch.optim"] = concatenated
-    has_optimizer = optimizer != "Adam" and (
-        optimizer != "LazyAdam" or torch.cuda.is_available()
-    )  # its Adam needs CUDA
+    # FBGEMM's Adam needs CUDA.
+    has_optimizer = optimizer != "Adam" and (optimizer != "LazyAdam" or torch.cuda.is_available())
     if importlib.util.find_spec("fbgemm_gpu") and has_optimizer:
         found["FBGEMM"] = fbgemm
     return found
@@ -169,18 +200,24 @@ def expected(work: Work, optimizer: str, steps: list[Tensor], grad: Tensor) -> T
     for number, ids in enumerate(steps, 1):
         rows = (ids + work.first()).flatten()
         total = torch.zeros_like(weight).index_add_(0, rows, grad.double().view(-1, work.width))
-        touched = torch.zeros(len(weight), dtype=torch.bool, device=weight.device).index_fill_(0, rows, True)
+        touched = torch.zeros(len(weight), dtype=torch.bool, device=weight.device).index_fill_(
+            0, rows, True
+        )
         if optimizer == "Adam":
             touched.fill_(True)
         weight[touched] -= LR * _direction(optimizer, number, total[touched], state, touched)
     return weight
 
 
-def _direction(optimizer: str, number: int, grad: Tensor, state: list[Tensor], touched: Tensor) -> Tensor:
+def _direction(
+    optimizer: str, number: int, grad: Tensor, state: list[Tensor], touched: Tensor
+) -> Tensor:
     if optimizer == "SGD":
         return grad
     if optimizer in ("Adagrad", "RowwiseAdagrad"):
-        square = grad**2 if optimizer == "Adagrad" else (grad**2).mean(1, keepdim=True).expand_as(grad)
+        square = (
+            grad**2 if optimizer == "Adagrad" else (grad**2).mean(1, keepdim=True).expand_as(grad)
+        )
         state[0][touched] += square
         return grad / (state[0][touched].sqrt() + EPS)
     beta1, beta2 = BETAS
@@ -192,7 +229,9 @@ def _direction(optimizer: str, number: int, grad: Tensor, state: list[Tensor], t
 
 
 def disagreement(make: Make, work: Work, optimizer: str) -> float:
-    """Returns the largest error of a table after some steps, in units of the largest change that training made."""
+    """Returns the largest error of a table after some steps, in units of the largest change that
+    training made.
+    """
     steps = work.batches()[:4]
     grad = work.grad()
     start = work.start().double()

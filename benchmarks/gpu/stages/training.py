@@ -1,4 +1,6 @@
-"""Whole training by ``adaftr_fast.train`` on a synthetic log with Ali-CCP's 23 fields: samples per second."""
+"""Whole training by ``adaftr_fast.train`` on a synthetic log with Ali-CCP's 23 fields: samples per
+second.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,15 @@ RATES = {"click": 0.4, "conversion": 0.2}  # so that a short log has both classe
 
 
 def cells(setting: Setting) -> Iterator[Cell]:
-    """Yields the log, then both models at each precision and batch size, with and without a captured step."""
-    yield Cell({"step": "data"}, lambda: data(log_config(setting)), seconds=0 if setting.dry else 15)
-    graphs, precisions = (GRAPHS[:1], ("float32",)) if setting.dry else (GRAPHS, ("bfloat16", "float32"))
+    """Yields the log, then both models at each precision and batch size, with and without a
+    captured step.
+    """
+    yield Cell(
+        {"step": "data"}, lambda: data(log_config(setting)), seconds=0 if setting.dry else 15
+    )
+    graphs, precisions = (
+        (GRAPHS[:1], ("float32",)) if setting.dry else (GRAPHS, ("bfloat16", "float32"))
+    )
     for batch in [DRY_BATCH] if setting.dry else BATCHES:
         for graph in graphs:
             for precision in precisions:
@@ -64,7 +72,11 @@ def data(config: LogConfig) -> dict[str, Any]:
     write_log(config, folder)
     ready = af.prepare([folder / LOG], prepared(config), dataset=folder / SCHEMA, progress=False)
     fields = ready.manifest.fields
-    return {"rows": config.rows, "fields": len(fields), "ids": sum(field.num_embeddings for field in fields)}
+    return {
+        "rows": config.rows,
+        "fields": len(fields),
+        "ids": sum(field.num_embeddings for field in fields),
+    }
 
 
 def options(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
@@ -91,8 +103,16 @@ def train(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
     data(config)
     endless = {"max_epochs": 100_000, "patience": 100_000}
     with run_folder() as out:
-        with interrupted_after(0 if setting.dry else SECONDS, out), contextlib.suppress(KeyboardInterrupt):
-            af.train(prepared(config), out, model={"name": key["model"]}, training=options(key, setting) | endless)
+        with (
+            interrupted_after(0 if setting.dry else SECONDS, out),
+            contextlib.suppress(KeyboardInterrupt),
+        ):
+            af.train(
+                prepared(config),
+                out,
+                model={"name": key["model"]},
+                training=options(key, setting) | endless,
+            )
         epochs = af.load_run(out).epochs
     rates = [epoch["samples_per_s"] for epoch in epochs]
     counted = rates[1:]
@@ -106,7 +126,8 @@ def train(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def interrupted_after(seconds: float, run: Path) -> Iterator[None]:
-    """Sends this process a SIGINT after some seconds and epochs, at which the run ends after its step and saves itself.
+    """Sends this process a SIGINT after some seconds and epochs, at which the run ends after its
+    step and saves itself.
 
     A run that ends by itself or by an error before gets none.
     """

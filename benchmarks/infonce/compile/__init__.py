@@ -1,4 +1,5 @@
-"""What the compiler makes of the GPU loss kernels, read from their machine code; needs Triton and no GPU.
+"""What the compiler makes of the GPU loss kernels, read from their machine code; needs Triton and
+no GPU.
 
     cases.py      the kernels to compile: every variant of every tiling
     build.py      compiles one and reads its figures

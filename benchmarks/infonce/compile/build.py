@@ -58,7 +58,12 @@ KERNELS = {
     "symmetric_combine": infonce_symmetric_combine_kernel,
     "symmetric_gradient": infonce_symmetric_gradient_kernel,
 }
-POINTEE = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float64: "fp64"}
+POINTEE = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+}
 OPERANDS = ("anchors_ptr", "candidates_ptr", "x_ptr", "y_ptr")
 DESCRIPTORS = ("anchors", "candidates", "terms")
 INT64 = ("positive_ptr", "row_group_ptr", "column_group_ptr", "x_group_ptr", "y_group_ptr")
@@ -68,16 +73,20 @@ LOCATION = re.compile(r"^#loc.*\n| loc\((?:[^()]|\([^()]*\))*\)", re.MULTILINE)
 
 
 def compiler() -> dict[str, str]:
-    """Names what the figures depend on besides the code: the versions of Triton and of NVIDIA's assembler."""
+    """Names what the figures depend on besides the code: the versions of Triton and of NVIDIA's
+    assembler.
+    """
     printed = _run("ptxas", "--version")
     return {"triton": triton.__version__, "ptxas": re.search(r"\bV([\d.]+)", printed)[1]}
 
 
 def build(case: Case, recorded: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Returns the figures of a case, as the README describes them, and what is wrong with them ("faults").
+    """Returns the figures of a case, as the README describes them, and what is wrong with them
+    ("faults").
 
-    Machine code that cannot be read, or has no tile loop, is a fault; the figures of a tile are missing then. A case
-    whose code is that of ``recorded`` is not compiled again, and has its figures.
+    Machine code that cannot be read, or has no tile loop, is a fault; the figures of a tile are
+    missing then. A case whose code is that of ``recorded`` is not compiled again, and has its
+    figures.
     """
     started = time.perf_counter()
     digest = _digest(case)
@@ -92,7 +101,9 @@ def build(case: Case, recorded: dict[str, Any] | None = None) -> dict[str, Any]:
         file.flush()
         usage = _run("cuobjdump", "--dump-resource-usage", file.name)
         printed = _run("nvdisasm", "-c", file.name)
-    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups())
+    registers, stack, local = map(
+        int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups()
+    )
     warps, shared = case.config.num_warps, compiled.metadata.shared
     launched = compiled.metadata.num_warps if _specialises(case) else warps
     result = describe(case) | {
@@ -119,7 +130,8 @@ def _faults(case: Case, result: dict[str, Any]) -> list[str]:
     found = faults(result)
     if result["programs"] < case.config.programs:
         found.append(
-            f"a multiprocessor holds {result['programs']} programs, its config counts on {case.config.programs}"
+            f"a multiprocessor holds {result['programs']} programs, its config counts on "
+            f"{case.config.programs}"
         )
     return found + (pipeline.faults(result) if _specialises(case) else [])
 
@@ -129,9 +141,11 @@ def _specialises(case: Case) -> bool:
 
 
 def _digest(case: Case) -> str:
-    """Returns a digest of what the compiler starts from: Triton's first intermediate code, without lines of the source.
+    """Returns a digest of what the compiler starts from: Triton's first intermediate code, without
+    lines of the source.
 
-    Equal code gives equal machine code from the same compiler, which takes about thirty times as long to make.
+    Equal code gives equal machine code from the same compiler, which takes about thirty times as
+    long to make.
     """
     source, target, options = _source(case)
     backend = make_backend(target)
@@ -146,7 +160,9 @@ def _digest(case: Case) -> str:
 
 
 def _source(case: Case) -> tuple[ASTSource, GPUTarget, dict[str, int]]:
-    """Returns what triton.compile takes. Pointers and strides are divisible by 16 as in launch.py."""
+    """Returns what triton.compile takes. Pointers and strides are divisible by 16 as in
+    launch.py.
+    """
     kernel = KERNELS[case.kernel]
     acc = "fp64" if case.dtype == torch.float64 else "fp32"
     signature, attributes = {}, {}
@@ -169,7 +185,9 @@ def _source(case: Case) -> tuple[ASTSource, GPUTarget, dict[str, int]]:
     options = {"num_warps": case.config.num_warps, "num_stages": case.config.num_stages}
     if _specialises(case):
         options = {"num_warps": DEFAULT_WARPS}
-    source = (GluonASTSource if _specialises(case) else ASTSource)(kernel, signature, case.constants, attributes)
+    source = (GluonASTSource if _specialises(case) else ASTSource)(
+        kernel, signature, case.constants, attributes
+    )
     return source, GPUTarget("cuda", case.arch, 32), options
 
 
@@ -177,7 +195,9 @@ def _descriptor(case: Case, argument: str) -> str:
     """Returns the type of a TMA descriptor, as the launcher names it."""
     owned = "anchors" if case.kernel == "gluon_row_sweep" else "candidates"
     rows = OWNED.value if argument == owned else 2 * OWNED.value
-    dtype, width = (torch.float32, TERMS.value) if argument == "terms" else (case.dtype, case.config.block_d)
+    dtype, width = (
+        (torch.float32, TERMS.value) if argument == "terms" else (case.dtype, case.config.block_d)
+    )
     return f"tensordesc<{POINTEE[dtype]}[{rows},{width}],{block_layout(rows, width, dtype)!r}>"
 
 
@@ -217,4 +237,6 @@ def _has_second_product(case: Case) -> bool:
 
 
 def _run(tool: str, *arguments: str) -> str:
-    return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [TOOLS / tool, *arguments], capture_output=True, text=True, check=True
+    ).stdout

@@ -1,4 +1,6 @@
-"""The kernels to compile: the variants of every row of the table of tilings (kernels/infonce/config.py)."""
+"""The kernels to compile: the variants of every row of the table of tilings
+(kernels/infonce/config.py).
+"""
 
 from collections.abc import Iterator
 from itertools import product
@@ -38,12 +40,14 @@ DTYPES = {
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 ALL_DTYPES = (*HALF_DTYPES, torch.float32, torch.float64)
 WIDTHS = (16, 32, 64, 128, 256, 512, 1024)
-UNBOUNDED = {"half": 1024, "bf16x3": 512, "tf32": 256, "ieee": 256, "float64": 256}  # the width that stands for "any"
+# the width that stands for "any"
+UNBOUNDED = {"half": 1024, "bf16x3": 512, "tf32": 256, "ieee": 256, "float64": 256}
 EXPLICIT = {"HAS_POSITIVE": True, "HAS_GROUP": True, "IGNORES": False}
 IMPLICIT = {"HAS_POSITIVE": False, "HAS_GROUP": False, "IGNORES": False}
-# Row sweep: training; all at once; forward only; a frozen h_ctr with a tau to be learned. Other variants, and the
-# sigmoid loss, are compiled at the greatest width of each tiling only: with ignore_above, and the kernels of small
-# calls, where no maximum stays in the row sweep and the column sweep reduces what combine leaves.
+# Row sweep: training; all at once; forward only; a frozen h_ctr with a tau to be learned. Other
+# variants, and the sigmoid loss, are compiled at the greatest width of each tiling only: with
+# ignore_above, and the kernels of small calls, where no maximum stays in the row sweep and the
+# column sweep reduces what combine leaves.
 ROW_VARIANTS = {
     "train": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": False},
     "stats": IMPLICIT | {"NEED_D_ANCHORS": True, "NEED_SUM_PZ": True},
@@ -53,7 +57,11 @@ ROW_VARIANTS = {
     "tau": EXPLICIT | {"NEED_D_ANCHORS": False, "NEED_SUM_PZ": True},
 }
 WIDEST_ROW_VARIANTS = {"ignore_above": ROW_VARIANTS["train"] | {"IGNORES": True}}
-COLUMN_VARIANTS = {"train": IMPLICIT, "everything": EXPLICIT, "ignore_above": IMPLICIT | {"IGNORES": True}}
+COLUMN_VARIANTS = {
+    "train": IMPLICIT,
+    "everything": EXPLICIT,
+    "ignore_above": IMPLICIT | {"IGNORES": True},
+}
 SMALL_VARIANTS = ("train", "stats", "everything")
 GLUON_ROW_VARIANTS = {"train": {"NEED_D_ANCHORS": True}, "forward": {"NEED_D_ANCHORS": False}}
 # The sigmoid loss, rows and columns: training; explicit positives.
@@ -110,7 +118,9 @@ def _of_tiling(tiling, arch: int, quick: bool) -> Iterator[Case]:
         yield from _of_infonce(tiling, dtype, width, arch, ROW_VARIANTS)
     yield from _of_infonce(tiling, dtype, widest, arch, WIDEST_ROW_VARIANTS)
     if tiling.row_sweep.five_products:  # blocks that reach beyond the width mask its end
-        yield from _of_infonce(tiling, dtype, 384, arch, {name: ROW_VARIANTS[name] for name in ("train", "explicit")})
+        yield from _of_infonce(
+            tiling, dtype, 384, arch, {name: ROW_VARIANTS[name] for name in ("train", "explicit")}
+        )
     if tiling.kind == "half":
         yield from _of_infonce(tiling, torch.float16, widest, arch, ROW_VARIANTS)
     for each in HALF_DTYPES if tiling.kind == "half" else (dtype,):
@@ -123,25 +133,37 @@ def _of_gluon(arch: int, quick: bool) -> Iterator[Case]:
         for dtype in HALF_DTYPES[:1] if quick else HALF_DTYPES:
             width, stages = config.block_d, {"STAGES": config.num_stages}
             for name in ("train",) if quick else GLUON_ROW_VARIANTS:
-                values = GLUON_ROW_VARIANTS[name] | stages | {"D_PADDED": width, "MAX_OFFSET": max_offset(dtype)}
+                values = (
+                    GLUON_ROW_VARIANTS[name]
+                    | stages
+                    | {"D_PADDED": width, "MAX_OFFSET": max_offset(dtype)}
+                )
                 yield Case("gluon_row_sweep", name, "half", dtype, width, arch, config, values)
             values = stages | {"D": width, "FOLDED": folds_scale(dtype, config)}
             yield Case("gluon_column_sweep", "train", "half", dtype, width, arch, config, values)
 
 
 def _fitted(tiling, width: int, arch: int):
-    """Returns the tiling with blocks no wider than needed; None if another one serves this width on this GPU."""
+    """Returns the tiling with blocks no wider than needed; None if another one serves this width on
+    this GPU.
+    """
     fitted = choose_tiling(tiling.kind, width, arch)
     return fitted if fitted[:3] == tiling[:3] else None
 
 
-def _of_infonce(tiling, dtype: torch.dtype, width: int, arch: int, variants: dict[str, dict]) -> Iterator[Case]:
+def _of_infonce(
+    tiling, dtype: torch.dtype, width: int, arch: int, variants: dict[str, dict]
+) -> Iterator[Case]:
     fitted = _fitted(tiling, width, arch)
     if fitted is None:
         return
     for name, variant in variants.items():
         yield _row(fitted, variant, name, dtype, width, arch, small=False)
-        if fitted.row_sweep.five_products and variant["NEED_D_ANCHORS"] and not variant["NEED_SUM_PZ"]:
+        if (
+            fitted.row_sweep.five_products
+            and variant["NEED_D_ANCHORS"]
+            and not variant["NEED_SUM_PZ"]
+        ):
             yield _anchors(fitted, variant, name, dtype, width, arch)
             if not _is_explicit(variant):
                 yield from _bounded(fitted, name, dtype, width, arch)
@@ -163,7 +185,15 @@ def _of_small(tiling, dtype: torch.dtype, width: int, arch: int) -> Iterator[Cas
                 yield case
 
 
-def _row(fitted, variant: dict[str, bool], name: str, dtype: torch.dtype, width: int, arch: int, small: bool) -> Case:
+def _row(
+    fitted,
+    variant: dict[str, bool],
+    name: str,
+    dtype: torch.dtype,
+    width: int,
+    arch: int,
+    small: bool,
+) -> Case:
     config = _row_config(fitted, variant)
     own_dtype = torch.float32 if fitted.kind == "bf16x3" else dtype
     own = {
@@ -176,7 +206,9 @@ def _row(fitted, variant: dict[str, bool], name: str, dtype: torch.dtype, width:
     return Case("row_sweep", name, fitted.kind, dtype, width, arch, config, values)
 
 
-def _anchors(fitted, variant: dict[str, bool], name: str, dtype: torch.dtype, width: int, arch: int) -> Case:
+def _anchors(
+    fitted, variant: dict[str, bool], name: str, dtype: torch.dtype, width: int, arch: int
+) -> Case:
     config = _row_config(fitted, variant)
     masks = {flag: variant[flag] for flag in IMPLICIT}
     values = {"META": meta_of(dtype, fitted.kind, width, width, config)} | masks
@@ -193,7 +225,15 @@ def _bounded(fitted, name: str, dtype: torch.dtype, width: int, arch: int) -> It
         yield Case(kernel, name, fitted.kind, dtype, width, arch, config, blocks | values)
 
 
-def _column(fitted, masks: dict[str, bool], name: str, dtype: torch.dtype, width: int, arch: int, small: bool) -> Case:
+def _column(
+    fitted,
+    masks: dict[str, bool],
+    name: str,
+    dtype: torch.dtype,
+    width: int,
+    arch: int,
+    small: bool,
+) -> Case:
     config = fitted.column_sweep
     folded = not _is_explicit(masks) and folds_scale(dtype, config)
     joins = small and fitted.kind in JOINING
@@ -214,11 +254,16 @@ def _of_alternatives(arch: int) -> Iterator[Case]:
             yield _column(blocks, COLUMN_VARIANTS["train"], *about, small=False)
 
 
-def _of_sigmoid(tiling, dtype: torch.dtype, width: int, arch: int, variants: dict[str, dict]) -> Iterator[Case]:
+def _of_sigmoid(
+    tiling, dtype: torch.dtype, width: int, arch: int, variants: dict[str, dict]
+) -> Iterator[Case]:
     fitted = _fitted(tiling, width, arch)
     if fitted is None or tiling.kind == "bf16x3":  # sigmoid.py takes TF32 instead
         return
-    sides = ("sigmoid_rows", True, fitted.sigmoid_rows), ("sigmoid_columns", False, fitted.sigmoid_columns)
+    sides = (
+        ("sigmoid_rows", True, fitted.sigmoid_rows),
+        ("sigmoid_columns", False, fitted.sigmoid_columns),
+    )
     for name, variant in variants.items():
         for kernel, owns_rows, config in sides:
             own = {"OWNS_ROWS": owns_rows}
@@ -236,7 +281,10 @@ def _of_symmetric(tiling, arch: int, quick: bool) -> Iterator[Case]:
     for name, dtype in product(variants, dtypes):
         for sweep, config in (("sums", fitted.sums), ("gradient", fitted.gradient)):
             grouped = SYMMETRIC_VARIANTS[name]
-            own: dict[str, Any] = {"HAS_GROUP": grouped, "COMMON": has_common(sweep, config, grouped)}
+            own: dict[str, Any] = {
+                "HAS_GROUP": grouped,
+                "COMMON": has_common(sweep, config, grouped),
+            }
             if sweep == "gradient":
                 own |= {"NEED_GRADIENT": True, "NEED_D_TAU": True}
             values = {"META": meta_of(dtype, tiling.kind, width, width, config)} | own
@@ -244,13 +292,24 @@ def _of_symmetric(tiling, arch: int, quick: bool) -> Iterator[Case]:
 
 
 def _of_symmetric_entries(arch: int) -> Iterator[Case]:
-    """Yields the kernels of the symmetric loss that are no sweeps, in Triton's default warps and stages."""
+    """Yields the kernels of the symmetric loss that are no sweeps, in Triton's default warps and
+    stages.
+    """
     dtype = torch.bfloat16
     config = Config(POSITIVES_BLOCK, 0, 64, 64, 4, 3)
     values = {"META": meta_of(dtype, "half", 256, 256, config)}
     yield Case("symmetric_positives", "train", "", dtype, 256, arch, config, values)
     own = {"COMMON": True, "BLOCK_M": COMBINE_BLOCK, "ACC_DTYPE": values["META"].ACC_DTYPE.value}
-    yield Case("symmetric_combine", "train", "", dtype, 256, arch, Config(COMBINE_BLOCK, 0, 0, 0, 4, 3), own)
+    yield Case(
+        "symmetric_combine",
+        "train",
+        "",
+        dtype,
+        256,
+        arch,
+        Config(COMBINE_BLOCK, 0, 0, 0, 4, 3),
+        own,
+    )
 
 
 def _of_blocks(arch: int) -> Iterator[Case]:
@@ -259,7 +318,14 @@ def _of_blocks(arch: int) -> Iterator[Case]:
     for kind in ("half", "tf32", "ieee", "float64"):
         dtype, config = DTYPES[kind], block_config(kind, 256)
         yield Case(
-            "blocks", kind, "", dtype, 256, arch, config, {"META": meta_of(dtype, kind, 256, 256, config)} | needs
+            "blocks",
+            kind,
+            "",
+            dtype,
+            256,
+            arch,
+            config,
+            {"META": meta_of(dtype, kind, 256, 256, config)} | needs,
         )
 
 
@@ -285,9 +351,14 @@ def _combine(dtype: torch.dtype, arch: int, variant: str) -> Case:
     names = ("HAS_POSITIVE", "NEED_D_ANCHORS", "NEED_D_CANDIDATES", "NEED_D_TAU", "NEED_STATS")
     acc_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     blocks = {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": COMBINE_BLOCK_D[dtype]}
-    values = dict.fromkeys(names, True) | blocks | {"D": 256, "D_PADDED": 256, "ACC_DTYPE": TYPES[acc_dtype]}
+    values = (
+        dict.fromkeys(names, True)
+        | blocks
+        | {"D": 256, "D_PADDED": 256, "ACC_DTYPE": TYPES[acc_dtype]}
+    )
     everything = variant == "everything"
     values |= {"HAS_POSITIVE": everything, "HAS_MARGIN": False, "HAS_WEIGHT": False}
     values |= {"JOINS": everything and dtype == torch.float32}
-    config = Config(COMBINE_BLOCK_M, 0, blocks["BLOCK_D"], 0, 4, 3)  # warps and stages: Triton's defaults
+    # warps and stages: Triton's defaults
+    config = Config(COMBINE_BLOCK_M, 0, blocks["BLOCK_D"], 0, 4, 3)
     return Case("combine", variant, "", dtype, 256, arch, config, values)

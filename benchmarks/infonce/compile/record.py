@@ -1,4 +1,6 @@
-"""What is wrong with compiled kernels, and their recorded figures: reading, writing, what has become worse since."""
+"""What is wrong with compiled kernels, and their recorded figures: reading, writing, what has
+become worse since.
+"""
 
 import datetime
 import json
@@ -18,12 +20,20 @@ Result = dict[str, Any]
 
 
 def path_of(triton: str, folder: Path = RESULTS) -> Path:
-    """Returns the results file of a version of Triton; the releases of one minor version share it."""
+    """Returns the results file of a version of Triton; the releases of one minor
+    version share it.
+    """
     return folder / f"compile-triton{'.'.join(triton.split('.')[:2])}.json"
 
 
-def write(compiler: dict[str, str], results: list[Result], left: Sequence[Result] = (), folder: Path = RESULTS) -> Path:
-    """Writes compiler, date, commit and, one a line and in order, the figures of each kernel; returns the path.
+def write(
+    compiler: dict[str, str],
+    results: list[Result],
+    left: Sequence[Result] = (),
+    folder: Path = RESULTS,
+) -> Path:
+    """Writes compiler, date, commit and, one a line and in order, the figures of each kernel;
+    returns the path.
 
     Args:
         compiler: as ``build.compiler`` returns it.
@@ -34,7 +44,11 @@ def write(compiler: dict[str, str], results: list[Result], left: Sequence[Result
     kept = {key_of(each): each for each in [*left, *results]}
     cases = [{k: v for k, v in each.items() if k not in NOT_RECORDED} for each in kept.values()]
     cases.sort(key=lambda each: tuple(each[part] for part in ("arch", *KEY)))
-    head = {"compiler": compiler, "date": datetime.date.today().isoformat(), "commit": measured_code()}
+    head = {
+        "compiler": compiler,
+        "date": datetime.date.today().isoformat(),
+        "commit": measured_code(),
+    }
     without_code = sum("code" not in each for each in cases)
     if without_code:
         of_all = f"{without_code} of {len(cases)} kernels"
@@ -49,7 +63,9 @@ def write(compiler: dict[str, str], results: list[Result], left: Sequence[Result
 
 
 def read(compiler: dict[str, str], folder: Path = RESULTS) -> list[Result] | None:
-    """Returns the recorded figures, or None if there are none of this very version of Triton and its assembler."""
+    """Returns the recorded figures, or None if there are none of this very version of Triton and
+    its assembler.
+    """
     path = path_of(compiler["triton"], folder)
     if not path.exists():
         return None
@@ -60,14 +76,18 @@ def read(compiler: dict[str, str], folder: Path = RESULTS) -> list[Result] | Non
 def name(result: Result) -> str:
     """Names a kernel: row_sweep train, half bfloat16, d=128, sm_90."""
     kind = f"{result['kind']} {result['dtype']}".strip()
-    return f"{result['kernel']} {result['variant']}, {kind}, d={result['width']}, sm_{result['arch']}"
+    return (
+        f"{result['kernel']} {result['variant']}, {kind}, d={result['width']}, sm_{result['arch']}"
+    )
 
 
 def faults(result: dict[str, Any]) -> list[str]:
     """Returns what is wrong with a compiled kernel; empty if nothing."""
     found = []
     if result["stack"] or result["local"]:
-        found.append(f"spills: {result['stack']} bytes of stack, {result['local']} accesses to local memory")
+        found.append(
+            f"spills: {result['stack']} bytes of stack, {result['local']} accesses to local memory"
+        )
     if result["shared"] > SHARED[result["arch"]].program:
         found.append(f"asks for {result['shared']} bytes of shared memory")
     if result["kind"] in ("half", "bf16x3") and not all(
@@ -75,19 +95,24 @@ def faults(result: dict[str, Any]) -> list[str]:
     ):
         found.append(f"expected the products by {MATRIX[result['arch']]}, got {result['matrix']}")
     if result["kind"] and result["products"] < 1:
-        found.append(f"the tile loop that was found holds only {result['products']} of the products of a tile")
+        found.append(
+            f"the tile loop that was found holds only {result['products']} of the products of "
+            "a tile"
+        )
     return found
 
 
 def worse(results: list[Result], recorded: list[Result], complete: bool) -> list[str]:
-    """Returns a line for each kernel and figure that is worse than recorded, and for each kernel without counterpart.
+    """Returns a line for each kernel and figure that is worse than recorded, and for each kernel
+    without counterpart.
 
     Spills are faults with or without a record.
 
     Args:
         results: as now compiled.
         recorded: the cases of a record.
-        complete: the results are of all kernels, so that a kernel that is in the record alone counts too.
+        complete: the results are of all kernels, so that a kernel that is in the record alone
+            counts too.
     """
     known = {key_of(each): each for each in recorded}
     lines = []
@@ -96,7 +121,9 @@ def worse(results: list[Result], recorded: list[Result], complete: bool) -> list
         found = ["is not in the record"] if before is None else _worse(result, before)
         lines += [f"{name(result)}: {line}" for line in found]
     if complete:
-        lines += [f"{name(each)}: is in the record and is no longer compiled" for each in known.values()]
+        lines += [
+            f"{name(each)}: is in the record and is no longer compiled" for each in known.values()
+        ]
     return lines
 
 
@@ -118,7 +145,9 @@ def _worse(now: Result, before: Result) -> list[str]:
     ]
     if now["instructions"] > GROWTH * before["instructions"]:
         growth = now["instructions"] / before["instructions"] - 1
-        lines.append(f"instructions {now['instructions']}, recorded {before['instructions']} (+{growth:.1%})")
+        lines.append(
+            f"instructions {now['instructions']}, recorded {before['instructions']} (+{growth:.1%})"
+        )
     return lines
 
 

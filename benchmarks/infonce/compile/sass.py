@@ -1,9 +1,9 @@
 """The figures of a kernel's machine code, from the listing that ``nvdisasm -c`` prints.
 
-The tile loop is the loop over streamed blocks: the outermost loop that holds both products and exponentials. Most
-sweeps have two or three, for blocks with masks and without, and for blocks whose values allow fewer operations; the
-figures are of the shortest. Where the first
-product runs in a loop of its own over slices of the width, that loop counts as often as it runs.
+The tile loop is the loop over streamed blocks: the outermost loop that holds both products and
+exponentials. Most sweeps have two or three, for blocks with masks and without, and for blocks whose
+values allow fewer operations; the figures are of the shortest. Where the first product runs in a
+loop of its own over slices of the width, that loop counts as often as it runs.
 """
 
 import re
@@ -11,7 +11,9 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 LABEL = re.compile(r"^(\.L_\w+):")
-INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[\w.]+)?)\s*([^;]*);")
+INSTRUCTION = re.compile(
+    r"^\s*/\*[0-9a-f]+\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[\w.]+)?)\s*([^;]*);"
+)
 BRANCH = re.compile(r"^BRA\b")
 TARGET = re.compile(r"\((\.L_\w+)\)")
 MATRIX = re.compile(r"^[HDIQ]G?MMA\.")
@@ -31,7 +33,8 @@ class Listing(NamedTuple):
     """The instructions of a kernel in order, without predicates, and its loops."""
 
     opcodes: list[str]
-    loops: list[range]  # places of the instructions from the target of a backward branch to the branch
+    # places of the instructions from the target of a backward branch to the branch
+    loops: list[range]
     operands: list[str]
 
 
@@ -67,8 +70,9 @@ def figures(listing: Listing, slices: int) -> dict[str, Any]:
         slices: how often a loop over slices of the width runs, if there is one.
 
     Returns:
-        The matrix instructions by name, and the numbers of asynchronous copies (of 16 bytes a thread or more, and
-        narrower), barriers, waits for matrix instructions, MUFU.EX2 and instructions.
+        The matrix instructions by name, and the numbers of asynchronous copies (of 16 bytes a
+        thread or more, and narrower), barriers, waits for matrix instructions, MUFU.EX2 and
+        instructions.
 
     Raises:
         SassError: there is no tile loop.
@@ -120,7 +124,8 @@ def _multiply_adds_of(name: str) -> int:
         return 32
     digits = shape.split(".")[0]
     m, n, k = SHORT_SHAPES[digits] if digits in SHORT_SHAPES else map(int, digits.split("x"))
-    return m * n * k // (4 if kind.endswith("GMMA") else 1)  # a warpgroup of four warps executes it together
+    # a warpgroup of four warps executes it together
+    return m * n * k // (4 if kind.endswith("GMMA") else 1)
 
 
 def _shape(opcode: str) -> str:
@@ -132,7 +137,9 @@ def _tile_loop(listing: Listing, matrix: re.Pattern[str]) -> range:
     products = [loop for loop in listing.loops if _holds(listing, loop, matrix)]
     found = [loop for loop in _outermost(products) if _holds(listing, loop, EXPONENTIAL)]
     if not found:
-        raise SassError(f"sass: expected a loop with products and exponentials, got loops at {listing.loops}")
+        raise SassError(
+            f"sass: expected a loop with products and exponentials, got loops at {listing.loops}"
+        )
     return min(found, key=len)
 
 
@@ -141,7 +148,11 @@ def _holds(listing: Listing, loop: range, pattern: re.Pattern[str]) -> bool:
 
 
 def _within(listing: Listing, loop: range) -> list[range]:
-    return [each for each in listing.loops if each != loop and each.start >= loop.start and each.stop <= loop.stop]
+    return [
+        each
+        for each in listing.loops
+        if each != loop and each.start >= loop.start and each.stop <= loop.stop
+    ]
 
 
 def _outermost(loops: list[range]) -> list[range]:

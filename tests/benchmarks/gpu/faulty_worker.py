@@ -1,6 +1,8 @@
-"""A worker whose stage "loss" has cells that raise, crash, hang and stop CUDA; the others are measured.
+"""A worker whose stage "loss" has cells that raise, crash, hang and stop CUDA; the others are
+measured.
 
-``FAULTY_DEATH``, "PLACE SIGNAL", lets it die by a signal instead: at its "start", "between" cells or at its "teardown".
+``FAULTY_DEATH``, "PLACE SIGNAL", lets it die by a signal instead: at its "start", "between" cells
+or at its "teardown".
 """
 
 import os
@@ -51,7 +53,9 @@ def leave(status):
 die_at("start")
 real_measure, real_leave = worker.measure, worker.leave
 worker.measure, worker.leave = measure, leave
-sys.modules["benchmarks.gpu.stages.loss"] = SimpleNamespace(cells=cells, LIMIT=int(os.environ.get("FAULTY_LIMIT", 2)))
+sys.modules["benchmarks.gpu.stages.loss"] = SimpleNamespace(
+    cells=cells, LIMIT=int(os.environ.get("FAULTY_LIMIT", 2))
+)
 sys.modules["benchmarks.gpu.stages.embedding"] = SimpleNamespace(cells=cells, LIMIT=2)
 worker.note_machine = lambda journal, setting: journal.append({"machine": {"gpu": "none"}})
 worker.main()

@@ -49,13 +49,18 @@ def test_half_a_line_is_neither_read_nor_kept(journal, kept):
 
 def test_a_damaged_line_is_named(journal):
     journal.path.write_text('{"stage": "loss"}\nnot JSON\n{"stage": "loss"}\n')
-    with pytest.raises(ValueError, match=r"measured\.jsonl:2: expected a JSON object, got b'not JSON'"):
+    with pytest.raises(
+        ValueError, match=r"measured\.jsonl:2: expected a JSON object, got b'not JSON'"
+    ):
         journal.lines()
 
 
 def test_infinite_figures_are_text(journal):
     journal.finish(KEY, {"error": {"loss": float("inf")}, "runs": [float("nan"), 1.0]})
-    assert journal.cells()[name_of(KEY)]["result"] == {"error": {"loss": "inf"}, "runs": ["nan", 1.0]}
+    assert journal.cells()[name_of(KEY)]["result"] == {
+        "error": {"loss": "inf"},
+        "runs": ["nan", 1.0],
+    }
 
 
 def test_a_cell_that_never_finishes_is_given_up(journal):
@@ -101,7 +106,10 @@ def test_a_cell_that_was_cut_short_counts_as_not_tried(tmp_path):
 
 
 def test_a_setting_is_the_same_in_another_process(tmp_path):
-    for setting in (Setting(tmp_path), Setting(tmp_path, tmp_path / "wheels", True, "commit 1a2b3c4", 12.5)):
+    for setting in (
+        Setting(tmp_path),
+        Setting(tmp_path, tmp_path / "wheels", True, "commit 1a2b3c4", 12.5),
+    ):
         assert Setting.from_json(setting.to_json()) == setting
 
 
@@ -120,7 +128,12 @@ def faulty(monkeypatch):
 
     def start(command, **options):
         return real(
-            [script if part == "benchmarks.gpu.worker" else part for part in command if part != "-m"], **options
+            [
+                script if part == "benchmarks.gpu.worker" else part
+                for part in command
+                if part != "-m"
+            ],
+            **options,
         )
 
     monkeypatch.setattr(supervise.subprocess, "Popen", start)
@@ -145,7 +158,9 @@ def test_a_worker_that_dies_or_hangs_costs_one_cell(tmp_path, faulty):
     }
 
 
-def test_the_time_of_all_stages_ends_a_cell_and_the_next_call_measures_it(tmp_path, faulty, monkeypatch, capsys):
+def test_the_time_of_all_stages_ends_a_cell_and_the_next_call_measures_it(
+    tmp_path, faulty, monkeypatch, capsys
+):
     monkeypatch.setenv("FAULTY_LIMIT", "60")
     until = time.time() + 6  # a worker has begun by then
     assert supervise.run(["loss"], Setting(tmp_path, dry=True, until=until), deadline=600) == 0
@@ -159,7 +174,9 @@ def test_the_time_of_all_stages_ends_a_cell_and_the_next_call_measures_it(tmp_pa
     assert journal.cells()["contestant=hangs"]["result"]["failed"] == "no result within 2 s"
 
 
-def test_a_worker_that_cannot_start_leaves_its_stage_and_the_next_begins(tmp_path, monkeypatch, capsys):
+def test_a_worker_that_cannot_start_leaves_its_stage_and_the_next_begins(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(supervise.sys, "executable", "/bin/false")
     assert supervise.run(["loss", "embedding"], Setting(tmp_path, dry=True), deadline=60) == 1
     printed = capsys.readouterr().err
@@ -207,4 +224,6 @@ def test_a_process_finds_the_commands_of_installed_wheels(tmp_path, monkeypatch)
 
 def test_a_command_that_takes_too_long_is_killed():
     with pytest.raises(TimeoutError, match=r"no end within 1 s of .* it printed begun"):
-        processes.run([sys.executable, "-u", "-c", "import time; print('begun'); time.sleep(60)"], 1)
+        processes.run(
+            [sys.executable, "-u", "-c", "import time; print('begun'); time.sleep(60)"], 1
+        )

@@ -1,6 +1,8 @@
-"""The two calls on a GPU machine, rehearsed on a simulated clock: supervisor and worker are real, processes are not.
+"""The two calls on a GPU machine, rehearsed on a simulated clock: supervisor and worker are real,
+processes are not.
 
-A cell takes the seconds that it is estimated to take. Some hang, fault, or are killed; workers die beside their cells.
+A cell takes the seconds that it is estimated to take. Some hang, fault, or are killed; workers die
+beside their cells.
 """
 
 import random
@@ -54,7 +56,9 @@ class Clock:
 
 
 class FakeProcess:
-    """A worker in a thread, which runs while the supervisor waits for it and gives the turn back where it waits."""
+    """A worker in a thread, which runs while the supervisor waits for it and gives the turn back
+    where it waits.
+    """
 
     def __init__(self, clock, work):
         self.clock, self.wakes, self.status, self.dead = clock, clock.now, None, False
@@ -96,7 +100,9 @@ class FakeProcess:
 
 
 class FakeMachine:
-    """A machine on which things go according to a plan; ``done`` has call, second, stage and cell of each result."""
+    """A machine on which things go according to a plan; ``done`` has call, second, stage and cell
+    of each result.
+    """
 
     def __init__(self, plan):
         self.plan, self.clock, self.number, self.process = plan, Clock(), 0, None
@@ -162,7 +168,9 @@ def stages(monkeypatch):
 
 @pytest.fixture
 def rehearse(stages, monkeypatch, tmp_path):
-    """Returns a function that runs two calls by a plan, and returns the lines after each and the machine."""
+    """Returns a function that runs two calls by a plan, and returns the lines after each and the
+    machine.
+    """
     monkeypatch.setattr(cells.os, "fsync", lambda file: None)
     monkeypatch.setattr(worker, "Progress", Silent)
     monkeypatch.setattr(supervise, "POLL", 2.0)
@@ -174,11 +182,17 @@ def rehearse(stages, monkeypatch, tmp_path):
 
         def module(name):
             real_module, every = stages[name]
-            made = [replace(cell, measure=lambda cell=cell: machine.measure(cell)) for cell in every]
+            made = [
+                replace(cell, measure=lambda cell=cell: machine.measure(cell)) for cell in every
+            ]
 
             # The second call finds another machine, on which nothing is built.
-            is_current = lambda setting, row: name != "build" or row["result"]["call"] == machine.call  # noqa: E731
-            return SimpleNamespace(LIMIT=real_module.LIMIT, cells=lambda setting: made, is_current=is_current)
+            def is_current(setting, row):
+                return name != "build" or row["result"]["call"] == machine.call
+
+            return SimpleNamespace(
+                LIMIT=real_module.LIMIT, cells=lambda setting: made, is_current=is_current
+            )
 
         def measure(cell, journal, *given):
             result = real(cell, journal, *given)
@@ -204,7 +218,13 @@ def rehearse(stages, monkeypatch, tmp_path):
 def drawn(seed, stages):
     """Draws two hangs, four faults, three kills of cells and six deaths beside cells."""
     rng = random.Random(seed)
-    planned = [cell.name for name, (_, every) in stages.items() if name != "build" for cell in every if cell.planned]
+    planned = [
+        cell.name
+        for name, (_, every) in stages.items()
+        if name != "build"
+        for cell in every
+        if cell.planned
+    ]
     bad = rng.sample(planned, 9)
     kinds = ["hang"] * 2 + ["fault"] * 4 + ["kill"] * 3
     numbers = [set(rng.sample(range(1, 24), 2)) for _ in range(3)]
@@ -228,15 +248,26 @@ def test_two_calls_measure_every_cell_that_is_not_at_fault(rehearse, stages):
 
 
 def test_the_yield_of_each_call_is_what_the_documentation_says(rehearse, stages):
-    """docs/gpu.md has a row for each call and moment, with the cells of the plan that are measured by then."""
+    """docs/gpu.md has a row for each call and moment, with the cells of the plan that are measured
+    by then.
+    """
     *_, machine = rehearse(Plan())
-    planned = {name: [cell.name for cell in every if cell.planned] for name, (_, every) in stages.items()}
+    planned = {
+        name: [cell.name for cell in every if cell.planned] for name, (_, every) in stages.items()
+    }
     rows = []
     for call in range(2):
         for moment in (60, 150, 300, 560):
             by_then = {done[2:] for done in machine.done if done[0] == call and done[1] <= moment}
-            counts = {name: sum((name, cell) in by_then for cell in names) for name, names in planned.items()}
-            shown = (f"`{name}` {count} of {len(planned[name])}" for name, count in counts.items() if count)
+            counts = {
+                name: sum((name, cell) in by_then for cell in names)
+                for name, names in planned.items()
+            }
+            shown = (
+                f"`{name}` {count} of {len(planned[name])}"
+                for name, count in counts.items()
+                if count
+            )
             rows.append(f"| {call + 1} | {moment} | {', '.join(shown)} |")
     text = (ROOT / "docs/gpu.md").read_text(encoding="utf-8")
     assert "\n".join(rows) in text, "\n".join(rows)

@@ -23,9 +23,17 @@ KILLED = ("loss", "embedding")
 
 def start(out, *arguments):
     command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--out", str(out), *arguments]
-    variables = os.environ | {"ADAFTR_FAST_GPU_WORK": str(out.parent / "work"), "OMP_NUM_THREADS": "1"}
+    variables = os.environ | {
+        "ADAFTR_FAST_GPU_WORK": str(out.parent / "work"),
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.Popen(
-        command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -70,8 +78,16 @@ def test_every_profile_keeps_its_trace(whole):
 
 def test_figures_are_those_of_the_contestants(whole):
     cases = reported(whole)["cases"]
-    timed = [case for case in cases if case["stage"] in ("loss", "embedding") and case.get("contestant") != "matmul"]
-    assert {case["contestant"] for case in timed} >= {"adaftr_fast", "eager", "nn.Embedding + torch.optim"}
+    timed = [
+        case
+        for case in cases
+        if case["stage"] in ("loss", "embedding") and case.get("contestant") != "matmul"
+    ]
+    assert {case["contestant"] for case in timed} >= {
+        "adaftr_fast",
+        "eager",
+        "nn.Embedding + torch.optim",
+    }
     assert all(case["seconds"] > 0 and "error" in case for case in timed)
     trained = [case for case in cases if "samples/s" in case]
     assert {case["model"] for case in trained} == {"adaftr", "mmoe"}
@@ -99,7 +115,9 @@ def test_the_report_comes_within_the_time_of_all_stages(whole, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
     lines = (out / JOURNAL).read_text().splitlines(keepends=True)
-    (out / JOURNAL).write_text("".join(line for line in lines if json.loads(line)["stage"] != "embedding"))
+    (out / JOURNAL).write_text(
+        "".join(line for line in lines if json.loads(line)["stage"] != "embedding")
+    )
     (out / "gpu-dry-run.json").unlink()
     printed = finish(start(out, "--only", "embedding", "--total", "20.001"))
     assert "embedding: the time of --total is over" in printed
@@ -111,7 +129,10 @@ def test_a_total_that_the_report_may_take_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks.gpu", "--out", "out", "--total", "5"])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "--total: expected more than 20 s, which the report may take, got 5" in capsys.readouterr().err
+    assert (
+        "--total: expected more than 20 s, which the report may take, got 5"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_run_goes_on_where_a_deadline_ended_it_and_where_it_was_killed(whole, tmp_path):
@@ -128,14 +149,18 @@ def test_a_run_goes_on_where_a_deadline_ended_it_and_where_it_was_killed(whole, 
     process.communicate(timeout=60)
     before = (out / JOURNAL).read_bytes()
     finish(start(out, "--only", *KILLED))
-    assert (out / JOURNAL).read_bytes().startswith(before.rpartition(b"\n")[0]), "a line of the killed run was lost"
+    assert (out / JOURNAL).read_bytes().startswith(before.rpartition(b"\n")[0]), (
+        "a line of the killed run was lost"
+    )
     starts = Counter()
     for stage in KILLED:
         journal = Journal(out, stage)
         starts.update(f"{stage} {line['started']}" for line in journal.lines() if "started" in line)
         results = Counter(json.dumps(line["cell"]) for line in journal.lines() if "cell" in line)
         assert set(results.values()) == {1}
-    assert sum(count - 1 for count in starts.values()) <= 1, [name for name, count in starts.items() if count > 1]
+    assert sum(count - 1 for count in starts.values()) <= 1, [
+        name for name, count in starts.items() if count > 1
+    ]
     assert max(starts.values()) < MOST_STARTS
     assert keys(out, KILLED) == keys(whole, KILLED)
     shown = [{"stage": case["stage"]} for case in reported(out)["cases"]]

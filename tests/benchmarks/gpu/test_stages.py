@@ -1,4 +1,6 @@
-"""The stages without a GPU: their cells, the truth that contestants are held to, and what is built and collected."""
+"""The stages without a GPU: their cells, the truth that contestants are held to, and what is built
+and collected.
+"""
 
 import functools
 import json
@@ -63,10 +65,14 @@ def test_correctness_takes_every_file_that_concerns_the_gpu():
     groups = (correctness.TABLES, correctness.LOSS, correctness.others())
     files = [path for group in groups for path in group]
     found = {
-        str(path.relative_to(ROOT)) for folder in correctness.FOLDERS for path in (ROOT / folder).rglob("test_*.py")
+        str(path.relative_to(ROOT))
+        for folder in correctness.FOLDERS
+        for path in (ROOT / folder).rglob("test_*.py")
     }
     assert sorted(files) == sorted(found)
-    on_a_card = {path for path in found if "cuda.is_available" in (ROOT / path).read_text(encoding="utf-8")}
+    on_a_card = {
+        path for path in found if "cuda.is_available" in (ROOT / path).read_text(encoding="utf-8")
+    }
     assert {"tests/cuda/test_on_a_card.py", "tests/kernels/infonce/gluon/test_gluon.py"} < on_a_card
     assert on_a_card <= {*correctness.TABLES, *correctness.LOSS}
 
@@ -82,11 +88,14 @@ def test_truth_is_the_gradient_of_the_literal_form(monkeypatch, chunk):
 
 @pytest.mark.parametrize("name", forms.available("float32", "cpu"))
 def test_forms_of_the_loss_are_judged_accurate(name, monkeypatch):
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))  # traces all the same
+    # traces all the same
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     leaves = forms.problem(50, 16, "float32", "cpu")
     true = forms.truth(leaves)
     found = forms.errors(forms.step(forms.available("float32", "cpu")[name](), leaves), true)
-    assert loss.judge(found, forms.bounds(leaves, true, "float32"), ours=name == "adaftr_fast")["accurate"]
+    assert loss.judge(found, forms.bounds(leaves, true, "float32"), ours=name == "adaftr_fast")[
+        "accurate"
+    ]
 
 
 def wrong_temperature(a, b, tau):
@@ -100,12 +109,15 @@ def test_a_form_beyond_the_rule_is_seen(ours):
     found = forms.errors(forms.step(wrong_temperature, leaves), true)
     judged = loss.judge(found, forms.bounds(leaves, true, "float32"), ours)
     assert not judged["accurate"]
-    assert ("wrong" in judged) == ours  # another's figure is still a figure, with its error beside it
+    # another's figure is still a figure, with its error beside it
+    assert ("wrong" in judged) == ours
 
 
 def test_a_wrong_form_is_recorded_and_not_timed(monkeypatch):
     monkeypatch.setattr(
-        forms, "available", lambda *_: {"other": lambda: lambda a, b, tau: forms.ours(a, b.flip(0), tau)}
+        forms,
+        "available",
+        lambda *_: {"other": lambda: lambda a, b, tau: forms.ours(a, b.flip(0), tau)},
     )
     key = {"precision": "float32", "batch": 40, "width": 16, "contestant": "other", "mode": "call"}
     result = loss.measure(key, "cpu")
@@ -121,14 +133,21 @@ def test_tables_train_as_their_optimizers_are_defined(optimizer, ids):
         assert tables.disagreement(make, work, optimizer) < embedding.AGREES, name
 
 
-@pytest.mark.parametrize(("taken", "asked"), [("LazyAdam", "Adam"), ("RowwiseAdagrad", "Adagrad"), ("SGD", "Adagrad")])
+@pytest.mark.parametrize(
+    ("taken", "asked"), [("LazyAdam", "Adam"), ("RowwiseAdagrad", "Adagrad"), ("SGD", "Adagrad")]
+)
 def test_another_optimizer_is_noticed(taken, asked):
     work = tables.Work(fields=3, rows=40, width=8, batch=30, ids="zipf", device="cpu")
-    assert tables.disagreement(lambda work, _: tables.ours(work, taken), work, asked) > embedding.AGREES
+    assert (
+        tables.disagreement(lambda work, _: tables.ours(work, taken), work, asked)
+        > embedding.AGREES
+    )
 
 
 def test_ids_are_those_of_the_distribution():
-    uniform, zipf = (tables.Work(3, 1000, 8, 4000, ids, "cpu").batches()[0] for ids in ("uniform", "zipf"))
+    uniform, zipf = (
+        tables.Work(3, 1000, 8, 4000, ids, "cpu").batches()[0] for ids in ("uniform", "zipf")
+    )
     assert uniform.shape == zipf.shape == (4000, 3)
     most = [ids[:, 0].bincount(minlength=1000).max() / 4000 for ids in (uniform, zipf)]
     assert most[0] < 0.01
@@ -176,7 +195,11 @@ def test_outcomes_of_test_files_are_kept(tmp_path, setting, monkeypatch):
 
 def test_a_run_of_tests_that_was_ended_has_the_outcomes_before(tmp_path):
     reports = tmp_path / "reports.jsonl"
-    lines = [{"begun": "good"}, {"test": "good", "outcome": "passed", "text": ""}, {"begun": "hangs"}]
+    lines = [
+        {"begun": "good"},
+        {"test": "good", "outcome": "passed", "text": ""},
+        {"begun": "hangs"},
+    ]
     reports.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = correctness.outcomes(reports, "no end within 100 s")
     assert (found["tests"], found["passed"], found["without an outcome"]) == (1, 1, ["hangs"])
@@ -191,11 +214,18 @@ def test_the_build_names_a_missing_gpu():
 
 @pytest.mark.parametrize(
     ("result", "current"),
-    [({"host": build.host()}, True), ({"host": "another"}, False), ({"host": build.host(), "failed": "no"}, False)],
+    [
+        ({"host": build.host()}, True),
+        ({"host": "another"}, False),
+        ({"host": build.host(), "failed": "no"}, False),
+    ],
 )
 def test_what_another_machine_built_is_not_current(result, current, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "SITE", tmp_path)
-    assert build.is_current(Setting(tmp_path), {"cell": {"step": "extension"}, "result": result}) == current
+    assert (
+        build.is_current(Setting(tmp_path), {"cell": {"step": "extension"}, "result": result})
+        == current
+    )
 
 
 @pytest.fixture
@@ -212,7 +242,9 @@ def test_a_damaged_wheel_is_named(wheels, monkeypatch):
     monkeypatch.setattr(build, "SITE", wheels / "site")
     assert build.wheels(Setting(wheels, wheels, dry=True))["installed"] == ["nothing-here 1.0"]
     (wheels / "nothing_here-1.0-py3-none-any.whl").write_bytes(b"another wheel")
-    with pytest.raises(ValueError, match=r"nothing_here.*: its sha256 is not that of manifest\.json"):
+    with pytest.raises(
+        ValueError, match=r"nothing_here.*: its sha256 is not that of manifest\.json"
+    ):
         build.wheels(Setting(wheels, wheels, dry=True))
 
 
@@ -303,10 +335,14 @@ def test_a_profile_names_why_there_are_no_counters(setting, monkeypatch):
 
 def test_the_supervisor_needs_nothing_that_the_build_installs():
     code = (
-        "import sys; import benchmarks.gpu.__main__, benchmarks.gpu.supervise, benchmarks.gpu.worker\n"
+        "import sys; import benchmarks.gpu.__main__, benchmarks.gpu.supervise, "
+        "benchmarks.gpu.worker\n"
         "import benchmarks.gpu.stages.build\n"
         "top = {name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names\n"
-        "print(sorted(name for name in top if not name.startswith('_') and getattr(sys.modules[name], '__file__', '')))"
+        "print(sorted(name for name in top if not name.startswith('_') and "
+        "getattr(sys.modules[name], '__file__', '')))"
     )
-    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.stdout.strip() == "['benchmarks']", done.stderr

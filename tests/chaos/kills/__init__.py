@@ -1,4 +1,5 @@
-"""Kills commands at random moments, completes them, and compares the results with those of uninterrupted runs.
+"""Kills commands at random moments, completes them, and compares the results with those of
+uninterrupted runs.
 
 A case is a dictionary:
 
@@ -19,7 +20,8 @@ from tests.chaos.kills.commands import SERVED
 from tests.chaos.kills.services import are_installed
 from tests.chaos.search import Case
 
-COMMANDS = {"prepare": 2, "train": 2, "daily": 2, "export": 2, "predict": 2, "torchrun": 1}  # which takes longest
+# which takes longest
+COMMANDS = {"prepare": 2, "train": 2, "daily": 2, "export": 2, "predict": 2, "torchrun": 1}
 CASE_SECONDS = 900.0  # until a case is ended
 VICTIMS = ("rank 0", "rank 1", "ranks", "torchrun", "all")
 
@@ -38,7 +40,9 @@ def draw(random: random.Random) -> Case:
 
 
 def check(case: Case) -> int:
-    """Raises AssertionError if a killed command does not end like an uninterrupted one; returns the number of kills."""
+    """Raises AssertionError if a killed command does not end like an uninterrupted one; returns the
+    number of kills.
+    """
     from tests.chaos.kills.attempts import killed_and_completed
 
     return killed_and_completed(case)

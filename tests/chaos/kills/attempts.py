@@ -1,4 +1,6 @@
-"""One case: a command that is killed several times and then completed, among readers and other writers."""
+"""One case: a command that is killed several times and then completed, among readers and other
+writers.
+"""
 
 import atexit
 import functools
@@ -87,7 +89,9 @@ def earlier(name: str) -> Path:
 
 
 def new_folder(command: Command) -> Path:
-    """Returns a new working directory, and makes the store empty for a command that writes there."""
+    """Returns a new working directory, and makes the store empty for a command that
+    writes there.
+    """
     if command.is_stored:
         services.empty_store()
     return Path(tempfile.mkdtemp(dir=place()))
@@ -104,7 +108,11 @@ def start_command(command: Command, arguments: list[str], folder: Path) -> int:
     if not command.ranks:
         return fork(lambda: main(arguments), folder, log_of(folder))
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={command.ranks}"]
-    return spawn([*torchrun, "--monitor-interval=0.1", "-m", "adaftr_fast.cli", *arguments], folder, log_of(folder))
+    return spawn(
+        [*torchrun, "--monitor-interval=0.1", "-m", "adaftr_fast.cli", *arguments],
+        folder,
+        log_of(folder),
+    )
 
 
 def finish(process: int, folder: Path) -> None:
@@ -125,7 +133,11 @@ def killed_and_completed(case: Case) -> int:
         write_earlier(command, case["command"], folder)
         former = tree(folder)
     try:
-        reader = start_reader(command, folder) if case["reader"] and is_over and not command.is_stored else None
+        reader = (
+            start_reader(command, folder)
+            if case["reader"] and is_over and not command.is_stored
+            else None
+        )
         if case["rival"] is not None and not command.is_stored:
             meet_rival(command, folder, case["rival"] * expected.seconds)
         kills = 0
@@ -158,11 +170,15 @@ def write_earlier(command: Command, name: str, folder: Path) -> None:
 
 
 def fetch(command: Command, folder: Path, *, is_last: bool = False) -> None:
-    """Copies the result from the store to ``out``; in the end, nothing else may be left there and in the cache."""
+    """Copies the result from the store to ``out``; in the end, nothing else may be left there and
+    in the cache.
+    """
     if not command.is_stored:
         return
     log = folder.with_name(f"{folder.name}.fetch.log")
-    code = end(fork(lambda: stores.run(folder, lambda: stores.fetch(is_last)), folder, log), SECONDS)
+    code = end(
+        fork(lambda: stores.run(folder, lambda: stores.fetch(is_last)), folder, log), SECONDS
+    )
     assert code == 0, f"the store: {log.read_text()}"
 
 
@@ -197,8 +213,12 @@ def check_whole(command: Command, folder: Path, former: Tree, result: Tree) -> N
     code = end(fork(lambda: 0 if not Path("out").exists() else read(command), folder, log), SECONDS)
     assert code == 0, f"not readable after a kill: {log.read_text()}"
     if command.lock == ".out.lock":  # the result is replaced as a whole
-        found = {path: digest for path, digest in tree(folder).items() if path.split("/")[0] == "out"}
-        assert found in ({}, former, result), f"neither the former nor the new result: {sorted(found)}"
+        found = {
+            path: digest for path, digest in tree(folder).items() if path.split("/")[0] == "out"
+        }
+        assert found in ({}, former, result), (
+            f"neither the former nor the new result: {sorted(found)}"
+        )
         assert found or not former, "the former result is gone"
 
 
@@ -231,11 +251,15 @@ def end_reader(reader: int, folder: Path) -> None:
     readers.remove(reader)
     os.kill(reader, signal.SIGTERM)
     code = end(reader, SECONDS)
-    assert code in (0, -signal.SIGTERM), f"a reader met a result that is not whole: {reader_log(folder).read_text()}"
+    assert code in (0, -signal.SIGTERM), (
+        f"a reader met a result that is not whole: {reader_log(folder).read_text()}"
+    )
 
 
 def meet_rival(command: Command, folder: Path, seconds: float) -> None:
-    """Stops the command after ``seconds`` and, if it holds the lock, starts a second writer, which must be refused."""
+    """Stops the command after ``seconds`` and, if it holds the lock, starts a second writer, which
+    must be refused.
+    """
     process = start_command(command, command.arguments, folder)
     if end(process, seconds) is not None:
         return

@@ -1,7 +1,7 @@
 """The commands that are killed: how each starts, what it writes, and how it is read.
 
-All paths are relative to a working directory, so that results that name them are equal. ``inputs`` beside it has what
-the commands read.
+All paths are relative to a working directory, so that results that name them are equal. ``inputs``
+beside it has what the commands read.
 """
 
 import json
@@ -12,7 +12,14 @@ from pathlib import Path
 
 from tests.chaos.kills.services import BETWEEN, BROKER, BUCKET, TOPIC
 
-MODEL = ["--model.expert_hidden", "[16]", "--model.tower_hidden", "[16,8]", "--model.relatedness_hidden", "[4]"]
+MODEL = [
+    "--model.expert_hidden",
+    "[16]",
+    "--model.tower_hidden",
+    "[16,8]",
+    "--model.relatedness_hidden",
+    "[4]",
+]
 TRAINING = [
     *MODEL, "--optimizer.lr", "0.01", "--training.batch_size", "64", "--training.max_epochs", "3",
     "--training.progress", "false", "--training.checkpoint_seconds", "0.05",
@@ -20,7 +27,13 @@ TRAINING = [
 LABELS = ["--labels", "click", "conversion", "--group", "user"]
 TIMES = ("seconds", "samples_per_s", "arrived", "lag", "rows_per_s", "time")
 STORED = f"s3://{BUCKET}/out"
-SERVED = ("stream", "prepare to a store", "train to a store", "export to a store", "predict to a store")
+SERVED = (
+    "stream",
+    "prepare to a store",
+    "train to a store",
+    "export to a store",
+    "predict to a store",
+)
 
 
 @dataclass(frozen=True)
@@ -55,12 +68,16 @@ def commands() -> dict[str, Command]:
         "torchrun": Command(_train("data", 1), _train("data", 2), "out/.lock", _read_run, ranks=2),
         "stream": Command(_stream(), None, "out/.lock", _read_stream),
     }
-    return found | {f"{name} to a store": _stored(found[name]) for name in ("prepare", "train", "export", "predict")}
+    return found | {
+        f"{name} to a store": _stored(found[name])
+        for name in ("prepare", "train", "export", "predict")
+    }
 
 
 def _stored(command: Command) -> Command:
     arguments, before = (
-        [STORED if word == "out" else word for word in words] for words in (command.arguments, command.before)
+        [STORED if word == "out" else word for word in words]
+        for words in (command.arguments, command.before)
     )
     return replace(command, arguments=arguments, before=before, is_stored=True)
 
@@ -70,7 +87,11 @@ def _prepare(log: str) -> list[str]:
 
 
 def _train(data: str, seed: int, out: str = "out") -> list[str]:
-    return [*f"train --data.folder ../inputs/{data}".split(), *TRAINING, *f"--training.seed {seed} --out {out}".split()]
+    return [
+        *f"train --data.folder ../inputs/{data}".split(),
+        *TRAINING,
+        *f"--training.seed {seed} --out {out}".split(),
+    ]
 
 
 def _daily() -> list[str]:
@@ -96,7 +117,12 @@ def _export(run: str, out: str = "out") -> list[str]:
 
 def _predict(log: str) -> list[str]:
     options = ["--keep", "row", "--progress", "false"]
-    return [*f"predict --model ../inputs/model --files ../inputs/{log}".split(), *options, "--out", "out"]
+    return [
+        *f"predict --model ../inputs/model --files ../inputs/{log}".split(),
+        *options,
+        "--out",
+        "out",
+    ]
 
 
 def _read_prepared() -> object:
@@ -111,7 +137,8 @@ def _read_run() -> object:
 
     try:
         return Run(Path("out")).load()
-    except CheckpointError as error:  # the first epoch of a run removes the checkpoint of the run before it
+    # the first epoch of a run removes the checkpoint of the run before it
+    except CheckpointError as error:
         if "no checkpoint here" in str(error):
             return None
         raise
@@ -119,14 +146,20 @@ def _read_run() -> object:
 
 def _read_days() -> object:
     records = Path("out/daily.jsonl")
-    return [json.loads(line) for line in records.read_text().split("\n")[:-1]] if records.exists() else None
+    return (
+        [json.loads(line) for line in records.read_text().split("\n")[:-1]]
+        if records.exists()
+        else None
+    )
 
 
 def _read_stream() -> object:
     from adaftr_fast.serving.scorer import load_scorer
     from adaftr_fast.streaming.loop import Journal
 
-    return Journal(Path("out")), load_scorer(Path("out/serving")) if Path("out/serving").exists() else None
+    return Journal(Path("out")), load_scorer(Path("out/serving")) if Path(
+        "out/serving"
+    ).exists() else None
 
 
 def _read_model() -> object:
@@ -142,7 +175,9 @@ def _read_scores() -> object:
 
 
 def write_inputs(folder: Path) -> None:
-    """Writes the inputs of all commands to the working directory ``folder``; runs in a process of its own."""
+    """Writes the inputs of all commands to the working directory ``folder``; runs in a process of
+    its own.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.csv as csv
@@ -154,8 +189,16 @@ def write_inputs(folder: Path) -> None:
         random = np.random.default_rng(seed)
         item = first + random.integers(0, 300, rows)
         click = random.random(rows) < 1 / (1 + np.exp(-((item * 7919) % 23 - 11) / 3))
-        columns = {"row": np.arange(rows), "item": item, "user": random.integers(0, 90, rows), "x": random.random(rows)}
-        columns |= {"click": click.astype(np.int8), "conversion": (click & (item % 3 == 0)).astype(np.int8)}
+        columns = {
+            "row": np.arange(rows),
+            "item": item,
+            "user": random.integers(0, 90, rows),
+            "x": random.random(rows),
+        }
+        columns |= {
+            "click": click.astype(np.int8),
+            "conversion": (click & (item % 3 == 0)).astype(np.int8),
+        }
         return pa.table(columns)
 
     csv.write_csv(log(80_000, 1), folder / "log.csv")

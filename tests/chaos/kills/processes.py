@@ -1,4 +1,6 @@
-"""Starts commands as forks of this process, which computes nothing itself, and finds every process that they leave."""
+"""Starts commands as forks of this process, which computes nothing itself, and finds every process
+that they leave.
+"""
 
 import ctypes
 import fcntl
@@ -16,12 +18,15 @@ END_SECONDS = 20.0  # for processes to end by themselves
 readers: set[int] = set()  # processes that go on while commands start and end
 servers: set[int] = set()  # processes that go on while cases start and end
 
-ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # processes without a parent become children of this one
+# processes without a parent become children of this one
+ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends with the processes below
 
 
 def fork(act: Callable[[], int], folder: Path, log: Path) -> int:
-    """Runs ``act`` in a forked process with the working directory ``folder``; its output goes to ``log``."""
+    """Runs ``act`` in a forked process with the working directory ``folder``; its output goes to
+    ``log``.
+    """
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -51,13 +56,17 @@ def spawn(command: list[str], folder: Path, log: Path) -> int:
     root = str(Path(__file__).parents[3])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     with log.open("w") as file:
-        process = subprocess.Popen([sys.executable, *command], cwd=folder, env=environment, stdout=file, stderr=file)
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=folder, env=environment, stdout=file, stderr=file
+        )
     process.returncode = 0  # end() waits for it
     return process.pid
 
 
 def end(process: int, seconds: float | None = None) -> int | None:
-    """Waits for a child and returns its exit status, negative for a signal; None after ``seconds``."""
+    """Waits for a child and returns its exit status, negative for a signal; None after
+    ``seconds``.
+    """
     deadline = None if seconds is None else time.monotonic() + seconds
     while True:
         found, status = os.waitpid(process, 0 if deadline is None else os.WNOHANG)
@@ -76,7 +85,10 @@ def kill(*processes: int) -> None:
 
 def children(process: int) -> list[int]:
     try:
-        return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+        return [
+            int(each)
+            for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        ]
     except OSError:
         return []
 
@@ -111,7 +123,9 @@ def reap() -> list[int]:
 
 
 def all_ended(seconds: float = END_SECONDS) -> bool:
-    """Waits until this process has no children but readers and servers; returns whether it has none."""
+    """Waits until this process has no children but readers and servers; returns whether it has
+    none.
+    """
     deadline = time.monotonic() + seconds
     while reap():
         if time.monotonic() > deadline:

@@ -19,8 +19,10 @@ from tests.chaos.kills.processes import servers
 BUCKET, TOPIC, BROKER = "bucket", "shop", "CHAOS_KAFKA"  # an environment variable
 BETWEEN = 200  # rows between two messages that cannot be read
 POISON = (
-    b"", b"{", b"[]", b"null", b"\xff", b"[" * 5000, b'{"item": 1}', b'{"click": 2, "conversion": 0}',
-    b'{"item": "\\ud800", "click": 0, "conversion": 0}', b'{"x": "warm", "click": 0, "conversion": 0}',
+    b"", b"{", b"[]", b"null", b"\xff", b"[" * 5000, b'{"item": 1}', b'{"click": 2, '
+b'"conversion": 0}',
+    b'{"item": "\\ud800", "click": 0, '
+b'"conversion": 0}', b'{"x": "warm", "click": 0, "conversion": 0}',
     b'{"x": {}, "click": 0, "conversion": 0}', b'{"click": null, "conversion": 0}',
 )  # fmt: skip
 
@@ -38,15 +40,25 @@ def start(inputs: Path) -> subprocess.Popen:
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     servers.add(process.pid)
     places = json.loads(process.stdout.readline())
-    os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_EC2_METADATA_DISABLED": "true"}
-    os.environ |= {"AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": places["s3"], BROKER: places["kafka"]}
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    os.environ |= {
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": places["s3"],
+        BROKER: places["kafka"],
+    }
     return process
 
 
 def empty_store() -> None:
     """Removes all that the S3 server holds but the bucket."""
     for method, path in (("POST", "moto-api/reset"), ("PUT", BUCKET)):
-        request = urllib.request.Request(f"{os.environ['AWS_ENDPOINT_URL']}/{path}", method=method, data=b"")
+        request = urllib.request.Request(
+            f"{os.environ['AWS_ENDPOINT_URL']}/{path}", method=method, data=b""
+        )
         urllib.request.urlopen(request).close()
 
 
@@ -82,7 +94,9 @@ def serve_topic(days: list[str]) -> tuple[object, str]:
     (broker,) = producer.list_topics(TOPIC, timeout=10).brokers.values()
     poison = itertools.cycle(POISON)
     for number, row in enumerate(row for day in days for row in pq.read_table(day).to_pylist()):
-        producer.produce(TOPIC, json.dumps(row | {"meta": {}}).encode(), partition=0, timestamp=1_700_000_000_000)
+        producer.produce(
+            TOPIC, json.dumps(row | {"meta": {}}).encode(), partition=0, timestamp=1_700_000_000_000
+        )
         if number % BETWEEN == BETWEEN - 1:
             producer.produce(TOPIC, next(poison), partition=0, timestamp=1_700_000_000_000)
     assert producer.flush(30) == 0

@@ -1,4 +1,6 @@
-"""What is in the store, and in the cache of the commands that write there; all in forked processes."""
+"""What is in the store, and in the cache of the commands that write there; all in
+forked processes.
+"""
 
 import os
 import shutil
@@ -21,7 +23,9 @@ def run(folder: Path, act: Callable[[], int]) -> int:
 
 
 def fetch(is_last: bool) -> int:
-    """Replaces ``out`` by what the store has, if any. Then asserts that nothing else is left, if ``is_last``."""
+    """Replaces ``out`` by what the store has, if any. Then asserts that nothing else is left, if
+    ``is_last``.
+    """
     from adaftr_fast.stores import PublishedFolder, as_path, open_folder
     from adaftr_fast.stores.cache import download_all
 
@@ -40,7 +44,9 @@ def fetch(is_last: bool) -> int:
 
 
 def check_left() -> None:
-    """Asserts that the store has what is published alone, a folder or a file, and the cache no output."""
+    """Asserts that the store has what is published alone, a folder or a file, and the cache no
+    output.
+    """
     import boto3
     from pyarrow.fs import FileSelector
 

@@ -11,7 +11,9 @@ TIMED = ("metrics.jsonl", "stream.jsonl", "exported.json")  # records with times
 
 
 def tree(folder: Path) -> Tree:
-    """Returns the content of every file below a folder as a digest, and of every folder as ""; by path."""
+    """Returns the content of every file below a folder as a digest, and of every folder as ""; by
+    path.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
         found[str(path.relative_to(folder))] = "" if path.is_dir() else _digest(path)
@@ -19,7 +21,9 @@ def tree(folder: Path) -> Tree:
 
 
 def state(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Returns the identity, the size and the time of change of every file below a folder, by path."""
+    """Returns the identity, the size and the time of change of every file below a
+    folder, by path.
+    """
     found = {}
     for path in sorted(folder.rglob("*")):
         stat = path.stat()
@@ -31,16 +35,24 @@ def differences(found: Tree, expected: Tree) -> str:
     """Describes how two trees differ; "" if they are equal."""
     lines = [f"missing: {path}" for path in expected if path not in found]
     lines += [f"left over: {path}" for path in found if path not in expected]
-    lines += [f"other content: {path}" for path in found if path in expected and found[path] != expected[path]]
+    lines += [
+        f"other content: {path}"
+        for path in found
+        if path in expected and found[path] != expected[path]
+    ]
     return "; ".join(lines)
 
 
 def _digest(path: Path) -> str:
     content = path.read_bytes()
-    if path.name == "report.md":  # its tables hold times, and the records of metrics.jsonl are compared
+    # its tables hold times, and the records of metrics.jsonl are compared
+    if path.name == "report.md":
         content = content.splitlines()[0]
     if path.name in TIMED:
         records = [json.loads(line) for line in content.splitlines()]
-        kept = [{name: value for name, value in each.items() if name not in TIMES} for each in records]
-        content = json.dumps(kept, sort_keys=True).encode()  # losses of an epoch that was resumed are sorted by name
+        kept = [
+            {name: value for name, value in each.items() if name not in TIMES} for each in records
+        ]
+        # losses of an epoch that was resumed are sorted by name
+        content = json.dumps(kept, sort_keys=True).encode()
     return hashlib.sha256(content).hexdigest()

@@ -1,7 +1,7 @@
 """Calls the ops with random shapes, types, strides, values and options, on every instruction set.
 
-A case is a dictionary: ``op``, ``seed`` of the values, ``sizes`` (numbers and lists of numbers) and ``options``, which
-holds only what differs from the default.
+A case is a dictionary: ``op``, ``seed`` of the values, ``sizes`` (numbers and lists of numbers) and
+``options``, which holds only what differs from the default.
 """
 
 import random
@@ -36,7 +36,9 @@ def simpler(case: Case) -> Iterator[Case]:
         for smaller in _smaller(size):
             yield case | {"sizes": case["sizes"] | {name: smaller}}
     for name in case["options"]:
-        yield case | {"options": {key: value for key, value in case["options"].items() if key != name}}
+        yield case | {
+            "options": {key: value for key, value in case["options"].items() if key != name}
+        }
 
 
 def _smaller(size: int | list) -> Iterator[int | list]:

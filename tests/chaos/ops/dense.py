@@ -25,7 +25,8 @@ def mlp(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | 
     dtype = torch.float32 if reduced else getattr(torch, options.get("dtype", "float32"))
     inputs = [torch.randn(rows, width) * options.get("spread", 1.0) for width in widths]
     types = [
-        torch.bfloat16 if "half_inputs" in options and dtype == torch.float32 and i % 2 else dtype for i in range(9)
+        torch.bfloat16 if "half_inputs" in options and dtype == torch.float32 and i % 2 else dtype
+        for i in range(9)
     ]
     inputs = [x.to(each) for x, each in zip(inputs, types)]
     reads = [number % len(widths) for number in range(len(stacks))]
@@ -51,11 +52,15 @@ def mlp(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | 
         layer = 0
         for read, depth, relus in zip(reads, *lists):
             for index in range(depth):
-                x, w, b = (inputs[read] if index == 0 else outputs[layer - 1]), weights[layer], biases[layer]
+                x = inputs[read] if index == 0 else outputs[layer - 1]
+                w = weights[layer]
+                b = biases[layer]
                 truth = F.linear(x.double(), w.double(), b.double())
                 terms = F.linear(x.double().abs(), w.double().abs(), b.double().abs())
                 truth = truth.relu() if index < relus else truth
-                assert_close(outputs[layer], truth, truth, narrow, terms * 4 * eps, f"output {layer}")
+                assert_close(
+                    outputs[layer], truth, truth, narrow, terms * 4 * eps, f"output {layer}"
+                )
                 layer += 1
 
     def backward(
@@ -77,12 +82,16 @@ def mlp(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | 
             else None
             for y in outputs
         ]
-        # The gradients are those at the kernel's outputs, since at others a relu may have another mask.
+        # The gradients are those at the kernel's outputs, since at others a relu may have another
+        # mask.
         own = backward(OPS.mlp_backward, lambda t: t, upstream, outputs)
         truth = backward(reference.mlp_backward, Tensor.double, upstream, outputs)
-        zeros = [torch.zeros_like(y) if g is None else g for g, y in zip(upstream, outputs)]  # as the kernel takes None
+        # as the kernel takes None
+        zeros = [torch.zeros_like(y) if g is None else g for g, y in zip(upstream, outputs)]
         terms = backward(reference.mlp_backward, lambda t: t.double().abs(), zeros, outputs)
-        types = [x.dtype if x.dtype == torch.bfloat16 else narrow for x in inputs] + [narrow] * 2 * len(weights)
+        types = [x.dtype if x.dtype == torch.bfloat16 else narrow for x in inputs] + [
+            narrow
+        ] * 2 * len(weights)
         for number, (x, true, term, each) in enumerate(zip(own, truth, terms, types, strict=True)):
             rounding = max(eps, HALF if each == torch.bfloat16 else 0.0) * 4 * max(depths)
             assert_close(x, true, true, each, term * rounding, f"gradient {number}")
@@ -99,15 +108,21 @@ def mixture(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     experts = (torch.randn(rows, k, width) * options.get("spread", 1.0)).to(dtype)
     logits = (torch.randn(rows, tasks, k) * options.get("logit_spread", 1.0)).to(dtype)
     experts, logits = spoiled({"experts": experts, "logits": logits}, options).values()
-    experts, logits = laid(experts, options.get("layout_experts")), laid(logits, options.get("layout_logits"))
+    experts = laid(experts, options.get("layout_experts"))
+    logits = laid(logits, options.get("layout_logits"))
     upstream: list[Tensor | None] = []
     for _ in range(tasks):
         keep = float(torch.rand(())) < options.get("upstream", 1.0)
-        upstream.append(laid(torch.randn(rows, width).to(dtype), options.get("layout_grad")) if keep else None)
+        upstream.append(
+            laid(torch.randn(rows, width).to(dtype), options.get("layout_grad")) if keep else None
+        )
     wide = [None if g is None else g.double() for g in upstream]
     truth = [*reference.mixture(experts.double(), logits.double())]
     truth += reference.mixture_backward(wide, experts.double(), logits.double())
-    pytorch = [*reference.mixture(experts, logits), *reference.mixture_backward(upstream, experts, logits)]
+    pytorch = [
+        *reference.mixture(experts, logits),
+        *reference.mixture_backward(upstream, experts, logits),
+    ]
     terms = _mixture_terms(wide, experts.double(), logits.double())
 
     def compare() -> None:
@@ -125,6 +140,12 @@ def _mixture_terms(upstream: list[Tensor | None], experts: Tensor, logits: Tenso
     sent = [None if g is None else g.abs() for g in upstream]
     positive = reference.mixture(experts.abs(), logits)
     d_experts, _ = reference.mixture_backward(sent, experts.abs(), logits)
-    g = torch.stack([experts.new_zeros(len(experts), experts.shape[2]) if each is None else each for each in sent], 1)
+    g = torch.stack(
+        [
+            experts.new_zeros(len(experts), experts.shape[2]) if each is None else each
+            for each in sent
+        ],
+        1,
+    )
     weights, s = logits.softmax(2), g @ experts.abs().transpose(1, 2)
     return [*positive, d_experts, weights * (s + (weights * s).sum(2, keepdim=True))]

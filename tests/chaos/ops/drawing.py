@@ -23,12 +23,16 @@ def size(random: random.Random, largest: int) -> int:
     if kind < 0.12:
         return random.choice((0, 0, 1, 1, 2))
     if kind < 0.4:
-        return min(largest, max(1, 16 * random.randint(1, max(1, largest // 16)) + random.randint(-1, 1)))
+        return min(
+            largest, max(1, 16 * random.randint(1, max(1, largest // 16)) + random.randint(-1, 1))
+        )
     return int(largest ** random.random())
 
 
 def largest_batch(random: random.Random) -> int:
-    """Returns a bound of the batch size: most cases are small, and a few fill several blocks and threads."""
+    """Returns a bound of the batch size: most cases are small, and a few fill several blocks and
+    threads.
+    """
     return random.choices((10, 50, 300, 1200), (4, 4, 3, 0.3))[0]
 
 
@@ -37,8 +41,14 @@ def at_least_one(random: random.Random, largest: int) -> int:
 
 
 def some(random: random.Random, **choices: Any) -> dict[str, Any]:
-    """Returns some of the options, each with one of its values: the first of a pair is its probability."""
-    return {name: random.choice(values) for name, (chance, values) in choices.items() if random.random() < chance}
+    """Returns some of the options, each with one of its values: the first of a pair is its
+    probability.
+    """
+    return {
+        name: random.choice(values)
+        for name, (chance, values) in choices.items()
+        if random.random() < chance
+    }
 
 
 def powers(low: int, high: int) -> list[float]:
@@ -110,14 +120,17 @@ def targets(random: random.Random) -> Drawn:
     )  # fmt: skip
     drawn["options"][target] = random.choice(numbers[target])
     if "labels" in drawn["options"]:
-        drawn["options"] = {name: x for name, x in drawn["options"].items() if name not in ("positive", "margin")}
+        drawn["options"] = {
+            name: x for name, x in drawn["options"].items() if name not in ("positive", "margin")
+        }
         drawn["sizes"]["columns"] = max(drawn["sizes"].values())
     return drawn
 
 
 def lookup(random: random.Random) -> Drawn:
     fields = [
-        at_least_one(random, random.choice((3, 60, 5000))) for _ in range(at_least_one(random, random.choice((4, 24))))
+        at_least_one(random, random.choice((3, 60, 5000)))
+        for _ in range(at_least_one(random, random.choice((4, 24))))
     ]
     options = some(
         random,
@@ -125,7 +138,11 @@ def lookup(random: random.Random) -> Drawn:
         distinct=(0.5, (1, 2, 9)), spread=(0.3, powers(-3, 3)), bad=(0.1, (-1, "last", 2**31 - 1)),
         missed=(0.3, (1, 3, 20)), no_grad=(0.1, (True,)), **THREADS, **SPOILED,
     )  # fmt: skip
-    sizes = {"rows": size(random, largest_batch(random)), "width": at_least_one(random, 40), "fields": fields}
+    sizes = {
+        "rows": size(random, largest_batch(random)),
+        "width": at_least_one(random, 40),
+        "fields": fields,
+    }
     return {"sizes": sizes, "options": options}
 
 
@@ -134,7 +151,10 @@ def bags(random: random.Random) -> Drawn:
     drawn["sizes"]["rows"] = min(drawn["sizes"]["rows"], 300)
     drawn["sizes"]["longest"] = random.choice((0, 1, 4, 40))
     drawn["options"] |= some(
-        random, mean=(0.5, (True,)), weights=(0.5, ("normal", "some zero")), layout_offsets=(0.2, ("strided", "offset"))
+        random,
+        mean=(0.5, (True,)),
+        weights=(0.5, ("normal", "some zero")),
+        layout_offsets=(0.2, ("strided", "offset")),
     )
     return drawn
 
@@ -146,7 +166,11 @@ def select(random: random.Random) -> Drawn:
         layout_offsets=(0.2, ("strided", "offset")), **THREADS,
         fault=(0.2, ("short offsets", "other factors", "negative", "beyond")),
     )  # fmt: skip
-    sizes = {"rows": size(random, 300), "fields": at_least_one(random, 24), "longest": random.choice((0, 1, 4, 40))}
+    sizes = {
+        "rows": size(random, 300),
+        "fields": at_least_one(random, 24),
+        "longest": random.choice((0, 1, 4, 40)),
+    }
     return {"sizes": sizes, "options": options}
 
 
@@ -159,7 +183,11 @@ def steps(random: random.Random) -> Drawn:
         fresh=(0.3, (True,)), **THREADS, **SPOILED,
     )  # fmt: skip
     table = at_least_one(random, random.choice((5, 100, 3000)))
-    sizes = {"table": table, "rows": min(table, size(random, table)), "width": at_least_one(random, 40)}
+    sizes = {
+        "table": table,
+        "rows": min(table, size(random, table)),
+        "width": at_least_one(random, 40),
+    }
     return {"sizes": sizes, "options": options}
 
 
@@ -171,14 +199,23 @@ def adam(random: random.Random) -> Drawn:
         beta2=(0.4, (0.5, 0.99, 0.9999)), spread=(0.3, powers(-6, 3)), distinct=(0.5, (1, 2, 9)), **THREADS,
         schedule=(0.4, (True,)), flushes=(0.3, (True,)), bags=(0.4, (1, 5)), mean=(0.5, (True,)),
     )  # fmt: skip
-    fields = [at_least_one(random, random.choice((3, 60, 300))) for _ in range(random.randint(1, 4))]
-    sizes = {"steps": random.choice((1, 2, 5, 20)), "rows": size(random, 40), "width": at_least_one(random, 40)}
+    fields = [
+        at_least_one(random, random.choice((3, 60, 300))) for _ in range(random.randint(1, 4))
+    ]
+    sizes = {
+        "steps": random.choice((1, 2, 5, 20)),
+        "rows": size(random, 40),
+        "width": at_least_one(random, 40),
+    }
     return {"sizes": sizes | {"fields": fields}, "options": options}
 
 
 def mlp(random: random.Random) -> Drawn:
     inputs = [at_least_one(random, 200) for _ in range(random.choice((1, 1, 2, 3)))]
-    stacks = [[at_least_one(random, 130) for _ in range(random.randint(1, 4))] for _ in range(random.randint(1, 3))]
+    stacks = [
+        [at_least_one(random, 130) for _ in range(random.randint(1, 4))]
+        for _ in range(random.randint(1, 3))
+    ]
     options = some(
         random,
         dtype=(0.3, ("float64",)), reduced=(0.4, (True,)), half_inputs=(0.3, (True,)), layout_inputs=(0.4, LAYOUTS),
@@ -197,5 +234,9 @@ def mixture(random: random.Random) -> Drawn:
         upstream=(0.4, (0.3, 0.7)), **THREADS, **SPOILED,
     )  # fmt: skip
     sizes = {"rows": size(random, largest_batch(random))}
-    sizes |= {"tasks": at_least_one(random, 9), "experts": at_least_one(random, 17), "width": at_least_one(random, 130)}
+    sizes |= {
+        "tasks": at_least_one(random, 9),
+        "experts": at_least_one(random, 17),
+        "width": at_least_one(random, 130),
+    }
     return {"sizes": sizes, "options": options}

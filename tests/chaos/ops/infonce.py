@@ -17,7 +17,8 @@ from adaftr_fast.ops.infonce.reference import IGNORE, infonce_rows
 from tests.chaos.ops.inputs import assert_close, laid
 
 NAMES = ("h_ctr", "h_cvr", "tau", "tau per column", "row_weight", "column_bias")
-PRODUCTS = {"highest": 2.0**-22, "high": 2.0**-14, "medium": 2.0**-6}  # relative errors of a product, with a margin
+# relative errors of a product, with a margin
+PRODUCTS = {"highest": 2.0**-22, "high": 2.0**-14, "medium": 2.0**-6}
 
 
 def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
@@ -27,7 +28,9 @@ def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
         return None
     leaves = drawn_leaves(rows, columns, sizes["width"], options)
     arguments = drawn_arguments(rows, columns, options)
-    upstream = torch.randn(rows, dtype=torch.float64) if options.get("reduction") == "none" else None
+    upstream = (
+        torch.randn(rows, dtype=torch.float64) if options.get("reduction") == "none" else None
+    )
     exact = [x.detach().double() for x in leaves]
     products = product_dtype(leaves[0], leaves[1], options.get("own_precision", "auto"))
     narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
@@ -88,12 +91,18 @@ def drawn_leaves(rows: int, columns: int, width: int, options: dict[str, Any]) -
     types = [getattr(torch, options.get("dtype", "float32"))] * 2
     types[1] = getattr(torch, options["other_dtype"]) if "other_dtype" in options else types[0]
     wide = torch.float64 if torch.float64 in types else torch.float32
-    if options.get("own_precision") == "bfloat16":  # the truth takes the numbers that the loss rounds to
+    # the truth takes the numbers that the loss rounds to
+    if options.get("own_precision") == "bfloat16":
         a, b = (x.to(dtype).bfloat16() for x, dtype in zip((a, b), types))
     layouts = [options.get(f"layout_{name}") for name in ("a", "b", "tau")]
     made = [laid(x.to(dtype), layout) for x, dtype, layout in zip((a, b), types, layouts)]
     bias = torch.randn(columns, dtype=torch.float64) * options.get("column_bias", 1.0)
-    return [*made, *(laid(tau.to(wide), layouts[2]) for tau in taus), weight.to(wide), bias.to(wide)]
+    return [
+        *made,
+        *(laid(tau.to(wide), layouts[2]) for tau in taus),
+        weight.to(wide),
+        bias.to(wide),
+    ]
 
 
 def drawn_arguments(rows: int, columns: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -120,8 +129,8 @@ def clear_margin(
 ) -> float | None:
     """Returns a margin from which every candidate is further than rounding moves it, or None.
 
-    It is the middle of a wide gap between the candidates' similarities, less that of the positive, near the quantile
-    ``options["ignore_above"]``.
+    It is the middle of a wide gap between the candidates' similarities, less that of the positive,
+    near the quantile ``options["ignore_above"]``.
     """
     a, b, tau, *_, bias = exact
     if "tau_kind" in options and len(a):
@@ -153,23 +162,37 @@ def _product_error(dtype: torch.dtype, options: dict[str, Any]) -> float:
 
 def rounding(dtype: torch.dtype, options: dict[str, Any]) -> float:
     """Returns the relative error of a product, or of a stored probability if that is greater."""
-    return max(_product_error(dtype, options), {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-9}.get(dtype, 0.0))
+    return max(
+        _product_error(dtype, options),
+        {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-9}.get(dtype, 0.0),
+    )
 
 
 def counts(leaves: list[Tensor], arguments: dict[str, Any], options: dict[str, Any]) -> Tensor:
-    """Returns whether each row is part of the loss [B]: a row that is ignored or has no weight is not."""
-    weighted = leaves[4] != 0 if "weight" in options else torch.ones(len(leaves[0]), dtype=torch.bool)
-    return weighted & (arguments["positive_index"] != IGNORE) if "positive_index" in arguments else weighted
+    """Returns whether each row is part of the loss [B]: a row that is ignored or has no weight is
+    not.
+    """
+    weighted = (
+        leaves[4] != 0 if "weight" in options else torch.ones(len(leaves[0]), dtype=torch.bool)
+    )
+    return (
+        weighted & (arguments["positive_index"] != IGNORE)
+        if "positive_index" in arguments
+        else weighted
+    )
 
 
 def is_computable(exact: list[Tensor], arguments: dict[str, Any], dtype: torch.dtype) -> bool:
-    """Returns whether all logits are far below the largest float32, and the inputs are finite in ``dtype``."""
+    """Returns whether all logits are far below the largest float32, and the inputs are finite in
+    ``dtype``.
+    """
     a, b, *taus, _, bias = exact
     if not len(a) or not len(b):
         return True
     if not (a.isfinite().all() and b.isfinite().all()):
         return False
-    if dtype == torch.float16 and bias.abs().max() / taus[0].min() > 1e4:  # a gradient in the dimension of tau
+    # a gradient in the dimension of tau
+    if dtype == torch.float16 and bias.abs().max() / taus[0].min() > 1e4:
         return False
     largest = a.abs().max() * b.abs().max() * a.shape[1] / min(tau.min() for tau in taus)
     return bool(largest < 1e30)
@@ -192,25 +215,41 @@ def results(
     h_ctr, h_cvr, *taus, weight, bias = held
     kind = options.get("tau_kind")
     if kind is not None:
-        taus = [leaves_tau.detach()[0] if len(leaves_tau) else leaves_tau.new_ones(()) for leaves_tau in taus]
+        taus = [
+            leaves_tau.detach()[0] if len(leaves_tau) else leaves_tau.new_ones(())
+            for leaves_tau in taus
+        ]
         taus = [float(tau) if kind == "scalar" else tau.requires_grad_(needed[2]) for tau in taus]
     given = dict(arguments) | ({"row_weight": weight} if "weight" in options else {})
     given |= {"column_bias": bias} if "column_bias" in options else {}
-    if "own_precision" in options and dtype is None and (backend == "cpu" or options["own_precision"] == "bfloat16"):
+    if (
+        "own_precision" in options
+        and dtype is None
+        and (backend == "cpu" or options["own_precision"] == "bfloat16")
+    ):
         given["precision"] = options["own_precision"]
     with torch.set_grad_enabled("no_grad" not in options):
-        if options.get("symmetric"):  # without statistics, both directions may share their similarities
+        # without statistics, both directions may share their similarities
+        if options.get("symmetric"):
             loss = af.adaptive_infonce(h_ctr, h_cvr, tuple(taus), backend=backend, **given)
             found = {"loss": loss.detach()}
         else:
-            loss, stats = af.adaptive_infonce(h_ctr, h_cvr, taus[0], return_stats=True, backend=backend, **given)
+            loss, stats = af.adaptive_infonce(
+                h_ctr, h_cvr, taus[0], return_stats=True, backend=backend, **given
+            )
             found = {"loss": loss.detach(), **stats._asdict()}
-    wanted = {name: x for name, x in zip(NAMES, (h_ctr, h_cvr, *taus, weight, bias)) if isinstance(x, Tensor)}
+    wanted = {
+        name: x
+        for name, x in zip(NAMES, (h_ctr, h_cvr, *taus, weight, bias))
+        if isinstance(x, Tensor)
+    }
     wanted = {name: x for name, x in wanted.items() if x.requires_grad}
     if loss.requires_grad:
         sent = None if upstream is None else upstream.to(loss.dtype)
         twice = "twice" in options
-        gradients = torch.autograd.grad(loss, list(wanted.values()), sent, allow_unused=True, create_graph=twice)
+        gradients = torch.autograd.grad(
+            loss, list(wanted.values()), sent, allow_unused=True, create_graph=twice
+        )
         first = {f"d {name}": g for name, g in zip(wanted, gradients) if g is not None}
         found |= {name: g.detach() for name, g in first.items()}
         if twice:
@@ -234,7 +273,9 @@ def conditions(
     options: dict[str, Any],
     dtype: torch.dtype,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns the error that rounding causes in each result, and whether rounding may decide ``top1`` [B]."""
+    """Returns the error that rounding causes in each result, and whether rounding may decide
+    ``top1`` [B].
+    """
     a, b, tau, tau_column, weight, bias = exact
     if "tau_kind" in options and len(a) and len(b):
         tau, tau_column = tau[0].expand(len(a)), tau_column[0].expand(len(b))
@@ -249,12 +290,20 @@ def conditions(
     one = _direction(a, b, tau, positive, row_group, column_group, scale, options, dtype, margin)
     terms = {"loss": one["loss"], "h_ctr": one["a"], "h_cvr": one["b"], "tau": one["tau"]}
     if "column_bias" in options:
-        terms |= {"h_ctr": one["a"][:, :-1], "h_cvr": one["b"][:, :-1], "tau": one["tau"] + one["a"][:, -1]}
+        terms |= {
+            "h_ctr": one["a"][:, :-1],
+            "h_cvr": one["b"][:, :-1],
+            "tau": one["tau"] + one["a"][:, -1],
+        }
         terms["column_bias"] = one["b"][:, -1]
     if options.get("symmetric"):
-        back = reverse(Direction(a, tau, Candidates(b, positive, column_group), row_group), tau_column)
+        back = reverse(
+            Direction(a, tau, Candidates(b, positive, column_group), row_group), tau_column
+        )
         own = back.candidates.positive
-        two = _direction(back.anchors, a, back.tau, own, back.group, row_group, scale, options, dtype)
+        two = _direction(
+            back.anchors, a, back.tau, own, back.group, row_group, scale, options, dtype
+        )
         terms["loss"] = terms["loss"] + two["loss"]
         if len(a) and len(b):
             terms["h_ctr"] = terms["h_ctr"].max() + two["b"].max()
@@ -281,7 +330,9 @@ def _direction(
     dtype: torch.dtype,
     margin: float | None = None,
 ) -> dict[str, Tensor]:
-    """Returns the errors of one direction, from the relative error of a product and of a stored probability."""
+    """Returns the errors of one direction, from the relative error of a product and of a stored
+    probability.
+    """
     if not len(a) or not len(b):
         names = ("loss", "lse", "positive_logit", "entropy", "tau", "doubt")
         return {name: a.new_zeros(len(a)) for name in names} | {"a": a * 0, "b": b * 0}
@@ -289,7 +340,8 @@ def _direction(
     y = torch.arange(len(a)) if positive is None else positive
     valid, y = y != IGNORE, y.clamp(min=0)
     z = a @ b.T / tau[:, None]
-    delta = product * ((a.abs() @ b.abs().T) / tau[:, None]).max(1).values * 4  # [B], error of a logit
+    # [B], error of a logit
+    delta = product * ((a.abs() @ b.abs().T) / tau[:, None]).max(1).values * 4
     negative = torch.arange(len(b)) != y[:, None]
     if row_group is not None and column_group is not None:
         negative &= row_group[:, None] != column_group[None]
@@ -302,13 +354,16 @@ def _direction(
     near = torch.where(negative, p, 0).sum(1)  # 1 - p of the positive
     residual = torch.where(negative, p, 0).scatter(1, y[:, None], near[:, None])
     acc = torch.float64 if dtype == torch.float64 else torch.float32
-    summed = torch.finfo(acc).eps / 2 * len(b) ** 0.5  # relative error of a sum of the probabilities
-    wrong = torch.expm1(2 * delta.clamp(max=300)).clamp(max=1e6) + 2 * stored + summed  # of a probability
+    # relative error of a sum of the probabilities
+    summed = torch.finfo(acc).eps / 2 * len(b) ** 0.5
+    # of a probability
+    wrong = torch.expm1(2 * delta.clamp(max=300)).clamp(max=1e6) + 2 * stored + summed
     near = (near * (1 + wrong)).clamp(max=1.0)
     # Where a logit may err by more than its distance to another, any probability is possible.
     coefficient = torch.where(delta[:, None] > 0.1, 2.0, (residual * wrong[:, None]).clamp(max=2.0))
     coefficient = torch.where(valid[:, None], coefficient * (scale / tau)[:, None], 0)  # [B, N]
-    # Probabilities, and their products with scale / tau, that are below the normal numbers count as zero.
+    # Probabilities, and their products with scale / tau, that are below the normal numbers count as
+    # zero.
     lost = 4 * torch.finfo(acc).smallest_normal
     coefficient = coefficient + lost * torch.where(valid, scale / tau, 0).max()
     gaps = torch.where(negative, z, -torch.inf).amax(1) - z.gather(1, y[:, None])[:, 0]

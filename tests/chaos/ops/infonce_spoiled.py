@@ -32,7 +32,11 @@ def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
         return None
     place = int(torch.randint(0, len(leaves[number]), ()))
     spoiled = _spoiled(leaves, number, place, options)
-    ignored = where == "tau" and "positive_index" in arguments and arguments["positive_index"][place] == IGNORE
+    ignored = (
+        where == "tau"
+        and "positive_index" in arguments
+        and arguments["positive_index"][place] == IGNORE
+    )
     if where in ("tau", "column_bias") and not ignored:
         given = (arguments, torch.ones(rows), options, None, "cpu")
         return lambda: _is_refused(lambda: infonce.results(spoiled, *given))
@@ -41,7 +45,9 @@ def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     shared_by = 1 if of_a_row else arguments.get("block", max(rows, columns))  # consecutive rows
     others = torch.arange(rows) // shared_by != place // shared_by
     narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
-    whole, _ = infonce.conditions(exact, arguments, torch.ones(rows, dtype=torch.float64), options, narrow)
+    whole, _ = infonce.conditions(
+        exact, arguments, torch.ones(rows, dtype=torch.float64), options, narrow
+    )
     slack = {name: float(x.abs().max()) if x.numel() else 0.0 for name, x in whole.items()}
     return lambda: _compare(spoiled, arguments, options, counted, others, slack)
 
@@ -77,11 +83,15 @@ def _compare(
         if name in OF_ROWS:
             zero = name in ("loss", "d h_ctr", "d tau")
             assert not (zero and x[~counted].any()), f"{name}: of a row that does not count"
-            assert x[others].isfinite().all() or x.dtype == torch.bool, f"{name}: not finite in other rows"
+            assert x[others].isfinite().all() or x.dtype == torch.bool, (
+                f"{name}: not finite in other rows"
+            )
         elif not is_input:
             assert x.isfinite().all(), f"{name}: not finite because of a row that does not count"
         if x.is_floating_point():
-            assert not (x.isfinite() & ~true.isfinite()).any(), f"{name}: finite where the reference is not"
+            assert not (x.isfinite() & ~true.isfinite()).any(), (
+                f"{name}: finite where the reference is not"
+            )
             both = x.isfinite() & true.isfinite()
             error = terms[name][both] + slack.get(name, 0.0)
             assert_close(*(each[both] for each in (x, true, theirs)), narrow, error, name)
@@ -97,7 +107,9 @@ def _is_refused(call: Callable[[], object]) -> None:
     assert "tau" in message or "column_bias" in message, message
 
 
-def _spoiled(leaves: list[Tensor], number: int, place: int, options: dict[str, Any]) -> list[Tensor]:
+def _spoiled(
+    leaves: list[Tensor], number: int, place: int, options: dict[str, Any]
+) -> list[Tensor]:
     """Returns the leaves with one number of row ``place`` of one of them changed."""
     x = leaves[number].clone(memory_format=torch.contiguous_format)
     row = x[place].view(-1)

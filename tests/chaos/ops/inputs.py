@@ -16,7 +16,9 @@ def instruction_sets() -> list[str]:
 
 
 def laid(x: Tensor, layout: str | None) -> Tensor:
-    """Returns the numbers of ``x`` at other strides, among NaN or -1; "expanded" repeats its first row."""
+    """Returns the numbers of ``x`` at other strides, among NaN or -1; "expanded" repeats its first
+    row.
+    """
     if layout is None or x.dim() == 0:
         return x.contiguous()
     outside = float("nan") if x.is_floating_point() else -1
@@ -35,7 +37,9 @@ def laid(x: Tensor, layout: str | None) -> Tensor:
 
 
 def spoiled(named: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
-    """Returns the tensors; where the case says so, with NaN or an infinity as one number of one of them."""
+    """Returns the tensors; where the case says so, with NaN or an infinity as one number of one of
+    them.
+    """
     floats = [name for name, x in named.items() if x.is_floating_point() and x.numel()]
     if "spoiled" not in options or not floats:
         return named
@@ -48,24 +52,31 @@ def spoiled(named: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tens
 def sensitivity(
     function: Callable[[list[Tensor]], dict[str, Tensor]], tensors: Sequence[Tensor], eps: float
 ) -> dict[str, Tensor]:
-    """Returns by how much each result changes when the tensors change by a part ``eps`` of themselves."""
+    """Returns by how much each result changes when the tensors change by a part ``eps`` of
+    themselves.
+    """
     results = function(list(tensors))
     found = {name: torch.zeros_like(x) for name, x in results.items() if x.is_floating_point()}
     for _ in range(3):
         moved = function([x * (1 + eps * (2 * torch.rand_like(x) - 1)) for x in tensors])
-        found = {name: torch.maximum(largest, (moved[name] - results[name]).abs()) for name, largest in found.items()}
+        found = {
+            name: torch.maximum(largest, (moved[name] - results[name]).abs())
+            for name, largest in found.items()
+        }
     return found
 
 
-def assert_close(x: Tensor, truth: Tensor, pytorch: Tensor, dtype: torch.dtype, terms: Tensor, what: str) -> None:
+def assert_close(
+    x: Tensor, truth: Tensor, pytorch: Tensor, dtype: torch.dtype, terms: Tensor, what: str
+) -> None:
     """Applies the tolerance rule, and allows for cancellation.
 
     Of what is not finite it asks what ``adaftr_fast.reference`` promises.
 
     Args:
         x, truth, pytorch, dtype, what: see ``assert_as_accurate``.
-        terms: an error that rounding the terms of a sum causes, however small the sum is; the shape of ``truth``. Not
-            finite where a number is not finite that the result depends on.
+        terms: an error that rounding the terms of a sum causes, however small the sum is; the shape
+            of ``truth``. Not finite where a number is not finite that the result depends on.
     """
     assert x.shape == truth.shape, f"{what}: shape {list(x.shape)} instead of {list(truth.shape)}"
     lost, reached = ~truth.isfinite(), ~terms.isfinite()

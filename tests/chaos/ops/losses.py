@@ -29,7 +29,11 @@ def sigmoid(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     numbers = [tau.new_tensor(options.get("scale", 3.0)), tau.new_tensor(-2.0)]
     arguments = infonce.drawn_arguments(sizes["rows"], sizes["columns"], options)
     given = {name: x for name, x in arguments.items() if name in ("positive_index", "reduction")}
-    return _problem(lambda x, backend: af.sigmoid_contrast(*x, backend=backend, **given), [a, b, *numbers], options)
+    return _problem(
+        lambda x, backend: af.sigmoid_contrast(*x, backend=backend, **given),
+        [a, b, *numbers],
+        options,
+    )
 
 
 def targets(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
@@ -51,7 +55,9 @@ def targets(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
 
     def loss(x: list[Tensor], backend: str) -> Tensor:
         a, b, tau, tau_column = x
-        return af.adaptive_infonce(a, b, (tau, tau_column) if symmetric else tau, backend=backend, **given)
+        return af.adaptive_infonce(
+            a, b, (tau, tau_column) if symmetric else tau, backend=backend, **given
+        )
 
     return _problem(loss, leaves, options, _largest_terms(*leaves))
 
@@ -66,25 +72,35 @@ def _largest_terms(a: Tensor, b: Tensor, *taus: Tensor) -> dict[str, float]:
     least = min(float(tau.min()) for tau in taus)
     logit = float((a.abs().double() @ b.abs().double().T).max()) / least
     found = {"loss": logit, "gradient 2": logit / least, "gradient 3": logit / least}
-    return found | {"gradient 0": float(b.abs().max()) / least, "gradient 1": float(a.abs().max()) / least}
+    return found | {
+        "gradient 0": float(b.abs().max()) / least,
+        "gradient 1": float(a.abs().max()) / least,
+    }
 
 
 def _problem(
-    loss: Loss, leaves: list[Tensor], options: dict[str, Any], largest: dict[str, float] | None = None
+    loss: Loss,
+    leaves: list[Tensor],
+    options: dict[str, Any],
+    largest: dict[str, float] | None = None,
 ) -> Callable[[], None] | None:
-    """Returns a function that compares a loss and its gradients, or that what the reference refuses is refused.
+    """Returns a function that compares a loss and its gradients, or that what the reference refuses
+    is refused.
 
     Args:
         largest: the largest term of the loss and of each gradient; 1 by default.
     """
     if any(x.numel() and x.abs().max() > 1e4 for x in leaves):
         return None
-    if "spoiled" in options and min(len(x) for x in leaves[:2]) < 2:  # z - z, which depends on no z but by rounding
+    # z - z, which depends on no z but by rounding
+    if "spoiled" in options and min(len(x) for x in leaves[:2]) < 2:
         return None
     leaves = list(spoiled(dict(enumerate(leaves)), options).values())
     leaves[:2] = [laid(x, options.get(f"layout_{side}")) for x, side in zip(leaves, "ab")]
     narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
-    reference, own = (lambda x, by=by: _results(loss, x, by, options) for by in ("reference", "cpu"))
+    reference, own = (
+        lambda x, by=by: _results(loss, x, by, options) for by in ("reference", "cpu")
+    )
     exact = [x.double() for x in leaves]
     try:
         truth, pytorch = reference(exact), reference(leaves)
@@ -94,7 +110,8 @@ def _problem(
     reached = _reached(reference, exact)
     eps, sizes = infonce.rounding(narrow, options), {}
     if narrow in (torch.float32, torch.float64):  # the half types' tolerance covers it
-        sizes = {name: 4 * size for name, size in (largest or {}).items()}  # of a sum of some hundred terms
+        # of a sum of some hundred terms
+        sizes = {name: 4 * size for name, size in (largest or {}).items()}
 
     def compare() -> None:
         torch.set_float32_matmul_precision(options.get("precision", "highest"))
@@ -110,20 +127,31 @@ def _problem(
     return compare
 
 
-def _reached(reference: Callable[[list[Tensor]], dict[str, Tensor]], leaves: list[Tensor]) -> dict[str, Tensor]:
-    """Returns which results depend on a number that is not finite: they differ between two others in its place."""
-    low, high = (reference([torch.where(x.isfinite(), x, number) for x in leaves]) for number in (-1e4, 1e4))
+def _reached(
+    reference: Callable[[list[Tensor]], dict[str, Tensor]], leaves: list[Tensor]
+) -> dict[str, Tensor]:
+    """Returns which results depend on a number that is not finite: they differ between two others
+    in its place.
+    """
+    low, high = (
+        reference([torch.where(x.isfinite(), x, number) for x in leaves]) for number in (-1e4, 1e4)
+    )
     return {name: x != high[name] for name, x in low.items()}
 
 
-def _results(loss: Loss, leaves: list[Tensor], backend: str, options: dict[str, Any]) -> dict[str, Tensor]:
+def _results(
+    loss: Loss, leaves: list[Tensor], backend: str, options: dict[str, Any]
+) -> dict[str, Tensor]:
     """Returns the loss and its gradients by name."""
     held = [x.detach().requires_grad_("no_grad" not in options) for x in leaves]
     value = loss(held, backend)
     if not value.requires_grad:
         return {"loss": value}
-    upstream = torch.linspace(1, 2, value.numel(), dtype=value.dtype).view(value.shape)  # 0 asks for no gradient
-    gradients = torch.autograd.grad(value, held, upstream if value.dim() else None, allow_unused=True)
+    # 0 asks for no gradient
+    upstream = torch.linspace(1, 2, value.numel(), dtype=value.dtype).view(value.shape)
+    gradients = torch.autograd.grad(
+        value, held, upstream if value.dim() else None, allow_unused=True
+    )
     found = {f"gradient {number}": g for number, g in enumerate(gradients) if g is not None}
     return {"loss": value.detach()} | found
 

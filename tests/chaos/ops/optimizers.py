@@ -18,7 +18,9 @@ LR = 0.05
 
 
 def steps(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
-    """Returns a function that compares one step of an optimizer's op, or None if the case is not valid."""
+    """Returns a function that compares one step of an optimizer's op, or None if the case is not
+    valid.
+    """
     table, width, name = sizes["table"], sizes["width"], options.get("optimizer")
     if name is None or not table or not width or sizes["rows"] > table:
         return None
@@ -32,7 +34,9 @@ def steps(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] 
     shapes = {"sgd_": [], "adagrad_": [(table, width)], "rowwise_adagrad_": [(table,)]}
     shapes["lazy_adam_"] = [(table, 2, width)]
     state = [torch.rand(shape).to(state_dtype) * ("fresh" not in options) for shape in shapes[name]]
-    weight, grad, *state = spoiled({"weight": weight, "grad": grad} | dict(enumerate(state)), options).values()
+    weight, grad, *state = spoiled(
+        {"weight": weight, "grad": grad} | dict(enumerate(state)), options
+    ).values()
     grad = laid(grad, options.get("layout_grad"))
     scalars = [options.get("lr", LR), options.get("weight_decay", 0.0)]
     if name != "sgd_":
@@ -53,9 +57,15 @@ def steps(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] 
         own = stepped(getattr(torch.ops.adaftr_fast, f"embedding_{name}"), None)
         others = torch.ones(table, dtype=torch.bool)
         others[rows] = False
-        assert own[0][others].nan_to_num(7).equal(weight[others].nan_to_num(7)), "a row without gradient changed"
+        assert own[0][others].nan_to_num(7).equal(weight[others].nan_to_num(7)), (
+            "a row without gradient changed"
+        )
         for x, true, theirs, what in zip(own, truth, pytorch, ("weight", "state")):
-            rounding = true[true.isfinite()].abs().amax() * torch.finfo(x.dtype).eps if true.isfinite().any() else true
+            rounding = (
+                true[true.isfinite()].abs().amax() * torch.finfo(x.dtype).eps
+                if true.isfinite().any()
+                else true
+            )
             assert_close(x, true, theirs, x.dtype, rounding, what)
 
     return compare
@@ -69,7 +79,9 @@ def adam(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] |
     fields, width, name = sizes["fields"], sizes["width"], options.get("optimizer", "Adam")
     start = torch.randn(sum(fields), width)
     ids = [random_ids(fields, sizes["rows"], options) for _ in range(sizes["steps"])]
-    grads = [torch.randn(sizes["rows"], len(fields) * width) * options.get("spread", 1.0) for _ in ids]
+    grads = [
+        torch.randn(sizes["rows"], len(fields) * width) * options.get("spread", 1.0) for _ in ids
+    ]
     given = {
         "lr": options.get("lr", LR),
         "eps": options.get("eps", 1e-8),
@@ -108,7 +120,8 @@ def adam(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] |
             if "flushes" in options and step % 4 == 1:
                 embedding.flush()
         embedding.flush()
-        # A step is at most about lr, whatever the gradient: its error is in units of the steps taken.
+        # A step is at most about lr, whatever the gradient: its error is in units of the steps
+        # taken.
         rounding = torch.tensor(given["lr"] * 3 * sizes["steps"] * torch.finfo(dtype).eps * 16)
         assert_close(embedding.weight.detach(), truth, pytorch, dtype, rounding, "weight")
 

@@ -21,7 +21,9 @@ from tests.chaos.ops.inputs import assert_close, laid, spoiled
 
 
 def starts_of(counts: list[int]) -> Tensor:
-    """Returns where each of consecutive parts starts, such as the rows of a field, and where the last one ends."""
+    """Returns where each of consecutive parts starts, such as the rows of a field, and where the
+    last one ends.
+    """
     return torch.tensor([0, *counts]).cumsum(0)
 
 
@@ -37,7 +39,9 @@ def table(sizes: dict[str, Any], options: dict[str, Any]) -> tuple[Tensor, list[
     """Returns a table, and the state of an Adam whose rows have missed steps, [] without one."""
     dtype = getattr(torch, options.get("dtype", "float32"))
     if "missed" not in options or dtype in (torch.float16, torch.bfloat16):
-        return (torch.randn(sum(sizes["fields"]), sizes["width"]) * options.get("spread", 1.0)).to(dtype), []
+        return (torch.randn(sum(sizes["fields"]), sizes["width"]) * options.get("spread", 1.0)).to(
+            dtype
+        ), []
     embedding = FusedEmbedding(sizes["fields"], sizes["width"], dtype=dtype)
     optimizer = optim.Adam(embedding, lr=0.1)
     for _ in range(options["missed"]):
@@ -53,7 +57,9 @@ def widened(state: list[Tensor]) -> list[Tensor]:
 
 
 def spoil(ids: Tensor, limits: Tensor, options: dict[str, Any]) -> bool:
-    """Replaces an id by a bad one where the case says so; returns whether it does. ``limits`` are those of each id."""
+    """Replaces an id by a bad one where the case says so; returns whether it does. ``limits`` are
+    those of each id.
+    """
     if "bad" not in options or not ids.numel():
         return False
     place = int(torch.randint(0, ids.numel(), ()))
@@ -97,26 +103,42 @@ def lookup(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None]
             assert_close(out.detach(), *truth, weight.dtype, truth[0].new_zeros(()), "look-up")
         else:
             rows_of_ids = reference.fused_embedding(weight, ids, starts)
-            assert out.detach().nan_to_num(7).equal(rows_of_ids.nan_to_num(7)), "look-up: not the rows"
+            assert out.detach().nan_to_num(7).equal(rows_of_ids.nan_to_num(7)), (
+                "look-up: not the rows"
+            )
         if not out.requires_grad:
             return
         out.backward(grad)
-        compare_gradient(leaf.grad, lambda g: reference.fused_embedding_backward(g, ids, starts, sizes["width"]), grad)
+        compare_gradient(
+            leaf.grad,
+            lambda g: reference.fused_embedding_backward(g, ids, starts, sizes["width"]),
+            grad,
+        )
 
     return compare
 
 
-def reference_current(weight: Tensor, ids: Tensor, starts: Tensor, state: list[Tensor]) -> tuple[Tensor, Tensor]:
+def reference_current(
+    weight: Tensor, ids: Tensor, starts: Tensor, state: list[Tensor]
+) -> tuple[Tensor, Tensor]:
     """Returns the current rows of a deferred Adam in float64, and in the type of the table."""
     look_up = reference.fused_embedding
-    return look_up(weight.double(), ids, starts, widened(state)), look_up(weight, ids, starts, state)
+    return look_up(weight.double(), ids, starts, widened(state)), look_up(
+        weight, ids, starts, state
+    )
 
 
-def compare_gradient(found: Tensor, merge: Callable[..., tuple[Tensor, Tensor]], grad: Tensor, *factors: Any) -> None:
-    """Compares a sparse gradient with ``merge`` in float64, a function of the gradient and of the ids' factors."""
+def compare_gradient(
+    found: Tensor, merge: Callable[..., tuple[Tensor, Tensor]], grad: Tensor, *factors: Any
+) -> None:
+    """Compares a sparse gradient with ``merge`` in float64, a function of the gradient and of the
+    ids' factors.
+    """
     rows, truth = merge(grad.double(), *factors)
     _, own = merge(grad, *factors)
-    _, terms = merge(grad.double().abs(), *(None if each is None else each.abs() for each in factors))
+    _, terms = merge(
+        grad.double().abs(), *(None if each is None else each.abs() for each in factors)
+    )
     assert found._indices()[0].equal(rows), "rows of the gradient"
     rounding = torch.finfo(grad.dtype).eps
     assert_close(found._values(), truth, own, grad.dtype, terms * 4 * rounding, "gradient")
@@ -133,11 +155,16 @@ def bags(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] |
     offsets = starts_of(counts.tolist())
     field = (torch.arange(len(counts)) % len(fields)).repeat_interleave(counts)
     limits = torch.tensor(fields)[field]
-    values = (torch.rand(len(field), dtype=torch.float64) * limits.clamp(max=options.get("distinct", 10**9))).long()
+    values = (
+        torch.rand(len(field), dtype=torch.float64)
+        * limits.clamp(max=options.get("distinct", 10**9))
+    ).long()
     values = values.to(getattr(torch, options.get("ids", "int64")))
     factors = None
     if "weights" in options:
-        factors = torch.randn(len(values)).to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
+        factors = torch.randn(len(values)).to(
+            torch.float64 if weight.dtype == torch.float64 else torch.float32
+        )
         if options["weights"] == "some zero":
             factors *= torch.rand(len(values)) < 0.5
     bad = spoil(values, limits, options)
@@ -171,7 +198,9 @@ def bags(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] |
         out.backward(grad)
 
         def merge(g: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
-            return bag_reference.embedding_bags_backward(g, values, offsets, factors, starts, sizes["width"], mean)
+            return bag_reference.embedding_bags_backward(
+                g, values, offsets, factors, starts, sizes["width"], mean
+            )
 
         compare_gradient(leaf.grad, merge, grad, factors)
 
@@ -179,13 +208,19 @@ def bags(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] |
 
 
 def select(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | None:
-    """Returns a function that compares the selection of some fields' bags with a loop over all bags."""
+    """Returns a function that compares the selection of some fields' bags with a loop over all
+    bags.
+    """
     fields, rows = sizes["fields"], sizes["rows"]
     counts = torch.randint(0, sizes["longest"] + 1, (rows * fields,))
     offsets = starts_of(counts.tolist())
-    values = torch.randint(0, 9, (int(offsets[-1]),)).to(getattr(torch, options.get("ids", "int64")))
+    values = torch.randint(0, 9, (int(offsets[-1]),)).to(
+        getattr(torch, options.get("ids", "int64"))
+    )
     factors = torch.randn(len(values)) if "weights" in options else None
-    chosen = [field for field in range(fields) if float(torch.rand(())) < options.get("chosen", 0.5)]
+    chosen = [
+        field for field in range(fields) if float(torch.rand(())) < options.get("chosen", 0.5)
+    ]
     positions, ends = [], [0]
     for bag, (start, end) in enumerate(pairwise(offsets.tolist())):
         if bag % fields in chosen:
@@ -220,11 +255,15 @@ def _wrong_bags(
     if fault == "other factors":
         return values, offsets, torch.randn(len(values) + 1)
     changed = offsets.clone()
-    changed[int(torch.randint(0, len(offsets), ()))] = -1 if fault == "negative" else len(values) + 5
+    changed[int(torch.randint(0, len(offsets), ()))] = (
+        -1 if fault == "negative" else len(values) + 5
+    )
     return values, changed, factors
 
 
 def _are_bags(values: Tensor, offsets: Tensor, factors: Tensor | None, fields: int) -> bool:
-    rising = bool((offsets.diff() >= 0).all()) and len(offsets) > 0 and (len(offsets) - 1) % fields == 0
+    rising = (
+        bool((offsets.diff() >= 0).all()) and len(offsets) > 0 and (len(offsets) - 1) % fields == 0
+    )
     ends = rising and int(offsets[0]) == 0 and int(offsets[-1]) == len(values)
     return ends and (factors is None or len(factors) == len(values))

@@ -32,7 +32,9 @@ def batch_of(rows: int) -> tuple[Batch, list[list[list[int]]]]:
     one = np.arange(rows, dtype=np.int32)
     flat, own = np.concatenate([np.empty(0, np.int32), *many]), np.cumsum([0, *map(len, many)])
     ids, offsets = map(torch.from_numpy, bags.interleave([(one, None), (flat, own), (one, None)]))
-    content = Batch(ids, torch.zeros(rows, 1), torch.from_numpy(one.astype(np.int64)), offsets=offsets)
+    content = Batch(
+        ids, torch.zeros(rows, 1), torch.from_numpy(one.astype(np.int64)), offsets=offsets
+    )
     return content, [[[row], each.tolist(), [row]] for row, each in enumerate(many)]
 
 
@@ -61,7 +63,13 @@ def test_all_tokens_of_lists(seen, prepared, rows, tmp_path):
     assert [field.multiple for field in manifest.fields] == [False, True]
     unknown = [split.unknown["seen"] for split in manifest.splits.values()]
     assert unknown == [2, 3, 1]  # lists without a known token
-    assert pq.read_table(tmp_path / "out/vocabulary.parquet")["value"].to_pylist() == ["1", "2", "b", "a", "c"]
+    assert pq.read_table(tmp_path / "out/vocabulary.parquet")["value"].to_pylist() == [
+        "1",
+        "2",
+        "b",
+        "a",
+        "c",
+    ]
     assert rows()["seen"] == [[2, 1], [1], [], [], [3, 1, 0], [1, 1]]
     split = PreparedData(tmp_path / "out").load("train")
     (batch,) = split.batches(10)
@@ -93,7 +101,8 @@ def test_tokens_have_the_ids_of_the_field_that_they_name(seen, prepared, rows, t
         "city": {"kind": "categorical"} | hashed,
         "size": "categorical",
     }
-    city, lists = [*"bacaazbcca", None, "y"], [["a", "x", "c"], [], None, ["z", None], ["b"], ["a", "b"]]
+    city = [*"bacaazbcca", None, "y"]
+    lists = [["a", "x", "c"], [], None, ["z", None], ["b"], ["a", "b"]]
     manifest = prepared(city=city, seen=lists + lists)
     encoders = read_encoders(tmp_path / "out", manifest)
     assert list(encoders) == ["seen", "city", "size"]
@@ -103,8 +112,14 @@ def test_tokens_have_the_ids_of_the_field_that_they_name(seen, prepared, rows, t
     assert hashed or ids[0][1] == 0  # x is in no training row of city
     stored = pq.read_table(tmp_path / "out/vocabulary.parquet")["field"].to_pylist()
     assert set(stored) == ({"size"} if hashed else {"city", "size"})
-    grown = prepared("grown", options={"grow": tmp_path / "out"}, city=["new", *city[1:]], seen=lists + lists)
-    assert grown.num_embeddings[0] == grown.num_embeddings[1] == manifest.num_embeddings[1] + (not hashed)
+    grown = prepared(
+        "grown", options={"grow": tmp_path / "out"}, city=["new", *city[1:]], seen=lists + lists
+    )
+    assert (
+        grown.num_embeddings[0]
+        == grown.num_embeddings[1]
+        == manifest.num_embeddings[1] + (not hashed)
+    )
 
 
 def test_damaged_lists_raise(seen, prepared, tmp_path):

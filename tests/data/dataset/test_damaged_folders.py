@@ -24,7 +24,10 @@ def test_damaged_columns_are_named(folder):
         (table.slice(1), "expected 6 rows, got 5"),
         (table.drop_columns("rain"), "no column rain"),
         (table.set_column(0, "city", [[1] * 6]), "column city: expected int32, got int64"),
-        (table.set_column(0, "city", cities[0]), r"city: expected values in \[0, 4\), got values from 1 to 4"),
+        (
+            table.set_column(0, "city", cities[0]),
+            r"city: expected values in \[0, 4\), got values from 1 to 4",
+        ),
         (table.set_column(0, "city", cities[1]), "column city: expected no missing values, got 1"),
     ):
         pq.write_table(changed, path)
@@ -36,7 +39,10 @@ def test_damaged_columns_are_named(folder):
     ("name", "readers"),
     [
         ("schema.json", [PreparedData]),
-        ("vocabulary.parquet", [lambda folder: read_encoders(folder, PreparedData(folder).manifest)]),
+        (
+            "vocabulary.parquet",
+            [lambda folder: read_encoders(folder, PreparedData(folder).manifest)],
+        ),
         (
             "train.parquet",
             [
@@ -62,7 +68,9 @@ def test_every_changed_byte_of_a_folder_is_found(folder, name, readers):
 
 
 @pytest.mark.parametrize("shards", [False, True])
-def test_a_folder_that_is_replaced_after_it_was_opened_is_named_as_such(prepared, folder, tmp_path, shards):
+def test_a_folder_that_is_replaced_after_it_was_opened_is_named_as_such(
+    prepared, folder, tmp_path, shards
+):
     data = PreparedData(folder)
     prepared("next", city=["x"] * 12)
     shutil.rmtree(folder)
@@ -100,13 +108,19 @@ def test_a_manifest_names_no_file_outside_its_folder(folder, name):
     train = content["splits"]["train"]
     (folder.parent / "other").mkdir()
     shutil.copy(folder / "train.parquet", folder.parent / "other/train.parquet")
-    path.write_text(json.dumps(content | {"splits": content["splits"] | {"train": train | {"files": {name: 1}}}}))
+    path.write_text(
+        json.dumps(
+            content | {"splits": content["splits"] | {"train": train | {"files": {name: 1}}}}
+        )
+    )
     with pytest.raises(DataError) as error:
         PreparedData(folder)
     expected = f"splits.train.files: expected the name of a file in the same folder, got {name!r}"
     assert str(error.value) == f"{path}: damaged: {expected}"
     path.write_text(json.dumps(content | {"splits": {name: train}}))
-    with pytest.raises(DataError, match=r"schema\.json: damaged: splits: expected the name of a file"):
+    with pytest.raises(
+        DataError, match=r"schema\.json: damaged: splits: expected the name of a file"
+    ):
         PreparedData(folder)
 
 

@@ -43,8 +43,17 @@ def test_windows_in_file_order_are_bounded_by_bytes(folder, monkeypatch):
     split = PreparedData(recorded(folder)).load("train")
     monkeypatch.setattr(loader, "READ_BYTES", 2 * max(split.rows.nbytes))
     whole, read = split.rows.read, []
-    monkeypatch.setattr(split.rows, "read", lambda chunks, order: read.append(len(chunks)) or whole(chunks, order))
-    assert [row for batch in split.batches(4) for row in batch.group.tolist()] == [0, 1, 0, 2, 1, -1]
+    monkeypatch.setattr(
+        split.rows, "read", lambda chunks, order: read.append(len(chunks)) or whole(chunks, order)
+    )
+    assert [row for batch in split.batches(4) for row in batch.group.tolist()] == [
+        0,
+        1,
+        0,
+        2,
+        1,
+        -1,
+    ]
     assert read == [2, 2, 2]
 
 
@@ -57,12 +66,20 @@ def test_tensors_of_a_prepared_split(folder):
     names = [field.name for field in data.manifest.fields]
     split = data.load("train")
     (batch,) = split.batches(100)
-    assert (batch.ids.dtype, batch.labels.dtype, batch.group.dtype) == (torch.int32, torch.float32, torch.int64)
+    assert (batch.ids.dtype, batch.labels.dtype, batch.group.dtype) == (
+        torch.int32,
+        torch.float32,
+        torch.int64,
+    )
     assert batch.group.tolist() == [0, 1, 0, 2, 1, -1]
     assert batch.labels.tolist()[1] == [1.0, 1.0]
     expected = list(zip(*(table[name].to_pylist() for name in names)))
     assert [tuple(ids) for ids in batch.ids.tolist()] == expected
-    shuffled = [tuple(ids) for part in split.shuffled(3, seed=0, epoch=1, window=2) for ids in part.ids.tolist()]
+    shuffled = [
+        tuple(ids)
+        for part in split.shuffled(3, seed=0, epoch=1, window=2)
+        for ids in part.ids.tolist()
+    ]
     assert shuffled != expected
     assert sorted(shuffled) == sorted(expected)
 
@@ -72,7 +89,11 @@ def test_split_of_several_files_equals_one_file(folder):
     path = folder / "train.parquet"
     table = pq.read_table(path)
     pq.write_table(table, path, row_group_size=1)
-    rows = {"train-00001-of-00003.parquet": 3, "train-00002-of-00003.parquet": 1, "train-00003-of-00003.parquet": 2}
+    rows = {
+        "train-00001-of-00003.parquet": 3,
+        "train-00002-of-00003.parquet": 1,
+        "train-00003-of-00003.parquet": 2,
+    }
     for number, (name, count) in enumerate(rows.items()):
         pq.write_table(table.slice([0, 3, 4][number], count), folder / name, row_group_size=1)
 
@@ -123,7 +144,9 @@ def test_shuffling_depends_on_seed_and_epoch_alone():
 
 
 def test_window_permutation_is_uniform():
-    """Checks that rows are uniformly distributed over positions: chi square with 11 x 11 degrees of freedom."""
+    """Checks that rows are uniformly distributed over positions: chi square with 11 x 11 degrees of
+    freedom.
+    """
     runs = 600
     counts = np.zeros((12, 12))
     for seed in range(runs):
@@ -158,9 +181,14 @@ def test_shares_of_all_ranks_form_the_batches_of_one_process(size, first):
     whole = [numbers([batch]) for batch in numbered(50).shuffled(12, **order)]
     for parts in (1, 2):
         run = 12 // size // parts
-        shares = [list(numbered(50).shuffled(12, **order, share=Share(rank, size, run))) for rank in range(size)]
+        shares = [
+            list(numbered(50).shuffled(12, **order, share=Share(rank, size, run)))
+            for rank in range(size)
+        ]
         for batch, pieces in zip(whole, zip(*shares, strict=True), strict=True):
-            runs = [numbers([piece[i * run : (i + 1) * run]]) for i in range(parts) for piece in pieces]
+            runs = [
+                numbers([piece[i * run : (i + 1) * run]]) for i in range(parts) for piece in pieces
+            ]
             assert [row for each in runs for row in each] == batch
 
 
@@ -181,7 +209,8 @@ def test_at_most_two_windows_are_held():
     for batch in split.shuffled(10, seed=0, epoch=0, window=14):
         del batch
     assert len(alive) == 20
-    assert most <= 3  # the current window, the next one, and the end of the last in a batch across both
+    # the current window, the next one, and the end of the last in a batch across both
+    assert most <= 3
 
 
 def open_files(path):
@@ -194,7 +223,11 @@ def test_reading_ends_with_the_iterator_and_with_an_error(folder):
     path, before = folder / "train.parquet", threading.active_count()
     table = pq.read_table(path)
     for wrong in (False, True):
-        changed = table.set_column(0, "city", pa.array([4, 1, 1, 1, 1, 1], pa.int32())) if wrong else table
+        changed = (
+            table.set_column(0, "city", pa.array([4, 1, 1, 1, 1, 1], pa.int32()))
+            if wrong
+            else table
+        )
         pq.write_table(changed, path, row_group_size=1)
         batches = PreparedData(recorded(folder)).load("train").batches(1)
         if wrong:

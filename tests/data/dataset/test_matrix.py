@@ -39,7 +39,9 @@ def test_bits_of_nan_are_kept():
 def test_strided_converted_and_unaligned_columns():
     columns = [np.arange(200, dtype=np.int32)[::2], np.arange(100, dtype=np.int64)]
     order = np.arange(99, -1, -1)
-    assert np.array_equal(matrix(columns, np.int32, order), np.stack([columns[0], columns[1]], 1)[order])
+    assert np.array_equal(
+        matrix(columns, np.int32, order), np.stack([columns[0], columns[1]], 1)[order]
+    )
     assert np.array_equal(matrix(columns[:1], np.int32, order)[:, 0], columns[0][order])
     unaligned = [np.frombuffer(bytes(range(250)) * 2, np.int32, 70, 1) for _ in range(5)]
     assert np.array_equal(matrix(unaligned, np.int32), np.stack(unaligned, 1))
@@ -64,13 +66,43 @@ def test_the_kernel_does_what_numpy_does():
 @pytest.mark.parametrize(
     ("columns", "places", "shape", "message"),
     [
-        (columns_of(4, 2, np.float32), None, (4, 2), "columns must have the format of rows, i, got f"),
-        ([np.zeros((4, 1), np.int32)], None, (4, 1), "columns must be contiguous and of 1 dimensions, got 2"),
-        (columns_of(2, 1, np.int32), np.frombuffer(bytes(17), np.int64, 2, 1), (2, 1), "places must be aligned int64"),
-        ([np.zeros(4, np.int32), np.zeros(5, np.int32)], None, (4, 2), "columns must be of one length"),
+        (
+            columns_of(4, 2, np.float32),
+            None,
+            (4, 2),
+            "columns must have the format of rows, i, got f",
+        ),
+        (
+            [np.zeros((4, 1), np.int32)],
+            None,
+            (4, 1),
+            "columns must be contiguous and of 1 dimensions, got 2",
+        ),
+        (
+            columns_of(2, 1, np.int32),
+            np.frombuffer(bytes(17), np.int64, 2, 1),
+            (2, 1),
+            "places must be aligned int64",
+        ),
+        (
+            [np.zeros(4, np.int32), np.zeros(5, np.int32)],
+            None,
+            (4, 2),
+            "columns must be of one length",
+        ),
         (columns_of(4, 2, np.int32), None, (4, 3), r"rows must be \[4, 2\], got \[4, 3\]"),
-        (columns_of(4, 2, np.int32), np.array([0, 1, 2, 4]), (4, 2), r"places must be 4 numbers in \[0, 4\)"),
-        (columns_of(4, 2, np.int32), np.zeros(4), (4, 2), "places must be aligned int64, got format d"),
+        (
+            columns_of(4, 2, np.int32),
+            np.array([0, 1, 2, 4]),
+            (4, 2),
+            r"places must be 4 numbers in \[0, 4\)",
+        ),
+        (
+            columns_of(4, 2, np.int32),
+            np.zeros(4),
+            (4, 2),
+            "places must be aligned int64, got format d",
+        ),
     ],
 )
 def test_bad_arguments_of_the_kernel(columns, places, shape, message):

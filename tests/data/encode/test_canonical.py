@@ -32,7 +32,8 @@ def decimals(values, precision=22, scale=2):
             pa.array(["1000.0", "-7.0", "0.0", "2.0000000004e+10", "1e+18"]),
             ["1000", "-7", "0", "20000000004", "1" + "0" * 18],
         ),
-        (pa.array(["007", "01.0", "1.50", "1e5", "x.0", "1.0.0", "ab+cd", "1.5e+00", "+7"]), ...),  # stay as they are
+        # stay as they are
+        (pa.array(["007", "01.0", "1.50", "1e5", "x.0", "1.0.0", "ab+cd", "1.5e+00", "+7"]), ...),
         (pa.array(["", "a", None]), [None, "a", None]),
         (pa.array(["a", "1000.0", "b"]).slice(1), ["1000", "b"]),
         (pa.array(["1.0", "", "0"]).dictionary_encode(), ["1", None, "0"]),
@@ -41,7 +42,9 @@ def decimals(values, precision=22, scale=2):
     ],
 )
 def test_a_value_has_one_form(values, expected):
-    assert canonical_values(values).to_pylist() == (values.to_pylist() if expected is ... else expected)
+    assert canonical_values(values).to_pylist() == (
+        values.to_pylist() if expected is ... else expected
+    )
 
 
 def test_a_decimal_is_the_float_of_its_text():

@@ -22,7 +22,9 @@ def batch(values, kind=None):
 
 
 def fitted(field, *batches):
-    return fit_dense(field, count_values([field], [batch(each, pa.float64()) for each in batches])["x"])
+    return fit_dense(
+        field, count_values([field], [batch(each, pa.float64()) for each in batches])["x"]
+    )
 
 
 def test_numbers_are_float32_and_nan_where_they_are_missing_or_infinite():
@@ -56,7 +58,9 @@ def test_statistics_are_those_of_the_present_values(encoding):
 
 @pytest.mark.parametrize("encoding", ["standard", "log", "piecewise"])
 def test_batches_and_files_do_not_change_the_statistics(encoding, tmp_path):
-    """Sums are exact, so they are the same however they are divided, also where float64 would round them."""
+    """Sums are exact, so they are the same however they are divided, also where float64 would round
+    them.
+    """
     random = np.random.default_rng(2)
     values = random.choice([-1.0, 1.0], 600) * 10.0 ** random.uniform(-44, 38, 600)
     values[::7] = np.nan
@@ -82,14 +86,25 @@ TINY = float(np.finfo(np.float32).tiny)
 @pytest.mark.parametrize(
     ("encoding", "values", "expected"),
     [
-        ("standard", [1.0, None, 3.0, float("nan"), float("inf"), 8.0], {"mean": 4.0, "low": 1.0, "high": 8.0}),
-        ("standard", [1e6, 1e6 + 0.0625, 1e6 + 0.125] * 1000, {"std": np.float32(np.sqrt(0.0625**2 * 2 / 3))}),
+        (
+            "standard",
+            [1.0, None, 3.0, float("nan"), float("inf"), 8.0],
+            {"mean": 4.0, "low": 1.0, "high": 8.0},
+        ),
+        (
+            "standard",
+            [1e6, 1e6 + 0.0625, 1e6 + 0.125] * 1000,
+            {"std": np.float32(np.sqrt(0.0625**2 * 2 / 3))},
+        ),
         ("standard", [5.0, 5.0, None], {"std": 1.0, "mean": 5.0, "low": 5.0}),
         ("log", [5.0, 5.0], {"std": 1.0}),
         ("piecewise", [5.0, 5.0], {"edges": []}),
         ("piecewise", [0.0] * 98 + [1.0, 2.0], {"edges": [0.0, 2.0]}),
         ("piecewise", [-1e300, 0.0, 1e300], {"low": -LARGEST, "high": LARGEST}),
-        *((kind, [0.0] * 9999 + [TINY], {"std": TINY}) for kind in ("standard", "log", "piecewise")),
+        *(
+            (kind, [0.0] * 9999 + [TINY], {"std": TINY})
+            for kind in ("standard", "log", "piecewise")
+        ),
     ],
 )
 def test_statistics_by_hand(encoding, values, expected):
@@ -101,5 +116,7 @@ def test_statistics_by_hand(encoding, values, expected):
 
 
 def test_a_column_without_numbers_raises():
-    with pytest.raises(DataError, match="field x: expected numbers in the training split, got missing values only"):
+    with pytest.raises(
+        DataError, match="field x: expected numbers in the training split, got missing values only"
+    ):
         fitted(dense(), [None, float("nan")])

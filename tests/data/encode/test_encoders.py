@@ -47,7 +47,9 @@ def test_every_group_is_missing(tmp_path):
 
 
 def test_buckets_beyond_the_values_have_the_same_edges():
-    """Memory is bounded by the values, so edges are those of all quantiles without computing them."""
+    """Memory is bounded by the values, so edges are those of all quantiles without
+    computing them.
+    """
     random = np.random.default_rng(0)
     for rows in (1, 7, 300):
         values = np.sort(random.integers(0, 25, rows).astype(float))
@@ -64,11 +66,22 @@ INF = np.inf
 @pytest.mark.parametrize(
     ("values", "buckets", "asked", "ids"),
     [
-        ([0.0] * 93 + [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], 20, [-1.0, 0.0, 0.1, 0.2, 0.3, None], [1, 1, 2, 2, 3, 0]),
-        ([-INF] * 10 + [0.0, 1.0, 2.0, 3.0] + [INF] * 3, 4, [-INF, 0.0, 2.0, 3.0, INF], [1, 2, 2, 3, 3]),
+        (
+            [0.0] * 93 + [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
+            20,
+            [-1.0, 0.0, 0.1, 0.2, 0.3, None],
+            [1, 1, 2, 2, 3, 0],
+        ),
+        (
+            [-INF] * 10 + [0.0, 1.0, 2.0, 3.0] + [INF] * 3,
+            4,
+            [-INF, 0.0, 2.0, 3.0, INF],
+            [1, 2, 2, 3, 3],
+        ),
         (pa.array([None, None], pa.float64()), 5, [1.0, None], [1, 0]),
         ([3.0, 3.0], 5, [3.0, 4.0, None], [1, 1, 0]),
-        ([3.0, 1.0, 2.0, 2.0], 2**62, [1.0, 1.5, 2.0, 9.0], [1, 2, 2, 3]),  # in memory bounded by the values
+        # in memory bounded by the values
+        ([3.0, 1.0, 2.0, 2.0], 2**62, [1.0, 1.5, 2.0, 9.0], [1, 2, 2, 3]),
     ],
 )
 def test_buckets_by_hand(values, buckets, asked, ids):

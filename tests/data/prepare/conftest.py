@@ -21,4 +21,13 @@ def small_blocks(monkeypatch):
 
 @pytest.fixture
 def command(log):
-    return ["prepare", "--labels", "click", "--group", "user", "--files", str(log / "log.csv"), "--out"]
+    return [
+        "prepare",
+        "--labels",
+        "click",
+        "--group",
+        "user",
+        "--files",
+        str(log / "log.csv"),
+        "--out",
+    ]

@@ -19,7 +19,10 @@ def write_log(folder):
         "user": [None if user == 0 else f"u{user}" for user in users],
         "item": items,
         "price": np.round(random.gamma(2.0, 20.0, ROWS), 1),
-        "seen": ["|".join(map(str, random.zipf(1.5, n) % 60)) or None for n in random.integers(0, 5, ROWS)],
+        "seen": [
+            "|".join(map(str, random.zipf(1.5, n) % 60)) or None
+            for n in random.integers(0, 5, ROWS)
+        ],
         "click": random.integers(0, 2, ROWS),
         "paid": random.integers(0, 120, ROWS),
         "weight": np.round(random.random(ROWS), 3),
@@ -31,5 +34,7 @@ def write_log(folder):
     pq.write_table(table, folder / "whole.parquet")
     (folder / "files").mkdir()
     for number, start in enumerate(range(0, ROWS, 800)):
-        pq.write_table(table.slice(start, 800), folder / f"files/{number}.parquet", row_group_size=300)
+        pq.write_table(
+            table.slice(start, 800), folder / f"files/{number}.parquet", row_group_size=300
+        )
     return folder

@@ -44,13 +44,21 @@ SCHEMA = {
 
 
 def assert_same(out, whole):
-    """Checks that rows, ids, vocabulary and manifest are equal, except for the files that hold the rows."""
+    """Checks that rows, ids, vocabulary and manifest are equal, except for the files that hold the
+    rows.
+    """
     ours, theirs = read_manifest(out), read_manifest(whole)
     for split in SPLITS:
         assert read_split(out, ours, split).equals(read_split(whole, theirs, split))
     assert (out / "vocabulary.parquet").read_bytes() == (whole / "vocabulary.parquet").read_bytes()
     splits = {split: dataclasses.replace(info, files={}) for split, info in ours.splits.items()}
-    assert dataclasses.replace(ours, splits=splits, sha256={}) == dataclasses.replace(theirs, sha256={})
-    named = {"schema.json", "vocabulary.parquet", *(name for split in SPLITS for name in ours.files(split))}
+    assert dataclasses.replace(ours, splits=splits, sha256={}) == dataclasses.replace(
+        theirs, sha256={}
+    )
+    named = {
+        "schema.json",
+        "vocabulary.parquet",
+        *(name for split in SPLITS for name in ours.files(split)),
+    }
     assert {path.name for path in out.iterdir()} - {"report.html"} == named
     assert not (out.parent / f".{out.name}.work").exists()

@@ -1,4 +1,6 @@
-"""``memory`` bounds every process that prepares, and a bound that is too small says what is needed."""
+"""``memory`` bounds every process that prepares, and a bound that is too small says
+what is needed.
+"""
 
 import json
 import re
@@ -40,7 +42,9 @@ BOUND = 0.6  # GB: a block of text takes 0.13
 
 
 def write(path, rows, tokens):
-    """Writes rows of lists as text in which few values repeat: most bytes of a log, few of a parquet file."""
+    """Writes rows of lists as text in which few values repeat: most bytes of a log, few of a
+    parquet file.
+    """
     rng = np.random.default_rng(0)
     words = np.array([f"value-{number:05d}" for number in range(100)])
     lists = ["|".join(words[rng.integers(0, 100, tokens)]) for _ in range(64)]
@@ -70,8 +74,11 @@ def test_the_peak_keeps_to_the_bound(tmp_path, suffix):
 def test_a_bound_that_is_too_small_names_one_that_suffices_and_keeps_the_work(tmp_path):
     path = write(tmp_path / "log.csv", 40, 5_000)
     schema = parse_schema(SCHEMA)
-    with pytest.raises(ConfigError, match=r"^memory: expected at least \S+ GB, .* got 0.3751$") as error:
-        prepare(schema, [path], tmp_path / "out", engine=Processes(1), memory=0.3751)  # a worker obeys it, too
+    with pytest.raises(
+        ConfigError, match=r"^memory: expected at least \S+ GB, .* got 0.3751$"
+    ) as error:
+        # a worker obeys it, too
+        prepare(schema, [path], tmp_path / "out", engine=Processes(1), memory=0.3751)
     assert (tmp_path / ".out.work").exists()
     least = float(re.search(r"at least (\S+) GB", str(error.value))[1])
     while least < 1:  # encoding needs more than parsing, or the next step as much
@@ -91,7 +98,9 @@ def test_a_bound_below_what_the_program_takes_is_refused(wrong):
 
 
 def test_a_prepared_folder_does_not_depend_on_the_bound(tmp_path, monkeypatch):
-    """Row groups included, which training shuffles: these end at a number of bytes, and those at a number of rows."""
+    """Row groups included, which training shuffles: these end at a number of bytes, and those at a
+    number of rows.
+    """
     for limit, value in {"ROW_GROUP_BYTES": 1 << 16, "ROW_GROUP_ROWS": 300}.items():
         with monkeypatch.context() as patch:
             patch.setattr(split_file, limit, value)

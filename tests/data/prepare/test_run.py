@@ -34,11 +34,21 @@ def test_ids_labels_and_groups_by_hand(source, prepared, rows, tmp_path):
     assert (manifest.num_embeddings, manifest.tasks) == ([4, 3, 3, 5], ["click", "late"])
     # Days 7, 9, 11 are the even rows of the rest; z and 9 never occur in training.
     validation, test = rows("validation"), rows("test")
-    assert [validation[name] for name in ("city", "size", "rain")] == [[1, 2, 3], [1, 0, 2], [1, 0, 1]]
-    assert [test[name] for name in ("city", "rain", "click", "late")] == [[0, 0, 1], [2, 2, 2], [1, 1, 1], [1, 1, 1]]
+    assert [validation[name] for name in ("city", "size", "rain")] == [
+        [1, 2, 3],
+        [1, 0, 2],
+        [1, 0, 1],
+    ]
+    assert [test[name] for name in ("city", "rain", "click", "late")] == [
+        [0, 0, 1],
+        [2, 2, 2],
+        [1, 1, 1],
+        [1, 1, 1],
+    ]
     assert manifest.splits["train"].positives == {"click": 3, "late": 3}
     assert manifest.compared == {}
-    assert pq.read_metadata(tmp_path / "out/vocabulary.parquet").num_row_groups == 1  # one a field makes wide logs slow
+    # one a field makes wide logs slow
+    assert pq.read_metadata(tmp_path / "out/vocabulary.parquet").num_row_groups == 1
     vocabulary = pq.read_table(tmp_path / "out/vocabulary.parquet").to_pylist()
     assert vocabulary[0] == {"field": "city", "id": 1, "value": "a", "count": 3}
     content = json.loads((tmp_path / "out/schema.json").read_text())
@@ -59,7 +69,8 @@ def test_even_and_odd_rows_do_not_depend_on_batch_size(prepared, rows, monkeypat
 
 def test_fingerprint_follows_meaning_not_files(source, prepared):
     first = prepared("a").fingerprint
-    assert prepared("b", day=pa.array([*range(1, 12), 40])).fingerprint == first  # only test rows change
+    # only test rows change
+    assert prepared("b", day=pa.array([*range(1, 12), 40])).fingerprint == first
     assert prepared("c", city=["q", *"baacaazbcca"]).fingerprint != first
     source["labels"]["late"] = [["delay", ">=", 16]]
     assert prepared("d").fingerprint != first
@@ -84,11 +95,18 @@ def test_conditions_on_dates_text_and_truth_values_of_text_files(tmp_path):
         "flag": [day % 2 == 0 for day in days],
         "grade": ["abc"[day % 3] for day in days],
     }
-    csv.write_csv(pa.table(columns | {"clicked": [day % 2 for day in days], "city": ["x"] * 12}), tmp_path / "log.csv")
-    manifest = prepare(load_schema(str(tmp_path / "dated.toml")), [tmp_path / "log.csv"], tmp_path / "out")
+    csv.write_csv(
+        pa.table(columns | {"clicked": [day % 2 for day in days], "city": ["x"] * 12}),
+        tmp_path / "log.csv",
+    )
+    manifest = prepare(
+        load_schema(str(tmp_path / "dated.toml")), [tmp_path / "log.csv"], tmp_path / "out"
+    )
     assert [split.rows for split in manifest.splits.values()] == [6, 2, 4]
     assert manifest.splits["train"].positives == {"click": 3, "member": 2}  # days 4 and 6
-    assert read_manifest(tmp_path / "out").schema["split"]["train"]["where"] == [["date", "<=", "2013-01-06"]]
+    assert read_manifest(tmp_path / "out").schema["split"]["train"]["where"] == [
+        ["date", "<=", "2013-01-06"]
+    ]
 
 
 def test_folder_with_other_files_is_not_replaced(prepared, refused, tmp_path):
@@ -108,12 +126,21 @@ def test_folder_with_other_files_is_not_replaced(prepared, refused, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clicked": [0, None] * 6}, r"6 of 12 rows .*; first: \S+/log\.parquet: row 1: clicked is missing \| "),
+        (
+            {"clicked": [0, None] * 6},
+            r"6 of 12 rows .*; first: \S+/log\.parquet: row 1: clicked is missing \| ",
+        ),
         ({"clicked": ["none"] * 12}, r"label click: expected 0 or 1, got 'none' 12\)"),
-        ({"clicked": [0, 1] * 5 + [0, 2]}, r"log\.parquet: row 11: label click: expected 0 or 1, got '2';"),
+        (
+            {"clicked": [0, 1] * 5 + [0, 2]},
+            r"log\.parquet: row 11: label click: expected 0 or 1, got '2';",
+        ),
         ({"clicked": [[0]] * 12}, r"log\.parquet: cannot read the labels: "),
         ({"clicked": [0] * 12}, "label click: 0 of 6 training rows are positive"),
-        ({"city": None, "user": None}, "no column 'city', 'user', which schema tiny reads; the file has day"),
+        (
+            {"city": None, "user": None},
+            "no column 'city', 'user', which schema tiny reads; the file has day",
+        ),
         ({"rain": ["wet"] * 12}, "field rain: cannot read rain"),
         ({"user": [[1, 2]] * 12}, "group user: expected text or numbers, got values of type list"),
         ({"day": pa.array(range(13, 25))}, "split train has no rows"),
@@ -128,17 +155,25 @@ def test_bad_columns_are_named(refused, tmp_path, changes, message):
 
 @pytest.mark.parametrize("shards", [1, 2])
 def test_bad_rows_of_tables_have_their_number_in_the_file(source, write, tmp_path, shards):
-    """Rows that are dropped count; of text, whose bad rows have lines, rows without a condition have none."""
+    """Rows that are dropped count; of text, whose bad rows have lines, rows without a condition
+    have none.
+    """
     source["drop"] = [["day", "==", 1]]
     (tmp_path / "log").mkdir()
     sizes = list("112221119222")
     once = pq.read_table(write(size=sizes, delay=[None] * 2 + [3, None] + ROWS["delay"][4:]))
     pq.write_table(once, tmp_path / "log/1.parquet")
-    again = pq.read_table(write(size=sizes, clicked=[7, 1] * 4 + [0, None, 2, 1], delay=[0] * 10 + [None] * 2))
+    again = pq.read_table(
+        write(size=sizes, clicked=[7, 1] * 4 + [0, None, 2, 1], delay=[0] * 10 + [None] * 2)
+    )
     pq.write_table(again, tmp_path / "log/2.parquet", row_group_size=3)
-    csv.write_csv(pq.read_table(write(delay=[None, None, *ROWS["delay"][2:]])), tmp_path / "log.csv")
+    csv.write_csv(
+        pq.read_table(write(delay=[None, None, *ROWS["delay"][2:]])), tmp_path / "log.csv"
+    )
     files = [tmp_path / "log", tmp_path / "log.csv"]
-    found = prepare(parse_schema(source), files, tmp_path / "out", shards=shards, bad_rows=0.9).bad_rows
+    found = prepare(
+        parse_schema(source), files, tmp_path / "out", shards=shards, bad_rows=0.9
+    ).bad_rows
     no_click = "label click: expected 0 or 1, got"
     assert found.examples == [
         f"{tmp_path / 'log/1.parquet'}: row 1: label late is missing",
@@ -146,14 +181,19 @@ def test_bad_rows_of_tables_have_their_number_in_the_file(source, write, tmp_pat
         *(f"{tmp_path / 'log/2.parquet'}: row {row}: {no_click} '7'" for row in (2, 4, 6)),
     ]
     assert (found.rows, found.bad) == (36, 9)
-    found = prepare(parse_schema(source), files[1:], tmp_path / "text", shards=shards, bad_rows=0.9).bad_rows
+    found = prepare(
+        parse_schema(source), files[1:], tmp_path / "text", shards=shards, bad_rows=0.9
+    ).bad_rows
     assert found.examples == [f"{tmp_path / 'log.csv'}: label late is missing"]
 
 
 def test_groups_that_cannot_be_hashed_are_named(source, refused):
     del source["group"]
     source["split"] = by_hash(0.8, 0.9, column="user")
-    expected = r"log\.parquet: cannot read split train: hash of user: expected text or numbers, got values of type list"
+    expected = (
+        r"log\.parquet: cannot read split train: hash of user: expected text or numbers, got "
+        r"values of type list"
+    )
     refused(expected, user=[[1, 2]] * 12)
 
 
@@ -184,7 +224,10 @@ def test_a_damaged_manifest_is_named(prepared, tmp_path):
         ({"sha256": {}}, "damaged: its sha256 differs from the recorded one"),
         ({"colour": "red"}, "damaged: unknown key 'colour'"),
         ({"splits": {"test": train}}, "damaged: splits: expected train, got test"),
-        ({"splits": {"train": train | {"unknown": {"city": 0}}}}, r"damaged: splits\.train\.unknown: expected counts"),
+        (
+            {"splits": {"train": train | {"unknown": {"city": 0}}}},
+            r"damaged: splits\.train\.unknown: expected counts",
+        ),
         ({"fields": content["fields"][1:]}, "damaged: its fields are not those of its schema"),
         ({"schema": {}}, "damaged: the file: missing key 'name'"),
     ):
@@ -219,7 +262,10 @@ def test_last_token_of_lists_and_truth_columns(source, prepared, refused, rows):
     assert rows("test")["truth:click"] == [0.25, 0.25, 0.5]
     message = r"field seen: cannot read seen .* expected a column of lists, or text and a separator"
     refused(message, **columns | {"seen": [1] * 12})
-    refused("truth click: expected numbers, got values of type string", **columns | {"chance": ["x"] * 12})
+    refused(
+        "truth click: expected numbers, got values of type string",
+        **columns | {"chance": ["x"] * 12},
+    )
 
 
 def test_a_folder_of_files_is_one_input(write, prepared, tmp_path):
@@ -229,7 +275,8 @@ def test_a_folder_of_files_is_one_input(write, prepared, tmp_path):
     pq.write_table(table.slice(5), tmp_path / "files/b.parquet")
     whole, folder = prepared("whole"), prepared(files=["files"])
     assert (folder.fingerprint, folder.splits) == (whole.fingerprint, whole.splits)
-    pq.write_table(table.slice(0, 5), tmp_path / "files/part-0")  # read in spite of its name: other inputs
+    # read in spite of its name: other inputs
+    pq.write_table(table.slice(0, 5), tmp_path / "files/part-0")
     assert prepared(files=["files"]).splits["train"].rows == whole.splits["train"].rows + 5
 
 
@@ -249,7 +296,9 @@ def test_encoders_are_read_back_as_they_were(source, write, prepared, rows, tmp_
         assert encoders[field.name].num_embeddings == size
     vocabulary = tmp_path / "out/vocabulary.parquet"
     pq.write_table(pq.read_table(vocabulary).slice(1), vocabulary)
-    with pytest.raises(DataError, match=r"vocabulary\.parquet: field city: expected ids 1 to 3, got 2 "):
+    with pytest.raises(
+        DataError, match=r"vocabulary\.parquet: field city: expected ids 1 to 3, got 2 "
+    ):
         read_encoders(tmp_path / "out", read_manifest(recorded(tmp_path / "out")))
     vocabulary.write_bytes(vocabulary.read_bytes()[:50])
     with pytest.raises(DataError, match=r"vocabulary\.parquet: not readable"):
@@ -270,7 +319,11 @@ def test_grow_keeps_ids(source, prepared, tmp_path):
 
 def test_conversions_without_a_click_are_counted(source, prepared):
     source["labels"] = {"click": "clicked", "conversion": "bought"}
-    columns = {"clicked": [0, 1, 0, 1, 0, 1] * 2, "bought": [1, 1, 0, 0, 1, 0] + [0, 1] * 3, "delay": None}
+    columns = {
+        "clicked": [0, 1, 0, 1, 0, 1] * 2,
+        "bought": [1, 1, 0, 0, 1, 0] + [0, 1] * 3,
+        "delay": None,
+    }
 
     def outside():
         return [info.outside_funnel for info in prepared(**columns).splits.values()]
@@ -283,10 +336,14 @@ def test_conversions_without_a_click_are_counted(source, prepared):
 
 
 def test_uint64_values_beyond_int64_are_categories(write, prepared, rows, tmp_path):
-    """One value of the column is a hash beyond int64; all of them are texts then, in every batch and shard."""
+    """One value of the column is a hash beyond int64; all of them are texts then, in every batch
+    and shard.
+    """
     big = 2**64 - 1
     values = pa.array([big, 2, big, None, 3, 2, 2, 2**63, 3, None, 5, big], pa.uint64())
-    pq.write_table(pq.read_table(write(city=values, user=values)), tmp_path / "log.parquet", row_group_size=1)
+    pq.write_table(
+        pq.read_table(write(city=values, user=values)), tmp_path / "log.parquet", row_group_size=1
+    )
     manifest = prepared(files=["log.parquet"])
     vocabulary = pq.read_table(tmp_path / "out/vocabulary.parquet").to_pylist()
     assert [row["value"] for row in vocabulary if row["field"] == "city"] == [str(big), "2", "3"]

@@ -43,7 +43,9 @@ def test_results_of_a_file_that_changes_during_a_step_are_not_kept(
 
     with monkeypatch.context() as patch:
         patch.setattr(module, function, changing)
-        patch.setattr(work_folder, "remove_work", lambda work, folder: found.extend(work.rglob(kept)))
+        patch.setattr(
+            work_folder, "remove_work", lambda work, folder: found.extend(work.rglob(kept))
+        )
         with pytest.raises(DataError, match=r"log\.csv: changed during the run"):
             prepare(schema, [file], out, shards=shards)
     assert not found
@@ -66,7 +68,8 @@ def test_existing_folder_is_kept_or_replaced(log, tmp_path):
     prepare(other, files, out, shards=2)
     prepare(other, files, tmp_path / "whole")
     assert_same(out, tmp_path / "whole")
-    assert prepare(other, files, out) == read_manifest(out)  # one process keeps a folder that shards prepared
+    # one process keeps a folder that shards prepared
+    assert prepare(other, files, out) == read_manifest(out)
     assert len(read_manifest(out).files("train")) == 2
     assert prepare(schema, files, out) == first
     (out / "thesis.txt").touch()

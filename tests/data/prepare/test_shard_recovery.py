@@ -35,7 +35,9 @@ def test_finished_shards_are_not_run_again(log, tmp_path, monkeypatch):
         prepare(schema, files, out, shards=4)
     with pytest.raises(KeyboardInterrupt):  # another number of shards takes over what is merged
         prepare(schema, files, out, shards=3)
-    monkeypatch.setattr(steps, "encode", lambda *given: encoded.append(given[2].number) or real(*given))
+    monkeypatch.setattr(
+        steps, "encode", lambda *given: encoded.append(given[2].number) or real(*given)
+    )
     for name in ("read", "count"):
         monkeypatch.setattr(steps, name, lambda *given: pytest.fail("a merged step runs again"))
     prepare(schema, files, out, shards=4)
@@ -61,7 +63,9 @@ def test_missing_staged_files_raise(log, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(steps, "count", late)
-        with pytest.raises(OSError, match=r"staged/data-00000: expected \d+ staged files, found \d+"):
+        with pytest.raises(
+            OSError, match=r"staged/data-00000: expected \d+ staged files, found \d+"
+        ):
             prepare(schema, files, out, shards=2)
     prepare(schema, files, tmp_path / "whole")
     prepare(schema, files, out, shards=2)
@@ -105,8 +109,25 @@ def run_killed(name, *arguments):
 @pytest.mark.parametrize(
     ("shards", "names"),
     [
-        (1, ["part-0000001.parquet", "count-00001-of-00001.json", "validation.parquet", "encode.json"]),
-        (2, ["part-0000003.parquet", "read.json", "fields-00002-of-00002.arrow", "count.json", "encode.json"]),
+        (
+            1,
+            [
+                "part-0000001.parquet",
+                "count-00001-of-00001.json",
+                "validation.parquet",
+                "encode.json",
+            ],
+        ),
+        (
+            2,
+            [
+                "part-0000003.parquet",
+                "read.json",
+                "fields-00002-of-00002.arrow",
+                "count.json",
+                "encode.json",
+            ],
+        ),
     ],
 )
 def test_killed_run_resumes(command, tmp_path, shards, names):
@@ -115,7 +136,8 @@ def test_killed_run_resumes(command, tmp_path, shards, names):
     for name in names:
         run_killed(name, *command, out, "--shards", shards)
         assert not out.exists()
-    assert main([*command, str(out), "--shards", "2"]) == 0  # another number does not publish what was moved
+    # another number does not publish what was moved
+    assert main([*command, str(out), "--shards", "2"]) == 0
     assert_same(out, whole)
 
 
@@ -135,5 +157,7 @@ def test_killed_while_publishing(log, command, tmp_path):
     before = read_manifest(out)
     run_killed("prepared", *command, *options)
     with pytest.raises(DataError, match="no column 'absent'"):
-        prepare(parse_schema(SCHEMA | {"fields": {"absent": "categorical"}}), [log / "log.csv"], out)
+        prepare(
+            parse_schema(SCHEMA | {"fields": {"absent": "categorical"}}), [log / "log.csv"], out
+        )
     assert read_manifest(out) == before  # the former folder is restored

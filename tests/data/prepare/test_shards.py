@@ -23,7 +23,9 @@ pytestmark = pytest.mark.usefixtures("small_blocks")
      ("log.parquet", BY_ROW, (2,)), ("files", BY_USER, (3, 8)), ("whole.parquet", BY_TIME, (2,))],
 )  # fmt: skip
 def test_shards_equal_one_process(log, tmp_path, name, split, counts):
-    """The parquet file is read without a condition, so its rows are numbered by the sizes of its row groups."""
+    """The parquet file is read without a condition, so its rows are numbered by the sizes of its
+    row groups.
+    """
     source = SCHEMA | {"split": split}
     if name == "log.parquet":
         del source["drop"]
@@ -32,9 +34,12 @@ def test_shards_equal_one_process(log, tmp_path, name, split, counts):
     assert whole.splits["train"].outside_funnel["buy"] > 0
     assert len(whole.fields[2].edges) == 8
     for count in counts:
-        manifest = prepare(parse_schema(source), [log / name], tmp_path / f"by{count}", shards=count)
+        manifest = prepare(
+            parse_schema(source), [log / name], tmp_path / f"by{count}", shards=count
+        )
         assert_same(tmp_path / f"by{count}", tmp_path / "whole")
-        assert len(manifest.files("train")) == 1 or name != "whole.parquet"  # a row group is never split between shards
+        # a row group is never split between shards
+        assert len(manifest.files("train")) == 1 or name != "whole.parquet"
 
 
 def test_shards_grow_another_folder(log, tmp_path):
@@ -44,7 +49,9 @@ def test_shards_grow_another_folder(log, tmp_path):
     half = half.set_column(2, "item", pa.compute.add(half["item"], 300))
     pq.write_table(half, tmp_path / "later.parquet", row_group_size=170)
     prepare(schema, [tmp_path / "later.parquet"], tmp_path / "whole", grow=tmp_path / "first")
-    prepare(schema, [tmp_path / "later.parquet"], tmp_path / "by3", shards=3, grow=tmp_path / "first")
+    prepare(
+        schema, [tmp_path / "later.parquet"], tmp_path / "by3", shards=3, grow=tmp_path / "first"
+    )
     assert_same(tmp_path / "by3", tmp_path / "whole")
 
 
@@ -68,8 +75,12 @@ def test_bad_rows_are_summed_over_shards(log, tmp_path, monkeypatch):
         patched.setattr(steps, "encode", interrupt)
         with pytest.raises(KeyboardInterrupt):
             prepare(schema, [tmp_path / "log.csv"], tmp_path / "later", bad_rows=0.01)
-    for name, shown in (("by2", "by2"), ("later", ".later.work")):  # what was prepared with more, and what was begun
-        left_out = rf"/{shown}: more rows were left out than bad_rows 0 allows: 3 of .*; pass --bad_rows 0\.002 "
+    # what was prepared with more, and what was begun
+    for name, shown in (("by2", "by2"), ("later", ".later.work")):
+        left_out = (
+            rf"/{shown}: more rows were left out than bad_rows 0 allows: 3 of .*; pass --bad_rows "
+            r"0\.002 "
+        )
         with pytest.raises(ConfigError, match=left_out):
             prepare(schema, [tmp_path / "log.csv"], tmp_path / name)
     assert_same(tmp_path / "by2", tmp_path / "whole")
@@ -78,7 +89,9 @@ def test_bad_rows_are_summed_over_shards(log, tmp_path, monkeypatch):
 
 def test_a_generated_log_needs_no_file(tmp_path):
     schema = load_schema("synthetic")
-    schema = dataclasses.replace(schema, generate=dataclasses.replace(schema.generate, rows=2_000, users=80, items=30))
+    schema = dataclasses.replace(
+        schema, generate=dataclasses.replace(schema.generate, rows=2_000, users=80, items=30)
+    )
     manifest = prepare(schema, None, tmp_path / "whole")
     assert {name: info.rows for name, info in manifest.splits.items()} == {
         "train": 1_600,
@@ -96,7 +109,8 @@ def test_the_number_of_shards_is_checked(log, tmp_path):
 
 
 def test_empty_split_is_an_error_in_shards(log, tmp_path):
-    schema, files = parse_schema(SCHEMA | {"split": BY_TIME | {"test": {"where": [["day", ">", 90]]}}}), [log / "files"]
+    schema = parse_schema(SCHEMA | {"split": BY_TIME | {"test": {"where": [["day", ">", 90]]}}})
+    files = [log / "files"]
     with pytest.raises(DataError, match="split test has no rows"):
         prepare(schema, files, tmp_path / "out", shards=3)
 

@@ -21,7 +21,9 @@ pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 class Twice(Local):
-    """Calls the pickled function of each pickled item twice at the same time, and in random order."""
+    """Calls the pickled function of each pickled item twice at the same time, and in
+    random order.
+    """
 
     remote = True
 
@@ -53,10 +55,14 @@ def test_steps_that_run_twice_at_once(log, tmp_path, monkeypatch, name):
 
 
 def test_steps_that_join_common_features_twice_at_once(tmp_path):
-    config = LogConfig(rows=1_000, users=80, items=30, list_scale=0.05, rates={"click": 0.3, "conversion": 0.1})
+    config = LogConfig(
+        rows=1_000, users=80, items=30, list_scale=0.05, rates={"click": 0.3, "conversion": 0.1}
+    )
     files, source = write_raw(config, tmp_path / "raw"), load_schema("aliccp").source
     lists = {"110_14": {"kind": "categorical", "tokens": "all"}}
-    schema = parse_schema(source | {"defaults": {"min_count": 2}, "fields": source["fields"] | lists})
+    schema = parse_schema(
+        source | {"defaults": {"min_count": 2}, "fields": source["fields"] | lists}
+    )
     prepare(schema, files, tmp_path / "whole")
     prepare(schema, files, tmp_path / "out", engine=Twice(), shards=3)
     assert_same(tmp_path / "out", tmp_path / "whole")
@@ -83,11 +89,15 @@ def test_a_machine_that_does_not_see_the_files_is_named(log, tmp_path, monkeypat
     found.check_seen()
     shutil.copy(log / "log.csv", tmp_path)  # another time of change
     with pytest.raises(
-        EngineError, match=r"node worker-7: .*log\.csv: sizes or times differ from those on the machine"
+        EngineError,
+        match=r"node worker-7: .*log\.csv: sizes or times differ from those on the machine",
     ):
         found.check_seen()
     (tmp_path / "log.csv").unlink()
-    with pytest.raises(EngineError, match=r"node worker-7: does not see .*log\.csv; it must be on a file system that"):
+    with pytest.raises(
+        EngineError,
+        match=r"node worker-7: does not see .*log\.csv; it must be on a file system that",
+    ):
         found.check_seen()
 
 
@@ -109,7 +119,9 @@ def test_work_is_kept_when_a_machine_does_not_see_the_work_folder(log, tmp_path,
     schema = parse_schema(SCHEMA)
     files = [log / "log.csv"]
     engine = Hiding()
-    with pytest.raises(EngineError, match=r"does not see /.*\.out\.work/key; it must be on a file system"):
+    with pytest.raises(
+        EngineError, match=r"does not see /.*\.out\.work/key; it must be on a file system"
+    ):
         prepare(schema, files, tmp_path / "out", engine=engine, shards=2)
     assert (tmp_path / ".out.work").exists()
     engine.hides = False

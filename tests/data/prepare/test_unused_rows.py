@@ -19,7 +19,9 @@ from tests.data.conftest import ROWS
 
 @pytest.mark.parametrize(("count", "text"), [(1, False), (3, True)])
 def test_rows_in_no_split_are_counted(source, write, tmp_path, count, text):
-    """Days 7 and 11 are in no range; user v of day 2 is dropped; of days 9 and 10, only odd rows are in a split."""
+    """Days 7 and 11 are in no range; user v of day 2 is dropped; of days 9 and 10, only odd rows
+    are in a split.
+    """
     source["drop"] = [["user", "==", "v"], ["day", "==", 2]]
     source["split"] = {
         "train": {"where": [["day", "<=", 6]]},

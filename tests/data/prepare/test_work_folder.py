@@ -26,7 +26,9 @@ def test_concurrent_runs_do_not_mix(prepared, tmp_path):
 
 
 def test_what_killed_processes_left_is_removed(prepared, tmp_path):
-    """A process was killed while it removed its work, which it had renamed, and another one while it made its work."""
+    """A process was killed while it removed its work, which it had renamed, and another one while
+    it made its work.
+    """
     prepared()
     for left in (".out.new-1-ab", ".out.work/prepared"):
         (tmp_path / left).mkdir(parents=True)
@@ -82,7 +84,11 @@ def test_a_power_failure_leaves_the_old_or_the_new_folder(source, prepared, tmp_
         prepared()
         source["name"] = "other"
     prepared("else")  # writes the log
-    cut(tmp_path, tmp_path / "out", lambda: prepared(files=["log.parquet"], options={"shards": shards}))
+    cut(
+        tmp_path,
+        tmp_path / "out",
+        lambda: prepared(files=["log.parquet"], options={"shards": shards}),
+    )
 
 
 def each_file(folder):
@@ -106,7 +112,9 @@ def test_a_power_failure_leaves_no_torn_work_that_would_be_resumed(write, prepar
         vouched["count.json"] = {"vocabulary.parquet": ready.get("vocabulary.parquet")}
         for result in vouched.keys() & work.keys():
             seen.add(result)
-            named = [content for name, content in each_file(vouched[result]) if not name.startswith(".")]
+            named = [
+                content for name, content in each_file(vouched[result]) if not name.startswith(".")
+            ]
             assert named
             assert not {TORN, None}.intersection(named)
     assert seen == {READ, COUNT, "count.json"}

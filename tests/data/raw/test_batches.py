@@ -46,13 +46,22 @@ test = { where = [["day", "==", 9]] }
 def write_lists(path, rows, group_rows):
     """Writes lists of 64 items, 512 bytes of each row, of which a file has 64."""
     rng = np.random.default_rng(0)
-    types = {"day": pa.int32(), "click": pa.int8(), "user": pa.int64(), "seen": pa.list_(pa.int64())}
+    types = {
+        "day": pa.int32(),
+        "click": pa.int8(),
+        "user": pa.int64(),
+        "seen": pa.list_(pa.int64()),
+    }
     with pq.ParquetWriter(path, pa.schema(types)) as writer:
         for _ in range(rows // group_rows):
             offsets = pa.array(np.arange(group_rows + 1, dtype=np.int32) * 64)
-            lists = pa.ListArray.from_arrays(offsets, pa.array(rng.integers(0, 200, 64 * group_rows)))
+            lists = pa.ListArray.from_arrays(
+                offsets, pa.array(rng.integers(0, 200, 64 * group_rows))
+            )
             numbers = [rng.integers(0, most, group_rows, np.int32) for most in (10, 2, 1000)]
-            writer.write_table(pa.table([*numbers, lists], names=list(types)).cast(writer.schema), group_rows)
+            writer.write_table(
+                pa.table([*numbers, lists], names=list(types)).cast(writer.schema), group_rows
+            )
 
 
 @pytest.mark.parametrize("group_rows", [1 << 13, None], ids=["small row groups", "one row group"])
@@ -61,7 +70,9 @@ def test_memory_does_not_grow_with_the_log(tmp_path, group_rows):
     peaks = []
     for rows in (1 << 16, 1 << 18):  # 32 MB and 128 MB of lists
         write_lists(tmp_path / f"{rows}.parquet", rows, group_rows or rows)
-        script = Script(PEAK, tmp_path / f"{rows}.parquet", tmp_path / "schema.toml", tmp_path / f"out{rows}")
+        script = Script(
+            PEAK, tmp_path / f"{rows}.parquet", tmp_path / "schema.toml", tmp_path / f"out{rows}"
+        )
         peaks.append(float(script.end()[0]))
     small, large = peaks
     assert large < small + 50, "MB"
@@ -94,7 +105,10 @@ def test_batches_are_those_of_a_scanner(tmp_path, small_batches, where):
     columns = {"user": pc.field("user"), "late": pc.field("day") > 3, "lists": pc.field("lists")}
     scanned = dataset.scanner(columns=columns, filter=where, batch_size=512).to_batches()
     expected = list(coalesced(pa.Table.from_batches([batch]) for batch in scanned))
-    assert list(coalesced(read_tables(dataset, ["user", "day", "lists", "text"], columns, where))) == expected
+    assert (
+        list(coalesced(read_tables(dataset, ["user", "day", "lists", "text"], columns, where)))
+        == expected
+    )
     assert count_rows(dataset, ["day", "text"], where) == sum(batch.num_rows for batch in expected)
 
 
@@ -104,18 +118,29 @@ def test_wide_rows_make_short_tables(tmp_path, monkeypatch):
     few, many = ["x" * 2000], [f"{number:02000d}" for number in range(1000)]
     pq.write_table(pa.table({"repeated": few * 1000, "distinct": many}), tmp_path / "log.parquet")
     dataset = ds.dataset(tmp_path / "log.parquet")
-    for name in ("repeated", "distinct"):  # the first has one byte per row in the file; its rows are measured
+    # the first has one byte per row in the file; its rows are measured
+    for name in ("repeated", "distinct"):
         sizes = [table.nbytes for table in read_tables(dataset, [name], memory=memory)]
         assert len(sizes) > 4
         assert max(sizes) < (1 << 18) + (1 << 14) + 2100
-        assert sum(batch.num_rows for batch in coalesced(read_tables(dataset, [name], memory=memory), memory)) == 1000
+        assert (
+            sum(
+                batch.num_rows
+                for batch in coalesced(read_tables(dataset, [name], memory=memory), memory)
+            )
+            == 1000
+        )
 
 
 def test_rows_that_grow_wider_within_a_row_group_make_short_tables(tmp_path):
-    """Lists in order of length, of one value: 40 MB in one row group, of which the file has a hundredth."""
+    """Lists in order of length, of one value: 40 MB in one row group, of which the file has a
+    hundredth.
+    """
     memory = Memory(PROGRAM + 29 * (1 << 20))
     ends = np.cumsum(np.arange(4500) // 2)
-    lists = pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), pa.array(np.full(ends[-1], 7)))
+    lists = pa.ListArray.from_arrays(
+        pa.array([0, *ends], pa.int32()), pa.array(np.full(ends[-1], 7))
+    )
     log = pa.table({"row": np.arange(4500), "seen": lists})
     pq.write_table(log, tmp_path / "log.parquet")
     tables = [*read_tables(open_dataset(tmp_path / "log.parquet"), log.schema.names, memory=memory)]

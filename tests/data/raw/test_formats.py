@@ -1,4 +1,6 @@
-"""Logs as people have them: several files, words for missing values, marks of numbers, dates, labels, line ends."""
+"""Logs as people have them: several files, words for missing values, marks of numbers, dates,
+labels, line ends.
+"""
 
 import csv as writer
 import datetime
@@ -32,7 +34,9 @@ def table(rows=ROWS):
         "user": [f"u{n % 31}" for n in range(rows)],
         "price": [None if n % 10 == 0 else 1000.25 * (n % 7 + 1) for n in range(rows)],
         "title": [f"line {n % 3}" for n in range(rows)],
-        "at": [datetime.datetime(2024, 1, 1) + datetime.timedelta(hours=6 * n) for n in range(rows)],
+        "at": [
+            datetime.datetime(2024, 1, 1) + datetime.timedelta(hours=6 * n) for n in range(rows)
+        ],
         "click": [n % 3 == 0 for n in range(rows)],
     }
 
@@ -53,7 +57,10 @@ def messy(columns):
         "user": columns["user"],
         "price": ["NA" if value is None else f"{value:,.2f}" for value in columns["price"]],
         "title": [value.replace(" ", "\n") for value in columns["title"]],
-        "at": [f"{at:%d/%m/%Y %H:%M}" if n % 2 else f"{at:%Y-%m-%d}" for n, at in enumerate(columns["at"])],
+        "at": [
+            f"{at:%d/%m/%Y %H:%M}" if n % 2 else f"{at:%Y-%m-%d}"
+            for n, at in enumerate(columns["at"])
+        ],
         "click": [("no", "Yes")[value] for value in columns["click"]],
     }
 
@@ -63,7 +70,10 @@ def part(columns, start, stop):
 
 
 def encoded(prepared):
-    return {name: read_split(prepared.folder, prepared.manifest, name).to_pylist() for name in ("train", "test")}
+    return {
+        name: read_split(prepared.folder, prepared.manifest, name).to_pylist()
+        for name in ("train", "test")
+    }
 
 
 def test_a_messy_log_of_two_files_is_read_as_its_plain_values(tmp_path):
@@ -73,12 +83,19 @@ def test_a_messy_log_of_two_files_is_read_as_its_plain_values(tmp_path):
     pq.write_table(pa.table(plain), tmp_path / "plain.parquet")
     rough = messy(plain)
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(as_text(part(rough, 0, 150))))
-    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(as_text(part(rough, 150, ROWS), [*rough][::-1])))
+    (tmp_path / "b.csv.gz").write_bytes(
+        gzip.compress(as_text(part(rough, 150, ROWS), [*rough][::-1]))
+    )
     options = {"labels": "click", "group": "user", "time": "at", "progress": False}
     whole = prepare(tmp_path / "plain.parquet", tmp_path / "whole", **options)
     found = prepare([tmp_path / "a.csv.gz", tmp_path / "b.csv.gz"], tmp_path / "found", **options)
-    assert found.manifest.parsed.text == TextFormat(("NA",), ",", ".", ("%d/%m/%Y %H:%M", "%Y-%m-%d"), True)
-    assert found.manifest.bad_rows.account() == f"{ROWS} lines below the header = {ROWS} rows kept + 0 left out"
+    assert found.manifest.parsed.text == TextFormat(
+        ("NA",), ",", ".", ("%d/%m/%Y %H:%M", "%Y-%m-%d"), True
+    )
+    assert (
+        found.manifest.bad_rows.account()
+        == f"{ROWS} lines below the header = {ROWS} rows kept + 0 left out"
+    )
     assert encoded(found) == encoded(whole)
     assert found.manifest.fields == whole.manifest.fields
 
@@ -93,11 +110,16 @@ def test_a_folder_of_text_is_one_log(tmp_path):
     whole = prepare(tmp_path / "whole.csv", tmp_path / "whole", **options)
     assert encoded(prepare(folder, tmp_path / "found", **options)) == encoded(whole)
     pq.write_table(pa.table(columns), folder / "4.parquet")
-    with pytest.raises(DataError, match=r"log: expected a folder of text or of parquet, got 0\.csv beside 4\.parquet"):
+    with pytest.raises(
+        DataError,
+        match=r"log: expected a folder of text or of parquet, got 0\.csv beside 4\.parquet",
+    ):
         prepare(folder, tmp_path / "other", **options)
     (folder / "4.parquet").unlink()
     (folder / "4.csv").write_text("user,price\nu,1\n")
-    with pytest.raises(DataError, match=r"4\.csv: no column 'title', 'click', which schema 0 reads"):
+    with pytest.raises(
+        DataError, match=r"4\.csv: no column 'title', 'click', which schema 0 reads"
+    ):
         prepare(folder, tmp_path / "other", **options)
 
 
@@ -115,7 +137,10 @@ def test_labels_are_words_and_others_are_bad_rows(tmp_path, kind):
     with pytest.raises(DataError, match="rows cannot be read"):
         prepare(files, tmp_path / "out", **options)
     found = prepare(files, tmp_path / "out", bad_rows=0.01, **options).manifest
-    assert found.bad_rows.reasons == {"label click: expected 0 or 1, got 'maybe'": 2, "click is missing": 1}
+    assert found.bad_rows.reasons == {
+        "label click: expected 0 or 1, got 'maybe'": 2,
+        "click is missing": 1,
+    }
     assert (found.bad_rows.rows, found.bad_rows.bad) == (ROWS, 3)
     assert sum(split.rows for split in found.splits.values()) == ROWS - 3
     assert sum(split.positives["click"] for split in found.splits.values()) == ROWS // 2 - 1
@@ -143,7 +168,9 @@ def test_what_text_means_is_inferred_where_it_is_plain(columns, delimiter, expec
 
 
 def test_marks_of_several_meanings_stay_text(tmp_path):
-    with pytest.warns(UserWarning, match=r"several meanings: a \('1,325'\); --thousands and --decimal .* say"):
+    with pytest.warns(
+        UserWarning, match=r"several meanings: a \('1,325'\); --thousands and --decimal .* say"
+    ):
         assert infer_format(texts(a=["1,325", "2,000"]), ";", PLAIN_TEXT) == PLAIN_TEXT
     given = TextFormat(decimal=",")
     assert infer_format(texts(a=["1,325", "2,000"]), ";", given) == given
@@ -151,10 +178,14 @@ def test_marks_of_several_meanings_stay_text(tmp_path):
 
 def test_forms_of_dates():
     assert infer_dates("at", pa.array(["13/01/2024", "01/02/2024", None])) == ("%d/%m/%Y",)
-    assert infer_dates("at", pa.array(["01/13/2024 1:05 PM", "01/02/2024 2:00 AM"])) == ("%m/%d/%Y %I:%M %p",)
+    assert infer_dates("at", pa.array(["01/13/2024 1:05 PM", "01/02/2024 2:00 AM"])) == (
+        "%m/%d/%Y %I:%M %p",
+    )
     assert infer_dates("at", pa.array(["soon"])) == ()
     for values in (["01/02/2024", "03/04/2024"], ["13/01/2024", "01/13/2024"]):
-        with pytest.raises(DataError, match=r"at: the form of times such as '.*' may be '%d/%m/%Y' or '%m/%d/%Y'"):
+        with pytest.raises(
+            DataError, match=r"at: the form of times such as '.*' may be '%d/%m/%Y' or '%m/%d/%Y'"
+        ):
             infer_dates("at", pa.array(values))
 
 
@@ -162,7 +193,12 @@ def test_options_of_fields(tmp_path):
     columns = table()
     pq.write_table(pa.table(columns), tmp_path / "log.parquet")
     source = infer_schema(
-        [tmp_path / "log.parquet"], ["click"], dense=["price"], hash={"user": 1000}, min_count=5, ignore=["at"]
+        [tmp_path / "log.parquet"],
+        ["click"],
+        dense=["price"],
+        hash={"user": 1000},
+        min_count=5,
+        ignore=["at"],
     )
     assert source["fields"] == {
         "user": {"kind": "categorical", "hashed": 1000},
@@ -174,28 +210,39 @@ def test_options_of_fields(tmp_path):
 
 def prepared_log(tmp_path, text, **options):
     (tmp_path / "log.csv").write_text(text)
-    return prepare(tmp_path / "log.csv", tmp_path / "out", labels="click", progress=False, **options)
+    return prepare(
+        tmp_path / "log.csv", tmp_path / "out", labels="click", progress=False, **options
+    )
 
 
 def test_stray_quotes_cost_their_lines_alone(tmp_path, monkeypatch):
-    """Two of them must not make one value of all lines between, whether other values hold line ends or not."""
+    """Two of them must not make one value of all lines between, whether other values hold line ends
+    or not.
+    """
     lines = [f"{n % 2},{n % 7},shoes" for n in range(900)]
     lines[100], lines[700] = '1,3,"best shoes', '0,3,"cheap tv'
-    found = prepared_log(tmp_path, "\n".join(["click,user,query", *lines, ""]), bad_rows=0.01).manifest
+    found = prepared_log(
+        tmp_path, "\n".join(["click,user,query", *lines, ""]), bad_rows=0.01
+    ).manifest
     assert (found.bad_rows.account(), found.bad_rows.reasons) == (
         "900 lines below the header = 898 rows kept + 2 left out",
         {"the line ends inside quotes": 2},
     )
     lines[5] = '1,3,"two\nlines"'
-    found = prepared_log(tmp_path, "\n".join(["click,user,query", *lines, ""]), bad_rows=0.01).manifest
+    found = prepared_log(
+        tmp_path, "\n".join(["click,user,query", *lines, ""]), bad_rows=0.01
+    ).manifest
     assert found.parsed.text.line_ends
     assert found.bad_rows.account() == "900 lines below the header = 898 rows kept + 2 left out"
     source = found.schema
     monkeypatch.setattr(staging, "BLOCK_BYTES", 500)
     monkeypatch.setattr(text, "LONGEST_VALUE", 50)
-    found = run.prepare(parse_schema(source), [tmp_path / "log.csv"], tmp_path / "other", bad_rows=0.01)
+    found = run.prepare(
+        parse_schema(source), [tmp_path / "log.csv"], tmp_path / "other", bad_rows=0.01
+    )
     assert found.bad_rows.account() == "900 lines below the header = 898 rows kept + 2 left out"
-    assert [each.split(":")[1] for each in found.bad_rows.examples] == ["103", "703"]  # a header and a line end before
+    # a header and a line end before
+    assert [each.split(":")[1] for each in found.bad_rows.examples] == ["103", "703"]
 
 
 @pytest.mark.parametrize("field", ["numeric", "dense"])
@@ -217,7 +264,8 @@ def test_text_of_numbers_is_read_once_from_files_and_from_memory(tmp_path, field
     (tmp_path / "log.csv").write_bytes(as_text(columns, delimiter=";"))
     pq.write_table(pa.table(columns), tmp_path / "log.parquet")
     whole, found = (
-        run.prepare(parse_schema(source), [tmp_path / f"log.{kind}"], tmp_path / kind) for kind in ("csv", "parquet")
+        run.prepare(parse_schema(source), [tmp_path / f"log.{kind}"], tmp_path / kind)
+        for kind in ("csv", "parquet")
     )
     assert (found.fields, found.dense, found.unused) == (whole.fields, whole.dense, whole.unused)
     rows = [
@@ -226,11 +274,20 @@ def test_text_of_numbers_is_read_once_from_files_and_from_memory(tmp_path, field
     ]
     assert str(rows[0].to_pylist()) == str(rows[1].to_pylist())  # nan is not equal to itself
     if field == "dense":
-        assert {round(each, 3) for each in rows[0]["p"].to_pylist() if each == each} == {0.025, 1125.5, 299.5}
+        assert {round(each, 3) for each in rows[0]["p"].to_pylist() if each == each} == {
+            0.025,
+            1125.5,
+            299.5,
+        }
     reader = RowReader(parse_schema(source))
-    rows, reasons = reader.read([b'{"click": 1, "k": "a", "p": "1.125,5"}', b'{"click": "no", "k": "-", "p": "-"}'])
+    rows, reasons = reader.read(
+        [b'{"click": 1, "k": "a", "p": "1.125,5"}', b'{"click": "no", "k": "-", "p": "-"}']
+    )
     assert reasons == [None, None]
-    assert rows.to_pylist() == [{"p": 1125.5, "k": "a", "click": 1}, {"p": None, "k": None, "click": 0}]
+    assert rows.to_pylist() == [
+        {"p": 1125.5, "k": "a", "click": 1},
+        {"p": None, "k": None, "click": 0},
+    ]
 
 
 def test_rows_of_words_for_missing_values_are_not_blank(tmp_path):
@@ -240,7 +297,9 @@ def test_rows_of_words_for_missing_values_are_not_blank(tmp_path):
 
 def test_lists_of_numbers_of_three_digits_stay_lists(tmp_path):
     with pytest.warns(UserWarning, match="several meanings"):
-        assert infer_format(texts(a=["101,202,303", "101", "404,505"]), "\t", PLAIN_TEXT) == PLAIN_TEXT
+        assert (
+            infer_format(texts(a=["101,202,303", "101", "404,505"]), "\t", PLAIN_TEXT) == PLAIN_TEXT
+        )
     assert infer_format(texts(a=["1,325e3", "1,325.45"]), ",", PLAIN_TEXT) == PLAIN_TEXT
     assert infer_dates("at", pa.array(["13/01/98", "01/02/01"])) == ("%d/%m/%y",)
 
@@ -252,13 +311,19 @@ def test_ids_and_empty_columns_are_not_read_by_marks(tmp_path):
         "click": [n % 2 for n in range(60)],
     }
     (tmp_path / "log.csv").write_bytes(as_text(columns))
-    with pytest.warns(UserWarning, match="user_id: read as numbers with thousands ','|read as ids, .* user_id"):
+    with pytest.warns(
+        UserWarning, match="user_id: read as numbers with thousands ','|read as ids, .* user_id"
+    ):
         source = infer_schema([tmp_path / "log.csv"], ["click"])
     assert source["fields"] == {"user_id": "categorical", "empty": "categorical"}
 
 
 def test_options_of_text_hold_for_tables_too(tmp_path):
-    columns = {"k": ["-", "a"] * 50, "p": ["299,5", "3"] * 50, "click": [n % 3 % 2 for n in range(100)]}
+    columns = {
+        "k": ["-", "a"] * 50,
+        "p": ["299,5", "3"] * 50,
+        "click": [n % 3 % 2 for n in range(100)],
+    }
     options = {"labels": "click", "null": "-", "decimal": ",", "dense": "p", "progress": False}
     found = prepare(pa.table(columns), tmp_path / "out", **options).manifest
     assert found.values["k"].distinct == 1
@@ -275,7 +340,12 @@ def test_ids_grow_whatever_the_order_of_the_columns(tmp_path):
     options = {"labels": "click", "ignore": "at", "progress": False}
     first = prepare(pa.table(columns), tmp_path / "first", **options)
     found = prepare(
-        pa.table({name: columns[name] for name in [*columns][::-1]}), tmp_path / "next", grow=first.folder, **options
+        pa.table({name: columns[name] for name in [*columns][::-1]}),
+        tmp_path / "next",
+        grow=first.folder,
+        **options,
     )
-    assert [field.name for field in found.manifest.fields] == [field.name for field in first.manifest.fields]
+    assert [field.name for field in found.manifest.fields] == [
+        field.name for field in first.manifest.fields
+    ]
     assert found.manifest.num_embeddings == first.manifest.num_embeddings

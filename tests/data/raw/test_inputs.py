@@ -20,7 +20,10 @@ def test_bad_rows_of_text(prepared, refused, tmp_path):
     lines[3] = "4,u,a,1,wet,0,3"
     lines[5] = "6,u,a,1,1,,3"
     log.write_text("\n".join([header, *lines]))
-    refused(r"rows cannot be read .*log\.csv:5: rain is not of type double: 'wet' .*bad_rows", files=["log.csv"])
+    refused(
+        r"rows cannot be read .*log\.csv:5: rain is not of type double: 'wet' .*bad_rows",
+        files=["log.csv"],
+    )
     manifest = prepared(files=["log.csv"], options={"bad_rows": 0.2})
     assert manifest.bad_rows.reasons == {"rain is not of type double": 1, "clicked is missing": 1}
     assert manifest.splits["train"].rows == 4
@@ -49,7 +52,10 @@ def test_hashed_ids_need_no_vocabulary(source, prepared, rows, tmp_path):
     assert test[0] > 0  # never seen in training, and yet an id
     ids = Hashed(1 << 20).encode(pa.array([5, 17, None])).to_pylist()
     assert ids == Hashed(1 << 20).encode(pa.array(["5", "17", None])).to_pylist()
-    digests = [int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") for text in (b"5", b"17")]
+    digests = [
+        int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+        for text in (b"5", b"17")
+    ]
     assert ids == [*(1 + digest % (1 << 20) for digest in digests), 0]
 
 
@@ -66,10 +72,23 @@ def test_weights_are_kept_and_checked(source, prepared, refused, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a,b\r1,2\r", r"log.csv:1: expected lines that end in LF or CR LF, got a carriage return within 'a,b\\r1,2"),
-        ("x" * 140_000 + "\n1\n", r"log.csv:1: expected a header in one line, got 'x{120} \.\.\.': field larger than"),
-        ('a,"b\nc",d\n1,2,3\n', "log.csv:1: expected a header in one line, got .*: unexpected end of data"),
-        ("a," * 70_000 + "\n1\n", r"log.csv:1: expected a header of distinct column names, got 'a,.{118} \.\.\.'$"),
+        (
+            "a,b\r1,2\r",
+            r"log.csv:1: expected lines that end in LF or CR LF, got a carriage return within "
+            r"'a,b\\r1,2",
+        ),
+        (
+            "x" * 140_000 + "\n1\n",
+            r"log.csv:1: expected a header in one line, got 'x{120} \.\.\.': field larger than",
+        ),
+        (
+            'a,"b\nc",d\n1,2,3\n',
+            "log.csv:1: expected a header in one line, got .*: unexpected end of data",
+        ),
+        (
+            "a," * 70_000 + "\n1\n",
+            r"log.csv:1: expected a header of distinct column names, got 'a,.{118} \.\.\.'$",
+        ),
     ],
 )
 def test_a_first_line_that_is_no_header_is_shown_in_part(tmp_path, content, message):
@@ -82,5 +101,7 @@ def test_a_first_line_that_is_no_header_is_shown_in_part(tmp_path, content, mess
 def test_errors_name_some_of_many_columns(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text(",".join(f"c{number}" for number in range(10_000)) + "\n")
-    with pytest.raises(DataError, match=r"no column 'click'; the file has c0, .*, c49 and 9,950 more$"):
+    with pytest.raises(
+        DataError, match=r"no column 'click'; the file has c0, .*, c49 and 9,950 more$"
+    ):
         infer_schema([path], ["click"])

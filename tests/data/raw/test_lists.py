@@ -16,10 +16,27 @@ from adaftr_fast.errors import DataError
 DRAW = random.Random(0)
 ROWS = 400
 GENRES = ["Action", "Comedy", "Drama", "Horror", "Sci-Fi", "Romance", "War", "Film noir"]
-WORDS = ["red", "blue", "old", "new", "great", "small", "house", "river", "stone", "king", "night", "road"]
+WORDS = [
+    "red",
+    "blue",
+    "old",
+    "new",
+    "great",
+    "small",
+    "house",
+    "river",
+    "stone",
+    "king",
+    "night",
+    "road",
+]
 CITIES = [f"{word.title()}ville" for word in WORDS] + [f"{word.title()}ton" for word in WORDS]
 LISTS = [DRAW.sample(GENRES, DRAW.choice([1, 1, 2, 3, 4])) for _ in range(ROWS)]
-COUNTRIES = {"USA": ["Texas", "Ohio", "Utah"], "France": ["Bretagne", "Alsace"], "Spain": ["Madrid", "Navarra"]}
+COUNTRIES = {
+    "USA": ["Texas", "Ohio", "Utah"],
+    "France": ["Bretagne", "Alsace"],
+    "Spain": ["Madrid", "Navarra"],
+}
 
 
 def joined(lists, separator):
@@ -36,10 +53,19 @@ def fields_of(path, **options):
 
 @pytest.fixture
 def log(tmp_path):
-    """A log with tags, of which some are missing, and a title; beside it as parquet, and with tags as categories."""
+    """A log with tags, of which some are missing, and a title; beside it as parquet, and with tags
+    as categories.
+    """
     titles = [f"{DRAW.choice(WORDS)}, {DRAW.choice(WORDS)} and {number}" for number in range(ROWS)]
     tags = [None if number % 9 == 0 else text for number, text in enumerate(joined(LISTS, "|"))]
-    table = pa.table({"tags": tags, "title": titles, "price": [0.5] * ROWS, "click": [n % 2 for n in range(ROWS)]})
+    table = pa.table(
+        {
+            "tags": tags,
+            "title": titles,
+            "price": [0.5] * ROWS,
+            "click": [n % 2 for n in range(ROWS)],
+        }
+    )
     csv.write_csv(table, tmp_path / "log.csv")
     pq.write_table(table, tmp_path / "log.parquet")
     encoded = pa.array(tags, pa.large_string()).dictionary_encode()
@@ -59,27 +85,56 @@ def no_lists():
     def draw(n):
         return [DRAW.choice(WORDS).title() for _ in range(n)]
 
-    places = [f"{city}, {state}, {country}" for country in COUNTRIES for state in COUNTRIES[country] for city in CITIES]
+    places = [
+        f"{city}, {state}, {country}"
+        for country in COUNTRIES
+        for state in COUNTRIES[country]
+        for city in CITIES
+    ]
     higher = [f"{state}, {country}" for country in COUNTRIES for state in COUNTRIES[country]]
-    yield "titles", [f"{' '.join(draw(2))}, {' '.join(draw(3))}, and {' '.join(draw(2))}" for _ in range(ROWS)]
+    yield (
+        "titles",
+        [f"{' '.join(draw(2))}, {' '.join(draw(3))}, and {' '.join(draw(2))}" for _ in range(ROWS)],
+    )
     yield (
         "addresses",
-        [f"{'Flat 2, ' * (n % 3)}{n} {DRAW.choice(WORDS)} St, {DRAW.choice(CITIES)}, TX" for n in range(ROWS)],
+        [
+            f"{'Flat 2, ' * (n % 3)}{n} {DRAW.choice(WORDS)} St, {DRAW.choice(CITIES)}, TX"
+            for n in range(ROWS)
+        ],
     )
-    yield "names", [f"{DRAW.choice(WORDS)}, {DRAW.choice(WORDS)}{', Jr.' * (n % 4 == 0)}" for n in range(ROWS)]
-    yield "decimal commas", [f"{DRAW.randint(0, 30)},{DRAW.randint(0, 30)}" if n % 5 else "7" for n in range(ROWS)]
+    yield (
+        "names",
+        [
+            f"{DRAW.choice(WORDS)}, {DRAW.choice(WORDS)}{', Jr.' * (n % 4 == 0)}"
+            for n in range(ROWS)
+        ],
+    )
+    yield (
+        "decimal commas",
+        [f"{DRAW.randint(0, 30)},{DRAW.randint(0, 30)}" if n % 5 else "7" for n in range(ROWS)],
+    )
     yield "few rows", joined(LISTS[:15], "|")
     yield "places", DRAW.choices(places, k=300) + higher * 20 + [*COUNTRIES] * 20
-    yield "paths", [" | ".join(["Home", f"Room {n % 7}", f"Thing {n}"][: 1 + n % 3]) for n in range(ROWS)]
+    yield (
+        "paths",
+        [" | ".join(["Home", f"Room {n % 7}", f"Thing {n}"][: 1 + n % 3]) for n in range(ROWS)],
+    )
     yield "thousands", [f"{DRAW.randint(0, 9999999):,}" for _ in range(ROWS)]
     yield "crossed columns", ["|".join(each) for each in itertools.product(GENRES, GENRES, GENRES)]
     yield "printed lists", [str(tokens) for tokens in LISTS]
     yield "JSON", [f'{{"a": {n % 5}, "b": {n % 3}, "c": {n}}}' for n in range(ROWS)]
     yield (
         "prose",
-        [", ".join(" ".join(draw(DRAW.randint(1, 5))) for _ in range(DRAW.randint(1, 4))) for _ in range(ROWS)],
+        [
+            ", ".join(" ".join(draw(DRAW.randint(1, 5))) for _ in range(DRAW.randint(1, 4)))
+            for _ in range(ROWS)
+        ],
     )
-    yield "a few tags", [text if number % 6 == 0 else "Drama" for number, text in enumerate(joined(LISTS, "|"))]
+    yield (
+        "a few tags",
+        [text if number % 6 == 0 else "Drama" for number, text in enumerate(joined(LISTS, "|"))],
+    )
     yield "empty text", ["", None]
 
 
@@ -92,7 +147,10 @@ def test_other_text_is_not_taken_for_lists(name):
 
 
 def test_detected_lists_are_warned_of_and_can_be_switched_off(log):
-    how = r"read as lists separated by '\|'; --multi tags= \(in Python multi=\{'tags': ''\}\) reads it as one value"
+    how = (
+        r"read as lists separated by '\|'; --multi tags= \(in Python multi=\{'tags': ''\}\) reads "
+        r"it as one value"
+    )
     for path in (log, log.with_name("log.parquet"), log.with_name("categories.parquet")):
         with pytest.warns(UserWarning, match=rf"{path.name}: tags: {how}") as warned:
             fields = fields_of(path)
@@ -118,7 +176,10 @@ def test_given_separators_need_no_evidence(log):
     ("multi", "message"),
     [
         ({"tag": "|"}, "no column 'tag'; the file has tags, title"),
-        ({"click": "|"}, "multi: 'click' is not a field: it is a label, the time, the weight, or left out"),
+        (
+            {"click": "|"},
+            "multi: 'click' is not a field: it is a label, the time, the weight, or left out",
+        ),
         ({"tags": 1}, "multi: tags: expected a separator, or '' for one value, got 1"),
     ],
 )
@@ -131,14 +192,19 @@ def test_the_delimiter_separates_lists_in_quotes_only(tmp_path):
     lines = [f'"{text}",{n},{n % 2}' for n, text in enumerate(joined(LISTS, ","))]
     (tmp_path / "log.csv").write_text("\n".join(["tags,price,click", *lines]))
     assert fields_of(tmp_path / "log.csv", multi={"tags": ","})["tags"]["separator"] == ","
-    with pytest.raises(DataError, match=r"multi: price: ',' separates the columns, and no value holds it"):
+    with pytest.raises(
+        DataError, match=r"multi: price: ',' separates the columns, and no value holds it"
+    ):
         fields_of(tmp_path / "log.csv", multi={"price": ",", "tags": ","})
 
 
 def test_columns_that_hold_no_text_are_named(tmp_path):
     table = pa.table({"seen": [[1], [2]], "place": [{"a": 1}, {"a": 2}], "click": [0, 1]})
     pq.write_table(table, tmp_path / "log.parquet")
-    with pytest.raises(DataError, match=r"multi: seen: expected a column of text, got lists \(list<element: int64>\)"):
+    with pytest.raises(
+        DataError,
+        match=r"multi: seen: expected a column of text, got lists \(list<element: int64>\)",
+    ):
         fields_of(tmp_path / "log.parquet", multi={"seen": "|"})
     with pytest.raises(DataError, match=r"multi: place: expected a column of text, got struct"):
         fields_of(tmp_path / "log.parquet", multi={"place": "|"})

@@ -33,7 +33,13 @@ def run(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir(exist_ok=True)
         for shard in [only] if only else Shard.all(shards):
             staging.stage(
-                path, tmp_path / folder, parse or default, shard=shard, tolerance=tolerance, **more, **options
+                path,
+                tmp_path / folder,
+                parse or default,
+                shard=shard,
+                tolerance=tolerance,
+                **more,
+                **options,
             )
         found = staging.staged_bad_rows(path, tmp_path / folder, **options)
         found.check(tolerance)
@@ -49,13 +55,22 @@ def rows(folder):
 def test_rows_in_order_and_bad_ones_by_line(numbers, run, tmp_path):
     bad_rows = run(numbers)
     assert rows(tmp_path / "staged") == [number for number in range(1, 1001) if number % 100 != 50]
-    assert (bad_rows.rows, bad_rows.bad, bad_rows.reasons) == (1000, 10, {"n is not of type int64": 10})
-    assert bad_rows.examples[:2] == [f"{numbers}:{line}: n is not of type int64: 'x'" for line in (51, 151)]
+    assert (bad_rows.rows, bad_rows.bad, bad_rows.reasons) == (
+        1000,
+        10,
+        {"n is not of type int64": 10},
+    )
+    assert bad_rows.examples[:2] == [
+        f"{numbers}:{line}: n is not of type int64: 'x'" for line in (51, 151)
+    ]
     with pytest.raises(
-        DataError, match=r"10 of 1,000 rows cannot be read \(n is not of type int64 10\); first: .*csv:51: "
+        DataError,
+        match=r"10 of 1,000 rows cannot be read \(n is not of type int64 10\); first: .*csv:51: ",
     ):
         run(numbers, tolerance=0.009, folder="other")
-    with pytest.raises(DataError, match=r"1 of \d+ rows cannot be read .*; correct the file, or --bad_rows 0\.\d+ "):
+    with pytest.raises(
+        DataError, match=r"1 of \d+ rows cannot be read .*; correct the file, or --bad_rows 0\.\d+ "
+    ):
         run(numbers, tolerance=0, folder="third")
 
 
@@ -74,7 +89,9 @@ def test_blocks_of_a_plain_file_are_those_of_a_stream(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("before", [0, 63, 100])
 def test_a_long_line_is_refused_by_every_reader(tmp_path, monkeypatch, before):
-    """However it lies in the blocks, and whether the line end is found in the block that makes it too long."""
+    """However it lies in the blocks, and whether the line end is found in the block that makes it
+    too long.
+    """
     monkeypatch.setattr(staging, "BLOCK_BYTES", 64)
     monkeypatch.setattr(staging, "SEARCH_BYTES", 7)
     path = tmp_path / "long.csv"
@@ -103,6 +120,7 @@ def test_lost_rows_are_an_error(numbers, run):
         return table[1:], report
 
     with pytest.raises(
-        DataError, match=r"numbers.csv: read 1,000 lines, but accounts for 9\d\d rows kept, 10 left out"
+        DataError,
+        match=r"numbers.csv: read 1,000 lines, but accounts for 9\d\d rows kept, 10 left out",
     ):
         run(numbers, parse=lossy)

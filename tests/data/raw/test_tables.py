@@ -46,7 +46,9 @@ def stored(source, out):
 def test_odd_types_become_plain_ones_with_the_same_values(tmp_path):
     found = stored(pa.table(ODD), tmp_path / "out")
     assert found.to_pydict() == pa.table(ODD).to_pydict()
-    assert {each.name: each.type for each in found.schema} == {name: each.type for name, each in ODD.items()} | PLAIN
+    assert {each.name: each.type for each in found.schema} == {
+        name: each.type for name, each in ODD.items()
+    } | PLAIN
 
 
 def test_streams_and_paths_mix_and_leave_nothing(tmp_path, monkeypatch):
@@ -55,7 +57,12 @@ def test_streams_and_paths_mix_and_leave_nothing(tmp_path, monkeypatch):
     with input_files(
         iter([table.to_reader(), "a.csv", tmp_path, table.to_batches()[0]]), tmp_path / "out/data"
     ) as paths:
-        assert [path.name for path in paths] == ["table.parquet", "a.csv", tmp_path.name, "table-4.parquet"]
+        assert [path.name for path in paths] == [
+            "table.parquet",
+            "a.csv",
+            tmp_path.name,
+            "table-4.parquet",
+        ]
         assert all(pq.read_table(paths[number]).equals(table) for number in (0, 3))
         assert (paths[1], paths[2]) == (type(paths[1])("a.csv"), tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -63,10 +70,15 @@ def test_streams_and_paths_mix_and_leave_nothing(tmp_path, monkeypatch):
 
 def test_a_table_of_wide_rows_is_written_in_row_groups_of_the_bound(tmp_path):
     memory = Memory(PROGRAM + 29 * (1 << 16))
-    table = pa.table({"text": [f"{number:02000d}" for number in range(100)]}).to_reader(max_chunksize=1)
+    table = pa.table({"text": [f"{number:02000d}" for number in range(100)]}).to_reader(
+        max_chunksize=1
+    )
     with input_files(table, tmp_path / "out", memory) as (path,):
         groups = pq.read_metadata(path)
-        assert max(groups.row_group(n).total_byte_size for n in range(groups.num_row_groups)) < memory.batch
+        assert (
+            max(groups.row_group(n).total_byte_size for n in range(groups.num_row_groups))
+            < memory.batch
+        )
 
 
 def test_what_a_killed_process_left_is_replaced(tmp_path):
@@ -89,17 +101,33 @@ def test_one_process_at_a_time_writes_them(tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
     table = pa.table({"a": [1]})
-    with input_files(table, tmp_path / "out"), ThreadPoolExecutor() as pool, pytest.raises(BusyError, match="out: ano"):
+    with (
+        input_files(table, tmp_path / "out"),
+        ThreadPoolExecutor() as pool,
+        pytest.raises(BusyError, match="out: ano"),
+    ):
         pool.submit(stored, table, tmp_path / "out").result()
 
 
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        (5, TypeError, "files: expected paths, or tables with __arrow_c_stream__ .*, got builtins.int"),
+        (
+            5,
+            TypeError,
+            "files: expected paths, or tables with __arrow_c_stream__ .*, got builtins.int",
+        ),
         ([{"a": [1]}], TypeError, "got builtins.dict"),
-        (pa.table([[1], [2]], ["a", "a"]), DataError, "files: .* columns of distinct names, got 'a' twice"),
-        (pa.table({"a": pa.array([(1, 2, 3)], pa.month_day_nano_interval())}), DataError, "files: the table .*nterval"),
+        (
+            pa.table([[1], [2]], ["a", "a"]),
+            DataError,
+            "files: .* columns of distinct names, got 'a' twice",
+        ),
+        (
+            pa.table({"a": pa.array([(1, 2, 3)], pa.month_day_nano_interval())}),
+            DataError,
+            "files: the table .*nterval",
+        ),
     ],
 )
 def test_other_inputs_are_named(tmp_path, source, error, message):
@@ -110,7 +138,11 @@ def test_other_inputs_are_named(tmp_path, source, error, message):
 
 def test_tables_of_pandas_and_polars(tmp_path):
     pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
-    columns = {"tags": [["a", "b"], [], None], "float": [0.5, np.nan, 2.0], "time": pd.Series(TIMES)}
+    columns = {
+        "tags": [["a", "b"], [], None],
+        "float": [0.5, np.nan, 2.0],
+        "time": pd.Series(TIMES),
+    }
     frame = pd.DataFrame(columns).set_axis([5, 3, 4])
     found = stored(frame, tmp_path / "out")
     assert found.column_names == list(frame.columns)  # without the index

@@ -39,7 +39,8 @@ def test_text_that_means_missing_elsewhere_names_the_option(value):
     report = block.report()
     shown = value.replace("\\", "\\\\")
     assert report.examples == [
-        f"2: n is not of type double, and not among the words for missing (--null, in Python null=): '{shown}'",
+        "2: n is not of type double, and not among the words for missing (--null, in Python "
+        f"null=): '{shown}'",
         "4: n is not of type double: 'x'",
     ]
 
@@ -54,7 +55,8 @@ INSIDE, WITHIN = "the line ends inside quotes", "carriage return within the line
         (b'1,a\n2,"x\n', {1: "a"}, {2: INSIDE}),  # the quotes are open at the end of the block
         (b'1,a\n2,"x', {1: "a"}, {2: INSIDE}),
         (b'1,"x""\n2,"b""c"\n3,"d"e"\n', {2: 'b"c', 3: 'de"'}, {1: INSIDE}),
-        (b'1,5" nail\n2,b"\n', {1: '5" nail', 2: 'b"'}, {}),  # a quote within a value is a character
+        # a quote within a value is a character
+        (b'1,5" nail\n2,b"\n', {1: '5" nail', 2: 'b"'}, {}),
         (b'1,"x\n\n3,c\n,\n5,"e"\n', {3: "c", 5: "e"}, {1: INSIDE}),
         (b'1,"a\rb"\r\n2,c\r\n', {1: "a\rb", 2: "c"}, {}),
         (b"1,a\r2,b\n3,c\n", {2: "c"}, {1: WITHIN}),
@@ -82,5 +84,7 @@ def test_a_line_is_read_as_if_it_stood_alone(lines):
     for number, line in enumerate(lines, start=1):
         alone = parse_block(f"{line}\n".encode(), ["n", "s"], ",")
         assert alone.table.to_pylist() == ([rows[number]] if number in rows else [])
-        assert [each.reason for each in alone.bad] == [each.reason for each in whole.bad if each.line == number]
+        assert [each.reason for each in alone.bad] == [
+            each.reason for each in whole.bad if each.line == number
+        ]
     assert whole.lines == len(lines) == whole.total + whole.blank

@@ -26,7 +26,11 @@ def day(number):
 def log(first, form="%Y-%m-%d", other=None):
     """A log of a hundred days from ``first``, every other of which may have another form."""
     times = [day(first + n).strftime(other if other and n % 2 else form) for n in range(ROWS)]
-    columns = {"at": times, "user": [f"u{n % 7}" for n in range(ROWS)], "click": [n % 2 for n in range(ROWS)]}
+    columns = {
+        "at": times,
+        "user": [f"u{n % 7}" for n in range(ROWS)],
+        "click": [n % 2 for n in range(ROWS)],
+    }
     return pa.table(columns)
 
 
@@ -40,8 +44,16 @@ def test_a_schema_serves_the_log_of_the_next_month(tmp_path, other):
         csv.write_csv(log(first, other=other), tmp_path / f"{first}.csv")
     schema = tmp_path / "mine.toml"
     options = {"group": "user", "time": "at", "progress": False}
-    now = prepare(tmp_path / "0.csv", tmp_path / "now", labels="click", write_schema=schema, **options)
-    then = prepare(tmp_path / "100.csv", tmp_path / "then", dataset=schema, grow=tmp_path / "now", progress=False)
+    now = prepare(
+        tmp_path / "0.csv", tmp_path / "now", labels="click", write_schema=schema, **options
+    )
+    then = prepare(
+        tmp_path / "100.csv",
+        tmp_path / "then",
+        dataset=schema,
+        grow=tmp_path / "now",
+        progress=False,
+    )
     assert rows(now) == rows(then) == SHARES
     assert f"test: at >= {day(190):%Y-%m-%d}" in str(then)
     assert now.manifest.fingerprint == then.manifest.fingerprint
@@ -64,7 +76,9 @@ def test_a_run_that_resumes_knows_its_times(tmp_path, monkeypatch):
 def test_a_file_of_a_header_alone_tells_no_type(tmp_path):
     """Text would sort 9 after 10."""
     (tmp_path / "a.csv").write_text("at,user,click\n")
-    (tmp_path / "b.csv").write_text("at,user,click\n" + "".join(f"{n},u{n % 7},{n % 2}\n" for n in range(ROWS)))
+    (tmp_path / "b.csv").write_text(
+        "at,user,click\n" + "".join(f"{n},u{n % 7},{n % 2}\n" for n in range(ROWS))
+    )
     files = [tmp_path / "a.csv", tmp_path / "b.csv"]
     data = prepare(files, tmp_path / "out", labels="click", time="at", progress=False)
     assert rows(data) == SHARES
@@ -81,7 +95,10 @@ def write(path, times):
 def by_time(**text):
     """A schema whose splits are the shares of time."""
     bounds = zip(SHARES, (0.0, 0.8, 0.9), (0.8, 0.9, 1.0))
-    split = {name: {"time": {"column": "at", "start": start, "stop": stop}} for name, start, stop in bounds}
+    split = {
+        name: {"time": {"column": "at", "start": start, "stop": stop}}
+        for name, start, stop in bounds
+    }
     return parse_schema(SOURCE | {"split": split, "text": text})
 
 
@@ -96,7 +113,10 @@ def few_first_rows(monkeypatch):
     [
         ([1714550400 + n for n in range(50)], [f"{1714550450 + n}.25" for n in range(50)]),
         ([f"{day(n)}" for n in range(50)], [f"{day(50 + n)}.250000" for n in range(50)]),
-        ([1700000000000000101 + n for n in range(50)], [1700000000000000151 + n for n in range(50)]),
+        (
+            [1700000000000000101 + n for n in range(50)],
+            [1700000000000000151 + n for n in range(50)],
+        ),
     ],
 )
 def test_times_are_counted_as_they_are_staged(tmp_path, few_first_rows, first, later):
@@ -108,7 +128,9 @@ def test_later_text_that_does_not_sort_is_an_error(tmp_path, few_first_rows):
     times = [f"{day(n):%Y%m%d %H}" for n in range(ROWS)]  # text for Arrow
     one = write(tmp_path / "one.csv", times[:50])
     other = write(tmp_path / "other.csv", [f"{day(n):%d.%m.%Y}" for n in range(50, ROWS)])
-    with pytest.raises(DataError, match=r"one\.csv, .*other\.csv: time at: expected numbers, .*; got '[0-9.]+'"):
+    with pytest.raises(
+        DataError, match=r"one\.csv, .*other\.csv: time at: expected numbers, .*; got '[0-9.]+'"
+    ):
         run(by_time(), [one, other], tmp_path / "out")
 
 
@@ -120,7 +142,10 @@ def test_forms_of_dates_of_another_column_leave_times_alone(tmp_path, times):
 
 def test_nan_is_no_time(tmp_path):
     at = pa.array([*map(float, range(ROWS)), *[float("nan")] * ROWS])
-    pq.write_table(pa.table({"at": at, "user": ["u"] * 2 * ROWS, "click": [0, 1] * ROWS}), tmp_path / "log.parquet")
+    pq.write_table(
+        pa.table({"at": at, "user": ["u"] * 2 * ROWS, "click": [0, 1] * ROWS}),
+        tmp_path / "log.parquet",
+    )
     found = with_times(by_time(), {"data": [tmp_path / "log.parquet"]}, tmp_path)
     assert found.split["test"].where == [("at", ">=", 90)]
 
@@ -133,7 +158,9 @@ def test_mixed_text_of_times_in_a_table_is_read_as_in_a_file(tmp_path):
     of_table = prepare(table.to_pandas(), tmp_path / "table", **options)
     assert of_file.manifest.bounds == of_table.manifest.bounds
     for split in SHARES:
-        one, other = (pq.read_table(tmp_path / f"{name}/{split}.parquet") for name in ("file", "table"))
+        one, other = (
+            pq.read_table(tmp_path / f"{name}/{split}.parquet") for name in ("file", "table")
+        )
         assert one.equals(other)
     later = pd.DataFrame(log(0, other="%d/%m/%Y %H:%M").to_pandas())
     later.loc[3, "at"] = "soon"
@@ -143,9 +170,14 @@ def test_mixed_text_of_times_in_a_table_is_read_as_in_a_file(tmp_path):
 
 def test_conditions_of_another_month_say_what_serves_each_log(tmp_path):
     csv.write_csv(log(100), tmp_path / "log.csv")
-    split = {name: {"where": [["at", op, day(80).date()]]} for name, op in zip(SHARES, ("<", "==", ">"))}
+    split = {
+        name: {"where": [["at", op, day(80).date()]]} for name, op in zip(SHARES, ("<", "==", ">"))
+    }
     schema = parse_schema(SOURCE | {"split": split})
-    expected = "split train has no rows: none meets its condition, at < 2026-03-22; a split by shares of time, time ="
+    expected = (
+        "split train has no rows: none meets its condition, at < 2026-03-22; a split by shares of "
+        "time, time ="
+    )
     with pytest.raises(DataError, match=expected):
         run(schema, [tmp_path / "log.csv"], tmp_path / "out")
 
@@ -154,9 +186,21 @@ def test_conditions_of_another_month_say_what_serves_each_log(tmp_path):
     ("split", "fields", "message"),
     [
         ({"time": {"stop": 0.8}}, {}, "split.train.time: missing key 'column'"),
-        ({"time": {"column": "at", "stop": 2}}, {}, "split.train.time: expected 0 <= start < stop <= 1"),
-        ({"time": {"column": "at"}, "where": [["a", "==", 1]]}, {}, "split.train: expected where or time, got both"),
-        ({"time": {"column": "at"}}, {"at": "categorical"}, "field at: expected a numeric or dense field"),
+        (
+            {"time": {"column": "at", "stop": 2}},
+            {},
+            "split.train.time: expected 0 <= start < stop <= 1",
+        ),
+        (
+            {"time": {"column": "at"}, "where": [["a", "==", 1]]},
+            {},
+            "split.train: expected where or time, got both",
+        ),
+        (
+            {"time": {"column": "at"}},
+            {"at": "categorical"},
+            "field at: expected a numeric or dense field",
+        ),
     ],
 )
 def test_bad_shares_are_named(split, fields, message):

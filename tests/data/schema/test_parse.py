@@ -13,13 +13,19 @@ def test_every_shipped_schema_loads(name):
 
 
 def test_shipped_schemas():
-    assert {"aliccp", "census", "census3", "flights", "flights3", "synthetic", "synthetic3"} <= set(shipped_schemas())
+    assert {"aliccp", "census", "census3", "flights", "flights3", "synthetic", "synthetic3"} <= set(
+        shipped_schemas()
+    )
     flights, census, aliccp = load_schema("flights"), load_schema("census"), load_schema("aliccp")
     assert [label.name for label in flights.labels] == ["click", "conversion"]
     assert flights.group == "tailnum"
-    assert not {"dep_delay", "arr_delay", "month"} & {c for field in flights.fields for c in field.columns}
+    assert not {"dep_delay", "arr_delay", "month"} & {
+        c for field in flights.fields for c in field.columns
+    }
     assert census.files == ("train", "test")
-    assert not {"income_50k", "marital_stat", "instance_weight"} & {field.name for field in census.fields}
+    assert not {"income_50k", "marital_stat", "instance_weight"} & {
+        field.name for field in census.fields
+    }
     assert "CC BY" in census.attribution
     assert "CC0" in flights.attribution
     assert aliccp.labels[1].condition == [("click", "==", 1), ("conversion", "==", 1)]
@@ -37,7 +43,10 @@ def test_schemas_of_ratings(name, labels, group, item, rating):
     assert schema.files == ("ratings",)
     assert schema.shipped is None
     assert tuple(label.name for label in schema.labels) == schema.funnel == labels
-    assert [label.condition for label in schema.labels] == [[(rating, ">=", 4)], [(rating, "==", 5)]]
+    assert [label.condition for label in schema.labels] == [
+        [(rating, ">=", 4)],
+        [(rating, "==", 5)],
+    ]
     assert schema.group == group
     read = {column for field in schema.features for column in field.columns}
     assert {group, item} < read
@@ -57,22 +66,34 @@ def test_load_schema_from_path_names_the_path_in_errors(tmp_path):
         load_schema(str(path))
     with pytest.raises(DataError, match="no file"):
         load_schema(str(tmp_path / "absent.toml"))
-    with pytest.raises(DataError, match=r"expected one of aliccp, .*flights, flights3, .*synthetic"):
+    with pytest.raises(
+        DataError, match=r"expected one of aliccp, .*flights, flights3, .*synthetic"
+    ):
         load_schema("fligths")
 
 
 def test_base_adds_a_third_task():
     flights, flights3 = load_schema("flights"), load_schema("flights3")
     assert [label.name for label in flights3.labels] == ["click", "conversion", "late"]
-    assert (flights3.fields, flights3.split, flights3.group) == (flights.fields, flights.split, flights.group)
+    assert (flights3.fields, flights3.split, flights3.group) == (
+        flights.fields,
+        flights.split,
+        flights.group,
+    )
     census, census3 = load_schema("census"), load_schema("census3")
     assert [label.name for label in census3.labels] == ["income_50k", "marital_stat", "college"]
-    assert {field.name for field in census.fields} - {field.name for field in census3.fields} == {"education"}
+    assert {field.name for field in census.fields} - {field.name for field in census3.fields} == {
+        "education"
+    }
     assert "base" not in census3.source
-    with pytest.raises(DataError, match=r"base: unknown data set 'fligths'; expected one of aliccp, .*flights3"):
+    with pytest.raises(
+        DataError, match=r"base: unknown data set 'fligths'; expected one of aliccp, .*flights3"
+    ):
         parse_schema({"base": "fligths"})
     with pytest.raises(DataError, match="field dep reads 'dep_delay', a source of label click"):
-        parse_schema({"base": "flights", "fields": {"dep": {"kind": "numeric", "column": "dep_delay"}}})
+        parse_schema(
+            {"base": "flights", "fields": {"dep": {"kind": "numeric", "column": "dep_delay"}}}
+        )
 
 
 def test_generate_truth_and_tokens_are_checked(source):
@@ -83,9 +104,13 @@ def test_generate_truth_and_tokens_are_checked(source):
         parse_schema(source | {"truth": {"click": "rain"}})
     with pytest.raises(ValueError, match=r"generate\.rows: expected int, got '3'"):
         parse_schema(source | {"generate": {"rows": "3"}})
-    with pytest.raises(DataError, match="synthetic log: layout: expected one of aliccp, ecomm, got 'x'"):
+    with pytest.raises(
+        DataError, match="synthetic log: layout: expected one of aliccp, ecomm, got 'x'"
+    ):
         parse_schema(source | {"generate": {"rows": 3, "layout": "x"}})
-    with pytest.raises(DataError, match=r'fields\.rain\.tokens: expected "last" or "all" on a categorical field'):
+    with pytest.raises(
+        DataError, match=r'fields\.rain\.tokens: expected "last" or "all" on a categorical field'
+    ):
         parse_schema(source | {"fields": {"rain": {"kind": "numeric", "tokens": "last"}}})
 
 
@@ -97,7 +122,10 @@ def test_forms_of_fields_and_conditions(source):
     }
     source["labels"]["late"] = [[["delay", ">=", 15]], [["wind", ">", 1.0], ["hour", "in", [1, 2]]]]
     schema = parse_schema(source)
-    forms = {each.name: (each.kind, each.columns, each.buckets, each.min_count) for each in schema.features}
+    forms = {
+        each.name: (each.kind, each.columns, each.buckets, each.min_count)
+        for each in schema.features
+    }
     assert forms["year"] == ("numeric", ("day",), 7, 1)
     assert forms["rain"] == ("numeric", ("rain",), 2, 1)
     assert forms["city_size"][:2] == ("cross", ("city", "size"))
@@ -137,9 +165,14 @@ SPLIT = {name: {} for name in ("train", "validation", "test")}
         (
             "fields",
             {"rain": {"kind": "dense", "encoding": "log10"}},
-            "fields.rain.encoding: expected one of standard, log, piecewise on a dense field, got 'log10'",
+            "fields.rain.encoding: expected one of standard, log, piecewise on a dense field, got "
+            "'log10'",
         ),
-        ("fields", {"rain": {"kind": "dense", "hashed": 9}}, "fields.rain.hashed: .*, got a dense one"),
+        (
+            "fields",
+            {"rain": {"kind": "dense", "hashed": 9}},
+            "fields.rain.hashed: .*, got a dense one",
+        ),
         (
             "fields",
             {"city": {"kind": "numeric", "min_count": 2}},
@@ -171,7 +204,11 @@ SPLIT = {name: {} for name in ("train", "validation", "test")}
             {"x": {"cross": ["city", "clicked"]}},
             "field x reads 'clicked', a source of label click",
         ),
-        ("fields", {"click": {"kind": "numeric", "column": "rain"}}, "names both a field and a label"),
+        (
+            "fields",
+            {"click": {"kind": "numeric", "column": "rain"}},
+            "names both a field and a label",
+        ),
         ("fields", {"delay": "numeric"}, "field delay reads 'delay', a source of label late"),
         ("weight", "rain", "field rain reads 'rain', a truth or weight column"),
         ("split", SPLIT | {"train": {"hash": {"from": 1}}}, "unknown key 'from'"),
@@ -180,7 +217,11 @@ SPLIT = {name: {} for name in ("train", "validation", "test")}
             SPLIT | {"train": {"hash": {"start": 0.5, "stop": 0.5}}},
             "expected 0 <= start < stop <= 1, got 0.5 and 0.5",
         ),
-        ("split", {"train": {"rows": "some"}, "test": {}, "validation": {}}, "split.train.rows: expected"),
+        (
+            "split",
+            {"train": {"rows": "some"}, "test": {}, "validation": {}},
+            "split.train.rows: expected",
+        ),
         ("labels", {"late": []}, "labels.late: expected a list"),
         ("labels", {"late": [["delay", 15]]}, "labels.late: expected .*column"),
         ("split", {"train": {}, "test": {}}, "split: missing key 'validation'"),
@@ -212,7 +253,8 @@ SPLIT = {name: {} for name in ("train", "validation", "test")}
         (
             "fields",
             {"city": "categorical", "seen": {"kind": "categorical", "vocabulary": "town"}},
-            "fields.seen.vocabulary: expected a categorical field with ids of its own, one of city, got 'town'",
+            "fields.seen.vocabulary: expected a categorical field with ids of its own, one of "
+            "city, got 'town'",
         ),
         (
             "fields",
@@ -221,24 +263,55 @@ SPLIT = {name: {} for name in ("train", "validation", "test")}
         ),
         (
             "fields",
-            {"city": "categorical", "seen": {"kind": "categorical", "vocabulary": "city", "min_count": 2}},
+            {
+                "city": "categorical",
+                "seen": {"kind": "categorical", "vocabulary": "city", "min_count": 2},
+            },
             "fields.seen.min_count: expected no key beside vocabulary, whose field sets it, got 2",
         ),
-        ("drop", [["day", ">", 2**65]], "drop: day >: expected an integer of 64 bits, got 36893488147419103232"),
+        (
+            "drop",
+            [["day", ">", 2**65]],
+            "drop: day >: expected an integer of 64 bits, got 36893488147419103232",
+        ),
         (
             "fields",
             {"group:id": {"kind": "categorical", "column": "city"}},
             "'group:id': the name of a column that prepare",
         ),
-        ("funnel", ["click"], r"funnel: expected two or more of the labels click, late, or none, got \['click'\]"),
+        (
+            "funnel",
+            ["click"],
+            r"funnel: expected two or more of the labels click, late, or none, got \['click'\]",
+        ),
         ("colour", "red", "the file: unknown key 'colour'"),
         ("labels", "click", "labels: expected a table, got 'click'"),
-        ("fields", {"city": {"kind": "numeric", "column": 3}}, "fields.city.column: expected text, got 3"),
-        ("fields", {"city": {"kind": "categorical", "min_count": True}}, "fields.city.min_count: .* got True"),
+        (
+            "fields",
+            {"city": {"kind": "numeric", "column": 3}},
+            "fields.city.column: expected text, got 3",
+        ),
+        (
+            "fields",
+            {"city": {"kind": "categorical", "min_count": True}},
+            "fields.city.min_count: .* got True",
+        ),
         ("group", ["x"], r"group: expected text, got \['x'\]"),
-        ("labels", {"late": [["delay", "=", 15]]}, "labels.late: delay: expected one of the operators ==, .* got '='"),
-        ("labels", {"late": [["delay", "in", 15]]}, "labels.late: delay in: expected a list of values, got 15"),
-        ("labels", {"late": [["delay", "==", [15]]]}, r"labels.late: delay ==: expected one value, got \[15\]"),
+        (
+            "labels",
+            {"late": [["delay", "=", 15]]},
+            "labels.late: delay: expected one of the operators ==, .* got '='",
+        ),
+        (
+            "labels",
+            {"late": [["delay", "in", 15]]},
+            "labels.late: delay in: expected a list of values, got 15",
+        ),
+        (
+            "labels",
+            {"late": [["delay", "==", [15]]]},
+            r"labels.late: delay ==: expected one value, got \[15\]",
+        ),
         ("files", "a.parquet", "files: expected a list of names"),
     ],
 )
@@ -257,5 +330,7 @@ def test_deep_nesting_is_an_error_in_one_line(tmp_path):
 
 @pytest.mark.parametrize("name", ["../schema/types.py", ""])
 def test_a_shipped_file_is_in_its_folder(name):
-    with pytest.raises(DataError, match="shipped: expected the name of a file in the same folder, got"):
+    with pytest.raises(
+        DataError, match="shipped: expected the name of a file in the same folder, got"
+    ):
         parse_schema(load_schema("flights").source | {"shipped": name})

@@ -14,9 +14,15 @@ ODD = {
     "split": {
         "train": {"where": [["at", "<", datetime.datetime(2020, 1, 2, 3, 4, 5, 678)]]},
         "validation": {"where": [["on", "==", datetime.date(2020, 1, 2)]]},
-        "test": {"where": [[["at", ">=", datetime.time(3, 4)]], [["n", "<", 1e300]]], "hash": {"start": 0.1 + 0.2}},
+        "test": {
+            "where": [[["at", ">=", datetime.time(3, 4)]], [["n", "<", 1e300]]],
+            "hash": {"start": 0.1 + 0.2},
+        },
     },
-    "fields": {"": "numeric", "user id": {"kind": "categorical", "tokens": "all", "separator": "|"}},
+    "fields": {
+        "": "numeric",
+        "user id": {"kind": "categorical", "tokens": "all", "separator": "|"},
+    },
 }
 
 
@@ -40,8 +46,13 @@ def test_an_edited_file_is_not_replaced(tmp_path):
     for _ in range(2):  # as an interrupted command is repeated
         write_schema(path, ODD, "odd")
     path.write_text("# edited\n" + path.read_text())
-    with pytest.raises(DataError, match=r"write_schema: .*mine\.toml exists with another content; name another file"):
+    with pytest.raises(
+        DataError,
+        match=r"write_schema: .*mine\.toml exists with another content; name another file",
+    ):
         write_schema(path, ODD, "odd")
-    with pytest.raises(DataError, match=r"write_schema: expected a file name that ends in \.toml, got .*mine'"):
+    with pytest.raises(
+        DataError, match=r"write_schema: expected a file name that ends in \.toml, got .*mine'"
+    ):
         write_schema(tmp_path / "mine", ODD, "odd")
     assert [each.name for each in tmp_path.iterdir()] == ["mine.toml"]

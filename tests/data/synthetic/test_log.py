@@ -20,7 +20,10 @@ def config(**changes):
 def test_rows_do_not_depend_on_chunks(layout):
     log = ImpressionLog(config(layout=layout))
     whole = log.batch(0, 3_000)
-    chunks = [ImpressionLog(config(layout=layout)).batch(start, start + 750) for start in range(0, 3_000, 750)]
+    chunks = [
+        ImpressionLog(config(layout=layout)).batch(start, start + 750)
+        for start in range(0, 3_000, 750)
+    ]
     assert pa.Table.from_batches(chunks).combine_chunks().equals(pa.Table.from_batches([whole]))
     other = ImpressionLog(config(layout=layout, seed=1)).batch(0, 3_000)
     assert not other.equals(whole)
@@ -37,7 +40,8 @@ def test_fields_match_the_layout():
     user = table["101"].to_numpy()
     profile = table["121"].to_numpy()
     first = {number: profile[row] for row, number in reversed(list(enumerate(user)))}
-    assert all(first[number] == profile[row] for row, number in enumerate(user))  # a property of the user, so constant
+    # a property of the user, so constant
+    assert all(first[number] == profile[row] for row, number in enumerate(user))
     assert np.median(np.bincount(user)[1:]) > 10  # users have many impressions
     click, conversion = (table[stage].to_numpy() for stage in ("click", "conversion"))
     assert np.all(click >= conversion)
@@ -71,7 +75,9 @@ def test_files_have_the_same_bytes_on_any_number_of_cores(kind, tmp_path, monkey
         monkeypatch.setattr(parallel, "cores", lambda: cores)  # noqa: B023  # called within the iteration
         out = tmp_path / str(cores)
         kind(config(), out)
-        found.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()})
+        found.append(
+            {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        )
     assert found[0] == found[1]
 
 
@@ -80,7 +86,10 @@ def test_files_have_the_same_bytes_on_any_number_of_cores(kind, tmp_path, monkey
     [
         ({"rows": 0}, "rows: expected >= 1, got 0"),
         ({"layout": "x"}, "layout: expected one of aliccp, ecomm, got 'x'"),
-        ({"rates": {"click": 0.1, "conversion": 0.2}}, r"rates: expected decreasing shares in \(0, 1\)"),
+        (
+            {"rates": {"click": 0.1, "conversion": 0.2}},
+            r"rates: expected decreasing shares in \(0, 1\)",
+        ),
         ({"relatedness_low": 0.9, "relatedness_high": 0.1}, "relatedness: expected low <= high"),
         ({"list_scale": float("nan")}, "list_scale: expected"),
         ({"spread": float("nan")}, "spread: expected >= 0"),
@@ -91,7 +100,9 @@ def test_invalid_values_are_named(changes, message):
         config(**changes)
 
 
-@pytest.mark.parametrize(("kind", "lock"), [(write.write_log, "log/.lock"), (write.write_raw, ".log.lock")])
+@pytest.mark.parametrize(
+    ("kind", "lock"), [(write.write_log, "log/.lock"), (write.write_raw, ".log.lock")]
+)
 def test_one_process_writes_a_log(kind, lock, tmp_path):
     """What a killed one left is removed."""
     out = tmp_path / "log"

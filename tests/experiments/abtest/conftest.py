@@ -12,7 +12,13 @@ from adaftr_fast.experiments.auctions import Auctions
 def generated(tmp_path_factory):
     """The prepared folder."""
     source = load_schema("synthetic").source
-    sizes = {"rows": 12_000, "users": 200, "items": 60, "rates": {"click": 0.3, "conversion": 0.15}, "spread": 2.0}
+    sizes = {
+        "rows": 12_000,
+        "users": 200,
+        "items": 60,
+        "rates": {"click": 0.3, "conversion": 0.15},
+        "spread": 2.0,
+    }
     schema = parse_schema(source | {"generate": source["generate"] | sizes})
     folder = tmp_path_factory.mktemp("generated") / "data"
     prepare(schema, [], folder)

@@ -9,11 +9,20 @@ from adaftr_fast.experiments.abtest import METRICS
 @pytest.fixture
 def command(generated, tmp_path):
     options = (
-        "--model.embedding_dim 4 --model.expert_hidden [8] --model.tower_hidden [8,4] --optimizer.lr 0.02 "
+        "--model.embedding_dim 4 --model.expert_hidden [8] --model.tower_hidden [8,4] "
+        "--optimizer.lr 0.02 "
         "--training.batch_size 200 --training.max_epochs 1 --training.progress false "
         "--seeds 2 --jobs 1 --auctions 2000 --slate 4"
     )
-    return ["experiment", "abtest", "--dataset", str(generated), "--out", str(tmp_path / "out"), *options.split()]
+    return [
+        "experiment",
+        "abtest",
+        "--dataset",
+        str(generated),
+        "--out",
+        str(tmp_path / "out"),
+        *options.split(),
+    ]
 
 
 def test_the_command_writes_the_same_report_again(command, tmp_path, capfd):
@@ -26,7 +35,9 @@ def test_the_command_writes_the_same_report_again(command, tmp_path, capfd):
     control, treatment, best = first["arms"]
     assert [len(arm["by_seed"]) for arm in first["arms"]] == [2, 2, 1]
     assert control["by_seed"][0] != control["by_seed"][1]
-    assert best["metrics"]["value"] > max(control["metrics"]["value"], treatment["metrics"]["value"])
+    assert best["metrics"]["value"] > max(
+        control["metrics"]["value"], treatment["metrics"]["value"]
+    )
     assert all(weight > 0 for arm in first["arms"] for weight in arm["weights"])
     mean = (treatment["metrics"]["CTR"] / control["metrics"]["CTR"] - 1) * 100
     assert first["lifts"][0]["mean"] == pytest.approx(mean)

@@ -20,7 +20,14 @@ def by_name(found):
 
 def test_the_metrics_by_hand():
     found = dict(zip(METRICS, rates(np.array([20.0, 5.0, 40.0, 15.0]), 100)))
-    assert found == {"CTR": 0.2, "CVR": 0.25, "CPC": 8.0, "eCPM": 400.0, "conversions": 50.0, "value": 150.0}
+    assert found == {
+        "CTR": 0.2,
+        "CVR": 0.25,
+        "CPC": 8.0,
+        "eCPM": 400.0,
+        "conversions": 50.0,
+        "value": 150.0,
+    }
     nothing = dict(zip(METRICS, rates(np.zeros((1, 4)), 100)[0]))
     assert math.isnan(nothing["CVR"])
     assert math.isnan(nothing["CPC"])
@@ -31,7 +38,12 @@ def test_differences_by_hand():
     control = [np.array([[1, 1, 1.0, 2.0], [1, 0, 1.0, 0], [0, 0, 2.0, 0]])]
     treatment = [np.array([[1, 1, 1.0, 2.0], [1, 1, 1.0, 2.0], [1, 0, 1.0, 0]])]
     found = by_name(lifts(control, treatment, 10))
-    expected = {"CTR": 50.0, "CVR": 100 * (2 / 3 / (1 / 2) - 1), "CPC": 100 * (1.5 / 4 - 1), "eCPM": -25.0}
+    expected = {
+        "CTR": 50.0,
+        "CVR": 100 * (2 / 3 / (1 / 2) - 1),
+        "CPC": 100 * (1.5 / 4 - 1),
+        "eCPM": -25.0,
+    }
     assert {name: found[name].mean for name in expected} == pytest.approx(expected)
     assert found["conversions"].mean == pytest.approx(100.0)
     assert found["CTR"].by_seed == pytest.approx([50.0])
@@ -52,7 +64,12 @@ def test_the_interval_is_that_of_the_normal_approximation():
 def test_seeds_that_differ_widen_the_second_interval():
     control = drawn(seeds=3)
     for lift in lifts(control, control, 20):
-        assert (lift.mean, lift.auctions, lift.seeds, lift.by_seed) == (0, (0, 0), (0, 0), [0, 0, 0])
+        assert (lift.mean, lift.auctions, lift.seeds, lift.by_seed) == (
+            0,
+            (0, 0),
+            (0, 0),
+            [0, 0, 0],
+        )
     treatment = [scale * each for scale, each in zip((1.0, 1.2, 1.4), control)]
     lift = by_name(lifts(control, treatment))["conversions"]
     assert lift.by_seed == pytest.approx([0, 20, 40])

@@ -7,7 +7,15 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.split_file import read_split
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.experiments import auctions as module
-from adaftr_fast.experiments.auctions import Auctions, Bidder, Candidates, decide, model_bidder, simulate, true_bidder
+from adaftr_fast.experiments.auctions import (
+    Auctions,
+    Bidder,
+    Candidates,
+    decide,
+    model_bidder,
+    simulate,
+    true_bidder,
+)
 from adaftr_fast.models import build_model
 from adaftr_fast.training.evaluation import predict
 
@@ -21,13 +29,15 @@ def test_an_auction_by_hand():
         price=np.array([[2.0, 1.0, 4.0], [2.0, 1.0, 4.0]]),
         draws=np.array([[0.4, 0.6], [0.8, 0.2]]),
     )
-    bids = Bidder(lambda _: np.array([[0.3, 0.4, 0.1], [0.1, 0.2, 0.3]]), weight=10.0).bids(candidates)
+    bids = Bidder(lambda _: np.array([[0.3, 0.4, 0.1], [0.1, 0.2, 0.3]]), weight=10.0).bids(
+        candidates
+    )
     np.testing.assert_allclose(bids, [[6.0, 4.0, 4.0], [2.0, 2.0, 12.0]])
     bids[1, 1] = 11.0  # of the winner's item
     found = decide(candidates, bids)
     assert found.winners.tolist() == [0, 2]
-    # The first is clicked (0.4 < 0.5) and does not convert (0.6 >= 0.5); the second does both, at the price 4. It costs
-    # the highest bid for another item.
+    # The first is clicked (0.4 < 0.5) and does not convert (0.6 >= 0.5); the second does both, at
+    # the price 4. It costs the highest bid for another item.
     np.testing.assert_allclose(found.counts, [[1, 0, 4.0, 0], [1, 1, 2.0, 4.0]])
 
 
@@ -48,7 +58,9 @@ def test_a_slate_has_one_user_and_candidates_of_its_own(data, auctions):
     assert len(ids[:, 0, places["101"]].unique()) > 20
     assert (ids[..., places["205"]] != ids[:, :1, places["205"]]).any(1).sum() > 90
     by_item = {}
-    for item, price in zip(ids[..., places["205"]].flatten().tolist(), found.price.ravel().tolist()):
+    for item, price in zip(
+        ids[..., places["205"]].flatten().tolist(), found.price.ravel().tolist()
+    ):
         if item:  # a known item has one price
             assert by_item.setdefault(item, price) == price
     assert np.std(np.log(found.price)) == pytest.approx(0.5, rel=0.5)
@@ -61,14 +73,19 @@ def test_candidates_depend_on_the_number_of_the_auction_alone(auctions, monkeypa
     assert [len(part.price) for part in parts] == [7, 7, 7, 7, 2]
     assert torch.equal(torch.cat([part.ids for part in parts]), whole.ids)
     for name in ("click", "conversion", "price", "draws"):
-        np.testing.assert_array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+        np.testing.assert_array_equal(
+            np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name)
+        )
 
 
 def test_clicks_and_conversions_have_the_true_rates(auctions):
     number = 20_000
     random = Bidder(lambda candidates: np.random.default_rng(0).random(candidates.price.shape))
     (traffic,) = simulate(auctions, [random], number)
-    chosen = [np.take_along_axis(each, traffic.winners[:, None], 1)[:, 0] for each in _truth(auctions, number)]
+    chosen = [
+        np.take_along_axis(each, traffic.winners[:, None], 1)[:, 0]
+        for each in _truth(auctions, number)
+    ]
     for column, rate in enumerate((chosen[0], chosen[0] * chosen[1])):
         deviation = np.sqrt((rate * (1 - rate)).sum())
         assert abs(traffic.counts[:, column].sum() - rate.sum()) < 4 * deviation
@@ -76,7 +93,9 @@ def test_clicks_and_conversions_have_the_true_rates(auctions):
 
 def _truth(auctions, number):
     blocks = list(auctions.blocks(number))
-    return [np.concatenate([getattr(each, name) for each in blocks]) for name in ("click", "conversion")]
+    return [
+        np.concatenate([getattr(each, name) for each in blocks]) for name in ("click", "conversion")
+    ]
 
 
 def test_equal_bidders_get_equal_traffic_and_true_ones_most_value(auctions):
@@ -100,12 +119,18 @@ def test_a_model_bids_its_second_prediction_calibrated_on_validation(data, aucti
     seen = predict(model, data.load("validation"), 1000)
     scores = 1 / (1 + np.exp(-seen.logits.astype(np.float64).min(1)))
     assert bidder.weight == pytest.approx(seen.labels[:, 1].mean() / scores.mean())
-    np.testing.assert_allclose(bidder.bids(candidates), bidder.weight * expected * candidates.price, rtol=1e-5)
+    np.testing.assert_allclose(
+        bidder.bids(candidates), bidder.weight * expected * candidates.price, rtol=1e-5
+    )
 
 
 def test_data_without_true_probabilities_are_refused(folder, data):
-    with pytest.raises(ConfigError, match=r"abtest: expected .* whose schema has \[generate\], .*, got tiny"):
+    with pytest.raises(
+        ConfigError, match=r"abtest: expected .* whose schema has \[generate\], .*, got tiny"
+    ):
         Auctions(PreparedData(folder), 5)
     data.manifest.tasks[1:] = ["purchase"]
-    with pytest.raises(ConfigError, match="stage of the log, click, conversion, got click, purchase"):
+    with pytest.raises(
+        ConfigError, match="stage of the log, click, conversion, got click, purchase"
+    ):
         Auctions(data, 5)

@@ -1,10 +1,12 @@
-"""Makes the interpreter sum every product in one order, as a GPU does, and reduce whole slices at a time.
+"""Makes the interpreter sum every product in one order, as a GPU does, and reduce whole slices at a
+time.
 
-The interpreter multiplies with NumPy, whose BLAS on some CPUs gives A B^T other last bits than (B A^T)^T. The column
-sweep forms the row sweep's scores again, transposed, and both must agree where logits are large. It also calls the
-function of a reduction once an element, which takes seconds a block; before each call of a function it searches
-``triton.language`` for what it has to replace, which takes longer than most of these functions; and each operation
-forms the types and shapes of its results anew, which takes longer than the operation.
+The interpreter multiplies with NumPy, whose BLAS on some CPUs gives A B^T other last bits than (B
+A^T)^T. The column sweep forms the row sweep's scores again, transposed, and both must agree where
+logits are large. It also calls the function of a reduction once an element, which takes seconds a
+block; before each call of a function it searches ``triton.language`` for what it has to replace,
+which takes longer than most of these functions; and each operation forms the types and shapes of
+its results anew, which takes longer than the operation.
 """
 
 import importlib.util
@@ -27,7 +29,9 @@ def _in_order(a: np.ndarray, b: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def large_calls(monkeypatch):
-    """Makes every call take the paths of large ones: a maximum that stays, and splits of the column sweep."""
+    """Makes every call take the paths of large ones: a maximum that stays, and splits of the column
+    sweep.
+    """
     if importlib.util.find_spec("triton") is not None:
         monkeypatch.setattr("adaftr_fast.kernels.infonce.launch.SMALL_PART", 0)
         monkeypatch.setattr("adaftr_fast.kernels.infonce.launch.FEW_BLOCKS", 0)
@@ -35,7 +39,9 @@ def large_calls(monkeypatch):
 
 @pytest.fixture
 def assume(monkeypatch):
-    """Returns a function that sets the ``capability`` or the ``processors`` of the GPU that launches assume."""
+    """Returns a function that sets the ``capability`` or the ``processors`` of the GPU that
+    launches assume.
+    """
 
     def change(**values):
         for name, value in values.items():
@@ -91,7 +97,9 @@ def like_a_gpu():
 
     def generic_reduce(self, arguments):
         (argument,), axis = self.unravel(arguments, self.axis)
-        first, *rest = (self.to_tensor(x, argument.dtype) for x in np.moveaxis(argument.handle.data, axis, 0))
+        first, *rest = (
+            self.to_tensor(x, argument.dtype) for x in np.moveaxis(argument.handle.data, axis, 0)
+        )
         return [reduce(self.combine_fn.fn, rest, first)]
 
     @cache
@@ -100,7 +108,8 @@ def like_a_gpu():
 
     def patch_builtin(package, *rest):
         names = builtins(package)
-        if names and is_builtin(getattr(package, names[0])):  # they are replaced and restored together
+        # they are replaced and restored together
+        if names and is_builtin(getattr(package, names[0])):
             for name in names:
                 interpreter._patch_attr(package, name, getattr(package, name), *rest)
 
@@ -116,7 +125,9 @@ def like_a_gpu():
 
     @cache
     def shape_of(*sizes):
-        return core.tuple([core.constexpr(size) for size in sizes]), core.constexpr(math.prod(sizes))
+        return core.tuple([core.constexpr(size) for size in sizes]), core.constexpr(
+            math.prod(sizes)
+        )
 
     def init_tensor(self, handle, kind):
         self.handle = handle

@@ -1,8 +1,10 @@
-"""Compiles the kernels for sm_80 and sm_90 without a GPU: no spills, tensor cores used, no figure worse than recorded.
+"""Compiles the kernels for sm_80 and sm_90 without a GPU: no spills, tensor cores used, no figure
+worse than recorded.
 
-The test takes the training variant of each row of the table; ``python -m benchmarks.infonce.compile_sweep`` takes all
-of them. It runs in its own process, because kernels imported under TRITON_INTERPRET=1 cannot be compiled. The sweeps
-in Gluon are for sm_90 alone; their exponentials have to run during products (benchmarks/infonce/compile/pipeline.py).
+The test takes the training variant of each row of the table; ``python -m
+benchmarks.infonce.compile_sweep`` takes all of them. It runs in its own process, because kernels
+imported under TRITON_INTERPRET=1 cannot be compiled. The sweeps in Gluon are for sm_90 alone; their
+exponentials have to run during products (benchmarks/infonce/compile/pipeline.py).
 """
 
 import json
@@ -28,13 +30,24 @@ def lines_of(*arguments):
     """Returns the lines that a Python process prints which does not interpret kernels."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-W", "ignore", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()
 
 
 def test_every_tiling_compiles_without_faults():
-    sweep = ["-m", "benchmarks.infonce.compile_sweep", "--quick", "--jobs", "1", "--arch", "80", "90"]
+    sweep = [
+        "-m",
+        "benchmarks.infonce.compile_sweep",
+        "--quick",
+        "--jobs",
+        "1",
+        "--arch",
+        "80",
+        "90",
+    ]
     results = [json.loads(line) for line in lines_of(*sweep)]
     assert results
     kernels, kinds = defaultdict(set), defaultdict(set)
@@ -50,7 +63,8 @@ def test_every_tiling_compiles_without_faults():
 
 
 @pytest.mark.parametrize(
-    ("kind", "capability"), [*product(["half", "tf32", "ieee", "float64"], [80, 90]), ("bf16x3", 90)]
+    ("kind", "capability"),
+    [*product(["half", "tf32", "ieee", "float64"], [80, 90]), ("bf16x3", 90)],
 )
 def test_sweeps_sum_their_scores_in_one_order(kind, capability):
     from adaftr_fast.kernels.infonce.config import choose_tiling
@@ -66,7 +80,9 @@ def test_five_products_are_for_hopper_gpus(capability, widths):
     from adaftr_fast.kernels.infonce.config import choose_tiling
 
     chosen = [
-        width for width in (256, 272, 512, 528) if choose_tiling("half", width, capability).row_sweep.five_products
+        width
+        for width in (256, 272, 512, 528)
+        if choose_tiling("half", width, capability).row_sweep.five_products
     ]
     assert chosen == widths
 
@@ -107,7 +123,11 @@ for module, name in [("row_sweep", "LOG2_E"), ("row_sweep", "MOST_LOG2"), ("tile
 def test_a_changed_constant_is_an_error_at_the_next_launch():
     """Constants compare themselves (tiles.py); Triton must still see that one has changed."""
     errors = [line.split(" since")[0] for line in lines_of("-c", CHANGES_A_CONSTANT)]
-    assert errors == [f"Global variable {name} has changed" for name in ("LOG2_E", "MOST_LOG2", "IGNORE") for _ in "12"]
+    assert errors == [
+        f"Global variable {name} has changed"
+        for name in ("LOG2_E", "MOST_LOG2", "IGNORE")
+        for _ in "12"
+    ]
 
 
 LAUNCHES_TWICE = """

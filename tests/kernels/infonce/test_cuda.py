@@ -24,10 +24,17 @@ def test_masks_and_widths_beyond_the_whole_blocks(dtype):
     for size in ((1024, 1024, 64), (300, 1024, 256), (129, 2000, 512)):
         check(inputs(*size), dtype, what=str(size), return_stats=True, **masks(*size[:2]))
     check(inputs(200, 300, 700), dtype, return_stats=True)
-    check(draw_sigmoid(1024, 300, 256), dtype, af.sigmoid_contrast, positive_index=positives(1024, 300))
+    check(
+        draw_sigmoid(1024, 300, 256),
+        dtype,
+        af.sigmoid_contrast,
+        positive_index=positives(1024, 300),
+    )
 
 
-@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability()[0] != 9, reason="for sm_90")
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability()[0] != 9, reason="for sm_90"
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_bounded_rows_agree_with_the_others(dtype, swept):
     """Without masks, wide blocks of rows whose logits are bounded have a sweep of their own."""
@@ -37,7 +44,9 @@ def test_bounded_rows_agree_with_the_others(dtype, swept):
     a[70::90] *= 300
     results = []
     for options in ({}, {"positive_index": torch.arange(300)}):
-        call = partial(loss_and_gradients, af.adaptive_infonce, (a, b, tau + 0.3), dtype, torch.ones(300))
+        call = partial(
+            loss_and_gradients, af.adaptive_infonce, (a, b, tau + 0.3), dtype, torch.ones(300)
+        )
         results.append(call(device="cuda", reduction="none", **options))
     assert swept == [[1, 0, 0, 0, 1]]
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-4)
@@ -64,7 +73,9 @@ def test_reduced_precision_of_float32_products(precision, bound):
 def test_same_bits_every_time(name, dtype):
     for rows in (1000, 20_000):
         tensors, options = LOSSES[name].drawn(rows, rows, 64)
-        call = partial(loss_and_gradients, LOSSES[name].call, tensors, dtype, device="cuda", **options)
+        call = partial(
+            loss_and_gradients, LOSSES[name].call, tensors, dtype, device="cuda", **options
+        )
         assert_same_bits(call(), call())
 
 
@@ -79,7 +90,9 @@ def test_the_column_sweep_of_a_small_call_joins_its_splits(monkeypatch, d):
 
 
 def test_large_batch_in_little_memory():
-    """65,536 rows, whose matrix of logits would take 8 GiB in bfloat16. Some rows are checked against float64."""
+    """65,536 rows, whose matrix of logits would take 8 GiB in bfloat16. Some rows are checked
+    against float64.
+    """
     rows, d = 65_536, 64
     a, b = (torch.randn(rows, d, device="cuda").bfloat16() for _ in range(2))
     tau = torch.full((rows,), 8.0, device="cuda")
@@ -97,7 +110,9 @@ def test_large_batch_in_little_memory():
 
 
 def test_cuda_graph():
-    """A graph captured once gives the results of other inputs on replay: nothing is read back to the host."""
+    """A graph captured once gives the results of other inputs on replay: nothing is read back to
+    the host.
+    """
     a, b, tau = (t.float().cuda().requires_grad_() for t in inputs(300, 300, 64))
 
     def step():
@@ -130,5 +145,8 @@ def test_compiles_whole_and_opcheck(name):
     tensors = [x.float().cuda() for x in LOSSES[name].draw(200, 200, 64)]
     torch.testing.assert_close(torch.compile(loss, fullgraph=True)(*tensors), loss(*tensors))
     op, arguments = op_call(name, (True, True, True))
-    on_gpu = [x.detach().cuda().requires_grad_(x.requires_grad) if torch.is_tensor(x) else x for x in arguments]
+    on_gpu = [
+        x.detach().cuda().requires_grad_(x.requires_grad) if torch.is_tensor(x) else x
+        for x in arguments
+    ]
     torch.library.opcheck(getattr(torch.ops.adaftr_fast, op).default, on_gpu)

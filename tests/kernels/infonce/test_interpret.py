@@ -1,4 +1,6 @@
-"""What the Triton kernels have beside what tests of all losses compare, under the interpreter; no GPU needed."""
+"""What the Triton kernels have beside what tests of all losses compare, under the interpreter; no
+GPU needed.
+"""
 
 import math
 from functools import partial
@@ -69,12 +71,22 @@ def test_blocks_of_the_environment_variable(blocks, capability, d, expected, mon
 
 def test_an_unknown_choice_of_blocks_is_refused(monkeypatch):
     monkeypatch.setenv(config.BLOCKS_VARIABLE, "tall")
-    with pytest.raises(ValueError, match=r"ADAFTR_FAST_INFONCE_BLOCKS must be one of \('narrow',\), got 'tall'"):
+    with pytest.raises(
+        ValueError, match=r"ADAFTR_FAST_INFONCE_BLOCKS must be one of \('narrow',\), got 'tall'"
+    ):
         check(20, 30, 8, dtype=torch.bfloat16)
 
 
 def test_splits_fill_the_gpu_and_bound_the_partial_results():
-    for programs, blocks in ((1, 1), (1, 1000), (8, 8), (131, 131), (133, 133), (500, 500), (4000, 9)):
+    for programs, blocks in (
+        (1, 1),
+        (1, 1000),
+        (8, 8),
+        (131, 131),
+        (133, 133),
+        (500, 500),
+        (4000, 9),
+    ):
         splits = config.choose_splits(programs, blocks, 132)
         assert 1 <= splits <= blocks
         assert splits == 1 or programs * splits <= 4 * 132
@@ -87,7 +99,10 @@ def test_splits_fill_the_programs_that_a_multiprocessor_holds():
 
     chosen = config.choose_tiling("half", 64, 90).row_sweep._replace(block_m=64)
     products = Products("half", torch.bfloat16, torch.float32, 64 * 132, 8192, 64, 64, 0, 90, 132)
-    splits = [products.launch(None, chosen._replace(programs=n), {}, divide_width=True).grid[1] for n in (1, 2, 3)]
+    splits = [
+        products.launch(None, chosen._replace(programs=n), {}, divide_width=True).grid[1]
+        for n in (1, 2, 3)
+    ]
     assert splits == [1, 2, 3]
 
 
@@ -105,7 +120,9 @@ def test_bad_temperature_gives_nan_in_its_row(options):
 
 def test_a_bad_scale_or_bias_gives_nan():
     a, b, *_ = (x.float() for x in draw_sigmoid(10, 10, 4))
-    assert all(sigmoid_triton(a, b, scale, 0.0).isnan() for scale in (0.0, -1.0, math.nan, math.inf))
+    assert all(
+        sigmoid_triton(a, b, scale, 0.0).isnan() for scale in (0.0, -1.0, math.nan, math.inf)
+    )
     assert all(sigmoid_triton(a, b, 1.0, bias).isnan() for bias in (math.nan, math.inf, -math.inf))
 
 
@@ -115,7 +132,9 @@ def test_a_positive_out_of_range_gives_nan_in_its_row():
         positive[4] = index
         calls = (
             lambda a, b, positive=positive: infonce_triton(a, b, 0.3, positive_index=positive),
-            lambda a, b, positive=positive: sigmoid_triton(a, b, 3.0, -2.0, positive_index=positive),
+            lambda a, b, positive=positive: sigmoid_triton(
+                a, b, 3.0, -2.0, positive_index=positive
+            ),
         )
         for call in calls:
             a, b = (x.float().requires_grad_() for x in inputs(10, 10, 4)[:2])
@@ -130,7 +149,9 @@ def test_a_positive_out_of_range_gives_nan_in_its_row():
 def test_at_most_one_row_and_candidate(dtype):
     for sizes in SIZES:
         for options in options_of(*sizes):
-            assert_as_the_reference(partial(af.adaptive_infonce, tau=0.5, **options), sizes, dtype, "triton")
+            assert_as_the_reference(
+                partial(af.adaptive_infonce, tau=0.5, **options), sizes, dtype, "triton"
+            )
         options = {} if sizes[0] <= sizes[1] else {"positive_index": torch.full((sizes[0],), -100)}
         loss = partial(af.sigmoid_contrast, logit_scale=2.0, logit_bias=1.0, **options)
         assert_as_the_reference(loss, sizes, dtype, "triton")
@@ -138,7 +159,9 @@ def test_at_most_one_row_and_candidate(dtype):
 
 def test_without_the_interpreter_cpu_tensors_are_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
-    with pytest.raises(ValueError, match="sigmoid_contrast: backend 'triton' accepts CPU tensors only under"):
+    with pytest.raises(
+        ValueError, match="sigmoid_contrast: backend 'triton' accepts CPU tensors only under"
+    ):
         sigmoid_triton(torch.ones(2, 3), torch.ones(2, 3), 1.0, 0.0)
 
 
@@ -150,7 +173,10 @@ def test_statistics_with_a_margin(case, dtype):
     index = options.get("positive_index", torch.arange(40)).clamp(min=0)
     a[::2] += b[index[::2]]
     a, b, tau = (x.to(dtype) for x in (a, b, tau))
-    found, true = (af.adaptive_infonce(a, b, tau, backend=each, **options)[1] for each in ("triton", "reference"))
+    found, true = (
+        af.adaptive_infonce(a, b, tau, backend=each, **options)[1]
+        for each in ("triton", "reference")
+    )
     assert 0 < true.top1.sum() < 40
     torch.testing.assert_close(found, true)
 
@@ -160,8 +186,12 @@ def test_a_margin_leaves_ignore_above_as_it_is():
     g = torch.Generator().manual_seed(0)
     a, b = (torch.randint(-1, 2, (n, 8), generator=g).double() for n in (40, 50))
     tensors, upstream = (a, b, torch.full((40,), 0.7)), torch.ones(40)
-    call = partial(loss_and_gradients, af.adaptive_infonce, tensors, torch.float32, upstream, reduction="none")
-    found, true = (call(ignore_above=1.0, margin=0.3, backend=each) for each in ("triton", "reference"))
+    call = partial(
+        loss_and_gradients, af.adaptive_infonce, tensors, torch.float32, upstream, reduction="none"
+    )
+    found, true = (
+        call(ignore_above=1.0, margin=0.3, backend=each) for each in ("triton", "reference")
+    )
     torch.testing.assert_close(found, true)
 
 
@@ -181,12 +211,17 @@ def test_what_the_kernels_of_both_directions_serve():
             assert serves_symmetric(anchors, tau, tau, None) == serves
 
 
-@pytest.mark.parametrize(("dtype", "d"), [(torch.float64, 8), (torch.float32, 8), (torch.bfloat16, 257)])
+@pytest.mark.parametrize(
+    ("dtype", "d"), [(torch.float64, 8), (torch.float32, 8), (torch.bfloat16, 257)]
+)
 def test_both_directions_are_refused_where_calls_take_two_sweeps(dtype, d):
     from adaftr_fast.kernels.infonce import infonce_symmetric
 
     tensors = [x.to(dtype) for x in draw_both(2, 2, d)]
-    message = rf"infonce_symmetric: expected bfloat16 or float16 up to a width of 256, got {dtype} of width {d}"
+    message = (
+        rf"infonce_symmetric: expected bfloat16 or float16 up to a width of 256, got {dtype} of "
+        rf"width {d}"
+    )
     with pytest.raises(ValueError, match=message):
         infonce_symmetric(*tensors, None, None, torch.ones(2), *[True] * 4)
 
@@ -196,7 +231,9 @@ def test_both_directions_are_refused_where_calls_take_two_sweeps(dtype, d):
     [(None, (), 5), (None, (1, 3), 3), (None, (0, 1, 2, 3), 1), (torch.tensor(0.3), (), 5)],
 )
 def test_number_of_products_of_both_directions(tau, frozen, products, monkeypatch):
-    """The multiply-adds of all tl.dot, as a multiple of B x B x d; the positives' are those of 64 columns."""
+    """The multiply-adds of all tl.dot, as a multiple of B x B x d; the positives' are those of 64
+    columns.
+    """
     from triton.runtime.interpreter import InterpreterBuilder
 
     done = []

@@ -1,4 +1,6 @@
-"""What one call launches: at small sizes the three kernels alone, which join the splits of the sweeps themselves."""
+"""What one call launches: at small sizes the three kernels alone, which join the splits of the
+sweeps themselves.
+"""
 
 from itertools import product
 
@@ -13,7 +15,18 @@ pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
 pytestmark = pytest.mark.skipif(not config.INTERPRETED, reason="needs TRITON_INTERPRET=1")
 BOUNDED = ("bounded_sweep", "unbounded_row_sweep", "unbounded_anchor_sweep")
-HOST_ONLY = ("empty", "new_empty", "view", "detach", "select", "slice", "alias", "unsqueeze", "expand", "as_strided")
+HOST_ONLY = (
+    "empty",
+    "new_empty",
+    "view",
+    "detach",
+    "select",
+    "slice",
+    "alias",
+    "unsqueeze",
+    "expand",
+    "as_strided",
+)
 
 
 class Launches(TorchDispatchMode):
@@ -49,18 +62,32 @@ def launches(monkeypatch, rows, dtype, d=64, **changed):
         found.ops.append(self.kernel.__name__.removeprefix("infonce_").removesuffix("_kernel"))
 
     monkeypatch.setattr(launch.Launch, "run", run)
-    needs = {"need_d_anchors": True, "need_d_candidates": True, "need_d_tau": True, "need_stats": False} | changed
+    needs = {
+        "need_d_anchors": True,
+        "need_d_candidates": True,
+        "need_d_tau": True,
+        "need_stats": False,
+    } | changed
     with found:
         launch.infonce(a, b, tau, None, None, None, scale, **needs)
-    return [each for each in found.ops if "fill_" not in each]  # conftest of the tests fills what is empty
+    # conftest of the tests fills what is empty
+    return [each for each in found.ops if "fill_" not in each]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_a_small_call_launches_its_three_kernels(monkeypatch, dtype):
     for rows, d in product((256, 1024), (20, 64, 128)):
         padding = ["aten.new_zeros.default", "aten.copy_.default"] * 2 if d % 16 else []
-        joining = ["aten.sum.dim_IntList"] if dtype == torch.float64 and rows == 1024 and d < 128 else []
-        assert launches(monkeypatch, rows, dtype, d) == [*padding, "row_sweep", "combine", "column_sweep", *joining]
+        joining = (
+            ["aten.sum.dim_IntList"] if dtype == torch.float64 and rows == 1024 and d < 128 else []
+        )
+        assert launches(monkeypatch, rows, dtype, d) == [
+            *padding,
+            "row_sweep",
+            "combine",
+            "column_sweep",
+            *joining,
+        ]
 
 
 @pytest.mark.parametrize("d", [24, 140])
@@ -81,7 +108,8 @@ def test_the_column_sweep_joins_its_splits(monkeypatch, assume, plans, d):
     torch.testing.assert_close(joined, summed, rtol=1e-6, atol=1e-7)
 
 
-REDUCTIONS = ["aten.sum.default", "aten.amax.default"]  # of what combine leaves for each block of rows
+# of what combine leaves for each block of rows
+REDUCTIONS = ["aten.sum.default", "aten.amax.default"]
 LARGEST_NORM = ["aten.linalg_vector_norm.default", "aten.amax.default"]
 
 
@@ -90,8 +118,18 @@ LARGEST_NORM = ["aten.linalg_vector_norm.default", "aten.amax.default"]
     [
         (1024, 64, {"need_d_candidates": False}, ["row_sweep", "combine", "aten.sum.default"]),
         (1024, 512, {}, ["row_sweep", "anchor_sweep", "combine", *REDUCTIONS, "column_sweep"]),
-        (1024, 512, {"need_d_anchors": False}, ["row_sweep", "combine", *REDUCTIONS, "column_sweep"]),
-        (8448, 272, {"need_d_candidates": False}, [*LARGEST_NORM, *BOUNDED, "combine", "aten.sum.default"]),
+        (
+            1024,
+            512,
+            {"need_d_anchors": False},
+            ["row_sweep", "combine", *REDUCTIONS, "column_sweep"],
+        ),
+        (
+            8448,
+            272,
+            {"need_d_candidates": False},
+            [*LARGEST_NORM, *BOUNDED, "combine", "aten.sum.default"],
+        ),
         (
             8448,
             272,
@@ -102,12 +140,21 @@ LARGEST_NORM = ["aten.linalg_vector_norm.default", "aten.amax.default"]
             8192,
             64,
             {},
-            [*LARGEST_NORM, "row_sweep", "combine", *REDUCTIONS, "column_sweep", "aten.sum.dim_IntList"],
+            [
+                *LARGEST_NORM,
+                "row_sweep",
+                "combine",
+                *REDUCTIONS,
+                "column_sweep",
+                "aten.sum.dim_IntList",
+            ],
         ),
     ],
 )
 def test_other_calls_launch(monkeypatch, rows, d, changed, expected):
-    """Without the column sweep the loss is added up; wide blocks have a sweep for d_anchors, and bounded rows one."""
+    """Without the column sweep the loss is added up; wide blocks have a sweep for d_anchors, and
+    bounded rows one.
+    """
     for dtype in (torch.bfloat16,) if rows == 8192 else (torch.bfloat16, torch.float16):
         assert launches(monkeypatch, rows, dtype, d, **changed) == expected
 
@@ -131,7 +178,9 @@ def test_a_launch_keeps_what_triton_compiled():
         arg_names = ("x_ptr", "B", "FLAG")
 
         def __getitem__(self, grid):
-            return lambda *values, **warps: seen.append(("triton", grid, values, warps)) or Compiled()
+            return lambda *values, **warps: (
+                seen.append(("triton", grid, values, warps)) or Compiled()
+            )
 
     launch = Launch(Kernel(), (2, 1, 1), {"FLAG": True, "OTHER": 3}, {"num_warps": 4})
     for x in ("a", "b"):
@@ -143,7 +192,9 @@ def test_a_launch_keeps_what_triton_compiled():
 
 
 @needs_cpp_gradients
-@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"return_stats": True}, {"reduction": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"symmetric": True}, {"return_stats": True}, {"reduction": "none"}], ids=str
+)
 def test_a_call_in_eager_mode_goes_around_the_dispatcher(monkeypatch, options):
     """With the bits of the op, which is called where something traces or counts ops."""
     from adaftr_fast import adaptive_infonce
@@ -153,7 +204,9 @@ def test_a_call_in_eager_mode_goes_around_the_dispatcher(monkeypatch, options):
     op = SYMMETRIC if "symmetric" in options else INFONCE
     name = f"{op.name}_triton"
     run = op.ops[name]
-    monkeypatch.setitem(op.ops, name, lambda *given, **by_name: called.append(1) or run(*given, **by_name))
+    monkeypatch.setitem(
+        op.ops, name, lambda *given, **by_name: called.append(1) or run(*given, **by_name)
+    )
 
     def results():
         a, b, tau = inputs(20, 20, 8)
@@ -194,7 +247,9 @@ CALLS = [
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_equal_launches_can_share_what_is_compiled(monkeypatch, dtype):
-    """Triton compiles for what a pointer and a stride are divisible by, for types, and for what is None."""
+    """Triton compiles for what a pointer and a stride are divisible by, for types, and for what is
+    None.
+    """
     from adaftr_fast.kernels.infonce import launch
 
     from adaftr_fast import adaptive_infonce, sigmoid_contrast
@@ -209,7 +264,9 @@ def test_equal_launches_can_share_what_is_compiled(monkeypatch, dtype):
                 assert x.data_ptr() % 16 == 0, name
             elif name.endswith("_stride") and name != "scale_stride":
                 assert x % 16 == 0, name
-        types = {name: x.dtype if isinstance(x, torch.Tensor) else x is None for name, x in taken.items()}
+        types = {
+            name: x.dtype if isinstance(x, torch.Tensor) else x is None for name, x in taken.items()
+        }
         key = self.kernel, self.grid, frozenset(self.options.items()), dtype
         assert found.setdefault(key, types) == types
 
@@ -218,10 +275,18 @@ def test_equal_launches_can_share_what_is_compiled(monkeypatch, dtype):
     for options in CALLS:
         for changed in (lambda x: x, odd, lambda x: odd(x.repeat_interleave(2, 0))[::2]):
             a, b, tau = (changed(x).requires_grad_() for x in tensors)
-            given = {name: changed(x) if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+            given = {
+                name: changed(x) if isinstance(x, torch.Tensor) else x
+                for name, x in options.items()
+            }
             adaptive_infonce(a, b, tau, backend="triton", **given)
     a, b, _ = map(odd, tensors)
     sigmoid_contrast(
-        a, b, odd(torch.rand(3))[2], torch.rand(3)[1], positive_index=odd(torch.arange(40)), backend="triton"
+        a,
+        b,
+        odd(torch.rand(3))[2],
+        torch.rand(3)[1],
+        positive_index=odd(torch.arange(40)),
+        backend="triton",
     )
     assert len(found) > 15

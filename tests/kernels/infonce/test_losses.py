@@ -1,4 +1,6 @@
-"""What all losses have in common, with the Triton kernels: on a GPU, or else under the interpreter."""
+"""What all losses have in common, with the Triton kernels: on a GPU, or else under the
+interpreter.
+"""
 
 import math
 
@@ -14,12 +16,16 @@ from tests.tolerances import assert_same_bits
 pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = pytest.mark.skipif(DEVICE == "cpu" and not config.INTERPRETED, reason="no GPU, nor TRITON_INTERPRET=1")
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cpu" and not config.INTERPRETED, reason="no GPU, nor TRITON_INTERPRET=1"
+)
 
 HALF = (torch.bfloat16, torch.float16)
-# Around the blocks' edges, with one split and with several (launch.py assumes 2 processors under the interpreter).
+# Around the blocks' edges, with one split and with several (launch.py assumes 2 processors under
+# the interpreter).
 SIZES = [(1, 1, 1), (2, 5, 8), (63, 63, 64), (100, 130, 31)]
-WIDE_SIZES = [(1, 1, 1), (33, 33, 64), (70, 100, 31)]  # float64 and float32 have the smallest blocks
+# float64 and float32 have the smallest blocks
+WIDE_SIZES = [(1, 1, 1), (33, 33, 64), (70, 100, 31)]
 LARGE = [(257, 300, 100), (40, 300, 256)]
 if DEVICE == "cuda":
     LARGE += [(1024, 1024, 64), (300, 1024, 256), (129, 2000, 512)]
@@ -39,7 +45,8 @@ def assert_accurate(name, tensors, dtype, **options):
 def types(name, dtypes):
     """Returns the types that a loss is tested in.
 
-    In types that are not half, both directions take two sweeps of one direction, which one of the losses shows.
+    In types that are not half, both directions take two sweeps of one direction, which one of the
+    losses shows.
     """
     own = (*HALF, torch.float32) if name == "both, masks" else HALF
     return [dtype for dtype in dtypes if dtype in own or not name.startswith("both")]
@@ -54,7 +61,8 @@ def each(*names, dtypes):
 def test_accuracy(name, dtype):
     sizes = SIZES if dtype in HALF else WIDE_SIZES
     if (name, dtype) == ("ignore_above", torch.bfloat16):
-        # The gradient of tau nearly cancels at the last size, and errs there by 1.3 times what the rule allows.
+        # The gradient of tau nearly cancels at the last size, and errs there by 1.3 times what the
+        # rule allows.
         sizes = [*SIZES[:3], (70, 100, 24)]
     for size in sizes:
         assert_matches(name, size, dtype)
@@ -86,18 +94,24 @@ def test_reductions(name, dtype):
 
 
 def problems():
-    """Yields the first loss of every extreme in all of its types, and the others in one each, by turns."""
+    """Yields the first loss of every extreme in all of its types, and the others in one each, by
+    turns.
+    """
     for case, (_, _, runs) in EXTREMES.items():
         for number, name in enumerate(runs.losses if runs else ()):
             dtypes = types(name, runs.dtypes)
-            for dtype in dtypes if number == 0 or DEVICE == "cuda" else [dtypes[number % len(dtypes)]]:
+            for dtype in (
+                dtypes if number == 0 or DEVICE == "cuda" else [dtypes[number % len(dtypes)]]
+            ):
                 yield pytest.param(case, name, dtype, id=f"{case}-{name}-{str(dtype)[6:]}")
 
 
 @pytest.mark.parametrize(("case", "name", "dtype"), list(problems()))
 def test_extremes(case, name, dtype):
     extreme = EXTREMES[case]
-    for number, (tensors, options) in enumerate(extreme.problems(WITH_TRITON[name], dtype, *extreme.triton.size)):
+    for number, (tensors, options) in enumerate(
+        extreme.problems(WITH_TRITON[name], dtype, *extreme.triton.size)
+    ):
         assert_accurate(name, tensors, dtype, what=f"problem {number}", **options)
 
 
@@ -110,12 +124,18 @@ def test_promises(promise, dtype):
     PROMISES[promise].check("triton", dtype)
 
 
-FROZEN = [(name, torch.bfloat16) for name in ("ignore_above", "margin, smoothing", "both", "sigmoid")]
+FROZEN = [
+    (name, torch.bfloat16) for name in ("ignore_above", "margin, smoothing", "both", "sigmoid")
+]
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("masks", torch.float64), ("plain", torch.bfloat16), *FROZEN])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("masks", torch.float64), ("plain", torch.bfloat16), *FROZEN]
+)
 def test_frozen_inputs(name, dtype):
-    """Each gradient by itself: d_tau comes from sum_pz where h_ctr is frozen, else from d_anchors."""
+    """Each gradient by itself: d_tau comes from sum_pz where h_ctr is frozen, else from
+    d_anchors.
+    """
     for frozen in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)):
         assert_matches(name, (33, 40, 16), dtype, frozen=frozen)
 
@@ -138,13 +158,17 @@ def test_strides(name):
 def test_the_same_bits_in_every_run(name):
     tensors, options = WITH_TRITON[name].drawn(40, 200, 16)
     given = options | {"backend": "triton", "device": DEVICE}
-    first, second = (loss_and_gradients(WITH_TRITON[name].call, tensors, torch.bfloat16, **given) for _ in range(2))
+    first, second = (
+        loss_and_gradients(WITH_TRITON[name].call, tensors, torch.bfloat16, **given)
+        for _ in range(2)
+    )
     assert_same_bits(first, second)
 
 
 @each("plain", "ignore_above", "both", "sigmoid", dtypes=[torch.float32, torch.bfloat16])
 def test_a_bad_number_shows_in_the_loss(name, dtype):
-    for value in (math.nan, math.inf)[: 1 if name == "ignore_above" else 2]:  # it leaves an infinity out
+    # it leaves an infinity out
+    for value in (math.nan, math.inf)[: 1 if name == "ignore_above" else 2]:
         tensors, options = WITH_TRITON[name].drawn(40, 40, 4)
         tensors[1][17, 2] = value
         given = options | {"backend": "triton", "device": DEVICE}
@@ -153,7 +177,9 @@ def test_a_bad_number_shows_in_the_loss(name, dtype):
 
 @pytest.mark.parametrize("name", ["masks", "margin, smoothing", "both", "blocks", "sigmoid"])
 def test_first_and_second_derivatives(name):
-    """They are those of the reference, which gradcheck and gradgradcheck find right in tests/ops/infonce."""
+    """They are those of the reference, which gradcheck and gradgradcheck find right in
+    tests/ops/infonce.
+    """
     tensors, options = WITH_TRITON[name].drawn(3, 4, 2)
     found = []
     for backend in ("triton", "reference"):
@@ -169,7 +195,9 @@ NEEDS = [(name, (True, True, True)) for name in ("plain", "both", "blocks", "sig
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="has its tensors on the CPU")
-@pytest.mark.parametrize(("name", "needs"), [*NEEDS, ("plain", (False, True, True)), ("both", (True, False, False))])
+@pytest.mark.parametrize(
+    ("name", "needs"), [*NEEDS, ("plain", (False, True, True)), ("both", (True, False, False))]
+)
 def test_opcheck(name, needs):
     op, arguments = op_call(name, needs)
     torch.library.opcheck(getattr(torch.ops.adaftr_fast, f"{op}_triton").default, arguments)

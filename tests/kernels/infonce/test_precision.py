@@ -1,4 +1,6 @@
-"""Which products the settings of float32 precision choose, and how exact those of split operands are."""
+"""Which products the settings of float32 precision choose, and how exact those of split operands
+are.
+"""
 
 import pytest
 import torch
@@ -25,7 +27,9 @@ def test_float32_products_are_ieee_by_default():
     assert float32_kind() == "ieee", "the setting of the CPU is not CUDA's"
 
 
-@pytest.mark.parametrize(("setting", "kind"), [("highest", "ieee"), ("high", "bf16x3"), ("medium", "tf32")])
+@pytest.mark.parametrize(
+    ("setting", "kind"), [("highest", "ieee"), ("high", "bf16x3"), ("medium", "tf32")]
+)
 def test_matmul_precision_chooses_the_products(setting, kind):
     torch.set_float32_matmul_precision(setting)
     assert float32_kind() == kind
@@ -67,7 +71,9 @@ def test_precision_reaches_every_launch(form, monkeypatch):
 
     found = set()
     chosen = config.product_kind
-    monkeypatch.setattr(launch, "product_kind", lambda *given: found.add(chosen(*given)) or chosen(*given))
+    monkeypatch.setattr(
+        launch, "product_kind", lambda *given: found.add(chosen(*given)) or chosen(*given)
+    )
     torch.set_float32_matmul_precision("medium")
     for precision, kind in (("auto", "tf32"), ("float32", "ieee"), ("bfloat16", "half")):
         found.clear()
@@ -79,12 +85,17 @@ def test_precision_reaches_every_launch(form, monkeypatch):
 
 def evaluate(tensors, dtype=torch.float32, backend="triton", **options):
     """Returns the loss and its gradients."""
-    return loss_and_gradients(af.adaptive_infonce, tensors, dtype, backend=backend, return_stats=True, **options)[:4]
+    return loss_and_gradients(
+        af.adaptive_infonce, tensors, dtype, backend=backend, return_stats=True, **options
+    )[:4]
 
 
 def worst(found, truth):
     """The largest error of loss and gradients, in units of the largest value of each."""
-    return max(((x.double() - t).abs().max() / t.abs().max()).item() for x, t in zip(found, truth, strict=True))
+    return max(
+        ((x.double() - t).abs().max() / t.abs().max()).item()
+        for x, t in zip(found, truth, strict=True)
+    )
 
 
 def rounded(x, bits):
@@ -122,13 +133,20 @@ def test_blocks_of_tf32_on_hopper(masked):
     assert config.choose_tiling("tf32", 112, 90).row_sweep.block_m == 128
     tensors = [t.float().double() for t in inputs(130, 150, 100)]
     options = masks(130, 150) if masked else {}
-    assert worst(evaluate(tensors, **options), evaluate(tensors, torch.float64, "reference", **options)) < 2e-6
+    assert (
+        worst(
+            evaluate(tensors, **options), evaluate(tensors, torch.float64, "reference", **options)
+        )
+        < 2e-6
+    )
 
 
 @interpreted
 @pytest.mark.usefixtures("hopper")
 def test_high_is_exact_in_numbers_of_bfloat16_and_at_logits_of_ten_thousand():
-    """Both sweeps add the products of the terms in one order, else their scores differ where logits are large."""
+    """Both sweeps add the products of the terms in one order, else their scores differ where logits
+    are large.
+    """
     torch.set_float32_matmul_precision("high")
     a, b, tau = inputs(70, 90, 32)
     tensors = (a.bfloat16().double(), b.bfloat16().double(), tau)

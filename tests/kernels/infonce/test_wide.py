@@ -1,7 +1,7 @@
 """Half types beyond a width of 256, up to 512, as on sm_90, under the interpreter.
 
-Rows whose logits are bounded have a sweep of their own, with four products. Calls with statistics or masks take five:
-d_anchors has kernels of its own.
+Rows whose logits are bounded have a sweep of their own, with four products. Calls with statistics
+or masks take five: d_anchors has kernels of its own.
 """
 
 import math
@@ -57,7 +57,9 @@ def large_operands():
 
 
 def far_below():
-    """Positives too far below the bound for the range of float16, which then takes a maximum that moves."""
+    """Positives too far below the bound for the range of float16, which then takes a maximum that
+    moves.
+    """
     a, b, tau = unit()
     return -a, b, tau.clamp(max=0.1)
 
@@ -103,7 +105,8 @@ def zeros():
     return a, b, tau
 
 
-# Tensors, options, and whether each block of 64 rows is bounded, in bfloat16 and in float16; None: runs in the other.
+# Tensors, options, and whether each block of 64 rows is bounded, in bfloat16 and in float16; None:
+# runs in the other.
 PROBLEMS = {
     "one row": (unit(1, 1), {}, [1], None),
     "a block": (unit(64, 64, 512), {}, None, [1]),
@@ -148,9 +151,15 @@ FIVE = {
     "several blocks": (inputs(130, 140, 400), {}),
     "masks": (inputs(140, 200, 264), masks(140, 200)),
     "positives": (inputs(70, 90, 264), {"positive_index": masks(70, 90)["positive_index"]}),
-    "groups": (inputs(70, 90, 264), {name: masks(70, 90)[name] for name in ("row_group", "column_group")}),
+    "groups": (
+        inputs(70, 90, 264),
+        {name: masks(70, 90)[name] for name in ("row_group", "column_group")},
+    ),
     "ignore_above": (draw_apart(70, 100, 264), {"ignore_above": 0.25}),
-    "weights": (inputs(70, 70, 264), {"margin": 0.3, "row_weight": torch.linspace(0, 2, 70), "reduction": "sum"}),
+    "weights": (
+        inputs(70, 70, 264),
+        {"margin": 0.3, "row_weight": torch.linspace(0, 2, 70), "reduction": "sum"},
+    ),
     "far above": (far_above(70), {}),
     "without statistics": (inputs(70, 100, 264), {"return_stats": False}),
     "frozen candidates": (inputs(70, 100, 264), {"frozen": (1,)}),
@@ -229,7 +238,9 @@ def test_other_calls_take_the_row_sweep(swept, monkeypatch):
     """Those with masks or statistics, without d_anchors, and small ones."""
 
     def call(**options):
-        loss_and_gradients(af.adaptive_infonce, unit(5, 6), torch.bfloat16, backend="triton", **options)
+        loss_and_gradients(
+            af.adaptive_infonce, unit(5, 6), torch.bfloat16, backend="triton", **options
+        )
 
     for options in ({"return_stats": True}, masks(5, 6), {"frozen": (0,)}):
         call(**options)

@@ -1,8 +1,9 @@
 """Bags of FusedEmbedding, their factors, and padding ids, against torch.nn.
 
-The cases of PyTorch's test/nn/test_embedding.py that apply are among these tests and those of test_embedding.py. What
-does not apply: ``max_norm`` and ``scale_grad_by_freq``, ``mode="max"``, tables without rows or width or of integers,
-a functional form beside the ops, ``offsets`` without the end, and forward-mode AD, as gradients are sparse.
+The cases of PyTorch's test/nn/test_embedding.py that apply are among these tests and those of
+test_embedding.py. What does not apply: ``max_norm`` and ``scale_grad_by_freq``, ``mode="max"``,
+tables without rows or width or of integers, a functional form beside the ops, ``offsets`` without
+the end, and forward-mode AD, as gradients are sparse.
 """
 
 import copy
@@ -41,7 +42,11 @@ def twins(emb, kind, **options):
     made = []
     for f in range(3):
         padding = None if emb.padding_idx is None else emb.padding_idx[f]
-        made.append(kind.from_pretrained(emb.field_weight(f).clone(), freeze=False, padding_idx=padding, **options))
+        made.append(
+            kind.from_pretrained(
+                emb.field_weight(f).clone(), freeze=False, padding_idx=padding, **options
+            )
+        )
     return made
 
 
@@ -51,14 +56,22 @@ def by_twins(tables, values, bags, factors):
     parts = []
     for f, table in enumerate(tables):
         own, sizes = field == f, bags.diff()[f::3]
-        parts.append(table(values[own].long(), sizes.cumsum(0) - sizes, None if factors is None else factors[own]))
+        parts.append(
+            table(
+                values[own].long(),
+                sizes.cumsum(0) - sizes,
+                None if factors is None else factors[own],
+            )
+        )
     return torch.cat(parts, 1)
 
 
 def check_gradients(emb, tables, **tolerance):
     for owned, weight in zip(emb.by_width, emb.table_weights(), strict=True):
         assert weight.grad.is_coalesced()
-        for f, rows in zip(owned.fields, weight.grad.to_dense().split(owned.num_embeddings), strict=True):
+        for f, rows in zip(
+            owned.fields, weight.grad.to_dense().split(owned.num_embeddings), strict=True
+        ):
             torch.testing.assert_close(rows, tables[f].weight.grad, **tolerance)
 
 
@@ -162,7 +175,9 @@ def test_no_optimizer_moves_the_padding_row(name):
     ],
     ids=str,
 )
-def test_bags_of_one_length_leave_padding_out_and_give_factors_a_gradient(kind, padding, widths, dtype):
+def test_bags_of_one_length_leave_padding_out_and_give_factors_a_gradient(
+    kind, padding, widths, dtype
+):
     torch.manual_seed(0)
     tolerance = {torch.bfloat16: 5e-2, torch.float16: 1e-2}.get(dtype, 1e-7)
     close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
@@ -174,7 +189,10 @@ def test_bags_of_one_length_leave_padding_out_and_give_factors_a_gradient(kind, 
     theirs = None if ours is None else ours.detach().double().requires_grad_()
     tables = [table.double() for table in twins(emb, nn.EmbeddingBag, mode=pooling)]
     out = emb(ids, None, ours)
-    parts = [table(ids[:, f], None, None if theirs is None else theirs[:, f]) for f, table in enumerate(tables)]
+    parts = [
+        table(ids[:, f], None, None if theirs is None else theirs[:, f])
+        for f, table in enumerate(tables)
+    ]
     expected = torch.cat(parts, 1)
     close(out.double(), expected)
     grad = torch.randn_like(out)
@@ -204,10 +222,15 @@ def test_gradients_are_those_that_are_required(table, factors):
 
 def test_a_weighted_mean_divides_by_the_number_of_ids():
     emb = FusedEmbedding([5], 2, dtype=torch.float64, padding_idx=0)
-    ids, factors = torch.tensor([[1, 2, 0], [0, 0, 0], [3, 3, 4]]), torch.rand(3, 3, dtype=torch.float64)
+    ids = torch.tensor([[1, 2, 0], [0, 0, 0], [3, 3, 4]])
+    factors = torch.rand(3, 3, dtype=torch.float64)
     table = emb.field_weight(0)
-    weighted = torch.stack([(table[i] * w[:, None])[i != 0].sum(0) for i, w in zip(ids, factors, strict=True)])
-    torch.testing.assert_close(emb(ids, None, factors).detach(), weighted / torch.tensor([[2.0], [1.0], [3.0]]))
+    weighted = torch.stack(
+        [(table[i] * w[:, None])[i != 0].sum(0) for i, w in zip(ids, factors, strict=True)]
+    )
+    torch.testing.assert_close(
+        emb(ids, None, factors).detach(), weighted / torch.tensor([[2.0], [1.0], [3.0]])
+    )
 
 
 @pytest.mark.parametrize(("pooling", "padding"), [("mean", 1), ("sum", None), ("sum", 1)])
@@ -230,7 +253,9 @@ def test_gradients_of_rows_and_factors_by_gradcheck(pooling, padding):
         step[1] = step[6] = 0
     with torch.no_grad():
         moved = [run(emb.weight + sign * 1e-6 * step, factors).sum() for sign in (1, -1)]
-    torch.testing.assert_close((emb.weight.grad.to_dense() * step).sum(), (moved[0] - moved[1]) / 2e-6)
+    torch.testing.assert_close(
+        (emb.weight.grad.to_dense() * step).sum(), (moved[0] - moved[1]) / 2e-6
+    )
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
@@ -254,7 +279,9 @@ def test_one_field_takes_bags_of_one_length():
     assert emb(ids.flatten()[:0], torch.tensor([0])).shape == (0, 3)
     with pytest.raises(ValueError, match=r"ids must be \[B, 1\] or \[B, 1, L\], got \[4, 2, 5\]"):
         emb(torch.zeros(4, 2, 5, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"per_sample_weights must be \[4, 5\], as the ids, got \[4, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"per_sample_weights must be \[4, 5\], as the ids, got \[4, 4\]"
+    ):
         emb(ids, None, torch.ones(4, 4))
 
 

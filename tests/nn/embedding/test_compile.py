@@ -1,4 +1,6 @@
-"""FusedEmbedding under torch.compile, with fullgraph=True and with the default, which may break a graph."""
+"""FusedEmbedding under torch.compile, with fullgraph=True and with the default, which may break a
+graph.
+"""
 
 import logging
 import warnings
@@ -33,7 +35,8 @@ def check(module, arguments, **options):
             module.zero_grad()
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                warnings.filterwarnings("ignore", "Sparse invariant checks")  # of torch 2.11, whatever its caller says
+                # of torch 2.11, whatever its caller says
+                warnings.filterwarnings("ignore", "Sparse invariant checks")
                 run(*each).square().sum().backward()
             assert all(weight.grad.is_coalesced() for weight in emb.table_weights())
             gradients.append([weight.grad.to_dense() for weight in emb.table_weights()])
@@ -59,7 +62,9 @@ def check_quiet(caplog):
 )
 def test_look_ups_and_bags_are_one_graph(caplog, widths, padding, options):
     emb = FusedEmbedding(SIZES, widths, padding_idx=padding)
-    check(nn.Sequential(emb, nn.Linear(emb.out_features, 4)), [(batch(16),), (batch(17),)], **options)
+    check(
+        nn.Sequential(emb, nn.Linear(emb.out_features, 4)), [(batch(16),), (batch(17),)], **options
+    )
     values, offsets = torch.tensor([0, 1, 1, 0, 30, 30, 30]), torch.tensor([0, 3, 4, 7, 7, 7, 7])
     if widths != [2, 3, 2] or options:
         check(emb, [(torch.stack([batch(6), batch(6)], 2),), (values, offsets)], **options)

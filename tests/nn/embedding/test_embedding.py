@@ -1,4 +1,6 @@
-"""FusedEmbedding as a module, with fields of one width and of several: look-ups, gradients, growth and copies."""
+"""FusedEmbedding as a module, with fields of one width and of several: look-ups, gradients, growth
+and copies.
+"""
 
 import copy
 import pickle
@@ -27,7 +29,9 @@ def batch(size=17):
 
 def tables_of(emb):
     """The fields as nn.Embedding."""
-    return nn.ModuleList(nn.Embedding.from_pretrained(emb.field_weight(f).clone(), freeze=False) for f in range(4))
+    return nn.ModuleList(
+        nn.Embedding.from_pretrained(emb.field_weight(f).clone(), freeze=False) for f in range(4)
+    )
 
 
 def look_up(tables, ids):
@@ -40,7 +44,9 @@ def gradients_by_field(emb):
     for owned, weight in zip(emb.by_width, emb.table_weights(), strict=True):
         assert weight.grad.is_coalesced()
         assert (weight.grad.indices()[0].diff() > 0).all()
-        found |= dict(zip(owned.fields, weight.grad.to_dense().split(owned.num_embeddings), strict=True))
+        found |= dict(
+            zip(owned.fields, weight.grad.to_dense().split(owned.num_embeddings), strict=True)
+        )
     return [found[f] for f in range(4)]
 
 
@@ -71,7 +77,9 @@ def test_is_one_module_with_one_parameter_per_width():
     assert [table.fields for table in emb.by_width] == [[3], [1], [0, 2]]
     assert "4 fields, num_embeddings=[5, 9, 40, 1], embedding_dim=[8, 3, 8, 1]" in repr(emb)
     assert "(2): TableWeight(45, 8, float32)" in repr(emb)
-    shown = repr(FusedEmbedding([5], 2, padding_idx=1, pooling="sum", on_bad_id="oov", sparse=False))
+    shown = repr(
+        FusedEmbedding([5], 2, padding_idx=1, pooling="sum", on_bad_id="oov", sparse=False)
+    )
     options = "padding_idx=[1], pooling='sum', on_bad_id='oov', sparse=False"
     assert shown == f"FusedEmbedding(1 fields, num_embeddings=[5], embedding_dim=2, {options})"
     assert FusedEmbedding([3, 4], [8, 8]).weight.shape == (7, 8)
@@ -90,7 +98,9 @@ def test_lays_the_fields_in_order(widths):
 
 
 @WIDTHS
-@pytest.mark.parametrize("copied", [lambda emb: emb, copy.deepcopy, lambda emb: pickle.loads(pickle.dumps(emb))])
+@pytest.mark.parametrize(
+    "copied", [lambda emb: emb, copy.deepcopy, lambda emb: pickle.loads(pickle.dumps(emb))]
+)
 def test_gradients_are_coalesced_and_accumulate_also_of_copies(copied, widths):
     original = make(widths)
     emb = copied(original)
@@ -135,7 +145,11 @@ def test_gradients_can_be_differentiated_again(kind):
         emb.weight.grad = None
     if kind != "bags":
         ids = ids[..., :1]
-    out = emb(ids.flatten(), torch.arange(0, ids.numel() + 1, 2)) if kind == "bags" else emb(ids[..., 0])
+    out = (
+        emb(ids.flatten(), torch.arange(0, ids.numel() + 1, 2))
+        if kind == "bags"
+        else emb(ids[..., 0])
+    )
     emb.flush()
     table = emb.weight.detach().clone().requires_grad_()
     expected = table[ids + emb.offsets[:-1, None]].mean(2).flatten(1)
@@ -154,7 +168,9 @@ def test_gradients_can_be_differentiated_again(kind):
 
 
 @pytest.mark.parametrize(
-    "optimizer", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam], ids=lambda kind: kind.__name__
+    "optimizer",
+    [torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam],
+    ids=lambda kind: kind.__name__,
 )
 def test_torch_optimizers_work_unchanged(optimizer):
     emb = make()
@@ -182,7 +198,10 @@ def test_trains_and_grows_as_one_module_a_field(widths, name):
     for step in range(6):
         ids = batch()
         ids[:, 1] = torch.randint(0, emb.num_embeddings[1], (17,))
-        outputs = emb(ids), torch.cat([single(ids[:, f : f + 1]) for f, single in enumerate(each)], 1)
+        outputs = (
+            emb(ids),
+            torch.cat([single(ids[:, f : f + 1]) for f, single in enumerate(each)], 1),
+        )
         for optimizer, out in zip(optimizers, outputs, strict=True):
             optimizer.zero_grad()
             out.sin().sum().backward()
@@ -194,10 +213,13 @@ def test_trains_and_grows_as_one_module_a_field(widths, name):
             assert emb.field_offsets.tolist() == [0, 5, 17, 57, 58]
         for optimizer in optimizers:
             optimizer.step()
-    # Growth makes the rows of a table current, so that Adam applies the steps that others have missed in two parts.
+    # Growth makes the rows of a table current, so that Adam applies the steps that others have
+    # missed in two parts.
     rtol = 1e-5 if widths == 8 and name.startswith("Adam") else 0
     for f, single in enumerate(each):
-        torch.testing.assert_close(emb.field_weight(f), single.field_weight(0), rtol=rtol, atol=rtol / 100)
+        torch.testing.assert_close(
+            emb.field_weight(f), single.field_weight(0), rtol=rtol, atol=rtol / 100
+        )
 
 
 def test_growing_keeps_a_dense_gradient():
@@ -230,9 +252,14 @@ def test_a_copy_has_the_present_rows_and_no_optimizer():
 def test_bad_ids_are_named_or_count_into_the_oov_row(widths):
     emb, ids = make(widths), batch()
     ids[2, 1], ids[5, 3] = 9, -1
-    with pytest.raises(IndexError, match=r"ids\[2, 1\] = 9 is out of range for field 1 \('b'\), whose ids are 0 to 8"):
+    with pytest.raises(
+        IndexError,
+        match=r"ids\[2, 1\] = 9 is out of range for field 1 \('b'\), whose ids are 0 to 8",
+    ):
         emb(ids)
-    with pytest.raises(IndexError, match=r"values\[9\] = 9 \(row 2\) is out of range for field 1 \('b'\), whose"):
+    with pytest.raises(
+        IndexError, match=r"values\[9\] = 9 \(row 2\) is out of range for field 1 \('b'\), whose"
+    ):
         emb(ids.flatten(), torch.arange(17 * 4 + 1))
     forgiving = make(widths, on_bad_id="oov")
     replaced = ids.clone()
@@ -263,7 +290,9 @@ def test_wrong_shapes_are_named_and_counted_nowhere(widths, on_bad_id):
     for bags in ([0, 4, 2, 3, 4], [0, 1, 2, 3, 3], [1, 1, 2, 3, 4]):
         with pytest.raises(ValueError, match="offsets must rise from 0 to the number of values, 4"):
             emb(nines, torch.tensor(bags))
-    with pytest.raises(ValueError, match=r"embedding_bags: per_sample_weights must be \[4\], as the ids, got \[2\]"):
+    with pytest.raises(
+        ValueError, match=r"embedding_bags: per_sample_weights must be \[4\], as the ids, got \[2\]"
+    ):
         emb(nines, each, torch.ones(2))
     assert emb.oov_counts.tolist() == [0, 0, 0, 0]
 
@@ -275,7 +304,12 @@ def test_wrong_shapes_are_named_and_counted_nowhere(widths, on_bad_id):
         ([3, 0], 8, ValueError, "FusedEmbedding: "),
         ([3], 0, ValueError, "FusedEmbedding: "),
         (10, 4, TypeError, "num_embeddings must be a list, one number per field, got int"),
-        ([3, 4], [8], ValueError, r"embedding_dim must be one number, or 2 \(one per field\), got \[8\]"),
+        (
+            [3, 4],
+            [8],
+            ValueError,
+            r"embedding_dim must be one number, or 2 \(one per field\), got \[8\]",
+        ),
         ([3, 4], [8, 0], ValueError, r"embedding_dim must be >= 1, got \[8, 0\]"),
     ],
 )
@@ -290,8 +324,12 @@ def test_unknown_fields_are_named(widths):
         make(widths).field_weight("x")
 
 
-@pytest.mark.parametrize(("fields", "width"), [([3], 4), ([100, 7], 4), ([33], 3), ([65], 1), ([64], 8)])
-def test_tables_elsewhere_have_no_memory_and_are_drawn_later_in_the_same_bits(fields, width, monkeypatch):
+@pytest.mark.parametrize(
+    ("fields", "width"), [([3], 4), ([100, 7], 4), ([33], 3), ([65], 1), ([64], 8)]
+)
+def test_tables_elsewhere_have_no_memory_and_are_drawn_later_in_the_same_bits(
+    fields, width, monkeypatch
+):
     monkeypatch.setattr(embedding_table, "DRAWN", 16)
     torch.manual_seed(3)
     here, after = FusedEmbedding(fields, width), torch.rand(3)

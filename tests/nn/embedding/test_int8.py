@@ -1,4 +1,6 @@
-"""QuantizedEmbedding beside the FusedEmbedding that it is made from: look-ups, torch.compile, torch.export."""
+"""QuantizedEmbedding beside the FusedEmbedding that it is made from: look-ups, torch.compile,
+torch.export.
+"""
 
 import copy
 
@@ -20,18 +22,29 @@ WIDTHS = pytest.mark.parametrize("widths", [8, [3, 8, 3]], ids=["one width", "mi
 
 def pair(widths, **options):
     """A FusedEmbedding of the rounded rows in float64, and the QuantizedEmbedding."""
-    quantized = QuantizedEmbedding(FusedEmbedding(SIZES, widths, field_names=["a", "b", "c"], **options))
+    quantized = QuantizedEmbedding(
+        FusedEmbedding(SIZES, widths, field_names=["a", "b", "c"], **options)
+    )
     tables = {name: quantized.field_weight(name).double() for name in "abc"}
     return quantized, FusedEmbedding.from_pretrained(tables, **options)
 
 
 @WIDTHS
-@pytest.mark.parametrize("options", [{}, {"padding_idx": [0, None, 6]}, {"pooling": "sum"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"padding_idx": [0, None, 6]}, {"pooling": "sum"}], ids=str
+)
 def test_look_ups_are_those_of_the_rounded_rows(widths, options):
     quantized, exact = pair(widths, **options)
     pytorch = copy.deepcopy(exact).float()
     factors = torch.rand(len(VALUES))
-    for given in ((IDS,), (IDS.int(),), (IDS[:0],), (VALUES, OFFSETS), (VALUES, OFFSETS, factors), (IDS[:, :, None],)):
+    for given in (
+        (IDS,),
+        (IDS.int(),),
+        (IDS[:0],),
+        (VALUES, OFFSETS),
+        (VALUES, OFFSETS, factors),
+        (IDS[:, :, None],),
+    ):
         truth = exact(*given)
         assert_as_accurate(quantized(*given), truth, pytorch(*given), torch.float32)
     assert_as_accurate(
@@ -61,10 +74,14 @@ def test_it_compiles_and_exports_as_one_graph_that_checks_ids(widths):
 
 def test_bad_ids_name_the_field_or_are_counted():
     quantized, _ = pair(4)
-    with pytest.raises(IndexError, match=r"ids\[1, 1\] = 41 is out of range for field 1 \('b'\), whose ids are"):
+    with pytest.raises(
+        IndexError, match=r"ids\[1, 1\] = 41 is out of range for field 1 \('b'\), whose ids are"
+    ):
         quantized(torch.tensor([[0, 0, 0], [0, 41, 0]]))
     counting, _ = pair([3, 8, 3], on_bad_id="oov")
-    assert torch.equal(counting(torch.tensor([[0, 41, -1]])), counting(torch.zeros(1, 3, dtype=torch.int64)))
+    assert torch.equal(
+        counting(torch.tensor([[0, 41, -1]])), counting(torch.zeros(1, 3, dtype=torch.int64))
+    )
     assert counting.oov_counts.tolist() == [0, 1, 1]
 
 
@@ -86,7 +103,10 @@ def test_a_state_is_loaded_and_copied():
     two.load_state_dict(one.state_dict())
     assert all(torch.equal(run(IDS), one(IDS)) for run in (two, copy.deepcopy(one)))
     assert (one.nbytes(), one.float32_nbytes()) == (40 * 8 + 12 * 3 + 4 * 52, 4 * (40 * 8 + 12 * 3))
-    assert "QuantizedEmbedding(\n  3 fields, num_embeddings=[5, 40, 7], embedding_dim=[3, 8, 3]" in repr(one)
+    assert (
+        "QuantizedEmbedding(\n  3 fields, num_embeddings=[5, 40, 7], embedding_dim=[3, 8, 3]"
+        in repr(one)
+    )
     with pytest.raises(KeyError, match="QuantizedEmbedding: no field 'd'"):
         one.field_weight("d")
     with pytest.raises(TypeError, match=r"embedding must be a FusedEmbedding, got Embedding; "):

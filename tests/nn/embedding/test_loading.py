@@ -38,9 +38,13 @@ def test_a_state_dict_that_does_not_fit_is_named():
 @pytest.mark.parametrize("widths", [[3, 3], [3, 2]])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_from_pretrained(widths, dtype):
-    tables = [torch.randn(rows, width, dtype=dtype) for rows, width in zip([4, 5], widths, strict=True)]
+    tables = [
+        torch.randn(rows, width, dtype=dtype) for rows, width in zip([4, 5], widths, strict=True)
+    ]
     emb = FusedEmbedding.from_pretrained(tables, padding_idx=1)
-    named = FusedEmbedding.from_pretrained({"user": tables[0], "item": tables[1]}, freeze=False, pooling="sum")
+    named = FusedEmbedding.from_pretrained(
+        {"user": tables[0], "item": tables[1]}, freeze=False, pooling="sum"
+    )
     assert named.field_names == ["user", "item"]
     assert named.pooling == "sum"
     assert all(parameter.requires_grad for parameter in named.parameters())
@@ -55,9 +59,13 @@ def test_from_pretrained(widths, dtype):
 
 
 def test_from_pretrained_takes_names_once():
-    with pytest.raises(ValueError, match=r"from_pretrained: field_names must be absent .* got \['item'\]"):
+    with pytest.raises(
+        ValueError, match=r"from_pretrained: field_names must be absent .* got \['item'\]"
+    ):
         FusedEmbedding.from_pretrained({"user": torch.ones(3, 2)}, field_names=["item"])
-    assert FusedEmbedding.from_pretrained([torch.ones(3, 2)], field_names=["item"]).field_names == ["item"]
+    assert FusedEmbedding.from_pretrained([torch.ones(3, 2)], field_names=["item"]).field_names == [
+        "item"
+    ]
 
 
 def test_from_pretrained_takes_one_tensor_as_one_field():
@@ -69,12 +77,15 @@ def test_from_pretrained_takes_one_tensor_as_one_field():
 
 @pytest.mark.parametrize("of", [lambda x: x, lambda x: [x], lambda x: {"user": x}])
 def test_a_module_in_place_of_its_weight_is_named(of):
-    with pytest.raises(TypeError, match=r"embeddings must be tensors, such as the weight of .*, got Embedding$"):
+    with pytest.raises(
+        TypeError, match=r"embeddings must be tensors, such as the weight of .*, got Embedding$"
+    ):
         FusedEmbedding.from_pretrained(of(nn.Embedding(6, 2)))
 
 
 @pytest.mark.parametrize(
-    "tables", [[], [torch.ones(3)], [torch.ones(3, 2).int()], [torch.ones(3, 2), torch.ones(3, 2).double()]]
+    "tables",
+    [[], [torch.ones(3)], [torch.ones(3, 2).int()], [torch.ones(3, 2), torch.ones(3, 2).double()]],
 )
 def test_bad_tables_are_named(tables):
     with pytest.raises(ValueError, match=r"from_pretrained: embeddings must be"):

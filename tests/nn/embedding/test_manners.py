@@ -49,7 +49,9 @@ def test_a_module_leaves_the_meta_device_with_its_buffers(widths):
     with torch.device("meta"):
         module = FusedEmbedding(SIZES, widths, **options)
     module.to_empty(device="cpu")
-    for (name, own), (_, expected) in zip(module.named_buffers(), here.named_buffers(), strict=True):
+    for (name, own), (_, expected) in zip(
+        module.named_buffers(), here.named_buffers(), strict=True
+    ):
         assert torch.equal(own, expected), name
     module.reset_parameters()
     assert 0 < max(weight.abs().max() for weight in module.table_weights()) < 0.1
@@ -70,10 +72,16 @@ def test_torch_func_differentiates_look_ups(widths, offsets):
         weights = {name: p.detach() for name, p in module.named_parameters()}
         duals = {name: forward_ad.make_dual(p, p.cos()) for name, p in weights.items()}
         tangent = forward_ad.unpack_dual(loss(duals)).tangent
-    expected = torch.func.jvp(loss, (weights,), ({name: p.cos() for name, p in weights.items()},))[1]
+    expected = torch.func.jvp(loss, (weights,), ({name: p.cos() for name, p in weights.items()},))[
+        1
+    ]
     torch.testing.assert_close(tangent, expected)
-    found = torch.func.grad(loss)({name: weight.detach() for name, weight in module.named_parameters()})
+    found = torch.func.grad(loss)(
+        {name: weight.detach() for name, weight in module.named_parameters()}
+    )
     module(ids, offsets).sin().sum().backward()
     gradients = {name: weight.grad.to_dense() for name, weight in module.named_parameters()}
     torch.testing.assert_close(found, gradients)
-    torch.testing.assert_close(tangent, sum((gradients[name] * p.cos()).sum() for name, p in weights.items()))
+    torch.testing.assert_close(
+        tangent, sum((gradients[name] * p.cos()).sum() for name, p in weights.items())
+    )

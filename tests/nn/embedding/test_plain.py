@@ -1,4 +1,6 @@
-"""Programs of FusedEmbedding and QuantizedEmbedding in PyTorch's ops alone, and as ONNX that numpy evaluates."""
+"""Programs of FusedEmbedding and QuantizedEmbedding in PyTorch's ops alone, and as ONNX that numpy
+evaluates.
+"""
 
 import pytest
 import torch
@@ -6,7 +8,8 @@ from torch.export import Dim
 
 from adaftr_fast import FusedEmbedding, QuantizedEmbedding, plain_decompositions
 
-VALUES, OFFSETS = torch.tensor([0, 4, 39, 6, 6, 1, 2, 3, 1]), torch.tensor([0, 2, 3, 5, 6, 6, 8, 9, 9, 9])
+VALUES = torch.tensor([0, 4, 39, 6, 6, 1, 2, 3, 1])
+OFFSETS = torch.tensor([0, 2, 3, 5, 6, 6, 8, 9, 9, 9])
 FACTORS = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.25, 1.0, 0.0, 2.0, 1.0])
 
 
@@ -22,7 +25,9 @@ def plain_program(module, given):
 
 @pytest.mark.parametrize("quantized", [False, True], ids=["float32", "int8"])
 @pytest.mark.parametrize("widths", [8, [3, 8, 3]], ids=["one width", "mixed"])
-@pytest.mark.parametrize("options", [{"padding_idx": [0, None, 6]}, {"on_bad_id": "oov", "pooling": "sum"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"padding_idx": [0, None, 6]}, {"on_bad_id": "oov", "pooling": "sum"}], ids=str
+)
 def test_bags_are_those_of_the_module(options, widths, quantized):
     module = embedding(widths, options, quantized)
     program = plain_program(module, (VALUES, OFFSETS, FACTORS))
@@ -34,7 +39,9 @@ def test_bags_are_those_of_the_module(options, widths, quantized):
     ):
         factors = FACTORS[: len(values)]
         expected = module(values, offsets, factors)
-        torch.testing.assert_close(program.module()(values, offsets, factors), expected, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(
+            program.module()(values, offsets, factors), expected, rtol=1e-5, atol=1e-8
+        )
 
 
 def test_padded_and_counted_bags_become_onnx(tmp_path):

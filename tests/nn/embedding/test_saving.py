@@ -19,7 +19,9 @@ WIDTHS = pytest.mark.parametrize("widths", [[4, 4, 4], [4, 2, 4]], ids=["one wid
 def trained(widths=4, names=NAMES, sizes=SIZES, seed=0):
     """Returns a table, whose rows have missed steps, and a layer."""
     torch.manual_seed(seed)
-    model = nn.Sequential(emb := FusedEmbedding(sizes, widths, field_names=names), nn.Linear(emb.out_features, 1))
+    model = nn.Sequential(
+        emb := FusedEmbedding(sizes, widths, field_names=names), nn.Linear(emb.out_features, 1)
+    )
     optimizer = optim.Adam(model, lr=0.1)
     for number in range(3):
         optimizer.zero_grad()
@@ -46,7 +48,9 @@ def by_distributed_checkpoint(one, two, folder):
 
 
 @WIDTHS
-@pytest.mark.parametrize("way", [by_safetensors, by_torch, by_distributed_checkpoint], ids=lambda way: way.__name__)
+@pytest.mark.parametrize(
+    "way", [by_safetensors, by_torch, by_distributed_checkpoint], ids=lambda way: way.__name__
+)
 def test_a_state_is_saved_and_loaded_whole(way, widths, tmp_path):
     one = trained(widths)
     two = trained(widths, seed=1)
@@ -75,14 +79,21 @@ def test_other_fields_are_errors(widths):
     saved = trained(widths)[0].state_dict()
     other = trained(widths, names=["user", "hour", "item"], seed=1)[0]
     before = copy.deepcopy(other)
-    with pytest.raises(RuntimeError, match=r'(?s)Missing key\(s\).*"weight.hour".*Unexpected key\(s\).*"weight.day"'):
+    with pytest.raises(
+        RuntimeError,
+        match=r'(?s)Missing key\(s\).*"weight.hour".*Unexpected key\(s\).*"weight.day"',
+    ):
         other.load_state_dict(saved)
     assert other.load_state_dict(saved, strict=False).missing_keys == ["weight.hour"]
     assert torch.equal(other.field_weight("hour"), before.field_weight("hour"))
-    with pytest.raises(RuntimeError, match=r"mismatch for weight.day: \[2, \d\] in the checkpoint, \[3, \d\] here"):
+    with pytest.raises(
+        RuntimeError, match=r"mismatch for weight.day: \[2, \d\] in the checkpoint, \[3, \d\] here"
+    ):
         trained(widths, sizes=[5, 3, 9])[0].load_state_dict(saved)
     widened = trained([4, 3, 4] if widths[1] == 2 else [4, 2, 4])[0]
-    with pytest.raises(RuntimeError, match=r"mismatch for weight.day: \[2, \d\] in the checkpoint, \[2, \d\] here"):
+    with pytest.raises(
+        RuntimeError, match=r"mismatch for weight.day: \[2, \d\] in the checkpoint, \[2, \d\] here"
+    ):
         widened.load_state_dict(saved)
 
 
@@ -117,7 +128,11 @@ def test_a_state_is_assigned_to_a_module_without_memory(widths, order, earlier):
     one, ids = trained(widths)[0].bfloat16(), torch.tensor([[4, 1, 8], [0, 0, 3]])
     widths, names, sizes = ([each[f] for f in order] for each in (widths, NAMES, SIZES))
     two = FusedEmbedding(sizes, widths, field_names=names, device="meta", padding_idx=0)
-    state = {f"weight.{name}": one.field_weight(name) for name in NAMES} if earlier else one.state_dict()
+    state = (
+        {f"weight.{name}": one.field_weight(name) for name in NAMES}
+        if earlier
+        else one.state_dict()
+    )
     two.load_state_dict(state, assign=True)
     assert {each.dtype for each in two.parameters()} == {torch.bfloat16}
     assert not any(each.is_meta for each in [*two.parameters(), *two.buffers()])
@@ -131,7 +146,10 @@ def test_a_state_is_assigned_to_a_module_without_memory(widths, order, earlier):
 def test_a_table_without_memory_stays_missing_where_a_field_does():
     saved = trained(names=["user", "hour", "item"])[0].state_dict()
     two = FusedEmbedding(SIZES, 4, field_names=NAMES, device="meta")
-    assert two.load_state_dict(saved, strict=False, assign=True).missing_keys == ["weight.day", "weight"]
+    assert two.load_state_dict(saved, strict=False, assign=True).missing_keys == [
+        "weight.day",
+        "weight",
+    ]
 
 
 @pytest.mark.parametrize(

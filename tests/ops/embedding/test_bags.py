@@ -27,13 +27,20 @@ def test_strided_arguments():
     weight, arguments = torch.randn(14, 3), (VALUES, OFFSETS, torch.rand(4))
     out = embedding_bags(weight, *arguments, FIELD_OFFSETS, False)
     assert torch.equal(out, embedding_bags(weight, *map(strided, arguments), FIELD_OFFSETS, False))
-    contiguous, other = backward(*arguments, FIELD_OFFSETS), backward(*map(strided, arguments), FIELD_OFFSETS)
+    contiguous = backward(*arguments, FIELD_OFFSETS)
+    other = backward(*map(strided, arguments), FIELD_OFFSETS)
     assert_same_bits(contiguous, other)
 
 
 @pytest.mark.parametrize(
     "field_offsets",
-    [torch.tensor(0), torch.tensor([0]), FIELD_OFFSETS[:0], FIELD_OFFSETS[None], FIELD_OFFSETS.int()],
+    [
+        torch.tensor(0),
+        torch.tensor([0]),
+        FIELD_OFFSETS[:0],
+        FIELD_OFFSETS[None],
+        FIELD_OFFSETS.int(),
+    ],
     ids=["0-dim", "no field", "empty", "2-dim", "int32"],
 )
 def test_bad_field_offsets(field_offsets):
@@ -44,7 +51,9 @@ def test_bad_field_offsets(field_offsets):
         backward(VALUES, OFFSETS, None, field_offsets)
 
 
-@pytest.mark.skipif(adaftr_fast.cpu_capability() == "none", reason="the reference accepts strided field offsets")
+@pytest.mark.skipif(
+    adaftr_fast.cpu_capability() == "none", reason="the reference accepts strided field offsets"
+)
 def test_strided_field_offsets_are_refused():
     with pytest.raises(ValueError, match=r"field_offsets must be contiguous .* with strides \[2\]"):
         embedding_bags(torch.randn(14, 3), VALUES, OFFSETS, None, strided(FIELD_OFFSETS), False)
@@ -52,12 +61,15 @@ def test_strided_field_offsets_are_refused():
 
 def test_bad_per_sample_weights():
     for weights in (torch.ones(3), torch.ones(4, 1), torch.ones(1)):
-        with pytest.raises(ValueError, match=r"embedding_bags: per_sample_weights must be .*\[4\], got"):
+        with pytest.raises(
+            ValueError, match=r"embedding_bags: per_sample_weights must be .*\[4\], got"
+        ):
             embedding_bags(torch.randn(14, 3), VALUES, OFFSETS, weights, FIELD_OFFSETS, False)
 
 
 def test_bags_of_some_fields():
-    values, offsets = torch.tensor([7, 8, 9, 6, 5]), torch.tensor([0, 2, 2, 3, 3, 5, 5])  # two rows of three fields
+    # two rows of three fields
+    values, offsets = torch.tensor([7, 8, 9, 6, 5]), torch.tensor([0, 2, 2, 3, 3, 5, 5])
     positions, starts = select_bags(values, offsets, None, [0, 2], 3)
     assert (values[positions].tolist(), starts.tolist()) == ([7, 8, 9], [0, 2, 3, 3, 3])
     positions, starts = select_bags(values, offsets, None, [1], 3)

@@ -11,7 +11,8 @@ from tests.tolerances import assert_as_accurate
 
 SIZES = torch.tensor([0, 3, 43, 50])
 IDS = torch.tensor([[2, 39, 0], [0, 1, 6]])
-VALUES, OFFSETS = torch.tensor([2, 0, 6, 39, 1, 6], dtype=torch.int32), torch.tensor([0, 2, 2, 3, 3, 5, 6])
+VALUES = torch.tensor([2, 0, 6, 39, 1, 6], dtype=torch.int32)
+OFFSETS = torch.tensor([0, 2, 2, 3, 3, 5, 6])
 FACTORS = torch.tensor([1.0, 0.5, 0.0, -2.0, 3.0, 0.1])
 
 
@@ -21,7 +22,9 @@ def look_up(codes, scale, ids, offsets=None, factors=None, mean=False):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_rows_are_rounded_to_half_a_step_and_zeros_stay(dtype):
-    weight = (torch.randn(50, 7, dtype=torch.float64) * torch.logspace(-4, 3, 50)[:, None]).to(dtype)
+    weight = (torch.randn(50, 7, dtype=torch.float64) * torch.logspace(-4, 3, 50)[:, None]).to(
+        dtype
+    )
     weight[5], weight[6, ::2] = 0, 0
     codes, scale = round_rows(weight)
     exact = weight.double()
@@ -50,26 +53,42 @@ def test_ids_and_bags_read_the_rounded_rows():
 def test_schema_and_fake():
     codes, scale = round_rows(torch.randn(50, 4))
     for given in ((IDS, None, None), (VALUES, OFFSETS, None), (VALUES, OFFSETS, FACTORS)):
-        torch.library.opcheck(torch.ops.adaftr_fast.int8_embedding, (codes, scale, *given, SIZES, True))
+        torch.library.opcheck(
+            torch.ops.adaftr_fast.int8_embedding, (codes, scale, *given, SIZES, True)
+        )
 
 
 def test_a_row_that_is_not_finite_stays_so():
     weight = torch.ones(2, 3)
     weight[0, 1], weight[1, 1] = torch.nan, torch.inf
     codes, scale = round_rows(weight)
-    found = int8_embedding(codes, scale, torch.tensor([[0], [1]]), None, None, torch.tensor([0, 2]), False)
+    found = int8_embedding(
+        codes, scale, torch.tensor([[0], [1]]), None, None, torch.tensor([0, 2]), False
+    )
     assert not found.isfinite().all(1).any()
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((torch.tensor([[2, 40, 0]]),), IndexError, r"ids\[0, 1\] = 40 is out of range for field 1, whose ids are 0"),
-        ((VALUES + (torch.arange(6) == 5), OFFSETS), IndexError, r"values\[5\] = 7 \(row 1\) is out of range for fie"),
+        (
+            (torch.tensor([[2, 40, 0]]),),
+            IndexError,
+            r"ids\[0, 1\] = 40 is out of range for field 1, whose ids are 0",
+        ),
+        (
+            (VALUES + (torch.arange(6) == 5), OFFSETS),
+            IndexError,
+            r"values\[5\] = 7 \(row 1\) is out of range for fie",
+        ),
         ((torch.ones(2, 3),), TypeError, "ids must be int32 or int64, got torch.float32"),
         ((IDS[:, :2],), ValueError, r"ids must be \[B, 3\]"),
         ((VALUES, OFFSETS + 1), ValueError, "offsets must rise from 0 to the number of values, 6"),
-        ((VALUES, OFFSETS, FACTORS[:5]), ValueError, r"per_sample_weights must be \[6\], got \[5\]"),
+        (
+            (VALUES, OFFSETS, FACTORS[:5]),
+            ValueError,
+            r"per_sample_weights must be \[6\], got \[5\]",
+        ),
     ],
 )
 def test_bad_arguments(arguments, error, message):

@@ -1,4 +1,6 @@
-"""The embedding ops: kernels against the plain-PyTorch reference, gradcheck, opcheck, threads, bad input."""
+"""The embedding ops: kernels against the plain-PyTorch reference, gradcheck, opcheck, threads, bad
+input.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -23,24 +25,36 @@ def field_offsets_of(sizes: list[int]) -> torch.Tensor:
 
 def random_ids(sizes: list[int], batch: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randint(0, n, (batch,), generator=generator) for n in sizes], 1).to(dtype)
+    return torch.stack([torch.randint(0, n, (batch,), generator=generator) for n in sizes], 1).to(
+        dtype
+    )
 
 
-def backward(grad: torch.Tensor, ids: torch.Tensor, field_offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.ops.adaftr_fast.fused_embedding_backward(grad, ids, field_offsets, grad.shape[1] // ids.shape[1])
+def backward(
+    grad: torch.Tensor, ids: torch.Tensor, field_offsets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ops.adaftr_fast.fused_embedding_backward(
+        grad, ids, field_offsets, grad.shape[1] // ids.shape[1]
+    )
 
 
 @on_kernels("embedding", torch.float32)
 def test_rows_are_copied_and_duplicates_merged_in_ascending_order(dtype, instruction_set):
-    sizes = [1, 7, 5000, 64, 65, 1, 9, 10, 11, 12]  # several blocks of fields, bitmap words and summary words
+    # several blocks of fields, bitmap words and summary words
+    sizes = [1, 7, 5000, 64, 65, 1, 9, 10, 11, 12]
     field_offsets = field_offsets_of(sizes)
     for width, id_type in product(WIDTHS, (torch.int32, torch.int64)):
         weight, ids = torch.randn(sum(sizes), width), random_ids(sizes, 130, id_type)
         found = fused_embedding(weight, ids, field_offsets)
-        assert torch.equal(found, reference.fused_embedding(weight, ids, field_offsets)), (width, id_type)
+        assert torch.equal(found, reference.fused_embedding(weight, ids, field_offsets)), (
+            width,
+            id_type,
+        )
         grad = torch.randn(130, len(sizes) * width, dtype=torch.float64)
         rows, values = backward(grad, ids, field_offsets)
-        expected_rows, expected_values = reference.fused_embedding_backward(grad, ids, field_offsets, width)
+        expected_rows, expected_values = reference.fused_embedding_backward(
+            grad, ids, field_offsets, width
+        )
         assert torch.equal(rows, expected_rows), (width, id_type)
         torch.testing.assert_close(values, expected_values, rtol=1e-12, atol=1e-12)
         own = backward(grad.float(), ids, field_offsets)[1]
@@ -67,7 +81,9 @@ def test_any_shape_matches_reference(sizes, batch, width, dtype, distinct, strid
     out = fused_embedding(weight, ids, field_offsets)
     assert torch.equal(out, reference.fused_embedding(weight, ids, field_offsets))
     rows, values = backward(out, ids, field_offsets)
-    expected_rows, expected_values = reference.fused_embedding_backward(out, ids, field_offsets, width)
+    expected_rows, expected_values = reference.fused_embedding_backward(
+        out, ids, field_offsets, width
+    )
     assert torch.equal(rows, expected_rows)
     torch.testing.assert_close(values, expected_values, rtol=1e-5, atol=1e-5)
 
@@ -85,7 +101,12 @@ def test_scratch_is_reset_between_tables_of_different_sizes():
 def test_bad_id(dtype, instruction_set):
     sizes = [5, 7, 9]
     field_offsets = field_offsets_of(sizes)
-    for bad, id_type in ((-1, torch.int32), (-1, torch.int64), (7, torch.int64), (2**31 - 1, torch.int32)):
+    for bad, id_type in (
+        (-1, torch.int32),
+        (-1, torch.int64),
+        (7, torch.int64),
+        (2**31 - 1, torch.int32),
+    ):
         ids = random_ids(sizes, 2000, id_type)
         ids[1500, 1] = bad
         message = rf"ids\[1500, 1\] = {bad} is out of range for field 1, whose ids are 0 to 6"
@@ -106,12 +127,16 @@ def test_bad_arguments():
         fused_embedding(weight, torch.zeros(3, 3, dtype=torch.int64), field_offsets)
 
 
-@pytest.mark.skipif(adaftr_fast.cpu_capability() == "none", reason="the reference does not check the values")
+@pytest.mark.skipif(
+    adaftr_fast.cpu_capability() == "none", reason="the reference does not check the values"
+)
 @pytest.mark.parametrize("field_offsets", [[0, 5, 13], [0, 13, 12], [1, 5, 12]])
 def test_field_offsets_beyond_the_table(field_offsets):
     message = "fused_embedding: field_offsets must rise from 0 to the number of rows, 12"
     with pytest.raises(RuntimeError, match=message):
-        fused_embedding(torch.randn(12, 4), torch.zeros(3, 2, dtype=torch.int64), torch.tensor(field_offsets))
+        fused_embedding(
+            torch.randn(12, 4), torch.zeros(3, 2, dtype=torch.int64), torch.tensor(field_offsets)
+        )
 
 
 class Densify(torch.autograd.Function):
@@ -130,25 +155,34 @@ def test_gradcheck():
     sizes = [3, 5]
     field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 6, torch.int64)
     weight = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda w: fused_embedding(Densify.apply(w), ids, field_offsets), (weight,))
+    assert torch.autograd.gradcheck(
+        lambda w: fused_embedding(Densify.apply(w), ids, field_offsets), (weight,)
+    )
 
 
 def test_opcheck():
     sizes = [3, 5]
     field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 6, torch.int64)
     weight = torch.randn(8, 3, requires_grad=True)
-    # test_aot_dispatch_dynamic compares gradients with a function that does not support sparse tensors;
-    # tests/nn/embedding/test_compile.py tests the sparse gradient under torch.compile.
+    # test_aot_dispatch_dynamic compares gradients with a function that does not support sparse
+    # tensors; tests/nn/embedding/test_compile.py tests the sparse gradient under torch.compile.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding, (weight, ids, field_offsets, []), test_utils=checks)
-    torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding, (weight.detach(), ids, field_offsets, []))
+    torch.library.opcheck(
+        torch.ops.adaftr_fast.fused_embedding, (weight, ids, field_offsets, []), test_utils=checks
+    )
+    torch.library.opcheck(
+        torch.ops.adaftr_fast.fused_embedding, (weight.detach(), ids, field_offsets, [])
+    )
     arguments = (torch.randn(6, 6), ids, field_offsets, 3)
     torch.library.opcheck(torch.ops.adaftr_fast.fused_embedding_backward, arguments)
 
 
-# Many fields, one thread each; few fields, whose rows the threads share; one field; one field with a single row.
+# Many fields, one thread each; few fields, whose rows the threads share; one field; one field with
+# a single row.
 @pytest.mark.parametrize(
-    ("sizes", "width"), [([400] * 30, 3), ([70_000, 3, 400], 8), ([9000], 3), ([9000], 8), ([1], 8)], ids=str
+    ("sizes", "width"),
+    [([400] * 30, 3), ([70_000, 3, 400], 8), ([9000], 3), ([9000], 8), ([1], 8)],
+    ids=str,
 )
 @on_kernels("embedding", torch.float32)
 def test_bitwise_equal_for_any_thread_count(sizes, width, dtype, instruction_set):
@@ -168,9 +202,12 @@ def test_bitwise_equal_for_any_thread_count(sizes, width, dtype, instruction_set
 
 
 def test_row_set_of_thousands_of_words():
-    """Lists of used words have bounded length: all rows of a large field and of the next are returned in order."""
+    """Lists of used words have bounded length: all rows of a large field and of the next are
+    returned in order.
+    """
     sizes = [70_000, 100]
-    field_offsets, ids = field_offsets_of(sizes), torch.stack([torch.arange(70_000), torch.arange(70_000) % 100], 1)
+    field_offsets = field_offsets_of(sizes)
+    ids = torch.stack([torch.arange(70_000), torch.arange(70_000) % 100], 1)
     rows, values = backward(torch.ones(70_000, 2), ids.flip(0), field_offsets)
     assert torch.equal(rows, torch.arange(70_100))
     assert torch.equal(values[:, 0], torch.cat([torch.ones(70_000), torch.full((100,), 700.0)]))
@@ -197,7 +234,10 @@ def test_concurrent_calls_from_python_threads():
         grad = torch.ones(200, 96)
         rows, values = reference.fused_embedding_backward(grad, ids, field_offsets, 8)
         expected = [reference.fused_embedding(weight, ids, field_offsets), rows, values]
-        found = ([fused_embedding(weight, ids, field_offsets), *backward(grad, ids, field_offsets)] for _ in range(20))
+        found = (
+            [fused_embedding(weight, ids, field_offsets), *backward(grad, ids, field_offsets)]
+            for _ in range(20)
+        )
         return all(torch.equal(x, y) for each in found for x, y in zip(each, expected, strict=True))
 
     with ThreadPoolExecutor(4) as pool:

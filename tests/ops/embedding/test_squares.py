@@ -1,4 +1,6 @@
-"""The look-up with the sum of squares of its result, against the look-up and PyTorch's norm as two ops."""
+"""The look-up with the sum of squares of its result, against the look-up and PyTorch's norm as two
+ops.
+"""
 
 from itertools import product
 
@@ -48,14 +50,18 @@ def test_gradient(sizes, batch, dtype, instruction_set):
         weight, ids, field_offsets, grad = inputs(sizes, width, dtype, batch)
         found = gradient(look_up, weight, ids, field_offsets, grad, **terms)
         assert found.is_sparse
-        expected = gradient(written_out, weight.double(), ids, field_offsets, grad.double(), **terms)
+        expected = gradient(
+            written_out, weight.double(), ids, field_offsets, grad.double(), **terms
+        )
         pytorch = gradient(written_out, weight, ids, field_offsets, grad, **terms)
         assert_as_accurate(found.to_dense(), expected, pytorch, dtype, f"width {width}, {terms}")
 
 
 def test_values_are_those_of_the_look_up():
     weight, ids, field_offsets, _ = inputs(MANY, 8, torch.float64)
-    (looked_up, squares), expected = (each(weight, ids, field_offsets) for each in (look_up, written_out))
+    (looked_up, squares), expected = (
+        each(weight, ids, field_offsets) for each in (look_up, written_out)
+    )
     assert torch.equal(looked_up, expected[0])
     torch.testing.assert_close(squares, expected[1], rtol=1e-12, atol=0)
 
@@ -81,7 +87,12 @@ def test_backward_refuses_another_shape():
 
 @pytest.mark.parametrize(
     ("widths", "options"),
-    [(8, {}), (8, {"padding_idx": 0}), ([8, 4, 8], {"on_bad_id": "oov"}), ([8, 4, 8], {"dtype": torch.float64})],
+    [
+        (8, {}),
+        (8, {"padding_idx": 0}),
+        ([8, 4, 8], {"on_bad_id": "oov"}),
+        ([8, 4, 8], {"dtype": torch.float64}),
+    ],
     ids=str,
 )
 def test_module(widths, options):

@@ -1,7 +1,7 @@
 """Inputs at the ends of what the losses take, as a table that tests run on the CPU and with Triton.
 
-A function of ``EXTREMES`` yields tensors and options, given a loss, the type of the representations and a size. Every
-problem is judged by the tolerance rule.
+A function of ``EXTREMES`` yields tensors and options, given a loss, the type of the representations
+and a size. Every problem is judged by the tolerance rule.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,12 +20,18 @@ Problems = Iterator[tuple[Any, dict[str, Any]]]
 
 def temperatures(loss, dtype, *size) -> Problems:
     tensors, options = loss.drawn(*size)
-    for taus in ((1e-3, 1e2), (1e-2, 1e-2), (1.0, 1e2), (1e3, 1e-2)):  # of the rows, and of the columns
-        yield (*tensors[:2], *(torch.full_like(x, tau) for x, tau in zip(tensors[2:], taus))), options
+    # of the rows, and of the columns
+    for taus in ((1e-3, 1e2), (1e-2, 1e-2), (1.0, 1e2), (1e3, 1e-2)):
+        yield (
+            (*tensors[:2], *(torch.full_like(x, tau) for x, tau in zip(tensors[2:], taus))),
+            options,
+        )
 
 
 def magnitudes(loss, dtype, *size) -> Problems:
-    """tau, or the inverse of the sigmoid loss's scale, is of the magnitude of the operands' product."""
+    """tau, or the inverse of the sigmoid loss's scale, is of the magnitude of the operands'
+    product.
+    """
     (a, b, first, *rest), options = loss.drawn(*size)
     for of_a, of_b, frozen in (
         (1e12, 1e12, ()),
@@ -42,13 +48,16 @@ def magnitudes(loss, dtype, *size) -> Problems:
 def winning_positives(loss, dtype, rows, *_) -> Problems:
     """p is up to 1 - 1e-7 and more: relative accuracy of a loss and gradients near 0."""
     both = loss.call is both_directions
-    for gap in (3, 10) if both and dtype == F16 else (3, 10, 20, 30):  # of e^-20, float16 holds no digit beside 1
+    # of e^-20, float16 holds no digit beside 1
+    for gap in (3, 10) if both and dtype == F16 else (3, 10, 20, 30):
         tensors = winning(rows, gap)
         yield (*tensors, tensors[2] * 1.1) if both else tensors, loss.options(rows, rows)
 
 
 def dominating_last(loss, dtype, *size) -> Problems:
-    """What was summed before the last row or column underflows to 0, but the positives' terms in it must be kept."""
+    """What was summed before the last row or column underflows to 0, but the positives' terms in it
+    must be kept.
+    """
     for side in (0, 1):
         tensors, options = loss.drawn(*size)
         tensors[side][-1] = 400
@@ -58,12 +67,16 @@ def dominating_last(loss, dtype, *size) -> Problems:
 
 
 def large_logits(loss, dtype, *size) -> Problems:
-    """The maxima of rows and columns differ by hundreds between blocks, and positives lie far below them."""
+    """The maxima of rows and columns differ by hundreds between blocks, and positives lie far below
+    them.
+    """
     yield loss.drawn(*size, scale=4.0)
 
 
 def far_negatives(loss, dtype, rows, columns, d) -> Problems:
-    """The maximum of a row stays at the positive's logit while the gap is below 60; sums rise to e^gap."""
+    """The maximum of a row stays at the positive's logit while the gap is below 60; sums rise to
+    e^gap.
+    """
     for gap, weight, frozen in ((55, 1.0, ()), (55, 1e-30, (0,)), (70, 1.0, ()), (1000, 1.0, (0,))):
         (a, b, *taus), options = loss.drawn(rows, columns, d)
         a *= 0.01  # the product of two norms is then hardly above the logit
@@ -91,7 +104,9 @@ def weights(loss, dtype, rows, *size) -> Problems:
 
 
 def distant_rows(loss, dtype, rows, columns, d) -> Problems:
-    """From 2^40 on, one factor would not keep all weights of the gradients in the range of float32."""
+    """From 2^40 on, one factor would not keep all weights of the gradients in the range
+    of float32.
+    """
     for ratio in (1e6, 1e20, 1e30):
         (a, b, tau, *others), options = loss.drawn(rows, columns, d)
         far = torch.where(torch.arange(rows) % 2 == 0, 1.0, ratio).double()
@@ -116,7 +131,9 @@ def logits_of_ten_thousand(loss, dtype, rows, columns, d) -> Problems:
 
 
 def small_probabilities(loss, dtype, rows, columns, d) -> Problems:
-    """A uniform p of 1/3000, times weights from 1e-6 to 1, loses digits in float16 unless MAX_OFFSET raises it."""
+    """A uniform p of 1/3000, times weights from 1e-6 to 1, loses digits in float16 unless
+    MAX_OFFSET raises it.
+    """
     tensors, options = loss.drawn(rows, columns, d, scale=0.01)
     yield tensors, options | {"row_weight": torch.logspace(-6, 0, rows), "reduction": "sum"}
 
@@ -125,7 +142,8 @@ def largest_logits(loss, dtype, *size) -> Problems:
     """The largest of the documented range."""
     a, b, tau = inputs(*size)
     a *= (1e7 if dtype == F16 else 1e8) / (a @ b.T).abs().max()
-    share = (b.abs().max() / a.abs().max()) ** 0.5  # operands of one magnitude: float16 ends at 65504
+    # operands of one magnitude: float16 ends at 65504
+    share = (b.abs().max() / a.abs().max()) ** 0.5
     yield (a * share, b / share, torch.ones_like(tau)), {}
 
 
@@ -149,13 +167,19 @@ def unlikely_negatives(loss, dtype, *_) -> Problems:
     one = torch.eye(8, dtype=torch.float64)
     tau = torch.ones(8, dtype=torch.float64)
     yield (one * 1e25, one * 30e-20, tau * 1e5), {}
-    yield (one * 1e30, one * 30e-30, tau), {"row_weight": torch.full((8,), 1e12), "reduction": "sum"}
+    yield (
+        (one * 1e30, one * 30e-30, tau),
+        {"row_weight": torch.full((8,), 1e12), "reduction": "sum"},
+    )
 
 
 def small_weights_over_tau(loss, dtype, *size) -> Problems:
     """scale / tau is below float32's normal numbers."""
     a, b, tau = inputs(*size)
-    yield (a * 1e14, b * 1e14, tau * 1e28), {"row_weight": torch.full_like(tau, 1e-12), "reduction": "sum"}
+    yield (
+        (a * 1e14, b * 1e14, tau * 1e28),
+        {"row_weight": torch.full_like(tau, 1e-12), "reduction": "sum"},
+    )
 
 
 def few_negatives(loss, dtype, rows, columns, d) -> Problems:
@@ -168,9 +192,8 @@ def few_negatives(loss, dtype, rows, columns, d) -> Problems:
 
 
 def many_positives(loss, dtype, rows, _, d) -> Problems:
-    a, b, tau = inputs(
-        rows, rows, d, scale=0.1
-    )  # with greater logits, a rounded 1 - p is no great part of the gradient
+    # With greater logits, a rounded 1 - p is a small part of the gradient.
+    a, b, tau = inputs(rows, rows, d, scale=0.1)
     for number in (1, 25, rows):
         label = torch.arange(rows) % (rows // number)
         yield (a, b, torch.ones_like(tau)), {"positive_group": (label, label)}
@@ -184,17 +207,34 @@ def margins_of_winning_positives(loss, dtype, rows, *gaps) -> Problems:
 
 
 def other_blocks(loss, dtype, *_) -> Problems:
-    """A block that is smaller than the others, one row in it, blocks beyond those that the kernels hold."""
-    for rows, d, block in ((2, 3, 1), (5, 8, 2), (10, 31, 3), (97, 17, 33), (130, 64, 64), (150, 16, 70)):
+    """A block that is smaller than the others, one row in it, blocks beyond those that the kernels
+    hold.
+    """
+    for rows, d, block in (
+        (2, 3, 1),
+        (5, 8, 2),
+        (10, 31, 3),
+        (97, 17, 33),
+        (130, 64, 64),
+        (150, 16, 70),
+    ):
         yield inputs(rows, rows, d), {"block": block, "return_stats": True}
 
 
 def sigmoid_positives(loss, dtype, rows, columns, d) -> Problems:
     """Anywhere or nowhere, and with fewer candidates than rows."""
     nowhere = torch.full((rows,), -100)
-    for positive in (positives(rows, columns), torch.arange(rows) + columns - rows, nowhere, 0 * nowhere):
+    for positive in (
+        positives(rows, columns),
+        torch.arange(rows) + columns - rows,
+        nowhere,
+        0 * nowhere,
+    ):
         yield draw_sigmoid(rows, columns, d), {"positive_index": positive}
-    yield draw_sigmoid(columns, rows, d), {"positive_index": positives(columns, rows), "reduction": "sum"}
+    yield (
+        draw_sigmoid(columns, rows, d),
+        {"positive_index": positives(columns, rows), "reduction": "sum"},
+    )
 
 
 def sigmoid_scales(loss, dtype, *size) -> Problems:
@@ -202,7 +242,8 @@ def sigmoid_scales(loss, dtype, *size) -> Problems:
         if dtype == F16 and scale == 1e30:
             continue  # the gradients of h_ctr and h_cvr overflow float16
         a, b, *terms = draw_sigmoid(*size, scale, bias)
-        yield (a.sign() / 2, b.sign() / 2, *terms), {}  # exact: a large scale would magnify rounding errors
+        # exact: a large scale would magnify rounding errors
+        yield (a.sign() / 2, b.sign() / 2, *terms), {}
 
 
 class Runs(NamedTuple):
@@ -225,7 +266,11 @@ EXTREMES = {
     for each in (
         Extreme(
             temperatures,
-            Runs(("masks", "margin, smoothing", "positives, groups", *EACH, "both, masks"), (F32,), (130, 150, 32)),
+            Runs(
+                ("masks", "margin, smoothing", "positives, groups", *EACH, "both, masks"),
+                (F32,),
+                (130, 150, 32),
+            ),
             Runs((*EACH, "margin, smoothing"), (F32, BF16), (40, 70, 32)),
         ),
         Extreme(
@@ -241,18 +286,36 @@ EXTREMES = {
             Runs(PLAIN, (F32, BF16), (130, 500, 16)),
             Runs(DIRECTIONS, (BF16,), (130, 192, 16)),  # whole blocks, of which one has no positive
         ),
-        Extreme(weights, Runs(EACH, (F32,), (70, 90, 16)), Runs(ONE_TEMPERATURE, (BF16,), (70, 80, 16))),
+        Extreme(
+            weights, Runs(EACH, (F32,), (70, 90, 16)), Runs(ONE_TEMPERATURE, (BF16,), (70, 80, 16))
+        ),
         Extreme(distant_rows, Runs(("both", "blocks"), (F32,), (130, 130, 24)), None),
         Extreme(underflowing_squares, None, Runs(DIRECTIONS, (BF16,), (70, 80, 16))),
-        Extreme(logits_of_ten_thousand, Runs(PLAIN, (F32,), (64, 64, 16)), Runs(PLAIN, (F32,), (64, 64, 16))),
+        Extreme(
+            logits_of_ten_thousand,
+            Runs(PLAIN, (F32,), (64, 64, 16)),
+            Runs(PLAIN, (F32,), (64, 64, 16)),
+        ),
         Extreme(small_probabilities, None, Runs(PLAIN, (F16,), (40, 3000, 16))),
-        Extreme(largest_logits, Runs(PLAIN, (F32, *HALF), (40, 70, 16)), Runs(PLAIN, (F32, *HALF), (40, 70, 16))),
+        Extreme(
+            largest_logits,
+            Runs(PLAIN, (F32, *HALF), (40, 70, 16)),
+            Runs(PLAIN, (F32, *HALF), (40, 70, 16)),
+        ),
         Extreme(logits_at_the_end_of_float32, Runs(PLAIN, (F32, BF16), (40, 500, 24)), None),
-        Extreme(quotients_beyond_float16, Runs(PLAIN, (F16,), (40, 60, 24)), Runs(PLAIN, (F16,), (40, 60, 24))),
+        Extreme(
+            quotients_beyond_float16,
+            Runs(PLAIN, (F16,), (40, 60, 24)),
+            Runs(PLAIN, (F16,), (40, 60, 24)),
+        ),
         Extreme(unlikely_negatives, Runs(PLAIN, (F32,), ()), None),
         Extreme(small_weights_over_tau, None, Runs(PLAIN, (F32, BF16), (40, 70, 16))),
         Extreme(few_negatives, Runs(PLAIN, (F64, F32, BF16), (5, 900, 8)), None),
-        Extreme(many_positives, Runs(PLAIN, (F32, *HALF), (600, 600, 64)), Runs(PLAIN, HALF, (100, 100, 16))),
+        Extreme(
+            many_positives,
+            Runs(PLAIN, (F32, *HALF), (600, 600, 64)),
+            Runs(PLAIN, HALF, (100, 100, 16)),
+        ),
         Extreme(
             margins_of_winning_positives,
             Runs(PLAIN, (F32,), (48, 3, 30, 120)),
@@ -260,8 +323,14 @@ EXTREMES = {
         ),
         Extreme(other_blocks, Runs(("blocks",), DTYPES, ()), Runs(("blocks",), DTYPES, ())),
         Extreme(
-            sigmoid_positives, Runs(("sigmoid",), (F64, F32), (90, 130, 24)), Runs(("sigmoid",), DTYPES, (40, 70, 16))
+            sigmoid_positives,
+            Runs(("sigmoid",), (F64, F32), (90, 130, 24)),
+            Runs(("sigmoid",), DTYPES, (40, 70, 16)),
         ),
-        Extreme(sigmoid_scales, Runs(("sigmoid",), (F64, F32), (40, 60, 16)), Runs(("sigmoid",), DTYPES, (20, 40, 16))),
+        Extreme(
+            sigmoid_scales,
+            Runs(("sigmoid",), (F64, F32), (40, 60, 16)),
+            Runs(("sigmoid",), DTYPES, (20, 40, 16)),
+        ),
     )
 }

@@ -1,4 +1,6 @@
-"""Inputs of the loss tests, and the comparison of a backend with the float64 reference by the tolerance rule."""
+"""Inputs of the loss tests, and the comparison of a backend with the float64 reference by the
+tolerance rule.
+"""
 
 import torch
 
@@ -9,7 +11,9 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def inputs(rows, columns, d, scale=1.0, seed=0):
-    """Returns representations whose logits have standard deviation ``scale``, and tau in [0.05, 1.05]; float64."""
+    """Returns representations whose logits have standard deviation ``scale``, and tau in
+    [0.05, 1.05]; float64.
+    """
     g = torch.Generator().manual_seed(seed)
     a = torch.randn(rows, d, generator=g, dtype=torch.float64) * scale * d**-0.25
     b = torch.randn(columns, d, generator=g, dtype=torch.float64) * d**-0.25
@@ -17,7 +21,9 @@ def inputs(rows, columns, d, scale=1.0, seed=0):
 
 
 def masks(rows, columns, seed=1):
-    """Returns random positives, groups and weights, with ignored and zero-weight rows among them."""
+    """Returns random positives, groups and weights, with ignored and zero-weight rows
+    among them.
+    """
     g = torch.Generator().manual_seed(seed)
     positive = torch.randint(0, columns, (rows,), generator=g)
     positive[::7] = -100
@@ -25,14 +31,19 @@ def masks(rows, columns, seed=1):
         "positive_index": positive,
         "row_group": torch.randint(0, 5, (rows,), generator=g) + 2**40,
         "column_group": torch.randint(0, 5, (columns,), generator=g) + 2**40,
-        "row_weight": torch.rand(rows, generator=g, dtype=torch.float64) * (torch.arange(rows) % 3 > 0),
+        "row_weight": torch.rand(rows, generator=g, dtype=torch.float64)
+        * (torch.arange(rows) % 3 > 0),
     }
 
 
 def winning(rows, gap):
     """Returns inputs whose positives have a probability near 1; float64."""
     one = torch.eye(rows, dtype=torch.float64)
-    return one * gap + inputs(rows, rows, rows, scale=0.1)[0], one, torch.ones(rows, dtype=torch.float64)
+    return (
+        one * gap + inputs(rows, rows, rows, scale=0.1)[0],
+        one,
+        torch.ones(rows, dtype=torch.float64),
+    )
 
 
 def types_of(tensors, dtype):
@@ -52,8 +63,11 @@ def moved(options, device):
     return {name: move(x) for name, x in options.items()}
 
 
-def loss_and_gradients(function, tensors, dtype, upstream=None, *, device="cpu", frozen=(), **options):
-    """Returns the loss, the gradients of the tensors (None where frozen) and the statistics if asked for; on the CPU.
+def loss_and_gradients(
+    function, tensors, dtype, upstream=None, *, device="cpu", frozen=(), **options
+):
+    """Returns the loss, the gradients of the tensors (None where frozen) and the statistics if
+    asked for; on the CPU.
 
     The representations are of ``dtype``, the other tensors of the accumulation type.
     """
@@ -61,7 +75,9 @@ def loss_and_gradients(function, tensors, dtype, upstream=None, *, device="cpu",
     options = moved(options, device)
     if "row_weight" in options:
         options["row_weight"] = options["row_weight"].to(types[-1])
-    leaves = [t.detach().to(device, kind, copy=True) for t, kind in zip(tensors, types, strict=True)]
+    leaves = [
+        t.detach().to(device, kind, copy=True) for t, kind in zip(tensors, types, strict=True)
+    ]
     for i, leaf in enumerate(leaves):
         leaf.requires_grad_(i not in frozen)
     loss = function(*leaves, **options)
@@ -72,9 +88,15 @@ def loss_and_gradients(function, tensors, dtype, upstream=None, *, device="cpu",
     return [x if x is None else x.cpu() for x in found]
 
 
-def assert_matches(tensors, dtype, function=af.adaptive_infonce, *, backend="cpu", device="cpu", what="", **options):
-    """Compares the loss, gradients and statistics with the float64 reference, both at inputs rounded to ``dtype``."""
-    rounded = [t.to(kind).double() for t, kind in zip(tensors, types_of(tensors, dtype), strict=True)]
+def assert_matches(
+    tensors, dtype, function=af.adaptive_infonce, *, backend="cpu", device="cpu", what="", **options
+):
+    """Compares the loss, gradients and statistics with the float64 reference, both at inputs
+    rounded to ``dtype``.
+    """
+    rounded = [
+        t.to(kind).double() for t, kind in zip(tensors, types_of(tensors, dtype), strict=True)
+    ]
     truth = loss_and_gradients(function, rounded, torch.float64, backend="reference", **options)
     theirs = loss_and_gradients(function, rounded, dtype, backend="reference", **options)
     own = loss_and_gradients(function, rounded, dtype, backend=backend, device=device, **options)

@@ -1,7 +1,8 @@
-"""The losses as a table: how each is called, and what it is in PyTorch with the similarities stored.
+"""The losses as a table: how each is called, and what it is in PyTorch with the similarities
+stored.
 
-The tests that all of them have in common run over ``LOSSES``, and over the problems of extremes.py: test_losses.py, and
-with Triton tests/kernels/infonce/test_losses.py.
+The tests that all of them have in common run over ``LOSSES``, and over the problems of extremes.py:
+test_losses.py, and with Triton tests/kernels/infonce/test_losses.py.
 """
 
 import math
@@ -40,7 +41,9 @@ def literal_rows(
     else:
         positive = candidate & (positive_group[0][:, None] == positive_group[1])
     logits = (similarity - margin * positive.to(tau.dtype)) / tau[:, None]
-    shares = [(x / x.sum(1, keepdim=True)).nan_to_num() for x in (positive.double(), candidate.double())]
+    shares = [
+        (x / x.sum(1, keepdim=True)).nan_to_num() for x in (positive.double(), candidate.double())
+    ]
     target = (1 - label_smoothing) * shares[0] + label_smoothing * shares[1]
     lse = logits.masked_fill(~candidate, -torch.inf).logsumexp(1)
     loss = lse - (target.to(logits.dtype) * logits).sum(1)
@@ -52,7 +55,10 @@ def literal(a, b, tau, tau_column=None, *, reduction="mean", row_weight=None, **
     """The loss of one direction, or with ``tau_column`` of both."""
     loss = literal_rows(a, b, tau, **options)
     if tau_column is not None:
-        back = options | {"row_group": options.get("column_group"), "column_group": options.get("row_group")}
+        back = options | {
+            "row_group": options.get("column_group"),
+            "column_group": options.get("row_group"),
+        }
         loss = (loss + literal_rows(b, a, tau_column, **back)) / 2
     weight = torch.ones_like(loss) if row_weight is None else row_weight
     ignored = options.get("positive_index", options.get("positive_group", (None,))[0])
@@ -68,7 +74,11 @@ def literal_sigmoid(a, b, scale, bias, positive_index=None, reduction="mean"):
     """Zhai et al., 2023, Algorithm 1."""
     positive = torch.arange(len(a)) if positive_index is None else positive_index
     labels = 2 * (positive[:, None] == torch.arange(len(b))).to(a.dtype) - 1
-    loss = -F.logsigmoid(labels * (scale.to(a.dtype) * (a @ b.T) + bias.to(a.dtype))).to(scale.dtype).sum()
+    loss = (
+        -F.logsigmoid(labels * (scale.to(a.dtype) * (a @ b.T) + bias.to(a.dtype)))
+        .to(scale.dtype)
+        .sum()
+    )
     return loss / len(a) if reduction == "mean" else loss
 
 
@@ -98,7 +108,9 @@ def draw_one_temperature(rows, columns, d, **more):
 
 
 def draw_apart_of_masks(rows, columns, d):
-    return draw_apart(rows, columns, d, bound=0.1, positive_index=masks(rows, columns)["positive_index"])
+    return draw_apart(
+        rows, columns, d, bound=0.1, positive_index=masks(rows, columns)["positive_index"]
+    )
 
 
 def draw_both_apart(rows, columns, d):
@@ -107,7 +119,9 @@ def draw_both_apart(rows, columns, d):
 
 
 def draw_biased(rows, columns, d, **more):
-    bias = -5 + 3 * torch.randn(columns, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    bias = -5 + 3 * torch.randn(
+        columns, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
     return *inputs(rows, columns, d, **more), bias
 
 
@@ -117,7 +131,9 @@ def draw_sigmoid(rows, columns, d, scale=3.0, bias=-2.0):
 
 
 def draw_apart(rows, columns, d, bound=0.25, positive_index=None, **more):
-    """Draws numbers of bfloat16 without a similarity so near the bound that rounding may cross it."""
+    """Draws numbers of bfloat16 without a similarity so near the bound that rounding
+    may cross it.
+    """
     a, b, tau = inputs(rows, columns, d, **more)
     a, b = (x.bfloat16().double() for x in (a, b))
     positive = torch.arange(rows) if positive_index is None else positive_index.clamp(min=0)
@@ -126,12 +142,15 @@ def draw_apart(rows, columns, d, bound=0.25, positive_index=None, **more):
         near = (gap.scatter(1, positive[:, None], math.inf).abs() < 1e-4).any(1)
         if not near.any():
             return a, b, tau
-        a[near] = (factor * b[positive[near]]).bfloat16().double()  # the positive is then among the most similar
+        # the positive is then among the most similar
+        a[near] = (factor * b[positive[near]]).bfloat16().double()
     raise AssertionError("a similarity remains near the bound")
 
 
 def labels(rows, columns, count, seed=1):
-    """Returns random ids of rows and candidates; every row finds its id among the first candidates."""
+    """Returns random ids of rows and candidates; every row finds its id among the first
+    candidates.
+    """
     g = torch.Generator().manual_seed(seed)
     column = torch.randint(0, count, (columns,), generator=g)
     column[: min(count, columns)] = torch.arange(min(count, columns))
@@ -186,13 +205,19 @@ def targets(*names, **numbers):
 
 
 BOTH = Loss(both_directions, draw=draw_both, kernels="symmetric", square=True)
-BLOCKS = {"options": lambda rows, _: {"block": 16 if rows > 16 else 2}, "kernels": "blocks", "square": True}
+BLOCKS = {
+    "options": lambda rows, _: {"block": 16 if rows > 16 else 2},
+    "kernels": "blocks",
+    "square": True,
+}
 SIGMOID = Loss(af.sigmoid_contrast, draw=draw_sigmoid, literal=literal_sigmoid, kernels="sigmoid")
 # Those that have kernels of their own, or take other ways through a kernel.
 LOSSES = {
     "plain": Loss(statistics=True),
     "masks": Loss(options=masks, statistics=True),
-    "ignore_above": Loss(options=lambda *_: {"ignore_above": 0.25}, draw=draw_apart, statistics=True),
+    "ignore_above": Loss(
+        options=lambda *_: {"ignore_above": 0.25}, draw=draw_apart, statistics=True
+    ),
     "margin, smoothing": targets("index", "groups", margin=0.2, label_smoothing=0.5),
     "positives, groups": targets("positives", "groups"),
     "both": BOTH,
@@ -202,9 +227,13 @@ LOSSES = {
 }
 # Those that differ in what is done before a kernel or after it.
 OTHERS = {
-    "column_bias": Loss(partial(biased, af.adaptive_infonce), draw=draw_biased, literal=partial(biased, literal)),
+    "column_bias": Loss(
+        partial(biased, af.adaptive_infonce), draw=draw_biased, literal=partial(biased, literal)
+    ),
     "both, N > B": Loss(both_directions, options=masks, draw=draw_both_apart, literal=None),
-    "ignore_above, masks": Loss(options=lambda *of: masks(*of) | {"ignore_above": 0.1}, draw=draw_apart_of_masks),
+    "ignore_above, masks": Loss(
+        options=lambda *of: masks(*of) | {"ignore_above": 0.1}, draw=draw_apart_of_masks
+    ),
     "both, blocks": Loss(both_directions, draw=draw_both, **BLOCKS),
     "margin": targets(margin=0.35),
     "margin, groups": targets("index", "groups", margin=0.2),
@@ -216,15 +245,20 @@ OTHERS = {
     "sigmoid, positives": SIGMOID._replace(options=lambda *of: {"positive_index": positives(*of)}),
 }
 EVERY = LOSSES | OTHERS
-# Both directions have kernels of their own in Triton, with another loop where all temperatures are equal.
+# Both directions have kernels of their own in Triton, with another loop where all temperatures are
+# equal.
 WITH_TRITON = LOSSES | {
     "both, one temperature": BOTH._replace(draw=draw_one_temperature),
-    "both, masks, one temperature": BOTH._replace(options=masks_of_square, draw=draw_one_temperature),
+    "both, masks, one temperature": BOTH._replace(
+        options=masks_of_square, draw=draw_one_temperature
+    ),
 }
 
 
 def op_call(name, needs):
-    """Returns the op of a loss and arguments; ``needs``: whether h_ctr, h_cvr and the others need gradients."""
+    """Returns the op of a loss and arguments; ``needs``: whether h_ctr, h_cvr and the others need
+    gradients.
+    """
     tensors, options = LOSSES[name].drawn(9, 11, 4)
     for x, need in zip(tensors, (*needs, needs[2])):
         x.requires_grad_(need)
@@ -237,8 +271,28 @@ def op_call(name, needs):
     if name == "sigmoid":
         return "sigmoid_contrast", (*tensors, torch.arange(9).flip(0), *needs[:2])
     if name not in ("margin, smoothing", "positives, groups"):
-        return "infonce", (*tensors, index, row, column, scale, *needs, True, options.get("ignore_above"))
+        return "infonce", (
+            *tensors,
+            index,
+            row,
+            column,
+            scale,
+            *needs,
+            True,
+            options.get("ignore_above"),
+        )
     index = torch.zeros(9, dtype=torch.int64) if index is None else index
     numbers = options.get("margin", 0.0), options.get("label_smoothing", 0.1)
     labels = options.get("positive_group", (None, None))
-    return "infonce_targets", (*tensors, index, row, column, scale, *needs, False, None, *numbers, *labels)
+    return "infonce_targets", (
+        *tensors,
+        index,
+        row,
+        column,
+        scale,
+        *needs,
+        False,
+        None,
+        *numbers,
+        *labels,
+    )

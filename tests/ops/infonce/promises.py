@@ -1,4 +1,6 @@
-"""What the losses promise besides accuracy, as a table that tests run on the CPU and with Triton."""
+"""What the losses promise besides accuracy, as a table that tests run on the CPU and
+with Triton.
+"""
 
 import math
 from collections.abc import Callable
@@ -54,7 +56,9 @@ def rows_without_a_loss_have_no_gradient(backend, dtype):
 
 @promise("infonce", F32, BF16)
 def an_ignored_row_leaks_nothing(backend, dtype):
-    call = partial(loss_and_gradients, af.adaptive_infonce, dtype=dtype, backend=backend, return_stats=True)
+    call = partial(
+        loss_and_gradients, af.adaptive_infonce, dtype=dtype, backend=backend, return_stats=True
+    )
     a, b, tau = inputs(40, 50, 8)
     positive = torch.arange(40)
     positive[[7, 33]] = -100
@@ -66,7 +70,9 @@ def an_ignored_row_leaks_nothing(backend, dtype):
 
 @promise("infonce", *DTYPES)
 def a_tie_with_the_positive_is_a_negative(backend, dtype):
-    """The bound is exclusive, and equal candidates have equal similarities to the bit, wherever they stand."""
+    """The bound is exclusive, and equal candidates have equal similarities to the bit, wherever
+    they stand.
+    """
     for d in (80,) if backend == "triton" else (7, 80, 300):
         a, b, tau = (x.to(dtype) for x in inputs(40, 40, d))
         options = {"ignore_above": 0.0, "reduction": "none", "backend": backend}
@@ -100,7 +106,14 @@ def an_overflowing_row_leaves_the_others(backend, dtype):
             a[7] = 3e38
         else:
             a[7], tau[7] = a[7] * 1e30, 1e-20
-        call = partial(loss_and_gradients, af.adaptive_infonce, (a, b, tau), dtype, torch.ones(40), reduction="none")
+        call = partial(
+            loss_and_gradients,
+            af.adaptive_infonce,
+            (a, b, tau),
+            dtype,
+            torch.ones(40),
+            reduction="none",
+        )
         others = torch.arange(40) != 7
         (own, d_own, *_), (theirs, d_theirs, *_) = call(backend=backend), call(backend="reference")
         torch.testing.assert_close(own[others], theirs[others], rtol=1e-4, atol=1e-4)
@@ -125,7 +138,9 @@ def numbers_and_narrower_types_are_accepted(backend, dtype):
     mixed = loss(a.bfloat16(), b, torch.tensor(3.0).double(), -2)
     assert torch.equal(mixed, loss(a.bfloat16().float(), b, 3.0, -2))
     wide = torch.cat((b, b))
-    strided, plain = (loss(a, wide, 3.0, -2, positive_index=i) for i in (every_second, every_second.clone()))
+    strided, plain = (
+        loss(a, wide, 3.0, -2, positive_index=i) for i in (every_second, every_second.clone())
+    )
     assert torch.equal(strided, plain)
 
 
@@ -133,7 +148,9 @@ def numbers_and_narrower_types_are_accepted(backend, dtype):
 def a_bad_number_stays_in_its_block(backend, dtype):
     """What is not finite by the reference is not, and no bit of other blocks changes."""
     options = {"block": 4, "reduction": "none", "return_stats": True}
-    call = partial(loss_and_gradients, af.adaptive_infonce, dtype=dtype, upstream=torch.ones(40), **options)
+    call = partial(
+        loss_and_gradients, af.adaptive_infonce, dtype=dtype, upstream=torch.ones(40), **options
+    )
     clean = call([x.abs() for x in inputs(40, 40, 8)], backend=backend)
     others = torch.arange(40) // 4 != 1
     for value, side in product((math.nan, math.inf, -math.inf), (0, 1)):
@@ -147,11 +164,15 @@ def a_bad_number_stays_in_its_block(backend, dtype):
 
 @promise("sigmoid", *DTYPES)
 def small_sigmoid_losses_keep_their_digits(backend, dtype):
-    """Every pair is classified right with a margin: the terms are e^bias, far below the rounding of 1."""
-    for bias in (-80.0, -30.0, -15.0, -10.0)[2 * (dtype == F16) :]:  # else its sigmoids are subnormal
+    """Every pair is classified right with a margin: the terms are e^bias, far below the rounding of
+    1.
+    """
+    # else its sigmoids are subnormal
+    for bias in (-80.0, -30.0, -15.0, -10.0)[2 * (dtype == F16) :]:
         a, b, *terms = draw_sigmoid(40, 60, 16, 1.0, bias)
         rest = (*terms, torch.full((40,), -100), True, True)
-        # The op: its gradients are of the accumulation type, in which a small one is no subnormal number.
+        # The op: its gradients are of the accumulation type, in which a small one is no subnormal
+        # number.
         ops = torch.ops.adaftr_fast
         op = ops.sigmoid_contrast_triton if backend == "triton" else ops.sigmoid_contrast
         own = op(a.to(dtype), b.to(dtype), *rest)
@@ -166,7 +187,12 @@ def small_sigmoid_losses_keep_their_digits(backend, dtype):
 def sigmoids_of_zero_do_not_overflow(backend, dtype):
     """Every factor of the products of 1 + e is 2."""
     rows, columns = (40, 49) if backend == "triton" else (300, 309)
-    tensors = (torch.zeros(rows, 16), torch.zeros(columns, 16), torch.tensor(1.0), torch.tensor(0.0))
+    tensors = (
+        torch.zeros(rows, 16),
+        torch.zeros(columns, 16),
+        torch.tensor(1.0),
+        torch.tensor(0.0),
+    )
     loss, *gradients = loss_and_gradients(af.sigmoid_contrast, tensors, dtype, backend=backend)
     torch.testing.assert_close(loss.item(), columns * math.log(2), rtol=1e-6, atol=0)
     assert all(g.isfinite().all() for g in gradients)

@@ -44,17 +44,33 @@ def test_tensors(arguments, error, message):
         ({"tau": (0.1, 0.1, 0.1), "symmetric": True}, ValueError, "must be a pair"),
         ({"reduction": "max"}, ValueError, "reduction must be"),
         ({"backend": "cuda"}, ValueError, "backend must be"),
-        ({"precision": torch.float32}, ValueError, "precision must be auto, float32 or bfloat16, got "),
+        (
+            {"precision": torch.float32},
+            ValueError,
+            "precision must be auto, float32 or bfloat16, got ",
+        ),
         ({"row_weight": [1.0] * 4}, TypeError, "row_weight must be a tensor, got list"),
         ({"row_weight": INDEX}, TypeError, "row_weight must be floating"),
         ({"positive_index": INDEX[:3]}, ValueError, "positive_index must have shape"),
         ({"positive_index": torch.zeros(4)}, TypeError, "positive_index must be int64"),
         ({"row_group": INDEX}, ValueError, "requires N = B"),
         ({"column_group": ZEROS}, ValueError, "requires row_group"),
-        ({"column_bias": torch.zeros(4)}, ValueError, r"column_bias must have shape \(6,\), got \(4,\)"),
+        (
+            {"column_bias": torch.zeros(4)},
+            ValueError,
+            r"column_bias must have shape \(6,\), got \(4,\)",
+        ),
         ({"column_bias": ZEROS}, TypeError, "column_bias must be floating point, got torch.int64"),
-        ({"column_bias": torch.zeros(6), "symmetric": True}, ValueError, "requires symmetric=False"),
-        ({"ignore_above": math.nan}, ValueError, "ignore_above must be a finite number or None, got nan"),
+        (
+            {"column_bias": torch.zeros(6), "symmetric": True},
+            ValueError,
+            "requires symmetric=False",
+        ),
+        (
+            {"ignore_above": math.nan},
+            ValueError,
+            "ignore_above must be a finite number or None, got nan",
+        ),
         ({"ignore_above": -math.inf}, ValueError, "ignore_above must be a finite number or None"),
         ({"ignore_above": True}, TypeError, "ignore_above must be a finite number or None, got "),
         ({"label_smoothing": 1.0}, ValueError, r"label_smoothing must be in \[0, 1\), got 1.0"),
@@ -62,7 +78,11 @@ def test_tensors(arguments, error, message):
         (SMOOTH | {"ignore_above": 0.0}, ValueError, "label_smoothing requires ignore_above=None"),
         ({"margin": -0.1}, ValueError, r"margin must be in \[0, inf\), got -0.1"),
         ({"margin": math.nan}, ValueError, "margin must be in"),
-        ({"positive_group": INDEX}, ValueError, r"positive_group must have shape \(6,\), got \(4,\)"),
+        (
+            {"positive_group": INDEX},
+            ValueError,
+            r"positive_group must have shape \(6,\), got \(4,\)",
+        ),
         ({"positive_group": (INDEX,)}, ValueError, "a tensor or a pair .*, got 1 tensors"),
         ({"positive_group": (INDEX, ZEROS.int())}, TypeError, "must be int64, got torch.int32"),
         (GROUPS | {"return_stats": True}, ValueError, "does not support return_stats"),
@@ -93,7 +113,9 @@ def test_options_that_exclude_each_other(name):
         with pytest.raises(ValueError, match=f"adaptive_infonce: block does not support {name}"):
             af.adaptive_infonce(A, A, 0.1, block=block, **{name: OTHERS[name]})
     if name in ("positive_index", "ignore_above", "margin"):
-        with pytest.raises(ValueError, match=f"adaptive_infonce: positive_group does not support {name}"):
+        with pytest.raises(
+            ValueError, match=f"adaptive_infonce: positive_group does not support {name}"
+        ):
             af.adaptive_infonce(A, B, 0.1, **GROUPS, **{name: OTHERS[name]})
 
 
@@ -103,11 +125,36 @@ def test_options_that_exclude_each_other(name):
         ((A[0], B, 1, 0), {}, ValueError, "h_ctr must be a 2-dim tensor"),
         ((A, B[:2], 1, 0), {}, ValueError, r"h_cvr must have at least one row .*\(4\)"),
         ((A, B, "1", 0), {}, TypeError, "logit_scale must be a number or a 0-dim tensor, got str"),
-        ((A, B, 1, torch.ones(2)), {}, ValueError, r"logit_bias must hold one number, got shape \(2,\)"),
-        ((A, B, 1, torch.tensor(True)), {}, TypeError, "logit_bias must be a real number, got torch.bool"),
-        ((A, B, 1, 0), {"positive_index": torch.zeros(4)}, TypeError, "positive_index must be int64"),
-        ((A, B, 1, 0), {"reduction": "none"}, ValueError, "reduction must be 'mean' or 'sum', got 'none'"),
-        ((A, B, 1, 0), {"backend": "cuda"}, ValueError, "backend must be auto, reference, cpu or triton, got 'cuda'"),
+        (
+            (A, B, 1, torch.ones(2)),
+            {},
+            ValueError,
+            r"logit_bias must hold one number, got shape \(2,\)",
+        ),
+        (
+            (A, B, 1, torch.tensor(True)),
+            {},
+            TypeError,
+            "logit_bias must be a real number, got torch.bool",
+        ),
+        (
+            (A, B, 1, 0),
+            {"positive_index": torch.zeros(4)},
+            TypeError,
+            "positive_index must be int64",
+        ),
+        (
+            (A, B, 1, 0),
+            {"reduction": "none"},
+            ValueError,
+            "reduction must be 'mean' or 'sum', got 'none'",
+        ),
+        (
+            (A, B, 1, 0),
+            {"backend": "cuda"},
+            ValueError,
+            "backend must be auto, reference, cpu or triton, got 'cuda'",
+        ),
     ],
 )
 def test_sigmoid_contrast(arguments, options, error, message):
@@ -124,11 +171,15 @@ def test_a_bad_temperature_is_named_with_its_row(options, backend):
         with pytest.raises(RuntimeError, match=r"tau must be positive and finite, got tau\[2\]"):
             af.adaptive_infonce(A, A, tau, backend=backend, **options)
         if options == {"symmetric": True}:
-            with pytest.raises(RuntimeError, match=r"tau \(per column\) must be positive and finite, got tau\[2\]"):
+            with pytest.raises(
+                RuntimeError, match=r"tau \(per column\) must be positive and finite, got tau\[2\]"
+            ):
                 af.adaptive_infonce(A, A, (torch.ones(4), tau), backend=backend, **options)
         if not options:
             ignored = torch.tensor([0, 1, -100, 3])
-            assert torch.isfinite(af.adaptive_infonce(A, B, tau, positive_index=ignored, backend=backend))
+            assert torch.isfinite(
+                af.adaptive_infonce(A, B, tau, positive_index=ignored, backend=backend)
+            )
 
 
 @BACKENDS
@@ -136,7 +187,10 @@ def test_a_positive_out_of_range_or_missing_is_named_with_its_row(backend):
     with pytest.raises(RuntimeError, match=r"got positive_index\[1\] = 6"):
         af.adaptive_infonce(A, B, 0.1, positive_index=torch.tensor([0, 6, 1, 2]), backend=backend)
     row, column = torch.tensor([0, 1, 7, 2]), torch.arange(6)
-    with pytest.raises(RuntimeError, match=r"positive_group must give every row a positive, .* candidate of row 2 is"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"positive_group must give every row a positive, .* candidate of row 2 is",
+    ):
         af.adaptive_infonce(A, B, 0.1, positive_group=(row, column), backend=backend)
     groups = {"row_group": row, "column_group": column, "backend": backend}
     with pytest.raises(RuntimeError, match="no candidate of row 0 is"):
@@ -155,7 +209,9 @@ def test_a_positive_out_of_range_or_missing_is_named_with_its_row(backend):
 )
 def test_bad_values_of_the_sigmoid_loss(scale, bias, index, message, backend):
     with pytest.raises(RuntimeError, match=f"sigmoid_contrast: {message}"):
-        af.sigmoid_contrast(A, B, scale, bias, positive_index=torch.tensor([0, index, 1, 2]), backend=backend)
+        af.sigmoid_contrast(
+            A, B, scale, bias, positive_index=torch.tensor([0, index, 1, 2]), backend=backend
+        )
 
 
 def biased(bias):
@@ -163,12 +219,17 @@ def biased(bias):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("transform", [lambda f: f, torch.func.grad, lambda f: lambda x: torch.vmap(f)(x[None])])
+@pytest.mark.parametrize(
+    "transform", [lambda f: f, torch.func.grad, lambda f: lambda x: torch.vmap(f)(x[None])]
+)
 def test_a_bias_that_is_not_finite_is_named(bad, transform):
     bias = torch.linspace(-1, 1, 6, dtype=torch.float64)
     transform(biased)(bias)
     bias[[2, 4]] = bad
-    with pytest.raises(RuntimeError, match=r"column_bias must be finite \(row_group .* got column_bias\[2\] = -?[ni]"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"column_bias must be finite \(row_group .* got column_bias\[2\] = -?[ni]",
+    ):
         transform(biased)(bias)
 
 
@@ -191,12 +252,20 @@ def test_a_bias_that_is_not_finite_is_refused_within_a_graph():
     ],
 )
 def test_forward_mode_is_refused(loss):
-    with pytest.raises(NotImplementedError, match=r"(adaptive_infonce|sigmoid_contrast): has no forward-mode deriv"):
+    with pytest.raises(
+        NotImplementedError, match=r"(adaptive_infonce|sigmoid_contrast): has no forward-mode deriv"
+    ):
         torch.func.jvp(loss, (A,), (torch.ones_like(A),))
 
 
 def symmetric_arguments():
-    return [*draw_both(3, 3, 3), None, None, torch.full((3,), 1 / 3, dtype=torch.float64), *[True] * 4]
+    return [
+        *draw_both(3, 3, 3),
+        None,
+        None,
+        torch.full((3,), 1 / 3, dtype=torch.float64),
+        *[True] * 4,
+    ]
 
 
 def block_arguments():
@@ -207,12 +276,36 @@ def block_arguments():
 @pytest.mark.parametrize(
     ("op", "make", "position", "value", "message"),
     [
-        ("infonce_symmetric", symmetric_arguments, 1, torch.zeros(4, 2), "anchors and candidates must both be"),
+        (
+            "infonce_symmetric",
+            symmetric_arguments,
+            1,
+            torch.zeros(4, 2),
+            "anchors and candidates must both be",
+        ),
         ("infonce_symmetric", symmetric_arguments, 1, torch.zeros(3, 3), "must share a dtype"),
-        ("infonce_symmetric", symmetric_arguments, 3, torch.ones(2), r"tau_column must be \[3\], got \[2\]"),
+        (
+            "infonce_symmetric",
+            symmetric_arguments,
+            3,
+            torch.ones(2),
+            r"tau_column must be \[3\], got \[2\]",
+        ),
         ("infonce_symmetric", symmetric_arguments, 4, INDEX[:3], "must be given together"),
-        ("infonce_symmetric", symmetric_arguments, 6, torch.ones(2), r"scale must be \[3\], got \[2\]"),
-        ("infonce_blocks", block_arguments, 1, torch.zeros(5, 3), "anchors and candidates must both be"),
+        (
+            "infonce_symmetric",
+            symmetric_arguments,
+            6,
+            torch.ones(2),
+            r"scale must be \[3\], got \[2\]",
+        ),
+        (
+            "infonce_blocks",
+            block_arguments,
+            1,
+            torch.zeros(5, 3),
+            "anchors and candidates must both be",
+        ),
         ("infonce_blocks", block_arguments, 8, 0, "block must be at least 1, got 0"),
         ("infonce_blocks_reference", block_arguments, 8, 0, "block must be at least 1, got 0"),
     ],

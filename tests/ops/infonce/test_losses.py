@@ -1,4 +1,6 @@
-"""What all losses have in common, on CPU: accuracy on every kernel, range, options, derivatives, empty input."""
+"""What all losses have in common, on CPU: accuracy on every kernel, range, options, derivatives,
+empty input.
+"""
 
 import math
 from functools import partial
@@ -23,12 +25,20 @@ MASKED = ("masks", "both, masks", "blocks", "sigmoid", "ignore_above")
 
 def on_losses(names, *dtypes):
     """Runs a test on every kernel of these losses for these types."""
-    cases = [case for name in names for case in each_kernel(LOSSES[name].kernels, *dtypes, prefix=(name,))]
-    return pytest.mark.parametrize(("name", "dtype", "instruction_set"), cases, indirect=["instruction_set"])
+    cases = [
+        case
+        for name in names
+        for case in each_kernel(LOSSES[name].kernels, *dtypes, prefix=(name,))
+    ]
+    return pytest.mark.parametrize(
+        ("name", "dtype", "instruction_set"), cases, indirect=["instruction_set"]
+    )
 
 
 def reductions(name, rows):
-    """Returns options of a call whose forward computes the gradients, and of one whose backward does."""
+    """Returns options of a call whose forward computes the gradients, and of one whose backward
+    does.
+    """
     none = {"reduction": "none", "upstream": torch.linspace(-1, 2, rows)}
     return [{"reduction": "sum"}] if name.startswith("sigmoid") else [{"reduction": "mean"}, none]
 
@@ -64,10 +74,14 @@ CASES = [
 
 
 @needs_extension
-@pytest.mark.parametrize(("case", "name", "dtype", "instruction_set"), CASES, indirect=["instruction_set"])
+@pytest.mark.parametrize(
+    ("case", "name", "dtype", "instruction_set"), CASES, indirect=["instruction_set"]
+)
 def test_extremes(case, name, dtype, instruction_set):
     extreme = EXTREMES[case]
-    for number, (tensors, options) in enumerate(extreme.problems(LOSSES[name], dtype, *extreme.cpu.size)):
+    for number, (tensors, options) in enumerate(
+        extreme.problems(LOSSES[name], dtype, *extreme.cpu.size)
+    ):
         LOSSES[name].assert_matches(tensors, dtype, what=f"problem {number}", **options)
 
 
@@ -98,7 +112,9 @@ def test_more_columns_than_are_stored(name, instruction_set):
 
 
 @needs_extension
-@on_losses(("plain", "masks", "ignore_above", "blocks"), torch.float64, torch.float32, torch.bfloat16)
+@on_losses(
+    ("plain", "masks", "ignore_above", "blocks"), torch.float64, torch.float32, torch.bfloat16
+)
 def test_statistics(name, dtype, instruction_set):
     tensors, options = LOSSES[name].drawn(70, 90, 12)
     LOSSES[name].assert_matches(tensors, dtype, return_stats=True, **options)
@@ -113,7 +129,9 @@ def test_reference_is_the_loss_written_out(name):
         tensors, options = loss.drawn(*size)
         for way in reductions(name, size[0]):
             given = options | way
-            found = loss_and_gradients(loss.call, tensors, torch.float64, backend="reference", **given)
+            found = loss_and_gradients(
+                loss.call, tensors, torch.float64, backend="reference", **given
+            )
             true = loss_and_gradients(loss.literal, tensors, torch.float64, **given)
             torch.testing.assert_close(found, true, rtol=1e-9, atol=1e-12)
 
@@ -137,14 +155,24 @@ KEPT = [
 
 
 @needs_extension
-@pytest.mark.parametrize(("promise", "dtype", "instruction_set"), KEPT, indirect=["instruction_set"])
+@pytest.mark.parametrize(
+    ("promise", "dtype", "instruction_set"), KEPT, indirect=["instruction_set"]
+)
 def test_promises(promise, dtype, instruction_set):
     PROMISES[promise].check("cpu", dtype)
 
 
 @needs_extension
 @on_losses(
-    ("plain", "positives, groups", "margin, smoothing", "ignore_above", "both", "blocks", "sigmoid"),
+    (
+        "plain",
+        "positives, groups",
+        "margin, smoothing",
+        "ignore_above",
+        "both",
+        "blocks",
+        "sigmoid",
+    ),
     torch.float64,
     torch.bfloat16,
 )
@@ -158,17 +186,24 @@ def test_frozen_inputs(name, dtype, instruction_set):
             for i, (x, y) in enumerate(zip(loss(frozen=frozen), whole, strict=True), -1):
                 assert (x is None) == (i in frozen)
                 if x is not None:
-                    rtol, atol = (1e-12, 1e-14) if dtype == torch.float64 else (2e-2, 1e-2 * y.abs().max().item())
+                    rtol, atol = (
+                        (1e-12, 1e-14)
+                        if dtype == torch.float64
+                        else (2e-2, 1e-2 * y.abs().max().item())
+                    )
                     torch.testing.assert_close(x, y, rtol=rtol, atol=atol)
 
 
-APART = 256  # rows of a thread from which on it may sweep them by itself (csrc/cpu/infonce/driver.inl)
+# rows of a thread from which on it may sweep them by itself (csrc/cpu/infonce/driver.inl)
+APART = 256
 
 
 @needs_extension
 @on_losses(("plain", "both", "blocks", "sigmoid"), torch.float64, torch.float32, torch.bfloat16)
 def test_the_same_bits_in_every_run(name, dtype, instruction_set):
-    """For one direction and blocks on any number of threads, but for sums that each thread adds up by itself."""
+    """For one direction and blocks on any number of threads, but for sums that each thread adds up
+    by itself.
+    """
     for size in ((700, 900, 48), (3, 129, 33)):
         tensors, options = LOSSES[name].drawn(*size)
         if LOSSES[name].statistics:
@@ -176,19 +211,32 @@ def test_the_same_bits_in_every_run(name, dtype, instruction_set):
         results = []
         for count in (1, 2, 3):
             with on_threads(count):
-                first, again = (loss_and_gradients(LOSSES[name].call, tensors, dtype, **options) for _ in range(2))
+                first, again = (
+                    loss_and_gradients(LOSSES[name].call, tensors, dtype, **options)
+                    for _ in range(2)
+                )
             assert_same_bits(first, again)
             results.append(first)
         for count, other in zip((2, 3), results[1:]):
             for place, (x, y) in enumerate(zip(results[0], other, strict=True)):
                 sums_apart = name == "plain" and place == 2 and size[0] >= APART * count  # of h_cvr
-                assert name in ("both", "sigmoid") or sums_apart or torch.equal(x, y), (size, count, place)
+                assert name in ("both", "sigmoid") or sums_apart or torch.equal(x, y), (
+                    size,
+                    count,
+                    place,
+                )
 
 
 @needs_extension
-@on_losses(("plain", "masks", "margin, smoothing", "both", "ignore_above", "sigmoid"), torch.float32, torch.bfloat16)
+@on_losses(
+    ("plain", "masks", "margin, smoothing", "both", "ignore_above", "sigmoid"),
+    torch.float32,
+    torch.bfloat16,
+)
 def test_rows_of_a_thread_apart(name, dtype, instruction_set):
-    """From 256 rows a thread on, also with frozen inputs and far values; and more threads than there are blocks."""
+    """From 256 rows a thread on, also with frozen inputs and far values; and more threads than
+    there are blocks.
+    """
     for count, rows in ((3, 801), (64, 300)):
         with on_threads(count):
             tensors, options = LOSSES[name].drawn(rows, 900, 33)
@@ -217,9 +265,15 @@ def test_strides(name):
 @needs_extension
 @each(EVERY)
 def test_first_and_second_derivatives(name):
-    """Also in the weights; where forward computes the gradients, and where backward does, as with "none"."""
+    """Also in the weights; where forward computes the gradients, and where backward does, as with
+    "none".
+    """
     sigmoid = name.startswith("sigmoid")
-    ways = [("sum", "cpu"), ("sum", "reference")] if sigmoid else [("mean", "cpu"), ("none", "reference")]
+    ways = (
+        [("sum", "cpu"), ("sum", "reference")]
+        if sigmoid
+        else [("mean", "cpu"), ("none", "reference")]
+    )
     tensors, options = EVERY[name].drawn(3, 4, 2)
     weights = {} if sigmoid else {"row_weight": torch.linspace(0.5, 2, 3, dtype=torch.float64)}
     leaves = [x.requires_grad_() for x in (*tensors, *weights.values())]
@@ -227,25 +281,44 @@ def test_first_and_second_derivatives(name):
         given = options | {"reduction": reduction, "backend": backend}
 
         def loss(*x, given=given):
-            return EVERY[name].call(*x[: len(tensors)], **given | dict(zip(weights, x[len(tensors) :])))
+            return EVERY[name].call(
+                *x[: len(tensors)], **given | dict(zip(weights, x[len(tensors) :]))
+            )
 
         assert torch.autograd.gradcheck(loss, leaves)
         assert torch.autograd.gradgradcheck(loss, leaves, fast_mode=True)
 
 
-@each(["plain", "ignore_above", "both, masks", "blocks", "positives, groups", "margin, smoothing", "sigmoid"])
+@each(
+    [
+        "plain",
+        "ignore_above",
+        "both, masks",
+        "blocks",
+        "positives, groups",
+        "margin, smoothing",
+        "sigmoid",
+    ]
+)
 def test_compiles_to_one_graph(name):
     tensors, options = LOSSES[name].drawn(33, 40, 7)
     options |= {"return_stats": True} if LOSSES[name].statistics else {}
     for way in reductions(name, 33):
         loss = partial(LOSSES[name].call, reduction=way["reduction"], **options)
         torch._dynamo.reset()
-        compiled = torch.compile(lambda *x, loss=loss: loss(*x), fullgraph=True, backend="aot_eager", dynamic=False)
-        results = [loss_and_gradients(f, tensors, torch.float32, way.get("upstream")) for f in (compiled, loss)]
+        compiled = torch.compile(
+            lambda *x, loss=loss: loss(*x), fullgraph=True, backend="aot_eager", dynamic=False
+        )
+        results = [
+            loss_and_gradients(f, tensors, torch.float32, way.get("upstream"))
+            for f in (compiled, loss)
+        ]
         torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"block": 4}, {"block": 4, "reduction": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"symmetric": True}, {"block": 4}, {"block": 4, "reduction": "none"}], ids=str
+)
 def test_compiles_to_one_graph_for_any_number_of_rows(options):
     def loss(a, b, tau):
         return af.adaptive_infonce(a, b, tau, **options).sum()
@@ -270,9 +343,16 @@ def test_under_torch_func(name):
             return loss(*x, reduction=reduction, **options).square().sum()
 
         first = torch.func.grad(value, every)(*tensors)
-        second = torch.func.grad(lambda *x: torch.func.grad(value)(*x).square().sum(), every)(*tensors)
+        second = torch.func.grad(lambda *x: torch.func.grad(value)(*x).square().sum(), every)(
+            *tensors
+        )
         jacobian = torch.func.jacrev(value, every)(*tensors)
-        return first, second, jacobian, torch.vmap(lambda a: torch.func.grad(value)(a, *tensors[1:]))(many)
+        return (
+            first,
+            second,
+            jacobian,
+            torch.vmap(lambda a: torch.func.grad(value)(a, *tensors[1:]))(many),
+        )
 
     plain = EVERY[name].literal or partial(EVERY[name].call, backend="reference")
     for way in reductions(name, 6):
@@ -285,7 +365,9 @@ def test_grad_of_torch_func_has_the_bits_of_the_kernel():
     """The reference would store the similarities; only a second derivative calls it."""
     tensors = [x.float() for x in inputs(200, 200, 50)]
     expected = loss_and_gradients(af.adaptive_infonce, tensors, torch.float32, backend="cpu")[1:]
-    theirs = loss_and_gradients(af.adaptive_infonce, tensors, torch.float32, backend="reference")[1:]
+    theirs = loss_and_gradients(af.adaptive_infonce, tensors, torch.float32, backend="reference")[
+        1:
+    ]
     assert not any(torch.equal(x, y) for x, y in zip(expected, theirs, strict=True))
     leaves = [x.requires_grad_() for x in tensors]
     for found in (
@@ -296,7 +378,9 @@ def test_grad_of_torch_func_has_the_bits_of_the_kernel():
 
 
 @needs_cpp_gradients
-@pytest.mark.parametrize("options", [{}, {"block": 2}, {"symmetric": True}, {"margin": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"block": 2}, {"symmetric": True}, {"margin": 0.1}], ids=str
+)
 def test_the_gradient_in_cpp_serves_every_device(options):
     """On meta tensors, for which C++ multiplies as for CUDA tensors."""
     for dtype in (torch.float32, torch.bfloat16):
@@ -318,7 +402,9 @@ def test_the_gradient_in_cpp_serves_every_device(options):
 def test_batched_upstream_gradients():
     leaves = [t.float().requires_grad_() for t in inputs(6, 8, 4)]
     loss = af.adaptive_infonce(*leaves)
-    several = torch.autograd.grad(loss, leaves, torch.tensor([1.0, -2.0]), retain_graph=True, is_grads_batched=True)
+    several = torch.autograd.grad(
+        loss, leaves, torch.tensor([1.0, -2.0]), retain_graph=True, is_grads_batched=True
+    )
     one = torch.autograd.grad(loss, leaves)
     for batched, plain in zip(several, one, strict=True):
         torch.testing.assert_close(batched, torch.stack([plain, -2 * plain]))
@@ -345,11 +431,14 @@ def test_a_row_of_weight_0_adds_nothing_whatever_it_holds(name, dtype, instructi
 @on_losses(("plain", "ignore_above", "both", "sigmoid"), torch.float32, torch.bfloat16)
 def test_nan_and_infinity_show_in_the_loss(name, dtype, instruction_set):
     for backend in ("cpu", "reference"):
-        for value in (math.nan, math.inf)[: 1 if name == "ignore_above" else 2]:  # it leaves an infinity out
+        # it leaves an infinity out
+        for value in (math.nan, math.inf)[: 1 if name == "ignore_above" else 2]:
             tensors, options = LOSSES[name].drawn(40, 40, 4)
             tensors[1][17, 2] = value
             options |= {"return_stats": True} if name == "plain" else {}
-            loss, *others = loss_and_gradients(LOSSES[name].call, tensors, dtype, backend=backend, **options)
+            loss, *others = loss_and_gradients(
+                LOSSES[name].call, tensors, dtype, backend=backend, **options
+            )
             assert not loss.isfinite()
             if name == "plain" and math.isnan(value):
                 assert not others[-2].any(), "a row of NaN counts as top-1"
@@ -357,7 +446,9 @@ def test_nan_and_infinity_show_in_the_loss(name, dtype, instruction_set):
 
 
 @pytest.mark.parametrize("suffix", ["", "_reference"])
-@each(["plain", "ignore_above", "both", "blocks", "margin, smoothing", "positives, groups", "sigmoid"])
+@each(
+    ["plain", "ignore_above", "both", "blocks", "margin, smoothing", "positives, groups", "sigmoid"]
+)
 def test_opcheck(name, suffix):
     some = [(True, False, False), (False, True, True)] if name in ("plain", "both") else []
     for needs in ((True, True, True), *some):

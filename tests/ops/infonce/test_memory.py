@@ -24,7 +24,9 @@ for threads in (2, 64):
     ("backend", "rows"), [pytest.param("auto", 16_384, marks=needs_extension), ("reference", 4_096)]
 )
 def test_peak_memory_is_far_below_that_of_the_similarities(backend, rows):
-    """The matrix alone is 1,024 MiB. Of the smaller, 64 MiB, plain PyTorch would store a dozen at once."""
+    """The matrix alone is 1,024 MiB. Of the smaller, 64 MiB, plain PyTorch would store a dozen at
+    once.
+    """
     printed, error = Script(f"backend, B, d = {backend!r}, {rows}, 32\n{SCRIPT}").communicate()
     assert error == ""
     few, many = map(float, printed.split())

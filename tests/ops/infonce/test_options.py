@@ -1,4 +1,6 @@
-"""What single options of the losses mean, beside what tests of all losses compare (test_losses.py)."""
+"""What single options of the losses mean, beside what tests of all losses compare
+(test_losses.py).
+"""
 
 import math
 from functools import partial
@@ -27,7 +29,9 @@ from tests.ops.infonce.losses import (
 from tests.ops.marks import needs_extension, on_kernels
 from tests.tolerances import assert_as_accurate, assert_same_bits
 
-BACKENDS = pytest.mark.parametrize("backend", ["reference", pytest.param("cpu", marks=needs_extension)])
+BACKENDS = pytest.mark.parametrize(
+    "backend", ["reference", pytest.param("cpu", marks=needs_extension)]
+)
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
@@ -41,25 +45,40 @@ def test_inputs_computed_from_one_another(create_graph):
         torch.testing.assert_close(found, torch.autograd.grad(expected, a, retain_graph=True)[0])
 
 
-@pytest.mark.parametrize("given", [(), ("positive_index",), ("positive_index", "row_group", "column_group")])
+@pytest.mark.parametrize(
+    "given", [(), ("positive_index",), ("positive_index", "row_group", "column_group")]
+)
 def test_each_gradient_alone_beside_optional_arguments(given):
     a, b, tau = (t.requires_grad_() for t in inputs(9, 11, 4))
     options = {name: masks(9, 11)[name] for name in given}
     weight = masks(9, 11)["row_weight"].requires_grad_()
 
     def gradients(backend):
-        loss = af.adaptive_infonce(a, b, tau, row_weight=weight, reduction="sum", backend=backend, **options)
+        loss = af.adaptive_infonce(
+            a, b, tau, row_weight=weight, reduction="sum", backend=backend, **options
+        )
         return [torch.autograd.grad(loss, x, retain_graph=True)[0] for x in (weight, a, b, tau, a)]
 
     torch.testing.assert_close(gradients("auto"), gradients("reference"), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(
-    "tau", [2, np.float32(2), np.int64(2), torch.tensor(2), torch.full((1,), 2.0), torch.full((4, 1), 2.0)], ids=repr
+    "tau",
+    [
+        2,
+        np.float32(2),
+        np.int64(2),
+        torch.tensor(2),
+        torch.full((1,), 2.0),
+        torch.full((4, 1), 2.0),
+    ],
+    ids=repr,
 )
 def test_forms_of_tau(tau):
     a, b, _ = inputs(4, 6, 3)
-    assert torch.equal(af.adaptive_infonce(a, b, tau), af.adaptive_infonce(a, b, torch.full((4,), 2.0)))
+    assert torch.equal(
+        af.adaptive_infonce(a, b, tau), af.adaptive_infonce(a, b, torch.full((4,), 2.0))
+    )
 
 
 @needs_extension
@@ -70,7 +89,10 @@ def test_excluded_candidates_may_be_nan_or_infinite(dtype, instruction_set):
         b[40] = bad
         others = torch.arange(64) != 40
         elsewhere = torch.zeros(rows, dtype=torch.int64)
-        groups = {"row_group": torch.ones(rows, dtype=torch.int64), "column_group": (~others).long()}
+        groups = {
+            "row_group": torch.ones(rows, dtype=torch.int64),
+            "column_group": (~others).long(),
+        }
         for options in (
             {"positive_index": torch.full((rows,), -100)},
             {"positive_index": elsewhere, "row_weight": torch.zeros(rows)},
@@ -94,11 +116,15 @@ def test_autocast_and_the_scale_of_a_loss():
     a, b, tau = inputs(512, 512, 16)  # whose gradients are small numbers of float16
     leaf = a.half().requires_grad_()
     (af.adaptive_infonce(leaf, b.half(), tau.float()) * 65536).backward()
-    truth = loss_and_gradients(af.adaptive_infonce, (a.half().double(), b.half().double(), tau), torch.float64)[1]
+    truth = loss_and_gradients(
+        af.adaptive_infonce, (a.half().double(), b.half().double(), tau), torch.float64
+    )[1]
     assert ((leaf.grad / 65536 - truth).abs().max() / truth.abs().max()).item() < 1e-3
 
 
-@pytest.mark.parametrize("options", [{}, {"block": 10}, {"symmetric": True}, {"label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"block": 10}, {"symmetric": True}, {"label_smoothing": 0.1}], ids=str
+)
 def test_autocast_rounds_no_product_of_plain_pytorch(options):
     results = []
     for enabled in (False, True):
@@ -114,7 +140,9 @@ def test_sums_by_scans(rows):
     x = inputs(1, rows, 5)[1]
     for size in (1, 2, 5, 400):
         number = torch.randint(0, size, (rows,), generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(scan_by(number, x, size), x.new_zeros(size, 5).index_add(0, number, x))
+        torch.testing.assert_close(
+            scan_by(number, x, size), x.new_zeros(size, 5).index_add(0, number, x)
+        )
         if rows > 1 and size > 1:
             spoiled = x.clone()
             spoiled[number == number[0]] = torch.nan
@@ -124,7 +152,9 @@ def test_sums_by_scans(rows):
 @needs_extension
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_positive_per_group_is_as_accurate_as_positive_index(dtype):
-    """The row's own candidate, of its label and its group, is subtracted from the sum of its label."""
+    """The row's own candidate, of its label and its group, is subtracted from the sum
+    of its label.
+    """
     z = F.normalize(inputs(32, 32, 16)[0], dim=1).repeat(2, 1).to(dtype)
     row = torch.arange(64)
     found = []
@@ -138,10 +168,14 @@ def test_one_positive_per_group_is_as_accurate_as_positive_index(dtype):
 
 
 @needs_extension
-@pytest.mark.parametrize("case", ["positives, ignored rows", "smoothing, groups", "margin, smoothing"])
+@pytest.mark.parametrize(
+    "case", ["positives, ignored rows", "smoothing, groups", "margin, smoothing"]
+)
 def test_rows_without_loss_may_be_nan(case):
     (a, b, tau), options = EVERY[case].drawn(40, 50, 10)
-    ignored = options["positive_index"] if "positive_index" in options else options["positive_group"][0]
+    ignored = (
+        options["positive_index"] if "positive_index" in options else options["positive_group"][0]
+    )
     weight = torch.where(torch.arange(40) == 5, 0.0, torch.ones(40, dtype=torch.float64))
     a[(ignored == -100) | (weight == 0)] = torch.nan
     leaves = [x.requires_grad_() for x in (a, b)]
@@ -152,7 +186,9 @@ def test_rows_without_loss_may_be_nan(case):
 
 
 @BACKENDS
-@pytest.mark.parametrize("case", [name for name in EVERY if name.startswith(("positives", "smoothing", "margin"))])
+@pytest.mark.parametrize(
+    "case", [name for name in EVERY if name.startswith(("positives", "smoothing", "margin"))]
+)
 def test_symmetric_is_the_mean_of_two_directions(case, backend):
     (a, b, tau), options = EVERY[case].drawn(40, 50, 10)
     group = {k: options[k] for k in ("row_group", "column_group") if k in options}
@@ -171,13 +207,19 @@ def test_symmetric_is_the_mean_of_two_directions(case, backend):
     else:
         back["positive_index"] = torch.where(index == -100, -100, rows)
     tau_b = torch.linspace(0.1, 1, 50, dtype=torch.float64)
-    expected = (literal_rows(a, b, tau, **options) + literal_rows(b[anchor], a, tau_b[anchor], **back)) / 2
-    found = af.adaptive_infonce(a, b, (tau, tau_b), symmetric=True, reduction="none", backend=backend, **options)
+    expected = (
+        literal_rows(a, b, tau, **options) + literal_rows(b[anchor], a, tau_b[anchor], **back)
+    ) / 2
+    found = af.adaptive_infonce(
+        a, b, (tau, tau_b), symmetric=True, reduction="none", backend=backend, **options
+    )
     torch.testing.assert_close(found, expected)
 
 
 def test_a_bias_of_candidates_beyond_the_batch():
-    """Sampled negatives with a correction each, weights exp(bias), of which no row has its positive."""
+    """Sampled negatives with a correction each, weights exp(bias), of which no row has its
+    positive.
+    """
     a, b, tau = inputs(20, 60, 8)
     index = torch.randperm(20, generator=torch.Generator().manual_seed(0))
     weight = torch.rand(60, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 0.1
@@ -186,27 +228,40 @@ def test_a_bias_of_candidates_beyond_the_batch():
         found = af.adaptive_infonce(a, b, tau, **given, **options)
         torch.testing.assert_close(found, literal(a, b, tau, **given, **options))
     logits = a @ b.T / tau[:, None]
-    expected = (weight * logits.exp()).sum(1).log() - (logits + weight.log())[torch.arange(20), index]
+    expected = (weight * logits.exp()).sum(1).log() - (logits + weight.log())[
+        torch.arange(20), index
+    ]
     torch.testing.assert_close(af.adaptive_infonce(a, b, tau, reduction="none", **given), expected)
 
 
 @pytest.mark.parametrize("case", [1, 10, "similarities take the bias back"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_accuracy_of_a_bias(dtype, case):
-    """The half types hold tau and the bias as sums of two terms: of one, a large bias would lose digits."""
+    """The half types hold tau and the bias as sums of two terms: of one, a large bias would lose
+    digits.
+    """
     index = torch.arange(0, 33, 3)
     a, b, tau, bias = draw_biased(11, 40, 12)
     size = case if isinstance(case, int) else 1
     if size != case:
         bias = 50 * (torch.arange(40) % 2).double()
         a[:, 0], b[:, 0] = tau, -bias
-    exact = [a.to(dtype).double(), b.to(dtype).double(), tau.float().double(), (size * bias).float().double()]
-    found = loss_and_gradients(partial(biased, af.adaptive_infonce), exact, dtype, positive_index=index)
+    exact = [
+        a.to(dtype).double(),
+        b.to(dtype).double(),
+        tau.float().double(),
+        (size * bias).float().double(),
+    ]
+    found = loss_and_gradients(
+        partial(biased, af.adaptive_infonce), exact, dtype, positive_index=index
+    )
     truth, pytorch = (
         loss_and_gradients(partial(biased, literal), exact, kind, positive_index=index)
         for kind in (torch.float64, torch.promote_types(dtype, torch.float32))
     )
-    for what, own, true, eager in zip(("loss", "h_ctr", "h_cvr", "tau", "bias"), found, truth, pytorch, strict=True):
+    for what, own, true, eager in zip(
+        ("loss", "h_ctr", "h_cvr", "tau", "bias"), found, truth, pytorch, strict=True
+    ):
         assert_as_accurate(own, true, eager, dtype, what)
 
 
@@ -215,7 +270,9 @@ def test_a_common_tau_and_the_statistics_with_a_bias(tau):
     a, b, _, bias = draw_biased(11, 40, 12)
     index = torch.arange(0, 33, 3)
     logits = a @ b.T / tau + bias
-    loss, stats = af.adaptive_infonce(a, b, tau, positive_index=index, column_bias=bias, return_stats=True)
+    loss, stats = af.adaptive_infonce(
+        a, b, tau, positive_index=index, column_bias=bias, return_stats=True
+    )
     torch.testing.assert_close(loss, F.cross_entropy(logits, index))
     torch.testing.assert_close(stats.lse, logits.logsumexp(1))
     torch.testing.assert_close(stats.positive_logit, logits[torch.arange(11), index])
@@ -225,13 +282,21 @@ def test_a_common_tau_and_the_statistics_with_a_bias(tau):
 @on_kernels("infonce", torch.bfloat16)
 def test_ignore_above_where_the_gradient_of_tau_nearly_cancels(dtype, instruction_set):
     for seed in range(6):
-        assert_matches(draw_apart(70, 70, 128, seed=seed), dtype, ignore_above=0.25, what=f"seed {seed}")
+        assert_matches(
+            draw_apart(70, 70, 128, seed=seed), dtype, ignore_above=0.25, what=f"seed {seed}"
+        )
 
 
 @pytest.mark.parametrize("bound", [0.0, 0.3, -0.5])
 def test_any_bound_of_ignore_above_in_one_direction_and_in_both(bound):
-    for call, tensors in ((af.adaptive_infonce, inputs(60, 80, 9)), (both_directions, draw_both(30, 30, 6))):
-        found, true = (loss_and_gradients(loss, tensors, torch.float64, ignore_above=bound) for loss in (call, literal))
+    for call, tensors in (
+        (af.adaptive_infonce, inputs(60, 80, 9)),
+        (both_directions, draw_both(30, 30, 6)),
+    ):
+        found, true = (
+            loss_and_gradients(loss, tensors, torch.float64, ignore_above=bound)
+            for loss in (call, literal)
+        )
         torch.testing.assert_close(found, true)
 
 
@@ -239,14 +304,18 @@ def test_any_bound_of_ignore_above_in_one_direction_and_in_both(bound):
 @pytest.mark.parametrize("options", [{"return_stats": True}, {"symmetric": True}])
 def test_a_block_of_all_rows_is_the_ordinary_call(options, block):
     tensors = inputs(12, 12, 5)
-    own, plain = (af.adaptive_infonce(*tensors, **options, **more) for more in ({"block": block}, {}))
+    own, plain = (
+        af.adaptive_infonce(*tensors, **options, **more) for more in ({"block": block}, {})
+    )
     assert_same_bits(own, plain)
 
 
 @BACKENDS
 def test_a_row_alone_in_its_block_has_no_loss(backend):
     options = {"block": 4, "reduction": "none", "return_stats": True, "backend": backend}
-    found = loss_and_gradients(af.adaptive_infonce, inputs(9, 9, 5), torch.float64, torch.ones(9), **options)
+    found = loss_and_gradients(
+        af.adaptive_infonce, inputs(9, 9, 5), torch.float64, torch.ones(9), **options
+    )
     losses, d_a, d_b, d_tau, lse, positive_logit, top1, entropy = found
     assert losses[8] == entropy[8] == 0
     assert top1[8]
@@ -260,12 +329,17 @@ def test_the_reference_of_the_sigmoid_loss_takes_parts_of_large_batches():
     tensors = SIGMOID.draw(2100, 2100, 2)  # more than 2^22 similarities
     found, true = (
         loss_and_gradients(loss, tensors, torch.float64, **options)
-        for loss, options in ((af.sigmoid_contrast, {"backend": "reference"}), (SIGMOID.literal, {}))
+        for loss, options in (
+            (af.sigmoid_contrast, {"backend": "reference"}),
+            (SIGMOID.literal, {}),
+        )
     )
     torch.testing.assert_close(found, true)
 
 
-@pytest.mark.parametrize("options", [{}, {"symmetric": True}, {"margin": 0.1}, {"block": 4}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"symmetric": True}, {"margin": 0.1}, {"block": 4}], ids=str
+)
 def test_backward_under_torch_func_and_compiled_autograd(options):
     """Backward is linear in the upstream gradient, so the tangent of that passes through."""
     a, b = (torch.randn(8, 4, requires_grad=True) for _ in range(2))

@@ -37,7 +37,9 @@ def under(setting):
         torch.set_float32_matmul_precision("highest")
 
 
-def computed(dtype=torch.float32, setting="highest", tensors=None, loss=af.adaptive_infonce, **options):
+def computed(
+    dtype=torch.float32, setting="highest", tensors=None, loss=af.adaptive_infonce, **options
+):
     """Returns the loss and the gradients under a setting of torch, in backward too."""
     tensors = inputs(ROWS, ROWS, 40) if tensors is None else tensors
     upstream = torch.linspace(-1, 2, ROWS) if options.get("reduction") == "none" else None
@@ -65,10 +67,13 @@ def chosen(setting):
 
 
 @needs_extension
-@pytest.mark.parametrize(("setting", "bound"), [("highest", 2e-6), ("high", 1e-4), ("medium", 2e-2)])
+@pytest.mark.parametrize(
+    ("setting", "bound"), [("highest", 2e-6), ("high", 1e-4), ("medium", 2e-2)]
+)
 def test_settings_choose_the_products(setting, bound):
     tensors = inputs(300, 400, 96)
-    truth, own = computed(torch.float64, tensors=tensors), computed(setting=setting, tensors=tensors)
+    truth = computed(torch.float64, tensors=tensors)
+    own = computed(setting=setting, tensors=tensors)
     errors = [((x - t).abs().max() / t.abs().max()).item() for x, t in zip(own, truth)]
     assert max(errors) < bound
     assert not chosen(setting) or max(errors) > bound / 100, "the faster products were not used"
@@ -82,14 +87,19 @@ def unset_precision():
     for each in settings:
         each.fp32_precision = "none"
     yield
-    torch.set_float32_matmul_precision("highest")  # what torch.get_float32_matmul_precision returns is kept apart
+    # what torch.get_float32_matmul_precision returns is kept apart
+    torch.set_float32_matmul_precision("highest")
     for each, value in zip(settings, before):
         each.fp32_precision = value
 
 
 @needs_extension
-@pytest.mark.parametrize(("setting", "older"), [("ieee", "highest"), ("tf32", "high"), ("bf16", "medium")])
-@pytest.mark.parametrize("where", [torch.backends, torch.backends.mkldnn.matmul], ids=["backends", "matmul"])
+@pytest.mark.parametrize(
+    ("setting", "older"), [("ieee", "highest"), ("tf32", "high"), ("bf16", "medium")]
+)
+@pytest.mark.parametrize(
+    "where", [torch.backends, torch.backends.mkldnn.matmul], ids=["backends", "matmul"]
+)
 def test_newer_settings(where, setting, older, unset_precision):
     where.fp32_precision = setting
     torch.backends.cuda.matmul.fp32_precision = "tf32"  # which does not affect the CPU
@@ -99,9 +109,15 @@ def test_newer_settings(where, setting, older, unset_precision):
 
 
 @needs_extension
-@pytest.mark.parametrize("instruction_set", ["generic", "avx512_bf16", "amx", "neon_bf16"], indirect=True)
-def test_float32_is_ieee_and_bfloat16_rounds_the_representations_under_every_setting(instruction_set):
-    """With "bfloat16" the bits are those of bfloat16 inputs; the gradients too, which that type rounds."""
+@pytest.mark.parametrize(
+    "instruction_set", ["generic", "avx512_bf16", "amx", "neon_bf16"], indirect=True
+)
+def test_float32_is_ieee_and_bfloat16_rounds_the_representations_under_every_setting(
+    instruction_set,
+):
+    """With "bfloat16" the bits are those of bfloat16 inputs; the gradients too, which that type
+    rounds.
+    """
     for form, options in FORMS.items():
         expected = computed(**options)
         assert equal(computed(precision="float32", **options), expected), form
@@ -119,13 +135,19 @@ def test_float32_is_ieee_and_bfloat16_rounds_the_representations_under_every_set
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_float32_converts_half_types(dtype):
     rounded = [x.to(dtype).double() if i < 2 else x for i, x in enumerate(inputs(ROWS, ROWS, 40))]
-    expected = [x.to(kind) for x, kind in zip(computed(tensors=rounded), (torch.float32, dtype, dtype, torch.float32))]
+    expected = [
+        x.to(kind)
+        for x, kind in zip(computed(tensors=rounded), (torch.float32, dtype, dtype, torch.float32))
+    ]
     assert equal(computed(dtype, tensors=rounded, setting="medium", precision="float32"), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_bfloat16_rounds_every_type(dtype):
-    exact = [x.bfloat16().double() if i < 2 else x.float().double() for i, x in enumerate(inputs(ROWS, ROWS, 40))]
+    exact = [
+        x.bfloat16().double() if i < 2 else x.float().double()
+        for i, x in enumerate(inputs(ROWS, ROWS, 40))
+    ]
     expected = computed(torch.bfloat16, tensors=exact)
     found = computed(dtype, tensors=exact, precision="bfloat16")
     assert found[0].dtype == torch.float32
@@ -158,7 +180,9 @@ def test_precision_in_one_graph_and_under_torch_func(form, precision):
     upstream = {"reduction": "none"} if "reduction" in options else {}
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=False)
     expected = computed(**options)
-    assert equal(computed(setting="medium", loss=lambda *x, **_: compiled(*x), **upstream), expected)
+    assert equal(
+        computed(setting="medium", loss=lambda *x, **_: compiled(*x), **upstream), expected
+    )
     if not upstream:
         tensors = [x.float() for x in inputs(ROWS, ROWS, 40)]
         with under("medium"):
@@ -172,5 +196,7 @@ def test_threads_choose_for_themselves():
     precisions = ["float32", "bfloat16", "auto"] * 20
     expected = {each: af.adaptive_infonce(*tensors, precision=each) for each in precisions}
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda each: af.adaptive_infonce(*tensors, precision=each), precisions))
+        found = list(
+            pool.map(lambda each: af.adaptive_infonce(*tensors, precision=each), precisions)
+        )
     assert all(torch.equal(x, expected[each]) for each, x in zip(precisions, found))

@@ -9,7 +9,9 @@ from adaftr_fast.ops.infonce import ranks
 
 
 def by_sorting(a, b, positive, row_group, column_group):
-    """The place of each positive among the similarities that are not excluded, in descending order."""
+    """The place of each positive among the similarities that are not excluded, in
+    descending order.
+    """
     found = []
     for r, y in enumerate(positive.tolist()):
         s = b.double() @ a[r].double()
@@ -61,11 +63,31 @@ def test_nan_is_last_and_empty_batches_are_empty():
 def test_bad_arguments_of_positive_ranks():
     a = torch.eye(3)
     for arguments, options, error, message in (
-        ((a, a[:2]), {}, ValueError, r"positive_ranks: h_cvr must have at least one row per row of h_ctr \(3\)"),
+        (
+            (a, a[:2]),
+            {},
+            ValueError,
+            r"positive_ranks: h_cvr must have at least one row per row of h_ctr \(3\)",
+        ),
         ((a, a[:, :2]), {}, ValueError, "positive_ranks: h_ctr and h_cvr must have the same width"),
-        ((a, a), {"positive_index": torch.tensor([0, 1, 3])}, RuntimeError, r"positive_index\[2\] = 3"),
-        ((a, a), {"column_group": torch.arange(3)}, ValueError, "positive_ranks: column_group requires row_group"),
-        ((a, a), {"row_group": torch.ones(3)}, TypeError, "positive_ranks: row_group must be int64"),
+        (
+            (a, a),
+            {"positive_index": torch.tensor([0, 1, 3])},
+            RuntimeError,
+            r"positive_index\[2\] = 3",
+        ),
+        (
+            (a, a),
+            {"column_group": torch.arange(3)},
+            ValueError,
+            "positive_ranks: column_group requires row_group",
+        ),
+        (
+            (a, a),
+            {"row_group": torch.ones(3)},
+            TypeError,
+            "positive_ranks: row_group must be int64",
+        ),
     ):
         with pytest.raises(error, match=message):
             positive_ranks(*arguments, **options)
@@ -81,10 +103,14 @@ def test_the_products_of_pairs_are_counted():
         (lambda: adaptive_infonce(a.detach(), c.detach(), 0.1), 64 * 64),
         (lambda: adaptive_infonce(a, b, 0.1, positive_index=index).backward(), 64 * 48 * 3),
         (lambda: adaptive_infonce(a, c, 0.1, symmetric=True).backward(), 64 * 64 * 3),
-        (lambda: adaptive_infonce(a, c, 0.1, block=24).backward(), (24 * 24 + 24 * 24 + 16 * 16) * 3),
+        (
+            lambda: adaptive_infonce(a, c, 0.1, block=24).backward(),
+            (24 * 24 + 24 * 24 + 16 * 16) * 3,
+        ),
         (lambda: adaptive_infonce(a, c, 0.1, label_smoothing=0.1).backward(), 64 * 64 * 3),
         (lambda: adaptive_infonce(a, c, 0.1, backend="reference").backward(), 64 * 64 * 3),
-        (lambda: adaptive_infonce(a, c, 0.1, reduction="none").sum().backward(), 64 * 64 * 4),  # similarities twice
+        # similarities twice
+        (lambda: adaptive_infonce(a, c, 0.1, reduction="none").sum().backward(), 64 * 64 * 4),
         (lambda: sigmoid_contrast(a, c, 10.0, -10.0).backward(), 64 * 64 * 3),
     ):
         with FlopCounterMode(display=False) as counter:

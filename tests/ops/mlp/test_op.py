@@ -1,4 +1,6 @@
-"""The ops for stacks of dense layers and for mixtures of experts, against their references in float64."""
+"""The ops for stacks of dense layers and for mixtures of experts, against their references in
+float64.
+"""
 
 import math
 from itertools import product
@@ -14,7 +16,8 @@ from tests.tolerances import assert_as_accurate, assert_same_bits
 
 OP, MIXTURE = torch.ops.adaftr_fast.mlp, torch.ops.adaftr_fast.mixture
 BACKWARD = torch.ops.adaftr_fast.mlp_backward
-# Widths of the inputs; then per stack the input it reads, the widths of its layers, and how many end in a relu.
+# Widths of the inputs; then per stack the input it reads, the widths of its layers, and how many
+# end in a relu.
 EXPERTS = ([184], [(0, [192], 1), (0, [6], 0)])
 TOWERS = ([64, 37], [(0, [64, 32, 16, 1], 3), (1, [5, 1, 70], 3), (0, [33], 0)])
 ONES = ([1], [(0, [1, 1], 1)])
@@ -47,15 +50,21 @@ def experts(rows, tasks, count, width):
 
 
 def gradients(outputs, leaves, kept=None):
-    """Returns outputs and gradients, with an upstream gradient for the outputs in ``kept`` (default: all)."""
+    """Returns outputs and gradients, with an upstream gradient for the outputs in ``kept``
+    (default: all).
+    """
     kept = range(len(outputs)) if kept is None else kept
     upstream = [normal(*outputs[i].shape, seed=i).to(outputs[i].dtype) for i in kept]
-    grads = torch.autograd.grad([outputs[i] for i in kept], leaves, upstream, materialize_grads=True)
+    grads = torch.autograd.grad(
+        [outputs[i] for i in kept], leaves, upstream, materialize_grads=True
+    )
     return [*(y.detach() for y in outputs), *grads]
 
 
 def run(function, tensors, lists, dtype, kept=None, *, reduced=False):
-    inputs, weights, biases = ([t.to(dtype).detach().requires_grad_() for t in each] for each in tensors)
+    inputs, weights, biases = (
+        [t.to(dtype).detach().requires_grad_() for t in each] for each in tensors
+    )
     outputs = function(inputs, lists[0], weights, biases, *lists[1:], reduced)
     return gradients(outputs, [*inputs, *weights, *biases], kept)
 
@@ -75,7 +84,11 @@ def test_as_accurate_as_pytorch(dtype, instruction_set):
     for shape, rows in product((EXPERTS, TOWERS, ONES), ROWS):
         of_op, *of_reference = (
             run(function, *arguments(rows, shape), kind)
-            for function, kind in ((OP, dtype), (reference.mlp, torch.float64), (reference.mlp, dtype))
+            for function, kind in (
+                (OP, dtype),
+                (reference.mlp, torch.float64),
+                (reference.mlp, dtype),
+            )
         )
         assert_accurate(of_op, *of_reference, dtype, f"{shape}, {rows} rows")
 
@@ -85,7 +98,11 @@ def test_mixtures_as_accurate_as_pytorch(dtype, instruction_set):
     for size in ((1, 1, 1, 1), (65, 2, 3, 64), (200, 5, 7, 37)):
         of_op, *of_reference = (
             mix(function, experts(*size), kind)
-            for function, kind in ((MIXTURE, dtype), (reference.mixture, torch.float64), (reference.mixture, dtype))
+            for function, kind in (
+                (MIXTURE, dtype),
+                (reference.mixture, torch.float64),
+                (reference.mixture, dtype),
+            )
         )
         assert_accurate(of_op, *of_reference, dtype, str(size))
 
@@ -107,12 +124,14 @@ def assert_bfloat16_accurate(tensors, lists):
     outputs = OP(inputs, lists[0], w, b, *lists[1:], True)
     assert {y.dtype for y in outputs} == {torch.bfloat16}
     truth, pytorch = (
-        reference.mlp(x, lists[0], w, b, *lists[1:], False) for x, w, b in (at(torch.float64), at(torch.bfloat16))
+        reference.mlp(x, lists[0], w, b, *lists[1:], False)
+        for x, w, b in (at(torch.float64), at(torch.bfloat16))
     )
     assert_accurate(outputs, truth, pytorch, torch.bfloat16, "forward")
 
-    # All gradients are taken at these outputs: at others a sum may have another sign, and the relu another mask. Five
-    # draws are compared together, because the sum of one may be near 0 by chance and no measure of its terms' error.
+    # All gradients are taken at these outputs: at others a sum may have another sign, and the relu
+    # another mask. Five draws are compared together, because the sum of one may be near 0 by chance
+    # and no measure of its terms' error.
     draws = ([], [], [])
     wanted = [1] * len(inputs)
     for _ in range(5):
@@ -122,8 +141,12 @@ def assert_bfloat16_accurate(tensors, lists):
         for found, dtype in zip(draws[1:], (torch.float64, torch.bfloat16)):
             above, below = ([t.to(dtype) for t in each] for each in (upstream, outputs))
             x, *parameters = at(dtype)
-            found.append(reference.mlp_backward(above, x, below, lists[0], *parameters, *lists[1:], wanted))
-    assert_accurate(*([torch.stack(x) for x in zip(*each)] for each in draws), torch.bfloat16, "backward")
+            found.append(
+                reference.mlp_backward(above, x, below, lists[0], *parameters, *lists[1:], wanted)
+            )
+    assert_accurate(
+        *([torch.stack(x) for x in zip(*each)] for each in draws), torch.bfloat16, "backward"
+    )
 
 
 @pytest.mark.parametrize("instruction_set", ["avx512_bf16", "neon_bf16"], indirect=True)
@@ -131,14 +154,19 @@ def test_bfloat16_products_round_both_operands(instruction_set):
     (inputs, weights, biases), lists = arguments(70, EXPERTS)
     x, w, b = ([t.float() for t in each] for each in (inputs, weights, biases))
     rounded_x, rounded_w = ([t.bfloat16().float() for t in each] for each in (x, w))
-    found, same = (OP(*each, b, *lists[1:], True) for each in ((x, lists[0], w), (rounded_x, lists[0], rounded_w)))
+    found, same = (
+        OP(*each, b, *lists[1:], True)
+        for each in ((x, lists[0], w), (rounded_x, lists[0], rounded_w))
+    )
     assert_same_bits(found, same)
 
 
 def test_outputs_without_an_upstream_gradient_and_extreme_logits():
     tensors, lists = arguments(70, TOWERS)
     for kept in ([0], [3], [1, 5], [7]):
-        found, truth = (run(function, tensors, lists, torch.float64, kept) for function in (OP, reference.mlp))
+        found, truth = (
+            run(function, tensors, lists, torch.float64, kept) for function in (OP, reference.mlp)
+        )
         torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
     x, logits = experts(9, 2, 3, 4)
     logits[0] = torch.tensor([1e4, 1e4 - 1, -1e4])
@@ -155,7 +183,9 @@ def test_strided_inputs_and_frozen_parameters():
     found = OP([x], reads, [weight, weights[1]], biases, depths, rectified)
     torch.testing.assert_close(list(found), list(expected), rtol=1e-12, atol=1e-12)
     found[0].sum().backward()
-    torch.testing.assert_close(weight.grad, (expected[0] > 0).double().T @ inputs[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        weight.grad, (expected[0] > 0).double().T @ inputs[0], rtol=1e-12, atol=1e-12
+    )
     assert x.grad is None
     assert weights[1].grad is None
 
@@ -167,7 +197,9 @@ def test_empty_batches_and_the_same_bits_in_every_run(reduced):
     assert [tuple(y.shape) for y in found[:2]] == [(0, 64), (0, 32)]
     assert all(not grad.any() for grad in found[8:])
     assert [tuple(y.shape) for y in MIXTURE(*experts(0, 2, 3, 4))] == [(0, 4)] * 2
-    first, *others = (run(OP, *arguments(1024, TOWERS), torch.float32, reduced=reduced) for _ in range(3))
+    first, *others = (
+        run(OP, *arguments(1024, TOWERS), torch.float32, reduced=reduced) for _ in range(3)
+    )
     for other in others:
         assert_same_bits(first, other)
 
@@ -194,7 +226,10 @@ def test_first_and_second_derivatives():
     def mixtures(*leaves):
         return tuple(MIXTURE(*leaves))
 
-    for function, given in ((stacks, leaves), (mixtures, [x.requires_grad_() for x in experts(4, 2, 3, 5)])):
+    for function, given in (
+        (stacks, leaves),
+        (mixtures, [x.requires_grad_() for x in experts(4, 2, 3, 5)]),
+    ):
         assert torch.autograd.gradcheck(function, given)
         if af.cpu_capability() != "none":
             assert torch.autograd.gradgradcheck(function, given)
@@ -205,14 +240,18 @@ def test_opcheck(dtype):
     tensors, (reads, depths, rectified) = arguments(9, SMALL)
     inputs, weights, biases = ([t.to(dtype).requires_grad_() for t in each] for each in tensors)
     torch.library.opcheck(OP.default, (inputs, reads, weights, biases, depths, rectified))
-    torch.library.opcheck(MIXTURE.default, [x.to(dtype).requires_grad_() for x in experts(7, 2, 3, 5)])
+    torch.library.opcheck(
+        MIXTURE.default, [x.to(dtype).requires_grad_() for x in experts(7, 2, 3, 5)]
+    )
 
 
 def test_compiles_to_one_graph():
     tensors, (reads, depths, rectified) = arguments(33, EXPERTS)
 
     def function(x, *parameters):
-        hidden, logits = OP([x], reads, list(parameters[:2]), list(parameters[2:]), depths, rectified)
+        hidden, logits = OP(
+            [x], reads, list(parameters[:2]), list(parameters[2:]), depths, rectified
+        )
         return MIXTURE(hidden.unflatten(1, (3, -1)), logits.unflatten(1, (2, -1)))
 
     results = []
@@ -228,7 +267,8 @@ def test_infinity_does_not_reach_padding(dtype, instruction_set):
     """Kernels read pairs of numbers; at odd widths the last number is paired with padding."""
     x = torch.tensor([[math.inf, 1.0]])
     for width in (1, 2, 3, 16, 17, 33):
-        weights, biases = [-torch.ones(width, 2), torch.ones(4, width)], [torch.zeros(width), torch.ones(4)]
+        weights = [-torch.ones(width, 2), torch.ones(4, width)]
+        biases = [torch.zeros(width), torch.ones(4)]
         hidden, out = OP([x], [0], weights, biases, [2], [1], dtype == torch.bfloat16)
         assert hidden.dtype == dtype
         assert torch.equal(hidden.float(), torch.zeros(1, width))
@@ -253,10 +293,22 @@ def test_autocast_returns_bfloat16():
     ("change", "error", "message"),
     [
         ({"inputs": []}, ValueError, "mlp: expected one input"),
-        ({"inputs": [torch.randn(4, 3), torch.randn(5, 2)]}, ValueError, "mlp: inputs must be .* of one B"),
-        ({"inputs": [torch.randn(4, 3).long()]}, TypeError, "mlp: inputs must be Float or BFloat16, got Long"),
+        (
+            {"inputs": [torch.randn(4, 3), torch.randn(5, 2)]},
+            ValueError,
+            "mlp: inputs must be .* of one B",
+        ),
+        (
+            {"inputs": [torch.randn(4, 3).long()]},
+            TypeError,
+            "mlp: inputs must be Float or BFloat16, got Long",
+        ),
         ({"weights": [torch.randn(4, 2)]}, ValueError, r"mlp: weights\[0\] must be \[out, 3\]"),
-        ({"weights": [torch.randn(4, 3).double()]}, TypeError, r"mlp: weights\[0\] and biases\[0\] must be Float"),
+        (
+            {"weights": [torch.randn(4, 3).double()]},
+            TypeError,
+            r"mlp: weights\[0\] and biases\[0\] must be Float",
+        ),
         ({"biases": [torch.randn(3)]}, ValueError, r"mlp: biases\[0\] must be \[4\]"),
         ({"reads": [1]}, ValueError, r"mlp: reads\[0\] must number one of 1 inputs, got 1"),
         ({"depths": [2]}, ValueError, "mlp: expected 2 weights"),
@@ -264,7 +316,12 @@ def test_autocast_returns_bfloat16():
     ],
 )
 def test_bad_arguments(change, error, message):
-    good = {"inputs": [torch.randn(4, 3)], "reads": [0], "weights": [torch.randn(4, 3)], "biases": [torch.randn(4)]}
+    good = {
+        "inputs": [torch.randn(4, 3)],
+        "reads": [0],
+        "weights": [torch.randn(4, 3)],
+        "biases": [torch.randn(4)],
+    }
     with pytest.raises(error, match=message):
         OP(**(good | {"depths": [1], "rectified": [1]} | change))
 
@@ -275,8 +332,18 @@ def test_bad_arguments(change, error, message):
     [
         (((4, 3), (4, 2, 3)), torch.float32, ValueError, r"mixture: experts must be \[B, k, v\]"),
         (((4, 3, 5), (4, 2, 2)), torch.float32, ValueError, r"mixture: logits must be \[4, T, 3\]"),
-        (((4, 3, 5), (4, 0, 3)), torch.float32, ValueError, r"mixture: logits must be \[4, T, 3\] with T >= 1"),
-        (((4, 3, 5), (4, 2, 3)), torch.float16, TypeError, "mixture: experts must be Float or BFloat16"),
+        (
+            ((4, 3, 5), (4, 0, 3)),
+            torch.float32,
+            ValueError,
+            r"mixture: logits must be \[4, T, 3\] with T >= 1",
+        ),
+        (
+            ((4, 3, 5), (4, 2, 3)),
+            torch.float16,
+            TypeError,
+            "mixture: experts must be Float or BFloat16",
+        ),
     ],
 )
 def test_bad_arguments_of_mixtures(sizes, dtype, error, message):

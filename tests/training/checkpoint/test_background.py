@@ -8,7 +8,12 @@ import torch
 from adaftr_fast import _memory
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.training.checkpoint import snapshots
-from adaftr_fast.training.checkpoint.snapshots import StateCopy, available_memory, load_snapshot, save_snapshot
+from adaftr_fast.training.checkpoint.snapshots import (
+    StateCopy,
+    available_memory,
+    load_snapshot,
+    save_snapshot,
+)
 from tests.tolerances import assert_same_bits
 from tests.training.conftest import trainer
 
@@ -54,7 +59,9 @@ def names(folder):
 
 
 def test_a_snapshot_holds_the_state_of_its_step(model, splits, tmp_path, monkeypatch):
-    """The write starts only when training has gone on; no further snapshot starts before it has ended."""
+    """The write starts only when training has gone on; no further snapshot starts before it has
+    ended.
+    """
     release, saved = threading.Event(), []
 
     def late(folder, position, tensors, run, *shards):
@@ -105,10 +112,14 @@ def test_training_that_fails_waits_for_the_thread(model, splits, tmp_path):
     assert names(tmp_path / "last") == ["000000000002"]
 
 
-def test_without_memory_for_a_copy_snapshots_are_written_at_once(model, splits, tmp_path, monkeypatch):
+def test_without_memory_for_a_copy_snapshots_are_written_at_once(
+    model, splits, tmp_path, monkeypatch
+):
     threads = []
     monkeypatch.setattr(snapshots, "available_memory", lambda: 100)
-    monkeypatch.setattr(snapshots, "save_snapshot", lambda *_: threads.append(threading.current_thread()))
+    monkeypatch.setattr(
+        snapshots, "save_snapshot", lambda *_: threads.append(threading.current_thread())
+    )
     run = trainer(model, splits, tmp_path, max_epochs=1, checkpoint_seconds=0)
     run._log = run._save_best = lambda *_: None
     run._restore_best = lambda result: None

@@ -24,15 +24,31 @@ from adaftr_fast.training.checkpoint.snapshots import (
     save_shard,
     save_snapshot,
 )
-from adaftr_fast.training.checkpoint.weights import load_checkpoint, open_on_all_ranks, save_checkpoint
+from adaftr_fast.training.checkpoint.weights import (
+    load_checkpoint,
+    open_on_all_ranks,
+    save_checkpoint,
+)
 from tests.distributed.ranks import on_ranks
 from tests.files.file_calls import killed_at
 from tests.training.conftest import ABOUT
 
 ROWS, WIDTH = 11, 3
 LARGE = 100_000  # rows of a shard
-MESSAGES = ("send", "recv", "isend", "irecv", "batch_isend", "broadcast", "all_", "gather", "reduce", "scatter")
-BOUNDS = {"two": [0, 4, 11], "other": [0, 2, 2, 7, 11]}  # shards, which the ranks own in turn; one is empty
+MESSAGES = (
+    "send",
+    "recv",
+    "isend",
+    "irecv",
+    "batch_isend",
+    "broadcast",
+    "all_",
+    "gather",
+    "reduce",
+    "scatter",
+)
+# shards, which the ranks own in turn; one is empty
+BOUNDS = {"two": [0, 4, 11], "other": [0, 2, 2, 7, 11]}
 
 
 def values(factor: float) -> torch.Tensor:
@@ -42,11 +58,16 @@ def values(factor: float) -> torch.Tensor:
 def sharded(factor: float, bounds: str, rank: int, size: int) -> dict[str, ShardedRows]:
     """Returns a table and its state, whose rows are multiples of ``factor``."""
     found = {}
-    for name, whole, rest in (("table", values(factor), [WIDTH]), ("sums", values(factor)[:, 0], [])):
+    for name, whole, rest in (
+        ("table", values(factor), [WIDTH]),
+        ("sums", values(factor)[:, 0], []),
+    ):
         shards = []
         for number, (start, stop) in enumerate(pairwise(BOUNDS[bounds])):
             owner = number % size
-            shards.append(Shard(owner, stop - start, whole[start:stop].clone() if rank == owner else None))
+            shards.append(
+                Shard(owner, stop - start, whole[start:stop].clone() if rank == owner else None)
+            )
         found[name] = ShardedRows(shards, rest)
     return found
 
@@ -57,7 +78,8 @@ def snapshots(folder: Path, ranks: Ranks = ALONE) -> RunSnapshots:
 
 def save(run: RunSnapshots, step: int, rank: int, save) -> None:
     """Saves the state of a step: its tensors hold multiples of the step."""
-    tensors, sums = {"dense": torch.full((2,), float(step))}, {"loss": torch.tensor(step, dtype=torch.float64)}
+    tensors = {"dense": torch.full((2,), float(step))}
+    sums = {"loss": torch.tensor(step, dtype=torch.float64)}
     save(Progress(total_steps=step), tensors, sums, sharded(step, "two", rank, 2))
 
 
@@ -67,13 +89,18 @@ def loaded(run: RunSnapshots, bounds: str, rank: int, size: int) -> dict:
     read_local_rows(saved, rows)
     expected = sharded(progress.total_steps, bounds, rank, size)
     for name, each in rows.items():
-        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(each.local(), expected[name].local(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for (_, a), (_, b) in zip(each.local(), expected[name].local(), strict=True)
+        )
     assert saved["dense"].tolist() == [progress.total_steps] * 2
     return {"steps": progress.total_steps, "loss": float(sums["loss"])}
 
 
 def in_background(run: RunSnapshots, rank: int) -> list[bool]:
-    """Starts a snapshot and waits for its commit; returns whether there was none before that, and one after it."""
+    """Starts a snapshot and waits for its commit; returns whether there was none before that, and
+    one after it.
+    """
     save(run, 5, rank, run.start)
     run.close()
     dist.barrier()
@@ -90,21 +117,32 @@ def dropped(run: RunSnapshots, rank: int) -> None:
 
 
 def sent(folder: Path, ranks: Ranks, rank: int) -> dict[str, int]:
-    """Returns the largest message of each collective while a snapshot and a checkpoint are saved, in bytes."""
+    """Returns the largest message of each collective while a snapshot and a checkpoint are saved,
+    in bytes.
+    """
     largest = {}
 
     def counting(name: str):
         function = getattr(dist, name)
 
         def counted(*arguments, **options):
-            tensors = [each for given in arguments for each in (given if isinstance(given, list) else [given])]
-            size = max((each.nbytes for each in tensors if isinstance(each, torch.Tensor)), default=0)
+            tensors = [
+                each
+                for given in arguments
+                for each in (given if isinstance(given, list) else [given])
+            ]
+            size = max(
+                (each.nbytes for each in tensors if isinstance(each, torch.Tensor)), default=0
+            )
             largest[name] = max(largest.get(name, 0), size)
             return function(*arguments, **options)
 
         return counted
 
-    shards = [Shard(owner, LARGE, torch.ones(LARGE, WIDTH) if owner == rank else None) for owner in range(2)]
+    shards = [
+        Shard(owner, LARGE, torch.ones(LARGE, WIDTH) if owner == rank else None)
+        for owner in range(2)
+    ]
     rows = {"table": ShardedRows(shards, [WIDTH])}
     with pytest.MonkeyPatch.context() as patch:
         for name in (each for each in vars(dist) if each.startswith(MESSAGES)):
@@ -131,7 +169,9 @@ def on_a_rank(rank: int, folder: str) -> dict:
     run = snapshots(folder / "saved", ranks)
     for step in (1, 2, 3):
         save(run, step, rank, run.save)
-    found |= {bounds: loaded(snapshots(folder / "saved", ranks), bounds, rank, 2) for bounds in BOUNDS}
+    found |= {
+        bounds: loaded(snapshots(folder / "saved", ranks), bounds, rank, 2) for bounds in BOUNDS
+    }
     found["background"] = in_background(snapshots(folder / "background", ranks), rank)
     dropped(snapshots(folder / "dropped", ranks), rank)
     if rank == 0:  # the memory of one rank does not suffice
@@ -141,7 +181,9 @@ def on_a_rank(rank: int, folder: str) -> dict:
     for factor in (1, 2):
         torch.manual_seed(factor)
         about = replace(ABOUT, metrics={"click": {"auc": factor / 4}})
-        save_checkpoint(folder / "best", nn.Linear(2, 2), about, sharded(factor, "two", rank, 2), ranks)
+        save_checkpoint(
+            folder / "best", nn.Linear(2, 2), about, sharded(factor, "two", rank, 2), ranks
+        )
     rows = sharded(0, "other", rank, 2)
     read_local_rows(open_on_all_ranks(folder / "best", ranks), rows)
     return found | {"best": [shard.clone() for _, shard in rows["table"].local()]}
@@ -173,7 +215,8 @@ def test_no_rows_pass_between_ranks_when_they_are_saved(by_two):
 def test_each_snapshot_has_a_shard_per_rank_and_stale_ones_are_removed(saved):
     names = sorted(path.name.rpartition("-")[0] for path in (saved / "last").iterdir())
     assert names == [f"{step + 1:012d}{rank}" for step in (2, 3) for rank in ("", "-0", "-1")]
-    for name in ("000000000001-0-0.shard", "000000000009-1-0.shard", ".x.shard.new-3-ab"):  # the last two not committed
+    # the last two not committed
+    for name in ("000000000001-0-0.shard", "000000000009-1-0.shard", ".x.shard.new-3-ab"):
         (saved / "last" / name).write_bytes(b"of a killed run")
     run = snapshots(saved)
     progress, tensors, _ = run.load()
@@ -194,21 +237,33 @@ def test_without_one_intact_shard_the_former_snapshot_is_used(saved, damage):
     shard.write_bytes(content[:-1] if damage == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
     if damage == "missing":
         shard.unlink()
-    with pytest.warns(RuntimeWarning, match=r"000000000004-\w+\.safetensors: damaged \(.*-1-.*\.shard: "):
+    with pytest.warns(
+        RuntimeWarning, match=r"000000000004-\w+\.safetensors: damaged \(.*-1-.*\.shard: "
+    ):
         assert snapshots(saved).load()[0].total_steps == 2
     for shard in (saved / "last").glob("*.shard"):
         shard.unlink()
-    with pytest.raises(CheckpointError, match=r"all snapshots .* are damaged"), pytest.warns(RuntimeWarning):
+    with (
+        pytest.raises(CheckpointError, match=r"all snapshots .* are damaged"),
+        pytest.warns(RuntimeWarning),
+    ):
         snapshots(saved).load()
 
 
 def test_a_kill_at_any_point_leaves_a_whole_snapshot(saved):
-    """One process writes both shards and the snapshot of step 4, and is killed before each call in turn."""
+    """One process writes both shards and the snapshot of step 4, and is killed before each call in
+    turn.
+    """
 
     def write() -> None:
-        rows = [{f"table@{first}": values(4)[first:stop]} for first, stop in pairwise(BOUNDS["two"])]
+        rows = [
+            {f"table@{first}": values(4)[first:stop]} for first, stop in pairwise(BOUNDS["two"])
+        ]
         shards = [save_shard(saved / "last", 5, rank, each) for rank, each in enumerate(rows)]
-        run = {"identity": asdict(snapshots(saved).identity), "progress": asdict(Progress(total_steps=4))}
+        run = {
+            "identity": asdict(snapshots(saved).identity),
+            "progress": asdict(Progress(total_steps=4)),
+        }
         save_snapshot(saved / "last", 5, {}, run, shards)
 
     for number in count():
@@ -229,7 +284,8 @@ def test_the_thread_writes_shards_and_a_later_step_commits_them(by_two):
     names = {path.name.partition("-")[0] for path in (folder / "dropped/last").iterdir()}
     assert names == {"000000000008"}  # the one of step 6 was not committed at the end of the epoch
     assert torch.equal(load_snapshot(folder / "dropped/last")[0]["table"], values(7))
-    assert torch.equal(load_snapshot(folder / "full/last")[0]["table"], values(8))  # written at once
+    # written at once
+    assert torch.equal(load_snapshot(folder / "full/last")[0]["table"], values(8))
 
 
 def test_a_checkpoint_with_shards_reads_as_a_whole(by_two, tmp_path):
@@ -239,9 +295,12 @@ def test_a_checkpoint_with_shards_reads_as_a_whole(by_two, tmp_path):
     torch.manual_seed(2)
     assert torch.equal(weights["weight"], nn.Linear(2, 2).weight)
     assert torch.equal(weights["table"], values(2))
-    assert torch.equal(torch.cat([ranks[0]["best"][0], ranks[0]["best"][1], ranks[1]["best"][0]]), values(2))
+    assert torch.equal(
+        torch.cat([ranks[0]["best"][0], ranks[0]["best"][1], ranks[1]["best"][0]]), values(2)
+    )
     names = [path.name for path in (folder / "best").iterdir()]
-    assert len(names) == 4  # the description, the weights and two shards: those of the former one are removed
+    # the description, the weights and two shards: those of the former one are removed
+    assert len(names) == 4
     copy = Path(shutil.copytree(folder / "best", tmp_path / "best"))
     next(copy.glob("weights-1-*")).unlink()
     with pytest.raises(CheckpointError, match=r"weights-1-\w+\.safetensors: missing"):
@@ -256,7 +315,10 @@ def test_a_checkpoint_with_shards_reads_as_a_whole(by_two, tmp_path):
 def test_ranks_that_do_not_see_one_folder_end_with_one_error(by_two):
     first, second = (each["blind"] for each in by_two[1])
     assert first == second.replace("out1", "out0")
-    assert "out0: rank 1 does not see rank 0's folder at this path: all write, so it must be on" in first
+    assert (
+        "out0: rank 1 does not see rank 0's folder at this path: all write, so it must be on"
+        in first
+    )
     assert "must be on a file system that all ranks share" in first
     assert not list(by_two[0].glob("out*/.ranks"))
 

@@ -21,7 +21,10 @@ def stop_after(run, steps):
 
 def records(folder):
     lines = read_records(folder / "metrics.jsonl")
-    return [{key: value for key, value in line.items() if key not in ("seconds", "samples_per_s")} for line in lines]
+    return [
+        {key: value for key, value in line.items() if key not in ("seconds", "samples_per_s")}
+        for line in lines
+    ]
 
 
 def assert_same_run(a: Path, b: Path):
@@ -71,7 +74,9 @@ def test_resuming_a_finished_run_only_restores_the_best_weights(model, splits, t
 def test_other_options_or_data_raise_except_when_to_stop(model, splits, tmp_path):
     stop_after(trainer(model, splits, tmp_path), 5)
     other_seed = replace(ABOUT, config=ABOUT.config.with_options(training={"seed": 1}))
-    with pytest.raises(CheckpointError, match=r"unfinished run with training\.seed = 0, this run has 1.*--restart"):
+    with pytest.raises(
+        CheckpointError, match=r"unfinished run with training\.seed = 0, this run has 1.*--restart"
+    ):
         trainer(model, splits, tmp_path, other_seed).resume()
     with pytest.raises(CheckpointError, match="unfinished run on other data"):
         trainer(model, splits, tmp_path, replace(ABOUT, fingerprint="g")).resume()

@@ -9,7 +9,12 @@ from tests.tolerances import assert_same_bits
 
 
 def save(folder, number):
-    save_snapshot(folder, number, {"a": torch.full((300,), float(number)), "b": torch.tensor(number)}, {"n": number})
+    save_snapshot(
+        folder,
+        number,
+        {"a": torch.full((300,), float(number)), "b": torch.tensor(number)},
+        {"n": number},
+    )
 
 
 def files(folder):
@@ -19,7 +24,9 @@ def files(folder):
 def test_round_trip_with_infinity_and_unicode(tmp_path):
     assert load_snapshot(tmp_path / "last") is None
     tensors = {"x": torch.randn(3, 2), "rng": torch.get_rng_state(), "step": torch.tensor(3.0)}
-    save_snapshot(tmp_path / "last", 1, tensors, {"best": -float("inf"), "text": "τ", "list": [1, None]})
+    save_snapshot(
+        tmp_path / "last", 1, tensors, {"best": -float("inf"), "text": "τ", "list": [1, None]}
+    )
     found, run = load_snapshot(tmp_path / "last")
     assert_same_bits(found, tensors)
     assert (run["best"], run["text"], run["list"]) == (-float("inf"), "τ", [1, None])
@@ -63,7 +70,10 @@ def test_a_damaged_snapshot_falls_back_to_the_previous_one(tmp_path, kind):
 def test_damaged_snapshots_only_raise(tmp_path):
     save(tmp_path, 1)
     damage(files(tmp_path)[0], "cut")
-    with pytest.raises(CheckpointError, match=r"all snapshots .* are damaged"), pytest.warns(RuntimeWarning):
+    with (
+        pytest.raises(CheckpointError, match=r"all snapshots .* are damaged"),
+        pytest.warns(RuntimeWarning),
+    ):
         load_snapshot(tmp_path)
 
 
@@ -83,5 +93,8 @@ def test_other_versions_raise(tmp_path, monkeypatch):
     with monkeypatch.context() as later:
         later.setattr("adaftr_fast.training.checkpoint.snapshots.VERSION", 7)
         save(tmp_path, 1)
-    with pytest.raises(CheckpointError, match="in version 7, this program reads version 4: discard it with --restart"):
+    with pytest.raises(
+        CheckpointError,
+        match="in version 7, this program reads version 4: discard it with --restart",
+    ):
         load_snapshot(tmp_path)

@@ -26,11 +26,21 @@ def copied(tensors):
 
 @pytest.mark.parametrize(
     ("name", "widths"),
-    [("adam", 4), ("adam", [6, 2, 4]), ("sgd", [6, 2, 4]), ("adagrad", 4), ("rowwise_adagrad", 4), ("lazy_adam", 4)],
+    [
+        ("adam", 4),
+        ("adam", [6, 2, 4]),
+        ("sgd", [6, 2, 4]),
+        ("adagrad", 4),
+        ("rowwise_adagrad", 4),
+        ("lazy_adam", 4),
+    ],
 )
 def test_restored_training_has_the_same_bits(name, widths, model, splits):
-    """Of exact Adam, some rows have deferred updates after 30 steps of small batches, which the state preserves."""
-    batches, config = list(splits[0].batches(10)), OptimizerConfig(lr=0.01, tables=name, tables_lr=0.01)
+    """Of exact Adam, some rows have deferred updates after 30 steps of small batches, which the
+    state preserves.
+    """
+    batches = list(splits[0].batches(10))
+    config = OptimizerConfig(lr=0.01, tables=name, tables_lr=0.01)
     model.embedding = FusedEmbedding((50, 20, 3), widths)
     optimizers = build_optimizers(model.train(), config)
     steps(model, optimizers, splits, batches[:30])
@@ -50,7 +60,11 @@ def test_restored_training_has_the_same_bits(name, widths, model, splits):
 def test_buffers_that_follow_from_the_model_may_be_missing(model, splits):
     optimizers = build_optimizers(model, OptimizerConfig())
     derived = {"model/embedding.offsets", "model/embedding.oov_counts"}
-    saved = {name: value for name, value in copied(capture(model, optimizers)).items() if name not in derived}
+    saved = {
+        name: value
+        for name, value in copied(capture(model, optimizers)).items()
+        if name not in derived
+    }
     other = type(model)()
     restore(other, build_optimizers(other, OptimizerConfig()), saved)
     assert torch.equal(other.embedding.weight, model.embedding.weight)
@@ -71,9 +85,18 @@ class Elsewhere(torch.nn.Module):
 @pytest.fixture
 def generators(monkeypatch):
     """The random generators of two GPUs."""
-    states = {torch.device("cuda", number): torch.full((16,), number, dtype=torch.uint8) for number in range(2)}
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: states[torch.device(device)].clone())
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({torch.device(device): state}))
+    states = {
+        torch.device("cuda", number): torch.full((16,), number, dtype=torch.uint8)
+        for number in range(2)
+    }
+    monkeypatch.setattr(
+        torch.cuda, "get_rng_state", lambda device: states[torch.device(device)].clone()
+    )
+    monkeypatch.setattr(
+        torch.cuda,
+        "set_rng_state",
+        lambda state, device: states.update({torch.device(device): state}),
+    )
     return states
 
 
@@ -81,14 +104,18 @@ def test_a_run_saves_and_restores_the_generator_of_its_own_gpu(generators):
     first, second = generators
     saved = capture(Elsewhere("cuda:1"), [])
     assert torch.equal(saved["rng/cuda"], torch.full((16,), 1, dtype=torch.uint8))
-    generators[first], generators[second] = saved["rng/cpu"].new_full((16,), 7), saved["rng/cpu"].new_full((16,), 8)
+    generators[first], generators[second] = (
+        saved["rng/cpu"].new_full((16,), 7),
+        saved["rng/cpu"].new_full((16,), 8),
+    )
     restore(Elsewhere("cuda:1"), [], saved)
     assert [int(state[0]) for state in generators.values()] == [7, 1]
     restore(Elsewhere("cuda:0"), [], saved)
     assert [int(state[0]) for state in generators.values()] == [1, 1]
     restore(Elsewhere("cuda:0"), [], {"rng/cpu": saved["rng/cpu"]})  # of a run on the CPU
     assert "rng/cuda" not in capture(Elsewhere("cpu"), [])
-    restore(Elsewhere("cpu"), [], saved | {"rng/cuda": torch.full((16,), 9, dtype=torch.uint8)})  # of a run on a GPU
+    # of a run on a GPU
+    restore(Elsewhere("cpu"), [], saved | {"rng/cuda": torch.full((16,), 9, dtype=torch.uint8)})
     assert [int(state[0]) for state in generators.values()] == [1, 1]
 
 
@@ -96,7 +123,13 @@ def test_the_state_of_another_model_raises(model, splits):
     optimizers = build_optimizers(model, OptimizerConfig())
     saved = capture(model, optimizers)
     wrong = saved | {"model/out.weight": torch.zeros(2, 5)}
-    with pytest.raises(CheckpointError, match=r"out\.weight: expected shape \(2, 12\), got \(2, 5\)"):
+    with pytest.raises(
+        CheckpointError, match=r"out\.weight: expected shape \(2, 12\), got \(2, 5\)"
+    ):
         restore(model, optimizers, wrong)
     with pytest.raises(CheckpointError, match=r"out\.bias: expected shape \(2,\), got None"):
-        restore(model, optimizers, {name: value for name, value in saved.items() if name != "model/out.bias"})
+        restore(
+            model,
+            optimizers,
+            {name: value for name, value in saved.items() if name != "model/out.bias"},
+        )

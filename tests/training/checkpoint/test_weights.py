@@ -7,10 +7,19 @@ from torch import nn
 from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint, load_weights, save_checkpoint
+from adaftr_fast.training.checkpoint.weights import (
+    Description,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 
 ABOUT = Description(
-    config=RunConfig(model=ModelConfig(name="mmoe")), fingerprint="abc", num_embeddings=[3], tasks=["click"], metrics={}
+    config=RunConfig(model=ModelConfig(name="mmoe")),
+    fingerprint="abc",
+    num_embeddings=[3],
+    tasks=["click"],
+    metrics={},
 )
 
 
@@ -40,13 +49,21 @@ def test_round_trip(saved):
 @pytest.mark.parametrize("widths", [[2, 2], [2, 3]])
 def test_tables_have_an_entry_per_field(tmp_path, widths):
     """The names do not depend on whether tables are sharded."""
-    one, two = (nn.Sequential(FusedEmbedding([3, 4], widths, field_names=["user", "item"])) for _ in range(2))
+    one, two = (
+        nn.Sequential(FusedEmbedding([3, 4], widths, field_names=["user", "item"]))
+        for _ in range(2)
+    )
     save_checkpoint(tmp_path, one, ABOUT)
     weights, _ = load_checkpoint(tmp_path)
     assert set(weights) == {"0.weight.user", "0.weight.item"}
     load_weights(two, weights, "best")
-    assert all(torch.equal(two[0].field_weight(name), one[0].field_weight(name)) for name in ("user", "item"))
-    with pytest.raises(CheckpointError, match=r"weight 0.weight.item: expected shape \(4, \d\), got None"):
+    assert all(
+        torch.equal(two[0].field_weight(name), one[0].field_weight(name))
+        for name in ("user", "item")
+    )
+    with pytest.raises(
+        CheckpointError, match=r"weight 0.weight.item: expected shape \(4, \d\), got None"
+    ):
         load_weights(two, {"0.weight.user": weights["0.weight.user"]}, "best")
 
 
@@ -85,13 +102,17 @@ def test_missing_checkpoints_and_other_versions_raise(saved, tmp_path):
         load_checkpoint(tmp_path)
     head = json.loads((folder / "checkpoint.json").read_text())
     (folder / "checkpoint.json").write_text(json.dumps(head | {"version": 7}))
-    with pytest.raises(CheckpointError, match="written in version 7, this program reads version 3: train again"):
+    with pytest.raises(
+        CheckpointError, match="written in version 7, this program reads version 3: train again"
+    ):
         load_checkpoint(folder)
 
 
 def test_weights_of_other_shapes_raise(saved):
     weights, _ = load_checkpoint(saved[0])
-    with pytest.raises(CheckpointError, match=r"best: weight weight: expected shape \(2, 4\), got \(2, 3\)"):
+    with pytest.raises(
+        CheckpointError, match=r"best: weight weight: expected shape \(2, 4\), got \(2, 3\)"
+    ):
         load_weights(nn.Linear(4, 2), weights, "best")
     with pytest.raises(CheckpointError, match=r"weight bias: expected shape None, got \(2,\)"):
         load_weights(nn.Linear(3, 2, bias=False), weights, "best")
@@ -102,9 +123,15 @@ def test_weights_of_other_shapes_raise(saved):
     [
         ({"weights": None}, "weights: expected str, got None"),
         ({"config": []}, r"config: expected an object, got \[\]"),
-        ({"metrics": {"click": {"auc": "high"}}}, r"metrics\.click\.auc: expected float, got 'high'"),
+        (
+            {"metrics": {"click": {"auc": "high"}}},
+            r"metrics\.click\.auc: expected float, got 'high'",
+        ),
         ({"colour": "red"}, "unknown key 'colour'"),
-        ({"weights": "../weights.safetensors"}, "weights: expected the name of a file in the same folder"),
+        (
+            {"weights": "../weights.safetensors"},
+            "weights: expected the name of a file in the same folder",
+        ),
         (b"", ""),
         (b'{"version": 3}', ""),
         (b'{"version": "caf\xe9"}', ".*utf-8"),
@@ -112,7 +139,13 @@ def test_weights_of_other_shapes_raise(saved):
 )
 def test_errors_of_a_description_name_the_key(saved, change, message):
     path = saved[0] / "checkpoint.json"
-    content = change if isinstance(change, bytes) else json.dumps(json.loads(path.read_text()) | change).encode()
+    content = (
+        change
+        if isinstance(change, bytes)
+        else json.dumps(json.loads(path.read_text()) | change).encode()
+    )
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"checkpoint\.json: damaged or not a checkpoint: {message}"):
+    with pytest.raises(
+        CheckpointError, match=rf"checkpoint\.json: damaged or not a checkpoint: {message}"
+    ):
         load_checkpoint(saved[0])

@@ -39,7 +39,9 @@ class Event:
 
 
 class Device:
-    """Copies of a simulated device, and its work. Memory of ``buffers`` is that of a tensor which queued work fills."""
+    """Copies of a simulated device, and its work. Memory of ``buffers`` is that of a tensor which
+    queued work fills.
+    """
 
     def __init__(self, seed):
         self.random = random.Random(seed)
@@ -59,7 +61,8 @@ class Device:
 
     def push(self, stream, work):
         stream.queue.append(work)
-        for _ in range(self.random.randint(0, self.speed)):  # the device works on while the host queues
+        # the device works on while the host queues
+        for _ in range(self.random.randint(0, self.speed)):
             if self.is_busy():
                 self.advance()
         return Event(self, stream, len(stream.queue))

@@ -16,7 +16,12 @@ from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.deferred import stored
-from adaftr_fast.training.device import WARM_UP, BackwardGraph, CudaCaptures, depends_on_tensors_alone
+from adaftr_fast.training.device import (
+    WARM_UP,
+    BackwardGraph,
+    CudaCaptures,
+    depends_on_tensors_alone,
+)
 from adaftr_fast.training.stepper import Stepper
 from tests.tolerances import assert_same_bits
 
@@ -25,7 +30,9 @@ OPTIMIZERS = ["adam", "lazy_adam", "sgd", "adagrad", "rowwise_adagrad"]
 
 
 class Recorder:
-    """Captures by calling. As with a graph, a capture computes nothing and a replay writes into its tensors."""
+    """Captures by calling. As with a graph, a capture computes nothing and a replay writes into its
+    tensors.
+    """
 
     def __init__(self, model):
         self.parameters, self.log = list(model.parameters()), []
@@ -64,12 +71,16 @@ def batches(count, rows=ROWS, weight=True):
 
 
 def bags(content):
-    return replace(content, ids=content.ids.flatten(), offsets=torch.arange(content.ids.numel() + 1))
+    return replace(
+        content, ids=content.ids.flatten(), offsets=torch.arange(content.ids.numel() + 1)
+    )
 
 
 def stepper(name="mmoe", tables="adam", clip_norm=0.0, model=None, **config):
     torch.manual_seed(0)
-    model = build_model(ModelConfig(name=name, **(model or {})), SIZES, ["click", "conversion"]).train()
+    model = build_model(
+        ModelConfig(name=name, **(model or {})), SIZES, ["click", "conversion"]
+    ).train()
     optimizer = OptimizerConfig(lr=0.01, tables=tables, clip_norm=clip_norm)
     return Stepper(model, optimizer, TrainingConfig(batch_size=ROWS, **config))
 
@@ -81,7 +92,9 @@ def graphed(*arguments, **config):
 
 
 def trained(own, content, flush_after=(), epoch_steps=50):
-    """Takes a step per batch; returns the terms, and the weights with deferred updates as they are."""
+    """Takes a step per batch; returns the terms, and the weights with deferred updates
+    as they are.
+    """
     terms = []
     for number, each in enumerate(content, start=1):
         terms.append(own.step(each, number, (number - 1) / epoch_steps))
@@ -105,10 +118,14 @@ def test_replayed_steps_equal_eager_steps(name, tables, balance):
     content = list(batches(30))
     own, log = graphed(name, tables, balance=balance)
     terms, weights = trained(own, content, [20])
-    assert_same_bits((terms, weights), trained(stepper(name, tables, balance=balance), content, [20]))
-    eager = 2 if tables == "adam" else 0  # the first step and the one after validation: no updates are deferred
+    assert_same_bits(
+        (terms, weights), trained(stepper(name, tables, balance=balance), content, [20])
+    )
+    # the first step and the one after validation: no updates are deferred
+    eager = 2 if tables == "adam" else 0
     assert log == ["aside"] * WARM_UP + ["capture"] + ["replay"] * (30 - WARM_UP - eager)
-    assert len({each["click"].item() for each in terms}) == 30  # the terms of a step outlast the next
+    # the terms of a step outlast the next
+    assert len({each["click"].item() for each in terms}) == 30
 
 
 def test_a_falling_beta_is_part_of_the_graph_until_the_contrast_ends():
@@ -162,7 +179,10 @@ def test_a_capture_that_fails_warns_once_and_steps_run_eagerly():
     own.graph.captures.capture = refuse
     with pytest.warns(RuntimeWarning) as caught:
         found = trained(own, content)
-    expected = "training.graph: steps run eagerly, because the capture failed: operation not permitted when stream is"
+    expected = (
+        "training.graph: steps run eagerly, because the capture failed: operation not permitted "
+        "when stream is"
+    )
     assert [str(each.message) for each in caught] == [f"{expected} capturing"]
     assert_same_bits(found, trained(stepper(), content))
     assert log == ["aside"] * WARM_UP + ["refused"]
@@ -175,7 +195,9 @@ class FakeGraph:
 
 
 class FakeCuda:
-    """What ``CudaCaptures`` calls of torch, as torch 2.11 behaves; ``log`` has what happens to the pool."""
+    """What ``CudaCaptures`` calls of torch, as torch 2.11 behaves; ``log`` has what happens to the
+    pool.
+    """
 
     def __init__(self, monkeypatch, ends_itself):
         self.log, self.capturing, self.ends_itself = [], False, ends_itself
@@ -188,7 +210,10 @@ class FakeCuda:
             monkeypatch.setattr(torch.cuda, name, value)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
         monkeypatch.setattr(
-            torch._C, "_cuda_releasePool", lambda index, pool: self.log.append("released"), raising=False
+            torch._C,
+            "_cuda_releasePool",
+            lambda index, pool: self.log.append("released"),
+            raising=False,
         )
 
     @contextmanager
@@ -234,10 +259,14 @@ def test_a_graph_is_kept_until_the_next_is_captured(monkeypatch):
 
 
 def test_bfloat16_steps_cast_weights_within_the_graph(monkeypatch):
-    """autocast keeps cast weights unless it is told not to, and a graph would read those of the capture."""
+    """autocast keeps cast weights unless it is told not to, and a graph would read those of the
+    capture.
+    """
     options = []
     autocast = torch.autocast
-    monkeypatch.setattr(torch, "autocast", lambda *a, **k: options.append((a, k)) or autocast(*a, **k))
+    monkeypatch.setattr(
+        torch, "autocast", lambda *a, **k: options.append((a, k)) or autocast(*a, **k)
+    )
     own = stepper(precision="bfloat16")
     content = next(batches(1))
     own.step(content, 1)
@@ -252,7 +281,9 @@ def test_bfloat16_steps_cast_weights_within_the_graph(monkeypatch):
 
 def test_which_steps_are_graphed(monkeypatch):
     made = []
-    monkeypatch.setattr("adaftr_fast.training.stepper.CudaCaptures", lambda device: made.append(device) or Recorder)
+    monkeypatch.setattr(
+        "adaftr_fast.training.stepper.CudaCaptures", lambda device: made.append(device) or Recorder
+    )
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
     monkeypatch.setattr("adaftr_fast.training.stepper._device", torch.device)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))

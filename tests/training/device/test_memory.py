@@ -19,7 +19,10 @@ def test_a_lack_of_memory_on_the_cpu_is_reported_and_the_model_runs_once(model, 
 
     model.loss = greedy
     config = TrainingConfig(batch_size=100, progress=False)
-    message = r"^epoch 1, step 1: out of memory on cpu: lower training\.batch_size or raise training\.accumulate$"
+    message = (
+        r"^epoch 1, step 1: out of memory on cpu: lower training\.batch_size or raise "
+        r"training\.accumulate$"
+    )
     with pytest.raises(TrainingError, match=message):
         Trainer(model, *splits, optimizer=OptimizerConfig(), config=config).fit()
     assert len(calls) == 1
@@ -31,7 +34,9 @@ def test_a_lack_of_memory_in_validation_names_its_batch_size(model, splits):
 
     model.forward, model.loss = greedy, lambda batch: {"click": model.out.weight.sum()}
     config = TrainingConfig(batch_size=2000, progress=False)
-    with pytest.raises(TrainingError, match=r"^out of memory on cpu: lower training\.eval_batch_size$"):
+    with pytest.raises(
+        TrainingError, match=r"^out of memory on cpu: lower training\.eval_batch_size$"
+    ):
         Trainer(model, *splits, optimizer=OptimizerConfig(), config=config).fit()
 
 
@@ -52,14 +57,21 @@ def test_a_lack_of_memory_on_a_gpu_names_what_it_has(model, splits, part, monkey
         model.out.weight.register_hook(fail)
     else:
         stepper.optimizers[0].step = fail
-    message = r"^out of memory on cuda:0 \(78\.0 GiB allocated, 79\.1 GiB in all\): lower training\.batch_size"
+    message = (
+        r"^out of memory on cuda:0 \(78\.0 GiB allocated, 79\.1 GiB in all\): lower "
+        r"training\.batch_size"
+    )
     with pytest.raises(TrainingError, match=message) as caught:
         stepper.step(next(splits[0].batches(100)), 1)
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
 
 
 def test_other_errors_pass():
-    for error in (RuntimeError("shapes differ"), TrainingError("the loss is not finite"), ValueError("no")):
+    for error in (
+        RuntimeError("shapes differ"),
+        TrainingError("the loss is not finite"),
+        ValueError("no"),
+    ):
         with pytest.raises(type(error)) as caught, memory_errors(torch.device("cpu"), "lower it"):
             raise error
         assert caught.value is error

@@ -1,6 +1,8 @@
-"""What only a GPU shows: that its streams, graphs and memory behave as the simulated ones of the other tests.
+"""What only a GPU shows: that its streams, graphs and memory behave as the simulated ones of the
+other tests.
 
-Two eager runs bound the differences that are allowed: none, if the kernels of a run are deterministic.
+Two eager runs bound the differences that are allowed: none, if the kernels of a run are
+deterministic.
 """
 
 import pytest
@@ -39,7 +41,9 @@ def trained(own, content, flush_after=()):
             own.model.eval()
             own.model.train()
     own.model.eval()  # applies deferred updates
-    return torch.cat([*found, *(parameter.detach().flatten() for parameter in own.model.parameters())]).cpu()
+    return torch.cat(
+        [*found, *(parameter.detach().flatten() for parameter in own.model.parameters())]
+    ).cpu()
 
 
 def assert_as_equal_as_eager_runs(run, make):
@@ -95,7 +99,8 @@ def sync_debug_mode():
 def test_the_feed_waits_for_a_slow_device_and_for_slow_copies(device, ragged):
     device = torch.device(device)
     content = [
-        batch(20_000 - 100 * number if not ragged else 2_000 * (number % 7 + 1), bags=ragged) for number in range(20)
+        batch(20_000 - 100 * number if not ragged else 2_000 * (number % 7 + 1), bags=ragged)
+        for number in range(20)
     ]
     seen = []
     for each in to_device(iter(content), device):
@@ -126,7 +131,9 @@ def test_a_run_trains_and_resumes(device, tmp_path):
     def run_in(name):
         torch.manual_seed(0)
         model = build_model(ModelConfig(), SIZES, TASKS)
-        return trainer(model, splits(), tmp_path / name, batch_size=ROWS, max_epochs=3, device=device)
+        return trainer(
+            model, splits(), tmp_path / name, batch_size=ROWS, max_epochs=3, device=device
+        )
 
     def losses(result):
         return torch.tensor([list(record["train"].values()) for record in result.epochs])
@@ -134,11 +141,15 @@ def test_a_run_trains_and_resumes(device, tmp_path):
     one, other = (losses(run_in(name).fit()) for name in ("one", "other"))
     run = run_in("stopped")
     epoch = run.train_epoch
-    run.train_epoch = lambda number, interrupt: interrupt.request() if number == 2 else epoch(number, interrupt)
+    run.train_epoch = lambda number, interrupt: (
+        interrupt.request() if number == 2 else epoch(number, interrupt)
+    )
     assert run.fit().interrupted
     again = run_in("stopped")
     assert again.resume()
-    torch.testing.assert_close(losses(again.fit()), one, rtol=0, atol=10 * (one - other).abs().max().item())
+    torch.testing.assert_close(
+        losses(again.fit()), one, rtol=0, atol=10 * (one - other).abs().max().item()
+    )
 
 
 def test_a_loss_that_is_not_finite_is_found_and_not_saved(tmp_path):
@@ -156,7 +167,8 @@ def test_a_lack_of_memory_is_reported():
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**26) / total)
     try:
         with pytest.raises(
-            TrainingError, match=r"^out of memory on cuda:0 \(\d+\.\d GiB allocated, \d+\.\d GiB in all\)"
+            TrainingError,
+            match=r"^out of memory on cuda:0 \(\d+\.\d GiB allocated, \d+\.\d GiB in all\)",
         ):
             own.step(content, 1)
     finally:
@@ -174,7 +186,9 @@ def test_a_capture_that_fails_leaves_stream_and_memory_and_steps_go_on():
         return terms
 
     own.loss = reading
-    with pytest.warns(RuntimeWarning, match=r"training\.graph: steps run eagerly, because the capture failed: "):
+    with pytest.warns(
+        RuntimeWarning, match=r"training\.graph: steps run eagerly, because the capture failed: "
+    ):
         found = trained(own, batches(12))
     assert torch.cuda.current_stream() == here
     one, other = (trained(stepper(tables="lazy_adam", graph="off"), batches(12)) for _ in range(2))

@@ -41,4 +41,7 @@ def test_a_packed_batch_is_read_back_as_views():
         assert (buffer[layout.size :] == 255).all()
         for section in layout.sections:
             assert section.start % ALIGNMENT == 0
-            assert getattr(found, section.name).untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
+            assert (
+                getattr(found, section.name).untyped_storage().data_ptr()
+                == buffer.untyped_storage().data_ptr()
+            )

@@ -1,4 +1,6 @@
-"""Detects what a training step reads from the device between two reports; tests/cuda/test_training.py finds nothing."""
+"""Detects what a training step reads from the device between two reports;
+tests/cuda/test_training.py finds nothing.
+"""
 
 from collections import Counter
 
@@ -23,7 +25,9 @@ READING = {
 
 
 class Watch(TorchDispatchMode):
-    """Counts the ops, and lists those whose result the host must know: a value, or the shape of a tensor."""
+    """Counts the ops, and lists those whose result the host must know: a value, or the shape of a
+    tensor.
+    """
 
     def __init__(self):
         super().__init__()
@@ -32,29 +36,45 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name, kwargs = func.overloadpacket.__name__, kwargs or {}
         self.ops[name] += 1
-        if name in READING or self._has_unknown_shape(name, args, kwargs) or self._crosses(name, args, kwargs):
+        if (
+            name in READING
+            or self._has_unknown_shape(name, args, kwargs)
+            or self._crosses(name, args, kwargs)
+        ):
             self.reads.append(str(func))
         return func(*args, **kwargs)
 
     @staticmethod
     def _has_unknown_shape(name, args, kwargs):
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
-            return any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1])
-        of_counts = name == "repeat_interleave" and (len(args) < 2 or isinstance(args[1], torch.Tensor))
+            return any(
+                each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1]
+            )
+        of_counts = name == "repeat_interleave" and (
+            len(args) < 2 or isinstance(args[1], torch.Tensor)
+        )
         return of_counts and kwargs.get("output_size") is None
 
     @staticmethod
     def _crosses(name, args, kwargs):
-        """Whether a tensor is copied between host and device. A read waits, and so does a copy of unpinned memory."""
+        """Whether a tensor is copied between host and device. A read waits, and so does a copy of
+        unpinned memory.
+        """
         if name == "copy_":
             return args[0].device.type != args[1].device.type
         device = kwargs.get("device")
-        return name in ("_to_copy", "_pin_memory") and device is not None and device.type != args[0].device.type
+        return (
+            name in ("_to_copy", "_pin_memory")
+            and device is not None
+            and device.type != args[0].device.type
+        )
 
 
 @pytest.fixture
 def gpu_path(monkeypatch):
-    """Steppers take the path of a GPU on tensors of the CPU; what would read a tensor beside an op raises."""
+    """Steppers take the path of a GPU on tensors of the CPU; what would read a tensor beside an op
+    raises.
+    """
     monkeypatch.setattr("adaftr_fast.training.stepper.reads_losses", lambda device: False)
 
     def refuse(self, *_, **__):
@@ -97,11 +117,15 @@ def test_the_watch_sees_each_kind_of_read():
 @pytest.mark.skipif(torch.version.cuda is None, reason="a build of torch for CPUs")
 @pytest.mark.parametrize("name", MODELS)
 def test_forward_on_a_gpu_reads_nothing(name):
-    """Fake tensors show the devices of all ops. Their backward needs a GPU, so a step on a card shows the rest."""
+    """Fake tensors show the devices of all ops. Their backward needs a GPU, so a step on a card
+    shows the rest.
+    """
     config = ModelConfig(name=name, embedding_dims={"1": 16})
     with FakeTensorMode(), torch.device("cuda"):
         model = build_model(config, SIZES, ["click", "conversion"], field_names=list("012")).train()
-        content = Batch(torch.ones(ROWS, 3, dtype=torch.int32), torch.ones(ROWS, 2), weight=torch.ones(ROWS))
+        content = Batch(
+            torch.ones(ROWS, 3, dtype=torch.int32), torch.ones(ROWS, 2), weight=torch.ones(ROWS)
+        )
         with Watch() as watch, torch.autocast("cuda", torch.bfloat16):
             terms = model.loss(content)
     assert all(term.device.type == "cuda" for term in terms.values())

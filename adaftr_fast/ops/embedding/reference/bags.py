@@ -1,9 +1,11 @@
-"""Pooling of multi-valued fields in plain PyTorch: the ground truth that the kernels are tested against.
+"""Pooling of multi-valued fields in plain PyTorch: the ground truth that the kernels are tested
+against.
 
 Shapes: B batch, F fields, E width, N ids of all bags. Bag (b, f) holds
 ``values[offsets[b F + f] : offsets[b F + f + 1]]``. Its vector is
-``out[b, f] = scale * sum over i in the bag of per_sample_weights[i] * weight[field_offsets[f] + values[i]]`` with
-scale 1 for the sum and 1 / (number of ids) for the mean. An empty bag gives zeros.
+``out[b, f] = scale * sum over i in the bag of per_sample_weights[i] * weight[field_offsets[f] +
+values[i]]`` with scale 1 for the sum and 1 / (number of ids) for the mean. An empty bag gives
+zeros.
 """
 
 from __future__ import annotations
@@ -17,51 +19,77 @@ from adaftr_fast.ops.embedding.reference.lookup import check_fields, merge_rows
 from adaftr_fast.ops.embedding.reference.optim import caught_up
 
 
-def check_bags(op: str, values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, fields: int) -> None:
-    """Checks that values are integers [N], offsets [B F + 1] cover them, and per_sample_weights, if any, are [N]."""
+def check_bags(
+    op: str, values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, fields: int
+) -> None:
+    """Checks that values are integers [N], offsets [B F + 1] cover them, and per_sample_weights, if
+    any, are [N].
+    """
     if fields < 1:
         raise ValueError(f"{op}: fields must be >= 1, got {fields}")
     if values.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{op}: values must be int32 or int64, got {values.dtype}")
     if values.dim() != 1:
         raise ValueError(f"{op}: values must be [N], got {list(values.shape)}")
-    if offsets.dim() != 1 or len(offsets) < 1 or (len(offsets) - 1) % fields or offsets.dtype != torch.int64:
-        raise ValueError(f"{op}: offsets must be int64 [B * {fields} + 1], got {offsets.dtype} {list(offsets.shape)}")
+    if (
+        offsets.dim() != 1
+        or len(offsets) < 1
+        or (len(offsets) - 1) % fields
+        or offsets.dtype != torch.int64
+    ):
+        raise ValueError(
+            f"{op}: offsets must be int64 [B * {fields} + 1], got {offsets.dtype} "
+            f"{list(offsets.shape)}"
+        )
     if offsets[0] != 0 or offsets[-1] != len(values) or (offsets.diff() < 0).any():
         raise ValueError(f"{op}: offsets must rise from 0 to the number of values, {len(values)}")
     if per_sample_weights is not None and per_sample_weights.shape != values.shape:
-        raise ValueError(f"{op}: per_sample_weights must be [{len(values)}], got {list(per_sample_weights.shape)}")
+        raise ValueError(
+            f"{op}: per_sample_weights must be [{len(values)}], got "
+            f"{list(per_sample_weights.shape)}"
+        )
 
 
 def resolve_ids(
-    op: str, values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, field_offsets: Tensor
+    op: str,
+    values: Tensor,
+    offsets: Tensor,
+    per_sample_weights: Tensor | None,
+    field_offsets: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Returns the bag and the table row of each id, both [N].
 
     Raises:
-        IndexError, TypeError, ValueError: as :func:`adaftr_fast.ops.embedding.bags.embedding_bags`, in the name of
-            ``op``.
+        IndexError, TypeError, ValueError: as :func:`adaftr_fast.ops.embedding.bags.embedding_bags`,
+            in the name of ``op``.
     """
     check_fields(op, field_offsets)
     fields = len(field_offsets) - 1
     check_bags(op, values, offsets, per_sample_weights, fields)
-    bag = torch.arange(len(offsets) - 1, device=values.device).repeat_interleave(offsets.diff())  # [N]
+    # [N]
+    bag = torch.arange(len(offsets) - 1, device=values.device).repeat_interleave(offsets.diff())
     field = bag % fields
     bad = ((values < 0) | (values >= field_offsets.diff()[field])).nonzero()
     if len(bad):
         i = int(bad[0])
         f, last = int(field[i]), int(field_offsets.diff()[field[i]]) - 1
         raise IndexError(
-            f"{op}: values[{i}] = {int(values[i])} (row {int(bag[i]) // fields}) is out of range for field {f}, "
+            f"{op}: values[{i}] = {int(values[i])} (row {int(bag[i]) // fields}) is out of range "
+            f"for field {f}, "
             f"whose ids are 0 to {last}"
         )
     return bag, values + field_offsets[field]
 
 
 def select_bags(
-    values: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, chosen: Sequence[int], fields: int
+    values: Tensor,
+    offsets: Tensor,
+    per_sample_weights: Tensor | None,
+    chosen: Sequence[int],
+    fields: int,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the positions in values [N] of the selected fields' ids [M], and their bags' offsets [B * C + 1].
+    """Returns the positions in values [N] of the selected fields' ids [M], and their bags' offsets
+    [B * C + 1].
 
     ``chosen`` are the indices of C of the F = ``fields`` fields, in ascending order.
     """
@@ -79,7 +107,9 @@ def compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def factors(bag: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, mean: bool, dtype: torch.dtype) -> Tensor:
+def factors(
+    bag: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, mean: bool, dtype: torch.dtype
+) -> Tensor:
     """Returns the factor of each id's row in its bag's vector, [N, 1]."""
     if per_sample_weights is None:
         factor = torch.ones(bag.shape[0], dtype=dtype, device=bag.device)
@@ -99,7 +129,9 @@ def embedding_bags(
     mean: bool,
     state: Sequence[Tensor],
 ) -> Tensor:
-    """Pools values [N] by offsets [B F + 1] -> [B, F E]; ``state`` is empty or that of a deferred Adam."""
+    """Pools values [N] by offsets [B F + 1] -> [B, F E]; ``state`` is empty or that of a deferred
+    Adam.
+    """
     bag, rows = resolve_ids("embedding_bags", values, offsets, per_sample_weights, field_offsets)
     found = caught_up(weight, state, rows)[0] if state else weight[rows]
     wide = found.to(compute_dtype(weight))
@@ -109,11 +141,18 @@ def embedding_bags(
 
 
 def gradient_terms(
-    grad: Tensor, bag: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, width: int, mean: bool
+    grad: Tensor,
+    bag: Tensor,
+    offsets: Tensor,
+    per_sample_weights: Tensor | None,
+    width: int,
+    mean: bool,
 ) -> Tensor:
     """Returns the term that grad [B, F E] adds to the gradient of the row of each id, [N, E]."""
     wide = grad.to(compute_dtype(grad))
-    return wide.reshape(-1, width)[bag] * factors(bag, offsets, per_sample_weights, mean, wide.dtype)
+    return wide.reshape(-1, width)[bag] * factors(
+        bag, offsets, per_sample_weights, mean, wide.dtype
+    )
 
 
 def embedding_bags_backward(
@@ -125,8 +164,12 @@ def embedding_bags_backward(
     width: int,
     mean: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Merges grad [B, F E] -> the distinct rows in ascending order [U], and their summed gradients [U, E]."""
-    bag, rows = resolve_ids("embedding_bags_backward", values, offsets, per_sample_weights, field_offsets)
+    """Merges grad [B, F E] -> the distinct rows in ascending order [U], and their summed gradients
+    [U, E].
+    """
+    bag, rows = resolve_ids(
+        "embedding_bags_backward", values, offsets, per_sample_weights, field_offsets
+    )
     terms = gradient_terms(grad, bag, offsets, per_sample_weights, width, mean)
     unique, sums = merge_rows(rows, terms)
     return unique, sums.to(grad.dtype)

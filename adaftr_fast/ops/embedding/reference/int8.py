@@ -1,7 +1,7 @@
 """Rows of int8 with a scale each, in plain PyTorch.
 
-A row of codes q stands for s q, where s = max |w| / 127 is the scale of the row w that was rounded. A value is off by
-s / 2 at most, and zeros stay zeros.
+A row of codes q stands for s q, where s = max |w| / 127 is the scale of the row w that was rounded.
+A value is off by s / 2 at most, and zeros stay zeros.
 
 R rows of all fields, E width, B batch, F fields, N ids of all bags together.
 """

@@ -2,8 +2,9 @@
 
 Shapes: B batch, F fields, E width, R rows of all fields, U distinct rows of one batch.
 
-Forward: ``out[b, f] = weight[field_offsets[f] + ids[b, f]]``. Backward: the gradient of a row is the sum of the
-gradients of its look-ups, ``dweight[r] = sum over (b, f) with field_offsets[f] + ids[b, f] = r of grad[b, f]``.
+Forward: ``out[b, f] = weight[field_offsets[f] + ids[b, f]]``. Backward: the gradient of a row is
+the sum of the gradients of its look-ups, ``dweight[r] = sum over (b, f) with field_offsets[f] +
+ids[b, f] = r of grad[b, f]``.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ def check_columns(op: str, ids: Tensor, fields: int) -> None:
     if ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{op}: ids must be int32 or int64, got {ids.dtype}")
     if ids.dim() != 2 or ids.shape[1] != fields:
-        raise ValueError(f"{op}: ids must be [B, {fields}] (one column per field), got {list(ids.shape)}")
+        raise ValueError(
+            f"{op}: ids must be [B, {fields}] (one column per field), got {list(ids.shape)}"
+        )
 
 
 def check_ids(op: str, ids: Tensor, field_offsets: Tensor) -> None:
-    """Checks that ids are int32 or int64 [B, F] and within their fields' ranges; the error names the first bad id."""
+    """Checks that ids are int32 or int64 [B, F] and within their fields' ranges; the error names
+    the first bad id.
+    """
     check_fields(op, field_offsets)
     check_columns(op, ids, len(field_offsets) - 1)
     bad = ((ids < 0) | (ids >= field_offsets.diff())).nonzero()
@@ -40,14 +45,19 @@ def check_ids(op: str, ids: Tensor, field_offsets: Tensor) -> None:
         b, f = bad[0].tolist()
         last = int(field_offsets[f + 1] - field_offsets[f]) - 1
         raise IndexError(
-            f"{op}: ids[{b}, {f}] = {int(ids[b, f])} is out of range for field {f}, whose ids are 0 to {last}"
+            f"{op}: ids[{b}, {f}] = {int(ids[b, f])} is out of range for field {f}, whose ids are "
+            f"0 to {last}"
         )
 
 
-def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor] = ()) -> Tensor:
-    """Looks up weight [R, E] at ids [B, F]; the rows of field f begin at ``field_offsets[f]`` -> [B, F * E].
+def fused_embedding(
+    weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor] = ()
+) -> Tensor:
+    """Looks up weight [R, E] at ids [B, F]; the rows of field f begin at ``field_offsets[f]`` ->
+    [B, F * E].
 
-    With the ``state`` of a deferred Adam, rows that have skipped steps are read at their current values.
+    With the ``state`` of a deferred Adam, rows that have skipped steps are read at their current
+    values.
     """
     check_ids("fused_embedding", ids, field_offsets)
     rows = embedding_rows(ids, field_offsets)
@@ -55,18 +65,28 @@ def fused_embedding(weight: Tensor, ids: Tensor, field_offsets: Tensor, state: S
     return found.reshape(len(ids), ids.shape[1] * weight.shape[1])
 
 
-def fused_embedding_backward(grad: Tensor, ids: Tensor, field_offsets: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Merges grad [B, F * E] -> the distinct rows in ascending order [U], and their summed gradients [U, E]."""
+def fused_embedding_backward(
+    grad: Tensor, ids: Tensor, field_offsets: Tensor, width: int
+) -> tuple[Tensor, Tensor]:
+    """Merges grad [B, F * E] -> the distinct rows in ascending order [U], and their summed
+    gradients [U, E].
+    """
     check_ids("fused_embedding_backward", ids, field_offsets)
     return merge_rows(embedding_rows(ids, field_offsets), grad.reshape(-1, width))
 
 
 def embedding_and_squares_backward(
-    grad: Tensor, ids: Tensor, field_offsets: Tensor, width: int, looked_up: Tensor, of_squares: Tensor
+    grad: Tensor,
+    ids: Tensor,
+    field_offsets: Tensor,
+    width: int,
+    looked_up: Tensor,
+    of_squares: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Merges the gradient of look-ups whose sum of squares has the gradient ``of_squares``, 0-dim.
 
-    That is grad + 2 of_squares looked_up, both [B, F * E], in place of grad of ``fused_embedding_backward``.
+    That is grad + 2 of_squares looked_up, both [B, F * E], in place of grad of
+    ``fused_embedding_backward``.
     """
     return fused_embedding_backward(grad + 2 * of_squares * looked_up, ids, field_offsets, width)
 
@@ -77,7 +97,9 @@ def embedding_rows(ids: Tensor, field_offsets: Tensor) -> Tensor:
 
 
 def merge_rows(rows: Tensor, grad: Tensor, num_rows: int = 0) -> tuple[Tensor, Tensor]:
-    """Sums the gradients grad [M, E] of each row -> the distinct rows in ascending order [U], and their sums [U, E]."""
+    """Sums the gradients grad [M, E] of each row -> the distinct rows in ascending order [U], and
+    their sums [U, E].
+    """
     unique, inverse = torch.unique(rows, return_inverse=True)
     return unique, grad.new_zeros(len(unique), grad.shape[1]).index_add_(0, inverse, grad)
 

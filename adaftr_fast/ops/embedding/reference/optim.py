@@ -1,6 +1,8 @@
-"""Optimizer steps on the rows of a batch in plain PyTorch: the ground truth that the kernels are tested against.
+"""Optimizer steps on the rows of a batch in plain PyTorch: the ground truth that the kernels are
+tested against.
 
-Shapes: R rows of the table, E width, U distinct rows of the batch. The steps update their arguments in place.
+Shapes: R rows of the table, E width, U distinct rows of the batch. The steps update their arguments
+in place.
 """
 
 from __future__ import annotations
@@ -23,9 +25,17 @@ def sgd_(weight: Tensor, rows: Tensor, grad: Tensor, lr: float, weight_decay: fl
 
 
 def adagrad_(
-    weight: Tensor, total: Tensor, rows: Tensor, grad: Tensor, lr: float, weight_decay: float, eps: float
+    weight: Tensor,
+    total: Tensor,
+    rows: Tensor,
+    grad: Tensor,
+    lr: float,
+    weight_decay: float,
+    eps: float,
 ) -> None:
-    """Takes a step of Adagrad: G <- G + g², w <- w - lr g / (sqrt(G) + ε), with G = ``total`` [R, E]."""
+    """Takes a step of Adagrad: G <- G + g², w <- w - lr g / (sqrt(G) + ε), with G = ``total``
+    [R, E].
+    """
     w = _widen(weight[rows])
     g = _widen(grad) + weight_decay * w
     total[rows] += g * g
@@ -33,7 +43,13 @@ def adagrad_(
 
 
 def rowwise_adagrad_(
-    weight: Tensor, total: Tensor, rows: Tensor, grad: Tensor, lr: float, weight_decay: float, eps: float
+    weight: Tensor,
+    total: Tensor,
+    rows: Tensor,
+    grad: Tensor,
+    lr: float,
+    weight_decay: float,
+    eps: float,
 ) -> None:
     """Takes a step of row-wise Adagrad, whose sum G = ``total`` [R] is one number per row.
 
@@ -58,8 +74,8 @@ def lazy_adam_(
 ) -> None:
     """Takes a step of lazy Adam, which updates the rows of the batch only.
 
-    m <- β1 m + (1 - β1) g, v <- β2 v + (1 - β2) g², w <- w - step_size m / (sqrt(v) + ε). ``moments`` [R, 2, E] holds
-    m and v.
+    m <- β1 m + (1 - β1) g, v <- β2 v + (1 - β2) g², w <- w - step_size m / (sqrt(v) + ε).
+    ``moments`` [R, 2, E] holds m and v.
     """
     w = _widen(weight[rows])
     g = _widen(grad) + weight_decay * w
@@ -70,21 +86,24 @@ def lazy_adam_(
     weight[rows] = (w - step_size * m / (v.sqrt() + eps)).to(weight.dtype)
 
 
-# Deferred Adam: a row without gradient skips its steps until it is next read or updated. The state is a list of
-# tensors:
+# Deferred Adam: a row without gradient skips its steps until it is next read or updated. The state
+# is a list of tensors:
 #   moments [R, 2, E]  m and v
 #   current [R] int32  the last step applied to each row
 #   series [S, 8]      for each step since `base`: five sums that only the kernels use, then c_k, r_k, d_k
 #   schedule [S, 8]    float64; column 6 is the sum of log d_i over i <= k, the kernels use the others
 #   powers [2, 4096]   used by the kernels
 #   clock [8] float64  step, β1, β2, ε, λ, decoupled, horizon, base
-# with c_k = lr_k / (1 - β1^k), r_k = 1 / sqrt(1 - β2^k), and d_k = 1 - lr_k λ for decoupled weight decay, else 1.
+# with c_k = lr_k / (1 - β1^k), r_k = 1 / sqrt(1 - β2^k), and d_k = 1 - lr_k λ for decoupled weight
+# decay, else 1.
 
 
 def _dense_step(
     w: Tensor, m: Tensor, v: Tensor, g: Tensor | float, scalars: Sequence[float], clock: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns w, m and v after one step of dense Adam with gradient g; scalars are c_k, r_k, d_k."""
+    """Returns w, m and v after one step of dense Adam with gradient g; scalars are c_k,
+    r_k, d_k.
+    """
     _, beta1, beta2, eps, weight_decay, decoupled, _, _ = clock.tolist()
     step_size, inverse_bias2, decay = scalars
     w = w * decay
@@ -94,8 +113,12 @@ def _dense_step(
     return w - step_size * m / (v.sqrt() * inverse_bias2 + eps), m, v
 
 
-def caught_up(weight: Tensor, state: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns w, m and v of rows [U] at the current step, by replaying the steps that each row skipped."""
+def caught_up(
+    weight: Tensor, state: Sequence[Tensor], rows: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns w, m and v of rows [U] at the current step, by replaying the steps that each row
+    skipped.
+    """
     moments, current, series, _, _, clock = state
     now, base = int(clock[0]), int(clock[7])
     w = _widen(weight[rows])
@@ -105,7 +128,9 @@ def caught_up(weight: Tensor, state: Sequence[Tensor], rows: Tensor) -> tuple[Te
     for k in range(first + 1, now + 1):
         behind = (since < k)[:, None]
         stepped = _dense_step(w, m, v, 0.0, series[k - base, 5:].tolist(), clock)
-        w, m, v = (torch.where(behind, new, old) for new, old in zip(stepped, (w, m, v), strict=True))
+        w, m, v = (
+            torch.where(behind, new, old) for new, old in zip(stepped, (w, m, v), strict=True)
+        )
     return w, m, v
 
 

@@ -44,7 +44,9 @@ def gluon_column_sweep(operands, config, row_terms, scales):
             problem.holds_diagonal = first <= diagonal < last
             opening = diagonal if problem.holds_diagonal else first
             streams = [problem.a, problem.terms]
-            program = Program(diagonal, split, config.num_stages, streams, opening, first, True, last - first - 1)
+            program = Program(
+                diagonal, split, config.num_stages, streams, opening, first, True, last - first - 1
+            )
             program.run([_consume(problem, program, who) for who in (0, 1)])
     return d_candidates
 
@@ -62,7 +64,9 @@ def _consume(problem, program, who):
     p = rounded(np.where(rows == columns[:, None], np.float32(0), p), problem.dtype)
     acc = np.zeros((OWNED, problem.a.shape[1]), np.float32)
     if problem.holds_diagonal:
-        positive_scale = block_of(problem.positive_scale[:, None], columns[0], OWNED) * inverse_descale
+        positive_scale = (
+            block_of(problem.positive_scale[:, None], columns[0], OWNED) * inverse_descale
+        )
         acc = positive_scale * ring[0][who * OWNED :][:OWNED]
     yield program.arrival(min(1, count))
     for i in range(1, count + 1):
@@ -70,7 +74,9 @@ def _consume(problem, program, who):
         yield program.turn(who, i)
         program.turns[1 - who].arrive()
         yield None
-        p_block = _probabilities(products(b, ring[stage].T), term_ring[stage], inverse_descale, problem.folds)
+        p_block = _probabilities(
+            products(b, ring[stage].T), term_ring[stage], inverse_descale, problem.folds
+        )
         yield program.arrival(min(i + 1, count))
         acc = acc + products(p, ring[before])
         program.empty[before].arrive()

@@ -1,4 +1,6 @@
-"""gluon_row.py in NumPy: the same order, rescaling and precision. p is summed before it is rounded."""
+"""gluon_row.py in NumPy: the same order, rescaling and precision. p is summed before it
+is rounded.
+"""
 
 # ruff: noqa: E741
 # l is the running sum, as in the kernel.
@@ -43,8 +45,19 @@ def gluon_row_sweep(operands, config, tau, need_d_anchors):
             first, last = share(blocks(len(b)), split, splits)
             holds_diagonal = first <= diagonal < last
             count = last - first - holds_diagonal
-            program = Program(diagonal, split, config.num_stages, [problem.b], diagonal, first, holds_diagonal, count)
-            problem.ragged = len(b) % (2 * OWNED) != 0 and last == blocks(len(b)) and diagonal != last - 1
+            program = Program(
+                diagonal,
+                split,
+                config.num_stages,
+                [problem.b],
+                diagonal,
+                first,
+                holds_diagonal,
+                count,
+            )
+            problem.ragged = (
+                len(b) % (2 * OWNED) != 0 and last == blocks(len(b)) and diagonal != last - 1
+            )
             program.run([_consume(problem, program, who) for who in (0, 1)])
     return positive_score, partials, acc
 
@@ -97,7 +110,9 @@ def _consume(problem, program, who):
 
 
 def _softmax_scale_log2(problem, rows):
-    """As load_row_parameters and the kernels have it: rounded once, NaN where the row has no result."""
+    """As load_row_parameters and the kernels have it: rounded once, NaN where the row has no
+    result.
+    """
     scale = np.ones(OWNED)
     for place, row in enumerate(rows[rows < problem.B]):
         valid = 0 < problem.tau[row] < math.inf and row < problem.N
@@ -111,7 +126,11 @@ def _online_softmax(s, state, scale, offset):
     m_new = np.fmax(m, block_max * scale - np.float32(offset))
     alpha = exp2(m - m_new)
     p = exp2_of(s, scale[:, None], -m_new[:, None])
-    return p, (m_new, l * alpha + p.sum(1, dtype=np.float32), np.fmax(max_negative, block_max)), alpha
+    return (
+        p,
+        (m_new, l * alpha + p.sum(1, dtype=np.float32), np.fmax(max_negative, block_max)),
+        alpha,
+    )
 
 
 def _store(problem, program, rows, positive_score, state, acc):

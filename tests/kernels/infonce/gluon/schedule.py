@@ -1,12 +1,13 @@
 """What the sweeps in Gluon share, in NumPy: gluon_pipeline.py, one program after the other.
 
-The interpreter cannot run Gluon. Here a producer and two consumers are generators that yield where they wait, and a
-program resumes those that may go on in a random order. A product reads the ring when it is waited for, the latest time
-at which the tensor cores may, so that a block that is released too early gives wrong results. No deadlock is possible
-that the barriers do not cause, and it raises.
+The interpreter cannot run Gluon. Here a producer and two consumers are generators that yield where
+they wait, and a program resumes those that may go on in a random order. A product reads the ring
+when it is waited for, the latest time at which the tensor cores may, so that a block that is
+released too early gives wrong results. No deadlock is possible that the barriers do not cause, and
+it raises.
 
-float32 is the accumulation type. As on the GPU, an FMA rounds once, and subnormal p are flushed. row_schedule.py and
-column_schedule.py hold what the consumers of a sweep do.
+float32 is the accumulation type. As on the GPU, an FMA rounds once, and subnormal p are flushed.
+row_schedule.py and column_schedule.py hold what the consumers of a sweep do.
 """
 
 import math
@@ -41,8 +42,10 @@ class Program:
 
     Attributes:
         opening: the block that comes first.
-        first, skips, count: then come ``count`` blocks from ``first`` on, without ``opening`` if ``skips``.
-        rings: for each operand that is streamed, as ``streams`` gives them, its blocks in shared memory.
+        first, skips, count: then come ``count`` blocks from ``first`` on, without ``opening`` if
+            ``skips``.
+        rings: for each operand that is streamed, as ``streams`` gives them, its blocks in shared
+            memory.
     """
 
     def __init__(self, place, split, stages, streams, opening, first, skips, count):
@@ -65,7 +68,9 @@ class Program:
         threads = [self._produce(), *consumers]
         waits = {thread: next(thread) for thread in threads}
         while waits:
-            ready = [thread for thread, wait in waits.items() if wait is None or wait[0].passes(wait[1])]
+            ready = [
+                thread for thread, wait in waits.items() if wait is None or wait[0].passes(wait[1])
+            ]
             assert ready, f"deadlock in program {self.place}, {self.split}"
             thread = chance.choice(ready)
             try:
@@ -123,7 +128,9 @@ def share(blocks, split, splits):
 
 
 def exp2_of(s, scale, addend):
-    """2^(s scale + addend): the FMA rounds once, as the product is exact in float64, and subnormal results are 0."""
+    """2^(s scale + addend): the FMA rounds once, as the product is exact in float64, and subnormal
+    results are 0.
+    """
     z = s.astype(np.float64) * scale + np.asarray(addend, np.float64)
     return exp2(z.astype(np.float32))
 
@@ -138,7 +145,9 @@ def rounded(p, dtype):
 
 
 def products(x, y):
-    """x y in the order in which the interpreted sweeps sum (conftest.py): all must form the same scores."""
+    """x y in the order in which the interpreted sweeps sum (conftest.py): all must form the same
+    scores.
+    """
     out = np.zeros((len(x), y.shape[1]), np.float32)
     for k in range(x.shape[1]):
         out += x[:, k, None] * y[k]

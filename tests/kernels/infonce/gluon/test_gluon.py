@@ -1,4 +1,6 @@
-"""The sweeps in Gluon: their schedule in NumPy against the float64 reference, their choice, the kernels on a GPU."""
+"""The sweeps in Gluon: their schedule in NumPy against the float64 reference, their choice, the
+kernels on a GPU.
+"""
 
 import importlib
 import sys
@@ -15,14 +17,16 @@ pytest.importorskip("triton")
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
 KERNELS = "adaftr_fast.kernels.infonce"
 HALF = (torch.bfloat16, torch.float16)
-# Around the edges of tiles of 64 and blocks of 128: ragged blocks, one and several splits, more blocks than stages,
-# columns that are no row's positive.
+# Around the edges of tiles of 64 and blocks of 128: ragged blocks, one and several splits, more
+# blocks than stages, columns that are no row's positive.
 SIZES = [
     (1, 1, 64), (2, 130, 64), (63, 63, 128), (64, 128, 64), (65, 129, 100), (129, 129, 128), (128, 256, 64),
     (130, 1300, 64), (257, 700, 48), (300, 300, 112),
 ]  # fmt: skip
 on_a_gpu = pytest.mark.skipif(
-    config.INTERPRETED or not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+    config.INTERPRETED
+    or not torch.cuda.is_available()
+    or torch.cuda.get_device_capability() != (9, 0),
     reason="needs a GPU of compute capability 9.0",
 )
 
@@ -62,16 +66,22 @@ def in_numpy(monkeypatch):
 
     asked = Asked()
     rows, columns = asked.watch(row_schedule.gluon_row_sweep, column_schedule.gluon_column_sweep)
-    monkeypatch.setattr(importlib.import_module(f"{KERNELS}.launch"), "choose_gluon", schedule.choose)
+    monkeypatch.setattr(
+        importlib.import_module(f"{KERNELS}.launch"), "choose_gluon", schedule.choose
+    )
     monkeypatch.setitem(sys.modules, f"{KERNELS}.gluon_row", SimpleNamespace(gluon_row_sweep=rows))
-    monkeypatch.setitem(sys.modules, f"{KERNELS}.gluon_column", SimpleNamespace(gluon_column_sweep=columns))
+    monkeypatch.setitem(
+        sys.modules, f"{KERNELS}.gluon_column", SimpleNamespace(gluon_column_sweep=columns)
+    )
     return asked
 
 
 @pytest.fixture
 def compiled(monkeypatch):
     """Chooses the kernels; returns what was asked of them."""
-    gluon_row, gluon_column = (importlib.import_module(f"{KERNELS}.{name}") for name in ("gluon_row", "gluon_column"))
+    gluon_row, gluon_column = (
+        importlib.import_module(f"{KERNELS}.{name}") for name in ("gluon_row", "gluon_column")
+    )
     asked = Asked()
     rows, columns = asked.watch(gluon_row.gluon_row_sweep, gluon_column.gluon_column_sweep)
     monkeypatch.setenv(config.SWEEPS_VARIABLE, "gluon")
@@ -81,9 +91,11 @@ def compiled(monkeypatch):
 
 
 def assert_matches(asked, tensors, dtype, device="cpu", smallest=0.125):
-    """Checks by the tolerance rule, on rounded inputs, that the sweeps err no more than the reference at ``dtype``.
+    """Checks by the tolerance rule, on rounded inputs, that the sweeps err no more than the
+    reference at ``dtype``.
 
-    The rows weigh from ``smallest`` to 1. Returns whether the weights fit the exponent of the column sweep.
+    The rows weigh from ``smallest`` to 1. Returns whether the weights fit the exponent of the
+    column sweep.
     """
     rounded = [t.to(kind).double() for t, kind in zip(tensors, types_of(tensors, dtype))]
     upstream = torch.linspace(smallest, 1, len(tensors[0]))
@@ -91,7 +103,15 @@ def assert_matches(asked, tensors, dtype, device="cpu", smallest=0.125):
         asked.rows.clear()
         asked.columns.clear()
         own, truth, theirs = (
-            loss_and_gradients(af.adaptive_infonce, rounded, kind, upstream, reduction="none", frozen=frozen, **options)
+            loss_and_gradients(
+                af.adaptive_infonce,
+                rounded,
+                kind,
+                upstream,
+                reduction="none",
+                frozen=frozen,
+                **options,
+            )
             for kind, options in (
                 (dtype, {"backend": "triton", "device": device}),
                 (torch.float64, {"backend": "reference"}),
@@ -100,7 +120,9 @@ def assert_matches(asked, tensors, dtype, device="cpu", smallest=0.125):
         )
         assert (not frozen) in asked.rows  # without a reduction, the backward sweeps anew
         assert len(asked.columns) == (not frozen)
-        for name, x, t, p in zip(("loss", "d h_ctr", "d h_cvr", "d tau"), own, truth, theirs, strict=True):
+        for name, x, t, p in zip(
+            ("loss", "d h_ctr", "d h_cvr", "d tau"), own, truth, theirs, strict=True
+        ):
             assert (x is None) == (t is None)
             if x is not None:
                 assert_as_accurate(x, t, p, dtype, name)
@@ -115,7 +137,11 @@ def extremes(tau):
 def rising():
     """Scores that grow from block to block, so that each block rescales what came before."""
     b = torch.linspace(0.1, 8, 900, dtype=torch.float64)[:, None].expand(900, 64) / 8
-    return torch.ones(200, 64, dtype=torch.float64) / 8, b, torch.full((200,), 0.05, dtype=torch.float64)
+    return (
+        torch.ones(200, 64, dtype=torch.float64) / 8,
+        b,
+        torch.full((200,), 0.05, dtype=torch.float64),
+    )
 
 
 EXTREMES = {
@@ -146,7 +172,9 @@ def test_the_schedule_where_tau_is_bad_gives_nan_in_its_row(in_numpy):
     assert loss.isnan().nonzero().flatten().tolist() == [3, 66]
 
 
-@pytest.mark.parametrize("option", ["return_stats", "positive_index", "groups", "ignore_above", "expanded", "float32"])
+@pytest.mark.parametrize(
+    "option", ["return_stats", "positive_index", "groups", "ignore_above", "expanded", "float32"]
+)
 def test_what_it_does_not_do_falls_to_triton(in_numpy, option):
     dtype = torch.float32 if option == "float32" else torch.bfloat16
     a, b, tau = (t.to(dtype) for t in inputs(20, 30, 64))
@@ -177,7 +205,9 @@ def test_what_it_does_not_do_falls_to_triton(in_numpy, option):
         ("gluon", torch.bfloat16, 128, 100, None),
     ],
 )
-def test_chosen_for_half_types_on_hopper_alone(monkeypatch, value, dtype, width, capability, block_d):
+def test_chosen_for_half_types_on_hopper_alone(
+    monkeypatch, value, dtype, width, capability, block_d
+):
     monkeypatch.setattr(config, "INTERPRETED", False)
     monkeypatch.delenv(config.SWEEPS_VARIABLE, raising=False)
     if value is not None:
@@ -188,7 +218,9 @@ def test_chosen_for_half_types_on_hopper_alone(monkeypatch, value, dtype, width,
 
 def test_unknown_sweeps_are_refused(monkeypatch):
     monkeypatch.setenv(config.SWEEPS_VARIABLE, "cuda")
-    with pytest.raises(ValueError, match=r"ADAFTR_FAST_INFONCE_SWEEPS must be one of .*gluon.*, got 'cuda'"):
+    with pytest.raises(
+        ValueError, match=r"ADAFTR_FAST_INFONCE_SWEEPS must be one of .*gluon.*, got 'cuda'"
+    ):
         config.choose_gluon(torch.bfloat16, 64, 90)
 
 
@@ -211,7 +243,9 @@ def test_extremes_on_a_gpu(compiled, case, dtype):
 @pytest.mark.parametrize("rows", [1000, 20_000])
 def test_same_bits_every_time_on_a_gpu(compiled, rows):
     first, second = (
-        loss_and_gradients(af.adaptive_infonce, inputs(rows, rows, 128), torch.bfloat16, device="cuda")
+        loss_and_gradients(
+            af.adaptive_infonce, inputs(rows, rows, 128), torch.bfloat16, device="cuda"
+        )
         for _ in range(2)
     )
     assert_same_bits(first, second)
