@@ -8,84 +8,145 @@ FBGEMM on the CPU: pip install --no-deps fbgemm-gpu-cpu==1.8.0 beside torch 2.13
 before its results were compared.
 """
 
-from collections.abc import Iterator
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
+from torch import Tensor
 
 from benchmarks import RESULTS, render
 from benchmarks.embedding import (
-    PEERS,
+    AGREES,
+    BAGS,
+    LAZY,
+    OURS,
+    STATES,
     Run,
-    Workload,
-    bags,
+    Work,
+    bag_step,
+    concatenated,
+    contestants,
     copy_rate,
+    disagreement,
     floor_bytes,
-    forwards,
-    growth,
-    steps,
-    table_bytes,
+    listed,
+    ours,
+    records,
+    settle,
+    stepper,
 )
 from benchmarks.measure import options, side_by_side, write
 
-MAIN = Workload(fields=100, batch=1024, rows=10_000)
+MAIN = Work(fields=100, batch=1024, rows=10_000)
 LARGE = [
-    Workload(fields=20, batch=1024, rows=1_000_000),
-    Workload(fields=100, batch=8192, rows=10_000),
+    Work(fields=20, batch=1024, rows=1_000_000),
+    Work(fields=100, batch=8192, rows=10_000),
 ]
 # The same batches on tables of 10,000 and of 1M rows a field.
 GROWTH = (
-    Workload(fields=20, batch=1024, rows=10_000),
-    Workload(fields=20, batch=1024, rows=1_000_000, spread=100),
+    Work(fields=20, batch=1024, rows=10_000),
+    Work(fields=20, batch=1024, rows=1_000_000, spread=100),
 )
+SMALL = Work(fields=5, batch=64, rows=100)
+LISTED = 100_000  # rows up to which a table a field is measured, too
+FORWARD = {OURS: ours, "concatenated nn.Embedding": concatenated, "list of nn.Embedding": listed}
+BAG_ROWS, PER_BAG = 1024, 250
 
 
-@pytest.mark.parametrize("name", ["ours", "concatenated nn.Embedding", "list of nn.Embedding"])
+def forwards(work: Work) -> dict[str, Run]:
+    """Look-ups alone, once their results have been compared."""
+    tables = {name: make(work, "SGD") for name, make in FORWARD.items()}
+    first, *others = (table.look_up(work.batches()[0]) for table in tables.values())
+    if not all(torch.equal(first, each) for each in others):
+        raise AssertionError(f"forward, {work}: the contestants' results differ")
+    return {name: _look_ups(table.look_up, work) for name, table in tables.items()}
+
+
+def _look_ups(look_up: Callable[[Tensor], Tensor], work: Work) -> Run:
+    batches = itertools.cycle(work.batches())
+    return torch.no_grad()(lambda: look_up(next(batches)))
+
+
+def steps(work: Work, optimizer: str) -> dict[str, Run]:
+    """Whole steps, once each contestant has trained a small table as the optimizer is defined."""
+    makes = contestants(optimizer, "cpu")
+    for name, make in makes.items():
+        if name != LAZY and not disagreement(make, SMALL, optimizer) <= AGREES:
+            raise AssertionError(f"{optimizer}, {SMALL}: {name} has trained another table")
+    runs = {
+        name: stepper(make(work, optimizer), work)
+        for name, make in makes.items()
+        if work.rows <= LISTED or make is not listed
+    }
+    if optimizer == "Adam":
+        settle(runs[OURS])
+    return runs
+
+
+def growth(works: tuple[Work, Work]) -> dict[str, Run]:
+    """Adam's steps on two tables that differ in their size alone."""
+    return {
+        f"{name.removeprefix('concatenated + ')}, V={work.rows}": run
+        for work in works
+        for name, run in steps(work, "Adam").items()
+        if name != LAZY
+    }
+
+
+def bags() -> dict[str, Run]:
+    """Forward and backward of one multi-valued field, once gradients have been compared."""
+    work = Work(fields=1, batch=BAG_ROWS * PER_BAG, rows=100_000)
+    runs = {}
+    for name in BAGS:
+        runs[name], error = bag_step(name, work, PER_BAG)
+        if not error <= AGREES:
+            raise AssertionError(f"bags: {name} has another gradient")
+    return runs
+
+
+@pytest.mark.parametrize("name", FORWARD)
 def test_forward(benchmark, name):
     benchmark.group = f"forward {MAIN}"
     benchmark(forwards(MAIN)[name])
 
 
-@pytest.mark.parametrize("optimizer", list(PEERS))
+@pytest.mark.parametrize("optimizer", STATES)
 def test_step(benchmark, optimizer):
     benchmark.group = f"step {MAIN}"
-    benchmark(steps(MAIN, optimizer)["ours"])
+    benchmark(steps(MAIN, optimizer)[OURS])
 
 
-@pytest.mark.parametrize("name", list(bags(batch=2)))
+@pytest.mark.parametrize("name", BAGS)
 def test_bags(benchmark, name):
-    benchmark.group = "bags of 250"
+    benchmark.group = f"bags of {PER_BAG}"
     benchmark(bags()[name])
 
 
-def cases() -> Iterator[tuple[str, Workload | str, dict[str, Run]]]:
+def cases() -> Iterator[tuple[str, Work | str, dict[str, Run]]]:
     """What is measured, the workload and the contestants; made one after another, since large
     tables fill memory.
     """
     for work in [MAIN, *LARGE]:
         yield "forward", work, forwards(work)
-        for optimizer in PEERS:
+        for optimizer in STATES:
             yield optimizer, work, steps(work, optimizer)
-    yield "bags", "250 ids each, B=1024 V=100000", bags()
-    yield "growth", "Adam, F=20 B=1024, 10000 rows a field occur", growth(*GROWTH)
+    yield "bags", f"{PER_BAG} ids each, B={BAG_ROWS} V=100000", bags()
+    yield "growth", "Adam, F=20 B=1024, 10000 rows a field occur", growth(GROWTH)
 
 
-def measure(
-    case: str, work: Workload | str, runs: dict[str, Run], seconds: float
-) -> dict[str, Any]:
+def measure(case: str, work: Work | str, runs: dict[str, Run], seconds: float) -> dict[str, object]:
     """Medians, and for look-ups and steps what the least traffic would take."""
     found = {"case": case, "workload": str(work), "ms": side_by_side(runs, seconds)}
-    if isinstance(work, Workload):
-        size, rate = floor_bytes(work, case), copy_rate(table_bytes(work, case))
-        found |= {
-            "floor_mb": size / 1e6,
-            "copy_gb_per_s": rate / 1e9,
-            "floor_ms": 1e3 * size / rate,
-        }
+    if isinstance(work, Work):
+        table = work.fields * work.rows * sum(records(work, case))
+        size, rate = floor_bytes(work, case), copy_rate(table)
+        found |= {"floor_mb": size / 1e6, "copy_gb_per_s": rate / 1e9}
+        found["floor_ms"] = 1e3 * size / rate
     return found
 
 
-def draw(measured: list[dict[str, Any]]) -> None:
+def draw(measured: list[dict]) -> None:
     """Milliseconds of everyone at the main workload -> results/embedding.png."""
     import matplotlib
 

@@ -1,7 +1,7 @@
-"""The embedding benchmark's workloads and contestants, and the memory traffic that none of them can
-avoid.
+"""The embeddings that are compared, each with its optimizer, the float64 arithmetic that they must
+follow, and the memory traffic that none of them can avoid.
 
-A contestant is made anew for each workload.
+B batch, F fields of V rows each, E width. A contestant looks up ids [B, F] and returns [B, F * E].
 """
 
 from __future__ import annotations
@@ -14,34 +14,51 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast import FusedEmbedding, optim
+import adaftr_fast as af
+from adaftr_fast import build_info
+from adaftr_fast._extension import has_cuda_kernels
 from benchmarks.measure import side_by_side
 
-E = 8  # the width of the paper's Table 3
-LR = 1e-3
-EPS = 1e-8
+OURS = "ours"
+LR, BETAS = 1e-2, (0.9, 0.999)
+EPS = 1e-10  # so small that it does not matter where an implementation adds it
+AGREES = 1e-3  # of the largest change; float32 rounds a sum of many gradients by far less
+BATCHES = 16  # different batches, so that no cache holds the rows of the next
 # steps of exact Adam before it is timed: in the first few hundred it replays missed steps one by
 # one
 STEADY = 350
 LINE = 64  # bytes: memory moves in cache lines
-ROW = 4 * E  # bytes of a row of float32
-# Bytes of optimizer state a row has; exact Adam also keeps the step a row is current to, in a table
-# of its own.
-STATE = {
+# Numbers of float32 that a row has beside its E weights, in tables of their own, as (times E, plus).
+# Exact Adam also keeps the step a row is current to.
+STATES = {
     "SGD": [],
-    "RowwiseAdagrad": [4],
-    "Adagrad": [ROW],
-    "LazyAdam": [2 * ROW],
-    "Adam": [2 * ROW, 4],
+    "Adagrad": [(1, 0)],
+    "RowwiseAdagrad": [(0, 1)],
+    "LazyAdam": [(2, 0)],
+    "Adam": [(2, 0), (0, 1)],
 }
-HAS_FBGEMM = importlib.util.find_spec("fbgemm_gpu") is not None
-
+# torch's optimizer of the same arithmetic, its name in tables, and its options; there is none for
+# RowwiseAdagrad
+PEERS = {
+    "SGD": (torch.optim.SGD, "SGD", {}),
+    "Adagrad": (torch.optim.Adagrad, "Adagrad", {"eps": EPS}),
+    "LazyAdam": (torch.optim.SparseAdam, "SparseAdam", {"eps": EPS}),
+    "Adam": (torch.optim.Adam, "dense fused Adam", {"eps": EPS, "fused": True}),
+}
+LAZY = "concatenated + SparseAdam (lazy)"
+"""A peer of exact Adam for its speed alone: it does other arithmetic."""
+FBGEMM = {
+    "SGD": "EXACT_SGD",
+    "Adagrad": "EXACT_ADAGRAD",
+    "RowwiseAdagrad": "EXACT_ROWWISE_ADAGRAD",
+}
+BAGS = (OURS, "nn.EmbeddingBag, sparse and coalesced", "nn.EmbeddingBag, dense gradient")
 Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Workload:
-    """B rows of one id for each of F fields with V rows, Zipf(1.05) distributed.
+class Work:
+    """B rows of one id for each of F fields with V rows of width E.
 
     With ``spread`` > 1 only each ``spread``-th row occurs: batches as those of a table that much
     smaller.
@@ -50,105 +67,122 @@ class Workload:
     fields: int
     batch: int
     rows: int
+    width: int = 8
+    ids: str = "zipf"
+    device: str = "cpu"
     spread: int = 1
 
     def __str__(self) -> str:
         return f"F={self.fields} B={self.batch} V={self.rows}"
 
-    def ids(self, batches: int = 16) -> list[Tensor]:
-        """Different batches, so that no cache holds the rows of the next."""
-        generator = torch.Generator().manual_seed(0)
+    def batches(self) -> list[Tensor]:
+        """Returns tensors of ids, int64 [B, F]: uniform, or Zipf(1.05), where popular ids do not
+        stand side by side.
+        """
+        g = torch.Generator(self.device).manual_seed(0)
         rows = self.rows // self.spread
-        share = torch.arange(1, rows + 1, dtype=torch.float64).pow(-1.05).cumsum(0)
-        drawn = (
-            torch.rand(batches, self.fields, self.batch, generator=generator, dtype=torch.float64)
-            * share[-1]
-        )
-        rank = torch.searchsorted(share, drawn).clamp_(max=rows - 1)
-        shift = torch.arange(self.fields)[:, None] * 7919
-        # popular ids do not stand side by side
-        scattered = (rank * 48271 + shift) % rows * self.spread
-        return list(scattered.transpose(1, 2).contiguous())
+        ranks = torch.arange(1, rows + 1, dtype=torch.float64, device=self.device)
+        share = (ranks**-1.05 if self.ids == "zipf" else torch.ones_like(ranks)).cumsum(0)
+        found = []
+        for _ in range(BATCHES):
+            drawn = torch.rand(
+                self.batch, self.fields, generator=g, dtype=torch.float64, device=self.device
+            )
+            rank = torch.searchsorted(share, drawn * share[-1]).clamp_(max=rows - 1)
+            shift = torch.arange(self.fields, device=self.device) * 7919
+            found.append((rank * 48271 + shift) % rows * self.spread)
+        return found
+
+    def start(self) -> Tensor:
+        """Returns the values that every table [F * V, E] begins with."""
+        return self._normal(2, self.fields * self.rows, self.width) * 0.01
 
     def grad(self) -> Tensor:
-        return (
-            torch.randn(self.batch, self.fields * E, generator=torch.Generator().manual_seed(1))
-            * 1e-3
-        )
+        """Returns the gradient of the output [B, F * E]."""
+        return self._normal(1, self.batch, self.fields * self.width)
 
-    @torch.no_grad()
-    def start(self, weight: Tensor) -> None:
-        """Give a table [F * V, E] the values every contestant begins with."""
-        weight.normal_(0.0, 0.01, generator=torch.Generator().manual_seed(2))
+    def first(self) -> Tensor:
+        """Returns the first row of each field in the table of all, [F]."""
+        return torch.arange(self.fields, device=self.device) * self.rows
+
+    def _normal(self, seed: int, *shape: int) -> Tensor:
+        g = torch.Generator(self.device).manual_seed(seed)
+        return torch.randn(shape, generator=g, device=self.device)
 
 
 @dataclass(frozen=True)
-class Contestant:
-    """A step of forward, backward and update, and the table [R, E] it has trained so far."""
+class Table:
+    """A table: what looks up, what takes a step, and its values [F * V, E] at present."""
 
-    step: Run
+    look_up: Callable[[Tensor], Tensor]
+    step: Callable[[Tensor, Tensor], None]
     weights: Callable[[], Tensor]
 
 
-def fused(work: Workload, optimizer: str) -> Contestant:
-    """Ours."""
-    table = FusedEmbedding([work.rows] * work.fields, E)
-    work.start(table.weight)
-    options = {} if optimizer == "SGD" else {"eps": EPS}
-    update = getattr(optim, optimizer)(table, lr=LR, **options)
-    batches, grad = itertools.cycle(work.ids()), work.grad()
+def _trained(
+    look_up: Callable[[Tensor], Tensor],
+    update: torch.optim.Optimizer,
+    weights: Callable[[], Tensor],
+) -> Table:
+    """A table whose step is forward, backward and update."""
 
-    def step() -> None:
+    def step(ids: Tensor, grad: Tensor) -> None:
         update.zero_grad()
-        table(next(batches)).backward(grad)
+        look_up(ids).backward(grad)
         update.step()
+
+    return Table(look_up, step, weights)
+
+
+def ours(work: Work, optimizer: str) -> Table:
+    """FusedEmbedding with an optimizer of adaftr_fast.optim.
+
+    Raises:
+        RuntimeError: the CUDA kernels are not built, so that a GPU would run their references.
+    """
+    if work.device != "cpu" and not has_cuda_kernels():
+        raise RuntimeError(f"the CUDA kernels are missing: {build_info()['CUDA kernels']}")
+    table = af.FusedEmbedding([work.rows] * work.fields, work.width, device=work.device)
+    with torch.no_grad():
+        table.weight.copy_(work.start())
+    options = {} if optimizer == "SGD" else {"eps": EPS}
 
     def weights() -> Tensor:
         table.flush()
         return table.weight.detach()
 
-    return Contestant(step, weights)
+    return _trained(table, getattr(af.optim, optimizer)(table, lr=LR, **options), weights)
 
 
-def concatenated(work: Workload, optimizer: type, sparse: bool, **options) -> Contestant:
-    """One nn.Embedding that holds all fields."""
-    table = nn.Embedding(work.fields * work.rows, E, sparse=sparse)
-    work.start(table.weight)
-    first = torch.arange(work.fields) * work.rows
-    update = optimizer(table.parameters(), lr=LR, **options)
-    batches, grad = itertools.cycle(work.ids()), work.grad()
-
-    def step() -> None:
-        update.zero_grad()
-        table(next(batches) + first).flatten(1).backward(grad)
-        update.step()
-
-    return Contestant(step, lambda: table.weight.detach())
+def concatenated(work: Work, optimizer: str) -> Table:
+    """One nn.Embedding that holds all fields, with torch.optim on its sparse gradient; for "Adam"
+    on a dense one.
+    """
+    table = nn.Embedding.from_pretrained(work.start(), freeze=False, sparse=optimizer != "Adam")
+    make, _, options = PEERS[optimizer]
+    first, update = work.first(), make(list(table.parameters()), lr=LR, **options)
+    return _trained(
+        lambda ids: table(ids + first).flatten(1), update, lambda: table.weight.detach()
+    )
 
 
-def listed(work: Workload, optimizer: type, **options) -> Contestant:
+def listed(work: Work, optimizer: str) -> Table:
     """An nn.Embedding a field, as models are usually written."""
-    tables = nn.ModuleList(nn.Embedding(work.rows, E, sparse=True) for _ in range(work.fields))
-    whole = torch.empty(work.fields * work.rows, E)
-    work.start(whole)
-    with torch.no_grad():
-        for table, rows in zip(tables, whole.split(work.rows), strict=True):
-            table.weight.copy_(rows)
-    update = optimizer(tables.parameters(), lr=LR, **options)
-    batches, grad = itertools.cycle(work.ids()), work.grad()
+    tables = [
+        nn.Embedding.from_pretrained(rows.clone(), freeze=False, sparse=True)
+        for rows in work.start().split(work.rows)
+    ]
+    make, _, options = PEERS[optimizer]
+    weights = [table.weight for table in tables]
 
-    def step() -> None:
-        update.zero_grad()
-        torch.cat(
-            [table(ids) for table, ids in zip(tables, next(batches).unbind(1), strict=True)], 1
-        ).backward(grad)
-        update.step()
+    def look_up(ids: Tensor) -> Tensor:
+        return torch.cat([table(each) for table, each in zip(tables, ids.unbind(1))], 1)
 
-    return Contestant(step, lambda: torch.cat([table.weight.detach() for table in tables]))
+    return _trained(look_up, make(weights, lr=LR, **options), lambda: torch.cat(weights).detach())
 
 
-def fbgemm(work: Workload, optimizer: str) -> Contestant:
-    """FBGEMM's table-batched embedding, which updates within its backward; needs fbgemm-gpu-cpu."""
+def fbgemm(work: Work, optimizer: str) -> Table:
+    """FBGEMM's table-batched embedding, which updates within its backward."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
         ComputeDevice,
@@ -158,174 +192,126 @@ def fbgemm(work: Workload, optimizer: str) -> Contestant:
         SplitTableBatchedEmbeddingBagsCodegen,
     )
 
+    place = (EmbeddingLocation.DEVICE, ComputeDevice.CUDA)
+    if work.device == "cpu":
+        place = (EmbeddingLocation.HOST, ComputeDevice.CPU)
     table = SplitTableBatchedEmbeddingBagsCodegen(
-        [(work.rows, E, EmbeddingLocation.HOST, ComputeDevice.CPU)] * work.fields,
-        optimizer=EmbOptimType[optimizer],
+        [(work.rows, work.width, *place)] * work.fields,
+        optimizer=EmbOptimType[FBGEMM.get(optimizer, "ADAM")],
         learning_rate=LR,
         eps=EPS,
     )
-    whole = torch.empty(work.fields * work.rows, E)
-    work.start(whole)
-    for mine, rows in zip(table.split_embedding_weights(), whole.split(work.rows), strict=True):
+    for mine, rows in zip(table.split_embedding_weights(), work.start().split(work.rows)):
         mine.copy_(rows)
-    offsets = torch.arange(work.fields * work.batch + 1)
-    # FBGEMM wants field after field; the transposition is done before, to its advantage.
-    batches = itertools.cycle([ids.t().contiguous().flatten() for ids in work.ids()])
+    offsets = torch.arange(work.fields * work.batch + 1, device=work.device)
+
+    def look_up(ids: Tensor) -> Tensor:
+        return table(ids.t().reshape(-1), offsets)  # field after field
+
+    def step(ids: Tensor, grad: Tensor) -> None:
+        look_up(ids).backward(grad)
+
+    return Table(look_up, step, lambda: torch.cat(table.split_embedding_weights()).detach())
+
+
+def contestants(optimizer: str, device: str) -> dict[str, Callable[[Work, str], Table]]:
+    """Returns those that have the optimizer and are installed, by name; ours first."""
+    found = {OURS: ours}
+    if optimizer in PEERS:
+        peer = PEERS[optimizer][1]
+        found[f"concatenated + {peer}"] = concatenated
+        if device == "cpu" and optimizer == "Adam":
+            found[LAZY] = lambda work, _: concatenated(work, "LazyAdam")
+        elif device == "cpu":
+            found[f"list + {peer}"] = listed
+    # FBGEMM's Adam needs CUDA
+    if importlib.util.find_spec("fbgemm_gpu") and (optimizer in FBGEMM or device == "cuda"):
+        found[f"FBGEMM {optimizer}"] = fbgemm
+    return found
+
+
+def expected(work: Work, optimizer: str, steps: list[Tensor], grad: Tensor) -> Tensor:
+    """Returns the table after ``steps`` batches by the optimizers' definitions, in float64."""
+    weight = work.start().double()
+    state = [torch.zeros_like(weight) for _ in range(2)]
+    for number, ids in enumerate(steps, 1):
+        rows = (ids + work.first()).flatten()
+        total = torch.zeros_like(weight).index_add_(0, rows, grad.double().view(-1, work.width))
+        touched = rows.unique() if optimizer != "Adam" else slice(None)
+        weight[touched] -= LR * _direction(optimizer, number, total[touched], state, touched)
+    return weight
+
+
+def _direction(
+    optimizer: str, number: int, grad: Tensor, state: list[Tensor], touched: Tensor
+) -> Tensor:
+    if optimizer == "SGD":
+        return grad
+    square = grad**2
+    if optimizer in ("Adagrad", "RowwiseAdagrad"):
+        state[0][touched] += square if optimizer == "Adagrad" else square.mean(1, keepdim=True)
+        return grad / (state[0][touched].sqrt() + EPS)
+    means = []
+    for each, beta, x in zip(state, BETAS, (grad, square)):
+        each[touched] = beta * each[touched] + (1 - beta) * x
+        means.append(each[touched] / (1 - beta**number))
+    return means[0] / (means[1].sqrt() + EPS)
+
+
+def disagreement(make: Callable[[Work, str], Table], work: Work, optimizer: str) -> float:
+    """Returns the largest error of a table after some steps, in units of the largest change that
+    training made.
+    """
+    steps = work.batches()[:4]
     grad = work.grad()
-    return Contestant(
-        lambda: table(next(batches), offsets).backward(grad),
-        lambda: torch.cat(table.split_embedding_weights()),
-    )
+    table, true = make(work, optimizer), expected(work, optimizer, steps, grad)
+    for ids in steps:
+        table.step(ids, grad)
+    change = (true - work.start().double()).abs().max()
+    return ((table.weights().double() - true).abs().max() / change).item()
 
 
-# Peers of each of our optimizers. Those of "Adam" that are lazy do other arithmetic; they are there
-# for their speed.
-PEERS: dict[str, dict[str, Callable[[Workload], Contestant]]] = {
-    "SGD": {
-        "concatenated + SGD": lambda work: concatenated(work, torch.optim.SGD, sparse=True),
-        "list + SGD": lambda work: listed(work, torch.optim.SGD),
-        "FBGEMM SGD": lambda work: fbgemm(work, "EXACT_SGD"),
-    },
-    "Adagrad": {
-        "concatenated + Adagrad": lambda work: concatenated(
-            work, torch.optim.Adagrad, sparse=True, eps=EPS
-        ),
-        "list + Adagrad": lambda work: listed(work, torch.optim.Adagrad, eps=EPS),
-        "FBGEMM Adagrad": lambda work: fbgemm(work, "EXACT_ADAGRAD"),
-    },
-    "RowwiseAdagrad": {"FBGEMM RowwiseAdagrad": lambda work: fbgemm(work, "EXACT_ROWWISE_ADAGRAD")},
-    "LazyAdam": {
-        "concatenated + SparseAdam": lambda work: concatenated(
-            work, torch.optim.SparseAdam, sparse=True, eps=EPS
-        ),
-        "list + SparseAdam": lambda work: listed(work, torch.optim.SparseAdam, eps=EPS),
-    },
-    "Adam": {
-        "concatenated + dense fused Adam": lambda work: concatenated(
-            work, torch.optim.Adam, sparse=False, fused=True, eps=EPS
-        ),
-        "concatenated + SparseAdam (lazy)": lambda work: concatenated(
-            work, torch.optim.SparseAdam, sparse=True, eps=EPS
-        ),
-    },
-}
-
-
-def contestants(work: Workload, optimizer: str) -> dict[str, Contestant]:
-    """Ours first, then the peers that are installed. Lists of tables only where a table
-    is small.
+def settle(step: Run, more: Callable[[], bool] = lambda: True) -> int:
+    """Takes steps until exact Adam is in its steady state, or ``more`` returns False. Returns their
+    number.
     """
-    peers = {
-        name: make
-        for name, make in PEERS[optimizer].items()
-        if HAS_FBGEMM or not name.startswith("FBGEMM")
-    }
-    if work.rows > 100_000:
-        peers = {name: make for name, make in peers.items() if not name.startswith("list")}
-    return {"ours": fused(work, optimizer)} | {name: make(work) for name, make in peers.items()}
+    for number in range(STEADY):
+        if not more():
+            return number
+        step()
+    return STEADY
 
 
-def steps(work: Workload, optimizer: str) -> dict[str, Run]:
-    """Whole steps, once the contestants have been seen to agree on a small workload."""
-    check_steps(optimizer)
-    runs = {name: contestant.step for name, contestant in contestants(work, optimizer).items()}
-    for _ in range(STEADY if optimizer == "Adam" else 3):
-        runs["ours"]()
-    return runs
+def stepper(table: Table, work: Work) -> Run:
+    """Returns a step that takes a batch after the other."""
+    batches, grad = itertools.cycle(work.batches()), work.grad()
+    return lambda: table.step(next(batches), grad)
 
 
-def growth(small: Workload, large: Workload) -> dict[str, Run]:
-    """Adam's steps on two tables that differ in their size alone, once the contestants have been
-    seen to agree.
+def bag_step(name: str, work: Work, per_bag: int) -> tuple[Run, float]:
+    """Returns forward and backward of one multi-valued field, mean over a bag, to a gradient of the
+    table, and the error of that gradient in units of its largest value.
     """
-    check_steps("Adam")
-    runs = {}
-    for work in (small, large):
-        ours = fused(work, "Adam").step
-        for _ in range(STEADY):
-            ours()
-        runs[f"ours, V={work.rows}"] = ours
-        runs[f"dense fused Adam, V={work.rows}"] = PEERS["Adam"]["concatenated + dense fused Adam"](
-            work
-        ).step
-    return runs
+    batches = itertools.cycle([ids.flatten() for ids in work.batches()])
+    offsets = torch.arange(0, work.batch + 1, per_bag, device=work.device)
+    grad = work.grad()[: len(offsets) - 1]
+    if name == OURS:
+        table = af.FusedEmbedding([work.rows], work.width, device=work.device)
+    else:
+        options = {"mode": "mean", "include_last_offset": True, "sparse": "sparse" in name}
+        table = nn.EmbeddingBag(work.rows, work.width, device=work.device, **options)
 
-
-def check_steps(optimizer: str, work: Workload = Workload(fields=5, batch=64, rows=100)) -> None:
-    """Raise unless every contestant that does the same arithmetic has our table after
-    some steps.
-    """
-    start = torch.empty(work.fields * work.rows, E)
-    work.start(start)
-    moves = {}
-    for name, contestant in contestants(work, optimizer).items():
-        if "(lazy)" in name:
-            continue
-        for _ in range(5):
-            contestant.step()
-        moves[name] = contestant.weights() - start
-    size = moves["ours"].abs().max().item()
-    for name, move in moves.items():
-        # Weights of 0.01 round by 1e-9, SGD moves them by a thousand times that.
-        if not (move - moves["ours"]).abs().max() <= 2e-3 * size > 0:
-            raise AssertionError(
-                f"{optimizer}, {work}: {name} and ours have trained different tables"
-            )
-
-
-def forwards(work: Workload) -> dict[str, Run]:
-    """Look-ups alone, once their results have been compared."""
-    ours = FusedEmbedding([work.rows] * work.fields, E)
-    theirs = nn.Embedding.from_pretrained(ours.weight.detach())
-    each = [nn.Embedding.from_pretrained(ours.field_weight(f)) for f in range(work.fields)]
-    first = torch.arange(work.fields) * work.rows
-    a, b, c = (itertools.cycle(work.ids()) for _ in range(3))
-
-    def one_by_one() -> Tensor:
-        return torch.cat(
-            [table(ids) for table, ids in zip(each, next(c).unbind(1), strict=True)], 1
-        )
-
-    runs: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: ours(next(a)),
-        "concatenated nn.Embedding": lambda: theirs(next(b) + first).flatten(1),
-        "list of nn.Embedding": one_by_one,
-    }
-    runs = {name: torch.no_grad()(run) for name, run in runs.items()}
-    results = [run() for run in runs.values()]
-    if not all(torch.equal(result, results[0]) for result in results):
-        raise AssertionError(f"forward, {work}: the contestants' results differ")
-    return dict(runs)
-
-
-def bags(batch: int = 1024, per_bag: int = 250, rows: int = 100_000) -> dict[str, Run]:
-    """Forward and backward to a merged gradient of one multi-valued field, once gradients have been
-    compared.
-    """
-    values = Workload(1, batch * per_bag, rows).ids(batches=1)[0].flatten()
-    offsets = torch.arange(batch + 1) * per_bag
-    ours = FusedEmbedding([rows], E)
-    start = ours.weight.detach()
-    options = {"mode": "mean", "include_last_offset": True, "freeze": False}
-    theirs = nn.EmbeddingBag.from_pretrained(start.clone(), sparse=True, **options)
-    dense = nn.EmbeddingBag.from_pretrained(start.clone(), **options)
-    grad = torch.randn(batch, E, generator=torch.Generator().manual_seed(1))
-
-    def run(table: nn.Module) -> Tensor:
+    def run() -> Tensor:
         table.weight.grad = None
-        table(values, offsets).backward(grad)
-        return table.weight.grad
+        table(next(batches), offsets).backward(grad)
+        gradient = table.weight.grad
+        return gradient.coalesce() if gradient.is_sparse else gradient
 
-    def merged() -> Tensor:
-        return run(theirs).coalesce()
-
-    for found in (merged().to_dense(), run(dense)):
-        torch.testing.assert_close(run(ours).to_dense(), found, rtol=1e-4, atol=1e-4)
-    return {
-        "ours": lambda: run(ours),
-        "nn.EmbeddingBag, sparse and coalesced": merged,
-        "nn.EmbeddingBag, dense gradient": lambda: run(dense),
-    }
+    found = run().to_dense()
+    true = torch.zeros_like(found, dtype=torch.float64)
+    ids = work.batches()[0].flatten()
+    true.index_add_(0, ids, grad.double().repeat_interleave(per_bag, 0) / per_bag)
+    return run, ((found - true).abs().max() / true.abs().max()).item()
 
 
 def lines(rows: Tensor, record: int) -> int:
@@ -335,28 +321,28 @@ def lines(rows: Tensor, record: int) -> int:
     return LINE * len(torch.unique(rows * record // LINE))
 
 
-def floor_bytes(work: Workload, case: str) -> float:
+def records(work: Work, case: str) -> list[int]:
+    """Bytes of a row in the table and in each table of the optimizer's state."""
+    return [4 * (times * work.width + plus) for times, plus in [(1, 0), *STATES.get(case, [])]]
+
+
+def floor_bytes(work: Work, case: str) -> float:
     """The least that must move: each line once to look up, and once each way to update; a mean over
     the batches.
 
     Look-up: ids, rows, output. A step: the ids again, the gradient, and rows and state there and
     back.
     """
-    first = torch.arange(work.fields) * work.rows
     total = 0
-    for ids in work.ids():
-        rows, look_ups = torch.unique(ids + first), ids.numel()
-        total += look_ups * (8 + ROW) + lines(rows, ROW)
+    row = 4 * work.width
+    batches = work.batches()
+    for ids in batches:
+        rows, look_ups = torch.unique(ids + work.first()), ids.numel()
+        total += look_ups * (8 + row) + lines(rows, row)
         if case != "forward":
-            total += look_ups * (8 + ROW) + 2 * sum(
-                lines(rows, record) for record in [ROW, *STATE[case]]
-            )
-    return total / len(work.ids())
-
-
-def table_bytes(work: Workload, case: str) -> int:
-    """Bytes of the table and its optimizer state, which decide whether they stay in cache."""
-    return work.fields * work.rows * (ROW + sum(STATE.get(case, [])))
+            moved = sum(lines(rows, record) for record in records(work, case))
+            total += look_ups * (8 + row) + 2 * moved
+    return total / len(batches)
 
 
 def copy_rate(size: int) -> float:

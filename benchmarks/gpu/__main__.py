@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import pickle
 import subprocess
 import sys
 import time
@@ -100,8 +101,9 @@ def main() -> int:
         status = run(
             [stage for stage in STAGES if stage in arguments.only], setting, arguments.deadline
         )
-    command = [sys.executable, "-m", "benchmarks.gpu.report", setting.to_json()]
-    return subprocess.run(command, cwd=ROOT, env=environment()).returncode or status
+    command = [sys.executable, "-m", "benchmarks.gpu.report"]
+    said = pickle.dumps(setting)
+    return subprocess.run(command, cwd=ROOT, env=environment(), input=said).returncode or status
 
 
 if __name__ == "__main__":

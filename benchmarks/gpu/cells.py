@@ -1,22 +1,21 @@
-"""A cell is one measurement. A journal keeps the finished cells of a stage, so that a killed run
+"""A cell is one measurement. A journal keeps the finished cells of all stages, so that a killed run
 loses none.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
 JOURNAL = "measured.jsonl"
 """The file of all stages: a machine may bring back few files."""
-STAGE = b'{"stage": '  # each line begins with it
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Setting:
     """What the stages are told.
 
     Attributes:
-        out: the folder of the journals.
+        out: the folder of the journal.
         wheels: the folder of wheels that the build stage installs from, or None.
         dry: tiny sizes on the CPU, to try the program itself.
         commit: what is recorded as the measured commit; None asks git.
@@ -38,16 +37,6 @@ class Setting:
     commit: str | None = None
     until: float = math.inf
 
-    def to_json(self) -> str:
-        """Returns the text that ``from_json`` reads in another process."""
-        return json.dumps(dataclasses.asdict(self), default=str)
-
-    @classmethod
-    def from_json(cls, text: str) -> Setting:
-        values = json.loads(text)
-        wheels = values.pop("wheels")
-        return cls(Path(values.pop("out")), None if wheels is None else Path(wheels), **values)
-
     @property
     def device(self) -> str:
         return "cpu" if self.dry else "cuda"
@@ -59,7 +48,8 @@ class Cell:
 
     Attributes:
         key: what is measured; it identifies the cell, so it stays equal from run to run.
-        measure: measures it and returns the figures.
+        measure: takes the key and the setting, and returns the figures. The supervisor, which
+            imports no stage, has None here.
         seconds: what it takes by estimate; a stage does not begin a cell that would pass its end.
         planned: belongs to the plan of two calls; the other cells take the time that is left.
         captures: captures a CUDA graph. A capture that fails may leave the allocator of its process
@@ -68,13 +58,13 @@ class Cell:
     """
 
     key: Row
-    measure: Callable[[], Row]
+    measure: Callable[[Row, Setting], Row] | None
     seconds: float = 0.0
     planned: bool = True
     captures: bool = False
     limit: float | None = None
 
-    @property
+    @cached_property
     def name(self) -> str:
         return name_of(self.key)
 
@@ -85,123 +75,67 @@ def name_of(key: Row) -> str:
 
 
 class Journal:
-    """The lines of one stage in the file of all: JSON objects, each on disk before the next cell
-    begins.
+    """The lines of all stages: JSON objects, each on disk before the next cell begins.
 
-    A line names its stage and is ``{"cell": key, "result": figures}``, ``{"started": name, ...}``,
-    ``{"left": numbers, "time": when}`` or ``{"machine": facts}``. A run that was killed within a
-    write leaves half a line at the end, which is not read and which the next write removes.
+    A line names its stage and is ``{"cell": key, "result": figures}``, ``{"started": name}``,
+    ``{"left": [planned, all]}`` or ``{"machine": facts}``. A run that was killed within a write
+    leaves half a line at the end, which is not read and which the next write removes.
+
+    Raises:
+        ValueError: a line other than the last is not a JSON object.
     """
 
-    def __init__(self, folder: Path, stage: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
-        self.stage = stage
-        self._mark = STAGE + json.dumps(stage).encode()
-        self._lines: list[Row] = []
-        self._read = 0  # bytes of the whole lines, of all stages, that were read
-        self._number = 0  # of these lines
-
-    def lines(self) -> list[Row]:
-        """Returns the whole lines of the stage, in order.
-
-        Raises:
-            ValueError: a line other than the last is not a JSON object.
-        """
-        if not self.path.exists():
-            return []
-        with open(self.path, "rb") as file:
-            file.seek(self._read)
-            added = file.read().split(b"\n")[:-1]
-        for line in added:
-            self._number += 1
-            self._read += len(line) + 1
+        content = self.path.read_bytes() if self.path.exists() else b""
+        self._size = content.rfind(b"\n") + 1
+        self.lines: list[Row] = []
+        for number, line in enumerate(content[: self._size].splitlines(), start=1):
             try:
-                if line.startswith(self._mark):
-                    self._lines.append(json.loads(line))
-                elif not line.startswith(STAGE):
-                    raise ValueError("the line of no stage")
+                self.lines.append(json.loads(line))
             except ValueError as error:
                 raise ValueError(
-                    f"{self.path}:{self._number}: expected a JSON object, got {line[:80]!r}"
+                    f"{self.path}:{number}: expected a JSON object, got {line[:80]!r}"
                 ) from error
-        return self._lines
 
-    def append(self, line: Row) -> None:
+    def append(self, stage: str, **line: Any) -> None:
         """Writes a line and waits until it is on disk."""
-        text = (
-            json.dumps({"stage": self.stage} | _finite(line), ensure_ascii=False, allow_nan=False)
-            + "\n"
-        )
+        line = {"stage": stage} | _finite(line)
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab+") as file:
-            _drop_half_line(file)
-            file.write(text.encode())
+        with open(self.path, "ab") as file:
+            file.truncate(self._size)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        self._size += len(text)
+        self.lines.append(line)
 
-    def cells(self) -> dict[str, Row]:
-        """Returns the last line of each finished cell by the cell's name."""
-        return {name_of(line["cell"]): line for line in self.lines() if "cell" in line}
-
-    def start(self, cell: Cell, now: float, limit: float, short: bool = False) -> None:
-        """Notes that a cell begins; ``short`` where its limit is only what is left of the time of
-        its stage.
-        """
-        line = {"started": cell.name, "key": cell.key, "time": now, "limit": limit}
-        self.append(line | ({"short": True} if short else {}))
-
-    def finish(self, key: Row, result: Row) -> None:
-        self.append({"cell": key, "result": result})
-
-    def in_progress(self, since: float) -> Row | None:
-        """Returns the "started" line of the cell that was begun last, at ``since`` or later, unless
-        it has finished.
-        """
-        last = next(
-            (line for line in reversed(self.lines()) if "cell" in line or "started" in line), {}
-        )
-        return last if last.get("time", -math.inf) >= since else None
-
-    def starts(self, name: str) -> int:
-        """Returns how often a cell has begun since it last succeeded, without those whose limit was
-        cut short.
-        """
-        count = 0
-        for line in self.lines():
-            if line.get("started") == name and "short" not in line:
-                count += 1
-            elif (
-                "cell" in line and name_of(line["cell"]) == name and "failed" not in line["result"]
-            ):
-                count = 0
-        return count
-
-    def finished(self) -> int:
-        """Returns how many results were written."""
-        return sum("cell" in line for line in self.lines())
-
-    def left(self, since: float = -math.inf) -> Row | None:
-        """Returns the cells that a worker had left, {"planned": those of the plan, "all": all}, at
-        ``since`` or later.
-
-        None where no worker has counted them.
-        """
-        counted = (line for line in reversed(self.lines()) if "left" in line)
-        return next((line["left"] for line in counted if line["time"] >= since), None)
+    def lines_of(self, stage: str, kind: str) -> list[Row]:
+        """Returns the lines of a stage that have "cell", "started" or "left"."""
+        return [line for line in self.lines if line["stage"] == stage and kind in line]
 
     def machine(self) -> Row | None:
         """Returns the facts about the machine that measured last."""
-        return next((line["machine"] for line in reversed(self.lines()) if "machine" in line), None)
+        return next((line["machine"] for line in reversed(self.lines) if "machine" in line), None)
 
+    def cells(self, stage: str) -> dict[str, Row]:
+        """Returns the last line of each finished cell by the cell's name."""
+        return {name_of(line["cell"]): line for line in self.lines_of(stage, "cell")}
 
-def _drop_half_line(file: Any) -> None:
-    end = file.seek(0, os.SEEK_END)
-    if end == 0:
-        return
-    file.seek(0)
-    kept = file.read().rfind(b"\n") + 1
-    if kept < end:
-        file.truncate(kept)
+    def starts(self, stage: str, name: str) -> int:
+        """Returns how often a cell has begun since it last succeeded, without those whose limit was
+        only what was left of the time of its stage.
+        """
+        count = 0
+        for line in self.lines:
+            if line["stage"] != stage:
+                continue
+            if line.get("started") == name and "short" not in line:
+                count += 1
+            elif "cell" in line and name_of(line["cell"]) == name:
+                count *= "failed" in line["result"]
+        return count
 
 
 def _finite(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.render import table
 
 Cases = list[dict[str, Any]]
-OURS = "adaftr_fast"
+OURS = "ours"
 
 
 def grouped(
@@ -19,7 +19,7 @@ def grouped(
     """Returns the timed contestants, those that failed or were wrong too, by the values of
     ``names``.
 
-    Ours with chosen kernels is a contestant of its own, "adaftr_fast, gluon, narrow".
+    Ours with chosen kernels is a contestant of its own, "ours, gluon, narrow".
     """
     found: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for case in cases:

@@ -1,9 +1,8 @@
-"""Runs each stage in worker processes: a worker that dies or hangs costs the cell that it was
-measuring, no more.
+"""Has worker processes measure the cells of each stage: a worker that dies or hangs costs the cell
+that it was measuring, no more.
 
-Nothing that a worker does ends the command. One that died between two cells, or at its end, is
-followed by another if it has finished a cell. A stage whose workers finish none is left to the next
-call, and the next stage begins.
+Nothing that a worker does ends the command. One that died between two cells is followed by another.
+A stage whose workers finish no cell is left to the next call, and the next stage begins.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import math
 import os
 import signal
 import subprocess
@@ -19,20 +17,25 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from benchmarks.gpu import ROOT, STAGES, WORK
-from benchmarks.gpu.cells import Journal, Setting
+from benchmarks.gpu.cells import Cell, Journal, Row, Setting
 from benchmarks.gpu.processes import dies_with_parent, environment
-from benchmarks.gpu.worker import AGAIN
 
-POLL = 0.5  # seconds
-# seconds that a worker may take before, between and after cells: it imports torch, and makes a
-# context
+WORKER = ("-m", "benchmarks.gpu.worker")
+# seconds that a worker may take before and between cells: it imports torch, and makes a context
 IDLE = 60.0
 # workers of a stage, one after another, that finish no cell before the next stage begins
 FRUITLESS = 2
+# a cell that was begun as often and never finished, or always ran out of time, is given up
+MOST_STARTS = 3
+
+
+class TimeIsOver(Exception):
+    """The time of a stage has ended."""
 
 
 @contextmanager
@@ -54,163 +57,241 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(held)
 
 
-class Worker(Protocol):
-    """A process that measures cells."""
+class Worker:
+    """A process that measures cells, the first of a group."""
 
-    def wait(self, seconds: float) -> int | None:
-        """Waits until it ends, some seconds at most. Returns its status, or None if it runs."""
+    def __init__(self, setting: Setting) -> None:
+        self._pipe, theirs = Pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, *WORKER, str(theirs.fileno())],
+            cwd=ROOT,
+            env=environment(OMP_NUM_THREADS="1") if setting.dry else environment(),
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            preexec_fn=dies_with_parent(),
+        )
+        theirs.close()
+
+    def send(self, message: Any) -> None:
+        with contextlib.suppress(OSError):  # it has ended, which the next answer shows
+            self._pipe.send(message)
+
+    def receive(self, seconds: float) -> Any:
+        """Returns what it says next, or None if that takes longer than ``seconds``.
+
+        Raises:
+            EOFError: it has ended.
+        """
+        try:
+            return self._pipe.recv() if self._pipe.poll(max(0.0, seconds)) else None
+        except ConnectionResetError as error:
+            raise EOFError from error
+
+    def status(self) -> str:
+        """Returns how it has ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(IDLE)
+        self.kill()
+        status = self._process.wait()
+        return signal.Signals(-status).name if status < 0 else f"status {status}"
 
     def kill(self) -> None:
         """Ends it and what it has started, if they run."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
-class Machine(Protocol):
-    """What workers run on (``Local``)."""
+class Machine:
+    """This machine, and its clock."""
 
     def time(self) -> float:
         """Returns the seconds since the epoch."""
+        return time.time()
 
-    def start(self, stage: str, setting: Setting, planned: bool) -> Worker:
-        """Starts a worker for a stage, for the cells of the plan alone where ``planned``."""
+    def start(self, setting: Setting) -> Worker:
+        return Worker(setting)
 
 
 def run(
-    stages: list[str], setting: Setting, deadline: float | None, machine: Machine | None = None
+    names: list[str], setting: Setting, deadline: float | None, machine: Machine | None = None
 ) -> int:
-    """Runs the stages in order: the cells of the plan first, then all others. The seconds of a
-    stage hold for all.
+    """Runs stages in order: the cells of the plan first, then all others. The seconds of a stage
+    hold for all.
 
     Returns:
         The exit status: 0, or 1 if a stage cannot run at all.
     """
     WORK.mkdir(parents=True, exist_ok=True)
-    machine = machine or Local()
-    left = {name: deadline if deadline is not None else STAGES[name] for name in stages}
-    since = dict.fromkeys(stages, -math.inf) | {
-        "build": machine.time()
-    }  # what it counted before, another machine had built
-    given_up: set[str] = set()
+    machine = machine or Machine()
+    unable = set()
     with locked(setting.out):
-        journals = [Journal(setting.out, name) for name in stages]
-        for planned in (True, True, False):  # again, for a stage that was given up
-            for journal in journals:
-                name, begin = journal.stage, machine.time()
-                if has_left(journal, planned, since[name]):
-                    ends = dataclasses.replace(
-                        setting, until=min(begin + left[name], setting.until)
-                    )
-                    if not run_stage(journal, ends, planned, machine):
-                        given_up.add(name)
-                    left[name] -= machine.time() - begin
-        unfinished = {
-            journal.stage for journal in journals if has_left(journal, False, since[journal.stage])
-        }
-    why = "the time of --total is over" if machine.time() >= setting.until else "cells are left"
-    for name in stages:
-        if name in unfinished:
-            print(f"benchmarks.gpu: {name}: {why}; the same command goes on")
-    return int(bool(given_up & unfinished))
-
-
-def has_left(journal: Journal, planned: bool, since: float) -> bool:
-    """Whether a stage has cells left, of the plan or at all, or no worker has counted them at
-    ``since`` or later.
-    """
-    left = journal.left(since)
-    return left is None or left["planned" if planned else "all"] > 0
-
-
-def run_stage(journal: Journal, setting: Setting, planned: bool, machine: Machine) -> bool:
-    """Runs a stage until ``setting.until``, in as many processes as it takes. Returns whether they
-    could measure.
-    """
-    name, fruitless = journal.stage, 0
-    while fruitless < FRUITLESS:
-        started, finished = machine.time(), journal.finished()
-        if started >= setting.until:
-            return True
-        status = watch(machine.start(name, setting, planned), journal, setting, machine)
-        if status in (0, None) or not has_left(journal, planned, started):
-            return True
-        begun = journal.in_progress(started)
-        if begun is not None:
-            journal.finish(begun["key"], {"failed": f"its process ended with {_named(status)}"})
-        fruitless = 0 if journal.finished() > finished else fruitless + 1
-    print(
-        f"benchmarks.gpu: {name}: cannot run, {FRUITLESS} processes ended before a cell did",
-        file=sys.stderr,
-    )
-    return False
-
-
-def watch(worker: Worker, journal: Journal, setting: Setting, machine: Machine) -> int | None:
-    """Waits for a worker and returns its status, or None where the time of the stage was over.
-
-    It is killed then, where it has worked on a cell for longer than the cell's limit, and where it
-    has done nothing for ``IDLE`` seconds. A cell whose limit is only what was left of the stage's
-    time is not recorded as failed.
-    """
-    started = active = machine.time()
-    seen = len(journal.lines())
-    try:
-        while (status := worker.wait(POLL)) is None:
-            now = machine.time()
-            if len(journal.lines()) > seen:
-                active, seen = now, len(journal.lines())
-            begun = journal.in_progress(started)
-            late = now - begun["time"] > begun["limit"] if begun else now - active > IDLE
-            if now >= setting.until:
-                return None
-            if late:
-                worker.kill()  # first, so that it cannot finish what is recorded as failed
-                if begun := journal.in_progress(started):
-                    failed = f"no result within {begun['limit']:.0f} s"
-                    journal.finish(begun["key"], {"failed": failed, "timed out": True})
-                return AGAIN
-        return status
-    finally:
-        worker.kill()
-
-
-def _named(status: int) -> str:
-    return signal.Signals(-status).name if status < 0 else f"status {status}"
-
-
-class Local:
-    """This machine, and its clock."""
-
-    def time(self) -> float:
-        return time.time()
-
-    def start(self, stage: str, setting: Setting, planned: bool) -> Worker:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.gpu.worker",
-            "--stage",
-            stage,
-            "--setting",
-            setting.to_json(),
+        journal = Journal(setting.out)
+        stages = [
+            Stage(name, STAGES[name] if deadline is None else deadline, journal, machine)
+            for name in names
         ]
-        variables = environment(OMP_NUM_THREADS="1") if setting.dry else environment()
-        return Process(command + ["--planned"] * planned, variables)
+        for planned in (True, True, False):  # again, for a stage that was given up
+            for stage in stages:
+                if stage.has_left(planned) and not stage.run(setting, planned):
+                    unable.add(stage)
+        unfinished = [stage for stage in stages if stage.has_left(planned=False)]
+    why = "the time of --total is over" if machine.time() >= setting.until else "cells are left"
+    for stage in unfinished:
+        print(f"benchmarks.gpu: {stage.name}: {why}; the same command goes on")
+    return int(not unable.isdisjoint(unfinished))
 
 
-class Process:
-    """A worker that is a process, the first of a group."""
+class Stage:
+    """A stage that measures cells for some seconds."""
 
-    def __init__(self, command: list[str], variables: dict[str, str]) -> None:
-        self._popen = subprocess.Popen(
-            command, cwd=ROOT, env=variables, start_new_session=True, preexec_fn=dies_with_parent()
-        )
+    def __init__(self, name: str, seconds: float, journal: Journal, machine: Machine) -> None:
+        self.name = name
+        self.journal = journal
+        self.machine = machine
+        self._seconds = seconds
+        # what an earlier call counted, another machine had built
+        self._is_counted = name != "build" and bool(journal.lines_of(name, "left"))
 
-    def wait(self, seconds: float) -> int | None:
+    def has_left(self, planned: bool) -> bool:
+        """Whether cells are left, of the plan or at all, or no worker has counted them."""
+        counts = self.journal.lines_of(self.name, "left")
+        return not self._is_counted or counts[-1]["left"][0 if planned else 1] > 0
+
+    def run(self, setting: Setting, planned: bool) -> bool:
+        """Measures the cells of the plan, or all, in as many processes as it takes. Returns whether
+        they could measure.
+        """
+        begin = self.machine.time()
+        self.setting = dataclasses.replace(setting, until=min(begin + self._seconds, setting.until))
         try:
-            return self._popen.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return None
+            return self._run(planned)
+        finally:
+            self._seconds -= self.machine.time() - begin
 
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._popen.pid, signal.SIGKILL)
-        self._popen.wait()
+    def _run(self, planned: bool) -> bool:
+        fruitless = 0
+        while fruitless < FRUITLESS:
+            if self.machine.time() >= self.setting.until:
+                return True
+            finished = len(self.journal.lines_of(self.name, "cell"))
+            worker = self.machine.start(self.setting)
+            try:
+                self._measure_in(worker, planned)
+                return True
+            except TimeIsOver:
+                return True
+            except EOFError:
+                if not self.has_left(planned):
+                    return True
+            finally:
+                worker.kill()
+            is_fruitful = len(self.journal.lines_of(self.name, "cell")) > finished
+            fruitless = 0 if is_fruitful else fruitless + 1
+        print(
+            f"benchmarks.gpu: {self.name}: cannot run, {FRUITLESS} processes ended before a cell "
+            "did",
+            file=sys.stderr,
+        )
+        return False
+
+    def _measure_in(self, worker: Worker, planned: bool) -> None:
+        """Measures cells in one process.
+
+        Raises:
+            EOFError: it died between two cells, did nothing for ``IDLE`` seconds, or a cell has
+                spoiled it.
+            TimeIsOver: the time of the stage is over.
+        """
+        rows = self.journal.cells(self.name)
+        again = {name for name, row in rows.items() if self._is_tried_again(name, row["result"])}
+        finished = {name: row for name, row in rows.items() if name not in again}
+        worker.send((self.name, self.setting, finished))
+        cells, facts = self._answer(worker, IDLE)
+        if facts is not None:
+            self._note(facts)
+        left = {cell.name: cell for cell in cells}
+        try:
+            for cell in sorted(cells, key=lambda cell: (cell.name in again, not cell.planned)):
+                if planned and (cell.name in again or not cell.planned):
+                    return
+                estimate = 0 if self.setting.dry else cell.seconds
+                if self.machine.time() + estimate >= self.setting.until:
+                    return
+                result, is_spoiled = self._measure(worker, cell)
+                self.journal.append(self.name, cell=cell.key, result=result)
+                if self._is_tried_again(cell.name, result):
+                    again.add(cell.name)
+                else:
+                    del left[cell.name]
+                print(f"{self.name}, {len(left)} left: {cell.name}: {shown(result)}", flush=True)
+                if is_spoiled:
+                    raise EOFError
+        finally:
+            waiting = sum(cell.planned for name, cell in left.items() if name not in again)
+            self.journal.append(self.name, left=[waiting, len(left)])
+            self._is_counted = True
+
+    def _is_tried_again(self, name: str, result: Row) -> bool:
+        """Whether a cell ran out of time and may yet end in time: what it compiled is cached by
+        then.
+        """
+        return "timed out" in result and self.journal.starts(self.name, name) < MOST_STARTS
+
+    def _answer(self, worker: Worker, seconds: float) -> Any:
+        left = self.setting.until - self.machine.time()
+        answer = worker.receive(min(seconds, left))
+        if answer is None:
+            raise TimeIsOver if left <= seconds else EOFError
+        return answer
+
+    def _note(self, facts: Row) -> None:
+        """Writes what the machine is.
+
+        Raises:
+            SystemExit: the journal holds figures of another GPU.
+        """
+        before = self.journal.machine()
+        if before is not None and before["gpu"] != facts["gpu"]:
+            sys.exit(
+                f"benchmarks.gpu: {self.journal.path} holds figures of {before['gpu']}, this is "
+                f"{facts['gpu']}; use another --out"
+            )
+        if facts != before:
+            self.journal.append(self.name, machine=facts)
+
+    def _measure(self, worker: Worker, cell: Cell) -> tuple[Row, bool]:
+        """Returns the figures of a cell, or why there are none, and whether the next one needs
+        another process. A cell whose limit is only what was left of the stage's time has no result.
+        """
+        if self.journal.starts(self.name, cell.name) >= MOST_STARTS:
+            return {"failed": f"begun {MOST_STARTS} times and never finished"}, False
+        worker.send(cell.name)
+        self._answer(worker, IDLE)
+        begin = self.machine.time()
+        left = self.setting.until - begin
+        short = {"short": True} if left < cell.limit else {}
+        self.journal.append(self.name, started=cell.name, **short)
+        try:
+            answer = worker.receive(min(cell.limit, left))
+        except EOFError:
+            return {"failed": f"its process ended with {worker.status()}"}, True
+        if answer is None and short:
+            raise TimeIsOver
+        if answer is None:
+            return {"failed": f"no result within {cell.limit:.0f} s", "timed out": True}, True
+        result, is_spoiled = answer
+        return result | {"took": round(self.machine.time() - begin, 3)}, is_spoiled
+
+
+def shown(result: Row) -> str:
+    """Returns the figures that fit a line."""
+    if "failed" in result:
+        return f"FAILED: {str(result['failed']).splitlines()[0][:200]}"
+    if "wrong" in result:
+        return f"WRONG: {result['wrong']}"
+    if "seconds" in result:
+        return f"{1e3 * result['seconds']:.4g} ms"
+    return ", ".join(
+        f"{name} {value}" for name, value in result.items() if isinstance(value, int | float | str)
+    )[:200]

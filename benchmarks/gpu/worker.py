@@ -1,126 +1,64 @@
-"""Measures the cells of a stage in a process that the supervisor starts; another follows where it
-dies.
+"""Measures the cells that the supervisor asks for, in a process of its own; another follows where
+it dies.
 
 A fault of a kernel (an address that is not mapped, say) leaves a CUDA context in which nothing runs
-any more. The process then ends with ``AGAIN``, and the next one goes on with the next cell.
+any more. The answer then asks for a new process.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import importlib
-import os
 import sys
-import time
-import traceback
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any
+from multiprocessing.connection import Connection
 
-from benchmarks.gpu.cells import Cell, Journal, Setting
-
-AGAIN = 75  # the exit status that asks for a new process
-# a cell that was begun as often and never finished, or always ran out of time, is given up
-MOST_STARTS = 3
-Clock = Callable[[], float]
+from benchmarks.gpu.cells import Cell, Row, Setting
 
 
-def stage_module(name: str) -> ModuleType:
-    return importlib.import_module(f"benchmarks.gpu.stages.{name}")
-
-
-def unfinished(
-    stage: ModuleType, journal: Journal, setting: Setting
-) -> tuple[list[Cell], list[Cell], int]:
-    """Returns the cells without a result, those that ran out of time and are tried again, and the
-    number of all.
-    """
-    rows, every = journal.cells(), list(stage.cells(setting))
-    is_current = getattr(stage, "is_current", lambda setting, row: True)
-    first: list[Cell] = []
-    again: list[Cell] = []
-    for cell in every:
-        if cell.name not in rows or not is_current(setting, rows[cell.name]):
-            first.append(cell)
-        elif is_tried_again(cell, rows[cell.name]["result"], journal):
-            again.append(cell)
-    return first, again, len(every)
-
-
-def is_tried_again(cell: Cell, result: dict[str, Any], journal: Journal) -> bool:
-    """Whether a cell ran out of time and may yet end in time: what it compiled is
-    cached by then.
-    """
-    return "timed out" in result and journal.starts(cell.name) < MOST_STARTS
-
-
-def run_stage(name: str, setting: Setting, planned: bool, clock: Clock = time.time) -> int:
-    """Measures cells until all are done or the stage ends, at ``setting.until``.
+def stage_cells(stage: str, setting: Setting, rows: dict[str, Row]) -> list[Cell]:
+    """Returns the cells of a stage that have no result, or one that does not hold here.
 
     Args:
-        name: the stage.
-        setting: as the supervisor passes it.
-        planned: measures the cells of the plan alone, and tries none again.
-        clock: returns the time in seconds since the epoch.
-
-    Returns:
-        The exit status of the process: 0, or ``AGAIN`` where the next cell needs a new one.
+        rows: the lines of the finished cells by the cell's name.
     """
-    stage, journal = stage_module(name), Journal(setting.out, name)
-    first, again, total = unfinished(stage, journal, setting)
-    todo = [cell for cell in first if cell.planned]
-    if not planned:
-        todo += [*(cell for cell in first if not cell.planned), *again]
-    left = {cell.name: cell for cell in (*first, *again)}
-    waiting = {cell.name for cell in first if cell.planned}
-    if todo and name != "build":
-        note_machine(journal, setting)
-    status = 0
-    with Progress(name, total, total - len(left)) as progress:
-        for cell in todo:
-            if clock() + cell.seconds >= setting.until:
-                break
-            result = measure(cell, journal, cell.limit or stage.LIMIT, setting.until, clock)
-            waiting.discard(cell.name)
-            if not is_tried_again(cell, result, journal):
-                del left[cell.name]
-            progress.step(cell, result)
-            if (
-                "failed" in result
-                and not setting.dry
-                and name != "build"
-                and (cell.captures or is_broken())
-            ):
-                status = AGAIN
-                break
-    journal.append({"left": {"planned": len(waiting), "all": len(left)}, "time": clock()})
-    if left:
-        progress.write(f"{name}: {len(left)} of {total} cells left, from {next(iter(left))} on")
-    return status
+    module = importlib.import_module(f"benchmarks.gpu.stages.{stage}")
+    is_current = getattr(module, "is_current", lambda setting, row: True)
+    return [
+        dataclasses.replace(cell, limit=cell.limit or module.LIMIT)
+        for cell in module.cells(setting)
+        if cell.name not in rows or not is_current(setting, rows[cell.name])
+    ]
 
 
-def measure(
-    cell: Cell, journal: Journal, limit: float, until: float, clock: Clock = time.time
-) -> dict[str, Any]:
-    """Returns the figures of a cell, or why there are none, once they are on disk.
-
-    The supervisor ends the cell after ``limit`` seconds, and at the time ``until``.
+def serve(pipe: Connection) -> None:
+    """Answers with the cells of a stage and the facts about the machine, and then, for each cell
+    that is asked for, that it has begun, and its figures and whether the next one needs a new
+    process.
     """
-    if journal.starts(cell.name) >= MOST_STARTS:
-        result: dict[str, Any] = {"failed": f"begun {MOST_STARTS} times and never finished"}
-        journal.finish(cell.key, result)
-        return result
-    begin = clock()
-    left = until - begin
-    journal.start(cell, begin, min(limit, left), short=left < limit)
+    stage, setting, rows = pipe.recv()
+    cells = {cell.name: cell for cell in stage_cells(stage, setting, rows)}
+    facts = None
+    if cells and stage != "build":  # which makes importable what names them
+        from benchmarks.gpu.card import facts as facts_of
+
+        facts = facts_of(setting.device, setting.commit)
+    pipe.send(([dataclasses.replace(cell, measure=None) for cell in cells.values()], facts))
+    while True:
+        cell = cells[pipe.recv()]
+        pipe.send("begun")
+        result = measured(cell, setting)
+        is_on_a_card = stage != "build" and not setting.dry
+        again = "failed" in result and is_on_a_card and (cell.captures or is_broken())
+        pipe.send((result, again))
+
+
+def measured(cell: Cell, setting: Setting) -> Row:
+    """Returns the figures of a cell, or why there are none."""
     try:
-        result = cell.measure()
+        return cell.measure(cell.key, setting)
     except Exception as error:  # a failure is a result too, and not the end of the run
         result = {"failed": f"{type(error).__name__}: {error}"[:2000]}
-        if isinstance(error, TimeoutError):
-            result["timed out"] = True
-    journal.finish(cell.key, result | {"took": round(clock() - begin, 3)})
-    return result
+        return result | ({"timed out": True} if isinstance(error, TimeoutError) else {})
 
 
 def is_broken() -> bool:
@@ -133,100 +71,5 @@ def is_broken() -> bool:
         return True
 
 
-def note_machine(journal: Journal, setting: Setting) -> None:
-    """Writes what the machine is.
-
-    Raises:
-        SystemExit: the journal holds figures of another GPU.
-    """
-    from benchmarks.gpu.card import facts
-
-    now, before = facts(setting.device, setting.commit), journal.machine()
-    if before is not None and before["gpu"] != now["gpu"]:
-        sys.exit(
-            f"benchmarks.gpu: {journal.path} holds figures of {before['gpu']}, this is "
-            f"{now['gpu']}; use another --out"
-        )
-    journal.append({"machine": now})
-
-
-class Progress:
-    """A bar with rate and time left, and a line for each cell; the lines alone before tqdm is
-    installed.
-    """
-
-    def __init__(self, stage: str, total: int, done: int) -> None:
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            self.bar = None
-        else:
-            self.bar = tqdm(
-                total=total,
-                initial=done,
-                desc=stage,
-                unit="cell",
-                dynamic_ncols=True,
-                mininterval=1.0,
-            )
-        self.stage = stage
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def step(self, cell: Cell, result: dict[str, Any]) -> None:
-        self.write(f"{self.stage}: {cell.name}: {shown(result)}")
-        if self.bar is not None:
-            self.bar.update()
-
-    def write(self, text: str) -> None:
-        if self.bar is None:
-            print(text, flush=True)
-        else:
-            self.bar.write(text)
-            sys.stdout.flush()
-
-
-def shown(result: dict[str, Any]) -> str:
-    """Returns the figures that fit a line."""
-    if "failed" in result:
-        return f"FAILED: {str(result['failed']).splitlines()[0][:200]}"
-    if "wrong" in result:
-        return f"WRONG: {result['wrong']}"
-    if "seconds" in result:
-        return f"{1e3 * result['seconds']:.4g} ms"
-    return ", ".join(
-        f"{name} {value}" for name, value in result.items() if isinstance(value, int | float | str)
-    )[:200]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--stage")
-    parser.add_argument("--planned", action="store_true")
-    parser.add_argument("--setting", type=Setting.from_json)
-    arguments = parser.parse_args()
-    try:
-        status = run_stage(arguments.stage, arguments.setting, arguments.planned)
-    except SystemExit as error:
-        print(error, file=sys.stderr)
-        status = 1
-    except Exception:
-        traceback.print_exc()
-        status = 1
-    leave(status)
-
-
-def leave(status: int) -> None:
-    """Ends the process at once: destructors of tensors abort in a CUDA context that has faulted."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Connection(int(sys.argv[1])))

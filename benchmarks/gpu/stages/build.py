@@ -16,26 +16,16 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from benchmarks.gpu import ROOT
-from benchmarks.gpu.cells import Cell, Setting
-from benchmarks.gpu.collect import MANIFEST, enough
+from benchmarks.gpu.cells import Cell, Row, Setting
+from benchmarks.gpu.collect import is_needed
 from benchmarks.gpu.processes import PACKAGE, SITE, run
 
 LIMIT = 180  # seconds of a cell
 TAIL = 4000  # characters of a command's output that are kept
 SOURCES = ("csrc", "kernels", "setup.py", "pyproject.toml")
-PIP = [
-    sys.executable,
-    "-m",
-    "pip",
-    "install",
-    "--no-index",
-    "--no-deps",
-    "--disable-pip-version-check",
-    "-q",
-]
+PIP = "-m pip install -q --disable-pip-version-check --no-index --no-deps --upgrade --target"
 EXTENSIONS = ("C", "AUTOGRAD", "CUDA")  # the constants of setup.py that name them
 # One of the extensions: setup.py builds one after the other, whose files do not fill many cores.
 BUILD_ONE = """
@@ -54,14 +44,14 @@ SITECUSTOMIZE = (
 
 
 def cells(setting: Setting) -> Iterator[Cell]:
-    yield Cell({"step": "wheels"}, lambda: wheels(setting), seconds=0 if setting.dry else 5)
+    yield Cell({"step": "wheels"}, wheels, seconds=5)
     if not setting.dry:
         yield Cell({"step": "package"}, package, seconds=8)
         yield Cell({"step": "extension"}, extension, seconds=85)
-    yield Cell({"step": "import"}, lambda: describe(setting), seconds=0 if setting.dry else 8)
+    yield Cell({"step": "import"}, describe, seconds=8)
 
 
-def is_current(setting: Setting, row: dict[str, Any]) -> bool:
+def is_current(setting: Setting, row: Row) -> bool:
     """Whether this machine has what an earlier call built; it may be another machine, or the
     sources have changed.
     """
@@ -70,7 +60,9 @@ def is_current(setting: Setting, row: dict[str, Any]) -> bool:
     if row["cell"]["step"] != "import" or setting.dry:
         folder = PACKAGE if row["cell"]["step"] == "package" else SITE
         return row["result"].get("host") == host() and (folder.exists() or setting.dry)
-    return row["result"].get("sources") == digest() and "failed" not in describe(setting)
+    return row["result"].get("sources") == digest() and "failed" not in describe(
+        row["cell"], setting
+    )
 
 
 def host() -> str:
@@ -90,7 +82,7 @@ def digest() -> str:
     return found.hexdigest()
 
 
-def wheels(setting: Setting) -> dict[str, Any]:
+def wheels(key: Row, setting: Setting) -> Row:
     """Installs the packages of ``setting.wheels`` that this environment lacks or has in another
     version.
     """
@@ -98,19 +90,14 @@ def wheels(setting: Setting) -> dict[str, Any]:
     (SITE / "sitecustomize.py").write_text(SITECUSTOMIZE)
     if setting.wheels is None:
         return {"installed": [], "host": host()}
-    manifest = json.loads((setting.wheels / MANIFEST).read_text(encoding="utf-8"))
-    missing = [entry for entry in manifest if not enough(entry, present(entry["name"]))]
-    for entry in missing:
-        file = setting.wheels / entry["file"]
-        if hashlib.sha256(file.read_bytes()).hexdigest() != entry["sha256"]:
-            raise ValueError(f"{file}: its sha256 is not that of {MANIFEST}")
-    if missing and not setting.dry:
-        files = [str((setting.wheels / entry["file"]).resolve()) for entry in missing]
-        checked([*PIP, "--target", str(SITE), "--upgrade", *files], 120)
-    return {
-        "installed": [f"{entry['name']} {entry['version']}" for entry in missing],
-        "host": host(),
-    }
+    files = [
+        file
+        for file in sorted(setting.wheels.glob("*.whl"))
+        if is_needed(file, present(file.name.split("-")[0]))
+    ]
+    if files and not setting.dry:
+        checked([*PIP.split(), str(SITE), *map(str, files)], 120)
+    return {"installed": [file.name for file in files], "host": host()}
 
 
 def present(name: str) -> str | None:
@@ -120,33 +107,22 @@ def present(name: str) -> str | None:
         return None
 
 
-def package() -> dict[str, Any]:
+def package(key: Row, setting: Setting) -> Row:
     """Makes the package importable, with its metadata and the folder of Triton kernels, from this
     checkout.
     """
-    command = [
-        *PIP,
-        "--no-build-isolation",
-        "--target",
-        str(PACKAGE),
-        "--upgrade",
-        "--editable",
-        str(ROOT),
-    ]
+    command = [*PIP.split(), str(PACKAGE), "--no-build-isolation", "--editable", str(ROOT)]
     return {"printed": checked(command, 120, ADAFTR_FAST_BUILD="none"), "host": host()}
 
 
-def extension() -> dict[str, Any]:
+def extension(key: Row, setting: Setting) -> Row:
     """Compiles what changed, all extensions at the same time, for this GPU alone."""
     variables = {"ADAFTR_FAST_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": architectures()}
     variables["MAX_JOBS"] = os.environ.get("MAX_JOBS", str(os.cpu_count()))
 
     def build(name: str) -> str:
-        return checked(
-            [sys.executable, "-c", BUILD_ONE, "build_ext", "--inplace", name],
-            LIMIT - 10,
-            **variables,
-        )
+        command = ["-c", BUILD_ONE, "build_ext", "--inplace", name]
+        return checked(command, LIMIT - 10, **variables)
 
     with ThreadPoolExecutor(len(EXTENSIONS)) as pool:
         printed = dict(zip(EXTENSIONS, pool.map(build, EXTENSIONS)))
@@ -167,7 +143,7 @@ def architectures() -> str:
     return ";".join(f"{major}.{minor}" for major, minor in sorted(found))
 
 
-def describe(setting: Setting) -> dict[str, Any]:
+def describe(key: Row, setting: Setting) -> Row:
     """Returns ``adaftr_fast.build_info()`` as a new process sees it, with "failed" where a part is
     missing.
     """
@@ -182,16 +158,16 @@ def describe(setting: Setting) -> dict[str, Any]:
     return found
 
 
-def checked(command: list[str], seconds: float, **variables: str) -> str:
-    """Returns the end of what a command prints.
+def checked(arguments: list[str], seconds: float, **variables: str) -> str:
+    """Returns the end of what Python prints.
 
     Raises:
         RuntimeError: it failed.
         TimeoutError: it took longer than ``seconds``.
     """
-    done = run(command, seconds, **variables)
+    done = run([sys.executable, *arguments], seconds, **variables)
     if done.returncode:
         raise RuntimeError(
-            f"{' '.join(command)} ended with status {done.returncode}:\n{done.stdout[-TAIL:]}"
+            f"{' '.join(arguments)} ended with status {done.returncode}:\n{done.stdout[-TAIL:]}"
         )
     return done.stdout[-TAIL:]

@@ -7,12 +7,11 @@ On the CPU, where a dry run goes, nothing is captured.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
 from adaftr_fast.training.device import CudaCaptures
-from benchmarks.gpu.cells import Cell, Setting
+from benchmarks.gpu.cells import Cell, Row, Setting
 from benchmarks.gpu.stages import contestants as forms
 from benchmarks.gpu.timing import WARMUP
 
@@ -23,17 +22,15 @@ CAPTURES = 3
 
 def cells(setting: Setting) -> Iterator[Cell]:
     """Yields the lives of a graph; what may spoil the process comes last."""
-    for name, life in LIVES.items():
-        key = {"life": name}
-        yield Cell(
-            key,
-            lambda life=life: {"skipped": "a dry run"} if setting.dry else life(),
-            seconds=5,
-            captures=True,
-        )
+    for name in LIVES:
+        yield Cell({"life": name}, lived, seconds=5, captures=True)
 
 
-def captured_again(keep: bool = False) -> dict[str, Any]:
+def lived(key: Row, setting: Setting) -> Row:
+    return {"skipped": "a dry run"} if setting.dry else LIVES[key["life"]]()
+
+
+def captured_again(keep: bool = False) -> Row:
     """Captures, replays on other inputs and discards, three times; ``keep``: a gradient of each
     graph stays alive.
     """
@@ -56,7 +53,7 @@ def captured_again(keep: bool = False) -> dict[str, Any]:
     return {"captures": CAPTURES, "reserved, MiB": torch.cuda.memory_reserved() >> 20}
 
 
-def refused() -> dict[str, Any]:
+def refused() -> Row:
     """A capture that reads the device is refused; afterwards memory is given back, reused and
     captured in as before.
     """
@@ -82,7 +79,7 @@ def refused() -> dict[str, Any]:
     return found
 
 
-LIVES: dict[str, Callable[[], dict[str, Any]]] = {
+LIVES: dict[str, Callable[[], Row]] = {
     "captured three times": captured_again,
     "captured three times, gradients of the graphs alive": lambda: captured_again(keep=True),
     "after a capture that was refused": refused,

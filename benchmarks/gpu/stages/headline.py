@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 import adaftr_fast as af
-from benchmarks.gpu.cells import Cell, Setting
+from benchmarks.gpu.cells import Cell, Row, Setting
 from benchmarks.gpu.stages import contestants as forms
 from benchmarks.gpu.stages.loss import judge
 from benchmarks.gpu.timing import figures
@@ -73,18 +73,14 @@ CHOICES = {
 
 def cells(setting: Setting) -> Iterator[Cell]:
     for name in CHOICES:
-        yield Cell(
-            {"kernels": name},
-            lambda name=name: measure(name, setting),
-            seconds=0 if setting.dry else 6,
-        )
+        yield Cell({"kernels": name}, measure, seconds=6)
 
 
-def measure(name: str, setting: Setting) -> dict[str, Any]:
+def measure(key: Row, setting: Setting) -> Row:
     """Returns errors, the largest difference from the default's results and, where all is right,
     times.
     """
-    choice = CHOICES[name]
+    choice = CHOICES[key["kernels"]]
     if (
         forms.SWEEPS in choice.variables
         and not setting.dry

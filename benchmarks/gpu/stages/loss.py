@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.cells import Cell, Setting
+from benchmarks.gpu.cells import Cell, Row, Setting
 from benchmarks.gpu.stages import contestants as forms
 from benchmarks.gpu.timing import figures, graphed, samples
 
@@ -29,8 +29,8 @@ FIRST = [
 COMPILED_FIRST = FIRST[:3]
 GRAPHED = 16_384  # rows up to which the host's launches matter
 # beside the compiled form, which comes later: it shows a drift of the machine
-AGAIN = "adaftr_fast, again"
-OURS = "adaftr_fast"
+AGAIN = "ours, again"
+OURS = "ours"
 
 
 def cells(setting: Setting) -> Iterator[Cell]:
@@ -38,11 +38,13 @@ def cells(setting: Setting) -> Iterator[Cell]:
     first, rest = ([("float32", 64, 16)], []) if setting.dry else (FIRST, remaining())
     for precision in dict.fromkeys(shape[0] for shape in [*first, *rest]):
         key = {"precision": precision, "contestant": "matmul"}
-        yield Cell(key, lambda p=precision: matmul(p, setting), seconds=1)
+        yield Cell(key, matmul, seconds=1)
     for shape in first:
         yield from of_shape(shape, setting, planned=True)
     for shape in [] if setting.dry else first:
-        yield from compiled(shape, setting)
+        planned = shape in COMPILED_FIRST
+        yield cell(shape, AGAIN, "call", 1.2, planned)
+        yield cell(shape, forms.COMPILED, "call", 10.0, planned)
     for shape in rest:
         yield from of_shape(shape, setting, planned=False)
 
@@ -58,34 +60,18 @@ def of_shape(shape: tuple[str, int, int], setting: Setting, planned: bool) -> It
     names = [name for name in forms.available(shape[0], setting.device) if name != forms.COMPILED]
     for name in names:
         for mode in ("call", "graph") if shape[1] <= GRAPHED else ("call",):
-            yield cell(
-                shape, name, mode, setting, seconds=0 if setting.dry else 1.2, planned=planned
-            )
+            yield cell(shape, name, mode, 1.2, planned)
 
 
-def compiled(shape: tuple[str, int, int], setting: Setting) -> Iterator[Cell]:
-    for name, seconds in ((AGAIN, 1.2), (forms.COMPILED, 10.0)):
-        yield cell(shape, name, "call", setting, seconds, planned=shape in COMPILED_FIRST)
-
-
-def cell(
-    shape: tuple[str, int, int],
-    name: str,
-    mode: str,
-    setting: Setting,
-    seconds: float,
-    planned: bool,
-) -> Cell:
+def cell(shape: tuple[str, int, int], name: str, mode: str, seconds: float, planned: bool) -> Cell:
     key = dict(zip(("precision", "batch", "width"), shape)) | {"contestant": name, "mode": mode}
     key |= forms.chosen_kernels() if name in (OURS, AGAIN) else {}
-    return Cell(
-        key, lambda: measure(key, setting.device), seconds, planned, captures=mode == "graph"
-    )
+    return Cell(key, measure, seconds, planned, captures=mode == "graph")
 
 
-def matmul(precision: str, setting: Setting) -> dict[str, Any]:
+def matmul(key: Row, setting: Setting) -> Row:
     """Measures a square product: what the card gives, as opposed to what is printed on its box."""
-    size = 64 if setting.dry else 8192
+    size, precision = 64 if setting.dry else 8192, key["precision"]
     x = torch.randn(size, size, device=setting.device).to(forms.DTYPES[precision])
     with forms.matmul_precision(precision):
         times, _ = samples(lambda: x @ x, setting.device, 0.3)
@@ -103,11 +89,12 @@ def reference(
     return leaves, true, forms.bounds(leaves, true, precision)
 
 
-def measure(key: dict[str, Any], device: str) -> dict[str, Any]:
+def measure(key: Row, setting: Setting) -> Row:
     """Returns errors and, where the result is right, times of one forward and backward."""
     precision = key["precision"]
     batch = key["batch"]
     width = key["width"]
+    device = setting.device
     with forms.matmul_precision(precision):
         leaves, true, allowed = reference(precision, batch, width, device)
         name = OURS if key["contestant"] == AGAIN else key["contestant"]

@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import adaftr_fast as af
 from adaftr_fast.data.synthetic.log import LogConfig
-from benchmarks.gpu.cells import Cell, Setting
+from benchmarks.gpu.cells import Cell, Row, Setting
 from benchmarks.gpu.processes import run
 from benchmarks.gpu.stages import contestants as forms
 from benchmarks.gpu.stages.training import GRAPHS, RATES, data, options, prepared, run_folder
@@ -33,21 +33,11 @@ BATCH, STEPS, DRY_STEPS = 1024, (20, 40), (2, 4)
 KERNELS = 40  # rows of a table
 # of the CUDA runtime and driver
 CALLS = ("LaunchKernel", "GraphLaunch", "Memcpy", "Memset", "Synchronize")
-NCU = [
-    "--target-processes",
-    "all",
-    "--clock-control",
-    "none",
-    "--csv",
-    "--kernel-name",
-    "regex:infonce",
-]
-NCU += ["--launch-skip", "6", "--launch-count", "3"]
-NCU += [
-    part
-    for name in ("SpeedOfLight", "LaunchStats", "Occupancy", "WarpStateStats")
-    for part in ("--section", name)
-]
+NCU = (
+    "ncu --target-processes all --clock-control none --csv --kernel-name regex:infonce "
+    "--launch-skip 6 --launch-count 3 --section SpeedOfLight --section LaunchStats "
+    "--section Occupancy --section WarpStateStats"
+)
 ONE_LOSS = (
     "from benchmarks.gpu.stages import contestants as forms\n"
     "leaves = forms.problem(65_536, 128, 'bfloat16', 'cuda')\n"
@@ -59,22 +49,14 @@ ONE_LOSS = (
 def cells(setting: Setting) -> Iterator[Cell]:
     for shape in [DRY_SHAPE] if setting.dry else SHAPES:
         key = dict(zip(("precision", "batch", "width"), shape))
-        yield Cell(
-            {"what": "loss"} | key,
-            lambda key=key: loss(key, setting),
-            seconds=0 if setting.dry else 3,
-        )
+        yield Cell({"what": "loss"} | key, loss, seconds=3)
     for precision in ("float32",) if setting.dry else ("bfloat16", "float32"):
         for graph in GRAPHS:
             batch = 64 if setting.dry else BATCH
             key = {"what": "training step", "precision": precision, "batch": batch, "graph": graph}
-            seconds, planned = 0 if setting.dry else 10, setting.dry or precision == "bfloat16"
-            yield Cell(key, lambda key=key: training_step(key, setting), seconds, planned)
-    yield Cell(
-        {"what": "Nsight Compute"},
-        lambda: nsight_compute(setting),
-        seconds=0 if setting.dry else 15,
-    )
+            planned = setting.dry or precision == "bfloat16"
+            yield Cell(key, training_step, seconds=10, planned=planned)
+    yield Cell({"what": "Nsight Compute"}, nsight_compute, seconds=15)
 
 
 class Recording:
@@ -99,7 +81,7 @@ class Recording:
             elif event.name.startswith("aten::"):
                 self.counts["ATen ops"] += 1
 
-    def kernels(self, less: Recording | None = None, steps: int = 1) -> list[dict[str, Any]]:
+    def kernels(self, less: Recording | None = None, steps: int = 1) -> list[Row]:
         """Returns the microseconds a step of each kernel, beyond those of ``less``, in descending
         order.
         """
@@ -121,7 +103,7 @@ class Recording:
             draft.replace(path)
 
 
-def loss(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
+def loss(key: Row, setting: Setting) -> Row:
     """Profiles one forward and backward, after two that compile and warm up."""
     leaves = forms.problem(key["batch"], key["width"], key["precision"], setting.device)
     for _ in range(2):
@@ -132,7 +114,7 @@ def loss(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
     return {"kernels": seen.kernels(), "calls": dict(seen.counts)}
 
 
-def training_step(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
+def training_step(key: Row, setting: Setting) -> Row:
     """Profiles an epoch of AdaFTR with some steps and one with twice as many, and returns the
     difference by step.
     """
@@ -159,11 +141,11 @@ def training_step(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
     return {"kernels": many.kernels(few, more), "calls": counts, "steps": list(numbers)}
 
 
-def nsight_compute(setting: Setting) -> dict[str, Any]:
+def nsight_compute(key: Row, setting: Setting) -> Row:
     """Returns what Nsight Compute says of the loss's kernels, or why it says nothing."""
     if setting.dry or shutil.which("ncu") is None:
         return {"skipped": "a dry run" if setting.dry else "no ncu on PATH"}
-    done = run(["ncu", *NCU, sys.executable, "-c", ONE_LOSS], LIMIT - 10)
+    done = run([*NCU.split(), sys.executable, "-c", ONE_LOSS], LIMIT - 10)
     if done.returncode or "==ERROR==" in done.stdout:
         return {"skipped": f"ncu ended with status {done.returncode}: {done.stdout[-1500:]}"}
     return {"csv": done.stdout[-20_000:]}

@@ -14,13 +14,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import adaftr_fast as af
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log
 from benchmarks.gpu import WORK
-from benchmarks.gpu.cells import Cell, Setting
+from benchmarks.gpu.cells import Cell, Row, Setting
 
 LIMIT = 60  # seconds of a cell
 SECONDS = 15.0  # of training in a cell
@@ -35,9 +34,7 @@ def cells(setting: Setting) -> Iterator[Cell]:
     """Yields the log, then both models at each precision and batch size, with and without a
     captured step.
     """
-    yield Cell(
-        {"step": "data"}, lambda: data(log_config(setting)), seconds=0 if setting.dry else 15
-    )
+    yield Cell({"step": "data"}, write_data, seconds=15)
     graphs, precisions = (
         (GRAPHS[:1], ("float32",)) if setting.dry else (GRAPHS, ("bfloat16", "float32"))
     )
@@ -47,11 +44,10 @@ def cells(setting: Setting) -> Iterator[Cell]:
                 for model in ("adaftr", "mmoe"):
                     key = {"model": model, "precision": precision, "batch": batch, "graph": graph}
                     planned = setting.dry or (batch, precision) == (BATCHES[0], "bfloat16")
-                    seconds = 0 if setting.dry else SECONDS + 3
-                    yield Cell(key, lambda key=key: train(key, setting), seconds, planned)
+                    yield Cell(key, train, SECONDS + 3, planned)
 
 
-def is_current(setting: Setting, row: dict[str, Any]) -> bool:
+def is_current(setting: Setting, row: Row) -> bool:
     """Whether the log is on this machine; an earlier call may have written it on another."""
     return row["cell"].get("step") != "data" or prepared(log_config(setting)).exists()
 
@@ -66,7 +62,11 @@ def prepared(config: LogConfig) -> Path:
     return WORK / f"logs/{digest}/prepared"
 
 
-def data(config: LogConfig) -> dict[str, Any]:
+def write_data(key: Row, setting: Setting) -> Row:
+    return data(log_config(setting))
+
+
+def data(config: LogConfig) -> Row:
     """Writes and prepares a log, where an earlier call has not."""
     folder = prepared(config).with_name("log")
     write_log(config, folder)
@@ -79,7 +79,7 @@ def data(config: LogConfig) -> dict[str, Any]:
     }
 
 
-def options(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
+def options(key: Row, setting: Setting) -> Row:
     """Returns the training options of a cell."""
     chosen = {name: key[name] for name in ("precision", "graph")}
     quiet = {"progress": False, "checkpoint_seconds": 1e6}
@@ -97,7 +97,7 @@ def run_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def train(key: dict[str, Any], setting: Setting) -> dict[str, Any]:
+def train(key: Row, setting: Setting) -> Row:
     """Trains for some seconds and returns the median rate of the epochs after the first."""
     config = log_config(setting)
     data(config)

@@ -1,161 +1,95 @@
 """Journals keep finished cells whatever kills a run, and the supervisor outlives its workers."""
 
-import math
 import signal
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.gpu import processes, supervise
 from benchmarks.gpu.cells import Cell, Journal, Setting, name_of
-from benchmarks.gpu.worker import MOST_STARTS, measure, unfinished
+from benchmarks.gpu.supervise import MOST_STARTS, Machine, Stage
 
-KEY = {"batch": 8, "contestant": "adaftr_fast"}
+KEY = {"batch": 8, "contestant": "ours"}
+DONE = {"seconds": 1.0}
 
 
 @pytest.fixture
 def journal(tmp_path):
-    return Journal(tmp_path, "loss")
+    return Journal(tmp_path)
 
 
-def cell(result, key=KEY):
-    return Cell(key, lambda: result)
+def finish(journal, result, key=KEY):
+    journal.append("loss", cell=key, result=result)
 
 
-def test_a_finished_cell_is_read_back(journal):
-    assert measure(cell({"seconds": 0.5}), journal, 9, math.inf)["seconds"] == 0.5
-    row = journal.cells()[name_of(KEY)]
-    assert row["cell"] == KEY
-    assert row["result"]["seconds"] == 0.5
-    assert journal.in_progress(since=0) is None
-
-
-@pytest.mark.parametrize("kept", [1, 20, 51])
-def test_half_a_line_is_neither_read_nor_kept(journal, kept):
-    journal.finish(KEY, {"seconds": 1.0})
+@pytest.mark.parametrize("kept", [1, 51])
+def test_half_a_line_is_neither_read_nor_kept(journal, tmp_path, kept):
+    finish(journal, DONE)
     whole = journal.path.read_bytes()
-    journal.finish({"batch": 16}, {"seconds": 2.0})
+    finish(journal, {"seconds": 2.0}, {"batch": 16})
     line = journal.path.read_bytes()[len(whole) :]
     assert kept < len(line)
     journal.path.write_bytes(whole + line[:kept])
-    assert list(journal.cells()) == [name_of(KEY)]
-    journal.finish({"batch": 32}, {"seconds": 3.0})
-    assert list(journal.cells()) == [name_of(KEY), "batch=32"]
+    journal = Journal(tmp_path)
+    assert journal.cells("loss") == {
+        name_of(KEY): {"stage": "loss", "cell": KEY, "result": DONE},
+    }
+    finish(journal, {"seconds": 3.0}, {"batch": 32})
+    assert list(Journal(tmp_path).cells("loss")) == [name_of(KEY), "batch=32"]
     assert journal.path.read_bytes().startswith(whole)
 
 
-def test_a_damaged_line_is_named(journal):
+def test_a_damaged_line_is_named(journal, tmp_path):
     journal.path.write_text('{"stage": "loss"}\nnot JSON\n{"stage": "loss"}\n')
     with pytest.raises(
         ValueError, match=r"measured\.jsonl:2: expected a JSON object, got b'not JSON'"
     ):
-        journal.lines()
+        Journal(tmp_path)
 
 
-def test_infinite_figures_are_text(journal):
-    journal.finish(KEY, {"error": {"loss": float("inf")}, "runs": [float("nan"), 1.0]})
-    assert journal.cells()[name_of(KEY)]["result"] == {
-        "error": {"loss": "inf"},
-        "runs": ["nan", 1.0],
-    }
+def test_infinite_figures_are_text(journal, tmp_path):
+    finish(journal, {"error": {"loss": float("inf")}, "runs": [float("nan"), 1.0]})
+    result = Journal(tmp_path).cells("loss")[name_of(KEY)]["result"]
+    assert result == {"error": {"loss": "inf"}, "runs": ["nan", 1.0]}
 
 
-def test_a_cell_that_never_finishes_is_given_up(journal):
-    for _ in range(MOST_STARTS):
-        journal.start(cell({}), now=0.0, limit=9)
-    assert "never finished" in measure(cell({"seconds": 1.0}), journal, 9, math.inf)["failed"]
-
-
-def test_a_cell_that_succeeds_may_be_measured_anew_any_number_of_times(journal):
-    for _ in range(MOST_STARTS + 1):  # as on machines that come one after another
-        assert "failed" not in measure(cell({"seconds": 1.0}), journal, 9, math.inf)
-
-
-def times_out():
-    raise TimeoutError("no end within 190 s")
-
-
-def test_a_cell_that_ran_out_of_time_is_tried_again_after_the_others(tmp_path):
-    setting, journal = Setting(tmp_path), Journal(tmp_path, "loss")
-    slow, other = Cell({"file": "slow"}, times_out), cell({"seconds": 1.0})
-    stage = SimpleNamespace(cells=lambda setting: [slow, other])
-    for _ in range(MOST_STARTS - 1):
-        assert measure(slow, journal, 9, math.inf)["failed"] == "TimeoutError: no end within 190 s"
-        assert unfinished(stage, journal, setting) == ([other], [slow], 2)
-    measure(slow, journal, 9, math.inf)
-    assert unfinished(stage, journal, setting) == ([other], [], 2)
-
-
-def test_a_cell_that_was_cut_short_counts_as_not_tried(tmp_path):
-    setting, journal = Setting(tmp_path), Journal(tmp_path, "loss")
-    stage = SimpleNamespace(cells=lambda setting: [ended])
-
-    def killed():
-        raise KeyboardInterrupt
-
-    ended = Cell(KEY, killed)
-    for _ in range(MOST_STARTS + 1):
-        with pytest.raises(KeyboardInterrupt):
-            measure(ended, journal, 9, time.time() + 5)
-        assert unfinished(stage, journal, setting) == ([ended], [], 1)
-    assert 0 < journal.in_progress(since=0)["limit"] <= 5
-    assert journal.starts(ended.name) == 0
-
-
-def test_a_setting_is_the_same_in_another_process(tmp_path):
-    for setting in (
-        Setting(tmp_path),
-        Setting(tmp_path, tmp_path / "wheels", True, "commit 1a2b3c4", 12.5),
-    ):
-        assert Setting.from_json(setting.to_json()) == setting
-
-
-def test_the_cell_in_progress_is_of_this_run(journal):
-    journal.start(cell({}), time.time(), limit=9)
-    begun = journal.in_progress(since=0)
-    assert (begun["key"], begun["limit"]) == (KEY, 9)
-    assert journal.in_progress(since=begun["time"] + 1) is None
+def test_a_cell_is_begun_a_few_times_since_it_last_succeeded(journal):
+    cell = Cell(KEY, None, limit=9)
+    for result in ({"failed": "no"}, DONE):
+        for short in ({}, {"short": True}):  # only the time of its stage ended it
+            for _ in range(MOST_STARTS):
+                journal.append("loss", started=cell.name, **short)
+        assert journal.starts("loss", cell.name) == MOST_STARTS
+        assert journal.starts("embedding", cell.name) == 0
+        given_up, _ = Stage("loss", 60, journal, Machine())._measure(None, cell)
+        assert given_up == {"failed": "begun 3 times and never finished"}
+        finish(journal, result)
+        assert journal.starts("loss", cell.name) == (0 if result == DONE else MOST_STARTS)
+        finish(journal, DONE)
 
 
 @pytest.fixture
 def faulty(monkeypatch):
     """Lets the supervisor start faulty_worker.py."""
-    real = supervise.subprocess.Popen
-    script = str(Path(__file__).with_name("faulty_worker.py"))
-
-    def start(command, **options):
-        return real(
-            [
-                script if part == "benchmarks.gpu.worker" else part
-                for part in command
-                if part != "-m"
-            ],
-            **options,
-        )
-
-    monkeypatch.setattr(supervise.subprocess, "Popen", start)
-    monkeypatch.setattr(supervise, "POLL", 0.05)
+    monkeypatch.setattr(supervise, "WORKER", [str(Path(__file__).with_name("faulty_worker.py"))])
 
 
 def test_a_worker_that_dies_or_hangs_costs_one_cell(tmp_path, faulty):
-    setting = Setting(tmp_path, dry=True)
-    assert supervise.run(["loss"], setting, deadline=60) == 0
-    journal = Journal(tmp_path, "loss")
-    rows = journal.cells()
-    found = {row["cell"]["contestant"]: row["result"] for row in rows.values()}
+    assert supervise.run(["loss"], Setting(tmp_path, dry=True), deadline=60) == 0
+    journal = Journal(tmp_path)
+    found = {row["cell"]["contestant"]: row["result"] for row in journal.cells("loss").values()}
     assert found["first"]["seconds"] == 1.0
-    assert found["raises"]["failed"] == "ValueError: expected one thing, got another"
+    assert found["raises"]["failed"] == "IndexError: list index out of range"
     assert found["crashes"]["failed"] == "its process ended with SIGSEGV"
     assert found["hangs"]["failed"] == "no result within 2 s"
     assert found["ends"]["failed"] == "its process ended with status 3"
     assert found["last"]["seconds"] == "inf"
-    assert {name: journal.starts(f"contestant={name}") for name in ("raises", "hangs")} == {
-        "raises": 1,
-        "hangs": MOST_STARTS,
-    }
+    begun = [line["started"] for line in journal.lines_of("loss", "started")]
+    # one that ran out of time is tried again after all others
+    assert begun == [f"contestant={name}" for name in (*found, "hangs", "hangs")]
+    assert journal.machine() == {"gpu": "none"}
 
 
 def test_the_time_of_all_stages_ends_a_cell_and_the_next_call_measures_it(
@@ -166,40 +100,33 @@ def test_the_time_of_all_stages_ends_a_cell_and_the_next_call_measures_it(
     assert supervise.run(["loss"], Setting(tmp_path, dry=True, until=until), deadline=600) == 0
     assert time.time() < until + 30
     assert "loss: the time of --total is over" in capsys.readouterr().out
-    journal = Journal(tmp_path, "loss")
-    assert journal.in_progress(since=0)["key"] == {"contestant": "hangs"}
-    assert "contestant=hangs" not in journal.cells()
+    journal = Journal(tmp_path)
+    assert journal.lines_of("loss", "started")[-1]["started"] == "contestant=hangs"
+    assert "contestant=hangs" not in journal.cells("loss")
     monkeypatch.delenv("FAULTY_LIMIT")
     assert supervise.run(["loss"], Setting(tmp_path, dry=True), deadline=60) == 0
-    assert journal.cells()["contestant=hangs"]["result"]["failed"] == "no result within 2 s"
+    row = Journal(tmp_path).cells("loss")["contestant=hangs"]
+    assert row["result"]["failed"] == "no result within 2 s"
 
 
-def test_a_worker_that_cannot_start_leaves_its_stage_and_the_next_begins(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(supervise.sys, "executable", "/bin/false")
-    assert supervise.run(["loss", "embedding"], Setting(tmp_path, dry=True), deadline=60) == 1
-    printed = capsys.readouterr().err
-    assert "loss: cannot run" in printed
-    assert "embedding: cannot run" in printed
-
-
-SIGNALS = ("ABRT", "BUS", "ILL", "KILL", "SEGV", "TERM")
-
-
-@pytest.mark.parametrize("place", ["start", "between", "teardown"])
-def test_workers_that_die_beside_their_cells(place, tmp_path, faulty, monkeypatch, capsys):
-    for name in SIGNALS:
-        out = tmp_path / name
-        monkeypatch.setenv("FAULTY_DEATH", f"{place} {signal.Signals['SIG' + name].value}")
-        status = supervise.run(["loss", "embedding"], Setting(out, dry=True), deadline=60)
-        assert status == (place == "start"), name
-        for stage in ("loss", "embedding"):
-            rows = Journal(out, stage).cells()
-            assert len(rows) == (0 if place == "start" else 2), name
-            assert all("failed" not in row["result"] for row in rows.values())
+@pytest.mark.parametrize(("place", "name"), [("start", "SEGV"), ("between", "KILL")])
+def test_workers_that_die_beside_their_cells(place, name, tmp_path, faulty, monkeypatch, capsys):
+    monkeypatch.setenv("FAULTY_DEATH", f"{place} {signal.Signals['SIG' + name].value}")
+    status = supervise.run(["loss", "embedding"], Setting(tmp_path, dry=True), deadline=60)
+    assert status == (place == "start")
+    for stage in ("loss", "embedding"):
+        rows = Journal(tmp_path).cells(stage)
+        assert len(rows) == (0 if place == "start" else 2)
+        assert all("failed" not in row["result"] for row in rows.values())
     errors = capsys.readouterr().err
-    assert errors.count("embedding: cannot run") == 3 * len(SIGNALS) * (place == "start")
+    for stage in ("loss", "embedding"):  # the next stage begins, and a stage has another chance
+        assert errors.count(f"{stage}: cannot run") == (3 if place == "start" else 0)
+
+
+def test_another_card_needs_another_folder(tmp_path, faulty):
+    Journal(tmp_path).append("embedding", machine={"gpu": "NVIDIA H200"})
+    with pytest.raises(SystemExit, match="holds figures of NVIDIA H200, this is none; use another"):
+        supervise.run(["loss"], Setting(tmp_path, dry=True), deadline=60)
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):

@@ -1,34 +1,26 @@
-"""The two calls on a GPU machine, rehearsed on a simulated clock: supervisor and worker are real,
-processes are not.
+"""The two calls on a GPU machine, rehearsed on a simulated clock: the supervisor is real, its
+workers are not.
 
 A cell takes the seconds that it is estimated to take. Some hang, fault, or are killed; workers die
 beside their cells.
 """
 
+import math
 import random
 import tempfile
-import threading
-import traceback
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.gpu import ROOT, STAGES, cells, supervise, worker
+from benchmarks.gpu import ROOT, STAGES, cells, supervise
 from benchmarks.gpu.cells import Journal, Setting
 from benchmarks.gpu.stages import contestants
+from benchmarks.gpu.worker import stage_cells
 
 CALL, REPORT = 560.0, 20.0  # seconds of a call, and of them for the report
 START = 7.0  # seconds until a worker measures: Python, torch and the CUDA context
 SEEDS = range(50)
-
-
-class Killed(BaseException):
-    """Ends the thread of a process that was killed, or that died by the signal ``number``."""
-
-    def __init__(self, number=9):
-        self.number = number
 
 
 @dataclass
@@ -39,122 +31,75 @@ class Plan:
         cells: "hang", "fault" or "kill" by the name of a cell, in each try.
         starts: numbers of the workers that are killed as they start.
         between: numbers of the workers that die after their first cell.
-        teardowns: numbers of the workers that die when they have measured.
     """
 
     cells: dict = field(default_factory=dict)
     starts: set = field(default_factory=set)
     between: set = field(default_factory=set)
-    teardowns: set = field(default_factory=set)
 
 
-class Clock:
-    """The seconds since the epoch."""
+class FakeWorker:
+    """Answers with what a plan has, each after some seconds; None is its death."""
 
-    def __init__(self):
-        self.now = 1e9
+    def __init__(self, machine):
+        self.machine, self.measured = machine, 0
 
+    def send(self, message):
+        self.answers = self.begin(*message) if isinstance(message, tuple) else self.measure(message)
 
-class FakeProcess:
-    """A worker in a thread, which runs while the supervisor waits for it and gives the turn back
-    where it waits.
-    """
+    def begin(self, stage, setting, rows):
+        # the second call finds another machine, on which nothing is built
+        done = {
+            name for name, row in rows.items() if row["result"].get("call") == self.machine.call
+        }
+        done = done if stage == "build" else rows
+        cells = [cell for cell in self.machine.stages[stage] if cell.name not in done]
+        self.cells = {cell.name: cell for cell in cells}
+        yield START, None if self.machine.number in self.machine.plan.starts else (cells, None)
 
-    def __init__(self, clock, work):
-        self.clock, self.wakes, self.status, self.dead = clock, clock.now, None, False
-        self.mine, self.theirs = threading.Semaphore(0), threading.Semaphore(0)
-        threading.Thread(target=self._run, args=(work,), daemon=True).start()
+    def measure(self, name):
+        if self.measured == 1 and self.machine.number in self.machine.plan.between:
+            yield 0, None
+        yield 0, "begun"
+        self.measured += 1
+        seconds, kind = self.cells[name].seconds, self.machine.plan.cells.get(name)
+        if kind == "hang":
+            yield math.inf, None
+        elif kind == "kill":
+            yield seconds / 2, None
+        elif kind == "fault":
+            yield seconds / 2, ({"failed": "CUDA error: an illegal memory access"}, True)
+        yield seconds, ({"call": self.machine.call}, False)
 
-    def _run(self, work):
-        self.mine.acquire()
-        try:
-            self.status = 0 if self.dead else work(self)
-        except Killed as death:
-            self.status = -death.number
-        except Exception:  # as a process does that cannot go on
-            traceback.print_exc()
-            self.status = 1
-        self.theirs.release()
+    def receive(self, seconds):
+        wait, answer = next(self.answers)
+        self.machine.now += min(wait, seconds)
+        if wait > seconds:
+            return None
+        if answer is None:
+            raise EOFError
+        return answer
 
-    def sleep(self, seconds):
-        self.wakes = self.clock.now + seconds
-        self.theirs.release()
-        self.mine.acquire()
-        if self.dead:
-            raise Killed
-
-    def wait(self, seconds):
-        end = self.clock.now + seconds
-        while self.status is None and self.wakes <= end:
-            self.clock.now = max(self.clock.now, self.wakes)
-            self.mine.release()
-            self.theirs.acquire()
-        self.clock.now = end if self.status is None else self.clock.now
-        return self.status
+    def status(self):
+        return "SIGKILL"
 
     def kill(self):
-        self.dead = True
-        if self.status is None:
-            self.mine.release()
-            self.theirs.acquire()
+        pass
 
 
 class FakeMachine:
-    """A machine on which things go according to a plan; ``done`` has call, second, stage and cell
-    of each result.
-    """
+    """A machine on which things go according to a plan, and its clock."""
 
-    def __init__(self, plan):
-        self.plan, self.clock, self.number, self.process = plan, Clock(), 0, None
-        self.call, self.begun, self.done = 0, self.clock.now, []
+    def __init__(self, plan, stages):
+        self.plan, self.stages = plan, stages
+        self.now, self.number = 1e9, 0
 
     def time(self):
-        return self.clock.now
+        return self.now
 
-    def start(self, stage, setting, planned):
+    def start(self, setting):
         self.number += 1
-        number = self.number
-
-        def work(process):
-            self.process, self.measured, self.worker = process, 0, number
-            process.sleep(START)
-            if number in self.plan.starts:
-                raise Killed
-            status = worker.run_stage(stage, setting, planned, self.time)
-            if number in self.plan.teardowns:
-                raise Killed(6)
-            return status
-
-        return FakeProcess(self.clock, work)
-
-    def measure(self, cell):
-        """Takes the place of a cell's ``measure``."""
-        kind = self.plan.cells.get(cell.name)
-        self.process.sleep(float("inf") if kind == "hang" else cell.seconds * (0.5 if kind else 1))
-        if kind == "kill":
-            raise Killed(11)
-        if kind == "fault":
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return {"call": self.call}
-
-    def after(self, stage, cell):
-        self.measured += 1
-        self.done.append((self.call, self.time() - self.begun, stage, cell.name))
-        if self.worker in self.plan.between and self.measured == 1:
-            raise Killed
-
-
-class Silent(worker.Progress):
-    """Shows nothing."""
-
-    def __init__(self, *_):
-        self.bar = None
-
-    def step(self, *_):
-        pass
-
-    def write(self, text):
-        pass
+        return FakeWorker(self)
 
 
 @pytest.fixture
@@ -162,55 +107,37 @@ def stages(monkeypatch):
     """The cells of all stages on a machine with the contestants' packages, by stage."""
     monkeypatch.setattr(contestants.importlib.util, "find_spec", lambda name: name != "fbgemm_gpu")
     monkeypatch.delattr(contestants.torch.nn, "LinearCrossEntropyOptions", raising=False)
-    modules = {name: worker.stage_module(name) for name in STAGES}
-    return {name: (module, list(module.cells(Setting(Path())))) for name, module in modules.items()}
+    return {name: stage_cells(name, Setting(Path()), {}) for name in STAGES}
 
 
 @pytest.fixture
 def rehearse(stages, monkeypatch, tmp_path):
-    """Returns a function that runs two calls by a plan, and returns the lines after each and the
-    machine.
+    """Returns a function that runs two calls by a plan, and returns the folder, what it holds after
+    each, and the call, second, stage and cell of each result.
     """
     monkeypatch.setattr(cells.os, "fsync", lambda file: None)
-    monkeypatch.setattr(worker, "Progress", Silent)
-    monkeypatch.setattr(supervise, "POLL", 2.0)
     monkeypatch.setattr(supervise, "WORK", tmp_path)
-    real = worker.measure
 
     def run(plan, calls=2, deadline=None):
-        machine, out = FakeMachine(plan), Path(tempfile.mkdtemp(dir=tmp_path))
+        machine, out = FakeMachine(plan, stages), Path(tempfile.mkdtemp(dir=tmp_path))
+        texts, done = [], []
+        append = Journal.append
 
-        def module(name):
-            real_module, every = stages[name]
-            made = [
-                replace(cell, measure=lambda cell=cell: machine.measure(cell)) for cell in every
-            ]
+        def noted(journal, stage, **line):
+            append(journal, stage, **line)
+            if "cell" in line:
+                seconds = machine.now - begin
+                done.append((machine.call, seconds, stage, cells.name_of(line["cell"])))
 
-            # The second call finds another machine, on which nothing is built.
-            def is_current(setting, row):
-                return name != "build" or row["result"]["call"] == machine.call
-
-            return SimpleNamespace(
-                LIMIT=real_module.LIMIT, cells=lambda setting: made, is_current=is_current
-            )
-
-        def measure(cell, journal, *given):
-            result = real(cell, journal, *given)
-            machine.after(journal.stage, cell)
-            return result
-
-        monkeypatch.setattr(worker, "stage_module", module)
-        monkeypatch.setattr(worker, "measure", measure)
-        monkeypatch.setattr(worker, "is_broken", lambda: True)
-        monkeypatch.setattr(worker, "note_machine", lambda journal, setting: None)
-        texts = []
+        monkeypatch.setattr(Journal, "append", noted)
         for machine.call in range(calls):
-            machine.begun = machine.time()
-            until = machine.begun + CALL - REPORT
+            begin = machine.now
+            until = begin + CALL - REPORT
             supervise.run(list(STAGES), Setting(out, until=until), deadline, machine)
-            assert machine.time() <= until + supervise.POLL
+            assert machine.now <= until
             texts.append((out / cells.JOURNAL).read_bytes())
-        return out, texts, machine
+        monkeypatch.setattr(Journal, "append", append)
+        return out, texts, done
 
     return run
 
@@ -220,15 +147,14 @@ def drawn(seed, stages):
     rng = random.Random(seed)
     planned = [
         cell.name
-        for name, (_, every) in stages.items()
+        for name, every in stages.items()
         if name != "build"
         for cell in every
         if cell.planned
     ]
-    bad = rng.sample(planned, 9)
     kinds = ["hang"] * 2 + ["fault"] * 4 + ["kill"] * 3
-    numbers = [set(rng.sample(range(1, 24), 2)) for _ in range(3)]
-    return Plan(dict(zip(bad, kinds)), *numbers)
+    bad = dict(zip(rng.sample(planned, len(kinds)), kinds))
+    return Plan(bad, *(set(rng.sample(range(1, 24), 3)) for _ in range(2)))
 
 
 def test_two_calls_measure_every_cell_that_is_not_at_fault(rehearse, stages):
@@ -236,8 +162,8 @@ def test_two_calls_measure_every_cell_that_is_not_at_fault(rehearse, stages):
         plan = drawn(seed, stages)
         out, (first, both), _ = rehearse(plan)
         assert both.startswith(first), "a line of the first call was lost"
-        for name, (_, every) in stages.items():
-            rows = Journal(out, name).cells()
+        for name, every in stages.items():
+            rows = Journal(out).cells(name)
             for cell in every:
                 result = rows.get(cell.name, {}).get("result")
                 if cell.name in plan.cells:
@@ -251,14 +177,12 @@ def test_the_yield_of_each_call_is_what_the_documentation_says(rehearse, stages)
     """docs/gpu.md has a row for each call and moment, with the cells of the plan that are measured
     by then.
     """
-    *_, machine = rehearse(Plan())
-    planned = {
-        name: [cell.name for cell in every if cell.planned] for name, (_, every) in stages.items()
-    }
+    *_, done = rehearse(Plan())
+    planned = {name: [cell.name for cell in stages[name] if cell.planned] for name in stages}
     rows = []
     for call in range(2):
         for moment in (60, 150, 300, 560):
-            by_then = {done[2:] for done in machine.done if done[0] == call and done[1] <= moment}
+            by_then = {each[2:] for each in done if each[0] == call and each[1] <= moment}
             counts = {
                 name: sum((name, cell) in by_then for cell in names)
                 for name, names in planned.items()
@@ -274,9 +198,9 @@ def test_the_yield_of_each_call_is_what_the_documentation_says(rehearse, stages)
 
 
 def test_a_deadline_holds_for_each_stage(rehearse, stages):
-    out, _, machine = rehearse(Plan(), calls=1, deadline=50.0)
-    for name, (_, every) in stages.items():
-        times = [seconds for _, seconds, stage, _ in machine.done if stage == name]
+    out, _, done = rehearse(Plan(), calls=1, deadline=50.0)
+    for name, every in stages.items():
+        times = [seconds for _, seconds, stage, _ in done if stage == name]
         assert not times or times[-1] - times[0] <= 50
-        assert len(Journal(out, name).cells()) == len(times) <= len(every)
-    assert {"build", "headline", "training"} <= {stage for _, _, stage, _ in machine.done}
+        assert len(Journal(out).cells(name)) == len(times) <= len(every)
+    assert {"build", "headline", "training"} <= {stage for _, _, stage, _ in done}

@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 
 import pytest
 
 from benchmarks.gpu import ROOT, STAGES, render
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.cells import JOURNAL, Journal
-from benchmarks.gpu.worker import MOST_STARTS
 from tests.forks import wait_for
 
 KILLED = ("loss", "embedding")
@@ -23,10 +21,7 @@ KILLED = ("loss", "embedding")
 
 def start(out, *arguments):
     command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--out", str(out), *arguments]
-    variables = os.environ | {
-        "ADAFTR_FAST_GPU_WORK": str(out.parent / "work"),
-        "OMP_NUM_THREADS": "1",
-    }
+    variables = os.environ | {"ADAFTR_FAST_GPU_WORK": str(out.parent / "work")}
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -49,7 +44,8 @@ def reported(out):
 
 def keys(out, stages=STAGES):
     """Names of the finished cells by stage."""
-    return {stage: set(Journal(out, stage).cells()) for stage in stages}
+    journal = Journal(out)
+    return {stage: set(journal.cells(stage)) for stage in stages}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +53,7 @@ def whole(tmp_path_factory):
     """The folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "out"
     printed = finish(start(out, "--commit", "commit of the test"))
-    assert "left" not in printed
+    assert "cells are left" not in printed
     return out
 
 
@@ -71,24 +67,14 @@ def test_every_stage_runs_and_no_cell_fails(whole):
     assert len(record["cases"]) == sum(map(len, keys(whole).values()))
 
 
-def test_every_profile_keeps_its_trace(whole):
+def test_figures_and_traces_are_those_of_the_contestants(whole):
     names = {"trace-loss", "trace-training-auto", "trace-training-off"}
     assert {path.name for path in whole.glob("trace*")} == {f"{name}.json.gz" for name in names}
-
-
-def test_figures_are_those_of_the_contestants(whole):
     cases = reported(whole)["cases"]
-    timed = [
-        case
-        for case in cases
-        if case["stage"] in ("loss", "embedding") and case.get("contestant") != "matmul"
-    ]
-    assert {case["contestant"] for case in timed} >= {
-        "adaftr_fast",
-        "eager",
-        "nn.Embedding + torch.optim",
-    }
-    assert all(case["seconds"] > 0 and "error" in case for case in timed)
+    timed = [case for case in cases if case["stage"] in ("loss", "embedding") and "error" in case]
+    contestants = {case["contestant"] for case in timed}
+    assert contestants >= {"ours", "eager", "concatenated + SGD"}
+    assert all(case["seconds"] > 0 for case in timed)
     trained = [case for case in cases if "samples/s" in case]
     assert {case["model"] for case in trained} == {"adaftr", "mmoe"}
     assert all(case["epochs"] >= 2 for case in trained)
@@ -152,16 +138,10 @@ def test_a_run_goes_on_where_a_deadline_ended_it_and_where_it_was_killed(whole, 
     assert (out / JOURNAL).read_bytes().startswith(before.rpartition(b"\n")[0]), (
         "a line of the killed run was lost"
     )
-    starts = Counter()
+    journal = Journal(out)
     for stage in KILLED:
-        journal = Journal(out, stage)
-        starts.update(f"{stage} {line['started']}" for line in journal.lines() if "started" in line)
-        results = Counter(json.dumps(line["cell"]) for line in journal.lines() if "cell" in line)
-        assert set(results.values()) == {1}
-    assert sum(count - 1 for count in starts.values()) <= 1, [
-        name for name, count in starts.items() if count > 1
-    ]
-    assert max(starts.values()) < MOST_STARTS
+        starts = [line["started"] for line in journal.lines_of(stage, "started")]
+        assert len(starts) <= len(set(starts)) + 1
+        assert len(journal.lines_of(stage, "cell")) == len(journal.cells(stage))
     assert keys(out, KILLED) == keys(whole, KILLED)
-    shown = [{"stage": case["stage"]} for case in reported(out)["cases"]]
-    assert len(shown) == sum(map(len, keys(whole, KILLED).values()))
+    assert len(reported(out)["cases"]) == sum(map(len, keys(whole, KILLED).values()))
