@@ -6,13 +6,13 @@ import random
 import sys
 from pathlib import Path
 
-from tests.chaos.search import Limit, search
+from tests.chaos.search import search
 from tests.chaos.worker import repeat
 
 KINDS = ("kills", "ops", "parsers")
 
 
-def main() -> int:
+def main():
     """Returns 1 if something failed."""
     arguments = parse()
     if arguments.replay:
@@ -23,8 +23,7 @@ def main() -> int:
     failures = []
     try:
         for kind in arguments.kinds or KINDS:
-            limit = Limit(arguments.minutes, arguments.count)
-            for path in search(kind, seed, limit, arguments.out):
+            for path in search(kind, seed, arguments.minutes, arguments.count, arguments.out):
                 failures.append(path)  # noqa: PERF402  # kept when Ctrl-C ends the search
     except KeyboardInterrupt:
         print("interrupted")
@@ -34,7 +33,7 @@ def main() -> int:
     return int(bool(failures))
 
 
-def parse() -> argparse.Namespace:
+def parse():
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos", description="Searches for failures by chance."
     )
@@ -63,7 +62,7 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def replays(path: Path) -> bool:
+def replays(path):
     """Repeats the case of a file, prints its error and returns whether it passes."""
     content = json.loads(path.read_text())
     error = repeat(content["kind"], content["case"])

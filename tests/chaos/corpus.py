@@ -4,7 +4,6 @@ import functools
 import io
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -125,13 +124,13 @@ DAYS = [
 
 
 @functools.cache
-def log() -> bytes:
+def log():
     """Returns a log as text, which has rows of every split of ``SCHEMA``."""
     random = np.random.default_rng(7)
     user, item = random.integers(0, 20, ROWS), random.integers(0, 15, ROWS)
     click = random.random(ROWS) < 0.5
 
-    def text(prefix: str, values: np.ndarray) -> list[str | None]:
+    def text(prefix, values):
         return [None if value == 0 else f"{prefix}{value}" for value in values]
 
     columns = {
@@ -156,7 +155,7 @@ def log() -> bytes:
 
 
 @functools.cache
-def tables() -> list[bytes]:
+def tables():
     """Returns delimited texts."""
     plain = log().replace(b'"', b"")
     return [
@@ -169,7 +168,7 @@ def tables() -> list[bytes]:
 
 
 @functools.cache
-def parquets() -> list[bytes]:
+def parquets():
     """Returns the log as parquet, written in several ways."""
     table = pyarrow.csv.read_csv(io.BytesIO(log()))
     listed = table.set_column(
@@ -184,21 +183,21 @@ def parquets() -> list[bytes]:
     return [_parquet(each, **options) for each, options in ways]
 
 
-def _parquet(table: pa.Table, **options: object) -> bytes:
+def _parquet(table, **options):
     file = io.BytesIO()
     pq.write_table(table, file, **options)
     return file.getvalue()
 
 
 @functools.cache
-def messages() -> bytes:
+def messages():
     """Returns the log as messages of a topic, one in each line."""
     rows = pyarrow.csv.read_csv(io.BytesIO(log())).to_pylist()
     return b"\n".join(json.dumps(row, default=str).encode() for row in rows)
 
 
 @functools.cache
-def schemas() -> list[bytes]:
+def schemas():
     """Returns schema files: those of the log, and those that ship, as values of JSON where they
     need a base.
     """
@@ -208,12 +207,12 @@ def schemas() -> list[bytes]:
 
 
 @functools.cache
-def prepared() -> dict[str, bytes]:
+def prepared():
     """Returns the files of a folder that is prepared from the log."""
     return _made(_prepare)
 
 
-def _prepare(folder: Path) -> Path:
+def _prepare(folder):
     (folder / "log.csv").write_bytes(log())
     (folder / "log.toml").write_bytes(SCHEMA)
     prepare(load_schema(str(folder / "log.toml")), [folder / "log.csv"], folder / "data")
@@ -221,12 +220,12 @@ def _prepare(folder: Path) -> Path:
 
 
 @functools.cache
-def run() -> dict[str, bytes]:
+def run():
     """Returns the files of a finished run on the log."""
     return _made(_train)
 
 
-def _train(folder: Path) -> Path:
+def _train(folder):
     (folder / "small.toml").write_bytes(CONFIGS[0])
     train_one(
         PreparedData(_prepare(folder)), RunConfig.from_toml(folder / "small.toml"), folder / "run"
@@ -235,7 +234,7 @@ def _train(folder: Path) -> Path:
 
 
 @functools.cache
-def snapshot() -> bytes:
+def snapshot():
     """Returns a snapshot."""
     tensors = {
         "model/weight": torch.ones(3, 2),
@@ -247,7 +246,7 @@ def snapshot() -> bytes:
         "progress": {"total_steps": 1},
     }
 
-    def save(folder: Path) -> Path:
+    def save(folder):
         save_snapshot(folder / "last", 1, tensors, run)
         return folder / "last"
 
@@ -256,7 +255,7 @@ def snapshot() -> bytes:
 
 
 @functools.cache
-def aliccp() -> tuple[bytes, bytes]:
+def aliccp():
     """Returns a skeleton file and its common features."""
     files = _made(
         lambda folder: (
@@ -270,7 +269,7 @@ def aliccp() -> tuple[bytes, bytes]:
     return skeleton, common
 
 
-def _made(make: Callable[[Path], Path]) -> dict[str, bytes]:
+def _made(make):
     """Returns the files of the folder that ``make`` makes, by their paths in it."""
     with tempfile.TemporaryDirectory() as folder:
         made = make(Path(folder))

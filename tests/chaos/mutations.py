@@ -2,7 +2,6 @@
 
 import copy
 import json
-import random
 
 Value = object
 PIECES = (
@@ -36,7 +35,7 @@ KINDS = (
 )
 
 
-def damaged(random: random.Random, data: bytes, others: list[bytes]) -> bytes:
+def damaged(random, data, others):
     """Returns ``data`` after one to four changes of its bytes, some of which splice in one of
     ``others``.
     """
@@ -45,7 +44,7 @@ def damaged(random: random.Random, data: bytes, others: list[bytes]) -> bytes:
     return data
 
 
-def _changed(random: random.Random, data: bytes, other: bytes) -> bytes:
+def _changed(random, data, other):
     start = random.randrange(len(data) + 1)
     stop = min(len(data), start + random.choice((1, 2, 8, 40, 200)))
     changed, piece = bytearray(data or b"\0"), random.choice(PIECES)
@@ -79,7 +78,7 @@ def _changed(random: random.Random, data: bytes, other: bytes) -> bytes:
     return bytes(changed)
 
 
-def damaged_table(random: random.Random, text: bytes, others: list[bytes]) -> bytes:
+def damaged_table(random, text, others):
     """Returns delimited text after changes of its lines and values, or of its bytes."""
     if random.random() < 0.4:
         return damaged(random, text, others)
@@ -111,7 +110,7 @@ def damaged_table(random: random.Random, text: bytes, others: list[bytes]) -> by
     return random.choice((b"", b"", b"", b"\xef\xbb\xbf", b"\n")) + text
 
 
-def damaged_value(random: random.Random, value: Value) -> Value:
+def damaged_value(random, value):
     """Returns a copy of a tree of dicts and lists after one to three changes of a value."""
     value = copy.deepcopy(value)
     for _ in range(random.choice((1, 1, 1, 2, 3))):
@@ -138,7 +137,7 @@ def damaged_value(random: random.Random, value: Value) -> Value:
     return value
 
 
-def _places(value: Value) -> list[tuple[dict | list, object]]:
+def _places(value):
     """Returns every place in the tree as its holder and key."""
     items = (
         value.items()
@@ -150,7 +149,7 @@ def _places(value: Value) -> list[tuple[dict | list, object]]:
     return [place for key, item in items for place in [(value, key), *_places(item)]]
 
 
-def damaged_json(random: random.Random, text: bytes, others: list[bytes]) -> bytes:
+def damaged_json(random, text, others):
     """Returns JSON after changes of its values, or of its bytes. Each line is a value if the whole
     text is not.
     """
@@ -165,11 +164,11 @@ def damaged_json(random: random.Random, text: bytes, others: list[bytes]) -> byt
         return b"\n".join(lines) + b"\n"
 
 
-def _json(value: Value) -> bytes:
+def _json(value):
     return json.dumps(value).encode()
 
 
-def damaged_toml(random: random.Random, text: bytes, others: list[bytes]) -> bytes:
+def damaged_toml(random, text, others):
     """Returns TOML after changes of its values, or of its bytes."""
     import tomllib
 
@@ -183,7 +182,7 @@ def damaged_toml(random: random.Random, text: bytes, others: list[bytes]) -> byt
     )
 
 
-def _toml(value: Value) -> str:
+def _toml(value):
     if isinstance(value, dict):
         return (
             "{"

@@ -8,17 +8,14 @@ are failures.
 import base64
 import faulthandler
 import os
-import random
 import resource
 import shutil
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 from adaftr_fast.cli.app import USER_ERRORS
-from tests.chaos.search import Case
 from tests.chaos.targets import TARGETS
 
 SECONDS = 10.0  # until a case hangs
@@ -27,18 +24,18 @@ WARNINGS = 20  # of one case
 MEMORY_FOLDER = "/dev/shm"
 
 
-def draw(random: random.Random) -> Case:
+def draw(random):
     """Damages a file of a random kind."""
     name = random.choices(list(TARGETS), [target.weight for target in TARGETS.values()])[0]
     seeds = TARGETS[name].seeds()
     return case_of(name, TARGETS[name].damage(random, random.choice(seeds), seeds))
 
 
-def case_of(target: str, content: bytes) -> Case:
+def case_of(target, content):
     return {"target": target, "base64": base64.b64encode(content).decode()}
 
 
-def simpler(case: Case) -> Iterator[Case]:
+def simpler(case):
     """Yields the case with a half of its file removed, then with a quarter, and so on down to
     single bytes.
     """
@@ -50,7 +47,7 @@ def simpler(case: Case) -> Iterator[Case]:
             yield case_of(case["target"], content[:start] + content[start + size :])
 
 
-def check(case: Case) -> None:
+def check(case):
     """Reads the file of a case in this process, which a hang ends.
 
     Raises:
@@ -65,7 +62,7 @@ def check(case: Case) -> None:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _check(case: Case) -> None:
+def _check(case):
     before = os.fstat(2).st_size
     folder = Path(tempfile.mkdtemp(dir=MEMORY_FOLDER if os.path.isdir(MEMORY_FOLDER) else None))
     try:
@@ -92,7 +89,7 @@ def _check(case: Case) -> None:
         raise AssertionError(f"{case['target']}: too many warnings")
 
 
-def _limit_memory() -> None:
+def _limit_memory():
     """Limits the address space to what is in use, part of it kept by allocators and ended threads,
     and ``MEMORY``.
     """

@@ -11,59 +11,46 @@ A kind is a module ``tests/chaos/KIND.py`` with three functions:
 
 import hashlib
 import importlib
+import itertools
 import json
+import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from adaftr_fast._progress import progress_bar
 from tests.chaos.worker import Worker
 
-Case = dict[str, Any]
 SHRINK_SECONDS = 60.0  # for one failure
 
 
-@dataclass(frozen=True)
-class Limit:
-    """Ends a search after a time, a number of cases, or whichever comes first."""
-
-    minutes: float | None
-    count: int | None
-
-    def numbers(self, kind: str) -> Iterator[int]:
-        """Yields the numbers of the cases and shows a progress bar; ends at the limit
-        or on Ctrl-C.
-        """
-        seconds = None if self.minutes is None else 60 * self.minutes
-        start, number = time.monotonic(), 0
-        form = None if self.count is not None else "{desc}: {n_fmt} cases, {rate_fmt}{postfix}"
-        with tqdm(
-            desc=kind, total=self.count, unit=" cases", bar_format=form, mininterval=1
-        ) as bar:
-            while self.count is None or number < self.count:
-                left = float("inf") if seconds is None else start + seconds - time.monotonic()
-                if left <= 0:
-                    return
-                if seconds is not None:
-                    bar.set_postfix_str(f"{left:.0f} s left", refresh=False)
-                yield number
-                number += 1
-                bar.update()
+def numbers(kind, minutes, count):
+    """Yields the numbers of the cases and shows their progress; ends after so many minutes or
+    cases, whichever comes first, if they are not None.
+    """
+    end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    form = None if count is not None else "{desc}: {n_fmt} cases, {rate_fmt}{postfix}"
+    with progress_bar(desc=kind, total=count, unit=" cases", bar_format=form, mininterval=1) as bar:
+        for number in itertools.count() if count is None else range(count):
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            if left < math.inf:
+                bar.set_postfix_str(f"{left:.0f} s left", refresh=False)
+            yield number
+            bar.update()
 
 
-def search(kind: str, seed: int, limit: Limit, out: Path) -> Iterator[Path]:
+def search(kind, seed, minutes, count, out):
     """Draws cases and runs ``check`` of the kind's module on each; yields a file per kind of error,
     minimised.
     """
     module = importlib.import_module(f"tests.chaos.{kind}")
-    known: set[str] = set()
+    known = set()
     with Worker(kind) as worker:
         try:
-            for number in limit.numbers(kind):
+            for number in numbers(kind, minutes, count):
                 case = module.draw(random.Random(f"{seed}-{number}"))
                 error = worker.error(case)
                 if error is not None and summary(error) not in known:
@@ -77,21 +64,21 @@ def search(kind: str, seed: int, limit: Limit, out: Path) -> Iterator[Path]:
                 print(f"{kind}: {worker.counted} in all")
 
 
-def summary(error: str) -> str:
+def summary(error):
     """Returns an error without its numbers, by which equal failures are recognised."""
     return "".join(character for character in error.splitlines()[-1] if not character.isdigit())
 
 
-def _kind(error: str) -> str:
+def _kind(error):
     return error.splitlines()[-1].split(":")[0]
 
 
 def shrink(
-    case: Case,
-    error: str,
-    simpler: Callable[[Case], Iterable[Case]],
-    check: Callable[[Case], str | None],
-) -> tuple[Case, str]:
+    case,
+    error,
+    simpler,
+    check,
+):
     """Replaces a case that fails by a simpler one that fails alike, as long as there is one;
     returns it and its error.
 
@@ -109,7 +96,7 @@ def shrink(
     return case, error
 
 
-def write_failure(out: Path, kind: str, seed: int, case: Case, error: str) -> Path:
+def write_failure(out, kind, seed, case, error):
     """Writes a file that repeats a failure, for ``--replay`` or to be copied to
     ``tests/chaos/cases``.
     """

@@ -75,7 +75,7 @@ def log_schema():
     return parse_schema(tomllib.loads(corpus.SCHEMA.decode()))
 
 
-def check_account(bad_rows: BadRows, lines: int, kept: int) -> None:
+def check_account(bad_rows, lines, kept):
     """Raises AssertionError unless each line is a row that was kept, a bad row or blank."""
     found = kept, bad_rows.bad, bad_rows.blank
     assert bad_rows.lines == lines == sum(found), (
@@ -84,7 +84,7 @@ def check_account(bad_rows: BadRows, lines: int, kept: int) -> None:
     assert bad_rows.bad == sum(bad_rows.reasons.values())
 
 
-def rows_of(path: Path) -> None:
+def rows_of(path):
     """Reads rows for scoring."""
     (file,) = raw_files(log_schema(), [path], KEEP)
     bad_rows, kept = BadRows(), 0
@@ -98,12 +98,12 @@ def rows_of(path: Path) -> None:
             check_account(bad_rows, count_lines(text.partition(b"\n")[2]), kept)
 
 
-def compressed(path: Path) -> None:
+def compressed(path):
     path.write_bytes(gzip.compress(path.read_bytes(), 1))
     rows_of(path)
 
 
-def prepared(path: Path) -> None:
+def prepared(path):
     """Prepares a folder with the schema of the log, and reads it."""
     manifest = prepare(log_schema(), [path], path.parent / "data", bad_rows=0.9)
     if manifest.bad_rows:
@@ -112,7 +112,7 @@ def prepared(path: Path) -> None:
     read_all(path.parent / "data")
 
 
-def inferred(path: Path) -> None:
+def inferred(path):
     """Prepares a folder with a schema that is inferred from the file."""
     options = {
         "labels": ["click", "buy"],
@@ -126,7 +126,7 @@ def inferred(path: Path) -> None:
     read_all(path.parent / "data")
 
 
-def read_all(folder: Path) -> None:
+def read_all(folder):
     """Reads every part of a prepared folder."""
     data = api_prepare.Prepared(folder)
     repr(data)
@@ -136,7 +136,7 @@ def read_all(folder: Path) -> None:
     read_encoders(folder, data.manifest)
 
 
-def messages(path: Path) -> None:
+def messages(path):
     """Prepares the messages that are rows as a chunk, which no other message may spoil."""
     schema = daily.part_schema(log_schema())
     rows, _ = RowReader(schema).read(path.read_bytes().split(b"\n"))
@@ -151,7 +151,7 @@ def messages(path: Path) -> None:
     read_all(data)
 
 
-def complete(path: Path, files: dict[str, bytes]) -> Path:
+def complete(path, files):
     """Writes the whole files beside a damaged one; returns the folder."""
     for name, whole in files.items():
         if name != path.name:
@@ -160,13 +160,13 @@ def complete(path: Path, files: dict[str, bytes]) -> Path:
     return path.parent
 
 
-def part_of_prepared(path: Path) -> None:
+def part_of_prepared(path):
     """Reads a prepared folder of which one file is damaged, which must not pass unnoticed."""
     read_all(complete(path, corpus.prepared()))
     assert path.read_bytes() == corpus.prepared()[path.name], f"{path.name}: damaged unnoticed"
 
 
-def recorded_part(path: Path) -> None:
+def recorded_part(path):
     """Reads a prepared folder of which one file is damaged but has the recorded checksum, if its
     manifest is JSON.
     """
@@ -176,7 +176,7 @@ def recorded_part(path: Path) -> None:
     read_all(folder)
 
 
-def grown(path: Path) -> None:
+def grown(path):
     """Prepares the log with the ids of a folder whose manifest is damaged but records the checksums
     of all files.
     """
@@ -186,13 +186,13 @@ def grown(path: Path) -> None:
     prepare(log_schema(), [log_beside(path)], known / "data", grow=known)
 
 
-def log_beside(path: Path) -> Path:
+def log_beside(path):
     log = path.with_name("log.csv")
     log.write_bytes(corpus.log())
     return log
 
 
-def schema(path: Path) -> None:
+def schema(path):
     """Parses a schema, and prepares the log with it."""
     parsed = load_schema(str(path))
     if parsed.format is None and len(parsed.files) == 1:
@@ -200,11 +200,11 @@ def schema(path: Path) -> None:
         read_all(path.parent / "data")
 
 
-def config(path: Path) -> None:
+def config(path):
     RunConfig.from_toml(path).identity()
 
 
-def command(path: Path) -> None:
+def command(path):
     """Passes a configuration to the command line, whose prepared folder does not exist."""
     said, folder = io.StringIO(), str(path.parent)
     arguments = ["train", "--config", str(path), "--data.folder", f"{folder}/none", "--out", folder]
@@ -218,7 +218,7 @@ def command(path: Path) -> None:
     assert len(lines) == 1, f"{len(lines)} lines"
 
 
-def trained_beside(path: Path, weights: bytes, about: bytes) -> None:
+def trained_beside(path, weights, about):
     """Loads a model from the folder ``best`` beside a file; the description has the checksum of the
     weights.
     """
@@ -230,7 +230,7 @@ def trained_beside(path: Path, weights: bytes, about: bytes) -> None:
     Run(path.parent).load()
 
 
-def snapshot(path: Path) -> None:
+def snapshot(path):
     """Loads a snapshot that is damaged but has the recorded checksum."""
     path.rename(path.with_name(f"{7:012d}-{zlib.crc32(path.read_bytes()):08x}.safetensors"))
     found = load_snapshot(path.parent)
@@ -238,16 +238,16 @@ def snapshot(path: Path) -> None:
         dict(found[0])
 
 
-def run(path: Path) -> None:
+def run(path):
     """Reads a run of which one file is damaged."""
     repr(load_run(complete(path, corpus.run())))
 
 
-def result(path: Path) -> None:
+def result(path):
     finished(Job("k", path.parent, RunConfig(), path.parent))
 
 
-def results() -> list[bytes]:
+def results():
     metrics = {"click": {"auc": 0.5, "logloss": 0.6}}
     numbers = {
         "seconds": 1.0,
@@ -263,13 +263,13 @@ def results() -> list[bytes]:
     ]
 
 
-def days(path: Path) -> None:
+def days(path):
     daily._check(
         path.parent, daily.Journal(path).records, [Path("day1.csv.gz"), Path("day2.csv.gz")]
     )
 
 
-def serving(path: Path) -> None:
+def serving(path):
     """Reads the description of an exported model, whose program is missing."""
     for name in (MANIFEST, VOCABULARY):
         path.with_name(name).write_bytes(corpus.prepared()[name])
@@ -277,7 +277,7 @@ def serving(path: Path) -> None:
     load_scorer(path.parent)
 
 
-def exports() -> list[bytes]:
+def exports():
     about = json.loads(description())
     digests = {
         name: hashlib.sha256(corpus.prepared()[name]).hexdigest() for name in (MANIFEST, VOCABULARY)
@@ -289,7 +289,7 @@ def exports() -> list[bytes]:
 
 
 @cache
-def scorer() -> Scorer:
+def scorer():
     """Returns the scorer of an export, with the model in place of its program."""
     with tempfile.TemporaryDirectory() as name:
         folder = complete(Path(name) / "none", corpus.prepared() | corpus.run())
@@ -302,7 +302,7 @@ def scorer() -> Scorer:
     )
 
 
-def scored(path: Path) -> None:
+def scored(path):
     """Scores a file."""
     out = path.with_name("scores.parquet")
     report = predict(scorer(), [path], out, scorer().columns, keep=KEEP, bad_rows=0.9)
@@ -313,7 +313,7 @@ def scored(path: Path) -> None:
         )
 
 
-def aliccp(path: Path) -> None:
+def aliccp(path):
     """Reads Ali-CCP's raw files, of which one is damaged."""
     paths = [path.with_name("skeleton.csv"), path.with_name("common.csv")]
     complete(path, dict(zip((each.name for each in paths), corpus.aliccp())))
@@ -326,21 +326,21 @@ def aliccp(path: Path) -> None:
         check_account(bad_rows, count_lines(paths[0].read_bytes()), kept)
 
 
-def whole(name: str) -> Callable[[], list[bytes]]:
+def whole(name):
     return lambda: [corpus.prepared()[name]]
 
 
-def of_run(name: str) -> Callable[[], list[bytes]]:
+def of_run(name):
     return lambda: [corpus.run()[name]]
 
 
 @cache
-def model_weights() -> bytes:
+def model_weights():
     return next(content for name, content in corpus.run().items() if name.endswith(".safetensors"))
 
 
 @cache
-def description() -> bytes:
+def description():
     """Returns the description of a checkpoint, with the name and the checksum that stand for those
     of its weights.
     """
@@ -348,7 +348,7 @@ def description() -> bytes:
     return json.dumps(content | {"weights": WEIGHTS, "sha256": DIGEST}).encode()
 
 
-def gzipped() -> list[bytes]:
+def gzipped():
     return [gzip.compress(each) for each in corpus.tables()]
 
 

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import threading
 import traceback
-from typing import IO, Any
 
 LINES = 12  # of a traceback
 
@@ -27,21 +26,21 @@ class Worker:
         counted: the sum of the numbers that ``check`` has returned.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind):
         self.seconds = getattr(
             importlib.import_module(f"tests.chaos.{kind}"), "CASE_SECONDS", 120.0
         )
         self.counted = 0
         self.kind, self.process, self.errors = kind, None, tempfile.TemporaryFile("w+")  # noqa: SIM115
 
-    def __enter__(self) -> "Worker":
+    def __enter__(self):
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_):
         self._end()
         self.errors.close()
 
-    def error(self, case: dict[str, Any]) -> str | None:
+    def error(self, case):
         """Returns the end of the traceback of a case that fails, or how it ended the process; else
         None.
         """
@@ -71,7 +70,7 @@ class Worker:
             f"no answer within {self.seconds:g} s" if is_late else f"the process ended: {name}"
         )
 
-    def _start(self) -> None:
+    def _start(self):
         self.errors.truncate(0)
         self.errors.seek(0)
         command = [sys.executable, "-X", "faulthandler", "-m", "tests.chaos.worker", self.kind]
@@ -80,7 +79,7 @@ class Worker:
             start_new_session=True,  # Ctrl-C reaches the search alone
         )  # fmt: skip
 
-    def _end(self) -> None:
+    def _end(self):
         if self.process is not None:
             self.process.terminate()
             try:
@@ -92,16 +91,16 @@ class Worker:
 
 
 @functools.cache
-def _worker(kind: str) -> Worker:
+def _worker(kind):
     return Worker(kind)  # which ends with this process, as its stdin ends
 
 
-def repeat(kind: str, case: dict[str, Any]) -> str | None:
+def repeat(kind, case):
     """Returns the error of one case or None."""
     return _worker(kind).error(case)
 
 
-def serve(kind: str, answers: IO[str]) -> None:
+def serve(kind, answers):
     """Answers each case of stdin, a line of JSON, by a line: its traceback or null, and what
     ``check`` returned.
     """

@@ -13,12 +13,8 @@ A case is a dictionary:
 An output in a store has no reader and no rival.
 """
 
-import random
-from collections.abc import Iterator
-
 from tests.chaos.kills.commands import SERVED
 from tests.chaos.kills.services import are_installed
-from tests.chaos.search import Case
 
 # which takes longest
 COMMANDS = {"prepare": 2, "train": 2, "daily": 2, "export": 2, "predict": 2, "torchrun": 1}
@@ -26,7 +22,7 @@ CASE_SECONDS = 900.0  # until a case is ended
 VICTIMS = ("rank 0", "rank 1", "ranks", "torchrun", "all")
 
 
-def draw(random: random.Random) -> Case:
+def draw(random):
     """Makes a case."""
     weights = COMMANDS | (dict.fromkeys(SERVED, 1) if are_installed() else {})
     return {
@@ -39,7 +35,7 @@ def draw(random: random.Random) -> Case:
     }
 
 
-def check(case: Case) -> int:
+def check(case):
     """Raises AssertionError if a killed command does not end like an uninterrupted one; returns the
     number of kills.
     """
@@ -48,7 +44,7 @@ def check(case: Case) -> int:
     return killed_and_completed(case)
 
 
-def simpler(case: Case) -> Iterator[Case]:
+def simpler(case):
     """Yields the case with fewer kills, then without one of its other processes."""
     for number in range(len(case["moments"]) if len(case["moments"]) > 1 else 0):
         yield case | {"moments": case["moments"][:number] + case["moments"][number + 1 :]}

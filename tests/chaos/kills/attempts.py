@@ -20,7 +20,7 @@ import adaftr_fast.runs.daily
 import adaftr_fast.serving.export  # noqa: F401
 from adaftr_fast.cli import main
 from tests.chaos.kills import services, stores
-from tests.chaos.kills.commands import SERVED, Command, commands, write_inputs
+from tests.chaos.kills.commands import SERVED, commands, write_inputs
 from tests.chaos.kills.processes import (
     all_ended,
     descendants,
@@ -34,7 +34,6 @@ from tests.chaos.kills.processes import (
     spawn,
 )
 from tests.chaos.kills.trees import Tree, differences, state, tree
-from tests.chaos.search import Case
 
 SECONDS = 300.0  # for a command that is not killed
 
@@ -48,7 +47,7 @@ class Whole:
 
 
 @functools.cache
-def place() -> Path:
+def place():
     """Returns a temporary folder with the inputs of all commands."""
     folder = Path(tempfile.mkdtemp(prefix="adaftr-chaos-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -60,7 +59,7 @@ def place() -> Path:
     return folder
 
 
-def command_of(name: str) -> Command:
+def command_of(name):
     """Returns a command, whose servers run."""
     if name in SERVED:
         services.start(place() / "inputs")
@@ -68,7 +67,7 @@ def command_of(name: str) -> Command:
 
 
 @functools.cache
-def whole(name: str) -> Whole:
+def whole(name):
     """Runs a command without interruption."""
     command = command_of(name)
     folder = new_folder(command)
@@ -80,7 +79,7 @@ def whole(name: str) -> Whole:
 
 
 @functools.cache
-def earlier(name: str) -> Path:
+def earlier(name):
     """Returns a working directory with the result that ``Command.before`` leaves."""
     command = command_of(name)
     folder = new_folder(command)
@@ -88,7 +87,7 @@ def earlier(name: str) -> Path:
     return folder
 
 
-def new_folder(command: Command) -> Path:
+def new_folder(command):
     """Returns a new working directory, and makes the store empty for a command that
     writes there.
     """
@@ -97,11 +96,11 @@ def new_folder(command: Command) -> Path:
     return Path(tempfile.mkdtemp(dir=place()))
 
 
-def log_of(folder: Path) -> Path:
+def log_of(folder):
     return folder.with_name(f"{folder.name}.log")
 
 
-def start_command(command: Command, arguments: list[str], folder: Path) -> int:
+def start_command(command, arguments, folder):
     """Starts a command, by torchrun if it has ranks; returns its process."""
     if command.is_stored:
         return fork(lambda: stores.run(folder, lambda: main(arguments)), folder, log_of(folder))
@@ -115,7 +114,7 @@ def start_command(command: Command, arguments: list[str], folder: Path) -> int:
     )
 
 
-def finish(process: int, folder: Path) -> None:
+def finish(process, folder):
     """Waits for a command, which must succeed and leave no process."""
     code = end(process, SECONDS)
     log = log_of(folder).read_text()
@@ -123,12 +122,12 @@ def finish(process: int, folder: Path) -> None:
     assert code == 0, f"exit status {code}: {log}"
 
 
-def killed_and_completed(case: Case) -> int:
+def killed_and_completed(case):
     """Runs a case; returns the number of kills."""
     command, expected = command_of(case["command"]), whole(case["command"])
     is_over = case["over"] and command.before is not None
     folder = new_folder(command)
-    former: Tree = {}
+    former = {}
     if is_over:
         write_earlier(command, case["command"], folder)
         former = tree(folder)
@@ -160,7 +159,7 @@ def killed_and_completed(case: Case) -> int:
         shutil.rmtree(stores.cache_of(folder), ignore_errors=True)
 
 
-def write_earlier(command: Command, name: str, folder: Path) -> None:
+def write_earlier(command, name, folder):
     """Writes the result that ``Command.before`` leaves."""
     if command.is_stored:
         finish(start_command(command, command.before, folder), folder)
@@ -169,7 +168,7 @@ def write_earlier(command: Command, name: str, folder: Path) -> None:
         shutil.copytree(earlier(name), folder, dirs_exist_ok=True)
 
 
-def fetch(command: Command, folder: Path, *, is_last: bool = False) -> None:
+def fetch(command, folder, *, is_last=False):
     """Copies the result from the store to ``out``; in the end, nothing else may be left there and
     in the cache.
     """
@@ -182,7 +181,7 @@ def fetch(command: Command, folder: Path, *, is_last: bool = False) -> None:
     assert code == 0, f"the store: {log.read_text()}"
 
 
-def interrupted(command: Command, folder: Path, seconds: float, victim: str) -> bool:
+def interrupted(command, folder, seconds, victim):
     """Starts the command and kills it after ``seconds``; returns False if it has ended before."""
     process = start_command(command, command.arguments, folder)
     code = end(process, seconds)
@@ -207,7 +206,7 @@ def interrupted(command: Command, folder: Path, seconds: float, victim: str) -> 
     return True
 
 
-def check_whole(command: Command, folder: Path, former: Tree, result: Tree) -> None:
+def check_whole(command, folder, former, result):
     """Asserts that what a killed command has left can be read."""
     log = folder.with_name(f"{folder.name}.check.log")
     code = end(fork(lambda: 0 if not Path("out").exists() else read(command), folder, log), SECONDS)
@@ -222,20 +221,20 @@ def check_whole(command: Command, folder: Path, former: Tree, result: Tree) -> N
         assert found or not former, "the former result is gone"
 
 
-def read(command: Command) -> int:
+def read(command):
     command.read()
     return 0
 
 
-def reader_log(folder: Path) -> Path:
+def reader_log(folder):
     return folder.with_name(f"{folder.name}.reader.log")
 
 
-def start_reader(command: Command, folder: Path) -> int:
+def start_reader(command, folder):
     """Starts a process that reads the result again and again, and fails once it is not whole."""
 
-    def loop() -> int:
-        stop: list[int] = []
+    def loop():
+        stop = []
         signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
         while not stop:
             command.read()
@@ -247,7 +246,7 @@ def start_reader(command: Command, folder: Path) -> int:
     return process
 
 
-def end_reader(reader: int, folder: Path) -> None:
+def end_reader(reader, folder):
     readers.remove(reader)
     os.kill(reader, signal.SIGTERM)
     code = end(reader, SECONDS)
@@ -256,7 +255,7 @@ def end_reader(reader: int, folder: Path) -> None:
     )
 
 
-def meet_rival(command: Command, folder: Path, seconds: float) -> None:
+def meet_rival(command, folder, seconds):
     """Stops the command after ``seconds`` and, if it holds the lock, starts a second writer, which
     must be refused.
     """

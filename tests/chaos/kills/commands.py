@@ -57,7 +57,7 @@ class Command:
     is_stored: bool = False
 
 
-def commands() -> dict[str, Command]:
+def commands():
     """Returns the commands by name. Those of ``SERVED`` need ``services.start`` before."""
     found = {
         "prepare": Command(_prepare("log.csv"), _prepare("other.csv"), ".out.lock", _read_prepared),
@@ -74,7 +74,7 @@ def commands() -> dict[str, Command]:
     }
 
 
-def _stored(command: Command) -> Command:
+def _stored(command):
     arguments, before = (
         [STORED if word == "out" else word for word in words]
         for words in (command.arguments, command.before)
@@ -82,11 +82,11 @@ def _stored(command: Command) -> Command:
     return replace(command, arguments=arguments, before=before, is_stored=True)
 
 
-def _prepare(log: str) -> list[str]:
+def _prepare(log):
     return [*f"prepare --files ../inputs/{log}".split(), *LABELS, "--out", "out"]
 
 
-def _train(data: str, seed: int, out: str = "out") -> list[str]:
+def _train(data, seed, out="out"):
     return [
         *f"train --data.folder ../inputs/{data}".split(),
         *TRAINING,
@@ -94,12 +94,12 @@ def _train(data: str, seed: int, out: str = "out") -> list[str]:
     ]
 
 
-def _daily() -> list[str]:
+def _daily():
     days = [f"../inputs/day{number}.parquet" for number in (1, 2, 3)]
     return ["daily", "--dataset", "../inputs/day.toml", "--files", *days, *TRAINING, "--out", "out"]
 
 
-def _stream() -> list[str]:
+def _stream():
     chunk = str(2000 + 2000 // BETWEEN)
     options = [
         *f"--kafka_topic {TOPIC} --kafka_servers".split(),
@@ -111,11 +111,11 @@ def _stream() -> list[str]:
     return ["stream", "--dataset", "../inputs/day.toml", *options, *TRAINING, "--out", "out"]
 
 
-def _export(run: str, out: str = "out") -> list[str]:
+def _export(run, out="out"):
     return f"export --run ../inputs/{run} --data ../inputs/data --out {out}".split()
 
 
-def _predict(log: str) -> list[str]:
+def _predict(log):
     options = ["--keep", "row", "--progress", "false"]
     return [
         *f"predict --model ../inputs/model --files ../inputs/{log}".split(),
@@ -125,13 +125,13 @@ def _predict(log: str) -> list[str]:
     ]
 
 
-def _read_prepared() -> object:
+def _read_prepared():
     from adaftr_fast.data.dataset.loader import PreparedData
 
     return PreparedData(Path("out")).load("train")
 
 
-def _read_run() -> object:
+def _read_run():
     from adaftr_fast.errors import CheckpointError
     from adaftr_fast.training.trained import Run
 
@@ -144,7 +144,7 @@ def _read_run() -> object:
         raise
 
 
-def _read_days() -> object:
+def _read_days():
     records = Path("out/daily.jsonl")
     return (
         [json.loads(line) for line in records.read_text().split("\n")[:-1]]
@@ -153,7 +153,7 @@ def _read_days() -> object:
     )
 
 
-def _read_stream() -> object:
+def _read_stream():
     from adaftr_fast.serving.scorer import load_scorer
     from adaftr_fast.streaming.loop import Journal
 
@@ -162,19 +162,19 @@ def _read_stream() -> object:
     ).exists() else None
 
 
-def _read_model() -> object:
+def _read_model():
     from adaftr_fast.serving.scorer import load_scorer
 
     return load_scorer(Path("out"))
 
 
-def _read_scores() -> object:
+def _read_scores():
     import pyarrow.parquet as pq
 
     return pq.read_table("out")
 
 
-def write_inputs(folder: Path) -> None:
+def write_inputs(folder):
     """Writes the inputs of all commands to the working directory ``folder``; runs in a process of
     its own.
     """
@@ -185,7 +185,7 @@ def write_inputs(folder: Path) -> None:
 
     from adaftr_fast.cli import main
 
-    def log(rows: int, seed: int, first: int = 0) -> pa.Table:
+    def log(rows, seed, first=0):
         random = np.random.default_rng(seed)
         item = first + random.integers(0, 300, rows)
         click = random.random(rows) < 1 / (1 + np.exp(-((item * 7919) % 23 - 11) / 3))

@@ -9,21 +9,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
 END_SECONDS = 20.0  # for processes to end by themselves
-readers: set[int] = set()  # processes that go on while commands start and end
-servers: set[int] = set()  # processes that go on while cases start and end
+readers = set()  # processes that go on while commands start and end
+servers = set()  # processes that go on while cases start and end
 
 # processes without a parent become children of this one
 ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends with the processes below
 
 
-def fork(act: Callable[[], int], folder: Path, log: Path) -> int:
+def fork(act, folder, log):
     """Runs ``act`` in a forked process with the working directory ``folder``; its output goes to
     ``log``.
     """
@@ -51,7 +50,7 @@ def fork(act: Callable[[], int], folder: Path, log: Path) -> int:
         os._exit(code)
 
 
-def spawn(command: list[str], folder: Path, log: Path) -> int:
+def spawn(command, folder, log):
     """Starts a Python program in the working directory ``folder``; its output goes to ``log``."""
     root = str(Path(__file__).parents[3])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
@@ -63,7 +62,7 @@ def spawn(command: list[str], folder: Path, log: Path) -> int:
     return process.pid
 
 
-def end(process: int, seconds: float | None = None) -> int | None:
+def end(process, seconds=None):
     """Waits for a child and returns its exit status, negative for a signal; None after
     ``seconds``.
     """
@@ -77,13 +76,13 @@ def end(process: int, seconds: float | None = None) -> int | None:
         time.sleep(0.005)
 
 
-def kill(*processes: int) -> None:
+def kill(*processes):
     for process in processes:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
 
 
-def children(process: int) -> list[int]:
+def children(process):
     try:
         return [
             int(each)
@@ -93,12 +92,12 @@ def children(process: int) -> list[int]:
         return []
 
 
-def descendants(process: int) -> list[int]:
+def descendants(process):
     below = children(process)
     return below + [each for child in below for each in descendants(child)]
 
 
-def ranks(agent: int) -> list[int]:
+def ranks(agent):
     """Returns the processes that torchrun has started."""
     found = []
     for process in children(agent):
@@ -110,7 +109,7 @@ def ranks(agent: int) -> list[int]:
     return found
 
 
-def reap() -> list[int]:
+def reap():
     """Reaps children that have ended; returns those that have not."""
     left = []
     for process in set(children(os.getpid())) - readers - servers:
@@ -122,7 +121,7 @@ def reap() -> list[int]:
     return left
 
 
-def all_ended(seconds: float = END_SECONDS) -> bool:
+def all_ended(seconds=END_SECONDS):
     """Waits until this process has no children but readers and servers; returns whether it has
     none.
     """
@@ -134,20 +133,20 @@ def all_ended(seconds: float = END_SECONDS) -> bool:
     return True
 
 
-def kill_all() -> None:
+def kill_all():
     """Kills every process that was started here but readers and servers."""
     while left := reap():
         kill(*left, *(below for process in left for below in descendants(process)))
         time.sleep(0.02)
 
 
-def end_all() -> None:
+def end_all():
     """Kills every process that was started here but servers."""
     readers.clear()
     kill_all()
 
 
-def is_locked(lock: Path) -> bool:
+def is_locked(lock):
     """Returns whether another process holds a lock file."""
     try:
         with lock.open("r+") as file:

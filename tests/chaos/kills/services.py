@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from pathlib import Path
 
 from tests.chaos.kills.processes import servers
 
@@ -27,12 +26,12 @@ b'"conversion": 0}', b'{"x": "warm", "click": 0, "conversion": 0}',
 )  # fmt: skip
 
 
-def are_installed() -> bool:
+def are_installed():
     return all(importlib.util.find_spec(name) for name in ("moto", "confluent_kafka"))
 
 
 @functools.cache
-def start(inputs: Path) -> subprocess.Popen:
+def start(inputs):
     """Starts the servers, which end with this process, and sets the environment of the commands."""
     days = [str(inputs / f"day{day}.parquet") for day in (1, 2, 3)]
     script = "import sys; from tests.chaos.kills.services import serve; serve(sys.argv[1:])"
@@ -53,7 +52,7 @@ def start(inputs: Path) -> subprocess.Popen:
     return process
 
 
-def empty_store() -> None:
+def empty_store():
     """Removes all that the S3 server holds but the bucket."""
     for method, path in (("POST", "moto-api/reset"), ("PUT", BUCKET)):
         request = urllib.request.Request(
@@ -62,7 +61,7 @@ def empty_store() -> None:
         urllib.request.urlopen(request).close()
 
 
-def serve(days: list[str]) -> None:
+def serve(days):
     """Runs the servers until stdin ends."""
     s3, (producer, broker) = serve_s3(), serve_topic(days)
     print(json.dumps({"s3": s3, "kafka": broker}), flush=True)
@@ -70,7 +69,7 @@ def serve(days: list[str]) -> None:
     producer.flush(1)
 
 
-def serve_s3() -> str:
+def serve_s3():
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -86,7 +85,7 @@ def serve_s3() -> str:
     return f"http://127.0.0.1:{server.server_port}"
 
 
-def serve_topic(days: list[str]) -> tuple[object, str]:
+def serve_topic(days):
     import pyarrow.parquet as pq
     from confluent_kafka import Producer
 

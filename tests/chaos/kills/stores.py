@@ -4,25 +4,24 @@ forked processes.
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.chaos.kills.commands import STORED
 from tests.chaos.kills.services import BUCKET
 
 
-def cache_of(folder: Path) -> Path:
+def cache_of(folder):
     """Returns the cache of the commands of a working directory, beside it."""
     return folder.with_name(f"{folder.name}.cache")
 
 
-def run(folder: Path, act: Callable[[], int]) -> int:
+def run(folder, act):
     """Runs ``act`` with the cache of a working directory, and with uploads all the time."""
     os.environ |= {"ADAFTR_FAST_CACHE": str(cache_of(folder)), "ADAFTR_FAST_UPLOAD_SECONDS": "0.05"}
     return act()
 
 
-def fetch(is_last: bool) -> int:
+def fetch(is_last):
     """Replaces ``out`` by what the store has, if any. Then asserts that nothing else is left, if
     ``is_last``.
     """
@@ -43,7 +42,7 @@ def fetch(is_last: bool) -> int:
     return 0
 
 
-def check_left() -> None:
+def check_left():
     """Asserts that the store has what is published alone, a folder or a file, and the cache no
     output.
     """

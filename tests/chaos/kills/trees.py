@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 from tests.chaos.kills.commands import TIMES
 
@@ -10,7 +9,7 @@ Tree = dict[str, str]
 TIMED = ("metrics.jsonl", "stream.jsonl", "exported.json")  # records with times
 
 
-def tree(folder: Path) -> Tree:
+def tree(folder):
     """Returns the content of every file below a folder as a digest, and of every folder as ""; by
     path.
     """
@@ -20,7 +19,7 @@ def tree(folder: Path) -> Tree:
     return found
 
 
-def state(folder: Path) -> dict[str, tuple[int, int, int]]:
+def state(folder):
     """Returns the identity, the size and the time of change of every file below a
     folder, by path.
     """
@@ -31,7 +30,7 @@ def state(folder: Path) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def differences(found: Tree, expected: Tree) -> str:
+def differences(found, expected):
     """Describes how two trees differ; "" if they are equal."""
     lines = [f"missing: {path}" for path in expected if path not in found]
     lines += [f"left over: {path}" for path in found if path not in expected]
@@ -43,7 +42,7 @@ def differences(found: Tree, expected: Tree) -> str:
     return "; ".join(lines)
 
 
-def _digest(path: Path) -> str:
+def _digest(path):
     content = path.read_bytes()
     # its tables hold times, and the records of metrics.jsonl are compared
     if path.name == "report.md":

@@ -4,44 +4,53 @@ A case is a dictionary: ``op``, ``seed`` of the values, ``sizes`` (numbers and l
 ``options``, which holds only what differs from the default.
 """
 
-import random
-from collections.abc import Iterator
+from tests.chaos.ops.drawing import draw
 
-from tests.chaos.search import Case
-
-NAMES = (
-    "infonce", "infonce_spoiled", "sigmoid", "targets", "lookup", "bags", "select", "steps", "adam", "mlp",
-    "mixture",
-)  # fmt: skip
+__all__ = ["check", "draw", "simpler"]
 
 
-def draw(random: random.Random) -> Case:
-    """Makes a case."""
-    from tests.chaos.ops import drawing
+def check(case):
+    """Raises AssertionError, with the name of the instruction set, where a kernel errs more than
+    the tolerance rule allows.
+    """
+    import torch
 
-    op = random.choice(NAMES)
-    return {"op": op, "seed": random.randrange(2**31), **getattr(drawing, op)(random)}
+    import adaftr_fast as af
+    from tests.chaos.ops import dense, infonce, infonce_spoiled, losses, optimizers, tables
+    from tests.chaos.ops.inputs import instruction_sets
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # by NaN
+    torch.manual_seed(case["seed"])
+    torch.set_num_threads(1)
+    modules = (infonce, infonce_spoiled, losses, tables, optimizers, dense)
+    (problem,) = (each.OPS[case["op"]] for each in modules if case["op"] in each.OPS)
+    compare = problem(case["sizes"], case["options"])
+    if compare is None:  # not a valid case
+        return
+    torch.set_num_threads(case["options"].get("threads", 1))
+    for name in instruction_sets():
+        if name != "none":
+            af.set_cpu_capability(name)
+        try:
+            compare()
+        except Exception as error:
+            raise AssertionError(f"{name}: {type(error).__name__}: {error}") from error
+        finally:
+            af.set_cpu_capability(None)
 
 
-def check(case: Case) -> None:
-    """Raises AssertionError where a kernel errs more than the tolerance rule allows."""
-    from tests.chaos.ops import checking
-
-    checking.check(case)
-
-
-def simpler(case: Case) -> Iterator[Case]:
+def simpler(case):
     """Yields the case with smaller sizes, then without one of its options."""
     for name, size in case["sizes"].items():
         for smaller in _smaller(size):
             yield case | {"sizes": case["sizes"] | {name: smaller}}
     for name in case["options"]:
-        yield case | {
-            "options": {key: value for key, value in case["options"].items() if key != name}
-        }
+        kept = {key: value for key, value in case["options"].items() if key != name}
+        yield case | {"options": kept}
 
 
-def _smaller(size: int | list) -> Iterator[int | list]:
+def _smaller(size):
     if isinstance(size, int):
         yield from sorted({1, size // 2, size - 1} & set(range(1, size)))
         if size == 1:

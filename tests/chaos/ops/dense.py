@@ -3,9 +3,6 @@
 Shapes: B rows, T tasks, k experts, v width of an expert.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,11 +11,11 @@ import adaftr_fast.ops.mlp.op  # noqa: F401  # defines the ops
 from adaftr_fast.ops.mlp import reference
 from tests.chaos.ops.inputs import assert_close, laid, spoiled
 
-OPS = torch.ops.adaftr_fast
+KERNELS = torch.ops.adaftr_fast
 HALF = torch.finfo(torch.bfloat16).eps
 
 
-def mlp(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | None:
+def mlp(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
     rows, widths, stacks = sizes["rows"], sizes["inputs"], sizes["stacks"]
     reduced = options.get("reduced", False)
@@ -47,7 +44,7 @@ def mlp(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | 
     lists = (depths, rectified)
     narrow, eps = (torch.bfloat16, HALF) if reduced else (dtype, torch.finfo(dtype).eps)
 
-    def compare_layers(outputs: list[Tensor]) -> None:
+    def compare_layers(outputs):
         """Compares each layer, given the kernel's output of the layer before it."""
         layer = 0
         for read, depth, relus in zip(reads, *lists):
@@ -63,18 +60,13 @@ def mlp(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | 
                 )
                 layer += 1
 
-    def backward(
-        op: Callable[..., list[Tensor]],
-        change: Callable[[Tensor], Tensor],
-        upstream: list[Tensor | None],
-        y: list[Tensor],
-    ) -> list[Tensor]:
+    def backward(op, change, upstream, y):
         sent = [None if g is None else change(g) for g in upstream]
         x, y, w, b = ([change(t) for t in each] for each in (inputs, y, weights, biases))
         return op(sent, x, y, reads, w, b, *lists, wanted)
 
-    def compare() -> None:
-        outputs = OPS.mlp(inputs, reads, weights, biases, *lists, reduced)
+    def compare():
+        outputs = KERNELS.mlp(inputs, reads, weights, biases, *lists, reduced)
         compare_layers(outputs)
         upstream = [
             laid(torch.randn(y.shape).to(y.dtype), options.get("layout_grad"))
@@ -84,7 +76,7 @@ def mlp(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | 
         ]
         # The gradients are those at the kernel's outputs, since at others a relu may have another
         # mask.
-        own = backward(OPS.mlp_backward, lambda t: t, upstream, outputs)
+        own = backward(KERNELS.mlp_backward, lambda t: t, upstream, outputs)
         truth = backward(reference.mlp_backward, Tensor.double, upstream, outputs)
         # as the kernel takes None
         zeros = [torch.zeros_like(y) if g is None else g for g, y in zip(upstream, outputs)]
@@ -99,7 +91,7 @@ def mlp(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | 
     return compare
 
 
-def mixture(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
+def mixture(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
     rows, tasks, k, width = sizes["rows"], sizes["tasks"], sizes["experts"], sizes["width"]
     if not tasks or not k or not width:
@@ -110,7 +102,7 @@ def mixture(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     experts, logits = spoiled({"experts": experts, "logits": logits}, options).values()
     experts = laid(experts, options.get("layout_experts"))
     logits = laid(logits, options.get("layout_logits"))
-    upstream: list[Tensor | None] = []
+    upstream = []
     for _ in range(tasks):
         keep = float(torch.rand(())) < options.get("upstream", 1.0)
         upstream.append(
@@ -125,8 +117,11 @@ def mixture(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     ]
     terms = _mixture_terms(wide, experts.double(), logits.double())
 
-    def compare() -> None:
-        own = [*OPS.mixture(experts, logits), *OPS.mixture_backward(upstream, experts, logits)]
+    def compare():
+        own = [
+            *KERNELS.mixture(experts, logits),
+            *KERNELS.mixture_backward(upstream, experts, logits),
+        ]
         eps = torch.finfo(dtype).eps
         for number, each in enumerate(zip(own, truth, pytorch, terms, strict=True)):
             x, true, theirs, term = each
@@ -135,7 +130,7 @@ def mixture(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     return compare
 
 
-def _mixture_terms(upstream: list[Tensor | None], experts: Tensor, logits: Tensor) -> list[Tensor]:
+def _mixture_terms(upstream, experts, logits):
     """Returns the sums of the magnitudes that each result adds up."""
     sent = [None if g is None else g.abs() for g in upstream]
     positive = reference.mixture(experts.abs(), logits)
@@ -149,3 +144,6 @@ def _mixture_terms(upstream: list[Tensor | None], experts: Tensor, logits: Tenso
     )
     weights, s = logits.softmax(2), g @ experts.abs().transpose(1, 2)
     return [*positive, d_experts, weights * (s + (weights * s).sum(2, keepdim=True))]
+
+
+OPS = {"mlp": mlp, "mixture": mixture}

@@ -3,25 +3,23 @@
 Shapes: B rows, N candidates, d width.
 """
 
-from collections.abc import Callable
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
 
 import adaftr_fast as af
-from adaftr_fast.ops.infonce.arguments import append_bias, product_dtype, reverse, row_scale
-from adaftr_fast.ops.infonce.blocks import block_rows
-from adaftr_fast.ops.infonce.candidates import Candidates, Direction
-from adaftr_fast.ops.infonce.reference import IGNORE, infonce_rows
+from adaftr_fast.ops.infonce.arguments import append_bias, product_dtype, row_scale
+from adaftr_fast.ops.infonce.reference import IGNORE
 from tests.chaos.ops.inputs import assert_close, laid
 
 NAMES = ("h_ctr", "h_cvr", "tau", "tau per column", "row_weight", "column_bias")
+OF_A_ROW = ("lse", "positive_logit", "entropy")
 # relative errors of a product, with a margin
 PRODUCTS = {"highest": 2.0**-22, "high": 2.0**-14, "medium": 2.0**-6}
 
 
-def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
+def problem(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
     rows, columns = sizes["rows"], sizes["columns"]
     if not is_valid(sizes, options):
@@ -45,7 +43,7 @@ def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     pytorch = results(leaves, arguments, upstream, options, None, "reference")
     terms, doubt = conditions(exact, arguments, upstream, options, products)
 
-    def compare() -> None:
+    def compare():
         torch.set_float32_matmul_precision(options.get("precision", "highest"))
         try:
             own = results(leaves, arguments, upstream, options, None, "cpu")
@@ -62,14 +60,14 @@ def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     return compare
 
 
-def is_valid(sizes: dict[str, int], options: dict[str, Any]) -> bool:
+def is_valid(sizes, options):
     """Returns whether the options go together."""
     one_direction = {"column_bias", "ignore_above"} & options.keys()
     paired = "positive" in options or sizes["columns"] >= sizes["rows"]
     return sizes["width"] > 0 and paired and not ("symmetric" in options and one_direction)
 
 
-def drawn_leaves(rows: int, columns: int, width: int, options: dict[str, Any]) -> list[Tensor]:
+def drawn_leaves(rows, columns, width, options):
     """Returns h_ctr, h_cvr, both temperatures, the weights and the bias."""
     spread, pattern = options.get("spread", 1.0), options.get("pattern")
     a = torch.randn(rows, width, dtype=torch.float64) * spread**0.5 * width**-0.25
@@ -105,8 +103,8 @@ def drawn_leaves(rows: int, columns: int, width: int, options: dict[str, Any]) -
     ]
 
 
-def drawn_arguments(rows: int, columns: int, options: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def drawn_arguments(rows, columns, options):
+    found = {}
     kind = options.get("positive")
     if kind is not None:
         positive = torch.randint(0, max(1, columns), (rows,))
@@ -124,9 +122,7 @@ def drawn_arguments(rows: int, columns: int, options: dict[str, Any]) -> dict[st
     return found | {name: options[name] for name in ("symmetric", "reduction") if name in options}
 
 
-def clear_margin(
-    exact: list[Tensor], arguments: dict[str, Any], options: dict[str, Any], dtype: torch.dtype
-) -> float | None:
+def clear_margin(exact, arguments, options, dtype):
     """Returns a margin from which every candidate is further than rounding moves it, or None.
 
     It is the middle of a wide gap between the candidates' similarities, less that of the positive,
@@ -153,14 +149,14 @@ def clear_margin(
     return float(near[widest : widest + 2].mean()) if near.diff()[widest] > 2 * error else None
 
 
-def _product_error(dtype: torch.dtype, options: dict[str, Any]) -> float:
+def _product_error(dtype, options):
     """Returns the relative error of a dot product of a type."""
     if dtype == torch.float32 and "own_precision" not in options:
         return PRODUCTS[options.get("precision", "highest")]
     return 2.0**-50 if dtype == torch.float64 else 2.0**-22
 
 
-def rounding(dtype: torch.dtype, options: dict[str, Any]) -> float:
+def rounding(dtype, options):
     """Returns the relative error of a product, or of a stored probability if that is greater."""
     return max(
         _product_error(dtype, options),
@@ -168,7 +164,7 @@ def rounding(dtype: torch.dtype, options: dict[str, Any]) -> float:
     )
 
 
-def counts(leaves: list[Tensor], arguments: dict[str, Any], options: dict[str, Any]) -> Tensor:
+def counts(leaves, arguments, options):
     """Returns whether each row is part of the loss [B]: a row that is ignored or has no weight is
     not.
     """
@@ -182,7 +178,7 @@ def counts(leaves: list[Tensor], arguments: dict[str, Any], options: dict[str, A
     )
 
 
-def is_computable(exact: list[Tensor], arguments: dict[str, Any], dtype: torch.dtype) -> bool:
+def is_computable(exact, arguments, dtype):
     """Returns whether all logits are far below the largest float32, and the inputs are finite in
     ``dtype``.
     """
@@ -198,14 +194,7 @@ def is_computable(exact: list[Tensor], arguments: dict[str, Any], dtype: torch.d
     return bool(largest < 1e30)
 
 
-def results(
-    leaves: list[Tensor],
-    arguments: dict[str, Any],
-    upstream: Tensor | None,
-    options: dict[str, Any],
-    dtype: torch.dtype | None,
-    backend: str,
-) -> dict[str, Tensor]:
+def results(leaves, arguments, upstream, options, dtype, backend):
     """Returns the loss, the statistics and the gradients by name."""
     frozen = options.get("frozen", "").split()
     held = [x.detach() if dtype is None else x.detach().to(dtype) for x in leaves]
@@ -257,7 +246,7 @@ def results(
     return found
 
 
-def _second(gradients: list[Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+def _second(gradients, wanted):
     """Returns the gradients of a weighted sum of the gradients."""
     total = sum((g * torch.linspace(-1, 1, g.numel()).to(g).view(g.shape)).sum() for g in gradients)
     if not total.requires_grad:
@@ -266,121 +255,79 @@ def _second(gradients: list[Tensor], wanted: dict[str, Tensor]) -> dict[str, Ten
     return {f"dd {name}": g for name, g in zip(wanted, second) if g is not None}
 
 
-def conditions(
-    exact: list[Tensor],
-    arguments: dict[str, Any],
-    upstream: Tensor | None,
-    options: dict[str, Any],
-    dtype: torch.dtype,
-) -> tuple[dict[str, Tensor], Tensor]:
+def conditions(exact, arguments, upstream, options, dtype):
     """Returns the error that rounding causes in each result, and whether rounding may decide
     ``top1`` [B].
-    """
-    a, b, tau, tau_column, weight, bias = exact
-    if "tau_kind" in options and len(a) and len(b):
-        tau, tau_column = tau[0].expand(len(a)), tau_column[0].expand(len(b))
-    positive, row_group = arguments.get("positive_index"), arguments.get("row_group")
-    column_group = arguments.get("column_group", row_group)
-    kept = weight if "weight" in options else None
-    scale = row_scale(a, positive, kept, arguments.get("reduction", "mean"), None)
-    scale = (scale if upstream is None else scale * upstream).abs()
-    if "column_bias" in options:
-        a, b = append_bias(a, b, tau, bias)
-    margin = arguments.get("ignore_above")
-    one = _direction(a, b, tau, positive, row_group, column_group, scale, options, dtype, margin)
-    terms = {"loss": one["loss"], "h_ctr": one["a"], "h_cvr": one["b"], "tau": one["tau"]}
-    if "column_bias" in options:
-        terms |= {
-            "h_ctr": one["a"][:, :-1],
-            "h_cvr": one["b"][:, :-1],
-            "tau": one["tau"] + one["a"][:, -1],
-        }
-        terms["column_bias"] = one["b"][:, -1]
-    if options.get("symmetric"):
-        back = reverse(
-            Direction(a, tau, Candidates(b, positive, column_group), row_group), tau_column
-        )
-        own = back.candidates.positive
-        two = _direction(
-            back.anchors, a, back.tau, own, back.group, row_group, scale, options, dtype
-        )
-        terms["loss"] = terms["loss"] + two["loss"]
-        if len(a) and len(b):
-            terms["h_ctr"] = terms["h_ctr"].max() + two["b"].max()
-            terms["h_cvr"] = terms["h_cvr"].max() + two["a"].sum(0).max()
-        terms["tau per column"] = two["tau"].sum()
-    if "tau_kind" in options:
-        terms = {name: x.sum() if name.startswith("tau") else x for name, x in terms.items()}
-    if arguments.get("reduction") != "none":
-        terms["loss"] = terms["loss"].sum()
-    found = {name if name == "loss" else f"d {name}": x for name, x in terms.items()}
-    found |= {name: one[name] for name in ("lse", "positive_logit", "entropy")}
-    return found, one["doubt"]
 
-
-def _direction(
-    a: Tensor,
-    b: Tensor,
-    tau: Tensor,
-    positive: Tensor | None,
-    row_group: Tensor | None,
-    column_group: Tensor | None,
-    scale: Tensor,
-    options: dict[str, Any],
-    dtype: torch.dtype,
-    margin: float | None = None,
-) -> dict[str, Tensor]:
-    """Returns the errors of one direction, from the relative error of a product and of a stored
-    probability.
+    The reference gives the derivative in each score of S [B, N], as that in the anchors where these
+    are S and the candidates are the unit vectors. Rounding moves a logit by ``delta`` and a
+    probability by the part ``wrong`` of itself; a gradient adds up the derivatives' errors.
     """
+    a, b, *taus, weight, bias = exact
     if not len(a) or not len(b):
-        names = ("loss", "lse", "positive_logit", "entropy", "tau", "doubt")
-        return {name: a.new_zeros(len(a)) for name in names} | {"a": a * 0, "b": b * 0}
+        zero = torch.zeros((), dtype=torch.float64)
+        return dict.fromkeys(("loss", *OF_A_ROW, *(f"d {name}" for name in NAMES)), zero), zero
+    if "tau_kind" in options:
+        taus = [tau[0].expand(len(tau)) for tau in taus]
+    given = {name: x for name, x in options.items() if name not in ("frozen", "no_grad", "twice")}
+    unit = torch.eye(len(b), dtype=torch.float64)
+
+    def derived(scores):
+        leaves = [scores, unit, *exact[2:]]
+        return results(leaves, arguments, upstream, given, torch.float64, "reference")
+
+    tau = taus[0] if "symmetric" not in options else torch.stack([x.min() for x in taus]).min()
+    tau = tau.view(-1, 1)
+    scores, shift = a @ b.T, bias if "column_bias" in options else torch.zeros_like(bias)
     product, stored = _product_error(dtype, options), rounding(dtype, options)
-    y = torch.arange(len(a)) if positive is None else positive
-    valid, y = y != IGNORE, y.clamp(min=0)
-    z = a @ b.T / tau[:, None]
-    # [B], error of a logit
-    delta = product * ((a.abs() @ b.abs().T) / tau[:, None]).max(1).values * 4
-    negative = torch.arange(len(b)) != y[:, None]
-    if row_group is not None and column_group is not None:
-        negative &= row_group[:, None] != column_group[None]
-    if margin is not None:
-        negative &= ~(z * tau[:, None] > (z * tau[:, None]).gather(1, y[:, None]) + margin)
-    block = options["block"] if "block" in options and len(a) == len(b) else max(len(a), len(b))
-    negative &= torch.arange(len(a))[:, None] // block == torch.arange(len(b)) // block
-    masked = torch.where(negative.scatter(1, y[:, None], True), z, -torch.inf)
-    p = masked.softmax(1)
-    near = torch.where(negative, p, 0).sum(1)  # 1 - p of the positive
-    residual = torch.where(negative, p, 0).scatter(1, y[:, None], near[:, None])
+    largest = ((a.abs() @ b.abs().T) / tau + shift.abs()).amax(1)  # [B], of a logit
+    delta = 4 * product * largest
+    found = derived(scores)
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     # relative error of a sum of the probabilities
     summed = torch.finfo(acc).eps / 2 * len(b) ** 0.5
-    # of a probability
     wrong = torch.expm1(2 * delta.clamp(max=300)).clamp(max=1e6) + 2 * stored + summed
-    near = (near * (1 + wrong)).clamp(max=1.0)
+    kept = weight if "weight" in options else None
+    reduction = arguments.get("reduction", "mean")
+    scale = row_scale(a, arguments.get("positive_index"), kept, reduction, None)
+    scale = (scale if upstream is None else scale * upstream).abs()
+    scale = scale if "symmetric" not in options else scale.max().expand(len(a))
+    most = 2 * scale[:, None] / tau
     # Where a logit may err by more than its distance to another, any probability is possible.
-    coefficient = torch.where(delta[:, None] > 0.1, 2.0, (residual * wrong[:, None]).clamp(max=2.0))
-    coefficient = torch.where(valid[:, None], coefficient * (scale / tau)[:, None], 0)  # [B, N]
+    derivative = found["d h_ctr"].abs()
+    error = torch.minimum(derivative * wrong[:, None], most)
+    error = torch.where(delta[:, None] > 0.1, most, error)
     # Probabilities, and their products with scale / tau, that are below the normal numbers count as
     # zero.
     lost = 4 * torch.finfo(acc).smallest_normal
-    coefficient = coefficient + lost * torch.where(valid, scale / tau, 0).max()
-    gaps = torch.where(negative, z, -torch.inf).amax(1) - z.gather(1, y[:, None])[:, 0]
-    sizes = z.abs() + delta[:, None]
-    largest = sizes.max(1).values
-    count = torch.tensor(float(len(b))).log() + 1
-    rows = infonce_rows(a, b, tau, positive, row_group, column_group, margin)
-    if block < len(b):
-        rows = block_rows(a, b, tau, block)
-    of_loss = torch.where(delta > 0.1, 1.0, near) * delta + stored * rows.loss
-    return {
-        "loss": torch.where(valid, scale * (4 * of_loss + lost), 0),
+    error = error + lost * most.max()
+    of_tau = (
+        error * ((scores / tau + shift).abs() + delta[:, None]) + 4 * delta[:, None] * derivative
+    )
+    # the probability of the others, or 1 where rounding may decide which has it
+    others = (derivative * tau).sum(1) / scale.clamp(min=1e-300)
+    near = torch.where(delta > 0.1, 1.0, (others * (1 + wrong)).clamp(max=1.0))
+    of_loss = scale * (4 * near * delta + lost)
+    terms = {
+        "loss": (of_loss if reduction == "none" else of_loss.sum()) + stored * found["loss"],
         "lse": 4 * delta + stored * largest,
         "positive_logit": 4 * delta + product * largest,
-        "entropy": torch.where(delta > 0.1, count, 4 * (wrong * rows.entropy + delta)),
-        "a": coefficient @ b.abs(),
-        "b": coefficient.T @ a.abs(),
-        "tau": (coefficient * sizes).sum(1) + (scale / tau * near * delta * 4),
-        "doubt": gaps.abs() <= 8 * delta + 1e-300,
+        "d h_ctr": error @ b.abs(),
+        "d h_cvr": error.T @ a.abs(),
+        "d tau": of_tau.sum(1 if "tau_kind" not in options else (0, 1)),
+        "d tau per column": of_tau.sum(),
+        "d column_bias": (error * tau).sum(0),
     }
+    if "symmetric" in options:
+        return terms, delta
+    entropy = 4 * (wrong * found["entropy"] + delta)
+    terms["entropy"] = torch.where(delta > 0.1, math.log(len(b)) + 1, entropy)
+    y = arguments.get("positive_index", torch.arange(len(a))).clamp(min=0)[:, None]
+    moved = [
+        derived(scores.scatter_add(1, y, way * (8 * delta[:, None] + 1e-300) * tau))["top1"]
+        for way in (-1, 1)
+    ]
+    return terms, moved[0] != moved[1]
+
+
+OPS = {"infonce": problem}

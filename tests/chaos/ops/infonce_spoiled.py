@@ -3,11 +3,7 @@
 Shapes: B rows, N candidates, d width.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from adaftr_fast.ops.infonce.reference import IGNORE
 from tests.chaos.ops import infonce
@@ -17,7 +13,7 @@ PLACES = ("h_ctr", "h_cvr", "tau", "tau per column", "row_weight", "column_bias"
 OF_ROWS = ("loss", "lse", "positive_logit", "entropy", "d h_ctr", "d tau", "d row_weight")
 
 
-def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
+def problem(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
     rows, columns = sizes["rows"], sizes["columns"]
     where = options.get("where", "h_ctr")
@@ -52,14 +48,7 @@ def problem(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     return lambda: _compare(spoiled, arguments, options, counted, others, slack)
 
 
-def _compare(
-    leaves: list[Tensor],
-    arguments: dict[str, Any],
-    options: dict[str, Any],
-    counted: Tensor,
-    others: Tensor,
-    slack: dict[str, float],
-) -> None:
+def _compare(leaves, arguments, options, counted, others, slack):
     """Compares with the reference.
 
     Args:
@@ -70,7 +59,7 @@ def _compare(
     ones, narrow = torch.ones(len(others)), torch.promote_types(leaves[0].dtype, leaves[1].dtype)
     is_input = bool(counted[~others].any())
 
-    def reference(tensors: list[Tensor]) -> dict[str, Tensor]:
+    def reference(tensors):
         return infonce.results(tensors, arguments, ones, options, torch.float64, "reference")
 
     exact = [x.detach().double() for x in leaves]
@@ -97,7 +86,7 @@ def _compare(
             assert_close(*(each[both] for each in (x, true, theirs)), narrow, error, name)
 
 
-def _is_refused(call: Callable[[], object]) -> None:
+def _is_refused(call):
     try:
         call()
     except RuntimeError as error:
@@ -107,12 +96,13 @@ def _is_refused(call: Callable[[], object]) -> None:
     assert "tau" in message or "column_bias" in message, message
 
 
-def _spoiled(
-    leaves: list[Tensor], number: int, place: int, options: dict[str, Any]
-) -> list[Tensor]:
+def _spoiled(leaves, number, place, options):
     """Returns the leaves with one number of row ``place`` of one of them changed."""
     x = leaves[number].clone(memory_format=torch.contiguous_format)
     row = x[place].view(-1)
     row[int(torch.randint(0, len(row), ()))] = float(options.get("value", "nan"))
     layout = options.get(f"layout_{'ab'[number]}") if number < 2 else None
     return [*leaves[:number], laid(x, layout) if layout != "expanded" else x, *leaves[number + 1 :]]
+
+
+OPS = {"infonce_spoiled": problem}

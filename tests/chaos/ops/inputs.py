@@ -1,21 +1,17 @@
 """Values and strides of random inputs, and the comparison of a kernel's results."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import torch
-from torch import Tensor
 
 import adaftr_fast as af
 from tests.tolerances import SLACK, error
 
 
-def instruction_sets() -> list[str]:
+def instruction_sets():
     """Returns those of this machine; ["none"] without the C++ extension."""
     return str(af.build_info().get("this machine runs", "none")).split(", ")
 
 
-def laid(x: Tensor, layout: str | None) -> Tensor:
+def laid(x, layout):
     """Returns the numbers of ``x`` at other strides, among NaN or -1; "expanded" repeats its first
     row.
     """
@@ -36,7 +32,7 @@ def laid(x: Tensor, layout: str | None) -> Tensor:
     return view.copy_(x)
 
 
-def spoiled(named: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tensor]:
+def spoiled(named, options):
     """Returns the tensors; where the case says so, with NaN or an infinity as one number of one of
     them.
     """
@@ -49,9 +45,7 @@ def spoiled(named: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Tens
     return named | {name: x}
 
 
-def sensitivity(
-    function: Callable[[list[Tensor]], dict[str, Tensor]], tensors: Sequence[Tensor], eps: float
-) -> dict[str, Tensor]:
+def sensitivity(function, tensors, eps):
     """Returns by how much each result changes when the tensors change by a part ``eps`` of
     themselves.
     """
@@ -66,9 +60,7 @@ def sensitivity(
     return found
 
 
-def assert_close(
-    x: Tensor, truth: Tensor, pytorch: Tensor, dtype: torch.dtype, terms: Tensor, what: str
-) -> None:
+def assert_close(x, truth, pytorch, dtype, terms, what):
     """Applies the tolerance rule, and allows for cancellation.
 
     Of what is not finite it asks what ``adaftr_fast.reference`` promises.

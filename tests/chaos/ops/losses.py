@@ -6,7 +6,6 @@ Shapes: B rows, N candidates, d width.
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ from tests.tolerances import SLACK
 Loss = Callable[[list[Tensor], str], Tensor]  # of the inputs, by a backend
 
 
-def sigmoid(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
+def sigmoid(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
     if not infonce.is_valid(sizes, options):
         return None
@@ -36,7 +35,7 @@ def sigmoid(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     )
 
 
-def targets(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
+def targets(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
     rows, columns, labeled = sizes["rows"], sizes["columns"], "labels" in options
     if not infonce.is_valid(sizes, options) or (
@@ -53,7 +52,7 @@ def targets(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
         given["row_weight"] = weight
     symmetric = "symmetric" in options
 
-    def loss(x: list[Tensor], backend: str) -> Tensor:
+    def loss(x, backend):
         a, b, tau, tau_column = x
         return af.adaptive_infonce(
             a, b, (tau, tau_column) if symmetric else tau, backend=backend, **given
@@ -62,7 +61,7 @@ def targets(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None
     return _problem(loss, leaves, options, _largest_terms(*leaves))
 
 
-def _largest_terms(a: Tensor, b: Tensor, *taus: Tensor) -> dict[str, float]:
+def _largest_terms(a, b, *taus):
     """Returns the largest term of the sums that are the loss and each gradient.
 
     Where p and q are equal, a gradient is 0, but what rounding leaves of p - q.
@@ -78,12 +77,7 @@ def _largest_terms(a: Tensor, b: Tensor, *taus: Tensor) -> dict[str, float]:
     }
 
 
-def _problem(
-    loss: Loss,
-    leaves: list[Tensor],
-    options: dict[str, Any],
-    largest: dict[str, float] | None = None,
-) -> Callable[[], None] | None:
+def _problem(loss, leaves, options, largest=None):
     """Returns a function that compares a loss and its gradients, or that what the reference refuses
     is refused.
 
@@ -113,7 +107,7 @@ def _problem(
         # of a sum of some hundred terms
         sizes = {name: 4 * size for name, size in (largest or {}).items()}
 
-    def compare() -> None:
+    def compare():
         torch.set_float32_matmul_precision(options.get("precision", "highest"))
         try:
             found = own(leaves)
@@ -127,9 +121,7 @@ def _problem(
     return compare
 
 
-def _reached(
-    reference: Callable[[list[Tensor]], dict[str, Tensor]], leaves: list[Tensor]
-) -> dict[str, Tensor]:
+def _reached(reference, leaves):
     """Returns which results depend on a number that is not finite: they differ between two others
     in its place.
     """
@@ -139,9 +131,7 @@ def _reached(
     return {name: x != high[name] for name, x in low.items()}
 
 
-def _results(
-    loss: Loss, leaves: list[Tensor], backend: str, options: dict[str, Any]
-) -> dict[str, Tensor]:
+def _results(loss, leaves, backend, options):
     """Returns the loss and its gradients by name."""
     held = [x.detach().requires_grad_("no_grad" not in options) for x in leaves]
     value = loss(held, backend)
@@ -156,6 +146,9 @@ def _results(
     return {"loss": value.detach()} | found
 
 
-def _is_refused(call: Callable[[], object], message: str) -> None:
+def _is_refused(call, message):
     with pytest.raises(RuntimeError, match=re.escape(message)):
         call()
+
+
+OPS = {"sigmoid": sigmoid, "targets": targets}

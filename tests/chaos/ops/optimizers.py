@@ -3,11 +3,7 @@
 Shapes: R rows of the table, U rows of the batch, E width.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.ops.embedding.reference import optim as reference
@@ -17,7 +13,7 @@ from tests.chaos.ops.tables import random_ids
 LR = 0.05
 
 
-def steps(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] | None:
+def steps(sizes, options):
     """Returns a function that compares one step of an optimizer's op, or None if the case is not
     valid.
     """
@@ -44,7 +40,7 @@ def steps(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] 
     if name == "lazy_adam_":
         scalars += [options.get("beta1", 0.9), options.get("beta2", 0.999)]
 
-    def stepped(function: Callable[..., None], cast: torch.dtype | None) -> list[Tensor]:
+    def stepped(function, cast):
         tables = [x.clone() if cast is None else x.to(cast, copy=True) for x in (weight, *state)]
         with torch.no_grad():
             function(*tables, rows, grad if cast is None else grad.to(cast), *scalars)
@@ -53,7 +49,7 @@ def steps(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] 
     truth = stepped(getattr(reference, name), torch.float64)
     pytorch = stepped(getattr(reference, name), None)
 
-    def compare() -> None:
+    def compare():
         own = stepped(getattr(torch.ops.adaftr_fast, f"embedding_{name}"), None)
         others = torch.ones(table, dtype=torch.bool)
         others[rows] = False
@@ -71,7 +67,7 @@ def steps(sizes: dict[str, int], options: dict[str, Any]) -> Callable[[], None] 
     return compare
 
 
-def adam(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | None:
+def adam(sizes, options):
     """Returns a function that compares steps of the deferred Adam with torch's on a dense table."""
     if not sizes["width"] or not sizes["steps"]:
         return None
@@ -89,7 +85,7 @@ def adam(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] |
     }
     given["betas"] = (options.get("beta1", 0.9), options.get("beta2", 0.999))
 
-    def dense(dtype: torch.dtype) -> Tensor:
+    def dense(dtype):
         table = start.to(dtype, copy=True).requires_grad_()
         optimizer = getattr(torch.optim, name)([table], **given)
         starts = torch.tensor([0, *fields]).cumsum(0)[:-1]
@@ -102,12 +98,12 @@ def adam(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] |
             optimizer.step()
         return table.detach()
 
-    def rate(step: int) -> float:
+    def rate(step):
         return given["lr"] * (1 + step % 3 if "schedule" in options else 1)
 
     truth, pytorch = dense(torch.float64), dense(dtype)
 
-    def compare() -> None:
+    def compare():
         embedding = FusedEmbedding(fields, width, dtype=dtype)
         with torch.no_grad():
             embedding.weight.copy_(start)
@@ -126,3 +122,6 @@ def adam(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] |
         assert_close(embedding.weight.detach(), truth, pytorch, dtype, rounding, "weight")
 
     return compare
+
+
+OPS = {"steps": steps, "adam": adam}

@@ -3,13 +3,10 @@
 Shapes: B rows, F fields, E width, N ids of all bags.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.nn.deferred import missed_steps, stored
@@ -20,14 +17,14 @@ from adaftr_fast.ops.embedding.reference import lookup as reference
 from tests.chaos.ops.inputs import assert_close, laid, spoiled
 
 
-def starts_of(counts: list[int]) -> Tensor:
+def starts_of(counts):
     """Returns where each of consecutive parts starts, such as the rows of a field, and where the
     last one ends.
     """
     return torch.tensor([0, *counts]).cumsum(0)
 
 
-def random_ids(fields: list[int], rows: int, options: dict[str, Any]) -> Tensor:
+def random_ids(fields, rows, options):
     """Returns ids [B, F], of which a part lies at the end of its field."""
     limit = options.get("distinct", max(fields))
     ids = torch.stack([torch.randint(0, min(n, limit), (rows,)) for n in fields], 1)
@@ -35,7 +32,7 @@ def random_ids(fields: list[int], rows: int, options: dict[str, Any]) -> Tensor:
     return torch.where(torch.rand(ids.shape) < 0.1, last, ids)
 
 
-def table(sizes: dict[str, Any], options: dict[str, Any]) -> tuple[Tensor, list[Tensor]]:
+def table(sizes, options):
     """Returns a table, and the state of an Adam whose rows have missed steps, [] without one."""
     dtype = getattr(torch, options.get("dtype", "float32"))
     if "missed" not in options or dtype in (torch.float16, torch.bfloat16):
@@ -52,11 +49,11 @@ def table(sizes: dict[str, Any], options: dict[str, Any]) -> tuple[Tensor, list[
     return stored(embedding.weight), [] if steps is None else steps.tensors
 
 
-def widened(state: list[Tensor]) -> list[Tensor]:
+def widened(state):
     return [x.double() if x.is_floating_point() else x for x in state]
 
 
-def spoil(ids: Tensor, limits: Tensor, options: dict[str, Any]) -> bool:
+def spoil(ids, limits, options):
     """Replaces an id by a bad one where the case says so; returns whether it does. ``limits`` are
     those of each id.
     """
@@ -68,13 +65,13 @@ def spoil(ids: Tensor, limits: Tensor, options: dict[str, Any]) -> bool:
     return True
 
 
-def refuses(call: Callable[[], object]) -> None:
+def refuses(call):
     """Asserts that a bad id is named."""
     with pytest.raises(IndexError, match="out of range for field"):
         call()
 
 
-def lookup(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | None:
+def lookup(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
     fields, rows = sizes["fields"], sizes["rows"]
     if sizes["width"] < 1:
@@ -89,12 +86,12 @@ def lookup(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None]
     weight, grad = spoiled({"weight": weight, "grad": grad}, options).values()
     grad = laid(grad, options.get("layout_grad"))
 
-    def call() -> Tensor:
+    def call():
         leaf = weight.clone().requires_grad_("no_grad" not in options)
         out = fused_embedding(leaf, ids, starts, state)
         return out, leaf
 
-    def compare() -> None:
+    def compare():
         if bad:
             return refuses(call)
         out, leaf = call()
@@ -118,9 +115,7 @@ def lookup(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None]
     return compare
 
 
-def reference_current(
-    weight: Tensor, ids: Tensor, starts: Tensor, state: list[Tensor]
-) -> tuple[Tensor, Tensor]:
+def reference_current(weight, ids, starts, state):
     """Returns the current rows of a deferred Adam in float64, and in the type of the table."""
     look_up = reference.fused_embedding
     return look_up(weight.double(), ids, starts, widened(state)), look_up(
@@ -128,9 +123,7 @@ def reference_current(
     )
 
 
-def compare_gradient(
-    found: Tensor, merge: Callable[..., tuple[Tensor, Tensor]], grad: Tensor, *factors: Any
-) -> None:
+def compare_gradient(found, merge, grad, *factors):
     """Compares a sparse gradient with ``merge`` in float64, a function of the gradient and of the
     ids' factors.
     """
@@ -144,7 +137,7 @@ def compare_gradient(
     assert_close(found._values(), truth, own, grad.dtype, terms * 4 * rounding, "gradient")
 
 
-def bags(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | None:
+def bags(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
     fields, rows = sizes["fields"], sizes["rows"]
     if sizes["width"] < 1:
@@ -178,11 +171,11 @@ def bags(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] |
     grad = laid(grad, options.get("layout_grad"))
     arguments = (values, offsets, factors, starts)
 
-    def call() -> tuple[Tensor, Tensor]:
+    def call():
         leaf = weight.clone().requires_grad_("no_grad" not in options)
         return embedding_bags(leaf, *arguments, mean, state), leaf
 
-    def compare() -> None:
+    def compare():
         if bad:
             return refuses(call)
         out, leaf = call()
@@ -197,7 +190,7 @@ def bags(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] |
             return
         out.backward(grad)
 
-        def merge(g: Tensor, factors: Tensor | None) -> tuple[Tensor, Tensor]:
+        def merge(g, factors):
             return bag_reference.embedding_bags_backward(
                 g, values, offsets, factors, starts, sizes["width"], mean
             )
@@ -207,7 +200,7 @@ def bags(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] |
     return compare
 
 
-def select(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None] | None:
+def select(sizes, options):
     """Returns a function that compares the selection of some fields' bags with a loop over all
     bags.
     """
@@ -234,7 +227,7 @@ def select(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None]
     if fault is not None and _are_bags(values, offsets, factors, fields):
         return None
 
-    def compare() -> None:
+    def compare():
         if fault is not None:
             with pytest.raises(ValueError, match="embedding_bags: "):
                 select_bags(values, offsets, factors, chosen, fields)
@@ -246,9 +239,7 @@ def select(sizes: dict[str, Any], options: dict[str, Any]) -> Callable[[], None]
     return compare
 
 
-def _wrong_bags(
-    values: Tensor, offsets: Tensor, factors: Tensor | None, fault: str
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def _wrong_bags(values, offsets, factors, fault):
     """Returns bags with one fault."""
     if fault == "short offsets":
         return values, offsets[:-1], factors
@@ -261,9 +252,12 @@ def _wrong_bags(
     return values, changed, factors
 
 
-def _are_bags(values: Tensor, offsets: Tensor, factors: Tensor | None, fields: int) -> bool:
+def _are_bags(values, offsets, factors, fields):
     rising = (
         bool((offsets.diff() >= 0).all()) and len(offsets) > 0 and (len(offsets) - 1) % fields == 0
     )
     ends = rising and int(offsets[0]) == 0 and int(offsets[-1]) == len(values)
     return ends and (factors is None or len(factors) == len(values))
+
+
+OPS = {"lookup": lookup, "bags": bags, "select": select}
