@@ -7,9 +7,7 @@ Also measures torch's DataLoader over a Dataset of the same rows in memory, whic
 
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -25,7 +23,7 @@ def epochs(split: Split, seconds: float) -> list[float]:
     """Returns rows per second of complete passes: as many as fit into ``seconds``, at
     least three.
     """
-    rates: list[float] = []
+    rates = []
     while len(rates) < 3 or sum(len(split) / rate for rate in rates) < seconds:
         start = time.perf_counter()
         rows = sum(len(batch) for batch in split.shuffled(BATCH, seed=0, epoch=len(rates)))
@@ -36,9 +34,7 @@ def epochs(split: Split, seconds: float) -> list[float]:
 def peer(split: Split, rows: int) -> float:
     """Returns rows per second of DataLoader's default collation over tensors in memory."""
     content = next(split.batches(rows))
-    batches: Iterator[Any] = iter(
-        DataLoader(TensorDataset(content.ids, content.labels), BATCH, shuffle=True)
-    )
+    batches = iter(DataLoader(TensorDataset(content.ids, content.labels), BATCH, shuffle=True))
     start = time.perf_counter()
     for _ in batches:
         pass

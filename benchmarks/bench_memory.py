@@ -8,8 +8,6 @@ The log is that of synthesize, and prepared from parquet, and from text in which
 tokens of a list; each command has ``--memory``. The same call goes on after it was cut off.
 """
 
-import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,10 +20,9 @@ from adaftr_fast._files import make_folder, replacing
 from adaftr_fast.data.synthetic.log import LAYOUTS, PROBABILITY, RELATEDNESS
 from adaftr_fast.data.synthetic.write import LOG, SCHEMA
 from benchmarks import render
-from benchmarks.measure import write
+from benchmarks.measure import options, write
 from benchmarks.stages import Stages
 
-ADAFTR = (sys.executable, "-m", "adaftr_fast.cli")
 LAYOUT = LAYOUTS["aliccp"]()
 LISTS = [field.name for field in LAYOUT.fields if field.tokens > 1]
 TRUTH = [PROBABILITY + stage for stage in LAYOUT.rates] + [RELATEDNESS]
@@ -72,27 +69,18 @@ def measure(rows: int, memory: float, out: Path, model: Path) -> dict[str, objec
     make_folder(folder)
     stages = Stages(folder / "stages.json")
     log, text, bound = folder / "log", folder / "log.csv", ["--memory", memory]
-    stages.run("synthesize", [*ADAFTR, "synthesize", "--rows", rows, "--out", log], log)
+    stages.run("synthesize", ["synthesize", "--rows", rows], log)
     write_text(log / LOG, text)
     kinds = {"prepare, parquet": ["--dataset", log / SCHEMA, "--files", log / LOG]}
     multi = [f"{name}=|" for name in LISTS]
     kinds["prepare, text"] = [*ROLES, "--multi", *multi, "--files", text]
-    for name, options in kinds.items():
-        data = folder / name.replace(", ", "-")
-        stages.run(name, [*ADAFTR, "prepare", *options, *bound, "--out", data], data)
+    for name, inputs in kinds.items():
+        stages.run(name, ["prepare", *inputs, *bound], folder / name.replace(", ", "-"))
     run, scores = folder / "run", folder / "scores.parquet"
     if not model.exists():
-        stages.run(
-            "train",
-            [*ADAFTR, "train", *SHORT_RUN, "--data", folder / "prepare-parquet", "--out", run],
-            run,
-        )
-        stages.run("export", [*ADAFTR, "export", "--run", run, "--out", model], model)
-    stages.run(
-        "predict",
-        [*ADAFTR, "predict", "--model", model, "--files", log / LOG, *bound, "--out", scores],
-        scores,
-    )
+        stages.run("train", ["train", *SHORT_RUN, "--data", folder / "prepare-parquet"], run)
+        stages.run("export", ["export", "--run", run], model)
+    stages.run("predict", ["predict", "--model", model, "--files", log / LOG, *bound], scores)
     peaks = {name: found["peak_mb"] for name, found in stages.done.items()}
     return {
         "rows": rows,
@@ -103,15 +91,12 @@ def measure(rows: int, memory: float, out: Path, model: Path) -> dict[str, objec
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    arguments = options(
+        __doc__,
+        rows=[1_000_000, 8_000_000],
+        memory=(1.0, "GB"),
+        out=(Path, "a folder for logs, results and what is done"),
     )
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 8_000_000])
-    parser.add_argument("--memory", type=float, default=1.0, help="GB")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="a folder for logs, results and what is done"
-    )
-    arguments = parser.parse_args()
     model = arguments.out / "model"  # of the first length
     cases = [measure(rows, arguments.memory, arguments.out, model) for rows in arguments.rows]
     print(render.memory(cases))

@@ -10,7 +10,6 @@ threads (a server has more requests at a time); the last kind also encodes its r
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from pathlib import Path
@@ -35,7 +34,7 @@ from adaftr_fast.serving.programs import Probabilities
 from adaftr_fast.serving.scorer import AOT, Scorer, load_scorer
 from adaftr_fast.training.checkpoint.weights import Description, save_checkpoint
 from adaftr_fast.training.trained import Run
-from benchmarks.measure import write
+from benchmarks.measure import options, write
 
 REQUEST_ROWS = (1, 500)
 RATES = {"click": 0.039, "conversion": 0.004}
@@ -122,7 +121,7 @@ def latency(folder: Path, table: pa.RecordBatch, requests: int) -> list[dict[str
             for name, program in programs.items()
         }
         runs["raw rows to scores"] = [lambda b=batch: scorer.score(b) for batch in batches]
-        times: dict[str, list[float]] = {name: [] for name in runs}
+        times = {name: [] for name in runs}
         for turn in range(-requests // 10, requests):  # the first ones warm
             for name, each in runs.items():
                 start = time.perf_counter()
@@ -136,19 +135,16 @@ def latency(folder: Path, table: pa.RecordBatch, requests: int) -> list[dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    all_cores = torch.get_num_threads()
+    arguments = options(
+        __doc__,
+        rows=1_000_000,
+        requests=2000,
+        turns=5,
+        threads=(1, "of torch, for requests; predict uses all cores"),
+        out=(Path("runs/serving"), "folder of what is measured"),
     )
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of torch, for requests; predict uses all cores"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/serving"), help="folder of what is measured"
-    )
-    arguments = parser.parse_args()
+    torch.set_num_threads(all_cores)
     inputs = make(arguments.out, arguments.rows)
     cases = []
     for kind, files in inputs.items():

@@ -83,7 +83,7 @@ def measure(fields: int, ids: int, rows: int, turns: int) -> dict[str, object]:
         write_prepared(Path(folder), rows, ids, held_out=BATCH, fields=fields)
         data = PreparedData(folder)
         makes = contestants(data, data.load("train"))
-        rates: dict[str, list[float]] = {name: [] for name in makes}
+        rates = {name: [] for name in makes}
         names = list(makes)
         for turn in range(turns):
             # who goes after whom changes: some leave caches and memory in disorder
@@ -99,7 +99,7 @@ def measure(fields: int, ids: int, rows: int, turns: int) -> dict[str, object]:
 
 def measure_floor(fields: int, ids: int, rows: int, turns: int) -> list[dict[str, object]]:
     """Returns what the parts of a step take alone beside the step, of AdaFTR and of MMoE."""
-    cases: list[dict[str, object]] = []
+    cases = []
     with tempfile.TemporaryDirectory() as folder:
         write_prepared(Path(folder), rows, ids, held_out=BATCH, fields=fields)
         data = PreparedData(folder)

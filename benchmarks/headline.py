@@ -9,9 +9,6 @@ anonymous memory and files on disk are recorded. Killed at any time, the same ca
 is done.
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -23,11 +20,10 @@ from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.synthetic.log import DAY, LogConfig
 from adaftr_fast.data.synthetic.write import LOG, SCHEMA
 from benchmarks import render
-from benchmarks.measure import write
+from benchmarks.measure import options, write
 from benchmarks.stages import Stages
 
 ALICCP_ROWS = 42_300_135 + 43_016_840  # of both splits
-ADAFTR = (sys.executable, "-m", "adaftr_fast.cli")
 MODELS = {"AdaFTR": "adaftr", "MMoE": "mmoe"}
 
 
@@ -46,34 +42,27 @@ def write_test_rows(log: Path, path: Path) -> None:
             writer.write_batch(batch)
 
 
-def measure(rows: int, memory: float, out: Path, options: Sequence[str]) -> dict[str, object]:
+def measure(rows: int, memory: float, out: Path) -> dict[str, object]:
     """Runs the stages that are not done, and returns the figures of all.
 
     Args:
         memory: the bound of prepare and predict in GB.
-        options: those of the log beside its rows.
     """
     make_folder(out)
     stages = Stages(out / f"stages-{rows}.json")
     log, data = out / "log", out / "data"
     test, model = out / "test.parquet", out / "model"
     bound = ["--memory", memory]
-    stages.run("synthesize", [*ADAFTR, "synthesize", "--rows", rows, *options, "--out", log], log)
+    stages.run("synthesize", ["synthesize", "--rows", rows], log)
     files = ["--dataset", log / SCHEMA, "--files", log / LOG]
-    stages.run("prepare", [*ADAFTR, "prepare", *files, *bound, "--out", data], data)
+    stages.run("prepare", ["prepare", *files, *bound], data)
     for name, kind in MODELS.items():
         settings = ["--model.name", kind, "--training.max_epochs", 1]
-        stages.run(
-            name, [*ADAFTR, "train", "--data", data, *settings, "--out", out / kind], out / kind
-        )
-    stages.run("export", [*ADAFTR, "export", "--run", out / "adaftr", "--out", model], model)
+        stages.run(name, ["train", "--data", data, *settings], out / kind)
+    stages.run("export", ["export", "--run", out / "adaftr"], model)
     write_test_rows(log / LOG, test)
-    scores = out / "scores.parquet"
-    stages.run(
-        "predict",
-        [*ADAFTR, "predict", "--model", model, "--files", test, *bound, "--out", scores],
-        scores,
-    )
+    scored = ["predict", "--model", model, "--files", test, *bound]
+    stages.run("predict", scored, out / "scores.parquet")
     manifest = read_manifest(data)
     of_stages = {"synthesize": rows, "prepare": rows, "predict": manifest.splits["test"].rows}
     of_stages |= dict.fromkeys(MODELS, manifest.splits["train"].rows)
@@ -81,19 +70,13 @@ def measure(rows: int, memory: float, out: Path, options: Sequence[str]) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    arguments = options(
+        __doc__,
+        rows=ALICCP_ROWS,
+        memory=(4.0, "GB, of prepare and predict"),
+        out=(Path, "a folder for all that the stages write"),
     )
-    parser.add_argument("--rows", type=int, default=ALICCP_ROWS)
-    parser.add_argument("--memory", type=float, default=4.0, help="GB, of prepare and predict")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="a folder for all that the stages write"
-    )
-    parser.add_argument(
-        "--log", nargs=argparse.REMAINDER, default=[], help="the rest are options of synthesize"
-    )
-    arguments = parser.parse_args()
-    case = measure(arguments.rows, arguments.memory, arguments.out, arguments.log)
+    case = measure(arguments.rows, arguments.memory, arguments.out)
     print(render.headline([case]))
     print(write("headline", [case]))
 

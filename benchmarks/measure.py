@@ -27,30 +27,32 @@ ROOT = Path(__file__).parents[1]
 NOT_CODE = (":(exclude)benchmarks/results", ":(exclude)*.md")  # a benchmark run rewrites both
 
 
-def options(document: str | None, **defaults: Any) -> argparse.Namespace:
+def options(document: str | None, **given: Any) -> argparse.Namespace:
     """Reads the options of the command line, and sets the number of threads to the option
     ``threads``, if there is one.
 
     Args:
         document: the docstring of the benchmark, which ``--help`` shows.
-        defaults: the default of each option, or the default and a help text. An option has the type
-            of its default: a list takes one or more values, and False is a flag.
+        given: the default of each option, or the default and a help text. An option has the type
+            of its default: a list takes one or more values, and False is a flag. A type in place
+            of the default is that of an option that has to be given.
     """
     parser = argparse.ArgumentParser(
         description=document, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, given in defaults.items():
-        default, text = given if isinstance(given, tuple) else (given, None)
+    for name, value in given.items():
+        default, text = value if isinstance(value, tuple) else (value, None)
         if default is False:
-            parser.add_argument(f"--{name}", action="store_true", help=text)
+            kind = {"action": "store_true"}
+        elif isinstance(default, type):
+            kind = {"type": default, "required": True}
         elif isinstance(default, list):
-            parser.add_argument(
-                f"--{name}", type=type(default[0]), nargs="+", default=default, help=text
-            )
+            kind = {"type": type(default[0]), "nargs": "+", "default": default}
         else:
-            parser.add_argument(f"--{name}", type=type(default), default=default, help=text)
+            kind = {"type": type(default), "default": default}
+        parser.add_argument(f"--{name}", help=text, **kind)
     found = parser.parse_args()
-    if "threads" in defaults:
+    if "threads" in given:
         torch.set_num_threads(found.threads)
     return found
 

@@ -31,7 +31,7 @@ Contestant = Callable[[], float]
 
 def peers(data: PreparedData, train: Split) -> dict[str, Contestant]:
     """Those that are installed."""
-    found: dict[str, Contestant] = {}
+    found = {}
     for library, make in {"torch_rechub": rechub, "deepctr_torch": deepctr}.items():
         if importlib.util.find_spec(library):
             found |= make(data, list(itertools.islice(train.batches(BATCH), STEPS)))

@@ -6,9 +6,11 @@ ratio of times.
 
 import math
 from collections.abc import Callable, Iterable
+from string import Formatter
 from typing import Any
 
-Cases = list[dict[str, Any]]
+Case = dict[str, Any]
+Cases = list[Case]
 
 OURS = "adaptive_infonce"
 PRODUCTS = "bare products"
@@ -28,6 +30,42 @@ def table(header: str, align: str, rows: Iterable[Iterable[object]]) -> str:
     return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
 
 
+class Cell(Formatter):
+    """Formats as ``str.format`` does, and three things more: "{a / b:.1f}" is a quotient, "{a?}" is
+    nothing where there is no a, and the format "3d" gives a number > 0 three significant digits.
+    """
+
+    def get_field(self, name: str, *values: Any) -> Any:
+        if name.endswith("?"):
+            try:
+                return self.get_field(name[:-1], *values)
+            except KeyError:
+                return None, name
+        over, *under = (super(Cell, self).get_field(each, *values)[0] for each in name.split(" / "))
+        return over / under[0] if under else over, name
+
+    def format_field(self, value: Any, form: str) -> str:
+        if value is None:
+            return ""
+        return significant(value) if form == "3d" else super().format_field(value, form)
+
+
+def of_cases(header: str, align: str, row: str, cases: Iterable[Case | Cases]) -> str:
+    """Makes a table with a row for each case, or for several, whose cells show "a / b" where these
+    differ. ``row`` has the cells, divided by "|", each for ``Cell``.
+    """
+    cells = [cell.strip() for cell in row.split("|")]
+    groups = (case if isinstance(case, list) else [case] for case in cases)
+    merged = (
+        [
+            " / ".join(dict.fromkeys(Cell().vformat(cell, (), case) for case in group))
+            for cell in cells
+        ]
+        for group in groups
+    )
+    return table(header, align, merged)
+
+
 def significant(value: float, digits: int = 3) -> str:
     """Formats ``value`` > 0 with ``digits`` significant digits and no exponent: 0.242, 50.1,
     589,607 as 590,000.
@@ -44,55 +82,41 @@ def loss(cases: Cases) -> str:
     """Milliseconds of ours in float32, others' time over ours, and how much faster ours gets at
     lower precision.
     """
-
-    def row(case: dict[str, Any]) -> list[str]:
-        ms = case["ms"]
-        ours = ms[OURS]
-        best = min(t for name, t in ms.items() if not name.startswith((OURS, PRODUCTS)))
-        ratios = [ms["eager, literal"] / ours, best / ours, ms[PRODUCTS] / ours]
-        ratios += [
-            ours / ms[f"{OURS}, {precision}"] for precision in ("bfloat16", "high", "medium")
-        ]
-        return [
-            case["kind"],
-            f"{case['rows']:,} x {case['d']}",
-            f"{ours:.2f}",
-            *(f"{each:.1f}x" for each in ratios),
-        ]
-
-    header = (
+    found = []
+    for case in cases:
+        others = (t for name, t in case["ms"].items() if not name.startswith((OURS, PRODUCTS)))
+        lower = {key: case["ms"][f"{OURS}, {key}"] for key in ("bfloat16", "high", "medium")}
+        found.append(case | lower | {"ours": case["ms"][OURS], "best": min(others)})
+    return of_cases(
         "inputs | B x d | ours, ms | literal eager | best of PyTorch | bare products | bfloat16 | "
-        "high | medium"
+        "high | medium",
+        "llrrrrrrr",
+        "{kind} | {rows:,} x {d} | {ours:.2f} | {ms[eager, literal] / ours:.1f}x | "
+        "{best / ours:.1f}x | {ms[bare products] / ours:.1f}x | {ours / bfloat16:.1f}x | "
+        "{ours / high:.1f}x | {ours / medium:.1f}x",
+        found,
     )
-    return table(header, "llrrrrrrr", map(row, cases))
 
 
 def loss_error(cases: Cases) -> str:
     """Largest error of a gradient against float64, in units of the gradient's largest value."""
-    kinds = ("eager", "highest", "high", "medium")
-    rows = (
-        [
-            case["kind"],
-            f"{case['rows']:,} x {case['d']}",
-            *(f"{case['error'][kind]:.0e}" for kind in kinds),
-        ]
-        for case in cases
-    )
-    return table(
-        'inputs | B x d | PyTorch eager | ours, "highest" | "high" | "medium"', "llrrrr", rows
+    return of_cases(
+        'inputs | B x d | PyTorch eager | ours, "highest" | "high" | "medium"',
+        "llrrrr",
+        "{kind} | {rows:,} x {d} | {error[eager]:.0e} | {error[highest]:.0e} | {error[high]:.0e} | "
+        "{error[medium]:.0e}",
+        cases,
     )
 
 
 def blocks(cases: Cases) -> str:
     """Milliseconds of ours within blocks, and the time of the others over ours."""
-
-    def row(case: dict[str, Any]) -> list[str]:
-        ours, *others = (case["ms"][name] for name in ("block", "bmm", "bmm, compiled", "all rows"))
-        sizes = [f"{case['rows']:,} x {case['d']}", str(case["block"])]
-        return [*sizes, significant(ours), *(f"{other / ours:.1f}x" for other in others)]
-
-    return table(
-        "B x d | block | ours, ms | bmm | bmm, compiled | all rows", "lrrrrr", map(row, cases)
+    return of_cases(
+        "B x d | block | ours, ms | bmm | bmm, compiled | all rows",
+        "lrrrrr",
+        "{rows:,} x {d} | {block} | {ms[block]:3d} | {ms[bmm] / ms[block]:.1f}x | "
+        "{ms[bmm, compiled] / ms[block]:.1f}x | {ms[all rows] / ms[block]:.1f}x",
+        cases,
     )
 
 
@@ -100,37 +124,27 @@ def host(cases: Cases) -> str:
     """Microseconds of the host before the driver launches the kernels, forward and with backward
     and update.
     """
-    times = [(kind, of) for kind in ("forward", "step") for of in ("least", "median")]
-    rows = (
-        [
-            case["part"],
-            case["name"],
-            *(f"{case['us'][x][y]:.0f}" for x, y in times),
-            case["launches"] or "",
-        ]
-        for case in cases
-    )
-    return table(
-        "part | call | forward, µs | median | step, µs | median | kernels", "llrrrrr", rows
+    return of_cases(
+        "part | call | forward, µs | median | step, µs | median | kernels",
+        "llrrrrr",
+        "{part} | {name} | {us[forward][least]:.0f} | {us[forward][median]:.0f} | "
+        "{us[step][least]:.0f} | {us[step][median]:.0f} | {launches}",
+        (case | {"launches": case["launches"] or None} for case in cases),
     )
 
 
 def loss_growth(cases: Cases) -> str:
     """Milliseconds and added peak memory of one step against B, for each form of the loss."""
-    found = {
-        (
-            case["name"],
-            case["rows"],
-        ): f"{significant(case['ms'])} | {significant(case['added MiB'])}"
-        for case in cases
-    }
-    names = list(dict.fromkeys(name for name, _ in found))
-    sizes = sorted({rows for _, rows in found})
-    header = "B | " + " | ".join(f"{name}, ms | MiB" for name in names)
-    return table(
-        header,
+    rows = {}
+    for case in cases:
+        row = rows.setdefault(case["rows"], {"rows": case["rows"]})
+        row |= {f"{case['name']} {key}": case[key] for key in ("ms", "added MiB")}
+    names = list(dict.fromkeys(case["name"] for case in cases))
+    return of_cases(
+        "B | " + " | ".join(f"{name}, ms | MiB" for name in names),
         "r" * (1 + 2 * len(names)),
-        ([f"{b:,}", *(found.get((n, b), " | ") for n in names)] for b in sizes),
+        "{rows:,} | " + " | ".join(f"{{{n} ms?:3d}} | {{{n} added MiB?:3d}}" for n in names),
+        (rows[number] for number in sorted(rows)),
     )
 
 
@@ -143,107 +157,42 @@ KINDS = {
 }
 
 
-def compiled(cases: Cases) -> str:
-    """What the compiler makes of the training kernels of InfoNCE at the greatest width of each
-    tiling.
+def compiled_kernels(**kernels: str) -> Callable[[Cases], str]:
+    """Returns what makes the table of training kernels, under the names that are given, at the
+    greatest width of each tiling.
+
+    The cases are of one or more versions of the compiler, one after the other.
     """
-    sweeps = {
-        "row_sweep": "row",
-        "anchor_sweep": "anchors",
-        "bounded_sweep": "bounded",
-        "column_sweep": "column",
-    }
-    return _compiled(cases, sweeps)
-
-
-def compiled_sigmoid(cases: Cases) -> str:
-    """What the compiler makes of the training kernels of the sigmoid loss at the greatest width of
-    each tiling.
-    """
-    return _compiled(cases, {"sigmoid_rows": "rows", "sigmoid_columns": "columns"})
-
-
-def compiled_symmetric(cases: Cases) -> str:
-    """What the compiler makes of the training kernels of the symmetric loss at the greatest width
-    of each tiling.
-    """
-    return _compiled(cases, {"symmetric_sums": "sums", "symmetric_gradient": "gradient"})
-
-
-def compiled_gluon(cases: Cases) -> str:
-    """What the compiler makes of the sweeps in Gluon, in bfloat16; "a / b" where versions of Triton
-    differ.
-    """
-    sweeps = {"gluon_row_sweep": "row", "gluon_column_sweep": "column"}
-    found: dict[tuple[str, int, str], Cases] = {}
-    for case in cases:
-        if case["kernel"] in sweeps and case["dtype"] == "bfloat16":
-            key = sweeps[case["kernel"]], case["width"], case["variant"]
-            found.setdefault(key, []).append(case)
-
-    def row(key: tuple[str, int, str]) -> list[str]:
-        names = "instructions", "barriers", "uncovered", "exposed", "busiest", "cycles"
-        figures = (
-            [f"{case[name]:,}" if name in case else "" for name in names] for case in found[key]
-        )
-        tile = "{} x {}".format(*found[key][0]["config"])
-        merged = (" / ".join(dict.fromkeys(values)) for values in zip(*figures))
-        return [key[0], str(key[1]), key[2], tile, *merged]
-
-    order = sorted(found, key=lambda key: (key[0] == "column", *key))
-    header = (
-        "sweep | d | variant | tile | instructions | barriers | exponentials uncovered | "
-        "instructions exposed"
-    )
-    return table(header + " | busiest unit, cycles | cycles", "lrlrrrrrrr", map(row, order))
-
-
-def _compiled(cases: Cases, kernels: dict[str, str]) -> str:
-    """The kernels of ``kernels``, under the names it gives them.
-
-    The cases are of one or more versions of the compiler, one after the other; "a / b" where their
-    figures differ.
-    """
-    found: dict[tuple[Any, ...], Cases] = {}
-    for case in cases:
-        if case["kernel"] in kernels and case["variant"] == "train" and case["dtype"] != "float16":
-            block_m, block_n, _, block_k, *rest = case["config"]
-            tiling = (block_m, block_n, block_k > 0, *rest)
-            found.setdefault((case["arch"], case["kind"], case["kernel"], tiling), []).append(case)
-
-    def row(versions: Cases) -> list[str]:
-        figures = (
-            [
-                str(case["registers"]),
-                str(case["programs"]),
-                _products(case["matrix"]),
-                _copies(case),
-            ]
-            + [f"{case[key]:,}" for key in ("barriers", "instructions", "issue")]
-            for case in versions
-        )
-        first = versions[0]
-        what = f"{KINDS[first['kind']]}, {first['width']:,}"
-        tile = "{} x {}".format(*first["config"])
-        merged = (" / ".join(dict.fromkeys(values)) for values in zip(*figures))
-        return [f"sm_{first['arch']}", what, kernels[first["kernel"]], tile, *merged]
 
     def order(versions: Cases) -> tuple[int, ...]:
-        first = versions[0]
-        return (
-            -first["arch"],
-            list(KINDS).index(first["kind"]),
-            first["width"],
-            list(kernels).index(first["kernel"]),
+        case = versions[0]
+        kind, kernel = list(KINDS).index(case["kind"]), list(kernels).index(case["kernel"])
+        return (-case["arch"], kind, case["width"], kernel)
+
+    def made(cases: Cases) -> str:
+        found = {}
+        for case in cases:
+            is_shown = case["kernel"] in kernels and case["variant"] == "train"
+            if is_shown and case["dtype"] != "float16":
+                block_m, block_n, _, block_k, *rest = case["config"]
+                tiling = (case["arch"], case["kind"], case["kernel"], block_m, block_n, block_k > 0)
+                named = {"sweep": kernels[case["kernel"]], "products": KINDS[case["kind"]]}
+                named |= {"matrix": _products(case["matrix"]), "copies": _copies(case)}
+                found.setdefault((*tiling, *rest), []).append(case | named)
+        groups = []
+        for group in found.values():
+            widest = max(case["width"] for case in group)
+            groups.append([case for case in group if case["width"] == widest])
+        return of_cases(
+            "GPU | products, d | sweep | tile | registers | CTAs/SM | matrix instructions | copies "
+            "| barriers | instructions | issue cycles",
+            "lllrrrlrrrr",
+            "sm_{arch} | {products}, {width:,} | {sweep} | {config[0]} x {config[1]} | {registers} "
+            "| {programs} | {matrix} | {copies} | {barriers:,} | {instructions:,} | {issue:,}",
+            sorted(groups, key=order),
         )
 
-    widest = (max(case["width"] for case in group) for group in found.values())
-    shown = [
-        [c for c in group if c["width"] == width] for group, width in zip(found.values(), widest)
-    ]
-    header = "GPU | products, d | sweep | tile | registers | CTAs/SM | matrix instructions | copies"
-    header += " | barriers | instructions | issue cycles"
-    return table(header, "lllrrrlrrrr", map(row, sorted(shown, key=order)))
+    return made
 
 
 def _products(matrix: dict[str, int]) -> str:
@@ -253,9 +202,27 @@ def _products(matrix: dict[str, int]) -> str:
     return f"{names[0][0]} {shapes}".strip()
 
 
-def _copies(case: dict[str, Any]) -> str:
+def _copies(case: Case) -> str:
     narrow = case["narrow copies"]
     return f"{case['copies']} + {narrow}" if narrow else str(case["copies"])
+
+
+def compiled_gluon(cases: Cases) -> str:
+    """What the compiler makes of the sweeps in Gluon, in bfloat16."""
+    sweeps = {"gluon_row_sweep": "row", "gluon_column_sweep": "column"}
+    found = {}
+    for case in cases:
+        if case["kernel"] in sweeps and case["dtype"] == "bfloat16":
+            key = (list(sweeps).index(case["kernel"]), case["width"], case["variant"])
+            found.setdefault(key, []).append(case | {"sweep": sweeps[case["kernel"]]})
+    return of_cases(
+        "sweep | d | variant | tile | instructions | barriers | exponentials uncovered | "
+        "instructions exposed | busiest unit, cycles | cycles",
+        "lrlrrrrrrr",
+        "{sweep} | {width} | {variant} | {config[0]} x {config[1]} | {instructions:,} | "
+        "{barriers:,} | {uncovered:,} | {exposed:,} | {busiest?:,} | {cycles?:,}",
+        (found[key] for key in sorted(found)),
+    )
 
 
 # The embedding
@@ -266,56 +233,50 @@ def embedding(cases: Cases) -> str:
     """Look-ups, steps and bags, and for look-ups and steps the share that the least memory traffic
     would take.
     """
-
-    def row(case: dict[str, Any]) -> list[str]:
-        if "floor_ms" not in case:
-            return [*_embedding_row(case), "", "", ""]
-        share = case["floor_ms"] / case["ms"]["ours"]
-        return [
-            *_embedding_row(case),
-            f"{case['floor_mb']:.1f}",
-            f"{case['copy_gb_per_s']:.0f}",
-            f"{share:.0%}",
-        ]
-
-    header = (
+    return of_cases(
         " | workload | ours, ms | each peer's time over ours | floor, MB | copied at, GB/s | share "
-        "of the floor"
+        "of the floor",
+        "llrlrrr",
+        f"{WORKLOAD} | {{floor_mb?:.1f}} | {{copy_gb_per_s?:.0f}} | {{floor_ms / ms[ours]?:.0%}}",
+        _with_peers(case for case in cases if "ours" in case["ms"]),
     )
-    return table(header, "llrlrrr", (row(case) for case in cases if "ours" in case["ms"]))
 
 
 def embedding_summary(cases: Cases) -> str:
     """Look-ups and steps of the first workload, and bags."""
-    shown = [
-        case for case in cases if case["workload"] == cases[0]["workload"] or case["case"] == "bags"
-    ]
-    return table(
-        " | workload | ours, ms | each peer's time over ours", "llrl", map(_embedding_row, shown)
+    first = cases[0]["workload"]
+    return of_cases(
+        " | workload | ours, ms | each peer's time over ours",
+        "llrl",
+        WORKLOAD,
+        _with_peers(each for each in cases if each["workload"] == first or each["case"] == "bags"),
     )
+
+
+WORKLOAD = "{case} | {workload} | {ms[ours]:.2f} | {peers}"
+
+
+def _with_peers(cases: Iterable[Case]) -> Iterable[Case]:
+    for case in cases:
+        ms = case["ms"]
+        peers = (f"{name} {ms[name] / ms['ours']:.1f}x" for name in ms if name != "ours")
+        yield case | {"peers": ", ".join(peers)}
 
 
 def embedding_growth(cases: Cases) -> str:
     """Milliseconds of a step of exact Adam for equal batches of small and of large tables."""
     ms = next(case["ms"] for case in cases if case["case"] == "growth")
-    names, sizes = (
-        list(dict.fromkeys(part)) for part in zip(*(key.rsplit(", V=", 1) for key in ms))
+    rows = {}
+    for key, value in ms.items():
+        name, _, size = key.rpartition(", V=")
+        rows.setdefault(name, {"name": name})[f"V={int(size):,}"] = value
+    _, small, large = next(iter(rows.values()))
+    return of_cases(
+        f" | {small} | {large} | growth",
+        "lrrr",
+        f"{{name}} | {{{small}:.2f}} | {{{large}:.2f}} | {{{large} / {small}:.1f}}x",
+        rows.values(),
     )
-    rows = []
-    for name in names:
-        small, large = (ms[f"{name}, V={size}"] for size in sizes)
-        rows.append([name, f"{small:.2f}", f"{large:.2f}", f"{large / small:.1f}x"])
-    return table(
-        " | " + " | ".join(f"V={int(size):,}" for size in sizes) + " | growth", "lrrr", rows
-    )
-
-
-def _embedding_row(case: dict[str, Any]) -> list[str]:
-    ours = case["ms"]["ours"]
-    peers = ", ".join(
-        f"{name} {ms / ours:.1f}x" for name, ms in case["ms"].items() if name != "ours"
-    )
-    return [case["case"], case["workload"], f"{ours:.2f}", peers]
 
 
 # Data, metrics, serving
@@ -324,33 +285,27 @@ def _embedding_row(case: dict[str, Any]) -> list[str]:
 
 def metrics(cases: Cases) -> str:
     """Seconds of each metric at its first call, and memory."""
-
-    def row(case: dict[str, Any]) -> list[str]:
+    found = []
+    for case in cases:
         rows, users = (part.split()[0] for part in case["case"].split(", "))
-        seconds = [
-            f"{case['seconds'][name]:.2f}" if name in case["seconds"] else "" for name in columns
-        ]
-        return [rows, users, *seconds, f"{case['MiB'] / 1024:.1f} GiB"]
-
-    columns = ("AUC", "GAUC", "log-loss", "AUC of scikit-learn")
-    return table(
-        f"rows | users | {' | '.join(columns)} | memory beyond the rows", "rrrrrrr", map(row, cases)
+        found.append(case | {"rows": rows, "users": users, "GiB": case["MiB"] / 1024})
+    return of_cases(
+        "rows | users | AUC | GAUC | log-loss | AUC of scikit-learn | memory beyond the rows",
+        "rrrrrrr",
+        "{rows} | {users} | {seconds[AUC]:.2f} | {seconds[GAUC]:.2f} | {seconds[log-loss]:.2f} | "
+        "{seconds[AUC of scikit-learn]?:.2f} | {GiB:.1f} GiB",
+        found,
     )
 
 
 def loader(cases: Cases) -> str:
     """Rows a second from a prepared file to batches."""
-    rows = (
-        [
-            f"{case['ids a field']:,}",
-            case["bytes a row"],
-            significant(case["million rows/s"]),
-            significant(case["DataLoader in memory, million rows/s"]),
-        ]
-        for case in cases
-    )
-    return table(
-        "ids a field | bytes a row on disk | million rows/s | DataLoader in memory", "rrrr", rows
+    return of_cases(
+        "ids a field | bytes a row on disk | million rows/s | DataLoader in memory",
+        "rrrr",
+        "{ids a field:,} | {bytes a row} | {million rows/s:3d} | "
+        "{DataLoader in memory, million rows/s:3d}",
+        cases,
     )
 
 
@@ -358,35 +313,30 @@ def memory(cases: Cases) -> str:
     """MB of the peak of anonymous memory of each command, by length of the log; empty where it was
     not measured.
     """
-    commands = ("prepare, parquet", "prepare, text", "predict")
-    rows = (
-        [
-            f"{case['rows']:,}",
-            f"{case['memory']:g}",
-            *(str(case["peak MB"].get(name, "")) for name in commands),
-        ]
-        for case in cases
+    return of_cases(
+        "rows | --memory, GB | prepare, parquet | prepare, text | predict",
+        "rrrrr",
+        "{rows:,} | {memory:g} | {peak MB[prepare, parquet]?} | {peak MB[prepare, text]?} | "
+        "{peak MB[predict]?}",
+        cases,
     )
-    return table("rows | --memory, GB | prepare, parquet | prepare, text | predict", "rrrrr", rows)
 
 
 def headline(cases: Cases) -> str:
     """Wall time, rate, peak of memory and files of each stage."""
-    rows = (
-        [
-            f"{case['rows']:,}",
-            name,
-            f"{stage['seconds']:,.0f}",
-            significant(case["rows of stages"][name] / stage["seconds"])
-            if name in case["rows of stages"]
-            else "",
-            f"{stage['peak_mb']:,}",
-            f"{stage['disk_mb']:,.0f}",
-        ]
-        for case in cases
-        for name, stage in case["stages"].items()
+    return of_cases(
+        "rows | stage | seconds | rows/s | peak of memory, MB | files, MB",
+        "rlrrrr",
+        "{rows:,} | {stage} | {seconds:,.0f} | {of stage / seconds?:3d} | {peak_mb:,} | "
+        "{disk_mb:,.0f}",
+        (
+            figures | {"rows": case["rows"], "stage": stage} | own
+            for case in cases
+            for stage, figures in case["stages"].items()
+            for rows in [case["rows of stages"]]
+            for own in [{"of stage": rows[stage]} if stage in rows else {}]
+        ),
     )
-    return table("rows | stage | seconds | rows/s | peak of memory, MB | files, MB", "rlrrrr", rows)
 
 
 INPUTS = {
@@ -399,24 +349,26 @@ INPUTS = {
 
 def predict(cases: Cases) -> str:
     """Rows a second of ``adaftr-fast predict`` by kind of input."""
-    rows = (
-        [INPUTS[case["predict"]], significant(case["rows/s"])]
-        for case in cases
-        if "predict" in case
-    )
-    return table("input | rows/s, all cores", "lr", rows)
+    found = (case | {"input": INPUTS[case["predict"]]} for case in cases if "predict" in case)
+    return of_cases("input | rows/s, all cores", "lr", "{input} | {rows/s:3d}", found)
 
 
 def requests(cases: Cases) -> str:
     """Milliseconds of one request on one thread, by program and number of rows."""
-    found = {(case["request"], case["rows"]): case for case in cases if "request" in case}
-    names, sizes = (list(dict.fromkeys(part)) for part in zip(*found))
-    rows = (
-        [name, *(f"{found[name, size][f'{q} ms']:.2f}" for size in sizes for q in ("p50", "p99"))]
-        for name in names
+    rows = {}
+    heads = {}
+    for case in cases:
+        if "request" in case:
+            size = case["rows"]
+            row = rows.setdefault(case["request"], {"name": case["request"]})
+            row |= {f"{size} {q}": case[f"{q} ms"] for q in ("p50", "p99")}
+            heads[size] = f"{size} row{'s' if size > 1 else ''}, p50 ms | p99 ms"
+    return of_cases(
+        "one thread | " + " | ".join(heads.values()),
+        "l" + "rr" * len(heads),
+        "{name} | " + " | ".join(f"{{{size} p50:.2f}} | {{{size} p99:.2f}}" for size in heads),
+        rows.values(),
     )
-    heads = (f"{size} row{'s' if size > 1 else ''}, p50 ms | p99 ms" for size in sizes)
-    return table("one thread | " + " | ".join(heads), "l" + "rr" * len(sizes), rows)
 
 
 # Training
@@ -438,32 +390,55 @@ TRAINERS = {
 
 def training(cases: Cases) -> str:
     """Thousands of samples a second, and the share of the contrastive loss in AdaFTR's step."""
-    shown = [name for name in TRAINERS if any(name in case["samples/s"] for case in cases)]
-    rows = (
-        [*_samples_per_second(case, shown), f"{case['share of L_cl in the step']:.0%}"]
-        for case in cases
+    known = {name for case in cases for name in case["samples/s"]}
+    names = [name for name in TRAINERS if name in known]
+    return of_cases(
+        " | ".join(["ids a field", *(TRAINERS[name] for name in names), "share of L_cl"]),
+        "r" * (len(names) + 2),
+        f"{_rates(names)} | {{share of L_cl in the step:.0%}}",
+        map(_in_thousands, cases),
     )
-    header = " | ".join(["ids a field", *(TRAINERS[name] for name in shown), "share of L_cl"])
-    return table(header, "r" * (len(shown) + 2), rows)
+
+
+def training_summary(cases: Cases) -> str:
+    """Thousands of samples a second of ours, and of MMoE in other libraries, on one or
+    more CPUs.
+    """
+    names = ["AdaFTR", "AdaFTR, bfloat16", "MMoE", "torch-rechub MMoE", "DeepCTR-Torch MMoE"]
+    header = " | ".join(name.replace(" MMoE", "'s MMoE") for name in names)
+    row = f"{{cpu}} | {_rates(names)}"
+    return of_cases(f"CPU | ids a field | {header}", "lrrrrrr", row, map(_in_thousands, cases))
+
+
+def _rates(names: list[str]) -> str:
+    return " | ".join(["{ids a field:,}", *(f"{{samples/s[{name}]?:3d}}" for name in names)])
+
+
+def _in_thousands(case: Case) -> Case:
+    return case | {"samples/s": {name: rate / 1e3 for name, rate in case["samples/s"].items()}}
+
+
+def training_ratios(cases: Cases) -> str:
+    """Rate of our MMoE over the rate of the other libraries' MMoE."""
+    others = ("torch-rechub MMoE", "torch-rechub MMoE, bare step", "DeepCTR-Torch MMoE")
+    rows = []
+    for case in cases:
+        rates = case["samples/s"]
+        ratios = (f"{significant(rates['MMoE'] / rates[other], 2)}x" for other in others)
+        rows.append([f"{case['ids a field']:,}", *ratios])
+    return table("ids a field | torch-rechub | its bare step | DeepCTR-Torch", "rrrr", rows)
 
 
 def against(cases: Cases) -> str:
     """Milliseconds of a training step at another commit and now, and the median ratio
     of the turns.
     """
-    rows = [
-        [
-            case["fields"],
-            case["before"],
-            name,
-            *(f"{step[each]:.1f}" for each in ("before, ms", "now, ms")),
-            step["ratio"],
-        ]
-        for case in cases
-        for name, step in case["steps"].items()
-    ]
-    return table(
-        "fields | before | a step of | before, ms | now, ms | now / before", "rllrrr", rows
+    return of_cases(
+        "fields | before | a step of | before, ms | now, ms | now / before",
+        "rllrrr",
+        "{fields} | {before} | {name} | {step[before, ms]:.1f} | {step[now, ms]:.1f} | "
+        "{step[ratio]}",
+        (case | {"name": n, "step": step} for case in cases for n, step in case["steps"].items()),
     )
 
 
@@ -472,57 +447,14 @@ def floor(cases: Cases) -> str:
     sum is of it.
     """
     parts = list(cases[0]["parts, ms"])
-    rows = (
-        [
-            case["fields"],
-            case["model"],
-            *(f"{case['parts, ms'][part]:.2f}" for part in parts),
-            f"{case['floor, ms']:.2f}",
-            f"{case['step, ms']:.2f}",
-            f"{case['floor, ms'] / case['step, ms']:.2f}",
-        ]
-        for case in cases
+    return of_cases(
+        " | ".join(["fields", "model", *parts, "floor, ms", "step, ms", "floor / step"]),
+        "rl" + "r" * (len(parts) + 3),
+        "{fields} | {model} | "
+        + " | ".join(f"{{parts, ms[{part}]:.2f}}" for part in parts)
+        + " | {floor, ms:.2f} | {step, ms:.2f} | {floor, ms / step, ms:.2f}",
+        cases,
     )
-    header = " | ".join(["fields", "model", *parts, "floor, ms", "step, ms", "floor / step"])
-    return table(header, "rl" + "r" * (len(parts) + 3), rows)
-
-
-def training_summary(cases: Cases) -> str:
-    """Thousands of samples a second of ours, and of MMoE in other libraries, on one or
-    more CPUs.
-    """
-    shown = ("AdaFTR", "AdaFTR, bfloat16", "MMoE", "torch-rechub MMoE", "DeepCTR-Torch MMoE")
-    header = (
-        "CPU | ids a field | AdaFTR | AdaFTR, bfloat16 | MMoE | torch-rechub's MMoE | "
-        "DeepCTR-Torch's MMoE"
-    )
-    return table(
-        header, "lrrrrrr", ([case["cpu"], *_samples_per_second(case, shown)] for case in cases)
-    )
-
-
-def training_ratios(cases: Cases) -> str:
-    """Rate of our MMoE over the rate of the other libraries' MMoE."""
-    others = ("torch-rechub MMoE", "torch-rechub MMoE, bare step", "DeepCTR-Torch MMoE")
-    rows = (
-        [
-            f"{case['ids a field']:,}",
-            *(
-                f"{significant(case['samples/s']['MMoE'] / case['samples/s'][o], 2)}x"
-                for o in others
-            ),
-        ]
-        for case in cases
-    )
-    return table("ids a field | torch-rechub | its bare step | DeepCTR-Torch", "rrrr", rows)
-
-
-def _samples_per_second(case: dict[str, Any], names: Iterable[str]) -> list[str]:
-    rates = case["samples/s"]
-    return [
-        f"{case['ids a field']:,}",
-        *(significant(rates[name] / 1e3) if name in rates else "" for name in names),
-    ]
 
 
 def recipes(cases: Cases) -> str:
@@ -530,7 +462,7 @@ def recipes(cases: Cases) -> str:
     do not fit.
     """
 
-    def row(case: dict[str, Any]) -> list[str]:
+    def row(case: Case) -> list[str]:
         cells = [case["recipe"], case["library"], f"{case['rows']:,}"]
         for key in ("ms", "added MiB"):
             ours, library = max(case[key]["ours"], 0.01), case[key].get("library")
@@ -545,25 +477,18 @@ def arm_tiles(cases: Cases) -> str:
     """Instructions of a turn of each tile's inner loop, and its cycles beside the bound of its
     multiply-adds.
     """
-
-    def row(case: dict[str, Any]) -> list[str]:
-        names = [f"`{case['target']}`", case["type"], case["A"], str(case["rows"])]
-        counts = [str(case[name]) for name in ("instructions", "on the stack", "multiply-adds")]
-        bound, cycles = case["bound"], case["cycles"]
-        return [
-            *names,
-            *counts,
-            *(f"{cycles[cpu]:.2f} ({bound[cpu] / cycles[cpu]:.0%})" for cpu in cycles),
-        ]
-
-    header = (
+    return of_cases(
         "target | type | A | rows | instructions | on the stack | multiply-adds | Neoverse V1 | "
-        "Neoverse V2"
+        "Neoverse V2",
+        "lllrrrrrr",
+        "`{target}` | {type} | {A} | {rows} | {instructions} | {on the stack} | {multiply-adds} | "
+        "{cycles[neoverse-v1]:.2f} ({bound[neoverse-v1] / cycles[neoverse-v1]:.0%}) | "
+        "{cycles[neoverse-v2]:.2f} ({bound[neoverse-v2] / cycles[neoverse-v2]:.0%})",
+        cases,
     )
-    return table(header, "lllrrrrrr", map(row, cases))
 
 
-TABLES: dict[str, Callable[[Cases], str]] = {
+TABLES = {
     made.__name__: made
     for made in (
         loss,
@@ -572,9 +497,6 @@ TABLES: dict[str, Callable[[Cases], str]] = {
         blocks,
         host,
         recipes,
-        compiled,
-        compiled_sigmoid,
-        compiled_symmetric,
         compiled_gluon,
         arm_tiles,
         embedding,
@@ -593,3 +515,10 @@ TABLES: dict[str, Callable[[Cases], str]] = {
         training_ratios,
     )
 }
+TABLES["compiled"] = compiled_kernels(
+    row_sweep="row", anchor_sweep="anchors", bounded_sweep="bounded", column_sweep="column"
+)
+TABLES["compiled_sigmoid"] = compiled_kernels(sigmoid_rows="rows", sigmoid_columns="columns")
+TABLES["compiled_symmetric"] = compiled_kernels(
+    symmetric_sums="sums", symmetric_gradient="gradient"
+)

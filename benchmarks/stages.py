@@ -5,21 +5,20 @@ What has finished is kept in a journal, so the same call goes on after it was cu
 the peak of an attempt that was cut off count too: they are written twice a second.
 """
 
-import ctypes
 import json
 import os
 import shlex
-import signal
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from adaftr_fast._files import replace_file
+from benchmarks.gpu.processes import dies_with_parent
 
 SAMPLE_SECONDS, SAVE_SECONDS = 0.05, 0.5
-PR_SET_PDEATHSIG = 1
+ADAFTR = (sys.executable, "-m", "adaftr_fast.cli")
 
 
 class Stages:
@@ -27,30 +26,24 @@ class Stages:
 
     Args:
         journal: a file that keeps them.
+        program: runs each command.
     """
 
-    def __init__(self, journal: Path) -> None:
-        self._journal = journal
+    def __init__(self, journal: Path, program: Sequence[str] = ADAFTR) -> None:
+        self._journal, self._program = journal, program
         kept = json.loads(journal.read_text()) if journal.exists() else {"commands": {}, "done": {}}
-        self._commands: dict[str, list[str]] = kept["commands"]
-        self.done: dict[str, dict[str, Any]] = kept["done"]
+        self._commands = kept["commands"]
+        self.done = kept["done"]
 
-    def run(
-        self,
-        name: str,
-        command: Sequence[object],
-        out: Path,
-        environment: Mapping[str, str] | None = None,
-    ) -> dict[str, Any]:
+    def run(self, name: str, command: Sequence[object], out: Path) -> dict[str, float]:
         """Runs a command, unless it is done, and returns what was measured.
 
         A command that is interrupted must go on where it was when it runs again, as all of
         ``adaftr-fast`` do.
 
         Args:
-            command: the program and its arguments.
+            command: the arguments of the program, without ``--out``.
             out: the file or folder that it writes.
-            environment: variables beside those of this process.
 
         Returns:
             seconds: the wall time of all attempts.
@@ -63,7 +56,7 @@ class Stages:
             SystemExit: the command fails, and the next run repeats it; or the journal has another
                 one of this name.
         """
-        words = [*map(str, command)]
+        words = [*self._program, *map(str, command), "--out", str(out)]
         kept = self._commands.setdefault(name, words)
         if kept != words:
             ran = (
@@ -77,8 +70,7 @@ class Stages:
         found["attempts"] += 1
         print(f"{name}: {shlex.join(words)}", flush=True)
         before, start, saved = found["seconds"], time.perf_counter(), 0.0
-        variables = os.environ | (environment or {})
-        process = subprocess.Popen(words, env=variables, preexec_fn=_end_with_parent)
+        process = subprocess.Popen(words, preexec_fn=dies_with_parent())
         while process.poll() is None:
             found["peak_mb"] = max(found["peak_mb"], round(anonymous(process.pid) / 1e6))
             found["seconds"] = round(before + time.perf_counter() - start, 2)
@@ -103,7 +95,7 @@ class Stages:
 
 def anonymous(process: int) -> int:
     """Returns the bytes of anonymous memory of a process and all processes below it."""
-    below: dict[int, list[int]] = {}
+    below = {}
     for each in filter(str.isdigit, os.listdir("/proc")):
         try:
             parent = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()[1]
@@ -130,10 +122,3 @@ def size(path: Path) -> int:
     """Returns the bytes of a file, or of all files of a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(each.stat().st_size for each in files if each.is_file())
-
-
-def _end_with_parent() -> None:
-    """Lets the system kill this process when the one that measures it ends, so that the next one
-    finds no other.
-    """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -96,7 +96,7 @@ def measured(name: str, data: PreparedData) -> dict[str, Any]:
     batches = list(islice(data.load("train").shuffled(BATCH, epoch=1, seed=1), BATCHES))
     arguments = [contrasted(model, batch) for batch in batches]
     fields = [near_by_fields(batch) for batch in batches]
-    found: dict[str, Any] = {
+    found = {
         "set": name,
         "fields": None if fields[0] is None else _mean([each or 0.0 for each in fields]),
         "distance": _mean([near_by_distance(each[1]) for each in arguments]),

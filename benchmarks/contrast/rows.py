@@ -18,12 +18,12 @@ OWN = "benchmarks.contrast.models:Contrast"
 
 PRINTED = WHOLE | {"contrast_epochs": 0.0}
 RECOMMENDED = PRINTED | NO_OMEGA | preset("recommended")
-SETTINGS: dict[str, dict[str, Any]] = {
+SETTINGS = {
     "as printed": PRINTED,
     "fixed": RECOMMENDED | {"contrast_epochs": 0.0},
     "recommended": RECOMMENDED,
 }
-TEMPERATURES: dict[str, dict[str, Any]] = {
+TEMPERATURES = {
     "as printed": SETTINGS["as printed"],
     "fixed": SETTINGS["fixed"],
     "fixed, τ = 0.13": SETTINGS["fixed"] | {"tau_fixed": 0.13},

@@ -44,8 +44,8 @@ class Runs:
             if path.exists()
             else {"machine": {}, "cases": []}
         )
-        self._machine: dict[str, Any] = known["machine"]
-        self.scores: dict[Key, Scores] = {
+        self._machine = known["machine"]
+        self.scores = {
             (case["set"], case["backbone"], case["row"], case["seed"]): case["scores"]
             for case in known["cases"]
         }

@@ -4,7 +4,7 @@ and scores.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -36,7 +36,7 @@ class Test:
 
 def results(cases: Cases) -> dict[tuple[str, str], Rows]:
     """Returns the rows by set and backbone."""
-    found: dict[tuple[str, str], Rows] = {}
+    found = {}
     for case in cases:
         rows = found.setdefault((case["set"], case["backbone"]), {})
         rows.setdefault(case["row"], {})[case["seed"]] = case["scores"]
@@ -104,7 +104,7 @@ def _printed(row: str, backbone: str) -> list[str]:
 
 
 WHOLE_BATCH = f"as printed, k = {BATCH:,}"
-AGAINST: dict[str, Callable[[str, str], list[str]]] = {
+AGAINST = {
     "confirm": _backbone,
     "backbones": _backbone,
     "sparsity": _backbone,
@@ -149,7 +149,7 @@ def _compared(part: str, cases: Cases) -> str:
     """The comparisons of a part, with both tasks in a line, and the p of a one-sided test of a loss
     beyond.
     """
-    lines: dict[Test, list[str]] = {}
+    lines = {}
     for test, (found, p) in comparisons(cases).items():
         if test.part == part:
             names = [test.name, TITLES[test.backbone], test.row, test.against]
@@ -202,7 +202,7 @@ def _beyond(found: Difference, side: int) -> float:
     return float(t.sf((WITHIN - side * found.mean) / found.std * found.pairs**0.5, found.pairs - 1))
 
 
-TABLES: dict[str, Callable[[Cases], str]] = {
+TABLES = {
     "contrast_grid": grid,
     "contrast_confirm": partial(_compared, "confirm"),
     "contrast_equal": equal,

@@ -89,7 +89,7 @@ class Journal:
         self.path = folder / JOURNAL
         content = self.path.read_bytes() if self.path.exists() else b""
         self._size = content.rfind(b"\n") + 1
-        self.lines: list[Row] = []
+        self.lines = []
         for number, line in enumerate(content[: self._size].splitlines(), start=1):
             try:
                 self.lines.append(json.loads(line))

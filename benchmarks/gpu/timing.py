@@ -43,8 +43,8 @@ def samples(run: Run, device: str, budget: float) -> tuple[list[float], list[flo
     them.
     """
     clock = _events if device == "cuda" else _clock
-    times: list[float] = []
-    host: list[float] = []
+    times = []
+    host = []
     for _ in range(WARMUP):
         clock(run)
     while len(times) < MOST and (len(times) < LEAST or sum(times) < budget):

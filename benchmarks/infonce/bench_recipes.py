@@ -91,7 +91,7 @@ def siglip() -> tuple[Loss, Loss]:
     return loss(ours), loss(theirs)
 
 
-RECIPES: dict[str, tuple[str, Callable[[], tuple[Loss, Loss]]]] = {
+RECIPES = {
     "ranking": ("sentence_transformers", ranking),
     "CLIP": ("open_clip", clip),
     "SigLIP": ("open_clip", siglip),

@@ -10,9 +10,9 @@ is that of the CPU in this thread, without garbage collection, so that other pro
 Not under TRITON_INTERPRET.
 """
 
-import argparse
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 
 import adaftr_fast as af
 from adaftr_fast.ops.infonce import autograd
-from benchmarks.measure import write
+from benchmarks.measure import options, write
 from benchmarks.render import host
 from tests.cuda.serial import ASKING, Installed, load
 
@@ -129,7 +129,7 @@ def _with_update(
     table: nn.Module, ids: Tensor, optimizer: torch.optim.Optimizer
 ) -> tuple[Step, Step]:
     def look_up() -> Tensor:
-        looked_up: Tensor = table(ids)
+        looked_up = table(ids)
         return looked_up
 
     upstream = torch.ones_like(look_up())
@@ -146,7 +146,7 @@ def microseconds(steps: list[Step], seconds: float) -> list[dict[str, float]]:
     """Returns the least and the median CPU time of each step, measured in turns."""
     for step in steps * 10:
         step()  # compiles, and fills caches
-    found: list[list[float]] = [[] for _ in steps]
+    found = [[] for _ in steps]
     end = time.perf_counter() + seconds * len(steps)
     while time.perf_counter() < end or len(found[0]) < 5:
         for step, times in zip(steps, found):
@@ -158,24 +158,18 @@ def microseconds(steps: list[Step], seconds: float) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, help="per case, forward and step each"
-    )
-    options = parser.parse_args()
+    arguments = options(__doc__, seconds=(2.0, "per case, forward and step each"))
     if triton.knobs.runtime.interpret:
-        parser.error("unset TRITON_INTERPRET: interpreted kernels are not launched")
+        sys.exit("unset TRITON_INTERPRET: interpreted kernels are not launched")
     torch.set_num_threads(1)
     # what no kernel has written may be denormal, which multiplies slowly
     torch.set_flush_denormal(True)
     gc.disable()
-    cases: list[dict[str, Any]] = []
+    cases = []
 
     def add(part: str, steps: dict[str, tuple[Step, Step]], launched: Callable[[], int]) -> None:
         times = iter(
-            microseconds([each for pair in steps.values() for each in pair], options.seconds)
+            microseconds([each for pair in steps.values() for each in pair], arguments.seconds)
         )
         for name, (_, step) in steps.items():
             before = launched()

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -49,13 +48,11 @@ def start(tree: Path, folder: Path, *sizes: int) -> subprocess.Popen[str]:
 
 def epoch(process: subprocess.Popen[str]) -> dict[str, float]:
     """Milliseconds of a step of each contestant."""
-    assert process.stdin is not None
     print(file=process.stdin, flush=True)
     return json.loads(answer(process))
 
 
 def answer(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
     if not (line := process.stdout.readline()):
         raise SystemExit(f"{process.args}: ended early")
     return line.rstrip("\n")
@@ -84,20 +81,15 @@ def train_in_turns(
 
 def compare(
     before: Path, fields: int, ids: int, steps: int, starts: int, turns: int, threads: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     sizes = (threads, steps * epochs.BATCH, ids, fields)
     times = []
     for _ in range(starts):
         with tempfile.TemporaryDirectory() as folder:
             times += train_in_turns(before, Path(folder), turns, *sizes)
-    of = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=before,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    steps: dict[str, dict[str, float]] = {}
+    describe = ["git", "describe", "--always", "--dirty"]
+    of = subprocess.run(describe, cwd=before, capture_output=True, text=True, check=True)
+    steps = {}
     for name, old, new in (*((each, each, each) for each in epochs.CONTESTANTS), REDUCED):
         pairs = [(turn["before"][old], turn["now"][new]) for turn in times]
         before_ms, now_ms = map(statistics.median, zip(*pairs))
@@ -133,15 +125,7 @@ def main() -> None:
     if not list(given.before.glob("adaftr_fast/_C*")):
         parser.error(f"{given.before}: expected a checkout with a built extension, see above")
     torch.set_num_threads(given.threads)  # which the results name
-    case = compare(
-        given.before.resolve(),
-        given.fields,
-        given.ids,
-        given.steps,
-        given.starts,
-        given.turns,
-        given.threads,
-    )
+    case = compare(**vars(given) | {"before": given.before.resolve()})
     print(json.dumps(case, indent=1))
     print(write(f"against_fields{given.fields}", [case]))
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.infonce.compile import record, sass
 from benchmarks.infonce.compile.occupancy import programs_per_multiprocessor
-from benchmarks.render import compiled, compiled_sigmoid, compiled_symmetric
+from benchmarks.render import TABLES
 
 LISTING = (Path(__file__).parent / "row_sweep.sass").read_text(encoding="utf-8")
 """An excerpt of the row sweep in bfloat16 at d = 1,024 for sm_90: nvdisasm -c, without most of its
@@ -223,16 +223,18 @@ def test_table_shows_the_widest_case_of_a_tiling_under_each_version():
     one = RESULT | figures
     two = one | {"registers": 198, "narrow copies": 3, "instructions": 1367}
     narrow, other = one | {"width": 96, "registers": 1}, one | {"variant": "tau"}
-    assert compiled(
+    assert TABLES["compiled"](
         [narrow, one, other, RESULT | figures | {"dtype": "float16"}, two]
     ).splitlines()[2:] == [
         "| sm_90 | bfloat16, 128 | row | 128 x 64 | 187 / 198 | 1 | HGMMA 64x128x16, 64x64x16 | 4 "
         "/ 4 + 3 | 3 "
         "| 400 / 1,367 | 800 |"
     ]
-    assert "| rows | 128 x 64 |" in compiled_sigmoid([one, one | {"kernel": "sigmoid_rows"}])
-    assert len(compiled_sigmoid([one, one | {"kernel": "sigmoid_rows"}]).splitlines()) == 3
-    assert "| sums | 128 x 64 |" in compiled_symmetric([one, one | {"kernel": "symmetric_sums"}])
+    sigmoid = TABLES["compiled_sigmoid"]([one, one | {"kernel": "sigmoid_rows"}])
+    assert "| rows | 128 x 64 |" in sigmoid
+    assert len(sigmoid.splitlines()) == 3
+    symmetric = TABLES["compiled_symmetric"]([one, one | {"kernel": "symmetric_sums"}])
+    assert "| sums | 128 x 64 |" in symmetric
 
 
 def test_only_kernels_of_other_code_are_compiled_again(monkeypatch):

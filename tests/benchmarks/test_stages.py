@@ -11,6 +11,7 @@ from benchmarks import render
 from benchmarks.stages import Stages
 from tests.forks import Script, wait_for
 
+PYTHON = [sys.executable]
 HOLD = (
     "import sys, time; held = bytearray(50_000_000); open(sys.argv[1], 'w').write('x' * 1000); "
     "time.sleep(0.4)"
@@ -20,7 +21,7 @@ import sys
 from pathlib import Path
 from benchmarks.stages import Stages
 folder = Path(sys.argv[1])
-Stages(folder / "stages.json").run("one", [sys.executable, "-c", sys.argv[2], folder], folder)
+Stages(folder / "stages.json", [sys.executable]).run("one", ["-c", sys.argv[2], folder], folder)
 """
 FIRST_FAILS = """
 import sys, time
@@ -42,31 +43,32 @@ if not pid.exists():
 
 def test_a_stage_is_measured_once(tmp_path):
     out = tmp_path / "out"
-    stages = Stages(tmp_path / "stages.json")
-    found = stages.run("one", [sys.executable, "-c", HOLD, out], out)
+    stages = Stages(tmp_path / "stages.json", PYTHON)
+    found = stages.run("one", ["-c", HOLD, out], out)
     assert found["seconds"] > 0.4
     assert 50 <= found["peak_mb"] < 500
     assert found["disk_mb"] == 0.0
     assert found["attempts"] == 1
     out.unlink()
-    again = Stages(tmp_path / "stages.json").run("one", [sys.executable, "-c", HOLD, out], out)
+    again = Stages(tmp_path / "stages.json", PYTHON).run("one", ["-c", HOLD, out], out)
     assert again == found
     assert not out.exists()
 
 
 def test_another_command_of_the_same_name_is_refused(tmp_path):
-    Stages(tmp_path / "stages.json").run("one", [sys.executable, "-c", "pass"], tmp_path)
+    Stages(tmp_path / "stages.json", PYTHON).run("one", ["-c", "pass"], tmp_path)
     with pytest.raises(
-        SystemExit, match=r"stages.json: one: expected .* -c pass, .*, got .* -c 'exit\(0\)'; name"
+        SystemExit,
+        match=r"stages.json: one: expected .* -c pass .*, got .* -c 'exit\(0\)' .*; name",
     ):
-        Stages(tmp_path / "stages.json").run("one", [sys.executable, "-c", "exit(0)"], tmp_path)
+        Stages(tmp_path / "stages.json", PYTHON).run("one", ["-c", "exit(0)"], tmp_path)
 
 
 def test_a_stage_that_fails_runs_again_and_counts_all_attempts(tmp_path):
-    command = [sys.executable, "-c", FIRST_FAILS, tmp_path / "tried"]
+    command = ["-c", FIRST_FAILS, tmp_path / "tried"]
     with pytest.raises(SystemExit, match="one: exit status 3; run the same command again"):
-        Stages(tmp_path / "stages.json").run("one", command, tmp_path)
-    found = Stages(tmp_path / "stages.json").run("one", command, tmp_path)
+        Stages(tmp_path / "stages.json", PYTHON).run("one", command, tmp_path)
+    found = Stages(tmp_path / "stages.json", PYTHON).run("one", command, tmp_path)
     assert found["attempts"] == 2
     assert found["seconds"] > 0.3
 
@@ -80,7 +82,7 @@ def test_a_killed_measurement_leaves_no_process_and_keeps_its_time(tmp_path):
     child = int(wait_for((tmp_path / "pid").read_text))
     os.kill(script.pid, signal.SIGKILL)
     wait_for(lambda: not is_running(child))
-    found = Stages(journal).run("one", [sys.executable, "-c", FIRST_SLEEPS, tmp_path], tmp_path)
+    found = Stages(journal, PYTHON).run("one", ["-c", FIRST_SLEEPS, tmp_path], tmp_path)
     assert found["attempts"] == 2
     assert found["seconds"] > 0.5
 

@@ -6,7 +6,6 @@ On the CPU, where a dry run goes, streams and graphs are left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -30,7 +29,7 @@ def transposed_scores(device: str) -> dict[str, Any]:
 
     Both are judged by the tolerance rule: PyTorch's own error on the same inputs and a constant.
     """
-    found: dict[str, Any] = {}
+    found = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         scale = LOGITS / 4 if dtype != torch.float16 else 100.0
         tensors = [t.to(dtype).double() for t in inputs(ROWS, ROWS, WIDTH, scale=scale)[:2]]
@@ -179,7 +178,7 @@ def temperature_on_the_cpu(device: str) -> dict[str, Any]:
     return {"in a graph": "equal"}
 
 
-CHECKS: dict[str, Callable[[str], dict[str, Any]]] = {
+CHECKS = {
     "S and its transpose at logits near 1e4": transposed_scores,
     "the loss in a CUDA graph": graph_of_the_loss,
     "the loss on a stream": loss_on_a_stream,

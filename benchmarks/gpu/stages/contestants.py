@@ -90,7 +90,7 @@ def available(precision: str, device: str) -> dict[str, Callable[[], Loss]]:
     """Returns the forms that this installation has at a precision, by name; each is made when it is
     called.
     """
-    found: dict[str, Callable[[], Loss]] = {"ours": lambda: ours, "eager": lambda: eager}
+    found = {"ours": lambda: ours, "eager": lambda: eager}
     if hasattr(torch.nn, "LinearCrossEntropyOptions"):  # since torch 2.13
         found["linear_cross_entropy, chunked"] = lambda: linear_cross_entropy
     if device == "cuda" and importlib.util.find_spec("memeff"):

@@ -30,7 +30,7 @@ from benchmarks.gpu.timing import figures
 LIMIT = 30  # seconds of a cell
 ROWS, DRY_ROWS = 100_000, 50  # of a field
 Shape = tuple[str, int, int, int]  # ids, B, F, E
-FIRST: list[Shape] = [
+FIRST = [
     ("zipf", 8192, 23, 8),
     ("zipf", 65_536, 23, 8),
     ("zipf", 1024, 23, 8),
@@ -38,7 +38,7 @@ FIRST: list[Shape] = [
     ("zipf", 8192, 121, 16),
     ("uniform", 8192, 23, 8),
 ]
-GRID: list[Shape] = list(
+GRID = list(
     itertools.product(("zipf", "uniform"), (1024, 8192, 65_536), (23, 121), (8, 16, 32, 64))
 )
 CASES = ["forward", *reversed(STATES)]

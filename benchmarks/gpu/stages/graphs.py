@@ -6,7 +6,7 @@ On the CPU, where a dry run goes, nothing is captured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -79,7 +79,7 @@ def refused() -> Row:
     return found
 
 
-LIVES: dict[str, Callable[[], Row]] = {
+LIVES = {
     "captured three times": captured_again,
     "captured three times, gradients of the graphs alive": lambda: captured_again(keep=True),
     "after a capture that was refused": refused,

@@ -126,7 +126,7 @@ def judge(errors: dict[str, float], allowed: dict[str, float], ours: bool) -> di
         if ours
         else {name: value for name, value in beyond.items() if not value <= forms.WRONG}
     )
-    found: dict[str, Any] = {"error": errors, "accurate": not beyond}
+    found = {"error": errors, "accurate": not beyond}
     if wrong:
         shown = (
             f"{name} errs by {value:.3g}, allowed {allowed[name]:.3g}"

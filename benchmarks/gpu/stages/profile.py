@@ -70,8 +70,8 @@ class Recording:
             work()
             if setting.device == "cuda":
                 torch.cuda.synchronize()
-        self.times: Counter[str] = Counter()
-        self.counts: Counter[str] = Counter()
+        self.times = Counter()
+        self.counts = Counter()
         for event in self.found.events():
             if event.device_type == torch.autograd.DeviceType.CUDA:
                 self.times[event.name] += event.time_range.elapsed_us()

@@ -281,7 +281,7 @@ def _of_symmetric(tiling, arch: int, quick: bool) -> Iterator[Case]:
     for name, dtype in product(variants, dtypes):
         for sweep, config in (("sums", fitted.sums), ("gradient", fitted.gradient)):
             grouped = SYMMETRIC_VARIANTS[name]
-            own: dict[str, Any] = {
+            own = {
                 "HAS_GROUP": grouped,
                 "COMMON": has_common(sweep, config, grouped),
             }

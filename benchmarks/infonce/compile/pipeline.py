@@ -151,7 +151,7 @@ def _innermost(listing: sass.Listing, *patterns: re.Pattern[str]) -> list[range]
         raise sass.SassError(
             f"pipeline: expected a loop with {[p.pattern for p in patterns]}, got {listing.loops}"
         )
-    found: list[range] = []
+    found = []
     for loop in sorted(loops, key=len):
         if all(loop.stop <= other.start or other.stop <= loop.start for other in found):
             found.append(loop)

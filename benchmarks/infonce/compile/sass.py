@@ -44,10 +44,10 @@ def parse(text: str) -> Listing:
     Raises:
         SassError: it holds no instruction.
     """
-    opcodes: list[str] = []
-    operands: list[str] = []
-    labels: dict[str, int] = {}
-    ends: dict[int, int] = {}
+    opcodes = []
+    operands = []
+    labels = {}
+    ends = {}
     for line in text.splitlines():
         if label := LABEL.match(line):
             labels[label[1]] = len(opcodes)
@@ -93,7 +93,7 @@ def tally(executed: Counter[str], matrix: re.Pattern[str] = MATRIX) -> dict[str,
     def count(pattern: str | re.Pattern[str]) -> int:
         return sum(times for opcode, times in executed.items() if re.match(pattern, opcode))
 
-    products: Counter[str] = Counter()
+    products = Counter()
     for opcode, times in executed.items():
         if matrix.match(opcode):
             products[_shape(opcode)] += times
