@@ -9,15 +9,12 @@ loops, with all data in the L1 cache. Nothing is timed. From Debian: g++-14-aarc
 llvm-19.
 """
 
-import datetime
-import json
 import re
 import subprocess
 from typing import Any
 
-from adaftr_fast._files import replace_file
 from benchmarks import RESULTS, render
-from benchmarks.measure import ROOT, measured_code, options
+from benchmarks.measure import ROOT, options, save
 
 COMPILER, SIMULATOR = "aarch64-linux-gnu-g++-14", "llvm-mca-19"
 # of setup.py, as far as they matter
@@ -104,9 +101,7 @@ def main() -> None:
     print(render.arm_tiles(found))
     if arguments.record:
         compiler = {"GCC": version(COMPILER), "llvm-mca": version(SIMULATOR)}
-        when = {"date": datetime.date.today().isoformat(), "commit": measured_code()}
-        text = json.dumps({"compiler": compiler} | when | {"cases": found}, indent=1)
-        replace_file(RESULTS / "arm_tiles.json", (text + "\n").encode())
+        save(RESULTS / "arm_tiles.json", {"compiler": compiler}, found)
 
 
 if __name__ == "__main__":

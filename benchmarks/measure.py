@@ -63,24 +63,31 @@ def write(
     gpu: dict[str, Any] | None = None,
     *,
     folder: Path | None = None,
-    date: str | None = None,
-    commit: str | None = None,
+    **when: str,
 ) -> Path:
     """Writes results/<name>-<processor>.json: machine, date, commit and the measured cases.
 
     With ``gpu``, facts about the card whose name stands under "gpu", the processor is the card.
-    Figures of a new run carry no "stale" text; a person adds one, a reason, when the code that they
-    describe changes. ``date`` and ``commit`` are of the measurement, where it was not made just
-    now; ``folder`` takes the place of results/.
+    ``when`` has date and commit of the measurement, where it was not made just now; ``folder``
+    takes the place of results/.
     """
     about = machine() | (gpu or {})
-    when = {"date": date or datetime.date.today().isoformat(), "commit": commit or measured_code()}
-    record = {"machine": about} | when | {"cases": cases}
-    folder = folder or RESULTS
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{name}-{processor(about)}.json"
-    replace_file(path, (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode())
+    path = (folder or RESULTS) / f"{name}-{processor(about)}.json"
+    save(path, {"machine": about}, cases, **when)
     return path
+
+
+def save(path: Path, origin: dict[str, Any], cases: list[dict[str, Any]], **when: str) -> None:
+    """Writes a results file, with one line for each case: origin, date, commit and cases.
+
+    Figures of a new run carry no "stale" text; a person adds one, a reason, when the code that they
+    describe changes.
+    """
+    now = {"date": datetime.date.today().isoformat(), "commit": measured_code()}
+    head = json.dumps(origin | now | when, ensure_ascii=False)[:-1]
+    lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)
+    path.parent.mkdir(exist_ok=True)
+    replace_file(path, f'{head}, "cases": [\n{lines}\n]}}\n'.encode())
 
 
 def processor(about: dict[str, Any]) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adaftr_fast._files import replace_file
 from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.split_file import TRUTH, read_split
@@ -23,7 +21,7 @@ from adaftr_fast.training.evaluation import predict
 from adaftr_fast.training.metrics import auc
 from adaftr_fast.training.trained import Run
 from benchmarks.contrast.rows import Part, variants
-from benchmarks.measure import machine, measured_code
+from benchmarks.measure import machine, save
 
 Key = tuple[str, str, str, int]  # set, backbone, row, seed
 # in percent, by split and task, such as "test click"; {} of a run that diverged
@@ -64,10 +62,7 @@ class Runs:
         for name in ("cpu", "in use"):  # all on which runs of the file were trained
             earlier = self._machine.get(name, on[name]).split(" + ")
             on[name] = " + ".join(dict.fromkeys([*earlier, on[name]]))
-        about = {"machine": on, "date": str(date.today()), "commit": measured_code()}
-        lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in self.cases())
-        text = f'{json.dumps(about, ensure_ascii=False)[:-1]}, "cases": [\n{lines}\n]}}\n'
-        replace_file(self.path, text.encode())
+        save(self.path, {"machine": on}, self.cases())
 
 
 def train(

@@ -56,7 +56,7 @@ ROW_VARIANTS = {
     "forward": IMPLICIT | {"NEED_D_ANCHORS": False, "NEED_SUM_PZ": False},
     "tau": EXPLICIT | {"NEED_D_ANCHORS": False, "NEED_SUM_PZ": True},
 }
-WIDEST_ROW_VARIANTS = {"ignore_above": ROW_VARIANTS["train"] | {"IGNORES": True}}
+VARIANTS = ROW_VARIANTS | {"ignore_above": ROW_VARIANTS["train"] | {"IGNORES": True}}
 COLUMN_VARIANTS = {
     "train": IMPLICIT,
     "everything": EXPLICIT,
@@ -87,11 +87,26 @@ class Case(NamedTuple):
     constants: dict[str, Any]
 
 
+class Place(NamedTuple):
+    """Where a tiling serves."""
+
+    tiling: Any  # with blocks no wider than needed
+    dtype: torch.dtype
+    width: int
+    arch: int
+
+    def case(self, kernel: str, variant: str, config: Config, constants: dict[str, Any]) -> Case:
+        kind, dtype, width = self.tiling.kind, self.dtype, self.width
+        meta = {"META": meta_of(dtype, kind, width, width, config)}
+        return Case(kernel, variant, kind, dtype, width, self.arch, config, meta | constants)
+
+
 def cases(archs: list[int], quick: bool) -> Iterator[Case]:
     """Yields the variants of every row of the table; ``quick``: training at the greatest width."""
     for arch in archs:
         for tiling in TILINGS:
-            yield from _of_tiling(tiling, arch, quick)
+            if arch >= tiling.min_capability:
+                yield from _of_tiling(tiling, arch, quick)
         for tiling in SYMMETRIC_TILINGS:
             yield from _of_symmetric(tiling, arch, quick)
         yield from _of_symmetric_entries(arch)
@@ -105,142 +120,98 @@ def cases(archs: list[int], quick: bool) -> Iterator[Case]:
 
 
 def _of_tiling(tiling, arch: int, quick: bool) -> Iterator[Case]:
-    if arch < tiling.min_capability:
-        return
     dtype = DTYPES[tiling.kind]
     widest = int(min(tiling.max_width, UNBOUNDED[tiling.kind]))
+
+    def places(*wanted: tuple[torch.dtype, int]) -> list[Place]:
+        """Those that no other tiling serves on this GPU."""
+        found = [
+            Place(choose_tiling(tiling.kind, width, arch), dtype, width, arch)
+            for dtype, width in wanted
+        ]
+        return [place for place in found if place.tiling[:3] == tiling[:3]]
+
     if quick:
-        train = {"train": ROW_VARIANTS["train"]}
-        yield from _of_infonce(tiling, dtype, widest, arch, train)
-        yield from _of_sigmoid(tiling, dtype, widest, arch, {"train": SIGMOID_VARIANTS["train"]})
+        for place in places((dtype, widest)):
+            yield from _of_infonce(place, "train")
+            yield from _of_sigmoid(place, "train")
         return
-    for width in (w for w in WIDTHS if w <= widest):
-        yield from _of_infonce(tiling, dtype, width, arch, ROW_VARIANTS)
-    yield from _of_infonce(tiling, dtype, widest, arch, WIDEST_ROW_VARIANTS)
+    for place in places(*((dtype, width) for width in WIDTHS if width <= widest)):
+        yield from _of_infonce(place, *ROW_VARIANTS)
+    for place in places((dtype, widest)):
+        yield from _of_infonce(place, "ignore_above")
     if tiling.row_sweep.five_products:  # blocks that reach beyond the width mask its end
-        yield from _of_infonce(
-            tiling, dtype, 384, arch, {name: ROW_VARIANTS[name] for name in ("train", "explicit")}
-        )
+        for place in places((dtype, 384)):
+            yield from _of_infonce(place, "train", "explicit")
     if tiling.kind == "half":
-        yield from _of_infonce(tiling, torch.float16, widest, arch, ROW_VARIANTS)
+        for place in places((torch.float16, widest)):
+            yield from _of_infonce(place, *ROW_VARIANTS)
     for each in HALF_DTYPES if tiling.kind == "half" else (dtype,):
-        yield from _of_small(tiling, each, widest, arch)
-        yield from _of_sigmoid(tiling, each, widest, arch, SIGMOID_VARIANTS)
+        for place in places((each, widest)):
+            yield from _of_small(place)
+            yield from _of_sigmoid(place, *SIGMOID_VARIANTS)
 
 
 def _of_gluon(arch: int, quick: bool) -> Iterator[Case]:
     for config in GLUON_SWEEPS:
         for dtype in HALF_DTYPES[:1] if quick else HALF_DTYPES:
             width, stages = config.block_d, {"STAGES": config.num_stages}
+            about = "half", dtype, width, arch, config
             for name in ("train",) if quick else GLUON_ROW_VARIANTS:
-                values = (
-                    GLUON_ROW_VARIANTS[name]
-                    | stages
-                    | {"D_PADDED": width, "MAX_OFFSET": max_offset(dtype)}
-                )
-                yield Case("gluon_row_sweep", name, "half", dtype, width, arch, config, values)
+                values = GLUON_ROW_VARIANTS[name] | stages
+                values |= {"D_PADDED": width, "MAX_OFFSET": max_offset(dtype)}
+                yield Case("gluon_row_sweep", name, *about, values)
             values = stages | {"D": width, "FOLDED": folds_scale(dtype, config)}
-            yield Case("gluon_column_sweep", "train", "half", dtype, width, arch, config, values)
+            yield Case("gluon_column_sweep", "train", *about, values)
 
 
-def _fitted(tiling, width: int, arch: int):
-    """Returns the tiling with blocks no wider than needed; None if another one serves this width on
-    this GPU.
-    """
-    fitted = choose_tiling(tiling.kind, width, arch)
-    return fitted if fitted[:3] == tiling[:3] else None
-
-
-def _of_infonce(
-    tiling, dtype: torch.dtype, width: int, arch: int, variants: dict[str, dict]
-) -> Iterator[Case]:
-    fitted = _fitted(tiling, width, arch)
-    if fitted is None:
-        return
-    for name, variant in variants.items():
-        yield _row(fitted, variant, name, dtype, width, arch, small=False)
-        if (
-            fitted.row_sweep.five_products
-            and variant["NEED_D_ANCHORS"]
-            and not variant["NEED_SUM_PZ"]
-        ):
-            yield _anchors(fitted, variant, name, dtype, width, arch)
-            if not _is_explicit(variant):
-                yield from _bounded(fitted, name, dtype, width, arch)
+def _of_infonce(place: Place, *names: str) -> Iterator[Case]:
+    for name in names:
+        variant = VARIANTS[name]
+        yield _row(place, name)
+        sweeps = place.tiling.row_sweep.five_products and variant["NEED_D_ANCHORS"]
+        if sweeps and not variant["NEED_SUM_PZ"]:
+            masks = {flag: variant[flag] for flag in IMPLICIT}
+            yield place.case("anchor_sweep", name, _row_config(place.tiling, variant), masks)
+            if not _is_explicit(variant):  # rows whose logits are bounded, and the others
+                own = {"HAS_MARGIN": False}
+                yield place.case("bounded_sweep", name, place.tiling.row_sweep, own)
+                yield place.case("unbounded_row_sweep", name, place.tiling.row_sweep, own)
+                yield place.case("unbounded_anchor_sweep", name, place.tiling.row_sweep, {})
         if name in COLUMN_VARIANTS:
-            yield _column(fitted, COLUMN_VARIANTS[name], name, dtype, width, arch, small=False)
+            yield _column(place, name)
 
 
-def _of_small(tiling, dtype: torch.dtype, width: int, arch: int) -> Iterator[Case]:
+def _of_small(place: Place) -> Iterator[Case]:
     """Yields the sweeps of small calls that are not those of large ones."""
-    fitted = _fitted(tiling, width, arch)
-    if fitted is None:
-        return
     for name in SMALL_VARIANTS:
-        about = f"{name}, small", dtype, width, arch
-        made = [(_column, COLUMN_VARIANTS[name])] if name in COLUMN_VARIANTS else []
-        for make, variant in [*made, (_row, ROW_VARIANTS[name])]:
-            case = make(fitted, variant, *about, small=True)
-            if case != make(fitted, variant, *about, small=False):
-                yield case
+        for make in (_column, _row) if name in COLUMN_VARIANTS else (_row,):
+            case = make(place, name, small=True)
+            if case.constants != make(place, name).constants:
+                yield case._replace(variant=f"{name}, small")
 
 
-def _row(
-    fitted,
-    variant: dict[str, bool],
-    name: str,
-    dtype: torch.dtype,
-    width: int,
-    arch: int,
-    small: bool,
-) -> Case:
-    config = _row_config(fitted, variant)
-    own_dtype = torch.float32 if fitted.kind == "bf16x3" else dtype
-    own = {
-        "HAS_MARGIN": False,
-        "FIXED_MAX": not small and _has_fixed_max(variant, own_dtype, config),
-    }
+def _row(place: Place, name: str, small: bool = False) -> Case:
+    variant = VARIANTS[name]
+    config = _row_config(place.tiling, variant)
+    dtype = torch.float32 if place.tiling.kind == "bf16x3" else place.dtype
+    is_fixed = not small and not _is_explicit(variant)
+    own = {"HAS_MARGIN": False}
+    own["FIXED_MAX"] = is_fixed and has_fixed_max(dtype, config, variant["NEED_SUM_PZ"])
     if config.five_products:  # the anchor sweep accumulates
         own["NEED_D_ANCHORS"] = False
-    values = {"META": meta_of(dtype, fitted.kind, width, width, config)} | variant | own
-    return Case("row_sweep", name, fitted.kind, dtype, width, arch, config, values)
+    return place.case("row_sweep", name, config, variant | own)
 
 
-def _anchors(
-    fitted, variant: dict[str, bool], name: str, dtype: torch.dtype, width: int, arch: int
-) -> Case:
-    config = _row_config(fitted, variant)
-    masks = {flag: variant[flag] for flag in IMPLICIT}
-    values = {"META": meta_of(dtype, fitted.kind, width, width, config)} | masks
-    return Case("anchor_sweep", name, fitted.kind, dtype, width, arch, config, values)
-
-
-def _bounded(fitted, name: str, dtype: torch.dtype, width: int, arch: int) -> Iterator[Case]:
-    """Yields the sweep of rows whose logits are bounded, and those of the others."""
-    config = fitted.row_sweep
-    blocks = {"META": meta_of(dtype, fitted.kind, width, width, config)}
-    own = {"HAS_MARGIN": False}
-    kernels = {"bounded_sweep": own, "unbounded_row_sweep": own, "unbounded_anchor_sweep": {}}
-    for kernel, values in kernels.items():
-        yield Case(kernel, name, fitted.kind, dtype, width, arch, config, blocks | values)
-
-
-def _column(
-    fitted,
-    masks: dict[str, bool],
-    name: str,
-    dtype: torch.dtype,
-    width: int,
-    arch: int,
-    small: bool,
-) -> Case:
-    config = fitted.column_sweep
-    folded = not _is_explicit(masks) and folds_scale(dtype, config)
-    joins = small and fitted.kind in JOINING
-    own = {"FOLDED": folded, "REDUCES": small and not config.five_products}
-    own |= {"JOINS": joins, "BRANCHES": config.five_products}
-    values = {"META": meta_of(dtype, fitted.kind, width, width, config)} | masks | own
-    return Case("column_sweep", name, fitted.kind, dtype, width, arch, config, values)
+def _column(place: Place, name: str, small: bool = False) -> Case:
+    config, masks = place.tiling.column_sweep, COLUMN_VARIANTS[name]
+    own = {
+        "FOLDED": not _is_explicit(masks) and folds_scale(place.dtype, config),
+        "REDUCES": small and not config.five_products,
+        "JOINS": small and place.tiling.kind in JOINING,
+        "BRANCHES": config.five_products,
+    }
+    return place.case("column_sweep", name, config, masks | own)
 
 
 def _of_alternatives(arch: int) -> Iterator[Case]:
@@ -249,26 +220,21 @@ def _of_alternatives(arch: int) -> Iterator[Case]:
         if each.min_capability == arch:
             blocks = choose_tiling("half", each.max_width, arch)
             blocks = blocks._replace(row_sweep=each.row_sweep, column_sweep=each.column_sweep)
-            about = f"train, {each.kind}", HALF_DTYPES[0], each.max_width, arch
-            yield _row(blocks, ROW_VARIANTS["train"], *about, small=False)
-            yield _column(blocks, COLUMN_VARIANTS["train"], *about, small=False)
+            place = Place(blocks, HALF_DTYPES[0], each.max_width, arch)
+            for make in (_row, _column):
+                yield make(place, "train")._replace(variant=f"train, {each.kind}")
 
 
-def _of_sigmoid(
-    tiling, dtype: torch.dtype, width: int, arch: int, variants: dict[str, dict]
-) -> Iterator[Case]:
-    fitted = _fitted(tiling, width, arch)
-    if fitted is None or tiling.kind == "bf16x3":  # sigmoid.py takes TF32 instead
+def _of_sigmoid(place: Place, *names: str) -> Iterator[Case]:
+    if place.tiling.kind == "bf16x3":  # sigmoid.py takes TF32 instead
         return
-    sides = (
-        ("sigmoid_rows", True, fitted.sigmoid_rows),
-        ("sigmoid_columns", False, fitted.sigmoid_columns),
-    )
-    for name, variant in variants.items():
-        for kernel, owns_rows, config in sides:
-            own = {"OWNS_ROWS": owns_rows}
-            values = {"META": meta_of(dtype, tiling.kind, width, width, config)} | variant | own
-            yield Case(kernel, name, tiling.kind, dtype, width, arch, config, values)
+    sides = {
+        "sigmoid_rows": place.tiling.sigmoid_rows,
+        "sigmoid_columns": place.tiling.sigmoid_columns,
+    }
+    for name, (kernel, config) in product(names, sides.items()):
+        own = {"OWNS_ROWS": kernel == "sigmoid_rows"}
+        yield place.case(kernel, name, config, SIGMOID_VARIANTS[name] | own)
 
 
 def _of_symmetric(tiling, arch: int, quick: bool) -> Iterator[Case]:
@@ -281,35 +247,22 @@ def _of_symmetric(tiling, arch: int, quick: bool) -> Iterator[Case]:
     for name, dtype in product(variants, dtypes):
         for sweep, config in (("sums", fitted.sums), ("gradient", fitted.gradient)):
             grouped = SYMMETRIC_VARIANTS[name]
-            own = {
-                "HAS_GROUP": grouped,
-                "COMMON": has_common(sweep, config, grouped),
-            }
+            own = {"HAS_GROUP": grouped, "COMMON": has_common(sweep, config, grouped)}
             if sweep == "gradient":
                 own |= {"NEED_GRADIENT": True, "NEED_D_TAU": True}
-            values = {"META": meta_of(dtype, tiling.kind, width, width, config)} | own
-            yield Case(f"symmetric_{sweep}", name, tiling.kind, dtype, width, arch, config, values)
+            yield Place(fitted, dtype, width, arch).case(f"symmetric_{sweep}", name, config, own)
 
 
 def _of_symmetric_entries(arch: int) -> Iterator[Case]:
     """Yields the kernels of the symmetric loss that are no sweeps, in Triton's default warps and
     stages.
     """
-    dtype = torch.bfloat16
+    about = "train", "", torch.bfloat16, 256, arch
     config = Config(POSITIVES_BLOCK, 0, 64, 64, 4, 3)
-    values = {"META": meta_of(dtype, "half", 256, 256, config)}
-    yield Case("symmetric_positives", "train", "", dtype, 256, arch, config, values)
-    own = {"COMMON": True, "BLOCK_M": COMBINE_BLOCK, "ACC_DTYPE": values["META"].ACC_DTYPE.value}
-    yield Case(
-        "symmetric_combine",
-        "train",
-        "",
-        dtype,
-        256,
-        arch,
-        Config(COMBINE_BLOCK, 0, 0, 0, 4, 3),
-        own,
-    )
+    meta = meta_of(torch.bfloat16, "half", 256, 256, config)
+    yield Case("symmetric_positives", *about, config, {"META": meta})
+    own = {"COMMON": True, "BLOCK_M": COMBINE_BLOCK, "ACC_DTYPE": meta.ACC_DTYPE.value}
+    yield Case("symmetric_combine", *about, Config(COMBINE_BLOCK, 0, 0, 0, 4, 3), own)
 
 
 def _of_blocks(arch: int) -> Iterator[Case]:
@@ -317,16 +270,8 @@ def _of_blocks(arch: int) -> Iterator[Case]:
     needs = dict.fromkeys(("NEED_D_ANCHORS", "NEED_D_CANDIDATES", "NEED_D_TAU", "NEED_STATS"), True)
     for kind in ("half", "tf32", "ieee", "float64"):
         dtype, config = DTYPES[kind], block_config(kind, 256)
-        yield Case(
-            "blocks",
-            kind,
-            "",
-            dtype,
-            256,
-            arch,
-            config,
-            {"META": meta_of(dtype, kind, 256, 256, config)} | needs,
-        )
+        values = {"META": meta_of(dtype, kind, 256, 256, config)} | needs
+        yield Case("blocks", kind, "", dtype, 256, arch, config, values)
 
 
 def _row_config(tiling, variant: dict[str, bool]) -> Config:
@@ -341,24 +286,16 @@ def _is_explicit(variant: dict[str, bool]) -> bool:
     return variant["HAS_POSITIVE"] or variant["HAS_GROUP"] or variant["IGNORES"]
 
 
-def _has_fixed_max(variant: dict[str, bool], dtype: torch.dtype, config: Config) -> bool:
-    """As launch.py decides."""
-    return not _is_explicit(variant) and has_fixed_max(dtype, config, variant["NEED_SUM_PZ"])
-
-
 def _combine(dtype: torch.dtype, arch: int, variant: str) -> Case:
     """``train``: row r's positive is column r; ``everything``: explicit positives."""
     names = ("HAS_POSITIVE", "NEED_D_ANCHORS", "NEED_D_CANDIDATES", "NEED_D_TAU", "NEED_STATS")
+    block_d = COMBINE_BLOCK_D[dtype]
     acc_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    blocks = {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": COMBINE_BLOCK_D[dtype]}
-    values = (
-        dict.fromkeys(names, True)
-        | blocks
-        | {"D": 256, "D_PADDED": 256, "ACC_DTYPE": TYPES[acc_dtype]}
-    )
     everything = variant == "everything"
+    values = dict.fromkeys(names, True) | {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": block_d}
+    values |= {"D": 256, "D_PADDED": 256, "ACC_DTYPE": TYPES[acc_dtype]}
     values |= {"HAS_POSITIVE": everything, "HAS_MARGIN": False, "HAS_WEIGHT": False}
     values |= {"JOINS": everything and dtype == torch.float32}
     # warps and stages: Triton's defaults
-    config = Config(COMBINE_BLOCK_M, 0, blocks["BLOCK_D"], 0, 4, 3)
+    config = Config(COMBINE_BLOCK_M, 0, block_d, 0, 4, 3)
     return Case("combine", variant, "", dtype, 256, arch, config, values)

@@ -2,7 +2,6 @@
 become worse since.
 """
 
-import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from benchmarks import RESULTS
 from benchmarks.infonce.compile.occupancy import SHARED
-from benchmarks.measure import measured_code
+from benchmarks.measure import save
 
 KEY = ("kernel", "variant", "kind", "dtype", "width", "arch")
 NOT_RECORDED = ("stack", "local", "seconds", "faults")  # a record has no faults, and its stack is 0
@@ -44,21 +43,13 @@ def write(
     kept = {key_of(each): each for each in [*left, *results]}
     cases = [{k: v for k, v in each.items() if k not in NOT_RECORDED} for each in kept.values()]
     cases.sort(key=lambda each: tuple(each[part] for part in ("arch", *KEY)))
-    head = {
-        "compiler": compiler,
-        "date": datetime.date.today().isoformat(),
-        "commit": measured_code(),
-    }
+    origin = {"compiler": compiler}
     without_code = sum("code" not in each for each in cases)
     if without_code:
         of_all = f"{without_code} of {len(cases)} kernels"
-        head["stale"] = f"{of_all} have no digest, so their figures may be of earlier commits"
-    lines = [f" {json.dumps(key)}: {json.dumps(value)}," for key, value in head.items()]
-    body = ",\n".join(f"  {json.dumps(each)}" for each in cases)
+        origin["stale"] = f"{of_all} have no digest, so their figures may be of earlier commits"
     path = path_of(compiler["triton"], folder)
-    draft = path.with_suffix(".tmp")
-    draft.write_text("\n".join(["{", *lines, ' "cases": [', body, " ]", "}", ""]), encoding="utf-8")
-    draft.replace(path)
+    save(path, origin, cases)
     return path
 
 
