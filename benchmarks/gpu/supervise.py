@@ -286,12 +286,8 @@ class Stage:
 
 def shown(result: Row) -> str:
     """Returns the figures that fit a line."""
-    if "failed" in result:
-        return f"FAILED: {str(result['failed']).splitlines()[0][:200]}"
-    if "wrong" in result:
-        return f"WRONG: {result['wrong']}"
     if "seconds" in result:
         return f"{1e3 * result['seconds']:.4g} ms"
-    return ", ".join(
-        f"{name} {value}" for name, value in result.items() if isinstance(value, int | float | str)
-    )[:200]
+    kind = next((name for name in ("failed", "wrong") if name in result), None)
+    text = str(result) if kind is None else f"{kind}: {result[kind]}"
+    return text.splitlines()[0][:200]

@@ -39,9 +39,8 @@ def linear_cross_entropy(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
 
 def chunked_linear_cross_entropy(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
     target = torch.arange(len(a), device=a.device)
-    return F.linear_cross_entropy(
-        a / tau[:, None], b, target, options=torch.nn.LinearCrossEntropyOptions()
-    )
+    scaled = (a / tau[:, None]).to(a.dtype)  # it has no temperature
+    return F.linear_cross_entropy(scaled, b, target, options=torch.nn.LinearCrossEntropyOptions())
 
 
 def contestants() -> Iterator[tuple[str, Loss]]:

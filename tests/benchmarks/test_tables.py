@@ -55,19 +55,6 @@ def test_results_name_machine_or_compiler_date_and_commit(path):
         assert path.stem.endswith(f"-{measure.processor(record[origin])}")
 
 
-def test_a_table_of_several_files_says_of_which_cpu_a_case_is(tmp_path):
-    rates = dict.fromkeys(("AdaFTR", "AdaFTR, bfloat16", "MMoE"), 1e5)
-    for name in ("a", "b"):
-        case = {"ids a field": 10, "samples/s": rates}
-        record = RECORD | {"machine": MACHINE | {"cpu": f"CPU {name}"}, "cases": [case]}
-        (tmp_path / f"{name}.json").write_text(json.dumps(record))
-    made = tables.block("training_summary", "a+b", tmp_path)
-    assert (
-        "| CPU a | 10 | 100 | 100 | 100 |  |  |\n| CPU b | 10 | 100 | 100 | 100 |  |  |\n" in made
-    )
-    assert made.count("measured 2026-11-25") == 2
-
-
 def test_table_replaces_what_stands_between_its_markers(folder):
     text, different = tables.update(DOCUMENT, "a.md", folder)
     assert different == ["loader one"]
@@ -83,22 +70,22 @@ def test_table_replaces_what_stands_between_its_markers(folder):
     assert tables.update(text, "a.md", folder) == (text, [])
 
 
-def test_table_of_several_files_has_the_cases_and_captions_of_all(folder):
-    other = RECORD | {
-        "cases": [CASE | {"ids a field": 500}],
-        "commit": "commit 5d6e7f8",
-        "stale": "older",
-    }
-    (folder / "two.json").write_text(json.dumps(other))
-    document = DOCUMENT.replace("loader one", "loader one+two")
+def test_table_of_several_files_has_the_cases_cpus_and_captions_of_all(folder):
+    rates = {"samples/s": dict.fromkeys(("AdaFTR", "AdaFTR, bfloat16", "MMoE"), 1e5)}
+    case, other = RECORD["cases"][0] | rates, {"cpu": "Another CPU"}
+    save(folder, RECORD | {"cases": [case]})
+    record = RECORD | {"machine": MACHINE | other, "cases": [case], "stale": "older"}
+    (folder / "two.json").write_text(json.dumps(record))
+    document = DOCUMENT.replace("loader one", "training_summary one+two")
     text, different = tables.update(document, "a.md", folder)
-    assert different == ["loader one+two"]
-    assert "| 10,000 | 40.6 | 4.35 | 0.235 |\n| 500 | 40.6 | 4.35 | 0.235 |\n\nA CPU" in text
-    assert ", commit 1a2b3c4. A CPU" in text
+    assert different == ["training_summary one+two"]
+    rows = [f"| {cpu} | 10,000 | 100 | 100 | 100 |  |  |" for cpu in ("A CPU", "Another CPU")]
+    assert "\n".join(rows) + "\n\nA CPU, AVX512-BF16" in text
+    assert text.count("measured 2026-11-25, commit 1a2b3c4.") == 2
     assert text.count("**Stale: older.**") == 1
     texts = {"README.md": DOCUMENT, "benchmarks/README.md": document}
     assert [line for line in tables.unshown(texts, folder) if "json" in line] == []
-    with pytest.raises(tables.TableError, match=r"table loader: no results file .*three\.json"):
+    with pytest.raises(tables.TableError, match=r"training_summary: no results file .*three\.json"):
         tables.update(document.replace("two", "three"), "a.md", folder)
 
 

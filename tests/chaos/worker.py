@@ -2,16 +2,16 @@
 case.
 """
 
+import contextlib
 import functools
 import importlib
-import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import traceback
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 
 LINES = 12  # of a traceback
 
@@ -27,9 +27,8 @@ class Worker:
     """
 
     def __init__(self, kind):
-        self.seconds = getattr(
-            importlib.import_module(f"tests.chaos.{kind}"), "CASE_SECONDS", 120.0
-        )
+        module = importlib.import_module(f"tests.chaos.{kind}")
+        self.seconds = getattr(module, "CASE_SECONDS", 120.0)
         self.counted = 0
         self.kind, self.process, self.errors = kind, None, tempfile.TemporaryFile("w+")  # noqa: SIM115
 
@@ -46,38 +45,35 @@ class Worker:
         """
         if self.process is None:
             self._start()
-        timer = threading.Timer(self.seconds, self.process.kill)
-        timer.start()
         try:
-            self.process.stdin.write(json.dumps(case) + "\n")
-            self.process.stdin.flush()
-            answer = self.process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        finally:
-            is_late = not timer.is_alive()
-            timer.cancel()
-        if answer:
-            error, number = json.loads(answer)
-            self.counted += number
-            return error
-        code = self.process.wait()
-        self.errors.seek(0)
-        said = "".join(self.errors.readlines()[-LINES:])
+            self.pipe.send(case)
+            if self.pipe.poll(self.seconds):
+                error, number = self.pipe.recv()
+                self.counted += number
+                return error
+            self.process.kill()
+            how = f"no answer within {self.seconds:g} s"
+        except (EOFError, OSError):
+            code = self.process.wait()
+            name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+            how = f"the process ended: {name}"
         self._end()
-        name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        return said + (
-            f"no answer within {self.seconds:g} s" if is_late else f"the process ended: {name}"
-        )
+        self.errors.seek(0)
+        return "".join(self.errors.readlines()[-LINES:]) + how
 
     def _start(self):
         self.errors.truncate(0)
         self.errors.seek(0)
+        self.pipe, theirs = Pipe()
         command = [sys.executable, "-X", "faulthandler", "-m", "tests.chaos.worker", self.kind]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            [*command, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdout=self.errors,
+            stderr=self.errors,
             start_new_session=True,  # Ctrl-C reaches the search alone
-        )  # fmt: skip
+        )
+        theirs.close()
 
     def _end(self):
         if self.process is not None:
@@ -86,13 +82,14 @@ class Worker:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-            self.process.communicate()
+            self.process.wait()
+            self.pipe.close()
             self.process = None
 
 
 @functools.cache
 def _worker(kind):
-    return Worker(kind)  # which ends with this process, as its stdin ends
+    return Worker(kind)  # which ends with this process, as its pipe ends
 
 
 def repeat(kind, case):
@@ -100,21 +97,18 @@ def repeat(kind, case):
     return _worker(kind).error(case)
 
 
-def serve(kind, answers):
-    """Answers each case of stdin, a line of JSON, by a line: its traceback or null, and what
-    ``check`` returned.
-    """
+def serve(kind, pipe):
+    """Answers each case by its traceback or None, and what ``check`` returned."""
     check = importlib.import_module(f"tests.chaos.{kind}").check
-    for line in sys.stdin:
-        error, number = None, 0
+    while True:
+        case, error, number = pipe.recv(), None, 0
         try:
-            number = check(json.loads(line)) or 0
+            number = check(case) or 0
         except Exception:
             error = "\n".join(traceback.format_exc().splitlines()[-LINES:])
-        print(json.dumps([error, number]), file=answers, flush=True)
+        pipe.send((error, number))
 
 
 if __name__ == "__main__":
-    with os.fdopen(os.dup(1), "w") as own:
-        os.dup2(2, 1)  # what a case prints is no answer
-        serve(sys.argv[1], own)
+    with contextlib.suppress(EOFError):
+        serve(sys.argv[1], Connection(int(sys.argv[2])))

@@ -38,7 +38,7 @@ def transposed_scores(device: str) -> dict[str, Any]:
         true = forms.truth(leaves)
         largest = (leaves[0].detach().double() @ leaves[1].detach().double().T).abs().max().item()
         own, theirs = (
-            forms.errors(forms.step(loss, leaves), true) for loss in (forms.ours, forms.eager)
+            forms.errors(forms.step(loss, leaves), true) for loss in (forms.ours, forms.literal)
         )
         name = str(dtype).removeprefix("torch.")
         found[name] = {"largest logit": largest, "ours": own, "PyTorch": theirs}

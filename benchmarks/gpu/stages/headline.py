@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -123,12 +124,7 @@ def averaged(one: list[Tensor], other: list[Tensor]) -> list[Tensor]:
 @contextmanager
 def selected(variables: dict[str, str]) -> Iterator[None]:
     """Sets the variables that choose kernels, and no others of them."""
-    before = {name: os.environ.pop(name, None) for name in (forms.SWEEPS, forms.BLOCKS)}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
+    with mock.patch.dict(os.environ, variables):
+        for name in {forms.SWEEPS, forms.BLOCKS} - set(variables):
             os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+        yield
