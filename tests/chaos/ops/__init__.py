@@ -16,14 +16,14 @@ def check(case):
     import torch
 
     import adaftr_fast as af
-    from tests.chaos.ops import dense, infonce, infonce_spoiled, losses, optimizers, tables
+    from tests.chaos.ops import dense, infonce, losses, optimizers, tables
     from tests.chaos.ops.inputs import instruction_sets
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # by NaN
     torch.manual_seed(case["seed"])
     torch.set_num_threads(1)
-    modules = (infonce, infonce_spoiled, losses, tables, optimizers, dense)
+    modules = (infonce, losses, tables, optimizers, dense)
     (problem,) = (each.OPS[case["op"]] for each in modules if case["op"] in each.OPS)
     compare = problem(case["sizes"], case["options"])
     if compare is None:  # not a valid case

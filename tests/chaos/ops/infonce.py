@@ -164,20 +164,6 @@ def rounding(dtype, options):
     )
 
 
-def counts(leaves, arguments, options):
-    """Returns whether each row is part of the loss [B]: a row that is ignored or has no weight is
-    not.
-    """
-    weighted = (
-        leaves[4] != 0 if "weight" in options else torch.ones(len(leaves[0]), dtype=torch.bool)
-    )
-    return (
-        weighted & (arguments["positive_index"] != IGNORE)
-        if "positive_index" in arguments
-        else weighted
-    )
-
-
 def is_computable(exact, arguments, dtype):
     """Returns whether all logits are far below the largest float32, and the inputs are finite in
     ``dtype``.

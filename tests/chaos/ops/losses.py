@@ -4,20 +4,16 @@ Shapes: B rows, N candidates, d width.
 """
 
 import re
-from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
 import adaftr_fast as af
 from adaftr_fast.ops.infonce.reference import IGNORE
 from tests.chaos.ops import infonce
 from tests.chaos.ops.inputs import assert_close, laid, sensitivity, spoiled
 from tests.tolerances import SLACK
-
-Loss = Callable[[list[Tensor], str], Tensor]  # of the inputs, by a backend
 
 
 def sigmoid(sizes, options):
@@ -77,11 +73,56 @@ def _largest_terms(a, b, *taus):
     }
 
 
+def infonce_spoiled(sizes, options):
+    """Returns a function that compares, or None if the case is not valid: one number of one of the
+    inputs of ``adaptive_infonce`` is NaN or infinite.
+    """
+    rows, where = sizes["rows"], options.get("where", "h_ctr")
+    needs = {"row_weight": "weight", "column_bias": "column_bias"}
+    if not infonce.is_valid(sizes, options) or needs.get(where, "reduction") not in options:
+        return None
+    leaves = infonce.drawn_leaves(rows, sizes["columns"], sizes["width"], options)
+    arguments = infonce.drawn_arguments(rows, sizes["columns"], options)
+    exact, number = [x.detach().double() for x in leaves], infonce.NAMES.index(where)
+    if not len(leaves[number]) or not infonce.is_computable(exact, arguments, leaves[0].dtype):
+        return None
+    x = leaves[number].clone(memory_format=torch.contiguous_format)
+    place = int(torch.randint(0, len(x), ()))
+    row = x[place].view(-1)
+    row[int(torch.randint(0, len(row), ()))] = float(options.get("value", "nan"))
+    layout = options.get(f"layout_{'ab'[number]}") if number < 2 else None
+    leaves[number] = laid(x, layout) if layout != "expanded" else x
+    narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
+    errors, _ = infonce.conditions(exact, arguments, exact[4] * 0 + 1, options, narrow)
+    slack = {name: float(x.abs().max()) if x.numel() else 0.0 for name, x in errors.items()}
+
+    def call(x, backend):
+        return infonce.results(x, arguments, torch.ones(rows), options, None, backend)
+
+    # Rows that share the number, and what adds up these of them that count, may be not finite.
+    own = (
+        1 if where not in ("h_cvr", "column_bias") else arguments.get("block", sum(sizes.values()))
+    )
+    shares = torch.arange(rows) // own == place // own
+    counted = torch.ones(rows, dtype=torch.bool)
+    if "weight" in options:
+        counted = leaves[4] != 0
+    if "positive_index" in arguments:
+        counted = counted & (arguments["positive_index"] != IGNORE)
+    reached = dict.fromkeys(
+        ("d h_cvr", "d tau per column", "d column_bias"), (shares & counted).any()
+    )
+    reached |= {"d h_ctr": (shares & counted)[:, None], "loss": shares & counted}
+    reached |= dict.fromkeys(("lse", "positive_logit", "entropy", "d row_weight"), shares)
+    reached["d tau"] = reached["loss"]
+    return _compared(call, leaves, options, slack, reached)
+
+
 def _problem(loss, leaves, options, largest=None):
-    """Returns a function that compares a loss and its gradients, or that what the reference refuses
-    is refused.
+    """Returns a function that compares a loss and its gradients.
 
     Args:
+        loss: of the inputs, by a backend.
         largest: the largest term of the loss and of each gradient; 1 by default.
     """
     if any(x.numel() and x.abs().max() > 1e4 for x in leaves):
@@ -92,20 +133,30 @@ def _problem(loss, leaves, options, largest=None):
     leaves = list(spoiled(dict(enumerate(leaves)), options).values())
     leaves[:2] = [laid(x, options.get(f"layout_{side}")) for x, side in zip(leaves, "ab")]
     narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
-    reference, own = (
-        lambda x, by=by: _results(loss, x, by, options) for by in ("reference", "cpu")
-    )
-    exact = [x.double() for x in leaves]
+    eps, slack = infonce.rounding(narrow, options), {}
+    if narrow in (torch.float32, torch.float64):  # the half types' tolerance covers it
+        # of a sum of some hundred terms
+        slack = {name: 4 * eps * size for name, size in (largest or {}).items()}
+    return _compared(partial(_results, loss, options), leaves, options, slack)
+
+
+def _compared(call, leaves, options, slack, reached=None):
+    """Returns a function that compares results, or that what the reference refuses is refused.
+
+    Args:
+        call: returns the results of the inputs by a backend, by name.
+        slack: by how much rounding may change each result, beside what it makes of the inputs.
+        reached: which numbers of each result depend on one that is not finite.
+    """
+    narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
+    reference, own = (lambda x, by=by: call(x, by) for by in ("reference", "cpu"))
+    exact, eps = [x.double() for x in leaves], infonce.rounding(narrow, options)
     try:
         truth, pytorch = reference(exact), reference(leaves)
     except RuntimeError as error:
         return partial(_is_refused, lambda: own(leaves), str(error))
-    terms = sensitivity(reference, exact, 16 * infonce.rounding(narrow, options))
-    reached = _reached(reference, exact)
-    eps, sizes = infonce.rounding(narrow, options), {}
-    if narrow in (torch.float32, torch.float64):  # the half types' tolerance covers it
-        # of a sum of some hundred terms
-        sizes = {name: 4 * size for name, size in (largest or {}).items()}
+    terms = sensitivity(reference, exact, 16 * eps)
+    reached = reached or _reached(reference, exact)
 
     def compare():
         torch.set_float32_matmul_precision(options.get("precision", "highest"))
@@ -114,9 +165,10 @@ def _problem(loss, leaves, options, largest=None):
         finally:
             torch.set_float32_matmul_precision("highest")
         for name, x in found.items():
-            term = terms[name].nan_to_num() + max(SLACK[narrow], eps * sizes.get(name, 1.0))
-            term = term.masked_fill(reached[name] & ~x.isfinite(), torch.inf)
-            assert_close(x, truth[name], pytorch[name], narrow, term, name)
+            if x.is_floating_point():
+                term = terms[name].nan_to_num() + max(SLACK[narrow], eps, slack.get(name, 0.0))
+                term = term.masked_fill(reached[name] & ~x.isfinite(), torch.inf)
+                assert_close(x, truth[name], pytorch[name], narrow, term, name)
 
     return compare
 
@@ -131,7 +183,7 @@ def _reached(reference, leaves):
     return {name: x != high[name] for name, x in low.items()}
 
 
-def _results(loss, leaves, backend, options):
+def _results(loss, options, leaves, backend):
     """Returns the loss and its gradients by name."""
     held = [x.detach().requires_grad_("no_grad" not in options) for x in leaves]
     value = loss(held, backend)
@@ -151,4 +203,4 @@ def _is_refused(call, message):
         call()
 
 
-OPS = {"sigmoid": sigmoid, "targets": targets}
+OPS = {"sigmoid": sigmoid, "targets": targets, "infonce_spoiled": infonce_spoiled}
