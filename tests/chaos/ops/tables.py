@@ -65,82 +65,79 @@ def spoil(ids, limits, options):
     return True
 
 
-def refuses(call):
-    """Asserts that a bad id is named."""
-    with pytest.raises(IndexError, match="out of range for field"):
-        call()
+def comparison(function, pooled, merge, weight, state, grad, factors, bad, exact, options):
+    """Returns a function that compares.
 
-
-def lookup(sizes, options):
-    """Returns a function that compares, or None if the case is not valid."""
-    fields, rows = sizes["fields"], sizes["rows"]
-    if sizes["width"] < 1:
-        return None
-    starts = starts_of(fields)
-    weight, state = table(sizes, options)
-    ids = random_ids(fields, rows, options).to(getattr(torch, options.get("ids", "int64")))
-    bad = spoil(ids, torch.tensor(fields).expand(ids.shape), options)
-    ids = laid(ids, options.get("layout_ids"))
-    bad = bad and bool(((ids < 0) | (ids >= torch.tensor(fields))).any())
-    grad = torch.randn(rows, len(fields) * sizes["width"]).to(weight.dtype)
-    weight, grad = spoiled({"weight": weight, "grad": grad}, options).values()
-    grad = laid(grad, options.get("layout_grad"))
+    Args:
+        function: what a table gives.
+        pooled: the same by the reference, of a table, the factors of its ids and a state.
+        merge: the rows of the gradient and their values by the reference, of the upstream gradient
+            and the factors.
+        bad: whether an id is out of range.
+        exact: whether the results are the rows themselves.
+    """
+    positive, rounding = None if factors is None else factors.abs(), torch.finfo(grad.dtype).eps
 
     def call():
         leaf = weight.clone().requires_grad_("no_grad" not in options)
-        out = fused_embedding(leaf, ids, starts, state)
-        return out, leaf
+        return function(leaf), leaf
 
     def compare():
         if bad:
-            return refuses(call)
+            with pytest.raises(IndexError, match="out of range for field"):
+                call()
+            return
         out, leaf = call()
-        if state:
-            truth = reference_current(weight, ids, starts, state)
-            assert_close(out.detach(), *truth, weight.dtype, truth[0].new_zeros(()), "look-up")
-        else:
-            rows_of_ids = reference.fused_embedding(weight, ids, starts)
-            assert out.detach().nan_to_num(7).equal(rows_of_ids.nan_to_num(7)), (
-                "look-up: not the rows"
-            )
+        truth = pooled(weight.double(), factors, widened(state))
+        own = pooled(weight, factors, state)
+        if exact:
+            assert out.detach().nan_to_num(7).equal(own.nan_to_num(7)), "look-up: not the rows"
+        terms = pooled(weight.double().abs(), positive, []) * 4 * rounding
+        assert_close(out.detach(), truth, own, weight.dtype, terms, "pooled")
         if not out.requires_grad:
             return
         out.backward(grad)
-        compare_gradient(
-            leaf.grad,
-            lambda g: reference.fused_embedding_backward(g, ids, starts, sizes["width"]),
-            grad,
-        )
+        rows, truth = merge(grad.double(), factors)
+        _, own = merge(grad, factors)
+        _, terms = merge(grad.double().abs(), positive)
+        assert leaf.grad._indices()[0].equal(rows), "rows of the gradient"
+        terms = terms * 4 * rounding
+        assert_close(leaf.grad._values(), truth, own, grad.dtype, terms, "gradient")
 
     return compare
 
 
-def reference_current(weight, ids, starts, state):
-    """Returns the current rows of a deferred Adam in float64, and in the type of the table."""
-    look_up = reference.fused_embedding
-    return look_up(weight.double(), ids, starts, widened(state)), look_up(
-        weight, ids, starts, state
-    )
+def lookup(sizes, options):
+    """Returns a function that compares, or None if the case is not valid."""
+    fields, rows, width = sizes["fields"], sizes["rows"], sizes["width"]
+    if width < 1:
+        return None
+    starts = starts_of(fields)
+    weight, state = table(sizes, options)
+    ids = random_ids(fields, rows, options).to(getattr(torch, options.get("ids", "int64")))
+    spoil(ids, torch.tensor(fields).expand(ids.shape), options)
+    ids = laid(ids, options.get("layout_ids"))
+    bad = bool(((ids < 0) | (ids >= torch.tensor(fields))).any())
+    grad = torch.randn(rows, len(fields) * width).to(weight.dtype)
+    weight, grad = spoiled({"weight": weight, "grad": grad}, options).values()
+    grad = laid(grad, options.get("layout_grad"))
 
+    def rows_of(weight, _, state):
+        return reference.fused_embedding(weight, ids, starts, state)
 
-def compare_gradient(found, merge, grad, *factors):
-    """Compares a sparse gradient with ``merge`` in float64, a function of the gradient and of the
-    ids' factors.
-    """
-    rows, truth = merge(grad.double(), *factors)
-    _, own = merge(grad, *factors)
-    _, terms = merge(
-        grad.double().abs(), *(None if each is None else each.abs() for each in factors)
-    )
-    assert found._indices()[0].equal(rows), "rows of the gradient"
-    rounding = torch.finfo(grad.dtype).eps
-    assert_close(found._values(), truth, own, grad.dtype, terms * 4 * rounding, "gradient")
+    def merge(g, _):
+        return reference.fused_embedding_backward(g, ids, starts, width)
+
+    def function(leaf):
+        return fused_embedding(leaf, ids, starts, state)
+
+    return comparison(function, rows_of, merge, weight, state, grad, None, bad, not state, options)
 
 
 def bags(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
-    fields, rows = sizes["fields"], sizes["rows"]
-    if sizes["width"] < 1:
+    fields, rows, width = sizes["fields"], sizes["rows"], sizes["width"]
+    if width < 1:
         return None
     starts = starts_of(fields)
     weight, state = table(sizes, options)
@@ -148,56 +145,37 @@ def bags(sizes, options):
     offsets = starts_of(counts.tolist())
     field = (torch.arange(len(counts)) % len(fields)).repeat_interleave(counts)
     limits = torch.tensor(fields)[field]
-    values = (
-        torch.rand(len(field), dtype=torch.float64)
-        * limits.clamp(max=options.get("distinct", 10**9))
-    ).long()
+    drawn = torch.rand(len(field), dtype=torch.float64)
+    values = (drawn * limits.clamp(max=options.get("distinct", 10**9))).long()
     values = values.to(getattr(torch, options.get("ids", "int64")))
     factors = None
     if "weights" in options:
-        factors = torch.randn(len(values)).to(
-            torch.float64 if weight.dtype == torch.float64 else torch.float32
-        )
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        factors = torch.randn(len(values)).to(wide)
         if options["weights"] == "some zero":
             factors *= torch.rand(len(values)) < 0.5
     bad = spoil(values, limits, options)
     layout = options.get("layout_ids") if options.get("layout_ids") != "expanded" else None
     values, offsets = laid(values, layout), laid(offsets, options.get("layout_offsets"))
     mean = options.get("mean", False)
-    grad = torch.randn(rows, len(fields) * sizes["width"]).to(weight.dtype)
+    grad = torch.randn(rows, len(fields) * width).to(weight.dtype)
     floats = {"weight": weight, "grad": grad} | ({} if factors is None else {"factors": factors})
     weight, grad, *rest = spoiled(floats, options).values()
     factors = laid(rest[0], layout) if rest else None
     grad = laid(grad, options.get("layout_grad"))
-    arguments = (values, offsets, factors, starts)
 
-    def call():
-        leaf = weight.clone().requires_grad_("no_grad" not in options)
-        return embedding_bags(leaf, *arguments, mean, state), leaf
+    def pooled(weight, factors, state):
+        return bag_reference.embedding_bags(weight, values, offsets, factors, starts, mean, state)
 
-    def compare():
-        if bad:
-            return refuses(call)
-        out, leaf = call()
-        pooled = bag_reference.embedding_bags
-        truth = pooled(weight.double(), *arguments, mean, widened(state))
-        own = pooled(weight, *arguments, mean, state)
-        positive = (values, offsets, None if factors is None else factors.abs(), starts)
-        terms = pooled(weight.double().abs(), *positive, mean, [])
-        rounding = torch.finfo(weight.dtype).eps
-        assert_close(out.detach(), truth, own, weight.dtype, terms * 4 * rounding, "pooled")
-        if not out.requires_grad:
-            return
-        out.backward(grad)
+    def merge(g, factors):
+        return bag_reference.embedding_bags_backward(
+            g, values, offsets, factors, starts, width, mean
+        )
 
-        def merge(g, factors):
-            return bag_reference.embedding_bags_backward(
-                g, values, offsets, factors, starts, sizes["width"], mean
-            )
+    def function(leaf):
+        return embedding_bags(leaf, values, offsets, factors, starts, mean, state)
 
-        compare_gradient(leaf.grad, merge, grad, factors)
-
-    return compare
+    return comparison(function, pooled, merge, weight, state, grad, factors, bad, False, options)
 
 
 def select(sizes, options):
