@@ -45,8 +45,6 @@ PEERS = {
     "LazyAdam": (torch.optim.SparseAdam, "SparseAdam", {"eps": EPS}),
     "Adam": (torch.optim.Adam, "dense fused Adam", {"eps": EPS, "fused": True}),
 }
-LAZY = "concatenated + SparseAdam (lazy)"
-"""A peer of exact Adam for its speed alone: it does other arithmetic."""
 FBGEMM = {
     "SGD": "EXACT_SGD",
     "Adagrad": "EXACT_ADAGRAD",
@@ -220,9 +218,7 @@ def contestants(optimizer: str, device: str) -> dict[str, Callable[[Work, str], 
     if optimizer in PEERS:
         peer = PEERS[optimizer][1]
         found[f"concatenated + {peer}"] = concatenated
-        if device == "cpu" and optimizer == "Adam":
-            found[LAZY] = lambda work, _: concatenated(work, "LazyAdam")
-        elif device == "cpu":
+        if device == "cpu" and optimizer != "Adam":
             found[f"list + {peer}"] = listed
     # FBGEMM's Adam needs CUDA
     if importlib.util.find_spec("fbgemm_gpu") and (optimizer in FBGEMM or device == "cuda"):

@@ -11,11 +11,8 @@ SHAPE = {"fields": 3, "rows": 40, "batch": 30}
 @pytest.mark.parametrize("optimizer", STATES)
 def test_tables_train_as_their_optimizers_are_defined(optimizer):
     for name, make in contestants(optimizer, "cpu").items():
-        agrees = [
-            disagreement(make, Work(**SHAPE, ids=ids), optimizer) < AGREES
-            for ids in ("uniform", "zipf")
-        ]
-        assert agrees == 2 * [name != embedding.LAZY], name
+        for ids in ("uniform", "zipf"):
+            assert disagreement(make, Work(**SHAPE, ids=ids), optimizer) < AGREES, name
 
 
 @pytest.mark.parametrize(

@@ -96,8 +96,8 @@ def new_folder(command):
     return Path(tempfile.mkdtemp(dir=place()))
 
 
-def log_of(folder):
-    return folder.with_name(f"{folder.name}.log")
+def log_of(folder, what=""):
+    return folder.with_name(f"{folder.name}{what}.log")
 
 
 def start_command(command, arguments, folder):
@@ -174,7 +174,7 @@ def fetch(command, folder, *, is_last=False):
     """
     if not command.is_stored:
         return
-    log = folder.with_name(f"{folder.name}.fetch.log")
+    log = log_of(folder, ".fetch")
     code = end(
         fork(lambda: stores.run(folder, lambda: stores.fetch(is_last)), folder, log), SECONDS
     )
@@ -208,7 +208,7 @@ def interrupted(command, folder, seconds, victim):
 
 def check_whole(command, folder, former, result):
     """Asserts that what a killed command has left can be read."""
-    log = folder.with_name(f"{folder.name}.check.log")
+    log = log_of(folder, ".check")
     code = end(fork(lambda: 0 if not Path("out").exists() else read(command), folder, log), SECONDS)
     assert code == 0, f"not readable after a kill: {log.read_text()}"
     if command.lock == ".out.lock":  # the result is replaced as a whole
@@ -226,10 +226,6 @@ def read(command):
     return 0
 
 
-def reader_log(folder):
-    return folder.with_name(f"{folder.name}.reader.log")
-
-
 def start_reader(command, folder):
     """Starts a process that reads the result again and again, and fails once it is not whole."""
 
@@ -241,7 +237,7 @@ def start_reader(command, folder):
             time.sleep(random.random() * 0.01)
         return 0
 
-    process = fork(loop, folder, reader_log(folder))
+    process = fork(loop, folder, log_of(folder, ".reader"))
     readers.add(process)
     return process
 
@@ -251,7 +247,7 @@ def end_reader(reader, folder):
     os.kill(reader, signal.SIGTERM)
     code = end(reader, SECONDS)
     assert code in (0, -signal.SIGTERM), (
-        f"a reader met a result that is not whole: {reader_log(folder).read_text()}"
+        f"a reader met a result that is not whole: {log_of(folder, '.reader').read_text()}"
     )
 
 
@@ -266,7 +262,7 @@ def meet_rival(command, folder, seconds):
     for each in stopped:
         os.kill(each, signal.SIGSTOP)
     if is_locked(folder / command.lock):
-        before, log = state(folder), folder.with_name(f"{folder.name}.rival.log")
+        before, log = state(folder), log_of(folder, ".rival")
         rival = fork(lambda: main(command.arguments), folder, log)
         code, lines = end(rival, SECONDS), log.read_text().splitlines()
         assert code == 2, f"a second writer is not refused: exit status {code}: {lines}"

@@ -12,19 +12,12 @@ from pathlib import Path
 
 from tests.chaos.kills.services import BETWEEN, BROKER, BUCKET, TOPIC
 
-MODEL = [
-    "--model.expert_hidden",
-    "[16]",
-    "--model.tower_hidden",
-    "[16,8]",
-    "--model.relatedness_hidden",
-    "[4]",
-]
-TRAINING = [
-    *MODEL, "--optimizer.lr", "0.01", "--training.batch_size", "64", "--training.max_epochs", "3",
-    "--training.progress", "false", "--training.checkpoint_seconds", "0.05",
-]  # fmt: skip
-LABELS = ["--labels", "click", "conversion", "--group", "user"]
+TRAINING = (
+    "--model.expert_hidden [16] --model.tower_hidden [16,8] --model.relatedness_hidden [4] "
+    "--optimizer.lr 0.01 --training.batch_size 64 --training.max_epochs 3 "
+    "--training.progress false --training.checkpoint_seconds 0.05"
+)
+LABELS = "--labels click conversion --group user"
 TIMES = ("seconds", "samples_per_s", "arrived", "lag", "rows_per_s", "time")
 STORED = f"s3://{BUCKET}/out"
 SERVED = (
@@ -82,33 +75,25 @@ def _stored(command):
     return replace(command, arguments=arguments, before=before, is_stored=True)
 
 
-def _prepare(log):
-    return [*f"prepare --files ../inputs/{log}".split(), *LABELS, "--out", "out"]
+def _prepare(log, out="out"):
+    return f"prepare --files ../inputs/{log} {LABELS} --out {out}".split()
 
 
 def _train(data, seed, out="out"):
-    return [
-        *f"train --data.folder ../inputs/{data}".split(),
-        *TRAINING,
-        *f"--training.seed {seed} --out {out}".split(),
-    ]
+    return f"train --data.folder ../inputs/{data} {TRAINING} --training.seed {seed} --out {out}".split()
 
 
 def _daily():
-    days = [f"../inputs/day{number}.parquet" for number in (1, 2, 3)]
-    return ["daily", "--dataset", "../inputs/day.toml", "--files", *days, *TRAINING, "--out", "out"]
+    days = " ".join(f"../inputs/day{number}.parquet" for number in (1, 2, 3))
+    return f"daily --dataset ../inputs/day.toml --files {days} {TRAINING} --out out".split()
 
 
 def _stream():
-    chunk = str(2000 + 2000 // BETWEEN)
-    options = [
-        *f"--kafka_topic {TOPIC} --kafka_servers".split(),
-        os.environ.get(BROKER, ""),
-        "--chunk_rows",
-        f"{chunk}",
-    ]
-    options += ["--chunk_seconds", "600", "--idle", "2", "--poll", "0.1"]
-    return ["stream", "--dataset", "../inputs/day.toml", *options, *TRAINING, "--out", "out"]
+    return (
+        f"stream --dataset ../inputs/day.toml --kafka_topic {TOPIC} "
+        f"--kafka_servers {os.environ.get(BROKER)} --chunk_rows {2000 + 2000 // BETWEEN} "
+        f"--chunk_seconds 600 --idle 2 --poll 0.1 {TRAINING} --out out"
+    ).split()
 
 
 def _export(run, out="out"):
@@ -116,13 +101,10 @@ def _export(run, out="out"):
 
 
 def _predict(log):
-    options = ["--keep", "row", "--progress", "false"]
-    return [
-        *f"predict --model ../inputs/model --files ../inputs/{log}".split(),
-        *options,
-        "--out",
-        "out",
-    ]
+    return (
+        f"predict --model ../inputs/model --files ../inputs/{log} --keep row --progress false "
+        "--out out"
+    ).split()
 
 
 def _read_prepared():
@@ -208,7 +190,7 @@ def write_inputs(folder):
         pq.write_table(log(2000, 10 + day, 100 * day), folder / f"day{day}.parquet")
     (folder / "day.toml").write_text(DAY)
     for arguments in (
-        ["prepare", "--files", "../inputs/log.parquet", *LABELS, "--out", "../inputs/data"],
+        _prepare("log.parquet", "../inputs/data"),
         _train("data", 1, "../inputs/run"),
         _train("data", 2, "../inputs/other_run"),
         _export("run", "../inputs/model"),
