@@ -27,12 +27,15 @@ ROOT = Path(__file__).parents[1]
 NOT_CODE = (":(exclude)benchmarks/results", ":(exclude)*.md")  # a benchmark run rewrites both
 
 
-def options(document: str | None, **given: Any) -> argparse.Namespace:
+def options(
+    document: str | None, first: dict[str, Any] | None = None, **given: Any
+) -> argparse.Namespace:
     """Reads the options of the command line, and sets the number of threads to the option
     ``threads``, if there is one.
 
     Args:
         document: the docstring of the benchmark, which ``--help`` shows.
+        first: what ``add_argument`` takes of the argument without a name, if there is one.
         given: the default of each option, or the default and a help text. An option has the type
             of its default: a list takes one or more values, and False is a flag. A type in place
             of the default is that of an option that has to be given.
@@ -40,6 +43,8 @@ def options(document: str | None, **given: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=document, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    if first is not None:
+        parser.add_argument(**first)
     for name, value in given.items():
         default, text = value if isinstance(value, tuple) else (value, None)
         if default is False:
@@ -47,7 +52,8 @@ def options(document: str | None, **given: Any) -> argparse.Namespace:
         elif isinstance(default, type):
             kind = {"type": default, "required": True}
         elif isinstance(default, list):
-            kind = {"type": type(default[0]), "nargs": "+", "default": default}
+            each = type(default[0]) if default else str
+            kind = {"type": each, "nargs": "+", "default": default}
         else:
             kind = {"type": type(default), "default": default}
         parser.add_argument(f"--{name}", help=text, **kind)

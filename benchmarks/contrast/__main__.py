@@ -62,51 +62,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adaftr_fast.cli.options import Parser
 from benchmarks.contrast.rows import PARTS
 from benchmarks.contrast.runs import Runs, train
 from benchmarks.contrast.tables import TABLES
+from benchmarks.measure import options
 
 
 def main() -> None:
-    parser = Parser(prog="python -m benchmarks.contrast")
-    parser.add_argument(
-        "part", type=str, nargs="?", default="", choices=["", *PARTS], help="the part to train"
+    arguments = options(
+        __doc__,
+        {"dest": "part", "nargs": "?", "choices": list(PARTS), "help": "the part to train"},
+        sets=([], "the sets to train on (default: all of the part)"),
+        seeds=(0, "the number of seeds (default: the protocol's)"),
+        jobs=(2, "the number of parallel runs, each on one thread"),
+        data=(Path("data"), "the folder of the prepared folders"),
+        out=(Path("runs/contrast"), "the folder of the run folders"),
+        runs=(Path("benchmarks/results/contrast.json"), "the file of results"),
     )
-    parser.add_argument(
-        "--sets",
-        type=str,
-        nargs="+",
-        default=[],
-        help="the sets to train on (default: all of the part)",
-    )
-    parser.add_argument(
-        "--seeds",
-        type=int | None,
-        default=None,
-        help="the number of seeds (default: the protocol's)",
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=2, help="the number of parallel runs, each on one thread"
-    )
-    parser.add_argument(
-        "--data", type=Path, default=Path("data"), help="the folder of the prepared folders"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/contrast"), help="the folder of the run folders"
-    )
-    parser.add_argument(
-        "--runs",
-        type=Path,
-        default=Path("benchmarks/results/contrast.json"),
-        help="the file of results",
-    )
-    arguments = parser.parse_args()
     runs = Runs(arguments.runs)
     if arguments.part:
         part = PARTS[arguments.part]
         sets = arguments.sets or list(part.sets)
-        train(part, sets, arguments.seeds, arguments.jobs, arguments.data, arguments.out, runs)
+        seeds = arguments.seeds or None
+        train(part, sets, seeds, arguments.jobs, arguments.data, arguments.out, runs)
     for name, made in TABLES.items():
         print(f"\n{name}\n\n{made(runs.cases())}")
 

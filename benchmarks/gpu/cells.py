@@ -78,7 +78,8 @@ class Journal:
     """The lines of all stages: JSON objects, each on disk before the next cell begins.
 
     A line names its stage and is ``{"cell": key, "result": figures}``, ``{"started": name}``,
-    ``{"left": [planned, all]}`` or ``{"machine": facts}``. A run that was killed within a write
+    ``{"left": [planned, all], "finished": number}`` or ``{"machine": facts}``. A run that was killed
+    within a write
     leaves half a line at the end, which is not read and which the next write removes.
 
     Raises:

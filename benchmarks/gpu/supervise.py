@@ -150,8 +150,10 @@ class Stage:
         self.journal = journal
         self.machine = machine
         self._seconds = seconds
-        # what an earlier call counted, another machine had built
-        self._is_counted = name != "build" and bool(journal.lines_of(name, "left"))
+        counts = journal.lines_of(name, "left")
+        # not where lines were removed since, and what an earlier call built, another machine had
+        is_whole = bool(counts) and counts[-1]["finished"] == len(journal.cells(name))
+        self._is_counted = is_whole and name != "build"
 
     def has_left(self, planned: bool) -> bool:
         """Whether cells are left, of the plan or at all, or no worker has counted them."""
@@ -229,7 +231,8 @@ class Stage:
                     raise EOFError
         finally:
             waiting = sum(cell.planned for name, cell in left.items() if name not in again)
-            self.journal.append(self.name, left=[waiting, len(left)])
+            finished = len(self.journal.cells(self.name))
+            self.journal.append(self.name, left=[waiting, len(left)], finished=finished)
             self._is_counted = True
 
     def _is_tried_again(self, name: str, result: Row) -> bool:

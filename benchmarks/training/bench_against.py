@@ -11,7 +11,6 @@ for as long as it lives. Batches come from parquet, and the first of an epoch wa
 Writes results/against_fields<fields>-*.json.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -20,9 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
-from benchmarks.measure import write
+from benchmarks.measure import options, write
 from benchmarks.prepared import FIELDS
 from benchmarks.training import epochs
 
@@ -109,22 +106,18 @@ def compare(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    given = options(
+        __doc__,
+        {"dest": "before", "type": Path, "help": "a checkout of the other commit, built"},
+        fields=FIELDS,
+        ids=(10_000, "of every field"),
+        steps=(200, "of an epoch"),
+        starts=(5, "of both processes: one is slower than another"),
+        turns=(3, "of each start"),
+        threads=2,
     )
-    parser.add_argument("before", type=Path, help="a checkout of the other commit, built")
-    parser.add_argument("--fields", type=int, default=FIELDS)
-    parser.add_argument("--ids", type=int, default=10_000, help="of every field")
-    parser.add_argument("--steps", type=int, default=200, help="of an epoch")
-    parser.add_argument(
-        "--starts", type=int, default=5, help="of both processes: one is slower than another"
-    )
-    parser.add_argument("--turns", type=int, default=3, help="of each start")
-    parser.add_argument("--threads", type=int, default=2)
-    given = parser.parse_args()
     if not list(given.before.glob("adaftr_fast/_C*")):
-        parser.error(f"{given.before}: expected a checkout with a built extension, see above")
-    torch.set_num_threads(given.threads)  # which the results name
+        sys.exit(f"{given.before}: expected a checkout with a built extension, see above")
     case = compare(**vars(given) | {"before": given.before.resolve()})
     print(json.dumps(case, indent=1))
     print(write(f"against_fields{given.fields}", [case]))

@@ -90,6 +90,11 @@ def test_a_worker_that_dies_or_hangs_costs_one_cell(tmp_path, faulty):
     # one that ran out of time is tried again after all others
     assert begun == [f"contestant={name}" for name in (*found, "hangs", "hangs")]
     assert journal.machine() == {"gpu": "none"}
+    kept = [line for line in journal.path.read_text().splitlines(True) if "list index" not in line]
+    journal.path.write_text("".join(kept))  # which asks for it again
+    assert supervise.run(["loss"], Setting(tmp_path, dry=True), deadline=60) == 0
+    begun = [line["started"] for line in Journal(tmp_path).lines_of("loss", "started")]
+    assert (begun[-1], begun.count(begun[-1])) == ("contestant=raises", 2)
 
 
 def test_the_time_of_all_stages_ends_a_cell_and_the_next_call_measures_it(
