@@ -11,7 +11,6 @@ llvm-19.
 
 import re
 import subprocess
-from typing import Any
 
 from benchmarks import RESULTS, render
 from benchmarks.measure import ROOT, options, save
@@ -31,7 +30,7 @@ TILES = [  # target, type of the elements, header
 NAMES = {"float": "float32", "double": "float64", "Pair": "bfloat16"}
 
 
-def assembly(target: str, element: str, header: str, step: str) -> str:
+def assembly(target, element, header, step):
     """Returns the assembly of the whole tile whose operand A has elements ``step`` apart; 0: in
     panels.
     """
@@ -47,7 +46,7 @@ def assembly(target: str, element: str, header: str, step: str) -> str:
     return subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
 
 
-def inner_loop(text: str) -> list[str]:
+def inner_loop(text):
     """Returns the instructions of the innermost loop that multiplies most."""
     loops, body, label = [], [], ""
     for line in text.splitlines():
@@ -60,11 +59,11 @@ def inner_loop(text: str) -> list[str]:
     return max(loops, key=multiplications)
 
 
-def multiplications(body: list[str]) -> int:
+def multiplications(body):
     return sum(line.startswith(("\tfmla", "\tbfdot")) for line in body)
 
 
-def cycles(body: list[str], cpu: str) -> float:
+def cycles(body, cpu):
     """Returns the cycles of one turn of a loop, simulated."""
     command = [SIMULATOR, "-mtriple=aarch64", f"-mcpu={cpu}", f"-iterations={TURNS}"]
     shown = subprocess.run(
@@ -73,7 +72,7 @@ def cycles(body: list[str], cpu: str) -> float:
     return int(re.search(r"Total Cycles:\s+(\d+)", shown)[1]) / TURNS  # type: ignore[index]
 
 
-def cases() -> list[dict[str, Any]]:
+def cases():
     found = []
     for target, element, header in TILES:
         for operand, step in (("panels", "0"), ("strips", "kStrip")):
@@ -88,14 +87,14 @@ def cases() -> list[dict[str, Any]]:
     return found
 
 
-def version(command: str) -> str:
+def version(command):
     shown = subprocess.run(
         [command, "--version"], capture_output=True, text=True, check=True
     ).stdout
     return re.search(r"\d+\.\d+\.\d+", shown)[0]  # type: ignore[index]
 
 
-def main() -> None:
+def main():
     arguments = options(__doc__, record=False)
     found = cases()
     print(render.arm_tiles(found))

@@ -9,11 +9,9 @@ before its results were compared.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch import Tensor
 
 from benchmarks import RESULTS, render
 from benchmarks.embedding import (
@@ -21,7 +19,6 @@ from benchmarks.embedding import (
     BAGS,
     OURS,
     STATES,
-    Run,
     Work,
     bag_step,
     concatenated,
@@ -55,7 +52,7 @@ LAZY = "concatenated + SparseAdam (lazy)"
 BAG_ROWS, PER_BAG = 1024, 250
 
 
-def forwards(work: Work) -> dict[str, Run]:
+def forwards(work):
     """Look-ups alone, once their results have been compared."""
     tables = {name: make(work, "SGD") for name, make in FORWARD.items()}
     first, *others = (table.look_up(work.batches()[0]) for table in tables.values())
@@ -64,12 +61,12 @@ def forwards(work: Work) -> dict[str, Run]:
     return {name: _look_ups(table.look_up, work) for name, table in tables.items()}
 
 
-def _look_ups(look_up: Callable[[Tensor], Tensor], work: Work) -> Run:
+def _look_ups(look_up, work):
     batches = itertools.cycle(work.batches())
     return torch.no_grad()(lambda: look_up(next(batches)))
 
 
-def steps(work: Work, optimizer: str) -> dict[str, Run]:
+def steps(work, optimizer):
     """Whole steps, once each contestant has trained a small table as the optimizer is defined."""
     makes = contestants(optimizer, "cpu")
     for name, make in makes.items():
@@ -86,7 +83,7 @@ def steps(work: Work, optimizer: str) -> dict[str, Run]:
     return runs
 
 
-def growth(works: tuple[Work, Work]) -> dict[str, Run]:
+def growth(works):
     """Adam's steps on two tables that differ in their size alone."""
     return {
         f"{name.removeprefix('concatenated + ')}, V={work.rows}": run
@@ -96,7 +93,7 @@ def growth(works: tuple[Work, Work]) -> dict[str, Run]:
     }
 
 
-def bags() -> dict[str, Run]:
+def bags():
     """Forward and backward of one multi-valued field, once gradients have been compared."""
     work = Work(fields=1, batch=BAG_ROWS * PER_BAG, rows=100_000)
     runs = {}
@@ -125,7 +122,7 @@ def test_bags(benchmark, name):
     benchmark(bags()[name])
 
 
-def cases() -> Iterator[tuple[str, Work | str, dict[str, Run]]]:
+def cases():
     """What is measured, the workload and the contestants; made one after another, since large
     tables fill memory.
     """
@@ -137,7 +134,7 @@ def cases() -> Iterator[tuple[str, Work | str, dict[str, Run]]]:
     yield "growth", "Adam, F=20 B=1024, 10000 rows a field occur", growth(GROWTH)
 
 
-def measure(case: str, work: Work | str, runs: dict[str, Run], seconds: float) -> dict[str, object]:
+def measure(case, work, runs, seconds):
     """Medians, and for look-ups and steps what the least traffic would take."""
     found = {"case": case, "workload": str(work), "ms": side_by_side(runs, seconds)}
     if isinstance(work, Work):
@@ -148,7 +145,7 @@ def measure(case: str, work: Work | str, runs: dict[str, Run], seconds: float) -
     return found
 
 
-def draw(measured: list[dict]) -> None:
+def draw(measured):
     """Milliseconds of everyone at the main workload -> results/embedding.png."""
     import matplotlib
 
@@ -173,7 +170,7 @@ def draw(measured: list[dict]) -> None:
     figure.savefig(RESULTS / "embedding.png", dpi=110)
 
 
-def main() -> None:
+def main():
     arguments = options(__doc__, seconds=(2.0, "time for each contestant"))
     measured = []
     for case, workload, runs in cases():

@@ -8,7 +8,6 @@ The log is that of synthesize, and prepared from parquet, and from text in which
 tokens of a list; each command has ``--memory``. The same call goes on after it was cut off.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,7 +29,7 @@ ROLES = ["--labels", *LAYOUT.rates, "--group", LAYOUT.group, "--time", "day", "-
 SHORT_RUN = ["--training.max_epochs", "1", "--training.batch_size", "8192", "--model.name", "mmoe"]
 
 
-def write_text(log: Path, path: Path) -> None:
+def write_text(log, path):
     """Writes a log as text."""
     if path.exists():
         return
@@ -43,7 +42,7 @@ def write_text(log: Path, path: Path) -> None:
                 writer.write_batch(batch)
 
 
-def _batches(log: Path) -> Iterator[pa.RecordBatch]:
+def _batches(log):
     for file in sorted(log.glob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches():
             yield pa.record_batch(
@@ -51,7 +50,7 @@ def _batches(log: Path) -> Iterator[pa.RecordBatch]:
             )
 
 
-def _text(column: pa.Array) -> pa.Array:
+def _text(column):
     return (
         pc.binary_join(column.cast(pa.list_(pa.string())), "|")
         if pa.types.is_list(column.type)
@@ -59,7 +58,7 @@ def _text(column: pa.Array) -> pa.Array:
     )
 
 
-def measure(rows: int, memory: float, out: Path, model: Path) -> dict[str, object]:
+def measure(rows, memory, out, model):
     """Returns the peaks of one length of the log.
 
     Args:
@@ -90,7 +89,7 @@ def measure(rows: int, memory: float, out: Path, model: Path) -> dict[str, objec
     }
 
 
-def main() -> None:
+def main():
     arguments = options(
         __doc__,
         rows=[1_000_000, 8_000_000],

@@ -8,15 +8,11 @@ model is untrained, which costs the same. A request is ids in, probabilities out
 threads (a server has more requests at a time); the last kind also encodes its raw rows.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.dataset as ds
 import torch
 
@@ -31,7 +27,7 @@ from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.programs import Probabilities
-from adaftr_fast.serving.scorer import AOT, Scorer, load_scorer
+from adaftr_fast.serving.scorer import AOT, load_scorer
 from adaftr_fast.training.checkpoint.weights import Description, save_checkpoint
 from adaftr_fast.training.trained import Run
 from benchmarks.measure import options, write
@@ -40,7 +36,7 @@ REQUEST_ROWS = (1, 500)
 RATES = {"click": 0.039, "conversion": 0.004}
 
 
-def make(out: Path, rows: int) -> dict[str, list[Path]]:
+def make(out, rows):
     """Prepared data, a run and its export for each input format, made where they are not there yet;
     the raw files.
     """
@@ -68,7 +64,7 @@ def make(out: Path, rows: int) -> dict[str, list[Path]]:
     return inputs
 
 
-def save_run(folder: Path, data: PreparedData) -> None:
+def save_run(folder, data):
     """A run of an untrained model."""
     torch.manual_seed(0)
     settings = RunConfig(data=DataConfig(str(data.folder)))
@@ -78,7 +74,7 @@ def save_run(folder: Path, data: PreparedData) -> None:
     save_checkpoint(folder / "best", model, about)
 
 
-def throughput(model: Path, files: list[Path], turns: int) -> dict[str, Any]:
+def throughput(model, files, turns):
     """Rows a second of ``predict`` from raw files, the median."""
     scorer, scores = load_scorer(model), model.parent / "scores.parquet"
     columns = output_columns(scorer.about.tasks)
@@ -87,7 +83,7 @@ def throughput(model: Path, files: list[Path], turns: int) -> dict[str, Any]:
     return {"rows": reports[0].rows, "rows/s": round(rate)}
 
 
-def program_alone(scorer: Scorer, rows: pa.RecordBatch) -> dict[str, Any]:
+def program_alone(scorer, rows):
     """Rows a second from ids to probabilities, on the threads of ``predict``."""
     features, times = scorer.encode(rows), []
     for _ in range(5):
@@ -102,7 +98,7 @@ def program_alone(scorer: Scorer, rows: pa.RecordBatch) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def latency(folder: Path, table: pa.RecordBatch, requests: int) -> list[dict[str, Any]]:
+def latency(folder, table, requests):
     """p50 and p99 of requests in milliseconds; the programs take turns."""
     scorer = load_scorer(folder / "model")
     programs = {
@@ -134,7 +130,7 @@ def latency(folder: Path, table: pa.RecordBatch, requests: int) -> list[dict[str
     return cases
 
 
-def main() -> None:
+def main():
     all_cores = torch.get_num_threads()
     arguments = options(
         __doc__,

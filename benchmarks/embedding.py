@@ -4,8 +4,6 @@ follow, and the memory traffic that none of them can avoid.
 B batch, F fields of V rows each, E width. A contestant looks up ids [B, F] and returns [B, F * E].
 """
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 from collections.abc import Callable
@@ -51,7 +49,6 @@ FBGEMM = {
     "RowwiseAdagrad": "EXACT_ROWWISE_ADAGRAD",
 }
 BAGS = (OURS, "nn.EmbeddingBag, sparse and coalesced", "nn.EmbeddingBag, dense gradient")
-Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -70,10 +67,10 @@ class Work:
     device: str = "cpu"
     spread: int = 1
 
-    def __str__(self) -> str:
+    def __str__(self):
         return f"F={self.fields} B={self.batch} V={self.rows}"
 
-    def batches(self) -> list[Tensor]:
+    def batches(self):
         """Returns tensors of ids, int64 [B, F]: uniform, or Zipf(1.05), where popular ids do not
         stand side by side.
         """
@@ -91,19 +88,19 @@ class Work:
             found.append((rank * 48271 + shift) % rows * self.spread)
         return found
 
-    def start(self) -> Tensor:
+    def start(self):
         """Returns the values that every table [F * V, E] begins with."""
         return self._normal(2, self.fields * self.rows, self.width) * 0.01
 
-    def grad(self) -> Tensor:
+    def grad(self):
         """Returns the gradient of the output [B, F * E]."""
         return self._normal(1, self.batch, self.fields * self.width)
 
-    def first(self) -> Tensor:
+    def first(self):
         """Returns the first row of each field in the table of all, [F]."""
         return torch.arange(self.fields, device=self.device) * self.rows
 
-    def _normal(self, seed: int, *shape: int) -> Tensor:
+    def _normal(self, seed, *shape):
         g = torch.Generator(self.device).manual_seed(seed)
         return torch.randn(shape, generator=g, device=self.device)
 
@@ -117,14 +114,10 @@ class Table:
     weights: Callable[[], Tensor]
 
 
-def _trained(
-    look_up: Callable[[Tensor], Tensor],
-    update: torch.optim.Optimizer,
-    weights: Callable[[], Tensor],
-) -> Table:
+def _trained(look_up, update, weights):
     """A table whose step is forward, backward and update."""
 
-    def step(ids: Tensor, grad: Tensor) -> None:
+    def step(ids, grad):
         update.zero_grad()
         look_up(ids).backward(grad)
         update.step()
@@ -132,7 +125,7 @@ def _trained(
     return Table(look_up, step, weights)
 
 
-def ours(work: Work, optimizer: str) -> Table:
+def ours(work, optimizer):
     """FusedEmbedding with an optimizer of adaftr_fast.optim.
 
     Raises:
@@ -145,14 +138,14 @@ def ours(work: Work, optimizer: str) -> Table:
         table.weight.copy_(work.start())
     options = {} if optimizer == "SGD" else {"eps": EPS}
 
-    def weights() -> Tensor:
+    def weights():
         table.flush()
         return table.weight.detach()
 
     return _trained(table, getattr(af.optim, optimizer)(table, lr=LR, **options), weights)
 
 
-def concatenated(work: Work, optimizer: str) -> Table:
+def concatenated(work, optimizer):
     """One nn.Embedding that holds all fields, with torch.optim on its sparse gradient; for "Adam"
     on a dense one.
     """
@@ -164,7 +157,7 @@ def concatenated(work: Work, optimizer: str) -> Table:
     )
 
 
-def listed(work: Work, optimizer: str) -> Table:
+def listed(work, optimizer):
     """An nn.Embedding a field, as models are usually written."""
     tables = [
         nn.Embedding.from_pretrained(rows.clone(), freeze=False, sparse=True)
@@ -173,13 +166,13 @@ def listed(work: Work, optimizer: str) -> Table:
     make, _, options = PEERS[optimizer]
     weights = [table.weight for table in tables]
 
-    def look_up(ids: Tensor) -> Tensor:
+    def look_up(ids):
         return torch.cat([table(each) for table, each in zip(tables, ids.unbind(1))], 1)
 
     return _trained(look_up, make(weights, lr=LR, **options), lambda: torch.cat(weights).detach())
 
 
-def fbgemm(work: Work, optimizer: str) -> Table:
+def fbgemm(work, optimizer):
     """FBGEMM's table-batched embedding, which updates within its backward."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
@@ -203,16 +196,16 @@ def fbgemm(work: Work, optimizer: str) -> Table:
         mine.copy_(rows)
     offsets = torch.arange(work.fields * work.batch + 1, device=work.device)
 
-    def look_up(ids: Tensor) -> Tensor:
+    def look_up(ids):
         return table(ids.t().reshape(-1), offsets)  # field after field
 
-    def step(ids: Tensor, grad: Tensor) -> None:
+    def step(ids, grad):
         look_up(ids).backward(grad)
 
     return Table(look_up, step, lambda: torch.cat(table.split_embedding_weights()).detach())
 
 
-def contestants(optimizer: str, device: str) -> dict[str, Callable[[Work, str], Table]]:
+def contestants(optimizer, device):
     """Returns those that have the optimizer and are installed, by name; ours first."""
     found = {OURS: ours}
     if optimizer in PEERS:
@@ -226,7 +219,7 @@ def contestants(optimizer: str, device: str) -> dict[str, Callable[[Work, str], 
     return found
 
 
-def expected(work: Work, optimizer: str, steps: list[Tensor], grad: Tensor) -> Tensor:
+def expected(work, optimizer, steps, grad):
     """Returns the table after ``steps`` batches by the optimizers' definitions, in float64."""
     weight = work.start().double()
     state = [torch.zeros_like(weight) for _ in range(2)]
@@ -238,9 +231,7 @@ def expected(work: Work, optimizer: str, steps: list[Tensor], grad: Tensor) -> T
     return weight
 
 
-def _direction(
-    optimizer: str, number: int, grad: Tensor, state: list[Tensor], touched: Tensor
-) -> Tensor:
+def _direction(optimizer, number, grad, state, touched):
     if optimizer == "SGD":
         return grad
     square = grad**2
@@ -254,7 +245,7 @@ def _direction(
     return means[0] / (means[1].sqrt() + EPS)
 
 
-def disagreement(make: Callable[[Work, str], Table], work: Work, optimizer: str) -> float:
+def disagreement(make, work, optimizer):
     """Returns the largest error of a table after some steps, in units of the largest change that
     training made.
     """
@@ -267,7 +258,7 @@ def disagreement(make: Callable[[Work, str], Table], work: Work, optimizer: str)
     return ((table.weights().double() - true).abs().max() / change).item()
 
 
-def settle(step: Run, more: Callable[[], bool] = lambda: True) -> int:
+def settle(step, more=lambda: True):
     """Takes steps until exact Adam is in its steady state, or ``more`` returns False. Returns their
     number.
     """
@@ -278,13 +269,13 @@ def settle(step: Run, more: Callable[[], bool] = lambda: True) -> int:
     return STEADY
 
 
-def stepper(table: Table, work: Work) -> Run:
+def stepper(table, work):
     """Returns a step that takes a batch after the other."""
     batches, grad = itertools.cycle(work.batches()), work.grad()
     return lambda: table.step(next(batches), grad)
 
 
-def bag_step(name: str, work: Work, per_bag: int) -> tuple[Run, float]:
+def bag_step(name, work, per_bag):
     """Returns forward and backward of one multi-valued field, mean over a bag, to a gradient of the
     table, and the error of that gradient in units of its largest value.
     """
@@ -297,7 +288,7 @@ def bag_step(name: str, work: Work, per_bag: int) -> tuple[Run, float]:
         options = {"mode": "mean", "include_last_offset": True, "sparse": "sparse" in name}
         table = nn.EmbeddingBag(work.rows, work.width, device=work.device, **options)
 
-    def run() -> Tensor:
+    def run():
         table.weight.grad = None
         table(next(batches), offsets).backward(grad)
         gradient = table.weight.grad
@@ -310,19 +301,19 @@ def bag_step(name: str, work: Work, per_bag: int) -> tuple[Run, float]:
     return run, ((found - true).abs().max() / true.abs().max()).item()
 
 
-def lines(rows: Tensor, record: int) -> int:
+def lines(rows, record):
     """Bytes of the cache lines that hold the records of ``rows``, ``record`` bytes each in one
     table.
     """
     return LINE * len(torch.unique(rows * record // LINE))
 
 
-def records(work: Work, case: str) -> list[int]:
+def records(work, case):
     """Bytes of a row in the table and in each table of the optimizer's state."""
     return [4 * (times * work.width + plus) for times, plus in [(1, 0), *STATES.get(case, [])]]
 
 
-def floor_bytes(work: Work, case: str) -> float:
+def floor_bytes(work, case):
     """The least that must move: each line once to look up, and once each way to update; a mean over
     the batches.
 
@@ -341,7 +332,7 @@ def floor_bytes(work: Work, case: str) -> float:
     return total / len(batches)
 
 
-def copy_rate(size: int) -> float:
+def copy_rate(size):
     """Bytes a second, read and written, on all threads, where one half of ``size`` bytes is copied
     over the other.
 

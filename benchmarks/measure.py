@@ -10,10 +10,8 @@ import multiprocessing
 import re
 import subprocess
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,9 +25,7 @@ ROOT = Path(__file__).parents[1]
 NOT_CODE = (":(exclude)benchmarks/results", ":(exclude)*.md")  # a benchmark run rewrites both
 
 
-def options(
-    document: str | None, first: dict[str, Any] | None = None, **given: Any
-) -> argparse.Namespace:
+def options(document, first=None, **given):
     """Reads the options of the command line, and sets the number of threads to the option
     ``threads``, if there is one.
 
@@ -63,14 +59,7 @@ def options(
     return found
 
 
-def write(
-    name: str,
-    cases: list[dict[str, Any]],
-    gpu: dict[str, Any] | None = None,
-    *,
-    folder: Path | None = None,
-    **when: str,
-) -> Path:
+def write(name, cases, gpu=None, *, folder=None, **when):
     """Writes results/<name>-<processor>.json: machine, date, commit and the measured cases.
 
     With ``gpu``, facts about the card whose name stands under "gpu", the processor is the card.
@@ -83,7 +72,7 @@ def write(
     return path
 
 
-def save(path: Path, origin: dict[str, Any], cases: list[dict[str, Any]], **when: str) -> None:
+def save(path, origin, cases, **when):
     """Writes a results file, with one line for each case: origin, date, commit and cases.
 
     Figures of a new run carry no "stale" text; a person adds one, a reason, when the code that they
@@ -96,7 +85,7 @@ def save(path: Path, origin: dict[str, Any], cases: list[dict[str, Any]], **when
     replace_file(path, f'{head}, "cases": [\n{lines}\n]}}\n'.encode())
 
 
-def processor(about: dict[str, Any]) -> str:
+def processor(about):
     """Returns the name that files have of the processor of a machine: ``amd-epyc-26-2`` of family
     26, model 2.
     """
@@ -106,7 +95,7 @@ def processor(about: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
 
-def step_alone(make: Callable[..., Callable[[], None]], *arguments: object) -> tuple[float, float]:
+def step_alone(make, *arguments):
     """Runs the step that ``make(*arguments)`` returns once, in a process of its own.
 
     Returns:
@@ -116,9 +105,7 @@ def step_alone(make: Callable[..., Callable[[], None]], *arguments: object) -> t
         return pool.submit(_measured_step, make, arguments).result()
 
 
-def _measured_step(
-    make: Callable[..., Callable[[], None]], arguments: tuple[object, ...]
-) -> tuple[float, float]:
+def _measured_step(make, arguments):
     step = make(*arguments)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _resident("VmRSS")
@@ -127,12 +114,12 @@ def _measured_step(
     return 1e3 * (time.perf_counter() - start), _resident("VmHWM") - before
 
 
-def _resident(key: str) -> float:
+def _resident(key):
     """Returns a number of MiB that the system keeps of this process."""
     return int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def measured_code() -> str:
+def measured_code():
     """Returns "commit 1a2b3c4", followed by "with uncommitted changes" where the working tree
     differs from it.
     """
@@ -144,7 +131,7 @@ def measured_code() -> str:
     return f"commit {commit}" + (" with uncommitted changes" if changed else "")
 
 
-def _git(*arguments: str) -> str:
+def _git(*arguments):
     return subprocess.run(
         ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()

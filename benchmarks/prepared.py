@@ -2,8 +2,6 @@
 fields, or more.
 """
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,9 +15,7 @@ FIELDS, TASKS = 23, ("click", "conversion")
 ROW_GROUP = 1 << 17
 
 
-def write_prepared(
-    folder: Path, rows: int, ids: int, held_out: int = 1 << 16, fields: int = FIELDS
-) -> Manifest:
+def write_prepared(folder, rows, ids, held_out=1 << 16, fields=FIELDS):
     """Writes ``rows`` training rows and ``held_out`` rows of each other split.
 
     Ids are log-uniform in [0, ids), and the labels depend on them.
@@ -47,9 +43,7 @@ def write_prepared(
     return manifest
 
 
-def _write(
-    path: Path, rows: int, ids: int, names: list[str], random: np.random.Generator
-) -> SplitInfo:
+def _write(path, rows, ids, names, random):
     types = (
         dict.fromkeys(names, pa.int32()) | dict.fromkeys(TASKS, pa.uint8()) | {GROUP: pa.int64()}
     )

@@ -15,9 +15,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from benchmarks import RESULTS, render
 from benchmarks.contrast.evidence import evidence
@@ -37,7 +35,7 @@ class TableError(Exception):
     """A document or a results file from which no table can be made; the message names it."""
 
 
-def documents(root: Path = ROOT) -> dict[str, str]:
+def documents(root=ROOT):
     """Returns the texts of the documents that may hold generated tables, by path below ``root``.
     The first two must.
     """
@@ -49,7 +47,7 @@ def documents(root: Path = ROOT) -> dict[str, str]:
     return {path: (root / path).read_text(encoding="utf-8") for path in paths}
 
 
-def caption(record: dict[str, Any]) -> str:
+def caption(record):
     """Returns one line that names machine, date and commit of a results file, and why its figures
     are stale.
 
@@ -67,14 +65,14 @@ def caption(record: dict[str, Any]) -> str:
     return f"{by}; {verb} {record['date']}, {record['commit']}.{stale}"
 
 
-def _machine(on: dict[str, Any]) -> str:
+def _machine(on):
     threads = "1 thread" if on["threads"] == 1 else f"{on['threads']} threads"
     kind = on["in use"].upper().replace("_", "-")
     machine = f"{on['cpu']}, {kind}, {on['cores']} cores, torch {on['torch']} on {threads}"
     return f"{on['gpu']} beside {machine}" if "gpu" in on else machine
 
 
-def block(name: str, results: str, folder: Path = RESULTS) -> str:
+def block(name, results, folder=RESULTS):
     """Returns everything between the markers of table ``name`` of the file ``results``, or of
     several joined by "+".
 
@@ -102,7 +100,7 @@ def block(name: str, results: str, folder: Path = RESULTS) -> str:
         raise TableError(f"table {name}: {' or '.join(map(str, paths))} has no {error}") from error
 
 
-def blocks(text: str, document: str) -> Iterator[re.Match[str]]:
+def blocks(text, document):
     """Yields the generated parts of a document: name, results file, content.
 
     Raises:
@@ -125,7 +123,7 @@ def blocks(text: str, document: str) -> Iterator[re.Match[str]]:
     yield from found
 
 
-def update(text: str, document: str, folder: Path = RESULTS) -> tuple[str, list[str]]:
+def update(text, document, folder=RESULTS):
     """Returns the document with its tables generated anew, and the names of those that were
     different.
     """
@@ -142,7 +140,7 @@ def update(text: str, document: str, folder: Path = RESULTS) -> tuple[str, list[
     return text, different
 
 
-def unshown(texts: dict[str, str], folder: Path = RESULTS) -> list[str]:
+def unshown(texts, folder=RESULTS):
     """Names tables and results that no marker mentions, and documents that must have a table and
     have none.
     """
@@ -162,7 +160,7 @@ def unshown(texts: dict[str, str], folder: Path = RESULTS) -> list[str]:
     return lost
 
 
-def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
+def main(arguments=None, root=ROOT):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -58,8 +58,6 @@ here. In most seeds, similar rows are found by eigenvectors in float64, as those
 always converge. Every table shows its number of seeds.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from benchmarks.contrast.rows import PARTS
@@ -68,7 +66,7 @@ from benchmarks.contrast.tables import TABLES
 from benchmarks.measure import options
 
 
-def main() -> None:
+def main():
     arguments = options(
         __doc__,
         {"dest": "part", "nargs": "?", "choices": list(PARTS), "help": "the part to train"},

@@ -8,18 +8,12 @@ training rows. The model has been trained by the contrast of the whole batch, wh
 measured, so the figures differ by k alone.
 """
 
-from __future__ import annotations
-
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from adaftr_fast.config import RunConfig, TrainingConfig
-from adaftr_fast.data.dataset.batch import Batch
-from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.models import AdaFTR
 from adaftr_fast.ops.infonce.api import adaptive_infonce
 from adaftr_fast.runs.run import build
@@ -27,7 +21,7 @@ from adaftr_fast.training.trainer import Trainer
 from benchmarks.contrast.rows import BATCH, GRID, PARTS, PRINTED
 from benchmarks.contrast.runs import config_of, open_set
 from benchmarks.measure import options, write
-from benchmarks.render import Cases, table
+from benchmarks.render import table
 
 BATCHES = 16
 SAME_FIELDS = 0.8  # the share of equal fields from which two rows are near-duplicates
@@ -35,7 +29,7 @@ SAME_FIELDS = 0.8  # the share of equal fields from which two rows are near-dupl
 NEAR = 0.1
 
 
-def trained(name: str, data: PreparedData) -> AdaFTR:
+def trained(name, data):
     """Trains AdaFTR as printed for one epoch."""
     torch.manual_seed(0)
     model = build(RunConfig().with_options(model=PRINTED).model, data)
@@ -47,7 +41,7 @@ def trained(name: str, data: PreparedData) -> AdaFTR:
 
 
 @torch.no_grad()
-def contrasted(model: AdaFTR, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def contrasted(model, batch):
     """Returns h of both tasks and tau, the arguments of the contrast."""
     seen = model.backbone.represent(*batch.features)
     h, (a, b) = model._contrasted(seen), model.pairs[0]
@@ -56,7 +50,7 @@ def contrasted(model: AdaFTR, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return h[a], h[b], model.contrasts[0].temperature(related)
 
 
-def near_by_fields(batch: Batch) -> float | None:
+def near_by_fields(batch):
     """Returns the share of pairs of rows that agree in most fields; None with fields of several
     values.
     """
@@ -66,18 +60,18 @@ def near_by_fields(batch: Batch) -> float | None:
     return _share(same)
 
 
-def near_by_distance(h: Tensor) -> float:
+def near_by_distance(h):
     """Returns the share of pairs of rows whose h is nearly the same."""
     distance = torch.cdist(h, h)
     return _share(distance < NEAR * distance.mean())
 
 
-def _share(near: Tensor) -> float:
+def _share(near):
     rows = len(near)
     return float((near.sum() - near.diagonal().sum()) / (rows * (rows - 1)))
 
 
-def by_rows(h_1: Tensor, h_2: Tensor, tau: Tensor, k: int) -> dict[str, float]:
+def by_rows(h_1, h_2, tau, k):
     """Returns the median of the effective number of candidates, exp of the entropy, and the norm of
     the gradients.
     """
@@ -90,7 +84,7 @@ def by_rows(h_1: Tensor, h_2: Tensor, tau: Tensor, k: int) -> dict[str, float]:
     }
 
 
-def measured(name: str, data: PreparedData) -> dict[str, Any]:
+def measured(name, data):
     """Returns the figures of a set, means over the batches."""
     model = trained(name, data)
     batches = list(islice(data.load("train").shuffled(BATCH, epoch=1, seed=1), BATCHES))
@@ -107,16 +101,16 @@ def measured(name: str, data: PreparedData) -> dict[str, Any]:
     return found
 
 
-def _mean(values: list[float]) -> float:
+def _mean(values):
     return sum(values) / len(values)
 
 
-def evidence(cases: Cases) -> str:
+def evidence(cases):
     """Near-duplicates, and by k the effective candidates and the norm of the gradients in units of
     that of 1,024.
     """
 
-    def row(case: dict[str, Any]) -> list[str]:
+    def row(case):
         shares = [
             "" if case[by] is None else f"{100 * case[by]:.2f} %" for by in ("fields", "distance")
         ]
@@ -130,7 +124,7 @@ def evidence(cases: Cases) -> str:
     return table(header, "l" + "r" * (2 + 2 * len(GRID)), map(row, cases))
 
 
-def main() -> None:
+def main():
     data = Path("data"), "the folder of the prepared folders"
     arguments = options(__doc__, data=data, sets=list(PARTS["confirm"].sets))
     cases = [measured(name, open_set(name, arguments.data)) for name in arguments.sets]

@@ -1,7 +1,5 @@
 """The rows of the study, by part."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,9 +43,7 @@ class Part:
     backbones: tuple[str, ...] = ("mmoe",)
 
 
-def with_rows(
-    settings: dict[str, dict[str, Any]], numbers: tuple[int, ...]
-) -> dict[str, dict[str, Any]]:
+def with_rows(settings, numbers):
     """Returns the settings with each number of rows; a whole batch is ``contrast_rows`` = 0."""
     return {
         f"{name}, k = {k:,}": options | {"contrast_rows": 0 if k == BATCH else k}
@@ -56,11 +52,11 @@ def with_rows(
     }
 
 
-def _only(*names: str) -> dict[str, dict[str, Any]]:
+def _only(*names):
     return {name: SETTINGS[name] for name in names}
 
 
-def _own(**options: Any) -> dict[str, Any]:
+def _own(**options):
     return PRINTED | {"name": OWN, "options": options}
 
 
@@ -99,7 +95,7 @@ PARTS = {
 }
 
 
-def variants(part: Part, backbone: str, tasks: int) -> list[Variant]:
+def variants(part, backbone, tasks):
     """Returns the backbone's row, and the part's rows over it."""
     rows = {TITLES[backbone]: {"name": backbone}} | {
         title: {"backbone": backbone} | options for title, options in part.rows.items()

@@ -2,9 +2,6 @@
 and scores.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -14,12 +11,11 @@ from statistics import fmean
 from scipy.stats import t
 
 from adaftr_fast.experiments.catalog import TITLES
-from adaftr_fast.experiments.results import Difference, holm, paired
+from adaftr_fast.experiments.results import holm, paired
 from benchmarks.contrast.rows import ADDED, BATCH, CHOSEN, GRID, PARTS, SETTINGS
-from benchmarks.render import Cases, table
+from benchmarks.render import table
 
 WITHIN = 0.05  # points of AUC that count as equal
-Rows = dict[str, dict[int, dict[str, float]]]  # of a set and a backbone: the scores by row and seed
 
 
 @dataclass(frozen=True)
@@ -34,8 +30,8 @@ class Test:
     score: str
 
 
-def results(cases: Cases) -> dict[tuple[str, str], Rows]:
-    """Returns the rows by set and backbone."""
+def results(cases):
+    """Returns the scores by set and backbone, and in each of these by row and seed."""
     found = {}
     for case in cases:
         rows = found.setdefault((case["set"], case["backbone"]), {})
@@ -43,7 +39,7 @@ def results(cases: Cases) -> dict[tuple[str, str], Rows]:
     return found
 
 
-def difference(rows: Rows, row: str, against: str, score: str, seeds: range) -> Difference:
+def difference(rows, row, against, score, seeds):
     """Compares two rows over the seeds that both have, in points; runs that diverged
     are left out.
     """
@@ -55,7 +51,7 @@ def difference(rows: Rows, row: str, against: str, score: str, seeds: range) -> 
     return paired([a for a, _ in both], [b for _, b in both])
 
 
-def scores_of(name: str, rows: Rows) -> list[str]:
+def scores_of(name, rows):
     """Returns the scores of both tasks by which a set is judged: by the true probabilities if they
     are known.
     """
@@ -65,7 +61,7 @@ def scores_of(name: str, rows: Rows) -> list[str]:
     return [score for score in first if score.startswith(kind)]
 
 
-def comparisons(cases: Cases) -> dict[Test, tuple[Difference, float]]:
+def comparisons(cases):
     """Returns every comparison of the parts that read the test split, with p corrected for all of
     them.
     """
@@ -77,7 +73,7 @@ def comparisons(cases: Cases) -> dict[Test, tuple[Difference, float]]:
     return {test: (each, p) for (test, each), p in zip(found.items(), corrected)}
 
 
-def _tests(found: dict[tuple[str, str], Rows]) -> Iterator[Test]:
+def _tests(found):
     for part, against in AGAINST.items():
         for name, backbone, row in product(
             PARTS[part].sets, PARTS[part].backbones, PARTS[part].rows
@@ -88,16 +84,16 @@ def _tests(found: dict[tuple[str, str], Rows]) -> Iterator[Test]:
                 yield Test(part, name, backbone, row, other, score)
 
 
-def _backbone(row: str, backbone: str) -> list[str]:
+def _backbone(row, backbone):
     return [TITLES[backbone]]
 
 
-def _adaptive(row: str, backbone: str) -> list[str]:
+def _adaptive(row, backbone):
     setting, _, k = row.rpartition(", k = ")
     return [] if setting == "as printed" else [f"as printed, k = {k}"]
 
 
-def _printed(row: str, backbone: str) -> list[str]:
+def _printed(row, backbone):
     if row == WHOLE_BATCH:
         return []  # part of confirm
     return [TITLES[backbone], "as printed, k = 16" if row.startswith("k = 16") else WHOLE_BATCH]
@@ -114,7 +110,7 @@ AGAINST = {
 """The rows with which each row of a part is compared."""
 
 
-def gains(cases: Cases) -> dict[tuple[str, str, str], dict[int, Difference]]:
+def gains(cases):
     """Returns the differences to MMoE on the validation split, by set, setting and task, and by
     number of rows.
     """
@@ -129,12 +125,12 @@ def gains(cases: Cases) -> dict[tuple[str, str, str], dict[int, Difference]]:
     return found
 
 
-def means(cases: Cases) -> dict[int, float]:
+def means(cases):
     """Returns the mean of the gains by number of rows; the largest one decides on the number."""
     return {k: fmean(each[k].mean for each in gains(cases).values()) for k in GRID}
 
 
-def grid(cases: Cases) -> str:
+def grid(cases):
     """The gains on the validation split by number of rows, and their means."""
     lines = []
     for names, by_k in gains(cases).items():
@@ -145,7 +141,7 @@ def grid(cases: Cases) -> str:
     return table(header, "lll" + "r" * (len(GRID) + 1), lines)
 
 
-def _compared(part: str, cases: Cases) -> str:
+def _compared(part, cases):
     """The comparisons of a part, with both tasks in a line, and the p of a one-sided test of a loss
     beyond.
     """
@@ -164,7 +160,7 @@ def _compared(part: str, cases: Cases) -> str:
     return table(header, "llllrrrrrr", lines.values())
 
 
-def equal(cases: Cases) -> str:
+def equal(cases):
     """Few rows against the whole batch, with the p of two one-sided tests of a
     difference beyond.
     """
@@ -184,16 +180,16 @@ def equal(cases: Cases) -> str:
     return table(header, "lllrrrr", lines)
 
 
-def _shown(found: Difference) -> str:
+def _shown(found):
     spread = f" ± {found.std:.3f}" if found.pairs > 1 else ""
     return f"{found.mean:+.3f}{spread} ({found.higher} of {found.pairs})"
 
 
-def _p(p: float) -> str:
+def _p(p):
     return "" if isnan(p) else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
-def _beyond(found: Difference, side: int) -> float:
+def _beyond(found, side):
     """Returns p of the one-sided test that the true difference is not beyond ``WITHIN`` below (-1)
     or above (1) 0.
     """

@@ -9,8 +9,6 @@ Every cell is on disk before the next begins. A run that was killed goes on wher
 measures at most the cell again that it was at.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import pickle
@@ -26,7 +24,7 @@ from benchmarks.gpu.processes import environment
 REPORT = 20  # seconds that --total keeps for the report
 
 
-def parser() -> argparse.ArgumentParser:
+def parser():
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description=__doc__,
@@ -78,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main() -> int:
+def main():
     arguments = parser().parse_args()
     if arguments.collect is not None:
         from benchmarks.gpu.collect import collect

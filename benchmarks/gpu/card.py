@@ -1,12 +1,9 @@
 """Facts about the GPU, the driver and the software, which stand beside every figure."""
 
-from __future__ import annotations
-
 import datetime
 import re
 import shutil
 import subprocess
-from typing import Any
 
 QUERY = (
     "driver_version",
@@ -19,7 +16,7 @@ QUERY = (
 )
 
 
-def facts(device: str, commit: str | None = None) -> dict[str, Any]:
+def facts(device, commit=None):
     """Returns what ``benchmarks.measure.write`` stores as the machine, with date and commit of the
     measurement.
 
@@ -50,7 +47,7 @@ def facts(device: str, commit: str | None = None) -> dict[str, Any]:
     }
 
 
-def triton_version() -> str | None:
+def triton_version():
     import importlib.metadata
 
     try:
@@ -59,13 +56,13 @@ def triton_version() -> str | None:
         return None
 
 
-def nvcc_version() -> str | None:
+def nvcc_version():
     printed = _printed("nvcc", "--version")
     found = re.search(r"release \S+, (\S+)", printed)
     return found[1] if found else None
 
 
-def nvidia_smi() -> dict[str, str]:
+def nvidia_smi():
     """Returns driver, clocks in MHz, power limit in W and temperature, or nothing without
     nvidia-smi.
     """
@@ -76,7 +73,7 @@ def nvidia_smi() -> dict[str, str]:
     return dict(zip(QUERY, values)) if len(values) == len(QUERY) else {}
 
 
-def _printed(command: str, *arguments: str) -> str:
+def _printed(command, *arguments):
     if shutil.which(command) is None:
         return ""
     done = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=30)

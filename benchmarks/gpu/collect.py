@@ -2,8 +2,6 @@
 and Triton.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess
@@ -34,7 +32,7 @@ REQUIREMENTS = [
 # fmt: on
 
 
-def collect(folder: Path, without: list[str]) -> int:
+def collect(folder, without):
     """Writes a wheel of each package, and prints what they come to.
 
     Args:
@@ -63,7 +61,7 @@ def collect(folder: Path, without: list[str]) -> int:
     return 0
 
 
-def obtain(requirement: str, folder: Path) -> Path:
+def obtain(requirement, folder):
     """Returns the wheel of one package in ``folder``, downloaded, or built where the index has only
     its source.
 
@@ -88,7 +86,7 @@ def obtain(requirement: str, folder: Path) -> Path:
     sys.exit(f"benchmarks.gpu: {requirement}: no wheel for Python {PYTHON}: {printed}")
 
 
-def is_needed(wheel: Path, present: str | None) -> bool:
+def is_needed(wheel, present):
     """Whether a machine that has version ``present`` of a package, or None, needs its wheel."""
     name = normal(wheel.name.split("-")[0])
     requirement = next(each for each in REQUIREMENTS if name_of(each) == name)
@@ -98,13 +96,13 @@ def is_needed(wheel: Path, present: str | None) -> bool:
     return numbers(present) < numbers(wanted)
 
 
-def numbers(version: str) -> list[int]:
+def numbers(version):
     return [int(part) for part in re.findall(r"\d+", re.split(r"[+a-z]", version)[0])]
 
 
-def name_of(requirement: str) -> str:
+def name_of(requirement):
     return normal(re.split(r"==|>=", requirement)[0])
 
 
-def normal(name: str) -> str:
+def normal(name):
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,14 +1,10 @@
 """Child processes that do not outlive their parent, and their environment."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal
 import subprocess
 import sysconfig
-from collections.abc import Callable
-from pathlib import Path
 
 from benchmarks.gpu import ROOT, WORK
 
@@ -22,7 +18,7 @@ _LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment(**more):
     """Returns the variables of a process that imports the package from this checkout and keeps its
     caches.
 
@@ -53,18 +49,18 @@ def environment(**more: str) -> dict[str, str]:
     return variables | caches | found | {"PYTHONUNBUFFERED": "1"} | more
 
 
-def die_with_parent() -> None:
+def die_with_parent():
     """Lets the system kill this process when its parent ends."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def dies_with_parent() -> Callable[[], None]:
+def dies_with_parent():
     """Returns what a child process calls first, so that a killed parent leaves none that uses the
     GPU.
     """
     parent = os.getpid()
 
-    def call() -> None:
+    def call():
         die_with_parent()
         if os.getppid() != parent:  # it was killed before
             os._exit(1)
@@ -72,9 +68,7 @@ def dies_with_parent() -> Callable[[], None]:
     return call
 
 
-def run(
-    command: list[str], seconds: float, cwd: Path = ROOT, **more: str
-) -> subprocess.CompletedProcess[str]:
+def run(command, seconds, cwd=ROOT, **more):
     """Runs a command with stdout and stderr as one text.
 
     Raises:

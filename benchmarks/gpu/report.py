@@ -5,19 +5,17 @@ tables.
 installed.
 """
 
-from __future__ import annotations
-
 import pickle
 import sys
 
 from benchmarks import RESULTS
 from benchmarks.gpu import STAGES
-from benchmarks.gpu.cells import Journal, Setting
+from benchmarks.gpu.cells import Journal
 from benchmarks.gpu.render import TABLES
 from benchmarks.measure import write
 
 
-def report(setting: Setting) -> int:
+def report(setting):
     """Writes the results of every stage that has any; those of a dry run into their own folder.
 
     Needs no GPU: the measurements name the machine.

@@ -5,8 +5,6 @@ Nothing that a worker does ends the command. One that died between two cells is 
 A stage whose workers finish no cell is left to the next call, and the next stage begins.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import fcntl
@@ -15,14 +13,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import Pipe
-from pathlib import Path
-from typing import Any
 
 from benchmarks.gpu import ROOT, STAGES, WORK
-from benchmarks.gpu.cells import Cell, Journal, Row, Setting
+from benchmarks.gpu.cells import Journal
 from benchmarks.gpu.processes import dies_with_parent, environment
 
 WORKER = ("-m", "benchmarks.gpu.worker")
@@ -39,7 +34,7 @@ class TimeIsOver(Exception):
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder):
     """Holds the folder, so that no two runs write into it.
 
     Raises:
@@ -60,7 +55,7 @@ def locked(folder: Path) -> Iterator[None]:
 class Worker:
     """A process that measures cells, the first of a group."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting):
         self._pipe, theirs = Pipe()
         self._process = subprocess.Popen(
             [sys.executable, *WORKER, str(theirs.fileno())],
@@ -72,11 +67,11 @@ class Worker:
         )
         theirs.close()
 
-    def send(self, message: Any) -> None:
+    def send(self, message):
         with contextlib.suppress(OSError):  # it has ended, which the next answer shows
             self._pipe.send(message)
 
-    def receive(self, seconds: float) -> Any:
+    def receive(self, seconds):
         """Returns what it says next, or None if that takes longer than ``seconds``.
 
         Raises:
@@ -87,7 +82,7 @@ class Worker:
         except ConnectionResetError as error:
             raise EOFError from error
 
-    def status(self) -> str:
+    def status(self):
         """Returns how it has ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(IDLE)
@@ -95,7 +90,7 @@ class Worker:
         status = self._process.wait()
         return signal.Signals(-status).name if status < 0 else f"status {status}"
 
-    def kill(self) -> None:
+    def kill(self):
         """Ends it and what it has started, if they run."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -105,17 +100,15 @@ class Worker:
 class Machine:
     """This machine, and its clock."""
 
-    def time(self) -> float:
+    def time(self):
         """Returns the seconds since the epoch."""
         return time.time()
 
-    def start(self, setting: Setting) -> Worker:
+    def start(self, setting):
         return Worker(setting)
 
 
-def run(
-    names: list[str], setting: Setting, deadline: float | None, machine: Machine | None = None
-) -> int:
+def run(names, setting, deadline, machine=None):
     """Runs stages in order: the cells of the plan first, then all others. The seconds of a stage
     hold for all.
 
@@ -145,7 +138,7 @@ def run(
 class Stage:
     """A stage that measures cells for some seconds."""
 
-    def __init__(self, name: str, seconds: float, journal: Journal, machine: Machine) -> None:
+    def __init__(self, name, seconds, journal, machine):
         self.name = name
         self.journal = journal
         self.machine = machine
@@ -155,12 +148,12 @@ class Stage:
         is_whole = bool(counts) and counts[-1]["finished"] == len(journal.cells(name))
         self._is_counted = is_whole and name != "build"
 
-    def has_left(self, planned: bool) -> bool:
+    def has_left(self, planned):
         """Whether cells are left, of the plan or at all, or no worker has counted them."""
         counts = self.journal.lines_of(self.name, "left")
         return not self._is_counted or counts[-1]["left"][0 if planned else 1] > 0
 
-    def run(self, setting: Setting, planned: bool) -> bool:
+    def run(self, setting, planned):
         """Measures the cells of the plan, or all, in as many processes as it takes. Returns whether
         they could measure.
         """
@@ -171,7 +164,7 @@ class Stage:
         finally:
             self._seconds -= self.machine.time() - begin
 
-    def _run(self, planned: bool) -> bool:
+    def _run(self, planned):
         fruitless = 0
         while fruitless < FRUITLESS:
             if self.machine.time() >= self.setting.until:
@@ -197,7 +190,7 @@ class Stage:
         )
         return False
 
-    def _measure_in(self, worker: Worker, planned: bool) -> None:
+    def _measure_in(self, worker, planned):
         """Measures cells in one process.
 
         Raises:
@@ -235,20 +228,20 @@ class Stage:
             self.journal.append(self.name, left=[waiting, len(left)], finished=finished)
             self._is_counted = True
 
-    def _is_tried_again(self, name: str, result: Row) -> bool:
+    def _is_tried_again(self, name, result):
         """Whether a cell ran out of time and may yet end in time: what it compiled is cached by
         then.
         """
         return "timed out" in result and self.journal.starts(self.name, name) < MOST_STARTS
 
-    def _answer(self, worker: Worker, seconds: float) -> Any:
+    def _answer(self, worker, seconds):
         left = self.setting.until - self.machine.time()
         answer = worker.receive(min(seconds, left))
         if answer is None:
             raise TimeIsOver if left <= seconds else EOFError
         return answer
 
-    def _note(self, facts: Row) -> None:
+    def _note(self, facts):
         """Writes what the machine is.
 
         Raises:
@@ -263,7 +256,7 @@ class Stage:
         if facts != before:
             self.journal.append(self.name, machine=facts)
 
-    def _measure(self, worker: Worker, cell: Cell) -> tuple[Row, bool]:
+    def _measure(self, worker, cell):
         """Returns the figures of a cell, or why there are none, and whether the next one needs
         another process. A cell whose limit is only what was left of the stage's time has no result.
         """
@@ -287,7 +280,7 @@ class Stage:
         return result | {"took": round(self.machine.time() - begin, 3)}, is_spoiled
 
 
-def shown(result: Row) -> str:
+def shown(result):
     """Returns the figures that fit a line."""
     if "seconds" in result:
         return f"{1e3 * result['seconds']:.4g} ms"

@@ -1,11 +1,7 @@
 """Times by CUDA events, memory, and CUDA graphs; on the CPU, where a dry run goes, by the clock."""
 
-from __future__ import annotations
-
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -15,10 +11,9 @@ BUDGET = 0.3  # seconds of timed runs of one cell
 WARMUP = 3
 LEAST = 5
 MOST = 100
-Run = Callable[[], Any]
 
 
-def figures(run: Run, device: str, budget: float = BUDGET) -> dict[str, float]:
+def figures(run, device, budget=BUDGET):
     """Returns what a cell says of ``run``.
 
     "seconds": the median by CUDA events, which includes the wait for a host that launches slower
@@ -38,7 +33,7 @@ def figures(run: Run, device: str, budget: float = BUDGET) -> dict[str, float]:
     }
 
 
-def samples(run: Run, device: str, budget: float) -> tuple[list[float], list[float]]:
+def samples(run, device, budget):
     """Returns seconds on the device and on the host of 5 to 100 runs, about ``budget`` seconds of
     them.
     """
@@ -54,7 +49,7 @@ def samples(run: Run, device: str, budget: float) -> tuple[list[float], list[flo
     return times, host
 
 
-def _events(run: Run) -> tuple[float, float]:
+def _events(run):
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     begin = time.perf_counter()
@@ -65,14 +60,14 @@ def _events(run: Run) -> tuple[float, float]:
     return start.elapsed_time(end) / 1e3, host
 
 
-def _clock(run: Run) -> tuple[float, float]:
+def _clock(run):
     begin = time.perf_counter()
     run()
     seconds = time.perf_counter() - begin
     return seconds, seconds
 
 
-def peak_bytes(run: Run, device: str) -> int:
+def peak_bytes(run, device):
     """Returns the memory that a run adds at its peak, in bytes; 0 on the CPU."""
     if device != "cuda":
         run()
@@ -85,7 +80,7 @@ def peak_bytes(run: Run, device: str) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def graphed(run: Run, device: str) -> tuple[Run, Any]:
+def graphed(run, device):
     """Captures ``run`` in a CUDA graph.
 
     Returns:

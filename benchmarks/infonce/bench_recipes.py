@@ -8,12 +8,9 @@ Inputs are pairs of unit Gaussians [B, 128] in float32. Nothing is timed before 
 
 import importlib.util
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 import adaftr_fast as af
 from benchmarks.infonce.cases import forward_backward
@@ -33,11 +30,10 @@ MATRICES = {
 """How many matrices [B, B] of float32 a step of the library adds to the peak of memory, as measured
 at B = 1024.
 """
-Loss = Callable[[Tensor, Tensor], Tensor]
 sys.modules.setdefault("kernels", None)  # transformers would import the repository's kernels/
 
 
-def ranking() -> tuple[Loss, Loss]:
+def ranking():
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 
     ours = af.nn.losses.MultipleNegativesRankingLoss()
@@ -45,7 +41,7 @@ def ranking() -> tuple[Loss, Loss]:
     return lambda x, y: ours([x, y]), lambda x, y: theirs.compute_loss_from_embeddings([x, y], None)
 
 
-def clip() -> tuple[Loss, Loss]:
+def clip():
     from open_clip.loss import ClipLoss
 
     theirs, scale = ClipLoss(), torch.nn.Parameter(torch.tensor(1 / 0.07).log())
@@ -54,13 +50,13 @@ def clip() -> tuple[Loss, Loss]:
     )
 
 
-def simclr() -> tuple[Loss, Loss]:
+def simclr():
     from lightly.loss.ntx_ent_loss import NTXentLoss
 
     return af.nn.losses.NTXentLoss(0.5), NTXentLoss(0.5)
 
 
-def sup_con() -> tuple[Loss, Loss]:
+def sup_con():
     from pytorch_metric_learning.losses import SupConLoss
 
     ours, theirs = af.nn.losses.SupConLoss(0.1), SupConLoss(0.1)
@@ -69,7 +65,7 @@ def sup_con() -> tuple[Loss, Loss]:
     )
 
 
-def info_nce() -> tuple[Loss, Loss]:
+def info_nce():
     from info_nce import InfoNCE
 
     return lambda x, y: af.adaptive_infonce(
@@ -77,7 +73,7 @@ def info_nce() -> tuple[Loss, Loss]:
     ), InfoNCE()
 
 
-def siglip() -> tuple[Loss, Loss]:
+def siglip():
     from open_clip.loss import SigLipLoss
 
     ours = af.nn.losses.SigLIPLoss()
@@ -85,7 +81,7 @@ def siglip() -> tuple[Loss, Loss]:
     scale = torch.tensor(10.0)
     bias = torch.tensor(-10.0)
 
-    def loss(of: Callable[..., Tensor]) -> Loss:
+    def loss(of):
         return lambda x, y: of(F.normalize(x, dim=1), F.normalize(y, dim=1), scale, bias)
 
     return loss(ours), loss(theirs)
@@ -101,12 +97,12 @@ RECIPES = {
 }
 
 
-def inputs(rows: int) -> list[Tensor]:
+def inputs(rows):
     g = torch.Generator().manual_seed(0)
     return [torch.randn(rows, WIDTH, generator=g).requires_grad_() for _ in range(2)]
 
 
-def checked(recipe: str) -> tuple[Loss, Loss]:
+def checked(recipe):
     """Returns our loss and the library's, whose gradients agree on 256 rows."""
     ours, theirs = RECIPES[recipe][1]()
     tensors = inputs(256)
@@ -121,18 +117,18 @@ def checked(recipe: str) -> tuple[Loss, Loss]:
     return ours, theirs
 
 
-def installed() -> list[str]:
+def installed():
     return [recipe for recipe, (library, _) in RECIPES.items() if importlib.util.find_spec(library)]
 
 
-def warmed(recipe: str, whose: int, rows: int) -> Callable[[], None]:
+def warmed(recipe, whose, rows):
     """Returns a step of ours (0) or of the library (1) whose loss has been called on few rows."""
     loss = checked(recipe)[whose]
     forward_backward(loss, inputs(64))()
     return forward_backward(loss, inputs(rows))
 
 
-def compare(recipe: str, rows: int, seconds: float) -> dict[str, Any]:
+def compare(recipe, rows, seconds):
     """Milliseconds and added memory of ours and, where its matrices fit, of the library's."""
     both = dict(zip(("ours", "library"), checked(recipe)))
     if 4 * rows * rows * MATRICES[recipe] > MOST_BYTES:
@@ -143,7 +139,7 @@ def compare(recipe: str, rows: int, seconds: float) -> dict[str, Any]:
     return case | {"ms": side_by_side(runs, seconds), "added MiB": mib}
 
 
-def main() -> None:
+def main():
     arguments = options(__doc__, rows=[1024, 8192, 32768], seconds=(2.0, "per loss and case"))
     cases = []
     for rows in arguments.rows:

@@ -14,13 +14,11 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 import triton
-from torch import Tensor, nn
+from torch import nn
 from triton.backends.compiler import GPUTarget
 
 import adaftr_fast as af
@@ -33,42 +31,41 @@ ROWS, D = 16, 16
 FIELDS, WIDTH = 2, 8
 CAPABILITY, PROCESSORS = 90, 132
 CALLS = 20  # between two readings of the clock
-Step = Callable[[], Any]
 
 
 class Driver:
     """A driver of Triton that launches nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.utils = self
         self.launches = 0
 
-    def launcher_cls(self, *_: Any) -> Callable[..., None]:
+    def launcher_cls(self, *_):
         return self.launch
 
-    def launch(self, *_: Any) -> None:
+    def launch(self, *_):
         self.launches += 1
 
-    def load_binary(self, *_: Any) -> tuple[int, int, int, int, int]:
+    def load_binary(self, *_):
         return 1, 1, 0, 0, 1024  # module, function, registers, spills and the most threads
 
-    def unload_module(self, module: int) -> None:
+    def unload_module(self, module):
         pass
 
-    def get_device_properties(self, device: int) -> dict[str, int]:
+    def get_device_properties(self, device):
         return {"max_shared_mem": 232_448}
 
-    def get_current_device(self) -> int:
+    def get_current_device(self):
         return 0
 
-    def get_current_stream(self, device: int) -> int:
+    def get_current_stream(self, device):
         return 0
 
-    def get_current_target(self) -> GPUTarget:
+    def get_current_target(self):
         return GPUTarget("cuda", CAPABILITY, 32)
 
 
-def without_launches() -> Driver:
+def without_launches():
     """Lets the loss on CPU tensors take the path of CUDA tensors; returns the driver."""
     from adaftr_fast.kernels.infonce import launch
 
@@ -80,7 +77,7 @@ def without_launches() -> Driver:
     return driver
 
 
-def loss_steps(dtype: torch.dtype) -> dict[str, tuple[Step, Step]]:
+def loss_steps(dtype):
     """Returns the forward, and the forward and backward, of the loss with some of its options, and
     of PyTorch.
     """
@@ -88,14 +85,14 @@ def loss_steps(dtype: torch.dtype) -> dict[str, tuple[Step, Step]]:
     tau = torch.rand(ROWS).add(0.1).requires_grad_()
     ids, weight = torch.arange(ROWS) // 2, torch.rand(ROWS)
 
-    def eager() -> Tensor:
+    def eager():
         return F.cross_entropy((a @ b.mT).float() / tau[:, None], torch.arange(ROWS))
 
-    def ours(**options: Any) -> Callable[[], Tensor]:
+    def ours(**options):
         return lambda: af.adaptive_infonce(a, b, tau, **options)
 
-    def both(forward: Callable[[], Tensor]) -> tuple[Step, Step]:
-        def step() -> None:
+    def both(forward):
+        def step():
             forward().backward()
             a.grad = b.grad = tau.grad = None
 
@@ -111,7 +108,7 @@ def loss_steps(dtype: torch.dtype) -> dict[str, tuple[Step, Step]]:
     }
 
 
-def table_steps() -> dict[str, tuple[Step, Step]]:
+def table_steps():
     """Returns the look-up, and the look-up with its update, of each optimizer, and of PyTorch."""
     ids = torch.zeros(2, FIELDS, dtype=torch.int64)
     found = {}
@@ -125,16 +122,14 @@ def table_steps() -> dict[str, tuple[Step, Step]]:
     return found
 
 
-def _with_update(
-    table: nn.Module, ids: Tensor, optimizer: torch.optim.Optimizer
-) -> tuple[Step, Step]:
-    def look_up() -> Tensor:
+def _with_update(table, ids, optimizer):
+    def look_up():
         looked_up = table(ids)
         return looked_up
 
     upstream = torch.ones_like(look_up())
 
-    def step() -> None:
+    def step():
         optimizer.zero_grad()
         look_up().backward(upstream)
         optimizer.step()
@@ -142,7 +137,7 @@ def _with_update(
     return look_up, step
 
 
-def microseconds(steps: list[Step], seconds: float) -> list[dict[str, float]]:
+def microseconds(steps, seconds):
     """Returns the least and the median CPU time of each step, measured in turns."""
     for step in steps * 10:
         step()  # compiles, and fills caches
@@ -157,7 +152,7 @@ def microseconds(steps: list[Step], seconds: float) -> list[dict[str, float]]:
     return [{"least": min(each), "median": statistics.median(each)} for each in found]
 
 
-def main() -> None:
+def main():
     arguments = options(__doc__, seconds=(2.0, "per case, forward and step each"))
     if triton.knobs.runtime.interpret:
         sys.exit("unset TRITON_INTERPRET: interpreted kernels are not launched")
@@ -167,7 +162,7 @@ def main() -> None:
     gc.disable()
     cases = []
 
-    def add(part: str, steps: dict[str, tuple[Step, Step]], launched: Callable[[], int]) -> None:
+    def add(part, steps, launched):
         times = iter(
             microseconds([each for pair in steps.values() for each in pair], arguments.seconds)
         )

@@ -27,7 +27,7 @@ HERE = Path(__file__).parents[2]
 REDUCED = ("AdaFTR, float32 before and bfloat16 now", "AdaFTR", "AdaFTR, bfloat16")
 
 
-def start(tree: Path, folder: Path, *sizes: int) -> subprocess.Popen[str]:
+def start(tree, folder, *sizes):
     """Starts the contestants of a checkout whose extension is built; the sizes are those of
     ``epochs``.
     """
@@ -43,21 +43,19 @@ def start(tree: Path, folder: Path, *sizes: int) -> subprocess.Popen[str]:
     return process
 
 
-def epoch(process: subprocess.Popen[str]) -> dict[str, float]:
+def epoch(process):
     """Milliseconds of a step of each contestant."""
     print(file=process.stdin, flush=True)
     return json.loads(answer(process))
 
 
-def answer(process: subprocess.Popen[str]) -> str:
+def answer(process):
     if not (line := process.stdout.readline()):
         raise SystemExit(f"{process.args}: ended early")
     return line.rstrip("\n")
 
 
-def train_in_turns(
-    before: Path, folder: Path, turns: int, *sizes: int
-) -> list[dict[str, dict[str, float]]]:
+def train_in_turns(before, folder, turns, *sizes):
     """Returns the milliseconds of a step of "before" and "now" for each turn, in two
     new processes.
     """
@@ -76,9 +74,7 @@ def train_in_turns(
             process.kill()
 
 
-def compare(
-    before: Path, fields: int, ids: int, steps: int, starts: int, turns: int, threads: int
-) -> dict[str, object]:
+def compare(before, fields, ids, steps, starts, turns, threads):
     sizes = (threads, steps * epochs.BATCH, ids, fields)
     times = []
     for _ in range(starts):
@@ -105,7 +101,7 @@ def compare(
     }
 
 
-def main() -> None:
+def main():
     given = options(
         __doc__,
         {"dest": "before", "type": Path, "help": "a checkout of the other commit, built"},

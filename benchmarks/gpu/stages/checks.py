@@ -4,13 +4,9 @@ AssertionError.
 On the CPU, where a dry run goes, streams and graphs are left out.
 """
 
-from __future__ import annotations
-
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import nullcontext
 
 import torch
-from torch import Tensor
 
 import adaftr_fast as af
 from benchmarks.gpu.stages import contestants as forms
@@ -23,7 +19,7 @@ LOGITS = 1e4
 FIELDS = [50, 3, 2000]
 
 
-def transposed_scores(device: str) -> dict[str, Any]:
+def transposed_scores(device):
     """The column sweep forms the row sweep's scores again, transposed; where they differ, d h_cvr
     is off.
 
@@ -51,7 +47,7 @@ def transposed_scores(device: str) -> dict[str, Any]:
     return found
 
 
-def graph_of_the_loss(device: str) -> dict[str, Any]:
+def graph_of_the_loss(device):
     """A graph that was captured once gives the loss of other inputs on replay, in the same bits."""
     for precision in ("bfloat16", "float32"):
         leaves = forms.problem(ROWS, WIDTH, precision, device)
@@ -68,16 +64,16 @@ def graph_of_the_loss(device: str) -> dict[str, Any]:
     return {"equal": True}
 
 
-def stream(device: str) -> AbstractContextManager[object]:
+def stream(device):
     return torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else nullcontext()
 
 
-def synchronize(device: str) -> None:
+def synchronize(device):
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def busy(device: str) -> None:
+def busy(device):
     """Keeps the default stream occupied, so that work which wrongly waits for it, or does not wait,
     is seen.
     """
@@ -85,7 +81,7 @@ def busy(device: str) -> None:
         torch.cuda._sleep(50_000_000)
 
 
-def loss_on_a_stream(device: str) -> dict[str, Any]:
+def loss_on_a_stream(device):
     """The loss on a stream of its own, whose inputs are written on that stream too, equals that on
     the default one.
     """
@@ -103,7 +99,7 @@ def loss_on_a_stream(device: str) -> dict[str, Any]:
     return {"equal": True}
 
 
-def train_embedding(device: str, optimizer: str) -> Tensor:
+def train_embedding(device, optimizer):
     """Returns the table after some steps of an optimizer, in rows that every batch looks up again
     and others.
     """
@@ -123,7 +119,7 @@ def train_embedding(device: str, optimizer: str) -> Tensor:
     return table.weight.detach()
 
 
-def embedding_on_a_stream(device: str) -> dict[str, Any]:
+def embedding_on_a_stream(device):
     """Look-up, backward and update on a stream of its own give the table of the default one, for
     every optimizer.
     """
@@ -144,7 +140,7 @@ def embedding_on_a_stream(device: str) -> dict[str, Any]:
     return {"difference from the CPU": found}
 
 
-def second_device(device: str) -> dict[str, Any]:
+def second_device(device):
     """The loss and the embedding on another GPU than the current one."""
     if device != "cuda" or torch.cuda.device_count() < 2:
         return {"skipped": "one device"}
@@ -159,7 +155,7 @@ def second_device(device: str) -> dict[str, Any]:
     return {"equal": True}
 
 
-def temperature_on_the_cpu(device: str) -> dict[str, Any]:
+def temperature_on_the_cpu(device):
     """A 0-dim temperature on the CPU gives the result of one on the GPU. In a graph it is right, or
     it is refused.
     """

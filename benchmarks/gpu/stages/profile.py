@@ -5,23 +5,19 @@ A training step is the difference of two runs that differ in their number of ste
 start-up nor evaluation counts.
 """
 
-from __future__ import annotations
-
 import gzip
 import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 import adaftr_fast as af
 from adaftr_fast.data.synthetic.log import LogConfig
-from benchmarks.gpu.cells import Cell, Row, Setting
+from benchmarks.gpu.cells import Cell
 from benchmarks.gpu.processes import run
 from benchmarks.gpu.stages import contestants as forms
 from benchmarks.gpu.stages.training import GRAPHS, RATES, data, options, prepared, run_folder
@@ -46,7 +42,7 @@ ONE_LOSS = (
 )
 
 
-def cells(setting: Setting) -> Iterator[Cell]:
+def cells(setting):
     for shape in [DRY_SHAPE] if setting.dry else SHAPES:
         key = dict(zip(("precision", "batch", "width"), shape))
         yield Cell({"what": "loss"} | key, loss, seconds=3)
@@ -62,7 +58,7 @@ def cells(setting: Setting) -> Iterator[Cell]:
 class Recording:
     """What the profiler saw: microseconds of each kernel, and numbers of kernels and of calls."""
 
-    def __init__(self, work: Callable[[], Any], setting: Setting) -> None:
+    def __init__(self, work, setting):
         activities = [ProfilerActivity.CPU] + (
             [ProfilerActivity.CUDA] if setting.device == "cuda" else []
         )
@@ -81,7 +77,7 @@ class Recording:
             elif event.name.startswith("aten::"):
                 self.counts["ATen ops"] += 1
 
-    def kernels(self, less: Recording | None = None, steps: int = 1) -> list[Row]:
+    def kernels(self, less=None, steps=1):
         """Returns the microseconds a step of each kernel, beyond those of ``less``, in descending
         order.
         """
@@ -93,7 +89,7 @@ class Recording:
             if us > 0
         ]
 
-    def write(self, path: Path) -> None:
+    def write(self, path):
         """Writes the trace, compressed, for Perfetto or chrome://tracing."""
         with tempfile.TemporaryDirectory() as folder:
             plain, draft = Path(folder) / "trace.json", path.with_suffix(".tmp")
@@ -103,7 +99,7 @@ class Recording:
             draft.replace(path)
 
 
-def loss(key: Row, setting: Setting) -> Row:
+def loss(key, setting):
     """Profiles one forward and backward, after two that compile and warm up."""
     leaves = forms.problem(key["batch"], key["width"], key["precision"], setting.device)
     for _ in range(2):
@@ -114,7 +110,7 @@ def loss(key: Row, setting: Setting) -> Row:
     return {"kernels": seen.kernels(), "calls": dict(seen.counts)}
 
 
-def training_step(key: Row, setting: Setting) -> Row:
+def training_step(key, setting):
     """Profiles an epoch of AdaFTR with some steps and one with twice as many, and returns the
     difference by step.
     """
@@ -141,7 +137,7 @@ def training_step(key: Row, setting: Setting) -> Row:
     return {"kernels": many.kernels(few, more), "calls": counts, "steps": list(numbers)}
 
 
-def nsight_compute(key: Row, setting: Setting) -> Row:
+def nsight_compute(key, setting):
     """Returns what Nsight Compute says of the loss's kernels, or why it says nothing."""
     if setting.dry or shutil.which("ncu") is None:
         return {"skipped": "a dry run" if setting.dry else "no ncu on PATH"}

@@ -22,7 +22,7 @@ class Shared(NamedTuple):
 SHARED = {80: Shared(164 * 1024, 163 * 1024), 90: Shared(228 * 1024, 227 * 1024)}
 
 
-def programs_per_multiprocessor(arch: int, warps: int, registers: int, shared: int) -> int:
+def programs_per_multiprocessor(arch, warps, registers, shared):
     """Returns how many programs fit at once; 0 if not even one does.
 
     Args:
@@ -39,5 +39,5 @@ def programs_per_multiprocessor(arch: int, warps: int, registers: int, shared: i
     return min(by_registers, by_shared, WARPS // warps, PROGRAMS)
 
 
-def _rounded_up(value: int, unit: int) -> int:
+def _rounded_up(value, unit):
     return -(-value // unit) * unit

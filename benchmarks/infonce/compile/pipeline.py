@@ -9,7 +9,6 @@ most of any tile loop.
 
 import re
 from collections import Counter
-from typing import Any
 
 from benchmarks.infonce.compile import sass
 
@@ -23,7 +22,7 @@ EXPONENTIALS = 16  # by a multiprocessor in a cycle
 MOST = 1250 / 1024  # cycles for a cycle of the busiest unit
 
 
-def figures(listing: sass.Listing) -> dict[str, Any]:
+def figures(listing):
     """Returns the figures of ``sass.figures``, with the copies of the loop that copies, and
 
     wide barriers: barriers in a tile loop that wait for more than a warpgroup.
@@ -47,7 +46,7 @@ def figures(listing: sass.Listing) -> dict[str, Any]:
     return found
 
 
-def _of_a_tile(listing: sass.Listing, loop: range) -> dict[str, Any]:
+def _of_a_tile(listing, loop):
     opcodes, operands = (
         each[loop.start : loop.stop] for each in (listing.opcodes, listing.operands)
     )
@@ -65,7 +64,7 @@ def _of_a_tile(listing: sass.Listing, loop: range) -> dict[str, Any]:
     return found
 
 
-def _unguarded(opcodes: list[str], operands: list[str]) -> int:
+def _unguarded(opcodes, operands):
     """Counts the arrivals of a loop that no barrier of the warpgroup parts from the last wait at an
     mbarrier.
 
@@ -85,7 +84,7 @@ def _unguarded(opcodes: list[str], operands: list[str]) -> int:
     return found
 
 
-def cycles(found: dict[str, Any], warps: int, schedulers: int) -> dict[str, int]:
+def cycles(found, warps, schedulers):
     """Models the cycles of a tile of all consumers: those of the busiest unit, and the instructions
     that are exposed.
 
@@ -105,7 +104,7 @@ def cycles(found: dict[str, Any], warps: int, schedulers: int) -> dict[str, int]
     return {"busiest": busiest, "cycles": busiest + found["exposed"] * warps // schedulers}
 
 
-def faults(result: dict[str, Any]) -> list[str]:
+def faults(result):
     """Returns what is wrong with the pipeline; the exponentials of the variant "train" run during a
     product.
     """
@@ -133,7 +132,7 @@ def faults(result: dict[str, Any]) -> list[str]:
     return found
 
 
-def _innermost(listing: sass.Listing, *patterns: re.Pattern[str]) -> list[range]:
+def _innermost(listing, *patterns):
     """Returns the loops in which each pattern matches an instruction, and which share none with a
     shorter such loop.
 

@@ -3,9 +3,6 @@ become worse since.
 """
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from benchmarks import RESULTS
 from benchmarks.infonce.compile.occupancy import SHARED
@@ -15,22 +12,16 @@ KEY = ("kernel", "variant", "kind", "dtype", "width", "arch")
 NOT_RECORDED = ("stack", "local", "seconds", "faults")  # a record has no faults, and its stack is 0
 MATRIX = {80: "HMMA.16816", 90: "HGMMA.64x"}  # what products of half types and bf16x3 must use
 GROWTH = 1.02  # the most by which the instructions of a tile may grow
-Result = dict[str, Any]
 
 
-def path_of(triton: str, folder: Path = RESULTS) -> Path:
+def path_of(triton, folder=RESULTS):
     """Returns the results file of a version of Triton; the releases of one minor
     version share it.
     """
     return folder / f"compile-triton{'.'.join(triton.split('.')[:2])}.json"
 
 
-def write(
-    compiler: dict[str, str],
-    results: list[Result],
-    left: Sequence[Result] = (),
-    folder: Path = RESULTS,
-) -> Path:
+def write(compiler, results, left=(), folder=RESULTS):
     """Writes compiler, date, commit and, one a line and in order, the figures of each kernel;
     returns the path.
 
@@ -53,7 +44,7 @@ def write(
     return path
 
 
-def read(compiler: dict[str, str], folder: Path = RESULTS) -> list[Result] | None:
+def read(compiler, folder=RESULTS):
     """Returns the recorded figures, or None if there are none of this very version of Triton and
     its assembler.
     """
@@ -64,7 +55,7 @@ def read(compiler: dict[str, str], folder: Path = RESULTS) -> list[Result] | Non
     return record["cases"] if record["compiler"] == compiler else None
 
 
-def name(result: Result) -> str:
+def name(result):
     """Names a kernel: row_sweep train, half bfloat16, d=128, sm_90."""
     kind = f"{result['kind']} {result['dtype']}".strip()
     return (
@@ -72,7 +63,7 @@ def name(result: Result) -> str:
     )
 
 
-def faults(result: dict[str, Any]) -> list[str]:
+def faults(result):
     """Returns what is wrong with a compiled kernel; empty if nothing."""
     found = []
     if result["stack"] or result["local"]:
@@ -93,7 +84,7 @@ def faults(result: dict[str, Any]) -> list[str]:
     return found
 
 
-def worse(results: list[Result], recorded: list[Result], complete: bool) -> list[str]:
+def worse(results, recorded, complete):
     """Returns a line for each kernel and figure that is worse than recorded, and for each kernel
     without counterpart.
 
@@ -118,12 +109,12 @@ def worse(results: list[Result], recorded: list[Result], complete: bool) -> list
     return lines
 
 
-def key_of(result: Result) -> tuple[Any, ...]:
+def key_of(result):
     """Returns what tells a kernel from all others."""
     return tuple(result[part] for part in KEY)
 
 
-def _worse(now: Result, before: Result) -> list[str]:
+def _worse(now, before):
     if "instructions" not in now:
         return []  # its machine code could not be read, which is one of its faults
     lines = []
@@ -142,5 +133,5 @@ def _worse(now: Result, before: Result) -> list[str]:
     return lines
 
 
-def _listed(result: Result) -> str:
+def _listed(result):
     return ", ".join(sorted(result.get("matrix", {}))) or "none"
