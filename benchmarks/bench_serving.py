@@ -113,10 +113,12 @@ def latency(folder, table, requests):
         ]
         requested = [scorer.encode(batch) for batch in batches]
         runs = {
-            name: [lambda p=program, x=x: p(*x) for x in requested]
+            name: [lambda p=program, x=x: x.run(p) for x in requested]
             for name, program in programs.items()
         }
-        runs["raw rows to scores"] = [lambda b=batch: scorer.score(b) for batch in batches]
+        runs["raw rows to scores"] = [
+            lambda b=batch: scorer.score(b, extra="ignore") for batch in batches
+        ]
         times = {name: [] for name in runs}
         for turn in range(-requests // 10, requests):  # the first ones warm
             for name, each in runs.items():
