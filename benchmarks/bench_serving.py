@@ -28,7 +28,6 @@ from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.write import LOG, NAMES, SCHEMA, write_log, write_raw
 from adaftr_fast.models import build_model
-from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.programs import Probabilities
@@ -82,8 +81,7 @@ def save_run(folder: Path, data: PreparedData) -> None:
 def throughput(model: Path, files: list[Path], turns: int) -> dict[str, Any]:
     """Rows a second of ``predict`` from raw files, the median."""
     scorer, scores = load_scorer(model), model.parent / "scores.parquet"
-    columns = output_columns(scorer.about.tasks)
-    reports = [predict(scorer, files, scores, columns) for _ in range(turns + 1)][1:]
+    reports = [predict(scorer, files, scores) for _ in range(turns + 1)][1:]
     rate = statistics.median(report.rows / report.seconds for report in reports)
     return {"rows": reports[0].rows, "rows/s": round(rate)}
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from adaftr_fast.serving.rows import Extra, Row
 from adaftr_fast.serving.scorer import ROWS, Read, Scorer
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -102,8 +105,8 @@ def score_each(
     Each request is read by itself: the type of a column, and so the meaning of a value, depends on
     its rows alone. The program then runs on the rows of all of them.
     """
-    read = [_read(scorer, rows, extra) for rows in requests]
-    good = [each for each in read if isinstance(each, tuple)]
+    read = [_outcome(scorer.read, rows, extra) for rows in requests]
+    good = [each for each in read if not isinstance(each, Exception)]
     try:
         scores = iter(_scores(scorer, good))
     except Exception as error:  # whatever it is, it belongs to one of the requests
@@ -114,15 +117,17 @@ def score_each(
             *score_each(scorer, requests[:half], extra),
             *score_each(scorer, requests[half:], extra),
         ]
+    # the table of a request may fail, too: a price that is no number
     return [
-        _table(scorer, next(scores), each[0]) if isinstance(each, tuple) else each for each in read
+        each if isinstance(each, Exception) else _outcome(scorer.table, next(scores), each[0])
+        for each in read
     ]
 
 
-def _read(scorer: Scorer, rows: Sequence[Row], extra: Extra) -> Read | pa.Table | Exception:
-    """Returns what the program scores, the scores if there are no rows, or an error."""
+def _outcome(call: Callable[..., T], *arguments: Any) -> T | Exception:
+    """Returns what a call returns, or the error that it raises."""
     try:
-        return scorer.read(rows, extra) if rows else scorer.score(rows, extra=extra)
+        return call(*arguments)
     except Exception as error:
         return error
 
@@ -134,10 +139,3 @@ def _scores(scorer: Scorer, read: Sequence[Read]) -> list[np.ndarray]:
     encoded = {name: pa.concat_arrays([each[name] for _, each in read]) for name in read[0][1]}
     ends = np.cumsum([batch.num_rows for batch, _ in read])
     return np.split(scorer.probabilities(scorer.features(encoded)), ends[:-1])
-
-
-def _table(scorer: Scorer, scores: np.ndarray, batch: pa.RecordBatch) -> pa.Table | Exception:
-    try:
-        return scorer.table(scores, batch)
-    except Exception as error:  # such as a price that is no number
-        return error

@@ -129,7 +129,11 @@ def _write(
         (folder / name).write_bytes((prepared.folder / name).read_bytes())
     served = Probabilities(trained.model, task)
     if task is not None:
-        column = Column(Probabilities(trained.model), trained.model.position(task))
+        whole, position = Probabilities(trained.model), trained.model.position(task)
+
+        def column(*features: Tensor, **named: Tensor) -> Tensor:
+            return whole(*features, **named)[:, position, None]
+
         check_program(served, column, manifest.fields, manifest.dense, tolerance=TASK_TOLERANCE)
     rounded = _round_tables(served, trained, prepared) if int8 else None
     _write_programs(served, manifest, folder, aot=aot, onnx=onnx)
@@ -183,23 +187,6 @@ def _write_programs(
     if onnx:
         save_onnx(plain, folder / ONNX)
         check(load_onnx(folder / ONNX), tolerance=ONNX_TOLERANCE)
-
-
-class Column:
-    """Computes the probabilities of one task [B, 1] by the whole model, to compare its own network
-    with.
-
-    Args:
-        served: the whole model.
-        task: the position of the task.
-    """
-
-    def __init__(self, served: Probabilities, task: int) -> None:
-        self.served = served
-        self.task = task
-
-    def __call__(self, *features: Tensor, **named: Tensor) -> Tensor:
-        return self.served(*features, **named)[:, self.task, None]
 
 
 def check_program(

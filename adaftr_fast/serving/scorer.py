@@ -151,10 +151,7 @@ class Scorer:
             TypeError: ``rows`` is none of the above.
         """
         batch = read_rows(self.schema, self.columns.inputs(), rows, extra)
-        if not batch.num_rows:
-            return pa.schema(self.columns.fields()).empty_table()
-        encoded = encode_features(self.schema, self.encoders, batch)
-        return self.table(self.probabilities(self.features(encoded)), batch)
+        return self.table(self.probabilities(self.encode(batch)), batch)
 
     def read(self, rows: RawRows, extra: Extra) -> Read:
         """Reads and encodes raw rows of a request. Raises what ``score`` does for them, or warns

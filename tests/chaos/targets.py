@@ -305,7 +305,7 @@ def scorer() -> Scorer:
 def scored(path: Path) -> None:
     """Scores a file."""
     out = path.with_name("scores.parquet")
-    report = predict(scorer(), [path], out, scorer().columns, keep=KEEP, bad_rows=0.9)
+    report = predict(scorer(), [path], out, keep=KEEP, bad_rows=0.9)
     assert ds.dataset(out).count_rows() == report.rows
     if report.bad_rows.lines:
         check_account(

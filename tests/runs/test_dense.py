@@ -18,7 +18,6 @@ from adaftr_fast.models import build_model
 from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.run import build, train_one
 from adaftr_fast.runs.warm_start import warm_start
-from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.scorer import load_scorer
@@ -120,8 +119,8 @@ def test_predictions_of_raw_rows_are_those_of_the_trainer(ready, tmp_path):
     data = ready()
     train_one(data, settings(data.folder, name="mmoe"), tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "model")
-    scorer, columns = load_scorer(tmp_path / "model"), output_columns(data.manifest.tasks)
-    predict(scorer, [tmp_path / "data.parquet"], tmp_path / "scores.parquet", columns)
+    scorer = load_scorer(tmp_path / "model")
+    predict(scorer, [tmp_path / "data.parquet"], tmp_path / "scores.parquet")
     table = pq.read_table(tmp_path / "scores.parquet")
     scores = np.stack([table["p_ctr"].to_numpy(), table["p_ctcvr"].to_numpy()], 1)
     model = Run(tmp_path / "run").model

@@ -1,8 +1,6 @@
 """A server's scorer follows the exports of a folder, without an error and without a mix of two."""
 
 import shutil
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -76,46 +74,6 @@ def test_a_damaged_export_leaves_the_former_one_in_use(exported, other, tmp_path
     assert models.latest() is not first
     with pytest.raises(ServingError, match="not an exported model"):
         ReloadingScorer(tmp_path / "none")
-
-
-def test_readers_score_while_exports_replace_the_folder(exported, other, tmp_path):
-    folder = tmp_path / "model"
-    replace(folder, exported[0])
-    expected = {
-        load_scorer(each).about.fingerprint: scores(load_scorer(each))
-        for each in (exported[0], other)
-    }
-    assert len(expected) == 2
-    assert not np.array_equal(*expected.values())
-    models = ReloadingScorer(folder)
-    seen = []
-    errors = []
-    end = threading.Event()
-
-    def read():
-        try:
-            while not end.is_set():
-                scorer = models.latest()
-                assert np.array_equal(scores(scorer), expected[scorer.about.fingerprint])
-                seen.append(scorer)
-        except BaseException as error:
-            errors.append(error)
-
-    readers = [threading.Thread(target=read) for _ in range(2)]
-    for reader in readers:
-        reader.start()
-    last = time.monotonic() + 60
-    number = 0
-    # Loads are slow on a busy machine.
-    while number < 10 or (len(set(map(id, seen))) <= 2 and time.monotonic() < last):
-        replace(folder, (other, exported[0])[number % 2])
-        time.sleep((0.0, 0.4)[number % 3 == 0])  # some are replaced while they are read
-        number += 1
-    end.set()
-    for reader in readers:
-        reader.join()
-    assert errors == []
-    assert len(set(map(id, seen))) > 2  # which is not a test if they never read a new one
 
 
 def test_a_folder_in_a_store_is_refused():

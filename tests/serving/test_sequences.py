@@ -15,7 +15,6 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.runs.run import build, train_one
 from adaftr_fast.runs.warm_start import warm_start
-from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run, random_features
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.programs import Probabilities, load_onnx
@@ -103,12 +102,7 @@ def shop(tmp_path_factory):
 def test_predictions_are_those_of_the_evaluation(shop, monkeypatch):
     monkeypatch.setattr("adaftr_fast.serving.scorer.ROWS", 70)
     scorer = load_scorer(shop / "model")
-    predict(
-        scorer,
-        [shop / "log.parquet"],
-        shop / "scores.parquet",
-        output_columns(["click", "conversion"]),
-    )
+    predict(scorer, [shop / "log.parquet"], shop / "scores.parquet")
     table = pq.read_table(shop / "scores.parquet")
     scores = np.stack([table["p_ctr"].to_numpy(), table["p_ctcvr"].to_numpy()], 1)
     data, model = PreparedData(shop / "data"), Run(shop / "run").model
