@@ -76,10 +76,13 @@ class Pieces:
 
     The least recently used pieces and copies are removed when all of them together exceed the
     bound.
+
+    Args:
+        folder: the folder of the cache.
     """
 
-    def __init__(self) -> None:
-        self.folder = cache_folder()
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._written = 0.0  # since the bound was last checked
         self._lock = threading.Lock()
 

@@ -94,7 +94,7 @@ class PublishedFolder(StorePath):
 
     def __init__(self, published: StorePath, state: State, inner: str = "") -> None:
         folder = published / inner.rstrip("/") if inner else published
-        super().__init__(folder.place, folder.key, folder.url)
+        super().__init__(folder.place, folder.key)
         self.state = state
         self.plain = folder
         self._objects = published / OBJECTS
@@ -124,9 +124,14 @@ class PublishedFile(KnownFile):
         self, path: StorePath, folder: PublishedFolder, name: str, published: Published
     ) -> None:
         super().__init__(path, Stat(published.size, 0))
-        self.url = str(folder.plain / name)
         self.published = published
         self._folder = folder
+        self._name = name
+
+    @property
+    def url(self) -> str:
+        """The text that a copy of the folder would give it."""
+        return (self._folder.plain / self._name).url
 
     @property
     def parent(self) -> StorePath:

@@ -47,7 +47,7 @@ def killed(act, owner=None, name="", dies=die):
 
 
 def write_folder(url, text, size=0):
-    with local_folder(as_path(url), seconds=60) as folder:
+    with local_folder(as_path(url)) as folder:
         folder.mkdir(exist_ok=True)
         (folder / "name").write_text(text)
         (folder / "large").write_bytes(text[:1].encode() * size)

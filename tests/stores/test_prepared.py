@@ -1,5 +1,7 @@
 """Prepared folders in a store are read as local ones."""
 
+import shutil
+
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -115,8 +117,9 @@ def test_a_folder_that_is_replaced_twice_is_an_error(local, newer, url, tmp_path
     data = PreparedData(url)
     split = data.load("train") if loaded else None
     base = publish_folder(newer, url, base)
-    (tmp_path / "third").mkdir()
-    publish_folder(prepared(tmp_path / "third", users=50), url, base)
+    third = shutil.copytree(newer, tmp_path / "third")
+    (third / "other").touch()
+    publish_folder(third, url, base)
     assert_replaced(url, data, split)
 
 
@@ -129,18 +132,8 @@ def test_a_copy_that_is_replaced_is_an_error(local, newer, url, loaded):
 
 
 def test_a_published_file_that_is_not_the_manifests_is_an_error(local, newer, url, tmp_path):
-    mixed = tmp_path / "mixed"
-    mixed.mkdir()
-    for name in (
-        "schema.json",
-        "train.parquet",
-        "vocabulary.parquet",
-        "test.parquet",
-        "validation.parquet",
-    ):
-        (mixed / name).write_bytes(
-            ((local if name == "schema.json" else newer) / name).read_bytes()
-        )
+    mixed = shutil.copytree(newer, tmp_path / "mixed")
+    shutil.copy(local / "schema.json", mixed)
     publish_folder(mixed, url)
     data = PreparedData(url)
     with pytest.raises(DataError, match=rf"{url}/train\.parquet: damaged: its sha256 differs"):

@@ -12,7 +12,7 @@ import pytest
 
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores import as_path, open_folder
-from adaftr_fast.stores.cache import PIECES, Pieces
+from adaftr_fast.stores.cache import PIECES, Pieces, cache_folder
 from adaftr_fast.stores.parquet import open_parquet, read_parquet, row_groups
 from tests.stores.files import publish_folder, put
 
@@ -133,7 +133,7 @@ def test_the_cache_is_bounded(file, table, faults, tmp_path, monkeypatch, gigaby
 
 def test_the_least_recently_used_pieces_go(tmp_path, faults, monkeypatch):
     monkeypatch.setenv("ADAFTR_FAST_CACHE_GB", str(1_000_000 / 1e9))
-    cache, fetched = Pieces(), []
+    cache, fetched = Pieces(cache_folder()), []
 
     def get(name):
         return cache.get(name, lambda: fetched.append(name) or name.encode() * 100_000)
@@ -177,7 +177,7 @@ def test_a_bound_that_is_no_number_is_an_error(file, monkeypatch, text):
 
 
 def test_threads_keep_the_same_piece(faults, tmp_path):
-    cache, content = Pieces(), bytes(3_000_000)
+    cache, content = Pieces(cache_folder()), bytes(3_000_000)
     with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
         warnings.simplefilter("error")
         for number in range(10):
