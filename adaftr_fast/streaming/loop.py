@@ -67,16 +67,18 @@ class Journal(daily.Journal):
         """The numbers of the chunks that were trained on."""
         return [record["chunk"] for record in self.records if "error" not in record]
 
-    def current(self) -> Chunk | None:
-        """Returns the chunk that was begun and is not finished."""
+    def current(self) -> dict[str, Any] | None:
+        """Returns the plain values of the chunk that was begun and is not finished."""
         content = _object(self.folder / CURRENT)
-        if content is None or content["name"] in self.done:
-            return None
-        return Chunk.of(content, self.output)
+        return None if content is None or content["name"] in self.done else content
 
-    def begin(self, chunk: Chunk) -> None:
-        """Notes the chunk that is trained next, also by a later process."""
-        self._write(CURRENT, chunk.plain(self.output))
+    def begin(self, chunk: Chunk) -> dict[str, Any]:
+        """Notes the chunk that is trained next, also by a later process; returns its plain
+        values.
+        """
+        content = chunk.plain(self.output)
+        self._write(CURRENT, content)
+        return content
 
     def exported(self) -> tuple[int, float]:
         """Returns the number of the chunk of the last export, 0 for none, and its time in seconds
@@ -244,29 +246,25 @@ class _Stream:
 
     def _found(self) -> dict[str, Any] | None:
         """Returns the plain values of the next chunk, on rank 0."""
-        chunk = self.journal.current()
-        if chunk is not None:
-            if chunk.file.exists():
-                return chunk.plain(self.output)
-            warnings.warn(
-                f"{chunk.file}: is gone and was not trained on", RuntimeWarning, stacklevel=2
-            )
-        self._remove(len(self.journal.records) + 1)  # what a chunk that is gone has left
+        current = self.journal.current()
+        if current is not None:
+            file = self.output.found(current["file"])
+            if file.exists():
+                return current
+            warnings.warn(f"{file}: is gone and was not trained on", RuntimeWarning, stacklevel=2)
+        # what a chunk that is gone has left
+        shutil.rmtree(self._folder(len(self.journal.records) + 1), ignore_errors=True)
         assert self.source is not None  # on rank 0
         chunk = self.source.next(self.journal.done)
-        if chunk is None:
-            return None
-        self.journal.begin(chunk)
-        return chunk.plain(self.output)
+        return None if chunk is None else self.journal.begin(chunk)
 
     def _finish(self, chunk: Chunk) -> dict[str, Any]:
         """Trains on a chunk, or leaves it out, and returns its record."""
         number = len(self.journal.records) + 1
-        file = self.output.recorded(chunk.file)
         about: dict[str, Any] = {
             "chunk": number,
             "name": chunk.name,
-            "file": file,
+            "file": self.output.recorded(chunk.file),
             "position": chunk.position,
         }
         about |= {"set_aside": chunk.set_aside} if chunk.set_aside else {}
@@ -326,9 +324,6 @@ class _Stream:
         for folder in self.out.glob(CHUNKS):
             if folder not in kept and folder <= self._folder(len(self.journal.records)):
                 shutil.rmtree(folder, ignore_errors=True)
-
-    def _remove(self, number: int) -> None:
-        shutil.rmtree(self._folder(number), ignore_errors=True)
 
     def _export_if_due(self) -> None:
         _, at = self.journal.exported()
