@@ -129,7 +129,7 @@ def replicated(size: int, optimizer: str, form: str, way: str) -> dict:
 
 def local(rows) -> list[tuple[int, torch.Tensor]]:
     """Returns this rank's shards with their first rows."""
-    return [(first, shard.clone()) for first, shard in rows.local()]
+    return [(first, shard.clone()) for first, shard in rows.local]
 
 
 def whole(by_rank: list[dict]) -> dict[str, torch.Tensor]:
@@ -153,19 +153,14 @@ def uneven(rank: int, sharding: str) -> list[torch.Tensor]:
         return [sharded(*batch(form, rank, 0, 5 * rank).features) for form in ("ids", "bags")]
 
 
-def filled(rank: int, sharding: str) -> dict[str, dict]:
-    """Returns this rank's rows and states after rank 0 sent them, and after each rank
-    read its own.
-    """
+def read(rank: int, sharding: str) -> dict:
+    """Returns this rank's rows and states after it has read its own of some numbers."""
     sharded = sharded_by(sharding, "rowwise_adagrad")
-    sharded_rows.CHUNK = 24  # numbers, so that every shard takes several messages
-    found = {"fill": {}, "read": {}}
-    for name, rows in ({"weight": sharded.weight} | sharded.state()).items():
-        rows.fill(numbered(rows.shape) if rank == 0 else None)
-        found["fill"][name] = local(rows)
-        rows.read(-numbered(rows.shape))
-        found["read"][name] = local(rows)
-    return found
+    sharded_rows.CHUNK = 24  # numbers, so that every shard takes several reads
+    found = {"weight": sharded.weight} | sharded.state()
+    for rows in found.values():
+        rows.read(numbered(rows.shape))
+    return {name: local(rows) for name, rows in found.items()}
 
 
 def numbered(shape) -> torch.Tensor:
@@ -216,7 +211,7 @@ def on_a_rank(rank: int, size: int) -> dict:
         f"{' '.join(case)} {way}": trained(rank, *case, way) for case in CASES for way in PARTS
     }
     results |= {f"uneven {sharding}": uneven(rank, sharding) for sharding in SHARDINGS}
-    results |= {f"filled {sharding}": filled(rank, sharding) for sharding in SHARDINGS}
+    results |= {f"read {sharding}": read(rank, sharding) for sharding in SHARDINGS}
     again = trained(rank, "row_wise", "adagrad", "bags", "whole")
     return results | {"again": again, "memory": memory_error(rank), "errors": errors(rank)}
 
@@ -250,12 +245,11 @@ def test_uneven_batches(sharding, by_ranks):
 
 
 @pytest.mark.parametrize("sharding", SHARDINGS)
-def test_fill_and_read_rows(sharding, by_ranks):
-    for way, sign in (("fill", 1), ("read", -1)):
-        found = whole([each[f"filled {sharding}"][way] for each in by_ranks])
-        assert list(found) == ["weight", *(f"sum.{name}" for name in NAMES)]
-        for value in found.values():
-            assert torch.equal(value, sign * numbered(value.shape))
+def test_read_rows(sharding, by_ranks):
+    found = whole([each[f"read {sharding}"] for each in by_ranks])
+    assert list(found) == ["weight", *(f"sum.{name}" for name in NAMES)]
+    for value in found.values():
+        assert torch.equal(value, numbered(value.shape))
 
 
 def test_bitwise_equal_across_runs(by_ranks):

@@ -13,7 +13,7 @@ from torch import nn
 
 from adaftr_fast.distributed.ranks import ALONE, JoinedRanks, Ranks
 from adaftr_fast.errors import CheckpointError
-from adaftr_fast.torchrec.rows import Shard, ShardedRows
+from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.training.checkpoint import snapshots as snapshots_module
 from adaftr_fast.training.checkpoint.files import check_shared_folder, read_local_rows
 from adaftr_fast.training.checkpoint.progress import Progress
@@ -57,19 +57,11 @@ def values(factor: float) -> torch.Tensor:
 
 def sharded(factor: float, bounds: str, rank: int, size: int) -> dict[str, ShardedRows]:
     """Returns a table and its state, whose rows are multiples of ``factor``."""
-    found = {}
-    for name, whole, rest in (
-        ("table", values(factor), [WIDTH]),
-        ("sums", values(factor)[:, 0], []),
-    ):
-        shards = []
-        for number, (start, stop) in enumerate(pairwise(BOUNDS[bounds])):
-            owner = number % size
-            shards.append(
-                Shard(owner, stop - start, whole[start:stop].clone() if rank == owner else None)
-            )
-        found[name] = ShardedRows(shards, rest)
-    return found
+    mine = list(pairwise(BOUNDS[bounds]))[rank::size]
+    return {
+        name: ShardedRows(whole.shape, [(start, whole[start:stop].clone()) for start, stop in mine])
+        for name, whole in (("table", values(factor)), ("sums", values(factor)[:, 0]))
+    }
 
 
 def snapshots(folder: Path, ranks: Ranks = ALONE) -> RunSnapshots:
@@ -91,7 +83,7 @@ def loaded(run: RunSnapshots, bounds: str, rank: int, size: int) -> dict:
     for name, each in rows.items():
         assert all(
             torch.equal(a, b)
-            for (_, a), (_, b) in zip(each.local(), expected[name].local(), strict=True)
+            for (_, a), (_, b) in zip(each.local, expected[name].local, strict=True)
         )
     assert saved["dense"].tolist() == [progress.total_steps] * 2
     return {"steps": progress.total_steps, "loss": float(sums["loss"])}
@@ -139,11 +131,8 @@ def sent(folder: Path, ranks: Ranks, rank: int) -> dict[str, int]:
 
         return counted
 
-    shards = [
-        Shard(owner, LARGE, torch.ones(LARGE, WIDTH) if owner == rank else None)
-        for owner in range(2)
-    ]
-    rows = {"table": ShardedRows(shards, [WIDTH])}
+    shards = [(rank * LARGE, torch.ones(LARGE, WIDTH))]
+    rows = {"table": ShardedRows([2 * LARGE, WIDTH], shards)}
     with pytest.MonkeyPatch.context() as patch:
         for name in (each for each in vars(dist) if each.startswith(MESSAGES)):
             patch.setattr(dist, name, counting(name))
@@ -186,7 +175,7 @@ def on_a_rank(rank: int, folder: str) -> dict:
         )
     rows = sharded(0, "other", rank, 2)
     read_local_rows(open_on_all_ranks(folder / "best", ranks), rows)
-    return found | {"best": [shard.clone() for _, shard in rows["table"].local()]}
+    return found | {"best": [shard.clone() for _, shard in rows["table"].local]}
 
 
 @pytest.fixture(scope="module")
