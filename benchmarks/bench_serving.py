@@ -116,7 +116,7 @@ def latency(folder: Path, table: pa.RecordBatch, requests: int) -> list[dict[str
         ]
         requested = [scorer.encode(batch) for batch in batches]
         runs = {
-            name: [lambda p=program, x=x: p(*x) for x in requested]
+            name: [lambda p=program, x=x: p(*x.features) for x in requested]
             for name, program in programs.items()
         }
         runs["raw rows to scores"] = [lambda b=batch: scorer.score(b) for batch in batches]

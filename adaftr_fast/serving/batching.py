@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,14 +16,7 @@ from adaftr_fast.serving.scorer import ROWS, Read, Scorer
 T = TypeVar("T")
 
 
-@dataclass(eq=False)
-class PendingRequest:
-    """Rows that wait for their scores; ``scored`` gets the table and the scorer that made it."""
-
-    rows: Sequence[Row]
-    scored: asyncio.Future[tuple[pa.Table, Scorer]] = field(
-        default_factory=lambda: asyncio.Future()
-    )
+Scored = tuple[pa.Table, Scorer]  # the scores of a request, and the scorer that made them
 
 
 class Batcher:
@@ -45,56 +38,52 @@ class Batcher:
         self._scorer = scorer
         self._extra = extra
         self._called = called
-        self._waiting: list[PendingRequest] = []
+        self._waiting: list[tuple[Sequence[Row], asyncio.Future[Scored]]] = []
         self._arrived = asyncio.Event()
 
     def waiting(self) -> int:
         """Returns the number of rows that wait."""
-        return sum(len(each.rows) for each in self._waiting)
+        return sum(len(rows) for rows, _ in self._waiting)
 
-    async def score(self, rows: Sequence[Row]) -> tuple[pa.Table, Scorer]:
+    async def score(self, rows: Sequence[Row]) -> Scored:
         """Returns the scores of rows and the scorer that made them.
 
         Raises:
             DataError, ServingError: as ``Scorer.score``.
         """
-        request = PendingRequest(rows)
-        self._waiting.append(request)
+        scored: asyncio.Future[Scored] = asyncio.Future()
+        self._waiting.append((rows, scored))
         self._arrived.set()
-        return await request.scored
+        return await scored
 
     async def run(self) -> None:
         """Answers requests until it is cancelled."""
         while True:
             await self._arrived.wait()
-            requests = self._take()
-            self._called(len(requests))
+            count = self._fitting()
+            taken, self._waiting = self._waiting[:count], self._waiting[count:]
+            if not self._waiting:
+                self._arrived.clear()
+            self._called(count)
             scorer = self._scorer()
+            requests = [rows for rows, _ in taken]
             found: list[pa.Table | Exception]
             try:
-                found = await asyncio.to_thread(
-                    score_each, scorer, [each.rows for each in requests], self._extra
-                )
+                found = await asyncio.to_thread(score_each, scorer, requests, self._extra)
             except Exception as error:  # no thread can be started
-                found = [error] * len(requests)
-            for request, result in zip(requests, found):
-                if request.scored.done():  # cancelled: the client is gone
+                found = [error] * count
+            for (_, scored), result in zip(taken, found):
+                if scored.done():  # cancelled: the client is gone
                     continue
                 if isinstance(result, Exception):
-                    request.scored.set_exception(result)
+                    scored.set_exception(result)
                 else:
-                    request.scored.set_result((result, scorer))
+                    scored.set_result((result, scorer))
 
-    def _take(self) -> list[PendingRequest]:
-        """Takes the first requests whose rows fit in one call, and at least one."""
-        count, rows = 1, len(self._waiting[0].rows)
-        while count < len(self._waiting) and rows + len(self._waiting[count].rows) <= ROWS:
-            rows += len(self._waiting[count].rows)
-            count += 1
-        taken, self._waiting = self._waiting[:count], self._waiting[count:]
-        if not self._waiting:
-            self._arrived.clear()
-        return taken
+    def _fitting(self) -> int:
+        """Returns how many of the first requests fit in one call, at least one."""
+        ends = accumulate(len(rows) for rows, _ in self._waiting)
+        return max(1, sum(end <= ROWS for end in ends))
 
 
 def score_each(

@@ -1,5 +1,7 @@
 """A small prepared log and checkpoints of untrained models, as inputs of an export."""
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,10 +10,11 @@ import torch
 
 from adaftr_fast.config import DataConfig, ModelConfig, RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.manifest import FieldInfo
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.models import build_model
-from adaftr_fast.serving.export import export_run
+from adaftr_fast.serving.export import export_run, random_rows
 from adaftr_fast.training.checkpoint.weights import Description, save_checkpoint
 from tests.logs import by_day
 
@@ -70,6 +73,21 @@ def randomize(model, seed=1):
     torch.manual_seed(seed)
     for parameter in model.parameters():
         parameter.normal_(0, 0.7)
+
+
+def drawing(sizes, *multiple):
+    """Returns a function that draws rows of fields, of which those of ``multiple`` are
+    multi-valued.
+    """
+    fields = [
+        FieldInfo(str(f), "categorical", [], size, multiple=f in multiple)
+        for f, size in enumerate(sizes)
+    ]
+    return partial(random_rows, fields, [])
+
+
+def random_ids(sizes, rows):
+    return drawing(sizes)(rows).ids
 
 
 def save_run(folder, data: PreparedData, config: ModelConfig):

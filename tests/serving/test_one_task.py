@@ -18,10 +18,10 @@ from adaftr_fast.serving.programs import Probabilities, export_program
 from adaftr_fast.serving.scorer import load_scorer
 from tests.runs.own import Plain
 
-from .conftest import SIZES, make_log, randomize
-from .test_export import random_ids
+from .conftest import SIZES, drawing, make_log, random_ids, randomize
 
 FIELDS, TASKS = [50, 20, 7], ["click", "view", "conversion"]
+EXAMPLE = drawing(FIELDS)(50)
 INDEPENDENT = [
     ("single_dnn", {}),
     ("shared_bottom", {}),
@@ -44,7 +44,7 @@ def built(name, **options):
 )
 def test_one_task_predicts_its_column(number, name, options):
     model, task = built(name, **options), TASKS[number % 3]
-    program = export_program(Probabilities(model, task), len(FIELDS)).module()
+    program = export_program(Probabilities(model, task), EXAMPLE).module()
     for rows in (1, 300):
         ids = random_ids(FIELDS, rows)
         with torch.no_grad():
@@ -80,7 +80,7 @@ def test_parameters_of_other_tasks_are_not_in_the_program(name):
         for parameter in marked.values():
             parameter.fill_(torch.nan)
         gates.weight[of_others], gates.bias[of_others] = torch.nan, torch.nan
-    state = export_program(Probabilities(model, "view"), len(FIELDS)).state_dict
+    state = export_program(Probabilities(model, "view"), EXAMPLE).state_dict
     assert not any(each.isnan().any() for each in state.values())
     kept = sum(each.numel() for each in state.values() if each.is_floating_point())
     dropped = sum(p.numel() for n, p in marked.items() if not n.startswith("relatedness."))

@@ -206,7 +206,6 @@ def test_errors_keep_the_earlier_scores(shop, scorer, tmp_path):
         ),
         ([log], {"keep": ["colour"]}, DataError, "no column 'colour'"),
         ([log], {"keep": ["row", "row"]}, ServingError, "two columns of the same name"),
-        ([log], {"bad_rows": 1.0}, DataError, r"bad_rows: expected a share in \[0, 1\)"),
         ([out], {}, ServingError, "is one of the inputs"),
     ]:
         with pytest.raises(error, match=message):

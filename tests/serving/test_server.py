@@ -135,18 +135,6 @@ def test_a_model_of_int8_tables_is_served(shop, tmp_path):
     assert json.loads(done.stdout) == load_scorer(tmp_path / "model").score(row).to_pylist()
 
 
-def test_a_row_alone_is_named_as_the_row_of_a_list(served):
-    """A dict is sent as a list of one, whose error does not depend on the requests beside it."""
-    rows = make_log(30, seed=3).select([*FEATURES, "price"]).to_pylist()
-    bad = [rows[0], {**rows[1], "heat": "hot"}]
-    with ThreadPoolExecutor(60) as pool:
-        answers = list(pool.map(lambda each: served.ask("/score", each), [rows, bad] * 30))
-    assert {answer[0] for answer in answers[::2]} == {200}
-    assert {answer[0] for answer in answers[1::2]} == {422}
-    assert len({json.dumps(answer) for answer in answers[::2]}) == 1
-    assert "'heat': expected numbers" in answers[1][1]["error"]
-
-
 def test_no_request_is_lost_while_the_model_is_replaced(served, exported, other, tmp_path):  # noqa: F811
     """200 clients ask at once, again and again; each answer is that of one of the two models, to
     the bit.
