@@ -133,7 +133,7 @@ def shrink(folder: Path, bound: float) -> None:
     works = [path for path in (folder / WRITING).glob("*") if not _is_written(path)]
     for path in [*(folder / PIECES).glob("*/*"), *(folder / COPIES).glob("*/*"), *works]:
         with suppress(OSError):
-            entries.append((_last_use(path), _size(path), path))
+            entries.append((*_use_and_size(path), path))
     total, now = sum(size for _, size, _ in entries), time.time()
     for used, size, path in sorted(entries, key=lambda entry: entry[0]):
         if total <= KEPT * bound:
@@ -172,22 +172,15 @@ def clear(output: Path) -> None:
             remove(entry)
 
 
-def _last_use(path: Path) -> float:
-    """Returns the time of the last change; of a folder of ``WRITING``, that of its files, since
-    locks change it.
+def _use_and_size(path: Path) -> tuple[float, int]:
+    """Returns the time of the last change and the size; of a folder of ``WRITING``, the time is
+    that of its files, since locks change it.
     """
-    files = path.rglob("*") if path.parent.name == WRITING else ()
-    return max(
-        (each.stat().st_mtime for each in files if each.name != LOCK), default=path.stat().st_mtime
-    )
-
-
-def _size(path: Path) -> int:
-    return (
-        sum(each.stat().st_size for each in path.rglob("*"))
-        if path.is_dir()
-        else path.stat().st_size
-    )
+    inside = [(each.name, each.stat()) for each in path.rglob("*")]
+    used = path.stat().st_mtime
+    if path.parent.name == WRITING:
+        used = max((stat.st_mtime for name, stat in inside if name != LOCK), default=used)
+    return used, sum(stat.st_size for _, stat in inside) or path.stat().st_size
 
 
 def local_copy(path: str | AnyPath) -> Path:

@@ -134,19 +134,15 @@ class StorePath:
 
         selector = FileSelector(self.key, recursive=True)
         infos = retried(self.url, lambda: self.filesystem.get_file_info(selector))
-        named = {
-            info.path.removeprefix(f"{self.key}/"): info
+        sizes = {
+            info.path.removeprefix(f"{self.key}/"): Stat(info.size, info.mtime_ns or 0)
             for info in infos
             if info.type.name == "File"
         }
-        seen = [
-            name
-            for name in sorted(named)
-            if not any(part.startswith((".", "_")) for part in name.split("/"))
-        ]
         return [
-            KnownFile(self / name, Stat(named[name].size, named[name].mtime_ns or 0))
-            for name in seen
+            KnownFile(self / name, stat)
+            for name, stat in sorted(sizes.items())
+            if not any(part.startswith((".", "_")) for part in name.split("/"))
         ]
 
     def open(self, mode: str = "rb", buffering: int = -1) -> BinaryIO:

@@ -9,9 +9,6 @@ import pytest
 
 import adaftr_fast as af
 from adaftr_fast.cli import main
-from adaftr_fast.data.prepare import run as prepare_run
-from adaftr_fast.data.prepare import steps
-from adaftr_fast.errors import StoreError
 from adaftr_fast.stores import as_path, local_copy, local_file, open_folder
 from adaftr_fast.stores.parquet import read_parquet
 from adaftr_fast.stores.published import upload
@@ -136,26 +133,6 @@ def test_a_table_is_prepared_in_a_store(url, data, tmp_path, monkeypatch, capsys
     upload(file, as_path(f"{url}/other/file"))
     assert call(f"prepare --files {file} --dataset {schema} --out {url}/other") == 2
     assert "exists and is not a prepared folder" in capsys.readouterr().err
-
-
-def test_a_prepared_folder_whose_upload_failed(url, data, faults, few_attempts, monkeypatch):
-    """The next call uploads what is prepared."""
-    prepared, file = data
-    schema = str(prepared.folder.parent / "shop.toml")
-    publish, encode = prepare_run.publish, steps.encode
-
-    def publish_and_cut(*arguments):
-        publish(*arguments)
-        faults.errors = 1.0
-
-    monkeypatch.setattr(prepare_run, "publish", publish_and_cut)
-    with pytest.raises(StoreError, match="from which the same command goes on"):
-        af.prepare(str(file), f"{url}/prepared", dataset=schema, progress=False)
-    faults.errors, calls = 0.0, []
-    monkeypatch.setattr(steps, "encode", lambda *arguments: calls.append(1) or encode(*arguments))
-    stored = af.prepare(str(file), f"{url}/prepared", dataset=schema, progress=False)
-    assert not calls
-    assert stored.load("train").rows.sizes == prepared.load("train").rows.sizes
 
 
 def test_all_paths_of_the_readme_in_a_store(url, data, monkeypatch, tmp_path):
