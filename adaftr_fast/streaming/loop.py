@@ -12,7 +12,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -182,10 +181,8 @@ def train_stream(
     agreed = asdict(options)
     with (
         writing_parts(out, config, ranks, CURRENT, EXPORTED, KNOWN, **agreed),
-        ExitStack() as stack,
+        _Stream(schema, source, config, out, options, ranks, output) as stream,
     ):
-        stream = _Stream(schema, source, config, out, options, ranks, output)
-        stack.push(stream.close)
         yield from stream.run()
 
 
@@ -212,7 +209,10 @@ class _Stream:
         names = self.config.training.trackers
         self.trackers = Trackers(names, self.out, self.config.flat(), resumed=True, records=shown)
 
-    def close(self, kind: type[BaseException] | None, *error: object) -> None:
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """Closes the trackers."""
         if self.trackers is not None:
             self.trackers.close(failed=kind is not None)
@@ -271,16 +271,16 @@ class _Stream:
         before = self._folder(self.journal.trained[-1]) if self.journal.trained else None
         began = time.time()
         try:
-            part = partial(
-                train_part,
+            with train_part(
                 self.schema,
                 chunk.file,
                 self._folder(number),
                 before,
                 self.config,
                 self.ranks,
-            )
-            with part(output=self.output, bad_rows=self.options.bad_rows) as found:
+                output=self.output,
+                bad_rows=self.options.bad_rows,
+            ) as found:
                 record = about | found | self._timed(chunk, began)
                 record["rows_per_s"] = record["rows"] / record["seconds"]
                 self.journal.append(record)

@@ -59,10 +59,8 @@ class RowReader:
         self._reads |= {schema.weight: _weight} if schema.weight is not None else {}
         self._needed = [name for name, read in self._reads.items() if read in (_label, _weight)]
         self._conditions = {
-            name: condition_columns(condition) for name, condition in conditions.items()
-        }
-        self._is_missing = {
-            name: pq.filters_to_expression(each).is_null() for name, each in conditions.items()
+            name: (condition_columns(each), pq.filters_to_expression(each).is_null())
+            for name, each in conditions.items()
         }
 
     def read(self, messages: Sequence[bytes | None]) -> tuple[pa.Table, list[str | None]]:
@@ -120,9 +118,9 @@ class RowReader:
             return rows, reasons
         present = set(rows.column_names)
         read = {
-            name: self._is_missing[name]
-            for name in self._conditions
-            if present.issuperset(self._conditions[name])
+            name: is_missing
+            for name, (columns, is_missing) in self._conditions.items()
+            if present.issuperset(columns)
         }
         found = ds.dataset(rows).to_table(columns=read)
         numbers = np.flatnonzero([reason is None for reason in reasons])

@@ -293,7 +293,6 @@ def source_of(servers, folder):
     "point",
     [
         ("adaftr_fast.streaming.kafka", "", "publishing", 2),
-        (LOOP, "", "train_part", 2),
         (LOOP, "Journal", "append", 2),
     ],
     ids=lambda point: point[2],
