@@ -1,5 +1,5 @@
-"""``daily`` with sharded tables equals that of one process, and its last run is evaluated, exported
-and continued.
+"""``daily`` with sharded tables equals that of one process, and its last run is evaluated and
+exported.
 """
 
 import json
@@ -10,7 +10,6 @@ import pytest
 
 from adaftr_fast.cli import main
 from adaftr_fast.runs.daily import RECORDS
-from adaftr_fast.training.checkpoint.weights import load_checkpoint
 from adaftr_fast.training.metrics import auc
 from tests.distributed.ranks import on_ranks
 from tests.distributed.test_daily import (
@@ -23,7 +22,6 @@ from tests.distributed.test_daily import (
 )
 from tests.distributed.test_torchrun import FORKS, torchrun
 from tests.logs import read_records
-from tests.tolerances import assert_same_bits
 
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
 
@@ -46,7 +44,10 @@ def folder(tmp_path_factory) -> Path:
 def by_two(folder) -> Path:
     """The result of the command on two ranks."""
     out = folder / "command"
-    torchrun(2, ["-m", "adaftr_fast.cli", *command(folder, out, **OPTIONS)], source=FORKS).end()
+    arguments = ["-m", "adaftr_fast.cli", *command(folder, out, **OPTIONS)]
+    shown, err = torchrun(2, arguments, source=FORKS).end()
+    assert shown.count("before training") == 3  # one rank prints
+    assert "warning" not in err.lower()
     return out
 
 
@@ -63,25 +64,22 @@ def test_killed_rank(folder, by_two, tmp_path):
     check_a_killed_rank(1, folder, by_two, tmp_path, **OPTIONS)
 
 
-def test_one_process_evaluates_exports_and_continues_the_last_run(folder, by_two, tmp_path, capsys):
+def test_one_process_evaluates_and_exports_the_last_run(folder, by_two, tmp_path, capsys):
     run, log = by_two / "day-0003/run", folder / "day2.parquet"
-    assert main(["evaluate", "--run", str(run), "--split", "validation", "--json"]) == 0
-    measured = json.loads(capsys.readouterr().out)["metrics"]
+
+    def measured(*options: str) -> dict:
+        capsys.readouterr()
+        assert main(["evaluate", "--run", str(run), "--json", *options]) == 0
+        return json.loads(capsys.readouterr().out)["metrics"]
+
+    found = measured("--split", "validation")
     for task, values in read_records(by_two / RECORDS)[-1]["validation"].items():
-        assert measured[task] == pytest.approx(values, rel=1e-6)
-    model, scores = tmp_path / "model", tmp_path / "scores.parquet"
-    assert main(["export", "--run", str(run), "--out", str(model)]) == 0
-    assert main(["predict", "--model", str(model), "--files", str(log), "--out", str(scores)]) == 0
-    capsys.readouterr()
-    assert main(["evaluate", "--run", str(run), "--json"]) == 0  # all rows of the day
-    of_day = json.loads(capsys.readouterr().out)["metrics"]
-    click, p_click = (
-        pq.read_table(path).column(n).to_numpy() for path, n in ((log, "click"), (scores, "p_ctr"))
-    )
-    assert auc(click, p_click) == pytest.approx(of_day["click"]["auc"], abs=1e-6)
-    command = f"train --data.folder {by_two}/day-0003/data --warm_start {run} --optimizer.lr 0"
-    command += f" --out {tmp_path}/next --training.max_epochs 1 --training.batch_size 64"
-    command += " --model.expert_hidden [8] --model.tower_hidden [16,16]"
-    assert main([*command.split(), "--model.relatedness_hidden", "[4]"]) == 0
-    ours, theirs = (load_checkpoint(each / "best")[0] for each in (tmp_path / "next", run))
-    assert_same_bits(ours, theirs)
+        assert found[task] == pytest.approx(values, rel=1e-6)
+    command = f"export --run {run} --out {tmp_path}/model"
+    assert main(command.split()) == 0
+    command = f"predict --model {tmp_path}/model --files {log} --out {tmp_path}/scores.parquet"
+    assert main(command.split()) == 0
+    click = pq.read_table(log)["click"].to_numpy()
+    p_click = pq.read_table(tmp_path / "scores.parquet")["p_ctr"].to_numpy()
+    # of all rows of the day
+    assert auc(click, p_click) == pytest.approx(measured()["click"]["auc"], abs=1e-6)

@@ -3,14 +3,11 @@
 import pytest
 
 from tests.distributed.test_torchrun import (
-    FORKS,
     arguments,
     by_hand,
     check_that_nothing_is_pickled,
     data,
-    metrics,
     rendezvous,
-    torchrun,
 )
 
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
@@ -22,28 +19,10 @@ ROW_WISE = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def by_two(data, tmp_path_factory):
-    """An uninterrupted run of two ranks."""
-    out = tmp_path_factory.mktemp("two")
-    table, err = torchrun(2, arguments(data, out, **ROW_WISE), source=FORKS).end()
-    assert table.count("best epoch") == 1
-    assert "warning" not in err.lower()
-    files = ["best", "metrics.jsonl", "report.md", "report.png", "test.json"]
-    assert sorted(path.name for path in out.iterdir()) == files
-    return out
-
-
-def test_ranks_pickle_nothing(data, by_two, tmp_path, rendezvous):
+def test_ranks_pickle_nothing(data, tmp_path, rendezvous):
     check_that_nothing_is_pickled(data, tmp_path, rendezvous, **ROW_WISE)
-    assert metrics(tmp_path) == metrics(by_two)
-
-
-def test_incompatible_settings_end_all_ranks_with_one_line(data, tmp_path):
-    given = arguments(data, tmp_path, **ROW_WISE | {"optimizer__tables": "adam"})
-    _, err = torchrun(2, given, source=FORKS).end(1)
-    assert "torchrec needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got adam" in err
-    assert not (tmp_path / "best").exists()
+    files = ["best", "metrics.jsonl", "report.md", "report.png", "test.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 
 FAILING = """

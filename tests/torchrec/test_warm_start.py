@@ -136,15 +136,3 @@ def test_warm_starts_copy_the_bits_of_replicas(size, folder, expected):
         assert "nothing fits for a warm start: expected fields item (4)" in nothing
         seen = "rank 1 does not see rank 0's folder at this path: each rank reads the rows that"
         assert f"{seen} it needs" in unseen
-
-
-def test_new_rows_and_copied_ones(folder, expected):
-    """What the comparison compares: rows of the other run, and fresh ones."""
-    old, grown = load_checkpoint(folder / "whole/best")[0], expected["whole, grown"]
-    items = "backbone.embedding.weight.0"
-    known = len(old[items])
-    assert torch.equal(grown[items][:known], old[items])
-    assert len(grown[items]) > known
-    assert grown[items][known:].std() == pytest.approx(0.01, rel=0.3)
-    other = expected["whole, other order"][items]
-    assert not torch.equal(other[: min(known, len(other))], old[items][: min(known, len(other))])
