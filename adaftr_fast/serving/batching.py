@@ -33,7 +33,7 @@ class Batcher:
     """
 
     def __init__(
-        self, scorer: Callable[[], Scorer], extra: Extra, called: Callable[[int], object] = int
+        self, scorer: Callable[[], Scorer], extra: Extra, called: Callable[[int], object]
     ) -> None:
         self._scorer = scorer
         self._extra = extra

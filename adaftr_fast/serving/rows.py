@@ -70,11 +70,13 @@ def read_rows(
         name: _values(listed, name, null, name in separators, separators.get(name))
         for name in names
     }
-    is_number = {name: types[name] == pa.float64() for name in names}
     for name in _id_columns(schema):
         _check_digits(name, zip(listed, columns[name]), exact)
     return pa.record_batch(
-        {name: _column(name, each, is_number[name], schema.text) for name, each in columns.items()}
+        {
+            name: _column(name, each, types[name] == pa.float64(), schema.text)
+            for name, each in columns.items()
+        }
     )
 
 

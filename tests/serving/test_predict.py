@@ -42,9 +42,8 @@ def scores(path):
     return np.stack([table["p_ctr"].to_numpy(), table["p_ctcvr"].to_numpy()], 1)
 
 
-def text(table, path, delimiter=","):
-    options = csv.WriteOptions(delimiter=delimiter, quoting_style="none")
-    csv.write_csv(table, path, options)
+def text(table, path):
+    csv.write_csv(table, path, csv.WriteOptions(quoting_style="none"))
     return path
 
 
@@ -99,19 +98,6 @@ def test_scores_of_raw_parquet_match_the_trainer(shop, scorer, trainer_scores, t
     assert table["row"].to_pylist() == list(range(600))
     np.testing.assert_allclose(scores(out), trainer_scores, rtol=0, atol=1e-6)
     assert os.listdir(out.parent) == ["scores.parquet"]
-
-
-def test_scores_of_text_match_the_trainer(predicted, trainer_scores, out, tmp_path, monkeypatch):
-    """A vocabulary of integers also encodes their text."""
-    monkeypatch.setattr("adaftr_fast.data.raw.staging.BLOCK_BYTES", 3000)
-    log = make_log().select(FEATURES)
-    files = (
-        text(log.slice(0, 250), tmp_path / "a.csv"),
-        text(log.slice(250), tmp_path / "b.tsv", "\t"),
-    )
-    predicted(*files, keep=["row"])
-    assert pq.read_table(out)["row"].to_pylist() == [str(row) for row in range(600)]
-    np.testing.assert_allclose(scores(out), trainer_scores, rtol=0, atol=1e-6)
 
 
 def test_missing_and_unknown_values_are_counted_beside_those_of_training(shop, predicted):
