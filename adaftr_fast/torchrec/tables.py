@@ -423,12 +423,8 @@ def _fused_params(optimizer: RowOptimizer, lr: float, eps: float) -> dict[str, A
     """
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
 
-    kinds = {
-        "sgd": EmbOptimType.EXACT_SGD,
-        "adagrad": EmbOptimType.EXACT_ADAGRAD,
-        "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-    }
-    return {"optimizer": kinds[optimizer], "learning_rate": lr, "eps": eps}
+    kind = EmbOptimType[f"EXACT_{optimizer.upper()}"]
+    return {"optimizer": kind, "learning_rate": lr, "eps": eps}
 
 
 def _topology(device: str) -> Any:
