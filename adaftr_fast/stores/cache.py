@@ -20,6 +20,7 @@ from adaftr_fast._publish import publishing
 from adaftr_fast.errors import BusyError, StoreError
 from adaftr_fast.stores.path import StorePath, as_path
 from adaftr_fast.stores.published import (
+    PublishedFile,
     PublishedFolder,
     State,
     download,
@@ -235,7 +236,7 @@ def download_all(folder: PublishedFolder, target: Path) -> None:
     ) as bar:
         for name, each in folder.state.files.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            download(folder.file(name), target / name)
+            download(PublishedFile(folder, name), target / name)
             bar.update(each.size)
 
 

@@ -90,6 +90,7 @@ class PublishedFolder(StorePath):
 
     Attributes:
         plain: its path, without a state.
+        objects: where the content of the files is.
     """
 
     def __init__(self, published: StorePath, state: State, inner: str = "") -> None:
@@ -97,19 +98,16 @@ class PublishedFolder(StorePath):
         super().__init__(folder.place, folder.key)
         self.state = state
         self.plain = folder
-        self._objects = published / OBJECTS
+        self.objects = published / OBJECTS
 
     def joinpath(self, *names: str) -> StorePath:
         """Returns the path of a file of the state, or of another entry, which other programs may
         have made.
         """
         name = "/".join(names)
-        return self.file(name) if name in self.state.files else self.plain.joinpath(*names)
-
-    def file(self, name: str) -> PublishedFile:
-        """Returns the path of a file of the state."""
-        file = self.state.files[name]
-        return PublishedFile(self._objects / object_name(name, file), self, name, file)
+        if name in self.state.files:
+            return PublishedFile(self, name)
+        return self.plain.joinpath(*names)
 
 
 class PublishedFile(KnownFile):
@@ -120,11 +118,10 @@ class PublishedFile(KnownFile):
         published: its checksum and size.
     """
 
-    def __init__(
-        self, path: StorePath, folder: PublishedFolder, name: str, published: Published
-    ) -> None:
-        super().__init__(path, Stat(published.size, 0))
-        self.published = published
+    def __init__(self, folder: PublishedFolder, name: str) -> None:
+        self.published = folder.state.files[name]
+        place = folder.objects / object_name(name, self.published)
+        super().__init__(place, Stat(self.published.size, 0))
         self._folder = folder
         self._name = name
 
