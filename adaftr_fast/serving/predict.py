@@ -234,8 +234,9 @@ def predict(
                     if bad_rows == 0:
                         _check(of_file, bad_rows, scorer.schema)  # later rows change nothing
                     scores = scorer.probabilities(scorer.features(encoded))
-                    copied = [kept(rows, name) for name in keep]
-                    writer.write_batch(_batch(schema, copied + scorer.columns.make(scores, rows)))
+                    arrays = [kept(rows, name) for name in keep]
+                    arrays += scorer.columns.make(scores, rows, scorer.schema.text)
+                    writer.write_batch(_batch(schema, arrays))
                     speed = unknown.rows / (time.perf_counter() - start)
                     bar.set_postfix_str(f"{speed:,.0f} rows/s", refresh=False)
                 _check(of_file, bad_rows, scorer.schema)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,8 @@ class Scorer:
             scores: the probabilities, float32 [n, T].
             batch: the raw rows, which hold the prices.
         """
-        return pa.table(self.columns.make(scores, batch), schema=pa.schema(self.columns.fields()))
+        arrays = self.columns.make(scores, batch, self.schema.text)
+        return pa.table(arrays, schema=pa.schema(self.columns.fields()))
 
     def encode(self, rows: pa.RecordBatch) -> Batch:
         """Encodes raw columns [n] to ids and numbers, as preparation does. Unseen values become 0.
@@ -275,7 +276,6 @@ def _load(folder: Path, options: dict[str, Any]) -> Scorer:
     manifest = read_manifest(folder)
     program = torch.export.load(folder / PROGRAM).module()
     columns = output_columns(about.tasks, manifest.parsed.funnel, **options)
-    columns = replace(columns, text=manifest.parsed.text)
     return Scorer(
         about, manifest, manifest.parsed, read_encoders(folder, manifest), program, columns
     )

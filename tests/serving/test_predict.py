@@ -256,7 +256,7 @@ def test_kept_text_stays_as_it_is_written_and_prices_are_read_by_its_marks(
     for name in ("heat", "price"):
         log = with_text(log, name, written)
     schema = dataclasses.replace(scorer.schema, text=TextFormat(null=("NA",), thousands=","))
-    columns = dataclasses.replace(scorer.columns, bid=bid, text=schema.text)
+    columns = dataclasses.replace(scorer.columns, bid=bid)
     marked = dataclasses.replace(scorer, schema=schema, columns=columns)
     csv.write_csv(log, tmp_path / "log.csv")
     predict(marked, [tmp_path / "log.csv"], out, keep=["heat", "price", "item"])
