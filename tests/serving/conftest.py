@@ -58,15 +58,6 @@ def make_log(rows: int = 600, seed: int = 0) -> pa.Table:
     )
 
 
-@pytest.fixture(scope="session")
-def shop(tmp_path_factory):
-    """A folder with ``log.parquet`` and the prepared folder ``data``."""
-    folder = tmp_path_factory.mktemp("shop")
-    pq.write_table(make_log(), folder / "log.parquet")
-    prepare(parse_schema(SOURCE), [folder / "log.parquet"], folder / "data")
-    return folder
-
-
 @torch.no_grad()
 def randomize(model, seed=1):
     """Draws weights that are large enough for scores to differ between rows."""
@@ -103,9 +94,26 @@ def save_run(folder, data: PreparedData, config: ModelConfig):
     return model.eval()
 
 
+def make_export(folder, log):
+    """Prepares a log and exports an AdaFTR of random weights to the folder ``model``; returns the
+    model.
+    """
+    pq.write_table(log, folder / "log.parquet")
+    prepare(parse_schema(SOURCE), [folder / "log.parquet"], folder / "data")
+    model = save_run(folder / "run", PreparedData(folder / "data"), ModelConfig(**SIZES))
+    export_run(folder / "run", folder / "model")
+    return model
+
+
 @pytest.fixture(scope="session")
-def exported(shop):
+def exported(tmp_path_factory):
     """The folder of an exported AdaFTR, and the model."""
-    model = save_run(shop / "run", PreparedData(shop / "data"), ModelConfig(**SIZES))
-    export_run(shop / "run", shop / "model")
-    return shop / "model", model
+    folder = tmp_path_factory.mktemp("shop")
+    model = make_export(folder, make_log())
+    return folder / "model", model
+
+
+@pytest.fixture(scope="session")
+def shop(exported):
+    """A folder with ``log.parquet``, the prepared folder ``data`` and the run ``run``."""
+    return exported[0].parent

@@ -6,29 +6,19 @@ import numpy as np
 import pytest
 
 from adaftr_fast._publish import publishing
-from adaftr_fast.config import ModelConfig
-from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.prepare.run import prepare
-from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import ServingError
 from adaftr_fast.serving import reload
-from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.reload import ReloadingScorer
 from adaftr_fast.serving.scorer import load_scorer
 
-from .conftest import SIZES, SOURCE, make_log, save_run
+from .conftest import make_export, make_log
 
 
 @pytest.fixture(scope="module")
-def other(shop, tmp_path_factory):
+def other(tmp_path_factory):
     """Another export, with other ids: the log in another order."""
-    import pyarrow.parquet as pq
-
     folder = tmp_path_factory.mktemp("other")
-    pq.write_table(make_log(400, seed=5), folder / "log.parquet")
-    prepare(parse_schema(SOURCE), [folder / "log.parquet"], folder / "data")
-    save_run(folder / "run", PreparedData(folder / "data"), ModelConfig(**SIZES))
-    export_run(folder / "run", folder / "model")
+    make_export(folder, make_log(400, seed=5))
     return folder / "model"
 
 
