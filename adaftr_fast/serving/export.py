@@ -18,7 +18,7 @@ from adaftr_fast._json import dumps
 from adaftr_fast._publish import publishing
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo, Manifest
+from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.errors import ServingError, StoreError
 from adaftr_fast.models.build import ModelClass
@@ -129,17 +129,20 @@ def _write(
     for name in (MANIFEST, VOCABULARY):
         (folder / name).write_bytes((prepared.folder / name).read_bytes())
     served = Probabilities(trained.model, task)
+    draw = partial(random_rows, manifest.fields, manifest.dense)
     if task is not None:
         whole, position = Probabilities(trained.model), trained.model.position(task)
 
         def column(*features: Tensor, **named: Tensor) -> Tensor:
             return whole(*features, **named)[:, position, None]
 
-        draw = partial(random_rows, manifest.fields, manifest.dense)
         check_program(served, column, draw, tolerance=TASK_TOLERANCE)
     rounded = _round_tables(served, trained, prepared) if int8 else None
-    _write_programs(served, manifest, folder, aot=aot, onnx=onnx)
-    about = _about(trained, prepared, folder, task, rounded)
+    _write_programs(served, draw, folder, aot=aot, onnx=onnx)
+    tasks = trained.about.tasks if task is None else [task]
+    metrics = {name: each for name, each in trained.about.metrics.items() if name in tasks}
+    digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    about = About(VERSION, manifest.fingerprint, tasks, metrics, digests, rounded)
     (folder / ABOUT).write_text(dumps(dataclasses.asdict(about), indent=2) + "\n", encoding="utf-8")
     return about
 
@@ -166,9 +169,8 @@ def _round_tables(served: Probabilities, trained: Run, data: PreparedData) -> In
 
 
 def _write_programs(
-    served: Probabilities, manifest: Manifest, folder: Path, *, aot: bool, onnx: bool
+    served: Probabilities, draw: Callable[[int], Batch], folder: Path, *, aot: bool, onnx: bool
 ) -> None:
-    draw = partial(random_rows, manifest.fields, manifest.dense)
     exported = partial(export_program, served, draw(EXAMPLE_ROWS))
     check = partial(check_program, served=served, draw=draw)
     save_torch(exported(), folder / PROGRAM)
@@ -223,16 +225,3 @@ def random_rows(fields: Sequence[FieldInfo], dense: Sequence[NumericEncoding], r
     numbers = [random.normal(encoding.mean, 2 * encoding.std, rows) for encoding in dense]
     numbers = [np.where(random.random(rows) < 0.1, np.nan, x).astype(np.float32) for x in numbers]
     return unlabelled(columns, numbers)
-
-
-def _about(
-    trained: Run, data: PreparedData, folder: Path, task: str | None, int8: Int8 | None
-) -> About:
-    digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    tasks = trained.about.tasks if task is None else [task]
-    metrics = {
-        name: values
-        for name, values in trained.about.metrics.items()
-        if task is None or name == task
-    }
-    return About(VERSION, data.manifest.fingerprint, tasks, metrics, digests, int8)
