@@ -338,18 +338,17 @@ class JoinedRanks(Ranks):
         return value / self.size
 
     def from_rank_zero(self, make: Callable[[], T]) -> T:
-        text = ""
         failure = None
+        message = torch.empty(0, dtype=torch.uint8)
         if self.is_rank_zero:
             try:
-                text = text_of({"value": make()})
+                message = bytes_of(text_of({"value": make()}))
             except Exception as error:
-                text = text_of({"error": named(error)})
+                message = bytes_of(text_of({"error": named(error)}))
                 failure = error
-        own = bytes_of(text) if self.is_rank_zero else None
-        size = torch.tensor(0 if own is None else len(own))
+        size = torch.tensor(len(message))
         dist.broadcast(size, 0)
-        message = torch.empty(int(size), dtype=torch.uint8) if own is None else own
+        message = message.resize_(int(size))
         dist.broadcast(message, 0)
         if failure is not None:
             raise failure
