@@ -254,14 +254,12 @@ def _check_fields(manifest: Manifest) -> None:
             raise ValueError(
                 f"fields: {field.name}: expected {expected}, got {field.num_embeddings}"
             )
-    is_numeric = [(field.name, field.kind == "numeric") for field in manifest.parsed.fields]
-    same_dense = [field.name for field in manifest.parsed.dense] == [
-        encoding.name for encoding in manifest.dense
-    ]
-    if (
-        is_numeric != [(field.name, field.edges is not None) for field in manifest.fields]
-        or not same_dense
-    ):
+    schema = manifest.parsed
+    names = [(field.name, field.kind == "numeric") for field in schema.fields]
+    names += [(field.name, False) for field in schema.dense + schema.labels]
+    found = [(field.name, field.edges is not None) for field in manifest.fields]
+    found += [(name, False) for name in [each.name for each in manifest.dense] + manifest.tasks]
+    if names != found:
         raise ValueError("its fields are not those of its schema")
 
 

@@ -165,15 +165,26 @@ def _row_bytes(table: pa.Table) -> np.ndarray:
     return found
 
 
-def _columns(schema: Schema) -> pa.Schema:
+def stored_columns(schema: Schema) -> dict[str, dict[str, pa.DataType]]:
+    """Returns the columns of a file that are read, with their types, by the tensor of a batch."""
     many = pa.list_(pa.int32())
-    types = {field.name: many if field.tokens == "all" else pa.int32() for field in schema.fields}
-    types |= {field.name: pa.float32() for field in schema.dense} | {
-        label.name: pa.uint8() for label in schema.labels
+    return {
+        "ids": {
+            field.name: many if field.tokens == "all" else pa.int32() for field in schema.fields
+        },
+        "dense": {field.name: pa.float32() for field in schema.dense},
+        "labels": {label.name: pa.uint8() for label in schema.labels},
+        "group": {GROUP: pa.int64()} if schema.group else {},
+        "weight": {WEIGHT: pa.float32()} if schema.weight else {},
     }
-    types |= {GROUP: pa.int64()} if schema.group else {}
-    types |= {WEIGHT: pa.float32()} if schema.weight else {}
-    columns = [pa.field(name, kind, nullable=False) for name, kind in types.items()]
+
+
+def _columns(schema: Schema) -> pa.Schema:
+    columns = [
+        pa.field(name, kind, nullable=False)
+        for types in stored_columns(schema).values()
+        for name, kind in types.items()
+    ]
     return pa.schema(columns + [pa.field(TRUTH + name, pa.float64()) for name in schema.truth])
 
 
