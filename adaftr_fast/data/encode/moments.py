@@ -94,7 +94,7 @@ class Moments:
             self.values.write(file)
 
     @classmethod
-    def read(cls, files: Sequence[BinaryIO], encoding: EncodingKind) -> Self:
+    def read(cls, files: Sequence[BinaryIO], encoding: EncodingKind | None) -> Self:
         """Reads the next moments of at least one file and merges them."""
         first, *others = [cls._read(file) for file in files]
         for each in others:

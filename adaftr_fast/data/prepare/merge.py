@@ -9,8 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import compress
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,7 +30,7 @@ from adaftr_fast.data.encode.encoders import Encoder, fit_encoder
 from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.encode.moments import Moments, fit_dense
 from adaftr_fast.data.parallel import Shard
-from adaftr_fast.data.prepare.steps import SHA256, VISIBLE_SECONDS, Job
+from adaftr_fast.data.prepare.steps import VISIBLE_SECONDS, Job
 from adaftr_fast.data.prepare.work_folder import WorkFiles
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import TextInput
@@ -82,8 +81,7 @@ def merge_read(
 def merge_counted(
     job: Job,
     known: PreparedIds | None,
-    bad_rows: BadRows | None,
-    inputs: str,
+    bad_rows: BadRows,
     shards: Sequence[tuple[Shard, Any]],
 ) -> Manifest:
     """Writes the vocabulary and the groups of all shards. Returns the manifest without splits.
@@ -91,47 +89,46 @@ def merge_counted(
     Args:
         known: ids to grow, if any.
         bad_rows: those of all text files.
-        inputs: ``inputs_digest``.
         shards: the shards with their results of ``count``.
     """
-    bad_rows = _with_unlabelled(
-        bad_rows, [from_json(BadRows, each["unlabelled"]) for _, each in shards]
-    )
+    schema = job.schema
+    unlabelled = [from_json(BadRows, each["unlabelled"]) for _, each in shards]
+    bad_rows = _with_unlabelled(bad_rows, sum(unlabelled, BadRows()))
     bad_rows.check(job.tolerance)
     _merge_groups(job, [shard for shard, _ in shards])
     with ExitStack() as stack:
         every = [stack.enter_context(job.work.counts(shard).open("rb")) for shard, _ in shards]
-        compared = {column: ValueCounts.read(every) for column in job.schema.compared()}
-        files = list(compress(every, [each["has_rows"] for _, each in shards]))
+        compared = {column: ValueCounts.read(every) for column in schema.compared()}
+        files = [
+            file for file in every if file.peek(1)
+        ]  # others are of shards without training rows
+        if not files and any(field.counted for field in job.fitted):
+            raise _no_rows(schema, "train")
         encoders: dict[str, Encoder] = {}
         values: dict[str, ValueInfo] = {}
-        for field in job.schema.fields:
-            if field.counted:
-                counts = ValueCounts.read(_some(job.schema, files))
-                encoders[field.name], values[field.name] = (
-                    fit_encoder(field, counts),
-                    _value_info(field, counts),
-                )
-            elif field.hashed:
-                encoders[field.name] = fit_encoder(field, None)
+        for field in schema.fields:
+            counts = ValueCounts.read(files) if field.counted else None
+            if counts is not None:
+                values[field.name] = _value_info(field, counts)
+            if field.vocabulary is None:
+                encoders[field.name] = fit_encoder(field, counts)
         dense = (
             []
             if known
-            else [_fit_dense(field, _some(job.schema, files)) for field in job.schema.dense]
+            else [fit_dense(field, Moments.read(files, field.encoding)) for field in schema.dense]
         )
     if known is not None:
         encoders, dense = grown(known.encoders, encoders), known.dense
     with replacing(job.work.prepared / VOCABULARY) as new:
         write_vocabulary(new, encoders)
-    encoders = with_shared(job.schema.fields, encoders)
-    schema = job.schema
+    encoders = with_shared(schema.fields, encoders)
     fields = [field_info(field, encoders[field.name]) for field in schema.fields]
     return Manifest(
         dataset=schema.name,
         attribution=schema.attribution,
         format=FORMAT,
         fingerprint=fingerprint(fields, schema, encoders, dense),
-        inputs=inputs,
+        inputs=job.work.inputs,
         tasks=[label.name for label in schema.labels],
         group=schema.group,
         splits={},
@@ -152,11 +149,10 @@ def merge_counted(
     )
 
 
-def _with_unlabelled(text: BadRows | None, unlabelled: Sequence[BadRows]) -> BadRows:
+def _with_unlabelled(text: BadRows, found: BadRows) -> BadRows:
     """Returns the bad rows of text and, among those that were read from all inputs, the rows that
     lack a label.
     """
-    text, found = text or BadRows(), sum(unlabelled, BadRows())
     return text + replace(found, rows=max(0, found.rows - (text.rows - text.bad)))
 
 
@@ -180,13 +176,14 @@ def merge_encoded(
     splits = {}
     digests = dict(manifest.sha256)
     for split in SPLITS:
-        infos = {}
+        files = {}
         for shard, result in shards:
-            path, info = work.encoded(split, shard), from_json(SplitInfo, result[split])
-            infos[path.name] = info
-            if info.rows:
-                digests[path.name] = result[SHA256][path.name]
-        splits[split] = _merge_infos(infos)
+            name = work.encoded(split, shard).name
+            if result[split]["info"]["rows"]:
+                files[name] = result[split]["info"]["rows"]
+                digests[name] = result[split]["sha256"]
+        info = _sum([result[split]["info"] for _, result in shards])
+        splits[split] = from_json(SplitInfo, info | {"files": files if len(shards) > 1 else {}})
     _check_splits(manifest.parsed, splits)
     for split in SPLITS:
         for shard, _ in shards:
@@ -200,15 +197,13 @@ def merge_encoded(
     return digests
 
 
-def inputs_digest(schema: Schema, known: PreparedIds | None, digests: dict[str, str]) -> str:
-    """Returns the sha256 of the schema, the ids to grow and the digests of all input files in order
-    of their index.
-    """
+def inputs_digest(schema: Schema, known: PreparedIds | None, digests: Sequence[str]) -> str:
+    """Returns the sha256 of the schema, the ids to grow and the digests of all input files."""
     digest = hashlib.sha256(
         dumps([FORMAT, schema.source, *([known.fingerprint] if known else [])]).encode()
     )
-    for number in sorted(digests, key=int):
-        digest.update(bytes.fromhex(digests[number]))
+    for each in digests:
+        digest.update(bytes.fromhex(each))
     return digest.hexdigest()
 
 
@@ -233,18 +228,6 @@ def _value_info(field: Field, counts: ValueCounts) -> ValueInfo:
     return ValueInfo(table.num_rows, rare or 0, share >= MOST)
 
 
-def _fit_dense(field: Field, counted: Sequence[BinaryIO]) -> NumericEncoding:
-    """Fits the encoding of a dense field to the next moments in the files of the shards."""
-    assert field.encoding is not None  # a dense field has one
-    return fit_dense(field, Moments.read(counted, field.encoding))
-
-
-def _some(schema: Schema, counted: Sequence[BinaryIO]) -> Sequence[BinaryIO]:
-    if not counted:
-        raise _no_rows(schema, "train")
-    return counted
-
-
 def _no_rows(schema: Schema, split: str) -> DataError:
     where = schema.split[split].where
     if where is None:
@@ -255,23 +238,11 @@ def _no_rows(schema: Schema, split: str) -> DataError:
     )
 
 
-def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:
-    """Merges the infos of all shards' files of a split, in shard order."""
-    each = list(infos.values())
-    return SplitInfo(
-        rows=sum(info.rows for info in each),
-        positives=_sums([info.positives for info in each]),
-        unknown=_sums([info.unknown for info in each]),
-        outside_funnel=_sums([info.outside_funnel for info in each]),
-        both={task: _sums([info.both[task] for info in each]) for task in each[0].both},
-        files={name: info.rows for name, info in infos.items() if info.rows}
-        if len(infos) > 1
-        else {},
-    )
-
-
-def _sums(counts: list[dict[str, int]]) -> dict[str, int]:
-    return {name: sum(each[name] for each in counts) for name in counts[0]}
+def _sum(counts: Sequence[Any]) -> Any:
+    """Returns the sum of numbers, or of dictionaries of numbers by key."""
+    if isinstance(counts[0], dict):
+        return {name: _sum([each[name] for each in counts]) for name in counts[0]}
+    return sum(counts)
 
 
 def _check_splits(schema: Schema, splits: dict[str, SplitInfo]) -> None:
@@ -324,16 +295,10 @@ def check_variants(schema: Schema, compared: Mapping[str, Mapping[str, int]]) ->
                 )
 
 
-def _variants(values: Iterable[str], texts: set[str]) -> dict[str, str]:
-    """Returns the values that differ from one of ``texts`` in case or spaces alone, and
-    that text.
-    """
-    plain = {_plain(text): text for text in sorted(texts)}
-    return {
-        value: plain[_plain(value)]
-        for value in values
-        if value not in texts and _plain(value) in plain
-    }
+def _variants(values: Iterable[str], texts: set[str]) -> list[str]:
+    """Returns the values that differ from one of ``texts`` in case or spaces alone."""
+    plain = set(map(_plain, texts))
+    return [value for value in values if value not in texts and _plain(value) in plain]
 
 
 def _plain(text: str) -> str:

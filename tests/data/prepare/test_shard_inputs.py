@@ -44,7 +44,7 @@ def test_results_of_a_file_that_changes_during_a_step_are_not_kept(
     with monkeypatch.context() as patch:
         patch.setattr(module, function, changing)
         patch.setattr(
-            work_folder, "remove_work", lambda work, folder: found.extend(work.rglob(kept))
+            work_folder, "remove_work", lambda work, folder: found.extend(work.folder.rglob(kept))
         )
         with pytest.raises(DataError, match=r"log\.csv: changed during the run"):
             prepare(schema, [file], out, shards=shards)
