@@ -1,4 +1,4 @@
-"""A Ray cluster of three nodes on this machine, of which one is killed during a call."""
+"""A Ray cluster of three nodes on this machine, of which some are killed during calls."""
 
 import os
 import time
@@ -12,13 +12,6 @@ from adaftr_fast.engines import Ray
 
 MEMORY = 80 << 20  # bytes of the object store of a node; Ray's minimum is 75 MB
 SECONDS = 180  # for the call to start
-STEPS = {
-    "hash": lambda function: function.func.__name__ == "hash_files",
-    "read": lambda function: function.func.__name__ == "read" and function.args[0] == 0,
-    "join": lambda function: function.func.__name__ == "read" and function.args[0] == 1,
-    "count": lambda function: function.func.__name__ == "count",
-    "encode": lambda function: function.func.__name__ == "encode",
-}
 
 
 class Nodes:
@@ -58,45 +51,39 @@ class Nodes:
 
 
 class Killing(Ray):
-    """Reads text in small blocks, and kills the node of a call of one step.
+    """Reads text in small blocks, and kills the node of a call of some steps of ``prepare``.
 
     Args:
         nodes: the cluster.
-        step: a name of ``STEPS``.
-        folder: where the call says on which node it runs.
-        after: whether the call has done its work when its node is killed.
-
-    Attributes:
-        killed: the nodes that were killed.
+        after: the steps, and whether the call has done its work when its node is killed.
+        folder: where the calls say on which node they run.
     """
 
-    def __init__(self, nodes, step, folder, after):
+    def __init__(self, nodes, after, folder):
         super().__init__()
         self.nodes = nodes
-        self.is_step = STEPS[step]
-        self.folder = folder
         self.after = after
-        self.killed = []
+        self.folder = folder
 
     def map(self, function, items, **options):
-        if not self.is_step(function) or self.killed:
-            return super().map(in_small_blocks(function), items, **options)
-        killer = Thread(target=self._kill)
+        step, call = function.func.__name__, in_small_blocks(function)
+        if step not in self.after:
+            return super().map(call, items, **options)
+        folder = self.folder / step
+        folder.mkdir()
+        killer = Thread(target=self._kill, args=[folder])
         killer.start()
         try:
-            return super().map(
-                waiting(in_small_blocks(function), self.folder, self.after), items, **options
-            )
+            return super().map(waiting(call, folder, self.after[step]), items, **options)
         finally:
             killer.join()
 
-    def _kill(self):
+    def _kill(self, folder):
         end = time.monotonic() + SECONDS
-        while not (named := list(self.folder.glob("node-*"))) and time.monotonic() < end:
+        while not (named := list(folder.glob("node-*"))) and time.monotonic() < end:
             time.sleep(0.05)
         for path in named:
-            self.killed.append(path.name.removeprefix("node-"))
-            self.nodes.kill(self.killed[-1])
+            self.nodes.kill(path.name.removeprefix("node-"))
 
 
 class Together(Ray):
