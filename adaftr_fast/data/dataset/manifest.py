@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,6 +67,19 @@ class SplitInfo:
     outside_funnel: dict[str, int] = dataclasses.field(default_factory=dict)
     both: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     files: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def total(infos: Iterable[SplitInfo]) -> SplitInfo:
+    """Returns the sum of the rows of several files or splits."""
+    return from_json(SplitInfo, _sum([dataclasses.asdict(info) for info in infos]))
+
+
+def _sum(counts: list[Any]) -> Any:
+    """Returns the sum of numbers, or of dictionaries of numbers by key."""
+    if not isinstance(counts[0], dict):
+        return sum(counts)
+    names = dict.fromkeys(name for each in counts for name in each)
+    return {name: _sum([each[name] for each in counts if name in each]) for name in names}
 
 
 @dataclass(frozen=True)
@@ -143,6 +156,11 @@ class Manifest:
         none.
         """
         return funnel_stages(self.schema.get("funnel"), self.tasks)
+
+    @property
+    def total(self) -> SplitInfo:
+        """The sum of all splits."""
+        return total(self.splits.values())
 
     def files(self, split: str) -> dict[str, int]:
         """Returns the rows of each file of a split by name, in order of the rows."""

@@ -128,13 +128,8 @@ class Buckets:
 
     def encode(self, values: pa.Array) -> pa.Array:
         """Encodes float64 values [n] as int32 ids [n]."""
-        ids = (
-            np.searchsorted(self.edges, values.fill_null(0.0).to_numpy(), side="left").astype(
-                np.int32
-            )
-            + 1
-        )
-        return pc.if_else(values.is_valid(), pa.array(ids, pa.int32()), pa.scalar(0, pa.int32()))
+        values_or_zero = values.fill_null(0.0).to_numpy()
+        return _present(values, np.searchsorted(self.edges, values_or_zero, side="left"))
 
 
 @dataclass(frozen=True)
@@ -152,8 +147,13 @@ class Hashed:
 
     def encode(self, values: pa.Array) -> pa.Array:
         """Encodes values [n] of any type as int32 ids [n]."""
-        ids = (text_hash(values) % np.uint64(self.ids)).astype(np.int32) + 1
-        return pc.if_else(values.is_valid(), pa.array(ids, pa.int32()), pa.scalar(0, pa.int32()))
+        return _present(values, text_hash(values) % np.uint64(self.ids))
+
+
+def _present(values: pa.Array, places: np.ndarray) -> pa.Array:
+    """Returns the ids of values [n] at places [n], which count from 0; 0 for missing values."""
+    ids = pa.array(places.astype(np.int32) + 1)
+    return pc.if_else(values.is_valid(), ids, pa.scalar(0, pa.int32()))
 
 
 Encoder = Vocabulary | Buckets | Hashed

@@ -23,6 +23,7 @@ from adaftr_fast.data.dataset.manifest import (
     ValueInfo,
     field_info,
     fingerprint,
+    total,
 )
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, grown, with_shared, write_vocabulary
 from adaftr_fast.data.encode.counts import ValueCounts
@@ -177,13 +178,14 @@ def merge_encoded(
     digests = dict(manifest.sha256)
     for split in SPLITS:
         files = {}
+        infos = []
         for shard, result in shards:
             name = work.encoded(split, shard).name
-            if result[split]["info"]["rows"]:
-                files[name] = result[split]["info"]["rows"]
+            infos.append(from_json(SplitInfo, result[split]["info"]))
+            if infos[-1].rows:
+                files[name] = infos[-1].rows
                 digests[name] = result[split]["sha256"]
-        info = _sum([result[split]["info"] for _, result in shards])
-        splits[split] = from_json(SplitInfo, info | {"files": files if len(shards) > 1 else {}})
+        splits[split] = replace(total(infos), files=files if len(shards) > 1 else {})
     _check_splits(manifest.parsed, splits)
     for split in SPLITS:
         for shard, _ in shards:
@@ -236,13 +238,6 @@ def _no_rows(schema: Schema, split: str) -> DataError:
     return DataError(
         f"{asked}; a split by shares of time, time = {{ column, start, stop }}, serves each log"
     )
-
-
-def _sum(counts: Sequence[Any]) -> Any:
-    """Returns the sum of numbers, or of dictionaries of numbers by key."""
-    if isinstance(counts[0], dict):
-        return {name: _sum([each[name] for each in counts]) for name in counts[0]}
-    return sum(counts)
 
 
 def _check_splits(schema: Schema, splits: dict[str, SplitInfo]) -> None:

@@ -35,21 +35,6 @@ PAIR_WEIGHT = 1.5
 
 
 @dataclass(frozen=True)
-class Standardizer:
-    """Standardizes scores by their mean and standard deviation over the calibration rows."""
-
-    mean: float
-    deviation: float
-
-    @classmethod
-    def fit(cls, scores: np.ndarray) -> Standardizer:
-        return cls(float(scores.mean()), float(scores.std()) or 1.0)
-
-    def __call__(self, scores: np.ndarray) -> np.ndarray:
-        return (scores - self.mean) / self.deviation
-
-
-@dataclass(frozen=True)
 class Outcome:
     """Probabilities and relatedness of n rows.
 
@@ -97,10 +82,10 @@ class Truth:
         self.bounds = relatedness
         self.segments = segments
         self.stages = list(rates)
-        self._standardizers = {
-            name: Standardizer.fit(self._score(name, sample))
-            for name in ("relatedness", *self.stages)
-        }
+        self._scales: dict[str, tuple[float, float]] = {}  # mean and standard deviation of scores
+        for name in ("relatedness", *self.stages):
+            score = self._score(name, sample)
+            self._scales[name] = float(score.mean()), float(score.std()) or 1.0
         self.intercepts = np.zeros(len(rates))
         logits, _ = self._logits(sample)
         reach = np.ones(len(logits))
@@ -116,8 +101,8 @@ class Truth:
     def _logits(self, values: dict[str, Values]) -> tuple[np.ndarray, np.ndarray]:
         """Returns logits without intercepts [n, K] and relatedness [n]."""
         scores = {
-            name: standardize(self._score(name, values))
-            for name, standardize in self._standardizers.items()
+            name: (self._score(name, values) - mean) / deviation
+            for name, (mean, deviation) in self._scales.items()
         }
         low, high = self.bounds
         rho = low + (high - low) * _sigmoid(STEEPNESS * scores["relatedness"])

@@ -67,18 +67,34 @@ def write_log(config: LogConfig, folder: str | Path, *, progress: bool = False) 
 
 
 def _write_files(log: ImpressionLog, folder: Path, *, progress: bool) -> None:
-    config = log.config
-    with progress_bar(
-        total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress
-    ) as bar:
-        for number, start in enumerate(range(0, config.rows, FILE_ROWS)):
-            stop = min(start + FILE_ROWS, config.rows)
+    rows, schema = log.config.rows, log.batch(0, 1).schema
+    with _bar(rows, progress) as bar:
+        for number, start in enumerate(range(0, rows, FILE_ROWS)):
+            stop = min(start + FILE_ROWS, rows)
             path = folder / LOG / f"part-{number:05d}.parquet"
             if path.exists():
                 bar.update(stop - start)
-            else:
-                with replacing(path) as new:
-                    _write_file(log, new, start, stop, bar)
+                continue
+            batches = _in_threads(
+                log,
+                _ranges(start, stop, BATCH_ROWS),
+                lambda part: log.batch(part.start, part.stop),
+            )
+            with (
+                replacing(path) as new,
+                pq.ParquetWriter(
+                    new, schema, compression="zstd", write_page_checksum=True
+                ) as writer,
+            ):
+                for batch in batches:
+                    writer.write_batch(batch, row_group_size=BATCH_ROWS)
+                    bar.update(batch.num_rows)
+
+
+def _bar(rows: int, progress: bool) -> tqdm:
+    return progress_bar(
+        total=rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress
+    )
 
 
 def _create_or_resume(config: LogConfig, folder: Path) -> None:
@@ -95,16 +111,6 @@ def _create_or_resume(config: LogConfig, folder: Path) -> None:
     replace_file(path, written.encode())  # first: it tells a part of a log from other folders
     (folder / LOG).mkdir(exist_ok=True)
     remove_new(folder / LOG)
-
-
-def _write_file(log: ImpressionLog, path: Path, start: int, stop: int, bar: tqdm) -> None:
-    ranges = _ranges(start, stop, BATCH_ROWS)
-    batches = _in_threads(log, ranges, lambda rows: log.batch(rows.start, rows.stop))
-    schema = log.batch(start, start + 1).schema
-    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
-        for batch in batches:
-            writer.write_batch(batch, row_group_size=BATCH_ROWS)
-            bar.update(batch.num_rows)
 
 
 def _ranges(start: int, stop: int, size: int) -> list[range]:
@@ -181,9 +187,7 @@ def write_raw(config: LogConfig, folder: str | Path, *, progress: bool = False) 
 def _write(log: ImpressionLog, new: Path, *, progress: bool) -> None:
     config = log.config
     test_start = -(-(config.days - 1) * config.rows // config.days)  # the first row of the last day
-    with progress_bar(
-        total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress
-    ) as bar:
+    with _bar(config.rows, progress) as bar:
         for split, start, stop in (("train", 0, test_start), ("test", test_start, config.rows)):
             skeleton, common = (new / name.format(split) for name in NAMES)
             with skeleton.open("wb") as file:
