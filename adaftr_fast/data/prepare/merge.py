@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -145,7 +145,7 @@ def merge_counted(
             for name, rule in schema.split.items()
             if rule.time and rule.where
         },
-        compared=most_telling(schema, compared),
+        compared=compared_values(schema, compared),
         sha256={VOCABULARY: sha256(job.work.prepared / VOCABULARY)},
     )
 
@@ -250,37 +250,27 @@ def _check_splits(schema: Schema, splits: dict[str, SplitInfo]) -> None:
             raise DataError(f"label {task}: {got}, expected some but not all")
 
 
-def most_telling(schema: Schema, counts: Mapping[str, ValueCounts]) -> dict[str, dict[str, int]]:
-    """Returns the rows of at most ``SHOWN`` values by column, the most frequent ones; variants come
-    first.
+def compared_values(schema: Schema, counts: Mapping[str, ValueCounts]) -> dict[str, dict[str, int]]:
+    """Returns the rows of the ``SHOWN`` most frequent values by column.
 
-    The columns are those that labels compare with text. A variant of such a text makes a row a
-    negative one.
+    The columns are those that labels compare with text.
+
+    Raises:
+        DataError: a value differs from such a text in case or spaces alone, so that its rows would
+            be negative ones.
     """
     found = {}
     for column, each in counts.items():
         table = each.table().to_pydict()
         rows = dict(zip(table["value"], table["count"]))
-        variants = {
-            value
-            for label in schema.labels
-            for value in _variants(rows, label.texts().get(column, set()))
-        }
-        values = sorted(rows, key=lambda value: (value not in variants, -rows[value], value))
-        found[column] = {value: rows[value] for value in values[:SHOWN]}
-    return found
-
-
-def check_variants(schema: Schema, compared: Mapping[str, Mapping[str, int]]) -> None:
-    """Raises DataError if a value differs from a text which a label compares in case or spaces
-    alone.
-    """
-    for label in schema.labels:
-        for column, texts in label.texts().items():
-            if variants := _variants(compared[column], texts):
-                values = ", ".join(
-                    f"{value!r} ({rows:,} rows)" for value, rows in compared[column].items()
-                )
+        frequent = sorted(rows, key=lambda value: (-rows[value], value))
+        for label in schema.labels:
+            texts = label.texts().get(column, set())
+            plain = set(map(_plain, texts))
+            variants = [each for each in frequent if each not in texts and _plain(each) in plain]
+            if variants:
+                shown = [*dict.fromkeys(variants + frequent)][:SHOWN]
+                values = ", ".join(f"{value!r} ({rows[value]:,} rows)" for value in shown)
                 raise DataError(
                     f"label {label.name}: {column} has {values}; {', '.join(map(repr, variants))} "
                     "differ from what the "
@@ -288,12 +278,8 @@ def check_variants(schema: Schema, compared: Mapping[str, Mapping[str, int]]) ->
                     "'in' or 'not in': "
                     f"{sorted({*texts, *variants})}"
                 )
-
-
-def _variants(values: Iterable[str], texts: set[str]) -> list[str]:
-    """Returns the values that differ from one of ``texts`` in case or spaces alone."""
-    plain = set(map(_plain, texts))
-    return [value for value in values if value not in texts and _plain(value) in plain]
+        found[column] = {value: rows[value] for value in frequent[:SHOWN]}
+    return found
 
 
 def _plain(text: str) -> str:

@@ -28,7 +28,6 @@ from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.prepare import steps
 from adaftr_fast.data.prepare.merge import (
     PreparedIds,
-    check_variants,
     inputs_digest,
     merge_counted,
     merge_encoded,
@@ -175,7 +174,6 @@ class _Run:
         manifest = from_json(Manifest, self._finish(COUNT, steps.count, merge_counts, ("train",)))
         # of a run that may have allowed more
         _check_left_out(self.job.work.folder, manifest, self.job.tolerance)
-        check_variants(self.job.schema, manifest.compared)
         encode = partial(steps.encode, manifest)
         merge = partial(merge_encoded, self.job.work, manifest)
         self._finish(ENCODE, encode, merge, SPLITS)
