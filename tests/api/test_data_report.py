@@ -35,7 +35,6 @@ def data(tmp_path_factory):
             folder / "data",
             labels=["click", "conversion"],
             hash={"item": 9},
-            progress=False,
         )
 
 

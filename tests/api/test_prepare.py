@@ -63,9 +63,7 @@ def test_each_field_tells_how_it_is_read_and_what_is_missing(tmp_path):
     }
     pq.write_table(pa.table(columns), tmp_path / "log.parquet")
     (tmp_path / "log.toml").write_text(TOML)
-    data = af.prepare(
-        tmp_path / "log.parquet", tmp_path / "data", dataset=tmp_path / "log.toml", progress=False
-    )
+    data = af.prepare(tmp_path / "log.parquet", tmp_path / "data", dataset=tmp_path / "log.toml")
     assert data.fields().header == ["field", "read as", "ids", "missing or rare"]
     assert data.fields().rows == [
         ["user", "categorical", "7", "25.00 %"],
@@ -111,11 +109,9 @@ def test_it_writes_and_prints_what_the_command_does(shop, data, tmp_path, capsys
 
 def test_the_inferred_schema_can_be_written_and_edited(shop, data, tmp_path):
     written = tmp_path / "mine.toml"
-    inferred = af.prepare(
-        shop / "log.csv", tmp_path / "data", **ROLES, write_schema=written, progress=False
-    )
+    inferred = af.prepare(shop / "log.csv", tmp_path / "data", **ROLES, write_schema=written)
     assert inferred.manifest == data.manifest
-    options = {"out": tmp_path / "data", "dataset": written, "progress": False}
+    options = {"out": tmp_path / "data", "dataset": written}
     again = af.prepare(shop / "log.csv", **options).manifest
     assert (again.schema, again.fingerprint, again.splits) == (
         data.manifest.schema,
@@ -140,7 +136,7 @@ def test_text_is_read_as_lists_where_the_command_says_so(shop, tmp_path, capsys)
     command = f"prepare --files {log} --labels click --ignore conversion --out".split()
     assert main([*command, *f"{tmp_path}/data --multi tags=| user=".split()]) == 0
     assert r"| tags  | categorical, lists separated by '\|' |" in capsys.readouterr().out
-    options = {"labels": "click", "ignore": "conversion", "progress": False}
+    options = {"labels": "click", "ignore": "conversion"}
     listed = af.prepare([log], tmp_path / "api", **options, multi={"tags": "|"}).manifest
     assert (listed.num_embeddings[-1], listed.tasks) == (9, ["click"])
     assert main([*command, *f"{tmp_path}/data --multi tags".split()]) == 2
@@ -153,8 +149,8 @@ def test_rows_that_are_left_out_are_noted(shop, tmp_path):
     with pytest.raises(
         DataError, match=r"1 of 1,201 rows cannot be read .*; correct the file, or --bad_rows 0.01 "
     ):
-        af.prepare(log, tmp_path / "data", **ROLES, progress=False)
-    data = af.prepare(log, tmp_path / "data", **ROLES, bad_rows=0.01, progress=False)
+        af.prepare(log, tmp_path / "data", **ROLES)
+    data = af.prepare(log, tmp_path / "data", **ROLES, bad_rows=0.01)
     read, note = (
         each for each in repr(data).splitlines() if each.startswith(("Read: ", "Left out: "))
     )
@@ -209,7 +205,7 @@ def funnel_log(nested):
 
 def test_how_the_labels_are_taken_is_said(tmp_path):
     def taken(name, **options):
-        options |= {"labels": ["click", "buy"], "progress": False}
+        options |= {"labels": ["click", "buy"]}
         data = af.prepare(funnel_log(name != "apart"), tmp_path / name, **options)
         (note,) = [each for each in data.notes() if each.startswith("Labels: ")]
         return note, data.load("test").funnel
@@ -231,7 +227,7 @@ def test_how_the_labels_are_taken_is_said(tmp_path):
 
 def test_clicks_and_conversions_are_a_funnel_unless_it_is_said_otherwise(tmp_path):
     log = funnel_log(nested=True).rename_columns(["user", "click", "conversion"])
-    options = {"labels": ["click", "conversion"], "progress": False}
+    options = {"labels": ["click", "conversion"]}
     data = af.prepare(log, tmp_path / "data", **options)
     assert data.load("test").funnel == ("click", "conversion")
     assert data.manifest.splits["test"].outside_funnel == {"conversion": 0}

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import contextmanager
 from functools import partial
 from threading import Thread
 
@@ -50,42 +51,6 @@ class Nodes:
         self.cluster.shutdown()
 
 
-class Killing(Ray):
-    """Reads text in small blocks, and kills the node of a call of some steps of ``prepare``.
-
-    Args:
-        nodes: the cluster.
-        after: the steps, and whether the call has done its work when its node is killed.
-        folder: where the calls say on which node they run.
-    """
-
-    def __init__(self, nodes, after, folder):
-        super().__init__()
-        self.nodes = nodes
-        self.after = after
-        self.folder = folder
-
-    def map(self, function, items, **options):
-        step, call = function.func.__name__, in_small_blocks(function)
-        if step not in self.after:
-            return super().map(call, items, **options)
-        folder = self.folder / step
-        folder.mkdir()
-        killer = Thread(target=self._kill, args=[folder])
-        killer.start()
-        try:
-            return super().map(waiting(call, folder, self.after[step]), items, **options)
-        finally:
-            killer.join()
-
-    def _kill(self, folder):
-        end = time.monotonic() + SECONDS
-        while not (named := list(folder.glob("node-*"))) and time.monotonic() < end:
-            time.sleep(0.05)
-        for path in named:
-            self.nodes.kill(path.name.removeprefix("node-"))
-
-
 class Together(Ray):
     """Begins the first ``limit`` calls together: none of them ends before the last one has begun.
 
@@ -116,32 +81,23 @@ def begin_together(folder, number):
         time.sleep(0.01)
 
 
-def in_small_blocks(function):
-    """Returns the function with blocks of 5 kB. Workers need not import this module."""
+@contextmanager
+def soon(function, condition, seconds=60):
+    """During the block, a thread calls a function with the value of a condition, once it is true;
+    not at all after a time.
+    """
 
-    def call(item, advance):
-        from adaftr_fast.data.raw import staging
+    def wait():
+        end = time.monotonic() + seconds
+        while not (value := condition()) and time.monotonic() < end:
+            time.sleep(0.02)
+        if value:
+            function(value)
 
-        staging.BLOCK_BYTES = 5_000
-        return function(item, advance)
-
-    return call
-
-
-def waiting(function, folder, after):
-    """Returns a function that waits to be killed when it is called for the first time."""
-
-    def call(item, advance):
-        try:
-            os.close(os.open(folder / "first", os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return function(item, advance)
-        if after:
-            function(item, advance)
-        (folder / f"node-{ray.get_runtime_context().get_node_id()}").touch()
-        time.sleep(600)
-
-    return call
+    thread = Thread(target=wait)
+    thread.start()
+    yield
+    thread.join()
 
 
 def endless(folder):

@@ -5,9 +5,7 @@ paths.
 import json
 import os
 import signal
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.experiments.jobs import RESULT, execute, plan, run_all
 from tests.experiments import conftest as small
 from tests.ops.marks import on_threads
+from tests.ray.cluster import soon
 
 folder, data = small.folder, small.data  # fixtures
 
@@ -54,25 +53,6 @@ def same(outcomes, others):
     return {key: replace(each, seconds=0) for key, each in outcomes.items()} == {
         key: replace(each, seconds=0) for key, each in others.items()
     }
-
-
-@contextmanager
-def soon(function, condition, seconds=60):
-    """During the block, a thread calls a function with the value of a condition, once it is true;
-    not at all after a time.
-    """
-
-    def wait():
-        end = time.monotonic() + seconds
-        while not (value := condition()) and time.monotonic() < end:
-            time.sleep(0.02)
-        if value:
-            function(value)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    yield
-    thread.join()
 
 
 def records(job):

@@ -1,7 +1,7 @@
-"""Prepared folders of a Ray cluster are those of one process, also if nodes are killed.
+"""Prepared folders of a Ray cluster are those of one process, also if a node is killed.
 
-Nodes are killed before and after a call has done its work. That every step may run twice, and that
-a machine may not see the files, is tested without a cluster (tests/data/prepare/test_steps.py).
+That every step may run twice, and that a machine may not see the files, is tested without a cluster
+(tests/data/prepare/test_steps.py).
 """
 
 import pytest
@@ -12,8 +12,9 @@ from adaftr_fast.cli import main
 from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.engines import Ray
 from tests.data.prepare.shards import BY_ROW, SCHEMA, assert_same, write_log
-from tests.ray.cluster import Killing
+from tests.ray.cluster import soon
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +22,17 @@ def log(tmp_path_factory):
     return write_log(tmp_path_factory.mktemp("log"))
 
 
-def test_nodes_are_killed(nodes, log, tmp_path):
-    schema, files = parse_schema(SCHEMA | {"split": BY_ROW}), [log / "log.csv"]
+def test_a_node_is_killed(nodes, log, tmp_path):
+    """Each node has one call and others that wait for it."""
+    schema, files = parse_schema(SCHEMA | {"split": BY_ROW}), [log / "files"]
     prepare(schema, files, tmp_path / "whole")
-    (tmp_path / "killed").mkdir()
-    engine = Killing(nodes, {"read": True, "count": False}, tmp_path / "killed")
-    manifest = prepare(schema, files, tmp_path / "out", engine=engine, shards=5)
-    assert len(nodes.nodes) == 1
-    assert len(manifest.files("train")) == 5
+
+    def kill(_):
+        nodes.kill(nodes.nodes[0].node_id)
+
+    with soon(kill, lambda: list((tmp_path / ".out.work").glob("count-*.json"))):
+        prepare(schema, files, tmp_path / "out", engine=Ray(), shards=7)
+    assert len(nodes.nodes) == 2
     assert_same(tmp_path / "out", tmp_path / "whole")
 
 

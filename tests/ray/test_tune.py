@@ -14,8 +14,7 @@ from adaftr_fast.cli import main
 from adaftr_fast.engines import Ray
 from adaftr_fast.tuning import search as searching
 from adaftr_fast.tuning.search import tune
-from tests.ray.cluster import Together
-from tests.ray.test_experiment import soon
+from tests.ray.cluster import Together, soon
 from tests.runs import conftest as small
 
 prepared, search = small.prepared, small.search  # fixtures

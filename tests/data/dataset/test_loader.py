@@ -90,14 +90,6 @@ def test_split_of_several_files_equals_one_file(folder, rewritten):
         PreparedData(recorded(folder)).load("train")
 
 
-def test_batches_keep_rows_together_and_in_order(monkeypatch):
-    monkeypatch.setattr("adaftr_fast.data.dataset.loader.READ_ROWS", 10)
-    batches = list(numbered(50).batches(4))
-    assert [len(batch) for batch in batches] == [4] * 12 + [2]
-    assert numbers(batches) == list(range(50))
-    assert numbers(numbered(50).batches(1000)) == list(range(50))
-
-
 @pytest.mark.parametrize("window", [1, 10, 1000])
 def test_shuffling_is_a_permutation_that_can_start_at_any_batch(window):
     """The short last batch is left out."""
