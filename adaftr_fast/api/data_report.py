@@ -101,37 +101,27 @@ def _flat(column: pa.Array) -> tuple[np.ndarray, np.ndarray | slice]:
 def _overview(data: Prepared, counted: dict[str, Counts]) -> Table:
     """Returns a table with one row per field."""
     read_as = {row[0]: row for row in data.fields().rows}
-    train = data.manifest.splits["train"]
+    splits, others = data.manifest.splits, SPLITS[1:]
     rows = []
     for field in data.manifest.fields:
         values = data.manifest.values.get(field.name)
         _, kind, ids, unknown = read_as[field.name]
-        rare = "-" if values is None or field.multiple else _percent(values.rare, train.rows)
+        rare = (
+            "-" if values is None or field.multiple else _percent(values.rare, splits["train"].rows)
+        )
         distinct = "-" if values is None else f"{values.distinct:,}"
         drift = ["-"] * 2
         if field.name in counted["train"]:
             before = counted["train"][field.name]
             drift = [
-                f"{100 * _distance(before, counted[split][field.name]):.1f} %"
-                for split in SPLITS[1:]
+                f"{100 * _distance(before, counted[split][field.name]):.1f} %" for split in others
             ]
-        new = [
-            _percent(
-                data.manifest.splits[split].unknown[field.name], data.manifest.splits[split].rows
-            )
-            for split in SPLITS
-        ]
-        rows.append([field.name, kind, distinct, ids, rare, unknown, *new[1:], *drift])
-    header = [
-        "field",
-        "read as",
-        "distinct",
-        "ids",
-        "rare",
-        "missing or rare",
-        *(f"in {s}" for s in SPLITS[1:]),
-    ]
-    return Table([*header, *(f"drift to {split}" for split in SPLITS[1:])], rows, text_columns=2)
+        new = [_percent(splits[split].unknown[field.name], splits[split].rows) for split in others]
+        rows.append([field.name, kind, distinct, ids, rare, unknown, *new, *drift])
+    header = ["field", "read as", "distinct", "ids", "rare", "missing or rare"]
+    header += [f"in {split}" for split in others]
+    header += [f"drift to {split}" for split in others]
+    return Table(header, rows, text_columns=2)
 
 
 def _distance(one: np.ndarray, other: np.ndarray) -> float:

@@ -106,14 +106,13 @@ def concat(batches: Sequence[Batch]) -> Batch:
     """
     if len(batches) == 1:
         return batches[0]
-    parts = {each.name: [getattr(batch, each.name) for batch in batches] for each in fields(Batch)}
-    plain = {
-        name: [each.numpy() for each in part] for name, part in parts.items() if part[0] is not None
-    }
-    offsets = plain.pop("offsets", None)
-    whole = {name: np.concatenate(part) for name, part in plain.items()}
-    whole |= {} if offsets is None else {"offsets": concat_offsets(offsets)}
-    return Batch(**{name: torch.from_numpy(part) for name, part in whole.items()})
+    whole = {}
+    for each in fields(Batch):
+        parts = [getattr(batch, each.name) for batch in batches]
+        if parts[0] is not None:
+            join = concat_offsets if each.name == "offsets" else np.concatenate
+            whole[each.name] = torch.from_numpy(join([part.numpy() for part in parts]))
+    return Batch(**whole)
 
 
 def rebatch(blocks: Iterable[Batch], batch_size: int, *, drop_last: bool) -> Iterator[Batch]:

@@ -47,7 +47,7 @@ class InputFiles:
     @classmethod
     def found(cls, paths: Inputs) -> InputFiles:
         """Returns the files as they are now. Raises DataError if one is missing."""
-        return cls(paths, _state(_files(paths)))
+        return cls(paths, cls(paths, [])._now())
 
     @property
     def size(self) -> int:
@@ -56,7 +56,13 @@ class InputFiles:
 
     def files(self) -> list[AnyPath]:
         """Returns all files, those of a folder in reading order."""
-        return _files(self.paths)
+        return [
+            file for paths in self.paths.values() for path in paths for file in data_files(path)
+        ]
+
+    def _now(self) -> State:
+        stats = [(file.name, file.stat()) for file in self.files()]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
     def absolute(self) -> InputFiles:
         """Returns the same files under names for processes with another current folder."""
@@ -65,7 +71,7 @@ class InputFiles:
 
     def check(self) -> None:
         """Raises DataError if a file has changed since this object was created."""
-        if (now := _state(self.files())) != self.state:
+        if (now := self._now()) != self.state:
             names = {
                 file[0] for file in now + self.state if now.count(file) != self.state.count(file)
             }
@@ -80,7 +86,7 @@ class InputFiles:
         paths = [path for each in self.paths.values() for path in each]
         for path in paths:
             check_seen(path)
-        if _state(self.files()) != self.state:
+        if self._now() != self.state:
             names = listed(map(str, paths))
             raise EngineError(
                 f"node {socket.gethostname()}: {names}: sizes or times differ from those on the "
@@ -102,15 +108,6 @@ def check_seen(path: AnyPath, patience: float = 0.0) -> None:
                 f"{node}: does not see {path}; it must be on a file system that all nodes share"
             )
         time.sleep(POLL_SECONDS)
-
-
-def _files(paths: Inputs) -> list[AnyPath]:
-    return [file for each in paths.values() for path in each for file in data_files(path)]
-
-
-def _state(files: list[AnyPath]) -> State:
-    stats = [(file.name, file.stat()) for file in files]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 @dataclass(frozen=True)

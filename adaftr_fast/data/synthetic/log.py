@@ -201,8 +201,8 @@ class ImpressionLog:
         """Returns the user and the item of each row (numbers from 1) and the row
         itself, int64 [n].
         """
-        user = hashing.zipf(hashing.uniform(self._key("user"), row), self.users, USER_ZIPF)
-        item = hashing.zipf(hashing.uniform(self._key("item"), row), self.items, ITEM_ZIPF)
+        user = hashing.zipf(self._uniform(row, "user"), self.users, USER_ZIPF)
+        item = hashing.zipf(self._uniform(row, "item"), self.items, ITEM_ZIPF)
         return {"user": user, "item": item, "row": row}
 
     def values(self, row: np.ndarray) -> dict[str, Values]:
@@ -219,11 +219,9 @@ class ImpressionLog:
             return owner
         if field.tokens > 1:
             return self._tokens(field, owner, self._mean_tokens(field))
-        drawn = hashing.zipf(
-            hashing.uniform(self._key("value", field.name), owner), field.values, VALUE_ZIPF
-        )
+        drawn = hashing.zipf(self._uniform(owner, "value", field.name), field.values, VALUE_ZIPF)
         if field.missing:
-            drawn[hashing.uniform(self._key("missing", field.name), owner) < field.missing] = 0
+            drawn[self._uniform(owner, "missing", field.name) < field.missing] = 0
         return drawn
 
     @property
@@ -238,7 +236,7 @@ class ImpressionLog:
 
     def _tokens(self, field: LogField, owner: np.ndarray, mean: int) -> Values:
         """Returns between 1 and 2 mean - 1 tokens per owner."""
-        drawn = hashing.uniform(self._key("length", field.name), owner)
+        drawn = self._uniform(owner, "length", field.name)
         lengths = 1 + (drawn * (2 * mean - 1)).astype(np.int64)
         offsets = np.append(0, np.cumsum(lengths))
         # modulo 2^64
@@ -246,7 +244,7 @@ class ImpressionLog:
             np.uint64
         )
         token_index = np.repeat(before, lengths) + np.arange(offsets[-1], dtype=np.uint64)
-        samples = hashing.uniform(self._key("value", field.name), token_index)
+        samples = self._uniform(token_index, "value", field.name)
         return hashing.zipf(samples, field.values, VALUE_ZIPF), offsets
 
     def batch(self, start: int, stop: int) -> pa.RecordBatch:
@@ -268,14 +266,15 @@ class ImpressionLog:
         columns |= {name: as_arrow(field_values) for name, field_values in values.items()}
         happened = np.ones(len(row), bool)
         for k, stage in enumerate(self.stages):
-            happened = happened & (
-                hashing.uniform(self._key("label", stage), row) < outcome.conditional[:, k]
-            )
+            happened &= self._uniform(row, "label", stage) < outcome.conditional[:, k]
             columns[stage] = pa.array(happened.astype(np.uint8))
         for k, stage in enumerate(self.stages):
             columns[PROBABILITY + stage] = pa.array(outcome.probability[:, k])
         columns[RELATEDNESS] = pa.array(outcome.relatedness)
         return pa.RecordBatch.from_pydict(columns)
+
+    def _uniform(self, index: np.ndarray, *names: str) -> np.ndarray:
+        return hashing.uniform(self._key(*names), index)
 
     def _key(self, *names: str) -> np.uint64:
         return hashing.stream_key(self.config.seed, *names)

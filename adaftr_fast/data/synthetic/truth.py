@@ -115,17 +115,10 @@ class Truth:
         assert isinstance(user, np.ndarray)  # segments are single-valued
         assert isinstance(item, np.ndarray)
         if name == "relatedness":
-            streams = (
-                hashing.stream_key(self.seed, "relatedness", segment) for segment in self.segments
-            )
-            of_user, of_item = map(hashing.approx_normal, streams, (user, item))
-            return of_user + of_item
-        pair = hashing.bits(hashing.stream_key(self.seed, "pair", name), user) + item.astype(
-            np.uint64
-        )
-        score = PAIR_WEIGHT * hashing.approx_normal(
-            hashing.stream_key(self.seed, "pair effect", name), pair
-        )
+            of_user, of_item = (self._key("relatedness", segment) for segment in self.segments)
+            return hashing.approx_normal(of_user, user) + hashing.approx_normal(of_item, item)
+        pair = hashing.bits(self._key("pair", name), user) + item.astype(np.uint64)
+        score = PAIR_WEIGHT * hashing.approx_normal(self._key("pair effect", name), pair)
         for field, field_values in values.items():
             score += self._effect(name, field, field_values)
         return score
@@ -136,12 +129,15 @@ class Truth:
         For a multi-valued field it is the sum of its tokens' effects, divided by the square root of
         their number.
         """
-        stream = hashing.stream_key(self.seed, "effect", name, field)
+        stream = self._key("effect", name, field)
         if isinstance(values, tuple):
             tokens, offsets = values
             sums = np.add.reduceat(self._effects(stream, field, tokens), offsets[:-1])
             return sums / np.sqrt(np.diff(offsets))
         return self._effects(stream, field, values)
+
+    def _key(self, *names: str) -> np.uint64:
+        return hashing.stream_key(self.seed, *names)
 
     def _effects(self, stream: np.uint64, field: str, values: np.ndarray) -> np.ndarray:
         if field not in self.sizes:
