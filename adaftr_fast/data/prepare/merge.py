@@ -5,7 +5,6 @@ the manifest.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adaftr_fast._files import replacing, sha256
-from adaftr_fast._json import dumps, from_json
+from adaftr_fast._json import from_json
 from adaftr_fast.data.dataset.manifest import (
     FORMAT,
     Manifest,
@@ -93,16 +92,21 @@ def merge_counted(
         shards: the shards with their results of ``count``.
     """
     schema = job.schema
-    unlabelled = [from_json(BadRows, each["unlabelled"]) for _, each in shards]
-    bad_rows = _with_unlabelled(bad_rows, sum(unlabelled, BadRows()))
+    unlabelled = sum((from_json(BadRows, each["unlabelled"]) for _, each in shards), BadRows())
+    # read from all inputs, of which those of text are among the bad rows already
+    others = max(0, unlabelled.rows - (bad_rows.rows - bad_rows.bad))
+    bad_rows += replace(unlabelled, rows=others)
     bad_rows.check(job.tolerance)
-    _merge_groups(job, [shard for shard, _ in shards])
+    if schema.group is not None:
+        for split in SPLITS:
+            parts = [job.work.groups(split, shard) for shard, _ in shards]
+            with replacing(job.work.groups(split)) as new:
+                Groups.read(schema.group, parts).write(new)
     with ExitStack() as stack:
         every = [stack.enter_context(job.work.counts(shard).open("rb")) for shard, _ in shards]
         compared = {column: ValueCounts.read(every) for column in schema.compared()}
-        files = [
-            file for file in every if file.peek(1)
-        ]  # others are of shards without training rows
+        # the others are of shards without training rows
+        files = [file for file in every if file.peek(1)]
         if not files and any(field.counted for field in job.fitted):
             raise _no_rows(schema, "train")
         encoders: dict[str, Encoder] = {}
@@ -113,13 +117,12 @@ def merge_counted(
                 values[field.name] = _value_info(field, counts)
             if field.vocabulary is None:
                 encoders[field.name] = fit_encoder(field, counts)
-        dense = (
-            []
-            if known
-            else [fit_dense(field, Moments.read(files, field.encoding)) for field in schema.dense]
-        )
-    if known is not None:
-        encoders, dense = grown(known.encoders, encoders), known.dense
+        if known is None:
+            dense = [
+                fit_dense(field, Moments.read(files, field.encoding)) for field in schema.dense
+            ]
+        else:
+            encoders, dense = grown(known.encoders, encoders), known.dense
     with replacing(job.work.prepared / VOCABULARY) as new:
         write_vocabulary(new, encoders)
     encoders = with_shared(schema.fields, encoders)
@@ -148,13 +151,6 @@ def merge_counted(
         compared=compared_values(schema, compared),
         sha256={VOCABULARY: sha256(job.work.prepared / VOCABULARY)},
     )
-
-
-def _with_unlabelled(text: BadRows, found: BadRows) -> BadRows:
-    """Returns the bad rows of text and, among those that were read from all inputs, the rows that
-    lack a label.
-    """
-    return text + replace(found, rows=max(0, found.rows - (text.rows - text.bad)))
 
 
 def merge_encoded(
@@ -197,24 +193,6 @@ def merge_encoded(
             path.unlink()
     replace(manifest, splits=splits, sha256=digests).write(work.prepared)
     return digests
-
-
-def inputs_digest(schema: Schema, known: PreparedIds | None, digests: Sequence[str]) -> str:
-    """Returns the sha256 of the schema, the ids to grow and the digests of all input files."""
-    digest = hashlib.sha256(
-        dumps([FORMAT, schema.source, *([known.fingerprint] if known else [])]).encode()
-    )
-    for each in digests:
-        digest.update(bytes.fromhex(each))
-    return digest.hexdigest()
-
-
-def _merge_groups(job: Job, shards: list[Shard]) -> None:
-    if group := job.schema.group:
-        for split in SPLITS:
-            groups = Groups.read(group, [job.work.groups(split, shard) for shard in shards])
-            with replacing(job.work.groups(split)) as new:
-                groups.write(new)
 
 
 def _value_info(field: Field, counts: ValueCounts) -> ValueInfo:

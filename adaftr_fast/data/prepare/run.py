@@ -9,6 +9,7 @@ resumes with the work already done.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,16 +20,21 @@ from typing import Any
 from tqdm import tqdm
 
 from adaftr_fast._files import AnyPath, followed, make_folder
-from adaftr_fast._json import from_json
+from adaftr_fast._json import dumps, from_json
 from adaftr_fast._progress import progress_bar
-from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest, read_manifest_json
+from adaftr_fast.data.dataset.manifest import (
+    FORMAT,
+    MANIFEST,
+    Manifest,
+    read_manifest,
+    read_manifest_json,
+)
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.prepare import steps
 from adaftr_fast.data.prepare.merge import (
     PreparedIds,
-    inputs_digest,
     merge_counted,
     merge_encoded,
     merge_read,
@@ -119,7 +125,7 @@ def prepare(
     parts = Shard.all(
         shards or (min(-(-inputs.size // SHARD_BYTES), MAX_SHARDS) or 1 if engine.remote else 1)
     )
-    digest = inputs_digest(schema, known, _digests(inputs, engine, parts, progress))
+    digest = _inputs_digest(schema, known, inputs, engine, parts, progress)
     place = open_folder(place)
     if in_store(place) and (existing := _existing(place, digest, bad_rows)) is not None:
         forget_output(place)
@@ -235,8 +241,15 @@ class _Run:
         )
 
 
-def _digests(inputs: InputFiles, engine: Engine, shards: list[Shard], progress: bool) -> list[str]:
-    """Returns the sha256 of all input files."""
+def _inputs_digest(
+    schema: Schema,
+    known: PreparedIds | None,
+    inputs: InputFiles,
+    engine: Engine,
+    shards: list[Shard],
+    progress: bool,
+) -> str:
+    """Returns the sha256 of the schema, the ids to grow and the digests of all input files."""
     seen = inputs.absolute() if engine.remote else inputs
     step = partial(steps.hash_files, seen, engine.remote)
     digests = [""] * len(inputs.state)
@@ -247,7 +260,10 @@ def _digests(inputs: InputFiles, engine: Engine, shards: list[Shard], progress: 
     ) as bar:
         for part, found in zip(parts, engine.map(step, parts, advance=bar.update)):
             digests[part.stride] = found
-    return digests
+    grown = [known.fingerprint] if known else []
+    whole = hashlib.sha256(dumps([FORMAT, schema.source, *grown]).encode())
+    whole.update(bytes.fromhex("".join(digests)))
+    return whole.hexdigest()
 
 
 def _grown(schema: Schema, folder: AnyPath) -> tuple[Schema, PreparedIds]:
