@@ -8,7 +8,6 @@ how it is prepared. The rows of the last day are the test split.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from adaftr_fast._json import dumps
 from adaftr_fast._locks import LOCK, writing_folder
 from adaftr_fast._progress import progress_bar
 from adaftr_fast._publish import publishing
+from adaftr_fast._toml import to_toml
 from adaftr_fast.data.memory import DEFAULT
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.synthetic.log import (
@@ -135,29 +135,19 @@ def schema_text(log: ImpressionLog) -> str:
     earlier days train.
     """
     last = log.config.days - 1
-    lines = [
-        f'name = "synthetic-{log.config.layout}"',
-        f"group = {_quoted(log.layout.group)}",
-        "",
-        "[labels]",
-    ]
-    lines += [f"{stage} = {_quoted(stage)}" for stage in log.stages]
-    lines += ["", "[truth]  # the probabilities the labels were drawn from"]
-    lines += [f"{stage} = {_quoted(PROBABILITY + stage)}" for stage in log.stages]
     rules = {"train": ("<", last - 1), "validation": ("==", last - 1), "test": ("==", last)}
-    lines += ["", "[split]"]
-    lines += [
-        f'{split} = {{ where = [["{DAY}", "{op}", {day}]] }}' for split, (op, day) in rules.items()
-    ]
-    lines += ["", "[fields]"]
-    for field in log.layout.fields:
-        kind = '{ kind = "categorical", tokens = "last" }' if field.tokens > 1 else '"categorical"'
-        lines.append(f"{_quoted(field.name)} = {kind}")
-    return "\n".join(lines) + "\n"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text)
+    many = {"kind": "categorical", "tokens": "last"}
+    source = {
+        "name": f"synthetic-{log.config.layout}",
+        "group": log.layout.group,
+        "labels": {stage: stage for stage in log.stages},
+        "truth": {stage: PROBABILITY + stage for stage in log.stages},
+        "split": {split: {"where": [[DAY, op, day]]} for split, (op, day) in rules.items()},
+        "fields": {
+            field.name: many if field.tokens > 1 else "categorical" for field in log.layout.fields
+        },
+    }
+    return f"# truth: the probabilities the labels were drawn from\n{to_toml(source)}"
 
 
 def write_raw(config: LogConfig, folder: str | Path, *, progress: bool = False) -> list[Path]:
