@@ -48,6 +48,8 @@ SCHEMA = {
         },
         "item_day": {"cross": ["item", "day"]},
         "spread": {"kind": "categorical", "column": "item", "hashed": 50},
+        "heat": {"kind": "dense", "encoding": "log"},
+        "bins": {"kind": "dense", "column": "heat", "encoding": "piecewise"},
     },
 }
 
@@ -74,6 +76,7 @@ def write_log(folder):
         "click": random.integers(0, 2, ROWS),
         "paid": random.integers(0, 120, ROWS),
         "weight": np.round(random.random(ROWS), 3),
+        "heat": 10.0 ** (items % 60 - 30),
     }
     table = pa.table(columns)
     pa.csv.write_csv(table, folder / "log.csv")
