@@ -47,7 +47,8 @@ class InputFiles:
     @classmethod
     def found(cls, paths: Inputs) -> InputFiles:
         """Returns the files as they are now. Raises DataError if one is missing."""
-        return cls(paths, cls(paths, [])._now())
+        found = cls(paths, [])
+        return replace(found, state=found._state_now())
 
     @property
     def size(self) -> int:
@@ -60,7 +61,7 @@ class InputFiles:
             file for paths in self.paths.values() for path in paths for file in data_files(path)
         ]
 
-    def _now(self) -> State:
+    def _state_now(self) -> State:
         stats = [(file.name, file.stat()) for file in self.files()]
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
@@ -71,7 +72,7 @@ class InputFiles:
 
     def check(self) -> None:
         """Raises DataError if a file has changed since this object was created."""
-        if (now := self._now()) != self.state:
+        if (now := self._state_now()) != self.state:
             names = {
                 file[0] for file in now + self.state if now.count(file) != self.state.count(file)
             }
@@ -86,7 +87,7 @@ class InputFiles:
         paths = [path for each in self.paths.values() for path in each]
         for path in paths:
             check_seen(path)
-        if self._now() != self.state:
+        if self._state_now() != self.state:
             names = listed(map(str, paths))
             raise EngineError(
                 f"node {socket.gethostname()}: {names}: sizes or times differ from those on the "
