@@ -19,7 +19,7 @@ from functools import partial
 from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from adaftr_fast.errors import ConfigError, EngineError, extras_needed, first_line
 
@@ -63,6 +63,10 @@ Step = Callable[[Item, Advance], Result]
 """A function of an item, which reports its progress. An engine may call it twice for an item, even
 at the same time.
 """
+Todo = Iterator[tuple[int, Any]]
+"""The index of each item, and the item."""
+Finished = Generator[tuple[int, Any]]
+"""The index of each finished call, and its result."""
 
 _limit: int | None = None  # of cores
 
@@ -112,9 +116,7 @@ class Engine:
                 done(index, result)
         return [results[index] for index in sorted(results)]
 
-    def _finished(
-        self, function: Step[Item, Result], todo: Iterator[tuple[int, Item]], advance: Advance
-    ) -> Generator[tuple[int, Result]]:
+    def _finished(self, function: Step[Any, Any], todo: Todo, advance: Advance) -> Finished:
         """Yields the index and the result of each call when it is finished. Cancels the others when
         it is closed.
         """
@@ -129,9 +131,7 @@ class Local(Engine):
 
     remote = False
 
-    def _finished(
-        self, function: Step[Item, Result], todo: Iterator[tuple[int, Item]], advance: Advance
-    ) -> Generator[tuple[int, Result]]:
+    def _finished(self, function: Step[Any, Any], todo: Todo, advance: Advance) -> Finished:
         for index, item in todo:
             yield index, function(item, advance)
 
@@ -198,9 +198,7 @@ class Processes(Engine):
             raise ConfigError(f"jobs: expected >= 1, got {count}")
         self._count = count
 
-    def _finished(
-        self, function: Step[Item, Result], todo: Iterator[tuple[int, Item]], advance: Advance
-    ) -> Generator[tuple[int, Result]]:
+    def _finished(self, function: Step[Any, Any], todo: Todo, advance: Advance) -> Finished:
         # a fork would inherit OpenMP's threads in an undefined state
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(self._count, mp_context=context, initializer=_prepare_process)
@@ -292,9 +290,7 @@ class Ray(Engine):
         self._limit = limit
         self._grace = grace
 
-    def _finished(
-        self, function: Step[Item, Result], todo: Iterator[tuple[int, Item]], advance: Advance
-    ) -> Generator[tuple[int, Result]]:
+    def _finished(self, function: Step[Any, Any], todo: Todo, advance: Advance) -> Finished:
         import ray
 
         cpus = self._cpus or _cpus()
@@ -395,10 +391,13 @@ def _result(call: Any) -> tuple[Any, int]:
 
     try:
         found = ray.get(call)
-    except ray.exceptions.RayTaskError as error:  # such as a result that cannot be pickled
-        _give_up(error, "a call failed")
     except ray.exceptions.RayError as error:
-        _give_up(error, "a call was lost, also when it was repeated")
+        what = "a call was lost, also when it was repeated"
+        if isinstance(error, ray.exceptions.RayTaskError):  # a result cannot be pickled
+            what = "a call failed"
+        raise EngineError(
+            f"engine ray: {what}: {type(error).__name__}: {first_line(error)}"
+        ) from error
     if isinstance(found, Exception):
         raise found
     return found
@@ -417,10 +416,6 @@ def _cancel(calls: list[Any], grace: float) -> None:
         _, left = ray.wait(calls, num_returns=len(calls), timeout=grace) if calls else ([], [])
         for call in left:
             ray.cancel(call, force=True)
-
-
-def _give_up(error: Exception, what: str) -> NoReturn:
-    raise EngineError(f"engine ray: {what}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _node_cpus() -> list[int]:
