@@ -242,7 +242,7 @@ def read_manifest(folder: AnyPath) -> Manifest:
             f"{folder}: not a prepared folder (no {MANIFEST}); make one with `adaftr-fast prepare`"
         )
     data = path.read_bytes()
-    content = _parsed(path, data)
+    content = parse_manifest(path, data)
     if content["format"] != FORMAT:
         raise DataError(
             f"{path}: written in format {content['format']}, this version reads {FORMAT}: "
@@ -314,17 +314,13 @@ def _check_own_sha256(data: bytes, digest: str) -> None:
         raise ValueError("its sha256 differs from the recorded one; prepare again")
 
 
-def read_manifest_json(path: AnyPath) -> dict[str, Any]:
-    """Reads a manifest of any format without checks, except for the two keys that identify a
+def parse_manifest(path: AnyPath, data: bytes) -> dict[str, Any]:
+    """Parses a manifest of any format without checks, except for the two keys that identify a
     manifest.
 
     Raises:
         DataError: the file is not JSON, or lacks ``format`` or ``fingerprint``.
     """
-    return _parsed(path, path.read_bytes())
-
-
-def _parsed(path: AnyPath, data: bytes) -> dict[str, Any]:
     try:
         content = loads(data.decode())
     except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError

@@ -26,8 +26,8 @@ from adaftr_fast.data.dataset.manifest import (
     FORMAT,
     MANIFEST,
     Manifest,
+    parse_manifest,
     read_manifest,
-    read_manifest_json,
 )
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.memory import Memory
@@ -292,9 +292,8 @@ def _existing(folder: AnyPath, inputs: str, tolerance: float) -> Manifest | None
     """
     if not folder.exists():
         return None
-    if (folder / MANIFEST).is_file() and read_manifest_json(folder / MANIFEST).get(
-        "inputs"
-    ) == inputs:
+    path = folder / MANIFEST
+    if path.is_file() and parse_manifest(path, path.read_bytes()).get("inputs") == inputs:
         try:
             manifest = read_manifest(folder)
         except DataError:
