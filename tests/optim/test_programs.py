@@ -15,7 +15,7 @@ from torch.nn.utils import parameters_to_vector, parametrize, vector_to_paramete
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from adaftr_fast import FusedEmbedding, optim
-from adaftr_fast.optim.deferred import DeferredAdam
+from adaftr_fast.optim.adam import DeferredAdam
 from tests.distributed.ranks import on_ranks
 from tests.tolerances import assert_same_bits
 

@@ -14,7 +14,7 @@ from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.models.base import Backbone
 from adaftr_fast.optim import clip_grad_norm_
-from adaftr_fast.optim.deferred import DeferredAdam
+from adaftr_fast.optim.adam import DeferredAdam
 from adaftr_fast.training.stepper import Stepper
 
 SIZES = [50, 20, 3]
