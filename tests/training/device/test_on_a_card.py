@@ -17,8 +17,8 @@ from adaftr_fast.training.device import WARM_UP, to_device
 from adaftr_fast.training.stepper import Stepper
 from tests.cuda.test_on_a_card import as_users_run  # noqa: F401  # a fixture
 from tests.training.conftest import trainer
+from tests.training.device.test_feed import assert_same, batch
 from tests.training.device.test_graph import OPTIMIZERS, ROWS, SIZES, bags, batches
-from tests.training.device.test_packing import assert_same, batch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 DEVICES = [f"cuda:{number}" for number in range(min(2, torch.cuda.device_count()))] or ["cuda:0"]
