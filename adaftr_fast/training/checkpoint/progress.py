@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,11 @@ class Progress:
         """The number of steps since the last validation."""
         return self.step - self.validated
 
+    @property
+    def position(self) -> int:
+        """Orders the snapshots of a run: a validation comes after the step before it."""
+        return self.total_steps + len(self.epochs) + 1
+
     def add(self, record: dict[str, Any], ends_epoch: bool) -> None:
         """Adds the record of a validation, after which the next epoch may start."""
         self.epochs.append(record)
@@ -56,18 +62,29 @@ def epochs_after(validations: int, per_epoch: int) -> float:
     return validations if per_epoch == 1 else validations / per_epoch
 
 
+MEAN = "mean/"  # begins the names of the sums in a snapshot
+
+
 class RunningMean:
     """Means of named 0-dim tensors over steps, accumulated in float64 on the tensors' device.
 
     Args:
-        sums: the sums of the steps before, by name.
-        steps: the number of these steps.
+        saved: the tensors of a snapshot, among them what ``state`` returned.
+        steps: the number of steps before.
     """
 
-    def __init__(self, sums: dict[str, Tensor] | None = None, steps: int = 0) -> None:
-        self.sums: dict[str, Tensor] = dict(sums or {})  # float64, the elements of _total
+    def __init__(self, saved: Mapping[str, Tensor] | None = None, steps: int = 0) -> None:
+        found = saved or {}
+        # float64, the elements of _total
+        self.sums = {
+            name.removeprefix(MEAN): found[name] for name in found if name.startswith(MEAN)
+        }
         self._total: Tensor | None = None
         self._steps = steps
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns the sums by their names in a snapshot, without copying them."""
+        return {MEAN + name: value for name, value in self.sums.items()}
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Adds the terms of one step, which does not wait for the device."""

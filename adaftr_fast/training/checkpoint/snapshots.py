@@ -287,11 +287,8 @@ def available_memory() -> int:
 
 
 LAST = "last"  # in the run folder; present while the run is unfinished
-MEAN = "mean/"
 Sharded = Mapping[str, ShardedRows]
-Commit = Callable[[Sequence[str]], None]
-Found = tuple[Progress, SavedTensors, dict[str, Tensor]]
-"""The progress, the saved tensors (read on access) and the sums of the running means."""
+Commit = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -345,18 +342,12 @@ class RunSnapshots:
         if self._commit is not None and not self.ranks.largest(int(self._is_busy())):
             commit = self._commit
             self._commit = None
-            shards = self._shards_of_all(self.wait())
+            shards = self.ranks.gathered(self.wait())
             if self.ranks.is_rank_zero:
                 self._writing = self._thread.submit(commit, shards)
         return bool(self.ranks.largest(int(self.ranks.is_rank_zero and self._is_due())))
 
-    def start(
-        self,
-        progress: Progress,
-        tensors: dict[str, Tensor],
-        sums: dict[str, Tensor],
-        sharded: Sharded | None = None,
-    ) -> None:
+    def start(self, progress: Progress, tensors: dict[str, Tensor], sharded: Sharded) -> None:
         """Copies a snapshot in memory and starts to write it in a thread. The tensors may change
         afterwards.
 
@@ -368,34 +359,24 @@ class RunSnapshots:
             CheckpointError: the snapshot before could not be written.
         """
         self.wait()
-        rows = local_rows(sharded or {})
-        rest = tensors | _means(sums)
-        if not self.ranks.is_rank_zero:
-            rest = {}
+        rows = local_rows(sharded)
+        rest = tensors if self.ranks.is_rank_zero else {}
         copied = self._copy.take(rows | rest)
         fails = self.ranks.largest(int(copied is None))
         if fails or copied is None:
-            self.save(progress, tensors, sums, sharded)
+            self.save(progress, tensors, sharded)
             return
-        position, run = self._description(progress)
         rows, rest = ({name: copied[name] for name in each} for each in (rows, rest))
+        commit = self._committing(progress, rest)
         if self.ranks.is_alone:
-            self._writing = self._thread.submit(
-                self._after_copy, partial(save_snapshot, self.folder, position, rest, run)
-            )
+            self._writing = self._thread.submit(self._after_copy, commit)
         else:
-            shard = partial(save_shard, self.folder, position, self.ranks.rank, rows)
+            shard = partial(save_shard, self.folder, progress.position, self.ranks.rank, rows)
             self._writing = self._thread.submit(self._after_copy, shard)
-            self._commit = partial(save_snapshot, self.folder, position, rest, run)
+            self._commit = commit
         self._saved_at = time.monotonic()
 
-    def save(
-        self,
-        progress: Progress,
-        tensors: dict[str, Tensor],
-        sums: dict[str, Tensor],
-        sharded: Sharded | None = None,
-    ) -> None:
+    def save(self, progress: Progress, tensors: dict[str, Tensor], sharded: Sharded) -> None:
         """Writes a snapshot, which is on disk on return. Raises CheckpointError if this or the last
         write fails.
 
@@ -404,13 +385,13 @@ class RunSnapshots:
         self.wait()
         self._commit = None
         self.ranks.largest(0)  # rank 0 removes stale files when it commits, and must have done so
-        position, run = self._description(progress)
-        commit = partial(save_snapshot, self.folder, position, tensors | _means(sums), run)
+        commit = self._committing(progress, tensors)
         if self.ranks.is_alone:
             commit()
         else:
-            shard = save_shard(self.folder, position, self.ranks.rank, local_rows(sharded or {}))
-            shards = self._shards_of_all(shard)
+            rows = local_rows(sharded)
+            shard = save_shard(self.folder, progress.position, self.ranks.rank, rows)
+            shards = self.ranks.gathered(shard)
             self.ranks.from_rank_zero(lambda: commit(shards))
         self._saved_at = time.monotonic()
 
@@ -433,8 +414,9 @@ class RunSnapshots:
         self._copy = StateCopy()
         self._thread = snapshot_thread()
 
-    def load(self) -> Found | None:
-        """Loads the newest snapshot; returns None if there is no unfinished run.
+    def load(self) -> tuple[Progress, SavedTensors] | None:
+        """Loads the newest snapshot, whose tensors are read on access; returns None if there is no
+        unfinished run.
 
         Raises:
             CheckpointError: the unfinished run has other options or data, no snapshot can be read,
@@ -450,8 +432,7 @@ class RunSnapshots:
         except ValueError as error:
             raise CheckpointError(f"{self.folder}: not a snapshot of a run: {error}") from error
         self._check(identity)
-        sums = {name.removeprefix(MEAN): tensors[name] for name in tensors if name.startswith(MEAN)}
-        return progress, tensors, sums
+        return progress, tensors
 
     def discard(self) -> None:
         """Removes all snapshots, on rank 0. Raises CheckpointError like ``wait``."""
@@ -469,20 +450,14 @@ class RunSnapshots:
         self.wait()
         return time.monotonic() - self._saved_at >= self.seconds
 
-    def _shards_of_all(self, shard: str | None) -> list[str]:
-        """Returns the names of every rank's shard."""
-        assert shard is not None  # written before
-        return self.ranks.gathered(shard)
-
     def _after_copy(self, write: Callable[[], str | None]) -> str | None:
         self._copy.wait()
         return write()
 
-    def _description(self, progress: Progress) -> tuple[int, dict[str, Any]]:
-        """Returns the position and the metadata of a snapshot."""
-        # a validation comes after the step before it
-        position = progress.total_steps + len(progress.epochs) + 1
-        return position, {"identity": asdict(self.identity), "progress": asdict(progress)}
+    def _committing(self, progress: Progress, tensors: Mapping[str, Tensor]) -> Commit:
+        """Returns what writes a snapshot, given the names of its shards."""
+        run = {"identity": asdict(self.identity), "progress": asdict(progress)}
+        return partial(save_snapshot, self.folder, progress.position, tensors, run)
 
     def _check(self, saved: _Identity) -> None:
         then = DEFAULTS | saved.settings
@@ -499,10 +474,6 @@ class RunSnapshots:
                 f"{self.folder.parent}: contains an unfinished run on other data: discard it with "
                 "--restart"
             )
-
-
-def _means(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {MEAN + name: value for name, value in sums.items()}
 
 
 DEFAULTS = RunConfig().flat()

@@ -13,7 +13,8 @@ def test_means_continue_from_sums_in_another_order_by_name():
     assert means.means() == {}
     means.add({"a": term, "b": torch.tensor(2.0)})
     term.fill_(7.0)  # the terms may be overwritten later
-    resumed = RunningMean({name: value.clone() for name, value in reversed(means.sums.items())}, 1)
+    saved = {name: value.clone() for name, value in reversed(means.state().items())}
+    resumed = RunningMean(saved | {"model/a": term}, 1)
     for each in (resumed, means):
         each.add(terms(8.0, 3.0, names="ba"))
         assert each.means() == {"a": 2.0, "b": 5.0}
