@@ -1,4 +1,4 @@
-"""Deferred Adam and AdamW against PyTorch's on the dense table."""
+"""The optimizers of tables against PyTorch's, and deferred Adam and AdamW in particular."""
 
 import copy
 
@@ -17,12 +17,17 @@ TWINS = {
     "Adam with L2": (optim.Adam, torch.optim.Adam, {"weight_decay": 1e-2}),
     "AdamW": (optim.AdamW, torch.optim.AdamW, {"weight_decay": 1e-2}),
 }
+SPARSE = {
+    "SGD": (optim.SGD, torch.optim.SGD, {}),
+    "Adagrad": (optim.Adagrad, torch.optim.Adagrad, {}),
+    "LazyAdam": (optim.LazyAdam, torch.optim.SparseAdam, {"eps": 1e-8}),
+}
 
 
-def train(two, name, steps, *, lr=1e-2, scale=1.0, eps=1e-8, betas=(0.9, 0.999), batch=4):
+def train(two, name, steps, *, lr=1e-2, scale=1.0, batch=4, **options):
     """Takes ``steps`` steps of both optimizers, with a learning rate that falls and rises."""
-    ours, theirs, options = TWINS[name]
-    options = {**options, "lr": lr, "eps": eps, "betas": betas}
+    ours, theirs, own = (TWINS | SPARSE)[name]
+    options = {**own, "lr": lr, **options}
     left, right = ours(two.ours, **options), theirs([two.theirs.weight], **options)
     for step in range(steps):
         for optimizer in (left, right):
@@ -39,10 +44,10 @@ def train(two, name, steps, *, lr=1e-2, scale=1.0, eps=1e-8, betas=(0.9, 0.999),
     ("dtype", "tolerance", "scale"),
     [(torch.float32, 1e-6, 1.0), (torch.float32, 1e-6, 1e-8), (torch.float64, 1e-12, 1e-6)],
 )
-@pytest.mark.parametrize("name", TWINS)
-def test_300_steps_equal_dense_torch(pair, name, dtype, tolerance, scale):
+@pytest.mark.parametrize("name", [*TWINS, *SPARSE])
+def test_300_steps_equal_torch(pair, name, dtype, tolerance, scale):
     torch.manual_seed(0)
-    two = pair(SIZES, 8, dtype, sparse=False)
+    two = pair(SIZES, 8, dtype, sparse=name in SPARSE)
     train(two, name, 300, scale=scale)
     if name == "Adam with L2" and scale < 1:
         tolerance *= 3  # the table itself decays towards 0, and the distance is relative to it
@@ -60,9 +65,10 @@ def step_one_row(two, row, left, right):
     right.step()
 
 
-def check_rows_that_skip(pair, name, steps):
-    """Tolerance rule: the error is at most that of PyTorch's float32, which rounds in each of those
-    steps.
+@pytest.mark.parametrize("name", TWINS)
+def test_rows_that_skip_thousands_of_steps(pair, name):
+    """After step 300, skipped steps are applied in closed form. Tolerance rule: the error is at
+    most that of PyTorch's float32, which rounds in each of those steps.
     """
     tables = {}
     for dtype in (torch.float32, torch.float64):
@@ -73,7 +79,7 @@ def check_rows_that_skip(pair, name, steps):
             two.ours.weight.copy_(start)
             two.theirs.weight.copy_(start)
         left, right = train(two, name, 20, batch=30)
-        for step in range(steps):
+        for step in range(2000):
             step_one_row(two, step % 2, left, right)
         two.ours.flush()
         tables[dtype] = two.ours.weight.detach().double(), two.theirs.weight.detach().double()
@@ -81,11 +87,6 @@ def check_rows_that_skip(pair, name, steps):
     ours, theirs = (((t - truth).norm() / truth.norm()).item() for t in tables[torch.float32])
     assert ((tables[torch.float64][0] - truth).norm() / truth.norm()).item() <= 1e-12
     assert ours <= theirs + 1e-6
-
-
-@pytest.mark.parametrize("name", TWINS)
-def test_rows_that_skip_thousands_of_steps(pair, name):
-    check_rows_that_skip(pair, name, 2000)
 
 
 @settings(
@@ -107,14 +108,6 @@ def test_any_width_and_options(pair, width, sizes, name, betas, eps, seed):
     two = pair(sizes, width, torch.float32, sparse=False)
     train(two, name, 40, eps=eps, betas=betas)
     assert two.distance() <= 2e-6
-
-
-def test_closed_form_after_step_300(pair):
-    """After step 300, skipped steps are applied in closed form; before, one by one."""
-    torch.manual_seed(0)
-    two = pair([400], 8, torch.float32, sparse=False)
-    train(two, "Adam", 700, batch=3)
-    assert two.distance() <= 1.5e-6  # more than twice the steps of the 1e-6 above
 
 
 def test_evaluation_copies_and_state_dict_see_current_rows(pair):

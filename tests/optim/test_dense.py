@@ -122,19 +122,11 @@ def test_options_of_a_group(option):
 
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
-def test_a_parameter_twice_takes_two_steps():
-    own, theirs = weights()[:1], weights()[:1]
-    mine, torchs = (
-        kind(w * 2, fused=True, **OPTIONS)
-        for kind, w in ((DenseAdam, own), (torch.optim.Adam, theirs))
-    )
-    assert_takes_the_same_steps(mine, torchs, own, theirs)
-
-
-def test_a_group_without_gradients():
+@pytest.mark.parametrize("form", ["a parameter twice", "a group without gradients"])
+def test_groups(form):
     own, theirs = weights(), weights()
     mine, torchs = (
-        kind([{"params": w[:2]}, {"params": w[2:]}], **OPTIONS)
+        kind([{"params": w[:1] * 2 if "twice" in form else w[:2]}, {"params": w[2:]}], **OPTIONS)
         for kind, w in ((DenseAdam, own), (torch.optim.Adam, theirs))
     )
     assert_takes_the_same_steps(mine, torchs, own[:2], theirs[:2])
