@@ -87,29 +87,6 @@ def test_the_l2_term_holds_all_fields_beside_numbers():
     torch.testing.assert_close(model.loss(rows)["l2"], expected)
 
 
-def auc(model, rows):
-    with torch.no_grad():
-        scores, labels = model(*rows.features)[:, 0], rows.labels[:, 0] > 0
-    return (scores[labels][:, None] > scores[~labels]).double().mean()
-
-
-def test_attention_learns_whether_the_history_holds_the_target():
-    """The mean of the history and the item alone do not tell it to a small network."""
-    reached, rows = {}, batch(2048)
-    for pooling in ({}, {"history": "item"}):
-        model = build("shared_bottom", pooling, embedding_dim=8, l2=0.0)
-        optimizer = Adam(model, lr=0.02)
-        for step in range(100):
-            part = rows[(start := step * 256 % 2048) : start + 256]
-            optimizer.zero_grad()
-            torch.stack(tuple(model.loss(part).values())).sum().backward()
-            optimizer.step()
-        model.eval()
-        reached[bool(pooling)] = auc(model, batch(1024, seed=1))
-    assert reached[True] > 0.9
-    assert reached[True] > reached[False] + 0.1
-
-
 def test_rows_do_not_depend_on_each_other_and_an_id_is_a_bag_of_one():
     model, rows = build().eval(), batch()
     with torch.no_grad():
