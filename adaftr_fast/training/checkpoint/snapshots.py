@@ -235,7 +235,11 @@ class StateCopy:
             not suffice: the new buffers may take half of the available memory, the rest is for
             training and the file's pages.
         """
-        new = {name: value for name, value in tensors.items() if not self._fits(name, value)}
+        new = {
+            name: value
+            for name, value in tensors.items()
+            if not _has_form_of(self._buffers.get(name), value)
+        }
         if 2 * sum(value.nbytes for value in new.values()) > available_memory():
             return None
         try:
@@ -257,25 +261,15 @@ class StateCopy:
         for event in self._copied:
             event.synchronize()
 
-    def _fits(self, name: str, value: Tensor) -> bool:
-        buffer = self._buffers.get(name)
-        return buffer is not None and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
+
+def _has_form_of(buffer: Tensor | None, value: Tensor) -> bool:
+    return buffer is not None and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
 
 
 def _buffer(value: Tensor) -> Tensor:
     if value.is_cuda:
         return torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
     return empty_table(value.numel(), dtype=value.dtype).view(value.shape)
-
-
-def snapshot_thread() -> ThreadPoolExecutor:
-    """Returns an executor of one thread.
-
-    Its priority is that of training: a thread of a lower one waits for the CPU while it holds
-    Python's global lock, for which training then waits, too. That cost four times as much
-    (benchmarks/README.md).
-    """
-    return ThreadPoolExecutor(1, "snapshot")
 
 
 def available_memory() -> int:
@@ -324,7 +318,10 @@ class RunSnapshots:
         self.identity = _Identity(about.config.flat(), about.fingerprint, rows)
         self._saved_at = time.monotonic()
         self._copy = StateCopy()
-        self._thread = snapshot_thread()
+        # Of the priority of training: a thread of a lower one waits for the CPU while it holds
+        # Python's global lock, for which training then waits, too. That cost four times as much
+        # (benchmarks/README.md).
+        self._thread = ThreadPoolExecutor(1, "snapshot")
         # the thread's write, until its error has been raised
         self._writing: Future[str | None] | None = None
         # what is left to do when all ranks have written their shards
@@ -412,7 +409,7 @@ class RunSnapshots:
         """
         self._thread.shutdown()
         self._copy = StateCopy()
-        self._thread = snapshot_thread()
+        self._thread = ThreadPoolExecutor(1, "snapshot")
 
     def load(self) -> tuple[Progress, SavedTensors] | None:
         """Loads the newest snapshot, whose tensors are read on access; returns None if there is no
