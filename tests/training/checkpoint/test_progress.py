@@ -22,15 +22,12 @@ def test_means_continue_from_sums_in_another_order_by_name():
     assert means.means()["c"] == 3.0
 
 
-@pytest.mark.parametrize("value", [0.1, float("nan"), float("inf"), -float("inf")])
-def test_means_are_those_of_float64_sums(value):
+def test_means_are_those_of_float64_sums():
     """A sum that is not finite stays so."""
-    steps = torch.tensor([1.0, value, *[-1e30] * 50, 1e30, 3.3])
-    means = RunningMean()
-    for step in steps:
-        means.add({"a": step})
-    expected = torch.tensor(0.0, dtype=torch.float64)
-    for step in steps:
-        expected += step
-    assert means.means()["a"] == expected.item() / len(steps) or not expected.isfinite()
-    assert bool(torch.tensor(means.means()["a"]).isfinite()) == bool(expected.isfinite())
+    for value in (0.1, float("nan"), -float("inf")):
+        steps = torch.tensor([1.0, value, *[-1e30] * 50, 1e30, 3.3])
+        means = RunningMean()
+        for step in steps:
+            means.add({"a": step})
+        expected = steps.double().cumsum(0)[-1].item() / len(steps)
+        assert means.means()["a"] == pytest.approx(expected, rel=0, abs=0, nan_ok=True)
