@@ -19,11 +19,16 @@ SMALL = ModelConfig(embedding_dim=4)
 
 
 def batch(
-    rows: int = 40, tasks: int = 2, seed: int = 0, weighted: bool = False, dtype=torch.float64
+    rows: int = 40,
+    tasks: int = 2,
+    seed: int = 0,
+    weighted: bool = False,
+    dtype=torch.float64,
+    sizes=SIZES,
 ) -> Batch:
     """Returns a batch from a funnel: each task's event requires the previous task's."""
     g = torch.Generator().manual_seed(seed)
-    ids = torch.stack([torch.randint(0, n, (rows,), generator=g) for n in SIZES], 1).int()
+    ids = torch.stack([torch.randint(0, n, (rows,), generator=g) for n in sizes], 1).int()
     labels = torch.rand(rows, tasks, generator=g).lt(0.6).to(dtype).cumprod(1)
     weight = torch.rand(rows, generator=g, dtype=dtype) if weighted else None
     return Batch(ids=ids, labels=labels, group=None, weight=weight)

@@ -119,16 +119,6 @@ def test_step_hooks_and_profiler_records():
     assert calls == ["before", "after"]
 
 
-def test_tables_of_a_model_and_a_dense_gradient():
-    model = torch.nn.Sequential(FusedEmbedding([5, 6], 2), torch.nn.Linear(4, 1))
-    table = model[0]
-    optimizer = optim.SGD(model, lr=1.0)
-    before = table.weight.detach().clone()
-    table.weight.sum().backward()  # a penalty on the whole table
-    optimizer.step()
-    torch.testing.assert_close(table.weight.detach(), before - 1)
-
-
 def test_bad_arguments():
     emb = FusedEmbedding([5], 2)
     with pytest.raises(ValueError, match=r"SGD: lr must be >= 0, got -1"):

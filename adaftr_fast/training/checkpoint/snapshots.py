@@ -364,13 +364,8 @@ class RunSnapshots:
             self.save(progress, tensors, sharded)
             return
         rows, rest = ({name: copied[name] for name in each} for each in (rows, rest))
-        commit = self._committing(progress, rest)
-        if self.ranks.is_alone:
-            self._writing = self._thread.submit(self._after_copy, commit)
-        else:
-            shard = partial(save_shard, self.folder, progress.position, self.ranks.rank, rows)
-            self._writing = self._thread.submit(self._after_copy, shard)
-            self._commit = commit
+        write, self._commit = self._writes(progress, rest, rows)
+        self._writing = self._thread.submit(self._after_copy, write)
         self._saved_at = time.monotonic()
 
     def save(self, progress: Progress, tensors: dict[str, Tensor], sharded: Sharded) -> None:
@@ -382,12 +377,9 @@ class RunSnapshots:
         self.wait()
         self._commit = None
         self.ranks.largest(0)  # rank 0 removes stale files when it commits, and must have done so
-        commit = self._committing(progress, tensors)
-        if self.ranks.is_alone:
-            commit()
-        else:
-            rows = local_rows(sharded)
-            shard = save_shard(self.folder, progress.position, self.ranks.rank, rows)
+        write, commit = self._writes(progress, tensors, local_rows(sharded))
+        shard = write()
+        if commit is not None:
             shards = self.ranks.gathered(shard)
             self.ranks.from_rank_zero(lambda: commit(shards))
         self._saved_at = time.monotonic()
@@ -451,10 +443,16 @@ class RunSnapshots:
         self._copy.wait()
         return write()
 
-    def _committing(self, progress: Progress, tensors: Mapping[str, Tensor]) -> Commit:
-        """Returns what writes a snapshot, given the names of its shards."""
+    def _writes(
+        self, progress: Progress, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor]
+    ) -> tuple[Callable[[], str | None], Commit | None]:
+        """Returns what this rank writes, and what rank 0 writes when all ranks have done so."""
         run = {"identity": asdict(self.identity), "progress": asdict(progress)}
-        return partial(save_snapshot, self.folder, progress.position, tensors, run)
+        position = progress.position
+        snapshot: Commit = partial(save_snapshot, self.folder, position, tensors, run)
+        if self.ranks.is_alone:
+            return snapshot, None
+        return partial(save_shard, self.folder, position, self.ranks.rank, rows), snapshot
 
     def _check(self, saved: _Identity) -> None:
         then = DEFAULTS | saved.settings

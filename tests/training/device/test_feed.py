@@ -1,23 +1,20 @@
 """The order in which the feed queues copies and waits, on streams that note it."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 
-from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.training.device import feed, to_device
+from tests.training.device.test_graph import bags as with_offsets
+from tests.training.device.test_graph import batches
 
 
 def batch(rows, *, bags=False):
-    random = np.random.default_rng(rows)
-    labels = torch.from_numpy(random.integers(0, 2, (rows, 2)).astype(np.float32))
-    weight, *dense = torch.from_numpy(random.random((4, rows)).astype(np.float32))
-    ids = torch.from_numpy(random.integers(0, 9, (rows, 3)).astype(np.int32))
-    offsets = torch.arange(ids.numel() + 1) if bags else None
-    ids = ids.flatten() if bags else ids
-    return Batch(ids, labels, torch.arange(rows), weight, offsets, dense=torch.stack(dense, 1))
+    made = next(batches(1, rows))
+    made = replace(made, group=torch.arange(rows), dense=torch.rand(rows, 3))
+    return with_offsets(made) if bags else made
 
 
 def assert_same(found, expected):

@@ -8,12 +8,10 @@ from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
-from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.deferred import stored
 from adaftr_fast.training.device import (
@@ -23,6 +21,7 @@ from adaftr_fast.training.device import (
     depends_on_tensors_alone,
 )
 from adaftr_fast.training.stepper import Stepper
+from tests.models.inputs import batch
 from tests.tolerances import assert_same_bits
 
 SIZES, ROWS = [50, 20, 3], 16
@@ -62,12 +61,8 @@ class Recorder:
 
 
 def batches(count, rows=ROWS, weight=True):
-    random = np.random.default_rng(count)
-    for _ in range(count):
-        ids = np.stack([random.integers(0, size, rows) for size in SIZES], axis=1).astype(np.int32)
-        labels = random.integers(0, 2, (rows, 2)).astype(np.float32)
-        weights = torch.from_numpy(random.random(rows).astype(np.float32) + 0.5) if weight else None
-        yield Batch(torch.from_numpy(ids), torch.from_numpy(labels), weight=weights)
+    for seed in range(count):
+        yield batch(rows, seed=seed, weighted=weight, dtype=torch.float32, sizes=SIZES)
 
 
 def bags(content):
