@@ -75,35 +75,38 @@ class RunningMean:
 
     def __init__(self, saved: Mapping[str, Tensor] | None = None, steps: int = 0) -> None:
         found = saved or {}
-        # float64, the elements of _total
-        self.sums = {
+        # of terms that the last step did not have; the others are elements of _total
+        self._rest = {
             name.removeprefix(MEAN): found[name] for name in found if name.startswith(MEAN)
         }
-        self._total: Tensor | None = None
+        self._names: list[str] = []
+        self._total = torch.zeros(0, dtype=torch.float64)
         self._steps = steps
+
+    def _sums(self) -> dict[str, Tensor]:
+        return self._rest | dict(zip(self._names, self._total))
 
     def state(self) -> dict[str, Tensor]:
         """Returns the sums by their names in a snapshot, without copying them."""
-        return {MEAN + name: value for name, value in self.sums.items()}
+        return {MEAN + name: value for name, value in self._sums().items()}
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Adds the terms of one step, which does not wait for the device."""
         self._steps += 1
         if not terms:
             return
-        first = next(iter(terms.values()))
-        if self._total is None or terms.keys() - self.sums.keys():  # the first step, as a rule
-            names = list(self.sums | terms)
-            zero = first.new_zeros((), dtype=torch.float64)
-            self._total = torch.stack(
-                [self.sums.get(name, zero).to(first.device) for name in names]
-            )
-            self.sums = dict(zip(names, self._total))
-        values = [terms[name] if name in terms else first.new_zeros(()) for name in self.sums]
-        self._total += torch.stack(values).detach()
+        values = torch.stack(list(terms.values())).detach()
+        if list(terms) != self._names:  # in the first step, as a rule
+            self._rest = self._sums()
+            zero = values.new_zeros((), dtype=torch.float64)
+            before = [self._rest.pop(name, zero).to(values.device) for name in terms]
+            self._names = list(terms)
+            self._total = torch.stack(before)
+        self._total += values
 
     def means(self) -> dict[str, float]:
         """Returns the means by name, which waits for the device."""
-        if not self.sums:
+        sums = self._sums()
+        if not sums:
             return {}
-        return dict(zip(self.sums, (torch.stack(list(self.sums.values())) / self._steps).tolist()))
+        return dict(zip(sums, (torch.stack(list(sums.values())) / self._steps).tolist()))
