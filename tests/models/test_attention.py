@@ -25,26 +25,14 @@ def build(name="mmoe", attention=None, **options):
 
 
 def batch(rows=64, length=6, seed=0):
-    """Returns rows with a history of up to ``length`` items. A click is an item that the history
-    holds.
-    """
+    """Returns rows with a history of up to ``length`` items."""
     g = torch.Generator().manual_seed(seed)
     counts = torch.ones(rows, 3, dtype=torch.int64)
     counts[:, 1] = torch.randint(0, length + 1, (rows,), generator=g)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.flatten().cumsum(0)])
     ids = torch.randint(1, 30, (int(offsets[-1]),), generator=g, dtype=torch.int32)
-    item, history, day = (offsets[:-1].view(rows, 3)[:, f] for f in range(3))
-    ids[day] %= 4
-    for row in range(0, rows, 2):  # of every second row that has a history, the item is in it
-        if counts[row, 1]:
-            ids[item[row]] = ids[
-                history[row] + torch.randint(int(counts[row, 1]), (1,), generator=g)
-            ]
-    held = [
-        bool((ids[h : h + n] == ids[i]).any())
-        for i, h, n in zip(item, history, counts[:, 1], strict=True)
-    ]
-    labels = torch.tensor(held).float()[:, None].expand(-1, 2).clone()
+    ids[offsets[2:-1:3]] %= 4  # of the day
+    labels = torch.randint(0, 2, (rows, 2), generator=g).float()
     return Batch(ids, labels, offsets=offsets)
 
 
