@@ -65,6 +65,13 @@ def found_gradients(built, names):
     return np.concatenate([grads[n].to_dense().detach().numpy().ravel() for n in names])
 
 
+def assert_weighs(built, gradients, scale):
+    """Checks that the gradient is the sum of those of the terms, times ``scale``, by default 1."""
+    names = list(next(iter(gradients.values())))
+    total = sum(scale.get(term, 1.0) * flat(each, names) for term, each in gradients.items())
+    np.testing.assert_allclose(found_gradients(built, names), total, rtol=1e-9, atol=1e-12)
+
+
 def conflicting(tasks, seed=0):
     """Returns a batch whose last label contradicts the first one, so that gradients conflict."""
     data = batch(40, len(tasks), seed)
@@ -150,10 +157,7 @@ def test_uncertainty_follows_equation_10(name):
     )
     expected = [-np.exp(-each) * losses[task] + 0.5 for each, task in zip(s, TWO)]
     np.testing.assert_allclose(run.balance.log_variances.grad.numpy(), expected, rtol=1e-9)
-    scale = dict(zip(TWO, np.exp(-s)))
-    names = list(gradients[TWO[0]])
-    total = sum(scale.get(term, 1.0) * flat(each, names) for term, each in gradients.items())
-    np.testing.assert_allclose(found_gradients(built, names), total, rtol=1e-9, atol=1e-12)
+    assert_weighs(built, gradients, dict(zip(TWO, np.exp(-s))))
     # the optimizer moved it
     assert not torch.equal(run.balance.log_variances.detach(), torch.from_numpy(s))
 
@@ -178,9 +182,7 @@ def test_gradnorm_follows_equation_2():
         target = (w * norms).mean() * (rates / rates.mean()) ** alpha
         expected = np.sign(w * norms - target) * norms  # the gradient of Eq. 2
         np.testing.assert_allclose(run.balance.weights.grad.numpy(), expected, rtol=1e-7)
-        names, scale = list(gradients[tasks[0]]), dict(zip(tasks, w))
-        total = sum(scale.get(term, 1.0) * flat(each, names) for term, each in gradients.items())
-        np.testing.assert_allclose(found_gradients(built, names), total, rtol=1e-9, atol=1e-12)
+        assert_weighs(built, gradients, dict(zip(tasks, w)))
         w = run.balance.weights.detach().numpy().copy()
         np.testing.assert_allclose(w.sum(), len(tasks), rtol=1e-12)
     assert len(set(w.round(6))) > 1
