@@ -16,7 +16,7 @@ from adaftr_fast.models import (
     build_model,
 )
 from adaftr_fast.nn.mlp import MLP
-from tests.models.inputs import BACKBONES, MODELS, SIZES, THREE, TWO, batch, model
+from tests.models.inputs import MODELS, SIZES, THREE, TWO, batch, model
 from tests.tolerances import assert_same_bits
 
 FIELDS = [100] * 20
@@ -96,13 +96,6 @@ def test_widths_of_no_field_are_named(names, message):
             TWO,
             names,
         )
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_adaftr_stands_over_the_backbone_named(backbone):
-    over, alone = model("adaftr", backbone=backbone).backbone, model(backbone)
-    assert type(over) is type(alone)
-    assert [p.shape for p in over.parameters()] == [p.shape for p in alone.parameters()]
 
 
 def test_settings_survive_json():

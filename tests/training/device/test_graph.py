@@ -3,10 +3,10 @@
 import functools
 import warnings
 import weakref
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
-from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -183,12 +183,6 @@ def test_a_capture_that_fails_warns_once_and_steps_run_eagerly():
     assert log == ["aside"] * WARM_UP + ["refused"]
 
 
-class FakeGraph:
-    """A graph of a simulated allocator: one at a time is captured."""
-
-    replay = None
-
-
 class FakeCuda:
     """What ``CudaCaptures`` calls of torch, as torch 2.11 behaves; ``log`` has what happens to the
     pool.
@@ -196,13 +190,8 @@ class FakeCuda:
 
     def __init__(self, monkeypatch, ends_itself):
         self.log, self.capturing, self.ends_itself = [], False, ends_itself
-        stream = SimpleNamespace(wait_stream=lambda other: None)
-        for name, value in {
-            "Stream": lambda device: stream, "current_stream": lambda device: stream, "CUDAGraph": FakeGraph,
-            "graph_pool_handle": lambda: (0, 1), "graph": self.graph, "set_stream": lambda stream: None,
-            "device": lambda device: nullcontext(), "current_device": lambda: 0,
-        }.items():  # fmt: skip
-            monkeypatch.setattr(torch.cuda, name, value)
+        cuda = MagicMock(graph=self.graph, CUDAGraph=type("Graph", (), {"replay": None}))
+        monkeypatch.setattr(torch, "cuda", cuda)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
         monkeypatch.setattr(
             torch._C,
