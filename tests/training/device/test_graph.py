@@ -136,7 +136,7 @@ def test_a_falling_beta_is_part_of_the_graph_until_the_contrast_ends():
 
 
 def test_the_graph_is_captured_anew_when_the_optimizer_replaces_its_state():
-    content = list(batches(200))
+    content = list(batches(80))
     own, log = graphed()
     series, step = [], own.step
     (steps,) = own.optimizers[-1]._deferred.values()
@@ -150,7 +150,7 @@ def test_the_graph_is_captured_anew_when_the_optimizer_replaces_its_state():
     changes = sum(one != other for one, other in pairwise(series))
     assert changes >= 1
     assert log.count("capture") == 1 + changes
-    assert log.count("replay") == 200 - 1 - WARM_UP
+    assert log.count("replay") == 80 - 1 - WARM_UP
 
 
 def test_other_batches_run_eagerly():
