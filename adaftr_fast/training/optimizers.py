@@ -50,7 +50,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
         optimizers.append(ADAMS[config.tables]([*of_dense, *of_tables], **adam))
     else:
         optimizers += [DenseAdam([group], **adam) for group in of_dense]
-        options = {} if config.tables == "sgd" else {"eps": config.eps}
+        options: dict[str, Any] = {} if config.tables == "sgd" else {"eps": config.eps}
         optimizers += [TABLES[config.tables]([group], **options) for group in of_tables]
     optimizers += [
         module.optimizer for module in model.modules() if isinstance(module, ShardedTables)
@@ -74,15 +74,15 @@ def table_state_bytes(kind: str, num_embeddings: Sequence[int], widths: Sequence
         num_embeddings: number of rows of each field.
         widths: embedding width of each field.
     """
-    per_row = {  # numbers of 4 bytes for a row of a width
-        # the moments, and the step at which the row was last current
-        "adam": lambda width: 2 * width + 1,
-        "lazy_adam": lambda width: 2 * width,
-        "adagrad": lambda width: width,
-        "rowwise_adagrad": lambda width: 1,
-        "sgd": lambda width: 0,
+    vectors, numbers = {  # of 4 bytes for each row
+        "adam": (2, 1),  # the moments, and the step at which the row was last current
+        "lazy_adam": (2, 0),
+        "adagrad": (1, 0),
+        "rowwise_adagrad": (0, 1),
+        "sgd": (0, 0),
     }[kind]
-    return 4 * sum(rows * per_row(width) for rows, width in zip(num_embeddings, widths))
+    of_rows = zip(num_embeddings, widths)
+    return 4 * sum(rows * (vectors * width + numbers) for rows, width in of_rows)
 
 
 def learning_rate(config: OptimizerConfig, step: int, peak: float) -> float:

@@ -272,10 +272,18 @@ def test_resuming_does_what_a_killed_run_did_not_do_at_the_end_of_an_epoch(
 
 
 @pytest.mark.parametrize(
-    "monitor", ["auc", "logloss", "gauc", "cvr_auc", "conversion/auc", "click/logloss"]
+    ("monitor", "best"),
+    [
+        ("auc", 2),
+        ("logloss", 2),
+        ("gauc", 4),
+        ("cvr_auc", 1),
+        ("conversion/auc", 3),
+        ("click/logloss", 1),
+    ],
 )
 def test_the_monitored_metric_chooses_the_weights_and_ends_the_run(
-    model, splits, monkeypatch, monitor
+    model, splits, monkeypatch, monitor, best
 ):
     """Metrics whose best epochs differ: the second for click's AUC, the first for click's log-loss,
     and so on.
@@ -289,14 +297,6 @@ def test_the_monitored_metric_chooses_the_weights_and_ends_the_run(
         ("conversion", "gauc"): (0.5, 0.5, 0.5, 0.6),
         ("conversion", "cvr_auc"): (0.7, 0.6, 0.6, 0.6),
     }
-    best = {
-        "auc": 2,
-        "logloss": 2,
-        "gauc": 4,
-        "cvr_auc": 1,
-        "conversion/auc": 3,
-        "click/logloss": 1,
-    }[monitor]
     epochs = iter(range(4))
 
     def metrics(*_):

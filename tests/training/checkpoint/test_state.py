@@ -25,17 +25,18 @@ def copied(tensors):
 
 
 @pytest.mark.parametrize(
-    ("name", "widths"),
+    ("name", "widths", "count"),
     [
-        ("adam", 4),
-        ("adam", [6, 2, 4]),
-        ("sgd", [6, 2, 4]),
-        ("adagrad", 4),
-        ("rowwise_adagrad", 4),
-        ("lazy_adam", 4),
+        ("adam", 4, 30),
+        ("adam", [6, 2, 4], 30),
+        ("adam", [6, 2, 4], 0),
+        ("sgd", [6, 2, 4], 30),
+        ("adagrad", 4, 30),
+        ("rowwise_adagrad", 4, 30),
+        ("lazy_adam", 4, 30),
     ],
 )
-def test_restored_training_has_the_same_bits(name, widths, model, splits):
+def test_restored_training_has_the_same_bits(name, widths, count, model, splits):
     """Of exact Adam, some rows have deferred updates after 30 steps of small batches, which the
     state preserves.
     """
@@ -43,11 +44,11 @@ def test_restored_training_has_the_same_bits(name, widths, model, splits):
     config = OptimizerConfig(lr=0.01, tables=name, tables_lr=0.01)
     model.embedding = FusedEmbedding((50, 20, 3), widths)
     optimizers = build_optimizers(model.train(), config)
-    steps(model, optimizers, splits, batches[:30])
+    steps(model, optimizers, splits, batches[:count])
     saved = copied(capture(model, optimizers))
     steps(model, optimizers, splits, batches[30:90])
     drawn = torch.rand(3)
-    assert name != "adam" or saved["optimizer/0/0.counts"].tolist()[2] == 1  # stale
+    assert name != "adam" or saved["optimizer/0/0.counts"].tolist()[2] == (count > 0)  # stale
     other = type(model)().train()
     other.embedding = FusedEmbedding((50, 20, 3), widths)
     again = build_optimizers(other, config)
