@@ -192,15 +192,14 @@ class PlainModule(MultiTaskModel):
         given = {name: part for name, part in parts.items() if part is not None}
         found = self.module(ids, **given)
         logits = found if isinstance(found, Tensor) else getattr(found, "logits", None)
-        shape = list(logits.shape) if isinstance(logits, Tensor) else []
         tasks = len(self.task_names)
-        if len(shape) != 2 or shape[1] != tasks:
-            got = shape if isinstance(logits, Tensor) else type(found).__name__
-            raise TypeError(
-                f"{type(self.module).__name__}: expected logits [B, {tasks}], or an object with "
-                f"them as logits, got {got}"
-            )
-        return logits
+        if isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] == tasks:
+            return logits
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(found).__name__
+        raise TypeError(
+            f"{type(self.module).__name__}: expected logits [B, {tasks}], or an object with them "
+            f"as logits, got {got}"
+        )
 
 
 class Backbone(MultiTaskModel):
