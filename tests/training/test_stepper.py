@@ -31,7 +31,7 @@ def moved(model, batches, optimizer=None, **config):
         model, optimizer or OptimizerConfig(lr=0.01), TrainingConfig(batch_size=100, **config)
     )
     terms = [stepper.step(batch, number + 1, number / 4) for number, batch in enumerate(batches)]
-    return terms, {name: value.clone() for name, value in model.eval().state_dict().items()}
+    return terms, copy.deepcopy(model.eval().state_dict())
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def batches(splits):
 
 def test_accumulated_parts_match_the_whole_batch(model, batches):
     """The terms are means over rows, so only the order of additions differs."""
-    start = {name: value.clone() for name, value in model.state_dict().items()}
+    start = copy.deepcopy(model.state_dict())
     whole, expected = moved(model, batches)
     model.load_state_dict(start)
     parts, weights = moved(model, batches, accumulate=4)

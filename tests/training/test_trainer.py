@@ -1,3 +1,4 @@
+import copy
 import signal
 from dataclasses import replace
 from unittest.mock import Mock
@@ -23,7 +24,7 @@ def weights_of(model):
 
 
 def test_training_learns_and_writes_metrics_and_weights(model, splits, tmp_path, monkeypatch):
-    start = {name: value.clone() for name, value in model.state_dict().items()}
+    start = copy.deepcopy(model.state_dict())
     result = trainer(model, splits, tmp_path / "run").fit()
     records = read_records(tmp_path / "run/metrics.jsonl")
     assert records == result.epochs
@@ -302,7 +303,7 @@ def test_the_monitored_metric_chooses_the_weights_and_ends_the_run(
 
 
 def test_validating_several_times_an_epoch_changes_no_step(splits, model, tmp_path):
-    start = {name: value.clone() for name, value in model.state_dict().items()}
+    start = copy.deepcopy(model.state_dict())
     results = []
     for every in (1.0, 0.25):
         model.load_state_dict(start)

@@ -11,7 +11,7 @@ from adaftr_fast.training.optimizers import build_optimizers
 from tests.tolerances import assert_same_bits
 
 
-def steps(model, optimizers, split, batches):
+def steps(model, optimizers, batches):
     for batch in batches:
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -44,16 +44,16 @@ def test_restored_training_has_the_same_bits(name, widths, count, model, splits)
     config = OptimizerConfig(lr=0.01, tables=name, tables_lr=0.01)
     model.embedding = FusedEmbedding((50, 20, 3), widths)
     optimizers = build_optimizers(model.train(), config)
-    steps(model, optimizers, splits, batches[:count])
+    steps(model, optimizers, batches[:count])
     saved = copied(capture(model, optimizers))
-    steps(model, optimizers, splits, batches[30:90])
+    steps(model, optimizers, batches[30:90])
     drawn = torch.rand(3)
     assert name != "adam" or saved["optimizer/0/0.counts"].tolist()[2] == (count > 0)  # stale
     other = type(model)().train()
     other.embedding = FusedEmbedding((50, 20, 3), widths)
     again = build_optimizers(other, config)
     restore(other, again, saved)
-    steps(other, again, splits, batches[30:90])
+    steps(other, again, batches[30:90])
     assert torch.equal(torch.rand(3), drawn)
     assert_same_bits(capture(other, again), capture(model, optimizers))
 
