@@ -76,25 +76,15 @@ def test_a_step_makes_no_pass_over_the_tables(model, batches, monkeypatch):
 
 
 def test_the_schedule_reaches_dense_weights_and_tables(model, batches):
-    before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    stepper = Stepper(
-        model, OptimizerConfig(lr=0.5, warmup_steps=10), TrainingConfig(batch_size=100)
-    )
-    stepper.step(batches[0], 3)
-    (own,) = stepper.optimizers
-    assert [group["lr"] for group in own.param_groups] == [0.15, 0.15]
-    steps = {
-        name: (value - before[name]).abs().max().item() for name, value in model.named_parameters()
-    }
-    # Adam's first step is lr wherever there is a gradient
-    assert max(steps.values()) == pytest.approx(0.15, rel=1e-3)
-    assert min(value for name, value in steps.items() if "embedding" in name) == pytest.approx(
-        0.15, rel=1e-3
-    )
-    optimizer = OptimizerConfig(lr=0.5, tables="sgd", tables_lr=2.0, warmup_steps=10)
-    stepper = Stepper(model, optimizer, TrainingConfig(batch_size=100))
-    stepper.step(batches[0], 3)
-    assert [each.param_groups[0]["lr"] for each in stepper.optimizers] == [0.15, pytest.approx(0.6)]
+    for options, expected in (
+        ({}, [0.15, 0.15]),
+        ({"tables": "sgd", "tables_lr": 2.0}, [0.15, 0.6]),
+    ):
+        optimizer = OptimizerConfig(lr=0.5, warmup_steps=10, **options)
+        stepper = Stepper(model, optimizer, TrainingConfig(batch_size=100))
+        stepper.step(batches[0], 3)
+        groups = [group for each in stepper.optimizers for group in each.param_groups]
+        assert [group["lr"] for group in groups] == pytest.approx(expected)
 
 
 def test_bfloat16_is_near_float32_and_keeps_weights_in_float32(batches):
