@@ -97,6 +97,72 @@ class GradientBalance(Balance, ABC):
             step: number of the step, counted from 1 over all epochs.
         """
 
+    def backward(
+        self,
+        terms: Mapping[str, Tensor],
+        parameters: Sequence[Tensor],
+        step: int,
+        average: Callable[[Tensor], Tensor],
+    ) -> dict[str, Tensor]:
+        """Takes a backward of each task's loss and of the other terms, and combines the gradients.
+        The parameters have no gradient before.
+
+        Args:
+            terms: the terms of the loss, 0-dim.
+            parameters: the parameters.
+            step: as of ``factors``.
+            average: replaces the gradients of the parameters by their means over ranks, and returns
+                the means of what it takes.
+
+        Returns:
+            The means of the terms over ranks.
+        """
+        losses, others = self.split(terms)
+        parts = [*losses, torch.stack(others).sum()] if others else losses
+        values = torch.stack(tuple(terms.values())).detach()
+        gradients = []
+        for number, loss in enumerate(parts, start=1):
+            loss.backward(retain_graph=number < len(parts))
+            means = dict(zip(terms, average(values)))  # the same after each backward
+            for parameter in parameters:
+                # so that tables have the same rows in the gradients of all losses
+                coalesce_gradient(parameter)
+            gradients.append([parameter.grad for parameter in parameters])
+            for parameter in parameters:
+                parameter.grad = None
+        self._combine(parameters, gradients, torch.stack(self.split(means)[0]), step)
+        return means
+
+    @torch.no_grad()
+    def _combine(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Sequence[Tensor | None]],
+        losses: Tensor,
+        step: int,
+    ) -> None:
+        """Sets the gradient of each parameter to the sum of the tasks' gradients, multiplied by
+        factors, and of the last one, of the other terms.
+
+        A parameter is shared if two or more tasks have a gradient for it that is not zero. Kernels
+        that compute several towers at once return zeros for the towers that a task does not have.
+        """
+        tasks = len(losses)
+        found = {}
+        inner = [torch.zeros(tasks, tasks, dtype=torch.float64, device=losses.device)]
+        for n, grads in enumerate(zip(*gradients)):
+            if any(grad is not None for grad in grads):
+                matrix, like = _matrix(grads)
+                found[n] = (matrix, like)
+                inner.append((matrix[:tasks] @ matrix[:tasks].T).double())
+        products = torch.stack(inner)  # [P + 1, T, T]
+        shared = (products.diagonal(dim1=1, dim2=2) > 0).sum(1) > 1  # [P + 1]
+        of_shared, of_own = self.factors((products * shared[:, None, None]).sum(0), losses, step)
+        chosen = torch.where(shared[1:, None], of_shared, of_own)  # [P, T]
+        chosen = F.pad(chosen, (0, len(gradients) - tasks), value=1.0)
+        for factor, (n, (matrix, like)) in zip(chosen.unbind(), found.items()):
+            parameters[n].grad = _like(like, factor.to(matrix) @ matrix)
+
 
 NAME = "balance"  # of the child of the model
 
@@ -257,70 +323,6 @@ class GradNorm(GradientBalance):
 
     def task_weights(self) -> Tensor:
         return self.weights.detach().clone()
-
-
-Gradient = list[Tensor | None]
-"""The gradient of a loss by parameter; None where it has none."""
-Factors = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Maps the inner products [T, T] to the factors [T] for shared parameters, and for those of one
-task.
-"""
-
-
-def gradients_of(
-    losses: Sequence[Tensor], parameters: Sequence[Tensor], average: Callable[[], None]
-) -> list[Gradient]:
-    """Takes a backward of each loss; the parameters have no gradient before and after.
-
-    Args:
-        losses: the losses, 0-dim.
-        parameters: the parameters.
-        average: replaces the gradients of the parameters by their means over ranks.
-    """
-    found = []
-    for number, loss in enumerate(losses, start=1):
-        loss.backward(retain_graph=number < len(losses))
-        average()
-        for parameter in parameters:
-            # so that tables have the same rows in the gradients of all losses
-            coalesce_gradient(parameter)
-        found.append([parameter.grad for parameter in parameters])
-        for parameter in parameters:
-            parameter.grad = None
-    return found
-
-
-@torch.no_grad()
-def combine(
-    parameters: Sequence[Tensor], gradients: Sequence[Gradient], tasks: int, factors: Factors
-) -> None:
-    """Sets the gradient of each parameter to the sum of the tasks' gradients, multiplied by
-    factors, and of the others.
-
-    A parameter is shared if two or more tasks have a gradient for it that is not zero. Kernels that
-    compute several towers at once return zeros for the towers that a task does not have.
-
-    Args:
-        parameters: the parameters.
-        gradients: the gradients of the T tasks, then those of other terms of the loss.
-        tasks: T.
-        factors: computes the factors from the inner products of the gradients of the shared
-            parameters.
-    """
-    found = {}
-    inner = [torch.zeros(tasks, tasks, dtype=torch.float64, device=parameters[0].device)]
-    for n, grads in enumerate(zip(*gradients)):
-        if any(grad is not None for grad in grads):
-            matrix, like = _matrix(grads)
-            found[n] = (matrix, like)
-            inner.append((matrix[:tasks] @ matrix[:tasks].T).double())
-    products = torch.stack(inner)  # [P + 1, T, T]
-    shared = (products.diagonal(dim1=1, dim2=2) > 0).sum(1) > 1  # [P + 1]
-    of_shared, of_own = factors((products * shared[:, None, None]).sum(0))
-    chosen = torch.where(shared[1:, None], of_shared, of_own)  # [P, T]
-    chosen = F.pad(chosen, (0, len(gradients) - tasks), value=1.0)
-    for factor, (n, (matrix, like)) in zip(chosen.unbind(), found.items()):
-        parameters[n].grad = _like(like, factor.to(matrix) @ matrix)
 
 
 def _matrix(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:

@@ -29,8 +29,6 @@ from adaftr_fast.training.balance import (
     GradientBalance,
     UncertaintyWeights,
     build_balance,
-    combine,
-    gradients_of,
 )
 from adaftr_fast.training.checkpoint.state import sharded_tables
 from adaftr_fast.training.device import (
@@ -179,7 +177,9 @@ class Stepper:
     def _gradients(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """Computes the gradients of a batch, over all ranks; returns the loss terms."""
         if isinstance(self.balance, GradientBalance):
-            return self._combined(self.balance, batch, number)
+            terms = self._terms(batch)
+            self._check(terms, torch.stack(tuple(terms.values())))
+            return self.balance.backward(terms, self.parameters, number, self._averaged)
         if self.graph is not None:
             return self.graph.run(self._backward, batch)
         terms = self._backward(batch) if self.config.accumulate == 1 else self._accumulated(batch)
@@ -192,27 +192,6 @@ class Stepper:
         if self.ranks.is_alone:
             return values
         return average_gradients(self.parameters, values, self.ranks.group)
-
-    def _combined(self, balance: GradientBalance, batch: Batch, number: int) -> dict[str, Tensor]:
-        """Combines the gradients of the tasks as ``balance`` does; returns the loss terms."""
-        terms = self._terms(batch)
-        values = torch.stack(tuple(terms.values()))
-        self._check(terms, values)
-        losses, others = balance.split(terms)
-        parts = [*losses, torch.stack(others).sum()] if others else losses
-        means: list[Tensor] = []  # of the terms, the same after each backward
-        gradients = gradients_of(
-            parts, self.parameters, lambda: means.append(self._averaged(values.detach()))
-        )
-        terms = dict(zip(terms, means[0]))
-        task_losses = torch.stack(balance.split(terms)[0])
-        combine(
-            self.parameters,
-            gradients,
-            len(losses),
-            lambda products: balance.factors(products, task_losses, number),
-        )
-        return terms
 
     def _accumulated(self, batch: Batch) -> dict[str, Tensor]:
         rows = len(batch) // self.config.accumulate

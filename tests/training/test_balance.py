@@ -10,7 +10,7 @@ import torch
 from adaftr_fast.config import ModelConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import build_model
-from adaftr_fast.training.balance import GradNorm, PCGrad, combine, gradients_of
+from adaftr_fast.training.balance import GradientBalance, GradNorm, PCGrad
 from adaftr_fast.training.checkpoint.weights import load_checkpoint, weights_of
 from adaftr_fast.training.stepper import Stepper
 from tests.models.inputs import THREE, TWO, batch, model
@@ -122,23 +122,22 @@ def test_tables_that_tasks_look_up_by_themselves_are_aligned():
     torch.manual_seed(0)
     upstream = torch.randn(2, 2, 2).double()
     losses = [(table(torch.tensor(ids)) * up).sum() for ids, up in zip(([4, 1], [1, 1]), upstream)]
-    others = [(table.weight[2] * 3).sum()]
+    terms = dict(zip("ab", losses)) | {"other": (table.weight[2] * 3).sum()}
     exact = [
         torch.autograd.grad(loss, table.weight, retain_graph=True)[0].to_dense() for loss in losses
     ]
-    products = []
 
-    def factors(inner):
-        products.append(inner)
-        return torch.tensor([2.0, -1.0]).double(), torch.ones(2).double()
+    class Fixed(GradientBalance):
+        def factors(self, products, losses, step):
+            self.products = products
+            return torch.tensor([2.0, -1.0]).double(), torch.ones(2).double()
 
-    gradients = gradients_of([*losses, *others], [table.weight], lambda: None)
-    combine([table.weight], gradients, 2, factors)
+    balance = Fixed("ab")
+    balance.backward(terms, [table.weight], 1, lambda values: values)
     dense = torch.stack([each.flatten() for each in exact])
-    torch.testing.assert_close(products[0], dense @ dense.T)
-    expected = (
-        2 * exact[0] - exact[1] + torch.zeros(6, 2).double().index_fill(0, torch.tensor([2]), 3.0)
-    )
+    torch.testing.assert_close(balance.products, dense @ dense.T)
+    expected = 2 * exact[0] - exact[1]
+    expected[2] += 3.0
     torch.testing.assert_close(table.weight.grad.to_dense(), expected)
 
 
