@@ -446,19 +446,18 @@ class RowOptimizer(torch.optim.Optimizer):
         given = {key: torch.as_tensor(value) for key, value in saved.items() if value is not None}
         if "step" not in entry:
             given.pop("step", None)
-        whole = {
-            key for key, value in entry.items() if key in given and given[key].shape == value.shape
-        }
-        given |= self._by_field(weight, {key: given.pop(key) for key in whole})
-        expected = self._by_field(weight, entry)
-        for key in sorted(expected.keys() | given.keys()):
-            want, got = (
-                list(each[key].shape) if key in each else None for each in (expected, given)
-            )
-            if want != got:
-                name = type(self).__name__
+        for key, value in entry.items():
+            if key in given and given[key].shape == value.shape:  # of the whole table
+                given |= self._by_field(weight, {key: given.pop(key)})
+        expected, found = (
+            {key: list(value.shape) for key, value in each.items()}
+            for each in (self._by_field(weight, entry), given)
+        )
+        for key in sorted(expected.keys() | found.keys()):
+            if expected.get(key) != found.get(key):
                 raise ValueError(
-                    f"{name}.load_state_dict: table {number}: {key} must be {want}, got {got}"
+                    f"{type(self).__name__}.load_state_dict: table {number}: {key} must be "
+                    f"{expected.get(key)}, got {found.get(key)}"
                 )
         names = self._table_of[weight].field_names
         return {
