@@ -107,18 +107,6 @@ def test_groups_closure_and_zero_grad():
     assert first.weight.grad is None
 
 
-def test_step_hooks_and_profiler_records():
-    emb, calls = FusedEmbedding([5], 2), []
-    optimizer = optim.SGD(emb)
-    with torch.profiler.profile() as profile:
-        optimizer.step()
-    assert "Optimizer.step#SGD.step" in {event.key for event in profile.key_averages()}
-    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
-    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
-    optimizer.step()
-    assert calls == ["before", "after"]
-
-
 def test_bad_arguments():
     emb = FusedEmbedding([5], 2)
     with pytest.raises(ValueError, match=r"SGD: lr must be >= 0, got -1"):
