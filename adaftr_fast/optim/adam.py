@@ -21,7 +21,7 @@ import adaftr_fast.ops.embedding.optim  # noqa: F401  # defines the ops
 from adaftr_fast.nn.deferred import DeferredParameter, defer, flush, missed_steps
 from adaftr_fast.nn.embedding_table import insert_rows
 from adaftr_fast.ops.embedding.lookup import empty_table, runs_cuda_kernels
-from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least, state_table
+from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least_0, state_table
 from adaftr_fast.optim.dense import DenseAdam
 
 # β^j is tabulated for j below this; csrc/cpu/embedding/optim/adam.h has the same number
@@ -46,7 +46,7 @@ class _RuleOfAdam(RowOptimizer):
         **options: Any,
     ) -> None:
         name = type(self).__name__
-        check_at_least(name, 0, lr=lr, eps=eps, weight_decay=weight_decay)
+        check_at_least_0(name, lr=lr, eps=eps, weight_decay=weight_decay)
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"{name}: betas must be in [0, 1), got {betas}")
         self._deferred: dict[nn.Parameter, DeferredAdam] = {}  # by table, of dense Adam alone

@@ -52,11 +52,11 @@ def split(
     return {parameter: known[parameter] for parameter in entries if parameter in known}, entries
 
 
-def check_at_least(name: str, low: float, **values: float) -> None:
-    """Raises ValueError for the first value below ``low``."""
+def check_at_least_0(name: str, **values: float) -> None:
+    """Raises ValueError for the first value below 0."""
     for key, value in values.items():
-        if not value >= low:
-            raise ValueError(f"{name}: {key} must be >= {low}, got {value}")
+        if not value >= 0:
+            raise ValueError(f"{name}: {key} must be >= 0, got {value}")
 
 
 def state_table(weight: Tensor, *size: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 
 import adaftr_fast.ops.embedding.optim  # noqa: F401  # defines the ops
 from adaftr_fast.nn.embedding_table import insert_rows
-from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least, state_table
+from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least_0, state_table
 
 _ops = torch.ops.adaftr_fast
 
@@ -35,7 +35,7 @@ class SGD(RowOptimizer):
     def __init__(
         self, params: Parameters, lr: float = 1e-3, weight_decay: float = 0.0, **options: Any
     ) -> None:
-        check_at_least("SGD", 0, lr=lr, weight_decay=weight_decay)
+        check_at_least_0("SGD", lr=lr, weight_decay=weight_decay)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, options)
 
     def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Adagrad(RowOptimizer):
     ) -> None:
         values = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
         self._initial = initial_accumulator_value
-        check_at_least(type(self).__name__, 0, **values, initial_accumulator_value=self._initial)
+        check_at_least_0(type(self).__name__, **values, initial_accumulator_value=self._initial)
         super().__init__(params, values, options)
 
     def _twin_options(self, defaults: dict[str, Any]) -> dict[str, Any]:

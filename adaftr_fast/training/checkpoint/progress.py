@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +32,7 @@ class Progress:
     total_steps: int = 0
     seconds: float = 0.0
     best_epoch: float = 0
-    best_auc: float = -np.inf
+    best_auc: float = -math.inf
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
