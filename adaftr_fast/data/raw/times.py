@@ -95,7 +95,7 @@ def with_times(
 def _condition(time: TimeRange, bounds: dict[float, object]) -> Condition | None:
     found = [(time.column, ">=", bounds[time.start])] if time.start > 0 else []
     found += [(time.column, "<", bounds[time.stop])] if time.stop < 1 else []
-    return found or None
+    return [found] if found else None
 
 
 def _quantiles(

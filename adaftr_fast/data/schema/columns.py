@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime
+from itertools import chain
 
 import pyarrow as pa
 
-from adaftr_fast.data.schema.types import Condition, Schema
+from adaftr_fast.data.schema.types import Schema
 
 EXACT_INTEGERS = 1 << 53  # up to which float64 has all integers
 
@@ -23,24 +24,14 @@ def column_types(schema: Schema) -> dict[str, pa.DataType]:
     discrete = {
         column for field in schema.fields if field.kind != "numeric" for column in field.columns
     }
-    conditions = [label.condition for label in schema.labels] + [
-        rule.where for rule in schema.split.values()
-    ]
+    conditions = [each.condition for each in schema.labels]
+    conditions += [each.where for each in schema.split.values()]
     for condition in (*conditions, schema.drop):
-        for column, operand in _operands(condition or []):
-            types[column] = operand_type(operand, column in discrete)
+        for column, _, operand in chain.from_iterable(condition or []):
+            value = operand[0] if isinstance(operand, list) else operand
+            types[column] = operand_type(value, column in discrete)
     labels = [label.column for label in schema.labels if label.column is not None]
     return types | dict.fromkeys([*schema.numbers(), *labels], pa.float64())
-
-
-def _operands(condition: Condition) -> list[tuple[str, object]]:
-    triples = [
-        triple for item in condition for triple in ([item] if isinstance(item, tuple) else item)
-    ]
-    return [
-        (column, operand[0] if isinstance(operand, list) else operand)
-        for column, _, operand in triples
-    ]
 
 
 def operand_type(operand: object, discrete: bool = False) -> pa.DataType:
