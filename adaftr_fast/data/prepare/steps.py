@@ -230,8 +230,9 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
     job.check_seen()
     source = job.source(shard)
     counts = count_values(job.fitted, source.scan("train", advance), job.memory)
+    account = source.account()
     with replacing(job.work.counts(shard)) as new, new.open("wb") as file:
-        for of_texts in source.count_texts(job.schema.compared()).values():
+        for of_texts in account.texts.values():
             of_texts.write(file)
         for each in job.fitted:
             if each.name in counts:
@@ -241,8 +242,8 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
             columns = (batch[group] for batch in source.scan(split, only=group))
             with replacing(job.work.groups(split, shard)) as new:
                 Groups.from_columns(group, columns).write(new)
-    unused = dataclasses.asdict(source.count_unused())
-    unlabelled = dataclasses.asdict(source.count_unlabelled())
+    unused = dataclasses.asdict(account.unused)
+    unlabelled = dataclasses.asdict(account.unlabelled)
     job.inputs.check()
     return {"has_rows": bool(counts), "unused": unused, "unlabelled": unlabelled}
 

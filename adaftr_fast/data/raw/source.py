@@ -28,7 +28,14 @@ from adaftr_fast.data.encode.written import SHOWN_LABELS, as_written, is_label, 
 from adaftr_fast.data.memory import DEFAULT, GB, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.raw.bad_rows import EXAMPLES, BadRows
-from adaftr_fast.data.raw.batches import PARQUET, Read, coalesced, count_rows, read_tables
+from adaftr_fast.data.raw.batches import (
+    PARQUET,
+    Read,
+    coalesced,
+    count_rows,
+    fragment_rows,
+    read_tables,
+)
 from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule, condition_columns
 from adaftr_fast.errors import DataError, StoreError, UserError, first_line
@@ -63,6 +70,60 @@ class Unused:
 
     def __add__(self, other: Unused) -> Unused:
         return Unused(self.unmatched + other.unmatched, self.dropped + other.dropped)
+
+
+@dataclass
+class Account:
+    """What is known of the rows of some files.
+
+    Attributes:
+        unused: rows that are in no split.
+        unlabelled: the rows that are not dropped and lack a label, by the first label that they
+            lack and its value.
+        texts: the values of the columns that labels compare with text, by column.
+    """
+
+    unused: Unused
+    unlabelled: BadRows
+    texts: dict[str, ValueCounts]
+
+
+class _Lacking:
+    """Rows that lack a label.
+
+    Attributes:
+        reasons: their numbers by reason, which is the value that they have.
+        first: the numbers of the first ones, with the reasons.
+    """
+
+    def __init__(self, label: Label) -> None:
+        self.label = label
+        self.reasons: Counter[str] = Counter()
+        self.first: list[tuple[int, str]] = []
+
+    def add(self, table: pa.Table, lacks: np.ndarray, first_row: int) -> None:
+        """Adds the rows of a table in which ``lacks`` [n] is true."""
+        places = np.flatnonzero(lacks)
+        if not len(places):
+            return
+        values = pa.nulls(len(places), pa.string())
+        if self.label.column is not None:
+            values = one_array(table[self.label.column].take(pa.array(places))).cast(pa.string())
+        for place, value in zip(places[:EXAMPLES].tolist(), values.to_pylist()):
+            self.first.append((first_row + place, self._reason(value)))
+        del self.first[EXAMPLES:]
+        counted = pc.value_counts(values)
+        for value, count in zip(*(each.to_pylist() for each in counted.flatten())):
+            reason = self._reason(value)
+            if value is not None and reason not in self.reasons:
+                if len(self.reasons) >= SHOWN_LABELS:
+                    reason = f"label {self.label.name}: expected 0 or 1, got other text"
+            self.reasons[reason] += count
+
+    def _reason(self, value: str | None) -> str:
+        if value is None:
+            return f"{self.label.column or f'label {self.label.name}'} is missing"
+        return f"label {self.label.name}: expected 0 or 1, got {value!r}"
 
 
 class Source:
@@ -104,15 +165,16 @@ class Source:
         for role in paths:
             with self._reading(role, NOT_PARQUET):
                 whole = open_datasets(paths[role])
+                self._datasets[role], self._preceding[role] = _shard_row_groups(whole, shard)
             check_columns(paths[role][0], whole.schema.names, schema.columns(), schema)
             with self._reading(role, "cannot read the columns of its files"):
                 check_files(whole, schema.columns())
-            with self._reading(role, NOT_PARQUET):
-                self._datasets[role], self._preceding[role] = _shard_row_groups(whole, shard)
 
     def count_rows(self, split: str) -> int:
         """Returns the number of rows of a split before selection by row number or hash."""
-        return self._count(self._datasets, split)
+        rule = self.schema.split[split]
+        with self._reading(rule.file, f"cannot read split {split}"):
+            return self._count_rows(self._datasets[rule.file], *self._where(rule))
 
     def scan(
         self, split: str, advance: Callable[[int], object] = int, *, only: str | None = None
@@ -146,8 +208,7 @@ class Source:
         self, split: str, tables: Iterator[pa.Table], advance: Callable[[int], object]
     ) -> Iterator[pa.Table]:
         rule = self.schema.split[split]
-        numbered = rule.rows != "all" or (rule.hash and rule.hash.column is None)
-        seen = self._count(self._preceding, split) if numbered else 0
+        seen = self._rows_before(rule)
         while True:
             # covers the read only, not the caller's code
             with self._reading(rule.file, f"cannot read split {split}"):
@@ -161,135 +222,86 @@ class Source:
             seen += table.num_rows
             advance(table.num_rows)
 
-    def count_unused(self) -> Unused:
-        """Counts the rows of all files that are in no split."""
-        unused = Unused()
-        for role, dataset in self._datasets.items():
-            with self._reading(role, "cannot read the rows in no split"):
-                compared, kept = self._where(SplitRule(role))
-                rows = self._count_rows(dataset, compared, kept)
-                rules = {
-                    name: rule for name, rule in self.schema.split.items() if rule.file == role
-                }
-                used = (
-                    rows
-                    if covers_all([*rules.values()])
-                    else self._count_used(dataset, kept, rules)
-                )
-                dropped = self._count_rows(dataset, [], None) - self._count_rows(
-                    dataset, *_kept(self.schema)
-                )
-                unused += Unused(rows - used, dropped)
-        return unused
-
-    def count_unlabelled(self) -> BadRows:
-        """Counts the rows that are not dropped and lack a label, by the first label that they lack
-        and its value.
+    def account(self) -> Account:
+        """Reads the rows of all files once, and counts those in no split, those that are not
+        dropped and lack a label, and the values that labels compare with text.
         """
-        found = BadRows()
-        for role, dataset in self._datasets.items():
-            with self._reading(role, "cannot read the labels"):
-                found += self._unlabelled(role, dataset)
+        texts = {column: ValueCounts(pa.string()) for column in self.schema.compared()}
+        found = Account(Unused(), BadRows(), texts)
+        for role in self._datasets:
+            with self._reading(role, "cannot read the labels and the splits"):
+                self._add_role(role, found)
         return found
 
-    def _unlabelled(self, role: str, dataset: ds.Dataset) -> BadRows:
-        labels = self.schema.labels
-        names, kept = _kept(self.schema)
+    def _add_role(self, role: str, found: Account) -> None:
+        labels, dataset = self.schema.labels, self._datasets[role]
+        rules = {name: rule for name, rule in self.schema.split.items() if rule.file == role}
+        is_covered = covers_all([*rules.values()])
+        if is_covered:
+            rules = {}
+        names = [*condition_columns(self.schema.drop or []), *found.texts]
         names += [column for label in labels for column in label.columns()]
-        columns = {IN_SPLIT: pc.scalar(True) if kept is None else kept}
+        names += [column for rule in rules.values() for column in rule.columns()]
+        columns = {name: pc.field(name) for name in names}
+        columns[IN_SPLIT] = _kept(self.schema)
         columns |= {LABEL + label.name: _has_label(label, dataset.schema) for label in labels}
-        columns |= {
-            label.column: pc.field(label.column) for label in labels if label.column is not None
-        }
-        found = [ValueCounts(pa.string()) for _ in labels]
-        missing = [0] * len(labels)
-        first: list[tuple[int, str]] = []
+        columns |= {IN_SPLIT + name: _condition(rule.where) for name, rule in rules.items()}
+        seen = {name: self._rows_before(rule) for name, rule in rules.items()}
+        lacking = [_Lacking(label) for label in labels]
         rows = 0
         for table in self._read_tables(dataset, names, columns):
-            left = table[IN_SPLIT].to_numpy()
-            for number, label in enumerate(labels):
-                lacks = left & ~table[LABEL + label.name].to_numpy()
-                if not lacks.any():
-                    continue
-                left = left & ~lacks
-                places = np.flatnonzero(lacks)
-                values = pa.nulls(len(places), pa.string())
-                if label.column is not None:
-                    values = one_array(table[label.column].take(pa.array(places))).cast(pa.string())
-                found[number].update(values)
-                missing[number] += values.null_count
-                shown_values = values[:EXAMPLES].to_pylist()
-                first += [
-                    (rows + place, _lacks(label, value))
-                    for place, value in zip(places.tolist(), shown_values)
-                ]
-            first = sorted(first)[:EXAMPLES]
-            rows += table.num_rows
-        counts: dict[str, int] = {}
-        for reasons in map(_reasons, labels, found, missing):
-            counts |= reasons
-        inputs = (
-            {arrow_path(file)[1]: file for path in self.named[role] for file in data_files(path)}
-            if first
-            else {}
-        )
-        examples = [f"{self._place(role, row, inputs)}: {reason}" for row, reason in first]
-        return BadRows(rows, sum(counts.values()), counts, examples)
-
-    def _place(self, role: str, row: int, inputs: Mapping[str, AnyPath]) -> str:
-        """Returns the file of a row of this shard, and its number there, counted from 0; of staged
-        text, the inputs.
-        """
-        before: Counter[str] = Counter()
-        for fragment in self._preceding[role].get_fragments():
-            before[fragment.path] += _rows(fragment)
-        for fragment in self._datasets[role].get_fragments():
-            if row < _rows(fragment):
-                break
-            row -= _rows(fragment)
-            before[fragment.path] += _rows(fragment)
-        if fragment.path not in inputs:
-            return listed(map(shown, self.named[role]))
-        return f"{shown(inputs[fragment.path])}: row {before[fragment.path] + row}"
-
-    def count_texts(self, columns: Sequence[str]) -> dict[str, ValueCounts]:
-        """Counts the values of columns, as text, in the rows of all files that are not dropped."""
-        counts = {column: ValueCounts(pa.string()) for column in columns}
-        for role, dataset in self._datasets.items() if columns else ():
-            read = {column: pc.field(column) for column in columns}
-            with self._reading(role, f"cannot read columns {listed(columns)}"):
-                compared, where = self._where(SplitRule(role))
-                for table in self._read_tables(dataset, [*columns, *compared], read, where):
-                    for column, each in counts.items():
-                        each.update(one_array(table[column]).cast(pa.string()))
-        return counts
-
-    def _count_used(
-        self, dataset: ds.Dataset, kept: pc.Expression | None, rules: dict[str, SplitRule]
-    ) -> int:
-        """Returns the number of rows that are in at least one split, by the rules of the splits of
-        a file.
-        """
-        seen = {name: self._count(self._preceding, name) for name in rules}
-        hashed = _hashed_columns(rules.values())
-        columns = {f"{IN_SPLIT}{name}": _condition(rule.where) for name, rule in rules.items()}
-        columns |= {name: pc.field(name) for name in hashed}
-        read = hashed + [name for rule in rules.values() for name in self._where(rule)[0]]
-        read = read or dataset.schema.names[:1]  # a table without columns has no rows
-        used = 0
-        for table in self._read_tables(dataset, read, columns, kept):
-            in_any = np.zeros(table.num_rows, bool)
+            used = table[IN_SPLIT].to_numpy()
+            dropped = table.num_rows - int(used.sum())
+            for each in lacking:
+                has_label = table[LABEL + each.label.name].to_numpy()
+                each.add(table, used & ~has_label, rows)
+                used = used & has_label
+            in_any = np.full(table.num_rows, is_covered)
             for name, rule in rules.items():
-                meets = np.flatnonzero(table[f"{IN_SPLIT}{name}"].to_numpy())
+                meets = np.flatnonzero(used & table[IN_SPLIT + name].to_numpy())
                 in_any[meets[_selects(table.take(pa.array(meets)), rule, seen[name])]] = True
                 seen[name] += len(meets)
-            used += int(in_any.sum())
-        return used
+            found.unused += Unused(int((used & ~in_any).sum()), dropped)
+            for column, counts in found.texts.items():
+                counts.update(one_array(table[column].filter(pa.array(used))).cast(pa.string()))
+            rows += table.num_rows
+        reasons = dict(sum((each.reasons for each in lacking), Counter()))
+        first = sorted(example for each in lacking for example in each.first)[:EXAMPLES]
+        examples = self._examples(role, first) if first else []
+        found.unlabelled += BadRows(rows, sum(reasons.values()), reasons, examples)
 
-    def _count(self, datasets: dict[str, ds.Dataset], split: str) -> int:
-        rule = self.schema.split[split]
-        with self._reading(rule.file, f"cannot read split {split}"):
-            return self._count_rows(datasets[rule.file], *self._where(rule))
+    def _examples(self, role: str, first: Sequence[tuple[int, str]]) -> list[str]:
+        """Returns rows of this shard and their reasons, under the file of each row and its number
+        there, counted from 0; of staged text, under the inputs.
+        """
+        inputs = {
+            arrow_path(file)[1]: file for path in self.named[role] for file in data_files(path)
+        }
+        examples = []
+        for row, reason in first:
+            before: Counter[str] = Counter()
+            for fragment in self._preceding[role].get_fragments():
+                before[fragment.path] += fragment_rows(fragment)
+            for fragment in self._datasets[role].get_fragments():
+                count = fragment_rows(fragment)
+                if row < count:
+                    break
+                row -= count
+                before[fragment.path] += count
+            place = listed(map(shown, self.named[role]))
+            if fragment.path in inputs:
+                place = f"{shown(inputs[fragment.path])}: row {before[fragment.path] + row}"
+            examples.append(f"{place}: {reason}")
+        return examples
+
+    def _rows_before(self, rule: SplitRule) -> int:
+        """Returns the number of rows of the preceding shards among which a rule counts rows; 0 if
+        it counts none.
+        """
+        is_numbered = rule.rows != "all" or (rule.hash and rule.hash.column is None)
+        if not is_numbered:
+            return 0
+        return self._count_rows(self._preceding[rule.file], *self._where(rule))
 
     def _where(self, rule: SplitRule) -> tuple[list[str], pc.Expression | None]:
         """Returns the columns that conditions compare, and the condition of the rows that ``where``
@@ -297,11 +309,9 @@ class Source:
 
         It is None for all rows.
         """
-        compared, kept = _kept(self.schema)
-        conditions = [] if kept is None else [kept]
-        if rule.where:
-            compared += condition_columns(rule.where)
-            conditions.insert(0, pq.filters_to_expression(rule.where))
+        compared = condition_columns(rule.where or []) + condition_columns(self.schema.drop or [])
+        conditions = [pq.filters_to_expression(rule.where)] if rule.where else []
+        conditions += [_kept(self.schema)] if self.schema.drop else []
         if self.labelled:
             types = self._datasets[rule.file].schema
             compared += [column for label in self.schema.labels for column in label.columns()]
@@ -481,14 +491,11 @@ def covers_all(rules: Sequence[SplitRule]) -> bool:
     return 1.0 in reached.values()
 
 
-def _kept(schema: Schema) -> tuple[list[str], pc.Expression | None]:
-    """Returns the columns that ``drop`` compares, and the condition of the rows that it leaves;
-    None for all rows.
+def _kept(schema: Schema) -> pc.Expression:
+    """Returns the condition of the rows that ``drop`` leaves. One that is null does not drop a
+    row.
     """
-    if not schema.drop:
-        return [], None
-    # a condition that is null does not drop the row
-    return condition_columns(schema.drop), ~_condition(schema.drop)
+    return ~_condition(schema.drop) if schema.drop else pc.scalar(True)
 
 
 def _has_label(label: Label, types: pa.Schema) -> pc.Expression:
@@ -496,27 +503,6 @@ def _has_label(label: Label, types: pa.Schema) -> pc.Expression:
     if label.column is None:
         return pq.filters_to_expression(label.condition).is_valid()
     return pc.coalesce(is_label(label.column, types.field(label.column).type), pc.scalar(False))
-
-
-def _lacks(label: Label, value: str | None) -> str:
-    """Returns why a row lacks a label, which has another value than 0 and 1, or none."""
-    if value is None:
-        return f"{label.column or f'label {label.name}'} is missing"
-    return f"label {label.name}: expected 0 or 1, got {value!r}"
-
-
-def _reasons(label: Label, values: ValueCounts, missing: int) -> dict[str, int]:
-    """Returns the numbers of rows that lack a label by reason, the most frequent values first."""
-    table = values.table().sort_by([("count", "descending"), ("value", "ascending")]).to_pydict()
-    found = list(zip(table["value"], table["count"]))
-    reasons = {_lacks(label, value): count for value, count in found[:SHOWN_LABELS]}
-    if others := sum(count for _, count in found[SHOWN_LABELS:]):
-        reasons[f"label {label.name}: expected 0 or 1, got other text"] = others
-    return reasons | ({_lacks(label, None): missing} if missing else {})
-
-
-def _rows(fragment: ds.ParquetFileFragment) -> int:
-    return sum(group.num_rows for group in fragment.row_groups)
 
 
 def _condition(where: Condition | None) -> pc.Expression:
@@ -624,16 +610,12 @@ def _shard_row_groups(whole: ds.Dataset, shard: Shard) -> tuple[ds.Dataset, ds.D
     def dataset(row_groups: Iterable[ds.Fragment]) -> ds.Dataset:
         return ds.FileSystemDataset(list(row_groups), whole.schema, whole.format, whole.filesystem)
 
-    if shard.count == 1:
-        return whole, dataset([])
     row_groups = [
         row_group
         for fragment in whole.get_fragments()
         for row_group in fragment.split_by_row_group()
     ]
-    ends = np.cumsum(
-        [sum(info.num_rows for info in row_group.row_groups) for row_group in row_groups]
-    )
+    ends = np.cumsum([fragment_rows(row_group) for row_group in row_groups])
     number = (ends - 1) * shard.count // max(1, *ends) + 1  # the shard of each row group's last row
     return dataset(compress(row_groups, number == shard.number)), dataset(
         compress(row_groups, number < shard.number)
