@@ -23,7 +23,7 @@ from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.prepare.work_folder import WorkFiles
-from adaftr_fast.data.raw.inputs import Layout, TextInput, parquet_inputs, text_inputs
+from adaftr_fast.data.raw.inputs import TextFile, TextInput, parquet_inputs, text_inputs
 from adaftr_fast.data.raw.source import Inputs, Source, content_digest, data_files, listed
 from adaftr_fast.data.raw.staging import check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
@@ -138,7 +138,7 @@ class Job:
     work: WorkFiles
     tolerance: float
     grows: bool
-    layouts: list[Layout]
+    layouts: list[TextFile]
     remote: bool = False
     memory: Memory = DEFAULT
     blocks: dict[str, int] = field(default_factory=dict)

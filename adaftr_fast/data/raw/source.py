@@ -25,7 +25,7 @@ from adaftr_fast.data.encode.canonical import canonical_values
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import SHOWN_LABELS, as_written, is_label, rewrites
-from adaftr_fast.data.memory import DEFAULT, GB, Memory
+from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.raw.bad_rows import EXAMPLES, BadRows
 from adaftr_fast.data.raw.batches import (
@@ -46,8 +46,6 @@ ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
 # the last of names of columns in parquet
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 LISTED = 50  # columns that an error names
-SAMPLE_ROWS = 10_000  # first rows of a log, which tell how it is read
-SAMPLE = Memory(GB)  # bounds them whatever the bound of the process is, on which no result depends
 NOT_PARQUET = "not a readable parquet file"
 _ONE_FOLDER = "the files of a folder must have the same columns"
 IN_SPLIT = "split:"  # prefix of a column that tells whether a row meets the condition of a split
@@ -115,9 +113,9 @@ class _Lacking:
         counted = pc.value_counts(values)
         for value, count in zip(*(each.to_pylist() for each in counted.flatten())):
             reason = self._reason(value)
-            if value is not None and reason not in self.reasons:
-                if len(self.reasons) >= SHOWN_LABELS:
-                    reason = f"label {self.label.name}: expected 0 or 1, got other text"
+            is_new = value is not None and reason not in self.reasons
+            if is_new and len(self.reasons) >= SHOWN_LABELS:
+                reason = f"label {self.label.name}: expected 0 or 1, got other text"
             self.reasons[reason] += count
 
     def _reason(self, value: str | None) -> str:
@@ -333,6 +331,8 @@ def reading(
     try:
         yield
     except READ_ERRORS as error:
+        if isinstance(error, os_error):
+            raise
         kind = os_error if isinstance(error, OSError) else DataError
         raise kind(f"{path}: {what}: {first_line(error)}") from error
 
@@ -584,24 +584,6 @@ def open_dataset(path: AnyPath) -> ds.Dataset:
     except UnicodeDecodeError as error:
         raise OSError(f"the name of a file is not UTF-8: {error.object!r}") from error
     return dataset
-
-
-def first_rows(path: AnyPath, columns: list[str]) -> pa.Table:
-    """Returns columns of the first ``SAMPLE_ROWS`` rows of a file or a folder of files, fewer of
-    wide ones.
-
-    Raises one of ``READ_ERRORS``.
-    """
-    dataset = open_dataset(path)
-    tables = [dataset.schema.empty_table().select(columns)]
-    rows = size = 0
-    for table in read_tables(dataset, columns, memory=SAMPLE) if columns else ():
-        tables.append(table)
-        rows += table.num_rows
-        size += table.nbytes
-        if rows >= SAMPLE_ROWS or size >= SAMPLE.batch:
-            break
-    return pa.concat_tables(tables).slice(0, SAMPLE_ROWS)
 
 
 def _shard_row_groups(whole: ds.Dataset, shard: Shard) -> tuple[ds.Dataset, ds.Dataset]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
@@ -242,20 +242,20 @@ def whole_rows(data: bytes, delimiter: str, columns: int, *, last: bool) -> tupl
     return b"".join(whole), data[end:]
 
 
-def find_types(texts: Mapping[str, pa.Array], form: TextFormat = PLAIN_TEXT) -> pa.Schema:
-    """Returns the types that Arrow finds in columns of text [n]; text for a column without any
-    value.
+def typed(texts: pa.Table, form: TextFormat = PLAIN_TEXT) -> pa.Table:
+    """Returns columns of text with the types that Arrow finds in them; a column without any value
+    stays text.
 
     Numbers with marks of thousands are text to it.
     """
     written = io.BytesIO()
-    csv.write_csv(pa.table(dict(texts)), written, csv.WriteOptions(include_header=False))
+    csv.write_csv(texts, written, csv.WriteOptions(include_header=False))
     convert = csv.ConvertOptions(
         decimal_point=form.decimal, null_values=["", *form.null], strings_can_be_null=True
     )
-    table, _ = _read(written.getvalue() or b"\n", [*texts], ",", True, convert)
+    table, _ = _read(written.getvalue() or b"\n", texts.column_names, ",", True, convert)
     kinds = [pa.string() if pa.types.is_null(kind) else kind for kind in table.schema.types]
-    return pa.schema(list(zip(texts, kinds)))
+    return table.cast(pa.schema(list(zip(texts.column_names, kinds))))
 
 
 def _parse(

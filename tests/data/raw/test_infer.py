@@ -10,8 +10,9 @@ import pytest
 
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw.infer import infer_schema
-from adaftr_fast.data.raw.source import SAMPLE, first_rows
+from adaftr_fast.data.raw.inputs import SAMPLE, open_input
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.data.schema.types import PLAIN_TEXT
 from adaftr_fast.errors import DataError
 
 
@@ -275,7 +276,7 @@ def test_few_of_the_first_rows_are_read_where_rows_are_wide(tmp_path):
         {"click": np.arange(320) % 2, "seen": row.take(pa.array(np.zeros(320, np.int64)))}
     )
     pq.write_table(log, tmp_path / "log.parquet")
-    rows = first_rows(tmp_path / "log.parquet", ["click", "seen"])
+    rows = open_input(tmp_path / "log.parquet", PLAIN_TEXT).first(["click", "seen"])
     assert 0 < rows.nbytes < 2 * SAMPLE.batch
     assert infer_schema([tmp_path / "log.parquet"], ["click"])["fields"]["seen"]["tokens"] == "all"
 

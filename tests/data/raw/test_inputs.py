@@ -7,7 +7,7 @@ import torch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.encode.encoders import Hashed
 from adaftr_fast.data.raw.infer import infer_schema
-from adaftr_fast.data.raw.inputs import read_layout
+from adaftr_fast.data.raw.inputs import open_input
 from adaftr_fast.data.schema.types import PLAIN_TEXT
 from adaftr_fast.errors import DataError
 
@@ -95,7 +95,7 @@ def test_a_first_line_that_is_no_header_is_shown_in_part(tmp_path, content, mess
     path = tmp_path / "log.csv"
     path.write_text(content, newline="")
     with pytest.raises(DataError, match=message):
-        read_layout(path, PLAIN_TEXT)
+        open_input(path, PLAIN_TEXT)
 
 
 def test_errors_name_some_of_many_columns(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.raw import staging
-from adaftr_fast.data.raw.inputs import Layout
+from adaftr_fast.data.raw.inputs import TextFile
 from adaftr_fast.data.schema.types import PLAIN_TEXT
 from adaftr_fast.errors import DataError
 
@@ -26,7 +26,7 @@ def run(tmp_path, monkeypatch):
 
     def run(path, tolerance=0.01, folder="staged", parse=None, shards=1, only=None):
         def default(data):
-            return Layout(["n"], ",", PLAIN_TEXT).parse(data, {"n": pa.int64()})
+            return TextFile(None, PLAIN_TEXT, ["n"], ",").parse(data, {"n": pa.int64()})
 
         options = {"header_lines": 1}
         more = {"check": lambda: None, "advance": int}
@@ -116,7 +116,7 @@ def test_compressed_text_is_read(numbers, run, tmp_path):
 
 def test_lost_rows_are_an_error(numbers, run):
     def lossy(data):
-        table, report = Layout(["n"], ",", PLAIN_TEXT).parse(data, {"n": pa.int64()})
+        table, report = TextFile(None, PLAIN_TEXT, ["n"], ",").parse(data, {"n": pa.int64()})
         return table[1:], report
 
     with pytest.raises(
