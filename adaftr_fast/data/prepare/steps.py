@@ -23,9 +23,9 @@ from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.prepare.work_folder import WorkFiles
-from adaftr_fast.data.raw.inputs import TextFile, TextInput, parquet_inputs, text_inputs
+from adaftr_fast.data.raw.inputs import TextFile, parquet_inputs, text_inputs
 from adaftr_fast.data.raw.source import Inputs, Source, content_digest, data_files, listed
-from adaftr_fast.data.raw.staging import check_staged, stage
+from adaftr_fast.data.raw.staging import TextInput, check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.engines import Advance
 from adaftr_fast.errors import DataError, EngineError
@@ -203,13 +203,9 @@ def read(number: int, job: Job, shard: Shard, advance: Advance) -> dict[str, int
     blocks = {}
     for text in job.texts()[number]:
         blocks[text.folder.name] = stage(
-            text.path,
-            text.folder,
-            text.parse(),
-            rows=text.rows,
-            header_lines=text.header_lines,
+            text,
+            shard,
             tolerance=job.tolerance,
-            shard=shard,
             check=job.inputs.check,
             advance=advance,
             memory=job.memory,

@@ -8,6 +8,7 @@ import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePath
 
 import pyarrow as pa
@@ -33,6 +34,7 @@ from adaftr_fast.data.raw.staging import (
     PARSED,
     Parse,
     RowDivider,
+    TextInput,
     blocks,
     lines_of_file,
     text_stream,
@@ -129,7 +131,7 @@ class TextFile:
     def first(self, columns: Sequence[str]) -> pa.Table:
         """Returns columns of the first rows as text, without rows that are not UTF-8 there."""
         lines = first_lines(self.path)
-        lines = self.rows(lines, last=False)[0] if self.rows else lines
+        lines = self.rows(lines, False)[0] if self.rows else lines
         block = parse_block(lines, self.names, self.delimiter, self.form)
         for name in columns:
             block.convert(name, pa.string())
@@ -286,7 +288,7 @@ def _has_line_ends(data: bytes, names: list[str], delimiter: str) -> bool:
         return False
     if all(each.reason != OPEN_LINE for each in parse_block(data, names, delimiter).bad):
         return False
-    rows, _ = whole_rows(data, delimiter, len(names), last=False)
+    rows, _ = whole_rows(data, False, delimiter=delimiter, columns=len(names))
     return (
         LINE_END in rows and not parse_block(rows, names, delimiter, TextFormat(line_ends=True)).bad
     )
@@ -344,23 +346,6 @@ def _header(path: AnyPath, head: bytes) -> tuple[list[str], str]:
     return names, delimiter
 
 
-@dataclass(frozen=True)
-class TextInput:
-    """A text file to be staged as parquet.
-
-    Attributes:
-        folder: folder of the staged blocks.
-        parse: returns the function that parses a block.
-        rows: divides text into rows where values may hold line ends.
-    """
-
-    path: AnyPath
-    folder: Path
-    parse: Callable[[], Parse]
-    header_lines: int
-    rows: RowDivider | None = None
-
-
 def read_layouts(schema: Schema, paths: Inputs, work: Path) -> list[TextFile]:
     """Returns how each text file is divided, in the order of ``text_inputs``; [] for Ali-CCP's.
 
@@ -368,7 +353,7 @@ def read_layouts(schema: Schema, paths: Inputs, work: Path) -> list[TextFile]:
         DataError: a header is unreadable or a column is missing.
     """
     layouts = []
-    for path, _ in _texts(schema, paths, work):
+    for path, _ in [] if schema.format else _texts(schema, paths, work):
         layouts.append(read_layout(path, schema.text))
         check_columns(path, layouts[-1].names, column_types(schema), schema)
     return layouts
@@ -383,62 +368,64 @@ def text_inputs(
     Args:
         layouts: those of ``read_layouts``.
     """
-    if schema.format:
-        return _aliccp(schema, paths, work)
-    texts = [
-        _delimited(schema, *text, layout)
-        for text, layout in zip(_texts(schema, paths, work), layouts)
-    ]
-    return [texts] if texts else []
-
-
-def _texts(schema: Schema, paths: Inputs, work: Path) -> list[tuple[AnyPath, Path]]:
-    """Returns the files of delimited text, each with the folder in ``work`` for its rows."""
-    staged = (
-        []
-        if schema.format
-        else [each for role in paths for each in _staged(work, role, paths[role])]
-    )
-    return [(path, folder) for path, folder in staged if folder is not None]
+    texts = _texts(schema, paths, work)
+    if not schema.format:
+        found = [_delimited(schema, *text, layout) for text, layout in zip(texts, layouts)]
+        return [found] if found else []
+    return _aliccp(schema, texts)
 
 
 def parquet_inputs(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[AnyPath]]:
     """Returns parquet files and folders per role, once all text files are staged in ``work``."""
-    if schema.format:
-        return {role: [work / role] for role in paths if not role.startswith(COMMON)}
     return {
-        role: [folder or path for path, folder in _staged(work, role, each)]
-        for role, each in paths.items()
+        role: [folder or path for path, folder in each]
+        for role, each in _staged(schema, paths, work).items()
+        if not (schema.format and role.startswith(COMMON))
     }
 
 
-def _staged(work: Path, role: str, paths: Sequence[AnyPath]) -> list[tuple[AnyPath, Path | None]]:
-    """Returns the inputs of a role, each text file with the folder in ``work`` that holds its rows
-    as parquet.
+def _texts(schema: Schema, paths: Inputs, work: Path) -> list[tuple[AnyPath, Path]]:
+    """Returns the text files, each with the folder in ``work`` for its rows."""
+    inputs = chain.from_iterable(_staged(schema, paths, work).values())
+    return [(path, folder) for path, folder in inputs if folder is not None]
+
+
+def _staged(
+    schema: Schema, paths: Inputs, work: Path
+) -> dict[str, list[tuple[AnyPath, Path | None]]]:
+    """Returns the inputs by role, each text file with the folder in ``work`` that holds its rows as
+    parquet.
     """
-    inputs = [file for path in paths for file in text_files(path)]
-    return [
-        (path, work / f"{role}-{n:05d}" if is_text(path) else None) for n, path in enumerate(inputs)
-    ]
+    if schema.format:
+        return {role: [(path, work / role)] for role, (path,) in paths.items()}
+    staged: dict[str, list[tuple[AnyPath, Path | None]]] = {}
+    for role, each in paths.items():
+        files = [file for path in each for file in text_files(path)]
+        staged[role] = [
+            (path, work / f"{role}-{n:05d}" if is_text(path) else None)
+            for n, path in enumerate(files)
+        ]
+    return staged
 
 
-def _aliccp(schema: Schema, paths: Inputs, work: Path) -> list[list[TextInput]]:
-    fields = field_columns(schema)
-    fields += [schema.group] if schema.group and schema.group not in fields else []
-    lists = list_columns(schema)
+def _delimited(schema: Schema, path: AnyPath, folder: Path, layout: TextFile) -> TextInput:
+    labels = [label.column for label in schema.labels if label.column is not None]
+    parse = partial(layout.parse, types=column_types(schema), labels=labels)
+    return TextInput(path, folder, lambda: parse, header_lines=1, rows=layout.rows)
 
-    def parse(role: str) -> Parse:
-        if role.startswith(COMMON):
+
+def _aliccp(schema: Schema, texts: list[tuple[AnyPath, Path]]) -> list[list[TextInput]]:
+    fields, lists = aliccp_columns(schema)
+
+    def parse(folder: Path) -> Parse:
+        if folder.name.startswith(COMMON):
             return partial(aliccp.parse_common, fields=fields, lists=lists)
-        common = aliccp.read_common(work / (COMMON + role))
+        common = aliccp.read_common(folder.with_name(COMMON + folder.name))
         return partial(aliccp.parse_skeleton, fields=fields, common=common, lists=lists)
 
-    texts = {
-        role: TextInput(path, work / role, partial(parse, role), header_lines=0)
-        for role, (path,) in paths.items()
-    }
-    common = [text for role, text in texts.items() if role.startswith(COMMON)]
-    return [common, [text for text in texts.values() if text not in common]]
+    found = [TextInput(*text, partial(parse, text[1]), header_lines=0) for text in texts]
+    common = [text for text in found if text.folder.name.startswith(COMMON)]
+    return [common, [text for text in found if text not in common]]
 
 
 def field_columns(schema: Schema) -> list[str]:
@@ -446,12 +433,8 @@ def field_columns(schema: Schema) -> list[str]:
     return list(dict.fromkeys(column for field in schema.features for column in field.columns))
 
 
-def list_columns(schema: Schema) -> list[str]:
-    """Returns the multi-valued columns that fields read."""
-    return sorted({column for field in schema.fields if field.tokens for column in field.columns})
-
-
-def _delimited(schema: Schema, path: AnyPath, folder: Path, layout: TextFile) -> TextInput:
-    labels = [label.column for label in schema.labels if label.column is not None]
-    parse = partial(layout.parse, types=column_types(schema), labels=labels)
-    return TextInput(path, folder, lambda: parse, header_lines=1, rows=layout.rows)
+def aliccp_columns(schema: Schema) -> tuple[list[str], list[str]]:
+    """Returns the fields that are read from Ali-CCP's files, and those with all tokens."""
+    group = [] if schema.group is None else [schema.group]
+    lists = [column for field in schema.fields if field.tokens for column in field.columns]
+    return list(dict.fromkeys(field_columns(schema) + group)), lists

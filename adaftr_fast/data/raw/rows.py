@@ -13,8 +13,8 @@ from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.inputs import (
     Chunk,
+    aliccp_columns,
     field_columns,
-    list_columns,
     open_input,
     text_chunks,
     text_files,
@@ -100,7 +100,7 @@ def _aliccp(schema: Schema, skeleton: AnyPath, common: AnyPath, keep: Sequence[s
                 f"{skeleton}: no column {column!r}; expected one of "
                 f"{', '.join(aliccp.SKELETON[:-1])}"
             )
-    fields, lists = field_columns(schema), list_columns(schema)
+    fields, lists = aliccp_columns(schema)
 
     def chunks() -> Iterator[Chunk]:
         # A bad line makes all skeleton rows of its user bad. They are counted there, not here.

@@ -24,24 +24,16 @@ def numbers(tmp_path):
 def run(tmp_path, monkeypatch):
     monkeypatch.setattr(staging, "BLOCK_BYTES", 200)
 
-    def run(path, tolerance=0.01, folder="staged", parse=None, shards=1, only=None):
+    def run(path, tolerance=0.01, folder="staged", parse=None):
         def default(data):
             return TextFile(None, PLAIN_TEXT, ["n"], ",").parse(data, {"n": pa.int64()})
 
-        options = {"header_lines": 1}
-        more = {"check": lambda: None, "advance": int}
-        (tmp_path / folder).mkdir(exist_ok=True)
-        for shard in [only] if only else Shard.all(shards):
-            staging.stage(
-                path,
-                tmp_path / folder,
-                parse or default,
-                shard=shard,
-                tolerance=tolerance,
-                **more,
-                **options,
-            )
-        found = staging.staged_bad_rows(path, tmp_path / folder, **options)
+        text = staging.TextInput(path, tmp_path / folder, lambda: parse or default, 1)
+        text.folder.mkdir(exist_ok=True)
+        options = {"tolerance": tolerance, "check": lambda: None, "advance": int}
+        for shard in Shard.all(3):
+            staging.stage(text, shard, **options)
+        found = staging.staged_bad_rows(text)
         found.check(tolerance)
         return found
 
