@@ -76,7 +76,9 @@ def test_fields_and_a_split_by_time(write, prepared, name):
     source = infer_schema([path], ["click"], group="user")
     assert "at" not in source["fields"]
     assert source["split"]["validation"] == {"hash": {"column": "user", "start": 0.8, "stop": 0.9}}
-    assert infer_schema([path], ["click"])["split"]["train"] == {"hash": {"start": 0.0, "stop": 0.8}}
+    assert infer_schema([path], ["click"])["split"]["train"] == {
+        "hash": {"start": 0.0, "stop": 0.8}
+    }
 
 
 def test_text_of_a_table_is_read_as_that_of_a_text_file(tmp_path, prepared):

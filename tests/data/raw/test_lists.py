@@ -121,7 +121,10 @@ def test_given_separators_need_no_evidence(log):
 def test_wrong_columns_and_separators_are_named(log):
     for multi, message in (
         ({"tag": "|"}, "no column 'tag'; the file has tags, title"),
-        ({"click": "|"}, "multi: 'click' is not a field: it is a label, the time, the weight, or l"),
+        (
+            {"click": "|"},
+            "multi: 'click' is not a field: it is a label, the time, the weight, or l",
+        ),
         ({"tags": 1}, "multi: tags: expected a separator, or '' for one value, got 1"),
     ):
         with pytest.raises(DataError, match=message):
@@ -142,7 +145,5 @@ def test_columns_that_hold_no_text_are_named(tmp_path):
     table = pa.table({"seen": [[1], [2]], "place": [{"a": 1}, {"a": 2}], "click": [0, 1]})
     pq.write_table(table, tmp_path / "log.parquet")
     for name, got in (("seen", r"lists \(list<element: int64>\)"), ("place", "struct")):
-        with pytest.raises(
-            DataError, match=f"multi: {name}: expected a column of text, got {got}"
-        ):
+        with pytest.raises(DataError, match=f"multi: {name}: expected a column of text, got {got}"):
             fields_of(tmp_path / "log.parquet", multi={name: "|"})
