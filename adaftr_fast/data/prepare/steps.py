@@ -233,11 +233,9 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
         for each in job.fitted:
             if each.name in counts:
                 counts[each.name].write(file)
-    if group := job.schema.group:
-        for split in SPLITS:
-            columns = (batch[group] for batch in source.scan(split, only=group))
-            with replacing(job.work.groups(split, shard)) as new:
-                Groups.from_columns(group, columns).write(new)
+    for split, groups in account.groups.items():
+        with replacing(job.work.groups(split, shard)) as new:
+            groups.write(new)
     unused = dataclasses.asdict(account.unused)
     unlabelled = dataclasses.asdict(account.unlabelled)
     job.inputs.check()

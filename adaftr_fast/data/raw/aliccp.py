@@ -158,6 +158,5 @@ def _group_by_row(row: np.ndarray, value: np.ndarray, rows: int) -> pa.Array:
 
 def _element(lists: pa.ListArray, position: int) -> pa.Array:
     """Returns element ``position`` of each list [n], null where the list is shorter."""
-    offsets = lists.offsets.to_numpy()
-    short = np.diff(offsets) <= position
-    return lists.values.take(pa.array(offsets[:-1].astype(np.int64) + position, mask=short))
+    found = pc.list_slice(lists, position, position + 1, return_fixed_size_list=True)
+    return found.values

@@ -5,6 +5,7 @@ by line or row.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -46,9 +47,7 @@ class BadRows:
     blank: int = 0
 
     def __add__(self, other: BadRows) -> BadRows:
-        reasons = dict(self.reasons)
-        for reason, count in other.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
+        reasons = dict(Counter(self.reasons) + Counter(other.reasons))
         examples = (self.examples + other.examples)[:EXAMPLES]
         counted = [each.lines for each in (self, other) if each.lines is not None]
         lines = sum(counted) if counted else None
@@ -130,9 +129,7 @@ def check_share(bad_rows: float) -> None:
 def bad_rows(rows: int, bad: Iterable[BadLine], *, lines: int, blank: int) -> BadRows:
     """Returns the report of one block with ``rows`` rows. Lines of the block count from 1."""
     bad = sorted(bad, key=lambda each: each.line)
-    reasons: dict[str, int] = {}
-    for each in bad:
-        reasons[each.reason] = reasons.get(each.reason, 0) + 1
+    reasons = dict(Counter(each.reason for each in bad))
     examples = []
     for each in bad[:EXAMPLES]:
         # a missing value may be written as one of several words

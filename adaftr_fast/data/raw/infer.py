@@ -26,7 +26,7 @@ from adaftr_fast.data.raw.inputs import (
     text_files,
 )
 from adaftr_fast.data.raw.source import check_columns, reading
-from adaftr_fast.data.raw.tables import shown
+from adaftr_fast.data.raw.tables import is_list, shown
 from adaftr_fast.data.raw.text import are_numbers, typed
 from adaftr_fast.data.raw.times import check_times, unsorted_times
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
@@ -206,7 +206,7 @@ def _field(kind: pa.DataType) -> Any:
     """Returns how a column is read; None if it is left out."""
     if pa.types.is_temporal(kind):
         return None
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         return {"kind": "categorical", "tokens": "all"}
     return "numeric" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "categorical"
 

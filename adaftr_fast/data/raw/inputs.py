@@ -144,19 +144,21 @@ class TextFile:
         labels: Sequence[str] = (),
         keep: Sequence[str] = (),
     ) -> tuple[pa.Table, BadRows]:
-        """Parses lines without a header to the columns of ``types``, and those of ``keep`` as
-        ``parse_block`` does.
+        """Parses lines without a header to the columns of ``types``, and those of ``keep`` as they
+        are written (``TextBlock.keep``).
 
         Rows without a label are bad.
         """
-        types = {**types, **{KEPT + column: pa.string() for column in keep}}
-        block = parse_block(data, self.names, self.delimiter, self.form, keep=keep)
+        block = parse_block(data, self.names, self.delimiter, self.form)
+        for column in keep:
+            block.keep(column)
         for column, type_ in types.items():
             if column in labels:
                 block.convert_label(column)
             else:
                 block.convert(column, type_)
-        return pa.table({column: block.columns[column] for column in types}), block.report()
+        columns = [*types, *(KEPT + column for column in keep)]
+        return block.table.select(columns), block.report()
 
     def chunks(
         self, types: Mapping[str, pa.DataType], keep: Sequence[str] = (), memory: Memory = DEFAULT

@@ -24,7 +24,8 @@ from adaftr_fast.data import hashing
 from adaftr_fast.data.encode.canonical import canonical_values
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
-from adaftr_fast.data.encode.written import SHOWN_LABELS, as_written, is_label, rewrites
+from adaftr_fast.data.encode.groups import Groups
+from adaftr_fast.data.encode.written import SHOWN_LABELS, as_written, holds_text, is_label, rewrites
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.raw.bad_rows import EXAMPLES, BadRows
@@ -36,8 +37,15 @@ from adaftr_fast.data.raw.batches import (
     fragment_rows,
     read_tables,
 )
-from adaftr_fast.data.raw.tables import shown
-from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule, condition_columns
+from adaftr_fast.data.raw.tables import is_list, shown
+from adaftr_fast.data.schema.types import (
+    SPLITS,
+    Condition,
+    Label,
+    Schema,
+    SplitRule,
+    condition_columns,
+)
 from adaftr_fast.errors import DataError, StoreError, UserError, first_line
 from adaftr_fast.stores import arrow_path, files_below, in_store, known_sha256, open_file
 
@@ -70,7 +78,6 @@ class Unused:
         return Unused(self.unmatched + other.unmatched, self.dropped + other.dropped)
 
 
-@dataclass
 class Account:
     """What is known of the rows of some files.
 
@@ -79,11 +86,14 @@ class Account:
         unlabelled: the rows that are not dropped and lack a label, by the first label that they
             lack and its value.
         texts: the values of the columns that labels compare with text, by column.
+        groups: the groups of each split; {} if the schema has none.
     """
 
-    unused: Unused
-    unlabelled: BadRows
-    texts: dict[str, ValueCounts]
+    def __init__(self, schema: Schema) -> None:
+        self.unused = Unused()
+        self.unlabelled = BadRows()
+        self.texts = {column: ValueCounts(pa.string()) for column in schema.compared()}
+        self.groups = {split: Groups(schema.group) for split in SPLITS if schema.group}
 
 
 class _Lacking:
@@ -174,27 +184,21 @@ class Source:
         with self._reading(rule.file, f"cannot read split {split}"):
             return self._count_rows(self._datasets[rule.file], *self._where(rule))
 
-    def scan(
-        self, split: str, advance: Callable[[int], object] = int, *, only: str | None = None
-    ) -> Iterator[pa.RecordBatch]:
+    def scan(self, split: str, advance: Callable[[int], object] = int) -> Iterator[pa.RecordBatch]:
         """Yields the rows of a split in file order: every column the schema reads, and
         ``label:NAME`` per task.
 
         Args:
             advance: called with the number of rows read, as counted by ``count_rows``.
-            only: reads only this column, without labels.
 
         Raises:
             DataError: the file is corrupt, or a condition does not fit a column's type.
             StoreError: a file in a store is corrupt or cannot be read.
         """
         rule = self.schema.split[split]
-        if only is None:
-            names, labels = self.schema.columns(), self.schema.labels
-        else:
-            names, labels = [only, *_hashed_columns([rule])], ()
-        columns = {name: pc.field(name) for name in names}
-        columns |= {LABEL + label.name: _label_expression(label) for label in labels}
+        columns = {name: pc.field(name) for name in self.schema.columns()}
+        names = [*columns]
+        columns |= {LABEL + label.name: _label_expression(label) for label in self.schema.labels}
         with self._reading(rule.file, f"cannot read split {split}"):
             compared, where = self._where(rule)
             tables = self._read_tables(
@@ -215,50 +219,56 @@ class Source:
                     return
                 # parquet of other programs may hold text that is not UTF-8
                 table.validate(full=True)
-                selected = _select(table, rule, first_row=seen)
+                selected = table
+                if rule.rows != "all" or rule.hash:
+                    numbers = np.arange(seen, seen + table.num_rows)
+                    mask = _selects(rule, numbers, _hashes(table, [rule]))
+                    selected = table.filter(pa.array(mask))
             yield selected
             seen += table.num_rows
             advance(table.num_rows)
 
     def account(self) -> Account:
-        """Reads the rows of all files once, and counts those in no split, those that are not
-        dropped and lack a label, and the values that labels compare with text.
-        """
-        texts = {column: ValueCounts(pa.string()) for column in self.schema.compared()}
-        found = Account(Unused(), BadRows(), texts)
+        """Reads the rows of all files once, and counts what ``Account`` says."""
+        found = Account(self.schema)
         for role in self._datasets:
             with self._reading(role, "cannot read the labels and the splits"):
                 self._add_role(role, found)
         return found
 
     def _add_role(self, role: str, found: Account) -> None:
-        labels, dataset = self.schema.labels, self._datasets[role]
-        rules = {name: rule for name, rule in self.schema.split.items() if rule.file == role}
-        is_covered = covers_all([*rules.values()])
-        if is_covered:
-            rules = {}
-        names = [*condition_columns(self.schema.drop or []), *found.texts]
-        names += [column for label in labels for column in label.columns()]
+        schema, dataset = self.schema, self._datasets[role]
+        rules = {name: rule for name, rule in schema.split.items() if rule.file == role}
+        names = [*condition_columns(schema.drop or []), *found.texts]
+        names += [column for label in schema.labels for column in label.columns()]
         names += [column for rule in rules.values() for column in rule.columns()]
+        names += [] if schema.group is None else [schema.group]
         columns = {name: pc.field(name) for name in names}
-        columns[IN_SPLIT] = _kept(self.schema)
-        columns |= {LABEL + label.name: _has_label(label, dataset.schema) for label in labels}
+        columns[IN_SPLIT] = _kept(schema)
+        columns |= {LABEL + each.name: _has_label(each, dataset.schema) for each in schema.labels}
         columns |= {IN_SPLIT + name: _condition(rule.where) for name, rule in rules.items()}
         seen = {name: self._rows_before(rule) for name, rule in rules.items()}
-        lacking = [_Lacking(label) for label in labels]
+        lacking = [_Lacking(label) for label in schema.labels]
         rows = 0
         for table in self._read_tables(dataset, names, columns):
+            table.validate(full=True)
             used = table[IN_SPLIT].to_numpy()
             dropped = table.num_rows - int(used.sum())
             for each in lacking:
                 has_label = table[LABEL + each.label.name].to_numpy()
                 each.add(table, used & ~has_label, rows)
                 used = used & has_label
-            in_any = np.full(table.num_rows, is_covered)
+            hashes = _hashes(table, rules.values())
+            in_any = np.zeros(table.num_rows, bool)
             for name, rule in rules.items():
-                meets = np.flatnonzero(used & table[IN_SPLIT + name].to_numpy())
-                in_any[meets[_selects(table.take(pa.array(meets)), rule, seen[name])]] = True
-                seen[name] += len(meets)
+                places = np.flatnonzero(used & table[IN_SPLIT + name].to_numpy())
+                numbers = np.arange(seen[name], seen[name] + len(places))
+                seen[name] += len(places)
+                of_places = {column: each[places] for column, each in hashes.items()}
+                places = places[_selects(rule, numbers, of_places)]
+                in_any[places] = True
+                if schema.group is not None:
+                    found.groups[name].add(one_array(table[schema.group].take(pa.array(places))))
             found.unused += Unused(int((used & ~in_any).sum()), dropped)
             for column, counts in found.texts.items():
                 counts.update(one_array(table[column].filter(pa.array(used))).cast(pa.string()))
@@ -392,20 +402,11 @@ def _reads_as(found: pa.DataType, kind: pa.DataType) -> bool:
     found, kind = (
         each.value_type if pa.types.is_dictionary(each) else each for each in (found, kind)
     )
-    if _is_list(found) and _is_list(kind):
+    if is_list(found) and is_list(kind):
         return _reads_as(found.value_type, kind.value_type)
-    if pa.types.is_null(found) or _kind(found) == _kind(kind):
-        return True
-    as_text = (
-        pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_boolean(found)
-    )
-    return as_text and _kind(kind) == "text"
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
+    names = _kind(found), _kind(kind)
+    is_plain = names[0] in ("number", "boolean") and not pa.types.is_decimal(found)
+    return pa.types.is_null(found) or names[0] == names[1] or (is_plain and names[1] == "text")
 
 
 def _kind(kind: pa.DataType) -> str:
@@ -413,11 +414,9 @@ def _kind(kind: pa.DataType) -> str:
         return "number"
     if pa.types.is_boolean(kind):
         return "boolean"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if holds_text(kind):
         return "text"
-    if pa.types.is_timestamp(kind):
-        return "timestamp"
-    return str(kind).removeprefix("large_")
+    return "timestamp" if pa.types.is_timestamp(kind) else str(kind).removeprefix("large_")
 
 
 def listed(names: Iterable[str]) -> str:
@@ -435,60 +434,34 @@ def _label_expression(label: Label) -> pc.Expression:
     )
 
 
-def _hashed_columns(rules: Iterable[SplitRule]) -> list[str]:
-    return [rule.hash.column for rule in rules if rule.hash and rule.hash.column]
-
-
-def _select(table: pa.Table, rule: SplitRule, first_row: int) -> pa.Table:
-    """Returns the rows of a table that ``_selects`` selects."""
-    if rule.rows == "all" and not rule.hash:
-        return table
-    return table.filter(pa.array(_selects(table, rule, first_row)))
-
-
-def _selects(table: pa.Table, rule: SplitRule, first_row: int) -> np.ndarray:
-    """Returns whether a rule selects each row of a table that meets ``where``, bool [n].
+def _selects(rule: SplitRule, numbers: np.ndarray, hashes: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns whether a rule selects each row that meets ``where``, bool [n].
 
     Args:
-        first_row: the number of the first row, among those of the file that meet ``where``.
+        numbers: the numbers of the rows, among those of the file that meet ``where`` [n].
+        hashes: ``_hashes`` of the rows.
     """
-    numbers = np.arange(first_row, first_row + table.num_rows)
     if rule.hash:
         column = rule.hash.column
-        position = hashing.fraction(
-            _text_hash(table, column) if column else hashing.bits(ROW_STREAM, numbers)
-        )
+        found = hashing.bits(ROW_STREAM, numbers) if column is None else hashes[column]
+        position = hashing.fraction(found)
         return (position >= rule.hash.start) & (position < rule.hash.stop)
     return (
-        np.full(table.num_rows, True) if rule.rows == "all" else numbers % 2 == (rule.rows == "odd")
+        np.full(len(numbers), True) if rule.rows == "all" else numbers % 2 == (rule.rows == "odd")
     )
 
 
-def _text_hash(table: pa.Table, column: str) -> np.ndarray:
-    values = one_array(table[column])
-    try:
-        return hashing.text_hash(canonical_values(values))
-    except pa.ArrowException as error:
-        expected = "expected text or numbers, got values of type"
-        raise pa.ArrowTypeError(f"hash of {column}: {expected} {values.type}") from error
-
-
-def covers_all(rules: Sequence[SplitRule]) -> bool:
-    """Returns whether it is plain without reading that every row is in one of the
-    splits of a file.
-    """
-    rules = [rule for rule in rules if rule.where is None]
-    if any(rule.rows == "all" and not rule.hash for rule in rules) or {"even", "odd"} <= {
-        rule.rows for rule in rules
-    }:
-        return True
-    reached: dict[str | None, float] = {}  # by column, where the ranges of hashes from 0 on end
-    for hash_range in sorted(
-        (rule.hash for rule in rules if rule.hash), key=lambda each: each.start
-    ):
-        if hash_range.start <= reached.get(hash_range.column, 0.0):
-            reached[hash_range.column] = max(reached.get(hash_range.column, 0.0), hash_range.stop)
-    return 1.0 in reached.values()
+def _hashes(table: pa.Table, rules: Iterable[SplitRule]) -> dict[str, np.ndarray]:
+    """Returns the hashes of the columns of a table that rules select by, uint64 [n] each."""
+    hashes = {}
+    for column in {rule.hash.column for rule in rules if rule.hash and rule.hash.column}:
+        values = one_array(table[column])
+        try:
+            hashes[column] = hashing.text_hash(canonical_values(values))
+        except pa.ArrowException as error:
+            expected = "expected text or numbers, got values of type"
+            raise pa.ArrowTypeError(f"hash of {column}: {expected} {values.type}") from error
+    return hashes
 
 
 def _kept(schema: Schema) -> pc.Expression:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from adaftr_fast._files import AnyPath, followed, make_folder, remove
 from adaftr_fast._publish import publisher_lock
+from adaftr_fast.data.encode.written import holds_text
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.raw.batches import BATCH_ROWS, coalesced
 from adaftr_fast.errors import DataError
@@ -37,6 +38,7 @@ class ArrowStream(Protocol):
         """Returns an Arrow C stream in a capsule."""
 
 
+INPUT = (str, os.PathLike, AnyPath, ArrowStream)
 Input = str | os.PathLike[str] | AnyPath | ArrowStream
 Inputs = Iterable[Input] | Input
 
@@ -62,8 +64,8 @@ def input_files(inputs: Inputs, out: Path, memory: Memory = DEFAULT) -> Iterator
         OSError: the files cannot be written.
         TypeError: an input is neither a path nor a table.
     """
-    listed = list_inputs(inputs)
-    if not holds_tables(listed):
+    listed = _list_inputs(inputs)
+    if not any(isinstance(each, ArrowStream) for each in listed):
         yield [open_file(each) for each in listed if not isinstance(each, ArrowStream)]
         return
     out = followed(out)
@@ -94,24 +96,13 @@ def shown(path: AnyPath) -> str:
     return str(path)
 
 
-def holds_tables(inputs: list[Input]) -> bool:
-    """Returns whether one of the inputs is a table."""
-    return any(isinstance(each, ArrowStream) for each in inputs)
-
-
-def list_inputs(inputs: Inputs) -> list[Input]:
-    """Returns inputs as a list, since an iterator can be read only once.
-
-    Raises:
-        TypeError: an input is neither a path nor a table.
-    """
-    if isinstance(inputs, str | os.PathLike | AnyPath | ArrowStream) or not isinstance(
-        inputs, Iterable
-    ):
+def _list_inputs(inputs: Inputs) -> list[Input]:
+    """Returns inputs as a list, since an iterator can be read only once."""
+    if isinstance(inputs, INPUT) or not isinstance(inputs, Iterable):
         inputs = [inputs]
     listed = list(inputs)
     for each in listed:
-        if not isinstance(each, str | os.PathLike | AnyPath | ArrowStream):
+        if not isinstance(each, INPUT):
             expected = "paths, or tables with __arrow_c_stream__ (pandas 2.2, Polars 1 or PyArrow)"
             raise TypeError(
                 f"files: expected {expected}, got {type(each).__module__}.{type(each).__qualname__}"
@@ -201,10 +192,17 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     types = pa.types
     if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
         return _plain(kind.value_type)
-    if types.is_large_string(kind) or types.is_string_view(kind):
+    if holds_text(kind):
         return pa.string()
     if types.is_large_binary(kind) or types.is_binary_view(kind):
         return pa.binary()
-    if types.is_large_list(kind) or types.is_fixed_size_list(kind) or types.is_list(kind):
+    if is_list(kind):
         return pa.list_(_plain(kind.value_type))
     return pa.float32() if types.is_float16(kind) else kind
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Returns whether values of a type are lists."""
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )

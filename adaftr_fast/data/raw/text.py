@@ -15,7 +15,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
@@ -26,7 +26,13 @@ import pyarrow.csv as csv
 
 from adaftr_fast.data.encode.canonical import as_float64
 from adaftr_fast.data.encode.encoders import one_array
-from adaftr_fast.data.encode.written import SHOWN_LABELS, label_numbers, plain_numbers, read_times
+from adaftr_fast.data.encode.written import (
+    SHOWN_LABELS,
+    label_numbers,
+    plain_numbers,
+    read_times,
+    without_words,
+)
 from adaftr_fast.data.raw.bad_rows import BadLine, BadRows, bad_rows
 from adaftr_fast.data.raw.staging import LINE_END
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
@@ -85,6 +91,13 @@ class TextBlock:
         self.columns = _columns(self.table.filter(pa.array(~mask)))
         self.line = self.line[~mask]
 
+    def keep(self, column: str) -> None:
+        """Adds a column a second time, as text as it is written, under its name with ``KEPT``
+        before it.
+        """
+        self.columns[KEPT + column] = self.columns[column]
+        self.convert(KEPT + column, pa.string())
+
     def convert(self, column: str, kind: pa.DataType) -> None:
         """Casts a column to a type and drops rows whose value cannot be cast."""
         values = self.columns[column]
@@ -96,14 +109,16 @@ class TextBlock:
         except pa.ArrowException:
             self._drop_uncastable(column, kind)
             converted = self._cast(self.columns[column], kind)
+        if kind == pa.string() and not column.startswith(KEPT):
+            converted = without_words(converted, self.form)
         self.columns[column] = converted
 
     def convert_label(self, column: str) -> None:
         """Converts a column of labels to numbers, and drops the rows in which it is missing or
         neither 0 nor 1.
         """
-        self.require(column)
         self.convert(column, pa.string())
+        self.require(column)
         values = self.columns[column]
         wrong = label_numbers(values).is_null().to_numpy(zero_copy_only=False)
         named = {*pc.unique(values.filter(pa.array(wrong)))[:SHOWN_LABELS].to_pylist()}
@@ -158,7 +173,6 @@ def parse_block(
     form: TextFormat = PLAIN_TEXT,
     *,
     quoted: bool = True,
-    keep: Sequence[str] = (),
 ) -> TextBlock:
     """Parses whole lines without a header to columns of bytes.
 
@@ -168,8 +182,6 @@ def parse_block(
         data: the lines. With ``form.line_ends``, ``LINE_END`` stands for those inside quotes.
         form: how the text holds values.
         quoted: whether values may be quoted.
-        keep: columns that are returned a second time, under their names with ``KEPT`` before them,
-            as they are written.
     """
     lines = count_lines(data)
     data = b"\n" if data in (b"", codecs.BOM_UTF8) else data  # Arrow rejects an empty file
@@ -194,14 +206,6 @@ def parse_block(
     blank = min(int(empty.sum()) - len(unread), lines)  # 0 for an empty block
     table, bad = table.filter(pa.array(~empty)) if empty.any() else table, bad + unread
     columns = _columns(table)
-    written = {KEPT + name: columns[name] for name in keep}
-    if form.null:
-        words = pa.array([word.encode() for word in form.null])
-        columns = {
-            name: pc.if_else(pc.is_in(values, value_set=words), None, values)
-            for name, values in columns.items()
-        }
-    columns |= written
     if form.line_ends:
         columns = {
             name: pc.replace_substring(values, LINE_END, b"\n") for name, values in columns.items()

@@ -128,7 +128,7 @@ def test_lists_are_read_by_all_tokens(tmp_path, write, prepared):
     columns = {name: pa.array(values, kind) for name, kind in kinds.items()}
     path = write(columns | {"at": range(60), "y": [0, 1, 0] * 20})
     source = infer_schema([path], ["y"], time="at")
-    assert source["fields"] == dict.fromkeys(kinds, {"kind": "categorical", "tokens": "all"})
+    assert source["fields"] == {name: {"kind": "categorical", "tokens": "all"} for name in kinds}
     prepared(source, path)
     train = pq.read_table(tmp_path / "out/train.parquet")
     for name in kinds:

@@ -16,7 +16,7 @@ from adaftr_fast.errors import DataError
 DRAW = random.Random(0)
 ROWS = 400
 GENRES = ["Action", "Comedy", "Drama", "Horror", "Sci-Fi", "Romance", "War", "Film noir"]
-WORDS = "red blue old new great small house river stone king night road".split()
+WORDS = ["red", "blue", "old", "new", "great", "small", "house", "river", "king", "night", "road"]
 CITIES = [f"{word.title()}{end}" for end in ("ville", "ton") for word in WORDS]
 LISTS = [DRAW.sample(GENRES, DRAW.choice([1, 1, 2, 3, 4])) for _ in range(ROWS)]
 COUNTRIES = {
