@@ -104,34 +104,37 @@ def infer_schema(
     file = _with_dates(file, columns, time) if time else file
     not_fields = {*labels, *ignore, time, weight}
     fields = {each.name: _field(each.type) for each in columns if each.name not in not_fields}
-    _check_multi(path, columns, fields, multi)
     flat = [name for name, field in fields.items() if isinstance(field, str) or name in multi]
     sample = _sample(file, flat)
-    if ids := _ids(
-        sample,
-        file.form,
-        [name for name in flat if fields[name] == "numeric" and not multi.get(name)],
-    ):
+    numeric = [name for name in flat if fields[name] == "numeric" and not multi.get(name)]
+    if ids := _ids(sample, file.form, numeric):
         fields |= dict.fromkeys(ids, "categorical")
         named = "; ".join(f"{name} ({reason})" for name, reason in ids.items())
         warnings.warn(f"{shown(path)}: read as ids, not as numbers: {named}", stacklevel=2)
+    for name in multi:
+        if name not in fields:
+            raise DataError(
+                f"{path}: multi: {name!r} is not a field: it is a label, the time, the weight, or "
+                "left out"
+            )
     texts = [each.name for each in columns if holds_text(each.type) and each.name in fields]
     fields |= _lists(file, sample, [name for name in texts if name != group], multi)
     fields |= dict.fromkeys(dense, "dense")
     fields |= {name: {"kind": "categorical", "hashed": ids} for name, ids in hash.items()}
-    source: dict[str, Any] = {
+    left_out = [name for name in dict.fromkeys([*ignore, *fields]) if not fields.get(name)]
+    source = {
         "name": path.name.split(".")[0],
         "labels": {label: label for label in labels},
+        "group": group or None,
+        "weight": weight or None,
+        "ignore": left_out or None,
+        "funnel": None if funnel is None else list(funnel),
+        "defaults": None if min_count is None else {"min_count": min_count},
+        "text": _written(file.form) or None,
+        "split": _by_time(time) if time else _by_hash(group),
+        "fields": {name: field for name, field in fields.items() if field},
     }
-    source |= {key: value for key, value in (("group", group), ("weight", weight)) if value}
-    left_out = [name for name in dict.fromkeys([*ignore, *fields]) if not fields.get(name)]
-    source |= {"ignore": left_out} if left_out else {}
-    source |= {} if funnel is None else {"funnel": list(funnel)}
-    source |= {} if min_count is None else {"defaults": {"min_count": min_count}}
-    written = _written(file.form)
-    source |= {"text": written} if written else {}
-    source["split"] = _by_time(time) if time else _by_hash(group)
-    return source | {"fields": {name: field for name, field in fields.items() if field}}
+    return {key: value for key, value in source.items() if value is not None}
 
 
 def _types(
@@ -248,26 +251,6 @@ def _ids(rows: pa.Table, form: TextFormat, columns: list[str]) -> dict[str, str]
     return found
 
 
-def _check_multi(
-    path: AnyPath, schema: pa.Schema, fields: Mapping[str, Any], multi: Mapping[str, str]
-) -> None:
-    for name, separator in multi.items():
-        if not isinstance(separator, str):
-            raise DataError(
-                f"multi: {name}: expected a separator, or '' for one value, got {separator!r}"
-            )
-        if name not in fields:
-            raise DataError(
-                f"{path}: multi: {name!r} is not a field: it is a label, the time, the weight, or "
-                "left out"
-            )
-        if isinstance(fields[name], dict):
-            raise DataError(
-                f"{path}: multi: {name}: expected a column of text, got lists "
-                f"({schema.field(name).type})"
-            )
-
-
 def _lists(
     file: InputFile, rows: pa.Table, texts: Sequence[str], multi: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -280,36 +263,34 @@ def _lists(
     path = file.path
     fields: dict[str, Any] = {}
     for name in dict.fromkeys([*texts, *multi]):
-        values = _texts(path, name, rows[name])
-        separator = multi[name] if name in multi else find_separator(values)
-        if name not in multi and separator:
-            how = f"--multi {name}= (in Python multi={{{name!r}: ''}}) reads it as one value"
-            warnings.warn(
-                f"{shown(path)}: {name}: read as lists separated by {separator!r}; {how}",
-                stacklevel=3,
+        separator = multi.get(name)
+        if not isinstance(separator, str | None):
+            raise DataError(
+                f"multi: {name}: expected a separator, or '' for one value, got {separator!r}"
             )
+        try:
+            values = rows[name].cast(pa.string())
+        except pa.ArrowException as error:
+            expected = f"expected a column of text, got {rows[name].type}"
+            raise DataError(f"{path}: multi: {name}: {expected}") from error
+        warning = ""
+        if separator is None:
+            separator = find_separator(values)
+            how = f"--multi {name}= (in Python multi={{{name!r}: ''}}) reads it as one value"
+            if separator:
+                warning = f"{name}: read as lists separated by {separator!r}; {how}"
         elif separator and not pc.any(pc.match_substring(values, separator)).as_py():
             if separator == file.delimiter:
                 raise DataError(
                     f"{path}: multi: {name}: {separator!r} separates the columns, and no value "
                     "holds it"
                 )
-            warnings.warn(
-                f"{shown(path)}: multi: {name}: none of the first values holds {separator!r}",
-                stacklevel=3,
-            )
+            warning = f"multi: {name}: none of the first values holds {separator!r}"
+        if warning:
+            warnings.warn(f"{shown(path)}: {warning}", stacklevel=3)
         if separator:
             fields[name] = {"kind": "categorical", "tokens": "all", "separator": separator}
     return fields
-
-
-def _texts(path: AnyPath, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
-    try:
-        return values.cast(pa.string())
-    except pa.ArrowException as error:
-        raise DataError(
-            f"{path}: multi: {name}: expected a column of text, got {values.type}"
-        ) from error
 
 
 def _by_hash(group: str | None) -> dict[str, Any]:

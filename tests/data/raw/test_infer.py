@@ -187,29 +187,25 @@ def test_hashes_of_64_bits_are_ids(write, prepared):
 
 def test_whole_floats_are_ids_by_name_or_size(write):
     large = [decimal.Decimal(2**62 + number) for number in range(3)]
-    cents = [decimal.Decimal(number).scaleb(-2) for number in range(3)]
     columns = {
         "user_id": [1.0, None, 3.0],  # as pandas writes integers with missing values
-        "Item": [7.0, 8.0, 9.0],
         "adId": [7.0, 8.0, None],
-        "age": [30.0, None, 41.0],
         "paid": [1.0, 2.0, 3.0],
         "gross_id": [0.5, 1.0, 2.0],
         "token": [1e18, 2e18, None],
         "mass": [1e30, 0.5, None],
         "empty_id": pa.array([None, float("nan"), None], pa.float64()),
         "card": pa.array(large, pa.decimal128(38, 0)),
-        "price": pa.array(cents, pa.decimal128(9, 2)),
     }
     path = write(columns | {"y": [0, 1, 1]})
     lost = (
         r"token \(.* beyond 2\^53; floats have lost digits of them already: .*\); card \(.* beyond "
         r"2\^53\)$"
     )
-    with pytest.warns(UserWarning, match=rf"user_id .*name of an id.*Item.*adId.*{lost}"):
+    with pytest.warns(UserWarning, match=rf"user_id .*name of an id.*adId.*{lost}"):
         fields = infer_schema([path], ["y"])["fields"]
     ids = {column for column, kind in fields.items() if kind == "categorical"}
-    assert ids == {"user_id", "Item", "adId", "token", "card"}
+    assert ids == {"user_id", "adId", "token", "card"}
     assert fields.keys() == columns.keys()
 
 

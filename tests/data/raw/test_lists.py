@@ -144,6 +144,6 @@ def test_the_delimiter_separates_lists_in_quotes_only(tmp_path):
 def test_columns_that_hold_no_text_are_named(tmp_path):
     table = pa.table({"seen": [[1], [2]], "place": [{"a": 1}, {"a": 2}], "click": [0, 1]})
     pq.write_table(table, tmp_path / "log.parquet")
-    for name, got in (("seen", r"lists \(list<element: int64>\)"), ("place", "struct")):
+    for name, got in (("seen", "list<element: int64>"), ("place", "struct")):
         with pytest.raises(DataError, match=f"multi: {name}: expected a column of text, got {got}"):
             fields_of(tmp_path / "log.parquet", multi={name: "|"})
