@@ -25,7 +25,7 @@ from adaftr_fast.data.raw.inputs import (
     open_input,
     text_files,
 )
-from adaftr_fast.data.raw.source import check_columns, reading
+from adaftr_fast.data.raw.source import check_columns, reading_input
 from adaftr_fast.data.raw.tables import is_list, shown
 from adaftr_fast.data.raw.text import are_numbers, typed
 from adaftr_fast.data.raw.times import check_times, unsorted_times
@@ -97,7 +97,7 @@ def infer_schema(
     """
     files = [file for each in inputs for file in text_files(each)]
     path = first_with_rows(files)
-    with reading(path, "not readable"):
+    with reading_input([path], "not readable"):
         file, columns = _types(open_input(path, text), {*labels, *ignore, *hash}, {*multi}, time)
     roles = (each for each in (group, time, weight) if each)
     check_columns(path, columns.names, [*labels, *ignore, *multi, *dense, *hash, *roles])
@@ -191,7 +191,7 @@ def _with_dates(file: InputFile, types: pa.Schema, time: str) -> InputFile:
 
 def _sample(file: InputFile, columns: list[str]) -> pa.Table:
     """Returns the first rows of columns, those of a text file as they are written."""
-    with reading(file.path, "not readable"):
+    with reading_input([file.path], "not readable"):
         return file.first(columns).slice(0, SAMPLE_ROWS)
 
 

@@ -25,8 +25,7 @@ from adaftr_fast.data.raw.source import (
     check_files,
     data_files,
     open_dataset,
-    os_error,
-    reading,
+    reading_input,
 )
 from adaftr_fast.data.raw.staging import (
     COMPRESSIONS,
@@ -196,7 +195,7 @@ class ParquetFile:
     def check(self, columns: Iterable[str]) -> None:
         """Raises DataError if a column is missing, or files differ in it."""
         check_columns(self.path, self.types.names, columns)
-        with reading(self.path, "cannot be read"):
+        with reading_input([self.path], "cannot be read"):
             check_files(self.dataset, columns)
 
     def first(self, columns: Sequence[str]) -> pa.Table:
@@ -220,7 +219,7 @@ class ParquetFile:
         self, types: Mapping[str, pa.DataType], keep: Sequence[str] = (), memory: Memory = DEFAULT
     ) -> Iterator[Chunk]:
         """Yields the rows with the columns of ``types``, which have their own type, and ``keep``."""
-        with reading(self.path, "cannot be read", os_error(self.path)):
+        with reading_input([self.path], "cannot be read"):
             rows, size = max(1, self.dataset.count_rows()), self.size
             tables = read_tables(self.dataset, [*types, *keep], memory=memory)
             for batch in coalesced(tables, memory):
@@ -312,7 +311,7 @@ def _head(path: AnyPath) -> bytes:
     """Returns the first lines of a text file, at most ``SAMPLE_BYTES`` unless the first line is
     longer.
     """
-    with reading(path, "cannot be read", os_error(path)), text_stream(path) as stream:
+    with reading_input([path], "cannot be read"), text_stream(path) as stream:
         data = stream.read(SAMPLE_BYTES)
     end = len(data) if len(data) < SAMPLE_BYTES else data.rfind(b"\n") + 1
     return data[:end] or next(blocks(path), b"")

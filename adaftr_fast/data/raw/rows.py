@@ -19,7 +19,7 @@ from adaftr_fast.data.raw.inputs import (
     text_chunks,
     text_files,
 )
-from adaftr_fast.data.raw.source import os_error, reading
+from adaftr_fast.data.raw.source import reading_input
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.text import KEPT
 from adaftr_fast.data.schema.columns import column_types
@@ -86,7 +86,7 @@ def _raw_file(
     known = column_types(schema)
     types = dict.fromkeys(numbers, pa.float64())
     types |= {column: known[column] for column in field_columns(schema)}
-    with reading(path, "cannot be read", os_error(path)):
+    with reading_input([path], "cannot be read"):
         file = open_input(path, schema.text)
     file.check([*types, *keep])
     kept_types = {column: file.types.field(column).type for column in keep}

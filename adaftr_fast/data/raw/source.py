@@ -171,17 +171,17 @@ class Source:
         # rows of the preceding shards, which row numbers count
         self._preceding: dict[str, ds.Dataset] = {}
         for role in paths:
-            with self._reading(role, NOT_PARQUET):
+            with reading_input(self.paths[role], NOT_PARQUET):
                 whole = open_datasets(paths[role])
                 self._datasets[role], self._preceding[role] = _shard_row_groups(whole, shard)
             check_columns(paths[role][0], whole.schema.names, schema.columns(), schema)
-            with self._reading(role, "cannot read the columns of its files"):
+            with reading_input(self.paths[role], "cannot read the columns of its files"):
                 check_files(whole, schema.columns())
 
     def count_rows(self, split: str) -> int:
         """Returns the number of rows of a split before selection by row number or hash."""
         rule = self.schema.split[split]
-        with self._reading(rule.file, f"cannot read split {split}"):
+        with reading_input(self.paths[rule.file], f"cannot read split {split}"):
             return self._count_rows(self._datasets[rule.file], *self._where(rule))
 
     def scan(self, split: str, advance: Callable[[int], object] = int) -> Iterator[pa.RecordBatch]:
@@ -199,7 +199,7 @@ class Source:
         columns = {name: pc.field(name) for name in self.schema.columns()}
         names = [*columns]
         columns |= {LABEL + label.name: _label_expression(label) for label in self.schema.labels}
-        with self._reading(rule.file, f"cannot read split {split}"):
+        with reading_input(self.paths[rule.file], f"cannot read split {split}"):
             compared, where = self._where(rule)
             tables = self._read_tables(
                 self._datasets[rule.file], [*names, *compared], columns, where
@@ -213,7 +213,7 @@ class Source:
         seen = self._rows_before(rule)
         while True:
             # covers the read only, not the caller's code
-            with self._reading(rule.file, f"cannot read split {split}"):
+            with reading_input(self.paths[rule.file], f"cannot read split {split}"):
                 table = next(tables, None)
                 if table is None:
                     return
@@ -232,7 +232,7 @@ class Source:
         """Reads the rows of all files once, and counts what ``Account`` says."""
         found = Account(self.schema)
         for role in self._datasets:
-            with self._reading(role, "cannot read the labels and the splits"):
+            with reading_input(self.paths[role], "cannot read the labels and the splits"):
                 self._add_role(role, found)
         return found
 
@@ -326,10 +326,6 @@ class Source:
             conditions += [_has_label(label, types) for label in self.schema.labels]
         return compared, functools.reduce(operator.and_, conditions) if conditions else None
 
-    def _reading(self, role: str, what: str) -> AbstractContextManager[None]:
-        paths = self.paths[role]
-        return reading(listed(map(str, paths)), what, os_error(paths[0]))
-
 
 @contextmanager
 def reading(
@@ -347,9 +343,12 @@ def reading(
         raise kind(f"{path}: {what}: {first_line(error)}") from error
 
 
-def os_error(path: AnyPath) -> type[UserError]:
-    """Returns the class for errors of reading: StoreError where another attempt may succeed."""
-    return StoreError if in_store(path) else DataError
+def reading_input(paths: Sequence[AnyPath], what: str) -> AbstractContextManager[None]:
+    """Raises an error of the block as ``reading`` does, and one of a store, where another attempt
+    may succeed, as StoreError.
+    """
+    os_error = StoreError if in_store(paths[0]) else DataError
+    return reading(listed(map(str, paths)), what, os_error)
 
 
 def check_names(schema: pa.Schema) -> None:
@@ -514,7 +513,7 @@ def data_files(path: AnyPath) -> list[AnyPath]:
         raise DataError(f"{path}: no such file")
     if not path.is_dir():
         return [path]
-    with reading(path, NOT_PARQUET, os_error(path)):
+    with reading_input([path], NOT_PARQUET):
         return files_below(path)
 
 

@@ -35,8 +35,7 @@ from adaftr_fast.data.raw.source import (
     Inputs,
     check_columns,
     listed,
-    os_error,
-    reading,
+    reading_input,
 )
 from adaftr_fast.data.raw.text import are_numbers, typed
 from adaftr_fast.data.schema.columns import EXACT_INTEGERS, operand_type
@@ -124,7 +123,7 @@ def _quantiles(
     ) as bar:
         for each in inputs:
             chunks = each.chunks({time: kind}, memory=memory)
-            with reading(each.path, f"cannot read {time}", os_error(each.path)):
+            with reading_input([each.path], f"cannot read {time}"):
                 for found, read in ordered_map(values, chunks, attrgetter("memory"), memory):
                     counts.update(without_nan(found) if pa.types.is_floating(kind) else found)
                     bar.update(read)
@@ -150,7 +149,7 @@ def _bound(value: Any) -> object:
 
 
 def _open(path: AnyPath, time: str, form: TextFormat) -> InputFile:
-    with reading(path, NOT_PARQUET, os_error(path)):
+    with reading_input([path], NOT_PARQUET):
         file = open_input(path, form)
     check_columns(path, file.types.names, [time])
     return file
@@ -164,7 +163,7 @@ def _type(file: InputFile, time: str) -> pa.DataType:
     forms.
     """
     form, is_text = file.form, isinstance(file, TextFile)
-    with reading(file.path, NOT_PARQUET, os_error(file.path)):
+    with reading_input([file.path], NOT_PARQUET):
         values = one_array(file.first([time])[time])
         if not holds_text(values.type):
             return values.type
