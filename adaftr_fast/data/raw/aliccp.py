@@ -23,7 +23,7 @@ import pyarrow.dataset as ds
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.batches import PARQUET
-from adaftr_fast.data.raw.text import TextBlock, castable, parse_block
+from adaftr_fast.data.raw.text import Dialect, TextBlock, castable, parse_block
 
 COMMON = ["common_feature_index", "feature_num", "blob"]
 SKELETON = ["sample_id", "click", "conversion", *COMMON]
@@ -42,7 +42,7 @@ def parse_common(
         fields: fields to read.
         lists: fields of which all tokens are read.
     """
-    block = parse_block(data.translate(MERGE_SEPARATORS), COMMON, ",", quoted=False)
+    block = parse_block(data.translate(MERGE_SEPARATORS), Dialect(COMMON, quoted=False))
     block.convert(COMMON[0], pa.string())
     _add_features(block, fields, lists)
     return block.table.select([COMMON[0], *fields]), block.report()
@@ -72,7 +72,7 @@ def parse_skeleton(
     Returns:
         The labels, the columns to keep and one column per field; and the bad rows.
     """
-    block = parse_block(data.translate(MERGE_SEPARATORS), SKELETON, ",", quoted=False)
+    block = parse_block(data.translate(MERGE_SEPARATORS), Dialect(SKELETON, quoted=False))
     for column in keep:
         block.convert(column, pa.string())
     for label in labels:

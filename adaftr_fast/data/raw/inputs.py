@@ -38,7 +38,7 @@ from adaftr_fast.data.raw.staging import (
     lines_of_file,
     text_stream,
 )
-from adaftr_fast.data.raw.text import KEPT, OPEN_LINE, parse_block, whole_rows
+from adaftr_fast.data.raw.text import KEPT, OPEN_LINE, Dialect, parse_block
 from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.parse import COMMON
 from adaftr_fast.data.schema.types import Schema, TextFormat
@@ -98,18 +98,21 @@ class TextFile:
 
     Attributes:
         form: how the text holds values; ``line_ends`` is known.
-        names: the columns, in the order of the file.
     """
 
     path: AnyPath
     form: TextFormat
-    names: list[str]
-    delimiter: str
+    dialect: Dialect
+
+    @property
+    def delimiter(self) -> str:
+        """What separates the columns."""
+        return self.dialect.delimiter
 
     @property
     def types(self) -> pa.Schema:
         """The types of the columns as they are written."""
-        return pa.schema(dict.fromkeys(self.names, pa.string()))
+        return pa.schema(dict.fromkeys(self.dialect.names, pa.string()))
 
     @property
     def size(self) -> int:
@@ -119,19 +122,17 @@ class TextFile:
     @property
     def rows(self) -> RowDivider | None:
         """The function that divides text into rows where values may hold line ends, else None."""
-        if not self.form.line_ends:
-            return None
-        return partial(whole_rows, delimiter=self.delimiter, columns=len(self.names))
+        return self.dialect.whole_rows if self.form.line_ends else None
 
     def check(self, columns: Iterable[str]) -> None:
         """Raises DataError if a column is missing."""
-        check_columns(self.path, self.names, columns)
+        check_columns(self.path, self.dialect.names, columns)
 
     def first(self, columns: Sequence[str]) -> pa.Table:
         """Returns columns of the first rows as text, without rows that are not UTF-8 there."""
         lines = first_lines(self.path)
         lines = self.rows(lines, False)[0] if self.rows else lines
-        block = parse_block(lines, self.names, self.delimiter, self.form)
+        block = parse_block(lines, self.dialect, self.form)
         for name in columns:
             block.convert(name, pa.string())
         return block.table.select(columns)
@@ -148,7 +149,7 @@ class TextFile:
 
         Rows without a label are bad.
         """
-        block = parse_block(data, self.names, self.delimiter, self.form)
+        block = parse_block(data, self.dialect, self.form)
         for column in keep:
             block.keep(column)
         for column, type_ in types.items():
@@ -256,11 +257,11 @@ def read_layout(path: AnyPath, form: TextFormat) -> TextFile:
             names.
     """
     head = _head(path)
-    names, delimiter = _header(path, head)
+    dialect = _header(path, head)
     line_ends = form.line_ends
     if line_ends is None:
-        line_ends = _has_line_ends(head.partition(b"\n")[2], names, delimiter)
-    return TextFile(path, replace(form, line_ends=line_ends), names, delimiter)
+        line_ends = _has_line_ends(head.partition(b"\n")[2], dialect)
+    return TextFile(path, replace(form, line_ends=line_ends), dialect)
 
 
 def text_chunks(
@@ -281,18 +282,16 @@ def text_chunks(
         line += lines_of_file(block, rows)
 
 
-def _has_line_ends(data: bytes, names: list[str], delimiter: str) -> bool:
+def _has_line_ends(data: bytes, dialect: Dialect) -> bool:
     """Returns whether lines end inside quotes, and are rows of the right number of columns if they
     are joined.
     """
     if b'"' not in data or LINE_END in data:
         return False
-    if all(each.reason != OPEN_LINE for each in parse_block(data, names, delimiter).bad):
+    if all(each.reason != OPEN_LINE for each in parse_block(data, dialect).bad):
         return False
-    rows, _ = whole_rows(data, False, delimiter=delimiter, columns=len(names))
-    return (
-        LINE_END in rows and not parse_block(rows, names, delimiter, TextFormat(line_ends=True)).bad
-    )
+    rows, _ = dialect.whole_rows(data, False)
+    return LINE_END in rows and not parse_block(rows, dialect, TextFormat(line_ends=True)).bad
 
 
 def first_lines(path: AnyPath) -> bytes:
@@ -317,8 +316,8 @@ def _head(path: AnyPath) -> bytes:
     return data[:end] or next(blocks(path), b"")
 
 
-def _header(path: AnyPath, head: bytes) -> tuple[list[str], str]:
-    """Returns the column names and the delimiter of a text file, given its first lines.
+def _header(path: AnyPath, head: bytes) -> Dialect:
+    """Returns how a text file is divided, given its first lines.
 
     Raises:
         DataError: the first line is not a header in one line of distinct column names.
@@ -344,7 +343,7 @@ def _header(path: AnyPath, head: bytes) -> tuple[list[str], str]:
         raise DataError(f"{path}:1: expected a header in one line, got {shown}: {error}") from error
     if not names or len(set(names)) != len(names):
         raise DataError(f"{path}:1: expected a header of distinct column names, got {shown}")
-    return names, delimiter
+    return Dialect(names, delimiter)
 
 
 def read_layouts(schema: Schema, paths: Inputs, work: Path) -> list[TextFile]:
@@ -356,7 +355,7 @@ def read_layouts(schema: Schema, paths: Inputs, work: Path) -> list[TextFile]:
     layouts = []
     for path, _ in [] if schema.format else _texts(schema, paths, work):
         layouts.append(read_layout(path, schema.text))
-        check_columns(path, layouts[-1].names, column_types(schema), schema)
+        check_columns(path, layouts[-1].dialect.names, column_types(schema), schema)
     return layouts
 
 

@@ -17,7 +17,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,113 @@ MISSING = ("-", "?", "\\n", "#n/a", "<na>", "n/a", "na", "nan", "nat", "none", "
 LONGEST_VALUE = 1 << 20  # bytes of a value with line ends
 OPEN_LINE = "the line ends inside quotes"
 KEPT = "\0kept:"  # prefix of the columns that are text as it is written
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How text is divided into rows and values.
+
+    Attributes:
+        names: the columns, in the order of the text.
+        quoted: whether values may be quoted.
+    """
+
+    names: list[str]
+    delimiter: str = ","
+    quoted: bool = True
+
+    @cached_property
+    def line(self) -> re.Pattern[bytes]:
+        """The pattern of a line, without its end, that Arrow's parser reads as one row."""
+        return re.compile(rb"%b\r*" % self._values if self.quoted else rb"[^\r]*+\r*")
+
+    @cached_property
+    def _row(self) -> re.Pattern[bytes]:
+        """The pattern of a row: one line, or several ones with line ends in quotes; or of a line
+        that is no row.
+        """
+        mark = re.escape(self.delimiter.encode())
+        value = rb'(?:"(?:[^"]|""){0,%d}+"|(?!")[^%b\r\n]*+)' % (LONGEST_VALUE, mark)
+        several = rb"%b(?:%b%b){%d}" % (value, mark, value, len(self.names) - 1)
+        return re.compile(rb"(?:%b\r*|%b\r*|(?P<line>[^\n]*+))\n" % (self._values, several))
+
+    @property
+    def _values(self) -> bytes:
+        """The pattern of the values of a line."""
+        mark = re.escape(self.delimiter.encode())
+        plain = rb"[^%b\r\n]*+" % mark
+        # quotes count only at the start of a value
+        value = rb'(?:"(?:[^"\n]|"")*+"%b|(?!")%b)' % (plain, plain)
+        return rb"%b(?:%b%b)*+" % (value, mark, value)
+
+    def whole_rows(self, data: bytes, last: bool) -> tuple[bytes, bytes]:
+        """Returns the rows of text with ``LINE_END`` for line ends inside quotes, and the rest,
+        where no row ends.
+
+        Lines are one row only if all quotes of its values close before a delimiter or at its end,
+        and it has as many values as there are columns. So a stray quote costs the line that it is
+        in, and not those up to the next quote.
+
+        Args:
+            last: whether the text ends here, so that there is no rest.
+        """
+        data = data + b"\n" if last and not data.endswith(b"\n") else data
+        whole, end = [], 0
+        for row in self._row.finditer(data):
+            if row["line"] is not None and not last and len(data) - row.start() < LONGEST_VALUE:
+                break  # its quotes may close in what follows
+            whole.append(row[0][:-1].replace(b"\n", LINE_END) + b"\n")
+            end = row.end()
+        return b"".join(whole), data[end:]
+
+    def parse(self, data: bytes) -> tuple[pa.Table, list[BadLine]]:
+        """Returns the rows that have as many columns as ``names``, those of blank lines included,
+        and the other rows.
+        """
+        # Arrow cannot report a row with too many or too few columns that is not UTF-8
+        if not _is_utf8(data):
+            bad = self.read(data.decode(errors="backslashreplace").encode())[1]
+            if bad:
+                table = self.read(data.decode("latin-1").encode())[0]
+                return pa.table([_from_latin(each) for each in table.columns], self.names), bad
+        return self.read(data)
+
+    def read(
+        self, data: bytes, convert: csv.ConvertOptions | None = None
+    ) -> tuple[pa.Table, list[BadLine]]:
+        """Returns the rows, as columns of bytes unless ``convert`` says otherwise, and those of another
+        number of columns.
+
+        All threads of Arrow are done when it returns: one that outlives this process's interpreter ends
+        it with an abort.
+        """
+        bad: list[BadLine] = []
+
+        def skip(row: csv.InvalidRow) -> str:
+            reason = f"expected {row.expected_columns} columns, got {row.actual_columns}"
+            bad.append(BadLine(row.number, reason, row.text))
+            return "skip"
+
+        table = csv.read_csv(
+            io.BytesIO(data),
+            # Arrow reports line numbers only in one thread. One block per call.
+            read_options=csv.ReadOptions(
+                column_names=self.names, use_threads=False, block_size=len(data) + 1
+            ),
+            parse_options=csv.ParseOptions(
+                delimiter=self.delimiter,
+                quote_char='"' if self.quoted else False,
+                ignore_empty_lines=False,  # blank lines count as lines
+                invalid_row_handler=skip,
+            ),
+            convert_options=convert
+            or csv.ConvertOptions(
+                column_types=dict.fromkeys(self.names, pa.binary()),
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
+        return table, bad
 
 
 @dataclass
@@ -166,14 +273,7 @@ class TextBlock:
         return bad_rows(self.total, self.bad, lines=self.lines, blank=self.blank)
 
 
-def parse_block(
-    data: bytes,
-    names: list[str],
-    delimiter: str,
-    form: TextFormat = PLAIN_TEXT,
-    *,
-    quoted: bool = True,
-) -> TextBlock:
+def parse_block(data: bytes, dialect: Dialect, form: TextFormat = PLAIN_TEXT) -> TextBlock:
     """Parses whole lines without a header to columns of bytes.
 
     Rows with too many or too few columns are dropped, and so are lines that end inside quotes.
@@ -181,16 +281,14 @@ def parse_block(
     Args:
         data: the lines. With ``form.line_ends``, ``LINE_END`` stands for those inside quotes.
         form: how the text holds values.
-        quoted: whether values may be quoted.
     """
     lines = count_lines(data)
     data = b"\n" if data in (b"", codecs.BOM_UTF8) else data  # Arrow rejects an empty file
-    parse = partial(_parse, names=names, delimiter=delimiter, quoted=quoted)
-    table, bad = parse(data)
+    table, bad = dialect.parse(data)
     unread: list[BadLine] = []
-    if table.num_rows + len(bad) != lines or _is_doubtful(data, delimiter, quoted):
-        data, unread = _whole_lines(data, delimiter, quoted)
-        table, bad = parse(data)
+    if table.num_rows + len(bad) != lines or _is_doubtful(data, dialect):
+        data, unread = _whole_lines(data, dialect)
+        table, bad = dialect.parse(data)
     numbers = _line_numbers(data if form.line_ends else b"", table.num_rows + len(bad))
     line = np.delete(numbers, [row.line - 1 for row in bad])
     unread, bad = (
@@ -225,27 +323,6 @@ def _line_numbers(data: bytes, rows: int) -> np.ndarray:
     return np.append(1, 1 + lines[is_end])[:rows]
 
 
-def whole_rows(data: bytes, last: bool, *, delimiter: str, columns: int) -> tuple[bytes, bytes]:
-    """Returns the rows of text with ``LINE_END`` for line ends inside quotes, and the rest, where
-    no row ends.
-
-    Lines are one row only if all quotes of its values close before a delimiter or at its end, and
-    it has as many values as there are columns. So a stray quote costs the line that it is in, and
-    not those up to the next quote.
-
-    Args:
-        last: whether the text ends here, so that there is no rest.
-    """
-    data = data + b"\n" if last and not data.endswith(b"\n") else data
-    whole, end = [], 0
-    for row in _row(delimiter, columns).finditer(data):
-        if row["line"] is not None and not last and len(data) - row.start() < LONGEST_VALUE:
-            break  # its quotes may close in what follows
-        whole.append(row[0][:-1].replace(b"\n", LINE_END) + b"\n")
-        end = row.end()
-    return b"".join(whole), data[end:]
-
-
 def typed(texts: pa.Table, form: TextFormat = PLAIN_TEXT) -> pa.Table:
     """Returns columns of text with the types that Arrow finds in them; a column without any value
     stays text.
@@ -257,26 +334,9 @@ def typed(texts: pa.Table, form: TextFormat = PLAIN_TEXT) -> pa.Table:
     convert = csv.ConvertOptions(
         decimal_point=form.decimal, null_values=["", *form.null], strings_can_be_null=True
     )
-    table, _ = _read(written.getvalue() or b"\n", texts.column_names, ",", True, convert)
+    table, _ = Dialect(texts.column_names).read(written.getvalue() or b"\n", convert)
     kinds = [pa.string() if pa.types.is_null(kind) else kind for kind in table.schema.types]
     return table.cast(pa.schema(list(zip(texts.column_names, kinds))))
-
-
-def _parse(
-    data: bytes, names: list[str], delimiter: str, quoted: bool
-) -> tuple[pa.Table, list[BadLine]]:
-    """Returns the rows that have as many columns as ``names``, those of blank lines included, and
-    the other rows.
-    """
-    # Arrow cannot report a row with too many or too few columns that is not UTF-8
-    if not _is_utf8(data):
-        bad = _read(data.decode(errors="backslashreplace").encode(), names, delimiter, quoted)[1]
-        if bad:
-            table = _read(data.decode("latin-1").encode(), names, delimiter, quoted)[0]
-            return pa.table(
-                [_from_latin(column) for column in table.columns], table.column_names
-            ), bad
-    return _read(data, names, delimiter, quoted)
 
 
 def _is_utf8(data: bytes) -> bool:
@@ -294,48 +354,6 @@ def _from_latin(column: pa.ChunkedArray) -> pa.Array:
     )
 
 
-def _read(
-    data: bytes,
-    names: list[str],
-    delimiter: str,
-    quoted: bool,
-    convert: csv.ConvertOptions | None = None,
-) -> tuple[pa.Table, list[BadLine]]:
-    """Returns the rows, as columns of bytes unless ``convert`` says otherwise, and those of another
-    number of columns.
-
-    All threads of Arrow are done when it returns: one that outlives this process's interpreter ends
-    it with an abort.
-    """
-    bad: list[BadLine] = []
-
-    def skip(row: csv.InvalidRow) -> str:
-        reason = f"expected {row.expected_columns} columns, got {row.actual_columns}"
-        bad.append(BadLine(row.number, reason, row.text))
-        return "skip"
-
-    table = csv.read_csv(
-        io.BytesIO(data),
-        # Arrow reports line numbers only in one thread. One block per call.
-        read_options=csv.ReadOptions(
-            column_names=names, use_threads=False, block_size=len(data) + 1
-        ),
-        parse_options=csv.ParseOptions(
-            delimiter=delimiter,
-            quote_char='"' if quoted else False,
-            ignore_empty_lines=False,  # blank lines count as lines
-            invalid_row_handler=skip,
-        ),
-        convert_options=convert
-        or csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.binary()),
-            null_values=[""],
-            strings_can_be_null=True,
-        ),
-    )
-    return table, bad
-
-
 def _columns(table: pa.Table) -> dict[str, pa.Array]:
     """Returns the columns of a table by name, each as one array."""
     return {name: one_array(column) for name, column in zip(table.column_names, table.columns)}
@@ -346,60 +364,31 @@ def count_lines(data: bytes) -> int:
     return data.count(b"\n") + (bool(data) and not data.endswith(b"\n"))
 
 
-def _is_doubtful(data: bytes, delimiter: str, quoted: bool) -> bool:
+def _is_doubtful(data: bytes, dialect: Dialect) -> bool:
     """Returns whether equal numbers of rows and lines can hide lines that are not rows.
 
     Quotes that are open at the end of the block join no lines, and a carriage return in a line ends
     a row.
     """
     last = data[data.rfind(b"\n", 0, len(data) - 1) + 1 :]
-    if not _whole_line(delimiter, quoted).fullmatch(last.rstrip(b"\n")):
+    if not dialect.line.fullmatch(last.rstrip(b"\n")):
         return True
     return b"\r" in data and data.count(b"\r") != data.count(b"\r\n")
 
 
-def _whole_lines(data: bytes, delimiter: str, quoted: bool) -> tuple[bytes, list[BadLine]]:
+def _whole_lines(data: bytes, dialect: Dialect) -> tuple[bytes, list[BadLine]]:
     """Replaces every line that is not one row by a blank one, and returns these lines."""
     lines = data.removesuffix(b"\n").split(b"\n")
     bad = []
-    whole = _whole_line(delimiter, quoted)
     for position, line in enumerate(lines):
         if b'"' in line or b"\r" in line:
             row = line.rstrip(b"\r")
-            if not whole.fullmatch(row):
+            if not dialect.line.fullmatch(row):
                 reason = "carriage return within the line" if b"\r" in row else OPEN_LINE
                 bad.append(BadLine(position + 1, reason, _readable(row)))
                 row = b""
             lines[position] = row
     return b"\n".join([*lines, b""]), bad
-
-
-@cache
-def _whole_line(delimiter: str, quoted: bool) -> re.Pattern[bytes]:
-    """Returns the pattern of a line, without its end, that Arrow's parser reads as one row."""
-    if not quoted:
-        return re.compile(rb"[^\r]*+\r*")
-    return re.compile(rb"%b\r*" % _values(delimiter))
-
-
-@cache
-def _row(delimiter: str, columns: int) -> re.Pattern[bytes]:
-    """Returns the pattern of a row: one line, or several ones with line ends in quotes; or of a
-    line that is no row.
-    """
-    mark = re.escape(delimiter.encode())
-    value = rb'(?:"(?:[^"]|""){0,%d}+"|(?!")[^%b\r\n]*+)' % (LONGEST_VALUE, mark)
-    several = rb"%b(?:%b%b){%d}" % (value, mark, value, columns - 1)
-    return re.compile(rb"(?:%b\r*|%b\r*|(?P<line>[^\n]*+))\n" % (_values(delimiter), several))
-
-
-def _values(delimiter: str) -> bytes:
-    """Returns the pattern of the values of a line."""
-    mark = re.escape(delimiter.encode())
-    plain = rb"[^%b\r\n]*+" % mark
-    # quotes count only at the start of a value
-    value = rb'(?:"(?:[^"\n]|"")*+"%b|(?!")%b)' % (plain, plain)
-    return rb"%b(?:%b%b)*+" % (value, mark, value)
 
 
 def castable(values: pa.Array, cast: Callable[[pa.Array], pa.Array]) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.raw import staging
 from adaftr_fast.data.raw.inputs import TextFile
+from adaftr_fast.data.raw.text import Dialect
 from adaftr_fast.data.schema.types import PLAIN_TEXT
 from adaftr_fast.errors import DataError
 
@@ -14,7 +15,7 @@ LINES = ["n"] + [str(number) if number % 100 != 50 else "x" for number in range(
 
 
 def parsed(data):
-    return TextFile(None, PLAIN_TEXT, ["n"], ",").parse(data, {"n": pa.int64()})
+    return TextFile(None, PLAIN_TEXT, Dialect(["n"])).parse(data, {"n": pa.int64()})
 
 
 @pytest.fixture
