@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from adaftr_fast.errors import DataError
@@ -124,15 +123,3 @@ def check_share(bad_rows: float) -> None:
     """Raises DataError unless ``bad_rows`` is a share of rows that may be left out."""
     if not 0.0 <= bad_rows < 1.0:
         raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
-
-
-def bad_rows(rows: int, bad: Iterable[BadLine], *, lines: int, blank: int) -> BadRows:
-    """Returns the report of one block with ``rows`` rows. Lines of the block count from 1."""
-    bad = sorted(bad, key=lambda each: each.line)
-    reasons = dict(Counter(each.reason for each in bad))
-    examples = []
-    for each in bad[:EXAMPLES]:
-        # a missing value may be written as one of several words
-        text = f": {each.text[:TEXT]!r}" if each.text else ""
-        examples.append(f"{each.line}: {each.reason}{text}")
-    return BadRows(rows, len(bad), reasons, examples, lines, blank)

@@ -1,5 +1,5 @@
-"""Provides every input as parquet: text is staged, Ali-CCP's raw files are joined, parquet is read
-in place.
+"""Opens inputs, and provides every one as parquet: text is staged, Ali-CCP's raw files are joined,
+parquet is read in place.
 """
 
 from __future__ import annotations
@@ -93,15 +93,30 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class TextFile:
-    """A file of delimited text, and how it is divided into rows and values.
+class _File:
+    """An input.
 
     Attributes:
-        form: how the text holds values; ``line_ends`` is known.
+        form: how text holds values; ``line_ends`` is known.
     """
 
     path: AnyPath
     form: TextFormat
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, or of all files of a folder."""
+        return sum(file.stat().st_size for file in data_files(self.path))
+
+
+@dataclass(frozen=True)
+class TextFile(_File):
+    """A file of delimited text.
+
+    Attributes:
+        dialect: how it is divided into rows and values.
+    """
+
     dialect: Dialect
 
     @property
@@ -113,11 +128,6 @@ class TextFile:
     def types(self) -> pa.Schema:
         """The types of the columns as they are written."""
         return pa.schema(dict.fromkeys(self.dialect.names, pa.string()))
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self.path.stat().st_size
 
     @property
     def rows(self) -> RowDivider | None:
@@ -169,17 +179,14 @@ class TextFile:
 
 
 @dataclass(frozen=True)
-class ParquetFile:
+class ParquetFile(_File):
     """A file of parquet, or a folder of such files.
 
     Attributes:
-        form: how columns of text hold values.
         dataset: the rows.
         delimiter: of the columns: nothing separates them.
     """
 
-    path: AnyPath
-    form: TextFormat
     dataset: ds.Dataset
     delimiter: str = ""
 
@@ -187,11 +194,6 @@ class ParquetFile:
     def types(self) -> pa.Schema:
         """The types of the columns."""
         return self.dataset.schema
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(file.stat().st_size for file in data_files(self.path))
 
     def check(self, columns: Iterable[str]) -> None:
         """Raises DataError if a column is missing, or files differ in it."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import codecs
 import io
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -33,7 +34,7 @@ from adaftr_fast.data.encode.written import (
     read_times,
     without_words,
 )
-from adaftr_fast.data.raw.bad_rows import BadLine, BadRows, bad_rows
+from adaftr_fast.data.raw.bad_rows import EXAMPLES, TEXT, BadLine, BadRows
 from adaftr_fast.data.raw.staging import LINE_END
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 
@@ -270,7 +271,14 @@ class TextBlock:
 
     def report(self) -> BadRows:
         """Returns the numbers of lines and bad rows, and the reasons."""
-        return bad_rows(self.total, self.bad, lines=self.lines, blank=self.blank)
+        bad = sorted(self.bad, key=lambda each: each.line)
+        reasons = dict(Counter(each.reason for each in bad))
+        examples = []
+        for each in bad[:EXAMPLES]:
+            # a missing value may be written as one of several words
+            text = f": {each.text[:TEXT]!r}" if each.text else ""
+            examples.append(f"{each.line}: {each.reason}{text}")
+        return BadRows(self.total, len(bad), reasons, examples, self.lines, self.blank)
 
 
 def parse_block(data: bytes, dialect: Dialect, form: TextFormat = PLAIN_TEXT) -> TextBlock:

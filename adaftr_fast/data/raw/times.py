@@ -67,14 +67,13 @@ def with_times(
         DataError: an input cannot be read, its times are text that does not sort by time, or there
             are fewer different times than splits.
     """
-    rules = {name: (rule, rule.time) for name, rule in schema.split.items() if rule.time}
     split = dict(schema.split)
-    columns = dict.fromkeys((rule.file, time.column) for rule, time in rules.values())
+    columns = dict.fromkeys((rule.file, rule.time.column) for rule in split.values() if rule.time)
     for number, (role, column) in enumerate(columns):
         ours = {
-            name: time
-            for name, (rule, time) in rules.items()
-            if (rule.file, time.column) == (role, column)
+            name: rule.time
+            for name, rule in split.items()
+            if rule.time and (rule.file, rule.time.column) == (role, column)
         }
         shares = sorted(
             {share for time in ours.values() for share in (time.start, time.stop)} - {0.0, 1.0}

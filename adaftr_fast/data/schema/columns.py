@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
 from itertools import chain
+from typing import Any
 
 import pyarrow as pa
 
@@ -34,22 +34,15 @@ def column_types(schema: Schema) -> dict[str, pa.DataType]:
     return types | dict.fromkeys([*schema.numbers(), *labels], pa.float64())
 
 
-def operand_type(operand: object, discrete: bool = False) -> pa.DataType:
+def operand_type(operand: Any, discrete: bool = False) -> pa.DataType:
     """Returns the type of a column that a condition compares with ``operand``, and that may be
     ``discrete`` values.
     """
-    zone = "UTC" if isinstance(operand, datetime.datetime) and operand.tzinfo else None
-    is_large = isinstance(operand, int) and abs(operand) > EXACT_INTEGERS
-    # subclasses first; Arrow returns nanoseconds as a pandas Timestamp, a subclass of datetime
-    types = {
-        bool: pa.bool_(),
-        int: pa.int64() if discrete or is_large else pa.float64(),
-        float: pa.float64(),
-        datetime.datetime: pa.timestamp("us", zone),
-        datetime.date: pa.date32(),
-        datetime.time: pa.time64("us"),
-    }
-    return next(
-        (type_ for python_type, type_ in types.items() if isinstance(operand, python_type)),
-        pa.string(),
-    )
+    kind = pa.scalar(operand).type
+    if pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", None if kind.tz is None else "UTC")
+    if pa.types.is_integer(kind) and not discrete and abs(operand) <= EXACT_INTEGERS:
+        return pa.float64()
+    return kind
