@@ -210,8 +210,5 @@ def unsorted_times(values: pa.Array) -> list[str]:
         pc.struct_field(found, "zone"),
         "",
     )
-    return (
-        [values[forms.index(form).as_py()].as_py() for form in forms.unique()[:2]]
-        if len(forms.unique()) > 1
-        else []
-    )
+    examples = [values[forms.index(form).as_py()].as_py() for form in forms.unique()[:2]]
+    return examples if len(examples) > 1 else []

@@ -66,27 +66,13 @@ def test_shipped_schemas():
     }
     assert "CC BY" in census.attribution
     assert aliccp.labels[1].condition == [[("click", "==", 1), ("conversion", "==", 1)]]
-
-
-@pytest.mark.parametrize(
-    ("name", "labels", "group", "item", "rating"),
-    [
-        ("insteval", ("good", "very_good"), "s", "d", "y"),
-        ("movielens", ("liked", "five_stars"), "user_id", "item_id", "rating"),
-    ],
-)
-def test_schemas_of_ratings(name, labels, group, item, rating):
-    schema = load_schema(name)
-    assert schema.files == ("ratings",)
-    assert schema.shipped is None
-    assert tuple(label.name for label in schema.labels) == schema.funnel == labels
-    assert [label.condition for label in schema.labels] == [
-        [[(rating, ">=", 4)]],
-        [[(rating, "==", 5)]],
-    ]
-    read = {column for field in schema.features for column in field.columns}
-    assert {schema.group, item} == {group, item} < read
-    assert not {rating, "timestamp"} & read
+    for name, rating in (("insteval", "y"), ("movielens", "rating")):
+        schema = load_schema(name)
+        conditions = [label.condition for label in schema.labels]
+        assert conditions == [[[(rating, ">=", 4)]], [[(rating, "==", 5)]]]
+        assert schema.funnel == tuple(label.name for label in schema.labels)
+        read = {column for field in schema.features for column in field.columns}
+        assert not {rating, "timestamp"} & read
 
 
 def test_load_schema_from_path_names_the_path_in_errors(tmp_path):
