@@ -19,7 +19,7 @@ from adaftr_fast.data.raw.inputs import (
     text_chunks,
     text_files,
 )
-from adaftr_fast.data.raw.source import reading_input
+from adaftr_fast.data.raw.source import check_columns, reading_input
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.text import KEPT
 from adaftr_fast.data.schema.columns import column_types
@@ -94,12 +94,7 @@ def _raw_file(
 
 
 def _aliccp(schema: Schema, skeleton: AnyPath, common: AnyPath, keep: Sequence[str]) -> RawFile:
-    for column in keep:
-        if column not in aliccp.SKELETON[:-1]:
-            raise DataError(
-                f"{skeleton}: no column {column!r}; expected one of "
-                f"{', '.join(aliccp.SKELETON[:-1])}"
-            )
+    check_columns(skeleton, aliccp.SKELETON[:-1], keep)
     fields, lists = aliccp_columns(schema)
 
     def chunks() -> Iterator[Chunk]:

@@ -179,23 +179,19 @@ class TextBlock:
         """The columns as a table."""
         return pa.table(self.columns)
 
-    def drop(self, mask: np.ndarray, reason: str | Callable[[str], str], text: pa.Array) -> None:
+    def drop(self, mask: np.ndarray, reason: str, text: pa.Array) -> None:
         """Drops the rows of ``mask`` [n] and records them as bad.
 
         Args:
             mask: the rows.
-            reason: the reason, or the function that returns that of a value of ``text``.
+            reason: the reason.
             text: what the report shows of each row [n].
         """
         if not mask.any():
             return
-        rows = np.flatnonzero(mask)
-        for row, value in zip(rows, map(_readable, text.take(pa.array(rows)).to_pylist())):
-            self.bad.append(
-                BadLine(
-                    int(self.line[row]), reason if isinstance(reason, str) else reason(value), value
-                )
-            )
+        shown = text.filter(pa.array(mask)).to_pylist()
+        for line, value in zip(self.line[mask].tolist(), shown):
+            self.bad.append(BadLine(line, reason, _readable(value)))
         self.columns = _columns(self.table.filter(pa.array(~mask)))
         self.line = self.line[~mask]
 
@@ -227,17 +223,16 @@ class TextBlock:
         """
         self.convert(column, pa.string())
         self.require(column)
+        expected = f"label {column}: expected 0 or 1, got"
         values = self.columns[column]
-        wrong = label_numbers(values).is_null().to_numpy(zero_copy_only=False)
-        named = {*pc.unique(values.filter(pa.array(wrong)))[:SHOWN_LABELS].to_pylist()}
-
-        def reason(value: str) -> str:
-            return (
-                f"label {column}: expected 0 or 1, got "
-                f"{repr(value) if value in named else 'other text'}"
-            )
-
-        self.drop(wrong, reason, values)
+        wrong = pc.unique(values.filter(label_numbers(values).is_null()))
+        for value in wrong[:SHOWN_LABELS].to_pylist():
+            values = self.columns[column]
+            has_value = pc.equal(values, value).to_numpy(zero_copy_only=False)
+            self.drop(has_value, f"{expected} {value!r}", values)
+        values = self.columns[column]
+        others = label_numbers(values).is_null().to_numpy(zero_copy_only=False)
+        self.drop(others, f"{expected} other text", values)
         self.columns[column] = label_numbers(self.columns[column])
 
     def _cast(self, values: pa.Array, kind: pa.DataType) -> pa.Array:
