@@ -325,17 +325,16 @@ def find_separator(values: pa.ChunkedArray) -> str | None:
     for mark in MARKS:
         share = pc.mean(pc.match_substring(values, mark)).as_py()  # None without values
         if share is not None and share >= SHARE:
-            texts = pc.unique(values).to_pylist()
+            texts = pc.unique(values)
+            count = pc.count_substring(texts, mark)
             separator = next(
-                each for each in (f" {mark} ", f"{mark} ", mark) if _same_count(texts, mark, each)
+                each
+                for each in (f" {mark} ", f"{mark} ", mark)
+                if pc.count_substring(texts, each).equals(count)
             )
-            if _are_lists(texts, separator):
+            if _are_lists(texts.to_pylist(), separator):
                 return separator
     return None
-
-
-def _same_count(texts: list[str], mark: str, separator: str) -> bool:
-    return all(text.count(mark) == text.count(separator) for text in texts)
 
 
 def _are_lists(texts: list[str], separator: str) -> bool:
