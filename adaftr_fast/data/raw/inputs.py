@@ -221,7 +221,7 @@ class ParquetFile(_File):
     def chunks(
         self, types: Mapping[str, pa.DataType], keep: Sequence[str] = (), memory: Memory = DEFAULT
     ) -> Iterator[Chunk]:
-        """Yields the rows with the columns of ``types``, which have their own type, and ``keep``."""
+        """Yields the rows with the columns of ``types``, in their own types, and of ``keep``."""
         with reading_input([self.path], "cannot be read"):
             rows, size = max(1, self.dataset.count_rows()), self.size
             tables = read_tables(self.dataset, [*types, *keep], memory=memory)

@@ -53,8 +53,8 @@ class TextInput:
         folder: folder of the staged blocks.
         parse: returns the function that parses a block.
         header_lines: number of header lines, 0 or 1.
-        rows: divides text into rows where values in quotes may hold line ends, as ``Dialect.whole_rows``
-            does; None where every line is a row.
+        rows: divides text into rows where values in quotes may hold line ends, as
+            ``Dialect.whole_rows`` does; None where every line is a row.
     """
 
     path: AnyPath

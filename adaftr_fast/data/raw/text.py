@@ -117,11 +117,11 @@ class Dialect:
     def read(
         self, data: bytes, convert: csv.ConvertOptions | None = None
     ) -> tuple[pa.Table, list[BadLine]]:
-        """Returns the rows, as columns of bytes unless ``convert`` says otherwise, and those of another
-        number of columns.
+        """Returns the rows, as columns of bytes unless ``convert`` says otherwise, and those of
+        another number of columns.
 
-        All threads of Arrow are done when it returns: one that outlives this process's interpreter ends
-        it with an abort.
+        All threads of Arrow are done when it returns: one that outlives this process's interpreter
+        ends it with an abort.
         """
         bad: list[BadLine] = []
 
