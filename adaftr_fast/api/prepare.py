@@ -221,7 +221,7 @@ def _schema(
     if not files:
         raise DataError("files: expected one or more beside labels, got none")
     schema = parse_schema(
-        infer_schema(files, labels, **roles | {"text": text_format(roles["text"])})
+        infer_schema(files, labels, **roles | {"text": text_format("text", roles["text"])})
     )
     if written is not None:
         write_schema_file(Path(written), schema.source, f"Inferred from {files[0].name!r}.")

@@ -315,17 +315,16 @@ class RunConfig:
 
         The warm start, which decides on the result, too, is left out.
         """
-        sections = {
-            name: asdict(getattr(self, name)) for name in ("model", "optimizer", "training")
-        }
-        for name, section in sections.items():
+        identity: dict[str, dict[str, Any]] = {}
+        for name in ("model", "optimizer", "training"):
+            section = asdict(getattr(self, name))
             default = asdict(SECTIONS[name]())
-            same = {
-                key for key in names(SECTIONS[name], "omit_default") if section[key] == default[key]
-            }
-            kept = set(names(SECTIONS[name], "identifies")) - same
-            sections[name] = {key: value for key, value in section.items() if key in kept}
-        return sections
+            for key in names(SECTIONS[name], "omit_default"):
+                if section[key] == default[key]:
+                    del section[key]
+            kept = names(SECTIONS[name], "identifies")
+            identity[name] = {key: value for key, value in section.items() if key in kept}
+        return identity
 
 
 def _expanded(sections: Any) -> Any:

@@ -395,17 +395,12 @@ def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Call
         elements = sum(math.prod(saved.shape(each)) for each in saved)
         with tables_elsewhere():
             model = _built(found, elements)
-        held = {key: value.is_meta for key, value in weights_of(model).items()}
-        of_tables = {
-            key: torch.empty(saved.shape(key), device="meta")
+        elsewhere = {key for key, value in weights_of(model).items() if value.is_meta}
+        weights = {
+            key: torch.empty(saved.shape(key), device="meta") if key in elsewhere else saved[key]
             for key in saved
-            if held.get(key, False)
         }
-        load_weights(
-            model,
-            {key: of_tables[key] if key in of_tables else saved[key] for key in saved},
-            str(folder),
-        )
+        load_weights(model, weights, str(folder))
         found.model = model.eval()
         return found
 

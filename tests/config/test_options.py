@@ -2,6 +2,7 @@ import pytest
 
 from adaftr_fast.cli.options import Parser, add_config, read_config
 from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig
+from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models import build_model
 
@@ -32,6 +33,27 @@ def test_a_value_that_is_no_number_is_refused_as_it_was_given(value):
     config = ModelConfig(expert_hidden=hidden)
     hidden.append(-1)  # a list belongs to the configuration
     assert config.expert_hidden == [8]
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "message"),
+    [
+        ("training", {"batch_size": 0}, "batch_size: expected >= 1, got 0"),
+        ("training", {"batch_size": 9, "accumulate": 2}, "expected a divisor of batch_size = 9"),
+        ("training", {"seed": -1}, r"seed: expected a seed in \[0, .*\], got -1"),
+        ("training", {"graph": "on"}, "graph: expected one of auto, off, got 'on'"),
+        ("training", {"checkpoint_seconds": -1}, "expected a number of seconds >= 0, got -1"),
+        ("training", {"monitor": "f1"}, "monitor: expected auc, gauc, .*, or TASK/ before one"),
+        ("training", {"trackers": ["comet"]}, r"trackers\[0\]: expected one of tensorboard, wandb"),
+        ("optimizer", {"schedule": "linear"}, "decay_steps: expected more than warmup_steps = 0"),
+        ("optimizer", {"lr": -1.0}, "lr: expected a finite number >= 0, got -1.0"),
+        ("optimizer", {"lr_end": 2.0}, r"lr_end: expected a fraction in \[0, 1\], got 2.0"),
+        ("optimizer", {"beta1": 1.0}, r"beta1: expected a decay in \[0, 1\), got 1.0"),
+    ],
+)
+def test_values_out_of_range_are_named(section, options, message):
+    with pytest.raises(ConfigError, match=rf"^{section}\..*{message}"):
+        SECTIONS[section](**options)
 
 
 def test_a_dictionary_is_no_section():

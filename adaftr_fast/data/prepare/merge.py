@@ -33,9 +33,8 @@ from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.prepare.steps import VISIBLE_SECONDS, Job
 from adaftr_fast.data.prepare.work_folder import WorkFiles
 from adaftr_fast.data.raw.bad_rows import BadRows
-from adaftr_fast.data.raw.inputs import TextInput
 from adaftr_fast.data.raw.source import Unused
-from adaftr_fast.data.raw.staging import check_staged, staged_bad_rows
+from adaftr_fast.data.raw.staging import TextInput, check_staged, staged_bad_rows
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema, shown_condition
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
@@ -73,7 +72,7 @@ def merge_read(
         name = text.folder.name
         blocks[name] = sum(each[name] for _, each in shards)
         check_staged(text.folder, blocks[name], VISIBLE_SECONDS if job.remote else 0.0)
-        bad_rows += staged_bad_rows(text.path, text.folder, header_lines=text.header_lines)
+        bad_rows += staged_bad_rows(text)
     bad_rows.check(job.tolerance)
     return {"blocks": blocks, "bad_rows": dataclasses.asdict(bad_rows)}
 

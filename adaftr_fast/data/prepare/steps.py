@@ -23,9 +23,9 @@ from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.prepare.work_folder import WorkFiles
-from adaftr_fast.data.raw.inputs import Layout, TextInput, parquet_inputs, text_inputs
+from adaftr_fast.data.raw.inputs import TextFile, parquet_inputs, text_inputs
 from adaftr_fast.data.raw.source import Inputs, Source, content_digest, data_files, listed
-from adaftr_fast.data.raw.staging import check_staged, stage
+from adaftr_fast.data.raw.staging import TextInput, check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.engines import Advance
 from adaftr_fast.errors import DataError, EngineError
@@ -130,7 +130,7 @@ class Job:
     work: WorkFiles
     tolerance: float
     grows: bool
-    layouts: list[Layout]
+    layouts: list[TextFile]
     remote: bool
     memory: Memory
     blocks: dict[str, int] = field(default_factory=dict)
@@ -193,13 +193,9 @@ def read(number: int, job: Job, shard: Shard, advance: Advance) -> dict[str, int
     blocks = {}
     for text in job.texts()[number]:
         blocks[text.folder.name] = stage(
-            text.path,
-            text.folder,
-            text.parse(),
-            rows=text.rows,
-            header_lines=text.header_lines,
+            text,
+            shard,
             tolerance=job.tolerance,
-            shard=shard,
             check=job.inputs.check,
             advance=advance,
             memory=job.memory,
@@ -219,18 +215,17 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
     job.check_seen()
     source = job.source(shard)
     counts = count_values(job.fitted, source.scan("train", advance), job.memory)
+    account = source.account()
     with replacing(job.work.counts(shard)) as new, new.open("wb") as file:
-        for of_texts in source.count_texts(job.schema.compared()).values():
+        for of_texts in account.texts.values():
             of_texts.write(file)
         for of_field in counts.values():
             of_field.write(file)
-    if group := job.schema.group:
-        for split in SPLITS:
-            columns = (batch[group] for batch in source.scan(split, only=group))
-            with replacing(job.work.groups(split, shard)) as new:
-                Groups.from_columns(group, columns).write(new)
-    unused = dataclasses.asdict(source.count_unused())
-    unlabelled = dataclasses.asdict(source.count_unlabelled())
+    for split, groups in account.groups.items():
+        with replacing(job.work.groups(split, shard)) as new:
+            groups.write(new)
+    unused = dataclasses.asdict(account.unused)
+    unlabelled = dataclasses.asdict(account.unlabelled)
     job.inputs.check()
     return {"unused": unused, "unlabelled": unlabelled}
 

@@ -1,15 +1,12 @@
 """Rows that are in no split are counted, in one process and in shards."""
 
-import dataclasses
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adaftr_fast.api.prepared import Prepared
 from adaftr_fast.data import hashing
-from adaftr_fast.data.raw.source import ROW_STREAM, Unused, covers_all
-from adaftr_fast.data.schema.types import HashRange, SplitRule
+from adaftr_fast.data.raw.source import ROW_STREAM, Unused
 from tests.data.conftest import ROWS
 
 
@@ -46,17 +43,3 @@ def test_rows_outside_ranges_of_hashes_are_counted(source, prepared):
     by_row = hashing.fraction(hashing.bits(ROW_STREAM, np.arange(600)))
     assert manifest.unused == Unused(int((~((position < 0.7) | (by_row < 0.4))).sum()))
     assert manifest.unused.unmatched > 50
-
-
-def test_complete_ranges_of_hashes_need_no_count():
-    for bounds, expected in (
-        ([(0.9, 1.0), (0.0, 0.95), (0.5, 0.6)], True),
-        ([(0.0, 0.8), (0.8, 0.9), (0.95, 1.0)], False),
-        ([(0.1, 0.8), (0.8, 0.9), (0.8, 1.0)], False),
-    ):
-        rules = [SplitRule("data", hash=HashRange(start, stop, "user")) for start, stop in bounds]
-        assert covers_all(rules) == expected
-        limited = [dataclasses.replace(rule, where=[("day", "<", 3)]) for rule in rules]
-        assert not covers_all(limited)
-        assert covers_all([*rules, SplitRule("data")])
-    assert covers_all([SplitRule("data", rows="even"), SplitRule("data", rows="odd")])
