@@ -31,6 +31,7 @@ from adaftr_fast.nn.embedding_table import (
 from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.ops.library import is_eager
 from adaftr_fast.ops.norms import squared_norm
+from adaftr_fast.ops.precision import accumulation_dtype
 
 
 class FusedEmbedding(EmbeddingFields, HoldsTable):
@@ -232,7 +233,7 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
         return plain and self.weight.device.type == "cpu" and is_eager()
 
     def _compute_dtype(self) -> torch.dtype:
-        return torch.float64 if self.table_weights()[0].dtype == torch.float64 else torch.float32
+        return accumulation_dtype(self.table_weights()[0].dtype)
 
     def table_weights(self) -> list[nn.Parameter]:
         """Returns the parameters, one per width."""

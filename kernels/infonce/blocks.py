@@ -26,15 +26,16 @@ import triton.language as tl
 from adaftr_fast.kernels.infonce.config import Config, cdiv
 from adaftr_fast.kernels.infonce.launch import (
     Launch,
-    Outputs,
     Products,
-    accumulation_dtype,
     new_outputs,
     on_gpu,
+    pointers,
     prepare_operands,
     vector,
 )
 from adaftr_fast.kernels.infonce.tiles import LN_2, LOG2_E, load_block, load_row_parameters, log1p, scores
+from adaftr_fast.ops.infonce.targets import Outputs
+from adaftr_fast.ops.precision import accumulation_dtype
 from torch import Tensor
 
 TILE = 32  # rows
@@ -50,46 +51,29 @@ def infonce_blocks(
     candidates: Tensor,  # [B, d]
     tau: Tensor,  # [B]
     scale: Tensor,  # [B]
-    need_d_anchors: bool,
-    need_d_candidates: bool,
-    need_d_tau: bool,
-    need_stats: bool,
     block: int,
-    *,
     ieee: bool = False,
+    **needs: bool,  # need_d_anchors, need_d_candidates, need_d_tau and need_stats
 ) -> Outputs:
     """Computes the outputs of the op, on CUDA or under TRITON_INTERPRET=1; see ``serves_blocks``.
 
     A tau that is not positive and finite yields NaN in its block, because nothing is read back to check. With ``ieee``,
     float32 products are IEEE whatever the settings.
     """
-    if candidates.shape != anchors.shape:
-        raise ValueError(
-            f"kernels.infonce: candidates must have anchors' shape {tuple(anchors.shape)}, got "
-            f"{tuple(candidates.shape)}"
-        )
     with on_gpu(anchors):
         tau = vector(tau, accumulation_dtype(anchors.dtype))
         operands = prepare_operands(anchors, candidates, tau, ieee=ieee)
-        products = operands.products
-        needs = {
-            "need_d_anchors": need_d_anchors,
-            "need_d_candidates": need_d_candidates,
-            "need_d_tau": need_d_tau,
-            "need_stats": need_stats,
-        }
         outputs = new_outputs(operands, **needs)
-        if products.rows > 0:
-            block = min(block, products.rows)
-            arguments = {
-                **operands.arguments(),
-                **outputs.arguments(),
-                "tau_ptr": tau,
-                "scale_ptr": vector(scale, products.acc_dtype),
-                "block": block,
-                "rows_of_tile": TILE // block * block,
-            }
-            _launch(products, block, **needs).run(arguments)
+        block = min(block, len(anchors))
+        arguments = {
+            **operands.arguments(),
+            **pointers(outputs),
+            "tau_ptr": tau,
+            "scale_ptr": vector(scale, tau.dtype),
+            "block": block,
+            "rows_of_tile": TILE // block * block,
+        }
+        _launch(operands.products, block, **needs).run(arguments)
         return outputs._replace(loss=(outputs.row_loss * scale).sum())
 
 
@@ -97,9 +81,8 @@ def infonce_blocks(
 def _launch(products: Products, block: int, **needs: bool) -> Launch:
     options = {need.upper(): needed for need, needed in needs.items()}
     config = block_config(products.kind, products.width)
-    launch = products.launch(infonce_blocks_kernel, config, options, divide_width=False)
-    launch.grid = cdiv(products.rows, TILE // block * block), 1, 1
-    return launch
+    grid = cdiv(products.rows, TILE // block * block), 1, 1
+    return products.launch(infonce_blocks_kernel, config, grid, options)
 
 
 def block_config(kind: str, width: int) -> Config:

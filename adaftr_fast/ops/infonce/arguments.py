@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from adaftr_fast._extension import is_built
-from adaftr_fast.ops.infonce.autograd import accumulation_dtype
 from adaftr_fast.ops.infonce.candidates import DTYPES, Candidates, CrossRankBatch, Direction
 from adaftr_fast.ops.infonce.reference import IGNORE
 from adaftr_fast.ops.library import check_local
+from adaftr_fast.ops.precision import accumulation_dtype
 
 Tau = Tensor | float
 Labels = tuple[Tensor, Tensor]  # of the rows [B] and of the candidates [N]

@@ -40,6 +40,7 @@ from adaftr_fast._extension import differentiable_loss, is_built, set_rare_gradi
 from adaftr_fast.ops.flops import define_flops
 from adaftr_fast.ops.infonce.reference import weighted
 from adaftr_fast.ops.library import is_unwatched, library, under_torch_func
+from adaftr_fast.ops.precision import accumulation_dtype
 
 Results = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
@@ -47,11 +48,6 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 STATISTICS = ("top1", "entropy")  # those that need_stats asks for
 # of the similarities that plain PyTorch stores at a time: they stay in cache
 CHUNK_ELEMENTS = 1 << 19
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Returns float64 for float64 and float32 for every narrower type."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def chunks_of_rows(rows: int, columns: int) -> list[slice]:
@@ -105,8 +101,8 @@ class DifferentiableOp:
         reference: computes the outputs in plain PyTorch by name, given the arguments by name. It
             may compute more than is needed, in any type. Default: by ``checked``, ``rows`` and
             ``closed_form``.
-        triton: computes the outputs by a Triton kernel, given the arguments of the op. Default: the
-            kernel of the same name.
+        triton: computes the outputs by a Triton kernel, given the arguments of the op, where there
+            are a row and a candidate. Default: the kernel of the same name.
         cpu: computes the outputs on CPU, given the arguments of the op. Default: C++ registers the
             kernel.
         needs_sm_80: whether plain PyTorch takes the place of Triton on GPUs below compute
@@ -156,15 +152,20 @@ class DifferentiableOp:
         self.compute = reference or self._compute
         triton = triton or triton_kernel(name)
 
+        def by_triton(*arguments: Any, **options: Any) -> Any:
+            # len() takes four times as long
+            empty = arguments[0].shape[0] == 0 or arguments[1].shape[0] == 0
+            return (self.reference if empty else triton)(*arguments, **options)
+
         def on_cuda(*arguments: Any, **options: Any) -> Any:
             old = needs_sm_80 and torch.cuda.get_device_capability(arguments[0].device) < (8, 0)
-            return (self.reference if old else triton)(*arguments, **options)
+            return (self.reference if old else by_triton)(*arguments, **options)
 
-        self.on_cuda, self.triton = on_cuda, triton
+        self.on_cuda, self.triton = on_cuda, by_triton
         kernels = {
             name: self.reference,
             f"{name}_reference": self.reference,
-            f"{name}_triton": triton,
+            f"{name}_triton": by_triton,
         }
         self.ops: dict[str, Callable[..., Results]] = {}
         for each, kernel in kernels.items():

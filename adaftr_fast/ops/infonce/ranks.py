@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from adaftr_fast.ops.infonce.arguments import check_groups, check_representations, check_vectors
-from adaftr_fast.ops.infonce.autograd import accumulation_dtype
 from adaftr_fast.ops.infonce.reference import check_positive_range
+from adaftr_fast.ops.precision import accumulation_dtype
 
 # of the similarities that are stored at once, unless a single row has more
 BLOCK_ELEMENTS = 1 << 22

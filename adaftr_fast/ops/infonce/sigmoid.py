@@ -26,10 +26,11 @@ from adaftr_fast.ops.infonce.arguments import (
     check_vectors,
     op_name,
 )
-from adaftr_fast.ops.infonce.autograd import DifferentiableOp, accumulation_dtype, chunks_of_rows
+from adaftr_fast.ops.infonce.autograd import DifferentiableOp, chunks_of_rows
 from adaftr_fast.ops.infonce.candidates import Candidates, across_ranks
 from adaftr_fast.ops.infonce.reference import check_positive_range
 from adaftr_fast.ops.library import check_local
+from adaftr_fast.ops.precision import accumulation_dtype
 
 SCHEMA = (
     "(Tensor anchors, Tensor candidates, Tensor logit_scale, Tensor logit_bias, Tensor? positive, "

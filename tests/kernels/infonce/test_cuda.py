@@ -69,7 +69,7 @@ def test_reduced_precision_of_float32_products(precision, bound):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["plain", "sigmoid"])
+@pytest.mark.parametrize("name", ["masks", "ignore_above", "both", "blocks", "sigmoid"])
 def test_same_bits_every_time(name, dtype):
     for rows in (1000, 20_000):
         tensors, options = LOSSES[name].drawn(rows, rows, 64)

@@ -165,32 +165,6 @@ def test_a_small_call_is_right(dtype):
         assert_matches(inputs(100, 130, 24), dtype, backend="triton", return_stats=True, **options)
 
 
-def test_a_launch_keeps_what_triton_compiled():
-    from adaftr_fast.kernels.infonce.launch import Launch
-
-    seen = []
-
-    class Compiled:
-        def __getitem__(self, grid):
-            return lambda *values: seen.append(("compiled", grid, values))
-
-    class Kernel:
-        arg_names = ("x_ptr", "B", "FLAG")
-
-        def __getitem__(self, grid):
-            return lambda *values, **warps: (
-                seen.append(("triton", grid, values, warps)) or Compiled()
-            )
-
-    launch = Launch(Kernel(), (2, 1, 1), {"FLAG": True, "OTHER": 3}, {"num_warps": 4})
-    for x in ("a", "b"):
-        launch.run({"x_ptr": x, "B": 5, "y_ptr": None})
-    assert seen == [
-        ("triton", (2, 1, 1), ("a", 5, True), {"num_warps": 4}),
-        ("compiled", (2, 1, 1), ("b", 5, True)),
-    ]
-
-
 @needs_cpp_gradients
 @pytest.mark.parametrize(
     "options", [{}, {"symmetric": True}, {"return_stats": True}, {"reduction": "none"}], ids=str

@@ -146,11 +146,9 @@ def test_bounded_rows(name, swept):
 
 
 FIVE = {
-    "one row": (inputs(1, 1, 260), {}),
     "a block": (inputs(64, 64, 512), {}),
     "several blocks": (inputs(130, 140, 400), {}),
     "masks": (inputs(140, 200, 264), masks(140, 200)),
-    "positives": (inputs(70, 90, 264), {"positive_index": masks(70, 90)["positive_index"]}),
     "groups": (
         inputs(70, 90, 264),
         {name: masks(70, 90)[name] for name in ("row_group", "column_group")},
@@ -161,8 +159,6 @@ FIVE = {
         {"margin": 0.3, "row_weight": torch.linspace(0, 2, 70), "reduction": "sum"},
     ),
     "far above": (far_above(70), {}),
-    "without statistics": (inputs(70, 100, 264), {"return_stats": False}),
-    "frozen candidates": (inputs(70, 100, 264), {"frozen": (1,)}),
     "frozen tau": (inputs(70, 100, 264), {"frozen": (2,)}),
     "frozen anchors": (inputs(70, 100, 264), {"frozen": (0,)}),
 }
