@@ -27,15 +27,13 @@ from adaftr_fast.kernels.infonce.config import Config, cdiv
 from adaftr_fast.kernels.infonce.launch import (
     Launch,
     Products,
+    accumulation_dtype,
     new_outputs,
     on_gpu,
-    pointers,
     prepare_operands,
     vector,
 )
 from adaftr_fast.kernels.infonce.tiles import LN_2, LOG2_E, load_block, load_row_parameters, log1p, scores
-from adaftr_fast.ops.infonce.targets import Outputs
-from adaftr_fast.ops.precision import accumulation_dtype
 from torch import Tensor
 
 TILE = 32  # rows
@@ -54,7 +52,7 @@ def infonce_blocks(
     block: int,
     ieee: bool = False,
     **needs: bool,  # need_d_anchors, need_d_candidates, need_d_tau and need_stats
-) -> Outputs:
+) -> tuple[Tensor, ...]:
     """Computes the outputs of the op, on CUDA or under TRITON_INTERPRET=1; see ``serves_blocks``.
 
     A tau that is not positive and finite yields NaN in its block, because nothing is read back to check. With ``ieee``,
@@ -67,14 +65,14 @@ def infonce_blocks(
         block = min(block, len(anchors))
         arguments = {
             **operands.arguments(),
-            **pointers(outputs),
+            **outputs,
             "tau_ptr": tau,
             "scale_ptr": vector(scale, tau.dtype),
             "block": block,
             "rows_of_tile": TILE // block * block,
         }
         _launch(operands.products, block, **needs).run(arguments)
-        return outputs._replace(loss=(outputs.row_loss * scale).sum())
+        return (outputs["loss_ptr"] * scale).sum(), *outputs.values()
 
 
 @lru_cache(maxsize=4096)

@@ -45,8 +45,6 @@ from adaftr_fast.kernels.infonce.wide.bounded_sweep import (
     infonce_unbounded_anchor_sweep_kernel,
     infonce_unbounded_row_sweep_kernel,
 )
-from adaftr_fast.ops.infonce.targets import Outputs
-from adaftr_fast.ops.precision import accumulation_dtype
 from torch import Tensor
 
 WIDTH_MULTIPLE = 16  # elements: the least depth of a half-precision product, and Triton's hint for vector loads
@@ -188,6 +186,10 @@ def prepare_operands(
     return Operands(a, b, swept, products, like.new_empty)
 
 
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 @lru_cache
 def _gpu(index: int) -> tuple[int, int]:
     """Returns a GPU's compute capability, times 10, and its number of multiprocessors."""
@@ -238,29 +240,23 @@ def join(splits: Tensor) -> Tensor:
 
 def new_outputs(
     operands: Operands, need_d_anchors: bool, need_d_candidates: bool, need_d_tau: bool, need_stats: bool
-) -> Outputs:
-    """Returns uninitialized outputs in the accumulation type; empty where not needed."""
+) -> dict[str, Tensor]:
+    """Returns uninitialized outputs of an op but its loss, in order, by the names that kernels have for them.
+
+    They are of the accumulation type, and empty where not needed. A row's loss is ``loss_ptr``.
+    """
     B, N, d = operands.products[3:6]
     empty = operands.empty
-    return Outputs(
-        loss=empty(()),
-        row_loss=empty(B),
-        lse=empty(B),
-        positive_logit=empty(B),
-        top1=empty(B if need_stats else 0, dtype=torch.bool),
-        entropy=empty(B if need_stats else 0),
-        d_anchors=empty(B, d) if need_d_anchors else empty(0),
-        d_candidates=empty(N, d) if need_d_candidates else empty(0),
-        d_tau=empty(B if need_d_tau else 0),
-    )
-
-
-def pointers(outputs: Outputs) -> dict[str, Tensor]:
-    """Returns the outputs by the names that kernels have for them: a row's loss is ``loss_ptr``."""
-    return dict(zip(POINTERS, outputs[1:]))
-
-
-POINTERS = ("loss_ptr", *(f"{name}_ptr" for name in Outputs._fields[2:]))
+    return {
+        "loss_ptr": empty(B),
+        "lse_ptr": empty(B),
+        "positive_logit_ptr": empty(B),
+        "top1_ptr": empty(B if need_stats else 0, dtype=torch.bool),
+        "entropy_ptr": empty(B if need_stats else 0),
+        "d_anchors_ptr": empty(B, d) if need_d_anchors else empty(0),
+        "d_candidates_ptr": empty(N, d) if need_d_candidates else empty(0),
+        "d_tau_ptr": empty(B if need_d_tau else 0),
+    }
 
 
 class Flags(NamedTuple):
@@ -359,7 +355,7 @@ def infonce(
     positive_weight: Tensor | None = None,  # [B], default 1: of the positive in the target of the gradients
     *,
     ieee: bool = False,
-) -> Outputs:
+) -> tuple[Tensor, ...]:
     """Computes the outputs of ``torch.ops.adaftr_fast.infonce``, on CUDA or under TRITON_INTERPRET=1.
 
     Rows whose tau is not positive and finite, or whose positive is out of range, yield NaN, and d_candidates with them,
@@ -393,7 +389,7 @@ def infonce(
         plan = make_plan(products, flags, is_small, FEW_BLOCKS, chosen_blocks())
         arguments = {
             **operands.arguments(),
-            **pointers(outputs),
+            **outputs,
             "tau_ptr": tau,
             "positive_ptr": vector(positive),
             "row_group_ptr": vector(row_group),
@@ -408,10 +404,10 @@ def infonce(
         _sweep_rows(operands, plan, gluon, arguments)
         _combine(operands, plan, arguments)
         if not need_d_candidates:
-            return outputs._replace(loss=arguments["block_terms_ptr"][2].sum())
+            return arguments["block_terms_ptr"][2].sum(), *outputs.values()
         del arguments["acc_ptr"], arguments["partials_ptr"]  # frees memory for those of the column sweep
-        loss, d_candidates = _sweep_columns(operands, plan, gluon, arguments, outputs.loss)
-        return outputs._replace(loss=loss, d_candidates=d_candidates)
+        loss, outputs["d_candidates_ptr"] = _sweep_columns(operands, plan, gluon, arguments)
+        return loss, *outputs.values()
 
 
 def _gluon_config(operands: Operands, flags: Flags) -> Config | None:
@@ -469,12 +465,14 @@ def _combine(operands: Operands, plan: Plan, arguments: dict[str, Any]) -> None:
 
 
 def _sweep_columns(
-    operands: Operands, plan: Plan, gluon: Config | None, arguments: dict[str, Any], loss: Tensor
+    operands: Operands, plan: Plan, gluon: Config | None, arguments: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """Sweeps the columns; returns the loss [], in the memory of ``loss`` or its own, and d_candidates [N, d]."""
+    """Sweeps the columns; returns the loss [] and d_candidates [N, d]."""
     products, columns, block_terms = operands.products, plan.columns, arguments["block_terms_ptr"]
     reduces = gluon is None and columns.options["REDUCES"]
-    if not reduces:
+    if reduces:
+        loss = operands.empty(())
+    else:
         # The reduction within the sweep takes 21 instructions a tile: its results are not known to be uniform.
         loss = block_terms[2].sum()
         block_terms = block_terms[:2].amax(1)

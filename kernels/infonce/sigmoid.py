@@ -12,6 +12,7 @@ from adaftr_fast.kernels.infonce.launch import (
     Launch,
     Operands,
     Products,
+    accumulation_dtype,
     aligned,
     join,
     on_gpu,
@@ -19,7 +20,6 @@ from adaftr_fast.kernels.infonce.launch import (
     vector,
 )
 from adaftr_fast.kernels.infonce.sigmoid_sweep import sigmoid_sweep_kernel
-from adaftr_fast.ops.precision import accumulation_dtype
 from torch import Tensor
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from adaftr_fast.ops.embedding.lookup import fused_embedding, merges_later, runs_cuda_kernels
 from adaftr_fast.ops.embedding.reference import bags as reference
 from adaftr_fast.ops.library import define, differentiates_references, library
-from adaftr_fast.ops.precision import accumulation_dtype
 
 PAD = -1
 """The id at positions behind the last bag, which only ``select_bags`` on CUDA leaves."""
@@ -154,7 +153,7 @@ def _factor_gradient(ctx: Any, grad: Tensor) -> Tensor | None:
     ids = torch.where(inside, values + field_offsets[bag % fields], 0)[:, None]
     one_field = field_offsets[::fields].contiguous()  # [0, R]
     rows = fused_embedding(weight, ids, one_field, state)
-    dtype = accumulation_dtype(grad.dtype)
+    dtype = reference.compute_dtype(grad)
     gradient = (rows.to(dtype) * grad.to(dtype).reshape(-1, weight.shape[1])[bag]).sum(1)
     if ctx.mean:
         gradient = gradient / offsets.diff()[bag]

@@ -40,7 +40,6 @@ from adaftr_fast._extension import differentiable_loss, is_built, set_rare_gradi
 from adaftr_fast.ops.flops import define_flops
 from adaftr_fast.ops.infonce.reference import weighted
 from adaftr_fast.ops.library import is_unwatched, library, under_torch_func
-from adaftr_fast.ops.precision import accumulation_dtype
 
 Results = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
@@ -48,6 +47,11 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 STATISTICS = ("top1", "entropy")  # those that need_stats asks for
 # of the similarities that plain PyTorch stores at a time: they stay in cache
 CHUNK_ELEMENTS = 1 << 19
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Returns float64 for float64 and float32 for every narrower type."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def chunks_of_rows(rows: int, columns: int) -> list[slice]:

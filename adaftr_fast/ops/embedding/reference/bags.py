@@ -17,7 +17,6 @@ from torch import Tensor
 
 from adaftr_fast.ops.embedding.reference.lookup import check_fields, merge_rows
 from adaftr_fast.ops.embedding.reference.optim import caught_up
-from adaftr_fast.ops.precision import accumulation_dtype
 
 
 def check_bags(
@@ -103,6 +102,11 @@ def select_bags(
     return positions, torch.cat([ends.new_zeros(1), ends])
 
 
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """Returns the dtype of arithmetic on ``tensor``: float64 if it is float64, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
 def factors(
     bag: Tensor, offsets: Tensor, per_sample_weights: Tensor | None, mean: bool, dtype: torch.dtype
 ) -> Tensor:
@@ -130,7 +134,7 @@ def embedding_bags(
     """
     bag, rows = resolve_ids("embedding_bags", values, offsets, per_sample_weights, field_offsets)
     found = caught_up(weight, state, rows)[0] if state else weight[rows]
-    wide = found.to(accumulation_dtype(weight.dtype))
+    wide = found.to(compute_dtype(weight))
     out = wide.new_zeros(len(offsets) - 1, weight.shape[1])
     out.index_add_(0, bag, wide * factors(bag, offsets, per_sample_weights, mean, wide.dtype))
     return out.to(weight.dtype).reshape(-1, (len(field_offsets) - 1) * weight.shape[1])
@@ -145,7 +149,7 @@ def gradient_terms(
     mean: bool,
 ) -> Tensor:
     """Returns the term that grad [B, F E] adds to the gradient of the row of each id, [N, E]."""
-    wide = grad.to(accumulation_dtype(grad.dtype))
+    wide = grad.to(compute_dtype(grad))
     return wide.reshape(-1, width)[bag] * factors(
         bag, offsets, per_sample_weights, mean, wide.dtype
     )
