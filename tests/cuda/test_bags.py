@@ -89,12 +89,6 @@ def test_without_any_id_no_row_gains_a_gradient(serial):
     assert torch.equal(moments, torch.ones(10, 2, 1))
 
 
-def test_a_bad_id_moves_no_row(serial):
-    bags = torch.tensor([3, 77]), torch.tensor([0, 1, 2]), None, torch.tensor([0, 10])
-    rows, _ = serial.embedding_bags_backward(torch.ones(2, 1), *bags, 1, False)
-    assert rows.tolist() == [3, 10]  # row 10 is none of the table's, and updates leave it out
-
-
 @pytest.mark.parametrize(
     ("offsets", "at"),
     [
@@ -133,21 +127,21 @@ def test_a_bad_id_counts_as_zeros_and_is_raised_by_the_next_op(serial):
         torch.ones(9, 4), values, offsets, None, torch.tensor([0, 9]), False, []
     )
     assert out[:, 0].tolist() == [1, 1]
-    with pytest.raises(
-        IndexError, match="row 0: 9 is out of range for field 0 of its table, whose ids are 0 to 8"
-    ):
+    message = "row 0: 9 is out of range for field 0 of its table, whose ids are 0 to 8"
+    with pytest.raises(IndexError, match=message):
         serial.raise_reported(out)
+    bags = (values, offsets, None, torch.tensor([0, 9]))
+    rows, _ = serial.embedding_bags_backward(torch.ones(2, 4), *bags, 4, False)
+    assert rows.tolist() == [0, 9, 1]  # row 9 is none of the table's, and updates leave it out
 
 
 @pytest.mark.parametrize(
     ("kind", "widths", "pooling"),
     [
         ("Adam", 8, "sum"),
-        ("Adam", [8, 3, 8], "mean"),
-        ("AdamW", 8, "mean"),
+        ("AdamW", [8, 3, 8], "mean"),
         ("LazyAdam", [8, 3, 8], "sum"),
         ("SGD", 8, "mean"),
-        ("Adagrad", 8, "mean"),
         ("RowwiseAdagrad", [8, 3, 8], "mean"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 import adaftr_fast as af
 from adaftr_fast.ops.embedding.lookup import embedding_and_squares
 from adaftr_fast.ops.embedding.reference import lookup as reference
-from tests.ops.embedding.test_lookup import Densify, field_offsets_of, random_ids
+from tests.ops.embedding.test_lookup import field_offsets_of, random_ids
 from tests.ops.marks import on_kernels
 from tests.tolerances import assert_as_accurate
 
@@ -22,6 +22,18 @@ def inputs(sizes: list[int], width: int, dtype: torch.dtype, batch: int = 130):
     field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, batch, torch.int64)
     weight = torch.randn(sum(sizes), width, dtype=dtype, requires_grad=True)
     return weight, ids, field_offsets, torch.randn(batch, len(sizes) * width, dtype=dtype)
+
+
+class Densify(torch.autograd.Function):
+    """The identity with a dense gradient, as gradcheck requires."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.to_dense()
 
 
 def look_up(weight, ids, field_offsets):
@@ -57,15 +69,6 @@ def test_gradient(sizes, batch, dtype, instruction_set):
         assert_as_accurate(found.to_dense(), expected, pytorch, dtype, f"width {width}, {terms}")
 
 
-def test_values_are_those_of_the_look_up():
-    weight, ids, field_offsets, _ = inputs(MANY, 8, torch.float64)
-    (looked_up, squares), expected = (
-        each(weight, ids, field_offsets) for each in (look_up, written_out)
-    )
-    assert torch.equal(looked_up, expected[0])
-    torch.testing.assert_close(squares, expected[1], rtol=1e-12, atol=0)
-
-
 def test_double_backward():
     weight, ids, field_offsets, _ = inputs([4, 3], 2, torch.float64, 5)
 
@@ -87,12 +90,7 @@ def test_backward_refuses_another_shape():
 
 @pytest.mark.parametrize(
     ("widths", "options"),
-    [
-        (8, {}),
-        (8, {"padding_idx": 0}),
-        ([8, 4, 8], {"on_bad_id": "oov"}),
-        ([8, 4, 8], {"dtype": torch.float64}),
-    ],
+    [(8, {}), (8, {"padding_idx": 0}), (8, {"on_bad_id": "oov"}), ([8, 4, 8], {})],
     ids=str,
 )
 def test_module(widths, options):
