@@ -12,7 +12,7 @@ The kernels read operands as rows of a multiple of 16 elements from 16-byte boun
 asynchronous 16-byte copies into 2-byte loads. Other operands are copied, which takes O(B d) and O(N d).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from operator import itemgetter
@@ -150,6 +150,17 @@ class Operands(NamedTuple):
             "B": self.products.rows,
             "N": self.products.columns,
         }
+
+    def sides(self, owned: int, **pairs: Sequence[Tensor | None]) -> dict[str, Any]:
+        """Returns the arguments of a sweep past the owned side x, 0 for rows, of the other side, y.
+
+        ``pairs`` are of rows and columns: ``group`` is x_group_ptr and y_group_ptr.
+        """
+        x, y = (self.anchors, self.candidates)[:: -1 if owned else 1]
+        arguments = {"x_ptr": x, "y_ptr": y, "x_stride": x.stride(0), "y_stride": y.stride(0)}
+        for name, pair in pairs.items():
+            arguments |= {f"x_{name}_ptr": pair[owned], f"y_{name}_ptr": pair[1 - owned]}
+        return arguments
 
 
 def on_gpu(anchors: Tensor) -> AbstractContextManager:

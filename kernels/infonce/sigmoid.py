@@ -70,18 +70,13 @@ def _sweep(
 ) -> tuple[Tensor, Tensor]:
     """Sweeps one side; returns the rows' sums [S, 3, B], empty for columns, and the gradient of the side."""
     launch = _launch(operands.products, owns_rows, terms["positive_ptr"] is not None, need_gradient)
-    sides = operands.anchors, operands.candidates
-    x, y = sides if owns_rows else sides[::-1]
-    splits = launch.grid[1]
-    arguments = terms | {
-        "x_ptr": x,
-        "y_ptr": y,
-        "sums_ptr": operands.empty(splits, 3, len(x)) if owns_rows else operands.empty(0),
-        "d_x_ptr": operands.empty(splits, len(x), operands.products.d) if need_gradient else operands.empty(0),
-        "X": len(x),
-        "Y": len(y),
-        "x_stride": x.stride(0),
-        "y_stride": y.stride(0),
+    arguments = terms | operands.sides(int(not owns_rows))
+    splits, owned, streamed = launch.grid[1], len(arguments["x_ptr"]), len(arguments["y_ptr"])
+    arguments |= {
+        "sums_ptr": operands.empty(splits, 3, owned) if owns_rows else operands.empty(0),
+        "d_x_ptr": operands.empty(splits, owned, operands.products.d) if need_gradient else operands.empty(0),
+        "X": owned,
+        "Y": streamed,
     }
     launch.run(arguments)
     d_x = arguments["d_x_ptr"]

@@ -79,8 +79,9 @@ def infonce_symmetric(
             "residual_ptr": empty(B),
         }
         _sweep_sums(operands, plan, arguments)
-        d_anchors, d_tau_row = _gradients(operands, plan.gradients, arguments, 0)
-        d_candidates, d_tau_column = _gradients(operands, plan.gradients, arguments, 1)
+        of_rows, of_columns = plan.gradients
+        d_anchors, d_tau_row = _gradients(operands, of_rows, arguments, 0)
+        d_candidates, d_tau_column = _gradients(operands, of_columns, arguments, 1)
     row_loss = arguments["row_loss_ptr"]
     return (scale * row_loss).sum(), row_loss, d_anchors, d_candidates, d_tau_row, d_tau_column
 
@@ -137,7 +138,12 @@ def _sweep_sums(operands: Operands, plan: Plan, arguments: dict[str, Any]) -> No
     """Computes the losses and adds the arguments of the gradient sweeps."""
     B = operands.products.rows
     plan.positives.run(arguments)
-    arguments["bounds_ptr"] = _bounds(operands, arguments) if plan.sums.options["COMMON"] else None
+    arguments["bounds_ptr"] = None
+    if plan.sums.options["COMMON"]:  # common() of sums.py reads them
+        scales, positive_score = arguments["scales_ptr"], arguments["positive_score_ptr"]
+        sides = operands.anchors, operands.candidates
+        norms = (torch.linalg.vector_norm(x, dim=1, dtype=scales.dtype).amax() for x in sides)
+        arguments["bounds_ptr"] = torch.stack([*torch.aminmax(scales), *torch.aminmax(positive_score), *norms])
     row_blocks, splits, _ = plan.sums.grid
     partials = arguments | {  # whose memory is free for the gradient sweeps
         "row_partials_ptr": operands.empty(splits, 2, B),
@@ -152,37 +158,16 @@ def _sweep_sums(operands: Operands, plan: Plan, arguments: dict[str, Any]) -> No
     arguments["descale_ptr"] = largest * 2.0 ** -max_offset(operands.products.dtype)
 
 
-def _bounds(operands: Operands, arguments: dict[str, Any]) -> Tensor:
-    """Returns the bounds [6] that common() of sums.py reads."""
-    scales, positive_score = arguments["scales_ptr"], arguments["positive_score_ptr"]
-    sides = operands.anchors, operands.candidates
-    norms = (torch.linalg.vector_norm(x, dim=1, dtype=scales.dtype).amax() for x in sides)
-    return torch.stack([*torch.aminmax(scales), *torch.aminmax(positive_score), *norms])
-
-
-def _gradients(
-    operands: Operands, launches: list[Launch], arguments: dict[str, Any], side: int
-) -> tuple[Tensor, Tensor]:
-    """Sweeps past the owned ``side``, 0 for rows; returns d_x [B, d] and d_tau [B], empty where not needed."""
-    launch = launches[side]
+def _gradients(operands: Operands, launch: Launch, arguments: dict[str, Any], owned: int) -> tuple[Tensor, Tensor]:
+    """Sweeps past the ``owned`` side, 0 for rows; returns d_x [B, d] and d_tau [B], empty where not needed."""
     B, d, empty = operands.products.rows, operands.products.d, operands.empty
     need_d_x, need_d_tau = launch.options["NEED_GRADIENT"], launch.options["NEED_D_TAU"]
     if not (need_d_x or need_d_tau):
         return empty(0), empty(0)
     splits = launch.grid[1]
-    pairs = {
-        "": (operands.anchors, operands.candidates),
-        "_terms": tuple(arguments["terms_ptr"]),
-        "_group": (arguments["row_group_ptr"], arguments["column_group_ptr"]),
-    }
-    own = {f"x{name}_ptr": pair[side] for name, pair in pairs.items()}
-    own |= {f"y{name}_ptr": pair[1 - side] for name, pair in pairs.items()}
-    own |= {
-        "x_stride": own["x_ptr"].stride(0),
-        "y_stride": own["y_ptr"].stride(0),
-        "d_x_ptr": empty(splits, B, d) if need_d_x else empty(0),
-        "d_tau_ptr": empty(splits, B) if need_d_tau else empty(0),
-    }
-    launch.run(arguments | own)
-    d_x, d_tau = own["d_x_ptr"], own["d_tau_ptr"]
+    d_x = empty(splits, B, d) if need_d_x else empty(0)
+    d_tau = empty(splits, B) if need_d_tau else empty(0)
+    groups = arguments["row_group_ptr"], arguments["column_group_ptr"]
+    own = operands.sides(owned, terms=arguments["terms_ptr"], group=groups)
+    launch.run(arguments | own | {"d_x_ptr": d_x, "d_tau_ptr": d_tau})
     return join(d_x) if need_d_x else d_x, join(d_tau) if need_d_tau else d_tau
