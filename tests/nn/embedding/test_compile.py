@@ -64,15 +64,12 @@ def test_look_ups_and_bags_are_one_graph(caplog, widths, padding, options):
         nn.Sequential(emb, nn.Linear(emb.out_features, 4)), [(batch(16),), (batch(17),)], **options
     )
     values, offsets = torch.tensor([0, 1, 1, 0, 30, 30, 30]), torch.tensor([0, 3, 4, 7, 7, 7, 7])
-    check(emb, [(torch.stack([batch(6), batch(6)], 2),), (values, offsets)], **options)
-    check_quiet(caplog)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_weighted_bags_are_one_graph(caplog, dtype):
-    emb = FusedEmbedding(SIZES, 8, pooling="sum", dtype=dtype)
-    values, offsets = torch.tensor([0, 1, 1, 0, 30, 30, 30]), torch.tensor([0, 3, 4, 7, 7, 7, 7])
-    check(emb, [(values, offsets, torch.rand(7))])
+    bags = [
+        (torch.stack([batch(6), batch(6)], 2),),
+        (values, offsets),
+        (values, offsets, values / 9),
+    ]
+    check(emb, bags, **options)
     check_quiet(caplog)
 
 

@@ -320,16 +320,12 @@ def test_under_torch_func(name):
         def value(*x):
             return loss(*x, reduction=reduction, **options).square().sum()
 
-        first = torch.func.grad(value, every)(*tensors)
-        second = torch.func.grad(lambda *x: torch.func.grad(value)(*x).square().sum(), every)(
-            *tensors
-        )
-        jacobian = torch.func.jacrev(value, every)(*tensors)
+        gradient = torch.func.grad(value, every)
         return (
-            first,
-            second,
-            jacobian,
-            torch.vmap(lambda a: torch.func.grad(value)(a, *tensors[1:]))(many),
+            gradient(*tensors),
+            torch.func.grad(lambda *x: gradient(*x)[0].square().sum(), every)(*tensors),
+            torch.func.jacrev(value, every)(*tensors),
+            torch.vmap(lambda a: gradient(a, *tensors[1:]))(many),
         )
 
     plain = EVERY[name].literal or partial(EVERY[name].call, backend="reference")
