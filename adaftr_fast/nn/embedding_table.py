@@ -24,6 +24,7 @@ from adaftr_fast.ops.embedding.lookup import (
     coalesce_unless_on_cuda,
     empty_table,
     fused_embedding,
+    sparse_rows,
 )
 from adaftr_fast.ops.library import check_local
 
@@ -283,12 +284,10 @@ def insert_no_gradient(grad: Tensor, at: int, rows: int) -> Tensor:
     """
     if not grad.is_sparse:
         return insert_rows(grad, at, grad.new_zeros(rows, grad.shape[1]))
-    index, size = grad._indices(), (grad.shape[0] + rows, grad.shape[1])
+    index, size = grad._indices()[0], torch.Size((grad.shape[0] + rows, grad.shape[1]))
     moved = index + rows * (index >= at)
-    coalesced = grad.is_coalesced()  # rows keep their order
-    return torch.sparse_coo_tensor(
-        moved, grad._values(), size, is_coalesced=coalesced, check_invariants=False
-    )
+    # rows keep their order
+    return sparse_rows(moved, grad._values(), size, grad.is_coalesced())
 
 
 @contextmanager

@@ -118,15 +118,3 @@ def test_a_full_series_is_flushed(on_serial, monkeypatch):
     assert sum(count > min(launches) for count in launches[1:]) == 200 // 64  # the steps that flush
     assert [each.data_ptr() for each in deferred.tensors] == addresses
     assert two.distance() <= 1e-6
-
-
-def test_a_full_schedule_is_reported(serial):
-    emb = FusedEmbedding(SIZES, 8)
-    deferred = optim.Adam(emb)._deferred[emb.weight]
-    deferred.configure(emb.weight, (0.9, 0.999), 1e-8, 0.0)
-    rows, grad = torch.tensor([1]), torch.ones(1, 8)
-    weight = emb.weight.detach()
-    for _ in range(64):
-        serial.embedding_adam_(weight, deferred.tensors, rows, grad, 0.1)
-    with pytest.raises(RuntimeError, match="the schedule is full at 64 steps"):
-        serial.raise_reported(rows)

@@ -71,19 +71,6 @@ def test_field_offsets_beyond_the_table_read_nothing_outside(serial):
         serial.raise_reported(out)
 
 
-@pytest.mark.parametrize(
-    ("weight", "ids", "error"),
-    [
-        (torch.ones(5), torch.ones(2, 1).long(), "weight must be contiguous floating point"),
-        (torch.ones(5, 4), torch.ones(2, 2).long(), r"ids must be \[B, 1\] \(one column per f"),
-        (torch.ones(5, 4), torch.ones(2, 1), "ids must be int32 or int64"),
-    ],
-)
-def test_wrong_arguments(serial, weight, ids, error):
-    with pytest.raises((ValueError, TypeError), match=error):
-        serial.fused_embedding(weight, ids, torch.tensor([0, 5]), [])
-
-
 def test_divisions_by_a_multiplication(serial):
     """Positions are divided by the number of fields without a division: every field is met at its
     place.

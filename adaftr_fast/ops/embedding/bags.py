@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.embedding.lookup import fused_embedding, merges_later, runs_cuda_kernels
+from adaftr_fast.ops.embedding.lookup import (
+    fused_embedding,
+    merges_later,
+    runs_cuda_kernels,
+    sparse_rows,
+)
 from adaftr_fast.ops.embedding.reference import bags as reference
 from adaftr_fast.ops.library import define, differentiates_references, library
 
@@ -126,13 +131,11 @@ def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:
         terms = reference.gradient_terms(
             grad, bag, offsets, per_sample_weights, width, ctx.mean
         ).to(grad.dtype)
-        found = torch.sparse_coo_tensor(rows[None], terms, ctx.shape, check_invariants=False)
+        found = sparse_rows(rows, terms, ctx.shape)
         return found.coalesce() if again else found
     bags = (values, offsets, per_sample_weights, field_offsets)
     rows, sums = torch.ops.adaftr_fast.embedding_bags_backward(grad, *bags, width, ctx.mean)
-    return torch.sparse_coo_tensor(
-        rows[None], sums, ctx.shape, is_coalesced=not on_cuda, check_invariants=False
-    )
+    return sparse_rows(rows, sums, ctx.shape, coalesced=not on_cuda)
 
 
 def _factor_gradient(ctx: Any, grad: Tensor) -> Tensor | None:

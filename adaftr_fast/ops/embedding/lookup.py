@@ -118,9 +118,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.no_gradients = [None] * len(state)
 
 
-def _uncoalesced(grad: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
+def sparse_rows(rows: Tensor, values: Tensor, shape: torch.Size, coalesced: bool = False) -> Tensor:
+    """Returns a sparse tensor of rows [U] of a table with the values [U, E], whose indices are in
+    range, and which are distinct and sorted if ``coalesced``.
+    """
     return torch.sparse_coo_tensor(
-        rows[None], grad.reshape(-1, shape[1]), shape, check_invariants=False
+        rows[None], values, shape, is_coalesced=coalesced, check_invariants=False
     )
 
 
@@ -129,15 +132,13 @@ def sparse_gradient(grad: Tensor, ids: Tensor, field_offsets: Tensor, shape: tor
 
     It is coalesced, unless repeated rows are merged later.
     """
+    terms = grad.reshape(-1, shape[1])
     if torch.is_grad_enabled():  # create_graph=True: PyTorch's own ops can be differentiated again
-        return _uncoalesced(grad, reference.embedding_rows(ids, field_offsets), shape).coalesce()
+        return sparse_rows(reference.embedding_rows(ids, field_offsets), terms, shape).coalesce()
     if merges_later(grad):
-        return _uncoalesced(grad, _ops.embedding_rows(ids, field_offsets), shape)
+        return sparse_rows(_ops.embedding_rows(ids, field_offsets), terms, shape)
     rows, values = _ops.fused_embedding_backward(grad, ids, field_offsets, shape[1])
-    # The rows are in range, distinct and sorted, so there is nothing to check or merge.
-    return torch.sparse_coo_tensor(
-        rows[None], values, shape, is_coalesced=True, check_invariants=False
-    )
+    return sparse_rows(rows, values, shape, coalesced=True)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:
@@ -218,9 +219,7 @@ def coalesce_gradient(weight: Tensor) -> None:
     rows = grad._indices()[0]
     if runs_cuda_kernels(grad):
         rows, values = _ops.merge_rows(rows, grad._values(), weight.shape[0])
-        weight.grad = torch.sparse_coo_tensor(
-            rows[None], values, weight.shape, check_invariants=False
-        )
+        weight.grad = sparse_rows(rows, values, weight.shape)
         return
     if _ops.strictly_rising(rows):
         grad._coalesced_(True)
@@ -229,9 +228,7 @@ def coalesce_gradient(weight: Tensor) -> None:
     field_offsets = torch.tensor([0, weight.shape[0]], device=rows.device)
     merge = _ops.fused_embedding_backward
     rows, values = merge(grad._values(), rows[:, None], field_offsets, weight.shape[1])
-    weight.grad = torch.sparse_coo_tensor(
-        rows[None], values, weight.shape, is_coalesced=True, check_invariants=False
-    )
+    weight.grad = sparse_rows(rows, values, weight.shape, coalesced=True)
 
 
 def coalesce_unless_on_cuda(weight: Tensor) -> None:

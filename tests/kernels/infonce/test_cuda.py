@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import adaftr_fast as af
-from tests.ops.infonce.inputs import DTYPES, assert_matches, inputs, loss_and_gradients, masks
-from tests.ops.infonce.losses import LOSSES, check_op, draw_sigmoid, positives
+from tests.ops.infonce.inputs import assert_matches, inputs, loss_and_gradients
+from tests.ops.infonce.losses import LOSSES, check_op
 from tests.tolerances import assert_same_bits
 
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
@@ -17,19 +17,6 @@ pytestmark = [
 ]
 evaluate = partial(loss_and_gradients, af.adaptive_infonce, device="cuda", return_stats=True)
 check = partial(assert_matches, backend="triton", device="cuda")
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_masks_and_widths_beyond_the_whole_blocks(dtype):
-    for size in ((1024, 1024, 64), (300, 1024, 256), (129, 2000, 512)):
-        check(inputs(*size), dtype, what=str(size), return_stats=True, **masks(*size[:2]))
-    check(inputs(200, 300, 700), dtype, return_stats=True)
-    check(
-        draw_sigmoid(1024, 300, 256),
-        dtype,
-        af.sigmoid_contrast,
-        positive_index=positives(1024, 300),
-    )
 
 
 @pytest.mark.skipif(

@@ -69,7 +69,7 @@ def test_accuracy(name, dtype):
 
 MANY = [("plain", torch.bfloat16), ("plain", torch.float16), ("both", torch.bfloat16)]
 MANY += [("both, one temperature", torch.float16), ("sigmoid", torch.float16)]
-ON_GPU = each("plain", "both", "both, one temperature", "sigmoid", dtypes=DTYPES)
+ON_GPU = each("plain", "masks", "both", "both, one temperature", "sigmoid", dtypes=DTYPES)
 
 
 @ON_GPU if DEVICE == "cuda" else pytest.mark.parametrize(("name", "dtype"), MANY)

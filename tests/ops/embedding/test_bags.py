@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import adaftr_fast
 from adaftr_fast.ops.embedding.bags import embedding_bags, select_bags
 from tests.tolerances import assert_same_bits
 
@@ -30,33 +29,6 @@ def test_strided_arguments():
     contiguous = backward(*arguments, FIELD_OFFSETS)
     other = backward(*map(strided, arguments), FIELD_OFFSETS)
     assert_same_bits(contiguous, other)
-
-
-@pytest.mark.parametrize(
-    "field_offsets",
-    [
-        torch.tensor(0),
-        torch.tensor([0]),
-        FIELD_OFFSETS[:0],
-        FIELD_OFFSETS[None],
-        FIELD_OFFSETS.int(),
-    ],
-    ids=["0-dim", "no field", "empty", "2-dim", "int32"],
-)
-def test_bad_field_offsets(field_offsets):
-    message = r"field_offsets must be .*int64 \[F \+ 1\] of F >= 1 fields, got"
-    with pytest.raises(ValueError, match="embedding_bags: " + message):
-        embedding_bags(torch.randn(14, 3), VALUES, OFFSETS, None, field_offsets, False)
-    with pytest.raises(ValueError, match="embedding_bags_backward: " + message):
-        backward(VALUES, OFFSETS, None, field_offsets)
-
-
-@pytest.mark.skipif(
-    adaftr_fast.cpu_capability() == "none", reason="the reference accepts strided field offsets"
-)
-def test_strided_field_offsets_are_refused():
-    with pytest.raises(ValueError, match=r"field_offsets must be contiguous .* with strides \[2\]"):
-        embedding_bags(torch.randn(14, 3), VALUES, OFFSETS, None, strided(FIELD_OFFSETS), False)
 
 
 def test_bad_per_sample_weights():

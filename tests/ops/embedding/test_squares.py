@@ -79,15 +79,6 @@ def test_double_backward():
     assert torch.autograd.gradgradcheck(both, weight)
 
 
-def test_backward_refuses_another_shape():
-    if af.cpu_capability() == "none":
-        pytest.skip("the C++ extension is not built")
-    _, ids, field_offsets, grad = inputs(MANY, 8, torch.float32)
-    merge = torch.ops.adaftr_fast.embedding_and_squares_backward
-    with pytest.raises(ValueError, match="looked_up must be Float"):
-        merge(grad, ids, field_offsets, 8, grad[:, 1:], torch.ones(()))
-
-
 @pytest.mark.parametrize(
     ("widths", "options"),
     [(8, {}), (8, {"padding_idx": 0}), (8, {"on_bad_id": "oov"}), ([8, 4, 8], {})],

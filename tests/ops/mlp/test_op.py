@@ -23,7 +23,6 @@ TOWERS = ([64, 37], [(0, [64, 32, 16, 1], 3), (1, [5, 1, 70], 3), (0, [33], 0)])
 ONES = ([1], [(0, [1, 1], 1)])
 SMALL = ([3, 2], [(0, [4, 2], 1), (1, [3], 1), (0, [2], 0)])
 ROWS = (1, 13, 65, 200)
-X = torch.ones(4, 3)
 
 
 def normal(*size, seed=0):
@@ -271,38 +270,3 @@ def test_autocast_returns_bfloat16():
     with torch.autocast("cpu", torch.bfloat16):
         outputs = OP(inputs, lists[0], weights, biases, *lists[1:])
     assert [y.dtype for y in outputs] == [torch.bfloat16] * 2
-
-
-@needs_extension
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"inputs": []}, ValueError, "expected one input"),
-        ({"inputs": [X, X[1:]]}, ValueError, "inputs must be .* of one B"),
-        ({"inputs": [X.long()]}, TypeError, "inputs must be Float or BFloat16, got Long"),
-        ({"weights": [X[:, :2]]}, ValueError, r"weights\[0\] must be \[out, 3\]"),
-        ({"weights": [X.double()]}, TypeError, r"weights\[0\] and biases\[0\] must be Float"),
-        ({"biases": [X[0]]}, ValueError, r"biases\[0\] must be \[4\]"),
-        ({"reads": [1]}, ValueError, r"reads\[0\] must number one of 1 inputs, got 1"),
-        ({"depths": [2]}, ValueError, "expected 2 weights"),
-        ({"rectified": [2]}, ValueError, r"rectified\[0\] between 0 and it"),
-    ],
-)
-def test_bad_arguments(change, error, message):
-    good = {"inputs": [X], "reads": [0], "weights": [X], "biases": [X[:, 0]]}
-    with pytest.raises(error, match=f"mlp: .*{message}"):
-        OP(**good | {"depths": [1], "rectified": [1]} | change)
-
-
-@needs_extension
-@pytest.mark.parametrize(
-    ("experts", "logits", "error", "message"),
-    [
-        (X, X[None], ValueError, r"experts must be \[B, k, v\]"),
-        (X[..., None], X[:, :0, None], ValueError, r"logits must be \[4, T, 3\] with T >= 1"),
-        (X[..., None].half(), X[:, None], TypeError, "experts must be Float or BFloat16"),
-    ],
-)
-def test_bad_arguments_of_mixtures(experts, logits, error, message):
-    with pytest.raises(error, match=f"mixture: {message}"):
-        MIXTURE(experts, logits)
