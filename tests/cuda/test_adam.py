@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from adaftr_fast import FusedEmbedding, optim
-from adaftr_fast._extension import is_built
-from adaftr_fast.nn.deferred import stored
 from tests.optim.conftest import Pair
 from tests.optim.test_adam import TWINS, check_rows_that_skip, train
 
@@ -43,38 +41,6 @@ def test_half_precision_tables(on_serial, dtype):
     emb.flush()
     assert (emb.weight[ids[0, 0]].abs() > 0.1).all()
     assert emb.weight.isfinite().all()
-
-
-@pytest.mark.skipif(not is_built(), reason="the reference keeps no sums of steps")
-def test_equals_the_cpu_kernels(serial):
-    """The same state after each step: weights, moments, current steps, series and clock."""
-    states = {}
-    for on in ("cpu", "serial"):
-        torch.manual_seed(0)
-        kernels = torch.library.Library("adaftr_fast", "IMPL", "CPU")
-        if on == "serial":
-            for name in (
-                "embedding_adam_",
-                "embedding_adam_flush_",
-                "fused_embedding",
-                "embedding_bags",
-            ):
-                kernels.impl(name, getattr(serial, name).default, "CPU", allow_override=True)
-        emb = FusedEmbedding(SIZES, 8)
-        optimizer = optim.AdamW(emb, lr=0.01)
-        for step in range(300):
-            optimizer.zero_grad()
-            emb((torch.rand(4, 3) ** 3 * torch.tensor(SIZES)).long()).sin().sum().backward()
-            optimizer.step()
-            if step == 150:
-                emb.flush()
-        states[on] = [
-            stored(emb.weight).clone(),
-            *(t.clone() for t in optimizer._deferred[emb.weight].tensors),
-        ]
-        kernels._destroy()
-    for mine, theirs in zip(states["serial"], states["cpu"], strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
 
 
 def test_launches_are_those_of_the_documentation(serial):

