@@ -23,7 +23,7 @@ from functools import lru_cache
 
 import triton
 import triton.language as tl
-from adaftr_fast.kernels.infonce.config import Config, cdiv
+from adaftr_fast.kernels.infonce.config import Config, cdiv, fit
 from adaftr_fast.kernels.infonce.launch import (
     Launch,
     Products,
@@ -85,10 +85,9 @@ def _launch(products: Products, block: int, **needs: bool) -> Launch:
 
 def block_config(kind: str, width: int) -> Config:
     """Returns the blocks: a tile of rows with itself, in slices of the width."""
-    widest = triton.next_power_of_2(width)
     on_vector_units = kind in ("ieee", "float64")
     block_d, block_k, num_warps = (32, 16, 8) if on_vector_units else (64, 64, 4)
-    return Config(TILE, TILE, min(block_d, widest), min(block_k, widest), num_warps, 2)
+    return fit(Config(TILE, TILE, block_d, block_k, num_warps, 2), width)
 
 
 @triton.jit

@@ -263,8 +263,7 @@ def choose_tiling(kind: str, width: int, capability: int, blocks: str = "") -> T
         if (each.kind, each.min_capability) == (blocks, tiling.min_capability) and width <= each.max_width:
             tiling = tiling._replace(row_sweep=each.row_sweep, column_sweep=each.column_sweep)
             break
-    widest = triton.next_power_of_2(width)
-    return Tiling(*tiling[:3], *(config and _fit(config, widest) for config in tiling[3:]))
+    return Tiling(*tiling[:3], *(config and fit(config, width) for config in tiling[3:]))
 
 
 def choose_gluon(dtype: torch.dtype, width: int, capability: int) -> Config | None:
@@ -281,7 +280,9 @@ def choose_gluon(dtype: torch.dtype, width: int, capability: int) -> Config | No
     return next((c for c in GLUON_SWEEPS if c.block_d // 2 < width <= c.block_d), None)
 
 
-def _fit(config: Config, widest: int) -> Config:
+def fit(config: Config, width: int) -> Config:
+    """Returns a config with blocks no wider than needed."""
+    widest = triton.next_power_of_2(width)
     return config._replace(block_d=min(config.block_d, widest), block_k=min(config.block_k, widest))
 
 

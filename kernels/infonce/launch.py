@@ -156,7 +156,8 @@ class Operands(NamedTuple):
 
         ``pairs`` are of rows and columns: ``group`` is x_group_ptr and y_group_ptr.
         """
-        x, y = (self.anchors, self.candidates)[:: -1 if owned else 1]
+        both = self.anchors, self.candidates
+        x, y = both[owned], both[1 - owned]
         arguments = {"x_ptr": x, "y_ptr": y, "x_stride": x.stride(0), "y_stride": y.stride(0)}
         for name, pair in pairs.items():
             arguments |= {f"x_{name}_ptr": pair[owned], f"y_{name}_ptr": pair[1 - owned]}
