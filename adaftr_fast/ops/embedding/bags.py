@@ -9,7 +9,7 @@ holds the first row of each field.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -102,14 +102,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.states = len(state)
 
 
-def bag_of_id(values: Tensor, offsets: Tensor) -> Tensor:
-    """Returns the bag of each position of values [N], [N]; at a position behind the last bag, the
-    number of bags.
+bag_of_id: Callable[[Tensor, Tensor], Tensor] = torch.ops.adaftr_fast.bag_of_id
+"""Returns the bag of each position of values [N], given values and offsets, [N]; at a position
+behind the last bag, the number of bags.
 
-    It is an op because ONNX lacks the search; ``plain_decompositions`` does without.
-    """
-    found: Tensor = torch.ops.adaftr_fast.bag_of_id(values, offsets)
-    return found
+It is an op because ONNX lacks the search; ``plain_decompositions`` does without.
+"""
 
 
 def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:
@@ -211,33 +209,25 @@ def embedding_bags(
     arguments = (weight, values, offsets, per_sample_weights, field_offsets, mean, list(state))
     if differentiates_references():
         return reference.embedding_bags(*arguments)
-    pooled: Tensor = torch.ops.adaftr_fast.embedding_bags(*arguments)
-    return pooled
+    return torch.ops.adaftr_fast.embedding_bags(*arguments)
 
 
-def select_bags(
-    values: Tensor,
-    offsets: Tensor,
-    per_sample_weights: Tensor | None,
-    chosen: Sequence[int],
-    fields: int,
-) -> tuple[Tensor, Tensor]:
-    """Selects the bags of some fields. It is an op, so that programs of torch.export check their
-    input too.
+select_bags: Callable[..., tuple[Tensor, Tensor]] = torch.ops.adaftr_fast.select_bags
+"""Selects the bags of some fields. It is an op, so that programs of torch.export check their input
+too.
 
-    Args:
-        values: [N], int32 or int64, the ids of all bags.
-        offsets: [B * F + 1], int64, rising from 0 to N; bag b * F + f holds field f of row b.
-        per_sample_weights: [N] factors of the ids, or None. Only their shape is checked.
-        chosen: the indices of the C selected fields, in ascending order.
-        fields: F, the number of fields.
+Args:
+    values: [N], int32 or int64, the ids of all bags.
+    offsets: [B * F + 1], int64, rising from 0 to N; bag b * F + f holds field f of row b.
+    per_sample_weights: [N] factors of the ids, or None. Only their shape is checked.
+    chosen: the indices of the C selected fields, in ascending order.
+    fields: F, the number of fields.
 
-    Returns:
-        The positions in ``values`` of the selected fields' ids, int64 [M], and their bags' offsets,
-        int64 [B * C + 1]. On CUDA, where the host does not know M, N positions: those from the last
-        offset on have no meaning.
+Returns:
+    The positions in ``values`` of the selected fields' ids, int64 [M], and their bags' offsets,
+    int64 [B * C + 1]. On CUDA, where the host does not know M, N positions: those from the last
+    offset on have no meaning.
 
-    Raises:
-        TypeError, ValueError: an argument has the wrong dtype or shape.
-    """
-    return torch.ops.adaftr_fast.select_bags(values, offsets, per_sample_weights, chosen, fields)
+Raises:
+    TypeError, ValueError: an argument has the wrong dtype or shape.
+"""

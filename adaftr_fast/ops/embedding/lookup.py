@@ -18,7 +18,7 @@ so that none of the size of the look-ups [B, F * E] is written for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -183,24 +183,15 @@ def fused_embedding(
     """
     if differentiates_references():
         return reference.fused_embedding(weight, ids, field_offsets, state)
-    looked_up: Tensor = _ops.fused_embedding(weight, ids, field_offsets, state)
-    return looked_up
+    return _ops.fused_embedding(weight, ids, field_offsets, state)
 
 
-def embedding_and_squares(
-    weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Looks up as :func:`fused_embedding`.
+embedding_and_squares: Callable[..., tuple[Tensor, Tensor]] = _ops.embedding_and_squares
+"""Looks up as :func:`fused_embedding`, whose arguments and errors it has.
 
-    Returns:
-        The rows [B, F * E], and the sum of the squares of their elements, 0-dim. Both pass a
-        gradient to ``weight``.
-
-    Raises:
-        IndexError, TypeError, ValueError: see :func:`fused_embedding`.
-    """
-    looked_up, squares = _ops.embedding_and_squares(weight, ids, field_offsets, state)
-    return looked_up, squares
+Returns the rows [B, F * E], and the sum of the squares of their elements, 0-dim. Both pass a
+gradient to ``weight``.
+"""
 
 
 def coalesce_gradient(weight: Tensor) -> None:

@@ -496,8 +496,7 @@ class _Functional(torch.autograd.Function):
     @staticmethod
     def forward(*inputs: Any) -> Results:
         *values, _, name, options = inputs
-        outputs: Results = getattr(torch.ops.adaftr_fast, name)(*values, **options)
-        return outputs
+        return getattr(torch.ops.adaftr_fast, name)(*values, **options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:

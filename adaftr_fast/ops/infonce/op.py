@@ -173,8 +173,7 @@ def _rows_of_both(**given: Any) -> InfoNCERows:
     directions' losses.
     """
     rows, columns = _both(_rows, given)
-    mean: InfoNCERows = rows._replace(loss=(rows.loss + columns.loss) / 2)
-    return mean
+    return rows._replace(loss=(rows.loss + columns.loss) / 2)
 
 
 def _gradients_of_both(scale: Tensor, **given: Any) -> tuple[Tensor, ...]:
@@ -216,8 +215,7 @@ def _both_by_triton(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
     ):
         return two_sweeps(triton_kernel("infonce"), **given)
     # of half types, for which ieee means nothing
-    outputs: tuple[Tensor, ...] = infonce_symmetric(*arguments)
-    return outputs
+    return infonce_symmetric(*arguments)
 
 
 library.define("infonce_sweep" + SCHEMA_OF_SWEEP)
