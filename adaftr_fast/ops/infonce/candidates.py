@@ -5,7 +5,7 @@ Shapes: W ranks; rank r holds B_r rows (anchors) and N_r columns (candidates).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -102,13 +102,11 @@ class CrossRankBatch:
 
 
 @_disable_dynamo  # torch.compiler.disable, without importing the compiler until it is needed
-def across_ranks(
-    op: str, group: dist.ProcessGroup, h_ctr: Tensor, h_cvr: Tensor, must_agree: dict[str, bool]
-) -> CrossRankBatch:
-    """Exchanges the batch sizes; checks that whatever decides on a collective, in backward too,
-    agrees on all ranks.
+def across_ranks(*arguments: Any) -> CrossRankBatch:
+    """Returns ``CrossRankBatch(*arguments)``, which exchanges the batch sizes and checks that
+    whatever decides on a collective, in backward too, agrees on all ranks.
     """
-    return CrossRankBatch(op, group, h_ctr, h_cvr, must_agree)
+    return CrossRankBatch(*arguments)
 
 
 def _own_index(index: Tensor, size: int) -> Tensor:

@@ -238,9 +238,11 @@ OTHERS = {
         options=lambda *of: masks(*of) | {"ignore_above": 0.1}, draw=draw_apart_of_masks
     ),
     "both, blocks": Loss(both_directions, draw=draw_both, **BLOCKS),
+    "margin": targets(margin=0.35),
     "margin, groups": targets("index", "groups", margin=0.2),
     "smoothing, groups": targets("index", "groups", label_smoothing=0.3),
     "smoothing, positives, groups": targets("ignored", "groups", label_smoothing=0.2),
+    "positives": targets("positives"),
     "positives, ignored rows": targets("ignored"),
     "sigmoid, positives": SIGMOID._replace(options=lambda *of: {"positive_index": positives(*of)}),
 }
