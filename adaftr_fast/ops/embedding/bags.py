@@ -19,6 +19,7 @@ from adaftr_fast.ops.embedding.lookup import (
     fused_embedding,
     merges_later,
     runs_cuda_kernels,
+    some_of,
     sparse_rows,
 )
 from adaftr_fast.ops.embedding.reference import bags as reference
@@ -35,13 +36,6 @@ def _bags_fake(
     return weight.new_empty((offsets.shape[0] - 1) // fields, fields * weight.shape[1])
 
 
-def _some_of(values: Tensor) -> Any:
-    """Returns a size that depends on values, or the bound that CUDA kernels take in its place."""
-    return (
-        values.shape[0] if runs_cuda_kernels(values) else torch.library.get_ctx().new_dynamic_size()
-    )
-
-
 def _backward_fake(
     grad: Tensor,
     values: Tensor,
@@ -51,7 +45,7 @@ def _backward_fake(
     width: int,
     mean: bool,
 ) -> tuple[Tensor, Tensor]:
-    unique = _some_of(values)
+    unique = some_of(values)
     return values.new_empty(unique, dtype=torch.int64), grad.new_empty(unique, width)
 
 
@@ -59,7 +53,7 @@ def _select_bags_fake(
     values: Tensor, offsets: Tensor, _: Any, chosen: Sequence[int], fields: int
 ) -> tuple[Tensor, Tensor]:
     batch = (offsets.shape[0] - 1) // fields
-    return offsets.new_empty(_some_of(values)), offsets.new_empty(batch * len(chosen) + 1)
+    return offsets.new_empty(some_of(values)), offsets.new_empty(batch * len(chosen) + 1)
 
 
 def _bag_of_id(values: Tensor, offsets: Tensor) -> Tensor:

@@ -51,6 +51,11 @@ def merges_later(grad: Tensor) -> bool:
     return runs_cuda_kernels(grad) or type(grad) is not Tensor
 
 
+def some_of(rows: Tensor) -> Any:
+    """Returns a size that depends on values, or the bound that CUDA kernels take in its place."""
+    return rows.shape[0] if runs_cuda_kernels(rows) else torch.library.get_ctx().new_dynamic_size()
+
+
 def _merged_fake(
     grad: Tensor, ids: Tensor, field_offsets: Tensor, width: int, *_: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -59,9 +64,7 @@ def _merged_fake(
 
 
 def _merge_rows_fake(rows: Tensor, grad: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    unique = (
-        rows.shape[0] if runs_cuda_kernels(grad) else torch.library.get_ctx().new_dynamic_size()
-    )
+    unique = some_of(rows)
     return rows.new_empty(unique), grad.new_empty(unique, grad.shape[1])
 
 
