@@ -11,8 +11,6 @@ from torch import nn
 
 from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.nn import embedding_table
-from adaftr_fast.nn.deferred import missed_steps
-from adaftr_fast.nn.embedding_table import trained_by
 
 SIZES, NAMES = [5, 9, 40, 1], ["a", "b", "c", "d"]
 WIDTHS = pytest.mark.parametrize("widths", [8, [8, 3, 8, 1]], ids=["one width", "mixed"])
@@ -197,20 +195,6 @@ def test_growing_keeps_a_dense_gradient():
         assert torch.equal(new[: len(old)], old)
         assert not new[len(old) :].any()
     assert before[2].any()
-
-
-def test_a_copy_has_the_present_rows_and_no_optimizer():
-    emb = make(MIXED)
-    train(emb, optim.Adam(emb, lr=0.1), 3, 4)
-    assert all(map(missed_steps, emb.table_weights()))
-    ids = batch()
-    expected = emb(ids)
-    twin = copy.deepcopy(emb)
-    assert [trained_by(weight) for weight in twin.table_weights()] == [None] * 3
-    assert torch.equal(twin(ids), expected)
-    twin.grow("b", 20)
-    assert emb.num_embeddings == SIZES
-    assert [table.num_embeddings for table in emb.by_width] == [[1], [9], [5, 40]]
 
 
 @WIDTHS
