@@ -8,6 +8,7 @@ import torch
 import adaftr_fast as af
 from tests.ops.infonce.inputs import assert_matches, inputs, loss_and_gradients
 from tests.ops.infonce.losses import LOSSES, check_op
+from tests.ops.infonce.test_precision import under
 from tests.tolerances import assert_same_bits
 
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
@@ -43,14 +44,10 @@ def test_bounded_rows_agree_with_the_others(dtype, swept):
 
 @pytest.mark.parametrize(("precision", "bound"), [("high", 1e-4), ("medium", 2e-2)])
 def test_reduced_precision_of_float32_products(precision, bound):
-    before = torch.get_float32_matmul_precision()
     tensors = inputs(300, 400, 64)
     truth = evaluate(tensors, torch.float64, backend="reference")
-    try:
-        torch.set_float32_matmul_precision(precision)
+    with under(precision):
         own = evaluate(tensors, torch.float32)
-    finally:
-        torch.set_float32_matmul_precision(before)
     for x, t in zip(own[:4], truth):
         assert (x - t).abs().max() <= bound * t.abs().max()
 

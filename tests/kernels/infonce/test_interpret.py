@@ -11,6 +11,7 @@ import torch
 import adaftr_fast as af
 from tests.ops.infonce.inputs import assert_matches, inputs, loss_and_gradients, masks
 from tests.ops.infonce.losses import draw_both, draw_sigmoid, positives
+from tests.ops.infonce.test_precision import under
 from tests.ops.test_smallest_batches import SIZES, assert_as_the_reference, options_of
 
 pytest.importorskip("triton")
@@ -38,15 +39,11 @@ def test_some_rows_of_a_block_have_large_logits():
 
 def test_tf32_block_sizes():
     """The interpreter multiplies in full float32, so this tests the block sizes only."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
+    with under("high"):
         check(40, 100, 64)
         check(40, 100, 200, **masks(40, 100))
         options = {"positive_index": positives(40, 100), "backend": "triton"}
         assert_matches(draw_sigmoid(40, 100, 200), torch.float32, af.sigmoid_contrast, **options)
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize(
