@@ -249,7 +249,7 @@ class RunConfig:
             ConfigError: a key is unknown, or a value has another type or is out of range.
         """
         try:
-            return from_json(cls, _expanded(sections), "config")
+            return from_json(cls, expanded(sections), "config")
         except ConfigError:
             raise
         except ValueError as error:
@@ -275,7 +275,7 @@ class RunConfig:
             ConfigError: a section or option is unknown, or a value is out of range.
         """
         changed = {}
-        for name, options in _expanded(sections).items():
+        for name, options in expanded(sections).items():
             if name not in SECTIONS:
                 raise ConfigError(f"config: expected one of {', '.join(SECTIONS)}, got {name!r}")
             known = [each.name for each in fields(SECTIONS[name])]
@@ -327,7 +327,7 @@ class RunConfig:
         return identity
 
 
-def _expanded(sections: Any) -> Any:
+def expanded(sections: Any) -> Any:
     """Replaces ``model.class`` by ``model.name`` (a field cannot be called "class"), and
     ``model.preset``.
     """

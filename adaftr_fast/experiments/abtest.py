@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,9 +14,6 @@ from scipy.stats import t
 
 from adaftr_fast._figures import BLUE, GRAY, VERMILION, Picture, plain
 from adaftr_fast._tables import Table
-from adaftr_fast.config import RunConfig
-from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.engines import Engine
 from adaftr_fast.experiments.auctions import (
     Auctions,
     Bidder,
@@ -26,8 +22,8 @@ from adaftr_fast.experiments.auctions import (
     simulate,
     true_bidder,
 )
-from adaftr_fast.experiments.report import write_files
-from adaftr_fast.experiments.study import check_none_diverged, run_rows
+from adaftr_fast.experiments.report import Report
+from adaftr_fast.experiments.study import Study
 from adaftr_fast.training.trained import Run
 
 SAMPLES = 1000
@@ -191,42 +187,33 @@ class ABTest:
     same_winner: list[float]
 
 
-def run_abtest(
-    data: PreparedData, config: RunConfig, size: Size, *, seeds: int, engine: Engine, folder: Path
-) -> ABTest:
+def run_abtest(study: Study, size: Size) -> ABTest:
     """Runs the A/B test of a backbone, the control, and of AdaFTR on it, the treatment.
 
     Args:
-        data: the prepared data of a generated log.
-        config: the configuration that both models have in common.
+        study: the data, of a generated log, and the runs.
         size: the size of the test. Every seed has the same auctions.
-        seeds: the number of training seeds, from ``config.training.seed`` upwards.
-        engine: the engine that runs the jobs.
-        folder: contains ``runs/``, which experiments on the same data share.
 
     Raises:
         ConfigError: as ``Auctions``.
-        TrainingError: a run diverged.
-        EngineError: a training process was killed, or the cluster fails.
+        TrainingError, EngineError: as ``Study.train``.
         CheckpointError: the checkpoint of a run is missing or damaged.
     """
+    data = study.data
     auctions = Auctions(data, size.slate)
-    wanted, jobs, outcomes = run_rows(
-        "abtest", data, config, seeds=seeds, engine=engine, folder=folder
-    )
-    check_none_diverged(wanted, jobs, outcomes)
-    batch = config.training.eval_batch_size
+    jobs = study.train("abtest")
+    batch = study.config.training.eval_batch_size
     bidders = [
         model_bidder(Run(job.folder).model, data, auctions.stages, batch) for *_, job in jobs
     ]
     *traffic, best = simulate(auctions, [*bidders, true_bidder()], size.auctions)
-    control = traffic[::2]  # ``plan_all`` yields both of a seed before the next seed
+    control = traffic[::2]  # both of a seed come before the next seed
     treatment = traffic[1::2]
-    titles = [variant.title for variant in wanted.variants]
+    titles = [variant.title for _, variant, _ in jobs[:2]]
     return ABTest(
         dataset=data.manifest.dataset,
         size=size,
-        seeds=sorted({seed for seed, *_ in jobs}),
+        seeds=[seed for seed, *_ in jobs[::2]],
         arms=[
             _arm(titles[0], control, bidders[::2]),
             _arm(titles[1], treatment, bidders[1::2]),
@@ -255,17 +242,16 @@ PERCENT = ("CTR", "CVR")
 FEWER_IS_BETTER = ("CPC",)
 
 
-def write_abtest_report(folder: Path, found: ABTest, command: str) -> list[Path]:
-    """Writes ``abtest.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
-    sections = [
-        f"# A/B test, simulated (Table 7): {found.dataset}",
+def report(found: ABTest) -> Report:
+    """Returns the report of the test."""
+    return Report(
+        "abtest",
+        f"A/B test, simulated (Table 7): {found.dataset}",
         summary(found),
-        "![relative differences](abtest.png)",
-        "## How the auctions work",
-        RULES,
-    ]
-    content = {"command": command} | asdict(found)
-    return write_files(folder, "abtest", command, sections, content, draw_abtest(found))
+        ["![relative differences](abtest.png)", "## How the auctions work", RULES],
+        asdict(found),
+        draw_abtest(found),
+    )
 
 
 RULES = (

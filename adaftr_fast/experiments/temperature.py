@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,7 @@ from adaftr_fast.data.dataset.split_file import TRUTH, read_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import CROSS_SEPARATOR, Vocabulary
 from adaftr_fast.experiments.jobs import Job
-from adaftr_fast.experiments.report import COLLAPSED, write_files
+from adaftr_fast.experiments.report import COLLAPSED, Report
 from adaftr_fast.training.evaluation import diagnose, spread
 from adaftr_fast.training.trained import Run
 
@@ -197,16 +196,15 @@ def _bucket(field: FieldInfo, number: int) -> str:
 DRAWN_FIELDS = 3
 
 
-def write_temperature_report(
-    folder: Path, dataset: str, found: list[Temperature], command: str
-) -> list[Path]:
-    """Writes ``temperature.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
-    content = {"command": command, "dataset": dataset, "pairs": [asdict(each) for each in found]}
-    sections = [f"# The learned temperature (Equation 12): {dataset}", READING]
-    sections += [temperature_tables(each) for each in found]
-    sections.append("![temperature by labels and by values](temperature.png)")
-    return write_files(
-        folder, "temperature", command, sections, content, draw_temperature(dataset, found)
+def report(dataset: str, found: list[Temperature]) -> Report:
+    """Returns the report of the temperatures."""
+    return Report(
+        "temperature",
+        f"The learned temperature (Equation 12): {dataset}",
+        "\n\n".join(map(temperature_tables, found)),
+        [READING, "![temperature by labels and by values](temperature.png)"],
+        {"dataset": dataset, "pairs": [asdict(each) for each in found]},
+        draw_temperature(dataset, found),
     )
 
 

@@ -13,7 +13,7 @@ from .conftest import fails
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("", "subcommand"),
+        ("", "required: COMMAND"),
         ("trian", "invalid choice: 'trian'"),
         ("prepare", "adaftr-fast prepare: the following arguments are required: --out"),
         (
@@ -37,7 +37,7 @@ from .conftest import fails
         ),
         (
             'train --out OUT --training.trackers ["a"]',
-            "expected one of tensorboard, wandb, mlflow, got a",
+            "expected one of tensorboard, wandb, mlflow, got 'a'",
         ),
         (
             "train --out OUT --training.max_epochs x",
@@ -69,9 +69,9 @@ def test_errors_in_a_config_file_name_the_option(config, tmp_path, capsys):
         f"train --config {config} --out {tmp_path}/run".split(), capsys
     )
     for content, message in (
-        (text.encode() + b"[model", "Problems parsing config"),
+        (text.encode() + b"[model", f"{config}: not a TOML file of options: Cannot"),
         (b"\xfd\x00\x81", f"{config}: not a TOML file of options: 'utf-8' codec"),
-        (b"a = " + 100_000 * b"[", f"{config}: nested too deeply"),
+        (b"a = " + 100_000 * b"[", f"{config}: not a TOML file of options: nested too deeply"),
     ):
         config.write_bytes(content)
         line = fails(f"train --config {config} --out {tmp_path}/run".split(), capsys)

@@ -1,6 +1,6 @@
 import pytest
 
-from adaftr_fast.cli.options import Parser, add_config, read_config
+from adaftr_fast.cli.app import COMMANDS, parse
 from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig
 from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.errors import ConfigError
@@ -94,11 +94,10 @@ def test_a_preset_stands_for_its_options_and_others_override_it(tmp_path):
 def test_on_the_command_line_options_after_a_preset_override_it(tmp_path, capsys):
     file = tmp_path / "run.toml"
     file.write_text('[model]\npreset = "recommended"\ntau = "scalar"\n')
-    parser = Parser(prog="x", parser_mode="toml")
-    add_config(parser)
 
     def parsed(*arguments):
-        model = read_config(parser.parse_args(arguments)).model
+        name, _, options = parse(["train", "--out", "out", *arguments])
+        model = COMMANDS[name].of(options).config.model
         return model.tau, model.contrast_epochs
 
     assert parsed("--model.preset", "recommended") == ("fixed", 2.0)

@@ -7,7 +7,7 @@ from adaftr_fast.experiments.complexity import (
     VARIANTS,
     count_parameters,
     measure,
-    write_complexity_report,
+    report,
 )
 from adaftr_fast.runs.run import build
 
@@ -35,7 +35,7 @@ def test_every_model_is_measured_and_reported(data, budget, tmp_path):
         == count_parameters(ple, next(data.load("train").batches(16)))[1]
     )
     assert by_title["AdaFTR, no contrast"].dense_parameters == by_title["MMoE"].dense_parameters
-    paths = write_complexity_report(tmp_path, found, "the command")
+    paths = report(found).write(tmp_path, "the command")
     text = paths[0].read_text()
     assert "cores" in text
     assert "| AdaFTR, fixed τ " in text

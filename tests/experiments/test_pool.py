@@ -9,7 +9,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.engines import Local, Processes
 from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.experiments.jobs import RESULT, execute, plan, run_all
-from adaftr_fast.experiments.study import compare
+from adaftr_fast.experiments.study import Study
 from tests.forks import Script, wait_for
 from tests.ops.marks import on_threads
 
@@ -63,14 +63,8 @@ def study(data, out, engine):
         embedding_dim=4, expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]
     )
     training = TrainingConfig(batch_size=100, max_epochs=8, patience=8, progress=False)
-    compare(
-        "table6",
-        PreparedData(data),
-        RunConfig(model=model, training=training),
-        seeds=1,
-        engine=engine,
-        folder=out,
-    )
+    config = RunConfig(model=model, training=training)
+    Study(PreparedData(data), config, 1, engine, out).compare("table6")
 
 
 def test_an_interrupted_experiment_resumes(folder, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from adaftr_fast.experiments.catalog import Experiment, Variant
 from adaftr_fast.experiments.jobs import Outcome
-from adaftr_fast.experiments.report import draw, main_table, report_sections, summary, write_report
+from adaftr_fast.experiments.report import draw, main_table, report, summary
 from adaftr_fast.experiments.results import Results, Row, holm
 
 SCORES = {"MMoE": [0.60, 0.62, 0.64], "PLE": [0.605, 0.61, 0.64], "AdaFTR": [0.61, 0.632, 0.651]}
@@ -52,7 +52,7 @@ def test_the_table_has_the_form_of_the_paper(results):
 
 
 def test_the_report_lists_the_comparisons(results):
-    text = "\n\n".join(report_sections(results))
+    text = "\n\n".join(report(results).page(""))
     assert (
         "| AdaFTR | MMoE    | click      | AUC    | +1.100 ± 0.100 | 0.0027 |  0.0165 |       3 of "
         "3 | +1.100 ± 0.100 |" in text
@@ -103,17 +103,17 @@ def test_comparisons_have_corrected_p_values_and_validation(results):
         each for each in every if (each.title, each.task, each.metric) == ("AdaFTR", "click", "auc")
     ]
     assert found.validation.mean == pytest.approx(100 * (0.03 - 0.01 + 0.02) / 3)
-    text = "\n\n".join(report_sections(results))
+    text = "\n\n".join(report(results).page(""))
     assert "p, Holm" in text
     assert f"{found.corrected:.4f}" in text
 
 
 def test_true_probabilities_have_a_row(results):
-    assert "true probabilities" not in "\n\n".join(report_sections(results))
+    assert "true probabilities" not in "\n\n".join(report(results).page(""))
     results.bayes.update({"click": {"auc": 0.7, "gauc": 0.6}})
     table = main_table(results)
     assert cells(table, 3) == ["true probabilities", "70.000", "60.000", "-"]
-    text = "\n\n".join(report_sections(results))
+    text = "\n\n".join(report(results).page(""))
     distance = text[text.index("## Distance") :]
     assert "| AdaFTR |     6.900 |      6.900 |" in distance
 
@@ -123,7 +123,7 @@ def test_the_files_have_all_numbers_and_the_plot_a_row_per_metric(results, tmp_p
     flat = {"tau/click-conversion": {"p5": 0.201, "p50": 0.202, "p95": 0.203}}
     results.rows[2].outcomes[2] = replace(results.rows[2].outcomes[2], learned=flat)
     object.__setattr__(results.experiment, "form", form)
-    paths = write_report(tmp_path / "out", results, "the command")
+    paths = report(results).write(tmp_path / "out", "the command")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "table4.json",
         "table4.md",

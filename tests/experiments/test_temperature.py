@@ -6,15 +6,16 @@ import pytest
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.engines import Local
 from adaftr_fast.experiments.catalog import experiment
 from adaftr_fast.experiments.jobs import execute
-from adaftr_fast.experiments.study import plan_all
+from adaftr_fast.experiments.study import Study
 from adaftr_fast.experiments.temperature import (
     analyse,
     field_effect,
     label_groups,
+    report,
     temperature_tables,
-    write_temperature_report,
 )
 from tests.experiments.conftest import SCHEMA
 
@@ -59,7 +60,7 @@ def data(folder, tmp_path):
 @pytest.fixture
 def jobs(data, budget, tmp_path):
     wanted = experiment("temperature", budget.model, data.manifest.tasks)
-    jobs = [job for *_, job in plan_all(wanted, data, budget, 2, tmp_path)]
+    jobs = [job for *_, job in Study(data, budget, 2, Local(), tmp_path).plan(wanted)]
     for job in jobs:
         execute(job)
     return jobs
@@ -80,7 +81,7 @@ def test_trained_models_are_analysed_by_pair(data, jobs, tmp_path):
         assert crosses
         assert all(user.isdigit() and item.isdigit() for user, item in crosses)
     assert "| click 0, view 0, conversion 0 |" in temperature_tables(found[0])
-    paths = write_temperature_report(tmp_path, "tiny", found, "the command")
+    paths = report("tiny", found).write(tmp_path, "the command")
     assert "## click-view" in paths[0].read_text()
     assert [pair["pair"] for pair in json.loads(paths[1].read_text())["pairs"]] == [
         "click-view",

@@ -119,7 +119,9 @@ def test_the_commands_import_from_the_current_directory(prepared, folder, capsys
         == "shop_nets:Net"
     )
     (folder / "base.toml").write_text('[model]\nname = "shop_nets:Net"\noptions = { width = 5 }\n')
-    assert main(train_command("other", "--config", "base.toml", "--model.options.width", "3")) == 0
+    assert (
+        main(train_command("other", "--config", "base.toml", '--model.options={"width": 3}')) == 0
+    )
     assert json.loads((folder / "other/best/checkpoint.json").read_text())["config"]["model"][
         "options"
     ] == {"width": 3}

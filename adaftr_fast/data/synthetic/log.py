@@ -113,37 +113,38 @@ LAYOUTS = {"aliccp": _aliccp, "ecomm": _ecomm}
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Configuration of a log. Equal configurations give bit-identical logs.
-
-    Attributes:
-        rows: number of impressions.
-        layout: ``aliccp`` (23 fields, click and conversion) or ``ecomm`` (108 fields; click, view,
-            conversion).
-        seed: seed of all random numbers.
-        users: number of users; 0 for one per 50 rows.
-        items: number of items; 0 for one per 200 rows.
-        days: number of days. Rows are spread evenly over them, in order. Splits are by day.
-        rates: share of impressions that reach each stage of the funnel; {} for the rates of the
-            paper's data.
-        spread: standard deviation of each stage's logit (1 gives an AUC of about .76); 0 for the
-            layout's value.
-        relatedness_low: lower bound of a row's task relatedness, >= -1 (see ``truth``).
-        relatedness_high: upper bound, <= 1.
-        list_scale: factor on the number of tokens of multi-valued fields. 1 is Ali-CCP's, 250
-            tokens in one field alone.
-    """
+    """Configuration of a log. Equal configurations give bit-identical logs."""
 
     rows: int
+    """Number of impressions."""
     layout: str = "aliccp"
+    """``aliccp`` (23 fields, click and conversion) or ``ecomm`` (108 fields; click, view,
+    conversion).
+    """
     seed: int = 0
+    """Seed of all random numbers."""
     users: int = 0
+    """Number of users; 0 for one per 50 rows."""
     items: int = 0
+    """Number of items; 0 for one per 200 rows."""
     days: int = 8
+    """Number of days. Rows are spread evenly over them, in order. Splits are by day."""
     rates: dict[str, float] = field(default_factory=dict)
+    """Share of impressions that reach each stage of the funnel; {} for the rates of the paper's
+    data.
+    """
     spread: float = 0.0
+    """Standard deviation of each stage's logit (1 gives an AUC of about .76); 0 for the layout's
+    value.
+    """
     relatedness_low: float = 0.0
+    """Lower bound of a row's task relatedness, >= -1 (see ``truth``)."""
     relatedness_high: float = 0.95
+    """Upper bound of the relatedness, <= 1."""
     list_scale: float = 0.1
+    """Factor on the number of tokens of multi-valued fields. 1 is Ali-CCP's, 250 tokens in one
+    field alone.
+    """
 
     def __post_init__(self) -> None:
         minimums = {"rows": 1, "seed": 0, "users": 0, "items": 0, "days": 1, "spread": 0.0}
