@@ -77,8 +77,6 @@ GRACE_SECONDS = 60.0  # in which an interrupted run saves a snapshot
 
 Place = Annotated[str, "PATH"]
 """A path or a URL of a store, which the functions that commands call parse."""
-Flag = Annotated[bool, "FLAG"]
-"""An option without a value."""
 
 
 class Kind(NamedTuple):
@@ -137,7 +135,7 @@ class Command:
         """Returns the command with these options, by name.
 
         Raises:
-            ConfigError, ValueError: an option is unknown, is missing, or has a wrong value.
+            ConfigError: an option is unknown, is missing, or has a wrong value.
         """
         own: dict[str, Any] = {}
         sections: dict[str, dict[str, Any]] = {}
@@ -147,7 +145,10 @@ class Command:
                 sections.setdefault(section, {})[name] = value
             else:
                 own[key] = value
-        command = from_json(cls, own)
+        try:
+            command = from_json(cls, own)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         config = command.config.with_options(**sections)
         if config.model.is_own:
             search_current_directory()
@@ -255,17 +256,17 @@ class Parser(ArgumentParser):
         if default is MISSING and not is_positional:
             text += " (required)"
             options["required"] = not any(word.startswith("--config") for word in self.words)
-        elif kind != Flag and default not in (MISSING, None, "", [], {}) and "(default" not in text:
+        elif default not in (MISSING, None, "", [], {}) and "(default" not in text:
             text += f" (default: {default if isinstance(default, str) else dumps(default)})"
         is_list = get_origin(kind) is list and "." not in name  # words after the option
         shown = name.upper() if is_positional else _shown(get_args(kind)[0] if is_list else kind)
-        if kind == Flag:
-            options["action"] = "store_true"
-        elif is_list:
-            options |= {"nargs": "+" if default is MISSING else "*", "metavar": shown}
+        if is_list:
+            options["nargs"] = "+" if default is MISSING else "*"
         else:
-            options |= {"type": partial(value_of, hint), "metavar": shown}
-        group.add_argument(*names, help=text.replace("%", "%%"), **options)
+            options["type"] = partial(value_of, hint)
+        if kind is bool:  # an option alone is true
+            options |= {"nargs": "?", "const": True}
+        group.add_argument(*names, metavar=shown, help=text.replace("%", "%%"), **options)
         self.names += names
         if default is MISSING:
             self.required.append(" ".join([*names, shown]))
@@ -392,7 +393,7 @@ class WarmStart:
     """The task of a single_dnn in --warm_start whose tables become the shared ones (default: the
     first).
     """
-    warm_start_empty: Flag = False
+    warm_start_empty: bool = False
     """Train although no weight of --warm_start fits."""
 
     def start(self) -> WarmStartConfig | None:

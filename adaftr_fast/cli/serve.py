@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from adaftr_fast._json import dumps
-from adaftr_fast.cli.options import Command, Flag, OwnModel, Place
+from adaftr_fast.cli.options import Command, OwnModel, Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Evaluate(OwnModel, Command):
     """A prepared folder, if not the one the run was trained on."""
     split: str = "test"
     """The split: train, validation or test."""
-    importance: Flag = False
+    importance: bool = False
     """Also measure what each field is worth: the AUC that is lost if its values are those of other
     rows.
     """
@@ -37,7 +37,7 @@ class Evaluate(OwnModel, Command):
     """A folder for evaluation.md, a page with calibration, lift, gain and importance, and
     evaluation.png.
     """
-    json: Flag = False
+    json: bool = False
     """Print JSON in place of tables."""
     progress: bool = True
     """With --importance: show a progress bar."""
@@ -97,11 +97,11 @@ class Export(OwnModel, Command):
     """The folder to write."""
     data: Place | None = None
     """The prepared folder of the run, if it has moved."""
-    aot: Flag = False
+    aot: bool = False
     """Also compile a native package (AOTInductor)."""
-    onnx: Flag = False
+    onnx: bool = False
     """Also write ONNX (pip install adaftr-fast[onnx])."""
-    int8: Flag = False
+    int8: bool = False
     """Round the embedding tables to int8, and show their size and the validation metrics beside
     float32's.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adaftr_fast.cli.options import Command, Flag, OnEngine, Place, WarmStart
+from adaftr_fast.cli.options import Command, OnEngine, Place, WarmStart
 from adaftr_fast.config import RunConfig, TrainingConfig
 from adaftr_fast.errors import ConfigError, DataError
 
@@ -28,7 +28,7 @@ class Train(WarmStart, Command):
     """The run folder, for metrics.jsonl, best/ and test.json; an unfinished run in it resumes, and
     a finished one is replaced after the first epoch.
     """
-    restart: Flag = False
+    restart: bool = False
     """Discard an unfinished run in --out."""
 
     def __call__(self) -> None:
@@ -360,7 +360,7 @@ class Demo(Command):
     sections = ("training",)
     out: Place
     """Folder for the prepared data, both runs and the report."""
-    restart: Flag = False
+    restart: bool = False
     """Discard unfinished runs in --out."""
 
     def __call__(self) -> None:

@@ -256,17 +256,13 @@ def report(found: ABTest) -> Report:
 
 RULES = (
     "Each auction has a user and a slate of candidate ads from the distribution of the synthetic "
-    "log, after its last "
-    "row. Both arms bid p_b = w · ŷ_ctr · ŷ_cvr · p_c for every candidate (Eq. 16). The price p_c "
-    "of an ad is "
-    "log-normal, and w makes the mean of ŷ_ctr · ŷ_cvr on the validation split the conversion "
-    "rate. The highest bid "
-    "wins and costs the highest bid for another item. The click and the conversion of the winner "
-    "are drawn from its "
-    "true probabilities, in both arms with the same random numbers. So CTR, CVR, conversions and "
-    "value differ by the "
-    "choices alone; CPC, the cost per conversion as in the paper, and eCPM also by how far an "
-    "arm's bids lie apart."
+    "log, after its last row. Both arms bid p_b = w · ŷ_ctr · ŷ_cvr · p_c for every candidate (Eq. "
+    "16). The price p_c of an ad is log-normal, and w makes the mean of ŷ_ctr · ŷ_cvr on the "
+    "validation split the conversion rate. The highest bid wins and costs the highest bid for "
+    "another item. The click and the conversion of the winner are drawn from its true "
+    "probabilities, in both arms with the same random numbers. So CTR, CVR, conversions and value "
+    "differ by the choices alone; CPC, the cost per conversion as in the paper, and eCPM also by "
+    "how far an arm's bids lie apart."
 )
 
 
@@ -278,11 +274,9 @@ def summary(found: ABTest) -> str:
         (
             arm_table(found.arms),
             f"{found.size.auctions:,} auctions of {found.size.slate} candidates for each of "
-            f"{seeds} "
-            f"({', '.join(map(str, found.seeds))}). eCPM, conversions and value (the sum of the "
-            "prices of conversions) "
-            f"are per 1,000 impressions. Both models choose the same candidate in {same:.1f} % of "
-            "the auctions.",
+            f"{seeds} ({', '.join(map(str, found.seeds))}). eCPM, conversions and value (the sum "
+            "of the prices of conversions) are per 1,000 impressions. Both models choose the same "
+            f"candidate in {same:.1f} % of the auctions.",
             lift_table(found),
             "Differences in percent of the control's metric. The 95 % intervals are that of 1,000 "
             "bootstrap samples "

@@ -79,9 +79,8 @@ class Auctions:
         self.schema = manifest.parsed
         if self.schema.generate is None:
             raise ConfigError(
-                "abtest: expected a data set with true probabilities, whose schema has "
-                "[generate], such as synthetic, "
-                f"got {manifest.dataset}"
+                "abtest: expected a data set with true probabilities, whose schema has [generate], "
+                f"such as synthetic, got {manifest.dataset}"
             )
         self.log = ImpressionLog(self.schema.generate)
         self.slate = slate
@@ -89,9 +88,8 @@ class Auctions:
         if len(set(self.stages)) < 2 or not set(self.stages) <= set(manifest.tasks):
             stages = ", ".join(self.log.stages)
             raise ConfigError(
-                "abtest: expected tasks with the first and the last stage of the log, "
-                f"{stages}, got "
-                f"{', '.join(manifest.tasks)}"
+                f"abtest: expected tasks with the first and the last stage of the log, {stages}, "
+                f"got {', '.join(manifest.tasks)}"
             )
         if others := [each.name for each in manifest.fields if each.multiple] + [
             each.name for each in manifest.dense

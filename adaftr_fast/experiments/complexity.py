@@ -210,9 +210,8 @@ def machine_text(found: Complexity) -> str:
     facts = ", ".join(f"{name} {value}" for name, value in found.machine.items())
     return (
         f"Median times of alternating steps at batch size {found.batch_size:,}: loss, gradients "
-        "and update for "
-        "training, a forward pass for inference; float32 on the CPU, without data loading. "
-        f"{facts}."
+        "and update for training, a forward pass for inference; float32 on the CPU, without data "
+        f"loading. {facts}."
     )
 
 

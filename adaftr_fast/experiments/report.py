@@ -196,10 +196,9 @@ def caption(results: Results) -> str:
     if count:
         text += (
             " Parentheses contain the difference to the first row under Comparisons; * marks p < "
-            "0.05 in a two-sided "
-            f"paired t-test over the seeds. About {count * 0.05:.1f} of {count} tests would be "
-            "significant by chance; "
-            "Comparisons has p after Holm's correction for all of them."
+            f"0.05 in a two-sided paired t-test over the seeds. About {count * 0.05:.1f} of "
+            f"{count} tests would be significant by chance; Comparisons has p after Holm's "
+            "correction for all of them."
         )
     return text
 

@@ -210,8 +210,7 @@ def report(dataset: str, found: list[Temperature]) -> Report:
 
 READING = (
     "Temperatures of the rows of the test split with AdaFTR's best weights. All numbers are means "
-    "over the seeds. "
-    "A low temperature means that the model predicts related tasks."
+    "over the seeds. A low temperature means that the model predicts related tasks."
 )
 
 

@@ -21,10 +21,8 @@ from adaftr_fast.training.trained import METRICS, PICTURE, REPORT, Run, result_t
 
 NOTES = (
     "Each model is trained with one seed, so differences of a few tenths of a percentage point are "
-    "noise. The tasks "
-    "stand in for ad events: click is a departure 15 or more minutes late, conversion one that "
-    "also arrives 30 or more "
-    "minutes late."
+    "noise. The tasks stand in for ad events: click is a departure 15 or more minutes late, "
+    "conversion one that also arrives 30 or more minutes late."
 )
 
 

@@ -369,8 +369,7 @@ def earlier(folder: AnyPath, name: str) -> Run:
 
 
 def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Callable[[], Run]]:
-    """Opens the run that a new one with sharded tables continues, of which no rank reads all
-    tables.
+    """Opens the run that a new one continues, whose tables are not read.
 
     All ranks must call it. Each verifies a part of the files.
 
@@ -387,11 +386,20 @@ def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Call
         CheckpointError: as ``Run.load``, or a rank does not see the run.
     """
     folder = run / BEST
-    check_seen(folder, (folder / FILE).exists(), ranks, "each rank reads the rows that it needs")
-    saved = open_on_all_ranks(folder, ranks)
+
+    def opened(_: Path) -> tuple[SavedTensors, Description]:
+        return open_on_all_ranks(folder, ranks), read_description(folder)
+
+    if ranks.is_alone:
+        saved, about = read_published(folder / FILE, opened)
+    else:
+        seen = (folder / FILE).exists()
+        check_seen(folder, seen, ranks, "each rank reads the rows that it needs")
+        saved, about = opened(folder)
 
     def build() -> Run:
         found = earlier(run, name)
+        found.about = about
         elements = sum(math.prod(saved.shape(each)) for each in saved)
         with tables_elsewhere():
             model = _built(found, elements)

@@ -94,16 +94,3 @@ def test_a_row_of_pandas_is_scored_as_a_dict(log, model):
     ):
         scorer.score(frame.iloc[0])
     assert scorer.score(frame.iloc[0].to_dict()).equals(scorer.score(frame[:1]))
-
-
-def test_times_of_pandas_split_in_order(log, tmp_path):
-    pandas = pytest.importorskip("pandas")
-    frame = log.to_pandas()
-    frame["time"] = pandas.Timestamp("2020-01-01") + pandas.to_timedelta(
-        frame["time"] * 1001 + 1, unit="ns"
-    )
-    options = {**ROLES, "write_schema": tmp_path / "mine.toml"}
-    data = af.prepare(frame, tmp_path / "data", **options)
-    assert [split.rows for split in data.manifest.splits.values()] == [960, 120, 120]
-    again = af.prepare(frame, tmp_path / "again", dataset=tmp_path / "mine.toml")
-    assert sum(split.rows for split in again.manifest.splits.values()) == 1200

@@ -46,8 +46,7 @@ def test_the_ten_options_that_matter_come_first(shown):
     assert first.splitlines()[0] == "the options that matter first:"
     assert " ".join(options(first)) == (
         "--out --config --data.folder --model.name --model.embedding_dim --model.tower_hidden "
-        "--optimizer.lr "
-        "--training.batch_size --training.max_epochs --training.device"
+        "--optimizer.lr --training.batch_size --training.max_epochs --training.device"
     )
     titles = [each.splitlines()[0] for each in others]
     expected = [

@@ -7,16 +7,9 @@ from adaftr_fast.cli import main
 from tests.logs import shop_log
 
 
-def test_shards_and_an_address_without_a_cluster(schema, log, tmp_path, capsys):
+def test_memory_and_shards(schema, log, tmp_path, capsys):
     out = tmp_path / "out"
     command = f"prepare --dataset {schema} --files {log} --out {out}".split()
-    assert main([*command, "--address", "auto"]) == 2
-    assert (
-        "address: goes with engine ray, got address = 'auto' with engine local"
-        in capsys.readouterr().err
-    )
-    assert main([*command, "--shards", "0"]) == 2
-    assert "shards: expected 1 to 1000, got 0" in capsys.readouterr().err
     assert main([*command, "--memory", "0.375"]) == 2
     assert (
         "memory: expected more than 0.375 GB, which the program itself takes, got 0.375"

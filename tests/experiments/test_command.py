@@ -28,8 +28,7 @@ def config(tmp_path):
 def test_an_experiment_runs_once_and_writes_its_report(folder, config, tmp_path, capfd):
     command = (
         f"experiment fig3 --dataset {folder} --config {config} --seeds 1 --jobs 1 --out "
-        f"{tmp_path}/out "
-        "--optimizer.lr 0.01"
+        f"{tmp_path}/out --optimizer.lr 0.01"
     ).split()
     assert main(command) == 0
     shown = capfd.readouterr().out
@@ -84,17 +83,8 @@ def test_bad_rows_of_the_input_are_tolerated_and_shown(folder, config, tmp_path,
     inputs = (
         f"--dataset {tmp_path}/tiny.toml --files {tmp_path}/log.csv --out {tmp_path}/out".split()
     )
-    command = [
-        "experiment",
-        "fig3",
-        *inputs,
-        "--config",
-        str(config),
-        "--seeds",
-        "1",
-        "--jobs",
-        "1",
-    ]
+    options = f"--config {config} --seeds 1 --jobs 1".split()
+    command = ["experiment", "fig3", *inputs, *options]
     assert main(command) == 2
     assert "1 of 3,001 rows cannot be read" in capfd.readouterr().err
     assert main([*command, "--bad_rows", "0.001"]) == 0

@@ -49,23 +49,15 @@ def test_a_finished_job_is_found(data, budget, tmp_path, monkeypatch):
 
 def test_the_key_changes_with_everything_that_changes_the_result(data, budget, tmp_path, job):
     manifest = data.manifest
-    others = [
-        plan(data, MMOE, budget, 1, tmp_path),
-        plan(data, Variant("MMoE", {"name": "mmoe", "num_experts": 2}), budget, 0, tmp_path),
-        plan(
-            data, MMOE, replace(budget, optimizer=replace(budget.optimizer, lr=0.02)), 0, tmp_path
-        ),
-        plan(
-            data,
-            MMOE,
-            replace(budget, model=replace(budget.model, embedding_dims={"item": 2})),
-            0,
-            tmp_path,
-        ),
-        plan(
-            data, MMOE, replace(budget, training=replace(budget.training, patience=7)), 0, tmp_path
-        ),
-    ]
+    changes = (
+        {"training": {"patience": 7}},
+        {"optimizer": {"lr": 0.02}},
+        {"model": {"embedding_dims": {"item": 2}}},
+    )
+    others = [plan(data, MMOE, budget.with_options(**each), 0, tmp_path) for each in changes]
+    others.append(plan(data, MMOE, budget, 1, tmp_path))
+    wide = Variant("MMoE", {"name": "mmoe", "num_experts": 2})
+    others.append(plan(data, wide, budget, 0, tmp_path))
     for change in ({"inputs": "other rows"}, {"fingerprint": "other ids"}):
         data.manifest = replace(manifest, **change)
         others.append(plan(data, MMOE, budget, 0, tmp_path))
@@ -74,9 +66,7 @@ def test_the_key_changes_with_everything_that_changes_the_result(data, budget, t
 
 
 def test_the_key_ignores_everything_else(data, budget, tmp_path, job):
-    shown = replace(
-        budget, training=replace(budget.training, progress=True, seed=9, checkpoint_seconds=1)
-    )
+    shown = budget.with_options(training={"progress": True, "seed": 9, "checkpoint_seconds": 1})
     # nor were they in keys before there were any
     assert "embedding_dims" not in job.config.identity()["model"]
     assert plan(data, Variant("another title", {"name": "mmoe"}), shown, 0, tmp_path).key == job.key
@@ -127,7 +117,7 @@ def test_an_unfinished_job_restarts_if_its_data_have_moved(job, data, tmp_path, 
 
 
 def test_divergence_is_an_outcome(data, budget, tmp_path):
-    budget = replace(budget, optimizer=replace(budget.optimizer, lr=1e30))
+    budget = budget.with_options(optimizer={"lr": 1e30})
     job = plan(data, Variant("AdaFTR", {"name": "adaftr"}), budget, 0, tmp_path)
     outcome = execute(job)
     assert "finite" in outcome.error

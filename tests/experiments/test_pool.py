@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from adaftr_fast import _progress
 from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.engines import Local, Processes
@@ -30,16 +29,6 @@ def test_a_process_gives_the_same_bits_as_one_thread(jobs, data, budget, tmp_pat
             plan(data, Variant("adaftr", {"name": "adaftr"}), budget, 0, tmp_path / "here")
         )
     assert outcomes[jobs[1].key].test == here.test
-
-
-def test_finished_jobs_are_not_repeated(jobs, data, capfd, monkeypatch):
-    monkeypatch.setattr(_progress, "SECONDS", 0.0)  # between the lines of progress
-    done = [execute(job) for job in jobs]
-    times = [(job.folder / RESULT).stat().st_mtime_ns for job in jobs]
-    outcomes = run_all(jobs, engine=Processes(1), progress=True)  # starts no process
-    assert [outcomes[job.key] for job in jobs] == done
-    assert [(job.folder / RESULT).stat().st_mtime_ns for job in jobs] == times
-    assert "2/2" in capfd.readouterr().err
 
 
 def test_zero_processes_raise():

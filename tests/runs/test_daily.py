@@ -1,4 +1,3 @@
-import itertools
 import os
 import re
 from dataclasses import replace
@@ -13,7 +12,6 @@ from adaftr_fast.config import WarmStartConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.rows import TensorRows
-from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.errors import DataError
@@ -71,17 +69,6 @@ def test_each_day_is_evaluated_before_training_on_it(whole):
         8,
         8,
     ]
-
-
-def test_days_keep_ids_and_buckets(whole):
-    _, out = whole
-    data = [PreparedData(out / f"day-000{day}/data") for day in (1, 2, 3)]
-    encoders = [read_encoders(each.folder, each.manifest) for each in data]
-    for before, after in itertools.pairwise(encoders):
-        known = len(before["item"].values)
-        assert len(after["item"].values) > known
-        assert after["item"].values[:known].equals(before["item"].values)
-        assert (after["heat"].edges == before["heat"].edges).all()
 
 
 def test_new_ids_are_unknown_to_an_earlier_model(whole):
@@ -154,10 +141,9 @@ def test_finished_days_are_not_repeated(days, tmp_path):
 def test_schemas_without_days_raise(days, prepared, tmp_path):
     with pytest.raises(DataError, match="expected a schema of one file, got train, test"):
         list(train_daily(load_schema("census"), days, settings(), tmp_path / "out"))
-    data = prepared(0)
-    other = SOURCE | {"fields": {"item": "categorical"}}
+    other = parse_schema(SOURCE | {"fields": {"item": "categorical"}})
     with pytest.raises(DataError, match="its fields differ from those of data set shop"):
-        prepare(parse_schema(other), [days[1]], tmp_path / "other", grow=data.folder)
+        prepare(other, [days[1]], tmp_path / "other", grow=prepared(0).folder)
 
 
 def test_the_first_day_starts_from_another_run_and_each_later_one_from_the_day_before(

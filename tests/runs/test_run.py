@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -36,8 +35,7 @@ def test_tasks_that_are_no_funnel_are_refused(prepared, labels, shown):
 
 def test_a_balanced_run_of_esmm_is_read_again(prepared, tmp_path):
     data, out = prepared(1), tmp_path / "run"
-    config = settings(data.folder, name="esmm")
-    config = replace(config, training=replace(config.training, balance="gradnorm"))
+    config = settings(data.folder, name="esmm").with_options(training={"balance": "gradnorm"})
     run = train_one(data, config, out)
     weights = [
         [each["train"][f"weight/{task}"] for task in ("click", "conversion")] for each in run.epochs

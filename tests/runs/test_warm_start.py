@@ -32,7 +32,7 @@ def started(folder, data, task="", **options):
     """Returns a model that starts from a run, the report, and the model of the run."""
     torch.manual_seed(5)
     model = build(settings(**options).model, data)
-    return model, warm_start(model, data, folder, task=task), Run(folder).model
+    return model, warm_start(model, data, WarmStartConfig(str(folder), task)), Run(folder).model
 
 
 @pytest.fixture(scope="module")
