@@ -98,7 +98,7 @@ def parse(words: list[str]) -> tuple[str, bool, dict[str, Any]]:
     ]
     parsers = {}
     commands = parser.add_subparsers(
-        dest="command", metavar="COMMAND", required=True, prog="adaftr-fast", help=SUPPRESS
+        dest="COMMAND", required=True, prog="adaftr-fast", help=SUPPRESS
     )
     for name, command in COMMANDS.items():
         lines.append(f"  {name:<12}{description(command).rstrip('.')}")
@@ -111,7 +111,7 @@ def parse(words: list[str]) -> tuple[str, bool, dict[str, Any]]:
     )
     found, unknown = parser.parse_known_args(words)
     values = vars(found)
-    name = values.pop("command")
+    name = values.pop("COMMAND")
     if unknown:
         parsers[name].report_unknown(unknown)
     return name, values.pop("debug", False), values

@@ -162,10 +162,15 @@ class Parser(ArgumentParser):
         prog: the words that call the command.
         command: the command. None adds no options.
         words: the arguments. A file of options among them may have what is required.
+        options: those of ``ArgumentParser`` that ``add_subparsers`` hands on.
     """
 
     def __init__(
-        self, prog: str, command: type[Command] | None = None, words: Sequence[str] = ()
+        self,
+        prog: str,
+        command: type[Command] | None = None,
+        words: Sequence[str] = (),
+        **options: Any,
     ) -> None:
         self.width = min(max(shutil.get_terminal_size().columns, 2 * COLUMN), WIDTH) - 2
         super().__init__(
@@ -175,6 +180,7 @@ class Parser(ArgumentParser):
             formatter_class=partial(
                 RawDescriptionHelpFormatter, max_help_position=COLUMN, width=self.width
             ),
+            **options,
         )
         self.words = words
         self.names: list[str] = []

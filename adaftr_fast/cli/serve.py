@@ -45,18 +45,9 @@ class Evaluate(OwnModel, Command):
     def __call__(self) -> None:
         from adaftr_fast.api.run import evaluate
 
-        found = evaluate(
-            self.run,
-            self.data,
-            self.split,
-            importance=self.importance,
-            repeats=self.repeats,
-            max_rows=self.max_rows,
-            seed=self.seed,
-            memory=self.memory,
-            progress=self.progress,
-            model_class=self.named_class(),
-        )
+        options = self.options() | {"model_class": self.named_class()}
+        del options["out"], options["json"]
+        found = evaluate(**options)
         files = [] if self.out is None else found.write(self.out)
         if self.json:
             print(dumps(found.numbers(), indent=2))

@@ -84,18 +84,16 @@ def analyse(data: PreparedData, jobs: Sequence[Job]) -> list[Temperature]:
         BusyError: the checkpoint was replaced during each of many attempts.
         DataError: the test split or the vocabulary cannot be read.
     """
-    learned = [_temperatures(data, job) for job in jobs]
+    test = data.load("test")
+    learned = [
+        diagnose(Run(job.folder).model, test, job.config.training.eval_batch_size) for job in jobs
+    ]
     table = read_split(data.folder, data.manifest, "test")
-    names = dict(_value_names(data))
+    names = _value_names(data)
     return [
         _analyse_pair(name, np.stack([each[name] for each in learned]), table, data, names)
         for name in learned[0]
     ]
-
-
-def _temperatures(data: PreparedData, job: Job) -> dict[str, np.ndarray]:
-    """Computes the temperatures of the best weights, float32 [N] per pair."""
-    return diagnose(Run(job.folder).model, data.load("test"), job.config.training.eval_batch_size)
 
 
 def _analyse_pair(
@@ -161,27 +159,20 @@ def _mean_points(tau: np.ndarray) -> dict[str, float]:
     return {name: float(np.mean([each[name] for each in points])) for name in points[0]}
 
 
-def _value_names(data: PreparedData) -> Iterator[tuple[str, list[str]]]:
-    """Yields each field with its values by id."""
+def _value_names(data: PreparedData) -> dict[str, list[str]]:
+    """Returns the values of each field by id."""
     encoders = read_encoders(data.folder, data.manifest)
+    names = {}
     for field in data.manifest.fields:
         encoder = encoders[field.name]
-        ids = range(1, field.num_embeddings)
-        values = (
-            encoder.values.to_pylist() if isinstance(encoder, Vocabulary) else [None] * len(ids)
-        )
-        yield (
-            field.name,
-            [
-                "unknown",
-                *(_name(value) or _bucket(field, number) for number, value in zip(ids, values)),
-            ],
-        )
-
-
-def _name(value: str | None) -> str | None:
-    """Formats a value; the parts of a crossed value are joined by a control character."""
-    return value and value.replace(CROSS_SEPARATOR, " & ")
+        if isinstance(encoder, Vocabulary):
+            # a control character joins the parts of a crossed value
+            texts = encoder.values.to_pylist()
+            values = [text.replace(CROSS_SEPARATOR, " & ") for text in texts]
+        else:
+            values = [_bucket(field, number) for number in range(1, field.num_embeddings)]
+        names[field.name] = ["unknown", *values]
+    return names
 
 
 def _bucket(field: FieldInfo, number: int) -> str:

@@ -165,11 +165,6 @@ class Run(Shown):
         return self.about.config
 
     @property
-    def result(self) -> Run:
-        """The run itself, for code written when its metrics were an object of their own."""
-        return self
-
-    @property
     def validation(self) -> TaskMetrics:
         """Metrics of the best weights on the validation split; {} if there are none."""
         return next(

@@ -7,6 +7,7 @@ import pytest
 import adaftr_fast as af
 from adaftr_fast.cli import main
 from adaftr_fast.errors import CheckpointError
+from tests.cli.conftest import fails
 
 from .conftest import TRAINING
 
@@ -74,13 +75,9 @@ def test_the_report_has_tables_and_curves(run, other, unfinished, tmp_path, caps
     assert sorted(path.name for path in out.iterdir()) == ["report.md", "report.png"]
     before = {path: path.read_bytes() for path in run.folder.glob("report.*")}
     capsys.readouterr()
-    assert main(f"compare {run.folder} --out {run.folder}".split()) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert (
-        line
-        == "adaftr-fast compare: out: expected a folder for the report, got the folder of a run: "
-        f"{run.folder}"
-    )
+    line = fails(f"compare {run.folder} --out {run.folder}".split(), capsys)
+    expected = "out: expected a folder for the report, got the folder of a run"
+    assert line == f"adaftr-fast compare: {expected}: {run.folder}"
     assert {path: path.read_bytes() for path in run.folder.glob("report.*")} == before
 
 

@@ -38,7 +38,7 @@ def copied(run, tmp_path):
 
 def test_a_run_prints_its_test_metrics(run):
     summary, header, _, *rows = repr(run).splitlines()
-    assert summary == f"{run.folder}: adaftr, best epoch {run.result.best_epoch} of 2"
+    assert summary == f"{run.folder}: adaftr, best epoch {run.best_epoch} of 2"
     assert (
         header
         == "| model  | task       |   AUC |  GAUC | log-loss | CVR AUC | best epoch | samples/s | "
@@ -54,7 +54,7 @@ def test_a_run_prints_its_test_metrics(run):
     assert page.startswith(f"<p>{summary}</p>{run.table().html()}<img")
     assert "data:image/png;base64,iVBOR" in page
     assert not run.model.training
-    assert set(run.result.diagnostics) == {"tau/click-conversion"}
+    assert set(run.diagnostics) == {"tau/click-conversion"}
 
 
 def test_a_run_that_validates_thrice_an_epoch_is_read(data, tmp_path):
@@ -64,7 +64,7 @@ def test_a_run_that_validates_thrice_an_epoch_is_read(data, tmp_path):
     read = af.load_run(tmp_path / "run")
     assert [record["epoch"] for record in read.epochs] == [1 / 3, 2 / 3, 1.0, 4 / 3, 5 / 3, 2.0]
     assert read.epochs == run.epochs
-    assert read.result.best_epoch == run.result.best_epoch == 1 / 3
+    assert read.best_epoch == run.best_epoch == 1 / 3
     assert "of 2" in read.summary()
 
 
@@ -122,8 +122,8 @@ def test_load_run_reads_what_train_returned(run):
     loaded = af.load_run(run.folder)
     assert repr(loaded) == repr(run)
     assert (loaded.epochs, loaded.test, loaded.config) == (run.epochs, run.test, run.config)
-    assert loaded.result.best_epoch == run.result.best_epoch
-    assert loaded.result.diagnostics == {}
+    assert loaded.best_epoch == run.best_epoch
+    assert loaded.diagnostics == {}
     assert "<img" in loaded._repr_html_()
 
 
@@ -133,7 +133,7 @@ def test_the_best_epoch_is_found_where_a_metric_is_undefined(copied, run):
         text = (copied / name).read_text()
         (copied / name).write_text(re.sub(r'"gauc": [\d.]+', '"gauc": null', text))
     loaded = af.load_run(copied)
-    assert loaded.result.best_epoch == run.result.best_epoch
+    assert loaded.best_epoch == run.best_epoch
     assert math.isnan(loaded.epochs[0]["validation"]["click"]["gauc"])
     assert " nan | " in repr(loaded)
     assert "nan" in loaded._repr_html_()
@@ -150,7 +150,7 @@ def test_weights_that_lag_behind_the_epochs_are_of_their_own_epoch(copied):
     (copied / "metrics.jsonl").write_text("\n".join([*records, json.dumps(better)]) + "\n")
     (copied / "test.json").unlink()
     loaded = af.load_run(copied)
-    assert loaded.result.best_epoch in (1, 2)
+    assert loaded.best_epoch in (1, 2)
     assert len(loaded.epochs) == 3
     assert repr(loaded).endswith("unfinished: no test metrics yet")
     assert loaded.test == {}
@@ -168,7 +168,7 @@ def test_a_warm_start_takes_a_run_or_its_folder(run, data, tmp_path, capsys):
 
 def test_evaluate_measures_any_split_of_a_run_or_its_folder(run, data):
     assert af.evaluate(run).metrics == run.test
-    assert af.evaluate(str(run.folder), data.folder, "validation").metrics == run.epochs[run.result.best_epoch - 1][
+    assert af.evaluate(str(run.folder), data.folder, "validation").metrics == run.epochs[run.best_epoch - 1][
         "validation"]  # fmt: skip
     other = PreparedData(data.folder)
     other.manifest = replace(other.manifest, fingerprint="other")

@@ -14,14 +14,9 @@ def test_an_exported_model_prints_its_files_and_metrics(model, run):
     summary, header, _, click, _ = repr(model).splitlines()
     assert summary == f"{model.folder}: model.pt2, schema.json, vocabulary.parquet"
     assert header == "| validation: task |   AUC |  GAUC | log-loss | CVR AUC |"
-    best = run.epochs[run.result.best_epoch - 1]["validation"]
+    best = run.epochs[run.best_epoch - 1]["validation"]
     assert click.startswith(f"| click            | {100 * best['click']['auc']:.2f} |")
     assert model._repr_html_() == f"<p>{summary}</p>{model.table().html()}"
-
-
-def test_an_exported_model_is_taken_for_its_path(model, shop):
-    rows = [{"time": 1, "user": "u1", "item": 3, "price": 2.5}]
-    assert af.load_scorer(model).score(rows).equals(af.load_scorer(str(model.folder)).score(rows))
 
 
 def test_scores_are_the_models_and_print_their_columns(model, run, data, shop, tmp_path):

@@ -88,22 +88,6 @@ def test_a_second_attempt_waits_for_the_first_and_takes_its_result(job, monkeypa
         assert other.wait() != 0
 
 
-def test_an_interrupted_job_is_unfinished_and_resumes(job, monkeypatch):
-    whole = execute(replace(job, folder=job.folder.with_name("whole")))
-    train_step = Trainer.train_step
-
-    def interrupted(self, *arguments):
-        signal.raise_signal(signal.SIGINT)
-        return train_step(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            execute(job)
-    assert finished(job) is None
-    assert execute(job).test == whole.test
-
-
 def test_an_unfinished_job_restarts_if_its_data_have_moved(job, data, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Trainer, "train_step", lambda self, *_: signal.raise_signal(signal.SIGINT) or {}

@@ -1,3 +1,4 @@
+import json
 import signal
 from pathlib import Path
 
@@ -6,29 +7,9 @@ import pytest
 from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.engines import Local, Processes
-from adaftr_fast.experiments.catalog import Variant
-from adaftr_fast.experiments.jobs import RESULT, execute, plan, run_all
+from adaftr_fast.experiments.jobs import RESULT
 from adaftr_fast.experiments.study import Study
 from tests.forks import Script, wait_for
-from tests.ops.marks import on_threads
-
-
-@pytest.fixture
-def jobs(data, budget, tmp_path):
-    names = ("mmoe", "adaftr")
-    return [
-        plan(data, Variant(name, {"name": name}), budget, 0, tmp_path / "runs") for name in names
-    ]
-
-
-def test_a_process_gives_the_same_bits_as_one_thread(jobs, data, budget, tmp_path):
-    outcomes = run_all([*jobs, jobs[0]], engine=Processes(1), progress=False)
-    assert sorted(outcomes) == sorted(job.key for job in jobs)
-    with on_threads(1):  # as in the process: some libraries' matrix products depend on it
-        here = execute(
-            plan(data, Variant("adaftr", {"name": "adaftr"}), budget, 0, tmp_path / "here")
-        )
-    assert outcomes[jobs[1].key].test == here.test
 
 
 def test_zero_processes_raise():
@@ -74,11 +55,19 @@ def test_an_interrupted_experiment_resumes(folder, tmp_path):
     study(folder, tmp_path, Local())
     assert len(results(tmp_path)) == 6
     assert kept.items() <= results(tmp_path).items()
+    study(folder, tmp_path / "here", Local())  # a process gives the same bits
+    assert scores(tmp_path / "here") == scores(tmp_path)
 
 
 def results(folder):
     """Returns when each result was written."""
     return {path: path.stat().st_mtime_ns for path in folder.glob(f"runs/*/{RESULT}")}
+
+
+def scores(folder):
+    """Returns the metrics of each run on the test split."""
+    paths = folder.glob(f"runs/*/{RESULT}")
+    return {path.parent.name: json.loads(path.read_text())["test"] for path in paths}
 
 
 def workers_of(starter):

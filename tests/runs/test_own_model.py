@@ -15,6 +15,7 @@ from adaftr_fast.errors import CheckpointError, ConfigError
 from adaftr_fast.models.build import find_class
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.runs.run import build
+from tests.cli.conftest import fails
 from tests.runs.own import AnyKeywords, Half, Keywords, Logits, Net, Output, Plain, Shuffled, Wrong
 
 from .conftest import write_day
@@ -134,59 +135,54 @@ def test_the_commands_import_from_the_current_directory(prepared, folder, capsys
     assert main(["export", "--run", "run", "--out", "model", *name]) == 0
 
 
-@pytest.mark.parametrize("command", [["evaluate", "--data", "data"], ["export", "--out", "model"]])
-def test_a_checkpoint_imports_nothing_that_was_not_named(prepared, folder, capsys, command):
+def test_a_checkpoint_imports_nothing_that_was_not_named(prepared, folder, capsys):
     prepared(1)
     assert main(train_command("run", "--model.class", "shop_nets:Net")) == 0
     sys.modules.pop("shop_nets")
     (folder / "imported").unlink()
-    capsys.readouterr()
-    assert main([*command, "--run", "run"]) == 2
     message = (
         "run/best: its model is the class shop_nets:Net, whose module is imported only if you "
         "name it"
     )
-    assert (
-        f"{message}: --model.class shop_nets:Net, or model_class='shop_nets:Net' in Python"
-        in capsys.readouterr().err
-    )
+    advice = "--model.class shop_nets:Net, or model_class='shop_nets:Net' in Python"
+    for command in ("evaluate --data data", "export --out model"):
+        assert f"{message}: {advice}" in fails(f"{command} --run run".split(), capsys)
     with pytest.raises(CheckpointError, match=message):
         af.load_run("run")
     assert not (folder / "imported").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("no_such.module:Net", "there is no module no_such"),
-        ("tests.runs.own:Missing", "the module tests.runs.own has no class Missing"),
-        (
-            "tests.runs.own:nn.Linear",
-            "expected a subclass of adaftr_fast.models.MultiTaskModel or a torch.nn.Module that",
-        ),
-        (
-            "tests.runs.own:nn",
-            "expected a subclass of adaftr_fast.models.MultiTaskModel or .*, got <module",
-        ),
-        (
-            "tests.runs.own:Short",
-            r"expected \(num_embeddings, task_names, config, field_names\), got \(num_embeddings\)",
-        ),
-        (
-            "tests.runs.own:Misnamed",
-            r"expected forward\(self, ids\), with offsets and dense where .*, got forward\(self, "
-            r"ids, off\)",
-        ),
-        ("tests.runs.own:Abstract", "is abstract: it lacks forward"),
-        ("tests.runs.own:Refusing", "options: expected a width, got none"),
-    ],
-)
-def test_a_class_that_is_no_model_is_an_error_in_one_line(prepared, folder, capsys, name, message):
+NO_MODELS = [
+    ("no_such.module:Net", "there is no module no_such"),
+    ("tests.runs.own:Missing", "the module tests.runs.own has no class Missing"),
+    (
+        "tests.runs.own:nn.Linear",
+        "expected a subclass of adaftr_fast.models.MultiTaskModel or a torch.nn.Module that",
+    ),
+    (
+        "tests.runs.own:nn",
+        "expected a subclass of adaftr_fast.models.MultiTaskModel or .*, got <module",
+    ),
+    (
+        "tests.runs.own:Short",
+        r"expected \(num_embeddings, task_names, config, field_names\), got \(num_embeddings\)",
+    ),
+    (
+        "tests.runs.own:Misnamed",
+        r"expected forward\(self, ids\), with offsets and dense where .*, got forward\(self, "
+        r"ids, off\)",
+    ),
+    ("tests.runs.own:Abstract", "is abstract: it lacks forward"),
+    ("tests.runs.own:Refusing", "options: expected a width, got none"),
+]
+
+
+def test_a_class_that_is_no_model_is_an_error_in_one_line(prepared, folder, capsys):
     prepared(1)
-    with pytest.raises(ConfigError, match=rf"model\.name: {name}: {message}"):
-        find_class(name)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"])
-    assert main(train_command("run", "--model.class", name)) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    for name, message in NO_MODELS:
+        with pytest.raises(ConfigError, match=rf"model\.name: {name}: {message}"):
+            find_class(name)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"])
+        fails(train_command("run", "--model.class", name), capsys)
 
 
 def test_a_module_that_computes_logits_alone_is_trained_with_the_log_loss(prepared, folder):

@@ -17,6 +17,7 @@ from adaftr_fast.tuning import search as searching
 from adaftr_fast.tuning.report import draw, tune_and_report
 from adaftr_fast.tuning.search import Search, tune
 from adaftr_fast.tuning.space import apply, default_space, parse_space, read_space
+from tests.cli.conftest import fails
 from tests.files.holder import holder
 
 from .conftest import search_command, settings
@@ -221,8 +222,8 @@ def test_the_command_writes_a_report_and_a_configuration_that_train_reads(
         ("--trials", "0", "got 0"),
         ("--parallel", "2", "with --engine ray, got 2"),
     ):
-        assert main(f"tune --out x {option} {value}".split()) == 2
-        assert f"{option}: expected >= 1, {shown}" in capsys.readouterr().err
+        line = fails(f"tune --out x {option} {value}".split(), capsys)
+        assert f"{option}: expected >= 1, {shown}" in line
 
 
 @pytest.fixture

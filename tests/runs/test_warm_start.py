@@ -160,15 +160,6 @@ def test_layers_that_read_swapped_widths_are_fresh(run, tmp_path):
     )
 
 
-def test_training_starts_from_the_copied_weights(run, tmp_path, capsys):
-    folder, data = run
-    standing = settings(data.folder)
-    standing.optimizer.lr = 0.0
-    train_one(data, from_run(folder, standing), tmp_path / "next")
-    assert Run(tmp_path / "next").about.metrics == Run(folder).about.metrics
-    assert "embedding rows copied" in capsys.readouterr().err
-
-
 def test_a_run_resumes_without_the_run_it_started_from(run, tmp_path, monkeypatch, capsys):
     folder, data = run
     train_epoch = Trainer.train_epoch

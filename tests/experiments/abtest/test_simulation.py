@@ -6,7 +6,6 @@ from adaftr_fast.config import ModelConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.split_file import read_split
 from adaftr_fast.errors import ConfigError
-from adaftr_fast.experiments import auctions as module
 from adaftr_fast.experiments.auctions import (
     Auctions,
     Bidder,
@@ -67,16 +66,11 @@ def test_a_slate_has_one_user_and_candidates_of_its_own(data, auctions):
     assert np.std(np.log(found.price)) == pytest.approx(0.5, rel=0.5)
 
 
-def test_candidates_depend_on_the_number_of_the_auction_alone(auctions, monkeypatch):
-    whole = next(auctions.blocks(30))
-    monkeypatch.setattr(module, "BLOCK", 7)
-    parts = list(auctions.blocks(30))
-    assert [len(part.price) for part in parts] == [7, 7, 7, 7, 2]
-    assert torch.equal(torch.cat([part.ids for part in parts]), whole.ids)
+def test_candidates_depend_on_the_number_of_the_auction_alone(auctions):
+    whole, part = (auctions.candidates(np.arange(*ends)) for ends in ((30,), (7, 14)))
+    assert torch.equal(part.ids, whole.ids[35:70])
     for name in ("click", "conversion", "price", "draws"):
-        np.testing.assert_array_equal(
-            np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name)
-        )
+        np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[7:14])
 
 
 def test_equal_bidders_get_equal_traffic_and_true_ones_most_value(auctions):
