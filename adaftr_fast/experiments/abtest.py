@@ -17,7 +17,6 @@ from adaftr_fast._tables import Table
 from adaftr_fast.experiments.auctions import (
     Auctions,
     Bidder,
-    Traffic,
     model_bidder,
     simulate,
     true_bidder,
@@ -68,10 +67,8 @@ def rates(counts: np.ndarray, impressions: float) -> np.ndarray:
     return np.moveaxis(np.where(np.isfinite(found), found, np.nan), 0, -1)
 
 
-def lifts(
-    control: Sequence[np.ndarray], treatment: Sequence[np.ndarray], samples: int = SAMPLES
-) -> list[Lift]:
-    """Compares two arms whose counts [n, 4] belong to the same auctions, seed by seed.
+def lifts(control: np.ndarray, treatment: np.ndarray, samples: int = SAMPLES) -> list[Lift]:
+    """Compares two arms whose counts [S, n, 4] belong to the same auctions, seed by seed.
 
     For the first interval, auctions are resampled with replacement, each with what it adds in both
     arms and for every seed; the bounds are percentiles. The second is ``mean`` -+ t sqrt(v + s^2 /
@@ -206,30 +203,29 @@ def run_abtest(study: Study, size: Size) -> ABTest:
     bidders = [
         model_bidder(Run(job.folder).model, data, auctions.stages, batch) for *_, job in jobs
     ]
-    *traffic, best = simulate(auctions, [*bidders, true_bidder()], size.auctions)
-    control = traffic[::2]  # both of a seed come before the next seed
-    treatment = traffic[1::2]
+    every = [*bidders, true_bidder()]
+    counts, winners = simulate(auctions, every, size.auctions)
+    # both of a seed come before the next seed; the last one knows the true probabilities
+    control, treatment = counts[:-1:2], counts[1:-1:2]
     titles = [variant.title for _, variant, _ in jobs[:2]]
     return ABTest(
         dataset=data.manifest.dataset,
         size=size,
         seeds=[seed for seed, *_ in jobs[::2]],
         arms=[
-            _arm(titles[0], control, bidders[::2]),
-            _arm(titles[1], treatment, bidders[1::2]),
-            _arm(TRUE, [best], [true_bidder()]),
+            _arm(titles[0], control, every[:-1:2]),
+            _arm(titles[1], treatment, every[1:-1:2]),
+            _arm(TRUE, counts[-1:], every[-1:]),
         ],
-        lifts=lifts([each.counts for each in control], [each.counts for each in treatment]),
-        same_winner=[
-            float(np.mean(a.winners == b.winners)) for a, b in zip(control, treatment, strict=True)
-        ],
+        lifts=lifts(control, treatment),
+        same_winner=(winners[:-1:2] == winners[1:-1:2]).mean(1).tolist(),
     )
 
 
-def _arm(title: str, traffic: Sequence[Traffic], bidders: Sequence[Bidder]) -> Arm:
-    sums = np.stack([each.counts.sum(0) for each in traffic])  # [S, 4]
-    auctions = len(traffic[0].counts)
-    together = rates(sums.sum(0), len(traffic) * auctions)
+def _arm(title: str, counts: np.ndarray, bidders: Sequence[Bidder]) -> Arm:
+    sums = counts.sum(1)  # [S, 4]
+    seeds, auctions, _ = counts.shape
+    together = rates(sums.sum(0), seeds * auctions)
     by_seed = [_named(each) for each in rates(sums, auctions)]
     return Arm(title, _named(together), by_seed, [each.weight for each in bidders])
 

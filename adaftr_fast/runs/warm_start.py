@@ -30,7 +30,7 @@ from adaftr_fast.models.single_dnn import SingleDNN
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.runs.output import HERE, Output
-from adaftr_fast.runs.warm_layers import Pair, Table, backbone, layer_of, tables, take_layers
+from adaftr_fast.runs.warm_layers import Pair, backbone, layer_of, tables, take_layers
 from adaftr_fast.training.trained import Run, open_earlier
 
 FRESH = -1  # source of a row without a match
@@ -273,43 +273,31 @@ def _row_copies(
 ) -> list[RowCopy]:
     """Returns the copies of the fields' rows, and adds their numbers to the report."""
     sources = _source_rows(data, old)
-    places = {each.name: str(place) for place, each in enumerate(old.manifest.fields)}
+    names = {str(place): name for place, name in enumerate(_field_names(data))}
+    places = {name: str(place) for place, name in enumerate(_field_names(old))}
+    modules = {module: name for name, module in pair.old.named_modules()}  # as in the checkpoint
     ours = tables(pair.model)
     theirs = tables(pair.old)
-    names = {module: name for name, module in pair.old.named_modules()}  # as in the checkpoint
     table_sources = pair.sources(ours, theirs)
     copies = []
     for table_name, table in ours.items():
         old_table = theirs.get(table_sources.get(table_name, ""))
-        old_widths = {} if old_table is None else _widths_by_place(old_table)
-        sizes = dict(zip(table.field_names, table.num_embeddings, strict=True))
-        for place, (field_name, width) in _fields_of(table, data).items():
-            there = places.get(field_name, "")
+        old_widths = {}
+        if old_table is not None:
+            old_widths = dict(zip(old_table.field_names, old_table.widths, strict=True))
+        fields = zip(table.field_names, table.num_embeddings, table.widths, strict=True)
+        for place, size, width in fields:
+            if (name := names.get(place)) is None:
+                continue
+            there = places.get(name, "")
             taken = 0
             if old_widths.get(there) == width:
-                rows = torch.from_numpy(sources[field_name])
-                source = f"{names[old_table]}.weight.{there}"
+                rows = torch.from_numpy(sources[name])
+                source = f"{modules[old_table]}.weight.{there}"
                 copies.append(RowCopy(table_name, place, source, rows))
                 taken = int((rows != FRESH).sum())
                 report.known += int((rows > 0).sum())
             # of the other tasks' tables, if every task has its own
-            before = report.rows.get(field_name, (0, 0))
-            report.rows[field_name] = (before[0] + taken, before[1] + sizes[place])
+            before = report.rows.get(name, (0, 0))
+            report.rows[name] = (before[0] + taken, before[1] + size)
     return copies
-
-
-def _fields_of(table: Table, data: PreparedData) -> dict[str, tuple[str, int]]:
-    """Returns name and width of the fields of a table by place. The others' vectors are in the
-    tables of targets.
-    """
-    widths = _widths_by_place(table)
-    names = _field_names(data)
-    return {
-        place: (name, widths[place])
-        for place, name in zip(map(str, range(len(names))), names)
-        if place in widths
-    }
-
-
-def _widths_by_place(table: Table) -> dict[str, int]:
-    return dict(zip(table.field_names, table.widths, strict=True))

@@ -72,14 +72,14 @@ def test_trained_models_are_analysed_by_pair(data, jobs, tmp_path):
     for each in found:
         assert sum(group.rows for group in each.labels) == data.manifest.splits["test"].rows
         assert [0.05 <= p <= 1 for p in each.points.values()] == [True] * 3
-        assert sorted(effect.field for effect in each.fields) == ["heat", "item", "pair", "user"]
+        assert sorted(effect.field for effect in each.fields) == ["item", "pair", "time", "user"]
         assert each.fields[0].explained == max(effect.explained for effect in each.fields)
-        heat = next(effect for effect in each.fields if effect.field == "heat")
-        assert all(" to " in value for value in heat.values)
+        time = next(effect for effect in each.fields if effect.field == "time")
+        assert all(" to " in value for value in time.values)
         pair = next(effect for effect in each.fields if effect.field == "pair")
         crosses = [value.split(" & ") for value in pair.values if value != "unknown"]
         assert crosses
-        assert all(user.isdigit() and item.isdigit() for user, item in crosses)
+        assert all(user.startswith("u") and item.isdigit() for user, item in crosses)
     assert "| click 0, view 0, conversion 0 |" in temperature_tables(found[0])
     paths = report("tiny", found).write(tmp_path, "the command")
     assert "## click-view" in paths[0].read_text()
