@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import Any
 
-from adaftr_fast.cli.options import Command, OnEngine, Place
+from adaftr_fast.cli.options import Command, OnEngine, Place, options
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
 
@@ -22,7 +22,7 @@ adaftr-fast prepare --files log.csv --labels click conversion --group user --tim
 adaftr-fast train --data data/mine --out runs/mine"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Inputs:
     """What to read and where to write."""
 
@@ -38,7 +38,7 @@ class Inputs:
     """Instead of --labels: a data set that info lists, or a schema file (.toml)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Roles:
     """The roles of columns, with --labels."""
 
@@ -57,7 +57,7 @@ class Roles:
     """
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class ReadFields:
     """How fields are read, with --labels."""
 
@@ -75,7 +75,7 @@ class ReadFields:
     """Also write the inferred schema to this file (.toml), to edit it and pass it as --dataset."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class ReadText:
     """How text is read, with --labels."""
 
@@ -89,7 +89,7 @@ class ReadText:
     """Forms of --time, such as %d/%m/%Y (default: detected)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Work:
     """How to work."""
 
@@ -107,7 +107,7 @@ class Work:
     """
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Prepare(Inputs, Roles, ReadFields, ReadText, Work, OnEngine, Command):
     """Convert raw logs, parquet or text, to a prepared folder."""
 
@@ -152,7 +152,7 @@ def _ids(name: str, text: str) -> int:
         ) from None
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Synthesize(LogConfig, Command):
     """Generate a synthetic impression log with known true probabilities."""
 
@@ -178,7 +178,7 @@ class Synthesize(LogConfig, Command):
         print(f"adaftr-fast prepare --dataset {dataset} --files {paths} --out PREPARED")
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Info(Command):
     """Show the build, the instruction sets in use and the available data sets."""
 

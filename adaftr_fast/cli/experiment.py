@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from adaftr_fast._json import dumps
-from adaftr_fast.cli.options import Command, OnEngine, Place
+from adaftr_fast.cli.options import Command, OnEngine, Place, options
 from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import ConfigError
 
@@ -30,7 +30,7 @@ Name = Literal[
 NAMES = get_args(Name)
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Experiment(OnEngine, Command):
     """Run or resume the experiment of a table or figure, and write its report."""
 

@@ -33,6 +33,8 @@ from typing import (
     Literal,
     NamedTuple,
     NoReturn,
+    TypeVar,
+    dataclass_transform,
     get_args,
     get_origin,
     get_type_hints,
@@ -72,6 +74,7 @@ SPELLED = {
     "model_class": ("--model.class",),
 }
 """How options are typed, where it is not by their name alone."""
+T = TypeVar("T")
 FILE = "A TOML file; options after it override its values"
 GRACE_SECONDS = 60.0  # in which an interrupted run saves a snapshot
 
@@ -102,7 +105,15 @@ KINDS: dict[Any, Kind] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass_transform(
+    kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,)
+)
+def options(kind: type[T]) -> type[T]:
+    """Makes a class a dataclass whose fields are options, in any order."""
+    return dataclass(frozen=True, kw_only=True)(kind)
+
+
+@options
 class Command:
     """A command. A subclass is a dataclass whose docstring describes the command.
 
@@ -372,7 +383,7 @@ def search_current_directory() -> None:
         sys.path.insert(0, folder)
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class OwnModel:
     """The model, if it is one of your own."""
 
@@ -387,7 +398,7 @@ class OwnModel:
         return self.model_class
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class WarmStart:
     """The run to start from."""
 
@@ -419,7 +430,7 @@ class WarmStart:
         return None
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class OnEngine:
     """Where the work is done."""
 

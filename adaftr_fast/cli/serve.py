@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from adaftr_fast._json import dumps
-from adaftr_fast.cli.options import Command, OwnModel, Place
+from adaftr_fast.cli.options import Command, OwnModel, Place, options
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Evaluate(OwnModel, Command):
     """Evaluate a trained model on one split."""
 
@@ -60,7 +60,7 @@ class Evaluate(OwnModel, Command):
             print(f"\nCalibration, lift and gain: --out FOLDER{fields}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Compare(Command):
     """Compare runs: metrics, best epochs, speed, and the options in which they differ."""
 
@@ -78,7 +78,7 @@ class Compare(Command):
             print(f"\nReport: {self.out}/report.md")
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Export(OwnModel, Command):
     """Export a trained model as a program that scores raw rows."""
 
@@ -108,7 +108,7 @@ class Export(OwnModel, Command):
         print(f"adaftr-fast serve {self.out}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Columns:
     """The columns of scores."""
 
@@ -130,7 +130,7 @@ class Columns:
     """
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Predict(Columns, Command):
     """Score raw rows, parquet or text, with an exported model."""
 
@@ -157,7 +157,7 @@ class Predict(Columns, Command):
         print(predict(**self.options()))
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Serve(Columns, Command):
     """Serve an exported model over HTTP: rows and scores as JSON."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adaftr_fast.cli.options import Command, OnEngine, Place, WarmStart
+from adaftr_fast.cli.options import Command, OnEngine, Place, WarmStart, options
 from adaftr_fast.config import RunConfig, TrainingConfig
 from adaftr_fast.errors import ConfigError, DataError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from adaftr_fast.streaming.source import Source
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Train(WarmStart, Command):
     """Train one model on a prepared folder."""
 
@@ -46,7 +46,7 @@ class Train(WarmStart, Command):
             print(f"adaftr-fast export --run {out} --out MODEL")
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Tune(OnEngine, Command):
     """Search for the options with the best validation AUC."""
 
@@ -94,7 +94,7 @@ class Tune(OnEngine, Command):
             print(f"\nadaftr-fast train --config {out.recorded(out.local / 'best.toml')} --out RUN")
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class LogParts:
     """The rows of each file."""
 
@@ -180,7 +180,7 @@ def _check_kept(kept: Path, schema: Schema, labels: list[str], roles: dict[str, 
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Daily(LogParts, WarmStart, OnEngine, Command):
     """Train day by day, and evaluate each day before training on it."""
 
@@ -238,7 +238,7 @@ def _rows(record: dict[str, Any]) -> str:
 INCOMING = "incoming"  # the chunk of a topic that is in progress, in OUT
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Kafka:
     """The topic."""
 
@@ -256,7 +256,7 @@ class Kafka:
     """Seconds until a chunk of a topic is whole."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Stream(LogParts, Kafka, WarmStart, Command):
     """Train on files as they arrive, evaluate each before training on it, and export."""
 
@@ -353,7 +353,7 @@ def _chunk_line(record: dict[str, Any]) -> str:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@options
 class Demo(Command):
     """Train MMoE and AdaFTR on the included flights data set and compare them."""
 

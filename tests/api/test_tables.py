@@ -2,7 +2,6 @@
 rows.
 """
 
-import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -31,28 +30,6 @@ def test_a_table_is_prepared_as_its_file(log, tmp_path):
     assert af.prepare(log, tmp_path / "data", **ROLES).manifest == data.manifest
     assert (data.folder / "schema.json").stat().st_ino == before  # left as it is
     assert {each.name for each in tmp_path.iterdir()} == {"table.parquet", "file", "data"}
-
-
-def test_a_table_goes_with_a_schema_of_several_files(log, tmp_path):
-    (tmp_path / "log.toml").write_text("""
-name = "log"
-files = ["old", "new"]
-labels = { click = "click" }
-fields = { item = "categorical" }
-[split]
-train = { file = "old" }
-validation = { file = "new", rows = "even" }
-test = { file = "new", rows = "odd" }
-""")
-    csv.write_csv(log.slice(800), tmp_path / "new.csv")
-    inputs = [log.slice(0, 800), tmp_path / "new.csv"]
-    given = (each for each in inputs)  # an iterator
-    data = af.prepare(given, tmp_path / "data", dataset=tmp_path / "log.toml", shards=2)
-    assert {name: split.rows for name, split in data.manifest.splits.items()} == {
-        "train": 800,
-        "validation": 200,
-        "test": 200,
-    }
 
 
 def test_wrong_columns_of_a_table_are_named(log, tmp_path):

@@ -37,17 +37,12 @@ def test_synthesize_prints_the_command_that_prepares_the_log(raw, dataset, tmp_p
     assert "rows: expected >= 1, got -1" in line
 
 
-def test_hints_of_an_inferred_schema_are_said_once(tmp_path, capsys):
+def test_the_schema_that_is_written_is_named_in_place_of_the_option(tmp_path, capsys):
     csv.write_csv(shop_log(600, users=30), tmp_path / "log.csv")
-    command = (
-        f"prepare --files {tmp_path}/log.csv --labels click conversion --out {tmp_path}/one "
-        "--funnel"
-    ).split()
-    assert main(command) == 0
-    shown = capsys.readouterr()
-    assert shown.out.count("--write_schema") == 1
-    assert "click, conversion are independent" in shown.out
-    assert main([*command[:-1], "--write_schema", str(tmp_path / "mine.toml")]) == 0
+    command = f"prepare --files {tmp_path}/log.csv --labels click conversion --out {tmp_path}/out"
+    schema = tmp_path / "mine.toml"
+    assert main(f"{command} --write_schema {schema} --funnel".split()) == 0
     shown = capsys.readouterr().out
+    assert "click, conversion are independent" in shown
     assert "--write_schema" not in shown
-    assert f"Edit {tmp_path}/mine.toml, and prepare with --dataset {tmp_path}/mine.toml." in shown
+    assert f"Edit {schema}, and prepare with --dataset {schema}." in shown

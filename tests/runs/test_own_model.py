@@ -44,6 +44,12 @@ def short(data, out, **model):
     return af.train(data.folder, out, model=model or RUN, training=training)
 
 
+def built(kind, dense=(), **config):
+    """Returns a model of two fields and two tasks."""
+    options = ModelConfig(**config)
+    return find_class(kind)([3, 4], ["click", "conversion"], options, ["a", "b"], dense)
+
+
 def train_command(out, *more):
     sizes = (
         "--model.tower_hidden [8] --training.batch_size 64 --training.progress false "
@@ -181,7 +187,7 @@ def test_a_class_that_is_no_model_is_an_error_in_one_line(prepared, folder, caps
     prepared(1)
     for name, message in NO_MODELS:
         with pytest.raises(ConfigError, match=rf"model\.name: {name}: {message}"):
-            find_class(name)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"])
+            built(name)
         fails(train_command("run", "--model.class", name), capsys)
 
 
@@ -199,7 +205,7 @@ def test_a_module_that_computes_logits_alone_is_trained_with_the_log_loss(prepar
     again = af.load_run("run-Logits", model_class=Logits)
     assert af.evaluate(again).metrics == runs[Logits].test
     af.export(again, "model")
-    model = find_class(Wrong)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"])
+    model = built(Wrong)
     with pytest.raises(
         TypeError, match=r"Wrong: expected logits \[B, 2\], or an object with them .*, got \[5, 3\]"
     ):
@@ -208,9 +214,7 @@ def test_a_module_that_computes_logits_alone_is_trained_with_the_log_loss(prepar
 
 def test_a_plain_module_is_called_by_the_names_of_its_parameters():
     """Whatever their order, and without offsets where it has none."""
-    model = find_class(Shuffled)(
-        [3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"], dense=("x",)
-    )
+    model = built(Shuffled, ("x",))
     ids = torch.zeros(5, 2, dtype=torch.int32)
     torch.testing.assert_close(model(ids, None, torch.ones(5, 1)), model(ids) + 1)
 
@@ -220,7 +224,7 @@ def test_a_plain_module_whose_forward_lacks_dense_is_an_error_where_the_data_hav
         ConfigError,
         match=r"Half: expected forward\(self, ids\), .*, got forward\(self, ids, offsets",
     ):
-        find_class(Half)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"], dense=("x",))
+        built(Half, ("x",))
 
 
 def test_a_plain_module_whose_forward_lacks_offsets_is_an_error_where_the_data_have_lists(prepared):
@@ -240,14 +244,11 @@ def test_a_plain_module_whose_forward_lacks_offsets_is_an_error_where_the_data_h
 @pytest.mark.parametrize("kind", [Keywords, AnyKeywords])
 def test_a_constructor_may_take_dense_by_any_keyword(kind):
     encodings = [NumericEncoding("age", "standard", 40.0, 10.0, 18.0, 90.0)]
-    built = find_class(kind)(
-        [3, 4], ["click", "conversion"], ModelConfig(tower_hidden=[4]), ["a", "b"], encodings
-    )
-    assert built.encodings == encodings
+    assert built(kind, encodings, tower_hidden=[4]).encodings == encodings
     with pytest.raises(
         ConfigError, match="the data have dense fields, expected a constructor that takes dense"
     ):
-        find_class(Net)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"], encodings)
+        built(Net, encodings)
 
 
 def test_an_error_within_a_module_is_raised_as_it_is(folder, monkeypatch):
