@@ -117,7 +117,7 @@ class Prepare(Inputs, Roles, ReadFields, ReadText, Work, OnEngine, Command):
         from adaftr_fast.api.data_report import PAGE
         from adaftr_fast.api.prepare import prepare
 
-        options = self.options()
+        options = self.values()
         options["multi"] = _pairs("multi", "SEPARATOR", self.multi)
         hashed = _pairs("hash", "IDS", self.hash)
         options["hash"] = {name: _ids(name, ids) for name, ids in hashed.items()}

@@ -17,7 +17,7 @@ from argparse import (
     Namespace,
     RawDescriptionHelpFormatter,
 )
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass
 from difflib import get_close_matches
@@ -136,8 +136,8 @@ class Command:
         """Runs the command."""
         raise NotImplementedError
 
-    def options(self) -> dict[str, Any]:
-        """Returns the fields by name, without ``config``."""
+    def values(self) -> dict[str, Any]:
+        """Returns the options by name, without ``config``."""
         names = [each.name for each in dataclasses.fields(self) if each.name != "config"]
         return {name: getattr(self, name) for name in names}
 
@@ -224,31 +224,20 @@ class Parser(ArgumentParser):
         first = self.add_argument_group("the options that matter first")
         own = self.help_group("other options" if sections else "options")
         defaults = {each.name: _default(each) for each in dataclasses.fields(command)}
-        sources: list[tuple[type, str, dict[str, Any]]] = [
-            (kind, "", defaults)
-            for kind in command.__mro__
-            if kind is not Command and dataclasses.is_dataclass(kind)
-        ]
+        for kind in command.__mro__:
+            if kind is not Command and dataclasses.is_dataclass(kind):
+                group = own if kind is command else self._add_group(kind)
+                self._add_fields(kind, "", defaults, [first, group], command)
+        if sections:
+            first.add_argument("--config", action=_File, const=sections, metavar="PATH", help=FILE)
+            self.names.append("--config")
         for name in sections:
             section = getattr(defaults["config"], name)
-            sources.append((type(section), f"{name}.", vars(section)))
-        for kind, prefix, values in sources:
-            if prefix and "--config" not in self.names:
-                first.add_argument(
-                    "--config", action=_File, const=sections, metavar="PATH", help=FILE
-                )
-                self.names.append("--config")
-            group = own if kind is command else self._add_group(kind)
-            hints = get_type_hints(kind, include_extras=True)
-            for name, text in _texts(kind).items():
-                key = prefix + name
-                to = first if sections and key in FIRST else group
-                self._add_option(
-                    to, key, hints[name], text, values[name], key in command.positional
-                )
-            if prefix == "model.":
+            group = self._add_group(type(section))
+            self._add_fields(type(section), f"{name}.", vars(section), [first, group], command)
+            if name == "model":
                 text = (
-                    f"Options of the model: {' or '.join(PRESETS)}; options after it override them"
+                    f"Options of the model, {' or '.join(PRESETS)}; options after it override them"
                 )
                 group.add_argument(
                     "--model.preset", action=_Preset, choices=PRESETS, metavar="NAME", help=text
@@ -262,6 +251,25 @@ class Parser(ArgumentParser):
         """Adds a group whose title and description are the docstring of a dataclass."""
         title, _, rest = description(kind).rstrip(".").partition(". ")
         return self.add_argument_group(title, textwrap.fill(rest, self.width - 2) or None)
+
+    def _add_fields(
+        self,
+        kind: type,
+        prefix: str,
+        defaults: Mapping[str, Any],
+        groups: list[Any],
+        command: type[Command],
+    ) -> None:
+        """Adds the fields of a dataclass to one of two groups: those that matter first, and
+        others.
+        """
+        hints = get_type_hints(kind, include_extras=True)
+        for name, text in _texts(kind).items():
+            key = prefix + name
+            group = groups[0 if command.sections and key in FIRST else 1]
+            self._add_option(
+                group, key, hints[name], text, defaults[name], key in command.positional
+            )
 
     def _add_option(
         self, group: Any, name: str, hint: Any, text: str, default: Any, is_positional: bool

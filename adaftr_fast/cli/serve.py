@@ -45,7 +45,7 @@ class Evaluate(OwnModel, Command):
     def __call__(self) -> None:
         from adaftr_fast.api.run import evaluate
 
-        options = self.options() | {"model_class": self.named_class()}
+        options = self.values() | {"model_class": self.named_class()}
         del options["out"], options["json"]
         found = evaluate(**options)
         files = [] if self.out is None else found.write(self.out)
@@ -102,7 +102,7 @@ class Export(OwnModel, Command):
     def __call__(self) -> None:
         from adaftr_fast.api.serve import export
 
-        exported = export(**self.options() | {"model_class": self.named_class()})
+        exported = export(**self.values() | {"model_class": self.named_class()})
         print(exported if self.int8 else exported.summary())
         print(f"adaftr-fast predict --model {self.out} --files RAW --out SCORES.parquet")
         print(f"adaftr-fast serve {self.out}")
@@ -154,7 +154,7 @@ class Predict(Columns, Command):
     def __call__(self) -> None:
         from adaftr_fast.api.serve import predict
 
-        print(predict(**self.options()))
+        print(predict(**self.values()))
 
 
 @options
@@ -174,5 +174,5 @@ class Serve(Columns, Command):
     def __call__(self) -> None:
         from adaftr_fast.serving.server import serve
 
-        options = self.options()
+        options = self.values()
         serve(options.pop("model"), **options)

@@ -74,7 +74,7 @@ def test_the_help_of_prepare_has_groups_and_an_example(shown):
     assert "\n  adaftr-fast train --data data/mine --out runs/mine\n" in shown("prepare")
 
 
-@pytest.mark.parametrize("command", ["train", "daily", "stream"])
+@pytest.mark.parametrize("command", ["train", "stream"])
 def test_every_option_is_listed_once_with_its_default(shown, command):
     text = shown(command)
     listed = options(text)
