@@ -169,11 +169,11 @@ def main_table(results: Results) -> str:
     columns = results.columns()
     header = ["model", *(f"{task} {metric.upper()}" for task, metric in columns)]
     cells = [[_cell(results, row, *column) for column in columns] for row in results.rows]
-    for position, column in enumerate(columns):
-        for rank, mark in enumerate(("**", "_")):  # best and second best
-            best = sorted(results.rows, key=lambda row: _descending(row.spread(*column)))
-            if rank < len(best) and len(best) > 2:
-                line = results.rows.index(best[rank])
+    if len(results.rows) > 2:
+        for position, column in enumerate(columns):
+            spreads = [row.spread(*column) for row in results.rows]
+            best = sorted(range(len(spreads)), key=lambda line: _descending(spreads[line]))
+            for line, mark in zip(best, ("**", "_")):  # best and second best
                 cells[line][position] = _marked(cells[line][position], mark)
     rows = [[row.title, *line] for row, line in zip(results.rows, cells, strict=True)]
     if results.bayes:

@@ -103,7 +103,7 @@ def test_on_the_command_line_options_after_a_preset_override_it(tmp_path, capsys
     assert parsed("--model.preset", "recommended") == ("fixed", 2.0)
     assert parsed("--model.preset=recommended", "--model.tau=scalar") == ("scalar", 2.0)
     assert parsed("--model.tau=scalar", "--model.preset=recommended") == ("fixed", 2.0)
-    assert parsed("--config", str(file)) == ("scalar", 2.0)
+    assert parsed("--model.tau=adaptive", "--config", str(file)) == ("scalar", 2.0)
     assert parsed("--config", str(file), "--model.contrast_epochs=1") == ("scalar", 1.0)
     with pytest.raises(SystemExit):
         parsed("--model", '{"preset": "recommended"}')

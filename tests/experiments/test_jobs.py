@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 
 from adaftr_fast._locks import LOCK
+from adaftr_fast.engines import Local
 from adaftr_fast.experiments import jobs
-from adaftr_fast.experiments.catalog import Variant
+from adaftr_fast.experiments.catalog import Variant, experiment
 from adaftr_fast.experiments.jobs import RESULT, execute, finished, plan
+from adaftr_fast.experiments.study import Study
 from adaftr_fast.training.trainer import Trainer
 from tests.files.holder import holder
 
@@ -63,6 +65,12 @@ def test_the_key_changes_with_everything_that_changes_the_result(data, budget, t
         others.append(plan(data, MMOE, budget, 0, tmp_path))
     assert len({each.key for each in [job, *others]}) == len(others) + 1
     assert len({each.folder for each in [job, *others]}) == len(others) + 1
+
+
+def test_all_rows_of_a_seed_come_before_the_next(data, budget, tmp_path):
+    wanted = experiment("table6", budget.model, data.manifest.tasks)
+    study = Study(data, budget.with_options(training={"seed": 5}), 2, Local(), tmp_path)
+    assert [seed for seed, *_ in study.plan(wanted)] == 6 * [5] + 6 * [6]
 
 
 def test_the_key_ignores_everything_else(data, budget, tmp_path, job):
