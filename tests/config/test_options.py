@@ -114,3 +114,17 @@ def test_on_the_command_line_options_after_a_preset_override_it(tmp_path, capsys
             parsed(*arguments)
         assert "recommended, " in (shown := capsys.readouterr().err).replace("'", "")
         assert shown.count("\n") == 1
+
+
+def test_the_command_line_reads_values_by_their_types():
+    values = {
+        "out": ("null", "null"),
+        "model.shared_experts": ("null", None),
+        "model.tower_hidden": ("[8, 4]", [8, 4]),
+        "model.equal_budget": ("False", False),
+        "optimizer.lr": ("1e-3", 1e-3),
+        "training.max_epochs": ("1_000", 1000),
+    }
+    words = [f"--{name}={text}" for name, (text, _) in values.items()]
+    _, _, given = parse(["train", *words, "--restart"])
+    assert given == {name: value for name, (_, value) in values.items()} | {"restart": True}
