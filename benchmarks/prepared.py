@@ -35,6 +35,7 @@ def write_prepared(
     schema = {
         "name": "random",
         "labels": {task: task for task in TASKS},
+        "group": "user",
         "split": {split: {"where": [["part", "==", split]]} for split in splits},
         "fields": dict.fromkeys(names, "categorical"),
     }

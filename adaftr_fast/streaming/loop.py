@@ -29,7 +29,7 @@ from adaftr_fast.runs.daily import part_schema, train_part, writing_parts
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.streaming.source import Chunk, Position, Source
-from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
+from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
 from adaftr_fast.training.sharding import check_replicated
 from adaftr_fast.training.trackers import KNOWN, Trackers
 
@@ -343,9 +343,8 @@ class _Stream:
         self.journal.note_export(trained[-1], now)
 
     def _wait(self) -> None:
-        with deferred_interrupt() as own:
-            stop = own if self.ranks.is_alone else SharedInterrupt(own, self.ranks)
-            _sleep(self.options.poll, own)
+        with deferred_interrupt(self.ranks) as stop:
+            _sleep(self.options.poll, stop)
             stop.synchronize()
         if stop:
             message = (
@@ -357,7 +356,7 @@ class _Stream:
 
 def _sleep(seconds: float, stop: Interrupt) -> None:
     end = time.monotonic() + seconds
-    while not stop and (rest := end - time.monotonic()) > 0:
+    while stop.own is None and (rest := end - time.monotonic()) > 0:
         time.sleep(min(rest, NAP))
 
 

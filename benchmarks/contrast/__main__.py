@@ -60,16 +60,16 @@ always converge. Every table shows its number of seeds.
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from pathlib import Path
 
-from adaftr_fast.cli.options import Parser
 from benchmarks.contrast.rows import PARTS
 from benchmarks.contrast.runs import Runs, train
 from benchmarks.contrast.tables import TABLES
 
 
 def main() -> None:
-    parser = Parser(prog="python -m benchmarks.contrast")
+    parser = ArgumentParser("python -m benchmarks.contrast")
     parser.add_argument(
         "part", type=str, nargs="?", default="", choices=["", *PARTS], help="the part to train"
     )
@@ -82,8 +82,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--seeds",
-        type=int | None,
-        default=None,
+        type=int,
         help="the number of seeds (default: the protocol's)",
     )
     parser.add_argument(

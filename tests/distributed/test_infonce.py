@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adaftr_fast import AdaptiveInfoNCE, adaptive_infonce
-from adaftr_fast.ops.infonce.candidates import Candidates, CrossRankBatch
+from adaftr_fast.ops.infonce.candidates import CrossRankBatch, Direction
 from tests.distributed.ranks import on_ranks
 from tests.ops.infonce.inputs import loss_and_gradients
 from tests.ops.infonce.losses import EVERY
@@ -169,10 +169,11 @@ def gathered(rank: int) -> list:
     own = torch.arange(3.0)[: rank + 1, None] + 10 * rank
     batch = CrossRankBatch("op", dist.group.WORLD, own, own, {})
     found = [
-        batch.gather(Candidates(own, y, own[:, 0].long()), batch.columns)
+        batch.gather(Direction(own, own, y, column_group=own[:, 0].long()), batch.columns)
         for y in (None, torch.tensor([0, -100, 9]))
     ]
-    return [found[0].h[:, 0], found[0].group, found[0].positive is None, found[1].positive]
+    first, second = found
+    return [first.candidates[:, 0], first.column_group, first.positive is None, second.positive]
 
 
 def error_message(rank: int, option: str) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.encode.encoders import Vocabulary
-from adaftr_fast.data.raw import rows as rows_module
+from adaftr_fast.data.raw import inputs
 from adaftr_fast.data.schema.types import TextFormat
 from adaftr_fast.errors import ConfigError, DataError, ServingError, StoreError
 from adaftr_fast.serving.predict import predict
@@ -81,7 +81,7 @@ def test_a_store_that_fails_is_not_taken_for_the_output(scorer, tmp_path, monkey
         raise StoreError("s3://logs/today.csv: failed 8 times")
 
     log = text(make_log(), tmp_path / "log.csv")
-    monkeypatch.setattr(rows_module, "blocks", fails)
+    monkeypatch.setattr(inputs, "blocks", fails)
     with pytest.raises(StoreError, match=r"^s3://logs/today\.csv: failed 8 times"):
         predict(scorer, [log], tmp_path / "scores.parquet")
 

@@ -8,7 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from adaftr_fast.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from adaftr_fast.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainingConfig,
+    WarmStartConfig,
+)
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
@@ -136,12 +143,12 @@ def test_an_onnx_program_serves_attention(shop, tmp_path, monkeypatch):
 
 def test_weights_are_copied_by_meaning(shop):
     data = PreparedData(shop / "data")
-    report = warm_start(build(settings("").model, data), data, shop / "run")
+    report = warm_start(build(settings("").model, data), data, WarmStartConfig(str(shop / "run")))
     assert not report.fresh
     assert set(report.rows) == {"user", "item", "tags"}
     assert all(taken == rows for taken, rows in report.rows.values())
     averaged = build(settings("", attention={}).model, data)
-    report = warm_start(averaged, data, shop / "run")
+    report = warm_start(averaged, data, WarmStartConfig(str(shop / "run")))
     items = data.manifest.fields[2].num_embeddings
     assert (report.rows["seen"], report.rows["item"]) == ((0, items), (items, items))
     assert set(report.fresh) == {

@@ -21,13 +21,7 @@ from adaftr_fast.kernels.infonce.config import (
     meta_of,
 )
 from adaftr_fast.kernels.infonce.launch import COMBINE_BLOCK_D, COMBINE_BLOCK_M, JOINING
-from adaftr_fast.kernels.infonce.symmetric.launch import (
-    COMBINE_BLOCK,
-    POSITIVES_BLOCK,
-    SYMMETRIC_TILINGS,
-    choose_symmetric_tiling,
-    has_common,
-)
+from adaftr_fast.kernels.infonce.symmetric.launch import COMBINE_BLOCK, POSITIVES_BLOCK, has_common
 
 ARCHS = (80, 90)
 DTYPES = {
@@ -92,7 +86,7 @@ def cases(archs: list[int], quick: bool) -> Iterator[Case]:
     for arch in archs:
         for tiling in TILINGS:
             yield from _of_tiling(tiling, arch, quick)
-        for tiling in SYMMETRIC_TILINGS:
+        for tiling in TILINGS:
             yield from _of_symmetric(tiling, arch, quick)
         yield from _of_symmetric_entries(arch)
         if not quick:
@@ -147,6 +141,8 @@ def _fitted(tiling, width: int, arch: int):
     """Returns the tiling with blocks no wider than needed; None if another one serves this width on
     this GPU.
     """
+    if arch < tiling.min_capability:
+        return None
     fitted = choose_tiling(tiling.kind, width, arch)
     return fitted if fitted[:3] == tiling[:3] else None
 
@@ -247,9 +243,9 @@ def _of_alternatives(arch: int) -> Iterator[Case]:
     """Yields the training sweeps in the blocks that an environment variable selects."""
     for each in ALTERNATIVES:
         if each.min_capability == arch:
-            blocks = choose_tiling("half", each.max_width, arch)
-            blocks = blocks._replace(row_sweep=each.row_sweep, column_sweep=each.column_sweep)
-            about = f"train, {each.kind}", HALF_DTYPES[0], each.max_width, arch
+            width = int(each.max_width)
+            blocks = choose_tiling("half", width, arch, each.kind)
+            about = f"train, {each.kind}", HALF_DTYPES[0], width, arch
             yield _row(blocks, ROW_VARIANTS["train"], *about, small=False)
             yield _column(blocks, COLUMN_VARIANTS["train"], *about, small=False)
 
@@ -274,8 +270,8 @@ def _of_sigmoid(
 def _of_symmetric(tiling, arch: int, quick: bool) -> Iterator[Case]:
     """Yields the sweeps of the symmetric loss in half types, at the greatest width of a tiling."""
     width = int(min(tiling.max_width, UNBOUNDED[tiling.kind]))
-    fitted = choose_symmetric_tiling(tiling.kind, width, arch)
-    if fitted[:3] != tiling[:3]:
+    fitted = _fitted(tiling, width, arch)
+    if fitted is None or fitted.sums is None:
         return
     variants, dtypes = (("train",), HALF_DTYPES[:1]) if quick else (SYMMETRIC_VARIANTS, HALF_DTYPES)
     for name, dtype in product(variants, dtypes):

@@ -127,8 +127,15 @@ def _predict(log: str) -> list[str]:
 
 def _read_prepared() -> object:
     from adaftr_fast.data.dataset.loader import PreparedData
+    from adaftr_fast.errors import DataError
 
-    return PreparedData(Path("out")).load("train")
+    while True:
+        try:
+            return PreparedData(Path("out")).load("train")
+        # the folder was replaced between the two calls
+        except DataError as error:
+            if "was replaced since it was opened" not in str(error):
+                raise
 
 
 def _read_run() -> object:

@@ -12,7 +12,7 @@ from torch import Tensor
 import adaftr_fast as af
 from adaftr_fast.ops.infonce.arguments import append_bias, product_dtype, reverse, row_scale
 from adaftr_fast.ops.infonce.blocks import block_rows
-from adaftr_fast.ops.infonce.candidates import Candidates, Direction
+from adaftr_fast.ops.infonce.candidates import Direction
 from adaftr_fast.ops.infonce.reference import IGNORE, infonce_rows
 from tests.chaos.ops.inputs import assert_close, laid
 
@@ -297,13 +297,10 @@ def conditions(
         }
         terms["column_bias"] = one["b"][:, -1]
     if options.get("symmetric"):
-        back = reverse(
-            Direction(a, tau, Candidates(b, positive, column_group), row_group), tau_column
-        )
-        own = back.candidates.positive
-        two = _direction(
-            back.anchors, a, back.tau, own, back.group, row_group, scale, options, dtype
-        )
+        forth = Direction(a, b, positive, tau, row_group, column_group)
+        back = reverse(forth, tau_column)
+        groups = back.row_group, back.column_group
+        two = _direction(back.anchors, a, back.tau, back.positive, *groups, scale, options, dtype)
         terms["loss"] = terms["loss"] + two["loss"]
         if len(a) and len(b):
             terms["h_ctr"] = terms["h_ctr"].max() + two["b"].max()
