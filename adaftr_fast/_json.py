@@ -11,7 +11,7 @@ import re
 import tomllib
 from contextlib import suppress
 from functools import cache
-from types import UnionType
+from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
         return value
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, where)
-    if origin is UnionType:  # only X | None is used
+    if NoneType in arguments:  # of unions, only X | None is used
         return None if value is None else _converted(arguments[0], value, where)
     if origin is list and isinstance(value, list):
         return [

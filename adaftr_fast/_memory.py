@@ -18,14 +18,11 @@ class Files(NamedTuple):
 
     limit: str
     usage: str
-    statistics: str
     pages: str
 
 
-VERSION_1 = Files(
-    "memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"
-)
-VERSION_2 = Files("memory.max", "memory.current", "memory.stat", "inactive_file")
+VERSION_1 = Files("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+VERSION_2 = Files("memory.max", "memory.current", "inactive_file")
 
 
 def available() -> int | None:
@@ -35,15 +32,14 @@ def available() -> int | None:
     This is the least of what the machine and each of the process's cgroups have left.
     """
     try:
-        lines = (line.split() for line in MEMINFO.read_text().splitlines())
-        left = [1024 * next(int(words[1]) for words in lines if words[0] == "MemAvailable:")]
+        words = (line.split() for line in MEMINFO.read_text().splitlines())
+        left = [1024 * next(int(size) for name, size, *_ in words if name == "MemAvailable:")]
     except (OSError, StopIteration):
         return None
     for folder, files in _cgroups():
         with suppress(OSError, ValueError, KeyError):  # no such file, or no limit ("max")
-            pages = dict(
-                line.split() for line in (folder / files.statistics).read_text().splitlines()
-            )
+            lines = (folder / "memory.stat").read_text().splitlines()
+            pages = dict(line.split() for line in lines)
             used = int((folder / files.usage).read_text()) - int(pages[files.pages])
             left.append(int((folder / files.limit).read_text()) - used)
     return max(0, min(left))

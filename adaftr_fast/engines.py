@@ -10,16 +10,16 @@ import socket
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent import futures
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from adaftr_fast.errors import ConfigError, EngineError, extras_needed, first_line
 
@@ -63,11 +63,19 @@ Step = Callable[[Item, Advance], Result]
 """A function of an item, which reports its progress. An engine may call it twice for an item, even
 at the same time.
 """
+Todo = Iterator[tuple[int, Any]]
+"""The index of each item, and the item."""
+Finished = Generator[tuple[int, Any]]
+"""The index of each finished call, and its result."""
 
 _limit: int | None = None  # of cores
 
 
-class Engine(Protocol):
+def ignore(*_: object) -> None:
+    """Does nothing: the default of ``done`` and ``advance``."""
+
+
+class Engine:
     """Calls a function for each of several items.
 
     Attributes:
@@ -75,44 +83,7 @@ class Engine(Protocol):
             this one. The function, items and results are pickled then.
     """
 
-    remote: bool
-
-    def map(
-        self,
-        function: Step[Item, Result],
-        items: Iterable[Item],
-        *,
-        done: Callable[[int, Result], object] = ...,
-        advance: Advance = ...,
-    ) -> list[Result]:
-        """Returns the results in the order of the items. The number of calls in progress is
-        bounded.
-
-        Args:
-            items: taken one after the other, when there is a place for another call. Those after a
-                call is done may depend on its result.
-            done: called in this process with the index and the result of each finished call, in any
-                order.
-            advance: called in this process with the amounts of work that the calls report.
-
-        Raises:
-            Exception: what a call raised, or ``done``. The other calls are cancelled, as they are
-                after Ctrl-C.
-            EngineError: the engine cannot run the calls.
-        """
-
-
-def ignore(*_: object) -> None:
-    """Does nothing: the default of ``done`` and ``advance``."""
-
-
-class Local:
-    """The engine of one process; see ``Engine``.
-
-    The calls run one after the other. Each may use threads of its own on all cores.
-    """
-
-    remote = False
+    remote = True
 
     def map(
         self,
@@ -122,12 +93,47 @@ class Local:
         done: Callable[[int, Result], object] = ignore,
         advance: Advance = ignore,
     ) -> list[Result]:
-        """Returns the results; see ``Engine.map``."""
-        results = []
-        for index, item in enumerate(items):
-            results.append(function(item, advance))
-            done(index, results[-1])
-        return results
+        """Returns the results in the order of the items. The number of calls in progress is
+        bounded.
+
+        Args:
+            items: taken one after the other, when there is a place for another call. Those after a
+                call is done may depend on its result.
+            done: called in this process with the index and the result of each finished call, in any
+                order.
+            advance: called in this process with the amounts of work that the calls report; by a
+                remote engine, once for each finished call.
+
+        Raises:
+            Exception: what a call raised, or ``done``. The other calls are cancelled, as they are
+                after Ctrl-C.
+            EngineError: the engine cannot run the calls.
+        """
+        results: dict[int, Result] = {}
+        with closing(self._finished(function, enumerate(items), advance)) as finished:
+            for index, result in finished:
+                results[index] = result
+                done(index, result)
+        return [results[index] for index in sorted(results)]
+
+    def _finished(self, function: Step[Any, Any], todo: Todo, advance: Advance) -> Finished:
+        """Yields the index and the result of each call when it is finished. Cancels the others when
+        it is closed.
+        """
+        raise NotImplementedError
+
+
+class Local(Engine):
+    """The engine of one process.
+
+    The calls run one after the other. Each may use threads of its own on all cores.
+    """
+
+    remote = False
+
+    def _finished(self, function: Step[Any, Any], todo: Todo, advance: Advance) -> Finished:
+        for index, item in todo:
+            yield index, function(item, advance)
 
 
 def on_one_thread(function: Callable[[Item], Result]) -> Step[Item, Result]:
@@ -174,8 +180,8 @@ def limit_cores(count: int) -> None:
     _limit = count
 
 
-class Processes:
-    """The engine of several processes, each of which runs one call at a time; see ``Engine``.
+class Processes(Engine):
+    """The engine of several processes, each of which runs one call at a time.
 
     Ctrl-C interrupts the calls, each once, and waits for them. They end with this process, however
     it ends.
@@ -187,42 +193,28 @@ class Processes:
         ConfigError: there is none.
     """
 
-    remote = True
-
     def __init__(self, count: int) -> None:
         if count < 1:
             raise ConfigError(f"jobs: expected >= 1, got {count}")
         self._count = count
 
-    def map(
-        self,
-        function: Step[Item, Result],
-        items: Iterable[Item],
-        *,
-        done: Callable[[int, Result], object] = ignore,
-        advance: Advance = ignore,
-    ) -> list[Result]:
-        """Returns the results; see ``Engine.map``. ``advance`` is called once for each finished
-        call.
-        """
+    def _finished(self, function: Step[Any, Any], todo: Todo, advance: Advance) -> Finished:
         # a fork would inherit OpenMP's threads in an undefined state
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(self._count, mp_context=context, initializer=_prepare_process)
-        todo = enumerate(items)
         running: dict[Future[Any], int] = {}
-        results: dict[int, Result] = {}
         try:
             # submits only as many calls as run, because the pool cannot cancel queued ones
             while True:
                 for index, item in islice(todo, self._count - len(running)):
                     running[pool.submit(_call_in_process, function, item)] = index
                 if not running:
-                    return [results[index] for index in sorted(results)]
+                    return
                 for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
                     index = running.pop(future)
-                    results[index], amount = future.result()
+                    result, amount = future.result()
                     advance(amount)
-                    done(index, results[index])
+                    yield index, result
         except BrokenProcessPool as error:
             raise EngineError(
                 "engine local: a process was killed, perhaps for lack of memory; what has finished "
@@ -271,8 +263,8 @@ CONNECT_SECONDS = 10.0
 PATIENCE = 60.0  # seconds without a result after which the cluster is looked at
 
 
-class Ray:
-    """The engine of the Ray cluster that this process is connected to; see ``Engine``.
+class Ray(Engine):
+    """The engine of the Ray cluster that this process is connected to.
 
     Args:
         cpus: cores of a call. None takes those of the smallest node, at most ``MAX_CPUS``.
@@ -282,8 +274,6 @@ class Ray:
         grace: how many seconds calls have to end after they are interrupted, before they are
             killed.
     """
-
-    remote = True
 
     def __init__(
         self,
@@ -300,17 +290,7 @@ class Ray:
         self._limit = limit
         self._grace = grace
 
-    def map(
-        self,
-        function: Step[Item, Result],
-        items: Iterable[Item],
-        *,
-        done: Callable[[int, Result], object] = ignore,
-        advance: Advance = ignore,
-    ) -> list[Result]:
-        """Returns the results; see ``Engine.map``. ``advance`` is called once for each finished
-        call.
-        """
+    def _finished(self, function: Step[Any, Any], todo: Todo, advance: Advance) -> Finished:
         import ray
 
         cpus = self._cpus or _cpus()
@@ -321,31 +301,26 @@ class Ray:
             scheduling_strategy="SPREAD",
         )
         shared = ray.put(function)
-        todo = enumerate(items)
         running: dict[Any, int] = {}
-        results: dict[int, Result] = {}
         try:
             while True:
-                for index, item in islice(todo, max(0, self._room(cpus) - len(running))):
+                room = self._limit or max(1, QUEUED * _places(cpus))
+                for index, item in islice(todo, max(0, room - len(running))):
                     running[task.remote(shared, item, cpus)] = index
                 if not running:
-                    return [results[index] for index in sorted(results)]
+                    return
                 finished, _ = ray.wait(list(running), timeout=PATIENCE)
                 if not finished and not _places(cpus):
                     warnings.warn(
-                        f"no node of the Ray cluster has {cpus} CPUs; waiting for one", stacklevel=2
+                        f"no node of the Ray cluster has {cpus} CPUs; waiting for one", stacklevel=3
                     )
                 for call in finished:
                     index = running.pop(call)
-                    results[index], amount = _result(call)
+                    result, amount = _result(call)
                     advance(amount)
-                    done(index, results[index])
+                    yield index, result
         finally:
             _cancel(list(running), self._grace)
-
-    def _room(self, cpus: int) -> int:
-        """Returns how many calls may be in progress now."""
-        return self._limit or max(1, QUEUED * _places(cpus))
 
 
 @contextmanager
@@ -416,10 +391,13 @@ def _result(call: Any) -> tuple[Any, int]:
 
     try:
         found = ray.get(call)
-    except ray.exceptions.RayTaskError as error:  # such as a result that cannot be pickled
-        _give_up(error, "a call failed")
     except ray.exceptions.RayError as error:
-        _give_up(error, "a call was lost, also when it was repeated")
+        what = "a call was lost, also when it was repeated"
+        if isinstance(error, ray.exceptions.RayTaskError):  # a result cannot be pickled
+            what = "a call failed"
+        raise EngineError(
+            f"engine ray: {what}: {type(error).__name__}: {first_line(error)}"
+        ) from error
     if isinstance(found, Exception):
         raise found
     return found
@@ -438,10 +416,6 @@ def _cancel(calls: list[Any], grace: float) -> None:
         _, left = ray.wait(calls, num_returns=len(calls), timeout=grace) if calls else ([], [])
         for call in left:
             ray.cancel(call, force=True)
-
-
-def _give_up(error: Exception, what: str) -> NoReturn:
-    raise EngineError(f"engine ray: {what}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _node_cpus() -> list[int]:

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 
 EXTRAS = {
     "confluent_kafka": "kafka",
-    "docstring_parser": "train",
-    "jsonargparse": "train",
     "matplotlib": "train",
     "mlflow": "mlflow",
     "optuna": "tune",

@@ -23,10 +23,9 @@ from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.write import LOG, NAMES, SCHEMA, write_log, write_raw
 from adaftr_fast.models import build_model
-from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
-from adaftr_fast.serving.programs import Probabilities
+from adaftr_fast.serving.programs import Probabilities, apply_program
 from adaftr_fast.serving.scorer import AOT, load_scorer
 from adaftr_fast.training.checkpoint.weights import Description, save_checkpoint
 from adaftr_fast.training.trained import Run
@@ -77,8 +76,7 @@ def save_run(folder, data):
 def throughput(model, files, turns):
     """Rows a second of ``predict`` from raw files, the median."""
     scorer, scores = load_scorer(model), model.parent / "scores.parquet"
-    columns = output_columns(scorer.about.tasks)
-    reports = [predict(scorer, files, scores, columns) for _ in range(turns + 1)][1:]
+    reports = [predict(scorer, files, scores) for _ in range(turns + 1)][1:]
     rate = statistics.median(report.rows / report.seconds for report in reports)
     return {"rows": reports[0].rows, "rows/s": round(rate)}
 
@@ -113,7 +111,7 @@ def latency(folder, table, requests):
         ]
         requested = [scorer.encode(batch) for batch in batches]
         runs = {
-            name: [lambda p=program, x=x: x.run(p) for x in requested]
+            name: [lambda p=program, x=x: apply_program(p, x) for x in requested]
             for name, program in programs.items()
         }
         runs["raw rows to scores"] = [

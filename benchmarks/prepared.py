@@ -31,6 +31,7 @@ def write_prepared(folder, rows, ids, held_out=1 << 16, fields=FIELDS):
     schema = {
         "name": "random",
         "labels": {task: task for task in TASKS},
+        "group": "user",
         "split": {split: {"where": [["part", "==", split]]} for split in splits},
         "fields": dict.fromkeys(names, "categorical"),
     }

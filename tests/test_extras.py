@@ -63,8 +63,6 @@ model(torch.zeros(4, 2, dtype=torch.long))
 
 
 COMMANDS = [
-    ("jsonargparse", ["info"], 'adaftr-fast: jsonargparse is not installed: pip install '
-'"adaftr-fast[train]"'),
     ("tqdm", ["train", "--data.folder", "none", "--out", "none"],
      'adaftr-fast train: tqdm is not installed: pip install "adaftr-fast[train]"'),
     ("optuna", ["tune", "--out", "none"],

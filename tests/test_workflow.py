@@ -10,6 +10,13 @@ from adaftr_fast.training.evaluation import predict
 from adaftr_fast.training.trained import Run
 from tests.logs import shop_log
 
+SHOP = """
+name = "shop"
+group = "user"
+labels = { click = "click", conversion = "buy" }
+split = { train = {}, validation = {}, test = {} }
+fields = { user = "categorical", item = "categorical" }
+"""
 TRAINING = "--training.batch_size 128 --training.max_epochs 1 --training.progress false"
 
 
@@ -50,32 +57,21 @@ def test_raw_aliccp_to_bids(tmp_path):
 
 def test_daily_training_to_a_served_model(tmp_path, capsys):
     log = shop_log(2000, users=90, conversion="buy")
-    daily = tmp_path / "daily"
-    scores = tmp_path / "scores.parquet"
+    daily, scores = tmp_path / "daily", tmp_path / "scores.parquet"
     first, second, today = (tmp_path / name for name in ("day1.csv", "day2.csv", "today.csv"))
     csv.write_csv(log.slice(0, 1000), first)
     csv.write_csv(log.slice(1000), second)
     csv.write_csv(log.slice(1000).drop_columns(["click", "buy", "time"]), today)
     schema = tmp_path / "shop.toml"
-    schema.write_text(
-        'name = "shop"\ngroup = "user"\n[labels]\nclick = "click"\nconversion = "buy"\n'
-        '[split]\ntrain = {}\nvalidation = {}\ntest = {}\n[fields]\nuser = "categorical"\nitem = '
-        '"categorical"\n'
-    )
+    schema.write_text(SHOP)
     run(f"daily --dataset {schema} --files {first} {second} --out {daily} {TRAINING}")
     shown = capsys.readouterr().out.partition("\n\n")[0].splitlines()[-2:]
     assert "before training: the first day" in shown[0]
     assert "before training: click AUC" in shown[1]
     run(f"export --run {daily}/day-0002/run --out {tmp_path}/model")
-    run(
-        f"predict --model {tmp_path}/model --files {today} {second} --out {scores} --keep user item"
-    )
+    files = f"--files {today} {second} --keep user item"
+    run(f"predict --model {tmp_path}/model --out {scores} {files}")
     assert "2,000 rows, p_ctr, p_ctcvr, p_cvr" in capsys.readouterr().out
     table = pq.read_table(scores)
     assert table.column_names == ["user", "item", "p_ctr", "p_ctcvr", "p_cvr"]
     assert table.slice(0, 1000).equals(table.slice(1000))  # with and without labels
-    start = f"--warm_start {daily}/day-0001/run"
-    run(f"train --data.folder {daily}/day-0002/data --out {tmp_path}/next {TRAINING} {start}")
-    assert (
-        "132 of 132 embedding rows copied\n26 of 26 dense weights copied" in capsys.readouterr().err
-    )

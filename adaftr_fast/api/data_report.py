@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,17 +32,10 @@ th, td { padding: .15em .8em; border-bottom: 1px solid #ddd; white-space: nowrap
 .bar { display: inline-block; height: .7em; background: #0072B2; margin-right: .4em } .warning { color: #D55E00 }"""
 
 
-@dataclass(frozen=True)
-class Counted:
-    """Counts of the ids of a field in rows of a split.
-
-    Attributes:
-        ids: rows, or tokens of lists, by id, int64 [V].
-        positives: those of positive rows, by task and id, int64 [T, V].
-    """
-
-    ids: np.ndarray
-    positives: np.ndarray
+Counts = dict[str, np.ndarray]
+"""Rows, or tokens of lists, by id of a field: int64 [1 + T, V] of all rows, then of the positive ones
+of each task.
+"""
 
 
 def write_page(folder: Path) -> None:
@@ -69,26 +61,18 @@ def page(data: Prepared) -> str:
     return "<!doctype html>\n" + "\n".join(parts) + "\n"
 
 
-def _count(data: Prepared, split: str) -> dict[str, Counted]:
+def _count(data: Prepared, split: str) -> Counts:
     """Counts the ids of at most ``MOST_ROWS`` rows, of row groups at equal distances."""
     fields, tasks = _shown(data), data.manifest.tasks
     found = {
-        field.name: Counted(
-            np.zeros(field.num_embeddings, np.int64),
-            np.zeros((len(tasks), field.num_embeddings), np.int64),
-        )
-        for field in fields
+        field.name: np.zeros((1 + len(tasks), field.num_embeddings), np.int64) for field in fields
     }
-    for rows in _rows(data, split, [*(field.name for field in fields), *tasks]):
-        positive = [rows[task].to_numpy() > 0 for task in tasks]
+    for rows in _rows(data, split, [*found, *tasks]):
+        masks = [np.ones(len(rows), bool), *(rows[task].to_numpy() > 0 for task in tasks)]
         for field in fields:
-            column, counts = rows[field.name].combine_chunks(), found[field.name]
-            ids, of_row = _flat(column)
-            counts.ids[:] += np.bincount(ids, minlength=field.num_embeddings)
-            for number, mask in enumerate(positive):
-                counts.positives[number] += np.bincount(
-                    ids[mask[of_row]], minlength=field.num_embeddings
-                )
+            ids, of_row = _flat(rows[field.name].combine_chunks())
+            for counts, mask in zip(found[field.name], masks):
+                counts += np.bincount(ids[mask[of_row]], minlength=field.num_embeddings)
     return found
 
 
@@ -114,74 +98,63 @@ def _flat(column: pa.Array) -> tuple[np.ndarray, np.ndarray | slice]:
     )
 
 
-def _overview(data: Prepared, counted: dict[str, dict[str, Counted]]) -> Table:
+def _overview(data: Prepared, counted: dict[str, Counts]) -> Table:
     """Returns a table with one row per field."""
     read_as = {row[0]: row for row in data.fields().rows}
-    train = data.manifest.splits["train"]
+    splits, others = data.manifest.splits, SPLITS[1:]
     rows = []
     for field in data.manifest.fields:
         values = data.manifest.values.get(field.name)
         _, kind, ids, unknown = read_as[field.name]
-        rare = "-" if values is None or field.multiple else _percent(values.rare, train.rows)
+        rare = (
+            "-" if values is None or field.multiple else _percent(values.rare, splits["train"].rows)
+        )
         distinct = "-" if values is None else f"{values.distinct:,}"
         drift = ["-"] * 2
         if field.name in counted["train"]:
             before = counted["train"][field.name]
             drift = [
-                f"{100 * _distance(before, counted[split][field.name]):.1f} %"
-                for split in SPLITS[1:]
+                f"{100 * _distance(before, counted[split][field.name]):.1f} %" for split in others
             ]
-        new = [
-            _percent(
-                data.manifest.splits[split].unknown[field.name], data.manifest.splits[split].rows
-            )
-            for split in SPLITS
-        ]
-        rows.append([field.name, kind, distinct, ids, rare, unknown, *new[1:], *drift])
-    header = [
-        "field",
-        "read as",
-        "distinct",
-        "ids",
-        "rare",
-        "missing or rare",
-        *(f"in {s}" for s in SPLITS[1:]),
-    ]
-    return Table([*header, *(f"drift to {split}" for split in SPLITS[1:])], rows, text_columns=2)
+        new = [_percent(splits[split].unknown[field.name], splits[split].rows) for split in others]
+        rows.append([field.name, kind, distinct, ids, rare, unknown, *new, *drift])
+    header = ["field", "read as", "distinct", "ids", "rare", "missing or rare"]
+    header += [f"in {split}" for split in others]
+    header += [f"drift to {split}" for split in others]
+    return Table(header, rows, text_columns=2)
 
 
-def _distance(one: Counted, other: Counted) -> float:
+def _distance(one: np.ndarray, other: np.ndarray) -> float:
     """Returns the total variation distance between the most frequent values of one, and all others,
     in two splits.
     """
-    top = np.argsort(-one.ids, kind="stable")[: 2 * SHOWN]
+    top = np.argsort(-one[0], kind="stable")[: 2 * SHOWN]
     shares = []
-    for each in (one, other):
-        share = each.ids[top] / max(1, each.ids.sum())
+    for ids in (one[0], other[0]):
+        share = ids[top] / max(1, ids.sum())
         shares.append(np.append(share, 1 - share.sum()))
     return float(np.abs(shares[0] - shares[1]).sum() / 2)
 
 
-def _values(data: Prepared, field: FieldInfo, encoder: Encoder, counted: Counted) -> str:
+def _values(data: Prepared, field: FieldInfo, encoder: Encoder, counted: np.ndarray) -> str:
     """Returns a table of the most frequent values of a field, or of its buckets in their order,
     with label rates.
     """
-    order = (
-        np.arange(len(counted.ids))
-        if field.edges is not None
-        else np.argsort(-counted.ids, kind="stable")
-    )
-    shown = order[counted.ids[order] > 0].tolist()
-    shown = shown if field.edges is not None else shown[:SHOWN]
-    total = max(1, counted.ids.sum())
-    rates = counted.positives / np.maximum(1, counted.ids)
+    ids = counted[0]
+    if field.edges is not None:
+        shown = np.flatnonzero(ids).tolist()
+    else:
+        order = np.argsort(-ids, kind="stable")
+        shown = order[ids[order] > 0].tolist()[:SHOWN]
+    total = max(1, ids.sum())
+    rates = counted[1:] / np.maximum(1, ids)
     highest = rates[:, shown].max(axis=1, initial=1e-12)
     head = "".join(
         f"<th>{html.escape(each)}</th>" for each in ("value", "share", *data.manifest.tasks)
     )
     body = []
     for value in shown:
-        cells = [html.escape(_name(field, encoder, value)), _percent(counted.ids[value], total)]
+        cells = [html.escape(_name(field, encoder, value)), _percent(ids[value], total)]
         for task in range(len(rates)):
             width = 8 * rates[task, value] / highest[task]
             cells.append(

@@ -128,21 +128,23 @@ def prepare(
         data = adaftr_fast.prepare("log.csv", "data/mine", labels=["click", "conversion"],
         group="user")
     """
+    text = {
+        "null": _names(null),
+        "thousands": thousands,
+        "decimal": "" if decimal == "." else decimal,
+        "dates": _names(dates),
+    }
     roles: dict[str, Any] = {
         "group": group,
         "time": time,
         "weight": weight,
         "ignore": _names(ignore),
-    }
-    roles |= {"multi": dict(multi or {}), "funnel": None if funnel is None else _names(funnel)}
-    roles |= {"dense": _names(dense), "hash": dict(hash or {}), "min_count": min_count}
-    text = {
-        "null": _names(null),
-        "thousands": thousands,
-        "decimal": "" if decimal == "." else decimal,
-    }
-    roles["text"] = {
-        key: value for key, value in (text | {"dates": _names(dates)}).items() if value
+        "multi": dict(multi or {}),
+        "funnel": None if funnel is None else _names(funnel),
+        "dense": _names(dense),
+        "hash": dict(hash or {}),
+        "min_count": min_count,
+        "text": {key: value for key, value in text.items() if value},
     }
     named = None if labels is None else _names(labels)
     place = as_path(out)
@@ -152,14 +154,17 @@ def prepare(
         open_engine(engine, address) as opened,
     ):
         schema = _schema(paths, dataset, named, roles, write_schema)
-        options: dict[str, Any] = {
-            "shards": shards,
-            "bad_rows": bad_rows,
-            "grow": grow,
-            "memory": memory,
-        }
         result = run.prepare(
-            schema, paths, place, engine=opened, **options, progress=progress, finish=write_page
+            schema,
+            paths,
+            place,
+            engine=opened,
+            shards=shards,
+            bad_rows=bad_rows,
+            grow=grow,
+            memory=memory,
+            progress=progress,
+            finish=write_page,
         )
     _warn_of_funnels(schema, result)
     return Prepared(place)
@@ -169,12 +174,11 @@ def _warn_of_funnels(schema: Schema, manifest: Manifest) -> None:
     """Warns of rows that contradict the funnel, or of labels that look like a funnel and are not
     said to be one.
     """
-    rows = sum(split.rows for split in manifest.splits.values())
+    total = manifest.total
     for before, stage in itertools.pairwise(schema.funnel):
-        outside = sum(split.outside_funnel.get(stage, 0) for split in manifest.splits.values())
-        if outside:
+        if outside := total.outside_funnel.get(stage, 0):
             warnings.warn(
-                f"{outside:,} of {rows:,} rows are positive in {stage!r} but not in {before!r}, "
+                f"{outside:,} of {total.rows:,} rows are positive in {stage!r} but not in {before!r}, "
                 "the stage before it; a "
                 "condition in the schema makes them consistent, or funnel = [] (--funnel alone) if "
                 "they are no funnel",
@@ -217,7 +221,7 @@ def _schema(
     if not files:
         raise DataError("files: expected one or more beside labels, got none")
     schema = parse_schema(
-        infer_schema(files, labels, **roles | {"text": text_format(roles["text"])})
+        infer_schema(files, labels, **roles | {"text": text_format("text", roles["text"])})
     )
     if written is not None:
         write_schema_file(Path(written), schema.source, f"Inferred from {files[0].name!r}.")

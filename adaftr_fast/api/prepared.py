@@ -127,7 +127,7 @@ class Prepared(Shown, PreparedData):
         if len(manifest.tasks) > 1:
             notes.append(f"Labels: {_taken(manifest)}")
         for stage in manifest.parsed.funnel[1:]:
-            outside = sum(split.outside_funnel.get(stage, 0) for split in manifest.splits.values())
+            outside = manifest.total.outside_funnel.get(stage, 0)
             if outside:
                 notes.append(
                     f"Outside the funnel: {outside:,} rows are positive in {stage} but not in the "
@@ -170,14 +170,12 @@ def likely_funnel(manifest: Manifest) -> list[str]:
 
     That is said only where it would hardly happen by chance.
     """
-    splits = manifest.splits.values()
-    rows = sum(split.rows for split in splits)
-    positives = {task: sum(split.positives[task] for split in splits) for task in manifest.tasks}
+    rows, positives = manifest.total.rows, manifest.total.positives
     order = sorted(positives, key=lambda task: -positives[task])
     stages = order[:1]
     for task in order[1:]:
         pair = sorted((stages[-1], task), key=manifest.tasks.index)
-        both = sum(split.both.get(pair[0], {}).get(pair[1], 0) for split in splits)
+        both = manifest.total.both.get(pair[0], {}).get(pair[1], 0)
         by_chance = (positives[stages[-1]] / rows) ** positives[task]
         if both == positives[task] < positives[stages[-1]] and by_chance < CHANCE:
             stages.append(task)

@@ -171,13 +171,16 @@ def train(
         joined(settings.training.device, settings.training.rank_timeout) as ranks,
         output(place, ranks) as to,
     ):
-        options: dict[str, Any] = {
-            "restart": restart,
-            "ranks": ranks,
-            "output": to,
-            "on_epoch": on_epoch,
-        }
-        run = train_one(prepared, settings, to.local, report=True, **options)
+        run = train_one(
+            prepared,
+            settings,
+            to.local,
+            restart=restart,
+            ranks=ranks,
+            output=to,
+            report=True,
+            on_epoch=on_epoch,
+        )
     run.folder = place
     run.model_class = own
     return run
@@ -277,16 +280,17 @@ def evaluate(
     }
     measured = None
     if importance:
-        names = [each.name for each in prepared.manifest.fields] + [
-            each.name for each in prepared.manifest.dense
-        ]
-        options: dict[str, Any] = {
-            "repeats": repeats,
-            "max_rows": max_rows,
-            "seed": seed,
-            "progress": progress,
-        }
-        measured = permutation_importance(model, rows, names, batch_size=batch_size, **options)
+        manifest = prepared.manifest
+        measured = permutation_importance(
+            model,
+            rows,
+            [each.name for each in manifest.fields] + [each.name for each in manifest.dense],
+            repeats=repeats,
+            max_rows=max_rows,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+        )
     doubts = find_doubts(run, metrics, buckets)
     return Evaluation(split, metrics, buckets, measured, str(run.folder), doubts)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -236,16 +235,11 @@ def predict(
         folder, click=click, conversion=conversion, bid=bid, bid_weight=bid_weight, cvr=cvr
     )
     place = as_path(out)
-    columns = scorer.columns
     kept = [keep] if isinstance(keep, str) else keep
     with local_file(place) as target, input_files(files, target, Memory.of(memory)) as paths:
         if not paths:
             raise DataError("files: expected one or more input files, got none")
-        options: dict[str, Any] = {
-            "keep": kept,
-            "bad_rows": bad_rows,
-            "memory": memory,
-            "progress": progress,
-        }
-        report = predicting.predict(scorer, paths, target, columns, **options)
-    return Scores(place, columns.names(), report)
+        report = predicting.predict(
+            scorer, paths, target, keep=kept, bad_rows=bad_rows, memory=memory, progress=progress
+        )
+    return Scores(place, scorer.columns.names(), report)

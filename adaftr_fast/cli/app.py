@@ -5,13 +5,33 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
+from argparse import SUPPRESS
+from typing import Any
 
 from adaftr_fast._files import naming
 from adaftr_fast.cli import data, experiment, serve, train
-from adaftr_fast.cli.options import Parser
+from adaftr_fast.cli.options import Command, Parser, description
 from adaftr_fast.errors import RankError, UserError, extras_needed
 
-COMMANDS = data.COMMANDS | train.COMMANDS | serve.COMMANDS | experiment.COMMANDS
+COMMANDS: dict[str, type[Command]] = {
+    kind.__name__.lower(): kind
+    for kind in (
+        data.Prepare,
+        data.Synthesize,
+        data.Info,
+        train.Train,
+        train.Tune,
+        train.Daily,
+        train.Stream,
+        train.Demo,
+        serve.Evaluate,
+        serve.Compare,
+        serve.Export,
+        serve.Predict,
+        serve.Serve,
+        experiment.Experiment,
+    )
+}
 OF_RANKS = ("train", "daily", "stream", "demo")  # commands that torchrun may start
 USER_ERRORS = (UserError, OSError)  # an OSError names the file and the cause
 INTERRUPTED = 128  # plus the number of the signal, as shells report a program that a signal ended
@@ -28,10 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             after Ctrl-C; 143
         after SIGTERM. Other errors show a traceback, and ``--debug`` shows one for every error.
     """
-    words = sys.argv[1:] if arguments is None else arguments
-    parser = build_parser(words)
-    parsed = parser.parse_args(parser.spelled_out(words))
-    name = parsed.subcommand
+    name, debug, values = parse(sys.argv[1:] if arguments is None else arguments)
     # imports torch, which --help does not wait for
     from adaftr_fast.distributed.ranks import launched
 
@@ -47,15 +64,15 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             # each file that a command writes is named before
             with extras_needed(), naming("standard output"):
-                COMMANDS[name].run(parsed[name])
+                COMMANDS[name].of(values)()
                 sys.stdout.flush()
         except USER_ERRORS as error:
-            if parsed.debug:
+            if debug:
                 raise
             print(f"adaftr-fast {name}: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
         except KeyboardInterrupt as stop:
-            if parsed.debug:
+            if debug:
                 raise
             print(
                 f"adaftr-fast {name}: {stop.args[1] if len(stop.args) > 1 else 'interrupted'}",
@@ -65,23 +82,36 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def build_parser(words: list[str]) -> Parser:
-    """Builds the parser of the commands, with the options of those that ``words`` name.
+def parse(words: list[str]) -> tuple[str, bool, dict[str, Any]]:
+    """Returns the name of the command, whether to show tracebacks, and the options that are given,
+    by name.
 
-    Every option of a run is an option ``--section.name`` and a TOML key.
+    An option of a run is an option ``--section.name`` and a key of a TOML file.
     """
-    about = (
+    parser = Parser("adaftr-fast")
+    parser.usage = "adaftr-fast COMMAND [options]"
+    lines = [
         "Joint click/conversion models with adaptive task relatedness: prepare data, train, "
-        "evaluate, serve."
+        "evaluate, serve.",
+        "",
+        "commands:",
+    ]
+    parsers = {}
+    commands = parser.add_subparsers(
+        dest="COMMAND", required=True, prog="adaftr-fast", help=SUPPRESS
     )
-    parser = Parser(prog="adaftr-fast", description=about, parser_mode="toml")
-    parser.add_argument("--debug", action="store_true", help="show a traceback for every error")
-    commands = parser.add_subcommands(required=True)
     for name, command in COMMANDS.items():
-        # print_config requires a TOML writer; best/checkpoint.json records every option.
-        subparser = Parser(description=command.description, print_config=None)
-        if name in words:  # most of the time to start is that of options
-            command.add_options(subparser)
-        commands.add_subcommand(name, subparser)
-        parser.commands[name] = subparser
-    return parser
+        lines.append(f"  {name:<12}{description(command).rstrip('.')}")
+        # most of the time to start is that of options
+        of_words = command if name in words else None
+        parsers[name] = commands.add_parser(name, command=of_words, words=words)
+    parser.description = "\n".join(lines)
+    parser.help_group("options").add_argument(
+        "--debug", action="store_true", help="Show a traceback for every error"
+    )
+    found, unknown = parser.parse_known_args(words)
+    values = vars(found)
+    name = values.pop("COMMAND")
+    if unknown:
+        parsers[name].report_unknown(unknown)
+    return name, values.pop("debug", False), values

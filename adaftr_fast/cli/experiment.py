@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import field
+from typing import TYPE_CHECKING, Literal, get_args
 
-import jsonargparse
-
-from adaftr_fast.cli.options import (
-    Command,
-    Parser,
-    add_config,
-    add_engine,
-    changed_words,
-    place,
-    read_config,
-    training_engine,
-)
+from adaftr_fast._json import dumps
+from adaftr_fast.cli.options import Command, OnEngine, Place, options
+from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import ConfigError
 
 if TYPE_CHECKING:
-    from adaftr_fast.config import RunConfig
-    from adaftr_fast.data.dataset.loader import PreparedData
-    from adaftr_fast.engines import Engine
+    from adaftr_fast.experiments.report import Report
+    from adaftr_fast.experiments.study import Study
     from adaftr_fast.runs.output import Output
 
-NAMES = (
+Name = Literal[
     "table4",
     "table5",
     "table6",
@@ -36,157 +26,106 @@ NAMES = (
     "temperature",
     "complexity",
     "abtest",
-)
-SECTIONS = ("model", "optimizer", "training")
+]
+NAMES = get_args(Name)
 
 
-def add_experiment(parser: Parser) -> None:
-    """Adds the options of ``experiment`` to a parser that reads TOML."""
-    name = (
-        f"one of {', '.join(NAMES)}; the options below apply to all rows, except those that it "
-        "varies"
-    )
-    parser.add_argument("name", type=str, choices=NAMES, metavar="NAME", help=name)
-    dataset = "a data set that info lists, a schema file (.toml), or a prepared folder"
-    parser.add_argument("--dataset", type=str, required=True, help=dataset)
-    parser.add_argument(
-        "--files",
-        type=str,
-        nargs="+",
-        default=[],
-        help="input files of a data set that is not included",
-    )
-    share = (
-        "maximum share of rows of --files that cannot be read or lack a label; they alone are "
-        "left out"
-    )
-    parser.add_argument("--bad_rows", type=float, default=0.0, help=share)
-    parser.add_argument(
-        "--out", type=place, default="runs/experiments", help="folder for data, runs and reports"
-    )
-    seeds = "number of seeds per row, from training.seed upwards"
-    parser.add_argument("--seeds", type=int, default=3, help=seeds)
-    jobs = (
-        "number of parallel runs, each on one thread; does not change results (default: one per "
-        "core, with "
-        "--engine ray as many as the cluster can run)"
-    )
-    parser.add_argument("--jobs", type=int | None, help=jobs)
-    add_engine(
-        parser,
-        "what trains the runs: local, processes of this machine, or ray, a Ray cluster that "
-        "sees --out",
-    )
-    parser.add_argument(
-        "--auctions", type=int, default=100_000, help="number of auctions of abtest"
-    )
-    parser.add_argument(
-        "--slate", type=int, default=10, help="number of candidate ads of each auction of abtest"
-    )
-    add_config(parser, SECTIONS)
+@options
+class Experiment(OnEngine, Command):
+    """Run or resume the experiment of a table or figure, and write its report."""
 
-
-def experiment(arguments: jsonargparse.Namespace) -> None:
-    """Runs or resumes an experiment, prints its tables and writes its report."""
-    from adaftr_fast.runs.output import output
-    from adaftr_fast.training.sharding import check_replicated
-
-    for option in (
-        ("seeds", "jobs", "auctions") if arguments.name == "abtest" else ("seeds", "jobs")
-    ):
-        if arguments[option] is not None and arguments[option] < 1:
-            raise ConfigError(f"--{option}: expected >= 1, got {arguments[option]}")
-    if arguments.name == "complexity" and arguments.engine != "local":
-        raise ConfigError(
-            "--engine: expected local for complexity, which times this machine, got "
-            f"{arguments.engine}"
-        )
-    config = read_config(arguments, SECTIONS)
-    check_replicated("experiment", config.training)
-    with output(arguments.out) as out:
-        _run(arguments, config, out)
-
-
-def _run(arguments: jsonargparse.Namespace, config: RunConfig, out: Output) -> None:
-    from adaftr_fast._locks import writing_folder
-    from adaftr_fast.engines import Processes, cores
-    from adaftr_fast.experiments.study import open_dataset
-
-    data, folder = open_dataset(
-        arguments.dataset, arguments.files, out, config.training.progress, arguments.bad_rows
-    )
-    if (bad_rows := data.manifest.bad_rows) and bad_rows.bad:
-        print(f"Left out: {bad_rows.summary()}")
-    command = _command(arguments, config)
-    reports = (f"{arguments.name}.{kind}" for kind in ("md", "json", "png"))
-    local = Processes(arguments.jobs or cores())
-    with (
-        training_engine(arguments, config.training, local, arguments.jobs) as engine,
-        writing_folder(folder, *reports),
-    ):
-        text, paths = _report(arguments, data, config, folder, command, engine)
-    print(f"\n{text}\n\nReport: {', '.join(map(out.recorded, paths))}")
-
-
-def _command(arguments: jsonargparse.Namespace, config: RunConfig) -> str:
-    """Returns the command that makes the same tables, with the options of a ``--config`` file as
-    options.
+    sections = ("model", "optimizer", "training")
+    positional = ("name",)
+    name: Name
+    """The experiment: table4, table5, table6, recommended, fig3, fig4, temperature, complexity or
+    abtest; the options below apply to all rows, except those that it varies.
     """
-    words = ["adaftr-fast", "experiment", arguments.name, "--dataset", arguments.dataset]
-    words += ["--files", *arguments.files] if arguments.files else []
-    words += ["--bad_rows", str(arguments.bad_rows)] if arguments.bad_rows else []
-    words += ["--seeds", str(arguments.seeds)]
-    if arguments.name == "abtest":
-        words += ["--auctions", str(arguments.auctions), "--slate", str(arguments.slate)]
-    return shlex.join([*words, *changed_words(config, SECTIONS), "--out", arguments.out])
+    dataset: str
+    """A data set that info lists, a schema file (.toml), or a prepared folder."""
+    files: list[str] = field(default_factory=list)
+    """Input files of a data set that is not included."""
+    bad_rows: float = 0.0
+    """Maximum share of rows of --files that cannot be read or lack a label; they alone are left
+    out.
+    """
+    out: Place = "runs/experiments"
+    """Folder for data, runs and reports."""
+    seeds: int = 3
+    """Number of seeds per row, from training.seed upwards."""
+    jobs: int | None = None
+    """Number of parallel runs, each on one thread; does not change results (default: one per core,
+    with --engine ray as many as the cluster can run).
+    """
+    auctions: int = 100_000
+    """Number of auctions of abtest."""
+    slate: int = 10
+    """Number of candidate ads of each auction of abtest."""
 
+    def __call__(self) -> None:
+        from adaftr_fast.runs.output import output
+        from adaftr_fast.training.sharding import check_replicated
 
-def _report(
-    arguments: jsonargparse.Namespace,
-    data: PreparedData,
-    config: RunConfig,
-    folder: Path,
-    command: str,
-    engine: Engine,
-) -> tuple[str, list[Path]]:
-    """Runs the experiment, and returns the text to print and the files of its report."""
-    if arguments.name == "complexity":
-        from adaftr_fast.experiments.complexity import (
-            cost_summary,
-            measure,
-            write_complexity_report,
-        )
+        counts = {"seeds": self.seeds, "jobs": self.jobs}
+        if self.name == "abtest":
+            counts["auctions"] = self.auctions
+        for option, count in counts.items():
+            if count is not None and count < 1:
+                raise ConfigError(f"--{option}: expected >= 1, got {count}")
+        if self.name == "complexity" and self.engine != "local":
+            raise ConfigError(
+                "--engine: expected local for complexity, which times this machine, got "
+                f"{self.engine}"
+            )
+        check_replicated("experiment", self.config.training)
+        with output(self.out) as out:
+            self._run(out)
 
-        costs = measure(data, config)
-        return cost_summary(costs), write_complexity_report(folder, costs, command)
-    if arguments.name == "temperature":
-        from adaftr_fast.experiments.study import temperatures
-        from adaftr_fast.experiments.temperature import temperature_tables, write_temperature_report
+    def _run(self, out: Output) -> None:
+        from adaftr_fast._locks import writing_folder
+        from adaftr_fast.engines import Processes, cores
+        from adaftr_fast.experiments.study import Study, open_dataset
 
-        pairs = temperatures(data, config, seeds=arguments.seeds, engine=engine, folder=folder)
-        text = "\n\n".join(map(temperature_tables, pairs))
-        return text, write_temperature_report(folder, data.manifest.dataset, pairs, command)
-    if arguments.name == "abtest":
-        from adaftr_fast.experiments import abtest
+        training = self.config.training
+        data, folder = open_dataset(self.dataset, self.files, out, training.progress, self.bad_rows)
+        if (bad_rows := data.manifest.bad_rows) and bad_rows.bad:
+            print(f"Left out: {bad_rows.summary()}")
+        reports = (f"{self.name}.{kind}" for kind in ("md", "json", "png"))
+        local = Processes(self.jobs or cores())
+        with (
+            self.training_engine(self.out, training.device, local, self.jobs) as engine,
+            writing_folder(folder, *reports),
+        ):
+            report = self._report(Study(data, self.config, self.seeds, engine, folder))
+            paths = report.write(folder, self._command())
+        print(f"\n{report.text}\n\nReport: {', '.join(map(out.recorded, paths))}")
 
-        size = abtest.Size(arguments.auctions, arguments.slate)
-        found = abtest.run_abtest(
-            data, config, size, seeds=arguments.seeds, engine=engine, folder=folder
-        )
-        return abtest.summary(found), abtest.write_abtest_report(folder, found, command)
-    from adaftr_fast.experiments.report import summary, write_report
-    from adaftr_fast.experiments.study import compare
+    def _report(self, study: Study) -> Report:
+        """Runs the experiment."""
+        from adaftr_fast.experiments import abtest, complexity, report, temperature
 
-    results = compare(
-        arguments.name, data, config, seeds=arguments.seeds, engine=engine, folder=folder
-    )
-    return summary(results), write_report(folder, results, command)
+        data = study.data
+        if self.name == "complexity":
+            return complexity.report(complexity.measure(data, self.config))
+        if self.name == "temperature":
+            jobs = [job for *_, job in study.train(self.name)]
+            return temperature.report(data.manifest.dataset, temperature.analyse(data, jobs))
+        if self.name == "abtest":
+            size = abtest.Size(self.auctions, self.slate)
+            return abtest.report(abtest.run_abtest(study, size))
+        return report.report(study.compare(self.name))
 
-
-COMMANDS = {
-    "experiment": Command(
-        "Run or resume the experiment of a table or figure, and write its report.",
-        add_experiment,
-        experiment,
-    ),
-}
+    def _command(self) -> str:
+        """Returns the command that makes the same tables, with the options of a ``--config`` file
+        as options.
+        """
+        words = ["adaftr-fast", "experiment", self.name, "--dataset", self.dataset]
+        words += ["--files", *self.files] if self.files else []
+        words += ["--bad_rows", str(self.bad_rows)] if self.bad_rows else []
+        words += ["--seeds", str(self.seeds)]
+        if self.name == "abtest":
+            words += ["--auctions", str(self.auctions), "--slate", str(self.slate)]
+        defaults = RunConfig().flat() | {"training.progress": self.config.training.progress}
+        for name, value in self.config.flat().items():
+            if value != defaults[name]:
+                words += [f"--{name}", value if isinstance(value, str) else dumps(value)]
+        return shlex.join([*words, "--out", self.out])

@@ -249,7 +249,7 @@ class RunConfig:
             ConfigError: a key is unknown, or a value has another type or is out of range.
         """
         try:
-            return from_json(cls, _expanded(sections), "config")
+            return from_json(cls, expanded(sections), "config")
         except ConfigError:
             raise
         except ValueError as error:
@@ -275,7 +275,7 @@ class RunConfig:
             ConfigError: a section or option is unknown, or a value is out of range.
         """
         changed = {}
-        for name, options in _expanded(sections).items():
+        for name, options in expanded(sections).items():
             if name not in SECTIONS:
                 raise ConfigError(f"config: expected one of {', '.join(SECTIONS)}, got {name!r}")
             known = [each.name for each in fields(SECTIONS[name])]
@@ -315,20 +315,19 @@ class RunConfig:
 
         The warm start, which decides on the result, too, is left out.
         """
-        sections = {
-            name: asdict(getattr(self, name)) for name in ("model", "optimizer", "training")
-        }
-        for name, section in sections.items():
+        identity: dict[str, dict[str, Any]] = {}
+        for name in ("model", "optimizer", "training"):
+            section = asdict(getattr(self, name))
             default = asdict(SECTIONS[name]())
-            same = {
-                key for key in names(SECTIONS[name], "omit_default") if section[key] == default[key]
-            }
-            kept = set(names(SECTIONS[name], "identifies")) - same
-            sections[name] = {key: value for key, value in section.items() if key in kept}
-        return sections
+            for key in names(SECTIONS[name], "omit_default"):
+                if section[key] == default[key]:
+                    del section[key]
+            kept = names(SECTIONS[name], "identifies")
+            identity[name] = {key: value for key, value in section.items() if key in kept}
+        return identity
 
 
-def _expanded(sections: Any) -> Any:
+def expanded(sections: Any) -> Any:
     """Replaces ``model.class`` by ``model.name`` (a field cannot be called "class"), and
     ``model.preset``.
     """

@@ -16,6 +16,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -38,36 +39,33 @@ ERRORS: dict[str, type[Exception]] = {
 """The errors that a message can name."""
 
 
-def text_of(value: Any, sender: str) -> str:
+def text_of(value: Any) -> str:
     """Returns a plain value as JSON text, with NaN and infinities.
 
     Args:
         value: None, a bool, int, float or str, or a list, or a dict with str keys, of such values.
-        sender: the method, for the error message.
 
     Raises:
         TypeError: the value is of another type, or contains one.
     """
-    _check(value, sender)
+    _check(value)
     return json.dumps(value)
 
 
-def _check(value: Any, sender: str) -> None:
+def _check(value: Any) -> None:
     if isinstance(value, dict):
         for key, each in value.items():
             if not isinstance(key, str):
-                raise TypeError(
-                    f"{sender}: expected str as keys of dicts, got {type(key).__name__}: {key!r}"
-                )
-            _check(each, sender)
+                kind = type(key).__name__
+                raise TypeError(f"ranks: expected str as keys of dicts, got {kind}: {key!r}")
+            _check(each)
     elif isinstance(value, list):
         for each in value:
-            _check(each, sender)
+            _check(each)
     elif value is not None and not isinstance(value, bool | int | float | str):
         raise TypeError(
-            f"{sender}: expected a plain value (None, bool, int, float, str, list, or dict with "
-            "str keys), "
-            f"got {type(value).__name__}"
+            "ranks: expected a plain value (None, bool, int, float, str, list, or dict with str "
+            f"keys), got {type(value).__name__}"
         )
 
 
@@ -312,26 +310,22 @@ class JoinedRanks(Ranks):
         self._waits = 0
 
     def agree(self, what: str, value: Any) -> None:
-        texts = self._texts(text_of(value, "Ranks.agree"))
-        for rank, other in enumerate(texts):
-            if not torch.equal(other, texts[0]):
+        first, *others = map(json.dumps, self.gathered(value))
+        for rank, other in enumerate(others, start=1):
+            if other != first:
                 raise RankError(
                     f"{what} differ between rank 0 and rank {rank}: start all ranks with the same "
                     "settings and data"
                 )
 
     def gathered(self, value: Any) -> list[Any]:
-        return [value_of(text) for text in self._texts(text_of(value, "Ranks.gathered"))]
-
-    def _texts(self, text: str) -> list[Tensor]:
-        """Returns every rank's text as a uint8 tensor, on every rank."""
-        own = bytes_of(text)
+        own = bytes_of(text_of(value))
         sizes = [torch.tensor(0) for _ in range(self.size)]
         dist.all_gather(sizes, torch.tensor(len(own)))
         longest = max(map(int, sizes))
         texts = [own.new_empty(longest) for _ in sizes]
         dist.all_gather(texts, torch.cat([own, own.new_zeros(longest - len(own))]))
-        return [each[: int(size)] for each, size in zip(texts, sizes)]
+        return [value_of(each[: int(size)]) for each, size in zip(texts, sizes)]
 
     def largest(self, number: int) -> int:
         result = torch.tensor(number)
@@ -344,18 +338,17 @@ class JoinedRanks(Ranks):
         return value / self.size
 
     def from_rank_zero(self, make: Callable[[], T]) -> T:
-        text = ""
         failure = None
+        message = torch.empty(0, dtype=torch.uint8)
         if self.is_rank_zero:
             try:
-                text = text_of({"value": make()}, "Ranks.from_rank_zero")
+                message = bytes_of(text_of({"value": make()}))
             except Exception as error:
-                text = text_of({"error": named(error)}, "Ranks.from_rank_zero")
+                message = bytes_of(text_of({"error": named(error)}))
                 failure = error
-        own = bytes_of(text) if self.is_rank_zero else None
-        size = torch.tensor(0 if own is None else len(own))
+        size = torch.tensor(len(message))
         dist.broadcast(size, 0)
-        message = torch.empty(int(size), dtype=torch.uint8) if own is None else own
+        message = message.resize_(int(size))
         dist.broadcast(message, 0)
         if failure is not None:
             raise failure
@@ -373,23 +366,16 @@ class JoinedRanks(Ranks):
         """
         self._waits += 1
         wait = f"wait/{self._waits}"
-        value = None
-        failure = None
+        outcome: Future[T] = Future()
         if not self.is_rank_zero:
             self._watch(wait)
         else:
             with self._signs_of_life(wait):
                 try:
-                    value = make()
+                    outcome.set_result(make())
                 except Exception as error:
-                    failure = error
-
-        def result() -> Any:
-            if failure is not None:
-                raise failure
-            return value
-
-        return self.from_rank_zero(result)
+                    outcome.set_exception(error)
+        return self.from_rank_zero(outcome.result)
 
     @contextmanager
     def _signs_of_life(self, wait: str) -> Iterator[None]:
@@ -441,10 +427,7 @@ class JoinedRanks(Ranks):
         return result
 
     def tensors_to_rank_zero(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        specs = [
-            value_of(text)
-            for text in self._texts(text_of(_specs(tensors), "Ranks.tensors_to_rank_zero"))
-        ]
+        specs = self.gathered(_specs(tensors))
         if not self.is_rank_zero:
             for value in tensors.values():
                 if value.numel():

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,19 +14,15 @@ from scipy.stats import t
 
 from adaftr_fast._figures import BLUE, GRAY, VERMILION, Picture, plain
 from adaftr_fast._tables import Table
-from adaftr_fast.config import RunConfig
-from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.engines import Engine
 from adaftr_fast.experiments.auctions import (
     Auctions,
     Bidder,
-    Traffic,
     model_bidder,
     simulate,
     true_bidder,
 )
-from adaftr_fast.experiments.report import write_files
-from adaftr_fast.experiments.study import check_none_diverged, run_rows
+from adaftr_fast.experiments.report import Report
+from adaftr_fast.experiments.study import Study
 from adaftr_fast.training.trained import Run
 
 SAMPLES = 1000
@@ -72,10 +67,8 @@ def rates(counts: np.ndarray, impressions: float) -> np.ndarray:
     return np.moveaxis(np.where(np.isfinite(found), found, np.nan), 0, -1)
 
 
-def lifts(
-    control: Sequence[np.ndarray], treatment: Sequence[np.ndarray], samples: int = SAMPLES
-) -> list[Lift]:
-    """Compares two arms whose counts [n, 4] belong to the same auctions, seed by seed.
+def lifts(control: np.ndarray, treatment: np.ndarray, samples: int = SAMPLES) -> list[Lift]:
+    """Compares two arms whose counts [S, n, 4] belong to the same auctions, seed by seed.
 
     For the first interval, auctions are resampled with replacement, each with what it adds in both
     arms and for every seed; the bounds are percentiles. The second is ``mean`` -+ t sqrt(v + s^2 /
@@ -191,58 +184,48 @@ class ABTest:
     same_winner: list[float]
 
 
-def run_abtest(
-    data: PreparedData, config: RunConfig, size: Size, *, seeds: int, engine: Engine, folder: Path
-) -> ABTest:
+def run_abtest(study: Study, size: Size) -> ABTest:
     """Runs the A/B test of a backbone, the control, and of AdaFTR on it, the treatment.
 
     Args:
-        data: the prepared data of a generated log.
-        config: the configuration that both models have in common.
+        study: the data, of a generated log, and the runs.
         size: the size of the test. Every seed has the same auctions.
-        seeds: the number of training seeds, from ``config.training.seed`` upwards.
-        engine: the engine that runs the jobs.
-        folder: contains ``runs/``, which experiments on the same data share.
 
     Raises:
         ConfigError: as ``Auctions``.
-        TrainingError: a run diverged.
-        EngineError: a training process was killed, or the cluster fails.
+        TrainingError, EngineError: as ``Study.train``.
         CheckpointError: the checkpoint of a run is missing or damaged.
     """
+    data = study.data
     auctions = Auctions(data, size.slate)
-    wanted, jobs, outcomes = run_rows(
-        "abtest", data, config, seeds=seeds, engine=engine, folder=folder
-    )
-    check_none_diverged(wanted, jobs, outcomes)
-    batch = config.training.eval_batch_size
+    jobs = study.train("abtest")
+    batch = study.config.training.eval_batch_size
     bidders = [
         model_bidder(Run(job.folder).model, data, auctions.stages, batch) for *_, job in jobs
     ]
-    *traffic, best = simulate(auctions, [*bidders, true_bidder()], size.auctions)
-    control = traffic[::2]  # ``plan_all`` yields both of a seed before the next seed
-    treatment = traffic[1::2]
-    titles = [variant.title for variant in wanted.variants]
+    every = [*bidders, true_bidder()]
+    counts, winners = simulate(auctions, every, size.auctions)
+    # both of a seed come before the next seed; the last one knows the true probabilities
+    control, treatment = counts[:-1:2], counts[1:-1:2]
+    titles = [variant.title for _, variant, _ in jobs[:2]]
     return ABTest(
         dataset=data.manifest.dataset,
         size=size,
-        seeds=sorted({seed for seed, *_ in jobs}),
+        seeds=[seed for seed, *_ in jobs[::2]],
         arms=[
-            _arm(titles[0], control, bidders[::2]),
-            _arm(titles[1], treatment, bidders[1::2]),
-            _arm(TRUE, [best], [true_bidder()]),
+            _arm(titles[0], control, every[:-1:2]),
+            _arm(titles[1], treatment, every[1:-1:2]),
+            _arm(TRUE, counts[-1:], every[-1:]),
         ],
-        lifts=lifts([each.counts for each in control], [each.counts for each in treatment]),
-        same_winner=[
-            float(np.mean(a.winners == b.winners)) for a, b in zip(control, treatment, strict=True)
-        ],
+        lifts=lifts(control, treatment),
+        same_winner=(winners[:-1:2] == winners[1:-1:2]).mean(1).tolist(),
     )
 
 
-def _arm(title: str, traffic: Sequence[Traffic], bidders: Sequence[Bidder]) -> Arm:
-    sums = np.stack([each.counts.sum(0) for each in traffic])  # [S, 4]
-    auctions = len(traffic[0].counts)
-    together = rates(sums.sum(0), len(traffic) * auctions)
+def _arm(title: str, counts: np.ndarray, bidders: Sequence[Bidder]) -> Arm:
+    sums = counts.sum(1)  # [S, 4]
+    seeds, auctions, _ = counts.shape
+    together = rates(sums.sum(0), seeds * auctions)
     by_seed = [_named(each) for each in rates(sums, auctions)]
     return Arm(title, _named(together), by_seed, [each.weight for each in bidders])
 
@@ -255,32 +238,27 @@ PERCENT = ("CTR", "CVR")
 FEWER_IS_BETTER = ("CPC",)
 
 
-def write_abtest_report(folder: Path, found: ABTest, command: str) -> list[Path]:
-    """Writes ``abtest.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
-    sections = [
-        f"# A/B test, simulated (Table 7): {found.dataset}",
+def report(found: ABTest) -> Report:
+    """Returns the report of the test."""
+    return Report(
+        "abtest",
+        f"A/B test, simulated (Table 7): {found.dataset}",
         summary(found),
-        "![relative differences](abtest.png)",
-        "## How the auctions work",
-        RULES,
-    ]
-    content = {"command": command} | asdict(found)
-    return write_files(folder, "abtest", command, sections, content, draw_abtest(found))
+        ["![relative differences](abtest.png)", "## How the auctions work", RULES],
+        asdict(found),
+        draw_abtest(found),
+    )
 
 
 RULES = (
     "Each auction has a user and a slate of candidate ads from the distribution of the synthetic "
-    "log, after its last "
-    "row. Both arms bid p_b = w · ŷ_ctr · ŷ_cvr · p_c for every candidate (Eq. 16). The price p_c "
-    "of an ad is "
-    "log-normal, and w makes the mean of ŷ_ctr · ŷ_cvr on the validation split the conversion "
-    "rate. The highest bid "
-    "wins and costs the highest bid for another item. The click and the conversion of the winner "
-    "are drawn from its "
-    "true probabilities, in both arms with the same random numbers. So CTR, CVR, conversions and "
-    "value differ by the "
-    "choices alone; CPC, the cost per conversion as in the paper, and eCPM also by how far an "
-    "arm's bids lie apart."
+    "log, after its last row. Both arms bid p_b = w · ŷ_ctr · ŷ_cvr · p_c for every candidate (Eq. "
+    "16). The price p_c of an ad is log-normal, and w makes the mean of ŷ_ctr · ŷ_cvr on the "
+    "validation split the conversion rate. The highest bid wins and costs the highest bid for "
+    "another item. The click and the conversion of the winner are drawn from its true "
+    "probabilities, in both arms with the same random numbers. So CTR, CVR, conversions and value "
+    "differ by the choices alone; CPC, the cost per conversion as in the paper, and eCPM also by "
+    "how far an arm's bids lie apart."
 )
 
 
@@ -292,11 +270,9 @@ def summary(found: ABTest) -> str:
         (
             arm_table(found.arms),
             f"{found.size.auctions:,} auctions of {found.size.slate} candidates for each of "
-            f"{seeds} "
-            f"({', '.join(map(str, found.seeds))}). eCPM, conversions and value (the sum of the "
-            "prices of conversions) "
-            f"are per 1,000 impressions. Both models choose the same candidate in {same:.1f} % of "
-            "the auctions.",
+            f"{seeds} ({', '.join(map(str, found.seeds))}). eCPM, conversions and value (the sum "
+            "of the prices of conversions) are per 1,000 impressions. Both models choose the same "
+            f"candidate in {same:.1f} % of the auctions.",
             lift_table(found),
             "Differences in percent of the control's metric. The 95 % intervals are that of 1,000 "
             "bootstrap samples "

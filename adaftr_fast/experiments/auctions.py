@@ -79,9 +79,8 @@ class Auctions:
         self.schema = manifest.parsed
         if self.schema.generate is None:
             raise ConfigError(
-                "abtest: expected a data set with true probabilities, whose schema has "
-                "[generate], such as synthetic, "
-                f"got {manifest.dataset}"
+                "abtest: expected a data set with true probabilities, whose schema has [generate], "
+                f"such as synthetic, got {manifest.dataset}"
             )
         self.log = ImpressionLog(self.schema.generate)
         self.slate = slate
@@ -89,9 +88,8 @@ class Auctions:
         if len(set(self.stages)) < 2 or not set(self.stages) <= set(manifest.tasks):
             stages = ", ".join(self.log.stages)
             raise ConfigError(
-                "abtest: expected tasks with the first and the last stage of the log, "
-                f"{stages}, got "
-                f"{', '.join(manifest.tasks)}"
+                f"abtest: expected tasks with the first and the last stage of the log, {stages}, "
+                f"got {', '.join(manifest.tasks)}"
             )
         if others := [each.name for each in manifest.fields if each.multiple] + [
             each.name for each in manifest.dense
@@ -165,19 +163,6 @@ class Bidder:
         return self.weight * self.score(candidates) * candidates.price
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """What the auctions of one bidder lead to.
-
-    Attributes:
-        counts: the columns of ``COUNTS``, float64 [n, 4].
-        winners: the places of the winners in their slates, int64 [n].
-    """
-
-    counts: np.ndarray
-    winners: np.ndarray
-
-
 def model_bidder(
     model: MultiTaskModel, data: PreparedData, stages: tuple[str, str], batch_size: int
 ) -> Bidder:
@@ -221,30 +206,34 @@ def true_bidder() -> Bidder:
     return Bidder(lambda candidates: candidates.click * candidates.conversion)
 
 
-def simulate(auctions: Auctions, bidders: Sequence[Bidder], number: int) -> list[Traffic]:
-    """Runs the first ``number`` auctions for each bidder, with the same candidates and the same
-    draws.
+def simulate(
+    auctions: Auctions, bidders: Sequence[Bidder], number: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Runs the first ``number`` auctions for each of b bidders, with the same candidates and the
+    same draws.
+
+    Returns:
+        ``COUNTS`` [b, n, 4] and the places of the winners in their slates [b, n], see ``decide``.
     """
-    parts: list[list[Traffic]] = [[] for _ in bidders]
+    counts = []
+    winners = []
     for candidates in auctions.blocks(number):
-        for part, bidder in zip(parts, bidders, strict=True):
-            part.append(decide(candidates, bidder.bids(candidates)))
-    return [
-        Traffic(
-            np.concatenate([each.counts for each in part]),
-            np.concatenate([each.winners for each in part]),
-        )
-        for part in parts
-    ]
+        found = [decide(candidates, bidder.bids(candidates)) for bidder in bidders]
+        counts.append([each for each, _ in found])
+        winners.append([each for _, each in found])
+    return np.concatenate(counts, 1), np.concatenate(winners, 1)
 
 
-def decide(candidates: Candidates, bids: np.ndarray) -> Traffic:
+def decide(candidates: Candidates, bids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Awards each impression to the highest of ``bids`` [n, K], at the price of the highest of
     other items (Vickrey).
 
     The winner is clicked if the auction's first draw is below its true click rate, and a click
     converts if the second draw is below its true conversion rate. The draws are the auction's, so
     two bidders that choose the same candidate get the same click and conversion.
+
+    Returns:
+        ``COUNTS``, float64 [n, 4], and the places of the winners in their slates, int64 [n].
     """
     winners = bids.argmax(1)
     click, conversion, price, item = (
@@ -255,6 +244,5 @@ def decide(candidates: Candidates, bids: np.ndarray) -> Traffic:
     cost = np.where(candidates.item == item[:, None], 0, bids).max(1)
     clicked = candidates.draws[:, 0] < click
     converted = clicked & (candidates.draws[:, 1] < conversion)
-    return Traffic(
-        np.stack([clicked, converted, cost, converted * price], 1).astype(np.float64), winners
-    )
+    counts = np.stack([clicked, converted, cost, converted * price], 1).astype(np.float64)
+    return counts, winners

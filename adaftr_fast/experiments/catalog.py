@@ -93,10 +93,9 @@ def experiment(name: str, base: ModelConfig, tasks: Sequence[str]) -> Experiment
         raise ConfigError(
             f"experiment {name}: expected data with two tasks or more, got {', '.join(tasks)}"
         )
-    wanted = EXPERIMENTS[name](base, tasks)
-    return replace(
-        wanted, variants=tuple(divide_experts(row, base, len(tasks)) for row in wanted.variants)
-    )
+    title, rows_of = EXPERIMENTS[name]
+    rows = tuple(divide_experts(row, base, len(tasks)) for row in rows_of(base, tasks))
+    return Experiment(name, title, rows, "line" if name == "fig3" else "dots")
 
 
 def divide_experts(row: Variant, base: ModelConfig, tasks: int) -> Variant:
@@ -117,20 +116,20 @@ def divide_experts(row: Variant, base: ModelConfig, tasks: int) -> Variant:
     return replace(row, changes=row.changes | {"shared_experts": shared})
 
 
-def _table4(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+def _table4(base: ModelConfig, tasks: Sequence[str]) -> list[Variant]:
     first, *others = (TITLES[name] for name in BASELINES)
     rows = [Variant(first, {"name": BASELINES[0]})]
     rows += [Variant(TITLES[name], {"name": name}, (first,)) for name in BASELINES[1:]]
     rows.append(Variant("AdaFTR", {"name": "adaftr"}, (first, *others)))
-    return Experiment("table4", "Every model (Table 4)", tuple(rows))
+    return rows
 
 
-def _table5(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+def _table5(base: ModelConfig, tasks: Sequence[str]) -> list[Variant]:
     def without(title: str, **changes: Any) -> Variant:
         return Variant(title, WHOLE | NO_OMEGA | changes, ("AdaFTR", backbone))
 
     backbone = TITLES[base.backbone]
-    rows = (
+    return [
         Variant(backbone, {"name": base.backbone}, ("AdaFTR",)),
         Variant("AdaFTR", WHOLE, (backbone,)),
         without("w/o adaptive τ", tau="scalar"),
@@ -140,16 +139,15 @@ def _table5(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
         without("w/o contrastive (MSE)", contrast="mse"),
         without("w/o contrastive (MAE)", contrast="mae"),
         without("w/o alignment", contrast="none"),
-    )
-    return Experiment("table5", "AdaFTR without its parts (Table 5)", rows)
+    ]
 
 
-def _recommended(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+def _recommended(base: ModelConfig, tasks: Sequence[str]) -> list[Variant]:
     backbone = TITLES[base.backbone]
     printed = WHOLE | {"contrast_epochs": 0.0, "contrast_rows": 0}
     recommended = printed | NO_OMEGA | preset("recommended")
     whole_batch = recommended | {"contrast_rows": 0}
-    rows = [
+    return [
         Variant(backbone, {"name": base.backbone}),
         Variant("AdaFTR", printed, (backbone,)),
         Variant("AdaFTR, τ = 0.05", whole_batch | {"contrast_epochs": 0.0}, (backbone, "AdaFTR")),
@@ -161,10 +159,9 @@ def _recommended(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
         Variant("AdaFTR, τ = 0.05, β falls", whole_batch, (backbone, "AdaFTR")),
         Variant("AdaFTR, recommended", recommended, (backbone, "AdaFTR")),
     ]
-    return Experiment("recommended", "Temperature, schedule and rows of the contrast", tuple(rows))
 
 
-def _table6(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+def _table6(base: ModelConfig, tasks: Sequence[str]) -> list[Variant]:
     rows = []
     for name in ("shared_bottom", "mmoe", "ple"):
         rows.append(Variant(TITLES[name], {"name": name}))
@@ -173,21 +170,19 @@ def _table6(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
                 f"{TITLES[name]} + AdaFTR", {"name": "adaftr", "backbone": name}, (TITLES[name],)
             )
         )
-    return Experiment("table6", "AdaFTR over several backbones (Table 6)", tuple(rows))
+    return rows
 
 
-def _fig3(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+def _fig3(base: ModelConfig, tasks: Sequence[str]) -> list[Variant]:
     backbone = TITLES[base.backbone]
     rows = [Variant(backbone, {"name": base.backbone})]
     for layer in range(1, len(base.tower_hidden) + 1):
         against = (backbone,) if layer == 1 else (backbone, "layer 1")
         rows.append(Variant(f"layer {layer}", {"name": "adaftr", "contrast_layer": layer}, against))
-    return Experiment(
-        "fig3", "Which tower layer is contrasted (Figure 3)", tuple(rows), form="line"
-    )
+    return rows
 
 
-def _fig4(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+def _fig4(base: ModelConfig, tasks: Sequence[str]) -> list[Variant]:
     if len(tasks) < 3:
         raise ConfigError(
             f"experiment fig4: expected data with three tasks or more, got {', '.join(tasks)}"
@@ -208,27 +203,27 @@ def _fig4(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
         rows.append(
             Variant(f"AdaFTR, {title}", {"name": "adaftr", "pairs": pairs}, (backbone, "AdaFTR"))
         )
-    return Experiment("fig4", "Three tasks and their pairs (Figure 4)", tuple(rows))
+    return rows
 
 
-def _temperature(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
-    rows = (Variant("AdaFTR", WHOLE),)
-    return Experiment("temperature", "The learned temperature (Equation 12)", rows)
+def _temperature(base: ModelConfig, tasks: Sequence[str]) -> list[Variant]:
+    return [Variant("AdaFTR", WHOLE)]
 
 
-def _abtest(base: ModelConfig, tasks: Sequence[str]) -> Experiment:
+def _abtest(base: ModelConfig, tasks: Sequence[str]) -> list[Variant]:
     backbone = TITLES[base.backbone]
-    rows = (Variant(backbone, {"name": base.backbone}), Variant("AdaFTR", WHOLE, (backbone,)))
-    return Experiment("abtest", "A/B test, simulated (Table 7)", rows)
+    return [Variant(backbone, {"name": base.backbone}), Variant("AdaFTR", WHOLE, (backbone,))]
 
 
-EXPERIMENTS: dict[str, Callable[[ModelConfig, Sequence[str]], Experiment]] = {
-    "table4": _table4,
-    "table5": _table5,
-    "table6": _table6,
-    "recommended": _recommended,
-    "fig3": _fig3,
-    "fig4": _fig4,
-    "temperature": _temperature,
-    "abtest": _abtest,
+Rows = Callable[[ModelConfig, Sequence[str]], list[Variant]]
+EXPERIMENTS: dict[str, tuple[str, Rows]] = {
+    "table4": ("Every model (Table 4)", _table4),
+    "table5": ("AdaFTR without its parts (Table 5)", _table5),
+    "table6": ("AdaFTR over several backbones (Table 6)", _table6),
+    "recommended": ("Temperature, schedule and rows of the contrast", _recommended),
+    "fig3": ("Which tower layer is contrasted (Figure 3)", _fig3),
+    "fig4": ("Three tasks and their pairs (Figure 4)", _fig4),
+    "temperature": ("The learned temperature (Equation 12)", _temperature),
+    "abtest": ("A/B test, simulated (Table 7)", _abtest),
 }
+"""The title of each experiment, and the function of its rows."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.experiments.catalog import BASELINES, NO_OMEGA, TITLES, Variant, divide_experts
 from adaftr_fast.experiments.measure import machine, side_by_side
-from adaftr_fast.experiments.report import write_files
+from adaftr_fast.experiments.report import Report
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.runs.run import build
@@ -162,20 +161,16 @@ def count_parameters(model: nn.Module, batch: Batch) -> tuple[int, int, int]:
 REFERENCE = "MMoE"
 
 
-def write_complexity_report(folder: Path, found: Complexity, command: str) -> list[Path]:
-    """Writes ``complexity.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
-    sections = [
-        f"# Cost of each model (Table 1): {found.dataset}",
-        cost_summary(found),
-        "![time per sample](complexity.png)",
-    ]
-    content = {"command": command} | asdict(found)
-    return write_files(folder, "complexity", command, sections, content, draw_complexity(found))
-
-
-def cost_summary(found: Complexity) -> str:
-    """Returns the text of the report."""
-    return "\n\n".join((cost_table(found), contrast_text(found), machine_text(found)))
+def report(found: Complexity) -> Report:
+    """Returns the report of the costs."""
+    return Report(
+        "complexity",
+        f"Cost of each model (Table 1): {found.dataset}",
+        "\n\n".join((cost_table(found), contrast_text(found), machine_text(found))),
+        ["![time per sample](complexity.png)"],
+        asdict(found),
+        draw_complexity(found),
+    )
 
 
 def cost_table(found: Complexity) -> str:
@@ -215,9 +210,8 @@ def machine_text(found: Complexity) -> str:
     facts = ", ".join(f"{name} {value}" for name, value in found.machine.items())
     return (
         f"Median times of alternating steps at batch size {found.batch_size:,}: loss, gradients "
-        "and update for "
-        "training, a forward pass for inference; float32 on the CPU, without data loading. "
-        f"{facts}."
+        "and update for training, a forward pass for inference; float32 on the CPU, without data "
+        f"loading. {facts}."
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,52 +99,60 @@ def _points(rows: Sequence[Row], task: str, metric: str) -> tuple[list[float], l
 COLLAPSED = 0.01
 
 
-def write_report(folder: Path, results: Results, command: str) -> list[Path]:
-    """Writes ``<name>.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
-    content = as_json(results, command)
-    return write_files(
-        folder, results.experiment.name, command, report_sections(results), content, draw(results)
-    )
+@dataclass(frozen=True)
+class Report:
+    """What an experiment has found, as it is printed and written.
 
-
-def write_files(
-    folder: Path,
-    name: str,
-    command: str,
-    sections: Sequence[str],
-    content: dict[str, Any],
-    picture: Picture,
-) -> list[Path]:
-    """Writes ``<name>.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths.
-
-    Args:
-        folder: the folder.
-        name: the name of the files.
-        command: the command that writes them again, which stands below the title.
-        sections: the title and the other parts of the text; empty ones are left out.
-        content: the numbers.
-        picture: the picture.
+    Attributes:
+        name: the name of its files.
+        title: the title of the page.
+        text: the tables and their captions, which are printed, too.
+        sections: the rest of the page; empty parts are left out.
+        content: all numbers.
+        picture: the picture, which the page shows.
     """
-    title, *rest = sections
-    paths = [folder / f"{name}.{kind}" for kind in ("md", "json", "png")]
-    picture.save_with(paths[0], [title, f"`{command}`", *rest])
-    replace_file(paths[1], (dumps(content, indent=2) + "\n").encode())
-    return paths
+
+    name: str
+    title: str
+    text: str
+    sections: list[str]
+    content: dict[str, Any]
+    picture: Picture
+
+    def page(self, command: str) -> list[str]:
+        """Returns the parts of the page; ``command`` writes it again."""
+        return [f"# {self.title}", f"`{command}`", self.text, *self.sections]
+
+    def write(self, folder: Path, command: str) -> list[Path]:
+        """Writes ``<name>.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
+        paths = [folder / f"{self.name}.{kind}" for kind in ("md", "json", "png")]
+        self.picture.save_with(paths[0], self.page(command))
+        content = {"command": command} | self.content
+        replace_file(paths[1], (dumps(content, indent=2) + "\n").encode())
+        return paths
 
 
-def report_sections(results: Results) -> list[str]:
-    """Returns the parts of the report as Markdown."""
-    return [
-        f"# {results.experiment.title}: {results.dataset}",
-        summary(results),
-        f"![{results.experiment.title}]({results.experiment.name}.png)",
-        "## Comparisons\n\n" + _comparison_table(results) if results.comparisons() else "",
+def report(results: Results) -> Report:
+    """Returns the report of an experiment that compares rows."""
+    experiment = results.experiment
+    comparisons = results.comparisons()
+    sections = [
+        f"![{experiment.title}]({experiment.name}.png)",
+        "## Comparisons\n\n" + _comparison_table(comparisons) if comparisons else "",
         _distance_section(results),
         _learned_section(results),
         "## Runs\n\n" + _run_table(results.rows),
         f"## Budget of every row\n\n```toml\n{_budget_text(results)}\n```",
         f"Data: {results.attribution}" if results.attribution else "",
     ]
+    return Report(
+        experiment.name,
+        f"{experiment.title}: {results.dataset}",
+        summary(results),
+        sections,
+        _numbers(results),
+        draw(results),
+    )
 
 
 def summary(results: Results) -> str:
@@ -161,11 +169,11 @@ def main_table(results: Results) -> str:
     columns = results.columns()
     header = ["model", *(f"{task} {metric.upper()}" for task, metric in columns)]
     cells = [[_cell(results, row, *column) for column in columns] for row in results.rows]
-    for position, column in enumerate(columns):
-        for rank, mark in enumerate(("**", "_")):  # best and second best
-            best = sorted(results.rows, key=lambda row: _descending(row.spread(*column)))
-            if rank < len(best) and len(best) > 2:
-                line = results.rows.index(best[rank])
+    if len(results.rows) > 2:
+        for position, column in enumerate(columns):
+            spreads = [row.spread(*column) for row in results.rows]
+            best = sorted(range(len(spreads)), key=lambda line: _descending(spreads[line]))
+            for line, mark in zip(best, ("**", "_")):  # best and second best
                 cells[line][position] = _marked(cells[line][position], mark)
     rows = [[row.title, *line] for row, line in zip(results.rows, cells, strict=True)]
     if results.bayes:
@@ -188,10 +196,9 @@ def caption(results: Results) -> str:
     if count:
         text += (
             " Parentheses contain the difference to the first row under Comparisons; * marks p < "
-            "0.05 in a two-sided "
-            f"paired t-test over the seeds. About {count * 0.05:.1f} of {count} tests would be "
-            "significant by chance; "
-            "Comparisons has p after Holm's correction for all of them."
+            f"0.05 in a two-sided paired t-test over the seeds. About {count * 0.05:.1f} of "
+            f"{count} tests would be significant by chance; Comparisons has p after Holm's "
+            "correction for all of them."
         )
     return text
 
@@ -225,7 +232,7 @@ def _descending(spread: Spread) -> float:
     return -spread.mean if spread.count else math.inf
 
 
-def _comparison_table(results: Results) -> str:
+def _comparison_table(comparisons: list[Comparison]) -> str:
     header = [
         "row",
         "against",
@@ -239,7 +246,7 @@ def _comparison_table(results: Results) -> str:
     ]
     rows = [
         [each.title, each.against, each.task, each.metric.upper(), *_difference_cells(each)]
-        for each in results.comparisons()
+        for each in comparisons
     ]
     return Table(header, rows, text_columns=4).markdown()
 
@@ -351,12 +358,11 @@ def _budget_text(results: Results) -> str:
     return to_toml(sections).rstrip()
 
 
-def as_json(results: Results, command: str) -> dict[str, Any]:
+def _numbers(results: Results) -> dict[str, Any]:
     """Returns all numbers of the report."""
     columns = results.columns()
     return {
         "experiment": results.experiment.name,
-        "command": command,
         "dataset": results.dataset,
         "fingerprint": results.fingerprint,
         "budget": _shared(results),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from adaftr_fast.errors import DataError, TrainingError
 from adaftr_fast.experiments.catalog import Experiment, Variant, experiment
 from adaftr_fast.experiments.jobs import Job, Outcome, plan, run_all
 from adaftr_fast.experiments.results import Results, Row
-from adaftr_fast.experiments.temperature import Temperature, analyse
 from adaftr_fast.runs.output import Output
 from adaftr_fast.stores import as_path, open_folder
 from adaftr_fast.training.bayes import bayes_metrics
@@ -57,94 +57,78 @@ def open_dataset(
     return PreparedData(folder / "data", out.recorded(folder / "data")), folder
 
 
-def plan_all(
-    wanted: Experiment, data: PreparedData, config: RunConfig, seeds: int, folder: Path
-) -> Iterator[Planned]:
-    """Yields seed, row and job for all runs of an experiment; run folders are in ``folder/runs``.
+@dataclass(frozen=True)
+class Study:
+    """Experiments on the same data, which share runs.
 
-    All rows of a seed come before the next seed, so an interrupted experiment contains complete
-    comparisons.
-    """
-    first = config.training.seed
-    for seed, variant in product(range(first, first + seeds), wanted.variants):
-        yield seed, variant, plan(data, variant, config, seed, folder / "runs")
-
-
-def run_rows(
-    name: str, data: PreparedData, config: RunConfig, *, seeds: int, engine: Engine, folder: Path
-) -> tuple[Experiment, list[Planned], dict[str, Outcome]]:
-    """Runs the jobs of an experiment; returns it, the jobs with their seeds and rows, and the
-    outcomes by key.
-
-    The arguments and errors are those of ``compare``.
-    """
-    wanted = experiment(name, config.model, data.manifest.tasks)
-    jobs = list(plan_all(wanted, data, config, seeds, folder))
-    return (
-        wanted,
-        jobs,
-        run_all([job for *_, job in jobs], engine=engine, progress=config.training.progress),
-    )
-
-
-def check_none_diverged(
-    wanted: Experiment, jobs: Sequence[Planned], outcomes: Mapping[str, Outcome]
-) -> None:
-    """Raises TrainingError if a run diverged."""
-    for seed, _, job in jobs:
-        if error := outcomes[job.key].error:
-            raise TrainingError(f"{wanted.name}: seed {seed} diverged: {error}")
-
-
-def compare(
-    name: str, data: PreparedData, config: RunConfig, *, seeds: int, engine: Engine, folder: Path
-) -> Results:
-    """Runs an experiment that compares rows.
-
-    Args:
-        name: the name of the experiment.
+    Attributes:
         data: the prepared data.
         config: the configuration that all rows have in common.
         seeds: the number of seeds per row, from ``config.training.seed`` upwards.
         engine: the engine that runs the jobs.
-        folder: contains ``runs/``, which experiments on the same data share.
-
-    Raises:
-        ConfigError: the experiment is unknown or needs more tasks.
-        EngineError: a training process was killed, or the cluster fails.
+        folder: contains ``runs/``.
     """
-    manifest = data.manifest
-    wanted, jobs, outcomes = run_rows(name, data, config, seeds=seeds, engine=engine, folder=folder)
-    rows = [
-        Row(variant, {seed: outcomes[job.key] for seed, each, job in jobs if each is variant})
-        for variant in wanted.variants
-    ]
-    return Results(
-        experiment=wanted,
-        dataset=manifest.dataset,
-        attribution=manifest.attribution,
-        fingerprint=manifest.fingerprint,
-        tasks=manifest.tasks,
-        config=config,
-        rows=rows,
-        bayes=bayes_metrics(data.folder),
-    )
 
+    data: PreparedData
+    config: RunConfig
+    seeds: int
+    engine: Engine
+    folder: Path
 
-def temperatures(
-    data: PreparedData, config: RunConfig, *, seeds: int, engine: Engine, folder: Path
-) -> list[Temperature]:
-    """Trains AdaFTR and analyses its temperatures for each pair of tasks. The arguments are those
-    of ``compare``.
+    def plan(self, wanted: Experiment) -> Iterator[Planned]:
+        """Yields seed, row and job of all runs of an experiment.
 
-    Raises:
-        ConfigError: the data have a single task.
-        TrainingError: a run diverged.
-        EngineError: a training process was killed, or the cluster fails.
-        CheckpointError: the checkpoint of a run is missing or damaged.
-    """
-    wanted, jobs, outcomes = run_rows(
-        "temperature", data, config, seeds=seeds, engine=engine, folder=folder
-    )
-    check_none_diverged(wanted, jobs, outcomes)
-    return analyse(data, [job for *_, job in jobs])
+        All rows of a seed come before the next seed, so an interrupted experiment contains complete
+        comparisons.
+        """
+        first = self.config.training.seed
+        for seed, variant in product(range(first, first + self.seeds), wanted.variants):
+            yield seed, variant, plan(self.data, variant, self.config, seed, self.folder / "runs")
+
+    def compare(self, name: str) -> Results:
+        """Runs an experiment that compares rows.
+
+        Raises:
+            ConfigError: the experiment is unknown or needs more tasks.
+            EngineError: a training process was killed, or the cluster fails.
+        """
+        manifest = self.data.manifest
+        wanted, jobs, outcomes = self._run(name)
+        rows = [
+            Row(variant, {seed: outcomes[job.key] for seed, each, job in jobs if each is variant})
+            for variant in wanted.variants
+        ]
+        return Results(
+            experiment=wanted,
+            dataset=manifest.dataset,
+            attribution=manifest.attribution,
+            fingerprint=manifest.fingerprint,
+            tasks=manifest.tasks,
+            config=self.config,
+            rows=rows,
+            bayes=bayes_metrics(self.data.folder),
+        )
+
+    def train(self, name: str) -> list[Planned]:
+        """Trains the runs of an experiment that needs all their models.
+
+        Raises:
+            ConfigError, EngineError: as ``compare``.
+            TrainingError: a run diverged.
+        """
+        wanted, jobs, outcomes = self._run(name)
+        for seed, _, job in jobs:
+            if error := outcomes[job.key].error:
+                raise TrainingError(f"{wanted.name}: seed {seed} diverged: {error}")
+        return jobs
+
+    def _run(self, name: str) -> tuple[Experiment, list[Planned], dict[str, Outcome]]:
+        """Returns an experiment, its jobs with seeds and rows, and the outcomes by key."""
+        wanted = experiment(name, self.config.model, self.data.manifest.tasks)
+        jobs = list(self.plan(wanted))
+        progress = self.config.training.progress
+        return (
+            wanted,
+            jobs,
+            run_all([job for *_, job in jobs], engine=self.engine, progress=progress),
+        )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,7 @@ from adaftr_fast.data.dataset.split_file import TRUTH, read_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import CROSS_SEPARATOR, Vocabulary
 from adaftr_fast.experiments.jobs import Job
-from adaftr_fast.experiments.report import COLLAPSED, write_files
+from adaftr_fast.experiments.report import COLLAPSED, Report
 from adaftr_fast.training.evaluation import diagnose, spread
 from adaftr_fast.training.trained import Run
 
@@ -85,18 +84,16 @@ def analyse(data: PreparedData, jobs: Sequence[Job]) -> list[Temperature]:
         BusyError: the checkpoint was replaced during each of many attempts.
         DataError: the test split or the vocabulary cannot be read.
     """
-    learned = [_temperatures(data, job) for job in jobs]
+    test = data.load("test")
+    learned = [
+        diagnose(Run(job.folder).model, test, job.config.training.eval_batch_size) for job in jobs
+    ]
     table = read_split(data.folder, data.manifest, "test")
-    names = dict(_value_names(data))
+    names = _value_names(data)
     return [
         _analyse_pair(name, np.stack([each[name] for each in learned]), table, data, names)
         for name in learned[0]
     ]
-
-
-def _temperatures(data: PreparedData, job: Job) -> dict[str, np.ndarray]:
-    """Computes the temperatures of the best weights, float32 [N] per pair."""
-    return diagnose(Run(job.folder).model, data.load("test"), job.config.training.eval_batch_size)
 
 
 def _analyse_pair(
@@ -162,27 +159,20 @@ def _mean_points(tau: np.ndarray) -> dict[str, float]:
     return {name: float(np.mean([each[name] for each in points])) for name in points[0]}
 
 
-def _value_names(data: PreparedData) -> Iterator[tuple[str, list[str]]]:
-    """Yields each field with its values by id."""
+def _value_names(data: PreparedData) -> dict[str, list[str]]:
+    """Returns the values of each field by id."""
     encoders = read_encoders(data.folder, data.manifest)
+    names = {}
     for field in data.manifest.fields:
         encoder = encoders[field.name]
-        ids = range(1, field.num_embeddings)
-        values = (
-            encoder.values.to_pylist() if isinstance(encoder, Vocabulary) else [None] * len(ids)
-        )
-        yield (
-            field.name,
-            [
-                "unknown",
-                *(_name(value) or _bucket(field, number) for number, value in zip(ids, values)),
-            ],
-        )
-
-
-def _name(value: str | None) -> str | None:
-    """Formats a value; the parts of a crossed value are joined by a control character."""
-    return value and value.replace(CROSS_SEPARATOR, " & ")
+        if isinstance(encoder, Vocabulary):
+            # a control character joins the parts of a crossed value
+            texts = encoder.values.to_pylist()
+            values = [text.replace(CROSS_SEPARATOR, " & ") for text in texts]
+        else:
+            values = [_bucket(field, number) for number in range(1, field.num_embeddings)]
+        names[field.name] = ["unknown", *values]
+    return names
 
 
 def _bucket(field: FieldInfo, number: int) -> str:
@@ -197,23 +187,21 @@ def _bucket(field: FieldInfo, number: int) -> str:
 DRAWN_FIELDS = 3
 
 
-def write_temperature_report(
-    folder: Path, dataset: str, found: list[Temperature], command: str
-) -> list[Path]:
-    """Writes ``temperature.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
-    content = {"command": command, "dataset": dataset, "pairs": [asdict(each) for each in found]}
-    sections = [f"# The learned temperature (Equation 12): {dataset}", READING]
-    sections += [temperature_tables(each) for each in found]
-    sections.append("![temperature by labels and by values](temperature.png)")
-    return write_files(
-        folder, "temperature", command, sections, content, draw_temperature(dataset, found)
+def report(dataset: str, found: list[Temperature]) -> Report:
+    """Returns the report of the temperatures."""
+    return Report(
+        "temperature",
+        f"The learned temperature (Equation 12): {dataset}",
+        "\n\n".join(map(temperature_tables, found)),
+        [READING, "![temperature by labels and by values](temperature.png)"],
+        {"dataset": dataset, "pairs": [asdict(each) for each in found]},
+        draw_temperature(dataset, found),
     )
 
 
 READING = (
     "Temperatures of the rows of the test split with AdaFTR's best weights. All numbers are means "
-    "over the seeds. "
-    "A low temperature means that the model predicts related tasks."
+    "over the seeds. A low temperature means that the model predicts related tasks."
 )
 
 

@@ -19,17 +19,15 @@ TOLERATED = 0.05  # of the ratio of predicted to true positives
 
 BUCKETS_MEAN = (
     "The rows of a task are sorted by score and divided into buckets of equal size. Predicted is "
-    "the mean probability "
-    "of a bucket, observed its share of positives with Wilson's 95 % interval, lift that share "
-    "over the one of all "
-    "rows, and gain the share of all positives in the bucket and those above it."
+    "the mean probability of a bucket, observed its share of positives with Wilson's 95 % "
+    "interval, lift that share over the one of all rows, and gain the share of all positives in "
+    "the bucket and those above it."
 )
 IMPORTANCE_MEANS = (
     "The values of one field at a time are permuted among the rows. The table has the AUC that is "
-    "lost, in percentage "
-    "points, with the standard error of its mean over the permutations. Fields that tell the same, "
-    "such as a cross and "
-    "its columns, stand in for each other: each may lose little although together they matter."
+    "lost, in percentage points, with the standard error of its mean over the permutations. Fields "
+    "that tell the same, such as a cross and its columns, stand in for each other: each may lose "
+    "little although together they matter."
 )
 
 

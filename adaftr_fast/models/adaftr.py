@@ -6,21 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import permutations
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from adaftr_fast.config import ModelConfig
+from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models.base import Backbone, MultiTaskModel, Representations
 from adaftr_fast.nn.contrast import ALIGNMENTS, AdaptiveInfoNCE
 from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.nn.relatedness import RelatednessNetwork, relatedness_loss, weighted_mean
-
-if TYPE_CHECKING:
-    from adaftr_fast.data.dataset.batch import Batch
 
 
 class AdaFTR(MultiTaskModel):
@@ -147,9 +144,8 @@ class AdaFTR(MultiTaskModel):
             ]
             losses["relatedness"] = self.config.alpha * _total(each)
         if self.is_contrasting:
-            h = self._contrasted(seen)
             related = self._relatedness_for_tau(seen, logits)
-            contrast = _total(self._contrast_losses(h, related, batch, process_group))
+            contrast = _total(self._contrast_losses(seen, related, batch, process_group))
             losses["contrast"] = self.beta.to(contrast.dtype) * contrast
         return losses
 
@@ -182,15 +178,6 @@ class AdaFTR(MultiTaskModel):
         v = [x.detach() for x in seen.inputs] if detach else seen.inputs
         return [network(v[a], v[b]) for network, (a, b) in zip(self.relatedness, self.pairs)]
 
-    def _contrasted(self, seen: Representations) -> list[Tensor]:
-        """Returns h of every task [B, h], detached from the parameters that L_cl does
-        not update.
-        """
-        hidden = seen.hidden
-        if self.config.contrast_updates == "towers":
-            hidden = self.backbone.read_towers([v.detach() for v in seen.inputs])[0]
-        return [layers[self.config.contrast_layer - 1] for layers in hidden]
-
     def _relatedness_for_tau(
         self, seen: Representations, logits: list[Tensor]
     ) -> list[Tensor | None]:
@@ -209,12 +196,16 @@ class AdaFTR(MultiTaskModel):
 
     def _contrast_losses(
         self,
-        h: list[Tensor],
+        seen: Representations,
         related: list[Tensor | None],
         batch: Batch,
         process_group: ProcessGroup | None,
     ) -> list[Tensor]:
         """Computes L_cl (Eq. 13), or the loss that replaces it, per pair."""
+        hidden = seen.hidden
+        if self.config.contrast_updates == "towers":  # detached from what L_cl does not update
+            hidden = self.backbone.read_towers([v.detach() for v in seen.inputs])[0]
+        h = [layers[self.config.contrast_layer - 1] for layers in hidden]
         if self.config.contrast != "infonce":
             align = ALIGNMENTS[self.config.contrast]
             return [

@@ -12,13 +12,14 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaftr_fast.config import ModelConfig
+from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.errors import ServingError
 from adaftr_fast.models.sizes import attention_targets, embedding_widths
 from adaftr_fast.nn.attention import FieldAttention
@@ -28,9 +29,6 @@ from adaftr_fast.nn.mlp import Tower, run_towers
 from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.nn.relatedness import weighted_mean
 from adaftr_fast.ops.norms import squared_norm
-
-if TYPE_CHECKING:
-    from adaftr_fast.data.dataset.batch import Batch
 
 # beside one per task
 LOSS_TERMS = ("l2", "relatedness", "contrast", "counterfactual", "imputation", "constraint")
@@ -190,24 +188,18 @@ class PlainModule(MultiTaskModel):
     def forward(
         self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None
     ) -> Tensor:
-        given = {
-            name: part
-            for name, part in (("offsets", offsets), ("dense", dense))
-            if part is not None
-        }
+        parts = {"offsets": offsets, "dense": dense}
+        given = {name: part for name, part in parts.items() if part is not None}
         found = self.module(ids, **given)
         logits = found if isinstance(found, Tensor) else getattr(found, "logits", None)
-        if (
-            not isinstance(logits, Tensor)
-            or logits.dim() != 2
-            or logits.shape[1] != len(self.task_names)
-        ):
-            got = type(found).__name__ if not isinstance(logits, Tensor) else list(logits.shape)
-            name, tasks = type(self.module).__name__, len(self.task_names)
-            raise TypeError(
-                f"{name}: expected logits [B, {tasks}], or an object with them as logits, got {got}"
-            )
-        return logits
+        tasks = len(self.task_names)
+        if isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] == tasks:
+            return logits
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(found).__name__
+        raise TypeError(
+            f"{type(self.module).__name__}: expected logits [B, {tasks}], or an object with them "
+            f"as logits, got {got}"
+        )
 
 
 class Backbone(MultiTaskModel):
@@ -314,11 +306,6 @@ class Backbone(MultiTaskModel):
         Raises:
             ValueError: the model has dense fields and ``dense`` is None, or the reverse.
         """
-        embedded: Tensor
-        if self.attention is None:
-            embedded = self.embedding(ids, offsets)
-        else:
-            embedded = self.attention(self.embedding, ids, offsets)
         if (dense is None) != (self.dense_fields is None):
             expected = (
                 f"float32 [B, {len(self.dense_fields.encodings)}]"
@@ -327,11 +314,14 @@ class Backbone(MultiTaskModel):
             )
             got = "None" if dense is None else f"{dense.dtype} {list(dense.shape)}"
             raise ValueError(f"{type(self).__name__}: dense must be {expected}, got {got}")
-        return (
-            embedded
-            if self.dense_fields is None
-            else torch.cat([embedded, self.dense_fields(dense)], 1)
-        )
+        embedded: Tensor
+        if self.attention is None:
+            embedded = self.embedding(ids, offsets)
+        else:
+            embedded = self.attention(self.embedding, ids, offsets)
+        if self.dense_fields is None:
+            return embedded
+        return torch.cat([embedded, self.dense_fields(dense)], 1)
 
     def represent(
         self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None
@@ -350,16 +340,11 @@ class Backbone(MultiTaskModel):
         """Returns whether e_r is the result of one look-up, whose squares the penalty of a training
         step needs.
         """
-        only_ids = (
-            offsets is None
-            and dense is None
-            and self.attention is None
-            and self.dense_fields is None
-        )
+        other_inputs = (offsets, dense, self.attention, self.dense_fields)
         plain = type(self).embed is Backbone.embed and type(self.embedding) is FusedEmbedding
         return (
             bool(self.l2)
-            and only_ids
+            and all(each is None for each in other_inputs)
             and plain
             and torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
@@ -391,15 +376,13 @@ class Backbone(MultiTaskModel):
             p for p in dict.fromkeys(chain(self.parameters(recurse=False), *parts)) if p.dim() > 1
         ]
         weight = self.l2 if self.l2_form == "squared" else 1.0
+        weights = [weight] * len(dense)
+        of_embedded = weight / len(seen.embedded)
         if seen.squares is None:
             looked_up = seen.embedded[:, : sum(self.widths)]  # without the numbers
-            squares = squared_norm(
-                [*dense, looked_up], [weight] * len(dense) + [weight / len(looked_up)]
-            )
+            squares = squared_norm([*dense, looked_up], [*weights, of_embedded])
         else:
-            squares = squared_norm(dense, [weight] * len(dense)) + seen.squares * (
-                weight / len(seen.embedded)
-            )
+            squares = squared_norm(dense, weights) + seen.squares * of_embedded
         return squares if self.l2_form == "squared" else self.l2 * squares.sqrt()
 
     def check_towers(self, inputs: Sequence[Tensor] | None = None) -> None:

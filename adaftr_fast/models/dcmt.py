@@ -5,20 +5,16 @@ Shapes: B batch, T tasks.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from adaftr_fast.config import ModelConfig
+from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models.base import Representations
 from adaftr_fast.models.escm2 import RiskOfConversions
 from adaftr_fast.nn.mlp import Tower, run_towers
 from adaftr_fast.nn.module_list import ModuleList
-
-if TYPE_CHECKING:
-    from adaftr_fast.data.dataset.batch import Batch
 
 
 class DCMT(RiskOfConversions):

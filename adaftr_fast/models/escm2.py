@@ -8,13 +8,13 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from adaftr_fast.config import ModelConfig
+from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models.base import MultiTaskModel, Representations
 from adaftr_fast.models.esmm import ESMM, chain
 from adaftr_fast.models.sizes import first_widths
@@ -22,9 +22,6 @@ from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.mlp import Tower
 from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.nn.relatedness import weighted_mean
-
-if TYPE_CHECKING:
-    from adaftr_fast.data.dataset.batch import Batch
 
 
 class RiskOfConversions(ESMM):

@@ -6,20 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from adaftr_fast.config import ModelConfig
+from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.models.shared_bottom import SharedBottom
 from adaftr_fast.models.sizes import embedding_widths, first_widths
 from adaftr_fast.nn.dense import DenseFields, NumericEncoding
 from adaftr_fast.nn.module_list import ModuleList
-
-if TYPE_CHECKING:
-    from adaftr_fast.data.dataset.batch import Batch
 
 
 class SingleDNN(MultiTaskModel):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 
 from adaftr_fast._json import dumps, from_json, loads
-from adaftr_fast.nn.deferred import flush
-from adaftr_fast.nn.embedding_fields import EmbeddingFields, Ids
+from adaftr_fast.nn.deferred import flush, held
+from adaftr_fast.nn.embedding_fields import EmbeddingFields
 from adaftr_fast.nn.embedding_table import (
     EmbeddingTable,
     Field,
@@ -29,6 +29,7 @@ from adaftr_fast.nn.embedding_table import (
     split_tables,
 )
 from adaftr_fast.nn.module_list import ModuleList
+from adaftr_fast.ops.embedding.lookup import embedding_and_squares
 from adaftr_fast.ops.library import is_eager
 from adaftr_fast.ops.norms import squared_norm
 
@@ -181,11 +182,6 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
         """The modules whose ``weight`` and ``offsets`` are those of the tables in ``by_width``."""
         return [*self.tables] if self._mixed else [self]
 
-    def _look_up_table(self, number: int, field_offsets: Tensor, given: Ids, mean: bool) -> Tensor:
-        return self.by_width[number].look_up(
-            self._owners()[number].weight, field_offsets, *given, mean
-        )
-
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.sparse else ", sparse=False")
 
@@ -206,7 +202,9 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
             looked_up: Tensor = self(ids)
             return looked_up, squared_norm([looked_up])
         try:
-            return self.by_width[0].look_up_with_squares(self.weight, self.offsets, ids)
+            with held(self.weight) as steps:
+                missed = [] if steps is None else steps.tensors
+                return embedding_and_squares(self.weight, ids, self.offsets, missed)
         except IndexError as error:
             raise self._with_name(error) from None
 
@@ -230,9 +228,6 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
             return False
         plain = len(self.num_embeddings) == ids.shape[1] and self.weight.dtype == torch.float32
         return plain and self.weight.device.type == "cpu" and is_eager()
-
-    def _compute_dtype(self) -> torch.dtype:
-        return torch.float64 if self.table_weights()[0].dtype == torch.float64 else torch.float32
 
     def table_weights(self) -> list[nn.Parameter]:
         """Returns the parameters, one per width."""

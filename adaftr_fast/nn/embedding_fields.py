@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from adaftr_fast.nn.embedding_table import EmbeddingTable, field_offsets
+from adaftr_fast.nn.embedding_table import EmbeddingTable, Ids, field_offsets
 from adaftr_fast.ops.embedding.bags import PAD, bag_of_id, select_bags
 from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
-from adaftr_fast.ops.embedding.reference.bags import check_bags, resolve_ids
+from adaftr_fast.ops.embedding.reference.bags import check_bags, compute_dtype, resolve_ids
 from adaftr_fast.ops.embedding.reference.lookup import check_columns, check_ids
 from adaftr_fast.ops.embedding.segments import rows_of_field
 from adaftr_fast.ops.library import check_local
@@ -65,19 +65,13 @@ class EmbeddingFields(nn.Module):
 
     def _owners(self) -> Sequence[Any]:
         """Returns the modules that hold the tables in ``by_width``, with the buffers of
-        :class:`TableFields`.
-        """
-        raise NotImplementedError
-
-    def _look_up_table(self, number: int, field_offsets: Tensor, given: Ids, mean: bool) -> Tensor:
-        """Looks up in the table ``by_width[number]``; arguments as of
-        :meth:`EmbeddingTable.look_up`.
+        :class:`TableFields` and the method ``_look_up_ids`` of :class:`HoldsTable`.
         """
         raise NotImplementedError
 
     def _compute_dtype(self) -> torch.dtype:
         """Returns the dtype of the factors of ids."""
-        raise NotImplementedError
+        return compute_dtype(self._owners()[0].weight)
 
     def _make_buffers(self, device: torch.device | str | None) -> None:
         """Makes the buffers, which state dicts leave out; again, for a module that was on the meta
@@ -250,8 +244,9 @@ class EmbeddingFields(nn.Module):
             raise self._with_name(
                 IndexError(str(error).replace("the field", f"field {f}"))
             ) from None
-        whole = self._owners()[number].offsets[:: len(table.fields)].contiguous()  # [0, R]
-        out = self._look_up_table(number, whole, Ids(rows[:, None]), False)
+        owner = self._owners()[number]
+        whole = owner.offsets[:: len(table.fields)].contiguous()  # [0, R]
+        out = owner._look_up_ids(whole, Ids(rows[:, None]), False)
         padding = None if self.padding_idx is None else self.padding_idx[f]
         return out if padding is None else torch.where((ids == padding)[:, None], out.detach(), out)
 
@@ -325,7 +320,7 @@ class EmbeddingFields(nn.Module):
         out = (
             self._concatenated(given, mean)
             if self._mixed
-            else self._look_up_table(0, self.offsets, given, mean)
+            else self._owners()[0]._look_up_ids(self.offsets, given, mean)
         )
         if padded and offsets is None:
             held = (ids == self.padding).index_select(1, self.field_of_column)  # [B, sum of E_f]
@@ -356,13 +351,13 @@ class EmbeddingFields(nn.Module):
         if offsets is None:
             check_columns("fused_embedding", ids, fields)
         parts = []
-        for number, (owner, table) in enumerate(zip(self._owners(), self.by_width, strict=True)):
+        for owner, table in zip(self._owners(), self.by_width, strict=True):
             try:
                 if offsets is None:
                     own = Ids(ids.index_select(1, owner.columns))
                 else:
                     own = select_fields(table.fields, ids, offsets, factors, fields)
-                parts.append(self._look_up_table(number, owner.offsets, own, mean))
+                parts.append(owner._look_up_ids(owner.offsets, own, mean))
             except IndexError:
                 if runs_cuda_kernels(ids):  # of an earlier call
                     raise
@@ -420,14 +415,6 @@ class EmbeddingFields(nn.Module):
         parts += [] if self.pooling == "mean" else [f"pooling={self.pooling!r}"]
         parts += [] if self.on_bad_id == "raise" else [f"on_bad_id={self.on_bad_id!r}"]
         return ", ".join(parts)
-
-
-class Ids(NamedTuple):
-    """The arguments of a look-up in one table."""
-
-    ids: Tensor
-    offsets: Tensor | None = None
-    factors: Tensor | None = None
 
 
 def select_fields(

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.nn.embedding_fields import EmbeddingFields, Ids
-from adaftr_fast.nn.embedding_table import EmbeddingTable, TableFields
+from adaftr_fast.nn.embedding_fields import EmbeddingFields
+from adaftr_fast.nn.embedding_table import EmbeddingTable, Ids, TableFields
 from adaftr_fast.nn.module_list import ModuleList
 from adaftr_fast.ops.embedding.int8 import int8_embedding
 from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
@@ -39,6 +39,15 @@ class Int8Table(TableFields):
         for first in range(0, len(weight), CHUNK):
             part = slice(first, first + CHUNK)
             self.weight[part], self.scale[part] = round_rows(weight[part])
+
+    def _look_up_ids(self, field_offsets: Tensor, given: Ids, mean: bool) -> Tensor:
+        """Looks up as ``HoldsTable._look_up_ids``."""
+        ids, offsets, factors = given
+        # without the positions behind the last bag
+        if offsets is not None and runs_cuda_kernels(ids):
+            ids = ids[: offsets[-1]]
+            factors = None if factors is None else factors[: offsets[-1]]
+        return int8_embedding(self.weight, self.scale, ids, offsets, factors, field_offsets, mean)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the buffers as ``fn`` does; ``half`` and ``bfloat16`` leave the scales
@@ -119,18 +128,6 @@ class QuantizedEmbedding(EmbeddingFields):
 
     def _owners(self) -> list[Int8Table]:
         return [*self.tables]
-
-    def _compute_dtype(self) -> torch.dtype:
-        return torch.float32
-
-    def _look_up_table(self, number: int, field_offsets: Tensor, given: Ids, mean: bool) -> Tensor:
-        table = self.tables[number]
-        ids, offsets, factors = given
-        # without the positions behind the last bag
-        if offsets is not None and runs_cuda_kernels(ids):
-            ids = ids[: offsets[-1]]
-            factors = None if factors is None else factors[: offsets[-1]]
-        return int8_embedding(table.weight, table.scale, ids, offsets, factors, field_offsets, mean)
 
 
 def quantize_tables(model: nn.Module) -> list[QuantizedEmbedding]:

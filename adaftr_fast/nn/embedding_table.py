@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequenc
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,9 @@ from adaftr_fast.nn.deferred import flush, held
 from adaftr_fast.ops.embedding.bags import embedding_bags
 from adaftr_fast.ops.embedding.lookup import (
     coalesce_unless_on_cuda,
-    embedding_and_squares,
     empty_table,
     fused_embedding,
+    sparse_rows,
 )
 from adaftr_fast.ops.library import check_local
 
@@ -64,55 +64,6 @@ class EmbeddingTable:
         return nn.Parameter(
             empty_table(sum(self.num_embeddings), self.width, device=device, dtype=dtype)
         )
-
-    def look_up(
-        self,
-        weight: Tensor,
-        field_offsets: Tensor,
-        ids: Tensor,
-        offsets: Tensor | None,
-        per_sample_weights: Tensor | None,
-        mean: bool,
-    ) -> Tensor:
-        """Looks up ids [B, F], or bags of ids [N]. A row that has missed steps counts with its
-        present value.
-
-        Args:
-            weight: [R, E].
-            field_offsets: [F + 1], the first row of each field in ``weight``.
-            ids: [B, F], or [N] with ``offsets``.
-            offsets: [B * F + 1], where each bag begins.
-            per_sample_weights: [N] factors of the ids, in float64 beside a float64 table, else
-                float32.
-            mean: whether a bag gives the mean of its vectors, rather than their sum.
-
-        Returns:
-            [B, F * E].
-        """
-        check_local(
-            "FusedEmbedding",
-            "weight",
-            weight,
-            "leave the tables out of what is sharded (docs/frameworks.md)",
-        )
-        with held(weight) as steps:
-            missed = [] if steps is None else steps.tensors
-            if offsets is not None:
-                return embedding_bags(
-                    weight, ids, offsets, per_sample_weights, field_offsets, mean, missed
-                )
-            return fused_embedding(weight, ids, field_offsets, missed)
-
-    def look_up_with_squares(
-        self, weight: Tensor, field_offsets: Tensor, ids: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Looks up ids [B, F] -> (their vectors [B, F * E], the sum of the squares of these,
-        0-dim).
-        """
-        with held(weight) as steps:
-            return embedding_and_squares(
-                weight, ids, field_offsets, [] if steps is None else steps.tensors
-            )
 
     def rows(self, weight: Tensor, place: int) -> Tensor:
         """Returns the current rows of the field at ``place`` in ``fields``, [rows, E], a view
@@ -157,6 +108,14 @@ def trained_by(weight: Tensor) -> GrowsWithTable | None:
 _optimizers: MutableMapping[Tensor, weakref.ref[GrowsWithTable]] = WeakTensorKeyDictionary()
 
 
+class Ids(NamedTuple):
+    """The arguments of a look-up in one table."""
+
+    ids: Tensor  # [B, F], or [N] with offsets
+    offsets: Tensor | None = None  # [B * F + 1], where each bag begins
+    factors: Tensor | None = None  # [N], in float64 beside a float64 table, else float32
+
+
 class HoldsTable(nn.Module):
     """A module whose parameter ``weight`` [R, E] is a table.
 
@@ -167,6 +126,28 @@ class HoldsTable(nn.Module):
 
     weight: nn.Parameter
     sparse: bool
+
+    def _look_up_ids(self, field_offsets: Tensor, given: Ids, mean: bool) -> Tensor:
+        """Looks up ids [B, F], or bags of ids [N]. A row that has missed steps counts with its
+        present value.
+
+        Args:
+            field_offsets: [F + 1], the first row of each field in ``weight``.
+            given: the ids, in bags or not.
+            mean: whether a bag gives the mean of its vectors, rather than their sum.
+
+        Returns:
+            [B, F * E].
+        """
+        weight = self.weight  # which takes a microsecond to find
+        advice = "leave the tables out of what is sharded (docs/frameworks.md)"
+        check_local("FusedEmbedding", "weight", weight, advice)
+        ids, offsets, factors = given
+        with held(weight) as steps:
+            missed = [] if steps is None else steps.tensors
+            if offsets is not None:
+                return embedding_bags(weight, ids, offsets, factors, field_offsets, mean, missed)
+            return fused_embedding(weight, ids, field_offsets, missed)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         super().register_parameter(name, param)
@@ -298,12 +279,10 @@ def insert_no_gradient(grad: Tensor, at: int, rows: int) -> Tensor:
     """
     if not grad.is_sparse:
         return insert_rows(grad, at, grad.new_zeros(rows, grad.shape[1]))
-    index, size = grad._indices(), (grad.shape[0] + rows, grad.shape[1])
+    index, size = grad._indices()[0], torch.Size((grad.shape[0] + rows, grad.shape[1]))
     moved = index + rows * (index >= at)
-    coalesced = grad.is_coalesced()  # rows keep their order
-    return torch.sparse_coo_tensor(
-        moved, grad._values(), size, is_coalesced=coalesced, check_invariants=False
-    )
+    # rows keep their order
+    return sparse_rows(moved, grad._values(), size, grad.is_coalesced())
 
 
 @contextmanager

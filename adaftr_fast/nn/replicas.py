@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from adaftr_fast.distributed.gather import gather_numbers, gather_rows
 from adaftr_fast.nn.deferred import flush
 from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.ops.embedding.lookup import coalesce_gradient
+from adaftr_fast.ops.embedding.lookup import coalesce_gradient, sparse_rows
 
 
 def replicate_tables(module: nn.Module, process_group: dist.ProcessGroup | None = None) -> None:
@@ -101,10 +101,8 @@ class _Replicas:
         trained = [weight for _, weight in _sparse_tables(module)]
         for weight in trained:
             if weight.grad is None:  # a rank whose batch does not look this table up has no rows
-                rows = torch.empty(1, 0, dtype=torch.int64, device=weight.device)
-                weight.grad = torch.sparse_coo_tensor(
-                    rows, weight.new_empty(0, weight.shape[1]), weight.shape
-                )
+                rows = torch.empty(0, dtype=torch.int64, device=weight.device)
+                weight.grad = sparse_rows(rows, weight.new_empty(0, weight.shape[1]), weight.shape)
         average_rows(trained, self._group)
 
 
@@ -123,7 +121,5 @@ def average_rows(tables: Sequence[Tensor], group: dist.ProcessGroup) -> None:
     ):
         rows = gather_rows(grad._indices()[0], sizes, group)  # [U] of all ranks
         values = gather_rows(grad._values() / len(sizes), sizes, group)  # [U, E]
-        table.grad = torch.sparse_coo_tensor(
-            rows[None], values, table.shape, check_invariants=False
-        )
+        table.grad = sparse_rows(rows, values, table.shape)
         coalesce_gradient(table)

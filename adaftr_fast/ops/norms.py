@@ -42,10 +42,9 @@ def squared_norm(tensors: Sequence[Tensor], scales: Sequence[float] | None = Non
         raise ValueError(
             f"squared_norm: tensors must share a dtype and a device, got {sorted(map(str, kinds))}"
         )
-    norm: Tensor = torch.ops.adaftr_fast.squared_norm(
+    return torch.ops.adaftr_fast.squared_norm(
         tensors, [1.0] * len(tensors) if scales is None else scales
     )
-    return norm
 
 
 def _squared_norm(tensors: Sequence[Tensor], scales: Sequence[float]) -> Tensor:

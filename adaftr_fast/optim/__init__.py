@@ -2,8 +2,8 @@
 take the steps of torch.optim on the other parameters of a model.
 """
 
-from adaftr_fast.optim.adam import Adam, AdamW
+from adaftr_fast.optim.adam import Adam, AdamW, LazyAdam
 from adaftr_fast.optim.base import clip_grad_norm_
-from adaftr_fast.optim.rows import SGD, Adagrad, LazyAdam, RowwiseAdagrad
+from adaftr_fast.optim.rows import SGD, Adagrad, RowwiseAdagrad
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "LazyAdam", "RowwiseAdagrad", "clip_grad_norm_"]

@@ -1,4 +1,4 @@
-"""Dense Adam and AdamW at sparse cost.
+"""Adam on tables: LazyAdam on the rows of the batch, and dense Adam and AdamW at sparse cost.
 
 Dense Adam updates every row in every step, by momentum and weight decay, including the rows that
 the batch did not look up. Here such a row is deferred: it stores the step it is current to, a
@@ -9,22 +9,259 @@ the formulas). The trajectory is that of torch.optim.Adam.
 
 from __future__ import annotations
 
+import math
+import threading
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from adaftr_fast.nn.deferred import DeferredParameter, flush
-from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least
-from adaftr_fast.optim.deferred import DeferredAdam
+import adaftr_fast.ops.embedding.optim  # noqa: F401  # defines the ops
+from adaftr_fast.nn.deferred import DeferredParameter, defer, flush, missed_steps
+from adaftr_fast.nn.embedding_table import insert_rows
+from adaftr_fast.ops.embedding.lookup import empty_table, runs_cuda_kernels
+from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least_0, state_table
 from adaftr_fast.optim.dense import DenseAdam
-from adaftr_fast.optim.rows import check_betas, moments_entry, restore_moments
 
+# β^j is tabulated for j below this; csrc/cpu/embedding/optim/adam.h has the same number
+_POWERS = 4096
+_STEP, _BASE = 0, 7  # places in the clock
+_NAMES = ("moments", "current", "series", "schedule", "powers", "clock")  # of the tensors
 _OTHERS = "others"  # begins the names of the state of parameters that are not tables, in a snapshot
 
 
-class Adam(RowOptimizer):
+class _RuleOfAdam(RowOptimizer):
+    """Holds the options of Adam, and names the moments of a table as torch.optim does."""
+
+    _twin: ClassVar[type[torch.optim.Optimizer]] = DenseAdam
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        **options: Any,
+    ) -> None:
+        name = type(self).__name__
+        check_at_least_0(name, lr=lr, eps=eps, weight_decay=weight_decay)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"{name}: betas must be in [0, 1), got {betas}")
+        self._deferred: dict[nn.Parameter, DeferredAdam] = {}  # by table, of dense Adam alone
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, options
+        )
+
+    def _moments(self, weight: nn.Parameter) -> tuple[int, Tensor]:
+        """Returns the number of steps of a table and its moments [R, 2, E]."""
+        raise NotImplementedError
+
+    def _resume_at(self, weight: nn.Parameter, step: int) -> None:
+        """Sets the number of steps of a table."""
+        raise NotImplementedError
+
+    def _entry(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        step, moments = self._moments(weight)
+        return {
+            "step": torch.tensor(float(step)),
+            "exp_avg": moments[:, 0].contiguous(),
+            "exp_avg_sq": moments[:, 1].contiguous(),
+        }
+
+    def _restore(self, weight: nn.Parameter, entry: dict[str, Tensor]) -> None:
+        _, moments = self._moments(weight)
+        moments[:, 0].copy_(entry["exp_avg"])
+        moments[:, 1].copy_(entry["exp_avg_sq"])
+        self._resume_at(weight, int(entry["step"]))
+
+
+class LazyAdam(_RuleOfAdam):
+    """Computes Adam on the rows with a gradient, and leaves the moments of other rows. Equals
+    torch.optim.SparseAdam.
+
+    The result is not that of dense Adam, which :class:`adaftr_fast.optim.Adam` computes. Parameters
+    that are not tables take the steps of torch.optim.Adam.
+
+    Args:
+        params: see :class:`RowOptimizer`.
+        lr: learning rate >= 0.
+        betas: decay of the first and of the second moment, each in [0, 1).
+        eps: ε >= 0.
+        weight_decay: λ >= 0, with g + λ w in place of g.
+        options: see :class:`RowOptimizer`.
+    """
+
+    def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
+        rows, width = weight.shape
+        return {"step": 0, "moments": state_table(weight, rows, 2, width)}
+
+    def _update(
+        self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]
+    ) -> None:
+        state = self.state[weight]
+        beta1, beta2 = group["betas"]
+        state["step"] += 1
+        step_size = (
+            float(group["lr"]) * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
+        )
+        torch.ops.adaftr_fast.embedding_lazy_adam_(
+            weight,
+            state["moments"],
+            rows,
+            grad,
+            step_size,
+            group["weight_decay"],
+            group["eps"],
+            beta1,
+            beta2,
+        )
+
+    def _moments(self, weight: nn.Parameter) -> tuple[int, Tensor]:
+        return self.state[weight]["step"], self.state[weight]["moments"]
+
+    def _resume_at(self, weight: nn.Parameter, step: int) -> None:
+        self.state[weight]["step"] = step
+
+
+class DeferredAdam:
+    """Holds the moments, the step that each row is current to, and what the ops need to apply
+    missed steps.
+
+    Attributes:
+        tensors: the state that the ops take; adaftr_fast/ops/embedding/reference/optim.py describes
+            it.
+        moments: [R, 2, E], the first of ``tensors``.
+        steps: steps taken so far.
+        seen, lock: see adaftr_fast.nn.deferred.Steps.
+
+    Args:
+        weight: the table [R, E].
+        decoupled: whether weight decay is AdamW's.
+    """
+
+    def __init__(self, weight: Tensor, decoupled: bool) -> None:
+        rows, width = weight.shape
+        self.moments = state_table(weight, rows, 2, width)
+        device = weight.device
+        dtype = self.moments.dtype
+        current = empty_table(rows, device=device, dtype=torch.int32).zero_()
+        # A CUDA graph keeps the addresses of what it reads, so there the tensors are large from the
+        # start, and a full series is flushed rather than grown.
+        self._grows = not runs_cuda_kernels(weight)
+        steps = 64 if self._grows else 1 << 16
+        series = torch.zeros(steps, 8, device=device, dtype=dtype)
+        schedule = torch.zeros(steps, 8, device=device, dtype=torch.float64)
+        powers = torch.zeros(2, _POWERS, device=device, dtype=dtype)
+        self._clock = torch.zeros(8, device=device, dtype=torch.float64)
+        self.tensors: list[Tensor] = [self.moments, current, series, schedule, powers, self._clock]
+        self._decoupled = decoupled
+        self._options: tuple[float, ...] | None = None
+        self.steps = 0
+        self._base = 0
+        self.seen = 0
+        self.lock = threading.RLock()
+
+    def configure(
+        self, weight: Tensor, betas: tuple[float, float], eps: float, weight_decay: float
+    ) -> None:
+        """Sets the options of the next steps."""
+        options = (*betas, eps, weight_decay)
+        if options == self._options:
+            return
+        flush(weight)  # the missed steps were taken under the old options
+        self._options = options
+        decoupled = float(self._decoupled)
+        horizon = self._horizon(*betas)
+        self._clock[1:_BASE] = self._clock.new_tensor([*options, decoupled, horizon])
+        powers = self.tensors[4]
+        keep1 = 1 - self._rounded(1 - betas[0])  # what m <- m + (1 - β1) (g - m) keeps
+        keep = torch.stack([keep1, self._rounded(betas[1])])
+        powers.copy_(keep[:, None] ** torch.arange(_POWERS, device=keep.device))
+
+    def step(self, weight: Tensor, rows: Tensor, grad: Tensor, lr: float) -> None:
+        """Takes one step on rows [U] with gradients grad [U, E]."""
+        if missed_steps(weight) is not self:
+            flush(weight)  # another optimizer of the same parameter may have deferred steps
+        if self.steps + 1 - self._base >= len(self.tensors[2]):
+            self._make_room(weight)
+        with torch._C.DisableTorchFunctionSubclass():
+            torch.ops.adaftr_fast.embedding_adam_(weight, self.tensors, rows, grad, lr)
+        self.steps += 1
+        defer(weight, self)
+
+    def _make_room(self, weight: Tensor) -> None:
+        if self._grows:
+            self.tensors[2:4] = [
+                torch.cat([each, torch.zeros_like(each)]) for each in self.tensors[2:4]
+            ]
+        else:
+            flush(weight)
+
+    def apply(self, weight: Tensor) -> None:
+        """Makes every row current; called by ``flush``, which also notes it."""
+        torch.ops.adaftr_fast.embedding_adam_flush_(weight, self.tensors)
+        self._base = self.steps
+
+    def grow(self, at: int, rows: int) -> None:
+        """Inserts new rows before row ``at``; every row must be current."""
+        moments, current = self.tensors[:2]
+        self.moments = insert_rows(moments, at, moments.new_zeros(rows, *moments.shape[1:]))
+        self.tensors[:2] = [
+            self.moments,
+            insert_rows(current, at, current.new_full((rows,), self.steps)),
+        ]
+
+    def snapshot(self, weight: Tensor) -> dict[str, Tensor]:
+        """Returns the state by name, with rows that have missed steps as they are; the tensors are
+        not copied.
+        """
+        counts = torch.tensor(
+            [self.steps, self._base, missed_steps(weight) is self, self._options is not None]
+        )
+        return dict(zip(_NAMES, self.tensors)) | {"counts": counts}
+
+    def restore(self, weight: Tensor, saved: dict[str, Tensor]) -> None:
+        """Restores what ``snapshot`` returned; with the values of the table, training continues bit
+        by bit.
+        """
+        flush(weight)  # which changes what is replaced here
+        for place, name in enumerate(_NAMES):
+            if len(self.tensors[place]) >= len(saved[name]):  # series and schedule grow
+                self.tensors[place][: len(saved[name])] = saved[name]
+            else:
+                self.tensors[place] = saved[name].to(self.tensors[place])
+        self.steps, self._base, stale, configured = saved["counts"].tolist()
+        self._options = tuple(self._clock[1:5].tolist()) if configured else None
+        if stale:
+            defer(weight, self)
+
+    def resume_at(self, step: int) -> None:
+        """Marks every row, which must be current, as current to ``step``."""
+        self.steps = step
+        self._base = step
+        self._clock[_STEP] = step
+        self._clock[_BASE] = step
+        self.tensors[1].fill_(step)
+
+    def _rounded(self, value: float) -> Tensor:
+        """Returns the value that the kernels compute with."""
+        return self.tensors[4].new_tensor(value).double()
+
+    def _horizon(self, beta1: float, beta2: float) -> int:
+        """Returns the missed steps after which the momentum left is below half a unit in the last
+        place; 0: never.
+        """
+        bits = 60 if self.moments.dtype == torch.float64 else 28
+        ratio = beta1 / math.sqrt(beta2) if beta2 > 0 else math.inf
+        if ratio >= 1:  # v dies out faster than m
+            return 0
+        horizon = math.ceil(bits * math.log(2) / -math.log(ratio)) if ratio > 0 else 1
+        return horizon if horizon < _POWERS else 0
+
+
+class Adam(_RuleOfAdam):
     """Computes torch.optim.Adam on the dense tables, and touches only the rows of the batch.
 
     ``weight_decay`` is L2 on all rows. It gives every row a gradient in every step, so missed steps
@@ -63,23 +300,6 @@ class Adam(RowOptimizer):
     """
 
     _decoupled = False
-    _twin: ClassVar[type[torch.optim.Optimizer]] = DenseAdam
-
-    def __init__(
-        self,
-        params: Parameters,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        **options: Any,
-    ) -> None:
-        check_at_least(type(self).__name__, 0, lr=lr, eps=eps, weight_decay=weight_decay)
-        check_betas(type(self).__name__, betas)
-        self._deferred: dict[nn.Parameter, DeferredAdam] = {}
-        super().__init__(
-            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, options
-        )
 
     def _check_table(self, weight: nn.Parameter) -> None:
         super()._check_table(weight)
@@ -173,16 +393,13 @@ class Adam(RowOptimizer):
         pairs = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
         return [(parameter, group) for parameter, group in pairs if parameter not in self._deferred]
 
-    def _entry(self, weight: nn.Parameter) -> dict[str, Any]:
+    def _moments(self, weight: nn.Parameter) -> tuple[int, Tensor]:
         flush(weight)
         state = self._deferred[weight]
-        return moments_entry(state.steps, state.moments)
+        return state.steps, state.moments
 
-    def _restore(self, weight: nn.Parameter, entry: dict[str, Any]) -> None:
-        flush(weight)
-        state = self._deferred[weight]
-        restore_moments(state.moments, entry)
-        state.resume_at(int(entry["step"]))
+    def _resume_at(self, weight: nn.Parameter, step: int) -> None:
+        self._deferred[weight].resume_at(step)
 
 
 class AdamW(Adam):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, NoReturn, TypeVar, overload
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,13 @@ from torch.optim import optimizer as torch_optimizer
 from adaftr_fast.nn.deferred import flush
 from adaftr_fast.nn.embedding import living_embeddings, tables_of
 from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows, train_by
-from adaftr_fast.ops.embedding.lookup import coalesce_gradient, coalesce_unless_on_cuda
+from adaftr_fast.ops.embedding.lookup import (
+    coalesce_gradient,
+    coalesce_unless_on_cuda,
+    empty_table,
+)
 from adaftr_fast.ops.library import check_local
 
-T = TypeVar("T")
 Entry = nn.Module | nn.Parameter | tuple[str, nn.Parameter]
 Parameters = nn.Module | Iterable[Entry] | Iterable[dict[str, Any]]
 # Keys of a group with tables, but not options of their update: those of torch's groups and
@@ -49,11 +52,19 @@ def split(
     return {parameter: known[parameter] for parameter in entries if parameter in known}, entries
 
 
-def check_at_least(name: str, low: float, **values: float) -> None:
-    """Raises ValueError for the first value below ``low``."""
+def check_at_least_0(name: str, **values: float) -> None:
+    """Raises ValueError for the first value below 0."""
     for key, value in values.items():
-        if not value >= low:
-            raise ValueError(f"{name}: {key} must be >= {low}, got {value}")
+        if not value >= 0:
+            raise ValueError(f"{name}: {key} must be >= 0, got {value}")
+
+
+def state_table(weight: Tensor, *size: int) -> Tensor:
+    """Returns zeros for optimizer state: float64 beside float64 weights, float32 beside
+    all others.
+    """
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return empty_table(*size, device=weight.device, dtype=dtype).zero_()
 
 
 def row_gradient(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
@@ -121,15 +132,14 @@ def records_where_wanted(func: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(func)
     def step(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
-        hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
-        hooks = (
-            hooks
+        is_wanted = (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
             or torch_optimizer._global_optimizer_pre_hooks
             or torch_optimizer._global_optimizer_post_hooks
+            or torch._C._autograd._profiler_enabled()
         )
-        return (recorded if hooks or torch._C._autograd._profiler_enabled() else func)(
-            self, *args, **kwargs
-        )
+        return (recorded if is_wanted else func)(self, *args, **kwargs)
 
     return step
 
@@ -138,15 +148,14 @@ def fit_state(optimizer: torch.optim.Optimizer) -> None:
     """Gives the loaded state the strides of its parameters: fused ops read both in the order of
     memory.
     """
-    for parameter in (
-        parameter for group in optimizer.param_groups for parameter in group["params"]
-    ):
-        state = optimizer.state.get(parameter, {})
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                state[name] = (
-                    value.float() if name == "step" else torch.empty_like(parameter).copy_(value)
-                )
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if name == "step":
+                    state[name] = value.float()
+                elif isinstance(value, Tensor):
+                    state[name] = torch.empty_like(parameter).copy_(value)
 
 
 class RowOptimizer(torch.optim.Optimizer):
@@ -207,18 +216,15 @@ class RowOptimizer(torch.optim.Optimizer):
             self._check_options(self.defaults | param_group)
         for weight in tables:
             self._check_table(weight)
-        super().add_param_group({**param_group, "params": list(entries.values())})
+        super().add_param_group(param_group | {"params": list(entries.values())})
         self._table_of |= tables
         for weight in tables:
             flush(weight)  # an optimizer before this one may have deferred steps
             train_by(weight, self)
             self.state[weight] = self._new_state(weight)
-        others = {
-            **param_group,
-            "params": [entry for each, entry in entries.items() if each not in tables],
-        }
+        others = [entry for each, entry in entries.items() if each not in tables]
         # which may begin its state
-        made = self._twin([others], **self._twin_options(self.defaults))
+        made = self._twin([param_group | {"params": others}], **self._twin_options(self.defaults))
         self._others.param_groups += made.param_groups
         self.state.update(made.state)
         self._others.state = self.state
@@ -290,13 +296,7 @@ class RowOptimizer(torch.optim.Optimizer):
                     value, at, value.new_zeros(rows, *value.shape[1:])
                 )
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], T]) -> T: ...
-
-    def step(self, closure: Callable[[], T] | None = None) -> T | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; ``closure`` may compute it and return the
         loss.
 
@@ -322,22 +322,18 @@ class RowOptimizer(torch.optim.Optimizer):
         with torch._C.DisableTorchFunctionSubclass():
             if weight.grad is None:
                 return
-            self._check_capture(weight)
+            if (
+                torch.cuda.is_initialized()
+                and weight.is_cuda
+                and torch.cuda.is_current_stream_capturing()
+            ):
+                raise RuntimeError(
+                    f"{type(self).__name__}.step: cannot be captured in a CUDA graph, because the "
+                    "learning rate and the step come from the host: capture forward and backward, "
+                    "and call step() after each replay"
+                )
             rows, grad = row_gradient(weight)
         self._update(weight, rows, grad, group)
-
-    def _check_capture(self, weight: nn.Parameter) -> None:
-        if (
-            torch.cuda.is_initialized()
-            and weight.is_cuda
-            and torch.cuda.is_current_stream_capturing()
-        ):
-            raise RuntimeError(
-                f"{type(self).__name__}.step: cannot be captured in a CUDA graph, because the "
-                "learning rate and the "
-                "step come from the host: capture forward and backward, and call step() after each "
-                "replay"
-            )
 
     def _numbered(self) -> list[tuple[int, nn.Parameter]]:
         """Returns the tables' parameters, and their numbers among all parameters."""
@@ -450,19 +446,18 @@ class RowOptimizer(torch.optim.Optimizer):
         given = {key: torch.as_tensor(value) for key, value in saved.items() if value is not None}
         if "step" not in entry:
             given.pop("step", None)
-        whole = {
-            key for key, value in entry.items() if key in given and given[key].shape == value.shape
-        }
-        given |= self._by_field(weight, {key: given.pop(key) for key in whole})
-        expected = self._by_field(weight, entry)
-        for key in sorted(expected.keys() | given.keys()):
-            want, got = (
-                list(each[key].shape) if key in each else None for each in (expected, given)
-            )
-            if want != got:
-                name = type(self).__name__
+        for key, value in entry.items():
+            if key in given and given[key].shape == value.shape:  # of the whole table
+                given |= self._by_field(weight, {key: given.pop(key)})
+        expected, found = (
+            {key: list(value.shape) for key, value in each.items()}
+            for each in (self._by_field(weight, entry), given)
+        )
+        for key in sorted(expected.keys() | found.keys()):
+            if expected.get(key) != found.get(key):
                 raise ValueError(
-                    f"{name}.load_state_dict: table {number}: {key} must be {want}, got {got}"
+                    f"{type(self).__name__}.load_state_dict: table {number}: {key} must be "
+                    f"{expected.get(key)}, got {found.get(key)}"
                 )
         names = self._table_of[weight].field_names
         return {

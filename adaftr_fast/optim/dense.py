@@ -41,9 +41,11 @@ class DenseAdam(torch.optim.Adam):
         """Updates every parameter that has a gradient; ``closure`` may compute it and return the
         loss.
         """
-        groups = [
-            (group, having) for group in self.param_groups if (having := _having_gradients(group))
-        ]
+        groups = []
+        for group in self.param_groups:
+            having = [(p, p.grad) for p in group["params"] if p.grad is not None]
+            if having:
+                groups.append((group, having))
         if closure is None and all(self._takes_one_op(*each) for each in groups):
             for each in groups:
                 self._update(*each)
@@ -96,11 +98,6 @@ class DenseAdam(torch.optim.Adam):
             group["eps"],
         )
         torch.autograd.graph.increment_version(weights)  # for autograd's check of what it has saved
-
-
-def _having_gradients(group: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
-    """Returns the parameters that have a gradient, with it."""
-    return [(p, p.grad) for p in group["params"] if p.grad is not None]
 
 
 def _give_strides(having: list[tuple[Tensor, Tensor]]) -> None:

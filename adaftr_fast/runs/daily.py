@@ -177,8 +177,15 @@ def train_part(
 
     def prepared() -> None:
         grow = before and before / "data"
-        options: dict[str, Any] = {"engine": engine, "grow": grow, "bad_rows": bad_rows}
-        prepare(schema, [file], folder / "data", **options, progress=config.training.progress)
+        prepare(
+            schema,
+            [file],
+            folder / "data",
+            engine=engine,
+            grow=grow,
+            bad_rows=bad_rows,
+            progress=config.training.progress,
+        )
 
     ranks.after_rank_zero(prepared)
     data = PreparedData(folder / "data")

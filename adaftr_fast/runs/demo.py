@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from adaftr_fast._files import replace_file
 from adaftr_fast._json import dumps
@@ -17,14 +18,12 @@ from adaftr_fast.runs.run import train_one, writing
 from adaftr_fast.training.checkpoint.files import check_shared_folder
 from adaftr_fast.training.report import write_report
 from adaftr_fast.training.sharding import check_replicated
-from adaftr_fast.training.trained import METRICS, PICTURE, REPORT, Run, result_table
+from adaftr_fast.training.trained import METRICS, PICTURE, REPORT, result_table
 
 NOTES = (
     "Each model is trained with one seed, so differences of a few tenths of a percentage point are "
-    "noise. The tasks "
-    "stand in for ad events: click is a departure 15 or more minutes late, conversion one that "
-    "also arrives 30 or more "
-    "minutes late."
+    "noise. The tasks stand in for ad events: click is a departure 15 or more minutes late, "
+    "conversion one that also arrives 30 or more minutes late."
 )
 
 
@@ -50,40 +49,28 @@ def run_demo(
         TrainingError, CheckpointError, BusyError, KeyboardInterrupt: see ``train_one``.
     """
     check_replicated("demo", training)
-    with writing(out, ranks, METRICS, REPORT, PICTURE):
-        _run(out, training, restart, ranks, output)
-
-
-def _run(out: Path, training: TrainingConfig, restart: bool, ranks: Ranks, output: Output) -> None:
     folder = out / "data"
 
     def prepared() -> None:
         prepare(parse.load_schema("flights"), None, folder, progress=training.progress)
 
-    check_shared_folder(out, ranks, "every rank reads the prepared data")
-    ranks.after_rank_zero(prepared)
-    data = PreparedData(folder)
-    base = RunConfig(data=DataConfig(output.recorded(folder)), training=training)
-    runs = []
-    for name in ("mmoe", "adaftr"):
+    with writing(out, ranks, METRICS, REPORT, PICTURE):
+        check_shared_folder(out, ranks, "every rank reads the prepared data")
+        ranks.after_rank_zero(prepared)
+        data = PreparedData(folder)
+        fields, ids = len(data.manifest.fields), sum(data.manifest.num_embeddings)
+        config = RunConfig(data=DataConfig(output.recorded(folder)), training=training)
+        options: dict[str, Any] = {"restart": restart, "ranks": ranks, "output": output}
+        runs = []
+        for name in ("mmoe", "adaftr"):
+            if ranks.is_rank_zero:
+                print(f"\n{name}: {fields} fields, {ids:,} ids")
+            config = replace(config, model=ModelConfig(name=name))
+            runs.append(train_one(data, config, out / name, report=True, **options))
         if ranks.is_rank_zero:
-            print(
-                f"\n{name}: {len(data.manifest.fields)} fields, "
-                f"{sum(data.manifest.num_embeddings):,} ids"
-            )
-        config = replace(base, model=ModelConfig(name=name))
-        runs.append(
-            train_one(
-                data, config, out / name, restart=restart, ranks=ranks, output=output, report=True
-            )
-        )
-    if ranks.is_rank_zero:
-        _report(out, runs)
-        print(f"Report: {output.recorded(out / 'report.md')} and report.png")
-
-
-def _report(out: Path, runs: list[Run]) -> None:
-    records = [{"model": run.name} | record for run in runs for record in run.epochs]
-    replace_file(out / METRICS, "".join(dumps(record) + "\n" for record in records).encode())
-    write_report(out, "Flights: MMoE and AdaFTR", runs, after=NOTES)
-    print(f"\nTest split (AUC and GAUC in %)\n{result_table(runs)}\n\n{NOTES}")
+            records = [{"model": run.name} | record for run in runs for record in run.epochs]
+            lines = "".join(dumps(record) + "\n" for record in records)
+            replace_file(out / METRICS, lines.encode())
+            write_report(out, "Flights: MMoE and AdaFTR", runs, after=NOTES)
+            print(f"\nTest split (AUC and GAUC in %)\n{result_table(runs)}\n\n{NOTES}")
+            print(f"Report: {output.recorded(out / REPORT)} and {PICTURE}")

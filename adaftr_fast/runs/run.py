@@ -26,7 +26,7 @@ from adaftr_fast.models.build import ENTIRE_SPACE, check_forward
 from adaftr_fast.models.sizes import embedding_widths
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.output import HERE, Output
-from adaftr_fast.runs.warm_start import WarmStart, warm_start, warm_start_sharded
+from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.weights import FILE, Description
 from adaftr_fast.training.evaluation import diagnose, evaluate
@@ -190,29 +190,16 @@ def _warm_start(
     """Copies the weights that the configuration asks for, and says which. Replicas are copied on
     rank 0 alone.
     """
-    name = config.model.name
 
-    def say(taken: WarmStart) -> None:
-        print(f"warm start from {start.run}: {taken.summary()}", file=sys.stderr)
-
-    def copy() -> None:
-        source = output.local_copy(start.run)
-        say(
-            warm_start(
-                model,
-                data,
-                source,
-                name,
-                task=start.task,
-                allow_empty=start.allow_empty,
-                output=output,
-            )
-        )
+    def copy(ranks: Ranks = ALONE) -> None:
+        taken = warm_start(model, data, start, config.model.name, ranks, output)
+        if taken is not None:
+            print(f"warm start from {start.run}: {taken.summary()}", file=sys.stderr)
 
     if config.training.tables == "replicated":
         ranks.after_rank_zero(copy)
-    elif (taken := warm_start_sharded(model, data, start, name, ranks, output)) is not None:
-        say(taken)
+    else:
+        copy(ranks)
 
 
 def _announce(folder: Path, name: str, resumed: Progress | None) -> None:
@@ -279,8 +266,7 @@ def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
         )
         raise ConfigError(
             f"model.name: {config.name} needs tasks that are the stages of the schema's funnel, in "
-            "order, got tasks "
-            f"{tasks} and funnel {funnel}"
+            f"order, got tasks {tasks} and funnel {funnel}"
         )
     _check_attention(config, data.manifest)
     try:
@@ -344,8 +330,7 @@ def _check_memory(config: RunConfig, data: PreparedData) -> None:
         sizes += f" and {state / 1e9:,.1f} GB of {config.optimizer.tables}'s state" if state else ""
         raise ConfigError(
             f"model.embedding_dim: the tables of {sum(num_embeddings):,} ids take {sizes}, and "
-            f"{available / 1e9:,.1f} "
-            "GB of memory are available; use a smaller width, raise min_count or hash the largest "
-            "fields in the "
-            "schema, or use an optimizer.tables with less state"
+            f"{available / 1e9:,.1f} GB of memory are available; use a smaller width, raise "
+            "min_count or hash the largest fields in the schema, or use an optimizer.tables with "
+            "less state"
         )

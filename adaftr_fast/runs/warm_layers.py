@@ -143,21 +143,26 @@ def take_layers(
     ours = _dense(pair.model)
     theirs = _dense(pair.old)
     sources = pair.sources(ours, theirs)
-    related = _why_unrelated(
-        pair, {name: (ours[name], theirs.get(name)) for name in ours if _is_related(name)}
-    )
+    unrelated = _why_unrelated(pair, ours, theirs)
+    width = _embedded_width(pair.model)
+
+    def why_not(name: str, value: Tensor) -> str | None:
+        if unrelated is not None and name.startswith(RELATEDNESS):
+            return unrelated
+        if name not in sources:
+            return pair.why_missing(name)
+        if theirs[sources[name]].shape != value.shape:
+            return "the shapes differ"
+        if not (same_tasks or pair.by_task):
+            return "the tasks differ"
+        if pair.is_conditional(name):
+            return CONDITIONAL
+        reads_fields = ATTENTION in name or (value.dim() > 1 and value.shape[-1] == width)
+        return "the fields it reads differ" if reads_fields and not same_fields else None
+
     reasons: dict[str, str] = {}
     for name, value in ours.items():
-        source = theirs[sources[name]] if name in sources else None
-        reads_fields = ATTENTION in name or (
-            value.dim() > 1 and value.shape[-1] == _embedded_width(pair.model)
-        )
-        reason = (related if _is_related(name) else None) or _why_not(
-            pair, name, value, source, same_tasks
-        )
-        if reason is None and reads_fields and not same_fields:
-            reason = "the fields it reads differ"
-        if reason is not None:
+        if (reason := why_not(name, value)) is not None:
             reasons.setdefault(layer_of(name), reason)
     fresh = {name: reasons[layer_of(name)] for name in ours if layer_of(name) in reasons}
     taken = [name for name in ours if name not in fresh]
@@ -166,34 +171,16 @@ def take_layers(
     return taken, fresh
 
 
-def _why_not(
-    pair: Pair, name: str, value: Tensor, source: Tensor | None, same_tasks: bool
-) -> str | None:
-    """Returns why a weight does not fit, or None; what it reads is checked elsewhere."""
-    if source is None:
-        return pair.why_missing(name)
-    if source.shape != value.shape:
-        return "the shapes differ"
-    if not (same_tasks or pair.by_task):
-        return "the tasks differ"
-    return CONDITIONAL if pair.is_conditional(name) else None
-
-
-def _is_related(name: str) -> bool:
-    return name.startswith(RELATEDNESS)
-
-
-def _why_unrelated(pair: Pair, weights: dict[str, tuple[Tensor, Tensor | None]]) -> str | None:
+def _why_unrelated(pair: Pair, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> str | None:
     """Returns why the relatedness networks are not copied, or None; they are copied as a whole or
     not at all.
     """
-    if any(theirs is None for _, theirs in weights.values()):
+    names = [name for name in ours if name.startswith(RELATEDNESS)]
+    if any(name not in theirs for name in names):
         return "the run does not have the same relatedness networks"
-    if any(
-        theirs is not None and value.shape != theirs.shape for value, theirs in weights.values()
-    ):
+    if any(ours[name].shape != theirs[name].shape for name in names):
         return "the shapes of the relatedness networks differ"
-    return "the pairs of tasks differ" if weights and pair.model.pairs != pair.old.pairs else None
+    return "the pairs of tasks differ" if names and pair.model.pairs != pair.old.pairs else None
 
 
 def _dense(model: MultiTaskModel) -> dict[str, Tensor]:

@@ -13,8 +13,6 @@ values. Optimizer states are not copied.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,14 +23,15 @@ from adaftr_fast.config import WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.models.single_dnn import SingleDNN
 from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.runs.output import HERE, Output
-from adaftr_fast.runs.warm_layers import Pair, Table, backbone, layer_of, tables, take_layers
-from adaftr_fast.training.trained import Run, earlier, open_earlier
+from adaftr_fast.runs.warm_layers import Pair, backbone, layer_of, tables, take_layers
+from adaftr_fast.training.trained import Run, open_earlier
 
 FRESH = -1  # source of a row without a match
 NAMED_FIELDS = 12  # fields that an error names
@@ -93,41 +92,57 @@ class WarmStart:
 def warm_start(
     model: MultiTaskModel,
     data: PreparedData,
-    run: Path,
+    config: WarmStartConfig,
     name: str = "",
-    *,
-    task: str = "",
-    allow_empty: bool = False,
+    ranks: Ranks = ALONE,
     output: Output = HERE,
-) -> WarmStart:
+) -> WarmStart | None:
     """Copies the matching best weights of a run into a new model.
+
+    Rank 0 copies the dense layers to its model alone, and matches the values of the fields. Rows
+    are read from the run's files. If tables are sharded, rank 0 sends the sources of a field's rows
+    to the others, 8 bytes per row, one field at a time.
 
     Args:
         model: the new model.
         data: the prepared data of the new model.
-        run: the folder of the other run.
+        config: the other run, whose tables may be sharded or not, and the options.
         name: the name of the new model. If it is a class, the other run may have the same one.
-        task: see ``WarmStartConfig``.
-        allow_empty: see ``WarmStartConfig``.
+        ranks: the ranks that share sharded tables, which all call it and see the other run.
         output: where the prepared data of the other run may be, see ``fit_one``.
+
+    Returns:
+        The result on rank 0, None elsewhere.
 
     Raises:
         CheckpointError: the run has no intact checkpoint, its prepared data are missing or changed,
-            or nothing was copied and ``allow_empty`` is False.
-        ConfigError: ``task`` is not a task of the run, or no shared table of ``model`` comes from a
-            single task.
+            a rank does not see it, or nothing was copied and ``config.allow_empty`` is False.
+        ConfigError: ``config.task`` is not a task of the run, or no shared table of ``model`` comes
+            from a single task.
         DataError: a vocabulary cannot be read.
     """
-    config = WarmStartConfig(str(run), task, allow_empty)
-    found = match(model, data, earlier(run, name), config, name, output)
+    saved, build = open_earlier(output.local_copy(config.run), name, ranks)
+    found: list[tuple[WarmStart, list[RowCopy]]] = []  # on rank 0
+
+    def matched() -> list[list[str]]:
+        found.append(_match(model, data, build(), config, name, output))
+        return [[each.table, each.place, each.source] for each in found[0][1]]
+
     ours = tables(model)
-    theirs = tables(found.old.model)
-    for copy in found.copies:
-        rows = ours[copy.table].field_weight(copy.place)  # a view
-        known = (copy.sources != FRESH).nonzero().flatten()
-        old_rows = theirs[copy.old_table].field_weight(copy.old_place)
-        rows[known.to(rows.device)] = old_rows[copy.sources[known]].to(rows.device)
-    return found.report
+    for number, (table, place, source) in enumerate(ranks.after_rank_zero(matched)):
+        own = {"rows": found[0][1][number].rows} if found else None
+        rows = ranks.tensors_from_rank_zero(own)["rows"]
+        if isinstance(ours[table], FusedEmbedding):
+            _take(ours[table].field_weight(place), saved[source], rows)
+        else:
+            ours[table].field_weights()[place].take(saved.rows(source), rows)
+    return found[0][0] if found else None
+
+
+def _take(weight: Tensor, old: Tensor, rows: Tensor) -> None:
+    """Copies rows of ``old`` to those of ``weight`` that have one."""
+    known = (rows != FRESH).nonzero().flatten()
+    weight[known.to(weight.device)] = old[rows[known]].to(weight.device)
 
 
 @dataclass(frozen=True)
@@ -136,54 +151,27 @@ class RowCopy:
 
     Attributes:
         table, place: the name of the new table and of the field in it.
-        old_table, old_place: the same of the old one.
-        sources: the old row of each new row, or ``FRESH``, int64 [rows].
+        source: the name of the old rows in the checkpoint.
+        rows: the old row of each new row, or ``FRESH``, int64 [rows].
     """
 
     table: str
     place: str
-    old_table: str
-    old_place: str
-    sources: Tensor
+    source: str
+    rows: Tensor
 
 
-@dataclass(frozen=True)
-class Match:
-    """What a warm start copies: the rows in ``copies``. Dense layers have been copied.
-
-    Attributes:
-        old: the other run's model.
-        copies: the rows to copy.
-        report: the result.
-    """
-
-    old: Run
-    copies: list[RowCopy]
-    report: WarmStart
-
-
-@torch.no_grad()
-def match(
+def _match(
     model: MultiTaskModel,
     data: PreparedData,
     old: Run,
     config: WarmStartConfig,
     name: str,
     output: Output,
-) -> Match:
-    """Copies the dense layers that match, and finds the rows that do. The values of rows are not
-    read.
+) -> tuple[WarmStart, list[RowCopy]]:
+    """Copies the dense layers that match, and returns the report and the copies of rows to make.
 
-    Args:
-        model: the new model.
-        data: the prepared data of the new model.
-        old: the other run's model. Its tables, and those of ``model``, may be held elsewhere.
-        config: the other run and the options.
-        name: the name of the new model.
-        output: as of ``warm_start``.
-
-    Raises:
-        CheckpointError, ConfigError, DataError: as ``warm_start``.
+    The tables of both models may be held elsewhere.
     """
     pair = Pair(model, old.model, _source_task(model, old, config))
     report = WarmStart(task=pair.task)
@@ -194,9 +182,14 @@ def match(
     report.taken, report.fresh = take_layers(pair, same_tasks, same_fields)
     if report.is_empty and not config.allow_empty:
         raise CheckpointError(
-            _nothing_fits(config.run, name, (model, data), (old, old_data), report)
+            f"{config.run}: nothing fits for a warm start: expected "
+            f"{_described(model, data, name or type(model).__name__)}, found "
+            f"{_described(old.model, old_data, old.name)} "
+            f"({'; '.join(report.summary().splitlines())}). Name another run, or allow to start "
+            "from none of its weights by --warm_start_empty, WarmStartConfig(allow_empty=True) in "
+            "Python"
         )
-    return Match(old, copies, report)
+    return report, copies
 
 
 def _source_task(model: MultiTaskModel, old: Run, config: WarmStartConfig) -> str:
@@ -212,24 +205,6 @@ def _source_task(model: MultiTaskModel, old: Run, config: WarmStartConfig) -> st
     if config.task and config.task not in names:
         raise config.error("task", f"one of {', '.join(names)}", config.task)
     return config.task or next((each for each in model.task_names if each in names), names[0])
-
-
-def _nothing_fits(
-    run: str,
-    name: str,
-    new: tuple[MultiTaskModel, PreparedData],
-    old: tuple[Run, PreparedData],
-    report: WarmStart,
-) -> str:
-    trained, old_data = old
-    found = _described(trained.model, old_data, trained.name)
-    return (
-        f"{run}: nothing fits for a warm start: expected "
-        f"{_described(*new, name or type(new[0]).__name__)}, found "
-        f"{found} ({'; '.join(report.summary().splitlines())}). Name another run, or allow to "
-        "start from none of its "
-        "weights by --warm_start_empty, WarmStartConfig(allow_empty=True) in Python"
-    )
 
 
 def _described(model: MultiTaskModel, data: PreparedData, name: str) -> str:
@@ -298,93 +273,31 @@ def _row_copies(
 ) -> list[RowCopy]:
     """Returns the copies of the fields' rows, and adds their numbers to the report."""
     sources = _source_rows(data, old)
-    places = {each.name: str(place) for place, each in enumerate(old.manifest.fields)}
+    names = {str(place): name for place, name in enumerate(_field_names(data))}
+    places = {name: str(place) for place, name in enumerate(_field_names(old))}
+    modules = {module: name for name, module in pair.old.named_modules()}  # as in the checkpoint
     ours = tables(pair.model)
     theirs = tables(pair.old)
     table_sources = pair.sources(ours, theirs)
     copies = []
     for table_name, table in ours.items():
-        old_name = table_sources.get(table_name, "")
-        old_widths = _widths_by_place(theirs[old_name]) if old_name in theirs else {}
-        sizes = dict(zip(table.field_names, table.num_embeddings, strict=True))
-        for place, (field_name, width) in _fields_of(table, data).items():
-            there = places.get(field_name, "")
+        old_table = theirs.get(table_sources.get(table_name, ""))
+        old_widths = {}
+        if old_table is not None:
+            old_widths = dict(zip(old_table.field_names, old_table.widths, strict=True))
+        fields = zip(table.field_names, table.num_embeddings, table.widths, strict=True)
+        for place, size, width in fields:
+            if (name := names.get(place)) is None:
+                continue
+            there = places.get(name, "")
             taken = 0
             if old_widths.get(there) == width:
-                source = torch.from_numpy(sources[field_name])
-                copies.append(RowCopy(table_name, place, old_name, there, source))
-                taken = int((source != FRESH).sum())
-                report.known += int((source > 0).sum())
+                rows = torch.from_numpy(sources[name])
+                source = f"{modules[old_table]}.weight.{there}"
+                copies.append(RowCopy(table_name, place, source, rows))
+                taken = int((rows != FRESH).sum())
+                report.known += int((rows > 0).sum())
             # of the other tasks' tables, if every task has its own
-            before = report.rows.get(field_name, (0, 0))
-            report.rows[field_name] = (before[0] + taken, before[1] + sizes[place])
+            before = report.rows.get(name, (0, 0))
+            report.rows[name] = (before[0] + taken, before[1] + size)
     return copies
-
-
-def _fields_of(table: Table, data: PreparedData) -> dict[str, tuple[str, int]]:
-    """Returns name and width of the fields of a table by place. The others' vectors are in the
-    tables of targets.
-    """
-    widths = _widths_by_place(table)
-    names = _field_names(data)
-    return {
-        place: (name, widths[place])
-        for place, name in zip(map(str, range(len(names))), names)
-        if place in widths
-    }
-
-
-def _widths_by_place(table: Table) -> dict[str, int]:
-    return dict(zip(table.field_names, table.widths, strict=True))
-
-
-@torch.no_grad()
-def warm_start_sharded(
-    model: MultiTaskModel,
-    data: PreparedData,
-    config: WarmStartConfig,
-    name: str,
-    ranks: Ranks,
-    output: Output,
-) -> WarmStart | None:
-    """Copies what ``warm_start`` copies. All ranks must call it.
-
-    Rank 0 copies the dense layers to its model alone, and matches the values of the fields. It
-    sends the sources of a field's rows to the others, 8 bytes per row, one field at a time.
-
-    Args:
-        model: the new model, with sharded tables.
-        data: the prepared data of the new model.
-        config: the other run and the options. All ranks must see it. Its tables may be sharded or
-            not.
-        name: the name of the new model. If it is a class, the other run may have the same one.
-        ranks: the ranks.
-        output: as of ``warm_start``.
-
-    Returns:
-        The result on rank 0, None elsewhere.
-
-    Raises:
-        CheckpointError, ConfigError, DataError: as ``warm_start``, or a rank does not see the other
-            run.
-    """
-    saved, build = open_earlier(output.local_copy(config.run), name, ranks)
-    found: list[Match] = []  # on rank 0
-
-    def matched() -> list[list[Any]]:
-        found.append(match(model, data, build(), config, name, output))
-        old = found[0].old.model
-        # as in the checkpoint
-        names = {module: of_module for of_module, module in old.named_modules()}
-        theirs = tables(old)
-        return [
-            [each.table, each.place, f"{names[theirs[each.old_table]]}.weight.{each.old_place}"]
-            for each in found[0].copies
-        ]
-
-    ours = tables(model)
-    for number, (table, place, source) in enumerate(ranks.after_rank_zero(matched)):
-        sent = {"sources": found[0].copies[number].sources} if found else None
-        rows = ours[table].field_weights()[place]
-        rows.take(saved.rows(source), ranks.tensors_from_rank_zero(sent)["sources"])
-    return found[0].report if found else None

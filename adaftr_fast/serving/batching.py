@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +13,10 @@ import pyarrow as pa
 from adaftr_fast.serving.rows import Extra, Row
 from adaftr_fast.serving.scorer import ROWS, Read, Scorer
 
+T = TypeVar("T")
 
-@dataclass(eq=False)
-class PendingRequest:
-    """Rows that wait for their scores; ``scored`` gets the table and the scorer that made it."""
 
-    rows: Sequence[Row]
-    scored: asyncio.Future[tuple[pa.Table, Scorer]] = field(
-        default_factory=lambda: asyncio.Future()
-    )
+Scored = tuple[pa.Table, Scorer]  # the scores of a request, and the scorer that made them
 
 
 class Batcher:
@@ -37,61 +33,57 @@ class Batcher:
     """
 
     def __init__(
-        self, scorer: Callable[[], Scorer], extra: Extra, called: Callable[[int], object] = int
+        self, scorer: Callable[[], Scorer], extra: Extra, called: Callable[[int], object]
     ) -> None:
         self._scorer = scorer
         self._extra = extra
         self._called = called
-        self._waiting: list[PendingRequest] = []
+        self._waiting: list[tuple[Sequence[Row], asyncio.Future[Scored]]] = []
         self._arrived = asyncio.Event()
 
     def waiting(self) -> int:
         """Returns the number of rows that wait."""
-        return sum(len(each.rows) for each in self._waiting)
+        return sum(len(rows) for rows, _ in self._waiting)
 
-    async def score(self, rows: Sequence[Row]) -> tuple[pa.Table, Scorer]:
+    async def score(self, rows: Sequence[Row]) -> Scored:
         """Returns the scores of rows and the scorer that made them.
 
         Raises:
             DataError, ServingError: as ``Scorer.score``.
         """
-        request = PendingRequest(rows)
-        self._waiting.append(request)
+        scored: asyncio.Future[Scored] = asyncio.Future()
+        self._waiting.append((rows, scored))
         self._arrived.set()
-        return await request.scored
+        return await scored
 
     async def run(self) -> None:
         """Answers requests until it is cancelled."""
         while True:
             await self._arrived.wait()
-            requests = self._take()
-            self._called(len(requests))
+            count = self._fitting()
+            taken, self._waiting = self._waiting[:count], self._waiting[count:]
+            if not self._waiting:
+                self._arrived.clear()
+            self._called(count)
             scorer = self._scorer()
+            requests = [rows for rows, _ in taken]
             found: list[pa.Table | Exception]
             try:
-                found = await asyncio.to_thread(
-                    score_each, scorer, [each.rows for each in requests], self._extra
-                )
+                found = await asyncio.to_thread(score_each, scorer, requests, self._extra)
             except Exception as error:  # no thread can be started
-                found = [error] * len(requests)
-            for request, result in zip(requests, found):
-                if request.scored.done():  # cancelled: the client is gone
+                found = [error] * count
+            for (_, scored), result in zip(taken, found):
+                if scored.done():  # cancelled: the client is gone
                     continue
                 if isinstance(result, Exception):
-                    request.scored.set_exception(result)
+                    scored.set_exception(result)
                 else:
-                    request.scored.set_result((result, scorer))
+                    scored.set_result((result, scorer))
 
-    def _take(self) -> list[PendingRequest]:
-        """Takes the first requests whose rows fit in one call, and at least one."""
-        count, rows = 1, len(self._waiting[0].rows)
-        while count < len(self._waiting) and rows + len(self._waiting[count].rows) <= ROWS:
-            rows += len(self._waiting[count].rows)
-            count += 1
-        taken, self._waiting = self._waiting[:count], self._waiting[count:]
-        if not self._waiting:
-            self._arrived.clear()
-        return taken
+    def _fitting(self) -> int:
+        """Returns how many of the first requests fit in one call, at least one."""
+        ends = accumulate(len(rows) for rows, _ in self._waiting)
+        return max(1, sum(end <= ROWS for end in ends))
 
 
 def score_each(
@@ -102,8 +94,8 @@ def score_each(
     Each request is read by itself: the type of a column, and so the meaning of a value, depends on
     its rows alone. The program then runs on the rows of all of them.
     """
-    read = [_read(scorer, rows, extra) for rows in requests]
-    good = [each for each in read if isinstance(each, tuple)]
+    read = [_outcome(scorer.read, rows, extra) for rows in requests]
+    good = [each for each in read if not isinstance(each, Exception)]
     try:
         scores = iter(_scores(scorer, good))
     except Exception as error:  # whatever it is, it belongs to one of the requests
@@ -114,15 +106,17 @@ def score_each(
             *score_each(scorer, requests[:half], extra),
             *score_each(scorer, requests[half:], extra),
         ]
+    # the table of a request may fail, too: a price that is no number
     return [
-        _table(scorer, next(scores), each[0]) if isinstance(each, tuple) else each for each in read
+        each if isinstance(each, Exception) else _outcome(scorer.table, next(scores), each[0])
+        for each in read
     ]
 
 
-def _read(scorer: Scorer, rows: Sequence[Row], extra: Extra) -> Read | pa.Table | Exception:
-    """Returns what the program scores, the scores if there are no rows, or an error."""
+def _outcome(call: Callable[..., T], *arguments: Any) -> T | Exception:
+    """Returns what a call returns, or the error that it raises."""
     try:
-        return scorer.read(rows, extra) if rows else scorer.score(rows, extra=extra)
+        return call(*arguments)
     except Exception as error:
         return error
 
@@ -134,10 +128,3 @@ def _scores(scorer: Scorer, read: Sequence[Read]) -> list[np.ndarray]:
     encoded = {name: pa.concat_arrays([each[name] for _, each in read]) for name in read[0][1]}
     ends = np.cumsum([batch.num_rows for batch, _ in read])
     return np.split(scorer.probabilities(scorer.features(encoded)), ends[:-1])
-
-
-def _table(scorer: Scorer, scores: np.ndarray, batch: pa.RecordBatch) -> pa.Table | Exception:
-    try:
-        return scorer.table(scores, batch)
-    except Exception as error:  # such as a price that is no number
-        return error

@@ -40,7 +40,6 @@ class Columns:
         bid: p_c of Eq. 16, as a number or as the name of a column. None without a bid.
         bid_weight: w of Eq. 16.
         cvr: whether p_cvr is the quotient p_ctcvr / p_ctr, or the output of the conversion task.
-        text: how text holds prices.
     """
 
     tasks: Sequence[str]
@@ -48,7 +47,6 @@ class Columns:
     bid: float | str | None = None
     bid_weight: float = 1.0
     cvr: Cvr = "quotient"
-    text: TextFormat = PLAIN_TEXT
 
     def inputs(self) -> list[str]:
         """Returns the names of the input columns to read."""
@@ -70,12 +68,15 @@ class Columns:
         fields += [] if self.funnel is None else [pa.field(derived, pa.float32())]
         return fields + ([] if self.bid is None else [pa.field("bid", pa.float64())])
 
-    def make(self, scores: np.ndarray, rows: pa.RecordBatch) -> list[pa.Array]:
+    def make(
+        self, scores: np.ndarray, rows: pa.RecordBatch, form: TextFormat = PLAIN_TEXT
+    ) -> list[pa.Array]:
         """Computes the output columns, [n] each.
 
         Args:
             scores: the probabilities [n, T].
             rows: the raw rows, which hold the prices, if a column does.
+            form: how text holds numbers.
 
         Raises:
             DataError: the column of prices is not numeric.
@@ -94,10 +95,7 @@ class Columns:
         if self.bid is not None:
             # Eq. 16
             bids = (
-                self.bid_weight
-                * p_ctr.astype(np.float64)
-                * p_cvr
-                * _prices(self.bid, rows, self.text)
+                self.bid_weight * p_ctr.astype(np.float64) * p_cvr * _prices(self.bid, rows, form)
             )
             # nan, for a missing price, becomes null
             arrays.append(pa.array(bids, from_pandas=True))

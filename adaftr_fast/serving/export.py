@@ -16,9 +16,9 @@ from torch import Tensor
 from adaftr_fast._files import AnyPath, sha256
 from adaftr_fast._json import dumps
 from adaftr_fast._publish import publishing
+from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo, Manifest
-from adaftr_fast.data.dataset.matrix import matrix
+from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.errors import ServingError, StoreError
 from adaftr_fast.models.build import ModelClass
@@ -26,6 +26,7 @@ from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.embedding_int8 import quantize_tables
 from adaftr_fast.serving.programs import (
     Probabilities,
+    apply_program,
     export_program,
     load_onnx,
     save_aot,
@@ -39,9 +40,8 @@ from adaftr_fast.serving.scorer import (
     PROGRAM,
     VERSION,
     About,
-    Features,
     Int8,
-    bags,
+    unlabelled,
 )
 from adaftr_fast.training.evaluation import measure, predict
 from adaftr_fast.training.trained import Run
@@ -50,6 +50,7 @@ TOLERANCE = 1e-6  # maximum difference between the probabilities of a program an
 ONNX_TOLERANCE = 1e-5  # numpy, which evaluates ONNX here, sums in another order
 TASK_TOLERANCE = 1e-5  # so do the gates of one task alone
 CHECKED_ROWS = (1, 500)
+EXAMPLE_ROWS = 50  # with which a program is traced
 
 
 def export_run(
@@ -128,12 +129,20 @@ def _write(
     for name in (MANIFEST, VOCABULARY):
         (folder / name).write_bytes((prepared.folder / name).read_bytes())
     served = Probabilities(trained.model, task)
+    draw = partial(random_rows, manifest.fields, manifest.dense)
     if task is not None:
-        column = Column(Probabilities(trained.model), trained.model.position(task))
-        check_program(served, column, manifest.fields, manifest.dense, tolerance=TASK_TOLERANCE)
+        whole, position = Probabilities(trained.model), trained.model.position(task)
+
+        def column(*features: Tensor, **named: Tensor) -> Tensor:
+            return whole(*features, **named)[:, position, None]
+
+        check_program(served, column, draw, tolerance=TASK_TOLERANCE)
     rounded = _round_tables(served, trained, prepared) if int8 else None
-    _write_programs(served, manifest, folder, aot=aot, onnx=onnx)
-    about = _about(trained, prepared, folder, task, rounded)
+    _write_programs(served, draw, folder, aot=aot, onnx=onnx)
+    tasks = trained.about.tasks if task is None else [task]
+    metrics = {name: each for name, each in trained.about.metrics.items() if name in tasks}
+    digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    about = About(VERSION, manifest.fingerprint, tasks, metrics, digests, rounded)
     (folder / ABOUT).write_text(dumps(dataclasses.asdict(about), indent=2) + "\n", encoding="utf-8")
     return about
 
@@ -160,17 +169,10 @@ def _round_tables(served: Probabilities, trained: Run, data: PreparedData) -> In
 
 
 def _write_programs(
-    served: Probabilities, manifest: Manifest, folder: Path, *, aot: bool, onnx: bool
+    served: Probabilities, draw: Callable[[int], Batch], folder: Path, *, aot: bool, onnx: bool
 ) -> None:
-    fields = manifest.fields
-    exported = partial(
-        export_program,
-        served,
-        len(fields),
-        multiple=any(field.multiple for field in fields),
-        dense=len(manifest.dense),
-    )
-    check = partial(check_program, served=served, fields=fields, dense=manifest.dense)
+    exported = partial(export_program, served, draw(EXAMPLE_ROWS))
+    check = partial(check_program, served=served, draw=draw)
     save_torch(exported(), folder / PROGRAM)
     check(torch.export.load(folder / PROGRAM).module())
     if not (aot or onnx):
@@ -185,39 +187,21 @@ def _write_programs(
         check(load_onnx(folder / ONNX), tolerance=ONNX_TOLERANCE)
 
 
-class Column:
-    """Computes the probabilities of one task [B, 1] by the whole model, to compare its own network
-    with.
-
-    Args:
-        served: the whole model.
-        task: the position of the task.
-    """
-
-    def __init__(self, served: Probabilities, task: int) -> None:
-        self.served = served
-        self.task = task
-
-    def __call__(self, *features: Tensor, **named: Tensor) -> Tensor:
-        return self.served(*features, **named)[:, self.task, None]
-
-
 def check_program(
     program: Callable[..., Tensor],
     served: Callable[..., Tensor],
-    fields: Sequence[FieldInfo],
-    dense: Sequence[NumericEncoding] = (),
+    draw: Callable[[int], Batch],
     *,
     tolerance: float = TOLERANCE,
 ) -> None:
-    """Raises ServingError unless a program and the model return the same probabilities for random
-    ids and numbers.
+    """Raises ServingError unless a program and the model return the same probabilities for the rows
+    that ``draw`` draws.
     """
     for rows in CHECKED_ROWS:
-        features = random_features(fields, rows, dense)
+        drawn = draw(rows)
         with torch.no_grad():
-            expected = features.run(served)
-            found = features.run(program)
+            expected = apply_program(served, drawn)
+            found = apply_program(program, drawn)
         if not expected.isfinite().all():
             raise ServingError(
                 "the model returns probabilities that are not finite: it has diverged"
@@ -228,10 +212,8 @@ def check_program(
             )
 
 
-def random_features(
-    fields: Sequence[FieldInfo], rows: int, dense: Sequence[NumericEncoding] = ()
-) -> Features:
-    """Returns random inputs of a program, with 0 to 3 ids per row of a multi-valued field, and 10 %
+def random_rows(fields: Sequence[FieldInfo], dense: Sequence[NumericEncoding], rows: int) -> Batch:
+    """Returns random rows without labels, with 0 to 3 ids per row of a multi-valued field, and 10 %
     missing numbers.
     """
     random = np.random.default_rng(rows)
@@ -240,25 +222,6 @@ def random_features(
         counts = random.integers(0, 4, rows) if field.multiple else np.ones(rows, np.int64)
         ids = random.integers(0, field.num_embeddings, counts.sum(), np.int32)
         columns.append((ids, np.append(0, counts.cumsum()) if field.multiple else None))
-    if any(offsets is not None for _, offsets in columns):
-        features = bags(columns)
-    else:
-        features = Features(torch.from_numpy(matrix([ids for ids, _ in columns], np.int32)))
-    if not dense:
-        return features
     numbers = [random.normal(encoding.mean, 2 * encoding.std, rows) for encoding in dense]
     numbers = [np.where(random.random(rows) < 0.1, np.nan, x).astype(np.float32) for x in numbers]
-    return features._replace(dense=torch.from_numpy(matrix(numbers, np.float32)))
-
-
-def _about(
-    trained: Run, data: PreparedData, folder: Path, task: str | None, int8: Int8 | None
-) -> About:
-    digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    tasks = trained.about.tasks if task is None else [task]
-    metrics = {
-        name: values
-        for name, values in trained.about.metrics.items()
-        if task is None or name == task
-    }
-    return About(VERSION, data.manifest.fingerprint, tasks, metrics, digests, int8)
+    return unlabelled(columns, numbers)

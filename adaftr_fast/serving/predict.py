@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -27,9 +27,7 @@ from tqdm import tqdm
 from adaftr_fast._files import AnyPath
 from adaftr_fast._progress import progress_bar
 from adaftr_fast._publish import publishing
-from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
 from adaftr_fast.data.encode.encoders import (
-    Encoder,
     Vocabulary,
     count_unknown,
     encode_features,
@@ -40,8 +38,8 @@ from adaftr_fast.data.encode.written import as_written
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows, check_share
-from adaftr_fast.data.raw.inputs import is_text
-from adaftr_fast.data.raw.rows import Chunk, RawFile, kept, raw_files
+from adaftr_fast.data.raw.inputs import Chunk, is_text
+from adaftr_fast.data.raw.rows import RawFile, kept, raw_files
 from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.schema.types import PLAIN_TEXT, Schema
 from adaftr_fast.errors import DataError, ServingError, StoreError
@@ -59,72 +57,75 @@ SPELLINGS: dict[str, Callable[[pa.Array], pa.Array]] = {
 """How unknown values may differ from known ones, with what makes these equal."""
 
 
-@dataclass(frozen=True)
 class Unknown:
-    """Missing or unknown values of scored rows.
+    """Missing or unknown values of scored rows, beside those of training and validation.
+
+    In training, rare values are unknown; in validation, values that training lacks are as well.
+
+    Args:
+        scorer: the exported model.
 
     Attributes:
         rows: the number of rows.
         counts: rows per field whose value is missing or unknown, or whose list has no known token.
-        splits: the training and the validation split of the prepared folder, which have such counts
-            too: in training, rare values are unknown; in validation, values that training lacks are
-            as well.
         vocabularies: the vocabularies by field; numbers and hashed values are always known.
         examples: some values per field that have no id, text.
     """
 
-    rows: int
-    counts: Mapping[str, int]
-    splits: Mapping[str, SplitInfo]
-    vocabularies: Mapping[str, Vocabulary]
-    examples: Mapping[str, pa.Array]
-
-    @classmethod
-    def of(
-        cls,
-        rows: int,
-        counts: Mapping[str, int],
-        examples: Mapping[str, pa.Array],
-        manifest: Manifest,
-        encoders: Mapping[str, Encoder],
-    ) -> Unknown:
-        """Returns the counts beside those of ``manifest``."""
-        splits = {name: manifest.splits[name] for name in ("train", "validation")}
-        vocabularies = {
-            name: encoder for name, encoder in encoders.items() if isinstance(encoder, Vocabulary)
+    def __init__(self, scorer: Scorer) -> None:
+        self.rows = 0
+        self.counts = Counter({field.name: 0 for field in scorer.schema.features})
+        self.vocabularies = {
+            name: encoder
+            for name, encoder in scorer.encoders.items()
+            if isinstance(encoder, Vocabulary)
         }
-        return cls(rows, counts, splits, vocabularies, examples)
+        self.examples: dict[str, pa.Array] = {}
+        self._schema = scorer.schema
+        self._splits = [scorer.manifest.splits[name] for name in ("train", "validation")]
+
+    def add(self, rows: pa.RecordBatch, encoded: Mapping[str, pa.Array]) -> None:
+        """Counts rows, and keeps unknown values of the fields that have fewer than
+        ``MOST_EXAMPLES`` yet, as text.
+        """
+        self.rows += rows.num_rows
+        self.counts.update({name: count_unknown(ids) for name, ids in encoded.items()})
+        for field in self._schema.fields:
+            is_single = field.kind == "categorical" and field.tokens is None
+            if not is_single or field.name not in self.vocabularies:
+                continue
+            before = self.examples.get(field.name, pa.array([], pa.string()))
+            unknown = pc.equal(encoded[field.name], 0)
+            if len(before) < MOST_EXAMPLES and pc.any(unknown).as_py():
+                read = as_written(self._schema, rows.select(list(field.columns)).filter(unknown))
+                found = pc.unique(field_values(field, read).drop_null()).cast(pa.string())
+                examples = pc.unique(pa.concat_arrays([before, found]))
+                self.examples[field.name] = examples[:MOST_EXAMPLES]
 
     def cells(self) -> list[list[str]]:
         """Returns a row per field: its name, and its share here, in training and in validation."""
         return [
-            [
-                name,
-                _percent(count / max(1, self.rows)),
-                self._before("train", name),
-                self._before("validation", name),
-            ]
+            [name, *map(_percent, (count / max(1, self.rows), *self._before(name)))]
             for name, count in self.counts.items()
         ]
 
-    def warnings(self) -> list[str]:
+    def warning(self) -> str | None:
         """Returns a warning if no value is known, or else if the share of a field has more than
         doubled.
         """
         names = [*self.vocabularies]
         if names and self.rows and all(self.counts[name] == self.rows for name in names):
             nothing = "is missing or unknown: the model knows nothing of these rows"
-            return [f"every value of {', '.join(names)} {nothing}{self._spellings(names)}"]
-        doubled = [
+            return f"every value of {', '.join(names)} {nothing}{self._spellings(names)}"
+        telling = [cells for cells in self.cells() if self._is_telling(cells[0])]
+        if not telling:
+            return None
+        doubled = "; ".join(
             f"{name} ({here}, {train} in training, {validation} in validation)"
-            for name, here, train, validation in self.cells()
-            if self._is_telling(name)
-        ]
-        if not doubled:
-            return []
+            for name, here, train, validation in telling
+        )
         more = "more than twice as many values as in training are missing or unknown"
-        telling = [name for name in self.counts if self._is_telling(name)]
-        return [f"{more}: {'; '.join(doubled)}{self._spellings(telling)}"]
+        return f"{more}: {doubled}{self._spellings([name for name, *_ in telling])}"
 
     def _spellings(self, names: Sequence[str]) -> str:
         """Returns what would make unknown values of these fields known, with an example of each
@@ -145,15 +146,12 @@ class Unknown:
 
     def _is_telling(self, name: str) -> bool:
         count = self.counts[name]
-        expected = self._expected(name)
+        expected = self.rows * max(self._before(name))
         return count > 2 * expected + CHANCE or count == self.rows > 2 * expected
 
-    def _expected(self, name: str) -> float:
-        return self.rows * max(info.unknown[name] / info.rows for info in self.splits.values())
-
-    def _before(self, split: str, name: str) -> str:
-        info = self.splits[split]
-        return _percent(info.unknown[name] / info.rows)
+    def _before(self, name: str) -> list[float]:
+        """Returns the shares of a field in training and in validation."""
+        return [split.unknown[name] / split.rows for split in self._splits]
 
 
 def _percent(share: float) -> str:
@@ -181,7 +179,6 @@ def predict(
     scorer: Scorer,
     files: Sequence[AnyPath],
     out: Path,
-    columns: Columns,
     *,
     keep: Sequence[str] = (),
     bad_rows: float = 0.0,
@@ -198,7 +195,6 @@ def predict(
         files: any number of inputs in the formats of ``prepare``; for Ali-CCP, pairs SKELETON
             COMMON.
         out: the parquet file to write.
-        columns: the output columns.
         keep: input columns to copy before the scores; those of text files as they are written.
         bad_rows: maximum share of unreadable rows of a text file, which are skipped and reported.
         memory: how many GB the process may take, beside the model and its vocabularies; None for 4.
@@ -215,9 +211,9 @@ def predict(
     check_share(bad_rows)
     _check_place(out, files)
     bound = Memory.of(memory)
-    inputs = raw_files(scorer.schema, files, keep, columns.inputs(), bound)
-    schema = _schema(inputs, keep, columns)
-    start = time.perf_counter()
+    inputs = raw_files(scorer.schema, files, keep, scorer.columns.inputs(), bound)
+    schema = _schema(inputs, keep, scorer.columns)
+    account, unknown, start = BadRows(), Unknown(scorer), time.perf_counter()
     try:
         with (
             publishing(out) as new,
@@ -229,26 +225,30 @@ def predict(
             ) as bar,
             pq.ParquetWriter(new, schema, compression="zstd", write_page_checksum=True) as writer,
         ):
-            account = BadRows()
-            scored = 0
-            unknown = Counter({field.name: 0 for field in scorer.schema.features})
-            examples: dict[str, pa.Array] = {}
-            for input_file in inputs:
-                encoded = _encoded(scorer, input_file, bar, bound)
-                of_file, rows = _score_file(
-                    scorer, encoded, columns, keep, bad_rows, writer, bar, unknown, examples
-                )
-                of_file.check_kept(input_file.path, rows)
-                account = account + of_file
-                scored = scored + rows
+            for file in inputs:
+                scored = unknown.rows
+                of_file = BadRows()
+                for rows, encoded, of_chunk in _encoded(scorer, file, bar, bound):
+                    unknown.add(rows, encoded)
+                    of_file += of_chunk
+                    if bad_rows == 0:
+                        _check(of_file, bad_rows, scorer.schema)  # later rows change nothing
+                    scores = scorer.probabilities(scorer.features(encoded))
+                    arrays = [kept(rows, name) for name in keep]
+                    arrays += scorer.columns.make(scores, rows, scorer.schema.text)
+                    writer.write_batch(_batch(schema, arrays))
+                    speed = unknown.rows / (time.perf_counter() - start)
+                    bar.set_postfix_str(f"{speed:,.0f} rows/s", refresh=False)
+                _check(of_file, bad_rows, scorer.schema)
+                of_file.check_kept(file.path, unknown.rows - scored)
+                account += of_file
     except StoreError:  # of the inputs
         raise
     except OSError as error:
         raise ServingError(f"{out}: cannot be written: {error.strerror or error}") from error
-    compared = Unknown.of(scored, unknown, examples, scorer.manifest, scorer.encoders)
-    for message in compared.warnings():
+    if (message := unknown.warning()) is not None:
         warnings.warn(f"{', '.join(shown(file.path) for file in inputs)}: {message}", stacklevel=2)
-    return Report(scored, account, compared, time.perf_counter() - start)
+    return Report(unknown.rows, account, unknown, time.perf_counter() - start)
 
 
 def _check_place(out: Path, files: Sequence[AnyPath]) -> None:
@@ -270,43 +270,6 @@ def _check_place(out: Path, files: Sequence[AnyPath]) -> None:
             )
 
 
-def _score_file(
-    scorer: Scorer,
-    chunks: Iterable[Encoded],
-    columns: Columns,
-    keep: Sequence[str],
-    bad_rows: float,
-    writer: pq.ParquetWriter,
-    bar: tqdm,
-    unknown: Counter[str],
-    examples: dict[str, pa.Array],
-) -> tuple[BadRows, int]:
-    """Writes the scores of one input; returns the counts of its lines and bad rows, and the number
-    of scored rows.
-
-    Adds the numbers of its missing or unknown values to ``unknown``, and some of the unknown ones
-    to ``examples``.
-    """
-    account = BadRows()
-    scored = 0
-    start = time.perf_counter()
-    for rows, encoded, of_chunk in chunks:
-        unknown.update({name: count_unknown(ids) for name, ids in encoded.items()})
-        _add_examples(scorer, rows, encoded, examples)
-        account += of_chunk
-        if bad_rows == 0:
-            _check(account, bad_rows, scorer.schema)  # later rows cannot change the result
-        made = columns.make(scorer.probabilities(scorer.features(encoded)), rows)
-        batch = _batch(writer.schema, [*(kept(rows, name) for name in keep), *made])
-        writer.write_batch(batch)
-        scored += batch.num_rows
-        bar.set_postfix_str(
-            f"{account.rows / (time.perf_counter() - start):,.0f} rows/s", refresh=False
-        )
-    _check(account, bad_rows, scorer.schema)
-    return account, scored
-
-
 def _check(account: BadRows, bad_rows: float, schema: Schema) -> None:
     """Raises DataError if too many rows are bad, and names the options of ``prepare`` that may be
     absent.
@@ -325,25 +288,6 @@ def _check(account: BadRows, bad_rows: float, schema: Schema) -> None:
             "train again"
         )
         raise DataError(f"{error}; {how}") from error
-
-
-def _add_examples(
-    scorer: Scorer,
-    rows: pa.RecordBatch,
-    encoded: dict[str, pa.Array],
-    examples: dict[str, pa.Array],
-) -> None:
-    """Adds unknown values of the fields that have fewer than ``MOST_EXAMPLES`` yet, as text."""
-    for field in scorer.schema.fields:
-        is_single = field.kind == "categorical" and field.tokens is None
-        if not is_single or not isinstance(scorer.encoders[field.name], Vocabulary):
-            continue
-        before = examples.get(field.name, pa.array([], pa.string()))
-        unknown = pc.equal(encoded[field.name], 0)
-        if len(before) < MOST_EXAMPLES and pc.any(unknown).as_py():
-            read = as_written(scorer.schema, rows.select(list(field.columns)).filter(unknown))
-            found = pc.unique(field_values(field, read).drop_null()).cast(pa.string())
-            examples[field.name] = pc.unique(pa.concat_arrays([before, found]))[:MOST_EXAMPLES]
 
 
 def _encoded(scorer: Scorer, file: RawFile, bar: tqdm, memory: Memory) -> Iterator[Encoded]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from adaftr_fast.data.dataset.batch import model_inputs
+from adaftr_fast.data.dataset.batch import Batch, model_inputs
 from adaftr_fast.errors import ServingError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.ops.embedding.plain import PLAIN
@@ -60,35 +60,38 @@ class Probabilities(nn.Module):
         return self.model(*model_inputs(ids, offsets, dense)).sigmoid()
 
 
+def program_inputs(rows: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Returns what a program takes of rows: ids and starts, and by its name ``dense``."""
+    named = {} if rows.dense is None else {"dense": rows.dense}
+    if rows.offsets is None:
+        return (rows.ids,), named
+    return (rows.ids, rows.offsets[:-1].view(len(rows), -1)), named
+
+
+def apply_program(program: Callable[..., Tensor], rows: Batch) -> Tensor:
+    """Returns what a program computes of rows, [B, T]."""
+    inputs, named = program_inputs(rows)
+    return program(*inputs, **named)
+
+
 def export_program(
-    served: Probabilities,
-    fields: int,
-    *,
-    multiple: bool = False,
-    dense: int = 0,
-    plain: bool = False,
+    served: Probabilities, example: Batch, *, plain: bool = False
 ) -> ExportedProgram:
-    """Exports a model over ``fields`` fields, besides dense ones.
+    """Exports a model.
 
     Args:
         served: the module to export.
-        fields: the number of fields.
-        multiple: whether any field is multi-valued.
-        dense: the number of dense fields.
+        example: some rows with its fields. One row, or one id of all bags, would become a constant.
         plain: uses PyTorch ops only. Otherwise look-ups are ops of adaftr_fast, which check ids and
             require that the process imports adaftr_fast.
     """
-    batch = Dim("batch", min=1)
-    ids = torch.zeros(2, fields, dtype=torch.int32)  # 1 row would become a constant
-    example: tuple[Tensor, ...] = (ids,)
-    shapes = {"ids": {0: batch}}
-    if multiple:
-        example = (ids.flatten(), torch.arange(2 * fields).view(2, fields))
-        shapes = {"ids": {0: Dim("ids", min=0)}, "starts": {0: batch}}
-    named = {"dense": torch.zeros(2, dense)} if dense else {}
-    shapes |= {name: {0: batch} for name in named}
+    inputs, named = program_inputs(example)
+    rows = {0: Dim("batch", min=1)}
+    shapes = dict.fromkeys(["ids", *named], rows)
+    if example.offsets is not None:
+        shapes |= {"ids": {0: Dim("ids", min=0)}, "starts": rows}
     with torch.no_grad(), _quiet():
-        program = torch.export.export(served, example, named, dynamic_shapes=shapes)
+        program = torch.export.export(served, inputs, named, dynamic_shapes=shapes)
         return program.run_decompositions(PLAIN) if plain else program
 
 

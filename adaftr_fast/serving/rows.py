@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, get_args
@@ -24,6 +25,7 @@ Row = Mapping[str, Any]
 RawRows = Row | Sequence[Row] | ArrowStream
 Extra = Literal["error", "ignore"]
 LISTS = (list, tuple, np.ndarray)
+WHOLE = ""  # in place of a separator, where a field reads a value as a whole
 
 
 def read_rows(
@@ -62,31 +64,37 @@ def read_rows(
     for where, row in listed.items():
         _check_names(where, row, names, known)
     types = column_types(schema) | dict.fromkeys(prices, pa.float64())
-    single = {
-        column for field in schema.features if field.tokens is None for column in field.columns
-    }
-    lists = [
-        field
-        for field in schema.fields
-        if field.tokens is not None and field.columns[0] not in single
-    ]
-    marks: dict[str, set[str | None]] = {}
-    for field in lists:
-        marks.setdefault(field.columns[0], set()).add(field.separator)
-    # A list is divided already: it cannot stand for text that fields divide by several separators.
-    marks = {name: each for name, each in marks.items() if len(each) == 1 or None in each}
-    separators = {name: None if None in each else each.pop() for name, each in marks.items()}
+    separators = _separators(schema)
     null = schema.text.null
     columns = {
         name: _values(listed, name, null, name in separators, separators.get(name))
         for name in names
     }
-    is_number = {name: types[name] == pa.float64() for name in names}
     for name in _id_columns(schema):
         _check_digits(name, zip(listed, columns[name]), exact)
     return pa.record_batch(
-        {name: _column(name, each, is_number[name], schema.text) for name, each in columns.items()}
+        {
+            name: _column(name, each, types[name] == pa.float64(), schema.text)
+            for name, each in columns.items()
+        }
     )
+
+
+def _separators(schema: Schema) -> dict[str, str | None]:
+    """Returns the columns that may hold lists, with the separator of text beside them, or None.
+
+    A list is divided already. It cannot stand for text that a field reads as a whole, nor for text
+    that fields divide by several separators.
+    """
+    marks = defaultdict(set)
+    for field in schema.features:
+        for column in field.columns:
+            marks[column].add(WHOLE if field.tokens is None else field.separator)
+    return {
+        name: None if None in each else each.pop()
+        for name, each in marks.items()
+        if WHOLE not in each and (len(each) == 1 or None in each)
+    }
 
 
 def _id_columns(schema: Schema) -> list[str]:

@@ -1,16 +1,16 @@
 """Scores raw rows with an exported model: raw columns to ids to probabilities to named columns.
 
-Shapes: n rows, F fields, T tasks, N ids, D dense fields.
+Shapes: n rows, T tasks.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,7 @@ from adaftr_fast import models  # noqa: F401  # defines the ops that programs ca
 from adaftr_fast._files import AnyPath, sha256
 from adaftr_fast._json import from_json, loads
 from adaftr_fast._publish import read_published
-from adaftr_fast.data.dataset.batch import interleave
+from adaftr_fast.data.dataset.batch import Batch, interleave
 from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest
 from adaftr_fast.data.dataset.matrix import matrix
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
@@ -31,6 +31,7 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ServingError
 from adaftr_fast.nn import embedding_int8  # noqa: F401  # defines the op of int8 tables
 from adaftr_fast.serving.columns import Columns, Cvr, output_columns
+from adaftr_fast.serving.programs import apply_program
 from adaftr_fast.serving.rows import Extra, RawRows, read_rows
 from adaftr_fast.stores import as_path, local_copy
 
@@ -41,25 +42,6 @@ AOT = "model.aot.pt2"
 ONNX = "model.onnx"
 ROWS = 8192  # rows per call, so that activations stay in the cache
 TILE = 32  # a multiple of the rows that kernels of matrix products take at once
-
-
-class Features(NamedTuple):
-    """Inputs of a program."""
-
-    ids: Tensor  # int32 [n, F], with multi-valued fields [N]
-    starts: Tensor | None = None  # int64 [n, F] with multi-valued fields
-    dense: Tensor | None = None  # float32 [n, D] with dense fields, NaN = missing
-
-    def rows(self) -> int:
-        """Returns n."""
-        return len(self.ids if self.starts is None else self.starts)
-
-    def run(self, program: Callable[..., Tensor]) -> Tensor:
-        """Calls a program with the inputs that it takes -> [n, T]."""
-        positional = (self.ids,) if self.starts is None else (self.ids, self.starts)
-        return (
-            program(*positional) if self.dense is None else program(*positional, dense=self.dense)
-        )
 
 
 @dataclass(frozen=True)
@@ -151,10 +133,7 @@ class Scorer:
             TypeError: ``rows`` is none of the above.
         """
         batch = read_rows(self.schema, self.columns.inputs(), rows, extra)
-        if not batch.num_rows:
-            return pa.schema(self.columns.fields()).empty_table()
-        encoded = encode_features(self.schema, self.encoders, batch)
-        return self.table(self.probabilities(self.features(encoded)), batch)
+        return self.table(self.probabilities(self.encode(batch)), batch)
 
     def read(self, rows: RawRows, extra: Extra) -> Read:
         """Reads and encodes raw rows of a request. Raises what ``score`` does for them, or warns
@@ -170,9 +149,10 @@ class Scorer:
             scores: the probabilities, float32 [n, T].
             batch: the raw rows, which hold the prices.
         """
-        return pa.table(self.columns.make(scores, batch), schema=pa.schema(self.columns.fields()))
+        arrays = self.columns.make(scores, batch, self.schema.text)
+        return pa.table(arrays, schema=pa.schema(self.columns.fields()))
 
-    def encode(self, rows: pa.RecordBatch) -> Features:
+    def encode(self, rows: pa.RecordBatch) -> Batch:
         """Encodes raw columns [n] to ids and numbers, as preparation does. Unseen values become 0.
 
         Raises:
@@ -180,22 +160,13 @@ class Scorer:
         """
         return self.features(encode_features(self.schema, self.encoders, rows))
 
-    def features(self, encoded: dict[str, pa.Array]) -> Features:
-        """Returns the columns of ``encode_features`` as the inputs of the program."""
-        columns = [encoded[field.name] for field in self.schema.fields]
-        if any(pa.types.is_list(column.type) for column in columns):
-            features = bags([_ids_and_offsets(column) for column in columns])
-        else:
-            features = Features(
-                torch.from_numpy(matrix([column.to_numpy() for column in columns], np.int32))
-            )
-        if not self.schema.dense:
-            return features
-        numbers = [encoded[field.name].to_numpy() for field in self.schema.dense]
-        return features._replace(dense=torch.from_numpy(matrix(numbers, np.float32)))
+    def features(self, encoded: dict[str, pa.Array]) -> Batch:
+        """Returns the columns of ``encode_features`` as the rows that the program takes."""
+        ids = [_ids_and_offsets(encoded[field.name]) for field in self.schema.fields]
+        return unlabelled(ids, [encoded[field.name].to_numpy() for field in self.schema.dense])
 
     @torch.no_grad()
-    def probabilities(self, features: Features) -> np.ndarray:
+    def probabilities(self, batch: Batch) -> np.ndarray:
         """Computes the probabilities of encoded rows, float32 [n, T].
 
         The program runs on whole multiples of ``TILE`` rows, the last of which are empty: most
@@ -205,7 +176,8 @@ class Scorer:
         Raises:
             ServingError: a probability is not finite.
         """
-        parts = [_padded(part).run(self.program)[: part.rows()] for part in _chunks(features)]
+        chunks = [batch[first : first + ROWS] for first in range(0, len(batch), ROWS)]
+        parts = [apply_program(self.program, _padded(each))[: len(each)] for each in chunks]
         scores = (
             torch.cat(parts).numpy() if parts else np.empty((0, len(self.about.tasks)), np.float32)
         )
@@ -214,12 +186,23 @@ class Scorer:
         return scores
 
 
-def bags(columns: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> Features:
-    """Interleaves ids and offsets of columns into the inputs of a program with
-    multi-valued fields.
+def unlabelled(
+    columns: Sequence[tuple[np.ndarray, np.ndarray | None]], dense: Sequence[np.ndarray]
+) -> Batch:
+    """Returns rows without labels, as a program takes them.
+
+    Args:
+        columns: the ids of each field, and their offsets [n + 1] if it is multi-valued, else None.
+        dense: the numbers of each dense field, float32 [n].
     """
-    ids, offsets = map(torch.from_numpy, interleave(columns))
-    return Features(ids, offsets[:-1].view(-1, len(columns)))
+    if all(offsets is None for _, offsets in columns):
+        ids, offsets = torch.from_numpy(matrix([own for own, _ in columns], np.int32)), None
+        rows = len(ids)
+    else:
+        ids, offsets = map(torch.from_numpy, interleave(columns))
+        rows = (len(offsets) - 1) // len(columns)
+    numbers = torch.from_numpy(matrix(dense, np.float32)) if dense else None
+    return Batch(ids, torch.empty(rows, 0), offsets=offsets, dense=numbers)
 
 
 def _ids_and_offsets(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
@@ -228,30 +211,19 @@ def _ids_and_offsets(column: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     return column.to_numpy(), None
 
 
-def _chunks(features: Features) -> Iterator[Features]:
-    """Yields chunks of ``ROWS`` consecutive rows."""
-    ids, starts, dense = features
-    rows = ids if starts is None else starts
-    for first in range(0, features.rows(), ROWS):
-        part = rows[first : first + ROWS]
-        numbers = None if dense is None else dense[first : first + ROWS]
-        if starts is None:
-            yield Features(part, None, numbers)
-            continue
-        begin = int(part[0, 0])
-        end = int(rows[first + ROWS, 0]) if first + ROWS < len(rows) else len(ids)
-        yield Features(ids[begin:end], part - begin, numbers)
-
-
-def _padded(features: Features) -> Features:
+def _padded(batch: Batch) -> Batch:
     """Appends rows of unknown values up to a multiple of ``TILE`` rows."""
-    ids, starts, dense = features
-    more = -features.rows() % TILE
-    if starts is None:
-        ids = pad(ids, (0, 0, 0, more))
-    else:
-        starts = pad(starts, (0, 0, 0, more), value=len(ids))
-    return Features(ids, starts, None if dense is None else pad(dense, (0, 0, 0, more)))
+    more = -len(batch) % TILE
+
+    def longer(part: Tensor) -> Tensor:
+        return pad(part, (0, 0, 0, more))
+
+    if batch.offsets is None:
+        return batch.map(longer)
+    fields = (len(batch.offsets) - 1) // len(batch)
+    offsets = pad(batch.offsets, (0, more * fields), value=len(batch.ids))
+    dense = None if batch.dense is None else longer(batch.dense)
+    return Batch(batch.ids, longer(batch.labels), offsets=offsets, dense=dense)
 
 
 def load_scorer(
@@ -287,9 +259,13 @@ def load_scorer(
         scorer = adaftr_fast.load_scorer("models/mine", bid="price")
         scorer.score({"user": 7, "item": "a", "price": 2.5})["p_ctr"]
     """
-    price = None if bid is None else str(bid)
-    options: dict[str, Any] = {"click": click, "conversion": conversion, "bid": price}
-    options |= {"bid_weight": bid_weight, "cvr": cvr}
+    options: dict[str, Any] = {
+        "click": click,
+        "conversion": conversion,
+        "bid": None if bid is None else str(bid),
+        "bid_weight": bid_weight,
+        "cvr": cvr,
+    }
     return read_published(local_copy(as_path(folder)), partial(_load, options=options))
 
 
@@ -300,7 +276,6 @@ def _load(folder: Path, options: dict[str, Any]) -> Scorer:
     manifest = read_manifest(folder)
     program = torch.export.load(folder / PROGRAM).module()
     columns = output_columns(about.tasks, manifest.parsed.funnel, **options)
-    columns = replace(columns, text=manifest.parsed.text)
     return Scorer(
         about, manifest, manifest.parsed, read_encoders(folder, manifest), program, columns
     )

@@ -20,6 +20,7 @@ from adaftr_fast._publish import publishing
 from adaftr_fast.errors import BusyError, StoreError
 from adaftr_fast.stores.path import StorePath, as_path
 from adaftr_fast.stores.published import (
+    PublishedFile,
     PublishedFolder,
     State,
     download,
@@ -76,10 +77,13 @@ class Pieces:
 
     The least recently used pieces and copies are removed when all of them together exceed the
     bound.
+
+    Args:
+        folder: the folder of the cache.
     """
 
-    def __init__(self) -> None:
-        self.folder = cache_folder()
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._written = 0.0  # since the bound was last checked
         self._lock = threading.Lock()
 
@@ -130,7 +134,7 @@ def shrink(folder: Path, bound: float) -> None:
     works = [path for path in (folder / WRITING).glob("*") if not _is_written(path)]
     for path in [*(folder / PIECES).glob("*/*"), *(folder / COPIES).glob("*/*"), *works]:
         with suppress(OSError):
-            entries.append((_last_use(path), _size(path), path))
+            entries.append((*_use_and_size(path), path))
     total, now = sum(size for _, size, _ in entries), time.time()
     for used, size, path in sorted(entries, key=lambda entry: entry[0]):
         if total <= KEPT * bound:
@@ -169,22 +173,15 @@ def clear(output: Path) -> None:
             remove(entry)
 
 
-def _last_use(path: Path) -> float:
-    """Returns the time of the last change; of a folder of ``WRITING``, that of its files, since
-    locks change it.
+def _use_and_size(path: Path) -> tuple[float, int]:
+    """Returns the time of the last change and the size; of a folder of ``WRITING``, the time is
+    that of its files, since locks change it.
     """
-    files = path.rglob("*") if path.parent.name == WRITING else ()
-    return max(
-        (each.stat().st_mtime for each in files if each.name != LOCK), default=path.stat().st_mtime
-    )
-
-
-def _size(path: Path) -> int:
-    return (
-        sum(each.stat().st_size for each in path.rglob("*"))
-        if path.is_dir()
-        else path.stat().st_size
-    )
+    inside = [(each.name, each.stat()) for each in path.rglob("*")]
+    used = path.stat().st_mtime
+    if path.parent.name == WRITING:
+        used = max((stat.st_mtime for name, stat in inside if name != LOCK), default=used)
+    return used, sum(stat.st_size for _, stat in inside) or path.stat().st_size
 
 
 def local_copy(path: str | AnyPath) -> Path:
@@ -239,7 +236,7 @@ def download_all(folder: PublishedFolder, target: Path) -> None:
     ) as bar:
         for name, each in folder.state.files.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            download(folder.file(name), target / name)
+            download(PublishedFile(folder, name), target / name)
             bar.update(each.size)
 
 

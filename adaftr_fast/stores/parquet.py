@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaftr_fast._files import AnyPath
 from adaftr_fast.errors import DataError, StoreError
-from adaftr_fast.stores.cache import Pieces, short_digest
+from adaftr_fast.stores.cache import Pieces, cache_folder, short_digest
 from adaftr_fast.stores.path import RangeFile, Stat, StorePath
 from adaftr_fast.stores.published import read_version
 
@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData, ParquetFile
 
 READERS = 8  # row groups that are read at a time
-# by the process, whose locks a fork must not share, and the folder
-_pieces: dict[tuple[int, Path], Pieces] = {}
+
+
+@cache
+def _pieces(process: int, folder: Path) -> Pieces:
+    """Returns the pieces of a process, whose lock a fork must not share."""
+    return Pieces(folder)
 
 
 @dataclass(frozen=True)
@@ -136,8 +140,7 @@ def _row_group(path: StorePath, opened: Opened, columns: list[str] | None, numbe
     from pyarrow.parquet import ParquetFile
 
     assert opened.stat is not None  # of a file in a store
-    fresh = Pieces()
-    pieces = _pieces.setdefault((os.getpid(), fresh.folder), fresh)
+    pieces = _pieces(os.getpid(), cache_folder())
     start, end = row_group_range(opened.footer, number)
     stat = opened.stat
     key = f"{short_digest(f'{path.place} {path.key} {stat.st_size} {stat.st_mtime_ns}')}-{start}-{end}"

@@ -38,13 +38,19 @@ class StorePath:
     Args:
         place: ``scheme://host``, and options such as ``?region=eu-west-1`` if the URL has any.
         key: the path for pyarrow's filesystem of ``place``, for example "bucket/folder/file".
-        url: how messages and records name it.
     """
 
-    def __init__(self, place: str, key: str, url: str) -> None:
+    def __init__(self, place: str, key: str) -> None:
         self.place = place
         self.key = key.rstrip("/")
-        self.url = url
+
+    @property
+    def url(self) -> str:
+        """The text by which messages and records name it."""
+        host, question, options = self.place.partition("?")
+        scheme = host.partition("://")[0]
+        start = host if scheme in IN_HOST else f"{scheme}://"
+        return f"{start}{self.key}{question}{options}"
 
     @property
     def filesystem(self) -> FileSystem:
@@ -64,18 +70,11 @@ class StorePath:
     @property
     def parent(self) -> StorePath:
         """The folder that holds it."""
-        base, question, options = self.url.partition("?")
-        return StorePath(
-            self.place,
-            str(PurePosixPath(self.key).parent),
-            f"{base.rstrip('/').rpartition('/')[0]}{question}{options}",
-        )
+        return StorePath(self.place, str(PurePosixPath(self.key).parent))
 
     def joinpath(self, *names: str) -> StorePath:
         """Returns a path below it."""
-        base, question, options = self.url.partition("?")
-        url = "/".join([base.rstrip("/"), *names])
-        return StorePath(self.place, "/".join([self.key, *names]), f"{url}{question}{options}")
+        return StorePath(self.place, "/".join([self.key, *names]))
 
     def __truediv__(self, name: str) -> StorePath:
         return self.joinpath(name)
@@ -135,19 +134,15 @@ class StorePath:
 
         selector = FileSelector(self.key, recursive=True)
         infos = retried(self.url, lambda: self.filesystem.get_file_info(selector))
-        named = {
-            info.path.removeprefix(f"{self.key}/"): info
+        sizes = {
+            info.path.removeprefix(f"{self.key}/"): Stat(info.size, info.mtime_ns or 0)
             for info in infos
             if info.type.name == "File"
         }
-        seen = [
-            name
-            for name in sorted(named)
-            if not any(part.startswith((".", "_")) for part in name.split("/"))
-        ]
         return [
-            KnownFile(self / name, Stat(named[name].size, named[name].mtime_ns or 0))
-            for name in seen
+            KnownFile(self / name, stat)
+            for name, stat in sorted(sizes.items())
+            if not any(part.startswith((".", "_")) for part in name.split("/"))
         ]
 
     def open(self, mode: str = "rb", buffering: int = -1) -> BinaryIO:
@@ -157,36 +152,27 @@ class StorePath:
         Raises:
             FileNotFoundError, StoreError: there is no such file, or it cannot be read.
         """
-        if mode != "rb":
-            raise ValueError(f"{self.url}: mode: expected rb, got {mode}")
         file = RangeFile(self.read_range, self.stat().st_size)
         return cast(BinaryIO, file) if buffering == 0 else io.BufferedReader(file, BLOCK)
 
-    def read_range(self, start: int, end: int) -> bytes:
-        """Returns the bytes from ``start`` to ``end`` of a file. Raises FileNotFoundError,
-        StoreError.
+    def read_range(self, start: int, end: int | None) -> bytes:
+        """Returns the bytes from ``start`` to ``end`` of a file, or to its end. Raises
+        FileNotFoundError, StoreError.
         """
 
         def read() -> bytes:
             with self.filesystem.open_input_file(self.key) as file:
-                content = file.read_at(end - start, start)
-            if len(content) != end - start:
-                raise OSError(f"read {len(content)} of {end - start} bytes from {start} on")
+                size = (file.size() if end is None else end) - start
+                content = file.read_at(size, start)
+            if len(content) != size:
+                raise OSError(f"read {len(content)} of {size} bytes from {start} on")
             return bytes(content)
 
         return retried(self.url, read)
 
     def read_bytes(self) -> bytes:
         """Returns the content of a file. Raises FileNotFoundError, StoreError."""
-
-        def read() -> bytes:
-            with self.filesystem.open_input_file(self.key) as file:
-                content = file.read()
-                if len(content) != file.size():
-                    raise OSError(f"read {len(content)} of {file.size()} bytes")
-                return bytes(content)
-
-        return retried(self.url, read)
+        return self.read_range(0, None)
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """Returns the content of a text file. Raises FileNotFoundError, StoreError."""
@@ -197,7 +183,7 @@ class KnownFile(StorePath):
     """A file whose size and time are known, from a list or a listing of its folder."""
 
     def __init__(self, path: StorePath, stat: Stat) -> None:
-        super().__init__(path.place, path.key, path.url)
+        super().__init__(path.place, path.key)
         self._stat = stat
 
     def stat(self) -> Stat:
@@ -289,9 +275,7 @@ def as_path(path: str | os.PathLike[str] | AnyPath) -> Path | StorePath:
     key = url.path if url.scheme in IN_HOST else f"{url.netloc}{url.path}"
     if not key.strip("/"):
         raise StoreError(f"{text}: expected a bucket or a folder")
-    return StorePath(
-        f"{url.scheme}://{url.netloc}{f'?{url.query}' if url.query else ''}", key, text
-    )
+    return StorePath(f"{url.scheme}://{url.netloc}{f'?{url.query}' if url.query else ''}", key)
 
 
 def in_store(path: AnyPath) -> bool:

@@ -90,26 +90,24 @@ class PublishedFolder(StorePath):
 
     Attributes:
         plain: its path, without a state.
+        objects: where the content of the files is.
     """
 
     def __init__(self, published: StorePath, state: State, inner: str = "") -> None:
         folder = published / inner.rstrip("/") if inner else published
-        super().__init__(folder.place, folder.key, folder.url)
+        super().__init__(folder.place, folder.key)
         self.state = state
         self.plain = folder
-        self._objects = published / OBJECTS
+        self.objects = published / OBJECTS
 
     def joinpath(self, *names: str) -> StorePath:
         """Returns the path of a file of the state, or of another entry, which other programs may
         have made.
         """
         name = "/".join(names)
-        return self.file(name) if name in self.state.files else self.plain.joinpath(*names)
-
-    def file(self, name: str) -> PublishedFile:
-        """Returns the path of a file of the state."""
-        file = self.state.files[name]
-        return PublishedFile(self._objects / object_name(name, file), self, name, file)
+        if name in self.state.files:
+            return PublishedFile(self, name)
+        return self.plain.joinpath(*names)
 
 
 class PublishedFile(KnownFile):
@@ -120,13 +118,17 @@ class PublishedFile(KnownFile):
         published: its checksum and size.
     """
 
-    def __init__(
-        self, path: StorePath, folder: PublishedFolder, name: str, published: Published
-    ) -> None:
-        super().__init__(path, Stat(published.size, 0))
-        self.url = str(folder.plain / name)
-        self.published = published
+    def __init__(self, folder: PublishedFolder, name: str) -> None:
+        self.published = folder.state.files[name]
+        place = folder.objects / object_name(name, self.published)
+        super().__init__(place, Stat(self.published.size, 0))
         self._folder = folder
+        self._name = name
+
+    @property
+    def url(self) -> str:
+        """The text that a copy of the folder would give it."""
+        return (self._folder.plain / self._name).url
 
     @property
     def parent(self) -> StorePath:
@@ -439,8 +441,6 @@ def upload(path: Path, target: StorePath) -> None:
     def operation() -> None:
         _send(path, new, size)
         _move(new, target)
-        if (found := target.filesystem.get_file_info(target.key).size) != size:
-            raise OSError(f"{found} of {size} bytes arrived")
 
     retried(target.url, operation)
     abort_uploads(new)

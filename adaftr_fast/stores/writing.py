@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from adaftr_fast._files import AnyPath, remove, replace_file, sync_tree
@@ -51,20 +51,18 @@ Listing = dict[str, tuple[int, int, int]]
 
 
 @contextmanager
-def local_folder(
-    folder: str | AnyPath, seconds: float | None = None, *, download: bool = True
-) -> Iterator[Path]:
+def local_folder(folder: str | AnyPath, *, download: bool = True) -> Iterator[Path]:
     """Yields the local folder that stands for ``folder`` during the block, with its content; a
     local one itself.
 
-    A thread publishes each new state of the local folder, and so does the end of the block, also
+    A thread publishes a new state of the local folder every ``ADAFTR_FAST_UPLOAD_SECONDS``, and so
+    does the end of the block, also
     after an error. Every state is one that the local folder had at some time, as after a power
     failure. If a process is killed, the next one on this machine goes on with the local folder, and
     one on another machine with the last published state.
 
     Args:
         folder: a local folder, or one of a store.
-        seconds: the time between two uploads; None takes ``ADAFTR_FAST_UPLOAD_SECONDS``, or 30.
         download: whether to begin with the content of ``folder``. Otherwise the block replaces it
             as a whole, or leaves it as it is by writing nothing.
 
@@ -80,12 +78,7 @@ def local_folder(
     if folder.is_top:
         raise StoreError(f"{folder}: expected a folder in it")
     with _only_writer(folder) as local:
-        sender = _Sender(
-            local,
-            folder,
-            *_begin(local, folder, download),
-            upload_seconds() if seconds is None else seconds,
-        )
+        sender = _Sender(local, folder, *_begin(local, folder, download), upload_seconds())
         with sender.running():
             yield local
         _keep_as_copy(local, folder, sender.base)
@@ -238,23 +231,23 @@ def _keep_as_copy(local: Path, folder: StorePath, state: State | None) -> None:
     remove(local)
 
 
+@dataclass
 class _Sender:
     """Publishes the states of a local folder.
 
     Attributes:
         base: the state that is published.
+        writer: the name of the writer in its states.
+        seconds: the time between two uploads.
     """
 
-    def __init__(
-        self, local: Path, folder: StorePath, base: State | None, writer: str, seconds: float
-    ) -> None:
-        self.local = local
-        self.folder = folder
-        self.base = base
-        self.writer = writer
-        self.seconds = seconds
-        self._sent: Listing | None = None
-        self._ended = threading.Event()
+    local: Path
+    folder: StorePath
+    base: State | None
+    writer: str
+    seconds: float
+    _sent: Listing | None = None
+    _ended: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
     def running(self) -> Iterator[None]:

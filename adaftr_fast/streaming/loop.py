@@ -12,7 +12,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from adaftr_fast.runs.daily import part_schema, train_part, writing_parts
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.streaming.source import Chunk, Position, Source
-from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
+from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
 from adaftr_fast.training.sharding import check_replicated
 from adaftr_fast.training.trackers import KNOWN, Trackers
 
@@ -67,16 +66,18 @@ class Journal(daily.Journal):
         """The numbers of the chunks that were trained on."""
         return [record["chunk"] for record in self.records if "error" not in record]
 
-    def current(self) -> Chunk | None:
-        """Returns the chunk that was begun and is not finished."""
+    def current(self) -> dict[str, Any] | None:
+        """Returns the plain values of the chunk that was begun and is not finished."""
         content = _object(self.folder / CURRENT)
-        if content is None or content["name"] in self.done:
-            return None
-        return Chunk.of(content, self.output)
+        return None if content is None or content["name"] in self.done else content
 
-    def begin(self, chunk: Chunk) -> None:
-        """Notes the chunk that is trained next, also by a later process."""
-        self._write(CURRENT, chunk.plain(self.output))
+    def begin(self, chunk: Chunk) -> dict[str, Any]:
+        """Notes the chunk that is trained next, also by a later process; returns its plain
+        values.
+        """
+        content = chunk.plain(self.output)
+        self._write(CURRENT, content)
+        return content
 
     def exported(self) -> tuple[int, float]:
         """Returns the number of the chunk of the last export, 0 for none, and its time in seconds
@@ -180,10 +181,8 @@ def train_stream(
     agreed = asdict(options)
     with (
         writing_parts(out, config, ranks, CURRENT, EXPORTED, KNOWN, **agreed),
-        ExitStack() as stack,
+        _Stream(schema, source, config, out, options, ranks, output) as stream,
     ):
-        stream = _Stream(schema, source, config, out, options, ranks, output)
-        stack.push(stream.close)
         yield from stream.run()
 
 
@@ -210,7 +209,10 @@ class _Stream:
         names = self.config.training.trackers
         self.trackers = Trackers(names, self.out, self.config.flat(), resumed=True, records=shown)
 
-    def close(self, kind: type[BaseException] | None, *error: object) -> None:
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """Closes the trackers."""
         if self.trackers is not None:
             self.trackers.close(failed=kind is not None)
@@ -244,45 +246,41 @@ class _Stream:
 
     def _found(self) -> dict[str, Any] | None:
         """Returns the plain values of the next chunk, on rank 0."""
-        chunk = self.journal.current()
-        if chunk is not None:
-            if chunk.file.exists():
-                return chunk.plain(self.output)
-            warnings.warn(
-                f"{chunk.file}: is gone and was not trained on", RuntimeWarning, stacklevel=2
-            )
-        self._remove(len(self.journal.records) + 1)  # what a chunk that is gone has left
+        current = self.journal.current()
+        if current is not None:
+            file = self.output.found(current["file"])
+            if file.exists():
+                return current
+            warnings.warn(f"{file}: is gone and was not trained on", RuntimeWarning, stacklevel=2)
+        # what a chunk that is gone has left
+        shutil.rmtree(self._folder(len(self.journal.records) + 1), ignore_errors=True)
         assert self.source is not None  # on rank 0
         chunk = self.source.next(self.journal.done)
-        if chunk is None:
-            return None
-        self.journal.begin(chunk)
-        return chunk.plain(self.output)
+        return None if chunk is None else self.journal.begin(chunk)
 
     def _finish(self, chunk: Chunk) -> dict[str, Any]:
         """Trains on a chunk, or leaves it out, and returns its record."""
         number = len(self.journal.records) + 1
-        file = self.output.recorded(chunk.file)
         about: dict[str, Any] = {
             "chunk": number,
             "name": chunk.name,
-            "file": file,
+            "file": self.output.recorded(chunk.file),
             "position": chunk.position,
         }
         about |= {"set_aside": chunk.set_aside} if chunk.set_aside else {}
         before = self._folder(self.journal.trained[-1]) if self.journal.trained else None
         began = time.time()
         try:
-            part = partial(
-                train_part,
+            with train_part(
                 self.schema,
                 chunk.file,
                 self._folder(number),
                 before,
                 self.config,
                 self.ranks,
-            )
-            with part(output=self.output, bad_rows=self.options.bad_rows) as found:
+                output=self.output,
+                bad_rows=self.options.bad_rows,
+            ) as found:
                 record = about | found | self._timed(chunk, began)
                 record["rows_per_s"] = record["rows"] / record["seconds"]
                 self.journal.append(record)
@@ -327,9 +325,6 @@ class _Stream:
             if folder not in kept and folder <= self._folder(len(self.journal.records)):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _remove(self, number: int) -> None:
-        shutil.rmtree(self._folder(number), ignore_errors=True)
-
     def _export_if_due(self) -> None:
         _, at = self.journal.exported()
         if time.time() - at >= 60 * self.options.export_minutes:
@@ -348,9 +343,8 @@ class _Stream:
         self.journal.note_export(trained[-1], now)
 
     def _wait(self) -> None:
-        with deferred_interrupt() as own:
-            stop = own if self.ranks.is_alone else SharedInterrupt(own, self.ranks)
-            _sleep(self.options.poll, own)
+        with deferred_interrupt(self.ranks) as stop:
+            _sleep(self.options.poll, stop)
             stop.synchronize()
         if stop:
             message = (
@@ -362,7 +356,7 @@ class _Stream:
 
 def _sleep(seconds: float, stop: Interrupt) -> None:
     end = time.monotonic() + seconds
-    while not stop and (rest := end - time.monotonic()) > 0:
+    while stop.own is None and (rest := end - time.monotonic()) > 0:
         time.sleep(min(rest, NAP))
 
 

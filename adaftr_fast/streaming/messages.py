@@ -46,23 +46,20 @@ class RowReader:
         self._null = schema.text.null
         self._types = column_types(schema)
         self._reads: dict[str, Callable[[Any], Any]] = {
-            name: _reader(kind) for name, kind in self._types.items()
+            name: _reader(kind, schema.text) for name, kind in self._types.items()
         }
-        numbers = [name for name, kind in self._types.items() if kind == pa.float64()]
-        self._reads |= {name: partial(_written_number, schema.text) for name in numbers}
         self._reads |= {name: _compared for name in compared if self._types[name] == pa.string()}
-        lists = [
-            field for field in schema.fields if field.tokens is not None and field.separator is None
-        ]
-        self._reads |= {field.columns[0]: _list for field in lists}
+        self._reads |= {
+            field.columns[0]: _list
+            for field in schema.fields
+            if field.tokens is not None and field.separator is None
+        }
         self._reads |= {label.column: _label for label in schema.labels if label.column is not None}
         self._reads |= {schema.weight: _weight} if schema.weight is not None else {}
         self._needed = [name for name, read in self._reads.items() if read in (_label, _weight)]
         self._conditions = {
-            name: condition_columns(condition) for name, condition in conditions.items()
-        }
-        self._is_missing = {
-            name: pq.filters_to_expression(each).is_null() for name, each in conditions.items()
+            name: (condition_columns(each), pq.filters_to_expression(each).is_null())
+            for name, each in conditions.items()
         }
 
     def read(self, messages: Sequence[bytes | None]) -> tuple[pa.Table, list[str | None]]:
@@ -120,9 +117,9 @@ class RowReader:
             return rows, reasons
         present = set(rows.column_names)
         read = {
-            name: self._is_missing[name]
-            for name in self._conditions
-            if present.issuperset(self._conditions[name])
+            name: is_missing
+            for name, (columns, is_missing) in self._conditions.items()
+            if present.issuperset(columns)
         }
         found = ds.dataset(rows).to_table(columns=read)
         numbers = np.flatnonzero([reason is None for reason in reasons])
@@ -135,10 +132,10 @@ class RowReader:
         return rows.filter(pa.array(is_row)), reasons
 
 
-def _reader(kind: pa.DataType) -> Callable[[Any], Any]:
+def _reader(kind: pa.DataType, form: TextFormat) -> Callable[[Any], Any]:
     if pa.types.is_string(kind):
         return _plain
-    return _number if kind == pa.float64() else partial(_cast, kind)
+    return partial(_written_number, form) if kind == pa.float64() else partial(_cast, kind)
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from adaftr_fast.data.dataset.batch import slice_bags
 from adaftr_fast.ops.embedding.reference.bags import factors, resolve_ids
 from adaftr_fast.ops.embedding.reference.lookup import embedding_rows, merge_rows
 
@@ -51,7 +52,10 @@ class StepLookup:
         Raises:
             ValueError: the ids are not those of the part.
         """
-        expected = self._ids[self._span(self.part)]
+        if self._offsets is None:
+            expected = self._ids[self.part]
+        else:
+            expected, _ = slice_bags(self._ids, self._offsets, len(self._out), self.part)
         if (offsets is None) != (self._offsets is None) or not torch.equal(
             ids.to(expected.dtype), expected
         ):
@@ -61,15 +65,6 @@ class StepLookup:
                 "train a model that looks up others with training.tables = replicated"
             )
         return self._vectors if self.part == slice(0, len(self._out)) else self._vectors[self.part]
-
-    def _span(self, rows: slice) -> slice:
-        """Returns where the ids of some rows of the batch are."""
-        if self._offsets is None:
-            return rows
-        fields = len(self._field_offsets) - 1
-        return slice(
-            int(self._offsets[rows.start * fields]), int(self._offsets[rows.stop * fields])
-        )
 
     @torch.no_grad()
     def squared_norm(self, group: dist.ProcessGroup) -> Tensor:

@@ -16,8 +16,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -31,8 +30,7 @@ from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.embedding_table import drawn_rows
 from adaftr_fast.ops.embedding.reference.bags import resolve_ids
 from adaftr_fast.ops.embedding.reference.lookup import check_ids
-from adaftr_fast.torchrec.plan import Tables, no_broadcast_of_settings, plan_of, tables_of
-from adaftr_fast.torchrec.rows import Shard, ShardedRows
+from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.torchrec.step import StepLookup
 
 if TYPE_CHECKING:
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
 
 Sharding = Literal["table_wise", "row_wise"]
 RowOptimizer = Literal["sgd", "adagrad", "rowwise_adagrad"]
+Shards = list[tuple[int, Tensor]]  # the first row and the rows of each
 # The names of the state's tensors, as in adaftr_fast.optim.
 STATE: dict[RowOptimizer, tuple[str, ...]] = {
     "sgd": (),
@@ -53,14 +52,6 @@ INSTALL = (
 )
 # share of a GPU's memory kept free of tables, TorchRec's default; no effect on CPUs
 RESERVED = 0.15
-
-
-class Options(TypedDict):
-    """The optimizer of the rows and its settings."""
-
-    optimizer: RowOptimizer
-    lr: float
-    eps: float
 
 
 class ShardedTables(nn.Module):
@@ -119,19 +110,20 @@ class ShardedTables(nn.Module):
         self.pooling = table.pooling
         for name in ("offsets", "oov_counts"):  # as in FusedEmbedding, for an equal state dict
             self.register_buffer(name, getattr(table, name).to(device), persistent=False)
-        self._options: Options = {"optimizer": optimizer, "lr": lr, "eps": eps}
+        self._kind = optimizer
         # TorchRec takes no dots
         self._keys = [str(field) for field in range(len(self.num_embeddings))]
         self._held: StepLookup | None = None
         # The tuple hides the parameters from nn.Module: each holds some rows, and only its own
         # optimizer updates it.
-        self._collection = (_collection(self, sharding, device, ranks),)
+        fused = _fused_params(optimizer, lr, eps)
+        self._collection = (_collection(self, sharding, fused, device, ranks),)
         self.optimizer: torch.optim.Optimizer = self._collection[0].fused_optimizer
-        rng = table.initial_rng
         if fills:
-            self.weight.fill(
-                table.weight.detach() if rng is None else _Drawn(table.weight.shape, rng)
-            )
+            rng = table.initial_rng
+            own = {"weight": table.weight.detach()} if rng is None else {"rng": rng}
+            (first,) = ranks.tensors_from_rank_zero(own).values()
+            self.weight.read(first if rng is None else _Drawn(table.weight.shape, first))
 
     @property
     def out_features(self) -> int:
@@ -209,30 +201,36 @@ class ShardedTables(nn.Module):
     @property
     def weight(self) -> ShardedRows:
         """The rows of all tables, one field after another, [R, E]."""
-        return ShardedRows(chain.from_iterable(self._shards()), [self.embedding_dim])
+        *starts, end = self.offsets.tolist()
+        local = [
+            (start + first, rows)
+            for start, shards in zip(starts, self._shards())
+            for first, rows in shards
+        ]
+        return ShardedRows([end, self.embedding_dim], local)
 
     def field_weights(self) -> dict[str, ShardedRows]:
         """Returns the rows [rows, E] of each field by its name."""
-        return {
-            n: ShardedRows(shards, [self.embedding_dim])
-            for n, shards in zip(self.field_names, self._shards())
-        }
+        return self._by_field(self._shards(), [self.embedding_dim])
 
     def state(self) -> dict[str, ShardedRows]:
         """Returns the state by ``<name>.<field name>``, as adaftr_fast.optim: [rows, E], or [rows]
         for row-wise.
         """
-        kind = self._options["optimizer"]
-        rest = [self.embedding_dim] if kind == "adagrad" else []
+        rest = [self.embedding_dim] if self._kind == "adagrad" else []
         return {
-            f"{key}.{name}": ShardedRows(shards, rest)
-            for number, key in enumerate(STATE[kind], start=1)
-            for name, shards in zip(self.field_names, self._shards(number))
+            f"{key}.{name}": rows
+            for number, key in enumerate(STATE[self._kind], start=1)
+            for name, rows in self._by_field(self._shards(number), rest).items()
         }
 
-    def _shards(self, state: int = 0) -> list[list[Shard]]:
-        """Returns each field's shards of the table (``state`` 0) or of the optimizer's ``state``-th
-        tensor.
+    def _by_field(self, shards: list[Shards], rest: list[int]) -> dict[str, ShardedRows]:
+        fields = zip(self.field_names, self.num_embeddings, shards)
+        return {name: ShardedRows([rows, *rest], local) for name, rows, local in fields}
+
+    def _shards(self, state: int = 0) -> list[Shards]:
+        """Returns each field's shards on this rank of the table (``state`` 0) or of the optimizer's
+        ``state``-th tensor.
         """
         weights = self._collection[0].state_dict()
         states = self.optimizer.state_dict()["state"] if state else {}
@@ -241,22 +239,13 @@ class ShardedTables(nn.Module):
             key = f"embedding_bags.{field}.weight"
             rows = states.get(key, {}).get(f"{field}.momentum{state}") if state else weights[key]
             mine = [] if rows is None else rows.local_shards()
-            local = {each.metadata.shard_offsets[0]: each.tensor for each in mine}
-            whole = sorted(
-                weights[key].metadata().shards_metadata, key=lambda each: each.shard_offsets[0]
-            )
-            fields.append(
-                [
-                    Shard(p.placement.rank(), p.shard_sizes[0], local.get(p.shard_offsets[0]))
-                    for p in whole
-                ]
-            )
+            fields.append([(each.metadata.shard_offsets[0], each.tensor) for each in mine])
         return fields
 
 
 class _Drawn:
-    """The initial rows of a table constructed within ``tables_elsewhere``; they are read once, in
-    order.
+    """The initial rows of a table constructed within ``tables_elsewhere``, of which ranges are read
+    in order.
     """
 
     def __init__(self, shape: torch.Size, rng: Tensor) -> None:
@@ -264,14 +253,18 @@ class _Drawn:
         generator = torch.Generator()
         generator.set_state(rng)
         self._blocks = drawn_rows(rows, width, generator)
-        self._left = torch.empty(0, width)
+        self._block = torch.empty(0, width)
+        self._end = 0  # of the block, in rows
 
     def __getitem__(self, rows: slice) -> Tensor:
-        count = rows.stop - rows.start
-        while len(self._left) < count:
-            self._left = torch.cat([self._left, next(self._blocks)])
-        taken, self._left = self._left[:count], self._left[count:]
-        return taken
+        found = []
+        while True:
+            first = self._end - len(self._block)
+            found.append(self._block[max(0, rows.start - first) : max(0, rows.stop - first)])
+            if rows.stop <= self._end:
+                return torch.cat(found)
+            self._block = next(self._blocks)
+            self._end += len(self._block)
 
 
 def check_installed() -> None:
@@ -321,7 +314,11 @@ def quiet() -> None:
 
 
 def _collection(
-    tables: ShardedTables, sharding: Sharding, device: torch.device, ranks: Ranks
+    tables: ShardedTables,
+    sharding: Sharding,
+    fused: dict[str, Any],
+    device: torch.device,
+    ranks: Ranks,
 ) -> DistributedModelParallel:
     """Constructs TorchRec's module, with the tables sharded by its planner."""
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -329,7 +326,12 @@ def _collection(
     from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
     from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
     from torchrec.distributed.planner.types import PlannerError
-    from torchrec.distributed.types import ShardingEnv
+    from torchrec.distributed.sharding_plan import (
+        construct_module_sharding_plan,
+        row_wise,
+        table_wise,
+    )
+    from torchrec.distributed.types import ShardingEnv, ShardingPlan
     from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
     from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
@@ -354,36 +356,65 @@ def _collection(
             for name, rows in zip(tables._keys, tables.num_embeddings)
         ],
     )
-    sharders = [Sharder(fused_params=_fused_params(**tables._options))]
+    sharder = Sharder(fused_params=fused)
+    topology = _topology(device.type)
     planner = EmbeddingShardingPlanner(
-        topology=_topology(device.type),
+        topology=topology,
         constraints={
             name: ParameterConstraints(sharding_types=[sharding]) for name in tables._keys
         },
         storage_reservation=FixedPercentageStorageReservation(RESERVED),
     )
 
-    def plan() -> Tables:
+    def plan() -> dict[str, list[Any]]:
+        """Returns the first rank and the kernel of each table."""
         try:
-            return tables_of(planner.plan(collection, sharders))
+            (module,) = planner.plan(collection, [sharder]).plan.values()
         except PlannerError as error:
             cause = first_line(error)
             raise RankError(
                 f"TorchRec cannot place the tables on {ranks.size} ranks, {sharding}: {cause}"
             ) from None
+        return {name: [each.ranks[0], each.compute_kernel] for name, each in module.items()}
 
     # TorchRec's collective_plan leaves the other ranks waiting if rank 0 finds no plan.
-    sharding_plan = plan_of(ranks.from_rank_zero(plan))
-    env = ShardingEnv.from_process_group(dist.group.WORLD)
-    with no_broadcast_of_settings():
+    placed = {
+        name: (
+            table_wise(rank, compute_kernel=kernel)
+            if sharding == "table_wise"
+            else row_wise(compute_kernel=kernel)
+        )
+        for name, (rank, kernel) in ranks.from_rank_zero(plan).items()
+    }
+    module = construct_module_sharding_plan(
+        collection, placed, sharder, topology.local_world_size, ranks.size, device.type
+    )
+    with _no_broadcast_of_settings():
         return DistributedModelParallel(
             collection,
-            env=env,
+            env=ShardingEnv.from_process_group(dist.group.WORLD),
             device=device,
-            plan=sharding_plan,
-            sharders=sharders,
+            plan=ShardingPlan({"": module}),  # the collection is the root module
+            sharders=[sharder],
             init_data_parallel=False,
         )
+
+
+@contextmanager
+def _no_broadcast_of_settings() -> Iterator[None]:
+    """Within the block, DistributedModelParallel does not broadcast whether to validate TorchRec's
+    collectives.
+
+    TorchRec pickles this flag, False by default. It is the only value that TorchRec pickles for
+    ``ShardedTables``.
+    """
+    from torchrec.distributed import collective_utils
+
+    before, collective_utils._INITIALIZED = collective_utils._INITIALIZED, True
+    try:
+        yield
+    finally:
+        collective_utils._INITIALIZED = before
 
 
 def _fused_params(optimizer: RowOptimizer, lr: float, eps: float) -> dict[str, Any]:
@@ -392,12 +423,8 @@ def _fused_params(optimizer: RowOptimizer, lr: float, eps: float) -> dict[str, A
     """
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
 
-    kinds = {
-        "sgd": EmbOptimType.EXACT_SGD,
-        "adagrad": EmbOptimType.EXACT_ADAGRAD,
-        "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-    }
-    return {"optimizer": kinds[optimizer], "learning_rate": lr, "eps": eps}
+    kind = EmbOptimType[f"EXACT_{optimizer.upper()}"]
+    return {"optimizer": kind, "learning_rate": lr, "eps": eps}
 
 
 def _topology(device: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaftr_fast.config import TrainingConfig
@@ -21,7 +22,7 @@ from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.ops.embedding.lookup import coalesce_gradient
 
 
-class Balance(nn.Module, ABC):
+class Balance(nn.Module):
     """Decides what each task contributes to a step.
 
     The stepper makes it the child ``balance`` of the model that it trains. Its tensors are then
@@ -60,6 +61,13 @@ class Balance(nn.Module, ABC):
         """
         return None
 
+    def named_weights(self) -> dict[str, Tensor]:
+        """Returns ``task_weights`` as ``weight/<task>``, 0-dim each."""
+        weights = self.task_weights()
+        if weights is None:
+            return {}
+        return {f"weight/{t}": each for t, each in zip(self.task_names, weights.unbind())}
+
     def after_update(self) -> None:
         """Runs after each update by the optimizers."""
 
@@ -72,21 +80,7 @@ class Balance(nn.Module, ABC):
         pass
 
 
-class LossBalance(Balance):
-    """A balance that changes the loss, of which one backward is taken."""
-
-    @abstractmethod
-    def total(self, terms: Mapping[str, Tensor], share: float) -> Tensor:
-        """Returns the loss to minimize, 0-dim.
-
-        Args:
-            terms: the terms of the loss, 0-dim; those of a part of the batch are multiplied by
-                ``share``.
-            share: share of the part in the batch.
-        """
-
-
-class GradientBalance(Balance):
+class GradientBalance(Balance, ABC):
     """A balance that combines the gradients of the tasks, each from a backward of its own.
 
     What it does to a gradient is a factor per task, so a step adds up multiples of the T gradients.
@@ -103,12 +97,71 @@ class GradientBalance(Balance):
             step: number of the step, counted from 1 over all epochs.
         """
 
+    def backward(
+        self,
+        terms: Mapping[str, Tensor],
+        parameters: Sequence[Tensor],
+        step: int,
+        average: Callable[[Tensor], Tensor],
+    ) -> dict[str, Tensor]:
+        """Takes a backward of each task's loss and of the other terms, and combines the gradients.
+        The parameters have no gradient before.
 
-def tensor_dtype(model: nn.Module) -> torch.dtype:
-    """Returns the dtype of learned weights of the losses of ``model``: float64 for a model in
-    float64, else float32.
-    """
-    return torch.promote_types(next(model.parameters()).dtype, torch.float32)
+        Args:
+            terms: the terms of the loss, 0-dim.
+            parameters: the parameters.
+            step: as of ``factors``.
+            average: replaces the gradients of the parameters by their means over ranks, and returns
+                the means of what it takes.
+
+        Returns:
+            The means of the terms over ranks.
+        """
+        losses, others = self.split(terms)
+        parts = [*losses, torch.stack(others).sum()] if others else losses
+        values = torch.stack(tuple(terms.values())).detach()
+        gradients = []
+        for number, loss in enumerate(parts, start=1):
+            loss.backward(retain_graph=number < len(parts))
+            means = dict(zip(terms, average(values)))  # the same after each backward
+            for parameter in parameters:
+                # so that tables have the same rows in the gradients of all losses
+                coalesce_gradient(parameter)
+            gradients.append([parameter.grad for parameter in parameters])
+            for parameter in parameters:
+                parameter.grad = None
+        self._combine(parameters, gradients, torch.stack(self.split(means)[0]), step)
+        return means
+
+    @torch.no_grad()
+    def _combine(
+        self,
+        parameters: Sequence[Tensor],
+        gradients: Sequence[Sequence[Tensor | None]],
+        losses: Tensor,
+        step: int,
+    ) -> None:
+        """Sets the gradient of each parameter to the sum of the tasks' gradients, multiplied by
+        factors, and of the last one, of the other terms.
+
+        A parameter is shared if two or more tasks have a gradient for it that is not zero. Kernels
+        that compute several towers at once return zeros for the towers that a task does not have.
+        """
+        tasks = len(losses)
+        found = {}
+        inner = [torch.zeros(tasks, tasks, dtype=torch.float64, device=losses.device)]
+        for n, grads in enumerate(zip(*gradients)):
+            if any(grad is not None for grad in grads):
+                matrix, like = _matrix(grads)
+                found[n] = (matrix, like)
+                inner.append((matrix[:tasks] @ matrix[:tasks].T).double())
+        products = torch.stack(inner)  # [P + 1, T, T]
+        shared = (products.diagonal(dim1=1, dim2=2) > 0).sum(1) > 1  # [P + 1]
+        of_shared, of_own = self.factors((products * shared[:, None, None]).sum(0), losses, step)
+        chosen = torch.where(shared[1:, None], of_shared, of_own)  # [P, T]
+        chosen = F.pad(chosen, (0, len(gradients) - tasks), value=1.0)
+        for factor, (n, (matrix, like)) in zip(chosen.unbind(), found.items()):
+            parameters[n].grad = _like(like, factor.to(matrix) @ matrix)
 
 
 NAME = "balance"  # of the child of the model
@@ -125,17 +178,19 @@ def build_balance(config: TrainingConfig, model: MultiTaskModel) -> Balance | No
             f"training.balance: {type(model).__name__} has an attribute {NAME!r} of its own; give "
             "it another name"
         )
+    # of learned weights: float64 for a model in float64, else float32
+    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
     match config.balance:
         case "uncertainty":
-            return UncertaintyWeights(model.task_names, tensor_dtype(model))
+            return UncertaintyWeights(model.task_names, dtype)
         case "pcgrad":
             return PCGrad(model.task_names, config.seed)
         case "gradnorm":
-            return GradNorm(model.task_names, config.gradnorm_alpha, tensor_dtype(model))
+            return GradNorm(model.task_names, config.gradnorm_alpha, dtype)
     return None
 
 
-class UncertaintyWeights(LossBalance):
+class UncertaintyWeights(Balance):
     """Weights each task's loss by a learned precision (Kendall et al., CVPR'18).
 
         L = sum_t (exp(-s_t) L_t + s_t / 2),  s_t = log sigma_t^2
@@ -155,6 +210,13 @@ class UncertaintyWeights(LossBalance):
         self.log_variances = nn.Parameter(torch.zeros(len(self.task_names), dtype=dtype))
 
     def total(self, terms: Mapping[str, Tensor], share: float) -> Tensor:
+        """Returns the loss to minimize, 0-dim.
+
+        Args:
+            terms: the terms of the loss, 0-dim; those of a part of the batch are multiplied by
+                ``share``.
+            share: share of the part in the batch.
+        """
         losses, others = self.split(terms)
         weighted = torch.dot(
             (-self.log_variances).exp(), torch.stack(losses).to(self.log_variances)
@@ -263,101 +325,20 @@ class GradNorm(GradientBalance):
         return self.weights.detach().clone()
 
 
-Gradient = list[Tensor | None]
-"""The gradient of a loss by parameter; None where it has none."""
-Factors = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Maps the inner products [T, T] to the factors [T] for shared parameters, and for those of one
-task.
-"""
-
-
-def gradients_of(
-    losses: Sequence[Tensor], parameters: Sequence[Tensor], average: Callable[[], None]
-) -> list[Gradient]:
-    """Takes a backward of each loss; the parameters have no gradient before and after.
-
-    Args:
-        losses: the losses, 0-dim.
-        parameters: the parameters.
-        average: replaces the gradients of the parameters by their means over ranks.
-    """
-    found = []
-    for number, loss in enumerate(losses, start=1):
-        loss.backward(retain_graph=number < len(losses))
-        average()
-        for parameter in parameters:
-            # so that tables have the same rows in the gradients of all losses
-            coalesce_gradient(parameter)
-        found.append([parameter.grad for parameter in parameters])
-        for parameter in parameters:
-            parameter.grad = None
-    return found
-
-
-@torch.no_grad()
-def combine(
-    parameters: Sequence[Tensor],
-    tasks: Sequence[Gradient],
-    others: Gradient | None,
-    factors: Factors,
-) -> None:
-    """Sets the gradient of each parameter to the sum of the tasks' gradients, multiplied by
-    factors, and of the others.
-
-    A parameter is shared if two or more tasks have a gradient for it that is not zero. Kernels that
-    compute several towers at once return zeros for the towers that a task does not have.
-
-    Args:
-        parameters: the parameters.
-        tasks: T gradients of the tasks.
-        others: the gradient of the other terms of the loss.
-        factors: computes the factors from the inner products of the gradients of the shared
-            parameters.
-    """
-    each = {n: [gradient[n] for gradient in tasks] for n in range(len(parameters))}
-    several = {
-        n: _matrix(grads)
-        for n, grads in each.items()
-        if sum(grad is not None for grad in grads) > 1
-    }
-    device = parameters[0].device
-    inner = [torch.zeros(len(tasks), len(tasks), dtype=torch.float64, device=device)]
-    inner += [(matrix @ matrix.T).double() for matrix, _ in several.values()]
-    products = torch.stack(inner)  # [P + 1, T, T]
-    shared = (products.diagonal(dim1=1, dim2=2) > 0).sum(1) > 1  # [P + 1]
-    of_shared, of_own = factors((products * shared[:, None, None]).sum(0))
-    chosen = torch.where(shared[1:, None], of_shared, of_own)  # [P, T]
-    for factor, (n, (matrix, like)) in zip(chosen.unbind(), several.items()):
-        parameters[n].grad = _like(like, factor.to(matrix) @ matrix)
-    for n, grads in each.items():
-        for factor, grad in zip(of_own.unbind(), grads):
-            if grad is not None and n not in several:
-                parameters[n].grad = grad * factor.to(grad.dtype)
-    for n, grad in enumerate(others or []):
-        _add(parameters[n], grad)
-
-
-def _matrix(grads: Gradient) -> tuple[Tensor, Tensor]:
-    """Returns the values of the gradients of one parameter [T, N], zeros for None, and a gradient
-    of their layout.
+def _matrix(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """Returns the values of the gradients of one parameter, a row each with N values, zeros for
+    None, and a gradient of their layout.
     """
     found = [grad for grad in grads if grad is not None]
     if not all(grad.is_sparse for grad in found):
         grads = [None if grad is None else grad.to_dense() for grad in grads]
-        found = [grad for grad in grads if grad is not None]
-    like = found[0]
-    if like.is_sparse and not all(_same_rows(like, grad) for grad in found):
+    elif not all(torch.equal(found[0]._indices(), grad._indices()) for grad in found):
         empty = [grad * 0.0 for grad in found]  # its rows, without its values
         grads = [None if grad is None else sum(empty, grad).coalesce() for grad in grads]
-        like = next(grad for grad in grads if grad is not None)
-    values = [
-        torch.zeros_like(_values_of(like)) if grad is None else _values_of(grad) for grad in grads
-    ]
+    like = next(grad for grad in grads if grad is not None)
+    absent = torch.zeros_like(_values_of(like))
+    values = [absent if grad is None else _values_of(grad) for grad in grads]
     return torch.stack([each.flatten() for each in values]), like
-
-
-def _same_rows(one: Tensor, other: Tensor) -> bool:
-    return one._nnz() == other._nnz() and torch.equal(one._indices(), other._indices())
 
 
 def _values_of(grad: Tensor) -> Tensor:
@@ -373,18 +354,3 @@ def _like(grad: Tensor, values: Tensor) -> Tensor:
     return torch.sparse_coo_tensor(
         grad._indices(), values, grad.shape, is_coalesced=flag, check_invariants=False
     )
-
-
-def _add(parameter: Tensor, grad: Tensor | None) -> None:
-    """Adds a gradient to that of a parameter."""
-    if grad is None:
-        return
-    mine = parameter.grad
-    if mine is None:
-        parameter.grad = grad
-    elif mine.is_sparse and grad.is_sparse and _same_rows(mine, grad):
-        mine._values().add_(grad._values())
-    else:
-        # torch adds sparse to dense, not the reverse
-        parameter.grad = grad + mine if mine.is_sparse else mine + grad
-        coalesce_gradient(parameter)

@@ -25,12 +25,16 @@ class Panel(NamedTuple):
     keys: tuple[str, ...]
     unit: float = 1.0
 
-    def value(self, record: dict[str, Any], point: str | None = None) -> float:
-        """Returns the number, or its neighbor ``point``; nan where the record does not have it."""
+
+def _numbers(run: Run, *keys: str, unit: float = 1.0) -> list[float]:
+    """Returns a number of each record; nan where the record does not have it."""
+    numbers = []
+    for record in run.epochs:
         found: Any = record
-        for key in self.keys if point is None else (*self.keys[:-1], point):
-            found = found.get(key, math.nan) if isinstance(found, dict) else math.nan
-        return math.nan if found is None else self.unit * found
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        numbers.append(math.nan if found is None else unit * found)
+    return numbers
 
 
 def draw(runs: Sequence[Run]) -> Picture:
@@ -71,8 +75,8 @@ def _names(runs: Sequence[Run], part: str) -> list[str]:
 def _draw(axes: Axes, runs: Sequence[Run], panel: Panel) -> None:
     for number, run in enumerate(runs):
         color, line = style(number)
-        epochs = [record["epoch"] for record in run.epochs]
-        values = [panel.value(record) for record in run.epochs]
+        epochs = _numbers(run, "epoch")
+        values = _numbers(run, *panel.keys, unit=panel.unit)
         axes.plot(
             epochs, values, marker=".", color=color, linestyle=line, label=shortened(run.name)
         )
@@ -80,11 +84,9 @@ def _draw(axes: Axes, runs: Sequence[Run], panel: Panel) -> None:
             best = values[epochs.index(run.best_epoch)]
             axes.plot(run.best_epoch, best, "o", color=color, fillstyle="none", markersize=9)
         if panel.keys[0] == "train":
-            validation = Panel(panel.title, panel.label, ("validation", panel.title, "logloss"))
-            losses = [validation.value(record) for record in run.epochs]
             axes.plot(
                 epochs,
-                losses,
+                _numbers(run, "validation", panel.title, "logloss"),
                 marker="x",
                 color=color,
                 linestyle=line,
@@ -92,9 +94,7 @@ def _draw(axes: Axes, runs: Sequence[Run], panel: Panel) -> None:
                 label="_validation",
             )
         if panel.keys[0] == "diagnostics":
-            low, high = (
-                [panel.value(record, point) for record in run.epochs] for point in ("p5", "p95")
-            )
+            low, high = (_numbers(run, *panel.keys[:-1], point) for point in ("p5", "p95"))
             axes.vlines(
                 epochs, low, high, color=color, alpha=max(0.1, 0.3 / len(runs)), linewidth=4
             )

@@ -1,31 +1,21 @@
 """Training on a GPU without waiting for it.
 
-- Batches are packed into one buffer each and copied while the batch before trains (``feed``).
+- Batches are copied while the batch before trains (``feed``).
 - Forward and backward are replayed as a CUDA graph (``BackwardGraph``).
 - A lack of memory is reported with what to change (``memory_errors``).
 
-All calls of ``torch.cuda`` that order streams stand in ``CudaCopies`` and ``CudaCaptures``, so that
-the rest is tested without a GPU. No test without a GPU runs these two, so they make no decisions.
 Losses and flagged ids are read every ``training.sync_steps`` steps, by the trainer.
-
-Two slots take turns in ``feed``. Each has a staging buffer on the host and a buffer on the device:
-
-    host      pack 0 | pack 1 | launch 0 | pack 2 | launch 1 | pack 3 | ...
-    copies             copy 0 | copy 1              copy 2 (after train 0)
-    training                    train 0             train 1
-
-S bytes of a buffer.
 """
 
 from __future__ import annotations
 
 import gc
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
-from itertools import accumulate, cycle, pairwise
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,162 +27,54 @@ from adaftr_fast.nn.embedding import tables_of
 from adaftr_fast.nn.embedding_table import trained_by
 from adaftr_fast.optim import Adam
 
-# bytes, as of memory from the CUDA allocator, so that kernels may load whole vectors
-ALIGNMENT = 256
-# what a loss reads; only evaluation reads groups, on the host
-PACKED = ("ids", "labels", "weight", "offsets", "dense")
-
-
-class Section(NamedTuple):
-    """The place of a tensor in a buffer, in bytes."""
-
-    name: str
-    dtype: torch.dtype
-    shape: torch.Size
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The places of a batch's tensors in a buffer.
-
-    Attributes:
-        sections: one per tensor, each aligned to ``ALIGNMENT`` bytes.
-        size: S, the bytes of all sections.
-    """
-
-    sections: tuple[Section, ...]
-    size: int
-
-    @classmethod
-    def of(cls, batch: Batch) -> Layout:
-        """Returns the layout of the tensors ``PACKED`` that a batch has."""
-        parts = {name: part for name in PACKED if (part := getattr(batch, name)) is not None}
-        ends = [0, *accumulate(-(-part.nbytes // ALIGNMENT) * ALIGNMENT for part in parts.values())]
-        places = zip(parts.items(), pairwise(ends), strict=True)
-        sections = (
-            Section(name, x.dtype, x.shape, start, start + x.nbytes)
-            for (name, x), (start, _) in places
-        )
-        return cls(tuple(sections), ends[-1])
-
-    def views(self, buffer: Tensor) -> Batch:
-        """Returns the batch that lies in a buffer, uint8 [>= S], without copying it."""
-        parts = {
-            s.name: buffer[s.start : s.stop].view(s.dtype).view(s.shape) for s in self.sections
-        }
-        return Batch(**parts)
-
-    def pack(self, batch: Batch, buffer: Tensor) -> None:
-        """Copies the tensors of a batch of this layout into a buffer on the CPU, uint8 [>= S]."""
-        views = self.views(buffer)
-        for section in self.sections:
-            getattr(views, section.name).copy_(getattr(batch, section.name))
-
-
-class Event(Protocol):
-    """A point in the work that is queued on a stream (torch.cuda.Event)."""
-
-    def synchronize(self) -> None:
-        """Waits on the host until the work is done."""
-
-
-E = TypeVar("E", bound=Event)
-
-
-class Copies(Protocol[E]):
-    """Copies beside the training (``CudaCopies``)."""
-
-    def buffers(self, size: int) -> tuple[Tensor, Tensor]:
-        """Returns a staging buffer on the host and a buffer on the device, both uint8 [size]."""
-
-    def send(self, staging: Tensor, buffer: Tensor, after: E) -> E:
-        """Queues a copy that starts after ``after``; returns its end."""
-
-    def wait(self, event: E) -> None:
-        """Lets the work that is queued for training from now on start after ``event``."""
-
-    def mark(self) -> E:
-        """Returns the end of the work that is queued for training so far."""
-
 
 def to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Returns the batches on a device: on a GPU without their groups, each valid until the next one
-    is taken.
+    """Returns the batches on a device, on a GPU without their groups, which only evaluation reads,
+    on the host.
     """
+    if device.type == "cpu":
+        return batches
     if device.type == "cuda":
-        return feed(batches, CudaCopies(device))
-    return (
-        batches
-        if device.type == "cpu"
-        else (batch.map(lambda part: part.to(device)) for batch in batches)
-    )
+        return feed((replace(batch, group=None) for batch in batches), device)
+    return (batch.map(lambda part: part.to(device)) for batch in batches)
 
 
-def feed(batches: Iterator[Batch], copies: Copies[E]) -> Iterator[Batch]:
-    """Yields the batches on the device; the copy of the next one is queued before."""
-    pending: _Slot[E] | None = None
-    for batch, slot in zip(batches, cycle((_Slot(copies), _Slot(copies)))):
-        slot.send(batch)
-        if pending is not None:
-            yield pending.batch()
-            pending.release()
-        pending = slot
-    if pending is not None:
-        yield pending.batch()
+def feed(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yields the batches on a GPU, whose copies a stream of their own makes while the batch before
+    trains.
 
-
-class _Slot(Generic[E]):
-    """A staging buffer and a buffer on the device. They grow, because batches of multi-valued
-    fields differ in size.
+    The allocators of torch keep the memory of a copy until both streams are done with it. The host
+    stays at most two steps ahead of the device, so that few batches are in memory.
     """
+    copying = torch.cuda.Stream(device)
+    training = torch.cuda.current_stream(device)
+    pending: tuple[Batch, torch.cuda.Event] | None = None
+    trained = deque([training.record_event()] * 2)
 
-    def __init__(self, copies: Copies[E]) -> None:
-        self.copies = copies
-        self.layout = Layout((), 0)
-        self.staging = torch.empty(0, dtype=torch.uint8)
-        self.buffer = torch.empty(0, dtype=torch.uint8)
-        self.released = copies.mark()
-        self.copied = self.released
+    def received(batch: Batch, copied: torch.cuda.Event) -> Batch:
+        training.wait_event(copied)
+        for part in _parts(batch).values():
+            part.record_stream(training)
+        return batch
 
-    def send(self, batch: Batch) -> None:
-        """Packs a batch and queues its copy."""
-        self.layout = Layout.of(batch)
-        # until then the staging buffer is read; in general that was a step ago
-        self.copied.synchronize()
-        if self.layout.size > len(self.staging):
-            self.staging, self.buffer = self.copies.buffers(self.layout.size * 5 // 4)
-            # the new memory may be that of tensors in queued work
-            self.released = self.copies.mark()
-        self.layout.pack(batch, self.staging)
-        size = self.layout.size
-        self.copied = self.copies.send(self.staging[:size], self.buffer[:size], self.released)
-
-    def batch(self) -> Batch:
-        """Returns the batch on the device, for work that is queued from now on."""
-        self.copies.wait(self.copied)
-        return self.layout.views(self.buffer)
-
-    def release(self) -> None:
-        """Lets the buffer be overwritten after the work that is queued so far."""
-        self.released = self.copies.mark()
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            # pinned in the context of this device; another would make one on the current GPU
+            sent = batch.map(lambda part: part.pin_memory().to(device, non_blocking=True))
+            copied = copying.record_event()
+        if pending is not None:
+            yield received(*pending)
+            trained.popleft().synchronize()
+            trained.append(training.record_event(torch.cuda.Event(blocking=True)))
+        pending = (sent, copied)
+    if pending is not None:
+        yield received(*pending)
 
 
 T = TypeVar("T")
 Backward = Callable[[Batch], dict[str, Tensor]]
 """Computes the gradients of the parameters, which have none before, and returns the loss terms."""
 WARM_UP = 3  # steps before the capture, as torch's notes on CUDA graphs advise
-
-
-class Captures(Protocol):
-    """Captures work in graphs (``CudaCaptures``)."""
-
-    def aside(self, work: Callable[[], T]) -> T:
-        """Runs ``work`` on the stream of the captures."""
-
-    def capture(self, work: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """Records ``work`` without running it; returns what runs it, and its result."""
 
 
 @dataclass
@@ -230,7 +112,7 @@ class BackwardGraph:
         captures: how to capture.
     """
 
-    def __init__(self, model: nn.Module, rows: int, captures: Captures) -> None:
+    def __init__(self, model: nn.Module, rows: int, captures: CudaCaptures) -> None:
         self.rows = rows
         self.captures = captures
         self.parameters = list(model.parameters())
@@ -341,39 +223,6 @@ def _first(error: BaseException) -> BaseException:
     while error.__context__ is not None:
         error = error.__context__
     return error
-
-
-class CudaCopies:
-    """Copies from the host to a GPU on a stream of their own."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.stream = torch.cuda.Stream(device)
-
-    def buffers(self, size: int) -> tuple[Tensor, Tensor]:
-        """Returns a pinned staging buffer and a buffer on the GPU, both uint8 [size]."""
-        # pinning needs a context, and would make one on the current GPU
-        with torch.cuda.device(self.device):
-            staging = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-            buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
-        buffer.record_stream(self.stream)  # its memory is not reused before the last copy ends
-        return staging, buffer
-
-    def send(self, staging: Tensor, buffer: Tensor, after: torch.cuda.Event) -> torch.cuda.Event:
-        """Queues a copy that starts after ``after``; returns its end."""
-        self.stream.wait_event(after)
-        with torch.cuda.stream(self.stream):
-            buffer.copy_(staging, non_blocking=True)
-        # the host sleeps where it waits for it
-        return self.stream.record_event(torch.cuda.Event(blocking=True))
-
-    def wait(self, event: torch.cuda.Event) -> None:
-        """Lets the current stream wait for ``event``."""
-        torch.cuda.current_stream(self.device).wait_event(event)
-
-    def mark(self) -> torch.cuda.Event:
-        """Returns the end of the work that is queued on the current stream."""
-        return torch.cuda.current_stream(self.device).record_event()
 
 
 class CudaCaptures:

@@ -5,7 +5,7 @@ Shapes: N rows, T tasks.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from adaftr_fast.training.checkpoint.state import sharded_tables
 from adaftr_fast.training.metrics import auc, calibration, cvr_auc, gauc, log_loss
 
 KEPT, SORTED = 8, 64  # bytes for a row: its group, and its numbers while one task is measured
+Arrays = dict[str, np.ndarray]
 TaskMetrics = dict[str, dict[str, float]]
 """``auc``, ``gauc`` (if rows have groups), ``logloss`` and ``calibration`` per task, as fractions.
 
@@ -37,7 +38,7 @@ class Predictions(NamedTuple):
 
     logits: np.ndarray  # float32 [N, T]
     labels: np.ndarray  # uint8 [N, T]
-    group: np.ndarray | None  # int64 [N]
+    group: np.ndarray | None = None  # int64 [N]
 
 
 @torch.no_grad()
@@ -47,15 +48,18 @@ def predict(model: MultiTaskModel, split: Split | EqualBatches, batch_size: int)
     """
     model.eval()
     device = device_of(model)
-    parts = []
+    logits = []
+    labels = []
+    groups = []
     for batch in split.batches(batch_size):
         z = model(*(None if part is None else part.to(device) for part in batch.features))
-        group = None if batch.group is None else batch.group.numpy()
-        parts.append(
-            Predictions(z.float().cpu().numpy(), batch.labels.numpy().astype(np.uint8), group)
-        )
+        logits.append(z.float().cpu().numpy())
+        labels.append(batch.labels.numpy().astype(np.uint8))
+        if batch.group is not None:
+            groups.append(batch.group.numpy())
     raise_bad_ids(device)
-    return _joined(parts)
+    group = np.concatenate(groups) if groups else None
+    return Predictions(np.concatenate(logits), np.concatenate(labels), group)
 
 
 def memory_needed(rows: int, tasks: int) -> int:
@@ -65,15 +69,6 @@ def memory_needed(rows: int, tasks: int) -> int:
     They come on top of the program, of the model, and of the rows that are read.
     """
     return rows * (KEPT + (4 + 1) * tasks + SORTED)
-
-
-def _joined(parts: list[Predictions]) -> Predictions:
-    logits, labels, groups = zip(*parts)
-    return Predictions(
-        np.concatenate(logits),
-        np.concatenate(labels),
-        None if groups[0] is None else np.concatenate(groups),
-    )
 
 
 def evaluate(
@@ -102,35 +97,36 @@ def evaluate(
     """
     tasks = model.task_names
     funnel = funnel_stages(None, tasks) if split.funnel is None else split.funnel
-    if ranks.is_alone:
-        return measure(tasks, predict(model, split, batch_size), funnel)
-    model.eval()  # also on ranks without rows, since it applies the deferred updates of table rows
-    part = _part(model, split, ranks)
-    parts = _on_rank_zero(ranks, predict(model, part, batch_size)._asdict() if len(part) else {})
+
+    def predicted(part: Split | EqualBatches) -> Arrays:
+        found = predict(model, part, batch_size)._asdict()
+        return {name: value for name, value in found.items() if value is not None}
+
+    found = _on_rank_zero(model, split, ranks, predicted)
     metrics: TaskMetrics = ranks.from_rank_zero(
-        lambda: measure(
-            tasks,
-            _joined(
-                [Predictions(each["logits"], each["labels"], each.get("group")) for each in parts]
-            ),
-            funnel,
-        )
+        lambda: measure(tasks, Predictions(**found), funnel)
     )
     return metrics
 
 
 def _on_rank_zero(
-    ranks: Ranks, own: Mapping[str, np.ndarray | None]
-) -> list[dict[str, np.ndarray]]:
-    """Returns, on rank 0, the named arrays of each rank that has some; arrays that are None are
-    left out.
+    model: nn.Module,
+    split: Split,
+    ranks: Ranks,
+    compute: Callable[[Split | EqualBatches], Arrays],
+) -> Arrays:
+    """Returns, on rank 0, the named arrays of all rows, of which each rank computes a part; {}
+    elsewhere.
     """
-    tensors = {name: torch.from_numpy(value) for name, value in own.items() if value is not None}
-    return [
-        {name: x.numpy() for name, x in each.items()}
-        for each in ranks.tensors_to_rank_zero(tensors)
-        if each
-    ]
+    model.eval()  # also on ranks without rows, since it applies the deferred updates of table rows
+    if ranks.is_alone:
+        return compute(split)
+    part = _part(model, split, ranks)
+    own = compute(part) if len(part) else {}
+    tensors = {name: torch.from_numpy(value) for name, value in own.items()}
+    parts = [each for each in ranks.tensors_to_rank_zero(tensors) if each]
+    names = parts[0] if parts else {}
+    return {name: np.concatenate([each[name].numpy() for each in parts]) for name in names}
 
 
 def _part(model: nn.Module, split: Split, ranks: Ranks) -> Split | EqualBatches:
@@ -203,7 +199,7 @@ def measure(
 
 def _stages(funnel: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]]:
     """Returns the stages that have a CVR AUC, each after the stage before it."""
-    return [*pairwise(task for task in funnel if task in tasks)]
+    return list(pairwise(task for task in funnel if task in tasks))
 
 
 def diagnose(
@@ -223,28 +219,20 @@ def diagnose(
     """
     if not hasattr(model, "diagnostics"):
         return {}
-    model.eval()
-    if ranks.is_alone:
-        return _diagnose(model, split, batch_size)
-    part = _part(model, split, ranks)
-    parts = _on_rank_zero(ranks, _diagnose(model, part, batch_size) if len(part) else {})
-    return (
-        {name: np.concatenate([each[name] for each in parts]) for name in parts[0]} if parts else {}
-    )
-
-
-@torch.no_grad()
-def _diagnose(
-    model: MultiTaskModel, split: Split | EqualBatches, batch_size: int
-) -> dict[str, np.ndarray]:
     device = device_of(model)
-    parts = [
-        model.diagnostics(batch.map(lambda part: part.to(device)))
-        for batch in split.batches(batch_size)
-    ]
-    return {
-        name: torch.cat([part[name] for part in parts]).float().cpu().numpy() for name in parts[0]
-    }
+
+    @torch.no_grad()
+    def diagnosed(part: Split | EqualBatches) -> Arrays:
+        found = [
+            model.diagnostics(batch.map(lambda each: each.to(device)))
+            for batch in part.batches(batch_size)
+        ]
+        return {
+            name: torch.cat([each[name] for each in found]).float().cpu().numpy()
+            for name in found[0]
+        }
+
+    return _on_rank_zero(model, split, ranks, diagnosed)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -20,7 +20,7 @@ from adaftr_fast.errors import TrainingError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.training.checkpoint.files import check_shared_folder, read_local_rows
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean
-from adaftr_fast.training.checkpoint.snapshots import Found, RunSnapshots
+from adaftr_fast.training.checkpoint.snapshots import RunSnapshots
 from adaftr_fast.training.checkpoint.state import capture, restore, sharded_state, sharded_weights
 from adaftr_fast.training.checkpoint.weights import (
     Description,
@@ -134,37 +134,36 @@ class RunFiles:
             CheckpointError: the unfinished run has other options or data, or no snapshot can be
                 read.
         """
-        found: tuple[Progress, Mapping[str, Tensor], dict[str, Tensor]] | None
+        found: tuple[Progress, Mapping[str, Tensor]] | None
         if not self.ranks.is_alone and not self._is_sharded:
             found = self._from_rank_zero()
         else:
-            own = self._newest()
+            own = None if self.snapshots is None else self.snapshots.load()
             if own is not None:
                 read_local_rows(own[1], sharded_state(self.model, optimizers))
             found = own
         if found is None:
             return None
-        progress, tensors, sums = found
+        progress, tensors = found
         restore(self.model, optimizers, tensors)
-        return progress, RunningMean(sums, progress.new_steps)
+        return progress, RunningMean(tensors, progress.new_steps)
 
-    def _newest(self) -> Found | None:
-        return None if self.snapshots is None else self.snapshots.load()
-
-    def _from_rank_zero(self) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]] | None:
+    def _from_rank_zero(self) -> tuple[Progress, dict[str, Tensor]] | None:
         """Returns what the newest snapshot holds, which rank 0 reads and sends to the others."""
-        found: Found | None = None  # on rank 0
+        tensors: dict[str, Tensor] | None = None  # on rank 0
 
         def load() -> dict[str, Any] | None:
-            nonlocal found
-            found = self._newest()
-            return found and asdict(found[0])
+            nonlocal tensors
+            found = None if self.snapshots is None else self.snapshots.load()
+            if found is None:
+                return None
+            tensors = dict(found[1])
+            return asdict(found[0])
 
         progress = self.ranks.from_rank_zero(load)
         if progress is None:
             return None
-        tensors = self.ranks.tensors_from_rank_zero(found and dict(found[1]))
-        return Progress(**progress), tensors, self.ranks.tensors_from_rank_zero(found and found[2])
+        return Progress(**progress), self.ranks.tensors_from_rank_zero(tensors)
 
     def start(self, logged: list[dict[str, Any]], *, resumed: bool) -> None:
         """Opens the trackers, to which an interrupted process has logged some records. All ranks
@@ -199,12 +198,8 @@ class RunFiles:
         """Saves a snapshot, which is on disk on return, or later if training ``continues``."""
         if self.snapshots is not None:
             save = self.snapshots.start if continues else self.snapshots.save
-            save(
-                progress,
-                capture(self.model, optimizers),
-                means.sums,
-                sharded_state(self.model, optimizers),
-            )
+            tensors = capture(self.model, optimizers) | means.state()
+            save(progress, tensors, sharded_state(self.model, optimizers))
 
     def log(self, run: Run) -> None:
         """Logs the last validation of a run, the first one in place of an earlier run's results."""

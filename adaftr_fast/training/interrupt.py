@@ -8,50 +8,48 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.ranks import ALONE, Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """A request to stop: true after a signal, whose number is ``signum``."""
+    """A request to stop: true after a signal, whose number is ``signum``.
 
-    def __init__(self) -> None:
+    Signals reach several ranks at different steps. A rank that stopped alone would block the others
+    in a collective, so a request of any rank becomes true on all of them at the same
+    synchronization point.
+
+    Attributes:
+        own: the signal that this process got.
+    """
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.signum: int | None = None
+        self.own: int | None = None
 
     def __bool__(self) -> bool:
         return self.signum is not None
 
     def synchronize(self) -> None:
         """Exchanges the requests of all ranks; does nothing in a single process."""
+        if not self.ranks.is_alone:
+            self.signum = self.ranks.largest(self.own or 0) or None
 
     def request(self, signum: int = signal.SIGINT) -> None:
         """Requests a stop, as the signal ``signum`` does."""
-        self.signum = signum
-
-
-class SharedInterrupt(Interrupt):
-    """A request of any rank, which becomes true on all ranks at the same synchronization point.
-
-    Signals reach the ranks at different steps. A rank that stopped alone would block the others in
-    a collective.
-    """
-
-    def __init__(self, own: Interrupt, ranks: Ranks) -> None:
-        super().__init__()
-        self.own = own
-        self.ranks = ranks
-
-    def synchronize(self) -> None:
-        self.signum = self.ranks.largest(self.own.signum or 0) or None
+        self.own = signum
+        if self.ranks.is_alone:
+            self.signum = signum
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Interrupt]:
+def deferred_interrupt(ranks: Ranks = ALONE) -> Iterator[Interrupt]:
     """Within the block, turns the first Ctrl-C or SIGTERM into a request to stop; a second one acts
     as usual.
     """
-    interrupt = Interrupt()
+    interrupt = Interrupt(ranks)
     # only the main thread may set handlers
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

@@ -5,7 +5,7 @@ rates.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,12 @@ from adaftr_fast.optim.base import RowOptimizer
 from adaftr_fast.optim.dense import DenseAdam
 from adaftr_fast.torchrec.tables import ShardedTables
 
-TABLES: dict[str, Callable[[dict[str, Any], OptimizerConfig], RowOptimizer]] = {
-    "sgd": lambda group, config: SGD([group]),
-    "adagrad": lambda group, config: Adagrad([group], eps=config.eps),
-    "rowwise_adagrad": lambda group, config: RowwiseAdagrad([group], eps=config.eps),
+TABLES: dict[str, type[RowOptimizer]] = {
+    "sgd": SGD,
+    "adagrad": Adagrad,
+    "rowwise_adagrad": RowwiseAdagrad,
 }
-"""Makes the optimizers of tables alone; those of ``ADAMS`` take the dense weights, too."""
+"""The optimizers of tables alone; those of ``ADAMS`` take the dense weights, too."""
 ADAMS: dict[str, type[Adam] | type[LazyAdam]] = {"adam": Adam, "lazy_adam": LazyAdam}
 
 
@@ -50,7 +50,8 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
         optimizers.append(ADAMS[config.tables]([*of_dense, *of_tables], **adam))
     else:
         optimizers += [DenseAdam([group], **adam) for group in of_dense]
-        optimizers += [TABLES[config.tables](group, config) for group in of_tables]
+        options: dict[str, Any] = {} if config.tables == "sgd" else {"eps": config.eps}
+        optimizers += [TABLES[config.tables]([group], **options) for group in of_tables]
     optimizers += [
         module.optimizer for module in model.modules() if isinstance(module, ShardedTables)
     ]
@@ -73,15 +74,15 @@ def table_state_bytes(kind: str, num_embeddings: Sequence[int], widths: Sequence
         num_embeddings: number of rows of each field.
         widths: embedding width of each field.
     """
-    per_row = {  # numbers of 4 bytes for a row of a width
-        # the moments, and the step at which the row was last current
-        "adam": lambda width: 2 * width + 1,
-        "lazy_adam": lambda width: 2 * width,
-        "adagrad": lambda width: width,
-        "rowwise_adagrad": lambda width: 1,
-        "sgd": lambda width: 0,
+    vectors, numbers = {  # of 4 bytes for each row
+        "adam": (2, 1),  # the moments, and the step at which the row was last current
+        "lazy_adam": (2, 0),
+        "adagrad": (1, 0),
+        "rowwise_adagrad": (0, 1),
+        "sgd": (0, 0),
     }[kind]
-    return 4 * sum(rows * per_row(width) for rows, width in zip(num_embeddings, widths))
+    of_rows = zip(num_embeddings, widths)
+    return 4 * sum(rows * (vectors * width + numbers) for rows, width in of_rows)
 
 
 def learning_rate(config: OptimizerConfig, step: int, peak: float) -> float:

@@ -26,12 +26,9 @@ from adaftr_fast.optim import clip_grad_norm_
 from adaftr_fast.torchrec.step import StepLookup
 from adaftr_fast.training.balance import (
     NAME,
-    Balance,
     GradientBalance,
-    LossBalance,
+    UncertaintyWeights,
     build_balance,
-    combine,
-    gradients_of,
 )
 from adaftr_fast.training.checkpoint.state import sharded_tables
 from adaftr_fast.training.device import (
@@ -106,22 +103,19 @@ class Stepper:
         if config.compile:
             self.loss = _compiled_loss(model, eager_contrast=self.contrasts_over_ranks)
         self.graph: BackwardGraph | None = None
-        if self._replays():
+        if self._replays(config):
             self.graph = BackwardGraph(model, config.batch_size, CudaCaptures(self.device))
 
-    def _replays(self) -> bool:
+    def _replays(self, config: TrainingConfig) -> bool:
         """Returns whether forward and backward are replayed as a CUDA graph: on one GPU, in one
         backward, not compiled.
 
         Without the CUDA kernels look-ups read from the device, which cannot be captured.
         """
-        config = self.config
-        plain = self.ranks.is_alone and config.accumulate == 1 and not config.compile
-        plain = plain and not isinstance(self.balance, GradientBalance)
-        fits = (
-            config.graph == "auto" and self.device.type == "cuda" and has_cuda_kernels() and plain
-        )
-        return fits and depends_on_tensors_alone(self.model)
+        on_one_gpu = self.device.type == "cuda" and self.ranks.is_alone and has_cuda_kernels()
+        in_one_backward = config.accumulate == 1 and not isinstance(self.balance, GradientBalance)
+        wanted = config.graph == "auto" and not config.compile
+        return on_one_gpu and in_one_backward and wanted and depends_on_tensors_alone(self.model)
 
     def step(self, batch: Batch, number: int, epochs: float = 0.0) -> dict[str, Tensor]:
         """Updates every parameter once.
@@ -146,9 +140,8 @@ class Stepper:
         changed = hasattr(self.model, "set_epoch") and self.model.set_epoch(epochs)
         if changed and self.graph is not None:
             self.graph.discard()
-        with memory_errors(
-            self.device, MORE_MEMORY if self.graph is None else f"{MORE_MEMORY}, {LESS_GRAPH}"
-        ):
+        remedy = MORE_MEMORY if self.graph is None else f"{MORE_MEMORY}, {LESS_GRAPH}"
+        with memory_errors(self.device, remedy):
             return self._step(batch, number)
 
     def _step(self, batch: Batch, number: int) -> dict[str, Tensor]:
@@ -165,70 +158,40 @@ class Stepper:
                 for tables in self.sharded
             ]
             terms = self._gradients(batch, number)
-            self._clip()
+            most = self.settings.clip_norm
+            if most and self._held:
+                clip_with_sharded(self.clipped, self._held, most, self.ranks.group)
+            elif most:
+                clip_grad_norm_(self.clipped, most)
             for held in self._held:
                 held.update()
         self._held = []
         if self.balance is not None:
-            terms = terms | _named_weights(self.balance)  # of this step
+            terms = terms | self.balance.named_weights()  # of this step
         for optimizer in self.optimizers:
             optimizer.step()
         if self.balance is not None:
             self.balance.after_update()
         return terms
 
-    def _clip(self) -> None:
-        """Scales all gradients so that their joint norm is at most ``clip_norm``."""
-        most = self.settings.clip_norm
-        if most and self._held:
-            clip_with_sharded(self.clipped, self._held, most, self.ranks.group)
-        elif most:
-            clip_grad_norm_(self.clipped, most)
-
     def _gradients(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """Computes the gradients of a batch, over all ranks; returns the loss terms."""
         if isinstance(self.balance, GradientBalance):
-            return self._combined(self.balance, batch, number)
+            terms = self._terms(batch)
+            self._check(terms, torch.stack(tuple(terms.values())))
+            return self.balance.backward(terms, self.parameters, number, self._averaged)
         if self.graph is not None:
-            terms = self.graph.run(self._backward, batch)
-        else:
-            terms = (
-                self._backward(batch) if self.config.accumulate == 1 else self._accumulated(batch)
-            )
+            return self.graph.run(self._backward, batch)
+        terms = self._backward(batch) if self.config.accumulate == 1 else self._accumulated(batch)
         if self.ranks.is_alone:
             return terms
         return dict(zip(terms, self._averaged(torch.stack(tuple(terms.values())))))
 
     def _averaged(self, values: Tensor) -> Tensor:
         """Averages the gradients, and ``values`` [k], over the ranks; returns the values."""
-        return (
-            values
-            if self.ranks.is_alone
-            else average_gradients(self.parameters, values, self.ranks.group)
-        )
-
-    def _combined(self, balance: GradientBalance, batch: Batch, number: int) -> dict[str, Tensor]:
-        """Combines the gradients of the tasks as ``balance`` does; returns the loss terms."""
-        terms = self._terms(self._with_weight_mean(batch))
-        values = torch.stack(tuple(terms.values()))
-        self._check(terms, values)
-        losses, others = balance.split(terms)
-        parts = [*losses, torch.stack(others).sum()] if others else losses
-        means: list[Tensor] = []  # of the terms, the same after each backward
-        gradients = gradients_of(
-            parts, self.parameters, lambda: means.append(self._averaged(values.detach()))
-        )
-        terms = dict(zip(terms, means[0]))
-        of_tasks = gradients[: len(losses)]
-        of_others = gradients[len(losses)] if others else None
-        task_losses = torch.stack(balance.split(terms)[0])
-        combine(
-            self.parameters,
-            of_tasks,
-            of_others,
-            lambda products: balance.factors(products, task_losses, number),
-        )
-        return terms
+        if self.ranks.is_alone:
+            return values
+        return average_gradients(self.parameters, values, self.ranks.group)
 
     def _accumulated(self, batch: Batch) -> dict[str, Tensor]:
         rows = len(batch) // self.config.accumulate
@@ -242,21 +205,15 @@ class Stepper:
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
         """Accumulates the gradients of a part of the batch; returns its share of the loss terms."""
-        terms = self._terms(self._with_weight_mean(batch))
+        terms = self._terms(batch)
         if self.config.accumulate > 1:
             terms = {name: term / self.config.accumulate for name, term in terms.items()}
         values = torch.stack(tuple(terms.values()))
         loss = self._check(terms, values)
-        if isinstance(self.balance, LossBalance):
+        if isinstance(self.balance, UncertaintyWeights):
             loss = self.balance.total(terms, 1 / self.config.accumulate)
         loss.backward()
         return dict(zip(terms, values.detach()))
-
-    def _with_weight_mean(self, batch: Batch) -> Batch:
-        """Returns a part of the batch with the mean weight over all ranks."""
-        if self.ranks.is_alone or batch.weight is None:
-            return batch
-        return replace(batch, weight_mean=self.ranks.mean(batch.weight.mean()))
 
     def _check(self, terms: dict[str, Tensor], values: Tensor) -> Tensor:
         """Returns the sum of the terms' values. On the CPU, raises DivergedError if it is not
@@ -268,6 +225,9 @@ class Stepper:
         return loss
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Computes the loss terms of a part of the batch, with the mean weight over all ranks."""
+        if batch.weight is not None and not self.ranks.is_alone:
+            batch = replace(batch, weight_mean=self.ranks.mean(batch.weight.mean()))
         reduced = self.config.precision == "bfloat16"
         # Read at each step: the group's threads end with its last reference, before the interpreter
         # does.
@@ -280,10 +240,9 @@ class Stepper:
             ):
                 return self.loss(batch, **context)
         except RuntimeError as error:
-            if not self.reads_losses or is_out_of_memory(error):
-                raise  # no value of a tensor is its cause
-            if is_of_a_collective(error):
-                raise  # another rank failed, not an op of this rank
+            # of a GPU, of the memory or of another rank: no value of a tensor is its cause
+            if not self.reads_losses or is_out_of_memory(error) or is_of_a_collective(error):
+                raise
             diverged = self._not_finite(batch)
             if diverged is None:
                 raise
@@ -298,16 +257,6 @@ class Stepper:
         if hasattr(self.model, "diagnostics"):
             values |= self.model.diagnostics(batch)
         return next((name for name, value in values.items() if not value.isfinite().all()), None)
-
-
-def _named_weights(balance: Balance) -> dict[str, Tensor]:
-    """Returns the learned weights of the tasks as ``weight/<task>``, 0-dim each."""
-    weights = balance.task_weights()
-    return (
-        {}
-        if weights is None
-        else {f"weight/{t}": each for t, each in zip(balance.task_names, weights.unbind())}
-    )
 
 
 def reads_losses(device: torch.device) -> bool:

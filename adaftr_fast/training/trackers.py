@@ -1,7 +1,12 @@
 """Experiment trackers: TensorBoard, Weights & Biases and MLflow.
 
 ``Trackers`` opens those of a run, remembers their runs for resuming, and outlives their failures.
-The constructor of each tracker imports its package, which belongs to an extra.
+
+The constructor of each tracker takes an ``Opening`` and imports its package, which belongs to an
+extra. ``known`` identifies the run to a process that resumes it. ``log`` logs the numbers of a
+validation, which are not lost if the process is killed later, W&B aside, and ``log_test`` the
+metrics on the test split, once. ``close`` ends the run, which another process may resume if
+training ``failed`` or was interrupted. All of them raise what the package raises.
 """
 
 from __future__ import annotations
@@ -11,11 +16,11 @@ import re
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from adaftr_fast._files import make_folder, replace_file
 from adaftr_fast._json import dumps, from_json, loads
@@ -46,30 +51,6 @@ class Opening:
     def name(self) -> str:
         """The last two parts of the run folder, such as "runs/mine"."""
         return "/".join(self.folder.resolve().parts[-2:])
-
-
-class Tracker(Protocol):
-    """A run in a tracker. Its constructor takes an ``Opening``; it and the methods raise what the
-    package raises.
-
-    Attributes:
-        known: what identifies the run to a process that resumes it.
-    """
-
-    known: str
-
-    def log(self, numbers: Numbers, step: int) -> None:
-        """Logs the numbers of a validation. What is logged is not lost if the process is killed
-        later, W&B aside.
-        """
-
-    def log_test(self, numbers: Numbers) -> None:
-        """Logs the metrics on the test split, once."""
-
-    def close(self, failed: bool) -> None:
-        """Ends the run, which another process may resume if training ``failed`` or was
-        interrupted.
-        """
 
 
 KNOWN = "trackers.json"  # in the run folder
@@ -133,12 +114,11 @@ class Trackers:
         records: Sequence[dict[str, Any]],
     ) -> None:
         """Opens a tracker and logs the validations that it lacks."""
-        known = self._known.get(name)
-        done = 0 if known is None else known.epoch
-        opening = Opening(folder, parameters, done + 1, None if known is None else known.run)
+        before = self._known.get(name, Known(""))
+        opening = Opening(folder, parameters, before.epoch + 1, before.run or None)
         self._open[name] = _opened(name, opening)
-        self._known[name] = Known(self._open[name].known, done)
-        for number, record in enumerate(records[done:], done + 1):
+        self._known[name] = Known(self._open[name].known, before.epoch)
+        for number, record in enumerate(records, 1):
             self._log(name, record, number)
 
     def log(self, record: dict[str, Any], number: int) -> None:
@@ -147,7 +127,7 @@ class Trackers:
             self._log(name, record, number)
 
     def _log(self, name: str, record: dict[str, Any], number: int) -> None:
-        # on resuming, the trainer publishes the last validation again
+        # of before, and the last one, which the trainer publishes again on resuming
         if number <= self._known[name].epoch:
             return
         self._do(name, "log", dict(numbers(record)), number)
@@ -212,12 +192,10 @@ def _opened(name: str, opening: Opening) -> Tracker:
 
 def _known(path: Path) -> dict[str, Known]:
     """Returns the runs of an interrupted process by tracker."""
+    if not path.exists():
+        return {}
     try:
-        return (
-            from_json(dict[str, Known], loads(path.read_text(encoding="utf-8")))
-            if path.exists()
-            else {}
-        )
+        return from_json(dict[str, Known], loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise TrainingError(
             f"{path}: damaged: {error}; remove it to begin new runs in the trackers"
@@ -357,7 +335,8 @@ class MLflow:
         self._client.set_terminated(self.known, "FAILED" if failed else "FINISHED")
 
 
-CLASSES: dict[str, Callable[[Opening], Tracker]] = {
+Tracker = TensorBoard | WeightsAndBiases | MLflow
+CLASSES: dict[str, type[Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
     "mlflow": MLflow,

@@ -165,11 +165,6 @@ class Run(Shown):
         return self.about.config
 
     @property
-    def result(self) -> Run:
-        """The run itself, for code written when its metrics were an object of their own."""
-        return self
-
-    @property
     def validation(self) -> TaskMetrics:
         """Metrics of the best weights on the validation split; {} if there are none."""
         return next(
@@ -369,8 +364,7 @@ def earlier(folder: AnyPath, name: str) -> Run:
 
 
 def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Callable[[], Run]]:
-    """Opens the run that a new one with sharded tables continues, of which no rank reads all
-    tables.
+    """Opens the run that a new one continues, whose tables are not read.
 
     All ranks must call it. Each verifies a part of the files.
 
@@ -387,25 +381,29 @@ def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Call
         CheckpointError: as ``Run.load``, or a rank does not see the run.
     """
     folder = run / BEST
-    check_seen(folder, (folder / FILE).exists(), ranks, "each rank reads the rows that it needs")
-    saved = open_on_all_ranks(folder, ranks)
+
+    def opened(_: Path) -> tuple[SavedTensors, Description]:
+        return open_on_all_ranks(folder, ranks), read_description(folder)
+
+    if ranks.is_alone:
+        saved, about = read_published(folder / FILE, opened)
+    else:
+        seen = (folder / FILE).exists()
+        check_seen(folder, seen, ranks, "each rank reads the rows that it needs")
+        saved, about = opened(folder)
 
     def build() -> Run:
         found = earlier(run, name)
+        found.about = about
         elements = sum(math.prod(saved.shape(each)) for each in saved)
         with tables_elsewhere():
             model = _built(found, elements)
-        held = {key: value.is_meta for key, value in weights_of(model).items()}
-        of_tables = {
-            key: torch.empty(saved.shape(key), device="meta")
+        elsewhere = {key for key, value in weights_of(model).items() if value.is_meta}
+        weights = {
+            key: torch.empty(saved.shape(key), device="meta") if key in elsewhere else saved[key]
             for key in saved
-            if held.get(key, False)
         }
-        load_weights(
-            model,
-            {key: of_tables[key] if key in of_tables else saved[key] for key in saved},
-            str(folder),
-        )
+        load_weights(model, weights, str(folder))
         found.model = model.eval()
         return found
 

@@ -30,7 +30,7 @@ from adaftr_fast.training.checkpoint.state import capture, restore
 from adaftr_fast.training.device import memory_errors, to_device
 from adaftr_fast.training.evaluation import check_monitor, diagnose, evaluate, monitored, spread
 from adaftr_fast.training.files import RunFiles, shown
-from adaftr_fast.training.interrupt import Interrupt, SharedInterrupt, deferred_interrupt
+from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
 from adaftr_fast.training.sharding import check_sharding, share_of
 from adaftr_fast.training.stepper import Stepper, not_finite
 from adaftr_fast.training.trained import Run
@@ -168,9 +168,7 @@ class Trainer:
 
     def _train(self) -> int:
         """Trains until ``fit`` ends; returns the number of the signal that ended training, or 0."""
-        with deferred_interrupt() as interrupt:
-            if not self.ranks.is_alone:
-                interrupt = SharedInterrupt(interrupt, self.ranks)
+        with deferred_interrupt(self.ranks) as interrupt:
             while not self._is_done() and not interrupt:
                 record = self.train_epoch(self.progress.epoch, interrupt)
                 if not interrupt:
@@ -184,11 +182,11 @@ class Trainer:
         done = len(self.progress.epochs)
         per_epoch = self.config.validations
         best = round(self.progress.best_epoch * per_epoch)
-        is_over = (
-            done >= self.config.max_epochs * per_epoch
+        return (
+            self._is_stopped
+            or done >= self.config.max_epochs * per_epoch
             or done - best >= self.config.patience * per_epoch
         )
-        return is_over or self._is_stopped
 
     def _last_step(self) -> int:
         """Returns the step of this epoch after which the model is validated next."""
@@ -211,19 +209,21 @@ class Trainer:
         size = self.config.batch_size
         last = self._last_step()
         if self._batches is None:
-            order = {"seed": self.config.seed, "window": self.config.shuffle_rows}
             self._batches = self.train.shuffled(
-                size, epoch=epoch, first_batch=progress.step, share=self.share, **order
+                size,
+                seed=self.config.seed,
+                epoch=epoch,
+                window=self.config.shuffle_rows,
+                first_batch=progress.step,
+                share=self.share,
             )
         before = progress.seconds
         start = time.perf_counter()
         self._checked = progress.step
-        with self.files.progress_bar(
-            epoch, self._steps_per_epoch * size, progress.step * size
-        ) as bar:
-            for batch in to_device(
-                islice(self._batches, last - progress.step), self.stepper.device
-            ):
+        batches = islice(self._batches, last - progress.step)
+        rows = self._steps_per_epoch * size
+        with self.files.progress_bar(epoch, rows, progress.step * size) as bar:
+            for batch in to_device(batches, self.stepper.device):
                 self.means.add(self.train_step(batch, epoch, progress.step + 1))
                 progress.step += 1
                 progress.total_steps += 1
@@ -242,12 +242,10 @@ class Trainer:
         means = self._checked_means()
         # now that the device has done all steps
         progress.seconds = before + time.perf_counter() - start
-        speed = progress.new_steps * size / progress.seconds
-        trained = epochs_after(len(progress.epochs) + 1, self.config.validations)
         return {
-            "epoch": trained,
+            "epoch": epochs_after(len(progress.epochs) + 1, self.config.validations),
             "seconds": progress.seconds,
-            "samples_per_s": speed,
+            "samples_per_s": progress.new_steps * size / progress.seconds,
             "train": means,
         }
 

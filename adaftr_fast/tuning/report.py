@@ -19,7 +19,7 @@ from adaftr_fast._tables import Table
 from adaftr_fast._toml import to_toml
 from adaftr_fast.engines import Engine
 from adaftr_fast.training.trained import METRIC_COLUMNS, metric_cells
-from adaftr_fast.tuning.search import ERROR, OPTIONS, Found, Search, best_trials, shown, tune
+from adaftr_fast.tuning.search import ERROR, OPTIONS, Found, Search, ranked, shown, trials_of, tune
 
 BEST_CONFIG, REPORT, PLOT = "best.toml", "report.md", "report.png"  # names in the folder
 SHOWN = 10
@@ -49,10 +49,9 @@ def write_report(folder: Path, found: Found) -> str:
 
 def best_table(study: optuna.Study) -> Table:
     """Returns the best trials, AUC in percent."""
-    done = best_trials(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))[:SHOWN]
     rows = [
         [f"{each.number:04d}", shown(each.user_attrs[OPTIONS]), f"{100 * (each.value or 0):.2f}"]
-        for each in done
+        for each in ranked(study)[:SHOWN]
     ]
     return Table(["trial", "options", "validation AUC"], rows, text_columns=2)
 
@@ -66,7 +65,7 @@ def failures(study: optuna.Study) -> list[str]:
     """Returns a section with the options and the error of each failed trial; [] if none
     has failed.
     """
-    failed = study.get_trials(deepcopy=False, states=[TrialState.FAIL])
+    failed = trials_of(study, TrialState.FAIL)
     lines = [
         f"- {each.number:04d}: {shown(each.user_attrs[OPTIONS])}: {each.user_attrs[ERROR]}"
         for each in failed
@@ -76,7 +75,7 @@ def failures(study: optuna.Study) -> list[str]:
 
 def state_line(study: optuna.Study) -> str:
     """Returns how many trials finished, were pruned and failed."""
-    states = [each.state for each in study.get_trials(deepcopy=False)]
+    states = [each.state for each in trials_of(study)]
     counts = [
         states.count(each) for each in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     ]
@@ -97,11 +96,11 @@ def _draw_history(axes: Axes, study: optuna.Study) -> None:
         (TrialState.COMPLETE, BLUE, "finished"),
         (TrialState.PRUNED, GRAY, "pruned"),
     ):
-        trials = study.get_trials(deepcopy=False, states=[state])
+        trials = trials_of(study, state)
         values = [100 * (each.value if each.value is not None else np.nan) for each in trials]
         axes.plot([each.number for each in trials], values, ".", color=color, label=label)
         if state == TrialState.COMPLETE:
-            numbers = [*(each.number for each in trials), len(study.get_trials(deepcopy=False)) - 1]
+            numbers = [*(each.number for each in trials), len(trials_of(study)) - 1]
             best = np.maximum.accumulate([*values, max(values)])
             axes.step(numbers, best, where="post", color=VERMILION, label="best so far")
     axes.set_xlabel("trial")
@@ -126,7 +125,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
     """Returns the share of each option in the differences of the AUC, the largest first; {} with
     too few trials.
     """
-    values = {each.value for each in study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])}
+    values = {each.value for each in trials_of(study, TrialState.COMPLETE)}
     if len(values) < LEAST_VALUES:
         return {}
     return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import sqlite3
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -231,30 +231,27 @@ def tune(search: Search, trials: int, engine: Engine | None = None) -> Found:
             done=lambda _, trained: _tell(search, study, trained, trials),
         )
         _remove_weights(search, study)  # a killed process may not have done so after the last trial
-        done = _complete(study)
+        done = ranked(study)
         if not done:
-            errors = [
-                each.user_attrs[ERROR]
-                for each in study.get_trials(deepcopy=False)
-                if ERROR in each.user_attrs
-            ]
+            last = trials_of(study, TrialState.FAIL)[-1]
             raise TrainingError(
                 f"{search.folder}: none of {trials} trials has finished; the last error: "
-                f"{errors[-1]}"
+                f"{last.user_attrs[ERROR]}"
             )
-        best = best_trials(done)[0]
-        return Found(
-            study, best, apply(search.config, best.user_attrs[OPTIONS]), _test(search, best)
-        )
+        best = done[0]
+        config = apply(search.config, best.user_attrs[OPTIONS])
+        return Found(study, best, config, _test(search, best.number, config))
 
 
-def best_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Sorts finished trials by their AUC, the best first."""
-    return sorted(trials, key=lambda each: (-(each.value or 0.0), each.number))
+def trials_of(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
+    """Returns the trials of a study that are in one of some states, or all."""
+    return study.get_trials(deepcopy=False, states=states or None)
 
 
-def _complete(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+def ranked(study: optuna.Study) -> list[FrozenTrial]:
+    """Returns the finished trials by their AUC, the best first."""
+    finished = trials_of(study, TrialState.COMPLETE)
+    return sorted(finished, key=lambda each: (-(each.value or 0.0), each.number))
 
 
 def _open(search: Search) -> optuna.Study:
@@ -286,9 +283,9 @@ def _open(search: Search) -> optuna.Study:
 
 def _ask_all(search: Search, study: optuna.Study, trials: int) -> Iterator[Asked]:
     """Yields the interrupted trials, and then new ones until there are ``trials``."""
-    for each in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+    for each in trials_of(study, TrialState.RUNNING):
         yield _ask(search, study, each.number, trials)
-    while (number := len(study.get_trials(deepcopy=False))) < trials:
+    while (number := len(trials_of(study))) < trials:
         yield _ask(search, study, number, trials)
 
 
@@ -300,15 +297,13 @@ def _ask(search: Search, study: optuna.Study, number: int, trials: int) -> Asked
     """
     seed = int(np.random.SeedSequence([search.config.training.seed, number]).generate_state(1)[0])
     study.sampler = optuna.samplers.TPESampler(seed=seed)
-    trial = (
-        study.ask() if number == len(study.get_trials(deepcopy=False)) else _trial(study, number)
-    )
+    trial = study.ask() if number == len(trials_of(study)) else _trial(study, number)
     options = trial.user_attrs.get(OPTIONS) or {
         name: each.suggest(trial, name) for name, each in search.space.items()
     }
     trial.set_user_attr(OPTIONS, options)
     _say(f"{_title(number, trials)}: {shown(options)}")
-    return Asked(number, options, _complete(study))
+    return Asked(number, options, trials_of(study, TrialState.COMPLETE))
 
 
 def _tell(search: Search, study: optuna.Study, trained: Trained, trials: int) -> None:
@@ -318,7 +313,7 @@ def _tell(search: Search, study: optuna.Study, trained: Trained, trials: int) ->
     trial = _trial(study, trained.number)
     title = _title(trained.number, trials)
     # by a process that was killed
-    reported = study.get_trials(deepcopy=False)[trained.number].intermediate_values
+    reported = trials_of(study)[trained.number].intermediate_values
     for number, value in trained.values.items():
         if number not in reported:
             trial.report(value, number)
@@ -332,17 +327,16 @@ def _tell(search: Search, study: optuna.Study, trained: Trained, trials: int) ->
     else:
         value = trained.values[search.validation(trained.best_epoch)]
         study.tell(trial, value)
-        best = best_trials(_complete(study))[0]
+        best = ranked(study)[0]
         _say(
             f"{title}: AUC {_percent(value)} in epoch {trained.best_epoch:g}; best "
-            f"{_percent(best.value)} of trial "
-            f"{best.number:04d}"
+            f"{_percent(best.value)} of trial {best.number:04d}"
         )
     _remove_weights(search, study)
 
 
 def _trial(study: optuna.Study, number: int) -> Trial:
-    return Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+    return Trial(study, trials_of(study)[number]._trial_id)
 
 
 def _title(number: int, trials: int) -> str:
@@ -351,8 +345,8 @@ def _title(number: int, trials: int) -> str:
 
 def _remove_weights(search: Search, study: optuna.Study) -> None:
     """Removes the weights and snapshots of all finished trials, but for the weights of the best."""
-    best = best_trials(_complete(study))[:1]
-    for each in study.get_trials(deepcopy=False):
+    best = ranked(study)[:1]
+    for each in trials_of(study):
         if each.state == TrialState.RUNNING:
             continue
         folder = search.run_folder(each.number)
@@ -361,14 +355,11 @@ def _remove_weights(search: Search, study: optuna.Study) -> None:
             remove_weights(folder / BEST)
 
 
-def _test(search: Search, best: FrozenTrial) -> TaskMetrics:
+def _test(search: Search, number: int, config: RunConfig) -> TaskMetrics:
     """Evaluates the best trial on the test split, which no other trial reads."""
-    folder = search.run_folder(best.number)
-    config = search.config
-    name = apply(config, best.user_attrs[OPTIONS]).model.name
-    metrics = evaluate(
-        earlier(folder, name).model, search.data.load("test"), config.training.eval_batch_size
-    )
+    folder = search.run_folder(number)
+    model = earlier(folder, config.model.name).model
+    metrics = evaluate(model, search.data.load("test"), config.training.eval_batch_size)
     replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
     return metrics
 

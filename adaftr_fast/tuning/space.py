@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -151,17 +151,15 @@ def _type(name: str) -> Any:
     """
     if name.startswith(OWN_OPTIONS):
         return Any
-    section, _, option = name.partition(".")
-    hints = get_type_hints(SECTIONS[section]) if section in SECTIONS else {}
-    kinds = {each.name: hints[each.name] for each in fields(SECTIONS[section])} if hints else {}
     if name == "training.validate_every":
         raise ConfigError(f"{name}: cannot vary, since trials are compared at equal epochs")
-    if option not in kinds or section == "data":
+    section, _, option = name.partition(".")
+    if name not in RunConfig().flat() or section == "data":
         but = "data.folder and model.preset"
         raise ConfigError(
             f"unknown option {name!r}; expected one of adaftr-fast train --help but {but}"
         )
-    return kinds[option]
+    return get_type_hints(SECTIONS[section])[option]
 
 
 def apply(config: RunConfig, values: dict[str, Any]) -> RunConfig:

@@ -74,7 +74,7 @@ Compile-time sizes, which config.py chooses and kernels take as fields of one re
 from adaftr_fast.kernels.infonce.blocks import infonce_blocks, serves_blocks
 from adaftr_fast.kernels.infonce.launch import infonce
 from adaftr_fast.kernels.infonce.sigmoid import sigmoid_contrast
-from adaftr_fast.kernels.infonce.symmetric import infonce_symmetric, serves_symmetric
+from adaftr_fast.kernels.infonce.symmetric.launch import infonce_symmetric, serves_symmetric
 
 __all__ = [
     "infonce",

@@ -23,10 +23,9 @@ from functools import lru_cache
 
 import triton
 import triton.language as tl
-from adaftr_fast.kernels.infonce.config import Config, cdiv
+from adaftr_fast.kernels.infonce.config import Config, cdiv, fit
 from adaftr_fast.kernels.infonce.launch import (
     Launch,
-    Outputs,
     Products,
     accumulation_dtype,
     new_outputs,
@@ -50,64 +49,45 @@ def infonce_blocks(
     candidates: Tensor,  # [B, d]
     tau: Tensor,  # [B]
     scale: Tensor,  # [B]
-    need_d_anchors: bool,
-    need_d_candidates: bool,
-    need_d_tau: bool,
-    need_stats: bool,
     block: int,
-    *,
     ieee: bool = False,
-) -> Outputs:
+    **needs: bool,  # need_d_anchors, need_d_candidates, need_d_tau and need_stats
+) -> tuple[Tensor, ...]:
     """Computes the outputs of the op, on CUDA or under TRITON_INTERPRET=1; see ``serves_blocks``.
 
     A tau that is not positive and finite yields NaN in its block, because nothing is read back to check. With ``ieee``,
     float32 products are IEEE whatever the settings.
     """
-    if candidates.shape != anchors.shape:
-        raise ValueError(
-            f"kernels.infonce: candidates must have anchors' shape {tuple(anchors.shape)}, got "
-            f"{tuple(candidates.shape)}"
-        )
     with on_gpu(anchors):
         tau = vector(tau, accumulation_dtype(anchors.dtype))
         operands = prepare_operands(anchors, candidates, tau, ieee=ieee)
-        products = operands.products
-        needs = {
-            "need_d_anchors": need_d_anchors,
-            "need_d_candidates": need_d_candidates,
-            "need_d_tau": need_d_tau,
-            "need_stats": need_stats,
-        }
         outputs = new_outputs(operands, **needs)
-        if products.rows > 0:
-            block = min(block, products.rows)
-            arguments = {
-                **operands.arguments(),
-                **outputs.arguments(),
-                "tau_ptr": tau,
-                "scale_ptr": vector(scale, products.acc_dtype),
-                "block": block,
-                "rows_of_tile": TILE // block * block,
-            }
-            _launch(products, block, **needs).run(arguments)
-        return outputs._replace(loss=(outputs.row_loss * scale).sum())
+        block = min(block, len(anchors))
+        arguments = {
+            **operands.arguments(),
+            **outputs,
+            "tau_ptr": tau,
+            "scale_ptr": vector(scale, tau.dtype),
+            "block": block,
+            "rows_of_tile": TILE // block * block,
+        }
+        _launch(operands.products, block, **needs).run(arguments)
+        return (outputs["loss_ptr"] * scale).sum(), *outputs.values()
 
 
 @lru_cache(maxsize=4096)
 def _launch(products: Products, block: int, **needs: bool) -> Launch:
     options = {need.upper(): needed for need, needed in needs.items()}
     config = block_config(products.kind, products.width)
-    launch = products.launch(infonce_blocks_kernel, config, options, divide_width=False)
-    launch.grid = cdiv(products.rows, TILE // block * block), 1, 1
-    return launch
+    grid = cdiv(products.rows, TILE // block * block), 1, 1
+    return products.launch(infonce_blocks_kernel, config, grid, options)
 
 
 def block_config(kind: str, width: int) -> Config:
     """Returns the blocks: a tile of rows with itself, in slices of the width."""
-    widest = triton.next_power_of_2(width)
     on_vector_units = kind in ("ieee", "float64")
     block_d, block_k, num_warps = (32, 16, 8) if on_vector_units else (64, 64, 4)
-    return Config(TILE, TILE, min(block_d, widest), min(block_k, widest), num_warps, 2)
+    return fit(Config(TILE, TILE, block_d, block_k, num_warps, 2), width)
 
 
 @triton.jit

@@ -21,7 +21,6 @@ import triton
 import triton.language as tl
 from adaftr_fast.kernels.infonce.tiles import (
     IGNORE,
-    Constant,
     accumulate,
     load_operand,
     partition_blocks,
@@ -29,8 +28,8 @@ from adaftr_fast.kernels.infonce.tiles import (
     split_blocks,
 )
 
-TERMS = Constant(4)  # of a row, side by side
-BLOCKS = Constant(256)  # of combine.py, that are reduced at a time
+TERMS = tl.constexpr(4)  # of a row, side by side
+BLOCKS = tl.constexpr(256)  # of combine.py, that are reduced at a time
 
 
 @triton.jit

@@ -20,14 +20,14 @@ w_r - p_r where they have 1 - p_r above. The column sweep rounds that to half pr
 import triton
 import triton.language as tl
 from adaftr_fast.kernels.infonce.column_sweep import TERMS
-from adaftr_fast.kernels.infonce.tiles import LN_2, LOG2_E, Constant, load_block, load_row_parameters, log1p
+from adaftr_fast.kernels.infonce.tiles import LN_2, LOG2_E, load_block, load_row_parameters, log1p
 
-LARGEST_L = Constant(2.0**40)
-SMALLEST_SIZE = Constant(2.0**-100)
+LARGEST_L = tl.constexpr(2.0**40)
+SMALLEST_SIZE = tl.constexpr(2.0**-100)
 # A row's weight goes into the exponent of the column sweep only if it needs no other unit, and if the sum of the two
 # logarithms, which is rounded, errs by less than 2^-13 (a bfloat16 by 2^-9).
-LARGEST_FOLDED = Constant(2.0**60)
-LARGEST_SHIFT = Constant(2048.0)
+LARGEST_FOLDED = tl.constexpr(2.0**60)
+LARGEST_SHIFT = tl.constexpr(2048.0)
 
 
 @triton.jit(do_not_specialize=["B", "N", "num_splits", "num_arrivals"])

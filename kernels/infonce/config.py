@@ -65,7 +65,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 
 
 class Config(NamedTuple):
-    """How one sweep is cut into blocks."""
+    """How one sweep is cut into blocks. In the symmetric loss, M is the owned side."""
 
     block_m: int
     block_n: int
@@ -89,54 +89,61 @@ class Tiling(NamedTuple):
     column_sweep: Config
     sigmoid_rows: Config
     sigmoid_columns: Config
+    sums: Config | None = None  # of the symmetric loss; owns rows
+    gradient: Config | None = None  # of the symmetric loss; owns either side
 
 
-def read_table(table: str) -> list[tuple[tuple[str, float, int], dict[str, Config]]]:
-    """Returns (kind, max_width, min_capability) of each row of a table, and its configs by the names of sweeps."""
-    rows: dict[tuple[str, float, int], dict[str, Config]] = {}
-    for line in table.strip().splitlines()[1:]:
-        kind, max_width, min_capability, sweep, *numbers = line.split()
-        key = kind, int(max_width) if max_width.isdigit() else float(max_width), int(min_capability)
-        five_products = numbers[-1] == "five"
-        config = Config(*map(int, numbers[:6] if five_products else numbers), five_products=five_products)
-        rows.setdefault(key, {})[sweep] = config
-    return list(rows.items())
-
-
-def _tilings(table: str) -> tuple[Tiling, ...]:
+def _tilings(table: str) -> list[Tiling]:
     """Reads a table. What a row leaves out follows from its row sweep.
 
     The column sweep owns what that streams. The sigmoid loss takes the blocks of row_sweep_pz, which stream at most 64
     columns, and of the column sweep.
     """
+    given: dict[tuple[str, float, int], dict[str, Config]] = {}
+    for line in table.strip().splitlines()[1:]:
+        kind, max_width, min_capability, sweep, *numbers = line.split()
+        config = Config(*map(int, numbers))
+        given.setdefault((kind, float(max_width), int(min_capability)), {})[sweep] = config
     tilings = []
-    for key, given in read_table(table):
-        rows = given["row_sweep"]
-        columns = given.get("column_sweep", rows._replace(block_m=rows.block_n, block_n=rows.block_m))
-        pz = given.get("row_sweep_pz", rows)
+    for key, sweeps in given.items():
+        rows = sweeps["row_sweep"]
+        pz = sweeps.get("row_sweep_pz", rows)
+        columns = sweeps.get("column_sweep", rows._replace(block_m=rows.block_n, block_n=rows.block_m))
         own = {"row_sweep_explicit": rows, "row_sweep_pz": pz, "column_sweep": columns}
-        tilings.append(Tiling(*key, **own | {"sigmoid_rows": pz, "sigmoid_columns": columns} | given))
-    return tuple(tilings)
+        tilings.append(Tiling(*key, **own | {"sigmoid_rows": pz, "sigmoid_columns": columns} | sweeps))
+    return tilings
 
 
 # The first row that admits the operands is taken, but none of five products on sm_100 and later. Every row compiles
 # without spills for its architectures (python -m benchmarks.infonce.compile_sweep).
 TILINGS = _tilings("""
-    kind    width  sm  sweep                 M    N    D   K  warps  stages
+    kind    width  sm  sweep                 M    N    D   K  warps  stages  programs  five_products
     half       64  90  row_sweep           128  128   64   0  8  3
     half       64  90  row_sweep_explicit  128  128   64   0  8  2
     half       64  90  row_sweep_pz        128   64   64   0  8  3
+    half       64  90  sums                128   64   64   0  8  3
+    half       64  90  gradient            128   64   64   0  8  3
     half       64  80  row_sweep           128   64   64   0  8  3
     half       64  80  sigmoid_columns     128  128   64   0  8  3
+    half       64  80  sums                128   64   64   0  8  3
+    half       64  80  gradient            128   32   64   0  8  3
     half      128  90  row_sweep           128   64  128   0  8  3
+    half      128  90  sums                128   64  128   0  8  3
+    half      128  90  gradient            128   64  128   0  8  3
     half      128  80  row_sweep           128   64  128   0  8  3
     half      128  80  row_sweep_pz        128   32  128   0  8  3
+    half      128  80  sums                128   64  128   0  8  3
+    half      128  80  gradient            128   32  128   0  8  3
     half      256  90  row_sweep           128   64  256   0  8  2
     half      256  90  row_sweep_explicit  128   32  256   0  8  2
     half      256  90  row_sweep_pz        128   32  256   0  8  3
     half      256  90  column_sweep         32  128  256   0  8  3
+    half      256  90  sums                 64   64  256   0  8  2
+    half      256  90  gradient            128   32  256   0  8  1
     half      256  80  row_sweep            64   64  256   0  8  2
-    half      512  90  row_sweep            64   64  512   0  8  2  five
+    half      256  80  sums                 64   64  256   0  8  2
+    half      256  80  gradient             64   64  256   0  8  2
+    half      512  90  row_sweep            64   64  512   0  8  2  1  1
     half      512  90  sigmoid_rows         64   64  256  64  8  3
     half      512  90  sigmoid_columns      64   64  256  64  8  3
     half      inf  90  row_sweep            64   64  256  64  8  3
@@ -230,7 +237,7 @@ ALTERNATIVES = _tilings("""
     narrow     64  80  row_sweep      64   32   64  0  4  3  3
     narrow     64  80  column_sweep   64   64   64  0  4  2  3
 """)
-BLOCKS = tuple(dict.fromkeys(each.kind for each in ALTERNATIVES))
+BLOCKS = ("narrow",)
 
 
 def chosen_blocks() -> str:
@@ -246,29 +253,17 @@ def choose_tiling(kind: str, width: int, capability: int, blocks: str = "") -> T
     """
     if blocks and blocks not in BLOCKS:
         raise ValueError(f"kernels.infonce: {BLOCKS_VARIABLE} must be one of {BLOCKS}, got {blocks!r}")
-    usable = [each for each in TILINGS if capability < 100 or not each.row_sweep.five_products]
-    tiling = first_admitting(usable, kind, width, capability)
-    for each in ALTERNATIVES:
-        serves = width <= each.max_width and each.min_capability == tiling.min_capability
-        if kind == "half" and each.kind == blocks and serves:
+    for tiling in TILINGS:
+        admits = tiling.kind == kind and width <= tiling.max_width and capability >= tiling.min_capability
+        if admits and not (capability >= 100 and tiling.row_sweep.five_products):
+            break
+    else:
+        raise ValueError(f"kernels.infonce: the GPU must be of compute capability 8.0 or later, got {capability / 10}")
+    for each in ALTERNATIVES if kind == "half" else ():
+        if (each.kind, each.min_capability) == (blocks, tiling.min_capability) and width <= each.max_width:
             tiling = tiling._replace(row_sweep=each.row_sweep, column_sweep=each.column_sweep)
             break
-    return fitted(tiling, width)
-
-
-def first_admitting(tilings, kind: str, width: int, capability: int):
-    """Returns the first row for products of ``kind`` of this width on this GPU."""
-    for tiling in tilings:
-        if tiling.kind == kind and width <= tiling.max_width and capability >= tiling.min_capability:
-            return tiling
-    raise ValueError(f"kernels.infonce: the GPU must be of compute capability 8.0 or later, got {capability / 10}")
-
-
-def fitted(tiling, width: int):
-    """Returns a row with blocks no wider than needed."""
-    widest = triton.next_power_of_2(width)
-    key, configs = tiling[:3], tiling[3:]
-    return type(tiling)(*key, *(_fit(config, widest) for config in configs))
+    return Tiling(*tiling[:3], *(config and fit(config, width) for config in tiling[3:]))
 
 
 def choose_gluon(dtype: torch.dtype, width: int, capability: int) -> Config | None:
@@ -285,7 +280,9 @@ def choose_gluon(dtype: torch.dtype, width: int, capability: int) -> Config | No
     return next((c for c in GLUON_SWEEPS if c.block_d // 2 < width <= c.block_d), None)
 
 
-def _fit(config: Config, widest: int) -> Config:
+def fit(config: Config, width: int) -> Config:
+    """Returns a config with blocks no wider than needed."""
+    widest = triton.next_power_of_2(width)
     return config._replace(block_d=min(config.block_d, widest), block_k=min(config.block_k, widest))
 
 

@@ -13,9 +13,8 @@ column_sweep.py; a second loop serves the other cases.
 Shared memory: at BLOCK_D = 128, 32 KiB of candidates and four stages of 32 KiB of anchors and 2 KiB of terms.
 """
 
-import triton
 from adaftr_fast.kernels.infonce.column_sweep import TERMS
-from adaftr_fast.kernels.infonce.config import Config, choose_splits, folds_scale
+from adaftr_fast.kernels.infonce.config import Config, folds_scale
 from adaftr_fast.kernels.infonce.gluon_pipeline import (
     CONSUMER_REGISTERS,
     DEFAULT_WARPS,
@@ -40,8 +39,7 @@ def gluon_column_sweep(operands: Operands, config: Config, row_terms: Tensor, sc
     """Returns the splits' shares of d_candidates [S, N, d], as column_sweep.py."""
     a, b, d = operands.anchors, operands.candidates, operands.products.d
     B, N = len(a), len(b)
-    column_blocks = triton.cdiv(N, config.block_n)
-    splits = choose_splits(column_blocks, triton.cdiv(B, config.block_m), operands.products.processors)
+    column_blocks, splits, _ = operands.products.grid(config, divide_width=False, owns_columns=True)
     d_candidates = operands.empty(splits, N, d)
     terms = row_terms.view(-1)[: B * TERMS.value].view(B, TERMS.value)
     candidates, anchors = descriptors(b, a, config)

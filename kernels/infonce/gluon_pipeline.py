@@ -31,7 +31,6 @@ p take 160 at BLOCK_D = 128, and leaves the producer's warpgroup 24.
 import math
 
 from adaftr_fast.kernels.infonce.config import TYPES, Config
-from adaftr_fast.kernels.infonce.tiles import Constant
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -44,9 +43,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-OWNED = Constant(64)  # rows or columns of a consumer: those of one wgmma
-CONSUMER_REGISTERS = Constant(240)
-PRODUCER_REGISTERS = Constant(24)
+OWNED = gl.constexpr(64)  # rows or columns of a consumer: those of one wgmma
+CONSUMER_REGISTERS = gl.constexpr(240)
+PRODUCER_REGISTERS = gl.constexpr(24)
 DEFAULT_WARPS = 4  # of the first consumer: warp_specialize adds those of the second and of the producer
 copy_block = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared  # its name before 3.9
 

@@ -16,8 +16,7 @@ Shared memory: at BLOCK_D = 128, 32 KiB of anchors and four stages of 32 KiB; ha
 # ruff: noqa: E741
 # l is the running sum, as in FlashAttention.
 
-import triton
-from adaftr_fast.kernels.infonce.config import Config, choose_splits, max_offset
+from adaftr_fast.kernels.infonce.config import Config, max_offset
 from adaftr_fast.kernels.infonce.gluon_pipeline import (
     CONSUMER_REGISTERS,
     DEFAULT_WARPS,
@@ -45,8 +44,7 @@ def gluon_row_sweep(operands: Operands, config: Config, tau: Tensor, need_d_anch
     """Returns positive_score [B], partials [S, 4, B] and acc [S, B, D_PADDED], empty unless needed, as row_sweep.py."""
     a, b, empty = operands.anchors, operands.candidates, operands.empty
     (B, width), N = a.shape, len(b)
-    row_blocks = triton.cdiv(B, config.block_m)
-    splits = choose_splits(row_blocks, triton.cdiv(N, config.block_n), operands.products.processors)
+    row_blocks, splits, _ = operands.products.grid(config, divide_width=False)
     positive_score, partials = empty(B), empty(splits, 4, B)
     acc = empty(splits, B, width) if need_d_anchors else empty(0)
     infonce_gluon_row_sweep_kernel[(row_blocks, splits)](

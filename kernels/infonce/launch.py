@@ -1,6 +1,7 @@
 """The host side of the losses: prepares inputs and launches kernels, here those of adaptive InfoNCE.
 
-The package's docstring gives the overview and defines shapes and names. All types share the kernels: float64
+The package's docstring gives the overview and defines shapes and names. The callers, in ``adaftr_fast.ops.infonce``,
+have checked shapes and types, and there are a row and a candidate at least. All types share the kernels: float64
 accumulates in float64, the others in float32. float32 products are IEEE by default, and with ``ieee`` always.
 ``torch.set_float32_matmul_precision`` "high" chooses three bfloat16 products of operands split in two (16 bits) on
 sm_90, and TF32 (11 bits) elsewhere; "medium" chooses TF32. The softmax and its sums stay float32. bfloat16 and float16
@@ -11,10 +12,9 @@ The kernels read operands as rows of a multiple of 16 elements from 16-byte boun
 asynchronous 16-byte copies into 2-byte loads. Other operands are copied, which takes O(B d) and O(N d).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -58,7 +58,6 @@ COMBINE_BLOCK_D = {torch.bfloat16: 64, torch.float16: 64, torch.float32: 128, to
 JOINING = ("ieee",)
 
 
-@dataclass(eq=False)
 class Launch:
     """A kernel, its grid, and what it is compiled for.
 
@@ -66,24 +65,24 @@ class Launch:
     multiples of 16 bytes, and all strides of 16 elements (``prepare_operands``, ``vector``). So a launch keeps what
     Triton compiled at its first run. Triton's own search for it takes 20 microseconds. Kernels declare what
     ``options`` holds behind their other arguments.
+
+    Args:
+        kernel: the kernel.
+        grid: its grid.
+        options: compile-time arguments by name, not all of which the kernel takes.
+        warps: num_warps and num_stages, unless they are Triton's defaults.
     """
 
-    kernel: Any
-    grid: tuple[int, int, int]
-    options: dict[str, Any]  # compile-time arguments by name, not all of which the kernel takes
-    warps: dict[str, int] = field(default_factory=dict)  # num_warps and num_stages, unless they are Triton's defaults
-    compiled: Callable[..., None] | None = None  # launches what Triton compiled
+    def __init__(self, kernel, grid: tuple[int, int, int], options: dict[str, Any], **warps: int) -> None:
+        self.kernel = kernel
+        self.grid = grid
+        self.options = options
+        self.warps = warps
+        self.compiled: Callable[..., None] | None = None  # launches what Triton compiled
+        self._take = itemgetter(*(name for name in kernel.arg_names if name not in options))
+        self._constants = [options[name] for name in kernel.arg_names if name in options]
 
-    @cached_property
-    def _take(self) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-        """Takes what the kernel declares of the arguments."""
-        return itemgetter(*(name for name in self.kernel.arg_names if name not in self.options))
-
-    @cached_property
-    def _constants(self) -> list[Any]:
-        return [self.options[name] for name in self.kernel.arg_names if name in self.options]
-
-    def run(self, arguments: Mapping[str, Any]) -> None:
+    def run(self, arguments: dict[str, Any]) -> None:
         """Launches the kernel with what it declares of the arguments and options."""
         values = *self._take(arguments), *self._constants
         if self.compiled is not None:
@@ -108,16 +107,10 @@ class Products(NamedTuple):
     capability: int  # 10 * major + minor
     processors: int
 
-    def launch(
-        self,
-        kernel: Any,
-        config: Config,
-        options: dict[str, Any],
-        divide_width: bool,
-        owns_columns: bool = False,
-        few: int = 0,
-    ) -> Launch:
-        """Returns a sweep's launch, whose grid is (owned blocks, splits of the streamed side, slices of the width).
+    def grid(
+        self, config: Config, divide_width: bool, owns_columns: bool = False, few: int = 0
+    ) -> tuple[int, int, int]:
+        """Returns the grid of a sweep: (owned blocks, splits of the streamed side, slices of the width).
 
         Up to ``few`` streamed blocks are not split.
         """
@@ -128,9 +121,13 @@ class Products(NamedTuple):
         splits = 1
         if streamed > few:
             splits = choose_splits(owned * slices, streamed, self.processors * config.programs)
+        return owned, splits, slices
+
+    def launch(self, kernel, config: Config, grid: tuple[int, int, int], options: dict[str, Any]) -> Launch:
+        """Returns a launch with the blocks, warps and stages of a config."""
         meta = meta_of(self.dtype, self.kind, self.d, self.width, config)
-        warps = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-        return Launch(kernel, (owned, splits, slices), options | {"META": meta}, warps)
+        options = options | {"META": meta}
+        return Launch(kernel, grid, options, num_warps=config.num_warps, num_stages=config.num_stages)
 
 
 class Operands(NamedTuple):
@@ -153,6 +150,18 @@ class Operands(NamedTuple):
             "B": self.products.rows,
             "N": self.products.columns,
         }
+
+    def sides(self, owned: int, **pairs: Sequence[Tensor | None]) -> dict[str, Any]:
+        """Returns the arguments of a sweep past the owned side x, 0 for rows, of the other side, y.
+
+        ``pairs`` are of rows and columns: ``group`` is x_group_ptr and y_group_ptr.
+        """
+        both = self.anchors, self.candidates
+        x, y = both[owned], both[1 - owned]
+        arguments = {"x_ptr": x, "y_ptr": y, "x_stride": x.stride(0), "y_stride": y.stride(0)}
+        for name, pair in pairs.items():
+            arguments |= {f"x_{name}_ptr": pair[owned], f"y_{name}_ptr": pair[1 - owned]}
+        return arguments
 
 
 def on_gpu(anchors: Tensor) -> AbstractContextManager:
@@ -177,8 +186,6 @@ def prepare_operands(
     ``like``: any tensor of the accumulation type, since to make others like it takes less time than to name the type.
     ``splits``: the sweeps have bf16x3 on sm_90; otherwise TF32 takes its place. ``ieee``: see ``product_kind``.
     """
-    if candidates.dtype != anchors.dtype:
-        raise TypeError(f"expected anchors and candidates of one type, got {anchors.dtype} and {candidates.dtype}")
     device = anchors.get_device()
     capability, processors = _gpu(device) if anchors.is_cuda else (ASSUMED_CAPABILITY, ASSUMED_PROCESSORS)
     a, b = _align(anchors, ignored), _align(candidates)
@@ -243,48 +250,25 @@ def join(splits: Tensor) -> Tensor:
     return splits.select(0, 0) if splits.shape[0] == 1 else splits.sum(0)
 
 
-class Outputs(NamedTuple):
-    """The outputs of ``torch.ops.adaftr_fast.infonce`` in the accumulation type; empty where not needed."""
-
-    loss: Tensor  # []
-    row_loss: Tensor  # [B], as all up to entropy
-    lse: Tensor
-    positive_logit: Tensor
-    top1: Tensor
-    entropy: Tensor
-    d_anchors: Tensor  # [B, d]
-    d_candidates: Tensor  # [N, d]
-    d_tau: Tensor  # [B]
-
-    def arguments(self) -> dict[str, Tensor]:
-        """Returns them by the names that kernels have for them: a row's loss is ``loss_ptr``."""
-        return dict(zip(POINTERS, self[1:]))
-
-    def zeroed(self) -> "Outputs":
-        return Outputs(*(x.zero_() for x in self))
-
-
 def new_outputs(
     operands: Operands, need_d_anchors: bool, need_d_candidates: bool, need_d_tau: bool, need_stats: bool
-) -> Outputs:
-    """Returns uninitialized outputs."""
-    products = operands.products
-    B, N, d = products.rows, products.columns, products.d
+) -> dict[str, Tensor]:
+    """Returns uninitialized outputs of an op but its loss, in order, by the names that kernels have for them.
+
+    They are of the accumulation type, and empty where not needed. A row's loss is ``loss_ptr``.
+    """
+    B, N, d = operands.products[3:6]
     empty = operands.empty
-    return Outputs(
-        loss=empty(()),
-        row_loss=empty(B),
-        lse=empty(B),
-        positive_logit=empty(B),
-        top1=empty(B if need_stats else 0, dtype=torch.bool),
-        entropy=empty(B if need_stats else 0),
-        d_anchors=empty(B, d) if need_d_anchors else empty(0),
-        d_candidates=empty(N, d) if need_d_candidates else empty(0),
-        d_tau=empty(B if need_d_tau else 0),
-    )
-
-
-POINTERS = ("loss_ptr", *(f"{name}_ptr" for name in Outputs._fields[2:]))
+    return {
+        "loss_ptr": empty(B),
+        "lse_ptr": empty(B),
+        "positive_logit_ptr": empty(B),
+        "top1_ptr": empty(B if need_stats else 0, dtype=torch.bool),
+        "entropy_ptr": empty(B if need_stats else 0),
+        "d_anchors_ptr": empty(B, d) if need_d_anchors else empty(0),
+        "d_candidates_ptr": empty(N, d) if need_d_candidates else empty(0),
+        "d_tau_ptr": empty(B if need_d_tau else 0),
+    }
 
 
 class Flags(NamedTuple):
@@ -310,9 +294,7 @@ class Flags(NamedTuple):
 class Plan(NamedTuple):
     """The launches of a call. Its shapes, types and options decide, so equal calls share one plan."""
 
-    rows: tuple[
-        Launch, ...
-    ]  # in order: the row sweep, then the anchor sweep if it is apart; or those of bounded_sweep.py
+    rows: list[Launch]  # the row sweep, then the anchor sweep if it is apart; or those of bounded_sweep.py
     needs_norm: bool  # whether they read the largest norm of a candidate
     combine: Launch
     columns: Launch
@@ -333,42 +315,39 @@ def make_plan(products: Products, flags: Flags, is_small: bool, few: int, blocks
     # The largest norm takes two launches, which cost a small call more than a known maximum saves.
     bounds = not (is_small or flags.masks)
     fixed_max = bounds and has_fixed_max(products.dtype, config, need_sum_pz)
-    kernels, bounded = [infonce_row_sweep_kernel], False
-    if config.five_products and flags.NEED_D_ANCHORS:
-        bounded = bounds and not need_sum_pz
+    apart = config.five_products and flags.NEED_D_ANCHORS
+    bounded = apart and bounds and not need_sum_pz
+    kernels = [infonce_row_sweep_kernel]
+    if bounded:  # the blocks of rows whose logits are bounded, and then the others
+        kernels = [
+            infonce_bounded_sweep_kernel,
+            infonce_unbounded_row_sweep_kernel,
+            infonce_unbounded_anchor_sweep_kernel,
+        ]
+    elif apart:
         kernels.append(infonce_anchor_sweep_kernel)
-        if bounded:  # the blocks of rows whose logits are bounded, and then the others
-            kernels = [
-                infonce_bounded_sweep_kernel,
-                infonce_unbounded_row_sweep_kernel,
-                infonce_unbounded_anchor_sweep_kernel,
-            ]
     options = flags._asdict()
-    own = {
-        "FIXED_MAX": fixed_max,
-        "NEED_D_ANCHORS": flags.NEED_D_ANCHORS and not config.five_products,
-        "NEED_SUM_PZ": need_sum_pz,
-    }
-    rows = tuple(products.launch(each, config, options | own, divide_width=flags.NEED_D_ANCHORS) for each in kernels)
+    own = {"FIXED_MAX": fixed_max, "NEED_D_ANCHORS": flags.NEED_D_ANCHORS and not apart, "NEED_SUM_PZ": need_sum_pz}
+    grid = products.grid(config, divide_width=flags.NEED_D_ANCHORS)
+    rows = [products.launch(each, config, grid, options | own) for each in kernels]
 
     config = tiling.column_sweep
+    grid = products.grid(config, divide_width=True, owns_columns=True, few=few)
+    joins = products.kind in JOINING and is_small and flags.NEED_D_CANDIDATES and grid[1] > 1
     options |= {
         "FOLDED": not flags.masks and folds_scale(products.dtype, config),
         "REDUCES": is_small and not config.five_products,  # with masks it spills there
         "BRANCHES": config.five_products,
+        "JOINS": joins,
     }
-    kernel = infonce_column_sweep_kernel
-    columns = products.launch(kernel, config, options, divide_width=True, owns_columns=True, few=few)
-    column_blocks, splits, slices = columns.grid
-    joins = products.kind in JOINING and is_small and flags.NEED_D_CANDIDATES and splits > 1
-    columns.options["JOINS"] = joins
+    columns = products.launch(infonce_column_sweep_kernel, config, grid, options)
+    arrivals = grid[0] * grid[2] if joins else 0
 
     block_d = min(COMBINE_BLOCK_D[products.dtype], triton.next_power_of_2(products.width))
-    own = {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": block_d, "ACC_DTYPE": TYPES[products.acc_dtype]}
-    own |= {"D": products.d, "D_PADDED": products.width}
-    grid = cdiv(products.rows, COMBINE_BLOCK_M), 1, 1
-    combine = Launch(infonce_combine_kernel, grid, columns.options | own)  # sets the counters of arrivals to 0
-    return Plan(rows, fixed_max or bounded, combine, columns, column_blocks * slices if joins else 0)
+    options |= {"BLOCK_M": COMBINE_BLOCK_M, "BLOCK_D": block_d, "ACC_DTYPE": TYPES[products.acc_dtype]}
+    options |= {"D": products.d, "D_PADDED": products.width}
+    combine = Launch(infonce_combine_kernel, (cdiv(products.rows, COMBINE_BLOCK_M), 1, 1), options)
+    return Plan(rows, fixed_max or bounded, combine, columns, arrivals)
 
 
 def infonce(
@@ -388,7 +367,7 @@ def infonce(
     positive_weight: Tensor | None = None,  # [B], default 1: of the positive in the target of the gradients
     *,
     ieee: bool = False,
-) -> Outputs:
+) -> tuple[Tensor, ...]:
     """Computes the outputs of ``torch.ops.adaftr_fast.infonce``, on CUDA or under TRITON_INTERPRET=1.
 
     Rows whose tau is not positive and finite, or whose positive is out of range, yield NaN, and d_candidates with them,
@@ -402,25 +381,31 @@ def infonce(
         ignored = None if positive is None else positive == IGNORE.value
         tau = vector(tau, accumulation_dtype(anchors.dtype))
         operands = prepare_operands(anchors, candidates, tau, ignored, splits=True, ieee=ieee)
-        needs = need_d_anchors, need_d_candidates, need_d_tau, need_stats
         products = operands.products
-        if products.rows == 0 or products.columns == 0:  # then every row is ignored
-            return new_outputs(operands, *needs).zeroed()
         # The column sweep makes d_candidates.
         outputs = new_outputs(operands, need_d_anchors, False, need_d_tau, need_stats)
-        grouped = row_group is not None and column_group is not None
         scale = aligned(scale, products.acc_dtype)
-        given = positive is not None, grouped, ignore_above is not None, bool(margin), positive_weight is not None
-        flags = Flags(*given, *needs, scale.stride(0))
+        flags = Flags(
+            positive is not None,
+            row_group is not None,
+            ignore_above is not None,
+            bool(margin),
+            positive_weight is not None,
+            need_d_anchors,
+            need_d_candidates,
+            need_d_tau,
+            need_stats,
+            scale.stride(0),
+        )
         is_small = SMALL_PART * products.processors >= products.rows * products.columns
         plan = make_plan(products, flags, is_small, FEW_BLOCKS, chosen_blocks())
         arguments = {
             **operands.arguments(),
-            **outputs.arguments(),
+            **outputs,
             "tau_ptr": tau,
             "positive_ptr": vector(positive),
-            "row_group_ptr": vector(row_group) if grouped else None,
-            "column_group_ptr": vector(column_group) if grouped else None,
+            "row_group_ptr": vector(row_group),
+            "column_group_ptr": vector(column_group),
             "scale_ptr": scale,
             # 0-dim; Triton's floats are not always of the accumulation type
             "ignore_above_ptr": None if ignore_above is None else tau.new_full((), ignore_above),
@@ -431,10 +416,10 @@ def infonce(
         _sweep_rows(operands, plan, gluon, arguments)
         _combine(operands, plan, arguments)
         if not need_d_candidates:
-            return outputs._replace(loss=arguments["block_terms_ptr"][2].sum())
+            return arguments["block_terms_ptr"][2].sum(), *outputs.values()
         del arguments["acc_ptr"], arguments["partials_ptr"]  # frees memory for those of the column sweep
-        loss, d_candidates = _sweep_columns(operands, plan, gluon, arguments, outputs.loss)
-        return outputs._replace(loss=loss, d_candidates=d_candidates)
+        loss, outputs["d_candidates_ptr"] = _sweep_columns(operands, plan, gluon, arguments)
+        return loss, *outputs.values()
 
 
 def _gluon_config(operands: Operands, flags: Flags) -> Config | None:
@@ -463,16 +448,14 @@ def _sweep_rows(operands: Operands, plan: Plan, gluon: Config | None, arguments:
         "positive_score_ptr": empty(products.rows),
         "partials_ptr": empty(splits, 4, products.rows),
         "acc_ptr": empty(splits, products.rows, products.width) if need_acc else empty(0),
-        "max_norm_ptr": _max_norm(operands) if plan.needs_norm else None,
+        "max_norm_ptr": None,
         "swept_ptr": empty(row_blocks, dtype=torch.int32) if len(plan.rows) > 1 else None,
     }
+    if plan.needs_norm:
+        norms = torch.linalg.vector_norm(operands.candidates, dim=1, dtype=products.acc_dtype)
+        arguments["max_norm_ptr"] = norms.amax()
     for launch in plan.rows:
         launch.run(arguments)
-
-
-def _max_norm(operands: Operands) -> Tensor:
-    dtype = operands.products.acc_dtype
-    return torch.linalg.vector_norm(operands.candidates, dim=1, dtype=dtype).amax()
 
 
 def _combine(operands: Operands, plan: Plan, arguments: dict[str, Any]) -> None:
@@ -494,12 +477,14 @@ def _combine(operands: Operands, plan: Plan, arguments: dict[str, Any]) -> None:
 
 
 def _sweep_columns(
-    operands: Operands, plan: Plan, gluon: Config | None, arguments: dict[str, Any], loss: Tensor
+    operands: Operands, plan: Plan, gluon: Config | None, arguments: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """Sweeps the columns; returns the loss [], in the memory of ``loss`` or its own, and d_candidates [N, d]."""
+    """Sweeps the columns; returns the loss [] and d_candidates [N, d]."""
     products, columns, block_terms = operands.products, plan.columns, arguments["block_terms_ptr"]
     reduces = gluon is None and columns.options["REDUCES"]
-    if not reduces:
+    if reduces:
+        loss = operands.empty(())
+    else:
         # The reduction within the sweep takes 21 instructions a tile: its results are not known to be uniform.
         loss = block_terms[2].sum()
         block_terms = block_terms[:2].amax(1)

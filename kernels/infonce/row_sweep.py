@@ -23,7 +23,6 @@ import triton
 import triton.language as tl
 from adaftr_fast.kernels.infonce.tiles import (
     LOG2_E,
-    Constant,
     accumulate,
     load_operand,
     load_row_parameters,
@@ -32,9 +31,9 @@ from adaftr_fast.kernels.infonce.tiles import (
     split_blocks,
 )
 
-SMALLEST_SQUARE = Constant(2.0**-100)  # squares below are flushed to 0, which would make a norm too small
-SMALLEST_NORM = Constant(2.0**-50)
-MOST_LOG2 = Constant(88.0)  # of a term of l, and of acc: 2^31 of them, times their logarithms, are below 2^126
+SMALLEST_SQUARE = tl.constexpr(2.0**-100)  # squares below are flushed to 0, which would make a norm too small
+SMALLEST_NORM = tl.constexpr(2.0**-50)
+MOST_LOG2 = tl.constexpr(88.0)  # of a term of l, and of acc: 2^31 of them, times their logarithms, are below 2^126
 
 
 @triton.jit

@@ -7,7 +7,7 @@ other types in float32, and float32 products are IEEE or TF32.
 from functools import lru_cache
 
 import torch
-from adaftr_fast.kernels.infonce.config import choose_tiling, chosen_blocks
+from adaftr_fast.kernels.infonce.config import choose_tiling
 from adaftr_fast.kernels.infonce.launch import (
     Launch,
     Operands,
@@ -35,8 +35,8 @@ def sigmoid_contrast(
     """Computes the five outputs of ``torch.ops.adaftr_fast.sigmoid_contrast``, on CUDA or under TRITON_INTERPRET=1.
 
     Returns loss [], d_anchors [B, d], d_candidates [N, d], d_logit_scale [] and d_logit_bias [] in the accumulation
-    type; empty where not needed. A scale that is not positive and finite, a bias that is not finite and a positive out
-    of range yield NaN, if there is a pair at all, because nothing is read back to check.
+    type; empty where not needed. There are a row and a candidate at least. A scale that is not positive and finite, a
+    bias that is not finite and a positive out of range yield NaN, because nothing is read back to check.
 
     Raises:
         ValueError: the tensors are not on CUDA and kernels are not interpreted, or the GPU is older than compute
@@ -44,50 +44,39 @@ def sigmoid_contrast(
     """
     with on_gpu(anchors):
         acc_dtype = accumulation_dtype(anchors.dtype)
-        terms = vector(positive), *(aligned(x.to(anchors.device), acc_dtype) for x in (logit_scale, logit_bias))
-        operands = prepare_operands(anchors, candidates, terms[1])
-        if anchors.shape[0] == 0 or candidates.shape[0] == 0:
-            zeros = [anchors.new_zeros((), dtype=acc_dtype) for _ in range(3)]
-            sides = ((anchors, need_d_anchors), (candidates, need_d_candidates))
-            d_anchors, d_candidates = (h.new_zeros(h.shape if need else (0,), dtype=acc_dtype) for h, need in sides)
-            return zeros[0], d_anchors, d_candidates, zeros[1], zeros[2]
-        sums, d_anchors = _sweep(operands, *terms, owns_rows=True, need_gradient=need_d_anchors)
+        scale, bias = (aligned(x.to(anchors.device), acc_dtype) for x in (logit_scale, logit_bias))
+        terms = {"positive_ptr": vector(positive), "logit_scale_ptr": scale, "logit_bias_ptr": bias}
+        operands = prepare_operands(anchors, candidates, scale)
+        sums, d_anchors = _sweep(operands, terms, owns_rows=True, need_gradient=need_d_anchors)
         d_candidates = operands.empty(0)
         if need_d_candidates:
-            _, d_candidates = _sweep(operands, *terms, owns_rows=False, need_gradient=True)
+            _, d_candidates = _sweep(operands, terms, owns_rows=False, need_gradient=True)
         # Three sums of B x S terms, which may cancel.
         loss, d_scale, d_bias = sums.sum((0, 2), dtype=torch.float64).to(acc_dtype).unbind()
     return loss.clone(), d_anchors, d_candidates, d_scale.clone(), d_bias.clone()
 
 
 @lru_cache(maxsize=4096)
-def _launch(products: Products, owns_rows: bool, has_positive: bool, need_gradient: bool, blocks: str) -> Launch:
-    tiling = choose_tiling(products.kind, products.width, products.capability, blocks)
+def _launch(products: Products, owns_rows: bool, has_positive: bool, need_gradient: bool) -> Launch:
+    tiling = choose_tiling(products.kind, products.width, products.capability)
     config = tiling.sigmoid_rows if owns_rows else tiling.sigmoid_columns
     options = {"OWNS_ROWS": owns_rows, "HAS_POSITIVE": has_positive, "NEED_GRADIENT": need_gradient}
-    return products.launch(sigmoid_sweep_kernel, config, options, need_gradient, owns_columns=not owns_rows)
+    grid = products.grid(config, need_gradient, owns_columns=not owns_rows)
+    return products.launch(sigmoid_sweep_kernel, config, grid, options)
 
 
 def _sweep(
-    operands: Operands, positive: Tensor | None, scale: Tensor, bias: Tensor, owns_rows: bool, need_gradient: bool
+    operands: Operands, terms: dict[str, Tensor | None], owns_rows: bool, need_gradient: bool
 ) -> tuple[Tensor, Tensor]:
     """Sweeps one side; returns the rows' sums [S, 3, B], empty for columns, and the gradient of the side."""
-    launch = _launch(operands.products, owns_rows, positive is not None, need_gradient, chosen_blocks())
-    sides = operands.anchors, operands.candidates
-    x, y = sides if owns_rows else sides[::-1]
-    splits = launch.grid[1]
-    arguments = {
-        "x_ptr": x,
-        "y_ptr": y,
-        "positive_ptr": positive,
-        "logit_scale_ptr": scale,
-        "logit_bias_ptr": bias,
-        "sums_ptr": operands.empty(splits, 3, len(x)) if owns_rows else operands.empty(0),
-        "d_x_ptr": operands.empty(splits, len(x), operands.products.d) if need_gradient else operands.empty(0),
-        "X": len(x),
-        "Y": len(y),
-        "x_stride": x.stride(0),
-        "y_stride": y.stride(0),
+    launch = _launch(operands.products, owns_rows, terms["positive_ptr"] is not None, need_gradient)
+    arguments = terms | operands.sides(int(not owns_rows))
+    splits, owned, streamed = launch.grid[1], len(arguments["x_ptr"]), len(arguments["y_ptr"])
+    arguments |= {
+        "sums_ptr": operands.empty(splits, 3, owned) if owns_rows else operands.empty(0),
+        "d_x_ptr": operands.empty(splits, owned, operands.products.d) if need_gradient else operands.empty(0),
+        "X": owned,
+        "Y": streamed,
     }
     launch.run(arguments)
     d_x = arguments["d_x_ptr"]

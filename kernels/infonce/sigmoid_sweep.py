@@ -26,7 +26,6 @@ from adaftr_fast.kernels.infonce.tiles import (
     IGNORE,
     LN_2,
     LOG2_E,
-    Constant,
     accumulate,
     load_block,
     log1p,
@@ -35,7 +34,7 @@ from adaftr_fast.kernels.infonce.tiles import (
     split_blocks,
 )
 
-MOST_FACTORS = Constant(64)  # of a product of numbers up to 2: at 128 it would overflow float32
+MOST_FACTORS = tl.constexpr(64)  # of a product of numbers up to 2: at 128 it would overflow float32
 
 
 @triton.jit

@@ -7,20 +7,9 @@ its rows in elements, and its number of rows.
 import triton
 import triton.language as tl
 
-
-class Constant(tl.constexpr):
-    """A constant of kernels that is cheap to compare.
-
-    Triton compares every constant of a kernel with its value at compile time at each launch (``JITFunction.run``).
-    """
-
-    def __ne__(self, other):
-        return self.value != other.value if type(other) is Constant else super().__ne__(other)
-
-
-IGNORE = Constant(-100)  # the positive of a row that has no loss
-LOG2_E = Constant(1.4426950408889634)
-LN_2 = Constant(0.6931471805599453)
+IGNORE = tl.constexpr(-100)  # the positive of a row that has no loss
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit

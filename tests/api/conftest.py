@@ -22,7 +22,7 @@ def shop(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def data(shop):
-    return af.prepare(shop / "log.csv", shop / "data", **ROLES, progress=False)
+    return af.prepare(shop / "log.csv", shop / "data", **ROLES)
 
 
 @pytest.fixture(scope="session")

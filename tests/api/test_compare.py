@@ -7,6 +7,7 @@ import pytest
 import adaftr_fast as af
 from adaftr_fast.cli import main
 from adaftr_fast.errors import CheckpointError
+from tests.cli.conftest import fails
 
 from .conftest import TRAINING
 
@@ -53,6 +54,11 @@ def test_damaged_runs_have_a_line_each(run, tmp_path, capsys):
     notes = capsys.readouterr().out.splitlines()[-2:]
     assert notes[0].startswith(f"Not read: {tmp_path}/none/best: no checkpoint here")
     assert notes[1].startswith(f"Not read: {damaged}: the run cannot be read: ")
+    lines = (run.folder / "metrics.jsonl").read_text().splitlines(True)
+    (damaged / "metrics.jsonl").write_text(lines[1])
+    assert af.compare([run, damaged]).unread == [
+        f"{damaged}: the run cannot be read: metrics.jsonl: line 1: expected epoch 1, got 2"
+    ]
     with pytest.raises(CheckpointError, match=r"compare: no run can be read: .*no checkpoint here"):
         af.compare([tmp_path / "none"])
     with pytest.raises(TypeError, match="runs: expected a list of runs or their folders, got str"):
@@ -69,51 +75,30 @@ def test_the_report_has_tables_and_curves(run, other, unfinished, tmp_path, caps
     assert sorted(path.name for path in out.iterdir()) == ["report.md", "report.png"]
     before = {path: path.read_bytes() for path in run.folder.glob("report.*")}
     capsys.readouterr()
-    assert main(f"compare {run.folder} --out {run.folder}".split()) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert (
-        line
-        == "adaftr-fast compare: out: expected a folder for the report, got the folder of a run: "
-        f"{run.folder}"
-    )
+    line = fails(f"compare {run.folder} --out {run.folder}".split(), capsys)
+    expected = "out: expected a folder for the report, got the folder of a run"
+    assert line == f"adaftr-fast compare: {expected}: {run.folder}"
     assert {path: path.read_bytes() for path in run.folder.glob("report.*")} == before
 
 
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        (
-            lambda about: about.update(fingerprint="0123456789"),
-            "Other data, whose metrics do not compare: ",
-        ),
-        (
-            lambda about: about["config"]["data"].update(folder="copy"),
-            "Another data folder, whose metrics ",
-        ),
-        (
-            lambda about: about["config"]["data"].update(
-                folder=os.path.relpath(about["config"]["data"]["folder"])
-            ),
-            None,
-        ),
+        ({"fingerprint": "0123456789"}, "Other data, whose metrics do not compare: "),
+        ({"folder": "copy"}, "Another data folder, whose metrics "),
+        ({"folder": "RELATIVE"}, None),
     ],
 )
-def test_runs_on_other_data_are_named(run, tmp_path, change, note):
+def test_runs_on_other_data_are_named(run, data, tmp_path, change, note):
     moved = shutil.copytree(run.folder, tmp_path / "moved")
     path = moved / "best/checkpoint.json"
     about = json.loads(path.read_text())
-    change(about)
+    folder = change.get("folder", str(data.folder)).replace(
+        "RELATIVE", os.path.relpath(data.folder)
+    )
+    about["fingerprint"] = change.get("fingerprint", about["fingerprint"])
+    about["config"]["data"]["folder"] = folder
     path.write_text(json.dumps(about))
     notes = af.compare([run, moved]).notes()
     assert len(notes) == (0 if note is None else 2)
     assert note is None or notes[1].startswith(note)
-
-
-def test_epochs_that_are_not_counted_from_1_are_damage(run, tmp_path):
-    damaged = shutil.copytree(run.folder, tmp_path / "damaged")
-    path = damaged / "metrics.jsonl"
-    path.write_text(path.read_text().splitlines(True)[1])
-    found = af.compare([run, damaged], tmp_path / "report")
-    assert found.unread == [
-        f"{damaged}: the run cannot be read: metrics.jsonl: line 1: expected epoch 1, got 2"
-    ]

@@ -1,5 +1,4 @@
 import html
-import json
 import re
 import warnings
 
@@ -64,9 +63,7 @@ def test_each_field_tells_how_it_is_read_and_what_is_missing(tmp_path):
     }
     pq.write_table(pa.table(columns), tmp_path / "log.parquet")
     (tmp_path / "log.toml").write_text(TOML)
-    data = af.prepare(
-        tmp_path / "log.parquet", tmp_path / "data", dataset=tmp_path / "log.toml", progress=False
-    )
+    data = af.prepare(tmp_path / "log.parquet", tmp_path / "data", dataset=tmp_path / "log.toml")
     assert data.fields().header == ["field", "read as", "ids", "missing or rare"]
     assert data.fields().rows == [
         ["user", "categorical", "7", "25.00 %"],
@@ -112,11 +109,9 @@ def test_it_writes_and_prints_what_the_command_does(shop, data, tmp_path, capsys
 
 def test_the_inferred_schema_can_be_written_and_edited(shop, data, tmp_path):
     written = tmp_path / "mine.toml"
-    inferred = af.prepare(
-        shop / "log.csv", tmp_path / "data", **ROLES, write_schema=written, progress=False
-    )
+    inferred = af.prepare(shop / "log.csv", tmp_path / "data", **ROLES, write_schema=written)
     assert inferred.manifest == data.manifest
-    options = {"out": tmp_path / "data", "dataset": written, "progress": False}
+    options = {"out": tmp_path / "data", "dataset": written}
     again = af.prepare(shop / "log.csv", **options).manifest
     assert (again.schema, again.fingerprint, again.splits) == (
         data.manifest.schema,
@@ -141,7 +136,7 @@ def test_text_is_read_as_lists_where_the_command_says_so(shop, tmp_path, capsys)
     command = f"prepare --files {log} --labels click --ignore conversion --out".split()
     assert main([*command, *f"{tmp_path}/data --multi tags=| user=".split()]) == 0
     assert r"| tags  | categorical, lists separated by '\|' |" in capsys.readouterr().out
-    options = {"labels": "click", "ignore": "conversion", "progress": False}
+    options = {"labels": "click", "ignore": "conversion"}
     listed = af.prepare([log], tmp_path / "api", **options, multi={"tags": "|"}).manifest
     assert (listed.num_embeddings[-1], listed.tasks) == (9, ["click"])
     assert main([*command, *f"{tmp_path}/data --multi tags".split()]) == 2
@@ -154,8 +149,8 @@ def test_rows_that_are_left_out_are_noted(shop, tmp_path):
     with pytest.raises(
         DataError, match=r"1 of 1,201 rows cannot be read .*; correct the file, or --bad_rows 0.01 "
     ):
-        af.prepare(log, tmp_path / "data", **ROLES, progress=False)
-    data = af.prepare(log, tmp_path / "data", **ROLES, bad_rows=0.01, progress=False)
+        af.prepare(log, tmp_path / "data", **ROLES)
+    data = af.prepare(log, tmp_path / "data", **ROLES, bad_rows=0.01)
     read, note = (
         each for each in repr(data).splitlines() if each.startswith(("Read: ", "Left out: "))
     )
@@ -183,7 +178,6 @@ def test_rows_that_are_left_out_are_noted(shop, tmp_path):
             "multi: goes with labels, got multi = {'tags': ",
         ),
         ({"dataset": "flights", "funnel": []}, r"funnel: goes with labels, got funnel = \[\]"),
-        ({"labels": "click", "multi": {"usr": "|"}}, "no column 'usr'"),
         (
             {"labels": "click", "funnel": ["click", "buy"]},
             "funnel: expected two or more of the labels click, or none",
@@ -194,44 +188,12 @@ def test_rows_that_are_left_out_are_noted(shop, tmp_path):
             {"labels": "click", "thousands": "x"},
             "text.thousands: expected one of the characters .* got 'x'",
         ),
-        ({"labels": "click", "hash": {"usr": 9}}, "no column 'usr'"),
     ],
 )
 def test_wrong_arguments_are_named(shop, tmp_path, options, message):
     with pytest.raises(DataError, match=message):
         af.prepare(**{"files": shop / "log.csv", "out": tmp_path / "data"} | options)
     assert not (tmp_path / "data").exists()
-
-
-def test_conversions_without_a_click_are_warned_of(tmp_path):
-    rows = [
-        f"u{number % 50},{number % 2},{int(number % 4 == 0 or number % 8 == 1)}"
-        for number in range(400)
-    ]
-    log = tmp_path / "log.csv"
-    log.write_text("\n".join(["user,click,conversion", *rows]) + "\n")
-    with pytest.warns(
-        UserWarning, match="^100 of 400 rows are positive in 'conversion' but not in 'click'"
-    ):
-        data = af.prepare(log, tmp_path / "data", labels=["click", "conversion"], progress=False)
-    recorded = json.loads((data.folder / "schema.json").read_text())["splits"]
-    assert sum(split["outside_funnel"]["conversion"] for split in recorded.values()) == 100
-
-
-def test_tasks_of_any_name_can_be_a_funnel(tmp_path, capsys):
-    rows = [f"u{number % 50},{number % 2},{int(number % 8 == 1)}" for number in range(400)]
-    log = tmp_path / "log.csv"
-    log.write_text("\n".join(["user,clicked,bought", *rows]) + "\n")
-    command = f"prepare --files {log} --labels clicked bought --out {tmp_path}/data".split()
-    assert main([*command, "--funnel", "clicked", "bought"]) == 0
-    options = {"labels": ["clicked", "bought"], "progress": False}
-    data = af.prepare(log, tmp_path / "data", **options, funnel=["clicked", "bought"])
-    assert data.load("test").funnel == ("clicked", "bought")
-    assert data.manifest.splits["test"].outside_funnel == {"bought": 0}
-    assert af.prepare(log, tmp_path / "none", **options).load("test").funnel == ()
-    log.write_text(log.read_text().replace("clicked,bought", "click,conversion"))
-    options["labels"] = ["click", "conversion"]
-    assert af.prepare(log, tmp_path / "none", **options, funnel=[]).load("test").funnel == ()
 
 
 def funnel_log(nested):
@@ -242,20 +204,31 @@ def funnel_log(nested):
 
 
 def test_how_the_labels_are_taken_is_said(tmp_path):
-    def notes(name, **options):
-        options |= {"labels": ["click", "buy"], "progress": False}
+    def taken(name, **options):
+        options |= {"labels": ["click", "buy"]}
         data = af.prepare(funnel_log(name != "apart"), tmp_path / name, **options)
-        return [each for each in data.notes() if each.startswith("Labels: ")]
+        (note,) = [each for each in data.notes() if each.startswith("Labels: ")]
+        return note, data.load("test").funnel
 
     how = "funnel = ['click', 'buy'] (--funnel click buy) reads them as a funnel"
-    independent = [f"Labels: click, buy are independent; {how}"]
+    independent = f"Labels: click, buy are independent; {how}", ()
     with pytest.warns(UserWarning, match=f"each row with buy also has click: {re.escape(how)}"):
-        assert notes("nested") == independent
+        assert taken("nested") == independent
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert notes("apart") == independent
-        assert notes("none", funnel=[]) == independent
-        (declared,) = notes("declared", funnel=["click", "buy"])
-    assert declared.startswith(
+        assert taken("apart") == independent
+        assert taken("none", funnel=[]) == independent
+        note, funnel = taken("declared", funnel=["click", "buy"])
+    assert funnel == ("click", "buy")
+    assert note.startswith(
         "Labels: click, buy are a funnel, each stage only after the one before; funnel = []"
     )
+
+
+def test_clicks_and_conversions_are_a_funnel_unless_it_is_said_otherwise(tmp_path):
+    log = funnel_log(nested=True).rename_columns(["user", "click", "conversion"])
+    options = {"labels": ["click", "conversion"]}
+    data = af.prepare(log, tmp_path / "data", **options)
+    assert data.load("test").funnel == ("click", "conversion")
+    assert data.manifest.splits["test"].outside_funnel == {"conversion": 0}
+    assert af.prepare(log, tmp_path / "none", **options, funnel=[]).load("test").funnel == ()

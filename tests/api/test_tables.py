@@ -2,7 +2,6 @@
 rows.
 """
 
-import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,41 +19,17 @@ def log():
 
 def test_a_table_is_prepared_as_its_file(log, tmp_path):
     pq.write_table(log, tmp_path / "table.parquet")
-    file = af.prepare(tmp_path / "table.parquet", tmp_path / "file", **ROLES, progress=False)
-    data = af.prepare(log, tmp_path / "data", **ROLES, progress=False)
+    file = af.prepare(tmp_path / "table.parquet", tmp_path / "file", **ROLES)
+    data = af.prepare(log, tmp_path / "data", **ROLES)
     assert (data.manifest.dataset, data.manifest.fingerprint) == (
         "table",
         file.manifest.fingerprint,
     )
     assert data.manifest.splits == file.manifest.splits
     before = (data.folder / "schema.json").stat().st_ino
-    assert af.prepare(log, tmp_path / "data", **ROLES, progress=False).manifest == data.manifest
+    assert af.prepare(log, tmp_path / "data", **ROLES).manifest == data.manifest
     assert (data.folder / "schema.json").stat().st_ino == before  # left as it is
     assert {each.name for each in tmp_path.iterdir()} == {"table.parquet", "file", "data"}
-
-
-def test_a_table_goes_with_a_schema_of_several_files(log, tmp_path):
-    (tmp_path / "log.toml").write_text("""
-name = "log"
-files = ["old", "new"]
-labels = { click = "click" }
-fields = { item = "categorical" }
-[split]
-train = { file = "old" }
-validation = { file = "new", rows = "even" }
-test = { file = "new", rows = "odd" }
-""")
-    csv.write_csv(log.slice(800), tmp_path / "new.csv")
-    inputs = [log.slice(0, 800), tmp_path / "new.csv"]
-    given = (each for each in inputs)  # an iterator
-    data = af.prepare(
-        given, tmp_path / "data", dataset=tmp_path / "log.toml", shards=2, progress=False
-    )
-    assert {name: split.rows for name, split in data.manifest.splits.items()} == {
-        "train": 800,
-        "validation": 200,
-        "test": 200,
-    }
 
 
 def test_wrong_columns_of_a_table_are_named(log, tmp_path):
@@ -65,14 +40,12 @@ def test_wrong_columns_of_a_table_are_named(log, tmp_path):
         match=r"^1,190 of 1,200 rows .*first: the table: row 0: label price: expected 0 or "
         r"1, got '",
     ):
-        af.prepare(log, tmp_path / "data", labels=["click", "price"], progress=False)
+        af.prepare(log, tmp_path / "data", labels=["click", "price"])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_frames_of_other_libraries_give_the_same_scores(log, model, tmp_path):
-    expected = af.predict(
-        model, log, tmp_path / "arrow.parquet", keep="user", progress=False
-    ).read()
+    expected = af.predict(model, log, tmp_path / "arrow.parquet", keep="user").read()
     assert expected.num_rows == log.num_rows
     pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
     frames = {
@@ -81,9 +54,9 @@ def test_frames_of_other_libraries_give_the_same_scores(log, model, tmp_path):
     }
     assert isinstance(frames["pandas"], pandas.DataFrame)
     for name, frame in frames.items():
-        scores = af.predict(model, frame, tmp_path / f"{name}.parquet", keep="user", progress=False)
+        scores = af.predict(model, frame, tmp_path / f"{name}.parquet", keep="user")
         assert scores.read().equals(expected)
-        data = af.prepare(frame, tmp_path / name, **ROLES, progress=False)
+        data = af.prepare(frame, tmp_path / name, **ROLES)
         assert data.fields().rows[0][:3] == ["user", "categorical", "31"]
     files = {"arrow.parquet", "pandas.parquet", "polars.parquet", "pandas", "polars"}
     assert {each.name for each in tmp_path.iterdir()} == files
@@ -98,16 +71,3 @@ def test_a_row_of_pandas_is_scored_as_a_dict(log, model):
     ):
         scorer.score(frame.iloc[0])
     assert scorer.score(frame.iloc[0].to_dict()).equals(scorer.score(frame[:1]))
-
-
-def test_times_of_pandas_split_in_order(log, tmp_path):
-    pandas = pytest.importorskip("pandas")
-    frame = log.to_pandas()
-    frame["time"] = pandas.Timestamp("2020-01-01") + pandas.to_timedelta(
-        frame["time"] * 1001 + 1, unit="ns"
-    )
-    options = {**ROLES, "write_schema": tmp_path / "mine.toml", "progress": False}
-    data = af.prepare(frame, tmp_path / "data", **options)
-    assert [split.rows for split in data.manifest.splits.values()] == [960, 120, 120]
-    again = af.prepare(frame, tmp_path / "again", dataset=tmp_path / "mine.toml", progress=False)
-    assert sum(split.rows for split in again.manifest.splits.values()) == 1200

@@ -309,7 +309,7 @@ def scorer():
 def scored(path):
     """Scores a file."""
     out = path.with_name("scores.parquet")
-    report = predict(scorer(), [path], out, scorer().columns, keep=KEEP, bad_rows=0.9)
+    report = predict(scorer(), [path], out, keep=KEEP, bad_rows=0.9)
     assert ds.dataset(out).count_rows() == report.rows
     if report.bad_rows.lines:
         check_account(report.bad_rows, path.read_bytes().partition(b"\n")[2], report.rows)

@@ -5,27 +5,26 @@ get a copy.
 import shutil
 import signal
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.cli import main
 from adaftr_fast.training.trainer import Trainer
+from tests.logs import shop_log
 
 SCHEMA = """
 name = "small"
 [labels]
 click = "click"
-conversion = [["click", "==", 1], ["price", ">", 0]]
+conversion = "conversion"
 [split]
-train = { where = [["day", "<=", 7]] }
-validation = { where = [["day", "==", 8]] }
-test = { where = [["day", ">", 8]] }
+train = { where = [["time", "<", 2100]] }
+validation = { where = [["time", ">=", 2100], ["time", "<", 2400]] }
+test = { where = [["time", ">=", 2400]] }
 [fields]
 item = "categorical"
-place = "categorical"
-heat = "numeric"
+user = "categorical"
+price = "numeric"
 """
 CONFIG = """
 [data]
@@ -43,19 +42,8 @@ progress = false
 @pytest.fixture(scope="session")
 def log(tmp_path_factory):
     """A log of 3,000 rows, which no test changes."""
-    random = np.random.default_rng(0)
-    rows = 3000
-    item, place = random.integers(0, 40, rows), random.integers(0, 5, rows)
-    click = (random.random(rows) < 1 / (1 + np.exp(-(item - 20) / 6))).astype(np.int8)
-    price = random.integers(0, 3, rows)
-    columns = {
-        "day": 1 + np.arange(rows) * 10 // rows,
-        "item": item,
-        "place": place,
-        "heat": random.normal(size=rows),
-    }
     path = tmp_path_factory.mktemp("shop") / "log.parquet"
-    pq.write_table(pa.table(columns | {"click": click, "price": price}), path)
+    pq.write_table(shop_log(3000, users=5), path)
     return path
 
 

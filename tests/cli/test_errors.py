@@ -13,7 +13,7 @@ from .conftest import fails
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("", "subcommand"),
+        ("", "required: COMMAND"),
         ("trian", "invalid choice: 'trian'"),
         ("prepare", "adaftr-fast prepare: the following arguments are required: --out"),
         (
@@ -37,7 +37,7 @@ from .conftest import fails
         ),
         (
             'train --out OUT --training.trackers ["a"]',
-            "expected one of tensorboard, wandb, mlflow, got a",
+            "expected one of tensorboard, wandb, mlflow, got 'a'",
         ),
         (
             "train --out OUT --training.max_epochs x",
@@ -62,34 +62,25 @@ def test_a_full_disk_under_the_output_is_named(capsys, monkeypatch, buffering):
 
 def test_errors_in_a_config_file_name_the_option(config, tmp_path, capsys):
     text = config.read_text()
-    config.write_text(text.replace("expert_hidden", "expert_hiden"))
-    assert "expert_hiden" in fails(f"train --config {config} --out {tmp_path}/run".split(), capsys)
-    config.write_text(text.replace("[8]", '"wide"'))
-    assert "model.expert_hidden" in fails(
-        f"train --config {config} --out {tmp_path}/run".split(), capsys
-    )
     for content, message in (
-        (text.encode() + b"[model", "Problems parsing config"),
+        (text.replace("expert_hidden", "expert_hiden"), "unknown option 'expert_hiden'"),
+        (text.replace("[8]", '"wide"'), "model.expert_hidden: expected list[int], got 'wide'"),
+        (f"outt = 3\n{text}", "unknown key 'outt'; expected one of "),
+        (f"restart = 3\n{text}", "restart: expected bool, got 3"),
+    ):
+        config.write_text(content)
+        assert message in fails(f"train --config {config} --out {tmp_path}/run".split(), capsys)
+    for content, message in (
+        (text.encode() + b"[model", f"{config}: not a TOML file of options: Cannot"),
         (b"\xfd\x00\x81", f"{config}: not a TOML file of options: 'utf-8' codec"),
-        (b"a = " + 100_000 * b"[", f"{config}: nested too deeply"),
+        (b"a = " + 100_000 * b"[", f"{config}: not a TOML file of options: nested too deeply"),
     ):
         config.write_bytes(content)
         line = fails(f"train --config {config} --out {tmp_path}/run".split(), capsys)
         assert line.startswith(f"adaftr-fast train: {message}")
 
 
-def test_evaluate_rejects_other_data_and_damaged_weights(
-    run, prepared, log, schema, tmp_path, capsys
-):
-    schema.write_text(
-        schema.read_text().replace('heat = "numeric"', 'heat = { kind = "numeric", buckets = 3 }')
-    )
-    assert main(f"prepare --dataset {schema} --files {log} --out "
-f"{tmp_path}/other".split()) == 0  # fmt: skip
-    capsys.readouterr()
-    assert "trained on other data" in fails(
-        f"evaluate --run {run} --data {tmp_path}/other".split(), capsys
-    )
+def test_evaluate_rejects_damaged_weights(run, prepared, capsys):
     (weights,) = (run / "best").glob("weights-*")
     weights.write_bytes(weights.read_bytes()[:100])
     assert "damaged" in fails(f"evaluate --run {run} --data {prepared}".split(), capsys)
@@ -99,12 +90,9 @@ f"{tmp_path}/other".split()) == 0  # fmt: skip
     ("change", "message"),
     [
         ({"config": {}}, "missing key 'config.data'"),
-        ({"config": {"model": None}}, "config.model: expected an object, got None"),
-        ({"config": {"model": {"depth": 3}}}, "unknown key 'config.model.depth'"),
         ({"config": {"model": {"l2": -1}}}, "model.l2: expected a finite weight >= 0"),
         ({"num_embeddings": [3]}, "sizes: field_names must be 1 names"),
         ({"num_embeddings": [3, 0, 2]}, "num_embeddings must be one number >= 1 per field"),
-        ({"tasks": []}, "task_names must name at least one task"),
     ],
 )
 def test_a_checkpoint_that_makes_no_model_is_named(run, prepared, capsys, change, message):

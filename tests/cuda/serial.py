@@ -31,7 +31,7 @@ ASKING = tuple(
         "ops.embedding.lookup",
         "ops.embedding.bags",
         "nn.embedding_fields",
-        "optim.deferred",
+        "optim.adam",
     )
 )
 

@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from adaftr_fast import FusedEmbedding, optim
-from adaftr_fast._extension import is_built
-from adaftr_fast.nn.deferred import stored
 from tests.optim.conftest import Pair
 from tests.optim.test_adam import TWINS, check_rows_that_skip, train
 
@@ -43,58 +41,6 @@ def test_half_precision_tables(on_serial, dtype):
     emb.flush()
     assert (emb.weight[ids[0, 0]].abs() > 0.1).all()
     assert emb.weight.isfinite().all()
-
-
-@pytest.mark.skipif(not is_built(), reason="the reference keeps no sums of steps")
-def test_equals_the_cpu_kernels(serial):
-    """The same state after each step: weights, moments, current steps, series and clock."""
-    states = {}
-    for on in ("cpu", "serial"):
-        torch.manual_seed(0)
-        kernels = torch.library.Library("adaftr_fast", "IMPL", "CPU")
-        if on == "serial":
-            for name in (
-                "embedding_adam_",
-                "embedding_adam_flush_",
-                "fused_embedding",
-                "embedding_bags",
-            ):
-                kernels.impl(name, getattr(serial, name).default, "CPU", allow_override=True)
-        emb = FusedEmbedding(SIZES, 8)
-        optimizer = optim.AdamW(emb, lr=0.01)
-        for step in range(300):
-            optimizer.zero_grad()
-            emb((torch.rand(4, 3) ** 3 * torch.tensor(SIZES)).long()).sin().sum().backward()
-            optimizer.step()
-            if step == 150:
-                emb.flush()
-        states[on] = [
-            stored(emb.weight).clone(),
-            *(t.clone() for t in optimizer._deferred[emb.weight].tensors),
-        ]
-        kernels._destroy()
-    for mine, theirs in zip(states["serial"], states["cpu"], strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
-def test_launches_do_not_grow(on_serial, kind):
-    """Neither with the number of the step nor with how long rows lag."""
-    emb = FusedEmbedding(SIZES, 8)
-    optimizer = getattr(optim, kind)(emb, lr=0.01)
-    counts = set()
-    for step in range(1000):
-        ids = torch.full((4, 3), step % 3)
-        if step % 200 == 199:
-            # rows that were never looked up, or hundreds of steps ago
-            ids[:, 0] = torch.randint(0, 200, (4,))
-        before = on_serial.launches()
-        optimizer.zero_grad()
-        emb(ids).sum().backward()
-        optimizer.step()
-        if step > 0:  # the first look-up meets no deferred steps
-            counts.add(on_serial.launches() - before)
-    assert len(counts) == 1
 
 
 def test_launches_are_those_of_the_documentation(serial):
@@ -138,15 +84,3 @@ def test_a_full_series_is_flushed(on_serial, monkeypatch):
     assert sum(count > min(launches) for count in launches[1:]) == 200 // 64  # the steps that flush
     assert [each.data_ptr() for each in deferred.tensors] == addresses
     assert two.distance() <= 1e-6
-
-
-def test_a_full_schedule_is_reported(serial):
-    emb = FusedEmbedding(SIZES, 8)
-    deferred = optim.Adam(emb)._deferred[emb.weight]
-    deferred.configure(emb.weight, (0.9, 0.999), 1e-8, 0.0)
-    rows, grad = torch.tensor([1]), torch.ones(1, 8)
-    weight = emb.weight.detach()
-    for _ in range(64):
-        serial.embedding_adam_(weight, deferred.tensors, rows, grad, 0.1)
-    with pytest.raises(RuntimeError, match="the schedule is full at 64 steps"):
-        serial.raise_reported(rows)

@@ -110,20 +110,3 @@ def test_steps(serial, lanes, name, dtype):
         assert torch.equal(weight[untouched], start[untouched])
         for mine, right in zip(own, true_state, strict=True):
             assert error(mine, right) <= SLACK[wide] * many, (case, width)
-
-
-@pytest.mark.parametrize(
-    ("rows", "grad", "error"),
-    [
-        (torch.tensor([1], dtype=torch.int32), torch.ones(1, 4), r"rows must be int64 \[M\]"),
-        (
-            torch.tensor([1]),
-            torch.ones(2, 4),
-            r"grad must be float \[1, 4\]|grad must be Float \[1, 4\]",
-        ),
-        (torch.tensor([1]), torch.ones(1, 4, dtype=torch.float64), "grad must be"),
-    ],
-)
-def test_wrong_arguments(serial, rows, grad, error):
-    with pytest.raises(ValueError, match=error):
-        serial.embedding_sgd_(torch.ones(5, 4), rows, grad, 0.1, 0.0)

@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 
+from adaftr_fast import adaptive_infonce
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.distributed import gather
@@ -34,6 +35,11 @@ def test_a_step_calls_five_gathers_one_scatter_and_one_reduction(tmp_path, monke
         count(gather, "_reduce_scatter")
         count(dist, "all_reduce")
         stepper.step(Batch(torch.randint(10, (8, 2)), torch.ones(8, 2)), 1)
+        of_step = sorted(calls)
+        calls.clear()
+        a, frozen = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
+        adaptive_infonce(a, frozen, 0.5, process_group=dist.group.WORLD).backward()
     finally:
         dist.destroy_process_group()
-    assert sorted(calls) == ["_all_gather"] * 5 + ["_reduce_scatter"] + ["all_reduce"]
+    assert of_step == ["_all_gather"] * 5 + ["_reduce_scatter"] + ["all_reduce"]
+    assert "_reduce_scatter" not in calls  # candidates without a gradient need none

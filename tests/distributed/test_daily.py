@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from adaftr_fast.cli import main
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.raw.source import SHIPPED
 from adaftr_fast.data.schema.parse import parse_schema
@@ -64,40 +63,32 @@ def config_of(optimizer: dict, training: dict) -> RunConfig:
     )
 
 
-def daily(folder: Path, out: str, optimizer: dict, training: dict, ranks=ALONE) -> None:
-    files = [folder / f"day{day}.parquet" for day in range(DAYS)]
-    list(
-        train_daily(
-            parse_schema(SOURCE), files, config_of(optimizer, training), folder / out, ranks
-        )
-    )
+def daily(
+    folder: Path, out: str, optimizer: dict, training: dict, ranks=ALONE, days: int = DAYS
+) -> None:
+    files = [folder / f"day{day}.parquet" for day in range(days)]
+    config = config_of(optimizer, training)
+    list(train_daily(parse_schema(SOURCE), files, config, folder / out, ranks))
 
 
-def daily_by_rank(rank: int, size: int, folder: str, jobs: dict[str, tuple[dict, dict]]) -> None:
+def daily_by_rank(
+    rank: int, size: int, folder: str, jobs: dict[str, tuple[dict, dict]], days: int = DAYS
+) -> None:
     os.environ["LOCAL_WORLD_SIZE"] = str(size)
     for out, (optimizer, training) in jobs.items():
-        daily(Path(folder), out, optimizer, training, joined_ranks())
+        daily(Path(folder), out, optimizer, training, joined_ranks(), days)
+
+
+def flags(**options) -> list[str]:
+    given = OPTIONS | {name.replace("__", "."): value for name, value in options.items()}
+    return [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
 
 def command(folder: Path, out: Path, *files: Path, **options) -> list[str]:
     """Returns the arguments of ``daily``."""
-    given = OPTIONS | {name.replace("__", "."): value for name, value in options.items()}
-    flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
-    days = (
-        [str(folder / f"day{day}.parquet") for day in range(DAYS)]
-        if not files
-        else list(map(str, files))
-    )
-    return [
-        "daily",
-        "--dataset",
-        str(folder / "shop.toml"),
-        "--files",
-        *days,
-        "--out",
-        str(out),
-        *flags,
-    ]
+    days = files or [folder / f"day{day}.parquet" for day in range(DAYS)]
+    place = f"daily --dataset {folder}/shop.toml --out {out} --files".split()
+    return [*place, *map(str, days), *flags(**options)]
 
 
 def assert_same_days(found: Path, expected: Path) -> None:
@@ -144,13 +135,12 @@ def by_two(folder) -> Path:
     return out
 
 
-def test_days_of_four_ranks_equal_those_of_one_process(folder):
-    on_ranks(daily_by_rank, 4, 4, str(folder), {"by 4": ({}, {})})
-    assert_same_days(folder / "by 4", folder / "one")
-
-
-def test_the_command_equals_one_process(folder, by_two):
-    assert_same_days(by_two, folder / "one")
+def test_days_of_several_ranks_equal_those_of_one_process(folder, by_two):
+    """Four ranks stop after the second day, and one process goes on."""
+    on_ranks(daily_by_rank, 4, 4, str(folder), {"by 4": ({}, {})}, DAYS - 1)
+    daily(folder, "by 4", {}, {})
+    for found in (by_two, folder / "by 4"):
+        assert_same_days(found, folder / "one")
 
 
 def test_a_stream_of_two_ranks_equals_the_days_of_one_process(folder, tmp_path):
@@ -158,22 +148,9 @@ def test_a_stream_of_two_ranks_equals_the_days_of_one_process(folder, tmp_path):
     (tmp_path / "in").mkdir()
     for day in range(DAYS):
         (tmp_path / "in" / f"{day}.parquet").symlink_to(folder / f"day{day}.parquet")
-    flags = [text for name, value in OPTIONS.items() for text in (f"--{name}", str(value))]
-    source = [
-        "--folder",
-        str(tmp_path / "in"),
-        "--settle",
-        "0",
-        "--poll",
-        "0",
-        "--idle",
-        "0.01",
-        "--keep",
-        str(DAYS),
-    ]
-    codes, shown, errors = command_by_hand(
-        "stream", "--dataset", str(folder / "shop.toml"), "--out", str(out), *source, *flags
-    )
+    source = f"--folder {tmp_path}/in --settle 0 --poll 0 --idle 0.01 --keep {DAYS}".split()
+    place = f"stream --dataset {folder}/shop.toml --out {out}".split()
+    codes, shown, errors = command_by_hand(*place, *source, *flags())
     assert codes == [0, 0], errors
     assert [text.count("before training") for text in shown] == [DAYS, 0]  # one rank prints
     assert load_scorer(out / "serving").about.tasks == ["click", "conversion"]
@@ -216,15 +193,6 @@ def test_an_error_of_rank_zero_ends_all_ranks(folder, tmp_path):
     assert [record["day"] for record in read_records(tmp_path / "out" / RECORDS)] == [1]
 
 
-def test_one_process_goes_on_where_two_have_stopped(folder, by_two, tmp_path):
-    """Days of two ranks, then one of a single process."""
-    two = [folder / f"day{day}.parquet" for day in range(2)]
-    codes, _, errors = command_by_hand(*command(folder, tmp_path, *two))
-    assert codes == [0, 0], errors
-    assert main(command(folder, tmp_path)) == 0
-    assert_same_days(tmp_path, by_two)
-
-
 def test_demo(tmp_path):
     (tmp_path / "shipped").mkdir()
     shipped = pq.read_table(SHIPPED / "flights.parquet")
@@ -233,16 +201,10 @@ def test_demo(tmp_path):
         "import pathlib, adaftr_fast.data.raw.source as s; s.SHIPPED = "
         f"pathlib.Path('{tmp_path}/shipped')"
     )
-    options = [
-        "--training.max_epochs",
-        "1",
-        "--training.progress",
-        "false",
-        "--training.batch_size",
-        "1024",
-    ]
     out = tmp_path / "out"
-    codes, shown, errors = command_by_hand("demo", "--out", str(out), *options, before=small)
+    command = f"demo --out {out} --training.max_epochs 1 --training.progress false"
+    command = f"{command} --training.batch_size 1024".split()
+    codes, shown, errors = command_by_hand(*command, before=small)
     assert codes == [0, 0], errors
     assert [text.count("Test split") for text in shown] == [1, 0]
     assert {"mmoe", "adaftr", "report.md", "report.png", "metrics.jsonl"} <= {

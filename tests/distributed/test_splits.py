@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch.distributed as dist
@@ -17,16 +16,15 @@ from adaftr_fast.distributed.ranks import JoinedRanks
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs.run import open_split
 from tests.distributed.ranks import on_ranks
+from tests.logs import shop_log
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
-    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    columns = {"item": random.integers(0, 50, 600), "time": np.arange(600)}
-    columns |= {name: random.random(600) < 0.5 for name in ("click", "buy")}
-    pq.write_table(pa.table(columns), folder / "log.parquet")
-    files = ["--files", str(folder / "log.parquet"), "--labels", "click", "buy", "--time", "time"]
-    assert main(["prepare", *files, "--out", str(folder / "out")]) == 0
+    folder = tmp_path_factory.mktemp("data")
+    pq.write_table(shop_log(600, users=90, conversion="buy"), folder / "log.parquet")
+    command = f"prepare --files {folder}/log.parquet --labels click buy --time time"
+    assert main([*command.split(), "--out", str(folder / "out")]) == 0
     return folder / "out"
 
 

@@ -8,15 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast._locks import LOCK
 from adaftr_fast.cli import main
-from tests.files.holder import holder
 from tests.forks import COMMAND, Script, wait_for
+from tests.logs import shop_log
 
 SETTINGS = {
     "training.batch_size": 64, "training.max_epochs": 2, "training.progress": "false", "optimizer.lr": 0.005,
@@ -26,30 +23,11 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    item = random.integers(0, 200, 4000)
-    click = random.random(4000) < 1 / (1 + np.exp(-(item - 100) / 30))
-    columns = {
-        "item": item,
-        "user": random.integers(0, 90, 4000),
-        "click": click,
-        "buy": click & (item % 3 == 0),
-    }
-    pq.write_table(pa.table(columns | {"time": np.arange(4000)}), folder / "log.parquet")
-    names = ["--labels", "click", "buy", "--group", "user", "--time", "time"]
-    assert (
-        main(
-            [
-                "prepare",
-                "--files",
-                str(folder / "log.parquet"),
-                *names,
-                "--out",
-                str(folder / "data"),
-            ]
-        )
-        == 0
-    )
+    folder = tmp_path_factory.mktemp("data")
+    pq.write_table(shop_log(4000, users=90, conversion="buy"), folder / "log.parquet")
+    names = "--labels click buy --group user --time time"
+    command = f"prepare --files {folder}/log.parquet {names} --out {folder}/data"
+    assert main(command.split()) == 0
     return folder / "data"
 
 
@@ -57,21 +35,6 @@ def arguments(data: Path, out: Path, **settings) -> list[str]:
     options = SETTINGS | {name.replace("__", "."): value for name, value in settings.items()}
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     return ["-m", "adaftr_fast.cli", "train", "--data.folder", str(data), "--out", str(out), *given]
-
-
-def start(command: list[str], **variables) -> subprocess.Popen:
-    environment = (
-        os.environ
-        | {"OMP_NUM_THREADS": "1"}
-        | {name: str(value) for name, value in variables.items()}
-    )
-    return subprocess.Popen(
-        [sys.executable, *command],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 TORCHRUN = "from torch.distributed.run import main; main()"
@@ -123,15 +86,9 @@ def by_two(data, tmp_path_factory) -> Path:
     codes, shown, errors = command_by_hand(*arguments(data, out)[2:])
     assert codes == [0, 0], errors
     assert [text.count("best epoch") for text in shown] == [1, 0]  # one rank prints
+    files = ["best", "metrics.jsonl", "report.md", "report.png", "test.json"]
+    assert sorted(path.name for path in out.iterdir()) == files
     return out
-
-
-def test_two_processes_equal_one(data, by_two, tmp_path):
-    assert main(arguments(data, tmp_path)[2:]) == 0
-    assert metrics(by_two) == pytest.approx(metrics(tmp_path), rel=1e-3)
-    assert sorted(path.name for path in by_two.iterdir()) == [
-        "best", "metrics.jsonl", "report.md", "report.png", "test.json",
-    ]  # fmt: skip
 
 
 def children(process: Script, ranks: int = 2) -> list[int]:
@@ -169,14 +126,8 @@ def test_killed_rank_on_one_of_two_machines(data, by_two, tmp_path, rendezvous):
     """Two torchrun agents, one per machine."""
     command = arguments(data, tmp_path, training__checkpoint_seconds=0)
     place = f"--rdzv-endpoint={rendezvous['MASTER_ADDR']}:{rendezvous['MASTER_PORT']}"
-    options = [
-        "--nnodes=2",
-        "--nproc-per-node=1",
-        *RESTARTS,
-        "--rdzv-id=run",
-        "--rdzv-backend=c10d",
-        place,
-    ]
+    options = ["--nnodes=2", "--nproc-per-node=1", *RESTARTS, "--rdzv-id=run"]
+    options += ["--rdzv-backend=c10d", place]
     agents = [
         agent(*options, *command, source=FORKS, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1)
         for _ in range(2)
@@ -207,14 +158,10 @@ def test_other_commands_refuse_several_processes(monkeypatch, capsys):
 
 
 def test_restarts_on_several_machines_need_a_new_store(data, tmp_path, monkeypatch, capsys):
-    variables = {
-        "WORLD_SIZE": "4",
-        "LOCAL_WORLD_SIZE": "2",
-        "RANK": "0",
-        "TORCHELASTIC_MAX_RESTARTS": "3",
-    }
-    for name, value in (variables | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
-        monkeypatch.setenv(name, value)
+    variables = {"WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2, "RANK": 0}
+    variables |= {"TORCHELASTIC_MAX_RESTARTS": 3, "TORCHELASTIC_USE_AGENT_STORE": True}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
     assert main(arguments(data, tmp_path)[2:]) == 2
     assert "start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().err
 
@@ -306,12 +253,9 @@ def test_failed_rank_is_named_by_the_others(rendezvous):
 
 
 def test_stalled_rank_is_named(data, tmp_path, rendezvous):
-    settings = {
-        "training__checkpoint_seconds": 0,
-        "training__max_epochs": 500,
-        "training__patience": 500,
-    }
-    command = arguments(data, tmp_path, training__rank_timeout=3, **settings)[2:]
+    endless = {"training__max_epochs": 500, "training__patience": 500}
+    saved = endless | {"training__checkpoint_seconds": 0}
+    command = arguments(data, tmp_path, training__rank_timeout=3, **saved)[2:]
     ranks = by_hand(COMMAND, *command, **rendezvous)
     try:
         wait_for(lambda: (tmp_path / "last").exists())
@@ -381,21 +325,8 @@ end_with_launcher()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="as above")
 def test_a_rank_whose_torchrun_has_ended_does_not_start():
-    _, err = start(["-c", ORPHAN], TORCHELASTIC_RUN_ID="run").communicate(timeout=120)
+    command = [sys.executable, "-c", ORPHAN]
+    variables = os.environ | {"TORCHELASTIC_RUN_ID": "run"}
+    with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True) as orphan:
+        _, err = orphan.communicate(timeout=120)
     assert "RankError: torchrun, which started this rank, has ended" in err
-
-
-def test_every_rank_ends_if_another_process_writes_the_run(data, tmp_path):
-    with holder(tmp_path / "out" / LOCK):
-        codes, _, errors = command_by_hand(*arguments(data, tmp_path / "out")[2:])
-    assert 0 not in codes
-    assert all("is writing it; wait, or name another place" in err for err in errors)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
-
-
-def test_every_rank_ends_if_a_warm_start_takes_nothing(data, by_two, tmp_path):
-    sizes = {"model.embedding_dim": 3, "model.expert_hidden": "[5]", "model.tower_hidden": "[5]"}
-    command = arguments(data, tmp_path / "out", **sizes, **{"model.relatedness_hidden": "[3]"})[2:]
-    codes, _, errors = command_by_hand(*command, "--warm_start", str(by_two))
-    assert 0 not in codes
-    assert [err.count("nothing fits for a warm start: expected fields") for err in errors] == [1, 1]

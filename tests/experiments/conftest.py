@@ -1,7 +1,5 @@
 """A small prepared log with three tasks, on which an epoch takes a fraction of a second."""
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -9,35 +7,25 @@ from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, Training
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
-from tests.logs import by_day
+from tests.logs import by_hash, shop_log
 
 SCHEMA = {
     "name": "tiny",
     "labels": {
         "click": "click",
-        "view": [["click", "==", 1], ["depth", ">", 0]],
-        "conversion": [["click", "==", 1], ["depth", ">", 1]],
+        "view": [["click", "==", 1], ["price", ">", 0.3]],
+        "conversion": "conversion",
     },
     "group": "user",
-    "split": by_day(7),
-    "fields": {"user": "categorical", "item": "categorical", "heat": "numeric"},
+    "split": by_hash(0.7, 0.8),
+    "fields": {"user": "categorical", "item": "categorical", "time": "numeric"},
 }
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    random = np.random.default_rng(0)
-    rows, place = 3000, tmp_path_factory.mktemp("tiny")
-    item = random.integers(0, 40, rows)
-    columns = {
-        "day": 1 + np.arange(rows) * 9 // rows,
-        "user": random.integers(0, 30, rows),
-        "item": item,
-        "heat": random.normal(size=rows),
-        "click": (random.random(rows) < 1 / (1 + np.exp(-(item - 20) / 6))).astype(np.int8),
-        "depth": random.integers(0, 4, rows),
-    }
-    pq.write_table(pa.table(columns), place / "log.parquet")
+    place = tmp_path_factory.mktemp("tiny")
+    pq.write_table(shop_log(3000, users=30), place / "log.parquet")
     prepare(parse_schema(SCHEMA), [place / "log.parquet"], place / "data")
     return place / "data"
 

@@ -78,16 +78,10 @@ def test_table5_overrides_ablations_in_the_base():
         row.title: replace(base, **row.changes)
         for row in experiment("table5", base, TASKS).variants[1:]
     }
-    assert {title: (row.contrast, row.tau) for title, row in rows.items()} == {
-        "AdaFTR": ("infonce", "adaptive"),
-        "w/o adaptive τ": ("infonce", "scalar"),
-        "w/o learnable τ": ("infonce", "fixed"),
-        "w/o negative (Eq. 7)": ("positive", "adaptive"),
-        "w/o negative (alignment)": ("alignment", "adaptive"),
-        "w/o contrastive (MSE)": ("mse", "adaptive"),
-        "w/o contrastive (MAE)": ("mae", "adaptive"),
-        "w/o alignment": ("none", "adaptive"),
-    }
+    contrasts = [row.contrast for row in rows.values()]
+    assert contrasts == ["infonce"] * 3 + ["positive", "alignment", "mse", "mae", "none"]
+    taus = [row.tau for row in rows.values()]
+    assert taus == ["adaptive", "scalar", "fixed"] + ["adaptive"] * 5
     assert rows["w/o learnable τ"].tau_fixed == 0.05
 
 

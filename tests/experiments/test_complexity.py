@@ -1,26 +1,13 @@
 import json
 from dataclasses import replace
 
-import torch
-
 from adaftr_fast.experiments.complexity import (
     VARIANTS,
     count_parameters,
     measure,
-    write_complexity_report,
+    report,
 )
 from adaftr_fast.runs.run import build
-
-
-def test_serving_excludes_the_relatedness_network(data, budget):
-    batch = next(data.load("train").batches(16))
-    torch.manual_seed(0)
-    model = build(budget.model, data)
-    tables, dense, deployed = count_parameters(model, batch)
-    assert tables == sum(data.manifest.num_embeddings) * 4
-    omega = sum(p.numel() for p in model.relatedness.parameters())
-    assert omega > 0
-    assert dense - deployed == omega
 
 
 def test_every_model_is_measured_and_reported(data, budget, tmp_path):
@@ -28,6 +15,10 @@ def test_every_model_is_measured_and_reported(data, budget, tmp_path):
     assert [cost.title for cost in found.costs] == [variant.title for variant in VARIANTS]
     assert all(cost.train_us > 0 and cost.infer_us > 0 for cost in found.costs)
     by_title = {cost.title: cost for cost in found.costs}
+    # serving has no relatedness network
+    assert by_title["AdaFTR"].deployed_parameters < by_title["AdaFTR"].dense_parameters
+    tables = sum(data.manifest.num_embeddings) * budget.model.embedding_dim
+    assert by_title["AdaFTR"].table_parameters == tables
     assert by_title["AdaFTR"].deployed_parameters == by_title["MMoE"].dense_parameters
     ple = build(replace(budget.model, name="ple", shared_experts=1), data)  # as in Table 4
     assert (
@@ -35,7 +26,7 @@ def test_every_model_is_measured_and_reported(data, budget, tmp_path):
         == count_parameters(ple, next(data.load("train").batches(16)))[1]
     )
     assert by_title["AdaFTR, no contrast"].dense_parameters == by_title["MMoE"].dense_parameters
-    paths = write_complexity_report(tmp_path, found, "the command")
+    paths = report(found).write(tmp_path, "the command")
     text = paths[0].read_text()
     assert "cores" in text
     assert "| AdaFTR, fixed τ " in text

@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 
 from adaftr_fast._locks import LOCK
+from adaftr_fast.engines import Local
 from adaftr_fast.experiments import jobs
-from adaftr_fast.experiments.catalog import Variant
+from adaftr_fast.experiments.catalog import Variant, experiment
 from adaftr_fast.experiments.jobs import RESULT, execute, finished, plan
+from adaftr_fast.experiments.study import Study
 from adaftr_fast.training.trainer import Trainer
 from tests.files.holder import holder
 
@@ -49,23 +51,15 @@ def test_a_finished_job_is_found(data, budget, tmp_path, monkeypatch):
 
 def test_the_key_changes_with_everything_that_changes_the_result(data, budget, tmp_path, job):
     manifest = data.manifest
-    others = [
-        plan(data, MMOE, budget, 1, tmp_path),
-        plan(data, Variant("MMoE", {"name": "mmoe", "num_experts": 2}), budget, 0, tmp_path),
-        plan(
-            data, MMOE, replace(budget, optimizer=replace(budget.optimizer, lr=0.02)), 0, tmp_path
-        ),
-        plan(
-            data,
-            MMOE,
-            replace(budget, model=replace(budget.model, embedding_dims={"item": 2})),
-            0,
-            tmp_path,
-        ),
-        plan(
-            data, MMOE, replace(budget, training=replace(budget.training, patience=7)), 0, tmp_path
-        ),
-    ]
+    changes = (
+        {"training": {"patience": 7}},
+        {"optimizer": {"lr": 0.02}},
+        {"model": {"embedding_dims": {"item": 2}}},
+    )
+    others = [plan(data, MMOE, budget.with_options(**each), 0, tmp_path) for each in changes]
+    others.append(plan(data, MMOE, budget, 1, tmp_path))
+    wide = Variant("MMoE", {"name": "mmoe", "num_experts": 2})
+    others.append(plan(data, wide, budget, 0, tmp_path))
     for change in ({"inputs": "other rows"}, {"fingerprint": "other ids"}):
         data.manifest = replace(manifest, **change)
         others.append(plan(data, MMOE, budget, 0, tmp_path))
@@ -73,10 +67,14 @@ def test_the_key_changes_with_everything_that_changes_the_result(data, budget, t
     assert len({each.folder for each in [job, *others]}) == len(others) + 1
 
 
+def test_all_rows_of_a_seed_come_before_the_next(data, budget, tmp_path):
+    wanted = experiment("table6", budget.model, data.manifest.tasks)
+    study = Study(data, budget.with_options(training={"seed": 5}), 2, Local(), tmp_path)
+    assert [seed for seed, *_ in study.plan(wanted)] == 6 * [5] + 6 * [6]
+
+
 def test_the_key_ignores_everything_else(data, budget, tmp_path, job):
-    shown = replace(
-        budget, training=replace(budget.training, progress=True, seed=9, checkpoint_seconds=1)
-    )
+    shown = budget.with_options(training={"progress": True, "seed": 9, "checkpoint_seconds": 1})
     # nor were they in keys before there were any
     assert "embedding_dims" not in job.config.identity()["model"]
     assert plan(data, Variant("another title", {"name": "mmoe"}), shown, 0, tmp_path).key == job.key
@@ -98,22 +96,6 @@ def test_a_second_attempt_waits_for_the_first_and_takes_its_result(job, monkeypa
         assert other.wait() != 0
 
 
-def test_an_interrupted_job_is_unfinished_and_resumes(job, monkeypatch):
-    whole = execute(replace(job, folder=job.folder.with_name("whole")))
-    train_step = Trainer.train_step
-
-    def interrupted(self, *arguments):
-        signal.raise_signal(signal.SIGINT)
-        return train_step(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            execute(job)
-    assert finished(job) is None
-    assert execute(job).test == whole.test
-
-
 def test_an_unfinished_job_restarts_if_its_data_have_moved(job, data, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Trainer, "train_step", lambda self, *_: signal.raise_signal(signal.SIGINT) or {}
@@ -127,7 +109,7 @@ def test_an_unfinished_job_restarts_if_its_data_have_moved(job, data, tmp_path, 
 
 
 def test_divergence_is_an_outcome(data, budget, tmp_path):
-    budget = replace(budget, optimizer=replace(budget.optimizer, lr=1e30))
+    budget = budget.with_options(optimizer={"lr": 1e30})
     job = plan(data, Variant("AdaFTR", {"name": "adaftr"}), budget, 0, tmp_path)
     outcome = execute(job)
     assert "finite" in outcome.error

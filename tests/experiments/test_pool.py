@@ -1,45 +1,15 @@
+import json
 import signal
 from pathlib import Path
 
 import pytest
 
-from adaftr_fast import _progress
 from adaftr_fast.config import ModelConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.engines import Local, Processes
-from adaftr_fast.experiments.catalog import Variant
-from adaftr_fast.experiments.jobs import RESULT, execute, plan, run_all
-from adaftr_fast.experiments.study import compare
+from adaftr_fast.experiments.jobs import RESULT
+from adaftr_fast.experiments.study import Study
 from tests.forks import Script, wait_for
-from tests.ops.marks import on_threads
-
-
-@pytest.fixture
-def jobs(data, budget, tmp_path):
-    names = ("mmoe", "adaftr")
-    return [
-        plan(data, Variant(name, {"name": name}), budget, 0, tmp_path / "runs") for name in names
-    ]
-
-
-def test_a_process_gives_the_same_bits_as_one_thread(jobs, data, budget, tmp_path):
-    outcomes = run_all([*jobs, jobs[0]], engine=Processes(1), progress=False)
-    assert sorted(outcomes) == sorted(job.key for job in jobs)
-    with on_threads(1):  # as in the process: some libraries' matrix products depend on it
-        here = execute(
-            plan(data, Variant("adaftr", {"name": "adaftr"}), budget, 0, tmp_path / "here")
-        )
-    assert outcomes[jobs[1].key].test == here.test
-
-
-def test_finished_jobs_are_not_repeated(jobs, data, capfd, monkeypatch):
-    monkeypatch.setattr(_progress, "SECONDS", 0.0)  # between the lines of progress
-    done = [execute(job) for job in jobs]
-    times = [(job.folder / RESULT).stat().st_mtime_ns for job in jobs]
-    outcomes = run_all(jobs, engine=Processes(1), progress=True)  # starts no process
-    assert [outcomes[job.key] for job in jobs] == done
-    assert [(job.folder / RESULT).stat().st_mtime_ns for job in jobs] == times
-    assert "2/2" in capfd.readouterr().err
 
 
 def test_zero_processes_raise():
@@ -63,14 +33,8 @@ def study(data, out, engine):
         embedding_dim=4, expert_hidden=[8], tower_hidden=[8, 4], relatedness_hidden=[4]
     )
     training = TrainingConfig(batch_size=100, max_epochs=8, patience=8, progress=False)
-    compare(
-        "table6",
-        PreparedData(data),
-        RunConfig(model=model, training=training),
-        seeds=1,
-        engine=engine,
-        folder=out,
-    )
+    config = RunConfig(model=model, training=training)
+    Study(PreparedData(data), config, 1, engine, out).compare("table6")
 
 
 def test_an_interrupted_experiment_resumes(folder, tmp_path):
@@ -91,11 +55,19 @@ def test_an_interrupted_experiment_resumes(folder, tmp_path):
     study(folder, tmp_path, Local())
     assert len(results(tmp_path)) == 6
     assert kept.items() <= results(tmp_path).items()
+    study(folder, tmp_path / "here", Local())  # a process gives the same bits
+    assert scores(tmp_path / "here") == scores(tmp_path)
 
 
 def results(folder):
     """Returns when each result was written."""
     return {path: path.stat().st_mtime_ns for path in folder.glob(f"runs/*/{RESULT}")}
+
+
+def scores(folder):
+    """Returns the metrics of each run on the test split."""
+    paths = folder.glob(f"runs/*/{RESULT}")
+    return {path.parent.name: json.loads(path.read_text())["test"] for path in paths}
 
 
 def workers_of(starter):

@@ -7,8 +7,8 @@ import pytest
 
 from adaftr_fast.experiments.catalog import Experiment, Variant
 from adaftr_fast.experiments.jobs import Outcome
-from adaftr_fast.experiments.report import draw, main_table, report_sections, summary, write_report
-from adaftr_fast.experiments.results import Results, Row, holm
+from adaftr_fast.experiments.report import draw, main_table, report, summary
+from adaftr_fast.experiments.results import Results, Row
 
 SCORES = {"MMoE": [0.60, 0.62, 0.64], "PLE": [0.605, 0.61, 0.64], "AdaFTR": [0.61, 0.632, 0.651]}
 
@@ -52,7 +52,7 @@ def test_the_table_has_the_form_of_the_paper(results):
 
 
 def test_the_report_lists_the_comparisons(results):
-    text = "\n\n".join(report_sections(results))
+    text = "\n\n".join(report(results).page(""))
     assert (
         "| AdaFTR | MMoE    | click      | AUC    | +1.100 ± 0.100 | 0.0027 |  0.0165 |       3 of "
         "3 | +1.100 ± 0.100 |" in text
@@ -90,58 +90,42 @@ def test_a_diverged_run_is_excluded_and_named(results):
     assert cells(main_table(results), 2)[1] == "**61.000** (+1.000)"
 
 
-def test_comparisons_have_corrected_p_values_and_validation(results):
+def test_comparisons_have_the_difference_on_validation(results):
+    row = results.rows[2]
     for seed, auc in enumerate((0.63, 0.61, 0.66)):
-        results.rows[2].outcomes[seed] = replace(
-            results.rows[2].outcomes[seed], validation={"click": {"auc": auc}}
-        )
-    every = results.comparisons()
-    assert [each.corrected for each in every] == pytest.approx(
-        holm([each.difference.p for each in every]), nan_ok=True
-    )
-    (found,) = [
-        each for each in every if (each.title, each.task, each.metric) == ("AdaFTR", "click", "auc")
-    ]
+        row.outcomes[seed] = replace(row.outcomes[seed], validation={"click": {"auc": auc}})
+    found = next(each for each in results.comparisons() if each.title == "AdaFTR")
+    assert (found.task, found.metric) == ("click", "auc")
     assert found.validation.mean == pytest.approx(100 * (0.03 - 0.01 + 0.02) / 3)
-    text = "\n\n".join(report_sections(results))
-    assert "p, Holm" in text
-    assert f"{found.corrected:.4f}" in text
 
 
 def test_true_probabilities_have_a_row(results):
-    assert "true probabilities" not in "\n\n".join(report_sections(results))
+    assert "true probabilities" not in "\n\n".join(report(results).page(""))
     results.bayes.update({"click": {"auc": 0.7, "gauc": 0.6}})
     table = main_table(results)
     assert cells(table, 3) == ["true probabilities", "70.000", "60.000", "-"]
-    text = "\n\n".join(report_sections(results))
+    text = "\n\n".join(report(results).page(""))
     distance = text[text.index("## Distance") :]
     assert "| AdaFTR |     6.900 |      6.900 |" in distance
 
 
-@pytest.mark.parametrize("form", ["dots", "line"])
-def test_the_files_have_all_numbers_and_the_plot_a_row_per_metric(results, tmp_path, form):
-    flat = {"tau/click-conversion": {"p5": 0.201, "p50": 0.202, "p95": 0.203}}
-    results.rows[2].outcomes[2] = replace(results.rows[2].outcomes[2], learned=flat)
-    object.__setattr__(results.experiment, "form", form)
-    paths = write_report(tmp_path / "out", results, "the command")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "table4.json",
-        "table4.md",
-        "table4.png",
-    ]
+def test_the_files_have_all_numbers(results, tmp_path):
+    paths = report(results).write(tmp_path / "out", "the command")
+    names = ["table4.json", "table4.md", "table4.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     content = json.loads(paths[1].read_text())
     assert content["command"] == "the command"
     assert content["rows"][2]["runs"]["1"]["test"]["click"]["auc"] == 0.632
-    (best,) = [
-        c
-        for c in content["comparisons"]
-        if (c["title"], c["task"], c["metric"]) == ("AdaFTR", "click", "auc")
-    ]
+    best = next(each for each in content["comparisons"] if each["title"] == "AdaFTR")
     assert best["difference"]["p"] == pytest.approx(0.0027, abs=1e-4)
     assert paths[2].read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(("form", "value"), [("dots", "get_xlabel"), ("line", "get_ylabel")])
+def test_the_plot_has_a_row_per_metric(results, form, value):
+    object.__setattr__(results.experiment, "form", form)
     figure = draw(results)
-    value = "xlabel" if form == "dots" else "ylabel"
-    assert [(axes.get_title(), getattr(axes, f"get_{value}")()) for axes in figure.axes] == [
+    assert [(axes.get_title(), getattr(axes, value)()) for axes in figure.axes] == [
         (task, f"test {metric}, %")
         for metric in ("AUC", "GAUC")
         for task in ("click", "conversion")

@@ -6,15 +6,16 @@ import pytest
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.engines import Local
 from adaftr_fast.experiments.catalog import experiment
 from adaftr_fast.experiments.jobs import execute
-from adaftr_fast.experiments.study import plan_all
+from adaftr_fast.experiments.study import Study
 from adaftr_fast.experiments.temperature import (
     analyse,
     field_effect,
     label_groups,
+    report,
     temperature_tables,
-    write_temperature_report,
 )
 from tests.experiments.conftest import SCHEMA
 
@@ -59,7 +60,7 @@ def data(folder, tmp_path):
 @pytest.fixture
 def jobs(data, budget, tmp_path):
     wanted = experiment("temperature", budget.model, data.manifest.tasks)
-    jobs = [job for *_, job in plan_all(wanted, data, budget, 2, tmp_path)]
+    jobs = [job for *_, job in Study(data, budget, 2, Local(), tmp_path).plan(wanted)]
     for job in jobs:
         execute(job)
     return jobs
@@ -71,16 +72,16 @@ def test_trained_models_are_analysed_by_pair(data, jobs, tmp_path):
     for each in found:
         assert sum(group.rows for group in each.labels) == data.manifest.splits["test"].rows
         assert [0.05 <= p <= 1 for p in each.points.values()] == [True] * 3
-        assert sorted(effect.field for effect in each.fields) == ["heat", "item", "pair", "user"]
+        assert sorted(effect.field for effect in each.fields) == ["item", "pair", "time", "user"]
         assert each.fields[0].explained == max(effect.explained for effect in each.fields)
-        heat = next(effect for effect in each.fields if effect.field == "heat")
-        assert all(" to " in value for value in heat.values)
+        time = next(effect for effect in each.fields if effect.field == "time")
+        assert all(" to " in value for value in time.values)
         pair = next(effect for effect in each.fields if effect.field == "pair")
         crosses = [value.split(" & ") for value in pair.values if value != "unknown"]
         assert crosses
-        assert all(user.isdigit() and item.isdigit() for user, item in crosses)
+        assert all(user.startswith("u") and item.isdigit() for user, item in crosses)
     assert "| click 0, view 0, conversion 0 |" in temperature_tables(found[0])
-    paths = write_temperature_report(tmp_path, "tiny", found, "the command")
+    paths = report("tiny", found).write(tmp_path, "the command")
     assert "## click-view" in paths[0].read_text()
     assert [pair["pair"] for pair in json.loads(paths[1].read_text())["pairs"]] == [
         "click-view",

@@ -2,6 +2,8 @@
 first.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -26,11 +28,7 @@ def doubts(
         .astype(np.float32)
     )
     run = Run.of("run", [{"epoch": epoch + 1} for epoch in range(trained)], best)
-    run.about = type(
-        "About",
-        (),
-        {"config": type("Config", (), {"training": type("T", (), {"max_epochs": most})})},
-    )
+    run.about = SimpleNamespace(config=SimpleNamespace(training=SimpleNamespace(max_epochs=most)))
     metrics = measure(["click"], Predictions(logits[:, None], labels[:, None], None))
     return find_doubts(run, metrics, {"click": ScoreBuckets.of(labels, logits)})
 

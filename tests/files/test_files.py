@@ -4,12 +4,6 @@ import os
 import pytest
 
 from adaftr_fast._files import make_folder, replace_file, replacing
-from adaftr_fast._publish import publishing
-
-
-def publish(path, write):
-    with publishing(path) as new:
-        write(new)
 
 
 def write_new(path, write):
@@ -17,47 +11,31 @@ def write_new(path, write):
         write(new)
 
 
-@pytest.mark.parametrize("act", [publish, write_new])
-def test_a_full_disk_is_named(tmp_path, act):
+def test_a_full_disk_is_named(tmp_path):
     """A write has no name of its own in its error."""
     with (
         open("/dev/full", "wb", buffering=0) as full,
         pytest.raises(OSError, match=r"No space left on device: '.*/out'"),
     ):
-        act(tmp_path / "out", lambda new: full.write(b"content"))
+        write_new(tmp_path / "out", lambda new: full.write(b"content"))
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("act", [publish, write_new])
-def test_an_error_of_an_input_does_not_name_the_output(tmp_path, act):
+def test_an_error_of_an_input_does_not_name_the_output(tmp_path):
     def read(_):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with pytest.raises(OSError, match="Input/output error") as raised:
-        act(tmp_path / "out", read)
+        write_new(tmp_path / "out", read)
     assert raised.value.filename is None
 
 
 def test_a_pipe_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for act in (
-        lambda path: publish(path, lambda new: new.touch()),
-        lambda path: replace_file(path, b"content"),
-    ):
-        with pytest.raises(OSError, match=r"expected a file or a folder, found .*/pipe'") as error:
-            act(tmp_path / "pipe")
-        assert error.value.errno == errno.EINVAL
+    with pytest.raises(OSError, match=r"expected a file or a folder, found .*/pipe'") as error:
+        replace_file(tmp_path / "pipe", b"content")
+    assert error.value.errno == errno.EINVAL
     assert (tmp_path / "pipe").is_fifo()
-
-
-def test_a_symbolic_link_stays(tmp_path):
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "link").symlink_to("disk/file")
-    for content in (b"first", b"second"):
-        replace_file(tmp_path / "link", content)
-        assert (tmp_path / "link").is_symlink()
-        assert (tmp_path / "disk/file").read_bytes() == content
-    assert os.listdir(tmp_path / "disk") == ["file"]
 
 
 def test_missing_folders_are_made(tmp_path):

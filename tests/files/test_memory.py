@@ -32,7 +32,7 @@ def group(request, tmp_path, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / files.limit).write_text(f"{limit}\n")
         (folder / files.usage).write_text(f"{usage}\n")
-        (folder / files.statistics).write_text(f"anon 3000\n{files.pages} {pages}\n")
+        (folder / "memory.stat").write_text(f"anon 3000\n{files.pages} {pages}\n")
 
     return write
 

@@ -5,7 +5,6 @@ nonlinear.
 from typing import get_args, get_type_hints
 
 import torch
-import torch.nn.functional as F
 
 from adaftr_fast.config.model import NAMES
 from adaftr_fast.data.dataset.batch import Batch
@@ -20,11 +19,16 @@ SMALL = ModelConfig(embedding_dim=4)
 
 
 def batch(
-    rows: int = 40, tasks: int = 2, seed: int = 0, weighted: bool = False, dtype=torch.float64
+    rows: int = 40,
+    tasks: int = 2,
+    seed: int = 0,
+    weighted: bool = False,
+    dtype=torch.float64,
+    sizes=SIZES,
 ) -> Batch:
     """Returns a batch from a funnel: each task's event requires the previous task's."""
     g = torch.Generator().manual_seed(seed)
-    ids = torch.stack([torch.randint(0, n, (rows,), generator=g) for n in SIZES], 1).int()
+    ids = torch.stack([torch.randint(0, n, (rows,), generator=g) for n in sizes], 1).int()
     labels = torch.rand(rows, tasks, generator=g).lt(0.6).to(dtype).cumprod(1)
     weight = torch.rand(rows, generator=g, dtype=dtype) if weighted else None
     return Batch(ids=ids, labels=labels, group=None, weight=weight)
@@ -44,38 +48,3 @@ def model(name: str = "adaftr", tasks: list[str] = TWO, **options) -> MultiTaskM
 
 def adaftr(**options) -> AdaFTR:
     return model("adaftr", **options)
-
-
-def plain_mmoe(
-    w: dict[str, torch.Tensor], ids: torch.Tensor, prefix: str = ""
-) -> tuple[torch.Tensor, list]:
-    """Returns e and v of each task (Eq. 3) by plain PyTorch from the weights of an MMoE with three
-    experts.
-    """
-    offsets = torch.tensor([0, *SIZES[:-1]]).cumsum(0)
-    e = F.embedding(ids + offsets, w[f"{prefix}embedding.weight"]).flatten(1)
-    expert = torch.relu(
-        F.linear(e, w[f"{prefix}experts.first.weight"], w[f"{prefix}experts.first.bias"])
-    )
-    gate = (
-        F.linear(e, w[f"{prefix}gates.weight"], w[f"{prefix}gates.bias"])
-        .view(len(e), -1, 3)
-        .softmax(2)
-    )
-    return e, [
-        (gate[:, t, :, None] * expert.view(len(e), 3, -1)).sum(1) for t in range(gate.shape[1])
-    ]
-
-
-def plain_tower(
-    w: dict[str, torch.Tensor], x: torch.Tensor, prefix: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the first layer and the probability of a tower (Eq. 2)."""
-    layers = []
-    while f"{prefix}.mlp.layers.{len(layers)}.weight" in w:
-        name = f"{prefix}.mlp.layers.{len(layers)}"
-        x = torch.relu(F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"]))
-        layers.append(x)
-    return layers[0], F.linear(x, w[f"{prefix}.logit.weight"], w[f"{prefix}.logit.bias"])[
-        :, 0
-    ].sigmoid()

@@ -16,7 +16,7 @@ from adaftr_fast.models import (
     build_model,
 )
 from adaftr_fast.nn.mlp import MLP
-from tests.models.inputs import BACKBONES, MODELS, SIZES, THREE, TWO, batch, model
+from tests.models.inputs import MODELS, SIZES, THREE, TWO, batch, model
 from tests.tolerances import assert_same_bits
 
 FIELDS = [100] * 20
@@ -98,17 +98,9 @@ def test_widths_of_no_field_are_named(names, message):
         )
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_adaftr_stands_over_the_backbone_named(backbone):
-    over, alone = model("adaftr", backbone=backbone).backbone, model(backbone)
-    assert type(over) is type(alone)
-    assert [p.shape for p in over.parameters()] == [p.shape for p in alone.parameters()]
-
-
-@pytest.mark.parametrize("name", [*MODELS, "adaftr"])
-def test_settings_survive_json(name):
+def test_settings_survive_json():
     config = ModelConfig(
-        name=name,
+        name="ple",
         pairs=["click-conversion"],
         tau="fixed",
         equal_budget=False,
@@ -146,6 +138,14 @@ def test_settings_survive_json(name):
         (
             lambda: ModelConfig(tau_fixed=0.0),
             r"tau_fixed: expected a finite temperature > 0, got 0\.0",
+        ),
+        (
+            lambda: ModelConfig(contrast_rows=1),
+            r"model\.contrast_rows: expected 0, or at least 2 rows",
+        ),
+        (
+            lambda: ModelConfig(contrast_precision="float16"),
+            r"model\.contrast_precision: expected .*, got 'float16'",
         ),
         (lambda: model(tasks=["click"]), "at least two tasks"),
         (

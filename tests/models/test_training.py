@@ -6,14 +6,14 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.ops.embedding.reference.lookup import fused_embedding
 from adaftr_fast.training.optimizers import build_optimizers
-from tests.models.inputs import MODELS, SIZES, THREE, TWO, adaftr, batch, plain_mmoe, plain_tower
+from tests.models import transcription as paper
+from tests.models.inputs import MODELS, SIZES, THREE, TWO, adaftr, batch
 from tests.ops.marks import on_threads
 
 LR = 0.01
@@ -38,23 +38,20 @@ def step(model, optimizers, data):
     return terms
 
 
-def step_by_hand(weights, omega, data, theta_optimizer, omega_optimizer, config):
+def step_by_hand(hand, data, theta_optimizer, omega_optimizer):
     """Takes a step of Algorithm 1 with MMoE, line by line, in plain PyTorch."""
-    y = data.labels
-    e, v = plain_mmoe(weights, data.ids)
-    h, p = zip(*(plain_tower(weights, v[t], f"towers.{t}") for t in (0, 1)))  # lines 3-6
-    y_rel = plain_tower(omega, (v[0] * v[1]).detach(), "tower")[1]
+    y, config = data.labels, hand.config
+    e, v, h, logits = paper.represent("mmoe", hand.backbone, data.ids)  # lines 3-6
+    y_rel = paper.relatedness(hand.relatedness[0], v[0].detach(), v[1].detach())
 
     omega_optimizer.zero_grad()  # lines 7-10
-    (config.alpha * F.binary_cross_entropy(y_rel, (y[:, 0] == y[:, 1]).double())).backward()
+    (config.alpha * paper.cross_entropy(y_rel, (y[:, 0] == y[:, 1]).double())).backward()
     omega_optimizer.step()
 
-    tau = ((config.tau_max - config.tau_min) * (1 - y_rel) + config.tau_min).detach()  # lines 11-17
-    contrast = F.cross_entropy(h[0] @ h[1].T / tau[:, None], torch.arange(len(e)))
-    tasks = sum(F.binary_cross_entropy(p[t], y[:, t]) for t in (0, 1))
-    dense = sum(
-        p.square().sum() for n, p in weights.items() if p.dim() > 1 and n != "embedding.weight"
-    )
+    contrast = paper.infonce(h[0][0], h[1][0], paper.eq_12(y_rel).detach())  # lines 11-17
+    tasks = sum(paper.cross_entropy(logits[:, t].sigmoid(), y[:, t]) for t in (0, 1))
+    weights = hand.backbone.named_parameters()
+    dense = sum(p.square().sum() for n, p in weights if p.dim() > 1 and "embedding" not in n)
     l2 = config.l2 * (dense + e.square().sum() / len(e))
     theta_optimizer.zero_grad()
     (tasks + config.beta * contrast + l2).backward()
@@ -62,17 +59,16 @@ def step_by_hand(weights, omega, data, theta_optimizer, omega_optimizer, config)
 
 
 def test_adaftr_steps_follow_algorithm_1():
-    config = ModelConfig(beta=0.1, l2=1e-3)
     ours = adaftr(beta=0.1, l2=1e-3)
     hand = copy.deepcopy(ours)
-    theta = dict(hand.backbone.named_parameters())
-    omega = dict(hand.relatedness[0].named_parameters())
-    by_hand = [torch.optim.Adam(each.values(), lr=LR) for each in (theta, omega)]
+    by_hand = [
+        torch.optim.Adam(each.parameters(), lr=LR) for each in (hand.backbone, hand.relatedness)
+    ]
     optimizers = build_optimizers(ours, OptimizerConfig(lr=LR))
     for number in range(3):
         data = batch(seed=number)
         step(ours, optimizers, data)
-        step_by_hand(theta, omega, data, *by_hand, config)
+        step_by_hand(hand, data, *by_hand)
         ours.eval()  # applies deferred steps
         for (name, p), q in zip(ours.named_parameters(), hand.parameters()):
             torch.testing.assert_close(

@@ -1,64 +1,51 @@
-"""The papers' equations, transcribed to NumPy float64 and evaluated on a model's weights.
+"""The papers' equations, transcribed to plain PyTorch and evaluated on a model's weights in float64.
 
 A *_inputs function computes each task's v of Eq. 2 from the embedded features e [B, F*E]. A
-*_towers function returns (every layer's output per task, logits [B, T]).
+*_towers function returns (every layer's output per task, logits [B, T]). Gradients of the results
+are those of the equations.
 """
 
-import numpy as np
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import relu, sigmoid
 
 from tests.models.inputs import SIZES
 
 
-def array(x) -> np.ndarray:
-    return x.detach().numpy()
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def softmax(x):
-    return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
-
-
-def relu(x):
-    return np.maximum(x, 0)
-
-
-def affine(linear: nn.Linear, x):
-    y = x @ array(linear.weight).T
-    return y if linear.bias is None else y + array(linear.bias)
-
-
-def mlp(linears, x) -> list[np.ndarray]:
+def mlp(linears, x):
     """Returns every layer's output after ReLU."""
     outputs = []
     for linear in linears:
-        x = relu(affine(linear, x))
+        x = relu(F.linear(x, linear.weight, linear.bias))
         outputs.append(x)
     return outputs
 
 
-def embedded(embedding, ids) -> np.ndarray:
-    field_offsets = np.cumsum([0, *SIZES[:-1]])
-    return array(embedding.weight)[ids.numpy() + field_offsets].reshape(len(ids), -1)
+def tower(module, x):
+    """Returns the logits [B] of a tower."""
+    return F.linear(mlp(module.mlp.layers, x)[-1], module.logit.weight, module.logit.bias)[:, 0]
 
 
-def experts(module, x) -> list[np.ndarray]:
+def embedded(embedding, ids):
+    field_offsets = torch.tensor([0, *SIZES[:-1]]).cumsum(0)
+    return embedding.weight[ids.long() + field_offsets].flatten(1)
+
+
+def experts(module, x):
     """Returns each expert's output [B, v], computed one expert at a time."""
     outputs, width = [], module.first.out_features // module.num_experts
     for i in range(module.num_experts):
         rows = slice(i * width, (i + 1) * width)
-        h = relu(x @ array(module.first.weight)[rows].T + array(module.first.bias)[rows])
+        h = relu(F.linear(x, module.first.weight[rows], module.first.bias[rows]))
         for weight, bias in zip(module.weights, module.biases):
-            h = relu(h @ array(weight)[i] + array(bias)[i])
+            h = relu(h @ weight[i] + bias[i])
         outputs.append(h)
     return outputs
 
 
-def gated(gate_logits, outputs) -> np.ndarray:
-    weights = softmax(gate_logits)  # [B, k]
+def gated(gate, x, outputs, rows=slice(None)):
+    """Mixes outputs by the gate's weights, of which some rows are a task's."""
+    weights = F.linear(x, gate.weight[rows], gate.bias[rows]).softmax(1)  # [B, k]
     return sum(weights[:, i : i + 1] * output for i, output in enumerate(outputs))
 
 
@@ -68,8 +55,8 @@ def shared_bottom_inputs(model, e):
 
 def mmoe_inputs(model, e):
     outputs, k = experts(model.experts, e), model.experts.num_experts
-    logits = affine(model.gates, e)
-    return [gated(logits[:, t * k : (t + 1) * k], outputs) for t in range(len(model.task_names))]
+    tasks = range(len(model.task_names))
+    return [gated(model.gates, e, outputs, slice(t * k, (t + 1) * k)) for t in tasks]
 
 
 def ple_inputs(model, e):
@@ -79,24 +66,22 @@ def ple_inputs(model, e):
         of_task = [experts(layer.experts[t], own[t]) for t in range(tasks)]
         of_all = experts(layer.experts[tasks], shared)
         everything = [output for outputs in (*of_task, of_all) for output in outputs]
+        own = [gated(layer.gates[t], own[t], of_task[t] + of_all) for t in range(tasks)]
         if layer is not model.layers[-1]:
-            shared_next = gated(affine(layer.gates[tasks], shared), everything)
-        own = [gated(affine(layer.gates[t], own[t]), of_task[t] + of_all) for t in range(tasks)]
-        shared = shared_next if layer is not model.layers[-1] else None
+            shared = gated(layer.gates[tasks], shared, everything)
     return own
 
 
 def plain_towers(model, v):
-    hidden = [mlp(tower.mlp.layers, x) for tower, x in zip(model.towers, v)]
+    hidden = [mlp(each.mlp.layers, x) for each, x in zip(model.towers, v)]
     return hidden, logits(model, hidden)
 
 
 def stitched_towers(model, v):
     x, hidden = v, [[] for _ in v]
     for layer, unit in enumerate(model.stitches):
-        x = [relu(affine(tower.mlp.layers[layer], each)) for tower, each in zip(model.towers, x)]
-        alpha = array(unit.alpha)
-        x = [sum(alpha[t, s] * x[s] for s in range(len(x))) for t in range(len(x))]
+        x = [mlp([each.mlp.layers[layer]], of)[0] for each, of in zip(model.towers, x)]
+        x = [sum(unit.alpha[t, s] * x[s] for s in range(len(x))) for t in range(len(x))]
         for t, each in enumerate(x):
             hidden[t].append(each)
     return hidden, logits(model, hidden)
@@ -104,19 +89,17 @@ def stitched_towers(model, v):
 
 def connected_towers(model, v):
     hidden = []
-    for t, tower in enumerate(model.towers):
+    for t, each in enumerate(model.towers):
         x, outputs = v[t], []
         upstream = [layer for layers in hidden for layer in layers]
-        for j, linear in enumerate(tower.mlp.layers):
-            z = affine(linear, x)
-            if t > 0:
+        for j, linear in enumerate(each.mlp.layers):
+            z = F.linear(x, linear.weight, linear.bias)
+            at = 0
+            for i, u in enumerate(upstream):
                 connections = model.connections[t - 1]
-                p = sigmoid(array(connections.edges)[j])
-                projection = array(connections.projections[j].weight)
-                at = 0
-                for i, u in enumerate(upstream):
-                    z = z + p[i] * u @ projection[:, at : at + u.shape[1]].T
-                    at += u.shape[1]
+                projection = connections.projections[j].weight[:, at : at + u.shape[1]]
+                z = z + sigmoid(connections.edges[j, i]) * u @ projection.T
+                at += u.shape[1]
             x = relu(z)
             outputs.append(x)
         hidden.append(outputs)
@@ -129,14 +112,18 @@ def esmm_inputs(model, e):
 
 def chained_towers(model, v):
     """Returns the logits of p_1, p_1 p_2, ... (ESMM paper, Eq. 1)."""
-    hidden = [mlp(tower.mlp.layers, x) for tower, x in zip(model.towers, v)]
-    p = np.cumprod(sigmoid(logits(model, hidden)), 1)
-    return hidden, np.log(p) - np.log(1 - p)
+    hidden, conditional = plain_towers(model, v)
+    p = sigmoid(conditional).cumprod(1)
+    return hidden, p.log() - (1 - p).log()
 
 
 def logits(model, hidden):
-    return np.concatenate(
-        [affine(tower.logit, layers[-1]) for tower, layers in zip(model.towers, hidden)], 1
+    return torch.cat(
+        [
+            F.linear(layers[-1], each.logit.weight, each.logit.bias)
+            for each, layers in zip(model.towers, hidden)
+        ],
+        1,
     )
 
 
@@ -163,9 +150,17 @@ def represent(name, model, ids):
     return e, v, *TOWERS.get(name, plain_towers)(model, v)
 
 
+def average(values, weight=None):
+    return values.mean() if weight is None else (values * weight).sum() / weight.sum()
+
+
+def log_loss(p, y):
+    return -y * p.log() - (1 - y) * (1 - p).log()
+
+
 def cross_entropy(p, y, weight=None):
     """Computes Eqs. 4 and 11, averaged."""
-    return np.average(-y * np.log(p) - (1 - y) * np.log(1 - p), weights=weight)
+    return average(log_loss(p, y), weight)
 
 
 def escm2_risks(model, e, v, hidden, labels, weight=None):
@@ -173,24 +168,21 @@ def escm2_risks(model, e, v, hidden, labels, weight=None):
     over rows.
     """
     conditional = sigmoid(logits(model, hidden))
-    rates = np.cumprod(conditional, 1)
+    rates = conditional.cumprod(1)
     risks = {}
     for t in range(1, labels.shape[1]):
-        o = labels[:, t - 1]
-        r = labels[:, t]
-        p = conditional[:, t]
-        propensity = np.maximum(rates[:, t - 1], model.config.propensity_min)
-        d = -r * np.log(p) - (1 - r) * np.log(1 - p)
-        rows = {"counterfactual": o * d / propensity}
+        propensity = rates[:, t - 1].clamp(min=model.config.propensity_min)
+        odds = labels[:, t - 1] / propensity  # o / o^
+        d = log_loss(conditional[:, t], labels[:, t])
+        rows = {"counterfactual": odds * d}
         if len(model.imputation):
-            tower = model.imputation[t - 1]
-            d_hat = np.log1p(np.exp(affine(tower.logit, mlp(tower.mlp.layers, e)[-1])[:, 0]))
+            d_hat = tower(model.imputation[t - 1], e).exp().log1p()
             rows = {
-                "counterfactual": d_hat + o * (d - d_hat) / propensity,
-                "imputation": o * (d - d_hat) ** 2 / propensity,
+                "counterfactual": d_hat + odds * (d - d_hat),
+                "imputation": odds * (d - d_hat) ** 2,
             }
         for name, each in rows.items():
-            risks[name] = risks.get(name, 0.0) + np.average(each, weights=weight)
+            risks[name] = risks.get(name, 0.0) + average(each, weight)
     return risks
 
 
@@ -199,57 +191,74 @@ def dcmt_risks(model, e, v, hidden, labels, weight=None):
     stages, averaged.
     """
     conditional = sigmoid(logits(model, hidden))
-    rates, least = np.cumprod(conditional, 1), model.config.propensity_min
+    rates, least = conditional.cumprod(1), model.config.propensity_min
     risks = {"counterfactual": 0.0, "constraint": 0.0}
     for t in range(1, labels.shape[1]):
-        twin = model.twins[t - 1]
-        o = labels[:, t - 1]
-        r = labels[:, t]
-        p = conditional[:, t]
-        star = sigmoid(affine(twin.logit, mlp(twin.mlp.layers, v[t])[-1])[:, 0])
-        rows = np.empty(len(o))
-        for row in range(len(o)):
-            click = rates[row, t - 1]
-            if o[row]:
-                rows[row] = -np.log(p[row] if r[row] else 1 - p[row]) / max(click, least)
-            else:  # the label is 1 - r
-                rows[row] = -np.log(1 - star[row] if r[row] else star[row]) / max(1 - click, least)
-        risks["counterfactual"] += np.average(rows, weights=weight)
-        risks["constraint"] += model.config.constraint_weight * np.average(
-            np.abs(1 - (p + star)), weights=weight
+        o, r, p = labels[:, t - 1], labels[:, t], conditional[:, t]
+        star = sigmoid(tower(model.twins[t - 1], v[t]))
+        click = rates[:, t - 1]
+        clicked = log_loss(p, r) / click.clamp(min=least)
+        others = log_loss(star, 1 - r) / (1 - click).clamp(min=least)
+        risks["counterfactual"] += average(torch.where(o > 0, clicked, others), weight)
+        risks["constraint"] += model.config.constraint_weight * average(
+            (1 - (p + star)).abs(), weight
         )
     return risks
 
 
 def relatedness(network, v_1, v_2):
     """Computes Eqs. 8 and 9."""
-    tower = network.tower
-    return sigmoid(affine(tower.logit, mlp(tower.mlp.layers, v_1 * v_2)[-1])[:, 0])
+    return sigmoid(tower(network.tower, v_1 * v_2))
+
+
+def eq_12(y_rel, low=0.05, high=1.0):
+    """Computes the temperature from the relatedness."""
+    return (high - low) * (1 - y_rel) + low
 
 
 def infonce(h_1, h_2, tau, weight=None, block=0):
     """Computes Eqs. 6 and 13, averaged; tau is [B] or a number, and 0 rows of a block are the
     batch.
     """
-    z = h_1 @ h_2.T / np.broadcast_to(tau, len(h_1))[:, None]
-    number = np.arange(len(h_1)) // (block or len(h_1))
-    z = np.where(number[:, None] == number, z, -np.inf)
-    return np.average(-np.log(np.exp(np.diag(z)) / np.exp(z).sum(1)), weights=weight)
+    z = h_1 @ h_2.T / torch.as_tensor(tau, dtype=h_1.dtype).expand(len(h_1))[:, None]
+    number = torch.arange(len(h_1)) // (block or len(h_1))
+    z = z.masked_fill(number[:, None] != number, -torch.inf)
+    return average(-(z.diag().exp() / z.exp().sum(1)).log(), weight)
 
 
 def simplified(h_1, h_2, weight=None):
     """Computes Eq. 7 with BPR's sigmoid, averaged; the negative r' is the row after r."""
-    rows = np.arange(len(h_1))
-    negatives = h_2[(rows + 1) % len(rows)]
-    difference = (h_1 * h_2).sum(1) - (h_1 * negatives).sum(1)
-    return np.average(-np.log(sigmoid(difference)), weights=weight)
+    difference = (h_1 * h_2).sum(1) - (h_1 * h_2.roll(-1, 0)).sum(1)
+    return average(-sigmoid(difference).log(), weight)
 
 
 CONTRASTS = {
     "positive": simplified,
-    "alignment": lambda a, b, weight=None: np.average(
-        -np.log(sigmoid((a * b).sum(1))), weights=weight
-    ),
-    "mse": lambda a, b, weight=None: np.average(((a - b) ** 2).mean(1), weights=weight),  # Eq. 5
-    "mae": lambda a, b, weight=None: np.average(np.abs(a - b).mean(1), weights=weight),
+    "alignment": lambda a, b, weight=None: average(-sigmoid((a * b).sum(1)).log(), weight),
+    "mse": lambda a, b, weight=None: average(((a - b) ** 2).mean(1), weight),  # Eq. 5
+    "mae": lambda a, b, weight=None: average((a - b).abs().mean(1), weight),
 }
+
+
+def adaftr_losses(built, backbone, data, pairs, tau=eq_12, layer=1, contrast="infonce"):
+    """Computes Eqs. 5-13, weighted and summed over the pairs; ``tau`` maps y_rel [B] (or None) to a
+    temperature. Returns the terms that AdaFTR adds, and the temperatures.
+    """
+    _, v, hidden, _ = represent(backbone, built.backbone, data.ids)
+    y = data.labels
+    losses, temperatures = {"contrast": 0.0}, []
+    for p, (a, b) in enumerate(pairs):
+        h_a, h_b = hidden[a][layer - 1], hidden[b][layer - 1]
+        if contrast != "infonce":
+            losses["contrast"] += built.config.beta * CONTRASTS[contrast](h_a, h_b, data.weight)
+            continue
+        y_rel = None
+        if len(built.relatedness):
+            y_rel = relatedness(built.relatedness[p], v[a], v[b])
+            same = (y[:, a] == y[:, b]).to(y)  # Eq. 10
+            related = built.config.alpha * cross_entropy(y_rel, same, data.weight)
+            losses["relatedness"] = losses.get("relatedness", 0.0) + related
+        temperatures.append(tau(y_rel))
+        mean = infonce(h_a, h_b, temperatures[-1], data.weight, built.config.contrast_rows)
+        losses["contrast"] += built.config.beta * mean
+    return losses, temperatures

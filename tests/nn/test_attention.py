@@ -100,36 +100,27 @@ def test_a_field_is_pooled_with_the_vectors_of_its_target(widths):
     embedding = FusedEmbedding([5, 7], [widths[0], 3], field_names=["0", "2"], dtype=torch.float64)
     torch.nn.init.normal_(embedding.table_weights()[-1])
     attention = FieldAttention({1: 2}, widths, [4]).double()
-    bags = [[[1, 4], [6, 0, 2], [3]], [[], [], [6]], [[2], [1, 1], [0]]]
-    flat = [bag for row in bags for bag in row]
-    ids = torch.tensor([each for bag in flat for each in bag], dtype=torch.int32)
-    offsets = torch.tensor([0, *map(len, flat)]).cumsum(0)
+    # of the fields 0, 1 and 2, row after row
+    bags = [[1, 4], [6, 0, 2], [3], [], [], [6], [2], [1, 1], [0]]
+    ids = torch.tensor([each for bag in bags for each in bag], dtype=torch.int32)
+    offsets = torch.tensor([0, *map(len, bags)]).cumsum(0)
     out = attention(embedding, ids, offsets)
-    tables = [embedding.field_weight(name).clone().requires_grad_() for name in ("0", "2")]
+    first, last = (embedding.field_weight(name).clone().requires_grad_() for name in ("0", "2"))
     rows = []
-    for own, history, (item,) in bags:
-        mean = tables[0][own].mean(0) if own else tables[0].new_zeros(widths[0])
-        rows.append(
-            torch.cat(
-                [
-                    mean,
-                    attend(attention.units[0].unit, tables[1][item], tables[1][history]),
-                    tables[1][item],
-                ]
-            )
-        )
-    torch.testing.assert_close(out, torch.stack(rows))
+    for own, history, (item,) in zip(bags[::3], bags[1::3], bags[2::3], strict=True):
+        mean = first[own].sum(0) / max(len(own), 1)
+        pooled = attend(attention.units[0].unit, last[item], last[history])
+        rows.append(torch.cat([mean, pooled, last[item]]))
+    expected = torch.stack(rows)
+    torch.testing.assert_close(out, expected)
     out.square().sum().backward()
-    torch.stack(rows).square().sum().backward()
-    gradient = torch.cat([w.grad.to_dense().flatten() for w in embedding.table_weights()])
-    torch.testing.assert_close(gradient, torch.cat([table.grad.flatten() for table in tables]))
+    expected.square().sum().backward()
     assert all(weight.grad.is_coalesced() for weight in embedding.table_weights())
-    for ids, message in (
-        (7, r"ids\[\d\] = 7 is out of range for field 1 \('2'\), whose ids are 0 to 6"),
-        (-1, "= -1 is out"),
-    ):
-        with pytest.raises(IndexError, match=message):
-            attention(embedding, torch.tensor([1, ids, 0]), torch.arange(4))
+    gradient = torch.cat([w.grad.to_dense().flatten() for w in embedding.table_weights()])
+    torch.testing.assert_close(gradient, torch.cat([first.grad.flatten(), last.grad.flatten()]))
+    message = r"ids\[\d\] = 7 is out of range for field 1 \('2'\), whose ids are 0 to 6"
+    with pytest.raises(IndexError, match=message):
+        attention(embedding, torch.tensor([1, 7, 0]), torch.arange(4))
 
 
 def test_tokens_of_one_field():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import adaftr_fast as af
 from tests.distributed.ranks import on_ranks
-from tests.tolerances import SLACK, assert_as_accurate
+from tests.tolerances import assert_as_accurate
 
 losses = af.nn.losses
 
@@ -94,7 +94,7 @@ CASES = {  # the loss, its formula, and the number of inputs
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", CASES)
 def test_loss_and_gradients(name, dtype):
     """They are as accurate as the formula's own at this dtype."""
@@ -209,42 +209,19 @@ def test_the_mean_of_the_ranks_losses_is_that_of_one_process():
         torch.testing.assert_close([torch.cat(each) / 2 for each in gradients], true, msg=name)
 
 
-def test_bfloat16_errs_by_its_rounding():
-    z_0, z_1 = drawn(2, torch.bfloat16)
-    loss = losses.NTXentLoss()(z_0, z_1)
-    assert abs(loss - nt_xent(z_0.double(), z_1.double())) < SLACK[torch.bfloat16] * loss
+X = torch.ones(3, 2)
 
 
 @pytest.mark.parametrize(
     ("loss", "inputs", "message"),
     [
-        (
-            "NTXentLoss",
-            (torch.ones(3, 2), torch.ones(4, 2)),
-            r"z_1 must have the shape of z_0, \(3, 2\), got \(4, 2\)",
-        ),
-        (
-            "CLIPLoss",
-            (torch.ones(3, 2), torch.ones(4, 2)),
-            "text_features must have the shape of image_features",
-        ),
-        (
-            "SupConLoss",
-            (torch.ones(3, 2), torch.ones(4)),
-            r"labels must have shape \(3,\), got \(4,\)",
-        ),
-        ("SupConLoss", (torch.ones(3, 2),), r"labels must have shape \(3,\), got None"),
-        ("SupConLoss", (torch.ones(3),), r"features must be \[B, d\] or \[B, V, d\], got \[3\]"),
-        (
-            "MultipleNegativesRankingLoss",
-            ([torch.ones(3, 2)],),
-            "expected at least 2 embeddings, got 1",
-        ),
-        (
-            "MultipleNegativesRankingLoss",
-            ([torch.ones(3, 2), torch.ones(2, 2)],),
-            r"embeddings\[1\] must have",
-        ),
+        ("NTXentLoss", (X, X[1:]), r"z_1 must have the shape of z_0, \(3, 2\), got \(2, 2\)"),
+        ("CLIPLoss", (X, X[1:]), "text_features must have the shape of image_features"),
+        ("SupConLoss", (X, X[0]), r"labels must have shape \(3,\), got \(2,\)"),
+        ("SupConLoss", (X,), r"labels must have shape \(3,\), got None"),
+        ("SupConLoss", (X[0],), r"features must be \[B, d\] or \[B, V, d\], got \[2\]"),
+        ("MultipleNegativesRankingLoss", ([X],), "expected at least 2 embeddings, got 1"),
+        ("MultipleNegativesRankingLoss", ([X, X[1:]],), r"embeddings\[1\] must have"),
     ],
 )
 def test_bad_input(loss, inputs, message):

@@ -5,7 +5,7 @@ import torch
 
 from adaftr_fast._extension import is_built
 from adaftr_fast.ops.norms import squared_norm
-from tests.ops.marks import needs_extension, on_threads
+from tests.ops.marks import on_threads
 from tests.tolerances import assert_same_bits
 
 
@@ -96,20 +96,3 @@ def test_is_an_op_that_compiles():
 def test_bad_arguments(tensors, scales, message):
     with pytest.raises(ValueError, match=message):
         squared_norm(tensors, scales)
-
-
-@needs_extension
-def test_ops_check_their_arguments():
-    ones, ops = torch.ones(3), torch.ops.adaftr_fast
-    with pytest.raises(RuntimeError, match="at least one tensor"):
-        ops.squared_norm([], [])
-    with pytest.raises(
-        ValueError, match="squared_norm: expected a scale for each of 2 tensors, got 1"
-    ):
-        ops.squared_norm([ones, ones], [1.0])
-    with pytest.raises(ValueError, match=r"scaled: factor must be 0-dim, got \[3\]"):
-        ops.scaled(ones, [ones], [1.0])
-    with pytest.raises(
-        ValueError, match="scaled: tensors must be on the CPU and share a dtype, got cpu Double"
-    ):
-        ops.scaled(ones[0], [ones, ones.double()], [1.0, 1.0])

@@ -1,6 +1,4 @@
-"""The optimizers that update the rows of a batch only: against PyTorch's, and the kernels against
-their references.
-"""
+"""The optimizers that update the rows of a batch only, and their kernels against the references."""
 
 import copy
 import pickle
@@ -13,33 +11,6 @@ from adaftr_fast.nn.embedding_table import trained_by
 from adaftr_fast.ops.embedding.reference import optim as reference
 
 SIZES = [200, 3, 50]
-TWINS = {
-    "SGD": (optim.SGD, torch.optim.SGD, {}),
-    "Adagrad": (optim.Adagrad, torch.optim.Adagrad, {}),
-    "LazyAdam": (optim.LazyAdam, torch.optim.SparseAdam, {"eps": 1e-8}),
-}
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
-@pytest.mark.parametrize("name", TWINS)
-def test_300_steps_equal_torch(pair, name, dtype, tolerance):
-    ours, theirs, options = TWINS[name]
-    torch.manual_seed(0)
-    two = pair(SIZES, 8, dtype, sparse=True)
-    left = ours(two.ours, lr=0.05, **options)
-    right = theirs([two.theirs.weight], lr=0.05, **options)
-    schedules = [torch.optim.lr_scheduler.StepLR(o, 50, 0.5) for o in (left, right)]
-    for _ in range(300):
-        left.zero_grad()
-        right.zero_grad()
-        two.backward(two.ids(6))
-        left.step()
-        right.step()
-        for schedule in schedules:
-            schedule.step()
-    assert two.distance() <= tolerance
-
-
 RULES = {
     "sgd_": (lambda width: [], (0.1, 0.01)),
     "adagrad_": (lambda width: [torch.rand(900, width)], (0.1, 0.01, 1e-10)),
@@ -76,7 +47,7 @@ def test_rowwise_adagrad_by_hand():
     torch.testing.assert_close(emb.weight.detach(), start)
 
 
-@pytest.mark.parametrize("name", [*TWINS, "RowwiseAdagrad", "Adam"])
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam"])
 def test_half_precision_tables_keep_float32_state(name):
     emb = FusedEmbedding(SIZES, 8, dtype=torch.bfloat16)
     optimizer = getattr(optim, name)(emb, lr=0.1)
@@ -136,28 +107,6 @@ def test_groups_closure_and_zero_grad():
     assert first.weight.grad is None
 
 
-def test_step_hooks_and_profiler_records():
-    emb, calls = FusedEmbedding([5], 2), []
-    optimizer = optim.SGD(emb)
-    with torch.profiler.profile() as profile:
-        optimizer.step()
-    assert "Optimizer.step#SGD.step" in {event.key for event in profile.key_averages()}
-    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
-    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
-    optimizer.step()
-    assert calls == ["before", "after"]
-
-
-def test_tables_of_a_model_and_a_dense_gradient():
-    model = torch.nn.Sequential(FusedEmbedding([5, 6], 2), torch.nn.Linear(4, 1))
-    table = model[0]
-    optimizer = optim.SGD(model, lr=1.0)
-    before = table.weight.detach().clone()
-    table.weight.sum().backward()  # a penalty on the whole table
-    optimizer.step()
-    torch.testing.assert_close(table.weight.detach(), before - 1)
-
-
 def test_bad_arguments():
     emb = FusedEmbedding([5], 2)
     with pytest.raises(ValueError, match=r"SGD: lr must be >= 0, got -1"):
@@ -200,13 +149,10 @@ def test_state_dict_holds_state_per_field(name, keys):
         assert (state[f"{key}.day"] != 0).reshape(3, -1).any(1).tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam", "AdamW"])
-def test_copies_are_refused(name):
-    optimizer = getattr(optim, name)(FusedEmbedding([3], 2), lr=0.1)
+def test_copies_are_refused():
+    optimizer = optim.Adam(FusedEmbedding([3], 2), lr=0.1)
     for copied in (copy.copy, copy.deepcopy, pickle.dumps):
-        with pytest.raises(
-            TypeError, match=rf"{name}: cannot be copied or pickled.*state_dict\(\)"
-        ):
+        with pytest.raises(TypeError, match=r"Adam: cannot be copied or pickled.*state_dict\(\)"):
             copied(optimizer)
 
 

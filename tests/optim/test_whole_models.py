@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from adaftr_fast import FusedEmbedding, optim
-from adaftr_fast.nn.deferred import stored
 from adaftr_fast.optim.dense import DenseAdam
 from tests.tolerances import assert_same_bits
 
@@ -114,29 +113,6 @@ def test_the_state_of_both_kinds_is_saved_and_loaded(name, tmp_path):
     assert_same_bits(first.state_dict()["state"], second.state_dict()["state"])
 
 
-@pytest.mark.parametrize("steps", [0, 3])  # before the snapshot
-@pytest.mark.parametrize("name", ["Adam", "AdamW"])
-def test_a_snapshot_holds_the_state_of_both_kinds(name, steps):
-    torch.manual_seed(0)
-    net = new_net([4, 2, 4])
-    optimizer = getattr(optim, name)(net, **TWINS[name][1])
-    train([net], [optimizer], steps)
-    values = [stored(parameter).clone() for parameter in net.parameters()]
-    saved = {key: value.clone() for key, value in optimizer.snapshot().items()}
-    # rows have missed steps
-    assert [saved[f"{number}.counts"][2].item() for number in range(2)] == [steps > 0] * 2
-    results = []
-    for _ in range(2):
-        with torch.no_grad():
-            for parameter, value in zip(net.parameters(), values, strict=True):
-                parameter.copy_(value)
-        optimizer.restore(saved)
-        torch.manual_seed(1)
-        train([net], [optimizer], 3)
-        results.append(copy.deepcopy(net.state_dict()))
-    assert_same_bits(*results)
-
-
 def test_a_snapshot_of_the_tables_alone_restores():
     """That of an optimizer of the tables, and of versions whose snapshots left out other
     parameters.
@@ -179,24 +155,20 @@ def test_groups_without_some_options_load(name):
 def test_dense_weights_have_the_bits_of_dense_adam_also_after_a_load_of_other_strides(name):
     torch.manual_seed(0)
     net, options = new_net(), TWINS["LazyAdam"][1]
-    twin = copy.deepcopy(net)
+    twin = copy.deepcopy(net[1:])
     optimizer = getattr(optim, name)(net, **options)
-    dense = DenseAdam(twin[1:].parameters(), **options)
-    for _ in range(2):
-        for _ in range(3):
-            net.zero_grad()
-            net(ids()).sub(1).square().mean().backward()
-            for own, other in zip(net[1:].parameters(), twin[1:].parameters(), strict=True):
-                other.grad = own.grad
-            optimizer.step()
-            dense.step()
-        for own, other in zip(net[1:].parameters(), twin[1:].parameters(), strict=True):
-            assert torch.equal(own, other)
+    dense = DenseAdam(twin.parameters(), **options)
+    for _ in range(6):
+        net.zero_grad()
+        net(ids()).sub(1).square().mean().backward()
+        for own, other in zip(net[1:].parameters(), twin.parameters(), strict=True):
+            other.grad = own.grad
+        optimizer.step()
+        dense.step()
+        assert_same_bits(net[1:].state_dict(), twin.state_dict())
         saved = copy.deepcopy(optimizer.state_dict())
-        saved["state"][1] |= {
-            key: value.mT.contiguous().mT for key, value in saved["state"][1].items() if value.dim()
-        }
-        saved["state"][1]["step"] = saved["state"][1]["step"].double()
+        for key, value in saved["state"][1].items():
+            saved["state"][1][key] = value.mT.contiguous().mT if value.dim() else value.double()
         optimizer.load_state_dict(saved)
 
 
@@ -235,13 +207,6 @@ def test_tables_are_found_in_copies_and_after_growth_and_added_groups():
     ("name", "option", "message"),
     [
         ("SGD", {"momentum": 0.9}, "SGD: a group with tables must have momentum=0, got 0.9"),
-        ("SGD", {"nesterov": True}, "SGD: a group with tables must have nesterov=False, got True"),
-        ("SGD", {"dampening": 0.5}, "SGD: a group with tables must have dampening=0, got 0.5"),
-        (
-            "Adagrad",
-            {"lr_decay": 0.1},
-            "Adagrad: a group with tables must have lr_decay=0, got 0.1",
-        ),
         (
             "Adagrad",
             {"initial_accumulator_value": 1.0},
@@ -251,12 +216,6 @@ def test_tables_are_found_in_copies_and_after_growth_and_added_groups():
             "LazyAdam",
             {"maximize": True},
             "LazyAdam: a group with tables must have maximize=False, got True",
-        ),
-        ("Adam", {"amsgrad": True}, "Adam: a group with tables must have amsgrad=False, got True"),
-        (
-            "AdamW",
-            {"differentiable": True},
-            "AdamW: a group with tables must have differentiable=False, got True",
         ),
         ("SGD", {"rate": 0.1}, "SGD: a group with tables takes lr, weight_decay, got rate=0.1"),
     ],
@@ -287,19 +246,6 @@ def test_options_of_torch_are_accepted_for_other_parameters_and_at_their_default
     ]
     optimizer = optim.SGD(groups, lr=0.1)
     assert [group["momentum"] for group in optimizer.param_groups] == [0, 0.9]
-
-
-@pytest.mark.parametrize("name", TWINS)
-def test_a_model_whose_tables_are_frozen_trains_as_with_torch(name):
-    torch.manual_seed(0)
-    net = new_net()
-    net[0].requires_grad_(False)
-    twin = copy.deepcopy(net)
-    theirs, options = TWINS[name]
-    trained = [[p for p in each.parameters() if p.requires_grad] for each in (net, twin)]
-    ours = getattr(optim, name)(trained[0], **options, foreach=False)
-    train([net, twin], [ours, getattr(torch.optim, theirs)(trained[1], **options)], 3)
-    torch.testing.assert_close(net.state_dict(), twin.state_dict(), rtol=1e-5, atol=1e-6)
 
 
 def test_schedulers_see_the_groups_that_were_given():

@@ -1,7 +1,8 @@
-"""A Ray cluster of three nodes on this machine, of which one is killed during a call."""
+"""A Ray cluster of three nodes on this machine, of which some are killed during calls."""
 
 import os
 import time
+from contextlib import contextmanager
 from functools import partial
 from threading import Thread
 
@@ -12,13 +13,6 @@ from adaftr_fast.engines import Ray
 
 MEMORY = 80 << 20  # bytes of the object store of a node; Ray's minimum is 75 MB
 SECONDS = 180  # for the call to start
-STEPS = {
-    "hash": lambda function: function.func.__name__ == "hash_files",
-    "read": lambda function: function.func.__name__ == "read" and function.args[0] == 0,
-    "join": lambda function: function.func.__name__ == "read" and function.args[0] == 1,
-    "count": lambda function: function.func.__name__ == "count",
-    "encode": lambda function: function.func.__name__ == "encode",
-}
 
 
 class Nodes:
@@ -57,48 +51,6 @@ class Nodes:
         self.cluster.shutdown()
 
 
-class Killing(Ray):
-    """Reads text in small blocks, and kills the node of a call of one step.
-
-    Args:
-        nodes: the cluster.
-        step: a name of ``STEPS``.
-        folder: where the call says on which node it runs.
-        after: whether the call has done its work when its node is killed.
-
-    Attributes:
-        killed: the nodes that were killed.
-    """
-
-    def __init__(self, nodes, step, folder, after):
-        super().__init__()
-        self.nodes = nodes
-        self.is_step = STEPS[step]
-        self.folder = folder
-        self.after = after
-        self.killed = []
-
-    def map(self, function, items, **options):
-        if not self.is_step(function) or self.killed:
-            return super().map(in_small_blocks(function), items, **options)
-        killer = Thread(target=self._kill)
-        killer.start()
-        try:
-            return super().map(
-                waiting(in_small_blocks(function), self.folder, self.after), items, **options
-            )
-        finally:
-            killer.join()
-
-    def _kill(self):
-        end = time.monotonic() + SECONDS
-        while not (named := list(self.folder.glob("node-*"))) and time.monotonic() < end:
-            time.sleep(0.05)
-        for path in named:
-            self.killed.append(path.name.removeprefix("node-"))
-            self.nodes.kill(self.killed[-1])
-
-
 class Together(Ray):
     """Begins the first ``limit`` calls together: none of them ends before the last one has begun.
 
@@ -129,32 +81,23 @@ def begin_together(folder, number):
         time.sleep(0.01)
 
 
-def in_small_blocks(function):
-    """Returns the function with blocks of 5 kB. Workers need not import this module."""
+@contextmanager
+def soon(function, condition, seconds=60):
+    """During the block, a thread calls a function with the value of a condition, once it is true;
+    not at all after a time.
+    """
 
-    def call(item, advance):
-        from adaftr_fast.data.raw import staging
+    def wait():
+        end = time.monotonic() + seconds
+        while not (value := condition()) and time.monotonic() < end:
+            time.sleep(0.02)
+        if value:
+            function(value)
 
-        staging.BLOCK_BYTES = 5_000
-        return function(item, advance)
-
-    return call
-
-
-def waiting(function, folder, after):
-    """Returns a function that waits to be killed when it is called for the first time."""
-
-    def call(item, advance):
-        try:
-            os.close(os.open(folder / "first", os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return function(item, advance)
-        if after:
-            function(item, advance)
-        (folder / f"node-{ray.get_runtime_context().get_node_id()}").touch()
-        time.sleep(600)
-
-    return call
+    thread = Thread(target=wait)
+    thread.start()
+    yield
+    thread.join()
 
 
 def endless(folder):

@@ -1,6 +1,4 @@
-"""A cluster for all tests of this folder, whole at the start of each. Where ray is absent, the
-modules are skipped.
-"""
+"""A cluster for all tests of this folder. Where ray is absent, the modules are skipped."""
 
 import pytest
 
@@ -19,17 +17,9 @@ def cluster():
 
 @pytest.fixture
 def nodes(cluster):
-    """The cluster, with this process connected. A connection stays, since its workers have the
-    imports done.
+    """The cluster, whole and with this process connected. A connection stays, since its workers
+    have the imports done.
     """
     cluster.complete()
     cluster.connect()
-    return cluster
-
-
-@pytest.fixture
-def cluster_nodes(cluster):
-    """The cluster, for a command that connects."""
-    cluster.complete()
-    cluster.disconnect()
     return cluster

@@ -1,11 +1,10 @@
-"""Experiments on a Ray cluster: the bits of one process, killed nodes, Ctrl-C and
-relative paths.
+"""Experiments on a Ray cluster: the bits of one process, a killed node, Ctrl-C and relative
+paths.
 """
 
 import json
 import os
 import signal
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from adaftr_fast.experiments.catalog import Variant
 from adaftr_fast.experiments.jobs import RESULT, execute, plan, run_all
 from tests.experiments import conftest as small
 from tests.ops.marks import on_threads
+from tests.ray.cluster import soon
 
 folder, data = small.folder, small.data  # fixtures
 
@@ -55,93 +55,63 @@ def same(outcomes, others):
     }
 
 
-def soon(function, condition, seconds=60):
-    """Starts a thread that calls a function with the value of a condition, once it is true; not at
-    all after a time.
-    """
-
-    def wait():
-        end = time.monotonic() + seconds
-        while not (value := condition()) and time.monotonic() < end:
-            time.sleep(0.02)
-        if value:
-            function(value)
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
-
-
 def records(job):
     """Returns the lines of metrics.jsonl, whose times tell one training from another."""
     path = job.folder / "metrics.jsonl"
     return path.read_text().splitlines() if path.exists() else []
 
 
-def test_a_job_of_a_killed_node_resumes_and_results_are_those_of_one_process(nodes, jobs, tmp_path):
+def test_interrupted_jobs_and_one_of_a_killed_node_resume(nodes, jobs, tmp_path):
+    """Results are those of one process."""
     todo = jobs(tmp_path / "ray")
-    victims, before = [], []
+    at, victims = [], []
+
+    def interrupt(_):
+        at.append(time.time())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def begun():
+        return (todo[3].folder / RESULT).exists() and any(map(records, todo[:3]))
+
+    with soon(interrupt, begun), pytest.raises(KeyboardInterrupt):
+        run_all([todo[3], *todo[:3]], engine=ENGINE, progress=False)
+    assert time.time() - at[0] < GRACE / 2
+    assert not list(tmp_path.glob(f"ray/*/{LOCK}"))  # the jobs have ended
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"ray/*/{RESULT}")}
+    open_jobs = [job for job in todo if records(job) and job.folder / RESULT not in done]
+    assert open_jobs
+    before = {job.key: records(job) for job in open_jobs}
+    for job in open_jobs:
+        assert max(path.stat().st_mtime for path in (job.folder / "last").iterdir()) > at[0]
 
     def kill(job):
         """Kills the node whose worker holds the lock of a job."""
-        before.extend(records(job))
+        before[job.key] = records(job)
         worker = json.loads((job.folder / LOCK).read_text())["pid"]
-        raylet = int(
-            (Path("/proc") / str(worker) / "stat").read_text().rsplit(")", 1)[1].split()[1]
-        )
+        status = (Path("/proc") / str(worker) / "stat").read_text()
+        raylet = int(status.rsplit(")", 1)[1].split()[1])
         (node,) = [
             each for each in nodes.nodes if each.all_processes["raylet"][0].process.pid == raylet
         ]
         victims.append(job)
         nodes.kill(node.node_id)
 
-    thread = soon(
-        kill, lambda: next((job for job in todo[:3] if 1 <= len(records(job)) <= 4), None)
-    )
-    outcomes = run_all(todo, engine=ENGINE, progress=False)
-    thread.join()
+    def goes_on(job):
+        return len(before[job.key]) < len(records(job)) < BUDGET.training.max_epochs - 1
+
+    with soon(kill, lambda: next(filter(goes_on, open_jobs), None)):
+        outcomes = run_all(todo, engine=ENGINE, progress=False)
     assert len(victims) == 1
-    assert records(victims[0])[: len(before)] == before  # these epochs were not trained again
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    for job in open_jobs:  # these epochs were not trained again
+        assert records(job)[: len(before[job.key])] == before[job.key]
     assert same(outcomes, here(jobs(tmp_path / "here")))
     assert "not finite" in outcomes[todo[3].key].error
     assert sum(outcome.error is None for outcome in outcomes.values()) == 3
     assert not list(tmp_path.glob(f"ray/*/{LOCK}"))
 
 
-def test_ctrl_c_saves_snapshots_and_finished_jobs_are_not_repeated(nodes, jobs, tmp_path):
-    todo = jobs(tmp_path / "ray")
-    at = []
-
-    def interrupt(_):
-        at.append(time.time())
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = soon(
-        interrupt, lambda: (todo[3].folder / RESULT).exists() and any(map(records, todo[:3]))
-    )
-    with pytest.raises(KeyboardInterrupt):
-        run_all([todo[3], *todo[:3]], engine=ENGINE, progress=False)
-    thread.join()
-    assert time.time() - at[0] < GRACE / 2
-    assert not list(tmp_path.glob(f"ray/*/{LOCK}"))  # the jobs have ended
-    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob(f"ray/*/{RESULT}")}
-    assert 1 <= len(done) < 4
-    open_jobs = [job for job in todo if records(job) and job.folder / RESULT not in done]
-    assert open_jobs
-    assert all(
-        max(path.stat().st_mtime for path in (job.folder / "last").iterdir()) > at[0]
-        for job in open_jobs
-    )
-    before = {job.key: records(job) for job in open_jobs}
-    outcomes = run_all(todo, engine=ENGINE, progress=False)
-    assert len(outcomes) == 4
-    assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert all(records(job)[: len(before[job.key])] == before[job.key] for job in open_jobs)
-
-
-def test_the_command_connects_and_takes_relative_paths(
-    cluster_nodes, folder, tmp_path, monkeypatch, capfd
-):
+def test_the_command_takes_relative_paths(nodes, folder, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     sizes = (
         "[model]\nembedding_dim = 2\nexpert_hidden = [4]\ntower_hidden = [4]\nrelatedness_hidden "
@@ -150,10 +120,7 @@ def test_the_command_connects_and_takes_relative_paths(
     Path("base.toml").write_text(
         f"{sizes}[training]\nbatch_size = 200\nmax_epochs = 1\nprogress = false\n"
     )
-    command = (
-        f"experiment fig3 --dataset {os.path.relpath(folder)} --config base.toml --seeds 1".split()
-    )
-    command += f"--out out --engine ray --address {cluster_nodes.address}".split()
-    assert main(command) == 0
+    command = f"experiment fig3 --dataset {os.path.relpath(folder)} --config base.toml --seeds 1"
+    assert main(f"{command} --out out --engine ray --address {nodes.address}".split()) == 0
     assert len(list(tmp_path.glob(f"out/tiny/runs/*/{RESULT}"))) == 2
     assert "| layer 1 |" in capfd.readouterr().out

@@ -14,12 +14,12 @@ from adaftr_fast.cli import main
 from adaftr_fast.engines import Ray
 from adaftr_fast.tuning import search as searching
 from adaftr_fast.tuning.search import tune
-from tests.ray.cluster import Together
-from tests.ray.test_experiment import soon
+from tests.ray.cluster import Together, soon
 from tests.runs import conftest as small
 
 prepared, search = small.prepared, small.search  # fixtures
 EPOCHS = 12
+TRIALS = 4
 
 
 def states(found):
@@ -46,10 +46,8 @@ def test_two_trials_train_at_the_same_time_and_an_interrupted_search_continues_b
         running.append(value)
         os.kill(os.getpid(), signal.SIGINT)
 
-    thread = soon(interrupt, two)
-    with pytest.raises(KeyboardInterrupt):
-        tune(search(space=space, config=config), 6, Together(2, tmp_path, cpus=1, grace=60))
-    thread.join()
+    with soon(interrupt, two), pytest.raises(KeyboardInterrupt):
+        tune(search(space=space, config=config), TRIALS, Together(2, tmp_path, cpus=1, grace=60))
     assert running == [True]
     assert not list(folder.glob(f"*/{LOCK}"))  # the trials have ended
     study = searching._open(search(space=space, config=config))
@@ -62,10 +60,10 @@ def test_two_trials_train_at_the_same_time_and_an_interrupted_search_continues_b
 
     real = searching._ask
     monkeypatch.setattr(searching, "_ask", lambda *given: asked.append(given[2]) or real(*given))
-    found = tune(search(space=space, config=config), 6, Ray(cpus=1, limit=2, grace=60))
-    assert asked == [*open_trials, *range(len(before), 6)]
+    found = tune(search(space=space, config=config), TRIALS, Ray(cpus=1, limit=2, grace=60))
+    assert asked == [*open_trials, *range(len(before), TRIALS)]
     assert TrialState.RUNNING not in states(found)
-    assert len(states(found)) == 6
+    assert len(states(found)) == TRIALS
     for number, lines in logged.items():  # these epochs were not trained again
         assert (folder / f"{number:04d}/metrics.jsonl").read_text().startswith(lines)
     for each in found.study.trials:
@@ -81,13 +79,11 @@ def test_two_trials_train_at_the_same_time_and_an_interrupted_search_continues_b
     assert not list(folder.glob("*/last"))
 
 
-def test_the_command_trains_two_at_a_time(cluster_nodes, prepared, tmp_path, monkeypatch, capsys):
+def test_the_command_trains_two_at_a_time(nodes, prepared, tmp_path, monkeypatch, capsys):
     data = prepared(1)
     monkeypatch.chdir(tmp_path)
-    command = small.search_command(tmp_path, os.path.relpath(data.folder), 3)
-    assert (
-        main([*command, *f"--engine ray --address {cluster_nodes.address} --parallel 2".split()])
-        == 0
-    )
-    assert "trial 0002 (3 of 3): AUC " in capsys.readouterr().err
-    assert "3 trials: 3 finished" in (tmp_path / "out/report.md").read_text()
+    command = small.search_command(tmp_path, os.path.relpath(data.folder), 2)
+    ray = f"--engine ray --address {nodes.address} --parallel 2"
+    assert main([*command, *ray.split()]) == 0
+    assert "trial 0001 (2 of 2): AUC " in capsys.readouterr().err
+    assert "2 trials: 2 finished" in (tmp_path / "out/report.md").read_text()

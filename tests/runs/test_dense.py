@@ -1,8 +1,4 @@
-"""Runs on logs with dense fields: from raw rows to scores, resumed, warm-started and
-trained daily.
-"""
-
-from dataclasses import replace
+"""Runs on logs with dense fields: from raw rows to scores, and warm-started."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,15 +6,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from adaftr_fast.config import WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.errors import DataError
 from adaftr_fast.models import build_model
-from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.run import build, train_one
 from adaftr_fast.runs.warm_start import warm_start
-from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.scorer import load_scorer
@@ -105,23 +99,14 @@ def test_the_prepared_folder_holds_the_numbers(ready, tmp_path):
     columns = np.array([raw[name] for name in found], np.float32).T
     np.testing.assert_array_equal(batch.dense.numpy(), columns)
     assert np.isnan(columns[:, 1]).any()
-    present = columns[:, 0].astype(np.float64)
-    np.testing.assert_allclose(
-        [found["heat"].mean, found["heat"].std], [present.mean(), present.std()], rtol=1e-6
-    )
-    order = np.array([5, 0, 7])
-    np.testing.assert_array_equal(batch.take(order).dense.numpy(), columns[order])
-    np.testing.assert_array_equal(batch[3:9].dense.numpy(), columns[3:9])
-    prepare(parse_schema(SCHEMA), [tmp_path / "data.parquet"], tmp_path / "sharded", shards=2)
-    assert PreparedData(tmp_path / "sharded").manifest.dense == data.manifest.dense
 
 
 def test_predictions_of_raw_rows_are_those_of_the_trainer(ready, tmp_path):
     data = ready()
     train_one(data, settings(data.folder, name="mmoe"), tmp_path / "run")
     export_run(tmp_path / "run", tmp_path / "model")
-    scorer, columns = load_scorer(tmp_path / "model"), output_columns(data.manifest.tasks)
-    predict(scorer, [tmp_path / "data.parquet"], tmp_path / "scores.parquet", columns)
+    scorer = load_scorer(tmp_path / "model")
+    predict(scorer, [tmp_path / "data.parquet"], tmp_path / "scores.parquet")
     table = pq.read_table(tmp_path / "scores.parquet")
     scores = np.stack([table["p_ctr"].to_numpy(), table["p_ctcvr"].to_numpy()], 1)
     model = Run(tmp_path / "run").model
@@ -167,12 +152,6 @@ def test_every_model_reads_the_numbers(ready):
         ValueError, match=r"dense must be None, without dense fields, got torch.float32 \[64, 4\]"
     ):
         plain(batch.ids, None, batch.dense)
-    log = log_of().set_column(5, "spent", pa.nulls(800, pa.float64()))
-    with pytest.raises(
-        DataError,
-        match="field spent: expected numbers in the training split, got missing values only",
-    ):
-        ready(log=log)
 
 
 def test_a_warm_start_copies_layers_if_the_encodings_are_the_same(ready, tmp_path):
@@ -181,22 +160,10 @@ def test_a_warm_start_copies_layers_if_the_encodings_are_the_same(ready, tmp_pat
     same = ready("same", log_of(seed=1), grow=data.folder)
     other = ready("other", log_of(seed=1))
     assert same.manifest.dense == data.manifest.dense != other.manifest.dense
-    assert warm_start(build(settings().model, same), same, tmp_path / "run").fresh == {}
-    fresh = warm_start(build(settings().model, other), other, tmp_path / "run").fresh
+    start = WarmStartConfig(str(tmp_path / "run"))
+    assert warm_start(build(settings().model, same), same, start).fresh == {}
+    fresh = warm_start(build(settings().model, other), other, start).fresh
     layers = [
         f"{layer}.{kind}" for layer in ("experts.first", "gates") for kind in ("weight", "bias")
     ]
     assert fresh == dict.fromkeys(layers, "the fields it reads differ")
-
-
-def test_daily_training_keeps_the_encodings_of_the_first_day(tmp_path):
-    days = [tmp_path / f"{day}.parquet" for day in range(2)]
-    for day, path in enumerate(days):
-        log = log_of(seed=day)
-        if day:  # a later day may lack a column's numbers
-            log = log.set_column(5, "spent", pa.nulls(len(log), pa.float64()))
-        pq.write_table(log, path)
-    schema = parse_schema(SCHEMA)
-    list(train_daily(schema, days, replace(settings(), warm_start=None), tmp_path / "out"))
-    first, second = (PreparedData(tmp_path / f"out/day-000{day}/data").manifest for day in (1, 2))
-    assert first.dense == second.dense

@@ -15,6 +15,7 @@ from adaftr_fast.errors import CheckpointError, ConfigError
 from adaftr_fast.models.build import find_class
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.runs.run import build
+from tests.cli.conftest import fails
 from tests.runs.own import AnyKeywords, Half, Keywords, Logits, Net, Output, Plain, Shuffled, Wrong
 
 from .conftest import write_day
@@ -41,6 +42,12 @@ def folder(tmp_path, monkeypatch):
 def short(data, out, **model):
     training = {"batch_size": 64, "max_epochs": 2, "progress": False}
     return af.train(data.folder, out, model=model or RUN, training=training)
+
+
+def built(kind, dense=(), **config):
+    """Returns a model of two fields and two tasks."""
+    options = ModelConfig(**config)
+    return find_class(kind)([3, 4], ["click", "conversion"], options, ["a", "b"], dense)
 
 
 def train_command(out, *more):
@@ -119,7 +126,9 @@ def test_the_commands_import_from_the_current_directory(prepared, folder, capsys
         == "shop_nets:Net"
     )
     (folder / "base.toml").write_text('[model]\nname = "shop_nets:Net"\noptions = { width = 5 }\n')
-    assert main(train_command("other", "--config", "base.toml", "--model.options.width", "3")) == 0
+    assert (
+        main(train_command("other", "--config", "base.toml", '--model.options={"width": 3}')) == 0
+    )
     assert json.loads((folder / "other/best/checkpoint.json").read_text())["config"]["model"][
         "options"
     ] == {"width": 3}
@@ -132,59 +141,54 @@ def test_the_commands_import_from_the_current_directory(prepared, folder, capsys
     assert main(["export", "--run", "run", "--out", "model", *name]) == 0
 
 
-@pytest.mark.parametrize("command", [["evaluate", "--data", "data"], ["export", "--out", "model"]])
-def test_a_checkpoint_imports_nothing_that_was_not_named(prepared, folder, capsys, command):
+def test_a_checkpoint_imports_nothing_that_was_not_named(prepared, folder, capsys):
     prepared(1)
     assert main(train_command("run", "--model.class", "shop_nets:Net")) == 0
     sys.modules.pop("shop_nets")
     (folder / "imported").unlink()
-    capsys.readouterr()
-    assert main([*command, "--run", "run"]) == 2
     message = (
         "run/best: its model is the class shop_nets:Net, whose module is imported only if you "
         "name it"
     )
-    assert (
-        f"{message}: --model.class shop_nets:Net, or model_class='shop_nets:Net' in Python"
-        in capsys.readouterr().err
-    )
+    advice = "--model.class shop_nets:Net, or model_class='shop_nets:Net' in Python"
+    for command in ("evaluate --data data", "export --out model"):
+        assert f"{message}: {advice}" in fails(f"{command} --run run".split(), capsys)
     with pytest.raises(CheckpointError, match=message):
         af.load_run("run")
     assert not (folder / "imported").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("no_such.module:Net", "there is no module no_such"),
-        ("tests.runs.own:Missing", "the module tests.runs.own has no class Missing"),
-        (
-            "tests.runs.own:nn.Linear",
-            "expected a subclass of adaftr_fast.models.MultiTaskModel or a torch.nn.Module that",
-        ),
-        (
-            "tests.runs.own:nn",
-            "expected a subclass of adaftr_fast.models.MultiTaskModel or .*, got <module",
-        ),
-        (
-            "tests.runs.own:Short",
-            r"expected \(num_embeddings, task_names, config, field_names\), got \(num_embeddings\)",
-        ),
-        (
-            "tests.runs.own:Misnamed",
-            r"expected forward\(self, ids\), with offsets and dense where .*, got forward\(self, "
-            r"ids, off\)",
-        ),
-        ("tests.runs.own:Abstract", "is abstract: it lacks forward"),
-        ("tests.runs.own:Refusing", "options: expected a width, got none"),
-    ],
-)
-def test_a_class_that_is_no_model_is_an_error_in_one_line(prepared, folder, capsys, name, message):
+NO_MODELS = [
+    ("no_such.module:Net", "there is no module no_such"),
+    ("tests.runs.own:Missing", "the module tests.runs.own has no class Missing"),
+    (
+        "tests.runs.own:nn.Linear",
+        "expected a subclass of adaftr_fast.models.MultiTaskModel or a torch.nn.Module that",
+    ),
+    (
+        "tests.runs.own:nn",
+        "expected a subclass of adaftr_fast.models.MultiTaskModel or .*, got <module",
+    ),
+    (
+        "tests.runs.own:Short",
+        r"expected \(num_embeddings, task_names, config, field_names\), got \(num_embeddings\)",
+    ),
+    (
+        "tests.runs.own:Misnamed",
+        r"expected forward\(self, ids\), with offsets and dense where .*, got forward\(self, "
+        r"ids, off\)",
+    ),
+    ("tests.runs.own:Abstract", "is abstract: it lacks forward"),
+    ("tests.runs.own:Refusing", "options: expected a width, got none"),
+]
+
+
+def test_a_class_that_is_no_model_is_an_error_in_one_line(prepared, folder, capsys):
     prepared(1)
-    with pytest.raises(ConfigError, match=rf"model\.name: {name}: {message}"):
-        find_class(name)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"])
-    assert main(train_command("run", "--model.class", name)) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    for name, message in NO_MODELS:
+        with pytest.raises(ConfigError, match=rf"model\.name: {name}: {message}"):
+            built(name)
+        fails(train_command("run", "--model.class", name), capsys)
 
 
 def test_a_module_that_computes_logits_alone_is_trained_with_the_log_loss(prepared, folder):
@@ -201,7 +205,7 @@ def test_a_module_that_computes_logits_alone_is_trained_with_the_log_loss(prepar
     again = af.load_run("run-Logits", model_class=Logits)
     assert af.evaluate(again).metrics == runs[Logits].test
     af.export(again, "model")
-    model = find_class(Wrong)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"])
+    model = built(Wrong)
     with pytest.raises(
         TypeError, match=r"Wrong: expected logits \[B, 2\], or an object with them .*, got \[5, 3\]"
     ):
@@ -210,9 +214,7 @@ def test_a_module_that_computes_logits_alone_is_trained_with_the_log_loss(prepar
 
 def test_a_plain_module_is_called_by_the_names_of_its_parameters():
     """Whatever their order, and without offsets where it has none."""
-    model = find_class(Shuffled)(
-        [3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"], dense=("x",)
-    )
+    model = built(Shuffled, ("x",))
     ids = torch.zeros(5, 2, dtype=torch.int32)
     torch.testing.assert_close(model(ids, None, torch.ones(5, 1)), model(ids) + 1)
 
@@ -222,7 +224,7 @@ def test_a_plain_module_whose_forward_lacks_dense_is_an_error_where_the_data_hav
         ConfigError,
         match=r"Half: expected forward\(self, ids\), .*, got forward\(self, ids, offsets",
     ):
-        find_class(Half)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"], dense=("x",))
+        built(Half, ("x",))
 
 
 def test_a_plain_module_whose_forward_lacks_offsets_is_an_error_where_the_data_have_lists(prepared):
@@ -242,14 +244,11 @@ def test_a_plain_module_whose_forward_lacks_offsets_is_an_error_where_the_data_h
 @pytest.mark.parametrize("kind", [Keywords, AnyKeywords])
 def test_a_constructor_may_take_dense_by_any_keyword(kind):
     encodings = [NumericEncoding("age", "standard", 40.0, 10.0, 18.0, 90.0)]
-    built = find_class(kind)(
-        [3, 4], ["click", "conversion"], ModelConfig(tower_hidden=[4]), ["a", "b"], encodings
-    )
-    assert built.encodings == encodings
+    assert built(kind, encodings, tower_hidden=[4]).encodings == encodings
     with pytest.raises(
         ConfigError, match="the data have dense fields, expected a constructor that takes dense"
     ):
-        find_class(Net)([3, 4], ["click", "conversion"], ModelConfig(), ["a", "b"], encodings)
+        built(Net, encodings)
 
 
 def test_an_error_within_a_module_is_raised_as_it_is(folder, monkeypatch):

@@ -32,7 +32,7 @@ def started(folder, data, task="", **options):
     """Returns a model that starts from a run, the report, and the model of the run."""
     torch.manual_seed(5)
     model = build(settings(**options).model, data)
-    return model, warm_start(model, data, folder, task=task), Run(folder).model
+    return model, warm_start(model, data, WarmStartConfig(str(folder), task)), Run(folder).model
 
 
 @pytest.fixture(scope="module")
@@ -158,15 +158,6 @@ def test_layers_that_read_swapped_widths_are_fresh(run, tmp_path):
         0,
         (21, 21),
     )
-
-
-def test_training_starts_from_the_copied_weights(run, tmp_path, capsys):
-    folder, data = run
-    standing = settings(data.folder)
-    standing.optimizer.lr = 0.0
-    train_one(data, from_run(folder, standing), tmp_path / "next")
-    assert Run(tmp_path / "next").about.metrics == Run(folder).about.metrics
-    assert "embedding rows copied" in capsys.readouterr().err
 
 
 def test_a_run_resumes_without_the_run_it_started_from(run, tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adaftr_fast.cli import main
+from adaftr_fast.config import WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.errors import CheckpointError, ConfigError
 from adaftr_fast.runs.run import build, train_one
@@ -152,7 +153,11 @@ def test_a_start_that_takes_nothing_is_an_error_unless_it_is_allowed(
     later = prepared(9, "later", fields={"item": "categorical"})
     # the row of unknown values alone is nothing
     with pytest.raises(CheckpointError, match="nothing fits"):
-        warm_start(build(settings(tower_hidden=[5, 3], name="mmoe").model, later), later, folder)
+        warm_start(
+            build(settings(tower_hidden=[5, 3], name="mmoe").model, later),
+            later,
+            WarmStartConfig(str(folder)),
+        )
 
 
 def test_the_command_chooses_the_task_and_allows_nothing(single, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """A small prepared log and checkpoints of untrained models, as inputs of an export."""
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,10 +10,11 @@ import torch
 
 from adaftr_fast.config import DataConfig, ModelConfig, RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.manifest import FieldInfo
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.models import build_model
-from adaftr_fast.serving.export import export_run
+from adaftr_fast.serving.export import export_run, random_rows
 from adaftr_fast.training.checkpoint.weights import Description, save_checkpoint
 from tests.logs import by_day
 
@@ -55,21 +58,27 @@ def make_log(rows: int = 600, seed: int = 0) -> pa.Table:
     )
 
 
-@pytest.fixture(scope="session")
-def shop(tmp_path_factory):
-    """A folder with ``log.parquet`` and the prepared folder ``data``."""
-    folder = tmp_path_factory.mktemp("shop")
-    pq.write_table(make_log(), folder / "log.parquet")
-    prepare(parse_schema(SOURCE), [folder / "log.parquet"], folder / "data")
-    return folder
-
-
 @torch.no_grad()
 def randomize(model, seed=1):
     """Draws weights that are large enough for scores to differ between rows."""
     torch.manual_seed(seed)
     for parameter in model.parameters():
         parameter.normal_(0, 0.7)
+
+
+def drawing(sizes, *multiple):
+    """Returns a function that draws rows of fields, of which those of ``multiple`` are
+    multi-valued.
+    """
+    fields = [
+        FieldInfo(str(f), "categorical", [], size, multiple=f in multiple)
+        for f, size in enumerate(sizes)
+    ]
+    return partial(random_rows, fields, [])
+
+
+def random_ids(sizes, rows):
+    return drawing(sizes)(rows).ids
 
 
 def save_run(folder, data: PreparedData, config: ModelConfig):
@@ -85,9 +94,26 @@ def save_run(folder, data: PreparedData, config: ModelConfig):
     return model.eval()
 
 
+def make_export(folder, log):
+    """Prepares a log and exports an AdaFTR of random weights to the folder ``model``; returns the
+    model.
+    """
+    pq.write_table(log, folder / "log.parquet")
+    prepare(parse_schema(SOURCE), [folder / "log.parquet"], folder / "data")
+    model = save_run(folder / "run", PreparedData(folder / "data"), ModelConfig(**SIZES))
+    export_run(folder / "run", folder / "model")
+    return model
+
+
 @pytest.fixture(scope="session")
-def exported(shop):
+def exported(tmp_path_factory):
     """The folder of an exported AdaFTR, and the model."""
-    model = save_run(shop / "run", PreparedData(shop / "data"), ModelConfig(**SIZES))
-    export_run(shop / "run", shop / "model")
-    return shop / "model", model
+    folder = tmp_path_factory.mktemp("shop")
+    model = make_export(folder, make_log())
+    return folder / "model", model
+
+
+@pytest.fixture(scope="session")
+def shop(exported):
+    """A folder with ``log.parquet``, the prepared folder ``data`` and the run ``run``."""
+    return exported[0].parent

@@ -23,40 +23,23 @@ def test_p_cvr_is_p_ctcvr_over_p_ctr():
 @pytest.mark.parametrize(
     ("tasks", "options", "names"),
     [
-        (["income", "married"], {}, ["p_income", "p_married"]),
-        (["view", "click", "conversion"], {}, ["p_view", "p_ctr", "p_ctcvr", "p_cvr"]),
-        (["buy", "click"], {"conversion": "buy"}, ["p_ctcvr", "p_ctr", "p_cvr"]),
+        ("income married", {}, "p_income p_married"),
+        ("view click conversion", {}, "p_view p_ctr p_ctcvr p_cvr"),
+        ("buy click", {"conversion": "buy"}, "p_ctcvr p_ctr p_cvr"),
         (
-            ["buy", "view", "click"],
+            "buy view click",
             {"conversion": "buy", "cvr": "output"},
-            ["p_cvr", "p_view", "p_ctr", "p_ctcvr"],
+            "p_cvr p_view p_ctr p_ctcvr",
         ),
+        ("seen buy visit", {"funnel": ("visit", "buy")}, "p_seen p_ctcvr p_ctr p_cvr"),
+        ("click conversion buy", {"funnel": ("click", "buy")}, "p_ctr p_conversion p_ctcvr p_cvr"),
+        ("view visit buy", {"funnel": ("view", "visit", "buy")}, "p_view p_visit p_buy"),
+        ("buy", {"funnel": ("visit", "buy")}, "p_buy"),  # exported alone
     ],
 )
 def test_columns_keep_the_order_of_tasks(tasks, options, names):
-    assert output_columns(tasks, **options).names() == names
-
-
-@pytest.mark.parametrize(
-    ("tasks", "funnel", "names"),
-    [
-        (["seen", "buy", "visit"], ("visit", "buy"), ["p_seen", "p_ctcvr", "p_ctr", "p_cvr"]),
-        (
-            ["click", "conversion", "buy"],
-            ("click", "buy"),
-            ["p_ctr", "p_conversion", "p_ctcvr", "p_cvr"],
-        ),
-        (
-            ["view", "click", "conversion"],
-            ("view", "click", "conversion"),
-            ["p_view", "p_ctr", "p_ctcvr", "p_cvr"],
-        ),
-        (["view", "visit", "buy"], ("view", "visit", "buy"), ["p_view", "p_visit", "p_buy"]),
-        (["buy"], ("visit", "buy"), ["p_buy"]),  # exported alone
-    ],
-)
-def test_two_stages_of_the_declared_funnel_are_click_and_conversion(tasks, funnel, names):
-    assert output_columns(tasks, funnel).names() == names
+    """Two stages of the declared funnel are click and conversion."""
+    assert output_columns(tasks.split(), **options).names() == names.split()
 
 
 def test_the_bid_is_equation_16():

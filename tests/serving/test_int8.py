@@ -9,7 +9,6 @@ import pytest
 
 from adaftr_fast.cli import main
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.dataset.manifest import FieldInfo
 from adaftr_fast.errors import ServingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.embedding_int8 import quantize_tables
@@ -19,18 +18,17 @@ from adaftr_fast.serving.scorer import load_scorer, read_about
 from adaftr_fast.training.evaluation import evaluate
 from tests.runs.own import Torch
 
-from .conftest import SIZES, randomize, save_run
+from .conftest import SIZES, drawing, randomize, save_run
 
 FIELDS, TASKS = [50, 20, 7], ["click", "conversion"]
 
 
-def test_a_run_is_exported_scored_and_shown(shop, exported, tmp_path, capsys):
+def test_a_run_is_exported_scored_and_shown(shop, exported, tmp_path, capsys, monkeypatch):
     """The programs are compared with the model while they are exported."""
     pytest.importorskip("onnx")
+    monkeypatch.setattr("adaftr_fast.serving.export.CHECKED_ROWS", (1, 70))
     _, model = exported
-    main(
-        ["export", "--run", str(shop / "run"), "--out", str(tmp_path / "model"), "--int8", "--onnx"]
-    )
+    main(f"export --run {shop}/run --out {tmp_path}/model --int8 --onnx".split())
     about = read_about(tmp_path / "model")
     table = model.served().embedding
     width, rows = table.embedding_dim, sum(table.num_embeddings)
@@ -73,16 +71,16 @@ def test_one_task_is_measured_by_its_own_labels(shop, exported, tmp_path):
 )
 def test_programs_with_multi_valued_fields_match_the_model(name, options):
     rows = [50, 7, 7] if "attention" in options else FIELDS
-    fields = [FieldInfo(str(f), "categorical", [], n, multiple=f == 2) for f, n in enumerate(rows)]
+    draw = drawing(rows, 2)
     model = build_model(ModelConfig(name=name, **options, **SIZES), rows, TASKS, ["0", "1", "2"])
     randomize(model)
     served = Probabilities(model)
     tables = quantize_tables(served)
     assert len(tables) == (len(TASKS) if name == "single_dnn" else 1)
     for plain in (False, True):
-        program = export_program(served, len(rows), multiple=True, plain=plain)
+        program = export_program(served, draw(50), plain=plain)
         assert any("adaftr_fast" in str(node.target) for node in program.graph.nodes) != plain
-        check_program(program.module(), served, fields)
+        check_program(program.module(), served, draw)
 
 
 def test_a_model_without_tables_of_ours_is_refused(shop, tmp_path):

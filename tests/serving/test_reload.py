@@ -1,36 +1,24 @@
 """A server's scorer follows the exports of a folder, without an error and without a mix of two."""
 
 import shutil
-import threading
-import time
 
 import numpy as np
 import pytest
 
 from adaftr_fast._publish import publishing
-from adaftr_fast.config import ModelConfig
-from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.prepare.run import prepare
-from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import ServingError
 from adaftr_fast.serving import reload
-from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.reload import ReloadingScorer
 from adaftr_fast.serving.scorer import load_scorer
 
-from .conftest import SIZES, SOURCE, make_log, save_run
+from .conftest import make_export, make_log
 
 
 @pytest.fixture(scope="module")
-def other(shop, tmp_path_factory):
+def other(tmp_path_factory):
     """Another export, with other ids: the log in another order."""
-    import pyarrow.parquet as pq
-
     folder = tmp_path_factory.mktemp("other")
-    pq.write_table(make_log(400, seed=5), folder / "log.parquet")
-    prepare(parse_schema(SOURCE), [folder / "log.parquet"], folder / "data")
-    save_run(folder / "run", PreparedData(folder / "data"), ModelConfig(**SIZES))
-    export_run(folder / "run", folder / "model")
+    make_export(folder, make_log(400, seed=5))
     return folder / "model"
 
 
@@ -76,46 +64,6 @@ def test_a_damaged_export_leaves_the_former_one_in_use(exported, other, tmp_path
     assert models.latest() is not first
     with pytest.raises(ServingError, match="not an exported model"):
         ReloadingScorer(tmp_path / "none")
-
-
-def test_readers_score_while_exports_replace_the_folder(exported, other, tmp_path):
-    folder = tmp_path / "model"
-    replace(folder, exported[0])
-    expected = {
-        load_scorer(each).about.fingerprint: scores(load_scorer(each))
-        for each in (exported[0], other)
-    }
-    assert len(expected) == 2
-    assert not np.array_equal(*expected.values())
-    models = ReloadingScorer(folder)
-    seen = []
-    errors = []
-    end = threading.Event()
-
-    def read():
-        try:
-            while not end.is_set():
-                scorer = models.latest()
-                assert np.array_equal(scores(scorer), expected[scorer.about.fingerprint])
-                seen.append(scorer)
-        except BaseException as error:
-            errors.append(error)
-
-    readers = [threading.Thread(target=read) for _ in range(2)]
-    for reader in readers:
-        reader.start()
-    last = time.monotonic() + 60
-    number = 0
-    # Loads are slow on a busy machine.
-    while number < 10 or (len(set(map(id, seen))) <= 2 and time.monotonic() < last):
-        replace(folder, (other, exported[0])[number % 2])
-        time.sleep((0.0, 0.4)[number % 3 == 0])  # some are replaced while they are read
-        number += 1
-    end.set()
-    for reader in readers:
-        reader.join()
-    assert errors == []
-    assert len(set(map(id, seen))) > 2  # which is not a test if they never read a new one
 
 
 def test_a_folder_in_a_store_is_refused():

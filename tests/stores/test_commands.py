@@ -9,9 +9,6 @@ import pytest
 
 import adaftr_fast as af
 from adaftr_fast.cli import main
-from adaftr_fast.data.prepare import run as prepare_run
-from adaftr_fast.data.prepare import steps
-from adaftr_fast.errors import StoreError
 from adaftr_fast.stores import as_path, local_copy, local_file, open_folder
 from adaftr_fast.stores.parquet import read_parquet
 from adaftr_fast.stores.published import upload
@@ -19,6 +16,11 @@ from tests.forks import Script
 from tests.logs import shop_log
 
 SMALL = {"max_epochs": 1, "batch_size": 64, "progress": False}
+OPTIONS = "--training.max_epochs 1 --training.batch_size 256 --training.progress false"
+
+
+def call(command):
+    return main(command.split())
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def test_from_a_run_to_scores(url, data, tmp_path, capsys):
     )
     assert scores.read().equals(expected.read())
     assert exported.about.metrics == af.load_run(f"{url}/run").about.metrics
-    assert main(["compare", f"{url}/run", str(tmp_path / "run"), "--out", f"{url}/comparison"]) == 0
+    assert call(f"compare {url}/run {tmp_path}/run --out {url}/comparison") == 0
     assert f"{url}/run" in capsys.readouterr().out
     assert "report.md" in open_folder(as_path(f"{url}/comparison")).state.files
     warm = af.train(prepared, f"{url}/second", training=SMALL, warm_start=f"{url}/run")
@@ -90,69 +92,32 @@ def test_a_killed_run_goes_on_on_another_machine(url, data, tmp_path, monkeypatc
 
 
 def test_daily_in_a_store_and_export_elsewhere(url, data, tmp_path, monkeypatch):
-    _, files = data
-    schema = str(data[0].folder.parent / "shop.toml")
-    options = [
-        "--training.max_epochs",
-        "1",
-        "--training.batch_size",
-        "256",
-        "--training.progress",
-        "false",
-    ]
-    command = [
-        "daily",
-        "--dataset",
-        schema,
-        "--out",
-        f"{url}/daily",
-        *options,
-        "--files",
-        str(files),
-    ]
-    assert main(command) == 0
-    assert main([*command, str(files)]) == 0
+    prepared, file = data
+    schema = prepared.folder.parent / "shop.toml"
+    command = f"daily --dataset {schema} --out {url}/daily {OPTIONS} --files {file}"
+    assert call(command) == 0
+    assert call(f"{command} {file}") == 0
     records = (open_folder(as_path(f"{url}/daily")) / "daily.jsonl").read_text().splitlines()
     assert [json.loads(record)["day"] for record in records] == [1, 2]
     monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "elsewhere"))
-    assert (
-        main(["export", "--run", f"{url}/daily/day-0002/run", "--out", str(tmp_path / "model")])
-        == 0
-    )
+    assert call(f"export --run {url}/daily/day-0002/run --out {tmp_path}/model") == 0
 
 
 def test_runs_of_an_experiment_find_their_data_elsewhere(url, data, tmp_path, monkeypatch, capfd):
     """Processes of their own train them."""
     prepared, file = data
-    command = [
-        "experiment",
-        "fig3",
-        "--dataset",
-        str(prepared.folder.parent / "shop.toml"),
-        "--files",
-        str(file),
-    ]
-    options = [
-        "--model.tower_hidden",
-        "[4]",
-        "--training.max_epochs",
-        "1",
-        "--training.batch_size",
-        "256",
-    ]
-    assert main([*command, *options, "--seeds", "1", "--jobs", "1", "--out", f"{url}/tables"]) == 0
+    command = f"experiment fig3 --dataset {prepared.folder.parent}/shop.toml --files {file}"
+    options = "--model.tower_hidden [4] --training.max_epochs 1 --training.batch_size 256"
+    assert call(f"{command} {options} --seeds 1 --jobs 1 --out {url}/tables") == 0
     printed = capfd.readouterr()
     assert f"Report: {url}/tables/" in printed.out
     assert os.environ["ADAFTR_FAST_CACHE"] not in printed.out + printed.err
     monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "elsewhere"))
-    names = [
-        name
-        for name in open_folder(as_path(f"{url}/tables")).state.files
-        if name.endswith("/result.json")
-    ]
-    run = af.load_run(f"{url}/tables/{names[0].removesuffix('/result.json')}")
-    assert run.config.data.folder == f"{url}/tables/{names[0].split('/')[0]}/data"
-    assert af.evaluate(run).metrics == run.test
+    files = open_folder(as_path(f"{url}/tables")).state.files
+    (first, *_) = [name for name in files if name.endswith("/result.json")]
+    trained = af.load_run(f"{url}/tables/{first.removesuffix('/result.json')}")
+    assert trained.config.data.folder == f"{url}/tables/{first.split('/')[0]}/data"
+    assert af.evaluate(trained).metrics == trained.test
 
 
 def test_a_table_is_prepared_in_a_store(url, data, tmp_path, monkeypatch, capsys):
@@ -166,30 +131,8 @@ def test_a_table_is_prepared_in_a_store(url, data, tmp_path, monkeypatch, capsys
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert not list(tmp_path.rglob("*.tables*"))
     upload(file, as_path(f"{url}/other/file"))
-    assert (
-        main(["prepare", "--files", str(file), "--dataset", schema, "--out", f"{url}/other"]) == 2
-    )
+    assert call(f"prepare --files {file} --dataset {schema} --out {url}/other") == 2
     assert "exists and is not a prepared folder" in capsys.readouterr().err
-
-
-def test_a_prepared_folder_whose_upload_failed(url, data, faults, few_attempts, monkeypatch):
-    """The next call uploads what is prepared."""
-    prepared, file = data
-    schema = str(prepared.folder.parent / "shop.toml")
-    publish, encode = prepare_run.publish, steps.encode
-
-    def publish_and_cut(*arguments):
-        publish(*arguments)
-        faults.errors = 1.0
-
-    monkeypatch.setattr(prepare_run, "publish", publish_and_cut)
-    with pytest.raises(StoreError, match="from which the same command goes on"):
-        af.prepare(str(file), f"{url}/prepared", dataset=schema, progress=False)
-    faults.errors, calls = 0.0, []
-    monkeypatch.setattr(steps, "encode", lambda *arguments: calls.append(1) or encode(*arguments))
-    stored = af.prepare(str(file), f"{url}/prepared", dataset=schema, progress=False)
-    assert not calls
-    assert stored.load("train").rows.sizes == prepared.load("train").rows.sizes
 
 
 def test_all_paths_of_the_readme_in_a_store(url, data, monkeypatch, tmp_path):
@@ -198,30 +141,14 @@ def test_all_paths_of_the_readme_in_a_store(url, data, monkeypatch, tmp_path):
     for name in ("log.csv", "today.csv"):
         with local_file(f"{url}/{name}") as path:
             csv.write_csv(pq.read_table(file), path)
-    small = [
-        "--training.max_epochs",
-        "1",
-        "--training.batch_size",
-        "64",
-        "--training.progress",
-        "false",
-    ]
-    roles = ["--labels", "click", "conversion", "--group", "user", "--time", "time"]
+    roles = "--labels click conversion --group user --time time"
     commands = [
-        ["prepare", "--files", f"{url}/log.csv", *roles, "--out", f"{url}/data/mine"],
-        ["train", "--data.folder", f"{url}/data/mine", "--out", f"{url}/runs/mine", *small],
-        ["export", "--run", f"{url}/runs/mine", "--out", f"{url}/models/mine"],
-        [
-            "predict",
-            "--model",
-            f"{url}/models/mine",
-            "--files",
-            f"{url}/today.csv",
-            "--out",
-            f"{url}/scores.parquet",
-        ],
+        f"prepare --files {url}/log.csv {roles} --out {url}/data/mine",
+        f"train --data.folder {url}/data/mine --out {url}/runs/mine {OPTIONS}",
+        f"export --run {url}/runs/mine --out {url}/models/mine",
+        f"predict --model {url}/models/mine --files {url}/today.csv --out {url}/scores.parquet",
     ]
     for number, command in enumerate(commands):
         monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / f"machine-{number}"))
-        assert main(command) == 0
+        assert call(command) == 0
     assert len(read_parquet(as_path(f"{url}/scores.parquet"), ["p_ctr"])) == 1500

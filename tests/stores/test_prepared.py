@@ -1,5 +1,7 @@
 """Prepared folders in a store are read as local ones."""
 
+import shutil
+
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,7 +17,6 @@ from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores import as_path
-from adaftr_fast.stores.published import OBJECTS
 from tests.logs import shop_log
 from tests.stores.files import publish_folder, put
 
@@ -115,8 +116,9 @@ def test_a_folder_that_is_replaced_twice_is_an_error(local, newer, url, tmp_path
     data = PreparedData(url)
     split = data.load("train") if loaded else None
     base = publish_folder(newer, url, base)
-    (tmp_path / "third").mkdir()
-    publish_folder(prepared(tmp_path / "third", users=50), url, base)
+    third = shutil.copytree(newer, tmp_path / "third")
+    (third / "other").touch()
+    publish_folder(third, url, base)
     assert_replaced(url, data, split)
 
 
@@ -129,18 +131,8 @@ def test_a_copy_that_is_replaced_is_an_error(local, newer, url, loaded):
 
 
 def test_a_published_file_that_is_not_the_manifests_is_an_error(local, newer, url, tmp_path):
-    mixed = tmp_path / "mixed"
-    mixed.mkdir()
-    for name in (
-        "schema.json",
-        "train.parquet",
-        "vocabulary.parquet",
-        "test.parquet",
-        "validation.parquet",
-    ):
-        (mixed / name).write_bytes(
-            ((local if name == "schema.json" else newer) / name).read_bytes()
-        )
+    mixed = shutil.copytree(newer, tmp_path / "mixed")
+    shutil.copy(local / "schema.json", mixed)
     publish_folder(mixed, url)
     data = PreparedData(url)
     with pytest.raises(DataError, match=rf"{url}/train\.parquet: damaged: its sha256 differs"):
@@ -179,28 +171,12 @@ def test_train_evaluate_export_by_python(url, local, tmp_path):
     )
     assert ours.test == theirs.test
     assert ours.about.config.data.folder == url
-    assert (
-        adaftr_fast.evaluate(ours).metrics
-        == adaftr_fast.evaluate(theirs, data=as_path(url)).metrics
-    )
-    for number, options in enumerate([{}, {"data": url}, {"data": Prepared(url)}]):
-        adaftr_fast.export(ours, tmp_path / f"model-{number}", **options)
-        found = tmp_path / f"model-{number}/vocabulary.parquet"
-        assert found.read_bytes() == (local / "vocabulary.parquet").read_bytes()
-    prepare(
-        parse_schema(read_manifest(local).schema),
-        [local.parent / "60.parquet"],
-        tmp_path / "grown",
-        grow=url,
-    )
+    found = adaftr_fast.evaluate(theirs, data=as_path(url))
+    assert adaftr_fast.evaluate(ours).metrics == found.metrics
+    for name, options in (("one", {}), ("other", {"data": Prepared(url)})):
+        adaftr_fast.export(ours, tmp_path / name, **options)
+        vocabulary = (tmp_path / name / "vocabulary.parquet").read_bytes()
+        assert vocabulary == (local / "vocabulary.parquet").read_bytes()
+    schema = parse_schema(read_manifest(local).schema)
+    prepare(schema, [local.parent / "60.parquet"], tmp_path / "grown", grow=url)
     assert read_manifest(tmp_path / "grown").num_embeddings == read_manifest(local).num_embeddings
-
-
-def test_only_the_objects_that_are_read_are_requested(local, url, faults):
-    publish_folder(local, url)
-    faults.requests.clear()
-    PreparedData(url).load("test")
-    objects = [
-        path for method, path in faults.requests if method == "GET" and f"/{OBJECTS}/" in path
-    ]
-    assert {path.rpartition("-")[2] for path in objects} == {"schema.json", "test.parquet"}

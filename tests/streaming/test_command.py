@@ -2,7 +2,8 @@
 
 import pytest
 
-from adaftr_fast.cli.app import build_parser
+from adaftr_fast.cli.app import parse
+from adaftr_fast.cli.train import Stream
 from tests.cli.conftest import fails
 from tests.streaming.test_kills import SCHEMA
 
@@ -34,11 +35,15 @@ def test_wrong_options_end_in_one_line(tmp_path, capsys, options, message):
 
 def test_a_file_of_options_may_hold_all(tmp_path):
     file = tmp_path / "stream.toml"
-    topic = 'kafka_topic = "shop"\n[kafka_settings]\n"security.protocol" = "SSL"\n'
+    topic = 'kafka_topic = "shop"\nout = "c"\n[kafka_settings]\n"security.protocol" = "SSL"\n'
     # a chunk is trained for one epoch by default
     for text, epochs in (("batch_size = 64", 1), ("max_epochs = 3", 3)):
         file.write_text(f"{topic}[training]\n{text}\n")
-        words = f"stream --dataset a --out c --config {file}".split()
-        found = build_parser(words).parse_args(words).stream
-        assert (found.kafka_topic, found.training.max_epochs) == ("shop", epochs)
+        _, _, options = parse(f"stream --dataset a --config {file}".split())
+        found = Stream.of(options)
+        assert (found.kafka_topic, found.out, found.config.training.max_epochs) == (
+            "shop",
+            "c",
+            epochs,
+        )
         assert found.kafka_settings == {"security.protocol": "SSL"}

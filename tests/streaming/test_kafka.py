@@ -293,7 +293,6 @@ def source_of(servers, folder):
     "point",
     [
         ("adaftr_fast.streaming.kafka", "", "publishing", 2),
-        (LOOP, "", "train_part", 2),
         (LOOP, "Journal", "append", 2),
     ],
     ids=lambda point: point[2],
@@ -318,15 +317,8 @@ def test_the_command_reads_a_topic(producer, tmp_path, capsys):
     (tmp_path / "shop.toml").write_text(SCHEMA)
     words = f"stream --dataset {tmp_path}/shop.toml --out {tmp_path}/out --idle 2".split()
     words += f"--kafka_topic {TOPIC} --kafka_servers {producer[1]} --chunk_rows 801".split()
-    words += [
-        "--training.batch_size",
-        "64",
-        "--training.progress",
-        "false",
-        "--model.tower_hidden",
-        "[16,8]",
-    ]
-    assert main([*map(str, words), "--kafka_settings", '{"client.id": "test"}']) == 0
+    words += ["--training.batch_size", "64", "--training.progress", "false"]
+    assert main([*words, "--kafka_settings", '{"client.id": "test"}']) == 0
     shown = capsys.readouterr()
     assert shown.out.startswith("chunk 1 (shop-000000000801, 1 set aside): 800 rows, ")
     warning = (

@@ -115,18 +115,8 @@ def test_the_command_waits_for_files_until_a_signal(tmp_path, signum, code):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     (tmp_path / "shop.toml").write_text(SCHEMA)
-    small = [
-        "--training.batch_size",
-        "64",
-        "--model.expert_hidden",
-        "[8]",
-        "--model.tower_hidden",
-        "[16,8]",
-    ]
-    command = (
-        f"stream --dataset {tmp_path}/shop.toml --folder {folder} --out {out} --settle 0".split()
-    )
-    command += [*small, "--training.progress", "false"]
+    command = f"stream --dataset {tmp_path}/shop.toml --folder {folder} --out {out} --settle 0"
+    command = f"{command} --training.batch_size 64 --training.progress false".split()
     script = Script(COMMAND, *command)
     for day in range(2):
         arrive(folder, day)

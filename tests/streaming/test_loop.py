@@ -2,7 +2,6 @@
 needs.
 """
 
-import math
 import shutil
 import signal
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.errors import ConfigError, DataError
+from adaftr_fast.errors import DataError
 from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.output import Output
 from adaftr_fast.serving.scorer import load_scorer, read_about
@@ -52,9 +51,6 @@ def test_chunks_are_measured_before_training_as_days_are(chunks, tmp_path):
 
 
 def test_records_have_lag_and_speed(chunks, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.time, "time", lambda: LONG_AGO + 100.0)
-    with pytest.raises(ZeroDivisionError):
-        stream(chunks, tmp_path / "frozen")
     times = iter(LONG_AGO + 10.0 * n for n in range(1000))
     monkeypatch.setattr(
         loop, "time", SimpleNamespace(time=lambda: next(times), monotonic=loop.time.monotonic)
@@ -77,7 +73,8 @@ def test_the_chunk_in_progress_is_found_on_another_machine(tmp_path):
     (here.local / "chunk.parquet").touch()
     Journal(here.local, output=here).begin(Chunk("a", here.local / "chunk.parquet", 0.0))
     here.local.rename(there.local)
-    assert Journal(there.local, output=there).current().file == there.local / "chunk.parquet"
+    found = Chunk.of(Journal(there.local, output=there).current(), there)
+    assert found.file == there.local / "chunk.parquet"
 
 
 def test_an_interruption_names_the_folder_as_the_user_does(tmp_path, monkeypatch):
@@ -234,23 +231,3 @@ def test_a_record_that_was_not_written_whole_is_removed(tmp_path):
     (tmp_path / RECORDS).write_bytes(b"[1]\n")
     with pytest.raises(DataError, match=r"stream\.jsonl: damaged"):
         Journal(tmp_path)
-
-
-@pytest.mark.parametrize("option", [{"keep": 0}, {"poll": -1}, {"idle": float("nan")}])
-def test_bad_options_raise(option):
-    with pytest.raises(ConfigError, match=rf"{next(iter(option))}: expected a number of at least"):
-        loop.StreamOptions(**option)
-
-
-def test_undefined_metrics_are_not_logged():
-    record = {
-        "lag": 1.5,
-        "rows": 3,
-        "validation": {"click": {"auc": math.nan, "logloss": 0.3}},
-        "chunk": 1,
-    }
-    assert loop._numbers(record) == {
-        "lag": 1.5,
-        "rows": 3,
-        "validation": {"click": {"logloss": 0.3}},
-    }

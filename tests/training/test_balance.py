@@ -10,7 +10,7 @@ import torch
 from adaftr_fast.config import ModelConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import build_model
-from adaftr_fast.training.balance import GradNorm, PCGrad, combine, gradients_of
+from adaftr_fast.training.balance import GradientBalance, GradNorm, PCGrad
 from adaftr_fast.training.checkpoint.weights import load_checkpoint, weights_of
 from adaftr_fast.training.stepper import Stepper
 from tests.models.inputs import THREE, TWO, batch, model
@@ -31,16 +31,10 @@ def each_gradient(built, data):
     one.
     """
     plain, found = copy.deepcopy(built), {}
-    for name in plain.loss(data):
-        plain.zero_grad()
-        with torch.random.fork_rng():
-            plain.loss(data)[name].backward()
-        grads = {n: p.grad for n, p in plain.named_parameters()}
-        found[name] = {
-            n: 0.0 * p if (g := grads[n]) is None else g.to_dense()
-            for n, p in plain.named_parameters()
-        }
-        found[name] = {n: g.detach().numpy() for n, g in found[name].items()}
+    names, parameters = zip(*plain.named_parameters())
+    for name, term in plain.loss(data).items():
+        grads = torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
+        found[name] = {n: grad.to_dense().numpy() for n, grad in zip(names, grads)}
     return found
 
 
@@ -69,6 +63,13 @@ def algorithm_1(gradients, orders):
 def found_gradients(built, names):
     grads = {n: p.grad for n, p in built.named_parameters()}
     return np.concatenate([grads[n].to_dense().detach().numpy().ravel() for n in names])
+
+
+def assert_weighs(built, gradients, scale):
+    """Checks that the gradient is the sum of those of the terms, times ``scale``, by default 1."""
+    names = list(next(iter(gradients.values())))
+    total = sum(scale.get(term, 1.0) * flat(each, names) for term, each in gradients.items())
+    np.testing.assert_allclose(found_gradients(built, names), total, rtol=1e-9, atol=1e-12)
 
 
 def conflicting(tasks, seed=0):
@@ -121,23 +122,22 @@ def test_tables_that_tasks_look_up_by_themselves_are_aligned():
     torch.manual_seed(0)
     upstream = torch.randn(2, 2, 2).double()
     losses = [(table(torch.tensor(ids)) * up).sum() for ids, up in zip(([4, 1], [1, 1]), upstream)]
-    others = [(table.weight[2] * 3).sum()]
+    terms = dict(zip("ab", losses)) | {"other": (table.weight[2] * 3).sum()}
     exact = [
         torch.autograd.grad(loss, table.weight, retain_graph=True)[0].to_dense() for loss in losses
     ]
-    products = []
 
-    def factors(inner):
-        products.append(inner)
-        return torch.tensor([2.0, -1.0]).double(), torch.ones(2).double()
+    class Fixed(GradientBalance):
+        def factors(self, products, losses, step):
+            self.products = products
+            return torch.tensor([2.0, -1.0]).double(), torch.ones(2).double()
 
-    gradients = gradients_of([*losses, *others], [table.weight], lambda: None)
-    combine([table.weight], gradients[:2], gradients[2], factors)
+    balance = Fixed("ab")
+    balance.backward(terms, [table.weight], 1, lambda values: values)
     dense = torch.stack([each.flatten() for each in exact])
-    torch.testing.assert_close(products[0], dense @ dense.T)
-    expected = (
-        2 * exact[0] - exact[1] + torch.zeros(6, 2).double().index_fill(0, torch.tensor([2]), 3.0)
-    )
+    torch.testing.assert_close(balance.products, dense @ dense.T)
+    expected = 2 * exact[0] - exact[1]
+    expected[2] += 3.0
     torch.testing.assert_close(table.weight.grad.to_dense(), expected)
 
 
@@ -156,10 +156,7 @@ def test_uncertainty_follows_equation_10(name):
     )
     expected = [-np.exp(-each) * losses[task] + 0.5 for each, task in zip(s, TWO)]
     np.testing.assert_allclose(run.balance.log_variances.grad.numpy(), expected, rtol=1e-9)
-    scale = dict(zip(TWO, np.exp(-s)))
-    names = list(gradients[TWO[0]])
-    total = sum(scale.get(term, 1.0) * flat(each, names) for term, each in gradients.items())
-    np.testing.assert_allclose(found_gradients(built, names), total, rtol=1e-9, atol=1e-12)
+    assert_weighs(built, gradients, dict(zip(TWO, np.exp(-s))))
     # the optimizer moved it
     assert not torch.equal(run.balance.log_variances.detach(), torch.from_numpy(s))
 
@@ -184,9 +181,7 @@ def test_gradnorm_follows_equation_2():
         target = (w * norms).mean() * (rates / rates.mean()) ** alpha
         expected = np.sign(w * norms - target) * norms  # the gradient of Eq. 2
         np.testing.assert_allclose(run.balance.weights.grad.numpy(), expected, rtol=1e-7)
-        names, scale = list(gradients[tasks[0]]), dict(zip(tasks, w))
-        total = sum(scale.get(term, 1.0) * flat(each, names) for term, each in gradients.items())
-        np.testing.assert_allclose(found_gradients(built, names), total, rtol=1e-9, atol=1e-12)
+        assert_weighs(built, gradients, dict(zip(tasks, w)))
         w = run.balance.weights.detach().numpy().copy()
         np.testing.assert_allclose(w.sum(), len(tasks), rtol=1e-12)
     assert len(set(w.round(6))) > 1
@@ -209,10 +204,8 @@ def test_gradnorm_of_losses_and_weights_of_0():
     assert gradnorm_step(balance, [1.0, 5.0, 4.0], [1.0, 5.0, 3.0]) == [-1.0, 5.0, -3.0]
     assert balance.initial.tolist() == [2.0, 5.0, 4.0]
     assert gradnorm_step(balance, [0.0] * 3, [0.0] * 3) == [0.0] * 3
-    assert gradnorm_step(GradNorm(["a", "b"], 1.5, torch.float64), [0.0, 0.0], [0.0, 0.0]) == [
-        0.0,
-        0.0,
-    ]
+    fresh = GradNorm(["a", "b"], 1.5, torch.float64)
+    assert gradnorm_step(fresh, [0.0, 0.0], [0.0, 0.0]) == [0.0, 0.0]
     with torch.no_grad():
         balance.weights.copy_(torch.tensor([-1.0, -2.0, -2.0]))
     balance.after_update()
@@ -277,14 +270,11 @@ def test_an_interrupted_run_ends_with_the_same_bits(splits, tmp_path, balance):
     assert again.resume()
     found = again.fit()
     assert [each["train"] for each in found.epochs] == [each["train"] for each in result.epochs]
-    expected = whole.model.state_dict()
-    assert all(torch.equal(value, expected[n]) for n, value in again.model.state_dict().items())
-    learned = {n for n, _ in again.model.balance.named_parameters()}
-    assert {f"weight/{task}" for task in TWO if learned} == {
-        n for n in found.epochs[0]["train"] if "/" in n
-    }
+    assert_same_bits(again.model.state_dict(), whole.model.state_dict())
+    shown = {n for n in found.epochs[0]["train"] if "/" in n}
+    assert shown == {f"weight/{task}" for task in TWO if balance != "pcgrad"}
     saved, _ = load_checkpoint(tmp_path / "run/best")
-    assert saved.keys() == weights_of(whole.model).keys() == weights_of(model_of_runs()).keys()
+    assert saved.keys() == weights_of(model_of_runs()).keys()
 
 
 @pytest.mark.parametrize("balance", KINDS)
@@ -303,18 +293,14 @@ def test_losses_that_cannot_be_balanced_are_refused(balance):
     with pytest.raises(TrainingError, match="the loss is not finite"):
         run.step(batch(), 1)
     assert all(torch.equal(a, b) or a.isnan().all() for a, b in zip(before, built.parameters()))
-    # they take one backward
-    for options in ({"accumulate": 2}, {"compile": True}, {"tables": "torchrec"}):
-        if balance == "uncertainty":
-            assert TrainingConfig(balance=balance, **options)
-            continue
-        (name,) = options
-        message = (
-            rf"training\.balance: expected none or uncertainty with training\.{name} = \w+, got "
-            rf"'{balance}'"
-        )
-        with pytest.raises(ValueError, match=message):
-            TrainingConfig(balance=balance, **options)
+
+
+def test_options_that_need_one_backward_are_refused():
+    for name, value in (("accumulate", 2), ("compile", True), ("tables", "torchrec")):
+        assert TrainingConfig(balance="uncertainty", **{name: value})
+        message = rf"expected none or uncertainty with training\.{name} = \w+, got 'pcgrad'"
+        with pytest.raises(ValueError, match=rf"training\.balance: {message}"):
+            TrainingConfig(balance="pcgrad", **{name: value})
 
 
 def test_a_name_of_the_model_is_not_taken():

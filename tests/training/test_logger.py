@@ -18,26 +18,14 @@ def record(epoch):
     }
 
 
-def files_in(folder, progress=False):
-    return RunFiles(nn.Linear(1, 1), TrainingConfig(progress=progress), folder, ABOUT, rows=1)
-
-
-def test_each_epoch_is_logged_once(tmp_path, capsys):
-    records = [record(1), record(2)]
-    files = files_in(tmp_path, progress=True)
+def test_each_epoch_is_logged_once_and_drawn_if_it_is_long(tmp_path, capsys):
+    records = [record(1), record(2) | {"seconds": PICTURE_SECONDS}]
+    files = RunFiles(nn.Linear(1, 1), TrainingConfig(), tmp_path, ABOUT, rows=1)
     files.log(Run.of("", records[:1], 1))
-    files.log(Run.of("", records, 1))
-    files.log(Run.of("", records, 1))
-    assert read_records(tmp_path / "metrics.jsonl") == records
-    assert (
-        "epoch 2: 2.0 s, 100,000 samples/s | click AUC 70.00, GAUC 65.00, log-loss 0.5000"
-        in capsys.readouterr().out
-    )
-
-
-def test_the_picture_of_a_run_with_long_epochs_is_drawn_after_each(tmp_path):
-    files = files_in(tmp_path)
-    files.log(Run.of("", [record(1)], 1))
     assert not (tmp_path / "report.png").exists()
-    files.log(Run.of("", [record(1), record(2) | {"seconds": PICTURE_SECONDS}], 2))
+    for _ in range(2):
+        files.log(Run.of("", records, 2))
+    assert read_records(tmp_path / "metrics.jsonl") == records
     assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
+    line = "epoch 2: 60.0 s, 100,000 samples/s | click AUC 70.00, GAUC 65.00, log-loss 0.5000"
+    assert line in capsys.readouterr().out

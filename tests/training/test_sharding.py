@@ -18,63 +18,37 @@ from adaftr_fast.training.sharding import check_sharding, check_tables
 RANKS = SimpleNamespace(is_alone=False)
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "training", "ranks", "message"),
-    [
+def test_unsupported_options_raise():
+    several = "several processes, got one: start them with torchrun"
+    for tables, ranks, message in (
+        ("sgd", ALONE, several),
+        ("adam", RANKS, "optimizer.tables = sgd, adagrad, rowwise_adagrad, got adam"),
+    ):
+        optimizer = OptimizerConfig(tables=tables)
+        with pytest.raises(TrainingError, match=f"training.tables = torchrec needs {message}"):
+            check_sharding(optimizer, TrainingConfig(tables="torchrec"), ranks)
+        check_sharding(optimizer, TrainingConfig(), ranks)
+
+
+def test_unsupported_models_raise_before_data_are_read(tmp_path):
+    for options, message in (
+        ({"embedding_dim": 6}, r"model\.embedding_dim = a multiple of 4, got 6"),
         (
-            {"tables": "sgd"},
-            {},
-            ALONE,
-            "needs several processes, got one: start them with torchrun",
+            {"embedding_dims": {"user": 16, "item": 8}},
+            r"model\.embedding_dims = none of another width, got .*'user': 16",
         ),
-        ({}, {}, RANKS, "needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got adam"),
-        (
-            {"tables": "lazy_adam"},
-            {},
-            RANKS,
-            "needs optimizer.tables = sgd, adagrad, rowwise_adagrad, got lazy_adam",
-        ),
-    ],
-)
-def test_unsupported_options_raise(optimizer, training, ranks, message):
-    with pytest.raises(TrainingError, match=f"training.tables = torchrec {message}"):
-        check_sharding(
-            OptimizerConfig(**optimizer), TrainingConfig(tables="torchrec", **training), ranks
+        ({"attention": {"seen": "item"}}, r"model\.attention = none, got {'seen': 'item'}"),
+        ({"name": "single_dnn"}, "a model with one FusedEmbedding, got .*single_dnn"),
+    ):
+        config = RunConfig(
+            model=ModelConfig(**options),
+            optimizer=OptimizerConfig(tables="sgd"),
+            training=TrainingConfig(tables="torchrec"),
         )
-    check_sharding(OptimizerConfig(**optimizer), TrainingConfig(**training), ranks)
-
-
-def test_unsupported_widths_raise_before_data_are_read(tmp_path):
-    training = TrainingConfig(tables="torchrec")
-    config = RunConfig(
-        model=ModelConfig(embedding_dim=6),
-        optimizer=OptimizerConfig(tables="sgd"),
-        training=training,
-    )
-    with pytest.raises(
-        TrainingError, match=r"torchrec needs model\.embedding_dim = a multiple of 4, got 6"
-    ):
-        fit_one(None, config, tmp_path, ranks=RANKS).__enter__()
-    config.model = ModelConfig(embedding_dims={"user": 16, "item": 8})
-    with pytest.raises(
-        TrainingError,
-        match=r"needs model\.embedding_dims = none of another width, got .*'user': 16",
-    ):
-        fit_one(None, config, tmp_path, ranks=RANKS).__enter__()
-    config.model = ModelConfig(attention={"seen": "item"})
-    with pytest.raises(TrainingError, match=r"needs model\.attention = none, got {'seen': 'item'}"):
-        fit_one(None, config, tmp_path, ranks=RANKS).__enter__()
-    check_tables(ModelConfig(embedding_dims={"item": 8}), training)
-    check_tables(ModelConfig(embedding_dim=6, embedding_dims={"user": 16}), TrainingConfig())
-
-
-def test_a_model_with_several_embeddings_raises():
-    """Instead of a ValueError from the search for the one embedding."""
-    with pytest.raises(
-        TrainingError, match=r"torchrec needs a model with one FusedEmbedding, got .*single_dnn"
-    ):
-        check_tables(ModelConfig(name="single_dnn"), TrainingConfig(tables="torchrec"))
-    check_tables(ModelConfig(name="single_dnn"), TrainingConfig())
+        with pytest.raises(TrainingError, match=f"torchrec needs {message}"):
+            fit_one(None, config, tmp_path, ranks=RANKS).__enter__()
+        check_tables(config.model, TrainingConfig())
+    check_tables(ModelConfig(embedding_dims={"item": 8}), config.training)
 
 
 @pytest.mark.parametrize(

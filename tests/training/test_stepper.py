@@ -14,7 +14,7 @@ from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.models.base import Backbone
 from adaftr_fast.optim import clip_grad_norm_
-from adaftr_fast.optim.deferred import DeferredAdam
+from adaftr_fast.optim.adam import DeferredAdam
 from adaftr_fast.training.stepper import Stepper
 
 SIZES = [50, 20, 3]
@@ -31,7 +31,7 @@ def moved(model, batches, optimizer=None, **config):
         model, optimizer or OptimizerConfig(lr=0.01), TrainingConfig(batch_size=100, **config)
     )
     terms = [stepper.step(batch, number + 1, number / 4) for number, batch in enumerate(batches)]
-    return terms, {name: value.clone() for name, value in model.eval().state_dict().items()}
+    return terms, copy.deepcopy(model.eval().state_dict())
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def batches(splits):
 
 def test_accumulated_parts_match_the_whole_batch(model, batches):
     """The terms are means over rows, so only the order of additions differs."""
-    start = {name: value.clone() for name, value in model.state_dict().items()}
+    start = copy.deepcopy(model.state_dict())
     whole, expected = moved(model, batches)
     model.load_state_dict(start)
     parts, weights = moved(model, batches, accumulate=4)
@@ -76,25 +76,15 @@ def test_a_step_makes_no_pass_over_the_tables(model, batches, monkeypatch):
 
 
 def test_the_schedule_reaches_dense_weights_and_tables(model, batches):
-    before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    stepper = Stepper(
-        model, OptimizerConfig(lr=0.5, warmup_steps=10), TrainingConfig(batch_size=100)
-    )
-    stepper.step(batches[0], 3)
-    (own,) = stepper.optimizers
-    assert [group["lr"] for group in own.param_groups] == [0.15, 0.15]
-    steps = {
-        name: (value - before[name]).abs().max().item() for name, value in model.named_parameters()
-    }
-    # Adam's first step is lr wherever there is a gradient
-    assert max(steps.values()) == pytest.approx(0.15, rel=1e-3)
-    assert min(value for name, value in steps.items() if "embedding" in name) == pytest.approx(
-        0.15, rel=1e-3
-    )
-    optimizer = OptimizerConfig(lr=0.5, tables="sgd", tables_lr=2.0, warmup_steps=10)
-    stepper = Stepper(model, optimizer, TrainingConfig(batch_size=100))
-    stepper.step(batches[0], 3)
-    assert [each.param_groups[0]["lr"] for each in stepper.optimizers] == [0.15, pytest.approx(0.6)]
+    for options, expected in (
+        ({}, [0.15, 0.15]),
+        ({"tables": "sgd", "tables_lr": 2.0}, [0.15, 0.6]),
+    ):
+        optimizer = OptimizerConfig(lr=0.5, warmup_steps=10, **options)
+        stepper = Stepper(model, optimizer, TrainingConfig(batch_size=100))
+        stepper.step(batches[0], 3)
+        groups = [group for each in stepper.optimizers for group in each.param_groups]
+        assert [group["lr"] for group in groups] == pytest.approx(expected)
 
 
 def test_bfloat16_is_near_float32_and_keeps_weights_in_float32(batches):
@@ -111,8 +101,10 @@ def test_bfloat16_is_near_float32_and_keeps_weights_in_float32(batches):
 def test_compiled_steps_match_eager_steps(batches, monkeypatch):
     """Uses the backend aot_eager, because code generation takes a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    plain, expected = moved(adaftr(contrast_epochs=0.75), batches)  # beta falls at each step
-    model = adaftr(contrast_epochs=0.75)
+    small = {"backbone": "shared_bottom", "tower_hidden": [8], "relatedness_hidden": [4]}
+    small["contrast_epochs"] = 0.75  # beta falls at each step
+    plain, expected = moved(adaftr(**small), batches)
+    model = adaftr(**small)
     compiled, weights = moved(model, batches, compile=True)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(twin(batches[0].ids), model(batches[0].ids))

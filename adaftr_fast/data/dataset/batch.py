@@ -54,41 +54,41 @@ class Batch:
 
     def __getitem__(self, rows: slice) -> Batch:
         """Returns a range of adjacent rows. Tensors are views, except the offsets."""
-        if self.offsets is None:
-            return self.map(lambda part: part[rows])
-        ids, offsets = slice_bags(self.ids, self.offsets, len(self), rows)
-        return Batch(ids, offsets=offsets, **self._each(lambda part: part[rows]))
+        bags = None
+        if self.offsets is not None:
+            bags = slice_bags(self.ids, self.offsets, len(self), rows)
+        return self._rows(lambda part: part[rows], bags)
 
     def take(self, order: np.ndarray) -> Batch:
         """Returns the rows ``order`` [n], in that order. Uses NumPy: torch would start a second
         thread pool.
         """
+        bags = None
+        if self.offsets is not None:
+            ids, offsets = take_bags(self.ids.numpy(), self.offsets.numpy(), len(self), order)
+            bags = torch.from_numpy(ids), torch.from_numpy(offsets)
+        return self._rows(lambda part: torch.from_numpy(np.take(part.numpy(), order, axis=0)), bags)
 
-        def taken(part: Tensor) -> Tensor:
-            return torch.from_numpy(np.take(part.numpy(), order, axis=0))
+    def _rows(
+        self, change: Callable[[Tensor], Tensor], bags: tuple[Tensor, Tensor] | None
+    ) -> Batch:
+        """Applies ``change`` to every tensor with one entry per row.
 
-        if self.offsets is None:
-            return self.map(taken)
-        bags = take_bags(self.ids.numpy(), self.offsets.numpy(), len(self), order)
-        ids, offsets = map(torch.from_numpy, bags)
-        return Batch(ids, offsets=offsets, **self._each(taken))
+        Args:
+            bags: ids and offsets of the rows; None if all fields are single-valued.
+        """
+        ids, offsets = bags or (change(self.ids), None)
+        others = {name: getattr(self, name) for name in ("labels", "group", "weight", "dense")}
+        return Batch(
+            ids,
+            offsets=offsets,
+            **{name: change(part) for name, part in others.items() if part is not None},
+        )
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Applies ``change`` to every tensor, such as a move to a device."""
         parts = {each.name: getattr(self, each.name) for each in fields(self)}
         return Batch(**{name: change(part) for name, part in parts.items() if part is not None})
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Applies ``change`` to the tensors, besides ids, with one entry per row: labels, and
-        others that there are.
-        """
-        parts = {
-            "labels": self.labels,
-            "group": self.group,
-            "weight": self.weight,
-            "dense": self.dense,
-        }
-        return {name: change(part) for name, part in parts.items() if part is not None}
 
 
 def model_inputs(ids: Tensor, offsets: Tensor | None, dense: Tensor | None) -> Inputs:
@@ -106,14 +106,13 @@ def concat(batches: Sequence[Batch]) -> Batch:
     """
     if len(batches) == 1:
         return batches[0]
-    parts = {each.name: [getattr(batch, each.name) for batch in batches] for each in fields(Batch)}
-    plain = {
-        name: [each.numpy() for each in part] for name, part in parts.items() if part[0] is not None
-    }
-    offsets = plain.pop("offsets", None)
-    whole = {name: np.concatenate(part) for name, part in plain.items()}
-    whole |= {} if offsets is None else {"offsets": concat_offsets(offsets)}
-    return Batch(**{name: torch.from_numpy(part) for name, part in whole.items()})
+    whole = {}
+    for each in fields(Batch):
+        parts = [getattr(batch, each.name) for batch in batches]
+        if parts[0] is not None:
+            join = concat_offsets if each.name == "offsets" else np.concatenate
+            whole[each.name] = torch.from_numpy(join([part.numpy() for part in parts]))
+    return Batch(**whole)
 
 
 def rebatch(blocks: Iterable[Batch], batch_size: int, *, drop_last: bool) -> Iterator[Batch]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,6 +67,19 @@ class SplitInfo:
     outside_funnel: dict[str, int] = dataclasses.field(default_factory=dict)
     both: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     files: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+def total(infos: Iterable[SplitInfo]) -> SplitInfo:
+    """Returns the sum of the rows of several files or splits."""
+    return SplitInfo(**_sum([dataclasses.asdict(info) for info in infos]))
+
+
+def _sum(counts: list[Any]) -> Any:
+    """Returns the sum of numbers, or of dictionaries of numbers by key."""
+    if not isinstance(counts[0], dict):
+        return sum(counts)
+    names = dict.fromkeys(name for each in counts for name in each)
+    return {name: _sum([each[name] for each in counts if name in each]) for name in names}
 
 
 @dataclass(frozen=True)
@@ -143,6 +156,11 @@ class Manifest:
         none.
         """
         return funnel_stages(self.schema.get("funnel"), self.tasks)
+
+    @property
+    def total(self) -> SplitInfo:
+        """The sum of all splits."""
+        return total(self.splits.values())
 
     def files(self, split: str) -> dict[str, int]:
         """Returns the rows of each file of a split by name, in order of the rows."""
@@ -224,7 +242,7 @@ def read_manifest(folder: AnyPath) -> Manifest:
             f"{folder}: not a prepared folder (no {MANIFEST}); make one with `adaftr-fast prepare`"
         )
     data = path.read_bytes()
-    content = _parsed(path, data)
+    content = parse_manifest(path, data)
     if content["format"] != FORMAT:
         raise DataError(
             f"{path}: written in format {content['format']}, this version reads {FORMAT}: "
@@ -254,14 +272,12 @@ def _check_fields(manifest: Manifest) -> None:
             raise ValueError(
                 f"fields: {field.name}: expected {expected}, got {field.num_embeddings}"
             )
-    is_numeric = [(field.name, field.kind == "numeric") for field in manifest.parsed.fields]
-    same_dense = [field.name for field in manifest.parsed.dense] == [
-        encoding.name for encoding in manifest.dense
-    ]
-    if (
-        is_numeric != [(field.name, field.edges is not None) for field in manifest.fields]
-        or not same_dense
-    ):
+    schema = manifest.parsed
+    names = [(field.name, field.kind == "numeric") for field in schema.fields]
+    names += [(field.name, False) for field in schema.dense + schema.labels]
+    found = [(field.name, field.edges is not None) for field in manifest.fields]
+    found += [(name, False) for name in [each.name for each in manifest.dense] + manifest.tasks]
+    if names != found:
         raise ValueError("its fields are not those of its schema")
 
 
@@ -298,17 +314,13 @@ def _check_own_sha256(data: bytes, digest: str) -> None:
         raise ValueError("its sha256 differs from the recorded one; prepare again")
 
 
-def read_manifest_json(path: AnyPath) -> dict[str, Any]:
-    """Reads a manifest of any format without checks, except for the two keys that identify a
+def parse_manifest(path: AnyPath, data: bytes) -> dict[str, Any]:
+    """Parses a manifest of any format without checks, except for the two keys that identify a
     manifest.
 
     Raises:
         DataError: the file is not JSON, or lacks ``format`` or ``fingerprint``.
     """
-    return _parsed(path, path.read_bytes())
-
-
-def _parsed(path: AnyPath, data: bytes) -> dict[str, Any]:
     try:
         content = loads(data.decode())
     except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError

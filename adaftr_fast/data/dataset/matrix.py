@@ -13,31 +13,11 @@ from adaftr_fast._extension import place_rows
 BLOCK = 4096  # rows copied at a time by NumPy; with F columns they fit into the L2 cache
 
 
-def matrix(
-    columns: Sequence[np.ndarray], kind: type[np.generic], order: np.ndarray | None = None
-) -> np.ndarray:
-    """Stacks columns [N] to a matrix [N, F]; with ``order`` [n], only these distinct rows, in that
-    order.
-
-    Rows are stacked in blocks and copied from there to their places, so that all rows are never
-    held twice.
-
-    Raises:
-        ValueError: ``order`` names a row twice.
-    """
-    count = len(columns[0])
-    rows = rows_for(order, count, len(columns), kind)
-    place(columns, None if order is None else places_of(order, count), rows)
-    return rows if order is None else rows[:-1]
-
-
-def rows_for(
-    order: np.ndarray | None, count: int, width: int, kind: type[np.generic]
-) -> np.ndarray:
-    """Returns memory for ``count`` rows in file order, or for those of ``order`` [n] and one more
-    (``places_of``).
-    """
-    return np.empty((count if order is None else len(order) + 1, width), kind)
+def matrix(columns: Sequence[np.ndarray], kind: type[np.generic]) -> np.ndarray:
+    """Stacks columns [N] to a matrix [N, F]."""
+    rows = np.empty((len(columns[0]), len(columns)), kind)
+    place(columns, None, rows)
+    return rows
 
 
 def places_of(order: np.ndarray, count: int) -> np.ndarray:
@@ -54,7 +34,11 @@ def places_of(order: np.ndarray, count: int) -> np.ndarray:
 
 
 def place(columns: Sequence[np.ndarray], places: np.ndarray | None, rows: np.ndarray) -> None:
-    """Writes row i of the columns to ``rows[places[i]]``, or to ``rows[i]``."""
+    """Writes row i of the columns to ``rows[places[i]]``, or to ``rows[i]``.
+
+    Rows are stacked in blocks and copied from there to their places, so that all rows are never
+    held twice.
+    """
     if (
         place_rows is not None
         and rows.itemsize == 4

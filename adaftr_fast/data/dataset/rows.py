@@ -16,13 +16,21 @@ import torch
 from adaftr_fast._files import AnyPath
 from adaftr_fast.data.dataset.batch import Batch, concat, concat_offsets, interleave, take_bags
 from adaftr_fast.data.dataset.manifest import Manifest
-from adaftr_fast.data.dataset.matrix import place, places_of, rows_for
-from adaftr_fast.data.dataset.split_file import GROUP, WEIGHT
+from adaftr_fast.data.dataset.matrix import place, places_of
+from adaftr_fast.data.dataset.split_file import GROUP, stored_columns
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.parallel import prefetch
 from adaftr_fast.data.raw.source import check_names, reading
 from adaftr_fast.errors import DataError
 from adaftr_fast.stores.parquet import Opened, open_parquet, row_groups
+
+KINDS = {  # of the tensors of a batch
+    "ids": np.int32,
+    "dense": np.float32,
+    "labels": np.float32,
+    "group": np.int64,
+    "weight": np.float32,
+}
 
 
 class Rows(Protocol):
@@ -90,55 +98,36 @@ class ParquetRows:
         self.folder = folder
         self.name = f"{folder / split}"
         self.manifest = manifest
-        self.fields = [field.name for field in manifest.fields]
-        self.tasks = manifest.tasks
-        self.dense = [encoding.name for encoding in manifest.dense]
-        self.multiple = {field.name for field in manifest.fields if field.multiple}
-        self.limits = {
-            field.name: field.num_embeddings for field in manifest.fields
-        } | dict.fromkeys(self.tasks, 2)
-        self.grouped = bool(manifest.group)
-        self.group = [GROUP] if self.grouped else []
-        self.weight = [WEIGHT] if manifest.weight else []
-        parts: dict[str, tuple[list[str], type[np.generic]]] = {
-            "ids": (self.fields, np.int32),
-            "labels": (self.tasks, np.float32),
-            "dense": (self.dense, np.float32),
-            "group": (self.group, np.int64),
-            "weight": (self.weight, np.float32),
-        }
-        if self.multiple:  # whose ids are no matrix
-            del parts["ids"]
-        # columns and type of a batch's tensors
-        self._parts = {name: part for name, part in parts.items() if part[0]}
+        self._columns = stored_columns(manifest.parsed)
+        self._types: dict[str, pa.DataType] = {}
+        for types in self._columns.values():
+            self._types |= types
+        self._limits = dict(zip(self._columns["ids"], manifest.num_embeddings))
+        self._limits |= dict.fromkeys(self._columns["labels"], 2)
+        self._has_lists = any(map(pa.types.is_list, self._types.values()))
+        self.grouped = GROUP in self._types
         self.sizes: list[int] = []
         self.nbytes: list[int] = []
         self._row_groups: list[tuple[str, int]] = []  # file and index of each row group
         self._files: dict[str, Opened] = {}
-        types = {
-            field: pa.list_(pa.int32()) if field in self.multiple else pa.int32()
-            for field in self.fields
-        }
-        types |= dict.fromkeys(self.tasks, pa.uint8()) | dict.fromkeys(self.dense, pa.float32())
-        types |= dict.fromkeys(self.group, pa.int64()) | dict.fromkeys(self.weight, pa.float32())
         files = manifest.files(split)
         place = present or folder
         with manifest.naming_replacement(folder):
             for name in [*files][checked]:
                 manifest.check_file(place / name)
             for name, rows in files.items():
-                self._add(place / name, rows, types)
+                self._add(place / name, rows)
         if len([*files][checked]) < len(files):  # another process compares the other files
             manifest.check_folder(place)
 
-    def _add(self, path: AnyPath, rows: int, types: dict[str, pa.DataType]) -> None:
+    def _add(self, path: AnyPath, rows: int) -> None:
         """Adds the row groups of a file after checking its columns and number of rows."""
         with reading(path, "not readable"):
             file = open_parquet(path)
             check_names(file.schema)
         metadata = file.footer
         found = dict(zip(file.schema.names, file.schema.types))
-        for column, kind in types.items():
+        for column, kind in self._types.items():
             if column not in found:
                 raise DataError(f"{path}: no column {column}")
             if found[column] != kind:
@@ -157,9 +146,13 @@ class ParquetRows:
 
     def read(self, chunks: Sequence[int], order: np.ndarray | None) -> Batch:
         count = sum(self.sizes[chunk] for chunk in chunks)
+        size = count if order is None else len(order)
         places = None if order is None else places_of(order, count)
+        # the last row takes those that are in no place
         whole = {
-            name: rows_for(order, count, len(of), kind) for name, (of, kind) in self._parts.items()
+            part: np.empty((size + 1, len(columns)), KINDS[part])
+            for part, columns in self._columns.items()
+            if columns and not (part == "ids" and self._has_lists)
         }
         bags = []
         first = 0
@@ -167,58 +160,53 @@ class ParquetRows:
             # the rows of one move to their places, the next is decoded
             for table in prefetch(self._tables(chunks)):
                 here = slice(first, first + len(table))
-                for name, rows in whole.items():
-                    columns = [self._values(each, table[each]) for each in self._parts[name][0]]
-                    place(
-                        columns,
-                        None if places is None else places[here],
-                        rows[here] if places is None else rows,
+                for part, rows in whole.items():
+                    values = [self._values(name, table[name]) for name in self._columns[part]]
+                    if places is None:
+                        place(values, None, rows[here])
+                    else:
+                        place(values, places[here], rows)
+                if self._has_lists:
+                    bags.append(
+                        interleave([self._bag(name, table[name]) for name in self._columns["ids"]])
                     )
-                if self.multiple:
-                    bags.append(interleave([self._bag(each, table[each]) for each in self.fields]))
                 first = here.stop
-                del table, columns  # before the next one but one is decoded
-        parts = {
-            name: rows[: count if order is None else len(order)] for name, rows in whole.items()
-        }
+                del table, values  # before the next one but one is decoded
+        parts = {part: rows[:size] for part, rows in whole.items()}
+        for part in parts.keys() & {"group", "weight"}:
+            parts[part] = parts[part][:, 0]
         if bags:
             ids = np.concatenate([own for own, _ in bags])
             offsets = concat_offsets([own for _, own in bags])
             if order is not None:
                 ids, offsets = take_bags(ids, offsets, count, order)
             parts |= {"ids": ids, "offsets": offsets}
-        return _batch(parts)
+        return Batch(**{part: torch.from_numpy(rows) for part, rows in parts.items()})
 
     def _tables(self, chunks: Sequence[int]) -> Iterator[pa.Table]:
         """Yields the rows of the chunks, a row group at a time; from a store, all of a file, which
         it sends at once.
         """
-        columns = [*self.fields, *self.dense, *self.tasks, *self.group, *self.weight]
         for name, own in groupby((self._row_groups[chunk] for chunk in chunks), key=itemgetter(0)):
             with reading(self.folder / name, "not readable"):
+                numbers = [number for _, number in own]
                 yield from row_groups(
-                    self.folder, name, self._files[name], [number for _, number in own], columns
+                    self.folder, name, self._files[name], numbers, list(self._types)
                 )
 
     def _bag(self, column: str, values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray | None]:
         """Returns the checked ids of a field, and the offsets [N + 1] from 0 of lists."""
-        if column not in self.multiple:
+        if not pa.types.is_list(values.type):
             return self._values(column, values), None
-        if values.null_count:
-            raise DataError(
-                f"{self.name}: column {column}: expected no missing values, got {values.null_count}"
-            )
+        self._check_present(column, values)
         lists = one_array(values)
         offsets = lists.offsets.to_numpy()
         return self._values(column, lists.flatten()), offsets - offsets[0]
 
     def _values(self, column: str, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Returns the checked values of a column."""
-        if values.null_count:
-            raise DataError(
-                f"{self.name}: column {column}: expected no missing values, got {values.null_count}"
-            )
-        values, limit = values.to_numpy(), self.limits.get(column)
+        self._check_present(column, values)
+        values, limit = values.to_numpy(), self._limits.get(column)
         if limit is not None and len(values) and not 0 <= values.min() <= values.max() < limit:
             bounds = f"values from {values.min()} to {values.max()}"
             raise DataError(
@@ -226,13 +214,8 @@ class ParquetRows:
             )
         return values
 
-
-def _batch(parts: dict[str, np.ndarray]) -> Batch:
-    """Makes a batch of arrays, of which those with one number per row are [N, 1]."""
-    tensors = {name: torch.from_numpy(part) for name, part in parts.items()}
-    return Batch(
-        **{
-            name: part[:, 0] if name in ("group", "weight") else part
-            for name, part in tensors.items()
-        }
-    )
+    def _check_present(self, column: str, values: pa.Array | pa.ChunkedArray) -> None:
+        if values.null_count:
+            raise DataError(
+                f"{self.name}: column {column}: expected no missing values, got {values.null_count}"
+            )

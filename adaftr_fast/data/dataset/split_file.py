@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 
 from adaftr_fast._files import AnyPath, replacing
 from adaftr_fast._json import dumps, from_json, loads
-from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
+from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo, total
 from adaftr_fast.data.encode.canonical import as_float64
 from adaftr_fast.data.encode.encoders import Encoder, count_unknown, encode_features
 from adaftr_fast.data.encode.groups import Groups
@@ -74,39 +73,48 @@ def write_split(
         DataError: a label is not 0 or 1, a weight is negative or not finite, or a column cannot be
             read.
     """
-    rows, positives = 0, dict.fromkeys((label.name for label in schema.labels), 0)
-    outside = dict.fromkeys(schema.funnel[1:], 0)
-    both = {first: dict.fromkeys(list(positives)[n + 1 :], 0) for n, first in enumerate(positives)}
-    unknown = dict.fromkeys((field.name for field in schema.features), 0)
+    info = SplitInfo(0, {}, {})
     columns = _columns(schema)
 
-    def counted() -> Iterator[pa.Table]:
-        nonlocal rows
-        for encoded in ordered_map(
-            partial(_encode, schema, encoders, groups, raw), batches, encoding, memory
-        ):
-            rows += len(encoded[schema.labels[0].name])
-            for task in positives:
-                positives[task] += pc.sum(encoded[task]).as_py() or 0
-            for before, stage in pairwise(schema.funnel):
-                outside[stage] += pc.sum(pc.greater(encoded[stage], encoded[before])).as_py() or 0
-            for first, second in combinations(positives, 2):
-                both[first][second] += (
-                    pc.sum(pc.bit_wise_and(encoded[first], encoded[second])).as_py() or 0
-                )
-            for name in unknown:
-                unknown[name] += count_unknown(encoded[name])
-            yield pa.Table.from_pydict(encoded, schema=columns)
+    def encode(batch: pa.RecordBatch) -> tuple[pa.Table, SplitInfo]:
+        try:
+            encoded = _encode(schema, encoders, groups, batch)
+        except DataError as error:
+            raise DataError(f"{raw}: {error}") from error
+        return pa.Table.from_pydict(encoded, schema=columns), _info(schema, encoded)
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal info
+        for table, added in ordered_map(encode, batches, encoding, memory):
+            info = total([info, added])
+            yield table
 
     with replacing(path) as new:
         with pq.ParquetWriter(
             new, columns, compression=COMPRESSION, write_page_checksum=True
         ) as writer:
-            for row_group in _row_groups(counted()):
+            for row_group in _row_groups(tables()):
                 writer.write_batch(row_group)
-            info = SplitInfo(rows, positives, unknown, outside, both)
             writer.add_key_value_metadata({INFO: dumps(dataclasses.asdict(info))})
         check()
+
+
+def _info(schema: Schema, encoded: dict[str, pa.Array]) -> SplitInfo:
+    labels = {label.name: encoded[label.name].to_numpy() for label in schema.labels}
+    tasks = list(labels)
+    return SplitInfo(
+        rows=len(labels[tasks[0]]),
+        positives={task: int(values.sum()) for task, values in labels.items()},
+        unknown={field.name: count_unknown(encoded[field.name]) for field in schema.features},
+        outside_funnel={
+            stage: int((labels[stage] > labels[before]).sum())
+            for before, stage in pairwise(schema.funnel)
+        },
+        both={
+            first: {other: int((labels[first] & labels[other]).sum()) for other in tasks[n + 1 :]}
+            for n, first in enumerate(tasks)
+        },
+    )
 
 
 def split_info(path: Path) -> SplitInfo:
@@ -165,32 +173,30 @@ def _row_bytes(table: pa.Table) -> np.ndarray:
     return found
 
 
-def _columns(schema: Schema) -> pa.Schema:
+def stored_columns(schema: Schema) -> dict[str, dict[str, pa.DataType]]:
+    """Returns the columns of a file that are read, with their types, by the tensor of a batch."""
     many = pa.list_(pa.int32())
-    types = {field.name: many if field.tokens == "all" else pa.int32() for field in schema.fields}
-    types |= {field.name: pa.float32() for field in schema.dense} | {
-        label.name: pa.uint8() for label in schema.labels
+    return {
+        "ids": {
+            field.name: many if field.tokens == "all" else pa.int32() for field in schema.fields
+        },
+        "dense": {field.name: pa.float32() for field in schema.dense},
+        "labels": {label.name: pa.uint8() for label in schema.labels},
+        "group": {GROUP: pa.int64()} if schema.group else {},
+        "weight": {WEIGHT: pa.float32()} if schema.weight else {},
     }
-    types |= {GROUP: pa.int64()} if schema.group else {}
-    types |= {WEIGHT: pa.float32()} if schema.weight else {}
-    columns = [pa.field(name, kind, nullable=False) for name, kind in types.items()]
+
+
+def _columns(schema: Schema) -> pa.Schema:
+    columns = [
+        pa.field(name, kind, nullable=False)
+        for types in stored_columns(schema).values()
+        for name, kind in types.items()
+    ]
     return pa.schema(columns + [pa.field(TRUTH + name, pa.float64()) for name in schema.truth])
 
 
 def _encode(
-    schema: Schema,
-    encoders: dict[str, Encoder],
-    groups: Groups | None,
-    raw: str,
-    batch: pa.RecordBatch,
-) -> dict[str, pa.Array]:
-    try:
-        return _encode_columns(schema, encoders, groups, batch)
-    except DataError as error:
-        raise DataError(f"{raw}: {error}") from error
-
-
-def _encode_columns(
     schema: Schema, encoders: dict[str, Encoder], groups: Groups | None, batch: pa.RecordBatch
 ) -> dict[str, pa.Array]:
     """Encodes all columns of a batch."""

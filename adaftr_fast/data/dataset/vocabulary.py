@@ -57,24 +57,22 @@ def read_encoders(folder: AnyPath, manifest: Manifest) -> dict[str, Encoder]:
         table = pq.read_table(
             pa.BufferReader(content), schema=COLUMNS, page_checksum_verification=True
         )
-    known = manifest.parsed.fields
-    hashed = {field.name for field in known if field.hashed}
-    sharing = {field.name for field in known if field.vocabulary}
+    fields = manifest.parsed.fields
     encoders: dict[str, Encoder] = {}
     start = 0
-    for field in manifest.fields:
+    for field, read_as in zip(manifest.fields, fields):
         if field.edges is not None:
             encoders[field.name] = Buckets(np.array(field.edges))
-        elif field.name in hashed:
+        elif read_as.hashed:
             encoders[field.name] = Hashed(field.num_embeddings - 1)
-        elif field.name not in sharing:
+        elif read_as.vocabulary is None:
             encoders[field.name] = _vocabulary(
                 path, table.slice(start, field.num_embeddings - 1), field
             )
             start += field.num_embeddings - 1
     if start != len(table):
         raise DataError(f"{path}: expected {start} rows, as the manifest says, got {len(table)}")
-    return with_shared(known, encoders)
+    return with_shared(fields, encoders)
 
 
 def with_shared(fields: Sequence[Field], encoders: dict[str, Encoder]) -> dict[str, Encoder]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import BinaryIO, Literal, Protocol, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -128,13 +128,8 @@ class Buckets:
 
     def encode(self, values: pa.Array) -> pa.Array:
         """Encodes float64 values [n] as int32 ids [n]."""
-        ids = (
-            np.searchsorted(self.edges, values.fill_null(0.0).to_numpy(), side="left").astype(
-                np.int32
-            )
-            + 1
-        )
-        return pc.if_else(values.is_valid(), pa.array(ids, pa.int32()), pa.scalar(0, pa.int32()))
+        values_or_zero = values.fill_null(0.0).to_numpy()
+        return _present(values, np.searchsorted(self.edges, values_or_zero, side="left"))
 
 
 @dataclass(frozen=True)
@@ -152,28 +147,21 @@ class Hashed:
 
     def encode(self, values: pa.Array) -> pa.Array:
         """Encodes values [n] of any type as int32 ids [n]."""
-        ids = (text_hash(values) % np.uint64(self.ids)).astype(np.int32) + 1
-        return pc.if_else(values.is_valid(), pa.array(ids, pa.int32()), pa.scalar(0, pa.int32()))
+        return _present(values, text_hash(values) % np.uint64(self.ids))
+
+
+def _present(values: pa.Array, places: np.ndarray) -> pa.Array:
+    """Returns the ids of values [n] at places [n], which count from 0; 0 for missing values."""
+    ids = pa.array(places.astype(np.int32) + 1)
+    return pc.if_else(values.is_valid(), ids, pa.scalar(0, pa.int32()))
 
 
 Encoder = Vocabulary | Buckets | Hashed
 
 
-class Statistics(Protocol):
-    """Statistics of a field's training values: counts of each value, or the moments of a dense
-    field.
-    """
-
-    def merge(self, other: Self) -> None:
-        """Adds the statistics of another subset of the rows."""
-
-    def write(self, file: BinaryIO) -> None:
-        """Appends the statistics to a file."""
-
-
 def count_values(
     fields: Iterable[Field], batches: Iterable[pa.RecordBatch], memory: Memory = DEFAULT
-) -> dict[str, Statistics]:
+) -> dict[str, ValueCounts | Moments]:
     """Counts the values of every field that needs counts: moments of dense fields. Returns {} if
     there are no rows.
 
@@ -183,9 +171,9 @@ def count_values(
         DataError: a column cannot be read as the schema says.
     """
     counted = [field for field in fields if field.counted]
-    counts: dict[str, Statistics] = {}
+    counts: dict[str, Any] = {}
 
-    def count(batch: pa.RecordBatch) -> dict[str, Statistics]:
+    def count(batch: pa.RecordBatch) -> dict[str, ValueCounts | Moments]:
         return {field.name: _count(field, batch) for field in counted}
 
     for batch_counts in ordered_map(count, batches, encoding, memory):
@@ -197,7 +185,7 @@ def count_values(
     return counts
 
 
-def _count(field: Field, batch: pa.RecordBatch) -> Statistics:
+def _count(field: Field, batch: pa.RecordBatch) -> ValueCounts | Moments:
     values = field_values(field, batch)
     if field.encoding is not None:
         return Moments.of(values, field.encoding)
@@ -273,17 +261,15 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
         DataError: a column cannot be read as the schema says.
     """
     try:
+        values = batch[field.columns[0]]
         if field.kind == "numeric":
-            return numbers(batch[field.columns[0]])
+            return numbers(values)
         if field.kind == "dense":
-            return _float32(batch[field.columns[0]])
+            return _float32(values)
+        if field.tokens is not None:
+            return _select_tokens(_token_lists(values, field), field)
         if field.kind == "categorical":
-            values = batch[field.columns[0]]
-            return (
-                canonical_values(values)
-                if field.tokens is None
-                else _select_tokens(_token_lists(values, field), field.tokens, field.length)
-            )
+            return canonical_values(values)
         texts = [canonical_text(batch[column]) for column in field.columns]
         return pc.binary_join_element_wise(*texts, CROSS_SEPARATOR)
     except pa.ArrowException as error:
@@ -319,12 +305,12 @@ def _token_lists(values: pa.Array, field: Field) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(np.append(0, ends), pa.int32()), values.flatten())
 
 
-def _select_tokens(lists: pa.Array, which: Literal["last", "all"], length: int | None) -> pa.Array:
-    """Returns the last ``length`` tokens of each list [n], all for None; or the last one, null if
-    the list is empty.
+def _select_tokens(lists: pa.Array, field: Field) -> pa.Array:
+    """Returns the last ``field.length`` tokens of each list [n], all for None; or the last one,
+    null if the list is empty.
     """
-    if which == "all":
-        lists = lists if length is None else _last_tokens(lists, length)
+    if field.tokens == "all":
+        lists = lists if field.length is None else _last_tokens(lists, field.length)
         return pa.ListArray.from_arrays(lists.offsets, canonical_values(lists.values))
     last = pc.if_else(
         pc.greater(pc.list_value_length(lists), 0), pc.subtract(lists.offsets.slice(1), 1), None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,31 +14,37 @@ from adaftr_fast.data.encode.counts import COMPACT_ROWS
 from adaftr_fast.errors import DataError
 
 
-@dataclass(frozen=True)
 class Groups:
     """Distinct groups of some rows, numbered from 0 in order of appearance. A missing group is -1.
 
-    Attributes:
+    Args:
         name: column of the groups, for errors.
-        values: the groups in order of their numbers, int64 or text.
     """
 
-    name: str
-    values: pa.Array
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._chunks: list[pa.Array] = []  # distinct groups each
 
-    @classmethod
-    def from_columns(cls, name: str, columns: Iterable[pa.Array]) -> Groups:
-        """Collects the groups of a column given in chunks.
+    def add(self, values: pa.Array) -> None:
+        """Adds the groups of further rows.
 
         Raises:
             DataError: the values are neither text nor numbers.
         """
-        chunks: list[pa.Array] = []
-        for values in columns:
-            chunks.append(pc.unique(_canonical(name, values)))
-            if sum(map(len, chunks)) > COMPACT_ROWS + len(chunks[0]):
-                chunks = [_distinct(chunks)]
-        return cls(name, _distinct(chunks))
+        self._chunks.append(pc.unique(_canonical(self.name, values)).drop_null())
+        if sum(map(len, self._chunks)) > COMPACT_ROWS + len(self._chunks[0]):
+            self._compact()
+
+    @property
+    def values(self) -> pa.Array:
+        """The groups in order of their numbers, int64 or text."""
+        if len(self._chunks) != 1:
+            self._compact()
+        return self._chunks[0]
+
+    def _compact(self) -> None:
+        empty = pa.array([], pa.null())
+        self._chunks = [pc.unique(pa.concat_arrays(self._chunks)) if self._chunks else empty]
 
     def encode(self, values: pa.Array) -> pa.Array:
         """Encodes values [n] as int64 numbers [n]."""
@@ -57,15 +62,12 @@ class Groups:
     @classmethod
     def read(cls, name: str, paths: Iterable[Path]) -> Groups:
         """Reads the groups of consecutive subsets of the rows, one file each."""
-        columns = (
-            pq.ParquetFile(path, page_checksum_verification=True).read()["group"].combine_chunks()
-            for path in paths
-        )
-        return cls.from_columns(name, (column for column in columns if len(column)))
-
-
-def _distinct(chunks: list[pa.Array]) -> pa.Array:
-    return pc.unique(pa.concat_arrays(chunks)).drop_null() if chunks else pa.array([], pa.null())
+        groups = cls(name)
+        for path in paths:
+            table = pq.ParquetFile(path, page_checksum_verification=True).read()
+            if table.num_rows:
+                groups.add(table["group"].combine_chunks())
+        return groups
 
 
 def _canonical(name: str, values: pa.Array) -> pa.Array:

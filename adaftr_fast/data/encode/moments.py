@@ -5,6 +5,7 @@ Sums are exact: how rows are divided into batches and shards does not change the
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,11 +53,9 @@ class Moments:
         present = numbers.filter(pa.array(~np.isnan(numbers.to_numpy())))
         x = present.to_numpy().astype(np.float64)
         # u is float32, as the model computes it, so the squares are exact in float64.
-        u = (
-            (np.sign(x) * np.log1p(np.abs(x))).astype(np.float32).astype(np.float64)
-            if encoding == "log"
-            else x
-        )
+        u = x
+        if encoding == "log":
+            u = (np.sign(x) * np.log1p(np.abs(x))).astype(np.float32).astype(np.float64)
         values = ValueCounts(numbers.type) if encoding == "piecewise" else None
         if values is not None:
             values.update(present)
@@ -77,24 +76,17 @@ class Moments:
             self.values.merge(other.values)
 
     def write(self, file: BinaryIO) -> None:
-        """Appends the moments to a file of counts as an Arrow stream, and ``values`` as the next
-        one.
+        """Appends the moments to a file of counts as a line of JSON, and ``values`` as the next
+        counts.
         """
-        sums = {"total": str(self.total), "squares": str(self.squares)}
-        row = {
-            "count": self.count,
-            "missing": self.missing,
-            "low": self.low,
-            "high": self.high,
-        } | sums
-        table = pa.Table.from_pylist([row])
-        with pa.ipc.new_stream(file, table.schema) as stream:
-            stream.write_table(table)
+        sums = [str(self.total), str(self.squares)]
+        row = [self.count, self.missing, *sums, self.low, self.high]
+        file.write(json.dumps(row).encode() + b"\n")
         if self.values is not None:
             self.values.write(file)
 
     @classmethod
-    def read(cls, files: Sequence[BinaryIO], encoding: EncodingKind) -> Self:
+    def read(cls, files: Sequence[BinaryIO], encoding: EncodingKind | None) -> Self:
         """Reads the next moments of at least one file and merges them."""
         first, *others = [cls._read(file) for file in files]
         for each in others:
@@ -104,9 +96,8 @@ class Moments:
 
     @classmethod
     def _read(cls, file: BinaryIO) -> Self:
-        (row,) = pa.ipc.open_stream(file).read_all().to_pylist()
-        sums = {name: Fraction(row[name]) for name in ("total", "squares")}
-        return cls(**row | sums, values=None)
+        count, missing, total, squares, low, high = json.loads(file.readline())
+        return cls(count, missing, Fraction(total), Fraction(squares), low, high, None)
 
 
 def _exact_sum(numbers: np.ndarray) -> Fraction:

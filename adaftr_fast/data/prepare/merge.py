@@ -5,18 +5,16 @@ the manifest.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import compress
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from adaftr_fast._files import replacing, sha256
-from adaftr_fast._json import dumps, from_json
+from adaftr_fast._json import from_json
 from adaftr_fast.data.dataset.manifest import (
     FORMAT,
     Manifest,
@@ -24,6 +22,7 @@ from adaftr_fast.data.dataset.manifest import (
     ValueInfo,
     field_info,
     fingerprint,
+    total,
 )
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, grown, with_shared, write_vocabulary
 from adaftr_fast.data.encode.counts import ValueCounts
@@ -31,12 +30,11 @@ from adaftr_fast.data.encode.encoders import Encoder, fit_encoder
 from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.encode.moments import Moments, fit_dense
 from adaftr_fast.data.parallel import Shard
-from adaftr_fast.data.prepare.steps import SHA256, VISIBLE_SECONDS, Job
+from adaftr_fast.data.prepare.steps import VISIBLE_SECONDS, Job
 from adaftr_fast.data.prepare.work_folder import WorkFiles
 from adaftr_fast.data.raw.bad_rows import BadRows
-from adaftr_fast.data.raw.inputs import TextInput
 from adaftr_fast.data.raw.source import Unused
-from adaftr_fast.data.raw.staging import check_staged, staged_bad_rows
+from adaftr_fast.data.raw.staging import TextInput, check_staged, staged_bad_rows
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema, shown_condition
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
@@ -74,7 +72,7 @@ def merge_read(
         name = text.folder.name
         blocks[name] = sum(each[name] for _, each in shards)
         check_staged(text.folder, blocks[name], VISIBLE_SECONDS if job.remote else 0.0)
-        bad_rows += staged_bad_rows(text.path, text.folder, header_lines=text.header_lines)
+        bad_rows += staged_bad_rows(text)
     bad_rows.check(job.tolerance)
     return {"blocks": blocks, "bad_rows": dataclasses.asdict(bad_rows)}
 
@@ -82,8 +80,7 @@ def merge_read(
 def merge_counted(
     job: Job,
     known: PreparedIds | None,
-    bad_rows: BadRows | None,
-    inputs: str,
+    bad_rows: BadRows,
     shards: Sequence[tuple[Shard, Any]],
 ) -> Manifest:
     """Writes the vocabulary and the groups of all shards. Returns the manifest without splits.
@@ -91,47 +88,50 @@ def merge_counted(
     Args:
         known: ids to grow, if any.
         bad_rows: those of all text files.
-        inputs: ``inputs_digest``.
         shards: the shards with their results of ``count``.
     """
-    bad_rows = _with_unlabelled(
-        bad_rows, [from_json(BadRows, each["unlabelled"]) for _, each in shards]
-    )
+    schema = job.schema
+    unlabelled = sum((from_json(BadRows, each["unlabelled"]) for _, each in shards), BadRows())
+    # read from all inputs, of which those of text are among the bad rows already
+    others = max(0, unlabelled.rows - (bad_rows.rows - bad_rows.bad))
+    bad_rows += replace(unlabelled, rows=others)
     bad_rows.check(job.tolerance)
-    _merge_groups(job, [shard for shard, _ in shards])
+    if schema.group is not None:
+        for split in SPLITS:
+            parts = [job.work.groups(split, shard) for shard, _ in shards]
+            with replacing(job.work.groups(split)) as new:
+                Groups.read(schema.group, parts).write(new)
     with ExitStack() as stack:
         every = [stack.enter_context(job.work.counts(shard).open("rb")) for shard, _ in shards]
-        compared = {column: ValueCounts.read(every) for column in job.schema.compared()}
-        files = list(compress(every, [each["has_rows"] for _, each in shards]))
+        compared = {column: ValueCounts.read(every) for column in schema.compared()}
+        # the others are of shards without training rows
+        files = [file for file in every if file.peek(1)]
+        if not files and any(field.counted for field in job.fitted):
+            raise _no_rows(schema, "train")
         encoders: dict[str, Encoder] = {}
         values: dict[str, ValueInfo] = {}
-        for field in job.schema.fields:
-            if field.counted:
-                counts = ValueCounts.read(_some(job.schema, files))
-                encoders[field.name], values[field.name] = (
-                    fit_encoder(field, counts),
-                    _value_info(field, counts),
-                )
-            elif field.hashed:
-                encoders[field.name] = fit_encoder(field, None)
-        dense = (
-            []
-            if known
-            else [_fit_dense(field, _some(job.schema, files)) for field in job.schema.dense]
-        )
-    if known is not None:
-        encoders, dense = grown(known.encoders, encoders), known.dense
+        for field in schema.fields:
+            counts = ValueCounts.read(files) if field.counted else None
+            if counts is not None:
+                values[field.name] = _value_info(field, counts)
+            if field.vocabulary is None:
+                encoders[field.name] = fit_encoder(field, counts)
+        if known is None:
+            dense = [
+                fit_dense(field, Moments.read(files, field.encoding)) for field in schema.dense
+            ]
+        else:
+            encoders, dense = grown(known.encoders, encoders), known.dense
     with replacing(job.work.prepared / VOCABULARY) as new:
         write_vocabulary(new, encoders)
-    encoders = with_shared(job.schema.fields, encoders)
-    schema = job.schema
+    encoders = with_shared(schema.fields, encoders)
     fields = [field_info(field, encoders[field.name]) for field in schema.fields]
     return Manifest(
         dataset=schema.name,
         attribution=schema.attribution,
         format=FORMAT,
         fingerprint=fingerprint(fields, schema, encoders, dense),
-        inputs=inputs,
+        inputs=job.work.inputs,
         tasks=[label.name for label in schema.labels],
         group=schema.group,
         splits={},
@@ -147,17 +147,9 @@ def merge_counted(
             for name, rule in schema.split.items()
             if rule.time and rule.where
         },
-        compared=most_telling(schema, compared),
+        compared=compared_values(schema, compared),
         sha256={VOCABULARY: sha256(job.work.prepared / VOCABULARY)},
     )
-
-
-def _with_unlabelled(text: BadRows | None, unlabelled: Sequence[BadRows]) -> BadRows:
-    """Returns the bad rows of text and, among those that were read from all inputs, the rows that
-    lack a label.
-    """
-    text, found = text or BadRows(), sum(unlabelled, BadRows())
-    return text + replace(found, rows=max(0, found.rows - (text.rows - text.bad)))
 
 
 def merge_encoded(
@@ -180,13 +172,15 @@ def merge_encoded(
     splits = {}
     digests = dict(manifest.sha256)
     for split in SPLITS:
-        infos = {}
+        files = {}
+        infos = []
         for shard, result in shards:
-            path, info = work.encoded(split, shard), from_json(SplitInfo, result[split])
-            infos[path.name] = info
-            if info.rows:
-                digests[path.name] = result[SHA256][path.name]
-        splits[split] = _merge_infos(infos)
+            name = work.encoded(split, shard).name
+            infos.append(from_json(SplitInfo, result[split]["info"]))
+            if infos[-1].rows:
+                files[name] = infos[-1].rows
+                digests[name] = result[split]["sha256"]
+        splits[split] = replace(total(infos), files=files if len(shards) > 1 else {})
     _check_splits(manifest.parsed, splits)
     for split in SPLITS:
         for shard, _ in shards:
@@ -198,26 +192,6 @@ def merge_encoded(
             path.unlink()
     replace(manifest, splits=splits, sha256=digests).write(work.prepared)
     return digests
-
-
-def inputs_digest(schema: Schema, known: PreparedIds | None, digests: dict[str, str]) -> str:
-    """Returns the sha256 of the schema, the ids to grow and the digests of all input files in order
-    of their index.
-    """
-    digest = hashlib.sha256(
-        dumps([FORMAT, schema.source, *([known.fingerprint] if known else [])]).encode()
-    )
-    for number in sorted(digests, key=int):
-        digest.update(bytes.fromhex(digests[number]))
-    return digest.hexdigest()
-
-
-def _merge_groups(job: Job, shards: list[Shard]) -> None:
-    if group := job.schema.group:
-        for split in SPLITS:
-            groups = Groups.read(group, [job.work.groups(split, shard) for shard in shards])
-            with replacing(job.work.groups(split)) as new:
-                groups.write(new)
 
 
 def _value_info(field: Field, counts: ValueCounts) -> ValueInfo:
@@ -233,18 +207,6 @@ def _value_info(field: Field, counts: ValueCounts) -> ValueInfo:
     return ValueInfo(table.num_rows, rare or 0, share >= MOST)
 
 
-def _fit_dense(field: Field, counted: Sequence[BinaryIO]) -> NumericEncoding:
-    """Fits the encoding of a dense field to the next moments in the files of the shards."""
-    assert field.encoding is not None  # a dense field has one
-    return fit_dense(field, Moments.read(counted, field.encoding))
-
-
-def _some(schema: Schema, counted: Sequence[BinaryIO]) -> Sequence[BinaryIO]:
-    if not counted:
-        raise _no_rows(schema, "train")
-    return counted
-
-
 def _no_rows(schema: Schema, split: str) -> DataError:
     where = schema.split[split].where
     if where is None:
@@ -253,25 +215,6 @@ def _no_rows(schema: Schema, split: str) -> DataError:
     return DataError(
         f"{asked}; a split by shares of time, time = {{ column, start, stop }}, serves each log"
     )
-
-
-def _merge_infos(infos: dict[str, SplitInfo]) -> SplitInfo:
-    """Merges the infos of all shards' files of a split, in shard order."""
-    each = list(infos.values())
-    return SplitInfo(
-        rows=sum(info.rows for info in each),
-        positives=_sums([info.positives for info in each]),
-        unknown=_sums([info.unknown for info in each]),
-        outside_funnel=_sums([info.outside_funnel for info in each]),
-        both={task: _sums([info.both[task] for info in each]) for task in each[0].both},
-        files={name: info.rows for name, info in infos.items() if info.rows}
-        if len(infos) > 1
-        else {},
-    )
-
-
-def _sums(counts: list[dict[str, int]]) -> dict[str, int]:
-    return {name: sum(each[name] for each in counts) for name in counts[0]}
 
 
 def _check_splits(schema: Schema, splits: dict[str, SplitInfo]) -> None:
@@ -284,37 +227,27 @@ def _check_splits(schema: Schema, splits: dict[str, SplitInfo]) -> None:
             raise DataError(f"label {task}: {got}, expected some but not all")
 
 
-def most_telling(schema: Schema, counts: Mapping[str, ValueCounts]) -> dict[str, dict[str, int]]:
-    """Returns the rows of at most ``SHOWN`` values by column, the most frequent ones; variants come
-    first.
+def compared_values(schema: Schema, counts: Mapping[str, ValueCounts]) -> dict[str, dict[str, int]]:
+    """Returns the rows of the ``SHOWN`` most frequent values by column.
 
-    The columns are those that labels compare with text. A variant of such a text makes a row a
-    negative one.
+    The columns are those that labels compare with text.
+
+    Raises:
+        DataError: a value differs from such a text in case or spaces alone, so that its rows would
+            be negative ones.
     """
     found = {}
     for column, each in counts.items():
         table = each.table().to_pydict()
         rows = dict(zip(table["value"], table["count"]))
-        variants = {
-            value
-            for label in schema.labels
-            for value in _variants(rows, label.texts().get(column, set()))
-        }
-        values = sorted(rows, key=lambda value: (value not in variants, -rows[value], value))
-        found[column] = {value: rows[value] for value in values[:SHOWN]}
-    return found
-
-
-def check_variants(schema: Schema, compared: Mapping[str, Mapping[str, int]]) -> None:
-    """Raises DataError if a value differs from a text which a label compares in case or spaces
-    alone.
-    """
-    for label in schema.labels:
-        for column, texts in label.texts().items():
-            if variants := _variants(compared[column], texts):
-                values = ", ".join(
-                    f"{value!r} ({rows:,} rows)" for value, rows in compared[column].items()
-                )
+        frequent = sorted(rows, key=lambda value: (-rows[value], value))
+        for label in schema.labels:
+            texts = label.texts().get(column, set())
+            plain = set(map(_plain, texts))
+            variants = [each for each in frequent if each not in texts and _plain(each) in plain]
+            if variants:
+                shown = [*dict.fromkeys(variants + frequent)][:SHOWN]
+                values = ", ".join(f"{value!r} ({rows[value]:,} rows)" for value in shown)
                 raise DataError(
                     f"label {label.name}: {column} has {values}; {', '.join(map(repr, variants))} "
                     "differ from what the "
@@ -322,18 +255,8 @@ def check_variants(schema: Schema, compared: Mapping[str, Mapping[str, int]]) ->
                     "'in' or 'not in': "
                     f"{sorted({*texts, *variants})}"
                 )
-
-
-def _variants(values: Iterable[str], texts: set[str]) -> dict[str, str]:
-    """Returns the values that differ from one of ``texts`` in case or spaces alone, and
-    that text.
-    """
-    plain = {_plain(text): text for text in sorted(texts)}
-    return {
-        value: plain[_plain(value)]
-        for value in values
-        if value not in texts and _plain(value) in plain
-    }
+        found[column] = {value: rows[value] for value in frequent[:SHOWN]}
+    return found
 
 
 def _plain(text: str) -> str:

@@ -9,6 +9,7 @@ resumes with the work already done.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,23 +20,27 @@ from typing import Any
 from tqdm import tqdm
 
 from adaftr_fast._files import AnyPath, followed, make_folder
-from adaftr_fast._json import from_json
+from adaftr_fast._json import dumps, from_json
 from adaftr_fast._progress import progress_bar
-from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest, read_manifest_json
+from adaftr_fast.data.dataset.manifest import (
+    FORMAT,
+    MANIFEST,
+    Manifest,
+    parse_manifest,
+    read_manifest,
+)
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.prepare import steps
 from adaftr_fast.data.prepare.merge import (
     PreparedIds,
-    check_variants,
-    inputs_digest,
     merge_counted,
     merge_encoded,
     merge_read,
 )
 from adaftr_fast.data.prepare.steps import InputFiles, Job
-from adaftr_fast.data.prepare.work_folder import WorkFiles, publish, remove_finished, work_folder
+from adaftr_fast.data.prepare.work_folder import publish, remove_finished, work_folder
 from adaftr_fast.data.raw.bad_rows import BadRows, check_share, option
 from adaftr_fast.data.raw.inputs import read_layouts
 from adaftr_fast.data.raw.source import input_paths
@@ -116,13 +121,11 @@ def prepare(
     inputs = InputFiles.found(input_paths(schema, files or []) if generated is None else {})
     known = None
     if grow is not None:
-        before = open_folder(as_path(grow))
-        schema = _in_order_of(schema, read_manifest(before))
-        known = _ids_to_grow(schema, before)
+        schema, known = _grown(schema, open_folder(as_path(grow)))
     parts = Shard.all(
         shards or (min(-(-inputs.size // SHARD_BYTES), MAX_SHARDS) or 1 if engine.remote else 1)
     )
-    digest = inputs_digest(schema, known, _digests(inputs, engine, parts, progress))
+    digest = _inputs_digest(schema, known, inputs, engine, parts, progress)
     place = open_folder(place)
     if in_store(place) and (existing := _existing(place, digest, bad_rows)) is not None:
         forget_output(place)
@@ -135,17 +138,15 @@ def prepare(
             return existing
         try:
             with work_folder(local, digest) as work:
-                paths = inputs.paths
                 if generated is not None:
-                    write_log(generated, work / "generated", progress=progress)
-                    paths = {schema.files[0]: [work / "generated" / LOG]}
-                schema = with_times(schema, paths, work, bound, progress=progress)
-                places = WorkFiles(work, digest)
-                layouts = read_layouts(schema, paths, places.staged)
-                options = (bad_rows, known is not None, layouts, engine.remote, bound)
-                job = Job(schema, inputs, paths, places, *options)
-                _Run(job, engine, parts, progress).run(known, digest)
-                finish(job.work.prepared)
+                    write_log(generated, work.generated, progress=progress)
+                    inputs = InputFiles.found({schema.files[0]: [work.generated / LOG]})
+                schema = with_times(schema, inputs.paths, work.folder, bound, progress=progress)
+                layouts = read_layouts(schema, inputs.paths, work.staged)
+                grows = known is not None
+                job = Job(schema, inputs, work, bad_rows, grows, layouts, engine.remote, bound)
+                _Run(job, engine, parts, progress).run(known)
+                finish(work.prepared)
                 publish(work, local, partial(_check_replaceable, local))
         except StoreError:  # of the inputs
             raise
@@ -165,30 +166,27 @@ class _Run:
     shards: list[Shard]
     progress: bool
 
-    def run(self, known: PreparedIds | None, inputs: str) -> None:
+    def run(self, known: PreparedIds | None) -> None:
         """Runs what is not yet done.
 
         Args:
             known: ids to grow, if any.
-            inputs: ``inputs_digest``.
         """
-        self.job.work.make_folders()
         bad_rows = self._read()
 
         def merge_counts(results: Results) -> dict[str, Any]:
-            return asdict(merge_counted(self.job, known, bad_rows, inputs, results))
+            return asdict(merge_counted(self.job, known, bad_rows, results))
 
         manifest = from_json(Manifest, self._finish(COUNT, steps.count, merge_counts, ("train",)))
         # of a run that may have allowed more
         _check_left_out(self.job.work.folder, manifest, self.job.tolerance)
-        check_variants(self.job.schema, manifest.compared)
         encode = partial(steps.encode, manifest)
         merge = partial(merge_encoded, self.job.work, manifest)
         self._finish(ENCODE, encode, merge, SPLITS)
 
-    def _read(self) -> BadRows | None:
-        """Stages all text. Returns its bad rows; None if there is no text."""
-        found = []
+    def _read(self) -> BadRows:
+        """Stages all text. Returns its bad rows."""
+        bad_rows = BadRows()
         for number, texts in enumerate(self.job.texts()):
             for text in texts:
                 make_folder(text.folder)
@@ -196,8 +194,8 @@ class _Run:
             step, merge = partial(steps.read, number), partial(merge_read, self.job, texts)
             merged = self._finish(JOIN if number else READ, step, merge, size)
             self.job = replace(self.job, blocks=self.job.blocks | merged["blocks"])
-            found.append(from_json(BadRows, merged["bad_rows"]))
-        return sum(found, BadRows()) if found else None
+            bad_rows += from_json(BadRows, merged["bad_rows"])
+        return bad_rows
 
     def _finish(
         self,
@@ -243,40 +241,46 @@ class _Run:
         )
 
 
-def _digests(
-    inputs: InputFiles, engine: Engine, shards: list[Shard], progress: bool
-) -> dict[str, str]:
-    """Returns the sha256 of all input files, by index of the file."""
+def _inputs_digest(
+    schema: Schema,
+    known: PreparedIds | None,
+    inputs: InputFiles,
+    engine: Engine,
+    shards: list[Shard],
+    progress: bool,
+) -> str:
+    """Returns the sha256 of the schema, the ids to grow and the digests of all input files."""
     seen = inputs.absolute() if engine.remote else inputs
-    parts = Shard.all(min(len(shards), len(inputs.state)))
+    step = partial(steps.hash_files, seen, engine.remote)
+    digests = [""] * len(inputs.state)
+    parts = Shard.all(min(len(shards), len(digests)))
     disable = not (progress and engine.remote)
     with progress_bar(
         total=inputs.size, unit="B", unit_scale=True, desc="hash", disable=disable
     ) as bar:
-        found = engine.map(
-            partial(steps.hash_files, seen, engine.remote), parts, advance=bar.update
-        )
-    return {number: digest for each in found for number, digest in each.items()}
+        for part, found in zip(parts, engine.map(step, parts, advance=bar.update)):
+            digests[part.stride] = found
+    grown = [known.fingerprint] if known else []
+    whole = hashlib.sha256(dumps([FORMAT, schema.source, *grown]).encode())
+    whole.update(bytes.fromhex("".join(digests)))
+    return whole.hexdigest()
 
 
-def _in_order_of(schema: Schema, manifest: Manifest) -> Schema:
-    """Returns a schema with its fields in the order of a prepared folder, if they have the same
-    names.
+def _grown(schema: Schema, folder: AnyPath) -> tuple[Schema, PreparedIds]:
+    """Returns the schema with its fields in the order of a prepared folder, and the ids of the
+    folder.
     """
-    fields, order = schema.source["fields"], manifest.schema["fields"]
-    if fields.keys() != order.keys():
-        return schema
-    return parse_schema(schema.source | {"fields": {name: fields[name] for name in order}})
-
-
-def _ids_to_grow(schema: Schema, folder: AnyPath) -> PreparedIds:
     manifest = read_manifest(folder)
+    fields, order = schema.source["fields"], manifest.schema["fields"]
+    if fields.keys() == order.keys():
+        schema = parse_schema(schema.source | {"fields": {name: fields[name] for name in order}})
     if manifest.parsed.features != schema.features:
         raise DataError(
             f"{folder}: its fields differ from those of data set {schema.name}, so its ids cannot "
             "be kept"
         )
-    return PreparedIds(manifest.fingerprint, read_encoders(folder, manifest), manifest.dense)
+    encoders = read_encoders(folder, manifest)
+    return schema, PreparedIds(manifest.fingerprint, encoders, manifest.dense)
 
 
 def _existing(folder: AnyPath, inputs: str, tolerance: float) -> Manifest | None:
@@ -288,9 +292,8 @@ def _existing(folder: AnyPath, inputs: str, tolerance: float) -> Manifest | None
     """
     if not folder.exists():
         return None
-    if (folder / MANIFEST).is_file() and read_manifest_json(folder / MANIFEST).get(
-        "inputs"
-    ) == inputs:
+    path = folder / MANIFEST
+    if path.is_file() and parse_manifest(path, path.read_bytes()).get("inputs") == inputs:
         try:
             manifest = read_manifest(folder)
         except DataError:

@@ -20,17 +20,16 @@ from adaftr_fast.data.dataset.split_file import split_info, write_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import count_values
 from adaftr_fast.data.encode.groups import Groups
-from adaftr_fast.data.memory import DEFAULT, Memory
+from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.prepare.work_folder import WorkFiles
-from adaftr_fast.data.raw.inputs import Layout, TextInput, parquet_inputs, text_inputs
+from adaftr_fast.data.raw.inputs import TextFile, parquet_inputs, text_inputs
 from adaftr_fast.data.raw.source import Inputs, Source, content_digest, data_files, listed
-from adaftr_fast.data.raw.staging import check_staged, stage
+from adaftr_fast.data.raw.staging import TextInput, check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.engines import Advance
 from adaftr_fast.errors import DataError, EngineError
 
-SHA256 = "sha256"  # key of the checksums in a result of encode
 State = list[tuple[str, int, int]]
 VISIBLE_SECONDS = 60.0  # in which a file of another machine must appear on a shared file system
 POLL_SECONDS = 0.5
@@ -48,7 +47,8 @@ class InputFiles:
     @classmethod
     def found(cls, paths: Inputs) -> InputFiles:
         """Returns the files as they are now. Raises DataError if one is missing."""
-        return cls(paths, _state(_files(paths)))
+        found = cls(paths, [])
+        return replace(found, state=found._state_now())
 
     @property
     def size(self) -> int:
@@ -57,15 +57,22 @@ class InputFiles:
 
     def files(self) -> list[AnyPath]:
         """Returns all files, those of a folder in reading order."""
-        return _files(self.paths)
+        return [
+            file for paths in self.paths.values() for path in paths for file in data_files(path)
+        ]
+
+    def _state_now(self) -> State:
+        stats = [(file.name, file.stat()) for file in self.files()]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
     def absolute(self) -> InputFiles:
         """Returns the same files under names for processes with another current folder."""
-        return InputFiles(_absolute(self.paths), self.state)
+        paths = {role: [path.absolute() for path in each] for role, each in self.paths.items()}
+        return InputFiles(paths, self.state)
 
     def check(self) -> None:
         """Raises DataError if a file has changed since this object was created."""
-        if (now := _state(self.files())) != self.state:
+        if (now := self._state_now()) != self.state:
             names = {
                 file[0] for file in now + self.state if now.count(file) != self.state.count(file)
             }
@@ -80,7 +87,7 @@ class InputFiles:
         paths = [path for each in self.paths.values() for path in each]
         for path in paths:
             check_seen(path)
-        if _state(self.files()) != self.state:
+        if self._state_now() != self.state:
             names = listed(map(str, paths))
             raise EngineError(
                 f"node {socket.gethostname()}: {names}: sizes or times differ from those on the "
@@ -104,26 +111,12 @@ def check_seen(path: AnyPath, patience: float = 0.0) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _files(paths: Inputs) -> list[AnyPath]:
-    return [file for each in paths.values() for path in each for file in data_files(path)]
-
-
-def _absolute(paths: Inputs) -> Inputs:
-    return {role: [path.absolute() for path in each] for role, each in paths.items()}
-
-
-def _state(files: list[AnyPath]) -> State:
-    stats = [(file.name, file.stat()) for file in files]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-
-
 @dataclass(frozen=True)
 class Job:
     """What the steps of a run have in common.
 
     Attributes:
-        inputs: the input files.
-        paths: input files by role, or the generated log.
+        inputs: the input files, or the generated log.
         tolerance: share of the rows of a text file that may be bad.
         grows: whether the ids of another prepared folder grow.
         layouts: how each text file is divided.
@@ -134,13 +127,12 @@ class Job:
 
     schema: Schema
     inputs: InputFiles
-    paths: Inputs
     work: WorkFiles
     tolerance: float
     grows: bool
-    layouts: list[Layout]
-    remote: bool = False
-    memory: Memory = DEFAULT
+    layouts: list[TextFile]
+    remote: bool
+    memory: Memory
     blocks: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -153,13 +145,11 @@ class Job:
     def for_workers(self) -> Job:
         """Returns the job for processes with another current folder, on other machines."""
         work = replace(self.work, folder=self.work.folder.absolute())
-        return replace(
-            self, inputs=self.inputs.absolute(), paths=_absolute(self.paths), work=work, remote=True
-        )
+        return replace(self, inputs=self.inputs.absolute(), work=work)
 
     def texts(self) -> list[list[TextInput]]:
         """Returns the text files to stage, in rounds."""
-        return text_inputs(self.schema, self.paths, self.work.staged, self.layouts)
+        return text_inputs(self.schema, self.inputs.paths, self.work.staged, self.layouts)
 
     def check_seen(self) -> None:
         """Raises EngineError if this machine lacks a file that the job needs, or OSError for a
@@ -173,24 +163,24 @@ class Job:
 
     def source(self, shard: Shard = UNSHARDED) -> Source:
         """Returns the rows of a shard, once all text is staged."""
-        paths = parquet_inputs(self.schema, self.paths, self.work.staged)
+        paths = parquet_inputs(self.schema, self.inputs.paths, self.work.staged)
         return Source(
             self.schema,
             paths,
             shard,
             labelled=self.tolerance > 0,
-            named=self.paths,
+            named=self.inputs.paths,
             memory=self.memory,
         )
 
 
-def hash_files(inputs: InputFiles, remote: bool, shard: Shard, advance: Advance) -> dict[str, str]:
-    """Returns the sha256 of the shard's share of the input files, by index of the file."""
+def hash_files(inputs: InputFiles, remote: bool, shard: Shard, advance: Advance) -> list[str]:
+    """Returns the sha256 of the shard's share of the input files."""
     if remote:
         inputs.check_seen()
-    digests = {}
-    for number, path in list(enumerate(inputs.files()))[shard.stride]:
-        digests[str(number)] = content_digest(path)
+    digests = []
+    for path in inputs.files()[shard.stride]:
+        digests.append(content_digest(path))
         advance(path.stat().st_size)
     return digests
 
@@ -203,13 +193,9 @@ def read(number: int, job: Job, shard: Shard, advance: Advance) -> dict[str, int
     blocks = {}
     for text in job.texts()[number]:
         blocks[text.folder.name] = stage(
-            text.path,
-            text.folder,
-            text.parse(),
-            rows=text.rows,
-            header_lines=text.header_lines,
+            text,
+            shard,
             tolerance=job.tolerance,
-            shard=shard,
             check=job.inputs.check,
             advance=advance,
             memory=job.memory,
@@ -224,32 +210,28 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
     values.
 
     Returns:
-        Whether the shard has training rows, and therefore counts of fields; the rows that are in no
-        split, and those that lack a label.
+        The rows that are in no split, and those that lack a label.
     """
     job.check_seen()
     source = job.source(shard)
     counts = count_values(job.fitted, source.scan("train", advance), job.memory)
+    account = source.account()
     with replacing(job.work.counts(shard)) as new, new.open("wb") as file:
-        for of_texts in source.count_texts(job.schema.compared()).values():
+        for of_texts in account.texts.values():
             of_texts.write(file)
-        for each in job.fitted:
-            if each.name in counts:
-                counts[each.name].write(file)
-    if group := job.schema.group:
-        for split in SPLITS:
-            columns = (batch[group] for batch in source.scan(split, only=group))
-            with replacing(job.work.groups(split, shard)) as new:
-                Groups.from_columns(group, columns).write(new)
-    unused = dataclasses.asdict(source.count_unused())
-    unlabelled = dataclasses.asdict(source.count_unlabelled())
+        for of_field in counts.values():
+            of_field.write(file)
+    for split, groups in account.groups.items():
+        with replacing(job.work.groups(split, shard)) as new:
+            groups.write(new)
+    unused = dataclasses.asdict(account.unused)
+    unlabelled = dataclasses.asdict(account.unlabelled)
     job.inputs.check()
-    return {"has_rows": bool(counts), "unused": unused, "unlabelled": unlabelled}
+    return {"unused": unused, "unlabelled": unlabelled}
 
 
 def encode(manifest: Manifest, job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
-    """Writes the shard's file of every split. Returns their ``SplitInfo`` by split, and their
-    checksums by name.
+    """Writes the shard's file of every split. Returns its ``SplitInfo`` and its sha256, by split.
 
     Args:
         manifest: that of the prepared folder, without its splits.
@@ -263,10 +245,12 @@ def encode(manifest: Manifest, job: Job, shard: Shard, advance: Advance) -> dict
             advance(source.count_rows(split))
             continue
         groups = Groups.read(schema.group, [job.work.groups(split)]) if schema.group else None
-        raw = listed(map(str, job.paths[schema.split[split].file]))
+        raw = listed(map(str, job.inputs.paths[schema.split[split].file]))
         rows = source.scan(split, advance)
         write_split(schema, encoders, groups, raw, rows, path, job.inputs.check, job.memory)
-    infos = {split: dataclasses.asdict(split_info(path)) for split, path in paths.items()}
-    digests = {path.name: sha256(path) for path in paths.values()}
+    results = {
+        split: {"info": dataclasses.asdict(split_info(path)), "sha256": sha256(path)}
+        for split, path in paths.items()
+    }
     job.inputs.check()
-    return infos | {SHA256: digests}
+    return results

@@ -23,7 +23,7 @@ import pyarrow.dataset as ds
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.batches import PARQUET
-from adaftr_fast.data.raw.text import TextBlock, castable, parse_block
+from adaftr_fast.data.raw.text import Dialect, TextBlock, castable, parse_block
 
 COMMON = ["common_feature_index", "feature_num", "blob"]
 SKELETON = ["sample_id", "click", "conversion", *COMMON]
@@ -42,10 +42,10 @@ def parse_common(
         fields: fields to read.
         lists: fields of which all tokens are read.
     """
-    block = parse_block(data.translate(MERGE_SEPARATORS), COMMON, ",", quoted=False)
+    block = parse_block(data.translate(MERGE_SEPARATORS), Dialect(COMMON, quoted=False))
     block.convert(COMMON[0], pa.string())
-    features = _features(block, fields, lists)
-    return pa.table({COMMON[0]: block.columns[COMMON[0]]} | features), block.report()
+    _add_features(block, fields, lists)
+    return block.table.select([COMMON[0], *fields]), block.report()
 
 
 def read_common(folder: Path) -> pa.Table:
@@ -72,28 +72,21 @@ def parse_skeleton(
     Returns:
         The labels, the columns to keep and one column per field; and the bad rows.
     """
-    block = parse_block(data.translate(MERGE_SEPARATORS), SKELETON, ",", quoted=False)
+    block = parse_block(data.translate(MERGE_SEPARATORS), Dialect(SKELETON, quoted=False))
     for column in keep:
         block.convert(column, pa.string())
     for label in labels:
         block.require(label)
         block.convert(label, pa.uint8())
     block.convert(COMMON[0], pa.string())
-    features = _features(block, fields, lists)
-    user = pc.index_in(block.columns[COMMON[0]], value_set=one_array(common[COMMON[0]]))
-    features = {field: values.filter(user.is_valid()) for field, values in features.items()}
-    of_user = common.select(list(features)).take(user.drop_null())
-    joined = {
-        field: _filled(values, one_array(of_user[field])) for field, values in features.items()
-    }
-    block.drop(
-        user.is_null().to_numpy(False),
-        "no common features with this index",
-        block.columns[COMMON[0]],
-    )
-    return pa.table(
-        {column: block.columns[column] for column in (*labels, *keep)} | joined
-    ), block.report()
+    _add_features(block, fields, lists)
+    index = block.columns[COMMON[0]]
+    user = pc.index_in(index, value_set=one_array(common[COMMON[0]]))
+    block.drop(user.is_null().to_numpy(False), "no common features with this index", index)
+    of_user = common.select(fields).take(user.drop_null())
+    for field in fields:
+        block.columns[field] = _filled(block.columns[field], one_array(of_user[field]))
+    return block.table.select([*labels, *keep, *fields]), block.report()
 
 
 def _filled(values: pa.Array, others: pa.Array) -> pa.Array:
@@ -103,10 +96,8 @@ def _filled(values: pa.Array, others: pa.Array) -> pa.Array:
     return pc.coalesce(values, others)
 
 
-def _features(
-    block: TextBlock, fields: Sequence[str], lists: Collection[str]
-) -> dict[str, pa.Array]:
-    """Returns the features of each blob by field, and drops rows with a damaged blob.
+def _add_features(block: TextBlock, fields: Sequence[str], lists: Collection[str]) -> None:
+    """Adds the features of each blob as columns by field, and drops rows with a damaged blob.
 
     They are the last tokens, int64 [n], null without any; and lists of all tokens for the fields in
     ``lists``.
@@ -133,21 +124,17 @@ def _features(
     value = feature.filter(pa.array(known)).cast(pa.int64()).to_numpy()
     last = np.full((len(blob), len(fields)), MISSING, np.int64)
     last[row_of, position] = value  # NumPy keeps the last value assigned to a position
-    columns = {}
     for number, field in enumerate(fields):
         if field in lists:
             own = position == number
-            columns[field] = _group_by_row(row_of[own], value[own], len(blob))
+            block.columns[field] = _group_by_row(row_of[own], value[own], len(blob))
         else:
-            columns[field] = pa.array(
-                np.ascontiguousarray(last[:, number]), mask=last[:, number] == MISSING
-            )
+            found = np.ascontiguousarray(last[:, number])
+            block.columns[field] = pa.array(found, mask=found == MISSING)
     damaged = np.zeros(len(blob), bool)
     damaged[row[~fits]] = True
     damaged &= blob.is_valid().to_numpy(zero_copy_only=False)  # a missing blob is not damaged
     block.drop(damaged, "a token is not field, feature and value", blob)
-    kept = pa.array(~damaged)
-    return {field: values.filter(kept) for field, values in columns.items()}
 
 
 def _group_by_row(row: np.ndarray, value: np.ndarray, rows: int) -> pa.Array:
@@ -158,6 +145,5 @@ def _group_by_row(row: np.ndarray, value: np.ndarray, rows: int) -> pa.Array:
 
 def _element(lists: pa.ListArray, position: int) -> pa.Array:
     """Returns element ``position`` of each list [n], null where the list is shorter."""
-    offsets = lists.offsets.to_numpy()
-    short = np.diff(offsets) <= position
-    return lists.values.take(pa.array(offsets[:-1].astype(np.int64) + position, mask=short))
+    found = pc.list_slice(lists, position, position + 1, return_fixed_size_list=True)
+    return found.values

@@ -5,7 +5,7 @@ by line or row.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from adaftr_fast.errors import DataError
@@ -46,9 +46,7 @@ class BadRows:
     blank: int = 0
 
     def __add__(self, other: BadRows) -> BadRows:
-        reasons = dict(self.reasons)
-        for reason, count in other.reasons.items():
-            reasons[reason] = reasons.get(reason, 0) + count
+        reasons = dict(Counter(self.reasons) + Counter(other.reasons))
         examples = (self.examples + other.examples)[:EXAMPLES]
         counted = [each.lines for each in (self, other) if each.lines is not None]
         lines = sum(counted) if counted else None
@@ -125,17 +123,3 @@ def check_share(bad_rows: float) -> None:
     """Raises DataError unless ``bad_rows`` is a share of rows that may be left out."""
     if not 0.0 <= bad_rows < 1.0:
         raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
-
-
-def bad_rows(rows: int, bad: Iterable[BadLine], *, lines: int, blank: int) -> BadRows:
-    """Returns the report of one block with ``rows`` rows. Lines of the block count from 1."""
-    bad = sorted(bad, key=lambda each: each.line)
-    reasons: dict[str, int] = {}
-    for each in bad:
-        reasons[each.reason] = reasons.get(each.reason, 0) + 1
-    examples = []
-    for each in bad[:EXAMPLES]:
-        # a missing value may be written as one of several words
-        text = f": {each.text[:TEXT]!r}" if each.text else ""
-        examples.append(f"{each.line}: {each.reason}{text}")
-    return BadRows(rows, len(bad), reasons, examples, lines, blank)

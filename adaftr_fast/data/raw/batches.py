@@ -75,13 +75,16 @@ def count_rows(
     all rows.
     """
     if where is None:  # for which Arrow 26 counts all rows of a file for each of its row groups
-        return sum(
-            group.num_rows for fragment in dataset.get_fragments() for group in fragment.row_groups
-        )
+        return sum(map(fragment_rows, dataset.get_fragments()))
     return sum(
         table.num_rows
         for table in read_tables(dataset, names, {"meets": where}, where, read, memory)
     )
+
+
+def fragment_rows(fragment: ds.ParquetFileFragment) -> int:
+    """Returns the number of rows of the row groups of a fragment."""
+    return sum(group.num_rows for group in fragment.row_groups)
 
 
 def coalesced(

@@ -36,18 +36,18 @@ MARKS = (
 )
 """Marks of thousands and of decimals that are tried."""
 DAYS = (
-    *(
-        "%d/%m/%Y",
-        "%m/%d/%Y",
-        "%d-%m-%Y",
-        "%m-%d-%Y",
-        "%d.%m.%Y",
-        "%Y-%m-%d",
-        "%Y/%m/%d",
-        "%d %b %Y",
-        "%b %d, %Y",
-    ),
-    *("%d/%m/%y", "%m/%d/%y", "%d.%m.%y"),
+    "%d/%m/%Y",
+    "%m/%d/%Y",
+    "%d-%m-%Y",
+    "%m-%d-%Y",
+    "%d.%m.%Y",
+    "%Y-%m-%d",
+    "%Y/%m/%d",
+    "%d %b %Y",
+    "%b %d, %Y",
+    "%d/%m/%y",
+    "%m/%d/%y",
+    "%d.%m.%y",
 )
 CLOCKS = ("", " %H:%M", " %H:%M:%S", "T%H:%M", "T%H:%M:%S", " %I:%M %p", " %I:%M:%S %p")
 DATES = tuple(map("".join, product(DAYS, CLOCKS)))
@@ -67,29 +67,35 @@ def infer_format(columns: Mapping[str, pa.Array], delimiter: str, given: TextFor
     words = {
         word for texts in distinct.values() for word in texts if word.strip().lower() in MISSING
     }
-    rest = {name: texts - words for name, texts in distinct.items()}
-    fits = {name: _fitting(texts, delimiter) for name, texts in rest.items() if texts}
+    # the marks with which all other values of a column are numbers
+    fits = {
+        name: [each for each in _possible(delimiter) if all(map(_number(*each).fullmatch, rest))]
+        for name, texts in distinct.items()
+        if (rest := texts - words)
+    }
     form = given
     if (given.thousands, given.decimal) == PLAIN:
-        thousands, decimal = _marks({name: rest[name] for name, each in fits.items() if each}, fits)
+        numbers = {name: distinct[name] - words for name, each in fits.items() if each}
+        thousands, decimal = _marks(numbers, fits)
         form = replace(form, thousands=thousands, decimal=decimal)
     if not given.null:
-        numbers = [name for name, each in fits.items() if (form.thousands, form.decimal) in each]
-        found = {word for name in numbers for word in distinct[name] & words} | (words & {DUMPED})
+        found = words & {DUMPED}
+        for name, each in fits.items():
+            if (form.thousands, form.decimal) in each:
+                found |= distinct[name] & words
         form = replace(form, null=tuple(sorted(found)))
     return form
 
 
-def _fitting(texts: Iterable[str], delimiter: str) -> list[tuple[str, str]]:
-    """Returns the marks with which all texts are numbers.
+def _possible(delimiter: str) -> list[tuple[str, str]]:
+    """Returns the marks that the values of columns may have.
 
     A decimal comma needs columns that no comma separates. Where nothing separates them, as in
     parquet, it also needs a mark of thousands: values such as "12,3" may be lists.
     """
-    marks = [
+    return [
         each for each in MARKS if each[1] == "." or (delimiter != "," and (delimiter or each[0]))
     ]
-    return [each for each in marks if all(map(_number(*each).fullmatch, texts))]
 
 
 @cache
@@ -119,20 +125,13 @@ def _marks(
         fits: those marks.
     """
     marked = [name for name in texts if PLAIN not in fits[name]]
-    common = [each for each in MARKS if all(each in fits[name] for name in texts)]
     if not marked:
         return PLAIN
-    if (
-        common
-        and common[0][0]
-        and not any(_has_numbers(texts[name], *common[0]) for name in marked)
-    ):
+    common = [each for each in MARKS if all(each in fits[name] for name in texts)]
+    has_groups = bool(common and common[0][0])
+    if has_groups and not any(_has_numbers(texts[name], *common[0]) for name in marked):
         common = []
-    values = [
-        _values(texts, TextFormat(thousands=thousands, decimal=decimal))
-        for thousands, decimal in common
-    ]
-    if not common or any(each != values[0] for each in values):
+    if not common or any(_values(texts, each) != _values(texts, common[0]) for each in common[1:]):
         shown = ", ".join(f"{name} ({min(texts[name])!r})" for name in marked)
         how = "--thousands and --decimal (in Python thousands=, decimal=) say what the marks mean"
         warnings.warn(
@@ -143,12 +142,11 @@ def _marks(
     return common[0]
 
 
-def _values(texts: Mapping[str, set[str]], form: TextFormat) -> dict[str, list[float]]:
-    arrays = {name: pa.array(sorted(each), pa.string()) for name, each in texts.items()}
-    return {
-        name: plain_numbers(each, form).cast(pa.float64()).to_pylist()
-        for name, each in arrays.items()
-    }
+def _values(texts: Mapping[str, set[str]], marks: tuple[str, str]) -> list[list[float]]:
+    """Returns the numbers of all columns, as they are with some marks."""
+    form = TextFormat(thousands=marks[0], decimal=marks[1])
+    arrays = [pa.array(sorted(each), pa.string()) for each in texts.values()]
+    return [plain_numbers(each, form).cast(pa.float64()).to_pylist() for each in arrays]
 
 
 def infer_dates(name: str, values: pa.Array) -> tuple[str, ...]:
@@ -160,12 +158,17 @@ def infer_dates(name: str, values: pa.Array) -> tuple[str, ...]:
     rest = pc.unique(values.drop_null())
     found: list[str] = []
     while len(rest):
-        fits = {form: _times(rest, form).is_valid() for form in DATES}
+        fits = {}
+        for form in DATES:
+            read = times(rest, TextFormat(dates=(form,)), pa.timestamp("us"))
+            # a form with a year of four digits reads also one of two
+            fits[form] = pc.and_(read.is_valid(), pc.greater(pc.year(read), 999)).fill_null(False)
         best = max(DATES, key=lambda form: fits[form].true_count)
         if not fits[best].true_count:
             return ()
         others = [form for form in DATES if form != best and fits[form].equals(fits[best])]
-        others += [form for form in found if _order(form) == _order(best)]
+        # the other order of day and month
+        others += [form for form in found if form.replace("%m", "%d") == best.replace("%m", "%d")]
         if others:
             example = rest.filter(fits[best])[0].as_py()
             forms = " or ".join(map(repr, sorted([best, *others])))
@@ -174,14 +177,3 @@ def infer_dates(name: str, values: pa.Array) -> tuple[str, ...]:
         found.append(best)
         rest = rest.filter(pc.invert(fits[best]))
     return tuple(found)
-
-
-def _times(values: pa.Array, form: str) -> pa.Array:
-    """Returns times; null also where a form with a year of four digits has read one of two."""
-    found = times(values, TextFormat(dates=(form,)), pa.timestamp("us"))
-    return pc.if_else(pc.greater(pc.year(found), 999), found, None)
-
-
-def _order(form: str) -> str:
-    """Returns a form without the order of its day and month."""
-    return form.replace("%m", "%d")

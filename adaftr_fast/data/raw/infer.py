@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -17,16 +17,17 @@ from adaftr_fast._files import AnyPath
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import holds_text, plain_numbers, without_empty, without_words
 from adaftr_fast.data.raw.formats import infer_dates, infer_format
-from adaftr_fast.data.raw.inputs import Layout, first_with_rows, is_text, read_layout, text_files
-from adaftr_fast.data.raw.source import (
+from adaftr_fast.data.raw.inputs import (
     SAMPLE_ROWS,
-    check_columns,
-    first_rows,
-    open_dataset,
-    reading,
+    InputFile,
+    TextFile,
+    first_with_rows,
+    open_input,
+    text_files,
 )
-from adaftr_fast.data.raw.tables import shown
-from adaftr_fast.data.raw.text import TextBlock, are_numbers, find_types
+from adaftr_fast.data.raw.source import check_columns, reading_input
+from adaftr_fast.data.raw.tables import is_list, shown
+from adaftr_fast.data.raw.text import are_numbers, typed
 from adaftr_fast.data.raw.times import check_times, unsorted_times
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 from adaftr_fast.errors import DataError
@@ -96,154 +97,119 @@ def infer_schema(
     """
     files = [file for each in inputs for file in text_files(each)]
     path = first_with_rows(files)
-    with reading(path, "not readable"):
-        first = _First.read(path, text, {*labels, *ignore, *hash}, {*multi}, time)
-    columns = first.types
+    with reading_input([path], "not readable"):
+        file, columns = _types(open_input(path, text), {*labels, *ignore, *hash}, {*multi}, time)
     roles = (each for each in (group, time, weight) if each)
     check_columns(path, columns.names, [*labels, *ignore, *multi, *dense, *hash, *roles])
-    first = first.with_dates(time) if time else first
+    file = _with_dates(file, columns, time) if time else file
     not_fields = {*labels, *ignore, time, weight}
     fields = {each.name: _field(each.type) for each in columns if each.name not in not_fields}
-    _check_multi(path, columns, fields, multi)
     flat = [name for name, field in fields.items() if isinstance(field, str) or name in multi]
-    sample = first.sample(flat)
-    if ids := _ids(
-        sample,
-        first.form,
-        [name for name in flat if fields[name] == "numeric" and not multi.get(name)],
-    ):
+    sample = _sample(file, flat)
+    numeric = [name for name in flat if fields[name] == "numeric" and not multi.get(name)]
+    if ids := _ids(sample, file.form, numeric):
         fields |= dict.fromkeys(ids, "categorical")
         named = "; ".join(f"{name} ({reason})" for name, reason in ids.items())
         warnings.warn(f"{shown(path)}: read as ids, not as numbers: {named}", stacklevel=2)
+    for name in multi:
+        if name not in fields:
+            raise DataError(
+                f"{path}: multi: {name!r} is not a field: it is a label, the time, the weight, or "
+                "left out"
+            )
     texts = [each.name for each in columns if holds_text(each.type) and each.name in fields]
-    fields |= _lists(first, sample, [name for name in texts if name != group], multi)
+    fields |= _lists(file, sample, [name for name in texts if name != group], multi)
     fields |= dict.fromkeys(dense, "dense")
     fields |= {name: {"kind": "categorical", "hashed": ids} for name, ids in hash.items()}
-    source: dict[str, Any] = {
+    left_out = [name for name in dict.fromkeys([*ignore, *fields]) if not fields.get(name)]
+    source = {
         "name": path.name.split(".")[0],
         "labels": {label: label for label in labels},
+        "group": group or None,
+        "weight": weight or None,
+        "ignore": left_out or None,
+        "funnel": None if funnel is None else list(funnel),
+        "defaults": None if min_count is None else {"min_count": min_count},
+        "text": _written(file.form) or None,
+        "split": _by_time(time) if time else _by_hash(group),
+        "fields": {name: field for name, field in fields.items() if field},
     }
-    source |= {key: value for key, value in (("group", group), ("weight", weight)) if value}
-    left_out = [name for name in dict.fromkeys([*ignore, *fields]) if not fields.get(name)]
-    source |= {"ignore": left_out} if left_out else {}
-    source |= {} if funnel is None else {"funnel": list(funnel)}
-    source |= {} if min_count is None else {"defaults": {"min_count": min_count}}
-    source |= {"text": first.written()} if first.written() else {}
-    source["split"] = _by_time(time) if time else _by_hash(group)
-    return source | {"fields": {name: field for name, field in fields.items() if field}}
+    return {key: value for key, value in source.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class _First:
-    """The first input, whose first rows tell how all are read.
+def _types(
+    file: InputFile, not_fields: set[str], multi: set[str], time: str | None
+) -> tuple[InputFile, pa.Schema]:
+    """Returns the file with how its text holds values, as its first rows tell it, and the types of
+    its columns.
 
-    Attributes:
-        types: the columns. Those of text have the types of their first rows, but for the times of
-            parquet.
-        form: how text holds values.
-        layout: how a text file is divided; None for parquet.
+    Columns of text have the types of their first rows, but for those of ``not_fields`` and for the
+    times of parquet.
     """
-
-    path: AnyPath
-    types: pa.Schema
-    form: TextFormat
-    layout: Layout | None
-
-    @classmethod
-    def read(
-        cls,
-        path: AnyPath,
-        given: TextFormat,
-        not_fields: set[str],
-        multi: set[str],
-        time: str | None,
-    ) -> _First:
-        layout = read_layout(path, given) if is_text(path) else None
-        if layout:
-            form, delimiter = layout.form, layout.delimiter
-            texts = _block(layout, path, layout.names).columns
-            types = pa.schema(dict.fromkeys(texts, pa.string()))
-        else:
-            form, delimiter = replace(given, line_ends=False), ""
-            types = open_dataset(path).schema
-            unread = {*not_fields, time}
-            names = [
-                each.name for each in types if holds_text(each.type) and each.name not in unread
-            ]
-            rows = _valid(first_rows(path, names))
-            texts = {name: without_empty(one_array(rows[name])) for name in names}
-        values = {name: column for name, column in texts.items() if name not in not_fields | multi}
-        form = infer_format(values, delimiter, form)
-        found = {each.name: each for each in find_types(texts, form)} if texts else {}
-        plain = [name for name in values if form.thousands and pa.types.is_string(found[name].type)]
-        marked = [name for name in plain if are_numbers(without_words(values[name], form), form)]
-        found |= {name: pa.field(name, pa.float64()) for name in marked}
-        types = pa.schema([found.get(each.name, each) for each in types])
-        if form.thousands and not given.thousands:
-            how = (
-                "--thousands, --decimal and --multi (in Python thousands=, decimal=, multi=) say "
-                "otherwise"
-            )
-            named = f"{', '.join(marked)}: read as numbers with thousands {form.thousands!r}"
-            warnings.warn(f"{shown(path)}: {named}; {how}", stacklevel=4)
-        return cls(path, types, form, layout and replace(layout, form=form))
-
-    def with_dates(self, time: str) -> _First:
-        """Returns the same with the forms of a column of times, if it is text that does not sort by
-        time.
-
-        Raises:
-            DataError: the text has no form of times, or one in which day and month cannot be told
-                apart.
-        """
-        if self.form.dates or not holds_text(self.types.field(time).type):
-            return self
-        values = without_words(one_array(self.sample([time])[time]).cast(pa.string()), self.form)
-        if not unsorted_times(values):
-            return self
-        form = replace(self.form, dates=infer_dates(f"{self.path}: time {time}", values))
-        if not form.dates:
-            check_times(self.path, time, values)
-        return replace(self, form=form, layout=self.layout and replace(self.layout, form=form))
-
-    def sample(self, columns: list[str]) -> pa.Table:
-        """Returns the first rows of columns, those of a text file as they are written."""
-        with reading(self.path, "not readable"):
-            if self.layout is None:
-                return _valid(first_rows(self.path, columns))
-            return _block(self.layout, self.path, columns).table.slice(0, SAMPLE_ROWS)
-
-    def written(self) -> dict[str, Any]:
-        """Returns the table ``text`` of a schema file: what differs from the default."""
-        form = asdict(self.form)
-        default = asdict(TextFormat(line_ends=False))
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in form.items()
-            if value != default[key]
-        }
+    is_text, given = isinstance(file, TextFile), file.form
+    unread = not_fields if is_text else {*not_fields, time}
+    names = [each.name for each in file.types if holds_text(each.type) and each.name not in unread]
+    rows = file.first(names)
+    texts = {name: one_array(rows[name]) for name in names}
+    if not is_text:
+        texts = {name: without_empty(values) for name, values in texts.items()}
+    values = {name: column for name, column in texts.items() if name not in multi}
+    form = infer_format(values, file.delimiter, given)
+    found = {each.name: each for each in typed(pa.table(texts), form).schema} if texts else {}
+    plain = [name for name in values if form.thousands and pa.types.is_string(found[name].type)]
+    marked = [name for name in plain if are_numbers(without_words(values[name], form), form)]
+    found |= {name: pa.field(name, pa.float64()) for name in marked}
+    if form.thousands and not given.thousands:
+        how = (
+            "--thousands, --decimal and --multi (in Python thousands=, decimal=, multi=) say "
+            "otherwise"
+        )
+        named = f"{', '.join(marked)}: read as numbers with thousands {form.thousands!r}"
+        warnings.warn(f"{shown(file.path)}: {named}; {how}", stacklevel=4)
+    types = pa.schema([found.get(each.name, each) for each in file.types])
+    return replace(file, form=form), types
 
 
-def _block(layout: Layout, path: AnyPath, texts: Sequence[str]) -> TextBlock:
-    """Returns the first rows of a text file, without those that are not UTF-8 in columns of
-    ``texts``.
+def _with_dates(file: InputFile, types: pa.Schema, time: str) -> InputFile:
+    """Returns the file with the forms of a column of times, if it is text that does not sort by
+    time.
+
+    Raises:
+        DataError: the text has no form of times, or one in which day and month cannot be told
+            apart.
     """
-    block = layout.block(layout.first(path))
-    for name in texts:
-        block.convert(name, pa.string())
-    return block
+    if file.form.dates or not holds_text(types.field(time).type):
+        return file
+    values = without_words(one_array(_sample(file, [time])[time]).cast(pa.string()), file.form)
+    if not unsorted_times(values):
+        return file
+    dates = infer_dates(f"{file.path}: time {time}", values)
+    if not dates:
+        check_times(file.path, time, values)
+    return replace(file, form=replace(file.form, dates=dates))
 
 
-def _valid(rows: pa.Table) -> pa.Table:
-    rows.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
-    return rows
+def _sample(file: InputFile, columns: list[str]) -> pa.Table:
+    """Returns the first rows of columns, those of a text file as they are written."""
+    with reading_input([file.path], "not readable"):
+        return file.first(columns).slice(0, SAMPLE_ROWS)
+
+
+def _written(form: TextFormat) -> dict[str, Any]:
+    """Returns the table ``text`` of a schema file: what differs from the default."""
+    default = asdict(TextFormat(line_ends=False))
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in asdict(form).items()
+        if value != default[key]
+    }
 
 
 def _field(kind: pa.DataType) -> Any:
     """Returns how a column is read; None if it is left out."""
     if pa.types.is_temporal(kind):
         return None
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         return {"kind": "categorical", "tokens": "all"}
     return "numeric" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "categorical"
 
@@ -285,28 +251,8 @@ def _ids(rows: pa.Table, form: TextFormat, columns: list[str]) -> dict[str, str]
     return found
 
 
-def _check_multi(
-    path: AnyPath, schema: pa.Schema, fields: Mapping[str, Any], multi: Mapping[str, str]
-) -> None:
-    for name, separator in multi.items():
-        if not isinstance(separator, str):
-            raise DataError(
-                f"multi: {name}: expected a separator, or '' for one value, got {separator!r}"
-            )
-        if name not in fields:
-            raise DataError(
-                f"{path}: multi: {name!r} is not a field: it is a label, the time, the weight, or "
-                "left out"
-            )
-        if isinstance(fields[name], dict):
-            raise DataError(
-                f"{path}: multi: {name}: expected a column of text, got lists "
-                f"({schema.field(name).type})"
-            )
-
-
 def _lists(
-    first: _First, rows: pa.Table, texts: Sequence[str], multi: Mapping[str, str]
+    file: InputFile, rows: pa.Table, texts: Sequence[str], multi: Mapping[str, str]
 ) -> dict[str, Any]:
     """Returns the fields of text that holds lists: those of ``multi``, and those of ``texts`` whose
     first rows show it.
@@ -314,39 +260,37 @@ def _lists(
     Args:
         rows: the first rows of all fields.
     """
-    path, delimiter = first.path, first.layout.delimiter if first.layout else ""
+    path = file.path
     fields: dict[str, Any] = {}
     for name in dict.fromkeys([*texts, *multi]):
-        values = _texts(path, name, rows[name])
-        separator = multi[name] if name in multi else find_separator(values)
-        if name not in multi and separator:
-            how = f"--multi {name}= (in Python multi={{{name!r}: ''}}) reads it as one value"
-            warnings.warn(
-                f"{shown(path)}: {name}: read as lists separated by {separator!r}; {how}",
-                stacklevel=3,
+        separator = multi.get(name)
+        if not isinstance(separator, str | None):
+            raise DataError(
+                f"multi: {name}: expected a separator, or '' for one value, got {separator!r}"
             )
+        try:
+            values = rows[name].cast(pa.string())
+        except pa.ArrowException as error:
+            expected = f"expected a column of text, got {rows[name].type}"
+            raise DataError(f"{path}: multi: {name}: {expected}") from error
+        warning = ""
+        if separator is None:
+            separator = find_separator(values)
+            how = f"--multi {name}= (in Python multi={{{name!r}: ''}}) reads it as one value"
+            if separator:
+                warning = f"{name}: read as lists separated by {separator!r}; {how}"
         elif separator and not pc.any(pc.match_substring(values, separator)).as_py():
-            if separator == delimiter:
+            if separator == file.delimiter:
                 raise DataError(
                     f"{path}: multi: {name}: {separator!r} separates the columns, and no value "
                     "holds it"
                 )
-            warnings.warn(
-                f"{shown(path)}: multi: {name}: none of the first values holds {separator!r}",
-                stacklevel=3,
-            )
+            warning = f"multi: {name}: none of the first values holds {separator!r}"
+        if warning:
+            warnings.warn(f"{shown(path)}: {warning}", stacklevel=3)
         if separator:
             fields[name] = {"kind": "categorical", "tokens": "all", "separator": separator}
     return fields
-
-
-def _texts(path: AnyPath, name: str, values: pa.ChunkedArray) -> pa.ChunkedArray:
-    try:
-        return values.cast(pa.string())
-    except pa.ArrowException as error:
-        raise DataError(
-            f"{path}: multi: {name}: expected a column of text, got {values.type}"
-        ) from error
 
 
 def _by_hash(group: str | None) -> dict[str, Any]:
@@ -381,17 +325,16 @@ def find_separator(values: pa.ChunkedArray) -> str | None:
     for mark in MARKS:
         share = pc.mean(pc.match_substring(values, mark)).as_py()  # None without values
         if share is not None and share >= SHARE:
-            texts = pc.unique(values).to_pylist()
+            texts = pc.unique(values)
+            count = pc.count_substring(texts, mark)
             separator = next(
-                each for each in (f" {mark} ", f"{mark} ", mark) if _same_count(texts, mark, each)
+                each
+                for each in (f" {mark} ", f"{mark} ", mark)
+                if pc.count_substring(texts, each).equals(count)
             )
-            if _are_lists(texts, separator):
+            if _are_lists(texts.to_pylist(), separator):
                 return separator
     return None
-
-
-def _same_count(texts: list[str], mark: str, separator: str) -> bool:
-    return all(text.count(mark) == text.count(separator) for text in texts)
 
 
 def _are_lists(texts: list[str], separator: str) -> bool:

@@ -1,30 +1,44 @@
-"""Provides every input as parquet: text is staged, Ali-CCP's raw files are joined, parquet is read
-in place.
+"""Opens inputs, and provides every one as parquet: text is staged, Ali-CCP's raw files are joined,
+parquet is read in place.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path, PurePath
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 from adaftr_fast._files import AnyPath
+from adaftr_fast.data.memory import DEFAULT, GB, Memory, encoding
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import TEXT, BadRows
-from adaftr_fast.data.raw.source import Inputs, check_columns, data_files, os_error, reading
+from adaftr_fast.data.raw.batches import coalesced, read_tables
+from adaftr_fast.data.raw.source import (
+    Inputs,
+    check_columns,
+    check_files,
+    data_files,
+    open_dataset,
+    reading_input,
+)
 from adaftr_fast.data.raw.staging import (
     COMPRESSIONS,
     LINE_END,
+    PARSED,
     Parse,
     RowDivider,
+    TextInput,
     blocks,
+    lines_of_file,
     text_stream,
 )
-from adaftr_fast.data.raw.text import KEPT, OPEN_LINE, TextBlock, parse_block, whole_rows
+from adaftr_fast.data.raw.text import KEPT, OPEN_LINE, Dialect, parse_block
 from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.parse import COMMON
 from adaftr_fast.data.schema.types import Schema, TextFormat
@@ -32,85 +46,9 @@ from adaftr_fast.errors import DataError
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 SAMPLE_BYTES = 2 << 20  # first lines of text that tell its layout and its types
+SAMPLE_ROWS = 10_000  # first rows of a log, which tell how it is read
+SAMPLE = Memory(GB)  # bounds them whatever the bound of the process is, on which no result depends
 DELIMITERS = ",\t;|"  # the delimiter is the one that occurs most often in the header
-
-
-@dataclass(frozen=True)
-class TextInput:
-    """A text file to be staged as parquet.
-
-    Attributes:
-        folder: folder of the staged blocks.
-        parse: returns the function that parses a block.
-        rows: divides text into rows where values may hold line ends.
-    """
-
-    path: AnyPath
-    folder: Path
-    parse: Callable[[], Parse]
-    header_lines: int
-    rows: RowDivider | None = None
-
-
-def read_layouts(schema: Schema, paths: Inputs, work: Path) -> list[Layout]:
-    """Returns how each text file is divided, in the order of ``text_inputs``; [] for Ali-CCP's.
-
-    Raises:
-        DataError: a header is unreadable or a column is missing.
-    """
-    layouts = []
-    for path, _ in _texts(schema, paths, work):
-        layouts.append(read_layout(path, schema.text))
-        check_columns(path, layouts[-1].names, column_types(schema), schema)
-    return layouts
-
-
-def text_inputs(
-    schema: Schema, paths: Inputs, work: Path, layouts: Sequence[Layout]
-) -> list[list[TextInput]]:
-    """Returns the text files to stage in ``work``, in rounds. A round may read what earlier rounds
-    staged.
-
-    Args:
-        layouts: those of ``read_layouts``.
-    """
-    if schema.format:
-        return _aliccp(schema, paths, work)
-    texts = [
-        _delimited(schema, *text, layout)
-        for text, layout in zip(_texts(schema, paths, work), layouts)
-    ]
-    return [texts] if texts else []
-
-
-def _texts(schema: Schema, paths: Inputs, work: Path) -> list[tuple[AnyPath, Path]]:
-    """Returns the files of delimited text, each with the folder in ``work`` for its rows."""
-    staged = (
-        []
-        if schema.format
-        else [each for role in paths for each in _staged(work, role, paths[role])]
-    )
-    return [(path, folder) for path, folder in staged if folder is not None]
-
-
-def parquet_inputs(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[AnyPath]]:
-    """Returns parquet files and folders per role, once all text files are staged in ``work``."""
-    if schema.format:
-        return {role: [work / role] for role in paths if not role.startswith(COMMON)}
-    return {
-        role: [folder or path for path, folder in _staged(work, role, each)]
-        for role, each in paths.items()
-    }
-
-
-def _staged(work: Path, role: str, paths: Sequence[AnyPath]) -> list[tuple[AnyPath, Path | None]]:
-    """Returns the inputs of a role, each text file with the folder in ``work`` that holds its rows
-    as parquet.
-    """
-    inputs = [file for path in paths for file in text_files(path)]
-    return [
-        (path, work / f"{role}-{n:05d}" if is_text(path) else None) for n, path in enumerate(inputs)
-    ]
 
 
 def text_files(path: AnyPath) -> list[AnyPath]:
@@ -136,69 +74,78 @@ def is_text(path: AnyPath) -> bool:
     return (name.with_suffix("") if name.suffix in COMPRESSIONS else name).suffix in TEXT_SUFFIXES
 
 
-def _aliccp(schema: Schema, paths: Inputs, work: Path) -> list[list[TextInput]]:
-    fields = field_columns(schema)
-    fields += [schema.group] if schema.group and schema.group not in fields else []
-    lists = list_columns(schema)
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of a file that are not yet parsed. Chunks can be parsed in any thread.
 
-    def parse(role: str) -> Parse:
-        if role.startswith(COMMON):
-            return partial(aliccp.parse_common, fields=fields, lists=lists)
-        common = aliccp.read_common(work / (COMMON + role))
-        return partial(aliccp.parse_skeleton, fields=fields, common=common, lists=lists)
+    Attributes:
+        parse: returns the rows, and the bad ones with lines counted from 1.
+        first_line: number of lines of the file before the chunk.
+        size: approximate share of the file in bytes.
+        memory: approximate bytes of memory that it takes to parse and encode.
+    """
 
-    texts = {
-        role: TextInput(path, work / role, partial(parse, role), header_lines=0)
-        for role, (path,) in paths.items()
-    }
-    common = [text for role, text in texts.items() if role.startswith(COMMON)]
-    return [common, [text for text in texts.values() if text not in common]]
-
-
-def field_columns(schema: Schema) -> list[str]:
-    """Returns every column that fields read, without duplicates."""
-    return list(dict.fromkeys(column for field in schema.features for column in field.columns))
-
-
-def list_columns(schema: Schema) -> list[str]:
-    """Returns the multi-valued columns that fields read."""
-    return sorted({column for field in schema.fields if field.tokens for column in field.columns})
-
-
-def _delimited(schema: Schema, path: AnyPath, folder: Path, layout: Layout) -> TextInput:
-    labels = [label.column for label in schema.labels if label.column is not None]
-    parse = partial(layout.parse, types=column_types(schema), labels=labels)
-    return TextInput(path, folder, lambda: parse, header_lines=1, rows=layout.rows)
+    path: AnyPath
+    parse: Callable[[], tuple[pa.Table, BadRows]]
+    first_line: int
+    size: int
+    memory: int
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a text file is divided into rows and values.
+class _File:
+    """An input.
 
     Attributes:
-        names: the columns, in the order of the file.
-        form: how the text holds values; ``line_ends`` is known.
+        form: how text holds values; ``line_ends`` is known.
     """
 
-    names: list[str]
-    delimiter: str
+    path: AnyPath
     form: TextFormat
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, or of all files of a folder."""
+        return sum(file.stat().st_size for file in data_files(self.path))
+
+
+@dataclass(frozen=True)
+class TextFile(_File):
+    """A file of delimited text.
+
+    Attributes:
+        dialect: how it is divided into rows and values.
+    """
+
+    dialect: Dialect
+
+    @property
+    def delimiter(self) -> str:
+        """What separates the columns."""
+        return self.dialect.delimiter
+
+    @property
+    def types(self) -> pa.Schema:
+        """The types of the columns as they are written."""
+        return pa.schema(dict.fromkeys(self.dialect.names, pa.string()))
 
     @property
     def rows(self) -> RowDivider | None:
         """The function that divides text into rows where values may hold line ends, else None."""
-        if not self.form.line_ends:
-            return None
-        return partial(whole_rows, delimiter=self.delimiter, columns=len(self.names))
+        return self.dialect.whole_rows if self.form.line_ends else None
 
-    def block(self, data: bytes, keep: Sequence[str] = ()) -> TextBlock:
-        """Parses lines without a header."""
-        return parse_block(data, self.names, self.delimiter, self.form, keep=keep)
+    def check(self, columns: Iterable[str]) -> None:
+        """Raises DataError if a column is missing."""
+        check_columns(self.path, self.dialect.names, columns)
 
-    def first(self, path: AnyPath) -> bytes:
-        """Returns the first lines of a file below its header, as ``block`` reads them."""
-        lines = first_lines(path)
-        return self.rows(lines, last=False)[0] if self.rows else lines
+    def first(self, columns: Sequence[str]) -> pa.Table:
+        """Returns columns of the first rows as text, without rows that are not UTF-8 there."""
+        lines = first_lines(self.path)
+        lines = self.rows(lines, False)[0] if self.rows else lines
+        block = parse_block(lines, self.dialect, self.form)
+        for name in columns:
+            block.convert(name, pa.string())
+        return block.table.select(columns)
 
     def parse(
         self,
@@ -207,22 +154,103 @@ class Layout:
         labels: Sequence[str] = (),
         keep: Sequence[str] = (),
     ) -> tuple[pa.Table, BadRows]:
-        """Parses lines without a header to the columns of ``types``, and those of ``keep`` as
-        ``parse_block`` does.
+        """Parses lines without a header to the columns of ``types``, and those of ``keep`` as they
+        are written (``TextBlock.keep``).
 
         Rows without a label are bad.
         """
-        types = {**types, **{KEPT + column: pa.string() for column in keep}}
-        block = self.block(data, keep)
+        block = parse_block(data, self.dialect, self.form)
+        for column in keep:
+            block.keep(column)
         for column, type_ in types.items():
             if column in labels:
                 block.convert_label(column)
             else:
                 block.convert(column, type_)
-        return pa.table({column: block.columns[column] for column in types}), block.report()
+        columns = [*types, *(KEPT + column for column in keep)]
+        return block.table.select(columns), block.report()
+
+    def chunks(
+        self, types: Mapping[str, pa.DataType], keep: Sequence[str] = (), memory: Memory = DEFAULT
+    ) -> Iterator[Chunk]:
+        """Yields the rows, which have these columns once they are parsed (``parse``)."""
+        parse = partial(self.parse, types=types, keep=keep)
+        return text_chunks(self.path, parse, header_lines=1, rows=self.rows)
 
 
-def read_layout(path: AnyPath, form: TextFormat) -> Layout:
+@dataclass(frozen=True)
+class ParquetFile(_File):
+    """A file of parquet, or a folder of such files.
+
+    Attributes:
+        dataset: the rows.
+        delimiter: of the columns: nothing separates them.
+    """
+
+    dataset: ds.Dataset
+    delimiter: str = ""
+
+    @property
+    def types(self) -> pa.Schema:
+        """The types of the columns."""
+        return self.dataset.schema
+
+    def check(self, columns: Iterable[str]) -> None:
+        """Raises DataError if a column is missing, or files differ in it."""
+        check_columns(self.path, self.types.names, columns)
+        with reading_input([self.path], "cannot be read"):
+            check_files(self.dataset, columns)
+
+    def first(self, columns: Sequence[str]) -> pa.Table:
+        """Returns columns of the first ``SAMPLE_ROWS`` rows, fewer of wide ones.
+
+        Raises one of ``READ_ERRORS``.
+        """
+        tables = [self.types.empty_table().select(columns)]
+        rows = size = 0
+        for table in read_tables(self.dataset, columns, memory=SAMPLE) if columns else ():
+            tables.append(table)
+            rows += table.num_rows
+            size += table.nbytes
+            if rows >= SAMPLE_ROWS or size >= SAMPLE.batch:
+                break
+        found = pa.concat_tables(tables).slice(0, SAMPLE_ROWS)
+        found.validate(full=True)  # parquet of other programs may hold text that is not UTF-8
+        return found
+
+    def chunks(
+        self, types: Mapping[str, pa.DataType], keep: Sequence[str] = (), memory: Memory = DEFAULT
+    ) -> Iterator[Chunk]:
+        """Yields the rows with the columns of ``types``, in their own types, and of ``keep``."""
+        with reading_input([self.path], "cannot be read"):
+            rows, size = max(1, self.dataset.count_rows()), self.size
+            tables = read_tables(self.dataset, [*types, *keep], memory=memory)
+            for batch in coalesced(tables, memory):
+                batch.validate(full=True)
+                yield self._chunk(batch, size * batch.num_rows // rows)
+
+    def _chunk(self, batch: pa.RecordBatch, size: int) -> Chunk:
+        rows = pa.Table.from_batches([batch]), BadRows(rows=batch.num_rows)
+        return Chunk(self.path, lambda: rows, 0, size, encoding(batch))
+
+
+InputFile = TextFile | ParquetFile
+
+
+def open_input(path: AnyPath, form: TextFormat) -> InputFile:
+    """Opens a text file, or parquet.
+
+    Raises:
+        DataError: a text file cannot be read, or its first line is not a header of distinct column
+            names.
+        One of ``READ_ERRORS``: another file is not parquet.
+    """
+    if not is_text(path):
+        return ParquetFile(path, replace(form, line_ends=False), open_dataset(path))
+    return read_layout(path, form)
+
+
+def read_layout(path: AnyPath, form: TextFormat) -> TextFile:
     """Reads how a text file is divided: its header, and from its first lines whether values hold
     line ends.
 
@@ -231,25 +259,41 @@ def read_layout(path: AnyPath, form: TextFormat) -> Layout:
             names.
     """
     head = _head(path)
-    names, delimiter = _header(path, head)
+    dialect = _header(path, head)
     line_ends = form.line_ends
     if line_ends is None:
-        line_ends = _has_line_ends(head.partition(b"\n")[2], names, delimiter)
-    return Layout(names, delimiter, replace(form, line_ends=line_ends))
+        line_ends = _has_line_ends(head.partition(b"\n")[2], dialect)
+    return TextFile(path, replace(form, line_ends=line_ends), dialect)
 
 
-def _has_line_ends(data: bytes, names: list[str], delimiter: str) -> bool:
+def text_chunks(
+    path: AnyPath,
+    parse: Callable[[bytes], tuple[pa.Table, BadRows]],
+    *,
+    header_lines: int,
+    rows: RowDivider | None = None,
+) -> Iterator[Chunk]:
+    """Yields the rows of a text file in chunks of whole lines, which ``parse`` reads.
+    ``numbered_blocks`` says more.
+    """
+    line = 0
+    for block in blocks(path, rows):
+        header = header_lines if line == 0 else 0
+        if data := block.partition(b"\n")[2] if header else block:
+            yield Chunk(path, partial(parse, data), line + header, len(block), PARSED * len(block))
+        line += lines_of_file(block, rows)
+
+
+def _has_line_ends(data: bytes, dialect: Dialect) -> bool:
     """Returns whether lines end inside quotes, and are rows of the right number of columns if they
     are joined.
     """
     if b'"' not in data or LINE_END in data:
         return False
-    if all(each.reason != OPEN_LINE for each in parse_block(data, names, delimiter).bad):
+    if all(each.reason != OPEN_LINE for each in parse_block(data, dialect).bad):
         return False
-    rows, _ = whole_rows(data, delimiter, len(names), last=False)
-    return (
-        LINE_END in rows and not parse_block(rows, names, delimiter, TextFormat(line_ends=True)).bad
-    )
+    rows, _ = dialect.whole_rows(data, False)
+    return LINE_END in rows and not parse_block(rows, dialect, TextFormat(line_ends=True)).bad
 
 
 def first_lines(path: AnyPath) -> bytes:
@@ -268,14 +312,14 @@ def _head(path: AnyPath) -> bytes:
     """Returns the first lines of a text file, at most ``SAMPLE_BYTES`` unless the first line is
     longer.
     """
-    with reading(path, "cannot be read", os_error(path)), text_stream(path) as stream:
+    with reading_input([path], "cannot be read"), text_stream(path) as stream:
         data = stream.read(SAMPLE_BYTES)
     end = len(data) if len(data) < SAMPLE_BYTES else data.rfind(b"\n") + 1
     return data[:end] or next(blocks(path), b"")
 
 
-def _header(path: AnyPath, head: bytes) -> tuple[list[str], str]:
-    """Returns the column names and the delimiter of a text file, given its first lines.
+def _header(path: AnyPath, head: bytes) -> Dialect:
+    """Returns how a text file is divided, given its first lines.
 
     Raises:
         DataError: the first line is not a header in one line of distinct column names.
@@ -301,4 +345,98 @@ def _header(path: AnyPath, head: bytes) -> tuple[list[str], str]:
         raise DataError(f"{path}:1: expected a header in one line, got {shown}: {error}") from error
     if not names or len(set(names)) != len(names):
         raise DataError(f"{path}:1: expected a header of distinct column names, got {shown}")
-    return names, delimiter
+    return Dialect(names, delimiter)
+
+
+def read_layouts(schema: Schema, paths: Inputs, work: Path) -> list[TextFile]:
+    """Returns how each text file is divided, in the order of ``text_inputs``; [] for Ali-CCP's.
+
+    Raises:
+        DataError: a header is unreadable or a column is missing.
+    """
+    layouts = []
+    for path, _ in [] if schema.format else _texts(schema, paths, work):
+        layouts.append(read_layout(path, schema.text))
+        check_columns(path, layouts[-1].dialect.names, column_types(schema), schema)
+    return layouts
+
+
+def text_inputs(
+    schema: Schema, paths: Inputs, work: Path, layouts: Sequence[TextFile]
+) -> list[list[TextInput]]:
+    """Returns the text files to stage in ``work``, in rounds. A round may read what earlier rounds
+    staged.
+
+    Args:
+        layouts: those of ``read_layouts``.
+    """
+    texts = _texts(schema, paths, work)
+    if not schema.format:
+        found = [_delimited(schema, *text, layout) for text, layout in zip(texts, layouts)]
+        return [found] if found else []
+    return _aliccp(schema, texts)
+
+
+def parquet_inputs(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[AnyPath]]:
+    """Returns parquet files and folders per role, once all text files are staged in ``work``."""
+    return {
+        role: [folder or path for path, folder in each]
+        for role, each in _staged(schema, paths, work).items()
+        if not (schema.format and role.startswith(COMMON))
+    }
+
+
+def _texts(schema: Schema, paths: Inputs, work: Path) -> list[tuple[AnyPath, Path]]:
+    """Returns the text files, each with the folder in ``work`` for its rows."""
+    inputs = chain.from_iterable(_staged(schema, paths, work).values())
+    return [(path, folder) for path, folder in inputs if folder is not None]
+
+
+def _staged(
+    schema: Schema, paths: Inputs, work: Path
+) -> dict[str, list[tuple[AnyPath, Path | None]]]:
+    """Returns the inputs by role, each text file with the folder in ``work`` that holds its rows as
+    parquet.
+    """
+    if schema.format:
+        return {role: [(path, work / role)] for role, (path,) in paths.items()}
+    staged: dict[str, list[tuple[AnyPath, Path | None]]] = {}
+    for role, each in paths.items():
+        files = [file for path in each for file in text_files(path)]
+        staged[role] = [
+            (path, work / f"{role}-{n:05d}" if is_text(path) else None)
+            for n, path in enumerate(files)
+        ]
+    return staged
+
+
+def _delimited(schema: Schema, path: AnyPath, folder: Path, layout: TextFile) -> TextInput:
+    labels = [label.column for label in schema.labels if label.column is not None]
+    parse = partial(layout.parse, types=column_types(schema), labels=labels)
+    return TextInput(path, folder, lambda: parse, header_lines=1, rows=layout.rows)
+
+
+def _aliccp(schema: Schema, texts: list[tuple[AnyPath, Path]]) -> list[list[TextInput]]:
+    fields, lists = aliccp_columns(schema)
+
+    def parse(folder: Path) -> Parse:
+        if folder.name.startswith(COMMON):
+            return partial(aliccp.parse_common, fields=fields, lists=lists)
+        common = aliccp.read_common(folder.with_name(COMMON + folder.name))
+        return partial(aliccp.parse_skeleton, fields=fields, common=common, lists=lists)
+
+    found = [TextInput(*text, partial(parse, text[1]), header_lines=0) for text in texts]
+    common = [text for text in found if text.folder.name.startswith(COMMON)]
+    return [common, [text for text in found if text not in common]]
+
+
+def field_columns(schema: Schema) -> list[str]:
+    """Returns every column that fields read, without duplicates."""
+    return list(dict.fromkeys(column for field in schema.features for column in field.columns))
+
+
+def aliccp_columns(schema: Schema) -> tuple[list[str], list[str]]:
+    """Returns the fields that are read from Ali-CCP's files, and those with all tokens."""
+    group = [] if schema.group is None else [schema.group]
+    lists = [column for field in schema.fields if field.tokens for column in field.columns]
+    return list(dict.fromkeys(field_columns(schema) + group)), lists

@@ -9,50 +9,22 @@ from functools import partial
 import pyarrow as pa
 
 from adaftr_fast._files import AnyPath
-from adaftr_fast.data.memory import DEFAULT, Memory, encoding
+from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.raw import aliccp
-from adaftr_fast.data.raw.bad_rows import BadRows
-from adaftr_fast.data.raw.batches import coalesced, read_tables
 from adaftr_fast.data.raw.inputs import (
+    Chunk,
+    aliccp_columns,
     field_columns,
-    is_text,
-    list_columns,
-    read_layout,
+    open_input,
+    text_chunks,
     text_files,
 )
-from adaftr_fast.data.raw.source import (
-    check_columns,
-    check_files,
-    data_files,
-    open_dataset,
-    reading,
-)
-from adaftr_fast.data.raw.staging import PARSED, RowDivider, blocks, lines_of_file
+from adaftr_fast.data.raw.source import check_columns, reading_input
+from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.text import KEPT
 from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
-
-Parse = Callable[[], tuple[pa.Table, BadRows]]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Rows of a file that are not yet parsed. Chunks can be parsed in any thread.
-
-    Attributes:
-        parse: returns the columns of the fields and of numbers, and those to keep (``kept``); and
-            the bad rows with lines counted from 1.
-        first_line: number of lines of the file before the chunk.
-        size: approximate share of the file in bytes.
-        memory: approximate bytes of memory that it takes to parse and encode.
-    """
-
-    path: AnyPath
-    parse: Parse
-    first_line: int
-    size: int
-    memory: int
 
 
 @dataclass(frozen=True)
@@ -92,14 +64,9 @@ def raw_files(
         DataError: a file is missing or unreadable, or a column is missing. Iterating over chunks
             raises it too.
     """
-    inputs = [each for path in files for each in text_files(path)]
     if schema.format is None:
-        return [
-            _text(schema, path, keep, numbers)
-            if is_text(path)
-            else _parquet(schema, path, [*keep, *numbers], memory)
-            for path in inputs
-        ]
+        inputs = [each for path in files for each in text_files(path)]
+        return [_raw_file(schema, path, keep, numbers, memory) for path in inputs]
     if len(files) % 2:
         raise DataError(
             f"data set {schema.name}: expected pairs SKELETON COMMON of files, got {len(files)} "
@@ -113,59 +80,22 @@ def kept(rows: pa.RecordBatch, column: str) -> pa.Array:
     return rows[KEPT + column if KEPT + column in rows.schema.names else column]
 
 
-def _parquet(schema: Schema, path: AnyPath, keep: Sequence[str], memory: Memory) -> RawFile:
-    with reading(path, "cannot be read"):
-        dataset = open_dataset(path)
-        rows = max(1, dataset.count_rows())
-        size = sum(file.stat().st_size for file in data_files(path))
-    columns = list(dict.fromkeys([*field_columns(schema), *keep]))
-    check_columns(path, dataset.schema.names, columns)
-    with reading(path, "cannot be read"):
-        check_files(dataset, columns)
-
-    def chunks() -> Iterator[Chunk]:
-        with reading(path, "cannot be read"):
-            for batch in coalesced(read_tables(dataset, columns, memory=memory), memory):
-                # parquet of other programs may hold text that is not UTF-8
-                batch.validate(full=True)
-                table = pa.Table.from_batches([batch])
-                yield Chunk(
-                    path,
-                    partial(_parsed_table, table),
-                    0,
-                    size * batch.num_rows // rows,
-                    encoding(batch),
-                )
-
-    return RawFile(
-        path, size, {column: dataset.schema.field(column).type for column in keep}, chunks
-    )
-
-
-def _parsed_table(table: pa.Table) -> tuple[pa.Table, BadRows]:
-    return table, BadRows(rows=table.num_rows)
-
-
-def _text(schema: Schema, path: AnyPath, keep: Sequence[str], numbers: Sequence[str]) -> RawFile:
+def _raw_file(
+    schema: Schema, path: AnyPath, keep: Sequence[str], numbers: Sequence[str], memory: Memory
+) -> RawFile:
     known = column_types(schema)
-    types = dict.fromkeys(numbers, pa.float64()) | {
-        column: known[column] for column in field_columns(schema)
-    }
-    layout = read_layout(path, schema.text)
-    check_columns(path, layout.names, [*types, *keep])
-    parse = partial(layout.parse, types=types, keep=keep)
-    chunks = partial(text_chunks, path, parse, header_lines=1, rows=layout.rows)
-    return RawFile(path, path.stat().st_size, dict.fromkeys(keep, pa.string()), chunks)
+    types = dict.fromkeys(numbers, pa.float64())
+    types |= {column: known[column] for column in field_columns(schema)}
+    with reading_input([path], "cannot be read"):
+        file = open_input(path, schema.text)
+    file.check([*types, *keep])
+    kept_types = {column: file.types.field(column).type for column in keep}
+    return RawFile(path, file.size, kept_types, partial(file.chunks, types, keep, memory))
 
 
 def _aliccp(schema: Schema, skeleton: AnyPath, common: AnyPath, keep: Sequence[str]) -> RawFile:
-    for column in keep:
-        if column not in aliccp.SKELETON[:-1]:
-            raise DataError(
-                f"{skeleton}: no column {column!r}; expected one of "
-                f"{', '.join(aliccp.SKELETON[:-1])}"
-            )
-    fields, lists = field_columns(schema), list_columns(schema)
+    check_columns(skeleton, aliccp.SKELETON[:-1], keep)
+    fields, lists = aliccp_columns(schema)
 
     def chunks() -> Iterator[Chunk]:
         # A bad line makes all skeleton rows of its user bad. They are counted there, not here.
@@ -179,21 +109,3 @@ def _aliccp(schema: Schema, skeleton: AnyPath, common: AnyPath, keep: Sequence[s
         yield from text_chunks(skeleton, parse, header_lines=0)
 
     return RawFile(skeleton, skeleton.stat().st_size, dict.fromkeys(keep, pa.string()), chunks)
-
-
-def text_chunks(
-    path: AnyPath,
-    parse: Callable[[bytes], tuple[pa.Table, BadRows]],
-    *,
-    header_lines: int,
-    rows: RowDivider | None = None,
-) -> Iterator[Chunk]:
-    """Yields the rows of a text file in chunks of whole lines, which ``parse`` reads.
-    ``numbered_blocks`` says more.
-    """
-    line = 0
-    for block in blocks(path, rows):
-        header = header_lines if line == 0 else 0
-        if data := block.partition(b"\n")[2] if header else block:
-            yield Chunk(path, partial(parse, data), line + header, len(block), PARSED * len(block))
-        line += lines_of_file(block, rows)

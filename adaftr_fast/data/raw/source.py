@@ -24,13 +24,28 @@ from adaftr_fast.data import hashing
 from adaftr_fast.data.encode.canonical import canonical_values
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
-from adaftr_fast.data.encode.written import SHOWN_LABELS, as_written, is_label, rewrites
-from adaftr_fast.data.memory import DEFAULT, GB, Memory
+from adaftr_fast.data.encode.groups import Groups
+from adaftr_fast.data.encode.written import SHOWN_LABELS, as_written, holds_text, is_label, rewrites
+from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.raw.bad_rows import EXAMPLES, BadRows
-from adaftr_fast.data.raw.batches import PARQUET, Read, coalesced, count_rows, read_tables
-from adaftr_fast.data.raw.tables import shown
-from adaftr_fast.data.schema.types import Condition, Label, Schema, SplitRule, condition_columns
+from adaftr_fast.data.raw.batches import (
+    PARQUET,
+    Read,
+    coalesced,
+    count_rows,
+    fragment_rows,
+    read_tables,
+)
+from adaftr_fast.data.raw.tables import is_list, shown
+from adaftr_fast.data.schema.types import (
+    SPLITS,
+    Condition,
+    Label,
+    Schema,
+    SplitRule,
+    condition_columns,
+)
 from adaftr_fast.errors import DataError, StoreError, UserError, first_line
 from adaftr_fast.stores import arrow_path, files_below, in_store, known_sha256, open_file
 
@@ -39,8 +54,6 @@ ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
 # the last of names of columns in parquet
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 LISTED = 50  # columns that an error names
-SAMPLE_ROWS = 10_000  # first rows of a log, which tell how it is read
-SAMPLE = Memory(GB)  # bounds them whatever the bound of the process is, on which no result depends
 NOT_PARQUET = "not a readable parquet file"
 _ONE_FOLDER = "the files of a folder must have the same columns"
 IN_SPLIT = "split:"  # prefix of a column that tells whether a row meets the condition of a split
@@ -63,6 +76,62 @@ class Unused:
 
     def __add__(self, other: Unused) -> Unused:
         return Unused(self.unmatched + other.unmatched, self.dropped + other.dropped)
+
+
+class Account:
+    """What is known of the rows of some files.
+
+    Attributes:
+        unused: rows that are in no split.
+        unlabelled: the rows that are not dropped and lack a label, by the first label that they
+            lack and its value.
+        texts: the values of the columns that labels compare with text, by column.
+        groups: the groups of each split; {} if the schema has none.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self.unused = Unused()
+        self.unlabelled = BadRows()
+        self.texts = {column: ValueCounts(pa.string()) for column in schema.compared()}
+        self.groups = {split: Groups(schema.group) for split in SPLITS if schema.group}
+
+
+class _Lacking:
+    """Rows that lack a label.
+
+    Attributes:
+        reasons: their numbers by reason, which is the value that they have.
+        first: the numbers of the first ones, with the reasons.
+    """
+
+    def __init__(self, label: Label) -> None:
+        self.label = label
+        self.reasons: Counter[str] = Counter()
+        self.first: list[tuple[int, str]] = []
+
+    def add(self, table: pa.Table, lacks: np.ndarray, first_row: int) -> None:
+        """Adds the rows of a table in which ``lacks`` [n] is true."""
+        places = np.flatnonzero(lacks)
+        if not len(places):
+            return
+        values = pa.nulls(len(places), pa.string())
+        if self.label.column is not None:
+            values = one_array(table[self.label.column].take(pa.array(places))).cast(pa.string())
+        for place, value in zip(places[:EXAMPLES].tolist(), values.to_pylist()):
+            self.first.append((first_row + place, self._reason(value)))
+        del self.first[EXAMPLES:]
+        counted = pc.value_counts(values)
+        for value, count in zip(*(each.to_pylist() for each in counted.flatten())):
+            reason = self._reason(value)
+            is_new = value is not None and reason not in self.reasons
+            if is_new and len(self.reasons) >= SHOWN_LABELS:
+                reason = f"label {self.label.name}: expected 0 or 1, got other text"
+            self.reasons[reason] += count
+
+    def _reason(self, value: str | None) -> str:
+        if value is None:
+            return f"{self.label.column or f'label {self.label.name}'} is missing"
+        return f"label {self.label.name}: expected 0 or 1, got {value!r}"
 
 
 class Source:
@@ -102,40 +171,35 @@ class Source:
         # rows of the preceding shards, which row numbers count
         self._preceding: dict[str, ds.Dataset] = {}
         for role in paths:
-            with self._reading(role, NOT_PARQUET):
+            with reading_input(self.paths[role], NOT_PARQUET):
                 whole = open_datasets(paths[role])
-            check_columns(paths[role][0], whole.schema.names, schema.columns(), schema)
-            with self._reading(role, "cannot read the columns of its files"):
-                check_files(whole, schema.columns())
-            with self._reading(role, NOT_PARQUET):
                 self._datasets[role], self._preceding[role] = _shard_row_groups(whole, shard)
+            check_columns(paths[role][0], whole.schema.names, schema.columns(), schema)
+            with reading_input(self.paths[role], "cannot read the columns of its files"):
+                check_files(whole, schema.columns())
 
     def count_rows(self, split: str) -> int:
         """Returns the number of rows of a split before selection by row number or hash."""
-        return self._count(self._datasets, split)
+        rule = self.schema.split[split]
+        with reading_input(self.paths[rule.file], f"cannot read split {split}"):
+            return self._count_rows(self._datasets[rule.file], *self._where(rule))
 
-    def scan(
-        self, split: str, advance: Callable[[int], object] = int, *, only: str | None = None
-    ) -> Iterator[pa.RecordBatch]:
+    def scan(self, split: str, advance: Callable[[int], object] = int) -> Iterator[pa.RecordBatch]:
         """Yields the rows of a split in file order: every column the schema reads, and
         ``label:NAME`` per task.
 
         Args:
             advance: called with the number of rows read, as counted by ``count_rows``.
-            only: reads only this column, without labels.
 
         Raises:
             DataError: the file is corrupt, or a condition does not fit a column's type.
             StoreError: a file in a store is corrupt or cannot be read.
         """
         rule = self.schema.split[split]
-        if only is None:
-            names, labels = self.schema.columns(), self.schema.labels
-        else:
-            names, labels = [only, *_hashed_columns([rule])], ()
-        columns = {name: pc.field(name) for name in names}
-        columns |= {LABEL + label.name: _label_expression(label) for label in labels}
-        with self._reading(rule.file, f"cannot read split {split}"):
+        columns = {name: pc.field(name) for name in self.schema.columns()}
+        names = [*columns]
+        columns |= {LABEL + label.name: _label_expression(label) for label in self.schema.labels}
+        with reading_input(self.paths[rule.file], f"cannot read split {split}"):
             compared, where = self._where(rule)
             tables = self._read_tables(
                 self._datasets[rule.file], [*names, *compared], columns, where
@@ -146,150 +210,106 @@ class Source:
         self, split: str, tables: Iterator[pa.Table], advance: Callable[[int], object]
     ) -> Iterator[pa.Table]:
         rule = self.schema.split[split]
-        numbered = rule.rows != "all" or (rule.hash and rule.hash.column is None)
-        seen = self._count(self._preceding, split) if numbered else 0
+        seen = self._rows_before(rule)
         while True:
             # covers the read only, not the caller's code
-            with self._reading(rule.file, f"cannot read split {split}"):
+            with reading_input(self.paths[rule.file], f"cannot read split {split}"):
                 table = next(tables, None)
                 if table is None:
                     return
                 # parquet of other programs may hold text that is not UTF-8
                 table.validate(full=True)
-                selected = _select(table, rule, first_row=seen)
+                selected = table
+                if rule.rows != "all" or rule.hash:
+                    numbers = np.arange(seen, seen + table.num_rows)
+                    mask = _selects(rule, numbers, _hashes(table, [rule]))
+                    selected = table.filter(pa.array(mask))
             yield selected
             seen += table.num_rows
             advance(table.num_rows)
 
-    def count_unused(self) -> Unused:
-        """Counts the rows of all files that are in no split."""
-        unused = Unused()
-        for role, dataset in self._datasets.items():
-            with self._reading(role, "cannot read the rows in no split"):
-                compared, kept = self._where(SplitRule(role))
-                rows = self._count_rows(dataset, compared, kept)
-                rules = {
-                    name: rule for name, rule in self.schema.split.items() if rule.file == role
-                }
-                used = (
-                    rows
-                    if covers_all([*rules.values()])
-                    else self._count_used(dataset, kept, rules)
-                )
-                dropped = self._count_rows(dataset, [], None) - self._count_rows(
-                    dataset, *_kept(self.schema)
-                )
-                unused += Unused(rows - used, dropped)
-        return unused
-
-    def count_unlabelled(self) -> BadRows:
-        """Counts the rows that are not dropped and lack a label, by the first label that they lack
-        and its value.
-        """
-        found = BadRows()
-        for role, dataset in self._datasets.items():
-            with self._reading(role, "cannot read the labels"):
-                found += self._unlabelled(role, dataset)
+    def account(self) -> Account:
+        """Reads the rows of all files once, and counts what ``Account`` says."""
+        found = Account(self.schema)
+        for role in self._datasets:
+            with reading_input(self.paths[role], "cannot read the labels and the splits"):
+                self._add_role(role, found)
         return found
 
-    def _unlabelled(self, role: str, dataset: ds.Dataset) -> BadRows:
-        labels = self.schema.labels
-        names, kept = _kept(self.schema)
-        names += [column for label in labels for column in label.columns()]
-        columns = {IN_SPLIT: pc.scalar(True) if kept is None else kept}
-        columns |= {LABEL + label.name: _has_label(label, dataset.schema) for label in labels}
-        columns |= {
-            label.column: pc.field(label.column) for label in labels if label.column is not None
-        }
-        found = [ValueCounts(pa.string()) for _ in labels]
-        missing = [0] * len(labels)
-        first: list[tuple[int, str]] = []
+    def _add_role(self, role: str, found: Account) -> None:
+        schema, dataset = self.schema, self._datasets[role]
+        rules = {name: rule for name, rule in schema.split.items() if rule.file == role}
+        names = [*condition_columns(schema.drop or []), *found.texts]
+        names += [column for label in schema.labels for column in label.columns()]
+        names += [column for rule in rules.values() for column in rule.columns()]
+        names += [] if schema.group is None else [schema.group]
+        columns = {name: pc.field(name) for name in names}
+        columns[IN_SPLIT] = _kept(schema)
+        columns |= {LABEL + each.name: _has_label(each, dataset.schema) for each in schema.labels}
+        columns |= {IN_SPLIT + name: _condition(rule.where) for name, rule in rules.items()}
+        seen = {name: self._rows_before(rule) for name, rule in rules.items()}
+        lacking = [_Lacking(label) for label in schema.labels]
         rows = 0
         for table in self._read_tables(dataset, names, columns):
-            left = table[IN_SPLIT].to_numpy()
-            for number, label in enumerate(labels):
-                lacks = left & ~table[LABEL + label.name].to_numpy()
-                if not lacks.any():
-                    continue
-                left = left & ~lacks
-                places = np.flatnonzero(lacks)
-                values = pa.nulls(len(places), pa.string())
-                if label.column is not None:
-                    values = one_array(table[label.column].take(pa.array(places))).cast(pa.string())
-                found[number].update(values)
-                missing[number] += values.null_count
-                shown_values = values[:EXAMPLES].to_pylist()
-                first += [
-                    (rows + place, _lacks(label, value))
-                    for place, value in zip(places.tolist(), shown_values)
-                ]
-            first = sorted(first)[:EXAMPLES]
-            rows += table.num_rows
-        counts: dict[str, int] = {}
-        for reasons in map(_reasons, labels, found, missing):
-            counts |= reasons
-        inputs = (
-            {arrow_path(file)[1]: file for path in self.named[role] for file in data_files(path)}
-            if first
-            else {}
-        )
-        examples = [f"{self._place(role, row, inputs)}: {reason}" for row, reason in first]
-        return BadRows(rows, sum(counts.values()), counts, examples)
-
-    def _place(self, role: str, row: int, inputs: Mapping[str, AnyPath]) -> str:
-        """Returns the file of a row of this shard, and its number there, counted from 0; of staged
-        text, the inputs.
-        """
-        before: Counter[str] = Counter()
-        for fragment in self._preceding[role].get_fragments():
-            before[fragment.path] += _rows(fragment)
-        for fragment in self._datasets[role].get_fragments():
-            if row < _rows(fragment):
-                break
-            row -= _rows(fragment)
-            before[fragment.path] += _rows(fragment)
-        if fragment.path not in inputs:
-            return listed(map(shown, self.named[role]))
-        return f"{shown(inputs[fragment.path])}: row {before[fragment.path] + row}"
-
-    def count_texts(self, columns: Sequence[str]) -> dict[str, ValueCounts]:
-        """Counts the values of columns, as text, in the rows of all files that are not dropped."""
-        counts = {column: ValueCounts(pa.string()) for column in columns}
-        for role, dataset in self._datasets.items() if columns else ():
-            read = {column: pc.field(column) for column in columns}
-            with self._reading(role, f"cannot read columns {listed(columns)}"):
-                compared, where = self._where(SplitRule(role))
-                for table in self._read_tables(dataset, [*columns, *compared], read, where):
-                    for column, each in counts.items():
-                        each.update(one_array(table[column]).cast(pa.string()))
-        return counts
-
-    def _count_used(
-        self, dataset: ds.Dataset, kept: pc.Expression | None, rules: dict[str, SplitRule]
-    ) -> int:
-        """Returns the number of rows that are in at least one split, by the rules of the splits of
-        a file.
-        """
-        seen = {name: self._count(self._preceding, name) for name in rules}
-        hashed = _hashed_columns(rules.values())
-        columns = {f"{IN_SPLIT}{name}": _condition(rule.where) for name, rule in rules.items()}
-        columns |= {name: pc.field(name) for name in hashed}
-        read = hashed + [name for rule in rules.values() for name in self._where(rule)[0]]
-        read = read or dataset.schema.names[:1]  # a table without columns has no rows
-        used = 0
-        for table in self._read_tables(dataset, read, columns, kept):
+            table.validate(full=True)
+            used = table[IN_SPLIT].to_numpy()
+            dropped = table.num_rows - int(used.sum())
+            for each in lacking:
+                has_label = table[LABEL + each.label.name].to_numpy()
+                each.add(table, used & ~has_label, rows)
+                used = used & has_label
+            hashes = _hashes(table, rules.values())
             in_any = np.zeros(table.num_rows, bool)
             for name, rule in rules.items():
-                meets = np.flatnonzero(table[f"{IN_SPLIT}{name}"].to_numpy())
-                in_any[meets[_selects(table.take(pa.array(meets)), rule, seen[name])]] = True
-                seen[name] += len(meets)
-            used += int(in_any.sum())
-        return used
+                places = np.flatnonzero(used & table[IN_SPLIT + name].to_numpy())
+                numbers = np.arange(seen[name], seen[name] + len(places))
+                seen[name] += len(places)
+                of_places = {column: each[places] for column, each in hashes.items()}
+                places = places[_selects(rule, numbers, of_places)]
+                in_any[places] = True
+                if schema.group is not None:
+                    found.groups[name].add(one_array(table[schema.group].take(pa.array(places))))
+            found.unused += Unused(int((used & ~in_any).sum()), dropped)
+            for column, counts in found.texts.items():
+                counts.update(one_array(table[column].filter(pa.array(used))).cast(pa.string()))
+            rows += table.num_rows
+        reasons = dict(sum((each.reasons for each in lacking), Counter()))
+        first = sorted(example for each in lacking for example in each.first)[:EXAMPLES]
+        examples = self._examples(role, first) if first else []
+        found.unlabelled += BadRows(rows, sum(reasons.values()), reasons, examples)
 
-    def _count(self, datasets: dict[str, ds.Dataset], split: str) -> int:
-        rule = self.schema.split[split]
-        with self._reading(rule.file, f"cannot read split {split}"):
-            return self._count_rows(datasets[rule.file], *self._where(rule))
+    def _examples(self, role: str, first: Sequence[tuple[int, str]]) -> list[str]:
+        """Returns rows of this shard and their reasons, under the file of each row and its number
+        there, counted from 0; of staged text, under the inputs.
+        """
+        inputs = {
+            arrow_path(file)[1]: file for path in self.named[role] for file in data_files(path)
+        }
+        examples = []
+        for row, reason in first:
+            before: Counter[str] = Counter()
+            for fragment in self._preceding[role].get_fragments():
+                before[fragment.path] += fragment_rows(fragment)
+            for fragment in self._datasets[role].get_fragments():
+                count = fragment_rows(fragment)
+                if row < count:
+                    break
+                row -= count
+                before[fragment.path] += count
+            place = listed(map(shown, self.named[role]))
+            if fragment.path in inputs:
+                place = f"{shown(inputs[fragment.path])}: row {before[fragment.path] + row}"
+            examples.append(f"{place}: {reason}")
+        return examples
+
+    def _rows_before(self, rule: SplitRule) -> int:
+        """Returns the number of rows of the preceding shards among which a rule counts rows; 0 if
+        it counts none.
+        """
+        is_numbered = rule.rows != "all" or (rule.hash and rule.hash.column is None)
+        if not is_numbered:
+            return 0
+        return self._count_rows(self._preceding[rule.file], *self._where(rule))
 
     def _where(self, rule: SplitRule) -> tuple[list[str], pc.Expression | None]:
         """Returns the columns that conditions compare, and the condition of the rows that ``where``
@@ -297,20 +317,14 @@ class Source:
 
         It is None for all rows.
         """
-        compared, kept = _kept(self.schema)
-        conditions = [] if kept is None else [kept]
-        if rule.where:
-            compared += condition_columns(rule.where)
-            conditions.insert(0, pq.filters_to_expression(rule.where))
+        compared = condition_columns(rule.where or []) + condition_columns(self.schema.drop or [])
+        conditions = [pq.filters_to_expression(rule.where)] if rule.where else []
+        conditions += [_kept(self.schema)] if self.schema.drop else []
         if self.labelled:
             types = self._datasets[rule.file].schema
             compared += [column for label in self.schema.labels for column in label.columns()]
             conditions += [_has_label(label, types) for label in self.schema.labels]
         return compared, functools.reduce(operator.and_, conditions) if conditions else None
-
-    def _reading(self, role: str, what: str) -> AbstractContextManager[None]:
-        paths = self.paths[role]
-        return reading(listed(map(str, paths)), what, os_error(paths[0]))
 
 
 @contextmanager
@@ -323,13 +337,18 @@ def reading(
     try:
         yield
     except READ_ERRORS as error:
+        if isinstance(error, os_error):
+            raise
         kind = os_error if isinstance(error, OSError) else DataError
         raise kind(f"{path}: {what}: {first_line(error)}") from error
 
 
-def os_error(path: AnyPath) -> type[UserError]:
-    """Returns the class for errors of reading: StoreError where another attempt may succeed."""
-    return StoreError if in_store(path) else DataError
+def reading_input(paths: Sequence[AnyPath], what: str) -> AbstractContextManager[None]:
+    """Raises an error of the block as ``reading`` does, and one of a store, where another attempt
+    may succeed, as StoreError.
+    """
+    os_error = StoreError if in_store(paths[0]) else DataError
+    return reading(listed(map(str, paths)), what, os_error)
 
 
 def check_names(schema: pa.Schema) -> None:
@@ -382,20 +401,11 @@ def _reads_as(found: pa.DataType, kind: pa.DataType) -> bool:
     found, kind = (
         each.value_type if pa.types.is_dictionary(each) else each for each in (found, kind)
     )
-    if _is_list(found) and _is_list(kind):
+    if is_list(found) and is_list(kind):
         return _reads_as(found.value_type, kind.value_type)
-    if pa.types.is_null(found) or _kind(found) == _kind(kind):
-        return True
-    as_text = (
-        pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_boolean(found)
-    )
-    return as_text and _kind(kind) == "text"
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
+    names = _kind(found), _kind(kind)
+    is_plain = names[0] in ("number", "boolean") and not pa.types.is_decimal(found)
+    return pa.types.is_null(found) or names[0] == names[1] or (is_plain and names[1] == "text")
 
 
 def _kind(kind: pa.DataType) -> str:
@@ -403,11 +413,9 @@ def _kind(kind: pa.DataType) -> str:
         return "number"
     if pa.types.is_boolean(kind):
         return "boolean"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+    if holds_text(kind):
         return "text"
-    if pa.types.is_timestamp(kind):
-        return "timestamp"
-    return str(kind).removeprefix("large_")
+    return "timestamp" if pa.types.is_timestamp(kind) else str(kind).removeprefix("large_")
 
 
 def listed(names: Iterable[str]) -> str:
@@ -425,70 +433,41 @@ def _label_expression(label: Label) -> pc.Expression:
     )
 
 
-def _hashed_columns(rules: Iterable[SplitRule]) -> list[str]:
-    return [rule.hash.column for rule in rules if rule.hash and rule.hash.column]
-
-
-def _select(table: pa.Table, rule: SplitRule, first_row: int) -> pa.Table:
-    """Returns the rows of a table that ``_selects`` selects."""
-    if rule.rows == "all" and not rule.hash:
-        return table
-    return table.filter(pa.array(_selects(table, rule, first_row)))
-
-
-def _selects(table: pa.Table, rule: SplitRule, first_row: int) -> np.ndarray:
-    """Returns whether a rule selects each row of a table that meets ``where``, bool [n].
+def _selects(rule: SplitRule, numbers: np.ndarray, hashes: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns whether a rule selects each row that meets ``where``, bool [n].
 
     Args:
-        first_row: the number of the first row, among those of the file that meet ``where``.
+        numbers: the numbers of the rows, among those of the file that meet ``where`` [n].
+        hashes: ``_hashes`` of the rows.
     """
-    numbers = np.arange(first_row, first_row + table.num_rows)
     if rule.hash:
         column = rule.hash.column
-        position = hashing.fraction(
-            _text_hash(table, column) if column else hashing.bits(ROW_STREAM, numbers)
-        )
+        found = hashing.bits(ROW_STREAM, numbers) if column is None else hashes[column]
+        position = hashing.fraction(found)
         return (position >= rule.hash.start) & (position < rule.hash.stop)
     return (
-        np.full(table.num_rows, True) if rule.rows == "all" else numbers % 2 == (rule.rows == "odd")
+        np.full(len(numbers), True) if rule.rows == "all" else numbers % 2 == (rule.rows == "odd")
     )
 
 
-def _text_hash(table: pa.Table, column: str) -> np.ndarray:
-    values = one_array(table[column])
-    try:
-        return hashing.text_hash(canonical_values(values))
-    except pa.ArrowException as error:
-        expected = "expected text or numbers, got values of type"
-        raise pa.ArrowTypeError(f"hash of {column}: {expected} {values.type}") from error
+def _hashes(table: pa.Table, rules: Iterable[SplitRule]) -> dict[str, np.ndarray]:
+    """Returns the hashes of the columns of a table that rules select by, uint64 [n] each."""
+    hashes = {}
+    for column in {rule.hash.column for rule in rules if rule.hash and rule.hash.column}:
+        values = one_array(table[column])
+        try:
+            hashes[column] = hashing.text_hash(canonical_values(values))
+        except pa.ArrowException as error:
+            expected = "expected text or numbers, got values of type"
+            raise pa.ArrowTypeError(f"hash of {column}: {expected} {values.type}") from error
+    return hashes
 
 
-def covers_all(rules: Sequence[SplitRule]) -> bool:
-    """Returns whether it is plain without reading that every row is in one of the
-    splits of a file.
+def _kept(schema: Schema) -> pc.Expression:
+    """Returns the condition of the rows that ``drop`` leaves. One that is null does not drop a
+    row.
     """
-    rules = [rule for rule in rules if rule.where is None]
-    if any(rule.rows == "all" and not rule.hash for rule in rules) or {"even", "odd"} <= {
-        rule.rows for rule in rules
-    }:
-        return True
-    reached: dict[str | None, float] = {}  # by column, where the ranges of hashes from 0 on end
-    for hash_range in sorted(
-        (rule.hash for rule in rules if rule.hash), key=lambda each: each.start
-    ):
-        if hash_range.start <= reached.get(hash_range.column, 0.0):
-            reached[hash_range.column] = max(reached.get(hash_range.column, 0.0), hash_range.stop)
-    return 1.0 in reached.values()
-
-
-def _kept(schema: Schema) -> tuple[list[str], pc.Expression | None]:
-    """Returns the columns that ``drop`` compares, and the condition of the rows that it leaves;
-    None for all rows.
-    """
-    if not schema.drop:
-        return [], None
-    # a condition that is null does not drop the row
-    return condition_columns(schema.drop), ~_condition(schema.drop)
+    return ~_condition(schema.drop) if schema.drop else pc.scalar(True)
 
 
 def _has_label(label: Label, types: pa.Schema) -> pc.Expression:
@@ -496,27 +475,6 @@ def _has_label(label: Label, types: pa.Schema) -> pc.Expression:
     if label.column is None:
         return pq.filters_to_expression(label.condition).is_valid()
     return pc.coalesce(is_label(label.column, types.field(label.column).type), pc.scalar(False))
-
-
-def _lacks(label: Label, value: str | None) -> str:
-    """Returns why a row lacks a label, which has another value than 0 and 1, or none."""
-    if value is None:
-        return f"{label.column or f'label {label.name}'} is missing"
-    return f"label {label.name}: expected 0 or 1, got {value!r}"
-
-
-def _reasons(label: Label, values: ValueCounts, missing: int) -> dict[str, int]:
-    """Returns the numbers of rows that lack a label by reason, the most frequent values first."""
-    table = values.table().sort_by([("count", "descending"), ("value", "ascending")]).to_pydict()
-    found = list(zip(table["value"], table["count"]))
-    reasons = {_lacks(label, value): count for value, count in found[:SHOWN_LABELS]}
-    if others := sum(count for _, count in found[SHOWN_LABELS:]):
-        reasons[f"label {label.name}: expected 0 or 1, got other text"] = others
-    return reasons | ({_lacks(label, None): missing} if missing else {})
-
-
-def _rows(fragment: ds.ParquetFileFragment) -> int:
-    return sum(group.num_rows for group in fragment.row_groups)
 
 
 def _condition(where: Condition | None) -> pc.Expression:
@@ -555,7 +513,7 @@ def data_files(path: AnyPath) -> list[AnyPath]:
         raise DataError(f"{path}: no such file")
     if not path.is_dir():
         return [path]
-    with reading(path, NOT_PARQUET, os_error(path)):
+    with reading_input([path], NOT_PARQUET):
         return files_below(path)
 
 
@@ -600,40 +558,18 @@ def open_dataset(path: AnyPath) -> ds.Dataset:
     return dataset
 
 
-def first_rows(path: AnyPath, columns: list[str]) -> pa.Table:
-    """Returns columns of the first ``SAMPLE_ROWS`` rows of a file or a folder of files, fewer of
-    wide ones.
-
-    Raises one of ``READ_ERRORS``.
-    """
-    dataset = open_dataset(path)
-    tables = [dataset.schema.empty_table().select(columns)]
-    rows = size = 0
-    for table in read_tables(dataset, columns, memory=SAMPLE) if columns else ():
-        tables.append(table)
-        rows += table.num_rows
-        size += table.nbytes
-        if rows >= SAMPLE_ROWS or size >= SAMPLE.batch:
-            break
-    return pa.concat_tables(tables).slice(0, SAMPLE_ROWS)
-
-
 def _shard_row_groups(whole: ds.Dataset, shard: Shard) -> tuple[ds.Dataset, ds.Dataset]:
     """Returns the row groups of a shard, and those of all shards before it."""
 
     def dataset(row_groups: Iterable[ds.Fragment]) -> ds.Dataset:
         return ds.FileSystemDataset(list(row_groups), whole.schema, whole.format, whole.filesystem)
 
-    if shard.count == 1:
-        return whole, dataset([])
     row_groups = [
         row_group
         for fragment in whole.get_fragments()
         for row_group in fragment.split_by_row_group()
     ]
-    ends = np.cumsum(
-        [sum(info.num_rows for info in row_group.row_groups) for row_group in row_groups]
-    )
+    ends = np.cumsum([fragment_rows(row_group) for row_group in row_groups])
     number = (ends - 1) * shard.count // max(1, *ends) + 1  # the shard of each row group's last row
     return dataset(compress(row_groups, number == shard.number)), dataset(
         compress(row_groups, number < shard.number)

@@ -10,10 +10,11 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,13 +39,29 @@ Parse = Callable[[bytes], tuple[pa.Table, BadRows]]
 """Parses a block of whole lines to rows and a report of bad rows, lines counted from 1."""
 
 
-class RowDivider(Protocol):
-    """Divides text into whole rows, one in each line, and the rest."""
+RowDivider = Callable[[bytes, bool], tuple[bytes, bytes]]
+"""Divides text into whole rows, one in each line, and the rest; if the second argument is true, the
+text ends here, and there is no rest.
+"""
 
-    def __call__(self, data: bytes, *, last: bool) -> tuple[bytes, bytes]:
-        """Returns the rows and the rest. With ``last``, the text ends here, and there
-        is no rest.
-        """
+
+@dataclass(frozen=True)
+class TextInput:
+    """A text file to be staged as parquet.
+
+    Attributes:
+        folder: folder of the staged blocks.
+        parse: returns the function that parses a block.
+        header_lines: number of header lines, 0 or 1.
+        rows: divides text into rows where values in quotes may hold line ends, as
+            ``Dialect.whole_rows`` does; None where every line is a row.
+    """
+
+    path: AnyPath
+    folder: Path
+    parse: Callable[[], Parse]
+    header_lines: int
+    rows: RowDivider | None = None
 
 
 def blocks(path: AnyPath, rows: RowDivider | None = None) -> Iterator[bytes]:
@@ -63,8 +80,7 @@ def numbered_blocks(
     Every shard reads compressed text, and text with line ends in quotes, as a whole.
 
     Args:
-        rows: divides text into whole rows and the rest, where values in quotes may hold line ends,
-            as ``whole_rows`` does; None where every line is a row.
+        rows: see ``TextInput``.
 
     Raises:
         DataError: the file cannot be read, or a line is longer than four blocks.
@@ -94,11 +110,11 @@ def _stream(path: AnyPath, rows: RowDivider) -> Iterator[bytes]:
                 )
             rest += data
             _check_first_line(path, rest)
-            whole, rest = rows(rest, last=False)
+            whole, rest = rows(rest, False)
             if whole:
                 yield whole
     if rest:
-        yield rows(rest, last=True)[0]
+        yield rows(rest, True)[0]
 
 
 def text_stream(path: AnyPath) -> pa.NativeFile:
@@ -108,7 +124,7 @@ def text_stream(path: AnyPath) -> pa.NativeFile:
     )
 
 
-def _lines(data: bytes, *, last: bool) -> tuple[bytes, bytes]:
+def _lines(data: bytes, last: bool) -> tuple[bytes, bytes]:
     """Divides text after its last line end, or nowhere if the text ends here."""
     end = len(data) if last else data.rfind(b"\n") + 1
     return data[:end], data[end:]
@@ -160,30 +176,24 @@ def _long_line(path: AnyPath) -> DataError:
 
 
 def stage(
-    path: AnyPath,
-    folder: Path,
-    parse: Parse,
-    *,
-    rows: RowDivider | None = None,
-    header_lines: int,
-    tolerance: float,
+    text: TextInput,
     shard: Shard,
+    *,
+    tolerance: float,
     check: Callable[[], None],
     advance: Advance,
     memory: Memory = DEFAULT,
 ) -> int:
-    """Writes the blocks of a shard of ``path`` as ``folder/part-*.parquet``. Existing files are
-    kept.
+    """Writes the blocks of a shard of a text file as ``part-*.parquet`` in its folder. Existing
+    files are kept.
 
-    The folder must exist. What the files hold depends on ``path`` and ``parse`` only, so several
+    The folder must exist. What the files hold depends on the path and ``parse`` only, so several
     processes may write them.
 
     Args:
-        rows: see ``numbered_blocks``.
-        header_lines: number of header lines, 0 or 1.
         tolerance: share of bad rows that is tolerated. If it is 0, the first bad row raises at
             once.
-        check: raises an error if ``path`` has changed. Called before a block is published.
+        check: raises an error if the file has changed. Called before a block is published.
         advance: called with the bytes of text that are staged.
         memory: the bound of this process.
 
@@ -195,34 +205,36 @@ def stage(
         DataError: the file is unreadable, or a bad row is not tolerated.
     """
 
+    parse = text.parse()
+
     def write(numbered: tuple[int, bytes]) -> tuple[int, int, BadRows]:
         number, block = numbered
-        if number == 0 and header_lines:
+        size = len(block)
+        if number == 0 and text.header_lines:
             block = block.partition(b"\n")[2]
-        staged = folder / f"part-{number:07d}.parquet"
+        staged = text.folder / f"part-{number:07d}.parquet"
         if not staged.exists():
-            _write_block(staged, *parse(block), lines=lines_of_file(block, rows), check=check)
-        return number, len(numbered[1]), read_block_info(staged)[0]
+            lines = lines_of_file(block, text.rows)
+            _write_block(staged, *parse(block), lines=lines, check=check)
+        return number, size, read_block_info(staged)[0]
 
     def parsing(numbered: tuple[int, bytes]) -> int:
         return PARSED * len(numbered[1])
 
     count = 0
-    for number, size, block_bad_rows in ordered_map(
-        write, numbered_blocks(path, shard, rows), parsing, memory
-    ):
+    numbered = numbered_blocks(text.path, shard, text.rows)
+    for number, size, bad_rows in ordered_map(write, numbered, parsing, memory):
         count += 1
-        if block_bad_rows.bad and tolerance == 0:  # more rows cannot make the share 0 again
-            block_bad_rows.shifted(path, _lines_before(path, rows, number) or header_lines).check(
-                tolerance
-            )
+        if bad_rows.bad and tolerance == 0:  # more rows cannot make the share 0 again
+            bad_rows.shifted(text.path, _first_line(text, number)).check(tolerance)
         advance(size)
     return count
 
 
-def _lines_before(path: AnyPath, rows: RowDivider | None, number: int) -> int:
-    preceding = takewhile(lambda numbered: numbered[0] < number, numbered_blocks(path, rows=rows))
-    return sum(lines_of_file(block, rows) for _, block in preceding)
+def _first_line(text: TextInput, number: int) -> int:
+    """Returns the number of lines before a block, or the header before the first one."""
+    before = takewhile(lambda each: each[0] < number, numbered_blocks(text.path, rows=text.rows))
+    return sum(lines_of_file(block, text.rows) for _, block in before) or text.header_lines
 
 
 def lines_of_file(block: bytes, rows: RowDivider | None) -> int:
@@ -244,21 +256,21 @@ def check_staged(folder: Path, blocks: int, patience: float = 0.0) -> None:
         raise OSError(f"{folder}: expected {blocks} staged files, found {found}")
 
 
-def staged_bad_rows(path: AnyPath, folder: Path, *, header_lines: int) -> BadRows:
+def staged_bad_rows(text: TextInput) -> BadRows:
     """Returns the bad rows of a file of which all shards are staged.
 
     Raises:
         DataError: a line is neither a staged nor a bad row, nor blank.
     """
     bad_rows = BadRows()
-    line = header_lines
+    line = text.header_lines
     kept = 0
-    for staged in sorted(folder.glob("part-*.parquet")):
+    for staged in sorted(text.folder.glob("part-*.parquet")):
         block_bad_rows, lines = read_block_info(staged)
-        bad_rows += block_bad_rows.shifted(path, line)
+        bad_rows += block_bad_rows.shifted(text.path, line)
         line += lines
         kept += pq.read_metadata(staged).num_rows
-    bad_rows.check_kept(path, kept)
+    bad_rows.check_kept(text.path, kept)
     return bad_rows
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from adaftr_fast._files import AnyPath, followed, make_folder, remove
 from adaftr_fast._publish import publisher_lock
+from adaftr_fast.data.encode.written import holds_text
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.raw.batches import BATCH_ROWS, coalesced
 from adaftr_fast.errors import DataError
@@ -37,6 +38,7 @@ class ArrowStream(Protocol):
         """Returns an Arrow C stream in a capsule."""
 
 
+INPUT = (str, os.PathLike, AnyPath, ArrowStream)
 Input = str | os.PathLike[str] | AnyPath | ArrowStream
 Inputs = Iterable[Input] | Input
 
@@ -62,8 +64,8 @@ def input_files(inputs: Inputs, out: Path, memory: Memory = DEFAULT) -> Iterator
         OSError: the files cannot be written.
         TypeError: an input is neither a path nor a table.
     """
-    listed = list_inputs(inputs)
-    if not holds_tables(listed):
+    listed = _list_inputs(inputs)
+    if not any(isinstance(each, ArrowStream) for each in listed):
         yield [open_file(each) for each in listed if not isinstance(each, ArrowStream)]
         return
     out = followed(out)
@@ -94,24 +96,13 @@ def shown(path: AnyPath) -> str:
     return str(path)
 
 
-def holds_tables(inputs: list[Input]) -> bool:
-    """Returns whether one of the inputs is a table."""
-    return any(isinstance(each, ArrowStream) for each in inputs)
-
-
-def list_inputs(inputs: Inputs) -> list[Input]:
-    """Returns inputs as a list, since an iterator can be read only once.
-
-    Raises:
-        TypeError: an input is neither a path nor a table.
-    """
-    if isinstance(inputs, str | os.PathLike | AnyPath | ArrowStream) or not isinstance(
-        inputs, Iterable
-    ):
+def _list_inputs(inputs: Inputs) -> list[Input]:
+    """Returns inputs as a list, since an iterator can be read only once."""
+    if isinstance(inputs, INPUT) or not isinstance(inputs, Iterable):
         inputs = [inputs]
     listed = list(inputs)
     for each in listed:
-        if not isinstance(each, str | os.PathLike | AnyPath | ArrowStream):
+        if not isinstance(each, INPUT):
             expected = "paths, or tables with __arrow_c_stream__ (pandas 2.2, Polars 1 or PyArrow)"
             raise TypeError(
                 f"files: expected {expected}, got {type(each).__module__}.{type(each).__qualname__}"
@@ -130,25 +121,35 @@ def read_table(source: ArrowStream) -> pa.Table:
         raise DataError(
             f"rows: expected a table, got a {type(source).__name__}; of a row, pass .to_dict()"
         )
-    with _reading("rows"):
-        reader = pa.RecordBatchReader.from_stream(source)
-        schema = _plain_schema(reader.schema)
-        return pa.concat_tables([schema.empty_table(), *_plain_tables(reader, schema)])
+    with _plain(source, "rows") as (schema, tables):
+        return pa.concat_tables([schema.empty_table(), *tables])
 
 
 def _file(source: Input, folder: Path, number: int, memory: Memory) -> AnyPath:
     if not isinstance(source, ArrowStream):
         return open_file(source)
     path = _place(folder, number)
-    with _reading("files"):
-        _write(pa.RecordBatchReader.from_stream(source), path, memory)
+    with (
+        _plain(source, "files") as (schema, tables),
+        pq.ParquetWriter(path, schema, compression="lz4", write_page_checksum=True) as writer,
+    ):
+        for batch in coalesced(tables, memory):
+            writer.write_batch(batch)
     return path
 
 
 @contextmanager
-def _reading(argument: str) -> Iterator[None]:
+def _plain(source: ArrowStream, argument: str) -> Iterator[tuple[pa.Schema, Iterator[pa.Table]]]:
+    """Provides the schema and the rows of a table, with the types that the readers of files
+    know.
+    """
     try:
-        yield
+        reader = pa.RecordBatchReader.from_stream(source)
+        kept = [each for each in reader.schema if not INDEX.fullmatch(each.name)]
+        schema = pa.schema([pa.field(each.name, _plain_type(each.type)) for each in kept])
+        if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+            raise ValueError(f"expected columns of distinct names, got {twice[0]!r} twice")
+        yield schema, _plain_tables(reader, schema)
     # such as pandas' objects of different types
     except (pa.ArrowException, ValueError, TypeError) as error:
         raise DataError(
@@ -158,21 +159,6 @@ def _reading(argument: str) -> Iterator[None]:
 
 def _place(folder: Path, number: int) -> Path:
     return folder / ("table.parquet" if number == 1 else f"table-{number}.parquet")
-
-
-def _write(reader: pa.RecordBatchReader, path: Path, memory: Memory) -> None:
-    schema = _plain_schema(reader.schema)
-    with pq.ParquetWriter(path, schema, compression="lz4", write_page_checksum=True) as writer:
-        for batch in coalesced(_plain_tables(reader, schema), memory):
-            writer.write_batch(batch)
-
-
-def _plain_schema(found: pa.Schema) -> pa.Schema:
-    kept = [each for each in found if not INDEX.fullmatch(each.name)]
-    schema = pa.schema([pa.field(each.name, _plain(each.type)) for each in kept])
-    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
-        raise ValueError(f"expected columns of distinct names, got {twice[0]!r} twice")
-    return schema
 
 
 def _plain_tables(reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -196,15 +182,22 @@ def _plain_array(values: pa.Array, kind: pa.DataType) -> pa.Array:
     return values.cast(kind)
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
+def _plain_type(kind: pa.DataType) -> pa.DataType:
     """Returns the type of the same values that the readers of files know."""
     types = pa.types
     if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
-        return _plain(kind.value_type)
-    if types.is_large_string(kind) or types.is_string_view(kind):
+        return _plain_type(kind.value_type)
+    if holds_text(kind):
         return pa.string()
     if types.is_large_binary(kind) or types.is_binary_view(kind):
         return pa.binary()
-    if types.is_large_list(kind) or types.is_fixed_size_list(kind) or types.is_list(kind):
-        return pa.list_(_plain(kind.value_type))
+    if is_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
     return pa.float32() if types.is_float16(kind) else kind
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Returns whether values of a type are lists."""
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )

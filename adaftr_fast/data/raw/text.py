@@ -15,9 +15,10 @@ from __future__ import annotations
 import codecs
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +27,14 @@ import pyarrow.csv as csv
 
 from adaftr_fast.data.encode.canonical import as_float64
 from adaftr_fast.data.encode.encoders import one_array
-from adaftr_fast.data.encode.written import SHOWN_LABELS, label_numbers, plain_numbers, read_times
-from adaftr_fast.data.raw.bad_rows import BadLine, BadRows, bad_rows
+from adaftr_fast.data.encode.written import (
+    SHOWN_LABELS,
+    label_numbers,
+    plain_numbers,
+    read_times,
+    without_words,
+)
+from adaftr_fast.data.raw.bad_rows import EXAMPLES, TEXT, BadLine, BadRows
 from adaftr_fast.data.raw.staging import LINE_END
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 
@@ -36,6 +43,113 @@ MISSING = ("-", "?", "\\n", "#n/a", "<na>", "n/a", "na", "nan", "nat", "none", "
 LONGEST_VALUE = 1 << 20  # bytes of a value with line ends
 OPEN_LINE = "the line ends inside quotes"
 KEPT = "\0kept:"  # prefix of the columns that are text as it is written
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How text is divided into rows and values.
+
+    Attributes:
+        names: the columns, in the order of the text.
+        quoted: whether values may be quoted.
+    """
+
+    names: list[str]
+    delimiter: str = ","
+    quoted: bool = True
+
+    @cached_property
+    def line(self) -> re.Pattern[bytes]:
+        """The pattern of a line, without its end, that Arrow's parser reads as one row."""
+        return re.compile(rb"%b\r*" % self._values if self.quoted else rb"[^\r]*+\r*")
+
+    @cached_property
+    def _row(self) -> re.Pattern[bytes]:
+        """The pattern of a row: one line, or several ones with line ends in quotes; or of a line
+        that is no row.
+        """
+        mark = re.escape(self.delimiter.encode())
+        value = rb'(?:"(?:[^"]|""){0,%d}+"|(?!")[^%b\r\n]*+)' % (LONGEST_VALUE, mark)
+        several = rb"%b(?:%b%b){%d}" % (value, mark, value, len(self.names) - 1)
+        return re.compile(rb"(?:%b\r*|%b\r*|(?P<line>[^\n]*+))\n" % (self._values, several))
+
+    @property
+    def _values(self) -> bytes:
+        """The pattern of the values of a line."""
+        mark = re.escape(self.delimiter.encode())
+        plain = rb"[^%b\r\n]*+" % mark
+        # quotes count only at the start of a value
+        value = rb'(?:"(?:[^"\n]|"")*+"%b|(?!")%b)' % (plain, plain)
+        return rb"%b(?:%b%b)*+" % (value, mark, value)
+
+    def whole_rows(self, data: bytes, last: bool) -> tuple[bytes, bytes]:
+        """Returns the rows of text with ``LINE_END`` for line ends inside quotes, and the rest,
+        where no row ends.
+
+        Lines are one row only if all quotes of its values close before a delimiter or at its end,
+        and it has as many values as there are columns. So a stray quote costs the line that it is
+        in, and not those up to the next quote.
+
+        Args:
+            last: whether the text ends here, so that there is no rest.
+        """
+        data = data + b"\n" if last and not data.endswith(b"\n") else data
+        whole, end = [], 0
+        for row in self._row.finditer(data):
+            if row["line"] is not None and not last and len(data) - row.start() < LONGEST_VALUE:
+                break  # its quotes may close in what follows
+            whole.append(row[0][:-1].replace(b"\n", LINE_END) + b"\n")
+            end = row.end()
+        return b"".join(whole), data[end:]
+
+    def parse(self, data: bytes) -> tuple[pa.Table, list[BadLine]]:
+        """Returns the rows that have as many columns as ``names``, those of blank lines included,
+        and the other rows.
+        """
+        # Arrow cannot report a row with too many or too few columns that is not UTF-8
+        if not _is_utf8(data):
+            bad = self.read(data.decode(errors="backslashreplace").encode())[1]
+            if bad:
+                table = self.read(data.decode("latin-1").encode())[0]
+                return pa.table([_from_latin(each) for each in table.columns], self.names), bad
+        return self.read(data)
+
+    def read(
+        self, data: bytes, convert: csv.ConvertOptions | None = None
+    ) -> tuple[pa.Table, list[BadLine]]:
+        """Returns the rows, as columns of bytes unless ``convert`` says otherwise, and those of
+        another number of columns.
+
+        All threads of Arrow are done when it returns: one that outlives this process's interpreter
+        ends it with an abort.
+        """
+        bad: list[BadLine] = []
+
+        def skip(row: csv.InvalidRow) -> str:
+            reason = f"expected {row.expected_columns} columns, got {row.actual_columns}"
+            bad.append(BadLine(row.number, reason, row.text))
+            return "skip"
+
+        table = csv.read_csv(
+            io.BytesIO(data),
+            # Arrow reports line numbers only in one thread. One block per call.
+            read_options=csv.ReadOptions(
+                column_names=self.names, use_threads=False, block_size=len(data) + 1
+            ),
+            parse_options=csv.ParseOptions(
+                delimiter=self.delimiter,
+                quote_char='"' if self.quoted else False,
+                ignore_empty_lines=False,  # blank lines count as lines
+                invalid_row_handler=skip,
+            ),
+            convert_options=convert
+            or csv.ConvertOptions(
+                column_types=dict.fromkeys(self.names, pa.binary()),
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
+        return table, bad
 
 
 @dataclass
@@ -65,25 +179,28 @@ class TextBlock:
         """The columns as a table."""
         return pa.table(self.columns)
 
-    def drop(self, mask: np.ndarray, reason: str | Callable[[str], str], text: pa.Array) -> None:
+    def drop(self, mask: np.ndarray, reason: str, text: pa.Array) -> None:
         """Drops the rows of ``mask`` [n] and records them as bad.
 
         Args:
             mask: the rows.
-            reason: the reason, or the function that returns that of a value of ``text``.
+            reason: the reason.
             text: what the report shows of each row [n].
         """
         if not mask.any():
             return
-        rows = np.flatnonzero(mask)
-        for row, value in zip(rows, map(_readable, text.take(pa.array(rows)).to_pylist())):
-            self.bad.append(
-                BadLine(
-                    int(self.line[row]), reason if isinstance(reason, str) else reason(value), value
-                )
-            )
+        shown = text.filter(pa.array(mask)).to_pylist()
+        for line, value in zip(self.line[mask].tolist(), shown):
+            self.bad.append(BadLine(line, reason, _readable(value)))
         self.columns = _columns(self.table.filter(pa.array(~mask)))
         self.line = self.line[~mask]
+
+    def keep(self, column: str) -> None:
+        """Adds a column a second time, as text as it is written, under its name with ``KEPT``
+        before it.
+        """
+        self.columns[KEPT + column] = self.columns[column]
+        self.convert(KEPT + column, pa.string())
 
     def convert(self, column: str, kind: pa.DataType) -> None:
         """Casts a column to a type and drops rows whose value cannot be cast."""
@@ -96,25 +213,26 @@ class TextBlock:
         except pa.ArrowException:
             self._drop_uncastable(column, kind)
             converted = self._cast(self.columns[column], kind)
+        if kind == pa.string() and not column.startswith(KEPT):
+            converted = without_words(converted, self.form)
         self.columns[column] = converted
 
     def convert_label(self, column: str) -> None:
         """Converts a column of labels to numbers, and drops the rows in which it is missing or
         neither 0 nor 1.
         """
-        self.require(column)
         self.convert(column, pa.string())
+        self.require(column)
+        expected = f"label {column}: expected 0 or 1, got"
         values = self.columns[column]
-        wrong = label_numbers(values).is_null().to_numpy(zero_copy_only=False)
-        named = {*pc.unique(values.filter(pa.array(wrong)))[:SHOWN_LABELS].to_pylist()}
-
-        def reason(value: str) -> str:
-            return (
-                f"label {column}: expected 0 or 1, got "
-                f"{repr(value) if value in named else 'other text'}"
-            )
-
-        self.drop(wrong, reason, values)
+        wrong = pc.unique(values.filter(label_numbers(values).is_null()))
+        for value in wrong[:SHOWN_LABELS].to_pylist():
+            values = self.columns[column]
+            has_value = pc.equal(values, value).to_numpy(zero_copy_only=False)
+            self.drop(has_value, f"{expected} {value!r}", values)
+        values = self.columns[column]
+        others = label_numbers(values).is_null().to_numpy(zero_copy_only=False)
+        self.drop(others, f"{expected} other text", values)
         self.columns[column] = label_numbers(self.columns[column])
 
     def _cast(self, values: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -148,18 +266,17 @@ class TextBlock:
 
     def report(self) -> BadRows:
         """Returns the numbers of lines and bad rows, and the reasons."""
-        return bad_rows(self.total, self.bad, lines=self.lines, blank=self.blank)
+        bad = sorted(self.bad, key=lambda each: each.line)
+        reasons = dict(Counter(each.reason for each in bad))
+        examples = []
+        for each in bad[:EXAMPLES]:
+            # a missing value may be written as one of several words
+            text = f": {each.text[:TEXT]!r}" if each.text else ""
+            examples.append(f"{each.line}: {each.reason}{text}")
+        return BadRows(self.total, len(bad), reasons, examples, self.lines, self.blank)
 
 
-def parse_block(
-    data: bytes,
-    names: list[str],
-    delimiter: str,
-    form: TextFormat = PLAIN_TEXT,
-    *,
-    quoted: bool = True,
-    keep: Sequence[str] = (),
-) -> TextBlock:
+def parse_block(data: bytes, dialect: Dialect, form: TextFormat = PLAIN_TEXT) -> TextBlock:
     """Parses whole lines without a header to columns of bytes.
 
     Rows with too many or too few columns are dropped, and so are lines that end inside quotes.
@@ -167,18 +284,14 @@ def parse_block(
     Args:
         data: the lines. With ``form.line_ends``, ``LINE_END`` stands for those inside quotes.
         form: how the text holds values.
-        quoted: whether values may be quoted.
-        keep: columns that are returned a second time, under their names with ``KEPT`` before them,
-            as they are written.
     """
     lines = count_lines(data)
     data = b"\n" if data in (b"", codecs.BOM_UTF8) else data  # Arrow rejects an empty file
-    parse = partial(_parse, names=names, delimiter=delimiter, quoted=quoted)
-    table, bad = parse(data)
+    table, bad = dialect.parse(data)
     unread: list[BadLine] = []
-    if table.num_rows + len(bad) != lines or _is_doubtful(data, delimiter, quoted):
-        data, unread = _whole_lines(data, delimiter, quoted)
-        table, bad = parse(data)
+    if table.num_rows + len(bad) != lines or _is_doubtful(data, dialect):
+        data, unread = _whole_lines(data, dialect)
+        table, bad = dialect.parse(data)
     numbers = _line_numbers(data if form.line_ends else b"", table.num_rows + len(bad))
     line = np.delete(numbers, [row.line - 1 for row in bad])
     unread, bad = (
@@ -194,14 +307,6 @@ def parse_block(
     blank = min(int(empty.sum()) - len(unread), lines)  # 0 for an empty block
     table, bad = table.filter(pa.array(~empty)) if empty.any() else table, bad + unread
     columns = _columns(table)
-    written = {KEPT + name: columns[name] for name in keep}
-    if form.null:
-        words = pa.array([word.encode() for word in form.null])
-        columns = {
-            name: pc.if_else(pc.is_in(values, value_set=words), None, values)
-            for name, values in columns.items()
-        }
-    columns |= written
     if form.line_ends:
         columns = {
             name: pc.replace_substring(values, LINE_END, b"\n") for name, values in columns.items()
@@ -221,67 +326,25 @@ def _line_numbers(data: bytes, rows: int) -> np.ndarray:
     return np.append(1, 1 + lines[is_end])[:rows]
 
 
-def whole_rows(data: bytes, delimiter: str, columns: int, *, last: bool) -> tuple[bytes, bytes]:
-    """Returns the rows of text with ``LINE_END`` for line ends inside quotes, and the rest, where
-    no row ends.
-
-    Lines are one row only if all quotes of its values close before a delimiter or at its end, and
-    it has as many values as there are columns. So a stray quote costs the line that it is in, and
-    not those up to the next quote.
-
-    Args:
-        last: whether the text ends here, so that there is no rest.
-    """
-    data = data + b"\n" if last and not data.endswith(b"\n") else data
-    whole, end = [], 0
-    for row in _row(delimiter, columns).finditer(data):
-        if row["line"] is not None and not last and len(data) - row.start() < LONGEST_VALUE:
-            break  # its quotes may close in what follows
-        whole.append(row[0][:-1].replace(b"\n", LINE_END) + b"\n")
-        end = row.end()
-    return b"".join(whole), data[end:]
-
-
-def find_types(texts: Mapping[str, pa.Array], form: TextFormat = PLAIN_TEXT) -> pa.Schema:
-    """Returns the types that Arrow finds in columns of text [n]; text for a column without any
-    value.
+def typed(texts: pa.Table, form: TextFormat = PLAIN_TEXT) -> pa.Table:
+    """Returns columns of text with the types that Arrow finds in them; a column without any value
+    stays text.
 
     Numbers with marks of thousands are text to it.
     """
     written = io.BytesIO()
-    csv.write_csv(pa.table(dict(texts)), written, csv.WriteOptions(include_header=False))
+    csv.write_csv(texts, written, csv.WriteOptions(include_header=False))
     convert = csv.ConvertOptions(
         decimal_point=form.decimal, null_values=["", *form.null], strings_can_be_null=True
     )
-    table, _ = _read(written.getvalue() or b"\n", [*texts], ",", True, convert)
+    table, _ = Dialect(texts.column_names).read(written.getvalue() or b"\n", convert)
     kinds = [pa.string() if pa.types.is_null(kind) else kind for kind in table.schema.types]
-    return pa.schema(list(zip(texts, kinds)))
-
-
-def _parse(
-    data: bytes, names: list[str], delimiter: str, quoted: bool
-) -> tuple[pa.Table, list[BadLine]]:
-    """Returns the rows that have as many columns as ``names``, those of blank lines included, and
-    the other rows.
-    """
-    # Arrow cannot report a row with too many or too few columns that is not UTF-8
-    if not _is_utf8(data):
-        bad = _read(data.decode(errors="backslashreplace").encode(), names, delimiter, quoted)[1]
-        if bad:
-            table = _read(data.decode("latin-1").encode(), names, delimiter, quoted)[0]
-            return pa.table(
-                [_from_latin(column) for column in table.columns], table.column_names
-            ), bad
-    return _read(data, names, delimiter, quoted)
+    return table.cast(pa.schema(list(zip(texts.column_names, kinds))))
 
 
 def _is_utf8(data: bytes) -> bool:
-    offsets = pa.array([0, len(data)], pa.int64())
-    text = pa.Array.from_buffers(
-        pa.large_string(), 1, [None, offsets.buffers()[1], pa.py_buffer(data)]
-    )
     try:
-        text.validate(full=True)
+        pa.array([data], pa.large_binary()).cast(pa.large_string())
     except pa.ArrowInvalid:
         return False
     return True
@@ -294,48 +357,6 @@ def _from_latin(column: pa.ChunkedArray) -> pa.Array:
     )
 
 
-def _read(
-    data: bytes,
-    names: list[str],
-    delimiter: str,
-    quoted: bool,
-    convert: csv.ConvertOptions | None = None,
-) -> tuple[pa.Table, list[BadLine]]:
-    """Returns the rows, as columns of bytes unless ``convert`` says otherwise, and those of another
-    number of columns.
-
-    All threads of Arrow are done when it returns: one that outlives this process's interpreter ends
-    it with an abort.
-    """
-    bad: list[BadLine] = []
-
-    def skip(row: csv.InvalidRow) -> str:
-        reason = f"expected {row.expected_columns} columns, got {row.actual_columns}"
-        bad.append(BadLine(row.number, reason, row.text))
-        return "skip"
-
-    table = csv.read_csv(
-        io.BytesIO(data),
-        # Arrow reports line numbers only in one thread. One block per call.
-        read_options=csv.ReadOptions(
-            column_names=names, use_threads=False, block_size=len(data) + 1
-        ),
-        parse_options=csv.ParseOptions(
-            delimiter=delimiter,
-            quote_char='"' if quoted else False,
-            ignore_empty_lines=False,  # blank lines count as lines
-            invalid_row_handler=skip,
-        ),
-        convert_options=convert
-        or csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.binary()),
-            null_values=[""],
-            strings_can_be_null=True,
-        ),
-    )
-    return table, bad
-
-
 def _columns(table: pa.Table) -> dict[str, pa.Array]:
     """Returns the columns of a table by name, each as one array."""
     return {name: one_array(column) for name, column in zip(table.column_names, table.columns)}
@@ -346,60 +367,31 @@ def count_lines(data: bytes) -> int:
     return data.count(b"\n") + (bool(data) and not data.endswith(b"\n"))
 
 
-def _is_doubtful(data: bytes, delimiter: str, quoted: bool) -> bool:
+def _is_doubtful(data: bytes, dialect: Dialect) -> bool:
     """Returns whether equal numbers of rows and lines can hide lines that are not rows.
 
     Quotes that are open at the end of the block join no lines, and a carriage return in a line ends
     a row.
     """
     last = data[data.rfind(b"\n", 0, len(data) - 1) + 1 :]
-    if not _whole_line(delimiter, quoted).fullmatch(last.rstrip(b"\n")):
+    if not dialect.line.fullmatch(last.rstrip(b"\n")):
         return True
     return b"\r" in data and data.count(b"\r") != data.count(b"\r\n")
 
 
-def _whole_lines(data: bytes, delimiter: str, quoted: bool) -> tuple[bytes, list[BadLine]]:
+def _whole_lines(data: bytes, dialect: Dialect) -> tuple[bytes, list[BadLine]]:
     """Replaces every line that is not one row by a blank one, and returns these lines."""
     lines = data.removesuffix(b"\n").split(b"\n")
     bad = []
-    whole = _whole_line(delimiter, quoted)
     for position, line in enumerate(lines):
         if b'"' in line or b"\r" in line:
             row = line.rstrip(b"\r")
-            if not whole.fullmatch(row):
+            if not dialect.line.fullmatch(row):
                 reason = "carriage return within the line" if b"\r" in row else OPEN_LINE
                 bad.append(BadLine(position + 1, reason, _readable(row)))
                 row = b""
             lines[position] = row
     return b"\n".join([*lines, b""]), bad
-
-
-@cache
-def _whole_line(delimiter: str, quoted: bool) -> re.Pattern[bytes]:
-    """Returns the pattern of a line, without its end, that Arrow's parser reads as one row."""
-    if not quoted:
-        return re.compile(rb"[^\r]*+\r*")
-    return re.compile(rb"%b\r*" % _values(delimiter))
-
-
-@cache
-def _row(delimiter: str, columns: int) -> re.Pattern[bytes]:
-    """Returns the pattern of a row: one line, or several ones with line ends in quotes; or of a
-    line that is no row.
-    """
-    mark = re.escape(delimiter.encode())
-    value = rb'(?:"(?:[^"]|""){0,%d}+"|(?!")[^%b\r\n]*+)' % (LONGEST_VALUE, mark)
-    several = rb"%b(?:%b%b){%d}" % (value, mark, value, columns - 1)
-    return re.compile(rb"(?:%b\r*|%b\r*|(?P<line>[^\n]*+))\n" % (_values(delimiter), several))
-
-
-def _values(delimiter: str) -> bytes:
-    """Returns the pattern of the values of a line."""
-    mark = re.escape(delimiter.encode())
-    plain = rb"[^%b\r\n]*+" % mark
-    # quotes count only at the start of a value
-    value = rb'(?:"(?:[^"\n]|"")*+"%b|(?!")%b)' % (plain, plain)
-    return rb"%b(?:%b%b)*+" % (value, mark, value)
 
 
 def castable(values: pa.Array, cast: Callable[[pa.Array], pa.Array]) -> np.ndarray:

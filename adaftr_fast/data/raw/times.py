@@ -4,9 +4,8 @@ serves each log.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -23,21 +22,22 @@ from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import holds_text, read_times, times, without_words
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import ordered_map
-from adaftr_fast.data.raw.batches import read_tables
-from adaftr_fast.data.raw.inputs import first_with_rows, is_text, read_layout, text_files
-from adaftr_fast.data.raw.rows import text_chunks
+from adaftr_fast.data.raw.inputs import (
+    Chunk,
+    InputFile,
+    TextFile,
+    first_with_rows,
+    open_input,
+    text_files,
+)
 from adaftr_fast.data.raw.source import (
     NOT_PARQUET,
     Inputs,
     check_columns,
-    data_files,
-    first_rows,
     listed,
-    open_dataset,
-    os_error,
-    reading,
+    reading_input,
 )
-from adaftr_fast.data.raw.text import are_numbers, find_types
+from adaftr_fast.data.raw.text import are_numbers, typed
 from adaftr_fast.data.schema.columns import EXACT_INTEGERS, operand_type
 from adaftr_fast.data.schema.types import Condition, Schema, TextFormat, TimeRange
 from adaftr_fast.errors import DataError
@@ -67,14 +67,13 @@ def with_times(
         DataError: an input cannot be read, its times are text that does not sort by time, or there
             are fewer different times than splits.
     """
-    rules = {name: (rule, rule.time) for name, rule in schema.split.items() if rule.time}
     split = dict(schema.split)
-    columns = dict.fromkeys((rule.file, time.column) for rule, time in rules.values())
+    columns = dict.fromkeys((rule.file, rule.time.column) for rule in split.values() if rule.time)
     for number, (role, column) in enumerate(columns):
         ours = {
-            name: time
-            for name, (rule, time) in rules.items()
-            if (rule.file, time.column) == (role, column)
+            name: rule.time
+            for name, rule in split.items()
+            if rule.time and (rule.file, rule.time.column) == (role, column)
         }
         shares = sorted(
             {share for time in ours.values() for share in (time.start, time.stop)} - {0.0, 1.0}
@@ -95,7 +94,7 @@ def with_times(
 def _condition(time: TimeRange, bounds: dict[float, object]) -> Condition | None:
     found = [(time.column, ">=", bounds[time.start])] if time.start > 0 else []
     found += [(time.column, "<", bounds[time.stop])] if time.stop < 1 else []
-    return found or None
+    return [found] if found else None
 
 
 def _quantiles(
@@ -110,16 +109,22 @@ def _quantiles(
     another one.
     """
     files = [file for path in paths for file in text_files(path)]
-    kind = _type(first_with_rows(files), time, form)
+    inputs = [_open(path, time, form) for path in files]
+    kind = _type(inputs[files.index(first_with_rows(files))], time)
     counts = ValueCounts(kind)
-    size = sum(map(_size, files))
+    size = sum(each.size for each in inputs)
+
+    def values(chunk: Chunk) -> tuple[pa.Array, int]:
+        return _times(one_array(chunk.parse()[0][time]), time, kind, form), chunk.size
+
     with progress_bar(
         total=size, unit="B", unit_scale=True, desc="times", disable=not progress
     ) as bar:
-        for path in files:
-            with reading(path, f"cannot read {time}", os_error(path)):
-                for values, read in _columns(path, time, kind, form, memory):
-                    counts.update(without_nan(values) if pa.types.is_floating(kind) else values)
+        for each in inputs:
+            chunks = each.chunks({time: kind}, memory=memory)
+            with reading_input([each.path], f"cannot read {time}"):
+                for found, read in ordered_map(values, chunks, attrgetter("memory"), memory):
+                    counts.update(without_nan(found) if pa.types.is_floating(kind) else found)
                     bar.update(read)
     table = counts.table()
     shown = listed(map(str, files))
@@ -142,69 +147,43 @@ def _bound(value: Any) -> object:
     return int(value) if is_whole else value
 
 
-def _size(path: AnyPath) -> int:
-    return sum(file.stat().st_size for file in data_files(path))
+def _open(path: AnyPath, time: str, form: TextFormat) -> InputFile:
+    with reading_input([path], NOT_PARQUET):
+        file = open_input(path, form)
+    check_columns(path, file.types.names, [time])
+    return file
 
 
-def _type(path: AnyPath, time: str, form: TextFormat) -> pa.DataType:
+def _type(file: InputFile, time: str) -> pa.DataType:
     """Returns the type of times, as the first rows of an input have them; of text, that in which it
     is staged.
 
     Text that none of the forms of dates fits is a number, or sorts as it is if there are such
     forms.
     """
-    with reading(path, "cannot be read" if is_text(path) else NOT_PARQUET, os_error(path)):
-        if is_text(path):
-            layout = read_layout(path, form)
-            check_columns(path, layout.names, [time])
-            block = layout.block(layout.first(path))
-            block.convert(time, pa.string())
-            texts = block.columns[time]
-            kind = find_types({time: texts}, form).field(time).type
-        else:
-            check_columns(path, open_dataset(path).schema.names, [time])
-            values = one_array(first_rows(path, [time])[time])
-            if not holds_text(values.type):
-                return values.type
-            kind = pa.string()
-            texts = without_words(values.cast(pa.string()), form)
+    form, is_text = file.form, isinstance(file, TextFile)
+    with reading_input([file.path], NOT_PARQUET):
+        values = one_array(file.first([time])[time])
+        if not holds_text(values.type):
+            return values.type
+        texts = without_words(values.cast(pa.string()), form)
         if form.dates and times(texts, form, DATES).null_count < len(texts):
             return DATES
-        if holds_text(kind):
-            is_number = is_text(path) and form.thousands and are_numbers(texts, form)
+        found = typed(pa.table({time: texts}), form)[time] if is_text else texts
+        if holds_text(found.type):
+            is_number = is_text and form.thousands and are_numbers(texts, form)
             return pa.float64() if is_number else pa.string()
-        if form.dates and pa.types.is_temporal(kind):
+        if form.dates and pa.types.is_temporal(found.type):
             return pa.string()  # which staging would read by these forms
-        block.convert(time, kind)
-        return operand_type(pc.max(block.columns[time]).as_py())
+        return operand_type(pc.max(found).as_py())
 
 
-def _columns(
-    path: AnyPath, time: str, kind: pa.DataType, form: TextFormat, memory: Memory
-) -> Iterator[tuple[pa.Array, int]]:
-    """Yields times of a file, without those of bad rows, which preparation counts, and their share
-    of its bytes.
-    """
-    if is_text(path):
-        layout = read_layout(path, form)
-        check_columns(path, layout.names, [time])
-        chunks = text_chunks(
-            path, partial(layout.parse, types={time: kind}), header_lines=1, rows=layout.rows
-        )
-        parsed = ordered_map(
-            lambda chunk: (chunk.parse()[0], chunk.size), chunks, attrgetter("memory"), memory
-        )
-        for table, size in parsed:
-            yield one_array(table[time]), size
-        return
-    dataset = open_dataset(path)
-    rows, size = dataset.count_rows(), _size(path)
-    for table in read_tables(dataset, [time], memory=memory):
-        values = one_array(table[time])
-        if holds_text(values.type):
-            values = without_words(values.cast(pa.string()), form)
-            values = read_times(time, values, form, kind) if pa.types.is_temporal(kind) else values
-        yield values.cast(kind), size * table.num_rows // rows
+def _times(values: pa.Array, time: str, kind: pa.DataType, form: TextFormat) -> pa.Array:
+    """Returns times of a file in a type, into which those of text files are parsed already."""
+    if holds_text(values.type):
+        values = without_words(values.cast(pa.string()), form)
+        values = read_times(time, values, form, kind) if pa.types.is_temporal(kind) else values
+    return values.cast(kind)
 
 
 def check_times(path: AnyPath | str, time: str, values: pa.Array) -> None:
@@ -231,8 +210,5 @@ def unsorted_times(values: pa.Array) -> list[str]:
         pc.struct_field(found, "zone"),
         "",
     )
-    return (
-        [values[forms.index(form).as_py()].as_py() for form in forms.unique()[:2]]
-        if len(forms.unique()) > 1
-        else []
-    )
+    examples = [values[forms.index(form).as_py()].as_py() for form in forms.unique()[:2]]
+    return examples if len(examples) > 1 else []

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
+from itertools import chain
+from typing import Any
 
 import pyarrow as pa
 
-from adaftr_fast.data.schema.types import Condition, Schema
+from adaftr_fast.data.schema.types import Schema
 
 EXACT_INTEGERS = 1 << 53  # up to which float64 has all integers
 
@@ -23,42 +24,25 @@ def column_types(schema: Schema) -> dict[str, pa.DataType]:
     discrete = {
         column for field in schema.fields if field.kind != "numeric" for column in field.columns
     }
-    conditions = [label.condition for label in schema.labels] + [
-        rule.where for rule in schema.split.values()
-    ]
+    conditions = [each.condition for each in schema.labels]
+    conditions += [each.where for each in schema.split.values()]
     for condition in (*conditions, schema.drop):
-        for column, operand in _operands(condition or []):
-            types[column] = operand_type(operand, column in discrete)
+        for column, _, operand in chain.from_iterable(condition or []):
+            value = operand[0] if isinstance(operand, list) else operand
+            types[column] = operand_type(value, column in discrete)
     labels = [label.column for label in schema.labels if label.column is not None]
     return types | dict.fromkeys([*schema.numbers(), *labels], pa.float64())
 
 
-def _operands(condition: Condition) -> list[tuple[str, object]]:
-    triples = [
-        triple for item in condition for triple in ([item] if isinstance(item, tuple) else item)
-    ]
-    return [
-        (column, operand[0] if isinstance(operand, list) else operand)
-        for column, _, operand in triples
-    ]
-
-
-def operand_type(operand: object, discrete: bool = False) -> pa.DataType:
+def operand_type(operand: Any, discrete: bool = False) -> pa.DataType:
     """Returns the type of a column that a condition compares with ``operand``, and that may be
     ``discrete`` values.
     """
-    zone = "UTC" if isinstance(operand, datetime.datetime) and operand.tzinfo else None
-    is_large = isinstance(operand, int) and abs(operand) > EXACT_INTEGERS
-    # subclasses first; Arrow returns nanoseconds as a pandas Timestamp, a subclass of datetime
-    types = {
-        bool: pa.bool_(),
-        int: pa.int64() if discrete or is_large else pa.float64(),
-        float: pa.float64(),
-        datetime.datetime: pa.timestamp("us", zone),
-        datetime.date: pa.date32(),
-        datetime.time: pa.time64("us"),
-    }
-    return next(
-        (type_ for python_type, type_ in types.items() if isinstance(operand, python_type)),
-        pa.string(),
-    )
+    kind = pa.scalar(operand).type
+    if pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("us", None if kind.tz is None else "UTC")
+    if pa.types.is_integer(kind) and not discrete and abs(operand) <= EXACT_INTEGERS:
+        return pa.float64()
+    return kind

@@ -7,7 +7,8 @@ before any data is read. Every error names the key, the expected value and the v
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -32,62 +33,37 @@ from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import EncodingKind
 from adaftr_fast.stores import as_path, open_file
 
-REQUIRED = ("name", "labels", "split", "fields")
-OPTIONAL = (
-    "attribution",
-    "files",
-    "format",
-    "shipped",
-    "generate",
-    "drop",
-    "group",
-    "weight",
-    "truth",
-    "ignore",
-    "defaults",
-    "funnel",
-    "text",
-)
+Reader = Callable[[str, Any], Any]
+"""Checks and converts the value of a key, given the name of the key in errors."""
+
+SHIPPED = resources.files("adaftr_fast.data.schema.shipped")
 # the funnel of a schema with labels of these names, as predict assumes it
 FUNNEL = ("click", "conversion")
 MOST_IDS, MOST_ROWS = 2**31 - 2, 2**63 - 1  # ids are int32 and start at 1; counts are int64
-FIELD_KEYS = (
-    "kind",
-    "column",
-    "cross",
-    "min_count",
-    "buckets",
-    "tokens",
-    "length",
-    "separator",
-    "hashed",
-    "vocabulary",
-    "encoding",
-)
-TEXT_KEYS = ("null", "thousands", "decimal", "dates", "line_ends")
 MARKS = ",.' \u00a0\u202f_"  # of numbers
-ENCODINGS = get_args(EncodingKind)
-KINDS_OF = {  # the keys of a field that only some kinds have
-    "min_count": ("categorical", "cross"),
-    "hashed": ("categorical", "cross"),
-    "buckets": ("numeric", "dense"),
-    "vocabulary": ("categorical",),
-}
 # prefix of a role: the common features of that role's skeleton file (format aliccp)
 COMMON = "common_"
 # datetime.datetime is a subclass of date
 SCALARS = (bool, int, float, str, datetime.date, datetime.time)
 OPERATORS = ("==", "!=", "<", ">", "<=", ">=", "in", "not in")
+KINDS_OF = {  # the keys of a field that only some kinds have
+    "min_count": ("categorical", "cross"),
+    "hashed": ("categorical", "cross"),
+    "buckets": ("numeric", "dense"),
+    "encoding": ("dense",),
+    "tokens": ("categorical",),
+    "length": ("categorical",),
+    "separator": ("categorical",),
+    "vocabulary": ("categorical",),
+}
+# pairs of keys of a field, of which the second one replaces the first
+REPLACED = (("min_count", "hashed"), ("min_count", "vocabulary"), ("hashed", "vocabulary"))
 
 
 def shipped_schemas() -> list[str]:
     """Returns the names of the schemas in this package."""
-    folder = resources.files("adaftr_fast.data.schema.shipped")
-    return sorted(
-        entry.name.removesuffix(".toml")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".toml")
-    )
+    names = [entry.name for entry in SHIPPED.iterdir()]
+    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
 
 
 def load_schema(name: str) -> Schema:
@@ -103,7 +79,7 @@ def load_schema(name: str) -> Schema:
         if not path.is_file():
             raise DataError(f"schema: no file {name}")
     elif name in shipped_schemas():
-        path = resources.files("adaftr_fast.data.schema.shipped") / f"{name}.toml"
+        path = SHIPPED / f"{name}.toml"
     else:
         known = ", ".join(shipped_schemas())
         raise DataError(
@@ -113,6 +89,58 @@ def load_schema(name: str) -> Schema:
         return parse_schema(loads_toml(path.read_text(encoding="utf-8")))
     except ValueError as error:  # not UTF-8, not TOML or not a schema
         raise DataError(f"schema {name}: {error}") from error
+
+
+def parse_schema(source: dict[str, Any]) -> Schema:
+    """Converts the content of a schema file to a ``Schema``. Raises DataError, which names the
+    invalid key.
+    """
+    source = _merge_base(source)
+    read = read_table("", source, SCHEMA_KEYS, required=("name", "labels", "split", "fields"))
+    files = read.setdefault("files", ("data",))
+    for role in files if "format" in read else ():
+        if not role.startswith(COMMON) and COMMON + role not in files:
+            raise DataError(
+                f"files: format aliccp reads {role!r} together with {COMMON + role!r}, which is "
+                "missing"
+            )
+    defaults = {"min_count": 1, "buckets": 20} | read.pop("defaults", {})
+    fields = [
+        _field(f"fields.{name}", name, each, defaults) for name, each in read["fields"].items()
+    ]
+    read["fields"] = tuple(field for field in fields if field.kind != "dense")
+    read["dense"] = tuple(field for field in fields if field.kind == "dense")
+    split = dict.fromkeys(SPLITS, partial(_split, files=files))
+    rules = read_table("split", read["split"], split, required=SPLITS)
+    read["split"] = {name: rules[name] for name in SPLITS}
+    read["funnel"] = funnel_stages(read.get("funnel"), source["labels"])
+    schema = Schema(**read, source=source)
+    _check_columns(schema)
+    _check_names(schema)
+    return schema
+
+
+def write_schema(path: Path, source: dict[str, Any], comment: str) -> None:
+    """Writes the content of a schema file; a file that holds just that stays as it is.
+
+    Args:
+        path: the file, whose name ends in ``.toml``.
+        source: the content of the schema, as ``parse_schema`` reads it.
+        comment: the first line.
+
+    Raises:
+        DataError: the file has another name or exists with another content, which may have been
+            edited.
+        OSError: the file cannot be written.
+    """
+    if path.suffix != ".toml":
+        raise DataError(f"write_schema: expected a file name that ends in .toml, got {str(path)!r}")
+    content = f"# {comment}\n{to_toml(source)}".encode()
+    if path.exists():
+        if path.read_bytes() != content:
+            raise DataError(f"write_schema: {path} exists with another content; name another file")
+        return
+    replace_file(path, content)
 
 
 def _merge_base(source: dict[str, Any]) -> dict[str, Any]:
@@ -140,99 +168,6 @@ def _merge_base(source: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse_schema(source: dict[str, Any]) -> Schema:
-    """Converts the content of a schema file to a ``Schema``. Raises DataError, which names the
-    invalid key.
-    """
-    source = _merge_base(source)
-    check_keys("the file", source, allowed=REQUIRED + OPTIONAL, required=REQUIRED)
-    files = strings("files", source.get("files", ["data"]))
-    check_keys("defaults", source.get("defaults", {}), allowed=("min_count", "buckets"))
-    defaults = {"min_count": 1, "buckets": 20} | source.get("defaults", {})
-    fields = [
-        _field(name, value, defaults) for name, value in table("fields", source["fields"]).items()
-    ]
-    schema = Schema(
-        name=text("name", source["name"]),
-        attribution=text("attribution", source.get("attribution", "")),
-        files=files,
-        format=_format(source.get("format"), files),
-        drop=condition("drop", source["drop"]) if "drop" in source else None,
-        weight=text("weight", source["weight"]) if "weight" in source else None,
-        shipped=_shipped(source["shipped"]) if "shipped" in source else None,
-        generate=from_json(LogConfig, source["generate"], "generate")
-        if "generate" in source
-        else None,
-        group=text("group", source["group"]) if "group" in source else None,
-        labels=tuple(
-            _label(name, value) for name, value in table("labels", source["labels"]).items()
-        ),
-        truth={
-            name: text(f"truth.{name}", value)
-            for name, value in table("truth", source.get("truth", {})).items()
-        },
-        split=_splits(source["split"], files),
-        fields=tuple(field for field in fields if field.kind != "dense"),
-        dense=tuple(field for field in fields if field.kind == "dense"),
-        source=source,
-        funnel=funnel_stages(source.get("funnel"), table("labels", source["labels"])),
-        text=text_format(source.get("text", {})),
-        ignore=strings("ignore", source["ignore"]) if "ignore" in source else (),
-    )
-    _check_leaks(schema)
-    _check_times(schema)
-    _check_reserved(schema)
-    _check_vocabularies(schema)
-    return schema
-
-
-def text_format(value: Any) -> TextFormat:
-    """Returns the content of the table ``text``. Raises DataError, which names the invalid key."""
-    check_keys("text", value, allowed=TEXT_KEYS)
-    read: dict[str, Any] = {
-        key: strings(f"text.{key}", value[key]) for key in ("null", "dates") if value.get(key)
-    }
-    for form in read.get("dates", ()):
-        if "%" not in form:
-            raise DataError(f"text.dates: expected a form such as '%d/%m/%Y', got {form!r}")
-    for key in ("thousands", "decimal"):
-        mark = text(f"text.{key}", value.get(key, ""))
-        if len(mark) > 1 or mark not in MARKS:
-            raise DataError(f"text.{key}: expected one of the characters {MARKS!r}, got {mark!r}")
-        read |= {key: mark} if mark else {}
-    found = TextFormat(**read, line_ends=value.get("line_ends"))
-    if found.line_ends not in (None, True, False):
-        raise DataError(f"text.line_ends: expected true or false, got {found.line_ends!r}")
-    if found.thousands == found.decimal:
-        raise DataError(
-            f"text: expected different marks of thousands and decimals, got {found.decimal!r} "
-            "for both"
-        )
-    return found
-
-
-def _shipped(value: Any) -> str:
-    try:
-        check_name(text("shipped", value), "shipped")
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    return value
-
-
-def _format(value: Any, files: tuple[str, ...]) -> Any:
-    if value not in (None, "aliccp"):
-        raise DataError(
-            f'format: expected "aliccp", or nothing for parquet and text, got {value!r}'
-        )
-    for role in files if value else ():
-        if not role.startswith(COMMON) and COMMON + role not in files:
-            raise DataError(
-                f"files: format aliccp reads {role!r} together with {COMMON + role!r}, which is "
-                "missing"
-            )
-    return value
-
-
 def funnel_stages(value: Any, labels: Collection[str]) -> tuple[str, ...]:
     """Returns the stages of the funnel.
 
@@ -257,62 +192,57 @@ def funnel_stages(value: Any, labels: Collection[str]) -> tuple[str, ...]:
     return stages
 
 
-def _check_leaks(schema: Schema) -> None:
+def _check_columns(schema: Schema) -> None:
+    """Raises DataError if there are no fields or labels, or a field reads a column that no field
+    may read.
+    """
     if not schema.labels or not schema.fields:
         counts = f"{len(schema.labels)} label(s) and {len(schema.fields)} field(s)"
         counts += f" besides {len(schema.dense)} dense one(s)" if schema.dense else ""
         raise DataError(f"expected at least one label and one field, got {counts}")
-    for field in schema.features:
-        for column in set(field.columns) & {*schema.truth.values(), schema.weight}:
-            raise DataError(f"field {field.name} reads {column!r}, a truth or weight column")
-        for column in set(field.columns) & {*schema.ignore}:
-            raise DataError(
-                f"ignore: expected columns that no field reads, but field {field.name} reads "
-                f"{column!r}"
-            )
-    for label in schema.labels:
-        for field in schema.features:
-            leaked = set(field.columns) & set(label.columns())
-            if leaked:
-                raise DataError(
-                    f"field {field.name} reads {leaked.pop()!r}, a source of label {label.name}"
-                )
-            if field.name == label.name:
-                raise DataError(f"{field.name!r} names both a field and a label")
-
-
-def _check_times(schema: Schema) -> None:
-    """Raises DataError if preparation could not find the shares of time, or a field would read
-    times as it does.
-    """
     times = {rule.time.column for rule in schema.split.values() if rule.time}
     if times and schema.format:
         raise DataError(f"split: expected where or hash with format {schema.format}, got time")
-    for field in schema.fields:
-        if field.kind != "numeric" and times & {*field.columns}:
-            expected = "a numeric or dense field of a column that splits by time"
-            raise DataError(f"field {field.name}: expected {expected}, got a {field.kind} one")
+    leaks: dict[str | None, str] = {
+        column: f"a source of label {label.name}"
+        for label in reversed(schema.labels)  # so that the first one is named
+        for column in label.columns()
+    }
+    leaks |= dict.fromkeys([*schema.truth.values(), schema.weight], "a truth or weight column")
+    for field in schema.features:
+        for column in field.columns:
+            if column in leaks:
+                raise DataError(f"field {field.name} reads {column!r}, {leaks[column]}")
+            if column in schema.ignore:
+                raise DataError(
+                    f"ignore: expected columns that no field reads, but field {field.name} reads "
+                    f"{column!r}"
+                )
+            if column in times and field.kind not in ("numeric", "dense"):
+                expected = "a numeric or dense field of a column that splits by time"
+                raise DataError(f"field {field.name}: expected {expected}, got a {field.kind} one")
 
 
-def _check_reserved(schema: Schema) -> None:
-    """Raises DataError if a name is also that of a column that ``prepare`` adds."""
-    added = {*(["group:id"] if schema.group else []), *(["weight:value"] if schema.weight else [])}
+def _check_names(schema: Schema) -> None:
+    """Raises DataError if a name is that of another column of a prepared folder, or ``vocabulary``
+    names no field with ids of its own.
+    """
+    fields, labels = ([each.name for each in group] for group in (schema.features, schema.labels))
+    added = {"group:id" if schema.group else None, "weight:value" if schema.weight else None}
     added |= {f"truth:{name}" for name in schema.truth}
-    for name in [field.name for field in schema.features] + [label.name for label in schema.labels]:
+    for name in fields + labels:
         if name in added:
             raise DataError(
                 f"field or label {name!r}: the name of a column that prepare adds; ignore or "
                 "rename it"
             )
-    for label in schema.labels:
-        if f"label:{label.name}" in schema.columns():
+    for name in labels:
+        if name in fields:
+            raise DataError(f"{name!r} names both a field and a label")
+        if f"label:{name}" in schema.columns():
             raise DataError(
-                f"column 'label:{label.name}': prepare uses this name for a label; ignore or "
-                "rename it"
+                f"column 'label:{name}': prepare uses this name for a label; ignore or rename it"
             )
-
-
-def _check_vocabularies(schema: Schema) -> None:
     owners = [
         field.name
         for field in schema.fields
@@ -328,158 +258,163 @@ def _check_vocabularies(schema: Schema) -> None:
             )
 
 
-def _field(name: str, value: Any, defaults: dict[str, int]) -> Field:
-    where = f"fields.{name}"
-    spec = {"kind": value} if isinstance(value, str) else value
-    if not isinstance(spec, dict):
-        raise DataError(
-            f'{where}: expected "categorical", "numeric", "dense" or a table, got {value!r}'
-        )
-    check_keys(where, spec, allowed=FIELD_KEYS)
-    kind: Any  # checked below
-    if "cross" in spec:
-        kind, columns = "cross", strings(f"{where}.cross", spec["cross"])
-        if len(columns) < 2 or "kind" in spec or "column" in spec:
+def _field(where: str, name: str, value: Any, defaults: dict[str, int]) -> Field:
+    spec = value if isinstance(value, dict) else {"kind": value}
+    read = read_table(where, spec, FIELD_KEYS, required=() if "cross" in spec else ("kind",))
+    if "cross" in read:
+        if len(read["cross"]) < 2 or "kind" in read or "column" in read:
             raise DataError(
                 f"{where}: expected a cross of two or more columns, without kind or column, got "
                 f"{spec!r}"
             )
+        read |= {"kind": "cross", "columns": read.pop("cross")}
     else:
-        kind, columns = spec.get("kind"), (text(f"{where}.column", spec.get("column", name)),)
-    if kind not in ("categorical", "numeric", "dense", "cross"):
-        raise DataError(f'{where}: expected kind "categorical", "numeric" or "dense", got {kind!r}')
+        read["columns"] = (read.pop("column", name),)
+    kind = read["kind"]
     for key, kinds in KINDS_OF.items():
-        if key in spec and kind not in kinds:
+        if key in read and kind not in kinds:
             raise DataError(
                 f"{where}.{key}: expected a {' or '.join(kinds)} field, got a {kind} one"
             )
-    encoding = _encoding(where, kind, spec)
-    if "buckets" in spec and encoding not in (None, "piecewise"):
+    for key, other in REPLACED:
+        if key in read and other in read:
+            raise DataError(f"{where}.{key}: expected no key beside {other}, got {read[key]!r}")
+    if kind == "dense":
+        encoding = read.setdefault("encoding", "standard")
+        if "buckets" in read and encoding != "piecewise":
+            raise DataError(
+                f'{where}.buckets: expected a dense field with encoding "piecewise", got '
+                f"{encoding!r}"
+            )
+    tokens = read.get("tokens")
+    if "separator" in read and tokens is None:
         raise DataError(
-            f'{where}.buckets: expected a dense field with encoding "piecewise", got {encoding!r}'
+            f"{where}.separator: expected text on a field with tokens, got {read['separator']!r}"
         )
-    if "hashed" in spec and "min_count" in spec:
-        raise DataError(
-            f"{where}.min_count: expected no key beside hashed, got {spec['min_count']!r}"
-        )
-    numbers = {key: spec.get(key, defaults[key]) for key in ("min_count", "buckets")}
-    numbers |= {key: spec[key] for key in ("hashed", "length") if key in spec}
-    for key, value in numbers.items():
-        if type(value) is not int or value < 1:  # not a bool
-            raise DataError(f"{where}.{key}: expected an integer >= 1, got {value!r}")
-        if value > (largest := MOST_IDS if key == "hashed" else MOST_ROWS):
-            raise DataError(f"{where}.{key}: expected at most {largest}, got {value}")
-    vocabulary = _vocabulary(where, spec)
-    return Field(
-        name,
-        kind,
-        columns,
-        **numbers,
-        **_tokens(where, kind, spec),
-        vocabulary=vocabulary,
-        encoding=encoding,
-    )
-
-
-def _tokens(where: str, kind: str, spec: dict[str, Any]) -> dict[str, Any]:
-    tokens, separator = spec.get("tokens"), spec.get("separator")
-    if tokens is not None and (tokens not in ("last", "all") or kind != "categorical"):
-        raise DataError(
-            f'{where}.tokens: expected "last" or "all" on a categorical field, got {tokens!r}'
-        )
-    if separator is not None and (tokens is None or not text(f"{where}.separator", separator)):
-        raise DataError(
-            f"{where}.separator: expected text on a field with tokens, got {separator!r}"
-        )
-    if "length" in spec and tokens != "all":
+    if "length" in read and tokens != "all":
         raise DataError(
             f'{where}.length: expected a field with tokens "all", got tokens {tokens!r}'
         )
-    return {"tokens": tokens, "separator": separator}
+    return Field(name, **(defaults | read))
 
 
-def _encoding(where: str, kind: str, spec: dict[str, Any]) -> Any:
-    encoding = spec.get("encoding", "standard" if kind == "dense" else None)
-    if encoding not in (ENCODINGS if kind == "dense" else (None,)):
-        raise DataError(
-            f"{where}.encoding: expected one of {', '.join(ENCODINGS)} on a dense field, got "
-            f"{encoding!r}"
-        )
-    return encoding
-
-
-def _vocabulary(where: str, spec: dict[str, Any]) -> str | None:
-    if "vocabulary" not in spec:
-        return None
-    for key in ("min_count", "hashed"):
-        if key in spec:
-            raise DataError(
-                f"{where}.{key}: expected no key beside vocabulary, whose field sets it, got "
-                f"{spec[key]!r}"
-            )
-    return text(f"{where}.vocabulary", spec["vocabulary"])
-
-
-def _label(name: str, value: Any) -> Label:
-    if isinstance(value, str):
-        return Label(name, column=value)
-    return Label(name, condition=condition(f"labels.{name}", value))
-
-
-def _splits(value: dict[str, Any], files: tuple[str, ...]) -> dict[str, SplitRule]:
-    check_keys("split", value, allowed=SPLITS, required=SPLITS)
-    return {name: _split(f"split.{name}", value[name], files) for name in SPLITS}
-
-
-def _split(where: str, value: dict[str, Any], files: tuple[str, ...]) -> SplitRule:
-    check_keys(where, value, allowed=("file", "where", "rows", "hash", "time"))
-    rule = SplitRule(
-        file=value.get("file", files[0]),
-        where=condition(f"{where}.where", value["where"]) if "where" in value else None,
-        rows=value.get("rows", "all"),
-        hash=_hash_range(f"{where}.hash", value["hash"]) if "hash" in value else None,
-        time=_time_range(f"{where}.time", value["time"]) if "time" in value else None,
-    )
+def _split(where: str, value: Any, files: tuple[str, ...]) -> SplitRule:
+    rule = SplitRule(**({"file": files[0]} | read_table(where, value, SPLIT_KEYS)))
     if rule.file not in files:
         raise DataError(f"{where}.file: expected one of {', '.join(files)}, got {rule.file!r}")
     if rule.hash and rule.rows != "all":
         raise DataError(f"{where}: expected rows or hash, got both")
     if rule.time and rule.where:
         raise DataError(f"{where}: expected where or time, got both")
-    if rule.rows not in ("all", "even", "odd"):
-        raise DataError(f'{where}.rows: expected "all", "even" or "odd", got {rule.rows!r}')
     return rule
 
 
+def _of_type(kind: type, expected: str) -> Reader:
+    """Returns a reader of values of one type."""
+
+    def read(where: str, value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise DataError(f"{where}: expected {expected}, got {value!r}")
+        return value
+
+    return read
+
+
+def _one_of(*choices: str) -> Reader:
+    """Returns a reader of these choices."""
+
+    def read(where: str, value: Any) -> Any:
+        if value not in choices:
+            raise DataError(f"{where}: expected one of {', '.join(choices)}, got {value!r}")
+        return value
+
+    return read
+
+
+text = _of_type(str, "text")
+table = _of_type(dict, "a table")
+
+
+def _shares(where: str, value: Any, required: Sequence[str] = ()) -> dict[str, Any]:
+    keys = {"column": text, "start": number, "stop": number}
+    read = {"start": 0.0, "stop": 1.0} | read_table(where, value, keys, required)
+    if not 0.0 <= read["start"] < read["stop"] <= 1.0:
+        raise DataError(
+            f"{where}: expected 0 <= start < stop <= 1, got {read['start']:g} and {read['stop']:g}"
+        )
+    return read
+
+
 def _hash_range(where: str, value: Any) -> HashRange:
-    check_keys(where, value, allowed=("column", "start", "stop"))
-    return HashRange(
-        *_shares(where, value),
-        text(f"{where}.column", value["column"]) if "column" in value else None,
-    )
+    return HashRange(**_shares(where, value))
 
 
 def _time_range(where: str, value: Any) -> TimeRange:
-    check_keys(where, value, allowed=("column", "start", "stop"), required=("column",))
-    return TimeRange(*_shares(where, value), text(f"{where}.column", value["column"]))
+    return TimeRange(**_shares(where, value, required=("column",)))
 
 
-def _shares(where: str, value: dict[str, Any]) -> tuple[float, float]:
-    start, stop = (
-        number(f"{where}.{key}", value.get(key, default))
-        for key, default in (("start", 0.0), ("stop", 1.0))
+def text_format(where: str, value: Any) -> TextFormat:
+    """Returns the content of the table ``text``."""
+    read = read_table(where, value, TEXT_KEYS)
+    # an empty mark is that of the default
+    found = TextFormat(**{key: each for key, each in read.items() if each != ""})
+    if found.thousands == found.decimal:
+        raise DataError(
+            f"{where}: expected different marks of thousands and decimals, got {found.decimal!r} "
+            "for both"
+        )
+    return found
+
+
+def _words(where: str, value: Any) -> tuple[str, ...]:
+    return strings(where, value) if value else ()
+
+
+def _dates(where: str, value: Any) -> tuple[str, ...]:
+    forms = _words(where, value)
+    for form in forms:
+        if "%" not in form:
+            raise DataError(f"{where}: expected a form such as '%d/%m/%Y', got {form!r}")
+    return forms
+
+
+def _mark(where: str, value: Any) -> Any:
+    mark = text(where, value)
+    if len(mark) > 1 or mark not in MARKS:
+        raise DataError(f"{where}: expected one of the characters {MARKS!r}, got {mark!r}")
+    return mark
+
+
+def _shipped(where: str, value: Any) -> Any:
+    try:
+        check_name(text(where, value), where)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    return value
+
+
+def _generate(where: str, value: Any) -> LogConfig:
+    return from_json(LogConfig, value, where)
+
+
+def _labels(where: str, value: Any) -> tuple[Label, ...]:
+    return tuple(
+        Label(name, column=each)
+        if isinstance(each, str)
+        else Label(name, condition=condition(f"{where}.{name}", each))
+        for name, each in table(where, value).items()
     )
-    if not 0.0 <= start < stop <= 1.0:
-        raise DataError(f"{where}: expected 0 <= start < stop <= 1, got {start:g} and {stop:g}")
-    return start, stop
+
+
+def _truth(where: str, value: Any) -> dict[str, str]:
+    return {name: text(f"{where}.{name}", each) for name, each in table(where, value).items()}
 
 
 def condition(where: str, value: Any) -> Condition:
-    """Parses a condition: a list of [column, op, value], or a list of such lists."""
+    """Reads a condition: a list of [column, op, value], or a list of such lists."""
     first = value[0] if isinstance(value, list) and value else None
-    if isinstance(first, list) and first and isinstance(first[0], list):
-        return [_conjunction(where, alternative) for alternative in value]
-    return _conjunction(where, value)
+    is_nested = isinstance(first, list) and first and isinstance(first[0], list)
+    return [_conjunction(where, each) for each in (value if is_nested else [value])]
 
 
 def _conjunction(where: str, value: Any) -> list[tuple[str, str, Any]]:
@@ -499,10 +434,9 @@ def _check_comparison(where: str, column: str, operator: Any, operand: Any) -> N
             f"{operator!r}"
         )
     takes_list = operator in ("in", "not in")
-    values = operand if takes_list and isinstance(operand, list) else [operand]
-    if takes_list != isinstance(operand, list) or not all(
-        isinstance(value, SCALARS) for value in values
-    ):
+    is_list = isinstance(operand, list)
+    values = operand if is_list else [operand]
+    if takes_list != is_list or not values or not all(isinstance(each, SCALARS) for each in values):
         expected = "a list of values" if takes_list else "one value"
         raise DataError(f"{where}: {column} {operator}: expected {expected}, got {operand!r}")
     for value in values:
@@ -512,10 +446,9 @@ def _check_comparison(where: str, column: str, operator: Any, operand: Any) -> N
             )
 
 
-def text(where: str, value: Any) -> str:
-    """Returns ``value`` if it is a string."""
-    if not isinstance(value, str):
-        raise DataError(f"{where}: expected text, got {value!r}")
+def _separator(where: str, value: Any) -> Any:
+    if not text(where, value):
+        raise DataError(f"{where}: expected text on a field with tokens, got {value!r}")
     return value
 
 
@@ -526,10 +459,12 @@ def number(where: str, value: Any) -> float:
     return float(value)
 
 
-def table(where: str, value: Any) -> dict[str, Any]:
-    """Returns ``value`` if it is a TOML table."""
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: expected a table, got {value!r}")
+def count(where: str, value: Any, largest: int = MOST_ROWS) -> int:
+    """Returns ``value`` if it is a positive int, not a bool."""
+    if type(value) is not int or value < 1:
+        raise DataError(f"{where}: expected an integer >= 1, got {value!r}")
+    if value > largest:
+        raise DataError(f"{where}: expected at most {largest}, got {value}")
     return value
 
 
@@ -540,38 +475,68 @@ def strings(where: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def check_keys(
-    where: str, value: Any, *, allowed: tuple[str, ...], required: tuple[str, ...] = ()
-) -> None:
-    """Raises DataError unless ``value`` is a table with all ``required`` keys and no keys outside
-    ``allowed``.
-    """
-    for key in table(where, value):
-        if key not in allowed:
-            raise DataError(f"{where}: unknown key {key!r}; expected one of {', '.join(allowed)}")
-    for key in required:
-        if key not in value:
-            raise DataError(f"{where}: missing key {key!r}")
-
-
-def write_schema(path: Path, source: dict[str, Any], comment: str) -> None:
-    """Writes the content of a schema file; a file that holds just that stays as it is.
-
-    Args:
-        path: the file, whose name ends in ``.toml``.
-        source: the content of the schema, as ``parse_schema`` reads it.
-        comment: the first line.
+def read_table(
+    where: str, value: Any, readers: Mapping[str, Reader], required: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Returns the values of a TOML table, each as the reader of its key returns it.
 
     Raises:
-        DataError: the file has another name or exists with another content, which may have been
-            edited.
-        OSError: the file cannot be written.
+        DataError: a key is required and missing, or has no reader.
     """
-    if path.suffix != ".toml":
-        raise DataError(f"write_schema: expected a file name that ends in .toml, got {str(path)!r}")
-    content = f"# {comment}\n{to_toml(source)}".encode()
-    if path.exists():
-        if path.read_bytes() != content:
-            raise DataError(f"write_schema: {path} exists with another content; name another file")
-        return
-    replace_file(path, content)
+    place = where or "the file"
+    for key in table(place, value):
+        if key not in readers:
+            raise DataError(f"{place}: unknown key {key!r}; expected one of {', '.join(readers)}")
+    for key in required:
+        if key not in value:
+            raise DataError(f"{place}: missing key {key!r}")
+    prefix = f"{where}." if where else ""
+    return {key: readers[key](prefix + key, each) for key, each in value.items()}
+
+
+SPLIT_KEYS: dict[str, Reader] = {
+    "file": text,
+    "where": condition,
+    "rows": _one_of("all", "even", "odd"),
+    "hash": _hash_range,
+    "time": _time_range,
+}
+FIELD_KEYS: dict[str, Reader] = {
+    "kind": _one_of("categorical", "numeric", "dense"),
+    "column": text,
+    "cross": strings,
+    "min_count": count,
+    "buckets": count,
+    "tokens": _one_of("last", "all"),
+    "length": count,
+    "separator": _separator,
+    "hashed": partial(count, largest=MOST_IDS),
+    "vocabulary": text,
+    "encoding": _one_of(*get_args(EncodingKind)),
+}
+TEXT_KEYS: dict[str, Reader] = {
+    "null": _words,
+    "thousands": _mark,
+    "decimal": _mark,
+    "dates": _dates,
+    "line_ends": _of_type(bool, "true or false"),
+}
+SCHEMA_KEYS: dict[str, Reader] = {
+    "name": text,
+    "attribution": text,
+    "files": strings,
+    "format": _one_of("aliccp"),
+    "shipped": _shipped,
+    "generate": _generate,
+    "drop": condition,
+    "group": text,
+    "weight": text,
+    "labels": _labels,
+    "truth": _truth,
+    "ignore": strings,
+    "split": table,
+    "defaults": partial(read_table, readers={"min_count": count, "buckets": count}),
+    "fields": table,
+    "funnel": lambda _, value: value,  # which ``funnel_stages`` checks
+    "text": text_format,
+}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 from adaftr_fast.data.synthetic.log import LogConfig
@@ -12,10 +12,8 @@ from adaftr_fast.nn.dense import EncodingKind
 SPLITS = ("train", "validation", "test")
 EQUALITIES = ("=", "==", "!=", "in", "not in")  # operators of a condition
 
-Condition = list[tuple[str, str, Any]] | list[list[tuple[str, str, Any]]]
-"""A conjunction of (column, op, value), or a disjunction of conjunctions, as ``filters`` in
-pyarrow.parquet.
-"""
+Condition = list[list[tuple[str, str, Any]]]
+"""A disjunction of conjunctions of (column, op, value), as ``filters`` in pyarrow.parquet."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,16 @@ class Label:
         return [self.column] if self.column is not None else condition_columns(self.condition or [])
 
     def texts(self) -> dict[str, set[str]]:
-        """Returns the texts that the condition compares with columns, by column."""
-        return condition_texts(self.condition or [])
+        """Returns the texts that the condition asks columns to be equal to, or to differ from, by
+        column.
+        """
+        texts: dict[str, set[str]] = {}
+        for column, op, operand in chain.from_iterable(self.condition or []):
+            operands = operand if isinstance(operand, list) else [operand]
+            found = {each for each in operands if isinstance(each, str)}
+            if found and op in EQUALITIES:
+                texts.setdefault(column, set()).update(found)
+        return texts
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,12 @@ class SplitRule:
     rows: Literal["all", "even", "odd"] = "all"
     hash: HashRange | None = None
     time: TimeRange | None = None
+
+    def columns(self) -> list[str]:
+        """Returns the columns that the rule reads."""
+        ranges = [each for each in (self.hash, self.time) if each]
+        named = [each.column for each in ranges if each.column is not None]
+        return condition_columns(self.where or []) + named
 
 
 @dataclass(frozen=True)
@@ -167,21 +179,21 @@ class Schema:
     """
 
     name: str
-    attribution: str
-    files: tuple[str, ...]
-    format: Literal["aliccp"] | None
-    drop: Condition | None
-    weight: str | None
-    shipped: str | None
-    generate: LogConfig | None
-    group: str | None
     labels: tuple[Label, ...]
-    truth: dict[str, str]
     split: dict[str, SplitRule]
     fields: tuple[Field, ...]
+    dense: tuple[Field, ...]
+    funnel: tuple[str, ...]
     source: dict[str, Any]
-    funnel: tuple[str, ...] = ()
-    dense: tuple[Field, ...] = ()
+    files: tuple[str, ...]
+    attribution: str = ""
+    format: Literal["aliccp"] | None = None
+    drop: Condition | None = None
+    weight: str | None = None
+    shipped: str | None = None
+    generate: LogConfig | None = None
+    group: str | None = None
+    truth: dict[str, str] = field(default_factory=dict)
     text: TextFormat = PLAIN_TEXT
     ignore: tuple[str, ...] = ()
 
@@ -201,47 +213,21 @@ class Schema:
 
     def columns(self) -> list[str]:
         """Returns every input column the schema reads, without duplicates."""
-        names = [column for field in self.features for column in field.columns]
+        names = [column for each in self.features for column in each.columns]
         names += [column for label in self.labels for column in label.columns()]
-        names += [
-            column for rule in self.split.values() for column in condition_columns(rule.where or [])
-        ]
-        names += [
-            rule.hash.column for rule in self.split.values() if rule.hash and rule.hash.column
-        ]
-        names += [rule.time.column for rule in self.split.values() if rule.time]
+        names += [column for rule in self.split.values() for column in rule.columns()]
         names += [*condition_columns(self.drop or []), *self.truth.values()]
         return list(dict.fromkeys(names + [each for each in (self.group, self.weight) if each]))
 
 
 def condition_columns(condition: Condition) -> list[str]:
     """Returns the columns a condition reads."""
-    return [column for column, _, _ in _triples(condition)]
+    return [column for each in condition for column, _, _ in each]
 
 
 def shown_condition(condition: Condition) -> str:
     """Returns a condition as people read it."""
-    alternatives = [[item] if isinstance(item, tuple) else item for item in condition]
-    joint = " and " if all(isinstance(item, tuple) for item in condition) else " or "
-    return joint.join(
+    return " or ".join(
         " and ".join(f"{column} {op} {operand}" for column, op, operand in each)
-        for each in alternatives
+        for each in condition
     )
-
-
-def condition_texts(condition: Condition) -> dict[str, set[str]]:
-    """Returns the texts that a condition asks columns to be equal to, or to differ
-    from, by column.
-    """
-    texts: dict[str, set[str]] = {}
-    for column, op, operand in _triples(condition):
-        operands = operand if isinstance(operand, list) else [operand]
-        found = {each for each in operands if isinstance(each, str)}
-        if found and op in EQUALITIES:
-            texts.setdefault(column, set()).update(found)
-    return texts
-
-
-def _triples(condition: Condition) -> Iterator[tuple[str, str, Any]]:
-    for item in condition:
-        yield from (item,) if isinstance(item, tuple) else item

@@ -113,37 +113,38 @@ LAYOUTS = {"aliccp": _aliccp, "ecomm": _ecomm}
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Configuration of a log. Equal configurations give bit-identical logs.
-
-    Attributes:
-        rows: number of impressions.
-        layout: ``aliccp`` (23 fields, click and conversion) or ``ecomm`` (108 fields; click, view,
-            conversion).
-        seed: seed of all random numbers.
-        users: number of users; 0 for one per 50 rows.
-        items: number of items; 0 for one per 200 rows.
-        days: number of days. Rows are spread evenly over them, in order. Splits are by day.
-        rates: share of impressions that reach each stage of the funnel; {} for the rates of the
-            paper's data.
-        spread: standard deviation of each stage's logit (1 gives an AUC of about .76); 0 for the
-            layout's value.
-        relatedness_low: lower bound of a row's task relatedness, >= -1 (see ``truth``).
-        relatedness_high: upper bound, <= 1.
-        list_scale: factor on the number of tokens of multi-valued fields. 1 is Ali-CCP's, 250
-            tokens in one field alone.
-    """
+    """Configuration of a log. Equal configurations give bit-identical logs."""
 
     rows: int
+    """Number of impressions."""
     layout: str = "aliccp"
+    """``aliccp`` (23 fields, click and conversion) or ``ecomm`` (108 fields; click, view,
+    conversion).
+    """
     seed: int = 0
+    """Seed of all random numbers."""
     users: int = 0
+    """Number of users; 0 for one per 50 rows."""
     items: int = 0
+    """Number of items; 0 for one per 200 rows."""
     days: int = 8
+    """Number of days. Rows are spread evenly over them, in order. Splits are by day."""
     rates: dict[str, float] = field(default_factory=dict)
+    """Share of impressions that reach each stage of the funnel; {} for the rates of the paper's
+    data.
+    """
     spread: float = 0.0
+    """Standard deviation of each stage's logit (1 gives an AUC of about .76); 0 for the layout's
+    value.
+    """
     relatedness_low: float = 0.0
+    """Lower bound of a row's task relatedness, >= -1 (see ``truth``)."""
     relatedness_high: float = 0.95
+    """Upper bound of the relatedness, <= 1."""
     list_scale: float = 0.1
+    """Factor on the number of tokens of multi-valued fields. 1 is Ali-CCP's, 250 tokens in one
+    field alone.
+    """
 
     def __post_init__(self) -> None:
         minimums = {"rows": 1, "seed": 0, "users": 0, "items": 0, "days": 1, "spread": 0.0}
@@ -201,8 +202,8 @@ class ImpressionLog:
         """Returns the user and the item of each row (numbers from 1) and the row
         itself, int64 [n].
         """
-        user = hashing.zipf(hashing.uniform(self._key("user"), row), self.users, USER_ZIPF)
-        item = hashing.zipf(hashing.uniform(self._key("item"), row), self.items, ITEM_ZIPF)
+        user = hashing.zipf(self._uniform(row, "user"), self.users, USER_ZIPF)
+        item = hashing.zipf(self._uniform(row, "item"), self.items, ITEM_ZIPF)
         return {"user": user, "item": item, "row": row}
 
     def values(self, row: np.ndarray) -> dict[str, Values]:
@@ -219,11 +220,9 @@ class ImpressionLog:
             return owner
         if field.tokens > 1:
             return self._tokens(field, owner, self._mean_tokens(field))
-        drawn = hashing.zipf(
-            hashing.uniform(self._key("value", field.name), owner), field.values, VALUE_ZIPF
-        )
+        drawn = hashing.zipf(self._uniform(owner, "value", field.name), field.values, VALUE_ZIPF)
         if field.missing:
-            drawn[hashing.uniform(self._key("missing", field.name), owner) < field.missing] = 0
+            drawn[self._uniform(owner, "missing", field.name) < field.missing] = 0
         return drawn
 
     @property
@@ -238,7 +237,7 @@ class ImpressionLog:
 
     def _tokens(self, field: LogField, owner: np.ndarray, mean: int) -> Values:
         """Returns between 1 and 2 mean - 1 tokens per owner."""
-        drawn = hashing.uniform(self._key("length", field.name), owner)
+        drawn = self._uniform(owner, "length", field.name)
         lengths = 1 + (drawn * (2 * mean - 1)).astype(np.int64)
         offsets = np.append(0, np.cumsum(lengths))
         # modulo 2^64
@@ -246,7 +245,7 @@ class ImpressionLog:
             np.uint64
         )
         token_index = np.repeat(before, lengths) + np.arange(offsets[-1], dtype=np.uint64)
-        samples = hashing.uniform(self._key("value", field.name), token_index)
+        samples = self._uniform(token_index, "value", field.name)
         return hashing.zipf(samples, field.values, VALUE_ZIPF), offsets
 
     def batch(self, start: int, stop: int) -> pa.RecordBatch:
@@ -268,14 +267,15 @@ class ImpressionLog:
         columns |= {name: as_arrow(field_values) for name, field_values in values.items()}
         happened = np.ones(len(row), bool)
         for k, stage in enumerate(self.stages):
-            happened = happened & (
-                hashing.uniform(self._key("label", stage), row) < outcome.conditional[:, k]
-            )
+            happened &= self._uniform(row, "label", stage) < outcome.conditional[:, k]
             columns[stage] = pa.array(happened.astype(np.uint8))
         for k, stage in enumerate(self.stages):
             columns[PROBABILITY + stage] = pa.array(outcome.probability[:, k])
         columns[RELATEDNESS] = pa.array(outcome.relatedness)
         return pa.RecordBatch.from_pydict(columns)
+
+    def _uniform(self, index: np.ndarray, *names: str) -> np.ndarray:
+        return hashing.uniform(self._key(*names), index)
 
     def _key(self, *names: str) -> np.uint64:
         return hashing.stream_key(self.config.seed, *names)

@@ -35,21 +35,6 @@ PAIR_WEIGHT = 1.5
 
 
 @dataclass(frozen=True)
-class Standardizer:
-    """Standardizes scores by their mean and standard deviation over the calibration rows."""
-
-    mean: float
-    deviation: float
-
-    @classmethod
-    def fit(cls, scores: np.ndarray) -> Standardizer:
-        return cls(float(scores.mean()), float(scores.std()) or 1.0)
-
-    def __call__(self, scores: np.ndarray) -> np.ndarray:
-        return (scores - self.mean) / self.deviation
-
-
-@dataclass(frozen=True)
 class Outcome:
     """Probabilities and relatedness of n rows.
 
@@ -97,10 +82,10 @@ class Truth:
         self.bounds = relatedness
         self.segments = segments
         self.stages = list(rates)
-        self._standardizers = {
-            name: Standardizer.fit(self._score(name, sample))
-            for name in ("relatedness", *self.stages)
-        }
+        self._scales: dict[str, tuple[float, float]] = {}  # mean and standard deviation of scores
+        for name in ("relatedness", *self.stages):
+            score = self._score(name, sample)
+            self._scales[name] = float(score.mean()), float(score.std()) or 1.0
         self.intercepts = np.zeros(len(rates))
         logits, _ = self._logits(sample)
         reach = np.ones(len(logits))
@@ -116,8 +101,8 @@ class Truth:
     def _logits(self, values: dict[str, Values]) -> tuple[np.ndarray, np.ndarray]:
         """Returns logits without intercepts [n, K] and relatedness [n]."""
         scores = {
-            name: standardize(self._score(name, values))
-            for name, standardize in self._standardizers.items()
+            name: (self._score(name, values) - mean) / deviation
+            for name, (mean, deviation) in self._scales.items()
         }
         low, high = self.bounds
         rho = low + (high - low) * _sigmoid(STEEPNESS * scores["relatedness"])
@@ -130,17 +115,10 @@ class Truth:
         assert isinstance(user, np.ndarray)  # segments are single-valued
         assert isinstance(item, np.ndarray)
         if name == "relatedness":
-            streams = (
-                hashing.stream_key(self.seed, "relatedness", segment) for segment in self.segments
-            )
-            of_user, of_item = map(hashing.approx_normal, streams, (user, item))
-            return of_user + of_item
-        pair = hashing.bits(hashing.stream_key(self.seed, "pair", name), user) + item.astype(
-            np.uint64
-        )
-        score = PAIR_WEIGHT * hashing.approx_normal(
-            hashing.stream_key(self.seed, "pair effect", name), pair
-        )
+            of_user, of_item = (self._key("relatedness", segment) for segment in self.segments)
+            return hashing.approx_normal(of_user, user) + hashing.approx_normal(of_item, item)
+        pair = hashing.bits(self._key("pair", name), user) + item.astype(np.uint64)
+        score = PAIR_WEIGHT * hashing.approx_normal(self._key("pair effect", name), pair)
         for field, field_values in values.items():
             score += self._effect(name, field, field_values)
         return score
@@ -151,12 +129,15 @@ class Truth:
         For a multi-valued field it is the sum of its tokens' effects, divided by the square root of
         their number.
         """
-        stream = hashing.stream_key(self.seed, "effect", name, field)
+        stream = self._key("effect", name, field)
         if isinstance(values, tuple):
             tokens, offsets = values
             sums = np.add.reduceat(self._effects(stream, field, tokens), offsets[:-1])
             return sums / np.sqrt(np.diff(offsets))
         return self._effects(stream, field, values)
+
+    def _key(self, *names: str) -> np.uint64:
+        return hashing.stream_key(self.seed, *names)
 
     def _effects(self, stream: np.uint64, field: str, values: np.ndarray) -> np.ndarray:
         if field not in self.sizes:

@@ -8,7 +8,6 @@ how it is prepared. The rows of the last day are the test split.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from adaftr_fast._json import dumps
 from adaftr_fast._locks import LOCK, writing_folder
 from adaftr_fast._progress import progress_bar
 from adaftr_fast._publish import publishing
+from adaftr_fast._toml import to_toml
 from adaftr_fast.data.memory import DEFAULT
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.synthetic.log import (
@@ -67,18 +67,34 @@ def write_log(config: LogConfig, folder: str | Path, *, progress: bool = False) 
 
 
 def _write_files(log: ImpressionLog, folder: Path, *, progress: bool) -> None:
-    config = log.config
-    with progress_bar(
-        total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress
-    ) as bar:
-        for number, start in enumerate(range(0, config.rows, FILE_ROWS)):
-            stop = min(start + FILE_ROWS, config.rows)
+    rows, schema = log.config.rows, log.batch(0, 1).schema
+    with _bar(rows, progress) as bar:
+        for number, start in enumerate(range(0, rows, FILE_ROWS)):
+            stop = min(start + FILE_ROWS, rows)
             path = folder / LOG / f"part-{number:05d}.parquet"
             if path.exists():
                 bar.update(stop - start)
-            else:
-                with replacing(path) as new:
-                    _write_file(log, new, start, stop, bar)
+                continue
+            batches = _in_threads(
+                log,
+                _ranges(start, stop, BATCH_ROWS),
+                lambda part: log.batch(part.start, part.stop),
+            )
+            with (
+                replacing(path) as new,
+                pq.ParquetWriter(
+                    new, schema, compression="zstd", write_page_checksum=True
+                ) as writer,
+            ):
+                for batch in batches:
+                    writer.write_batch(batch, row_group_size=BATCH_ROWS)
+                    bar.update(batch.num_rows)
+
+
+def _bar(rows: int, progress: bool) -> tqdm:
+    return progress_bar(
+        total=rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress
+    )
 
 
 def _create_or_resume(config: LogConfig, folder: Path) -> None:
@@ -95,16 +111,6 @@ def _create_or_resume(config: LogConfig, folder: Path) -> None:
     replace_file(path, written.encode())  # first: it tells a part of a log from other folders
     (folder / LOG).mkdir(exist_ok=True)
     remove_new(folder / LOG)
-
-
-def _write_file(log: ImpressionLog, path: Path, start: int, stop: int, bar: tqdm) -> None:
-    ranges = _ranges(start, stop, BATCH_ROWS)
-    batches = _in_threads(log, ranges, lambda rows: log.batch(rows.start, rows.stop))
-    schema = log.batch(start, start + 1).schema
-    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
-        for batch in batches:
-            writer.write_batch(batch, row_group_size=BATCH_ROWS)
-            bar.update(batch.num_rows)
 
 
 def _ranges(start: int, stop: int, size: int) -> list[range]:
@@ -129,29 +135,19 @@ def schema_text(log: ImpressionLog) -> str:
     earlier days train.
     """
     last = log.config.days - 1
-    lines = [
-        f'name = "synthetic-{log.config.layout}"',
-        f"group = {_quoted(log.layout.group)}",
-        "",
-        "[labels]",
-    ]
-    lines += [f"{stage} = {_quoted(stage)}" for stage in log.stages]
-    lines += ["", "[truth]  # the probabilities the labels were drawn from"]
-    lines += [f"{stage} = {_quoted(PROBABILITY + stage)}" for stage in log.stages]
     rules = {"train": ("<", last - 1), "validation": ("==", last - 1), "test": ("==", last)}
-    lines += ["", "[split]"]
-    lines += [
-        f'{split} = {{ where = [["{DAY}", "{op}", {day}]] }}' for split, (op, day) in rules.items()
-    ]
-    lines += ["", "[fields]"]
-    for field in log.layout.fields:
-        kind = '{ kind = "categorical", tokens = "last" }' if field.tokens > 1 else '"categorical"'
-        lines.append(f"{_quoted(field.name)} = {kind}")
-    return "\n".join(lines) + "\n"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text)
+    many = {"kind": "categorical", "tokens": "last"}
+    source = {
+        "name": f"synthetic-{log.config.layout}",
+        "group": log.layout.group,
+        "labels": {stage: stage for stage in log.stages},
+        "truth": {stage: PROBABILITY + stage for stage in log.stages},
+        "split": {split: {"where": [[DAY, op, day]]} for split, (op, day) in rules.items()},
+        "fields": {
+            field.name: many if field.tokens > 1 else "categorical" for field in log.layout.fields
+        },
+    }
+    return f"# truth: the probabilities the labels were drawn from\n{to_toml(source)}"
 
 
 def write_raw(config: LogConfig, folder: str | Path, *, progress: bool = False) -> list[Path]:
@@ -181,9 +177,7 @@ def write_raw(config: LogConfig, folder: str | Path, *, progress: bool = False) 
 def _write(log: ImpressionLog, new: Path, *, progress: bool) -> None:
     config = log.config
     test_start = -(-(config.days - 1) * config.rows // config.days)  # the first row of the last day
-    with progress_bar(
-        total=config.rows, unit=" rows", unit_scale=True, desc="synthesize", disable=not progress
-    ) as bar:
+    with _bar(config.rows, progress) as bar:
         for split, start, stop in (("train", 0, test_start), ("test", test_start, config.rows)):
             skeleton, common = (new / name.format(split) for name in NAMES)
             with skeleton.open("wb") as file:

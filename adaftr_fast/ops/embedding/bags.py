@@ -9,13 +9,19 @@ holds the first row of each field.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.embedding.lookup import fused_embedding, merges_later, runs_cuda_kernels
+from adaftr_fast.ops.embedding.lookup import (
+    fused_embedding,
+    merges_later,
+    runs_cuda_kernels,
+    some_of,
+    sparse_rows,
+)
 from adaftr_fast.ops.embedding.reference import bags as reference
 from adaftr_fast.ops.library import define, differentiates_references, library
 
@@ -30,13 +36,6 @@ def _bags_fake(
     return weight.new_empty((offsets.shape[0] - 1) // fields, fields * weight.shape[1])
 
 
-def _some_of(values: Tensor) -> Any:
-    """Returns a size that depends on values, or the bound that CUDA kernels take in its place."""
-    return (
-        values.shape[0] if runs_cuda_kernels(values) else torch.library.get_ctx().new_dynamic_size()
-    )
-
-
 def _backward_fake(
     grad: Tensor,
     values: Tensor,
@@ -46,7 +45,7 @@ def _backward_fake(
     width: int,
     mean: bool,
 ) -> tuple[Tensor, Tensor]:
-    unique = _some_of(values)
+    unique = some_of(values)
     return values.new_empty(unique, dtype=torch.int64), grad.new_empty(unique, width)
 
 
@@ -54,7 +53,7 @@ def _select_bags_fake(
     values: Tensor, offsets: Tensor, _: Any, chosen: Sequence[int], fields: int
 ) -> tuple[Tensor, Tensor]:
     batch = (offsets.shape[0] - 1) // fields
-    return offsets.new_empty(_some_of(values)), offsets.new_empty(batch * len(chosen) + 1)
+    return offsets.new_empty(some_of(values)), offsets.new_empty(batch * len(chosen) + 1)
 
 
 def _bag_of_id(values: Tensor, offsets: Tensor) -> Tensor:
@@ -97,14 +96,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.states = len(state)
 
 
-def bag_of_id(values: Tensor, offsets: Tensor) -> Tensor:
-    """Returns the bag of each position of values [N], [N]; at a position behind the last bag, the
-    number of bags.
+bag_of_id: Callable[[Tensor, Tensor], Tensor] = torch.ops.adaftr_fast.bag_of_id
+"""Returns the bag of each position of values [N], given values and offsets, [N]; at a position
+behind the last bag, the number of bags.
 
-    It is an op because ONNX lacks the search; ``plain_decompositions`` does without.
-    """
-    found: Tensor = torch.ops.adaftr_fast.bag_of_id(values, offsets)
-    return found
+It is an op because ONNX lacks the search; ``plain_decompositions`` does without.
+"""
 
 
 def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:
@@ -126,13 +123,11 @@ def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:
         terms = reference.gradient_terms(
             grad, bag, offsets, per_sample_weights, width, ctx.mean
         ).to(grad.dtype)
-        found = torch.sparse_coo_tensor(rows[None], terms, ctx.shape, check_invariants=False)
+        found = sparse_rows(rows, terms, ctx.shape)
         return found.coalesce() if again else found
     bags = (values, offsets, per_sample_weights, field_offsets)
     rows, sums = torch.ops.adaftr_fast.embedding_bags_backward(grad, *bags, width, ctx.mean)
-    return torch.sparse_coo_tensor(
-        rows[None], sums, ctx.shape, is_coalesced=not on_cuda, check_invariants=False
-    )
+    return sparse_rows(rows, sums, ctx.shape, coalesced=not on_cuda)
 
 
 def _factor_gradient(ctx: Any, grad: Tensor) -> Tensor | None:
@@ -208,33 +203,25 @@ def embedding_bags(
     arguments = (weight, values, offsets, per_sample_weights, field_offsets, mean, list(state))
     if differentiates_references():
         return reference.embedding_bags(*arguments)
-    pooled: Tensor = torch.ops.adaftr_fast.embedding_bags(*arguments)
-    return pooled
+    return torch.ops.adaftr_fast.embedding_bags(*arguments)
 
 
-def select_bags(
-    values: Tensor,
-    offsets: Tensor,
-    per_sample_weights: Tensor | None,
-    chosen: Sequence[int],
-    fields: int,
-) -> tuple[Tensor, Tensor]:
-    """Selects the bags of some fields. It is an op, so that programs of torch.export check their
-    input too.
+select_bags: Callable[..., tuple[Tensor, Tensor]] = torch.ops.adaftr_fast.select_bags
+"""Selects the bags of some fields. It is an op, so that programs of torch.export check their input
+too.
 
-    Args:
-        values: [N], int32 or int64, the ids of all bags.
-        offsets: [B * F + 1], int64, rising from 0 to N; bag b * F + f holds field f of row b.
-        per_sample_weights: [N] factors of the ids, or None. Only their shape is checked.
-        chosen: the indices of the C selected fields, in ascending order.
-        fields: F, the number of fields.
+Args:
+    values: [N], int32 or int64, the ids of all bags.
+    offsets: [B * F + 1], int64, rising from 0 to N; bag b * F + f holds field f of row b.
+    per_sample_weights: [N] factors of the ids, or None. Only their shape is checked.
+    chosen: the indices of the C selected fields, in ascending order.
+    fields: F, the number of fields.
 
-    Returns:
-        The positions in ``values`` of the selected fields' ids, int64 [M], and their bags' offsets,
-        int64 [B * C + 1]. On CUDA, where the host does not know M, N positions: those from the last
-        offset on have no meaning.
+Returns:
+    The positions in ``values`` of the selected fields' ids, int64 [M], and their bags' offsets,
+    int64 [B * C + 1]. On CUDA, where the host does not know M, N positions: those from the last
+    offset on have no meaning.
 
-    Raises:
-        TypeError, ValueError: an argument has the wrong dtype or shape.
-    """
-    return torch.ops.adaftr_fast.select_bags(values, offsets, per_sample_weights, chosen, fields)
+Raises:
+    TypeError, ValueError: an argument has the wrong dtype or shape.
+"""

@@ -9,6 +9,7 @@ R rows of all fields, E width, B batch, F fields, N ids of all bags together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,35 +42,24 @@ define(
 )
 
 
-def int8_embedding(
-    weight: Tensor,
-    scale: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    per_sample_weights: Tensor | None,
-    field_offsets: Tensor,
-    mean: bool,
-) -> Tensor:
-    """Looks up one id per field, or bags of ids, in a table of int8. The result has no gradient.
+int8_embedding: Callable[..., Tensor] = torch.ops.adaftr_fast.int8_embedding
+"""Looks up one id per field, or bags of ids, in a table of int8. The result has no gradient.
 
-    Args:
-        weight: int8 [R, E].
-        scale: [R, 1], floating point: the factor of each row.
-        ids: int32 or int64 [B, F], or [N] with ``offsets``, each counted from 0 within its field.
-        offsets: int64 [B * F + 1], rising from 0 to N, where each bag begins; None for one id per
-            field.
-        per_sample_weights: [N] factors of the ids of bags, or None.
-        field_offsets: int64 [F + 1]; field f owns the rows ``field_offsets[f]`` to
-            ``field_offsets[f + 1] - 1``.
-        mean: whether the sum of a bag is divided by its number of ids.
+Args:
+    weight: int8 [R, E].
+    scale: [R, 1], floating point: the factor of each row.
+    ids: int32 or int64 [B, F], or [N] with ``offsets``, each counted from 0 within its field.
+    offsets: int64 [B * F + 1], rising from 0 to N, where each bag begins; None for one id per
+        field.
+    per_sample_weights: [N] factors of the ids of bags, or None.
+    field_offsets: int64 [F + 1]; field f owns the rows ``field_offsets[f]`` to
+        ``field_offsets[f + 1] - 1``.
+    mean: whether the sum of a bag is divided by its number of ids.
 
-    Returns:
-        [B, F * E], in the dtype of ``scale``.
+Returns:
+    [B, F * E], in the dtype of ``scale``.
 
-    Raises:
-        IndexError: an id is out of its field's range, on every device.
-        TypeError, ValueError: an argument has the wrong dtype or shape.
-    """
-    given = (weight, scale, ids, offsets, per_sample_weights, field_offsets, mean)
-    found: Tensor = torch.ops.adaftr_fast.int8_embedding(*given)
-    return found
+Raises:
+    IndexError: an id is out of its field's range, on every device.
+    TypeError, ValueError: an argument has the wrong dtype or shape.
+"""

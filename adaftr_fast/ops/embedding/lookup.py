@@ -18,7 +18,7 @@ so that none of the size of the look-ups [B, F * E] is written for it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,11 @@ def merges_later(grad: Tensor) -> bool:
     return runs_cuda_kernels(grad) or type(grad) is not Tensor
 
 
+def some_of(rows: Tensor) -> Any:
+    """Returns a size that depends on values, or the bound that CUDA kernels take in its place."""
+    return rows.shape[0] if runs_cuda_kernels(rows) else torch.library.get_ctx().new_dynamic_size()
+
+
 def _merged_fake(
     grad: Tensor, ids: Tensor, field_offsets: Tensor, width: int, *_: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -59,9 +64,7 @@ def _merged_fake(
 
 
 def _merge_rows_fake(rows: Tensor, grad: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    unique = (
-        rows.shape[0] if runs_cuda_kernels(grad) else torch.library.get_ctx().new_dynamic_size()
-    )
+    unique = some_of(rows)
     return rows.new_empty(unique), grad.new_empty(unique, grad.shape[1])
 
 
@@ -118,9 +121,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.no_gradients = [None] * len(state)
 
 
-def _uncoalesced(grad: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
+def sparse_rows(rows: Tensor, values: Tensor, shape: torch.Size, coalesced: bool = False) -> Tensor:
+    """Returns a sparse tensor of rows [U] of a table with the values [U, E], whose indices are in
+    range, and which are distinct and sorted if ``coalesced``.
+    """
     return torch.sparse_coo_tensor(
-        rows[None], grad.reshape(-1, shape[1]), shape, check_invariants=False
+        rows[None], values, shape, is_coalesced=coalesced, check_invariants=False
     )
 
 
@@ -129,15 +135,13 @@ def sparse_gradient(grad: Tensor, ids: Tensor, field_offsets: Tensor, shape: tor
 
     It is coalesced, unless repeated rows are merged later.
     """
+    terms = grad.reshape(-1, shape[1])
     if torch.is_grad_enabled():  # create_graph=True: PyTorch's own ops can be differentiated again
-        return _uncoalesced(grad, reference.embedding_rows(ids, field_offsets), shape).coalesce()
+        return sparse_rows(reference.embedding_rows(ids, field_offsets), terms, shape).coalesce()
     if merges_later(grad):
-        return _uncoalesced(grad, _ops.embedding_rows(ids, field_offsets), shape)
+        return sparse_rows(_ops.embedding_rows(ids, field_offsets), terms, shape)
     rows, values = _ops.fused_embedding_backward(grad, ids, field_offsets, shape[1])
-    # The rows are in range, distinct and sorted, so there is nothing to check or merge.
-    return torch.sparse_coo_tensor(
-        rows[None], values, shape, is_coalesced=True, check_invariants=False
-    )
+    return sparse_rows(rows, values, shape, coalesced=True)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:
@@ -182,24 +186,15 @@ def fused_embedding(
     """
     if differentiates_references():
         return reference.fused_embedding(weight, ids, field_offsets, state)
-    looked_up: Tensor = _ops.fused_embedding(weight, ids, field_offsets, state)
-    return looked_up
+    return _ops.fused_embedding(weight, ids, field_offsets, state)
 
 
-def embedding_and_squares(
-    weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Looks up as :func:`fused_embedding`.
+embedding_and_squares: Callable[..., tuple[Tensor, Tensor]] = _ops.embedding_and_squares
+"""Looks up as :func:`fused_embedding`, whose arguments and errors it has.
 
-    Returns:
-        The rows [B, F * E], and the sum of the squares of their elements, 0-dim. Both pass a
-        gradient to ``weight``.
-
-    Raises:
-        IndexError, TypeError, ValueError: see :func:`fused_embedding`.
-    """
-    looked_up, squares = _ops.embedding_and_squares(weight, ids, field_offsets, state)
-    return looked_up, squares
+Returns the rows [B, F * E], and the sum of the squares of their elements, 0-dim. Both pass a
+gradient to ``weight``.
+"""
 
 
 def coalesce_gradient(weight: Tensor) -> None:
@@ -218,9 +213,7 @@ def coalesce_gradient(weight: Tensor) -> None:
     rows = grad._indices()[0]
     if runs_cuda_kernels(grad):
         rows, values = _ops.merge_rows(rows, grad._values(), weight.shape[0])
-        weight.grad = torch.sparse_coo_tensor(
-            rows[None], values, weight.shape, check_invariants=False
-        )
+        weight.grad = sparse_rows(rows, values, weight.shape)
         return
     if _ops.strictly_rising(rows):
         grad._coalesced_(True)
@@ -229,9 +222,7 @@ def coalesce_gradient(weight: Tensor) -> None:
     field_offsets = torch.tensor([0, weight.shape[0]], device=rows.device)
     merge = _ops.fused_embedding_backward
     rows, values = merge(grad._values(), rows[:, None], field_offsets, weight.shape[1])
-    weight.grad = torch.sparse_coo_tensor(
-        rows[None], values, weight.shape, is_coalesced=True, check_invariants=False
-    )
+    weight.grad = sparse_rows(rows, values, weight.shape, coalesced=True)
 
 
 def coalesce_unless_on_cuda(weight: Tensor) -> None:

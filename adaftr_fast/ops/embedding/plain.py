@@ -38,9 +38,8 @@ def plain_bags(
 ) -> Tensor:
     """Computes ``embedding_bags``; deferred updates have been applied, so ``state`` is empty."""
     bag, rows = _rows_of_bags(values, offsets, field_offsets)
-    return _pooled(
-        nn.functional.embedding(rows, weight), bag, offsets, per_sample_weights, field_offsets, mean
-    )
+    vectors = nn.functional.embedding(rows, weight)
+    return _pooled(vectors, bag, offsets, per_sample_weights, field_offsets, mean)
 
 
 def plain_select(
@@ -65,16 +64,6 @@ def plain_select(
     return positions, torch.cat([ends.new_zeros(1), ends])
 
 
-def plain_bag_of_id(values: Tensor, offsets: Tensor) -> Tensor:
-    """Computes ``bag_of_id``."""
-    return _bag_of_id(offsets, values.shape[0])
-
-
-def plain_rows(ids: Tensor, first: int, rows: int) -> Tensor:
-    """Computes ``rows_of_field``."""
-    return _rows(ids, rows, first).long()
-
-
 def plain_int8(
     weight: Tensor,
     scale: Tensor,
@@ -86,13 +75,11 @@ def plain_int8(
 ) -> Tensor:
     """Computes ``int8_embedding``."""
     if offsets is None:
-        return _int8_rows(
-            weight, scale, _rows(ids, field_offsets.diff(), field_offsets[:-1])
-        ).flatten(1)
+        rows = _rows(ids, field_offsets.diff(), field_offsets[:-1])
+        return _int8_rows(weight, scale, rows).flatten(1)
     bag, rows = _rows_of_bags(ids, offsets, field_offsets)
-    return _pooled(
-        _int8_rows(weight, scale, rows), bag, offsets, per_sample_weights, field_offsets, mean
-    )
+    vectors = _int8_rows(weight, scale, rows)
+    return _pooled(vectors, bag, offsets, per_sample_weights, field_offsets, mean)
 
 
 def plain_sum(vectors: Tensor, offsets: Tensor) -> Tensor:
@@ -160,9 +147,9 @@ _OPS = torch.ops.adaftr_fast
 PLAIN: dict[torch._ops.OperatorBase, Callable[..., Any]] = {
     _OPS.fused_embedding.default: plain_lookup,
     _OPS.embedding_bags.default: plain_bags,
-    _OPS.bag_of_id.default: plain_bag_of_id,
+    _OPS.bag_of_id.default: lambda values, offsets: _bag_of_id(offsets, values.shape[0]),
     _OPS.select_bags.default: plain_select,
-    _OPS.rows_of_field.default: plain_rows,
+    _OPS.rows_of_field.default: lambda ids, first, rows: _rows(ids, rows, first).long(),
     _OPS.int8_embedding.default: plain_int8,
     _OPS.sum_bags.default: plain_sum,
     _OPS.repeat_by_bag.default: plain_repeat,

@@ -7,6 +7,7 @@ to N. No op adds in an order that differs from call to call, on any device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,10 +41,9 @@ def _sum_bags(vectors: Tensor, offsets: Tensor) -> Tensor:
     if runs_cuda_kernels(vectors):
         positions = positions.masked_fill(positions >= offsets[-1], PAD)
     whole = torch.tensor([0, size], device=vectors.device)
-    summed: Tensor = torch.ops.adaftr_fast.embedding_bags(
+    return torch.ops.adaftr_fast.embedding_bags(
         vectors.contiguous(), positions, offsets, None, whole, False, []
     )
-    return summed
 
 
 def _repeat_by_bag(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
@@ -99,20 +99,17 @@ torch.library.register_autograd(
 )
 
 
-def rows_of_field(ids: Tensor, first: int, rows: int) -> Tensor:
-    """Returns the table rows of ids [N] of a field whose ``rows`` rows begin at row ``first``,
-    int64 [N].
+rows_of_field: Callable[[Tensor, int, int], Tensor] = torch.ops.adaftr_fast.rows_of_field
+"""Returns the table rows of ids [N] of a field, int64 [N], given its first row and its number of
+rows.
 
-    Errors name ``FusedEmbedding.look_up_field``, which calls it.
+Errors name ``FusedEmbedding.look_up_field``, which calls it.
 
-    Raises:
-        IndexError: an id is not in 0 to ``rows`` - 1. On CUDA its row is -1, which the look-up
-            reports.
-        TypeError: ids are neither int32 nor int64.
-        ValueError: ids are not [N].
-    """
-    found: Tensor = torch.ops.adaftr_fast.rows_of_field(ids, first, rows)
-    return found
+Raises:
+    IndexError: an id is out of range. On CUDA its row is -1, which the look-up reports.
+    TypeError: ids are neither int32 nor int64.
+    ValueError: ids are not [N].
+"""
 
 
 def sum_bags(vectors: Tensor, offsets: Tensor) -> Tensor:
@@ -126,8 +123,7 @@ def sum_bags(vectors: Tensor, offsets: Tensor) -> Tensor:
         sums = vectors.new_zeros(len(offsets), vectors.shape[1])
         bag = bag_of_id(offsets.new_empty(vectors.shape[0]), offsets)
         return sums.index_add(0, bag, vectors)[:-1]
-    summed: Tensor = torch.ops.adaftr_fast.sum_bags(vectors, offsets)
-    return summed
+    return torch.ops.adaftr_fast.sum_bags(vectors, offsets)
 
 
 def repeat_by_bag(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
@@ -136,5 +132,4 @@ def repeat_by_bag(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
     """
     if differentiates_references():
         return _repeat_by_bag(vectors, offsets, size)
-    repeated: Tensor = torch.ops.adaftr_fast.repeat_by_bag(vectors, offsets, size)
-    return repeated
+    return torch.ops.adaftr_fast.repeat_by_bag(vectors, offsets, size)

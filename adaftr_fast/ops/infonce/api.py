@@ -16,9 +16,7 @@ from adaftr_fast.ops.infonce.arguments import (
     check_bias_is_finite,
     check_block,
     check_combinations,
-    check_groups,
     check_ignore_above,
-    check_labels,
     check_no_tangents,
     check_representations,
     check_targets,
@@ -33,7 +31,7 @@ from adaftr_fast.ops.infonce.arguments import (
 )
 from adaftr_fast.ops.infonce.autograd import DifferentiableOp
 from adaftr_fast.ops.infonce.blocks import BLOCKS
-from adaftr_fast.ops.infonce.candidates import Candidates, Direction, across_ranks
+from adaftr_fast.ops.infonce.candidates import Direction, across_ranks
 from adaftr_fast.ops.infonce.op import INFONCE, SYMMETRIC, TARGETS
 from adaftr_fast.ops.infonce.reference import weighted
 from adaftr_fast.ops.infonce.targets import choose_positive
@@ -96,17 +94,6 @@ def adaptive_infonce(
     return_stats: Literal[True],
     **options: Unpack[InfoNCEOptions],
 ) -> tuple[Tensor, InfoNCEStats]: ...
-
-
-@overload
-def adaptive_infonce(
-    h_ctr: Tensor,
-    h_cvr: Tensor,
-    tau: Tau | tuple[Tau, Tau],
-    *,
-    return_stats: bool,
-    **options: Unpack[InfoNCEOptions],
-) -> Tensor | tuple[Tensor, InfoNCEStats]: ...
 
 
 def adaptive_infonce(
@@ -313,7 +300,7 @@ def adaptive_infonce(
     dtype = product_dtype(h_ctr, h_cvr, precision)
     h_ctr = h_ctr if h_ctr.dtype == dtype else h_ctr.to(dtype)
     h_cvr = h_cvr if h_cvr.dtype == dtype else h_cvr.to(dtype)
-    row_label, column_label = labels_of(positive_group)
+    row_label, column_label = labels_of(positive_group, h_ctr, h_cvr)
     labeled = row_label is not None
     # the positive, or the partner, of row r is candidate r by default
     pairs = symmetric or not labeled
@@ -325,32 +312,25 @@ def adaptive_infonce(
         "column_bias": column_bias,
     }
     check_vectors("adaptive_infonce", h_ctr, h_cvr, pairs, **vectors)
-    check_groups("adaptive_infonce", h_ctr, h_cvr, row_group, column_group)
     check_ignore_above(ignore_above)
     has_targets = labeled or label_smoothing != 0 or margin != 0
     local = block is not None  # whether the candidates of a row are of its rank
     if local or labeled:
-        given = {name: x is not None for name, x in vectors.items()}
-        given |= {
-            "block": local,
-            "ignore_above": ignore_above is not None,
-            "positive_group": labeled,
+        options = {
+            "block": block,
+            "ignore_above": ignore_above,
+            "positive_group": positive_group,
+            "label_smoothing": label_smoothing or None,
+            "margin": margin or None,
+            "return_stats": return_stats or None,
         }
-        given |= {
-            "label_smoothing": label_smoothing != 0,
-            "margin": margin != 0,
-            "return_stats": return_stats,
-        }
-        check_combinations(given)
+        check_combinations(vectors | options)
     if block is not None:
         check_block(block, h_ctr, h_cvr)
         block = block if block < len(h_ctr) else None
     if has_targets:
         check_targets(label_smoothing, margin, ignore_above)
-    if row_label is not None and column_label is not None:
-        check_labels(h_ctr, h_cvr, row_label, column_label)
-    if row_group is not None and column_group is None:
-        column_group = row_group
+    column_group = row_group if column_group is None else column_group
     tau_row = expand_tau(tau_row, h_ctr, "tau")  # [B]
     if column_bias is not None:
         if symmetric:
@@ -384,7 +364,25 @@ def adaptive_infonce(
     scale = row_scale(h_ctr, decisive, row_weight, reduction, batch)  # [B]
     if local:
         batch = None  # nothing more is exchanged
-    common: dict[str, Any] = {"scale": scale, "ieee": precision == "float32"}
+    forth = Direction(
+        anchors=h_ctr,
+        candidates=h_cvr,
+        positive=positive_index,
+        tau=tau_row,
+        row_group=row_group,
+        column_group=column_group,
+        row_label=row_label,
+        column_label=column_label,
+    )
+    common: dict[str, Any] = {
+        "scale": scale,
+        "ieee": precision == "float32",
+        "ignore_above": ignore_above,
+        "margin": margin,
+        "label_smoothing": label_smoothing,
+        "block": block,
+        "need_stats": return_stats,
+    }
     paired = positive_index is None and h_ctr.shape[0] == h_cvr.shape[0]
     if (
         symmetric
@@ -398,39 +396,17 @@ def adaptive_infonce(
         tau_column = (
             expand_tau(tau_column, h_cvr, "tau (per column)") if isinstance(tau, tuple) else tau_row
         )
-        common |= {
-            "anchors": h_ctr,
-            "candidates": h_cvr,
-            "tau_row": tau_row,
-            "tau_column": tau_column,
-        }
-        common |= {"row_group": row_group, "column_group": column_group}
-        return _call(SYMMETRIC, name, reduction, common)["loss"]
-    common |= {
-        "ignore_above": ignore_above,
-        "margin": margin,
-        "label_smoothing": label_smoothing,
-        "block": block,
-    }
-    forth = Direction(
-        h_ctr,
-        tau_row,
-        Candidates(h_cvr, positive_index, column_group, column_label),
-        row_group,
-        row_label,
-    )
-    gathered = forth
-    if batch is not None:
-        gathered = forth._replace(candidates=batch.gather(forth.candidates, batch.columns))
-    found = _direction(op, name, reduction, gathered, common | {"need_stats": return_stats})
+        given = common | forth._asdict() | {"tau_row": tau_row, "tau_column": tau_column}
+        return _call(SYMMETRIC, name, reduction, given)["loss"]
+    gathered = forth if batch is None else batch.gather(forth, batch.columns)
+    found = _direction(op, name, reduction, gathered, common)
     loss = found["loss"]
     if symmetric:
         back = reverse(forth, expand_tau(tau_column, h_cvr, "tau (per column)"))
         if batch is not None:
-            back = back._replace(candidates=batch.gather(back.candidates, batch.rows))
-        loss = (
-            loss + _direction(op, name, reduction, back, common | {"need_stats": False})["loss"]
-        ) / 2
+            back = batch.gather(back, batch.rows)
+        other = _direction(op, name, reduction, back, common | {"need_stats": False})
+        loss = (loss + other["loss"]) / 2
     if not return_stats:
         return loss
     return loss, InfoNCEStats(*(found[x].detach() for x in InfoNCEStats._fields))
@@ -440,20 +416,11 @@ def _direction(
     op: DifferentiableOp, name: str, reduction: str, direction: Direction, common: dict[str, Any]
 ) -> dict[str, Tensor]:
     """Returns the outputs of one direction as ``_call`` does."""
-    anchors, tau, candidates, group, label = direction
-    positive = candidates.positive
-    if label is not None and candidates.label is not None:
-        positive = choose_positive(label, candidates.label, group, candidates.group)
-    given = common | {
-        "anchors": anchors,
-        "candidates": candidates.h,
-        "tau": tau,
-        "positive": positive,
-        "row_group": group,
-        "column_group": candidates.group,
-        "row_label": label,
-        "column_label": candidates.label,
-    }
+    given = common | direction._asdict()
+    row, column = direction.row_label, direction.column_label
+    if row is not None and column is not None:
+        groups = direction.row_group, direction.column_group
+        given["positive"] = choose_positive(row, column, *groups)
     return _call(op, name, reduction, given)
 
 

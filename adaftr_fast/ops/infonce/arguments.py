@@ -7,6 +7,7 @@ Shapes: B rows (anchors), N candidates, d hidden width.
 import math
 import os
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce.autograd import accumulation_dtype
-from adaftr_fast.ops.infonce.candidates import DTYPES, Candidates, CrossRankBatch, Direction
+from adaftr_fast.ops.infonce.candidates import DTYPES, CrossRankBatch, Direction
 from adaftr_fast.ops.infonce.reference import IGNORE
 from adaftr_fast.ops.library import check_local
 
@@ -82,7 +83,7 @@ def check_vectors(
     op: str, h_ctr: Tensor, h_cvr: Tensor, pairs: bool, **vectors: Tensor | None
 ) -> None:
     """Checks shape, dtype and device of the options that hold a value per row or per candidate
-    ("column_...").
+    ("column_..."), and that a group is given for both sides, unless it serves both.
 
     ``pairs``: without positive_index, each row needs a candidate of the same index.
     """
@@ -95,18 +96,12 @@ def check_vectors(
     for name, x in vectors.items():
         if x is not None:
             _check_vector(op, name, x, columns if name.startswith("column") else rows, h_ctr)
-
-
-def check_groups(
-    op: str, h_ctr: Tensor, h_cvr: Tensor, row_group: Tensor | None, column_group: Tensor | None
-) -> None:
-    """Checks that a group is given for both sides, unless it serves both."""
+    row_group, column_group = vectors.get("row_group"), vectors.get("column_group")
     if row_group is None and column_group is not None:
         raise ValueError(f"{op}: column_group requires row_group, got None")
-    if row_group is not None and column_group is None and len(h_ctr) != len(h_cvr):
+    if row_group is not None and column_group is None and rows != columns:
         raise ValueError(
-            f"{op}: row_group without column_group requires N = B, got N = {len(h_cvr)}, B = "
-            f"{len(h_ctr)}"
+            f"{op}: row_group without column_group requires N = B, got N = {columns}, B = {rows}"
         )
 
 
@@ -137,11 +132,11 @@ def check_ignore_above(margin: float | None) -> None:
         )
 
 
-def check_combinations(given: dict[str, bool]) -> None:
-    """Checks that no options are given together of which one does not support the other."""
+def check_combinations(given: dict[str, Any]) -> None:
+    """Checks that no options are given, not None, of which one does not support the other."""
     for option, others in UNSUPPORTED.items():
-        for other in others if given[option] else ():
-            if given[other]:
+        for other in others if given[option] is not None else ():
+            if given[other] is not None:
                 raise ValueError(f"adaptive_infonce: {option} does not support {other}")
 
 
@@ -177,23 +172,22 @@ def _check_number(name: str, x: float, end: float) -> None:
 
 
 def labels_of(
-    positive_group: Tensor | tuple[Tensor, ...] | None,
+    positive_group: Tensor | tuple[Tensor, ...] | None, h_ctr: Tensor, h_cvr: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Returns the positive groups of the rows and of the candidates."""
-    if not isinstance(positive_group, tuple):
-        return positive_group, positive_group
-    if len(positive_group) != 2:
+    """Returns the positive groups of the rows and of the candidates, and checks their shapes,
+    dtypes and devices.
+    """
+    if positive_group is None:
+        return None, None
+    labels = positive_group if isinstance(positive_group, tuple) else (positive_group,) * 2
+    if len(labels) != 2:
         raise ValueError(
             "adaptive_infonce: positive_group must be a tensor or a pair (rows, candidates), "
-            f"got {len(positive_group)} tensors"
+            f"got {len(labels)} tensors"
         )
-    return positive_group
-
-
-def check_labels(h_ctr: Tensor, h_cvr: Tensor, row_label: Tensor, column_label: Tensor) -> None:
-    """Checks shape, dtype and device of the positive groups."""
-    for label, side in ((row_label, h_ctr), (column_label, h_cvr)):
+    for label, side in zip(labels, (h_ctr, h_cvr)):
         _check_vector("adaptive_infonce", "positive_group", label, len(side), h_ctr)
+    return labels
 
 
 def check_bias_is_finite(bias: Tensor) -> None:
@@ -265,26 +259,33 @@ def split_tau(tau: Tau | tuple[Tau, Tau], symmetric: bool) -> tuple[Tau, Tau]:
     return tau
 
 
-def reverse(direction: Direction, tau: Tensor) -> Direction:
+def reverse(forth: Direction, tau: Tensor) -> Direction:
     """Returns the other direction, whose anchors are b_{y_r} with temperatures of ``tau`` [N], and
     its positives r.
     """
-    a, _, candidates, row_group, row_label = direction
-    b, positive, group, label = candidates
-    rows = len(a)
-    own = None
+    anchors, positive, group = forth.candidates, forth.positive, forth.column_group
+    rows, own = len(forth.anchors), None
     target: slice | Tensor = slice(rows)
     if positive is not None:
-        own = torch.where(positive == IGNORE, IGNORE, torch.arange(rows, device=a.device))
-        target = positive.clamp(0, max(len(b) - 1, 0))
-    if positive is not None and len(b) == 0:  # then every row is ignored
-        b = b.new_zeros(1, b.shape[1])
-        tau = tau.new_ones(1)
-        group = None if group is None else group.new_zeros(1)
-    group = None if group is None else group[target]
-    if row_label is not None and label is not None:
-        label = torch.where(row_label == IGNORE, IGNORE, label[target])
-    return Direction(b[target], tau[target], Candidates(a, own, row_group, row_label), group, label)
+        own = torch.where(positive == IGNORE, IGNORE, torch.arange(rows, device=anchors.device))
+        target = positive.clamp(0, max(len(anchors) - 1, 0))
+        if len(anchors) == 0:  # then every row is ignored
+            anchors = anchors.new_zeros(1, anchors.shape[1])
+            tau = tau.new_ones(1)
+            group = None if group is None else group.new_zeros(1)
+    label = forth.column_label
+    if forth.row_label is not None and label is not None:
+        label = torch.where(forth.row_label == IGNORE, IGNORE, label[target])
+    return Direction(
+        anchors=anchors[target],
+        candidates=forth.anchors,
+        positive=own,
+        tau=tau[target],
+        row_group=None if group is None else group[target],
+        column_group=forth.row_group,
+        row_label=label,
+        column_label=forth.row_label,
+    )
 
 
 def row_scale(

@@ -105,8 +105,8 @@ class DifferentiableOp:
         reference: computes the outputs in plain PyTorch by name, given the arguments by name. It
             may compute more than is needed, in any type. Default: by ``checked``, ``rows`` and
             ``closed_form``.
-        triton: computes the outputs by a Triton kernel, given the arguments of the op. Default: the
-            kernel of the same name.
+        triton: computes the outputs by a Triton kernel, given the arguments of the op, where there
+            are a row and a candidate. Default: the kernel of the same name.
         cpu: computes the outputs on CPU, given the arguments of the op. Default: C++ registers the
             kernel.
         needs_sm_80: whether plain PyTorch takes the place of Triton on GPUs below compute
@@ -156,15 +156,20 @@ class DifferentiableOp:
         self.compute = reference or self._compute
         triton = triton or triton_kernel(name)
 
+        def by_triton(*arguments: Any, **options: Any) -> Any:
+            # len() takes four times as long
+            empty = arguments[0].shape[0] == 0 or arguments[1].shape[0] == 0
+            return (self.reference if empty else triton)(*arguments, **options)
+
         def on_cuda(*arguments: Any, **options: Any) -> Any:
             old = needs_sm_80 and torch.cuda.get_device_capability(arguments[0].device) < (8, 0)
-            return (self.reference if old else triton)(*arguments, **options)
+            return (self.reference if old else by_triton)(*arguments, **options)
 
-        self.on_cuda, self.triton = on_cuda, triton
+        self.on_cuda, self.triton = on_cuda, by_triton
         kernels = {
             name: self.reference,
             f"{name}_reference": self.reference,
-            f"{name}_triton": triton,
+            f"{name}_triton": by_triton,
         }
         self.ops: dict[str, Callable[..., Results]] = {}
         for each, kernel in kernels.items():
@@ -491,8 +496,7 @@ class _Functional(torch.autograd.Function):
     @staticmethod
     def forward(*inputs: Any) -> Results:
         *values, _, name, options = inputs
-        outputs: Results = getattr(torch.ops.adaftr_fast, name)(*values, **options)
-        return outputs
+        return getattr(torch.ops.adaftr_fast, name)(*values, **options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:

@@ -102,8 +102,7 @@ def _triton(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
 
     given = BLOCKS.named(arguments, options)
     served = serves_blocks(given["anchors"], given["block"])
-    outputs: tuple[Tensor, ...] = infonce_blocks(**given) if served else BLOCKS.reference(**given)
-    return outputs
+    return infonce_blocks(**given) if served else BLOCKS.reference(**given)
 
 
 BLOCKS = DifferentiableOp(

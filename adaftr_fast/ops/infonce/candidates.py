@@ -5,7 +5,7 @@ Shapes: W ranks; rank r holds B_r rows (anchors) and N_r columns (candidates).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -16,25 +16,20 @@ from adaftr_fast.distributed.gather import gather_numbers, gather_rows
 from adaftr_fast.ops.infonce.reference import IGNORE
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-class Candidates(NamedTuple):
-    """The candidates of one direction's anchors [B, d]."""
-
-    h: Tensor  # [N, d]
-    positive: Tensor | None = None  # [B], default arange(B)
-    group: Tensor | None = None  # [N]
-    label: Tensor | None = None  # [N], the candidates' positive groups
+OF_COLUMNS = ("candidates", "column_group", "column_label")
 
 
 class Direction(NamedTuple):
-    """The anchors of a direction, and the candidates that they are compared with."""
+    """The tensors of one direction of a contrast, by the names of an op's arguments."""
 
     anchors: Tensor  # [B, d]
-    tau: Tensor  # [B]
-    candidates: Candidates
-    group: Tensor | None = None  # [B]
-    label: Tensor | None = None  # [B], the anchors' positive groups
+    candidates: Tensor  # [N, d]
+    positive: Tensor | None = None  # [B], default arange(B)
+    tau: Tensor | None = None  # [B]
+    row_group: Tensor | None = None  # [B]
+    column_group: Tensor | None = None  # [N]
+    row_label: Tensor | None = None  # [B], the anchors' positive groups
+    column_label: Tensor | None = None  # [N], those of the candidates
 
 
 class CrossRankBatch:
@@ -81,19 +76,20 @@ class CrossRankBatch:
                         f"{rank}"
                     )
 
-    def gather(self, own: Candidates, sizes: list[int]) -> Candidates:
-        """Concatenates the ranks' candidates, ``sizes[rank]`` each: this rank's, then the next
-        ranks', in a ring.
+    def gather(self, own: Direction, sizes: list[int]) -> Direction:
+        """Replaces the candidates by those of all ranks, ``sizes[rank]`` each: this rank's, then
+        the next ranks', in a ring.
 
         A positive keeps its index, because this rank's candidates come first. Row r's thus stays at
         r where it is by default, and the kernels need masks on the diagonal alone.
         """
-        return Candidates(
-            self._gather_rows(own.h, sizes),
-            None if own.positive is None else _own_index(own.positive, sizes[self.rank]),
-            None if own.group is None else self._gather_rows(own.group, sizes),
-            None if own.label is None else self._gather_rows(own.label, sizes),
-        )
+        columns = {name: getattr(own, name) for name in OF_COLUMNS}
+        gathered = {
+            name: self._gather_rows(x, sizes) for name, x in columns.items() if x is not None
+        }
+        if own.positive is not None:
+            gathered["positive"] = _own_index(own.positive, sizes[self.rank])
+        return own._replace(**gathered)
 
     def total(self, x: Tensor) -> Tensor:
         """Sums a 0-dim tensor over the ranks."""
@@ -106,13 +102,11 @@ class CrossRankBatch:
 
 
 @_disable_dynamo  # torch.compiler.disable, without importing the compiler until it is needed
-def across_ranks(
-    op: str, group: dist.ProcessGroup, h_ctr: Tensor, h_cvr: Tensor, must_agree: dict[str, bool]
-) -> CrossRankBatch:
-    """Exchanges the batch sizes; checks that whatever decides on a collective, in backward too,
-    agrees on all ranks.
+def across_ranks(*arguments: Any) -> CrossRankBatch:
+    """Returns ``CrossRankBatch(*arguments)``, which exchanges the batch sizes and checks that
+    whatever decides on a collective, in backward too, agrees on all ranks.
     """
-    return CrossRankBatch(op, group, h_ctr, h_cvr, must_agree)
+    return CrossRankBatch(*arguments)
 
 
 def _own_index(index: Tensor, size: int) -> Tensor:

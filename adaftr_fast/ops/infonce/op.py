@@ -117,12 +117,13 @@ def check_tau(tau: Tensor, used: Tensor, of: str = "") -> None:
         )
 
 
-def _targets_by_cpp(*arguments: Any, **options: Any) -> Outputs:
-    return with_targets(torch.ops.adaftr_fast.infonce_sweep, **TARGETS.named(arguments, options))
+def _targets_by(sweep: Callable[..., Any]) -> Callable[..., Outputs]:
+    """Returns the kernel of ``infonce_targets`` that calls a kernel of ``infonce_sweep``."""
 
+    def kernel(*arguments: Any, **options: Any) -> Outputs:
+        return with_targets(sweep, **TARGETS.named(arguments, options))
 
-def _targets_by_triton(*arguments: Any, **options: Any) -> Outputs:
-    return with_targets(triton_kernel("infonce"), **TARGETS.named(arguments, options))
+    return kernel
 
 
 def _chunks(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -173,8 +174,7 @@ def _rows_of_both(**given: Any) -> InfoNCERows:
     directions' losses.
     """
     rows, columns = _both(_rows, given)
-    mean: InfoNCERows = rows._replace(loss=(rows.loss + columns.loss) / 2)
-    return mean
+    return rows._replace(loss=(rows.loss + columns.loss) / 2)
 
 
 def _gradients_of_both(scale: Tensor, **given: Any) -> tuple[Tensor, ...]:
@@ -216,15 +216,18 @@ def _both_by_triton(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
     ):
         return two_sweeps(triton_kernel("infonce"), **given)
     # of half types, for which ieee means nothing
-    outputs: tuple[Tensor, ...] = infonce_symmetric(*arguments)
-    return outputs
+    return infonce_symmetric(*arguments)
 
 
 library.define("infonce_sweep" + SCHEMA_OF_SWEEP)
 _plain: dict[str, Any] = {"closed_form": _gradients, "rows": _rows, "checked": _checked_one}
 INFONCE = DifferentiableOp("infonce", SCHEMA, **_plain)
 TARGETS = DifferentiableOp(
-    "infonce_targets", SCHEMA_OF_TARGETS, triton=_targets_by_triton, cpu=_targets_by_cpp, **_plain
+    "infonce_targets",
+    SCHEMA_OF_TARGETS,
+    triton=_targets_by(triton_kernel("infonce")),
+    cpu=_targets_by(torch.ops.adaftr_fast.infonce_sweep),
+    **_plain,
 )
 SYMMETRIC = DifferentiableOp(
     "infonce_symmetric",

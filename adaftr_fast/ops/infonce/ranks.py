@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.infonce.arguments import check_groups, check_representations, check_vectors
+from adaftr_fast.ops.infonce.arguments import check_representations, check_vectors
 from adaftr_fast.ops.infonce.autograd import accumulation_dtype
 from adaftr_fast.ops.infonce.reference import check_positive_range
 
@@ -67,7 +67,6 @@ def positive_ranks(
         "column_group": column_group,
     }
     check_vectors("positive_ranks", h_ctr, h_cvr, True, **vectors)
-    check_groups("positive_ranks", h_ctr, h_cvr, row_group, column_group)
     dtype = accumulation_dtype(torch.promote_types(h_ctr.dtype, h_cvr.dtype))
     anchors, candidates = h_ctr.to(dtype), h_cvr.to(dtype)
     positive = (
@@ -78,8 +77,7 @@ def positive_ranks(
     # on other devices, reading the values would wait for the device
     if positive.device.type == "cpu":
         check_positive_range("positive_ranks", positive, len(candidates))
-    if row_group is not None and column_group is None:
-        column_group = row_group
+    column_group = row_group if column_group is None else column_group
     ranks = torch.zeros_like(positive)
     height = max(1, BLOCK_ELEMENTS // max(1, len(candidates)))
     for first in range(0, len(anchors) if len(candidates) else 0, height):

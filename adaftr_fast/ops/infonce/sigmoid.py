@@ -27,7 +27,7 @@ from adaftr_fast.ops.infonce.arguments import (
     op_name,
 )
 from adaftr_fast.ops.infonce.autograd import DifferentiableOp, accumulation_dtype, chunks_of_rows
-from adaftr_fast.ops.infonce.candidates import Candidates, across_ranks
+from adaftr_fast.ops.infonce.candidates import Direction, across_ranks
 from adaftr_fast.ops.infonce.reference import check_positive_range
 from adaftr_fast.ops.library import check_local
 
@@ -128,17 +128,16 @@ def sigmoid_contrast(
     h_cvr = h_cvr.to(dtype)
     scale = _scalar("logit_scale", logit_scale, h_ctr)
     bias = _scalar("logit_bias", logit_bias, h_ctr)
-    candidates = Candidates(h_cvr, positive_index)
+    pairs = Direction(h_ctr, h_cvr, positive_index)
     rows = float(len(h_ctr))
     if process_group is not None:
         must_agree = {
             "whether h_cvr needs a gradient": torch.is_grad_enabled() and h_cvr.requires_grad
         }
         batch = across_ranks("sigmoid_contrast", process_group, h_ctr, h_cvr, must_agree)
-        candidates = batch.gather(candidates, batch.columns)
+        pairs = batch.gather(pairs, batch.columns)
         rows = sum(batch.rows) / batch.world_size
-    given = {"anchors": h_ctr, "candidates": candidates.h, "positive": candidates.positive}
-    found = SIGMOID.call(name, given | {"logit_scale": scale, "logit_bias": bias})
+    found = SIGMOID.call(name, pairs._asdict() | {"logit_scale": scale, "logit_bias": bias})
     return found["loss"] / (rows or 1) if reduction == "mean" else found["loss"]
 
 

@@ -56,9 +56,7 @@ def write_file(
 def local_rows(sharded: Mapping[str, ShardedRows]) -> dict[str, Tensor]:
     """Returns the rows on this rank, with the names that they have in a shard file."""
     return {
-        shard_key(name, first): rows
-        for name, each in sharded.items()
-        for first, rows in each.local()
+        shard_key(name, first): rows for name, each in sharded.items() for first, rows in each.local
     }
 
 

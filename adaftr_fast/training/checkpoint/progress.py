@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,13 +32,18 @@ class Progress:
     total_steps: int = 0
     seconds: float = 0.0
     best_epoch: float = 0
-    best_auc: float = -np.inf
+    best_auc: float = -math.inf
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def new_steps(self) -> int:
         """The number of steps since the last validation."""
         return self.step - self.validated
+
+    @property
+    def position(self) -> int:
+        """Orders the snapshots of a run: a validation comes after the step before it."""
+        return self.total_steps + len(self.epochs) + 1
 
     def add(self, record: dict[str, Any], ends_epoch: bool) -> None:
         """Adds the record of a validation, after which the next epoch may start."""
@@ -56,37 +62,51 @@ def epochs_after(validations: int, per_epoch: int) -> float:
     return validations if per_epoch == 1 else validations / per_epoch
 
 
+MEAN = "mean/"  # begins the names of the sums in a snapshot
+
+
 class RunningMean:
     """Means of named 0-dim tensors over steps, accumulated in float64 on the tensors' device.
 
     Args:
-        sums: the sums of the steps before, by name.
-        steps: the number of these steps.
+        saved: the tensors of a snapshot, among them what ``state`` returned.
+        steps: the number of steps before.
     """
 
-    def __init__(self, sums: dict[str, Tensor] | None = None, steps: int = 0) -> None:
-        self.sums: dict[str, Tensor] = dict(sums or {})  # float64, the elements of _total
-        self._total: Tensor | None = None
+    def __init__(self, saved: Mapping[str, Tensor] | None = None, steps: int = 0) -> None:
+        found = saved or {}
+        # of terms that the last step did not have; the others are elements of _total
+        self._rest = {
+            name.removeprefix(MEAN): found[name] for name in found if name.startswith(MEAN)
+        }
+        self._names: list[str] = []
+        self._total = torch.zeros(0, dtype=torch.float64)
         self._steps = steps
+
+    def _sums(self) -> dict[str, Tensor]:
+        return self._rest | dict(zip(self._names, self._total))
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns the sums by their names in a snapshot, without copying them."""
+        return {MEAN + name: value for name, value in self._sums().items()}
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Adds the terms of one step, which does not wait for the device."""
         self._steps += 1
         if not terms:
             return
-        first = next(iter(terms.values()))
-        if self._total is None or terms.keys() - self.sums.keys():  # the first step, as a rule
-            names = list(self.sums | terms)
-            zero = first.new_zeros((), dtype=torch.float64)
-            self._total = torch.stack(
-                [self.sums.get(name, zero).to(first.device) for name in names]
-            )
-            self.sums = dict(zip(names, self._total))
-        values = [terms[name] if name in terms else first.new_zeros(()) for name in self.sums]
-        self._total += torch.stack(values).detach()
+        values = torch.stack(list(terms.values())).detach()
+        if list(terms) != self._names:  # in the first step, as a rule
+            self._rest = self._sums()
+            zero = values.new_zeros((), dtype=torch.float64)
+            before = [self._rest.pop(name, zero).to(values.device) for name in terms]
+            self._names = list(terms)
+            self._total = torch.stack(before)
+        self._total += values
 
     def means(self) -> dict[str, float]:
         """Returns the means by name, which waits for the device."""
-        if not self.sums:
+        sums = self._sums()
+        if not sums:
             return {}
-        return dict(zip(self.sums, (torch.stack(list(self.sums.values())) / self._steps).tolist()))
+        return dict(zip(sums, (torch.stack(list(sums.values())) / self._steps).tolist()))

@@ -235,7 +235,11 @@ class StateCopy:
             not suffice: the new buffers may take half of the available memory, the rest is for
             training and the file's pages.
         """
-        new = {name: value for name, value in tensors.items() if not self._fits(name, value)}
+        new = {
+            name: value
+            for name, value in tensors.items()
+            if not _has_form_of(self._buffers.get(name), value)
+        }
         if 2 * sum(value.nbytes for value in new.values()) > available_memory():
             return None
         try:
@@ -257,25 +261,15 @@ class StateCopy:
         for event in self._copied:
             event.synchronize()
 
-    def _fits(self, name: str, value: Tensor) -> bool:
-        buffer = self._buffers.get(name)
-        return buffer is not None and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
+
+def _has_form_of(buffer: Tensor | None, value: Tensor) -> bool:
+    return buffer is not None and (buffer.shape, buffer.dtype) == (value.shape, value.dtype)
 
 
 def _buffer(value: Tensor) -> Tensor:
     if value.is_cuda:
         return torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
     return empty_table(value.numel(), dtype=value.dtype).view(value.shape)
-
-
-def snapshot_thread() -> ThreadPoolExecutor:
-    """Returns an executor of one thread.
-
-    Its priority is that of training: a thread of a lower one waits for the CPU while it holds
-    Python's global lock, for which training then waits, too. That cost four times as much
-    (benchmarks/README.md).
-    """
-    return ThreadPoolExecutor(1, "snapshot")
 
 
 def available_memory() -> int:
@@ -287,11 +281,8 @@ def available_memory() -> int:
 
 
 LAST = "last"  # in the run folder; present while the run is unfinished
-MEAN = "mean/"
 Sharded = Mapping[str, ShardedRows]
-Commit = Callable[[Sequence[str]], None]
-Found = tuple[Progress, SavedTensors, dict[str, Tensor]]
-"""The progress, the saved tensors (read on access) and the sums of the running means."""
+Commit = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -327,7 +318,10 @@ class RunSnapshots:
         self.identity = _Identity(about.config.flat(), about.fingerprint, rows)
         self._saved_at = time.monotonic()
         self._copy = StateCopy()
-        self._thread = snapshot_thread()
+        # Of the priority of training: a thread of a lower one waits for the CPU while it holds
+        # Python's global lock, for which training then waits, too. That cost four times as much
+        # (benchmarks/README.md).
+        self._thread = ThreadPoolExecutor(1, "snapshot")
         # the thread's write, until its error has been raised
         self._writing: Future[str | None] | None = None
         # what is left to do when all ranks have written their shards
@@ -345,18 +339,12 @@ class RunSnapshots:
         if self._commit is not None and not self.ranks.largest(int(self._is_busy())):
             commit = self._commit
             self._commit = None
-            shards = self._shards_of_all(self.wait())
+            shards = self.ranks.gathered(self.wait())
             if self.ranks.is_rank_zero:
                 self._writing = self._thread.submit(commit, shards)
         return bool(self.ranks.largest(int(self.ranks.is_rank_zero and self._is_due())))
 
-    def start(
-        self,
-        progress: Progress,
-        tensors: dict[str, Tensor],
-        sums: dict[str, Tensor],
-        sharded: Sharded | None = None,
-    ) -> None:
+    def start(self, progress: Progress, tensors: dict[str, Tensor], sharded: Sharded) -> None:
         """Copies a snapshot in memory and starts to write it in a thread. The tensors may change
         afterwards.
 
@@ -368,34 +356,19 @@ class RunSnapshots:
             CheckpointError: the snapshot before could not be written.
         """
         self.wait()
-        rows = local_rows(sharded or {})
-        rest = tensors | _means(sums)
-        if not self.ranks.is_rank_zero:
-            rest = {}
+        rows = local_rows(sharded)
+        rest = tensors if self.ranks.is_rank_zero else {}
         copied = self._copy.take(rows | rest)
         fails = self.ranks.largest(int(copied is None))
         if fails or copied is None:
-            self.save(progress, tensors, sums, sharded)
+            self.save(progress, tensors, sharded)
             return
-        position, run = self._description(progress)
         rows, rest = ({name: copied[name] for name in each} for each in (rows, rest))
-        if self.ranks.is_alone:
-            self._writing = self._thread.submit(
-                self._after_copy, partial(save_snapshot, self.folder, position, rest, run)
-            )
-        else:
-            shard = partial(save_shard, self.folder, position, self.ranks.rank, rows)
-            self._writing = self._thread.submit(self._after_copy, shard)
-            self._commit = partial(save_snapshot, self.folder, position, rest, run)
+        write, self._commit = self._writes(progress, rest, rows)
+        self._writing = self._thread.submit(self._after_copy, write)
         self._saved_at = time.monotonic()
 
-    def save(
-        self,
-        progress: Progress,
-        tensors: dict[str, Tensor],
-        sums: dict[str, Tensor],
-        sharded: Sharded | None = None,
-    ) -> None:
+    def save(self, progress: Progress, tensors: dict[str, Tensor], sharded: Sharded) -> None:
         """Writes a snapshot, which is on disk on return. Raises CheckpointError if this or the last
         write fails.
 
@@ -404,13 +377,10 @@ class RunSnapshots:
         self.wait()
         self._commit = None
         self.ranks.largest(0)  # rank 0 removes stale files when it commits, and must have done so
-        position, run = self._description(progress)
-        commit = partial(save_snapshot, self.folder, position, tensors | _means(sums), run)
-        if self.ranks.is_alone:
-            commit()
-        else:
-            shard = save_shard(self.folder, position, self.ranks.rank, local_rows(sharded or {}))
-            shards = self._shards_of_all(shard)
+        write, commit = self._writes(progress, tensors, local_rows(sharded))
+        shard = write()
+        if commit is not None:
+            shards = self.ranks.gathered(shard)
             self.ranks.from_rank_zero(lambda: commit(shards))
         self._saved_at = time.monotonic()
 
@@ -431,10 +401,11 @@ class RunSnapshots:
         """
         self._thread.shutdown()
         self._copy = StateCopy()
-        self._thread = snapshot_thread()
+        self._thread = ThreadPoolExecutor(1, "snapshot")
 
-    def load(self) -> Found | None:
-        """Loads the newest snapshot; returns None if there is no unfinished run.
+    def load(self) -> tuple[Progress, SavedTensors] | None:
+        """Loads the newest snapshot, whose tensors are read on access; returns None if there is no
+        unfinished run.
 
         Raises:
             CheckpointError: the unfinished run has other options or data, no snapshot can be read,
@@ -450,8 +421,7 @@ class RunSnapshots:
         except ValueError as error:
             raise CheckpointError(f"{self.folder}: not a snapshot of a run: {error}") from error
         self._check(identity)
-        sums = {name.removeprefix(MEAN): tensors[name] for name in tensors if name.startswith(MEAN)}
-        return progress, tensors, sums
+        return progress, tensors
 
     def discard(self) -> None:
         """Removes all snapshots, on rank 0. Raises CheckpointError like ``wait``."""
@@ -469,20 +439,20 @@ class RunSnapshots:
         self.wait()
         return time.monotonic() - self._saved_at >= self.seconds
 
-    def _shards_of_all(self, shard: str | None) -> list[str]:
-        """Returns the names of every rank's shard."""
-        assert shard is not None  # written before
-        return self.ranks.gathered(shard)
-
     def _after_copy(self, write: Callable[[], str | None]) -> str | None:
         self._copy.wait()
         return write()
 
-    def _description(self, progress: Progress) -> tuple[int, dict[str, Any]]:
-        """Returns the position and the metadata of a snapshot."""
-        # a validation comes after the step before it
-        position = progress.total_steps + len(progress.epochs) + 1
-        return position, {"identity": asdict(self.identity), "progress": asdict(progress)}
+    def _writes(
+        self, progress: Progress, tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor]
+    ) -> tuple[Callable[[], str | None], Commit | None]:
+        """Returns what this rank writes, and what rank 0 writes when all ranks have done so."""
+        run = {"identity": asdict(self.identity), "progress": asdict(progress)}
+        position = progress.position
+        snapshot: Commit = partial(save_snapshot, self.folder, position, tensors, run)
+        if self.ranks.is_alone:
+            return snapshot, None
+        return partial(save_shard, self.folder, position, self.ranks.rank, rows), snapshot
 
     def _check(self, saved: _Identity) -> None:
         then = DEFAULTS | saved.settings
@@ -499,10 +469,6 @@ class RunSnapshots:
                 f"{self.folder.parent}: contains an unfinished run on other data: discard it with "
                 "--restart"
             )
-
-
-def _means(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {MEAN + name: value for name, value in sums.items()}
 
 
 DEFAULTS = RunConfig().flat()

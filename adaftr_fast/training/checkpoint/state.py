@@ -30,9 +30,8 @@ def capture(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> di
     """
     tensors = {f"model/{name}": stored(value) for name, value in _held(model)}
     for number, optimizer in _own(model, optimizers):
-        tensors |= {
-            f"optimizer/{number}/{name}": value for name, value in _optimizer_state(optimizer)
-        }
+        for name, value in _optimizer_state(optimizer):
+            tensors[f"optimizer/{number}/{name}"] = value
     tensors[RNG] = torch.get_rng_state()
     for gpu in _gpus(model):
         tensors[CUDA_RNG] = torch.cuda.get_rng_state(gpu)
@@ -50,7 +49,11 @@ def restore(
             ``model.state_dict()`` leaves out may be missing: it follows from how the model was
             made, and sharded tables have others.
     """
-    derived = _derived(model)
+    derived = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
     for name, value in _held(model):
         saved = tensors.get(f"model/{name}")
         if saved is None and name in derived:
@@ -63,14 +66,8 @@ def restore(
         value.copy_(saved)
     for number, optimizer in _own(model, optimizers):
         prefix = f"optimizer/{number}/"
-        _restore_optimizer(
-            optimizer,
-            {
-                name.removeprefix(prefix): tensors[name]
-                for name in tensors
-                if name.startswith(prefix)
-            },
-        )
+        own = [name for name in tensors if name.startswith(prefix)]
+        _restore_optimizer(optimizer, {name.removeprefix(prefix): tensors[name] for name in own})
     torch.set_rng_state(tensors[RNG])
     for gpu in _gpus(model) if CUDA_RNG in tensors else ():
         torch.cuda.set_rng_state(tensors[CUDA_RNG], gpu)
@@ -115,11 +112,9 @@ def _own(
     optimizers.
     """
     others = [tables.optimizer for tables in sharded_tables(model).values()]
-    yield from (
-        (number, each)
-        for number, each in enumerate(optimizers)
-        if not any(each is o for o in others)
-    )
+    for number, each in enumerate(optimizers):
+        if each not in others:
+            yield number, each
 
 
 def _gpus(model: nn.Module) -> set[torch.device]:
@@ -132,16 +127,6 @@ def _gpus(model: nn.Module) -> set[torch.device]:
 def _held(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters()
     yield from model.named_buffers()
-
-
-def _derived(model: nn.Module) -> set[str]:
-    """Names of the buffers that follow from how the model was made, and are not part of its
-    ``state_dict()``.
-    """
-    modules = ((f"{prefix}." if prefix else "", module) for prefix, module in model.named_modules())
-    return {
-        prefix + name for prefix, module in modules for name in module._non_persistent_buffers_set
-    }
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:

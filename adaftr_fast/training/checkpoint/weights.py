@@ -59,11 +59,11 @@ class Description:
         none.
         """
         content = asdict(self) | {"config": self.config.to_dict()}
-        return {
-            key: value
-            for key, value in content.items()
-            if value or key not in ("field_names", "dense")
-        }
+        return _without_empty(content, "field_names", "dense")
+
+
+def _without_empty(content: dict[str, Any], *optional: str) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if value or key not in optional}
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class _Head:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns JSON values, without shards if there are none."""
-        return {key: value for key, value in asdict(self).items() if key != "shards" or value}
+        return _without_empty(asdict(self), "shards")
 
     def checksums(self) -> dict[str, str]:
         """Returns the sha256 of every file by its name, the weights file first."""

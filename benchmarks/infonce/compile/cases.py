@@ -20,13 +20,7 @@ from adaftr_fast.kernels.infonce.config import (
     meta_of,
 )
 from adaftr_fast.kernels.infonce.launch import COMBINE_BLOCK_D, COMBINE_BLOCK_M, JOINING
-from adaftr_fast.kernels.infonce.symmetric.launch import (
-    COMBINE_BLOCK,
-    POSITIVES_BLOCK,
-    SYMMETRIC_TILINGS,
-    choose_symmetric_tiling,
-    has_common,
-)
+from adaftr_fast.kernels.infonce.symmetric.launch import COMBINE_BLOCK, POSITIVES_BLOCK, has_common
 
 ARCHS = (80, 90)
 DTYPES = {
@@ -106,7 +100,7 @@ def cases(archs, quick):
         for tiling in TILINGS:
             if arch >= tiling.min_capability:
                 yield from _of_tiling(tiling, arch, quick)
-        for tiling in SYMMETRIC_TILINGS:
+        for tiling in TILINGS:
             yield from _of_symmetric(tiling, arch, quick)
         yield from _of_symmetric_entries(arch)
         if not quick:
@@ -217,9 +211,9 @@ def _of_alternatives(arch):
     """Yields the training sweeps in the blocks that an environment variable selects."""
     for each in ALTERNATIVES:
         if each.min_capability == arch:
-            blocks = choose_tiling("half", each.max_width, arch)
-            blocks = blocks._replace(row_sweep=each.row_sweep, column_sweep=each.column_sweep)
-            place = Place(blocks, HALF_DTYPES[0], each.max_width, arch)
+            width = int(each.max_width)
+            blocks = choose_tiling("half", width, arch, each.kind)
+            place = Place(blocks, HALF_DTYPES[0], width, arch)
             for make in (_row, _column):
                 yield make(place, "train")._replace(variant=f"train, {each.kind}")
 
@@ -239,8 +233,10 @@ def _of_sigmoid(place, *names):
 def _of_symmetric(tiling, arch, quick):
     """Yields the sweeps of the symmetric loss in half types, at the greatest width of a tiling."""
     width = int(min(tiling.max_width, UNBOUNDED[tiling.kind]))
-    fitted = choose_symmetric_tiling(tiling.kind, width, arch)
-    if fitted[:3] != tiling[:3]:
+    if arch < tiling.min_capability:
+        return
+    fitted = choose_tiling(tiling.kind, width, arch)
+    if fitted[:3] != tiling[:3] or fitted.sums is None:
         return
     variants, dtypes = (("train",), HALF_DTYPES[:1]) if quick else (SYMMETRIC_VARIANTS, HALF_DTYPES)
     for name, dtype in product(variants, dtypes):

@@ -11,7 +11,3 @@ exponentials a pair, one for each direction.
 The package above defines shapes and names. Here N = B, row r's positive is column r and the reverse, and primes mark
 the second direction: z'_jr = softmax_scale_log2'_j s_rj is the logit of row r for column j, with tau_column_j.
 """
-
-from adaftr_fast.kernels.infonce.symmetric.launch import infonce_symmetric, serves_symmetric
-
-__all__ = ["infonce_symmetric", "serves_symmetric"]

@@ -20,10 +20,10 @@ maximum. common_weight_r is the weight of 2^(z_rj - center).
 import triton
 import triton.language as tl
 from adaftr_fast.kernels.infonce.symmetric.sums import common
-from adaftr_fast.kernels.infonce.tiles import LN_2, Constant, load_row_parameters, log1p
+from adaftr_fast.kernels.infonce.tiles import LN_2, load_row_parameters, log1p
 
-TERMS = Constant(4)  # of an entry, side by side: softmax_scale_log2, m, weight, common_weight
-SMALLEST_SIZE = Constant(2.0**-100)  # the largest becomes descale, whose inverse must be finite
+TERMS = tl.constexpr(4)  # of an entry, side by side: softmax_scale_log2, m, weight, common_weight
+SMALLEST_SIZE = tl.constexpr(2.0**-100)  # the largest becomes descale, whose inverse must be finite
 
 
 @triton.jit

@@ -20,7 +20,6 @@ from adaftr_fast.kernels.infonce.symmetric.combine import TERMS
 from adaftr_fast.kernels.infonce.symmetric.sums import common, logits
 from adaftr_fast.kernels.infonce.tiles import (
     LN_2,
-    Constant,
     accumulate,
     load_block,
     partition_blocks,
@@ -28,7 +27,7 @@ from adaftr_fast.kernels.infonce.tiles import (
     split_blocks,
 )
 
-LEAST_DESCALE = Constant(2.0**-44)  # common weights are then above 2^-91 of a weight of 2^-30
+LEAST_DESCALE = tl.constexpr(2.0**-44)  # common weights are then above 2^-91 of a weight of 2^-30
 
 
 @triton.jit

@@ -7,27 +7,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from adaftr_fast.kernels.infonce.config import (
-    TYPES,
-    Config,
-    cdiv,
-    first_admitting,
-    fitted,
-    max_offset,
-    meta_of,
-    product_kind,
-    read_table,
-)
-from adaftr_fast.kernels.infonce.launch import (
-    Launch,
-    Operands,
-    Products,
-    accumulation_dtype,
-    join,
-    on_gpu,
-    prepare_operands,
-    vector,
-)
+from adaftr_fast.kernels.infonce.config import TYPES, Config, cdiv, choose_tiling, max_offset, meta_of, product_kind
+from adaftr_fast.kernels.infonce.launch import Launch, Operands, Products, join, on_gpu, prepare_operands, vector
 from adaftr_fast.kernels.infonce.symmetric.combine import TERMS, infonce_symmetric_combine_kernel
 from adaftr_fast.kernels.infonce.symmetric.gradient import infonce_symmetric_gradient_kernel
 from adaftr_fast.kernels.infonce.symmetric.sums import (
@@ -40,44 +21,6 @@ POSITIVES_BLOCK = 64  # rows of a program that forms positives: the least that h
 COMBINE_BLOCK = 64
 MOST_WIDTH = 256  # beyond, a sweep takes the width in slices, each of which forms the scores again
 MOST_ROWS = 131_072  # the columns' partials (sums.py) take B^2 / 16 bytes, and B^2 / 8 beyond d = 128
-
-
-class SymmetricTiling(NamedTuple):
-    """The configs up to a width, from a compute capability on; M is the owned side."""
-
-    kind: str  # half
-    max_width: float
-    min_capability: int
-    sums: Config  # owns rows
-    gradient: Config  # owns either side
-
-
-# The first row that admits the operands is taken. Every row compiles without spills for its architectures
-# (python -m benchmarks.infonce.compile_sweep).
-SYMMETRIC_TILINGS = tuple(
-    SymmetricTiling(*key, **sweeps)
-    for key, sweeps in read_table("""
-    kind    width  sm  sweep       M   N    D   K  warps  stages
-    half       64  90  sums      128  64   64   0  8  3
-    half       64  90  gradient  128  64   64   0  8  3
-    half      128  90  sums      128  64  128   0  8  3
-    half      128  90  gradient  128  64  128   0  8  3
-    half      256  90  sums       64  64  256   0  8  2
-    half      256  90  gradient  128  32  256   0  8  1
-    half       64  80  sums      128  64   64   0  8  3
-    half       64  80  gradient  128  32   64   0  8  3
-    half      128  80  sums      128  64  128   0  8  3
-    half      128  80  gradient  128  32  128   0  8  3
-    half      256  80  sums       64  64  256   0  8  2
-    half      256  80  gradient   64  64  256   0  8  2
-    """)
-)
-
-
-@lru_cache
-def choose_symmetric_tiling(kind: str, width: int, capability: int) -> SymmetricTiling:
-    """Returns the table's row for a width that is a multiple of 16, with blocks no wider than needed."""
-    return fitted(first_admitting(SYMMETRIC_TILINGS, kind, width, capability), width)
 
 
 def has_common(sweep: str, config: Config, grouped: bool) -> bool:
@@ -103,7 +46,8 @@ def infonce_symmetric(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Computes InfoNCE averaged over both directions, on CUDA or under TRITON_INTERPRET=1.
 
-    Row r's positive is column r, and the reverse. With L_r and L'_r the losses of row r and column r,
+    ``serves_symmetric`` says for which inputs. Row r's positive is column r, and the reverse. With L_r and L'_r the
+    losses of row r and column r,
 
         loss = sum_r scale_r row_loss_r        row_loss_r = (L_r + L'_r) / 2
 
@@ -112,35 +56,21 @@ def infonce_symmetric(
     row's loss and in the gradients, because nothing is read back to check.
 
     Raises:
-        ValueError: the shapes differ, the type or width is served by two calls, the tensors are not on CUDA and kernels
-            are not interpreted, or the GPU is older than compute capability 8.0.
+        ValueError: the tensors are not on CUDA and kernels are not interpreted, or the GPU is older
+            than compute capability 8.0.
     """
-    if anchors.shape != candidates.shape:
-        raise ValueError(
-            f"infonce_symmetric: candidates must have anchors' shape {tuple(anchors.shape)}, "
-            f"got {tuple(candidates.shape)}"
-        )
-    if not _serves(anchors):
-        raise ValueError(
-            f"infonce_symmetric: expected bfloat16 or float16 up to a width of {MOST_WIDTH}, "
-            f"got {anchors.dtype} of width {anchors.shape[1]}"
-        )
     with on_gpu(anchors):
-        acc_dtype = accumulation_dtype(anchors.dtype)
-        tau_row, tau_column, scale = (vector(x, acc_dtype) for x in (tau_row, tau_column, scale))
+        tau_row, tau_column, scale = (vector(x, torch.float32) for x in (tau_row, tau_column, scale))
         operands = prepare_operands(anchors, candidates, tau_row)
-        B, d, empty = anchors.shape[0], anchors.shape[1], operands.empty
-        if B == 0:
-            d_x = (empty(0, d) if need else empty(0) for need in (need_d_anchors, need_d_candidates))
-            return anchors.new_zeros((), dtype=acc_dtype), empty(0), *d_x, empty(0), empty(0)
-        grouped = row_group is not None and column_group is not None
+        B, empty = anchors.shape[0], operands.empty
+        grouped = row_group is not None
         plan = _plan(operands.products, grouped, need_d_anchors, need_d_candidates, need_d_tau_row, need_d_tau_column)
         arguments = operands.arguments() | {
             "tau_row_ptr": tau_row,
             "tau_column_ptr": tau_column,
             "scale_ptr": scale,
-            "row_group_ptr": vector(row_group) if grouped else None,
-            "column_group_ptr": vector(column_group) if grouped else None,
+            "row_group_ptr": vector(row_group),
+            "column_group_ptr": vector(column_group),
             "positive_score_ptr": empty(B),
             "scales_ptr": empty(2, B),  # softmax_scale_log2 of both sides
             "row_loss_ptr": empty(B),
@@ -149,14 +79,11 @@ def infonce_symmetric(
             "residual_ptr": empty(B),
         }
         _sweep_sums(operands, plan, arguments)
-        d_anchors, d_tau_row = _gradients(operands, plan.gradients, arguments, 0)
-        d_candidates, d_tau_column = _gradients(operands, plan.gradients, arguments, 1)
+        of_rows, of_columns = plan.gradients
+        d_anchors, d_tau_row = _gradients(operands, of_rows, arguments, 0)
+        d_candidates, d_tau_column = _gradients(operands, of_columns, arguments, 1)
     row_loss = arguments["row_loss_ptr"]
     return (scale * row_loss).sum(), row_loss, d_anchors, d_candidates, d_tau_row, d_tau_column
-
-
-def _serves(anchors: Tensor) -> bool:
-    return product_kind(anchors.dtype) == "half" and anchors.shape[1] <= MOST_WIDTH
 
 
 def serves_symmetric(anchors: Tensor, tau_row: Tensor, tau_column: Tensor, row_group: Tensor | None) -> bool:
@@ -168,7 +95,7 @@ def serves_symmetric(anchors: Tensor, tau_row: Tensor, tau_column: Tensor, row_g
     exponential a pair then serves both directions.
     """
     rows, width = anchors.shape
-    if not _serves(anchors) or rows > MOST_ROWS:
+    if product_kind(anchors.dtype) != "half" or width > MOST_WIDTH or rows > MOST_ROWS:
         return False
     if row_group is None and tau_row.stride(0) == 0 and tau_row.data_ptr() == tau_column.data_ptr():
         return True
@@ -181,36 +108,42 @@ class Plan(NamedTuple):
     positives: Launch
     sums: Launch
     combine: Launch
-    gradients: tuple[Launch, Launch]  # of the rows and of the columns
+    gradients: list[Launch]  # of the rows and of the columns
 
 
 @lru_cache(maxsize=4096)
 def _plan(products: Products, grouped: bool, *needs: bool) -> Plan:
     """``needs``: d_anchors, d_candidates, d_tau_row and d_tau_column."""
-    tiling = choose_symmetric_tiling(products.kind, products.width, products.capability)
+    tiling = choose_tiling(products.kind, products.width, products.capability)
     B, config = products.rows, tiling.sums
     options = {"HAS_GROUP": grouped, "COMMON": has_common("sums", config, grouped)}
-    sums = products.launch(infonce_symmetric_sums_kernel, config, options, divide_width=False)
+    grid = products.grid(config, divide_width=False)
+    sums = products.launch(infonce_symmetric_sums_kernel, config, grid, options)
     own = {"BLOCK_M": COMBINE_BLOCK, "ACC_DTYPE": TYPES[products.acc_dtype]}
     combine = Launch(infonce_symmetric_combine_kernel, (cdiv(B, COMBINE_BLOCK), 1, 1), options | own)
     config = config._replace(block_m=POSITIVES_BLOCK, block_k=min(config.block_d, 64))
     meta = meta_of(products.dtype, products.kind, products.d, products.width, config)
-    grid = cdiv(B, POSITIVES_BLOCK), 1, 1
-    positives = Launch(infonce_symmetric_positives_kernel, grid, {"META": meta})
-    options["COMMON"] = has_common("gradient", tiling.gradient, grouped)
+    positives = Launch(infonce_symmetric_positives_kernel, (cdiv(B, POSITIVES_BLOCK), 1, 1), {"META": meta})
+    config = tiling.gradient
+    options["COMMON"] = has_common("gradient", config, grouped)
     gradients = []
     for need_d_x, need_d_tau in zip(needs[:2], needs[2:]):
-        own = {"NEED_GRADIENT": need_d_x, "NEED_D_TAU": need_d_tau}
-        kernel = infonce_symmetric_gradient_kernel
-        gradients.append(products.launch(kernel, tiling.gradient, options | own, divide_width=need_d_x))
-    return Plan(positives, sums, combine, tuple(gradients))
+        options |= {"NEED_GRADIENT": need_d_x, "NEED_D_TAU": need_d_tau}
+        grid = products.grid(config, divide_width=need_d_x)
+        gradients.append(products.launch(infonce_symmetric_gradient_kernel, config, grid, options))
+    return Plan(positives, sums, combine, gradients)
 
 
 def _sweep_sums(operands: Operands, plan: Plan, arguments: dict[str, Any]) -> None:
     """Computes the losses and adds the arguments of the gradient sweeps."""
     B = operands.products.rows
     plan.positives.run(arguments)
-    arguments["bounds_ptr"] = _bounds(operands, arguments) if plan.sums.options["COMMON"] else None
+    arguments["bounds_ptr"] = None
+    if plan.sums.options["COMMON"]:  # common() of sums.py reads them
+        scales, positive_score = arguments["scales_ptr"], arguments["positive_score_ptr"]
+        sides = operands.anchors, operands.candidates
+        norms = (torch.linalg.vector_norm(x, dim=1, dtype=scales.dtype).amax() for x in sides)
+        arguments["bounds_ptr"] = torch.stack([*torch.aminmax(scales), *torch.aminmax(positive_score), *norms])
     row_blocks, splits, _ = plan.sums.grid
     partials = arguments | {  # whose memory is free for the gradient sweeps
         "row_partials_ptr": operands.empty(splits, 2, B),
@@ -225,37 +158,16 @@ def _sweep_sums(operands: Operands, plan: Plan, arguments: dict[str, Any]) -> No
     arguments["descale_ptr"] = largest * 2.0 ** -max_offset(operands.products.dtype)
 
 
-def _bounds(operands: Operands, arguments: dict[str, Any]) -> Tensor:
-    """Returns the bounds [6] that common() of sums.py reads."""
-    scales, positive_score = arguments["scales_ptr"], arguments["positive_score_ptr"]
-    sides = operands.anchors, operands.candidates
-    norms = (torch.linalg.vector_norm(x, dim=1, dtype=scales.dtype).amax() for x in sides)
-    return torch.stack([*torch.aminmax(scales), *torch.aminmax(positive_score), *norms])
-
-
-def _gradients(
-    operands: Operands, launches: tuple[Launch, Launch], arguments: dict[str, Any], side: int
-) -> tuple[Tensor, Tensor]:
-    """Sweeps past the owned ``side``, 0 for rows; returns d_x [B, d] and d_tau [B], empty where not needed."""
-    launch = launches[side]
+def _gradients(operands: Operands, launch: Launch, arguments: dict[str, Any], owned: int) -> tuple[Tensor, Tensor]:
+    """Sweeps past the ``owned`` side, 0 for rows; returns d_x [B, d] and d_tau [B], empty where not needed."""
     B, d, empty = operands.products.rows, operands.products.d, operands.empty
     need_d_x, need_d_tau = launch.options["NEED_GRADIENT"], launch.options["NEED_D_TAU"]
     if not (need_d_x or need_d_tau):
         return empty(0), empty(0)
     splits = launch.grid[1]
-    pairs = {
-        "": (operands.anchors, operands.candidates),
-        "_terms": tuple(arguments["terms_ptr"]),
-        "_group": (arguments["row_group_ptr"], arguments["column_group_ptr"]),
-    }
-    own = {f"x{name}_ptr": pair[side] for name, pair in pairs.items()}
-    own |= {f"y{name}_ptr": pair[1 - side] for name, pair in pairs.items()}
-    own |= {
-        "x_stride": own["x_ptr"].stride(0),
-        "y_stride": own["y_ptr"].stride(0),
-        "d_x_ptr": empty(splits, B, d) if need_d_x else empty(0),
-        "d_tau_ptr": empty(splits, B) if need_d_tau else empty(0),
-    }
-    launch.run(arguments | own)
-    d_x, d_tau = own["d_x_ptr"], own["d_tau_ptr"]
+    d_x = empty(splits, B, d) if need_d_x else empty(0)
+    d_tau = empty(splits, B) if need_d_tau else empty(0)
+    groups = arguments["row_group_ptr"], arguments["column_group_ptr"]
+    own = operands.sides(owned, terms=arguments["terms_ptr"], group=groups)
+    launch.run(arguments | own | {"d_x_ptr": d_x, "d_tau_ptr": d_tau})
     return join(d_x) if need_d_x else d_x, join(d_tau) if need_d_tau else d_tau

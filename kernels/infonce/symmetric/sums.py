@@ -24,7 +24,6 @@ import triton
 import triton.language as tl
 from adaftr_fast.kernels.infonce.tiles import (
     LOG2_E,
-    Constant,
     load_block,
     load_row_parameters,
     partition_blocks,
@@ -32,10 +31,10 @@ from adaftr_fast.kernels.infonce.tiles import (
     split_blocks,
 )
 
-LOWEST = Constant(-3.0e38)  # the maximum where a block holds no negative of a column
-SMALLEST_NORM = Constant(2.0**-50)  # squares below 2^-126 are flushed to 0, which would make a norm too small
-MOST_BELOW = Constant(40.0)  # of a positive's logit below and above the center, in base 2
-MOST_ABOVE = Constant(60.0)  # of any logit above it: 2^31 terms of 2^60 stay far below 2^126
+LOWEST = tl.constexpr(-3.0e38)  # the maximum where a block holds no negative of a column
+SMALLEST_NORM = tl.constexpr(2.0**-50)  # squares below 2^-126 are flushed to 0, which would make a norm too small
+MOST_BELOW = tl.constexpr(40.0)  # of a positive's logit below and above the center, in base 2
+MOST_ABOVE = tl.constexpr(60.0)  # of any logit above it: 2^31 terms of 2^60 stay far below 2^126
 
 
 @triton.jit(do_not_specialize=["B"])

@@ -109,8 +109,15 @@ def _predict(log):
 
 def _read_prepared():
     from adaftr_fast.data.dataset.loader import PreparedData
+    from adaftr_fast.errors import DataError
 
-    return PreparedData(Path("out")).load("train")
+    while True:
+        try:
+            return PreparedData(Path("out")).load("train")
+        # the folder was replaced between the two calls
+        except DataError as error:
+            if "was replaced since it was opened" not in str(error):
+                raise
 
 
 def _read_run():

@@ -63,13 +63,8 @@ def test_all_tokens_of_lists(seen, prepared, rows, tmp_path):
     assert [field.multiple for field in manifest.fields] == [False, True]
     unknown = [split.unknown["seen"] for split in manifest.splits.values()]
     assert unknown == [2, 3, 1]  # lists without a known token
-    assert pq.read_table(tmp_path / "out/vocabulary.parquet")["value"].to_pylist() == [
-        "1",
-        "2",
-        "b",
-        "a",
-        "c",
-    ]
+    values = pq.read_table(tmp_path / "out/vocabulary.parquet")["value"].to_pylist()
+    assert values == ["1", "2", "b", "a", "c"]
     assert rows()["seen"] == [[2, 1], [1], [], [], [3, 1, 0], [1, 1]]
     split = PreparedData(tmp_path / "out").load("train")
     (batch,) = split.batches(10)
@@ -101,9 +96,9 @@ def test_tokens_have_the_ids_of_the_field_that_they_name(seen, prepared, rows, t
         "city": {"kind": "categorical"} | hashed,
         "size": "categorical",
     }
-    city = [*"bacaazbcca", None, "y"]
     lists = [["a", "x", "c"], [], None, ["z", None], ["b"], ["a", "b"]]
-    manifest = prepared(city=city, seen=lists + lists)
+    columns = {"city": [*"bacaazbcca", None, "y"], "seen": lists + lists}
+    manifest = prepared(**columns)
     encoders = read_encoders(tmp_path / "out", manifest)
     assert list(encoders) == ["seen", "city", "size"]
     assert encoders["seen"] is encoders["city"]
@@ -112,14 +107,10 @@ def test_tokens_have_the_ids_of_the_field_that_they_name(seen, prepared, rows, t
     assert hashed or ids[0][1] == 0  # x is in no training row of city
     stored = pq.read_table(tmp_path / "out/vocabulary.parquet")["field"].to_pylist()
     assert set(stored) == ({"size"} if hashed else {"city", "size"})
-    grown = prepared(
-        "grown", options={"grow": tmp_path / "out"}, city=["new", *city[1:]], seen=lists + lists
-    )
-    assert (
-        grown.num_embeddings[0]
-        == grown.num_embeddings[1]
-        == manifest.num_embeddings[1] + (not hashed)
-    )
+    columns["city"][0] = "new"
+    grown = prepared("grown", options={"grow": tmp_path / "out"}, **columns)
+    expected = manifest.num_embeddings[1] + (not hashed)
+    assert grown.num_embeddings[:2] == [expected, expected]
 
 
 def test_damaged_lists_raise(seen, prepared, tmp_path):
@@ -130,7 +121,6 @@ def test_damaged_lists_raise(seen, prepared, tmp_path):
         ([[9]] * 6, r"column seen: expected values in .*, got values from 9 to 9"),
         ([[None]] * 6, "column seen: expected no missing values, got 6"),
     ):
-        column = pa.array(lists, pa.list_(pa.int32()))
-        pq.write_table(table.set_column(table.column_names.index("seen"), "seen", column), path)
+        pq.write_table(table.set_column(1, "seen", pa.array(lists, pa.list_(pa.int32()))), path)
         with pytest.raises(DataError, match=message):
             next(PreparedData(recorded(tmp_path / "out")).load("train").batches(2))

@@ -11,14 +11,12 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.split_file import read_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.errors import DataError
-from tests.data.manifests import recorded
 
 
-def test_damaged_columns_are_named(folder):
-    path = folder / "train.parquet"
+def test_damaged_columns_are_named(folder, rewritten):
     with pytest.raises(DataError, match="no split 'dev'; expected one of train, validation, test"):
         PreparedData(folder).load("dev")
-    table = pq.read_table(path)
+    table = pq.read_table(folder / "train.parquet")
     cities = [pa.array([value, 1, 1, 1, 1, 1], pa.int32()) for value in (4, None)]
     for changed, message in (
         (table.slice(1), "expected 6 rows, got 5"),
@@ -30,41 +28,35 @@ def test_damaged_columns_are_named(folder):
         ),
         (table.set_column(0, "city", cities[1]), "column city: expected no missing values, got 1"),
     ):
-        pq.write_table(changed, path)
         with pytest.raises(DataError, match=message):
-            list(PreparedData(recorded(folder)).load("train").batches(4))
+            list(rewritten(changed).load("train").batches(4))
 
 
-@pytest.mark.parametrize(
-    ("name", "readers"),
-    [
-        ("schema.json", [PreparedData]),
-        (
-            "vocabulary.parquet",
-            [lambda folder: read_encoders(folder, PreparedData(folder).manifest)],
-        ),
-        (
-            "train.parquet",
-            [
-                lambda folder: PreparedData(folder).load("train"),
-                lambda folder: read_split(folder, PreparedData(folder).manifest, "train"),
-            ],
-        ),
+READERS = {
+    "schema.json": [PreparedData],
+    "vocabulary.parquet": [lambda folder: read_encoders(folder, PreparedData(folder).manifest)],
+    "train.parquet": [
+        lambda folder: PreparedData(folder).load("train"),
+        lambda folder: read_split(folder, PreparedData(folder).manifest, "train"),
     ],
-)
-def test_every_changed_byte_of_a_folder_is_found(folder, name, readers):
+}
+
+
+def test_every_changed_byte_of_a_folder_is_found(folder):
     """Changes every 211th byte of a file in turn."""
-    content = (folder / name).read_bytes()
     assert PreparedData(folder).manifest.sha256.keys() == {path.name for path in folder.iterdir()}
-    for read in readers:
+    for name, readers in READERS.items():
+        content = (folder / name).read_bytes()
         for place in range(0, len(content), 211):
             damaged = bytearray(content)
             damaged[place] ^= 1 << place % 8
             (folder / name).write_bytes(damaged)
-            with pytest.raises(DataError, match=name):
-                read(folder)
+            for read in readers:
+                with pytest.raises(DataError, match=name):
+                    read(folder)
         (folder / name).write_bytes(content)
-        read(folder)
+        for read in readers:
+            read(folder)
 
 
 @pytest.mark.parametrize("shards", [False, True])
@@ -88,17 +80,14 @@ def test_a_folder_that_is_replaced_after_it_was_opened_is_named_as_such(
             read()
 
 
-@pytest.mark.parametrize("change", ["fewer rows", "other columns", "other values"])
-def test_a_file_that_is_replaced_while_it_is_read_is_named(folder, change):
-    split, table = PreparedData(folder).load("train"), pq.read_table(folder / "train.parquet")
-    others = {
-        "fewer rows": table.slice(0, 2),
-        "other columns": table.select(["city"]),
-        "other values": table.take([5, 4, 3, 2, 1, 0]),
-    }
-    pq.write_table(others[change], folder / "train.parquet")
-    with pytest.raises(DataError, match=r"train\.parquet: was replaced since it was opened"):
-        list(split.shuffled(2, seed=0, epoch=0))
+def test_a_file_that_is_replaced_while_it_is_read_is_named(folder):
+    split, path = PreparedData(folder).load("train"), folder / "train.parquet"
+    table = pq.read_table(path)
+    # fewer rows, other columns, and other values
+    for other in (table.slice(0, 2), table.select(["city"]), table.take([5, 4, 3, 2, 1, 0])):
+        pq.write_table(other, path)
+        with pytest.raises(DataError, match=r"train\.parquet: was replaced since it was opened"):
+            list(split.shuffled(2, seed=0, epoch=0))
 
 
 @pytest.mark.parametrize("name", ["../other/train.parquet", ""])
@@ -108,20 +97,15 @@ def test_a_manifest_names_no_file_outside_its_folder(folder, name):
     train = content["splits"]["train"]
     (folder.parent / "other").mkdir()
     shutil.copy(folder / "train.parquet", folder.parent / "other/train.parquet")
-    path.write_text(
-        json.dumps(
-            content | {"splits": content["splits"] | {"train": train | {"files": {name: 1}}}}
-        )
-    )
-    with pytest.raises(DataError) as error:
-        PreparedData(folder)
-    expected = f"splits.train.files: expected the name of a file in the same folder, got {name!r}"
-    assert str(error.value) == f"{path}: damaged: {expected}"
-    path.write_text(json.dumps(content | {"splits": {name: train}}))
-    with pytest.raises(
-        DataError, match=r"schema\.json: damaged: splits: expected the name of a file"
+    named = f"expected the name of a file in the same folder, got {name!r}"
+    for splits, place in (
+        (content["splits"] | {"train": train | {"files": {name: 1}}}, "splits.train.files"),
+        ({name: train}, "splits"),
     ):
-        PreparedData(folder)
+        path.write_text(json.dumps(content | {"splits": splits}))
+        with pytest.raises(DataError) as error:
+            PreparedData(folder)
+        assert str(error.value) == f"{path}: damaged: {place}: {named}"
 
 
 def test_a_folder_is_read_where_it_is_moved_aside_while_it_is_replaced(folder):

@@ -40,8 +40,10 @@ def test_binary_search_equals_hash_lookup():
 
 def test_every_group_is_missing(tmp_path):
     column = pa.nulls(3)
-    for number, part in enumerate([[column], []]):
-        Groups.from_columns("user", part).write(tmp_path / f"{number}")
+    for number, part in enumerate([column, column[:0]]):
+        groups = Groups("user")
+        groups.add(part)
+        groups.write(tmp_path / f"{number}")
     groups = Groups.read("user", [tmp_path / "0", tmp_path / "1"])
     assert groups.encode(column).to_pylist() == [-1, -1, -1]
 

@@ -1,4 +1,3 @@
-import datetime
 import json
 
 import pyarrow as pa
@@ -61,10 +60,9 @@ def test_ids_labels_and_groups_by_hand(source, prepared, rows, tmp_path):
 
 def test_even_and_odd_rows_do_not_depend_on_batch_size(prepared, rows, monkeypatch):
     prepared("whole")
-    for size in (1, 5):
-        monkeypatch.setattr("adaftr_fast.data.raw.batches.BATCH_ROWS", size)
-        prepared(f"by{size}")
-        assert all(rows(split, f"by{size}") == rows(split, "whole") for split in SPLITS)
+    monkeypatch.setattr("adaftr_fast.data.raw.batches.BATCH_ROWS", 5)
+    prepared()
+    assert all(rows(split) == rows(split, "whole") for split in SPLITS)
 
 
 def test_fingerprint_follows_meaning_not_files(source, prepared):
@@ -89,24 +87,17 @@ def test_conditions_on_dates_text_and_truth_values_of_text_files(tmp_path):
         test = { where = [["date", ">", 2013-01-08]] }
         """
     )
-    days = range(1, 13)
-    columns = {
-        "date": pa.array([datetime.date(2013, 1, day) for day in days]),
-        "flag": [day % 2 == 0 for day in days],
-        "grade": ["abc"[day % 3] for day in days],
-    }
-    csv.write_csv(
-        pa.table(columns | {"clicked": [day % 2 for day in days], "city": ["x"] * 12}),
-        tmp_path / "log.csv",
-    )
-    manifest = prepare(
-        load_schema(str(tmp_path / "dated.toml")), [tmp_path / "log.csv"], tmp_path / "out"
-    )
+    lines = ["date,flag,grade,clicked,city"]
+    for day in range(1, 13):
+        flag = "true" if day % 2 == 0 else "false"
+        lines.append(f"2013-01-{day:02d},{flag},{'abc'[day % 3]},{day % 2},x")
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    schema = load_schema(str(tmp_path / "dated.toml"))
+    manifest = prepare(schema, [tmp_path / "log.csv"], tmp_path / "out")
     assert [split.rows for split in manifest.splits.values()] == [6, 2, 4]
     assert manifest.splits["train"].positives == {"click": 3, "member": 2}  # days 4 and 6
-    assert read_manifest(tmp_path / "out").schema["split"]["train"]["where"] == [
-        ["date", "<=", "2013-01-06"]
-    ]
+    train = read_manifest(tmp_path / "out").schema["split"]["train"]
+    assert train["where"] == [["date", "<=", "2013-01-06"]]
 
 
 def test_folder_with_other_files_is_not_replaced(prepared, refused, tmp_path):
@@ -135,7 +126,7 @@ def test_folder_with_other_files_is_not_replaced(prepared, refused, tmp_path):
             {"clicked": [0, 1] * 5 + [0, 2]},
             r"log\.parquet: row 11: label click: expected 0 or 1, got '2';",
         ),
-        ({"clicked": [[0]] * 12}, r"log\.parquet: cannot read the labels: "),
+        ({"clicked": [[0]] * 12}, r"log\.parquet: cannot read the labels and the splits: "),
         ({"clicked": [0] * 12}, "label click: 0 of 6 training rows are positive"),
         (
             {"city": None, "user": None},
@@ -153,27 +144,20 @@ def test_bad_columns_are_named(refused, tmp_path, changes, message):
     assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
 
 
-@pytest.mark.parametrize("shards", [1, 2])
-def test_bad_rows_of_tables_have_their_number_in_the_file(source, write, tmp_path, shards):
+def test_bad_rows_of_tables_have_their_number_in_the_file(source, write, prepared, tmp_path):
     """Rows that are dropped count; of text, whose bad rows have lines, rows without a condition
     have none.
     """
     source["drop"] = [["day", "==", 1]]
     (tmp_path / "log").mkdir()
     sizes = list("112221119222")
-    once = pq.read_table(write(size=sizes, delay=[None] * 2 + [3, None] + ROWS["delay"][4:]))
-    pq.write_table(once, tmp_path / "log/1.parquet")
-    again = pq.read_table(
-        write(size=sizes, clicked=[7, 1] * 4 + [0, None, 2, 1], delay=[0] * 10 + [None] * 2)
-    )
-    pq.write_table(again, tmp_path / "log/2.parquet", row_group_size=3)
-    csv.write_csv(
-        pq.read_table(write(delay=[None, None, *ROWS["delay"][2:]])), tmp_path / "log.csv"
-    )
-    files = [tmp_path / "log", tmp_path / "log.csv"]
-    found = prepare(
-        parse_schema(source), files, tmp_path / "out", shards=shards, bad_rows=0.9
-    ).bad_rows
+    write("log/1.parquet", size=sizes, delay=[None] * 2 + [3, None] + ROWS["delay"][4:])
+    again = write(size=sizes, clicked=[7, 1] * 4 + [0, None, 2, 1], delay=[0] * 10 + [None] * 2)
+    pq.write_table(pq.read_table(again), tmp_path / "log/2.parquet", row_group_size=3)
+    text = write(delay=[None, None, *ROWS["delay"][2:]])
+    csv.write_csv(pq.read_table(text), tmp_path / "log.csv")
+    options = {"shards": 2, "bad_rows": 0.9}
+    found = prepared(files=["log", "log.csv"], options=options).bad_rows
     no_click = "label click: expected 0 or 1, got"
     assert found.examples == [
         f"{tmp_path / 'log/1.parquet'}: row 1: label late is missing",
@@ -181,20 +165,15 @@ def test_bad_rows_of_tables_have_their_number_in_the_file(source, write, tmp_pat
         *(f"{tmp_path / 'log/2.parquet'}: row {row}: {no_click} '7'" for row in (2, 4, 6)),
     ]
     assert (found.rows, found.bad) == (36, 9)
-    found = prepare(
-        parse_schema(source), files[1:], tmp_path / "text", shards=shards, bad_rows=0.9
-    ).bad_rows
+    found = prepared("text", files=["log.csv"], options=options).bad_rows
     assert found.examples == [f"{tmp_path / 'log.csv'}: label late is missing"]
 
 
 def test_groups_that_cannot_be_hashed_are_named(source, refused):
     del source["group"]
     source["split"] = by_hash(0.8, 0.9, column="user")
-    expected = (
-        r"log\.parquet: cannot read split train: hash of user: expected text or numbers, got "
-        r"values of type list"
-    )
-    refused(expected, user=[[1, 2]] * 12)
+    unread = r"log\.parquet: cannot read split train: hash of user: expected text or numbers, got"
+    refused(unread, user=[[1, 2]] * 12)
 
 
 def test_bad_files_are_named(write, refused, tmp_path):
@@ -319,20 +298,17 @@ def test_grow_keeps_ids(source, prepared, tmp_path):
 
 def test_conversions_without_a_click_are_counted(source, prepared):
     source["labels"] = {"click": "clicked", "conversion": "bought"}
-    columns = {
-        "clicked": [0, 1, 0, 1, 0, 1] * 2,
-        "bought": [1, 1, 0, 0, 1, 0] + [0, 1] * 3,
-        "delay": None,
-    }
-
-    def outside():
-        return [info.outside_funnel for info in prepared(**columns).splits.values()]
-
-    assert outside() == [{"conversion": 2}, {"conversion": 0}, {"conversion": 0}]
-    source["funnel"] = ["conversion", "click"]
-    assert outside() == [{"click": 2}, {"click": 0}, {"click": 0}]
-    source["funnel"] = []
-    assert outside() == [{}, {}, {}]
+    bought = [1, 1, 0, 0, 1, 0] + [0, 1] * 3
+    columns = {"clicked": [0, 1] * 6, "bought": bought, "delay": None}
+    for funnel, counts in (
+        (None, [{"conversion": 2}, {"conversion": 0}, {"conversion": 0}]),
+        (["conversion", "click"], [{"click": 2}, {"click": 0}, {"click": 0}]),
+        ([], [{}, {}, {}]),
+    ):
+        if funnel is not None:
+            source["funnel"] = funnel
+        splits = prepared(**columns).splits
+        assert [info.outside_funnel for info in splits.values()] == counts
 
 
 def test_uint64_values_beyond_int64_are_categories(write, prepared, rows, tmp_path):

@@ -8,19 +8,14 @@ import pytest
 from adaftr_fast.cli import main
 from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.prepare import steps
-from adaftr_fast.data.prepare.run import prepare
-from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError
-from tests.data.prepare.shards import SCHEMA, assert_same
+from tests.data.prepare.shards import assert_same
 from tests.forks import Script
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
-def test_finished_shards_are_not_run_again(log, tmp_path, monkeypatch):
-    schema = parse_schema(SCHEMA)
-    files = [log / "log.csv"]
-    out = tmp_path / "out"
+def test_finished_shards_are_not_run_again(shop, is_whole, monkeypatch):
     encoded = []
     real = steps.encode
 
@@ -31,26 +26,21 @@ def test_finished_shards_are_not_run_again(log, tmp_path, monkeypatch):
         return real(manifest, job, shard, advance)
 
     monkeypatch.setattr(steps, "encode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(schema, files, out, shards=4)
-    with pytest.raises(KeyboardInterrupt):  # another number of shards takes over what is merged
-        prepare(schema, files, out, shards=3)
+    for shards in (4, 3):  # another number of shards takes over what is merged
+        with pytest.raises(KeyboardInterrupt):
+            shop(shards=shards)
     monkeypatch.setattr(
         steps, "encode", lambda *given: encoded.append(given[2].number) or real(*given)
     )
     for name in ("read", "count"):
         monkeypatch.setattr(steps, name, lambda *given: pytest.fail("a merged step runs again"))
-    prepare(schema, files, out, shards=4)
+    shop(shards=4)
     assert encoded == [1, 2, 3, 4]
     monkeypatch.undo()
-    prepare(schema, files, tmp_path / "whole")
-    assert_same(out, tmp_path / "whole")
+    is_whole()
 
 
-def test_missing_staged_files_raise(log, tmp_path, monkeypatch):
-    schema = parse_schema(SCHEMA)
-    files = [log / "log.csv"]
-    out = tmp_path / "out"
+def test_missing_staged_files_raise(shop, is_whole, tmp_path, monkeypatch):
     real = steps.count
 
     def late(job, shard, advance):
@@ -61,15 +51,12 @@ def test_missing_staged_files_raise(log, tmp_path, monkeypatch):
         finally:
             (tmp_path / "late").rename(part)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(steps, "count", late)
-        with pytest.raises(
-            OSError, match=r"staged/data-00000: expected \d+ staged files, found \d+"
-        ):
-            prepare(schema, files, out, shards=2)
-    prepare(schema, files, tmp_path / "whole")
-    prepare(schema, files, out, shards=2)
-    assert_same(out, tmp_path / "whole")
+    monkeypatch.setattr(steps, "count", late)
+    with pytest.raises(OSError, match=r"staged/data-00000: expected \d+ staged files, found \d+"):
+        shop(shards=2)
+    monkeypatch.setattr(steps, "count", real)
+    shop(shards=2)
+    is_whole()
 
 
 KILLED = """
@@ -106,58 +93,38 @@ def run_killed(name, *arguments):
     Script(KILLED, name, *arguments).end(-signal.SIGKILL)
 
 
-@pytest.mark.parametrize(
-    ("shards", "names"),
-    [
-        (
-            1,
-            [
-                "part-0000001.parquet",
-                "count-00001-of-00001.json",
-                "validation.parquet",
-                "encode.json",
-            ],
-        ),
-        (
-            2,
-            [
-                "part-0000003.parquet",
-                "read.json",
-                "fields-00002-of-00002.arrow",
-                "count.json",
-                "encode.json",
-            ],
-        ),
-    ],
-)
-def test_killed_run_resumes(command, tmp_path, shards, names):
+def test_killed_run_resumes(command, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main([*command, str(whole)]) == 0
-    for name in names:
-        run_killed(name, *command, out, "--shards", shards)
+    for name in (
+        "part-0000003.parquet",
+        "read.json",
+        "fields-00002-of-00002.arrow",
+        "count.json",
+        "validation-00001-of-00002.parquet",
+        "encode.json",
+    ):
+        run_killed(name, *command, out, "--shards", 2)
         assert not out.exists()
     # another number does not publish what was moved
-    assert main([*command, str(out), "--shards", "2"]) == 0
+    assert main([*command, str(out)]) == 0
     assert_same(out, whole)
 
 
-def test_killed_while_publishing(log, command, tmp_path):
+def test_killed_while_publishing(command, shop, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     assert main([*command, str(whole)]) == 0
     options = [str(out), "--shards", "2"]
     for name in ("prepared", "exchange", ".out.work"):
         shutil.rmtree(out, ignore_errors=True)
-        prepare(parse_schema(SCHEMA), [log / "log.csv"], out)
+        shop()
         run_killed(name, *command, *options)
         assert out.exists() == (name != "prepared")
         assert main([*command, *options]) == 0
         assert_same(out, whole)
         assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
-    prepare(parse_schema(SCHEMA), [log / "log.csv"], out)
-    before = read_manifest(out)
+    before = shop()
     run_killed("prepared", *command, *options)
     with pytest.raises(DataError, match="no column 'absent'"):
-        prepare(
-            parse_schema(SCHEMA | {"fields": {"absent": "categorical"}}), [log / "log.csv"], out
-        )
+        shop(changes={"fields": {"absent": "categorical"}})
     assert read_manifest(out) == before  # the former folder is restored

@@ -27,30 +27,27 @@ class Twice(Local):
 
     remote = True
 
-    def map(self, function, items, *, done=ignore, advance=ignore):
-        def call(item):
+    def _finished(self, function, todo, advance):
+        todo = list(todo)
+        random.Random(0).shuffle(todo)
+        for index, item in todo:
             pickled = pickle.dumps((function, item))
+
+            def call(_, pickled=pickled):
+                function, item = pickle.loads(pickled)
+                return function(item, ignore)
+
             with ThreadPoolExecutor(2) as pool:
-                first, second = pool.map(lambda _: run(*pickle.loads(pickled)), range(2))
+                first, second = pool.map(call, range(2))
             assert first == second
-            return first
-
-        def run(function, item):
-            return function(item, ignore)
-
-        order = random.Random(0).sample(range(len(items)), len(items))
-        found = {index: call(items[index]) for index in order}
-        for index in order:
-            done(index, found[index])
-        return [found[index] for index in range(len(items))]
+            yield index, first
 
 
-@pytest.mark.parametrize("name", ["log.csv.gz", "files"])
-def test_steps_that_run_twice_at_once(log, tmp_path, monkeypatch, name):
+def test_steps_that_run_twice_at_once(log, tmp_path, monkeypatch):
     monkeypatch.chdir(log)
     schema = parse_schema(SCHEMA | {"split": BY_ROW})
-    prepare(schema, [name], tmp_path / "whole")
-    prepare(schema, [name], tmp_path / "out", engine=Twice(), shards=3)
+    prepare(schema, ["log.csv.gz"], tmp_path / "whole")
+    prepare(schema, ["log.csv.gz"], tmp_path / "out", engine=Twice(), shards=3)
     assert_same(tmp_path / "out", tmp_path / "whole")
 
 
@@ -68,7 +65,7 @@ def test_steps_that_join_common_features_twice_at_once(tmp_path):
     assert_same(tmp_path / "out", tmp_path / "whole")
 
 
-def test_a_remote_engine_has_a_shard_for_each_512_mb(log, tmp_path, monkeypatch):
+def test_a_remote_engine_has_a_shard_for_each_512_mb(log, shop, monkeypatch):
     counts = []
 
     class Counting(Twice):
@@ -78,7 +75,7 @@ def test_a_remote_engine_has_a_shard_for_each_512_mb(log, tmp_path, monkeypatch)
 
     size = (log / "log.csv").stat().st_size
     monkeypatch.setattr("adaftr_fast.data.prepare.run.SHARD_BYTES", size // 4 + 1)
-    prepare(parse_schema(SCHEMA), [log / "log.csv"], tmp_path / "out", engine=Counting())
+    shop(engine=Counting())
     assert counts == [1, 4, 4, 4]  # one file to hash
 
 
@@ -101,13 +98,13 @@ def test_a_machine_that_does_not_see_the_files_is_named(log, tmp_path, monkeypat
         found.check_seen()
 
 
-def test_work_is_kept_when_a_machine_does_not_see_the_work_folder(log, tmp_path, monkeypatch):
+def test_work_is_kept_when_a_machine_does_not_see_the_work_folder(
+    shop, is_whole, tmp_path, monkeypatch
+):
     class Hiding(Twice):
-        hides = True
-
         def map(self, function, items, **options):
             key, hidden = tmp_path / ".out.work/key", tmp_path / "hidden"
-            if not (self.hides and key.exists()):
+            if not key.exists():
                 return super().map(function, items, **options)
             key.rename(hidden)
             try:
@@ -116,15 +113,9 @@ def test_work_is_kept_when_a_machine_does_not_see_the_work_folder(log, tmp_path,
                 hidden.rename(key)
 
     monkeypatch.setattr("adaftr_fast.data.prepare.steps.VISIBLE_SECONDS", 0.1)
-    schema = parse_schema(SCHEMA)
-    files = [log / "log.csv"]
-    engine = Hiding()
-    with pytest.raises(
-        EngineError, match=r"does not see /.*\.out\.work/key; it must be on a file system"
-    ):
-        prepare(schema, files, tmp_path / "out", engine=engine, shards=2)
+    unseen = r"does not see /.*\.out\.work/key; it must be on a file system"
+    with pytest.raises(EngineError, match=unseen):
+        shop(engine=Hiding(), shards=2)
     assert (tmp_path / ".out.work").exists()
-    engine.hides = False
-    prepare(schema, files, tmp_path / "out", engine=engine, shards=2)
-    prepare(schema, files, tmp_path / "whole")
-    assert_same(tmp_path / "out", tmp_path / "whole")
+    shop(engine=Twice(), shards=2)
+    is_whole()

@@ -15,10 +15,9 @@ READ, COUNT = (f"{step}-00001-of-00001.json" for step in ("read", "count"))
 
 
 def test_concurrent_runs_do_not_mix(prepared, tmp_path):
-    with holder(tmp_path / ".out.lock"):
-        for shards in (1, 2):
-            with pytest.raises(BusyError, match=r"out: process .* is writing it"):
-                prepared(options={"shards": shards})
+    busy = pytest.raises(BusyError, match=r"out: process .* is writing it")
+    with holder(tmp_path / ".out.lock"), busy:
+        prepared()
     (tmp_path / ".out.work/prepared").mkdir(parents=True)
     (tmp_path / ".out.work/key").write_text("another key")
     (tmp_path / ".out.work/prepared/train.parquet").write_text("of other inputs")
@@ -78,9 +77,10 @@ def test_a_symbolic_link_is_followed(source, prepared, tmp_path):
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["data"]
 
 
-@pytest.mark.parametrize(("old", "shards"), [(True, 1), (False, 2)])
-def test_a_power_failure_leaves_the_old_or_the_new_folder(source, prepared, tmp_path, old, shards):
-    if old:
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_power_failure_leaves_the_old_or_the_new_folder(source, prepared, tmp_path, shards):
+    """One shard replaces a folder, two write a new one."""
+    if shards == 1:
         prepared()
         source["name"] = "other"
     prepared("else")  # writes the log

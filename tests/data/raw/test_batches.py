@@ -3,7 +3,6 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
@@ -43,33 +42,25 @@ test = { where = [["day", "==", 9]] }
 """
 
 
-def write_lists(path, rows, group_rows):
+def write_lists(path, rows, group_rows=1 << 13):
     """Writes lists of 64 items, 512 bytes of each row, of which a file has 64."""
     rng = np.random.default_rng(0)
-    types = {
-        "day": pa.int32(),
-        "click": pa.int8(),
-        "user": pa.int64(),
-        "seen": pa.list_(pa.int64()),
-    }
-    with pq.ParquetWriter(path, pa.schema(types)) as writer:
+    names = ["day", "click", "user", "seen"]
+    offsets = pa.array(np.arange(group_rows + 1, dtype=np.int32) * 64)
+    items = pa.array(rng.integers(0, 200, 64 * group_rows))
+    lists = pa.ListArray.from_arrays(offsets, items)
+    numbers = [rng.integers(0, most, group_rows) for most in (10, 2, 1000)]
+    table = pa.table([*numbers, lists], names=names)
+    with pq.ParquetWriter(path, table.schema) as writer:
         for _ in range(rows // group_rows):
-            offsets = pa.array(np.arange(group_rows + 1, dtype=np.int32) * 64)
-            lists = pa.ListArray.from_arrays(
-                offsets, pa.array(rng.integers(0, 200, 64 * group_rows))
-            )
-            numbers = [rng.integers(0, most, group_rows, np.int32) for most in (10, 2, 1000)]
-            writer.write_table(
-                pa.table([*numbers, lists], names=list(types)).cast(writer.schema), group_rows
-            )
+            writer.write_table(table)
 
 
-@pytest.mark.parametrize("group_rows", [1 << 13, None], ids=["small row groups", "one row group"])
-def test_memory_does_not_grow_with_the_log(tmp_path, group_rows):
+def test_memory_does_not_grow_with_the_log(tmp_path):
     (tmp_path / "schema.toml").write_text(SCHEMA)
     peaks = []
     for rows in (1 << 16, 1 << 18):  # 32 MB and 128 MB of lists
-        write_lists(tmp_path / f"{rows}.parquet", rows, group_rows or rows)
+        write_lists(tmp_path / f"{rows}.parquet", rows)
         script = Script(
             PEAK, tmp_path / f"{rows}.parquet", tmp_path / "schema.toml", tmp_path / f"out{rows}"
         )
@@ -78,16 +69,9 @@ def test_memory_does_not_grow_with_the_log(tmp_path, group_rows):
     assert large < small + 50, "MB"
 
 
-@pytest.fixture
-def small_batches(monkeypatch):
-    monkeypatch.setattr(batches, "BATCH_ROWS", 512)
-    monkeypatch.setattr(batches, "STEP_ROWS", 128)
-
-
 def write_log(folder, sizes=(3000, 700, 1), group_rows=700):
     """Writes files whose second has another integer type; returns their dataset."""
     rng = np.random.default_rng(1)
-    folder.mkdir(exist_ok=True)
     for number, rows in enumerate(sizes):
         user = pa.array(rng.integers(0, 50, rows), pa.int32() if number == 1 else pa.int64())
         day = np.sort(rng.integers(0, 20, rows))
@@ -99,16 +83,16 @@ def write_log(folder, sizes=(3000, 700, 1), group_rows=700):
 
 
 @pytest.mark.parametrize("where", [None, pc.field("day") < 6, pc.field("text") != "t1"], ids=str)
-def test_batches_are_those_of_a_scanner(tmp_path, small_batches, where):
+def test_batches_are_those_of_a_scanner(tmp_path, monkeypatch, where):
     """Batches of raw rows end where those of a scanner of Arrow do, if they are not wide."""
-    dataset = write_log(tmp_path / "log")
+    monkeypatch.setattr(batches, "BATCH_ROWS", 512)
+    monkeypatch.setattr(batches, "STEP_ROWS", 128)
+    dataset = write_log(tmp_path)
     columns = {"user": pc.field("user"), "late": pc.field("day") > 3, "lists": pc.field("lists")}
     scanned = dataset.scanner(columns=columns, filter=where, batch_size=512).to_batches()
     expected = list(coalesced(pa.Table.from_batches([batch]) for batch in scanned))
-    assert (
-        list(coalesced(read_tables(dataset, ["user", "day", "lists", "text"], columns, where)))
-        == expected
-    )
+    tables = read_tables(dataset, ["user", "day", "lists", "text"], columns, where)
+    assert list(coalesced(tables)) == expected
     assert count_rows(dataset, ["day", "text"], where) == sum(batch.num_rows for batch in expected)
 
 
@@ -117,19 +101,13 @@ def test_wide_rows_make_short_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "STEP_BYTES", 1 << 14)
     few, many = ["x" * 2000], [f"{number:02000d}" for number in range(1000)]
     pq.write_table(pa.table({"repeated": few * 1000, "distinct": many}), tmp_path / "log.parquet")
-    dataset = ds.dataset(tmp_path / "log.parquet")
+    dataset = open_dataset(tmp_path / "log.parquet")
     # the first has one byte per row in the file; its rows are measured
     for name in ("repeated", "distinct"):
-        sizes = [table.nbytes for table in read_tables(dataset, [name], memory=memory)]
-        assert len(sizes) > 4
-        assert max(sizes) < (1 << 18) + (1 << 14) + 2100
-        assert (
-            sum(
-                batch.num_rows
-                for batch in coalesced(read_tables(dataset, [name], memory=memory), memory)
-            )
-            == 1000
-        )
+        tables = list(read_tables(dataset, [name], memory=memory))
+        assert len(tables) > 4
+        assert max(table.nbytes for table in tables) < (1 << 18) + (1 << 14) + 2100
+        assert sum(batch.num_rows for batch in coalesced(tables, memory)) == 1000
 
 
 def test_rows_that_grow_wider_within_a_row_group_make_short_tables(tmp_path):

@@ -7,11 +7,9 @@ import torch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.encode.encoders import Hashed
 from adaftr_fast.data.raw.infer import infer_schema
-from adaftr_fast.data.raw.inputs import read_layout
+from adaftr_fast.data.raw.inputs import open_input
 from adaftr_fast.data.schema.types import PLAIN_TEXT
 from adaftr_fast.errors import DataError
-
-SPLITS = ("train", "validation", "test")
 
 
 def test_bad_rows_of_text(prepared, refused, tmp_path):
@@ -20,10 +18,8 @@ def test_bad_rows_of_text(prepared, refused, tmp_path):
     lines[3] = "4,u,a,1,wet,0,3"
     lines[5] = "6,u,a,1,1,,3"
     log.write_text("\n".join([header, *lines]))
-    refused(
-        r"rows cannot be read .*log\.csv:5: rain is not of type double: 'wet' .*bad_rows",
-        files=["log.csv"],
-    )
+    message = r"cannot be read .*log\.csv:5: rain is not of type double: 'wet' .*bad_rows"
+    refused(message, files=["log.csv"])
     manifest = prepared(files=["log.csv"], options={"bad_rows": 0.2})
     assert manifest.bad_rows.reasons == {"rain is not of type double": 1, "clicked is missing": 1}
     assert manifest.splits["train"].rows == 4
@@ -31,10 +27,7 @@ def test_bad_rows_of_text(prepared, refused, tmp_path):
     message = r"bad_rows: expected a share in \[0, 1\), got 1.5"
     refused(message, files=["log.csv"], options={"bad_rows": 1.5})
     for text, message in (
-        (
-            "\n".join([header, *lines[:3], "4,u,a,1,1,maybe,3"]),
-            "csv:5: label clicked: expected 0 or 1, got 'maybe'",
-        ),
+        (f"{header}\n1,u,a,1,1,maybe,3", "csv:2: label clicked: expected 0 or 1, got 'maybe'"),
         ("day,day\n1,2\n", "csv:1: expected a header of distinct column names"),
         (header, "split train has no rows"),
         (f"{header}\n", "split train has no rows"),
@@ -52,11 +45,8 @@ def test_hashed_ids_need_no_vocabulary(source, prepared, rows, tmp_path):
     assert test[0] > 0  # never seen in training, and yet an id
     ids = Hashed(1 << 20).encode(pa.array([5, 17, None])).to_pylist()
     assert ids == Hashed(1 << 20).encode(pa.array(["5", "17", None])).to_pylist()
-    digests = [
-        int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-        for text in (b"5", b"17")
-    ]
-    assert ids == [*(1 + digest % (1 << 20) for digest in digests), 0]
+    digests = [hashlib.blake2b(text, digest_size=8).digest() for text in (b"5", b"17")]
+    assert ids == [*(1 + int.from_bytes(each, "little") % (1 << 20) for each in digests), 0]
 
 
 def test_weights_are_kept_and_checked(source, prepared, refused, tmp_path):
@@ -69,39 +59,35 @@ def test_weights_are_kept_and_checked(source, prepared, refused, tmp_path):
         refused(f"weight w: expected finite numbers >= 0, got {shown}", w=[1.0] * 11 + [value])
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_a_first_line_that_is_no_header_is_shown_in_part(tmp_path):
+    path = tmp_path / "log.csv"
+    for content, message in (
         (
             "a,b\r1,2\r",
-            r"log.csv:1: expected lines that end in LF or CR LF, got a carriage return within "
-            r"'a,b\\r1,2",
+            r"expected lines that end in LF or CR LF, got a carriage return within 'a,b\\r1,2",
         ),
         (
             "x" * 140_000 + "\n1\n",
-            r"log.csv:1: expected a header in one line, got 'x{120} \.\.\.': field larger than",
+            r"expected a header in one line, got 'x{120} \.\.\.': field larger than",
         ),
         (
             'a,"b\nc",d\n1,2,3\n',
-            "log.csv:1: expected a header in one line, got .*: unexpected end of data",
+            "expected a header in one line, got .*: unexpected end of data",
         ),
         (
             "a," * 70_000 + "\n1\n",
-            r"log.csv:1: expected a header of distinct column names, got 'a,.{118} \.\.\.'$",
+            r"expected a header of distinct column names, got 'a,.{118} \.\.\.'$",
         ),
-    ],
-)
-def test_a_first_line_that_is_no_header_is_shown_in_part(tmp_path, content, message):
-    path = tmp_path / "log.csv"
-    path.write_text(content, newline="")
-    with pytest.raises(DataError, match=message):
-        read_layout(path, PLAIN_TEXT)
+    ):
+        path.write_text(content, newline="")
+        with pytest.raises(DataError, match=f"log.csv:1: {message}"):
+            open_input(path, PLAIN_TEXT)
 
 
 def test_errors_name_some_of_many_columns(tmp_path):
     path = tmp_path / "log.csv"
-    path.write_text(",".join(f"c{number}" for number in range(10_000)) + "\n")
+    path.write_text(",".join(f"c{number}" for number in range(60)) + "\n")
     with pytest.raises(
-        DataError, match=r"no column 'click'; the file has c0, .*, c49 and 9,950 more$"
+        DataError, match=r"no column 'click'; the file has c0, .*, c49 and 10 more$"
     ):
         infer_schema([path], ["click"])

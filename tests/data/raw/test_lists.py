@@ -16,21 +16,8 @@ from adaftr_fast.errors import DataError
 DRAW = random.Random(0)
 ROWS = 400
 GENRES = ["Action", "Comedy", "Drama", "Horror", "Sci-Fi", "Romance", "War", "Film noir"]
-WORDS = [
-    "red",
-    "blue",
-    "old",
-    "new",
-    "great",
-    "small",
-    "house",
-    "river",
-    "stone",
-    "king",
-    "night",
-    "road",
-]
-CITIES = [f"{word.title()}ville" for word in WORDS] + [f"{word.title()}ton" for word in WORDS]
+WORDS = ["red", "blue", "old", "new", "great", "small", "house", "river", "king", "night", "road"]
+CITIES = [f"{word.title()}{end}" for end in ("ville", "ton") for word in WORDS]
 LISTS = [DRAW.sample(GENRES, DRAW.choice([1, 1, 2, 3, 4])) for _ in range(ROWS)]
 COUNTRIES = {
     "USA": ["Texas", "Ohio", "Utah"],
@@ -73,77 +60,36 @@ def log(tmp_path):
     return tmp_path / "log.csv"
 
 
-@pytest.mark.parametrize("separator", ["|", ", ", " | "])
-def test_tags_are_found_with_their_separator(separator):
-    assert find_separator(column([None, "", *joined(LISTS, separator)])) == separator
-    assert find_separator(column(joined(map(sorted, LISTS), separator))) == separator
+def test_tags_are_found_with_their_separator():
+    for separator in ("|", ", ", " | "):
+        assert find_separator(column([None, "", *joined(LISTS, separator)])) == separator
+        assert find_separator(column(joined(map(sorted, LISTS), separator))) == separator
 
 
-def no_lists():
-    """Yields names and values of text that is not a list although it has marks."""
-
-    def draw(n):
-        return [DRAW.choice(WORDS).title() for _ in range(n)]
-
-    places = [
-        f"{city}, {state}, {country}"
-        for country in COUNTRIES
-        for state in COUNTRIES[country]
-        for city in CITIES
+def test_other_text_is_not_taken_for_lists():
+    """Text that is not a list although it has marks."""
+    states = [f"{state}, {country}" for country in COUNTRIES for state in COUNTRIES[country]]
+    places = [f"{city}, {state}" for state in states for city in CITIES]
+    numbers = [DRAW.randint(0, 9999999) for _ in range(ROWS)]
+    titles = [f"{DRAW.choice(WORDS)}, {DRAW.choice(WORDS)}, and {n}" for n in range(ROWS)]
+    names = [
+        f"{DRAW.choice(WORDS)}, {DRAW.choice(WORDS)}{', Jr.' * (n % 4 == 0)}" for n in range(ROWS)
     ]
-    higher = [f"{state}, {country}" for country in COUNTRIES for state in COUNTRIES[country]]
-    yield (
-        "titles",
-        [f"{' '.join(draw(2))}, {' '.join(draw(3))}, and {' '.join(draw(2))}" for _ in range(ROWS)],
-    )
-    yield (
-        "addresses",
-        [
-            f"{'Flat 2, ' * (n % 3)}{n} {DRAW.choice(WORDS)} St, {DRAW.choice(CITIES)}, TX"
-            for n in range(ROWS)
-        ],
-    )
-    yield (
-        "names",
-        [
-            f"{DRAW.choice(WORDS)}, {DRAW.choice(WORDS)}{', Jr.' * (n % 4 == 0)}"
-            for n in range(ROWS)
-        ],
-    )
-    yield (
-        "decimal commas",
-        [f"{DRAW.randint(0, 30)},{DRAW.randint(0, 30)}" if n % 5 else "7" for n in range(ROWS)],
-    )
-    yield "few rows", joined(LISTS[:15], "|")
-    yield "places", DRAW.choices(places, k=300) + higher * 20 + [*COUNTRIES] * 20
-    yield (
-        "paths",
+    tags = joined(LISTS, "|")
+    for values in (
+        titles,
+        names,
+        DRAW.choices(places, k=300) + states * 20 + [*COUNTRIES] * 20,
         [" | ".join(["Home", f"Room {n % 7}", f"Thing {n}"][: 1 + n % 3]) for n in range(ROWS)],
-    )
-    yield "thousands", [f"{DRAW.randint(0, 9999999):,}" for _ in range(ROWS)]
-    yield "crossed columns", ["|".join(each) for each in itertools.product(GENRES, GENRES, GENRES)]
-    yield "printed lists", [str(tokens) for tokens in LISTS]
-    yield "JSON", [f'{{"a": {n % 5}, "b": {n % 3}, "c": {n}}}' for n in range(ROWS)]
-    yield (
-        "prose",
-        [
-            ", ".join(" ".join(draw(DRAW.randint(1, 5))) for _ in range(DRAW.randint(1, 4)))
-            for _ in range(ROWS)
-        ],
-    )
-    yield (
-        "a few tags",
-        [text if number % 6 == 0 else "Drama" for number, text in enumerate(joined(LISTS, "|"))],
-    )
-    yield "empty text", ["", None]
-
-
-NO_LISTS = dict(no_lists())
-
-
-@pytest.mark.parametrize("name", NO_LISTS)
-def test_other_text_is_not_taken_for_lists(name):
-    assert find_separator(column(NO_LISTS[name])) is None
+        [f"{n % 31},{n % 29}" if n % 5 else "7" for n in numbers],
+        [f"{n:,}" for n in numbers],
+        ["|".join(each) for each in itertools.product(GENRES, GENRES, GENRES)],
+        [str(tokens) for tokens in LISTS],
+        tags[:15],
+        [text if number % 6 == 0 else "Drama" for number, text in enumerate(tags)],
+        ["", None],
+    ):
+        assert find_separator(column(values)) is None, values[:9]
 
 
 def test_detected_lists_are_warned_of_and_can_be_switched_off(log):
@@ -172,20 +118,17 @@ def test_given_separators_need_no_evidence(log):
     assert [field.multiple for field in manifest.fields] == [True, True, False]
 
 
-@pytest.mark.parametrize(
-    ("multi", "message"),
-    [
+def test_wrong_columns_and_separators_are_named(log):
+    for multi, message in (
         ({"tag": "|"}, "no column 'tag'; the file has tags, title"),
         (
             {"click": "|"},
-            "multi: 'click' is not a field: it is a label, the time, the weight, or left out",
+            "multi: 'click' is not a field: it is a label, the time, the weight, or l",
         ),
         ({"tags": 1}, "multi: tags: expected a separator, or '' for one value, got 1"),
-    ],
-)
-def test_wrong_columns_and_separators_are_named(log, multi, message):
-    with pytest.raises(DataError, match=message):
-        fields_of(log, multi=multi)
+    ):
+        with pytest.raises(DataError, match=message):
+            fields_of(log, multi=multi)
 
 
 def test_the_delimiter_separates_lists_in_quotes_only(tmp_path):
@@ -201,10 +144,6 @@ def test_the_delimiter_separates_lists_in_quotes_only(tmp_path):
 def test_columns_that_hold_no_text_are_named(tmp_path):
     table = pa.table({"seen": [[1], [2]], "place": [{"a": 1}, {"a": 2}], "click": [0, 1]})
     pq.write_table(table, tmp_path / "log.parquet")
-    with pytest.raises(
-        DataError,
-        match=r"multi: seen: expected a column of text, got lists \(list<element: int64>\)",
-    ):
-        fields_of(tmp_path / "log.parquet", multi={"seen": "|"})
-    with pytest.raises(DataError, match=r"multi: place: expected a column of text, got struct"):
-        fields_of(tmp_path / "log.parquet", multi={"place": "|"})
+    for name, got in (("seen", "list<element: int64>"), ("place", "struct")):
+        with pytest.raises(DataError, match=f"multi: {name}: expected a column of text, got {got}"):
+            fields_of(tmp_path / "log.parquet", multi={name: "|"})

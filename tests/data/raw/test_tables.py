@@ -1,6 +1,7 @@
 """Tables in memory are read as files of the same rows."""
 
 import datetime
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -53,53 +54,32 @@ def test_odd_types_become_plain_ones_with_the_same_values(tmp_path):
 
 def test_streams_and_paths_mix_and_leave_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "BATCH_ROWS", 1)  # a large batch is written in parts
-    table = pa.table({"a": [1, 2, 3]})
-    with input_files(
-        iter([table.to_reader(), "a.csv", tmp_path, table.to_batches()[0]]), tmp_path / "out/data"
-    ) as paths:
-        assert [path.name for path in paths] == [
+    table, left = pa.table({"a": [1, 2, 3]}), tmp_path / ".out.tables"
+    left.mkdir()
+    (left / "table-9.parquet").touch()  # of a process that was killed
+    inputs = [table.to_reader(), "a.csv", tmp_path, table.to_batches()[0]]
+    with input_files(iter(inputs), tmp_path / "out") as paths:
+        assert [paths[0].name, *map(str, paths[1:3]), paths[3].name] == [
             "table.parquet",
             "a.csv",
-            tmp_path.name,
+            str(tmp_path),
             "table-4.parquet",
         ]
+        assert sorted(left.iterdir()) == sorted([paths[0], paths[3]])
         assert all(pq.read_table(paths[number]).equals(table) for number in (0, 3))
-        assert (paths[1], paths[2]) == (type(paths[1])("a.csv"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_table_of_wide_rows_is_written_in_row_groups_of_the_bound(tmp_path):
     memory = Memory(PROGRAM + 29 * (1 << 16))
-    table = pa.table({"text": [f"{number:02000d}" for number in range(100)]}).to_reader(
-        max_chunksize=1
-    )
-    with input_files(table, tmp_path / "out", memory) as (path,):
-        groups = pq.read_metadata(path)
-        assert (
-            max(groups.row_group(n).total_byte_size for n in range(groups.num_row_groups))
-            < memory.batch
-        )
-
-
-def test_what_a_killed_process_left_is_replaced(tmp_path):
-    (tmp_path / ".out.tables").mkdir()
-    (tmp_path / ".out.tables/table-9.parquet").touch()
-    with input_files(pa.table({"a": [1]}), tmp_path / "out") as (path,):
-        assert [each.name for each in path.parent.iterdir()] == ["table.parquet"]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_same_table_is_the_same_file(tmp_path):
-    contents = []
-    for name in ("one", "two"):
-        with input_files(pa.table(ODD), tmp_path / name) as (path,):
-            contents.append(path.read_bytes())
-    assert contents[0] == contents[1]
+    table = pa.table({"text": [f"{number:02000d}" for number in range(100)]})
+    with input_files(table.to_reader(max_chunksize=1), tmp_path / "out", memory) as (path,):
+        found = pq.read_metadata(path)
+        sizes = [found.row_group(n).total_byte_size for n in range(found.num_row_groups)]
+        assert max(sizes) < memory.batch
 
 
 def test_one_process_at_a_time_writes_them(tmp_path):
-    from concurrent.futures import ThreadPoolExecutor
-
     table = pa.table({"a": [1]})
     with (
         input_files(table, tmp_path / "out"),
@@ -109,30 +89,16 @@ def test_one_process_at_a_time_writes_them(tmp_path):
         pool.submit(stored, table, tmp_path / "out").result()
 
 
-@pytest.mark.parametrize(
-    ("source", "error", "message"),
-    [
-        (
-            5,
-            TypeError,
-            "files: expected paths, or tables with __arrow_c_stream__ .*, got builtins.int",
-        ),
+def test_other_inputs_are_named(tmp_path):
+    interval = pa.array([(1, 2, 3)], pa.month_day_nano_interval())
+    for source, error, message in (
+        (5, TypeError, "files: expected paths, or tables with __arrow_c.* .*, got builtins.int"),
         ([{"a": [1]}], TypeError, "got builtins.dict"),
-        (
-            pa.table([[1], [2]], ["a", "a"]),
-            DataError,
-            "files: .* columns of distinct names, got 'a' twice",
-        ),
-        (
-            pa.table({"a": pa.array([(1, 2, 3)], pa.month_day_nano_interval())}),
-            DataError,
-            "files: the table .*nterval",
-        ),
-    ],
-)
-def test_other_inputs_are_named(tmp_path, source, error, message):
-    with pytest.raises(error, match=message):
-        stored(source, tmp_path / "out")
+        (pa.table([[1], [2]], ["a", "a"]), DataError, "columns of distinct names, got 'a' twice"),
+        (pa.table({"a": interval}), DataError, "files: the table .*nterval"),
+    ):
+        with pytest.raises(error, match=message):
+            stored(source, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

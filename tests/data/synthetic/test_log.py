@@ -16,17 +16,11 @@ def config(**changes):
     return LogConfig(**({"rows": 3_000, "rates": {"click": 0.2, "conversion": 0.08}} | changes))
 
 
-@pytest.mark.parametrize("layout", ["aliccp", "ecomm"])
-def test_rows_do_not_depend_on_chunks(layout):
-    log = ImpressionLog(config(layout=layout))
-    whole = log.batch(0, 3_000)
-    chunks = [
-        ImpressionLog(config(layout=layout)).batch(start, start + 750)
-        for start in range(0, 3_000, 750)
-    ]
-    assert pa.Table.from_batches(chunks).combine_chunks().equals(pa.Table.from_batches([whole]))
-    other = ImpressionLog(config(layout=layout, seed=1)).batch(0, 3_000)
-    assert not other.equals(whole)
+def test_rows_do_not_depend_on_chunks():
+    whole = ImpressionLog(config()).batch(0, 3_000)
+    chunks = [ImpressionLog(config()).batch(start, start + 750) for start in range(0, 3_000, 750)]
+    assert pa.concat_batches(chunks).equals(whole)
+    assert not ImpressionLog(config(seed=1)).batch(0, 3_000).equals(whole)
 
 
 def test_fields_match_the_layout():

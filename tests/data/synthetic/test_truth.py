@@ -9,59 +9,40 @@ def sigmoid(z):
     return 1 / (1 + np.exp(-z))
 
 
-def test_documented_process_row_by_row():
-    values = {"u": np.array([1, 2, 0, 2, 1]), "i": np.array([3, 3, 1, 2, 1])}
-    values["many"] = (np.array([5, 6, 5, 9, 9, 9, 5]), np.array([0, 2, 3, 4, 6, 7]))
-    truth = Truth(
-        7,
-        {"click": 0.3, "conversion": 0.1},
-        1.5,
-        (0.1, 0.9),
-        ("u", "i"),
-        values,
-        sizes={"i": 3, "many": 9},
-    )
+def drawn(values, *names):
+    return hashing.approx_normal(hashing.stream_key(7, *names), np.asarray(values))
+
+
+def test_documented_process():
+    user, item = np.array([1, 2, 0, 2, 1]), np.array([3, 3, 1, 2, 1])
+    many = [[5, 6], [5], [9], [9, 9], [5]]
+    offsets = np.array([0, 2, 3, 4, 6, 7])
+    values = {"u": user, "i": item, "many": (np.concatenate(many), offsets)}
+    sizes = {"i": 3, "many": 9}
+    rates = {"click": 0.3, "conversion": 0.1}
+    truth = Truth(7, rates, 1.5, (0.1, 0.9), ("u", "i"), values, sizes)
     outcome = truth.outcome(values)
 
-    def effect(stage, field, value):
-        return hashing.approx_normal(
-            hashing.stream_key(7, "effect", stage, field), np.array([value])
-        )[0]
-
     def standard(scores):
-        return (np.array(scores) - np.mean(scores)) / np.std(scores)
+        return (scores - np.mean(scores)) / np.std(scores)
 
-    scores = {"click": [], "conversion": [], "relatedness": []}
-    for n in range(5):
-        user, item = values["u"][n], values["i"][n]
-        tokens = values["many"][0][values["many"][1][n] : values["many"][1][n + 1]]
-        for stage in ("click", "conversion"):
-            pair = hashing.bits(hashing.stream_key(7, "pair", stage), np.array([user])) + np.uint64(
-                item
-            )
-            score = (
-                1.5 * hashing.approx_normal(hashing.stream_key(7, "pair effect", stage), pair)[0]
-            )
-            score += effect(stage, "u", user) + effect(stage, "i", item)
-            scores[stage].append(
-                score + sum(effect(stage, "many", t) for t in tokens) / len(tokens) ** 0.5
-            )
-        segments = (("u", user), ("i", item))
-        scores["relatedness"].append(
-            sum(
-                hashing.approx_normal(hashing.stream_key(7, "relatedness", s), np.array([v]))[0]
-                for s, v in segments
-            )
-        )
-    own = {name: standard(score) for name, score in scores.items()}
-    rho = 0.1 + 0.8 * sigmoid(3 * own["relatedness"])
+    own = {}
+    for stage in rates:
+        pair = hashing.bits(hashing.stream_key(7, "pair", stage), user) + item.astype(np.uint64)
+        score = 1.5 * drawn(pair, "pair effect", stage)
+        score += drawn(user, "effect", stage, "u") + drawn(item, "effect", stage, "i")
+        score += [
+            drawn(tokens, "effect", stage, "many").sum() / len(tokens) ** 0.5 for tokens in many
+        ]
+        own[stage] = standard(score)
+    related = standard(drawn(user, "relatedness", "u") + drawn(item, "relatedness", "i"))
+    rho = 0.1 + 0.8 * sigmoid(3 * related)
     np.testing.assert_allclose(outcome.relatedness, rho, rtol=1e-12)
     mixed = rho * own["click"] + np.sqrt(1 - rho**2) * own["conversion"]
     logits = 1.5 * np.stack([own["click"], mixed], axis=1) + truth.intercepts
     np.testing.assert_allclose(outcome.conditional, sigmoid(logits), rtol=1e-12)
-    np.testing.assert_allclose(
-        outcome.probability[:, 1], outcome.conditional.prod(axis=1), rtol=1e-12
-    )
+    both = outcome.conditional.prod(axis=1)
+    np.testing.assert_allclose(outcome.probability[:, 1], both, rtol=1e-12)
     np.testing.assert_allclose(outcome.probability.mean(axis=0), [0.3, 0.1], rtol=1e-9)
 
 

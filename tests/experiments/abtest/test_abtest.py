@@ -4,25 +4,17 @@ import pytest
 
 from adaftr_fast.cli import main
 from adaftr_fast.experiments.abtest import METRICS
+from tests.cli.conftest import fails
 
 
 @pytest.fixture
 def command(generated, tmp_path):
     options = (
         "--model.embedding_dim 4 --model.expert_hidden [8] --model.tower_hidden [8,4] "
-        "--optimizer.lr 0.02 "
-        "--training.batch_size 200 --training.max_epochs 1 --training.progress false "
-        "--seeds 2 --jobs 1 --auctions 2000 --slate 4"
+        "--optimizer.lr 0.02 --training.batch_size 200 --training.max_epochs 1 --training.progress "
+        "false --seeds 2 --jobs 1 --auctions 2000 --slate 4"
     )
-    return [
-        "experiment",
-        "abtest",
-        "--dataset",
-        str(generated),
-        "--out",
-        str(tmp_path / "out"),
-        *options.split(),
-    ]
+    return f"experiment abtest --dataset {generated} --out {tmp_path}/out {options}".split()
 
 
 def test_the_command_writes_the_same_report_again(command, tmp_path, capfd):
@@ -40,11 +32,10 @@ def test_the_command_writes_the_same_report_again(command, tmp_path, capfd):
     )
     assert all(weight > 0 for arm in first["arms"] for weight in arm["weights"])
     mean = (treatment["metrics"]["CTR"] / control["metrics"]["CTR"] - 1) * 100
-    assert first["lifts"][0]["mean"] == pytest.approx(mean)
+    assert first["lifts"][0]["mean"] == pytest.approx(mean) != 0
     assert all(0 < share < 1 for share in first["same_winner"])
     assert "--seeds 2 --auctions 2000 --slate 4" in first["command"]
     assert (folder / "abtest.png").read_bytes()[:4] == b"\x89PNG"
-    assert any(lift["mean"] for lift in first["lifts"])
     text = (folder / "abtest.md").read_text()
     assert "| AdaFTR against MMoE | better " in text
     assert "2,000 auctions of 4 candidates for each of 2 training seeds (0, 1)" in text
@@ -63,5 +54,4 @@ def test_the_command_writes_the_same_report_again(command, tmp_path, capfd):
     ],
 )
 def test_wrong_sizes_are_one_line(command, options, message, capfd):
-    assert main([*command, *options]) == 2
-    assert message in capfd.readouterr().err
+    assert message in fails([*command, *options], capfd)

@@ -11,7 +11,7 @@ def drawn(number=4000, seeds=2, seed=0, rate=0.3):
     random = np.random.default_rng(seed)
     click = random.random((seeds, number)) < rate
     conversion = click & (random.random((seeds, number)) < 0.5)
-    return list(np.stack([click, conversion, np.full_like(click, 0.2, float), 3.0 * conversion], 2))
+    return np.stack([click, conversion, np.full_like(click, 0.2, float), 3.0 * conversion], 2)
 
 
 def by_name(found):
@@ -53,7 +53,7 @@ def test_differences_by_hand():
 def test_the_interval_is_that_of_the_normal_approximation():
     control, treatment = drawn(seeds=1, rate=0.3), drawn(seeds=1, seed=1, rate=0.36)
     lift = by_name(lifts(control, treatment))["CTR"]
-    (a,), (b,) = ([each[:, 0] for each in arm] for arm in (control, treatment))
+    a, b = control[0, :, 0], treatment[0, :, 0]
     ratio = b.mean() / a.mean()
     residual = (b - ratio * a) / a.mean()  # delta method
     half = 1.96 * 100 * residual.std() / math.sqrt(len(a))
@@ -70,7 +70,7 @@ def test_seeds_that_differ_widen_the_second_interval():
             (0, 0),
             [0, 0, 0],
         )
-    treatment = [scale * each for scale, each in zip((1.0, 1.2, 1.4), control)]
+    treatment = np.array([1.0, 1.2, 1.4])[:, None, None] * control
     lift = by_name(lifts(control, treatment))["conversions"]
     assert lift.by_seed == pytest.approx([0, 20, 40])
     assert lift.auctions[1] - lift.auctions[0] < 5  # auctions are resampled in both arms together

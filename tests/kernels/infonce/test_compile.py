@@ -70,8 +70,8 @@ def test_sweeps_sum_their_scores_in_one_order(kind, capability):
     from adaftr_fast.kernels.infonce.config import choose_tiling
 
     for width in range(16, 1040, 16):
-        configs = choose_tiling(kind, width, capability)[3:]
-        for loss in (configs[:-2], configs[-2:]):  # InfoNCE, and the sigmoid loss
+        tiling = choose_tiling(kind, width, capability)
+        for loss in (tiling[3:7], tiling[7:9]):  # InfoNCE, and the sigmoid loss
             assert len({config.block_k for config in loss}) == 1
 
 
@@ -87,52 +87,10 @@ def test_five_products_are_for_hopper_gpus(capability, widths):
     assert chosen == widths
 
 
-CHANGES_A_CONSTANT = """
-import importlib
-from types import SimpleNamespace
-
-from adaftr_fast.kernels.infonce.row_sweep import infonce_row_sweep_kernel as kernel
-from adaftr_fast.kernels.infonce.tiles import Constant
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-
-target = GPUTarget("cuda", 90, 32)
-driver.set_active(
-    SimpleNamespace(
-        get_current_device=lambda: 0, get_current_stream=lambda device: 0, get_current_target=lambda: target
-    )
-)
-kernel._do_compile = lambda *args: kernel.cache_key  # finds the constants, which is all of compiling that this needs
-arguments = dict.fromkeys(kernel.arg_names, 1)
-kernel.warmup(grid=(1,), **arguments)
-for module, name in [("row_sweep", "LOG2_E"), ("row_sweep", "MOST_LOG2"), ("tiles", "IGNORE")]:
-    constants = vars(importlib.import_module(f"adaftr_fast.kernels.infonce.{module}"))
-    kept = constants[name]
-    constants[name] = Constant(kept.value)
-    kernel.warmup(grid=(1,), **arguments)
-    for changed in (Constant(kept.value + 1), kept.value + 1):
-        constants[name] = changed
-        try:
-            kernel.warmup(grid=(1,), **arguments)
-        except RuntimeError as error:
-            print(error)
-    constants[name] = kept
-"""
-
-
-def test_a_changed_constant_is_an_error_at_the_next_launch():
-    """Constants compare themselves (tiles.py); Triton must still see that one has changed."""
-    errors = [line.split(" since")[0] for line in lines_of("-c", CHANGES_A_CONSTANT)]
-    assert errors == [
-        f"Global variable {name} has changed"
-        for name in ("LOG2_E", "MOST_LOG2", "IGNORE")
-        for _ in "12"
-    ]
-
-
 LAUNCHES_TWICE = """
 import torch
 from benchmarks.infonce.host import loss_steps, without_launches
+from triton.runtime.jit import JITFunction
 
 def launch(*given):  # the grid, six values of Triton's own, and the kernel's arguments
     given = given[:3] + given[9:]
@@ -140,14 +98,17 @@ def launch(*given):  # the grid, six values of Triton's own, and the kernel's ar
 
 driver = without_launches()
 driver.launch = launch
+compile_and_run = JITFunction.run
 for name in ("adaptive_infonce", "symmetric"):
     _, step = loss_steps(torch.bfloat16)[name]
     calls = []
-    for _ in range(3):
+    for run in (compile_and_run, None):  # which Triton needs at the first call alone
+        JITFunction.run = run
         launched = []
         step()
         calls.append(launched)
-    assert calls[0] == calls[1] == calls[2]
+    JITFunction.run = compile_and_run
+    assert calls[0] == calls[1]
     print(len(launched))
 """
 

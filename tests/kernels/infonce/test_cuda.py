@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import adaftr_fast as af
-from tests.ops.infonce.inputs import DTYPES, assert_matches, inputs, loss_and_gradients, masks
-from tests.ops.infonce.losses import LOSSES, draw_sigmoid, op_call, positives
+from tests.ops.infonce.inputs import assert_matches, inputs, loss_and_gradients
+from tests.ops.infonce.losses import LOSSES, check_op
+from tests.ops.infonce.test_precision import under
 from tests.tolerances import assert_same_bits
 
 config = pytest.importorskip("adaftr_fast.kernels.infonce.config")
@@ -17,19 +18,6 @@ pytestmark = [
 ]
 evaluate = partial(loss_and_gradients, af.adaptive_infonce, device="cuda", return_stats=True)
 check = partial(assert_matches, backend="triton", device="cuda")
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_masks_and_widths_beyond_the_whole_blocks(dtype):
-    for size in ((1024, 1024, 64), (300, 1024, 256), (129, 2000, 512)):
-        check(inputs(*size), dtype, what=str(size), return_stats=True, **masks(*size[:2]))
-    check(inputs(200, 300, 700), dtype, return_stats=True)
-    check(
-        draw_sigmoid(1024, 300, 256),
-        dtype,
-        af.sigmoid_contrast,
-        positive_index=positives(1024, 300),
-    )
 
 
 @pytest.mark.skipif(
@@ -56,20 +44,16 @@ def test_bounded_rows_agree_with_the_others(dtype, swept):
 
 @pytest.mark.parametrize(("precision", "bound"), [("high", 1e-4), ("medium", 2e-2)])
 def test_reduced_precision_of_float32_products(precision, bound):
-    before = torch.get_float32_matmul_precision()
     tensors = inputs(300, 400, 64)
     truth = evaluate(tensors, torch.float64, backend="reference")
-    try:
-        torch.set_float32_matmul_precision(precision)
+    with under(precision):
         own = evaluate(tensors, torch.float32)
-    finally:
-        torch.set_float32_matmul_precision(before)
     for x, t in zip(own[:4], truth):
         assert (x - t).abs().max() <= bound * t.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["plain", "sigmoid"])
+@pytest.mark.parametrize("name", ["masks", "ignore_above", "both", "blocks", "sigmoid"])
 def test_same_bits_every_time(name, dtype):
     for rows in (1000, 20_000):
         tensors, options = LOSSES[name].drawn(rows, rows, 64)
@@ -144,9 +128,4 @@ def test_compiles_whole_and_opcheck(name):
     loss = LOSSES[name].call
     tensors = [x.float().cuda() for x in LOSSES[name].draw(200, 200, 64)]
     torch.testing.assert_close(torch.compile(loss, fullgraph=True)(*tensors), loss(*tensors))
-    op, arguments = op_call(name, (True, True, True))
-    on_gpu = [
-        x.detach().cuda().requires_grad_(x.requires_grad) if torch.is_tensor(x) else x
-        for x in arguments
-    ]
-    torch.library.opcheck(getattr(torch.ops.adaftr_fast, op).default, on_gpu)
+    check_op(name, device="cuda")

@@ -51,11 +51,6 @@ def large_rows():
     return a, b, tau
 
 
-def large_operands():
-    a, b, tau = unit(70)
-    return a * 20, b * 20, tau
-
-
 def far_below():
     """Positives too far below the bound for the range of float16, which then takes a maximum that
     moves.
@@ -109,11 +104,8 @@ def zeros():
 # runs in the other.
 PROBLEMS = {
     "one row": (unit(1, 1), {}, [1], None),
-    "a block": (unit(64, 64, 512), {}, None, [1]),
-    "ragged blocks": (unit(63, 65, 300), {}, [1], None),
-    "several blocks": (unit(130, 200, 272), {}, None, [1, 1, 1]),
+    "ragged blocks": (unit(130, 200, 300), {}, [1, 1, 1], [1, 1, 1]),
     "large rows": (large_rows(), {"reduction": "none"}, [1, 0, 1], None),
-    "large operands": (large_operands(), {}, None, [0, 0]),
     "far below": (far_below(), {}, [1], [0]),
     "far above": (far_above(55), {}, [1], None),
     "farther above": (far_above(70), {}, [0], [0]),
@@ -130,8 +122,7 @@ PROBLEMS = {
         None,
         [1, 1],
     ),
-    "frozen candidates": (unit(70), {"frozen": (1,)}, [1, 1], None),
-    "frozen tau": (unit(70), {"frozen": (2,)}, [1, 1], None),
+    "frozen candidates": (unit(64, 64, 512), {"frozen": (1,)}, [1], None),
 }
 
 
@@ -146,11 +137,9 @@ def test_bounded_rows(name, swept):
 
 
 FIVE = {
-    "one row": (inputs(1, 1, 260), {}),
     "a block": (inputs(64, 64, 512), {}),
     "several blocks": (inputs(130, 140, 400), {}),
     "masks": (inputs(140, 200, 264), masks(140, 200)),
-    "positives": (inputs(70, 90, 264), {"positive_index": masks(70, 90)["positive_index"]}),
     "groups": (
         inputs(70, 90, 264),
         {name: masks(70, 90)[name] for name in ("row_group", "column_group")},
@@ -161,8 +150,6 @@ FIVE = {
         {"margin": 0.3, "row_weight": torch.linspace(0, 2, 70), "reduction": "sum"},
     ),
     "far above": (far_above(70), {}),
-    "without statistics": (inputs(70, 100, 264), {"return_stats": False}),
-    "frozen candidates": (inputs(70, 100, 264), {"frozen": (1,)}),
     "frozen tau": (inputs(70, 100, 264), {"frozen": (2,)}),
     "frozen anchors": (inputs(70, 100, 264), {"frozen": (0,)}),
 }
@@ -222,7 +209,7 @@ def test_a_bad_number_of_a_candidate_shows_in_all_rows(dtype):
 
 
 def test_bad_temperatures(swept):
-    for value in (0.0, -0.1, math.nan):
+    for value in (0.0, math.nan):
         a, b, tau = unit(66, 66)
         tau[4] = value
         loss, d_a, *_ = results((a, b, tau))
@@ -231,7 +218,7 @@ def test_bad_temperatures(swept):
     a, b, tau = zeros()
     tau[9] = 1e-5
     assert all(each.isfinite().all() for each in results((a, b, tau)))
-    assert swept == [[0, 1]] * 3 + [[0]]
+    assert swept == [[0, 1]] * 2 + [[0]]
 
 
 def test_other_calls_take_the_row_sweep(swept, monkeypatch):

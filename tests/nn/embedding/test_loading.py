@@ -35,37 +35,25 @@ def test_a_state_dict_that_does_not_fit_is_named():
         emb.load_state_dict({"weight": torch.ones(4, 3), "weight.0": torch.ones(4, 3)})
 
 
-@pytest.mark.parametrize("widths", [[3, 3], [3, 2]])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_from_pretrained(widths, dtype):
-    tables = [
-        torch.randn(rows, width, dtype=dtype) for rows, width in zip([4, 5], widths, strict=True)
-    ]
-    emb = FusedEmbedding.from_pretrained(tables, padding_idx=1)
+def test_from_pretrained():
+    tables = [torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)]
+    emb = FusedEmbedding.from_pretrained(tables, padding_idx=1, field_names=["user", "item"])
     named = FusedEmbedding.from_pretrained(
         {"user": tables[0], "item": tables[1]}, freeze=False, pooling="sum"
     )
-    assert named.field_names == ["user", "item"]
+    assert emb.field_names == named.field_names == ["user", "item"]
     assert named.pooling == "sum"
     assert all(parameter.requires_grad for parameter in named.parameters())
     assert not any(parameter.requires_grad for parameter in emb.parameters())
     for f, table in enumerate(tables):
         assert torch.equal(emb.field_weight(f), table)  # with the row of padding_idx
         assert torch.equal(named.field_weight(f), table)
-    ids = torch.tensor([[0, 1], [3, 4]])
-    assert torch.equal(emb(ids), torch.cat([table[ids[:, f]] for f, table in enumerate(tables)], 1))
-    named(ids).sum().backward()
+    named(torch.tensor([[0, 1], [3, 4]])).sum().backward()
     assert all(parameter.grad.is_coalesced() for parameter in named.parameters())
-
-
-def test_from_pretrained_takes_names_once():
     with pytest.raises(
         ValueError, match=r"from_pretrained: field_names must be absent .* got \['item'\]"
     ):
-        FusedEmbedding.from_pretrained({"user": torch.ones(3, 2)}, field_names=["item"])
-    assert FusedEmbedding.from_pretrained([torch.ones(3, 2)], field_names=["item"]).field_names == [
-        "item"
-    ]
+        FusedEmbedding.from_pretrained({"user": tables[0]}, field_names=["item"])
 
 
 def test_from_pretrained_takes_one_tensor_as_one_field():

@@ -64,24 +64,17 @@ def test_a_module_leaves_the_meta_device_with_its_buffers(widths):
 def test_torch_func_differentiates_look_ups(widths, offsets):
     module = FusedEmbedding(SIZES, widths, dtype=torch.float64)
     ids = drawn_ids() if offsets is None else drawn_ids().flatten()
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    tangents = {name: p.cos() for name, p in weights.items()}
 
     def loss(parameters):
         return torch.func.functional_call(module, parameters, (ids, offsets)).sin().sum()
 
-    with forward_ad.dual_level():
-        weights = {name: p.detach() for name, p in module.named_parameters()}
-        duals = {name: forward_ad.make_dual(p, p.cos()) for name, p in weights.items()}
-        tangent = forward_ad.unpack_dual(loss(duals)).tangent
-    expected = torch.func.jvp(loss, (weights,), ({name: p.cos() for name, p in weights.items()},))[
-        1
-    ]
-    torch.testing.assert_close(tangent, expected)
-    found = torch.func.grad(loss)(
-        {name: weight.detach() for name, weight in module.named_parameters()}
-    )
     module(ids, offsets).sin().sum().backward()
     gradients = {name: weight.grad.to_dense() for name, weight in module.named_parameters()}
-    torch.testing.assert_close(found, gradients)
-    torch.testing.assert_close(
-        tangent, sum((gradients[name] * p.cos()).sum() for name, p in weights.items())
-    )
+    torch.testing.assert_close(torch.func.grad(loss)(weights), gradients)
+    expected = sum((gradients[name] * tangent).sum() for name, tangent in tangents.items())
+    torch.testing.assert_close(torch.func.jvp(loss, (weights,), (tangents,))[1], expected)
+    with forward_ad.dual_level():
+        duals = {name: forward_ad.make_dual(p, tangents[name]) for name, p in weights.items()}
+        torch.testing.assert_close(forward_ad.unpack_dual(loss(duals)).tangent, expected)

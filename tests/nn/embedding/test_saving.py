@@ -65,16 +65,6 @@ def test_a_state_is_saved_and_loaded_whole(way, widths, tmp_path):
 
 
 @WIDTHS
-def test_fields_are_found_by_their_names(widths):
-    one = trained(widths)[0]
-    for order in ([2, 0, 1], [1, 2, 0]):
-        two = trained(*([each[f] for f in order] for each in (widths, NAMES, SIZES)), seed=1)[0]
-        two.load_state_dict(one.state_dict())
-        for name in NAMES:
-            assert torch.equal(two.field_weight(name), one.field_weight(name))
-
-
-@WIDTHS
 def test_other_fields_are_errors(widths):
     saved = trained(widths)[0].state_dict()
     other = trained(widths, names=["user", "hour", "item"], seed=1)[0]

@@ -3,11 +3,8 @@
 import pytest
 import torch
 
-from adaftr_fast.ops.embedding.bags import embedding_bags
 from adaftr_fast.ops.embedding.int8 import int8_embedding
-from adaftr_fast.ops.embedding.lookup import fused_embedding
 from adaftr_fast.ops.embedding.reference.int8 import round_rows
-from tests.tolerances import assert_as_accurate
 
 SIZES = torch.tensor([0, 3, 43, 50])
 IDS = torch.tensor([[2, 39, 0], [0, 1, 6]])
@@ -32,22 +29,6 @@ def test_rows_are_rounded_to_half_a_step_and_zeros_stay(dtype):
     assert ((codes * scale - exact).abs() <= half_a_step * (1 + 1e-5)).all()
     assert (codes[5] == 0).all()
     assert (codes[6, ::2] == 0).all()
-
-
-def test_ids_and_bags_read_the_rounded_rows():
-    codes, scale = round_rows(torch.randn(50, 4))
-    rows = codes.double() * scale.double()
-    for ids in (IDS, IDS.int(), IDS.T.contiguous().T, IDS[:0]):
-        truth, pytorch = (fused_embedding(each, ids, SIZES) for each in (rows, rows.float()))
-        assert_as_accurate(look_up(codes, scale, ids), truth, pytorch, torch.float32)
-    for factors in (None, FACTORS):
-        for mean in (False, True):
-            wide = None if factors is None else factors.double()
-            truth = embedding_bags(rows, VALUES, OFFSETS, wide, SIZES, mean)
-            pytorch = embedding_bags(rows.float(), VALUES, OFFSETS, factors, SIZES, mean)
-            found = look_up(codes, scale, VALUES, OFFSETS, factors, mean)
-            assert_as_accurate(found, truth, pytorch, torch.float32)
-    assert look_up(codes, scale, VALUES[:0], OFFSETS[:1]).shape == (0, 12)
 
 
 def test_schema_and_fake():

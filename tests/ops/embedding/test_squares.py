@@ -10,7 +10,7 @@ import torch
 import adaftr_fast as af
 from adaftr_fast.ops.embedding.lookup import embedding_and_squares
 from adaftr_fast.ops.embedding.reference import lookup as reference
-from tests.ops.embedding.test_lookup import Densify, field_offsets_of, random_ids
+from tests.ops.embedding.test_lookup import field_offsets_of, random_ids
 from tests.ops.marks import on_kernels
 from tests.tolerances import assert_as_accurate
 
@@ -22,6 +22,18 @@ def inputs(sizes: list[int], width: int, dtype: torch.dtype, batch: int = 130):
     field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, batch, torch.int64)
     weight = torch.randn(sum(sizes), width, dtype=dtype, requires_grad=True)
     return weight, ids, field_offsets, torch.randn(batch, len(sizes) * width, dtype=dtype)
+
+
+class Densify(torch.autograd.Function):
+    """The identity with a dense gradient, as gradcheck requires."""
+
+    @staticmethod
+    def forward(ctx, weight):
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.to_dense()
 
 
 def look_up(weight, ids, field_offsets):
@@ -57,15 +69,6 @@ def test_gradient(sizes, batch, dtype, instruction_set):
         assert_as_accurate(found.to_dense(), expected, pytorch, dtype, f"width {width}, {terms}")
 
 
-def test_values_are_those_of_the_look_up():
-    weight, ids, field_offsets, _ = inputs(MANY, 8, torch.float64)
-    (looked_up, squares), expected = (
-        each(weight, ids, field_offsets) for each in (look_up, written_out)
-    )
-    assert torch.equal(looked_up, expected[0])
-    torch.testing.assert_close(squares, expected[1], rtol=1e-12, atol=0)
-
-
 def test_double_backward():
     weight, ids, field_offsets, _ = inputs([4, 3], 2, torch.float64, 5)
 
@@ -76,28 +79,19 @@ def test_double_backward():
     assert torch.autograd.gradgradcheck(both, weight)
 
 
-def test_backward_refuses_another_shape():
-    if af.cpu_capability() == "none":
-        pytest.skip("the C++ extension is not built")
-    _, ids, field_offsets, grad = inputs(MANY, 8, torch.float32)
-    merge = torch.ops.adaftr_fast.embedding_and_squares_backward
-    with pytest.raises(ValueError, match="looked_up must be Float"):
-        merge(grad, ids, field_offsets, 8, grad[:, 1:], torch.ones(()))
-
-
 @pytest.mark.parametrize(
     ("widths", "options"),
-    [
-        (8, {}),
-        (8, {"padding_idx": 0}),
-        ([8, 4, 8], {"on_bad_id": "oov"}),
-        ([8, 4, 8], {"dtype": torch.float64}),
-    ],
+    [(8, {}), (8, {"padding_idx": 0}), (8, {"on_bad_id": "oov"}), ([8, 4, 8], {})],
     ids=str,
 )
 def test_module(widths, options):
     torch.manual_seed(0)
     module = af.FusedEmbedding([50, 20, 9], widths, **options)
+    optimizer = af.optim.Adam(module, lr=0.1)
+    for step in range(4):  # after which rows have missed steps
+        module(torch.randint(0, 9, (step + 1, 3))).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
     ids = torch.randint(0, 9, (40, 3))
     looked_up, squares = module.with_squares(ids)
     grad = torch.randn_like(looked_up)
@@ -109,24 +103,6 @@ def test_module(widths, options):
     torch.testing.assert_close(squares, again.square().sum())
     ((grad * again).sum() + 3 * again.square().sum()).backward()
     torch.testing.assert_close(found, [weight.grad.to_dense() for weight in module.table_weights()])
-
-
-def test_steps_that_rows_missed_count():
-    torch.manual_seed(0)
-    module = af.FusedEmbedding([50, 20], 8)
-    optimizer = af.optim.Adam(module, lr=0.1)
-    for step in range(4):
-        module(torch.randint(0, 20, (step + 1, 2))).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    ids = torch.randint(0, 20, (64, 2))
-    looked_up, squares = module.with_squares(ids)
-    assert torch.equal(looked_up, module(ids))
-    squares.backward()
-    expected = torch.zeros_like(module.weight).index_add_(
-        0, (ids + module.offsets[:-1]).flatten(), 2 * looked_up.detach().view(-1, 8)
-    )
-    torch.testing.assert_close(module.weight.grad.to_dense(), expected)
 
 
 def test_a_bad_id_is_named_and_hooks_run():

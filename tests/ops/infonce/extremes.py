@@ -66,13 +66,6 @@ def dominating_last(loss, dtype, *size) -> Problems:
         yield tensors, options
 
 
-def large_logits(loss, dtype, *size) -> Problems:
-    """The maxima of rows and columns differ by hundreds between blocks, and positives lie far below
-    them.
-    """
-    yield loss.drawn(*size, scale=4.0)
-
-
 def far_negatives(loss, dtype, rows, columns, d) -> Problems:
     """The maximum of a row stays at the positive's logit while the gap is below 60; sums rise to
     e^gap.
@@ -280,7 +273,6 @@ EXTREMES = {
         ),
         Extreme(winning_positives, Runs(EACH, (F32,), (96,)), Runs(EACH, (F32, *HALF), (40,))),
         Extreme(dominating_last, Runs(("plain", "both"), (F64, F32, BF16), (130, 1000, 16)), None),
-        Extreme(large_logits, Runs(EACH, (F64, F32, BF16), (300, 1300, 64)), None),
         Extreme(
             far_negatives,
             Runs(PLAIN, (F32, BF16), (130, 500, 16)),

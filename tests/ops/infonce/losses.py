@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import adaftr_fast as af
-from tests.ops.infonce.inputs import assert_matches, inputs, masks
+from tests.ops.infonce.inputs import assert_matches, inputs, masks, moved
 
 
 def literal_rows(
@@ -218,7 +219,9 @@ LOSSES = {
     "ignore_above": Loss(
         options=lambda *_: {"ignore_above": 0.25}, draw=draw_apart, statistics=True
     ),
-    "margin, smoothing": targets("index", "groups", margin=0.2, label_smoothing=0.5),
+    "margin, smoothing": targets("index", "groups", margin=0.2, label_smoothing=0.5)._replace(
+        statistics=True
+    ),
     "positives, groups": targets("positives", "groups"),
     "both": BOTH,
     "both, masks": BOTH._replace(options=masks_of_square),
@@ -237,7 +240,6 @@ OTHERS = {
     "both, blocks": Loss(both_directions, draw=draw_both, **BLOCKS),
     "margin": targets(margin=0.35),
     "margin, groups": targets("index", "groups", margin=0.2),
-    "smoothing": targets(label_smoothing=0.1),
     "smoothing, groups": targets("index", "groups", label_smoothing=0.3),
     "smoothing, positives, groups": targets("ignored", "groups", label_smoothing=0.2),
     "positives": targets("positives"),
@@ -255,44 +257,24 @@ WITH_TRITON = LOSSES | {
 }
 
 
-def op_call(name, needs):
-    """Returns the op of a loss and arguments; ``needs``: whether h_ctr, h_cvr and the others need
-    gradients.
-    """
-    tensors, options = LOSSES[name].drawn(9, 11, 4)
-    for x, need in zip(tensors, (*needs, needs[2])):
-        x.requires_grad_(need)
-    index, row, column = (options.get(x) for x in ("positive_index", "row_group", "column_group"))
-    scale = torch.full((9,), 0.5, dtype=torch.float64)
-    if name == "both":
-        return "infonce_symmetric", (*tensors, row, column, scale, *needs, needs[2])
-    if name == "blocks":
-        return "infonce_blocks", (*tensors, scale, *needs, True, options["block"])
-    if name == "sigmoid":
-        return "sigmoid_contrast", (*tensors, torch.arange(9).flip(0), *needs[:2])
-    if name not in ("margin, smoothing", "positives, groups"):
-        return "infonce", (
-            *tensors,
-            index,
-            row,
-            column,
-            scale,
-            *needs,
-            True,
-            options.get("ignore_above"),
-        )
-    index = torch.zeros(9, dtype=torch.int64) if index is None else index
-    numbers = options.get("margin", 0.0), options.get("label_smoothing", 0.1)
-    labels = options.get("positive_group", (None, None))
-    return "infonce_targets", (
-        *tensors,
-        index,
-        row,
-        column,
-        scale,
-        *needs,
-        False,
-        None,
-        *numbers,
-        *labels,
-    )
+class Calls(TorchDispatchMode):
+    """Records the ops of the package that are called, with their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "adaftr_fast":
+            self.found.append((func, args, kwargs))
+        return func(*args, **kwargs or {})
+
+
+def check_op(name, frozen=(), device="cpu", **options):
+    """Runs PyTorch's checks on the op that a loss calls."""
+    tensors, given = LOSSES[name].drawn(9, 11, 4)
+    leaves = [x.to(device).requires_grad_(i not in frozen) for i, x in enumerate(tensors)]
+    with Calls() as calls:
+        LOSSES[name].call(*leaves, **moved(given, device), **options)
+    ((op, arguments, by_name),) = calls.found
+    torch.library.opcheck(op, arguments, by_name)

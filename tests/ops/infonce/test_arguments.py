@@ -6,9 +6,6 @@ import pytest
 import torch
 
 import adaftr_fast as af
-from tests.ops.infonce.inputs import inputs
-from tests.ops.infonce.losses import draw_both
-from tests.ops.marks import needs_extension
 
 A, B = torch.randn(4, 3), torch.randn(6, 3)
 INDEX, ZEROS = torch.zeros(4, dtype=torch.int64), torch.zeros(6, dtype=torch.int64)
@@ -22,11 +19,9 @@ BACKENDS = pytest.mark.parametrize("backend", ["auto", "reference"])
     [
         ((A[0], B, 0.1), ValueError, "h_ctr must be a 2-dim tensor"),
         ((A, B[:, :2], 0.1), ValueError, "same width"),
-        ((A[:, :0], B[:, :0], 0.1), ValueError, "same width d >= 1"),
         ((A.long(), B, 0.1), TypeError, "h_ctr must be float32"),
         ((A, B[:2], 0.1), ValueError, r"at least one row per row of h_ctr \(4\)"),
         ((A, B.to("meta"), 0.1), ValueError, "on one device, got cpu and meta"),
-        ((A, B, 0.0), ValueError, "positive finite"),
         ((A, B, True), ValueError, "positive finite number"),
         ((A, B, torch.ones(5)), ValueError, r"shape \(1,\), \(4,\) or \(4, 1\), got \(5,\)"),
         ((A, B, INDEX > 0), TypeError, "tau must be of real numbers, got torch.bool"),
@@ -50,26 +45,14 @@ def test_tensors(arguments, error, message):
             "precision must be auto, float32 or bfloat16, got ",
         ),
         ({"row_weight": [1.0] * 4}, TypeError, "row_weight must be a tensor, got list"),
-        ({"row_weight": INDEX}, TypeError, "row_weight must be floating"),
         ({"positive_index": INDEX[:3]}, ValueError, "positive_index must have shape"),
-        ({"positive_index": torch.zeros(4)}, TypeError, "positive_index must be int64"),
         ({"row_group": INDEX}, ValueError, "requires N = B"),
         ({"column_group": ZEROS}, ValueError, "requires row_group"),
-        (
-            {"column_bias": torch.zeros(4)},
-            ValueError,
-            r"column_bias must have shape \(6,\), got \(4,\)",
-        ),
         ({"column_bias": ZEROS}, TypeError, "column_bias must be floating point, got torch.int64"),
         (
             {"column_bias": torch.zeros(6), "symmetric": True},
             ValueError,
             "requires symmetric=False",
-        ),
-        (
-            {"ignore_above": math.nan},
-            ValueError,
-            "ignore_above must be a finite number or None, got nan",
         ),
         ({"ignore_above": -math.inf}, ValueError, "ignore_above must be a finite number or None"),
         ({"ignore_above": True}, TypeError, "ignore_above must be a finite number or None, got "),
@@ -77,7 +60,6 @@ def test_tensors(arguments, error, message):
         ({"label_smoothing": True}, TypeError, "label_smoothing must be a number, got bool"),
         (SMOOTH | {"ignore_above": 0.0}, ValueError, "label_smoothing requires ignore_above=None"),
         ({"margin": -0.1}, ValueError, r"margin must be in \[0, inf\), got -0.1"),
-        ({"margin": math.nan}, ValueError, "margin must be in"),
         (
             {"positive_group": INDEX},
             ValueError,
@@ -86,7 +68,6 @@ def test_tensors(arguments, error, message):
         ({"positive_group": (INDEX,)}, ValueError, "a tensor or a pair .*, got 1 tensors"),
         ({"positive_group": (INDEX, ZEROS.int())}, TypeError, "must be int64, got torch.int32"),
         (GROUPS | {"return_stats": True}, ValueError, "does not support return_stats"),
-        ({"block": 0}, ValueError, "block must be"),
         ({"block": True}, TypeError, "block must be"),
         ({"block": 2}, ValueError, "block requires N = B, got N = 6, B = 4"),
     ],
@@ -109,57 +90,34 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_options_that_exclude_each_other(name):
-    for block in (2, 4):
-        with pytest.raises(ValueError, match=f"adaptive_infonce: block does not support {name}"):
-            af.adaptive_infonce(A, A, 0.1, block=block, **{name: OTHERS[name]})
+    given = {name: OTHERS[name]}
+    with pytest.raises(ValueError, match=f"adaptive_infonce: block does not support {name}"):
+        af.adaptive_infonce(A, A, 0.1, block=4, **given)
     if name in ("positive_index", "ignore_above", "margin"):
-        with pytest.raises(
-            ValueError, match=f"adaptive_infonce: positive_group does not support {name}"
-        ):
-            af.adaptive_infonce(A, B, 0.1, **GROUPS, **{name: OTHERS[name]})
+        with pytest.raises(ValueError, match=f"positive_group does not support {name}"):
+            af.adaptive_infonce(A, B, 0.1, **GROUPS, **given)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "error", "message"),
+    ("options", "error", "message"),
     [
-        ((A[0], B, 1, 0), {}, ValueError, "h_ctr must be a 2-dim tensor"),
-        ((A, B[:2], 1, 0), {}, ValueError, r"h_cvr must have at least one row .*\(4\)"),
-        ((A, B, "1", 0), {}, TypeError, "logit_scale must be a number or a 0-dim tensor, got str"),
+        ({"h_ctr": A[0]}, ValueError, "h_ctr must be a 2-dim tensor"),
         (
-            (A, B, 1, torch.ones(2)),
-            {},
-            ValueError,
-            r"logit_bias must hold one number, got shape \(2,\)",
-        ),
-        (
-            (A, B, 1, torch.tensor(True)),
-            {},
+            {"logit_scale": "1"},
             TypeError,
-            "logit_bias must be a real number, got torch.bool",
+            "logit_scale must be a number or a 0-dim tensor, got str",
         ),
-        (
-            (A, B, 1, 0),
-            {"positive_index": torch.zeros(4)},
-            TypeError,
-            "positive_index must be int64",
-        ),
-        (
-            (A, B, 1, 0),
-            {"reduction": "none"},
-            ValueError,
-            "reduction must be 'mean' or 'sum', got 'none'",
-        ),
-        (
-            (A, B, 1, 0),
-            {"backend": "cuda"},
-            ValueError,
-            "backend must be auto, reference, cpu or triton, got 'cuda'",
-        ),
+        ({"logit_bias": torch.ones(2)}, ValueError, r"logit_bias must hold one number, got shape"),
+        ({"logit_bias": INDEX[0] > 0}, TypeError, "logit_bias must be a real number, got torch.bo"),
+        ({"positive_index": torch.zeros(4)}, TypeError, "positive_index must be int64"),
+        ({"reduction": "none"}, ValueError, "reduction must be 'mean' or 'sum', got 'none'"),
+        ({"backend": "cuda"}, ValueError, "backend must be auto, reference, cpu or triton, got 'c"),
     ],
 )
-def test_sigmoid_contrast(arguments, options, error, message):
+def test_sigmoid_contrast(options, error, message):
+    good = {"h_ctr": A, "h_cvr": B, "logit_scale": 1, "logit_bias": 0}
     with pytest.raises(error, match=f"sigmoid_contrast: .*{message}"):
-        af.sigmoid_contrast(*arguments, **options)
+        af.sigmoid_contrast(**good | options)
 
 
 @BACKENDS
@@ -218,14 +176,13 @@ def biased(bias):
     return af.adaptive_infonce(A.double(), B.double(), 0.3, column_bias=bias)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     "transform", [lambda f: f, torch.func.grad, lambda f: lambda x: torch.vmap(f)(x[None])]
 )
-def test_a_bias_that_is_not_finite_is_named(bad, transform):
+def test_a_bias_that_is_not_finite_is_named(transform):
     bias = torch.linspace(-1, 1, 6, dtype=torch.float64)
     transform(biased)(bias)
-    bias[[2, 4]] = bad
+    bias[[2, 4]] = torch.tensor([-math.inf, math.nan], dtype=torch.float64)
     with pytest.raises(
         RuntimeError,
         match=r"column_bias must be finite \(row_group .* got column_bias\[2\] = -?[ni]",
@@ -244,74 +201,11 @@ def test_a_bias_that_is_not_finite_is_refused_within_a_graph():
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda x: af.adaptive_infonce(x, B, 0.5),
         lambda x: af.adaptive_infonce(A, B, x.exp()[:, 0]),
-        lambda x: af.adaptive_infonce(A, B, 0.5, row_weight=x[:, 0]),
         lambda x: af.adaptive_infonce(A, A, 0.5, column_bias=x[:, 0]),
         lambda x: af.sigmoid_contrast(x, B, 1.0, 0.0),
     ],
 )
 def test_forward_mode_is_refused(loss):
-    with pytest.raises(
-        NotImplementedError, match=r"(adaptive_infonce|sigmoid_contrast): has no forward-mode deriv"
-    ):
+    with pytest.raises(NotImplementedError, match="has no forward-mode derivative"):
         torch.func.jvp(loss, (A,), (torch.ones_like(A),))
-
-
-def symmetric_arguments():
-    return [
-        *draw_both(3, 3, 3),
-        None,
-        None,
-        torch.full((3,), 1 / 3, dtype=torch.float64),
-        *[True] * 4,
-    ]
-
-
-def block_arguments():
-    return [*inputs(4, 4, 3), torch.ones(4, dtype=torch.float64), *[True] * 4, 2]
-
-
-@needs_extension
-@pytest.mark.parametrize(
-    ("op", "make", "position", "value", "message"),
-    [
-        (
-            "infonce_symmetric",
-            symmetric_arguments,
-            1,
-            torch.zeros(4, 2),
-            "anchors and candidates must both be",
-        ),
-        ("infonce_symmetric", symmetric_arguments, 1, torch.zeros(3, 3), "must share a dtype"),
-        (
-            "infonce_symmetric",
-            symmetric_arguments,
-            3,
-            torch.ones(2),
-            r"tau_column must be \[3\], got \[2\]",
-        ),
-        ("infonce_symmetric", symmetric_arguments, 4, INDEX[:3], "must be given together"),
-        (
-            "infonce_symmetric",
-            symmetric_arguments,
-            6,
-            torch.ones(2),
-            r"scale must be \[3\], got \[2\]",
-        ),
-        (
-            "infonce_blocks",
-            block_arguments,
-            1,
-            torch.zeros(5, 3),
-            "anchors and candidates must both be",
-        ),
-        ("infonce_blocks", block_arguments, 8, 0, "block must be at least 1, got 0"),
-        ("infonce_blocks_reference", block_arguments, 8, 0, "block must be at least 1, got 0"),
-    ],
-)
-def test_arguments_of_the_ops(op, make, position, value, message):
-    arguments = make()
-    arguments[position] = value
-    with pytest.raises(RuntimeError, match=message):
-        getattr(torch.ops.adaftr_fast, op)(*arguments)

@@ -1,6 +1,5 @@
 """The precision of the products: the argument of adaptive_infonce, and the settings of torch."""
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -132,25 +131,23 @@ def test_float32_is_ieee_and_bfloat16_rounds_the_representations_under_every_set
             assert equal(found, [x.float() for x in expected]), form
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_float32_converts_half_types(dtype):
-    rounded = [x.to(dtype).double() if i < 2 else x for i, x in enumerate(inputs(ROWS, ROWS, 40))]
-    expected = [
-        x.to(kind)
-        for x, kind in zip(computed(tensors=rounded), (torch.float32, dtype, dtype, torch.float32))
-    ]
-    assert equal(computed(dtype, tensors=rounded, setting="medium", precision="float32"), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_bfloat16_rounds_every_type(dtype):
-    exact = [
-        x.bfloat16().double() if i < 2 else x.float().double()
-        for i, x in enumerate(inputs(ROWS, ROWS, 40))
-    ]
-    expected = computed(torch.bfloat16, tensors=exact)
-    found = computed(dtype, tensors=exact, precision="bfloat16")
+@pytest.mark.parametrize(
+    ("dtype", "precision", "products"),
+    [
+        (torch.bfloat16, "float32", torch.float32),
+        (torch.float16, "float32", torch.float32),
+        (torch.float64, "bfloat16", torch.bfloat16),
+        (torch.float16, "bfloat16", torch.bfloat16),
+    ],
+)
+def test_precision_converts_other_types(dtype, precision, products):
+    """Gradients are of the type of the inputs."""
+    a, b, tau = inputs(ROWS, ROWS, 40)
+    for kind in (dtype, products):
+        a, b, tau = a.to(kind).double(), b.to(kind).double(), tau.float().double()
+    found = computed(dtype, setting="medium", tensors=(a, b, tau), precision=precision)
     assert found[0].dtype == torch.float32
+    expected = computed(products, tensors=(a, b, tau))
     assert equal(found, [x.to(y.dtype) for x, y in zip(expected, found)])
 
 
@@ -187,16 +184,3 @@ def test_precision_in_one_graph_and_under_torch_func(form, precision):
         tensors = [x.float() for x in inputs(ROWS, ROWS, 40)]
         with under("medium"):
             assert equal(torch.func.grad(loss, argnums=(0, 1, 2))(*tensors), expected[1:])
-
-
-@needs_extension
-def test_threads_choose_for_themselves():
-    """One thread's precision does not change another's."""
-    tensors = [x.float() for x in inputs(ROWS, ROWS, 40)]
-    precisions = ["float32", "bfloat16", "auto"] * 20
-    expected = {each: af.adaptive_infonce(*tensors, precision=each) for each in precisions}
-    with ThreadPoolExecutor(3) as pool:
-        found = list(
-            pool.map(lambda each: af.adaptive_infonce(*tensors, precision=each), precisions)
-        )
-    assert all(torch.equal(x, expected[each]) for each, x in zip(precisions, found))

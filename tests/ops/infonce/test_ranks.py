@@ -62,35 +62,12 @@ def test_nan_is_last_and_empty_batches_are_empty():
 
 def test_bad_arguments_of_positive_ranks():
     a = torch.eye(3)
-    for arguments, options, error, message in (
-        (
-            (a, a[:2]),
-            {},
-            ValueError,
-            r"positive_ranks: h_cvr must have at least one row per row of h_ctr \(3\)",
-        ),
-        ((a, a[:, :2]), {}, ValueError, "positive_ranks: h_ctr and h_cvr must have the same width"),
-        (
-            (a, a),
-            {"positive_index": torch.tensor([0, 1, 3])},
-            RuntimeError,
-            r"positive_index\[2\] = 3",
-        ),
-        (
-            (a, a),
-            {"column_group": torch.arange(3)},
-            ValueError,
-            "positive_ranks: column_group requires row_group",
-        ),
-        (
-            (a, a),
-            {"row_group": torch.ones(3)},
-            TypeError,
-            "positive_ranks: row_group must be int64",
-        ),
-    ):
-        with pytest.raises(error, match=message):
-            positive_ranks(*arguments, **options)
+    with pytest.raises(ValueError, match="positive_ranks: column_group requires row_group"):
+        positive_ranks(a, a, column_group=torch.arange(3))
+    with pytest.raises(TypeError, match="positive_ranks: row_group must be int64"):
+        positive_ranks(a, a, row_group=torch.ones(3))
+    with pytest.raises(RuntimeError, match=r"positive_ranks: .* got positive_index\[2\] = 3"):
+        positive_ranks(a, a, positive_index=torch.tensor([0, 1, 3]))
 
 
 def test_the_products_of_pairs_are_counted():
@@ -100,18 +77,12 @@ def test_the_products_of_pairs_are_counted():
     for call, pairs in (
         (lambda: adaptive_infonce(a, c, 0.1).backward(), 64 * 64 * 3),
         (lambda: adaptive_infonce(a.detach(), c, 0.1).backward(), 64 * 64 * 2),
-        (lambda: adaptive_infonce(a.detach(), c.detach(), 0.1), 64 * 64),
         (lambda: adaptive_infonce(a, b, 0.1, positive_index=index).backward(), 64 * 48 * 3),
         (lambda: adaptive_infonce(a, c, 0.1, symmetric=True).backward(), 64 * 64 * 3),
-        (
-            lambda: adaptive_infonce(a, c, 0.1, block=24).backward(),
-            (24 * 24 + 24 * 24 + 16 * 16) * 3,
-        ),
-        (lambda: adaptive_infonce(a, c, 0.1, label_smoothing=0.1).backward(), 64 * 64 * 3),
-        (lambda: adaptive_infonce(a, c, 0.1, backend="reference").backward(), 64 * 64 * 3),
+        (lambda: adaptive_infonce(a, c, 0.1, block=24).backward(), (2 * 24**2 + 16**2) * 3),
         # similarities twice
         (lambda: adaptive_infonce(a, c, 0.1, reduction="none").sum().backward(), 64 * 64 * 4),
-        (lambda: sigmoid_contrast(a, c, 10.0, -10.0).backward(), 64 * 64 * 3),
+        (lambda: sigmoid_contrast(a, c, 10, -10, backend="reference").backward(), 64 * 64 * 3),
     ):
         with FlopCounterMode(display=False) as counter:
             call()

@@ -1,3 +1,4 @@
+import copy
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_kills_do_not_change_bits(model, splits, tmp_path):
 
 def test_resuming_a_finished_run_only_restores_the_best_weights(model, splits, tmp_path):
     first = trainer(model, splits, tmp_path).fit()
-    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    weights = copy.deepcopy(model.state_dict())
     other = type(model)()
     run = trainer(other, splits, tmp_path)
     assert run.resume()

@@ -1,161 +1,69 @@
-"""The feed on a simulated device, whose two streams run in every order that their events allow."""
+"""The order in which the feed queues copies and waits, on streams that note it."""
 
-import random
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
 
-import pytest
 import torch
 
 from adaftr_fast.training.device import feed, to_device
-from tests.training.device.test_packing import assert_same, batch
+from tests.training.device.test_graph import bags as with_offsets
+from tests.training.device.test_graph import batches
 
-SEEDS = range(20)
+
+def batch(rows, *, bags=False):
+    made = next(batches(1, rows))
+    made = replace(made, group=torch.arange(rows), dense=torch.rand(rows, 3))
+    return with_offsets(made) if bags else made
 
 
-@dataclass
+def assert_same(found, expected):
+    for name in ("ids", "labels", "weight", "offsets", "dense"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert (one is None) == (other is None), name
+        assert one is None or torch.equal(one, other), name
+
+
 class Stream:
-    """Queued work and events to wait for; the first ``done`` of them are done."""
+    """Notes what is queued and waited for."""
 
-    queue: list = field(default_factory=list)
-    done: int = 0
+    def __init__(self, name, log):
+        self.name, self.log, self.events = name, log, 0
 
-    def is_ready(self):
-        left = self.queue[self.done : self.done + 1]
-        return any(not isinstance(work, Event) or work.reached() for work in left)
+    def record_event(self, event=None):
+        self.events += 1
+        done = f"{self.name} {self.events}"
+        self.log.append(done)
+        return SimpleNamespace(name=done, synchronize=lambda: self.log.append(f"host: {done}"))
 
-
-@dataclass
-class Event:
-    device: "Device"
-    stream: Stream
-    position: int
-
-    def reached(self):
-        return self.stream.done >= self.position
-
-    def synchronize(self):
-        while not self.reached():
-            self.device.advance()
+    def wait_event(self, event):
+        self.log.append(f"{self.name} waits for {event.name}")
 
 
-class Device:
-    """Copies of a simulated device, and its work. Memory of ``buffers`` is that of a tensor which
-    queued work fills.
-    """
-
-    def __init__(self, seed):
-        self.random = random.Random(seed)
-        self.copying = Stream()
-        self.training = Stream()
-        self.speed, self.preference = self.random.choice([0, 1, 4]), self.random.random()
-        self.allocated = []
-
-    def advance(self):
-        """Does the next work of a random stream that need not wait."""
-        ready = [each for each in (self.copying, self.training) if each.is_ready()]
-        assert ready, "the streams wait for each other"
-        stream = ready[0] if self.random.random() < self.preference else ready[-1]
-        if not isinstance(work := stream.queue[stream.done], Event):
-            work()
-        stream.done += 1
-
-    def push(self, stream, work):
-        stream.queue.append(work)
-        # the device works on while the host queues
-        for _ in range(self.random.randint(0, self.speed)):
-            if self.is_busy():
-                self.advance()
-        return Event(self, stream, len(stream.queue))
-
-    def buffers(self, size):
-        self.allocated.append(size)
-        staging, buffer = torch.empty(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
-        self.push(self.training, lambda: buffer.fill_(255))
-        return staging, buffer
-
-    def send(self, staging, buffer, after):
-        self.push(self.copying, after)
-        return self.push(self.copying, lambda: buffer.copy_(staging))
-
-    def wait(self, event):
-        self.push(self.training, event)
-
-    def mark(self):
-        return Event(self, self.training, len(self.training.queue))
-
-    def finish(self):
-        while self.is_busy():
-            self.advance()
-
-    def is_busy(self):
-        return any(each.done < len(each.queue) for each in (self.copying, self.training))
-
-
-def trained(device, batches):
-    """Returns what the training stream read of each batch when it came to it."""
-    seen = []
-    for each in feed(iter(batches), device):
-        device.push(device.training, lambda each=each: seen.append(each.map(torch.clone)))
-    device.finish()
-    return seen
-
-
-def ragged():
-    return [batch(rows, bags=True) for rows in (5, 7, 3, 40, 41, 2, 90, 8, 91, 1)]
-
-
-def is_right(seen, batches):
-    try:
-        assert len(seen) == len(batches)
-        for one, other in zip(seen, batches):
-            assert_same(one, other)
-    except AssertionError:
-        return False
-    return True
-
-
-@pytest.mark.parametrize("batches", [[batch(60 - n) for n in range(8)], ragged(), [batch(3)], []])
-def test_training_reads_every_batch_whatever_the_order(batches):
-    for seed in SEEDS:
-        assert is_right(trained(Device(seed), batches), batches), seed
-
-
-def test_buffers_are_kept_until_a_batch_is_larger():
-    device = Device(0)
-    trained(device, [batch(50) for _ in range(9)])
-    assert len(device.allocated) == 2
-    device = Device(0)
-    trained(device, ragged())
-    assert 2 < len(device.allocated) < 8
-
-
-class NoWaitForTraining(Device):
-    def send(self, staging, buffer, after):
-        return self.push(self.copying, lambda: buffer.copy_(staging))
-
-
-class NoWaitForTheCopy(Device):
-    def wait(self, event):
-        pass
-
-
-class NoWaitForStaging(Device):
-    def send(self, staging, buffer, after):
-        copied = super().send(staging, buffer, after)
-        copied.synchronize = lambda: None
-        return copied
-
-
-@pytest.mark.parametrize("kind", [NoWaitForTraining, NoWaitForTheCopy, NoWaitForStaging])
-def test_the_simulation_notices_each_missing_wait(kind):
-    batches = [batch(60 - n) for n in range(8)]
-    assert not all(is_right(trained(kind(seed), batches), batches) for seed in SEEDS)
-
-
-def test_the_copy_of_the_next_batch_is_queued_before_a_batch_is_yielded():
-    device, batches = Device(0), [batch(10) for _ in range(4)]
-    copies = [sum(map(callable, device.copying.queue)) for _ in feed(iter(batches), device)]
-    assert copies == [2, 3, 4, 4]
+def test_the_next_batch_is_copied_while_one_trains(monkeypatch):
+    log, kept = [], []
+    copying, training = Stream("copy", log), Stream("step", log)
+    for name, value in {
+        "Stream": lambda device: copying,
+        "current_stream": lambda device: training,
+        "stream": lambda stream: nullcontext(),
+        "Event": lambda blocking: None,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda part: part.clone())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda part, stream: kept.append(stream))
+    batches = [batch(rows, bags=rows == 7) for rows in (5, 7, 3, 4)]
+    for number, each in enumerate(feed(iter(batches), torch.device("cpu"))):
+        log.append(f"train {number}")
+        assert_same(each, batches[number])
+    assert kept == [training] * sum(5 if each.offsets is None else 6 for each in batches)
+    assert log == [
+        "step 1", "copy 1",
+        "copy 2", "step waits for copy 1", "train 0", "host: step 1", "step 2",
+        "copy 3", "step waits for copy 2", "train 1", "host: step 1", "step 3",
+        "copy 4", "step waits for copy 3", "train 2", "host: step 2", "step 4",
+        "step waits for copy 4", "train 3",
+    ]  # fmt: skip
 
 
 def test_on_the_cpu_batches_pass_unchanged():

@@ -3,17 +3,15 @@
 import functools
 import warnings
 import weakref
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
-from types import SimpleNamespace
+from unittest.mock import MagicMock
 
-import numpy as np
 import pytest
 import torch
 
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
-from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.deferred import stored
 from adaftr_fast.training.device import (
@@ -23,6 +21,7 @@ from adaftr_fast.training.device import (
     depends_on_tensors_alone,
 )
 from adaftr_fast.training.stepper import Stepper
+from tests.models.inputs import batch
 from tests.tolerances import assert_same_bits
 
 SIZES, ROWS = [50, 20, 3], 16
@@ -62,12 +61,8 @@ class Recorder:
 
 
 def batches(count, rows=ROWS, weight=True):
-    random = np.random.default_rng(count)
-    for _ in range(count):
-        ids = np.stack([random.integers(0, size, rows) for size in SIZES], axis=1).astype(np.int32)
-        labels = random.integers(0, 2, (rows, 2)).astype(np.float32)
-        weights = torch.from_numpy(random.random(rows).astype(np.float32) + 0.5) if weight else None
-        yield Batch(torch.from_numpy(ids), torch.from_numpy(labels), weight=weights)
+    for seed in range(count):
+        yield batch(rows, seed=seed, weighted=weight, dtype=torch.float32, sizes=SIZES)
 
 
 def bags(content):
@@ -141,7 +136,7 @@ def test_a_falling_beta_is_part_of_the_graph_until_the_contrast_ends():
 
 
 def test_the_graph_is_captured_anew_when_the_optimizer_replaces_its_state():
-    content = list(batches(200))
+    content = list(batches(80))
     own, log = graphed()
     series, step = [], own.step
     (steps,) = own.optimizers[-1]._deferred.values()
@@ -155,7 +150,7 @@ def test_the_graph_is_captured_anew_when_the_optimizer_replaces_its_state():
     changes = sum(one != other for one, other in pairwise(series))
     assert changes >= 1
     assert log.count("capture") == 1 + changes
-    assert log.count("replay") == 200 - 1 - WARM_UP
+    assert log.count("replay") == 80 - 1 - WARM_UP
 
 
 def test_other_batches_run_eagerly():
@@ -188,12 +183,6 @@ def test_a_capture_that_fails_warns_once_and_steps_run_eagerly():
     assert log == ["aside"] * WARM_UP + ["refused"]
 
 
-class FakeGraph:
-    """A graph of a simulated allocator: one at a time is captured."""
-
-    replay = None
-
-
 class FakeCuda:
     """What ``CudaCaptures`` calls of torch, as torch 2.11 behaves; ``log`` has what happens to the
     pool.
@@ -201,13 +190,8 @@ class FakeCuda:
 
     def __init__(self, monkeypatch, ends_itself):
         self.log, self.capturing, self.ends_itself = [], False, ends_itself
-        stream = SimpleNamespace(wait_stream=lambda other: None)
-        for name, value in {
-            "Stream": lambda device: stream, "current_stream": lambda device: stream, "CUDAGraph": FakeGraph,
-            "graph_pool_handle": lambda: (0, 1), "graph": self.graph, "set_stream": lambda stream: None,
-            "device": lambda device: nullcontext(), "current_device": lambda: 0,
-        }.items():  # fmt: skip
-            monkeypatch.setattr(torch.cuda, name, value)
+        cuda = MagicMock(graph=self.graph, CUDAGraph=type("Graph", (), {"replay": None}))
+        monkeypatch.setattr(torch, "cuda", cuda)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)
         monkeypatch.setattr(
             torch._C,

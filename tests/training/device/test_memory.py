@@ -3,9 +3,8 @@ import torch
 
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.errors import TrainingError
-from adaftr_fast.training.device import memory_errors
 from adaftr_fast.training.stepper import Stepper
-from adaftr_fast.training.trainer import Trainer
+from tests.training.conftest import trainer
 
 TOO_MUCH = 1 << 50  # bytes
 
@@ -18,13 +17,12 @@ def test_a_lack_of_memory_on_the_cpu_is_reported_and_the_model_runs_once(model, 
         return {"click": torch.empty(TOO_MUCH, dtype=torch.uint8).sum()}
 
     model.loss = greedy
-    config = TrainingConfig(batch_size=100, progress=False)
     message = (
         r"^epoch 1, step 1: out of memory on cpu: lower training\.batch_size or raise "
         r"training\.accumulate$"
     )
     with pytest.raises(TrainingError, match=message):
-        Trainer(model, *splits, optimizer=OptimizerConfig(), config=config).fit()
+        trainer(model, splits).fit()
     assert len(calls) == 1
 
 
@@ -33,11 +31,10 @@ def test_a_lack_of_memory_in_validation_names_its_batch_size(model, splits):
         torch.empty(TOO_MUCH, dtype=torch.uint8)
 
     model.forward, model.loss = greedy, lambda batch: {"click": model.out.weight.sum()}
-    config = TrainingConfig(batch_size=2000, progress=False)
     with pytest.raises(
         TrainingError, match=r"^out of memory on cpu: lower training\.eval_batch_size$"
     ):
-        Trainer(model, *splits, optimizer=OptimizerConfig(), config=config).fit()
+        trainer(model, splits, batch_size=2000).fit()
 
 
 @pytest.mark.parametrize("part", ["loss", "backward", "optimizer"])
@@ -64,14 +61,3 @@ def test_a_lack_of_memory_on_a_gpu_names_what_it_has(model, splits, part, monkey
     with pytest.raises(TrainingError, match=message) as caught:
         stepper.step(next(splits[0].batches(100)), 1)
     assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
-
-
-def test_other_errors_pass():
-    for error in (
-        RuntimeError("shapes differ"),
-        TrainingError("the loss is not finite"),
-        ValueError("no"),
-    ):
-        with pytest.raises(type(error)) as caught, memory_errors(torch.device("cpu"), "lower it"):
-            raise error
-        assert caught.value is error

@@ -8,28 +8,24 @@ deterministic.
 import pytest
 import torch
 
-from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.checkpoint.progress import RunningMean
 from adaftr_fast.training.device import WARM_UP, to_device
-from adaftr_fast.training.stepper import Stepper
 from tests.cuda.test_on_a_card import as_users_run  # noqa: F401  # a fixture
 from tests.training.conftest import trainer
+from tests.training.device.test_feed import assert_same, batch
 from tests.training.device.test_graph import OPTIMIZERS, ROWS, SIZES, bags, batches
-from tests.training.device.test_packing import assert_same, batch
+from tests.training.device.test_graph import stepper as stepper_on
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 DEVICES = [f"cuda:{number}" for number in range(min(2, torch.cuda.device_count()))] or ["cuda:0"]
 TASKS = ["click", "conversion"]
 
 
-def stepper(device="cuda:0", name="adaftr", tables="adam", clip_norm=0.0, **config):
-    torch.manual_seed(0)
-    model = build_model(ModelConfig(name=name), SIZES, TASKS).train()
-    optimizer = OptimizerConfig(lr=0.01, tables=tables, clip_norm=clip_norm)
-    return Stepper(model, optimizer, TrainingConfig(batch_size=ROWS, device=device, **config))
+def stepper(device="cuda:0", name="adaftr", **options):
+    return stepper_on(name, device=device, **options)
 
 
 def trained(own, content, flush_after=()):

@@ -9,14 +9,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from adaftr_fast.config.model import NAMES as MODELS
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.checkpoint.progress import RunningMean
 from tests.training.device.test_graph import ROWS, SIZES, batches, stepper
 
-MODELS = [
-    "single_dnn", "shared_bottom", "cross_stitch", "mmoe", "ple", "autoheri", "esmm", "escm2_dr", "dcmt", "adaftr",
-]  # fmt: skip
 READING = {
     "_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "nonzero_numpy", "argwhere",
     "masked_select", "unique_dim", "_unique", "_unique2", "unique_consecutive", "unique_dim_consecutive",

@@ -12,6 +12,7 @@ from tests.kernels.infonce.gluon.schedule import (
     Program,
     block_of,
     blocks,
+    consume,
     exp2_of,
     padded,
     products,
@@ -52,38 +53,31 @@ def gluon_column_sweep(operands, config, row_terms, scales):
 
 
 def _consume(problem, program, who):
-    """One consumer of a program, as _consume and _stream of gluon_column.py."""
-    stages, count, (ring, term_ring) = program.stages, program.count, program.rings
+    ring, term_ring = program.rings
     columns = (2 * program.place + who) * OWNED + np.arange(OWNED)
     b = block_of(problem.b, columns[0], OWNED)
     inverse_descale = np.float32(1) / problem.descale if problem.descale > 0 else np.float32(0)
 
-    yield program.arrival(0)
-    p = _probabilities(products(b, ring[0].T), term_ring[0], inverse_descale, folded=False)
-    rows = program.opening * 2 * OWNED + np.arange(2 * OWNED)
-    p = rounded(np.where(rows == columns[:, None], np.float32(0), p), problem.dtype)
-    acc = np.zeros((OWNED, problem.a.shape[1]), np.float32)
-    if problem.holds_diagonal:
-        positive_scale = (
-            block_of(problem.positive_scale[:, None], columns[0], OWNED) * inverse_descale
-        )
-        acc = positive_scale * ring[0][who * OWNED :][:OWNED]
-    yield program.arrival(min(1, count))
-    for i in range(1, count + 1):
-        stage, before = i % stages, (i - 1) % stages
-        yield program.turn(who, i)
-        program.turns[1 - who].arrive()
-        yield None
-        p_block = _probabilities(
-            products(b, ring[stage].T), term_ring[stage], inverse_descale, problem.folds
-        )
-        yield program.arrival(min(i + 1, count))
-        acc = acc + products(p, ring[before])
-        program.empty[before].arrive()
-        p = rounded(p_block, problem.dtype)
-    acc = (acc + products(p, ring[count % stages])) * problem.descale
+    def probabilities(stage, folded):
+        s = products(b, ring[stage].T)
+        return _probabilities(s, term_ring[stage], inverse_descale, folded)
+
+    def start():
+        p = probabilities(0, False)
+        rows = program.opening * 2 * OWNED + np.arange(2 * OWNED)
+        p = np.where(rows == columns[:, None], np.float32(0), p)
+        acc = np.zeros((OWNED, problem.a.shape[1]), np.float32)
+        if problem.holds_diagonal:
+            positive_scale = block_of(problem.positive_scale[:, None], columns[0], OWNED)
+            acc = positive_scale * inverse_descale * ring[0][who * OWNED :][:OWNED]
+        return rounded(p, problem.dtype), acc
+
+    def block(stage, i):
+        return rounded(probabilities(stage, problem.folds), problem.dtype), np.float32(1)
+
+    acc = yield from consume(program, who, start, block)
     inside, d = columns < problem.N, problem.d_candidates.shape[2]
-    problem.d_candidates[program.split, columns[inside]] = acc[inside, :d]
+    problem.d_candidates[program.split, columns[inside]] = (acc * problem.descale)[inside, :d]
 
 
 def _probabilities(s, terms, inverse_descale, folded):

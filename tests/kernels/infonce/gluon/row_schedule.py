@@ -17,6 +17,7 @@ from tests.kernels.infonce.gluon.schedule import (
     Program,
     block_of,
     blocks,
+    consume,
     exp2,
     exp2_of,
     padded,
@@ -63,49 +64,42 @@ def gluon_row_sweep(operands, config, tau, need_d_anchors):
 
 
 def _consume(problem, program, who):
-    """One consumer of a program, as _consume and _stream of gluon_row.py."""
-    stages, count, empty, (ring,) = program.stages, program.count, program.empty, program.rings
+    (ring,), column = program.rings, np.arange(2 * OWNED)
     rows = (2 * program.place + who) * OWNED + np.arange(OWNED)
-    column = np.arange(2 * OWNED)
     a = block_of(problem.a, rows[0], OWNED)
-    scale = _softmax_scale_log2(problem, rows)
-    offset = max_offset(problem.dtype)
-
-    yield program.arrival(0)
-    s = products(a, ring[0].T)
-    if not problem.need_d_anchors:
-        empty[0].arrive()
+    scale, offset = _softmax_scale_log2(problem, rows), np.float32(max_offset(problem.dtype))
     columns = program.opening * 2 * OWNED + column
     is_positive = rows[:, None] == columns
-    positive_score = np.where(is_positive, s, 0).sum(1, dtype=np.float32)
-    limit = problem.N if program.skips else 0
-    s = np.where(is_positive | (columns >= limit), -np.float32(np.inf), s)
-    zero = np.zeros(OWNED, np.float32)
-    state = positive_score * scale - np.float32(offset), zero, zero - np.float32(np.inf)
-    p, state, _ = _online_softmax(s, state, scale, offset)
-    p = rounded(p, problem.dtype)
-    acc = np.zeros((OWNED, problem.b.shape[1]), np.float32)
-    yield program.arrival(min(1, count))
-    for i in range(1, count + 1):
-        stage, before = i % stages, (i - 1) % stages
-        yield program.turn(who, i)
-        program.turns[1 - who].arrive()
-        yield None
+
+    def scores(stage):
         s = products(a, ring[stage].T)
         if not problem.need_d_anchors:
-            empty[stage].arrive()
-        if i > count - problem.ragged:
-            columns = (blocks(problem.N) - 1) * 2 * OWNED + column
-            s = np.where(columns < problem.N, s, -np.float32(np.inf))
-        p_block, state, alpha = _online_softmax(s, state, scale, offset)
-        yield program.arrival(min(i + 1, count))
-        if problem.need_d_anchors:
-            acc = acc + products(p, ring[before])
-            empty[before].arrive()
-            acc *= alpha[:, None]
-            p = rounded(p_block, problem.dtype)
-    if problem.need_d_anchors:
-        acc = acc + products(p, ring[count % stages])
+            program.empty[stage].arrive()
+        return s
+
+    def start():
+        nonlocal positive_score, state
+        s = scores(0)
+        positive_score = np.where(is_positive, s, 0).sum(1, dtype=np.float32)
+        limit = problem.N if program.skips else 0
+        s = np.where(is_positive | (columns >= limit), -np.float32(np.inf), s)
+        zero = np.zeros(OWNED, np.float32)
+        state = positive_score * scale - offset, zero, zero - np.float32(np.inf)
+        p, state, _ = _online_softmax(s, state, scale, offset)
+        acc = np.zeros((OWNED, problem.b.shape[1]), np.float32)
+        return rounded(p, problem.dtype), acc if problem.need_d_anchors else None
+
+    def block(stage, i):
+        nonlocal state
+        s = scores(stage)
+        if i > program.count - problem.ragged:
+            last = (blocks(problem.N) - 1) * 2 * OWNED + column
+            s = np.where(last < problem.N, s, -np.float32(np.inf))
+        p, state, alpha = _online_softmax(s, state, scale, offset)
+        return rounded(p, problem.dtype), alpha[:, None]
+
+    positive_score = state = None
+    acc = yield from consume(program, who, start, block)
     _store(problem, program, rows, positive_score, state, acc)
 
 
@@ -123,7 +117,7 @@ def _softmax_scale_log2(problem, rows):
 def _online_softmax(s, state, scale, offset):
     m, l, max_negative = state
     block_max = s.max(1)
-    m_new = np.fmax(m, block_max * scale - np.float32(offset))
+    m_new = np.fmax(m, block_max * scale - offset)
     alpha = exp2(m - m_new)
     p = exp2_of(s, scale[:, None], -m_new[:, None])
     return (

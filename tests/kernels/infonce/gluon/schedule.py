@@ -101,6 +101,31 @@ class Program:
         return self.turns[who], (i & 1) ^ who
 
 
+def consume(program, who, start, block):
+    """One consumer of a program, as _consume and _stream of the kernels; returns acc.
+
+    ``start()`` gives p and acc of the first block, and ``block(stage, i)`` gives p of block ``i``
+    and what acc is multiplied by. acc is None without a second product, for which ``start`` and
+    ``block`` then release the blocks.
+    """
+    stages, count, ring = program.stages, program.count, program.rings[0]
+    yield program.arrival(0)
+    p, acc = start()
+    yield program.arrival(min(1, count))
+    for i in range(1, count + 1):
+        before = (i - 1) % stages
+        yield program.turn(who, i)
+        program.turns[1 - who].arrive()
+        yield None
+        p_block, alpha = block(i % stages, i)
+        yield program.arrival(min(i + 1, count))
+        if acc is not None:
+            acc = (acc + products(p, ring[before])) * alpha
+            program.empty[before].arrive()
+            p = p_block
+    return None if acc is None else acc + products(p, ring[count % stages])
+
+
 def choose(dtype, width, capability):
     """Stands in for ``choose_gluon`` on a GPU of sm_90 with ADAFTR_FAST_INFONCE_SWEEPS=gluon."""
     if dtype not in (torch.bfloat16, torch.float16):
