@@ -11,6 +11,7 @@ llvm-19.
 
 import re
 import subprocess
+from typing import Any
 
 from benchmarks import RESULTS, render
 from benchmarks.measure import ROOT, options, save
@@ -30,7 +31,7 @@ TILES = [  # target, type of the elements, header
 NAMES = {"float": "float32", "double": "float64", "Pair": "bfloat16"}
 
 
-def assembly(target, element, header, step):
+def assembly(target: str, element: str, header: str, step: str) -> str:
     """Returns the assembly of the whole tile whose operand A has elements ``step`` apart; 0: in
     panels.
     """
@@ -46,7 +47,7 @@ def assembly(target, element, header, step):
     return subprocess.run(command, input=source, capture_output=True, text=True, check=True).stdout
 
 
-def inner_loop(text):
+def inner_loop(text: str) -> list[str]:
     """Returns the instructions of the innermost loop that multiplies most."""
     loops, body, label = [], [], ""
     for line in text.splitlines():
@@ -59,11 +60,11 @@ def inner_loop(text):
     return max(loops, key=multiplications)
 
 
-def multiplications(body):
+def multiplications(body: list[str]) -> int:
     return sum(line.startswith(("\tfmla", "\tbfdot")) for line in body)
 
 
-def cycles(body, cpu):
+def cycles(body: list[str], cpu: str) -> float:
     """Returns the cycles of one turn of a loop, simulated."""
     command = [SIMULATOR, "-mtriple=aarch64", f"-mcpu={cpu}", f"-iterations={TURNS}"]
     shown = subprocess.run(
@@ -72,7 +73,7 @@ def cycles(body, cpu):
     return int(re.search(r"Total Cycles:\s+(\d+)", shown)[1]) / TURNS  # type: ignore[index]
 
 
-def cases():
+def cases() -> list[dict[str, Any]]:
     found = []
     for target, element, header in TILES:
         for operand, step in (("panels", "0"), ("strips", "kStrip")):
@@ -87,14 +88,14 @@ def cases():
     return found
 
 
-def version(command):
+def version(command: str) -> str:
     shown = subprocess.run(
         [command, "--version"], capture_output=True, text=True, check=True
     ).stdout
     return re.search(r"\d+\.\d+\.\d+", shown)[0]  # type: ignore[index]
 
 
-def main():
+def main() -> None:
     arguments = options(__doc__, record=False)
     found = cases()
     print(render.arm_tiles(found))

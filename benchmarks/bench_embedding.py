@@ -9,9 +9,11 @@ before its results were compared.
 """
 
 import itertools
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks import RESULTS, render
 from benchmarks.embedding import (
@@ -19,6 +21,7 @@ from benchmarks.embedding import (
     BAGS,
     OURS,
     STATES,
+    Run,
     Work,
     bag_step,
     concatenated,
@@ -52,7 +55,7 @@ LAZY = "concatenated + SparseAdam (lazy)"
 BAG_ROWS, PER_BAG = 1024, 250
 
 
-def forwards(work):
+def forwards(work: Work) -> dict[str, Run]:
     """Look-ups alone, once their results have been compared."""
     tables = {name: make(work, "SGD") for name, make in FORWARD.items()}
     first, *others = (table.look_up(work.batches()[0]) for table in tables.values())
@@ -61,12 +64,12 @@ def forwards(work):
     return {name: _look_ups(table.look_up, work) for name, table in tables.items()}
 
 
-def _look_ups(look_up, work):
+def _look_ups(look_up: Callable[[Tensor], Tensor], work: Work) -> Run:
     batches = itertools.cycle(work.batches())
     return torch.no_grad()(lambda: look_up(next(batches)))
 
 
-def steps(work, optimizer):
+def steps(work: Work, optimizer: str) -> dict[str, Run]:
     """Whole steps, once each contestant has trained a small table as the optimizer is defined."""
     makes = contestants(optimizer, "cpu")
     for name, make in makes.items():
@@ -83,7 +86,7 @@ def steps(work, optimizer):
     return runs
 
 
-def growth(works):
+def growth(works: tuple[Work, Work]) -> dict[str, Run]:
     """Adam's steps on two tables that differ in their size alone."""
     return {
         f"{name.removeprefix('concatenated + ')}, V={work.rows}": run
@@ -93,7 +96,7 @@ def growth(works):
     }
 
 
-def bags():
+def bags() -> dict[str, Run]:
     """Forward and backward of one multi-valued field, once gradients have been compared."""
     work = Work(fields=1, batch=BAG_ROWS * PER_BAG, rows=100_000)
     runs = {}
@@ -122,7 +125,7 @@ def test_bags(benchmark, name):
     benchmark(bags()[name])
 
 
-def cases():
+def cases() -> Iterator[tuple[str, Work | str, dict[str, Run]]]:
     """What is measured, the workload and the contestants; made one after another, since large
     tables fill memory.
     """
@@ -134,7 +137,7 @@ def cases():
     yield "growth", "Adam, F=20 B=1024, 10000 rows a field occur", growth(GROWTH)
 
 
-def measure(case, work, runs, seconds):
+def measure(case: str, work: Work | str, runs: dict[str, Run], seconds: float) -> dict[str, object]:
     """Medians, and for look-ups and steps what the least traffic would take."""
     found = {"case": case, "workload": str(work), "ms": side_by_side(runs, seconds)}
     if isinstance(work, Work):
@@ -145,7 +148,7 @@ def measure(case, work, runs, seconds):
     return found
 
 
-def draw(measured):
+def draw(measured: list[dict]) -> None:
     """Milliseconds of everyone at the main workload -> results/embedding.png."""
     import matplotlib
 
@@ -170,7 +173,7 @@ def draw(measured):
     figure.savefig(RESULTS / "embedding.png", dpi=110)
 
 
-def main():
+def main() -> None:
     arguments = options(__doc__, seconds=(2.0, "time for each contestant"))
     measured = []
     for case, workload, runs in cases():

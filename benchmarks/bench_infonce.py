@@ -7,6 +7,9 @@
 Nothing is timed before its result has been checked against the literal formula.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,7 +28,7 @@ GROWTH = [1024, 2048, 4096, 8192, 16384, 32768, 65536]  # rows, at d = 128, for 
 LARGEST_EAGER = 16384  # the literal form's matrices would need 17 GiB each beyond
 
 
-def agrees(loss, tensors):
+def agrees(loss, tensors) -> bool:
     """Loss and gradients, to a percent or so of the largest: enough to see that the same thing is
     timed.
     """
@@ -49,7 +52,7 @@ def test_float32(benchmark, name, loss, rows, d, kind):
     benchmark(forward_backward(loss, tensors))
 
 
-def compare(kind, rows, d, seconds):
+def compare(kind: str, rows: int, d: int, seconds: float) -> dict[str, Any]:
     """Milliseconds of ours at every precision, of PyTorch's forms, and of the bare products, taken
     in turns.
     """
@@ -72,8 +75,8 @@ def compare(kind, rows, d, seconds):
     return {"kind": kind, "rows": rows, "d": d, "ms": times, "error": errors(tensors)}
 
 
-def at_precision(precision, step):
-    def run():
+def at_precision(precision: str, step):
+    def run() -> None:
         torch.set_float32_matmul_precision(precision)
         step()
         torch.set_float32_matmul_precision("highest")
@@ -81,7 +84,7 @@ def at_precision(precision, step):
     return run
 
 
-def errors(tensors):
+def errors(tensors) -> dict[str, float]:
     """Largest error of a gradient against float64, in units of the gradient's largest value, per
     precision.
     """
@@ -105,20 +108,20 @@ def errors(tensors):
     return found
 
 
-def grow(name, rows, d=128):
+def grow(name: str, rows: int, d: int = 128) -> dict[str, Any]:
     """Returns the milliseconds and the added memory of one step."""
     ms, mib = step_alone(warmed, name, rows, d)
     return {"name": name, "rows": rows, "d": d, "ms": ms, "added MiB": mib}
 
 
-def warmed(name, rows, d):
+def warmed(name: str, rows: int, d: int) -> Callable[[], None]:
     """Returns a step of a contestant that has been called on few rows."""
     loss = dict(contestants())[name]
     forward_backward(loss, inputs("mild", 64, 8))()
     return forward_backward(loss, inputs("mild", rows, d))
 
 
-def draw(growth):
+def draw(growth: list[dict[str, Any]]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -141,7 +144,7 @@ def draw(growth):
     figure.savefig(RESULTS / "infonce.png", dpi=110)
 
 
-def main():
+def main() -> None:
     growth = False, "time and memory against B instead"
     arguments = options(__doc__, seconds=(2.0, "per contestant and case"), growth=growth)
     if arguments.growth:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader, TensorDataset
 
-from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.loader import PreparedData, Split
 from benchmarks import render
 from benchmarks.measure import options, write
 from benchmarks.prepared import write_prepared
@@ -19,7 +19,7 @@ from benchmarks.prepared import write_prepared
 BATCH = 1024
 
 
-def epochs(split, seconds):
+def epochs(split: Split, seconds: float) -> list[float]:
     """Returns rows per second of complete passes: as many as fit into ``seconds``, at
     least three.
     """
@@ -31,7 +31,7 @@ def epochs(split, seconds):
     return rates
 
 
-def peer(split, rows):
+def peer(split: Split, rows: int) -> float:
     """Returns rows per second of DataLoader's default collation over tensors in memory."""
     content = next(split.batches(rows))
     batches = iter(DataLoader(TensorDataset(content.ids, content.labels), BATCH, shuffle=True))
@@ -41,7 +41,7 @@ def peer(split, rows):
     return rows / (time.perf_counter() - start)
 
 
-def main():
+def main() -> None:
     seconds = 5.0, "seconds of passes per number of ids"
     arguments = options(__doc__, rows=4_000_000, seconds=seconds, threads=2)
     cases = []

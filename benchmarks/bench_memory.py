@@ -8,6 +8,7 @@ The log is that of synthesize, and prepared from parquet, and from text in which
 tokens of a list; each command has ``--memory``. The same call goes on after it was cut off.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ ROLES = ["--labels", *LAYOUT.rates, "--group", LAYOUT.group, "--time", "day", "-
 SHORT_RUN = ["--training.max_epochs", "1", "--training.batch_size", "8192", "--model.name", "mmoe"]
 
 
-def write_text(log, path):
+def write_text(log: Path, path: Path) -> None:
     """Writes a log as text."""
     if path.exists():
         return
@@ -42,7 +43,7 @@ def write_text(log, path):
                 writer.write_batch(batch)
 
 
-def _batches(log):
+def _batches(log: Path) -> Iterator[pa.RecordBatch]:
     for file in sorted(log.glob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches():
             yield pa.record_batch(
@@ -50,7 +51,7 @@ def _batches(log):
             )
 
 
-def _text(column):
+def _text(column: pa.Array) -> pa.Array:
     return (
         pc.binary_join(column.cast(pa.list_(pa.string())), "|")
         if pa.types.is_list(column.type)
@@ -58,7 +59,7 @@ def _text(column):
     )
 
 
-def measure(rows, memory, out, model):
+def measure(rows: int, memory: float, out: Path, model: Path) -> dict[str, object]:
     """Returns the peaks of one length of the log.
 
     Args:
@@ -89,7 +90,7 @@ def measure(rows, memory, out, model):
     }
 
 
-def main():
+def main() -> None:
     arguments = options(
         __doc__,
         rows=[1_000_000, 8_000_000],

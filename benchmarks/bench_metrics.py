@@ -9,6 +9,8 @@ with many, float32 logits.
 
 import time
 import tracemalloc
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +22,10 @@ from benchmarks.measure import write
 
 SIZES = [10_000_000, 40_000_000]
 SKLEARN = "AUC of scikit-learn"
+Log = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def log(rows):
+def log(rows: int) -> Log:
     """Labels uint8, logits float32 and user numbers int64, each [rows]."""
     random = np.random.default_rng(0)
     user = (rows // 10 * random.random(rows) ** 2).astype(np.int64)
@@ -31,7 +34,7 @@ def log(rows):
     return label.astype(np.uint8), score, user
 
 
-def contestants(rows):
+def contestants(rows: Log) -> dict[str, Callable[[], float]]:
     label, score, user = rows
     return {
         "AUC": lambda: auc(label, score),
@@ -48,7 +51,7 @@ def test_metrics(benchmark, name):
     benchmark.pedantic(contestants(log(1_000_000))[name], rounds=3)
 
 
-def measure(rows):
+def measure(rows: int) -> dict[str, Any]:
     """Seconds of each metric at its first call, and the most memory that AUC and GAUC take beyond
     their arguments.
     """
@@ -71,7 +74,7 @@ def measure(rows):
     return {"case": f"{rows:,} rows, {rows // 10:,} users", "seconds": seconds, "MiB": memory}
 
 
-def main():
+def main() -> None:
     cases = [measure(rows) for rows in SIZES]
     print(render.metrics(cases))
     print(write("metrics", cases))

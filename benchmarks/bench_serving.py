@@ -8,11 +8,15 @@ model is untrained, which costs the same. A request is ids in, probabilities out
 threads (a server has more requests at a time); the last kind also encodes its raw rows.
 """
 
+from __future__ import annotations
+
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 import torch
 
@@ -26,7 +30,7 @@ from adaftr_fast.models import build_model
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.programs import Probabilities, apply_program
-from adaftr_fast.serving.scorer import AOT, load_scorer
+from adaftr_fast.serving.scorer import AOT, Scorer, load_scorer
 from adaftr_fast.training.checkpoint.weights import Description, save_checkpoint
 from adaftr_fast.training.trained import Run
 from benchmarks.measure import options, write
@@ -35,7 +39,7 @@ REQUEST_ROWS = (1, 500)
 RATES = {"click": 0.039, "conversion": 0.004}
 
 
-def make(out, rows):
+def make(out: Path, rows: int) -> dict[str, list[Path]]:
     """Prepared data, a run and its export for each input format, made where they are not there yet;
     the raw files.
     """
@@ -63,7 +67,7 @@ def make(out, rows):
     return inputs
 
 
-def save_run(folder, data):
+def save_run(folder: Path, data: PreparedData) -> None:
     """A run of an untrained model."""
     torch.manual_seed(0)
     settings = RunConfig(data=DataConfig(str(data.folder)))
@@ -73,7 +77,7 @@ def save_run(folder, data):
     save_checkpoint(folder / "best", model, about)
 
 
-def throughput(model, files, turns):
+def throughput(model: Path, files: list[Path], turns: int) -> dict[str, Any]:
     """Rows a second of ``predict`` from raw files, the median."""
     scorer, scores = load_scorer(model), model.parent / "scores.parquet"
     reports = [predict(scorer, files, scores) for _ in range(turns + 1)][1:]
@@ -81,7 +85,7 @@ def throughput(model, files, turns):
     return {"rows": reports[0].rows, "rows/s": round(rate)}
 
 
-def program_alone(scorer, rows):
+def program_alone(scorer: Scorer, rows: pa.RecordBatch) -> dict[str, Any]:
     """Rows a second from ids to probabilities, on the threads of ``predict``."""
     features, times = scorer.encode(rows), []
     for _ in range(5):
@@ -96,7 +100,7 @@ def program_alone(scorer, rows):
 
 
 @torch.no_grad()
-def latency(folder, table, requests):
+def latency(folder: Path, table: pa.RecordBatch, requests: int) -> list[dict[str, Any]]:
     """p50 and p99 of requests in milliseconds; the programs take turns."""
     scorer = load_scorer(folder / "model")
     programs = {
@@ -130,7 +134,7 @@ def latency(folder, table, requests):
     return cases
 
 
-def main():
+def main() -> None:
     all_cores = torch.get_num_threads()
     arguments = options(
         __doc__,

@@ -15,6 +15,7 @@ import gc
 import itertools
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,20 +24,20 @@ import torch
 
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.config.model import preset
-from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.loader import PreparedData, Split
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.interrupt import Interrupt
 from adaftr_fast.training.trainer import Trainer
 from benchmarks import render
 from benchmarks.measure import options, write
-from benchmarks.peers import BATCH, peers
+from benchmarks.peers import BATCH, Contestant, peers
 from benchmarks.prepared import FIELDS, write_prepared
 from benchmarks.training import floor
 
 FLOOR_SIZES = ((FIELDS, 10_000), (121, 6_719))  # fields, ids of each
 
 
-def ours(data, train, model, **config):
+def ours(data: PreparedData, train: Split, model: ModelConfig, **config: object) -> Contestant:
     torch.manual_seed(0)
     built = build_model(model, data.manifest.num_embeddings, data.manifest.tasks)
     settings = TrainingConfig(batch_size=BATCH, progress=False, **config)
@@ -45,7 +46,7 @@ def ours(data, train, model, **config):
     )
     epochs = itertools.count(1)
 
-    def run():
+    def run() -> float:
         trainer.progress.step = 0
         trainer.progress.seconds = 0.0
         return trainer.train_epoch(next(epochs), Interrupt())["samples_per_s"]
@@ -53,7 +54,7 @@ def ours(data, train, model, **config):
     return run
 
 
-def contestants(data, train):
+def contestants(data: PreparedData, train: Split) -> dict[str, Callable[[], Contestant]]:
     """Returns what makes each contestant, warmed: ours anew, the peers once."""
     adaftr = ModelConfig()
     whole_batch = preset("recommended") | {"contrast_rows": 0}
@@ -72,12 +73,12 @@ def contestants(data, train):
     return fresh | {name: lambda run=run: run for name, run in made.items()}
 
 
-def warmed(run):
+def warmed(run: Contestant) -> Contestant:
     run()  # compiles, and fills caches
     return run
 
 
-def measure(fields, ids, rows, turns):
+def measure(fields: int, ids: int, rows: int, turns: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         write_prepared(Path(folder), rows, ids, held_out=BATCH, fields=fields)
         data = PreparedData(folder)
@@ -96,7 +97,7 @@ def measure(fields, ids, rows, turns):
     return {"fields": fields} | case
 
 
-def measure_floor(fields, ids, rows, turns):
+def measure_floor(fields: int, ids: int, rows: int, turns: int) -> list[dict[str, object]]:
     """Returns what the parts of a step take alone beside the step, of AdaFTR and of MMoE."""
     cases = []
     with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +118,7 @@ def measure_floor(fields, ids, rows, turns):
     return cases
 
 
-def main():
+def main() -> None:
     arguments = options(
         __doc__,
         fields=FIELDS,

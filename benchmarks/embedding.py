@@ -4,6 +4,8 @@ follow, and the memory traffic that none of them can avoid.
 B batch, F fields of V rows each, E width. A contestant looks up ids [B, F] and returns [B, F * E].
 """
 
+from __future__ import annotations
+
 import importlib.util
 import itertools
 from collections.abc import Callable
@@ -49,6 +51,7 @@ FBGEMM = {
     "RowwiseAdagrad": "EXACT_ROWWISE_ADAGRAD",
 }
 BAGS = (OURS, "nn.EmbeddingBag, sparse and coalesced", "nn.EmbeddingBag, dense gradient")
+Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,10 @@ class Work:
     device: str = "cpu"
     spread: int = 1
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"F={self.fields} B={self.batch} V={self.rows}"
 
-    def batches(self):
+    def batches(self) -> list[Tensor]:
         """Returns tensors of ids, int64 [B, F]: uniform, or Zipf(1.05), where popular ids do not
         stand side by side.
         """
@@ -88,19 +91,19 @@ class Work:
             found.append((rank * 48271 + shift) % rows * self.spread)
         return found
 
-    def start(self):
+    def start(self) -> Tensor:
         """Returns the values that every table [F * V, E] begins with."""
         return self._normal(2, self.fields * self.rows, self.width) * 0.01
 
-    def grad(self):
+    def grad(self) -> Tensor:
         """Returns the gradient of the output [B, F * E]."""
         return self._normal(1, self.batch, self.fields * self.width)
 
-    def first(self):
+    def first(self) -> Tensor:
         """Returns the first row of each field in the table of all, [F]."""
         return torch.arange(self.fields, device=self.device) * self.rows
 
-    def _normal(self, seed, *shape):
+    def _normal(self, seed: int, *shape: int) -> Tensor:
         g = torch.Generator(self.device).manual_seed(seed)
         return torch.randn(shape, generator=g, device=self.device)
 
@@ -114,10 +117,14 @@ class Table:
     weights: Callable[[], Tensor]
 
 
-def _trained(look_up, update, weights):
+def _trained(
+    look_up: Callable[[Tensor], Tensor],
+    update: torch.optim.Optimizer,
+    weights: Callable[[], Tensor],
+) -> Table:
     """A table whose step is forward, backward and update."""
 
-    def step(ids, grad):
+    def step(ids: Tensor, grad: Tensor) -> None:
         update.zero_grad()
         look_up(ids).backward(grad)
         update.step()
@@ -125,7 +132,7 @@ def _trained(look_up, update, weights):
     return Table(look_up, step, weights)
 
 
-def ours(work, optimizer):
+def ours(work: Work, optimizer: str) -> Table:
     """FusedEmbedding with an optimizer of adaftr_fast.optim.
 
     Raises:
@@ -138,14 +145,14 @@ def ours(work, optimizer):
         table.weight.copy_(work.start())
     options = {} if optimizer == "SGD" else {"eps": EPS}
 
-    def weights():
+    def weights() -> Tensor:
         table.flush()
         return table.weight.detach()
 
     return _trained(table, getattr(af.optim, optimizer)(table, lr=LR, **options), weights)
 
 
-def concatenated(work, optimizer):
+def concatenated(work: Work, optimizer: str) -> Table:
     """One nn.Embedding that holds all fields, with torch.optim on its sparse gradient; for "Adam"
     on a dense one.
     """
@@ -157,7 +164,7 @@ def concatenated(work, optimizer):
     )
 
 
-def listed(work, optimizer):
+def listed(work: Work, optimizer: str) -> Table:
     """An nn.Embedding a field, as models are usually written."""
     tables = [
         nn.Embedding.from_pretrained(rows.clone(), freeze=False, sparse=True)
@@ -166,13 +173,13 @@ def listed(work, optimizer):
     make, _, options = PEERS[optimizer]
     weights = [table.weight for table in tables]
 
-    def look_up(ids):
+    def look_up(ids: Tensor) -> Tensor:
         return torch.cat([table(each) for table, each in zip(tables, ids.unbind(1))], 1)
 
     return _trained(look_up, make(weights, lr=LR, **options), lambda: torch.cat(weights).detach())
 
 
-def fbgemm(work, optimizer):
+def fbgemm(work: Work, optimizer: str) -> Table:
     """FBGEMM's table-batched embedding, which updates within its backward."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import (
@@ -196,16 +203,16 @@ def fbgemm(work, optimizer):
         mine.copy_(rows)
     offsets = torch.arange(work.fields * work.batch + 1, device=work.device)
 
-    def look_up(ids):
+    def look_up(ids: Tensor) -> Tensor:
         return table(ids.t().reshape(-1), offsets)  # field after field
 
-    def step(ids, grad):
+    def step(ids: Tensor, grad: Tensor) -> None:
         look_up(ids).backward(grad)
 
     return Table(look_up, step, lambda: torch.cat(table.split_embedding_weights()).detach())
 
 
-def contestants(optimizer, device):
+def contestants(optimizer: str, device: str) -> dict[str, Callable[[Work, str], Table]]:
     """Returns those that have the optimizer and are installed, by name; ours first."""
     found = {OURS: ours}
     if optimizer in PEERS:
@@ -219,7 +226,7 @@ def contestants(optimizer, device):
     return found
 
 
-def expected(work, optimizer, steps, grad):
+def expected(work: Work, optimizer: str, steps: list[Tensor], grad: Tensor) -> Tensor:
     """Returns the table after ``steps`` batches by the optimizers' definitions, in float64."""
     weight = work.start().double()
     state = [torch.zeros_like(weight) for _ in range(2)]
@@ -231,7 +238,9 @@ def expected(work, optimizer, steps, grad):
     return weight
 
 
-def _direction(optimizer, number, grad, state, touched):
+def _direction(
+    optimizer: str, number: int, grad: Tensor, state: list[Tensor], touched: Tensor
+) -> Tensor:
     if optimizer == "SGD":
         return grad
     square = grad**2
@@ -245,7 +254,7 @@ def _direction(optimizer, number, grad, state, touched):
     return means[0] / (means[1].sqrt() + EPS)
 
 
-def disagreement(make, work, optimizer):
+def disagreement(make: Callable[[Work, str], Table], work: Work, optimizer: str) -> float:
     """Returns the largest error of a table after some steps, in units of the largest change that
     training made.
     """
@@ -258,7 +267,7 @@ def disagreement(make, work, optimizer):
     return ((table.weights().double() - true).abs().max() / change).item()
 
 
-def settle(step, more=lambda: True):
+def settle(step: Run, more: Callable[[], bool] = lambda: True) -> int:
     """Takes steps until exact Adam is in its steady state, or ``more`` returns False. Returns their
     number.
     """
@@ -269,13 +278,13 @@ def settle(step, more=lambda: True):
     return STEADY
 
 
-def stepper(table, work):
+def stepper(table: Table, work: Work) -> Run:
     """Returns a step that takes a batch after the other."""
     batches, grad = itertools.cycle(work.batches()), work.grad()
     return lambda: table.step(next(batches), grad)
 
 
-def bag_step(name, work, per_bag):
+def bag_step(name: str, work: Work, per_bag: int) -> tuple[Run, float]:
     """Returns forward and backward of one multi-valued field, mean over a bag, to a gradient of the
     table, and the error of that gradient in units of its largest value.
     """
@@ -288,7 +297,7 @@ def bag_step(name, work, per_bag):
         options = {"mode": "mean", "include_last_offset": True, "sparse": "sparse" in name}
         table = nn.EmbeddingBag(work.rows, work.width, device=work.device, **options)
 
-    def run():
+    def run() -> Tensor:
         table.weight.grad = None
         table(next(batches), offsets).backward(grad)
         gradient = table.weight.grad
@@ -301,19 +310,19 @@ def bag_step(name, work, per_bag):
     return run, ((found - true).abs().max() / true.abs().max()).item()
 
 
-def lines(rows, record):
+def lines(rows: Tensor, record: int) -> int:
     """Bytes of the cache lines that hold the records of ``rows``, ``record`` bytes each in one
     table.
     """
     return LINE * len(torch.unique(rows * record // LINE))
 
 
-def records(work, case):
+def records(work: Work, case: str) -> list[int]:
     """Bytes of a row in the table and in each table of the optimizer's state."""
     return [4 * (times * work.width + plus) for times, plus in [(1, 0), *STATES.get(case, [])]]
 
 
-def floor_bytes(work, case):
+def floor_bytes(work: Work, case: str) -> float:
     """The least that must move: each line once to look up, and once each way to update; a mean over
     the batches.
 
@@ -332,7 +341,7 @@ def floor_bytes(work, case):
     return total / len(batches)
 
 
-def copy_rate(size):
+def copy_rate(size: int) -> float:
     """Bytes a second, read and written, on all threads, where one half of ``size`` bytes is copied
     over the other.
 

@@ -27,7 +27,7 @@ ALICCP_ROWS = 42_300_135 + 43_016_840  # of both splits
 MODELS = {"AdaFTR": "adaftr", "MMoE": "mmoe"}
 
 
-def write_test_rows(log, path):
+def write_test_rows(log: Path, path: Path) -> None:
     """Writes the rows of the test split, which are those of the last day, as a file of
     their own.
     """
@@ -42,7 +42,7 @@ def write_test_rows(log, path):
             writer.write_batch(batch)
 
 
-def measure(rows, memory, out):
+def measure(rows: int, memory: float, out: Path) -> dict[str, object]:
     """Runs the stages that are not done, and returns the figures of all.
 
     Args:
@@ -69,7 +69,7 @@ def measure(rows, memory, out):
     return {"rows": rows, "rows of stages": of_stages, "memory": memory, "stages": stages.done}
 
 
-def main():
+def main() -> None:
     arguments = options(
         __doc__,
         rows=ALICCP_ROWS,

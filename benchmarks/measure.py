@@ -10,8 +10,10 @@ import multiprocessing
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +27,9 @@ ROOT = Path(__file__).parents[1]
 NOT_CODE = (":(exclude)benchmarks/results", ":(exclude)*.md")  # a benchmark run rewrites both
 
 
-def options(document, first=None, **given):
+def options(
+    document: str | None, first: dict[str, Any] | None = None, **given: Any
+) -> argparse.Namespace:
     """Reads the options of the command line, and sets the number of threads to the option
     ``threads``, if there is one.
 
@@ -59,7 +63,14 @@ def options(document, first=None, **given):
     return found
 
 
-def write(name, cases, gpu=None, *, folder=None, **when):
+def write(
+    name: str,
+    cases: list[dict[str, Any]],
+    gpu: dict[str, Any] | None = None,
+    *,
+    folder: Path | None = None,
+    **when: str,
+) -> Path:
     """Writes results/<name>-<processor>.json: machine, date, commit and the measured cases.
 
     With ``gpu``, facts about the card whose name stands under "gpu", the processor is the card.
@@ -72,7 +83,7 @@ def write(name, cases, gpu=None, *, folder=None, **when):
     return path
 
 
-def save(path, origin, cases, **when):
+def save(path: Path, origin: dict[str, Any], cases: list[dict[str, Any]], **when: str) -> None:
     """Writes a results file, with one line for each case: origin, date, commit and cases.
 
     Figures of a new run carry no "stale" text; a person adds one, a reason, when the code that they
@@ -85,7 +96,7 @@ def save(path, origin, cases, **when):
     replace_file(path, f'{head}, "cases": [\n{lines}\n]}}\n'.encode())
 
 
-def processor(about):
+def processor(about: dict[str, Any]) -> str:
     """Returns the name that files have of the processor of a machine: ``amd-epyc-26-2`` of family
     26, model 2.
     """
@@ -95,7 +106,7 @@ def processor(about):
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
 
 
-def step_alone(make, *arguments):
+def step_alone(make: Callable[..., Callable[[], None]], *arguments: object) -> tuple[float, float]:
     """Runs the step that ``make(*arguments)`` returns once, in a process of its own.
 
     Returns:
@@ -105,7 +116,9 @@ def step_alone(make, *arguments):
         return pool.submit(_measured_step, make, arguments).result()
 
 
-def _measured_step(make, arguments):
+def _measured_step(
+    make: Callable[..., Callable[[], None]], arguments: tuple[object, ...]
+) -> tuple[float, float]:
     step = make(*arguments)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _resident("VmRSS")
@@ -114,12 +127,12 @@ def _measured_step(make, arguments):
     return 1e3 * (time.perf_counter() - start), _resident("VmHWM") - before
 
 
-def _resident(key):
+def _resident(key: str) -> float:
     """Returns a number of MiB that the system keeps of this process."""
     return int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def measured_code():
+def measured_code() -> str:
     """Returns "commit 1a2b3c4", followed by "with uncommitted changes" where the working tree
     differs from it.
     """
@@ -131,7 +144,7 @@ def measured_code():
     return f"commit {commit}" + (" with uncommitted changes" if changed else "")
 
 
-def _git(*arguments):
+def _git(*arguments: str) -> str:
     return subprocess.run(
         ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -12,19 +12,25 @@ import importlib.util
 import io
 import itertools
 import time
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 
+import numpy as np
 import torch
 
 from adaftr_fast.config import OptimizerConfig
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.data.dataset.loader import PreparedData, Split
 
 BATCH, WIDTH = 1024, 8
 EXPERTS, TOWERS = (64,), (64, 32, 16)
 STEPS = 20
+Contestant = Callable[[], float]
+"""Trains a while and returns samples a second."""
 
 
-def peers(data, train):
-    """Those that are installed: each trains a while and returns samples a second."""
+def peers(data: PreparedData, train: Split) -> dict[str, Contestant]:
+    """Those that are installed."""
     found = {}
     for library, make in {"torch_rechub": rechub, "deepctr_torch": deepctr}.items():
         if importlib.util.find_spec(library):
@@ -32,7 +38,7 @@ def peers(data, train):
     return found
 
 
-def rechub(data, batches):
+def rechub(data: PreparedData, batches: list[Batch]) -> dict[str, Contestant]:
     """Its ``MTLTrainer``; and, as its bare step, the same on batches made beforehand, without bar
     and running means.
     """
@@ -60,7 +66,7 @@ def rechub(data, batches):
     rows = columns(data, batches), torch.cat([batch.labels for batch in batches]).numpy()
     loader = DataGenerator(*rows).generate_dataloader(*rows, *rows, batch_size=BATCH)[0]
 
-    def bare_step():
+    def bare_step() -> None:
         for ids, labels in loaded:
             loss = torch.nn.functional.binary_cross_entropy(model(ids), labels)
             model.zero_grad()
@@ -73,7 +79,7 @@ def rechub(data, batches):
     }
 
 
-def deepctr(data, batches):
+def deepctr(data: PreparedData, batches: list[Batch]) -> dict[str, Contestant]:
     """Its ``fit``, which reads ids as float32 and by default penalises whole tables in
     every step.
     """
@@ -95,18 +101,18 @@ def deepctr(data, batches):
     return {"DeepCTR-Torch MMoE": rated(lambda: model.fit(ids, labels, BATCH, verbose=0))}
 
 
-def columns(data, batches):
+def columns(data: PreparedData, batches: list[Batch]) -> dict[str, np.ndarray]:
     """Ids by field, int64."""
     ids = torch.cat([batch.ids for batch in batches]).long().numpy()
     return {field.name: ids[:, place] for place, field in enumerate(data.manifest.fields)}
 
 
-def rated(run):
+def rated(run: Callable[[], object]) -> Contestant:
     """Samples a second of ``STEPS`` steps; what it prints, progress bars that cannot be turned off
     too, is dropped.
     """
 
-    def rate():
+    def rate() -> float:
         start = time.perf_counter()
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             run()

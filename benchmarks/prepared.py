@@ -2,6 +2,8 @@
 fields, or more.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +17,9 @@ FIELDS, TASKS = 23, ("click", "conversion")
 ROW_GROUP = 1 << 17
 
 
-def write_prepared(folder, rows, ids, held_out=1 << 16, fields=FIELDS):
+def write_prepared(
+    folder: Path, rows: int, ids: int, held_out: int = 1 << 16, fields: int = FIELDS
+) -> Manifest:
     """Writes ``rows`` training rows and ``held_out`` rows of each other split.
 
     Ids are log-uniform in [0, ids), and the labels depend on them.
@@ -44,7 +48,9 @@ def write_prepared(folder, rows, ids, held_out=1 << 16, fields=FIELDS):
     return manifest
 
 
-def _write(path, rows, ids, names, random):
+def _write(
+    path: Path, rows: int, ids: int, names: list[str], random: np.random.Generator
+) -> SplitInfo:
     types = (
         dict.fromkeys(names, pa.int32()) | dict.fromkeys(TASKS, pa.uint8()) | {GROUP: pa.int64()}
     )

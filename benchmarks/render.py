@@ -5,13 +5,18 @@ ratio of times.
 """
 
 import math
+from collections.abc import Callable, Iterable
 from string import Formatter
+from typing import Any
+
+Case = dict[str, Any]
+Cases = list[Case]
 
 OURS = "adaptive_infonce"
 PRODUCTS = "bare products"
 
 
-def table(header, align, rows):
+def table(header: str, align: str, rows: Iterable[Iterable[object]]) -> str:
     """Joins ``header``, its columns divided by "|", and ``rows``; ``align`` has an "l" or "r" for
     each column.
     """
@@ -30,7 +35,7 @@ class Cell(Formatter):
     nothing where there is no a, and the format "3d" gives a number > 0 three significant digits.
     """
 
-    def get_field(self, name, *values):
+    def get_field(self, name: str, *values: Any) -> Any:
         if name.endswith("?"):
             try:
                 return self.get_field(name[:-1], *values)
@@ -39,13 +44,13 @@ class Cell(Formatter):
         over, *under = (super(Cell, self).get_field(each, *values)[0] for each in name.split(" / "))
         return over / under[0] if under else over, name
 
-    def format_field(self, value, form):
+    def format_field(self, value: Any, form: str) -> str:
         if value is None:
             return ""
         return significant(value) if form == "3d" else super().format_field(value, form)
 
 
-def of_cases(header, align, row, cases):
+def of_cases(header: str, align: str, row: str, cases: Iterable[Case | Cases]) -> str:
     """Makes a table with a row for each case, or for several, whose cells show "a / b" where these
     differ. ``row`` has the cells, divided by "|", each for ``Cell``.
     """
@@ -61,7 +66,7 @@ def of_cases(header, align, row, cases):
     return table(header, align, merged)
 
 
-def significant(value, digits=3):
+def significant(value: float, digits: int = 3) -> str:
     """Formats ``value`` > 0 with ``digits`` significant digits and no exponent: 0.242, 50.1,
     589,607 as 590,000.
     """
@@ -73,7 +78,7 @@ def significant(value, digits=3):
 # -------------------------------------------------------------------------------------------------------------
 
 
-def loss(cases):
+def loss(cases: Cases) -> str:
     """Milliseconds of ours in float32, others' time over ours, and how much faster ours gets at
     lower precision.
     """
@@ -93,7 +98,7 @@ def loss(cases):
     )
 
 
-def loss_error(cases):
+def loss_error(cases: Cases) -> str:
     """Largest error of a gradient against float64, in units of the gradient's largest value."""
     return of_cases(
         'inputs | B x d | PyTorch eager | ours, "highest" | "high" | "medium"',
@@ -104,7 +109,7 @@ def loss_error(cases):
     )
 
 
-def blocks(cases):
+def blocks(cases: Cases) -> str:
     """Milliseconds of ours within blocks, and the time of the others over ours."""
     return of_cases(
         "B x d | block | ours, ms | bmm | bmm, compiled | all rows",
@@ -115,7 +120,7 @@ def blocks(cases):
     )
 
 
-def host(cases):
+def host(cases: Cases) -> str:
     """Microseconds of the host before the driver launches the kernels, forward and with backward
     and update.
     """
@@ -128,7 +133,7 @@ def host(cases):
     )
 
 
-def loss_growth(cases):
+def loss_growth(cases: Cases) -> str:
     """Milliseconds and added peak memory of one step against B, for each form of the loss."""
     rows = {}
     for case in cases:
@@ -152,19 +157,19 @@ KINDS = {
 }
 
 
-def compiled_kernels(**kernels):
+def compiled_kernels(**kernels: str) -> Callable[[Cases], str]:
     """Returns what makes the table of training kernels, under the names that are given, at the
     greatest width of each tiling.
 
     The cases are of one or more versions of the compiler, one after the other.
     """
 
-    def order(versions):
+    def order(versions: Cases) -> tuple[int, ...]:
         case = versions[0]
         kind, kernel = list(KINDS).index(case["kind"]), list(kernels).index(case["kernel"])
         return (-case["arch"], kind, case["width"], kernel)
 
-    def made(cases):
+    def made(cases: Cases) -> str:
         found = {}
         for case in cases:
             is_shown = case["kernel"] in kernels and case["variant"] == "train"
@@ -190,19 +195,19 @@ def compiled_kernels(**kernels):
     return made
 
 
-def _products(matrix):
+def _products(matrix: dict[str, int]) -> str:
     """HGMMA 64x64x16, 64x128x16: mnemonic and shapes."""
     names = [name.split(".") for name in matrix]
     shapes = ", ".join(name[1] for name in names if len(name) > 1)
     return f"{names[0][0]} {shapes}".strip()
 
 
-def _copies(case):
+def _copies(case: Case) -> str:
     narrow = case["narrow copies"]
     return f"{case['copies']} + {narrow}" if narrow else str(case["copies"])
 
 
-def compiled_gluon(cases):
+def compiled_gluon(cases: Cases) -> str:
     """What the compiler makes of the sweeps in Gluon, in bfloat16."""
     sweeps = {"gluon_row_sweep": "row", "gluon_column_sweep": "column"}
     found = {}
@@ -224,7 +229,7 @@ def compiled_gluon(cases):
 # --------------------------------------------------------------------------------------------------------
 
 
-def embedding(cases):
+def embedding(cases: Cases) -> str:
     """Look-ups, steps and bags, and for look-ups and steps the share that the least memory traffic
     would take.
     """
@@ -237,7 +242,7 @@ def embedding(cases):
     )
 
 
-def embedding_summary(cases):
+def embedding_summary(cases: Cases) -> str:
     """Look-ups and steps of the first workload, and bags."""
     first = cases[0]["workload"]
     return of_cases(
@@ -251,14 +256,14 @@ def embedding_summary(cases):
 WORKLOAD = "{case} | {workload} | {ms[ours]:.2f} | {peers}"
 
 
-def _with_peers(cases):
+def _with_peers(cases: Iterable[Case]) -> Iterable[Case]:
     for case in cases:
         ms = case["ms"]
         peers = (f"{name} {ms[name] / ms['ours']:.1f}x" for name in ms if name != "ours")
         yield case | {"peers": ", ".join(peers)}
 
 
-def embedding_growth(cases):
+def embedding_growth(cases: Cases) -> str:
     """Milliseconds of a step of exact Adam for equal batches of small and of large tables."""
     ms = next(case["ms"] for case in cases if case["case"] == "growth")
     rows = {}
@@ -278,7 +283,7 @@ def embedding_growth(cases):
 # -----------------------------------------------------------------------------------------------
 
 
-def metrics(cases):
+def metrics(cases: Cases) -> str:
     """Seconds of each metric at its first call, and memory."""
     found = []
     for case in cases:
@@ -293,7 +298,7 @@ def metrics(cases):
     )
 
 
-def loader(cases):
+def loader(cases: Cases) -> str:
     """Rows a second from a prepared file to batches."""
     return of_cases(
         "ids a field | bytes a row on disk | million rows/s | DataLoader in memory",
@@ -304,7 +309,7 @@ def loader(cases):
     )
 
 
-def memory(cases):
+def memory(cases: Cases) -> str:
     """MB of the peak of anonymous memory of each command, by length of the log; empty where it was
     not measured.
     """
@@ -317,7 +322,7 @@ def memory(cases):
     )
 
 
-def headline(cases):
+def headline(cases: Cases) -> str:
     """Wall time, rate, peak of memory and files of each stage."""
     return of_cases(
         "rows | stage | seconds | rows/s | peak of memory, MB | files, MB",
@@ -342,13 +347,13 @@ INPUTS = {
 }
 
 
-def predict(cases):
+def predict(cases: Cases) -> str:
     """Rows a second of ``adaftr-fast predict`` by kind of input."""
     found = (case | {"input": INPUTS[case["predict"]]} for case in cases if "predict" in case)
     return of_cases("input | rows/s, all cores", "lr", "{input} | {rows/s:3d}", found)
 
 
-def requests(cases):
+def requests(cases: Cases) -> str:
     """Milliseconds of one request on one thread, by program and number of rows."""
     rows = {}
     heads = {}
@@ -383,7 +388,7 @@ TRAINERS = {
 }
 
 
-def training(cases):
+def training(cases: Cases) -> str:
     """Thousands of samples a second, and the share of the contrastive loss in AdaFTR's step."""
     known = {name for case in cases for name in case["samples/s"]}
     names = [name for name in TRAINERS if name in known]
@@ -395,7 +400,7 @@ def training(cases):
     )
 
 
-def training_summary(cases):
+def training_summary(cases: Cases) -> str:
     """Thousands of samples a second of ours, and of MMoE in other libraries, on one or
     more CPUs.
     """
@@ -405,15 +410,15 @@ def training_summary(cases):
     return of_cases(f"CPU | ids a field | {header}", "lrrrrrr", row, map(_in_thousands, cases))
 
 
-def _rates(names):
+def _rates(names: list[str]) -> str:
     return " | ".join(["{ids a field:,}", *(f"{{samples/s[{name}]?:3d}}" for name in names)])
 
 
-def _in_thousands(case):
+def _in_thousands(case: Case) -> Case:
     return case | {"samples/s": {name: rate / 1e3 for name, rate in case["samples/s"].items()}}
 
 
-def training_ratios(cases):
+def training_ratios(cases: Cases) -> str:
     """Rate of our MMoE over the rate of the other libraries' MMoE."""
     others = ("torch-rechub MMoE", "torch-rechub MMoE, bare step", "DeepCTR-Torch MMoE")
     rows = []
@@ -424,7 +429,7 @@ def training_ratios(cases):
     return table("ids a field | torch-rechub | its bare step | DeepCTR-Torch", "rrrr", rows)
 
 
-def against(cases):
+def against(cases: Cases) -> str:
     """Milliseconds of a training step at another commit and now, and the median ratio
     of the turns.
     """
@@ -437,7 +442,7 @@ def against(cases):
     )
 
 
-def floor(cases):
+def floor(cases: Cases) -> str:
     """Milliseconds that the parts of a step take alone, their sum, the step, and the share that the
     sum is of it.
     """
@@ -452,12 +457,12 @@ def floor(cases):
     )
 
 
-def recipes(cases):
+def recipes(cases: Cases) -> str:
     """Time and added memory of our losses, and those of the libraries over ours; empty where they
     do not fit.
     """
 
-    def row(case):
+    def row(case: Case) -> list[str]:
         cells = [case["recipe"], case["library"], f"{case['rows']:,}"]
         for key in ("ms", "added MiB"):
             ours, library = max(case[key]["ours"], 0.01), case[key].get("library")
@@ -468,7 +473,7 @@ def recipes(cases):
     return table(header, "llrrrrr", map(row, cases))
 
 
-def arm_tiles(cases):
+def arm_tiles(cases: Cases) -> str:
     """Instructions of a turn of each tile's inner loop, and its cycles beside the bound of its
     multiply-adds.
     """

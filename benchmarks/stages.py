@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from adaftr_fast._files import replace_file
@@ -28,13 +29,13 @@ class Stages:
         program: runs each command.
     """
 
-    def __init__(self, journal, program=ADAFTR):
+    def __init__(self, journal: Path, program: Sequence[str] = ADAFTR) -> None:
         self._journal, self._program = journal, program
         kept = json.loads(journal.read_text()) if journal.exists() else {"commands": {}, "done": {}}
         self._commands = kept["commands"]
         self.done = kept["done"]
 
-    def run(self, name, command, out):
+    def run(self, name: str, command: Sequence[object], out: Path) -> dict[str, float]:
         """Runs a command, unless it is done, and returns what was measured.
 
         A command that is interrupted must go on where it was when it runs again, as all of
@@ -87,12 +88,12 @@ class Stages:
         self._save()
         return found
 
-    def _save(self):
+    def _save(self) -> None:
         kept = {"commands": self._commands, "done": self.done}
         replace_file(self._journal, json.dumps(kept, indent=1).encode())
 
 
-def anonymous(process):
+def anonymous(process: int) -> int:
     """Returns the bytes of anonymous memory of a process and all processes below it."""
     below = {}
     for each in filter(str.isdigit, os.listdir("/proc")):
@@ -109,7 +110,7 @@ def anonymous(process):
     return total
 
 
-def _anonymous(process):
+def _anonymous(process: int) -> int:
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:  # it has ended
@@ -117,7 +118,7 @@ def _anonymous(process):
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
 
 
-def size(path):
+def size(path: Path) -> int:
     """Returns the bytes of a file, or of all files of a folder."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(each.stat().st_size for each in files if each.is_file())

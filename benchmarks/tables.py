@@ -15,7 +15,9 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks import RESULTS, render
 from benchmarks.contrast.evidence import evidence
@@ -35,7 +37,7 @@ class TableError(Exception):
     """A document or a results file from which no table can be made; the message names it."""
 
 
-def documents(root=ROOT):
+def documents(root: Path = ROOT) -> dict[str, str]:
     """Returns the texts of the documents that may hold generated tables, by path below ``root``.
     The first two must.
     """
@@ -47,7 +49,7 @@ def documents(root=ROOT):
     return {path: (root / path).read_text(encoding="utf-8") for path in paths}
 
 
-def caption(record):
+def caption(record: dict[str, Any]) -> str:
     """Returns one line that names machine, date and commit of a results file, and why its figures
     are stale.
 
@@ -65,14 +67,14 @@ def caption(record):
     return f"{by}; {verb} {record['date']}, {record['commit']}.{stale}"
 
 
-def _machine(on):
+def _machine(on: dict[str, Any]) -> str:
     threads = "1 thread" if on["threads"] == 1 else f"{on['threads']} threads"
     kind = on["in use"].upper().replace("_", "-")
     machine = f"{on['cpu']}, {kind}, {on['cores']} cores, torch {on['torch']} on {threads}"
     return f"{on['gpu']} beside {machine}" if "gpu" in on else machine
 
 
-def block(name, results, folder=RESULTS):
+def block(name: str, results: str, folder: Path = RESULTS) -> str:
     """Returns everything between the markers of table ``name`` of the file ``results``, or of
     several joined by "+".
 
@@ -100,7 +102,7 @@ def block(name, results, folder=RESULTS):
         raise TableError(f"table {name}: {' or '.join(map(str, paths))} has no {error}") from error
 
 
-def blocks(text, document):
+def blocks(text: str, document: str) -> Iterator[re.Match[str]]:
     """Yields the generated parts of a document: name, results file, content.
 
     Raises:
@@ -123,7 +125,7 @@ def blocks(text, document):
     yield from found
 
 
-def update(text, document, folder=RESULTS):
+def update(text: str, document: str, folder: Path = RESULTS) -> tuple[str, list[str]]:
     """Returns the document with its tables generated anew, and the names of those that were
     different.
     """
@@ -140,7 +142,7 @@ def update(text, document, folder=RESULTS):
     return text, different
 
 
-def unshown(texts, folder=RESULTS):
+def unshown(texts: dict[str, str], folder: Path = RESULTS) -> list[str]:
     """Names tables and results that no marker mentions, and documents that must have a table and
     have none.
     """
@@ -160,7 +162,7 @@ def unshown(texts, folder=RESULTS):
     return lost
 
 
-def main(arguments=None, root=ROOT):
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -58,6 +58,8 @@ here. In most seeds, similar rows are found by eigenvectors in float64, as those
 always converge. Every table shows its number of seeds.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from benchmarks.contrast.rows import PARTS
@@ -66,7 +68,7 @@ from benchmarks.contrast.tables import TABLES
 from benchmarks.measure import options
 
 
-def main():
+def main() -> None:
     arguments = options(
         __doc__,
         {"dest": "part", "nargs": "?", "choices": list(PARTS), "help": "the part to train"},

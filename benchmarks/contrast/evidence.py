@@ -8,12 +8,18 @@ training rows. The model has been trained by the contrast of the whole batch, wh
 measured, so the figures differ by k alone.
 """
 
+from __future__ import annotations
+
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from adaftr_fast.config import RunConfig, TrainingConfig
+from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.models import AdaFTR
 from adaftr_fast.ops.infonce.api import adaptive_infonce
 from adaftr_fast.runs.run import build
@@ -21,7 +27,7 @@ from adaftr_fast.training.trainer import Trainer
 from benchmarks.contrast.rows import BATCH, GRID, PARTS, PRINTED
 from benchmarks.contrast.runs import config_of, open_set
 from benchmarks.measure import options, write
-from benchmarks.render import table
+from benchmarks.render import Cases, table
 
 BATCHES = 16
 SAME_FIELDS = 0.8  # the share of equal fields from which two rows are near-duplicates
@@ -29,7 +35,7 @@ SAME_FIELDS = 0.8  # the share of equal fields from which two rows are near-dupl
 NEAR = 0.1
 
 
-def trained(name, data):
+def trained(name: str, data: PreparedData) -> AdaFTR:
     """Trains AdaFTR as printed for one epoch."""
     torch.manual_seed(0)
     model = build(RunConfig().with_options(model=PRINTED).model, data)
@@ -41,7 +47,7 @@ def trained(name, data):
 
 
 @torch.no_grad()
-def contrasted(model, batch):
+def contrasted(model: AdaFTR, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Returns h of both tasks and tau, the arguments of the contrast."""
     seen = model.backbone.represent(*batch.features)
     h, (a, b) = model._contrasted(seen), model.pairs[0]
@@ -50,7 +56,7 @@ def contrasted(model, batch):
     return h[a], h[b], model.contrasts[0].temperature(related)
 
 
-def near_by_fields(batch):
+def near_by_fields(batch: Batch) -> float | None:
     """Returns the share of pairs of rows that agree in most fields; None with fields of several
     values.
     """
@@ -60,18 +66,18 @@ def near_by_fields(batch):
     return _share(same)
 
 
-def near_by_distance(h):
+def near_by_distance(h: Tensor) -> float:
     """Returns the share of pairs of rows whose h is nearly the same."""
     distance = torch.cdist(h, h)
     return _share(distance < NEAR * distance.mean())
 
 
-def _share(near):
+def _share(near: Tensor) -> float:
     rows = len(near)
     return float((near.sum() - near.diagonal().sum()) / (rows * (rows - 1)))
 
 
-def by_rows(h_1, h_2, tau, k):
+def by_rows(h_1: Tensor, h_2: Tensor, tau: Tensor, k: int) -> dict[str, float]:
     """Returns the median of the effective number of candidates, exp of the entropy, and the norm of
     the gradients.
     """
@@ -84,7 +90,7 @@ def by_rows(h_1, h_2, tau, k):
     }
 
 
-def measured(name, data):
+def measured(name: str, data: PreparedData) -> dict[str, Any]:
     """Returns the figures of a set, means over the batches."""
     model = trained(name, data)
     batches = list(islice(data.load("train").shuffled(BATCH, epoch=1, seed=1), BATCHES))
@@ -101,16 +107,16 @@ def measured(name, data):
     return found
 
 
-def _mean(values):
+def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def evidence(cases):
+def evidence(cases: Cases) -> str:
     """Near-duplicates, and by k the effective candidates and the norm of the gradients in units of
     that of 1,024.
     """
 
-    def row(case):
+    def row(case: dict[str, Any]) -> list[str]:
         shares = [
             "" if case[by] is None else f"{100 * case[by]:.2f} %" for by in ("fields", "distance")
         ]
@@ -124,7 +130,7 @@ def evidence(cases):
     return table(header, "l" + "r" * (2 + 2 * len(GRID)), map(row, cases))
 
 
-def main():
+def main() -> None:
     data = Path("data"), "the folder of the prepared folders"
     arguments = options(__doc__, data=data, sets=list(PARTS["confirm"].sets))
     cases = [measured(name, open_set(name, arguments.data)) for name in arguments.sets]

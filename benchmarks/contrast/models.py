@@ -1,7 +1,16 @@
 """AdaFTR with other negatives, as a model of one's own; ``model.options`` select what differs."""
 
-import torch
+from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from adaftr_fast.config import ModelConfig
+from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models import AdaFTR
 from adaftr_fast.models.build import BACKBONES
 from adaftr_fast.nn.relatedness import relatedness_loss
@@ -18,13 +27,19 @@ class Contrast(AdaFTR):
     - relatedness: "clicked" trains the relatedness network on rows with a click alone.
     """
 
-    def __init__(self, num_embeddings, task_names, config, *of_backbone):
+    def __init__(
+        self,
+        num_embeddings: Sequence[int],
+        task_names: Sequence[str],
+        config: ModelConfig,
+        *of_backbone: Any,
+    ) -> None:
         super().__init__(
             BACKBONES[config.backbone](num_embeddings, task_names, config, *of_backbone), config
         )
         self.options = config.options
 
-    def loss(self, batch, process_group=None):
+    def loss(self, batch: Batch, process_group: ProcessGroup | None = None) -> dict[str, Tensor]:
         losses = super().loss(batch, process_group)
         if self.options.get("relatedness") == "clicked":
             a, b = self.pairs[0]
@@ -37,7 +52,13 @@ class Contrast(AdaFTR):
             )
         return losses
 
-    def _contrast_losses(self, h, related, batch, process_group):
+    def _contrast_losses(
+        self,
+        h: list[Tensor],
+        related: list[Tensor | None],
+        batch: Batch,
+        process_group: ProcessGroup | None,
+    ) -> list[Tensor]:
         assert batch.weight is None  # no set of the study has weights
         mask = self.options.get("mask")
         order = self.options.get("order")
@@ -52,7 +73,7 @@ class Contrast(AdaFTR):
             related = [None if x is None else x[rows] for x in related]
         return super()._contrast_losses(h, related, batch, process_group)
 
-    def _order(self, h, apart):
+    def _order(self, h: Tensor, apart: bool) -> Tensor:
         centered = (h - h.mean(0)).double()  # in float32 the eigenvectors do not always converge
         direction = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -1]
         rows = (centered @ direction).argsort()

@@ -1,5 +1,7 @@
 """The rows of the study, by part."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +45,9 @@ class Part:
     backbones: tuple[str, ...] = ("mmoe",)
 
 
-def with_rows(settings, numbers):
+def with_rows(
+    settings: dict[str, dict[str, Any]], numbers: tuple[int, ...]
+) -> dict[str, dict[str, Any]]:
     """Returns the settings with each number of rows; a whole batch is ``contrast_rows`` = 0."""
     return {
         f"{name}, k = {k:,}": options | {"contrast_rows": 0 if k == BATCH else k}
@@ -52,11 +56,11 @@ def with_rows(settings, numbers):
     }
 
 
-def _only(*names):
+def _only(*names: str) -> dict[str, dict[str, Any]]:
     return {name: SETTINGS[name] for name in names}
 
 
-def _own(**options):
+def _own(**options: Any) -> dict[str, Any]:
     return PRINTED | {"name": OWN, "options": options}
 
 
@@ -95,7 +99,7 @@ PARTS = {
 }
 
 
-def variants(part, backbone, tasks):
+def variants(part: Part, backbone: str, tasks: int) -> list[Variant]:
     """Returns the backbone's row, and the part's rows over it."""
     rows = {TITLES[backbone]: {"name": backbone}} | {
         title: {"backbone": backbone} | options for title, options in part.rows.items()

@@ -1,6 +1,11 @@
 """Trains the rows of a part, and keeps the results of all runs in one file."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,13 +14,18 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.split_file import TRUTH, read_split
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
+from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.engines import Processes
-from adaftr_fast.experiments.jobs import plan, run_all
+from adaftr_fast.experiments.jobs import Job, Outcome, plan, run_all
 from adaftr_fast.training.evaluation import predict
 from adaftr_fast.training.metrics import auc
 from adaftr_fast.training.trained import Run
-from benchmarks.contrast.rows import variants
+from benchmarks.contrast.rows import Part, variants
 from benchmarks.measure import machine, save
+
+Key = tuple[str, str, str, int]  # set, backbone, row, seed
+# in percent, by split and task, such as "test click"; {} of a run that diverged
+Scores = dict[str, float]
 
 
 class Runs:
@@ -23,12 +33,9 @@ class Runs:
 
     Args:
         path: the file; it need not exist.
-
-    Attributes:
-        scores: in percent, by split and task, such as "test click"; {} of a run that diverged.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: Path) -> None:
         self.path = path
         known = (
             json.loads(path.read_text(encoding="utf-8"))
@@ -41,12 +48,12 @@ class Runs:
             for case in known["cases"]
         }
 
-    def cases(self):
+    def cases(self) -> list[dict[str, Any]]:
         """Returns the results as the cases of the file."""
         names = ("set", "backbone", "row", "seed")
         return [dict(zip(names, key)) | {"scores": scores} for key, scores in self.scores.items()]
 
-    def add(self, found):
+    def add(self, found: dict[Key, Scores]) -> None:
         """Adds results and writes the file, with one line for each run."""
         if not found:
             return
@@ -58,7 +65,9 @@ class Runs:
         save(self.path, {"machine": on}, self.cases())
 
 
-def train(part, sets, seeds, jobs, data, out, runs):
+def train(
+    part: Part, sets: list[str], seeds: int | None, jobs: int, data: Path, out: Path, runs: Runs
+) -> None:
     """Trains the rows of a part that ``runs`` lacks, seed by seed.
 
     Args:
@@ -88,14 +97,16 @@ def train(part, sets, seeds, jobs, data, out, runs):
         )
 
 
-def _planned(part, name, data, seed, out):
+def _planned(
+    part: Part, name: str, data: PreparedData, seed: int, out: Path
+) -> Iterator[tuple[Key, Job]]:
     config = config_of(name)
     for backbone in part.backbones:
         for row in variants(part, backbone, len(data.manifest.tasks)):
             yield (name, backbone, row.title, seed), plan(data, row, config, seed, out / name)
 
 
-def config_of(name):
+def config_of(name: str) -> RunConfig:
     """Returns the options that all rows of a set have in common."""
     if name == "census":
         return RunConfig(
@@ -104,7 +115,7 @@ def config_of(name):
     return RunConfig(training=TrainingConfig(progress=False))
 
 
-def open_set(name, folder):
+def open_set(name: str, folder: Path) -> PreparedData:
     """Opens a prepared folder, or prepares one that needs no files, such as ``synthetic_0.01`` (1 %
     of conversions).
     """
@@ -113,7 +124,7 @@ def open_set(name, folder):
     return PreparedData(folder / name)
 
 
-def schema_of(name):
+def schema_of(name: str) -> Schema:
     """Returns the schema of a set, ``synthetic_0.01`` with 1 % of conversions."""
     known, _, rate = name.partition("_0.")
     schema = load_schema(known)
@@ -125,7 +136,7 @@ def schema_of(name):
     return parse_schema(schema.source | {"name": name, "generate": generate | {"rates": rates}})
 
 
-def _scores(outcome, job, data):
+def _scores(outcome: Outcome, job: Job, data: PreparedData) -> Scores:
     if outcome.error:
         return {}
     splits = {"validation": outcome.validation, "test": outcome.test}
@@ -139,7 +150,7 @@ def _scores(outcome, job, data):
     return {name: round(value, 4) for name, value in found.items()}
 
 
-def _expected(job, data):
+def _expected(job: Job, data: PreparedData) -> Scores:
     """Returns the AUC of the best weights in expectation over the labels of the test split.
 
     Every row counts as a positive with its true probability, and as a negative with the rest.

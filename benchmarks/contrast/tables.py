@@ -2,6 +2,9 @@
 and scores.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -11,11 +14,12 @@ from statistics import fmean
 from scipy.stats import t
 
 from adaftr_fast.experiments.catalog import TITLES
-from adaftr_fast.experiments.results import holm, paired
+from adaftr_fast.experiments.results import Difference, holm, paired
 from benchmarks.contrast.rows import ADDED, BATCH, CHOSEN, GRID, PARTS, SETTINGS
-from benchmarks.render import table
+from benchmarks.render import Cases, table
 
 WITHIN = 0.05  # points of AUC that count as equal
+Rows = dict[str, dict[int, dict[str, float]]]  # of a set and a backbone: the scores by row and seed
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class Test:
     score: str
 
 
-def results(cases):
-    """Returns the scores by set and backbone, and in each of these by row and seed."""
+def results(cases: Cases) -> dict[tuple[str, str], Rows]:
+    """Returns the rows by set and backbone."""
     found = {}
     for case in cases:
         rows = found.setdefault((case["set"], case["backbone"]), {})
@@ -39,7 +43,7 @@ def results(cases):
     return found
 
 
-def difference(rows, row, against, score, seeds):
+def difference(rows: Rows, row: str, against: str, score: str, seeds: range) -> Difference:
     """Compares two rows over the seeds that both have, in points; runs that diverged
     are left out.
     """
@@ -51,7 +55,7 @@ def difference(rows, row, against, score, seeds):
     return paired([a for a, _ in both], [b for _, b in both])
 
 
-def scores_of(name, rows):
+def scores_of(name: str, rows: Rows) -> list[str]:
     """Returns the scores of both tasks by which a set is judged: by the true probabilities if they
     are known.
     """
@@ -61,7 +65,7 @@ def scores_of(name, rows):
     return [score for score in first if score.startswith(kind)]
 
 
-def comparisons(cases):
+def comparisons(cases: Cases) -> dict[Test, tuple[Difference, float]]:
     """Returns every comparison of the parts that read the test split, with p corrected for all of
     them.
     """
@@ -73,7 +77,7 @@ def comparisons(cases):
     return {test: (each, p) for (test, each), p in zip(found.items(), corrected)}
 
 
-def _tests(found):
+def _tests(found: dict[tuple[str, str], Rows]) -> Iterator[Test]:
     for part, against in AGAINST.items():
         for name, backbone, row in product(
             PARTS[part].sets, PARTS[part].backbones, PARTS[part].rows
@@ -84,16 +88,16 @@ def _tests(found):
                 yield Test(part, name, backbone, row, other, score)
 
 
-def _backbone(row, backbone):
+def _backbone(row: str, backbone: str) -> list[str]:
     return [TITLES[backbone]]
 
 
-def _adaptive(row, backbone):
+def _adaptive(row: str, backbone: str) -> list[str]:
     setting, _, k = row.rpartition(", k = ")
     return [] if setting == "as printed" else [f"as printed, k = {k}"]
 
 
-def _printed(row, backbone):
+def _printed(row: str, backbone: str) -> list[str]:
     if row == WHOLE_BATCH:
         return []  # part of confirm
     return [TITLES[backbone], "as printed, k = 16" if row.startswith("k = 16") else WHOLE_BATCH]
@@ -110,7 +114,7 @@ AGAINST = {
 """The rows with which each row of a part is compared."""
 
 
-def gains(cases):
+def gains(cases: Cases) -> dict[tuple[str, str, str], dict[int, Difference]]:
     """Returns the differences to MMoE on the validation split, by set, setting and task, and by
     number of rows.
     """
@@ -125,12 +129,12 @@ def gains(cases):
     return found
 
 
-def means(cases):
+def means(cases: Cases) -> dict[int, float]:
     """Returns the mean of the gains by number of rows; the largest one decides on the number."""
     return {k: fmean(each[k].mean for each in gains(cases).values()) for k in GRID}
 
 
-def grid(cases):
+def grid(cases: Cases) -> str:
     """The gains on the validation split by number of rows, and their means."""
     lines = []
     for names, by_k in gains(cases).items():
@@ -141,7 +145,7 @@ def grid(cases):
     return table(header, "lll" + "r" * (len(GRID) + 1), lines)
 
 
-def _compared(part, cases):
+def _compared(part: str, cases: Cases) -> str:
     """The comparisons of a part, with both tasks in a line, and the p of a one-sided test of a loss
     beyond.
     """
@@ -160,7 +164,7 @@ def _compared(part, cases):
     return table(header, "llllrrrrrr", lines.values())
 
 
-def equal(cases):
+def equal(cases: Cases) -> str:
     """Few rows against the whole batch, with the p of two one-sided tests of a
     difference beyond.
     """
@@ -180,16 +184,16 @@ def equal(cases):
     return table(header, "lllrrrr", lines)
 
 
-def _shown(found):
+def _shown(found: Difference) -> str:
     spread = f" ± {found.std:.3f}" if found.pairs > 1 else ""
     return f"{found.mean:+.3f}{spread} ({found.higher} of {found.pairs})"
 
 
-def _p(p):
+def _p(p: float) -> str:
     return "" if isnan(p) else "< 0.0001" if p < 0.0001 else f"{p:.4f}"
 
 
-def _beyond(found, side):
+def _beyond(found: Difference, side: int) -> float:
     """Returns p of the one-sided test that the true difference is not beyond ``WITHIN`` below (-1)
     or above (1) 0.
     """

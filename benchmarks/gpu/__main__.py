@@ -9,6 +9,8 @@ Every cell is on disk before the next begins. A run that was killed goes on wher
 measures at most the cell again that it was at.
 """
 
+from __future__ import annotations
+
 import argparse
 import math
 import pickle
@@ -24,7 +26,7 @@ from benchmarks.gpu.processes import environment
 REPORT = 20  # seconds that --total keeps for the report
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description=__doc__,
@@ -76,7 +78,7 @@ def parser():
     return made
 
 
-def main():
+def main() -> int:
     arguments = parser().parse_args()
     if arguments.collect is not None:
         from benchmarks.gpu.collect import collect

@@ -1,9 +1,12 @@
 """Facts about the GPU, the driver and the software, which stand beside every figure."""
 
+from __future__ import annotations
+
 import datetime
 import re
 import shutil
 import subprocess
+from typing import Any
 
 QUERY = (
     "driver_version",
@@ -16,7 +19,7 @@ QUERY = (
 )
 
 
-def facts(device, commit=None):
+def facts(device: str, commit: str | None = None) -> dict[str, Any]:
     """Returns what ``benchmarks.measure.write`` stores as the machine, with date and commit of the
     measurement.
 
@@ -47,7 +50,7 @@ def facts(device, commit=None):
     }
 
 
-def triton_version():
+def triton_version() -> str | None:
     import importlib.metadata
 
     try:
@@ -56,13 +59,13 @@ def triton_version():
         return None
 
 
-def nvcc_version():
+def nvcc_version() -> str | None:
     printed = _printed("nvcc", "--version")
     found = re.search(r"release \S+, (\S+)", printed)
     return found[1] if found else None
 
 
-def nvidia_smi():
+def nvidia_smi() -> dict[str, str]:
     """Returns driver, clocks in MHz, power limit in W and temperature, or nothing without
     nvidia-smi.
     """
@@ -73,7 +76,7 @@ def nvidia_smi():
     return dict(zip(QUERY, values)) if len(values) == len(QUERY) else {}
 
 
-def _printed(command, *arguments):
+def _printed(command: str, *arguments: str) -> str:
     if shutil.which(command) is None:
         return ""
     done = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=30)

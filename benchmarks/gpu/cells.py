@@ -2,6 +2,8 @@
 loses none.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import os
@@ -36,7 +38,7 @@ class Setting:
     until: float = math.inf
 
     @property
-    def device(self):
+    def device(self) -> str:
         return "cpu" if self.dry else "cuda"
 
 
@@ -63,11 +65,11 @@ class Cell:
     limit: float | None = None
 
     @cached_property
-    def name(self):
+    def name(self) -> str:
         return name_of(self.key)
 
 
-def name_of(key):
+def name_of(key: Row) -> str:
     """Returns the key on one line, "precision=bfloat16 batch=1024"."""
     return " ".join(f"{name}={value}" for name, value in key.items())
 
@@ -77,14 +79,14 @@ class Journal:
 
     A line names its stage and is ``{"cell": key, "result": figures}``, ``{"started": name}``,
     ``{"left": [planned, all], "finished": number}`` or ``{"machine": facts}``. A run that was killed
-    within a write leaves half a line at the end, which is not read and which the next write
-    removes.
+    within a write
+    leaves half a line at the end, which is not read and which the next write removes.
 
     Raises:
         ValueError: a line other than the last is not a JSON object.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
         content = self.path.read_bytes() if self.path.exists() else b""
         self._size = content.rfind(b"\n") + 1
@@ -97,7 +99,7 @@ class Journal:
                     f"{self.path}:{number}: expected a JSON object, got {line[:80]!r}"
                 ) from error
 
-    def append(self, stage, **line):
+    def append(self, stage: str, **line: Any) -> None:
         """Writes a line and waits until it is on disk."""
         line = {"stage": stage} | _finite(line)
         text = json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n"
@@ -110,19 +112,19 @@ class Journal:
         self._size += len(text)
         self.lines.append(line)
 
-    def lines_of(self, stage, kind):
+    def lines_of(self, stage: str, kind: str) -> list[Row]:
         """Returns the lines of a stage that have "cell", "started" or "left"."""
         return [line for line in self.lines if line["stage"] == stage and kind in line]
 
-    def machine(self):
+    def machine(self) -> Row | None:
         """Returns the facts about the machine that measured last."""
         return next((line["machine"] for line in reversed(self.lines) if "machine" in line), None)
 
-    def cells(self, stage):
+    def cells(self, stage: str) -> dict[str, Row]:
         """Returns the last line of each finished cell by the cell's name."""
         return {name_of(line["cell"]): line for line in self.lines_of(stage, "cell")}
 
-    def starts(self, stage, name):
+    def starts(self, stage: str, name: str) -> int:
         """Returns how often a cell has begun since it last succeeded, without those whose limit was
         only what was left of the time of its stage.
         """
@@ -137,7 +139,7 @@ class Journal:
         return count
 
 
-def _finite(value):
+def _finite(value: Any) -> Any:
     """Returns the value with "inf" and "nan" as text, which JSON has no numbers for."""
     if isinstance(value, dict):
         return {name: _finite(each) for name, each in value.items()}

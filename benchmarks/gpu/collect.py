@@ -2,6 +2,8 @@
 and Triton.
 """
 
+from __future__ import annotations
+
 import re
 import shutil
 import subprocess
@@ -32,7 +34,7 @@ REQUIREMENTS = [
 # fmt: on
 
 
-def collect(folder, without):
+def collect(folder: Path, without: list[str]) -> int:
     """Writes a wheel of each package, and prints what they come to.
 
     Args:
@@ -61,7 +63,7 @@ def collect(folder, without):
     return 0
 
 
-def obtain(requirement, folder):
+def obtain(requirement: str, folder: Path) -> Path:
     """Returns the wheel of one package in ``folder``, downloaded, or built where the index has only
     its source.
 
@@ -86,7 +88,7 @@ def obtain(requirement, folder):
     sys.exit(f"benchmarks.gpu: {requirement}: no wheel for Python {PYTHON}: {printed}")
 
 
-def is_needed(wheel, present):
+def is_needed(wheel: Path, present: str | None) -> bool:
     """Whether a machine that has version ``present`` of a package, or None, needs its wheel."""
     name = normal(wheel.name.split("-")[0])
     requirement = next(each for each in REQUIREMENTS if name_of(each) == name)
@@ -96,13 +98,13 @@ def is_needed(wheel, present):
     return numbers(present) < numbers(wanted)
 
 
-def numbers(version):
+def numbers(version: str) -> list[int]:
     return [int(part) for part in re.findall(r"\d+", re.split(r"[+a-z]", version)[0])]
 
 
-def name_of(requirement):
+def name_of(requirement: str) -> str:
     return normal(re.split(r"==|>=", requirement)[0])
 
 
-def normal(name):
+def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,10 +1,14 @@
 """Child processes that do not outlive their parent, and their environment."""
 
+from __future__ import annotations
+
 import ctypes
 import os
 import signal
 import subprocess
 import sysconfig
+from collections.abc import Callable
+from pathlib import Path
 
 from benchmarks.gpu import ROOT, WORK
 
@@ -18,7 +22,7 @@ _LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
 
 
-def environment(**more):
+def environment(**more: str) -> dict[str, str]:
     """Returns the variables of a process that imports the package from this checkout and keeps its
     caches.
 
@@ -49,18 +53,18 @@ def environment(**more):
     return variables | caches | found | {"PYTHONUNBUFFERED": "1"} | more
 
 
-def die_with_parent():
+def die_with_parent() -> None:
     """Lets the system kill this process when its parent ends."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def dies_with_parent():
+def dies_with_parent() -> Callable[[], None]:
     """Returns what a child process calls first, so that a killed parent leaves none that uses the
     GPU.
     """
     parent = os.getpid()
 
-    def call():
+    def call() -> None:
         die_with_parent()
         if os.getppid() != parent:  # it was killed before
             os._exit(1)
@@ -68,7 +72,9 @@ def dies_with_parent():
     return call
 
 
-def run(command, seconds, cwd=ROOT, **more):
+def run(
+    command: list[str], seconds: float, cwd: Path = ROOT, **more: str
+) -> subprocess.CompletedProcess[str]:
     """Runs a command with stdout and stderr as one text.
 
     Raises:

@@ -2,12 +2,16 @@
 over ours.
 """
 
-from benchmarks.render import of_cases
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.render import Case, Cases, of_cases
 
 OURS = "ours"
 
 
-def with_others(cases, stage, *names):
+def with_others(cases: Cases, stage: str, *names: str) -> Iterator[Case]:
     """Yields ours of each value of ``names`` that was timed, with each other contestant's time over
     ours, or why it has none. Ours with chosen kernels is a contestant of its own, "ours, gluon,
     narrow".
@@ -31,7 +35,7 @@ def with_others(cases, stage, *names):
             yield ours | {"ms": 1e3 * ours["seconds"], "others": ", ".join(others)}
 
 
-def gpu_loss(cases):
+def gpu_loss(cases: Cases) -> str:
     """Milliseconds of ours, its rate, added memory, and the others' time over ours."""
     names = ("precision", "batch", "width", "mode")
     found = with_others(cases, "loss", *names)
@@ -47,7 +51,7 @@ def gpu_loss(cases):
     )
 
 
-def gpu_headline(cases):
+def gpu_headline(cases: Cases) -> str:
     """Milliseconds of each choice of kernels beside the model's, and how far its results are from
     float64.
     """
@@ -67,7 +71,7 @@ def gpu_headline(cases):
     )
 
 
-def gpu_embedding(cases):
+def gpu_embedding(cases: Cases) -> str:
     """Milliseconds of ours and the others' time over ours, of look-ups, steps and bags."""
     rows = [
         case | {"about": ", ".join(f"{name} {case[name]}" for name in names)}
@@ -82,7 +86,7 @@ def gpu_embedding(cases):
     )
 
 
-def gpu_training(cases):
+def gpu_training(cases: Cases) -> str:
     """Samples a second of whole epochs."""
     return of_cases(
         "model | precision | batch | graph | samples/s",

@@ -5,17 +5,19 @@ tables.
 installed.
 """
 
+from __future__ import annotations
+
 import pickle
 import sys
 
 from benchmarks import RESULTS
 from benchmarks.gpu import STAGES
-from benchmarks.gpu.cells import Journal
+from benchmarks.gpu.cells import Journal, Setting
 from benchmarks.gpu.render import TABLES
 from benchmarks.measure import write
 
 
-def report(setting):
+def report(setting: Setting) -> int:
     """Writes the results of every stage that has any; those of a dry run into their own folder.
 
     Needs no GPU: the measurements name the machine.

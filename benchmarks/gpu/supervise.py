@@ -5,6 +5,8 @@ Nothing that a worker does ends the command. One that died between two cells is 
 A stage whose workers finish no cell is left to the next call, and the next stage begins.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import fcntl
@@ -13,11 +15,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu import ROOT, STAGES, WORK
-from benchmarks.gpu.cells import Journal
+from benchmarks.gpu.cells import Cell, Journal, Row, Setting
 from benchmarks.gpu.processes import dies_with_parent, environment
 
 WORKER = ("-m", "benchmarks.gpu.worker")
@@ -34,7 +39,7 @@ class TimeIsOver(Exception):
 
 
 @contextmanager
-def locked(folder):
+def locked(folder: Path) -> Iterator[None]:
     """Holds the folder, so that no two runs write into it.
 
     Raises:
@@ -55,7 +60,7 @@ def locked(folder):
 class Worker:
     """A process that measures cells, the first of a group."""
 
-    def __init__(self, setting):
+    def __init__(self, setting: Setting) -> None:
         self._pipe, theirs = Pipe()
         self._process = subprocess.Popen(
             [sys.executable, *WORKER, str(theirs.fileno())],
@@ -67,11 +72,11 @@ class Worker:
         )
         theirs.close()
 
-    def send(self, message):
+    def send(self, message: Any) -> None:
         with contextlib.suppress(OSError):  # it has ended, which the next answer shows
             self._pipe.send(message)
 
-    def receive(self, seconds):
+    def receive(self, seconds: float) -> Any:
         """Returns what it says next, or None if that takes longer than ``seconds``.
 
         Raises:
@@ -82,7 +87,7 @@ class Worker:
         except ConnectionResetError as error:
             raise EOFError from error
 
-    def status(self):
+    def status(self) -> str:
         """Returns how it has ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(IDLE)
@@ -90,7 +95,7 @@ class Worker:
         status = self._process.wait()
         return signal.Signals(-status).name if status < 0 else f"status {status}"
 
-    def kill(self):
+    def kill(self) -> None:
         """Ends it and what it has started, if they run."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -100,15 +105,17 @@ class Worker:
 class Machine:
     """This machine, and its clock."""
 
-    def time(self):
+    def time(self) -> float:
         """Returns the seconds since the epoch."""
         return time.time()
 
-    def start(self, setting):
+    def start(self, setting: Setting) -> Worker:
         return Worker(setting)
 
 
-def run(names, setting, deadline, machine=None):
+def run(
+    names: list[str], setting: Setting, deadline: float | None, machine: Machine | None = None
+) -> int:
     """Runs stages in order: the cells of the plan first, then all others. The seconds of a stage
     hold for all.
 
@@ -138,7 +145,7 @@ def run(names, setting, deadline, machine=None):
 class Stage:
     """A stage that measures cells for some seconds."""
 
-    def __init__(self, name, seconds, journal, machine):
+    def __init__(self, name: str, seconds: float, journal: Journal, machine: Machine) -> None:
         self.name = name
         self.journal = journal
         self.machine = machine
@@ -148,12 +155,12 @@ class Stage:
         is_whole = bool(counts) and counts[-1]["finished"] == len(journal.cells(name))
         self._is_counted = is_whole and name != "build"
 
-    def has_left(self, planned):
+    def has_left(self, planned: bool) -> bool:
         """Whether cells are left, of the plan or at all, or no worker has counted them."""
         counts = self.journal.lines_of(self.name, "left")
         return not self._is_counted or counts[-1]["left"][0 if planned else 1] > 0
 
-    def run(self, setting, planned):
+    def run(self, setting: Setting, planned: bool) -> bool:
         """Measures the cells of the plan, or all, in as many processes as it takes. Returns whether
         they could measure.
         """
@@ -164,7 +171,7 @@ class Stage:
         finally:
             self._seconds -= self.machine.time() - begin
 
-    def _run(self, planned):
+    def _run(self, planned: bool) -> bool:
         fruitless = 0
         while fruitless < FRUITLESS:
             if self.machine.time() >= self.setting.until:
@@ -190,7 +197,7 @@ class Stage:
         )
         return False
 
-    def _measure_in(self, worker, planned):
+    def _measure_in(self, worker: Worker, planned: bool) -> None:
         """Measures cells in one process.
 
         Raises:
@@ -228,20 +235,20 @@ class Stage:
             self.journal.append(self.name, left=[waiting, len(left)], finished=finished)
             self._is_counted = True
 
-    def _is_tried_again(self, name, result):
+    def _is_tried_again(self, name: str, result: Row) -> bool:
         """Whether a cell ran out of time and may yet end in time: what it compiled is cached by
         then.
         """
         return "timed out" in result and self.journal.starts(self.name, name) < MOST_STARTS
 
-    def _answer(self, worker, seconds):
+    def _answer(self, worker: Worker, seconds: float) -> Any:
         left = self.setting.until - self.machine.time()
         answer = worker.receive(min(seconds, left))
         if answer is None:
             raise TimeIsOver if left <= seconds else EOFError
         return answer
 
-    def _note(self, facts):
+    def _note(self, facts: Row) -> None:
         """Writes what the machine is.
 
         Raises:
@@ -256,7 +263,7 @@ class Stage:
         if facts != before:
             self.journal.append(self.name, machine=facts)
 
-    def _measure(self, worker, cell):
+    def _measure(self, worker: Worker, cell: Cell) -> tuple[Row, bool]:
         """Returns the figures of a cell, or why there are none, and whether the next one needs
         another process. A cell whose limit is only what was left of the stage's time has no result.
         """
@@ -280,7 +287,7 @@ class Stage:
         return result | {"took": round(self.machine.time() - begin, 3)}, is_spoiled
 
 
-def shown(result):
+def shown(result: Row) -> str:
     """Returns the figures that fit a line."""
     if "seconds" in result:
         return f"{1e3 * result['seconds']:.4g} ms"

@@ -1,7 +1,11 @@
 """Times by CUDA events, memory, and CUDA graphs; on the CPU, where a dry run goes, by the clock."""
 
+from __future__ import annotations
+
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -11,9 +15,10 @@ BUDGET = 0.3  # seconds of timed runs of one cell
 WARMUP = 3
 LEAST = 5
 MOST = 100
+Run = Callable[[], Any]
 
 
-def figures(run, device, budget=BUDGET):
+def figures(run: Run, device: str, budget: float = BUDGET) -> dict[str, float]:
     """Returns what a cell says of ``run``.
 
     "seconds": the median by CUDA events, which includes the wait for a host that launches slower
@@ -33,7 +38,7 @@ def figures(run, device, budget=BUDGET):
     }
 
 
-def samples(run, device, budget):
+def samples(run: Run, device: str, budget: float) -> tuple[list[float], list[float]]:
     """Returns seconds on the device and on the host of 5 to 100 runs, about ``budget`` seconds of
     them.
     """
@@ -49,7 +54,7 @@ def samples(run, device, budget):
     return times, host
 
 
-def _events(run):
+def _events(run: Run) -> tuple[float, float]:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     begin = time.perf_counter()
@@ -60,14 +65,14 @@ def _events(run):
     return start.elapsed_time(end) / 1e3, host
 
 
-def _clock(run):
+def _clock(run: Run) -> tuple[float, float]:
     begin = time.perf_counter()
     run()
     seconds = time.perf_counter() - begin
     return seconds, seconds
 
 
-def peak_bytes(run, device):
+def peak_bytes(run: Run, device: str) -> int:
     """Returns the memory that a run adds at its peak, in bytes; 0 on the CPU."""
     if device != "cuda":
         run()
@@ -80,7 +85,7 @@ def peak_bytes(run, device):
     return torch.cuda.max_memory_allocated() - before
 
 
-def graphed(run, device):
+def graphed(run: Run, device: str) -> tuple[Run, Any]:
     """Captures ``run`` in a CUDA graph.
 
     Returns:

@@ -5,13 +5,17 @@ A fault of a kernel (an address that is not mapped, say) leaves a CUDA context i
 any more. The answer then asks for a new process.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import importlib
 import sys
 from multiprocessing.connection import Connection
 
+from benchmarks.gpu.cells import Cell, Row, Setting
 
-def stage_cells(stage, setting, rows):
+
+def stage_cells(stage: str, setting: Setting, rows: dict[str, Row]) -> list[Cell]:
     """Returns the cells of a stage that have no result, or one that does not hold here.
 
     Args:
@@ -26,7 +30,7 @@ def stage_cells(stage, setting, rows):
     ]
 
 
-def serve(pipe):
+def serve(pipe: Connection) -> None:
     """Answers with the cells of a stage and the facts about the machine, and then, for each cell
     that is asked for, that it has begun, and its figures and whether the next one needs a new
     process.
@@ -48,7 +52,7 @@ def serve(pipe):
         pipe.send((result, again))
 
 
-def measured(cell, setting):
+def measured(cell: Cell, setting: Setting) -> Row:
     """Returns the figures of a cell, or why there are none."""
     try:
         return cell.measure(cell.key, setting)
@@ -57,7 +61,7 @@ def measured(cell, setting):
         return result | ({"timed out": True} if isinstance(error, TimeoutError) else {})
 
 
-def is_broken():
+def is_broken() -> bool:
     """Whether CUDA has stopped working in this process."""
     import torch
 

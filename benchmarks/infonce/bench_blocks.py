@@ -7,12 +7,14 @@ Inputs are those of the loss's benchmark, in float32. Nothing is timed before al
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import adaftr_fast as af
-from benchmarks.infonce.cases import forward_backward, inputs
+from benchmarks.infonce.cases import Loss, forward_backward, inputs
 from benchmarks.measure import options, side_by_side, write
 from benchmarks.render import blocks
 
@@ -20,14 +22,14 @@ SIZES = [(1024, 64), (8192, 64)]
 BLOCKS = (2, 4, 16, 64)
 
 
-def batched(a, b, tau, block):
+def batched(a: Tensor, b: Tensor, tau: Tensor, block: int) -> Tensor:
     """The loss in PyTorch; B is a multiple of the block."""
     a, b = (x.view(-1, block, x.shape[1]) for x in (a, b))
     z = torch.bmm(a, b.mT).flatten(0, 1) / tau[:, None]  # [B, k]
     return F.cross_entropy(z, torch.arange(len(z), device=z.device) % block)
 
 
-def losses(block):
+def losses(block: int) -> dict[str, Loss]:
     literal = partial(batched, block=block)
     ours = partial(af.adaptive_infonce, block=block)
     return {
@@ -38,7 +40,7 @@ def losses(block):
     }
 
 
-def compare(rows, d, block, seconds):
+def compare(rows: int, d: int, block: int, seconds: float) -> dict[str, Any]:
     """Returns the milliseconds of each loss."""
     tensors, contestants = inputs("gaussian", rows, d), losses(block)
     same = [
@@ -55,7 +57,7 @@ def compare(rows, d, block, seconds):
     return {"rows": rows, "d": d, "block": block, "ms": ms}
 
 
-def main():
+def main() -> None:
     arguments = options(__doc__, threads=1, seconds=(2.0, "per loss and case"))
     cases = [compare(rows, d, block, arguments.seconds) for rows, d in SIZES for block in BLOCKS]
     print(blocks(cases))

@@ -8,9 +8,12 @@ Inputs are pairs of unit Gaussians [B, 128] in float32. Nothing is timed before 
 
 import importlib.util
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import adaftr_fast as af
 from benchmarks.infonce.cases import forward_backward
@@ -30,10 +33,11 @@ MATRICES = {
 """How many matrices [B, B] of float32 a step of the library adds to the peak of memory, as measured
 at B = 1024.
 """
+Loss = Callable[[Tensor, Tensor], Tensor]
 sys.modules.setdefault("kernels", None)  # transformers would import the repository's kernels/
 
 
-def ranking():
+def ranking() -> tuple[Loss, Loss]:
     from sentence_transformers.losses import MultipleNegativesRankingLoss
 
     ours = af.nn.losses.MultipleNegativesRankingLoss()
@@ -41,7 +45,7 @@ def ranking():
     return lambda x, y: ours([x, y]), lambda x, y: theirs.compute_loss_from_embeddings([x, y], None)
 
 
-def clip():
+def clip() -> tuple[Loss, Loss]:
     from open_clip.loss import ClipLoss
 
     theirs, scale = ClipLoss(), torch.nn.Parameter(torch.tensor(1 / 0.07).log())
@@ -50,13 +54,13 @@ def clip():
     )
 
 
-def simclr():
+def simclr() -> tuple[Loss, Loss]:
     from lightly.loss.ntx_ent_loss import NTXentLoss
 
     return af.nn.losses.NTXentLoss(0.5), NTXentLoss(0.5)
 
 
-def sup_con():
+def sup_con() -> tuple[Loss, Loss]:
     from pytorch_metric_learning.losses import SupConLoss
 
     ours, theirs = af.nn.losses.SupConLoss(0.1), SupConLoss(0.1)
@@ -65,7 +69,7 @@ def sup_con():
     )
 
 
-def info_nce():
+def info_nce() -> tuple[Loss, Loss]:
     from info_nce import InfoNCE
 
     return lambda x, y: af.adaptive_infonce(
@@ -73,7 +77,7 @@ def info_nce():
     ), InfoNCE()
 
 
-def siglip():
+def siglip() -> tuple[Loss, Loss]:
     from open_clip.loss import SigLipLoss
 
     ours = af.nn.losses.SigLIPLoss()
@@ -81,7 +85,7 @@ def siglip():
     scale = torch.tensor(10.0)
     bias = torch.tensor(-10.0)
 
-    def loss(of):
+    def loss(of: Callable[..., Tensor]) -> Loss:
         return lambda x, y: of(F.normalize(x, dim=1), F.normalize(y, dim=1), scale, bias)
 
     return loss(ours), loss(theirs)
@@ -97,12 +101,12 @@ RECIPES = {
 }
 
 
-def inputs(rows):
+def inputs(rows: int) -> list[Tensor]:
     g = torch.Generator().manual_seed(0)
     return [torch.randn(rows, WIDTH, generator=g).requires_grad_() for _ in range(2)]
 
 
-def checked(recipe):
+def checked(recipe: str) -> tuple[Loss, Loss]:
     """Returns our loss and the library's, whose gradients agree on 256 rows."""
     ours, theirs = RECIPES[recipe][1]()
     tensors = inputs(256)
@@ -117,18 +121,18 @@ def checked(recipe):
     return ours, theirs
 
 
-def installed():
+def installed() -> list[str]:
     return [recipe for recipe, (library, _) in RECIPES.items() if importlib.util.find_spec(library)]
 
 
-def warmed(recipe, whose, rows):
+def warmed(recipe: str, whose: int, rows: int) -> Callable[[], None]:
     """Returns a step of ours (0) or of the library (1) whose loss has been called on few rows."""
     loss = checked(recipe)[whose]
     forward_backward(loss, inputs(64))()
     return forward_backward(loss, inputs(rows))
 
 
-def compare(recipe, rows, seconds):
+def compare(recipe: str, rows: int, seconds: float) -> dict[str, Any]:
     """Milliseconds and added memory of ours and, where its matrices fit, of the library's."""
     both = dict(zip(("ours", "library"), checked(recipe)))
     if 4 * rows * rows * MATRICES[recipe] > MOST_BYTES:
@@ -139,7 +143,7 @@ def compare(recipe, rows, seconds):
     return case | {"ms": side_by_side(runs, seconds), "added MiB": mib}
 
 
-def main():
+def main() -> None:
     arguments = options(__doc__, rows=[1024, 8192, 32768], seconds=(2.0, "per loss and case"))
     cases = []
     for rows in arguments.rows:

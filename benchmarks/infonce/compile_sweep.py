@@ -26,7 +26,7 @@ from benchmarks.infonce.compile.build import build, compiler, describe
 from benchmarks.infonce.compile.cases import ARCHS, cases
 
 
-def parsed():
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,7 +58,7 @@ def parsed():
     return options
 
 
-def main():
+def main() -> int:
     options = parsed()
     versions = compiler()
     recorded = record.read(versions)

@@ -14,11 +14,13 @@ import gc
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import triton
-from torch import nn
+from torch import Tensor, nn
 from triton.backends.compiler import GPUTarget
 
 import adaftr_fast as af
@@ -31,41 +33,42 @@ ROWS, D = 16, 16
 FIELDS, WIDTH = 2, 8
 CAPABILITY, PROCESSORS = 90, 132
 CALLS = 20  # between two readings of the clock
+Step = Callable[[], Any]
 
 
 class Driver:
     """A driver of Triton that launches nothing."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.utils = self
         self.launches = 0
 
-    def launcher_cls(self, *_):
+    def launcher_cls(self, *_: Any) -> Callable[..., None]:
         return self.launch
 
-    def launch(self, *_):
+    def launch(self, *_: Any) -> None:
         self.launches += 1
 
-    def load_binary(self, *_):
+    def load_binary(self, *_: Any) -> tuple[int, int, int, int, int]:
         return 1, 1, 0, 0, 1024  # module, function, registers, spills and the most threads
 
-    def unload_module(self, module):
+    def unload_module(self, module: int) -> None:
         pass
 
-    def get_device_properties(self, device):
+    def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": 232_448}
 
-    def get_current_device(self):
+    def get_current_device(self) -> int:
         return 0
 
-    def get_current_stream(self, device):
+    def get_current_stream(self, device: int) -> int:
         return 0
 
-    def get_current_target(self):
+    def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", CAPABILITY, 32)
 
 
-def without_launches():
+def without_launches() -> Driver:
     """Lets the loss on CPU tensors take the path of CUDA tensors; returns the driver."""
     from adaftr_fast.kernels.infonce import launch
 
@@ -77,7 +80,7 @@ def without_launches():
     return driver
 
 
-def loss_steps(dtype):
+def loss_steps(dtype: torch.dtype) -> dict[str, tuple[Step, Step]]:
     """Returns the forward, and the forward and backward, of the loss with some of its options, and
     of PyTorch.
     """
@@ -85,14 +88,14 @@ def loss_steps(dtype):
     tau = torch.rand(ROWS).add(0.1).requires_grad_()
     ids, weight = torch.arange(ROWS) // 2, torch.rand(ROWS)
 
-    def eager():
+    def eager() -> Tensor:
         return F.cross_entropy((a @ b.mT).float() / tau[:, None], torch.arange(ROWS))
 
-    def ours(**options):
+    def ours(**options: Any) -> Callable[[], Tensor]:
         return lambda: af.adaptive_infonce(a, b, tau, **options)
 
-    def both(forward):
-        def step():
+    def both(forward: Callable[[], Tensor]) -> tuple[Step, Step]:
+        def step() -> None:
             forward().backward()
             a.grad = b.grad = tau.grad = None
 
@@ -108,7 +111,7 @@ def loss_steps(dtype):
     }
 
 
-def table_steps():
+def table_steps() -> dict[str, tuple[Step, Step]]:
     """Returns the look-up, and the look-up with its update, of each optimizer, and of PyTorch."""
     ids = torch.zeros(2, FIELDS, dtype=torch.int64)
     found = {}
@@ -122,14 +125,16 @@ def table_steps():
     return found
 
 
-def _with_update(table, ids, optimizer):
-    def look_up():
+def _with_update(
+    table: nn.Module, ids: Tensor, optimizer: torch.optim.Optimizer
+) -> tuple[Step, Step]:
+    def look_up() -> Tensor:
         looked_up = table(ids)
         return looked_up
 
     upstream = torch.ones_like(look_up())
 
-    def step():
+    def step() -> None:
         optimizer.zero_grad()
         look_up().backward(upstream)
         optimizer.step()
@@ -137,7 +142,7 @@ def _with_update(table, ids, optimizer):
     return look_up, step
 
 
-def microseconds(steps, seconds):
+def microseconds(steps: list[Step], seconds: float) -> list[dict[str, float]]:
     """Returns the least and the median CPU time of each step, measured in turns."""
     for step in steps * 10:
         step()  # compiles, and fills caches
@@ -152,7 +157,7 @@ def microseconds(steps, seconds):
     return [{"least": min(each), "median": statistics.median(each)} for each in found]
 
 
-def main():
+def main() -> None:
     arguments = options(__doc__, seconds=(2.0, "per case, forward and step each"))
     if triton.knobs.runtime.interpret:
         sys.exit("unset TRITON_INTERPRET: interpreted kernels are not launched")
@@ -162,7 +167,7 @@ def main():
     gc.disable()
     cases = []
 
-    def add(part, steps, launched):
+    def add(part: str, steps: dict[str, tuple[Step, Step]], launched: Callable[[], int]) -> None:
         times = iter(
             microseconds([each for pair in steps.values() for each in pair], arguments.seconds)
         )

@@ -27,7 +27,7 @@ HERE = Path(__file__).parents[2]
 REDUCED = ("AdaFTR, float32 before and bfloat16 now", "AdaFTR", "AdaFTR, bfloat16")
 
 
-def start(tree, folder, *sizes):
+def start(tree: Path, folder: Path, *sizes: int) -> subprocess.Popen[str]:
     """Starts the contestants of a checkout whose extension is built; the sizes are those of
     ``epochs``.
     """
@@ -43,19 +43,21 @@ def start(tree, folder, *sizes):
     return process
 
 
-def epoch(process):
+def epoch(process: subprocess.Popen[str]) -> dict[str, float]:
     """Milliseconds of a step of each contestant."""
     print(file=process.stdin, flush=True)
     return json.loads(answer(process))
 
 
-def answer(process):
+def answer(process: subprocess.Popen[str]) -> str:
     if not (line := process.stdout.readline()):
         raise SystemExit(f"{process.args}: ended early")
     return line.rstrip("\n")
 
 
-def train_in_turns(before, folder, turns, *sizes):
+def train_in_turns(
+    before: Path, folder: Path, turns: int, *sizes: int
+) -> list[dict[str, dict[str, float]]]:
     """Returns the milliseconds of a step of "before" and "now" for each turn, in two
     new processes.
     """
@@ -74,7 +76,9 @@ def train_in_turns(before, folder, turns, *sizes):
             process.kill()
 
 
-def compare(before, fields, ids, steps, starts, turns, threads):
+def compare(
+    before: Path, fields: int, ids: int, steps: int, starts: int, turns: int, threads: int
+) -> dict[str, object]:
     sizes = (threads, steps * epochs.BATCH, ids, fields)
     times = []
     for _ in range(starts):
@@ -101,7 +105,7 @@ def compare(before, fields, ids, steps, starts, turns, threads):
     }
 
 
-def main():
+def main() -> None:
     given = options(
         __doc__,
         {"dest": "before", "type": Path, "help": "a checkout of the other commit, built"},

@@ -31,7 +31,7 @@ CONTESTANTS = {
 }
 
 
-def main():
+def main() -> None:
     folder = Path(sys.argv[1])
     threads, rows, ids, fields = map(int, sys.argv[2:])
     torch.set_num_threads(threads)

@@ -18,12 +18,15 @@ those of all threads.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 import adaftr_fast.ops.mlp.op  # noqa: F401  # defines the ops
+from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.models import AdaFTR
+from adaftr_fast.models.base import MultiTaskModel
 
 PRODUCT = 2048  # rows and columns of the matrices of PyTorch's product
 LAYER = 256  # inputs and outputs of the dense layer: 256 KB of weights
@@ -57,7 +60,7 @@ class Rates:
     rows: float
 
 
-def work(model, batch, lookups, distinct):
+def work(model: MultiTaskModel, batch: int, lookups: int, distinct: int) -> Work:
     """Returns the work of a step.
 
     Args:
@@ -72,7 +75,7 @@ def work(model, batch, lookups, distinct):
     return Work(flops + 3 * 2 * contrast * d, contrast, lookups + ADAM_ROWS * distinct)
 
 
-def _products(model):
+def _products(model: MultiTaskModel) -> list[tuple[int, int]]:
     """Returns the sizes of the matrices of the dense layers, and how many products of a step each
     is in.
     """
@@ -84,14 +87,14 @@ def _products(model):
     return found
 
 
-def _contrasts(model):
+def _contrasts(model: MultiTaskModel) -> tuple[int, int]:
     """Returns the number of contrasted pairs and the width of what they contrast."""
     if not isinstance(model, AdaFTR) or not model.is_contrasting:
         return 0, 0
     return len(model.pairs), model.config.tower_hidden[model.config.contrast_layer - 1]
 
 
-def parts(work, rates, decoding):
+def parts(work: Work, rates: Rates, decoding: float) -> dict[str, float]:
     """Returns the milliseconds that each part of a step takes alone.
 
     Args:
@@ -106,7 +109,7 @@ def parts(work, rates, decoding):
     return {part: 1e3 * each for part, each in seconds.items()}
 
 
-def measured(table_rows, width):
+def measured(table_rows: int, width: int) -> Rates:
     """Measures the rates of this machine.
 
     Args:
@@ -125,7 +128,7 @@ def measured(table_rows, width):
     )
 
 
-def peak():
+def peak() -> float:
     """Returns the operations a second of the faster kind of product."""
     a, b, out = (torch.randn(PRODUCT, PRODUCT) for _ in range(3))
     x, weight, bias = torch.randn(PRODUCT, LAYER), torch.randn(LAYER, LAYER), torch.zeros(LAYER)
@@ -138,7 +141,7 @@ def peak():
     )
 
 
-def decoding(split, batch):
+def decoding(split: Split, batch: int) -> float:
     """Returns the seconds that the loader takes for a batch while nothing else runs."""
     batches = len(split) // batch
     return (
@@ -146,7 +149,7 @@ def decoding(split, batch):
     )
 
 
-def distinct_rows(split, batch):
+def distinct_rows(split: Split, batch: int) -> tuple[int, int]:
     """Returns the ids of the first batch of an epoch, and the distinct table rows among them."""
     ids = next(split.shuffled(batch, seed=0, epoch=1)).ids
     fields = torch.arange(ids.shape[1]).expand_as(ids)
@@ -155,7 +158,7 @@ def distinct_rows(split, batch):
     )
 
 
-def fastest(call):
+def fastest(call: Callable[[], object]) -> float:
     """Returns the seconds of a call: the least mean of several measurements."""
     call()
     means = []

@@ -73,7 +73,12 @@ def _kind(error):
     return error.splitlines()[-1].split(":")[0]
 
 
-def shrink(case, error, simpler, check):
+def shrink(
+    case,
+    error,
+    simpler,
+    check,
+):
     """Replaces a case that fails by a simpler one that fails alike, as long as there is one;
     returns it and its error.
 

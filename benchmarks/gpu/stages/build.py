@@ -6,16 +6,19 @@ place. Both go to ``benchmarks.gpu.WORK`` and the checkout; the interpreter's ow
 they are.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib.metadata
 import json
 import os
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.gpu import ROOT
-from benchmarks.gpu.cells import Cell
+from benchmarks.gpu.cells import Cell, Row, Setting
 from benchmarks.gpu.collect import is_needed
 from benchmarks.gpu.processes import PACKAGE, SITE, run
 
@@ -40,7 +43,7 @@ SITECUSTOMIZE = (
 )
 
 
-def cells(setting):
+def cells(setting: Setting) -> Iterator[Cell]:
     yield Cell({"step": "wheels"}, wheels, seconds=5)
     if not setting.dry:
         yield Cell({"step": "package"}, package, seconds=8)
@@ -48,7 +51,7 @@ def cells(setting):
     yield Cell({"step": "import"}, describe, seconds=8)
 
 
-def is_current(setting, row):
+def is_current(setting: Setting, row: Row) -> bool:
     """Whether this machine has what an earlier call built; it may be another machine, or the
     sources have changed.
     """
@@ -62,13 +65,13 @@ def is_current(setting, row):
     )
 
 
-def host():
+def host() -> str:
     """Returns an identification of the running machine that changes with each start of it."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return boot.read_text().strip() if boot.exists() else os.uname().nodename
 
 
-def digest():
+def digest() -> str:
     """Returns a sha256 of what the extension is built from."""
     found = hashlib.sha256(sys.version.encode())
     for name in SOURCES:
@@ -79,7 +82,7 @@ def digest():
     return found.hexdigest()
 
 
-def wheels(key, setting):
+def wheels(key: Row, setting: Setting) -> Row:
     """Installs the packages of ``setting.wheels`` that this environment lacks or has in another
     version.
     """
@@ -97,14 +100,14 @@ def wheels(key, setting):
     return {"installed": [file.name for file in files], "host": host()}
 
 
-def present(name):
+def present(name: str) -> str | None:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def package(key, setting):
+def package(key: Row, setting: Setting) -> Row:
     """Makes the package importable, with its metadata and the folder of Triton kernels, from this
     checkout.
     """
@@ -112,12 +115,12 @@ def package(key, setting):
     return {"printed": checked(command, 120, ADAFTR_FAST_BUILD="none"), "host": host()}
 
 
-def extension(key, setting):
+def extension(key: Row, setting: Setting) -> Row:
     """Compiles what changed, all extensions at the same time, for this GPU alone."""
     variables = {"ADAFTR_FAST_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": architectures()}
     variables["MAX_JOBS"] = os.environ.get("MAX_JOBS", str(os.cpu_count()))
 
-    def build(name):
+    def build(name: str) -> str:
         command = ["-c", BUILD_ONE, "build_ext", "--inplace", name]
         return checked(command, LIMIT - 10, **variables)
 
@@ -126,7 +129,7 @@ def extension(key, setting):
     return {"printed": printed, "host": host(), "architectures": variables["TORCH_CUDA_ARCH_LIST"]}
 
 
-def architectures():
+def architectures() -> str:
     """Returns the compute capabilities of the GPUs, such as "9.0"."""
     import torch
 
@@ -140,7 +143,7 @@ def architectures():
     return ";".join(f"{major}.{minor}" for major, minor in sorted(found))
 
 
-def describe(key, setting):
+def describe(key: Row, setting: Setting) -> Row:
     """Returns ``adaftr_fast.build_info()`` as a new process sees it, with "failed" where a part is
     missing.
     """
@@ -155,7 +158,7 @@ def describe(key, setting):
     return found
 
 
-def checked(arguments, seconds, **variables):
+def checked(arguments: list[str], seconds: float, **variables: str) -> str:
     """Returns the end of what Python prints.
 
     Raises:

@@ -4,9 +4,13 @@ AssertionError.
 On the CPU, where a dry run goes, streams and graphs are left out.
 """
 
-from contextlib import nullcontext
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import adaftr_fast as af
 from benchmarks.gpu.stages import contestants as forms
@@ -19,7 +23,7 @@ LOGITS = 1e4
 FIELDS = [50, 3, 2000]
 
 
-def transposed_scores(device):
+def transposed_scores(device: str) -> dict[str, Any]:
     """The column sweep forms the row sweep's scores again, transposed; where they differ, d h_cvr
     is off.
 
@@ -47,7 +51,7 @@ def transposed_scores(device):
     return found
 
 
-def graph_of_the_loss(device):
+def graph_of_the_loss(device: str) -> dict[str, Any]:
     """A graph that was captured once gives the loss of other inputs on replay, in the same bits."""
     for precision in ("bfloat16", "float32"):
         leaves = forms.problem(ROWS, WIDTH, precision, device)
@@ -62,16 +66,16 @@ def graph_of_the_loss(device):
     return {"equal": True}
 
 
-def stream(device):
+def stream(device: str) -> AbstractContextManager[object]:
     return torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else nullcontext()
 
 
-def synchronize(device):
+def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def busy(device):
+def busy(device: str) -> None:
     """Keeps the default stream occupied, so that work which wrongly waits for it, or does not wait,
     is seen.
     """
@@ -79,7 +83,7 @@ def busy(device):
         torch.cuda._sleep(50_000_000)
 
 
-def loss_on_a_stream(device):
+def loss_on_a_stream(device: str) -> dict[str, Any]:
     """The loss on a stream of its own, whose inputs are written on that stream too, equals that on
     the default one.
     """
@@ -95,7 +99,7 @@ def loss_on_a_stream(device):
     return {"equal": True}
 
 
-def train_embedding(device, optimizer):
+def train_embedding(device: str, optimizer: str) -> Tensor:
     """Returns the table after some steps of an optimizer, in rows that every batch looks up again
     and others.
     """
@@ -115,7 +119,7 @@ def train_embedding(device, optimizer):
     return table.weight.detach()
 
 
-def embedding_on_a_stream(device):
+def embedding_on_a_stream(device: str) -> dict[str, Any]:
     """Look-up, backward and update on a stream of its own give the table of the default one, for
     every optimizer.
     """
@@ -136,7 +140,7 @@ def embedding_on_a_stream(device):
     return {"difference from the CPU": found}
 
 
-def second_device(device):
+def second_device(device: str) -> dict[str, Any]:
     """The loss and the embedding on another GPU than the current one."""
     if device != "cuda" or torch.cuda.device_count() < 2:
         return {"skipped": "one device"}
@@ -151,7 +155,7 @@ def second_device(device):
     return {"equal": True}
 
 
-def temperature_on_the_cpu(device):
+def temperature_on_the_cpu(device: str) -> dict[str, Any]:
     """A 0-dim temperature on the CPU gives the result of one on the GPU. In a graph it is right, or
     it is refused.
     """

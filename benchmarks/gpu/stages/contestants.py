@@ -4,18 +4,22 @@ B rows against B columns of unit length and d elements. Every form returns the m
 a temperature per row and its gradient, those that take none have the same number for all.
 """
 
+from __future__ import annotations
+
 import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 import adaftr_fast as af
-from benchmarks.infonce.cases import chunked_linear_cross_entropy, literal
+from benchmarks.infonce.cases import Loss, chunked_linear_cross_entropy, literal
 from tests.tolerances import SLACK, error
 
 TAU = 0.07
@@ -27,13 +31,15 @@ COMPILED = "torch.compile"
 SWEEPS, BLOCKS = "ADAFTR_FAST_INFONCE_SWEEPS", "ADAFTR_FAST_INFONCE_BLOCKS"
 NAMES = ("loss", "d h_ctr", "d h_cvr", "d tau")
 CHUNK = 1 << 26  # elements of S that the float64 truth holds at a time
+Leaves = tuple[Tensor, Tensor, Tensor]
+Found = list[Tensor | None]
 
 
-def ours(a, b, tau):
+def ours(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
     return af.adaptive_infonce(a, b, tau)
 
 
-def chosen_kernels():
+def chosen_kernels() -> dict[str, str]:
     """Returns what the variables choose instead of the default kernels, which a key of
     ours names.
     """
@@ -41,12 +47,12 @@ def chosen_kernels():
     return {name: value for name, value in chosen.items() if value}
 
 
-def compiled():
+def compiled() -> Loss:
     torch._dynamo.reset()  # each shape is compiled for itself
     return torch.compile(literal, dynamic=False)
 
 
-def memeff(input_precision):
+def memeff(input_precision: str) -> Loss:
     """memeff reads the precision of its float32 products once, when it is imported, so it is
     imported anew.
 
@@ -61,14 +67,14 @@ def memeff(input_precision):
     return lambda a, b, tau: made(a, b)
 
 
-def inf_cl(a, b, tau):
+def inf_cl(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
     """Inf-CL on one GPU. It converts to float32 and multiplies in TF32."""
     from inf_cl import cal_flash_loss
 
     return cal_flash_loss(a, b, scale=1 / TAU, head_dim=a.shape[1]).mean()
 
 
-def available(precision, device):
+def available(precision: str, device: str) -> dict[str, Callable[[], Loss]]:
     """Returns the forms that this installation has at a precision, by name; each is made when it is
     called.
     """
@@ -83,7 +89,7 @@ def available(precision, device):
 
 
 @contextmanager
-def matmul_precision(precision):
+def matmul_precision(precision: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium" if precision == "tf32" else "highest")
     try:
@@ -92,7 +98,7 @@ def matmul_precision(precision):
         torch.set_float32_matmul_precision(before)
 
 
-def problem(batch, width, precision, device):
+def problem(batch: int, width: int, precision: str, device: str) -> Leaves:
     """Returns h_ctr, h_cvr [B, d] and tau [B], which require gradients."""
     g = torch.Generator().manual_seed(0)
     a, b = (
@@ -103,13 +109,13 @@ def problem(batch, width, precision, device):
     return tuple(leaf.requires_grad_() for leaf in leaves)  # type: ignore[return-value]
 
 
-def step(loss, leaves):
+def step(loss: Loss, leaves: Leaves) -> Found:
     """Returns the loss and the gradients, None for a temperature that the form does not take."""
     value = loss(*leaves)
     return [value.detach(), *torch.autograd.grad(value, leaves, allow_unused=True)]
 
 
-def truth(leaves):
+def truth(leaves: Leaves) -> list[Tensor]:
     """Returns the loss and its three gradients in float64, from ``CHUNK`` elements of S
     at a time.
     """
@@ -123,7 +129,7 @@ def truth(leaves):
     return [loss.detach(), *(leaf.grad for leaf in exact)]
 
 
-def errors(found, true):
+def errors(found: Found, true: list[Tensor]) -> dict[str, float]:
     """Returns the largest error of each result in units of its largest true value; infinity where
     not finite.
     """
@@ -136,7 +142,7 @@ def errors(found, true):
     }
 
 
-def bounds(leaves, true, precision):
+def bounds(leaves: Leaves, true: list[Tensor], precision: str) -> dict[str, float]:
     """Returns what the tolerance rule allows: PyTorch's own error at this type and a constant.
 
     Where the B x B arrays of PyTorch's form do not fit into memory, the constant alone.

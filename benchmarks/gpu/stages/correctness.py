@@ -4,17 +4,20 @@ A group runs on all cores, so that what it compiles takes seconds, and leaves it
 what is timed later.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.gpu import ROOT
-from benchmarks.gpu.cells import Cell
+from benchmarks.gpu.cells import Cell, Row, Setting
 from benchmarks.gpu.processes import run
 from benchmarks.gpu.stages import checks
 from benchmarks.gpu.stages.reports import FILE, TEXT
@@ -40,7 +43,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 SHOWN = 5  # failures of a group that are kept
 
 
-def cells(setting):
+def cells(setting: Setting) -> Iterator[Cell]:
     """Yields tables and trainer, the loss, the checks, and the tests that need no GPU."""
     if setting.dry:
         yield from _checks()
@@ -52,17 +55,17 @@ def cells(setting):
     yield Cell({"tests": "without a GPU"}, pytest, seconds=90, planned=False)
 
 
-def _checks():
+def _checks() -> Iterator[Cell]:
     for name in checks.CHECKS:
         captures = "graph" in name
         yield Cell({"check": name}, check, seconds=2, captures=captures, limit=CHECK_LIMIT)
 
 
-def check(key, setting):
+def check(key: Row, setting: Setting) -> Row:
     return checks.CHECKS[key["check"]](setting.device)
 
 
-def files_of(group):
+def files_of(group: str) -> list[str]:
     """Returns the test files of a group; "without a GPU" has those of ``FOLDERS`` that no other
     has.
     """
@@ -75,7 +78,7 @@ def files_of(group):
     return GROUPS.get(group) or [path for path in found if path not in known]
 
 
-def pytest(key, setting):
+def pytest(key: Row, setting: Setting) -> Row:
     """Runs the test files of a group on all cores, until the time of the cell is over at most.
 
     Returns:
@@ -101,7 +104,7 @@ def pytest(key, setting):
         return outcomes(reports, ended if done.returncode else "")
 
 
-def outcomes(reports, ended):
+def outcomes(reports: Path, ended: str) -> Row:
     """Returns what ``pytest`` does from the lines of ``reports``; ``ended`` says how the run
     failed, if it did.
     """

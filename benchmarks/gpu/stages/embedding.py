@@ -4,8 +4,11 @@ A step is forward, backward and update. Nothing is timed before it has trained a
 definition of the optimizer does in float64.
 """
 
+from __future__ import annotations
+
 import itertools
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -21,12 +24,13 @@ from benchmarks.embedding import (
     settle,
     stepper,
 )
-from benchmarks.gpu.cells import Cell
+from benchmarks.gpu.cells import Cell, Row, Setting
 from benchmarks.gpu.timing import figures
 
 LIMIT = 30  # seconds of a cell
 ROWS, DRY_ROWS = 100_000, 50  # of a field
-FIRST = [  # ids, B, F, E
+Shape = tuple[str, int, int, int]  # ids, B, F, E
+FIRST = [
     ("zipf", 8192, 23, 8),
     ("zipf", 65_536, 23, 8),
     ("zipf", 1024, 23, 8),
@@ -42,7 +46,7 @@ STEADY_SECONDS = 5.0  # the most that exact Adam takes before it is timed
 BAG_SHAPES = [("zipf", 1024, 50), ("zipf", 8192, 50), ("uniform", 8192, 50)]  # ids, B, ids a bag
 
 
-def cells(setting):
+def cells(setting: Setting) -> Iterator[Cell]:
     """Yields the shapes whose figures say most, then bags, then the rest of the grid."""
     first, rest = FIRST, [shape for shape in GRID if shape not in FIRST]
     if setting.dry:
@@ -57,7 +61,7 @@ def cells(setting):
         yield from of_shape(shape, setting, planned=False)
 
 
-def of_shape(shape, setting, planned):
+def of_shape(shape: Shape, setting: Setting, planned: bool) -> Iterator[Cell]:
     for case in CASES:
         for name in contestants(optimizer_of(case), setting.device):
             key = {"case": case} | dict(zip(("ids", "batch", "fields", "width"), shape))
@@ -65,11 +69,11 @@ def of_shape(shape, setting, planned):
             yield Cell(key | {"contestant": name}, measure, seconds, planned)
 
 
-def optimizer_of(case):
+def optimizer_of(case: str) -> str:
     return "SGD" if case == "forward" else case
 
 
-def measure(key, setting):
+def measure(key: Row, setting: Setting) -> Row:
     """Returns how far the contestant is from the definition and, if it is right, its times."""
     case, optimizer = key["case"], optimizer_of(key["case"])
     make = contestants(optimizer, setting.device)[key["contestant"]]
@@ -93,7 +97,7 @@ def measure(key, setting):
     return found | figures(step, setting.device)
 
 
-def bags(key, setting):
+def bags(key: Row, setting: Setting) -> Row:
     """Times forward and backward of one multi-valued field, mean over a bag, to a gradient of the
     table.
     """

@@ -4,10 +4,14 @@ may not survive.
 On the CPU, where a dry run goes, nothing is captured.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 import torch
 
 from adaftr_fast.training.device import CudaCaptures
-from benchmarks.gpu.cells import Cell
+from benchmarks.gpu.cells import Cell, Row, Setting
 from benchmarks.gpu.stages import contestants as forms
 from benchmarks.gpu.timing import WARMUP
 from tests.tolerances import assert_same_bits
@@ -17,17 +21,17 @@ ROWS, WIDTH = 1000, 128
 CAPTURES = 3
 
 
-def cells(setting):
+def cells(setting: Setting) -> Iterator[Cell]:
     """Yields the lives of a graph; what may spoil the process comes last."""
     for name in LIVES:
         yield Cell({"life": name}, lived, seconds=5, captures=True)
 
 
-def lived(key, setting):
+def lived(key: Row, setting: Setting) -> Row:
     return {"skipped": "a dry run"} if setting.dry else LIVES[key["life"]]()
 
 
-def captured_again(keep=False):
+def captured_again(keep: bool = False) -> Row:
     """Captures, replays on other inputs and discards, three times; ``keep``: a gradient of each
     graph stays alive.
     """
@@ -48,7 +52,7 @@ def captured_again(keep=False):
     return {"captures": CAPTURES, "reserved, MiB": torch.cuda.memory_reserved() >> 20}
 
 
-def refused():
+def refused() -> Row:
     """A capture that reads the device is refused; afterwards memory is given back, reused and
     captured in as before.
     """

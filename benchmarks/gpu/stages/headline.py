@@ -5,16 +5,19 @@ No time counts whose gradients are not right: all results are compared with floa
 the other choices with those of the default.
 """
 
+from __future__ import annotations
+
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 from unittest import mock
 
 import torch
+from torch import Tensor
 
 import adaftr_fast as af
-from benchmarks.gpu.cells import Cell
+from benchmarks.gpu.cells import Cell, Row, Setting
 from benchmarks.gpu.stages import contestants as forms
 from benchmarks.gpu.stages.loss import judge
 from benchmarks.gpu.timing import figures
@@ -25,17 +28,17 @@ ROWS, PRECISION = 65_536, "bfloat16"
 DRY_ROWS, DRY_WIDTH, DRY_PRECISION = 64, 16, "float32"
 
 
-def at_once(a, b, tau):
+def at_once(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
     """Both directions, by five products."""
     return af.adaptive_infonce(a, b, forms.TAU, symmetric=True)
 
 
-def two_calls(a, b, tau):
+def two_calls(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
     """Both directions, by eight products."""
     return (af.adaptive_infonce(a, b, forms.TAU) + af.adaptive_infonce(b, a, forms.TAU)) / 2
 
 
-def five_products(a, b, tau):
+def five_products(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
     """The default beyond d = 256 where logits are not bounded, and of positives by index."""
     return af.adaptive_infonce(a, b, tau, positive_index=torch.arange(len(a), device=a.device))
 
@@ -53,8 +56,8 @@ class Choice(NamedTuple):
 
     modelled: tuple[float, ...]
     variables: dict[str, str]
-    loss: Callable = forms.ours
-    default: Callable = forms.ours
+    loss: forms.Loss = forms.ours
+    default: forms.Loss = forms.ours
     width: int = 128
 
 
@@ -69,12 +72,12 @@ CHOICES = {
 }
 
 
-def cells(setting):
+def cells(setting: Setting) -> Iterator[Cell]:
     for name in CHOICES:
         yield Cell({"kernels": name}, measure, seconds=6)
 
 
-def measure(key, setting):
+def measure(key: Row, setting: Setting) -> Row:
     """Returns errors, the largest difference from the default's results and, where all is right,
     times.
     """
@@ -113,13 +116,13 @@ def measure(key, setting):
         )
 
 
-def averaged(one, other):
+def averaged(one: list[Tensor], other: list[Tensor]) -> list[Tensor]:
     """Returns loss, d h_ctr and d h_cvr of both directions, of the results of each."""
     return [(one[0] + other[0]) / 2, (one[1] + other[2]) / 2, (one[2] + other[1]) / 2]
 
 
 @contextmanager
-def selected(variables):
+def selected(variables: dict[str, str]) -> Iterator[None]:
     """Sets the variables that choose kernels, and no others of them."""
     with mock.patch.dict(os.environ, variables):
         for name in {forms.SWEEPS, forms.BLOCKS} - set(variables):

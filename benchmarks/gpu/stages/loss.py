@@ -4,11 +4,15 @@
 does. Every result is compared with float64 before it is timed.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import torch
 
-from benchmarks.gpu.cells import Cell
+from benchmarks.gpu.cells import Cell, Row, Setting
 from benchmarks.gpu.stages import contestants as forms
 from benchmarks.gpu.timing import figures, graphed, samples
 
@@ -29,7 +33,7 @@ AGAIN = "ours, again"
 OURS = "ours"
 
 
-def cells(setting):
+def cells(setting: Setting) -> Iterator[Cell]:
     """Yields the products alone, then the first shapes, then these compiled, then all others."""
     first, rest = ([("float32", 64, 16)], []) if setting.dry else (FIRST, remaining())
     for precision in dict.fromkeys(shape[0] for shape in [*first, *rest]):
@@ -45,27 +49,27 @@ def cells(setting):
         yield from of_shape(shape, setting, planned=False)
 
 
-def remaining():
+def remaining() -> list[tuple[str, int, int]]:
     every = [(p, batch, width) for p in PRECISIONS for width in WIDTHS for batch in BATCHES]
     return sorted(
         (shape for shape in every if shape not in FIRST), key=lambda shape: shape[1] ** 2 * shape[2]
     )
 
 
-def of_shape(shape, setting, planned):
+def of_shape(shape: tuple[str, int, int], setting: Setting, planned: bool) -> Iterator[Cell]:
     names = [name for name in forms.available(shape[0], setting.device) if name != forms.COMPILED]
     for name in names:
         for mode in ("call", "graph") if shape[1] <= GRAPHED else ("call",):
             yield cell(shape, name, mode, 1.2, planned)
 
 
-def cell(shape, name, mode, seconds, planned):
+def cell(shape: tuple[str, int, int], name: str, mode: str, seconds: float, planned: bool) -> Cell:
     key = dict(zip(("precision", "batch", "width"), shape)) | {"contestant": name, "mode": mode}
     key |= forms.chosen_kernels() if name in (OURS, AGAIN) else {}
     return Cell(key, measure, seconds, planned, captures=mode == "graph")
 
 
-def matmul(key, setting):
+def matmul(key: Row, setting: Setting) -> Row:
     """Measures a square product: what the card gives, as opposed to what is printed on its box."""
     size, precision = 64 if setting.dry else 8192, key["precision"]
     x = torch.randn(size, size, device=setting.device).to(forms.DTYPES[precision])
@@ -76,14 +80,16 @@ def matmul(key, setting):
 
 
 @lru_cache(maxsize=1)  # the contestants of a shape come one after another
-def reference(precision, batch, width, device):
+def reference(
+    precision: str, batch: int, width: int, device: str
+) -> tuple[forms.Leaves, list[Any], dict[str, float]]:
     """Returns the inputs, the float64 results and the errors that the tolerance rule allows."""
     leaves = forms.problem(batch, width, precision, device)
     true = forms.truth(leaves)
     return leaves, true, forms.bounds(leaves, true, precision)
 
 
-def measure(key, setting):
+def measure(key: Row, setting: Setting) -> Row:
     """Returns errors and, where the result is right, times of one forward and backward."""
     precision = key["precision"]
     batch = key["batch"]
@@ -94,7 +100,7 @@ def measure(key, setting):
         name = OURS if key["contestant"] == AGAIN else key["contestant"]
         loss = forms.available(precision, device)[name]()
 
-        def run():
+        def run() -> forms.Found:
             return forms.step(loss, leaves)
 
         if key["mode"] == "graph":
@@ -110,7 +116,7 @@ def measure(key, setting):
     return found | {"tflops": 4 * 2 * batch * batch * width / found["seconds"] / 1e12}
 
 
-def judge(errors, allowed, ours):
+def judge(errors: dict[str, float], allowed: dict[str, float], ours: bool) -> dict[str, Any]:
     """Returns the errors; with "wrong" where ours breaks the tolerance rule, or another's error is
     no rounding.
     """

@@ -5,19 +5,23 @@ A training step is the difference of two runs that differ in their number of ste
 start-up nor evaluation counts.
 """
 
+from __future__ import annotations
+
 import gzip
 import shutil
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 import adaftr_fast as af
 from adaftr_fast.data.synthetic.log import LogConfig
-from benchmarks.gpu.cells import Cell
+from benchmarks.gpu.cells import Cell, Row, Setting
 from benchmarks.gpu.processes import run
 from benchmarks.gpu.stages import contestants as forms
 from benchmarks.gpu.stages.training import GRAPHS, RATES, data, options, prepared, run_folder
@@ -42,7 +46,7 @@ ONE_LOSS = (
 )
 
 
-def cells(setting):
+def cells(setting: Setting) -> Iterator[Cell]:
     for shape in [DRY_SHAPE] if setting.dry else SHAPES:
         key = dict(zip(("precision", "batch", "width"), shape))
         yield Cell({"what": "loss"} | key, loss, seconds=3)
@@ -58,7 +62,7 @@ def cells(setting):
 class Recording:
     """What the profiler saw: microseconds of each kernel, and numbers of kernels and of calls."""
 
-    def __init__(self, work, setting):
+    def __init__(self, work: Callable[[], Any], setting: Setting) -> None:
         activities = [ProfilerActivity.CPU] + (
             [ProfilerActivity.CUDA] if setting.device == "cuda" else []
         )
@@ -77,7 +81,7 @@ class Recording:
             elif event.name.startswith("aten::"):
                 self.counts["ATen ops"] += 1
 
-    def kernels(self, less=None, steps=1):
+    def kernels(self, less: Recording | None = None, steps: int = 1) -> list[Row]:
         """Returns the microseconds a step of each kernel, beyond those of ``less``, in descending
         order.
         """
@@ -89,7 +93,7 @@ class Recording:
             if us > 0
         ]
 
-    def write(self, path):
+    def write(self, path: Path) -> None:
         """Writes the trace, compressed, for Perfetto or chrome://tracing."""
         with tempfile.TemporaryDirectory() as folder:
             plain, draft = Path(folder) / "trace.json", path.with_suffix(".tmp")
@@ -99,7 +103,7 @@ class Recording:
             draft.replace(path)
 
 
-def loss(key, setting):
+def loss(key: Row, setting: Setting) -> Row:
     """Profiles one forward and backward, after two that compile and warm up."""
     leaves = forms.problem(key["batch"], key["width"], key["precision"], setting.device)
     for _ in range(2):
@@ -110,7 +114,7 @@ def loss(key, setting):
     return {"kernels": seen.kernels(), "calls": dict(seen.counts)}
 
 
-def training_step(key, setting):
+def training_step(key: Row, setting: Setting) -> Row:
     """Profiles an epoch of AdaFTR with some steps and one with twice as many, and returns the
     difference by step.
     """
@@ -137,7 +141,7 @@ def training_step(key, setting):
     return {"kernels": many.kernels(few, more), "calls": counts, "steps": list(numbers)}
 
 
-def nsight_compute(key, setting):
+def nsight_compute(key: Row, setting: Setting) -> Row:
     """Returns what Nsight Compute says of the loss's kernels, or why it says nothing."""
     if setting.dry or shutil.which("ncu") is None:
         return {"skipped": "a dry run" if setting.dry else "no ncu on PATH"}

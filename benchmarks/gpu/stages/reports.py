@@ -6,6 +6,8 @@ those before.
 broke it. Another takes its place, and the tests to come do not fail too.
 """
 
+from __future__ import annotations
+
 import json
 import os
 
@@ -23,12 +25,12 @@ if IS_WORKER:
     die_with_parent()
 
 
-def pytest_runtest_logstart(nodeid):
+def pytest_runtest_logstart(nodeid: str) -> None:
     _write({"begun": nodeid})
 
 
 @pytest.hookimpl(trylast=True)  # a worker has sent the report by then
-def pytest_runtest_logreport(report):
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or not report.passed:
         is_skip = report.skipped and isinstance(report.longrepr, tuple)
         text = report.longrepr[2] if is_skip else report.longreprtext[-TEXT:]
@@ -37,13 +39,13 @@ def pytest_runtest_logreport(report):
         os._exit(1)
 
 
-def _write(line):
+def _write(line: dict[str, str]) -> None:
     if not IS_WORKER:
         with open(os.environ[FILE], "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
-def _is_broken():
+def _is_broken() -> bool:
     if not torch.cuda.is_initialized():
         return False
     try:

@@ -7,11 +7,14 @@ blocks, and goes through the row and column sweeps of small and of large calls, 
 the bounded rows (d = 512), both directions at once and the sigmoid loss.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -19,7 +22,7 @@ import torch
 from torch.nn.functional import normalize
 
 import adaftr_fast as af
-from benchmarks.gpu.cells import Cell
+from benchmarks.gpu.cells import Cell, Row, Setting
 from benchmarks.gpu.processes import run
 
 LIMIT = 70  # seconds of a cell
@@ -32,12 +35,12 @@ TYPES = ("bfloat16", "float16", "float32")
 OPTIMIZERS = ("SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam", "AdamW")
 
 
-def cells(setting):
+def cells(setting: Setting) -> Iterator[Cell]:
     for tool in TOOLS:
         yield Cell({"tool": tool}, check, seconds=40)
 
 
-def check(key, setting):
+def check(key: Row, setting: Setting) -> Row:
     """Returns the number of findings of each program; "failed" names the programs that have some,
     or did not end.
     """
@@ -54,12 +57,12 @@ def check(key, setting):
     return {"programs": every}
 
 
-def sanitizer():
+def sanitizer() -> str | None:
     """Returns the path of compute-sanitizer, or None."""
     return shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
 
 
-def findings(tool, seconds, program):
+def findings(tool: list[str], seconds: float, program: str) -> int | str:
     """Returns the number of findings in a program, or the end of what was printed where there are
     some or no number.
     """
@@ -74,12 +77,12 @@ def findings(tool, seconds, program):
     return 0 if clean else done.stdout[-TAIL:]
 
 
-def loss(dtype, width, device="cuda"):
+def loss(dtype: str, width: int, device: str = "cuda") -> None:
     a, b = (normalize(torch.randn(ROWS, width, device=device)) for _ in range(2))
     a, b = (x.to(getattr(torch, dtype)).requires_grad_() for x in (a, b))
     tau = torch.full((ROWS,), 0.3, device=device, requires_grad=True)
 
-    def sweep():
+    def sweep() -> None:
         af.adaptive_infonce(a, b, tau).backward()
         af.adaptive_infonce(a, b, tau, return_stats=True)[0].backward()
         af.adaptive_infonce(a, b, 0.3, symmetric=True).backward()
@@ -94,7 +97,7 @@ def loss(dtype, width, device="cuda"):
         torch.cuda.synchronize()
 
 
-def tables(optimizer, device="cuda"):
+def tables(optimizer: str, device: str = "cuda") -> None:
     sizes = [50, 1, 20]
     ids = torch.cat([torch.randint(0, size, (ROWS, 1), device=device) for size in sizes], 1)
     lengths = torch.randint(0, 4, (ROWS * len(sizes),), device=device)
@@ -114,7 +117,7 @@ def tables(optimizer, device="cuda"):
         torch.cuda.synchronize()
 
 
-def gluon(width, device="cuda"):
+def gluon(width: int, device: str = "cuda") -> None:
     os.environ["ADAFTR_FAST_INFONCE_SWEEPS"] = "gluon"
     loss("bfloat16", width, device)
 

@@ -2,6 +2,8 @@
 second.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import os
@@ -10,12 +12,14 @@ import signal
 import statistics
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import adaftr_fast as af
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log
 from benchmarks.gpu import WORK
-from benchmarks.gpu.cells import Cell
+from benchmarks.gpu.cells import Cell, Row, Setting
 
 LIMIT = 60  # seconds of a cell
 SECONDS = 15.0  # of training in a cell
@@ -26,7 +30,7 @@ GRAPHS = ("auto", "off")  # values of training.graph
 RATES = {"click": 0.4, "conversion": 0.2}  # so that a short log has both classes in each split
 
 
-def cells(setting):
+def cells(setting: Setting) -> Iterator[Cell]:
     """Yields the log, then both models at each precision and batch size, with and without a
     captured step.
     """
@@ -43,26 +47,26 @@ def cells(setting):
                     yield Cell(key, train, SECONDS + 3, planned)
 
 
-def is_current(setting, row):
+def is_current(setting: Setting, row: Row) -> bool:
     """Whether the log is on this machine; an earlier call may have written it on another."""
     return row["cell"].get("step") != "data" or prepared(log_config(setting)).exists()
 
 
-def log_config(setting):
+def log_config(setting: Setting) -> LogConfig:
     return LogConfig(rows=DRY_ROWS, rates=RATES) if setting.dry else LogConfig(rows=ROWS)
 
 
-def prepared(config):
+def prepared(config: LogConfig) -> Path:
     """Returns the folder of a prepared log, one for each configuration."""
     digest = hashlib.sha256(repr(config).encode()).hexdigest()[:12]
     return WORK / f"logs/{digest}/prepared"
 
 
-def write_data(key, setting):
+def write_data(key: Row, setting: Setting) -> Row:
     return data(log_config(setting))
 
 
-def data(config):
+def data(config: LogConfig) -> Row:
     """Writes and prepares a log, where an earlier call has not."""
     folder = prepared(config).with_name("log")
     write_log(config, folder)
@@ -75,7 +79,7 @@ def data(config):
     }
 
 
-def options(key, setting):
+def options(key: Row, setting: Setting) -> Row:
     """Returns the training options of a cell."""
     chosen = {name: key[name] for name in ("precision", "graph")}
     quiet = {"progress": False, "checkpoint_seconds": 1e6}
@@ -83,7 +87,7 @@ def options(key, setting):
 
 
 @contextlib.contextmanager
-def run_folder():
+def run_folder() -> Iterator[Path]:
     """Gives a folder for a run, which is removed afterwards."""
     folder = WORK / f"runs/{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -93,7 +97,7 @@ def run_folder():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def train(key, setting):
+def train(key: Row, setting: Setting) -> Row:
     """Trains for some seconds and returns the median rate of the epochs after the first."""
     config = log_config(setting)
     data(config)
@@ -121,7 +125,7 @@ def train(key, setting):
 
 
 @contextlib.contextmanager
-def interrupted_after(seconds, run):
+def interrupted_after(seconds: float, run: Path) -> Iterator[None]:
     """Sends this process a SIGINT after some seconds and epochs, at which the run ends after its
     step and saves itself.
 
@@ -129,7 +133,7 @@ def interrupted_after(seconds, run):
     """
     end, ended = time.monotonic() + seconds, threading.Event()
 
-    def interrupt():
+    def interrupt() -> None:
         while not ended.wait(0.1):
             if time.monotonic() >= end and epochs_of(run) >= LEAST_EPOCHS:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -144,6 +148,6 @@ def interrupted_after(seconds, run):
         thread.join()
 
 
-def epochs_of(run):
+def epochs_of(run: Path) -> int:
     metrics = run / "metrics.jsonl"
     return metrics.read_bytes().count(b"\n") if metrics.exists() else 0

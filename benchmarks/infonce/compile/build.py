@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -35,6 +36,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from benchmarks.infonce.compile import pipeline, sass
+from benchmarks.infonce.compile.cases import Case
 from benchmarks.infonce.compile.occupancy import SCHEDULERS, programs_per_multiprocessor
 from benchmarks.infonce.compile.record import faults
 
@@ -70,7 +72,7 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 LOCATION = re.compile(r"^#loc.*\n| loc\((?:[^()]|\([^()]*\))*\)", re.MULTILINE)
 
 
-def compiler():
+def compiler() -> dict[str, str]:
     """Names what the figures depend on besides the code: the versions of Triton and of NVIDIA's
     assembler.
     """
@@ -78,7 +80,7 @@ def compiler():
     return {"triton": triton.__version__, "ptxas": re.search(r"\bV([\d.]+)", printed)[1]}
 
 
-def build(case, recorded=None):
+def build(case: Case, recorded: dict[str, Any] | None = None) -> dict[str, Any]:
     """Returns the figures of a case, as the README describes them, and what is wrong with them
     ("faults").
 
@@ -124,7 +126,7 @@ def build(case, recorded=None):
     return result | took | {"faults": _faults(case, result)}
 
 
-def _faults(case, result):
+def _faults(case: Case, result: dict[str, Any]) -> list[str]:
     found = faults(result)
     if result["programs"] < case.config.programs:
         found.append(
@@ -134,11 +136,11 @@ def _faults(case, result):
     return found + (pipeline.faults(result) if _specialises(case) else [])
 
 
-def _specialises(case):
+def _specialises(case: Case) -> bool:
     return case.kernel.startswith("gluon")
 
 
-def _digest(case):
+def _digest(case: Case) -> str:
     """Returns a digest of what the compiler starts from: Triton's first intermediate code, without
     lines of the source.
 
@@ -157,7 +159,7 @@ def _digest(case):
     return hashlib.sha256(f"{target} {options} {code}".encode()).hexdigest()[:16]
 
 
-def _source(case):
+def _source(case: Case) -> tuple[ASTSource, GPUTarget, dict[str, int]]:
     """Returns what triton.compile takes. Pointers and strides are divisible by 16 as in
     launch.py.
     """
@@ -189,7 +191,7 @@ def _source(case):
     return source, GPUTarget("cuda", case.arch, 32), options
 
 
-def _descriptor(case, argument):
+def _descriptor(case: Case, argument: str) -> str:
     """Returns the type of a TMA descriptor, as the launcher names it."""
     owned = "anchors" if case.kernel == "gluon_row_sweep" else "candidates"
     rows = OWNED.value if argument == owned else 2 * OWNED.value
@@ -199,7 +201,7 @@ def _descriptor(case, argument):
     return f"tensordesc<{POINTEE[dtype]}[{rows},{width}],{block_layout(rows, width, dtype)!r}>"
 
 
-def describe(case):
+def describe(case: Case) -> dict[str, Any]:
     """Returns what tells the kernel from all others, and its blocks."""
     return {
         "kernel": case.kernel,
@@ -212,7 +214,7 @@ def describe(case):
     }
 
 
-def _work(case, listing):
+def _work(case: Case, listing: sass.Listing) -> dict[str, Any]:
     """Returns the figures of a tile, and its products as a multiple of those that it needs.
 
     The combine kernel has no tile: its figure is the length of the program.
@@ -229,12 +231,12 @@ def _work(case, listing):
     return found | {"products": round(executed / needed, 2)}
 
 
-def _has_second_product(case):
+def _has_second_product(case: Case) -> bool:
     flags = (case.constants.get(name, True) for name in ("NEED_D_ANCHORS", "NEED_GRADIENT"))
     return case.kernel not in ("symmetric_sums", "unbounded_row_sweep") and all(flags)
 
 
-def _run(tool, *arguments):
+def _run(tool: str, *arguments: str) -> str:
     return subprocess.run(
         [TOOLS / tool, *arguments], capture_output=True, text=True, check=True
     ).stdout

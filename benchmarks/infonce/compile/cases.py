@@ -2,6 +2,7 @@
 (kernels/infonce/config.py).
 """
 
+from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -88,13 +89,13 @@ class Place(NamedTuple):
     width: int
     arch: int
 
-    def case(self, kernel, variant, config, constants):
+    def case(self, kernel: str, variant: str, config: Config, constants: dict[str, Any]) -> Case:
         kind, dtype, width = self.tiling.kind, self.dtype, self.width
         meta = {"META": meta_of(dtype, kind, width, width, config)}
         return Case(kernel, variant, kind, dtype, width, self.arch, config, meta | constants)
 
 
-def cases(archs, quick):
+def cases(archs: list[int], quick: bool) -> Iterator[Case]:
     """Yields the variants of every row of the table; ``quick``: training at the greatest width."""
     for arch in archs:
         for tiling in TILINGS:
@@ -112,11 +113,11 @@ def cases(archs, quick):
             yield from _of_gluon(arch, quick)
 
 
-def _of_tiling(tiling, arch, quick):
+def _of_tiling(tiling, arch: int, quick: bool) -> Iterator[Case]:
     dtype = DTYPES[tiling.kind]
     widest = int(min(tiling.max_width, UNBOUNDED[tiling.kind]))
 
-    def places(*wanted):
+    def places(*wanted: tuple[torch.dtype, int]) -> list[Place]:
         """Those that no other tiling serves on this GPU."""
         found = [
             Place(choose_tiling(tiling.kind, width, arch), dtype, width, arch)
@@ -145,7 +146,7 @@ def _of_tiling(tiling, arch, quick):
             yield from _of_sigmoid(place, *SIGMOID_VARIANTS)
 
 
-def _of_gluon(arch, quick):
+def _of_gluon(arch: int, quick: bool) -> Iterator[Case]:
     for config in GLUON_SWEEPS:
         for dtype in HALF_DTYPES[:1] if quick else HALF_DTYPES:
             width, stages = config.block_d, {"STAGES": config.num_stages}
@@ -158,7 +159,7 @@ def _of_gluon(arch, quick):
             yield Case("gluon_column_sweep", "train", *about, values)
 
 
-def _of_infonce(place, *names):
+def _of_infonce(place: Place, *names: str) -> Iterator[Case]:
     for name in names:
         variant = VARIANTS[name]
         yield _row(place, name)
@@ -175,7 +176,7 @@ def _of_infonce(place, *names):
             yield _column(place, name)
 
 
-def _of_small(place):
+def _of_small(place: Place) -> Iterator[Case]:
     """Yields the sweeps of small calls that are not those of large ones."""
     for name in SMALL_VARIANTS:
         for make in (_column, _row) if name in COLUMN_VARIANTS else (_row,):
@@ -184,7 +185,7 @@ def _of_small(place):
                 yield case._replace(variant=f"{name}, small")
 
 
-def _row(place, name, small=False):
+def _row(place: Place, name: str, small: bool = False) -> Case:
     variant = VARIANTS[name]
     config = _row_config(place.tiling, variant)
     dtype = torch.float32 if place.tiling.kind == "bf16x3" else place.dtype
@@ -196,7 +197,7 @@ def _row(place, name, small=False):
     return place.case("row_sweep", name, config, variant | own)
 
 
-def _column(place, name, small=False):
+def _column(place: Place, name: str, small: bool = False) -> Case:
     config, masks = place.tiling.column_sweep, COLUMN_VARIANTS[name]
     own = {
         "FOLDED": not _is_explicit(masks) and folds_scale(place.dtype, config),
@@ -207,7 +208,7 @@ def _column(place, name, small=False):
     return place.case("column_sweep", name, config, masks | own)
 
 
-def _of_alternatives(arch):
+def _of_alternatives(arch: int) -> Iterator[Case]:
     """Yields the training sweeps in the blocks that an environment variable selects."""
     for each in ALTERNATIVES:
         if each.min_capability == arch:
@@ -218,7 +219,7 @@ def _of_alternatives(arch):
                 yield make(place, "train")._replace(variant=f"train, {each.kind}")
 
 
-def _of_sigmoid(place, *names):
+def _of_sigmoid(place: Place, *names: str) -> Iterator[Case]:
     if place.tiling.kind == "bf16x3":  # sigmoid.py takes TF32 instead
         return
     sides = {
@@ -230,7 +231,7 @@ def _of_sigmoid(place, *names):
         yield place.case(kernel, name, config, SIGMOID_VARIANTS[name] | own)
 
 
-def _of_symmetric(tiling, arch, quick):
+def _of_symmetric(tiling, arch: int, quick: bool) -> Iterator[Case]:
     """Yields the sweeps of the symmetric loss in half types, at the greatest width of a tiling."""
     width = int(min(tiling.max_width, UNBOUNDED[tiling.kind]))
     if arch < tiling.min_capability:
@@ -248,7 +249,7 @@ def _of_symmetric(tiling, arch, quick):
             yield Place(fitted, dtype, width, arch).case(f"symmetric_{sweep}", name, config, own)
 
 
-def _of_symmetric_entries(arch):
+def _of_symmetric_entries(arch: int) -> Iterator[Case]:
     """Yields the kernels of the symmetric loss that are no sweeps, in Triton's default warps and
     stages.
     """
@@ -260,7 +261,7 @@ def _of_symmetric_entries(arch):
     yield Case("symmetric_combine", *about, Config(COMBINE_BLOCK, 0, 0, 0, 4, 3), own)
 
 
-def _of_blocks(arch):
+def _of_blocks(arch: int) -> Iterator[Case]:
     """Yields the kernel of blocks of rows, which has no loop over tiles, with all outputs."""
     needs = dict.fromkeys(("NEED_D_ANCHORS", "NEED_D_CANDIDATES", "NEED_D_TAU", "NEED_STATS"), True)
     for kind in ("half", "tf32", "ieee", "float64"):
@@ -269,19 +270,19 @@ def _of_blocks(arch):
         yield Case("blocks", kind, "", dtype, 256, arch, config, values)
 
 
-def _row_config(tiling, variant):
+def _row_config(tiling, variant: dict[str, bool]) -> Config:
     """As launch.py chooses it."""
     if variant["NEED_SUM_PZ"]:
         return tiling.row_sweep_pz
     return tiling.row_sweep_explicit if _is_explicit(variant) else tiling.row_sweep
 
 
-def _is_explicit(variant):
+def _is_explicit(variant: dict[str, bool]) -> bool:
     """As Flags.masks of launch.py."""
     return variant["HAS_POSITIVE"] or variant["HAS_GROUP"] or variant["IGNORES"]
 
 
-def _combine(dtype, arch, variant):
+def _combine(dtype: torch.dtype, arch: int, variant: str) -> Case:
     """``train``: row r's positive is column r; ``everything``: explicit positives."""
     names = ("HAS_POSITIVE", "NEED_D_ANCHORS", "NEED_D_CANDIDATES", "NEED_D_TAU", "NEED_STATS")
     block_d = COMBINE_BLOCK_D[dtype]

@@ -22,7 +22,7 @@ class Shared(NamedTuple):
 SHARED = {80: Shared(164 * 1024, 163 * 1024), 90: Shared(228 * 1024, 227 * 1024)}
 
 
-def programs_per_multiprocessor(arch, warps, registers, shared):
+def programs_per_multiprocessor(arch: int, warps: int, registers: int, shared: int) -> int:
     """Returns how many programs fit at once; 0 if not even one does.
 
     Args:
@@ -39,5 +39,5 @@ def programs_per_multiprocessor(arch, warps, registers, shared):
     return min(by_registers, by_shared, WARPS // warps, PROGRAMS)
 
 
-def _rounded_up(value, unit):
+def _rounded_up(value: int, unit: int) -> int:
     return -(-value // unit) * unit

@@ -9,6 +9,7 @@ most of any tile loop.
 
 import re
 from collections import Counter
+from typing import Any
 
 from benchmarks.infonce.compile import sass
 
@@ -22,7 +23,7 @@ EXPONENTIALS = 16  # by a multiprocessor in a cycle
 MOST = 1250 / 1024  # cycles for a cycle of the busiest unit
 
 
-def figures(listing):
+def figures(listing: sass.Listing) -> dict[str, Any]:
     """Returns the figures of ``sass.figures``, with the copies of the loop that copies, and
 
     wide barriers: barriers in a tile loop that wait for more than a warpgroup.
@@ -46,7 +47,7 @@ def figures(listing):
     return found
 
 
-def _of_a_tile(listing, loop):
+def _of_a_tile(listing: sass.Listing, loop: range) -> dict[str, Any]:
     opcodes, operands = (
         each[loop.start : loop.stop] for each in (listing.opcodes, listing.operands)
     )
@@ -64,7 +65,7 @@ def _of_a_tile(listing, loop):
     return found
 
 
-def _unguarded(opcodes, operands):
+def _unguarded(opcodes: list[str], operands: list[str]) -> int:
     """Counts the arrivals of a loop that no barrier of the warpgroup parts from the last wait at an
     mbarrier.
 
@@ -84,7 +85,7 @@ def _unguarded(opcodes, operands):
     return found
 
 
-def cycles(found, warps, schedulers):
+def cycles(found: dict[str, Any], warps: int, schedulers: int) -> dict[str, int]:
     """Models the cycles of a tile of all consumers: those of the busiest unit, and the instructions
     that are exposed.
 
@@ -104,7 +105,7 @@ def cycles(found, warps, schedulers):
     return {"busiest": busiest, "cycles": busiest + found["exposed"] * warps // schedulers}
 
 
-def faults(result):
+def faults(result: dict[str, Any]) -> list[str]:
     """Returns what is wrong with the pipeline; the exponentials of the variant "train" run during a
     product.
     """
@@ -132,7 +133,7 @@ def faults(result):
     return found
 
 
-def _innermost(listing, *patterns):
+def _innermost(listing: sass.Listing, *patterns: re.Pattern[str]) -> list[range]:
     """Returns the loops in which each pattern matches an instruction, and which share none with a
     shorter such loop.
 

@@ -3,6 +3,9 @@ become worse since.
 """
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from benchmarks import RESULTS
 from benchmarks.infonce.compile.occupancy import SHARED
@@ -12,16 +15,22 @@ KEY = ("kernel", "variant", "kind", "dtype", "width", "arch")
 NOT_RECORDED = ("stack", "local", "seconds", "faults")  # a record has no faults, and its stack is 0
 MATRIX = {80: "HMMA.16816", 90: "HGMMA.64x"}  # what products of half types and bf16x3 must use
 GROWTH = 1.02  # the most by which the instructions of a tile may grow
+Result = dict[str, Any]
 
 
-def path_of(triton, folder=RESULTS):
+def path_of(triton: str, folder: Path = RESULTS) -> Path:
     """Returns the results file of a version of Triton; the releases of one minor
     version share it.
     """
     return folder / f"compile-triton{'.'.join(triton.split('.')[:2])}.json"
 
 
-def write(compiler, results, left=(), folder=RESULTS):
+def write(
+    compiler: dict[str, str],
+    results: list[Result],
+    left: Sequence[Result] = (),
+    folder: Path = RESULTS,
+) -> Path:
     """Writes compiler, date, commit and, one a line and in order, the figures of each kernel;
     returns the path.
 
@@ -44,7 +53,7 @@ def write(compiler, results, left=(), folder=RESULTS):
     return path
 
 
-def read(compiler, folder=RESULTS):
+def read(compiler: dict[str, str], folder: Path = RESULTS) -> list[Result] | None:
     """Returns the recorded figures, or None if there are none of this very version of Triton and
     its assembler.
     """
@@ -55,7 +64,7 @@ def read(compiler, folder=RESULTS):
     return record["cases"] if record["compiler"] == compiler else None
 
 
-def name(result):
+def name(result: Result) -> str:
     """Names a kernel: row_sweep train, half bfloat16, d=128, sm_90."""
     kind = f"{result['kind']} {result['dtype']}".strip()
     return (
@@ -63,7 +72,7 @@ def name(result):
     )
 
 
-def faults(result):
+def faults(result: dict[str, Any]) -> list[str]:
     """Returns what is wrong with a compiled kernel; empty if nothing."""
     found = []
     if result["stack"] or result["local"]:
@@ -84,7 +93,7 @@ def faults(result):
     return found
 
 
-def worse(results, recorded, complete):
+def worse(results: list[Result], recorded: list[Result], complete: bool) -> list[str]:
     """Returns a line for each kernel and figure that is worse than recorded, and for each kernel
     without counterpart.
 
@@ -109,12 +118,12 @@ def worse(results, recorded, complete):
     return lines
 
 
-def key_of(result):
+def key_of(result: Result) -> tuple[Any, ...]:
     """Returns what tells a kernel from all others."""
     return tuple(result[part] for part in KEY)
 
 
-def _worse(now, before):
+def _worse(now: Result, before: Result) -> list[str]:
     if "instructions" not in now:
         return []  # its machine code could not be read, which is one of its faults
     lines = []
@@ -133,5 +142,5 @@ def _worse(now, before):
     return lines
 
 
-def _listed(result):
+def _listed(result: Result) -> str:
     return ", ".join(sorted(result.get("matrix", {}))) or "none"

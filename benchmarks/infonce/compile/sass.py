@@ -8,7 +8,7 @@ loop of its own over slices of the width, that loop counts as often as it runs.
 
 import re
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LABEL = re.compile(r"^(\.L_\w+):")
 INSTRUCTION = re.compile(
@@ -38,7 +38,7 @@ class Listing(NamedTuple):
     operands: list[str]
 
 
-def parse(text):
+def parse(text: str) -> Listing:
     """Reads a listing.
 
     Raises:
@@ -62,7 +62,7 @@ def parse(text):
     return Listing(opcodes, [range(start, end) for start, end in ends.items()], operands)
 
 
-def figures(listing, slices):
+def figures(listing: Listing, slices: int) -> dict[str, Any]:
     """Returns what one turn of the tile loop executes in each warp.
 
     Args:
@@ -87,10 +87,10 @@ def figures(listing, slices):
     return tally(executed, matrix)
 
 
-def tally(executed, matrix=MATRIX):
+def tally(executed: Counter[str], matrix: re.Pattern[str] = MATRIX) -> dict[str, Any]:
     """Returns the figures of instructions by how often each is executed, as ``figures`` does."""
 
-    def count(pattern):
+    def count(pattern: str | re.Pattern[str]) -> int:
         return sum(times for opcode, times in executed.items() if re.match(pattern, opcode))
 
     products = Counter()
@@ -108,17 +108,17 @@ def tally(executed, matrix=MATRIX):
     }
 
 
-def local_accesses(listing):
+def local_accesses(listing: Listing) -> int:
     """Counts the loads and stores of local memory, which is where spilled registers go."""
     return sum(bool(LOCAL.match(opcode)) for opcode in listing.opcodes)
 
 
-def multiply_adds(matrix):
+def multiply_adds(matrix: dict[str, int]) -> int:
     """Returns the multiply-adds that the matrix instructions of ``figures`` execute in one warp."""
     return sum(times * _multiply_adds_of(name) for name, times in matrix.items())
 
 
-def _multiply_adds_of(name):
+def _multiply_adds_of(name: str) -> int:
     kind, _, shape = name.partition(".")
     if kind == "FFMA":
         return 32
@@ -128,12 +128,12 @@ def _multiply_adds_of(name):
     return m * n * k // (4 if kind.endswith("GMMA") else 1)
 
 
-def _shape(opcode):
+def _shape(opcode: str) -> str:
     """HGMMA.64x64x16.F32.BF16 without what follows; FFMA without rounding modes."""
     return "FFMA" if FMA.match(opcode) else opcode
 
 
-def _tile_loop(listing, matrix):
+def _tile_loop(listing: Listing, matrix: re.Pattern[str]) -> range:
     products = [loop for loop in listing.loops if _holds(listing, loop, matrix)]
     found = [loop for loop in _outermost(products) if _holds(listing, loop, EXPONENTIAL)]
     if not found:
@@ -143,11 +143,11 @@ def _tile_loop(listing, matrix):
     return min(found, key=len)
 
 
-def _holds(listing, loop, pattern):
+def _holds(listing: Listing, loop: range, pattern: re.Pattern[str]) -> bool:
     return any(map(pattern.match, listing.opcodes[loop.start : loop.stop]))
 
 
-def _within(listing, loop):
+def _within(listing: Listing, loop: range) -> list[range]:
     return [
         each
         for each in listing.loops
@@ -155,8 +155,8 @@ def _within(listing, loop):
     ]
 
 
-def _outermost(loops):
-    def contains(outer, inner):
+def _outermost(loops: list[range]) -> list[range]:
+    def contains(outer: range, inner: range) -> bool:
         return outer != inner and outer.start <= inner.start and inner.stop <= outer.stop
 
     return [loop for loop in loops if not any(contains(other, loop) for other in loops)]
