@@ -144,8 +144,9 @@ class AdaFTR(MultiTaskModel):
             ]
             losses["relatedness"] = self.config.alpha * _total(each)
         if self.is_contrasting:
+            h = self._contrasted(seen)
             related = self._relatedness_for_tau(seen, logits)
-            contrast = _total(self._contrast_losses(seen, related, batch, process_group))
+            contrast = _total(self._contrast_losses(h, related, batch, process_group))
             losses["contrast"] = self.beta.to(contrast.dtype) * contrast
         return losses
 
@@ -194,18 +195,23 @@ class AdaFTR(MultiTaskModel):
             logits = self._relatedness_logits(seen, detach=updates == "omega")
         return [logit.sigmoid() for logit in logits]
 
+    def _contrasted(self, seen: Representations) -> list[Tensor]:
+        """Returns h of every task [B, h], detached from the parameters that L_cl does not
+        update.
+        """
+        hidden = seen.hidden
+        if self.config.contrast_updates == "towers":
+            hidden = self.backbone.read_towers([v.detach() for v in seen.inputs])[0]
+        return [layers[self.config.contrast_layer - 1] for layers in hidden]
+
     def _contrast_losses(
         self,
-        seen: Representations,
+        h: list[Tensor],
         related: list[Tensor | None],
         batch: Batch,
         process_group: ProcessGroup | None,
     ) -> list[Tensor]:
         """Computes L_cl (Eq. 13), or the loss that replaces it, per pair."""
-        hidden = seen.hidden
-        if self.config.contrast_updates == "towers":  # detached from what L_cl does not update
-            hidden = self.backbone.read_towers([v.detach() for v in seen.inputs])[0]
-        h = [layers[self.config.contrast_layer - 1] for layers in hidden]
         if self.config.contrast != "infonce":
             align = ALIGNMENTS[self.config.contrast]
             return [
