@@ -7,6 +7,7 @@ of a sparse one.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -146,12 +147,14 @@ class GradientBalance(Balance, ABC):
 
         A parameter is shared if two or more tasks have a gradient for it that is not zero. Kernels
         that compute several towers at once return zeros for the towers that a task does not have.
+        Of parameters that only one task has, such as the tables of single towers, no matrix of all
+        gradients is formed.
         """
         tasks = len(losses)
         found = {}
         inner = [torch.zeros(tasks, tasks, dtype=torch.float64, device=losses.device)]
         for n, grads in enumerate(zip(*gradients)):
-            if any(grad is not None for grad in grads):
+            if sum(grad is not None for grad in grads[:tasks]) > 1:
                 matrix, like = _matrix(grads)
                 found[n] = (matrix, like)
                 inner.append((matrix[:tasks] @ matrix[:tasks].T).double())
@@ -159,9 +162,18 @@ class GradientBalance(Balance, ABC):
         shared = (products.diagonal(dim1=1, dim2=2) > 0).sum(1) > 1  # [P + 1]
         of_shared, of_own = self.factors((products * shared[:, None, None]).sum(0), losses, step)
         chosen = torch.where(shared[1:, None], of_shared, of_own)  # [P, T]
-        chosen = F.pad(chosen, (0, len(gradients) - tasks), value=1.0)
+        others = (0, len(gradients) - tasks)
+        chosen = F.pad(chosen, others, value=1.0)
         for factor, (n, (matrix, like)) in zip(chosen.unbind(), found.items()):
             parameters[n].grad = _like(like, factor.to(matrix) @ matrix)
+        of_own = F.pad(of_own, others, value=1.0)
+        for n, grads in enumerate(zip(*gradients)):
+            if n in found:
+                continue
+            terms = [g * f.to(g.dtype) for f, g in zip(of_own.unbind(), grads) if g is not None]
+            if terms:
+                parameters[n].grad = functools.reduce(_added, terms)
+                coalesce_gradient(parameters[n])
 
 
 NAME = "balance"  # of the child of the model
@@ -339,6 +351,15 @@ def _matrix(grads: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
     absent = torch.zeros_like(_values_of(like))
     values = [absent if grad is None else _values_of(grad) for grad in grads]
     return torch.stack([each.flatten() for each in values]), like
+
+
+def _added(mine: Tensor, other: Tensor) -> Tensor:
+    """Returns the sum of two gradients, which may take the place of the first one."""
+    if mine.is_sparse and other.is_sparse and torch.equal(mine._indices(), other._indices()):
+        mine._values().add_(other._values())
+        return mine
+    # torch adds sparse to dense, not the reverse
+    return other + mine if mine.is_sparse else mine + other
 
 
 def _values_of(grad: Tensor) -> Tensor:
