@@ -140,9 +140,9 @@ def warm_start(
 
 
 def _take(weight: Tensor, old: Tensor, rows: Tensor) -> None:
-    """Copies rows of ``old`` to those of ``weight`` that have one."""
+    """Copies rows of ``old`` to those of ``weight`` that have one, in the type of ``weight``."""
     known = (rows != FRESH).nonzero().flatten()
-    weight[known.to(weight.device)] = old[rows[known]].to(weight.device)
+    weight[known.to(weight.device)] = old[rows[known]].to(weight)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -375,7 +376,7 @@ def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Call
 
     Returns:
         The weights, which are read on access, and a function that builds the model. Its tables have
-        no memory.
+        no memory, unless it is a model of one's own in one process.
 
     Raises:
         CheckpointError: as ``Run.load``, or a rank does not see the run.
@@ -396,7 +397,9 @@ def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Call
         found = earlier(run, name)
         found.about = about
         elements = sum(math.prod(saved.shape(each)) for each in saved)
-        with tables_elsewhere():
+        # the constructor of a model of one's own may read its tables
+        reads_tables = found.config.model.is_own and ranks.is_alone
+        with nullcontext() if reads_tables else tables_elsewhere():
             model = _built(found, elements)
         elsewhere = {key for key, value in weights_of(model).items() if value.is_meta}
         weights = {

@@ -63,6 +63,17 @@ class Plain(MultiTaskModel):
         return dict(zip(self.task_names, each.mean(0).unbind(), strict=True))
 
 
+class Doubled(Plain):
+    """Reads its table, of another type, when it is made."""
+
+    def make_tables(self, num_embeddings, width, names):
+        self.embedding = FusedEmbedding(num_embeddings, width, dtype=torch.float64)
+        self.largest = self.embedding.weight.detach().abs().max().item()
+
+    def forward(self, ids, offsets=None):
+        return self.out(self.embedding(ids, offsets).float())
+
+
 class Logits(nn.Module):
     """The same as ``Plain``, as a module without a loss."""
 

@@ -16,7 +16,19 @@ from adaftr_fast.models.build import find_class
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.runs.run import build
 from tests.cli.conftest import fails
-from tests.runs.own import AnyKeywords, Half, Keywords, Logits, Net, Output, Plain, Shuffled, Wrong
+from tests.runs import own
+from tests.runs.own import (
+    AnyKeywords,
+    Doubled,
+    Half,
+    Keywords,
+    Logits,
+    Net,
+    Output,
+    Plain,
+    Shuffled,
+    Wrong,
+)
 
 from .conftest import write_day
 
@@ -115,6 +127,24 @@ def test_a_warm_start_may_import_the_class_of_the_new_run_alone(prepared, tmp_pa
     assert "10 of 10 dense weights copied" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=r"its model is the class tests\.runs\.own:Net"):
         af.train(data.folder, tmp_path / "mmoe", training=training, warm_start=tmp_path / "run")
+
+
+def test_a_warm_start_builds_a_class_as_it_is_and_changes_types(prepared, tmp_path, monkeypatch):
+    """The class changes between the runs: its table gets another type, and then is read."""
+    data = prepared(1)
+    model = {"name": "tests.runs.own:Shop", "embedding_dim": 4}
+    training = {"batch_size": 64, "max_epochs": 1, "progress": False}
+    found = []
+    for number, kind in enumerate((Plain, Doubled, Doubled)):
+        monkeypatch.setattr(own, "Shop", kind, raising=False)
+        # no step: the rows are those that were copied
+        more = {"warm_start": tmp_path / str(number - 1), "optimizer": {"lr": 1e-30}}
+        options = {"model": model, "training": training} | (more if number else {})
+        run = af.train(data.folder, tmp_path / str(number), **options)
+        found.append(run.model.embedding.weight.detach())
+    assert found[1].dtype == torch.float64
+    assert torch.equal(found[1].float(), found[0])
+    assert torch.equal(found[2], found[1])
 
 
 def test_the_commands_import_from_the_current_directory(prepared, folder, capsys):
