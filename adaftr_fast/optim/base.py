@@ -153,7 +153,7 @@ def fit_state(optimizer: torch.optim.Optimizer) -> None:
             state = optimizer.state.get(parameter, {})
             for name, value in state.items():
                 if name == "step":
-                    state[name] = value.float()
+                    state[name] = torch.as_tensor(value, dtype=torch.float32)  # or a number
                 elif isinstance(value, Tensor):
                     state[name] = torch.empty_like(parameter).copy_(value)
 

@@ -317,3 +317,26 @@ def test_clipping_can_refuse_a_norm_that_is_not_finite():
     with pytest.raises(RuntimeError, match="non-finite"):
         optim.clip_grad_norm_(net, 1.0, error_if_nonfinite=True)
     assert torch.equal(net[3].weight.grad, before)
+
+
+def test_the_number_of_steps_may_be_a_number():
+    """States that went through JSON, and those of old versions of torch, have one."""
+    nets = [new_net(), new_net()]
+    nets[1].load_state_dict(nets[0].state_dict())
+    own, loaded = (optim.LazyAdam(net.parameters(), lr=0.1) for net in nets)
+
+    def step(net, optimizer):
+        net(torch.tensor([[1, 2, 3], [4, 0, 3]])).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step(nets[0], own)
+    nets[1].load_state_dict(nets[0].state_dict())
+    saved = copy.deepcopy(own.state_dict())
+    for state in saved["state"].values():
+        state["step"] = int(state["step"])
+    loaded.load_state_dict(saved)
+    for net, optimizer in zip(nets, (own, loaded), strict=True):
+        step(net, optimizer)
+    for mine, theirs in zip(*(net.parameters() for net in nets), strict=True):
+        assert_same_bits(mine, theirs)
