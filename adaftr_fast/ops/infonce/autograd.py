@@ -111,6 +111,7 @@ class DifferentiableOp:
             kernel.
         needs_sm_80: whether plain PyTorch takes the place of Triton on GPUs below compute
             capability 8.0.
+        pairs: whether there are as many candidates as anchors.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class DifferentiableOp:
         triton: Callable[..., Any] | None = None,
         cpu: Callable[..., Any] | None = None,
         needs_sm_80: bool = False,
+        pairs: bool = False,
     ) -> None:
         _OPS[name] = self
         self.name = name
@@ -158,7 +160,14 @@ class DifferentiableOp:
 
         def by_triton(*arguments: Any, **options: Any) -> Any:
             # len() takes four times as long
-            empty = arguments[0].shape[0] == 0 or arguments[1].shape[0] == 0
+            a, b = arguments[0].shape, arguments[1].shape
+            if a[1] != b[1] or (pairs and a != b) or arguments[0].dtype != arguments[1].dtype:
+                raise ValueError(
+                    f"{name}: expected anchors [B, d] and candidates [{'B' if pairs else 'N'}, d] "
+                    f"of one type, got {arguments[0].dtype} {list(a)} and {arguments[1].dtype} "
+                    f"{list(b)}"
+                )
+            empty = a[0] == 0 or b[0] == 0
             return (self.reference if empty else triton)(*arguments, **options)
 
         def on_cuda(*arguments: Any, **options: Any) -> Any:

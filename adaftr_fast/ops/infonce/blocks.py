@@ -113,4 +113,5 @@ BLOCKS = DifferentiableOp(
     checked=_checked,
     triton=_triton,
     needs_sm_80=True,
+    pairs=True,
 )

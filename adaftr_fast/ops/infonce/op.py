@@ -236,4 +236,5 @@ SYMMETRIC = DifferentiableOp(
     rows=_rows_of_both,
     checked=_checked_both,
     triton=_both_by_triton,
+    pairs=True,
 )

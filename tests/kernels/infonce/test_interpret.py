@@ -148,6 +148,20 @@ def test_at_most_one_row_and_candidate():
         assert_as_the_reference(loss, sizes, dtype, "triton")
 
 
+def test_operands_that_do_not_match_are_refused_before_a_kernel_reads_them():
+    a, b, ones = torch.ones(8, 16), torch.ones(5, 16), torch.ones(8)
+    needs = [True, True, True, False]
+    calls = {
+        "infonce_blocks": (a, b, ones, ones, *needs, 4),
+        "infonce_symmetric": (a, b, ones, ones, None, None, ones, *[True] * 4),
+        "infonce": (a, b.double(), ones, None, None, None, ones, *needs),
+    }
+    for name, arguments in calls.items():
+        op = getattr(torch.ops.adaftr_fast, f"{name}_triton")
+        with pytest.raises(ValueError, match=rf"{name}: expected anchors .* \[8, 16\] and .* \[5"):
+            op(*arguments)
+
+
 def test_without_the_interpreter_cpu_tensors_are_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(
