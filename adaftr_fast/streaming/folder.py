@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from adaftr_fast._files import is_unicode
 from adaftr_fast.errors import DataError, first_line
 from adaftr_fast.stores import as_path
-from adaftr_fast.streaming.source import Chunk, Position
+from adaftr_fast.streaming.source import Chunk, Position, check_number
 
 PARQUET = (".parquet", ".pq")
 UNFINISHED = (".tmp", ".part")
@@ -42,10 +42,12 @@ class FolderSource:
             watches.
 
     Raises:
+        ConfigError: ``settle`` is negative or not finite.
         DataError: ``folder`` is not a folder, or its name is not UTF-8.
     """
 
     def __init__(self, folder: Path, settle: float = 2.0) -> None:
+        check_number("settle", settle)
         if not folder.is_dir():
             raise DataError(f"{folder}: expected a folder to watch")
         as_path(folder)  # raises DataError if its name is not UTF-8

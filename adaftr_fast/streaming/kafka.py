@@ -24,7 +24,7 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.runs.daily import part_schema
 from adaftr_fast.streaming.messages import RowReader
-from adaftr_fast.streaming.source import Chunk, Position
+from adaftr_fast.streaming.source import Chunk, Position, check_number
 
 CONNECT_SECONDS = 30.0
 # of a call of the client, and of a call of next() while messages come
@@ -58,7 +58,8 @@ class KafkaSource:
         settings: further settings of the client, such as those of SSL.
 
     Raises:
-        ConfigError: ``rows`` is less than 1, or ``settings`` has one that this class sets.
+        ConfigError: ``rows`` is less than 1, ``seconds`` is negative or not finite, or ``settings``
+            has one that this class sets.
         DataError: the servers do not answer within half a minute, there is no such topic, a setting
             is wrong, or the schema reads several files.
     """
@@ -82,6 +83,7 @@ class KafkaSource:
             # rows that the broker has removed must not be left out in silence
             "auto.offset.reset": "error",
         }
+        check_number("seconds", seconds)
         if rows < 1:
             raise ConfigError(f"rows: expected at least 1 row in a chunk, got {rows}")
         if taken := own.keys() & (settings or {}).keys():

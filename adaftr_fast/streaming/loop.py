@@ -23,12 +23,12 @@ from adaftr_fast.config import RunConfig
 from adaftr_fast.data.raw.bad_rows import check_share
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.distributed.ranks import ALONE, Ranks
-from adaftr_fast.errors import ConfigError, DataError, TrainingError
+from adaftr_fast.errors import DataError, TrainingError
 from adaftr_fast.runs import daily
 from adaftr_fast.runs.daily import part_schema, train_part, writing_parts
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.serving.export import export_run
-from adaftr_fast.streaming.source import Chunk, Position, Source
+from adaftr_fast.streaming.source import Chunk, Position, Source, check_number
 from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
 from adaftr_fast.training.sharding import check_replicated
 from adaftr_fast.training.trackers import KNOWN, Trackers
@@ -125,7 +125,7 @@ class StreamOptions:
             on.
 
     Raises:
-        ConfigError: a number is too small.
+        ConfigError: a number is too small or not finite.
         DataError: ``bad_rows`` is no share.
     """
 
@@ -138,8 +138,7 @@ class StreamOptions:
 
     def __post_init__(self) -> None:
         for name, least in (("poll", 0), ("idle", 0), ("keep", 1), ("export_minutes", 0)):
-            if not (value := getattr(self, name)) >= least:
-                raise ConfigError(f"{name}: expected a number of at least {least}, got {value}")
+            check_number(name, getattr(self, name), least)
         check_share(self.bad_rows)
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from adaftr_fast._files import AnyPath
+from adaftr_fast.errors import ConfigError
 from adaftr_fast.runs.output import Output
 
 Position = dict[str, Any]
 """A plain value from which a source goes on after a chunk."""
+
+
+def check_number(name: str, value: float, least: float = 0) -> None:
+    """Raises ConfigError if an option of a stream is NaN, infinite or less than ``least``."""
+    if not least <= value < math.inf:
+        raise ConfigError(f"{name}: expected a finite number of at least {least}, got {value}")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,11 @@ from tests.streaming.test_kills import SCHEMA
         ("--folder HERE/none", "none: expected a folder to watch"),
         (
             "--folder HERE --keep 0",
-            "adaftr-fast stream: keep: expected a number of at least 1, got 0",
+            "adaftr-fast stream: keep: expected a finite number of at least 1, got 0",
+        ),
+        (
+            "--folder HERE --settle nan",
+            "adaftr-fast stream: settle: expected a finite number of at least 0, got nan",
         ),
         ("--folder HERE --dataset census", "expected a schema of one file"),
     ],

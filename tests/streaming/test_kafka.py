@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import signal
 import sys
 import time
@@ -81,6 +82,8 @@ def rows(chunk):
 def test_wrong_arguments(source):
     with pytest.raises(ConfigError, match="rows: expected at least 1 row in a chunk, got 0"):
         source(rows=0)
+    with pytest.raises(ConfigError, match="seconds: expected a finite number of at least 0"):
+        source(seconds=math.nan)
     with pytest.raises(
         ConfigError, match=r"settings: expected none of .*, got auto\.offset\.reset"
     ):

@@ -2,6 +2,7 @@
 needs.
 """
 
+import math
 import shutil
 import signal
 from types import SimpleNamespace
@@ -12,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.errors import DataError
+from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.output import Output
 from adaftr_fast.serving.scorer import load_scorer, read_about
 from adaftr_fast.stores import as_path
 from adaftr_fast.streaming import loop
+from adaftr_fast.streaming.folder import FolderSource
 from adaftr_fast.streaming.loop import RECORDS, Journal
 from adaftr_fast.streaming.source import Chunk
 from adaftr_fast.training.trained import Run
@@ -182,6 +184,15 @@ def test_rows_that_cannot_be_read_are_left_out_up_to_a_share(chunks, tmp_path):
     assert (record["rows"], record["bad_rows"]) == (800, 1)
     with pytest.raises(DataError, match=r"bad_rows: expected a share in \[0, 1\), got 1"):
         loop.StreamOptions(bad_rows=1)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1])
+def test_numbers_of_a_stream_are_finite_and_not_negative(tmp_path, value):
+    for name in ("poll", "idle", "export_minutes", "keep"):
+        with pytest.raises(ConfigError, match=f"{name}: expected a finite number of at least"):
+            loop.StreamOptions(**{name: value})
+    with pytest.raises(ConfigError, match="settle: expected a finite number of at least 0"):
+        FolderSource(tmp_path, settle=value)
 
 
 def test_a_chunk_in_which_every_value_of_a_column_is_missing(chunks, tmp_path):
