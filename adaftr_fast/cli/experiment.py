@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from adaftr_fast._json import dumps
 from adaftr_fast.cli.options import Command, OnEngine, Place, options
@@ -36,6 +36,10 @@ class Experiment(OnEngine, Command):
 
     sections = ("model", "optimizer", "training")
     positional = ("name",)
+    texts: ClassVar = {
+        "engine": "What trains the runs: local, processes of this machine, or ray, a Ray cluster "
+        "that sees --out"
+    }
     name: Name
     """The experiment: table4, table5, table6, recommended, fig3, fig4, temperature, complexity or
     abtest; the options below apply to all rows, except those that it varies.

@@ -124,12 +124,14 @@ class Command:
         sections: the sections of ``RunConfig`` whose fields are options ``--section.name``, too.
         positional: the fields that are given without their names.
         example: lines at the end of the help.
+        texts: the help texts of inherited options that mean something else here.
         config: the options of ``sections``; a subclass may have other defaults.
     """
 
     sections: ClassVar[Sequence[str]] = ()
     positional: ClassVar[Sequence[str]] = ()
     example: ClassVar[str] = ""
+    texts: ClassVar[Mapping[str, str]] = {}
     config: RunConfig = dataclasses.field(default_factory=RunConfig)
 
     def __call__(self) -> None:
@@ -267,6 +269,7 @@ class Parser(ArgumentParser):
         for name, text in _texts(kind).items():
             key = prefix + name
             group = groups[0 if command.sections and key in FIRST else 1]
+            text = command.texts.get(key, text)
             self._add_option(
                 group, key, hints[name], text, defaults[name], key in command.positional
             )
@@ -359,7 +362,15 @@ def _shown(hint: Any) -> str:
 
 def description(kind: type) -> str:
     """Returns the docstring of a class in one line."""
-    return " ".join((kind.__doc__ or "").split())
+    # python -OO removes docstrings, and a dataclass then has its signature
+    text = ast.get_docstring(_source(kind)) if sys.flags.optimize > 1 else kind.__doc__
+    return " ".join((text or "").split())
+
+
+def _source(kind: type) -> ast.ClassDef:
+    (tree,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(tree, ast.ClassDef)
+    return tree
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -369,11 +380,9 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 def _texts(kind: type) -> dict[str, str]:
     """Returns the docstrings of a class's own attributes by name, in order."""
-    (tree,) = ast.parse(inspect.getsource(kind)).body
-    assert isinstance(tree, ast.ClassDef)
     return {
         ast.unparse(field.target): ast.literal_eval(text.value)
-        for field, text in pairwise(tree.body)
+        for field, text in pairwise(_source(kind).body)
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
     }
 
@@ -411,8 +420,8 @@ class WarmStart:
     """The run to start from."""
 
     warm_start: Place | None = None
-    """A run whose weights to copy, for the first day or chunk of a log: embedding rows by field and
-    value, dense layers by name and shape.
+    """A run whose weights to copy: embedding rows by field and value, dense layers by name and
+    shape.
     """
     warm_start_task: str | None = None
     """The task of a single_dnn in --warm_start whose tables become the shared ones (default: the
@@ -443,7 +452,9 @@ class OnEngine:
     """Where the work is done."""
 
     engine: Literal["local", "ray"] = "local"
-    """Local, this machine, or ray, a Ray cluster whose machines see the inputs and --out."""
+    """What runs the steps: local, this process, or ray, a Ray cluster that sees the inputs and
+    --out.
+    """
     address: str | None = None
     """With --engine ray: HOST:PORT of the cluster (default: auto, the one of this machine)."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from adaftr_fast.cli.options import Command, OnEngine, Place, WarmStart, options
 from adaftr_fast.config import RunConfig, TrainingConfig
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from adaftr_fast.data.schema.types import Schema
     from adaftr_fast.distributed.ranks import Ranks
     from adaftr_fast.streaming.source import Source
+
+COPIED = (
+    "a run whose weights to copy: embedding rows by field and value, dense layers by name and shape"
+)
 
 
 @options
@@ -51,6 +55,10 @@ class Tune(OnEngine, Command):
     """Search for the options with the best validation AUC."""
 
     sections = ("data", "model", "optimizer", "training")
+    texts: ClassVar = {
+        "engine": "What trains the trials: local, this process, or ray, a Ray cluster that sees "
+        "--out"
+    }
     out: Place
     """The folder, for study.db, best.toml, report.md and a run per trial; the same command
     continues the search.
@@ -185,6 +193,11 @@ class Daily(LogParts, WarmStart, OnEngine, Command):
     """Train day by day, and evaluate each day before training on it."""
 
     sections = ("model", "optimizer", "training")
+    texts: ClassVar = {
+        "warm_start": f"For the first day, {COPIED}",
+        "engine": "What prepares a day: local, this process, or ray, a Ray cluster that sees "
+        "--files and --out",
+    }
     files: list[Place]
     """One file per day in order, including the finished days."""
     out: Place
@@ -261,6 +274,7 @@ class Stream(LogParts, Kafka, WarmStart, Command):
     """Train on files as they arrive, evaluate each before training on it, and export."""
 
     sections = ("model", "optimizer", "training")
+    texts: ClassVar = {"warm_start": f"For the first chunk, {COPIED}"}
     config: RunConfig = field(
         default_factory=lambda: RunConfig(training=TrainingConfig(max_epochs=1))
     )

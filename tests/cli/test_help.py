@@ -1,6 +1,8 @@
 """What ``--help`` prints."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -72,6 +74,36 @@ def test_the_help_of_prepare_has_groups_and_an_example(shown):
         "example:",
     ]
     assert "\n  adaftr-fast train --data data/mine --out runs/mine\n" in shown("prepare")
+
+
+@pytest.mark.parametrize(
+    ("command", "texts"),
+    [
+        ("prepare", ["What runs the steps: local, this process, or ray, a Ray cluster that"]),
+        ("train", ["PATH A run whose weights to copy"]),
+        ("tune", ["What trains the trials: local, this process, or ray, a Ray cluster"]),
+        (
+            "daily",
+            [
+                "What prepares a day: local, this process, or ray, a Ray cluster",
+                "PATH For the first day, a run whose weights to copy",
+            ],
+        ),
+        ("stream", ["PATH For the first chunk, a run whose weights to copy"]),
+        ("experiment", ["What trains the runs: local, processes of this machine, or ray"]),
+    ],
+)
+def test_an_option_that_several_commands_have_says_what_it_does(shown, command, texts):
+    flat = " ".join(shown(command).split())
+    for text in texts:
+        assert text in flat
+
+
+def test_descriptions_do_not_need_docstrings(shown):
+    for command in ([], ["train"]):
+        text = shown(*command)  # sets the width
+        words = [sys.executable, "-OO", "-m", "adaftr_fast.cli", *command, "--help"]
+        assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == text
 
 
 @pytest.mark.parametrize("command", ["train", "stream"])
