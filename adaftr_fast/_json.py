@@ -15,6 +15,15 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+EXPECTED: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list such as '[8, 4]' or '[\"a\", \"b\"]'",
+    dict: "a JSON object such as '{\"a\": 1}'",
+}
+"""The names of types in errors."""
 LONG_KEY = re.compile(r"""(?<!["'\w-])(?:["'\w-]++\.){200}""")
 
 
@@ -85,7 +94,7 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         raise ValueError(
             f"{where or 'the file'}: expected one of {', '.join(map(str, arguments))}, got "
-            f"{value!r}"
+            f"{shown(value)}"
         )
     if kind is float and value is None:
         return math.nan
@@ -94,16 +103,18 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
             return float(value)
     if type(value) is kind:
         return value
-    raise ValueError(f"{where or 'the file'}: expected {_name(kind)}, got {value!r}")
+    expected = EXPECTED.get(origin or kind, kind)
+    raise ValueError(f"{where or 'the file'}: expected {expected}, got {shown(value)}")
 
 
-def _name(kind: Any) -> str:
-    return str(kind).replace("typing.", "") if get_origin(kind) else str(kind.__name__)
+def shown(value: Any) -> str:
+    """Returns a value as errors show it: text in quotes, so that "1" is not taken for 1."""
+    return repr(value) if isinstance(value, str) else str(value)
 
 
 def _dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise ValueError(f"{where or 'the file'}: expected an object, got {value!r}")
+        raise ValueError(f"{where or 'the file'}: expected an object, got {shown(value)}")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in value:
         if key not in fields:

@@ -104,7 +104,7 @@ def parse(words: list[str]) -> tuple[str, bool, dict[str, Any]]:
         lines.append(f"  {name:<12}{description(command).rstrip('.')}")
         # most of the time to start is that of options
         of_words = command if name in words else None
-        parsers[name] = commands.add_parser(name, command=of_words, words=words)
+        parsers[name] = commands.add_parser(name, command=of_words)
     parser.description = "\n".join(lines)
     parser.help_group("options").add_argument(
         "--debug", action="store_true", help="Show a traceback for every error"

@@ -40,7 +40,7 @@ from typing import (
     get_type_hints,
 )
 
-from adaftr_fast._json import dumps, from_json, loads, loads_toml
+from adaftr_fast._json import EXPECTED, dumps, from_json, loads, loads_toml, shown
 from adaftr_fast.config import ModelConfig, RunConfig, WarmStartConfig
 from adaftr_fast.config.model import PRESETS, preset
 from adaftr_fast.config.run import expanded
@@ -74,6 +74,8 @@ SPELLED = {
     "model_class": ("--model.class",),
 }
 """How options are typed, where it is not by their name alone."""
+MAY_BE_EMPTY = ("funnel",)
+"""Options of words that mean something without a word."""
 T = TypeVar("T")
 FILE = "A TOML file; options after it override its values"
 GRACE_SECONDS = 60.0  # in which an interrupted run saves a snapshot
@@ -87,21 +89,19 @@ class Kind(NamedTuple):
 
     Attributes:
         shown: what stands for it in the help.
-        expected: its name in errors.
         read: converts its text. Raises ValueError if the text is not one.
     """
 
     shown: str
-    expected: str
     read: Callable[[str], Any]
 
 
 KINDS: dict[Any, Kind] = {
-    int: Kind("N", "an integer", int),
-    float: Kind("X", "a number", float),
-    bool: Kind("{true,false}", "true or false", lambda text: loads(text.lower())),
-    list: Kind("[ITEM,...]", "a list such as '[8, 4]' or '[\"a\", \"b\"]'", loads),
-    dict: Kind("JSON", "a JSON object such as '{\"a\": 1}'", loads),
+    int: Kind("N", int),
+    float: Kind("X", float),
+    bool: Kind("{true,false}", lambda text: loads(text.lower())),
+    list: Kind("[ITEM,...]", loads),
+    dict: Kind("JSON", loads),
 }
 
 
@@ -148,7 +148,7 @@ class Command:
         """Returns the command with these options, by name.
 
         Raises:
-            ConfigError: an option is unknown, is missing, or has a wrong value.
+            ConfigError: an option has a wrong value.
         """
         own: dict[str, Any] = {}
         sections: dict[str, dict[str, Any]] = {}
@@ -174,7 +174,6 @@ class Parser(ArgumentParser):
     Args:
         prog: the words that call the command.
         command: the command. None adds no options.
-        words: the arguments. A file of options among them may have what is required.
         options: those of ``ArgumentParser`` that ``add_subparsers`` hands on.
     """
 
@@ -182,7 +181,6 @@ class Parser(ArgumentParser):
         self,
         prog: str,
         command: type[Command] | None = None,
-        words: Sequence[str] = (),
         **options: Any,
     ) -> None:
         self.width = min(max(shutil.get_terminal_size().columns, 2 * COLUMN), WIDTH) - 2
@@ -195,8 +193,8 @@ class Parser(ArgumentParser):
             ),
             **options,
         )
-        self.words = words
         self.names: list[str] = []
+        self.own: dict[str, Action] = {}  # the options that are of no section
         self.required: list[str] = []
         if command is not None:
             self._add_command(command)
@@ -283,25 +281,31 @@ class Parser(ArgumentParser):
         options: dict[str, Any] = {"dest": name}
         if default is MISSING and not is_positional:
             text += " (required)"
-            options["required"] = not any(word.startswith("--config") for word in self.words)
+            options["required"] = True
         elif default not in (MISSING, None, "", [], {}) and "(default" not in text:
             text += f" (default: {default if isinstance(default, str) else dumps(default)})"
         is_list = get_origin(kind) is list and "." not in name  # words after the option
-        shown = name.upper() if is_positional else _shown(get_args(kind)[0] if is_list else kind)
+        metavar = name.upper() if is_positional else _shown(get_args(kind)[0] if is_list else kind)
         if is_list:
-            options["nargs"] = "+" if default is MISSING else "*"
+            options["nargs"] = "*" if name in MAY_BE_EMPTY else "+"
         else:
             options["type"] = partial(value_of, hint)
         if kind is bool:  # an option alone is true
             options |= {"nargs": "?", "const": True}
-        group.add_argument(*names, metavar=shown, help=text.replace("%", "%%"), **options)
+        action = group.add_argument(
+            *names, metavar=metavar, help=text.replace("%", "%%"), **options
+        )
         self.names += names
+        if "." not in name:
+            self.own[name] = action
         if default is MISSING:
-            self.required.append(" ".join([*names, shown]))
+            self.required.append(" ".join([*names, metavar]))
 
 
 class _File(Action):
-    """Sets the options that a file has; ``const`` are the sections among them."""
+    """Sets the options that a file has, which are then no longer required; ``const`` are the
+    sections among them.
+    """
 
     def __call__(
         self, parser: Any, namespace: Namespace, value: Any, option_string: str | None = None
@@ -312,10 +316,16 @@ class _File(Action):
         except (OSError, ValueError) as error:
             parser.error(f"{value}: not a TOML file of options: {error}")
         for name, each in content.items():
-            if name in self.const and isinstance(each, dict):
+            if name in parser.own:
+                given[name] = each
+                parser.own[name].required = False
+            elif name not in self.const:
+                expected = ", ".join([*self.const, *parser.own])
+                parser.error(f"{value}: unknown option {name!r}; expected one of {expected}")
+            elif isinstance(each, dict):
                 given |= {f"{name}.{key}": option for key, option in each.items()}
             else:
-                given[name] = each
+                parser.error(f"{value}: {name}: expected a table of options, got {shown(each)}")
         vars(namespace).update(given)
 
 
@@ -346,7 +356,7 @@ def value_of(hint: Any, text: str) -> Any:
     except ValueError:
         value = None
     if not isinstance(value, kind):
-        raise ArgumentTypeError(f"expected {KINDS[kind].expected}, got {text}")
+        raise ArgumentTypeError(f"expected {EXPECTED[kind]}, got {text}")
     return value
 
 

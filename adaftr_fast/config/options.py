@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
-from adaftr_fast._json import from_json
+from adaftr_fast._json import from_json, shown
 from adaftr_fast.errors import ConfigError
 
 
@@ -134,8 +134,7 @@ class Section:
 
     def error(self, name: str, expected: object, got: object) -> ConfigError:
         """Returns the error for an invalid value of an option."""
-        shown = repr(got) if isinstance(got, str) else got
-        return ConfigError(f"{self.section}.{name}: expected {expected}, got {shown}")
+        return ConfigError(f"{self.section}.{name}: expected {expected}, got {shown(got)}")
 
 
 def names(section: type[Section], flag: str) -> list[str]:

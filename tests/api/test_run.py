@@ -245,7 +245,7 @@ def test_damaged_runs_are_named(copied, tmp_path):
         af.load_run(tmp_path)
     (copied / "metrics.jsonl").write_text('{"epoch": 1}\n')
     with pytest.raises(
-        CheckpointError, match=r"copied: the run cannot be read: validation: expected dict"
+        CheckpointError, match=r"copied: the run cannot be read: validation: expected a JSON object"
     ):
         af.load_run(copied)
     (copied / "metrics.jsonl").unlink()

@@ -6,6 +6,7 @@ from contextlib import suppress
 import pytest
 
 from adaftr_fast.cli import main
+from adaftr_fast.cli.app import parse
 
 from .conftest import fails
 
@@ -60,24 +61,78 @@ def test_a_full_disk_under_the_output_is_named(capsys, monkeypatch, buffering):
     )
 
 
-def test_errors_in_a_config_file_name_the_option(config, tmp_path, capsys):
-    text = config.read_text()
-    for content, message in (
-        (text.replace("expert_hidden", "expert_hiden"), "unknown option 'expert_hiden'"),
-        (text.replace("[8]", '"wide"'), "model.expert_hidden: expected list[int], got 'wide'"),
-        (f"outt = 3\n{text}", "unknown key 'outt'; expected one of "),
-        (f"restart = 3\n{text}", "restart: expected bool, got 3"),
-    ):
-        config.write_text(content)
-        assert message in fails(f"train --config {config} --out {tmp_path}/run".split(), capsys)
-    for content, message in (
-        (text.encode() + b"[model", f"{config}: not a TOML file of options: Cannot"),
-        (b"\xfd\x00\x81", f"{config}: not a TOML file of options: 'utf-8' codec"),
-        (b"a = " + 100_000 * b"[", f"{config}: not a TOML file of options: nested too deeply"),
-    ):
-        config.write_bytes(content)
-        line = fails(f"train --config {config} --out {tmp_path}/run".split(), capsys)
-        assert line.startswith(f"adaftr-fast train: {message}")
+TRAIN = "data, model, optimizer, training, out, restart, warm_start, warm_start_task, "
+LIST = """a list such as '[8, 4]' or '["a", "b"]'"""
+
+
+@pytest.mark.parametrize(
+    ("command", "content", "message"),
+    [
+        ("train", "[model]\nexpert_hiden = 3", "model: unknown option 'expert_hiden'; expected"),
+        ("train", "outt = 3", f"FILE: unknown option 'outt'; expected one of {TRAIN}"),
+        ("train", 'COMMAND = "tune"', "FILE: unknown option 'COMMAND'; expected"),
+        ("train", "debug = true", "FILE: unknown option 'debug'; expected"),
+        ("train", '_unrecognized_args = ["x"]', "FILE: unknown option '_unrecognized_args'"),
+        ("train", '"self.x" = 1', "FILE: unknown option 'self.x'; expected"),
+        ("train", "[config.optimizer]\nlr = 1", "FILE: unknown option 'config'; expected"),
+        (
+            "experiment table4 --dataset flights",
+            '"data.folder" = "x"',
+            "FILE: unknown option 'data.folder'; expected one of model, ",
+        ),
+        (
+            "demo",
+            '"model.name" = "ple"',
+            "FILE: unknown option 'model.name'; expected one of training, out, restart",
+        ),
+        ("train", "model = 3", "FILE: model: expected a table of options, got 3"),
+        ("train", "[[model]]", "FILE: model: expected a table of options, got [{}]"),
+        ("train", "restart = 3", "restart: expected true or false, got 3"),
+        ("train", "[optimizer]\nlr = 'fast'", "optimizer.lr: expected a number, got 'fast'"),
+        ("train", "[data]\nfolder = 2020-01-01", "data.folder: expected text, got 2020-01-01"),
+        ("train", "[model]\ntower_hidden = 3", f"model.tower_hidden: expected {LIST}, got 3"),
+        (
+            "train",
+            '[model]\ntower_hidden = [8, "a"]',
+            "model.tower_hidden[1]: expected an integer, got 'a'",
+        ),
+        (
+            "train",
+            "[model]\nembedding_dims = 3",
+            "model.embedding_dims: expected a JSON object such as '{\"a\": 1}', got 3",
+        ),
+        ("train", b"[model", "FILE: not a TOML file of options: Expected ']'"),
+        ("train", b"\xfd\x00\x81", "FILE: not a TOML file of options: 'utf-8' codec"),
+        ("train", b"a = " + 100_000 * b"[", "FILE: not a TOML file of options: nested too deeply"),
+    ],
+)
+def test_errors_in_a_file_of_options_name_the_option(command, content, message, tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    line = fails(f"{command} --out {tmp_path}/run --config {file}".split(), capsys)
+    name = command.partition(" ")[0]
+    assert line.startswith(f"adaftr-fast {name}: {message.replace('FILE', str(file))}")
+
+
+def test_required_options_may_be_in_a_file(tmp_path, capsys):
+    file = tmp_path / "run.toml"
+    required = "the following arguments are required:"
+    for option in ("--config", "--con"):
+        file.write_text("[optimizer]\nlr = 0.01\n")
+        assert fails(["daily", option, file], capsys).endswith(f"{required} --files, --out")
+        file.write_text('out = "a"\n')
+        assert fails(["daily", option, file], capsys).endswith(f"{required} --files")
+        file.write_text('name = "table5"\ndataset = "flights"\n')
+        _, _, options = parse(["experiment", option, str(file)])
+        assert options == {"name": "table5", "dataset": "flights"}
+
+
+def test_an_option_of_words_needs_one_except_the_funnel(capsys):
+    words = ["files", "labels", "ignore", "multi", "null", "dense", "hash", "dates"]
+    for command, option in [*(("prepare", word) for word in words), ("predict", "keep")]:
+        line = fails([command, f"--{option}", "--out", "a"], capsys)
+        assert line.endswith(f"argument --{option}: expected at least one argument")
+    assert parse(["prepare", "--funnel", "--out", "a"])[2] == {"funnel": [], "out": "a"}
 
 
 def test_evaluate_rejects_damaged_weights(run, prepared, capsys):

@@ -198,7 +198,7 @@ def test_a_damaged_manifest_is_named(prepared, tmp_path):
     train = content["splits"]["train"]
     for change, message in (
         ({"format": 99}, f"format 99, this version reads {FORMAT}"),
-        ({"tasks": ["click", 3]}, r"damaged: tasks\[1\]: expected str, got 3"),
+        ({"tasks": ["click", 3]}, r"damaged: tasks\[1\]: expected text, got 3"),
         ({"splits": {"train": {"rows": 1}}}, r"damaged: missing key 'splits\.train\.positives'"),
         ({"sha256": {}}, "damaged: its sha256 differs from the recorded one"),
         ({"colour": "red"}, "damaged: unknown key 'colour'"),

@@ -164,7 +164,7 @@ def train(**rule):
             "../schema/types.py",
             "shipped: expected the name of a file in the same folder",
         ),
-        ("generate", {"rows": "3"}, "generate.rows: expected int, got '3'"),
+        ("generate", {"rows": "3"}, "generate.rows: expected an integer, got '3'"),
         (
             "generate",
             {"rows": 3, "layout": "x"},

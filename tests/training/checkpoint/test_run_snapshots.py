@@ -88,9 +88,9 @@ def test_other_options_or_data_raise_except_when_to_stop(model, splits, tmp_path
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("progress", {"step": "7"}, "progress.step: expected int, got '7'"),
-        ("progress", {"epochs": [1]}, r"progress.epochs\[0\]: expected dict"),
-        ("identity", {"settings": None}, "identity.settings: expected dict"),
+        ("progress", {"step": "7"}, "progress.step: expected an integer, got '7'"),
+        ("progress", {"epochs": [1]}, r"progress.epochs\[0\]: expected a JSON object"),
+        ("identity", {"settings": None}, "identity.settings: expected a JSON object"),
         ("progress", None, "progress: expected an object, got None"),
     ],
 )

@@ -121,11 +121,11 @@ def test_weights_of_other_shapes_raise(saved):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"weights": None}, "weights: expected str, got None"),
+        ({"weights": None}, "weights: expected text, got None"),
         ({"config": []}, r"config: expected an object, got \[\]"),
         (
             {"metrics": {"click": {"auc": "high"}}},
-            r"metrics\.click\.auc: expected float, got 'high'",
+            r"metrics\.click\.auc: expected a number, got 'high'",
         ),
         ({"colour": "red"}, "unknown key 'colour'"),
         (
