@@ -125,7 +125,7 @@ def test_no_files_import_each_other_in_a_cycle():
 
 def test_the_package_imports_only_what_the_loss_needs():
     heavy = (
-        "matplotlib pyarrow torchrec scipy jsonargparse tqdm pandas torch._dynamo triton "
+        "matplotlib pyarrow torchrec scipy tqdm pandas torch._dynamo triton "
         "torch.utils.flop_counter"
     )
     code = f"""

@@ -25,8 +25,7 @@ PLATFORMS = [
 # machine; SciPy and matplotlib, which only reports need, are left out for their size.
 # fmt: off
 REQUIREMENTS = [
-    "memeff==0.3.1", "inf-cl==1.2.1", "jsonargparse>=4.40", "docstring-parser>=0.16", "typeshed-client>=2.3",
-    "pyyaml>=6", "importlib-resources>=6", "typing-extensions>=4.10", "safetensors>=0.5", "tqdm>=4.60", "pyarrow>=17",
+    "memeff==0.3.1", "inf-cl==1.2.1", "typing-extensions>=4.10", "safetensors>=0.5", "tqdm>=4.60", "pyarrow>=17",
     "setuptools>=77,<82", "wheel>=0.40", "pybind11>=2.13", "ninja>=1.11", "packaging>=24",
     "expecttest>=0.2", "pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.6", "pytest-timeout>=2.3", "execnet>=2.1",
     "py-cpuinfo2>=10", "pluggy>=1.5", "iniconfig>=2", "pygments>=2.7", "hypothesis>=6.100", "sortedcontainers>=2.1",
