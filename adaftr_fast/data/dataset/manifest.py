@@ -356,7 +356,11 @@ def fingerprint(
     That are fields, edges, vocabularies in order of their ids, lengths of token lists, encodings of
     numbers, and labels.
     """
-    meaning = [[dataclasses.asdict(each) for each in part] for part in (fields, schema.labels)]
+    labels = [dataclasses.asdict(label) for label in schema.labels]
+    for label in labels:
+        if label["condition"] is not None:
+            label["condition"] = schema.source["labels"][label["name"]]  # as it is written
+    meaning = [[dataclasses.asdict(field) for field in fields], labels]
     meaning += [[dataclasses.asdict(each) for each in dense]] if dense else []
     digest = hashlib.sha256(dumps(meaning).encode())
     if lengths := {field.name: field.length for field in schema.fields if field.length is not None}:

@@ -263,6 +263,9 @@ def test_flights_splits_by_month(tmp_path):
     manifest = prepare(load_schema("flights"), None, tmp_path / "flights")
     assert [split.rows for split in manifest.splits.values()] == [244_737, 28_618, 53_991]
     assert manifest.splits["test"].positives == {"click": 11_760, "conversion": 7_224}
+    # a run refuses data of another fingerprint, even if it is prepared again from the same files
+    expected = "beb47fa9318d1a25b73e201c70e50d1d8a32f66d94d6596850e56e89494aa812"
+    assert manifest.fingerprint == expected
 
 
 def test_encoders_are_read_back_as_they_were(source, write, prepared, rows, tmp_path):
