@@ -41,6 +41,8 @@ def test_wrong_columns_of_a_table_are_named(log, tmp_path):
         r"1, got '",
     ):
         af.prepare(log, tmp_path / "data", labels=["click", "price"])
+    with pytest.raises(DataError, match="split train has no rows"):
+        af.prepare(log[:0], tmp_path / "data", labels="click")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -570,7 +570,8 @@ def _shard_row_groups(whole: ds.Dataset, shard: Shard) -> tuple[ds.Dataset, ds.D
         for row_group in fragment.split_by_row_group()
     ]
     ends = np.cumsum([fragment_rows(row_group) for row_group in row_groups])
-    number = (ends - 1) * shard.count // max(1, *ends) + 1  # the shard of each row group's last row
+    rows = max([1, *ends])
+    number = (ends - 1) * shard.count // rows + 1  # the shard of each row group's last row
     return dataset(compress(row_groups, number == shard.number)), dataset(
         compress(row_groups, number < shard.number)
     )

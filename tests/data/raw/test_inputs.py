@@ -1,6 +1,7 @@
 import hashlib
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -34,6 +35,14 @@ def test_bad_rows_of_text(prepared, refused, tmp_path):
     ):
         log.write_text(text)
         refused(message, files=["log.csv"])
+
+
+def test_inputs_without_row_groups_are_named(write, refused, tmp_path):
+    with pq.ParquetWriter(tmp_path / "none.parquet", pq.read_schema(write())):
+        pass
+    (tmp_path / "empty").mkdir()
+    refused("split train has no rows", files=["none.parquet"])
+    refused(r"empty: no column 'city', .*; the file has $", files=["empty"])
 
 
 def test_hashed_ids_need_no_vocabulary(source, prepared, rows, tmp_path):
