@@ -97,8 +97,9 @@ def infer_schema(
     """
     files = [file for each in inputs for file in text_files(each)]
     path = first_with_rows(files)
+    unread = {*labels, *ignore, *hash} - {time}
     with reading_input([path], "not readable"):
-        file, columns = _types(open_input(path, text), {*labels, *ignore, *hash}, {*multi}, time)
+        file, columns = _types(open_input(path, text), unread, {*multi}, time)
     roles = (each for each in (group, time, weight) if each)
     check_columns(path, columns.names, [*labels, *ignore, *multi, *dense, *hash, *roles])
     file = _with_dates(file, columns, time) if time else file
