@@ -178,8 +178,11 @@ def hash_files(inputs: InputFiles, remote: bool, shard: Shard, advance: Advance)
     """Returns the sha256 of the shard's share of the input files."""
     if remote:
         inputs.check_seen()
+    files = inputs.files()
+    if len(files) != len(inputs.state):
+        inputs.check()
     digests = []
-    for path in inputs.files()[shard.stride]:
+    for path in files[shard.stride]:
         digests.append(content_digest(path))
         advance(path.stat().st_size)
     return digests

@@ -45,6 +45,26 @@ def test_results_of_a_file_that_changes_during_a_step_are_not_kept(
     assert not found
 
 
+@pytest.mark.parametrize("shards", [1, 2])
+def test_files_that_are_added_while_they_are_hashed_are_named(
+    log, shop, tmp_path, monkeypatch, shards
+):
+    folder = tmp_path / "log"
+    folder.mkdir()
+    for name in ("0.csv", "1.csv"):
+        shutil.copy2(log / "log.csv", folder / name)
+    real = steps.content_digest
+
+    def adding(path):
+        for name in ("2.csv", "3.csv"):
+            shutil.copy2(log / "log.csv", folder / name)
+        return real(path)
+
+    monkeypatch.setattr(steps, "content_digest", adding)
+    with pytest.raises(DataError, match=r"^2\.csv, 3\.csv: changed during the run"):
+        shop(name=folder, shards=shards)
+
+
 def test_existing_folder_is_kept_or_replaced(shop, is_whole, tmp_path):
     out, other = tmp_path / "out", {"split": BY_USER}
     first = shop()
