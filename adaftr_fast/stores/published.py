@@ -441,6 +441,8 @@ def upload(path: Path, target: StorePath) -> None:
     def operation() -> None:
         _send(path, new, size)
         _move(new, target)
+        if (found := target.filesystem.get_file_info(target.key).size) != size:
+            raise OSError(f"{found} of {size} bytes arrived")
 
     retried(target.url, operation)
     abort_uploads(new)

@@ -21,7 +21,7 @@ from adaftr_fast.stores import (
     open_folder,
 )
 from adaftr_fast.stores.cache import download_all
-from adaftr_fast.stores.published import LIST, OBJECTS, publish, read_state
+from adaftr_fast.stores.published import LIST, OBJECTS, publish, read_state, upload
 
 
 @pytest.fixture
@@ -302,6 +302,17 @@ def test_one_file(url, faults, tmp_path, few_attempts):
         write_and_cut(f"{url}/scores.parquet", faults)
     (kept,) = (tmp_path / "cache" / "writing").rglob("scores.parquet")
     assert kept.read_bytes() == b"new"
+
+
+def test_a_file_that_is_moved_in_part_is_an_error(url, tmp_path, few_attempts, monkeypatch):
+    def cut(new, target):
+        with target.filesystem.open_output_stream(target.key) as stream:
+            stream.write(new.read_bytes()[:1])
+
+    monkeypatch.setattr("adaftr_fast.stores.published._move", cut)
+    (tmp_path / "local").write_bytes(b"new")
+    with pytest.raises(StoreError, match="1 of 3 bytes arrived"):
+        upload(tmp_path / "local", as_path(f"{url}/file"))
 
 
 def test_a_large_file_that_is_written_in_place(folder, files, few_attempts, monkeypatch):
