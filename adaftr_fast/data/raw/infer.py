@@ -265,7 +265,7 @@ def _lists(
     fields: dict[str, Any] = {}
     for name in dict.fromkeys([*texts, *multi]):
         separator = multi.get(name)
-        if not isinstance(separator, str | None):
+        if name in multi and not isinstance(separator, str):
             raise DataError(
                 f"multi: {name}: expected a separator, or '' for one value, got {separator!r}"
             )

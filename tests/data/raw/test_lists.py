@@ -126,6 +126,7 @@ def test_wrong_columns_and_separators_are_named(log):
             "multi: 'click' is not a field: it is a label, the time, the weight, or l",
         ),
         ({"tags": 1}, "multi: tags: expected a separator, or '' for one value, got 1"),
+        ({"tags": None}, "multi: tags: expected a separator, or '' for one value, got None"),
     ):
         with pytest.raises(DataError, match=message):
             fields_of(log, multi=multi)
