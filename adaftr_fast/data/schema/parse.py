@@ -259,7 +259,10 @@ def _check_names(schema: Schema) -> None:
 
 
 def _field(where: str, name: str, value: Any, defaults: dict[str, int]) -> Field:
-    spec = value if isinstance(value, dict) else {"kind": value}
+    if not isinstance(value, str | dict):
+        expected = '"categorical", "numeric", "dense" or a table'
+        raise DataError(f"{where}: expected {expected}, got {value!r}")
+    spec = {"kind": value} if isinstance(value, str) else value
     read = read_table(where, spec, FIELD_KEYS, required=() if "cross" in spec else ("kind",))
     if "cross" in read:
         if len(read["cross"]) < 2 or "kind" in read or "column" in read:
@@ -278,7 +281,8 @@ def _field(where: str, name: str, value: Any, defaults: dict[str, int]) -> Field
             )
     for key, other in REPLACED:
         if key in read and other in read:
-            raise DataError(f"{where}.{key}: expected no key beside {other}, got {read[key]!r}")
+            beside = "vocabulary, whose field sets it" if other == "vocabulary" else other
+            raise DataError(f"{where}.{key}: expected no key beside {beside}, got {read[key]!r}")
     if kind == "dense":
         encoding = read.setdefault("encoding", "standard")
         if "buckets" in read and encoding != "piecewise":
@@ -383,6 +387,14 @@ def _mark(where: str, value: Any) -> Any:
     if len(mark) > 1 or mark not in MARKS:
         raise DataError(f"{where}: expected one of the characters {MARKS!r}, got {mark!r}")
     return mark
+
+
+def _format(where: str, value: Any) -> Any:
+    if value != "aliccp":
+        raise DataError(
+            f'{where}: expected "aliccp", or nothing for parquet and text, got {value!r}'
+        )
+    return value
 
 
 def _shipped(where: str, value: Any) -> Any:
@@ -525,7 +537,7 @@ SCHEMA_KEYS: dict[str, Reader] = {
     "name": text,
     "attribution": text,
     "files": strings,
-    "format": _one_of("aliccp"),
+    "format": _format,
     "shipped": _shipped,
     "generate": _generate,
     "drop": condition,

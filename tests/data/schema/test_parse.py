@@ -158,6 +158,7 @@ def train(**rule):
         ("labels", "click", "labels: expected a table, got 'click'"),
         ("group", ["x"], r"group: expected text, got \['x'\]"),
         ("files", "a.parquet", "files: expected a list of names"),
+        ("format", "csv", 'format: expected "aliccp", or nothing for parquet and text, got .csv.'),
         ("weight", "rain", "field rain reads 'rain', a truth or weight column"),
         (
             "shipped",
@@ -177,6 +178,7 @@ def train(**rule):
         ),
         ("fields", city(bukets=3), "fields.city: unknown key 'bukets'; expected"),
         ("fields", {"city": "text"}, "fields.city.kind: expected one of cat.* got 'text'"),
+        ("fields", {"city": 3}, 'fields.city: expected "cat.*", "dense" or a table, got 3'),
         ("fields", {"city": {"hashed": 3}}, "fields.city: missing key 'kind'"),
         ("fields", city(min_count=0), "fields.city.min_count: expected an integer >= 1, got 0"),
         ("fields", city(min_count=True), "fields.city.min_count: .* got True"),
@@ -188,6 +190,11 @@ def train(**rule):
         ),
         ("fields", city(buckets=2), "fields.city.buckets: .*numeric or dense.*got a categorical"),
         ("fields", city(hashed=9, min_count=2), "min_count: expected no key beside hashed, got 2"),
+        (
+            "fields",
+            city(vocabulary="size", hashed=2),
+            "hashed: .* beside vocabulary, whose field sets it, got 2",
+        ),
         ("fields", city(tokens="last", length=3), "length: .*tokens \"all\", got tokens 'last'"),
         ("fields", city(separator="|"), "separator: expected text on a field with tokens, got '|'"),
         (
