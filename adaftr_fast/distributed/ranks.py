@@ -39,33 +39,34 @@ ERRORS: dict[str, type[Exception]] = {
 """The errors that a message can name."""
 
 
-def text_of(value: Any) -> str:
+def text_of(value: Any, sender: str) -> str:
     """Returns a plain value as JSON text, with NaN and infinities.
 
     Args:
         value: None, a bool, int, float or str, or a list, or a dict with str keys, of such values.
+        sender: the method, for the error message.
 
     Raises:
         TypeError: the value is of another type, or contains one.
     """
-    _check(value)
+    _check(value, sender)
     return json.dumps(value)
 
 
-def _check(value: Any) -> None:
+def _check(value: Any, sender: str) -> None:
     if isinstance(value, dict):
         for key, each in value.items():
             if not isinstance(key, str):
                 kind = type(key).__name__
-                raise TypeError(f"ranks: expected str as keys of dicts, got {kind}: {key!r}")
-            _check(each)
+                raise TypeError(f"{sender}: expected str as keys of dicts, got {kind}: {key!r}")
+            _check(each, sender)
     elif isinstance(value, list):
         for each in value:
-            _check(each)
+            _check(each, sender)
     elif value is not None and not isinstance(value, bool | int | float | str):
         raise TypeError(
-            "ranks: expected a plain value (None, bool, int, float, str, list, or dict with str "
-            f"keys), got {type(value).__name__}"
+            f"{sender}: expected a plain value (None, bool, int, float, str, list, or dict with "
+            f"str keys), got {type(value).__name__}"
         )
 
 
@@ -310,7 +311,7 @@ class JoinedRanks(Ranks):
         self._waits = 0
 
     def agree(self, what: str, value: Any) -> None:
-        first, *others = map(json.dumps, self.gathered(value))
+        first, *others = self.gathered(text_of(value, "Ranks.agree"))
         for rank, other in enumerate(others, start=1):
             if other != first:
                 raise RankError(
@@ -319,7 +320,7 @@ class JoinedRanks(Ranks):
                 )
 
     def gathered(self, value: Any) -> list[Any]:
-        own = bytes_of(text_of(value))
+        own = bytes_of(text_of(value, "Ranks.gathered"))
         sizes = [torch.tensor(0) for _ in range(self.size)]
         dist.all_gather(sizes, torch.tensor(len(own)))
         longest = max(map(int, sizes))
@@ -342,10 +343,11 @@ class JoinedRanks(Ranks):
         message = torch.empty(0, dtype=torch.uint8)
         if self.is_rank_zero:
             try:
-                message = bytes_of(text_of({"value": make()}))
+                text = text_of({"value": make()}, "Ranks.from_rank_zero")
             except Exception as error:
-                message = bytes_of(text_of({"error": named(error)}))
+                text = text_of({"error": named(error)}, "Ranks.from_rank_zero")
                 failure = error
+            message = bytes_of(text)
         size = torch.tensor(len(message))
         dist.broadcast(size, 0)
         message = message.resize_(int(size))

@@ -29,7 +29,7 @@ VALUES = [
 
 
 def received(value):
-    return value_of(bytes_of(text_of(value)))
+    return value_of(bytes_of(text_of(value, "Ranks.agree")))
 
 
 def test_plain_values_are_read_as_written():
@@ -50,8 +50,8 @@ def test_plain_values_are_read_as_written():
     ],
 )
 def test_other_values_are_refused(value, named):
-    with pytest.raises(TypeError, match=f"^ranks: expected .*{named}"):
-        text_of(value)
+    with pytest.raises(TypeError, match=f"^Ranks.agree: expected .*{named}"):
+        text_of(value, "Ranks.agree")
 
 
 class OwnError(errors.DataError):
@@ -110,6 +110,7 @@ def exchange(rank: int) -> dict:
         "agree": lambda: ranks.agree("settings", "a" * (rank + 1)),
         "failure": lambda: ranks.from_rank_zero(fail),
         "refused": lambda: ranks.from_rank_zero(lambda: {1, 2}),
+        "refused by all": lambda: ranks.agree("settings", {1, 2}),
     }
     for name, call in calls.items():
         try:
@@ -127,7 +128,8 @@ def test_exchange_between_three_ranks():
         assert_equal(each["from zero"], TENSORS)
         assert each["agree"].startswith("RankError: settings differ between rank 0 and rank 1")
         assert each["failure"] == "DataError: rank 0's file"
-        assert each["refused"].startswith("TypeError: ranks: expected a plain value")
+        assert each["refused"].startswith("TypeError: Ranks.from_rank_zero: expected a plain value")
+        assert each["refused by all"].startswith("TypeError: Ranks.agree: expected a plain value")
     assert [len(each["to zero"]) for each in results] == [3, 0, 0]
     first, second, third = results[0]["to zero"]
     assert_equal(first, {"rank": torch.zeros(0)})
