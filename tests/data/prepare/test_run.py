@@ -9,6 +9,7 @@ from adaftr_fast.data.dataset.manifest import FORMAT, read_manifest
 from adaftr_fast.data.dataset.split_file import GROUP
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import encode_field
+from adaftr_fast.data.encode.written import SHOWN_LABELS
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.schema.types import SPLITS
@@ -167,6 +168,18 @@ def test_bad_rows_of_tables_have_their_number_in_the_file(source, write, prepare
     assert (found.rows, found.bad) == (36, 9)
     found = prepared("text", files=["log.csv"], options=options).bad_rows
     assert found.examples == [f"{tmp_path / 'log.csv'}: label late is missing"]
+
+
+def test_values_of_a_label_are_named_beside_missing_ones(prepared):
+    table = pa.concat_tables([pa.table(ROWS)] * 2).to_pydict()
+    values = [f"v{number}" for number in range(SHOWN_LABELS + 1)]
+    labels = [None, *values, *"01" * 6]
+    reasons = prepared(**table | {"clicked": labels}, options={"bad_rows": 0.9}).bad_rows.reasons
+    named = [repr(value) for value in values[:-1]] + ["other text"]
+    assert list(reasons) == [
+        "clicked is missing",
+        *(f"label click: expected 0 or 1, got {each}" for each in named),
+    ]
 
 
 def test_groups_that_cannot_be_hashed_are_named(source, refused):
