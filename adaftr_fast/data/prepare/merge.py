@@ -96,7 +96,7 @@ def merge_counted(
     others = max(0, unlabelled.rows - (bad_rows.rows - bad_rows.bad))
     bad_rows += replace(unlabelled, rows=others)
     bad_rows.check(job.tolerance)
-    if schema.group is not None:
+    if schema.group:
         for split in SPLITS:
             parts = [job.work.groups(split, shard) for shard, _ in shards]
             with replacing(job.work.groups(split)) as new:

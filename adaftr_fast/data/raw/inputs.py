@@ -437,6 +437,6 @@ def field_columns(schema: Schema) -> list[str]:
 
 def aliccp_columns(schema: Schema) -> tuple[list[str], list[str]]:
     """Returns the fields that are read from Ali-CCP's files, and those with all tokens."""
-    group = [] if schema.group is None else [schema.group]
+    group = [schema.group] if schema.group else []
     lists = [column for field in schema.fields if field.tokens for column in field.columns]
     return list(dict.fromkeys(field_columns(schema) + group)), lists

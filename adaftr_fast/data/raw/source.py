@@ -243,7 +243,7 @@ class Source:
         names = [*condition_columns(schema.drop or []), *found.texts]
         names += [column for label in schema.labels for column in label.columns()]
         names += [column for rule in rules.values() for column in rule.columns()]
-        names += [] if schema.group is None else [schema.group]
+        names += [schema.group] if schema.group else []
         columns = {name: pc.field(name) for name in names}
         columns[IN_SPLIT] = _kept(schema)
         columns |= {LABEL + each.name: _has_label(each, dataset.schema) for each in schema.labels}
@@ -268,7 +268,7 @@ class Source:
                 of_places = {column: each[places] for column, each in hashes.items()}
                 places = places[_selects(rule, numbers, of_places)]
                 in_any[places] = True
-                if schema.group is not None:
+                if schema.group:
                     found.groups[name].add(one_array(table[schema.group].take(pa.array(places))))
             found.unused += Unused(int((used & ~in_any).sum()), dropped)
             for column, counts in found.texts.items():

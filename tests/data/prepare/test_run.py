@@ -182,6 +182,12 @@ def test_values_of_a_label_are_named_beside_missing_ones(prepared):
     ]
 
 
+def test_an_empty_name_of_the_group_is_none(source, prepared):
+    source["group"] = ""
+    manifest = prepared(options={"shards": 2})
+    assert manifest.splits["train"].rows == 6
+
+
 def test_groups_that_cannot_be_hashed_are_named(source, refused):
     del source["group"]
     source["split"] = by_hash(0.8, 0.9, column="user")
