@@ -37,7 +37,7 @@ NOT_ON_ARM := memory or fork or compile or thousands or opcheck or torch_func or
 APPLE := clang++-19 --target=arm64-apple-macos13 -std=c++20 -fsyntax-only -Icsrc \
   -U__nonnull -nostdinc++ $(addprefix -isystem /usr/aarch64-linux-gnu/include,/c++/14 /c++/14/aarch64-linux-gnu /)
 
-.PHONY: demo build test pytest test-torchrec test-ray test-recipes docs matrix wheels check-install cuda-build arm compile-gate compile-gate-3.6 \
+.PHONY: demo build test pytest test-torchrec test-ray test-recipes extras docs matrix wheels check-install cuda-build arm compile-gate compile-gate-3.6 \
   lint format bench chaos sanitize clean
 
 demo: $(EXTENSION)
@@ -47,10 +47,10 @@ build: $(EXTENSION)
 
 test: lint pytest
 
-# Three workers on two cores, since tests wait for processes. A worker steals tests from the end of another one's, so
+# Four workers on two cores, since tests wait for processes. A worker steals tests from the end of another one's, so
 # that those of a file, which share fixtures, mostly stay together.
 pytest: $(EXTENSION)
-	$(BIN)/python -m pytest -n 3 --dist worksteal --ignore tests/ray $(TESTS)
+	$(BIN)/python -m pytest -n 4 --dist worksteal --ignore tests/ray $(TESTS)
 
 # Tables across ranks by TorchRec, an optional back end.
 test-torchrec: $(TORCHREC)
@@ -65,6 +65,9 @@ test-ray: $(RAY)
 # The recipes beside the losses of the libraries that they replace, and the frameworks' loops.
 test-recipes: $(RECIPES)
 	$(BIN)/python -m pytest tests/examples/test_recipes.py tests/examples/test_frameworks.py
+
+# The packages that TorchRec's and Ray's tests and the documentation need.
+extras: $(TORCHREC) $(RAY) $(DOCS)
 
 # Fails where a generated table differs from its results file, and on every broken link.
 docs: $(DOCS)
