@@ -120,12 +120,11 @@ class Scorer:
             A table of n rows, in their order, with the columns that ``predict`` writes:
 
             - ``p_<task>`` (float32): the probability of the task on an impression. A funnel of two
-              stages, such as
-                click and conversion, has in place of these two:
+                stages, such as click and conversion, has in place of these two:
             - ``p_ctr``, ``p_ctcvr`` (float32): that of a click, and of a click and a conversion;
             - ``p_cvr`` (float32): p_ctcvr / p_ctr, at most 1: that of a conversion after a click;
             - ``bid`` (float64), if ``load_scorer`` asks for it: Eq. 16; null where the price is
-              missing.
+                missing.
 
         Raises:
             DataError: a column is missing or unknown, or a value cannot be read as the schema says.
@@ -196,7 +195,8 @@ def unlabelled(
         dense: the numbers of each dense field, float32 [n].
     """
     if all(offsets is None for _, offsets in columns):
-        ids, offsets = torch.from_numpy(matrix([own for own, _ in columns], np.int32)), None
+        ids = torch.from_numpy(matrix([own for own, _ in columns], np.int32))
+        offsets = None
         rows = len(ids)
     else:
         ids, offsets = map(torch.from_numpy, interleave(columns))
