@@ -56,7 +56,8 @@ if MODE != "none":
             "against it"
         )
 
-C, CUDA = "adaftr_fast._C", "adaftr_fast._cuda"
+C = "adaftr_fast._C"
+CUDA = "adaftr_fast._cuda"
 AUTOGRAD = "adaftr_fast._autograd_" + "_".join(torch.__version__.split(".")[:2]) if torch else None
 # a build without these fails
 DEMANDED = {"cuda": [C, AUTOGRAD, CUDA], "cpu": [C, AUTOGRAD]}.get(MODE, [])
@@ -219,7 +220,9 @@ class BuildEach(build_ext if cpp_extension is None else cpp_extension.BuildExten
             for other in folder.glob("adaftr_fast/_autograd_*"):
                 if not other.name.startswith(AUTOGRAD.rpartition(".")[2]):
                     other.unlink()
-        options, built, reasons = dict(vars(self)), [], {}
+        options = dict(vars(self))
+        built = []
+        reasons = {}
         # fails early if it must
         for extension in sorted(self.extensions, key=lambda each: each.obstacle is None):
             # each has a file build.ninja

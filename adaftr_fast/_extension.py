@@ -17,7 +17,8 @@ import torch  # must be imported before the extensions, which link against it
 
 from adaftr_fast._startup import waiting
 
-C, CUDA = "adaftr_fast._C", "adaftr_fast._cuda"
+C = "adaftr_fast._C"
+CUDA = "adaftr_fast._cuda"
 # each version of torch has its own
 AUTOGRAD = "adaftr_fast._autograd_" + "_".join(torch.__version__.split(".")[:2])
 # written by setup.py: extension -> why it is not built
@@ -112,7 +113,8 @@ if _remark := untested(torch.__version__):
     warnings.warn(f"adaftr_fast: torch {torch.__version__}{_remark}", RuntimeWarning, stacklevel=2)
 
 _C, load_error = _load(C, "C++", "The plain-PyTorch references are used")
-_autograd, autograd_load_error = None, load_error
+_autograd = None
+autograd_load_error = load_error
 if _C is not None:
     _autograd, autograd_load_error = _load(AUTOGRAD, "C++ autograd", "Formulas in Python are used")
 _cuda, cuda_load_error = _load_cuda()

@@ -74,7 +74,8 @@ def from_json(kind: type[T], value: Any, where: str = "") -> T:
 
 
 def _converted(kind: Any, value: Any, where: str) -> Any:
-    origin, arguments = get_origin(kind), get_args(kind)
+    origin = get_origin(kind)
+    arguments = get_args(kind)
     if kind is Any:
         return value
     if dataclasses.is_dataclass(kind):

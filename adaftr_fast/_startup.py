@@ -7,14 +7,17 @@ import signal
 import sys
 from pathlib import Path
 
-COMMAND, MODULE = "adaftr-fast", "adaftr_fast.cli"
+COMMAND = "adaftr-fast"
+MODULE = "adaftr_fast.cli"
 PARENT = os.getppid()  # another process adopts this one if the parent ends
 TORCHRUN = "TORCHELASTIC_RUN_ID"  # set in its ranks
 PR_SET_PDEATHSIG = 1
-SPIN, WAIT_POLICY = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
+SPIN = "GOMP_SPINCOUNT"
+WAIT_POLICY = "OMP_WAIT_POLICY"
 # Rounds of waiting before a thread sleeps, measured in benchmarks/README.md, "Shared machines".
 # libgomp's are 300,000.
-ON_AN_IDLE_MACHINE, BESIDE_OTHER_WORK = 10_000, 300
+ON_AN_IDLE_MACHINE = 10_000
+BESIDE_OTHER_WORK = 300
 # libgomp reads them once, when torch is imported
 IS_BOUNDED = SPIN in os.environ or WAIT_POLICY in os.environ
 

@@ -76,7 +76,8 @@ def write_tensors(
     end = 0
     for name in in_file_order(tensors):
         value = tensors[name]
-        start, end = end, end + value.shape.numel() * value.dtype.itemsize
+        start = end
+        end = end + value.shape.numel() * value.dtype.itemsize
         header[name] = {
             "dtype": NAMES[value.dtype],
             "shape": list(value.shape),
@@ -153,7 +154,8 @@ class _Rows:
     """The rows of a tensor in several shards; reads those of a slice with a step of 1."""
 
     def __init__(self, name: str, parts: list[tuple[int, Any]]) -> None:
-        self._parts, end = sorted(parts, key=itemgetter(0)), 0
+        self._parts = sorted(parts, key=itemgetter(0))
+        end = 0
         for first, part in self._parts:
             if first != end:
                 raise ValueError(
@@ -169,7 +171,8 @@ class _Rows:
         start, stop, _ = rows.indices(self._shape[0])
         found: Tensor | None = None
         for first, part in self._parts:
-            low, high = max(start, first), min(stop, first + part.get_shape()[0])
+            low = max(start, first)
+            high = min(stop, first + part.get_shape()[0])
             if low < high:
                 values = part[low - first : high - first]
                 if found is None:

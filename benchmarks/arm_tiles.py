@@ -16,7 +16,8 @@ from typing import Any
 from benchmarks import RESULTS, render
 from benchmarks.measure import ROOT, options, save
 
-COMPILER, SIMULATOR = "aarch64-linux-gnu-g++-14", "llvm-mca-19"
+COMPILER = "aarch64-linux-gnu-g++-14"
+SIMULATOR = "llvm-mca-19"
 # of setup.py, as far as they matter
 FLAGS = ("-O3", "-std=c++20", "-fno-math-errno", "-fPIC", f"-I{ROOT}/csrc")
 # vectors of 128 bits that it multiplies and adds in a cycle
@@ -49,10 +50,13 @@ def assembly(target: str, element: str, header: str, step: str) -> str:
 
 def inner_loop(text: str) -> list[str]:
     """Returns the instructions of the innermost loop that multiplies most."""
-    loops, body, label = [], [], ""
+    loops = []
+    body = []
+    label = ""
     for line in text.splitlines():
         if found := re.match(r"(\.L\d+):", line):
-            label, body = found[1], []
+            label = found[1]
+            body = []
         elif re.match(r"\t[a-z]", line):
             body.append(line)
             if label and line.endswith(f"\t{label}"):

@@ -52,7 +52,8 @@ LISTED = 100_000  # rows up to which a table a field is measured, too
 FORWARD = {OURS: ours, "concatenated nn.Embedding": concatenated, "list of nn.Embedding": listed}
 LAZY = "concatenated + SparseAdam (lazy)"
 """A peer of exact Adam for its speed alone: it does other arithmetic."""
-BAG_ROWS, PER_BAG = 1024, 250
+BAG_ROWS = 1024
+PER_BAG = 250
 
 
 def forwards(work: Work) -> dict[str, Run]:
@@ -142,7 +143,8 @@ def measure(case: str, work: Work | str, runs: dict[str, Run], seconds: float) -
     found = {"case": case, "workload": str(work), "ms": side_by_side(runs, seconds)}
     if isinstance(work, Work):
         table = work.fields * work.rows * sum(records(work, case))
-        size, rate = floor_bytes(work, case), copy_rate(table)
+        size = floor_bytes(work, case)
+        rate = copy_rate(table)
         found |= {"floor_mb": size / 1e6, "copy_gb_per_s": rate / 1e9}
         found["floor_ms"] = 1e3 * size / rate
     return found
@@ -157,7 +159,8 @@ def draw(measured: list[dict]) -> None:
 
     shown = [case for case in measured if case["workload"] == str(MAIN)]
     figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
-    at, ticks = 0, []
+    at = 0
+    ticks = []
     for case in shown:
         for name, ms in case["ms"].items():
             axis.barh(at, ms, color="tab:blue" if name == "ours" else "tab:gray")

@@ -58,7 +58,8 @@ def compare(kind: str, rows: int, d: int, seconds: float) -> dict[str, Any]:
     """
     import adaftr_fast as af
 
-    tensors, half = inputs(kind, rows, d), inputs(kind, rows, d, torch.bfloat16)
+    tensors = inputs(kind, rows, d)
+    half = inputs(kind, rows, d, torch.bfloat16)
     runs = {"bare products": bare_products(rows, d)}
     for name, loss in contestants():
         if not agrees(loss, tensors):

@@ -68,7 +68,9 @@ def measure(rows: int, memory: float, out: Path, model: Path) -> dict[str, objec
     folder = out / str(rows)
     make_folder(folder)
     stages = Stages(folder / "stages.json")
-    log, text, bound = folder / "log", folder / "log.csv", ["--memory", memory]
+    log = folder / "log"
+    text = folder / "log.csv"
+    bound = ["--memory", memory]
     stages.run("synthesize", ["synthesize", "--rows", rows], log)
     write_text(log / LOG, text)
     kinds = {"prepare, parquet": ["--dataset", log / SCHEMA, "--files", log / LOG]}
@@ -76,7 +78,8 @@ def measure(rows: int, memory: float, out: Path, model: Path) -> dict[str, objec
     kinds["prepare, text"] = [*ROLES, "--multi", *multi, "--files", text]
     for name, inputs in kinds.items():
         stages.run(name, ["prepare", *inputs, *bound], folder / name.replace(", ", "-"))
-    run, scores = folder / "run", folder / "scores.parquet"
+    run = folder / "run"
+    scores = folder / "scores.parquet"
     if not model.exists():
         stages.run("train", ["train", *SHORT_RUN, "--data", folder / "prepare-parquet"], run)
         stages.run("export", ["export", "--run", run], model)

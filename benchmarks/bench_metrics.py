@@ -58,7 +58,8 @@ def measure(rows: int) -> dict[str, Any]:
     runs = contestants(log(rows))
     if rows > SIZES[0]:
         del runs[SKLEARN]  # takes minutes
-    seconds, values = {}, {}
+    seconds = {}
+    values = {}
     for name, run in runs.items():
         start = time.perf_counter()
         values[name] = run()

@@ -43,7 +43,8 @@ def make(out: Path, rows: int) -> dict[str, list[Path]]:
     """Prepared data, a run and its export for each input format, made where they are not there yet;
     the raw files.
     """
-    log, raw = LogConfig(rows, rates=RATES), LogConfig(rows, users=rows // 58, days=2, rates=RATES)
+    log = LogConfig(rows, rates=RATES)
+    raw = LogConfig(rows, users=rows // 58, days=2, rates=RATES)
     inputs = {
         "parquet": [out / "parquet/raw" / LOG],
         "aliccp": [out / "aliccp/raw" / name.format("test") for name in NAMES],
@@ -79,7 +80,8 @@ def save_run(folder: Path, data: PreparedData) -> None:
 
 def throughput(model: Path, files: list[Path], turns: int) -> dict[str, Any]:
     """Rows a second of ``predict`` from raw files, the median."""
-    scorer, scores = load_scorer(model), model.parent / "scores.parquet"
+    scorer = load_scorer(model)
+    scores = model.parent / "scores.parquet"
     reports = [predict(scorer, files, scores) for _ in range(turns + 1)][1:]
     rate = statistics.median(report.rows / report.seconds for report in reports)
     return {"rows": reports[0].rows, "rows/s": round(rate)}
@@ -87,7 +89,8 @@ def throughput(model: Path, files: list[Path], turns: int) -> dict[str, Any]:
 
 def program_alone(scorer: Scorer, rows: pa.RecordBatch) -> dict[str, Any]:
     """Rows a second from ids to probabilities, on the threads of ``predict``."""
-    features, times = scorer.encode(rows), []
+    features = scorer.encode(rows)
+    times = []
     for _ in range(5):
         start = time.perf_counter()
         scorer.probabilities(features)

@@ -20,7 +20,8 @@ from adaftr_fast._extension import has_cuda_kernels
 from benchmarks.measure import side_by_side
 
 OURS = "ours"
-LR, BETAS = 1e-2, (0.9, 0.999)
+LR = 1e-2
+BETAS = (0.9, 0.999)
 EPS = 1e-10  # so small that it does not matter where an implementation adds it
 AGREES = 1e-3  # of the largest change; float32 rounds a sum of many gradients by far less
 BATCHES = 16  # different batches, so that no cache holds the rows of the next
@@ -158,7 +159,8 @@ def concatenated(work: Work, optimizer: str) -> Table:
     """
     table = nn.Embedding.from_pretrained(work.start(), freeze=False, sparse=optimizer != "Adam")
     make, _, options = PEERS[optimizer]
-    first, update = work.first(), make(list(table.parameters()), lr=LR, **options)
+    first = work.first()
+    update = make(list(table.parameters()), lr=LR, **options)
     return _trained(
         lambda ids: table(ids + first).flatten(1), update, lambda: table.weight.detach()
     )
@@ -260,7 +262,8 @@ def disagreement(make: Callable[[Work, str], Table], work: Work, optimizer: str)
     """
     steps = work.batches()[:4]
     grad = work.grad()
-    table, true = make(work, optimizer), expected(work, optimizer, steps, grad)
+    table = make(work, optimizer)
+    true = expected(work, optimizer, steps, grad)
     for ids in steps:
         table.step(ids, grad)
     change = (true - work.start().double()).abs().max()
@@ -280,7 +283,8 @@ def settle(step: Run, more: Callable[[], bool] = lambda: True) -> int:
 
 def stepper(table: Table, work: Work) -> Run:
     """Returns a step that takes a batch after the other."""
-    batches, grad = itertools.cycle(work.batches()), work.grad()
+    batches = itertools.cycle(work.batches())
+    grad = work.grad()
     return lambda: table.step(next(batches), grad)
 
 
@@ -333,7 +337,8 @@ def floor_bytes(work: Work, case: str) -> float:
     row = 4 * work.width
     batches = work.batches()
     for ids in batches:
-        rows, look_ups = torch.unique(ids + work.first()), ids.numel()
+        rows = torch.unique(ids + work.first())
+        look_ups = ids.numel()
         total += look_ups * (8 + row) + lines(rows, row)
         if case != "forward":
             moved = sum(lines(rows, record) for record in records(work, case))

@@ -50,8 +50,10 @@ def measure(rows: int, memory: float, out: Path) -> dict[str, object]:
     """
     make_folder(out)
     stages = Stages(out / f"stages-{rows}.json")
-    log, data = out / "log", out / "data"
-    test, model = out / "test.parquet", out / "model"
+    log = out / "log"
+    data = out / "data"
+    test = out / "test.parquet"
+    model = out / "model"
     bound = ["--memory", memory]
     stages.run("synthesize", ["synthesize", "--rows", rows], log)
     files = ["--dataset", log / SCHEMA, "--files", log / LOG]

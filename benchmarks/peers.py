@@ -22,8 +22,10 @@ from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData, Split
 
-BATCH, WIDTH = 1024, 8
-EXPERTS, TOWERS = (64,), (64, 32, 16)
+BATCH = 1024
+WIDTH = 8
+EXPERTS = (64,)
+TOWERS = (64, 32, 16)
 STEPS = 20
 Contestant = Callable[[], float]
 """Trains a while and returns samples a second."""
@@ -47,7 +49,8 @@ def rechub(data: PreparedData, batches: list[Batch]) -> dict[str, Contestant]:
     from torch_rechub.trainers import MTLTrainer
     from torch_rechub.utils.data import DataGenerator
 
-    fields, kinds = data.manifest.fields, ["classification"] * len(data.manifest.tasks)
+    fields = data.manifest.fields
+    kinds = ["classification"] * len(data.manifest.tasks)
     features = [
         SparseFeature(field.name, vocab_size=field.num_embeddings, embed_dim=WIDTH)
         for field in fields
@@ -97,7 +100,8 @@ def deepctr(data: PreparedData, batches: list[Batch]) -> dict[str, Contestant]:
     model.compile(
         torch.optim.Adam(model.parameters(), OptimizerConfig().lr), ["binary_crossentropy"] * 2
     )
-    ids, labels = columns(data, batches), torch.cat([batch.labels for batch in batches]).numpy()
+    ids = columns(data, batches)
+    labels = torch.cat([batch.labels for batch in batches]).numpy()
     return {"DeepCTR-Torch MMoE": rated(lambda: model.fit(ids, labels, BATCH, verbose=0))}
 
 

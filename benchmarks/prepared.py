@@ -13,7 +13,8 @@ from adaftr_fast.data.dataset.manifest import FORMAT, FieldInfo, Manifest, Split
 from adaftr_fast.data.dataset.split_file import COMPRESSION, GROUP
 from adaftr_fast.data.raw.source import Unused
 
-FIELDS, TASKS = 23, ("click", "conversion")
+FIELDS = 23
+TASKS = ("click", "conversion")
 ROW_GROUP = 1 << 17
 
 

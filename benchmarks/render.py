@@ -166,7 +166,8 @@ def compiled_kernels(**kernels: str) -> Callable[[Cases], str]:
 
     def order(versions: Cases) -> tuple[int, ...]:
         case = versions[0]
-        kind, kernel = list(KINDS).index(case["kind"]), list(kernels).index(case["kernel"])
+        kind = list(KINDS).index(case["kind"])
+        kernel = list(kernels).index(case["kernel"])
         return (-case["arch"], kind, case["width"], kernel)
 
     def made(cases: Cases) -> str:
@@ -465,7 +466,8 @@ def recipes(cases: Cases) -> str:
     def row(case: Case) -> list[str]:
         cells = [case["recipe"], case["library"], f"{case['rows']:,}"]
         for key in ("ms", "added MiB"):
-            ours, library = max(case[key]["ours"], 0.01), case[key].get("library")
+            ours = max(case[key]["ours"], 0.01)
+            library = case[key].get("library")
             cells += [significant(ours), "" if library is None else f"{library / ours:.1f}x"]
         return cells
 

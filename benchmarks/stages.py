@@ -17,7 +17,8 @@ from pathlib import Path
 from adaftr_fast._files import replace_file
 from benchmarks.gpu.processes import dies_with_parent
 
-SAMPLE_SECONDS, SAVE_SECONDS = 0.05, 0.5
+SAMPLE_SECONDS = 0.05
+SAVE_SECONDS = 0.5
 ADAFTR = (sys.executable, "-m", "adaftr_fast.cli")
 
 
@@ -30,7 +31,8 @@ class Stages:
     """
 
     def __init__(self, journal: Path, program: Sequence[str] = ADAFTR) -> None:
-        self._journal, self._program = journal, program
+        self._journal = journal
+        self._program = program
         kept = json.loads(journal.read_text()) if journal.exists() else {"commands": {}, "done": {}}
         self._commands = kept["commands"]
         self.done = kept["done"]
@@ -69,7 +71,9 @@ class Stages:
             return found
         found["attempts"] += 1
         print(f"{name}: {shlex.join(words)}", flush=True)
-        before, start, saved = found["seconds"], time.perf_counter(), 0.0
+        before = found["seconds"]
+        start = time.perf_counter()
+        saved = 0.0
         process = subprocess.Popen(words, preexec_fn=dies_with_parent())
         while process.poll() is None:
             found["peak_mb"] = max(found["peak_mb"], round(anonymous(process.pid) / 1e6))
@@ -102,7 +106,8 @@ def anonymous(process: int) -> int:
         except OSError:  # it has ended
             continue
         below.setdefault(int(parent), []).append(int(each))
-    total, todo = 0, [process]
+    total = 0
+    todo = [process]
     while todo:
         each = todo.pop()
         todo += below.get(each, [])

@@ -62,7 +62,8 @@ def caption(record: dict[str, Any]) -> str:
         )
         verb = "compiled"
     else:
-        by, verb = _machine(record["machine"]), "measured"
+        by = _machine(record["machine"])
+        verb = "measured"
     stale = f" **Stale: {record['stale']}.**" if record.get("stale") else ""
     return f"{by}; {verb} {record['date']}, {record['commit']}.{stale}"
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import adaftr_fast as af
 
-FIELDS, WIDTH = {"user": 5000, "item": 1000, "hour": 24}, 8
+FIELDS = {"user": 5000, "item": 1000, "hour": 24}
+WIDTH = 8
 
 
 class Fused(nn.Module):

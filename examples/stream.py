@@ -20,7 +20,8 @@ from adaftr_fast.serving.reload import ReloadingScorer
 from adaftr_fast.streaming.folder import FolderSource
 from adaftr_fast.streaming.loop import StreamOptions, train_stream
 
-HOURS, ROWS = 4, 5_000
+HOURS = 4
+ROWS = 5_000
 
 
 def arrive(log: pa.Table, folder: Path) -> None:

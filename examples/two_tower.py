@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 import adaftr_fast as af
 
-USERS, ITEMS, WIDTH, BATCH = 2000, 500, 32, 512
+USERS = 2000
+ITEMS = 500
+WIDTH = 32
+BATCH = 512
 
 
 class TwoTower(nn.Module):
@@ -29,7 +32,8 @@ class TwoTower(nn.Module):
         """user [B], item [N] -> their unit vectors [B, d] and [N, d], and the temperature of each
         user [B].
         """
-        u, i = self.users(user), self.items(item)
+        u = self.users(user)
+        i = self.items(item)
         tau = 0.05 + 0.95 * torch.sigmoid(self.temperature(u)).squeeze(1)
         return F.normalize(self.user_tower(u), dim=1), F.normalize(self.item_tower(i), dim=1), tau
 

@@ -57,7 +57,8 @@ def test_raw_aliccp_to_bids(tmp_path):
 
 def test_daily_training_to_a_served_model(tmp_path, capsys):
     log = shop_log(2000, users=90, conversion="buy")
-    daily, scores = tmp_path / "daily", tmp_path / "scores.parquet"
+    daily = tmp_path / "daily"
+    scores = tmp_path / "scores.parquet"
     first, second, today = (tmp_path / name for name in ("day1.csv", "day2.csv", "today.csv"))
     csv.write_csv(log.slice(0, 1000), first)
     csv.write_csv(log.slice(1000), second)

@@ -32,5 +32,6 @@ def assert_as_accurate(
     x: Tensor, truth: Tensor, pytorch: Tensor, dtype: torch.dtype, what: str = ""
 ) -> None:
     """``x`` errs no more than PyTorch's own result at ``dtype`` does, plus SLACK."""
-    own, bound = error(x, truth), error(pytorch.nan_to_num(), truth) + SLACK[dtype]
+    own = error(x, truth)
+    bound = error(pytorch.nan_to_num(), truth) + SLACK[dtype]
     assert own <= bound, f"{what}: error {own:.3g} against float64, allowed {bound:.3g}"

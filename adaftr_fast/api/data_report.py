@@ -63,7 +63,8 @@ def page(data: Prepared) -> str:
 
 def _count(data: Prepared, split: str) -> Counts:
     """Counts the ids of at most ``MOST_ROWS`` rows, of row groups at equal distances."""
-    fields, tasks = _shown(data), data.manifest.tasks
+    fields = _shown(data)
+    tasks = data.manifest.tasks
     found = {
         field.name: np.zeros((1 + len(tasks), field.num_embeddings), np.int64) for field in fields
     }
@@ -101,7 +102,8 @@ def _flat(column: pa.Array) -> tuple[np.ndarray, np.ndarray | slice]:
 def _overview(data: Prepared, counted: dict[str, Counts]) -> Table:
     """Returns a table with one row per field."""
     read_as = {row[0]: row for row in data.fields().rows}
-    splits, others = data.manifest.splits, SPLITS[1:]
+    splits = data.manifest.splits
+    others = SPLITS[1:]
     rows = []
     for field in data.manifest.fields:
         values = data.manifest.values.get(field.name)

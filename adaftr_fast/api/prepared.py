@@ -74,7 +74,8 @@ class Prepared(Shown, PreparedData):
         ]
 
     def _useless(self, field: Field) -> str | None:
-        values, train = self.manifest.values.get(field.name), self.manifest.splits["train"]
+        values = self.manifest.values.get(field.name)
+        train = self.manifest.splits["train"]
         if values is None or field.tokens is not None or field.kind == "cross":
             return None
         column = field.columns[0]
@@ -170,7 +171,8 @@ def likely_funnel(manifest: Manifest) -> list[str]:
 
     That is said only where it would hardly happen by chance.
     """
-    rows, positives = manifest.total.rows, manifest.total.positives
+    rows = manifest.total.rows
+    positives = manifest.total.positives
     order = sorted(positives, key=lambda task: -positives[task])
     stages = order[:1]
     for task in order[1:]:

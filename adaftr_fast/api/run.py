@@ -67,7 +67,8 @@ class Evaluation(Shown):
         content: dict[str, Any] = {"split": self.split, "metrics": self.metrics}
         found = self.importance
         if found is not None:
-            mean, error = found.mean.tolist(), found.standard_error.tolist()
+            mean = found.mean.tolist()
+            error = found.standard_error.tolist()
             content["importance"] = {
                 name: {
                     task: {"mean": m, "standard_error": e} for task, m, e in zip(found.tasks, *each)

@@ -50,7 +50,8 @@ class Range:
         return f"a {self.noun} {relation}" if self.infinite else f"a finite {self.noun} {relation}"
 
 
-AT_LEAST_0, AT_LEAST_1 = Range(0), Range(1)
+AT_LEAST_0 = Range(0)
+AT_LEAST_1 = Range(1)
 WEIGHT = Range(0, noun="weight")
 DECAY = Range(0, 1, below=True, noun="decay")
 

@@ -17,7 +17,8 @@ _MIX = (
     (np.uint64(27), np.uint64(0x94D049BB133111EB)),
 )
 # of numbers that hold four, and two
-_HALVES, _LOW = np.uint64(0x0000FFFF0000FFFF), np.uint64(0xFFFFFFFF)
+_HALVES = np.uint64(0x0000FFFF0000FFFF)
+_LOW = np.uint64(0xFFFFFFFF)
 
 
 def stream_key(seed: int, *names: str) -> np.uint64:

@@ -16,7 +16,8 @@ GB = 1 << 30
 PROGRAM = 3 * GB // 8  # for the program and its libraries
 READ = GB // 4  # for rows of a prepared folder that are read
 # bytes of memory per byte of raw rows, and of the column that is being encoded
-ROWS_WORK, COLUMN_WORK = 2, 6
+ROWS_WORK = 2
+COLUMN_WORK = 6
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,8 @@ def run_abtest(study: Study, size: Size) -> ABTest:
     every = [*bidders, true_bidder()]
     counts, winners = simulate(auctions, every, size.auctions)
     # both of a seed come before the next seed; the last one knows the true probabilities
-    control, treatment = counts[:-1:2], counts[1:-1:2]
+    control = counts[:-1:2]
+    treatment = counts[1:-1:2]
     titles = [variant.title for _, variant, _ in jobs[:2]]
     return ABTest(
         dataset=data.manifest.dataset,

@@ -54,7 +54,8 @@ class ScoreBuckets(Shown):
         """The ends of the 95 % interval of ``observed`` (Wilson's), float64 [2, K], as of rows that
         are independent.
         """
-        n, p = self.rows, self.observed
+        n = self.rows
+        p = self.observed
         middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
         half = Z / (1 + Z**2 / n) * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
         return np.clip(np.stack([middle - half, middle + half]), 0.0, 1.0)

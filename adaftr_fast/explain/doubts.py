@@ -72,7 +72,9 @@ def auc_error(auc: float, positives: float, negatives: float) -> float:
 
 def _undertrained(run: Run) -> list[str]:
     try:
-        best, trained, most = run.best_epoch, run.trained_epochs, run.config.training.max_epochs
+        best = run.best_epoch
+        trained = run.trained_epochs
+        most = run.config.training.max_epochs
     except CheckpointError:  # without the records of its epochs
         return []
     if not trained or best < trained or trained < most:

@@ -88,7 +88,8 @@ class Importance(Shown):
         return Table(["AUC lost without", *self.tasks], cells)
 
     def _cell(self, field: int, task: int) -> str:
-        mean, error = 100 * self.mean[field, task], 100 * self.standard_error[field, task]
+        mean = 100 * self.mean[field, task]
+        error = 100 * self.standard_error[field, task]
         return f"{mean:.3f} ± {error:.3f}" if len(self.drops) > 1 else f"{mean:.3f}"
 
     def _parts(self) -> list[str | Table]:
@@ -159,7 +160,9 @@ def permute_field(batch: Batch, field: int, order: np.ndarray) -> Batch:
     ``order`` [n].
     """
     n = len(batch)
-    ids, offsets, dense = batch.ids, batch.offsets, batch.dense
+    ids = batch.ids
+    offsets = batch.offsets
+    dense = batch.dense
     width = ids.shape[1] if offsets is None else (len(offsets) - 1) // n
     moved = torch.from_numpy(order)
     if field >= width:

@@ -13,7 +13,8 @@ from adaftr_fast._tables import Table
 from adaftr_fast.explain.buckets import ScoreBuckets
 from adaftr_fast.explain.importance import Importance
 
-PAGE, PAGE_PICTURE = "evaluation.md", "evaluation.png"
+PAGE = "evaluation.md"
+PAGE_PICTURE = "evaluation.png"
 SHOWN = 5  # fields that a sentence names
 TOLERATED = 0.05  # of the ratio of predicted to true positives
 

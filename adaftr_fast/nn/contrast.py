@@ -120,7 +120,8 @@ class AdaptiveInfoNCE(nn.Module):
                 f"{'no' if relatedness is None else 'a'} relatedness with tau {self.tau!r}"
             )
         if self.normalize:
-            h_ctr, h_cvr = F.normalize(h_ctr, dim=1), F.normalize(h_cvr, dim=1)
+            h_ctr = F.normalize(h_ctr, dim=1)
+            h_cvr = F.normalize(h_cvr, dim=1)
         tau = self.temperature(relatedness)
         group = self.process_group if process_group is None else process_group
         result: Tensor | tuple[Tensor, InfoNCEStats]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 EncodingKind = Literal["standard", "log", "piecewise"]
-SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+SMALLEST = torch.finfo(torch.float32).tiny
+LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,8 @@ class DenseFields(nn.Module):
                 f"{values.dtype} "
                 f"{list(values.shape)}"
             )
-        missing, u = ~values.isfinite(), values
+        missing = ~values.isfinite()
+        u = values
         if self._any_log:
             u = torch.where(self.is_log, values.sign() * values.abs().log1p(), values)
         u = torch.where(missing, self.mean, u)

@@ -270,7 +270,8 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
                 f"FusedEmbedding.grow: field {name!r} has {self.num_embeddings[f]} rows, got {rows}"
             )
         number, place = self._locate(f)
-        owner, table = self._owners()[number], self.by_width[number]
+        owner = self._owners()[number]
+        table = self.by_width[number]
         if any(
             each is owner.weight
             for other in living_embeddings()
@@ -339,7 +340,8 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
             rows = self._fitting_rows(saved, prefix, missing, unexpected, errors)
             for number, (owner, name) in enumerate(zip(self._owners(), names, strict=True)):
                 # Loaded at once, so that there is one table more at a time.
-                key, whole = prefix + name, self._whole_table(number, rows)
+                key = prefix + name
+                whole = self._whole_table(number, rows)
                 if whole is not None:
                     place = key.removesuffix("weight")
                     nn.Module._load_from_state_dict(
@@ -408,7 +410,8 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
         """Returns the saved rows that fit the fields of this module, and notes what does not."""
         fitting = {}
         for field in self._described():
-            key, size = f"{prefix}weight.{field.name}", [field.rows, field.width]
+            key = f"{prefix}weight.{field.name}"
+            size = [field.rows, field.width]
             if field.name not in saved:
                 missing.append(key)
             elif list(saved[field.name].shape) == size:

@@ -259,7 +259,8 @@ class EmbeddingFields(nn.Module):
         check_local(type(self).__name__, "ids", ids)
         if per_sample_weights is not None:
             if per_sample_weights.shape != ids.shape:
-                got, expected = list(per_sample_weights.shape), list(ids.shape)
+                got = list(per_sample_weights.shape)
+                expected = list(ids.shape)
                 raise ValueError(
                     f"embedding_bags: per_sample_weights must be {expected}, as the ids, got {got}"
                 )
@@ -291,7 +292,9 @@ class EmbeddingFields(nn.Module):
         """Returns the ids with 0 for those out of range, and the number of these in each field,
         [F].
         """
-        ids, sizes, fields = given.ids, self.field_offsets.diff(), len(self.num_embeddings)
+        ids = given.ids
+        sizes = self.field_offsets.diff()
+        fields = len(self.num_embeddings)
         if given.offsets is None:
             check_columns("fused_embedding", ids, fields)
             bad = (ids < 0) | (ids >= sizes)  # [B, F]
@@ -312,7 +315,8 @@ class EmbeddingFields(nn.Module):
         return bag_of_id(ids, offsets).clamp(0, last)  # which matters where offsets are wrong
 
     def _look_up(self, given: Ids) -> Tensor:
-        mean, padded = self.pooling == "mean", self.padding_idx is not None
+        mean = self.pooling == "mean"
+        padded = self.padding_idx is not None
         ids, offsets, per_sample_weights = given
         if padded and offsets is not None:
             given = given._replace(factors=self._factors(ids, offsets, per_sample_weights))

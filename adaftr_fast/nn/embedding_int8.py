@@ -114,7 +114,8 @@ class QuantizedEmbedding(EmbeddingFields):
             KeyError: there is no such field.
         """
         number, place = self._locate(self.field(name))
-        table, sizes = self.tables[number], self.by_width[number].num_embeddings
+        table = self.tables[number]
+        sizes = self.by_width[number].num_embeddings
         rows: Tensor = table.weight.split(sizes)[place] * table.scale.split(sizes)[place]
         return rows
 

@@ -279,7 +279,8 @@ def insert_no_gradient(grad: Tensor, at: int, rows: int) -> Tensor:
     """
     if not grad.is_sparse:
         return insert_rows(grad, at, grad.new_zeros(rows, grad.shape[1]))
-    index, size = grad._indices()[0], torch.Size((grad.shape[0] + rows, grad.shape[1]))
+    index = grad._indices()[0]
+    size = torch.Size((grad.shape[0] + rows, grad.shape[1]))
     moved = index + rows * (index >= at)
     # rows keep their order
     return sparse_rows(moved, grad._values(), size, grad.is_coalesced())
@@ -293,7 +294,8 @@ def tables_elsewhere() -> Iterator[None]:
     the state it had before, ``drawn_rows`` draws them. For float32 on the CPU.
     """
     global _elsewhere
-    before, _elsewhere = _elsewhere, True
+    before = _elsewhere
+    _elsewhere = True
     try:
         yield
     finally:

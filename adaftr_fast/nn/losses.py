@@ -198,7 +198,8 @@ class CLIPLoss(nn.Module):
         """
         _check_pairs("CLIPLoss", "image_features", image_features, "text_features", text_features)
         tau = (-self._bounded_scale()).exp() if logit_scale is None else 1 / logit_scale
-        image, text = F.normalize(image_features, dim=1), F.normalize(text_features, dim=1)
+        image = F.normalize(image_features, dim=1)
+        text = F.normalize(text_features, dim=1)
         loss = adaptive_infonce(image, text, tau, symmetric=True, process_group=self.process_group)
         return {"contrastive_loss": loss} if output_dict else loss
 
@@ -324,9 +325,11 @@ class MultipleNegativesRankingLoss(nn.Module):
                 f"embeddings[{number}]",
                 other,
             )
-        anchors, candidates = embeddings[0], torch.cat(list(embeddings[1:]))
+        anchors = embeddings[0]
+        candidates = torch.cat(list(embeddings[1:]))
         if self.normalize:
-            anchors, candidates = F.normalize(anchors, dim=1), F.normalize(candidates, dim=1)
+            anchors = F.normalize(anchors, dim=1)
+            candidates = F.normalize(candidates, dim=1)
         return adaptive_infonce(
             anchors,
             candidates,

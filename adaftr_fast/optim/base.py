@@ -231,7 +231,8 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def _check_options(self, group: dict[str, Any]) -> None:
         """Refuses options of a group with tables that would reach its other parameters alone."""
-        name, allowed = type(self).__name__, self._others.defaults
+        name = type(self).__name__
+        allowed = self._others.defaults
         for key, value in group.items():
             if key in self._options or key in _WITHOUT_EFFECT:
                 continue
@@ -408,7 +409,8 @@ class RowOptimizer(torch.optim.Optimizer):
             ValueError: the parameter groups, their options or the state of a table do not fit;
                 nothing is loaded then.
         """
-        groups, saved = state_dict["param_groups"], dict(state_dict["state"])
+        groups = state_dict["param_groups"]
+        saved = dict(state_dict["state"])
         for group, given in zip(self.param_groups, groups):  # torch checks their number
             if not self._table_of.keys().isdisjoint(group["params"]):
                 known = self._others.defaults  # schedulers add keys of their own

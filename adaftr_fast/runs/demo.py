@@ -58,7 +58,8 @@ def run_demo(
         check_shared_folder(out, ranks, "every rank reads the prepared data")
         ranks.after_rank_zero(prepared)
         data = PreparedData(folder)
-        fields, ids = len(data.manifest.fields), sum(data.manifest.num_embeddings)
+        fields = len(data.manifest.fields)
+        ids = sum(data.manifest.num_embeddings)
         config = RunConfig(data=DataConfig(output.recorded(folder)), training=training)
         options: dict[str, Any] = {"restart": restart, "ranks": ranks, "output": output}
         runs = []

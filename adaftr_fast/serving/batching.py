@@ -61,7 +61,8 @@ class Batcher:
         while True:
             await self._arrived.wait()
             count = self._fitting()
-            taken, self._waiting = self._waiting[:count], self._waiting[count:]
+            taken = self._waiting[:count]
+            self._waiting = self._waiting[count:]
             if not self._waiting:
                 self._arrived.clear()
             self._called(count)

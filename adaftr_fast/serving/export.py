@@ -131,7 +131,8 @@ def _write(
     served = Probabilities(trained.model, task)
     draw = partial(random_rows, manifest.fields, manifest.dense)
     if task is not None:
-        whole, position = Probabilities(trained.model), trained.model.position(task)
+        whole = Probabilities(trained.model)
+        position = trained.model.position(task)
 
         def column(*features: Tensor, **named: Tensor) -> Tensor:
             return whole(*features, **named)[:, position, None]

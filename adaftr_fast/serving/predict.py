@@ -213,7 +213,9 @@ def predict(
     bound = Memory.of(memory)
     inputs = raw_files(scorer.schema, files, keep, scorer.columns.inputs(), bound)
     schema = _schema(inputs, keep, scorer.columns)
-    account, unknown, start = BadRows(), Unknown(scorer), time.perf_counter()
+    account = BadRows()
+    unknown = Unknown(scorer)
+    start = time.perf_counter()
     try:
         with (
             publishing(out) as new,

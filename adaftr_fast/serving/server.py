@@ -109,15 +109,19 @@ class Server:
             self.metrics.rows.inc(len(rows))
             content = {"model": _digest(scorer), "scores": table.to_pylist()}
         except ClientDisconnect:
-            status, content = 499, {"error": "the client is gone"}
+            status = 499
+            content = {"error": "the client is gone"}
         except Refused as error:
-            status, content = error.status, {"error": str(error)}
+            status = error.status
+            content = {"error": str(error)}
         except DataError as error:
-            status, content = 422, {"error": str(error)}
+            status = 422
+            content = {"error": str(error)}
         # a score that is not finite, or no memory left: the next request may be served
         except Exception as error:
             LOG.exception("a request could not be scored")
-            status, content = 500, {"error": f"{type(error).__name__}: {error}"}
+            status = 500
+            content = {"error": f"{type(error).__name__}: {error}"}
         self.metrics.requests.labels(str(status)).inc()
         self.metrics.seconds.observe(time.perf_counter() - start)
         return JSONResponse(content, status)

@@ -95,7 +95,8 @@ class Pieces:
             if zlib.crc32(content[CHECKSUM:]).to_bytes(CHECKSUM, "big") == content[:CHECKSUM]:
                 os.utime(path)
                 return content[CHECKSUM:]
-        content, bound = read(), cache_bytes()
+        content = read()
+        bound = cache_bytes()
         try:
             with self._lock:
                 self._put(path, content, bound)
@@ -135,7 +136,8 @@ def shrink(folder: Path, bound: float) -> None:
     for path in [*(folder / PIECES).glob("*/*"), *(folder / COPIES).glob("*/*"), *works]:
         with suppress(OSError):
             entries.append((*_use_and_size(path), path))
-    total, now = sum(size for _, size, _ in entries), time.time()
+    total = sum(size for _, size, _ in entries)
+    now = time.time()
     for used, size, path in sorted(entries, key=lambda entry: entry[0]):
         if total <= KEPT * bound:
             return

@@ -406,7 +406,8 @@ def _upload_object(path: Path, target: StorePath, file: Published) -> None:
 
 def _send(path: Path, target: StorePath, size: int) -> str:
     """Uploads a file, compares the sizes, and returns the SHA-256 of what was sent."""
-    filesystem, digest = target.filesystem, hashlib.sha256()
+    filesystem = target.filesystem
+    digest = hashlib.sha256()
     if not is_object_store(target):
         filesystem.create_dir(str(PurePosixPath(target.key).parent), recursive=True)
     with (

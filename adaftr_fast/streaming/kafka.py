@@ -28,7 +28,8 @@ from adaftr_fast.streaming.source import Chunk, Position, check_number
 
 CONNECT_SECONDS = 30.0
 # of a call of the client, and of a call of next() while messages come
-POLL_SECONDS, LOOK_SECONDS = 0.1, 1.0
+POLL_SECONDS = 0.1
+LOOK_SECONDS = 1.0
 BATCH = 10_000  # messages of a call
 SHOWN = 100  # messages that are set aside before a chunk whose places it has
 # the client connects again

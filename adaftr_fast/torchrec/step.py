@@ -108,10 +108,12 @@ def _to_owners(rows: Tensor, grad: Tensor, group: dist.ProcessGroup) -> tuple[Te
     """
     size = dist.get_world_size(group)
     owner = rows % size
-    order, sent = owner.argsort(stable=True), owner.bincount(minlength=size)
+    order = owner.argsort(stable=True)
+    sent = owner.bincount(minlength=size)
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent, group=group)
-    to_here, from_here = received.tolist(), sent.tolist()
+    to_here = received.tolist()
+    from_here = sent.tolist()
     arrived = [each.new_empty(sum(to_here), *each.shape[1:]) for each in (rows, grad)]
     for into, each in zip(arrived, (rows, grad)):
         dist.all_to_all_single(into, each[order].contiguous(), to_here, from_here, group=group)

@@ -410,7 +410,8 @@ def _no_broadcast_of_settings() -> Iterator[None]:
     """
     from torchrec.distributed import collective_utils
 
-    before, collective_utils._INITIALIZED = collective_utils._INITIALIZED, True
+    before = collective_utils._INITIALIZED
+    collective_utils._INITIALIZED = True
     try:
         yield
     finally:

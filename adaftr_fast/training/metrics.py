@@ -22,7 +22,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 # of a packed integer; the high bits hold the group
-SCORE_BITS, SCORE_MASK = np.uint64(32), np.uint64((1 << 32) - 1)
+SCORE_BITS = np.uint64(32)
+SCORE_MASK = np.uint64((1 << 32) - 1)
 
 
 def auc(labels: np.ndarray, scores: np.ndarray, sample_weight: np.ndarray | None = None) -> float:

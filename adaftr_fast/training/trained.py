@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from adaftr_fast._figures import Picture
 
 BEST, TEST, METRICS = "best", "test.json", "metrics.jsonl"  # names in the run folder
-REPORT, PICTURE = "report.md", "report.png"
+REPORT = "report.md"
+PICTURE = "report.png"
 RECORDED = {"epoch": float, "train": dict[str, float], "seconds": float, "samples_per_s": float}
 """What each line of metrics.jsonl holds, besides metrics."""
 # a tower whose validation AUC is this close to 0.5 predicts a constant or noise

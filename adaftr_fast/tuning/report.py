@@ -39,7 +39,8 @@ def tune_and_report(search: Search, trials: int, engine: Engine | None = None) -
 def write_report(folder: Path, found: Found) -> str:
     """Writes ``best.toml``, ``report.md`` and ``report.png``; returns the text to print."""
     replace_file(folder / BEST_CONFIG, to_toml(found.config.to_dict()).encode())
-    best, test = best_table(found.study).markdown(), test_table(found).markdown()
+    best = best_table(found.study).markdown()
+    test = test_table(found).markdown()
     title = f"Test split, trial {found.best.number:04d}"
     sections = ["# Search", state_line(found.study), best, f"## {title}", test]
     sections += [f"![trials]({PLOT})", *failures(found.study)]

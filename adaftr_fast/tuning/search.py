@@ -38,7 +38,8 @@ from adaftr_fast.tuning.space import Space, apply
 
 TRIALS = "trials"  # name in the folder of the search
 # finished trials before the first is pruned; epochs of a trial before it is
-STARTUP_TRIALS, WARMUP_EPOCHS = 5, 1
+STARTUP_TRIALS = 5
+WARMUP_EPOCHS = 1
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,11 @@ def comparisons(cases: Cases) -> dict[Test, tuple[Difference, float]]:
     """Returns every comparison of the parts that read the test split, with p corrected for all of
     them.
     """
-    found, known = {}, results(cases)
+    found = {}
+    known = results(cases)
     for test in _tests(known):
-        rows, seeds = known[test.name, test.backbone], PARTS[test.part].seeds
+        rows = known[test.name, test.backbone]
+        seeds = PARTS[test.part].seeds
         found[test] = difference(rows, test.row, test.against, test.score, seeds)
     corrected = holm([each.p for each in found.values()])
     return {test: (each, p) for (test, each), p in zip(found.items(), corrected)}
@@ -118,7 +120,8 @@ def gains(cases: Cases) -> dict[tuple[str, str, str], dict[int, Difference]]:
     """Returns the differences to MMoE on the validation split, by set, setting and task, and by
     number of rows.
     """
-    part, found = PARTS["grid"], {}
+    part = PARTS["grid"]
+    found = {}
     for name in part.sets:
         rows = results(cases).get((name, "mmoe"), {})
         for setting, score in product(SETTINGS, ("validation click", "validation conversion")):
@@ -168,7 +171,8 @@ def equal(cases: Cases) -> str:
     """Few rows against the whole batch, with the p of two one-sided tests of a
     difference beyond.
     """
-    known, lines = results(cases), []
+    known = results(cases)
+    lines = []
     for part, setting, k in product(("confirm", "backbones"), SETTINGS, (CHOSEN, ADDED)):
         for name, backbone in product(PARTS[part].sets, PARTS[part].backbones):
             rows = known.get((name, backbone), {})

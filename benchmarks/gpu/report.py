@@ -32,7 +32,8 @@ def report(setting: Setting) -> int:
         for stage in STAGES
         for row in journal.cells(stage).values()
     ]
-    date, commit = machine.pop("date"), machine.pop("commit")
+    date = machine.pop("date")
+    commit = machine.pop("commit")
     folder = setting.out if setting.dry else RESULTS
     path = write("gpu", cases, machine, folder=folder, date=date, commit=setting.commit or commit)
     for name, table in TABLES.items():

@@ -42,7 +42,8 @@ def losses(block: int) -> dict[str, Loss]:
 
 def compare(rows: int, d: int, block: int, seconds: float) -> dict[str, Any]:
     """Returns the milliseconds of each loss."""
-    tensors, contestants = inputs("gaussian", rows, d), losses(block)
+    tensors = inputs("gaussian", rows, d)
+    contestants = losses(block)
     same = [
         torch.autograd.grad(contestants[name](*tensors), tensors)
         for name in ("block", "bmm", "bmm, compiled")

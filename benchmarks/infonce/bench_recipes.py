@@ -20,7 +20,8 @@ from benchmarks.infonce.cases import forward_backward
 from benchmarks.measure import options, side_by_side, step_alone, write
 from benchmarks.render import recipes
 
-WIDTH, LABELS = 128, 100
+WIDTH = 128
+LABELS = 100
 MOST_BYTES = 16e9  # beyond which a library's loss is left out
 MATRICES = {
     "ranking": 4.5,
@@ -48,7 +49,8 @@ def ranking() -> tuple[Loss, Loss]:
 def clip() -> tuple[Loss, Loss]:
     from open_clip.loss import ClipLoss
 
-    theirs, scale = ClipLoss(), torch.nn.Parameter(torch.tensor(1 / 0.07).log())
+    theirs = ClipLoss()
+    scale = torch.nn.Parameter(torch.tensor(1 / 0.07).log())
     return af.nn.losses.CLIPLoss(), lambda x, y: theirs(
         F.normalize(x, dim=1), F.normalize(y, dim=1), scale.exp()
     )
@@ -63,7 +65,8 @@ def simclr() -> tuple[Loss, Loss]:
 def sup_con() -> tuple[Loss, Loss]:
     from pytorch_metric_learning.losses import SupConLoss
 
-    ours, theirs = af.nn.losses.SupConLoss(0.1), SupConLoss(0.1)
+    ours = af.nn.losses.SupConLoss(0.1)
+    theirs = SupConLoss(0.1)
     return lambda x, _: ours(x, torch.arange(len(x)) % LABELS), lambda x, _: theirs(
         x, torch.arange(len(x)) % LABELS
     )

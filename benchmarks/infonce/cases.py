@@ -71,7 +71,8 @@ def bare_products(rows: int, d: int) -> Callable[[], None]:
     a = torch.randn(rows, d)
     b = torch.randn(rows, d)
     p = torch.rand(rows, rows)
-    s, o = torch.empty(rows, rows), torch.empty(rows, d)
+    s = torch.empty(rows, rows)
+    o = torch.empty(rows, d)
 
     def step() -> None:
         torch.mm(a, b.T, out=s)

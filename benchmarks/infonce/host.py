@@ -29,9 +29,12 @@ from benchmarks.measure import options, write
 from benchmarks.render import host
 from tests.cuda.serial import ASKING, Installed, load
 
-ROWS, D = 16, 16
-FIELDS, WIDTH = 2, 8
-CAPABILITY, PROCESSORS = 90, 132
+ROWS = 16
+D = 16
+FIELDS = 2
+WIDTH = 8
+CAPABILITY = 90
+PROCESSORS = 132
 CALLS = 20  # between two readings of the clock
 Step = Callable[[], Any]
 
@@ -75,7 +78,8 @@ def without_launches() -> Driver:
     driver = Driver()
     triton.runtime.driver.set_active(driver)
     launch.INTERPRETED = True  # accepts CPU tensors
-    launch.ASSUMED_CAPABILITY, launch.ASSUMED_PROCESSORS = CAPABILITY, PROCESSORS
+    launch.ASSUMED_CAPABILITY = CAPABILITY
+    launch.ASSUMED_PROCESSORS = PROCESSORS
     autograd.runs_triton = lambda anchors: True
     return driver
 
@@ -86,7 +90,8 @@ def loss_steps(dtype: torch.dtype) -> dict[str, tuple[Step, Step]]:
     """
     a, b = (torch.randn(ROWS, D, dtype=dtype, requires_grad=True) for _ in range(2))
     tau = torch.rand(ROWS).add(0.1).requires_grad_()
-    ids, weight = torch.arange(ROWS) // 2, torch.rand(ROWS)
+    ids = torch.arange(ROWS) // 2
+    weight = torch.rand(ROWS)
 
     def eager() -> Tensor:
         return F.cross_entropy((a @ b.mT).float() / tau[:, None], torch.arange(ROWS))

@@ -38,8 +38,10 @@ def main() -> None:
     folder.mkdir()
     write_prepared(folder, rows, ids, held_out=BATCH, fields=fields)
     data = PreparedData(folder)
-    train, validation = data.load("train"), data.load("validation")
-    steps, trainers = len(train) // BATCH, {}
+    train = data.load("train")
+    validation = data.load("validation")
+    steps = len(train) // BATCH
+    trainers = {}
     for name, (model, precision) in CONTESTANTS.items():
         torch.manual_seed(0)
         built = build_model(

@@ -131,7 +131,9 @@ def measured(table_rows: int, width: int) -> Rates:
 def peak() -> float:
     """Returns the operations a second of the faster kind of product."""
     a, b, out = (torch.randn(PRODUCT, PRODUCT) for _ in range(3))
-    x, weight, bias = torch.randn(PRODUCT, LAYER), torch.randn(LAYER, LAYER), torch.zeros(LAYER)
+    x = torch.randn(PRODUCT, LAYER)
+    weight = torch.randn(LAYER, LAYER)
+    bias = torch.zeros(LAYER)
     return max(
         2 * PRODUCT**3 / fastest(lambda: torch.mm(a, b, out=out)),
         2
@@ -163,7 +165,8 @@ def fastest(call: Callable[[], object]) -> float:
     call()
     means = []
     for _ in range(REPEATS):
-        start, calls = time.perf_counter(), 0
+        start = time.perf_counter()
+        calls = 0
         while time.perf_counter() - start < SECONDS:
             call()
             calls += 1

@@ -84,6 +84,7 @@ def test_the_page_escapes_values_and_names_everything(data):
 
 
 def test_drift_is_the_share_of_rows_that_would_have_to_change():
-    same, moved = np.array([[0, 50, 50]]), np.array([[20, 40, 40]])
+    same = np.array([[0, 50, 50]])
+    moved = np.array([[20, 40, 40]])
     assert _distance(same, same) == 0
     assert _distance(same, moved) == pytest.approx(0.2)

@@ -222,7 +222,8 @@ def test_table_shows_the_widest_case_of_a_tiling_under_each_version():
     figures = {"registers": 187, "barriers": 3, "narrow copies": 0, "issue": 800}
     one = RESULT | figures
     two = one | {"registers": 198, "narrow copies": 3, "instructions": 1367}
-    narrow, other = one | {"width": 96, "registers": 1}, one | {"variant": "tau"}
+    narrow = one | {"width": 96, "registers": 1}
+    other = one | {"variant": "tau"}
     assert TABLES["compiled"](
         [narrow, one, other, RESULT | figures | {"dtype": "float16"}, two]
     ).splitlines()[2:] == [

@@ -46,9 +46,11 @@ def test_every_table_and_every_results_file_is_shown():
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_results_name_machine_or_compiler_date_and_commit(path):
     record = json.loads(path.read_text(encoding="utf-8"))
-    origin, name = "machine", "cpu"
+    origin = "machine"
+    name = "cpu"
     if "compiler" in record:
-        origin, name = "compiler", "ptxas" if path.stem.startswith("compile-") else "GCC"
+        origin = "compiler"
+        name = "ptxas" if path.stem.startswith("compile-") else "GCC"
     assert set(record) - {"stale"} == {origin, "date", "commit", "cases"}
     assert record[origin][name] in tables.caption(record)
     if origin == "machine" and path.stem != "contrast":  # whose scores are of several machines
@@ -72,7 +74,8 @@ def test_table_replaces_what_stands_between_its_markers(folder):
 
 def test_table_of_several_files_has_the_cases_cpus_and_captions_of_all(folder):
     rates = {"samples/s": dict.fromkeys(("AdaFTR", "AdaFTR, bfloat16", "MMoE"), 1e5)}
-    case, other = RECORD["cases"][0] | rates, {"cpu": "Another CPU"}
+    case = RECORD["cases"][0] | rates
+    other = {"cpu": "Another CPU"}
     save(folder, RECORD | {"cases": [case]})
     record = RECORD | {"machine": MACHINE | other, "cases": [case], "stale": "older"}
     (folder / "two.json").write_text(json.dumps(record))

@@ -127,7 +127,8 @@ DAYS = [
 def log():
     """Returns a log as text, which has rows of every split of ``SCHEMA``."""
     random = np.random.default_rng(7)
-    user, item = random.integers(0, 20, ROWS), random.integers(0, 15, ROWS)
+    user = random.integers(0, 20, ROWS)
+    item = random.integers(0, 15, ROWS)
     click = random.random(ROWS) < 0.5
 
     def text(prefix, values):

@@ -47,7 +47,8 @@ def damaged(random, data, others):
 def _changed(random, data, other):
     start = random.randrange(len(data) + 1)
     stop = min(len(data), start + random.choice((1, 2, 8, 40, 200)))
-    changed, piece = bytearray(data or b"\0"), random.choice(PIECES)
+    changed = bytearray(data or b"\0")
+    piece = random.choice(PIECES)
     match random.choice(KINDS):
         case "flip":
             for _ in range(random.choice((1, 1, 1, 2, 8))):

@@ -85,13 +85,16 @@ def shrink(
     Alike: by the same exception, or by the end of the process.
     """
     kind = _kind(error)
-    end, improved = time.monotonic() + SHRINK_SECONDS, True
+    end = time.monotonic() + SHRINK_SECONDS
+    improved = True
     while improved and time.monotonic() < end:
         improved = False
         for candidate in simpler(case):
             found = check(candidate)
             if found is not None and _kind(found) == kind:
-                case, error, improved = candidate, found, True
+                case = candidate
+                error = found
+                improved = True
                 break
     return case, error
 

@@ -79,7 +79,8 @@ def check_account(bad_rows, text, kept):
     """Raises AssertionError unless each line of a text is a row that was kept, a bad row or blank;
     a row whose values in quotes hold line ends is one line.
     """
-    found, lines = (kept, bad_rows.bad, bad_rows.blank), count_lines(text)
+    found = (kept, bad_rows.bad, bad_rows.blank)
+    lines = count_lines(text)
     joined = sum(part.count(b"\n") for part in text.split(b'"')[1::2])
     lines = max(lines - joined, min(lines, bad_rows.lines))
     assert bad_rows.lines == lines == sum(found), (
@@ -91,11 +92,13 @@ def check_account(bad_rows, text, kept):
 def rows_of(path):
     """Reads rows for scoring."""
     (file,) = raw_files(log_schema(), [path], KEEP)
-    bad_rows, kept = BadRows(), 0
+    bad_rows = BadRows()
+    kept = 0
     for chunk in file.chunks():
         table, of_chunk = chunk.parse()
         table.validate(full=True)
-        bad_rows, kept = bad_rows + of_chunk, kept + table.num_rows
+        bad_rows = bad_rows + of_chunk
+        kept = kept + table.num_rows
     if path.suffix != ".parquet":
         text = b"".join(blocks(path))
         if kept or bad_rows.rows:
@@ -144,7 +147,8 @@ def messages(path):
     """Prepares the messages that are rows as a chunk, which no other message may spoil."""
     schema = daily.part_schema(log_schema())
     rows, _ = RowReader(schema).read(path.read_bytes().split(b"\n"))
-    chunk, data = path.with_name("chunk.parquet"), path.with_name("data")
+    chunk = path.with_name("chunk.parquet")
+    data = path.with_name("data")
     pq.write_table(rows, chunk)
     try:
         prepare(schema, [chunk], data)
@@ -210,7 +214,8 @@ def config(path):
 
 def command(path):
     """Passes a configuration to the command line, whose prepared folder does not exist."""
-    said, folder = io.StringIO(), str(path.parent)
+    said = io.StringIO()
+    folder = str(path.parent)
     arguments = ["train", "--config", str(path), "--data.folder", f"{folder}/none", "--out", folder]
     try:
         with redirect_stderr(said), redirect_stdout(said):
@@ -320,10 +325,12 @@ def aliccp(path):
     paths = [path.with_name("skeleton.csv"), path.with_name("common.csv")]
     complete(path, dict(zip((each.name for each in paths), corpus.aliccp())))
     (file,) = raw_files(load_schema("aliccp"), paths, ["sample_id"])
-    bad_rows, kept = BadRows(), 0
+    bad_rows = BadRows()
+    kept = 0
     for chunk in file.chunks():
         table, of_chunk = chunk.parse()
-        bad_rows, kept = bad_rows + of_chunk, kept + table.num_rows
+        bad_rows = bad_rows + of_chunk
+        kept = kept + table.num_rows
     if kept or bad_rows.rows:
         check_account(bad_rows, paths[0].read_bytes(), kept)
 
@@ -354,7 +361,9 @@ def gzipped():
     return [gzip.compress(each) for each in corpus.tables()]
 
 
-CSV, TRAIN, TOML = "log.csv", "train.parquet", "mine.toml"
+CSV = "log.csv"
+TRAIN = "train.parquet"
+TOML = "mine.toml"
 TARGETS = {
     "text": Target(CSV, rows_of, corpus.tables, damaged_table, 6),
     "compressed": Target("log.csv.gz", compressed, corpus.tables, damaged_table, 2),

@@ -23,7 +23,8 @@ def test_nan_in_results_that_depend_on_no_nan_is_found(name, monkeypatch):
 
     check_all()
     function = "sigmoid_contrast" if name == "sigmoid" else "adaptive_infonce"
-    right, factors = getattr(af, function), {"reference": 1.0, "cpu": math.nan}
+    right = getattr(af, function)
+    factors = {"reference": 1.0, "cpu": math.nan}
     wrong = lambda *x, backend, **given: right(*x, backend=backend, **given) * factors[backend]  # noqa: E731
     monkeypatch.setattr(af, function, wrong)
     with pytest.raises(AssertionError, match="not finite"):

@@ -101,7 +101,9 @@ def serve(kind, pipe):
     """Answers each case by its traceback or None, and what ``check`` returned."""
     check = importlib.import_module(f"tests.chaos.{kind}").check
     while True:
-        case, error, number = pipe.recv(), None, 0
+        case = pipe.recv()
+        error = None
+        number = 0
         try:
             number = check(case) or 0
         except Exception:

@@ -57,7 +57,8 @@ def schema(tmp_path):
 @pytest.fixture(scope="session")
 def prepared(log):
     """The prepared log, which no test changes."""
-    schema, out = log.parent / "small.toml", log.parent / "data"
+    schema = log.parent / "small.toml"
+    out = log.parent / "data"
     schema.write_text(SCHEMA)
     assert main(f"prepare --dataset {schema} --files {log} --out {out}".split()) == 0
     return out
@@ -74,7 +75,8 @@ def config(prepared, tmp_path):
 @pytest.fixture(scope="session")
 def trained(prepared):
     """The run of the configuration, which no test changes."""
-    config, out = prepared.parent / "run.toml", prepared.parent / "run"
+    config = prepared.parent / "run.toml"
+    out = prepared.parent / "run"
     config.write_text(CONFIG.replace("FOLDER", str(prepared)))
     assert main(f"train --config {config} --out {out}".split()) == 0
     return out
@@ -100,7 +102,8 @@ def fails(arguments, capsys):
 
 def interrupting(monkeypatch, at_epoch, signum=signal.SIGINT):
     """Sends a signal, Ctrl-C by default, in an epoch; returns the list of started epochs."""
-    begun, train_epoch = [], Trainer.train_epoch
+    begun = []
+    train_epoch = Trainer.train_epoch
 
     def pressed(self, epoch, interrupt):
         begun.append(epoch)

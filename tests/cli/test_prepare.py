@@ -28,7 +28,8 @@ def test_memory_and_shards(schema, log, tmp_path, capsys):
 
 @pytest.mark.parametrize(("raw", "dataset"), [("false", "synthetic-aliccp"), ("true", "aliccp")])
 def test_synthesize_prints_the_command_that_prepares_the_log(raw, dataset, tmp_path, capsys):
-    out, rates = tmp_path / "log", '{"click":0.3,"conversion":0.1}'
+    out = tmp_path / "log"
+    rates = '{"click":0.3,"conversion":0.1}'
     assert main(f"synthesize --rows 2000 --rates {rates} --raw {raw} --out {out}".split()) == 0
     _, *command = capsys.readouterr().out.replace("PREPARED", str(tmp_path / "data")).split()
     assert main(command) == 0

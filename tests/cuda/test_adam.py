@@ -32,7 +32,8 @@ def test_rows_that_lag_by_hundreds(on_serial, name):
 def test_half_precision_tables(on_serial, dtype):
     """As the reference, but for the rounding of the stored rows."""
     torch.manual_seed(0)
-    emb, ids = FusedEmbedding(SIZES, 8, dtype=dtype), torch.randint(0, 3, (30, 3))
+    emb = FusedEmbedding(SIZES, 8, dtype=dtype)
+    ids = torch.randint(0, 3, (30, 3))
     optimizer = optim.Adam(emb, lr=0.1)
     for _ in range(5):
         optimizer.zero_grad()
@@ -45,10 +46,13 @@ def test_half_precision_tables(on_serial, dtype):
 
 def test_launches_are_those_of_the_documentation(serial):
     """docs/gpu.md, "Launches per step": without the radix sort, which is CUB's."""
-    emb, ids = FusedEmbedding(SIZES, 8), torch.zeros(200, 3, dtype=torch.int64)
-    deferred, weight = optim.Adam(emb)._deferred[emb.weight], emb.weight.detach().clone()
+    emb = FusedEmbedding(SIZES, 8)
+    ids = torch.zeros(200, 3, dtype=torch.int64)
+    deferred = optim.Adam(emb)._deferred[emb.weight]
+    weight = emb.weight.detach().clone()
     deferred.configure(emb.weight, (0.9, 0.999), 1e-8, 0.0)
-    rows, grad = torch.zeros(600, dtype=torch.int64), torch.ones(600, 8)
+    rows = torch.zeros(600, dtype=torch.int64)
+    grad = torch.ones(600, 8)
     calls = {
         "look-up": (1, lambda: serial.fused_embedding(weight, ids, emb.offsets, [])),
         "gradient": (1, lambda: serial.embedding_rows(ids, emb.offsets)),
@@ -72,7 +76,8 @@ def test_a_full_series_is_flushed(on_serial, monkeypatch):
     deferred = left._deferred[two.ours.weight]
     assert len(deferred.tensors[2]) == 1 << 16
     deferred.tensors[2:4] = [each[:64].clone() for each in deferred.tensors[2:4]]
-    addresses, launches = [each.data_ptr() for each in deferred.tensors], []
+    addresses = [each.data_ptr() for each in deferred.tensors]
+    launches = []
     for _ in range(200):
         before = on_serial.launches()
         left.zero_grad()

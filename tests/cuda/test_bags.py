@@ -28,9 +28,11 @@ WIDTHS = [1, 3, 8, 100]
 @pytest.mark.parametrize("number", range(4))
 @pytest.mark.parametrize("mode", ["sum", "mean", "weighted"])
 def test_pools_and_its_backward(serial, lanes, mode, number):
-    dtype, width = DTYPES[number], WIDTHS[(number + lanes + len(mode)) % 4]
+    dtype = DTYPES[number]
+    width = WIDTHS[(number + lanes + len(mode)) % 4]
     emb = FusedEmbedding(SIZES, width, dtype=dtype)
-    weight, mean = emb.weight.detach(), mode == "mean"
+    weight = emb.weight.detach()
+    mean = mode == "mean"
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     for batch, id_type in ((0, torch.int64), (1, torch.int64), (90, torch.int32)):
         values, offsets = bags_for(batch, id_type=id_type)
@@ -101,7 +103,8 @@ def test_ids_outside_of_bags_have_a_row_and_zeros(serial, values, offsets, field
     ],
 )
 def test_bad_offsets_are_raised_by_the_next_op(serial, offsets, at):
-    values, weight = torch.zeros(4, dtype=torch.int64), torch.ones(10, 4)
+    values = torch.zeros(4, dtype=torch.int64)
+    weight = torch.ones(10, 4)
     out = serial.embedding_bags(
         weight, values, torch.tensor(offsets), None, torch.tensor([0, 5, 6, 10]), False, []
     )
@@ -113,7 +116,8 @@ def test_bad_offsets_are_raised_by_the_next_op(serial, offsets, at):
 
 
 def test_a_bad_id_counts_as_zeros_and_is_raised_by_the_next_op(serial):
-    values, offsets = torch.tensor([0, 9, 1]), torch.tensor([0, 2, 3])
+    values = torch.tensor([0, 9, 1])
+    offsets = torch.tensor([0, 2, 3])
     out = serial.embedding_bags(
         torch.ones(9, 4), values, offsets, None, torch.tensor([0, 9]), False, []
     )

@@ -22,7 +22,8 @@ def ids_for(batch, sizes=SIZES, dtype=torch.int64):
 def test_copies_rows(serial, lanes, dtype):
     for number, width in enumerate([1, 2, 3, 4, 6, 8, 16, 31, 64, 256, 1, 4]):
         emb = FusedEmbedding(SIZES, width, dtype=dtype)
-        batch, id_type = (0, 1, 40, 257)[number % 4], (torch.int32, torch.int64)[number // 2 % 2]
+        batch = (0, 1, 40, 257)[number % 4]
+        id_type = (torch.int32, torch.int64)[number // 2 % 2]
         ids = ids_for(batch, dtype=id_type)
         out = serial.fused_embedding(emb.weight.detach(), ids, emb.offsets, [])
         assert torch.equal(out, reference.fused_embedding(emb.weight.detach(), ids, emb.offsets))
@@ -40,7 +41,8 @@ def test_non_contiguous_ids_and_an_unaligned_table(serial):
 
 @pytest.mark.parametrize("bad", [-1, 7, 2**40])
 def test_a_bad_id_gives_zeros_and_is_raised_by_the_next_op(serial, bad):
-    emb, ids = FusedEmbedding(SIZES, 8), ids_for(40)
+    emb = FusedEmbedding(SIZES, 8)
+    ids = ids_for(40)
     ids[20, 3] = bad
     weight = emb.weight.detach()
     out = serial.fused_embedding(weight, ids, emb.offsets, []).view(40, 4, 8)

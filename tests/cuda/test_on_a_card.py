@@ -87,7 +87,8 @@ def test_a_step_does_not_synchronize(kind, bags):
 
 
 def test_a_bad_id_is_raised_later():
-    emb, ids = FusedEmbedding(SIZES, 8, device="cuda"), ids_for(40, SIZES)
+    emb = FusedEmbedding(SIZES, 8, device="cuda")
+    ids = ids_for(40, SIZES)
     ids[20, 2] = 20
     out = emb(ids.cuda())
     assert not out.view(40, 3, 8)[20, 2].any()
@@ -112,7 +113,8 @@ def test_a_row_that_repeats(rows):
 
 
 def test_a_look_up_and_its_backward_in_a_graph():
-    emb, ids = FusedEmbedding(SIZES, 8, device="cuda"), ids_for(64, SIZES).cuda()
+    emb = FusedEmbedding(SIZES, 8, device="cuda")
+    ids = ids_for(64, SIZES).cuda()
     optimizer = optim.Adam(emb, lr=0.01)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -69,7 +69,8 @@ def test_merge_of_nothing(serial):
 
 
 def test_rows_out_of_range_are_left_out(serial):
-    weight, rows = torch.zeros(5, 4), torch.tensor([2, -1, 5, 2**40, 2])
+    weight = torch.zeros(5, 4)
+    rows = torch.tensor([2, -1, 5, 2**40, 2])
     serial.embedding_sgd_(weight, rows, torch.ones(5, 4), 1.0, 0.0)
     expected = torch.zeros(5, 4)
     expected[2] = -2
@@ -95,11 +96,13 @@ def test_steps(serial, lanes, name, dtype):
     for case, width, rows, grad in problems(dtype):
         start = torch.randn(ROWS, width).to(dtype)
         state = [] if shape is None else [torch.rand(shape(width), dtype=wide)]
-        weight, own = start.clone(), [each.clone() for each in state]
+        weight = start.clone()
+        own = [each.clone() for each in state]
         getattr(serial, name)(weight, *own, rows, grad, *scalars)
 
         distinct, sums = merged(rows, grad)
-        truth, true_state = start.double(), [each.double() for each in state]
+        truth = start.double()
+        true_state = [each.double() for each in state]
         step(truth, *true_state, distinct, sums, *scalars)
         many = 10 if case == "all equal" and wide == torch.float32 else 1
         # Of half types, the sums, steps and states are float32, and the new weights are rounded

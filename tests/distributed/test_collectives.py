@@ -37,7 +37,8 @@ def test_a_step_calls_five_gathers_one_scatter_and_one_reduction(tmp_path, monke
         stepper.step(Batch(torch.randint(10, (8, 2)), torch.ones(8, 2)), 1)
         of_step = sorted(calls)
         calls.clear()
-        a, frozen = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
+        a = torch.randn(4, 3, requires_grad=True)
+        frozen = torch.randn(4, 3)
         adaptive_infonce(a, frozen, 0.5, process_group=dist.group.WORLD).backward()
     finally:
         dist.destroy_process_group()

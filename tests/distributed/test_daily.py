@@ -93,7 +93,8 @@ def command(folder: Path, out: Path, *files: Path, **options) -> list[str]:
 
 def assert_same_days(found: Path, expected: Path) -> None:
     """Asserts equal records and weights, up to the order of float additions."""
-    ours, theirs = read_records(found / RECORDS), read_records(expected / RECORDS)
+    ours = read_records(found / RECORDS)
+    theirs = read_records(expected / RECORDS)
     assert len(ours) == len(theirs) == DAYS
     for day, (mine, other) in enumerate(zip(ours, theirs), start=1):
         for part in ("before_training", "validation"):

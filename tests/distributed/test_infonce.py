@@ -29,7 +29,9 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float64
 
 
-SYMMETRIC, SUM, NONE = {"symmetric": True}, {"reduction": "sum"}, {"reduction": "none"}
+SYMMETRIC = {"symmetric": True}
+SUM = {"reduction": "sum"}
+NONE = {"reduction": "none"}
 CASES = {
     "even": Case("plain", (5, 5), (5, 5)),
     "float32": Case("plain", (40, 40), (40, 40), dtype=torch.float32),
@@ -66,9 +68,11 @@ def drawn(case: Case) -> tuple[list[Tensor], dict[str, Any]]:
     """Returns the tensors and options of one process, whose positive indices are of the
     row's rank.
     """
-    rows, columns = sum(case.rows), sum(case.columns)
+    rows = sum(case.rows)
+    columns = sum(case.columns)
     tensors, options = EVERY[case.loss].drawn(rows, columns, D)
-    tensors, options = list(tensors), options | case.options
+    tensors = list(tensors)
+    options = options | case.options
     if "tau" in options:
         tensors[2] = torch.tensor(options.pop("tau"), dtype=torch.float64)
     if "positive_group" not in options and "block" not in options:
@@ -233,7 +237,8 @@ def test_loss_and_gradients_equal_one_process(name, ranks):
 
 @pytest.mark.parametrize("negatives", ["all", "rank"])
 def test_ddp_mean_equals_one_process(negatives, ranks):
-    got, model = [each["parallel"][negatives] for each in ranks], towers()
+    got = [each["parallel"][negatives] for each in ranks]
+    model = towers()
     batches = [torch.cat(tower_rows())] if negatives == "all" else tower_rows()
     loss = torch.stack([model(x) for x in batches]).mean()
     loss.backward()

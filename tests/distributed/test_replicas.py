@@ -99,7 +99,8 @@ def trained_alone():
 def refusals(rank):
     mesh = init_device_mesh("cpu", (2,))
     h = distribute_tensor(torch.ones(4, 3), mesh, [Shard(0)])
-    local, each = torch.ones(4, 3), distribute_tensor(torch.ones(4), mesh, [Shard(0)])
+    local = torch.ones(4, 3)
+    each = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
     table = af.FusedEmbedding([4, 4], 3)
     ids = distribute_tensor(torch.ones(4, 2, dtype=torch.int64), mesh, [Shard(0)])
     sharded = distribute_tensor(torch.ones(8, 3), mesh, [Shard(0)])

@@ -33,7 +33,8 @@ def opened(rank: int, folder: str) -> list[str]:
     error.
     """
     os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
-    compared, sha256 = [], manifest.known_sha256
+    compared = []
+    sha256 = manifest.known_sha256
     manifest.known_sha256 = lambda path: compared.append(path.name) or sha256(path)
     try:
         for name in ("train", "test"):

@@ -28,7 +28,8 @@ from adaftr_fast.training.trainer import Trainer
 from tests.distributed.ranks import on_ranks
 from tests.tolerances import assert_same_bits
 
-FIELDS, TASKS = [200, 20, 7], ["click", "conversion"]
+FIELDS = [200, 20, 7]
+TASKS = ["click", "conversion"]
 ABOUT = Description(
     config=RunConfig(), fingerprint="", num_embeddings=FIELDS, tasks=TASKS, metrics={}
 )
@@ -51,7 +52,8 @@ def trainer(folder: Path | None, ranks: Ranks, *, make=None, optimizer=None, **s
     ``settings`` shards them.
     """
     torch.manual_seed(0 if ranks.is_rank_zero else 1)  # all ranks start from rank 0's weights
-    weighted, contrast_rows = settings.pop("weighted", False), settings.pop("contrast_rows", 0)
+    weighted = settings.pop("weighted", False)
+    contrast_rows = settings.pop("contrast_rows", 0)
     widths = {"expert_hidden": [8], "tower_hidden": [8, 4], "relatedness_hidden": [4]}
     with tables_elsewhere() if "tables" in settings else nullcontext():
         model = build_model(ModelConfig(contrast_rows=contrast_rows, **widths), FIELDS, TASKS)
@@ -80,7 +82,8 @@ def train(rank: int, size: int, folder: str | None, stop_after: int | None, sett
         torch.compile = functools.partial(torch.compile, backend="aot_eager")
     ranks = JoinedRanks(dist.HashStore(), 60) if size > 1 else ALONE
     run = trainer(None if folder is None else Path(folder), ranks, **settings)
-    resumed, step = run.resume(), run.stepper.step
+    resumed = run.resume()
+    step = run.stepper.step
 
     def interrupted_step(batch, number, epochs):
         if number == stop_after and rank == size - 1:
@@ -113,8 +116,10 @@ def results_of(starts: dict[str, tuple[int, dict[str, tuple]]]) -> dict[str, lis
     return results
 
 
-PLAIN, WEIGHTED = {}, {"weighted": True, "accumulate": 2}
-BY_RANK, TWO_PARTS = {"contrast_over": "rank"}, {"accumulate": 2}
+PLAIN = {}
+WEIGHTED = {"weighted": True, "accumulate": 2}
+BY_RANK = {"contrast_over": "rank"}
+TWO_PARTS = {"accumulate": 2}
 BLOCKS = {"contrast_rows": 8}
 PCGRAD = {"balance": "pcgrad", "weighted": True}
 
@@ -166,7 +171,8 @@ def measured(result: dict) -> dict[str, float]:
 
 
 def assert_same_run(got: dict, expected: dict) -> None:
-    found, truth = measured(got), measured(expected)
+    found = measured(got)
+    truth = measured(expected)
     assert found.keys() == truth.keys()
     for name, value in truth.items():
         assert found[name] == pytest.approx(value, rel=2e-4, abs=2e-5), name

@@ -13,7 +13,8 @@ from adaftr_fast.errors import ConfigError, EngineError
 
 
 def test_results_are_in_order_and_reported():
-    finished, amounts = {}, []
+    finished = {}
+    amounts = []
 
     def square(number, advance):
         advance(number)
@@ -80,7 +81,8 @@ def test_calls_of_processes_have_one_thread_and_the_folder_of_the_caller_and_rai
 def test_a_folder_that_a_node_does_not_see_is_named(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
-    step, threads = on_one_thread(abs), torch.get_num_threads()
+    step = on_one_thread(abs)
+    threads = torch.get_num_threads()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gone").rmdir()
     try:

@@ -80,7 +80,8 @@ def test_the_notebook_runs_and_shows_tables_and_plots(tmp_path, monkeypatch):
     notebook = json.loads((EXAMPLES / "road.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not any(cell.get("outputs") for cell in notebook["cells"])  # committed without
-    plots, names = [], {}
+    plots = []
+    names = {}
 
     def show():
         plots.append(plt.gcf())

@@ -44,7 +44,8 @@ def lightning_loads_what_it_saved(found):
 
 
 def accelerate_loads_what_it_saved(found):
-    model, accelerator = found["model"], found["accelerator"]
+    model = found["model"]
+    accelerator = found["accelerator"]
     before = {name: each.clone() for name, each in model.state_dict().items()}
     accelerator.save_model(model, "model")
     with torch.no_grad():

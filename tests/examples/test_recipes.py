@@ -27,7 +27,8 @@ OURS = {title: [b for b in blocks if b.startswith("# here")] for title, blocks i
 OTHERS = [
     (title, b) for title, blocks in BLOCKS.items() for b in blocks if not b.startswith("# here")
 ]
-ROWS, WIDTH = 24, 16
+ROWS = 24
+WIDTH = 16
 
 
 def names(dtype):
@@ -116,7 +117,8 @@ def on_a_rank(rank):
     from adaftr_fast.nn.losses import CLIPLoss, SigLIPLoss
 
     world = dist.group.WORLD
-    clip, theirs = CLIPLoss(process_group=world), ClipLoss(True, True, rank=rank, world_size=2)
+    clip = CLIPLoss(process_group=world)
+    theirs = ClipLoss(True, True, rank=rank, world_size=2)
     results = []
     for loss_of, scalars in (
         (lambda x, y: theirs(x, y, clip.logit_scale.exp()), [clip.logit_scale]),

@@ -75,7 +75,8 @@ def workers_of(starter):
     lines = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            environment, line = (path / "environ").read_bytes(), (path / "cmdline").read_text()
+            environment = (path / "environ").read_bytes()
+            line = (path / "cmdline").read_text()
         except OSError:
             continue
         if f"STARTED_BY={starter}".encode() in environment:

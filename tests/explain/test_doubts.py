@@ -70,6 +70,7 @@ def test_the_standard_error_of_an_auc_is_that_of_draws():
     random = np.random.default_rng(0)
     found = []
     for _ in range(400):
-        above, below = random.normal(0.8, size=60), random.normal(size=140)
+        above = random.normal(0.8, size=60)
+        below = random.normal(size=140)
         found.append((above[:, None] > below).mean())
     assert auc_error(np.mean(found), 60, 140) == pytest.approx(np.std(found), rel=0.15)

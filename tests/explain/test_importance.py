@@ -43,7 +43,8 @@ def rows(n=3000, seed=0):
 
 
 def test_it_is_that_of_scikit_learn():
-    batch, model = rows(), Sums()
+    batch = rows()
+    model = Sums()
     found = permutation_importance(model, Split.of(batch), FIELDS, repeats=12, batch_size=1000)
     assert (found.mean.shape, found.rows) == ((4, 2), 3000)
     x = np.concatenate([batch.ids.numpy(), batch.dense.numpy()], 1)

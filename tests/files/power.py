@@ -97,7 +97,8 @@ def cut(root, target, publish, exchange=True):
     """Asserts that at every point a power failure leaves the former or the new ``target``, and in
     the end the new.
     """
-    disk, before = Disk(root, target), whole(target)
+    disk = Disk(root, target)
+    before = whole(target)
     disk.run(publish, exchange)
     after = whole(target)
     for number, states in enumerate(disk.states):

@@ -64,7 +64,8 @@ def test_what_the_lock_created_is_removed_if_it_is_empty(tmp_path):
 
 
 def test_a_thread_may_hold_a_lock_several_times(tmp_path):
-    lock, errors = tmp_path / "lock", []
+    lock = tmp_path / "lock"
+    errors = []
 
     def meet():
         try:
@@ -118,7 +119,8 @@ def test_a_file_that_was_removed_meanwhile_is_no_lock(tmp_path, monkeypatch):
     """The former holder removes the file after this process has opened and before it
     has locked it.
     """
-    lock, real = tmp_path / "lock", fcntl.lockf
+    lock = tmp_path / "lock"
+    real = fcntl.lockf
 
     def late(descriptor, operation):
         monkeypatch.setattr(fcntl, "lockf", real)

@@ -69,7 +69,8 @@ def test_a_kill_at_any_point_leaves_the_old_or_the_new_one(tmp_path, write, read
 
 @BOTH
 def test_a_reader_meets_one_version_while_a_writer_replaces_it(tmp_path, monkeypatch, exchange):
-    target, done = tmp_path / "out", threading.Event()
+    target = tmp_path / "out"
+    done = threading.Event()
     if not exchange:
         monkeypatch.setattr(_files, "_exchange", lambda new, target: False)
     write_folder(target, "0")
@@ -164,7 +165,8 @@ def test_a_symbolic_link_stays(tmp_path):
     (tmp_path / "real").mkdir()
     for (write, read), old in itertools.product(KINDS, (False, True)):
         name = f"{write.__name__}{old}"
-        target, link = tmp_path / "real" / name, tmp_path / name
+        target = tmp_path / "real" / name
+        link = tmp_path / name
         if old:
             write(target, "old")
         link.symlink_to(target)

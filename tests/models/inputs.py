@@ -11,7 +11,8 @@ from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models import AdaFTR, ModelConfig, MultiTaskModel, build_model
 
 SIZES = [7, 5, 11]
-TWO, THREE = ["click", "conversion"], ["click", "view", "conversion"]
+TWO = ["click", "conversion"]
+THREE = ["click", "view", "conversion"]
 CHOICES = get_type_hints(ModelConfig)
 BACKBONES = list(get_args(CHOICES["backbone"]))
 MODELS = [name for name in NAMES if name != "adaftr"]

@@ -42,7 +42,8 @@ def test_eqs_8_to_14_with_every_backbone(backbone):
 
 
 def test_scalar_tau():
-    built, data = adaftr(tau="scalar", tau_min=0.1, tau_max=0.9, beta=0.2), batch()
+    built = adaftr(tau="scalar", tau_min=0.1, tau_max=0.9, beta=0.2)
+    data = batch()
     built.contrasts[0].logit.data.fill_(0.3)
     tau = 0.8 * (1 - torch.tensor(0.3).double().sigmoid()) + 0.1
     expected, _ = paper.adaftr_losses(built, "mmoe", data, [(0, 1)], lambda _: tau)
@@ -70,7 +71,8 @@ def test_scalar_tau():
     ],
 )
 def test_options_of_the_contrast(options, tau, layer):
-    built, data = adaftr(**options), batch(weighted=True)
+    built = adaftr(**options)
+    data = batch(weighted=True)
     assert_losses(built, data, paper.adaftr_losses(built, "mmoe", data, [(0, 1)], tau, layer)[0])
     assert bool(built.diagnostics(data)) == ("tau" not in options)
     assert built.rows_together == options.get("contrast_rows", built.rows_together)
@@ -89,7 +91,8 @@ def test_contrasts_without_a_temperature(contrast):
 
 
 def test_without_contrast_equals_the_backbone():
-    built, data = adaftr(contrast="none"), batch()
+    built = adaftr(contrast="none")
+    data = batch()
     assert_losses(built, data, {})
     assert [n.removeprefix("backbone.") for n, _ in built.named_parameters()] == [
         n for n, _ in model("mmoe").named_parameters()
@@ -97,7 +100,8 @@ def test_without_contrast_equals_the_backbone():
 
 
 def test_contrast_epochs_let_beta_fall_to_zero():
-    built, data = adaftr(beta=0.3, contrast_epochs=2.0, tau="fixed"), batch()
+    built = adaftr(beta=0.3, contrast_epochs=2.0, tau="fixed")
+    data = batch()
     whole = built.loss(data)["contrast"]
     for epochs, share in ((0.0, 1.0), (0.5, 0.75), (1.75, 0.125)):
         assert not built.set_epoch(epochs)
@@ -116,7 +120,8 @@ def test_contrast_epochs_let_beta_fall_to_zero():
 @pytest.mark.parametrize(("precision", "autocast"), [("float32", True), ("bfloat16", False)])
 def test_contrast_precision_is_that_of_the_contrast_alone(precision, autocast):
     built = adaftr(contrast_precision=precision, contrast_rows=16, tau="fixed").float()
-    data, dtype = batch(dtype=torch.float32), getattr(torch, precision)
+    data = batch(dtype=torch.float32)
+    dtype = getattr(torch, precision)
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -131,14 +136,17 @@ def test_contrast_precision_is_that_of_the_contrast_alone(precision, autocast):
 
 
 def test_pairs_name_anchor_and_other():
-    built, data = adaftr(tasks=THREE, pairs=["view-click", "view-conversion"]), batch(tasks=3)
+    built = adaftr(tasks=THREE, pairs=["view-click", "view-conversion"])
+    data = batch(tasks=3)
     assert_losses(built, data, paper.adaftr_losses(built, "mmoe", data, [(1, 0), (1, 2)])[0])
     assert list(built.diagnostics(data)) == ["tau/view-click", "tau/view-conversion"]
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_serving_needs_the_backbone_only(backbone):
-    built, data, alone = adaftr(backbone=backbone), batch(), model(backbone)
+    built = adaftr(backbone=backbone)
+    data = batch()
+    alone = model(backbone)
     names = {n: p for n, p in built.state_dict().items() if n.startswith("backbone.")}
     alone.load_state_dict({n.removeprefix("backbone."): p for n, p in names.items()})
     trained = built(data.ids)

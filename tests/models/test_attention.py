@@ -12,7 +12,8 @@ from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.optim import Adam
 from tests.models.inputs import MODELS, TWO
 
-NAMES, ROWS = ["item", "history", "day"], [30, 30, 4]
+NAMES = ["item", "history", "day"]
+ROWS = [30, 30, 4]
 SMALL = {"embedding_dim": 4, "expert_hidden": [8], "tower_hidden": [8], "relatedness_hidden": [4]}
 
 
@@ -38,7 +39,8 @@ def batch(rows=64, length=6, seed=0):
 
 @pytest.mark.parametrize("name", [*MODELS, "adaftr"])
 def test_every_model_pools_by_attention(name):
-    model, rows = build(name), batch()
+    model = build(name)
+    rows = batch()
     tables = 2 if name == "single_dnn" else 1
     assert (
         sum("attention" in key and key.endswith("logit.bias") for key in model.state_dict())
@@ -76,7 +78,8 @@ def test_the_l2_term_holds_all_fields_beside_numbers():
 
 
 def test_rows_do_not_depend_on_each_other_and_an_id_is_a_bag_of_one():
-    model, rows = build().eval(), batch()
+    model = build().eval()
+    rows = batch()
     with torch.no_grad():
         whole = model(*rows.features)
         alone = torch.cat([model(*rows[n : n + 1].features) for n in range(len(rows))])

@@ -25,7 +25,8 @@ def close(found, expected, what=None):
 def test_representations_follow_the_equations(name):
     for tasks in (TWO, THREE, ["click"])[: 2 + (name not in RISKS)]:
         for options in SHAPES:
-            built, data = model(name, tasks, **options), batch(tasks=len(tasks))
+            built = model(name, tasks, **options)
+            data = batch(tasks=len(tasks))
             seen = built.represent(data.ids)
             e, v, hidden, logits = paper.represent(name, built, data.ids)
             close(seen.embedded, e)
@@ -47,7 +48,8 @@ def test_ple_of_any_size(layers, each, own, shared):
         "task_experts": own,
         "shared_experts": shared,
     }
-    built, data = model("ple", THREE, **options), batch()
+    built = model("ple", THREE, **options)
+    data = batch()
     assert len(built.layers) == layers
     counts = [own] * 3 + [each if shared is None else shared]
     assert [experts.num_experts for experts in built.layers[-1].experts] == counts
@@ -59,7 +61,8 @@ def test_losses_are_eq_4_and_a_mean_squared_norm(name):
     built = model(name, THREE, l2=1e-3, constraint_weight=0.3, ctcvr_weight=0.5)
     for data in (batch(tasks=3), batch(tasks=3, weighted=True)):
         e, v, hidden, logits = paper.represent(name, built, data.ids)
-        y, weight = data.labels, data.weight
+        y = data.labels
+        weight = data.weight
         p = logits.sigmoid()
         expected = {
             task: paper.cross_entropy(p[:, t], y[:, t], weight) for t, task in enumerate(THREE)
@@ -82,7 +85,8 @@ def squares(built, e):
 
 @pytest.mark.parametrize("name", ["mmoe", "dcmt"])
 def test_the_norm_is_not_squared_as_in_eq_14(name):
-    built, data = model(name, l2=0.3, l2_form="norm"), batch()
+    built = model(name, l2=0.3, l2_form="norm")
+    data = batch()
     e = paper.embedded(built.embedding, data.ids)
     expected = 0.3 * squares(built, e).sqrt()
     found = built.loss(data)["l2"]
@@ -96,7 +100,8 @@ def test_the_norm_is_not_squared_as_in_eq_14(name):
 
 
 def test_single_dnn_has_one_model_per_task():
-    built, data = model("single_dnn", THREE, l2=1e-3), batch(tasks=3)
+    built = model("single_dnn", THREE, l2=1e-3)
+    data = batch(tasks=3)
     norm = model("single_dnn", THREE, l2=0.3, l2_form="norm")
     penalties = []
     for t, (task, network) in enumerate(zip(THREE, built.networks)):
@@ -132,7 +137,8 @@ def test_cross_stitch_starts_near_separate_towers():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_weight_has_a_gradient(name):
-    built, data = model(name, THREE), batch(tasks=3)
+    built = model(name, THREE)
+    data = batch(tasks=3)
     sum(term for name, term in built.loss(data).items() if name != "l2").backward()
     missing = [
         n for n, p in built.named_parameters() if p.grad is None or not p.grad.to_dense().any()
@@ -186,8 +192,10 @@ def test_a_backbone_needs_a_tower_and_an_input_per_task():
 
 @pytest.mark.parametrize("name", RISKS)
 def test_the_served_part_has_the_weights_of_esmm(name):
-    built, ids = model(name), batch().ids
-    served, names = built.served(), set(built.state_dict())
+    built = model(name)
+    ids = batch().ids
+    served = built.served()
+    names = set(built.state_dict())
     assert set(served.state_dict()) == set(model("esmm").state_dict())
     assert torch.equal(served(ids), built(ids))
     assert set(built.state_dict()) == names
@@ -196,7 +204,8 @@ def test_the_served_part_has_the_weights_of_esmm(name):
 
 @pytest.mark.parametrize("name", RISKS)
 def test_the_propensity_has_no_gradient_and_a_lower_bound(name):
-    built, data = model(name), batch()
+    built = model(name)
+    data = batch()
     terms = built.loss(data)
     sum(value for n, value in terms.items() if n in PROPENSITY_TERMS).backward()
     moved = {

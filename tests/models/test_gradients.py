@@ -28,7 +28,8 @@ def parts(built, layer=1):
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_routing_with_every_backbone(backbone):
-    built, joint = adaftr(backbone=backbone), adaftr(backbone=backbone, relatedness_updates="all")
+    built = adaftr(backbone=backbone)
+    joint = adaftr(backbone=backbone, relatedness_updates="all")
     omega, below, upto = parts(built)
     assert set(gradients(built, "relatedness")) == omega  # line 10 of Algorithm 1
     assert set(gradients(joint, "relatedness")) == omega | below  # Eq. 14
@@ -76,7 +77,8 @@ def test_what_the_contrast_updates(options, moved):
         **{name: options[name] for name in ("contrast", "contrast_layer") if name in options}
     )
     omega, below, upto = parts(built, options.get("contrast_layer", 1))
-    found, before = gradients(built, "contrast"), gradients(default, "contrast")
+    found = gradients(built, "contrast")
+    before = gradients(default, "contrast")
     assert set(found) == set().union(*({"o": omega, "b": below, "t": upto}[part] for part in moved))
     assert bool(omega) == ("contrast" not in options)
     if options.get("temperature_updates") != "all":  # tau passes no gradient below Omega

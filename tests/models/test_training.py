@@ -40,7 +40,8 @@ def step(model, optimizers, data):
 
 def step_by_hand(hand, data, theta_optimizer, omega_optimizer):
     """Takes a step of Algorithm 1 with MMoE, line by line, in plain PyTorch."""
-    y, config = data.labels, hand.config
+    y = data.labels
+    config = hand.config
     e, v, h, logits = paper.represent("mmoe", hand.backbone, data.ids)  # lines 3-6
     y_rel = paper.relatedness(hand.relatedness[0], v[0].detach(), v[1].detach())
 
@@ -82,7 +83,8 @@ class PlainEmbedding(nn.Module):
 
     def __init__(self, fused):
         super().__init__()
-        self.weight, self.offsets = nn.Parameter(fused.weight.detach().clone()), fused.offsets
+        self.weight = nn.Parameter(fused.weight.detach().clone())
+        self.offsets = fused.offsets
 
     def forward(self, ids, offsets=None):
         return fused_embedding(self.weight, ids, self.offsets)
@@ -122,7 +124,8 @@ def test_fused_and_reference_ops_train_equally(options):
     totals = []
     for number in range(20):
         data = batch(150, len(fused.task_names), seed=number % 4, dtype=torch.float32)
-        found, expected = step(fused, optimizers, data), step(plain, reference, data)
+        found = step(fused, optimizers, data)
+        expected = step(plain, reference, data)
         for name, term in expected.items():
             torch.testing.assert_close(
                 found[name], term, rtol=1e-5, atol=1e-6, msg=f"{name} at step {number}"

@@ -33,7 +33,8 @@ def embedded(embedding, ids):
 
 def experts(module, x):
     """Returns each expert's output [B, v], computed one expert at a time."""
-    outputs, width = [], module.first.out_features // module.num_experts
+    outputs = []
+    width = module.first.out_features // module.num_experts
     for i in range(module.num_experts):
         rows = slice(i * width, (i + 1) * width)
         h = relu(F.linear(x, module.first.weight[rows], module.first.bias[rows]))
@@ -54,14 +55,16 @@ def shared_bottom_inputs(model, e):
 
 
 def mmoe_inputs(model, e):
-    outputs, k = experts(model.experts, e), model.experts.num_experts
+    outputs = experts(model.experts, e)
+    k = model.experts.num_experts
     tasks = range(len(model.task_names))
     return [gated(model.gates, e, outputs, slice(t * k, (t + 1) * k)) for t in tasks]
 
 
 def ple_inputs(model, e):
     tasks = len(model.task_names)
-    own, shared = [e] * tasks, e
+    own = [e] * tasks
+    shared = e
     for layer in model.layers:
         of_task = [experts(layer.experts[t], own[t]) for t in range(tasks)]
         of_all = experts(layer.experts[tasks], shared)
@@ -78,7 +81,8 @@ def plain_towers(model, v):
 
 
 def stitched_towers(model, v):
-    x, hidden = v, [[] for _ in v]
+    x = v
+    hidden = [[] for _ in v]
     for layer, unit in enumerate(model.stitches):
         x = [mlp([each.mlp.layers[layer]], of)[0] for each, of in zip(model.towers, x)]
         x = [sum(unit.alpha[t, s] * x[s] for s in range(len(x))) for t in range(len(x))]
@@ -90,7 +94,8 @@ def stitched_towers(model, v):
 def connected_towers(model, v):
     hidden = []
     for t, each in enumerate(model.towers):
-        x, outputs = v[t], []
+        x = v[t]
+        outputs = []
         upstream = [layer for layers in hidden for layer in layers]
         for j, linear in enumerate(each.mlp.layers):
             z = F.linear(x, linear.weight, linear.bias)
@@ -191,10 +196,13 @@ def dcmt_risks(model, e, v, hidden, labels, weight=None):
     stages, averaged.
     """
     conditional = sigmoid(logits(model, hidden))
-    rates, least = conditional.cumprod(1), model.config.propensity_min
+    rates = conditional.cumprod(1)
+    least = model.config.propensity_min
     risks = {"counterfactual": 0.0, "constraint": 0.0}
     for t in range(1, labels.shape[1]):
-        o, r, p = labels[:, t - 1], labels[:, t], conditional[:, t]
+        o = labels[:, t - 1]
+        r = labels[:, t]
+        p = conditional[:, t]
         star = sigmoid(tower(model.twins[t - 1], v[t]))
         click = rates[:, t - 1]
         clicked = log_loss(p, r) / click.clamp(min=least)
@@ -246,9 +254,11 @@ def adaftr_losses(built, backbone, data, pairs, tau=eq_12, layer=1, contrast="in
     """
     _, v, hidden, _ = represent(backbone, built.backbone, data.ids)
     y = data.labels
-    losses, temperatures = {"contrast": 0.0}, []
+    losses = {"contrast": 0.0}
+    temperatures = []
     for p, (a, b) in enumerate(pairs):
-        h_a, h_b = hidden[a][layer - 1], hidden[b][layer - 1]
+        h_a = hidden[a][layer - 1]
+        h_b = hidden[b][layer - 1]
         if contrast != "infonce":
             losses["contrast"] += built.config.beta * CONTRASTS[contrast](h_a, h_b, data.weight)
             continue

@@ -39,11 +39,13 @@ def by_hand(unit, query, keys):
 
 def test_the_result_and_its_gradients_are_those_of_a_loop():
     unit, query, keys = inputs()
-    pooled, expected = unit(query, keys, OFFSETS), by_hand(unit, query, keys)
+    pooled = unit(query, keys, OFFSETS)
+    expected = by_hand(unit, query, keys)
     torch.testing.assert_close(pooled, expected)
     assert (pooled[[1, 4]] == 0).all()
     assert pooled[[0, 2, 3]].abs().min() > 0
-    weights, wanted = torch.randn_like(pooled), [query, keys, *unit.parameters()]
+    weights = torch.randn_like(pooled)
+    wanted = [query, keys, *unit.parameters()]
     found, exact = (
         torch.autograd.grad((out * weights).sum(), wanted) for out in (pooled, expected)
     )
@@ -158,7 +160,8 @@ def test_bad_ids_of_one_field_are_named(ids, error, message):
 def test_forward_mode_keeps_the_tangents_of_bags():
     """Both are linear, so the tangent of a result is the result of the tangent."""
     offsets = torch.tensor([0, 2, 2, 5])
-    vectors, bags = torch.randn(5, 3), torch.randn(3, 3)
+    vectors = torch.randn(5, 3)
+    bags = torch.randn(3, 3)
     for function, x in (
         (lambda x: sum_bags(x, offsets), vectors),
         (lambda x: repeat_by_bag(x, offsets, 5), bags),

@@ -44,7 +44,8 @@ def test_fixed_temperature_normalisation_and_options():
 
 def test_alignment_losses_by_hand():
     """h_1 . h_2 is 1 and 2; with the other row's h_2 it is 4 and 0."""
-    h_1, h_2 = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[1.0, 0.0], [4.0, 1.0]])
+    h_1 = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    h_2 = torch.tensor([[1.0, 0.0], [4.0, 1.0]])
     expected = {
         "positive": -F.logsigmoid(torch.tensor([1.0 - 4.0, 2.0 - 0.0])),
         "alignment": -F.logsigmoid(torch.tensor([1.0, 2.0])),

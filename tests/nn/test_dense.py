@@ -23,7 +23,8 @@ def reference(encoding, x):
     u = encoding.mean if not math.isfinite(x) else min(max(u, encoding.low), encoding.high)
     if encoding.kind != "piecewise":
         return [(u - encoding.mean) / encoding.std]
-    b, components = encoding.edges, []
+    b = encoding.edges
+    components = []
     for t in range(1, len(b)):  # Eq. 1 of Gorishniy et al.
         if u < b[t - 1] and t > 1:
             components.append(0.0)
@@ -58,7 +59,8 @@ def numbers(rows=400):
 
 
 def test_components_are_those_of_the_formulas():
-    module, x = DenseFields(ENCODINGS), numbers()
+    module = DenseFields(ENCODINGS)
+    x = numbers()
     out = module(torch.from_numpy(x))
     assert out.shape == (len(x), module.out_features) == (400, 1 + 1 + 4 + 1 + 0 + 2)
     assert out.dtype == torch.float32
@@ -69,7 +71,8 @@ def test_components_are_those_of_the_formulas():
 
 
 def test_every_number_has_finite_components():
-    largest, tiny = torch.finfo(torch.float32).max, torch.finfo(torch.float32).smallest_normal
+    largest = torch.finfo(torch.float32).max
+    tiny = torch.finfo(torch.float32).smallest_normal
     wide = NumericEncoding("wide", "standard", mean=0.0, std=1e-3, low=-largest, high=largest)
     ends = NumericEncoding(
         "ends", "piecewise", 0.0, 1.0, -largest, largest, edges=[-largest, largest]

@@ -44,10 +44,13 @@ def clip_with_scale(image, text, logit_scale):
 
 
 def ranking(*embeddings, scale=20.0, symmetric=False, normalize=True):
-    anchors, candidates = embeddings[0], torch.cat(embeddings[1:])
+    anchors = embeddings[0]
+    candidates = torch.cat(embeddings[1:])
     if normalize:
-        anchors, candidates = F.normalize(anchors, dim=1), F.normalize(candidates, dim=1)
-    logits, rows = scale * anchors @ candidates.T, torch.arange(len(anchors))
+        anchors = F.normalize(anchors, dim=1)
+        candidates = F.normalize(candidates, dim=1)
+    logits = scale * anchors @ candidates.T
+    rows = torch.arange(len(anchors))
     loss = F.cross_entropy(logits, rows)
     return (loss + F.cross_entropy(logits[:, : len(rows)].T, rows)) / 2 if symmetric else loss
 

@@ -13,7 +13,8 @@ from adaftr_fast.nn.stacks import Stack, mix, run_stacks
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_shared_layers_and_inputs_computed_from_one_another(create_graph):
     torch.manual_seed(0)
-    layer, x = nn.Linear(4, 3), torch.randn(5, 4, requires_grad=True)
+    layer = nn.Linear(4, 3)
+    x = torch.randn(5, 4, requires_grad=True)
     y = 2 * x
 
     def squares(first, second):
@@ -47,7 +48,8 @@ class Shifted(nn.Linear):
 
 
 def test_subclassed_unbiased_and_hooked_layers_are_called():
-    mlp, x = MLP(3, [4, 2]), torch.randn(5, 3)
+    mlp = MLP(3, [4, 2])
+    x = torch.randn(5, 3)
     shifted, unbiased, hooked = (copy.deepcopy(mlp) for _ in range(3))
     shifted.layers[0] = Shifted(3, 4)
     assert (shifted(x)[0] > 50).all()
@@ -60,7 +62,8 @@ def test_subclassed_unbiased_and_hooked_layers_are_called():
 
 
 def test_function_transforms():
-    mlp, x = MLP(3, [4, 2]), torch.randn(5, 3)
+    mlp = MLP(3, [4, 2])
+    x = torch.randn(5, 3)
 
     def loss(parameters, row):
         return torch.func.functional_call(mlp, parameters, (row[None],))[-1].square().sum()

@@ -68,10 +68,12 @@ REFUSED = (
 
 @needs_cpp_gradients  # without them a tower runs on PyTorch's own layers
 def test_ops_in_a_forked_child():
-    command, root = [sys.executable, "-c", FORKS], Path(__file__).parents[2]
+    command = [sys.executable, "-c", FORKS]
+    root = Path(__file__).parents[2]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
-    found, every = json.loads(run.stdout), ("lookup", "infonce", "mlp")
+    found = json.loads(run.stdout)
+    every = ("lookup", "infonce", "mlp")
     assert found["before"] == dict.fromkeys(every, "close")
     assert found["two"] == dict.fromkeys(every, REFUSED)
     assert found["one"] == dict.fromkeys(every, "close")

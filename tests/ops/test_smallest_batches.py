@@ -18,7 +18,8 @@ SIZES = [(0, 0), (0, 3), (3, 0), (1, 1)]
 
 def options_of(rows, columns):
     """Returns options of adaptive_infonce; a row without a candidate is ignored."""
-    label, column = torch.full((rows,), 3 if rows <= columns else -100), torch.full((columns,), 3)
+    label = torch.full((rows,), 3 if rows <= columns else -100)
+    column = torch.full((columns,), 3)
     index = {} if rows <= columns else {"positive_index": label}
     others = (
         {},
@@ -34,7 +35,8 @@ def options_of(rows, columns):
     return [{"positive_group": (label, column)}, *(index | each for each in others)]
 
 
-LABELS, RELATEDNESS = torch.zeros(1).long(), torch.ones(1)
+LABELS = torch.zeros(1).long()
+RELATEDNESS = torch.ones(1)
 MODULES = {
     "NTXentLoss": lambda a, b: losses.NTXentLoss()(a, b),
     "SupConLoss": lambda a, b: losses.SupConLoss()(a, LABELS[: len(a)]),
@@ -55,7 +57,8 @@ def pair(rows, columns, dtype, grad):
 
 def results(loss, leaves):
     """Returns the loss and the gradients of its sum."""
-    value, needed = loss(*leaves), [x for x in leaves if x.requires_grad]
+    value = loss(*leaves)
+    needed = [x for x in leaves if x.requires_grad]
     gradients = torch.autograd.grad(value.sum(), needed, allow_unused=True) if needed else ()
     return [value.detach(), *(g for g in gradients if g is not None)]
 

@@ -33,7 +33,8 @@ class Pair:
     def distance(self) -> float:
         """Returns the relative distance of the two tables."""
         self.ours.flush()
-        ours, theirs = self.ours.weight.detach().double(), self.theirs.weight.detach().double()
+        ours = self.ours.weight.detach().double()
+        theirs = self.theirs.weight.detach().double()
         return ((ours - theirs).norm() / theirs.norm()).item()
 
 

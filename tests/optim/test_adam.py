@@ -26,7 +26,8 @@ def train(two, name, steps, *, lr=1e-2, scale=1.0, batch=4, **options):
     """Takes ``steps`` steps of both optimizers, with a learning rate that falls and rises."""
     ours, theirs, own = (TWINS | SPARSE)[name]
     options = {**own, "lr": lr, **options}
-    left, right = ours(two.ours, **options), theirs([two.theirs.weight], **options)
+    left = ours(two.ours, **options)
+    right = theirs([two.theirs.weight], **options)
     for step in range(steps):
         for optimizer in (left, right):
             optimizer.param_groups[0]["lr"] = lr * (0.3 if step % 100 >= 50 else 1.0)
@@ -135,7 +136,8 @@ def test_torch_resumes_from_the_state_dict(pair):
     torch.manual_seed(0)
     two = pair(SIZES, 8, torch.float64, sparse=False)
     left, right = train(two, "Adam", 30)
-    ours, theirs = left.state_dict()["state"][0], right.state_dict()
+    ours = left.state_dict()["state"][0]
+    theirs = right.state_dict()
     joined = {"step": ours["step"]}
     for key in ("exp_avg", "exp_avg_sq"):
         joined[key] = torch.cat([ours[f"{key}.{f}"] for f in range(len(SIZES))])
@@ -197,7 +199,8 @@ def test_opcheck():
     optimizer = optim.Adam(emb)
     emb(torch.zeros(4, 3, dtype=torch.int64)).sum().backward()
     optimizer.step()
-    rows, grad = emb.weight.grad._indices()[0], emb.weight.grad._values()
+    rows = emb.weight.grad._indices()[0]
+    grad = emb.weight.grad._values()
     weight, state = stored(emb.weight), missed_steps(emb.weight).tensors
     assert emb(torch.zeros(0, 3, dtype=torch.int64)).shape == (0, 24)
     ops = torch.ops.adaftr_fast

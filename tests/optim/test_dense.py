@@ -52,7 +52,8 @@ def test_one_op_updates_all_weights_unless_they_are_of_a_subclass():
 
 
 def test_groups_rates_and_absent_gradients():
-    own, theirs = weights(), weights()
+    own = weights()
+    theirs = weights()
     mine, torchs = (
         kind([{"params": w[:2]}, {"params": w[2:], "lr": 0.01}], **OPTIONS)
         for kind, w in ((DenseAdam, own), (torch.optim.Adam, theirs))
@@ -88,7 +89,8 @@ def assert_takes_the_same_steps(mine, torchs, own, theirs, numbers=range(3), *, 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("changed", [False, True], ids=["as saved", "other strides and types"])
 def test_state_comes_from_torch(fused, changed):
-    own, theirs = weights(), weights()
+    own = weights()
+    theirs = weights()
     mine = DenseAdam(own, fused=fused, **OPTIONS)
     torchs = torch.optim.Adam(theirs, fused=fused, **OPTIONS)
     set_gradients(0, own, theirs)
@@ -108,7 +110,8 @@ def test_state_comes_from_torch(fused, changed):
 
 @pytest.mark.parametrize("option", [{"weight_decay": 0.1}, {"maximize": True}, {"amsgrad": True}])
 def test_options_of_a_group(option):
-    own, theirs = weights(), weights()
+    own = weights()
+    theirs = weights()
     mine = DenseAdam([{"params": own, **option}], fused=True, **OPTIONS)
     torchs = torch.optim.Adam(theirs, fused=True, **OPTIONS, **option)
     assert_takes_the_same_steps(mine, torchs, own, theirs, exactly=True)
@@ -116,7 +119,8 @@ def test_options_of_a_group(option):
 
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
 def test_a_parameter_twice_takes_two_steps():
-    own, theirs = weights()[:1], weights()[:1]
+    own = weights()[:1]
+    theirs = weights()[:1]
     mine, torchs = (
         kind(w * 2, fused=True, **OPTIONS)
         for kind, w in ((DenseAdam, own), (torch.optim.Adam, theirs))
@@ -144,7 +148,8 @@ def test_strided_weights_and_gradients():
 
 
 def test_gradient_scaler():
-    own, theirs = weights(), weights()
+    own = weights()
+    theirs = weights()
     optimizers = (
         DenseAdam(own, fused=True, **OPTIONS),
         torch.optim.Adam(theirs, fused=True, **OPTIONS),
@@ -162,7 +167,8 @@ def test_gradient_scaler():
 
 def test_closure_hooks_and_profiler():
     torch.optim.Adam(weights())  # which wraps torch.optim.Adam.step
-    own, calls = weights(), []
+    own = weights()
+    calls = []
     optimizer = DenseAdam(own, **OPTIONS)
     optimizer.register_step_post_hook(lambda *_: calls.append(1))
     set_gradients(0, own)
@@ -215,7 +221,8 @@ def test_the_op_and_its_reference(dtype, instruction_set):
         with on_threads(number):
             torch.ops.adaftr_fast.dense_adam_(*given, 0.01, 0.9, 0.999, 1e-8)
         results.append(given)
-    expected, truth = lists(dtype), [[x.double() for x in each] for each in lists(dtype)]
+    expected = lists(dtype)
+    truth = [[x.double() for x in each] for each in lists(dtype)]
     for each in (expected, truth):
         reference.dense_adam_(*each, 0.01, 0.9, 0.999, 1e-8)
     assert [step.item() for step in results[0][4]] == [4, 5, 6, 7]
@@ -234,7 +241,8 @@ def test_schema_of_the_op():
 
 @needs_extension
 def test_bad_lists():
-    op, options = torch.ops.adaftr_fast.dense_adam_, (0.01, 0.9, 0.999, 1e-8)
+    op = torch.ops.adaftr_fast.dense_adam_
+    options = (0.01, 0.9, 0.999, 1e-8)
     op([], [], [], [], [], *options)
     short, of_another_type, strided, of_another_shape = (lists() for _ in range(4))
     short[1] = short[1][:3]

@@ -19,7 +19,8 @@ from adaftr_fast.optim.adam import DeferredAdam
 from tests.distributed.ranks import on_ranks
 from tests.tolerances import assert_same_bits
 
-SIZES, WIDTH = [6, 9], 3
+SIZES = [6, 9]
+WIDTH = 3
 
 
 class Dense(nn.Module):

@@ -70,7 +70,8 @@ def test_accumulation_clipping_and_scaling_with_dense_parameters(pair):
     torch.manual_seed(0)
     two = pair(SIZES, 8, torch.float32, sparse=False)
     dense = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
-    left, right = optim.SGD(two.ours, lr=0.1), torch.optim.SGD([two.theirs.weight], lr=0.1)
+    left = optim.SGD(two.ours, lr=0.1)
+    right = torch.optim.SGD([two.theirs.weight], lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     two.backward(two.ids(5), scale=8.0)
     two.backward(two.ids(5), scale=8.0)
@@ -89,7 +90,8 @@ def test_accumulation_clipping_and_scaling_with_dense_parameters(pair):
 
 
 def test_groups_closure_and_zero_grad():
-    first, second = FusedEmbedding([5], 2), FusedEmbedding([7], 2)
+    first = FusedEmbedding([5], 2)
+    second = FusedEmbedding([7], 2)
     optimizer = optim.SGD([{"params": first, "lr": 0.0}, {"params": [second]}], lr=1.0)
     before = [first.weight.detach().clone(), second.weight.detach().clone()]
     ids = torch.tensor([[3]])

@@ -99,9 +99,12 @@ def test_one_optimizer_takes_a_whole_model(name, form):
 @pytest.mark.parametrize("name", TWINS)
 def test_the_state_of_both_kinds_is_saved_and_loaded(name, tmp_path):
     torch.manual_seed(0)
-    one, two = new_net(), new_net()
-    make, options = getattr(optim, name), TWINS[name][1]
-    first, second = make(one.parameters(), **options), make(two.parameters(), **options)
+    one = new_net()
+    two = new_net()
+    make = getattr(optim, name)
+    options = TWINS[name][1]
+    first = make(one.parameters(), **options)
+    second = make(two.parameters(), **options)
     train([one], [first], 3)
     torch.save([one.state_dict(), first.state_dict()], tmp_path / "checkpoint.pt")
     weights, saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -154,7 +157,8 @@ def test_groups_without_some_options_load(name):
 @pytest.mark.parametrize("name", ["Adam", "LazyAdam"])
 def test_dense_weights_have_the_bits_of_dense_adam_also_after_a_load_of_other_strides(name):
     torch.manual_seed(0)
-    net, options = new_net(), TWINS["LazyAdam"][1]
+    net = new_net()
+    options = TWINS["LazyAdam"][1]
     twin = copy.deepcopy(net[1:])
     optimizer = getattr(optim, name)(net, **options)
     dense = DenseAdam(twin.parameters(), **options)

@@ -22,7 +22,8 @@ class Nodes:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False}
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.address, self.nodes = self.cluster.address, []
+        self.address = self.cluster.address
+        self.nodes = []
         self.complete()
 
     def complete(self):

@@ -21,7 +21,9 @@ def test_results_are_in_order_and_progress_is_counted_once(nodes, tmp_path):
         advance(2)
         return number * number
 
-    amounts, finished, ahead = [], {}, []
+    amounts = []
+    finished = {}
+    ahead = []
 
     def done(index, result):
         ahead.append(len(list(tmp_path.iterdir())) - len(finished))

@@ -64,7 +64,8 @@ def records(job):
 def test_interrupted_jobs_and_one_of_a_killed_node_resume(nodes, jobs, tmp_path):
     """Results are those of one process."""
     todo = jobs(tmp_path / "ray")
-    at, victims = [], []
+    at = []
+    victims = []
 
     def interrupt(_):
         at.append(time.time())

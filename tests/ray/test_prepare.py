@@ -24,7 +24,8 @@ def log(tmp_path_factory):
 
 def test_a_node_is_killed(nodes, log, tmp_path):
     """Each node has one call and others that wait for it."""
-    schema, files = parse_schema(SCHEMA | {"split": BY_ROW}), [log / "files"]
+    schema = parse_schema(SCHEMA | {"split": BY_ROW})
+    files = [log / "files"]
     prepare(schema, files, tmp_path / "whole")
 
     def kill(_):

@@ -34,7 +34,8 @@ def test_two_trials_train_at_the_same_time_and_an_interrupted_search_continues_b
         config, training=replace(config.training, batch_size=16, max_epochs=EPOCHS, patience=EPOCHS)
     )
     space = {"optimizer.lr": {"choices": [1e30, 0.01, 0.02]}}
-    running, asked = [], []
+    running = []
+    asked = []
     folder = tmp_path / "out/trials"
 
     def two():

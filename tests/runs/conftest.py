@@ -117,7 +117,8 @@ class FakeTracker:
         # a tracker that is open may be returned for the next run
         assert all(each.closed for each in self.made)
         self.opening, self.known = opening, opening.known or "id"
-        self.logged, self.closed = {}, []
+        self.logged = {}
+        self.closed = []
         self.made.append(self)
 
     def log(self, numbers, step):

@@ -95,7 +95,8 @@ def test_an_interruption_at_any_point_does_not_change_bits(days, whole, tmp_path
 
     def stop_at(name, call, owner):
         """Interrupts a run at the ``call``-th call of a function."""
-        original, calls = getattr(owner, name), []
+        original = getattr(owner, name)
+        calls = []
 
         def stopping(*arguments, **options):
             calls.append(1)
@@ -114,7 +115,8 @@ def test_an_interruption_at_any_point_does_not_change_bits(days, whole, tmp_path
     stop_at("train_epoch", 2, Trainer)
     run(days, stopped)
     assert without_file(read_records(stopped / RECORDS)) == without_file(whole[0])
-    ours, theirs = weights(stopped, 3), weights(whole[1], 3)
+    ours = weights(stopped, 3)
+    theirs = weights(whole[1], 3)
     assert_same_bits(ours, theirs)
 
 
@@ -183,7 +185,9 @@ def test_the_command_leaves_out_rows_as_its_error_says(tmp_path, capsys):
 
 def test_the_commands_infer_the_schema_from_labels(tmp_path, capsys):
     """From the first day alone, which may be gone when the next one is trained on."""
-    first, second, out = write_day(tmp_path, 1), write_day(tmp_path, 2), tmp_path / "out"
+    first = write_day(tmp_path, 1)
+    second = write_day(tmp_path, 2)
+    out = tmp_path / "out"
     options = SMALL
     roles = "--labels click buy --funnel click buy --group user"
     assert main(f"daily {roles} --files {first} --out {out} {options}".split()) == 0

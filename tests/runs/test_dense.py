@@ -46,7 +46,8 @@ def log_of(rows=800, seed=0):
     tenth.
     """
     random = np.random.default_rng(seed)
-    heat, spent = random.normal(5, 2, rows), random.lognormal(3, 2, rows)
+    heat = random.normal(5, 2, rows)
+    spent = random.lognormal(3, 2, rows)
     spent[random.random(rows) < 0.1] = np.nan
     chance = 1 / (1 + np.exp(-(heat - 5) - (np.log1p(np.nan_to_num(spent)) - 3)))
     click = random.random(rows) < chance

@@ -33,7 +33,8 @@ def test_tasks_that_are_no_funnel_are_refused(prepared, labels, shown):
 
 
 def test_a_balanced_run_of_esmm_is_read_again(prepared, tmp_path):
-    data, out = prepared(1), tmp_path / "run"
+    data = prepared(1)
+    out = tmp_path / "run"
     config = settings(data.folder, name="esmm").with_options(training={"balance": "gradnorm"})
     run = train_one(data, config, out)
     trained = Run(out)
@@ -46,7 +47,8 @@ def test_a_balanced_run_of_esmm_is_read_again(prepared, tmp_path):
 
 
 def test_a_run_that_is_resumed_is_one_run_in_a_tracker(prepared, tmp_path, tracker):
-    data, out = prepared(1), tmp_path / "run"
+    data = prepared(1)
+    out = tmp_path / "run"
     config = settings(data.folder, name="mmoe").with_options(training={"trackers": ["wandb"]})
     tracker.stops_at = 1
     with pytest.raises(KeyboardInterrupt):
@@ -69,7 +71,8 @@ def test_a_run_that_is_resumed_is_one_run_in_a_tracker(prepared, tmp_path, track
 
 
 def test_trackers_are_free_on_resuming(prepared, tmp_path, tracker):
-    data, out = prepared(1), tmp_path / "run"
+    data = prepared(1)
+    out = tmp_path / "run"
     config = settings(data.folder, name="mmoe")
     tracker.stops_at = 1
     with pytest.raises(KeyboardInterrupt):
@@ -79,7 +82,8 @@ def test_trackers_are_free_on_resuming(prepared, tmp_path, tracker):
 
 
 def test_the_report_of_a_run_says_what_was_trained(prepared, tmp_path):
-    data, out = prepared(1), tmp_path / "run"
+    data = prepared(1)
+    out = tmp_path / "run"
     run = train_one(data, settings(data.folder, name="adaftr"), out, report=True)
     text = (out / "report.md").read_text()
     assert text.startswith("# adaftr on shop\n\n| run ")
@@ -94,7 +98,8 @@ def test_the_report_of_a_run_says_what_was_trained(prepared, tmp_path):
 
 
 def test_a_report_of_a_run_before_does_not_stay(prepared, tmp_path):
-    data, out = prepared(1), tmp_path / "run"
+    data = prepared(1)
+    out = tmp_path / "run"
     out.mkdir()
     for name in ("report.md", "report.png"):
         (out / name).write_text("of a run before")

@@ -71,7 +71,8 @@ def test_towers_are_matched_by_task_and_not_by_position(single, prepared):
 
 
 def test_a_model_of_clicks_alone_starts_both_tasks(prepared, tmp_path):
-    clicks, data = prepared(0, "clicks", labels={"click": "click"}), prepared(0, "both")
+    clicks = prepared(0, "clicks", labels={"click": "click"})
+    data = prepared(0, "both")
     train_one(
         clicks, settings(clicks.folder, name="single_dnn", **SAME_WIDTHS), tmp_path / "single"
     )

@@ -20,12 +20,14 @@ from .conftest import SOURCE, settings, write_day
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_read(prepared, tmp_path, monkeypatch):
-    data, other = prepared(1), tmp_path / "other"
+    data = prepared(1)
+    other = tmp_path / "other"
     for folder in (tmp_path / "out", other):
         config = settings(data.folder, name="shared_bottom")
         config.training.seed = len(folder.name)
         train_one(data, config, folder)
-    real, models = weights.loads, [Run(other).load()]
+    real = weights.loads
+    models = [Run(other).load()]
 
     def loads(text):
         if models:  # the file of weights that ``text`` names is removed
@@ -41,7 +43,8 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read(prepared, tmp_path, monk
 
 
 def test_every_run_locks_its_folder(prepared, tmp_path):
-    data, out = prepared(1), tmp_path / "out"
+    data = prepared(1)
+    out = tmp_path / "out"
     days = [write_day(tmp_path, 1)]
     with holder(out / LOCK):
         for write in (
@@ -60,7 +63,8 @@ def test_every_run_locks_its_folder(prepared, tmp_path):
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(prepared, tmp_path):
-    data, out = prepared(1), tmp_path / "out"
+    data = prepared(1)
+    out = tmp_path / "out"
     out.mkdir()
     others = {
         ".metrics.jsonl.txt",
@@ -85,7 +89,8 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(prepared, tmp_pa
 
 
 def test_a_power_failure_leaves_whole_files_of_a_run(prepared, tmp_path):
-    data, out = prepared(1), tmp_path / "runs/out"
+    data = prepared(1)
+    out = tmp_path / "runs/out"
     out.parent.mkdir()
     train_one(data, settings(data.folder, name="shared_bottom"), out)
     disk = Disk(out.parent, out)

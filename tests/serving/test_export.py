@@ -31,7 +31,8 @@ from tests.tolerances import assert_as_accurate
 
 from .conftest import SIZES, SOURCE, drawing, random_ids, randomize, save_run
 
-FIELDS, TASKS = [50, 20, 7], ["click", "conversion"]
+FIELDS = [50, 20, 7]
+TASKS = ["click", "conversion"]
 EXAMPLE = drawing(FIELDS)(50)
 ALONE = ("single_dnn", "shared_bottom", "mmoe", "ple", "adaftr")
 TOGETHER = ("cross_stitch", "autoheri", "esmm", "escm2_dr")
@@ -84,7 +85,8 @@ def test_programs_with_multi_valued_fields_match_the_model(name, widths):
     program = export_program(served, draw(50))
     plain = export_program(served, draw(50), plain=True)
     assert not any("adaftr_fast" in str(node.target) for node in plain.graph.nodes)
-    ids, starts = torch.zeros(0, dtype=torch.int32), torch.zeros(1, len(FIELDS), dtype=torch.int64)
+    ids = torch.zeros(0, dtype=torch.int32)
+    starts = torch.zeros(1, len(FIELDS), dtype=torch.int64)
     assert_close(program.module()(ids, starts), served_by(model, ids, torch.zeros(4).long()))
     for batch in (draw(1), draw(500)):
         for each in (program, plain):

@@ -20,7 +20,8 @@ from tests.runs.own import Torch
 
 from .conftest import SIZES, drawing, randomize, save_run
 
-FIELDS, TASKS = [50, 20, 7], ["click", "conversion"]
+FIELDS = [50, 20, 7]
+TASKS = ["click", "conversion"]
 
 
 def test_a_run_is_exported_scored_and_shown(shop, exported, tmp_path, capsys, monkeypatch):
@@ -31,7 +32,8 @@ def test_a_run_is_exported_scored_and_shown(shop, exported, tmp_path, capsys, mo
     main(f"export --run {shop}/run --out {tmp_path}/model --int8 --onnx".split())
     about = read_about(tmp_path / "model")
     table = model.served().embedding
-    width, rows = table.embedding_dim, sum(table.num_embeddings)
+    width = table.embedding_dim
+    rows = sum(table.num_embeddings)
     assert (about.int8.nbytes, about.int8.float32_nbytes) == (rows * (width + 4), rows * width * 4)
     trained = evaluate(model, PreparedData(shop / "data").load("validation"), 100)
     for task, metrics in about.int8.metrics.items():

@@ -20,7 +20,8 @@ from tests.runs.own import Plain
 
 from .conftest import SIZES, drawing, make_log, random_ids, randomize
 
-FIELDS, TASKS = [50, 20, 7], ["click", "view", "conversion"]
+FIELDS = [50, 20, 7]
+TASKS = ["click", "view", "conversion"]
 EXAMPLE = drawing(FIELDS)(50)
 INDEPENDENT = [
     ("single_dnn", {}),
@@ -43,7 +44,8 @@ def built(name, **options):
     ("number", "name", "options"), [(n, *each) for n, each in enumerate(INDEPENDENT)], ids=str
 )
 def test_one_task_predicts_its_column(number, name, options):
-    model, task = built(name, **options), TASKS[number % 3]
+    model = built(name, **options)
+    task = TASKS[number % 3]
     program = export_program(Probabilities(model, task), EXAMPLE).module()
     for rows in (1, 300):
         ids = random_ids(FIELDS, rows)
@@ -129,7 +131,8 @@ def test_the_commands_export_and_predict_one_task(shop, exported, tmp_path, caps
     assert main([*command.split(), "conversion"]) == 0
     command = f"predict --model {tmp_path}/model --files {shop}/log.parquet --progress false"
     assert main([*command.split(), "--out", str(tmp_path / "scores.parquet")]) == 0
-    whole, alone = load_scorer(exported[0]), load_scorer(tmp_path / "model")
+    whole = load_scorer(exported[0])
+    alone = load_scorer(tmp_path / "model")
     expected = whole.probabilities(whole.encode(make_log().to_batches()[0]))[:, 1]
     table = pq.read_table(tmp_path / "scores.parquet")
     assert table.column_names == ["p_conversion"]

@@ -32,7 +32,8 @@ def scores(scorer):
 
 
 def test_a_new_export_is_noticed_and_read_once(exported, other, tmp_path, monkeypatch):
-    folder, loads = tmp_path / "model", []
+    folder = tmp_path / "model"
+    loads = []
     replace(folder, exported[0])
     monkeypatch.setattr(reload, "load_scorer", lambda path: loads.append(path) or load_scorer(path))
     models = ReloadingScorer(folder)

@@ -248,7 +248,8 @@ def test_requests_have_the_scores_of_the_file(worn, name):
     """Whatever the number of rows, here 1, 5 and all; to the bit those of a table of as
     many rows.
     """
-    scorer, log = load_scorer(worn / "model"), make_rows()
+    scorer = load_scorer(worn / "model")
+    log = make_rows()
     expected = pq.read_table(worn / "scores.parquet")
     for first, count in ((5, 1), (77, 5), (0, ROWS)):
         rows = log.slice(first, count)

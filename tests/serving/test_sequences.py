@@ -105,7 +105,8 @@ def test_predictions_are_those_of_the_evaluation(shop, monkeypatch):
     predict(scorer, [shop / "log.parquet"], shop / "scores.parquet")
     table = pq.read_table(shop / "scores.parquet")
     scores = np.stack([table["p_ctr"].to_numpy(), table["p_ctcvr"].to_numpy()], 1)
-    data, model = PreparedData(shop / "data"), Run(shop / "run").model
+    data = PreparedData(shop / "data")
+    model = Run(shop / "run").model
     parts = [
         predict_split(model, data.load(split), 100).logits
         for split in ("train", "validation", "test")

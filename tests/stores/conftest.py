@@ -59,7 +59,8 @@ class Injecting:
     """A WSGI application with failures."""
 
     def __init__(self, application, faults):
-        self.application, self.faults = application, faults
+        self.application = application
+        self.faults = faults
 
     def __call__(self, environ, start_response):
         fate = self.faults.fate(environ["REQUEST_METHOD"], environ["PATH_INFO"])

@@ -28,7 +28,8 @@ FORMS = ["log.parquet", "files", "log.csv", "log.tsv.bz2"]
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
-    folder, table = tmp_path_factory.mktemp("log"), shop_log(3000, 60)
+    folder = tmp_path_factory.mktemp("log")
+    table = shop_log(3000, 60)
     pq.write_table(table, folder / "log.parquet", row_group_size=400)
     for number, name in enumerate(
         ["b/2.parquet", "B.parquet", "a.parquet", "b/10.parquet", "b-1.parquet"]
@@ -114,7 +115,8 @@ def test_a_prepared_folder_is_known_by_the_state_of_its_inputs(url, log, schema,
 
 def test_an_input_that_changes_meanwhile_is_noticed(url, log, schema, tmp_path, monkeypatch):
     remote = put(log / "log.csv", f"{url}/log.csv")
-    number, parse = count(), staging._write_block
+    number = count()
+    parse = staging._write_block
 
     def write(*arguments, **options):
         if next(number) == 2:

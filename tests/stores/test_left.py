@@ -128,7 +128,8 @@ def test_a_command_goes_on_with_its_own_output_whatever_the_bound(url, tmp_path,
 
 def test_a_command_begins_while_another_looks_at_its_output(url, tmp_path):
     """A command that shrinks the cache holds the lock of each output for a moment."""
-    place, looking = writing.local_place(as_path(f"{url}/scores")), threading.Event()
+    place = writing.local_place(as_path(f"{url}/scores"))
+    looking = threading.Event()
 
     def look():
         with writer_lock(place.with_name(LOCK), place):
@@ -190,7 +191,8 @@ def test_a_writer_whose_objects_were_removed_publishes_nothing(url, tmp_path, mo
     """
     write_folder(url, "1")
     (tmp_path / "name").write_text("2")
-    base, upload = read_state(as_path(url)), published._upload_object
+    base = read_state(as_path(url))
+    upload = published._upload_object
 
     def uploaded(*arguments):
         upload(*arguments)

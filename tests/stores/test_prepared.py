@@ -75,7 +75,8 @@ def split_requests(faults):
 def test_all_rows_in_order_and_the_second_epoch_from_the_cache(remote, local, faults):
     data = PreparedData(remote)
     assert (str(data.folder), data.manifest) == (remote, PreparedData(local).manifest)
-    split, groups = data.load("train"), pq.read_metadata(local / "train.parquet").num_row_groups
+    split = data.load("train")
+    groups = pq.read_metadata(local / "train.parquet").num_row_groups
     faults.requests.clear()
     first = list(split.shuffled(256, seed=3, epoch=0, window=2000))
     assert len(split_requests(faults)) == groups > 5

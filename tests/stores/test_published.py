@@ -135,7 +135,8 @@ def test_a_failure_at_any_request_leaves_one_of_the_two_states(
     takes meanwhile.
     """
     monkeypatch.setattr("adaftr_fast.stores.published.is_object_store", lambda path: replaces)
-    base, old = publish(files, folder, None), bytes_of(files)
+    base = publish(files, folder, None)
+    old = bytes_of(files)
     files["a.bin"].write_bytes(b"changed" * 1000)
     files["folder/b.gz"].write_bytes(b"changed")
     new = bytes_of(files)

@@ -81,7 +81,8 @@ def test_a_corrupted_piece_is_read_again(file, table, faults, tmp_path, where):
 
 
 def test_what_was_damaged_on_the_way_is_not_kept(file, table, monkeypatch, tmp_path):
-    intact, calls = type(file).read_range, []
+    intact = type(file).read_range
+    calls = []
 
     def damaged(self, start, end):
         content = bytearray(intact(self, start, end))
@@ -129,7 +130,8 @@ def test_the_cache_is_bounded(file, table, faults, tmp_path, monkeypatch, gigaby
 
 def test_the_least_recently_used_pieces_go(tmp_path, faults, monkeypatch):
     monkeypatch.setenv("ADAFTR_FAST_CACHE_GB", str(1_000_000 / 1e9))
-    cache, fetched = Pieces(cache_folder()), []
+    cache = Pieces(cache_folder())
+    fetched = []
 
     def get(name):
         return cache.get(name, lambda: fetched.append(name) or name.encode() * 100_000)
@@ -173,7 +175,8 @@ def test_a_bound_that_is_no_number_is_an_error(file, monkeypatch, text):
 
 
 def test_threads_keep_the_same_piece(faults, tmp_path):
-    cache, content = Pieces(cache_folder()), bytes(3_000_000)
+    cache = Pieces(cache_folder())
+    content = bytes(3_000_000)
     with warnings.catch_warnings(), ThreadPoolExecutor(8) as pool:
         warnings.simplefilter("error")
         for number in range(10):

@@ -42,7 +42,8 @@ def test_a_file_that_grows_waits(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     # a clock behind that of the file system
     monkeypatch.setattr(time, "time", lambda: float(LONG_AGO))
-    source, path = FolderSource(tmp_path, settle=2), tmp_path / "a.csv"
+    source = FolderSource(tmp_path, settle=2)
+    path = tmp_path / "a.csv"
     for rows in range(1, 4):
         path.write_text("row\n" * rows)
         os.utime(path, ns=(0, LONG_AGO * 10**9 + rows))

@@ -90,7 +90,8 @@ def test_killed_streams_end_with_the_same_weights(chunks, tmp_path, whole, point
     if (out / "serving").exists():
         load_scorer(out / "serving")  # whole
     stream(chunks, out)
-    found, expected = result(out), result(whole)
+    found = result(out)
+    expected = result(whole)
     assert found[0] == expected[0]
     assert_same_bits(found[1], expected[1])
     assert found[2:] == expected[2:]
@@ -112,7 +113,8 @@ def exported(out):
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_command_waits_for_files_until_a_signal(tmp_path, signum, code):
-    folder, out = tmp_path / "in", tmp_path / "out"
+    folder = tmp_path / "in"
+    out = tmp_path / "out"
     folder.mkdir()
     (tmp_path / "shop.toml").write_text(SCHEMA)
     command = f"stream --dataset {tmp_path}/shop.toml --folder {folder} --out {out} --settle 0"

@@ -100,7 +100,8 @@ def test_an_interruption_names_the_folder_as_the_user_does(tmp_path, monkeypatch
 def test_exports_after_each_chunk_or_after_minutes_and_at_the_end(
     chunks, tmp_path, monkeypatch, minutes, exports
 ):
-    done, original = [], loop.export_run
+    done = []
+    original = loop.export_run
 
     def counting(run, *arguments, **options):
         done.append(int(run.parent.name[-6:]))
@@ -128,7 +129,8 @@ def test_exports_after_each_chunk_or_after_minutes_and_at_the_end(
 
 
 def test_trackers_log_the_stream_as_one_run(chunks, tmp_path, tracker):
-    out, options = tmp_path / "out", {"training": {"trackers": ["wandb"]}}
+    out = tmp_path / "out"
+    options = {"training": {"trackers": ["wandb"]}}
     records = stream(chunks, out, **options)
     arrive(chunks, 3)
     stream(chunks, out, **options)
@@ -156,7 +158,8 @@ def without_clicks(chunks, name):
 
 def test_a_chunk_that_cannot_be_trained_on_ends_the_stream_or_is_left_out(chunks, tmp_path):
     without_clicks(chunks, "001.parquet")
-    out, whole = tmp_path / "out", tmp_path / "whole"
+    out = tmp_path / "out"
+    whole = tmp_path / "whole"
     with pytest.raises(DataError, match="label click: 0 of 724 training rows are positive"):
         stream(chunks, out)
     with pytest.warns(

@@ -65,7 +65,8 @@ def test_killed_rank(folder, by_two, tmp_path):
 
 
 def test_one_process_evaluates_and_exports_the_last_run(folder, by_two, tmp_path, capsys):
-    run, log = by_two / "day-0003/run", folder / "day2.parquet"
+    run = by_two / "day-0003/run"
+    log = folder / "day2.parquet"
 
     def measured(*options: str) -> dict:
         capsys.readouterr()

@@ -20,8 +20,10 @@ from tests.tolerances import assert_same_bits
 pytest.importorskip("torchrec", reason="make test-torchrec installs it")
 
 # the last has fewer rows than there are ranks
-FIELDS, NAMES = [201, 20, 7, 2], ["user", "item.id", "slot", "two"]
-WIDTH, ROWS = 8, 12
+FIELDS = [201, 20, 7, 2]
+NAMES = ["user", "item.id", "slot", "two"]
+WIDTH = 8
+ROWS = 12
 OPTIMIZERS = {"sgd": SGD, "adagrad": Adagrad, "rowwise_adagrad": RowwiseAdagrad}
 CASES = [
     ("table_wise", "sgd", "bags"),
@@ -79,7 +81,8 @@ def trained(rank: int, sharding: str, optimizer: str, form: str, way: str) -> di
     some steps.
     """
     sharded = sharded_by(sharding, optimizer)
-    outputs, norms = [], []
+    outputs = []
+    norms = []
     for step in range(STEPS):
         for group in sharded.optimizer.param_groups:
             group["lr"] = LR / (step + 1)
@@ -109,7 +112,8 @@ def replicated(size: int, optimizer: str, form: str, way: str) -> dict:
     embedding = table()
     eps = {} if optimizer == "sgd" else {"eps": EPS}
     table_optimizer = OPTIMIZERS[optimizer](embedding, lr=LR, **eps)
-    outputs, norms = [[] for _ in range(size)], []
+    outputs = [[] for _ in range(size)]
+    norms = []
     for step in range(STEPS):
         table_optimizer.param_groups[0]["lr"] = LR / (step + 1)
         table_optimizer.zero_grad()
@@ -121,7 +125,8 @@ def replicated(size: int, optimizer: str, form: str, way: str) -> dict:
         norms.append(grad.values().square().sum())
         embedding.weight.grad = grad * SCALES[way]
         table_optimizer.step()
-    weight, state = embedding.weight.detach(), table_optimizer.state_dict()["state"][0]
+    weight = embedding.weight.detach()
+    state = table_optimizer.state_dict()["state"][0]
     out = [torch.cat(each).detach() for each in outputs]
     rows = {"weight": weight, "user": weight[: FIELDS[0]]} | state
     return {"out": out, "norms": norms, "rows": rows}
@@ -137,7 +142,8 @@ def whole(by_rank: list[dict]) -> dict[str, torch.Tensor]:
     joined = {}
     for name in by_rank[0]:
         shards = [shard for each in by_rank for shard in each[name]]
-        end, parts = 0, []
+        end = 0
+        parts = []
         for first, rows in sorted(shards, key=lambda shard: shard[0]):
             assert first == end
             end += len(rows)

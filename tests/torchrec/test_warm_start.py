@@ -73,7 +73,8 @@ def started(rank: int, size: int, folder: str) -> dict:
     """Returns the weights of every job, and the errors of runs that cannot be started from."""
     os.environ["LOCAL_WORLD_SIZE"] = str(size)
     sharded_rows.CHUNK = 64  # numbers, 8 rows, so that every field takes several reads
-    root, found = Path(folder), {}
+    root = Path(folder)
+    found = {}
     for name, (run, data, lr, training) in JOBS[size].items():
         found[name] = start(root, data, run, lr, training, root / f"{size} {name}", joined_ranks())
         dist.barrier()

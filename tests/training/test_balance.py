@@ -30,7 +30,8 @@ def each_gradient(built, data):
     """Returns the gradient of every term, dense by parameter, from a copy whose towers run one by
     one.
     """
-    plain, found = copy.deepcopy(built), {}
+    plain = copy.deepcopy(built)
+    found = {}
     names, parameters = zip(*plain.named_parameters())
     for name, term in plain.loss(data).items():
         grads = torch.autograd.grad(term, parameters, retain_graph=True, materialize_grads=True)
@@ -84,7 +85,8 @@ OPTIONS = [("mmoe", THREE), ("cross_stitch", THREE), ("esmm", TWO), ("adaftr", T
 
 @pytest.mark.parametrize(("name", "tasks"), OPTIONS)
 def test_pcgrad_follows_algorithm_1_on_shared_parameters(name, tasks):
-    built, data = model(name, tasks, l2=1e-3), conflicting(tasks)
+    built = model(name, tasks, l2=1e-3)
+    data = conflicting(tasks)
     gradients = each_gradient(built, data)
     run = stepper(built, "pcgrad", seed=5)
     run.step(data, 7)
@@ -143,7 +145,8 @@ def test_tables_that_tasks_look_up_by_themselves_are_aligned():
 
 @pytest.mark.parametrize("name", ["adaftr", "single_dnn"])
 def test_uncertainty_follows_equation_10(name):
-    built, data = model(name, l2=1e-3), batch()
+    built = model(name, l2=1e-3)
+    data = batch()
     gradients = each_gradient(built, data)
     losses = {n: x.item() for n, x in built.loss(data).items()}
     run = stepper(built, "uncertainty")
@@ -162,7 +165,8 @@ def test_uncertainty_follows_equation_10(name):
 
 
 def test_gradnorm_follows_equation_2():
-    tasks, alpha = THREE, 0.8
+    tasks = THREE
+    alpha = 0.8
     built = model("mmoe", tasks, l2=1e-3)
     run = stepper(built, "gradnorm", gradnorm_alpha=alpha)
     w = np.ones(len(tasks))
@@ -320,7 +324,8 @@ def test_training_kernels_in_float32_give_the_gradients_of_float64(name, tasks):
     """
     found = []
     for dtype in (torch.float64, torch.float32):
-        built, data = model(name, tasks, l2=1e-3).to(dtype), conflicting(tasks)
+        built = model(name, tasks, l2=1e-3).to(dtype)
+        data = conflicting(tasks)
         stepper(built, "pcgrad").step(replace(data, labels=data.labels.to(dtype)), 3)
         found.append({n: p.grad.to_dense().double() for n, p in built.named_parameters()})
     for n, exact in found[0].items():

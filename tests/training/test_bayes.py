@@ -24,7 +24,8 @@ def test_metrics_of_true_probabilities_by_hand(folder):
     table = pq.read_table(folder / "test.parquet")
     metrics = bayes_metrics(folder)
     assert list(metrics) == ["click", "conversion"]
-    labels, truth = table["click"].to_numpy(), table["truth:click"].to_numpy()
+    labels = table["click"].to_numpy()
+    truth = table["truth:click"].to_numpy()
     assert metrics["click"]["auc"] == pytest.approx(auc(labels, truth), abs=1e-12)
     expected = -np.mean(labels * np.log(truth) + (1 - labels) * np.log(1 - truth))
     assert metrics["click"]["logloss"] == pytest.approx(expected, rel=1e-9)

@@ -29,7 +29,8 @@ def test_evaluation_covers_every_row_in_order(model, splits):
 
 def test_the_funnel_of_the_split_decides_on_post_click_metrics(model, splits):
     validation = whole(splits[1])
-    y, z = validation.labels.numpy(), model(validation.ids).detach().numpy()
+    y = validation.labels.numpy()
+    z = model(validation.ids).detach().numpy()
     clicked = cvr_auc(y[:, 0], y[:, 1], z[:, 0], z[:, 1])
     assert evaluate(model, splits[1], 300)["conversion"]["cvr_auc"] == clicked
     splits[1].funnel = ()

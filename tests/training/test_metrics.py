@@ -25,7 +25,8 @@ def pairwise_auc(labels, scores, weight=None):
     """Compares every positive with every negative, in float64."""
     weight = np.ones(len(labels)) if weight is None else weight.astype(np.float64)
     scores = scores.astype(np.float64)
-    ours, theirs = scores[labels == 1][:, None], scores[labels == 0]
+    ours = scores[labels == 1][:, None]
+    theirs = scores[labels == 0]
     pairs = weight[labels == 1][:, None] * weight[labels == 0]
     return (pairs * ((ours > theirs) + 0.5 * (ours == theirs))).sum() / pairs.sum()
 
@@ -46,7 +47,8 @@ def test_gauc_against_a_loop_over_groups(weighted_by, dtype):
     weight = weights(400, 11, dtype)
     for levels in (2, 1000):
         labels, scores, groups = draw(400, levels, 3, groups=40)
-        areas, of_groups = [], []
+        areas = []
+        of_groups = []
         for group in np.unique(groups):
             mine = groups == group
             own = np.ones(mine.sum()) if weight is None else weight[mine]
@@ -83,7 +85,8 @@ def of_one_group(labels, scores, weight=None):
 @pytest.mark.parametrize("metric", [auc, of_one_group])
 def test_extreme_scores(metric, dtype):
     labels = np.array([0, 1, 1, 0])
-    most, least = np.finfo(dtype).max, np.finfo(dtype).smallest_subnormal
+    most = np.finfo(dtype).max
+    least = np.finfo(dtype).smallest_subnormal
     assert metric(labels, np.array([-np.inf, np.inf, 2.0, -most], dtype)) == 1.0
     assert metric(labels, np.array([-0.0, 0.0, -0.0, 0.0], dtype)) == 0.5
     assert metric(labels == 1, np.array([np.inf, -np.inf, -least, least], dtype)) == 0.0
@@ -97,7 +100,8 @@ def test_extreme_scores(metric, dtype):
 def test_metrics_of_a_single_class_are_nan(metric):
     assert np.isnan(metric(np.ones(3), np.arange(3)))
     assert np.isnan(metric(np.zeros(0), np.zeros(0)))
-    labels, scores = np.array([0, 1, 1, 0]), np.array([0.0, 1.0, -np.inf, np.inf])
+    labels = np.array([0, 1, 1, 0])
+    scores = np.array([0.0, 1.0, -np.inf, np.inf])
     # rows of weight 0 have no effect
     assert metric(labels, scores, np.array([1.0, 2.0, 0, 0])) == 1.0
     assert np.isnan(metric(labels, scores, np.array([1.0, 0, 0, 1])))
@@ -110,7 +114,8 @@ def test_groups_of_a_single_class_and_rows_without_a_group_are_skipped():
 
 def test_rounding_does_not_leave_the_range():
     labels, _, groups = draw(3000, 50, 16, groups=200)
-    best, weight = labels.astype(np.float64), weights(3000, 17)
+    best = labels.astype(np.float64)
+    weight = weights(3000, 17)
     assert auc(labels, best, weight) <= 1.0
     assert gauc(labels, best, groups, "none", weight) <= 1.0
     assert gauc(labels, -best, groups, "none", weight) >= 0.0
@@ -118,14 +123,16 @@ def test_rounding_does_not_leave_the_range():
 
 def test_log_loss_against_its_definition():
     random = np.random.default_rng(0)
-    logits, labels = random.normal(0, 3, 1000), random.integers(0, 2, 1000)
+    logits = random.normal(0, 3, 1000)
+    labels = random.integers(0, 2, 1000)
     p = 1 / (1 + np.exp(-logits))
     for weight in (None, weights(1000, 15)):
         expected = np.average(-np.log(np.where(labels, p, 1 - p)), weights=weight)
         assert log_loss(labels, logits, weight) == pytest.approx(expected, rel=1e-12)
     assert log_loss(np.array([1, 0]), np.array([-2000.0, 2000.0], np.float32)) == 2000.0
     # rows of weight 0 have no effect
-    far, weight = np.array([-np.inf, 1.0]), np.array([0.0, 2.0])
+    far = np.array([-np.inf, 1.0])
+    weight = np.array([0.0, 2.0])
     assert log_loss(np.ones(2), far, weight) == pytest.approx(np.log1p(np.exp(-1)), rel=1e-14)
     with pytest.raises(ValueError, match="log_loss: no rows of positive weight"):
         log_loss(np.ones(2), far, np.zeros(2))
@@ -144,7 +151,8 @@ def test_cvr_auc_against_the_ratio_of_probabilities_on_clicked_rows():
     click_logits, logits = random.normal(-1, 2, (2, 500))
     clicks = random.integers(0, 2, 500)
     conversions = clicks * random.integers(0, 2, 500)
-    p_ctr, p_ctcvr = 1 / (1 + np.exp(-click_logits)), 1 / (1 + np.exp(-logits))
+    p_ctr = 1 / (1 + np.exp(-click_logits))
+    p_ctcvr = 1 / (1 + np.exp(-logits))
     clicked = clicks == 1
     expected = pairwise_auc(conversions[clicked], (p_ctcvr / p_ctr)[clicked])
     assert cvr_auc(clicks, conversions, click_logits, logits) == pytest.approx(expected, abs=1e-12)

@@ -7,7 +7,8 @@ from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.training.optimizers import build_optimizers, table_state_bytes
 
-ROWS, WIDTHS = [70, 30, 5], [4, 8, 4]
+ROWS = [70, 30, 5]
+WIDTHS = [4, 8, 4]
 
 
 @pytest.mark.parametrize("kind", ["adam", "lazy_adam", "adagrad", "rowwise_adagrad", "sgd"])

@@ -80,7 +80,8 @@ def test_the_picture_shows_each_task_and_the_learned_values(runs):
     assert all(axes.get_xlabel() for axes in figure.axes)
     assert list(figure.axes[2].lines[0].get_ydata()) == pytest.approx([61, 62, 63])
     lines = {each.get_marker(): each for each in figure.axes[0].lines}
-    training, validation = lines["."], lines["x"]
+    training = lines["."]
+    validation = lines["x"]
     assert list(training.get_ydata()) == pytest.approx([0.5, 0.25, 0.5 / 3])
     assert list(validation.get_ydata()) == pytest.approx([0.6, 0.7, 0.8])
     assert len(draw(runs[:1]).axes) == 4  # nothing learned

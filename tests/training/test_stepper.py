@@ -143,7 +143,8 @@ def test_a_penalty_in_the_look_up_trains_alike(batches, monkeypatch, l2_form, co
     """The penalty's gradient is added in the merge, or by autograd: only the order of additions
     differs.
     """
-    optimizer, found = OptimizerConfig(lr=0.01, clip_norm=clip_norm), []
+    optimizer = OptimizerConfig(lr=0.01, clip_norm=clip_norm)
+    found = []
     for fused in (True, False):
         if not fused:
             monkeypatch.setattr(Backbone, "_sums_squares_at_look_up", lambda *_: False)
@@ -162,7 +163,8 @@ def test_steps_take_no_new_memory():
     if af.cpu_capability() == "none":
         pytest.skip("the C++ extension is not built")
     torch.manual_seed(0)
-    fields, rows = 121, 1024
+    fields = 121
+    rows = 1024
     model = build_model(ModelConfig(), [50] * fields, ["click", "conversion"]).train()
     stepper = Stepper(model, OptimizerConfig(), TrainingConfig(batch_size=rows))
     labels = (torch.rand(rows, 2) < 0.5).float()

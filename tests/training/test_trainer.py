@@ -196,7 +196,8 @@ def test_a_run_on_the_cpu_never_initializes_cuda(model, splits, tmp_path, monkey
 def test_a_signal_stops_after_the_step_and_keeps_the_best(
     model, splits, tmp_path, signum, at_step, best_epoch
 ):
-    run, handler = trainer(model, splits, tmp_path), signal.getsignal(signum)
+    run = trainer(model, splits, tmp_path)
+    handler = signal.getsignal(signum)
     before_step(run, at_step, lambda: interrupt(signum))
     result = run.fit()
     assert (result.interrupted, run.progress.total_steps) == (signum, at_step)
@@ -276,7 +277,8 @@ def test_the_monitored_metric_chooses_the_weights_and_ends_the_run(
     epochs = iter(range(4))
 
     def metrics(*_):
-        epoch, found = next(epochs), {"click": {}, "conversion": {}}
+        epoch = next(epochs)
+        found = {"click": {}, "conversion": {}}
         for (task, name), each in values.items():
             found[task][name] = each[epoch]
         return found
@@ -412,7 +414,8 @@ def test_divergence_is_a_training_error(model, splits):
 
 
 def test_splits_that_cannot_be_trained_on_raise(model, splits):
-    train, validation = splits[0], whole(splits[1])
+    train = splits[0]
+    validation = whole(splits[1])
     constant = Split.of(replace(validation, labels=torch.zeros_like(validation.labels)))
     for of, options, message in (
         ((train, constant), {}, "task click: expected two classes in the validation split"),

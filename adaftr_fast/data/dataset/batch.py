@@ -130,7 +130,8 @@ def rebatch(blocks: Iterable[Batch], batch_size: int, *, drop_last: bool) -> Ite
             missing -= len(piece)
             if not missing:
                 yield concat(pending)
-                pending, missing = [], batch_size
+                pending = []
+                missing = batch_size
     if pending and not drop_last:
         yield concat(pending)
 
@@ -166,7 +167,8 @@ def take_bags(
     if not len(order):
         return ids[:0], offsets[:1]
     counts = np.diff(offsets).reshape(rows, -1)[order]  # [n, F]
-    width, taken = counts.shape[1], _cumulative(counts)
+    width = counts.shape[1]
+    taken = _cumulative(counts)
     bounds = taken[::width]  # [n + 1], destination of each row's ids
     moved = np.empty(taken[-1], ids.dtype)
     for first in range(0, len(order), BLOCK):

@@ -60,7 +60,8 @@ def place_with_numpy(
         return
     block = np.empty((min(BLOCK, count), rows.shape[1]), rows.dtype)
     whole = np.dtype((np.void, rows.strides[0]))  # a row as one element, which NumPy copies faster
-    to, stacked = rows.view(whole)[:, 0], block.view(whole)[:, 0]
+    to = rows.view(whole)[:, 0]
+    stacked = block.view(whole)[:, 0]
     for start in range(0, count, BLOCK):
         some = places[start : start + BLOCK]
         _stack(columns, start, block[: len(some)])

@@ -206,7 +206,8 @@ class ParquetRows:
     def _values(self, column: str, values: pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Returns the checked values of a column."""
         self._check_present(column, values)
-        values, limit = values.to_numpy(), self._limits.get(column)
+        values = values.to_numpy()
+        limit = self._limits.get(column)
         if limit is not None and len(values) and not 0 <= values.min() <= values.max() < limit:
             bounds = f"values from {values.min()} to {values.max()}"
             raise DataError(

@@ -37,7 +37,8 @@ INFO = "split"  # metadata key of the file's SplitInfo
 # flights 15 %.
 COMPRESSION = "lz4"
 # fixed: results depend on row groups, and on no bound of memory
-ROW_GROUP_ROWS, ROW_GROUP_BYTES = 1 << 17, 32 << 20
+ROW_GROUP_ROWS = 1 << 17
+ROW_GROUP_BYTES = 32 << 20
 
 
 def split_file_name(split: str, shard: Shard) -> str:

@@ -28,7 +28,8 @@ COLUMNS = pa.schema(
 
 def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
     """Writes one table for all fields: field, id, value (as text), count in the training split."""
-    pending, pending_rows = [COLUMNS.empty_table()], 0
+    pending = [COLUMNS.empty_table()]
+    pending_rows = 0
     with pq.ParquetWriter(path, COLUMNS, compression="zstd", write_page_checksum=True) as writer:
         for name, encoder in encoders.items():
             if isinstance(encoder, Vocabulary):
@@ -39,7 +40,8 @@ def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
                 pending_rows += rows
             if pending_rows > GROUP_ROWS:
                 writer.write_table(pa.concat_tables(pending))
-                pending, pending_rows = [], 0
+                pending = []
+                pending_rows = 0
         if pending:
             writer.write_table(pa.concat_tables(pending))
 

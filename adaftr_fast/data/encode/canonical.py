@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from adaftr_fast.data.encode.written import holds_text, without_empty
 
-TRUE, FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
+TRUE = ("true", "True", "TRUE")
+FALSE = ("false", "False", "FALSE")
 WORDS = pa.array([*TRUE, *FALSE])  # how programs write booleans as text
 WORD_VALUES = pa.array(["1"] * len(TRUE) + ["0"] * len(FALSE))
 # "1000.0", as programs write integers that are floats or decimals
@@ -126,7 +127,8 @@ def _may_differ(text: pa.Array) -> np.ndarray:
     """
     _, offsets, data = text.buffers()
     ends = np.frombuffer(offsets, np.int32)[text.offset : text.offset + len(text) + 1]
-    lengths, ends = np.diff(ends), ends[1:]
+    lengths = np.diff(ends)
+    ends = ends[1:]
     content = np.frombuffer(data or b"\0", np.uint8)
     last, second, third = (content.take(ends - place, mode="wrap") for place in (1, 2, 3))
     whole = (last == ord("0")) & ((second == ord(".")) | (second == ord("0")))

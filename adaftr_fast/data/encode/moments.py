@@ -59,7 +59,8 @@ class Moments:
         values = ValueCounts(numbers.type) if encoding == "piecewise" else None
         if values is not None:
             values.update(present)
-        low, high = float(u.min(initial=np.inf)), float(u.max(initial=-np.inf))
+        low = float(u.min(initial=np.inf))
+        high = float(u.max(initial=-np.inf))
         return cls(
             len(u), len(numbers) - len(u), _exact_sum(u), _exact_sum(u * u), low, high, values
         )
@@ -139,7 +140,8 @@ def fit_dense(field: Field, moments: Moments) -> NumericEncoding:
     std = math.sqrt(moments.squares / moments.count - average**2)
     # The model computes in float32, in which it subtracts the same mean from the ends as from the
     # other values.
-    low, high = moments.low, moments.high
+    low = moments.low
+    high = moments.high
     mean = float(np.float32(np.clip(float(average), low, high)))
     std = 1.0 if low == high else max(float(np.float32(std)), SMALLEST)
     edges = [] if moments.values is None else _edges(moments.values, field.buckets)

@@ -86,7 +86,8 @@ def plain_numbers(values: pa.Array, form: TextFormat) -> pa.Array:
     Text in another form is no number any more.
     """
     values = without_empty(values)
-    thousands, decimal = re.escape(form.thousands), re.escape(form.decimal)
+    thousands = re.escape(form.thousands)
+    decimal = re.escape(form.decimal)
     if form.thousands:
         grouped = pc.match_substring_regex(
             values, rf"^[+-]?[0-9]{{1,3}}(?:{thousands}[0-9]{{3}})+(?:{decimal}[0-9]*)?$"

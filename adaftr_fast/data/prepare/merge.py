@@ -121,7 +121,8 @@ def merge_counted(
                 fit_dense(field, Moments.read(files, field.encoding)) for field in schema.dense
             ]
         else:
-            encoders, dense = grown(known.encoders, encoders), known.dense
+            encoders = grown(known.encoders, encoders)
+            dense = known.dense
     with replacing(job.work.prepared / VOCABULARY) as new:
         write_vocabulary(new, encoders)
     encoders = with_shared(schema.fields, encoders)

@@ -53,7 +53,10 @@ from adaftr_fast.errors import ConfigError, DataError, StoreError
 from adaftr_fast.stores import as_path, forget_output, in_store, local_folder, names_in, open_folder
 
 # names of the steps; join needs what read has staged
-READ, JOIN, COUNT, ENCODE = "read", "join", "count", "encode"
+READ = "read"
+JOIN = "join"
+COUNT = "count"
+ENCODE = "encode"
 SHARD_BYTES = 512 << 20  # of the inputs, for each shard on a cluster
 MAX_SHARDS = 1000
 Results = list[tuple[Shard, Any]]  # of a step, by shard
@@ -191,7 +194,8 @@ class _Run:
             for text in texts:
                 make_folder(text.folder)
             size = sum(text.path.stat().st_size for text in texts)
-            step, merge = partial(steps.read, number), partial(merge_read, self.job, texts)
+            step = partial(steps.read, number)
+            merge = partial(merge_read, self.job, texts)
             merged = self._finish(JOIN if number else READ, step, merge, size)
             self.job = replace(self.job, blocks=self.job.blocks | merged["blocks"])
             bad_rows += from_json(BadRows, merged["bad_rows"])
@@ -271,7 +275,8 @@ def _grown(schema: Schema, folder: AnyPath) -> tuple[Schema, PreparedIds]:
     folder.
     """
     manifest = read_manifest(folder)
-    fields, order = schema.source["fields"], manifest.schema["fields"]
+    fields = schema.source["fields"]
+    order = manifest.schema["fields"]
     if fields.keys() == order.keys():
         schema = parse_schema(schema.source | {"fields": {name: fields[name] for name in order}})
     if manifest.parsed.features != schema.features:

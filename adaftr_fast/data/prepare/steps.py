@@ -240,7 +240,8 @@ def encode(manifest: Manifest, job: Job, shard: Shard, advance: Advance) -> dict
         manifest: that of the prepared folder, without its splits.
     """
     job.check_seen()
-    source, schema = job.source(shard), job.schema
+    source = job.source(shard)
+    schema = job.schema
     encoders = read_encoders(job.work.prepared, manifest)
     paths = {split: job.work.encoded(split, shard) for split in SPLITS}
     for split, path in paths.items():

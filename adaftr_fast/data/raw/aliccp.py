@@ -112,7 +112,8 @@ def _add_features(block: TextBlock, fields: Sequence[str], lists: Collection[str
     tokens = pc.split_pattern(blob.fill_null(""), "\x01")
     row = np.repeat(np.arange(len(blob)), pc.list_value_length(tokens).to_numpy())
     elements = pc.split_pattern(tokens.values, "\x02")
-    names, feature = _element(elements, 0), _element(elements, 1)
+    names = _element(elements, 0)
+    feature = _element(elements, 1)
     fits = (pc.list_value_length(elements).to_numpy() == 3) & castable(
         feature, lambda each: each.cast(pa.int64())
     )

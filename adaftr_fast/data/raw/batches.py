@@ -20,9 +20,11 @@ from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import prefetch
 
 BATCH_ROWS = 1 << 17
-STEP_ROWS, STEP_BYTES = 1 << 14, 8 << 20
+STEP_ROWS = 1 << 14
+STEP_BYTES = 8 << 20
 # of a piece, which is decoded at once; a step has so many, or more small ones
-PIECE_ROWS, STEP_PIECES = 1 << 10, 8
+PIECE_ROWS = 1 << 10
+STEP_PIECES = 8
 # whose width is measured: values that repeat are many times larger than the bytes of their pages
 FIRST_ROWS = 1 << 6
 BUFFER_BYTES = 1 << 18  # of each column of a row group that is read piece by piece
@@ -196,7 +198,8 @@ def _pieces(
     Args:
         width: planned bytes of a row.
     """
-    rows, done = _piece_rows(width, most), 0
+    rows = _piece_rows(width, most)
+    done = 0
     while True:
         for piece in islice(reader.iter_batches(rows, [row_group], names), -(-done // rows), None):
             yield piece

@@ -147,7 +147,8 @@ def _types(
     Columns of text have the types of their first rows, but for those of ``not_fields`` and for the
     times of parquet.
     """
-    is_text, given = isinstance(file, TextFile), file.form
+    is_text = isinstance(file, TextFile)
+    given = file.form
     unread = not_fields if is_text else {*not_fields, time}
     names = [each.name for each in file.types if holds_text(each.type) and each.name not in unread]
     rows = file.first(names)

@@ -223,7 +223,8 @@ class ParquetFile(_File):
     ) -> Iterator[Chunk]:
         """Yields the rows with the columns of ``types``, in their own types, and of ``keep``."""
         with reading_input([self.path], "cannot be read"):
-            rows, size = max(1, self.dataset.count_rows()), self.size
+            rows = max(1, self.dataset.count_rows())
+            size = self.size
             tables = read_tables(self.dataset, [*types, *keep], memory=memory)
             for batch in coalesced(tables, memory):
                 batch.validate(full=True)

@@ -238,7 +238,8 @@ class Source:
         return found
 
     def _add_role(self, role: str, found: Account) -> None:
-        schema, dataset = self.schema, self._datasets[role]
+        schema = self.schema
+        dataset = self._datasets[role]
         rules = {name: rule for name, rule in schema.split.items() if rule.file == role}
         names = [*condition_columns(schema.drop or []), *found.texts]
         names += [column for label in schema.labels for column in label.columns()]

@@ -94,7 +94,8 @@ class Dialect:
             last: whether the text ends here, so that there is no rest.
         """
         data = data + b"\n" if last and not data.endswith(b"\n") else data
-        whole, end = [], 0
+        whole = []
+        end = 0
         for row in self._row.finditer(data):
             if row["line"] is not None and not last and len(data) - row.start() < LONGEST_VALUE:
                 break  # its quotes may close in what follows
@@ -256,7 +257,8 @@ class TextBlock:
                 f"{reason}, and not among the words for missing (--null, in Python null=)",
                 values,
             )
-            mask, values = mask[~missing], self.columns[column]
+            mask = mask[~missing]
+            values = self.columns[column]
         self.drop(mask, reason, values)
 
     def require(self, column: str) -> None:
@@ -305,7 +307,8 @@ def parse_block(data: bytes, dialect: Dialect, form: TextFormat = PLAIN_TEXT) ->
             empty[:] = False
             break
     blank = min(int(empty.sum()) - len(unread), lines)  # 0 for an empty block
-    table, bad = table.filter(pa.array(~empty)) if empty.any() else table, bad + unread
+    table = table.filter(pa.array(~empty)) if empty.any() else table
+    bad = bad + unread
     columns = _columns(table)
     if form.line_ends:
         columns = {

@@ -161,7 +161,8 @@ def _type(file: InputFile, time: str) -> pa.DataType:
     Text that none of the forms of dates fits is a number, or sorts as it is if there are such
     forms.
     """
-    form, is_text = file.form, isinstance(file, TextFile)
+    form = file.form
+    is_text = isinstance(file, TextFile)
     with reading_input([file.path], NOT_PARQUET):
         values = one_array(file.first([time])[time])
         if not holds_text(values.type):

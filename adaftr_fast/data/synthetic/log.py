@@ -23,7 +23,8 @@ USER_ZIPF = 0.5  # user activity is skewed, but nearly all users have several im
 ITEM_ZIPF = 1.05
 VALUE_ZIPF = 1.05
 PROBABILITY = "p_"  # prefix of the true probability columns
-DAY, RELATEDNESS = "day", "relatedness"
+DAY = "day"
+RELATEDNESS = "relatedness"
 Owner = Literal["user", "item", "row"]
 
 
@@ -166,7 +167,8 @@ class LogConfig:
             raise DataError(
                 f"synthetic log: rates: expected decreasing shares in (0, 1), got {self.rates}"
             )
-        low, high = self.relatedness_low, self.relatedness_high
+        low = self.relatedness_low
+        high = self.relatedness_high
         if not -1.0 <= low <= high <= 1.0:
             raise DataError(
                 f"synthetic log: relatedness: expected low <= high within [-1, 1], got {low} and "

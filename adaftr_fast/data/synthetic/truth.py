@@ -151,7 +151,8 @@ def _intercept(logits: np.ndarray, reach: np.ndarray, rate: float) -> float:
     """Returns b with mean(reach * sigmoid(b + logits)) = rate, by bisection to float64
     precision.
     """
-    low, high = -60.0, 60.0
+    low = -60.0
+    high = 60.0
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (

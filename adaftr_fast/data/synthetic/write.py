@@ -67,7 +67,8 @@ def write_log(config: LogConfig, folder: str | Path, *, progress: bool = False) 
 
 
 def _write_files(log: ImpressionLog, folder: Path, *, progress: bool) -> None:
-    rows, schema = log.config.rows, log.batch(0, 1).schema
+    rows = log.config.rows
+    schema = log.batch(0, 1).schema
     with _bar(rows, progress) as bar:
         for number, start in enumerate(range(0, rows, FILE_ROWS)):
             stop = min(start + FILE_ROWS, rows)

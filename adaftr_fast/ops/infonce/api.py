@@ -417,7 +417,8 @@ def _direction(
 ) -> dict[str, Tensor]:
     """Returns the outputs of one direction as ``_call`` does."""
     given = common | direction._asdict()
-    row, column = direction.row_label, direction.column_label
+    row = direction.row_label
+    column = direction.column_label
     if row is not None and column is not None:
         groups = direction.row_group, direction.column_group
         given["positive"] = choose_positive(row, column, *groups)

@@ -96,7 +96,8 @@ def check_vectors(
     for name, x in vectors.items():
         if x is not None:
             _check_vector(op, name, x, columns if name.startswith("column") else rows, h_ctr)
-    row_group, column_group = vectors.get("row_group"), vectors.get("column_group")
+    row_group = vectors.get("row_group")
+    column_group = vectors.get("column_group")
     if row_group is None and column_group is not None:
         raise ValueError(f"{op}: column_group requires row_group, got None")
     if row_group is not None and column_group is None and rows != columns:
@@ -206,7 +207,8 @@ def check_bias_is_finite(bias: Tensor) -> None:
     bad = ~bias.detach().isfinite()
     if bad.any():
         place = bad.nonzero()[0]
-        column, value = int(place[-1]), bias[tuple(place)].item()
+        column = int(place[-1])
+        value = bias[tuple(place)].item()
         raise RuntimeError(f"{message}, got column_bias[{column}] = {value}")
 
 
@@ -263,8 +265,11 @@ def reverse(forth: Direction, tau: Tensor) -> Direction:
     """Returns the other direction, whose anchors are b_{y_r} with temperatures of ``tau`` [N], and
     its positives r.
     """
-    anchors, positive, group = forth.candidates, forth.positive, forth.column_group
-    rows, own = len(forth.anchors), None
+    anchors = forth.candidates
+    positive = forth.positive
+    group = forth.column_group
+    rows = len(forth.anchors)
+    own = None
     target: slice | Tensor = slice(rows)
     if positive is not None:
         own = torch.where(positive == IGNORE, IGNORE, torch.arange(rows, device=anchors.device))
@@ -296,7 +301,8 @@ def row_scale(
     batch: CrossRankBatch | None,
 ) -> Tensor:
     """Returns the factor of each row's loss in the sum [B]."""
-    acc, rows = accumulation_dtype(h_ctr.dtype), h_ctr.shape[0]
+    acc = accumulation_dtype(h_ctr.dtype)
+    rows = h_ctr.shape[0]
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(
             f"adaptive_infonce: reduction must be 'mean', 'sum' or 'none', got {reduction!r}"
@@ -349,7 +355,8 @@ def append_bias(h_ctr: Tensor, h_cvr: Tensor, tau: Tensor, bias: Tensor) -> tupl
     """
     dtype = h_ctr.dtype
     tau, bias = tau[:, None], bias[:, None].to(tau.dtype)
-    row, column = [tau.to(dtype)], [bias.to(dtype)]
+    row = [tau.to(dtype)]
+    column = [bias.to(dtype)]
     if dtype in (torch.bfloat16, torch.float16):
         row += [row[0], (tau - row[0]).to(dtype)]
         column += [(bias - column[0]).to(dtype), column[0]]

@@ -160,7 +160,8 @@ class DifferentiableOp:
 
         def by_triton(*arguments: Any, **options: Any) -> Any:
             # len() takes four times as long
-            a, b = arguments[0].shape, arguments[1].shape
+            a = arguments[0].shape
+            b = arguments[1].shape
             if a[1] != b[1] or (pairs and a != b) or arguments[0].dtype != arguments[1].dtype:
                 raise ValueError(
                     f"{name}: expected anchors [B, d] and candidates [{'B' if pairs else 'N'}, d] "
@@ -174,7 +175,8 @@ class DifferentiableOp:
             old = needs_sm_80 and torch.cuda.get_device_capability(arguments[0].device) < (8, 0)
             return (self.reference if old else by_triton)(*arguments, **options)
 
-        self.on_cuda, self.triton = on_cuda, by_triton
+        self.on_cuda = on_cuda
+        self.triton = by_triton
         kernels = {
             name: self.reference,
             f"{name}_reference": self.reference,

@@ -92,7 +92,8 @@ OF_ROWS = ("anchors", "tau", "positive", "row_group", "row_label", "scale")
 
 def _checked_one(given: dict[str, Any]) -> dict[str, Any]:
     """Checks the values of tau and positive, as the C++ kernel does."""
-    tau, positive = given["tau"], given["positive"]
+    tau = given["tau"]
+    positive = given["positive"]
     if given["anchors"].device.type != "cpu":  # reading the values would wait for the device
         return given
     if positive is None:

@@ -68,7 +68,8 @@ def positive_ranks(
     }
     check_vectors("positive_ranks", h_ctr, h_cvr, True, **vectors)
     dtype = accumulation_dtype(torch.promote_types(h_ctr.dtype, h_cvr.dtype))
-    anchors, candidates = h_ctr.to(dtype), h_cvr.to(dtype)
+    anchors = h_ctr.to(dtype)
+    candidates = h_cvr.to(dtype)
     positive = (
         torch.arange(len(anchors), device=anchors.device)
         if positive_index is None

@@ -223,7 +223,8 @@ def _check_values(
     logit_scale: Tensor, logit_bias: Tensor, positive: Tensor | None, num_candidates: int
 ) -> None:
     """Checks the values of the scale, the bias and positive, as the C++ kernel does."""
-    scale, bias = logit_scale.item(), logit_bias.item()
+    scale = logit_scale.item()
+    bias = logit_bias.item()
     if not 0 < scale < float("inf"):
         raise RuntimeError(
             f"sigmoid_contrast: logit_scale must be positive and finite, got {scale}"

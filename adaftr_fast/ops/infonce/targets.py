@@ -100,7 +100,8 @@ def scan_by(number: Tensor, x: Tensor, size: int) -> Tensor:
     indices.
     """
     number, order = number.sort(stable=True)
-    x, step = x[order], 1
+    x = x[order]
+    step = 1
     while step < len(x):  # row i holds the sum over the rows of its number among the last ``step``
         before = torch.where((number[step:] == number[:-step])[:, None], x[:-step], 0.0)
         x = torch.cat((x[:step], x[step:] + before))
@@ -124,9 +125,11 @@ def choose_positive(
     if columns == 0 or len(row_label) == 0:
         return torch.where(row_label == IGNORE, IGNORE, found)
     label = Matching.of(row_label, column_label)
-    by_label, turn = label.column.argsort(stable=True), _rank(label.row, label.size)
+    by_label = label.column.argsort(stable=True)
+    turn = _rank(label.row, label.size)
     count = _counts(label.column, label.size)
-    first, count = (count.cumsum(0) - count)[label.row], count[label.row]
+    first = (count.cumsum(0) - count)[label.row]
+    count = count[label.row]
     choices = [
         by_label[(first + (turn + step) % count.clamp(min=1)).clamp(max=columns - 1)]
         for step in (0, 1)
@@ -155,7 +158,8 @@ def _counts(number: Tensor, size: int) -> Tensor:
 
 def _rank(number: Tensor, size: int) -> Tensor:
     """Returns how many equal numbers come before each."""
-    order, count = number.argsort(stable=True), _counts(number, size)
+    order = number.argsort(stable=True)
+    count = _counts(number, size)
     position = torch.arange(len(number), device=number.device)
     return torch.empty_like(number).scatter(
         0, order, position - (count.cumsum(0) - count)[number[order]]
@@ -249,7 +253,9 @@ def with_targets(
     """Calls an op of the arguments of ``infonce_sweep``, and adds the other targets to the loss and
     gradients.
     """
-    anchors, candidates, tau = given["anchors"], given["candidates"], given["tau"]
+    anchors = given["anchors"]
+    candidates = given["candidates"]
+    tau = given["tau"]
     positive = given["positive"]
     if row_label is not None and positive is not None and anchors.device.type == "cpu":
         check_positives(positive)

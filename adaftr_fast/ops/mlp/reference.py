@@ -46,7 +46,8 @@ def mlp(
     for read, depth, relus in zip(reads, depths, rectified):
         x = inputs[read]
         for index in range(depth):
-            weight, bias = weights[len(outputs)], biases[len(outputs)]
+            weight = weights[len(outputs)]
+            bias = biases[len(outputs)]
             x = torch.nn.functional.linear(x.to(weight.dtype), weight, bias)
             x = torch.relu(x) if index < relus else x
             outputs.append(x.bfloat16() if reduced else x)

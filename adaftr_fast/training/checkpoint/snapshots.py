@@ -44,7 +44,8 @@ from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.weights import Description
 
 KEEP = 2  # the newest one and a fallback
-KEY, SHARDS = "run", "shards"
+KEY = "run"
+SHARDS = "shards"
 VERSION = 4
 CHECKSUM_DIGITS = 8  # of crc32
 SUFFIX = ".safetensors"

@@ -19,7 +19,8 @@ from adaftr_fast.optim import Adam
 from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.torchrec.tables import ShardedTables
 
-RNG, CUDA_RNG = "rng/cpu", "rng/cuda"
+RNG = "rng/cpu"
+CUDA_RNG = "rng/cuda"
 
 
 def capture(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:

@@ -29,7 +29,8 @@ from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.training.checkpoint.files import damages, local_rows, write_file
 
 VERSION = 3
-FILE, WEIGHTS = "checkpoint.json", "weights-*.safetensors"
+FILE = "checkpoint.json"
+WEIGHTS = "weights-*.safetensors"
 
 
 @dataclass(frozen=True)

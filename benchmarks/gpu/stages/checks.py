@@ -18,7 +18,8 @@ from benchmarks.gpu.timing import graphed
 from tests.ops.infonce.inputs import inputs
 from tests.tolerances import SLACK, assert_same_bits, error
 
-ROWS, WIDTH = 1000, 128
+ROWS = 1000
+WIDTH = 128
 LOGITS = 1e4
 FIELDS = [50, 3, 2000]
 

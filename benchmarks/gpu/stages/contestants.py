@@ -28,7 +28,8 @@ TF32_SLACK = 2e-2  # TF32 rounds operands to 10 bits of mantissa
 WRONG = 0.1  # in units of the largest true value: an error beyond rounding
 COMPILED = "torch.compile"
 # variables that choose our kernels
-SWEEPS, BLOCKS = "ADAFTR_FAST_INFONCE_SWEEPS", "ADAFTR_FAST_INFONCE_BLOCKS"
+SWEEPS = "ADAFTR_FAST_INFONCE_SWEEPS"
+BLOCKS = "ADAFTR_FAST_INFONCE_BLOCKS"
 NAMES = ("loss", "d h_ctr", "d h_cvr", "d tau")
 CHUNK = 1 << 26  # elements of S that the float64 truth holds at a time
 Leaves = tuple[Tensor, Tensor, Tensor]

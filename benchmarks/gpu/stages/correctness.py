@@ -88,7 +88,8 @@ def pytest(key: Row, setting: Setting) -> Row:
     """
     seconds = min(LIMIT, setting.until - time.time()) - 10
     with tempfile.TemporaryDirectory() as folder:
-        files, reports = files_of(key["tests"]), Path(folder) / "reports.jsonl"
+        files = files_of(key["tests"])
+        reports = Path(folder) / "reports.jsonl"
         command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
         command += ["-p", "benchmarks.gpu.stages.reports"]
         if not setting.dry:
@@ -109,13 +110,15 @@ def outcomes(reports: Path, ended: str) -> Row:
     failed, if it did.
     """
     lines = map(json.loads, reports.read_text().splitlines() if reports.exists() else [])
-    begun, found = set(), {}
+    begun = set()
+    found = {}
     for line in lines:
         if "begun" in line:
             begun.add(line["begun"])
         elif line["test"] not in found or found[line["test"]]["outcome"] != "failed":
             found[line["test"]] = line
-    counts, files = Counter(), {}
+    counts = Counter()
+    files = {}
     skips = Counter()
     for name, each in found.items():
         counts[each["outcome"]] += 1

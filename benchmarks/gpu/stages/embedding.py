@@ -48,9 +48,11 @@ BAG_SHAPES = [("zipf", 1024, 50), ("zipf", 8192, 50), ("uniform", 8192, 50)]  # 
 
 def cells(setting: Setting) -> Iterator[Cell]:
     """Yields the shapes whose figures say most, then bags, then the rest of the grid."""
-    first, rest = FIRST, [shape for shape in GRID if shape not in FIRST]
+    first = FIRST
+    rest = [shape for shape in GRID if shape not in FIRST]
     if setting.dry:
-        first, rest = [("zipf", 8, 3, 8)], []
+        first = [("zipf", 8, 3, 8)]
+        rest = []
     for shape in first:
         yield from of_shape(shape, setting, planned=True)
     for kind, batch, each in [("zipf", 4, 3)] if setting.dry else BAG_SHAPES:
@@ -75,7 +77,8 @@ def optimizer_of(case: str) -> str:
 
 def measure(key: Row, setting: Setting) -> Row:
     """Returns how far the contestant is from the definition and, if it is right, its times."""
-    case, optimizer = key["case"], optimizer_of(key["case"])
+    case = key["case"]
+    optimizer = optimizer_of(key["case"])
     make = contestants(optimizer, setting.device)[key["contestant"]]
     shape = {"width": key["width"], "ids": key["ids"], "device": setting.device}
     error = disagreement(make, Work(key["fields"], 30, 40, **shape), optimizer)
@@ -101,7 +104,8 @@ def bags(key: Row, setting: Setting) -> Row:
     """Times forward and backward of one multi-valued field, mean over a bag, to a gradient of the
     table.
     """
-    rows, each = DRY_ROWS if setting.dry else ROWS, key["ids a bag"]
+    rows = DRY_ROWS if setting.dry else ROWS
+    each = key["ids a bag"]
     shape = {"width": key["width"], "ids": key["ids"], "device": setting.device}
     run, error = bag_step(key["contestant"], Work(1, key["batch"] * each, rows, **shape), each)
     if not error <= AGREES:

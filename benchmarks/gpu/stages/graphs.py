@@ -17,7 +17,8 @@ from benchmarks.gpu.timing import WARMUP
 from tests.tolerances import assert_same_bits
 
 LIMIT = 25  # seconds of a cell
-ROWS, WIDTH = 1000, 128
+ROWS = 1000
+WIDTH = 128
 CAPTURES = 3
 
 

@@ -24,8 +24,11 @@ from benchmarks.gpu.timing import figures
 from tests.tolerances import error
 
 LIMIT = 30  # seconds of a cell
-ROWS, PRECISION = 65_536, "bfloat16"
-DRY_ROWS, DRY_WIDTH, DRY_PRECISION = 64, 16, "float32"
+ROWS = 65_536
+PRECISION = "bfloat16"
+DRY_ROWS = 64
+DRY_WIDTH = 16
+DRY_PRECISION = "float32"
 
 
 def at_once(a: Tensor, b: Tensor, tau: Tensor) -> Tensor:
@@ -88,9 +91,13 @@ def measure(key: Row, setting: Setting) -> Row:
         and torch.cuda.get_device_capability() != (9, 0)
     ):
         return {"skipped": "the sweeps in Gluon are for compute capability 9.0"}
-    rows, width, precision = ROWS, choice.width, PRECISION
+    rows = ROWS
+    width = choice.width
+    precision = PRECISION
     if setting.dry:
-        rows, width, precision = DRY_ROWS, DRY_WIDTH, DRY_PRECISION
+        rows = DRY_ROWS
+        width = DRY_WIDTH
+        precision = DRY_PRECISION
     leaves = forms.problem(rows, width, precision, setting.device)
     one_way = forms.truth(leaves)
     is_both = choice.default is two_calls

@@ -71,7 +71,8 @@ def cell(shape: tuple[str, int, int], name: str, mode: str, seconds: float, plan
 
 def matmul(key: Row, setting: Setting) -> Row:
     """Measures a square product: what the card gives, as opposed to what is printed on its box."""
-    size, precision = 64 if setting.dry else 8192, key["precision"]
+    size = 64 if setting.dry else 8192
+    precision = key["precision"]
     x = torch.randn(size, size, device=setting.device).to(forms.DTYPES[precision])
     with forms.matmul_precision(precision):
         times, _ = samples(lambda: x @ x, setting.device, 0.3)

@@ -27,9 +27,12 @@ from benchmarks.gpu.stages import contestants as forms
 from benchmarks.gpu.stages.training import GRAPHS, RATES, data, options, prepared, run_folder
 
 LIMIT = 40  # seconds of a cell
-SHAPES, DRY_SHAPE = [("bfloat16", 1024, 128), ("bfloat16", 65_536, 128)], ("float32", 64, 16)
+SHAPES = [("bfloat16", 1024, 128), ("bfloat16", 65_536, 128)]
+DRY_SHAPE = ("float32", 64, 16)
 # of the two runs; three quarters of a log's rows are training rows
-BATCH, STEPS, DRY_STEPS = 1024, (20, 40), (2, 4)
+BATCH = 1024
+STEPS = (20, 40)
+DRY_STEPS = (2, 4)
 KERNELS = 40  # rows of a table
 # of the CUDA runtime and driver
 CALLS = ("LaunchKernel", "GraphLaunch", "Memcpy", "Memset", "Synchronize")
@@ -96,7 +99,8 @@ class Recording:
     def write(self, path: Path) -> None:
         """Writes the trace, compressed, for Perfetto or chrome://tracing."""
         with tempfile.TemporaryDirectory() as folder:
-            plain, draft = Path(folder) / "trace.json", path.with_suffix(".tmp")
+            plain = Path(folder) / "trace.json"
+            draft = path.with_suffix(".tmp")
             self.found.export_chrome_trace(str(plain))
             with open(plain, "rb") as source, gzip.open(draft, "wb") as target:
                 shutil.copyfileobj(source, target)
@@ -118,7 +122,8 @@ def training_step(key: Row, setting: Setting) -> Row:
     """Profiles an epoch of AdaFTR with some steps and one with twice as many, and returns the
     difference by step.
     """
-    seen, numbers = [], DRY_STEPS if setting.dry else STEPS
+    seen = []
+    numbers = DRY_STEPS if setting.dry else STEPS
     for steps in numbers:
         config = LogConfig(
             rows=steps * key["batch"] * 4 // 3 + 8, users=200, items=100, rates=RATES

@@ -44,7 +44,8 @@ def check(key: Row, setting: Setting) -> Row:
     """Returns the number of findings of each program; "failed" names the programs that have some,
     or did not end.
     """
-    command, tool = sanitizer(), key["tool"]
+    command = sanitizer()
+    tool = key["tool"]
     if setting.dry or command is None:
         return {"skipped": "a dry run" if setting.dry else "no compute-sanitizer found"}
     seconds = min(LIMIT, setting.until - time.time()) - 10

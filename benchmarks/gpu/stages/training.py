@@ -24,8 +24,10 @@ from benchmarks.gpu.cells import Cell, Row, Setting
 LIMIT = 60  # seconds of a cell
 SECONDS = 15.0  # of training in a cell
 LEAST_EPOCHS = 2  # the first compiles and warms up
-ROWS, DRY_ROWS = 1_000_000, 4000
-BATCHES, DRY_BATCH = (1024, 16_384), 64
+ROWS = 1_000_000
+DRY_ROWS = 4000
+BATCHES = (1024, 16_384)
+DRY_BATCH = 64
 GRAPHS = ("auto", "off")  # values of training.graph
 RATES = {"click": 0.4, "conversion": 0.2}  # so that a short log has both classes in each split
 
@@ -131,7 +133,8 @@ def interrupted_after(seconds: float, run: Path) -> Iterator[None]:
 
     A run that ends by itself or by an error before gets none.
     """
-    end, ended = time.monotonic() + seconds, threading.Event()
+    end = time.monotonic() + seconds
+    ended = threading.Event()
 
     def interrupt() -> None:
         while not ended.wait(0.1):

@@ -104,7 +104,8 @@ def build(case: Case, recorded: dict[str, Any] | None = None) -> dict[str, Any]:
     registers, stack, local = map(
         int, re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups()
     )
-    warps, shared = case.config.num_warps, compiled.metadata.shared
+    warps = case.config.num_warps
+    shared = compiled.metadata.shared
     launched = compiled.metadata.num_warps if _specialises(case) else warps
     result = describe(case) | {
         "registers": registers,
@@ -165,7 +166,8 @@ def _source(case: Case) -> tuple[ASTSource, GPUTarget, dict[str, int]]:
     """
     kernel = KERNELS[case.kernel]
     acc = "fp64" if case.dtype == torch.float64 else "fp32"
-    signature, attributes = {}, {}
+    signature = {}
+    attributes = {}
     for place, argument in enumerate(kernel.arg_names):
         if argument in case.constants:
             signature[argument] = "constexpr"

@@ -90,7 +90,9 @@ class Place(NamedTuple):
     arch: int
 
     def case(self, kernel: str, variant: str, config: Config, constants: dict[str, Any]) -> Case:
-        kind, dtype, width = self.tiling.kind, self.dtype, self.width
+        kind = self.tiling.kind
+        dtype = self.dtype
+        width = self.width
         meta = {"META": meta_of(dtype, kind, width, width, config)}
         return Case(kernel, variant, kind, dtype, width, self.arch, config, meta | constants)
 
@@ -149,7 +151,8 @@ def _of_tiling(tiling, arch: int, quick: bool) -> Iterator[Case]:
 def _of_gluon(arch: int, quick: bool) -> Iterator[Case]:
     for config in GLUON_SWEEPS:
         for dtype in HALF_DTYPES[:1] if quick else HALF_DTYPES:
-            width, stages = config.block_d, {"STAGES": config.num_stages}
+            width = config.block_d
+            stages = {"STAGES": config.num_stages}
             about = "half", dtype, width, arch, config
             for name in ("train",) if quick else GLUON_ROW_VARIANTS:
                 values = GLUON_ROW_VARIANTS[name] | stages
@@ -198,7 +201,8 @@ def _row(place: Place, name: str, small: bool = False) -> Case:
 
 
 def _column(place: Place, name: str, small: bool = False) -> Case:
-    config, masks = place.tiling.column_sweep, COLUMN_VARIANTS[name]
+    config = place.tiling.column_sweep
+    masks = COLUMN_VARIANTS[name]
     own = {
         "FOLDED": not _is_explicit(masks) and folds_scale(place.dtype, config),
         "REDUCES": small and not config.five_products,
@@ -265,7 +269,8 @@ def _of_blocks(arch: int) -> Iterator[Case]:
     """Yields the kernel of blocks of rows, which has no loop over tiles, with all outputs."""
     needs = dict.fromkeys(("NEED_D_ANCHORS", "NEED_D_CANDIDATES", "NEED_D_TAU", "NEED_STATS"), True)
     for kind in ("half", "tf32", "ieee", "float64"):
-        dtype, config = DTYPES[kind], block_config(kind, 256)
+        dtype = DTYPES[kind]
+        config = block_config(kind, 256)
         values = {"META": meta_of(dtype, kind, 256, 256, config)} | needs
         yield Case("blocks", kind, "", dtype, 256, arch, config, values)
 

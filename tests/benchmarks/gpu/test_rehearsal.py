@@ -42,7 +42,8 @@ class FakeWorker:
     """Answers with what a plan has, each after some seconds; None is its death."""
 
     def __init__(self, machine):
-        self.machine, self.measured = machine, 0
+        self.machine = machine
+        self.measured = 0
 
     def send(self, message):
         self.answers = self.begin(*message) if isinstance(message, tuple) else self.measure(message)
@@ -62,7 +63,8 @@ class FakeWorker:
             yield 0, None
         yield 0, "begun"
         self.measured += 1
-        seconds, kind = self.cells[name].seconds, self.machine.plan.cells.get(name)
+        seconds = self.cells[name].seconds
+        kind = self.machine.plan.cells.get(name)
         if kind == "hang":
             yield math.inf, None
         elif kind == "kill":
@@ -91,8 +93,10 @@ class FakeMachine:
     """A machine on which things go according to a plan, and its clock."""
 
     def __init__(self, plan, stages):
-        self.plan, self.stages = plan, stages
-        self.now, self.number = 1e9, 0
+        self.plan = plan
+        self.stages = stages
+        self.now = 1e9
+        self.number = 0
 
     def time(self):
         return self.now
@@ -119,8 +123,10 @@ def rehearse(stages, monkeypatch, tmp_path):
     monkeypatch.setattr(supervise, "WORK", tmp_path)
 
     def run(plan, calls=2, deadline=None):
-        machine, out = FakeMachine(plan, stages), Path(tempfile.mkdtemp(dir=tmp_path))
-        texts, done = [], []
+        machine = FakeMachine(plan, stages)
+        out = Path(tempfile.mkdtemp(dir=tmp_path))
+        texts = []
+        done = []
         append = Journal.append
 
         def noted(journal, stage, **line):

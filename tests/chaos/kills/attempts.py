@@ -124,7 +124,8 @@ def finish(process, folder):
 
 def killed_and_completed(case):
     """Runs a case; returns the number of kills."""
-    command, expected = command_of(case["command"]), whole(case["command"])
+    command = command_of(case["command"])
+    expected = whole(case["command"])
     is_over = case["over"] and command.before is not None
     folder = new_folder(command)
     former = {}
@@ -262,9 +263,11 @@ def meet_rival(command, folder, seconds):
     for each in stopped:
         os.kill(each, signal.SIGSTOP)
     if is_locked(folder / command.lock):
-        before, log = state(folder), log_of(folder, ".rival")
+        before = state(folder)
+        log = log_of(folder, ".rival")
         rival = fork(lambda: main(command.arguments), folder, log)
-        code, lines = end(rival, SECONDS), log.read_text().splitlines()
+        code = end(rival, SECONDS)
+        lines = log.read_text().splitlines()
         assert code == 2, f"a second writer is not refused: exit status {code}: {lines}"
         assert len(lines) == 1, f"a second writer is not refused in one line: {lines}"
         assert "is writing it; wait, or name another place" in lines[0], lines[0]

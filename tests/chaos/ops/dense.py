@@ -17,7 +17,9 @@ HALF = torch.finfo(torch.bfloat16).eps
 
 def mlp(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
-    rows, widths, stacks = sizes["rows"], sizes["inputs"], sizes["stacks"]
+    rows = sizes["rows"]
+    widths = sizes["inputs"]
+    stacks = sizes["stacks"]
     reduced = options.get("reduced", False)
     dtype = torch.float32 if reduced else getattr(torch, options.get("dtype", "float32"))
     inputs = [torch.randn(rows, width) * options.get("spread", 1.0) for width in widths]
@@ -29,7 +31,8 @@ def mlp(sizes, options):
     reads = [number % len(widths) for number in range(len(stacks))]
     depths = [len(stack) for stack in stacks]
     rectified = [min(depth, options.get("rectified", depth - 1)) for depth in depths]
-    weights, biases = [], []
+    weights = []
+    biases = []
     for read, stack in zip(reads, stacks):
         for fan_in, out in zip([widths[read], *stack], stack):
             weights.append((torch.randn(out, fan_in) / fan_in**0.5).to(dtype))
@@ -93,7 +96,10 @@ def mlp(sizes, options):
 
 def mixture(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
-    rows, tasks, k, width = sizes["rows"], sizes["tasks"], sizes["experts"], sizes["width"]
+    rows = sizes["rows"]
+    tasks = sizes["tasks"]
+    k = sizes["experts"]
+    width = sizes["width"]
     if not tasks or not k or not width:
         return None
     dtype = getattr(torch, options.get("dtype", "float32"))
@@ -142,7 +148,8 @@ def _mixture_terms(upstream, experts, logits):
         ],
         1,
     )
-    weights, s = logits.softmax(2), g @ experts.abs().transpose(1, 2)
+    weights = logits.softmax(2)
+    s = g @ experts.abs().transpose(1, 2)
     return [*positive, d_experts, weights * (s + (weights * s).sum(2, keepdim=True))]
 
 

@@ -40,7 +40,8 @@ def powers(low, high):
 
 def pairs(random):
     """Draws the sizes of a loss: mostly as many candidates as rows or more."""
-    rows, other = batch(random), batch(random)
+    rows = batch(random)
+    other = batch(random)
     columns = random.choice((rows, rows, rows, rows + 1, rows + other, rows + other, other))
     return {"rows": rows, "columns": columns, "width": at_least_one(random, 130)}
 

@@ -21,7 +21,8 @@ PRODUCTS = {"highest": 2.0**-22, "high": 2.0**-14, "medium": 2.0**-6}
 
 def problem(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
-    rows, columns = sizes["rows"], sizes["columns"]
+    rows = sizes["rows"]
+    columns = sizes["columns"]
     if not is_valid(sizes, options):
         return None
     leaves = drawn_leaves(rows, columns, sizes["width"], options)
@@ -69,11 +70,13 @@ def is_valid(sizes, options):
 
 def drawn_leaves(rows, columns, width, options):
     """Returns h_ctr, h_cvr, both temperatures, the weights and the bias."""
-    spread, pattern = options.get("spread", 1.0), options.get("pattern")
+    spread = options.get("spread", 1.0)
+    pattern = options.get("pattern")
     a = torch.randn(rows, width, dtype=torch.float64) * spread**0.5 * width**-0.25
     b = torch.randn(columns, width, dtype=torch.float64) * spread**0.5 * width**-0.25
     if pattern == "equal rows":
-        a, b = a[:1].expand(a.shape), b[:1].expand(b.shape)
+        a = a[:1].expand(a.shape)
+        b = b[:1].expand(b.shape)
     elif pattern == "jump" and rows:
         b[-1:] = 30 * a.mean(0)
     elif pattern == "positive":
@@ -134,7 +137,8 @@ def clear_margin(exact, arguments, options, dtype):
     if "column_bias" in options:
         a, b = append_bias(a, b, tau, bias)
     y = arguments.get("positive_index", torch.arange(len(a)))
-    valid, y = y != IGNORE, y.clamp(min=0)
+    valid = y != IGNORE
+    y = y.clamp(min=0)
     if not valid.any():
         return 0.5
     s = (a @ b.T)[valid]
@@ -264,8 +268,10 @@ def conditions(exact, arguments, upstream, options, dtype):
 
     tau = taus[0] if "symmetric" not in options else torch.stack([x.min() for x in taus]).min()
     tau = tau.view(-1, 1)
-    scores, shift = a @ b.T, bias if "column_bias" in options else torch.zeros_like(bias)
-    product, stored = _product_error(dtype, options), rounding(dtype, options)
+    scores = a @ b.T
+    shift = bias if "column_bias" in options else torch.zeros_like(bias)
+    product = _product_error(dtype, options)
+    stored = rounding(dtype, options)
     largest = ((a.abs() @ b.abs().T) / tau + shift.abs()).amax(1)  # [B], of a logit
     delta = 4 * product * largest
     found = derived(scores)

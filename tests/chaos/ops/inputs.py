@@ -71,7 +71,8 @@ def assert_close(x, truth, pytorch, dtype, terms, what):
             of ``truth``. Not finite where a number is not finite that the result depends on.
     """
     assert x.shape == truth.shape, f"{what}: shape {list(x.shape)} instead of {list(truth.shape)}"
-    lost, reached = ~truth.isfinite(), ~terms.isfinite()
+    lost = ~truth.isfinite()
+    reached = ~terms.isfinite()
     assert not x[lost].isfinite().any(), f"{what}: finite where the truth is not"
     allowed = lost | (reached & ~x.isfinite())
     x, truth, pytorch = (each.masked_fill(allowed, 0) for each in (x, truth, pytorch))
@@ -80,6 +81,7 @@ def assert_close(x, truth, pytorch, dtype, terms, what):
         return
     floor = torch.finfo(x.dtype).smallest_normal if x.dtype != torch.float16 else 1e-7
     scale = truth.abs().max().item() or 1.0
-    own, bound = error(x, truth), error(pytorch.nan_to_num(), truth) + SLACK[dtype]
+    own = error(x, truth)
+    bound = error(pytorch.nan_to_num(), truth) + SLACK[dtype]
     bound += (terms.abs().max().item() + floor) / scale
     assert own <= bound, f"{what}: error {own:.3g} against float64, allowed {bound:.3g}"

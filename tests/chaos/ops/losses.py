@@ -33,7 +33,9 @@ def sigmoid(sizes, options):
 
 def targets(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
-    rows, columns, labeled = sizes["rows"], sizes["columns"], "labels" in options
+    rows = sizes["rows"]
+    columns = sizes["columns"]
+    labeled = "labels" in options
     if not infonce.is_valid(sizes, options) or (
         labeled and ({"positive", "margin"} & options.keys() or columns < rows)
     ):
@@ -77,13 +79,15 @@ def infonce_spoiled(sizes, options):
     """Returns a function that compares, or None if the case is not valid: one number of one of the
     inputs of ``adaptive_infonce`` is NaN or infinite.
     """
-    rows, where = sizes["rows"], options.get("where", "h_ctr")
+    rows = sizes["rows"]
+    where = options.get("where", "h_ctr")
     needs = {"row_weight": "weight", "column_bias": "column_bias"}
     if not infonce.is_valid(sizes, options) or needs.get(where, "reduction") not in options:
         return None
     leaves = infonce.drawn_leaves(rows, sizes["columns"], sizes["width"], options)
     arguments = infonce.drawn_arguments(rows, sizes["columns"], options)
-    exact, number = [x.detach().double() for x in leaves], infonce.NAMES.index(where)
+    exact = [x.detach().double() for x in leaves]
+    number = infonce.NAMES.index(where)
     if not len(leaves[number]) or not infonce.is_computable(exact, arguments, leaves[0].dtype):
         return None
     x = leaves[number].clone(memory_format=torch.contiguous_format)
@@ -133,7 +137,8 @@ def _problem(loss, leaves, options, largest=None):
     leaves = list(spoiled(dict(enumerate(leaves)), options).values())
     leaves[:2] = [laid(x, options.get(f"layout_{side}")) for x, side in zip(leaves, "ab")]
     narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
-    eps, slack = infonce.rounding(narrow, options), {}
+    eps = infonce.rounding(narrow, options)
+    slack = {}
     if narrow in (torch.float32, torch.float64):  # the half types' tolerance covers it
         # of a sum of some hundred terms
         slack = {name: 4 * eps * size for name, size in (largest or {}).items()}
@@ -150,9 +155,11 @@ def _compared(call, leaves, options, slack, reached=None):
     """
     narrow = torch.promote_types(leaves[0].dtype, leaves[1].dtype)
     reference, own = (lambda x, by=by: call(x, by) for by in ("reference", "cpu"))
-    exact, eps = [x.double() for x in leaves], infonce.rounding(narrow, options)
+    exact = [x.double() for x in leaves]
+    eps = infonce.rounding(narrow, options)
     try:
-        truth, pytorch = reference(exact), reference(leaves)
+        truth = reference(exact)
+        pytorch = reference(leaves)
     except RuntimeError as error:
         return partial(_is_refused, lambda: own(leaves), str(error))
     terms = sensitivity(reference, exact, 16 * eps)

@@ -17,7 +17,9 @@ def steps(sizes, options):
     """Returns a function that compares one step of an optimizer's op, or None if the case is not
     valid.
     """
-    table, width, name = sizes["table"], sizes["width"], options.get("optimizer")
+    table = sizes["table"]
+    width = sizes["width"]
+    name = options.get("optimizer")
     if name is None or not table or not width or sizes["rows"] > table:
         return None
     dtype = getattr(torch, options.get("dtype", "float32"))
@@ -72,7 +74,9 @@ def adam(sizes, options):
     if not sizes["width"] or not sizes["steps"]:
         return None
     dtype = getattr(torch, options.get("dtype", "float32"))
-    fields, width, name = sizes["fields"], sizes["width"], options.get("optimizer", "Adam")
+    fields = sizes["fields"]
+    width = sizes["width"]
+    name = options.get("optimizer", "Adam")
     start = torch.randn(sum(fields), width)
     ids = [random_ids(fields, sizes["rows"], options) for _ in range(sizes["steps"])]
     grads = [
@@ -101,7 +105,8 @@ def adam(sizes, options):
     def rate(step):
         return given["lr"] * (1 + step % 3 if "schedule" in options else 1)
 
-    truth, pytorch = dense(torch.float64), dense(dtype)
+    truth = dense(torch.float64)
+    pytorch = dense(dtype)
 
     def compare():
         embedding = FusedEmbedding(fields, width, dtype=dtype)

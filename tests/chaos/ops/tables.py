@@ -76,7 +76,8 @@ def comparison(function, pooled, merge, weight, state, grad, factors, bad, exact
         bad: whether an id is out of range.
         exact: whether the results are the rows themselves.
     """
-    positive, rounding = None if factors is None else factors.abs(), torch.finfo(grad.dtype).eps
+    positive = None if factors is None else factors.abs()
+    rounding = torch.finfo(grad.dtype).eps
 
     def call():
         leaf = weight.clone().requires_grad_("no_grad" not in options)
@@ -109,7 +110,9 @@ def comparison(function, pooled, merge, weight, state, grad, factors, bad, exact
 
 def lookup(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
-    fields, rows, width = sizes["fields"], sizes["rows"], sizes["width"]
+    fields = sizes["fields"]
+    rows = sizes["rows"]
+    width = sizes["width"]
     if width < 1:
         return None
     starts = starts_of(fields)
@@ -136,7 +139,9 @@ def lookup(sizes, options):
 
 def bags(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
-    fields, rows, width = sizes["fields"], sizes["rows"], sizes["width"]
+    fields = sizes["fields"]
+    rows = sizes["rows"]
+    width = sizes["width"]
     if width < 1:
         return None
     starts = starts_of(fields)
@@ -156,7 +161,8 @@ def bags(sizes, options):
             factors *= torch.rand(len(values)) < 0.5
     bad = spoil(values, limits, options)
     layout = options.get("layout_ids") if options.get("layout_ids") != "expanded" else None
-    values, offsets = laid(values, layout), laid(offsets, options.get("layout_offsets"))
+    values = laid(values, layout)
+    offsets = laid(offsets, options.get("layout_offsets"))
     mean = options.get("mean", False)
     grad = torch.randn(rows, len(fields) * width).to(weight.dtype)
     floats = {"weight": weight, "grad": grad} | ({} if factors is None else {"factors": factors})
@@ -182,7 +188,8 @@ def select(sizes, options):
     """Returns a function that compares the selection of some fields' bags with a loop over all
     bags.
     """
-    fields, rows = sizes["fields"], sizes["rows"]
+    fields = sizes["fields"]
+    rows = sizes["rows"]
     counts = torch.randint(0, sizes["longest"] + 1, (rows * fields,))
     offsets = starts_of(counts.tolist())
     values = torch.randint(0, 9, (int(offsets[-1]),)).to(
@@ -192,7 +199,8 @@ def select(sizes, options):
     chosen = [
         field for field in range(fields) if float(torch.rand(())) < options.get("chosen", 0.5)
     ]
-    positions, ends = [], [0]
+    positions = []
+    ends = [0]
     for bag, (start, end) in enumerate(pairwise(offsets.tolist())):
         if bag % fields in chosen:
             positions += range(start, end)
@@ -201,7 +209,8 @@ def select(sizes, options):
     if fault is not None:
         values, offsets, factors = _wrong_bags(values, offsets, factors, fault)
     layout = options.get("layout_ids") if options.get("layout_ids") != "expanded" else None
-    values, offsets = laid(values, layout), laid(offsets, options.get("layout_offsets"))
+    values = laid(values, layout)
+    offsets = laid(offsets, options.get("layout_offsets"))
     if fault is not None and _are_bags(values, offsets, factors, fields):
         return None
 

@@ -20,7 +20,8 @@ SEEN = [["a", "b"], ["b"], [], None, ["c", "b", None], ["b", "b"]]
 
 def nested(batch: Batch) -> list[list[list[int]]]:
     """Returns the ids of each field of each row."""
-    ids, offsets = batch.ids.tolist(), batch.offsets.tolist()
+    ids = batch.ids.tolist()
+    offsets = batch.offsets.tolist()
     bags_of = [ids[start:stop] for start, stop in itertools.pairwise(offsets)]
     width = len(bags_of) // max(len(batch), 1)
     return [bags_of[row * width : (row + 1) * width] for row in range(len(batch))]
@@ -30,7 +31,8 @@ def batch_of(rows: int) -> tuple[Batch, list[list[list[int]]]]:
     random = np.random.default_rng(0)
     many = [random.integers(0, 9, random.integers(0, 5)).astype(np.int32) for _ in range(rows)]
     one = np.arange(rows, dtype=np.int32)
-    flat, own = np.concatenate([np.empty(0, np.int32), *many]), np.cumsum([0, *map(len, many)])
+    flat = np.concatenate([np.empty(0, np.int32), *many])
+    own = np.cumsum([0, *map(len, many)])
     ids, offsets = map(torch.from_numpy, bags.interleave([(one, None), (flat, own), (one, None)]))
     content = Batch(
         ids, torch.zeros(rows, 1), torch.from_numpy(one.astype(np.int64)), offsets=offsets

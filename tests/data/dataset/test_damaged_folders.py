@@ -81,7 +81,8 @@ def test_a_folder_that_is_replaced_after_it_was_opened_is_named_as_such(
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_named(folder):
-    split, path = PreparedData(folder).load("train"), folder / "train.parquet"
+    split = PreparedData(folder).load("train")
+    path = folder / "train.parquet"
     table = pq.read_table(path)
     # fewer rows, other columns, and other values
     for other in (table.slice(0, 2), table.select(["city"]), table.take([5, 4, 3, 2, 1, 0])):

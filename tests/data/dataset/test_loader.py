@@ -40,7 +40,8 @@ def numbers(batches) -> list[int]:
 def test_windows_in_file_order_are_bounded_by_bytes(rewritten, monkeypatch):
     split = rewritten(row_group_size=1).load("train")
     monkeypatch.setattr(loader, "READ_BYTES", 2 * max(split.rows.nbytes))
-    whole, read = split.rows.read, []
+    whole = split.rows.read
+    read = []
     monkeypatch.setattr(
         split.rows, "read", lambda chunks, order: read.append(len(chunks)) or whole(chunks, order)
     )
@@ -69,7 +70,8 @@ def test_split_of_several_files_equals_one_file(folder, rewritten):
     """Reads the same row groups from one file and from three. Windows extend across files."""
 
     def epochs(data):
-        split, order = data.load("train"), {"batch_size": 2, "seed": 3, "epoch": 1, "window": 4}
+        split = data.load("train")
+        order = {"batch_size": 2, "seed": 3, "epoch": 1, "window": 4}
         return [*split.batches(4), *split.shuffled(**order), *split.shard(1, 2).batches(4)]
 
     one = epochs(rewritten(row_group_size=1))
@@ -123,7 +125,8 @@ def test_window_permutation_is_uniform():
 
 
 def test_windows_sample_the_split_and_have_similar_sizes():
-    split, chunks = numbered(700), []
+    split = numbered(700)
+    chunks = []
     read = split.rows.read
     split.rows.read = lambda numbers, order: chunks.append(len(numbers)) or read(numbers, order)
     first = numbers(split.shuffled(100, seed=0, epoch=0, window=256))[:100]
@@ -184,7 +187,8 @@ def open_files(path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts files in /proc")
 def test_reading_ends_with_the_iterator_and_with_an_error(folder, rewritten):
-    path, before = folder / "train.parquet", threading.active_count()
+    path = folder / "train.parquet"
+    before = threading.active_count()
     table = pq.read_table(path)
     wrong = table.set_column(0, "city", pa.array([4, 1, 1, 1, 1, 1], pa.int32()))
     for changed in (table, wrong):
@@ -224,7 +228,8 @@ def test_a_forked_process_cannot_continue_batches_but_can_read_anew(rewritten):
     def shuffled():
         return split.shuffled(1, seed=0, epoch=0, window=1)
 
-    started, expected = shuffled(), str([batch.ids.tolist() for batch in shuffled()])
+    started = shuffled()
+    expected = str([batch.ids.tolist() for batch in shuffled()])
     next(started)
     message = in_a_fork(lambda: str(list(started)))
     assert "this iterator was started before the process was forked" in message

@@ -58,7 +58,8 @@ def test_an_order_with_a_row_twice_is_refused():
 
 @needs_extension
 def test_bad_arguments_of_the_kernel():
-    numbers, rows = columns_of(4, 2, np.int32), np.zeros((4, 2), np.int32)
+    numbers = columns_of(4, 2, np.int32)
+    rows = np.zeros((4, 2), np.int32)
     read_only = np.zeros((4, 2), np.int32)
     read_only.flags.writeable = False
     unaligned = np.frombuffer(bytes(33), np.int64, 4, 1)

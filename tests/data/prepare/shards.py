@@ -22,7 +22,8 @@ BY_TIME = {
     "validation": {"where": [["day", ">", 20]], "rows": "even"},
     "test": {"where": [["day", ">", 20]], "rows": "odd"},
 }
-BY_USER, BY_ROW = by_hash(0.6, 0.8, column="user"), by_hash(0.6, 0.8)
+BY_USER = by_hash(0.6, 0.8, column="user")
+BY_ROW = by_hash(0.6, 0.8)
 SCHEMA = {
     "name": "shop",
     "labels": {"click": "click", "buy": [["paid", ">", 60.0]]},
@@ -63,7 +64,8 @@ def changed(changes):
 def write_log(folder):
     """Writes the files, parquet with many row groups and with one, and returns the folder."""
     random = np.random.default_rng(0)
-    users, items = random.zipf(1.5, ROWS) % 400, random.zipf(1.3, ROWS) % 900
+    users = random.zipf(1.5, ROWS) % 400
+    items = random.zipf(1.3, ROWS) % 900
     columns = {
         "day": np.sort(random.integers(1, 31, ROWS)),
         "user": [None if user == 0 else f"u{user}" for user in users],
@@ -95,7 +97,8 @@ def assert_same(out, whole):
     """Checks that rows, ids, vocabulary and manifest are equal, except for the files that hold the
     rows.
     """
-    ours, theirs = read_manifest(out), read_manifest(whole)
+    ours = read_manifest(out)
+    theirs = read_manifest(whole)
     for split in SPLITS:
         assert read_split(out, ours, split).equals(read_split(whole, theirs, split))
     assert (out / "vocabulary.parquet").read_bytes() == (whole / "vocabulary.parquet").read_bytes()

@@ -33,7 +33,8 @@ def test_ids_labels_and_groups_by_hand(source, prepared, rows, tmp_path):
     }
     assert (manifest.num_embeddings, manifest.tasks) == ([4, 3, 3, 5], ["click", "late"])
     # Days 7, 9, 11 are the even rows of the rest; z and 9 never occur in training.
-    validation, test = rows("validation"), rows("test")
+    validation = rows("validation")
+    test = rows("test")
     assert [validation[name] for name in ("city", "size", "rain")] == [
         [1, 2, 3],
         [1, 0, 2],
@@ -271,7 +272,8 @@ def test_a_folder_of_files_is_one_input(write, prepared, tmp_path):
     (tmp_path / "files").mkdir()
     pq.write_table(table.slice(0, 5), tmp_path / "files/a.parquet")
     pq.write_table(table.slice(5), tmp_path / "files/b.parquet")
-    whole, folder = prepared("whole"), prepared(files=["files"])
+    whole = prepared("whole")
+    folder = prepared(files=["files"])
     assert (folder.fingerprint, folder.splits) == (whole.fingerprint, whole.splits)
     # read in spite of its name: other inputs
     pq.write_table(table.slice(0, 5), tmp_path / "files/part-0")

@@ -66,7 +66,8 @@ def test_files_that_are_added_while_they_are_hashed_are_named(
 
 
 def test_existing_folder_is_kept_or_replaced(shop, is_whole, tmp_path):
-    out, other = tmp_path / "out", {"split": BY_USER}
+    out = tmp_path / "out"
+    other = {"split": BY_USER}
     first = shop()
     written = (out / "train.parquet").stat().st_mtime_ns
     assert shop(shards=3) == first  # the folder is up to date

@@ -94,7 +94,8 @@ def run_killed(name, *arguments):
 
 
 def test_killed_run_resumes(command, tmp_path):
-    whole, out = tmp_path / "whole", tmp_path / "out"
+    whole = tmp_path / "whole"
+    out = tmp_path / "out"
     assert main([*command, str(whole)]) == 0
     for name in (
         "part-0000003.parquet",
@@ -112,7 +113,8 @@ def test_killed_run_resumes(command, tmp_path):
 
 
 def test_killed_while_publishing(command, shop, tmp_path):
-    whole, out = tmp_path / "whole", tmp_path / "out"
+    whole = tmp_path / "whole"
+    out = tmp_path / "out"
     assert main([*command, str(whole)]) == 0
     options = [str(out), "--shards", "2"]
     for name in ("prepared", "exchange", ".out.work"):

@@ -98,7 +98,8 @@ def test_the_number_of_shards_is_checked(shop):
 
 
 def test_the_layout_of_a_text_file_is_read_once_for_all_shards(log, shop, monkeypatch):
-    read, seen = inputs.read_layout, []
+    read = inputs.read_layout
+    seen = []
     monkeypatch.setattr(inputs, "read_layout", lambda *given: seen.append(given[0]) or read(*given))
     shop(shards=3)
     assert seen == [log / "log.csv"]

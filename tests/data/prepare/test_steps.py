@@ -55,7 +55,8 @@ def test_steps_that_join_common_features_twice_at_once(tmp_path):
     config = LogConfig(
         rows=1_000, users=80, items=30, list_scale=0.05, rates={"click": 0.3, "conversion": 0.1}
     )
-    files, source = write_raw(config, tmp_path / "raw"), load_schema("aliccp").source
+    files = write_raw(config, tmp_path / "raw")
+    source = load_schema("aliccp").source
     lists = {"110_14": {"kind": "categorical", "tokens": "all"}}
     schema = parse_schema(
         source | {"defaults": {"min_count": 2}, "fields": source["fields"] | lists}
@@ -103,7 +104,8 @@ def test_work_is_kept_when_a_machine_does_not_see_the_work_folder(
 ):
     class Hiding(Twice):
         def map(self, function, items, **options):
-            key, hidden = tmp_path / ".out.work/key", tmp_path / "hidden"
+            key = tmp_path / ".out.work/key"
+            hidden = tmp_path / "hidden"
             if not key.exists():
                 return super().map(function, items, **options)
             key.rename(hidden)

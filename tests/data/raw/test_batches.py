@@ -99,7 +99,8 @@ def test_batches_are_those_of_a_scanner(tmp_path, monkeypatch, where):
 def test_wide_rows_make_short_tables(tmp_path, monkeypatch):
     memory = Memory(PROGRAM + 29 * (1 << 18))
     monkeypatch.setattr(batches, "STEP_BYTES", 1 << 14)
-    few, many = ["x" * 2000], [f"{number:02000d}" for number in range(1000)]
+    few = ["x" * 2000]
+    many = [f"{number:02000d}" for number in range(1000)]
     pq.write_table(pa.table({"repeated": few * 1000, "distinct": many}), tmp_path / "log.parquet")
     dataset = open_dataset(tmp_path / "log.parquet")
     # the first has one byte per row in the file; its rows are measured

@@ -27,7 +27,8 @@ SHARES = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
 @pytest.fixture
 def log():
     """A log with columns of plain values."""
-    start, step = datetime.datetime(2024, 1, 1), datetime.timedelta(hours=6)
+    start = datetime.datetime(2024, 1, 1)
+    step = datetime.timedelta(hours=6)
     return {
         "user": [f"u{n % 31}" for n in range(ROWS)],
         "price": [None if n % 10 == 0 else 1000.25 * (n % 7 + 1) for n in range(ROWS)],
@@ -81,7 +82,8 @@ def test_a_messy_log_of_two_files_is_read_as_its_plain_values(log, tmp_path):
 
 
 def test_a_folder_of_text_is_one_log(log, tmp_path):
-    table, folder = pa.table(log), tmp_path / "log"
+    table = pa.table(log)
+    folder = tmp_path / "log"
     folder.mkdir()
     for n in range(4):
         write(folder / f"{n}.csv", table[100 * n : 100 * n + 100])
@@ -206,7 +208,8 @@ def test_text_of_numbers_is_read_once_from_files_and_from_memory(tmp_path):
         "fields": {"p": "numeric", "q": {"kind": "dense", "column": "p"}, "k": "categorical"},
     }
     schema = parse_schema(source)
-    found, rows = [], []
+    found = []
+    rows = []
     for name in ("log.csv", "log.parquet"):
         path = write(tmp_path / name, pa.table(columns), delimiter=";")
         found.append(run.prepare(schema, [path], tmp_path / path.suffix))
@@ -256,7 +259,8 @@ def test_options_of_text_hold_for_tables_too(tmp_path):
 
 
 def test_ids_grow_whatever_the_order_of_the_columns(log, tmp_path):
-    table, options = pa.table(log), {"labels": "click", "ignore": "at", "progress": False}
+    table = pa.table(log)
+    options = {"labels": "click", "ignore": "at", "progress": False}
     first = prepare(table, tmp_path / "first", **options)
     table = table.select(table.column_names[::-1])
     found = prepare(table, tmp_path / "next", grow=first.folder, **options).manifest

@@ -123,7 +123,8 @@ def test_text_of_a_table_is_read_as_that_of_a_text_file(tmp_path, prepared):
 
 
 def test_lists_are_read_by_all_tokens(tmp_path, write, prepared):
-    values, number = [[1, 2], None, [2, 2]] * 20, pa.int64()
+    values = [[1, 2], None, [2, 2]] * 20
+    number = pa.int64()
     kinds = {"list": pa.list_(number), "large": pa.large_list(number), "pair": pa.list_(number, 2)}
     columns = {name: pa.array(values, kind) for name, kind in kinds.items()}
     path = write(columns | {"at": range(60), "y": [0, 1, 0] * 20})
@@ -151,7 +152,8 @@ def test_handlers_of_bad_rows_run_in_no_thread_of_arrow(tmp_path, prepared, monk
     """A thread of Arrow that still holds a Python object when the interpreter ends aborts the
     process.
     """
-    threads, options = [], csv.ParseOptions
+    threads = []
+    options = csv.ParseOptions
 
     def spied(*, invalid_row_handler, **named):
         def handler(row):

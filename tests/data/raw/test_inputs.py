@@ -14,7 +14,8 @@ from adaftr_fast.errors import DataError
 
 
 def test_bad_rows_of_text(prepared, refused, tmp_path):
-    log, header = tmp_path / "log.csv", "day,user,city,size,rain,clicked,delay"
+    log = tmp_path / "log.csv"
+    header = "day,user,city,size,rain,clicked,delay"
     lines = [f"{day},u,a,{day % 2},{day % 2},{day % 2},{20 * (day % 2)}" for day in range(1, 13)]
     lines[3] = "4,u,a,1,wet,0,3"
     lines[5] = "6,u,a,1,1,,3"
@@ -48,7 +49,8 @@ def test_inputs_without_row_groups_are_named(write, refused, tmp_path):
 def test_hashed_ids_need_no_vocabulary(source, prepared, rows, tmp_path):
     source["fields"]["city"] = {"kind": "categorical", "hashed": 1000}
     prepared()
-    train, test = rows()["city"], rows("test")["city"]
+    train = rows()["city"]
+    test = rows("test")["city"]
     assert train[0] == train[2] == train[5] == test[2]
     assert train[3] == 0  # missing
     assert test[0] > 0  # never seen in training, and yet an id

@@ -101,7 +101,8 @@ def test_a_long_line_is_refused_by_every_reader(tmp_path, small_blocks):
     """However it lies in the blocks, and whether the line end is found in the block that makes it
     too long.
     """
-    plain, compressed = tmp_path / "long.csv", tmp_path / "long.csv.gz"
+    plain = tmp_path / "long.csv"
+    compressed = tmp_path / "long.csv.gz"
     for before in (0, 63, 100):
         for length in (255, 256, 257, 300, 330, 1000):
             plain.write_bytes(b"b\n" * (before // 2) + b"a" * length + b"\nb\n")

@@ -54,7 +54,8 @@ def test_odd_types_become_plain_ones_with_the_same_values(tmp_path):
 
 def test_streams_and_paths_mix_and_leave_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "BATCH_ROWS", 1)  # a large batch is written in parts
-    table, left = pa.table({"a": [1, 2, 3]}), tmp_path / ".out.tables"
+    table = pa.table({"a": [1, 2, 3]})
+    left = tmp_path / ".out.tables"
     left.mkdir()
     (left / "table-9.parquet").touch()  # of a process that was killed
     inputs = [table.to_reader(), "a.csv", tmp_path, table.to_batches()[0]]
@@ -103,7 +104,8 @@ def test_other_inputs_are_named(tmp_path):
 
 
 def test_tables_of_pandas_and_polars(tmp_path):
-    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    pd = pytest.importorskip("pandas")
+    pl = pytest.importorskip("polars")
     columns = {
         "tags": [["a", "b"], [], None],
         "float": [0.5, np.nan, 2.0],

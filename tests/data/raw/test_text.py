@@ -45,7 +45,8 @@ def test_rows_of_words_for_missing_values_are_not_blank():
     assert (block.total, block.blank, block.columns["n"].null_count) == (3, 1, 1)
 
 
-INSIDE, WITHIN = "the line ends inside quotes", "carriage return within the line"
+INSIDE = "the line ends inside quotes"
+WITHIN = "carriage return within the line"
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,10 @@ def write(tmp_path):
 
 
 def test_a_schema_serves_the_log_of_the_next_month(write, tmp_path):
-    first, second = write(two_forms(0), "0.csv"), write(two_forms(100), "100.csv")
-    schema, grow = tmp_path / "mine.toml", tmp_path / "now"
+    first = write(two_forms(0), "0.csv")
+    second = write(two_forms(100), "100.csv")
+    schema = tmp_path / "mine.toml"
+    grow = tmp_path / "now"
     roles = {"labels": "click", "group": "user", "time": "at", "write_schema": schema}
     now = prepare(first, grow, progress=False, **roles)
     then = prepare(second, tmp_path / "then", dataset=schema, grow=grow, progress=False)
@@ -118,7 +120,8 @@ def test_times_are_counted_as_they_are_staged(write, tmp_path, few_first_rows, a
 
 def test_later_text_that_does_not_sort_is_an_error(write, tmp_path, few_first_rows):
     at = [f"{day(n):%Y%m%d %H}" for n in range(50)]  # text for Arrow
-    one, other = write(at, "one.csv"), write([f"{day(n):%d.%m.%Y}" for n in range(50)], "other.csv")
+    one = write(at, "one.csv")
+    other = write([f"{day(n):%d.%m.%Y}" for n in range(50)], "other.csv")
     with pytest.raises(
         DataError, match=r"one\.csv, .*other\.csv: time at: expected numbers, .*; got '[0-9.]+'"
     ):

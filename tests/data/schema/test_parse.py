@@ -57,7 +57,9 @@ def test_every_value_of_toml_reads_as_it_was(tmp_path):
 
 
 def test_shipped_schemas():
-    flights, census, aliccp = load_schema("flights"), load_schema("census"), load_schema("aliccp")
+    flights = load_schema("flights")
+    census = load_schema("census")
+    aliccp = load_schema("aliccp")
     assert [label.name for label in flights.labels] == ["click", "conversion"]
     assert flights.group == "tailnum"
     assert census.files == ("train", "test")
@@ -95,14 +97,16 @@ def test_load_schema_from_path_names_the_path_in_errors(tmp_path):
 
 
 def test_base_adds_a_third_task():
-    flights, flights3 = load_schema("flights"), load_schema("flights3")
+    flights = load_schema("flights")
+    flights3 = load_schema("flights3")
     assert [label.name for label in flights3.labels] == ["click", "conversion", "late"]
     assert (flights3.fields, flights3.split, flights3.group) == (
         flights.fields,
         flights.split,
         flights.group,
     )
-    census, census3 = load_schema("census"), load_schema("census3")
+    census = load_schema("census")
+    census3 = load_schema("census3")
     assert {field.name for field in census.fields} - {field.name for field in census3.fields} == {
         "education"
     }

@@ -14,7 +14,8 @@ def drawn(values, *names):
 
 
 def test_documented_process():
-    user, item = np.array([1, 2, 0, 2, 1]), np.array([3, 3, 1, 2, 1])
+    user = np.array([1, 2, 0, 2, 1])
+    item = np.array([3, 3, 1, 2, 1])
     many = [[5, 6], [5], [9], [9, 9], [5]]
     offsets = np.array([0, 2, 3, 4, 6, 7])
     values = {"u": user, "i": item, "many": (np.concatenate(many), offsets)}

@@ -51,9 +51,11 @@ def test_differences_by_hand():
 
 
 def test_the_interval_is_that_of_the_normal_approximation():
-    control, treatment = drawn(seeds=1, rate=0.3), drawn(seeds=1, seed=1, rate=0.36)
+    control = drawn(seeds=1, rate=0.3)
+    treatment = drawn(seeds=1, seed=1, rate=0.36)
     lift = by_name(lifts(control, treatment))["CTR"]
-    a, b = control[0, :, 0], treatment[0, :, 0]
+    a = control[0, :, 0]
+    b = treatment[0, :, 0]
     ratio = b.mean() / a.mean()
     residual = (b - ratio * a) / a.mean()  # delta method
     half = 1.96 * 100 * residual.std() / math.sqrt(len(a))

@@ -61,7 +61,8 @@ def by_twins(tables, values, bags, factors):
     field = (torch.arange(len(bags) - 1) % 3).repeat_interleave(bags.diff())
     parts = []
     for f, table in enumerate(tables):
-        own, sizes = field == f, bags.diff()[f::3]
+        own = field == f
+        sizes = bags.diff()[f::3]
         parts.append(
             table(
                 values[own].long(),
@@ -161,7 +162,8 @@ def test_padding_rows_start_as_zeros(widths):
 def test_bags_of_one_length(widths):
     emb = FusedEmbedding(SIZES, widths, pooling="sum", padding_idx=PADDING)
     ids = torch.stack([torch.randint(0, n, (16, 6)) for n in SIZES], 1)  # [B, F, L]
-    factors, offsets = torch.rand(ids.shape), torch.arange(0, ids.numel() + 1, 6).int()
+    factors = torch.rand(ids.shape)
+    offsets = torch.arange(0, ids.numel() + 1, 6).int()
     expected = emb(ids.flatten(), offsets, factors.flatten())
     assert torch.equal(emb(ids, None, factors), expected)
     assert torch.equal(emb(ids.int(), None, factors), expected)
@@ -197,7 +199,8 @@ def test_a_weighted_mean_divides_by_the_number_of_ids():
 def test_gradients_of_rows_and_factors_by_gradcheck(pooling, padding):
     torch.manual_seed(0)
     emb = FusedEmbedding([5, 3], 2, pooling=pooling, padding_idx=padding, dtype=torch.float64)
-    ids, offsets = torch.tensor([0, 1, 1, 4, 2, 2, 0]), torch.tensor([0, 4, 4, 5, 7])
+    ids = torch.tensor([0, 1, 1, 4, 2, 2, 0])
+    offsets = torch.tensor([0, 4, 4, 5, 7])
     ids[5:] = 1 if padding else 0
 
     def run(rows, factors):

@@ -63,7 +63,8 @@ def test_look_ups_and_bags_are_one_graph(caplog, widths, padding, options):
     check(
         nn.Sequential(emb, nn.Linear(emb.out_features, 4)), [(batch(16),), (batch(17),)], **options
     )
-    values, offsets = torch.tensor([0, 1, 1, 0, 30, 30, 30]), torch.tensor([0, 3, 4, 7, 7, 7, 7])
+    values = torch.tensor([0, 1, 1, 0, 30, 30, 30])
+    offsets = torch.tensor([0, 3, 4, 7, 7, 7, 7])
     bags = [
         (torch.stack([batch(6), batch(6)], 2),),
         (values, offsets),

@@ -12,7 +12,8 @@ from torch import nn
 from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.nn import embedding_table
 
-SIZES, NAMES = [5, 9, 40, 1], ["a", "b", "c", "d"]
+SIZES = [5, 9, 40, 1]
+NAMES = ["a", "b", "c", "d"]
 WIDTHS = pytest.mark.parametrize("widths", [8, [8, 3, 8, 1]], ids=["one width", "mixed"])
 MIXED = [8, 3, 8, 1]
 
@@ -91,7 +92,8 @@ def test_look_ups_and_gradients_that_accumulate_also_of_copies(copied, widths):
     assert emb.offsets.tolist() == [0, 5, 14, 54, 55]
     for _ in range(3):
         ids = batch()
-        out, expected = emb(ids.int().t().contiguous().t()), look_up(tables, ids)
+        out = emb(ids.int().t().contiguous().t())
+        expected = look_up(tables, ids)
         assert torch.equal(out, expected)
         out.square().sum().backward()
         expected.square().sum().backward()
@@ -199,7 +201,8 @@ def test_growing_keeps_a_dense_gradient():
 
 @WIDTHS
 def test_bad_ids_are_named_or_count_into_the_oov_row(widths):
-    emb, ids = make(widths), batch()
+    emb = make(widths)
+    ids = batch()
     ids[2, 1], ids[5, 3] = 9, -1
     with pytest.raises(
         IndexError,
@@ -220,7 +223,8 @@ def test_bad_ids_are_named_or_count_into_the_oov_row(widths):
     assert forgiving.oov_counts.tolist() == [0, 2, 0, 2]
 
 
-NINES, EACH = torch.full((4,), 99), torch.arange(5)
+NINES = torch.full((4,), 99)
+EACH = torch.arange(5)
 RISE = "offsets must rise from 0 to the number of values, 4"
 
 
@@ -270,7 +274,8 @@ def test_tables_elsewhere_have_no_memory_and_are_drawn_later_in_the_same_bits(
 ):
     monkeypatch.setattr(embedding_table, "DRAWN", 16)
     torch.manual_seed(3)
-    here, after = FusedEmbedding(fields, width), torch.rand(3)
+    here = FusedEmbedding(fields, width)
+    after = torch.rand(3)
     torch.manual_seed(3)
     with embedding_table.tables_elsewhere():
         there = FusedEmbedding(fields, width)
@@ -286,7 +291,8 @@ def test_tables_elsewhere_have_no_memory_and_are_drawn_later_in_the_same_bits(
 
 
 def test_a_shared_parameter_has_one_hook():
-    one, two = FusedEmbedding([2, 3], 4), FusedEmbedding([2, 3], 4)
+    one = FusedEmbedding([2, 3], 4)
+    two = FusedEmbedding([2, 3], 4)
     two.weight = one.weight
     two.weight = one.weight
     assert len(one.weight._post_accumulate_grad_hooks) == 1

@@ -98,7 +98,8 @@ def test_deferred_steps_count_and_large_tables_are_rounded_in_parts(monkeypatch)
 
 
 def test_a_state_is_loaded_and_copied():
-    one, two = pair([3, 8, 3])[0], pair([3, 8, 3])[0]
+    one = pair([3, 8, 3])[0]
+    two = pair([3, 8, 3])[0]
     two.load_state_dict(one.state_dict())
     assert all(torch.equal(run(IDS), one(IDS)) for run in (two, copy.deepcopy(one)))
     assert (one.nbytes(), one.float32_nbytes()) == (40 * 8 + 12 * 3 + 4 * 52, 4 * (40 * 8 + 12 * 3))

@@ -20,7 +20,8 @@ def test_a_state_dict_of_torch_loads(kind, sizes):
     emb.load_state_dict(table.state_dict())
     emb.flush()
     assert torch.equal(emb.weight, table.weight)
-    model, other = nn.Sequential(FusedEmbedding(sizes, 3)), nn.Sequential(table)
+    model = nn.Sequential(FusedEmbedding(sizes, 3))
+    other = nn.Sequential(table)
     model.load_state_dict(other.state_dict())
     assert torch.equal(model[0].weight, table.weight)
 

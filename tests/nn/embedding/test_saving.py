@@ -12,7 +12,8 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 from adaftr_fast import FusedEmbedding, optim
 from tests.tolerances import assert_same_bits
 
-NAMES, SIZES = ["user", "day", "item"], [5, 2, 9]
+NAMES = ["user", "day", "item"]
+SIZES = [5, 2, 9]
 WIDTHS = pytest.mark.parametrize("widths", [[4, 4, 4], [4, 2, 4]], ids=["one width", "mixed"])
 
 
@@ -89,7 +90,8 @@ def test_other_fields_are_errors(widths):
 
 @WIDTHS
 def test_entries_of_earlier_versions_load(widths):
-    one, two = trained(widths), trained(widths, seed=1)
+    one = trained(widths)
+    two = trained(widths, seed=1)
     old = {f"0.weight.{name}": one[0].field_weight(name).clone() for name in NAMES}
     old |= {f"1.{name}": value for name, value in one[1].state_dict().items()}
     two.load_state_dict(old)
@@ -115,7 +117,8 @@ def test_averages_and_casts_of_states_load(widths):
 @pytest.mark.parametrize("earlier", [False, True], ids=["tables", "fields"])
 @WIDTHS
 def test_a_state_is_assigned_to_a_module_without_memory(widths, order, earlier):
-    one, ids = trained(widths)[0].bfloat16(), torch.tensor([[4, 1, 8], [0, 0, 3]])
+    one = trained(widths)[0].bfloat16()
+    ids = torch.tensor([[4, 1, 8], [0, 0, 3]])
     widths, names, sizes = ([each[f] for f in order] for each in (widths, NAMES, SIZES))
     two = FusedEmbedding(sizes, widths, field_names=names, device="meta", padding_idx=0)
     state = (

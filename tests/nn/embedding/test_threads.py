@@ -77,7 +77,8 @@ def in_threads(*works):
 @pytest.mark.parametrize("beside", ["read", "look-up", "step"])
 def test_rows_are_made_current_once(beside):
     """A pass over the table takes long enough for the other thread to meet it."""
-    tables, ids = [], torch.stack([torch.arange(400)] * 2, 1) * 249
+    tables = []
+    ids = torch.stack([torch.arange(400)] * 2, 1) * 249
     for _ in range(2):
         torch.manual_seed(0)
         emb = FusedEmbedding([100_009, 100_009], 8)

@@ -6,7 +6,8 @@ import torch
 from adaftr_fast.ops.embedding.bags import embedding_bags, select_bags
 from tests.tolerances import assert_same_bits
 
-VALUES, OFFSETS = torch.tensor([0, 9, 3, 1]), torch.tensor([0, 1, 2, 4, 4])
+VALUES = torch.tensor([0, 9, 3, 1])
+OFFSETS = torch.tensor([0, 1, 2, 4, 4])
 FIELD_OFFSETS = torch.tensor([0, 4, 14])
 
 
@@ -23,7 +24,8 @@ def strided(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def test_strided_arguments():
-    weight, arguments = torch.randn(14, 3), (VALUES, OFFSETS, torch.rand(4))
+    weight = torch.randn(14, 3)
+    arguments = (VALUES, OFFSETS, torch.rand(4))
     out = embedding_bags(weight, *arguments, FIELD_OFFSETS, False)
     assert torch.equal(out, embedding_bags(weight, *map(strided, arguments), FIELD_OFFSETS, False))
     contiguous = backward(*arguments, FIELD_OFFSETS)
@@ -32,14 +34,16 @@ def test_strided_arguments():
 
 
 def test_bad_per_sample_weights():
-    weights, message = torch.ones(4, 1), r"embedding_bags: per_sample_weights must be .*\[4\], got"
+    weights = torch.ones(4, 1)
+    message = r"embedding_bags: per_sample_weights must be .*\[4\], got"
     with pytest.raises(ValueError, match=message):
         embedding_bags(torch.randn(14, 3), VALUES, OFFSETS, weights, FIELD_OFFSETS, False)
 
 
 def test_bags_of_some_fields():
     # two rows of three fields
-    values, offsets = torch.tensor([7, 8, 9, 6, 5]), torch.tensor([0, 2, 2, 3, 3, 5, 5])
+    values = torch.tensor([7, 8, 9, 6, 5])
+    offsets = torch.tensor([0, 2, 2, 3, 3, 5, 5])
     positions, starts = select_bags(values, offsets, None, [0, 2], 3)
     assert (values[positions].tolist(), starts.tolist()) == ([7, 8, 9], [0, 2, 3, 3, 3])
     torch.library.opcheck(torch.ops.adaftr_fast.select_bags, (values, offsets, None, [0, 2], 3))

@@ -40,7 +40,8 @@ def test_rows_are_copied_and_duplicates_merged_in_ascending_order(dtype, instruc
     sizes = [1, 7, 5000, 64, 65, 1, 9, 10, 11, 12]
     field_offsets = field_offsets_of(sizes)
     for width, id_type in product(WIDTHS, (torch.int32, torch.int64)):
-        weight, ids = torch.randn(sum(sizes), width), random_ids(sizes, 130, id_type)
+        weight = torch.randn(sum(sizes), width)
+        ids = random_ids(sizes, 130, id_type)
         if width % 2:
             ids = ids.t().contiguous().t()
         found = fused_embedding(weight, ids, field_offsets)
@@ -62,7 +63,8 @@ def test_rows_are_copied_and_duplicates_merged_in_ascending_order(dtype, instruc
 
 def test_scratch_is_reset_between_tables_of_different_sizes():
     for sizes in ([5000, 3], [2], [3, 70_000, 1], [5000, 3]):
-        field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 50, torch.int64)
+        field_offsets = field_offsets_of(sizes)
+        ids = random_ids(sizes, 50, torch.int64)
         grad = torch.randn(50, len(sizes) * 2)
         expected = reference.fused_embedding_backward(grad, ids, field_offsets, 2)
         for got, want in zip(backward(grad, ids, field_offsets), expected, strict=True):
@@ -92,7 +94,8 @@ def test_bad_id(dtype, instruction_set):
 
 
 def test_bad_arguments():
-    weight, field_offsets = torch.randn(12, 4), torch.tensor([0, 5, 12])
+    weight = torch.randn(12, 4)
+    field_offsets = torch.tensor([0, 5, 12])
     with pytest.raises(TypeError, match="fused_embedding: ids must be int32 or int64"):
         fused_embedding(weight, torch.zeros(3, 2), field_offsets)
     with pytest.raises(ValueError, match=r"fused_embedding: ids must be \[B, 2\]"):
@@ -101,7 +104,8 @@ def test_bad_arguments():
 
 def test_opcheck():
     sizes = [3, 5]
-    field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 6, torch.int64)
+    field_offsets = field_offsets_of(sizes)
+    ids = random_ids(sizes, 6, torch.int64)
     weight = torch.randn(8, 3, requires_grad=True)
     # test_aot_dispatch_dynamic compares gradients with a function that does not support sparse
     # tensors; tests/nn/embedding/test_compile.py tests the sparse gradient under torch.compile.
@@ -125,7 +129,8 @@ def test_opcheck():
 )
 @on_kernels("embedding", torch.float32)
 def test_bitwise_equal_for_any_thread_count(sizes, width, dtype, instruction_set):
-    field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, 6000, torch.int64)
+    field_offsets = field_offsets_of(sizes)
+    ids = random_ids(sizes, 6000, torch.int64)
     ids[::3] = 0  # one row with a third of all look-ups
     grad = torch.randn(6000, len(sizes) * width)
     merged = []
@@ -153,7 +158,8 @@ def test_row_set_of_thousands_of_words():
 
 
 def test_bad_id_leaves_no_state_where_threads_share_rows():
-    field_offsets, ids = field_offsets_of([9000]), random_ids([9000], 9000, torch.int32)
+    field_offsets = field_offsets_of([9000])
+    ids = random_ids([9000], 9000, torch.int32)
     grad = torch.randn(9000, 8)
     wrong = ids.clone()
     wrong[8000], wrong[5000] = 9000, -1

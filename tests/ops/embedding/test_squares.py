@@ -14,12 +14,14 @@ from tests.ops.embedding.test_lookup import field_offsets_of, random_ids
 from tests.ops.marks import on_kernels
 from tests.tolerances import assert_as_accurate
 
-MANY, FEW = [1, 7, 5000, 64, 65, 1, 9, 10, 11, 12], [40, 3000]
+MANY = [1, 7, 5000, 64, 65, 1, 9, 10, 11, 12]
+FEW = [40, 3000]
 
 
 def inputs(sizes: list[int], width: int, dtype: torch.dtype, batch: int = 130):
     torch.manual_seed(0)
-    field_offsets, ids = field_offsets_of(sizes), random_ids(sizes, batch, torch.int64)
+    field_offsets = field_offsets_of(sizes)
+    ids = random_ids(sizes, batch, torch.int64)
     weight = torch.randn(sum(sizes), width, dtype=dtype, requires_grad=True)
     return weight, ids, field_offsets, torch.randn(batch, len(sizes) * width, dtype=dtype)
 

@@ -85,7 +85,8 @@ def far_negatives(loss, dtype, rows, columns, d) -> Problems:
 def weights(loss, dtype, rows, *size) -> Problems:
     """Positive weights, and those of zero, may enter an exponent."""
     tensors, options = loss.drawn(rows, *size)
-    weight, some = torch.linspace(0.1, 2, rows), torch.arange(rows) % 7 == 0
+    weight = torch.linspace(0.1, 2, rows)
+    some = torch.arange(rows) % 7 == 0
     for each in (
         weight.where(some, -weight),
         weight.where(some, 0 * weight),
@@ -143,7 +144,8 @@ def largest_logits(loss, dtype, *size) -> Problems:
 def logits_at_the_end_of_float32(loss, dtype, *size) -> Problems:
     for logit in (1e20, 1e37):
         a, b, tau = inputs(*size)
-        a, b = a * (logit**0.5 / 10), b * (logit**0.5 / 10)
+        a = a * (logit**0.5 / 10)
+        b = b * (logit**0.5 / 10)
         yield (a, b, torch.ones_like(tau)), {}
         if logit < 1e30:  # else the gradient of tau overflows
             yield (a * 1e-12, b, torch.full_like(tau, 1e-12)), {}
@@ -251,7 +253,8 @@ class Extreme(NamedTuple):
     triton: Runs | None
 
 
-PLAIN, EACH = ("plain",), ("plain", "both", "blocks")
+PLAIN = ("plain",)
+EACH = ("plain", "both", "blocks")
 ONE_TEMPERATURE = (*EACH, "both, one temperature")
 DIRECTIONS = ("plain", "both", "both, one temperature")
 EXTREMES = {

@@ -23,7 +23,8 @@ def literal_rows(
     ignore_above=None, label_smoothing=0.0, margin=0.0, block=None,
 ):  # fmt: skip
     """Returns the loss of every row of one direction."""
-    rows, columns = torch.arange(len(a)), torch.arange(len(b))
+    rows = torch.arange(len(a))
+    columns = torch.arange(len(b))
     index = (rows if positive_index is None else positive_index.clamp(min=0))[:, None]
     own = index == columns
     candidate = torch.ones_like(own)

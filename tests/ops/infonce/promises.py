@@ -132,7 +132,8 @@ def numbers_and_narrower_types_are_accepted(backend, dtype):
             assert torch.equal(plain, loss(h, h.flip(0), tau[0]))
             assert torch.equal(plain, loss(h, h.flip(0), tau[0].item()))
         assert torch.equal(loss(a.bfloat16(), b, tau), loss(a.bfloat16().float(), b, tau))
-    loss, every_second = partial(af.sigmoid_contrast, backend=backend), torch.arange(80)[::2]
+    loss = partial(af.sigmoid_contrast, backend=backend)
+    every_second = torch.arange(80)[::2]
     plain = loss(a, b, torch.tensor(3.0), torch.tensor(-2.0))
     assert torch.equal(plain, loss(a, b, 3.0, -2))
     mixed = loss(a.bfloat16(), b, torch.tensor(3.0).double(), -2)

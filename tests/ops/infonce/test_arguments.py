@@ -7,8 +7,10 @@ import torch
 
 import adaftr_fast as af
 
-A, B = torch.randn(4, 3), torch.randn(6, 3)
-INDEX, ZEROS = torch.zeros(4, dtype=torch.int64), torch.zeros(6, dtype=torch.int64)
+A = torch.randn(4, 3)
+B = torch.randn(6, 3)
+INDEX = torch.zeros(4, dtype=torch.int64)
+ZEROS = torch.zeros(6, dtype=torch.int64)
 GROUPS = {"positive_group": (INDEX, ZEROS)}
 SMOOTH = {"label_smoothing": 0.1}
 BACKENDS = pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -144,7 +146,8 @@ def test_a_bad_temperature_is_named_with_its_row(options, backend):
 def test_a_positive_out_of_range_or_missing_is_named_with_its_row(backend):
     with pytest.raises(RuntimeError, match=r"got positive_index\[1\] = 6"):
         af.adaptive_infonce(A, B, 0.1, positive_index=torch.tensor([0, 6, 1, 2]), backend=backend)
-    row, column = torch.tensor([0, 1, 7, 2]), torch.arange(6)
+    row = torch.tensor([0, 1, 7, 2])
+    column = torch.arange(6)
     with pytest.raises(
         RuntimeError,
         match=r"positive_group must give every row a positive, .* candidate of row 2 is",

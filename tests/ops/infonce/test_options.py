@@ -279,7 +279,8 @@ def test_backward_under_torch_func_and_compiled_autograd(options):
     def gradient(upstream):
         return torch.autograd.grad(loss, a, upstream, retain_graph=True)[0]
 
-    one, three = torch.tensor(1.0), torch.tensor(3.0)
+    one = torch.tensor(1.0)
+    three = torch.tensor(3.0)
     several = torch.autograd.grad(
         loss, a, torch.stack((one, three)), retain_graph=True, is_grads_batched=True
     )

@@ -144,7 +144,9 @@ def test_precision_converts_other_types(dtype, precision, products):
     """Gradients are of the type of the inputs."""
     a, b, tau = inputs(ROWS, ROWS, 40)
     for kind in (dtype, products):
-        a, b, tau = a.to(kind).double(), b.to(kind).double(), tau.float().double()
+        a = a.to(kind).double()
+        b = b.to(kind).double()
+        tau = tau.float().double()
     found = computed(dtype, setting="medium", tensors=(a, b, tau), precision=precision)
     assert found[0].dtype == torch.float32
     expected = computed(products, tensors=(a, b, tau))

@@ -53,7 +53,8 @@ def test_statistics_and_tau_gradient_when_the_row_maximum_jumps(dtype, instructi
 @needs_extension
 @on_kernels("infonce", torch.float32, torch.bfloat16)
 def test_a_margin_that_overflows_only_times_log2_e(dtype, instruction_set):
-    a, b = torch.tensor([[1.5e19], [1.0]]).to(dtype), torch.tensor([[-1e19], [1e19]]).to(dtype)
+    a = torch.tensor([[1.5e19], [1.0]]).to(dtype)
+    b = torch.tensor([[-1e19], [1e19]]).to(dtype)
     tau = torch.tensor([1.0, 1e19])
     own, theirs = (
         af.adaptive_infonce(a, b, tau, reduction="none", backend=name)

@@ -28,7 +28,8 @@ def test_ranks_are_those_of_a_sort(monkeypatch, height):
     b[3] = b[4]  # a tie counts against the positive
     positive = torch.randint(0, 51, (37,))
     positive[5], positive[4] = -100, 3
-    rows, columns = torch.randint(0, 9, (37,)), torch.randint(0, 9, (51,))
+    rows = torch.randint(0, 9, (37,))
+    columns = torch.randint(0, 9, (51,))
     found = positive_ranks(a, b, positive_index=positive, row_group=rows, column_group=columns)
     assert torch.equal(found, by_sorting(a, b, positive, rows, columns))
     assert found[4] > 1
@@ -46,7 +47,8 @@ def test_rank_one_is_the_top1_of_the_loss(dtype):
 
 
 def test_autocast_does_not_round_the_similarities():
-    a, b = torch.randn(64, 32), torch.randn(64, 32)
+    a = torch.randn(64, 32)
+    b = torch.randn(64, 32)
     with torch.autocast("cpu", torch.bfloat16):
         found = positive_ranks(a, b)
     assert torch.equal(found, positive_ranks(a, b))

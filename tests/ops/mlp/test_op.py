@@ -16,7 +16,8 @@ from adaftr_fast.ops.mlp import reference
 from tests.ops.marks import needs_cpp_gradients, needs_extension, on_kernels
 from tests.tolerances import assert_as_accurate, assert_same_bits
 
-OP, MIXTURE = torch.ops.adaftr_fast.mlp, torch.ops.adaftr_fast.mixture
+OP = torch.ops.adaftr_fast.mlp
+MIXTURE = torch.ops.adaftr_fast.mixture
 BACKWARD = torch.ops.adaftr_fast.mlp_backward
 # Widths of the inputs; then per stack the input it reads, the widths of its layers, and how many
 # end in a relu.
@@ -226,10 +227,13 @@ def test_nan_propagates_through_relu(dtype, instruction_set):
 
 def test_first_and_second_derivatives():
     stacks = drawn(4, SMALL).to(torch.float64, requires_grad=True)
-    inputs, layers = len(stacks.inputs), len(stacks.weights)
+    inputs = len(stacks.inputs)
+    layers = len(stacks.weights)
 
     def outputs(*leaves):
-        x, weights, biases = leaves[:inputs], leaves[inputs:-layers], leaves[-layers:]
+        x = leaves[:inputs]
+        weights = leaves[inputs:-layers]
+        biases = leaves[-layers:]
         return tuple(OP(*stacks._replace(inputs=x, weights=weights, biases=biases)))
 
     def mixtures(*leaves):

@@ -45,7 +45,8 @@ def test_a_snapshot_holds_the_state_of_its_step(model, splits, tmp_path, monkeyp
     """The write starts only when training has gone on; no further snapshot starts before it has
     ended.
     """
-    release, saved = threading.Event(), []
+    release = threading.Event()
+    saved = []
 
     def late(folder, position, tensors, run, *shards):
         if threading.current_thread() is not threading.main_thread():
@@ -55,7 +56,8 @@ def test_a_snapshot_holds_the_state_of_its_step(model, splits, tmp_path, monkeyp
 
     monkeypatch.setattr(snapshots, "save_snapshot", late)
     run = trainer(model, splits, tmp_path / "slow", max_epochs=1, checkpoint_seconds=0)
-    step, expected = run.train_step, []
+    step = run.train_step
+    expected = []
 
     def watched(*arguments):
         if run.progress.step == 1:

@@ -35,7 +35,8 @@ from tests.distributed.ranks import on_ranks
 from tests.files.file_calls import killed_at
 from tests.training.conftest import ABOUT
 
-ROWS, WIDTH = 11, 3
+ROWS = 11
+WIDTH = 3
 LARGE = 100_000  # rows of a shard
 MESSAGES = re.compile("i?send|i?recv|batch_isend|broadcast|all_|gather|reduce|scatter")
 # shards, which the ranks own in turn; one is empty
@@ -134,7 +135,8 @@ def error_of(function, *arguments) -> str:
 
 def on_a_rank(rank: int, folder: str) -> dict:
     """Writes the files of all tests, and returns what this rank finds in them."""
-    folder, ranks = Path(folder), JoinedRanks(dist.HashStore(), 60)
+    folder = Path(folder)
+    ranks = JoinedRanks(dist.HashStore(), 60)
     check_shared_folder(folder, ranks, "why")
     found = {"blind": error_of(check_shared_folder, folder / f"out{rank}", ranks, "all write")}
     found["sent"] = sent(folder / "sent", ranks, rank)

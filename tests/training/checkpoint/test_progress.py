@@ -9,7 +9,8 @@ def terms(*values, names="ab"):
 
 
 def test_means_continue_from_sums_in_another_order_by_name():
-    means, term = RunningMean(), torch.tensor(1.0)
+    means = RunningMean()
+    term = torch.tensor(1.0)
     assert means.means() == {}
     means.add({"a": term, "b": torch.tensor(2.0)})
     term.fill_(7.0)  # the terms may be overwritten later

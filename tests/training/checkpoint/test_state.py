@@ -90,7 +90,8 @@ def test_a_run_saves_and_restores_the_generator_of_its_own_gpu(monkeypatch):
     assert saved["rng/cuda"] == 1
     assert "rng/cuda" not in capture(on("cpu"), [])
     cpu = {"rng/cpu": saved["rng/cpu"]}
-    of_a_cpu, of_another = cpu, cpu | {"rng/cuda": torch.tensor(9)}
+    of_a_cpu = cpu
+    of_another = cpu | {"rng/cuda": torch.tensor(9)}
     for device, tensors, expected in (
         ("cuda:0", saved, [1, 1]),
         ("cuda:0", of_a_cpu, [1, 1]),

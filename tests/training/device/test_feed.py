@@ -19,7 +19,8 @@ def batch(rows, *, bags=False):
 
 def assert_same(found, expected):
     for name in ("ids", "labels", "weight", "offsets", "dense"):
-        one, other = getattr(found, name), getattr(expected, name)
+        one = getattr(found, name)
+        other = getattr(expected, name)
         assert (one is None) == (other is None), name
         assert one is None or torch.equal(one, other), name
 
@@ -28,7 +29,9 @@ class Stream:
     """Notes what is queued and waited for."""
 
     def __init__(self, name, log):
-        self.name, self.log, self.events = name, log, 0
+        self.name = name
+        self.log = log
+        self.events = 0
 
     def record_event(self, event=None):
         self.events += 1
@@ -41,8 +44,10 @@ class Stream:
 
 
 def test_the_next_batch_is_copied_while_one_trains(monkeypatch):
-    log, kept = [], []
-    copying, training = Stream("copy", log), Stream("step", log)
+    log = []
+    kept = []
+    copying = Stream("copy", log)
+    training = Stream("step", log)
     for name, value in {
         "Stream": lambda device: copying,
         "current_stream": lambda device: training,

@@ -24,7 +24,8 @@ from adaftr_fast.training.stepper import Stepper
 from tests.models.inputs import batch
 from tests.tolerances import assert_same_bits
 
-SIZES, ROWS = [50, 20, 3], 16
+SIZES = [50, 20, 3]
+ROWS = 16
 OPTIMIZERS = ["adam", "lazy_adam", "sgd", "adagrad", "rowwise_adagrad"]
 
 
@@ -34,7 +35,8 @@ class Recorder:
     """
 
     def __init__(self, model):
-        self.parameters, self.log = list(model.parameters()), []
+        self.parameters = list(model.parameters())
+        self.log = []
 
     def aside(self, work):
         self.log.append("aside")
@@ -124,7 +126,8 @@ def test_replayed_steps_equal_eager_steps(name, tables, balance):
 
 
 def test_a_falling_beta_is_part_of_the_graph_until_the_contrast_ends():
-    content, options = list(batches(20)), {"model": {"contrast_epochs": 1.5}}
+    content = list(batches(20))
+    options = {"model": {"contrast_epochs": 1.5}}
     own, log = graphed("adaftr", "sgd", **options)
     one = trained(own, content, epoch_steps=8)
     assert_same_bits(one, trained(stepper("adaftr", "sgd", **options), content, epoch_steps=8))
@@ -138,7 +141,8 @@ def test_a_falling_beta_is_part_of_the_graph_until_the_contrast_ends():
 def test_the_graph_is_captured_anew_when_the_optimizer_replaces_its_state():
     content = list(batches(80))
     own, log = graphed()
-    series, step = [], own.step
+    series = []
+    step = own.step
     (steps,) = own.optimizers[-1]._deferred.values()
 
     def watched(*arguments):
@@ -189,7 +193,9 @@ class FakeCuda:
     """
 
     def __init__(self, monkeypatch, ends_itself):
-        self.log, self.capturing, self.ends_itself = [], False, ends_itself
+        self.log = []
+        self.capturing = False
+        self.ends_itself = ends_itself
         cuda = MagicMock(graph=self.graph, CUDAGraph=type("Graph", (), {"replay": None}))
         monkeypatch.setattr(torch, "cuda", cuda)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end, raising=False)

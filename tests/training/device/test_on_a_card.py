@@ -74,7 +74,8 @@ def test_graphed_steps_equal_eager_steps(options):
 @pytest.mark.parametrize("tables", OPTIMIZERS)
 @pytest.mark.parametrize("ragged", [False, True])  # ragged batches are not captured
 def test_steps_do_not_synchronize(tables, ragged):
-    own, means = stepper(tables=tables, clip_norm=1.0), RunningMean()
+    own = stepper(tables=tables, clip_norm=1.0)
+    means = RunningMean()
     content = to_device((bags(each) if ragged else each for each in batches(60)), own.device)
     for number, each in enumerate(content, start=1):
         means.add(own.step(each, number))
@@ -174,7 +175,8 @@ def test_a_lack_of_memory_is_reported():
 def test_a_capture_that_fails_leaves_stream_and_memory_and_steps_go_on():
     """The last test: a capture that fails may leave the allocator unusable."""
     own = stepper(tables="lazy_adam")
-    loss, here = own.loss, torch.cuda.current_stream()
+    loss = own.loss
+    here = torch.cuda.current_stream()
 
     def reading(each, **context):
         terms = loss(each, **context)
@@ -191,7 +193,8 @@ def test_a_capture_that_fails_leaves_stream_and_memory_and_steps_go_on():
     torch.testing.assert_close(found, one, rtol=0, atol=10 * (one - other).abs().max().item())
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
-    total, reserved = torch.cuda.mem_get_info()[1], torch.cuda.memory_reserved()
+    total = torch.cuda.mem_get_info()[1]
+    reserved = torch.cuda.memory_reserved()
     cached = torch.empty(total // 8, dtype=torch.uint8, device="cuda")
     del cached
     torch.cuda.empty_cache()

@@ -29,10 +29,12 @@ class Watch(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.ops, self.reads = Counter(), []
+        self.ops = Counter()
+        self.reads = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        name = func.overloadpacket.__name__
+        kwargs = kwargs or {}
         self.ops[name] += 1
         if (
             name in READING
@@ -84,7 +86,8 @@ def gpu_path(monkeypatch):
 
 def watched(own, content):
     """Takes steps as the trainer does between two reports; returns what each did."""
-    means, seen = RunningMean(), []
+    means = RunningMean()
+    seen = []
     for number, each in enumerate(content, start=1):
         with Watch() as watch:
             means.add(own.step(each, number))

@@ -72,7 +72,8 @@ def resolve_ids(
     bad = ((values < 0) | (values >= field_offsets.diff()[field])).nonzero()
     if len(bad):
         i = int(bad[0])
-        f, last = int(field[i]), int(field_offsets.diff()[field[i]]) - 1
+        f = int(field[i])
+        last = int(field_offsets.diff()[field[i]]) - 1
         raise IndexError(
             f"{op}: values[{i}] = {int(values[i])} (row {int(bag[i]) // fields}) is out of range "
             f"for field {f}, "

@@ -120,7 +120,8 @@ def caught_up(
     skipped.
     """
     moments, current, series, _, _, clock = state
-    now, base = int(clock[0]), int(clock[7])
+    now = int(clock[0])
+    base = int(clock[7])
     w = _widen(weight[rows])
     m, v = moments[rows].unbind(1)
     since = current[rows]
