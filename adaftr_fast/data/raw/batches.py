@@ -117,6 +117,22 @@ def one_batch(tables: list[pa.Table]) -> pa.RecordBatch:
     return pa.concat_batches(pa.concat_tables(tables).to_batches())
 
 
+def _check_types(footer: pq.FileMetaData) -> None:
+    """Raises ArrowInvalid if a row group says that a column has another type than the file does.
+
+    Arrow ends the process when it compares a condition with the statistics of such a damaged file.
+    """
+    types = [footer.schema.column(number).physical_type for number in range(footer.num_columns)]
+    for index in range(footer.num_row_groups):
+        group = footer.row_group(index)
+        for number, expected in enumerate(types):
+            found = group.column(number).physical_type
+            if found != expected:
+                raise pa.ArrowInvalid(
+                    f"damaged: column {number} is {expected}, but {found} in row group {index}"
+                )
+
+
 def _tables(
     dataset: ds.Dataset,
     fields: pa.Schema,
@@ -128,6 +144,7 @@ def _tables(
     widest = 0.0
     returned = columns if columns is None else dict(columns)
     for fragment in dataset.get_fragments():
+        _check_types(fragment.metadata)
         # Those that may have such rows, which statistics of the values in the file do not tell of
         # others.
         for row_group in fragment.split_by_row_group(None if read else where, dataset.schema):
