@@ -430,8 +430,8 @@ class WarmStart:
     """The run to start from."""
 
     warm_start: Place | None = None
-    """A run whose weights to copy: embedding rows by field and value, dense layers by name and
-    shape.
+    """A run whose weights to copy before the first step: embedding rows by field and value, dense
+    layers by name and shape.
     """
     warm_start_task: str | None = None
     """The task of a single_dnn in --warm_start whose tables become the shared ones (default: the

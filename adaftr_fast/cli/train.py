@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from adaftr_fast.distributed.ranks import Ranks
     from adaftr_fast.streaming.source import Source
 
-COPIED = (
-    "a run whose weights to copy: embedding rows by field and value, dense layers by name and shape"
-)
-
 
 @options
 class Train(WarmStart, Command):
@@ -194,7 +190,6 @@ class Daily(LogParts, WarmStart, OnEngine, Command):
 
     sections = ("model", "optimizer", "training")
     texts: ClassVar = {
-        "warm_start": f"For the first day, {COPIED}",
         "engine": "What prepares a day: local, this process, or ray, a Ray cluster that sees "
         "--files and --out",
     }
@@ -274,7 +269,6 @@ class Stream(LogParts, Kafka, WarmStart, Command):
     """Train on files as they arrive, evaluate each before training on it, and export."""
 
     sections = ("model", "optimizer", "training")
-    texts: ClassVar = {"warm_start": f"For the first chunk, {COPIED}"}
     config: RunConfig = field(
         default_factory=lambda: RunConfig(training=TrainingConfig(max_epochs=1))
     )

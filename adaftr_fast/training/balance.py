@@ -160,13 +160,12 @@ class GradientBalance(Balance, ABC):
                 inner.append((matrix[:tasks] @ matrix[:tasks].T).double())
         products = torch.stack(inner)  # [P + 1, T, T]
         shared = (products.diagonal(dim1=1, dim2=2) > 0).sum(1) > 1  # [P + 1]
-        of_shared, of_own = self.factors((products * shared[:, None, None]).sum(0), losses, step)
-        chosen = torch.where(shared[1:, None], of_shared, of_own)  # [P, T]
-        others = (0, len(gradients) - tasks)
-        chosen = F.pad(chosen, others, value=1.0)
+        factors = self.factors((products * shared[:, None, None]).sum(0), losses, step)
+        others = len(gradients) - tasks
+        of_shared, of_own = (F.pad(each, (0, others), value=1.0) for each in factors)
+        chosen = torch.where(shared[1:, None], of_shared, of_own)  # a row per matrix
         for factor, (n, (matrix, like)) in zip(chosen.unbind(), found.items()):
             parameters[n].grad = _like(like, factor.to(matrix) @ matrix)
-        of_own = F.pad(of_own, others, value=1.0)
         for n, grads in enumerate(zip(*gradients)):
             if n in found:
                 continue

@@ -77,26 +77,16 @@ def test_the_help_of_prepare_has_groups_and_an_example(shown):
 
 
 @pytest.mark.parametrize(
-    ("command", "texts"),
+    ("command", "text"),
     [
-        ("prepare", ["What runs the steps: local, this process, or ray, a Ray cluster that"]),
-        ("train", ["PATH A run whose weights to copy"]),
-        ("tune", ["What trains the trials: local, this process, or ray, a Ray cluster"]),
-        (
-            "daily",
-            [
-                "What prepares a day: local, this process, or ray, a Ray cluster",
-                "PATH For the first day, a run whose weights to copy",
-            ],
-        ),
-        ("stream", ["PATH For the first chunk, a run whose weights to copy"]),
-        ("experiment", ["What trains the runs: local, processes of this machine, or ray"]),
+        ("prepare", "What runs the steps: local, this process, or ray, a Ray cluster that"),
+        ("tune", "What trains the trials: local, this process, or ray, a Ray cluster"),
+        ("daily", "What prepares a day: local, this process, or ray, a Ray cluster"),
+        ("experiment", "What trains the runs: local, processes of this machine, or ray"),
     ],
 )
-def test_an_option_that_several_commands_have_says_what_it_does(shown, command, texts):
-    flat = " ".join(shown(command).split())
-    for text in texts:
-        assert text in flat
+def test_an_option_that_several_commands_have_says_what_it_does(shown, command, text):
+    assert text in " ".join(shown(command).split())
 
 
 def test_descriptions_do_not_need_docstrings(shown):

@@ -124,8 +124,7 @@ class _Lacking:
         for value, count in zip(*(each.to_pylist() for each in counted.flatten())):
             reason = self._reason(value)
             is_new = value is not None and reason not in self.reasons
-            texts = self.reasons.keys() - {self._reason(None)}
-            if is_new and len(texts) >= SHOWN_LABELS:
+            if is_new and len(self.reasons.keys() - {self._reason(None)}) >= SHOWN_LABELS:
                 reason = f"label {self.label.name}: expected 0 or 1, got other text"
             self.reasons[reason] += count
 
