@@ -236,7 +236,7 @@ def _ids(rows: pa.Table, form: TextFormat, columns: list[str]) -> dict[str, str]
         ):
             continue
         values = values.cast(pa.float64()).to_numpy()
-        values = values[~np.isnan(values)]
+        values = values[np.isfinite(values)]  # an infinity is no id
         if not len(values) or not np.array_equal(values, np.trunc(values)):
             continue
         largest = np.abs(values).max()

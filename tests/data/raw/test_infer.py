@@ -196,6 +196,7 @@ def test_whole_floats_are_ids_by_name_or_size(write):
         "gross_id": [0.5, 1.0, 2.0],
         "token": [1e18, 2e18, None],
         "mass": [1e30, 0.5, None],
+        "share": [float("inf"), 1.0, float("-inf")],
         "empty_id": pa.array([None, float("nan"), None], pa.float64()),
         "card": pa.array(large, pa.decimal128(38, 0)),
     }
