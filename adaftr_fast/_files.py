@@ -17,8 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Literal, Protocol, TypeVar, runtime_checkable
 
+from adaftr_fast._json import dumps, from_json, loads
+
+T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -61,6 +64,16 @@ def replace_file(path: Path, content: bytes) -> None:
     """Writes a small file as ``replacing`` does."""
     with replacing(path) as new:
         new.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes plain values as a file of JSON, as ``replacing`` does."""
+    replace_file(path, f"{dumps(value, indent=2)}\n".encode())
+
+
+def read_json(kind: type[T], path: Path) -> T:
+    """Reads a file of JSON as ``from_json`` does. Raises OSError, ValueError."""
+    return from_json(kind, loads(path.read_text(encoding="utf-8")))
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adaftr_fast"
 LAYERS = (
-    "errors _memory _startup",
-    "_extension _files _json _progress _tables _tensor_file _toml engines",
+    "errors _json _memory _startup",
+    "_extension _files _progress _tables _tensor_file _toml engines",
     "_figures",
     "_locks",
     "_publish",

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from adaftr_fast._files import AnyPath, replace_file
-from adaftr_fast._json import dumps, from_json, loads
+from adaftr_fast._files import AnyPath, read_json, write_json
+from adaftr_fast._json import dumps
 from adaftr_fast._locks import LOST_SECONDS, writing_folder
 from adaftr_fast._progress import progress_bar
 from adaftr_fast.config import RunConfig
@@ -109,7 +109,7 @@ def finished(job: Job) -> Outcome | None:
     damaged.
     """
     try:
-        outcome = from_json(Outcome, loads((job.folder / RESULT).read_text(encoding="utf-8")))
+        outcome = read_json(Outcome, job.folder / RESULT)
     except (OSError, ValueError):
         return None
     return outcome if outcome.key == job.key else None
@@ -131,7 +131,7 @@ def execute(job: Job) -> Outcome:
         outcome = finished(job)
         if outcome is None:
             outcome = _outcome(job)
-            replace_file(job.folder / RESULT, (dumps(asdict(outcome), indent=2) + "\n").encode())
+            write_json(job.folder / RESULT, asdict(outcome))
     return outcome
 
 

@@ -16,8 +16,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from adaftr_fast._figures import BLUE, GRAY, VERMILION, Picture, plain
-from adaftr_fast._files import replace_file
-from adaftr_fast._json import dumps
+from adaftr_fast._files import write_json
 from adaftr_fast._tables import Table
 from adaftr_fast._toml import to_toml
 from adaftr_fast.experiments.results import METRICS, Comparison, Difference, Results, Row, Spread
@@ -127,8 +126,7 @@ class Report:
         """Writes ``<name>.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
         paths = [folder / f"{self.name}.{kind}" for kind in ("md", "json", "png")]
         self.picture.save_with(paths[0], self.page(command))
-        content = {"command": command} | self.content
-        replace_file(paths[1], (dumps(content, indent=2) + "\n").encode())
+        write_json(paths[1], {"command": command} | self.content)
         return paths
 
 

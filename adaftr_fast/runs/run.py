@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 
 from adaftr_fast import _memory
-from adaftr_fast._files import replace_file
-from adaftr_fast._json import dumps
+from adaftr_fast._files import write_json
 from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import ModelConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData, Split
@@ -72,7 +71,7 @@ def train_one(
         run.test = metrics
         run.diagnostics = learned
         if trainer.files.is_rank_zero:
-            replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
+            write_json(folder / TEST, metrics)
             trainer.files.log_test(metrics)
             if report:
                 write_page(folder, data.manifest, config, run)

@@ -4,8 +4,8 @@ description.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaftr_fast._files import AnyPath, sha256
-from adaftr_fast._json import dumps
+from adaftr_fast._files import AnyPath, sha256, write_json
 from adaftr_fast._publish import publishing
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
@@ -144,7 +143,7 @@ def _write(
     metrics = {name: each for name, each in trained.about.metrics.items() if name in tasks}
     digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     about = About(VERSION, manifest.fingerprint, tasks, metrics, digests, rounded)
-    (folder / ABOUT).write_text(dumps(dataclasses.asdict(about), indent=2) + "\n", encoding="utf-8")
+    write_json(folder / ABOUT, asdict(about))
     return about
 
 

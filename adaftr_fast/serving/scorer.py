@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from adaftr_fast import models  # noqa: F401  # defines the ops that programs call
-from adaftr_fast._files import AnyPath, sha256
-from adaftr_fast._json import from_json, loads
+from adaftr_fast._files import AnyPath, read_json, sha256
+from adaftr_fast._json import from_json
 from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.batch import Batch, interleave
 from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest
@@ -291,7 +291,7 @@ def read_about(folder: Path) -> About:
             f"{folder}: not an exported model (no {ABOUT}); make one with `adaftr-fast export`"
         )
     try:
-        content = from_json(dict, loads(path.read_text(encoding="utf-8")))
+        content = read_json(dict, path)
         if (version := content.get("version")) != VERSION:
             raise ServingError(
                 f"{path}: written in version {version}, this program reads version {VERSION}: "

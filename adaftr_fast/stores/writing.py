@@ -13,8 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from adaftr_fast._files import AnyPath, remove, replace_file, sync_tree
-from adaftr_fast._json import dumps, from_json, loads
+from adaftr_fast._files import AnyPath, read_json, remove, sync_tree, write_json
 from adaftr_fast._locks import LOCK, writer_lock
 from adaftr_fast.errors import StoreError
 from adaftr_fast.stores.cache import (
@@ -195,7 +194,7 @@ def _begin(local: Path, folder: StorePath, download: bool) -> tuple[State | None
         download_all(PublishedFolder(folder, state), local)
         sync_tree(local)
     origin = _Origin(secrets.token_hex(16), _digest(state))
-    replace_file(_origin_path(local), dumps(asdict(origin)).encode())
+    write_json(_origin_path(local), asdict(origin))
     return state, origin.writer
 
 
@@ -205,7 +204,7 @@ def _digest(state: State | None) -> str:
 
 def _read_origin(local: Path) -> _Origin | None:
     try:
-        return from_json(_Origin, loads(_origin_path(local).read_text(encoding="utf-8")))
+        return read_json(_Origin, _origin_path(local))
     except (FileNotFoundError, ValueError):
         return None
 

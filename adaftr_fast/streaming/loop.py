@@ -17,8 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from adaftr_fast._files import replace_file
-from adaftr_fast._json import dumps, from_json, loads
+from adaftr_fast._files import read_json, write_json
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.raw.bad_rows import check_share
 from adaftr_fast.data.schema.types import Schema
@@ -91,14 +90,14 @@ class Journal(daily.Journal):
         self._write(EXPORTED, {"chunk": chunk, "time": at})
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        replace_file(self.folder / name, (dumps(content) + "\n").encode())
+        write_json(self.folder / name, content)
 
 
 def _object(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return from_json(dict[str, Any], loads(path.read_text(encoding="utf-8")))
+        return read_json(dict[str, Any], path)
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
 

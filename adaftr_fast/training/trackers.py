@@ -22,8 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._files import make_folder, replace_file
-from adaftr_fast._json import dumps, from_json, loads
+from adaftr_fast._files import make_folder, read_json, write_json
 from adaftr_fast.errors import TrainingError, extras_needed
 
 Numbers = Mapping[str, float]
@@ -139,7 +138,7 @@ class Trackers:
         if self._known:
             make_folder(self._path.parent)
             known = {name: asdict(each) for name, each in self._known.items()}
-            replace_file(self._path, (dumps(known, indent=2) + "\n").encode())
+            write_json(self._path, known)
         else:  # an earlier run's trackers are not this run's
             self._path.unlink(missing_ok=True)
 
@@ -195,7 +194,7 @@ def _known(path: Path) -> dict[str, Known]:
     if not path.exists():
         return {}
     try:
-        return from_json(dict[str, Known], loads(path.read_text(encoding="utf-8")))
+        return read_json(dict[str, Known], path)
     except ValueError as error:
         raise TrainingError(
             f"{path}: damaged: {error}; remove it to begin new runs in the trackers"

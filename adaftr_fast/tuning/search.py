@@ -19,7 +19,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from adaftr_fast._files import replace_file
+from adaftr_fast._files import write_json
 from adaftr_fast._json import dumps, loads
 from adaftr_fast._locks import LOST_SECONDS, writing_folder
 from adaftr_fast.config import RunConfig
@@ -361,7 +361,7 @@ def _test(search: Search, number: int, config: RunConfig) -> TaskMetrics:
     folder = search.run_folder(number)
     model = earlier(folder, config.model.name).model
     metrics = evaluate(model, search.data.load("test"), config.training.eval_batch_size)
-    replace_file(folder / TEST, (dumps(metrics, indent=2) + "\n").encode())
+    write_json(folder / TEST, metrics)
     return metrics
 
 

@@ -7,7 +7,6 @@ all shards share the folder, on one machine or several.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ from typing import Any
 from adaftr_fast._files import (
     make_folder,
     new_beside,
+    read_json,
     remove_new,
     replace,
     replace_file,
     sync,
     sync_tree,
+    write_json,
 )
-from adaftr_fast._json import dumps
 from adaftr_fast._publish import lock_path, publisher_lock
 from adaftr_fast.data.dataset.split_file import split_file_name
 from adaftr_fast.data.parallel import Shard
@@ -109,13 +109,13 @@ class WorkFiles:
         finished.
         """
         path = self._result(step, shard)
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return read_json(Any, path) if path.exists() else None
 
     def record(self, step: str, result: Any, shard: Shard | None = None) -> None:
         """Records a result, a value that JSON can represent, once the files that it stands for are
         on disk.
         """
-        replace_file(self._result(step, shard), dumps(result).encode())
+        write_json(self._result(step, shard), result)
 
     def _result(self, step: str, shard: Shard | None) -> Path:
         return self.folder / (f"{step}-{_of(shard)}.json" if shard else f"{step}.json")

@@ -16,8 +16,8 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from adaftr_fast._files import check_name, make_folder, remove_new, replace_file, sha256
-from adaftr_fast._json import dumps, from_json, loads
+from adaftr_fast._files import check_name, make_folder, read_json, remove_new, sha256, write_json
+from adaftr_fast._json import from_json
 from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import SECTIONS
@@ -122,7 +122,7 @@ def save_checkpoint(
     make_folder(folder)
     weights, digest = write_file(folder, "weights-{:.16}.safetensors", weights_of(model))
     head = _Head(VERSION, weights, digest, [_Shard(*each) for each in shards])
-    replace_file(folder / FILE, (dumps(head.to_dict() | about.to_dict(), indent=2) + "\n").encode())
+    write_json(folder / FILE, head.to_dict() | about.to_dict())
     kept = head.checksums()
     for stale in folder.glob(WEIGHTS):
         if stale.name not in kept:
@@ -198,7 +198,7 @@ def _read(folder: Path) -> tuple[_Head, Description]:
     if not path.is_file():
         raise CheckpointError(f"{folder}: no checkpoint here (no {FILE})")
     try:
-        content = from_json(dict[str, Any], loads(path.read_text(encoding="utf-8")))
+        content = read_json(dict[str, Any], path)
         head = from_json(
             _Head,
             {each.name: content.pop(each.name) for each in fields(_Head) if each.name in content},
