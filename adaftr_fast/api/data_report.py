@@ -48,7 +48,7 @@ def page(data: Prepared) -> str:
     manifest = data.manifest
     counted = {split: _count(data, split) for split in SPLITS}
     encoders = read_encoders(data.folder, manifest)
-    title = html.escape(f"{manifest.dataset}: {len(manifest.fields) + len(manifest.dense)} fields")
+    title = html.escape(f"{manifest.dataset}: {len(manifest.features)} fields")
     parts = [f"<title>{title}</title><meta charset='utf-8'><style>{STYLE}</style><h1>{title}</h1>"]
     parts += [f"<p class='warning'>{html.escape(each)}</p>" for each in data.useless()]
     parts += ["<h2>Splits</h2>", data.table().html(), paragraphs(*data.notes())]

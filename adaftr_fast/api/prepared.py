@@ -60,10 +60,8 @@ class Prepared(Shown, PreparedData):
         """Returns one line with the data set and the numbers of fields and ids."""
         manifest = self.manifest
         ids = sum(manifest.num_embeddings)
-        return (
-            f"{self.folder}: {manifest.dataset}, {len(manifest.fields) + len(manifest.dense)} "
-            f"fields, {ids:,} ids"
-        )
+        fields = len(manifest.features)
+        return f"{self.folder}: {manifest.dataset}, {fields} fields, {ids:,} ids"
 
     def useless(self) -> list[str]:
         """Returns a sentence about each field that tells little as it is read, with the option that

@@ -281,11 +281,10 @@ def evaluate(
     }
     measured = None
     if importance:
-        manifest = prepared.manifest
         measured = permutation_importance(
             model,
             rows,
-            [each.name for each in manifest.fields] + [each.name for each in manifest.dense],
+            prepared.manifest.features,
             repeats=repeats,
             max_rows=max_rows,
             batch_size=batch_size,

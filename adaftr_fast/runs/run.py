@@ -248,7 +248,7 @@ def _description(data: PreparedData, config: RunConfig) -> Description:
         num_embeddings=data.manifest.num_embeddings,
         tasks=data.manifest.tasks,
         metrics={},
-        field_names=[field.name for field in data.manifest.fields],
+        field_names=data.manifest.field_names,
         dense=data.manifest.dense,
     )
 
@@ -269,9 +269,12 @@ def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
         )
     _check_attention(config, data.manifest)
     try:
-        names = [field.name for field in data.manifest.fields]
         model = build_model(
-            config, data.manifest.num_embeddings, data.manifest.tasks, names, data.manifest.dense
+            config,
+            data.manifest.num_embeddings,
+            data.manifest.tasks,
+            data.manifest.field_names,
+            data.manifest.dense,
         )
     except ConfigError:
         raise
@@ -310,7 +313,7 @@ def _check_memory(config: RunConfig, data: PreparedData) -> None:
     """
     if config.model.is_own:  # which may have other tables
         return
-    names = [field.name for field in data.manifest.fields]
+    names = data.manifest.field_names
     of_all = zip(
         names,
         data.manifest.num_embeddings,

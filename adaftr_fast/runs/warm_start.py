@@ -210,15 +210,12 @@ def _source_task(model: MultiTaskModel, old: Run, config: WarmStartConfig) -> st
 def _described(model: MultiTaskModel, data: PreparedData, name: str) -> str:
     """Names what a warm start matches: the fields with their widths, and the tasks."""
     fields = [
-        f"{each} ({width})" for each, width in zip(_field_names(data), _widths(model), strict=True)
+        f"{each} ({width})"
+        for each, width in zip(data.manifest.field_names, _widths(model), strict=True)
     ]
     more = f" and {len(fields) - NAMED_FIELDS} more" if len(fields) > NAMED_FIELDS else ""
     shown = ", ".join(fields[:NAMED_FIELDS])
     return f"fields {shown}{more} and tasks {', '.join(data.manifest.tasks)} of {name}"
-
-
-def _field_names(data: PreparedData) -> list[str]:
-    return [each.name for each in data.manifest.fields]
 
 
 def _widths(model: MultiTaskModel) -> list[int]:
@@ -232,7 +229,7 @@ def _columns(
     """What dense layers read, in order: names, widths and attention targets of the fields, and
     encodings of numbers.
     """
-    names = _field_names(data)
+    names = data.manifest.field_names
     found = backbone(model)
     targets = {} if found is None or found.attention is None else found.attention.targets
     of_target = [
@@ -273,8 +270,8 @@ def _row_copies(
 ) -> list[RowCopy]:
     """Returns the copies of the fields' rows, and adds their numbers to the report."""
     sources = _source_rows(data, old)
-    names = {str(place): name for place, name in enumerate(_field_names(data))}
-    places = {name: str(place) for place, name in enumerate(_field_names(old))}
+    names = {str(place): name for place, name in enumerate(data.manifest.field_names)}
+    places = {name: str(place) for place, name in enumerate(old.manifest.field_names)}
     modules = {module: name for name, module in pair.old.named_modules()}  # as in the checkpoint
     ours = tables(pair.model)
     theirs = tables(pair.old)

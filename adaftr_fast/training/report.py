@@ -113,8 +113,7 @@ def _facts(manifest: Manifest, config: RunConfig, run: Run) -> str:
     time = f"{seconds / 60:,.1f} minutes" if seconds >= 60 else f"{seconds:.1f} seconds"
     facts = {
         "data": f"{manifest.dataset} in {config.data.folder}: rows {rows}",
-        "inputs": f"{len(manifest.fields) + len(manifest.dense):,} fields, "
-        f"{sum(manifest.num_embeddings):,} ids",
+        "inputs": f"{len(manifest.features):,} fields, {sum(manifest.num_embeddings):,} ids",
         "tasks": ", ".join(manifest.tasks),
         "best epoch": f"{run.best_epoch:g} of {run.trained_epochs:g}, by {_monitor(config)} in "
         "validation",

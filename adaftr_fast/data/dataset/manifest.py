@@ -151,6 +151,16 @@ class Manifest:
         return [field.num_embeddings for field in self.fields]
 
     @property
+    def field_names(self) -> list[str]:
+        """Name of each field of embeddings."""
+        return [field.name for field in self.fields]
+
+    @property
+    def features(self) -> list[str]:
+        """Name of each field, of embeddings, then dense."""
+        return self.field_names + [encoding.name for encoding in self.dense]
+
+    @property
     def funnel(self) -> tuple[str, ...]:
         """Tasks of which each can be positive only where the one before it is; () if there are
         none.
@@ -285,9 +295,7 @@ def _check_splits(manifest: Manifest) -> None:
     """Raises ValueError unless there is a training split, and all splits count what the manifest
     has.
     """
-    features = [field.name for field in manifest.fields] + [
-        encoding.name for encoding in manifest.dense
-    ]
+    features = manifest.features
     for split, info in manifest.splits.items():
         check_name(split, "splits")
         if info.rows < 1 or not _counts_each(manifest.tasks, info.positives, info.rows):
