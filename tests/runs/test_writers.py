@@ -26,16 +26,17 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read(prepared, tmp_path, monk
         config = settings(data.folder, name="shared_bottom")
         config.training.seed = len(folder.name)
         train_one(data, config, folder)
-    real = weights.loads
+    real = weights.read_json
     models = [Run(other).load()]
 
-    def loads(text):
-        if models:  # the file of weights that ``text`` names is removed
+    def read_json(kind, path):
+        content = real(kind, path)
+        if models:  # the file of weights that ``content`` names is removed
             newer = models.pop()
             weights.save_checkpoint(tmp_path / "out/best", newer.model, newer.about)
-        return real(text)
+        return content
 
-    monkeypatch.setattr(weights, "loads", loads)
+    monkeypatch.setattr(weights, "read_json", read_json)
     assert Run(tmp_path / "out").load().about.config.training.seed == len("other")
     (tmp_path / "out/best/checkpoint.json").unlink()
     with pytest.raises(CheckpointError, match="no checkpoint here"):
