@@ -46,8 +46,9 @@ class Interrupt:
 
 @contextmanager
 def deferred_interrupt(ranks: Ranks = ALONE) -> Iterator[Interrupt]:
-    """Within the block, turns the first Ctrl-C or SIGTERM into a request to stop; a second one acts
-    as usual.
+    """Within the block, turns Ctrl-C and SIGTERM into a request to stop. A Ctrl-C after the request
+    acts as usual; a SIGTERM changes nothing, since a job manager that ends all processes of a job
+    and torchrun, which ends its ranks, send one each.
     """
     interrupt = Interrupt(ranks)
     # only the main thread may set handlers
@@ -56,17 +57,14 @@ def deferred_interrupt(ranks: Ranks = ALONE) -> Iterator[Interrupt]:
         return
     previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
 
-    def restore() -> None:
-        for signum, handler in previous.items():
-            signal.signal(signum, handler)
-
     def handle(signum: int, frame: FrameType | None) -> None:
         interrupt.request(signum)
-        restore()
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])
 
     for signum in SIGNALS:
         signal.signal(signum, handle)
     try:
         yield interrupt
     finally:
-        restore()
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)

@@ -13,6 +13,7 @@ from adaftr_fast.training import trackers as tracking
 from adaftr_fast.training.checkpoint.weights import load_checkpoint
 from adaftr_fast.training.checkpoint.weights import weights_of as named_weights_of
 from adaftr_fast.training.evaluation import evaluate, mean_auc
+from adaftr_fast.training.interrupt import deferred_interrupt
 from adaftr_fast.training.optimizers import ADAMS, TABLES, build_optimizers
 from tests.logs import read_records
 from tests.training.conftest import before_step, interrupt, trainer, whole
@@ -206,6 +207,21 @@ def test_a_signal_stops_after_the_step_and_keeps_the_best(
     assert (tmp_path / "last").is_dir()
     assert (tmp_path / "best").exists() == bool(best_epoch)
     assert not best_epoch or holds_weights_of(tmp_path / "best", model)
+
+
+def test_only_ctrl_c_acts_after_a_request_to_stop():
+    handler = signal.signal(signal.SIGTERM, lambda *_: 1 / 0)
+    try:
+        with deferred_interrupt() as requested:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGTERM)
+            assert requested.signum == signal.SIGTERM
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        with pytest.raises(ZeroDivisionError):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def test_an_earlier_run_is_replaced_atomically(model, splits, tmp_path):
