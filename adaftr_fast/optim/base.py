@@ -185,6 +185,7 @@ class RowOptimizer(torch.optim.Optimizer):
     # takes the step of a table, its state, the rows and gradients, lr and the scalars
     _op: ClassVar[Any]
     _scalars: ClassVar[tuple[str, ...]]  # options of a group
+    _initial = 0.0  # the state of a new row
     profile_hook_step = staticmethod(records_where_wanted)
 
     def __init__(
@@ -293,9 +294,8 @@ class RowOptimizer(torch.optim.Optimizer):
         """Inserts the initial state of the new rows."""
         for key, value in self.state[new].items():
             if isinstance(value, Tensor):
-                self.state[new][key] = insert_rows(
-                    value, at, value.new_zeros(rows, *value.shape[1:])
-                )
+                fresh = value.new_full((rows, *value.shape[1:]), self._initial)
+                self.state[new][key] = insert_rows(value, at, fresh)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; ``closure`` may compute it and return the

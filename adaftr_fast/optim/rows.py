@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import adaftr_fast.ops.embedding.optim  # noqa: F401  # defines the ops
-from adaftr_fast.nn.embedding_table import insert_rows
 from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least_0, state_table
 
 _ops = torch.ops.adaftr_fast
@@ -74,11 +73,6 @@ class Adagrad(RowOptimizer):
 
     def _twin_options(self, defaults: dict[str, Any]) -> dict[str, Any]:
         return {**defaults, "initial_accumulator_value": self._initial}
-
-    def _grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
-        total = self.state[new]["sum"]
-        fresh = total.new_full((rows, *total.shape[1:]), self._initial)
-        self.state[new]["sum"] = insert_rows(total, at, fresh)
 
     def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
         return {"sum": state_table(weight, *weight.shape).fill_(self._initial)}
