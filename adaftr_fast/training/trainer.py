@@ -283,8 +283,8 @@ class Trainer:
         return means
 
     def _end_epoch(self, record: dict[str, Any]) -> None:
-        """Validates and saves. If the run is killed between any two lines, it does the rest on
-        resuming.
+        """Validates and saves. A run that is killed before the save repeats what came after the
+        last snapshot; ``fit`` of one that is killed later publishes.
         """
         with memory_errors(self.stepper.device, "lower training.eval_batch_size"):
             self._validate(record)
