@@ -20,7 +20,6 @@ from adaftr_fast.data.schema.types import Schema, TextFormat, condition_columns
 
 SHOWN = 50  # characters of a value that an error shows
 LARGEST_WEIGHT = float(np.finfo(np.float32).max)  # weights are float32
-LARGEST_EXACT = 2.0**53  # larger integers cannot be cast to float64
 # NaN is missing, as null is
 CONSTANTS = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}
 Row = dict[str, Any]
@@ -80,9 +79,7 @@ class RowReader:
             except RecursionError:
                 reasons.append("is nested too deeply")
         names = dict.fromkeys(name for row in rows for name in row)
-        columns = {
-            name: _column([row.get(name) for row in rows], self._types[name]) for name in names
-        }
+        columns = {name: _column([row.get(name) for row in rows]) for name in names}
         return self._labelled(pa.table(columns), reasons)
 
     def _row(self, message: bytes | None) -> Row:
@@ -160,10 +157,8 @@ def _list(values: Any) -> list[Any]:
 
 
 def _number(value: Any) -> Any:
-    if not isinstance(value, int | float):
-        return _cast(pa.float64(), value)
-    number = float(value)  # raises OverflowError
-    return number if abs(number) > LARGEST_EXACT else value
+    # a cast takes no integer beyond 2^53; float raises OverflowError
+    return float(value) if isinstance(value, int | float) else _cast(pa.float64(), value)
 
 
 def _written_number(form: TextFormat, value: Any) -> Any:
@@ -196,12 +191,11 @@ def _cast(kind: pa.DataType, value: Any) -> Any:
         raise ValueError(f"expected a value of type {kind}") from error
 
 
-def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+def _column(values: list[Any]) -> pa.Array:
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError):  # several types
-        as_one = float if kind == pa.float64() else _text
-        return pa.array([None if value is None else as_one(value) for value in values])
+        return pa.array([None if value is None else _text(value) for value in values])
 
 
 def _text(value: Any) -> Any:
