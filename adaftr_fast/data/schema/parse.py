@@ -418,6 +418,10 @@ def _labels(where: str, value: Any) -> tuple[Label, ...]:
     )
 
 
+def _column(where: str, value: Any) -> str | None:
+    return text(where, value) or None  # "" takes away the one of a base
+
+
 def _truth(where: str, value: Any) -> dict[str, str]:
     return {name: text(f"{where}.{name}", each) for name, each in table(where, value).items()}
 
@@ -541,8 +545,8 @@ SCHEMA_KEYS: dict[str, Reader] = {
     "shipped": _shipped,
     "generate": _generate,
     "drop": condition,
-    "group": text,
-    "weight": text,
+    "group": _column,
+    "weight": _column,
     "labels": _labels,
     "truth": _truth,
     "ignore": strings,
