@@ -149,11 +149,8 @@ print(torch.ops.adaftr_fast.infonce in counter.flop_registry, type(counter.__spe
     assert formulas == "True SourceFileLoader"
 
 
-def test_public_functions_are_imported_lazily():
+def test_an_unknown_name_is_an_attribute_error():
     import adaftr_fast
 
-    assert all(
-        callable(getattr(adaftr_fast, name)) for name in adaftr_fast.__all__ if name != "optim"
-    )
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):
         getattr(adaftr_fast, "trian")  # noqa: B009

@@ -223,12 +223,3 @@ def test_how_the_labels_are_taken_is_said(tmp_path):
     assert note.startswith(
         "Labels: click, buy are a funnel, each stage only after the one before; funnel = []"
     )
-
-
-def test_clicks_and_conversions_are_a_funnel_unless_it_is_said_otherwise(tmp_path):
-    log = funnel_log(nested=True).rename_columns(["user", "click", "conversion"])
-    options = {"labels": ["click", "conversion"]}
-    data = af.prepare(log, tmp_path / "data", **options)
-    assert data.load("test").funnel == ("click", "conversion")
-    assert data.manifest.splits["test"].outside_funnel == {"conversion": 0}
-    assert af.prepare(log, tmp_path / "none", **options, funnel=[]).load("test").funnel == ()

@@ -53,7 +53,6 @@ RESULT = {
     "faults": [],
 }
 COMBINE = {"kernel": "combine", "kind": "", "programs": 5, "instructions": 1500}
-NAME = "row_sweep train, half bfloat16, d=128, sm_90: "
 COMPILER = {"triton": "3.9.1", "ptxas": "12.9.86"}
 
 

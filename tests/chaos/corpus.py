@@ -22,19 +22,6 @@ from adaftr_fast.runs.run import train_one
 from adaftr_fast.training.checkpoint.snapshots import save_snapshot
 
 ROWS = 60
-COLUMNS = (
-    "time",
-    "user",
-    "item",
-    "city",
-    "device",
-    "price",
-    "tags",
-    "place",
-    "weight",
-    "click",
-    "buy",
-)
 SCHEMA = b"""name = "log"
 attribution = "made up"
 group = "user"

@@ -3,7 +3,6 @@
 import copy
 import json
 
-Value = object
 PIECES = (
     b'"', b'""', b"\n", b"\r", b"\r\n", b"\0", b"\t", b",", b",,,", b";", b"|", b"\xef\xbb\xbf", b"\xff\xfe", b"\xc3",
     b"\\",

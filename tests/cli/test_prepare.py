@@ -15,15 +15,7 @@ def test_memory_and_shards(schema, log, tmp_path, capsys):
     needed = "memory: expected more than 0.375 GB, which the program itself takes, got 0.375"
     assert needed in fails([*command, "--memory", "0.375"], capsys)
     assert main([*command, "--shards", "2", "--memory", "0.5"]) == 0
-    text = capsys.readouterr().out
-    headers = [
-        [cell.strip() for cell in text.splitlines()[line].split("|")][1:-1] for line in (1, 7)
-    ]
-    assert headers == [
-        ["field", "read as", "ids", "missing or rare"],
-        ["split", "rows", "click", "conversion"],
-    ]
-    assert "| train      | 2,100 |" in text
+    assert "| train      | 2,100 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("raw", "dataset"), [("false", "synthetic-aliccp"), ("true", "aliccp")])

@@ -1,4 +1,4 @@
-"""A configuration that is written as TOML reads as it was; tests/data/schema/test_write.py does so
+"""A configuration that is written as TOML reads as it was; tests/data/schema/test_parse.py does so
 with schemas.
 """
 

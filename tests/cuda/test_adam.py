@@ -28,22 +28,6 @@ def test_rows_that_lag_by_hundreds(on_serial, name):
     check_rows_that_skip(Pair, name, 400)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_tables(on_serial, dtype):
-    """As the reference, but for the rounding of the stored rows."""
-    torch.manual_seed(0)
-    emb = FusedEmbedding(SIZES, 8, dtype=dtype)
-    ids = torch.randint(0, 3, (30, 3))
-    optimizer = optim.Adam(emb, lr=0.1)
-    for _ in range(5):
-        optimizer.zero_grad()
-        emb(ids).float().sin().sum().backward()
-        optimizer.step()
-    emb.flush()
-    assert (emb.weight[ids[0, 0]].abs() > 0.1).all()
-    assert emb.weight.isfinite().all()
-
-
 def test_launches_are_those_of_the_documentation(serial):
     """docs/gpu.md, "Launches per step": without the radix sort, which is CUB's."""
     emb = FusedEmbedding(SIZES, 8)

@@ -131,30 +131,34 @@ def test_a_bad_id_counts_as_zeros_and_is_raised_by_the_next_op(serial):
 
 
 @pytest.mark.parametrize(
-    ("kind", "widths", "pooling"),
+    ("kind", "widths", "pooling", "dtype"),
     [
-        ("Adam", 8, "sum"),
-        ("AdamW", [8, 3, 8], "mean"),
-        ("LazyAdam", [8, 3, 8], "sum"),
-        ("SGD", 8, "mean"),
-        ("RowwiseAdagrad", [8, 3, 8], "mean"),
+        ("Adam", 8, "sum", torch.float32),
+        ("Adam", 8, "sum", torch.bfloat16),
+        ("Adam", 8, "sum", torch.float16),
+        ("AdamW", [8, 3, 8], "mean", torch.float32),
+        ("LazyAdam", [8, 3, 8], "sum", torch.float32),
+        ("SGD", 8, "mean", torch.float32),
+        ("RowwiseAdagrad", [8, 3, 8], "mean", torch.float32),
     ],
 )
-def test_training_equals_the_cpu_kernels(on_serial, monkeypatch, widths, kind, pooling):
+def test_training_equals_the_cpu_kernels(on_serial, monkeypatch, widths, kind, pooling, dtype):
     """Single and mixed widths, through modules and optimizers."""
     tables = {}
     for on in ("serial", "cpu"):
         torch.manual_seed(0)
-        emb = FusedEmbedding(SIZES, widths, pooling=pooling)
+        emb = FusedEmbedding(SIZES, widths, pooling=pooling, dtype=dtype)
         optimizer = getattr(optim, kind)(emb, lr=0.01)
         for _ in range(30):
             optimizer.zero_grad()
-            emb(*bags_for(20)).sin().sum().backward()
+            emb(*bags_for(20)).float().sin().sum().backward()
             optimizer.step()
         emb.flush()
         tables[on] = {name: value.clone() for name, value in emb.state_dict().items()}
         if on == "serial":
             on_serial.uninstall()
             monkeypatch.undo()
+    half = 4 * torch.finfo(dtype).eps
+    rtol, atol = (1e-4, 1e-5) if dtype == torch.float32 else (half, half)
     for name, value in tables["serial"].items():
-        torch.testing.assert_close(value, tables["cpu"][name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, tables["cpu"][name], rtol=rtol, atol=atol)

@@ -14,7 +14,7 @@ import torch
 
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.raw.source import SHIPPED
-from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.data.schema.parse import parse_schema, write_schema
 from adaftr_fast.distributed.ranks import ALONE
 from adaftr_fast.runs.daily import RECORDS, train_daily
 from adaftr_fast.serving.scorer import load_scorer
@@ -33,20 +33,6 @@ from tests.runs.conftest import SOURCE, settings, write_day
 from tests.tolerances import assert_same_bits
 
 DAYS = 3
-SCHEMA = """
-name = "shop"
-group = "user"
-labels = { click = "click", conversion = "buy" }
-[split]
-train.hash.stop = 0.8
-validation.hash = { start = 0.8, stop = 0.9 }
-test.hash.start = 0.9
-[fields]
-item = "categorical"
-user = "categorical"
-heat = { kind = "numeric", buckets = 4 }
-place = { kind = "categorical", column = "user", hashed = 20 }
-"""
 OPTIONS = {
     "model.expert_hidden": "[8]", "model.tower_hidden": "[16,16]", "model.relatedness_hidden": "[4]",
     "optimizer.lr": 0.01, "training.batch_size": 64, "training.max_epochs": 2, "training.progress": "false",
@@ -114,7 +100,7 @@ def assert_same_days(found: Path, expected: Path) -> None:
 def write_days(folder: Path, rows: int = 400) -> Path:
     for day in range(DAYS):
         write_day(folder, day, rows)
-    (folder / "shop.toml").write_text(SCHEMA)
+    write_schema(folder / "shop.toml", SOURCE, "")
     return folder
 
 

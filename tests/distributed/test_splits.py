@@ -2,30 +2,18 @@
 
 import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 import torch.distributed as dist
 
-from adaftr_fast.cli import main
 from adaftr_fast.data.dataset import manifest
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.distributed.ranks import JoinedRanks
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs.run import open_split
 from tests.distributed.ranks import on_ranks
-from tests.logs import shop_log
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    pq.write_table(shop_log(600, users=90, conversion="buy"), folder / "log.parquet")
-    command = f"prepare --files {folder}/log.parquet --labels click buy --time time"
-    assert main([*command.split(), "--out", str(folder / "out")]) == 0
-    return folder / "out"
+from tests.distributed.test_torchrun import data  # noqa: F401  # a fixture
 
 
 def opened(rank: int, folder: str) -> list[str]:
@@ -44,10 +32,10 @@ def opened(rank: int, folder: str) -> list[str]:
     return compared
 
 
-def test_one_rank_of_a_machine_compares_a_file_and_all_raise_its_error(prepared, tmp_path):
-    assert on_ranks(opened, 2, str(prepared)) == [["train.parquet", "test.parquet"], []]
+def test_one_rank_of_a_machine_compares_a_file_and_all_raise_its_error(data, tmp_path):  # noqa: F811
+    assert on_ranks(opened, 2, str(data)) == [["train.parquet", "test.parquet"], []]
     damaged = tmp_path / "damaged"
-    shutil.copytree(prepared, damaged)
+    shutil.copytree(data, damaged)
     path = damaged / "test.parquet"
     table = pq.read_table(path)
     pq.write_table(table.take(np.arange(len(table))[::-1]), path)

@@ -53,6 +53,20 @@ def test_300_steps_equal_torch(pair, name, dtype, tolerance, scale):
     assert two.distance() <= tolerance
 
 
+def test_new_rows_take_the_steps_since_growth_alone():
+    emb = FusedEmbedding([3], 2)
+    optimizer = optim.AdamW(emb, lr=0.1, weight_decay=0.5)
+    first = torch.zeros(1, 1, dtype=torch.int64)
+    for step in range(5):
+        if step == 3:
+            emb.grow(0, 5)
+            fresh = emb.field_weight(0)[3:].clone()
+        optimizer.zero_grad()
+        emb(first).sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(emb.field_weight(0)[3:], fresh * (1 - 0.1 * 0.5) ** 2)
+
+
 def step_one_row(two, row, left, right):
     """Takes a step in which only ``row`` has a gradient."""
     grad = torch.full((1, 8), 0.1, dtype=two.ours.weight.dtype)

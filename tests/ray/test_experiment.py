@@ -112,16 +112,11 @@ def test_interrupted_jobs_and_one_of_a_killed_node_resume(nodes, jobs, tmp_path)
     assert not list(tmp_path.glob(f"ray/*/{LOCK}"))
 
 
-def test_the_command_takes_relative_paths(nodes, folder, tmp_path, monkeypatch, capfd):
+def test_the_command_takes_relative_paths(nodes, folder, config, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    sizes = (
-        "[model]\nembedding_dim = 2\nexpert_hidden = [4]\ntower_hidden = [4]\nrelatedness_hidden "
-        "= [4]\n"
+    command = (
+        f"experiment fig3 --dataset {os.path.relpath(folder)} --config {config.name} --seeds 1"
     )
-    Path("base.toml").write_text(
-        f"{sizes}[training]\nbatch_size = 200\nmax_epochs = 1\nprogress = false\n"
-    )
-    command = f"experiment fig3 --dataset {os.path.relpath(folder)} --config base.toml --seeds 1"
     assert main(f"{command} --out out --engine ray --address {nodes.address}".split()) == 0
     assert len(list(tmp_path.glob(f"out/tiny/runs/*/{RESULT}"))) == 2
     assert "| layer 1 |" in capfd.readouterr().out

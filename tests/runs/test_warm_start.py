@@ -11,7 +11,7 @@ from adaftr_fast.errors import CheckpointError
 from adaftr_fast.runs.run import build, train_one
 from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.training.trained import Run
-from adaftr_fast.training.trainer import Trainer
+from tests.cli.conftest import interrupting
 
 from .conftest import SOURCE, prepare_day, settings
 
@@ -162,16 +162,9 @@ def test_layers_that_read_swapped_widths_are_fresh(run, tmp_path):
 
 def test_a_run_resumes_without_the_run_it_started_from(run, tmp_path, monkeypatch, capsys):
     folder, data = run
-    train_epoch = Trainer.train_epoch
-
-    def pressed(self, epoch, interrupt):
-        if epoch == 2:
-            interrupt.request()
-        return train_epoch(self, epoch, interrupt)
-
     config = from_run(folder, settings(data.folder))
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_epoch", pressed)
+        interrupting(patch, at_epoch=2)
         with pytest.raises(KeyboardInterrupt):
             train_one(data, config, tmp_path / "next")
     with pytest.raises(CheckpointError, match=r"warm_start.run = .*, this run has None"):

@@ -16,6 +16,7 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.models import build_model
 from adaftr_fast.serving.export import export_run, random_rows
 from adaftr_fast.training.checkpoint.weights import Description, save_checkpoint
+from adaftr_fast.training.evaluation import predict
 from tests.logs import by_day
 
 SOURCE = {
@@ -33,6 +34,20 @@ SOURCE = {
     },
 }
 SIZES = {"expert_hidden": [16], "tower_hidden": [16, 8], "relatedness_hidden": [4]}
+
+
+def scores(path):
+    """Reads the scores of a file, [rows, 2]."""
+    table = pq.read_table(path)
+    return np.stack([table["p_ctr"], table["p_ctcvr"]], 1)
+
+
+def scores_of_trainer(model, folder):
+    """Computes the scores of the rows of all splits as the trainer does, [rows, 2]."""
+    data = PreparedData(folder)
+    splits = ("train", "validation", "test")
+    logits = [predict(model, data.load(split), 100).logits for split in splits]
+    return torch.from_numpy(np.concatenate(logits)).sigmoid().numpy()
 
 
 def make_log(rows: int = 600, seed: int = 0) -> pa.Table:

@@ -16,9 +16,8 @@ from adaftr_fast.data.schema.types import TextFormat
 from adaftr_fast.errors import ConfigError, DataError, ServingError, StoreError
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.scorer import load_scorer
-from adaftr_fast.training.evaluation import predict as predict_split
 
-from .conftest import make_log
+from .conftest import make_log, scores, scores_of_trainer
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +28,7 @@ def scorer(exported):
 @pytest.fixture(scope="module")
 def trainer_scores(shop, exported):
     """The trainer's predictions of the rows of all splits, [600, 2]."""
-    data = PreparedData(shop / "data")
-    parts = [
-        predict_split(exported[1], data.load(split), 100).logits
-        for split in ("train", "validation", "test")
-    ]
-    return torch.from_numpy(np.concatenate(parts)).sigmoid().numpy()
-
-
-def scores(path):
-    table = pq.read_table(path)
-    return np.stack([table["p_ctr"].to_numpy(), table["p_ctcvr"].to_numpy()], 1)
+    return scores_of_trainer(exported[1], shop / "data")
 
 
 def text(table, path):

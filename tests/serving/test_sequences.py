@@ -6,7 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from adaftr_fast.config import (
     DataConfig,
@@ -25,11 +24,10 @@ from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.scorer import load_scorer
-from adaftr_fast.training.evaluation import predict as predict_split
 from adaftr_fast.training.trained import Run
 from tests.logs import by_day
 
-from .conftest import save_run
+from .conftest import save_run, scores, scores_of_trainer
 
 LENGTH = 4
 SOURCE = {
@@ -103,16 +101,8 @@ def test_predictions_are_those_of_the_evaluation(shop, monkeypatch):
     monkeypatch.setattr("adaftr_fast.serving.scorer.ROWS", 70)
     scorer = load_scorer(shop / "model")
     predict(scorer, [shop / "log.parquet"], shop / "scores.parquet")
-    table = pq.read_table(shop / "scores.parquet")
-    scores = np.stack([table["p_ctr"].to_numpy(), table["p_ctcvr"].to_numpy()], 1)
-    data = PreparedData(shop / "data")
-    model = Run(shop / "run").model
-    parts = [
-        predict_split(model, data.load(split), 100).logits
-        for split in ("train", "validation", "test")
-    ]
-    expected = torch.from_numpy(np.concatenate(parts)).sigmoid().numpy()
-    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
+    expected = scores_of_trainer(Run(shop / "run").model, shop / "data")
+    np.testing.assert_allclose(scores(shop / "scores.parquet"), expected, rtol=0, atol=1e-6)
     assert expected.std() > 0.01
 
 

@@ -109,9 +109,6 @@ def s3_server() -> Iterator[Faults]:
         def log(self, *_):
             pass
 
-        def log_error(self, *_):
-            pass
-
     os.environ |= {
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",

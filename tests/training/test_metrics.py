@@ -58,10 +58,11 @@ def test_gauc_against_a_loop_over_groups(weighted_by, dtype):
         assert len(areas) < len(np.unique(groups))  # some are skipped
         found = gauc(labels, scores, groups, weighted_by, weight)
         assert found == pytest.approx(np.average(areas, weights=of_groups), abs=1e-12)
-        # a row without a group
-        loose = np.append(labels, 1), np.append(scores, -1e9), np.append(groups, -1)
+        # rows without a group, of both classes
+        loose = np.append(labels, [1, 0]), np.append(scores, [-2, -1]), np.append(groups, [-1, -1])
         assert (
-            gauc(*loose, weighted_by, None if weight is None else np.append(weight, 1.0)) == found
+            gauc(*loose, weighted_by, None if weight is None else np.append(weight, [1, 1]))
+            == found
         )
 
 

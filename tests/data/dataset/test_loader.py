@@ -159,7 +159,7 @@ def test_shares_of_all_ranks_form_the_batches_of_one_process(size, first):
         assert numbers(piece[i * run : (i + 1) * run] for i in (0, 1) for piece in pieces) == batch
 
 
-def test_at_most_two_windows_are_held():
+def test_windows_are_released():
     split = numbered(7 * 40)
     alive = []
     most = 0

@@ -22,6 +22,7 @@ def test_concurrent_runs_do_not_mix(prepared, tmp_path):
     (tmp_path / ".out.work/key").write_text("another key")
     (tmp_path / ".out.work/prepared/train.parquet").write_text("of other inputs")
     prepared()
+    assert len(pq.read_table(tmp_path / "out/train.parquet")) > 0
 
 
 def test_what_killed_processes_left_is_removed(prepared, tmp_path):

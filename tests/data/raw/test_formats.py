@@ -19,9 +19,9 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 from adaftr_fast.errors import DataError
 from adaftr_fast.streaming.messages import RowReader
+from tests.logs import by_hash
 
 ROWS = 400
-SHARES = {"train": (0.0, 0.8), "validation": (0.8, 0.9), "test": (0.9, 1.0)}
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_text_of_numbers_is_read_once_from_files_and_from_memory(tmp_path):
         "labels": {"click": "click"},
         "text": {"thousands": ".", "decimal": ",", "null": ["-"]},
         "drop": [["k", "==", "-"]],  # of which none is left
-        "split": {split: {"hash": {"start": a, "stop": b}} for split, (a, b) in SHARES.items()},
+        "split": by_hash(0.8, 0.9),
         "fields": {"p": "numeric", "q": {"kind": "dense", "column": "p"}, "k": "categorical"},
     }
     schema = parse_schema(source)

@@ -4,23 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.training.checkpoint.weights import (
-    Description,
     load_checkpoint,
     load_weights,
     save_checkpoint,
 )
-
-ABOUT = Description(
-    config=RunConfig(model=ModelConfig(name="mmoe")),
-    fingerprint="abc",
-    num_embeddings=[3],
-    tasks=["click"],
-    metrics={},
-)
+from tests.training.conftest import ABOUT
 
 
 @pytest.fixture
