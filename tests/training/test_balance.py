@@ -210,10 +210,14 @@ def test_gradnorm_of_losses_and_weights_of_0():
     assert gradnorm_step(balance, [0.0] * 3, [0.0] * 3) == [0.0] * 3
     fresh = GradNorm(["a", "b"], 1.5, torch.float64)
     assert gradnorm_step(fresh, [0.0, 0.0], [0.0, 0.0]) == [0.0, 0.0]
-    with torch.no_grad():
-        balance.weights.copy_(torch.tensor([-1.0, -2.0, -2.0]))
-    balance.after_update()
-    assert balance.weights.tolist() == [1.0, 1.0, 1.0]
+    for negative, expected in (
+        ([-1.0, 1.0, 3.0], [0.0, 0.75, 2.25]),
+        ([-1.0, -2.0, -2.0], [1.0] * 3),
+    ):
+        with torch.no_grad():
+            balance.weights.copy_(torch.tensor(negative))
+        balance.after_update()
+        assert balance.weights.tolist() == expected
 
 
 def test_accumulated_parts_give_the_uncertainty_of_the_whole_batch():
