@@ -28,8 +28,8 @@ LONG_KEY = re.compile(r"""(?<!["'\w-])(?:["'\w-]++\.){200}""")
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """Returns plain values as JSON. NaN and infinities become null, because JSON lacks them; dates
-    become ISO text.
+    """Returns plain values and dataclasses as JSON. NaN and infinities become null, because JSON
+    lacks them; dates become ISO text.
     """
     return json.dumps(
         _finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str
@@ -148,6 +148,8 @@ def _join(where: str, key: str) -> str:
 
 
 def _finite(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -10,7 +10,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -131,7 +131,7 @@ def execute(job: Job) -> Outcome:
         outcome = finished(job)
         if outcome is None:
             outcome = _outcome(job)
-            write_json(job.folder / RESULT, asdict(outcome))
+            write_json(job.folder / RESULT, outcome)
     return outcome
 
 

@@ -5,7 +5,6 @@ description.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -143,7 +142,7 @@ def _write(
     metrics = {name: each for name, each in trained.about.metrics.items() if name in tasks}
     digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     about = About(VERSION, manifest.fingerprint, tasks, metrics, digests, rounded)
-    write_json(folder / ABOUT, asdict(about))
+    write_json(folder / ABOUT, about)
     return about
 
 

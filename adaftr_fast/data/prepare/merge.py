@@ -4,7 +4,6 @@ the manifest.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -74,7 +73,7 @@ def merge_read(
         check_staged(text.folder, blocks[name], VISIBLE_SECONDS if job.remote else 0.0)
         bad_rows += staged_bad_rows(text)
     bad_rows.check(job.tolerance)
-    return {"blocks": blocks, "bad_rows": dataclasses.asdict(bad_rows)}
+    return {"blocks": blocks, "bad_rows": bad_rows}
 
 
 def merge_counted(

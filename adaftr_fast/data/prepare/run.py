@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -176,10 +176,7 @@ class _Run:
             known: ids to grow, if any.
         """
         bad_rows = self._read()
-
-        def merge_counts(results: Results) -> dict[str, Any]:
-            return asdict(merge_counted(self.job, known, bad_rows, results))
-
+        merge_counts = partial(merge_counted, self.job, known, bad_rows)
         manifest = from_json(Manifest, self._finish(COUNT, steps.count, merge_counts, ("train",)))
         # of a run that may have allowed more
         _check_left_out(self.job.work.folder, manifest, self.job.tolerance)
@@ -230,7 +227,7 @@ class _Run:
         merged = merge([(shard, work.recorded(name, shard)) for shard in self.shards])
         self.job.inputs.check()
         work.record(name, merged)
-        return merged
+        return work.recorded(name)
 
     def _bar(self, name: str, total: int | tuple[str, ...], share: float) -> tqdm:
         unit = "B" if isinstance(total, int) else " rows"

@@ -8,7 +8,6 @@ exist are kept, and others get the same content.
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 import time
 from dataclasses import dataclass, field, replace
@@ -227,10 +226,8 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
     for split, groups in account.groups.items():
         with replacing(job.work.groups(split, shard)) as new:
             groups.write(new)
-    unused = dataclasses.asdict(account.unused)
-    unlabelled = dataclasses.asdict(account.unlabelled)
     job.inputs.check()
-    return {"unused": unused, "unlabelled": unlabelled}
+    return {"unused": account.unused, "unlabelled": account.unlabelled}
 
 
 def encode(manifest: Manifest, job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
@@ -253,8 +250,7 @@ def encode(manifest: Manifest, job: Job, shard: Shard, advance: Advance) -> dict
         rows = source.scan(split, advance)
         write_split(schema, encoders, groups, raw, rows, path, job.inputs.check, job.memory)
     results = {
-        split: {"info": dataclasses.asdict(split_info(path)), "sha256": sha256(path)}
-        for split, path in paths.items()
+        split: {"info": split_info(path), "sha256": sha256(path)} for split, path in paths.items()
     }
     job.inputs.check()
     return results
