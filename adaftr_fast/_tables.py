@@ -53,11 +53,8 @@ class Table:
         body = "".join(line("td", row) for row in self.rows)
         return f"<table><thead>{line('th', self.header)}</thead><tbody>{body}</tbody></table>"
 
-    def __repr__(self) -> str:
-        return self.markdown()
-
-    def _repr_html_(self) -> str:
-        return self.html()
+    __repr__ = markdown
+    _repr_html_ = html
 
 
 class Shown:

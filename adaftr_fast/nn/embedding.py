@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Literal, Self
 
 import torch
@@ -316,7 +315,7 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
         safetensors takes tensors alone, and as float32 the bytes survive averages of states and
         casts to half types.
         """
-        text = dumps([asdict(field) for field in self._described()])
+        text = dumps(self._described())
         return torch.tensor(list(text.encode()), dtype=torch.float32, device="cpu")
 
     @torch.no_grad()

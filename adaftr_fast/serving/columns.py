@@ -108,7 +108,7 @@ def _prices(bid: float | str, rows: pa.RecordBatch, form: TextFormat) -> np.ndar
         return bid
     values = rows[bid]
     if holds_text(values.type):
-        values = plain_numbers(without_words(values.cast(pa.string()), form), form)
+        values = plain_numbers(without_words(values, form), form)
     try:
         prices = as_float64(values).to_numpy(zero_copy_only=False)
     except pa.ArrowException as error:

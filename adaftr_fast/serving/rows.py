@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import plain_numbers, without_words
-from adaftr_fast.data.raw.inputs import field_columns
 from adaftr_fast.data.raw.tables import ArrowStream, read_table
 from adaftr_fast.data.schema.columns import EXACT_INTEGERS, column_types
 from adaftr_fast.data.schema.types import Schema, TextFormat
@@ -139,7 +138,7 @@ def _large_floats(values: pa.Array) -> np.ndarray:
 
 def needed_columns(schema: Schema, prices: Sequence[str]) -> list[str]:
     """Returns the columns that a row needs: those that fields read, and those of ``prices``."""
-    return list(dict.fromkeys([*field_columns(schema), *prices]))
+    return list(dict.fromkeys([*schema.field_columns(), *prices]))
 
 
 def _listed(rows: Row | Sequence[Row]) -> dict[str, Row]:

@@ -259,17 +259,18 @@ def load_scorer(
         scorer = adaftr_fast.load_scorer("models/mine", bid="price")
         scorer.score({"user": 7, "item": "a", "price": 2.5})["p_ctr"]
     """
-    options: dict[str, Any] = {
-        "click": click,
-        "conversion": conversion,
-        "bid": None if bid is None else str(bid),
-        "bid_weight": bid_weight,
-        "cvr": cvr,
-    }
-    return read_published(local_copy(as_path(folder)), partial(_load, options=options))
+    load = partial(
+        _load,
+        click=click,
+        conversion=conversion,
+        bid=None if bid is None else str(bid),
+        bid_weight=bid_weight,
+        cvr=cvr,
+    )
+    return read_published(local_copy(as_path(folder)), load)
 
 
-def _load(folder: Path, options: dict[str, Any]) -> Scorer:
+def _load(folder: Path, **options: Any) -> Scorer:
     about = read_about(folder)
     for name in (PROGRAM, MANIFEST, VOCABULARY):
         _verify(folder / name, about)

@@ -6,6 +6,7 @@ import io
 import os
 import re
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -134,16 +135,12 @@ class StorePath:
 
         selector = FileSelector(self.key, recursive=True)
         infos = retried(self.url, lambda: self.filesystem.get_file_info(selector))
-        sizes = {
-            info.path.removeprefix(f"{self.key}/"): Stat(info.size, info.mtime_ns or 0)
-            for info in infos
-            if info.type.name == "File"
-        }
-        return [
-            KnownFile(self / name, stat)
-            for name, stat in sorted(sizes.items())
-            if not any(part.startswith((".", "_")) for part in name.split("/"))
-        ]
+        found: list[StorePath] = []
+        for info in sorted(infos, key=attrgetter("path")):
+            name = info.path.removeprefix(f"{self.key}/")
+            if info.type.name == "File" and not re.search(r"(^|/)[._]", name):
+                found.append(KnownFile(self / name, Stat(info.size, info.mtime_ns or 0)))
+        return found
 
     def open(self, mode: str = "rb", buffering: int = -1) -> BinaryIO:
         """Opens a file to read bytes, from any position; with ``buffering=0`` each read is one
@@ -210,9 +207,6 @@ class RangeFile(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._position = offset + (0, self._position, self._size)[whence]

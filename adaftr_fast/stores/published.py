@@ -315,7 +315,8 @@ def publish(
     new = {name: Published(sha256(path), path.stat().st_size) for name, path in files.items()}
     if base is not None and new == base.files:
         return base
-    known = {} if base is None else base.objects
+    before = base or State({})
+    known = before.objects
     missing = {name: each for name in files if (each := object_name(name, new[name])) not in known}
     with transfer_bar("upload", folder.name, sum(new[name].size for name in missing)) as bar:
         for name, each in missing.items():
@@ -325,10 +326,7 @@ def publish(
     state = State(new, sorted(left), writer)
     _replaceable(folder, base, writer)
     _write_list(folder, state.to_bytes())
-    if base is not None:
-        _remove(
-            folder, [each for each in base.before if each not in state.objects and each not in left]
-        )
+    _remove(folder, sorted({*before.before} - {*state.objects, *left}))
     return state
 
 

@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adaftr_fast._files import AnyPath, read_json, remove, sync_tree, write_json
@@ -194,7 +194,7 @@ def _begin(local: Path, folder: StorePath, download: bool) -> tuple[State | None
         download_all(PublishedFolder(folder, state), local)
         sync_tree(local)
     origin = _Origin(secrets.token_hex(16), _digest(state))
-    write_json(_origin_path(local), asdict(origin))
+    write_json(_origin_path(local), origin)
     return state, origin.writer
 
 
@@ -316,17 +316,14 @@ def _collect(folder: Path, target: Path, unless: Listing | None) -> Listing | No
         with suppress(FileNotFoundError):
             for name, (_, size, _) in before.items():
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
-                _link_or_copy(size)(folder / name, target / name)
+                copy: Callable[[Path, Path], object] = os.link if size > COPIED else shutil.copyfile
+                copy(folder / name, target / name)
             if _listing(folder) == before:
                 return before
         for entry in target.iterdir():
             remove(entry)
         threading.Event().wait(0.02)
     return None
-
-
-def _link_or_copy(size: int) -> Callable[[Path, Path], object]:
-    return os.link if size > COPIED else shutil.copyfile
 
 
 def _listing(folder: Path) -> Listing:

@@ -126,7 +126,7 @@ class RowReader:
             for number in numbers[is_missing]:
                 reasons[number] = f"label {name}: is missing"
             is_row &= ~is_missing
-        return rows.filter(pa.array(is_row)), reasons
+        return rows.filter(is_row), reasons
 
 
 def _reader(kind: pa.DataType, form: TextFormat) -> Callable[[Any], Any]:

@@ -283,11 +283,10 @@ def _check_fields(manifest: Manifest) -> None:
                 f"fields: {field.name}: expected {expected}, got {field.num_embeddings}"
             )
     schema = manifest.parsed
-    names = [(field.name, field.kind == "numeric") for field in schema.fields]
-    names += [(field.name, False) for field in schema.dense + schema.labels]
-    found = [(field.name, field.edges is not None) for field in manifest.fields]
-    found += [(name, False) for name in [each.name for each in manifest.dense] + manifest.tasks]
-    if names != found:
+    names = [each.name for each in schema.features + schema.labels]
+    numeric = [field.kind == "numeric" for field in schema.fields]
+    with_edges = [field.edges is not None for field in manifest.fields]
+    if names != manifest.features + manifest.tasks or numeric != with_edges:
         raise ValueError("its fields are not those of its schema")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -96,7 +95,7 @@ def write_split(
         ) as writer:
             for row_group in _row_groups(tables()):
                 writer.write_batch(row_group)
-            writer.add_key_value_metadata({INFO: dumps(dataclasses.asdict(info))})
+            writer.add_key_value_metadata({INFO: dumps(info)})
         check()
 
 
@@ -165,8 +164,8 @@ def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
 def _row_bytes(table: pa.Table) -> np.ndarray:
     """Returns the bytes of each row [n], without offsets and bits of missing values."""
     found = np.zeros(table.num_rows, np.int64)
-    for name, column in zip(table.schema.names, table.columns):
-        kind = table.schema.field(name).type
+    for column in table.columns:
+        kind = column.type
         if pa.types.is_list(kind):
             found += kind.value_type.byte_width * pc.list_value_length(column).to_numpy()
         else:

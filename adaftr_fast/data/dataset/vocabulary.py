@@ -28,22 +28,20 @@ COLUMNS = pa.schema(
 
 def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
     """Writes one table for all fields: field, id, value (as text), count in the training split."""
-    pending = [COLUMNS.empty_table()]
-    pending_rows = 0
+    pending = COLUMNS.empty_table()
     with pq.ParquetWriter(path, COLUMNS, compression="zstd", write_page_checksum=True) as writer:
         for name, encoder in encoders.items():
             if isinstance(encoder, Vocabulary):
                 rows = len(encoder.values)
                 columns = [pa.repeat(name, rows), pa.array(np.arange(1, rows + 1), pa.int32())]
                 values = [encoder.values.cast(pa.string()), encoder.counts]
-                pending.append(pa.table([*columns, *values], schema=COLUMNS))
-                pending_rows += rows
-            if pending_rows > GROUP_ROWS:
-                writer.write_table(pa.concat_tables(pending))
-                pending = []
-                pending_rows = 0
-        if pending:
-            writer.write_table(pa.concat_tables(pending))
+                added = pa.table([*columns, *values], schema=COLUMNS)
+                pending = pa.concat_tables([pending, added])
+            if len(pending) > GROUP_ROWS:
+                writer.write_table(pending)
+                pending = COLUMNS.empty_table()
+        if len(pending):
+            writer.write_table(pending)
 
 
 def read_encoders(folder: AnyPath, manifest: Manifest) -> dict[str, Encoder]:
@@ -86,14 +84,12 @@ def grown(known: dict[str, Encoder], newer: dict[str, Encoder]) -> dict[str, Enc
     """Returns encoders that keep the ids of ``known`` and add ids for the values that only
     ``newer`` has.
     """
-    return {name: _grown(known[name], each) for name, each in newer.items()}
-
-
-def _grown(known: Encoder, newer: Encoder) -> Encoder:
-    if not isinstance(known, Vocabulary):
-        return known  # buckets do not change
-    assert isinstance(newer, Vocabulary)  # fields of the same kind
-    return known.grown(newer)
+    return {
+        name: old.grown(each)
+        if isinstance(old := known[name], Vocabulary) and isinstance(each, Vocabulary)
+        else old  # buckets do not change
+        for name, each in newer.items()
+    }
 
 
 def _vocabulary(path: AnyPath, rows: pa.Table, field: FieldInfo) -> Vocabulary:

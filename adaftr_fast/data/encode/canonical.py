@@ -108,14 +108,13 @@ def _canonical_text(text: pa.Array) -> pa.Array:
     differs = _may_differ(text)
     if not differs.any():
         return text
-    mask = pa.array(differs)
-    found = text.filter(mask)
+    found = text.filter(differs)
     powers = pc.if_else(pc.match_substring_regex(found, POWER), found, None).cast(pa.float64())
     words = WORD_VALUES.take(pc.index_in(found, value_set=WORDS))
     plain = pc.replace_substring_regex(found, WHOLE, r"\1\2")
     plain = pc.if_else(pc.equal(plain, ""), None, plain)
     canonical = pc.coalesce(words, _canonical_floats(powers).cast(pa.string()), plain)
-    return pc.replace_with_mask(text, mask, canonical)
+    return pc.replace_with_mask(text, differs, canonical)
 
 
 def _may_differ(text: pa.Array) -> np.ndarray:

@@ -216,9 +216,8 @@ def encode_features(
     Raises:
         DataError: a column cannot be read as the schema says.
     """
-    names = dict.fromkeys(column for field in schema.features for column in field.columns)
     try:
-        batch = as_written(schema, batch.select(list(names)))
+        batch = as_written(schema, batch.select(schema.field_columns()))
     except pa.ArrowInvalid as error:
         raise DataError(str(error)) from error
     ids = {field.name: encode_field(field, encoders[field.name], batch) for field in schema.fields}
@@ -325,7 +324,7 @@ def _last_tokens(lists: pa.Array, length: int) -> pa.Array:
     ends = np.cumsum(counts)
     kept = np.repeat(offsets[1:] - ends, counts) + np.arange(ends[-1] if len(ends) else 0)
     return pa.ListArray.from_arrays(
-        pa.array(np.append(0, ends), pa.int32()), lists.values.take(pa.array(kept))
+        pa.array(np.append(0, ends), pa.int32()), lists.values.take(kept)
     )
 
 
@@ -338,8 +337,4 @@ def _float32(values: pa.Array) -> pa.Array:
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
     """Returns the column as one array."""
-    return (
-        column.chunk(0)
-        if column.num_chunks == 1
-        else pa.concat_arrays([*column.chunks, pa.array([], column.type)])
-    )
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

@@ -50,7 +50,7 @@ class Moments:
     @classmethod
     def of(cls, numbers: pa.Array, encoding: EncodingKind) -> Self:
         """Returns the moments of float32 numbers [n], NaN = missing, n <= 2^29."""
-        present = numbers.filter(pa.array(~np.isnan(numbers.to_numpy())))
+        present = numbers.filter(~np.isnan(numbers.to_numpy()))
         x = present.to_numpy().astype(np.float64)
         # u is float32, as the model computes it, so the squares are exact in float64.
         u = x

@@ -56,7 +56,7 @@ def as_written(schema: Schema, rows: Tabular) -> Tabular:
     }
     for place, field in enumerate(rows.schema):
         if holds_text(field.type):
-            values = without_words(rows.column(place).cast(pa.string()), form)
+            values = without_words(rows.column(place), form)
             if field.name in numbers:
                 values = _read_numbers(field.name, values, form)
             elif field.name in temporal and form.dates:
@@ -66,18 +66,17 @@ def as_written(schema: Schema, rows: Tabular) -> Tabular:
 
 
 def without_words(values: pa.Array, form: TextFormat) -> pa.Array:
-    """Returns text [n] with null for the words that mean missing."""
+    """Returns text [n] as strings, with null for the words that mean missing."""
+    values = values.cast(pa.string())
     if not form.null:
         return values
-    return pc.if_else(
-        pc.is_in(values, value_set=pa.array(form.null)), pa.scalar(None, pa.string()), values
-    )
+    return pc.if_else(pc.is_in(values, value_set=pa.array(form.null)), None, values)
 
 
 def without_empty(values: pa.Array) -> pa.Array:
     """Returns text [n] without the spaces around it, and null for empty text."""
     values = pc.utf8_trim_whitespace(values.cast(pa.string()))
-    return pc.if_else(pc.equal(values, ""), pa.scalar(None, pa.string()), values)
+    return pc.if_else(pc.equal(values, ""), None, values)
 
 
 def plain_numbers(values: pa.Array, form: TextFormat) -> pa.Array:
@@ -121,9 +120,7 @@ def label_numbers(values: pa.Array) -> pa.Array:
 
 
 def is_label(column: str, kind: pa.DataType) -> pc.Expression:
-    """Returns the expression of whether ``label_numbers`` reads a column of a type; null where it
-    is missing.
-    """
+    """Returns the expression of whether ``label_numbers`` reads a column of a type."""
     values = pc.field(column)
     if pa.types.is_temporal(kind) or pa.types.is_nested(kind):
         raise pa.ArrowTypeError(f"label {column}: expected 0 or 1, got values of type {kind}")

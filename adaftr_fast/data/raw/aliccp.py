@@ -82,7 +82,7 @@ def parse_skeleton(
     _add_features(block, fields, lists)
     index = block.columns[COMMON[0]]
     user = pc.index_in(index, value_set=one_array(common[COMMON[0]]))
-    block.drop(user.is_null().to_numpy(False), "no common features with this index", index)
+    block.drop(user.is_null(), "no common features with this index", index)
     of_user = common.select(fields).take(user.drop_null())
     for field in fields:
         block.columns[field] = _filled(block.columns[field], one_array(of_user[field]))
@@ -122,7 +122,7 @@ def _add_features(block: TextBlock, fields: Sequence[str], lists: Collection[str
     known = fits & (position >= 0)
     row_of = row[known]
     position = position[known]
-    value = feature.filter(pa.array(known)).cast(pa.int64()).to_numpy()
+    value = feature.filter(known).cast(pa.int64()).to_numpy()
     last = np.full((len(blob), len(fields)), MISSING, np.int64)
     last[row_of, position] = value  # NumPy keeps the last value assigned to a position
     for number, field in enumerate(fields):

@@ -23,17 +23,7 @@ from adaftr_fast.errors import DataError
 
 DUMPED = "\\N"  # for a missing value, as databases write it, and nothing else
 PLAIN = ("", ".")
-MARKS = (
-    PLAIN,
-    (",", "."),
-    ("'", "."),
-    (" ", "."),
-    ("\u00a0", "."),
-    ("", ","),
-    (".", ","),
-    (" ", ","),
-    ("\u00a0", ","),
-)
+MARKS = (*product(("", ",", "'", " ", "\u00a0"), "."), *product(("", ".", " ", "\u00a0"), ","))
 """Marks of thousands and of decimals that are tried."""
 DAYS = (
     "%d/%m/%Y",

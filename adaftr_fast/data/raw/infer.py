@@ -182,7 +182,7 @@ def _with_dates(file: InputFile, types: pa.Schema, time: str) -> InputFile:
     """
     if file.form.dates or not holds_text(types.field(time).type):
         return file
-    values = without_words(one_array(_sample(file, [time])[time]).cast(pa.string()), file.form)
+    values = without_words(one_array(_sample(file, [time])[time]), file.form)
     if not unsorted_times(values):
         return file
     dates = infer_dates(f"{file.path}: time {time}", values)
@@ -228,7 +228,7 @@ def _ids(rows: pa.Table, form: TextFormat, columns: list[str]) -> dict[str, str]
     for name in columns if rows.num_rows else []:
         values = rows[name]
         if holds_text(values.type):
-            values = plain_numbers(without_words(values.cast(pa.string()), form), form)
+            values = plain_numbers(without_words(values, form), form)
         values = values.drop_null()
         if (
             pa.types.is_string(values.type)

@@ -431,13 +431,8 @@ def _aliccp(schema: Schema, texts: list[tuple[AnyPath, Path]]) -> list[list[Text
     return [common, [text for text in found if text not in common]]
 
 
-def field_columns(schema: Schema) -> list[str]:
-    """Returns every column that fields read, without duplicates."""
-    return list(dict.fromkeys(column for field in schema.features for column in field.columns))
-
-
 def aliccp_columns(schema: Schema) -> tuple[list[str], list[str]]:
     """Returns the fields that are read from Ali-CCP's files, and those with all tokens."""
     group = [schema.group] if schema.group else []
     lists = [column for field in schema.fields if field.tokens for column in field.columns]
-    return list(dict.fromkeys(field_columns(schema) + group)), lists
+    return list(dict.fromkeys(schema.field_columns() + group)), lists

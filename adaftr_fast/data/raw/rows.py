@@ -14,7 +14,6 @@ from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.inputs import (
     Chunk,
     aliccp_columns,
-    field_columns,
     open_input,
     text_chunks,
     text_files,
@@ -85,7 +84,7 @@ def _raw_file(
 ) -> RawFile:
     known = column_types(schema)
     types = dict.fromkeys(numbers, pa.float64())
-    types |= {column: known[column] for column in field_columns(schema)}
+    types |= {column: known[column] for column in schema.field_columns()}
     with reading_input([path], "cannot be read"):
         file = open_input(path, schema.text)
     file.check([*types, *keep])

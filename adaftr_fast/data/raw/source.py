@@ -116,12 +116,12 @@ class _Lacking:
             return
         values = pa.nulls(len(places), pa.string())
         if self.label.column is not None:
-            values = one_array(table[self.label.column].take(pa.array(places))).cast(pa.string())
-        for place, value in zip(places[:EXAMPLES].tolist(), values.to_pylist()):
+            values = one_array(table[self.label.column].take(places)).cast(pa.string())
+        texts = values.to_pylist()
+        for place, value in zip(places[:EXAMPLES].tolist(), texts):
             self.first.append((first_row + place, self._reason(value)))
         del self.first[EXAMPLES:]
-        counted = pc.value_counts(values)
-        for value, count in zip(*(each.to_pylist() for each in counted.flatten())):
+        for value, count in Counter(texts).items():
             reason = self._reason(value)
             is_new = value is not None and reason not in self.reasons
             if is_new and len(self.reasons.keys() - {self._reason(None)}) >= SHOWN_LABELS:
@@ -223,7 +223,7 @@ class Source:
                 if rule.rows != "all" or rule.hash:
                     numbers = np.arange(seen, seen + table.num_rows)
                     mask = _selects(rule, numbers, _hashes(table, [rule]))
-                    selected = table.filter(pa.array(mask))
+                    selected = table.filter(mask)
             yield selected
             seen += table.num_rows
             advance(table.num_rows)
@@ -240,7 +240,7 @@ class Source:
         schema = self.schema
         dataset = self._datasets[role]
         rules = {name: rule for name, rule in schema.split.items() if rule.file == role}
-        names = [*condition_columns(schema.drop or []), *found.texts]
+        names = condition_columns(schema.drop or [])
         names += [column for label in schema.labels for column in label.columns()]
         names += [column for rule in rules.values() for column in rule.columns()]
         names += [schema.group] if schema.group else []
@@ -269,10 +269,10 @@ class Source:
                 places = places[_selects(rule, numbers, of_places)]
                 in_any[places] = True
                 if schema.group:
-                    found.groups[name].add(one_array(table[schema.group].take(pa.array(places))))
+                    found.groups[name].add(one_array(table[schema.group].take(places)))
             found.unused += Unused(int((used & ~in_any).sum()), dropped)
             for column, counts in found.texts.items():
-                counts.update(one_array(table[column].filter(pa.array(used))).cast(pa.string()))
+                counts.update(one_array(table[column].filter(used)).cast(pa.string()))
             rows += table.num_rows
         reasons = dict(sum((each.reasons for each in lacking), Counter()))
         first = sorted(example for each in lacking for example in each.first)[:EXAMPLES]
@@ -475,7 +475,7 @@ def _has_label(label: Label, types: pa.Schema) -> pc.Expression:
     """Returns the condition of the rows that have a label."""
     if label.column is None:
         return pq.filters_to_expression(label.condition).is_valid()
-    return pc.coalesce(is_label(label.column, types.field(label.column).type), pc.scalar(False))
+    return is_label(label.column, types.field(label.column).type)
 
 
 def _condition(where: Condition | None) -> pc.Expression:
@@ -531,15 +531,9 @@ def content_digest(path: AnyPath) -> str:
 
 
 def open_datasets(paths: Sequence[AnyPath]) -> ds.Dataset:
-    """Opens files and folders of files as one data set, with the types of the first one.
-
-    Raises:
-        DataError: a file is missing.
-        One of ``READ_ERRORS``: a file is not parquet.
+    """Opens files and folders of files as one data set, with the types of the first one. Raises as
+    ``open_dataset``.
     """
-    for path in paths:
-        if not path.exists():
-            raise DataError(f"{path}: no such file")
     first, *others = map(open_dataset, paths)
     if not others:
         return first
@@ -552,10 +546,6 @@ def open_dataset(path: AnyPath) -> ds.Dataset:
     filesystem, place = arrow_path(path)
     dataset = ds.dataset(place, filesystem=filesystem, format=PARQUET)
     check_names(dataset.schema)
-    try:
-        _ = dataset.files
-    except UnicodeDecodeError as error:
-        raise OSError(f"the name of a file is not UTF-8: {error.object!r}") from error
     return dataset
 
 

@@ -6,7 +6,6 @@ bad rows are stored in its metadata, so that both exist or neither does.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -218,12 +217,11 @@ def stage(
             _write_block(staged, *parse(block), lines=lines, check=check)
         return number, size, read_block_info(staged)[0]
 
-    def parsing(numbered: tuple[int, bytes]) -> int:
-        return PARSED * len(numbered[1])
-
     count = 0
     numbered = numbered_blocks(text.path, shard, text.rows)
-    for number, size, bad_rows in ordered_map(write, numbered, parsing, memory):
+    for number, size, bad_rows in ordered_map(
+        write, numbered, lambda each: PARSED * len(each[1]), memory
+    ):
         count += 1
         if bad_rows.bad and tolerance == 0:  # more rows cannot make the share 0 again
             bad_rows.shifted(text.path, _first_line(text, number)).check(tolerance)
@@ -277,7 +275,7 @@ def staged_bad_rows(text: TextInput) -> BadRows:
 def _write_block(
     path: Path, table: pa.Table, bad_rows: BadRows, lines: int, check: Callable[[], None]
 ) -> None:
-    metadata = {BAD_ROWS: dumps(dataclasses.asdict(bad_rows)), LINES: str(lines)}
+    metadata = {BAD_ROWS: dumps(bad_rows), LINES: str(lines)}
     with replacing(path) as new:
         pq.write_table(
             table.replace_schema_metadata(metadata),

@@ -180,7 +180,7 @@ class TextBlock:
         """The columns as a table."""
         return pa.table(self.columns)
 
-    def drop(self, mask: np.ndarray, reason: str, text: pa.Array) -> None:
+    def drop(self, mask: pa.Array | np.ndarray, reason: str, text: pa.Array) -> None:
         """Drops the rows of ``mask`` [n] and records them as bad.
 
         Args:
@@ -188,12 +188,13 @@ class TextBlock:
             reason: the reason.
             text: what the report shows of each row [n].
         """
+        mask = np.asarray(mask)
         if not mask.any():
             return
-        shown = text.filter(pa.array(mask)).to_pylist()
+        shown = text.filter(mask).to_pylist()
         for line, value in zip(self.line[mask].tolist(), shown):
             self.bad.append(BadLine(line, reason, _readable(value)))
-        self.columns = _columns(self.table.filter(pa.array(~mask)))
+        self.columns = _columns(self.table.filter(~mask))
         self.line = self.line[~mask]
 
     def keep(self, column: str) -> None:
@@ -229,11 +230,9 @@ class TextBlock:
         wrong = pc.unique(values.filter(label_numbers(values).is_null()))
         for value in wrong[:SHOWN_LABELS].to_pylist():
             values = self.columns[column]
-            has_value = pc.equal(values, value).to_numpy(zero_copy_only=False)
-            self.drop(has_value, f"{expected} {value!r}", values)
+            self.drop(pc.equal(values, value), f"{expected} {value!r}", values)
         values = self.columns[column]
-        others = label_numbers(values).is_null().to_numpy(zero_copy_only=False)
-        self.drop(others, f"{expected} other text", values)
+        self.drop(label_numbers(values).is_null(), f"{expected} other text", values)
         self.columns[column] = label_numbers(self.columns[column])
 
     def _cast(self, values: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -264,7 +263,7 @@ class TextBlock:
     def require(self, column: str) -> None:
         """Drops the rows in which a column is missing."""
         values = self.columns[column]
-        self.drop(values.is_null().to_numpy(zero_copy_only=False), f"{column} is missing", values)
+        self.drop(values.is_null(), f"{column} is missing", values)
 
     def report(self) -> BadRows:
         """Returns the numbers of lines and bad rows, and the reasons."""
@@ -296,9 +295,7 @@ def parse_block(data: bytes, dialect: Dialect, form: TextFormat = PLAIN_TEXT) ->
         table, bad = dialect.parse(data)
     numbers = _line_numbers(data if form.line_ends else b"", table.num_rows + len(bad))
     line = np.delete(numbers, [row.line - 1 for row in bad])
-    unread, bad = (
-        [replace(row, line=int(numbers[row.line - 1])) for row in rows] for rows in (unread, bad)
-    )
+    bad = [replace(row, line=int(numbers[row.line - 1])) for row in bad + unread]
     empty = np.ones(table.num_rows, bool)
     for column in table.columns:
         if column.null_count and empty.any():
@@ -307,8 +304,7 @@ def parse_block(data: bytes, dialect: Dialect, form: TextFormat = PLAIN_TEXT) ->
             empty[:] = False
             break
     blank = min(int(empty.sum()) - len(unread), lines)  # 0 for an empty block
-    table = table.filter(pa.array(~empty)) if empty.any() else table
-    bad = bad + unread
+    table = table.filter(~empty) if empty.any() else table
     columns = _columns(table)
     if form.line_ends:
         columns = {

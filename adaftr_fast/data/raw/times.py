@@ -167,7 +167,7 @@ def _type(file: InputFile, time: str) -> pa.DataType:
         values = one_array(file.first([time])[time])
         if not holds_text(values.type):
             return values.type
-        texts = without_words(values.cast(pa.string()), form)
+        texts = without_words(values, form)
         if form.dates and times(texts, form, DATES).null_count < len(texts):
             return DATES
         found = typed(pa.table({time: texts}), form)[time] if is_text else texts
@@ -182,7 +182,7 @@ def _type(file: InputFile, time: str) -> pa.DataType:
 def _times(values: pa.Array, time: str, kind: pa.DataType, form: TextFormat) -> pa.Array:
     """Returns times of a file in a type, into which those of text files are parsed already."""
     if holds_text(values.type):
-        values = without_words(values.cast(pa.string()), form)
+        values = without_words(values, form)
         values = read_times(time, values, form, kind) if pa.types.is_temporal(kind) else values
     return values.cast(kind)
 

@@ -349,14 +349,6 @@ def _shares(where: str, value: Any, required: Sequence[str] = ()) -> dict[str, A
     return read
 
 
-def _hash_range(where: str, value: Any) -> HashRange:
-    return HashRange(**_shares(where, value))
-
-
-def _time_range(where: str, value: Any) -> TimeRange:
-    return TimeRange(**_shares(where, value, required=("column",)))
-
-
 def text_format(where: str, value: Any) -> TextFormat:
     """Returns the content of the table ``text``."""
     read = read_table(where, value, TEXT_KEYS)
@@ -403,10 +395,6 @@ def _shipped(where: str, value: Any) -> Any:
     except ValueError as error:
         raise DataError(str(error)) from error
     return value
-
-
-def _generate(where: str, value: Any) -> LogConfig:
-    return from_json(LogConfig, value, where)
 
 
 def _labels(where: str, value: Any) -> tuple[Label, ...]:
@@ -514,8 +502,8 @@ SPLIT_KEYS: dict[str, Reader] = {
     "file": text,
     "where": condition,
     "rows": _one_of("all", "even", "odd"),
-    "hash": _hash_range,
-    "time": _time_range,
+    "hash": lambda where, value: HashRange(**_shares(where, value)),
+    "time": lambda where, value: TimeRange(**_shares(where, value, ("column",))),
 }
 FIELD_KEYS: dict[str, Reader] = {
     "kind": _one_of("categorical", "numeric", "dense"),
@@ -543,7 +531,7 @@ SCHEMA_KEYS: dict[str, Reader] = {
     "files": strings,
     "format": _format,
     "shipped": _shipped,
-    "generate": _generate,
+    "generate": lambda where, value: from_json(LogConfig, value, where),
     "drop": condition,
     "group": _column,
     "weight": _column,

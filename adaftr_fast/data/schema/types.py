@@ -10,7 +10,7 @@ from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.nn.dense import EncodingKind
 
 SPLITS = ("train", "validation", "test")
-EQUALITIES = ("=", "==", "!=", "in", "not in")  # operators of a condition
+EQUALITIES = ("==", "!=", "in", "not in")  # operators of a condition
 
 Condition = list[list[tuple[str, str, Any]]]
 """A disjunction of conjunctions of (column, op, value), as ``filters`` in pyarrow.parquet."""
@@ -211,9 +211,13 @@ class Schema:
         names = [field.columns[0] for field in self.features if field.kind in ("numeric", "dense")]
         return [*names, *self.truth.values(), *([self.weight] if self.weight else [])]
 
+    def field_columns(self) -> list[str]:
+        """Returns every column that fields read, without duplicates."""
+        return list(dict.fromkeys(column for each in self.features for column in each.columns))
+
     def columns(self) -> list[str]:
         """Returns every input column the schema reads, without duplicates."""
-        names = [column for each in self.features for column in each.columns]
+        names = self.field_columns()
         names += [column for label in self.labels for column in label.columns()]
         names += [column for rule in self.split.values() for column in rule.columns()]
         names += [*condition_columns(self.drop or []), *self.truth.values()]

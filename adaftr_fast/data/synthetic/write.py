@@ -7,7 +7,6 @@ how it is prepared. The rows of the last day are the test split.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -100,7 +99,7 @@ def _bar(rows: int, progress: bool) -> tqdm:
 
 def _create_or_resume(config: LogConfig, folder: Path) -> None:
     """Creates the folder, or checks that it holds the same log."""
-    written = dumps(dataclasses.asdict(config), indent=2) + "\n"
+    written = dumps(config, indent=2) + "\n"
     path = folder / CONFIG
     if path.is_file():
         if path.read_text(encoding="utf-8") != written:
@@ -197,7 +196,7 @@ def _skeleton(log: ImpressionLog, rows: range) -> tuple[bytes, np.ndarray]:
     """Returns lines, and the user of each."""
     row = np.array(rows)
     owners = log.owners(row)
-    batch = log.batch(rows.start, rows.stop).drop_columns([DAY])
+    batch = log.batch(rows.start, rows.stop)
     fields = [field for field in log.layout.fields if field.owner != "user"]
     columns = [pa.array(row + 1), batch["click"], batch["conversion"], _index(owners["user"])]
     return _lines(columns, fields, [batch[field.name] for field in fields]), owners["user"]
@@ -223,15 +222,10 @@ def _index(users: np.ndarray) -> pa.Array:
 
 
 def _lines(columns: list[pa.Array], fields: list[LogField], values: list[pa.Array]) -> bytes:
-    counts = sum(
-        pc.list_value_length(each).to_numpy()
-        if pa.types.is_list(each.type)
-        else each.is_valid().to_numpy(False) * 1
-        for each in values
-    )
     blobs = [_blob(field.name, each) for field, each in zip(fields, values)]
     blob = pc.binary_join_element_wise(*blobs, "\x01", null_handling="skip")
-    texts = [column.cast(pa.string()) for column in (*columns, pa.array(counts))]
+    counts = pc.add(pc.count_substring(blob, "\x01"), 1)  # each row has an id
+    texts = [column.cast(pa.string()) for column in (*columns, counts)]
     lines = pc.binary_join_element_wise(*texts, blob, ",")
     return ("\n".join(lines.to_pylist()) + "\n").encode()
 
@@ -240,7 +234,5 @@ def _blob(name: str, values: pa.Array) -> pa.Array:
     """A field's tokens [n], null where it has none."""
     if not pa.types.is_list(values.type):
         return pc.binary_join_element_wise(name, "\x02", values.cast(pa.string()), "\x031.0", "")
-    tokens = pc.binary_join_element_wise(
-        name, "\x02", values.values.cast(pa.string()), "\x031.0", ""
-    )
-    return pc.binary_join(pa.ListArray.from_arrays(values.offsets, tokens), "\x01")
+    tokens = pa.ListArray.from_arrays(values.offsets, _blob(name, values.values))
+    return pc.binary_join(tokens, "\x01")
