@@ -164,7 +164,9 @@ def train(
     prepared = open_data(settings.data.folder if data is None else data)
     settings = settings.with_options(data={"folder": prepared.name})
     if warm_start is not None:
-        settings = replace(settings, warm_start=_start(warm_start))
+        if not isinstance(warm_start, WarmStartConfig):
+            warm_start = WarmStartConfig(str(run_folder(warm_start, "warm_start")))
+        settings = replace(settings, warm_start=warm_start)
     place = as_path(out)
     if settings.training.device == "cpu":
         warn_of_spinning()
@@ -185,14 +187,6 @@ def train(
     run.folder = place
     run.model_class = own
     return run
-
-
-def _start(source: Run | str | AnyPath | WarmStartConfig) -> WarmStartConfig:
-    return (
-        source
-        if isinstance(source, WarmStartConfig)
-        else WarmStartConfig(str(run_folder(source, "warm_start")))
-    )
 
 
 def load_run(folder: str | AnyPath, *, model_class: ModelClass | None = None) -> Run:

@@ -17,8 +17,8 @@ from argparse import (
     Namespace,
     RawDescriptionHelpFormatter,
 )
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import MISSING, dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -468,10 +468,9 @@ class OnEngine:
     address: str | None = None
     """With --engine ray: HOST:PORT of the cluster (default: auto, the one of this machine)."""
 
-    @contextmanager
     def training_engine(
         self, out: str, device: str, local: Engine, limit: int | None
-    ) -> Iterator[Engine]:
+    ) -> AbstractContextManager[Engine]:
         """Provides the engine, whose calls train one run each.
 
         Args:
@@ -495,5 +494,4 @@ class OnEngine:
                 f"--out: expected a folder that all nodes see, with --engine ray, got {out}"
             )
         ray = Ray(cpus=1, limit=limit, grace=GRACE_SECONDS)
-        with open_engine(self.engine, self.address, local=local, ray=ray) as engine:
-            yield engine
+        return open_engine(self.engine, self.address, local=local, ray=ray)

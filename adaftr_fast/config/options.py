@@ -103,19 +103,13 @@ class Section:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             hint = hints[field.name]
-            converted = self._converted(field.name, hint, value)
+            try:  # as a checkpoint would hold it, for example a float for 1
+                converted = from_json(hint, value, f"{self.section}.{field.name}")
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
             if (within := field.metadata.get("within")) is not None:
                 self._check_range(field.name, hint, value, within)
             setattr(self, field.name, converted)
-
-    def _converted(self, name: str, hint: Any, value: Any) -> Any:
-        """Checks the type of a value and returns it as a checkpoint would hold it, for example a
-        float for 1.
-        """
-        try:
-            return from_json(hint, value, f"{self.section}.{name}")
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
 
     def _check_range(self, name: str, hint: Any, value: Any, within: Range) -> None:
         if get_origin(hint) is dict:
@@ -136,10 +130,3 @@ class Section:
     def error(self, name: str, expected: object, got: object) -> ConfigError:
         """Returns the error for an invalid value of an option."""
         return ConfigError(f"{self.section}.{name}: expected {expected}, got {shown(got)}")
-
-
-def names(section: type[Section], flag: str) -> list[str]:
-    """Returns the names of the options of ``section`` that declare ``flag``, a keyword of
-    ``option``.
-    """
-    return [field.name for field in dataclasses.fields(section) if field.metadata[flag]]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from adaftr_fast._json import from_json, loads_toml
 from adaftr_fast.config.model import ModelConfig, preset
-from adaftr_fast.config.options import AT_LEAST_0, AT_LEAST_1, DECAY, Range, Section, names, option
+from adaftr_fast.config.options import AT_LEAST_0, AT_LEAST_1, DECAY, Range, Section, option
 from adaftr_fast.errors import ConfigError
 
 MONITORED = ("auc", "gauc", "cvr_auc", "logloss")  # of logloss, less is better
@@ -317,13 +317,14 @@ class RunConfig:
         """
         identity: dict[str, dict[str, Any]] = {}
         for name in ("model", "optimizer", "training"):
-            section = asdict(getattr(self, name))
+            values = asdict(getattr(self, name))
             default = asdict(SECTIONS[name]())
-            for key in names(SECTIONS[name], "omit_default"):
-                if section[key] == default[key]:
-                    del section[key]
-            kept = names(SECTIONS[name], "identifies")
-            identity[name] = {key: value for key, value in section.items() if key in kept}
+            identity[name] = {
+                each.name: values[each.name]
+                for each in fields(SECTIONS[name])
+                if each.metadata["identifies"]
+                and (values[each.name] != default[each.name] or not each.metadata["omit_default"])
+            }
         return identity
 
 
@@ -343,8 +344,9 @@ def expanded(sections: Any) -> Any:
 
 
 FREE_ON_RESUME = {
-    f"{name}.{each}"
+    f"{name}.{each.name}"
     for name, section in SECTIONS.items()
-    for each in names(section, "free_on_resume")
+    for each in fields(section)
+    if each.metadata["free_on_resume"]
 }
 """Options that may have other values when a run resumes."""

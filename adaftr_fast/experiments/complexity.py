@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from adaftr_fast.experiments.catalog import BASELINES, NO_OMEGA, TITLES, Variant
 from adaftr_fast.experiments.measure import machine, side_by_side
 from adaftr_fast.experiments.report import Report
 from adaftr_fast.models.base import MultiTaskModel
-from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.nn.embedding import tables_of
 from adaftr_fast.runs.run import build
 from adaftr_fast.training.optimizers import build_optimizers
 
@@ -87,7 +87,8 @@ def measure(data: PreparedData, config: RunConfig, seconds: float = 2.0) -> Comp
     rows = data.manifest.splits["train"].rows
     if rows < size:
         raise ConfigError(f"complexity: {rows} training rows are fewer than a batch of {size}")
-    batches = _some(data, size, config.training.seed)
+    shuffled = data.load("train").shuffled(size, seed=config.training.seed, epoch=1)
+    batches = list(islice(shuffled, BATCHES))
     models = {}
     for variant in (
         divide_experts(row, config.model, len(data.manifest.tasks)) for row in VARIANTS
@@ -110,11 +111,6 @@ def measure(data: PreparedData, config: RunConfig, seconds: float = 2.0) -> Comp
         for title, model in models.items()
     ]
     return Complexity(data.manifest.dataset, size, machine(), costs)
-
-
-def _some(data: PreparedData, size: int, seed: int) -> list[Batch]:
-    batches = data.load("train").shuffled(size, seed=seed, epoch=1)
-    return [batch for _, batch in zip(range(BATCHES), batches)]
 
 
 def _step(model: MultiTaskModel, batches: list[Batch], config: RunConfig) -> Callable[[], None]:
@@ -146,12 +142,7 @@ def count_parameters(model: nn.Module, batch: Batch) -> tuple[int, int, int]:
     """Counts the parameters of tables, the dense parameters, and the dense parameters that the
     logits depend on.
     """
-    tables = {
-        p
-        for module in model.modules()
-        if isinstance(module, FusedEmbedding)
-        for p in module.parameters()
-    }
+    tables = tables_of([model])
     dense = [parameter for parameter in model.parameters() if parameter not in tables]
     gradients = torch.autograd.grad(model(*batch.features).sum(), dense, allow_unused=True)
     deployed = sum(p.numel() for p, gradient in zip(dense, gradients) if gradient is not None)

@@ -211,10 +211,10 @@ def _cell(results: Results, row: Row, task: str, metric: str) -> str:
     return text
 
 
-def _spread_text(spread: Spread) -> str:
-    if not spread.count:
+def _spread_text(found: Spread | Difference, sign: str = "") -> str:
+    if math.isnan(found.mean):  # without values
         return "-"
-    return f"{spread.mean:.3f}" + (f" ± {spread.std:.3f}" if spread.count > 1 else "")
+    return f"{found.mean:{sign}.3f}" + ("" if math.isnan(found.std) else f" ± {found.std:.3f}")
 
 
 def _marked(cell: str, mark: str) -> str:
@@ -253,13 +253,7 @@ def _difference_cells(found: Comparison) -> list[str]:
     difference = found.difference
     tests = ["-" if math.isnan(p) else f"{p:.4f}" for p in (difference.p, found.corrected)]
     higher = f"{difference.higher} of {difference.pairs}" if difference.pairs else "-"
-    return [_difference_text(difference), *tests, higher, _difference_text(found.validation)]
-
-
-def _difference_text(difference: Difference) -> str:
-    if not difference.pairs:
-        return "-"
-    return f"{difference.mean:+.3f}" + (f" ± {difference.std:.3f}" if difference.pairs > 1 else "")
+    return [_spread_text(difference, "+"), *tests, higher, _spread_text(found.validation, "+")]
 
 
 def _distance_section(results: Results) -> str:
@@ -370,11 +364,11 @@ def _numbers(results: Results) -> dict[str, Any]:
                 "title": row.title,
                 "changes": row.variant.changes,
                 "test": [{"task": t, "metric": m} | asdict(row.spread(t, m)) for t, m in columns],
-                "runs": {str(seed): asdict(outcome) for seed, outcome in row.outcomes.items()},
+                "runs": row.outcomes,
             }
             for row in results.rows
         ],
-        "comparisons": [asdict(each) for each in results.comparisons()],
+        "comparisons": results.comparisons(),
     }
 
 

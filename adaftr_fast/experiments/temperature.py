@@ -7,7 +7,7 @@ Shapes: N rows of the test split. All numbers are means over the seeds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -194,7 +194,7 @@ def report(dataset: str, found: list[Temperature]) -> Report:
         f"The learned temperature (Equation 12): {dataset}",
         "\n\n".join(map(temperature_tables, found)),
         [READING, "![temperature by labels and by values](temperature.png)"],
-        {"dataset": dataset, "pairs": [asdict(each) for each in found]},
+        {"dataset": dataset, "pairs": found},
         draw_temperature(dataset, found),
     )
 

@@ -7,7 +7,7 @@ Shapes: n rows, F fields (dense ones last), T tasks, R repeats.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -176,7 +176,7 @@ def permute_field(batch: Batch, field: int, order: np.ndarray) -> Batch:
         offsets = torch.cat([counts.new_zeros(1), counts.flatten().cumsum(0)])
         shift = torch.repeat_interleave(starts.flatten() - offsets[:-1], counts.flatten())
         ids = ids[shift + torch.arange(len(shift))]
-    return Batch(ids, batch.labels, batch.group, batch.weight, offsets, batch.weight_mean, dense)
+    return replace(batch, ids=ids, offsets=offsets, dense=dense)
 
 
 def _with_column(values: Tensor, column: int, order: Tensor) -> Tensor:

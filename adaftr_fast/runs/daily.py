@@ -254,14 +254,15 @@ def part_schema(schema: Schema) -> Schema:
         raise DataError(
             f"data set {schema.name}: expected a schema of one file, got {', '.join(schema.files)}"
         )
-    bounds = {"train": (0.0, TRAIN), "validation": (TRAIN, 1.0)}
-    split: dict[str, Any] = {
-        name: {"hash": {"start": start, "stop": stop}} for name, (start, stop) in bounds.items()
+    split = {
+        "train": {"hash": {"start": 0.0, "stop": TRAIN}},
+        "validation": {"hash": {"start": TRAIN, "stop": 1.0}},
+        "test": {},
     }
     source = {
         key: value for key, value in schema.source.items() if key not in ("shipped", "generate")
     }
-    return parse_schema(source | {"files": ["day"], "split": split | {"test": {}}})
+    return parse_schema(source | {"files": ["day"], "split": split})
 
 
 def _folder(out: Path, day: int) -> Path:

@@ -61,15 +61,12 @@ class Pair:
         if not self.by_task:
             return {name: name for name in names if name in old_names}
         places = {_place(name, self.old): name for name in old_names}
-        found = {name: self._source(_place(name, self.model), places) for name in names}
-        return {name: source for name, source in found.items() if source is not None}
-
-    def _source(self, place: tuple[str, str], places: dict[tuple[str, str], str]) -> str | None:
-        name, task = place
-        if not task:
-            return places.get((name, self.task)) or places.get(place)
-        # the towers of other models belong to a task, too
-        return places.get(place) or places.get((name, ""))
+        found = {}
+        for name in names:
+            place, task = _place(name, self.model)  # the towers of other models have a task, too
+            if source := places.get((place, task or self.task)) or places.get((place, "")):
+                found[name] = source
+        return found
 
     def why_missing(self, name: str) -> str:
         """Returns why the old model does not have a weight."""

@@ -122,43 +122,29 @@ def warm_start(
         DataError: a vocabulary cannot be read.
     """
     saved, build = open_earlier(output.local_copy(config.run), name, ranks)
-    found: list[tuple[WarmStart, list[RowCopy]]] = []  # on rank 0
+    found: list[tuple[WarmStart, Copies]] = []  # on rank 0
 
     def matched() -> list[list[str]]:
         found.append(_match(model, data, build(), config, name, output))
-        return [[each.table, each.place, each.source] for each in found[0][1]]
+        return [list(names) for names in found[0][1]]
 
     ours = tables(model)
-    for number, (table, place, source) in enumerate(ranks.after_rank_zero(matched)):
-        own = {"rows": found[0][1][number].rows} if found else None
+    for table, place, source in ranks.after_rank_zero(matched):
+        own = {"rows": found[0][1][table, place, source]} if found else None
         rows = ranks.tensors_from_rank_zero(own)["rows"]
         if isinstance(ours[table], FusedEmbedding):
-            _take(ours[table].field_weight(place), saved[source], rows)
+            weight = ours[table].field_weight(place)
+            known = (rows != FRESH).nonzero().flatten()
+            weight[known.to(weight.device)] = saved[source][rows[known]].to(weight)
         else:
             ours[table].field_weights()[place].take(saved.rows(source), rows)
     return found[0][0] if found else None
 
 
-def _take(weight: Tensor, old: Tensor, rows: Tensor) -> None:
-    """Copies rows of ``old`` to those of ``weight`` that have one, in the type of ``weight``."""
-    known = (rows != FRESH).nonzero().flatten()
-    weight[known.to(weight.device)] = old[rows[known]].to(weight)
-
-
-@dataclass(frozen=True)
-class RowCopy:
-    """The copy of a field's rows.
-
-    Attributes:
-        table, place: the name of the new table and of the field in it.
-        source: the name of the old rows in the checkpoint.
-        rows: the old row of each new row, or ``FRESH``, int64 [rows].
-    """
-
-    table: str
-    place: str
-    source: str
-    rows: Tensor
+Copies = dict[tuple[str, str, str], Tensor]
+"""The old row of each new row of a field, or ``FRESH``, int64 [rows], by the name of the new table,
+of the field in it, and of the old rows in the checkpoint.
+"""
 
 
 def _match(
@@ -168,7 +154,7 @@ def _match(
     config: WarmStartConfig,
     name: str,
     output: Output,
-) -> tuple[WarmStart, list[RowCopy]]:
+) -> tuple[WarmStart, Copies]:
     """Copies the dense layers that match, and returns the report and the copies of rows to make.
 
     The tables of both models may be held elsewhere.
@@ -238,17 +224,6 @@ def _columns(
     return [*zip(names, _widths(model), of_target, strict=True), *data.manifest.dense]
 
 
-def _source_rows(data: PreparedData, old: PreparedData) -> dict[str, np.ndarray]:
-    """Returns the old row of every new row, int64 [rows], for each field that both have."""
-    new_encoders, old_encoders = (read_encoders(each.folder, each.manifest) for each in (data, old))
-    pairs = {
-        name: (encoder, old_encoders[name])
-        for name, encoder in new_encoders.items()
-        if name in old_encoders
-    }
-    return {name: _same_meaning(*pair) for name, pair in pairs.items()}
-
-
 def _same_meaning(new: Encoder, old: Encoder) -> np.ndarray:
     rows = np.full(new.num_embeddings, FRESH)
     if type(new) is not type(old):
@@ -265,18 +240,17 @@ def _same_meaning(new: Encoder, old: Encoder) -> np.ndarray:
     return rows
 
 
-def _row_copies(
-    pair: Pair, data: PreparedData, old: PreparedData, report: WarmStart
-) -> list[RowCopy]:
+def _row_copies(pair: Pair, data: PreparedData, old: PreparedData, report: WarmStart) -> Copies:
     """Returns the copies of the fields' rows, and adds their numbers to the report."""
-    sources = _source_rows(data, old)
+    new, former = (read_encoders(each.folder, each.manifest) for each in (data, old))
+    sources = {name: _same_meaning(new[name], former[name]) for name in new if name in former}
     names = {str(place): name for place, name in enumerate(data.manifest.field_names)}
     places = {name: str(place) for place, name in enumerate(old.manifest.field_names)}
     modules = {module: name for name, module in pair.old.named_modules()}  # as in the checkpoint
     ours = tables(pair.model)
     theirs = tables(pair.old)
     table_sources = pair.sources(ours, theirs)
-    copies = []
+    copies: Copies = {}
     for table_name, table in ours.items():
         old_table = theirs.get(table_sources.get(table_name, ""))
         old_widths = {}
@@ -290,8 +264,7 @@ def _row_copies(
             taken = 0
             if old_widths.get(there) == width:
                 rows = torch.from_numpy(sources[name])
-                source = f"{modules[old_table]}.weight.{there}"
-                copies.append(RowCopy(table_name, place, source, rows))
+                copies[table_name, place, f"{modules[old_table]}.weight.{there}"] = rows
                 taken = int((rows != FRESH).sum())
                 report.known += int((rows > 0).sum())
             # of the other tasks' tables, if every task has its own

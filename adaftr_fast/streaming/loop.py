@@ -30,7 +30,7 @@ from adaftr_fast.serving.export import export_run
 from adaftr_fast.streaming.source import Chunk, Position, Source, check_number
 from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
 from adaftr_fast.training.sharding import check_replicated
-from adaftr_fast.training.trackers import KNOWN, Trackers
+from adaftr_fast.training.trackers import KNOWN, Trackers, numbers
 
 RECORDS = "stream.jsonl"
 CURRENT = "current.json"
@@ -75,7 +75,7 @@ class Journal(daily.Journal):
         values.
         """
         content = chunk.plain(self.output)
-        self._write(CURRENT, content)
+        write_json(self.folder / CURRENT, content)
         return content
 
     def exported(self) -> tuple[int, float]:
@@ -87,10 +87,7 @@ class Journal(daily.Journal):
 
     def note_export(self, chunk: int, at: float) -> None:
         """Notes that the model of a chunk has been exported."""
-        self._write(EXPORTED, {"chunk": chunk, "time": at})
-
-    def _write(self, name: str, content: dict[str, Any]) -> None:
-        write_json(self.folder / name, content)
+        write_json(self.folder / EXPORTED, {"chunk": chunk, "time": at})
 
 
 def _object(path: Path) -> dict[str, Any] | None:
@@ -220,16 +217,16 @@ class _Stream:
         self.ranks.from_rank_zero(self._remove_old)  # what a killed process has left
         last = time.monotonic()
         while True:
-            if (chunk := self._next()) is not None:
-                record = self._finish(chunk)
-                self.ranks.after_rank_zero(self._export_if_due)
+            chunk = self._next()
+            record = None if chunk is None else self._finish(chunk)
+            self.ranks.after_rank_zero(self._export_if_due)
+            if record is not None:
                 yield record
                 last = time.monotonic()
-                continue
-            self.ranks.after_rank_zero(self._export_if_due)
-            if self.ranks.from_rank_zero(partial(self._is_idle, last)):
+            elif self.ranks.from_rank_zero(partial(self._is_idle, last)):
                 break
-            self._wait()
+            else:
+                self._wait()
         self.ranks.after_rank_zero(self._export)
 
     def _is_idle(self, since: float) -> bool:
@@ -372,13 +369,6 @@ def _numbers(record: dict[str, Any]) -> dict[str, Any]:
         "before_training",
         "validation",
     )
-    return _defined({name: record.get(name) for name in names})
-
-
-def _defined(values: dict[str, Any]) -> dict[str, Any]:
-    nested = {
-        name: _defined(value) if isinstance(value, dict) else value
-        for name, value in values.items()
-    }
+    found = numbers({name: record.get(name) for name in names})
     # nan differs
-    return {name: value for name, value in nested.items() if value is not None and value == value}
+    return {name: value for name, value in found if value is not None and value == value}

@@ -121,21 +121,14 @@ def _on_rank_zero(
     model.eval()  # also on ranks without rows, since it applies the deferred updates of table rows
     if ranks.is_alone:
         return compute(split)
-    part = _part(model, split, ranks)
+    part: Split | EqualBatches = (  # with sharded tables, all ranks need as many batches
+        EqualBatches(split, ranks) if sharded_tables(model) else split.shard(ranks.rank, ranks.size)
+    )
     own = compute(part) if len(part) else {}
     tensors = {name: torch.from_numpy(value) for name, value in own.items()}
     parts = [each for each in ranks.tensors_to_rank_zero(tensors) if each]
     names = parts[0] if parts else {}
     return {name: np.concatenate([each[name].numpy() for each in parts]) for name in names}
-
-
-def _part(model: nn.Module, split: Split, ranks: Ranks) -> Split | EqualBatches:
-    """Returns this rank's part of the split; with sharded tables, all ranks get the same number of
-    batches.
-    """
-    return (
-        EqualBatches(split, ranks) if sharded_tables(model) else split.shard(ranks.rank, ranks.size)
-    )
 
 
 class EqualBatches:

@@ -120,10 +120,6 @@ class RunFiles:
             self.snapshots = RunSnapshots(folder, about, rows, config.checkpoint_seconds, writers)
             self.best = folder / BEST
 
-    def run(self, progress: Progress) -> Run:
-        """Returns the run as far as it has come."""
-        return Run.of(self.name, progress.epochs, progress.best_epoch, folder=self.folder)
-
     def load(
         self, optimizers: Sequence[torch.optim.Optimizer]
     ) -> tuple[Progress, RunningMean] | None:

@@ -54,10 +54,11 @@ def write_report(
 
 
 def _learned_table(runs: Sequence[Run], first: str) -> str:
-    points = [
-        (run.name, name, spread(values)) for run in runs for name, values in run.diagnostics.items()
+    rows = [
+        [run.name, name, *(f"{value:.4f}" for value in spread(values).values())]
+        for run in runs
+        for name, values in run.diagnostics.items()
     ]
-    rows = [[run, name, *(f"{value:.4f}" for value in each.values())] for run, name, each in points]
     if not rows:
         return ""
     table = Table([first, "learned", "5 %", "50 %", "95 %"], rows, text_columns=2).markdown()

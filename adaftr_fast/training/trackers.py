@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,26 +99,16 @@ class Trackers:
         self._known = _known(self._path) if resumed else {}
         try:
             for name in names:
-                self._begin(name, folder, parameters, records)
+                before = self._known.get(name, Known(""))
+                opening = Opening(folder, parameters, before.epoch + 1, before.run or None)
+                self._open[name] = _opened(name, opening)
+                self._known[name] = Known(self._open[name].known, before.epoch)
+                for number, record in enumerate(records, 1):  # those that it lacks
+                    self._log(name, record, number)
             self._save()
         except BaseException:
             self.close(failed=True)
             raise
-
-    def _begin(
-        self,
-        name: str,
-        folder: Path,
-        parameters: Mapping[str, Any],
-        records: Sequence[dict[str, Any]],
-    ) -> None:
-        """Opens a tracker and logs the validations that it lacks."""
-        before = self._known.get(name, Known(""))
-        opening = Opening(folder, parameters, before.epoch + 1, before.run or None)
-        self._open[name] = _opened(name, opening)
-        self._known[name] = Known(self._open[name].known, before.epoch)
-        for number, record in enumerate(records, 1):
-            self._log(name, record, number)
 
     def log(self, record: dict[str, Any], number: int) -> None:
         """Logs the record of a validation, the ``number``-th."""
@@ -137,8 +127,7 @@ class Trackers:
     def _save(self) -> None:
         if self._known:
             make_folder(self._path.parent)
-            known = {name: asdict(each) for name, each in self._known.items()}
-            write_json(self._path, known)
+            write_json(self._path, self._known)
         else:  # an earlier run's trackers are not this run's
             self._path.unlink(missing_ok=True)
 

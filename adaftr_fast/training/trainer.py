@@ -126,7 +126,8 @@ class Trainer:
     @property
     def result(self) -> Run:
         """The validations so far. The model holds the best weights when ``fit`` has returned."""
-        return self.files.run(self.progress)
+        progress, files = self.progress, self.files
+        return Run.of(files.name, progress.epochs, progress.best_epoch, folder=files.folder)
 
     def fit(self) -> Run:
         """Trains until validation stops improving, for ``max_epochs``, or until Ctrl-C or SIGTERM.

@@ -40,7 +40,7 @@ def write_report(folder: Path, found: Found) -> str:
     """Writes ``best.toml``, ``report.md`` and ``report.png``; returns the text to print."""
     replace_file(folder / BEST_CONFIG, to_toml(found.config.to_dict()).encode())
     best = best_table(found.study).markdown()
-    test = test_table(found).markdown()
+    test = Table(["task", *METRIC_COLUMNS], metric_cells(found.test)).markdown()
     title = f"Test split, trial {found.best.number:04d}"
     sections = ["# Search", state_line(found.study), best, f"## {title}", test]
     sections += [f"![trials]({PLOT})", *failures(found.study)]
@@ -55,11 +55,6 @@ def best_table(study: optuna.Study) -> Table:
         for each in ranked(study)[:SHOWN]
     ]
     return Table(["trial", "options", "validation AUC"], rows, text_columns=2)
-
-
-def test_table(found: Found) -> Table:
-    """Returns the metrics of the best trial on the test split."""
-    return Table(["task", *METRIC_COLUMNS], metric_cells(found.test))
 
 
 def failures(study: optuna.Study) -> list[str]:

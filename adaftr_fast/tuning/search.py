@@ -260,7 +260,7 @@ def _open(search: Search) -> optuna.Study:
     other settings.
     """
     path = search.folder / STUDY
-    settings = search.settings()
+    settings = loads(dumps(search.settings()))
     try:
         # a path within the URL would need several kinds of quotes
         connect = partial(sqlite3.connect, path.absolute())
@@ -269,13 +269,11 @@ def _open(search: Search) -> optuna.Study:
             storage=storage, study_name=NAME, direction="maximize", load_if_exists=True
         )
         if SETTINGS not in study.user_attrs:
-            study.set_user_attr(SETTINGS, loads(dumps(settings)))
+            study.set_user_attr(SETTINGS, settings)
         before = study.user_attrs[SETTINGS]
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged or not a search: {error}") from error
-    if others := [
-        name for name, value in loads(dumps(settings)).items() if before.get(name) != value
-    ]:
+    if others := [name for name, value in settings.items() if before.get(name) != value]:
         raise CheckpointError(
             f"{search.folder}: a search with another {', '.join(others)}; name another --out"
         )

@@ -75,20 +75,16 @@ class RunningMean:
 
     def __init__(self, saved: Mapping[str, Tensor] | None = None, steps: int = 0) -> None:
         found = saved or {}
-        # of terms that the last step did not have; the others are elements of _total
-        self._rest = {
+        self._sums = {
             name.removeprefix(MEAN): found[name] for name in found if name.startswith(MEAN)
         }
-        self._names: list[str] = []
+        self._names: list[str] = []  # of the last step; the sums of its terms are views of _total
         self._total = torch.zeros(0, dtype=torch.float64)
         self._steps = steps
 
-    def _sums(self) -> dict[str, Tensor]:
-        return self._rest | dict(zip(self._names, self._total))
-
     def state(self) -> dict[str, Tensor]:
         """Returns the sums by their names in a snapshot, without copying them."""
-        return {MEAN + name: value for name, value in self._sums().items()}
+        return {MEAN + name: value for name, value in self._sums.items()}
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Adds the terms of one step, which does not wait for the device."""
@@ -97,16 +93,16 @@ class RunningMean:
             return
         values = torch.stack(list(terms.values())).detach()
         if list(terms) != self._names:  # in the first step, as a rule
-            self._rest = self._sums()
             zero = values.new_zeros((), dtype=torch.float64)
-            before = [self._rest.pop(name, zero).to(values.device) for name in terms]
+            rest = {name: value.to(values.device) for name, value in self._sums.items()}
             self._names = list(terms)
-            self._total = torch.stack(before)
+            self._total = torch.stack([rest.pop(name, zero) for name in terms])
+            self._sums = rest | dict(zip(terms, self._total))
         self._total += values
 
     def means(self) -> dict[str, float]:
         """Returns the means by name, which waits for the device."""
-        sums = self._sums()
-        if not sums:
+        if not self._sums:
             return {}
-        return dict(zip(sums, (torch.stack(list(sums.values())) / self._steps).tolist()))
+        total = torch.stack(list(self._sums.values()))
+        return dict(zip(self._sums, (total / self._steps).tolist()))

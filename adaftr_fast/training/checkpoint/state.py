@@ -82,7 +82,7 @@ def sharded_state(
     """
     rows = {}
     for name, tables in sharded_tables(model).items():
-        number = next(n for n, optimizer in enumerate(optimizers) if optimizer is tables.optimizer)
+        number = optimizers.index(tables.optimizer)
         rows[f"model/{name}.weight"] = tables.weight
         rows |= {f"optimizer/{number}/0.{key}": value for key, value in tables.state().items()}
     return rows
