@@ -7,8 +7,8 @@
 namespace adaftr_fast::amx {
 #include "cpu/infonce/bf16_recomputed.inl"
 
-constinit const InfoNCEKernels kInfoNCE = {
-    .f32 = {}, .f64 = {}, .bf16 = kernel_of<RecomputedSweep<1>>(), .bf16x2 = kernel_of<RecomputedSweep<2>>()};
+constinit const InfoNCEKernels kInfoNCE = {.bf16 = kernel_of<RecomputedSweep<1>>(),
+                                           .bf16x2 = kernel_of<RecomputedSweep<2>>()};
 }  // namespace adaftr_fast::amx
 
 #include "cpu/simd/targets/end.inl"

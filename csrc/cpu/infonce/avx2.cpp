@@ -5,9 +5,7 @@
 #include "cpu/simd/targets/avx2.inl"
 
 namespace adaftr_fast::avx2 {
-#include "cpu/infonce/blocks/sweep.inl"
-#include "cpu/infonce/fma.inl"
-#include "cpu/infonce/symmetric/sweep.inl"
+#include "cpu/infonce/kernels.inl"
 }  // namespace adaftr_fast::avx2
 
 #include "cpu/simd/targets/end.inl"

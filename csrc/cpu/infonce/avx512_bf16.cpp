@@ -26,8 +26,7 @@ void run_infonce_bf16(const InfoNCEProblem<float>& problem, void* workspace, int
                                                                                             threads);
 }
 
-constinit const InfoNCEKernels kInfoNCE = {
-    .f32 = {}, .f64 = {}, .bf16 = {bf16_workspace_bytes, run_infonce_bf16}, .bf16x2 = {}};
+constinit const InfoNCEKernels kInfoNCE = {.bf16 = {bf16_workspace_bytes, run_infonce_bf16}};
 }  // namespace adaftr_fast::avx512_bf16
 
 #include "cpu/simd/targets/end.inl"

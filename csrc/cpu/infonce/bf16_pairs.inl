@@ -158,14 +158,7 @@ struct PairSweep : Sweep<float, 2> {
     finish_row(r);
     if (need_d_anchors) finish_row_gradient(r, acc);
     if (!need_d_candidates) return;
-    const RowState<float>& row = state[r];
-    const float shift = exponent_shift(r), power = exp2(shift);
-    for (int64_t c = 0; c < column_blocks; ++c) {
-      float& a = alpha[c * block_m + r];
-      a = row.grad_scale == 0 ? 0 : power * (a == row.m ? 1 : exp2((a - row.m) * row.softmax_scale_log2));
-    }
-    positive_p[r] *= power;
-    scale_into_strips(r, anchor_factor(r, shift));
+    scale_into_strips(r, anchor_factor(r, finish_alpha(r, alpha, column_blocks)));
   }
 
   // A' of row r; zeros where the factor is 0.

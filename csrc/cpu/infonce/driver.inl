@@ -120,12 +120,6 @@ struct RowPartition {
   }
 };
 
-// What the sweep of one thread is made for: its own rows, or all of them.
-template <class S>
-typename S::Problem problem_of_thread(const typename S::Problem& problem, int64_t threads) {
-  return RowPartition<S>::suits(problem, threads) ? RowPartition<S>(problem, threads).part(0) : problem;
-}
-
 template <class S>
 size_t bytes_of(const typename S::Problem& problem, int64_t threads) {
   return RowPartition<S>::suits(problem, threads) ? RowPartition<S>(problem, threads).bytes()

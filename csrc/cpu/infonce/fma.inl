@@ -7,7 +7,6 @@
 #pragma once
 
 #include "cpu/infonce/driver.inl"
-#include "cpu/infonce/sigmoid/sweep.inl"
 
 constexpr int kBlockK = 64;   // S is summed this many products at a time
 constexpr int kSliceM = 224;  // rows that d_candidates is summed over at a time: a panel of P this deep stays in L1
@@ -106,14 +105,7 @@ struct FmaSweep : BaseOfLoss {
     this->finish_row(r);
     if (need_d_anchors) this->finish_row_gradient(r, acc);
     if (!need_d_candidates) return;
-    const RowState<T>& row = this->state[r];
-    const T shift = this->exponent_shift(r), power = this->exp2(shift);
-    for (int64_t c = 0; c < column_blocks; ++c) {
-      T& a = alpha[c * block_m + r];
-      a = row.grad_scale == 0 ? 0 : power * (a == row.m ? 1 : this->exp2((a - row.m) * row.softmax_scale_log2));
-    }
-    this->positive_p[r] *= power;
-    scale_into_strips(r, this->anchor_factor(r, shift));
+    scale_into_strips(r, this->anchor_factor(r, this->finish_alpha(r, alpha, column_blocks)));
   }
 
   void scores(const T* a, int64_t rows, int64_t p0, int64_t panels, T* block) {
@@ -187,8 +179,3 @@ struct FmaSweep : BaseOfLoss {
     }
   }
 };
-
-constinit const SigmoidKernels kSigmoid = {.f32 = kernel_of<FmaSweep<float, SigmoidSweep<float>>>(),
-                                           .f64 = kernel_of<FmaSweep<double, SigmoidSweep<double>>>()};
-constinit const InfoNCEKernels kInfoNCE = {
-    .f32 = kernel_of<FmaSweep<float>>(), .f64 = kernel_of<FmaSweep<double>>(), .bf16 = {}, .bf16x2 = {}};

@@ -4,7 +4,5 @@
 #include "cpu/infonce/kernels.h"
 
 namespace adaftr_fast::generic {
-#include "cpu/infonce/blocks/sweep.inl"
-#include "cpu/infonce/fma.inl"
-#include "cpu/infonce/symmetric/sweep.inl"
+#include "cpu/infonce/kernels.inl"
 }  // namespace adaftr_fast::generic

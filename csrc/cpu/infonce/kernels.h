@@ -86,50 +86,37 @@ struct SweepKernel {
   explicit operator bool() const { return run != nullptr; }
 };
 
-// The kernels of one instruction set; null where it adds none.
-struct InfoNCEKernels {
-  SweepKernel<InfoNCEProblem<float>> f32;
-  SweepKernel<InfoNCEProblem<double>> f64;
-  SweepKernel<InfoNCEProblem<float>> bf16;    // operands rounded to bfloat16
-  SweepKernel<InfoNCEProblem<float>> bf16x2;  // operands as the sum of two bfloat16
-};
-
-struct SigmoidKernels {
-  SweepKernel<SigmoidProblem<float>> f32;
-  SweepKernel<SigmoidProblem<double>> f64;
-};
-
-struct SymmetricKernels {
-  SweepKernel<SymmetricProblem<float>> f32;
-  SweepKernel<SymmetricProblem<double>> f64;
-};
-
 constexpr int64_t kMaxBlock = 64;  // rows of a block, at most
 
-// The loss within blocks of consecutive rows. Of InfoNCEProblem they take no option of candidates.
-struct BlockKernels {
-  void (*f32)(const InfoNCEProblem<float>&, int64_t block);
-  void (*f64)(const InfoNCEProblem<double>&, int64_t block);
+// The kernels of all losses with arithmetic in T.
+template <class T>
+struct LossKernels {
+  SweepKernel<InfoNCEProblem<T>> infonce;
+  SweepKernel<SigmoidProblem<T>> sigmoid;
+  SweepKernel<SymmetricProblem<T>> symmetric;
+  // Within blocks of consecutive rows. Of InfoNCEProblem it takes no option of candidates.
+  void (*blocks)(const InfoNCEProblem<T>&, int64_t block);
+
+  explicit operator bool() const { return blocks != nullptr; }
+};
+
+// The kernels of one instruction set; null where it adds none.
+struct InfoNCEKernels {
+  LossKernels<float> f32{};
+  LossKernels<double> f64{};
+  SweepKernel<InfoNCEProblem<float>> bf16{};    // operands rounded to bfloat16
+  SweepKernel<InfoNCEProblem<float>> bf16x2{};  // operands as the sum of two bfloat16
 };
 
 namespace generic {
 extern const InfoNCEKernels kInfoNCE;
-extern const SigmoidKernels kSigmoid;
-extern const SymmetricKernels kSymmetric;
-extern const BlockKernels kBlocks;
-}  // namespace generic
+}
 namespace avx2 {
 extern const InfoNCEKernels kInfoNCE;
-extern const SigmoidKernels kSigmoid;
-extern const SymmetricKernels kSymmetric;
-extern const BlockKernels kBlocks;
-}  // namespace avx2
+}
 namespace avx512 {
 extern const InfoNCEKernels kInfoNCE;
-extern const SigmoidKernels kSigmoid;
-extern const SymmetricKernels kSymmetric;
-extern const BlockKernels kBlocks;
-}  // namespace avx512
+}
 namespace avx512_bf16 {
 extern const InfoNCEKernels kInfoNCE;
 }
@@ -138,10 +125,7 @@ extern const InfoNCEKernels kInfoNCE;
 }
 namespace neon {
 extern const InfoNCEKernels kInfoNCE;
-extern const SigmoidKernels kSigmoid;
-extern const SymmetricKernels kSymmetric;
-extern const BlockKernels kBlocks;
-}  // namespace neon
+}
 namespace neon_bf16 {
 extern const InfoNCEKernels kInfoNCE;
 }

@@ -5,8 +5,6 @@
 #include "cpu/simd/targets/neon.inl"
 
 namespace adaftr_fast::neon {
-#include "cpu/infonce/blocks/sweep.inl"
-#include "cpu/infonce/fma.inl"
-#include "cpu/infonce/symmetric/sweep.inl"
+#include "cpu/infonce/kernels.inl"
 }  // namespace adaftr_fast::neon
 #endif

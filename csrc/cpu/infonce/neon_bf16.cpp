@@ -7,7 +7,7 @@
 namespace adaftr_fast::neon_bf16 {
 #include "cpu/infonce/bf16_pairs.inl"
 
-constinit const InfoNCEKernels kInfoNCE = {.f32 = {}, .f64 = {}, .bf16 = kernel_of<PairSweep>(), .bf16x2 = {}};
+constinit const InfoNCEKernels kInfoNCE = {.bf16 = kernel_of<PairSweep>()};
 }  // namespace adaftr_fast::neon_bf16
 
 #include "cpu/simd/targets/end.inl"

@@ -20,7 +20,7 @@ OneDirection infonce(const Tensor& anchors, const Tensor& candidates, const Tens
 template <class T>
 SweepKernel<InfoNCEProblem<T>> infonce_kernel(ScalarType inputs, bool ieee);
 
-// Whether it takes inputs of this type as products of bfloat16.
-bool multiplies_bf16(ScalarType inputs, bool ieee);
+// Its kernel of products of bfloat16 for inputs of a type; one that converts to false where it takes none.
+SweepKernel<InfoNCEProblem<float>> bf16_kernel(ScalarType inputs, bool ieee);
 
 }  // namespace adaftr_fast

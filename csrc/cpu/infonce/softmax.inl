@@ -141,11 +141,15 @@ struct Sweep {
     return T(__builtin_exp2((most_bits > -kCandidateBits ? most_bits : -kCandidateBits) - bits));
   }
 
-  void start_rows(int64_t begin, int64_t end) {
-    const T minus_infinity = -__builtin_inff(), most = __FLT_MAX__;    // infinity must be beyond max_offset
+  static T scale_log2_of(T tau) {
     const T least = sizeof(T) == 4 ? T(__FLT_MIN__) : T(__DBL_MIN__);  // less is flushed to 0: 0 times -infinity
+    return larger(T(kLog2E) / tau, least);
+  }
+
+  void start_rows(int64_t begin, int64_t end) {
+    const T minus_infinity = -__builtin_inff(), most = __FLT_MAX__;  // infinity must be beyond max_offset
     for (int64_t r = begin; r < end; ++r) {
-      const T quotient = T(kLog2E) / q.tau[first + r], softmax_scale_log2 = quotient > least ? quotient : least;
+      const T softmax_scale_log2 = scale_log2_of(q.tau[first + r]);
       const T max_offset = kMaxOffset / softmax_scale_log2 < most ? kMaxOffset / softmax_scale_log2 : most;
       state[r] = RowState<T>{Vec<T>{},
                              Vec<T>{},
@@ -331,6 +335,19 @@ struct Sweep {
     const double most = q.positive_weight == nullptr ? -positive_p[r] : 1 / double(inverse_l);
     const double wanted = __builtin_logb(size) - 60, allowed = 70 - __builtin_logb(most);
     return T(smaller(smaller(wanted, allowed), 126));
+  }
+
+  // Turns the m that each block of the row's P was taken at, alpha [blocks][block_m], into what rescales the block to
+  // the final m. Returns exponent_shift.
+  T finish_alpha(int64_t r, T* alpha, int64_t blocks) {
+    const RowState<T>& row = state[r];
+    const T shift = exponent_shift(r), power = exp2(shift);
+    for (int64_t c = 0; c < blocks; ++c) {
+      T& a = alpha[c * block_m + r];
+      a = row.grad_scale == 0 ? 0 : power * (a == row.m ? 1 : exp2((a - row.m) * row.softmax_scale_log2));
+    }
+    positive_p[r] *= power;
+    return shift;
   }
 
   // What turns the row's anchor into A', divided by 2^shift.

@@ -291,5 +291,3 @@ void run_blocks(const InfoNCEProblem<T>& problem, int64_t block) {
       BlockTile<T>(problem, block, t * tile, at_most(problem.rows - t * tile, tile)).run();
   });
 }
-
-constinit const BlockKernels kBlocks = {.f32 = run_blocks<float>, .f64 = run_blocks<double>};

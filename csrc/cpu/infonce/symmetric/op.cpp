@@ -7,26 +7,13 @@
 #include <optional>
 #include <tuple>
 #include <type_traits>
-#include <utility>
 
-#include "cpu/infonce/kernels.h"
 #include "cpu/infonce/launch.h"
-#include "cpu/infonce/one_direction.h"
-#include "cpu/runtime/caching_allocator.h"
-#include "cpu/runtime/dispatch.h"
 
 namespace adaftr_fast {
 namespace {
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-constexpr KernelTables<SymmetricKernels> kTables = {&generic::kSymmetric,
-#if defined(__x86_64__)
-                                                    &avx2::kSymmetric, &avx512::kSymmetric
-#elif defined(__aarch64__)
-                                                    &neon::kSymmetric
-#endif
-};
 
 struct Arguments {
   Tensor anchors, candidates, tau_row, tau_column;
@@ -34,32 +21,6 @@ struct Arguments {
   Tensor scale;
   bool need_d_anchors, need_d_candidates, need_d_tau_row, need_d_tau_column, ieee;
 };
-
-void check_arguments(const Arguments& x) {
-  ADAFTR_CHECK(x.anchors.dim() == 2 && same_sizes(x.candidates, x.anchors) && x.anchors.size(1) > 0,
-               "adaptive_infonce: anchors and candidates must both be [B, d] with d >= 1, got ", shape(x.anchors),
-               " and ", shape(x.candidates));
-  ADAFTR_CHECK(x.anchors.scalar_type() == x.candidates.scalar_type(),
-               "adaptive_infonce: anchors and candidates must share a dtype, got ", x.anchors.scalar_type(), " and ",
-               x.candidates.scalar_type());
-  const int64_t rows = x.anchors.size(0);
-  for (const auto& [name, v] :
-       {std::pair{"tau_row", &x.tau_row}, std::pair{"tau_column", &x.tau_column}, std::pair{"scale", &x.scale}})
-    ADAFTR_CHECK(v->dim() == 1 && v->size(0) == rows, "adaptive_infonce: ", name, " must be [", rows, "], got ",
-                 shape(*v));
-  ADAFTR_CHECK(x.row_group.has_value() == x.column_group.has_value(),
-               "adaptive_infonce: row_group and column_group must be given together");
-  for (const auto& [name, v] : {std::pair{"row_group", &x.row_group}, std::pair{"column_group", &x.column_group}})
-    ADAFTR_CHECK(!v->has_value() || ((*v)->scalar_type() == kLong && (*v)->dim() == 1 && (*v)->size(0) == rows),
-                 "adaptive_infonce: ", name, " must be int64 [", rows, "], got ", (*v)->scalar_type(), " ", shape(**v));
-}
-
-template <class T>
-void check_values(const char* of, const Tensor& tau) {
-  const T* t = data_of<T>(tau);
-  const int64_t rows = tau.size(0);
-  for (int64_t r = 0; r < rows; ++r) check_tau(t[r], r, of);
-}
 
 // The power of 2 that brings the largest |scale| / (2 tau) near 1. None where the smallest is so far below the largest,
 // or so near the ends of double, that the fused sweep would lose digits, which scales all of them alike.
@@ -118,33 +79,24 @@ Outputs fused(const Arguments& x, double unit) {
   Tensor loss = empty({rows}, kTypeOf<T>), d_anchors = output_of<T>(x.need_d_anchors, x.anchors.sizes()),
          d_candidates = output_of<T>(x.need_d_candidates, x.anchors.sizes()),
          d_tau_row = output_of<T>(x.need_d_tau_row, {rows}), d_tau_column = output_of<T>(x.need_d_tau_column, {rows});
-  const auto data = [](Tensor& t, bool needed) { return needed ? mutable_data_of<T>(t) : nullptr; };
-  SymmetricProblem<T> problem{};
-  problem.rows = problem.columns = rows, problem.width = x.anchors.size(1);
-  problem.anchors = data_of<T>(x.anchors), problem.candidates = data_of<T>(x.candidates);
+  auto problem = problem_of<SymmetricProblem, T>(x.anchors, x.candidates);
   problem.tau = data_of<T>(x.tau_row), problem.tau_column = data_of<T>(x.tau_column);
   problem.row_group = data_of<int64_t>(x.row_group), problem.column_group = data_of<int64_t>(x.column_group);
-  problem.ignore_above = std::numeric_limits<T>::infinity(), problem.margin = 0;
   problem.scale = data_of<T>(x.scale), problem.weight_unit = unit;
   problem.loss = mutable_data_of<T>(loss);
-  problem.d_anchors = data(d_anchors, x.need_d_anchors);
-  problem.d_candidates = data(d_candidates, x.need_d_candidates);
-  problem.d_tau = data(d_tau_row, x.need_d_tau_row);
-  problem.d_tau_column = data(d_tau_column, x.need_d_tau_column);
-  SweepKernel<SymmetricProblem<T>> kernel;
-  if constexpr (std::is_same_v<T, double>)
-    kernel = best_kernel(kTables, &SymmetricKernels::f64);
-  else
-    kernel = best_kernel(kTables, &SymmetricKernels::f32);
-  launch(kernel, problem, loss, d_anchors, d_candidates, d_tau_row, d_tau_column);
+  problem.d_anchors = mutable_data_of<T>(d_anchors);
+  problem.d_candidates = mutable_data_of<T>(d_candidates);
+  problem.d_tau = mutable_data_of<T>(d_tau_row);
+  problem.d_tau_column = mutable_data_of<T>(d_tau_column);
+  launch(loss_kernels<T>().symmetric, problem, loss, d_anchors, d_candidates, d_tau_row, d_tau_column);
   return {weighted_sum<T>(loss, x.scale), loss, d_anchors, d_candidates, d_tau_row, d_tau_column};
 }
 
 template <class T>
 Outputs run(Arguments& x) {
-  check_values<T>("", x.tau_row);
-  check_values<T>(" (per column)", x.tau_column);
-  if (multiplies_bf16(x.anchors.scalar_type(), x.ieee)) return two_sweeps<T>(x);
+  check_tau<T>(x.tau_row);
+  check_tau<T>(x.tau_column, " (per column)");
+  if (bf16_kernel(x.anchors.scalar_type(), x.ieee)) return two_sweeps<T>(x);
   const bool differentiates = x.need_d_anchors || x.need_d_candidates || x.need_d_tau_row || x.need_d_tau_column;
   const auto unit = differentiates ? weight_unit<T>(x) : std::optional<double>(1);
   if (!unit.has_value()) return two_sweeps<T>(x);
@@ -156,12 +108,24 @@ Outputs infonce_symmetric(const Tensor& anchors, const Tensor& candidates, const
                           const Tensor& tau_column, const OptionalTensor& row_group, const OptionalTensor& column_group,
                           const Tensor& scale, bool need_d_anchors, bool need_d_candidates, bool need_d_tau_row,
                           bool need_d_tau_column, bool ieee) {
-  Arguments x{anchors, candidates,     tau_row,           tau_column,     row_group,         column_group,
-              scale,   need_d_anchors, need_d_candidates, need_d_tau_row, need_d_tau_column, ieee};
-  check_arguments(x);
+  check_paired(anchors, candidates);
+  check_inputs(anchors, candidates, {{"tau_row", &tau_row}, {"tau_column", &tau_column}, {"scale", &scale}});
+  ADAFTR_CHECK(row_group.has_value() == column_group.has_value(),
+               "adaptive_infonce: row_group and column_group must be given together");
+  const int64_t rows = anchors.size(0);
   const auto dtype = anchors.scalar_type() == kDouble ? kDouble : kFloat;
-  for (Tensor* t : {&x.tau_row, &x.tau_column, &x.scale}) *t = as_contiguous(*t, dtype);
-  for (OptionalTensor* t : {&x.row_group, &x.column_group}) *t = as_contiguous(*t);
+  Arguments x{anchors,
+              candidates,
+              as_contiguous(tau_row, dtype),
+              as_contiguous(tau_column, dtype),
+              ids("adaptive_infonce", "row_group", row_group, rows),
+              ids("adaptive_infonce", "column_group", column_group, rows),
+              as_contiguous(scale, dtype),
+              need_d_anchors,
+              need_d_candidates,
+              need_d_tau_row,
+              need_d_tau_column,
+              ieee};
   return dtype == kDouble ? run<double>(x) : run<float>(x);
 }
 

@@ -68,11 +68,6 @@ struct SymmetricSweep : FmaSweep<T, Sweep<T, 1, SymmetricProblem<T>>> {
     arena.take(need_tau ? q.rows : 0, row_sum_wz);
   }
 
-  static T scale_log2_of(T tau) {  // as start_rows has it
-    const T quotient = T(kLog2E) / tau, least = sizeof(T) == 4 ? T(__FLT_MIN__) : T(__DBL_MIN__);
-    return quotient > least ? quotient : least;
-  }
-
   // The rows' share of a block of S: W takes its place in the second pass.
   T* block_of(int64_t task, int64_t begin, int64_t p0) const {
     return need_d_candidates ? probs + (p0 * probs_rows + begin) * kPanel<T>
@@ -93,7 +88,7 @@ struct SymmetricSweep : FmaSweep<T, Sweep<T, 1, SymmetricProblem<T>>> {
 
   void start_columns(int64_t p) {
     for (int64_t j = p * kPanel<T>; j < (p + 1) * kPanel<T>; ++j) {
-      column.softmax_scale_log2[j] = j < q.columns ? scale_log2_of(q.tau_column[j]) : T(1);
+      column.softmax_scale_log2[j] = j < q.columns ? Base::scale_log2_of(q.tau_column[j]) : T(1);
       for (int64_t task = 0; task < threads; ++task) {
         task_m[task * padded + j] = -T(__builtin_inff());
         task_l[task * padded + j] = 0;
@@ -301,6 +296,3 @@ template <class T>
 void run_symmetric(const SymmetricProblem<T>& problem, void* workspace, int64_t threads) {
   SymmetricSweep<T>(problem, threads, static_cast<char*>(workspace)).run();
 }
-
-constinit const SymmetricKernels kSymmetric = {.f32 = {workspace_bytes<SymmetricSweep<float>>, run_symmetric<float>},
-                                               .f64 = {workspace_bytes<SymmetricSweep<double>>, run_symmetric<double>}};
