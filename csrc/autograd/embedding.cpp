@@ -2,6 +2,7 @@
 // when this library is missing; there it costs about a third of a step of 100,000 look-ups.
 #include <ATen/ops/_sparse_coo_tensor_unsafe.h>
 
+#include <optional>
 #include <tuple>
 
 #include "autograd/function.h"
@@ -10,41 +11,31 @@ namespace adaftr_fast {
 namespace {
 
 using torch::autograd::Variable;
+using Merged = std::tuple<at::Tensor, at::Tensor>;  // the distinct rows [U] and their gradients [U, E]
 
 at::Tensor lookup(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets,
                   at::TensorList state) {
   using Op = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, at::TensorList);
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::fused_embedding", "").typed<Op>();
+  static const auto op = find_op<Op>("adaftr_fast::fused_embedding");
   return op.call(weight, ids, field_offsets, state);
 }
 
-at::Tensor sum_of_squares(const at::Tensor& x) {
-  using Op = at::Tensor(at::TensorList, at::ArrayRef<double>);
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::squared_norm", "").typed<Op>();
-  return op.call({x}, {1.0});
-}
-
-void save(AutogradContext* ctx, const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets,
-          at::TensorList state) {
-  ctx->save_for_backward(variable_list{ids, field_offsets});
+void save(AutogradContext* ctx, const at::Tensor& weight, at::TensorList state, variable_list tensors) {
+  ctx->save_for_backward(std::move(tensors));
   ctx->saved_data["inputs"] = static_cast<int64_t>(3 + state.size());
   ctx->saved_data["rows"] = weight.sym_size(0);
   ctx->saved_data["width"] = weight.sym_size(1);
 }
 
-// The gradient with a row per look-up, index [B * F], by PyTorch's own ops, which can be differentiated again.
-at::Tensor uncoalesced_gradient(const at::Tensor& grad, const at::Tensor& index, const c10::SymInt& rows,
-                                const c10::SymInt& width) {
-  const c10::SymInt shape[] = {rows, width};
-  return at::_sparse_coo_tensor_unsafe_symint(index.unsqueeze(0), grad.reshape_symint({-1, width}), shape,
-                                              grad.options().layout(at::kSparse));
-}
+c10::SymInt width_of(AutogradContext* ctx) { return ctx->saved_data["width"].toSymInt(); }
 
-// The table's row of each id, [B * F].
-at::Tensor table_rows(const at::Tensor& ids, const at::Tensor& field_offsets) {
-  using Op = at::Tensor(const at::Tensor&, const at::Tensor&);
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::embedding_rows", "").typed<Op>();
-  return op.call(ids, field_offsets);
+// A sparse gradient of the rows index [U] with the values [U, E]. Nothing is checked: the rows are in range and, if
+// `coalesced`, distinct and sorted.
+at::Tensor sparse_rows(AutogradContext* ctx, const at::Tensor& index, const at::Tensor& values,
+                       std::optional<bool> coalesced = std::nullopt) {
+  const c10::SymInt shape[] = {ctx->saved_data["rows"].toSymInt(), width_of(ctx)};
+  return at::_sparse_coo_tensor_unsafe_symint(index.unsqueeze(0), values, shape, values.options().layout(at::kSparse),
+                                              coalesced);
 }
 
 // Whether repeated rows are merged later; merges_later of adaftr_fast/ops/embedding/lookup.py says why.
@@ -54,38 +45,29 @@ bool merges_later(const at::Tensor& grad) {
   return grad.is_cuda() && op.hasKernelForDispatchKey(c10::DispatchKey::CUDA);
 }
 
-// The distinct rows and their gradients as a sparse tensor, with nothing to check or to merge: they are in range and
-// sorted.
-at::Tensor merged_gradient(const std::tuple<at::Tensor, at::Tensor>& merged, const c10::SymInt& rows,
-                           const c10::SymInt& width) {
-  const auto& [index, values] = merged;
-  return at::_sparse_coo_tensor_unsafe_symint(index.unsqueeze(0), values, {rows, width},
-                                              values.options().layout(at::kSparse),
-                                              /*is_coalesced=*/true);
-}
-
 // The sparse gradient of weight from that of its look-ups, coalesced unless repeated rows are merged later.
 at::Tensor sparse_gradient(AutogradContext* ctx, const at::Tensor& grad) {
-  using Op = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymInt);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::fused_embedding_backward", "").typed<Op>();
+  using Rows = at::Tensor(const at::Tensor&, const at::Tensor&);
+  using Merge = Merged(const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymInt);
+  static const auto table_rows = find_op<Rows>("adaftr_fast::embedding_rows");
+  static const auto merge = find_op<Merge>("adaftr_fast::fused_embedding_backward");
   if (!grad.defined()) return {};
   const variable_list saved = ctx->get_saved_variables();
-  const c10::SymInt rows = ctx->saved_data["rows"].toSymInt(), width = ctx->saved_data["width"].toSymInt();
-  if (at::GradMode::is_enabled()) {
-    const at::Tensor index = saved[0].add(saved[1].slice(0, 0, -1)).reshape({-1});
-    return uncoalesced_gradient(grad, index, rows, width).coalesce();
+  const bool again = at::GradMode::is_enabled();  // then PyTorch's own ops can be differentiated again
+  if (again || merges_later(grad)) {
+    const at::Tensor terms = grad.reshape_symint({-1, width_of(ctx)});  // a row per look-up, [B * F, E]
+    if (again) return sparse_rows(ctx, saved[0].add(saved[1].slice(0, 0, -1)).reshape({-1}), terms).coalesce();
+    return sparse_rows(ctx, table_rows.call(saved[0], saved[1]), terms);
   }
-  if (merges_later(grad)) return uncoalesced_gradient(grad, table_rows(saved[0], saved[1]), rows, width);
-  return merged_gradient(op.call(grad, saved[0], saved[1], width), rows, width);
+  const auto [rows, values] = merge.call(grad, saved[0], saved[1], width_of(ctx));
+  return sparse_rows(ctx, rows, values, true);
 }
 
 // The same for look-ups with the sum of their squares, whose gradient is `of_squares`.
 at::Tensor sparse_gradient_with_squares(AutogradContext* ctx, const at::Tensor& grad, const at::Tensor& of_squares) {
-  using Op = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymInt,
-                                                const at::Tensor&, const at::Tensor&);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::embedding_and_squares_backward", "").typed<Op>();
+  using Op = Merged(const at::Tensor&, const at::Tensor&, const at::Tensor&, c10::SymInt, const at::Tensor&,
+                    const at::Tensor&);
+  static const auto merge = find_op<Op>("adaftr_fast::embedding_and_squares_backward");
   if (!of_squares.defined()) return sparse_gradient(ctx, grad);
   const variable_list saved = ctx->get_saved_variables();
   const at::Tensor& looked_up = saved[2];
@@ -93,8 +75,8 @@ at::Tensor sparse_gradient_with_squares(AutogradContext* ctx, const at::Tensor& 
   const bool half = grad.scalar_type() != at::kFloat && grad.scalar_type() != at::kDouble;
   if (at::GradMode::is_enabled() || merges_later(grad) || !grad.is_cpu() || half)
     return sparse_gradient(ctx, grad.add(looked_up.mul(of_squares.mul(2))));
-  const c10::SymInt rows = ctx->saved_data["rows"].toSymInt(), width = ctx->saved_data["width"].toSymInt();
-  return merged_gradient(op.call(grad, saved[0], saved[1], width, looked_up, of_squares), rows, width);
+  const auto [rows, values] = merge.call(grad, saved[0], saved[1], width_of(ctx), looked_up, of_squares);
+  return sparse_rows(ctx, rows, values, true);
 }
 
 // The missed steps in `state` do not depend on what is looked up: the gradient is that of the stored rows.
@@ -102,7 +84,7 @@ struct Lookup : torch::autograd::Function<Lookup> {
   static Variable forward(AutogradContext* ctx, const Variable& weight, const Variable& ids,
                           const Variable& field_offsets, at::TensorList state) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    save(ctx, weight, ids, field_offsets, state);
+    save(ctx, weight, state, {ids, field_offsets});
     return lookup(weight, ids, field_offsets, state);
   }
 
@@ -117,11 +99,12 @@ struct LookupAndSquares : torch::autograd::Function<LookupAndSquares> {
   static variable_list forward(AutogradContext* ctx, const Variable& weight, const Variable& ids,
                                const Variable& field_offsets, at::TensorList state) {
     const at::AutoDispatchBelowADInplaceOrView below;
+    static const auto squared_norm =
+        find_op<at::Tensor(at::TensorList, at::ArrayRef<double>)>("adaftr_fast::squared_norm");
     const at::Tensor looked_up = lookup(weight, ids, field_offsets, state);
-    save(ctx, weight, ids, field_offsets, state);
-    ctx->save_for_backward(variable_list{ids, field_offsets, looked_up});
+    save(ctx, weight, state, {ids, field_offsets, looked_up});
     ctx->set_materialize_grads(false);
-    return {looked_up, sum_of_squares(looked_up)};
+    return {looked_up, squared_norm.call({looked_up}, {1.0})};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {

@@ -16,4 +16,10 @@ namespace adaftr_fast {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// The op of a name, which Python has defined by the first call, not by the time that this library is loaded.
+template <class Signature>
+auto find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
 }  // namespace adaftr_fast

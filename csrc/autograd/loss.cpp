@@ -8,7 +8,6 @@
 #include <string>
 #include <utility>
 
-#include "autograd/function.h"
 #include "autograd/scaled.h"
 
 namespace adaftr_fast {

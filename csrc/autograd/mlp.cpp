@@ -20,34 +20,10 @@ using Tensors = std::vector<Tensor>;
 using Gradients = c10::List<std::optional<Tensor>>;
 using Ints = std::vector<int64_t>;
 
-Tensors call_mlp(TensorList inputs, IntArrayRef reads, TensorList weights, TensorList biases, IntArrayRef depths,
-                 IntArrayRef rectified, bool reduced) {
+const auto& mlp_op() {
   using Op = Tensors(TensorList, IntArrayRef, TensorList, TensorList, IntArrayRef, IntArrayRef, bool);
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::mlp", "").typed<Op>();
-  return op.call(inputs, reads, weights, biases, depths, rectified, reduced);
-}
-
-Tensors call_mlp_backward(const Gradients& gradients, TensorList inputs, TensorList outputs, IntArrayRef reads,
-                          TensorList weights, TensorList biases, IntArrayRef depths, IntArrayRef rectified,
-                          IntArrayRef wanted) {
-  using Op = Tensors(const Gradients&, TensorList, TensorList, IntArrayRef, TensorList, TensorList, IntArrayRef,
-                     IntArrayRef, IntArrayRef);
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::mlp_backward", "").typed<Op>();
-  return op.call(gradients, inputs, outputs, reads, weights, biases, depths, rectified, wanted);
-}
-
-Tensors call_mixture(const Tensor& experts, const Tensor& logits) {
-  using Op = Tensors(const Tensor&, const Tensor&);
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::mixture", "").typed<Op>();
-  return op.call(experts, logits);
-}
-
-std::tuple<Tensor, Tensor> call_mixture_backward(const Gradients& gradients, const Tensor& experts,
-                                                 const Tensor& logits) {
-  using Op = std::tuple<Tensor, Tensor>(const Gradients&, const Tensor&, const Tensor&);
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::mixture_backward", "").typed<Op>();
-  return op.call(gradients, experts, logits);
+  static const auto op = find_op<Op>("adaftr_fast::mlp");
+  return op;
 }
 
 Gradients optional_of(const variable_list& gradients) {
@@ -110,7 +86,7 @@ struct MlpFunction : torch::autograd::Function<MlpFunction> {
   static variable_list forward(AutogradContext* ctx, TensorList inputs, IntArrayRef reads, TensorList weights,
                                TensorList biases, IntArrayRef depths, IntArrayRef rectified, bool reduced) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    Tensors outputs = call_mlp(inputs, reads, weights, biases, depths, rectified, reduced);
+    Tensors outputs = mlp_op().call(inputs, reads, weights, biases, depths, rectified, reduced);
     variable_list kept(inputs.begin(), inputs.end());
     kept.insert(kept.end(), weights.begin(), weights.end());
     kept.insert(kept.end(), biases.begin(), biases.end());
@@ -142,8 +118,10 @@ struct MlpFunction : torch::autograd::Function<MlpFunction> {
       } else {
         Ints wanted(n);
         for (size_t i = 0; i < n; ++i) wanted[i] = ctx->needs_input_grad(i);
-        found = call_mlp_backward(optional_of(gradients), inputs, outputs, reads, weights, biases, depths, rectified,
-                                  wanted);
+        using Op = Tensors(const Gradients&, TensorList, TensorList, IntArrayRef, TensorList, TensorList, IntArrayRef,
+                           IntArrayRef, IntArrayRef);
+        static const auto op = find_op<Op>("adaftr_fast::mlp_backward");
+        found = op.call(optional_of(gradients), inputs, outputs, reads, weights, biases, depths, rectified, wanted);
         for (size_t i = 0; i < n; ++i)
           if (!wanted[i]) found[i] = Tensor();
       }
@@ -161,7 +139,8 @@ struct MixtureFunction : torch::autograd::Function<MixtureFunction> {
     const at::AutoDispatchBelowADInplaceOrView below;
     ctx->save_for_backward({experts, logits});
     ctx->set_materialize_grads(false);
-    return call_mixture(experts, logits);
+    static const auto op = find_op<Tensors(const Tensor&, const Tensor&)>("adaftr_fast::mixture");
+    return op.call(experts, logits);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
@@ -172,7 +151,9 @@ struct MixtureFunction : torch::autograd::Function<MixtureFunction> {
       const Tensor weights = given[1].to(at::promote_types(given[0].scalar_type(), at::kFloat)).softmax(2);
       return differentiable(at::matmul(weights.to(given[0].scalar_type()), given[0]).unbind(1), given, gradients);
     }
-    auto [d_experts, d_logits] = call_mixture_backward(optional_of(gradients), kept[0], kept[1]);
+    using Op = std::tuple<Tensor, Tensor>(const Gradients&, const Tensor&, const Tensor&);
+    static const auto op = find_op<Op>("adaftr_fast::mixture_backward");
+    auto [d_experts, d_logits] = op.call(optional_of(gradients), kept[0], kept[1]);
     return {d_experts, d_logits};
   }
 };
@@ -192,7 +173,7 @@ Tensors autocast_mlp(TensorList inputs, IntArrayRef reads, TensorList weights, T
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   reduced |= !inputs.empty() && inputs[0].scalar_type() != at::kDouble &&
              at::autocast::get_autocast_dtype(at::kCPU) == at::kBFloat16;
-  return call_mlp(inputs, reads, weights, biases, depths, rectified, reduced);
+  return mlp_op().call(inputs, reads, weights, biases, depths, rectified, reduced);
 }
 
 }  // namespace

@@ -1,9 +1,6 @@
 // The gradient of squared_norm, for every device. Without this library adaftr_fast/ops/norms.py registers the formula.
-#include <ATen/ops/mul.h>
-
 #include <vector>
 
-#include "autograd/function.h"
 #include "autograd/scaled.h"
 
 namespace adaftr_fast {
@@ -11,14 +8,12 @@ namespace {
 
 using at::Tensor;
 using at::TensorList;
-using Tensors = std::vector<Tensor>;
 using Scales = at::ArrayRef<double>;
 
 struct SquaredNorm : torch::autograd::Function<SquaredNorm> {
   static Tensor forward(AutogradContext* ctx, TensorList tensors, Scales scales) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    using Op = Tensor(TensorList, Scales);
-    static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("adaftr_fast::squared_norm", "").typed<Op>();
+    static const auto op = find_op<Tensor(TensorList, Scales)>("adaftr_fast::squared_norm");
     ctx->save_for_backward(tensors.vec());
     ctx->saved_data["scales"] = scales.vec();
     return op.call(tensors, scales);
@@ -31,17 +26,10 @@ struct SquaredNorm : torch::autograd::Function<SquaredNorm> {
     std::vector<double> scales;
     for (size_t t = 0; t < saved.size(); ++t)
       if (ctx->needs_input_grad(t)) tensors.push_back(saved[t]), scales.push_back(2 * of_all[t]);
-    const Tensors products =
-        at::GradMode::is_enabled() ? differentiable(grads[0], tensors, scales) : call_scaled(grads[0], tensors, scales);
+    const auto products = call_scaled(grads[0], tensors, scales);
     variable_list found(saved.size() + 1);  // the last is of the scales
     for (size_t t = 0, next = 0; t < saved.size(); ++t)
       if (ctx->needs_input_grad(t)) found[t] = products[next++];
-    return found;
-  }
-
-  static Tensors differentiable(const Tensor& grad, const variable_list& tensors, Scales scales) {
-    Tensors found;
-    for (size_t t = 0; t < tensors.size(); ++t) found.push_back(tensors[t].mul(grad.mul(scales[t])));
     return found;
   }
 };
