@@ -17,23 +17,44 @@
 
 namespace adaftr_fast {
 
+// Kernels for ids, whatever the type of the table.
+template <typename Id>
+struct IdKernels {
+  // Copies the rows of batch rows [begin, end) into out [B, F * row_bytes]. Returns the flat position of the
+  // first id out of range, or -1; what was copied is then not to be used.
+  int64_t (*lookup)(const Ids<Id>&, const char* weight, int64_t row_bytes, char* out, int64_t begin, int64_t end);
+  // For fields [begin, end): the number of distinct rows to unique [F], and of each look-up how many of them stand
+  // before its own to place [F, B]. The scratch has room for any one of the fields, so that it stays in cache.
+  // Returns the flat position of an id out of range, or -1.
+  int64_t (*rank)(const Ids<Id>&, const FieldSet& scratch, uint32_t* place, int64_t* unique, int64_t begin,
+                  int64_t end);
+  // Sets the bits of batch rows [begin, end), while other threads set theirs. Returns the first position out of range,
+  // or -1.
+  int64_t (*mark_shared)(const Ids<Id>&, const RowSet&, int64_t begin, int64_t end);
+};
+
+// Kernels for ids of tables stored as W.
+template <typename W, typename Id>
+struct IndexKernels {
+  MergeKernels<W, Id> merge;
+  BagKernels<W, Id> bags;
+  // As IdKernels::lookup, of the rows' current values, which are not written back.
+  int64_t (*adam_lookup)(const Ids<Id>&, const AdamTable<W>&, W* out, int64_t begin, int64_t end);
+};
+
 // Kernels for tables stored as W.
 template <typename W>
 struct TypedKernels {
-  MergeKernels<W, int32_t> merge32;
-  MergeKernels<W, int64_t> merge64;
   UpdateKernels<W> update;
   AdamKernels<W> adam;
-  BagKernels<W, int32_t> bags32;
-  BagKernels<W, int64_t> bags64;
+  std::tuple<IndexKernels<W, int32_t>, IndexKernels<W, int64_t>> by_id;
 };
 
 struct EmbeddingKernels {
   // Whether rows [count] rise strictly.
   bool (*rising)(const int64_t* rows, int64_t count);
   RowSetKernels row_sets;
-  std::tuple<LookupKernels<int32_t>, LookupKernels<int64_t>> lookup;
-  std::tuple<RankKernels<int32_t>, RankKernels<int64_t>> rank;
+  std::tuple<IdKernels<int32_t>, IdKernels<int64_t>> by_id;
   std::tuple<TypedKernels<float>, TypedKernels<double>, TypedKernels<BFloat16>, TypedKernels<Float16>> typed;
 };
 
@@ -48,13 +69,8 @@ extern const EmbeddingKernels kEmbedding;
 const EmbeddingKernels& embedding_kernels();
 
 template <typename Id>
-const LookupKernels<Id>& lookup_kernels() {
-  return std::get<LookupKernels<Id>>(embedding_kernels().lookup);
-}
-
-template <typename Id>
-const RankKernels<Id>& rank_kernels() {
-  return std::get<RankKernels<Id>>(embedding_kernels().rank);
+const IdKernels<Id>& id_kernels() {
+  return std::get<IdKernels<Id>>(embedding_kernels().by_id);
 }
 
 template <typename W>
@@ -63,21 +79,8 @@ const TypedKernels<W>& typed_kernels() {
 }
 
 template <typename W, typename Id>
-const MergeKernels<W, Id>& merge_kernels() {
-  if constexpr (sizeof(Id) == sizeof(int32_t)) {
-    return typed_kernels<W>().merge32;
-  } else {
-    return typed_kernels<W>().merge64;
-  }
-}
-
-template <typename W, typename Id>
-const BagKernels<W, Id>& bag_kernels() {
-  if constexpr (sizeof(Id) == sizeof(int32_t)) {
-    return typed_kernels<W>().bags32;
-  } else {
-    return typed_kernels<W>().bags64;
-  }
+const IndexKernels<W, Id>& index_kernels() {
+  return std::get<IndexKernels<W, Id>>(typed_kernels<W>().by_id);
 }
 
 }  // namespace adaftr_fast

@@ -10,22 +10,18 @@
 #include "cpu/embedding/optim/adam_schedule.inl"
 #include "cpu/embedding/optim/update.inl"
 
+template <typename W, typename Id>
+constexpr IndexKernels<W, Id> kIndexed = {{merge<W, Id>, merge_share<W, Id>},
+                                          {pool<W, Id>, mark_bags<Id, Compute<W>>, merge_bags<W, Id>},
+                                          adam_lookup<Id, W>};
+
 template <typename W>
-constexpr TypedKernels<W> kTyped = {{merge<W, int32_t>, merge_share<W, int32_t>},
-                                    {merge<W, int64_t>, merge_share<W, int64_t>},
-                                    kUpdates<W>,
-                                    kAdam<W>,
-                                    {pool<W, int32_t>, mark_bags<int32_t, Compute<W>>, merge_bags<W, int32_t>},
-                                    {pool<W, int64_t>, mark_bags<int64_t, Compute<W>>, merge_bags<W, int64_t>}};
+constexpr TypedKernels<W> kTyped = {kUpdates<W>, kAdam<W>, {kIndexed<W, int32_t>, kIndexed<W, int64_t>}};
 
 template <typename Id>
-constexpr LookupKernels<Id> kLookups = {lookup<Id>};
-
-template <typename Id>
-constexpr RankKernels<Id> kRanks = {rank<Id>, mark_shared<Id>};
+constexpr IdKernels<Id> kIds = {lookup<Id>, rank<Id>, mark_shared<Id>};
 
 constexpr EmbeddingKernels kKernels = {rising,
                                        kRowSets,
-                                       {kLookups<int32_t>, kLookups<int64_t>},
-                                       {kRanks<int32_t>, kRanks<int64_t>},
+                                       {kIds<int32_t>, kIds<int64_t>},
                                        {kTyped<float>, kTyped<double>, kTyped<BFloat16>, kTyped<Float16>}};

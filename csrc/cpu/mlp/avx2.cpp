@@ -8,7 +8,7 @@ namespace adaftr_fast::avx2 {
 #include "cpu/mlp/layers.inl"
 #include "cpu/mlp/mixture.inl"
 
-constinit const MlpKernels kMlp = {.f32 = mlp_kernel<float>(), .f64 = mlp_kernel<double>(), .bf16 = {}};
+constinit const MlpKernels kMlp = {.f32 = mlp_kernel<float>(), .f64 = mlp_kernel<double>()};
 }  // namespace adaftr_fast::avx2
 
 #include "cpu/simd/targets/end.inl"

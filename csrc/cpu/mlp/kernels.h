@@ -78,9 +78,9 @@ struct MlpKernel {
 
 // The kernels of one instruction set; null where it adds none.
 struct MlpKernels {
-  MlpKernel<float> f32;
-  MlpKernel<double> f64;
-  MlpKernel<float> bf16;  // products of bfloat16 factors
+  MlpKernel<float> f32{};
+  MlpKernel<double> f64{};
+  MlpKernel<float> bf16{};  // products of bfloat16 factors
 };
 
 namespace generic {

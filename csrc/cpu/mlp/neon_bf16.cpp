@@ -9,7 +9,7 @@ namespace adaftr_fast::neon_bf16 {
 #include "cpu/mlp/mixture.inl"
 #include "cpu/simd/bf16_pairs.inl"
 
-constinit const MlpKernels kMlp = {.f32 = {}, .f64 = {}, .bf16 = mlp_kernel<float, Pair>()};
+constinit const MlpKernels kMlp = {.bf16 = mlp_kernel<float, Pair>()};
 }  // namespace adaftr_fast::neon_bf16
 
 #include "cpu/simd/targets/end.inl"

@@ -61,7 +61,6 @@ struct Divider {
     const auto high = static_cast<uint32_t>((static_cast<uint64_t>(n) * multiplier) >> 32);
     return (high + n) >> shift;  // no overflow: both are below 2^31
   }
-  ADAFTR_FAST_HD uint32_t remainder(uint32_t n) const { return n - quotient(n) * divisor; }
 };
 
 // A row is worked on by 2^shift neighbouring lanes of a warp, each on every 2^shift-th pack of it.

@@ -11,18 +11,6 @@
 
 namespace adaftr_fast {
 
-template <typename Id>
-struct RankKernels {
-  // For fields [begin, end): the number of distinct rows to unique [F], and of each look-up how many of them stand
-  // before its own to place [F, B]. The scratch has room for any one of the fields, so that it stays in cache.
-  // Returns the flat position of an id out of range, or -1.
-  int64_t (*rank)(const Ids<Id>&, const FieldSet& scratch, uint32_t* place, int64_t* unique, int64_t begin,
-                  int64_t end);
-  // Sets the bits of batch rows [begin, end), while other threads set theirs. Returns the first position out of range,
-  // or -1.
-  int64_t (*mark_shared)(const Ids<Id>&, const RowSet&, int64_t begin, int64_t end);
-};
-
 // The gradient of the look-ups, or grad + factor * looked_up: that of a loss with factor / 2 times the squares of what
 // was looked up.
 template <typename W>

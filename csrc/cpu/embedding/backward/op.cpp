@@ -25,7 +25,7 @@ std::vector<int64_t> rank_lookups(const Ids<Id>& ids, uint32_t* place, int64_t g
   parallel_for(ids.fields, grain, [&](int64_t begin, int64_t end) {
     int64_t rows = 0;
     for (int64_t f = begin; f < end; ++f) rows = std::max(rows, ids.field_offsets[f + 1] - ids.field_offsets[f]);
-    keep_smallest(bad, rank_kernels<Id>().rank(ids, scratch_field(rows), place, base.data() + 1, begin, end));
+    keep_smallest(bad, id_kernels<Id>().rank(ids, scratch_field(rows), place, base.data() + 1, begin, end));
   });
   if (bad >= 0) raise_bad_id("fused_embedding_backward", ids, bad);
   std::partial_sum(base.begin(), base.end(), base.begin());
@@ -46,11 +46,11 @@ std::tuple<Tensor, Tensor> run_merge(const Ids<Id>& ids, const Tensor& given, in
     return merge_in_shares<Compute<W>>(
         {ids.field_offsets, ids.fields, ids.batch, ids.batch * ids.fields, width}, grad.scalar_type(),
         [&](const RowSet& set, int64_t begin, int64_t end) {
-          return rank_kernels<Id>().mark_shared(ids, set, begin, end);
+          return id_kernels<Id>().mark_shared(ids, set, begin, end);
         },
         [&](int64_t position) { raise_bad_id("fused_embedding_backward", ids, position); },
         [&](const RowSet& set, const int64_t* base, Compute<W>* sums, int64_t part, int64_t parts) {
-          merge_kernels<W, Id>().merge_share(ids, set, base, data_of<W>(grad), width, sums, part, parts);
+          index_kernels<W, Id>().merge.merge_share(ids, set, base, data_of<W>(grad), width, sums, part, parts);
         });
   }
   const int64_t grain = batch_grain(ids.batch);
@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor> run_merge(const Ids<Id>& ids, const Tensor& given, in
   auto* rows_to = mutable_data_of<int64_t>(rows);
   auto* values_to = mutable_data_of<Compute<W>>(values);
   parallel_for(ids.fields, grain, [&](int64_t begin, int64_t end) {
-    merge_kernels<W, Id>().merge(ids, place, base.data(), from, width, rows_to, values_to, begin, end);
+    index_kernels<W, Id>().merge.merge(ids, place, base.data(), from, width, rows_to, values_to, begin, end);
   });
   return {rows, as_type(values, grad.scalar_type())};
 }

@@ -81,8 +81,9 @@ Tensor embedding_bags(const Tensor& weight, const Tensor& values, const Tensor& 
       // Bags differ in size: small tasks, so that no thread is left with the large ones.
       parallel_for(batch, std::max<int64_t>(1, kRowsPerTask * batch / std::max<int64_t>(1, values.size(0))),
                    [&](int64_t begin, int64_t end) {
-                     keep_smallest(bad, bag_kernels<W, Id>().pool(input, data_of<W>(weight), table ? &*table : nullptr,
-                                                                  width, mutable_data_of<W>(out), begin, end));
+                     keep_smallest(
+                         bad, index_kernels<W, Id>().bags.pool(input, data_of<W>(weight), table ? &*table : nullptr,
+                                                               width, mutable_data_of<W>(out), begin, end));
                    });
       if (bad >= 0) raise_bad_value(kOp, input, bad);
     });
@@ -95,10 +96,12 @@ std::tuple<Tensor, Tensor> run_merge(const Bags<Id, Compute<W>>& input, const Te
                                      int64_t width) {
   return merge_in_shares<Compute<W>>(
       {input.field_offsets, input.fields, input.batch, count, width}, grad.scalar_type(),
-      [&](const RowSet& set, int64_t begin, int64_t end) { return bag_kernels<W, Id>().mark(input, set, begin, end); },
+      [&](const RowSet& set, int64_t begin, int64_t end) {
+        return index_kernels<W, Id>().bags.mark(input, set, begin, end);
+      },
       [&](int64_t position) { raise_bad_value("embedding_bags_backward", input, position); },
       [&](const RowSet& set, const int64_t* base, Compute<W>* sums, int64_t part, int64_t parts) {
-        bag_kernels<W, Id>().merge(input, set, base, data_of<W>(grad), width, sums, part, parts);
+        index_kernels<W, Id>().bags.merge(input, set, base, data_of<W>(grad), width, sums, part, parts);
       });
 }
 

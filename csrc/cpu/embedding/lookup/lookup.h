@@ -20,11 +20,4 @@ struct Ids {
   int64_t fields;
 };
 
-template <typename Id>
-struct LookupKernels {
-  // Copies the rows of batch rows [begin, end) into out [B, F * row_bytes]. Returns the flat position of the
-  // first id out of range, or -1; what was copied is then not to be used.
-  int64_t (*lookup)(const Ids<Id>&, const char* weight, int64_t row_bytes, char* out, int64_t begin, int64_t end);
-};
-
 }  // namespace adaftr_fast

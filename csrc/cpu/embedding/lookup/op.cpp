@@ -31,7 +31,7 @@ void look_up_stored(const Tensor& weight, const Tensor& ids, const Tensor& field
   const char* from = data_of<char>(weight);
   char* to = mutable_data_of<char>(out);
   run_lookup(ids, field_offsets, [&]<typename Id>(const Ids<Id>& all, int64_t begin, int64_t end) {
-    return lookup_kernels<Id>().lookup(all, from, row_bytes, to, begin, end);
+    return id_kernels<Id>().lookup(all, from, row_bytes, to, begin, end);
   });
 }
 
@@ -40,12 +40,7 @@ template <typename W>
 void look_up_current(const AdamTable<W>& table, const Tensor& ids, const Tensor& field_offsets, Tensor& out) {
   W* to = mutable_data_of<W>(out);
   run_lookup(ids, field_offsets, [&]<typename Id>(const Ids<Id>& all, int64_t begin, int64_t end) {
-    const auto& kernels = typed_kernels<W>().adam;
-    if constexpr (sizeof(Id) == sizeof(int32_t)) {
-      return kernels.lookup32(all, table, to, begin, end);
-    } else {
-      return kernels.lookup64(all, table, to, begin, end);
-    }
+    return index_kernels<W, Id>().adam_lookup(all, table, to, begin, end);
   });
 }
 

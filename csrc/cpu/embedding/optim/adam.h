@@ -63,9 +63,6 @@ struct AdamTable {
 
 template <typename W>
 struct AdamKernels {
-  // As LookupKernels::lookup, of the rows' current values, which are not written back.
-  int64_t (*lookup32)(const Ids<int32_t>&, const AdamTable<W>&, W* out, int64_t begin, int64_t end);
-  int64_t (*lookup64)(const Ids<int64_t>&, const AdamTable<W>&, W* out, int64_t begin, int64_t end);
   // One step with learning rate lr for the distinct rows [begin, end) of the gradient.
   void (*step)(const AdamTable<W>&, const int64_t* rows, const W* grad, double lr, int64_t begin, int64_t end);
   // Applies the missed steps of table rows [begin, end).

@@ -161,22 +161,6 @@ int64_t adam_lookup_rows(const Ids<Id>& ids, const AdamTable<W>& table, W* out, 
       });
 }
 
-// Applies the steps that one row missed.
-template <typename W, int64_t kWidth>
-inline void bring_up(const Adam<W>& adam, int64_t row, int64_t width) {
-  using T = Compute<W>;
-  W* w = adam.table.weight + row * width;
-  T* m = adam.table.moments + row * 2 * width;
-  const int64_t from = adam.table.current[row];
-  for_each_group<kWidth>(width, [&](int64_t e, auto n) {
-    AdamGroup<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
-    catch_up(adam, from, x);
-    store_group(w + e, x.w, n);
-    store_group(m + e, x.m, n);
-    store_group(m + width + e, x.v, n);
-  });
-}
-
 template <typename W, int64_t kWidth>
 void adam_step_rows(const AdamTable<W>& table, const int64_t* rows, const W* grad, double lr, int64_t begin,
                     int64_t end) {
@@ -222,10 +206,22 @@ void adam_step(const AdamTable<W>& table, const int64_t* rows, const W* grad, do
 
 template <typename W>
 void adam_flush(const AdamTable<W>& table, int64_t begin, int64_t end) {
+  using T = Compute<W>;
   const Adam<W> adam(table);
+  const int64_t width = table.width;
   for (int64_t row = begin; row < end; ++row) {
-    if (adam.is_stale(table.current[row])) bring_up<W, 0>(adam, row, table.width);
+    const int64_t from = table.current[row];
     table.current[row] = static_cast<int32_t>(adam.now);
+    if (!adam.is_stale(from)) continue;
+    W* w = table.weight + row * width;
+    T* m = table.moments + row * 2 * width;
+    for_each_group<0>(width, [&](int64_t e, auto n) {
+      AdamGroup<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
+      catch_up(adam, from, x);
+      store_group(w + e, x.w, n);
+      store_group(m + e, x.m, n);
+      store_group(m + width + e, x.v, n);
+    });
   }
 }
 

@@ -62,5 +62,4 @@ void adam_advance(const AdamTable<W>& table, AdamClock* clock, double lr) {
 }
 
 template <typename W>
-constexpr AdamKernels<W> kAdam = {adam_lookup<int32_t, W>, adam_lookup<int64_t, W>, adam_step<W>,
-                                  adam_flush<W>,           adam_advance<W>,         adam_dense<W>};
+constexpr AdamKernels<W> kAdam = {adam_step<W>, adam_flush<W>, adam_advance<W>, adam_dense<W>};
