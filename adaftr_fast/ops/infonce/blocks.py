@@ -88,7 +88,7 @@ def _checked(given: dict[str, Any]) -> dict[str, Any]:
     if block < 1:
         raise RuntimeError(f"adaptive_infonce: block must be at least 1, got {block}")
     if anchors.device.type == "cpu":
-        check_tau(tau, torch.ones_like(tau, dtype=torch.bool))
+        check_tau(tau)
     else:  # reading the values would wait for the device
         tau = torch.where((tau > 0) & tau.isfinite(), tau, torch.nan)
     return given | {"tau": tau, "block": min(block, max(len(anchors), 1))}

@@ -92,24 +92,22 @@ OF_ROWS = ("anchors", "tau", "positive", "row_group", "row_label", "scale")
 
 def _checked_one(given: dict[str, Any]) -> dict[str, Any]:
     """Checks the values of tau and positive, as the C++ kernel does."""
-    tau = given["tau"]
     positive = given["positive"]
     if given["anchors"].device.type != "cpu":  # reading the values would wait for the device
         return given
     if positive is None:
-        check_tau(tau, torch.ones_like(tau, dtype=torch.bool))
+        check_tau(given["tau"])
         return given
     if given.get("row_label") is not None:
         check_positives(positive)
-    used = positive != IGNORE
-    check_tau(tau, used)
+    check_tau(given["tau"], positive != IGNORE)
     check_positive_range("adaptive_infonce", positive, len(given["candidates"]))
     return given
 
 
-def check_tau(tau: Tensor, used: Tensor, of: str = "") -> None:
+def check_tau(tau: Tensor, used: Tensor | bool = True, of: str = "") -> None:
     """Checks the temperatures of the rows that are used."""
-    bad = used & ~((tau > 0) & tau.isfinite())
+    bad = ~((tau > 0) & tau.isfinite()) & used
     if bad.any():
         row = int(bad.nonzero()[0])
         raise RuntimeError(
@@ -188,8 +186,8 @@ def _checked_both(given: dict[str, Any]) -> dict[str, Any]:
     """Checks the values of both temperatures, as the C++ kernel does."""
     # on other devices, reading the values would wait for the device
     if given["anchors"].device.type == "cpu":
-        for tau, of in ((given["tau_row"], ""), (given["tau_column"], " (per column)")):
-            check_tau(tau, torch.ones_like(tau, dtype=torch.bool), of)
+        check_tau(given["tau_row"])
+        check_tau(given["tau_column"], of=" (per column)")
     return given
 
 

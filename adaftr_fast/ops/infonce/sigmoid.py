@@ -205,18 +205,12 @@ def _reference(
         x.to(anchors.device, acc) for x in (anchors, candidates, logit_scale, logit_bias)
     )
     positive = torch.arange(len(a), device=a.device) if positive is None else positive
-    found = {"loss": torch.zeros_like(scale)}
-    found |= {
-        f"d_{x}": torch.zeros_like(like) for x, like in zip(SIGMOID.inputs, (a, b, scale, bias))
-    }
+    totals = [torch.zeros_like(x) for x in (scale, a, b, scale, bias)]  # the loss, and the d_x
     for rows in chunks_of_rows(len(a), len(b)):
-        loss, d_a, d_b, d_scale, d_bias = sigmoid_rows(a[rows], b, scale, bias, positive[rows])
-        found["loss"] += loss
-        found["d_anchors"][rows] = d_a
-        found["d_candidates"] += d_b
-        found["d_logit_scale"] += d_scale
-        found["d_logit_bias"] += d_bias
-    return found
+        found = sigmoid_rows(a[rows], b, scale, bias, positive[rows])
+        for total, x in zip((totals[0], totals[1][rows], *totals[2:]), found):
+            total.add_(x)
+    return dict(zip(SIGMOID.outputs, totals))
 
 
 def _check_values(
