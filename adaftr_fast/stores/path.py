@@ -249,7 +249,10 @@ def as_path(path: str | os.PathLike[str] | AnyPath) -> Path | StorePath:
         )
     if "://" not in text:
         return path if isinstance(path, Path) else Path(text)
-    url = urlsplit(text, allow_fragments=False)  # names may hold a "#"
+    try:
+        url = urlsplit(text, allow_fragments=False)  # names may hold a "#"
+    except ValueError as error:
+        raise StoreError(f"{text}: {error}") from error
     if url.scheme == "file":
         return Path(unquote(url.path))
     if url.scheme not in SCHEMES:

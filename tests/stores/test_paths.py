@@ -39,6 +39,8 @@ def test_names_of_stores(tmp_path):
     assert "secret" not in str(error.value)
     with pytest.raises(StoreError, match="expected a bucket or a folder"):
         as_path("s3://")
+    with pytest.raises(StoreError, match=r"s3://\[b/x: Invalid IPv6 URL"):
+        as_path("s3://[b/x")
     assert as_path("s3://bucket/part#1?region=eu-west-1").key == "bucket/part#1"
 
 

@@ -19,7 +19,7 @@ from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.source import Unused, reading
-from adaftr_fast.data.schema.parse import MOST_IDS, funnel_stages, parse_schema
+from adaftr_fast.data.schema.parse import MOST_IDS, MOST_ROWS, funnel_stages, parse_schema
 from adaftr_fast.data.schema.types import Field, Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
@@ -288,6 +288,10 @@ def _check_fields(manifest: Manifest) -> None:
     with_edges = [field.edges is not None for field in manifest.fields]
     if names != manifest.features + manifest.tasks or numeric != with_edges:
         raise ValueError("its fields are not those of its schema")
+    for name, values in manifest.values.items():
+        counts = (values.distinct, values.rare)
+        if min(counts) < 0 or max(counts) > MOST_ROWS:
+            raise ValueError(f"values.{name}: expected counts of 0 to {MOST_ROWS}, got {counts}")
 
 
 def _check_splits(manifest: Manifest) -> None:

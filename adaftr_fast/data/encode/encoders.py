@@ -24,6 +24,7 @@ from adaftr_fast.data.schema.types import Field, Schema
 from adaftr_fast.errors import DataError
 
 SEARCH_RATIO = 16  # a batch this much smaller than the vocabulary is looked up by binary search
+MOST_SPLITS = 1 << 16  # of a text: Arrow reserves memory for as many tokens as it may make
 CROSS_SEPARATOR = "\x1f"  # ASCII unit separator: not in real values, so crosses are unambiguous
 
 
@@ -291,6 +292,8 @@ def _token_lists(values: pa.Array, field: Field) -> pa.Array:
     """
     if field.separator is not None and not pa.types.is_nested(values.type):
         splits = 1 if field.tokens == "last" else field.length
+        if splits is not None and splits > MOST_SPLITS:
+            splits = None
         text = values.cast(pa.string())
         text = pc.if_else(pc.equal(text, ""), None, text)  # no token instead of one empty token
         values = pc.split_pattern(text, field.separator, max_splits=splits, reverse=True)

@@ -56,9 +56,9 @@ READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 LISTED = 50  # columns that an error names
 NOT_PARQUET = "not a readable parquet file"
 _ONE_FOLDER = "the files of a folder must have the same columns"
-IN_SPLIT = "split:"  # prefix of a column that tells whether a row meets the condition of a split
-# prefix of label columns in a scan: a label may have the name of its source column
-LABEL = "label:"
+# Prefixes of columns that no log has: whether a row meets the condition of a split, and the labels
+IN_SPLIT = "\0split:"
+LABEL = "\0label:"
 Inputs = Mapping[str, Sequence[AnyPath]]  # files and folders of files, by role
 
 
@@ -186,7 +186,7 @@ class Source:
 
     def scan(self, split: str, advance: Callable[[int], object] = int) -> Iterator[pa.RecordBatch]:
         """Yields the rows of a split in file order: every column the schema reads, and
-        ``label:NAME`` per task.
+        ``LABEL`` + NAME per task.
 
         Args:
             advance: called with the number of rows read, as counted by ``count_rows``.
@@ -198,11 +198,11 @@ class Source:
         rule = self.schema.split[split]
         columns = {name: pc.field(name) for name in self.schema.columns()}
         names = [*columns]
-        columns |= {LABEL + label.name: _label_expression(label) for label in self.schema.labels}
         with reading_input(self.paths[rule.file], f"cannot read split {split}"):
+            labels = {LABEL + label.name: _label_expression(label) for label in self.schema.labels}
             compared, where = self._where(rule)
             tables = self._read_tables(
-                self._datasets[rule.file], [*names, *compared], columns, where
+                self._datasets[rule.file], [*names, *compared], columns | labels, where
             )
         return coalesced(self._selected(split, tables, advance), self.memory)
 

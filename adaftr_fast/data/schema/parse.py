@@ -239,10 +239,6 @@ def _check_names(schema: Schema) -> None:
     for name in labels:
         if name in fields:
             raise DataError(f"{name!r} names both a field and a label")
-        if f"label:{name}" in schema.columns():
-            raise DataError(
-                f"column 'label:{name}': prepare uses this name for a label; ignore or rename it"
-            )
     owners = [
         field.name
         for field in schema.fields
@@ -381,6 +377,18 @@ def _mark(where: str, value: Any) -> Any:
     return mark
 
 
+def _roles(where: str, value: Any) -> tuple[str, ...]:
+    roles = strings(where, value)
+    if len(set(roles)) < len(roles):
+        raise DataError(f"{where}: expected different names, got {', '.join(roles)}")
+    try:
+        for role in roles:
+            check_name(role, where)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    return roles
+
+
 def _format(where: str, value: Any) -> Any:
     if value != "aliccp":
         raise DataError(
@@ -460,7 +468,12 @@ def number(where: str, value: Any) -> float:
     """Returns ``value`` as a float if it is an int or a float, not a bool."""
     if type(value) not in (int, float):
         raise DataError(f"{where}: expected a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise DataError(
+            f"{where}: expected a number within float64, got {len(str(value))} digits"
+        ) from error
 
 
 def count(where: str, value: Any, largest: int = MOST_ROWS) -> int:
@@ -512,7 +525,7 @@ FIELD_KEYS: dict[str, Reader] = {
     "min_count": count,
     "buckets": count,
     "tokens": _one_of("last", "all"),
-    "length": count,
+    "length": partial(count, largest=MOST_IDS),
     "separator": _separator,
     "hashed": partial(count, largest=MOST_IDS),
     "vocabulary": text,
@@ -528,7 +541,7 @@ TEXT_KEYS: dict[str, Reader] = {
 SCHEMA_KEYS: dict[str, Reader] = {
     "name": text,
     "attribution": text,
-    "files": strings,
+    "files": _roles,
     "format": _format,
     "shipped": _shipped,
     "generate": lambda where, value: from_json(LogConfig, value, where),

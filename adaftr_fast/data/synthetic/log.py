@@ -150,10 +150,10 @@ class LogConfig:
     def __post_init__(self) -> None:
         minimums = {"rows": 1, "seed": 0, "users": 0, "items": 0, "days": 1, "spread": 0.0}
         for name, bound in minimums.items():
-            if not getattr(self, name) >= bound:
-                raise DataError(
-                    f"synthetic log: {name}: expected >= {bound}, got {getattr(self, name)}"
-                )
+            value = getattr(self, name)
+            if not bound <= value < 2**63:
+                expected = "< 2^63" if value >= bound else f">= {bound}"
+                raise DataError(f"synthetic log: {name}: expected {expected}, got {value}")
         if self.layout not in LAYOUTS:
             raise DataError(
                 f"synthetic log: layout: expected one of {', '.join(LAYOUTS)}, got {self.layout!r}"
@@ -163,7 +163,7 @@ class LogConfig:
                 f"synthetic log: list_scale: expected a number in (0, 10], got {self.list_scale}"
             )
         shares = [1.0, *self.rates.values(), 0.0]
-        if any(low >= high for high, low in itertools.pairwise(shares)):
+        if not all(low < high for high, low in itertools.pairwise(shares)):
             raise DataError(
                 f"synthetic log: rates: expected decreasing shares in (0, 1), got {self.rates}"
             )

@@ -75,7 +75,7 @@ def test_all_tokens_of_lists(seen, prepared, rows, tmp_path):
     assert sorted(shuffled) == sorted(nested(batch))
 
 
-@pytest.mark.parametrize(("length", "separator"), [(2, "|"), (9, None)])
+@pytest.mark.parametrize(("length", "separator"), [(2, "|"), (9, None), (2**31 - 2, "|")])
 def test_the_last_tokens_are_kept_in_their_order(seen, prepared, rows, tmp_path, length, separator):
     lists = [["a", "b", "c"], [], None, ["c"], ["b", "c", "a"], ["a", "a", "b", "b"]]
     kept = [(each or [])[-length:] for each in lists]

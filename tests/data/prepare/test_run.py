@@ -190,6 +190,18 @@ def test_an_empty_name_of_the_group_or_the_weight_is_none(source, prepared):
     assert (manifest.group, manifest.weight) == (None, None)
 
 
+def test_columns_with_the_names_of_a_split_and_a_label(source, prepared, rows):
+    source["group"] = "split:train"
+    source["fields"]["label:click"] = "categorical"
+    prepared(**{"split:train": ROWS["user"], "label:click": ROWS["city"]})
+    assert (rows()[GROUP], rows()["label:click"]) == ([0, 1, 0, 2, 1, -1], rows()["city"])
+
+
+def test_a_label_that_compares_several_types(source, refused):
+    source["labels"]["late"] = [["kind", "in", ["a", 1]]]
+    refused(r"log\.parquet: cannot read split", kind=ROWS["city"])
+
+
 def test_groups_that_cannot_be_hashed_are_named(source, refused):
     del source["group"]
     source["split"] = by_hash(0.8, 0.9, column="user")

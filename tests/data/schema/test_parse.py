@@ -162,6 +162,8 @@ def train(**rule):
         ("labels", "click", "labels: expected a table, got 'click'"),
         ("group", ["x"], r"group: expected text, got \['x'\]"),
         ("files", "a.parquet", "files: expected a list of names"),
+        ("files", ["log", "log"], "files: expected different names, got log, log"),
+        ("files", ["a/b"], "files: expected the name of a file in the same folder, got 'a/b'"),
         ("format", "csv", 'format: expected "aliccp", or nothing for parquet and text, got .csv.'),
         ("weight", "rain", "field rain reads 'rain', a truth or weight column"),
         (
@@ -200,6 +202,7 @@ def train(**rule):
             "hashed: .* beside vocabulary, whose field sets it, got 2",
         ),
         ("fields", city(tokens="last", length=3), "length: .*tokens \"all\", got tokens 'last'"),
+        ("fields", city(tokens="all", length=2**31), "length: expected at most 2147483646"),
         ("fields", city(separator="|"), "separator: expected text on a field with tokens, got '|'"),
         (
             "fields",
@@ -240,6 +243,11 @@ def train(**rule):
             "split",
             train(hash={"start": 0.5, "stop": 0.5}),
             "split.train.hash: expected 0 <= start < stop <= 1, got 0.5 and 0.5",
+        ),
+        (
+            "split",
+            train(hash={"stop": 10**400}),
+            "split.train.hash.stop: expected a number within float64, got 401 digits",
         ),
         ("split", train(hash={}, rows="odd"), "split.train: expected rows or hash, got both"),
         (

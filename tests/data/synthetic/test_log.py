@@ -79,6 +79,8 @@ def test_files_have_the_same_bytes_on_any_number_of_cores(kind, tmp_path, monkey
     ("changes", "message"),
     [
         ({"rows": 0}, "rows: expected >= 1, got 0"),
+        ({"rows": 2**63}, r"rows: expected < 2\^63, got 9223372036854775808"),
+        ({"rates": {"click": float("nan")}}, "rates: expected decreasing shares"),
         ({"layout": "x"}, "layout: expected one of aliccp, ecomm, got 'x'"),
         (
             {"rates": {"click": 0.1, "conversion": 0.2}},
