@@ -74,8 +74,7 @@ def writer_lock(path: Path, target: Path, wait: float = 0.0) -> Iterator[bool]:
 
     Yields:
         Whether no other writer of ``target`` exists: False if this thread held the lock before, or
-            if the file system
-        has no locks.
+            if the file system has no locks.
 
     Raises:
         BusyError: another process or thread holds the lock.

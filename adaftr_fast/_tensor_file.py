@@ -169,13 +169,11 @@ class _Rows:
 
     def __getitem__(self, rows: slice) -> Tensor:
         start, stop, _ = rows.indices(self._shape[0])
-        found: Tensor | None = None
+        dtype = self._parts[0][1][:0].dtype
+        found = torch.empty(max(0, stop - start), *self._shape[1:], dtype=dtype)
         for first, part in self._parts:
             low = max(start, first)
             high = min(stop, first + part.get_shape()[0])
             if low < high:
-                values = part[low - first : high - first]
-                if found is None:
-                    found = torch.empty(stop - start, *self._shape[1:], dtype=values.dtype)
-                found[low - start : high - start] = values
-        return torch.empty(0, *self._shape[1:]) if found is None else found
+                found[low - start : high - start] = part[low - first : high - first]
+        return found

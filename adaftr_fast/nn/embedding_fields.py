@@ -234,9 +234,9 @@ class EmbeddingFields(nn.Module):
         f = self.field(name)
         number, place = self._locate(f)
         table = self.by_width[number]
+        bad: Tensor | None = None
         if self.on_bad_id == "oov":
             bad = (ids < 0) | (ids >= self.num_embeddings[f])
-            self.oov_counts[f] += bad.sum()
             ids = ids.masked_fill(bad, 0)
         try:
             rows = rows_of_field(ids, sum(table.num_embeddings[:place]), self.num_embeddings[f])
@@ -244,6 +244,8 @@ class EmbeddingFields(nn.Module):
             raise self._with_name(
                 IndexError(str(error).replace("the field", f"field {f}"))
             ) from None
+        if bad is not None:  # after everything that can raise
+            self.oov_counts[f] += bad.sum()
         owner = self._owners()[number]
         whole = owner.offsets[:: len(table.fields)].contiguous()  # [0, R]
         out = owner._look_up_ids(whole, Ids(rows[:, None]), False)

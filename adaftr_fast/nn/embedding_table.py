@@ -86,6 +86,7 @@ class EmbeddingTable:
             grown.grad = insert_no_gradient(weight.grad, at, more)
         for hook in (weight._post_accumulate_grad_hooks or {}).values():
             grown.register_post_accumulate_grad_hook(hook)
+        grown.requires_grad_(weight.requires_grad)
         self.num_embeddings[place] += more
         optimizer = trained_by(weight)
         if optimizer is not None:

@@ -75,7 +75,8 @@ def _is_plain(stack: Stack) -> bool:
     return all(
         type(layer) is nn.Linear
         and layer.bias is not None
-        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not (layer._backward_hooks or layer._backward_pre_hooks)
         for layer in stack.layers
     )
 

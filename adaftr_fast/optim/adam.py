@@ -366,8 +366,8 @@ class Adam(_RuleOfAdam):
         A snapshot of the tables alone leaves the state of other parameters as it is.
 
         Raises:
-            ValueError: the snapshot is of another number of parameters that are not tables; nothing
-                is restored then.
+            ValueError: the snapshot is of another number of rows, or of parameters that are not
+                tables; nothing is restored then.
         """
         others = self._other_parameters() if _OTHERS in saved else []
         if _OTHERS in saved and len(others) != saved[_OTHERS]:
@@ -376,8 +376,17 @@ class Adam(_RuleOfAdam):
                 "not tables, "
                 f"got {int(saved[_OTHERS])}"
             )
-        for number, weight in enumerate(self._weights()):
-            self._deferred[weight].restore(weight, _below(f"{number}.", saved))
+        of_tables = [
+            (weight, _below(f"{number}.", saved)) for number, weight in enumerate(self._weights())
+        ]
+        for weight, entry in of_tables:
+            if len(entry["moments"]) != len(weight):
+                raise ValueError(
+                    f"{type(self).__name__}.restore: saved must hold the rows of each table, "
+                    f"{len(weight)}, got {len(entry['moments'])}"
+                )
+        for weight, entry in of_tables:
+            self._deferred[weight].restore(weight, entry)
         for number, (other, group) in enumerate(others):
             entry = _below(f"{_OTHERS}.{number}.", saved)
             step_device = other.device if group.get("capturable") or group.get("fused") else "cpu"

@@ -59,6 +59,10 @@ def test_subclassed_unbiased_and_hooked_layers_are_called():
     hooked.layers[1].register_forward_hook(lambda *_: calls.append(1))
     hooked(x)
     assert calls == [1]
+    hooked = copy.deepcopy(mlp)
+    hooked.layers[1].register_full_backward_pre_hook(lambda *_: calls.append(2))
+    hooked(x)[-1].sum().backward()
+    assert calls == [1, 2]
 
 
 def test_function_transforms():

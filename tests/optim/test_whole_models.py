@@ -136,6 +136,9 @@ def test_a_snapshot_of_the_tables_alone_restores():
         ValueError, match=r"Adam.restore: saved must hold 4 parameters that are not tables, got 3"
     ):
         optimizer.restore({**optimizer.snapshot(), "others": torch.tensor(3)})
+    moments = optimizer.snapshot()["0.moments"]
+    with pytest.raises(ValueError, match=f"rows of each table, {len(moments)}, got 1"):
+        optimizer.restore({**optimizer.snapshot(), "0.moments": moments[:1]})
 
 
 @pytest.mark.parametrize("name", TWINS)

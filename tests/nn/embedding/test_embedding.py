@@ -250,6 +250,8 @@ def test_wrong_shapes_are_named_and_counted_nowhere(widths, arguments, error, me
         emb = make(widths, on_bad_id=on_bad_id, pooling="sum")
         with pytest.raises(error, match=message):
             emb(*arguments)
+        with pytest.raises(ValueError, match=r"ids must be \[N\]"):
+            emb.look_up_field(0, NINES[:, None])
         assert not emb.oov_counts.any()
 
 
