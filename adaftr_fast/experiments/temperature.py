@@ -65,7 +65,7 @@ class Temperature:
         pair: ``<anchor>-<other>``.
         points: 5, 50 and 95 % quantiles over all rows.
         labels: the combinations of labels that occur.
-        fields: all fields, in descending order of explained variance.
+        fields: the single-valued fields, in descending order of explained variance.
         truth: Spearman's rank correlation with each true quantity of the data set.
     """
 
@@ -104,6 +104,7 @@ def _analyse_pair(
     effects = [
         field_effect(field.name, tau, table[field.name].to_numpy(), names[field.name])
         for field in data.manifest.fields
+        if not field.multiple
     ]
     known = [column for column in table.column_names if column.startswith(TRUTH)]
     truth = {

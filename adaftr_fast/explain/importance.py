@@ -124,11 +124,15 @@ def permutation_importance(
         progress: show a progress bar.
 
     Raises:
-        ConfigError: ``repeats`` or ``max_rows`` is less than 1.
+        ConfigError: ``repeats`` or ``max_rows`` is less than 1, or ``seed`` less than 0.
     """
-    for name, value in (("repeats", repeats), ("max_rows", max_rows)):
-        if value < 1:
-            raise ConfigError(f"{name}: expected >= 1, got {value}")
+    for name, value, least in (
+        ("repeats", repeats, 1),
+        ("max_rows", max_rows, 1),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise ConfigError(f"{name}: expected >= {least}, got {value}")
     random = np.random.default_rng(seed)
     rows = sample(split, max_rows, random)
     before = _aucs(model, rows, batch_size)

@@ -133,10 +133,12 @@ class Journal:
         DataError: the file is damaged.
     """
 
+    keys: tuple[str, ...] = ("day", "file")  # that every record has
+
     def __init__(self, path: Path, ranks: Ranks = ALONE) -> None:
         self.path = path
         self.ranks = ranks
-        self.records: list[dict[str, Any]] = ranks.from_rank_zero(lambda: _read(path))
+        self.records: list[dict[str, Any]] = ranks.from_rank_zero(lambda: _read(path, self.keys))
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds the record of a part, which is finished by that. It is on disk on return."""
@@ -269,7 +271,15 @@ def _folder(out: Path, day: int) -> Path:
     return out / f"day-{day:04d}"
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def with_keys(keys: Sequence[str], content: Any) -> dict[str, Any]:
+    """Returns ``content``. Raises ValueError unless it is an object with these keys."""
+    found = from_json(dict[str, Any], content)
+    if missing := [key for key in keys if key not in found]:
+        raise ValueError(f"missing key {missing[0]!r}")
+    return found
+
+
+def _read(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     """Reads the records. A last line without its end, of a killed process, is removed."""
     if not path.exists():
         return []
@@ -278,10 +288,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if whole < len(content):
         os.truncate(path, whole)
     try:
-        return [
-            from_json(dict[str, Any], loads(line))
-            for line in content[:whole].decode().split("\n")[:-1]
-        ]
+        lines = content[:whole].decode().split("\n")[:-1]
+        return [with_keys(keys, loads(line)) for line in lines]
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
 
@@ -298,7 +306,7 @@ def _append(path: Path, record: dict[str, Any]) -> None:
 
 def _check(out: Path, records: list[dict[str, Any]], files: Sequence[AnyPath]) -> None:
     """Raises DataError unless the finished days are the first of ``files``."""
-    done = [record.get("file") for record in records]
+    done = [record["file"] for record in records]
     for day, (then, now) in enumerate(zip(done, map(str, files)), start=1):
         if then != now:
             raise DataError(

@@ -28,6 +28,7 @@ from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.weights import FILE, Description
+from adaftr_fast.training.device import memory_errors
 from adaftr_fast.training.evaluation import diagnose, evaluate
 from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.optimizers import table_state_bytes
@@ -258,6 +259,7 @@ def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
 
     Raises:
         ConfigError: an option is invalid for the data.
+        TrainingError: the model needs more memory than there is.
     """
     if config.name in ENTIRE_SPACE and data.manifest.funnel != tuple(data.manifest.tasks):
         tasks, funnel = (
@@ -269,13 +271,14 @@ def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
         )
     _check_attention(config, data.manifest)
     try:
-        model = build_model(
-            config,
-            data.manifest.num_embeddings,
-            data.manifest.tasks,
-            data.manifest.field_names,
-            data.manifest.dense,
-        )
+        with memory_errors(torch.device("cpu"), "lower the sizes of the model"):
+            model = build_model(
+                config,
+                data.manifest.num_embeddings,
+                data.manifest.tasks,
+                data.manifest.field_names,
+                data.manifest.dense,
+            )
     except ConfigError:
         raise
     except ValueError as error:  # raised by a constructor about an option

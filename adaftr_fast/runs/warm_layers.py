@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaftr_fast.models import Backbone, MultiTaskModel
 from adaftr_fast.models.esmm import ESMM
@@ -125,7 +125,7 @@ def layer_of(name: str) -> str:
 
 @torch.no_grad()
 def take_layers(
-    pair: Pair, same_tasks: bool, same_fields: bool
+    pair: Pair, same_tasks: bool, same_fields: bool, same_ids: bool
 ) -> tuple[list[str], dict[str, str]]:
     """Copies the dense layers whose weights all fit: each as a whole or not at all.
 
@@ -133,6 +133,8 @@ def take_layers(
         pair: the models.
         same_tasks: whether both have the same tasks in the same order.
         same_fields: whether both read the same fields, widths and encodings in the same order.
+        same_ids: whether both have the same fields, and a new id has the value of the old one. If
+            not, no table of torch is copied.
 
     Returns:
         The names of the copied weights, and the reason for each of the others.
@@ -142,6 +144,12 @@ def take_layers(
     sources = pair.sources(ours, theirs)
     unrelated = _why_unrelated(pair, ours, theirs)
     width = _embedded_width(pair.model)
+    of_torch = {
+        parameter
+        for module in pair.model.modules()
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        for parameter in module.parameters()
+    }
 
     def why_not(name: str, value: Tensor) -> str | None:
         if unrelated is not None and name.startswith(RELATEDNESS):
@@ -154,7 +162,9 @@ def take_layers(
             return "the tasks differ"
         if pair.is_conditional(name):
             return CONDITIONAL
-        reads_fields = ATTENTION in name or (value.dim() > 1 and value.shape[-1] == width)
+        if value in of_torch:
+            return None if same_ids else "the ids differ"
+        reads_fields = ATTENTION in name or (value.dim() > 1 and width in (None, value.shape[-1]))
         return "the fields it reads differ" if reads_fields and not same_fields else None
 
     reasons: dict[str, str] = {}
@@ -191,10 +201,12 @@ def _dense(model: MultiTaskModel) -> dict[str, Tensor]:
     return {name.removeprefix(BACKBONE): parameter for name, parameter in named}
 
 
-def _embedded_width(model: MultiTaskModel) -> int:
+def _embedded_width(model: MultiTaskModel) -> int | None:
+    """Returns the number of columns that the first layers read; None if it is unknown."""
     if (found := backbone(model)) is not None:
         return found.embedded_features
     encoded = next(
         (module.out_features for module in model.modules() if isinstance(module, DenseFields)), 0
     )
-    return next(iter(tables(model).values())).out_features + encoded
+    embedded = sum(table.out_features for table in tables(model).values())
+    return embedded + encoded if embedded else None

@@ -67,7 +67,8 @@ class WarmStart:
 
     def summary(self) -> str:
         """Formats the result for the user."""
-        found, total = (sum(each) for each in zip(*self.rows.values()))
+        found = sum(taken for taken, _ in self.rows.values())
+        total = sum(rows for _, rows in self.rows.values())
         new = ", ".join(
             f"{name} {rows - taken:,}" for name, (taken, rows) in self.rows.items() if taken < rows
         )
@@ -162,10 +163,14 @@ def _match(
     pair = Pair(model, old.model, _source_task(model, old, config))
     report = WarmStart(task=pair.task)
     old_data = old.data(output.found(old.about.config.data.folder))
-    copies = _row_copies(pair, data, old_data, report)
+    sources = _row_sources(data, old_data)
+    copies = _row_copies(pair, data, old_data, sources, report)
     same_tasks = data.manifest.tasks == old_data.manifest.tasks
     same_fields = _columns(model, data) == _columns(old.model, old_data)
-    report.taken, report.fresh = take_layers(pair, same_tasks, same_fields)
+    same_ids = data.manifest.field_names == old_data.manifest.field_names and all(
+        np.array_equal(rows, np.arange(len(rows))) for rows in sources.values()
+    )
+    report.taken, report.fresh = take_layers(pair, same_tasks, same_fields, same_ids)
     if report.is_empty and not config.allow_empty:
         raise CheckpointError(
             f"{config.run}: nothing fits for a warm start: expected "
@@ -195,25 +200,25 @@ def _source_task(model: MultiTaskModel, old: Run, config: WarmStartConfig) -> st
 
 def _described(model: MultiTaskModel, data: PreparedData, name: str) -> str:
     """Names what a warm start matches: the fields with their widths, and the tasks."""
-    fields = [
-        f"{each} ({width})"
-        for each, width in zip(data.manifest.field_names, _widths(model), strict=True)
-    ]
+    fields = data.manifest.field_names
+    if len(widths := _widths(model)) == len(fields):  # a model of one's own may have other tables
+        fields = [f"{each} ({width})" for each, width in zip(fields, widths)]
     more = f" and {len(fields) - NAMED_FIELDS} more" if len(fields) > NAMED_FIELDS else ""
     shown = ", ".join(fields[:NAMED_FIELDS])
     return f"fields {shown}{more} and tasks {', '.join(data.manifest.tasks)} of {name}"
 
 
 def _widths(model: MultiTaskModel) -> list[int]:
-    found = backbone(model)
-    return next(iter(tables(model).values())).widths if found is None else found.widths
+    if (found := backbone(model)) is not None:
+        return found.widths
+    return [width for table in tables(model).values() for width in table.widths]
 
 
 def _columns(
     model: MultiTaskModel, data: PreparedData
-) -> list[tuple[str, int, str | None] | NumericEncoding]:
-    """What dense layers read, in order: names, widths and attention targets of the fields, and
-    encodings of numbers.
+) -> tuple[list[str], list[int], list[str | None], list[NumericEncoding]]:
+    """What dense layers read: names, widths and attention targets of the fields, and encodings of
+    numbers, each in order.
     """
     names = data.manifest.field_names
     found = backbone(model)
@@ -221,7 +226,25 @@ def _columns(
     of_target = [
         None if (target := targets.get(f)) is None else names[target] for f in range(len(names))
     ]
-    return [*zip(names, _widths(model), of_target, strict=True), *data.manifest.dense]
+    return names, _widths(model), of_target, data.manifest.dense
+
+
+def _row_sources(data: PreparedData, old: PreparedData) -> dict[str, np.ndarray]:
+    """Returns the old row of every new row, int64 [rows], for each field that both have."""
+    new, former = (read_encoders(each.folder, each.manifest) for each in (data, old))
+    return {name: _same_meaning(new[name], former[name]) for name in new if name in former}
+
+
+def _names_of_fields(model: MultiTaskModel, data: PreparedData) -> dict[str, str]:
+    """Returns the names of the fields of ``data`` by their names in the tables of ``model``: their
+    positions, or the same names in a model of one's own. {} if its tables have others.
+    """
+    names = data.manifest.field_names
+    places = list(map(str, range(len(names))))
+    if backbone(model) is not None:
+        return dict(zip(places, names))
+    held = [each for table in tables(model).values() for each in table.field_names]
+    return dict(zip(held, names)) if held in (names, places) else {}
 
 
 def _same_meaning(new: Encoder, old: Encoder) -> np.ndarray:
@@ -240,12 +263,16 @@ def _same_meaning(new: Encoder, old: Encoder) -> np.ndarray:
     return rows
 
 
-def _row_copies(pair: Pair, data: PreparedData, old: PreparedData, report: WarmStart) -> Copies:
+def _row_copies(
+    pair: Pair,
+    data: PreparedData,
+    old: PreparedData,
+    sources: dict[str, np.ndarray],
+    report: WarmStart,
+) -> Copies:
     """Returns the copies of the fields' rows, and adds their numbers to the report."""
-    new, former = (read_encoders(each.folder, each.manifest) for each in (data, old))
-    sources = {name: _same_meaning(new[name], former[name]) for name in new if name in former}
-    names = {str(place): name for place, name in enumerate(data.manifest.field_names)}
-    places = {name: str(place) for place, name in enumerate(old.manifest.field_names)}
+    names = _names_of_fields(pair.model, data)
+    places = {name: place for place, name in _names_of_fields(pair.old, old).items()}
     modules = {module: name for name, module in pair.old.named_modules()}  # as in the checkpoint
     ours = tables(pair.model)
     theirs = tables(pair.old)

@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from adaftr_fast.errors import DataError
+from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.serving.batching import Batcher
 from adaftr_fast.serving.reload import ReloadingScorer
 from adaftr_fast.serving.rows import Extra, Row, needed_columns
@@ -98,7 +98,6 @@ class Server:
     async def score(self, request: Request) -> Response:
         """POST /score: the scores of one row, a JSON object, or of several, an array of objects."""
         start = time.perf_counter()
-        status = 200
         try:
             rows = _rows(await _body(request))
             if not self.is_running:
@@ -107,24 +106,20 @@ class Server:
                 raise Refused(503, f"{MOST_WAITING:,} rows wait already")
             table, scorer = await self.batcher.score(rows)
             self.metrics.rows.inc(len(rows))
-            content = {"model": _digest(scorer), "scores": table.to_pylist()}
+            response = JSONResponse({"model": _digest(scorer), "scores": table.to_pylist()})
         except ClientDisconnect:
-            status = 499
-            content = {"error": "the client is gone"}
+            response = JSONResponse({"error": "the client is gone"}, 499)
         except Refused as error:
-            status = error.status
-            content = {"error": str(error)}
+            response = JSONResponse({"error": str(error)}, error.status)
         except DataError as error:
-            status = 422
-            content = {"error": str(error)}
+            response = JSONResponse({"error": str(error)}, 422)
         # a score that is not finite, or no memory left: the next request may be served
         except Exception as error:
             LOG.exception("a request could not be scored")
-            status = 500
-            content = {"error": f"{type(error).__name__}: {error}"}
-        self.metrics.requests.labels(str(status)).inc()
+            response = JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
+        self.metrics.requests.labels(str(response.status_code)).inc()
         self.metrics.seconds.observe(time.perf_counter() - start)
-        return JSONResponse(content, status)
+        return response
 
     async def health(self, _: Request) -> Response:
         """GET /health: the model in use, the columns that it reads, and those that it returns."""
@@ -213,8 +208,11 @@ def serve(
 
     Raises:
         DataError, ServingError: as ``load_scorer``.
+        ConfigError: the port is out of range.
         OSError: the port is in use.
     """
+    if not 0 <= port < 1 << 16:
+        raise ConfigError(f"port: expected 0 to 65535, got {port}")
     models = ReloadingScorer(folder, **options)
     with socket.create_server(
         (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -115,9 +115,13 @@ class KafkaSource:
 
         Raises:
             DataError: the broker no longer has the rows after the last chunk, or reports another
-                error.
+                error, or the last chunk is of another source.
         """
-        finished: dict[str, int] = done[next(reversed(done))]["offsets"] if done else {}
+        name = next(reversed(done), None)
+        last: Position = {"offsets": {}} if name is None else done[name]
+        if "offsets" not in last:
+            raise DataError(f"chunk {name}: is of another source than the topic; use another --out")
+        finished: dict[str, int] = last["offsets"]
         if self._offsets is None:
             self._offsets = finished
             self._consumer.assign(

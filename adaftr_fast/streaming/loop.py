@@ -50,6 +50,8 @@ class Journal(daily.Journal):
         DataError: a file is damaged.
     """
 
+    keys = ("chunk", "name", "position")
+
     def __init__(self, folder: Path, ranks: Ranks = ALONE, output: Output = HERE) -> None:
         super().__init__(folder / RECORDS, ranks)
         self.folder = folder
@@ -67,7 +69,7 @@ class Journal(daily.Journal):
 
     def current(self) -> dict[str, Any] | None:
         """Returns the plain values of the chunk that was begun and is not finished."""
-        content = _object(self.folder / CURRENT)
+        content = _object(self.folder / CURRENT, "name", "file", "arrived")
         return None if content is None or content["name"] in self.done else content
 
     def begin(self, chunk: Chunk) -> dict[str, Any]:
@@ -82,7 +84,7 @@ class Journal(daily.Journal):
         """Returns the number of the chunk of the last export, 0 for none, and its time in seconds
         since 1970.
         """
-        content = _object(self.folder / EXPORTED) or {"chunk": 0, "time": 0.0}
+        content = _object(self.folder / EXPORTED, "chunk", "time") or {"chunk": 0, "time": 0.0}
         return content["chunk"], content["time"]
 
     def note_export(self, chunk: int, at: float) -> None:
@@ -90,11 +92,11 @@ class Journal(daily.Journal):
         write_json(self.folder / EXPORTED, {"chunk": chunk, "time": at})
 
 
-def _object(path: Path) -> dict[str, Any] | None:
+def _object(path: Path, *keys: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return read_json(dict[str, Any], path)
+        return daily.with_keys(keys, read_json(dict[str, Any], path))
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
 

@@ -210,7 +210,8 @@ def diagnose(
         The diagnostics by name, [N] each. Empty if the model has none, and on ranks other than rank
         0.
     """
-    if not hasattr(model, "diagnostics"):
+    none = MultiTaskModel.diagnostics
+    if getattr(type(model), "diagnostics", none) is none:
         return {}
     device = device_of(model)
 

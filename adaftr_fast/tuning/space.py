@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -66,6 +67,8 @@ class Parameter:
         if self.step is not None and self.step <= 0:
             raise ValueError(f"expected step > 0, got {self.step:g}")
         numbers = (self.low, self.high, 1 if self.step is None else self.step)
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"expected finite numbers, got {', '.join(map(str, numbers))}")
         if self.int and not all(each == round(each) for each in numbers):
             raise ValueError("expected integers for an integer option")
         return self.low, self.high

@@ -116,6 +116,25 @@ class Torch(Plain):
         return self.out(torch.cat([table(ids[:, f]) for f, table in enumerate(self.embedding)], 1))
 
 
+class Named(Plain):
+    """Names the fields of its table as the log does."""
+
+    def make_tables(self, num_embeddings, width, names):
+        self.embedding = FusedEmbedding(num_embeddings, width, field_names=names)
+
+
+class Each(Torch):
+    """Has a table of one field for each field."""
+
+    def make_tables(self, num_embeddings, width, names):
+        self.embedding = nn.ModuleList(FusedEmbedding([rows], width) for rows in num_embeddings)
+
+    def forward(self, ids):
+        return self.out(
+            torch.cat([table(ids[:, f : f + 1]) for f, table in enumerate(self.embedding)], 1)
+        )
+
+
 class Short(Net):
     def __init__(self, num_embeddings):
         """Takes too few arguments."""

@@ -11,9 +11,11 @@ import torch
 import adaftr_fast as af
 from adaftr_fast.cli import main
 from adaftr_fast.config import ModelConfig, RunConfig
-from adaftr_fast.errors import CheckpointError, ConfigError
+from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.errors import CheckpointError, ConfigError, TrainingError
 from adaftr_fast.models.build import find_class
 from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.run import build
 from tests.cli.conftest import fails
 from tests.runs import own
@@ -30,7 +32,7 @@ from tests.runs.own import (
     Wrong,
 )
 
-from .conftest import write_day
+from .conftest import SOURCE, prepare_day, write_day
 
 NAME = "tests.runs.own:Net"
 MODULE = """
@@ -145,6 +147,41 @@ def test_a_warm_start_builds_a_class_as_it_is_and_changes_types(prepared, tmp_pa
     assert found[1].dtype == torch.float64
     assert torch.equal(found[1].float(), found[0])
     assert torch.equal(found[2], found[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "same", "other"),
+    [
+        ("Torch", "6 of 6 dense weights copied", "because the ids differ: embedding."),
+        ("Named", "{ids} of {ids} embedding rows copied", "embedding rows copied; new: "),
+        ("Each", "0 of 0 embedding rows copied", "0 of 0 embedding rows copied"),
+    ],
+)
+def test_warm_starts_and_days_of_other_tables(prepared, tmp_path, capsys, kind, same, other):
+    data = prepared(1)
+    options = {
+        "model": {"name": f"tests.runs.own:{kind}"},
+        "training": {"batch_size": 64, "max_epochs": 1, "progress": False},
+    }
+    before = af.train(data.folder, tmp_path / "run", **options)
+    more = options | {"warm_start": tmp_path / "run", "optimizer": {"lr": 1e-30}}
+    warm = af.train(data.folder, tmp_path / "same", **more)
+    assert same.format(ids=f"{sum(data.manifest.num_embeddings):,}") in capsys.readouterr().err
+    if kind != "Each":
+        assert torch.allclose(
+            next(warm.model.embedding.parameters()), next(before.model.embedding.parameters())
+        )
+    af.train(prepare_day(tmp_path, 2, name="next").folder, tmp_path / "other", **more)
+    assert other in capsys.readouterr().err
+    days = [write_day(tmp_path, day) for day in (1, 2)]
+    config = RunConfig().with_options(**options)
+    assert len(list(train_daily(parse_schema(SOURCE), days, config, tmp_path / "days"))) == 2
+
+
+def test_a_model_larger_than_the_memory(prepared):
+    config = ModelConfig(name="mmoe", expert_hidden=[10**13])
+    with pytest.raises(TrainingError, match="out of memory on cpu: lower the sizes of the model"):
+        build(config, prepared(1))
 
 
 def test_the_commands_import_from_the_current_directory(prepared, folder, capsys):
