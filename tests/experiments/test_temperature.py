@@ -47,8 +47,11 @@ def test_field_effect_by_hand():
 
 @pytest.fixture
 def data(folder, tmp_path):
-    """The log with a cross of two fields."""
-    fields = SCHEMA["fields"] | {"pair": {"cross": ["user", "item"], "min_count": 1}}
+    """The log with a cross of two fields, and a field of lists, which the analysis leaves out."""
+    fields = SCHEMA["fields"] | {
+        "pair": {"cross": ["user", "item"], "min_count": 1},
+        "letters": {"kind": "categorical", "column": "user", "tokens": "all", "separator": "1"},
+    }
     prepare(
         parse_schema(SCHEMA | {"fields": fields}),
         [folder.parent / "log.parquet"],

@@ -123,3 +123,5 @@ def test_one_class_and_one_permutation_have_no_number():
     assert found.order()[0] in (0, 3)
     with pytest.raises(ConfigError, match="repeats: expected >= 1, got 0"):
         permutation_importance(Sums(), Split.of(batch), FIELDS, repeats=0)
+    with pytest.raises(ConfigError, match="seed: expected >= 0, got -1"):
+        permutation_importance(Sums(), Split.of(batch), FIELDS, seed=-1)

@@ -184,6 +184,8 @@ def test_a_port_in_use_and_a_folder_without_a_model_are_named(served, exported, 
     assert "ddress already in use" in capsys.readouterr().err
     assert main(["serve", str(tmp_path / "none")]) == 2
     assert "none: not an exported model" in capsys.readouterr().err
+    assert main(["serve", str(exported[0]), "--port", "70000"]) == 2
+    assert "port: expected 0 to 65535, got 70000" in capsys.readouterr().err
 
 
 def test_the_rows_of_other_requests_change_no_value(exported):
@@ -205,27 +207,42 @@ def test_the_rows_of_other_requests_change_no_value(exported):
     assert "expected one value" in str(found[4])
 
 
+async def asked(app, content):
+    """Returns the messages that an application sends in answer to /score."""
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/score",
+        "headers": [],
+        "query_string": b"",
+        "root_path": "",
+    }
+    await app(scope, receive, send)
+    return sent
+
+
 def test_without_its_lifespan_an_application_refuses(exported):
-    async def ask(app):
-        sent = []
-
-        async def receive():
-            return {"type": "http.request", "body": b"{}", "more_body": False}
-
-        async def send(message):
-            sent.append(message)
-
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/score",
-            "headers": [],
-            "query_string": b"",
-            "root_path": "",
-        }
-        await app(scope, receive, send)
-        return sent
-
-    status, body = asyncio.run(ask(application(ReloadingScorer(exported[0]))))
+    status, body = asyncio.run(asked(application(ReloadingScorer(exported[0])), b"{}"))
     assert status["status"] == 503
     assert b"lifespan" in body["body"]
+
+
+def test_a_bid_that_is_not_finite_is_an_error_of_the_request(exported):
+    app = application(ReloadingScorer(exported[0], bid="price", bid_weight=1e9))
+    (row,) = make_log(1).select([*FEATURES, "price"]).to_pylist()
+    content = json.dumps([row | {"price": 1e308}], default=str).encode()
+
+    async def running():
+        async with app.router.lifespan_context(app):
+            return await asked(app, content)
+
+    status, body = asyncio.run(running())
+    assert (status["status"], "error" in json.loads(body["body"])) == (500, True)

@@ -88,6 +88,8 @@ def test_wrong_arguments(source):
         ConfigError, match=r"settings: expected none of .*, got auto\.offset\.reset"
     ):
         source(settings={"auto.offset.reset": "latest"})
+    with pytest.raises(DataError, match=r"chunk a\.csv: is of another source than the topic"):
+        source().next({"a.csv": {}})
 
 
 def test_a_chunk_ends_with_its_rows_or_after_its_seconds(producer, source, monkeypatch):

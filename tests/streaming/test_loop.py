@@ -245,6 +245,10 @@ def test_a_record_that_was_not_written_whole_is_removed(tmp_path):
     before = (tmp_path / RECORDS).read_bytes()
     (tmp_path / RECORDS).write_bytes(before + b'{"chunk": 4, "na')
     assert Journal(tmp_path).records == journal.records
-    (tmp_path / RECORDS).write_bytes(b"[1]\n")
-    with pytest.raises(DataError, match=r"stream\.jsonl: damaged"):
-        Journal(tmp_path)
+    for line in (b"[1]\n", b'{"chunk": 1}\n'):
+        (tmp_path / RECORDS).write_bytes(line)
+        with pytest.raises(DataError, match=r"stream\.jsonl: damaged"):
+            Journal(tmp_path)
+    (tmp_path / "exported.json").write_text('{"chunk": 1}')
+    with pytest.raises(DataError, match=r"exported\.json: damaged: missing key 'time'"):
+        journal.exported()
