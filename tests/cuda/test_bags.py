@@ -115,6 +115,12 @@ def test_bad_offsets_are_raised_by_the_next_op(serial, offsets, at):
         serial.raise_reported(out)
 
 
+def test_ids_without_a_bag_are_named(serial):
+    bags = (torch.tensor([1]), torch.tensor([0]), None)
+    with pytest.raises(ValueError, match="from 0 to the number of values, 1, got no bag"):
+        serial.embedding_bags(torch.ones(9, 4), *bags, torch.tensor([0, 9]), False, [])
+
+
 def test_a_bad_id_counts_as_zeros_and_is_raised_by_the_next_op(serial):
     values = torch.tensor([0, 9, 1])
     offsets = torch.tensor([0, 2, 3])

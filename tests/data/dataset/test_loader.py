@@ -219,7 +219,8 @@ for batch in (Batch(ids.view(-1, 4), torch.zeros(100_000, 1)),
     split, before = Split.of(batch), count()
     print(max(count() for _ in split.shuffled(1024, seed=0, epoch=0)) - before)
 """
-    assert Script(code).end()[0].split() == ["1", "1"]  # the prefetch thread
+    # the prefetch thread; the first one may end while the second one is counted
+    assert max(Script(code).end()[0].split()) == "1"
 
 
 def test_a_forked_process_cannot_continue_batches_but_can_read_anew(rewritten):
