@@ -6,7 +6,7 @@ import torch
 from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.ops.embedding.lookup import sparse_gradient
 from tests.cuda.test_bags import bags_for
-from tests.training.device.test_reads import Watch
+from tests.watch import Watch
 
 SIZES = [50, 1, 20]
 KINDS = ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam", "AdamW"]

@@ -6,7 +6,8 @@ from adaftr_fast.training.checkpoint.progress import RunningMean
 from adaftr_fast.training.device import WARM_UP
 from tests.tolerances import assert_same_bits
 from tests.training.device.test_graph import OPTIMIZERS, bags, batches, graphed, stepper, trained
-from tests.training.device.test_reads import MODELS, Watch, gpu_path, watched  # noqa: F401  # a fixture
+from tests.training.device.test_reads import MODELS, gpu_path, watched  # noqa: F401  # a fixture
+from tests.watch import Watch
 
 pytestmark = pytest.mark.usefixtures("on_serial", "gpu_path")
 

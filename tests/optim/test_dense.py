@@ -9,7 +9,7 @@ from adaftr_fast.ops.embedding.reference import optim as reference
 from adaftr_fast.optim.dense import DenseAdam
 from tests.ops.marks import needs_extension, on_threads
 from tests.tolerances import assert_as_accurate, assert_same_bits
-from tests.training.device.test_reads import Watch
+from tests.watch import Watch
 
 OPTIONS = {"lr": 0.05, "betas": (0.8, 0.95), "eps": 1e-6}
 
