@@ -244,11 +244,11 @@ class EmbeddingFields(nn.Module):
             raise self._with_name(
                 IndexError(str(error).replace("the field", f"field {f}"))
             ) from None
-        if bad is not None:  # after everything that can raise
-            self.oov_counts[f] += bad.sum()
         owner = self._owners()[number]
         whole = owner.offsets[:: len(table.fields)].contiguous()  # [0, R]
         out = owner._look_up_ids(whole, Ids(rows[:, None]), False)
+        if bad is not None:  # after everything that can raise
+            self.oov_counts[f] += bad.sum()
         padding = None if self.padding_idx is None else self.padding_idx[f]
         return out if padding is None else torch.where((ids == padding)[:, None], out.detach(), out)
 

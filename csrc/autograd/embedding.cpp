@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <tuple>
+#include <utility>
 
 #include "autograd/function.h"
 
@@ -29,7 +30,7 @@ void save(AutogradContext* ctx, const at::Tensor& weight, at::TensorList state, 
 
 c10::SymInt width_of(AutogradContext* ctx) { return ctx->saved_data["width"].toSymInt(); }
 
-// A sparse gradient of the rows index [U] with the values [U, E]. Nothing is checked: the rows are in range and, if
+// A sparse gradient with the values [N, E] in the rows `index` [N]. Nothing is checked: the rows are in range and, if
 // `coalesced`, distinct and sorted.
 at::Tensor sparse_rows(AutogradContext* ctx, const at::Tensor& index, const at::Tensor& values,
                        std::optional<bool> coalesced = std::nullopt) {
@@ -53,7 +54,7 @@ at::Tensor sparse_gradient(AutogradContext* ctx, const at::Tensor& grad) {
   static const auto merge = find_op<Merge>("adaftr_fast::fused_embedding_backward");
   if (!grad.defined()) return {};
   const variable_list saved = ctx->get_saved_variables();
-  const bool again = at::GradMode::is_enabled();  // then PyTorch's own ops can be differentiated again
+  const bool again = at::GradMode::is_enabled();  // create_graph=True: PyTorch's own ops can be differentiated again
   if (again || merges_later(grad)) {
     const at::Tensor terms = grad.reshape_symint({-1, width_of(ctx)});  // a row per look-up, [B * F, E]
     if (again) return sparse_rows(ctx, saved[0].add(saved[1].slice(0, 0, -1)).reshape({-1}), terms).coalesce();

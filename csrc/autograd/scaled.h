@@ -15,7 +15,7 @@ inline bool is_transformed(const at::Tensor& x) {
 }
 
 // The tensors times `factor` (0-dim) and a scale each. The op cannot be differentiated, and has no batching rule and no
-// formula for tangents: there PyTorch's ops compute the products.
+// formula for tangents: where one of these is needed, PyTorch's ops compute the products.
 inline std::vector<at::Tensor> call_scaled(const at::Tensor& factor, at::TensorList tensors,
                                            at::ArrayRef<double> scales) {
   if (at::GradMode::is_enabled() || is_transformed(factor)) {

@@ -159,8 +159,11 @@ def test_training_equals_the_cpu_kernels(on_serial, monkeypatch, widths, kind, p
             optimizer.zero_grad()
             emb(*bags_for(20)).float().sin().sum().backward()
             optimizer.step()
+        # one id of each field, while other rows have missed steps
+        looked_up = emb(torch.arange(20)[:, None] % torch.tensor(SIZES)).detach()
         emb.flush()
         tables[on] = {name: value.clone() for name, value in emb.state_dict().items()}
+        tables[on]["look-up"] = looked_up
         if on == "serial":
             on_serial.uninstall()
             monkeypatch.undo()

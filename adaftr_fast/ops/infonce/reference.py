@@ -137,8 +137,8 @@ def infonce_rows(
 
     The further arguments are those of ``infonce_logits``.
 
-    Gradients without margin, smoothing and labels, of which ``similarity_gradients`` has the general
-    form (p: softmax over the candidates, g: upstream):
+    Gradients without margin, smoothing and labels, of which ``similarity_gradients`` has the
+    general form (p: softmax over the candidates, g: upstream):
         dL/da_r   = g_r / tau_r (sum_j p_rj b_j - b_{y_r})
         dL/db_j   = sum_r g_r / tau_r p_rj a_r - sum_{r: y_r = j} g_r / tau_r a_r
         dL/dtau_r = -(a_r . dL/da_r) / tau_r

@@ -1,4 +1,7 @@
 // The embedding's kernels of one instruction set, as a table, and the table to use.
+//
+// Kernels take pointers and sizes only. Each works on a range of batch rows or of fields, so that the caller divides
+// the work among threads and no result depends on their number.
 #pragma once
 
 #include <bit>

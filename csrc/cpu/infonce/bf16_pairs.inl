@@ -158,7 +158,8 @@ struct PairSweep : Sweep<float, 2> {
     finish_row(r);
     if (need_d_anchors) finish_row_gradient(r, acc);
     if (!need_d_candidates) return;
-    scale_into_strips(r, anchor_factor(r, finish_alpha(r, alpha, column_blocks)));
+    const float shift = finish_alpha(r, alpha, column_blocks);
+    scale_into_strips(r, anchor_factor(r, shift));
   }
 
   // A' of row r; zeros where the factor is 0.

@@ -105,7 +105,8 @@ struct FmaSweep : BaseOfLoss {
     this->finish_row(r);
     if (need_d_anchors) this->finish_row_gradient(r, acc);
     if (!need_d_candidates) return;
-    scale_into_strips(r, this->anchor_factor(r, this->finish_alpha(r, alpha, column_blocks)));
+    const T shift = this->finish_alpha(r, alpha, column_blocks);
+    scale_into_strips(r, this->anchor_factor(r, shift));
   }
 
   void scores(const T* a, int64_t rows, int64_t p0, int64_t panels, T* block) {

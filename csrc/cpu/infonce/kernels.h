@@ -88,7 +88,7 @@ struct SweepKernel {
 
 constexpr int64_t kMaxBlock = 64;  // rows of a block, at most
 
-// The kernels of all losses with arithmetic in T.
+// The kernels of all losses with arithmetic in T; an instruction set has all of them or none.
 template <class T>
 struct LossKernels {
   SweepKernel<InfoNCEProblem<T>> infonce;

@@ -14,12 +14,12 @@
 
 namespace adaftr_fast {
 
-constexpr KernelTables<InfoNCEKernels> kLossTables = {&generic::kInfoNCE,
+inline constexpr KernelTables<InfoNCEKernels> kLossTables = {&generic::kInfoNCE,
 #if defined(__x86_64__)
-                                                      &avx2::kInfoNCE, &avx512::kInfoNCE, &avx512_bf16::kInfoNCE,
-                                                      &amx::kInfoNCE
+                                                             &avx2::kInfoNCE, &avx512::kInfoNCE, &avx512_bf16::kInfoNCE,
+                                                             &amx::kInfoNCE
 #elif defined(__aarch64__)
-                                                      &neon::kInfoNCE, &neon_bf16::kInfoNCE
+                                                             &neon::kInfoNCE, &neon_bf16::kInfoNCE
 #endif
 };
 
@@ -79,7 +79,7 @@ inline void check_inputs(const Tensor& anchors, const Tensor& candidates,
                  anchors.size(0), "], got ", shape(*x));
 }
 
-// Checks that there are as many candidates as anchors.
+// Checks that anchors and candidates are of one shape.
 inline void check_paired(const Tensor& anchors, const Tensor& candidates) {
   ADAFTR_CHECK(same_sizes(candidates, anchors),
                "adaptive_infonce: anchors and candidates must both be [B, d] with d >= 1, got ", shape(anchors),

@@ -40,12 +40,12 @@ OneDirection infonce_sweep(const Tensor& anchors, const Tensor& candidates, cons
                            bool need_d_candidates, bool need_d_tau, bool need_stats, std::optional<double> ignore_above,
                            double margin, const OptionalTensor& positive_weight, bool ieee) {
   check_inputs(anchors, candidates, {{"tau", &tau}, {"scale", &scale}});
-  ADAFTR_CHECK(row_group.has_value() == column_group.has_value(),
-               "adaptive_infonce: row_group and column_group must be given together");
+  ADAFTR_CHECK(row_group.has_value() == column_group.has_value(), kOp,
+               ": row_group and column_group must be given together");
   const auto dtype = anchors.scalar_type() == kDouble ? kDouble : kFloat;
   const auto widen = [&](const Tensor& x) { return as_contiguous(x, dtype); };
-  ADAFTR_CHECK(!positive_weight.has_value() || same_sizes(*positive_weight, tau),
-               "adaptive_infonce: positive_weight must be [", tau.size(0), "], got ", shape(*positive_weight));
+  ADAFTR_CHECK(!positive_weight.has_value() || same_sizes(*positive_weight, tau), kOp, ": positive_weight must be [",
+               tau.size(0), "], got ", shape(*positive_weight));
   const OptionalTensor weight = positive_weight.has_value() ? OptionalTensor(widen(*positive_weight)) : std::nullopt;
   const auto go = dtype == kDouble ? run<double> : run<float>;
   return go(anchors.scalar_type(), ieee, widen(anchors), widen(candidates), widen(tau),

@@ -338,10 +338,11 @@ struct Sweep {
   }
 
   // Turns the m that each block of the row's P was taken at, alpha [blocks][block_m], into what rescales the block to
-  // the final m. Returns exponent_shift.
+  // the final m, times 2^exponent_shift; multiplies positive_p by that power, too. Returns exponent_shift.
   T finish_alpha(int64_t r, T* alpha, int64_t blocks) {
     const RowState<T>& row = state[r];
-    const T shift = exponent_shift(r), power = exp2(shift);
+    const T shift = exponent_shift(r);
+    const T power = exp2(shift);
     for (int64_t c = 0; c < blocks; ++c) {
       T& a = alpha[c * block_m + r];
       a = row.grad_scale == 0 ? 0 : power * (a == row.m ? 1 : exp2((a - row.m) * row.softmax_scale_log2));

@@ -22,7 +22,7 @@ void check_bags(const char* op, const at::Tensor& values, const at::Tensor& offs
                     ": values, offsets and per_sample_weights must be on one device");
   TORCH_CHECK_VALUE(offsets.size(0) <= INT32_MAX && values.size(0) <= INT32_MAX, op, ": expected at most ", INT32_MAX,
                     " bags and ids on a GPU, got ", offsets.size(0) - 1, " and ", values.size(0));
-  // The kernels check the others, each bag its own.
+  // Otherwise the kernels check that the offsets rise, each bag its own.
   TORCH_CHECK_VALUE(offsets.size(0) > 1 || values.size(0) == 0, op,
                     ": offsets must rise from 0 to the number of values, ", values.size(0), ", got no bag");
   raise_reported(values.device());

@@ -159,6 +159,7 @@ def test_float32_is_exact_in_the_reference_and_in_second_derivatives_and_leaves_
     for form, options in FORMS.items():
         exact = computed(torch.float64, **options)
         assert equal(computed(torch.float64, precision="float32", **options), exact), form
+        assert equal(computed(torch.float64, setting="medium", **options), exact), form
         truth = computed(torch.float64, tensors=tensors, **options)
         found = computed(setting="medium", backend="reference", precision="float32", **options)
         second = second_derivatives(setting="medium", precision="float32", **options)

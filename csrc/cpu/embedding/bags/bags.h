@@ -30,8 +30,7 @@ struct BagKernels {
   // current values are pooled. Returns the position in values of an id out of range, or -1.
   int64_t (*pool)(const Input&, const W* weight, const AdamTable<W>* adam, int64_t width, W* out, int64_t begin,
                   int64_t end);
-  // As IdKernels::mark_shared and MergeKernels::merge_share: bags differ in size too much for threads to own
-  // fields.
+  // As IdKernels::mark_shared and MergeKernels::merge_share: bags differ in size too much for threads to own fields.
   int64_t (*mark)(const Input&, const RowSet&, int64_t begin, int64_t end);
   void (*merge)(const Input&, const RowSet&, const int64_t* base, const W* grad, int64_t width, Compute<W>* sums,
                 int64_t part, int64_t parts);

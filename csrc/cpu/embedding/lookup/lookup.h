@@ -1,8 +1,6 @@
-// The look-up of one id of each field.
+// The ids of a look-up of one id of each field.
 //
-// B batch, F fields, E width.
-// Kernels take pointers and sizes only. Each works on a range of batch rows or of fields, so that the caller divides
-// the work among threads and no result depends on their number.
+// B batch, F fields.
 #pragma once
 
 #include <cstdint>

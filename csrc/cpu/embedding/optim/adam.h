@@ -14,7 +14,6 @@
 
 #include <cstdint>
 
-#include "cpu/embedding/lookup/lookup.h"
 #include "cpu/embedding/types.h"
 
 namespace adaftr_fast {
