@@ -143,7 +143,7 @@ def take_layers(
     theirs = _dense(pair.old)
     sources = pair.sources(ours, theirs)
     unrelated = _why_unrelated(pair, ours, theirs)
-    width = _embedded_width(pair.model)
+    widths = _embedded_widths(pair.model)
     of_torch = {
         parameter
         for module in pair.model.modules()
@@ -164,7 +164,9 @@ def take_layers(
             return CONDITIONAL
         if value in of_torch:
             return None if same_ids else "the ids differ"
-        reads_fields = ATTENTION in name or (value.dim() > 1 and width in (None, value.shape[-1]))
+        reads_fields = ATTENTION in name or (
+            value.dim() > 1 and (not widths or value.shape[-1] in widths)
+        )
         return "the fields it reads differ" if reads_fields and not same_fields else None
 
     reasons: dict[str, str] = {}
@@ -201,12 +203,15 @@ def _dense(model: MultiTaskModel) -> dict[str, Tensor]:
     return {name.removeprefix(BACKBONE): parameter for name, parameter in named}
 
 
-def _embedded_width(model: MultiTaskModel) -> int | None:
-    """Returns the number of columns that the first layers read; None if it is unknown."""
+def _embedded_widths(model: MultiTaskModel) -> set[int]:
+    """Returns the numbers of columns that a layer which reads the fields may have; empty if they
+    are unknown.
+    """
     if (found := backbone(model)) is not None:
-        return found.embedded_features
-    encoded = next(
-        (module.out_features for module in model.modules() if isinstance(module, DenseFields)), 0
-    )
-    embedded = sum(table.out_features for table in tables(model).values())
-    return embedded + encoded if embedded else None
+        return {found.embedded_features}
+    modules = list(model.modules())
+    widths = [table.out_features for table in tables(model).values()]
+    if not widths or any(isinstance(each, nn.Embedding | nn.EmbeddingBag) for each in modules):
+        return set()
+    encoded = next((each.out_features for each in modules if isinstance(each, DenseFields)), 0)
+    return {width + more for width in (*widths, sum(widths)) for more in (0, encoded)}

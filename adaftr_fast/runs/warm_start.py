@@ -73,6 +73,8 @@ class WarmStart:
             f"{name} {rows - taken:,}" for name, (taken, rows) in self.rows.items() if taken < rows
         )
         lines = [f"{found:,} of {total:,} embedding rows copied" + (f"; new: {new}" if new else "")]
+        if not self.rows:
+            lines = ["no embedding rows copied, because no table is known to hold the fields"]
         lines.append(
             f"{len(self.taken)} of {len(self.taken) + len(self.fresh)} dense weights copied"
         )
@@ -243,8 +245,10 @@ def _names_of_fields(model: MultiTaskModel, data: PreparedData) -> dict[str, str
     places = list(map(str, range(len(names))))
     if backbone(model) is not None:
         return dict(zip(places, names))
-    held = [each for table in tables(model).values() for each in table.field_names]
-    return dict(zip(held, names)) if held in (names, places) else {}
+    held = [table.field_names for table in tables(model).values()]
+    if any(each != held[0] for each in held):  # each table holds a part of the fields
+        held = [[name for each in held for name in each]]
+    return dict(zip(held[0], names)) if held and held[0] in (names, places) else {}
 
 
 def _same_meaning(new: Encoder, old: Encoder) -> np.ndarray:

@@ -135,6 +135,17 @@ class Each(Torch):
         )
 
 
+class Deep(Plain):
+    """Has two tables of all fields, of which one has a weight for each id."""
+
+    def make_tables(self, num_embeddings, width, names):
+        self.embedding = FusedEmbedding(num_embeddings, width)
+        self.linear = FusedEmbedding(num_embeddings, 1)
+
+    def forward(self, ids):
+        return super().forward(ids) + self.linear(ids).sum(1, keepdim=True)
+
+
 class Short(Net):
     def __init__(self, num_embeddings):
         """Takes too few arguments."""

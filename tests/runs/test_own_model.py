@@ -154,7 +154,8 @@ def test_a_warm_start_builds_a_class_as_it_is_and_changes_types(prepared, tmp_pa
     [
         ("Torch", "6 of 6 dense weights copied", "because the ids differ: embedding."),
         ("Named", "{ids} of {ids} embedding rows copied", "embedding rows copied; new: "),
-        ("Each", "0 of 0 embedding rows copied", "0 of 0 embedding rows copied"),
+        ("Deep", "{twice} of {twice} embedding rows copied", "embedding rows copied; new: "),
+        ("Each", "no table is known to hold the fields", "no embedding rows copied"),
     ],
 )
 def test_warm_starts_and_days_of_other_tables(prepared, tmp_path, capsys, kind, same, other):
@@ -166,7 +167,8 @@ def test_warm_starts_and_days_of_other_tables(prepared, tmp_path, capsys, kind, 
     before = af.train(data.folder, tmp_path / "run", **options)
     more = options | {"warm_start": tmp_path / "run", "optimizer": {"lr": 1e-30}}
     warm = af.train(data.folder, tmp_path / "same", **more)
-    assert same.format(ids=f"{sum(data.manifest.num_embeddings):,}") in capsys.readouterr().err
+    ids = sum(data.manifest.num_embeddings)
+    assert same.format(ids=f"{ids:,}", twice=f"{2 * ids:,}") in capsys.readouterr().err
     if kind != "Each":
         assert torch.allclose(
             next(warm.model.embedding.parameters()), next(before.model.embedding.parameters())

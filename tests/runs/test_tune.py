@@ -84,7 +84,10 @@ def test_a_space_gives_options_their_types():
             "optimizer.lr = { low = -1, high = 1 }",
             r"optimizer.lr: optimizer.lr: expected .* >= 0, got -1",
         ),
-        ("optimizer.lr = { low = 1, high = inf }", "optimizer.lr: expected finite numbers, got 1"),
+        (
+            "optimizer.lr = { low = 1, high = inf }",
+            "optimizer.lr: expected finite numbers, got 1.0, inf",
+        ),
         ("optimizer.lr = { low = 1, high = 2, max = 3 }", "optimizer.lr: unknown key 'max'"),
         (
             "model.shared_experts = { low = 1, high = 2.5 }",
