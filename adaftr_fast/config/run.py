@@ -115,7 +115,7 @@ class TrainingConfig(Section):
     """
     rank_timeout: float = option(
         600.0,
-        within=Range(0, 1e9, above=True, noun="number of seconds"),
+        within=Range(0, above=True, noun="number of seconds"),
         identifies=False,
         free_on_resume=True,
     )

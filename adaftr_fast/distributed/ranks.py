@@ -98,6 +98,7 @@ def error_of(name: str, message: str) -> Exception:
 GLOO_SOURCE = re.compile(r"\bgloo/[\w/]+\.(cc|h):\d+\]")  # the source location in every gloo error
 SIGN_SECONDS, WATCH_SECONDS, DONE = 5.0, 0.2, "done"  # of a rank for which the others wait
 T = TypeVar("T")
+LONGEST = 1e9  # seconds of a timeout; torch takes no much longer ones
 RESPONSE_SECONDS = 20.0  # time that a rank has to respond after another one timed out
 
 
@@ -165,6 +166,7 @@ def joined(device: str, timeout: float) -> Iterator[Ranks]:
     ranks = None
     try:
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        timeout = min(timeout, LONGEST)
         limit = timedelta(seconds=timeout)
         store, rank, size = _rendezvous(limit)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)

@@ -105,8 +105,8 @@ class Server:
             if self.batcher.waiting() > MOST_WAITING:
                 raise Refused(503, f"{MOST_WAITING:,} rows wait already")
             table, scorer = await self.batcher.score(rows)
-            self.metrics.rows.inc(len(rows))
             response = JSONResponse({"model": _digest(scorer), "scores": table.to_pylist()})
+            self.metrics.rows.inc(len(rows))
         except ClientDisconnect:
             response = JSONResponse({"error": "the client is gone"}, 499)
         except Refused as error:

@@ -251,8 +251,9 @@ def as_path(path: str | os.PathLike[str] | AnyPath) -> Path | StorePath:
         return path if isinstance(path, Path) else Path(text)
     try:
         url = urlsplit(text, allow_fragments=False)  # names may hold a "#"
-    except ValueError as error:
-        raise StoreError(f"{text}: {error}") from error
+    except ValueError:  # whose text may hold keys
+        scheme = text.partition("://")[0]
+        raise StoreError(f"{scheme}://…: expected the name of a bucket or a host") from None
     if url.scheme == "file":
         return Path(unquote(url.path))
     if url.scheme not in SCHEMES:

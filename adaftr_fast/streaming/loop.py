@@ -96,7 +96,7 @@ def _object(path: Path, *keys: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return daily.with_keys(keys, read_json(dict[str, Any], path))
+        return daily.with_keys(keys, read_json(Any, path))
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
 

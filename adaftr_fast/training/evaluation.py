@@ -201,7 +201,7 @@ def diagnose(
     """Computes ``model.diagnostics`` of every row, such as the learned temperature.
 
     Args:
-        model: the model, which is put into evaluation mode.
+        model: the model, which is put into evaluation mode if it has diagnostics.
         split: the rows.
         batch_size: rows per forward pass.
         ranks: each computes a part of the split.

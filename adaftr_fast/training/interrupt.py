@@ -46,9 +46,9 @@ class Interrupt:
 
 @contextmanager
 def deferred_interrupt(ranks: Ranks = ALONE) -> Iterator[Interrupt]:
-    """Within the block, turns Ctrl-C and SIGTERM into a request to stop. A Ctrl-C after the request
-    acts as usual; a SIGTERM changes nothing, since a job manager that ends all processes of a job
-    and torchrun, which ends its ranks, send one each.
+    """Within the block, the first Ctrl-C or SIGTERM is a request to stop. A later Ctrl-C acts as
+    usual. A later SIGTERM changes nothing: a job manager sends one to all processes of a job, and
+    torchrun sends another to its ranks.
     """
     interrupt = Interrupt(ranks)
     # only the main thread may set handlers
@@ -58,8 +58,9 @@ def deferred_interrupt(ranks: Ranks = ALONE) -> Iterator[Interrupt]:
     previous = {signum: signal.getsignal(signum) for signum in SIGNALS}
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        interrupt.request(signum)
-        signal.signal(signal.SIGINT, previous[signal.SIGINT])
+        if interrupt.own is None:
+            interrupt.request(signum)
+            signal.signal(signal.SIGINT, previous[signal.SIGINT])
 
     for signum in SIGNALS:
         signal.signal(signum, handle)

@@ -284,8 +284,8 @@ class Trainer:
         return means
 
     def _end_epoch(self, record: dict[str, Any]) -> None:
-        """Validates and saves. A run that is killed before the save repeats what came after the
-        last snapshot; ``fit`` of one that is killed later publishes.
+        """Validates and saves. A run that is killed before the save repeats the steps since the
+        last snapshot. If it is killed later, ``fit`` of the resumed run publishes the validation.
         """
         with memory_errors(self.stepper.device, "lower training.eval_batch_size"):
             self._validate(record)

@@ -66,7 +66,7 @@ class Parameter:
             raise ValueError("expected log or step, got both")
         if self.step is not None and self.step <= 0:
             raise ValueError(f"expected step > 0, got {self.step:g}")
-        numbers = (self.low, self.high, 1 if self.step is None else self.step)
+        numbers = [each for each in (self.low, self.high, self.step) if each is not None]
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"expected finite numbers, got {', '.join(map(str, numbers))}")
         if self.int and not all(each == round(each) for each in numbers):

@@ -84,12 +84,13 @@ def grown(known: dict[str, Encoder], newer: dict[str, Encoder]) -> dict[str, Enc
     """Returns encoders that keep the ids of ``known`` and add ids for the values that only
     ``newer`` has.
     """
-    return {
-        name: old.grown(each)
-        if isinstance(old := known[name], Vocabulary) and isinstance(each, Vocabulary)
-        else old  # buckets do not change
-        for name, each in newer.items()
-    }
+    found = {}
+    for name, each in newer.items():
+        found[name] = old = known[name]  # buckets do not change
+        if isinstance(old, Vocabulary):
+            assert isinstance(each, Vocabulary)  # fields of the same kind
+            found[name] = old.grown(each)
+    return found
 
 
 def _vocabulary(path: AnyPath, rows: pa.Table, field: FieldInfo) -> Vocabulary:

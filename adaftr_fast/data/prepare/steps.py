@@ -2,7 +2,7 @@
 
 A step is a pure function of a job and a shard, which are pickled where an engine runs it in another
 process. It writes its files atomically under names that depend on these arguments only, and returns
-values that JSON can represent. Running it again, even at the same time, changes nothing: files that
+values that ``dumps`` writes. Running it again, even at the same time, changes nothing: files that
 exist are kept, and others get the same content.
 """
 

@@ -112,7 +112,7 @@ class WorkFiles:
         return read_json(Any, path) if path.exists() else None
 
     def record(self, step: str, result: Any, shard: Shard | None = None) -> None:
-        """Records a result, a value that JSON can represent, once the files that it stands for are
+        """Records a result, a value that ``dumps`` writes, once the files that it stands for are
         on disk.
         """
         write_json(self._result(step, shard), result)

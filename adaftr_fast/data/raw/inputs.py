@@ -389,8 +389,12 @@ def parquet_inputs(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[
 
 def _texts(schema: Schema, paths: Inputs, work: Path) -> list[tuple[AnyPath, Path]]:
     """Returns the text files, each with the folder in ``work`` for its rows."""
-    inputs = chain.from_iterable(_staged(schema, paths, work).values())
-    return [(path, folder) for path, folder in inputs if folder is not None]
+    staged = _staged(schema, paths, work)
+    found = [(path, folder) for path, folder in chain(*staged.values()) if folder is not None]
+    for role in staged if found else ():  # which names folders
+        if "/" in role or "\0" in role:
+            raise DataError(f"files: expected names without '/' for files of text, got {role!r}")
+    return found
 
 
 def _staged(

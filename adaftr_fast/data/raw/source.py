@@ -56,7 +56,8 @@ READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 LISTED = 50  # columns that an error names
 NOT_PARQUET = "not a readable parquet file"
 _ONE_FOLDER = "the files of a folder must have the same columns"
-# Prefixes of columns that no log has: whether a row meets the condition of a split, and the labels
+# Prefixes, whose NUL keeps them apart from columns of a log: whether a row meets the condition of a
+# split, and the labels.
 IN_SPLIT = "\0split:"
 LABEL = "\0label:"
 Inputs = Mapping[str, Sequence[AnyPath]]  # files and folders of files, by role

@@ -381,11 +381,6 @@ def _roles(where: str, value: Any) -> tuple[str, ...]:
     roles = strings(where, value)
     if len(set(roles)) < len(roles):
         raise DataError(f"{where}: expected different names, got {', '.join(roles)}")
-    try:
-        for role in roles:
-            check_name(role, where)
-    except ValueError as error:
-        raise DataError(str(error)) from error
     return roles
 
 

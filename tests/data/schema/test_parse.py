@@ -163,7 +163,6 @@ def train(**rule):
         ("group", ["x"], r"group: expected text, got \['x'\]"),
         ("files", "a.parquet", "files: expected a list of names"),
         ("files", ["log", "log"], "files: expected different names, got log, log"),
-        ("files", ["a/b"], "files: expected the name of a file in the same folder, got 'a/b'"),
         ("format", "csv", 'format: expected "aliccp", or nothing for parquet and text, got .csv.'),
         ("weight", "rain", "field rain reads 'rain', a truth or weight column"),
         (
