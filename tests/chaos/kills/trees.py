@@ -48,7 +48,8 @@ def _digest(path):
     if path.name == "report.md":
         content = content.splitlines()[0]
     if path.name in TIMED:
-        records = [json.loads(line) for line in content.splitlines()]
+        texts = content.splitlines() if path.suffix == ".jsonl" else [content]
+        records = [json.loads(text) for text in texts]
         kept = [
             {name: value for name, value in each.items() if name not in TIMES} for each in records
         ]
