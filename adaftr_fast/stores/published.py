@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import warnings
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 LIST = "published.json"
 OBJECTS = "objects"
+OBJECT = re.compile("[0-9a-f]{64}-.*", re.DOTALL)  # the name of one
 FORMAT = 1
 NEW = ".new"  # end of the name of a file that is not yet in its place
 READS = 100  # of a list that is replaced while it is read
@@ -270,13 +272,25 @@ def known_sha256(path: AnyPath) -> str | None:
 
 def names_in(folder: AnyPath) -> list[str]:
     """Returns the names in a folder; what another program has written to a store is not listed, and
-    has one name.
+    has one name. What a killed command has uploaded and not published has none.
     """
     if isinstance(folder, PublishedFolder):
         return sorted(folder.state.files)
-    if isinstance(folder, Path):
+    if not isinstance(folder, StorePath):
         return sorted(entry.name for entry in folder.iterdir())
-    return ["files that no command has published"]
+    is_left = _entries(folder) == [OBJECTS] and all(
+        map(OBJECT.fullmatch, _entries(folder / OBJECTS))
+    )
+    return [] if is_left else ["files that no command has published"]
+
+
+def _entries(folder: StorePath) -> list[str]:
+    """Returns the names of files and folders in a folder of a store."""
+    from pyarrow.fs import FileSelector
+
+    selector = FileSelector(folder.key, allow_not_found=True)
+    found = retried(folder.url, partial(folder.filesystem.get_file_info, selector))
+    return [each.base_name for each in found]
 
 
 def read_version(folder: AnyPath, read: Callable[[AnyPath], T]) -> T:
@@ -356,16 +370,9 @@ def remove_unnamed(folder: StorePath, state: State) -> State:
     Returns:
         The published state.
     """
-    from pyarrow.fs import FileSelector
-
-    selector = FileSelector(f"{folder.key}/{OBJECTS}", allow_not_found=True)
     try:
-        found = retried(folder.url, partial(folder.filesystem.get_file_info, selector))
-        unnamed = [
-            each.base_name
-            for each in found
-            if each.base_name not in {*state.objects, *state.before}
-        ]
+        found = _entries(folder / OBJECTS)
+        unnamed = [each for each in found if each not in {*state.objects, *state.before}]
         if unnamed and read_state(folder) == state:
             state = replace(state, writer=secrets.token_hex(16))
             _write_list(folder, state.to_bytes())

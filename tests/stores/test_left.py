@@ -11,7 +11,7 @@ import pytest
 
 from adaftr_fast._locks import LOCK, writer_lock
 from adaftr_fast.api.prepare import prepare
-from adaftr_fast.errors import StoreError
+from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores import (
     as_path,
     cache,
@@ -82,7 +82,9 @@ def test_a_file_that_was_being_written_goes_with_the_next_command(url, tmp_path)
 
 
 def test_a_prepared_folder_that_was_uploaded_before_the_kill(url, tmp_path):
-    """The next command finds it in the store and writes nothing."""
+    """The next command finds it in the store and writes nothing. One that was killed before goes
+    on, and replaces no files of others.
+    """
     pq.write_table(shop_log(3000, users=50), tmp_path / "log.parquet")
     command = partial(
         prepare,
@@ -91,10 +93,18 @@ def test_a_prepared_folder_that_was_uploaded_before_the_kill(url, tmp_path):
         labels=["click", "conversion"],
         progress=False,
     )
+    killed(command, published, "_write_list")
+    assert objects(as_path(f"{url}/data"))
     killed(command, writing, "_keep_as_copy")
     assert "schema.json" in left(tmp_path)
     command()
     assert left(tmp_path) == []
+    for name in ("objects/mine", "mine"):
+        other = as_path(f"{url}/{name}/of/{name}")
+        with other.filesystem.open_output_stream(other.key, compression=None) as stream:
+            stream.write(b"mine")
+        with pytest.raises(DataError, match="holds files that no command has published"):
+            prepare(tmp_path / "log.parquet", f"{url}/{name}/of", labels=["click", "conversion"])
 
 
 @pytest.mark.parametrize("used", [0, 4000])
