@@ -276,11 +276,11 @@ def names_in(folder: AnyPath) -> list[str]:
     """
     if isinstance(folder, PublishedFolder):
         return sorted(folder.state.files)
-    if not isinstance(folder, StorePath):
+    if isinstance(folder, Path):
         return sorted(entry.name for entry in folder.iterdir())
-    is_left = _entries(folder) == [OBJECTS] and all(
-        map(OBJECT.fullmatch, _entries(folder / OBJECTS))
-    )
+    assert isinstance(folder, StorePath)
+    names = _entries(folder / OBJECTS)
+    is_left = _entries(folder) == [OBJECTS] and all(map(OBJECT.fullmatch, names))
     return [] if is_left else ["files that no command has published"]
 
 
