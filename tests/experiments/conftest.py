@@ -31,6 +31,18 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
+def config(tmp_path):
+    """A file with the options of small models."""
+    path = tmp_path / "base.toml"
+    path.write_text(
+        "[model]\nembedding_dim = 2\nexpert_hidden = [4]\ntower_hidden = [4]\nrelatedness_hidden "
+        "= [4]\n"
+        "[training]\nbatch_size = 200\nmax_epochs = 1\nprogress = false\n"
+    )
+    return path
+
+
+@pytest.fixture
 def data(folder):
     return PreparedData(folder)
 

@@ -14,17 +14,6 @@ from tests.files.holder import holder
 from .conftest import SCHEMA
 
 
-@pytest.fixture
-def config(tmp_path):
-    path = tmp_path / "base.toml"
-    path.write_text(
-        "[model]\nembedding_dim = 2\nexpert_hidden = [4]\ntower_hidden = [4]\nrelatedness_hidden "
-        "= [4]\n"
-        "[training]\nbatch_size = 200\nmax_epochs = 1\nprogress = false\n"
-    )
-    return path
-
-
 def test_an_experiment_runs_once_and_writes_its_report(folder, config, tmp_path, capfd):
     """Of a log with a bad row, which is tolerated and shown."""
     write_schema(tmp_path / "tiny.toml", SCHEMA, "")

@@ -23,9 +23,11 @@ from tests.experiments import conftest as small
 from tests.ops.marks import on_threads
 from tests.ray.cluster import soon
 
-folder, data = small.folder, small.data  # fixtures
+folder, data, config = small.folder, small.data, small.config  # fixtures
 
-BUDGET = RunConfig(training=TrainingConfig(batch_size=50, max_epochs=8, patience=8, progress=False))
+BUDGET = RunConfig(
+    training=TrainingConfig(batch_size=50, max_epochs=16, patience=16, progress=False)
+)
 DIVERGES = replace(BUDGET, optimizer=replace(BUDGET.optimizer, lr=1e30))
 GRACE = 300  # seconds: the jobs end long before
 ENGINE = Ray(cpus=1, grace=GRACE)
