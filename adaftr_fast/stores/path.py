@@ -226,6 +226,11 @@ class RangeFile(io.RawIOBase):
         return len(content)
 
 
+def _hidden(url: str) -> str:
+    """Returns a URL without keys."""
+    return re.sub("[^/]*@", "…@", url).partition("?")[0]
+
+
 def as_path(path: str | os.PathLike[str] | AnyPath) -> Path | StorePath:
     """Returns the path of a URL, or a local path of any other text.
 
@@ -244,7 +249,7 @@ def as_path(path: str | os.PathLike[str] | AnyPath) -> Path | StorePath:
         raise DataError(f"{text!a}: expected a path in UTF-8")
     if LOST_SLASH.match(text):
         raise StoreError(
-            f"{text}: expected a URL with two slashes; pathlib.Path drops one of them, text "
+            f"{_hidden(text)}: expected a URL with two slashes; pathlib.Path drops one of them, text "
             "does not"
         )
     if "://" not in text:
@@ -258,7 +263,7 @@ def as_path(path: str | os.PathLike[str] | AnyPath) -> Path | StorePath:
         return Path(unquote(url.path))
     if url.scheme not in SCHEMES:
         raise StoreError(
-            f"{text}: expected a local path or one of "
+            f"{_hidden(text)}: expected a local path or one of "
             f"{', '.join(f'{each}://' for each in ('file', *SCHEMES))}"
         )
     if "@" in url.netloc:

@@ -197,9 +197,13 @@ def _parsed(content: bytes) -> State:
 def _read_list(folder: StorePath) -> bytes:
     # which cannot replace a file: ``_move`` removes the old one before it renames
     if not is_object_store(folder):
-        for name in (LIST, f"{LIST}{NEW}"):
-            with suppress(FileNotFoundError):
-                return (folder / name).read_bytes()
+        with suppress(FileNotFoundError):
+            return (folder / LIST).read_bytes()
+        # cut, where a kill ended the first one
+        with suppress(FileNotFoundError, ValueError):
+            content = (folder / f"{LIST}{NEW}").read_bytes()
+            _parsed(content)
+            return content
     return (folder / LIST).read_bytes()  # renamed meanwhile
 
 
@@ -280,7 +284,12 @@ def names_in(folder: AnyPath) -> list[str]:
         return sorted(entry.name for entry in folder.iterdir())
     assert isinstance(folder, StorePath)
     names = _entries(folder / OBJECTS)
-    is_left = _entries(folder) == [OBJECTS] and all(map(OBJECT.fullmatch, names))
+    ours = {OBJECTS} if is_object_store(folder) else {OBJECTS, f"{LIST}{NEW}"}
+    is_left = (
+        ours.issuperset(_entries(folder))
+        and not (folder / OBJECTS).is_file()
+        and all(map(OBJECT.fullmatch, names))
+    )
     return [] if is_left else ["files that no command has published"]
 
 
@@ -372,7 +381,8 @@ def remove_unnamed(folder: StorePath, state: State) -> State:
     """
     try:
         found = _entries(folder / OBJECTS)
-        unnamed = [each for each in found if each not in {*state.objects, *state.before}]
+        ours = filter(OBJECT.fullmatch, found)  # others are not of a command
+        unnamed = [each for each in ours if each not in {*state.objects, *state.before}]
         if unnamed and read_state(folder) == state:
             state = replace(state, writer=secrets.token_hex(16))
             _write_list(folder, state.to_bytes())

@@ -159,6 +159,9 @@ def test_a_folder_that_was_being_uploaded(url, tmp_path, name):
     """What the next command publishes is all that is there, also where the killed one has sent
     other files.
     """
+    mine = as_path(url) / "objects" / "mine"
+    with mine.filesystem.open_output_stream(mine.key, compression=None) as stream:
+        stream.write(b"of another program")
     write_folder(url, "1")
 
     def send_half(path, target, size):
@@ -176,7 +179,7 @@ def test_a_folder_that_was_being_uploaded(url, tmp_path, name):
     write_folder(url, "3", 5)
     assert content_of(local_copy(url)) == {"name": b"3", "large": b"33333"}
     state = read_state(as_path(url))
-    assert objects(as_path(url)) == sorted({*state.objects, *state.before})
+    assert objects(as_path(url)) == sorted({*state.objects, *state.before, "mine"})
     assert uploads(url) == []
     assert left(tmp_path) == []
 

@@ -21,7 +21,7 @@ from adaftr_fast.stores import (
     open_folder,
 )
 from adaftr_fast.stores.cache import download_all
-from adaftr_fast.stores.published import LIST, OBJECTS, publish, read_state, upload
+from adaftr_fast.stores.published import LIST, OBJECTS, names_in, publish, read_state, upload
 
 
 @pytest.fixture
@@ -174,6 +174,17 @@ def test_a_list_that_is_renamed_while_it_is_looked_for(folder, files, monkeypatc
     monkeypatch.setattr(StorePath, "read_bytes", removed_and_renamed)
     assert read_state(folder) == state
     assert not absent
+
+
+def test_a_kill_while_the_first_list_is_written_where_it_is_renamed(folder, files, monkeypatch):
+    monkeypatch.setattr("adaftr_fast.stores.published.is_object_store", lambda path: False)
+    publish(files, folder, None)
+    (whole := folder / LIST).filesystem.move(whole.key, f"{whole.key}.new")
+    assert read_state(folder) is not None  # killed before the rename
+    with whole.filesystem.open_output_stream(f"{whole.key}.new", compression=None) as stream:
+        stream.write(b"{")
+    assert read_state(folder) is None
+    assert names_in(folder) == []
 
 
 def test_a_list_that_is_replaced_while_it_is_read(folder, files, monkeypatch):

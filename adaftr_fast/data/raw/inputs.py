@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from adaftr_fast._files import AnyPath
+from adaftr_fast._files import AnyPath, check_name
 from adaftr_fast.data.memory import DEFAULT, GB, Memory, encoding
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import TEXT, BadRows
@@ -390,11 +390,13 @@ def parquet_inputs(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[
 def _texts(schema: Schema, paths: Inputs, work: Path) -> list[tuple[AnyPath, Path]]:
     """Returns the text files, each with the folder in ``work`` for its rows."""
     staged = _staged(schema, paths, work)
-    found = [(path, folder) for path, folder in chain(*staged.values()) if folder is not None]
-    for role in staged if found else ():  # which names folders
-        if "/" in role or "\0" in role:
-            raise DataError(f"files: expected names without '/' for files of text, got {role!r}")
-    return found
+    for role, each in staged.items():
+        if any(folder is not None for _, folder in each):  # which has the name of the role
+            try:
+                check_name(role, "files")
+            except ValueError as error:
+                raise DataError(f"{error}, which names a folder for its rows") from error
+    return [(path, folder) for path, folder in chain(*staged.values()) if folder is not None]
 
 
 def _staged(
