@@ -72,9 +72,10 @@ class WarmStart:
         new = ", ".join(
             f"{name} {rows - taken:,}" for name, (taken, rows) in self.rows.items() if taken < rows
         )
-        lines = [f"{found:,} of {total:,} embedding rows copied" + (f"; new: {new}" if new else "")]
+        rows = f"{found:,} of {total:,} embedding rows copied" + (f"; new: {new}" if new else "")
         if not self.rows:
-            lines = ["no embedding rows copied, because no table is known to hold the fields"]
+            rows = "no embedding rows copied, because no table is known to hold the fields"
+        lines = [rows]
         lines.append(
             f"{len(self.taken)} of {len(self.taken) + len(self.fresh)} dense weights copied"
         )

@@ -228,7 +228,7 @@ class RangeFile(io.RawIOBase):
 
 def _hidden(url: str) -> str:
     """Returns a URL without keys."""
-    return re.sub("[^/]*@", "…@", url).partition("?")[0]
+    return re.sub("(:/+).*@", r"\1…@", url).partition("?")[0]  # a key may hold a slash
 
 
 def as_path(path: str | os.PathLike[str] | AnyPath) -> Path | StorePath:
@@ -257,8 +257,7 @@ def as_path(path: str | os.PathLike[str] | AnyPath) -> Path | StorePath:
     try:
         url = urlsplit(text, allow_fragments=False)  # names may hold a "#"
     except ValueError:  # whose text may hold keys
-        scheme = text.partition("://")[0]
-        raise StoreError(f"{scheme}://…: expected the name of a bucket or a host") from None
+        raise StoreError(f"{_hidden(text)}: expected the name of a bucket or a host") from None
     if url.scheme == "file":
         return Path(unquote(url.path))
     if url.scheme not in SCHEMES:
@@ -266,15 +265,11 @@ def as_path(path: str | os.PathLike[str] | AnyPath) -> Path | StorePath:
             f"{_hidden(text)}: expected a local path or one of "
             f"{', '.join(f'{each}://' for each in ('file', *SCHEMES))}"
         )
-    if "@" in url.netloc:
-        bucket = url.netloc.rpartition("@")[2]
+    options = {name for name, _ in parse_qsl(url.query)}
+    if "@" in url.netloc or SECRETS & options:
         raise StoreError(
-            f"{url.scheme}://…@{bucket}: keys in a URL would be recorded; set them in the "
-            "environment"
+            f"{_hidden(text)}: keys in a URL would be recorded; set them in the environment"
         )
-    if not SECRETS.isdisjoint(name for name, _ in parse_qsl(url.query)):
-        bare = text.partition("?")[0]
-        raise StoreError(f"{bare}?…: keys in a URL would be recorded; set them in the environment")
     key = url.path if url.scheme in IN_HOST else f"{url.netloc}{url.path}"
     if not key.strip("/"):
         raise StoreError(f"{text}: expected a bucket or a folder")
