@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -115,6 +115,7 @@ def train(
     model: dict[str, Any] | type[nn.Module] | None = None,
     optimizer: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
+    preset: Literal["paper", "fitted"] | None = None,
     restart: bool = False,
     warm_start: Run | str | AnyPath | WarmStartConfig | None = None,
     on_epoch: OnEpoch | None = None,
@@ -128,12 +129,16 @@ def train(
     Args:
         data: a prepared folder or its path; None takes ``config.data.folder``.
         out: the folder of the run.
-        config: a configuration or a TOML file; the defaults are the paper's.
+        config: a complete configuration, or a TOML file of some options.
         model, optimizer, training: options that differ from ``config``, for example
             ``model={"name": "mmoe"}``. A class of one's own as ``model``, a ``MultiTaskModel`` or a
             ``torch.nn.Module`` that computes logits [B, T], stands for ``{"name":
             "module:Class"}``; it is called as ``Class(num_embeddings, task_names, config.model,
             field_names)``.
+        preset: where the options come from that neither ``config`` nor the arguments set: "fitted",
+            the number of training rows (``adaftr_fast.config.fitted``), or "paper". None takes that
+            of ``config``, then that of the data set: data sets that ship have the paper's, and
+            other data fitted ones.
         restart: discard an unfinished run in ``out``.
         warm_start: a run to start from: embedding rows by field and value, dense layers by name and
             shape. A ``WarmStartConfig`` also names the task of a Single-DNN whose tables are
@@ -159,7 +164,8 @@ def train(
     """
     if isinstance(model, type):
         model = {"name": class_name(model)}
-    settings = _settings(config, {"model": model, "optimizer": optimizer, "training": training})
+    sections = {"model": model, "optimizer": optimizer, "training": training}
+    settings = _settings(config, sections, preset)
     own = settings.model.name if settings.model.is_own else None
     prepared = open_data(settings.data.folder if data is None else data)
     settings = settings.with_options(data={"folder": prepared.name})
@@ -303,16 +309,20 @@ def run_folder(run: Run | str | AnyPath, argument: str = "run") -> AnyPath:
 
 
 def _settings(
-    config: RunConfig | str | Path | None, sections: dict[str, dict[str, Any] | None]
+    config: RunConfig | str | Path | None,
+    sections: dict[str, dict[str, Any] | None],
+    preset: Literal["paper", "fitted"] | None,
 ) -> RunConfig:
-    """Returns ``config`` with the options of ``sections``."""
+    """Returns ``config`` with the options of ``sections`` and the preset."""
     if config is None:
-        config = RunConfig()
+        config = RunConfig(preset="data")
     elif isinstance(config, str | Path):
-        config = RunConfig.from_toml(config)
+        config = RunConfig.from_toml(config, preset="data")
     elif not isinstance(config, RunConfig):
         raise TypeError(f"config: expected a RunConfig or the path of a TOML file, got {config!r}")
     for name, options in sections.items():
         if not isinstance(options, dict | None):
             raise TypeError(f"{name}: expected a dict of options, got {options!r}")
+    if preset is not None:
+        config = replace(config, preset=preset)
     return config.with_options(**{name: options for name, options in sections.items() if options})

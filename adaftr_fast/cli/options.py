@@ -42,6 +42,7 @@ from typing import (
 
 from adaftr_fast._json import EXPECTED, dumps, from_json, loads, loads_toml, shown
 from adaftr_fast.config import ModelConfig, RunConfig, WarmStartConfig
+from adaftr_fast.config.fitted import FITTED
 from adaftr_fast.config.model import PRESETS, preset
 from adaftr_fast.config.run import expanded
 from adaftr_fast.errors import ConfigError
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 WIDTH, COLUMN = 110, 30  # the widest line, and the last column at which texts begin
 FIRST = {
     "name",
+    "preset",
     "dataset",
     "files",
     "out",
@@ -163,6 +165,8 @@ class Command:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         config = command.config.with_options(**sections)
+        if isinstance(command, Fitted):
+            config = dataclasses.replace(config, preset=command.preset or "data")
         if config.model.is_own:
             search_current_directory()
         return dataclasses.replace(command, config=config)
@@ -268,6 +272,11 @@ class Parser(ArgumentParser):
             key = prefix + name
             group = groups[0 if command.sections and key in FIRST else 1]
             text = command.texts.get(key, text)
+            if key in FITTED and issubclass(command, Fitted):
+                text = (
+                    text.rstrip(".")
+                    + f" (default: fits the log; --preset paper: {dumps(defaults[name])})"
+                )
             self._add_option(
                 group, key, hints[name], text, defaults[name], key in command.positional
             )
@@ -408,6 +417,16 @@ def search_current_directory() -> None:
     """
     if (folder := os.getcwd()) not in sys.path:
         sys.path.insert(0, folder)
+
+
+@options
+class Fitted:
+    """Options that fit the log."""
+
+    preset: Literal["paper", "fitted"] | None = None
+    """Where the options come from that are not given: fitted, the number of training rows, or
+    paper; by default that of the data set, and fitted for data of your own.
+    """
 
 
 @options

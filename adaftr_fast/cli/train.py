@@ -8,8 +8,8 @@ from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from adaftr_fast.cli.options import Command, OnEngine, Place, WarmStart, options
-from adaftr_fast.config import RunConfig, TrainingConfig
+from adaftr_fast.cli.options import Command, Fitted, OnEngine, Place, WarmStart, options
+from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @options
-class Train(WarmStart, Command):
+class Train(Fitted, WarmStart, Command):
     """Train one model on a prepared folder."""
 
     sections = ("data", "model", "optimizer", "training")
@@ -47,7 +47,7 @@ class Train(WarmStart, Command):
 
 
 @options
-class Tune(OnEngine, Command):
+class Tune(Fitted, OnEngine, Command):
     """Search for the options with the best validation AUC."""
 
     sections = ("data", "model", "optimizer", "training")
@@ -185,7 +185,7 @@ def _check_kept(kept: Path, schema: Schema, labels: list[str], roles: dict[str, 
 
 
 @options
-class Daily(LogParts, WarmStart, OnEngine, Command):
+class Daily(LogParts, Fitted, WarmStart, OnEngine, Command):
     """Train day by day, and evaluate each day before training on it."""
 
     sections = ("model", "optimizer", "training")
@@ -265,12 +265,12 @@ class Kafka:
 
 
 @options
-class Stream(LogParts, Kafka, WarmStart, Command):
+class Stream(LogParts, Fitted, Kafka, WarmStart, Command):
     """Train on files as they arrive, evaluate each before training on it, and export."""
 
     sections = ("model", "optimizer", "training")
     config: RunConfig = field(
-        default_factory=lambda: RunConfig(training=TrainingConfig(max_epochs=1))
+        default_factory=lambda: RunConfig().with_options(training={"max_epochs": 1})
     )
     folder: Place | None = None
     """The folder to watch for files."""

@@ -22,6 +22,7 @@ NAMES = (
     "escm2_ips",
     "escm2_dr",
     "dcmt",
+    "linear",
     "adaftr",
 )
 CLASS = re.compile(r"{0}(\.{0})*:{0}(\.{0})*".format(r"[^\W\d]\w*"))  # module:Class
@@ -39,7 +40,8 @@ class ModelConfig(Section):
     name: str = option("adaftr")
     """Model: single_dnn, shared_bottom, cross_stitch, mmoe, ple, autoheri or adaftr (Table 4;
     adaftr is built over backbone); esmm, escm2_ips, escm2_dr or dcmt for the entire space of a
-    funnel; or a class of your own, module:Class.
+    funnel; linear, a logistic regression over the same ids and numbers; or a class of your own,
+    module:Class.
     """
     backbone: Literal["shared_bottom", "mmoe", "ple"] = option("mmoe")
     """Backbone of AdaFTR (Table 6)."""
@@ -148,6 +150,14 @@ class ModelConfig(Section):
     """
     l2_form: Literal["squared", "norm"] = option("squared", omit_default=True)
     """L2 term: the squared norm of these weights, or the norm itself, as Eq. 14 prints it."""
+    wide: bool = option(False, omit_default=True)
+    """Add a wide part, the logits of the model linear, to those of the towers (Cheng et al., DLRS'16,
+    "Wide & Deep"). single_dnn and the models of an entire space have none.
+    """
+    start_at_rates: bool = option(False, omit_default=True)
+    """Start the output biases at the log-odds of the training split's rates, so that a model is
+    calibrated from its first step.
+    """
     options: dict[str, Any] = option(factory=dict, omit_default=True)
     """Options of a class of your own, such as {"width": 64}; it reads them from config.options."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adaftr_fast._json import from_json, loads_toml
+from adaftr_fast.config.fitted import fitted
 from adaftr_fast.config.model import ModelConfig, preset
 from adaftr_fast.config.options import AT_LEAST_0, AT_LEAST_1, DECAY, Range, Section, option
 from adaftr_fast.errors import ConfigError
@@ -222,6 +223,10 @@ class RunConfig:
         optimizer: the optimizer options.
         training: the training options.
         warm_start: the run whose weights to copy. None starts from random weights.
+        preset: where the options that are not ``given`` come from: the paper's values, which are
+            the defaults; ``fitted``, the number of training rows; or ``data``, which is the preset
+            of the prepared data, else ``fitted``. ``for_log`` applies it.
+        given: the options that were set by name, as ``section.option``.
 
     Raises:
         ConfigError: a section is not of its type; ``from_dict`` reads dictionaries.
@@ -232,6 +237,8 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     warm_start: WarmStartConfig | None = None
+    preset: Literal["paper", "fitted", "data"] = "paper"
+    given: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, section in SECTIONS.items():
@@ -242,29 +249,33 @@ class RunConfig:
     def from_dict(cls, sections: Any) -> RunConfig:
         """Reads the output of ``to_dict`` or a part of it; missing options have their defaults.
 
-        ``model.class`` is another name of ``model.name``. ``model.preset`` stands for the options
-        of a preset, which the other options override.
+        ``preset`` is that of the run. ``model.class`` is another name of ``model.name``.
+        ``model.preset`` stands for the options of a preset, which the other options override.
 
         Raises:
             ConfigError: a key is unknown, or a value has another type or is out of range.
         """
         try:
-            return from_json(cls, expanded(sections), "config")
+            sections = expanded(sections)
+            config = from_json(cls, sections, "config")
+            names = {name: sections[name] for name in SECTIONS if name in sections}
+            return replace(config, given=_names(names))
         except ConfigError:
             raise
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
     @classmethod
-    def from_toml(cls, path: str | Path) -> RunConfig:
-        """Reads a TOML file with one table per section.
+    def from_toml(cls, path: str | Path, preset: str = "paper") -> RunConfig:
+        """Reads a TOML file with one table per section. ``preset`` is that of a file without one.
 
         Raises:
             ConfigError: the file is not valid TOML, or as ``from_dict``.
             OSError: the file cannot be read.
         """
         try:
-            return cls.from_dict(loads_toml(Path(path).read_text(encoding="utf-8")))
+            content = loads_toml(Path(path).read_text(encoding="utf-8"))
+            return cls.from_dict({"preset": preset} | content)
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from error
 
@@ -274,8 +285,9 @@ class RunConfig:
         Raises:
             ConfigError: a section or option is unknown, or a value is out of range.
         """
-        changed = {}
-        for name, options in expanded(sections).items():
+        changed: dict[str, Any] = {}
+        sections = expanded(sections)
+        for name, options in sections.items():
             if name not in SECTIONS:
                 raise ConfigError(f"config: expected one of {', '.join(SECTIONS)}, got {name!r}")
             known = [each.name for each in fields(SECTIONS[name])]
@@ -286,18 +298,37 @@ class RunConfig:
                         f"{', '.join(known)}"
                     )
             changed[name] = replace(getattr(self, name), **options)
-        return replace(self, **changed)
+        return replace(self, **changed, given=self.given | _names(sections))
+
+    def for_log(self, rows: int, preset: str | None = None) -> RunConfig:
+        """Returns a configuration whose options all have the values that the run is trained with.
+
+        Args:
+            rows: the number of training rows.
+            preset: the preset of the prepared data, if there is one.
+        """
+        complete = replace(self, preset="paper")
+        if (preset or "fitted" if self.preset == "data" else self.preset) == "paper":
+            return complete
+        values = self.flat()
+        sections: dict[str, dict[str, Any]] = {}
+        for name, value in fitted(rows, {name: values[name] for name in self.given}).items():
+            section, _, key = name.partition(".")
+            if name not in self.given:
+                sections.setdefault(section, {})[key] = value
+        return complete.with_options(**sections)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Returns the options by section, as in JSON and TOML. Those of a warm start are left out
-        at their defaults.
+        """Returns the options by section, as in JSON and TOML, without the preset. Those of a warm
+        start are left out at their defaults.
         """
-        sections = {name: section for name, section in asdict(self).items() if section is not None}
+        sections = {name: asdict(getattr(self, name)) for name in SECTIONS}
         if self.warm_start is not None:
             default = asdict(WarmStartConfig(self.warm_start.run))
-            given = sections["warm_start"].items()
             sections["warm_start"] = {
-                key: value for key, value in given if key == "run" or value != default[key]
+                key: value
+                for key, value in asdict(self.warm_start).items()
+                if key == "run" or value != default[key]
             }
         return sections
 
@@ -341,6 +372,10 @@ def expanded(sections: Any) -> Any:
         "name" if key == "class" else key: value for key, value in model.items() if key != "preset"
     }
     return sections | {"model": (preset(model["preset"]) if "preset" in model else {}) | options}
+
+
+def _names(sections: dict[str, dict[str, Any]]) -> frozenset[str]:
+    return frozenset(f"{section}.{name}" for section in sections for name in sections[section])
 
 
 FREE_ON_RESUME = {

@@ -27,11 +27,14 @@ TITLES = {
     "escm2_ips": "ESCM2-IPS",
     "escm2_dr": "ESCM2-DR",
     "dcmt": "DCMT",
+    "linear": "Linear",
     "adaftr": "AdaFTR",
 }
 """Titles of all models."""
 
-BASELINES = tuple(name for name in TITLES if name != "adaftr" and name not in ENTIRE_SPACE)
+BASELINES = tuple(
+    name for name in TITLES if name not in ("adaftr", "linear") and name not in ENTIRE_SPACE
+)
 """The models that the paper compares with AdaFTR, in the order of Table 4. Those of
 ``ENTIRE_SPACE`` need a funnel.
 """

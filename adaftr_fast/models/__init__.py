@@ -11,6 +11,7 @@ from adaftr_fast.models.cross_stitch import CrossStitch
 from adaftr_fast.models.dcmt import DCMT
 from adaftr_fast.models.escm2 import ESCM2
 from adaftr_fast.models.esmm import ESMM
+from adaftr_fast.models.linear import Linear
 from adaftr_fast.models.mmoe import MMoE
 from adaftr_fast.models.ple import PLE
 from adaftr_fast.models.shared_bottom import SharedBottom
@@ -25,6 +26,7 @@ __all__ = [
     "AutoHERI",
     "Backbone",
     "CrossStitch",
+    "Linear",
     "MMoE",
     "ModelConfig",
     "MultiTaskModel",

@@ -122,6 +122,9 @@ class AdaFTR(MultiTaskModel):
     def served(self) -> MultiTaskModel:
         return self.backbone.served()
 
+    def start_at(self, rates: Sequence[float]) -> None:
+        self.backbone.start_at(rates)
+
     def for_task(self, task: str) -> MultiTaskModel:
         return self.backbone.for_task(task)
 

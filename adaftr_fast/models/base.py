@@ -9,6 +9,7 @@ layer of a tower, N ids of all bags together.
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
@@ -123,6 +124,14 @@ class MultiTaskModel(nn.Module, ABC):
         """
         return False
 
+    def start_at(self, rates: Sequence[float]) -> None:
+        """Sets the output biases so that an untrained model predicts about these rates; by default
+        nothing is set.
+
+        Args:
+            rates: T shares of positive rows, in (0, 1).
+        """
+
     def check_labels(self, labels: Tensor) -> None:
         """Raises ValueError unless labels are [B, T]."""
         if labels.dim() != 2 or labels.shape[1] != len(self.task_names):
@@ -221,6 +230,7 @@ class Backbone(MultiTaskModel):
     Attributes:
         embedding: the fields, named by their positions, but for those that are pooled by attention.
         attention: the units of the fields that are pooled by attention; None if there are none.
+        wide: a model whose logits are added to those of the towers; None if there is none.
         widths: F widths.
         embedded_features: D.
     """
@@ -236,6 +246,7 @@ class Backbone(MultiTaskModel):
         dense: Sequence[NumericEncoding] = (),
     ) -> None:
         super().__init__(task_names)
+        self.wide: MultiTaskModel | None = None
         self.l2 = config.l2
         self.l2_form = config.l2_form
         self.widths = embedding_widths(config, len(num_embeddings), field_names)
@@ -271,12 +282,18 @@ class Backbone(MultiTaskModel):
         hidden, logits = run_towers(self.towers, inputs)
         return hidden, torch.cat(logits, 1)
 
+    def start_at(self, rates: Sequence[float]) -> None:
+        for tower, rate in zip(self.towers, rates, strict=True):
+            nn.init.constant_(tower.logit.bias, log_odds(rate))
+
     def for_task(self, task: str) -> MultiTaskModel:
         t = self.position(task)
         alone = copy.copy(self)  # with the same parameters
         alone._modules = dict(self._modules)
         alone.task_names = [task]
         alone.towers = ModuleList([self.towers[t]])
+        if self.wide is not None:
+            alone.wide = self.wide.for_task(task)
         alone.keep_task(t, self.task_names)
         return alone
 
@@ -334,7 +351,10 @@ class Backbone(MultiTaskModel):
             embedded = self.embed(ids, offsets, dense)
         inputs = self.task_inputs(embedded)
         self.check_towers(inputs)
-        return Representations(embedded, inputs, *self.read_towers(inputs), squares)
+        hidden, logits = self.read_towers(inputs)
+        if self.wide is not None:
+            logits = logits + self.wide(ids, offsets, dense)
+        return Representations(embedded, inputs, hidden, logits, squares)
 
     def _sums_squares_at_look_up(self, offsets: Tensor | None, dense: Tensor | None) -> bool:
         """Returns whether e_r is the result of one look-up, whose squares the penalty of a training
@@ -371,7 +391,8 @@ class Backbone(MultiTaskModel):
         S is the squared norm of the dense weights plus the mean over B of that of the embeddings
         e_r.
         """
-        parts = (module.parameters() for module in self.children() if module is not self.embedding)
+        tables = (self.embedding, self.wide)
+        parts = (module.parameters() for module in self.children() if module not in tables)
         dense = [
             p for p in dict.fromkeys(chain(self.parameters(recurse=False), *parts)) if p.dim() > 1
         ]
@@ -410,3 +431,8 @@ class Backbone(MultiTaskModel):
             hidden: widths of the layers of a tower, such as ``config.tower_hidden``.
         """
         return ModuleList(Tower(in_features, hidden) for _ in self.task_names)
+
+
+def log_odds(rate: float) -> float:
+    """Returns the logit of a rate in (0, 1)."""
+    return math.log(rate / (1 - rate))

@@ -21,6 +21,7 @@ from adaftr_fast.models.cross_stitch import CrossStitch
 from adaftr_fast.models.dcmt import DCMT
 from adaftr_fast.models.escm2 import ESCM2
 from adaftr_fast.models.esmm import ESMM
+from adaftr_fast.models.linear import Linear
 from adaftr_fast.models.mmoe import MMoE
 from adaftr_fast.models.ple import PLE
 from adaftr_fast.models.shared_bottom import SharedBottom
@@ -194,6 +195,7 @@ MODELS: dict[str, Callable[..., MultiTaskModel]] = {
     "single_dnn": SingleDNN,
     "cross_stitch": CrossStitch,
     "autoheri": AutoHERI,
+    "linear": Linear,
 }
 """The choices of ``ModelConfig.name``, but for adaftr."""
 
@@ -223,6 +225,11 @@ def build_model(
     data = (num_embeddings, task_names, config, field_names, dense)
     if config.is_own:
         return find_class(config.name)(*data)
+    name = config.backbone if config.name == "adaftr" else config.name
+    model = MODELS[name](*data)
+    if config.wide and isinstance(model, Backbone) and not isinstance(model, ESMM):
+        model.wide = Linear(num_embeddings, task_names, config, dense=dense)
     if config.name == "adaftr":
-        return AdaFTR(BACKBONES[config.backbone](*data), config)
-    return MODELS[config.name](*data)
+        assert isinstance(model, Backbone)  # as all choices of config.backbone
+        return AdaFTR(model, config)
+    return model

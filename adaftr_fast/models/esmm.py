@@ -5,6 +5,7 @@ h width of a layer of a tower.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -66,6 +67,11 @@ class ESMM(Backbone):
                 names[task], f"its rate is a product with those of {', '.join(names[:task])}"
             )
         self.bottoms = ModuleList([self.bottoms[0]])
+
+    def start_at(self, rates: Sequence[float]) -> None:
+        # those given the stage before; with rows outside the funnel a later one may be the larger
+        conditional = [min(b / a, 0.999) for a, b in pairwise(rates)]
+        super().start_at([*rates[:1], *conditional])
 
     def conditional_logits(self, inputs: list[Tensor]) -> tuple[list[list[Tensor]], Tensor]:
         """Returns the towers' layers, and the logits [B, T] of each stage's rate given the stage

@@ -65,6 +65,10 @@ class SingleDNN(MultiTaskModel):
     ) -> Tensor:
         return torch.cat([network(ids, offsets, dense) for network in self.networks], 1)
 
+    def start_at(self, rates: Sequence[float]) -> None:
+        for network, rate in zip(self.networks, rates, strict=True):
+            network.start_at([rate])
+
     def for_task(self, task: str) -> MultiTaskModel:
         return self.networks[self.position(task)]
 

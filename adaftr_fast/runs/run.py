@@ -58,6 +58,7 @@ def train_one(
     Args:
         report: also writes report.md and report.png.
     """
+    config = for_data(config, data, ranks)
     if report:
         # imports matplotlib: a missing package raises before training
         from adaftr_fast.training.report import write_page
@@ -120,6 +121,7 @@ def fit_one(
         RankError: the ranks have different options or data.
         BusyError: another process writes ``folder``.
     """
+    config = for_data(config, data, ranks)
     check_options(config, ranks)
     with writing(folder, ranks, *RUN_FILES, wait=wait):
         trainer = _new_trainer(data, config, folder, ranks, on_epoch)
@@ -136,6 +138,20 @@ def fit_one(
             raise KeyboardInterrupt(signum, message)
         with trainer.files:
             yield trainer
+
+
+def for_data(config: RunConfig, data: PreparedData, ranks: Ranks = ALONE) -> RunConfig:
+    """Returns ``config`` with the options that follow from the data where the user left them open,
+    and says which.
+    """
+    manifest = data.manifest
+    rows = manifest.splits["train"].rows
+    found = config.for_log(rows, manifest.parsed.preset)
+    before = config.flat()
+    fitted = [f"{name} {value}" for name, value in found.flat().items() if value != before[name]]
+    if fitted and ranks.is_rank_zero:
+        print(f"options that fit {rows:,} training rows: {', '.join(fitted)}", file=sys.stderr)
+    return found
 
 
 def check_options(config: RunConfig, ranks: Ranks) -> None:
@@ -166,6 +182,12 @@ def _new_trainer(
         _check_memory(config, data)
     with nullcontext() if config.training.tables == "replicated" else tables_elsewhere():
         model = build(config.model, data)
+    if config.model.start_at_rates:
+        counts = data.manifest.splits["train"]
+        # Laplace's estimate, which is never 0 or 1
+        model.start_at(
+            [(counts.positives[task] + 1) / (counts.rows + 2) for task in model.task_names]
+        )
     train = open_split(data, "train", ranks)
     return Trainer(
         model,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from adaftr_fast._tables import Table
 from adaftr_fast._toml import to_toml
@@ -128,9 +129,9 @@ def _facts(manifest: Manifest, config: RunConfig, run: Run) -> str:
 
 
 def changed_options(config: RunConfig) -> str:
-    """Returns the options that differ from the defaults, as TOML for ``--config``."""
+    """Returns the options that differ from the paper's, as TOML for ``--config``."""
     defaults = RunConfig().flat()
-    changed = {}
+    changed: dict[str, Any] = {}
     for name in SECTIONS:
         section = config.to_dict()[name].items()
         options = {
@@ -138,5 +139,7 @@ def changed_options(config: RunConfig) -> str:
         }
         if options:
             changed[name] = options
-    text = to_toml(changed).rstrip()
-    return f"## Options that differ from the defaults\n\n```toml\n{text}\n```" if text else ""
+    if not changed:
+        return ""
+    text = to_toml({"preset": "paper"} | changed).rstrip()
+    return f"## Options that differ from the paper's\n\n```toml\n{text}\n```"

@@ -47,7 +47,7 @@ def test_the_ten_options_that_matter_come_first(shown):
     first, *others = re.split(r"\n\n(?=\S)", text)[2:]
     assert first.splitlines()[0] == "the options that matter first:"
     assert " ".join(options(first)) == (
-        "--out --config --data.folder --model.name --model.embedding_dim --model.tower_hidden "
+        "--out --preset --config --data.folder --model.name --model.embedding_dim --model.tower_hidden "
         "--optimizer.lr --training.batch_size --training.max_epochs --training.device"
     )
     titles = [each.splitlines()[0] for each in others]
@@ -108,7 +108,8 @@ def test_every_option_is_listed_once_with_its_default(shown, command):
     expected.add("--model.preset")
     assert {name for name in listed if "." in name} == expected
     flat = " ".join(text.split())
-    assert "Learning rate, gamma of Algorithm 1 (Section 3.1.4) (default: 0.0005)" in flat
+    fitted = "Learning rate, gamma of Algorithm 1 (Section 3.1.4) (default: fits the log; --preset"
+    assert f"{fitted} paper: 0.0005)" in flat
     assert (
         "Layer widths of each task's tower before the logit, f of Eq. 2 (default: [64, 32, 16])"
         in flat

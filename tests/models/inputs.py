@@ -15,7 +15,8 @@ TWO = ["click", "conversion"]
 THREE = ["click", "view", "conversion"]
 CHOICES = get_type_hints(ModelConfig)
 BACKBONES = list(get_args(CHOICES["backbone"]))
-MODELS = [name for name in NAMES if name != "adaftr"]
+DEEP = [name for name in NAMES if name not in ("adaftr", "linear")]
+MODELS = [*DEEP, "linear"]
 SMALL = ModelConfig(embedding_dim=4)
 
 

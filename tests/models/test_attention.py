@@ -10,7 +10,7 @@ from adaftr_fast.experiments.complexity import count_parameters
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.optim import Adam
-from tests.models.inputs import MODELS, TWO
+from tests.models.inputs import DEEP, TWO
 
 NAMES = ["item", "history", "day"]
 ROWS = [30, 30, 4]
@@ -37,7 +37,7 @@ def batch(rows=64, length=6, seed=0):
     return Batch(ids, labels, offsets=offsets)
 
 
-@pytest.mark.parametrize("name", [*MODELS, "adaftr"])
+@pytest.mark.parametrize("name", [*DEEP, "adaftr"])
 def test_every_model_pools_by_attention(name):
     model = build(name)
     rows = batch()

@@ -8,9 +8,9 @@ import torch
 from adaftr_fast.models import AdaFTR, Backbone, CrossStitch, SharedBottom
 from adaftr_fast.models.esmm import chain
 from tests.models import transcription as paper
-from tests.models.inputs import MODELS, SIZES, SMALL, THREE, TWO, batch, model
+from tests.models.inputs import DEEP, SIZES, SMALL, THREE, TWO, batch, model
 
-EVERY = [name for name in MODELS if name != "single_dnn"]
+EVERY = [name for name in DEEP if name != "single_dnn"]
 RISKS = {"escm2_ips": paper.escm2_risks, "escm2_dr": paper.escm2_risks, "dcmt": paper.dcmt_risks}
 ADDED = ("imputation.", "twins.")  # networks that ESMM does not have
 PROPENSITY_TERMS = ("counterfactual", "imputation", "constraint")
@@ -135,7 +135,7 @@ def test_cross_stitch_starts_near_separate_towers():
     torch.testing.assert_close(stitched(batch().ids), plain(batch().ids))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", DEEP)
 def test_every_weight_has_a_gradient(name):
     built = model(name, THREE)
     data = batch(tasks=3)

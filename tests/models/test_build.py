@@ -16,7 +16,7 @@ from adaftr_fast.models import (
     build_model,
 )
 from adaftr_fast.nn.mlp import MLP
-from tests.models.inputs import MODELS, SIZES, THREE, TWO, batch, model
+from tests.models.inputs import DEEP, SIZES, THREE, TWO, batch, model
 from tests.tolerances import assert_same_bits
 
 FIELDS = [100] * 20
@@ -26,7 +26,7 @@ def dense_weights(built):
     return sum(p.numel() for name, p in built.named_parameters() if "embedding" not in name)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", DEEP)
 def test_budgets_are_equal_but_for_what_a_method_adds(name):
     parts = {
         "ple": "layers.1.",
@@ -59,7 +59,7 @@ DIMS = {"user": 16, "day": 3}
 WIDTHS = [16, 3, 8]
 
 
-@pytest.mark.parametrize("name", [*MODELS, "adaftr"])
+@pytest.mark.parametrize("name", [*DEEP, "adaftr"])
 def test_a_field_has_the_width_it_asks_for(name):
     built = build_model(ModelConfig(name=name, embedding_dims=DIMS), SIZES, TWO, NAMES)
     tables = [module for module in built.modules() if isinstance(module, FusedEmbedding)]

@@ -549,6 +549,7 @@ SCHEMA_KEYS: dict[str, Reader] = {
     "split": table,
     "defaults": partial(read_table, readers={"min_count": count, "buckets": count}),
     "fields": table,
+    "preset": _one_of("paper", "fitted"),
     "funnel": lambda _, value: value,  # which ``funnel_stages`` checks
     "text": text_format,
 }

@@ -172,6 +172,8 @@ class Schema:
         fields: fields of embeddings.
         dense: dense fields.
         text: how text holds values.
+        preset: ``paper`` or ``fitted``, where the options of runs on these data come from if the
+            user does not say; None if the data set does not say either.
         ignore: columns that no field reads, which rows to score may have nevertheless.
         truth: columns stored next to the ids, by name: true probabilities of a task, or other known
             quantities.
@@ -195,6 +197,7 @@ class Schema:
     group: str | None = None
     truth: dict[str, str] = field(default_factory=dict)
     text: TextFormat = PLAIN_TEXT
+    preset: str | None = None
     ignore: tuple[str, ...] = ()
 
     @property

@@ -1,0 +1,67 @@
+"""The options of a run that follow from its log where the user leaves them open.
+
+benchmarks/defaults/protocol.md says how the rule was found, and docs/tuning.md what it reaches.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+FITTED = (
+    "model.wide",
+    "model.start_at_rates",
+    "optimizer.lr",
+    "optimizer.schedule",
+    "optimizer.decay_steps",
+    "optimizer.lr_end",
+    "training.batch_size",
+    "training.max_epochs",
+    "training.patience",
+    "training.monitor",
+)
+"""The options that ``fitted`` decides, as ``section.option``."""
+
+LR = 0.003
+LR_END = 0.01  # of LR, in the last step
+EPOCHS = ((100_000, 20), (300_000, 10), (1_000_000, 5), (math.inf, 3))  # below so many rows
+LARGE = 1_000_000  # rows from which ids are seen often enough for the towers alone
+
+
+def fitted(rows: int, given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the values of ``FITTED`` for a log.
+
+    A small log needs small batches, or its epochs have too few steps to leave the start. The
+    learning rate falls to nothing over a fixed number of epochs, after which the weights of the best
+    epoch are taken: no epoch is the last one because a few before it were noisy.
+
+    Args:
+        rows: the number of training rows.
+        given: options that the user has set, which the others follow.
+    """
+    batch_size = given.get("training.batch_size", _batch_size(rows))
+    epochs = given.get("training.max_epochs", _epochs(rows))
+    steps = epochs * max(1, rows // batch_size)
+    return {
+        "model.wide": rows < LARGE,
+        "model.start_at_rates": True,
+        "optimizer.lr": LR,
+        "optimizer.schedule": "cosine",
+        "optimizer.decay_steps": max(steps, given.get("optimizer.warmup_steps", 0) + 1),
+        "optimizer.lr_end": LR_END,
+        "training.batch_size": batch_size,
+        "training.max_epochs": epochs,
+        "training.patience": epochs,
+        "training.monitor": "logloss",
+    }
+
+
+def _batch_size(rows: int) -> int:
+    """Returns a power of two of at most one in 64 rows, from 128 to 1,024 where the rows suffice."""
+    wanted = min(max(rows // 64, 128), 512 if rows < LARGE else 1024)
+    return 1 << (min(wanted, rows).bit_length() - 1)
+
+
+def _epochs(rows: int) -> int:
+    """Returns how often a log is read: a small one often, a large one a few times."""
+    return next(epochs for most, epochs in EPOCHS if rows < most)
