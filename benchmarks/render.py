@@ -490,6 +490,24 @@ def arm_tiles(cases: Cases) -> str:
     )
 
 
+def defaults(cases: Cases) -> str:
+    """Test AUC in percent / predicted over observed of each contestant, by table and task."""
+    titles = list(dict.fromkeys(title for case in cases for title in case["auc"]))
+    rows = [
+        [
+            f"{case['table']} ({case['rows']:,})",
+            case["task"],
+            *(f"{100 * case['auc'][title]:.2f} / {case['ratio'][title]:.2f}" for title in titles),
+        ]
+        for case in cases
+    ]
+    means = [
+        f"{100 * sum(case['auc'][title] for case in cases) / len(cases):.2f}" for title in titles
+    ]
+    header = " | ".join(["table (rows)", "task", *titles])
+    return table(header, "ll" + "r" * len(titles), [*rows, ["mean", "", *means]])
+
+
 TABLES = {
     made.__name__: made
     for made in (
@@ -505,6 +523,7 @@ TABLES = {
         embedding_summary,
         embedding_growth,
         metrics,
+        defaults,
         loader,
         memory,
         headline,

@@ -15,8 +15,9 @@ from adaftr_fast.config import RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.distributed.ranks import joined
+from adaftr_fast.errors import CheckpointError
 from adaftr_fast.explain.buckets import ScoreBuckets
-from adaftr_fast.explain.doubts import find_doubts
+from adaftr_fast.explain.doubts import data_doubts, find_doubts, leaks, ties, training_doubts
 from adaftr_fast.explain.importance import Importance, permutation_importance
 from adaftr_fast.models.build import ModelClass, class_name
 from adaftr_fast.runs.output import output
@@ -25,7 +26,7 @@ from adaftr_fast.stores import as_path, local_folder
 from adaftr_fast.training import evaluation
 from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.spinning import warn_of_spinning
-from adaftr_fast.training.trained import METRIC_COLUMNS, Run, metric_cells
+from adaftr_fast.training.trained import METRIC_COLUMNS, Run, metric_cells, metric_notes
 from adaftr_fast.training.trainer import OnEpoch
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Evaluation(Shown):
             "cvr_auc" of a later stage of a funnel.
         buckets: by task, the rows in ten buckets by score: calibration, lift and gain.
         importance: the permutation importance of the fields, if it was asked for.
+        gauc_weights: how GAUC weighs the groups.
         doubts: why the model is not worth explaining yet, if so, and what to do next, a sentence
             each.
         run: the folder of the run, for the title of the page.
@@ -55,6 +57,7 @@ class Evaluation(Shown):
     importance: Importance | None = None
     run: str = ""
     doubts: list[str] = field(default_factory=list)
+    gauc_weights: str = "none"
 
     def table(self) -> Table:
         """Returns a table with one row per task."""
@@ -93,7 +96,13 @@ class Evaluation(Shown):
         from adaftr_fast.explain.page import PAGE, PAGE_PICTURE, page_sections  # imports matplotlib
 
         title = f"{self.run} on the {self.split} split"
-        sections = page_sections(title, self.table(), self.doubts, self.buckets, self.importance)
+        sections = page_sections(
+            title,
+            [self.table().markdown(), *metric_notes(self.metrics, self.gauc_weights)],
+            self.doubts,
+            self.buckets,
+            self.importance,
+        )
         place = as_path(folder)
         with local_folder(place) as target:
             self.curves().save_with(target / PAGE, sections)
@@ -102,6 +111,7 @@ class Evaluation(Shown):
     def _parts(self) -> list[str | Table]:
         return [
             self.table(),
+            *metric_notes(self.metrics, self.gauc_weights),
             *([] if self.importance is None else [self.importance.table()]),
             *self.doubts,
         ]
@@ -268,15 +278,16 @@ def evaluate(
         prepared = run.data()
     run.check_data(prepared)
     rows = prepared.load(split)
-    batch_size = run.config.training.eval_batch_size
+    training = run.config.training
+    batch_size = training.eval_batch_size
     tasks = model.task_names
     if memory is not None:
         needed = evaluation.memory_needed(len(rows), len(tasks))
         Memory.of(memory).check_all(needed, f"the predictions of {len(rows):,} rows")
     predictions = evaluation.predict(model, rows, batch_size)
-    metrics = evaluation.measure(tasks, predictions, rows.funnel or ())
+    metrics = evaluation.measure(tasks, predictions, rows.funnel or (), training.gauc_weights)
     buckets = {
-        task: ScoreBuckets.of(y, z)
+        task: ScoreBuckets.of(y, z, predictions.weight)
         for task, y, z in zip(tasks, predictions.labels.T, predictions.logits.T)
     }
     measured = None
@@ -291,8 +302,24 @@ def evaluate(
             seed=seed,
             progress=progress,
         )
-    doubts = find_doubts(run, metrics, buckets)
-    return Evaluation(split, metrics, buckets, measured, str(run.folder), doubts)
+    doubts = [
+        *find_doubts(metrics),
+        *ties(buckets),
+        *_training_doubts(run, prepared),
+        *data_doubts(prepared.manifest),
+        *leaks(model, rows, prepared.manifest, metrics, batch_size),
+    ]
+    return Evaluation(
+        split, metrics, buckets, measured, str(run.folder), doubts, training.gauc_weights
+    )
+
+
+def _training_doubts(run: Run, data: PreparedData) -> list[str]:
+    rows = data.manifest.splits["train"].rows
+    try:
+        return training_doubts(run, rows, run.config.training, run.config.optimizer)
+    except CheckpointError:  # without the records of its epochs
+        return []
 
 
 def run_folder(run: Run | str | AnyPath, argument: str = "run") -> AnyPath:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -68,7 +68,7 @@ class ExportedModel(Shown):
         return f"{files}; tables: {size:,.1f} MB in int8, {before:,.1f} MB in float32"
 
     def _parts(self) -> list[str | Table]:
-        return [self.summary(), self.table()]
+        return [self.summary(), self.table(), *self.about.doubts]
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,11 +81,13 @@ class Scores(Shown):
         columns: the names of the scores' columns.
         report: the rows scored, the rows left out, the missing or unknown values, and the seconds
             it took.
+        doubts: why the model may not be worth using, as the training of the model found.
     """
 
     path: AnyPath
     columns: list[str]
     report: predicting.Report
+    doubts: list[str] = field(default_factory=list)
 
     def read(self) -> pa.Table:
         """Reads the whole file as an Arrow table."""
@@ -114,7 +116,7 @@ class Scores(Shown):
         return lines
 
     def _parts(self) -> list[str | Table]:
-        return [*self.lines(), self.unknown()]
+        return [*self.lines(), self.unknown(), *self.doubts]
 
 
 def export(
@@ -242,4 +244,4 @@ def predict(
         report = predicting.predict(
             scorer, paths, target, keep=kept, bad_rows=bad_rows, memory=memory, progress=progress
         )
-    return Scores(place, scorer.columns.names(), report)
+    return Scores(place, scorer.columns.names(), report, scorer.about.doubts)

@@ -103,7 +103,7 @@ class Export(OwnModel, Command):
         from adaftr_fast.api.serve import export
 
         exported = export(**self.values() | {"model_class": self.named_class()})
-        print(exported if self.int8 else exported.summary())
+        print(exported if self.int8 else "\n".join([exported.summary(), *exported.about.doubts]))
         print(f"adaftr-fast predict --model {self.out} --files RAW --out SCORES.parquet")
         print(f"adaftr-fast serve {self.out}")
 

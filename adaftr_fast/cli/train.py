@@ -35,13 +35,16 @@ class Train(Fitted, WarmStart, Command):
         """Trains and prints the test metrics; under torchrun only rank 0 prints."""
         from adaftr_fast.api.run import train
         from adaftr_fast.distributed.ranks import is_first
+        from adaftr_fast.training.trained import metric_notes
 
         out = self.out
         trained = train(
             None, out, config=self.config, restart=self.restart, warm_start=self.start()
         )
         if is_first():
-            print(f"{trained.table()}\n\nReport: {out}/report.md")
+            notes = metric_notes(trained.test, trained.config.training.gauc_weights)
+            print("\n".join([str(trained.table()), *notes, *trained.doubts]))
+            print(f"\nReport: {out}/report.md")
             print(f"adaftr-fast evaluate --run {out} --importance --out {out}")
             print(f"adaftr-fast export --run {out} --out MODEL")
 
@@ -220,7 +223,7 @@ class Daily(LogParts, Fitted, WarmStart, OnEngine, Command):
                 schema, files, config, out.local, ranks, engine, out, self.bad_rows
             ):
                 if is_first():
-                    print(_day_line(record))
+                    print("\n".join([_day_line(record), *record["doubts"]]))
         if is_first() and record is not None:
             run = f"{self.out}/day-{record['day']:04d}/run"
             print(f"\nRecords: {self.out}/daily.jsonl")
@@ -228,13 +231,13 @@ class Daily(LogParts, Fitted, WarmStart, OnEngine, Command):
 
 
 def _day_line(record: dict[str, Any]) -> str:
-    from adaftr_fast.training.trained import aucs
+    from adaftr_fast.training.trained import metric_line
 
     measured = record["before_training"]
-    text = "the first day" if measured is None else aucs(measured)
+    text = "the first day" if measured is None else metric_line(measured)
     return (
         f"day {record['day']} ({record['file']}): {_rows(record)}, {record['ids']:,} ids; "
-        f"before training: {text}; validation after training: {aucs(record['validation'])}"
+        f"before training: {text}; validation after training: {metric_line(record['validation'])}"
     )
 
 
@@ -346,18 +349,18 @@ class Stream(LogParts, Fitted, Kafka, WarmStart, Command):
 
 
 def _chunk_line(record: dict[str, Any]) -> str:
-    from adaftr_fast.training.trained import aucs
+    from adaftr_fast.training.trained import metric_line
 
     aside = f", {record['set_aside']['messages']:,} set aside" if "set_aside" in record else ""
     head = f"chunk {record['chunk']} ({record['name']}{aside}): "
     if "error" in record:
         return f"{head}the whole chunk is left out: {record['error']}"
     measured = record["before_training"]
-    before = "the first chunk" if measured is None else aucs(measured)
+    before = "the first chunk" if measured is None else metric_line(measured)
     return (
         f"{head}{_rows(record)}, {record['ids']:,} ids, {record['rows_per_s']:,.0f} rows/s, "
         f"lag {record['lag']:.1f} s; before training: {before}; validation: "
-        f"{aucs(record['validation'])}"
+        f"{metric_line(record['validation'])}"
     )
 
 

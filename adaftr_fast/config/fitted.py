@@ -19,6 +19,7 @@ FITTED = (
     "training.max_epochs",
     "training.patience",
     "training.monitor",
+    "training.gauc_weights",
 )
 """The options that ``fitted`` decides, as ``section.option``."""
 
@@ -53,12 +54,13 @@ def fitted(rows: int, given: dict[str, Any]) -> dict[str, Any]:
         "training.max_epochs": epochs,
         "training.patience": epochs,
         "training.monitor": "logloss",
+        "training.gauc_weights": "impressions",
     }
 
 
 def _batch_size(rows: int) -> int:
-    """Returns a power of two of at most one in 64 rows, from 128 to 1,024 where the rows suffice."""
-    wanted = min(max(rows // 64, 128), 512 if rows < LARGE else 1024)
+    """Returns a power of two of at most one in 64 rows, from 32 to 1,024 where the rows suffice."""
+    wanted = min(max(rows // 64, 32), 512 if rows < LARGE else 1024)
     return 1 << (min(wanted, rows).bit_length() - 1)
 
 

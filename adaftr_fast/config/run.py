@@ -92,6 +92,10 @@ class TrainingConfig(Section):
     """Validation metric that chooses the best weights and stops training: auc, gauc, cvr_auc or
     logloss, the mean over tasks, or that of one task, such as conversion/auc.
     """
+    gauc_weights: Literal["none", "impressions"] = option("none", omit_default=True)
+    """How GAUC weighs the groups that have both classes: all the same (none; Eq. 15), or by their
+    rows (impressions), as most of the literature on click rates does.
+    """
     validate_every: float = option(
         1.0, within=Range(0.001, 1, noun="number of epochs"), omit_default=True
     )

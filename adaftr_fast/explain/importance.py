@@ -192,4 +192,4 @@ def _with_column(values: Tensor, column: int, order: Tensor) -> Tensor:
 def _aucs(model: MultiTaskModel, rows: Batch, batch_size: int) -> np.ndarray:
     """Returns the AUC of each task, float64 [T]."""
     found = predict(model, Split.of(rows), batch_size)
-    return np.array([auc(y, z) for y, z in zip(found.labels.T, found.logits.T)])
+    return np.array([auc(y, z, found.weight) for y, z in zip(found.labels.T, found.logits.T)])

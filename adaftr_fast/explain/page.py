@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from adaftr_fast._figures import BLUE, GRAY, Picture, plain
-from adaftr_fast._tables import Table
 from adaftr_fast.explain.buckets import ScoreBuckets
 from adaftr_fast.explain.importance import Importance
 
@@ -34,7 +33,7 @@ IMPORTANCE_MEANS = (
 
 def page_sections(
     title: str,
-    metrics: Table,
+    metrics: Sequence[str],
     doubts: Sequence[str],
     buckets: Mapping[str, ScoreBuckets],
     importance: Importance | None,
@@ -45,9 +44,9 @@ def page_sections(
     sections = [
         f"# {title}",
         *(f"**Before you read on:** {each}" for each in doubts),
-        metrics.markdown(),
+        *metrics,
     ]
-    sections.append("\n".join(f"- {each}" for each in findings(buckets, importance)))
+    sections.append("\n".join(f"- {each}" for each in findings(buckets, importance, doubts)))
     if importance is not None:
         head = (
             f"## Importance of fields ({importance.rows:,} rows, {len(importance.drops)} "
@@ -64,8 +63,13 @@ def page_sections(
     return sections
 
 
-def findings(buckets: Mapping[str, ScoreBuckets], importance: Importance | None) -> list[str]:
-    """Returns what the numbers say, and what to do next, a sentence each."""
+def findings(
+    buckets: Mapping[str, ScoreBuckets], importance: Importance | None, doubts: Sequence[str] = ()
+) -> list[str]:
+    """Returns what the numbers say, and what to do next, a sentence each.
+
+    Where the model is in doubt, the importance of its fields is not interpreted.
+    """
     lines = []
     for task, each in buckets.items():
         if not each.observed.any():
@@ -79,6 +83,8 @@ def findings(buckets: Mapping[str, ScoreBuckets], importance: Importance | None)
         lines.append(_calibration(task, each))
     if importance is None:
         return [*lines, "Which fields matter: evaluate with importance (`--importance`)."]
+    if doubts:
+        return [*lines, "The importance of fields means little until the doubts above are gone."]
     for t, task in enumerate(importance.tasks):
         best = sorted(
             range(len(importance.fields)), key=lambda f: -np.nan_to_num(importance.mean[f, t])
@@ -98,11 +104,11 @@ def findings(buckets: Mapping[str, ScoreBuckets], importance: Importance | None)
 
 def _calibration(task: str, buckets: ScoreBuckets) -> str:
     predicted, observed = (
-        np.average(each, weights=buckets.rows) for each in (buckets.predicted, buckets.observed)
+        np.average(each, weights=buckets.weight) for each in (buckets.predicted, buckets.observed)
     )
     ratio = predicted / observed
     error = f"on average a bucket is off by {100 * buckets.calibration_error:.2f} percentage points"
-    positives = (buckets.observed * buckets.rows).sum()
+    positives = (buckets.observed * buckets.effective).sum()
     # two standard errors of a count
     if abs(ratio - 1) <= max(TOLERATED, 2 / np.sqrt(max(positives, 1))):
         return (
@@ -130,7 +136,7 @@ def draw(buckets: Mapping[str, ScoreBuckets]) -> Picture:
         calibration.set(
             title=f"{task}: calibration", xlabel="predicted", ylabel="observed (bar: 95 % interval)"
         )
-        share = np.append(0.0, np.cumsum(each.rows) / each.rows.sum())
+        share = np.append(0.0, np.cumsum(each.weight) / each.weight.sum())
         gain.plot([0, 1], [0, 1], color=GRAY, linewidth=1)
         gain.plot(share, np.append(0.0, each.gain), color=BLUE, marker=".")
         gain.set(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adaftr_fast._files import AnyPath, naming, sync
+from adaftr_fast._files import AnyPath, naming, sync, write_json
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.config import DataConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.batch import Batch
@@ -35,10 +35,10 @@ from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.engines import Engine
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs.output import HERE, Output
-from adaftr_fast.runs.run import check_options, fit_one, open_split, writing
+from adaftr_fast.runs.run import check_options, find_all, fit_one, for_data, open_split, writing
 from adaftr_fast.training.checkpoint.files import check_shared_folder
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate
-from adaftr_fast.training.trained import earlier, load_sharded
+from adaftr_fast.training.trained import DOUBTS, earlier, load_sharded
 
 RECORDS = "daily.jsonl"
 TRAIN = 0.9  # share of a day's rows in the training split
@@ -196,15 +196,21 @@ def train_part(
         config.warm_start if before is None else WarmStartConfig(output.recorded(before / "run"))
     )
     part_config = replace(config, data=DataConfig(output.recorded(data.folder)), warm_start=start)
+    part_config = for_data(part_config, data, ranks)
     bad = data.manifest.bad_rows
     left_out = {"bad_rows": bad.bad} if bad and bad.bad else {}
     with fit_one(data, part_config, folder / "run", ranks=ranks, output=output) as trainer:
+        validation = trainer.result.validation
+        doubts = find_all(trainer, data, part_config, "validation", validation)
+        if ranks.is_rank_zero:
+            write_json(folder / "run" / DOUBTS, doubts)
         yield {
             "rows": data.manifest.splits["test"].rows,
             **left_out,
             "ids": sum(data.manifest.num_embeddings),
             "before_training": measured,
-            "validation": trainer.result.validation,
+            "validation": validation,
+            "doubts": doubts,
         }
         trainer.files.finish()
 
@@ -219,7 +225,8 @@ def _measure(run: Path, data: PreparedData, config: RunConfig, ranks: Ranks) -> 
         trained = load_sharded(run, config, ranks)
     known = KnownIds(open_split(data, "test", ranks).rows, trained.about.num_embeddings)
     split = Split(known, funnel=data.manifest.funnel)
-    return evaluate(trained.model, split, trained.config.training.eval_batch_size, ranks)
+    training = trained.config.training
+    return evaluate(trained.model, split, training.eval_batch_size, ranks, training.gauc_weights)
 
 
 class KnownIds:

@@ -19,6 +19,7 @@ from adaftr_fast.data.dataset.loader import PreparedData, Split
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.distributed.ranks import ALONE, Ranks, local_share, restarted
 from adaftr_fast.errors import ConfigError, DataError
+from adaftr_fast.explain.doubts import data_doubts, find_doubts, leaks, training_doubts
 from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.base import PlainModule
 from adaftr_fast.models.build import ENTIRE_SPACE, check_forward
@@ -29,15 +30,23 @@ from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.weights import FILE, Description
 from adaftr_fast.training.device import memory_errors
-from adaftr_fast.training.evaluation import diagnose, evaluate
+from adaftr_fast.training.evaluation import TaskMetrics, diagnose, evaluate
 from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.optimizers import table_state_bytes
 from adaftr_fast.training.sharding import check_sharding, check_tables
 from adaftr_fast.training.trackers import KNOWN
-from adaftr_fast.training.trained import BEST, METRICS, PICTURE, REPORT, TEST, Run
+from adaftr_fast.training.trained import BEST, DOUBTS, METRICS, PICTURE, REPORT, TEST, Run
 from adaftr_fast.training.trainer import OnEpoch, Trainer
 
-RUN_FILES = (METRICS, TEST, REPORT, PICTURE, KNOWN, f"{BEST}/{FILE}")  # that replace_file writes
+RUN_FILES = (
+    METRICS,
+    TEST,
+    DOUBTS,
+    REPORT,
+    PICTURE,
+    KNOWN,
+    f"{BEST}/{FILE}",
+)  # that replace_file writes
 
 
 def train_one(
@@ -67,12 +76,14 @@ def train_one(
     ) as trainer:
         test = open_split(data, "test", ranks)
         size = config.training.eval_batch_size
-        metrics = evaluate(trainer.model, test, size, ranks)
+        metrics = evaluate(trainer.model, test, size, ranks, config.training.gauc_weights)
         learned = diagnose(trainer.model, test, size, ranks)
         run = trainer.result
         run.test = metrics
         run.diagnostics = learned
         if trainer.files.is_rank_zero:
+            run.doubts = find_all(trainer, data, config, "test", metrics)
+            write_json(folder / DOUBTS, run.doubts)
             write_json(folder / TEST, metrics)
             trainer.files.log_test(metrics)
             if report:
@@ -138,6 +149,28 @@ def fit_one(
             raise KeyboardInterrupt(signum, message)
         with trainer.files:
             yield trainer
+
+
+def find_all(
+    trainer: Trainer, data: PreparedData, config: RunConfig, split: str, metrics: TaskMetrics
+) -> list[str]:
+    """Returns why the model of a trainer may not be worth using, a sentence each.
+
+    Args:
+        trainer: the trainer, with the best weights.
+        data: the data that it was trained on.
+        config: its complete configuration.
+        split: the split that ``metrics`` are of.
+        metrics: the metrics of the best weights.
+    """
+    rows = data.manifest.splits["train"].rows
+    doubts = find_doubts(metrics)
+    doubts += training_doubts(trainer.result, rows, config.training, config.optimizer)
+    doubts += data_doubts(data.manifest)
+    if trainer.ranks.is_alone:  # tables may be on other ranks, too
+        size = config.training.eval_batch_size
+        doubts += leaks(trainer.model, data.load(split), data.manifest, metrics, size)
+    return doubts
 
 
 def for_data(config: RunConfig, data: PreparedData, ranks: Ranks = ALONE) -> RunConfig:

@@ -141,7 +141,7 @@ def _write(
     tasks = trained.about.tasks if task is None else [task]
     metrics = {name: each for name, each in trained.about.metrics.items() if name in tasks}
     digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    about = About(VERSION, manifest.fingerprint, tasks, metrics, digests, rounded)
+    about = About(VERSION, manifest.fingerprint, tasks, metrics, digests, rounded, trained.doubts)
     write_json(folder / ABOUT, about)
     return about
 
@@ -158,7 +158,10 @@ def _round_tables(served: Probabilities, trained: Run, data: PreparedData) -> In
     found = predict(model, split, trained.config.training.eval_batch_size)
     columns = [trained.about.tasks.index(task) for task in model.task_names]
     metrics = measure(
-        model.task_names, found._replace(labels=found.labels[:, columns]), data.manifest.funnel
+        model.task_names,
+        found._replace(labels=found.labels[:, columns]),
+        data.manifest.funnel,
+        trained.config.training.gauc_weights,
     )
     return Int8(
         sum(table.nbytes() for table in tables),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ class About:
         metrics: validation metrics of the model as it was trained, per task.
         sha256: the sha256 of every other file, by name.
         int8: the size and the metrics with int8 tables, if the tables are int8.
+        doubts: why the model may not be worth using, a sentence each.
     """
 
     version: int
@@ -78,6 +79,7 @@ class About:
     metrics: dict[str, dict[str, float]]
     sha256: dict[str, str]
     int8: Int8 | None = None
+    doubts: list[str] = field(default_factory=list)
 
 
 Read = tuple[pa.RecordBatch, dict[str, pa.Array]]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +21,29 @@ from adaftr_fast.errors import ConfigError, DivergedError, TrainingError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.state import sharded_tables
-from adaftr_fast.training.metrics import auc, calibration, cvr_auc, gauc, log_loss
+from adaftr_fast.training.metrics import (
+    auc,
+    calibration,
+    cvr_auc,
+    grouped_auc,
+    log_loss,
+    rate_log_loss,
+)
 
-KEPT, SORTED = 8, 64  # bytes for a row: its group, and its numbers while one task is measured
+KEPT, SORTED = (
+    12,
+    64,
+)  # bytes for a row: its group and weight, and its numbers while one task is measured
 Arrays = dict[str, np.ndarray]
+GaucWeights = Literal["none", "impressions"]
 TaskMetrics = dict[str, dict[str, float]]
-"""``auc``, ``gauc`` (if rows have groups), ``logloss`` and ``calibration`` per task, as fractions.
+"""``rows``, ``positives``, ``auc``, ``logloss``, ``rate_logloss``, ``calibration``, and ``gauc`` and
+``gauc_groups`` if rows have groups, per task; areas are fractions.
+
+They weigh the rows by the sample weights of the prepared data, if these have any; then
+``unweighted_auc``, ``unweighted_logloss`` and ``unweighted_calibration`` count each row once.
+``rate_logloss`` is the log-loss of the rate as a constant. ``gauc_groups`` is the number of groups
+that have both classes, over which ``gauc`` is the mean.
 
 Each stage of a funnel but the first also has ``cvr_auc``, the AUC of its rate after the stage
 before, on the rows that reached that stage.
@@ -39,6 +56,7 @@ class Predictions(NamedTuple):
     logits: np.ndarray  # float32 [N, T]
     labels: np.ndarray  # uint8 [N, T]
     group: np.ndarray | None = None  # int64 [N]
+    weight: np.ndarray | None = None  # float32 [N], sample weights
 
 
 @torch.no_grad()
@@ -51,15 +69,19 @@ def predict(model: MultiTaskModel, split: Split | EqualBatches, batch_size: int)
     logits = []
     labels = []
     groups = []
+    weights = []
     for batch in split.batches(batch_size):
         z = model(*(None if part is None else part.to(device) for part in batch.features))
         logits.append(z.float().cpu().numpy())
         labels.append(batch.labels.numpy().astype(np.uint8))
         if batch.group is not None:
             groups.append(batch.group.numpy())
+        if batch.weight is not None:
+            weights.append(batch.weight.numpy())
     raise_bad_ids(device)
     group = np.concatenate(groups) if groups else None
-    return Predictions(np.concatenate(logits), np.concatenate(labels), group)
+    weight = np.concatenate(weights) if weights else None
+    return Predictions(np.concatenate(logits), np.concatenate(labels), group, weight)
 
 
 def memory_needed(rows: int, tasks: int) -> int:
@@ -72,10 +94,13 @@ def memory_needed(rows: int, tasks: int) -> int:
 
 
 def evaluate(
-    model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks = ALONE
+    model: MultiTaskModel,
+    split: Split,
+    batch_size: int,
+    ranks: Ranks = ALONE,
+    gauc_weights: GaucWeights = "none",
 ) -> TaskMetrics:
-    """Computes AUC, GAUC (unweighted; nan if no group has both classes), log-loss and calibration
-    of each task.
+    """Computes AUC, GAUC (nan if no group has both classes), log-loss and calibration of each task.
 
     Each later stage of a funnel also has its AUC after the stage before (``cvr_auc``; nan if the
     rows that reached the stage before have a single class). Mean AUC and early stopping do not
@@ -88,6 +113,7 @@ def evaluate(
         batch_size: rows per forward pass.
         ranks: each predicts a part of the split, and rank 0 computes the metrics of all
             predictions.
+        gauc_weights: how GAUC weighs the groups, see ``metrics.gauc``.
 
     Returns:
         The metrics per task, on every rank.
@@ -104,7 +130,7 @@ def evaluate(
 
     found = _on_rank_zero(model, split, ranks, predicted)
     metrics: TaskMetrics = ranks.from_rank_zero(
-        lambda: measure(tasks, Predictions(**found), funnel)
+        lambda: measure(tasks, Predictions(**found), funnel, gauc_weights)
     )
     return metrics
 
@@ -157,7 +183,10 @@ class EqualBatches:
 
 
 def measure(
-    task_names: Sequence[str], predictions: Predictions, funnel: Sequence[str] = ()
+    task_names: Sequence[str],
+    predictions: Predictions,
+    funnel: Sequence[str] = (),
+    gauc_weights: GaucWeights = "none",
 ) -> TaskMetrics:
     """Computes the metrics that ``evaluate`` returns. Raises DivergedError if a prediction is not
     finite.
@@ -166,8 +195,9 @@ def measure(
         task_names: T names, in the order of the predictions.
         predictions: the predictions.
         funnel: names of tasks of which each can be positive only where the one before it is.
+        gauc_weights: how GAUC weighs the groups, see ``metrics.gauc``.
     """
-    logits, labels, group = predictions
+    logits, labels, group, weight = predictions
     if wrong := np.count_nonzero(~np.isfinite(logits)):
         raise DivergedError(
             f"{wrong} of {logits.size} predictions are not finite: the model has diverged"
@@ -177,16 +207,28 @@ def measure(
         y = labels[:, column]
         z = logits[:, column]
         metrics[task] = {
-            "auc": auc(y, z),
-            "logloss": log_loss(y, z),
-            "calibration": calibration(y, z),
+            "rows": len(y),
+            "positives": int(np.count_nonzero(y)),
+            "auc": auc(y, z, weight),
+            "logloss": log_loss(y, z, weight),
+            "rate_logloss": rate_log_loss(y, weight),
+            "calibration": calibration(y, z, weight),
         }
+        if weight is not None:
+            metrics[task] |= {
+                "unweighted_auc": auc(y, z),
+                "unweighted_logloss": log_loss(y, z),
+                "unweighted_calibration": calibration(y, z),
+            }
         if group is not None:
-            metrics[task]["gauc"] = gauc(y, z, group)
+            found = grouped_auc(y, z, group, gauc_weights, weight)
+            metrics[task] |= {"gauc": found.mean, "gauc_groups": found.groups}
     for before, stage in _stages(funnel, task_names):
         a = task_names.index(before)
         b = task_names.index(stage)
-        metrics[stage]["cvr_auc"] = cvr_auc(labels[:, a], labels[:, b], logits[:, a], logits[:, b])
+        metrics[stage]["cvr_auc"] = cvr_auc(
+            labels[:, a], labels[:, b], logits[:, a], logits[:, b], weight
+        )
     return metrics
 
 

@@ -31,7 +31,7 @@ from adaftr_fast.training.checkpoint.weights import (
 )
 from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.trackers import Trackers
-from adaftr_fast.training.trained import BEST, METRICS, PICTURE, REPORT, TEST, Run
+from adaftr_fast.training.trained import BEST, DOUBTS, METRICS, PICTURE, REPORT, TEST, Run
 
 # the least length of an epoch after which the curves are drawn, which takes about a second
 PICTURE_SECONDS = 60
@@ -206,7 +206,7 @@ class RunFiles:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         if len(records) == 1:  # an earlier run's results would look like this run's
-            for name in (TEST, REPORT, PICTURE):
+            for name in (TEST, DOUBTS, REPORT, PICTURE):
                 (self.folder / name).unlink(missing_ok=True)
             remove_checkpoint(self.folder / BEST)
         lines = "".join(dumps(each) + "\n" for each in records)

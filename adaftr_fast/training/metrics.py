@@ -54,6 +54,13 @@ def auc(labels: np.ndarray, scores: np.ndarray, sample_weight: np.ndarray | None
     return float(min(wins.item() / (2 * positives * negatives), 1.0))
 
 
+class GroupedAUC(NamedTuple):
+    """The mean AUC over groups, and the number of groups that it is over."""
+
+    mean: float
+    groups: int
+
+
 def gauc(
     labels: np.ndarray,
     scores: np.ndarray,
@@ -61,6 +68,19 @@ def gauc(
     weighted_by: Literal["none", "impressions"] = "none",
     sample_weight: np.ndarray | None = None,
 ) -> float:
+    """Computes the mean AUC over the groups (users) that have both classes (Eq. 15), as
+    ``grouped_auc`` does.
+    """
+    return grouped_auc(labels, scores, groups, weighted_by, sample_weight).mean
+
+
+def grouped_auc(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    groups: np.ndarray,
+    weighted_by: Literal["none", "impressions"] = "none",
+    sample_weight: np.ndarray | None = None,
+) -> GroupedAUC:
     """Computes the mean AUC over the groups (users) that have both classes (Eq. 15).
 
     Args:
@@ -75,7 +95,7 @@ def gauc(
             which a class has no weight is skipped.
 
     Returns:
-        The mean in [0, 1]; nan if no group has both classes.
+        The mean in [0, 1], nan if no group has both classes, and the number of groups that do.
 
     Raises:
         ValueError: as ``auc``, the groups are not integers, or ``weighted_by`` is unknown.
@@ -103,7 +123,7 @@ def gauc(
     # [G], groups with a positive
     starts = np.flatnonzero(np.diff(ours.keys >> SCORE_BITS, prepend=SCORE_MASK))
     if not len(starts):
-        return float("nan")
+        return GroupedAUC(float("nan"), 0)
     rows = np.diff(starts, append=len(ours.keys))
     group = ours.keys[starts] & ~SCORE_MASK
     # [G], negatives of the groups before
@@ -116,13 +136,10 @@ def gauc(
     )
     mixed = (positives > 0) & (negatives > 0)
     if not mixed.any():
-        return float("nan")
+        return GroupedAUC(float("nan"), 0)
     areas = np.clip(wins[mixed] / (2 * positives * negatives)[mixed], 0.0, 1.0)
-    return float(
-        np.average(
-            areas, weights=(positives + negatives)[mixed] if weighted_by == "impressions" else None
-        )
-    )
+    weights = (positives + negatives)[mixed] if weighted_by == "impressions" else None
+    return GroupedAUC(float(np.average(areas, weights=weights)), len(areas))
 
 
 def log_loss(
@@ -153,10 +170,35 @@ def log_loss(
     return float(np.average(losses[counted], weights=weight[counted]))
 
 
-def calibration(labels: np.ndarray, logits: np.ndarray) -> float:
+def rate_log_loss(labels: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
+    """Computes the log-loss of a constant, the rate of the rows, which a model must stay below.
+
+    Args:
+        labels: [n], 0 or 1, any dtype.
+        sample_weight: [n], the weight of each row, as ``log_loss`` takes it.
+
+    Raises:
+        ValueError: as ``log_loss``.
+    """
+    if len(labels) == 0:
+        raise ValueError("rate_log_loss: no rows")
+    rate = np.average(np.asarray(labels) == 1, weights=sample_weight)
+    if not 0 < rate < 1:
+        return 0.0
+    return float(-(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
+
+
+def calibration(
+    labels: np.ndarray, logits: np.ndarray, sample_weight: np.ndarray | None = None
+) -> float:
     """Computes predicted over observed positives: sum of sigmoid(logit) / sum of y.
 
     A calibrated model has the value 1; a larger value means overestimation.
+
+    Args:
+        labels: [n], 0 or 1, any dtype.
+        logits: [n], any real dtype.
+        sample_weight: [n], the weight of each row in both sums, as ``auc`` takes it.
 
     Returns:
         The ratio, computed in float64; nan without positives.
@@ -165,13 +207,19 @@ def calibration(labels: np.ndarray, logits: np.ndarray) -> float:
         ValueError: as ``auc``.
     """
     positive, logits = _checked("calibration", labels, logits)
-    positives = np.count_nonzero(positive)
-    predicted = np.exp(-np.logaddexp(0.0, -logits.astype(np.float64))).sum()
+    weight = _checked_weight("calibration", positive, sample_weight)
+    rates = np.exp(-np.logaddexp(0.0, -logits.astype(np.float64)))
+    positives = np.count_nonzero(positive) if weight is None else weight[positive].sum()
+    predicted = rates.sum() if weight is None else rates @ weight
     return float(predicted / positives) if positives else float("nan")
 
 
 def cvr_auc(
-    clicks: np.ndarray, conversions: np.ndarray, click_logits: np.ndarray, logits: np.ndarray
+    clicks: np.ndarray,
+    conversions: np.ndarray,
+    click_logits: np.ndarray,
+    logits: np.ndarray,
+    sample_weight: np.ndarray | None = None,
 ) -> float:
     """Computes the AUC of p_cvr = p_ctcvr / p_ctr on the clicked rows.
 
@@ -184,6 +232,7 @@ def cvr_auc(
         conversions: [n], 0 or 1, any dtype.
         click_logits: [n], logits of the click task.
         logits: [n], logits of the conversion task, which is click and conversion.
+        sample_weight: [n], the weight of each row, as ``auc`` takes it.
 
     Returns:
         The area in [0, 1]; nan if the clicked rows have a single class.
@@ -201,7 +250,8 @@ def cvr_auc(
     log_p_ctr, log_p_ctcvr = (
         -np.logaddexp(0.0, -z[clicked].astype(np.float64)) for z in (click_logits, logits)
     )
-    return auc(converted[clicked], log_p_ctcvr - log_p_ctr)
+    weight = None if sample_weight is None else np.asarray(sample_weight)[clicked]
+    return auc(converted[clicked], log_p_ctcvr - log_p_ctr, weight)
 
 
 class _Rows(NamedTuple):

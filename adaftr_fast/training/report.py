@@ -15,7 +15,7 @@ from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.training.curves import draw
 from adaftr_fast.training.evaluation import spread
-from adaftr_fast.training.trained import PICTURE, REPORT, Run, result_table
+from adaftr_fast.training.trained import PICTURE, REPORT, Run, metric_notes, result_table
 
 TAU_MEANS = (
     "τ (tau) is the temperature of the contrast between two tasks, of each row: a low one draws "
@@ -79,8 +79,11 @@ def write_page(folder: Path, manifest: Manifest, config: RunConfig, run: Run) ->
         OSError: a file cannot be written.
     """
     title = f"{config.model.name} on {manifest.dataset}"
-    after = "\n\n".join(filter(None, [changed_options(config), _next(run)]))
-    write_report(folder, title, [run], before=_facts(manifest, config, run), after=after)
+    doubts = [f"**Before you use it:** {each}" for each in run.doubts]
+    before = "\n\n".join([*doubts, _facts(manifest, config, run)])
+    notes = metric_notes(run.test, config.training.gauc_weights)
+    after = "\n\n".join(filter(None, [*notes, changed_options(config), _next(run)]))
+    write_report(folder, title, [run], before=before, after=after)
 
 
 def _monitor(config: RunConfig) -> str:
@@ -92,14 +95,9 @@ def _next(run: Run) -> str:
     """Returns what the losses say, and the commands that go on."""
     lines = []
     if run.trained_epochs > run.best_epoch:
-        best = f"Validation is best after epoch {run.best_epoch:g} of {run.trained_epochs:g}"
         lines.append(
-            f"{best}, whose weights are kept: the epochs after it fit the training rows alone."
-        )
-    else:
-        lines.append(
-            "The last epoch is the best one: more epochs (`--training.max_epochs`) may be better "
-            "still."
+            f"Validation is best after epoch {run.best_epoch:g} of {run.trained_epochs:g}, whose "
+            "weights are kept."
         )
     lines += [
         "Which fields matter, calibration, lift and gain: `adaftr-fast evaluate --run RUN "

@@ -46,13 +46,14 @@ if TYPE_CHECKING:
     from adaftr_fast._figures import Picture
 
 BEST, TEST, METRICS = "best", "test.json", "metrics.jsonl"  # names in the run folder
+DOUBTS = "doubts.json"
 REPORT = "report.md"
 PICTURE = "report.png"
 RECORDED = {"epoch": float, "train": dict[str, float], "seconds": float, "samples_per_s": float}
 """What each line of metrics.jsonl holds, besides metrics."""
 # a tower whose validation AUC is this close to 0.5 predicts a constant or noise
 DEAD_MARGIN = 0.005
-METRIC_COLUMNS = ("AUC", "GAUC", "log-loss", "CVR AUC")
+METRIC_COLUMNS = ("AUC", "GAUC", "log-loss", "of the rate", "predicted/observed", "CVR AUC")
 # largest size that an option which the model does not use may have beyond the number of weights
 UNUSED = 4096
 
@@ -160,6 +161,15 @@ class Run(Shown):
         if not (self.local / TEST).exists():
             return {}
         return _read(self.local, TEST, lambda text: _metrics(loads(text), TEST))
+
+    @cached_property
+    def doubts(self) -> list[str]:
+        """Why the run's model may not be worth using, a sentence each; [] while the run is
+        unfinished.
+        """
+        if not (self.local / DOUBTS).exists():
+            return []
+        return _read(self.local, DOUBTS, lambda text: from_json(list[str], loads(text), DOUBTS))
 
     @property
     def config(self) -> RunConfig:
@@ -272,7 +282,10 @@ class Run(Shown):
         return draw([self, *others])
 
     def _parts(self) -> list[str | Table]:
-        return [self.summary(), *([self.table()] if self.test else [])]
+        if not self.test:
+            return [self.summary()]
+        notes = metric_notes(self.test, self.config.training.gauc_weights)
+        return [self.summary(), self.table(), *notes, *self.doubts]
 
     def _repr_html_(self) -> str:
         image = base64.b64encode(self.curves()._repr_png_()).decode()
@@ -299,15 +312,50 @@ def metric_cells(metrics: TaskMetrics) -> list[list[str]]:
             f"{100 * each['auc']:.2f}",
             _percent(each.get("gauc")),
             f"{each['logloss']:.4f}",
+            _number(each.get("rate_logloss"), 4),
+            _number(each.get("calibration"), 3),
             _percent(each.get("cvr_auc")),
         ]
         for task, each in metrics.items()
     ]
 
 
-def aucs(metrics: TaskMetrics) -> str:
-    """Formats the AUC of each task in percent, for a line."""
-    return ", ".join(f"{task} AUC {100 * each['auc']:.2f}" for task, each in metrics.items())
+def metric_line(metrics: TaskMetrics) -> str:
+    """Formats the AUC of each task in percent, its log-loss and its calibration, for a line."""
+    return "; ".join(
+        f"{task} AUC {100 * each['auc']:.2f}, log-loss {each['logloss']:.4f} (of the rate "
+        f"{_number(each.get('rate_logloss'), 4)}), predicted/observed {each['calibration']:.3f}"
+        for task, each in metrics.items()
+    )
+
+
+def metric_notes(metrics: TaskMetrics, gauc_weights: str) -> list[str]:
+    """Returns a sentence on the groups of GAUC, and one on sample weights, where there are any."""
+    notes = []
+    if groups := [
+        f"{task} {each['gauc_groups']:,.0f}"
+        for task, each in metrics.items()
+        if "gauc_groups" in each
+    ]:
+        how = "weighted by their rows" if gauc_weights == "impressions" else "of equal weight"
+        notes.append(
+            f"GAUC: the mean AUC over the groups with both classes, {how}: {', '.join(groups)}."
+        )
+    unweighted = [
+        f"{task} AUC {100 * each['unweighted_auc']:.2f}, log-loss {each['unweighted_logloss']:.4f}, "
+        f"predicted/observed {each['unweighted_calibration']:.3f}"
+        for task, each in metrics.items()
+        if "unweighted_auc" in each
+    ]
+    if unweighted:
+        notes.append(
+            f"Rows count by their sample weights; if each counted once: {'; '.join(unweighted)}."
+        )
+    return notes
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _percent(fraction: float | None) -> str:

@@ -319,7 +319,9 @@ class Trainer:
     def _validate(self, record: dict[str, Any]) -> None:
         """Adds the validation metrics and the quantiles of the diagnostics to an epoch's record."""
         size = self.config.eval_batch_size
-        record["validation"] = evaluate(self.model, self.validation, size, self.ranks)
+        record["validation"] = evaluate(
+            self.model, self.validation, size, self.ranks, self.config.gauc_weights
+        )
         for task, metrics in record["validation"].items():
             if np.isnan(metrics["auc"]):
                 raise TrainingError(

@@ -36,6 +36,8 @@ TRAIN, VALIDATION = 0.8, 0.9  # shares of the rows where validation and test beg
 LARGEST_EXACT = 2.0**53  # float64 tells integers below it from their neighbours
 WHOLE = r"^[+-]?[0-9]+(\.0*)?$"
 ID_NAME = re.compile(r"(^|[^A-Za-z])(?i:id|uid|gid|user|item|hash|key)$|[a-z](Id|ID|Uid|Hash|Key)$")
+FEW = 20  # distinct values of integers that are told apart rather than ordered
+PIECEWISE = {"kind": "dense", "encoding": "piecewise"}
 MARKS = "|;,"
 SHARE = 0.25  # of the values have several tokens
 FEWEST_LISTS = 20  # distinct ones
@@ -66,12 +68,16 @@ def infer_schema(
 ) -> dict[str, Any]:
     """Returns the content of a schema file. Every column without another role becomes a field.
 
-    Floats are numeric fields. Integers, text and booleans are categorical fields, and so are floats
-    that hold ids, which a warning names. Lists are categorical fields with all tokens, and so is
-    text that holds lists, such as "action|comedy", of which a warning tells the separator. Columns
-    of dates and times are left out. The first 80 % of the rows are the training split, the next
-    10 % validation and the rest test. Rows are ordered by ``time``; without it by a hash of the
-    group, so that no user is in two splits; without a group by a hash of the row number.
+    Floats are dense fields, encoded piecewise; if there is no other field, also numeric ones.
+    Integers, text and booleans are categorical fields, and so are floats that hold ids, which a
+    warning names. Integers of many values that are not named as ids are a dense field, too, whose
+    name ends in ``_number``. The group is no field where it divides the splits, since its ids are
+    then unknown outside training, unless another argument names it. Lists are categorical fields
+    with all tokens, and so is text that holds lists, such as "action|comedy", of which a warning
+    tells the separator. Columns of dates and times are left out. The first 80 % of the rows are the
+    training split, the next 10 % validation and the rest test. Rows are ordered by ``time``;
+    without it by a hash of the group, so that no user is in two splits; without a group by a hash
+    of the row number.
 
     Args:
         inputs: files of parquet or delimited text, and folders of such files; the first one tells
@@ -120,6 +126,9 @@ def infer_schema(
             )
     texts = [each.name for each in columns if holds_text(each.type) and each.name in fields]
     fields |= _lists(file, sample, [name for name in texts if name != group], multi)
+    fields |= _numbers(file, columns, fields, {group, *multi, *dense, *hash})
+    if group and not time and group not in {*multi, *dense, *hash}:
+        fields[group] = None
     fields |= dict.fromkeys(dense, "dense")
     fields |= {name: {"kind": "categorical", "hashed": ids} for name, ids in hash.items()}
     left_out = [name for name in dict.fromkeys([*ignore, *fields]) if not fields.get(name)]
@@ -214,6 +223,39 @@ def _field(kind: pa.DataType) -> Any:
     if is_list(kind):
         return {"kind": "categorical", "tokens": "all"}
     return "numeric" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "categorical"
+
+
+def _numbers(
+    file: InputFile, types: pa.Schema, fields: Mapping[str, Any], others: set[str | None]
+) -> dict[str, Any]:
+    """Returns the dense fields of numbers, and what becomes of the fields that they replace.
+
+    Args:
+        types: the types of the columns.
+        fields: the fields so far.
+        others: columns whose role the user has named.
+    """
+    floats = [name for name, field in fields.items() if field == "numeric" and name not in others]
+    integers = [
+        each.name
+        for each in types
+        if pa.types.is_integer(each.type)
+        and fields.get(each.name) == "categorical"
+        and each.name not in others
+        and not ID_NAME.search(each.name)
+    ]
+    rows = _sample(file, integers) if integers else None
+    many = [name for name in integers if rows and pc.count_distinct(rows[name]).as_py() > FEW]
+    if all(field is None or name in floats for name, field in fields.items()):
+        many += floats  # a model needs a field of embeddings
+        floats = []
+    found: dict[str, Any] = dict.fromkeys(floats, PIECEWISE)
+    for name in many:
+        dense = f"{name}_number"
+        while dense in types.names:
+            dense += "_"
+        found[dense] = {"column": name} | PIECEWISE
+    return found
 
 
 def _ids(rows: pa.Table, form: TextFormat, columns: list[str]) -> dict[str, str]:
