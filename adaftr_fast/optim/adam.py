@@ -21,12 +21,11 @@ import adaftr_fast.ops.embedding.optim  # noqa: F401  # defines the ops
 from adaftr_fast.nn.deferred import DeferredParameter, defer, flush, missed_steps
 from adaftr_fast.nn.embedding_table import insert_rows
 from adaftr_fast.ops.embedding.lookup import empty_table, runs_cuda_kernels
+from adaftr_fast.ops.embedding.reference.optim import POWERS
 from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least_0, state_table
 from adaftr_fast.optim.dense import DenseAdam
 
-# β^j is tabulated for j below this; csrc/cpu/embedding/optim/adam.h has the same number
-_POWERS = 4096
-_STEP, _BASE = 0, 7  # places in the clock
+_STEP, _HORIZON, _BASE = 0, 6, 7  # places in the clock
 _NAMES = ("moments", "current", "series", "schedule", "powers", "clock")  # of the tensors
 _OTHERS = "others"  # begins the names of the state of parameters that are not tables, in a snapshot
 
@@ -153,7 +152,7 @@ class DeferredAdam:
         steps = 64 if self._grows else 1 << 16
         series = torch.zeros(steps, 8, device=device, dtype=dtype)
         schedule = torch.zeros(steps, 8, device=device, dtype=torch.float64)
-        powers = torch.zeros(2, _POWERS, device=device, dtype=dtype)
+        powers = torch.zeros(2, POWERS, device=device, dtype=dtype)
         self._clock = torch.zeros(8, device=device, dtype=torch.float64)
         self.tensors: list[Tensor] = [self.moments, current, series, schedule, powers, self._clock]
         self._decoupled = decoupled
@@ -178,7 +177,7 @@ class DeferredAdam:
         powers = self.tensors[4]
         keep1 = 1 - self._rounded(1 - betas[0])  # what m <- m + (1 - β1) (g - m) keeps
         keep = torch.stack([keep1, self._rounded(betas[1])])
-        powers.copy_(keep[:, None] ** torch.arange(_POWERS, device=keep.device))
+        powers.copy_(keep[:, None] ** torch.arange(POWERS, device=keep.device))
 
     def step(self, weight: Tensor, rows: Tensor, grad: Tensor, lr: float) -> None:
         """Takes one step on rows [U] with gradients grad [U, E]."""
@@ -222,9 +221,40 @@ class DeferredAdam:
         )
         return dict(zip(_NAMES, self.tensors)) | {"counts": counts}
 
+    def check(self, saved: dict[str, Tensor]) -> None:
+        """Checks what ``snapshot`` returned: its shapes, and the counters by which ops index.
+
+        Raises:
+            ValueError: a tensor is missing, has another shape, or a counter is out of range.
+        """
+        rows, steps = len(self.moments), len(saved.get("schedule", ()))
+        shapes = ([*self.moments.shape], [rows], [steps, 8], [steps, 8], [2, POWERS], [8], [4])
+        for name, shape in zip((*_NAMES, "counts"), shapes, strict=True):
+            found = list(saved[name].shape) if name in saved else None
+            if found != shape:
+                raise ValueError(f"{name} must be {shape}, got {found}")
+        counts = saved["counts"].tolist()
+        clock = saved["clock"].tolist()
+        step, base = clock[_STEP], clock[_BASE]
+        if [step, base] != counts[:2] or not 0 <= base <= step < min(base + steps, 2**31 - 1):
+            raise ValueError(
+                f"counts and clock must hold one step within the {steps} of the schedule, got "
+                f"steps {counts[0]} and {step:g} of schedules from {counts[1]} and {base:g} on"
+            )
+        if clock[_HORIZON] not in range(POWERS):
+            raise ValueError(
+                f"the clock's horizon must be in 0 to {POWERS - 1}, got {clock[_HORIZON]:g}"
+            )
+        current = saved["current"]
+        if rows and not base <= int(current.min()) <= int(current.max()) <= step:
+            raise ValueError(
+                f"current must be in {base:g} to {step:g}, got {int(current.min())} to "
+                f"{int(current.max())}"
+            )
+
     def restore(self, weight: Tensor, saved: dict[str, Tensor]) -> None:
-        """Restores what ``snapshot`` returned; with the values of the table, training continues bit
-        by bit.
+        """Restores what ``snapshot`` returned and ``check`` took; with the values of the table,
+        training continues bit by bit.
         """
         flush(weight)  # which changes what is replaced here
         for place, name in enumerate(_NAMES):
@@ -258,7 +288,7 @@ class DeferredAdam:
         if ratio >= 1:  # v dies out faster than m
             return 0
         horizon = math.ceil(bits * math.log(2) / -math.log(ratio)) if ratio > 0 else 1
-        return horizon if horizon < _POWERS else 0
+        return horizon if horizon < POWERS else 0
 
 
 class Adam(_RuleOfAdam):
@@ -367,7 +397,7 @@ class Adam(_RuleOfAdam):
 
         Raises:
             ValueError: the snapshot is of another number of rows, or of parameters that are not
-                tables; nothing is restored then.
+                tables, or a counter is out of range; nothing is restored then.
         """
         others = self._other_parameters() if _OTHERS in saved else []
         if _OTHERS in saved and len(others) != saved[_OTHERS]:
@@ -380,11 +410,10 @@ class Adam(_RuleOfAdam):
             (weight, _below(f"{number}.", saved)) for number, weight in enumerate(self._weights())
         ]
         for weight, entry in of_tables:
-            if len(entry["moments"]) != len(weight):
-                raise ValueError(
-                    f"{type(self).__name__}.restore: saved must hold the rows of each table, "
-                    f"{len(weight)}, got {len(entry['moments'])}"
-                )
+            try:
+                self._deferred[weight].check(entry)
+            except ValueError as error:
+                raise ValueError(f"{type(self).__name__}.restore: saved: {error}") from None
         for weight, entry in of_tables:
             self._deferred[weight].restore(weight, entry)
         for number, (other, group) in enumerate(others):

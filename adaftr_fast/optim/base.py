@@ -442,7 +442,8 @@ class RowOptimizer(torch.optim.Optimizer):
         torch.optim has them.
 
         Raises:
-            ValueError: there is another tensor too many, one is missing or of another size.
+            ValueError: there is another tensor too many, one is missing or of another size, or the
+                step is out of range.
         """
         entry = self._entry(weight)
         given = {key: torch.as_tensor(value) for key, value in saved.items() if value is not None}
@@ -461,6 +462,12 @@ class RowOptimizer(torch.optim.Optimizer):
                     f"{type(self).__name__}.load_state_dict: table {number}: {key} must be "
                     f"{expected.get(key)}, got {found.get(key)}"
                 )
+        step = float(given["step"]) if "step" in entry else 0.0
+        if not (0 <= step < 2**31 - 1 and step == int(step)):  # an int32 for each row
+            raise ValueError(
+                f"{type(self).__name__}.load_state_dict: table {number}: step must be a whole "
+                f"number from 0 to {2**31 - 2}, got {step:g}"
+            )
         names = self._table_of[weight].field_names
         return {
             key: torch.cat([given[f"{key}.{name}"] for name in names])

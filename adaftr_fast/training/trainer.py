@@ -22,7 +22,7 @@ from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.distributed.ranks import ALONE, Ranks
-from adaftr_fast.errors import DivergedError, TrainingError
+from adaftr_fast.errors import CheckpointError, DivergedError, TrainingError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean, epochs_after
@@ -116,6 +116,11 @@ class Trainer:
         if found is None:
             return False
         self.progress, self.means = found
+        if self.progress.step > self._steps_per_epoch:
+            raise CheckpointError(
+                f"{self.files.folder}: the unfinished run must be at a step of its epoch, 0 to "
+                f"{self._steps_per_epoch}, got {self.progress.step}"
+            )
         self._resumed = True
         # it may have been killed before
         self._ends_again = not self.progress.new_steps and bool(self.progress.epochs)

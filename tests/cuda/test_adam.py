@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from adaftr_fast import FusedEmbedding, optim
+from adaftr_fast.nn.deferred import stored
 from tests.optim.conftest import Pair
-from tests.optim.test_adam import TWINS, check_rows_that_skip, train
+from tests.optim.test_adam import (
+    TWINS,
+    check_rows_that_skip,
+    outside_of_the_schedule,
+    train,
+)
 
 SIZES = [200, 3, 50]
 
@@ -73,3 +79,31 @@ def test_a_full_series_is_flushed(on_serial, monkeypatch):
     assert sum(count > min(launches) for count in launches[1:]) == 200 // 64  # the steps that flush
     assert [each.data_ptr() for each in deferred.tensors] == addresses
     assert two.distance() <= 1e-6
+
+
+def test_a_state_outside_of_its_schedule_is_reported(serial):
+    two = Pair([5, 3], 4, torch.float32, sparse=False)
+    optimizer, _ = train(two, "AdamW", 3)
+    weight = stored(two.ours.weight)
+    state = optimizer._deferred[two.ours.weight].tensors
+    ids = torch.zeros(1, 2, dtype=torch.int64)
+    rows = torch.tensor([0, 5])
+    starts = two.ours.offsets
+    calls = (
+        lambda s: serial.fused_embedding(weight, ids, starts, s),
+        lambda s: serial.embedding_bags(weight, ids[0], torch.arange(3), None, starts, False, s),
+        lambda s: serial.embedding_adam_flush_(weight.clone(), s),
+        lambda s: serial.embedding_adam_(weight.clone(), s, rows, weight[rows], 0.1),
+    )
+    for message, wrong in outside_of_the_schedule(state):
+        errors = []
+        for call in calls:
+            try:
+                call([each.clone() for each in wrong])
+                serial.raise_reported(weight)
+            except RuntimeError as error:
+                errors.append(str(error))
+        if "horizon" not in message:  # every number is one, or none
+            assert message in errors[-1]
+        # the others read a clock of which no row has missed a step
+        assert len(errors) == (4 if "tensor 1" in message else "clock" in message)

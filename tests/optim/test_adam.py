@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.nn.deferred import missed_steps, stored
 from tests.ops.marks import on_threads
+from tests.tolerances import assert_same_bits
 
 SIZES = [200, 3, 50]
 TWINS = {
@@ -51,6 +52,91 @@ def test_300_steps_equal_torch(pair, name, dtype, tolerance, scale):
     if name == "Adam with L2" and scale < 1:
         tolerance *= 3  # the table itself decays towards 0, and the distance is relative to it
     assert two.distance() <= tolerance
+
+
+def outside_of_the_schedule(state):
+    """Yields the state of an Adam after three steps with one wrong number, by what is wrong."""
+    for clock in (
+        {0: -1e15},
+        {0: 2.0, 7: 3.0},
+        {7: -1.0},
+        {0: 63.5, 7: -0.5},
+        {0: 64.0},
+        {0: 2.0**31, 7: 2.0**31 - 3},
+        {0: float("nan")},
+        {7: float("inf")},
+    ):
+        wrong = [each.clone() for each in state]
+        for place, value in clock.items():
+            wrong[5][place] = value
+        yield "the clock must be within the 64 steps of the schedule", wrong
+    for horizon in (-1.0, 4096.0, float("nan"), float("inf"), 1e30):
+        wrong = [each.clone() for each in state]
+        wrong[5][6] = horizon
+        yield "the horizon must be a whole number from 0 to 4095", wrong
+    for step in (-1, -(2**31)):
+        wrong = [each.clone() for each in state]
+        wrong[1][:] = step
+        yield "state tensor 1 must hold steps from 0 on", wrong
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_state_outside_of_its_schedule_raises(pair, name):
+    two = pair([5, 3], 4, torch.float32, sparse=False)
+    optimizer, _ = train(two, name, 3)
+    weight = stored(two.ours.weight)
+    state = optimizer._deferred[two.ours.weight].tensors
+    ids = torch.zeros(1, 2, dtype=torch.int64)
+    rows = torch.tensor([0, 5])
+    starts = two.ours.offsets
+    ops = torch.ops.adaftr_fast
+    calls = {
+        "fused_embedding": lambda s: ops.fused_embedding(weight, ids, starts, s),
+        "embedding_bags": lambda s: ops.embedding_bags(
+            weight, ids[0], torch.arange(3), None, starts, False, s
+        ),
+        "embedding_adam_": lambda s: ops.embedding_adam_(
+            weight.clone(), s, rows, weight[rows], 0.1
+        ),
+        "embedding_adam_flush_": lambda s: ops.embedding_adam_flush_(weight.clone(), s),
+    }
+    for call, run in calls.items():
+        run([each.clone() for each in state])
+        for message, wrong in outside_of_the_schedule(state):
+            with pytest.raises(RuntimeError, match=f"{call}: {message}"):
+                run(wrong)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_counters_out_of_range_are_not_restored(pair, name):
+    two = pair([5, 3], 4, torch.float32, sparse=False)
+    optimizer, _ = train(two, name, 3)
+    saved = {key: value.clone() for key, value in optimizer.snapshot().items()}
+    before = {key: value.clone() for key, value in optimizer.state_dict()["state"][0].items()}
+    wrong = [("0.counts", 0, -5), ("0.counts", 1, 4), ("0.current", 2, 4), ("0.current", 2, -1)]
+    wrong += [("0.clock", place, -1e15) for place in (0, 6, 7)]
+    for key, place, value in wrong:
+        changed = saved | {key: saved[key].clone()}
+        changed[key][place] = value
+        with pytest.raises(ValueError, match=rf"{name}.restore: saved: .* must"):
+            optimizer.restore(changed)
+    for key in ("0.series", "0.powers", "0.clock", "0.current"):
+        with pytest.raises(ValueError, match=rf"{key[2:]} must be \[.*, got \["):
+            optimizer.restore(saved | {key: saved[key][:1]})
+        with pytest.raises(ValueError, match=rf"{key[2:]} must be \[.*, got None"):
+            optimizer.restore({each: value for each, value in saved.items() if each != key})
+    optimizer.restore(saved)
+    assert_same_bits(optimizer.state_dict()["state"][0], before)
+
+
+@pytest.mark.parametrize("name", ["Adam", "LazyAdam"])
+def test_a_step_that_is_no_count_is_not_loaded(name):
+    optimizer = getattr(optim, name)(FusedEmbedding([3], 2))
+    saved = optimizer.state_dict()
+    for step in (-1.0, 1e15, float("nan"), 0.5):
+        saved["state"][0]["step"] = torch.tensor(step)
+        with pytest.raises(ValueError, match="table 0: step must be a whole number from 0 to"):
+            optimizer.load_state_dict(saved)
 
 
 def test_new_rows_take_the_steps_since_growth_alone():

@@ -67,7 +67,16 @@ def mlp_backward(
 ) -> list[Tensor]:
     """Computes the gradients of inputs (empty where not ``wanted``), weights and biases from those
     of the outputs.
+
+    Raises:
+        ValueError: an output is not [B, out] of its layer.
     """
+    for number, (output, weight) in enumerate(zip(outputs, weights, strict=True)):
+        if output.shape != (len(inputs[0]), len(weight)):
+            raise ValueError(
+                f"mlp_backward: outputs[{number}] must be [{len(inputs[0])}, {len(weight)}], got "
+                f"{list(output.shape)}"
+            )
     d_inputs = [torch.zeros(x.shape, dtype=weights[0].dtype, device=x.device) for x in inputs]
     d_weights, d_biases = ([torch.zeros_like(p) for p in each] for each in (weights, biases))
     first = 0

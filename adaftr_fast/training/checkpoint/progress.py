@@ -24,6 +24,9 @@ class Progress:
         best_epoch: the epoch with the best validation metric; 0 before the first validation.
         best_auc: the metric of ``best_epoch``, by default the mean AUC (``evaluation.monitored``).
         epochs: the records of all validations, as in metrics.jsonl.
+
+    Raises:
+        ValueError: a number of steps is negative, or larger than that of all epochs.
     """
 
     epoch: int = 1
@@ -34,6 +37,13 @@ class Progress:
     best_epoch: float = 0
     best_auc: float = -math.inf
     epochs: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.epoch < 1 or not 0 <= self.validated <= self.step <= self.total_steps:
+            raise ValueError(
+                "progress must have epoch >= 1 and 0 <= validated <= step <= total_steps, got "
+                f"{self.epoch} and {self.validated}, {self.step} and {self.total_steps}"
+            )
 
     @property
     def new_steps(self) -> int:

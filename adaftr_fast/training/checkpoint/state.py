@@ -46,9 +46,9 @@ def restore(
     """Restores the tensors that ``capture`` returned; others are ignored.
 
     Raises:
-        CheckpointError: a parameter or buffer is missing or has another shape. A buffer that
-            ``model.state_dict()`` leaves out may be missing: it follows from how the model was
-            made, and sharded tables have others.
+        CheckpointError: a parameter or buffer is missing or has another shape, or the state of an
+            optimizer does not fit. A buffer that ``model.state_dict()`` leaves out may be missing:
+            it follows from how the model was made, and sharded tables have others.
     """
     derived = {
         f"{prefix}.{name}".lstrip(".")
@@ -68,7 +68,11 @@ def restore(
     for number, optimizer in _own(model, optimizers):
         prefix = f"optimizer/{number}/"
         own = [name for name in tensors if name.startswith(prefix)]
-        _restore_optimizer(optimizer, {name.removeprefix(prefix): tensors[name] for name in own})
+        saved_state = {name.removeprefix(prefix): tensors[name] for name in own}
+        try:
+            _restore_optimizer(optimizer, saved_state)
+        except ValueError as error:
+            raise CheckpointError(f"saved state: optimizer {number}: {error}") from error
     torch.set_rng_state(tensors[RNG])
     for gpu in _gpus(model) if CUDA_RNG in tensors else ():
         torch.cuda.set_rng_state(tensors[CUDA_RNG], gpu)

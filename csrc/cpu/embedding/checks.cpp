@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 
 #include "cpu/embedding/kernels.h"
 #include "cpu/runtime/parallel.h"
@@ -41,9 +42,28 @@ bool rows_rise(const int64_t* rows, int64_t count) {
   return rise;
 }
 
+void check_clock(const char* op, const AdamClock& clock, int64_t steps) {
+  const auto is_count = [](double x, int64_t end) {
+    return x >= 0 && x < static_cast<double>(end) && x == std::floor(x);
+  };
+  ADAFTR_CHECK(
+      is_count(clock.step, INT32_MAX) && is_count(clock.base, INT32_MAX) && is_count(clock.step - clock.base, steps),
+      op, ": the clock must be within the ", steps, " steps of the schedule, got step ", clock.step,
+      " of a schedule from step ", clock.base, " on");
+  ADAFTR_CHECK(is_count(clock.horizon, kPowers), op, ": the horizon must be a whole number from 0 to ", kPowers - 1,
+               ", got ", clock.horizon);
+}
+
 void check_weight(const char* op, const Tensor& weight) {
   ADAFTR_CHECK_VALUE(weight.dim() == 2 && weight.is_contiguous(), op, ": weight must be contiguous [R, E], got ",
                      shape(weight));
+}
+
+void check_gradient(const char* op, const Tensor& grad, int64_t batch, int64_t fields, int64_t width) {
+  // Divided, since the product of any width may overflow.
+  ADAFTR_CHECK_VALUE(
+      grad.dim() == 2 && grad.size(0) == batch && grad.size(1) % fields == 0 && grad.size(1) / fields == width, op,
+      ": grad must be [", batch, ", ", fields, " * ", width, "], got ", shape(grad));
 }
 
 }  // namespace adaftr_fast

@@ -48,6 +48,9 @@ void check_field_offsets(const char* op, const Tensor& field_offsets, int64_t ro
 
 void check_weight(const char* op, const Tensor& weight);
 
+// The shape [B, F * E] of the gradient of look-ups.
+void check_gradient(const char* op, const Tensor& grad, int64_t batch, int64_t fields, int64_t width);
+
 // Whether rows [count] rise strictly.
 bool rows_rise(const int64_t* rows, int64_t count);
 
@@ -74,9 +77,13 @@ inline void keep_smallest(std::atomic<int64_t>& bad, int64_t position) {
 // Batch rows a task should have at least.
 inline int64_t batch_grain(int64_t fields) { return std::max<int64_t>(1, kRowsPerTask / std::max<int64_t>(1, fields)); }
 
-// The tensors of a deferred Adam, checked against its table.
-template <typename W>
-AdamTable<W> adam_table(const char* op, const Tensor& weight, const Tensors& state) {
+// What the kernels index by: the steps that the schedule holds, those of the clock, and the horizon.
+void check_clock(const char* op, const AdamClock& clock, int64_t steps);
+
+// Calls run(table) with the tensors of a deferred Adam, checked against its weight. The steps that rows are current to
+// are checked where `run` reads them.
+template <typename W, typename Run>
+void by_adam_table(const char* op, const Tensor& weight, const Tensors& state, Run run) {
   const ScalarType type = compute_type(weight.scalar_type());
   const int64_t rows = weight.size(0);
   ADAFTR_CHECK(state.size() == 6, op, ": state must be moments, current, series, schedule, powers, clock");
@@ -89,16 +96,15 @@ AdamTable<W> adam_table(const char* op, const Tensor& weight, const Tensors& sta
                  state[i].scalar_type(), " ", shape(state[i]));
   }
   const auto* clock = reinterpret_cast<const AdamClock*>(data_of<double>(state[5]));
-  ADAFTR_CHECK(clock->step - clock->base < static_cast<double>(steps), op, ": the schedule holds ", steps,
-               " steps, but step ", clock->step, " is reached");
-  return {mutable_data_of<W>(weight),
-          mutable_data_of<Compute<W>>(state[0]),
-          mutable_data_of<int32_t>(state[1]),
-          reinterpret_cast<SeriesRow<Compute<W>>*>(state[2].mutable_data_ptr()),
-          reinterpret_cast<ScheduleRow*>(state[3].mutable_data_ptr()),
-          data_of<Compute<W>>(state[4]),
-          clock,
-          weight.size(1)};
+  check_clock(op, *clock, steps);
+  bool strays = false;
+  run(AdamTable<W>{mutable_data_of<W>(weight), mutable_data_of<Compute<W>>(state[0]),
+                   mutable_data_of<int32_t>(state[1]),
+                   reinterpret_cast<SeriesRow<Compute<W>>*>(state[2].mutable_data_ptr()),
+                   reinterpret_cast<ScheduleRow*>(state[3].mutable_data_ptr()), data_of<Compute<W>>(state[4]), clock,
+                   weight.size(1), &strays});
+  ADAFTR_CHECK(!strays, op, ": state tensor 1 must hold steps from ", clock->base,
+               " on, where the schedule begins, got a smaller one");
 }
 
 }  // namespace adaftr_fast

@@ -1,5 +1,6 @@
 // torch.ops.adaftr_fast.mlp and mixture on CPU, forward and backward: checks, dispatch by instruction set, the launch.
 
+#include <algorithm>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -92,16 +93,17 @@ struct Stacks {
                        "mlp: reads, depths and rectified must have an entry a stack, got ", reads.size(), ", ",
                        depths.size(), " and ", rectified.size());
     int64_t layers = 0;
+    const auto most = static_cast<int64_t>(weights.size());
     for (size_t s = 0; s < reads.size(); ++s) {
       ADAFTR_CHECK_VALUE(reads[s] >= 0 && reads[s] < static_cast<int64_t>(x.size()), "mlp: reads[", s,
                          "] must number one of ", x.size(), " inputs, got ", reads[s]);
       ADAFTR_CHECK_VALUE(depths[s] > 0 && rectified[s] >= 0 && rectified[s] <= depths[s], "mlp: depths[", s,
                          "] must be >= 1 and rectified[", s, "] between 0 and it, got ", depths[s], " and ",
                          rectified[s]);
-      layers += depths[s];
+      layers += std::min(depths[s], most + 1);  // whose sum does not overflow
     }
-    ADAFTR_CHECK_VALUE(layers == static_cast<int64_t>(weights.size()) && weights.size() == biases.size(),
-                       "mlp: expected ", layers, " weights and biases by depths, got ", weights.size(), " and ",
+    ADAFTR_CHECK_VALUE(layers == most && weights.size() == biases.size(),
+                       "mlp: weights and biases must be as many as the sum of depths, got ", weights.size(), " and ",
                        biases.size());
     for (const Tensor& each : x)
       ADAFTR_CHECK_VALUE(each.dim() == 2 && each.size(0) == x[0].size(0),
@@ -169,6 +171,9 @@ Tensors backward_of(const Gradients& gradients, const Tensors& x, const Tensors&
   for (size_t l = 0; l < weights.size(); ++l) {
     MlpLayer<T>& layer = stacks.layers[l];
     layer.d_bias = gradient_of(biases[l]);
+    ADAFTR_CHECK_VALUE(outputs[l].dim() == 2 && outputs[l].size(0) == stacks.rows && outputs[l].size(1) == layer.out,
+                       "mlp_backward: outputs[", l, "] must be [", stacks.rows, ", ", layer.out, "], got ",
+                       shape(outputs[l]));
     layer.output = stacks.held("outputs", outputs[l]);
     const OptionalTensor& gradient = gradients[l];
     layer.d_output = {nullptr, false};

@@ -18,6 +18,7 @@ struct AdamState {
   const T* powers;        // [2, kPowers]: β1^j, β2^j
   AdamClock* clock;       // on the device, so that a captured graph reads the present step
   int64_t capacity;
+  Report report;
 };
 
 // w, m and v of a pack of elements.
@@ -59,9 +60,10 @@ struct AdamView {
   // steps_back: how many of the recorded steps rows are not brought to.
   ADAFTR_FAST_HD AdamView(const AdamState<T>& state, int64_t steps_back) : state(state) {
     const AdamClock& clock = *state.clock;
-    now = static_cast<int64_t>(clock.step) - steps_back;
-    base = static_cast<int64_t>(clock.base);
-    horizon = clock.horizon > 0 ? static_cast<int64_t>(clock.horizon) : INT64_MAX / 2;
+    const bool fits = this->fits();
+    now = (fits ? static_cast<int64_t>(clock.step) : 0) - steps_back;
+    base = fits ? static_cast<int64_t>(clock.base) : 0;
+    horizon = clock.horizon > 0 && clock.horizon < kPowers ? static_cast<int64_t>(clock.horizon) : INT64_MAX / 2;
     take1 = static_cast<T>(1 - clock.beta1);
     take2 = static_cast<T>(1 - clock.beta2);
     keep1 = static_cast<T>(1 - static_cast<double>(take1));  // what m <- m + (1 - β1) (g - m) keeps
@@ -70,6 +72,21 @@ struct AdamView {
     couples = clock.weight_decay != 0 && clock.decoupled == 0;
     decays = clock.weight_decay != 0 && clock.decoupled != 0;
     l2 = couples ? static_cast<T>(clock.weight_decay) : T(0);
+  }
+
+  // Whether the steps of the clock index the schedule. Those of one that do not count as 0, where no row is stale.
+  ADAFTR_FAST_HD bool fits() const {
+    const double step = state.clock->step, base = state.clock->base;
+    return 0 <= base && base <= step && step < INT32_MAX && static_cast<int64_t>(step - base) < state.capacity &&
+           step == floor(step) && base == floor(base);
+  }
+
+  // The step that a row is current to. One before the schedule begins is reported, and indexes nothing.
+  ADAFTR_FAST_HD int64_t since(int64_t row) const {
+    const int64_t from = state.current[row];
+    if (from >= base) return from;
+    state.report({Fault::current, 0, row, from, base});
+    return now;
   }
 
   // A row that never had a gradient only decays.
@@ -160,13 +177,13 @@ template <typename T>
 struct AdamRecord {
   AdamState<T> state;
   double lr;
-  Report report;
 
   ADAFTR_FAST_HD void operator()(int64_t) const {
     AdamClock& clock = *state.clock;
     const AdamView<T> adam(state, 0);
     const int64_t at = adam.now + 1 - adam.base;
-    if (at >= state.capacity) return report({Fault::schedule, 0, 0, 0, state.capacity});
+    if (!adam.fits()) return state.report({Fault::clock, 0, 0, 0, state.capacity});
+    if (at >= state.capacity) return state.report({Fault::schedule, 0, 0, 0, state.capacity});
     const auto step = static_cast<double>(adam.now + 1);
     const T decay = adam.decays ? static_cast<T>(1 - lr * clock.weight_decay) : T(1);
     const double log_decay = adam.decays ? log(static_cast<double>(decay)) : 0.0;
@@ -236,7 +253,7 @@ struct AdamFlush {
 
   ADAFTR_FAST_HD void operator()(int64_t thread) const {
     const AdamView<T> adam(state, 0);
-    const int64_t row = lanes.unit(thread), from = state.current[row];
+    const int64_t row = lanes.unit(thread), from = adam.since(row);
     if (adam.is_stale(from)) {
       for (int64_t e = lanes.first(thread) * kPack; e < width; e += lanes.count() * kPack) {
         const Place<W> place(weight, state.moments, row, width, e);

@@ -90,9 +90,11 @@ std::tuple<at::Tensor, at::Tensor> embedding_bags_backward(const at::Tensor& gra
   check_fields("embedding_bags_backward", field_offsets, values);
   check_bags("embedding_bags_backward", values, offsets, factors, field_offsets.size(0) - 1);
   const int64_t bags = offsets.size(0) - 1, count = values.size(0);
-  TORCH_CHECK_VALUE(grad.numel() == bags * width && grad.device() == values.device(),
-                    "embedding_bags_backward: grad must have ", bags * width, " numbers on ", values.device(), ", got ",
-                    grad.sizes(), " on ", grad.device());
+  const int64_t fields = field_offsets.size(0) - 1;
+  TORCH_CHECK_VALUE(grad.dim() == 2 && grad.size(0) == bags / fields && grad.size(1) % fields == 0 &&
+                        grad.size(1) / fields == width && grad.device() == values.device(),
+                    "embedding_bags_backward: grad must be [", bags / fields, ", ", fields, " * ", width, "] on ",
+                    values.device(), ", got ", grad.sizes(), " on ", grad.device());
   const DeviceGuard guard(grad.device());
   const at::Tensor dense = grad.contiguous(), ids = values.contiguous(), starts = offsets.contiguous();
   const at::Tensor own = factors_of(factors, grad.scalar_type());

@@ -17,9 +17,10 @@ inline void check_weight(const char* op, const at::Tensor& weight) {
 }
 
 inline void check_fields(const char* op, const at::Tensor& field_offsets, const at::Tensor& ids) {
-  TORCH_CHECK_VALUE(field_offsets.dim() == 1 && field_offsets.scalar_type() == at::kLong && field_offsets.size(0) > 1,
-                    op, ": field_offsets must be int64 [F + 1] of F >= 1 fields, got ", field_offsets.scalar_type(),
-                    " ", field_offsets.sizes());
+  TORCH_CHECK_VALUE(field_offsets.dim() == 1 && field_offsets.scalar_type() == at::kLong &&
+                        field_offsets.is_contiguous() && field_offsets.size(0) > 1,
+                    op, ": field_offsets must be contiguous int64 [F + 1] of F >= 1 fields, got ",
+                    field_offsets.scalar_type(), " ", field_offsets.sizes(), " with strides ", field_offsets.strides());
   TORCH_CHECK_VALUE(field_offsets.device() == ids.device(), op, ": ids and field_offsets must be on one device, got ",
                     ids.device(), " and ", field_offsets.device());
   TORCH_CHECK_TYPE(ids.scalar_type() == at::kInt || ids.scalar_type() == at::kLong, op,
@@ -75,6 +76,8 @@ AdamState<Compute<W>> adam_state(const char* op, const at::Tensor& weight, at::T
   const at::ScalarType type = compute_type(weight.scalar_type());
   const at::ScalarType types[] = {type, at::kInt, type, at::kDouble, type, at::kDouble};
   const int64_t rows = weight.size(0), capacity = state[2].numel() / 8;
+  TORCH_CHECK_VALUE(capacity > 0, op, ": the schedule must hold a step, got tensor 2 of the state of ",
+                    state[2].numel(), " numbers");
   const int64_t sizes[] = {2 * weight.numel(), rows, 8 * capacity, 8 * capacity, 2 * kPowers, 8};
   for (size_t i = 0; i < 6; ++i) {
     TORCH_CHECK_VALUE(state[i].device() == weight.device() && state[i].is_contiguous() &&
@@ -89,7 +92,8 @@ AdamState<Compute<W>> adam_state(const char* op, const at::Tensor& weight, at::T
           reinterpret_cast<ScheduleRow*>(state[3].data_ptr()),
           static_cast<const T*>(state[4].const_data_ptr()),
           reinterpret_cast<AdamClock*>(state[5].data_ptr()),
-          capacity};
+          capacity,
+          report_of(weight.device())};
 }
 
 }  // namespace adaftr_fast::cuda

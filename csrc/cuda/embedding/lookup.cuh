@@ -86,7 +86,7 @@ struct PresentRows {
     const auto w = read<T, kPack>(weight + row * width + e);
     if constexpr (kDeferred) {
       const AdamView<T> adam(state, 0);
-      const int64_t from = state.current[row];
+      const int64_t from = adam.since(row);
       if (!adam.is_stale(from)) return w;
       const T* moments = state.moments + row * 2 * width + e;
       Elements<T, kPack> x{w, read<T, kPack>(moments), read<T, kPack>(moments + width)};

@@ -102,7 +102,7 @@ void adam_(at::Tensor& weight, at::TensorList state, const at::Tensor& rows, con
     using W = decltype(element);
     const AdamState<Compute<W>> adam = adam_state<W>("embedding_adam_", weight, state);
     const at::Tensor dense = grad.contiguous();
-    launch(AdamRecord<Compute<W>>{adam, lr, report_of(weight.device())}, 1);
+    launch(AdamRecord<Compute<W>>{adam, lr}, 1);
     merge<W>(sorted, dense, weight.size(0), {weight, dense, state[0]},
              AdamStep<W>{weight.mutable_data_ptr<W>(), adam, weight.size(1)});
     launch(AdamExtend<Compute<W>>{adam, lr}, kPowers);  // the horizon, which is shorter, stands on the device

@@ -236,7 +236,7 @@ struct AdamStep {
   ADAFTR_FAST_HD void apply(int64_t row, int64_t, const Lanes& lanes, int lane, const Sum& sum) const {
     const AdamView<T> adam(state, 1);
     const SeriesRow<T>& by = state.series[adam.now + 1 - adam.base];
-    const int64_t from = state.current[row];
+    const int64_t from = adam.since(row);
     for (int64_t e = lane * kPack; e < width; e += lanes.count() * kPack) {
       const Place<W> place(weight, state.moments, row, width, e);
       auto x = place.template read<kPack>();

@@ -105,6 +105,10 @@ void raise_reported(const at::Device& device) {
   constexpr const char* kLater = " (in a call before this one: kernels report bad input when they have run)";
   TORCH_CHECK(found.fault != Fault::schedule, "embedding_adam_: the schedule is full at ", found.last, " steps",
               kLater);
+  TORCH_CHECK(found.fault != Fault::clock, "embedding_adam_: the clock must be within the ", found.last,
+              " steps of the schedule", kLater);
+  TORCH_CHECK(found.fault != Fault::current, "embedding: state tensor 1 must hold steps from ", found.last,
+              " on, where the schedule begins, got ", found.value, " for row ", found.at, kLater);
   TORCH_CHECK_VALUE(found.fault != Fault::fields, "embedding: field_offsets must rise within 0 to ", found.last,
                     " rows of the table, got row ", found.value, " for an id of field ", found.field, kLater);
   TORCH_CHECK_VALUE(found.fault != Fault::offsets, "embedding_bags: offsets must rise from 0 to the number of values, ",

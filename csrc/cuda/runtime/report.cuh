@@ -6,12 +6,12 @@
 
 namespace adaftr_fast::cuda {
 
-enum class Fault : int32_t { none, id, fields, offsets, schedule };
+enum class Fault : int32_t { none, id, fields, offsets, schedule, clock, current };
 
 struct Finding {
   Fault fault;
   int32_t field;
-  int64_t at;     // row of the batch, or position in the offsets
+  int64_t at;     // row of the batch or of the table, or position in the offsets
   int64_t value;  // what came
   int64_t last;   // what bounds it
 };

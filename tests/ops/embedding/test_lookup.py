@@ -9,7 +9,7 @@ import torch
 
 from adaftr_fast.ops.embedding.lookup import fused_embedding
 from adaftr_fast.ops.embedding.reference import lookup as reference
-from tests.ops.marks import on_kernels, on_threads
+from tests.ops.marks import needs_extension, on_kernels, on_threads
 from tests.tolerances import assert_as_accurate, assert_same_bits
 
 WIDTHS = [1, 3, 4, 8, 16, 17, 32]
@@ -100,6 +100,28 @@ def test_bad_arguments():
         fused_embedding(weight, torch.zeros(3, 2), field_offsets)
     with pytest.raises(ValueError, match=r"fused_embedding: ids must be \[B, 2\]"):
         fused_embedding(weight, torch.zeros(3, 3, dtype=torch.int64), field_offsets)
+
+
+@needs_extension
+def test_gradients_of_another_shape_raise():
+    """Also of a width whose product with the fields overflows."""
+    ops = torch.ops.adaftr_fast
+    field_offsets = field_offsets_of([3, 3])
+    ids = torch.zeros(2, 2, dtype=torch.int64)
+    starts = torch.arange(5)
+    cases = [(torch.ones(size), 4) for size in ((1, 8), (3, 8), (2, 7), (4, 4), (16,))]
+    for grad, width in [*cases, (torch.ones(2, 0), 2**63 - 2**62), (torch.ones(2, 0), -1)]:
+        for call in (
+            lambda grad, width: ops.fused_embedding_backward(grad, ids, field_offsets, width),
+            lambda grad, width: ops.embedding_and_squares_backward(
+                grad, ids, field_offsets, width, grad, torch.tensor(1.0)
+            ),
+            lambda grad, width: ops.embedding_bags_backward(
+                grad, ids.flatten(), starts, None, field_offsets, width, False
+            ),
+        ):
+            with pytest.raises(ValueError, match=r"backward: grad must be \[2, 2 \* "):
+                call(grad, width)
 
 
 def test_opcheck():

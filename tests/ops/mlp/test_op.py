@@ -216,6 +216,25 @@ def test_empty_batches_and_the_same_bits_in_every_run(reduced):
         assert_same_bits(first, other)
 
 
+def test_outputs_of_other_rows_or_widths_raise():
+    stacks = drawn(4, SMALL).to(torch.float32)
+    outputs = OP(*stacks)
+    for number, output in enumerate(outputs):
+        for wrong in (output[:1], output[:, :1], output[None], output[0]):
+            given = [*outputs[:number], wrong, *outputs[number + 1 :]]
+            upstream = [torch.ones_like(y) for y in given]
+            with pytest.raises(ValueError, match=rf"outputs\[{number}\] must be \[4, "):
+                BACKWARD(upstream, stacks.inputs, given, *stacks[1:], [1, 1])
+
+
+@needs_extension
+def test_depths_whose_sum_overflows_raise():
+    x, weight, bias = torch.ones(2, 3), torch.ones(3, 3), torch.ones(3)
+    depths = [2**62] * 4 + [1]
+    with pytest.raises(ValueError, match="as many as the sum of depths, got 1 and 1"):
+        OP([x], [0] * 5, [weight], [bias], depths, [0] * 5)
+
+
 @on_kernels("mlp", torch.float32, torch.bfloat16)
 def test_nan_propagates_through_relu(dtype, instruction_set):
     stacks = drawn(20, EXPERTS).to(torch.float32)

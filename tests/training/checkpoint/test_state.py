@@ -6,6 +6,7 @@ import torch
 from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.state import capture, restore
 from adaftr_fast.training.optimizers import build_optimizers
 from tests.tolerances import assert_same_bits
@@ -116,3 +117,17 @@ def test_the_state_of_another_model_raises(model, splits):
             optimizers,
             {name: value for name, value in saved.items() if name != "model/out.bias"},
         )
+
+
+def test_a_counter_of_an_optimizer_that_is_out_of_range_raises(model, splits):
+    optimizers = build_optimizers(model, OptimizerConfig())
+    saved = copied(capture(model, optimizers))
+    saved["optimizer/0/0.clock"][0] = -1e15
+    with pytest.raises(CheckpointError, match=r"saved state: optimizer 0: .* got steps 0 and -1e"):
+        restore(model, optimizers, saved)
+
+
+@pytest.mark.parametrize("wrong", [{"epoch": 0}, {"step": -1}, {"step": 9}, {"validated": 5}])
+def test_progress_that_is_none_raises(wrong):
+    with pytest.raises(ValueError, match="progress must have"):
+        Progress(**{"step": 2, "total_steps": 8} | wrong)

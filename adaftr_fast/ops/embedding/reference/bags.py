@@ -134,7 +134,7 @@ def embedding_bags(
     Adam.
     """
     bag, rows = resolve_ids("embedding_bags", values, offsets, per_sample_weights, field_offsets)
-    found = caught_up(weight, state, rows)[0] if state else weight[rows]
+    found = caught_up("embedding_bags", weight, state, rows)[0] if state else weight[rows]
     wide = found.to(compute_dtype(weight))
     out = wide.new_zeros(len(offsets) - 1, weight.shape[1])
     out.index_add_(0, bag, wide * factors(bag, offsets, per_sample_weights, mean, wide.dtype))

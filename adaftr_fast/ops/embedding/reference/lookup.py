@@ -61,7 +61,9 @@ def fused_embedding(
     """
     check_ids("fused_embedding", ids, field_offsets)
     rows = embedding_rows(ids, field_offsets)
-    found = caught_up(weight, state, rows)[0].to(weight.dtype) if state else weight[rows]
+    found = weight[rows]
+    if state:
+        found = caught_up("fused_embedding", weight, state, rows)[0].to(weight.dtype)
     return found.reshape(len(ids), ids.shape[1] * weight.shape[1])
 
 

@@ -92,10 +92,12 @@ def lazy_adam_(
 #   current [R] int32  the last step applied to each row
 #   series [S, 8]      for each step since `base`: five sums that only the kernels use, then c_k, r_k, d_k
 #   schedule [S, 8]    float64; column 6 is the sum of log d_i over i <= k, the kernels use the others
-#   powers [2, 4096]   used by the kernels
+#   powers [2, POWERS] used by the kernels
 #   clock [8] float64  step, β1, β2, ε, λ, decoupled, horizon, base
 # with c_k = lr_k / (1 - β1^k), r_k = 1 / sqrt(1 - β2^k), and d_k = 1 - lr_k λ for decoupled weight
 # decay, else 1.
+POWERS = 4096  # csrc/cpu/embedding/optim/adam.h has the same number
+_LAST = 2**31 - 1  # the largest step, an int32
 
 
 def _dense_step(
@@ -113,18 +115,47 @@ def _dense_step(
     return w - step_size * m / (v.sqrt() * inverse_bias2 + eps), m, v
 
 
+def _check_clock(op: str, state: Sequence[Tensor]) -> None:
+    """Checks what indexes the schedule: the steps of the clock, and the horizon."""
+    step, *_, horizon, base = state[5].tolist()
+    steps = len(state[2])
+    if not (_is_count(step, _LAST) and _is_count(base, _LAST) and _is_count(step - base, steps)):
+        raise RuntimeError(
+            f"{op}: the clock must be within the {steps} steps of the schedule, got step {step:g} "
+            f"of a schedule from step {base:g} on"
+        )
+    if not _is_count(horizon, POWERS):
+        raise RuntimeError(
+            f"{op}: the horizon must be a whole number from 0 to {POWERS - 1}, got {horizon:g}"
+        )
+
+
+def _is_count(x: float, end: int) -> bool:
+    return 0 <= x < end and x == int(x)
+
+
 def caught_up(
-    weight: Tensor, state: Sequence[Tensor], rows: Tensor
+    op: str, weight: Tensor, state: Sequence[Tensor], rows: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns w, m and v of rows [U] at the current step, by replaying the steps that each row
     skipped.
+
+    Raises:
+        RuntimeError: the clock, or the step of a row, lies outside of the schedule; the message
+            names ``op``.
     """
+    _check_clock(op, state)
     moments, current, series, _, _, clock = state
     now = int(clock[0])
     base = int(clock[7])
     w = _widen(weight[rows])
     m, v = moments[rows].unbind(1)
     since = current[rows]
+    if (since < base).any():
+        raise RuntimeError(
+            f"{op}: state tensor 1 must hold steps from {base} on, where the schedule begins, got "
+            "a smaller one"
+        )
     first = int(since.min()) if len(rows) else now
     for k in range(first + 1, now + 1):
         behind = (since < k)[:, None]
@@ -142,7 +173,9 @@ def adam_(weight: Tensor, state: Sequence[Tensor], rows: Tensor, grad: Tensor, l
     step, at = int(step) + 1, int(step) + 1 - int(base)
     decay = 1 - lr * weight_decay if decoupled else 1.0
     scalars = (lr / (1 - beta1**step), (1 - beta2**step) ** -0.5, decay)
-    w, m, v = _dense_step(*caught_up(weight, state, rows), _widen(grad), scalars, clock)
+    w, m, v = _dense_step(
+        *caught_up("embedding_adam_", weight, state, rows), _widen(grad), scalars, clock
+    )
     weight[rows] = w.to(weight.dtype)
     moments[rows] = torch.stack([m, v], 1)
     current[rows] = step
@@ -174,7 +207,8 @@ def dense_adam_(
 def adam_flush_(weight: Tensor, state: Sequence[Tensor]) -> None:
     """Applies the deferred steps of all rows."""
     moments, current, series, schedule, _, clock = state
-    w, m, v = caught_up(weight, state, torch.arange(len(weight), device=weight.device))
+    rows = torch.arange(len(weight), device=weight.device)
+    w, m, v = caught_up("embedding_adam_flush_", weight, state, rows)
     weight.copy_(w)
     moments.copy_(torch.stack([m, v], 1))
     current.fill_(int(clock[0]))

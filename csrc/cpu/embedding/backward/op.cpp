@@ -74,8 +74,7 @@ std::tuple<Tensor, Tensor> merge_gradients(const char* kOp, const Tensor& grad, 
                                            double factor) {
   check_ids(kOp, ids, field_offsets);
   check_field_offsets(kOp, field_offsets, data_of<int64_t>(field_offsets)[ids.size(1)]);
-  ADAFTR_CHECK_VALUE(grad.dim() == 2 && grad.size(0) == ids.size(0) && grad.size(1) == ids.size(1) * width, kOp,
-                     ": grad must be [", ids.size(0), ", ", ids.size(1) * width, "], got ", shape(grad));
+  check_gradient(kOp, grad, ids.size(0), ids.size(1), width);
   const int64_t* first = data_of<int64_t>(field_offsets);
   for (int64_t f = 0; f < ids.size(1); ++f) {
     ADAFTR_CHECK_VALUE(first[f + 1] - first[f] <= int64_t{1} << 32, kOp, ": a field may have 2^32 rows, field ", f,

@@ -73,7 +73,7 @@ int64_t pool(const Bags<Id, Compute<W>>& bags, const W* weight, const AdamTable<
   const Adam<W> adam(*table);
   return pool_rows<W>(bags, weight, width, out, begin, end, [&](int64_t row, int64_t e, auto n) {
     const W* w = weight + row * width + e;
-    const int64_t from = table->current[row];
+    const int64_t from = adam.since(row);
     if (!adam.is_stale(from)) return load_group(w, n);
     const T* m = table->moments + row * 2 * width + e;
     return present_weight(adam, from, AdamGroup<T>{load_group(w, n), load_group(m, n), load_group(m + width, n)});

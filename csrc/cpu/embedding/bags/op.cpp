@@ -72,21 +72,22 @@ Tensor embedding_bags(const Tensor& weight, const Tensor& values, const Tensor& 
   Tensor out = cached_empty({batch, fields * width}, weight.scalar_type());
   by_table_type(kOp, weight.scalar_type(), [&](auto w) {
     using W = decltype(w);
-    std::optional<AdamTable<W>> table;
-    if (!state.empty()) table = adam_table<W>(kOp, weight, state);
-    by_id_type(values, [&](auto id) {
-      using Id = decltype(id);
-      const auto input = bags_of<Id, Compute<W>>(ids, dense_offsets, weights, field_offsets, mean);
-      std::atomic<int64_t> bad{-1};
-      // Bags differ in size: small tasks, so that no thread is left with the large ones.
-      parallel_for(batch, std::max<int64_t>(1, kRowsPerTask * batch / std::max<int64_t>(1, values.size(0))),
-                   [&](int64_t begin, int64_t end) {
-                     keep_smallest(
-                         bad, index_kernels<W, Id>().bags.pool(input, data_of<W>(weight), table ? &*table : nullptr,
-                                                               width, mutable_data_of<W>(out), begin, end));
-                   });
-      if (bad >= 0) raise_bad_value(kOp, input, bad);
-    });
+    const auto pool = [&](const AdamTable<W>* table) {
+      by_id_type(values, [&](auto id) {
+        using Id = decltype(id);
+        const auto input = bags_of<Id, Compute<W>>(ids, dense_offsets, weights, field_offsets, mean);
+        std::atomic<int64_t> bad{-1};
+        // Bags differ in size: small tasks, so that no thread is left with the large ones.
+        parallel_for(batch, std::max<int64_t>(1, kRowsPerTask * batch / std::max<int64_t>(1, values.size(0))),
+                     [&](int64_t begin, int64_t end) {
+                       keep_smallest(bad, index_kernels<W, Id>().bags.pool(input, data_of<W>(weight), table, width,
+                                                                           mutable_data_of<W>(out), begin, end));
+                     });
+        if (bad >= 0) raise_bad_value(kOp, input, bad);
+      });
+    };
+    if (state.empty()) return pool(nullptr);
+    by_adam_table<W>(kOp, weight, state, [&](const AdamTable<W>& table) { pool(&table); });
   });
   return out;
 }
@@ -112,8 +113,8 @@ std::tuple<Tensor, Tensor> embedding_bags_backward(const Tensor& grad, const Ten
   check_bags(kOp, values, offsets, field_offsets);
   check_field_offsets(kOp, field_offsets, data_of<int64_t>(field_offsets)[field_offsets.size(0) - 1]);
   check_per_sample_weights(kOp, per_sample_weights, values, compute_type(grad.scalar_type()));
-  ADAFTR_CHECK_VALUE(grad.dim() == 2 && grad.numel() == (offsets.size(0) - 1) * width, kOp, ": grad must be [B, F * ",
-                     width, "], got ", shape(grad));
+  const int64_t fields = field_offsets.size(0) - 1;
+  check_gradient(kOp, grad, (offsets.size(0) - 1) / fields, fields, width);
   const Tensor dense = as_contiguous(grad), ids = as_contiguous(values), dense_offsets = as_contiguous(offsets);
   const OptionalTensor weights = as_contiguous(per_sample_weights);
   return by_table_type(kOp, grad.scalar_type(), [&](auto w) {

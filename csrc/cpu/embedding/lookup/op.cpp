@@ -54,7 +54,8 @@ Tensor fused_embedding(const Tensor& weight, const Tensor& ids, const Tensor& fi
     look_up_stored(weight, ids, field_offsets, out);
   } else {
     by_table_type(kOp, weight.scalar_type(), [&](auto w) {
-      look_up_current(adam_table<decltype(w)>(kOp, weight, state), ids, field_offsets, out);
+      by_adam_table<decltype(w)>(kOp, weight, state,
+                                 [&](const auto& table) { look_up_current(table, ids, field_offsets, out); });
     });
   }
   return out;

@@ -42,7 +42,7 @@ struct AdamClock {
   double beta1, beta2, epsilon, weight_decay;
   double decoupled;  // 1: AdamW; 0: weight decay is added to the gradient
   double horizon;    // missed steps after which m no longer moves w; 0: never
-  double base;       // no row is current to a step before this, except rows at 0 that were never touched
+  double base;       // no row is current to a step before this
 };
 
 constexpr int64_t kPowers = 4096;  // β^j is tabulated for j < kPowers
@@ -58,6 +58,7 @@ struct AdamTable {
   const T* powers;        // [2, kPowers]: β1^j, β2^j
   const AdamClock* clock;
   int64_t width;
+  bool* strays;  // set where a row that is read is current to a step before `base`
 };
 
 template <typename W>

@@ -42,6 +42,14 @@ struct Adam {
             decays ? static_cast<T>(1 - lr * clock.weight_decay) : T(1)};
   }
 
+  // The step that a row is current to. One before the schedule begins is noted, and indexes nothing.
+  int64_t since(int64_t row) const {
+    const int64_t from = table.current[row];
+    if (__builtin_expect(from >= base, 1)) return from;
+    __atomic_store_n(table.strays, true, __ATOMIC_RELAXED);
+    return now;
+  }
+
   // Whether a row current to step `from` has changed since: a row that never had a gradient only decays.
   bool is_stale(int64_t from) const { return (from < now) & ((from > 0) | couples | decays); }
 
@@ -151,7 +159,7 @@ int64_t adam_lookup_rows(const Ids<Id>& ids, const AdamTable<W>& table, W* out, 
       [&](int64_t i, int64_t row) {
         const W* w = table.weight + row * width;
         copy_row<kWidth* static_cast<int64_t>(sizeof(W))>(out + i * width, w, width * sizeof(W));
-        const int64_t from = table.current[row];
+        const int64_t from = adam.since(row);
         if (!adam.is_stale(from)) return;
         const T* m = table.moments + row * 2 * width;
         for_each_group<kWidth>(width, [&](int64_t e, auto n) {
@@ -178,7 +186,7 @@ void adam_step_rows(const AdamTable<W>& table, const int64_t* rows, const W* gra
     W* w = table.weight + row * width;
     T* m = table.moments + row * 2 * width;
     // A row at a time: wrong predictions of which rows are stale cost less than a second pass over the rows.
-    const int64_t from = table.current[row];
+    const int64_t from = adam.since(row);
     const bool stale = adam.is_stale(from);
     for_each_group<kWidth>(width, [&](int64_t e, auto n) {
       AdamGroup<T> x{load_group(w + e, n), load_group(m + e, n), load_group(m + width + e, n)};
@@ -210,7 +218,7 @@ void adam_flush(const AdamTable<W>& table, int64_t begin, int64_t end) {
   const Adam<W> adam(table);
   const int64_t width = table.width;
   for (int64_t row = begin; row < end; ++row) {
-    const int64_t from = table.current[row];
+    const int64_t from = adam.since(row);
     table.current[row] = static_cast<int32_t>(adam.now);
     if (!adam.is_stale(from)) continue;
     W* w = table.weight + row * width;
@@ -229,7 +237,7 @@ template <typename W>
 void adam_dense(const AdamClock& clock, double lr, W* weight, Compute<W>* m, Compute<W>* v, const W* grad,
                 int64_t count) {
   using T = Compute<W>;
-  const AdamTable<W> none{nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, &clock, 0};
+  const AdamTable<W> none{nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, &clock, 0, nullptr};
   const Adam<W> adam(none);
   const StepScalars<T> by = adam.scalars(lr);
   for_each_group<0>(count, [&](int64_t e, auto n) {

@@ -69,16 +69,17 @@ void adam_(Tensor& weight, const Tensors& state, const Tensor& rows, const Tenso
   check_update("embedding_adam_", weight, weight, 0, rows, grad);
   by_table_type("embedding_adam_", weight.scalar_type(), [&](auto w) {
     using W = decltype(w);
-    const AdamTable<W> table = adam_table<W>("embedding_adam_", weight, state);
-    const int64_t capacity = state[2].numel() / 8;
-    ADAFTR_CHECK(table.clock->step + 1 - table.clock->base < static_cast<double>(capacity),
-                 "embedding_adam_: the schedule is full at ", capacity, " steps");
-    const auto& kernels = typed_kernels<W>().adam;
-    const auto* row = data_of<int64_t>(rows);
-    const W* from = data_of<W>(grad);
-    parallel_for(rows.size(0), kRowsPerTask,
-                 [&](int64_t begin, int64_t end) { kernels.step(table, row, from, lr, begin, end); });
-    kernels.advance(table, reinterpret_cast<AdamClock*>(mutable_data_of<double>(state[5])), lr);
+    by_adam_table<W>("embedding_adam_", weight, state, [&](const AdamTable<W>& table) {
+      const int64_t capacity = state[2].numel() / 8;
+      ADAFTR_CHECK(table.clock->step + 1 - table.clock->base < static_cast<double>(capacity),
+                   "embedding_adam_: the schedule is full at ", capacity, " steps");
+      const auto& kernels = typed_kernels<W>().adam;
+      const auto* row = data_of<int64_t>(rows);
+      const W* from = data_of<W>(grad);
+      parallel_for(rows.size(0), kRowsPerTask,
+                   [&](int64_t begin, int64_t end) { kernels.step(table, row, from, lr, begin, end); });
+      kernels.advance(table, reinterpret_cast<AdamClock*>(mutable_data_of<double>(state[5])), lr);
+    });
   });
 }
 
@@ -86,13 +87,15 @@ void adam_flush_(Tensor& weight, const Tensors& state) {
   check_weight("embedding_adam_flush_", weight);
   by_table_type("embedding_adam_flush_", weight.scalar_type(), [&](auto w) {
     using W = decltype(w);
-    const AdamTable<W> table = adam_table<W>("embedding_adam_flush_", weight, state);
-    parallel_for(weight.size(0), kRowsPerTask,
-                 [&](int64_t begin, int64_t end) { typed_kernels<W>().adam.flush(table, begin, end); });
-    auto* clock = reinterpret_cast<AdamClock*>(mutable_data_of<double>(state[5]));
-    clock->base = clock->step;
-    table.schedule[0] = {};
-    table.series[0] = {};
+    by_adam_table<W>("embedding_adam_flush_", weight, state, [&](const AdamTable<W>& table) {
+      parallel_for(weight.size(0), kRowsPerTask,
+                   [&](int64_t begin, int64_t end) { typed_kernels<W>().adam.flush(table, begin, end); });
+      if (*table.strays) return;
+      auto* clock = reinterpret_cast<AdamClock*>(mutable_data_of<double>(state[5]));
+      clock->base = clock->step;
+      table.schedule[0] = {};
+      table.series[0] = {};
+    });
   });
 }
 
