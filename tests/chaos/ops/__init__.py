@@ -4,6 +4,9 @@ A case is a dictionary: ``op``, ``seed`` of the values, ``sizes`` (numbers and l
 ``options``, which holds only what differs from the default.
 """
 
+import contextlib
+import random
+
 from tests.chaos.ops.drawing import draw
 
 __all__ = ["check", "draw", "simpler"]
@@ -16,14 +19,15 @@ def check(case):
     import torch
 
     import adaftr_fast as af
-    from tests.chaos.ops import dense, infonce, losses, optimizers, tables
+    from tests.chaos.ops import bags, dense, infonce, losses, optimizers, tables
+    from tests.chaos.ops.guards import Guarded
     from tests.chaos.ops.inputs import instruction_sets
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True  # by NaN
     torch.manual_seed(case["seed"])
     torch.set_num_threads(1)
-    modules = (infonce, losses, tables, optimizers, dense)
+    modules = (infonce, losses, tables, bags, optimizers, dense)
     (problem,) = (each.OPS[case["op"]] for each in modules if case["op"] in each.OPS)
     compare = problem(case["sizes"], case["options"])
     if compare is None:  # not a valid case
@@ -32,8 +36,10 @@ def check(case):
     for name in instruction_sets():
         if name != "none":
             af.set_cpu_capability(name)
+        side = case["options"].get("guards")
         try:
-            compare()
+            with Guarded(side, random.Random(case["seed"])) if side else contextlib.nullcontext():
+                compare()
         except Exception as error:
             raise AssertionError(f"{name}: {type(error).__name__}: {error}") from error
         finally:

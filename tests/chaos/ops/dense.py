@@ -1,4 +1,5 @@
-"""Stacks of dense layers and mixtures of experts against their references in float64.
+"""Stacks of dense layers, mixtures of experts, and ops on lists of tensors or columns, against their
+references in float64.
 
 Shapes: B rows, T tasks, k experts, v width of an expert.
 """
@@ -7,8 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import adaftr_fast.ops.mlp.op  # noqa: F401  # defines the ops
+import adaftr_fast.ops.embedding.optim
+import adaftr_fast.ops.mlp.op
+import adaftr_fast.ops.norms  # noqa: F401  # defines the ops
+from adaftr_fast._extension import place_rows
+from adaftr_fast.ops.embedding.reference import optim as optim_reference
 from adaftr_fast.ops.mlp import reference
+from tests.chaos.ops.guards import guarded
 from tests.chaos.ops.inputs import assert_close, laid, spoiled
 
 KERNELS = torch.ops.adaftr_fast
@@ -153,4 +159,86 @@ def _mixture_terms(upstream, experts, logits):
     return [*positive, d_experts, weights * (s + (weights * s).sum(2, keepdim=True))]
 
 
-OPS = {"mlp": mlp, "mixture": mixture}
+def lists(sizes, options):
+    """Returns a function that compares the sum of the squares of many tensors, and their multiples."""
+    dtype = getattr(torch, options.get("dtype", "float32"))
+    spread = options.get("spread", 1.0)
+    tensors = [(torch.randn(n, 3) * spread).to(dtype) for n in sizes["tensors"]]
+    tensors = [
+        laid(x, options.get("layout")) for x in spoiled(dict(enumerate(tensors)), options).values()
+    ]
+    scales = torch.randn(len(tensors), dtype=torch.float64).tolist()
+    factor = torch.randn((), dtype=dtype)
+    squares = torch.stack([s * x.double().square().sum() for s, x in zip(scales, tensors)])
+    truth = [squares.sum(), *(x.double() * s * factor.double() for x, s in zip(tensors, scales))]
+
+    def compare():
+        own = [KERNELS.squared_norm(tensors, scales), *KERNELS.scaled(factor, tensors, scales)]
+        for number, (x, true) in enumerate(zip(own, truth, strict=True)):
+            terms = squares.abs().sum() if number == 0 else true.abs()
+            eps = torch.finfo(dtype).eps
+            assert_close(x, true, true, dtype, terms * 16 * eps, f"result {number}")
+
+    return compare
+
+
+def dense_adam(sizes, options):
+    """Returns a function that compares a step of Adam on dense weights."""
+    dtype = getattr(torch, options.get("dtype", "float32"))
+    spread = options.get("spread", 1.0)
+    shapes = [(n, 2) for n in sizes["tensors"]]
+    weights, grads, means = ([torch.randn(n, dtype=dtype) for n in shapes] for _ in range(3))
+    grads = [spread * g for g in grads]
+    means = [spread * m for m in means]
+    squares = [spread**2 * torch.rand(n, dtype=dtype) for n in shapes]
+    steps = [torch.tensor(float(options.get("steps", 0))) for _ in shapes]
+
+    def stepped(function, cast):
+        lists = [[x.to(cast, copy=True) for x in each] for each in (weights, grads, means, squares)]
+        counts = [x.clone() for x in steps]
+        function(*lists, counts, LR, 0.9, 0.999, 1e-8)
+        assert all(x == y + 1 for x, y in zip(counts, steps)), "steps"
+        return [x for number, each in enumerate(lists) if number != 1 for x in each]
+
+    truth = stepped(optim_reference.dense_adam_, torch.float64)
+    pytorch = stepped(optim_reference.dense_adam_, dtype)
+
+    def compare():
+        own = stepped(KERNELS.dense_adam_, dtype)
+        for number, each in enumerate(zip(own, truth, pytorch, strict=True)):
+            x, true, theirs = each
+            terms = 8 * torch.finfo(dtype).eps * (true.abs() + LR)
+            assert_close(x, true, theirs, dtype, terms, f"result {number}")
+
+    return compare
+
+
+def columns(sizes, options):
+    """Returns a function that compares rows that were copied from columns."""
+    dtype = getattr(torch, options.get("dtype", "float32"))
+    rows = sizes["rows"]
+    side = options.get("guards", "after")
+    given = [torch.randint(-99, 99, (rows,)).to(dtype) for _ in range(sizes["columns"])]
+    places = torch.randperm(rows + 3)[:rows] if "placed" in options else None
+    expected = torch.zeros(rows + 3 if "placed" in options else rows, len(given), dtype=dtype)
+    expected[slice(None) if places is None else places] = torch.stack(given, 1)
+
+    def compare():
+        if place_rows is None:
+            return
+        found = guarded(torch.zeros_like(expected), side).numpy()
+        at = None if places is None else guarded(places, side).numpy()
+        place_rows([guarded(x, side).numpy() for x in given], at, found)
+        assert torch.from_numpy(found).equal(expected), "rows"
+
+    return compare
+
+
+LR = 1e-2
+OPS = {
+    "mlp": mlp,
+    "mixture": mixture,
+    "lists": lists,
+    "dense_adam": dense_adam,
+    "columns": columns,
+}

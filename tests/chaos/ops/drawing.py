@@ -5,6 +5,7 @@ is given, and its values.
 """
 
 LAYOUTS = ("transposed", "padded", "strided", "offset", "expanded")
+SIDES = ("before", "after")  # of the inputs, where a protected page is
 NOT_FINITE = ("nan", "inf", "-inf")
 POSITIVE = ("random", "some ignored", "all ignored", "one")
 FLOATS = ("float32", "float64", "bfloat16", "float16")
@@ -60,6 +61,24 @@ def bags(random):
 def select(random):
     longest = random.choice((0, 1, 4, 40))
     return {"rows": size(random, 300), "fields": at_least_one(random, 24), "longest": longest}
+
+
+def int8(random):
+    return bags(random) | {"longest": random.choice((0, 1, 4))}
+
+
+def segments(random):
+    longest = random.choice((0, 1, 4, 40))
+    return {"bags": size(random, 300), "width": at_least_one(random, 40), "longest": longest}
+
+
+def lists(random):
+    return {"tensors": several(random, random.randint(1, 6), random.choice((5, 300, 9000)))}
+
+
+def columns(random):
+    largest = random.choice((10, 200, 2000))
+    return {"rows": size(random, largest), "columns": at_least_one(random, 40)}
 
 
 def steps(random):
@@ -122,6 +141,10 @@ OPS = {
                 | {name: (0.2, values) for name, values in TARGETS.items()}),
     "lookup": (lookup, LOOKUP),
     "bags": (bags, LOOKUP | BAGS | {"mean": (0.5, (True,)), "weights": (0.5, ("normal", "some zero"))}),
+    "squares": (lookup, LOOKUP | {"dtype": (0.5, ("float64",)), "no_grad": (0, ()), "bad": (0, ())}),
+    "int8": (int8, BAGS | {"ids": (0.5, ("int32",)), "bags": (0.5, (True,)), "mean": (0.5, (True,)),
+                           "weights": (0.5, ("normal",))}),
+    "segments": (segments, THREADS | BAGS | {"dtype": (0.5, ("float64",)), "ids": (0.5, ("int32",))}),
     "select": (select, THREADS | BAGS | {
         "ids": (0.5, ("int32",)), "weights": (0.3, ("normal",)), "chosen": (0.3, (0.0, 1.0)),
         "layout_ids": (0.4, LAYOUTS), "fault": (0.2, ("short offsets", "other factors", "negative", "beyond")),
@@ -145,6 +168,13 @@ OPS = {
         "spread": (0.4, powers(-4, 4)), "rectified": (0.6, (0, 1, 9)), "upstream": (0.4, (0.3, 0.7)),
         "wanted": (0.3, (0.5,)),
     }),
+    "lists": (lists, THREADS | SPOILED | {
+        "dtype": (0.5, FLOATS), "layout": (0.4, LAYOUTS), "spread": (0.4, powers(-4, 4)),
+    }),
+    "dense_adam": (lists, THREADS | {
+        "dtype": (0.3, ("float64",)), "steps": (0.5, (1, 7, 1000)), "spread": (0.4, powers(-6, 4)),
+    }),
+    "columns": (columns, {"placed": (0.5, (True,)), "dtype": (0.5, ("int32",))}),
     "mixture": (mixture, THREADS | SPOILED | {
         "dtype": (0.5, ("float64", "bfloat16")), "layout_experts": (0.4, LAYOUTS),
         "layout_logits": (0.4, LAYOUTS), "layout_grad": (0.4, LAYOUTS), "spread": (0.4, powers(-4, 4)),
@@ -164,6 +194,8 @@ def draw(random):
         for name, (chance, values) in choices.items()
         if random.random() < chance
     }
+    if random.random() < 0.6:
+        options["guards"] = random.choice(SIDES)
     if op == "targets":
         target = random.choice(("labels", "labels", "margin", "label_smoothing"))
         options[target] = random.choice(TARGETS[target])

@@ -11,7 +11,7 @@ import torch
 from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.nn.deferred import missed_steps, stored
 from adaftr_fast.ops.embedding.bags import embedding_bags, select_bags
-from adaftr_fast.ops.embedding.lookup import fused_embedding
+from adaftr_fast.ops.embedding.lookup import embedding_and_squares, fused_embedding
 from adaftr_fast.ops.embedding.reference import bags as bag_reference
 from adaftr_fast.ops.embedding.reference import lookup as reference
 from tests.chaos.ops.inputs import assert_close, laid, spoiled
@@ -137,6 +137,51 @@ def lookup(sizes, options):
     return comparison(function, rows_of, merge, weight, state, grad, None, bad, not state, options)
 
 
+def squares(sizes, options):
+    """Returns a function that compares the look-up with the sum of its squares, and its gradient."""
+    fields = sizes["fields"]
+    rows = sizes["rows"]
+    width = sizes["width"]
+    starts = starts_of(fields)
+    weight, state = table(sizes, options)
+    ids = random_ids(fields, rows, options).to(getattr(torch, options.get("ids", "int64")))
+    ids = laid(ids, options.get("layout_ids"))
+    grad = torch.randn(rows, len(fields) * width).to(weight.dtype)
+    weight, grad = spoiled({"weight": weight, "grad": grad}, options).values()
+    grad = laid(grad, options.get("layout_grad"))
+    factor = torch.randn((), dtype=weight.dtype)
+
+    def results(cast):
+        looked_up = reference.fused_embedding(cast(weight), ids, starts, [cast(x) for x in state])
+        merged = reference.embedding_and_squares_backward(
+            cast(grad), ids, starts, width, looked_up, cast(factor)
+        )
+        return [looked_up, looked_up.square().sum(), *merged]
+
+    def absolute(x):
+        return widened([x])[0].abs() if x is grad or x is factor else widened([x])[0]
+
+    truth = results(lambda x: widened([x])[0])
+    pytorch = results(lambda x: x)
+    merged = reference.embedding_and_squares_backward(
+        absolute(grad), ids, starts, width, truth[0].abs(), absolute(factor)
+    )[1]
+    bounds = (truth[0].abs(), truth[1], None, merged)
+
+    def compare():
+        leaf = weight.clone().requires_grad_()
+        own = embedding_and_squares(leaf, ids, starts, state)
+        torch.autograd.backward(own, [grad, factor])
+        assert leaf.grad._indices()[0].equal(truth[2]), "rows of the gradient"
+        found = [*(x.detach() for x in own), None, leaf.grad._values()]
+        for x, true, theirs, bound in zip(found, truth, pytorch, bounds):
+            if x is not None:
+                terms = bound * 8 * torch.finfo(x.dtype).eps
+                assert_close(x, true, theirs, x.dtype, terms, f"result {list(true.shape)}")
+
+    return compare
+
+
 def bags(sizes, options):
     """Returns a function that compares, or None if the case is not valid."""
     fields = sizes["fields"]
@@ -247,4 +292,4 @@ def _are_bags(values, offsets, factors, fields):
     return ends and (factors is None or len(factors) == len(values))
 
 
-OPS = {"lookup": lookup, "bags": bags, "select": select}
+OPS = {"lookup": lookup, "squares": squares, "bags": bags, "select": select}
