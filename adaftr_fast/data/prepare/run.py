@@ -251,7 +251,7 @@ def _inputs_digest(
     progress: bool,
 ) -> str:
     """Returns the sha256 of the schema, the ids to grow and the digests of all input files."""
-    seen = inputs.absolute() if engine.remote else inputs
+    seen = inputs.elsewhere() if engine.remote else inputs
     step = partial(steps.hash_files, seen, engine.remote)
     digests = [""] * len(inputs.state)
     parts = Shard.all(min(len(shards), len(digests)))

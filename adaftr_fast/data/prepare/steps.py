@@ -29,19 +29,23 @@ from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.engines import Advance
 from adaftr_fast.errors import DataError, EngineError
 
-State = list[tuple[str, int, int]]
+State = list[tuple[str, int, int, int, int]]
 VISIBLE_SECONDS = 60.0  # in which a file of another machine must appear on a shared file system
 POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class InputFiles:
-    """The input files by role, and the name, size and modification time that every file had when
-    the run started.
+    """The input files by role, and the name, size, modification time, inode and time of the last
+    change of the inode that every file had when the run started.
+
+    The last two tell a file that was replaced by one of equal size and time. They are 0 in a store,
+    and for other machines, which may see other numbers.
     """
 
     paths: Inputs
     state: State
+    is_here: bool = True  # on the machine that started prepare
 
     @classmethod
     def found(cls, paths: Inputs) -> InputFiles:
@@ -52,7 +56,7 @@ class InputFiles:
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(size for _, size, _ in self.state)
+        return sum(size for _, size, *_ in self.state)
 
     def files(self) -> list[AnyPath]:
         """Returns all files, those of a folder in reading order."""
@@ -62,12 +66,24 @@ class InputFiles:
 
     def _state_now(self) -> State:
         stats = [(file.name, file.stat()) for file in self.files()]
-        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        return [
+            (
+                name,
+                stat.st_size,
+                stat.st_mtime_ns,
+                getattr(stat, "st_ino", 0) if self.is_here else 0,
+                getattr(stat, "st_ctime_ns", 0) if self.is_here else 0,
+            )
+            for name, stat in stats
+        ]
 
-    def absolute(self) -> InputFiles:
-        """Returns the same files under names for processes with another current folder."""
+    def elsewhere(self) -> InputFiles:
+        """Returns the same files as other machines and processes with another current folder see
+        them.
+        """
         paths = {role: [path.absolute() for path in each] for role, each in self.paths.items()}
-        return InputFiles(paths, self.state)
+        state = [(name, size, changed, 0, 0) for name, size, changed, *_ in self.state]
+        return InputFiles(paths, state, is_here=False)
 
     def check(self) -> None:
         """Raises DataError if a file has changed since this object was created."""
@@ -144,7 +160,7 @@ class Job:
     def for_workers(self) -> Job:
         """Returns the job for processes with another current folder, on other machines."""
         work = replace(self.work, folder=self.work.folder.absolute())
-        return replace(self, inputs=self.inputs.absolute(), work=work)
+        return replace(self, inputs=self.inputs.elsewhere(), work=work)
 
     def texts(self) -> list[list[TextInput]]:
         """Returns the text files to stage, in rounds."""

@@ -45,6 +45,39 @@ def test_results_of_a_file_that_changes_during_a_step_are_not_kept(
     assert not found
 
 
+def replaced(file):
+    """Replaces a file by one of equal size and time."""
+    other = file.with_name("other")
+    other.write_bytes(file.read_bytes().replace(b"1", b"2"))
+    shutil.copystat(file, other)
+    other.replace(file)
+
+
+def overwritten(file):
+    """Overwrites a file by content of equal size, and restores its time."""
+    before = file.stat()
+    file.write_bytes(file.read_bytes().replace(b"1", b"2"))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("change", [replaced, overwritten])
+def test_another_input_of_equal_size_and_time_is_noticed(log, shop, tmp_path, monkeypatch, change):
+    file = tmp_path / "log.csv"
+    shutil.copy2(log / "log.csv", file)
+    before = file.stat()
+    real = steps.count_values
+
+    def changing(*arguments, **options):
+        change(file)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(steps, "count_values", changing)
+    with pytest.raises(DataError, match=r"log\.csv: changed during the run"):
+        shop(name=file)
+    after = file.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
 @pytest.mark.parametrize("shards", [1, 2])
 def test_files_that_are_added_while_they_are_hashed_are_named(
     log, shop, tmp_path, monkeypatch, shards
