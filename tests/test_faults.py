@@ -93,5 +93,25 @@ def test_a_full_disk_under_a_synthetic_log(tmp_path, capsys):
     command = f"synthesize --rows 2000 --out {tmp_path}/log".split()
     for size in (0, 4096):
         with full_disk(size):
-            assert f"File too large: '{tmp_path / 'log'}/" in error_of(capsys, command)
+            line = error_of(capsys, command)
+        assert f"synthesize: {tmp_path}/log/" in line
+        assert (
+            "cannot be written: File too large; make room, and run the same command again" in line
+        )
+        assert not (tmp_path / "log").exists()  # so that a smaller log may take its place
     assert run(*command) == 0
+
+
+def test_the_first_snapshot_under_a_full_disk(steps, capsys):
+    run(*steps["prepare"])
+    capsys.readouterr()
+    with full_disk(4096):
+        line = error_of(capsys, steps["train"])
+    assert "cannot write a snapshot, and there is no earlier one" in line
+
+
+def test_a_synthetic_log_takes_the_place_of_one_that_was_killed_before_its_first_file(tmp_path):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log.json").write_text("{}")
+    assert run("synthesize", "--rows", 2000, "--out", tmp_path) == 0
+    assert run("synthesize", "--rows", 1000, "--out", tmp_path) == 2

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
 from argparse import SUPPRESS
 from typing import Any
 
-from adaftr_fast._files import naming
+from adaftr_fast._files import FULL, naming
 from adaftr_fast.cli import data, experiment, serve, train
 from adaftr_fast.cli.options import Command, Parser, description
 from adaftr_fast.errors import RankError, UserError, extras_needed
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         except USER_ERRORS as error:
             if debug:
                 raise
-            print(f"adaftr-fast {name}: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"adaftr-fast {name}: {' '.join(_text(error).split())}", file=sys.stderr)
             return 2
         except KeyboardInterrupt as stop:
             if debug:
@@ -80,6 +81,17 @@ def main(arguments: list[str] | None = None) -> int:
             )
             return INTERRUPTED + (stop.args[0] if stop.args else signal.SIGINT)
     return 0
+
+
+def _text(error: UserError | OSError) -> str:
+    """Returns an error for the user: what cannot grow, and what to do, in place of a number."""
+    if isinstance(error, OSError) and error.errno in FULL and error.filename is not None:
+        cause = os.strerror(error.errno)
+        return (
+            f"{error.filename}: cannot be written: {cause}; make room, and run the same command "
+            "again"
+        )
+    return str(error)
 
 
 def parse(words: list[str]) -> tuple[str, bool, dict[str, Any]]:

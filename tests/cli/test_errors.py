@@ -55,9 +55,9 @@ def test_a_full_disk_under_the_output_is_named(capsys, monkeypatch, buffering):
     with suppress(OSError), open("/dev/full", "w", buffering) as full:  # closing it fails once more
         monkeypatch.setattr("sys.stdout", full)
         assert main(["info"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "adaftr-fast info: [Errno 28] No space left on device: 'standard output'\n"
+    assert capsys.readouterr().err == (
+        "adaftr-fast info: standard output: cannot be written: No space left on device; make room, "
+        "and run the same command again\n"
     )
 
 

@@ -8,6 +8,7 @@ how it is prepared. The rows of the last day are the test split.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -60,9 +61,18 @@ def write_log(config: LogConfig, folder: str | Path, *, progress: bool = False) 
     log = ImpressionLog(config)
     with writing_folder(folder, CONFIG, SCHEMA):
         _create_or_resume(config, folder)
-        _write_files(log, folder, progress=progress)
+        try:
+            _write_files(log, folder, progress=progress)
+        finally:
+            with suppress(OSError):  # unless there is a file to go on from
+                (folder / LOG).rmdir()
+                (folder / CONFIG).unlink()
         replace_file(folder / SCHEMA, schema_text(log).encode())
     return log
+
+
+def _has_files(folder: Path) -> bool:
+    return any((folder / LOG).glob("part-*.parquet"))
 
 
 def _write_files(log: ImpressionLog, folder: Path, *, progress: bool) -> None:
@@ -102,7 +112,8 @@ def _create_or_resume(config: LogConfig, folder: Path) -> None:
     written = dumps(config, indent=2) + "\n"
     path = folder / CONFIG
     if path.is_file():
-        if path.read_text(encoding="utf-8") != written:
+        # of a process that was killed before its first file, another may take the place
+        if _has_files(folder) and path.read_text(encoding="utf-8") != written:
             raise DataError(f"{path}: another synthetic log; name another folder")
     elif folder.exists() and (
         not folder.is_dir() or any(each.name != LOCK for each in folder.iterdir())

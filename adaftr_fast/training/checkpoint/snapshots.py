@@ -165,9 +165,8 @@ def _writing(folder: Path) -> Iterator[None]:
         make_folder(folder)
         yield
     except OSError as error:
-        raise CheckpointError(
-            f"{folder}: cannot write a snapshot, earlier ones are kept: {error}"
-        ) from error
+        kept = "earlier ones are kept" if _newest_first(folder) else "and there is no earlier one"
+        raise CheckpointError(f"{folder}: cannot write a snapshot, {kept}: {error}") from error
 
 
 def _remove_stale(folder: Path) -> None:
