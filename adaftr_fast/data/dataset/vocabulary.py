@@ -104,4 +104,12 @@ def _vocabulary(path: AnyPath, rows: pa.Table, field: FieldInfo) -> Vocabulary:
             f"{path}: field {field.name}: expected ids 1 to {field.num_embeddings - 1}, got "
             f"{len(ids)} rows"
         )
-    return Vocabulary(one_array(rows["value"]), one_array(rows["count"]))
+    values, counts = one_array(rows["value"]), one_array(rows["count"])
+    if values.null_count or len(values.unique()) != len(values):
+        raise DataError(
+            f"{path}: field {field.name}: expected a value of its own for each id, got "
+            f"{values.null_count} nulls, and {len(values.unique())} values for {len(values)} ids"
+        )
+    if counts.null_count or (len(counts) and pc.min(counts).as_py() < 0):
+        raise DataError(f"{path}: field {field.name}: expected a count >= 0 for each value")
+    return Vocabulary(values, counts)

@@ -11,6 +11,7 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.split_file import read_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.errors import DataError
+from tests.data.manifests import recorded
 
 
 def test_damaged_columns_are_named(folder, rewritten):
@@ -30,6 +31,24 @@ def test_damaged_columns_are_named(folder, rewritten):
     ):
         with pytest.raises(DataError, match=message):
             list(rewritten(changed).load("train").batches(4))
+
+
+def test_a_vocabulary_that_is_none_is_named(folder):
+    """With the checksums of what it holds, as a program that has changed it may record them."""
+    table = pq.read_table(folder / "vocabulary.parquet")
+    rows = len(table)
+    for name, wrong, message in (
+        ("value", [None] + ["x"] * (rows - 1), "a value of its own for each id, got 1 nulls"),
+        ("value", ["x"] * rows, "a value of its own for each id, got 0 nulls, and 1 values"),
+        ("count", [-1] * rows, "expected a count >= 0"),
+        ("count", [None] * rows, "expected a count >= 0"),
+    ):
+        place = table.schema.get_field_index(name)
+        column = pa.array(wrong, table.schema.field(name).type)
+        pq.write_table(table.set_column(place, name, column), folder / "vocabulary.parquet")
+        recorded(folder)
+        with pytest.raises(DataError, match=message):
+            read_encoders(folder, PreparedData(folder).manifest)
 
 
 READERS = {
