@@ -153,6 +153,9 @@ def prepare(
                 publish(work, local, partial(_check_replaceable, local))
         except StoreError:  # of the inputs
             raise
+        except DataError:
+            inputs.check()  # a file that was read while it changed is not what its error says
+            raise
         except OSError as error:  # errors of inputs are DataErrors
             raise OSError(
                 f"{place}: cannot be written: {error}; run the same command again to resume"

@@ -3,7 +3,9 @@
 import os
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
 from adaftr_fast.data.dataset import split_file
 from adaftr_fast.data.dataset.manifest import read_manifest
@@ -76,6 +78,20 @@ def test_another_input_of_equal_size_and_time_is_noticed(log, shop, tmp_path, mo
         shop(name=file)
     after = file.stat()
     assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def test_parquet_that_is_cut_off_while_it_is_read_has_changed(log, shop, tmp_path, monkeypatch):
+    file = tmp_path / "log.parquet"
+    pq.write_table(csv.read_csv(log / "log.csv"), file)
+    real = steps.count_values
+
+    def cutting(*arguments, **options):
+        os.truncate(file, file.stat().st_size // 2)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(steps, "count_values", cutting)
+    with pytest.raises(DataError, match=r"log\.parquet: changed during the run"):
+        shop(name=file)
 
 
 @pytest.mark.parametrize("shards", [1, 2])
