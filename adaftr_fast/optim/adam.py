@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -48,32 +49,106 @@ class _RuleOfAdam(RowOptimizer):
         check_at_least_0(name, lr=lr, eps=eps, weight_decay=weight_decay)
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"{name}: betas must be in [0, 1), got {betas}")
-        self._deferred: dict[nn.Parameter, DeferredAdam] = {}  # by table, of dense Adam alone
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}, options
         )
 
-    def _moments(self, weight: nn.Parameter) -> tuple[int, Tensor]:
-        """Returns the number of steps of a table and its moments [R, 2, E]."""
-        raise NotImplementedError
+    def _new_state(self, weight: nn.Parameter) -> TableState:
+        return TableState(weight, Moments(weight))
 
-    def _resume_at(self, weight: nn.Parameter, step: int) -> None:
-        """Sets the number of steps of a table."""
-        raise NotImplementedError
+    def _grow(self, weight: nn.Parameter, at: int, rows: int) -> None:
+        self.state[weight].grow(weight, at, rows)
 
-    def _entry(self, weight: nn.Parameter) -> dict[str, Tensor]:
-        step, moments = self._moments(weight)
-        return {
-            "step": torch.tensor(float(step)),
-            "exp_avg": moments[:, 0].contiguous(),
-            "exp_avg_sq": moments[:, 1].contiguous(),
-        }
 
-    def _restore(self, weight: nn.Parameter, entry: dict[str, Tensor]) -> None:
-        _, moments = self._moments(weight)
-        moments[:, 0].copy_(entry["exp_avg"])
-        moments[:, 1].copy_(entry["exp_avg_sq"])
-        self._resume_at(weight, int(entry["step"]))
+class Moments:
+    """Holds the moments of a table.
+
+    Attributes:
+        moments: [R, 2, E], m and v.
+        steps: steps taken so far.
+
+    Args:
+        weight: the table [R, E].
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        rows, width = weight.shape
+        self.moments = state_table(weight, rows, 2, width)
+        self.steps = 0
+
+    def grow(self, at: int, rows: int) -> None:
+        """Inserts new rows before row ``at``; every row must be current."""
+        fresh = self.moments.new_zeros(rows, *self.moments.shape[1:])
+        self.moments = insert_rows(self.moments, at, fresh)
+
+    def resume_at(self, step: int) -> None:
+        """Sets the number of steps; every row must be current."""
+        self.steps = step
+
+
+class TableState:
+    """The state of a table as ``optimizer.state`` shows it, by the names of torch.optim.Adam: the
+    number of steps, "step", and "exp_avg" and "exp_avg_sq" [R, E].
+
+    To read one makes every row current. The moments are views, which lag behind after the next
+    step. A value that is set is copied.
+
+    It has the methods of a dictionary, but is no Mapping: libraries that move the state of
+    optimizers to another device make another object of each Mapping, as Lightning does.
+
+    Attributes:
+        own: what the optimizer keeps of the table.
+    """
+
+    _PLACES: ClassVar[dict[str, int]] = {"exp_avg": 0, "exp_avg_sq": 1}
+
+    def __init__(self, weight: nn.Parameter, own: Moments) -> None:
+        self._weight = weight
+        self.own = own
+
+    def __getitem__(self, name: str) -> Tensor:
+        flush(self._weight)
+        if name == "step":
+            return torch.tensor(float(self.own.steps), dtype=torch.float32)
+        return self.own.moments[:, self._PLACES[name]]
+
+    @torch.no_grad()
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        kept = self[name]
+        if name == "step":
+            self.own.resume_at(int(value))
+        else:
+            kept.copy_(value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def keys(self) -> list[str]:
+        return ["step", *self._PLACES]
+
+    def values(self) -> list[Tensor]:
+        return [self[name] for name in self.keys()]
+
+    def items(self) -> list[tuple[str, Tensor]]:
+        return [(name, self[name]) for name in self.keys()]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return dict(self.items()).get(name, default)
+
+    def grow(self, weight: nn.Parameter, at: int, rows: int) -> None:
+        """Follows the table to a new parameter, which has new rows before row ``at``."""
+        self._weight = weight
+        self.own.grow(at, rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        flush(self._weight)
+        return vars(self)
 
 
 class LazyAdam(_RuleOfAdam):
@@ -92,22 +167,16 @@ class LazyAdam(_RuleOfAdam):
         options: see :class:`RowOptimizer`.
     """
 
-    def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
-        rows, width = weight.shape
-        return {"step": 0, "moments": state_table(weight, rows, 2, width)}
-
     def _update(
         self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]
     ) -> None:
-        state = self.state[weight]
+        own = self._state_of(weight).own
         beta1, beta2 = group["betas"]
-        state["step"] += 1
-        step_size = (
-            float(group["lr"]) * (1 - beta2 ** state["step"]) ** 0.5 / (1 - beta1 ** state["step"])
-        )
+        own.steps += 1
+        step_size = float(group["lr"]) * (1 - beta2**own.steps) ** 0.5 / (1 - beta1**own.steps)
         torch.ops.adaftr_fast.embedding_lazy_adam_(
             weight,
-            state["moments"],
+            own.moments,
             rows,
             grad,
             step_size,
@@ -117,22 +186,15 @@ class LazyAdam(_RuleOfAdam):
             beta2,
         )
 
-    def _moments(self, weight: nn.Parameter) -> tuple[int, Tensor]:
-        return self.state[weight]["step"], self.state[weight]["moments"]
 
-    def _resume_at(self, weight: nn.Parameter, step: int) -> None:
-        self.state[weight]["step"] = step
-
-
-class DeferredAdam:
+class DeferredAdam(Moments):
     """Holds the moments, the step that each row is current to, and what the ops need to apply
     missed steps.
 
     Attributes:
         tensors: the state that the ops take; adaftr_fast/ops/embedding/reference/optim.py describes
             it.
-        moments: [R, 2, E], the first of ``tensors``.
-        steps: steps taken so far.
+        moments: the first of ``tensors``.
         seen, lock: see adaftr_fast.nn.deferred.Steps.
 
     Args:
@@ -141,11 +203,10 @@ class DeferredAdam:
     """
 
     def __init__(self, weight: Tensor, decoupled: bool) -> None:
-        rows, width = weight.shape
-        self.moments = state_table(weight, rows, 2, width)
+        super().__init__(weight)
         device = weight.device
         dtype = self.moments.dtype
-        current = empty_table(rows, device=device, dtype=torch.int32).zero_()
+        current = empty_table(len(weight), device=device, dtype=torch.int32).zero_()
         # A CUDA graph keeps the addresses of what it reads, so there the tensors are large from the
         # start, and a full series is flushed rather than grown.
         self._grows = not runs_cuda_kernels(weight)
@@ -157,7 +218,6 @@ class DeferredAdam:
         self.tensors: list[Tensor] = [self.moments, current, series, schedule, powers, self._clock]
         self._decoupled = decoupled
         self._options: tuple[float, ...] | None = None
-        self.steps = 0
         self._base = 0
         self.seen = 0
         self.lock = threading.RLock()
@@ -204,9 +264,8 @@ class DeferredAdam:
         self._base = self.steps
 
     def grow(self, at: int, rows: int) -> None:
-        """Inserts new rows before row ``at``; every row must be current."""
-        moments, current = self.tensors[:2]
-        self.moments = insert_rows(moments, at, moments.new_zeros(rows, *moments.shape[1:]))
+        super().grow(at, rows)
+        current = self.tensors[1]
         self.tensors[:2] = [
             self.moments,
             insert_rows(current, at, current.new_full((rows,), self.steps)),
@@ -268,12 +327,18 @@ class DeferredAdam:
             defer(weight, self)
 
     def resume_at(self, step: int) -> None:
-        """Marks every row, which must be current, as current to ``step``."""
-        self.steps = step
+        super().resume_at(step)
         self._base = step
         self._clock[_STEP] = step
         self._clock[_BASE] = step
         self.tensors[1].fill_(step)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.lock = threading.RLock()
 
     def _rounded(self, value: float) -> Tensor:
         """Returns the value that the kernels compute with."""
@@ -343,25 +408,20 @@ class Adam(_RuleOfAdam):
                 "parameter an nn.Parameter"
             )
 
-    def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
-        self._deferred[weight] = DeferredAdam(weight, self._decoupled)
-        return {}
+    def _new_state(self, weight: nn.Parameter) -> TableState:
+        return TableState(weight, DeferredAdam(weight, self._decoupled))
 
     def _update(
         self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]
     ) -> None:
-        state = self._deferred[weight]
+        state = self._state_of(weight).own
         with state.lock:
             state.configure(weight, group["betas"], group["eps"], group["weight_decay"])
             state.step(weight, rows, grad, float(group["lr"]))
 
-    def _grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
-        self._deferred[new] = self._deferred.pop(old)
-        self._deferred[new].grow(at, rows)
-
     def flush(self) -> None:
         """Makes every row of every table current."""
-        for weight in self._deferred:
+        for weight in self._table_of:
             flush(weight)
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -372,12 +432,11 @@ class Adam(_RuleOfAdam):
         belongs to the values that the parameters have in memory at that moment, without missed
         steps.
         """
-        states = [self._deferred[weight].snapshot(weight) for weight in self._weights()]
-        saved = {
-            f"{number}.{name}": value
-            for number, each in enumerate(states)
-            for name, value in each.items()
-        }
+        saved: dict[str, Tensor] = {}
+        for number, weight in enumerate(self._weights()):
+            if self.state.get(weight):
+                state = self.state[weight].own.snapshot(weight)
+                saved |= {f"{number}.{name}": value for name, value in state.items()}
         others = self._other_parameters()
         if others:
             # tells no state yet from a snapshot of the tables alone
@@ -409,13 +468,22 @@ class Adam(_RuleOfAdam):
         of_tables = [
             (weight, _below(f"{number}.", saved)) for number, weight in enumerate(self._weights())
         ]
+        states: dict[nn.Parameter, Any] = {}
         for weight, entry in of_tables:
+            if not entry:
+                continue
+            states[weight] = self.state.get(weight) or self._new_state(weight)
             try:
-                self._deferred[weight].check(entry)
+                states[weight].own.check(entry)
             except ValueError as error:
                 raise ValueError(f"{type(self).__name__}.restore: saved: {error}") from None
         for weight, entry in of_tables:
-            self._deferred[weight].restore(weight, entry)
+            if entry:
+                self.state[weight] = states[weight]
+                states[weight].own.restore(weight, entry)
+            else:  # saved before the first step
+                flush(weight)
+                self.state.pop(weight, None)
         for number, (other, group) in enumerate(others):
             entry = _below(f"{_OTHERS}.{number}.", saved)
             step_device = other.device if group.get("capturable") or group.get("fused") else "cpu"
@@ -429,15 +497,7 @@ class Adam(_RuleOfAdam):
     def _other_parameters(self) -> list[tuple[nn.Parameter, dict[str, Any]]]:
         """Returns the parameters that are not tables, and their groups."""
         pairs = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
-        return [(parameter, group) for parameter, group in pairs if parameter not in self._deferred]
-
-    def _moments(self, weight: nn.Parameter) -> tuple[int, Tensor]:
-        flush(weight)
-        state = self._deferred[weight]
-        return state.steps, state.moments
-
-    def _resume_at(self, weight: nn.Parameter, step: int) -> None:
-        self._deferred[weight].resume_at(step)
+        return [(parameter, group) for parameter, group in pairs if parameter not in self._table_of]
 
 
 class AdamW(Adam):

@@ -7,8 +7,8 @@ Gradients are clipped by the joint norm of tables and other parameters.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, NoReturn
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.optim import optimizer as torch_optimizer
 
 from adaftr_fast.nn.deferred import flush
 from adaftr_fast.nn.embedding import living_embeddings, tables_of
-from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows, train_by
+from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows, train_by, trained_by
 from adaftr_fast.ops.embedding.lookup import (
     coalesce_gradient,
     coalesce_unless_on_cuda,
@@ -222,7 +222,6 @@ class RowOptimizer(torch.optim.Optimizer):
         for weight in tables:
             flush(weight)  # an optimizer before this one may have deferred steps
             train_by(weight, self)
-            self.state[weight] = self._new_state(weight)
         others = [entry for each, entry in entries.items() if each not in tables]
         # which may begin its state
         made = self._twin([param_group | {"params": others}], **self._twin_options(self.defaults))
@@ -256,28 +255,28 @@ class RowOptimizer(torch.optim.Optimizer):
         """Returns the arguments of ``_twin``."""
         return defaults
 
-    def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
-        """Returns the state of one table before its first step."""
+    def _new_state(self, weight: nn.Parameter) -> Any:
+        """Returns the state of one table before its first step, by the names of torch.optim:
+        tensors with a row for each row of the table, and scalars.
+        """
         raise NotImplementedError
+
+    def _state_of(self, weight: nn.Parameter) -> Any:
+        """Returns the state of one table, which begins here where it has none."""
+        state = self.state.get(weight)
+        if not state:
+            state = self._new_state(weight)
+            if state:
+                self.state[weight] = state
+        return state
 
     def _update(
         self, weight: nn.Parameter, rows: Tensor, grad: Tensor, group: dict[str, Any]
     ) -> None:
         """Takes one step on rows [U] with gradients [U, E]."""
         scalars = [group[name] for name in self._scalars]
-        self._op(weight, *self.state[weight].values(), rows, grad, float(group["lr"]), *scalars)
-
-    def _entry(self, weight: nn.Parameter) -> dict[str, Tensor]:
-        """Returns the state of one table: tensors with a row for each row of the table, and
-        scalars.
-        """
-        state: dict[str, Tensor] = self.state[weight]
-        return state
-
-    def _restore(self, weight: nn.Parameter, entry: dict[str, Tensor]) -> None:
-        """Copies into the state what ``_entry`` returned."""
-        for key, value in entry.items():
-            self.state[weight][key].copy_(value)
+        state = self._state_of(weight).values()
+        self._op(weight, *state, rows, grad, float(group["lr"]), *scalars)
 
     def grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
         """Moves the state of a table to a new parameter, which has ``rows`` new rows before row
@@ -285,17 +284,18 @@ class RowOptimizer(torch.optim.Optimizer):
         """
         for group in self.param_groups:
             group["params"] = [new if weight is old else weight for weight in group["params"]]
-        self.state[new] = self.state.pop(old, {})
         self._table_of[new] = self._table_of.pop(old)
         train_by(new, self)
-        self._grow(old, new, at, rows)
+        if old in self.state:
+            self.state[new] = self.state.pop(old)
+            self._grow(new, at, rows)
 
-    def _grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None:
-        """Inserts the initial state of the new rows."""
-        for key, value in self.state[new].items():
-            if isinstance(value, Tensor):
-                fresh = value.new_full((rows, *value.shape[1:]), self._initial)
-                self.state[new][key] = insert_rows(value, at, fresh)
+    def _grow(self, weight: nn.Parameter, at: int, rows: int) -> None:
+        """Inserts the initial state of new rows of ``weight``."""
+        state = self.state[weight]
+        for key, value in state.items():
+            fresh = value.new_full((rows, *value.shape[1:]), self._initial)
+            state[key] = insert_rows(value, at, fresh)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates every parameter that has a gradient; ``closure`` may compute it and return the
@@ -336,12 +336,13 @@ class RowOptimizer(torch.optim.Optimizer):
             rows, grad = row_gradient(weight)
         self._update(weight, rows, grad, group)
 
+    def _parameters(self) -> list[tuple[int, nn.Parameter]]:
+        """Returns all parameters and their numbers."""
+        return list(enumerate(each for group in self.param_groups for each in group["params"]))
+
     def _numbered(self) -> list[tuple[int, nn.Parameter]]:
         """Returns the tables' parameters, and their numbers among all parameters."""
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        return [
-            (number, weight) for number, weight in enumerate(parameters) if weight in self._table_of
-        ]
+        return [(number, each) for number, each in self._parameters() if each in self._table_of]
 
     def _weights(self) -> list[nn.Parameter]:
         return [weight for _, weight in self._numbered()]
@@ -355,13 +356,13 @@ class RowOptimizer(torch.optim.Optimizer):
                 for parameter in group["params"]:
                     parameter.grad = None
 
-    def _by_field(self, weight: nn.Parameter, entry: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the state of one table as ``<name>.<field name>`` per field, and scalars as
-        ``<name>``.
+    def _by_field(self, weight: nn.Parameter, state: Any) -> dict[str, Tensor]:
+        """Returns the state of one table as ``<name>.<field name>`` per field, views, and scalars
+        as ``<name>``.
         """
         table = self._table_of[weight]
         found: dict[str, Tensor] = {}
-        for key, value in entry.items():
+        for key, value in state.items():
             if value.dim() == 0:
                 found[key] = value
             else:
@@ -372,13 +373,17 @@ class RowOptimizer(torch.optim.Optimizer):
                 }
         return found
 
-    def __getstate__(self) -> NoReturn:
-        name = type(self).__name__
-        raise TypeError(
-            f"{name}: cannot be copied or pickled, being tied to its tables: copy these, make a "
-            f"{name} of the copies "
-            "and load this one's state_dict()"
-        )
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what copies and pickles have, as torch.optim: no hooks."""
+        names = ("_table_of", "_options", "_others", "_initial")
+        return super().__getstate__() | {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._others.state = self.state
+        for weight in self._table_of:
+            if trained_by(weight) is None:  # a copy of the table
+                train_by(weight, self)
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Any]:
@@ -389,12 +394,40 @@ class RowOptimizer(torch.optim.Optimizer):
         of torch.optim ("exp_avg", "exp_avg_sq", "sum"), and the scalar "step". Those of other
         parameters are torch.optim's.
         """
-        packed = super().state_dict()
-        packed["state"] |= {
-            number: self._by_field(weight, self._entry(weight))
-            for number, weight in self._numbered()
-        }
+        return self._packed(self._by_field)
+
+    @torch.no_grad()
+    def torch_state_dict(self) -> dict[str, Any]:
+        """Returns the state as torch.optim's optimizer of the same rule has it, which loads it and
+        goes on: a tensor for all rows of a table, and all options.
+
+        LazyAdam's is that of torch.optim.SparseAdam, which takes tables alone.
+        """
+        packed = self._packed(self._whole)
+        for group, options in zip(packed["param_groups"], self._others.param_groups, strict=True):
+            for key, value in options.items():
+                group.setdefault(key, value)
         return packed
+
+    def _whole(self, weight: nn.Parameter, state: Any) -> dict[str, Tensor]:
+        """Returns the state of one table as torch.optim has it."""
+        return dict(state.items())
+
+    def _packed(self, form: Callable[[nn.Parameter, Any], dict[str, Tensor]]) -> dict[str, Any]:
+        """Returns the state with the tables' in a form, which the hooks of the user get as well."""
+
+        def give_form(_: torch.optim.Optimizer, packed: dict[str, Any]) -> None:
+            states = packed["state"]
+            for number, weight in self._numbered():
+                if number in states:
+                    tensors = form(weight, states[number])
+                    states[number] = {key: value.contiguous() for key, value in tensors.items()}
+
+        hook = self.register_state_dict_post_hook(give_form, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            hook.remove()
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -409,52 +442,67 @@ class RowOptimizer(torch.optim.Optimizer):
             ValueError: the parameter groups, their options or the state of a table do not fit;
                 nothing is loaded then.
         """
-        groups = state_dict["param_groups"]
-        saved = dict(state_dict["state"])
+        found: dict[nn.Parameter, tuple[Any, dict[str, Tensor]]] = {}
+
+        def take_tables(_: torch.optim.Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            self._check_groups(given["param_groups"])
+            saved = dict(given["state"])
+            # numbers, or the names of a distributed checkpoint
+            keys = [key for group in given["param_groups"] for key in group["params"]]
+            for key, (number, weight) in zip(keys, self._parameters()):
+                if weight in self._table_of and (tensors := saved.pop(key, None)):
+                    state = self.state.get(weight) or self._new_state(weight)
+                    found[weight] = state, self._fitting(number, weight, state, tensors)
+            return {**given, "state": saved}
+
+        def restore_tables(_: torch.optim.Optimizer) -> None:
+            for group in self.param_groups:
+                for key, value in self._options.items():
+                    group.setdefault(key, value)
+            fit_state(self._others)
+            for weight, (state, tensors) in found.items():
+                self.state[weight] = state
+                for key, view in self._by_field(weight, state).items():
+                    if view.dim():
+                        view.copy_(tensors[key])
+                    else:
+                        state[key] = tensors[key]
+
+        last = self.register_load_state_dict_pre_hook(take_tables)
+        first = self.register_load_state_dict_post_hook(restore_tables, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+            first.remove()
+
+    def _check_groups(self, groups: list[dict[str, Any]]) -> None:
+        """Checks the options that are loaded into groups with tables."""
         for group, given in zip(self.param_groups, groups):  # torch checks their number
             if not self._table_of.keys().isdisjoint(group["params"]):
                 known = self._others.defaults  # schedulers add keys of their own
                 self._check_options({key: value for key, value in given.items() if key in known})
-        # numbers, or the names of a distributed checkpoint
-        keys = [key for given in groups for key in given["params"]]
-        numbered = [(number, weight) for number, weight in self._numbered() if number < len(keys)]
-        found = {
-            weight: self._joined(number, weight, saved.pop(keys[number], {}))
-            for number, weight in numbered
-        }
-        kept: dict[Tensor, Any] = {
-            weight: self.state[weight] for weight in found if weight in self.state
-        }
-        super().load_state_dict({"state": saved, "param_groups": groups})
-        self.state.update(kept)
-        self._others.state = self.state
-        for group in self.param_groups:
-            for key, value in self._options.items():
-                group.setdefault(key, value)
-        fit_state(self._others)
-        for weight, entry in found.items():
-            self._restore(weight, entry)
 
-    def _joined(
-        self, number: int, weight: nn.Parameter, saved: dict[str, Any]
+    def _fitting(
+        self, number: int, weight: nn.Parameter, state: Any, saved: dict[str, Any]
     ) -> dict[str, Tensor]:
-        """Reverses ``_by_field``, and takes tensors of whole tables and a "step" too many, as
-        torch.optim has them.
+        """Returns saved tensors as ``_by_field`` names them. Takes tensors of whole tables and a
+        "step" too many, as torch.optim has them, and names in parts, as flattened distributed
+        checkpoints have them.
 
         Raises:
             ValueError: there is another tensor too many, one is missing or of another size, or the
                 step is out of range.
         """
-        entry = self._entry(weight)
-        given = {key: torch.as_tensor(value) for key, value in saved.items() if value is not None}
-        if "step" not in entry:
+        given = dict(_flattened("", saved))
+        if "step" not in state:
             given.pop("step", None)
-        for key, value in entry.items():
+        for key, value in state.items():
             if key in given and given[key].shape == value.shape:  # of the whole table
                 given |= self._by_field(weight, {key: given.pop(key)})
         expected, found = (
             {key: list(value.shape) for key, value in each.items()}
-            for each in (self._by_field(weight, entry), given)
+            for each in (self._by_field(weight, state), given)
         )
         for key in sorted(expected.keys() | found.keys()):
             if expected.get(key) != found.get(key):
@@ -462,16 +510,19 @@ class RowOptimizer(torch.optim.Optimizer):
                     f"{type(self).__name__}.load_state_dict: table {number}: {key} must be "
                     f"{expected.get(key)}, got {found.get(key)}"
                 )
-        step = float(given["step"]) if "step" in entry else 0.0
+        step = float(given["step"]) if "step" in state else 0.0
         if not (0 <= step < 2**31 - 1 and step == int(step)):  # an int32 for each row
             raise ValueError(
                 f"{type(self).__name__}.load_state_dict: table {number}: step must be a whole "
                 f"number from 0 to {2**31 - 2}, got {step:g}"
             )
-        names = self._table_of[weight].field_names
-        return {
-            key: torch.cat([given[f"{key}.{name}"] for name in names])
-            if value.dim()
-            else given[key]
-            for key, value in entry.items()
-        }
+        return given
+
+
+def _flattened(prefix: str, saved: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yields the values of nested dictionaries as tensors, by their names joined with dots."""
+    for key, value in saved.items():
+        if isinstance(value, dict):
+            yield from _flattened(f"{prefix}{key}.", value)
+        elif value is not None:
+            yield f"{prefix}{key}", torch.as_tensor(value)

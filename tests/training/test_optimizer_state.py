@@ -18,10 +18,10 @@ def test_size_of_the_state(kind):
     (optimizer,) = build_optimizers(table, OptimizerConfig(tables=kind))
     table(torch.zeros(2, 3, dtype=torch.int64)).sum().backward()
     optimizer.step()
-    tensors = [value for state in optimizer.state.values() for value in state.values()]
-    tensors += [
-        tensor for each in getattr(optimizer, "_deferred", {}).values() for tensor in each.tensors
-    ]
+    tensors = []
+    for state in optimizer.state.values():
+        own = getattr(state, "own", None)
+        tensors += state.values() if own is None else getattr(own, "tensors", [own.moments])
     found = {value.data_ptr(): value.numel() for value in tensors if is_state(value)}
     assert 4 * sum(found.values()) == table_state_bytes(kind, ROWS, WIDTHS)
 

@@ -143,10 +143,11 @@ def test_the_graph_is_captured_anew_when_the_optimizer_replaces_its_state():
     own, log = graphed()
     series = []
     step = own.step
-    (steps,) = own.optimizers[-1]._deferred.values()
+    (weight,) = own.optimizers[-1]._weights()
 
     def watched(*arguments):
-        series.append(steps.tensors[2].data_ptr())
+        if state := own.optimizers[-1].state.get(weight):  # which begins with the first step
+            series.append(state.own.tensors[2].data_ptr())
         return step(*arguments)
 
     own.step = watched
