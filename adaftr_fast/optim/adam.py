@@ -186,6 +186,10 @@ class LazyAdam(_RuleOfAdam):
             beta2,
         )
 
+    def _whole(self, weight: nn.Parameter, state: TableState) -> dict[str, Any]:
+        # SparseAdam computes with a number
+        return {**super()._whole(weight, state), "step": state.own.steps}
+
 
 class DeferredAdam(Moments):
     """Holds the moments, the step that each row is current to, and what the ops need to apply

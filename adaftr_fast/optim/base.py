@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.optim import optimizer as torch_optimizer
+from torch.utils._pytree import tree_map_only
 
 from adaftr_fast.nn.deferred import flush
 from adaftr_fast.nn.embedding import living_embeddings, tables_of
@@ -409,11 +410,11 @@ class RowOptimizer(torch.optim.Optimizer):
                 group.setdefault(key, value)
         return packed
 
-    def _whole(self, weight: nn.Parameter, state: Any) -> dict[str, Tensor]:
+    def _whole(self, weight: nn.Parameter, state: Any) -> dict[str, Any]:
         """Returns the state of one table as torch.optim has it."""
         return dict(state.items())
 
-    def _packed(self, form: Callable[[nn.Parameter, Any], dict[str, Tensor]]) -> dict[str, Any]:
+    def _packed(self, form: Callable[[nn.Parameter, Any], dict[str, Any]]) -> dict[str, Any]:
         """Returns the state with the tables' in a form, which the hooks of the user get as well."""
 
         def give_form(_: torch.optim.Optimizer, packed: dict[str, Any]) -> None:
@@ -421,7 +422,7 @@ class RowOptimizer(torch.optim.Optimizer):
             for number, weight in self._numbered():
                 if number in states:
                     tensors = form(weight, states[number])
-                    states[number] = {key: value.contiguous() for key, value in tensors.items()}
+                    states[number] = tree_map_only(Tensor, Tensor.contiguous, tensors)
 
         hook = self.register_state_dict_post_hook(give_form, prepend=True)
         try:

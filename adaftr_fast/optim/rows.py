@@ -82,7 +82,7 @@ class Adagrad(RowOptimizer):
     def _new_state(self, weight: nn.Parameter) -> dict[str, Tensor]:
         return {"sum": state_table(weight, *weight.shape).fill_(self._initial)}
 
-    def _whole(self, weight: nn.Parameter, state: Any) -> dict[str, Tensor]:
+    def _whole(self, weight: nn.Parameter, state: Any) -> dict[str, Any]:
         return {"step": torch.tensor(0.0), **state}  # which counts for lr_decay alone
 
 
@@ -98,7 +98,7 @@ class RowwiseAdagrad(Adagrad):
     def _new_state(self, weight: nn.Parameter) -> dict[str, Tensor]:
         return {"sum": state_table(weight, len(weight)).fill_(self._initial)}
 
-    def _whole(self, weight: nn.Parameter, state: Any) -> dict[str, Tensor]:
+    def _whole(self, weight: nn.Parameter, state: Any) -> dict[str, Any]:
         raise TypeError(
             "RowwiseAdagrad.torch_state_dict: torch.optim has no optimizer with a number per row"
         )

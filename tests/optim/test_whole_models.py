@@ -1,6 +1,7 @@
 """Optimizers and clipping that take a whole model: its tables and its other parameters."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -339,6 +340,137 @@ def test_states_of_torch_are_loaded(ours, theirs):
         else:
             optimizer.step()
     torch.testing.assert_close(embedding.weight.detach(), dense.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("Adam", "Adam"),
+        ("AdamW", "AdamW"),
+        ("LazyAdam", "SparseAdam"),
+        ("Adagrad", "Adagrad"),
+        ("SGD", "SGD"),
+    ],
+)
+def test_torch_goes_on_from_our_state(ours, theirs):
+    torch.manual_seed(0)
+    embedding = FusedEmbedding(SIZES, 4, dtype=torch.float64)
+    layer = nn.Linear(12, 2, dtype=torch.float64)
+    sparse = theirs == "SparseAdam"
+    optimizer = getattr(optim, ours)([embedding] if sparse else [embedding, layer], lr=0.1)
+    dense, twin, other = None, copy.deepcopy(layer), None
+    for step in range(8):
+        embedding.zero_grad()
+        layer.zero_grad()
+        layer(embedding(ids())).square().sum().backward()
+        if step == 4:
+            dense = nn.Parameter(embedding.weight.detach().clone())
+            twin.load_state_dict(layer.state_dict())
+            parameters = [dense] if sparse else [dense, *twin.parameters()]
+            other = getattr(torch.optim, theirs)(parameters, lr=0.3)
+            other.load_state_dict(copy.deepcopy(optimizer.torch_state_dict()))
+        if step >= 4:
+            gradient = embedding.weight.grad
+            dense.grad = gradient.clone() if sparse else gradient.to_dense()
+            for own, others in zip(layer.parameters(), twin.parameters(), strict=True):
+                others.grad = own.grad.clone()
+            other.step()
+        optimizer.step()
+    torch.testing.assert_close(embedding.weight.detach(), dense.detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(layer.weight, twin.weight, rtol=1e-9, atol=1e-12)
+
+
+def test_torch_has_no_rowwise_adagrad():
+    optimizer = optim.RowwiseAdagrad(new_net())
+    with pytest.raises(TypeError, match=r"torch_state_dict: torch.optim has no .* number per row"):
+        optimizer.torch_state_dict()
+
+
+@pytest.mark.parametrize("name", ["LazyAdam", "AdamW", "Adagrad"])
+def test_hooks_see_and_replace_the_state_of_tables(name):
+    torch.manual_seed(0)
+    net = new_net()
+    optimizer = getattr(optim, name)(net, **TWINS[name][1])
+    train([net], [optimizer], 3)
+    moment = "sum" if name == "Adagrad" else "exp_avg"
+    seen = []
+
+    def note(optimizer, packed):
+        seen.append({key: value.clone() for key, value in packed["state"][0].items()})
+
+    def double(optimizer, given):
+        state = {key: 2 * value for key, value in given["state"][0].items()}
+        return {**given, "state": {**given["state"], 0: state}}
+
+    hooks = [
+        optimizer.register_state_dict_post_hook(note, prepend=True),
+        optimizer.register_load_state_dict_pre_hook(double),
+        optimizer.register_load_state_dict_post_hook(
+            lambda optimizer: seen.append(optimizer.state[net[0].weight][moment].clone()),
+            prepend=True,
+        ),
+    ]
+    saved = copy.deepcopy(optimizer.state_dict())
+    assert_same_bits(seen.pop(), saved["state"][0])
+    optimizer.load_state_dict(saved)
+    rows = [saved["state"][0][f"{moment}.{f}"] for f in range(len(SIZES))]
+    assert_same_bits(seen.pop(), 2 * torch.cat(rows))
+    for hook in hooks:
+        hook.remove()
+    expected = {key: 2 * value for key, value in saved["state"][0].items()}
+    assert_same_bits(optimizer.state_dict()["state"][0], expected)
+
+
+def test_the_state_of_a_table_reads_and_is_set_as_that_of_torch():
+    torch.manual_seed(0)
+    net = new_net().double()
+    dense = nn.Parameter(net[0].weight.detach().clone())
+    optimizer = optim.Adam(net, lr=0.1)
+    other = torch.optim.Adam([dense], lr=0.1)
+    weight = net[0].weight
+    assert weight not in optimizer.state
+    for number in range(6):
+        optimizer.zero_grad()
+        net(ids(2)).square().sum().backward()
+        dense.grad = weight.grad.to_dense()
+        optimizer.step()
+        other.step()
+        if number == 2:  # as programs move the state to a device
+            for state in optimizer.state.values():
+                for key, value in state.items():
+                    state[key] = value.clone()
+    state = optimizer.state[weight]
+    assert [*state] == ["step", "exp_avg", "exp_avg_sq"]
+    assert len(state) == 3
+    assert state.get("exp_avg") is not None
+    assert state.get("sum") is None
+    torch.testing.assert_close(dict(state.items()), other.state[dense], check_dtype=False)
+    state["exp_avg"].zero_()
+    state["step"] = torch.tensor(1.0)
+    assert optimizer.state_dict()["state"][0]["step"] == 1
+    assert not optimizer.state_dict()["state"][0]["exp_avg.0"].any()
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@pytest.mark.parametrize("name", TWINS)
+def test_copies_train_on_alike(name, way):
+    torch.manual_seed(0)
+    net = new_net([4, 2, 4])
+    optimizer = getattr(optim, name)(net, **TWINS[name][1])
+    train([net], [optimizer], 3)
+    pairs = [way((net, optimizer)), (net, optimizer)]
+    train(*zip(*pairs, strict=True), 3)
+    for each, _ in pairs:
+        torch.manual_seed(1)
+        each[0].grow(1, 5)
+    train(*zip(*pairs, strict=True), 3)
+    (copied, of_copy), _ = pairs
+    assert_same_bits(copied.state_dict(), net.state_dict())
+    assert_same_bits(of_copy.state_dict(), optimizer.state_dict())
+    alone = way(optimizer)
+    assert_same_bits(alone.state_dict(), optimizer.state_dict())
+    held = {weight for group in alone.param_groups for weight in group["params"]}
+    assert held.isdisjoint(net.parameters())
 
 
 @pytest.mark.parametrize("norm_type", [2.0, 1.0, float("inf")])
