@@ -71,9 +71,9 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
             of its table, which takes a pass over the table in each backward.
             ``torch.autograd.grad`` returns sparse ones.
         device: device of the parameters.
-        dtype: dtype of the parameters: float32 (default), float64, bfloat16 or float16. Arithmetic
-            on half-precision tables, and the state of the adaftr_fast.optim optimizers, is in
-            float32.
+        dtype: dtype of the parameters: float32, float64, bfloat16 or float16; torch's default dtype
+            if None. Arithmetic on half-precision tables, and the state of the adaftr_fast.optim
+            optimizers, is in float32.
 
     Attributes:
         widths: F widths.

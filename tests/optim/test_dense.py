@@ -253,7 +253,11 @@ def test_bad_lists():
     for given, error, message in (
         (lists(torch.bfloat16), TypeError, "weights must be float32 or float64, got BFloat16"),
         (short, ValueError, "expected 4 tensors in each list, as in weights, got 3, 4, 4"),
-        (of_another_type, ValueError, "steps must be 0-dim float32 on the CPU, got Long"),
+        (
+            of_another_type,
+            ValueError,
+            "steps must be 0-dim float32 or float64 on the CPU, got Long",
+        ),
         (strided, ValueError, shape),
         (of_another_shape, ValueError, shape),
     ):

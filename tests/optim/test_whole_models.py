@@ -504,6 +504,27 @@ def test_clipping_can_refuse_a_norm_that_is_not_finite():
     assert torch.equal(net[3].weight.grad, before)
 
 
+@pytest.mark.parametrize("name", TWINS)
+def test_the_default_dtype_may_be_float64(name):
+    """torch counts steps in the default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.manual_seed(0)
+        net = new_net()
+        layers = copy.deepcopy(net[1:])
+        embedded = net[0].requires_grad_(False)
+        optimizer = getattr(optim, name)(net, **TWINS[name][1])
+        other = getattr(torch.optim, TWINS[name][0])(layers.parameters(), **TWINS[name][1])
+        for number in range(6):
+            if number == 3:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            train([net, nn.Sequential(embedded, *layers)], [optimizer, other], 1)
+        torch.testing.assert_close(net[1:].state_dict(), layers.state_dict(), rtol=1e-10, atol=0)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_the_number_of_steps_may_be_a_number():
     """States that went through JSON, and those of old versions of torch, have one."""
     nets = [new_net(), new_net()]

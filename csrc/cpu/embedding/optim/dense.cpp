@@ -33,10 +33,17 @@ void check_dense_adam(const Tensors& weights, const Tensors& grads, const Tensor
                            fits(grads[i], weight) && fits(exp_avgs[i], weight) && fits(exp_avg_sqs[i], weight),
                        "dense_adam_: weight, grad and moments number ", i, " must be contiguous ",
                        weights[0].scalar_type(), " ", shape(weight), " on the CPU");
-    ADAFTR_CHECK_VALUE(steps[i].is_cpu() && steps[i].dim() == 0 && steps[i].scalar_type() == kFloat,
-                       "dense_adam_: steps must be 0-dim float32 on the CPU, got ", steps[i].scalar_type(), " ",
+    const ScalarType type = steps[i].scalar_type();
+    ADAFTR_CHECK_VALUE(steps[i].is_cpu() && steps[i].dim() == 0 && (type == kFloat || type == kDouble),
+                       "dense_adam_: steps must be 0-dim float32 or float64 on the CPU, got ", type, " ",
                        shape(steps[i]));
   }
+}
+
+// Counts in the type that torch gives steps, which follows the default dtype. Returns the steps before.
+double count_step(const Tensor& step) {
+  if (step.scalar_type() == kFloat) return (*mutable_data_of<float>(step))++;
+  return (*mutable_data_of<double>(step))++;
 }
 
 void dense_adam_(const Tensors& weights, const Tensors& grads, const Tensors& exp_avgs, const Tensors& exp_avg_sqs,
@@ -44,7 +51,7 @@ void dense_adam_(const Tensors& weights, const Tensors& grads, const Tensors& ex
   check_dense_adam(weights, grads, exp_avgs, exp_avg_sqs, steps);
   if (weights.empty()) return;
   std::vector<AdamClock> clocks;
-  for (const Tensor& step : steps) clocks.push_back({*data_of<float>(step), beta1, beta2, epsilon, 0, 0, 0, 0});
+  for (const Tensor& step : steps) clocks.push_back({count_step(step), beta1, beta2, epsilon, 0, 0, 0, 0});
   const auto run = [&](auto w) {
     using W = decltype(w);
     const auto step = typed_kernels<W>().adam.dense;
@@ -55,7 +62,6 @@ void dense_adam_(const Tensors& weights, const Tensors& grads, const Tensors& ex
     });
   };
   weights[0].scalar_type() == kFloat ? run(float{}) : run(double{});
-  for (const Tensor& step : steps) *mutable_data_of<float>(step) += 1;
 }
 
 }  // namespace
