@@ -167,7 +167,8 @@ class LogParts:
                     "--labels: there is no file yet to infer the fields from; pass a schema as "
                     "--dataset"
                 )
-            source = infer_schema([file], labels, **roles)
+            # a part's rows are divided by their numbers, so its groups are known
+            source = infer_schema([file], labels, keep_group=True, **roles)
             out.mkdir(parents=True, exist_ok=True)
             write_schema(kept, source, f"Inferred from {file.name!r}.")
             return source

@@ -44,7 +44,8 @@ def fitted(rows: int, given: dict[str, Any]) -> dict[str, Any]:
     epochs = given.get("training.max_epochs", _epochs(rows))
     steps = epochs * max(1, rows // batch_size)
     return {
-        "model.wide": rows < LARGE,
+        # TorchRec shards one module of tables
+        "model.wide": rows < LARGE and given.get("training.tables") != "torchrec",
         "model.start_at_rates": True,
         "optimizer.lr": LR,
         "optimizer.schedule": "cosine",

@@ -132,8 +132,8 @@ def fit_one(
         RankError: the ranks have different options or data.
         BusyError: another process writes ``folder``.
     """
-    config = for_data(config, data, ranks)
     check_options(config, ranks)
+    config = for_data(config, data, ranks)
     with writing(folder, ranks, *RUN_FILES, wait=wait):
         trainer = _new_trainer(data, config, folder, ranks, on_epoch)
         if restart and not restarted():

@@ -197,8 +197,13 @@ def test_the_commands_infer_the_schema_from_labels(tmp_path, capsys):
     first.unlink()
     capsys.readouterr()
     assert main(f"daily {roles} --files {first} {second} --out {out} {options}".split()) == 0
-    day, _, *named = capsys.readouterr().out.splitlines()
+    day, doubt, *_, named_records, named_run = capsys.readouterr().out.splitlines()
+    named = [named_records, named_run]
     assert day.startswith("day 2 (")
+    assert re.search(
+        r"click AUC [\d.]+, log-loss [\d.]+ \(of the rate [\d.]+\), predicted/obs", day
+    )
+    assert "steps, in which it can hardly leave its start" in doubt
     run = f"adaftr-fast export --run {out}/day-0002/run --out MODEL"
     assert named == [f"Records: {out}/daily.jsonl", run]
     (tmp_path / "in").mkdir()

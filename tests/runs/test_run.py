@@ -86,7 +86,10 @@ def test_the_report_of_a_run_says_what_was_trained(prepared, tmp_path):
     out = tmp_path / "run"
     run = train_one(data, settings(data.folder, name="adaftr"), out, report=True)
     text = (out / "report.md").read_text()
-    assert text.startswith("# adaftr on shop\n\n| run ")
+    doubt, facts = text.split("\n\n")[1:3]
+    assert doubt.startswith("**Before you use it:** The model was trained for 20 steps, in which")
+    assert run.doubts == [doubt.partition(":** ")[2]]
+    assert facts.startswith("| run ")
     assert f"| adaftr | click      | {100 * run.test['click']['auc']:.2f} |" in text
     assert f"| best epoch    | {run.best_epoch} of 2, by mean AUC in validation" in text
     assert f"{sum(each['seconds'] for each in run.epochs):.1f} seconds, " in text
@@ -104,4 +107,9 @@ def test_a_report_of_a_run_before_does_not_stay(prepared, tmp_path):
     for name in ("report.md", "report.png"):
         (out / name).write_text("of a run before")
     train_one(data, settings(data.folder, name="mmoe"), out)
-    assert {path.name for path in out.iterdir()} == {"best", "metrics.jsonl", "test.json"}
+    assert {path.name for path in out.iterdir()} == {
+        "best",
+        "doubts.json",
+        "metrics.jsonl",
+        "test.json",
+    }

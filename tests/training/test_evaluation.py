@@ -20,8 +20,9 @@ def test_evaluation_covers_every_row_in_order(model, splits):
     assert metrics["conversion"]["auc"] == auc(validation.labels[:, 1].numpy(), logits[:, 1])
     assert mean_auc(metrics) == np.mean([metrics[task]["auc"] for task in model.task_names])
     ungrouped = evaluate(model, Split.of(replace(validation, group=None)), 300)
-    assert ungrouped["click"].keys() == {"auc", "logloss", "calibration"}
-    assert ungrouped["conversion"].keys() == {"auc", "logloss", "calibration", "cvr_auc"}
+    names = {"rows", "positives", "auc", "logloss", "rate_logloss", "calibration"}
+    assert ungrouped["click"].keys() == names
+    assert ungrouped["conversion"].keys() == names | {"cvr_auc"}
     values = diagnose(model, splits[1], batch_size=300)["tau/click-conversion"]
     assert (values == validation.ids[:, 0].numpy()).all()
     assert spread(np.arange(101.0)) == {"p5": 5.0, "p50": 50.0, "p95": 95.0}

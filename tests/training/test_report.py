@@ -38,12 +38,14 @@ def test_the_table_is_aligned_markdown(runs):
     lines = result_table(runs).markdown().splitlines()
     assert len({len(line) for line in lines}) == 1
     assert [cell.strip() for cell in lines[0].split("|")][1:5] == ["model", "task", "AUC", "GAUC"]
-    assert [cell.strip() for cell in lines[0].split("|")][5:7] == ["log-loss", "CVR AUC"]
+    assert [cell.strip() for cell in lines[0].split("|")][5:9] == [
+        "log-loss", "of the rate", "predicted/observed", "CVR AUC",
+    ]  # fmt: skip
     assert [cell.strip() for cell in lines[2].split("|")][1:-1] == [
-        "mmoe", "click", "69.51", "68.00", "0.4800", "-", "2", "50,000", "2.0",
+        "mmoe", "click", "69.51", "68.00", "0.4800", "-", "-", "-", "2", "50,000", "2.0",
     ]  # fmt: skip
     assert lines[3].split("|")[4].strip() == "-"  # no GAUC
-    assert lines[3].split("|")[6].strip() == "61.50"
+    assert lines[3].split("|")[8].strip() == "61.50"
     assert set(lines[1]) == set("|-: ")
 
 

@@ -64,6 +64,7 @@ def infer_schema(
     dense: Sequence[str] = (),
     hash: Mapping[str, int] = MappingProxyType({}),
     min_count: int | None = None,
+    keep_group: bool = False,
     text: TextFormat = PLAIN_TEXT,
 ) -> dict[str, Any]:
     """Returns the content of a schema file. Every column without another role becomes a field.
@@ -94,6 +95,8 @@ def infer_schema(
         dense: columns of numbers that a model reads themselves.
         hash: numbers of ids of columns whose values are mapped to ids by their hash.
         min_count: training rows that a value needs to get an id; None for 1.
+        keep_group: whether the group is a field although its hash divides the splits, for rows that
+            are divided otherwise.
         text: how text holds values. What is not set is inferred from the first rows.
 
     Raises:
@@ -127,7 +130,7 @@ def infer_schema(
     texts = [each.name for each in columns if holds_text(each.type) and each.name in fields]
     fields |= _lists(file, sample, [name for name in texts if name != group], multi)
     fields |= _numbers(file, columns, fields, {group, *multi, *dense, *hash})
-    if group and not time and group not in {*multi, *dense, *hash}:
+    if group and not (time or keep_group) and group not in {*multi, *dense, *hash}:
         fields[group] = None
     fields |= dict.fromkeys(dense, "dense")
     fields |= {name: {"kind": "categorical", "hashed": ids} for name, ids in hash.items()}
