@@ -35,7 +35,7 @@ from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.engines import Engine
 from adaftr_fast.errors import DataError
 from adaftr_fast.runs.output import HERE, Output
-from adaftr_fast.runs.run import check_options, find_all, fit_one, for_data, open_split, writing
+from adaftr_fast.runs.run import check_options, find_all, fit_one, open_split, writing
 from adaftr_fast.training.checkpoint.files import check_shared_folder
 from adaftr_fast.training.evaluation import TaskMetrics, evaluate
 from adaftr_fast.training.trained import DOUBTS, earlier, load_sharded
@@ -196,12 +196,11 @@ def train_part(
         config.warm_start if before is None else WarmStartConfig(output.recorded(before / "run"))
     )
     part_config = replace(config, data=DataConfig(output.recorded(data.folder)), warm_start=start)
-    part_config = for_data(part_config, data, ranks)
     bad = data.manifest.bad_rows
     left_out = {"bad_rows": bad.bad} if bad and bad.bad else {}
     with fit_one(data, part_config, folder / "run", ranks=ranks, output=output) as trainer:
         validation = trainer.result.validation
-        doubts = find_all(trainer, data, part_config, "validation", validation)
+        doubts = find_all(trainer, data, "validation", validation)
         if ranks.is_rank_zero:
             write_json(folder / "run" / DOUBTS, doubts)
         yield {

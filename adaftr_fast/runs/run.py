@@ -67,13 +67,13 @@ def train_one(
     Args:
         report: also writes report.md and report.png.
     """
-    config = for_data(config, data, ranks)
     if report:
         # imports matplotlib: a missing package raises before training
         from adaftr_fast.training.report import write_page
     with fit_one(
         data, config, folder, restart=restart, ranks=ranks, output=output, on_epoch=on_epoch
     ) as trainer:
+        config = config_of(trainer)
         test = open_split(data, "test", ranks)
         size = config.training.eval_batch_size
         metrics = evaluate(trainer.model, test, size, ranks, config.training.gauc_weights)
@@ -82,7 +82,7 @@ def train_one(
         run.test = metrics
         run.diagnostics = learned
         if trainer.files.is_rank_zero:
-            run.doubts = find_all(trainer, data, config, "test", metrics)
+            run.doubts = find_all(trainer, data, "test", metrics)
             write_json(folder / DOUBTS, run.doubts)
             write_json(folder / TEST, metrics)
             trainer.files.log_test(metrics)
@@ -133,9 +133,16 @@ def fit_one(
         BusyError: another process writes ``folder``.
     """
     check_options(config, ranks)
-    config = for_data(config, data, ranks)
+    given = config.flat()
+    rows = data.manifest.splits["train"].rows
+    config = config.for_log(rows, data.manifest.parsed.preset)
     with writing(folder, ranks, *RUN_FILES, wait=wait):
         trainer = _new_trainer(data, config, folder, ranks, on_epoch)
+        fitted = [
+            f"{name} {value}" for name, value in config.flat().items() if value != given[name]
+        ]
+        if fitted and ranks.is_rank_zero:
+            print(f"options that fit {rows:,} training rows: {', '.join(fitted)}", file=sys.stderr)
         if restart and not restarted():
             trainer.files.finish()
         resumed = trainer.resume()
@@ -151,18 +158,23 @@ def fit_one(
             yield trainer
 
 
-def find_all(
-    trainer: Trainer, data: PreparedData, config: RunConfig, split: str, metrics: TaskMetrics
-) -> list[str]:
+def config_of(trainer: Trainer) -> RunConfig:
+    """Returns the complete configuration of a trainer that ``fit_one`` yields."""
+    about = trainer.files.about
+    assert about is not None  # as it has a folder
+    return about.config
+
+
+def find_all(trainer: Trainer, data: PreparedData, split: str, metrics: TaskMetrics) -> list[str]:
     """Returns why the model of a trainer may not be worth using, a sentence each.
 
     Args:
-        trainer: the trainer, with the best weights.
+        trainer: the trainer that ``fit_one`` yields, with the best weights.
         data: the data that it was trained on.
-        config: its complete configuration.
         split: the split that ``metrics`` are of.
         metrics: the metrics of the best weights.
     """
+    config = config_of(trainer)
     rows = data.manifest.splits["train"].rows
     doubts = find_doubts(metrics)
     doubts += training_doubts(trainer.result, rows, config.training, config.optimizer)
@@ -171,20 +183,6 @@ def find_all(
         size = config.training.eval_batch_size
         doubts += leaks(trainer.model, data.load(split), data.manifest, metrics, size)
     return doubts
-
-
-def for_data(config: RunConfig, data: PreparedData, ranks: Ranks = ALONE) -> RunConfig:
-    """Returns ``config`` with the options that follow from the data where the user left them open,
-    and says which.
-    """
-    manifest = data.manifest
-    rows = manifest.splits["train"].rows
-    found = config.for_log(rows, manifest.parsed.preset)
-    before = config.flat()
-    fitted = [f"{name} {value}" for name, value in found.flat().items() if value != before[name]]
-    if fitted and ranks.is_rank_zero:
-        print(f"options that fit {rows:,} training rows: {', '.join(fitted)}", file=sys.stderr)
-    return found
 
 
 def check_options(config: RunConfig, ranks: Ranks) -> None:

@@ -192,7 +192,8 @@ def test_the_commands_infer_the_schema_from_labels(tmp_path, capsys):
     roles = "--labels click buy --funnel click buy --group user"
     assert main(f"daily {roles} --files {first} --out {out} {options}".split()) == 0
     schema = load_schema(str(out / "schema.toml"))
-    assert [field.name for field in schema.fields] == ["item", "user", "heat"]
+    assert [field.name for field in schema.fields] == ["item", "user"]
+    assert [field.name for field in schema.dense] == ["heat", "item_number"]
     assert (schema.funnel, schema.group) == (("click", "buy"), "user")
     first.unlink()
     capsys.readouterr()

@@ -85,7 +85,12 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(prepared, tmp_pa
         train_one(data, settings(data.folder), out)
     assert (out / ".metrics.jsonl.new-1-ab").exists()  # perhaps the other process writes it
     train_one(data, settings(data.folder), out)
-    assert {path.name for path in out.iterdir()} == others | {"best", "metrics.jsonl", "test.json"}
+    assert {path.name for path in out.iterdir()} == others | {
+        "best",
+        "doubts.json",
+        "metrics.jsonl",
+        "test.json",
+    }
     assert not [path for path in (out / "best").iterdir() if path.name.startswith(".")]
 
 
