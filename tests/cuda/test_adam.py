@@ -85,7 +85,7 @@ def test_a_state_outside_of_its_schedule_is_reported(serial):
     two = Pair([5, 3], 4, torch.float32, sparse=False)
     optimizer, _ = train(two, "AdamW", 3)
     weight = stored(two.ours.weight)
-    state = optimizer._deferred[two.ours.weight].tensors
+    state = optimizer.state[two.ours.weight].own.tensors
     ids = torch.zeros(1, 2, dtype=torch.int64)
     rows = torch.tensor([0, 5])
     starts = two.ours.offsets

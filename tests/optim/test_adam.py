@@ -85,7 +85,7 @@ def test_a_state_outside_of_its_schedule_raises(pair, name):
     two = pair([5, 3], 4, torch.float32, sparse=False)
     optimizer, _ = train(two, name, 3)
     weight = stored(two.ours.weight)
-    state = optimizer._deferred[two.ours.weight].tensors
+    state = optimizer.state[two.ours.weight].own.tensors
     ids = torch.zeros(1, 2, dtype=torch.int64)
     rows = torch.tensor([0, 5])
     starts = two.ours.offsets
@@ -131,7 +131,10 @@ def test_counters_out_of_range_are_not_restored(pair, name):
 
 @pytest.mark.parametrize("name", ["Adam", "LazyAdam"])
 def test_a_step_that_is_no_count_is_not_loaded(name):
-    optimizer = getattr(optim, name)(FusedEmbedding([3], 2))
+    emb = FusedEmbedding([3], 2)
+    optimizer = getattr(optim, name)(emb)
+    emb(torch.zeros(1, 1, dtype=torch.int64)).sum().backward()
+    optimizer.step()  # the state begins here
     saved = optimizer.state_dict()
     for step in (-1.0, 1e15, float("nan"), 0.5):
         saved["state"][0]["step"] = torch.tensor(step)

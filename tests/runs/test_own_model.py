@@ -215,6 +215,7 @@ def test_a_checkpoint_imports_nothing_that_was_not_named(prepared, folder, capsy
     assert main(train_command("run", "--model.class", "shop_nets:Net")) == 0
     sys.modules.pop("shop_nets")
     (folder / "imported").unlink()
+    capsys.readouterr()
     message = (
         "run/best: its model is the class shop_nets:Net, whose module is imported only if you "
         "name it"
