@@ -161,8 +161,9 @@ def train_part(
     """Prepares a part of a log with the ids of the part before, measures that part's model on it,
     and trains on it.
 
-    It yields the record of rows, ids and metrics. The part is finished when the block, which writes
-    the record, has ended without an error.
+    It yields the record of rows, ids and metrics. A metric that is undefined, as an AUC on rows of
+    a single class, is nan. The part is finished when the block, which writes the record, has ended
+    without an error.
 
     Args:
         schema: the result of ``part_schema``.
@@ -198,7 +199,9 @@ def train_part(
     part_config = replace(config, data=DataConfig(output.recorded(data.folder)), warm_start=start)
     bad = data.manifest.bad_rows
     left_out = {"bad_rows": bad.bad} if bad and bad.bad else {}
-    with fit_one(data, part_config, folder / "run", ranks=ranks, output=output) as trainer:
+    with fit_one(
+        data, part_config, folder / "run", ranks=ranks, output=output, needs_metrics=False
+    ) as trainer:
         validation = trainer.result.validation
         doubts = find_all(trainer, data, "validation", validation)
         if ranks.is_rank_zero:

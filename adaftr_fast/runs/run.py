@@ -102,6 +102,7 @@ def fit_one(
     ranks: Ranks = ALONE,
     output: Output = HERE,
     on_epoch: OnEpoch | None = None,
+    needs_metrics: bool = True,
     wait: float = 0.0,
 ) -> Iterator[Trainer]:
     """Trains the model of ``config`` on ``data``, and yields its trainer, whose model holds the
@@ -120,7 +121,7 @@ def fit_one(
             ``folder``, except for the rows of sharded tables, and reads the run of a warm start.
         output: what ``folder`` is a part of. A warm start from another part of it reads the local
             files.
-        on_epoch: see ``Trainer``.
+        on_epoch, needs_metrics: see ``Trainer``.
         wait: how many seconds to wait for another writer of ``folder``.
 
     Raises:
@@ -137,7 +138,7 @@ def fit_one(
     rows = data.manifest.splits["train"].rows
     config = config.for_log(rows, data.manifest.parsed.preset)
     with writing(folder, ranks, *RUN_FILES, wait=wait):
-        trainer = _new_trainer(data, config, folder, ranks, on_epoch)
+        trainer = _new_trainer(data, config, folder, ranks, on_epoch, needs_metrics)
         fitted = [
             f"{name} {value}" for name, value in config.flat().items() if value != given[name]
         ]
@@ -204,7 +205,12 @@ def writing(folder: Path, ranks: Ranks, *files: str, wait: float = 0.0) -> Itera
 
 
 def _new_trainer(
-    data: PreparedData, config: RunConfig, folder: Path, ranks: Ranks, on_epoch: OnEpoch | None
+    data: PreparedData,
+    config: RunConfig,
+    folder: Path,
+    ranks: Ranks,
+    on_epoch: OnEpoch | None,
+    needs_metrics: bool,
 ) -> Trainer:
     about = _description(data, config)
     ranks.agree("settings or data", about.to_dict())
@@ -229,6 +235,7 @@ def _new_trainer(
         files=RunFiles(model, config.training, folder, about, rows=len(train), ranks=ranks),
         ranks=ranks,
         on_epoch=on_epoch,
+        needs_metrics=needs_metrics,
     )
 
 

@@ -304,6 +304,7 @@ def check_monitor(monitor: str, tasks: Sequence[str], split: Split) -> None:
 
 def monitored(metrics: TaskMetrics, monitor: str) -> float:
     """Returns the number that chooses the best weights: more is better, so a log-loss is negated.
+    It is nan if the metric of a task is undefined on these rows.
 
     Args:
         metrics: the validation metrics.
@@ -311,14 +312,22 @@ def monitored(metrics: TaskMetrics, monitor: str) -> float:
 
     Raises:
         ConfigError: there is no such task.
-        TrainingError: no task has the metric, or it is undefined on these rows.
+        TrainingError: no task has the metric.
     """
     name = monitor.rpartition("/")[2]
-    found = [metrics[task][name] for task in _tasks_with(monitor, metrics)]
-    if np.isnan(found).any():
-        raise _lacks(monitor)
-    mean = float(np.mean(found))
+    mean = float(np.mean([metrics[task][name] for task in _tasks_with(monitor, metrics)]))
     return -mean if name == "logloss" else mean
+
+
+def check_defined(metrics: TaskMetrics, monitor: str) -> None:
+    """Raises TrainingError if the AUC of a task or the monitored metric is undefined."""
+    for task, each in metrics.items():
+        if np.isnan(each["auc"]):
+            raise TrainingError(
+                f"task {task}: expected two classes in the validation split, got a single class"
+            )
+    if np.isnan(monitored(metrics, monitor)):
+        raise _lacks(monitor)
 
 
 def _tasks_with(monitor: str, metrics: Mapping[str, Container[str]]) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from adaftr_fast._files import AnyPath
-from adaftr_fast._json import from_json, loads
+from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._publish import read_published
 from adaftr_fast._tables import Shown, Table
 from adaftr_fast._tensor_file import SavedTensors
@@ -39,7 +39,7 @@ from adaftr_fast.training.checkpoint.weights import (
     read_description,
     weights_of,
 )
-from adaftr_fast.training.evaluation import TaskMetrics, monitored
+from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.sharding import check_tables, shard_tables
 
 if TYPE_CHECKING:
@@ -138,16 +138,9 @@ class Run(Shown):
     @cached_property
     def best_epoch(self) -> float:
         """The ``epoch`` of the best weights; 0 if there are none."""
-        # The first with their metric, since later ones must be strictly better.
-        monitor = self.config.training.monitor
-        found = monitored(self.about.metrics, monitor)
+        found = dumps(self.about.metrics)  # in which an undefined metric equals itself
         return next(
-            (
-                record["epoch"]
-                for record in self.epochs
-                if monitored(record["validation"], monitor) == found
-            ),
-            0,
+            (each["epoch"] for each in self.epochs if dumps(each["validation"]) == found), 0
         )
 
     @cached_property

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +27,14 @@ from adaftr_fast.ops.embedding.lookup import raise_bad_ids
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean, epochs_after
 from adaftr_fast.training.checkpoint.state import capture, restore
 from adaftr_fast.training.device import memory_errors, to_device
-from adaftr_fast.training.evaluation import check_monitor, diagnose, evaluate, monitored, spread
+from adaftr_fast.training.evaluation import (
+    check_defined,
+    check_monitor,
+    diagnose,
+    evaluate,
+    monitored,
+    spread,
+)
 from adaftr_fast.training.files import RunFiles, shown
 from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
 from adaftr_fast.training.sharding import check_sharding, share_of
@@ -60,6 +66,9 @@ class Trainer:
             and again with that of the last one if a run resumes after it. If it returns True (of
             several ranks: on rank 0), training stops as if it no longer improved. ``fit`` raises
             what it raises, and the run can be resumed; ``StopRun`` ends its trackers as finished.
+        needs_metrics: whether it is an error if an AUC or the metric is undefined on
+            ``validation``, as an AUC is if the rows have a single class. Otherwise the weights of
+            the last validation are the best where the metric is undefined.
 
     Raises:
         ConfigError: ``config.monitor`` names a task that the model does not have.
@@ -80,6 +89,7 @@ class Trainer:
         files: RunFiles | None = None,
         ranks: Ranks = ALONE,
         on_epoch: OnEpoch | None = None,
+        needs_metrics: bool = True,
     ) -> None:
         check_sharding(optimizer, config, ranks)
         check_monitor(config.monitor, model.task_names, validation)
@@ -92,6 +102,7 @@ class Trainer:
         self.stepper = Stepper(model, optimizer, config, ranks)
         self.config = config
         self.on_epoch = on_epoch
+        self.needs_metrics = needs_metrics
         self.progress = Progress()
         self.means = RunningMean()
         self._resumed = False
@@ -144,8 +155,8 @@ class Trainer:
             DivergedError: a loss or prediction is not finite. On a GPU the losses are checked every
                 ``config.sync_steps`` steps and before anything is saved, so the weights have been
                 updated by then, but no saved ones have.
-            TrainingError: a task has a single class in the validation split, a tracker cannot be
-                opened, or the memory does not suffice.
+            TrainingError: a metric is undefined that ``needs_metrics`` asks for, a tracker cannot
+                be opened, or the memory does not suffice.
             IndexError: on a GPU, an id was out of range in a step since the last check.
             CheckpointError: a checkpoint or snapshot cannot be written.
         """
@@ -297,7 +308,7 @@ class Trainer:
         self.progress.add(record, ends_epoch=self.progress.step == self._steps_per_epoch)
         self.means = RunningMean()
         reached = monitored(record["validation"], self.config.monitor)
-        if reached > self.progress.best_auc:
+        if not reached <= self.progress.best_auc:  # also true for nan
             self.progress.best_epoch = record["epoch"]
             self.progress.best_auc = reached
         # first, so that an earlier run's results are removed only after this run's are saved
@@ -327,11 +338,8 @@ class Trainer:
         record["validation"] = evaluate(
             self.model, self.validation, size, self.ranks, self.config.gauc_weights
         )
-        for task, metrics in record["validation"].items():
-            if np.isnan(metrics["auc"]):
-                raise TrainingError(
-                    f"task {task}: expected two classes in the validation split, got a single class"
-                )
+        if self.needs_metrics:
+            check_defined(record["validation"], self.config.monitor)
         values = diagnose(self.model, self.validation, size, self.ranks)
         record["diagnostics"] = {name: spread(each) for name, each in values.items()}
 

@@ -46,6 +46,16 @@ def write_day(folder, day, rows=800):
     return path
 
 
+def keep_few_conversions(path, rows=20):
+    """Removes the conversions of a day but those of the first rows, none of which is in the
+    validation split.
+    """
+    log = pq.read_table(path)
+    bought = log["buy"].to_numpy().copy()
+    bought[rows:] = 0
+    pq.write_table(log.set_column(log.column_names.index("buy"), "buy", pa.array(bought)), path)
+
+
 def prepare_day(folder, day, name="data", grow=None, fields=None, labels=None):
     """Prepares a day in a folder, with optional changes to the schema, and opens it."""
     source = SOURCE | {"fields": fields or SOURCE["fields"], "labels": labels or SOURCE["labels"]}

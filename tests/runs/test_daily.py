@@ -1,3 +1,4 @@
+import math
 import os
 import re
 from dataclasses import replace
@@ -24,7 +25,7 @@ from tests.cli.conftest import fails
 from tests.logs import read_records
 from tests.tolerances import assert_same_bits
 
-from .conftest import SOURCE, settings, write_day
+from .conftest import SOURCE, keep_few_conversions, settings, write_day
 
 
 @pytest.fixture
@@ -49,6 +50,19 @@ def whole(tmp_path_factory):
     """The records and the folder of three days, whose fields have widths of their own."""
     folder = tmp_path_factory.mktemp("whole")
     return run([write_day(folder, day) for day in range(3)], folder / "out"), folder / "out"
+
+
+def test_a_day_whose_validation_rows_have_one_class_is_trained_on(days, tmp_path):
+    """Its conversion AUC is undefined, so the weights of its last epoch are the best."""
+    keep_few_conversions(days[1])
+    records = run(days, tmp_path / "out")
+    assert [record["day"] for record in records] == [1, 2, 3]
+    metrics = read_records(tmp_path / "out" / RECORDS)[1]["validation"]
+    assert metrics["conversion"]["auc"] is None
+    assert metrics["click"]["auc"] > 0.5
+    trained = Run(tmp_path / "out/day-0002/run")
+    assert trained.best_epoch == trained.trained_epochs == 2
+    assert math.isnan(trained.validation["conversion"]["auc"])
 
 
 def test_each_day_is_evaluated_before_training_on_it(whole):

@@ -24,7 +24,7 @@ from adaftr_fast.streaming.loop import RECORDS, Journal
 from adaftr_fast.streaming.source import Chunk
 from adaftr_fast.training.trained import Run
 from tests.logs import read_records
-from tests.runs.conftest import SOURCE
+from tests.runs.conftest import SOURCE, keep_few_conversions
 from tests.streaming.conftest import LONG_AGO, arrive, config, stream
 from tests.tolerances import assert_same_bits
 
@@ -173,6 +173,19 @@ def test_a_chunk_that_cannot_be_trained_on_ends_the_stream_or_is_left_out(chunks
     with pytest.warns(RuntimeWarning, match=r"001\.parquet: .* left out: split train has no rows"):
         skipped = stream(chunks, whole, on_error="skip")
     assert skipped[2]["before_training"] == records[1]["before_training"]
+
+
+def test_a_chunk_whose_validation_rows_have_one_class_is_trained_on_and_exported(chunks, tmp_path):
+    keep_few_conversions(chunks / "001.parquet")
+    (chunks / "002.parquet").unlink()
+    records = stream(chunks, tmp_path / "out")
+    metrics = records[1]["validation"]["conversion"]
+    assert [name for name in metrics if metrics[name] == metrics[name]] == ["logloss"]
+    assert "error" not in records[1]
+    assert math.isnan(read_about(tmp_path / "out/serving").metrics["conversion"]["auc"])
+    arrive(chunks, 2)
+    (record,) = stream(chunks, tmp_path / "out")
+    assert record["before_training"]["conversion"]["auc"] > 0.5
 
 
 def test_rows_that_cannot_be_read_are_left_out_up_to_a_share(chunks, tmp_path):
