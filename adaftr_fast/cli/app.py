@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 after an error that the user can correct, which prints one line; 130
-            after Ctrl-C; 143
-        after SIGTERM. Other errors show a traceback, and ``--debug`` shows one for every error.
+            after Ctrl-C; 143 after SIGTERM. Both end ``serve`` with 0. Other errors show a
+            traceback, and ``--debug`` shows one for every error.
     """
     name, debug, values = parse(sys.argv[1:] if arguments is None else arguments)
     # imports torch, which --help does not wait for

@@ -41,10 +41,6 @@ class Batcher:
         self._waiting: list[tuple[Sequence[Row], asyncio.Future[Scored]]] = []
         self._arrived = asyncio.Event()
 
-    def waiting(self) -> int:
-        """Returns the number of rows that wait."""
-        return sum(len(rows) for rows, _ in self._waiting)
-
     async def score(self, rows: Sequence[Row]) -> Scored:
         """Returns the scores of rows and the scorer that made them.
 

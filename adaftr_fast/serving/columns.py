@@ -79,7 +79,7 @@ class Columns:
             form: how text holds numbers.
 
         Raises:
-            DataError: the column of prices is not numeric.
+            DataError: a price is not a finite number >= 0.
         """
         arrays = [pa.array(np.ascontiguousarray(column)) for column in scores.T]
         if self.funnel is None:
@@ -113,8 +113,9 @@ def _prices(bid: float | str, rows: pa.RecordBatch, form: TextFormat) -> np.ndar
         prices = as_float64(values).to_numpy(zero_copy_only=False)
     except pa.ArrowException as error:
         raise DataError(f"column {bid}: expected numeric prices: {error}") from error
-    if np.isinf(prices).any():
-        raise DataError(f"column {bid}: expected finite prices, got inf")
+    wrong = prices[np.isinf(prices) | (prices < 0)]
+    if len(wrong):
+        raise DataError(f"column {bid}: expected finite prices >= 0, got {wrong[0]:g}")
     return prices
 
 

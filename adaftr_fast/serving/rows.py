@@ -167,9 +167,8 @@ def _check_names(
     """Raises DataError if a column is missing, or not among ``known``; None allows any."""
     found = dict.fromkeys(found)
     if missing := [name for name in names if name not in found]:
-        raise DataError(
-            f"{where}: no column {_quoted(missing)}, which the model reads; got {_quoted(found)}"
-        )
+        got = _quoted(found) or "no columns"
+        raise DataError(f"{where}: no column {_quoted(missing)}, which the model reads; got {got}")
     if known is not None and (unknown := [name for name in found if name not in known]):
         raise DataError(
             f"{where}: column {_quoted(unknown)} is not in the schema of the model, which reads "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import socket
 import time
@@ -23,35 +22,26 @@ from prometheus_client import (
 )
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.serving.batching import Batcher
+from adaftr_fast.serving.body import MOST_BYTES, Budget, Refused, Take, read_body
+from adaftr_fast.serving.http import CLOSE, Closing, Process, Protocol, error_response
 from adaftr_fast.serving.reload import ReloadingScorer
-from adaftr_fast.serving.rows import Extra, Row, needed_columns
+from adaftr_fast.serving.rows import Extra, needed_columns
 from adaftr_fast.serving.scorer import PROGRAM, Scorer
 
 LOG = logging.getLogger("uvicorn.error")
 LOOK_SECONDS = 1.0  # between two looks for a new export
-MOST_ROWS = 10_000  # of a request; more are a task for ``predict``
-MOST_BYTES = 1 << 26
-MOST_WAITING = 1 << 17  # rows of requests that wait
+BODY_SECONDS = 30.0  # in which the body of a request must arrive
+END_SECONDS = 1.0  # the same once the server ends
+ANSWER_SECONDS = 30  # in which requests are answered once the server ends
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-
-
-class Refused(Exception):
-    """A request that is not scored.
-
-    Attributes:
-        status: the HTTP status of the answer.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Metrics:
@@ -93,33 +83,69 @@ class Server:
         self.models = models
         self.metrics = Metrics()
         self.is_running = False
+        self.is_ending = False
+        self._budget = Budget()
+        self._deadlines: set[asyncio.Timeout] = set()  # of bodies that are being read
         self.batcher = Batcher(lambda: models.scorer, extra, self.metrics.batch.observe)
 
     async def score(self, request: Request) -> Response:
         """POST /score: the scores of one row, a JSON object, or of several, an array of objects."""
         start = time.perf_counter()
         try:
-            rows = _rows(await _body(request))
-            if not self.is_running:
-                raise Refused(503, "the lifespan of the application is not running")
-            if self.batcher.waiting() > MOST_WAITING:
-                raise Refused(503, f"{MOST_WAITING:,} rows wait already")
-            table, scorer = await self.batcher.score(rows)
-            response = JSONResponse({"model": _digest(scorer), "scores": table.to_pylist()})
-            self.metrics.rows.inc(len(rows))
+            with self._budget.share() as take:
+                rows = read_body(await self._body(request, take), take)
+                if not self.is_running:
+                    raise Refused(503, "the lifespan of the application is not running")
+                table, scorer = await self.batcher.score(rows)
+                response = JSONResponse({"model": _digest(scorer), "scores": table.to_pylist()})
+                self.metrics.rows.inc(len(rows))
         except ClientDisconnect:
-            response = JSONResponse({"error": "the client is gone"}, 499)
+            response = error_response(499, "the client is gone")
         except Refused as error:
-            response = JSONResponse({"error": str(error)}, error.status)
+            # the rest of a late body is not waited for
+            headers = CLOSE if error.status == 408 else None
+            response = error_response(error.status, str(error), headers)
         except DataError as error:
-            response = JSONResponse({"error": str(error)}, 422)
+            response = error_response(422, str(error))
+        except asyncio.CancelledError:
+            if not self.is_ending:
+                raise
+            response = error_response(503, f"the server ends, after {ANSWER_SECONDS} seconds")
         # a score that is not finite, or no memory left: the next request may be served
         except Exception as error:
             LOG.exception("a request could not be scored")
-            response = JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
+            response = _failed(error)
         self.metrics.requests.labels(str(response.status_code)).inc()
         self.metrics.seconds.observe(time.perf_counter() - start)
         return response
+
+    async def _body(self, request: Request, take: Take) -> bytearray:
+        """Returns the body of a request. Raises Refused if it is too large or too late."""
+        body = bytearray()
+        deadline = asyncio.timeout(END_SECONDS if self.is_ending else BODY_SECONDS)
+        try:
+            async with deadline:
+                self._deadlines.add(deadline)
+                async for part in request.stream():
+                    take(len(part))
+                    body += part
+                    if len(body) > MOST_BYTES:
+                        raise Refused(413, f"expected at most {MOST_BYTES:,} bytes")
+        except TimeoutError as error:
+            if self.is_ending:
+                raise Refused(503, "the server ends, and the body has not arrived") from error
+            raise Refused(408, f"expected the body within {BODY_SECONDS:g} seconds") from error
+        finally:
+            self._deadlines.discard(deadline)
+        return body
+
+    def end(self) -> None:
+        """Begins the end: bodies must arrive soon, and answers close their connections."""
+        self.is_ending = True
+        soon = asyncio.get_running_loop().time() + END_SECONDS
+        for deadline in self._deadlines:
+            if not deadline.expired():
+                deadline.reschedule(soon)
 
     async def health(self, _: Request) -> Response:
         """GET /health: the model in use, the columns that it reads, and those that it returns."""
@@ -177,15 +203,22 @@ def application(models: ReloadingScorer, extra: Extra = "error") -> Starlette:
         models: the model; requests are answered by its newest export.
         extra: what to do with a column of a row that the schema does not know: "error" or "ignore".
     """
-    server = Server(models, extra)
-    routes = [
-        Route("/score", server.score, methods=["POST"]),
-        Route("/health", server.health),
-        Route("/metrics", server.metrics_text),
-    ]
-    return Starlette(
-        routes=routes, lifespan=server.running, exception_handlers={HTTPException: _refuse}
+    return _application(Server(models, extra))
+
+
+def _application(server: Server) -> Starlette:
+    made = Starlette(
+        routes=[
+            Route("/score", server.score, methods=["POST"]),
+            Route("/health", server.health),
+            Route("/metrics", server.metrics_text),
+        ],
+        lifespan=server.running,
+        middleware=[Middleware(Closing, is_ending=lambda: server.is_ending)],
+        exception_handlers={HTTPException: _refuse, Exception: _fail},
     )
+    made.router.redirect_slashes = False
+    return made
 
 
 def serve(
@@ -196,8 +229,8 @@ def serve(
     extra: Extra = "error",
     **options: Any,
 ) -> None:
-    """Serves an exported folder over HTTP until SIGINT or SIGTERM; requests in progress are
-    answered before it ends.
+    """Serves an exported folder over HTTP until SIGINT or SIGTERM, and returns. Requests in
+    progress are answered before.
 
     Args:
         folder: the exported folder, on this machine.
@@ -223,13 +256,16 @@ def serve(
             flush=True,
         )
         print(f"{folder}: loaded model {_digest(models.scorer)}, {time.ctime()}", flush=True)
+        server = Server(models, extra)
         config = uvicorn.Config(
-            application(models, extra),
+            _application(server),
+            http=Protocol,
+            ws="none",
             log_level="warning",
             access_log=False,
-            timeout_graceful_shutdown=30,
+            timeout_graceful_shutdown=ANSWER_SECONDS,
         )
-        uvicorn.Server(config).run(sockets=[listening])
+        Process(config, server.end).run(sockets=[listening])
 
 
 def _digest(scorer: Scorer) -> str:
@@ -239,26 +275,13 @@ def _digest(scorer: Scorer) -> str:
 async def _refuse(_: Request, error: Exception) -> Response:
     """Answers a request for another path or by another method."""
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+    return error_response(error.status_code, error.detail, error.headers)
 
 
-async def _body(request: Request) -> bytearray:
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BYTES:
-            raise Refused(413, f"expected at most {MOST_BYTES:,} bytes")
-    return body
+async def _fail(_: Request, error: Exception) -> Response:
+    """Answers a request after an error that is not expected."""
+    return _failed(error)
 
 
-def _rows(body: bytearray) -> list[Row]:
-    try:
-        found = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"expected JSON: {error}") from error
-    rows = found if isinstance(found, list) else [found]
-    if not all(isinstance(row, dict) for row in rows):
-        raise Refused(400, "expected a row as a JSON object, or an array of them")
-    if len(rows) > MOST_ROWS:
-        raise Refused(413, f"expected at most {MOST_ROWS:,} rows, got {len(rows):,}")
-    return rows
+def _failed(error: Exception) -> JSONResponse:
+    return error_response(500, f"{type(error).__name__}: {error}")

@@ -8,11 +8,14 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +30,9 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+from adaftr_fast.serving import server
 from adaftr_fast.serving.batching import score_each
+from adaftr_fast.serving.body import Budget
 from adaftr_fast.serving.reload import ReloadingScorer
 from adaftr_fast.serving.server import application
 
@@ -104,16 +109,26 @@ def test_answers_have_the_scores_of_the_model(served, exported):
             "rows[1]: column 'user': the float 1.152921504606847e+18",
         ),
         ([{}] * 10_001, 413, "expected at most 10,000 rows, got 10,001"),
+        ({}, 422, "which the model reads; got no columns"),
+        ({**rows[0], "price": -5}, 422, "column price: expected finite prices >= 0, got -5"),
+        (b'[{"user": 1, "user": 2}]', 400, "an object has the key 'user' 2 times"),
+        (b'{"price": NaN}', 400, "NaN is not a number of JSON; a missing value is null"),
+        (b'{"price": -Infinity}', 400, "-Infinity is not a number of JSON"),
+        (b'{"price": 1e400}', 400, "the number 1e400 is beyond the range of float64"),
+        ({"x" * 100_000: 1, "\ud800": 1}, 422, "rows[0]: no column '"),
+        (b"[" + b"{}," * (1 << 22) + b"{}]", 413, "expected rows that take at most 512 MiB"),
     ]
     for content, status, message in wrong:
         found, answer = served.ask("/score", content)
         assert (found, message in answer["error"]) == (status, True), answer
+        assert len(answer["error"]) < 500
+    assert served.ask("/score/", rows[0]) == (404, {"error": "Not Found"})
     assert served.ask("/score") == (405, {"error": "Method Not Allowed"})
     assert served.ask("/scores") == (404, {"error": "Not Found"})
 
     text = served.ask("/metrics")[1]
     assert 'adaftr_fast_requests_total{status="200"} 4.0' in text
-    assert 'adaftr_fast_requests_total{status="422"} 4.0' in text
+    assert 'adaftr_fast_requests_total{status="422"} 7.0' in text
     assert "adaftr_fast_rows_total 42.0" in text
     assert f'adaftr_fast_model{{sha256="{digest}"}} 1.0' in text
 
@@ -177,6 +192,53 @@ def test_requests_in_progress_are_answered_before_the_end(served):
         assert [len(answer.result()[1]["scores"]) for answer in answers] == [5_000] * 4
 
 
+def raw(port, *parts):
+    """Sends bytes, and returns all that the server answers until it closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        for part in parts:
+            connection.sendall(part)
+        return b"".join(iter(lambda: connection.recv(1 << 16), b"")).decode()
+
+
+HEAD = b"POST /score HTTP/1.1\r\nHost: here\r\n"
+
+
+def test_errors_of_the_protocol_are_json_and_two_lengths_close_the_connection(served):
+    answer = raw(served.port, b"no HTTP\r\n\r\n")
+    assert answer.startswith("HTTP/1.1 400 ")
+    assert json.loads(answer.split("\r\n\r\n")[1]) == {"error": "Invalid HTTP request received."}
+    lengths = b"Content-Length: 7\r\nTransfer-Encoding: chunked\r\n\r\n"
+    smuggled = b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n"
+    answer = raw(served.port, HEAD + lengths + b"2\r\n[]\r\n0\r\n\r\n" + smuggled)
+    assert answer.count("HTTP/1.1 ") == 1
+    assert "\r\nconnection: close\r\n" in answer
+
+
+def test_a_body_that_does_not_arrive_does_not_hold_up_the_end(served):
+    unfinished = HEAD + b"Content-Length: 10\r\n\r\n["
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(raw, served.port, unfinished) for _ in range(3)]
+        # all are accepted, and their heads are read before the next request
+        wait_for(lambda: len(connections(served.process.pid)) >= 3)
+        served.ask("/health")
+        served.process.send_signal(signal.SIGTERM)
+        for answer in answers:
+            head, _, body = answer.result().partition("\r\n\r\n")
+            assert head.startswith("HTTP/1.1 503 ")
+            assert "\r\nconnection: close" in head
+            assert json.loads(body) == {"error": "the server ends, and the body has not arrived"}
+    _, errors = served.process.end(0)
+    assert errors == ""
+
+
+def connections(pid):
+    """Returns the sockets of a process that are connected."""
+    links = [os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()]
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    connected = {f"socket:[{row[9]}]" for row in rows if row[3] == "01"}
+    return connected.intersection(links)
+
+
 def test_a_port_in_use_and_a_folder_without_a_model_are_named(served, exported, tmp_path, capsys):
     from adaftr_fast.cli import main
 
@@ -203,16 +265,21 @@ def test_the_rows_of_other_requests_change_no_value(exported):
     assert found[2].to_pylist() == alone[1]
     assert len(found[3]) == 0
     assert found[5].to_pylist() == alone[2] + alone[3]
-    assert "expected finite prices, got inf" in str(found[1])
+    assert "expected finite prices >= 0, got inf" in str(found[1])
     assert "expected one value" in str(found[4])
 
 
-async def asked(app, content):
-    """Returns the messages that an application sends in answer to /score."""
+async def asked(app, content, *, ends=True):
+    """Returns the messages that an application sends in answer to /score; ``ends`` is whether the
+    body does.
+    """
     sent = []
+    parts = [content]
 
     async def receive():
-        return {"type": "http.request", "body": content, "more_body": False}
+        if not parts:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": parts.pop(), "more_body": not ends}
 
     async def send(message):
         sent.append(message)
@@ -233,6 +300,23 @@ def test_without_its_lifespan_an_application_refuses(exported):
     status, body = asyncio.run(asked(application(ReloadingScorer(exported[0])), b"{}"))
     assert status["status"] == 503
     assert b"lifespan" in body["body"]
+
+
+def test_bodies_have_a_deadline_and_share_a_budget(exported, monkeypatch):
+    monkeypatch.setattr(server, "BODY_SECONDS", 0.5)
+    monkeypatch.setattr(server, "Budget", partial(Budget, 1050))
+    app = application(ReloadingScorer(exported[0]))
+
+    async def running():
+        asking = [asked(app, b" " * 100, ends=False) for _ in range(12)]
+        return await asyncio.wait_for(asyncio.gather(*asking), 60)
+
+    answers = [sent[0] for sent in asyncio.run(running())]
+    assert sorted(each["status"] for each in answers) == [408] * 10 + [503] * 2
+    assert all(
+        ((b"connection", b"close") in each["headers"]) == (each["status"] == 408)
+        for each in answers
+    )
 
 
 def test_a_bid_that_is_not_finite_is_an_error_of_the_request(exported):
