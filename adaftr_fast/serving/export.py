@@ -5,6 +5,7 @@ description.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -12,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaftr_fast._files import AnyPath, sha256, write_json
+from adaftr_fast._files import AnyPath, replace_file, sha256
 from adaftr_fast._publish import publishing
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo
+from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo, signed
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.errors import ServingError, StoreError
 from adaftr_fast.models.build import ModelClass
@@ -142,7 +143,7 @@ def _write(
     metrics = {name: each for name, each in trained.about.metrics.items() if name in tasks}
     digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     about = About(VERSION, manifest.fingerprint, tasks, metrics, digests, rounded, trained.doubts)
-    write_json(folder / ABOUT, about)
+    replace_file(folder / ABOUT, signed(asdict(about), ABOUT).encode())
     return about
 
 

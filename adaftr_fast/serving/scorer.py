@@ -19,11 +19,16 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from adaftr_fast import models  # noqa: F401  # defines the ops that programs call
-from adaftr_fast._files import AnyPath, read_json, sha256
-from adaftr_fast._json import from_json
+from adaftr_fast._files import AnyPath, sha256
+from adaftr_fast._json import from_json, loads, shown
 from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.batch import Batch, interleave
-from adaftr_fast.data.dataset.manifest import MANIFEST, Manifest, read_manifest
+from adaftr_fast.data.dataset.manifest import (
+    MANIFEST,
+    Manifest,
+    check_own_sha256,
+    read_manifest,
+)
 from adaftr_fast.data.dataset.matrix import matrix
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.data.encode.encoders import Encoder, encode_features
@@ -35,7 +40,7 @@ from adaftr_fast.serving.programs import apply_program
 from adaftr_fast.serving.rows import Extra, RawRows, read_rows
 from adaftr_fast.stores import as_path, local_copy
 
-VERSION = 3
+VERSION = 4
 ABOUT = "serving.json"
 PROGRAM = "model.pt2"
 AOT = "model.aot.pt2"
@@ -68,7 +73,7 @@ class About:
         fingerprint: the fingerprint of the prepared data (``Manifest.fingerprint``).
         tasks: the tasks, in the order of the probabilities.
         metrics: validation metrics of the model as it was trained, per task.
-        sha256: the sha256 of every other file, by name.
+        sha256: the sha256 of every other file, by name. The file has its own beside them.
         int8: the size and the metrics with int8 tables, if the tables are int8.
         doubts: why the model may not be worth using, a sentence each.
     """
@@ -277,11 +282,25 @@ def _load(folder: Path, **options: Any) -> Scorer:
     for name in (PROGRAM, MANIFEST, VOCABULARY):
         _verify(folder / name, about)
     manifest = read_manifest(folder)
-    program = torch.export.load(folder / PROGRAM).module()
+    one_task = [[task] for task in manifest.tasks]
+    if about.tasks not in (manifest.tasks, *one_task) or about.fingerprint != manifest.fingerprint:
+        raise ServingError(
+            f"{folder / ABOUT}: damaged: its tasks {about.tasks} are not those of {MANIFEST}, "
+            f"{manifest.tasks}, or its data are others; export the run again"
+        )
+    program = _read_program(folder / PROGRAM)
     columns = output_columns(about.tasks, manifest.parsed.funnel, **options)
     return Scorer(
         about, manifest, manifest.parsed, read_encoders(folder, manifest), program, columns
     )
+
+
+def _read_program(path: Path) -> torch.nn.Module:
+    try:
+        return torch.export.load(path).module()
+    except Exception as error:  # of zip, pickle or torch, without a common class
+        problem = f"{type(error).__name__}: {error}"
+        raise ServingError(f"{path}: damaged: {problem}; export the run again") from error
 
 
 def read_about(folder: Path) -> About:
@@ -294,18 +313,23 @@ def read_about(folder: Path) -> About:
             f"{folder}: not an exported model (no {ABOUT}); make one with `adaftr-fast export`"
         )
     try:
-        content = read_json(dict, path)
+        data = path.read_bytes()
+        content = from_json(dict[str, Any], loads(data.decode()))
         if (version := content.get("version")) != VERSION:
             raise ServingError(
-                f"{path}: written in version {version}, this program reads version {VERSION}: "
+                f"{path}: written in version {shown(version)}, this program reads version {VERSION}: "
                 "export the run again"
             )
-        return from_json(About, content)
+        about = from_json(About, content)
+        check_own_sha256(data, about.sha256.pop(ABOUT, ""))
+        return about
     except ValueError as error:
         raise ServingError(f"{path}: damaged or not an export: {error}") from error
 
 
 def _verify(path: Path, about: About) -> None:
+    if not path.is_file():  # a pipe in its place would be waited for
+        raise ServingError(f"{path}: cannot be read: expected a file")
     try:
         digest = sha256(path)
     except OSError as error:

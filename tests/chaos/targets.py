@@ -24,7 +24,7 @@ from adaftr_fast.api import prepare as api_prepare
 from adaftr_fast.api.run import load_run
 from adaftr_fast.cli import main
 from adaftr_fast.config import RunConfig
-from adaftr_fast.data.dataset.manifest import MANIFEST, read_manifest
+from adaftr_fast.data.dataset.manifest import MANIFEST, read_manifest, signed
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw.bad_rows import BadRows
@@ -38,7 +38,7 @@ from adaftr_fast.runs import daily
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.programs import Probabilities
-from adaftr_fast.serving.scorer import VERSION, About, Scorer, load_scorer, read_about
+from adaftr_fast.serving.scorer import ABOUT, VERSION, About, Scorer, load_scorer, read_about
 from adaftr_fast.streaming.messages import RowReader
 from adaftr_fast.training.checkpoint.snapshots import load_snapshot
 from adaftr_fast.training.trained import Run
@@ -292,9 +292,8 @@ def exports():
         name: hashlib.sha256(corpus.prepared()[name]).hexdigest() for name in (MANIFEST, VOCABULARY)
     }
     named = {name: about[name] for name in ("fingerprint", "tasks", "metrics")}
-    return [
-        json.dumps(named | {"version": VERSION, "sha256": digests | {"model.pt2": DIGEST}}).encode()
-    ]
+    described = named | {"version": VERSION, "sha256": digests | {"model.pt2": DIGEST}}
+    return [signed(described, ABOUT).encode()]
 
 
 @cache

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from adaftr_fast._files import sha256
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.dataset.manifest import signed
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import CheckpointError, ServingError
@@ -220,9 +222,42 @@ def test_damaged_files_raise(exported, tmp_path):
             load_scorer(folder)
         path.write_bytes(content)
     path.write_text('{"version": 1}')
-    message = "written in version 1, this program reads version 3: export the run again"
+    message = "written in version 1, this program reads version 4: export the run again"
     with pytest.raises(ServingError, match=message):
         load_scorer(folder)
+
+
+def test_edited_descriptions_and_programs_raise(exported, tmp_path):
+    """Also those whose sums are renewed."""
+    folder = shutil.copytree(exported[0], tmp_path / "model")
+    about = json.loads((folder / "serving.json").read_text())
+
+    def load(**changes):
+        (folder / "serving.json").write_text(signed(about | changes, "serving.json"))
+        return load_scorer(folder)
+
+    assert load().about.tasks == ["click", "conversion"]
+    swapped = json.dumps(about | {"tasks": ["conversion", "click"]}, indent=2)
+    (folder / "serving.json").write_text(swapped)
+    with pytest.raises(ServingError, match=r"serving\.json: damaged.*its sha256 differs"):
+        load_scorer(folder)
+    for tasks in (["conversion", "click"], [], ["click", "click"]):
+        with pytest.raises(ServingError, match=r"serving\.json: damaged: its tasks \["):
+            load(tasks=tasks)
+    surrogate = json.dumps(about | {"tasks": ["\ud800"]})
+    for content in ("[]", '{"version": "\\ud800"}', surrogate):
+        (folder / "serving.json").write_text(content)
+        with pytest.raises(ServingError, match=r"serving\.json: (damaged|written in version)") as e:
+            load_scorer(folder)
+        str(e.value).encode()
+    program = folder / "model.pt2"
+    program.write_bytes(program.read_bytes()[:-100])
+    with pytest.raises(ServingError, match=r"model\.pt2: damaged: "):
+        load(sha256=about["sha256"] | {"model.pt2": sha256(program)})
+    program.unlink()
+    os.mkfifo(program)
+    with pytest.raises(ServingError, match=r"model\.pt2: cannot be read: expected a file"):
+        load()
 
 
 def test_the_arguments_of_ops_have_the_names_that_programs_hold():

@@ -229,11 +229,11 @@ class Manifest:
             raise
 
 
-def signed(content: dict[str, Any]) -> str:
-    """Returns the text of a manifest, whose last value is the sha256 that it has with "" in its
-    place.
+def signed(content: dict[str, Any], name: str = MANIFEST) -> str:
+    """Returns the text of a file whose ``sha256`` by name ends with its own: the one that it has
+    with "" in its place.
     """
-    content = content | {"sha256": content["sha256"] | {MANIFEST: ""}}
+    content = content | {"sha256": content["sha256"] | {name: ""}}
     before, quotes, after = f"{dumps(content, indent=2)}\n".rpartition('""')
     digest = hashlib.sha256((before + quotes + after).encode()).hexdigest()
     return f'{before}"{digest}"{after}'
@@ -262,7 +262,7 @@ def read_manifest(folder: AnyPath) -> Manifest:
         manifest = from_json(Manifest, content)
         _check_fields(manifest)
         _check_splits(manifest)
-        _check_own_sha256(data, manifest.sha256.get(MANIFEST, ""))
+        check_own_sha256(data, manifest.sha256.get(MANIFEST, ""))
         return manifest
     except ValueError as error:
         raise DataError(f"{path}: damaged: {error}") from error
@@ -318,11 +318,11 @@ def _counts_each(names: Sequence[str], counts: dict[str, int], rows: int) -> boo
     return counts.keys() == set(names) and all(0 <= count <= rows for count in counts.values())
 
 
-def _check_own_sha256(data: bytes, digest: str) -> None:
-    """Raises ValueError unless the file ``data`` is as it was written."""
+def check_own_sha256(data: bytes, digest: str) -> None:
+    """Raises ValueError unless the file ``data`` is as ``signed`` made it."""
     before, _, after = data.rpartition(digest.encode() or b"?")
     if hashlib.sha256(before + after).hexdigest() != digest:
-        raise ValueError("its sha256 differs from the recorded one; prepare again")
+        raise ValueError("its sha256 differs from the recorded one")
 
 
 def parse_manifest(path: AnyPath, data: bytes) -> dict[str, Any]:
