@@ -38,7 +38,7 @@ def data(tmp_path_factory):
     return af.prepare(file, folder / "prepared", **roles, progress=False), file
 
 
-def test_from_a_run_to_scores(url, data, tmp_path, capsys):
+def test_from_a_run_to_scores(url, data, tmp_path, capsys, monkeypatch):
     prepared, files = data
     local = af.train(prepared, tmp_path / "run", training=SMALL)
     run = af.train(prepared, f"{url}/run", training=SMALL)
@@ -58,6 +58,12 @@ def test_from_a_run_to_scores(url, data, tmp_path, capsys):
     assert "report.md" in open_folder(as_path(f"{url}/comparison")).state.files
     warm = af.train(prepared, f"{url}/second", training=SMALL, warm_start=f"{url}/run")
     assert f"warm start from {url}/run" in capsys.readouterr().err
+    http = pytest.importorskip("adaftr_fast.serving.http")
+    monkeypatch.setattr(http.Process, "run", lambda *_, **__: None)
+    assert call(f"serve {url}/model --port 0") == 0
+    assert (
+        f"{url}/model: loaded model {exported.about.sha256['model.pt2']}" in capsys.readouterr().out
+    )
     assert warm.config.warm_start.run == f"{url}/run"
 
 
