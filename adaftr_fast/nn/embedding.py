@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 
 from adaftr_fast._json import dumps, from_json, loads
@@ -67,9 +68,12 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
             so an optimizer's weight decay reaches it.
         on_bad_id: "raise", or "oov" to look up row 0 of the field in place of an id that is out of
             range and to count it in ``oov_counts`` [F].
-        sparse: whether backward leaves sparse gradients in the parameters. A dense one has the size
-            of its table, which takes a pass over the table in each backward.
-            ``torch.autograd.grad`` returns sparse ones.
+        sparse: whether the gradients of the parameters are sparse. A dense one has the size of its
+            table, which takes a pass over the table in each backward. The optimizers of
+            adaftr_fast.optim update the rows of a dense one that are not zeros. A weight that is computed
+            from other tensors, as by torch.nn.utils.parametrizations.weight_norm, gets a dense one
+            in any case. ``torch.compile`` of a program that trains runs look-ups with sparse
+            gradients eagerly, between two graphs; fullgraph=True takes ``sparse=False``.
         device: device of the parameters.
         dtype: dtype of the parameters: float32, float64, bfloat16 or float16; torch's default dtype
             if None. Arithmetic on half-precision tables, and the state of the adaftr_fast.optim
@@ -181,6 +185,36 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
         """The modules whose ``weight`` and ``offsets`` are those of the tables in ``by_width``."""
         return [*self.tables] if self._mixed else [self]
 
+    def forward(
+        self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        if self._leaves_graph():
+            return _eagerly(super().forward, ids, offsets, per_sample_weights)
+        return super().forward(ids, offsets, per_sample_weights)
+
+    forward.__doc__ = EmbeddingFields.forward.__doc__
+
+    def look_up_field(self, name: str | int, ids: Tensor) -> Tensor:
+        if self._leaves_graph():
+            return _eagerly(super().look_up_field, name, ids)
+        return super().look_up_field(name, ids)
+
+    look_up_field.__doc__ = EmbeddingFields.look_up_field.__doc__
+
+    def _leaves_graph(self) -> bool:
+        """Returns whether torch.compile traces a look-up with a sparse gradient, which inductor does
+        not support.
+        """
+        return (
+            torch.compiler.is_dynamo_compiling()
+            and not torch.compiler.is_exporting()
+            and torch.is_grad_enabled()
+            and any(
+                owner._is_sparse(owner.weight) and owner.weight.requires_grad
+                for owner in self._owners()
+            )
+        )
+
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.sparse else ", sparse=False")
 
@@ -215,6 +249,7 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
             self._mixed
             or self.padding_idx is not None
             or self.on_bad_id != "raise"
+            or not self._is_sparse(self.weight)
             or ids.dim() != 2
         ):
             return False
@@ -444,6 +479,18 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
         super().__setstate__(state)
         _living[next(_numbers)] = self
 
+
+@_disable_dynamo
+def _eagerly(look_up: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    return look_up(*arguments)
+
+
+# What torch.compiler.disable(reason=...) sets, without importing the compiler until it is needed.
+_eagerly.__dict__.update(
+    _torchdynamo_disable=True,
+    _torchdynamo_disable_msg="FusedEmbedding: a sparse gradient cannot be computed in a graph, set "
+    "sparse=False or fullgraph=False",
+)
 
 _living: weakref.WeakValueDictionary[int, FusedEmbedding] = weakref.WeakValueDictionary()
 _numbers = itertools.count()

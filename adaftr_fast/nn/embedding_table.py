@@ -121,8 +121,8 @@ class HoldsTable(nn.Module):
     """A module whose parameter ``weight`` [R, E] is a table.
 
     Attributes:
-        sparse: whether backward leaves a sparse gradient, which is then coalesced except on CUDA,
-            or a dense one.
+        sparse: whether the gradient of the parameter is sparse and coalesced, except on CUDA, or
+            dense.
     """
 
     weight: nn.Parameter
@@ -147,34 +147,34 @@ class HoldsTable(nn.Module):
         with held(weight) as steps:
             missed = [] if steps is None else steps.tensors
             if offsets is not None:
-                return embedding_bags(weight, ids, offsets, factors, field_offsets, mean, missed)
-            return fused_embedding(weight, ids, field_offsets, missed)
+                bags = (ids, offsets, factors, field_offsets)
+                return embedding_bags(weight, *bags, mean, missed, sparse=self._is_sparse(weight))
+            sparse = self._is_sparse(weight)
+            return fused_embedding(weight, ids, field_offsets, missed, sparse=sparse)
+
+    def _is_sparse(self, weight: Tensor) -> bool:
+        """Returns whether the gradient of ``weight`` is sparse. The formulas of PyTorch, which
+        differentiate what a weight is computed from, take dense ones alone.
+        """
+        return self.sparse and weight.is_leaf
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         super().register_parameter(name, param)
-        if name == "weight" and param is not None:
+        if name == "weight" and param is not None and self.sparse:
             self._register_hook(param)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "weight" in self._parameters:  # a copied parameter has no hooks
+        if "weight" in self._parameters and self.sparse:  # a copied parameter has no hooks
             self._register_hook(self.weight)
 
     def _register_hook(self, weight: nn.Parameter) -> None:
         """Registers the hook once, which torch refuses for a parameter that is frozen now."""
-        hook = coalesce_unless_on_cuda if self.sparse else _make_dense
-        if hook in (weight._post_accumulate_grad_hooks or {}).values():
+        if coalesce_unless_on_cuda in (weight._post_accumulate_grad_hooks or {}).values():
             return
         frozen = not weight.requires_grad
-        weight.requires_grad_().register_post_accumulate_grad_hook(hook)
+        weight.requires_grad_().register_post_accumulate_grad_hook(coalesce_unless_on_cuda)
         weight.requires_grad_(not frozen)
-
-
-def _make_dense(weight: Tensor) -> None:
-    # reads attributes in a fifth of the time of a DeferredParameter
-    with torch._C.DisableTorchFunctionSubclass():
-        if weight.grad is not None and weight.grad.is_sparse:
-            weight.grad = weight.grad.to_dense()
 
 
 class TableFields(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adaftr_fast import FusedEmbedding, optim
-from adaftr_fast.ops.embedding.lookup import sparse_gradient
+from adaftr_fast.ops.embedding.lookup import table_gradient
 from tests.cuda.test_bags import bags_for
 from tests.watch import Watch
 
@@ -61,7 +61,7 @@ def test_traces_with_fake_cuda_tensors(monkeypatch, kind):
                 grad = torch.zeros(16, weight.shape[1], device="cuda")
                 field = torch.zeros(2, dtype=torch.int64, device="cuda")
                 with torch.no_grad():
-                    weight.grad = sparse_gradient(grad, ids[:, :1], field, weight.shape)
+                    weight.grad = table_gradient(grad, ids[:, :1], field, weight.shape)
             optim.clip_grad_norm_(emb.parameters(), 1.0)
             optimizer.step()
         assert emb(ids).is_cuda

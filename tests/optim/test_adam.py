@@ -285,7 +285,7 @@ def test_bitwise_equal_for_any_thread_count():
 
 
 def test_deferred_lookup_compiles_to_one_graph():
-    emb = FusedEmbedding(SIZES, 8)
+    emb = FusedEmbedding(SIZES, 8, sparse=False)
     optimizer = optim.Adam(emb, lr=0.1)
     compiled = torch.compile(emb, fullgraph=True, backend="aot_eager")
     ids = torch.zeros(4, 3, dtype=torch.int64)
@@ -294,7 +294,6 @@ def test_deferred_lookup_compiles_to_one_graph():
         compiled(ids + step % 2).square().sum().backward()
         optimizer.step()
     torch.testing.assert_close(compiled(ids), emb(ids))
-    assert emb.weight.grad.is_coalesced()
 
 
 def test_opcheck():

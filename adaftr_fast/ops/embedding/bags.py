@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adaftr_fast.ops.embedding.lookup import (
     fused_embedding,
+    gradient_of_terms,
     merges_later,
     runs_cuda_kernels,
     some_of,
@@ -30,7 +31,13 @@ PAD = -1
 
 
 def _bags_fake(
-    weight: Tensor, values: Tensor, offsets: Tensor, _: Any, field_offsets: Tensor, *__: Any
+    weight: Tensor,
+    values: Tensor,
+    offsets: Tensor,
+    _: Any,
+    field_offsets: Tensor,
+    *__: Any,
+    **___: Any,
 ) -> Tensor:
     fields = field_offsets.shape[0] - 1
     return weight.new_empty((offsets.shape[0] - 1) // fields, fields * weight.shape[1])
@@ -68,9 +75,9 @@ define(
 )
 _BAGS = "Tensor values, Tensor offsets, Tensor? per_sample_weights"
 define(
-    f"embedding_bags(Tensor weight, {_BAGS}, Tensor field_offsets, bool mean, Tensor[] state) -> "
-    "Tensor",
-    reference.embedding_bags,
+    f"embedding_bags(Tensor weight, {_BAGS}, Tensor field_offsets, bool mean, Tensor[] state, *, "
+    "bool sparse=True) -> Tensor",
+    lambda *arguments, sparse: reference.embedding_bags(*arguments),
     _bags_fake,
 )
 define(
@@ -86,7 +93,9 @@ define(
 )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor
+) -> None:
     weight, values, offsets, per_sample_weights, field_offsets, mean, state = inputs
     learned = per_sample_weights is not None and per_sample_weights.requires_grad
     table = [weight, *state] if learned else []
@@ -94,6 +103,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.shape = weight.shape
     ctx.mean = mean
     ctx.states = len(state)
+    ctx.sparse = keyword_only_inputs["sparse"]
 
 
 bag_of_id: Callable[[Tensor, Tensor], Tensor] = torch.ops.adaftr_fast.bag_of_id
@@ -104,7 +114,7 @@ It is an op because ONNX lacks the search; ``plain_decompositions`` does without
 """
 
 
-def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:
+def _table_gradient(ctx: Any, grad: Tensor) -> Tensor:
     values, offsets, per_sample_weights, field_offsets = ctx.saved_tensors[:4]
     width = ctx.shape[1]
     # create_graph=True: PyTorch's own ops can be differentiated again
@@ -123,11 +133,12 @@ def _sparse_gradient(ctx: Any, grad: Tensor) -> Tensor:
         terms = reference.gradient_terms(
             grad, bag, offsets, per_sample_weights, width, ctx.mean
         ).to(grad.dtype)
-        found = sparse_rows(rows, terms, ctx.shape)
-        return found.coalesce() if again else found
+        return gradient_of_terms(rows, terms, ctx.shape, ctx.sparse)
     bags = (values, offsets, per_sample_weights, field_offsets)
     rows, sums = torch.ops.adaftr_fast.embedding_bags_backward(grad, *bags, width, ctx.mean)
-    return sparse_rows(rows, sums, ctx.shape, coalesced=not on_cuda)
+    if ctx.sparse:
+        return sparse_rows(rows, sums, ctx.shape, coalesced=not on_cuda)
+    return gradient_of_terms(rows, sums, ctx.shape, False)
 
 
 def _factor_gradient(ctx: Any, grad: Tensor) -> Tensor | None:
@@ -147,7 +158,7 @@ def _factor_gradient(ctx: Any, grad: Tensor) -> Tensor | None:
     bag = bag.clamp(max=bags - 1)
     ids = torch.where(inside, values + field_offsets[bag % fields], 0)[:, None]
     one_field = field_offsets[::fields].contiguous()  # [0, R]
-    rows = fused_embedding(weight, ids, one_field, state)
+    rows = fused_embedding(weight, ids, one_field, state, sparse=ctx.sparse)
     dtype = reference.compute_dtype(grad)
     gradient = (rows.to(dtype) * grad.to(dtype).reshape(-1, weight.shape[1])[bag]).sum(1)
     if ctx.mean:
@@ -156,7 +167,7 @@ def _factor_gradient(ctx: Any, grad: Tensor) -> Tensor | None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:
-    of_weight = _sparse_gradient(ctx, grad) if ctx.needs_input_grad[0] else None
+    of_weight = _table_gradient(ctx, grad) if ctx.needs_input_grad[0] else None
     return of_weight, None, None, _factor_gradient(ctx, grad), None, None, [None] * ctx.states
 
 
@@ -173,11 +184,12 @@ def embedding_bags(
     field_offsets: Tensor,
     mean: bool,
     state: Sequence[Tensor] = (),
+    *,
+    sparse: bool = True,
 ) -> Tensor:
     """Pools the ids of each bag into one vector.
 
-    The gradient of ``weight`` is a sparse tensor, coalesced except on CUDA, and can itself be
-    differentiated (create_graph=True).
+    The gradient of ``weight`` can itself be differentiated (create_graph=True).
 
     Args:
         weight: [R, E], floating point, contiguous.
@@ -190,6 +202,7 @@ def embedding_bags(
         mean: if True, divides the sum, weighted or not, by the number of ids in the bag.
         state: the state of a deferred Adam (adaftr_fast.optim.Adam). If given, rows are read at
             their current values.
+        sparse: whether the gradient of ``weight`` is sparse, coalesced except on CUDA, or dense.
 
     Returns:
         [B, F * E]; zeros for an empty bag.
@@ -203,7 +216,7 @@ def embedding_bags(
     arguments = (weight, values, offsets, per_sample_weights, field_offsets, mean, list(state))
     if differentiates_references():
         return reference.embedding_bags(*arguments)
-    return torch.ops.adaftr_fast.embedding_bags(*arguments)
+    return torch.ops.adaftr_fast.embedding_bags(*arguments, sparse=sparse)
 
 
 select_bags: Callable[..., tuple[Tensor, Tensor]] = torch.ops.adaftr_fast.select_bags

@@ -5,9 +5,10 @@ look-up reads rows at their current values; it writes nothing.
 
 Shapes: B batch, F fields, E width, R rows of all fields, U distinct rows of one batch.
 
-The gradient of ``weight`` is a sparse tensor whose indices are strictly increasing. Graphs of
-``torch.compile`` return one with a row per look-up, because a graph breaks at an op whose result
-depends on values in its size; a hook of the parameter merges the rows outside of the graph.
+The gradient of ``weight`` is a sparse tensor whose indices are strictly increasing, or a dense one,
+as ``sparse`` says. Graphs of ``torch.compile`` return a sparse one with a row per look-up, because
+a graph breaks at an op whose result depends on values in its size; a hook of the parameter merges
+the rows outside of the graph. Inductor compiles graphs with dense gradients alone.
 
 ``embedding_and_squares`` also returns the sum of the squares of its result, for a penalty on the
 looked-up rows. The gradient of the penalty is added where the gradients of the look-ups are merged,
@@ -77,9 +78,9 @@ def _embedding_and_squares(
 
 _IDS = "Tensor ids, Tensor field_offsets"
 define(
-    f"fused_embedding(Tensor weight, {_IDS}, Tensor[] state) -> Tensor",
-    reference.fused_embedding,
-    lambda weight, ids, *_: weight.new_empty(ids.shape[0], ids.shape[1] * weight.shape[1]),
+    f"fused_embedding(Tensor weight, {_IDS}, Tensor[] state, *, bool sparse=True) -> Tensor",
+    lambda *arguments, sparse: reference.fused_embedding(*arguments),
+    lambda weight, ids, *_, **__: weight.new_empty(ids.shape[0], ids.shape[1] * weight.shape[1]),
 )
 define(
     f"fused_embedding_backward(Tensor grad, {_IDS}, int width) -> (Tensor, Tensor)",
@@ -108,16 +109,26 @@ define(
     reference.merge_rows,
     _merge_rows_fake,
 )
+define(
+    "sum_rows(Tensor rows, Tensor terms, SymInt num_rows) -> Tensor",
+    lambda rows, terms, num_rows: merged_rows(
+        rows, terms, torch.Size([num_rows, terms.shape[1]])
+    ).to_dense(),
+    lambda rows, terms, num_rows: terms.new_empty(num_rows, terms.shape[1]),
+)
 define("strictly_rising(Tensor rows) -> bool", reference.strictly_rising)
 define("raise_reported(Tensor device) -> ()", lambda device: None)
 define("advise_huge_pages_(Tensor(a!) table) -> ()", lambda table: None)
 _ops = torch.ops.adaftr_fast
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor
+) -> None:
     weight, ids, field_offsets, state = inputs
     ctx.save_for_backward(ids, field_offsets)
     ctx.shape = weight.shape
+    ctx.sparse = keyword_only_inputs["sparse"]
     ctx.no_gradients = [None] * len(state)
 
 
@@ -130,24 +141,55 @@ def sparse_rows(rows: Tensor, values: Tensor, shape: torch.Size, coalesced: bool
     )
 
 
-def sparse_gradient(grad: Tensor, ids: Tensor, field_offsets: Tensor, shape: torch.Size) -> Tensor:
-    """Returns the sparse gradient of a table [R, E], given the gradient of its look-ups [B, F * E].
+def merged_rows(rows: Tensor, terms: Tensor, shape: torch.Size) -> Tensor:
+    """Returns a sparse tensor with the sum of the terms [M, E] of each of the rows [M] of a table.
 
-    It is coalesced, unless repeated rows are merged later.
+    With CUDA kernels it keeps M rows: each distinct row has its sum once, and zeros where it
+    repeats. The host does not wait.
     """
-    terms = grad.reshape(-1, shape[1])
-    if torch.is_grad_enabled():  # create_graph=True: PyTorch's own ops can be differentiated again
-        return sparse_rows(reference.embedding_rows(ids, field_offsets), terms, shape).coalesce()
-    if merges_later(grad):
-        return sparse_rows(_ops.embedding_rows(ids, field_offsets), terms, shape)
-    rows, values = _ops.fused_embedding_backward(grad, ids, field_offsets, shape[1])
-    return sparse_rows(rows, values, shape, coalesced=True)
+    if runs_cuda_kernels(terms):
+        found, sums = _ops.merge_rows(rows, terms, shape[0])
+        return sparse_rows(found, sums, shape)
+    # The backward of a look-up in a single field of R rows merges them.
+    field_offsets = torch.tensor([0, shape[0]], device=rows.device)
+    merge = _ops.fused_embedding_backward
+    found, sums = merge(terms, rows[:, None], field_offsets, shape[1])
+    return sparse_rows(found, sums, shape, coalesced=True)
+
+
+def gradient_of_terms(rows: Tensor, terms: Tensor, shape: torch.Size, sparse: bool) -> Tensor:
+    """Returns the gradient of a table [R, E], sparse or dense, given the terms [M, E] of rows [M].
+
+    Rows that repeat in a sparse one are merged later, unless it can be differentiated.
+    """
+    again = torch.is_grad_enabled()  # create_graph=True: PyTorch's own ops are differentiated again
+    if sparse:
+        found = sparse_rows(rows, terms, shape)
+        return found.coalesce() if again else found
+    if again:
+        return terms.new_zeros(shape).index_add(0, rows, terms)
+    return _ops.sum_rows(rows, terms, shape[0])
+
+
+def table_gradient(
+    grad: Tensor, ids: Tensor, field_offsets: Tensor, shape: torch.Size, sparse: bool = True
+) -> Tensor:
+    """Returns the gradient of a table [R, E], given the gradient of its look-ups [B, F * E].
+
+    A sparse one is coalesced, unless repeated rows are merged later.
+    """
+    if sparse and not torch.is_grad_enabled() and not merges_later(grad):
+        rows, values = _ops.fused_embedding_backward(grad, ids, field_offsets, shape[1])
+        return sparse_rows(rows, values, shape, coalesced=True)
+    rows = _ops.embedding_rows(ids, field_offsets)
+    return gradient_of_terms(rows, grad.reshape(-1, shape[1]), shape, sparse)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | list[None] | None, ...]:
     ids, field_offsets = ctx.saved_tensors
     # The deferred steps do not depend on this batch, so the gradient is that of the plain look-up.
-    return sparse_gradient(grad, ids, field_offsets, ctx.shape), None, None, ctx.no_gradients
+    of_weight = table_gradient(grad, ids, field_offsets, ctx.shape, ctx.sparse)
+    return of_weight, None, None, ctx.no_gradients
 
 
 if not has_cpp_gradients():  # csrc/autograd/embedding.cpp registers a faster formula
@@ -157,14 +199,18 @@ if not has_cpp_gradients():  # csrc/autograd/embedding.cpp registers a faster fo
 
 
 def fused_embedding(
-    weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor] = ()
+    weight: Tensor,
+    ids: Tensor,
+    field_offsets: Tensor,
+    state: Sequence[Tensor] = (),
+    *,
+    sparse: bool = True,
 ) -> Tensor:
     """Looks up one id per field in a table that holds the rows of all fields, one field after
     another.
 
-    The gradient of ``weight`` is a sparse tensor, coalesced except on CUDA, and can itself be
-    differentiated (create_graph=True). Under the transforms of torch.func and in forward mode,
-    plain PyTorch computes dense ones.
+    The gradient of ``weight`` can itself be differentiated (create_graph=True). Under the
+    transforms of torch.func and in forward mode, plain PyTorch computes dense ones.
 
     Args:
         weight: [R, E], floating point, contiguous.
@@ -173,6 +219,7 @@ def fused_embedding(
             ``field_offsets[f + 1] - 1``.
         state: the state of a deferred Adam (adaftr_fast.optim.Adam). If given, rows are read at
             their current values.
+        sparse: whether the gradient of ``weight`` is sparse, coalesced except on CUDA, or dense.
 
     Returns:
         [B, F * E], the rows concatenated in field order.
@@ -186,7 +233,7 @@ def fused_embedding(
     """
     if differentiates_references():
         return reference.fused_embedding(weight, ids, field_offsets, state)
-    return _ops.fused_embedding(weight, ids, field_offsets, state)
+    return _ops.fused_embedding(weight, ids, field_offsets, state, sparse=sparse)
 
 
 embedding_and_squares: Callable[..., tuple[Tensor, Tensor]] = _ops.embedding_and_squares
@@ -201,8 +248,7 @@ def coalesce_gradient(weight: Tensor) -> None:
     """Coalesces ``weight.grad`` of a table [R, E].
 
     Autograd clears the coalesced flag when it takes over a sparse gradient, and adds two sparse
-    gradients by concatenating their rows. With CUDA kernels the gradient keeps its number of rows:
-    each distinct row has its sum once, and zeros where it repeats. The host does not wait.
+    gradients by concatenating their rows. With CUDA kernels it is merged as by ``merged_rows``.
     """
     grad = weight.grad
     if grad is None or not grad.is_sparse or grad.is_coalesced():
@@ -211,18 +257,10 @@ def coalesce_gradient(weight: Tensor) -> None:
         weight.grad = grad.coalesce()
         return
     rows = grad._indices()[0]
-    if runs_cuda_kernels(grad):
-        rows, values = _ops.merge_rows(rows, grad._values(), weight.shape[0])
-        weight.grad = sparse_rows(rows, values, weight.shape)
-        return
-    if _ops.strictly_rising(rows):
+    if not runs_cuda_kernels(grad) and _ops.strictly_rising(rows):
         grad._coalesced_(True)
-        return
-    # Merging duplicate rows is the backward of a look-up in a single field of R rows.
-    field_offsets = torch.tensor([0, weight.shape[0]], device=rows.device)
-    merge = _ops.fused_embedding_backward
-    rows, values = merge(grad._values(), rows[:, None], field_offsets, weight.shape[1])
-    weight.grad = sparse_rows(rows, values, weight.shape, coalesced=True)
+    else:
+        weight.grad = merged_rows(rows, grad._values(), weight.shape)
 
 
 def coalesce_unless_on_cuda(weight: Tensor) -> None:

@@ -19,7 +19,12 @@ import adaftr_fast.ops.embedding.segments  # noqa: F401  # defines the ops of PL
 
 
 def plain_lookup(
-    weight: Tensor, ids: Tensor, field_offsets: Tensor, state: Sequence[Tensor]
+    weight: Tensor,
+    ids: Tensor,
+    field_offsets: Tensor,
+    state: Sequence[Tensor],
+    *,
+    sparse: bool = True,
 ) -> Tensor:
     """Computes ``fused_embedding``; deferred updates have been applied, so ``state`` is empty."""
     return nn.functional.embedding(
@@ -35,6 +40,8 @@ def plain_bags(
     field_offsets: Tensor,
     mean: bool,
     state: Sequence[Tensor],
+    *,
+    sparse: bool = True,
 ) -> Tensor:
     """Computes ``embedding_bags``; deferred updates have been applied, so ``state`` is empty."""
     bag, rows = _rows_of_bags(values, offsets, field_offsets)

@@ -45,7 +45,7 @@ const T* pointer_of(const at::Tensor& factors) {
 
 at::Tensor embedding_bags(const at::Tensor& weight, const at::Tensor& values, const at::Tensor& offsets,
                           const std::optional<at::Tensor>& factors, const at::Tensor& field_offsets, bool mean,
-                          at::TensorList state) {
+                          at::TensorList state, bool /*sparse*/) {
   check_weight("embedding_bags", weight);
   check_fields("embedding_bags", field_offsets, values);
   const int64_t fields = field_offsets.size(0) - 1, width = weight.size(1);

@@ -65,8 +65,9 @@ void look_up_current(const at::Tensor& weight, const at::Tensor& ids, const at::
   });
 }
 
+// `sparse` is of the gradient.
 at::Tensor fused_embedding(const at::Tensor& weight, const at::Tensor& ids, const at::Tensor& field_offsets,
-                           at::TensorList state) {
+                           at::TensorList state, bool /*sparse*/) {
   check_lookup(weight, ids, field_offsets);
   const DeviceGuard guard(weight.device());
   at::Tensor out = at::empty({ids.size(0), ids.size(1) * weight.size(1)}, weight.options());

@@ -60,7 +60,7 @@ void check_per_sample_weights(const char* op, const OptionalTensor& per_sample_w
 
 Tensor embedding_bags(const Tensor& weight, const Tensor& values, const Tensor& offsets,
                       const OptionalTensor& per_sample_weights, const Tensor& field_offsets, bool mean,
-                      const Tensors& state) {
+                      const Tensors& state, bool /*sparse*/) {
   constexpr const char* kOp = "embedding_bags";
   check_weight(kOp, weight);
   check_bags(kOp, values, offsets, field_offsets);

@@ -44,7 +44,9 @@ void look_up_current(const AdamTable<W>& table, const Tensor& ids, const Tensor&
   });
 }
 
-Tensor fused_embedding(const Tensor& weight, const Tensor& ids, const Tensor& field_offsets, const Tensors& state) {
+// `sparse` is of the gradient.
+Tensor fused_embedding(const Tensor& weight, const Tensor& ids, const Tensor& field_offsets, const Tensors& state,
+                       bool /*sparse*/) {
   check_ids(kOp, ids, field_offsets);
   check_weight(kOp, weight);
   check_field_offsets(kOp, field_offsets, weight.size(0));
