@@ -69,8 +69,8 @@ def state_table(weight: Tensor, *size: int) -> Tensor:
 
 
 def row_gradient(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
-    """Returns the rows [U] with a gradient, in ascending order, and their gradients [U, E]; all
-    rows if it is dense.
+    """Returns the rows [U] with a gradient, in ascending order, and their gradients [U, E]. Those of
+    a dense gradient are the rows that are not zeros.
 
     On CUDA, rows come in any order and may repeat, for the update to merge.
     """
@@ -79,7 +79,8 @@ def row_gradient(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
     if grad is None:
         raise ValueError("row_gradient: weight must have a gradient, got None")
     if not grad.is_sparse:
-        return torch.arange(len(weight), device=weight.device), grad.contiguous()
+        rows = grad.ne(0).any(1).nonzero()[:, 0]
+        return rows, grad[rows]
     return grad._indices().select(0, 0), grad._values()
 
 

@@ -167,3 +167,18 @@ def test_a_shared_parameter_has_the_table_of_the_module_that_is_given_or_was_mad
         ):
             second.grow("c", 5)
         assert second.weight is first.weight
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adagrad", "RowwiseAdagrad", "LazyAdam", "Adam", "AdamW"])
+def test_dense_gradients_take_the_steps_of_sparse_ones(name):
+    tables = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        emb = FusedEmbedding([40, 20], 4, sparse=sparse)
+        optimizer = getattr(optim, name)(emb, lr=0.1, weight_decay=0.1)
+        for _ in range(5):
+            optimizer.zero_grad(set_to_none=False)
+            emb(torch.randint(20, (6, 2))).sin().sum().backward()
+            optimizer.step()
+        tables.append(emb.weight.detach())
+    assert torch.equal(*tables)
