@@ -11,12 +11,13 @@ from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from adaftr_fast.nn.embedding_table import EmbeddingTable, Ids, field_offsets
 from adaftr_fast.ops.embedding.bags import PAD, bag_of_id, select_bags
 from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
 from adaftr_fast.ops.embedding.reference.bags import check_bags, compute_dtype, resolve_ids
-from adaftr_fast.ops.embedding.reference.lookup import check_columns, check_ids
+from adaftr_fast.ops.embedding.reference.lookup import check_columns, check_ids, values_of
 from adaftr_fast.ops.embedding.segments import rows_of_field
 from adaftr_fast.ops.library import check_local
 
@@ -194,6 +195,9 @@ class EmbeddingFields(nn.Module):
                 them, the weighted sum is divided by the number of ids in the bag: for the weighted
                 average, pass factors with a mean of 1.
 
+        torch.func's vmap takes one of its batches per call, so ``vmap(grad(loss))`` gives gradients
+        per sample. Where offsets differ between samples, all fields must have one width.
+
         Returns:
             [B, sum of E_f].
 
@@ -212,7 +216,7 @@ class EmbeddingFields(nn.Module):
                 raise self._with_name(error) from None
         given, bad = self._without_bad(given)
         out = self._look_up(given)
-        self.oov_counts += bad  # after everything that can raise
+        _count(self.oov_counts, bad)  # after everything that can raise
         return out
 
     def look_up_field(self, name: str | int, ids: Tensor) -> Tensor:
@@ -248,7 +252,7 @@ class EmbeddingFields(nn.Module):
         whole = owner.offsets[:: len(table.fields)].contiguous()  # [0, R]
         out = owner._look_up_ids(whole, Ids(rows[:, None]), False)
         if bad is not None:  # after everything that can raise
-            self.oov_counts[f] += bad.sum()
+            _count(self.oov_counts[f : f + 1], bad.sum()[None])
         padding = None if self.padding_idx is None else self.padding_idx[f]
         return out if padding is None else torch.where((ids == padding)[:, None], out.detach(), out)
 
@@ -421,6 +425,19 @@ class EmbeddingFields(nn.Module):
         parts += [] if self.pooling == "mean" else [f"pooling={self.pooling!r}"]
         parts += [] if self.on_bad_id == "raise" else [f"on_bad_id={self.on_bad_id!r}"]
         return ", ".join(parts)
+
+
+def _count(counts: Tensor, bad: Tensor) -> None:
+    """Adds the numbers of replaced ids, those of all samples under vmap, to the counts of their
+    fields.
+
+    A look-up within a backward pass repeats an earlier one, as torch.utils.checkpoint does.
+    """
+    if torch.compiler.is_compiling():
+        counts += bad
+    elif torch._C._current_graph_task_id() == -1:
+        with temporarily_clear_interpreter_stack():  # torch.func refuses to write what it captures
+            counts += values_of(bad).reshape(-1, len(counts)).sum(0)
 
 
 def select_fields(

@@ -9,7 +9,7 @@ holds the first row of each field.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,14 +63,9 @@ def _select_bags_fake(
     return offsets.new_empty(some_of(values)), offsets.new_empty(batch * len(chosen) + 1)
 
 
-def _bag_of_id(values: Tensor, offsets: Tensor) -> Tensor:
-    positions = torch.arange(values.shape[0], device=values.device)
-    return torch.searchsorted(offsets, positions, right=True) - 1
-
-
 define(
     "bag_of_id(Tensor values, Tensor offsets) -> Tensor",
-    _bag_of_id,
+    reference.bag_of_id,
     lambda values, offsets: offsets.new_empty(values.shape[0]),
 )
 _BAGS = "Tensor values, Tensor offsets, Tensor? per_sample_weights"
@@ -106,12 +101,16 @@ def _setup_context(
     ctx.sparse = keyword_only_inputs["sparse"]
 
 
-bag_of_id: Callable[[Tensor, Tensor], Tensor] = torch.ops.adaftr_fast.bag_of_id
-"""Returns the bag of each position of values [N], given values and offsets, [N]; at a position
-behind the last bag, the number of bags.
+def bag_of_id(values: Tensor, offsets: Tensor) -> Tensor:
+    """Returns the bag of each position of values [N], given values and offsets, [N]; at a position
+    behind the last bag, the number of bags.
 
-It is an op because ONNX lacks the search; ``plain_decompositions`` does without.
-"""
+    It is an op because ONNX lacks the search; ``plain_decompositions`` does without.
+    """
+    if differentiates_references():
+        return reference.bag_of_id(values, offsets)
+    found: Tensor = torch.ops.adaftr_fast.bag_of_id(values, offsets)
+    return found
 
 
 def _table_gradient(ctx: Any, grad: Tensor) -> Tensor:
@@ -219,22 +218,33 @@ def embedding_bags(
     return torch.ops.adaftr_fast.embedding_bags(*arguments, sparse=sparse)
 
 
-select_bags: Callable[..., tuple[Tensor, Tensor]] = torch.ops.adaftr_fast.select_bags
-"""Selects the bags of some fields. It is an op, so that programs of torch.export check their input
-too.
+def select_bags(
+    values: Tensor,
+    offsets: Tensor,
+    per_sample_weights: Tensor | None,
+    chosen: Sequence[int],
+    fields: int,
+) -> tuple[Tensor, Tensor]:
+    """Selects the bags of some fields. It is an op, so that programs of torch.export check their
+    input too.
 
-Args:
-    values: [N], int32 or int64, the ids of all bags.
-    offsets: [B * F + 1], int64, rising from 0 to N; bag b * F + f holds field f of row b.
-    per_sample_weights: [N] factors of the ids, or None. Only their shape is checked.
-    chosen: the indices of the C selected fields, in ascending order.
-    fields: F, the number of fields.
+    Args:
+        values: [N], int32 or int64, the ids of all bags.
+        offsets: [B * F + 1], int64, rising from 0 to N; bag b * F + f holds field f of row b.
+        per_sample_weights: [N] factors of the ids, or None. Only their shape is checked.
+        chosen: the indices of the C selected fields, in ascending order.
+        fields: F, the number of fields.
 
-Returns:
-    The positions in ``values`` of the selected fields' ids, int64 [M], and their bags' offsets,
-    int64 [B * C + 1]. On CUDA, where the host does not know M, N positions: those from the last
-    offset on have no meaning.
+    Returns:
+        The positions in ``values`` of the selected fields' ids, int64 [M], and their bags' offsets,
+        int64 [B * C + 1]. On CUDA, where the host does not know M, N positions: those from the last
+        offset on have no meaning.
 
-Raises:
-    TypeError, ValueError: an argument has the wrong dtype or shape.
-"""
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype or shape.
+    """
+    arguments = (values, offsets, per_sample_weights, chosen, fields)
+    if differentiates_references():
+        return reference.select_bags(*arguments)
+    found: tuple[Tensor, Tensor] = torch.ops.adaftr_fast.select_bags(*arguments)
+    return found

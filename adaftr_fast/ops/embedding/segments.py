@@ -7,7 +7,6 @@ to N. No op adds in an order that differs from call to call, on any device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from adaftr_fast.ops.embedding.bags import PAD, bag_of_id
 from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
+from adaftr_fast.ops.embedding.reference.lookup import value_at, values_of
 from adaftr_fast.ops.library import define, differentiates_references, library
 
 
@@ -26,10 +26,10 @@ def _rows_of_field(ids: Tensor, first: int, rows: int) -> Tensor:
     bad = (ids < 0) | (ids >= rows)
     if runs_cuda_kernels(ids):  # the look-up reports -1, without making the host wait
         return torch.where(bad, -1, ids.long() + first)
-    if bad.any():
-        i = int(bad.nonzero()[0])
+    if values_of(bad).any():
+        position = values_of(bad).nonzero()[0].tolist()
         raise IndexError(
-            f"look_up_field: ids[{i}] = {int(ids[i])} is out of range for the field, whose ids are "
+            f"look_up_field: ids{position} = {value_at(ids, position)} is out of range for the field, whose ids are "
             f"0 to {rows - 1}"
         )
     return ids.long() + first
@@ -99,17 +99,21 @@ torch.library.register_autograd(
 )
 
 
-rows_of_field: Callable[[Tensor, int, int], Tensor] = torch.ops.adaftr_fast.rows_of_field
-"""Returns the table rows of ids [N] of a field, int64 [N], given its first row and its number of
-rows.
+def rows_of_field(ids: Tensor, first: int, rows: int) -> Tensor:
+    """Returns the table rows of ids [N] of a field, int64 [N], given its first row and its number
+    of rows.
 
-Errors name ``FusedEmbedding.look_up_field``, which calls it.
+    Errors name ``FusedEmbedding.look_up_field``, which calls it.
 
-Raises:
-    IndexError: an id is out of range. On CUDA its row is -1, which the look-up reports.
-    TypeError: ids are neither int32 nor int64.
-    ValueError: ids are not [N].
-"""
+    Raises:
+        IndexError: an id is out of range. On CUDA its row is -1, which the look-up reports.
+        TypeError: ids are neither int32 nor int64.
+        ValueError: ids are not [N].
+    """
+    if differentiates_references():
+        return _rows_of_field(ids, first, rows)
+    found: Tensor = torch.ops.adaftr_fast.rows_of_field(ids, first, rows)
+    return found
 
 
 def sum_bags(vectors: Tensor, offsets: Tensor) -> Tensor:

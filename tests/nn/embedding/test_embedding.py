@@ -300,3 +300,17 @@ def test_a_shared_parameter_has_one_hook():
     assert len(one.weight._post_accumulate_grad_hooks) == 1
     twin = copy.deepcopy(one)
     assert len(twin.weight._post_accumulate_grad_hooks) == 1
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_checkpoint_counts_replaced_ids_once(use_reentrant):
+    emb = FusedEmbedding([5, 7], 2, on_bad_id="oov")
+    ids = torch.tensor([[9, 1], [9, 7]])
+
+    def run(ids, scale):
+        return (emb(ids).sum() + emb.look_up_field(0, ids[:, 0]).sum()) * scale
+
+    scale = torch.ones((), requires_grad=True)
+    checkpoint = torch.utils.checkpoint.checkpoint
+    checkpoint(run, ids, scale, use_reentrant=use_reentrant).backward()
+    assert emb.oov_counts.tolist() == [4, 1]

@@ -78,3 +78,44 @@ def test_torch_func_differentiates_look_ups(widths, offsets):
     with forward_ad.dual_level():
         duals = {name: forward_ad.make_dual(p, tangents[name]) for name, p in weights.items()}
         torch.testing.assert_close(forward_ad.unpack_dual(loss(duals)).tangent, expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 0, "on_bad_id": "oov"}], ids=str)
+@pytest.mark.parametrize("length", [None, 2], ids=["ids", "bags"])
+def test_vmap_gives_gradients_per_sample(widths, options, length):
+    torch.manual_seed(0)
+    module = FusedEmbedding(SIZES, widths, dtype=torch.float64, **options)
+    ids = drawn_ids() if length is None else torch.stack([drawn_ids(), drawn_ids()], 2)
+    if options:
+        ids[1, 2] = 77
+        ids[3, 0] = -1
+
+    def loss(parameters, sample):
+        found = torch.func.functional_call(module, parameters, (sample[None],))
+        return found.sin().sum()
+
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    samples = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, ids)
+    counted = module.oov_counts.clone()
+    module.oov_counts.zero_()
+    for sample, each in enumerate(ids):
+        module.zero_grad()
+        module(each[None]).sin().sum().backward()
+        for name, weight in module.named_parameters():
+            torch.testing.assert_close(samples[name][sample], weight.grad.to_dense())
+    assert torch.equal(counted, module.oov_counts)
+
+
+def test_vmap_checks_ids_and_takes_offsets_per_sample():
+    module = FusedEmbedding(SIZES, 3)
+    values = torch.zeros(2, 3, dtype=torch.int64)
+    offsets = torch.tensor([[0, 1, 2, 3], [0, 0, 3, 3]])
+    expected = torch.stack([module(values[k], offsets[k]) for k in range(2)])
+    torch.testing.assert_close(torch.func.vmap(module)(values, offsets), expected)
+    values[1, 2] = 9
+    with pytest.raises(IndexError, match=r"values\[1, 2\] = 9 \(row 0\) is .* field 1, .* 0 to 8"):
+        torch.func.vmap(module)(values, offsets)
+    with pytest.raises(IndexError, match=r"ids\[1, 0, 2\] = 9 is out of range for field 2"):
+        torch.func.vmap(module)(values[:, None])
+    with pytest.raises(IndexError, match=r"look_up_field: ids\[1, 2\] = 9 is out of range"):
+        torch.func.vmap(lambda ids: module.look_up_field(1, ids))(values)

@@ -15,7 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adaftr_fast.ops.embedding.reference.lookup import check_fields, merge_rows
+from adaftr_fast.ops.embedding.reference.lookup import (
+    check_fields,
+    merge_rows,
+    value_at,
+    values_of,
+)
 from adaftr_fast.ops.embedding.reference.optim import caught_up
 
 
@@ -41,13 +46,22 @@ def check_bags(
             f"{op}: offsets must be int64 [B * {fields} + 1], got {offsets.dtype} "
             f"{list(offsets.shape)}"
         )
-    if offsets[0] != 0 or offsets[-1] != len(values) or (offsets.diff() < 0).any():
+    wrong = (offsets[0] != 0) | (offsets[-1] != len(values)) | (offsets.diff() < 0).any()
+    if values_of(wrong).any():
         raise ValueError(f"{op}: offsets must rise from 0 to the number of values, {len(values)}")
     if per_sample_weights is not None and per_sample_weights.shape != values.shape:
         raise ValueError(
             f"{op}: per_sample_weights must be [{len(values)}], got "
             f"{list(per_sample_weights.shape)}"
         )
+
+
+def bag_of_id(values: Tensor, offsets: Tensor) -> Tensor:
+    """Returns the bag of each position of values [N], [N]; behind the last bag, the number of
+    bags.
+    """
+    positions = torch.arange(values.shape[0], device=values.device)
+    return torch.searchsorted(offsets, positions, right=True) - 1
 
 
 def resolve_ids(
@@ -66,16 +80,16 @@ def resolve_ids(
     check_fields(op, field_offsets)
     fields = len(field_offsets) - 1
     check_bags(op, values, offsets, per_sample_weights, fields)
-    # [N]
-    bag = torch.arange(len(offsets) - 1, device=values.device).repeat_interleave(offsets.diff())
+    bag = bag_of_id(values, offsets)
     field = bag % fields
-    bad = ((values < 0) | (values >= field_offsets.diff()[field])).nonzero()
+    bad = values_of((values < 0) | (values >= field_offsets.diff()[field])).nonzero()
     if len(bad):
-        i = int(bad[0])
-        f = int(field[i])
-        last = int(field_offsets.diff()[field[i]]) - 1
+        position = bad[0].tolist()
+        f = value_at(field, position)
+        row = value_at(bag, position) // fields
+        last = int(field_offsets[f + 1] - field_offsets[f]) - 1
         raise IndexError(
-            f"{op}: values[{i}] = {int(values[i])} (row {int(bag[i]) // fields}) is out of range "
+            f"{op}: values{position} = {value_at(values, position)} (row {row}) is out of range "
             f"for field {f}, "
             f"whose ids are 0 to {last}"
         )
@@ -136,8 +150,8 @@ def embedding_bags(
     bag, rows = resolve_ids("embedding_bags", values, offsets, per_sample_weights, field_offsets)
     found = caught_up("embedding_bags", weight, state, rows)[0] if state else weight[rows]
     wide = found.to(compute_dtype(weight))
-    out = wide.new_zeros(len(offsets) - 1, weight.shape[1])
-    out.index_add_(0, bag, wide * factors(bag, offsets, per_sample_weights, mean, wide.dtype))
+    terms = wide * factors(bag, offsets, per_sample_weights, mean, wide.dtype)
+    out = wide.new_zeros(len(offsets) - 1, weight.shape[1]).index_add(0, bag, terms)
     return out.to(weight.dtype).reshape(-1, (len(field_offsets) - 1) * weight.shape[1])
 
 

@@ -34,18 +34,36 @@ def check_columns(op: str, ids: Tensor, fields: int) -> None:
         )
 
 
+def values_of(x: Tensor) -> Tensor:
+    """Returns the values of a tensor that transforms of torch.func have wrapped, with the
+    dimensions of vmap; the result of an elementwise op has them first.
+    """
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
+
+
+def value_at(x: Tensor, position: Sequence[int]) -> int:
+    """Returns one of the values of integers x, at a position among the values of a tensor of its
+    shape.
+    """
+    values = values_of(x + 0)
+    return int(values[tuple(position[len(position) - values.dim() :])])
+
+
 def check_ids(op: str, ids: Tensor, field_offsets: Tensor) -> None:
     """Checks that ids are int32 or int64 [B, F] and within their fields' ranges; the error names
     the first bad id.
     """
     check_fields(op, field_offsets)
     check_columns(op, ids, len(field_offsets) - 1)
-    bad = ((ids < 0) | (ids >= field_offsets.diff())).nonzero()
+    bad = values_of((ids < 0) | (ids >= field_offsets.diff())).nonzero()
     if len(bad):
-        b, f = bad[0].tolist()
+        position = bad[0].tolist()
+        f = position[-1]
         last = int(field_offsets[f + 1] - field_offsets[f]) - 1
         raise IndexError(
-            f"{op}: ids[{b}, {f}] = {int(ids[b, f])} is out of range for field {f}, whose ids are "
+            f"{op}: ids{position} = {value_at(ids, position)} is out of range for field {f}, whose ids are "
             f"0 to {last}"
         )
 
