@@ -105,9 +105,12 @@ def differentiates_references() -> bool:
 
 
 def check_local(op: str, name: str, x: Any, advice: str | None = None) -> None:
-    """Refuses a DTensor, which PyTorch does not take beside the local tensors of an op; ``advice``
-    says what to do.
+    """Refuses a DTensor, which PyTorch does not take beside the local tensors of an op, and a sparse
+    or nested tensor; ``advice`` says what to do with a DTensor.
     """
+    if isinstance(x, torch.Tensor) and (x.layout != torch.strided or x.is_nested):
+        kind = "nested tensor" if x.is_nested else str(x.layout)
+        raise TypeError(f"{op}: {name} must be a dense tensor, got a {kind}")
     if hasattr(type(x), "to_local"):
         raise TypeError(
             f"{op}: {name} must be a local tensor, got a DTensor; "

@@ -17,6 +17,7 @@ from adaftr_fast.ops.infonce.arguments import (
     check_block,
     check_combinations,
     check_ignore_above,
+    check_mask,
     check_no_tangents,
     check_representations,
     check_targets,
@@ -28,12 +29,13 @@ from adaftr_fast.ops.infonce.arguments import (
     reverse,
     row_scale,
     split_tau,
+    with_ignore_index,
 )
 from adaftr_fast.ops.infonce.autograd import DifferentiableOp
 from adaftr_fast.ops.infonce.blocks import BLOCKS
 from adaftr_fast.ops.infonce.candidates import Direction, across_ranks
-from adaftr_fast.ops.infonce.op import INFONCE, SYMMETRIC, TARGETS
-from adaftr_fast.ops.infonce.reference import weighted
+from adaftr_fast.ops.infonce.op import INFONCE, MASKED, SYMMETRIC, TARGETS
+from adaftr_fast.ops.infonce.reference import IGNORE, weighted
 from adaftr_fast.ops.infonce.targets import choose_positive
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
@@ -62,6 +64,8 @@ class InfoNCEOptions(TypedDict, total=False):
     column_group: Tensor | None
     row_weight: Tensor | None
     column_bias: Tensor | None
+    candidate_mask: Tensor | None
+    ignore_index: int
     ignore_above: float | None
     positive_group: Tensor | Labels | None
     label_smoothing: float
@@ -106,6 +110,8 @@ def adaptive_infonce(
     column_group: Tensor | None = None,
     row_weight: Tensor | None = None,
     column_bias: Tensor | None = None,
+    candidate_mask: Tensor | None = None,
+    ignore_index: int = IGNORE,
     ignore_above: float | None = None,
     positive_group: Tensor | Labels | None = None,
     label_smoothing: float = 0.0,
@@ -180,8 +186,8 @@ def adaptive_infonce(
             ``symmetric``, also a pair (per row, per column), whose second element is [N], [N, 1],
             [1], 0-dim or a number. A single [B] or [B, 1] there is also the temperature of the
             candidates, which requires N = B.
-        positive_index: [B] int64, the index of each row's positive among the candidates. -100
-            ignores the row. Default: ``arange(B)``, which requires N >= B.
+        positive_index: [B] int64, the index of each row's positive among the candidates.
+            ``ignore_index`` ignores the row. Default: ``arange(B)``, which requires N >= B.
         row_group: [B] int64. A candidate with the same group id as the row is not a negative of the
             row, unless it is its positive.
         column_group: [N] int64, the group ids of the candidates. Default: ``row_group``, which
@@ -196,6 +202,13 @@ def adaptive_infonce(
             reduced float32 precision the bias is thus rounded to the type of the products, and in
             float16 a bias / tau beyond 65504 makes the gradient in tau NaN. Differentiable. Not
             supported with ``symmetric``.
+        candidate_mask: [B, N] bool. Where it is False, the candidate is not a negative of the row,
+            unless it is its positive. No other tensor of B x N elements is stored, but plain
+            PyTorch computes the loss on every device, some rows at a time, which takes longer than
+            the kernels: groups say the same faster where they can. With ``symmetric``, the
+            candidates of the other direction are those of its transpose. Not supported with
+            ``process_group``, nor with ``symmetric`` and ``positive_index`` at once.
+        ignore_index: the number that ignores a row, as ``positive_index`` or ``positive_group``.
         ignore_above: if given, a candidate whose similarity to the row exceeds that of the row's
             positive by more than this finite number is not a negative of the row, as it may be a
             positive that is not labeled. The similarity is the logit times tau: a_r . b_j, plus tau
@@ -208,10 +221,10 @@ def adaptive_infonce(
             candidate with the id of the row is its positive unless ``row_group`` excludes it, and
             the loss of the row is the mean of its losses over the positives P, L_r =
             logsumexp_j(z_rj) - mean_{p in P} z_rp (SupCon, Khosla et al., 2020, Eq. 2). The
-            positives remain candidates of the softmax. -100 ignores the row. With ``symmetric``,
-            the anchors of the other direction are the first B candidates. Not supported with
-            ``positive_index``, ``ignore_above``, ``margin`` and ``return_stats``. Accuracy with
-            many positives: docs/recipes.md.
+            positives remain candidates of the softmax. ``ignore_index`` ignores the row. With
+            ``symmetric``, the anchors of the other direction are the first B candidates. Not
+            supported with ``positive_index``, ``candidate_mask``, ``ignore_above``, ``margin`` and
+            ``return_stats``. Accuracy with many positives: docs/recipes.md.
         label_smoothing: s in [0, 1): the weight 1 - s of the target is that of the positives, and s
             is spread evenly over all candidates that are not excluded, as in
             ``torch.nn.functional.cross_entropy``. Candidates that ``row_group`` excludes must be
@@ -225,8 +238,8 @@ def adaptive_infonce(
             anchor of row r is h_cvr[y_r], with its own temperature, and its candidates are all rows
             of h_ctr. An ignored row has no loss in either direction, but remains a candidate in
             this one unless the groups exclude it. Both share the similarities if N = B, without
-            ``positive_index``, ``ignore_above``, other targets, ``block``, ``return_stats`` and
-            ``process_group``. On CPU, the last bits of all results then depend on the number of
+            ``positive_index``, ``candidate_mask``, ``ignore_above``, other targets, ``block``,
+            ``return_stats`` and ``process_group``. On CPU, the last bits of all results then depend on the number of
             threads; products of bfloat16, and rows whose scale / tau differ widely, take a sweep
             for each direction. On CUDA, both share them in the half types up to d = 256, for most
             inputs (docs/gpu.md, "Both directions at once").
@@ -237,10 +250,10 @@ def adaptive_infonce(
             depends on the number of threads. On CUDA, blocks beyond 32 rows are computed in plain
             PyTorch. With ``process_group``, the rows of a block are of one rank, and no candidate
             is gathered; only the mean is over all ranks. Requires N = B. Not supported with
-            ``positive_index``, groups, ``column_bias``, ``ignore_above`` and other targets.
-            Default: all rows are one block.
+            ``positive_index``, groups, ``column_bias``, ``candidate_mask``, ``ignore_above`` and
+            other targets. Default: all rows are one block.
         reduction: "mean" (the weighted mean over the rows that are not ignored; 0 if there are
-            none), "sum", or "none" ([B]; 0 for an ignored row).
+            none, or all weigh 0), "sum", or "none" ([B]; 0 for an ignored row).
         return_stats: if True, also returns the :class:`InfoNCEStats` of the ctr -> cvr direction.
         precision: of the products, on every device. "auto": that of the type of the
             representations, and in float32 that of the settings above. "float32": IEEE float32
@@ -280,9 +293,9 @@ def adaptive_infonce(
         NotImplementedError: an input carries a forward-mode tangent.
         RuntimeError: ``backend`` "cpu" without the C++ extension; or on CPU, a tensor tau that is
             not positive and finite (in C++ also one that is subnormal), a column_bias that is not
-            finite, a positive_index out of range, or a row without a positive of its
-            positive_group. On CUDA the values are not checked, because that would wait for the
-            device; such rows give NaN.
+            finite, a positive_index out of range, row_weight that sum to 0 under "mean" and are not
+            all 0, or a row without a positive of its positive_group. On CUDA the values are not
+            checked, because that would wait for the device; such rows give NaN.
 
     Example:
         >>> h_ctr = torch.randn(1024, 64, requires_grad=True)
@@ -300,8 +313,8 @@ def adaptive_infonce(
     dtype = product_dtype(h_ctr, h_cvr, precision)
     h_ctr = h_ctr if h_ctr.dtype == dtype else h_ctr.to(dtype)
     h_cvr = h_cvr if h_cvr.dtype == dtype else h_cvr.to(dtype)
-    row_label, column_label = labels_of(positive_group, h_ctr, h_cvr)
-    labeled = row_label is not None
+    labels = labels_of(positive_group, h_ctr, h_cvr)
+    labeled = positive_group is not None
     # the positive, or the partner, of row r is candidate r by default
     pairs = symmetric or not labeled
     vectors = {
@@ -323,6 +336,7 @@ def adaptive_infonce(
             "label_smoothing": label_smoothing or None,
             "margin": margin or None,
             "return_stats": return_stats or None,
+            "candidate_mask": candidate_mask,
         }
         check_combinations(vectors | options)
     if block is not None:
@@ -330,6 +344,11 @@ def adaptive_infonce(
         block = block if block < len(h_ctr) else None
     if has_targets:
         check_targets(label_smoothing, margin, ignore_above)
+    if candidate_mask is not None:
+        other_pairs = symmetric and positive_index is not None
+        check_mask(candidate_mask, h_ctr, h_cvr, other_pairs, process_group)
+    positive_index, labels = with_ignore_index(ignore_index, positive_index, labels, h_cvr.shape[0])
+    row_label, column_label = labels
     column_group = row_group if column_group is None else column_group
     tau_row = expand_tau(tau_row, h_ctr, "tau")  # [B]
     if column_bias is not None:
@@ -339,6 +358,8 @@ def adaptive_infonce(
         h_ctr, h_cvr = append_bias(h_ctr, h_cvr, tau_row, column_bias)
 
     op = TARGETS if has_targets else INFONCE
+    if candidate_mask is not None:
+        op = MASKED
     if block is not None:
         op = BLOCKS
     name = op_name("adaptive_infonce", op.name, backend, h_ctr)
@@ -373,6 +394,7 @@ def adaptive_infonce(
         column_group=column_group,
         row_label=row_label,
         column_label=column_label,
+        candidate_mask=candidate_mask,
     )
     common: dict[str, Any] = {
         "scale": scale,

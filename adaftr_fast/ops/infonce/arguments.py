@@ -16,7 +16,7 @@ from torch.autograd.forward_ad import unpack_dual
 from adaftr_fast._extension import is_built
 from adaftr_fast.ops.infonce.autograd import accumulation_dtype
 from adaftr_fast.ops.infonce.candidates import DTYPES, CrossRankBatch, Direction
-from adaftr_fast.ops.infonce.reference import IGNORE
+from adaftr_fast.ops.infonce.reference import IGNORE, check_positive_range
 from adaftr_fast.ops.library import check_local
 
 Tau = Tensor | float
@@ -31,8 +31,15 @@ UNSUPPORTED = {
         "ignore_above",
         "label_smoothing",
         "margin",
+        "candidate_mask",
     ),
-    "positive_group": ("positive_index", "ignore_above", "margin", "return_stats"),
+    "positive_group": (
+        "positive_index",
+        "ignore_above",
+        "margin",
+        "return_stats",
+        "candidate_mask",
+    ),
 }
 """The options of adaptive_infonce that do not support others."""
 
@@ -55,15 +62,15 @@ def check_representations(op: str, h_ctr: Tensor, h_cvr: Tensor) -> None:
     device.
     """
     for name, h in (("h_ctr", h_ctr), ("h_cvr", h_cvr)):
-        if not isinstance(h, Tensor) or h.dim() != 2:
-            got = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
-            raise ValueError(f"{op}: {name} must be a 2-dim tensor [rows, d], got {got}")
         check_local(
             op,
             name,
             h,
             f"pass {name}.to_local(), and process_group to contrast the rows of all ranks",
         )
+        if not isinstance(h, Tensor) or h.dim() != 2:
+            got = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
+            raise ValueError(f"{op}: {name} must be a 2-dim tensor [rows, d], got {got}")
         if h.dtype not in DTYPES:
             raise TypeError(
                 f"{op}: {name} must be float32, bfloat16, float16 or float64, got {h.dtype}"
@@ -119,6 +126,60 @@ def _check_vector(op: str, name: str, x: Tensor, length: int, h_ctr: Tensor) -> 
         raise TypeError(f"{op}: {name} must be floating point, got {x.dtype}")
     if not numbers and x.dtype != torch.int64:
         raise TypeError(f"{op}: {name} must be int64, got {x.dtype}")
+
+
+def check_mask(
+    mask: Tensor, h_ctr: Tensor, h_cvr: Tensor, in_both: bool, group: object | None
+) -> None:
+    """Checks a candidate_mask; ``in_both``: whether it serves both directions of pairs that are not
+    those of the diagonal.
+    """
+    name = "adaptive_infonce: candidate_mask"
+    size = (h_ctr.shape[0], h_cvr.shape[0])
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(mask).__name__}")
+    check_local("adaptive_infonce", "candidate_mask", mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name} must be bool, got {mask.dtype}")
+    if tuple(mask.shape) != size:
+        raise ValueError(f"{name} must have shape {size}, got {tuple(mask.shape)}")
+    if mask.device != h_ctr.device:
+        raise ValueError(f"{name} must be on {h_ctr.device} like h_ctr, got {mask.device}")
+    if in_both:
+        raise ValueError(f"{name} with symmetric does not support positive_index")
+    if group is not None:
+        raise ValueError(f"{name} does not support process_group")
+
+
+def with_ignore_index(
+    ignore_index: int,
+    positive: Tensor | None,
+    labels: tuple[Tensor | None, Tensor | None],
+    columns: int,
+) -> tuple[Tensor | None, tuple[Tensor | None, Tensor | None]]:
+    """Returns the positives among ``columns`` candidates, and the labels, with IGNORE in place of
+    ``ignore_index``.
+    """
+    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
+        raise TypeError(
+            f"adaptive_infonce: ignore_index must be an int, got {type(ignore_index).__name__}"
+        )
+    if ignore_index == IGNORE:
+        return positive, labels
+    if positive is not None:
+        if _reads_values(positive):
+            check_positive_range("adaptive_infonce", positive, columns, ignore_index)
+        # IGNORE itself is no candidate, as -1 is none
+        positive = torch.where(positive == IGNORE, -1, positive)
+        positive = torch.where(positive == ignore_index, IGNORE, positive)
+    # IGNORE itself is a label
+    row, column = (
+        None
+        if x is None
+        else torch.where(x == ignore_index, IGNORE, torch.where(x == IGNORE, ignore_index, x))
+        for x in labels
+    )
+    return positive, (row, column)
 
 
 def check_ignore_above(margin: float | None) -> None:
@@ -270,6 +331,7 @@ def reverse(forth: Direction, tau: Tensor) -> Direction:
     group = forth.column_group
     rows = len(forth.anchors)
     own = None
+    mask = None if forth.candidate_mask is None else forth.candidate_mask[:, :rows].T
     target: slice | Tensor = slice(rows)
     if positive is not None:
         own = torch.where(positive == IGNORE, IGNORE, torch.arange(rows, device=anchors.device))
@@ -290,6 +352,7 @@ def reverse(forth: Direction, tau: Tensor) -> Direction:
         column_group=forth.row_group,
         row_label=label,
         column_label=forth.row_label,
+        candidate_mask=mask,
     )
 
 
@@ -316,7 +379,21 @@ def row_scale(
     if reduction != "mean":
         return row_weight
     total = row_weight.sum() if batch is None else batch.total(row_weight.sum()) / batch.world_size
-    return row_weight / torch.where(total == 0, 1.0, total)
+    # weights that cancel have no mean: where the values are not checked, it is NaN or infinite
+    weightless = (total == 0) & (row_weight == 0).all()
+    if batch is None and _reads_values(total) and total == 0 and not weightless:
+        raise RuntimeError(
+            "adaptive_infonce: row_weight must not sum to 0 under reduction 'mean' unless all "
+            "weights are 0, got weights that cancel; take 'sum'"
+        )
+    return row_weight / torch.where(weightless, 1.0, total)
+
+
+def _reads_values(x: Tensor) -> bool:
+    """Returns whether a branch on values of ``x`` waits for no device and breaks no transform."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def expand_tau(tau: Tau, anchors: Tensor, name: str) -> Tensor:

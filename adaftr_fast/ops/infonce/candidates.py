@@ -30,6 +30,7 @@ class Direction(NamedTuple):
     column_group: Tensor | None = None  # [N]
     row_label: Tensor | None = None  # [B], the anchors' positive groups
     column_label: Tensor | None = None  # [N], those of the candidates
+    candidate_mask: Tensor | None = None  # [B, N] bool, False where excluded
 
 
 class CrossRankBatch:

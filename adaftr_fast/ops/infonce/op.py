@@ -17,6 +17,9 @@ ops of their own because every argument of an op costs microseconds. ``infonce_s
 alone, is ``infonce`` without autograd and with what targets.py asks of a sweep: a margin, and a
 weight w_r of the positive, whose gradients are those of L_r + (1 - w_r) z_{r, y_r}.
 
+The ops ``infonce_masked...`` take a mask [B, N] of the candidates besides. They are plain PyTorch on
+every device, for a chunk of the rows at a time, so the mask is all that is stored of the size B x N.
+
 ``infonce_symmetric`` is of both directions, which share the similarities. Row r and candidate r are
 each other's positive. With the loss L_r of row r over the candidates and the loss L'_r of candidate
 r over the rows, each with temperatures of its own, it returns ``row_loss_r = (L_r + L'_r) / 2`` and
@@ -61,6 +64,9 @@ SCHEMA_OF_TARGETS = SCHEMA.replace(
     "ignore_above=None, float margin=0.0, float label_smoothing=0.0, Tensor? row_label=None, "
     "Tensor? column_label=None",
 )
+SCHEMA_OF_MASKED = SCHEMA_OF_TARGETS.replace(
+    "Tensor? column_label=None", "Tensor? column_label=None, Tensor? candidate_mask=None"
+)
 SCHEMA_OF_BOTH = (
     "(Tensor anchors, Tensor candidates, Tensor tau_row, Tensor tau_column, Tensor? row_group, "
     "Tensor? column_group,"
@@ -86,8 +92,8 @@ BACK = {
 }
 """The arguments of ``infonce`` by those of ``infonce_symmetric``, of which it is half."""
 
-OF_ROWS = ("anchors", "tau", "positive", "row_group", "row_label", "scale")
-"""The arguments of ``infonce`` and ``infonce_targets`` that have an entry per row."""
+OF_ROWS = ("anchors", "tau", "positive", "row_group", "row_label", "scale", "candidate_mask")
+"""The arguments of ``infonce``, ``infonce_targets`` and ``infonce_masked`` that have an entry per row."""
 
 
 def _checked_one(given: dict[str, Any]) -> dict[str, Any]:
@@ -123,6 +129,10 @@ def _targets_by(sweep: Callable[..., Any]) -> Callable[..., Outputs]:
         return with_targets(sweep, **TARGETS.named(arguments, options))
 
     return kernel
+
+
+def _masked_on_cuda(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
+    return MASKED.reference(*arguments, **options)
 
 
 def _chunks(given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -228,6 +238,7 @@ TARGETS = DifferentiableOp(
     cpu=_targets_by(torch.ops.adaftr_fast.infonce_sweep),
     **_plain,
 )
+MASKED = DifferentiableOp("infonce_masked", SCHEMA_OF_MASKED, triton=_masked_on_cuda, **_plain)
 SYMMETRIC = DifferentiableOp(
     "infonce_symmetric",
     SCHEMA_OF_BOTH,

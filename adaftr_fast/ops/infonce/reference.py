@@ -15,8 +15,9 @@ where C_r are the candidates that are not excluded and P_r = {y_r}, or those of 
 row's label. A ``margin`` m is subtracted from the similarity of the positive: z_{r, y_r} = (a_r .
 b_{y_r} - m) / tau_r.
 
-Candidate j is excluded from row r if j is not y_r and both carry the same group id, or a_r . b_j
-exceeds a_r . b_{y_r} by more than ``ignore_above``. Whether it is excluded counts as a constant in
+Candidate j is excluded from row r if j is not y_r and both carry the same group id, or
+``candidate_mask`` is False there, or a_r . b_j exceeds a_r . b_{y_r} by more than ``ignore_above``.
+Whether it is excluded counts as a constant in
 every derivative. A row whose positive is IGNORE has loss 0 and no gradient. The loss is computed as
 L_r = log(1 + sum_{j != y_r} exp(z_rj - z_{r, y_r})), which stays accurate when the positive's
 probability is near 1; the difference of two large numbers would not.
@@ -39,13 +40,13 @@ def weighted(row_loss: Tensor, scale: Tensor) -> Tensor:
     return torch.where((scale != 0) | row_loss.isfinite(), row_loss * scale, 0.0)
 
 
-def check_positive_range(op: str, positive: Tensor, columns: int) -> None:
-    """Checks that the positives are candidates or IGNORE."""
-    outside = (positive != IGNORE) & ((positive < 0) | (positive >= columns))
+def check_positive_range(op: str, positive: Tensor, columns: int, ignore: int = IGNORE) -> None:
+    """Checks that the positives are candidates or ``ignore``."""
+    outside = (positive != ignore) & ((positive < 0) | (positive >= columns))
     if outside.any():
         row = int(outside.nonzero()[0])
         raise RuntimeError(
-            f"{op}: positive_index must be in [0, {columns}) or {IGNORE}, "
+            f"{op}: positive_index must be in [0, {columns}) or {ignore}, "
             f"got positive_index[{row}] = {positive[row].item()}"
         )
 
@@ -82,6 +83,7 @@ def infonce_logits(
     label_smoothing: float = 0.0,
     row_label: Tensor | None = None,  # [B] int64; positive is then one of P_r
     column_label: Tensor | None = None,  # [N] int64
+    candidate_mask: Tensor | None = None,  # [B, N] bool
 ) -> Logits:
     """Computes the logits of all pairs, and the targets of each row."""
     if positive is None:
@@ -94,6 +96,8 @@ def infonce_logits(
     negative = torch.arange(candidates.shape[0], device=z.device) != target
     if row_group is not None and column_group is not None:
         negative = negative & (row_group[:, None] != column_group[None, :])
+    if candidate_mask is not None:
+        negative = negative & candidate_mask
     if candidates.shape[0] == 0:
         return Logits(z, valid, target, negative)
     if ignore_above is not None:

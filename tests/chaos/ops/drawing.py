@@ -122,7 +122,8 @@ INFONCE = LOSS | {
     "twice": (0.15, (True,)), "ignore_above": (0.2, (0.1, 0.5, 0.9)),
 }
 PAIRS = LOSS | SPOILED | {"spread": (0.3, powers(-3, 2))}
-TARGETS = {"labels": (1, 2, 7), "margin": (0.1, 1.0), "label_smoothing": (0.1, 0.5)}
+TARGETS = {"labels": (1, 2, 7), "margin": (0.1, 1.0), "label_smoothing": (0.1, 0.5),
+           "mask": (0.0, 0.5, 0.9)}
 LOOKUP = THREADS | SPOILED | {
     "dtype": (0.5, FLOATS), "ids": (0.5, ("int32",)), "layout_ids": (0.4, LAYOUTS),
     "layout_grad": (0.4, LAYOUTS), "distinct": (0.5, (1, 2, 9)), "spread": (0.3, powers(-3, 3)),
@@ -197,11 +198,13 @@ def draw(random):
     if random.random() < 0.6:
         options["guards"] = random.choice(SIDES)
     if op == "targets":
-        target = random.choice(("labels", "labels", "margin", "label_smoothing"))
+        target = random.choice(("labels", "labels", "margin", "label_smoothing", "mask"))
         options[target] = random.choice(TARGETS[target])
     if op == "targets" and "labels" in options:
         sizes["columns"] = max(sizes.values())
-        _leave_out(options, "positive", "margin")
+        _leave_out(options, "positive", "margin", "mask")
+    if "mask" in options and "symmetric" in options:
+        _leave_out(options, "positive")
     if options.get("where") in ("row_weight", "column_bias"):
         options |= (
             {"weight": "uniform"} if options["where"] == "row_weight" else {"column_bias": 1.0}

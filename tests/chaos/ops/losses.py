@@ -48,6 +48,10 @@ def targets(sizes, options):
     if labeled:  # every row finds its label among the first candidates
         label = torch.arange(columns) % options["labels"]
         given["positive_group"] = torch.where(torch.rand(rows) < 0.2, IGNORE, label[:rows]), label
+    if "mask" in options:
+        if labeled or {"positive", "symmetric"} <= options.keys():
+            return None
+        given["candidate_mask"] = torch.rand(rows, columns) < options["mask"]
     if "weight" in options:
         given["row_weight"] = weight
     symmetric = "symmetric" in options

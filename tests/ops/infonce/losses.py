@@ -20,7 +20,7 @@ from tests.ops.infonce.inputs import assert_matches, inputs, masks, moved
 
 def literal_rows(
     a, b, tau, *, positive_index=None, row_group=None, column_group=None, positive_group=None, column_bias=None,
-    ignore_above=None, label_smoothing=0.0, margin=0.0, block=None,
+    ignore_above=None, label_smoothing=0.0, margin=0.0, block=None, candidate_mask=None,
 ):  # fmt: skip
     """Returns the loss of every row of one direction."""
     rows = torch.arange(len(a))
@@ -30,6 +30,8 @@ def literal_rows(
     candidate = torch.ones_like(own)
     if row_group is not None:
         candidate = row_group[:, None] != (row_group if column_group is None else column_group)
+    if candidate_mask is not None:
+        candidate = candidate & candidate_mask
     if block is not None:
         candidate = (rows // block)[:, None] == columns // block
     similarity = (a @ b.T).to(tau.dtype)
@@ -61,6 +63,8 @@ def literal(a, b, tau, tau_column=None, *, reduction="mean", row_weight=None, **
             "row_group": options.get("column_group"),
             "column_group": options.get("row_group"),
         }
+        if "candidate_mask" in options:
+            back["candidate_mask"] = options["candidate_mask"].T
         loss = (loss + literal_rows(b, a, tau_column, **back)) / 2
     weight = torch.ones_like(loss) if row_weight is None else row_weight
     ignored = options.get("positive_index", options.get("positive_group", (None,))[0])
@@ -159,6 +163,16 @@ def labels(rows, columns, count, seed=1):
     return torch.randint(0, min(count, columns), (rows,), generator=g), column
 
 
+def masked(rows, columns, *names):
+    """Returns a mask with half of the candidates, none for some rows, and options that are
+    named.
+    """
+    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(4)) < 0.5
+    mask[1::6] = False
+    others = masks(rows, columns)
+    return {"candidate_mask": mask, **{name: others[name] for name in names}}
+
+
 def masks_of_square(rows, columns):
     return {name: x for name, x in masks(rows, rows).items() if name != "positive_index"}
 
@@ -238,6 +252,17 @@ OTHERS = {
     "ignore_above, masks": Loss(
         options=lambda *of: masks(*of) | {"ignore_above": 0.1}, draw=draw_apart_of_masks
     ),
+    "candidate_mask": Loss(
+        options=lambda *of: masked(*of, "positive_index", "row_weight"), statistics=True
+    ),
+    "candidate_mask, groups, margin, smoothing": Loss(
+        options=lambda *of: {
+            **masked(*of, "row_group", "column_group"),
+            "margin": 0.2,
+            "label_smoothing": 0.3,
+        }
+    ),
+    "both, candidate_mask": BOTH._replace(options=lambda rows, _: masked(rows, rows)),
     "both, blocks": Loss(both_directions, draw=draw_both, **BLOCKS),
     "margin": targets(margin=0.35),
     "margin, groups": targets("index", "groups", margin=0.2),

@@ -12,6 +12,8 @@ B = torch.randn(6, 3)
 INDEX = torch.zeros(4, dtype=torch.int64)
 ZEROS = torch.zeros(6, dtype=torch.int64)
 GROUPS = {"positive_group": (INDEX, ZEROS)}
+MASK = torch.ones(4, 6, dtype=torch.bool)
+RAGGED = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=torch.jagged)
 SMOOTH = {"label_smoothing": 0.1}
 BACKENDS = pytest.mark.parametrize("backend", ["auto", "reference"])
 
@@ -70,13 +72,35 @@ def test_tensors(arguments, error, message):
         ({"positive_group": (INDEX,)}, ValueError, "a tensor or a pair .*, got 1 tensors"),
         ({"positive_group": (INDEX, ZEROS.int())}, TypeError, "must be int64, got torch.int32"),
         (GROUPS | {"return_stats": True}, ValueError, "does not support return_stats"),
+        ({"candidate_mask": [True]}, TypeError, "candidate_mask must be a tensor, got list"),
+        ({"candidate_mask": ZEROS}, TypeError, "candidate_mask must be bool, got torch.int64"),
+        ({"candidate_mask": ZEROS > 0}, ValueError, r"shape \(4, 6\), got \(6,\)"),
+        (
+            {"candidate_mask": MASK, "symmetric": True, "positive_index": INDEX},
+            ValueError,
+            "candidate_mask with symmetric does not support positive_index",
+        ),
+        (GROUPS | {"candidate_mask": MASK}, ValueError, "does not support candidate_mask"),
+        ({"ignore_index": 0.5}, TypeError, "ignore_index must be an int, got float"),
+        ({"h_ctr": A.to_sparse()}, TypeError, "h_ctr must be a dense tensor, got a torch.sparse"),
+        ({"h_cvr": RAGGED}, TypeError, "h_cvr must be a dense tensor, got a nested tensor"),
+        (
+            {"row_weight": torch.ones(4).to_sparse()},
+            TypeError,
+            "row_weight must be a dense tensor, got a torch.sparse_coo",
+        ),
+        (
+            {"row_weight": torch.tensor([1.0, -1.0, 0.0, 0.0])},
+            RuntimeError,
+            "row_weight must not sum to 0 under reduction 'mean'",
+        ),
         ({"block": True}, TypeError, "block must be"),
         ({"block": 2}, ValueError, "block requires N = B, got N = 6, B = 4"),
     ],
 )
 def test_options(options, error, message):
     with pytest.raises(error, match=f"adaptive_infonce: .*{message}"):
-        af.adaptive_infonce(A, B, **{"tau": 0.1} | options)
+        af.adaptive_infonce(**{"h_ctr": A, "h_cvr": B, "tau": 0.1} | options)
 
 
 OTHERS = {
@@ -87,6 +111,7 @@ OTHERS = {
     "row_group": INDEX,
     "column_bias": torch.zeros(4),
     "positive_group": INDEX,
+    "candidate_mask": MASK,
 }
 
 

@@ -230,6 +230,36 @@ def test_any_bound_of_ignore_above_in_both_directions():
         torch.testing.assert_close(found, true)
 
 
+@BACKENDS
+def test_any_number_ignores_a_row(backend):
+    tensors = inputs(12, 12, 5)
+    index = torch.arange(12)
+    expected = index.masked_fill(index % 3 == 0, -100)
+    call = partial(af.adaptive_infonce, *tensors, backend=backend, reduction="none")
+    truth = call(positive_index=expected)
+    for ignored in (-1, 11):  # a candidate, too
+        given = expected.masked_fill(expected == -100, ignored)
+        own = call(positive_index=given, ignore_index=ignored)
+        kept = given != ignored
+        assert torch.equal(own[kept], truth[kept])
+        assert not own[~kept].any()
+    with pytest.raises(RuntimeError, match=r"in \[0, 12\) or -1, got positive_index\[0\] = -100"):
+        call(positive_index=expected, ignore_index=-1)
+    labels = torch.arange(12) % 4 - 100  # of which -100 is a label of its own
+    own = call(positive_group=labels, ignore_index=-98)
+    truth = call(positive_group=torch.where(labels == -98, -100, labels + 200))
+    assert torch.equal(own, truth)
+
+
+def test_weights_that_cancel_have_a_sum_and_weights_of_0_a_mean():
+    a, b, tau = inputs(4, 4, 3)
+    weight = torch.tensor([1.0, -1.0, 2.0, -2.0])
+    assert af.adaptive_infonce(a, b, tau, row_weight=weight, reduction="sum") != 0
+    assert af.adaptive_infonce(a, b, tau, row_weight=weight * 0) == 0
+    compiled = torch.compile(af.adaptive_infonce, backend="aot_eager")
+    assert not compiled(a, b, tau, row_weight=weight).isfinite()
+
+
 @pytest.mark.parametrize("block", [12, 13])
 @pytest.mark.parametrize("options", [{"return_stats": True}, {"symmetric": True}])
 def test_a_block_of_all_rows_is_the_ordinary_call(options, block):
