@@ -32,7 +32,7 @@ class SGD(RowOptimizer):
     _scalars = ("weight_decay",)
 
     def __init__(
-        self, params: Parameters, lr: float = 1e-3, weight_decay: float = 0.0, **options: Any
+        self, params: Parameters, lr: float = 1e-3, *, weight_decay: float = 0.0, **options: Any
     ) -> None:
         check_at_least_0("SGD", lr=lr, weight_decay=weight_decay)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, options)
@@ -61,6 +61,7 @@ class Adagrad(RowOptimizer):
         self,
         params: Parameters,
         lr: float = 1e-2,
+        *,
         weight_decay: float = 0.0,
         eps: float = 1e-10,
         initial_accumulator_value: float = 0.0,

@@ -112,6 +112,10 @@ def test_bad_arguments():
         optim.SGD(emb, lr=-1.0)
     with pytest.raises(ValueError, match=r"Adam: betas must be in \[0, 1\)"):
         optim.Adam(emb, betas=(0.9, 1.0))
+    # as the order of torch.optim's arguments is another one
+    for rule in (optim.SGD, optim.Adagrad, optim.RowwiseAdagrad):
+        with pytest.raises(TypeError, match="takes from 2 to 3 positional arguments but 4 were"):
+            rule(emb, 0.1, 0.9)
     adagrad = optim.Adagrad(emb)
     with pytest.raises(
         ValueError, match=r"Adagrad.load_state_dict: table 0: sum.0 must be \[5, 2\], got None"
