@@ -378,7 +378,7 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
                 whole = self._whole_table(number, rows)
                 if whole is not None:
                     place = key.removesuffix("weight")
-                    nn.Module._load_from_state_dict(
+                    HoldsTable._load_from_state_dict(
                         owner, {key: whole}, place, local_metadata, False, [], [], errors
                     )
                     state_dict[key] = owner.weight.detach()

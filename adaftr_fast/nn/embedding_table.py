@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from adaftr_fast.nn.deferred import flush, held
 from adaftr_fast.ops.embedding.bags import embedding_bags
@@ -31,6 +30,8 @@ from adaftr_fast.ops.library import check_local
 
 class GrowsWithTable(Protocol):
     """An optimizer whose state follows a table that grows (adaftr_fast.optim)."""
+
+    param_groups: list[dict[str, Any]]
 
     def grow(self, old: nn.Parameter, new: nn.Parameter, at: int, rows: int) -> None: ...
 
@@ -96,17 +97,29 @@ class EmbeddingTable:
 
 def train_by(weight: Tensor, optimizer: GrowsWithTable) -> None:
     """Notes the adaftr_fast.optim optimizer of a table's parameter, in place of an earlier one."""
-    _optimizers[weight] = weakref.ref(optimizer)
+    key = id(weight)
+
+    def forget(gone: weakref.ref[GrowsWithTable]) -> None:
+        if _optimizers.get(key) is gone:
+            del _optimizers[key]
+
+    _optimizers[key] = weakref.ref(optimizer, forget)
 
 
 def trained_by(weight: Tensor) -> GrowsWithTable | None:
     """Returns the adaftr_fast.optim optimizer of a table's parameter, if there is one."""
-    optimizer = _optimizers.get(weight)
-    return None if optimizer is None else optimizer()
+    noted = _optimizers.get(id(weight))
+    optimizer = None if noted is None else noted()
+    if optimizer is None:
+        return None
+    # else the number was that of a parameter before
+    held = any(each is weight for group in optimizer.param_groups for each in group["params"])
+    return optimizer if held else None
 
 
-# By parameter, since several modules may hold one, each with a table of its own.
-_optimizers: MutableMapping[Tensor, weakref.ref[GrowsWithTable]] = WeakTensorKeyDictionary()
+# By the id() of the parameter, since several modules may hold one, each with a table of its own,
+# and torch refuses to swap parameters that have weak references.
+_optimizers: dict[int, weakref.ref[GrowsWithTable]] = {}
 
 
 class Ids(NamedTuple):
@@ -162,6 +175,26 @@ class HoldsTable(nn.Module):
         super().register_parameter(name, param)
         if name == "weight" and param is not None and self.sparse:
             self._register_hook(param)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._restore_hooks()
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*arguments, **options)
+        self._restore_hooks()
+
+    def _restore_hooks(self) -> None:
+        """Attaches the hooks of the parameter again, which it loses where torch swaps its memory
+        for that of another tensor (``torch.__future__.set_swap_module_params_on_conversion``).
+        """
+        weight = self._parameters.get("weight")
+        if weight is None:
+            return
+        with torch._C.DisableTorchFunctionSubclass():
+            if hooks := weight._post_accumulate_grad_hooks:
+                weight._post_accumulate_grad_hooks = hooks
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

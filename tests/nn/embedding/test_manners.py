@@ -119,3 +119,38 @@ def test_vmap_checks_ids_and_takes_offsets_per_sample():
         torch.func.vmap(module)(values[:, None])
     with pytest.raises(IndexError, match=r"look_up_field: ids\[1, 2\] = 9 is out of range"):
         torch.func.vmap(lambda ids: module.look_up_field(1, ids))(values)
+
+
+@pytest.mark.parametrize("rule", [None, optim.SGD, optim.Adam])
+def test_parameters_are_swapped_on_conversion(widths, rule):
+    """As ``torch.__future__.set_swap_module_params_on_conversion(True)`` has it."""
+    module = FusedEmbedding(SIZES, widths)
+    before = module.table_weights()
+    optimizer = None if rule is None else rule(module, lr=0.1)
+    if optimizer is not None:
+        module(drawn_ids()).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    ids = drawn_ids()
+    expected = module(ids)
+    other = FusedEmbedding(SIZES, widths)
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        module.double()
+        torch.testing.assert_close(module(ids), expected.double())
+        module.load_state_dict(other.state_dict())
+        module.float()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    assert torch.equal(module(ids), other(ids))
+    module(drawn_ids()).sum().backward()
+    for own, weight in zip(before, module.table_weights(), strict=True):
+        assert own is weight
+        assert weight.grad.is_coalesced()
+    if optimizer is not None:
+        optimizer.step()
+        module.grow(0, 8)
+        assert all(
+            weight in {p for group in optimizer.param_groups for p in group["params"]}
+            for weight in module.parameters()
+        )
