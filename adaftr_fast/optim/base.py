@@ -106,6 +106,32 @@ def clip_grad_norm_(
     Raises:
         RuntimeError: the norm is not finite, and ``error_if_nonfinite``; no gradient is scaled.
     """
+    grads = _gradients(parameters)
+    total = torch.nn.utils.get_total_norm(grads, norm_type, error_if_nonfinite)
+    scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        grad.mul_(scale.to(grad.device))
+    return total
+
+
+@torch.no_grad()
+def clip_grad_value_(parameters: nn.Module | Tensor | Iterable[Tensor], clip_value: float) -> None:
+    """Limits every element of all gradients to [-clip_value, clip_value].
+
+    As torch.nn.utils.clip_grad_value_, which raises for sparse gradients.
+
+    Args:
+        parameters: a module, a parameter, or several.
+        clip_value: largest absolute value of the result.
+    """
+    for grad in _gradients(parameters):
+        grad.clamp_(-clip_value, clip_value)
+
+
+def _gradients(parameters: nn.Module | Tensor | Iterable[Tensor]) -> list[Tensor]:
+    """Returns the gradients that parameters have; of a sparse one the values [U, E], each row
+    once.
+    """
     if isinstance(parameters, nn.Module):
         parameters = parameters.parameters()
     elif isinstance(parameters, Tensor):
@@ -115,13 +141,9 @@ def clip_grad_norm_(
         if parameter.grad is None:
             continue
         if parameter.grad.is_sparse:
-            coalesce_gradient(parameter)  # the norm is that of the sums, not of their terms
+            coalesce_gradient(parameter)  # what is clipped are the sums, not their terms
         grads.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
-    total = torch.nn.utils.get_total_norm(grads, norm_type, error_if_nonfinite)
-    scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
-    for grad in grads:
-        grad.mul_(scale.to(grad.device))
-    return total
+    return grads
 
 
 def records_where_wanted(func: Callable[..., Any]) -> Callable[..., Any]:

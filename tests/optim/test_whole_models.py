@@ -494,6 +494,21 @@ def test_clipping_takes_a_module(norm_type):
     torch.testing.assert_close(optim.clip_grad_norm_(table, 1.0, norm_type), expected)
 
 
+def test_clipping_by_value_limits_the_sums_of_sparse_gradients():
+    torch.manual_seed(0)
+    net = new_net()
+    twin = Twin(net)
+    for batch in (ids(), ids()):  # whose gradients share rows
+        net(batch).square().sum().backward()
+        twin(batch).square().sum().backward()
+    limit = twin.tables[1].weight.grad.abs().median().item()
+    optim.clip_grad_value_(net, limit)
+    nn.utils.clip_grad_value_(twin.parameters(), limit)
+    torch.testing.assert_close(net[1].weight.grad, twin.layers[0].weight.grad)
+    dense = torch.cat([table.weight.grad for table in twin.tables])
+    torch.testing.assert_close(net[0].weight.grad.to_dense(), dense)
+
+
 def test_clipping_can_refuse_a_norm_that_is_not_finite():
     net = new_net()
     net(ids()).sum().backward()
