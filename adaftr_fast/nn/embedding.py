@@ -17,7 +17,7 @@ from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.nn.deferred import flush, held
-from adaftr_fast.nn.embedding_fields import EmbeddingFields
+from adaftr_fast.nn.embedding_fields import EmbeddingFields, Pooling
 from adaftr_fast.nn.embedding_table import (
     EmbeddingTable,
     Field,
@@ -54,14 +54,19 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
     ``state_dict()`` has an entry per parameter, under its name, and ``_extra_state`` [n], the bytes
     of a JSON text that lists the fields. ``load_state_dict()`` finds the rows of each field by its
     name, in whatever order and tables they were saved. It also takes the state of an nn.Embedding
-    or nn.EmbeddingBag, where there is one width, and entries ``weight.<field name>`` [rows, E_f],
-    as the checkpoints of runs have them.
+    or nn.EmbeddingBag, where there is one width, that of an nn.ModuleList of one such module per
+    field, or of an nn.ModuleDict by the names of the fields, and entries ``weight.<field name>``
+    [rows, E_f], as the checkpoints of runs have them.
 
     Args:
         num_embeddings: number of rows of each field, F numbers >= 1.
         embedding_dim: width >= 1 of all fields, or F widths.
         field_names: F distinct names; "0", "1", ... by default.
-        pooling: how the vectors of a multi-valued field are reduced, "mean" or "sum".
+        pooling: how the vectors of a multi-valued field are reduced, "mean", "sum" or "max", or F
+            of these. Where some field has "max", each field is looked up by itself, and the vectors
+            of its ids are stored.
+        include_last_offset: whether the offsets of ``forward`` end with the number of ids;
+            torch.nn.EmbeddingBag has False as its default.
         padding_idx: an id of all fields, or F ids or None, as in torch.nn: the id's row starts as
             zeros, gets no gradient, and does not count in bags. A negative number counts from the
             end of the field. A padding row that is looked up is in the sparse gradient with zeros,
@@ -102,7 +107,8 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
         embedding_dim: int | Sequence[int],
         *,
         field_names: Sequence[str] | None = None,
-        pooling: Literal["mean", "sum"] = "mean",
+        pooling: Pooling | Sequence[Pooling] = "mean",
+        include_last_offset: bool = True,
         padding_idx: int | Sequence[int | None] | None = None,
         on_bad_id: Literal["raise", "oov"] = "raise",
         sparse: bool = True,
@@ -114,6 +120,7 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
             embedding_dim,
             field_names=field_names,
             pooling=pooling,
+            include_last_offset=include_last_offset,
             padding_idx=padding_idx,
             on_bad_id=on_bad_id,
             device=device,
@@ -143,8 +150,8 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
                 tensor is one field.
             freeze: whether the parameters get no gradient, as in
                 torch.nn.Embedding.from_pretrained.
-            options: arguments of the constructor: field_names, pooling, padding_idx, on_bad_id,
-                sparse. The rows of ``padding_idx`` keep their values.
+            options: arguments of the constructor: field_names, pooling, include_last_offset,
+                padding_idx, on_bad_id, sparse. The rows of ``padding_idx`` keep their values.
 
         Raises:
             TypeError: something is not a tensor, such as an nn.Embedding, whose weight is one.
@@ -421,7 +428,8 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
                 return None
             start = f"{prefix}weight."
             of_fields = [key for key in state_dict if key.startswith(start)]
-            return {key.removeprefix(start): state_dict.pop(key) for key in of_fields} or None
+            found = {key.removeprefix(start): state_dict.pop(key) for key in of_fields}
+            return found or self._rows_of_modules(state_dict, prefix) or None
         fields = from_json(
             list[Field], loads(bytes(described.float().flatten().round().byte().tolist()).decode())
         )
@@ -432,6 +440,20 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
             name: state_dict.pop(prefix + name) for name in names if prefix + name in state_dict
         }
         return split_tables(fields, tables)
+
+    def _rows_of_modules(self, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:
+        """Takes the weights of a ModuleDict of torch.nn.Embedding modules by the names of the
+        fields, or of a ModuleList of them, out of a state dict; returns them by the names.
+        """
+        for keys in (self.field_names, map(str, range(len(self.field_names)))):
+            of_fields = {
+                name: f"{prefix}{key}.weight"
+                for name, key in zip(self.field_names, keys, strict=True)
+            }
+            found = {name: key for name, key in of_fields.items() if key in state_dict}
+            if found:
+                return {name: state_dict.pop(key) for name, key in found.items()}
+        return {}
 
     def _fitting_rows(
         self,

@@ -18,8 +18,10 @@ from adaftr_fast.ops.embedding.bags import PAD, bag_of_id, select_bags
 from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
 from adaftr_fast.ops.embedding.reference.bags import check_bags, compute_dtype, resolve_ids
 from adaftr_fast.ops.embedding.reference.lookup import check_columns, check_ids, values_of
-from adaftr_fast.ops.embedding.segments import rows_of_field
+from adaftr_fast.ops.embedding.segments import max_bags, rows_of_field, sum_bags
 from adaftr_fast.ops.library import check_local
+
+Pooling = Literal["mean", "sum", "max"]
 
 
 class EmbeddingFields(nn.Module):
@@ -35,6 +37,7 @@ class EmbeddingFields(nn.Module):
     order: Tensor
     padding: Tensor
     field_of_column: Tensor
+    averages: Tensor
 
     def __init__(
         self,
@@ -42,7 +45,8 @@ class EmbeddingFields(nn.Module):
         embedding_dim: int | Sequence[int],
         *,
         field_names: Sequence[str] | None = None,
-        pooling: Literal["mean", "sum"] = "mean",
+        pooling: Pooling | Sequence[Pooling] = "mean",
+        include_last_offset: bool = True,
         padding_idx: int | Sequence[int | None] | None = None,
         on_bad_id: Literal["raise", "oov"] = "raise",
         device: torch.device | str | None = None,
@@ -56,7 +60,9 @@ class EmbeddingFields(nn.Module):
         self.num_embeddings = [int(rows) for rows in num_embeddings]
         self.field_names = list(field_names or map(str, range(len(self.num_embeddings))))
         self.widths = self._per_field("embedding_dim", embedding_dim)
-        self.pooling = pooling
+        kinds = self._per_field("pooling", pooling if isinstance(pooling, str) else list(pooling))
+        self.pooling: Pooling | list[Pooling] = kinds[0] if len(set(kinds)) == 1 else kinds
+        self.include_last_offset = include_last_offset
         self.on_bad_id = on_bad_id
         self._check()
         self.padding_idx = self._padding_idx(padding_idx)
@@ -85,6 +91,9 @@ class EmbeddingFields(nn.Module):
         self.register_buffer("oov_counts", counts, persistent=False)
         if self._mixed:
             self.register_buffer("order", self._order().to(device), persistent=False)
+        if not isinstance(self.pooling, str):
+            averages = torch.tensor([each == "mean" for each in self.pooling], device=device)  # [F]
+            self.register_buffer("averages", averages, persistent=False)
         if self.padding_idx is not None:
             ids = [-1 if each is None else each for each in self.padding_idx]  # no id is -1
             fields = [f for f, width in enumerate(self.widths) for _ in range(width)]
@@ -97,10 +106,11 @@ class EmbeddingFields(nn.Module):
     def _per_field(self, name: str, given: Any) -> list[Any]:
         """Returns an option that is one number for all fields, or one for each."""
         fields = len(self.num_embeddings)
-        values = list(given) if isinstance(given, Sequence) else [given] * fields
+        several = isinstance(given, Sequence) and not isinstance(given, str)
+        values = list(given) if several else [given] * fields
         if len(values) != fields:
             raise ValueError(
-                f"FusedEmbedding: {name} must be one number, or {fields} (one per field), got "
+                f"FusedEmbedding: {name} must be one for all fields, or {fields} (one per field), got "
                 f"{values}"
             )
         return values
@@ -137,9 +147,10 @@ class EmbeddingFields(nn.Module):
                 f"FusedEmbedding: field_names must be {fields} distinct names, got "
                 f"{self.field_names}"
             )
-        if self.pooling not in ("mean", "sum"):
+        kinds = [self.pooling] if isinstance(self.pooling, str) else self.pooling
+        if not {"mean", "sum", "max"}.issuperset(kinds):
             raise ValueError(
-                f"FusedEmbedding: pooling must be 'mean' or 'sum', got {self.pooling!r}"
+                f"FusedEmbedding: pooling must be 'mean', 'sum' or 'max', got {self.pooling!r}"
             )
         if self.on_bad_id not in ("raise", "oov"):
             raise ValueError(
@@ -188,12 +199,12 @@ class EmbeddingFields(nn.Module):
                 - [N] with ``offsets``: the ids of all bags, row after row and within a row field
                   after field.
             offsets: [B * F + 1], int32 or int64, from 0 to N in non-decreasing order: where each
-                bag begins. An empty bag gives zeros. torch.nn.EmbeddingBag calls this
-                ``include_last_offset=True``.
+                bag begins. An empty bag gives zeros. With ``include_last_offset=False``, [B * F],
+                without N.
             per_sample_weights: factors of the ids, of their shape. Their gradient is that of
                 torch.nn.EmbeddingBag. With pooling="mean", which torch.nn.EmbeddingBag refuses with
                 them, the weighted sum is divided by the number of ids in the bag: for the weighted
-                average, pass factors with a mean of 1.
+                average, pass factors with a mean of 1. None where a field has pooling="max".
 
         torch.func's vmap takes one of its batches per call, so ``vmap(grad(loss))`` gives gradients
         per sample. Where offsets differ between samples, all fields must have one width.
@@ -272,9 +283,10 @@ class EmbeddingFields(nn.Module):
                 )
             per_sample_weights = per_sample_weights.to(self._compute_dtype())
         if offsets is not None:
-            return Ids(
-                ids, offsets.long() if offsets.dtype == torch.int32 else offsets, per_sample_weights
-            )
+            offsets = offsets.long() if offsets.dtype == torch.int32 else offsets
+            if not self.include_last_offset:
+                offsets = torch.cat([offsets, offsets.new_full((1,), ids.shape[0])])
+            return Ids(ids, offsets, per_sample_weights)
         fields = len(self.num_embeddings)
         if ids.dim() == 2 and fields == 1 and ids.shape[1] != 1:
             ids = ids[:, None]  # [B, 1, L]
@@ -324,8 +336,15 @@ class EmbeddingFields(nn.Module):
         mean = self.pooling == "mean"
         padded = self.padding_idx is not None
         ids, offsets, per_sample_weights = given
-        if padded and offsets is not None:
+        if offsets is not None and (padded or self.pooling not in ("mean", "sum")):
+            if "max" in self.pooling and per_sample_weights is not None:
+                raise ValueError(
+                    "embedding_bags: per_sample_weights must be None where a field has pooling "
+                    f"'max', got {list(per_sample_weights.shape)}"
+                )
             given = given._replace(factors=self._factors(ids, offsets, per_sample_weights))
+            if "max" in self.pooling:
+                return self._pooled_by_field(given)
             mean = False
         out = (
             self._concatenated(given, mean)
@@ -338,21 +357,53 @@ class EmbeddingFields(nn.Module):
         return out
 
     def _factors(self, ids: Tensor, offsets: Tensor, per_sample_weights: Tensor | None) -> Tensor:
-        """Returns the factors [N] that leave ``padding_idx`` out of the sum or the mean
-        of a bag.
+        """Returns the factors [N] by which the sum of a bag is that of its field's pooling, without
+        ``padding_idx``.
         """
         bag = self._bag_of_id(ids, offsets)
-        counts = ids != self.padding[bag % len(self.num_embeddings)]  # [N]
+        field = bag % len(self.num_embeddings)
+        counts = torch.ones_like(ids, dtype=torch.bool)  # [N]
+        if self.padding_idx is not None:
+            counts = ids != self.padding[field]
         if per_sample_weights is None:
             factors = counts.to(self._compute_dtype())
         else:
             factors = per_sample_weights.masked_fill(~counts, 0)
-        if self.pooling == "sum":
+        if self.pooling in ("sum", "max"):
             return factors
         number = factors.new_zeros(max(offsets.shape[0] - 1, 1)).scatter_add(
             0, bag, counts.to(factors.dtype)
         )
-        return factors / number.clamp(min=1)[bag]
+        number = number.clamp(min=1)[bag]
+        if self.pooling != "mean":
+            number = torch.where(self.averages[field], number, 1)
+        return factors / number
+
+    def _pooled_by_field(self, given: Ids) -> Tensor:
+        """Looks up the ids of each field, and pools them; their factors are those of
+        ``_factors``.
+        """
+        ids, offsets, factors = given
+        assert offsets is not None
+        fields = len(self.num_embeddings)
+        kinds = self._per_field("pooling", self.pooling)
+        parts = []
+        for f, kind in enumerate(kinds):
+            own, starts, weights = select_fields([f], ids, offsets, factors, fields, fill=0)
+            assert starts is not None
+            assert weights is not None
+            try:
+                vectors = self.look_up_field(f, own)
+            except IndexError:
+                if runs_cuda_kernels(ids):  # of an earlier call
+                    raise
+                self._raise_bad_id(ids, offsets)
+            if kind == "max":
+                parts.append(max_bags(vectors, starts, weights > 0))
+            else:
+                terms = vectors.to(weights.dtype) * weights[:, None]
+                parts.append(sum_bags(terms, starts).to(vectors.dtype))
+        return torch.cat(parts, 1)
 
     def _concatenated(self, given: Ids, mean: bool) -> Tensor:
         """Looks up the fields of each table, and puts the outputs into field order."""
@@ -423,6 +474,7 @@ class EmbeddingFields(nn.Module):
         parts = [f"{len(self.num_embeddings)} fields, num_embeddings={rows}, embedding_dim={shown}"]
         parts += [] if self.padding_idx is None else [f"padding_idx={self.padding_idx}"]
         parts += [] if self.pooling == "mean" else [f"pooling={self.pooling!r}"]
+        parts += [] if self.include_last_offset else ["include_last_offset=False"]
         parts += [] if self.on_bad_id == "raise" else [f"on_bad_id={self.on_bad_id!r}"]
         return ", ".join(parts)
 

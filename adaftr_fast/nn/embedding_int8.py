@@ -96,6 +96,7 @@ class QuantizedEmbedding(EmbeddingFields):
             embedding.widths,
             field_names=embedding.field_names,
             pooling=embedding.pooling,
+            include_last_offset=embedding.include_last_offset,
             padding_idx=embedding.padding_idx,
             on_bad_id=embedding.on_bad_id,
             device=embedding.offsets.device,

@@ -298,6 +298,11 @@ def _check(table: FusedEmbedding, sharding: str, optimizer: str) -> None:
         )
     if table.weight.dtype != torch.float32:
         raise ValueError(f"ShardedTables: tables must be float32, got {table.weight.dtype}")
+    if table.pooling not in ("mean", "sum") or not table.include_last_offset:
+        raise ValueError(
+            "ShardedTables: pooling must be 'mean' or 'sum' for all fields, with "
+            f"include_last_offset, got {table.pooling!r} and {table.include_last_offset}"
+        )
     if table.on_bad_id != "raise":
         raise ValueError(f"ShardedTables: on_bad_id must be 'raise', got {table.on_bad_id!r}")
 

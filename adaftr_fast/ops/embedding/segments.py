@@ -130,6 +130,26 @@ def sum_bags(vectors: Tensor, offsets: Tensor) -> Tensor:
     return torch.ops.adaftr_fast.sum_bags(vectors, offsets)
 
 
+def max_bags(vectors: Tensor, offsets: Tensor, counted: Tensor) -> Tensor:
+    """Returns the largest elements of the vectors [N, E] of each bag, [B, E]; zeros for an empty
+    bag.
+
+    It is composed of PyTorch's ops: one pass over the vectors, which are stored. Equal largest
+    elements share the gradient, as in torch.amax.
+
+    Args:
+        vectors: [N, E], floating point.
+        offsets: [B + 1], int64.
+        counted: bool [N], False where a vector is not of its bag.
+    """
+    bags = offsets.shape[0] - 1
+    bag = bag_of_id(offsets.new_empty(vectors.shape[0]), offsets)
+    # the last one of what does not count, and on CUDA of ids behind the last bag
+    bag = torch.where(counted, bag, bags)[:, None].expand_as(vectors)
+    largest = vectors.new_zeros(bags + 1, vectors.shape[1])
+    return largest.scatter_reduce(0, bag, vectors, "amax", include_self=False)[:-1]
+
+
 def repeat_by_bag(vectors: Tensor, offsets: Tensor, size: int) -> Tensor:
     """Returns the vector of each id's bag, [N, E], given those of the bags, [B, E], and N =
     ``size``.

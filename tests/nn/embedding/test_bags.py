@@ -1,9 +1,9 @@
 """Bags of FusedEmbedding, their factors, and padding ids, against torch.nn.
 
 The cases of PyTorch's test/nn/test_embedding.py that apply are among these tests and those of
-test_embedding.py. What does not apply: ``max_norm`` and ``scale_grad_by_freq``, ``mode="max"``,
-tables without rows or width or of integers, a functional form beside the ops, ``offsets`` without
-the end, and forward-mode AD, as gradients are sparse.
+test_embedding.py. What does not apply: ``max_norm`` and ``scale_grad_by_freq``, tables without rows
+or width or of integers, a functional form beside the ops, and forward-mode AD, as gradients are
+sparse.
 """
 
 import copy
@@ -130,6 +130,79 @@ def test_look_ups_equal_those_of_torch(kind, widths, counts, id_type, dtype, pad
     if ours is not None:
         assert ours.grad.dtype == dtype
         close(ours.grad.double(), theirs.grad)
+
+
+KINDS = [["max"] * 3, ["mean", "sum", "mean"], ["max", "mean", "sum"], ["sum", "max", "mean"]]
+
+
+@WIDTHS
+@pytest.mark.parametrize("padding", [None, PADDING])
+@pytest.mark.parametrize("kinds", KINDS, ids="-".join)
+def test_a_pooling_per_field(kinds, padding, widths):
+    """With and without the last offset, against torch.nn.EmbeddingBag in float64."""
+    torch.manual_seed(0)
+    options = {"pooling": kinds, "padding_idx": padding, "dtype": torch.float64}
+    emb = FusedEmbedding(SIZES, widths, **options)
+    emb.reset_parameters()
+    optimizer = optim.Adam(emb, lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        emb(batch(4)).sin().sum().backward()
+        optimizer.step()  # rows miss steps
+    optimizer.zero_grad()
+    values, bags = bags_of([3, 0, 5, 1, 4, 0, 2, 2, 30, 0, 1, 6])
+    out = emb(values, bags)
+    emb.flush()
+    tables = [
+        nn.EmbeddingBag.from_pretrained(
+            emb.field_weight(f).clone(),
+            freeze=False,
+            mode=kind,
+            padding_idx=None if emb.padding_idx is None else emb.padding_idx[f],
+        )
+        for f, kind in enumerate(kinds)
+    ]
+    expected = by_twins(tables, values, bags, None)
+    torch.testing.assert_close(out, expected)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    expected.backward(grad)
+    check_gradients(emb, tables)
+    other = FusedEmbedding(SIZES, widths, include_last_offset=False, **options)
+    other.load_state_dict(emb.state_dict())
+    assert torch.equal(other(values, bags[:-1]), emb(values, bags))
+    assert torch.equal(other(values.int(), bags[:-1].int()), emb(values, bags))
+    values[9] = 7
+    with pytest.raises(IndexError, match=r"values\[9\] = 7 \(row 1\) is out of range for field 1"):
+        emb(values, bags)
+
+
+@pytest.mark.parametrize("kinds", ["max", ["max", "mean", "sum"]])
+def test_derivatives_of_a_pooling_per_field(kinds):
+    values, bags = bags_of([3, 2, 4, 1, 0, 2])
+    emb = FusedEmbedding(SIZES, 2, pooling=kinds, padding_idx=PADDING, dtype=torch.float64)
+
+    def pooled(weight):
+        return torch.func.functional_call(emb, {"weight": weight}, (values, bags))
+
+    weight = torch.randn_like(emb.weight)
+    found = torch.func.jacrev(pooled)(weight)
+    step = 1e-6
+    for place in ((0, 1), (6, 0), (20, 1)):
+        moved = torch.zeros_like(weight)
+        moved[place] = step
+        difference = (pooled(weight + moved) - pooled(weight - moved)) / (2 * step)
+        torch.testing.assert_close(found[(..., *place)], difference, rtol=1e-6, atol=1e-6)
+
+
+def test_poolings_that_are_refused():
+    with pytest.raises(ValueError, match=r"pooling must be 'mean', 'sum' or 'max', got 'first'"):
+        FusedEmbedding(SIZES, 2, pooling="first")
+    with pytest.raises(ValueError, match=r"pooling must be one for all fields, or 3 \(one per"):
+        FusedEmbedding(SIZES, 2, pooling=["mean", "max"])
+    values, bags = bags_of([1, 1, 1])
+    with pytest.raises(ValueError, match="per_sample_weights must be None where a field has pool"):
+        FusedEmbedding(SIZES, 2, pooling="max")(values, bags, torch.ones(3))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "sum"])

@@ -261,7 +261,7 @@ def test_wrong_shapes_are_named_and_counted_nowhere(widths, arguments, error, me
         ([], 8, ValueError, "num_embeddings must be one number >= 1 per field"),
         ([3, 0], 8, ValueError, "num_embeddings must be one number >= 1 per field"),
         (10, 4, TypeError, "num_embeddings must be a list, one number per field, got int"),
-        ([3, 4], [8], ValueError, r"embedding_dim must be one number, or 2 \(one per field\)"),
+        ([3, 4], [8], ValueError, r"embedding_dim must be one for all fields, or 2 \("),
         ([3, 4], [8, 0], ValueError, r"embedding_dim must be >= 1, got \[8, 0\]"),
     ],
 )

@@ -26,6 +26,26 @@ def test_a_state_dict_of_torch_loads(kind, sizes):
     assert torch.equal(model[0].weight, table.weight)
 
 
+@pytest.mark.parametrize("widths", [3, [3, 2]])
+def test_the_state_of_a_module_per_field_loads(widths):
+    emb = FusedEmbedding([4, 5], widths, field_names=["user", "item"])
+    tables = [nn.Embedding(4, 3), nn.EmbeddingBag(5, emb.widths[1])]
+    for several in (nn.ModuleList(tables), nn.ModuleDict(zip(["user", "item"], tables))):
+        model = nn.Sequential(emb)
+        for weight in emb.parameters():
+            nn.init.zeros_(weight)
+        model.load_state_dict(nn.Sequential(several).state_dict())
+        for f, table in enumerate(tables):
+            assert torch.equal(emb.field_weight(f), table.weight)
+    state = nn.ModuleList(tables).state_dict()
+    with pytest.raises(RuntimeError, match=r'Missing key.*"weight.item"'):
+        emb.load_state_dict({"0.weight": state["0.weight"]})
+    with pytest.raises(RuntimeError, match=r"size mismatch for weight.user: \[5, 3\] in the check"):
+        emb.load_state_dict(state | {"0.weight": torch.ones(5, 3)})
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"2.weight"'):
+        emb.load_state_dict(state | {"2.weight": torch.ones(4, 3)})
+
+
 def test_a_state_dict_that_does_not_fit_is_named():
     with pytest.raises(RuntimeError, match=r"size mismatch for weight: .*\[8, 3\].*\[9, 3\]"):
         FusedEmbedding([4, 5], 3).load_state_dict(nn.Embedding(8, 3).state_dict())
