@@ -27,6 +27,7 @@ user = "categorical"
 price = "numeric"
 """
 CONFIG = """
+preset = "paper"
 [data]
 folder = "FOLDER"
 [model]

@@ -61,7 +61,7 @@ def test_a_full_disk_under_the_output_is_named(capsys, monkeypatch, buffering):
     )
 
 
-TRAIN = "data, model, optimizer, training, out, restart, warm_start, warm_start_task, "
+TRAIN = "data, model, optimizer, training, out, restart, preset, warm_start, "
 LIST = """a list such as '[8, 4]' or '["a", "b"]'"""
 
 
