@@ -74,11 +74,15 @@ def test_the_page_says_what_the_numbers_say():
         in lines
     )
     assert any("that noise are permuted" in line for line in lines)
-    metrics = Table(["task"], [["click"]])
+    metrics = [Table(["task"], [["click"]]).markdown(), "GAUC: the mean over 3 groups."]
     text = "\n\n".join(
         page_sections("run on the test split", metrics, ["x: no better."], buckets, importance)
     )
-    assert text.index("**Before you read on:** x: no better.") < text.index("| task")
+    places = [text.index(each) for each in ("**Before you read on:** x: no", *metrics, "- click: ")]
+    assert places == sorted(places)
+    assert "worth most" not in text
+    assert "that noise are permuted" not in text
+    assert "The importance of fields means little until the doubts above are gone." in text
     assert "| user             | 11.000 ± 0.577 |" in text
     for heading in (
         "# run on the test split",
