@@ -27,7 +27,8 @@ def data(shop):
 
 @pytest.fixture(scope="session")
 def run(shop, data):
-    return af.train(data, shop / "run", model=MODEL, optimizer=OPTIMIZER, training=TRAINING)
+    options = {"model": MODEL, "optimizer": OPTIMIZER, "training": TRAINING}
+    return af.train(data, shop / "run", preset="paper", **options)
 
 
 @pytest.fixture(scope="session")

@@ -120,7 +120,8 @@ def test_the_inferred_schema_can_be_written_and_edited(shop, data, tmp_path):
     )
     written.write_text(
         written.read_text().replace(
-            'price = "numeric"', 'price = { kind = "numeric", buckets = 5 }'
+            'price = { kind = "dense", encoding = "piecewise" }',
+            'price = { kind = "numeric", buckets = 5 }',
         )
     )
     edited = af.prepare(shop / "log.csv", **options)
@@ -135,7 +136,7 @@ def test_text_is_read_as_lists_where_the_command_says_so(shop, tmp_path, capsys)
     )
     command = f"prepare --files {log} --labels click --ignore conversion --out".split()
     assert main([*command, *f"{tmp_path}/data --multi tags=| user=".split()]) == 0
-    assert r"| tags  | categorical, lists separated by '\|' |" in capsys.readouterr().out
+    assert r"| tags        | categorical, lists separated by '\|' |" in capsys.readouterr().out
     options = {"labels": "click", "ignore": "conversion"}
     listed = af.prepare([log], tmp_path / "api", **options, multi={"tags": "|"}).manifest
     assert (listed.num_embeddings[-1], listed.tasks) == (9, ["click"])

@@ -12,10 +12,12 @@ from adaftr_fast.cli import main
 from adaftr_fast.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.errors import CheckpointError, ConfigError, DataError
+from adaftr_fast.training.trained import metric_notes
 
 from .conftest import MODEL, OPTIMIZER, TRAINING
 
 TOML = """
+preset = "paper"
 [model]
 name = "adaftr"
 expert_hidden = [8]
@@ -37,21 +39,29 @@ def copied(run, tmp_path):
 
 
 def test_a_run_prints_its_test_metrics(run):
-    summary, header, _, *rows = repr(run).splitlines()
+    summary, header, _, *lines = repr(run).splitlines()
+    rows, (gauc, *doubts) = lines[:2], lines[2:]
     assert summary == f"{run.folder}: adaftr, best epoch {run.best_epoch} of 2"
     assert (
         header
-        == "| model  | task       |   AUC |  GAUC | log-loss | CVR AUC | best epoch | samples/s | "
-        "s/epoch |"
+        == "| model  | task       |   AUC |  GAUC | log-loss | of the rate | predicted/observed | CVR AUC "
+        "| best epoch | samples/s | s/epoch |"
     )
     assert [row.split("|")[2].strip() for row in rows] == ["click", "conversion"]
     for row, metrics in zip(rows, run.test.values(), strict=True):
         assert (
             f" {100 * metrics['auc']:.2f} | {100 * metrics['gauc']:.2f} | "
-            f"{metrics['logloss']:>8.4f} | " in row
+            f"{metrics['logloss']:>8.4f} | {metrics['rate_logloss']:>11.4f} | "
+            f"{metrics['calibration']:>18.3f} | " in row
         )
+    groups = [f"{task} {each['gauc_groups']}" for task, each in run.test.items()]
+    how = "GAUC: the mean AUC over the groups with both classes, of equal weight"
+    assert gauc == f"{how}: {', '.join(groups)}."
+    assert run.doubts == doubts == json.loads((run.folder / "doubts.json").read_text())
+    assert doubts[-1].startswith("The model was trained for 14 steps, in which it can hardly ")
     page = run._repr_html_()
-    assert page.startswith(f"<p>{summary}</p>{run.table().html()}<img")
+    notes = paragraphs(gauc, *doubts)
+    assert page.startswith(f"<p>{summary}</p>{run.table().html()}{notes}<img")
     assert "data:image/png;base64,iVBOR" in page
     assert not run.model.training
     assert set(run.diagnostics) == {"tau/click-conversion"}
@@ -76,7 +86,9 @@ def test_it_equals_the_command(run, data, tmp_path, capsys):
     assert json.loads((out / "test.json").read_text()) == run.test
     assert weights(out) == weights(run.folder)
     shown, named = capsys.readouterr().out.split("\n\n")
-    assert without_speed(shown) == without_speed(run.table().markdown())
+    (gauc,) = metric_notes(run.test, "none")
+    printed = "\n".join([run.table().markdown(), gauc, *run.doubts])
+    assert without_speed(shown) == without_speed(printed)
     assert named.splitlines() == [
         f"Report: {out}/report.md",
         f"adaftr-fast evaluate --run {out} --importance --out {out}",
@@ -158,8 +170,9 @@ def test_weights_that_lag_behind_the_epochs_are_of_their_own_epoch(copied):
 
 def test_a_warm_start_takes_a_run_or_its_folder(run, data, tmp_path, capsys):
     settings = {"model": MODEL, "optimizer": OPTIMIZER, "training": TRAINING | {"max_epochs": 1}}
+    settings["preset"] = "paper"
     warm = af.train(data, tmp_path / "run", warm_start=run, **settings)
-    assert "93 of 93 embedding rows copied" in capsys.readouterr().err
+    assert "72 of 72 embedding rows copied" in capsys.readouterr().err
     assert warm.config.warm_start.run == str(run.folder)
     cold = af.train(data, tmp_path / "cold", **settings)
     assert weights(cold.folder) != weights(warm.folder)
@@ -175,14 +188,17 @@ def test_evaluate_measures_any_split_of_a_run_or_its_folder(run, data):
     with pytest.raises(CheckpointError, match="trained on other data"):
         af.evaluate(run, other)
     found = af.evaluate(run, data, "train")
-    header, _, click, _, _, doubt = repr(found).splitlines()
-    assert header == "| train: task |   AUC |  GAUC | log-loss | CVR AUC |"
-    assert click.startswith(f"| click       | {100 * found.metrics['click']['auc']:.2f} |")
-    assert found.doubts == [doubt]
-    assert doubt.startswith(
-        "Validation is best after the last of 2 epochs, so the model may not be trained to its end"
+    header, _, click, _, *notes = [each for each in repr(found).splitlines() if each]
+    assert (
+        header == "| train: task |   AUC |  GAUC | log-loss | of the rate | predicted/observed | "
+        "CVR AUC |"
     )
-    assert found._repr_html_() == found.table().html() + paragraphs(doubt)
+    assert click.startswith(f"| click       | {100 * found.metrics['click']['auc']:.2f} |")
+    gauc, *doubts = notes
+    assert [gauc] == metric_notes(found.metrics, "none")
+    assert found.doubts == doubts
+    assert doubts[-1].startswith("The model was trained for 14 steps, in which it can hardly ")
+    assert found._repr_html_() == found.table().html() + paragraphs(*notes)
 
 
 @pytest.mark.parametrize(

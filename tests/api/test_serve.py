@@ -11,12 +11,16 @@ from adaftr_fast.training.evaluation import predict
 
 
 def test_an_exported_model_prints_its_files_and_metrics(model, run):
-    summary, header, _, click, _ = repr(model).splitlines()
+    summary, header, _, click, _, *doubts = repr(model).splitlines()
     assert summary == f"{model.folder}: model.pt2, schema.json, vocabulary.parquet"
-    assert header == "| validation: task |   AUC |  GAUC | log-loss | CVR AUC |"
+    assert (
+        header == "| validation: task |   AUC |  GAUC | log-loss | of the rate | "
+        "predicted/observed | CVR AUC |"
+    )
+    assert doubts == model.about.doubts == run.doubts != []
     best = run.epochs[run.best_epoch - 1]["validation"]
     assert click.startswith(f"| click            | {100 * best['click']['auc']:.2f} |")
-    assert model._repr_html_() == f"<p>{summary}</p>{model.table().html()}"
+    assert model._repr_html_() == f"<p>{summary}</p>{model.table().html()}{paragraphs(*doubts)}"
 
 
 def test_scores_are_the_models_and_print_their_columns(model, run, data, shop, tmp_path):
@@ -77,7 +81,9 @@ def test_rows_that_are_left_out_are_told(model, shop, tmp_path):
     read, left_out = scores.lines()[1:]
     assert read == "Read: 1,201 lines below the header = 1,200 rows kept + 1 left out"
     assert left_out.startswith("Left out: 1 of 1,201 rows")
-    assert scores._repr_html_() == paragraphs(*scores.lines()) + scores.unknown().html()
+    assert scores.doubts == model.about.doubts
+    page = paragraphs(*scores.lines()) + scores.unknown().html() + paragraphs(*scores.doubts)
+    assert scores._repr_html_() == page
 
 
 @pytest.mark.parametrize(
