@@ -49,8 +49,12 @@ def write(path, table, delimiter=","):
 
 
 def encoded(prepared):
+    """The rows of two splits, with None for NaN, which equals nothing."""
     return {
-        name: read_split(prepared.folder, prepared.manifest, name).to_pylist()
+        name: [
+            {key: None if value != value else value for key, value in row.items()}
+            for row in read_split(prepared.folder, prepared.manifest, name).to_pylist()
+        ]
         for name in ("train", "test")
     }
 
@@ -251,7 +255,7 @@ def test_options_of_text_hold_for_tables_too(tmp_path):
     }
     options = {"labels": "click", "null": "-", "decimal": ",", "progress": False}
     found = prepare(pa.table(columns), tmp_path / "out", **options)
-    assert [row[1] for row in found.fields().rows if row[0] == "p"] == ["numeric"]
+    assert [row[1] for row in found.fields().rows if row[0] == "p"] == ["dense, piecewise"]
     assert found.manifest.schema["text"] == {"null": ["-"], "decimal": ","}
     assert found.manifest.values["k"].distinct == 1
     train = found.manifest.splits["train"]

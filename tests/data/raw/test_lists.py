@@ -102,9 +102,12 @@ def test_detected_lists_are_warned_of_and_can_be_switched_off(log):
             fields = fields_of(path)
         assert len(warned) == 1
         assert fields["tags"] == {"kind": "categorical", "tokens": "all", "separator": "|"}
-        assert (fields["title"], fields["price"]) == ("categorical", "numeric")
+        assert (fields["title"], fields["price"]) == (
+            "categorical",
+            {"kind": "dense", "encoding": "piecewise"},
+        )
         assert fields_of(path, multi={"tags": "", "price": ""})["tags"] == "categorical"
-    assert fields_of(log, group="tags")["tags"] == "categorical"
+    assert fields_of(log, group="tags", keep_group=True)["tags"] == "categorical"
     with pytest.warns(UserWarning, match=r"multi: tags: none of the first values holds ';'"):
         assert fields_of(log, multi={"tags": ";"})["tags"]["separator"] == ";"
 
@@ -115,7 +118,7 @@ def test_given_separators_need_no_evidence(log):
     source = infer_schema([log], ["click"], multi={"title": " ", "tags": "|"})
     manifest = prepare(parse_schema(source), [log], log.parent / "out")
     assert manifest.num_embeddings[0] == len(GENRES) + 1
-    assert [field.multiple for field in manifest.fields] == [True, True, False]
+    assert [field.multiple for field in manifest.fields] == [True, True]
 
 
 def test_wrong_columns_and_separators_are_named(log):
