@@ -66,7 +66,8 @@ def test_daily_training_to_a_served_model(tmp_path, capsys):
     schema = tmp_path / "shop.toml"
     schema.write_text(SHOP)
     run(f"daily --dataset {schema} --files {first} {second} --out {daily} {TRAINING}")
-    shown = capsys.readouterr().out.partition("\n\n")[0].splitlines()[-2:]
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line for line in lines if line.startswith("day ")]
     assert "before training: the first day" in shown[0]
     assert "before training: click AUC" in shown[1]
     run(f"export --run {daily}/day-0002/run --out {tmp_path}/model")

@@ -67,7 +67,8 @@ def daily_by_rank(
 
 def flags(**options) -> list[str]:
     given = OPTIONS | {name.replace("__", "."): value for name, value in options.items()}
-    return [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    words = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    return ["--preset", "paper", *words]
 
 
 def command(folder: Path, out: Path, *files: Path, **options) -> list[str]:

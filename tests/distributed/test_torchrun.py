@@ -86,7 +86,7 @@ def by_two(data, tmp_path_factory) -> Path:
     codes, shown, errors = command_by_hand(*arguments(data, out)[2:])
     assert codes == [0, 0], errors
     assert [text.count("best epoch") for text in shown] == [1, 0]  # one rank prints
-    files = ["best", "metrics.jsonl", "report.md", "report.png", "test.json"]
+    files = ["best", "doubts.json", "metrics.jsonl", "report.md", "report.png", "test.json"]
     assert sorted(path.name for path in out.iterdir()) == files
     return out
 

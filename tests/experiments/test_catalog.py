@@ -67,7 +67,7 @@ def test_shared_experts_of_ple(options, tasks, shared):
 def test_table4_compares_adaftr_with_every_model():
     rows = experiment("table4", ModelConfig(), TASKS).variants
     assert set(TITLES) == set(models.NAMES)
-    titles = [title for name, title in TITLES.items() if name not in ENTIRE_SPACE]
+    titles = [TITLES[name] for name in TITLES if name != "linear" and name not in ENTIRE_SPACE]
     assert [row.title for row in rows] == titles
     assert list(rows[-1].against) == titles[:-1]
 

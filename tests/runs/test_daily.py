@@ -228,6 +228,7 @@ def test_the_commands_infer_the_schema_from_labels(tmp_path, capsys):
     assert main(f"stream {roles} {streamed} {options}".split()) == 0
     assert load_schema(str(tmp_path / "stream/schema.toml")).funnel == ("click", "buy")
     (tmp_path / "in/1.parquet").rename(second)
+    capsys.readouterr()
     for command, message in (
         (
             f"daily --labels buy --files {second} --out {out}",

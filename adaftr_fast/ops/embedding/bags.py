@@ -72,7 +72,7 @@ _BAGS = "Tensor values, Tensor offsets, Tensor? per_sample_weights"
 define(
     f"embedding_bags(Tensor weight, {_BAGS}, Tensor field_offsets, bool mean, Tensor[] state, *, "
     "bool sparse=True) -> Tensor",
-    lambda *arguments, sparse: reference.embedding_bags(*arguments),
+    lambda *arguments, sparse=True: reference.embedding_bags(*arguments),
     _bags_fake,
 )
 define(

@@ -79,7 +79,7 @@ def _embedding_and_squares(
 _IDS = "Tensor ids, Tensor field_offsets"
 define(
     f"fused_embedding(Tensor weight, {_IDS}, Tensor[] state, *, bool sparse=True) -> Tensor",
-    lambda *arguments, sparse: reference.fused_embedding(*arguments),
+    lambda *arguments, sparse=True: reference.fused_embedding(*arguments),
     lambda weight, ids, *_, **__: weight.new_empty(ids.shape[0], ids.shape[1] * weight.shape[1]),
 )
 define(

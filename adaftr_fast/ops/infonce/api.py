@@ -293,9 +293,10 @@ def adaptive_infonce(
         NotImplementedError: an input carries a forward-mode tangent.
         RuntimeError: ``backend`` "cpu" without the C++ extension; or on CPU, a tensor tau that is
             not positive and finite (in C++ also one that is subnormal), a column_bias that is not
-            finite, a positive_index out of range, row_weight that sum to 0 under "mean" and are not
-            all 0, or a row without a positive of its positive_group. On CUDA the values are not
-            checked, because that would wait for the device; such rows give NaN.
+            finite, a positive_index out of range, or a row without a positive of its
+            positive_group. On CUDA the values are not checked, because that would wait for the
+            device; such rows give NaN. Row weights that cancel have no mean: under "mean" the loss
+            is then not finite.
 
     Example:
         >>> h_ctr = torch.randn(1024, 64, requires_grad=True)
