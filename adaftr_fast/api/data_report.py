@@ -120,6 +120,10 @@ def _overview(data: Prepared, counted: dict[str, Counts]) -> Table:
             ]
         new = [_percent(splits[split].unknown[field.name], splits[split].rows) for split in others]
         rows.append([field.name, kind, distinct, ids, rare, unknown, *new, *drift])
+    for name in data.manifest.features[len(rows) :]:  # dense, whose values have no ids
+        _, kind, ids, unknown = read_as[name]
+        new = [_percent(splits[split].unknown[name], splits[split].rows) for split in others]
+        rows.append([name, kind, "-", ids, "-", unknown, *new, "-", "-"])
     header = ["field", "read as", "distinct", "ids", "rare", "missing or rare"]
     header += [f"in {split}" for split in others]
     header += [f"drift to {split}" for split in others]

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import adaftr_fast as af
@@ -80,7 +81,26 @@ def test_the_page_escapes_values_and_names_everything(data):
         assert name in text
     assert "Outside the funnel: " in text
     assert "hash " in text
-    assert "up to " in text
+    assert re.search(r">price</td><td[^>]*>dense, piecewise</td>", text)
+
+
+def test_the_page_shows_the_rates_of_buckets(tmp_path):
+    (tmp_path / "log.toml").write_text(
+        """
+name = "log"
+labels = { click = "click" }
+split = { train = {}, validation = {}, test = {} }
+[fields]
+price = { kind = "numeric", buckets = 2 }
+"""
+    )
+    table = {"price": np.arange(100.0), "click": [int(n >= 50) for n in range(100)]}
+    pq.write_table(pa.table(table), tmp_path / "log.parquet")
+    dataset = tmp_path / "log.toml"
+    data = af.prepare(tmp_path / "log.parquet", tmp_path / "data", dataset=dataset)
+    text = (data.folder / PAGE).read_text()
+    low, high = re.findall(r"<td>((?:up to|above) [\d.]+)</td><td>50.00 %</td>", text)
+    assert low.removeprefix("up to ") == high.removeprefix("above ")
 
 
 def test_drift_is_the_share_of_rows_that_would_have_to_change():

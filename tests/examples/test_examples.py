@@ -55,7 +55,10 @@ def test_fused_tables_equal_those_of_dense_adam(tmp_path):
 
 def test_an_own_model_learns_alone_and_under_adaftr(tmp_path):
     text = printed("own_model.py", tmp_path)
-    assert re.findall(r"^(?!GAUC:)\w.*$", text, re.MULTILINE) == ["CrossNet", "AdaFTR over CrossNet"]
+    assert re.findall(r"^(?!GAUC:)\w.*$", text, re.MULTILINE) == [
+        "CrossNet",
+        "AdaFTR over CrossNet",
+    ]
     aucs = [float(auc) for auc in re.findall(r"\| (?:click|conversion) +\| (\S+) ", text)]
     assert len(aucs) == 4
     assert min(aucs) > 60

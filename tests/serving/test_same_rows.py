@@ -369,7 +369,11 @@ ROW = {"user": 1, "city": "x", "member": True, "item": 3, "price": 1.5, "weight"
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [
-        ({}, DataError, "row: no column 'user', 'city', .*, which the model reads; got no columns$"),
+        (
+            {},
+            DataError,
+            "row: no column 'user', 'city', .*, which the model reads; got no columns$",
+        ),
         ([ROW, {**ROW, "usr": 1}], DataError, r"rows\[1\]: column 'usr' is not in the schema"),
         ([ROW, {"usr": 1}], DataError, r"rows\[1\]: no column 'user', .* reads; got 'usr'$"),
         (pd.DataFrame([ROW]).drop(columns="item"), DataError, "rows: no column 'item', which"),
