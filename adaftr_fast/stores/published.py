@@ -32,6 +32,12 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 T = TypeVar("T")
+
+
+class TakenError(StoreError):
+    """Another process has published the folder that this one writes."""
+
+
 LIST = "published.json"
 OBJECTS = "objects"
 OBJECT = re.compile("[0-9a-f]{64}-.*", re.DOTALL)  # the name of one
@@ -331,8 +337,8 @@ def publish(
         The new state.
 
     Raises:
-        StoreError: another writer has published ``folder`` since ``base``, or the store fails. The
-            folder keeps its state.
+        TakenError: another writer has published ``folder`` since ``base``.
+        StoreError: the store fails. In both cases the folder keeps its state.
     """
     base = _replaceable(folder, base, writer)
     new = {name: Published(sha256(path), path.stat().st_size) for name, path in files.items()}
@@ -400,7 +406,7 @@ def _replaceable(folder: StorePath, base: State | None, writer: str) -> State | 
     """Returns the state of ``folder``, if it is ``base`` or of the same writer."""
     state = read_state(folder)
     if state != base and not (writer and state is not None and state.writer == writer):
-        raise StoreError(
+        raise TakenError(
             f"{folder}: another process has written it meanwhile; only one may write a folder"
         )
     return state

@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ from adaftr_fast.stores.published import (
     OBJECTS,
     PublishedFolder,
     State,
+    TakenError,
     publish,
     read_state,
     remove_unnamed,
@@ -55,10 +57,11 @@ def local_folder(folder: str | AnyPath, *, download: bool = True) -> Iterator[Pa
     local one itself.
 
     A thread publishes a new state of the local folder every ``ADAFTR_FAST_UPLOAD_SECONDS``, and so
-    does the end of the block, also
-    after an error. Every state is one that the local folder had at some time, as after a power
-    failure. If a process is killed, the next one on this machine goes on with the local folder, and
-    one on another machine with the last published state.
+    does the end of the block, also after an error. Every state is one that the local folder had at
+    some time, as after a power failure. Where the thread finds that another machine has written
+    ``folder``, it ends a block of the main thread as Ctrl-C does. If a process is killed, the next
+    one on this machine goes on with the local folder, and one on another machine with the last
+    published state.
 
     Args:
         folder: a local folder, or one of a store.
@@ -250,7 +253,11 @@ class _Sender:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._send_from_time_to_time, name="upload", daemon=True)
+        is_main = threading.current_thread() is threading.main_thread()
+        main = threading.get_ident() if is_main else None
+        thread = threading.Thread(
+            target=self._send_from_time_to_time, args=(main,), name="upload", daemon=True
+        )
         thread.start()
         try:
             yield
@@ -264,14 +271,26 @@ class _Sender:
                     raise StoreError(
                         f"{self.folder}: not uploaded, since {self.local} changes all the time"
                     )
+            except TakenError as error:
+                kept = f"what this one wrote is in {self.local} until its next start, which"
+                raise TakenError(f"{error}; {kept} begins from {self.folder}") from error
             except OSError as error:
                 kept = f"all files are in {self.local}, from which the same command goes on"
                 raise StoreError(f"{error}; {kept}") from error
 
-    def _send_from_time_to_time(self) -> None:
+    def _send_from_time_to_time(self, main: int | None) -> None:
+        """Publishes the folder until the block ends, or ends it where another process has.
+
+        Args:
+            main: the main thread, if the block runs there. It alone handles signals.
+        """
         while not self._ended.wait(self.seconds):
             try:
                 self._send()
+            except TakenError:  # raised again at the end of the block
+                if main is not None and not self._ended.is_set():
+                    signal.pthread_kill(main, signal.SIGINT)
+                return
             except OSError as error:
                 warnings.warn(
                     f"{self.folder}: not uploaded, is tried again: {error}",

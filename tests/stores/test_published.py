@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import signal
+import time
 from itertools import product
 
 import numpy as np
@@ -294,6 +296,36 @@ def test_one_writer_on_a_machine(url):
                 os._exit(3)
             os._exit(4)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C acts as in a terminal; a worker of pytest-xdist ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_command_ends_when_another_machine_has_written_its_folder(
+    url, files, monkeypatch, interruptible
+):
+    """It does not work on to its end, where its last upload would fail."""
+    monkeypatch.setenv("ADAFTR_FAST_UPLOAD_SECONDS", "0.02")
+    ended = False
+
+    def write_on():
+        nonlocal ended
+        with local_folder(as_path(url)) as folder:
+            publish(files, as_path(url), None)
+            folder.mkdir()
+            (folder / "one").write_text("1")
+            time.sleep(60)
+            ended = True
+
+    with pytest.raises(StoreError, match=r"another process has written it meanwhile.*; what this"):
+        write_on()
+    assert not ended
+    assert content_of(local_copy(as_path(url))) == bytes_of(files)
 
 
 def write_and_cut(url, faults):
