@@ -1,7 +1,5 @@
 """The base class of the row optimizers: finds the tables, reads their merged gradients, saves and
 loads state.
-
-Gradients are clipped by the joint norm of tables and other parameters.
 """
 
 from __future__ import annotations
@@ -18,11 +16,7 @@ from torch.utils._pytree import tree_map_only
 from adaftr_fast.nn.deferred import flush
 from adaftr_fast.nn.embedding import living_embeddings, tables_of
 from adaftr_fast.nn.embedding_table import EmbeddingTable, insert_rows, train_by, trained_by
-from adaftr_fast.ops.embedding.lookup import (
-    coalesce_gradient,
-    coalesce_unless_on_cuda,
-    empty_table,
-)
+from adaftr_fast.ops.embedding.lookup import coalesce_unless_on_cuda, empty_table
 from adaftr_fast.ops.library import check_local
 
 Entry = nn.Module | nn.Parameter | tuple[str, nn.Parameter]
@@ -82,68 +76,6 @@ def row_gradient(weight: nn.Parameter) -> tuple[Tensor, Tensor]:
         rows = grad.ne(0).any(1).nonzero()[:, 0]
         return rows, grad[rows]
     return grad._indices().select(0, 0), grad._values()
-
-
-@torch.no_grad()
-def clip_grad_norm_(
-    parameters: nn.Module | Tensor | Iterable[Tensor],
-    max_norm: float,
-    norm_type: float = 2.0,
-    error_if_nonfinite: bool = False,
-) -> Tensor:
-    """Scales all gradients so that their joint norm is at most ``max_norm``; returns the norm
-    before, 0-dim.
-
-    As torch.nn.utils.clip_grad_norm_, which raises for sparse gradients.
-
-    Args:
-        parameters: a module, a parameter, or several.
-        max_norm: largest norm of the result.
-        norm_type: p of the p-norm; may be ``inf``.
-        error_if_nonfinite: whether a norm that is not finite raises, rather than scales the
-            gradients by it.
-
-    Raises:
-        RuntimeError: the norm is not finite, and ``error_if_nonfinite``; no gradient is scaled.
-    """
-    grads = _gradients(parameters)
-    total = torch.nn.utils.get_total_norm(grads, norm_type, error_if_nonfinite)
-    scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
-    for grad in grads:
-        grad.mul_(scale.to(grad.device))
-    return total
-
-
-@torch.no_grad()
-def clip_grad_value_(parameters: nn.Module | Tensor | Iterable[Tensor], clip_value: float) -> None:
-    """Limits every element of all gradients to [-clip_value, clip_value].
-
-    As torch.nn.utils.clip_grad_value_, which raises for sparse gradients.
-
-    Args:
-        parameters: a module, a parameter, or several.
-        clip_value: largest absolute value of the result.
-    """
-    for grad in _gradients(parameters):
-        grad.clamp_(-clip_value, clip_value)
-
-
-def _gradients(parameters: nn.Module | Tensor | Iterable[Tensor]) -> list[Tensor]:
-    """Returns the gradients that parameters have; of a sparse one the values [U, E], each row
-    once.
-    """
-    if isinstance(parameters, nn.Module):
-        parameters = parameters.parameters()
-    elif isinstance(parameters, Tensor):
-        parameters = [parameters]
-    grads = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            continue
-        if parameter.grad.is_sparse:
-            coalesce_gradient(parameter)  # what is clipped are the sums, not their terms
-        grads.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
-    return grads
 
 
 def records_where_wanted(func: Callable[..., Any]) -> Callable[..., Any]:

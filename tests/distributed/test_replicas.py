@@ -142,6 +142,30 @@ def test_distributed_tensors_are_refused_with_what_to_do():
     assert on_ranks(refusals, 2)[0] == expected
 
 
+def clipped_on_a_rank(rank, shard):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2))
+    net = nn.Sequential(af.FusedEmbedding([20, 7], [4, 2]), layers)
+    if shard:
+        fully_shard(net[1], mesh=init_device_mesh("cpu", (2,)))
+    net(batches()[0][:, :2]).sin().sum().backward()  # the same on all ranks
+    norms = [
+        af.optim.clip_grad_norm_(net, 0.1, norm_type, foreach=foreach)
+        for norm_type, foreach in ((1.0, None), (2.0, True), (float("inf"), False))
+    ]
+    af.optim.clip_grad_value_(net, 1e-3)
+    grads = [each.grad for each in net.parameters()]
+    whole = [each.full_tensor() if hasattr(each, "full_tensor") else each for each in grads]
+    return norms, [each.to_dense() for each in whole]
+
+
+def test_sharded_layers_and_tables_are_clipped_by_one_norm():
+    sharded = on_ranks(clipped_on_a_rank, 2, True)
+    for found in sharded:
+        torch.testing.assert_close(found, clipped_on_a_rank(0, False))
+    assert_same_bits(*sharded)
+
+
 def test_replicas_are_equal_and_those_of_one_process():
     alone = trained_alone()
     for sparse in (True, False):

@@ -481,13 +481,16 @@ def test_clipping_takes_a_module(norm_type):
     for batch in (ids(), ids()):  # whose gradients share rows
         net(batch).square().sum().backward()
         twin(batch).square().sum().backward()
-    ours = optim.clip_grad_norm_(net, 0.1, norm_type)
+    ours = optim.clip_grad_norm_(net, 0.1, norm_type, foreach=False)
     theirs = nn.utils.clip_grad_norm_(twin.parameters(), 0.1, norm_type)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(net[1].weight.grad, twin.layers[0].weight.grad)
     dense = torch.cat([table.weight.grad for table in twin.tables])
     torch.testing.assert_close(net[0].weight.grad.to_dense(), dense)
     torch.testing.assert_close(optim.clip_grad_norm_(net[1].weight, 1.0), net[1].weight.grad.norm())
+    net.zero_grad()
+    net[0](ids(0)).sum().backward()  # whose gradient has no rows
+    assert optim.clip_grad_norm_(net[0], 1.0, norm_type) == 0
     table = nn.Embedding(5, 3, sparse=True)
     table(torch.tensor([1, 1, 2])).sum().backward()  # torch's gradient has a row twice
     expected = nn.utils.get_total_norm([table.weight.grad.to_dense()], norm_type)
