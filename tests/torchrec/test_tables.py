@@ -126,7 +126,7 @@ def replicated(size: int, optimizer: str, form: str, way: str) -> dict:
         embedding.weight.grad = grad * SCALES[way]
         table_optimizer.step()
     weight = embedding.weight.detach()
-    state = table_optimizer.state_dict()["state"][0]
+    state = table_optimizer.state_dict()["state"].get(0, {})  # that of SGD has none
     out = [torch.cat(each).detach() for each in outputs]
     rows = {"weight": weight, "user": weight[: FIELDS[0]]} | state
     return {"out": out, "norms": norms, "rows": rows}

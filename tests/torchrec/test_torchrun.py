@@ -21,7 +21,7 @@ ROW_WISE = {
 
 def test_ranks_pickle_nothing(data, tmp_path, rendezvous):
     check_that_nothing_is_pickled(data, tmp_path, rendezvous, **ROW_WISE)
-    files = ["best", "metrics.jsonl", "report.md", "report.png", "test.json"]
+    files = ["best", "doubts.json", "metrics.jsonl", "report.md", "report.png", "test.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 
@@ -44,7 +44,9 @@ def test_rank_that_fails_before_its_first_step_is_named(data, tmp_path, rendezvo
     assert "epoch 1, step 1: this rank fails" in other.communicate(timeout=120)[1]
     # instead of the 3,600 s for a rank that does not respond
     _, err = rank_zero.communicate(timeout=120)
-    assert err == (
+    fitted, _, error = err.partition("\n")
+    assert fitted.startswith("options that fit 3,200 training rows: ")
+    assert error == (
         "adaftr-fast train: rank 0 stopped: rank 1 failed: TrainingError: epoch 1, step 1: this "
         "rank fails\n"
     )
