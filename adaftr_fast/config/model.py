@@ -151,8 +151,9 @@ class ModelConfig(Section):
     l2_form: Literal["squared", "norm"] = option("squared", omit_default=True)
     """L2 term: the squared norm of these weights, or the norm itself, as Eq. 14 prints it."""
     wide: bool = option(False, omit_default=True)
-    """Add a wide part, the logits of the model linear, to those of the towers (Cheng et al., DLRS'16,
-    "Wide & Deep"). single_dnn and the models of an entire space have none.
+    """Add the logits of a model linear to those of the towers (Cheng et al., DLRS'16, "Wide &
+    Deep"), and predict the mean of these and of the logits of a second one, which is trained by
+    itself. single_dnn and the models of an entire space have neither.
     """
     start_at_rates: bool = option(False, omit_default=True)
     """Start the output biases at the log-odds of the training split's rates, so that a model is

@@ -32,7 +32,15 @@ from adaftr_fast.nn.relatedness import weighted_mean
 from adaftr_fast.ops.norms import squared_norm
 
 # beside one per task
-LOSS_TERMS = ("l2", "relatedness", "contrast", "counterfactual", "imputation", "constraint")
+LOSS_TERMS = (
+    "l2",
+    "linear",
+    "relatedness",
+    "contrast",
+    "counterfactual",
+    "imputation",
+    "constraint",
+)
 
 
 class Representations(NamedTuple):
@@ -44,6 +52,8 @@ class Representations(NamedTuple):
     logits: Tensor  # [B, T]
     # 0-dim, the sum of the squares of the embeddings, where the look-up computes it
     squares: Tensor | None = None
+    # [B, T], of the model that is trained by itself beside the towers, where there is one
+    linear: Tensor | None = None
 
 
 class MultiTaskModel(nn.Module, ABC):
@@ -231,6 +241,8 @@ class Backbone(MultiTaskModel):
         embedding: the fields, named by their positions, but for those that are pooled by attention.
         attention: the units of the fields that are pooled by attention; None if there are none.
         wide: a model whose logits are added to those of the towers; None if there is none.
+        linear_model: a model that is trained by its own log-losses. A prediction is the mean of its
+            logits and those of the towers. None if there is none.
         widths: F widths.
         embedded_features: D.
     """
@@ -247,6 +259,7 @@ class Backbone(MultiTaskModel):
     ) -> None:
         super().__init__(task_names)
         self.wide: MultiTaskModel | None = None
+        self.linear_model: MultiTaskModel | None = None
         self.l2 = config.l2
         self.l2_form = config.l2_form
         self.widths = embedding_widths(config, len(num_embeddings), field_names)
@@ -285,6 +298,8 @@ class Backbone(MultiTaskModel):
     def start_at(self, rates: Sequence[float]) -> None:
         for tower, rate in zip(self.towers, rates, strict=True):
             nn.init.constant_(tower.logit.bias, log_odds(rate))
+        if self.linear_model is not None:
+            self.linear_model.start_at(rates)
 
     def for_task(self, task: str) -> MultiTaskModel:
         t = self.position(task)
@@ -294,6 +309,8 @@ class Backbone(MultiTaskModel):
         alone.towers = ModuleList([self.towers[t]])
         if self.wide is not None:
             alone.wide = self.wide.for_task(task)
+        if self.linear_model is not None:
+            alone.linear_model = self.linear_model.for_task(task)
         alone.keep_task(t, self.task_names)
         return alone
 
@@ -354,7 +371,8 @@ class Backbone(MultiTaskModel):
         hidden, logits = self.read_towers(inputs)
         if self.wide is not None:
             logits = logits + self.wide(ids, offsets, dense)
-        return Representations(embedded, inputs, hidden, logits, squares)
+        linear = None if self.linear_model is None else self.linear_model(ids, offsets, dense)
+        return Representations(embedded, inputs, hidden, logits, squares, linear)
 
     def _sums_squares_at_look_up(self, offsets: Tensor | None, dense: Tensor | None) -> bool:
         """Returns whether e_r is the result of one look-up, whose squares the penalty of a training
@@ -373,14 +391,17 @@ class Backbone(MultiTaskModel):
     def forward(
         self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None
     ) -> Tensor:
-        return self.represent(ids, offsets, dense).logits
+        seen = self.represent(ids, offsets, dense)
+        return seen.logits if seen.linear is None else (seen.logits + seen.linear) / 2
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         return self.task_losses(self.represent(*batch.features), batch)
 
     def task_losses(self, seen: Representations, batch: Batch) -> dict[str, Tensor]:
-        """Computes ``log_losses``, and L2 of Eq. 14."""
+        """Computes ``log_losses``, those of ``linear_model`` as one term, and L2 of Eq. 14."""
         losses = self.log_losses(seen.logits, batch)
+        if seen.linear is not None:
+            losses["linear"] = torch.stack([*self.log_losses(seen.linear, batch).values()]).sum()
         if self.l2:
             losses["l2"] = self._penalty(seen)
         return losses
@@ -391,8 +412,8 @@ class Backbone(MultiTaskModel):
         S is the squared norm of the dense weights plus the mean over B of that of the embeddings
         e_r.
         """
-        tables = (self.embedding, self.wide)
-        parts = (module.parameters() for module in self.children() if module not in tables)
+        others = (self.embedding, self.wide, self.linear_model)
+        parts = (module.parameters() for module in self.children() if module not in others)
         dense = [
             p for p in dict.fromkeys(chain(self.parameters(recurse=False), *parts)) if p.dim() > 1
         ]

@@ -229,6 +229,7 @@ def build_model(
     model = MODELS[name](*data)
     if config.wide and isinstance(model, Backbone) and not isinstance(model, ESMM):
         model.wide = Linear(num_embeddings, task_names, config, dense=dense)
+        model.linear_model = Linear(num_embeddings, task_names, config, dense=dense)
     if config.name == "adaftr":
         assert isinstance(model, Backbone)  # as all choices of config.backbone
         return AdaFTR(model, config)

@@ -170,7 +170,7 @@ def test_settings_survive_json():
         ),
         (
             lambda: SharedBottom(SIZES, ["contrast"], ModelConfig()),
-            "none of l2, relatedness, contrast",
+            "none of l2, linear, relatedness",
         ),
         (lambda: MLP(3, []), "at least one width"),
     ],

@@ -34,16 +34,21 @@ def test_linear_sums_a_weight_per_id_and_number():
 
 
 @pytest.mark.parametrize("name", ["mmoe", "adaftr", "cross_stitch"])
-def test_a_wide_part_adds_the_logits_of_linear(name):
+def test_a_wide_part_is_added_and_a_linear_model_averaged(name):
     built = model(name, wide=True)
     deep = model(name)
     backbone = built.backbone if isinstance(built, AdaFTR) else built
     missing = built.load_state_dict(deep.state_dict(), strict=False).missing_keys
     assert missing
-    assert all("wide." in each for each in missing)
+    assert all("wide." in each or "linear_model." in each for each in missing)
     ids = batch().ids
-    torch.testing.assert_close(built(ids), deep(ids) + backbone.wide(ids))
-    assert built.loss(batch())["l2"] == deep.loss(batch())["l2"]
+    towers = deep(ids) + backbone.wide(ids)
+    torch.testing.assert_close(built(ids), (towers + backbone.linear_model(ids)) / 2)
+    losses = built.loss(batch())
+    assert losses["l2"] == deep.loss(batch())["l2"]
+    alone = backbone.linear_model.log_losses(backbone.linear_model(ids), batch())
+    torch.testing.assert_close(losses["linear"], sum(alone.values()))
+    torch.testing.assert_close(losses["click"], backbone.log_losses(towers, batch())["click"])
     if name != "cross_stitch":
         torch.testing.assert_close(built.for_task("conversion")(ids), built(ids)[:, 1:])
     sum(built.loss(batch()).values()).backward()
