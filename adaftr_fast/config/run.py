@@ -139,12 +139,12 @@ class TrainingConfig(Section):
     gradnorm_alpha: float = option(1.5, within=Range(0, noun="exponent"), omit_default=True)
     """The larger, the more GradNorm favors tasks whose loss has fallen less, alpha of GradNorm."""
     compile: bool = option(False)
-    """Compile the loss with torch.compile, which takes a minute and needs a C++
-    compiler on a CPU.
+    """Compile the loss with torch.compile, which takes a minute. It is meant for GPUs: on a CPU it
+    needs a C++ compiler, and its steps take longer.
     """
     graph: Literal["auto", "off"] = option("auto", identifies=False, free_on_resume=True)
-    """Replay forward and backward on a GPU as a CUDA graph where a step allows it, or never
-    (docs/gpu.md).
+    """Replay forward and backward where a step allows it, or never: on a GPU as a CUDA graph
+    (docs/gpu.md), on the CPU without autograd (docs/performance.md).
     """
     sync_steps: int = option(20, within=AT_LEAST_1, identifies=False, free_on_resume=True)
     """Steps between two reports: the progress bar, signals with torchrun, and on a GPU the checks

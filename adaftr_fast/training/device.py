@@ -1,7 +1,8 @@
-"""Training on a GPU without waiting for it.
+"""Training on a GPU without waiting for it, and on both devices without the cost of dispatching ops.
 
 - Batches are copied while the batch before trains (``feed``).
-- Forward and backward are replayed as a CUDA graph (``BackwardGraph``).
+- Forward and backward are replayed (``BackwardGraph``): on a GPU as a CUDA graph, on the CPU as a
+  program of the ops below autograd.
 - A lack of memory is reported with what to change (``memory_errors``).
 
 Losses and flagged ids are read every ``training.sync_steps`` steps, by the trainer.
@@ -12,13 +13,15 @@ from __future__ import annotations
 import gc
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.errors import TrainingError, first_line
@@ -74,7 +77,7 @@ def feed(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
 T = TypeVar("T")
 Backward = Callable[[Batch], dict[str, Tensor]]
 """Computes the gradients of the parameters, which have none before, and returns the loss terms."""
-WARM_UP = 3  # steps before the capture, as torch's notes on CUDA graphs advise
+MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass
@@ -85,17 +88,14 @@ class _Graph:
         inputs: the batch that it reads.
         signature: the shapes and dtypes of the batch.
         state: the tensors of deferred updates that it reads, besides the parameters.
-        replay: runs it.
-        gradients: the gradients that it writes, by parameter.
-        terms: the loss terms that it writes.
+        replay: runs it on what it reads, and returns the loss terms and the gradients of the
+            parameters.
     """
 
     inputs: Batch
     signature: dict[str, Any]
     state: list[Tensor]  # held, so that their memory has no other use while the graph may read it
-    replay: Callable[[], None]
-    gradients: list[tuple[nn.Parameter, Tensor | None]]
-    terms: dict[str, Tensor]
+    replay: Callable[[Sequence[Tensor]], tuple[dict[str, Tensor], list[Tensor | None]]]
 
 
 class BackwardGraph:
@@ -112,7 +112,8 @@ class BackwardGraph:
         captures: how to capture.
     """
 
-    def __init__(self, model: nn.Module, rows: int, captures: CudaCaptures) -> None:
+    def __init__(self, model: nn.Module, rows: int, captures: CudaCaptures | CpuCaptures) -> None:
+        self.model = model
         self.rows = rows
         self.captures = captures
         self.parameters = list(model.parameters())
@@ -127,15 +128,19 @@ class BackwardGraph:
         """
         if not self._is_regular(batch):
             return backward(batch)
-        if self._steps < WARM_UP:
+        if self._steps < self.captures.warm_up:
             self._steps += 1
             return self.captures.aside(lambda: backward(batch))
-        if self._graph is None or _addresses(self._graph.state) != _addresses(self._state()):
+        if self._graph is not None and self._has_moved(self._graph):
             self._graph = None  # the new graph may have the memory of its tensors
+        if self._graph is None:
             self._graph = self._captured(backward, batch)
         if self._graph is None or self._graph.signature != _signature(batch):
             return backward(batch)
-        return self._replayed(self._graph, batch)
+        try:
+            return self._replayed(self._graph, batch)
+        except (IndexError, RuntimeError):  # an eager step names the field or the value at fault
+            return backward(batch)
 
     def discard(self) -> None:
         """Drops the graph: the next step that can be captured is, since ``backward`` runs other ops
@@ -153,19 +158,34 @@ class BackwardGraph:
         )
         return regular and not self._failed
 
+    def _has_moved(self, graph: _Graph) -> bool:
+        """Returns whether the optimizer has replaced a tensor whose address the graph keeps."""
+        return self.captures.keeps_addresses and (
+            _addresses(graph.state) != _addresses(self._state())
+        )
+
+    def _reads(self, batch: Batch) -> list[Tensor]:
+        return [*_parts(batch).values(), *self.parameters, *self._state()]
+
     def _state(self) -> list[Tensor]:
         steps = [missed for weight in self.tables if (missed := missed_steps(weight)) is not None]
         return [each for missed in steps for each in missed.tensors]
 
     def _captured(self, backward: Backward, batch: Batch) -> _Graph | None:
-        """Returns the graph for batches like ``batch``; None, after a warning, if the capture
-        fails.
+        """Returns the graph for batches like ``batch``; None if a hook was registered meanwhile, and,
+        after a warning, if the capture fails.
         """
+        if not depends_on_tensors_alone(self.model):
+            self._failed = True
+            return None
         inputs = batch.map(torch.clone)
         state = self._state()
+
+        def work() -> tuple[dict[str, Tensor], list[Tensor | None]]:
+            return backward(inputs), [parameter.grad for parameter in self.parameters]
+
         try:
-            replay, terms = self.captures.capture(lambda: backward(inputs))
-            gradients = [(parameter, parameter.grad) for parameter in self.parameters]
+            replay, _ = self.captures.capture(work, self._reads(inputs))
         # of any kind: the eager step shows whether the model is at fault
         except Exception as error:
             self._failed = True
@@ -179,29 +199,36 @@ class BackwardGraph:
         finally:
             for parameter in self.parameters:
                 parameter.grad = None
-        return _Graph(inputs, _signature(inputs), state, replay, gradients, terms)
+        return _Graph(inputs, _signature(inputs), state, replay)
 
     def _replayed(self, graph: _Graph, batch: Batch) -> dict[str, Tensor]:
-        for name, part in _parts(graph.inputs).items():
-            part.copy_(getattr(batch, name))
-        graph.replay()
-        for parameter, gradient in graph.gradients:
+        if self.captures.keeps_addresses:
+            for name, part in _parts(graph.inputs).items():
+                part.copy_(getattr(batch, name))
+            batch = graph.inputs
+        terms, gradients = graph.replay(self._reads(batch))
+        for parameter, gradient in zip(self.parameters, gradients):
             parameter.grad = gradient
-        # copied: a replay overwrites them
-        return dict(zip(graph.terms, torch.stack(tuple(graph.terms.values()))))
+        # copied: a replay on a GPU overwrites them
+        return dict(zip(terms, torch.stack(tuple(terms.values()))))
 
 
 def depends_on_tensors_alone(model: nn.Module) -> bool:
-    """Returns whether all modules are of this package or of torch, whose kernels follow from their
-    inputs' shapes.
+    """Returns whether all modules and hooks are of this package or of torch, whose kernels follow
+    from their inputs' shapes.
 
-    The loss of another module may use numbers that change from step to step, which a graph would
-    keep.
+    The loss of another module, and a hook, may use numbers that change from step to step, which a
+    graph would keep.
     """
-    return all(
-        type(module).__module__.partition(".")[0] in ("adaftr_fast", "torch")
-        for module in model.modules()
-    )
+    hooks: list[Any] = []
+    for module in model.modules():
+        hooks += chain.from_iterable(getattr(module, name).values() for name in MODULE_HOOKS)
+    with torch._C.DisableTorchFunctionSubclass():  # or rows that missed steps become current
+        for parameter in model.parameters():
+            hooks += (parameter._backward_hooks or {}).values()
+            hooks += (parameter._post_accumulate_grad_hooks or {}).values()
+    owners = {each.__module__.partition(".")[0] for each in (*map(type, model.modules()), *hooks)}
+    return owners <= {"adaftr_fast", "torch"}
 
 
 def _addresses(tensors: list[Tensor]) -> list[int]:
@@ -232,6 +259,9 @@ class CudaCaptures:
     handles and workspaces for it.
     """
 
+    warm_up = 3  # steps before the capture, as torch's notes on CUDA graphs advise
+    keeps_addresses = True  # a replay reads the tensors of the capture, whatever it is given
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
@@ -248,16 +278,22 @@ class CudaCaptures:
         here.wait_stream(self.stream)
         return result
 
-    def capture(self, work: Callable[[], T]) -> tuple[Callable[[], None], T]:
+    def capture(
+        self, work: Callable[[], T], reads: Sequence[Tensor] = ()
+    ) -> tuple[Callable[..., T], T]:
         """Records the kernels that ``work`` launches, without running them. Then the graph of the
         last capture ends.
 
         Calls of other threads, such as the wait of the one that writes snapshots, do not disturb
         the capture.
 
+        Args:
+            work: launches kernels.
+            reads: not needed: a graph reads what is at the addresses of the capture.
+
         Returns:
-            A function that runs the kernels on the current stream, and the result of ``work``,
-            which they write.
+            A function that runs the kernels on the current stream and returns the result of
+            ``work``, which they write, and that result.
 
         Raises:
             Exception: ``work`` failed, or did what cannot be recorded.
@@ -279,7 +315,12 @@ class CudaCaptures:
             finally:
                 # also where the capture failed: the allocator of pinned memory still refers to it
                 self._graph = graph
-        return graph.replay, result
+
+        def replay(_: Sequence[Tensor] = ()) -> T:
+            graph.replay()
+            return result
+
+        return replay, result
 
     def _end_allocations(self) -> None:
         """Ends the allocations for a capture that has failed, and its share of the pool.
@@ -290,6 +331,68 @@ class CudaCaptures:
         with suppress(RuntimeError):  # they have ended: torch 2.12 does so itself
             torch._C._cuda_endAllocateToPool(index, self.pool)
             torch._C._cuda_releasePool(index, self.pool)
+
+
+class CpuCaptures:
+    """Captures work on the CPU as a program of torch.fx: the ops that it dispatches below autograd.
+
+    A replay runs the kernels of an eager step in the same order, so it gives the same bits. It does
+    without autograd and without the Python code of the model.
+    """
+
+    warm_up = 100  # a capture takes as long as some fifty steps, so that a short run does without
+    keeps_addresses = False
+
+    def aside(self, work: Callable[[], T]) -> T:
+        """Runs ``work``."""
+        return work()
+
+    def capture(self, work: Callable[[], T], reads: Sequence[Tensor]) -> tuple[Callable[..., T], T]:
+        """Records the ops that ``work`` runs.
+
+        Args:
+            work: computes tensors. What it computes must depend on values of tensors alone.
+            reads: the tensors that it reads and that are not the same in each replay.
+
+        Returns:
+            A function that takes such tensors, runs the ops and returns the result of ``work``; and
+            the result of this run.
+
+        Raises:
+            Exception: ``work`` failed, or reads the value of a tensor.
+        """
+        results: list[T] = []
+
+        def traced(*_: Tensor) -> T:
+            results.append(work())
+            return results[0]
+
+        with torch._C.DisableTorchFunctionSubclass():  # or rows that missed steps become current
+            program = make_fx(traced)(*reads)
+        _drop_copies(program.graph)
+        program.recompile()
+
+        def replay(reads: Sequence[Tensor]) -> T:
+            # a look-up takes the missed steps of its table's rows, which another op would apply
+            with torch._C.DisableTorchFunctionSubclass(), torch._C._AutoDispatchBelowAutograd():
+                result: T = program.forward(*reads)
+            return result
+
+        return replay, results.pop()
+
+
+def _drop_copies(graph: torch.fx.Graph) -> None:
+    """Drops what autograd adds to the ops: aliases of its own, and copies of sparse gradients, of
+    which nothing else holds the rows in a replay.
+    """
+    aten = torch.ops.aten
+    made = aten._sparse_coo_tensor_with_dims_and_tensors.default
+    for node in list(graph.nodes):
+        is_copy = node.target is aten.clone.default and node.args[0].target is made
+        if node.target is aten.detach.default or is_copy:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 TEXTS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -33,6 +34,7 @@ from adaftr_fast.training.balance import (
 from adaftr_fast.training.checkpoint.state import sharded_tables
 from adaftr_fast.training.device import (
     BackwardGraph,
+    CpuCaptures,
     CudaCaptures,
     depends_on_tensors_alone,
     is_out_of_memory,
@@ -51,9 +53,9 @@ class Stepper:
     """Updates a model's parameters, one batch per step.
 
     On the CPU each step checks its losses before it updates anything. On a GPU a step reads nothing
-    from the device, so the caller checks the losses every ``config.sync_steps`` steps, and forward
-    and backward are replayed as a CUDA graph if possible. A balance that combines gradients
-    compares the rows of tables, which waits for the device.
+    from the device, so the caller checks the losses every ``config.sync_steps`` steps. Forward and
+    backward are replayed if possible. A balance that combines gradients compares the rows of
+    tables, which waits for a GPU.
 
     Args:
         model: the model. It is moved to ``config.device``, and its tables are sharded if
@@ -101,21 +103,34 @@ class Stepper:
         )
         self.loss: Callable[..., dict[str, Tensor]] = model.loss
         if config.compile:
+            if self.device.type == "cpu":
+                warnings.warn(
+                    "training.compile: on the CPU a compiled step takes longer than one that is "
+                    "not, which runs kernels of this package in place of PyTorch's",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
             self.loss = _compiled_loss(model, eager_contrast=self.contrasts_over_ranks)
         self.graph: BackwardGraph | None = None
         if self._replays(config):
-            self.graph = BackwardGraph(model, config.batch_size, CudaCaptures(self.device))
+            on_gpu = self.device.type == "cuda"
+            captures = CudaCaptures(self.device) if on_gpu else CpuCaptures()
+            self.graph = BackwardGraph(model, config.batch_size, captures)
 
     def _replays(self, config: TrainingConfig) -> bool:
-        """Returns whether forward and backward are replayed as a CUDA graph: on one GPU, in one
-        backward, not compiled.
+        """Returns whether forward and backward are replayed: by one rank, in one backward, not
+        compiled.
 
         Without the CUDA kernels look-ups read from the device, which cannot be captured.
         """
-        on_one_gpu = self.device.type == "cuda" and self.ranks.is_alone and has_cuda_kernels()
+        has_kernels = self.device.type == "cpu" or (
+            self.device.type == "cuda" and has_cuda_kernels()
+        )
+        by_one = self.ranks.is_alone and not self.sharded
         in_one_backward = config.accumulate == 1 and not isinstance(self.balance, GradientBalance)
         wanted = config.graph == "auto" and not config.compile
-        return on_one_gpu and in_one_backward and wanted and depends_on_tensors_alone(self.model)
+        possible = has_kernels and by_one and in_one_backward and wanted
+        return possible and depends_on_tensors_alone(self.model)
 
     def step(self, batch: Batch, number: int, epochs: float = 0.0) -> dict[str, Tensor]:
         """Updates every parameter once.
@@ -178,11 +193,15 @@ class Stepper:
         """Computes the gradients of a batch, over all ranks; returns the loss terms."""
         if isinstance(self.balance, GradientBalance):
             terms = self._terms(batch)
-            self._check(terms, torch.stack(tuple(terms.values())))
+            self._check(terms)
             return self.balance.backward(terms, self.parameters, number, self._averaged)
         if self.graph is not None:
-            return self.graph.run(self._backward, batch)
-        terms = self._backward(batch) if self.config.accumulate == 1 else self._accumulated(batch)
+            terms = self.graph.run(self._backward, batch)
+        elif self.config.accumulate == 1:
+            terms = self._backward(batch)
+        else:
+            terms = self._accumulated(batch)
+        self._check(terms)
         if self.ranks.is_alone:
             return terms
         return dict(zip(terms, self._averaged(torch.stack(tuple(terms.values())))))
@@ -209,20 +228,19 @@ class Stepper:
         if self.config.accumulate > 1:
             terms = {name: term / self.config.accumulate for name, term in terms.items()}
         values = torch.stack(tuple(terms.values()))
-        loss = self._check(terms, values)
+        loss = values.sum()
         if isinstance(self.balance, UncertaintyWeights):
             loss = self.balance.total(terms, 1 / self.config.accumulate)
         loss.backward()
         return dict(zip(terms, values.detach()))
 
-    def _check(self, terms: dict[str, Tensor], values: Tensor) -> Tensor:
-        """Returns the sum of the terms' values. On the CPU, raises DivergedError if it is not
-        finite.
-        """
-        loss = values.sum()
-        if self.reads_losses and not math.isfinite(loss.item()):
+    def _check(self, terms: dict[str, Tensor]) -> None:
+        """On the CPU, raises DivergedError if the sum of the terms is not finite."""
+        if not self.reads_losses:
+            return
+        values = torch.stack(tuple(terms.values()))
+        if not math.isfinite(values.sum().item()):
             raise not_finite(dict(zip(terms, values.tolist())))
-        return loss
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         """Computes the loss terms of a part of the batch, with the mean weight over all ranks."""

@@ -3,7 +3,7 @@
 import pytest
 
 from adaftr_fast.training.checkpoint.progress import RunningMean
-from adaftr_fast.training.device import WARM_UP
+from adaftr_fast.training.device import CudaCaptures
 from tests.tolerances import assert_same_bits
 from tests.training.device.test_graph import OPTIMIZERS, bags, batches, graphed, stepper, trained
 from tests.training.device.test_reads import MODELS, gpu_path, watched  # noqa: F401  # a fixture
@@ -62,7 +62,7 @@ def test_replayed_steps_equal_eager_steps(tables):
     # the first step and the one after validation: no updates are deferred
     eager = 2 if tables == "adam" else 0
     assert log.count("capture") == 1  # the series of Adam stay where they are
-    assert log.count("replay") == 40 - WARM_UP - eager
+    assert log.count("replay") == 40 - CudaCaptures.warm_up - eager
     assert not any(
         parameter.grad.is_coalesced()
         for parameter in own.model.parameters()

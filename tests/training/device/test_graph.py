@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
+from adaftr_fast.config.model import NAMES
+from adaftr_fast.errors import DivergedError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.deferred import stored
 from adaftr_fast.training.device import (
-    WARM_UP,
     BackwardGraph,
+    CpuCaptures,
     CudaCaptures,
     depends_on_tensors_alone,
 )
@@ -26,6 +28,7 @@ from tests.tolerances import assert_same_bits
 
 SIZES = [50, 20, 3]
 ROWS = 16
+WARM_UP = CudaCaptures.warm_up
 OPTIMIZERS = ["adam", "lazy_adam", "sgd", "adagrad", "rowwise_adagrad"]
 
 
@@ -34,32 +37,35 @@ class Recorder:
     tensors.
     """
 
-    def __init__(self, model):
-        self.parameters = list(model.parameters())
+    warm_up = CudaCaptures.warm_up
+    keeps_addresses = True
+
+    def __init__(self):
         self.log = []
 
     def aside(self, work):
         self.log.append("aside")
         return work()
 
-    def capture(self, work):
+    def capture(self, work, reads):
         self.log.append("capture")
-        terms = work()
-        gradients = [parameter.grad for parameter in self.parameters]
+        terms, gradients = work()
+        parameters = [each for each in reads if isinstance(each, torch.nn.Parameter)]
 
-        def replay():
+        def replay(_):
             self.log.append("replay")
-            for parameter in self.parameters:
+            for parameter in parameters:
                 parameter.grad = None
-            found = work()
-            for gradient, parameter in zip(gradients, self.parameters, strict=True):
-                gradient.copy_(parameter.grad)
+            found, latest = work()
+            for gradient, now in zip(gradients, latest, strict=True):
+                gradient.copy_(now)
             for name, value in found.items():
                 terms[name].copy_(value)
+            return terms, gradients
 
         for value in (*terms.values(), *(g._values() if g.is_sparse else g for g in gradients)):
             value.fill_(torch.nan)
-        return replay, terms
+        return replay, (terms, gradients)
 
 
 def batches(count, rows=ROWS, weight=True):
@@ -84,7 +90,7 @@ def stepper(name="mmoe", tables="adam", clip_norm=0.0, model=None, **config):
 
 def graphed(*arguments, **config):
     own = stepper(*arguments, **config)
-    own.graph = BackwardGraph(own.model, ROWS, Recorder(own.model))
+    own.graph = BackwardGraph(own.model, ROWS, Recorder())
     return own, own.graph.captures.log
 
 
@@ -171,7 +177,7 @@ def test_a_capture_that_fails_warns_once_and_steps_run_eagerly():
     content = list(batches(12))
     own, log = graphed()
 
-    def refuse(work):
+    def refuse(work, reads):
         log.append("refused")
         work()  # leaves gradients behind
         raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
@@ -184,7 +190,7 @@ def test_a_capture_that_fails_warns_once_and_steps_run_eagerly():
         "when stream is"
     )
     assert [str(each.message) for each in caught] == [f"{expected} capturing"]
-    assert_same_bits(found, trained(stepper(), content))
+    assert_same_bits(found, trained(stepper(graph="off"), content))
     assert log == ["aside"] * WARM_UP + ["refused"]
 
 
@@ -283,10 +289,47 @@ def test_which_steps_are_graphed(monkeypatch):
     monkeypatch.setattr("adaftr_fast.training.stepper.has_cuda_kernels", lambda: True)
     assert isinstance(stepper(device="cuda:1").graph, BackwardGraph)
     assert made == [torch.device("cuda:1")]
-    for config in ({"graph": "off"}, {"accumulate": 2}, {"compile": True}, {"device": "cpu"}):
-        assert stepper(**{"device": "cuda"} | config).graph is None, config
+    for config in ({"graph": "off"}, {"accumulate": 2}, {"compile": True}):
+        for device in ("cuda", "cpu"):
+            assert stepper(**{"device": device} | config).graph is None, config
+    assert isinstance(stepper().graph.captures, CpuCaptures)
 
 
-def test_only_models_of_this_package_are_graphed(model):
-    assert depends_on_tensors_alone(build_model(ModelConfig(), SIZES, ["click", "conversion"]))
+def test_only_models_of_this_package_without_hooks_are_graphed(model):
+    own = build_model(ModelConfig(), SIZES, ["click", "conversion"])
+    assert depends_on_tensors_alone(own)
     assert not depends_on_tensors_alone(model)  # its class is that of a test
+    for hooked in (own.backbone.towers[0].logit, own.backbone.gates):
+        register = (
+            hooked.weight.register_hook
+            if hooked is own.backbone.gates
+            else hooked.register_forward_hook
+        )
+        handle = register(lambda *_: None)
+        assert not depends_on_tensors_alone(own)
+        handle.remove()
+    assert depends_on_tensors_alone(own)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "linear"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_programs_on_the_cpu_equal_eager_steps(name, precision):
+    content = list(batches(70))  # the record of Adam's steps grows after 64
+    one = stepper(name, precision=precision)
+    captures = MagicMock(wraps=one.graph.captures, warm_up=3, keeps_addresses=False)
+    one.graph.captures = captures
+    found = trained(one, content, [12])
+    captures.capture.assert_called_once()
+    assert not one.graph._failed
+    assert_same_bits(found, trained(stepper(name, precision=precision, graph="off"), content, [12]))
+
+
+def test_an_error_within_a_replay_names_what_an_eager_step_names():
+    own = stepper()
+    own.graph.captures.warm_up = 3
+    *regular, last = batches(7)
+    trained(own, regular)
+    with pytest.raises(IndexError, match="out of range for field 0"):
+        own.step(replace(last, ids=last.ids + 25), 7)
+    with pytest.raises(DivergedError, match=r"loss is not finite"):
+        own.step(replace(last, labels=last.labels * torch.inf), 7)

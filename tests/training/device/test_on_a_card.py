@@ -12,7 +12,7 @@ from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.training.checkpoint.progress import RunningMean
-from adaftr_fast.training.device import WARM_UP, to_device
+from adaftr_fast.training.device import CudaCaptures, to_device
 from tests.cuda.test_on_a_card import as_users_run  # noqa: F401  # a fixture
 from tests.training.conftest import trainer
 from tests.training.device.test_feed import assert_same, batch
@@ -79,7 +79,7 @@ def test_steps_do_not_synchronize(tables, ragged):
     content = to_device((bags(each) if ragged else each for each in batches(60)), own.device)
     for number, each in enumerate(content, start=1):
         means.add(own.step(each, number))
-        torch.cuda.set_sync_debug_mode("default" if number < WARM_UP + 5 else "error")
+        torch.cuda.set_sync_debug_mode("default" if number < CudaCaptures.warm_up + 5 else "error")
     torch.cuda.set_sync_debug_mode("default")
     assert all(value > 0 for value in means.means().values())
 
