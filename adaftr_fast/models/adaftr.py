@@ -168,12 +168,18 @@ class AdaFTR(MultiTaskModel):
         """Returns ``tau/<anchor>-<other>``, the temperature of every instance [B], for each learned
         temperature.
         """
-        logits = self._relatedness_logits(self.backbone.represent(*batch.features), detach=True)
+        return self.diagnosed(batch)[1]
+
+    def diagnosed(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        seen = self.backbone.represent(*batch.features)
+        logits = self._relatedness_logits(seen, detach=True)
         names = [f"tau/{self.task_names[a]}-{self.task_names[b]}" for a, b in self.pairs]
         if logits:
-            return {n: c.temperature(x.sigmoid()) for n, c, x in zip(names, self.contrasts, logits)}
+            each = zip(names, self.contrasts, logits)
+            return seen.predicted(), {n: c.temperature(x.sigmoid()) for n, c, x in each}
         learned = [(n, c.temperature()) for n, c in zip(names, self.contrasts) if c.tau == "scalar"]
-        return {name: tau.expand(len(batch)) for name, tau in learned if isinstance(tau, Tensor)}
+        scalars = {name: tau.expand(len(batch)) for name, tau in learned if isinstance(tau, Tensor)}
+        return seen.predicted(), scalars
 
     def _relatedness_logits(self, seen: Representations, *, detach: bool) -> list[Tensor]:
         """Computes Eq. 9 before the sigmoid, [B] per pair; an empty list without relatedness

@@ -55,6 +55,10 @@ class Representations(NamedTuple):
     # [B, T], of the model that is trained by itself beside the towers, where there is one
     linear: Tensor | None = None
 
+    def predicted(self) -> Tensor:
+        """Returns the logits [B, T] of the whole model."""
+        return self.logits if self.linear is None else (self.logits + self.linear) / 2
+
 
 class MultiTaskModel(nn.Module, ABC):
     """A model that computes its own losses: the trainer minimizes the sum of the terms that
@@ -150,6 +154,10 @@ class MultiTaskModel(nn.Module, ABC):
                 "each of "
                 f"{', '.join(self.task_names)}, got {list(labels.shape)}"
             )
+
+    def diagnosed(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes the logits [B, T] and ``diagnostics``."""
+        return self(*batch.features), self.diagnostics(batch)
 
     def served(self) -> MultiTaskModel:
         """Returns the part of the model that computes the logits, without parts that only the loss
@@ -391,8 +399,7 @@ class Backbone(MultiTaskModel):
     def forward(
         self, ids: Tensor, offsets: Tensor | None = None, dense: Tensor | None = None
     ) -> Tensor:
-        seen = self.represent(ids, offsets, dense)
-        return seen.logits if seen.linear is None else (seen.logits + seen.linear) / 2
+        return self.represent(ids, offsets, dense).predicted()
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         return self.task_losses(self.represent(*batch.features), batch)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import Split
@@ -50,6 +50,9 @@ before, on the rows that reached that stage.
 """
 
 
+DIAGNOSTIC = "diagnostic "  # before the name of one, among the arrays of predictions
+
+
 class Predictions(NamedTuple):
     """Predictions of all rows of a split in file order, or rank by rank."""
 
@@ -59,19 +62,32 @@ class Predictions(NamedTuple):
     weight: np.ndarray | None = None  # float32 [N], sample weights
 
 
-@torch.no_grad()
 def predict(model: MultiTaskModel, split: Split | EqualBatches, batch_size: int) -> Predictions:
     """Predicts ``split`` in batches of ``batch_size`` rows. Raises IndexError if an id is out of
     range.
     """
+    return _predict(model, split, batch_size, with_diagnostics=False)[0]
+
+
+@torch.no_grad()
+def _predict(
+    model: MultiTaskModel, split: Split | EqualBatches, batch_size: int, *, with_diagnostics: bool
+) -> tuple[Predictions, Arrays]:
+    """Predicts a split, and computes the diagnostics of every row [N] by name."""
     model.eval()
     device = device_of(model)
     logits = []
     labels = []
     groups = []
     weights = []
+    diagnostics = []
     for batch in split.batches(batch_size):
-        z = model(*(None if part is None else part.to(device) for part in batch.features))
+        moved = batch.map(lambda each: each.to(device))
+        if with_diagnostics:
+            z, found = _diagnosed(model, moved)
+            diagnostics.append(found)
+        else:
+            z = model(*moved.features)
         logits.append(z.float().cpu().numpy())
         labels.append(batch.labels.numpy().astype(np.uint8))
         if batch.group is not None:
@@ -81,7 +97,20 @@ def predict(model: MultiTaskModel, split: Split | EqualBatches, batch_size: int)
     raise_bad_ids(device)
     group = np.concatenate(groups) if groups else None
     weight = np.concatenate(weights) if weights else None
-    return Predictions(np.concatenate(logits), np.concatenate(labels), group, weight)
+    predictions = Predictions(np.concatenate(logits), np.concatenate(labels), group, weight)
+    names = diagnostics[0] if diagnostics else ()
+    return predictions, {
+        name: torch.cat([each[name] for each in diagnostics]).float().cpu().numpy()
+        for name in names
+    }
+
+
+def _diagnosed(model: MultiTaskModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Calls ``model.diagnosed``, or the parts of it that a module of one's own has."""
+    if hasattr(model, "diagnosed"):
+        return model.diagnosed(batch)
+    diagnostics = model.diagnostics(batch) if hasattr(model, "diagnostics") else {}
+    return model(*batch.features), diagnostics
 
 
 def memory_needed(rows: int, tasks: int) -> int:
@@ -121,18 +150,43 @@ def evaluate(
     Raises:
         DivergedError: a prediction is not finite.
     """
+    return examine(model, split, batch_size, ranks, gauc_weights, with_diagnostics=False)[0]
+
+
+def examine(
+    model: MultiTaskModel,
+    split: Split,
+    batch_size: int,
+    ranks: Ranks = ALONE,
+    gauc_weights: GaucWeights = "none",
+    *,
+    with_diagnostics: bool = True,
+) -> tuple[TaskMetrics, Arrays]:
+    """Computes the metrics that ``evaluate`` returns, and in the same pass ``model.diagnostics`` of
+    every row, such as the learned temperature.
+
+    Returns:
+        The metrics per task, on every rank; the diagnostics by name, [N] each. These are empty if
+        the model has none, and on ranks other than rank 0.
+    """
     tasks = model.task_names
     funnel = funnel_stages(None, tasks) if split.funnel is None else split.funnel
 
     def predicted(part: Split | EqualBatches) -> Arrays:
-        found = predict(model, part, batch_size)._asdict()
-        return {name: value for name, value in found.items() if value is not None}
+        found, diagnostics = _predict(model, part, batch_size, with_diagnostics=with_diagnostics)
+        arrays = {name: value for name, value in found._asdict().items() if value is not None}
+        return arrays | {DIAGNOSTIC + name: value for name, value in diagnostics.items()}
 
     found = _on_rank_zero(model, split, ranks, predicted)
+    diagnostics = {
+        name.removeprefix(DIAGNOSTIC): found.pop(name)
+        for name in list(found)
+        if name.startswith(DIAGNOSTIC)
+    }
     metrics: TaskMetrics = ranks.from_rank_zero(
         lambda: measure(tasks, Predictions(**found), funnel, gauc_weights)
     )
-    return metrics
+    return metrics, diagnostics
 
 
 def _on_rank_zero(
@@ -235,40 +289,6 @@ def measure(
 def _stages(funnel: Sequence[str], tasks: Sequence[str]) -> list[tuple[str, str]]:
     """Returns the stages that have a CVR AUC, each after the stage before it."""
     return list(pairwise(task for task in funnel if task in tasks))
-
-
-def diagnose(
-    model: MultiTaskModel, split: Split, batch_size: int, ranks: Ranks = ALONE
-) -> dict[str, np.ndarray]:
-    """Computes ``model.diagnostics`` of every row, such as the learned temperature.
-
-    Args:
-        model: the model, which is put into evaluation mode if it has diagnostics.
-        split: the rows.
-        batch_size: rows per forward pass.
-        ranks: each computes a part of the split.
-
-    Returns:
-        The diagnostics by name, [N] each. Empty if the model has none, and on ranks other than rank
-        0.
-    """
-    none = MultiTaskModel.diagnostics
-    if getattr(type(model), "diagnostics", none) is none:
-        return {}
-    device = device_of(model)
-
-    @torch.no_grad()
-    def diagnosed(part: Split | EqualBatches) -> Arrays:
-        found = [
-            model.diagnostics(batch.map(lambda each: each.to(device)))
-            for batch in part.batches(batch_size)
-        ]
-        return {
-            name: torch.cat([each[name] for each in found]).float().cpu().numpy()
-            for name in found[0]
-        }
-
-    return _on_rank_zero(model, split, ranks, diagnosed)
 
 
 def device_of(model: nn.Module) -> torch.device:

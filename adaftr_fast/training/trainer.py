@@ -30,8 +30,7 @@ from adaftr_fast.training.device import memory_errors, to_device
 from adaftr_fast.training.evaluation import (
     check_defined,
     check_monitor,
-    diagnose,
-    evaluate,
+    examine,
     monitored,
     spread,
 )
@@ -335,12 +334,11 @@ class Trainer:
     def _validate(self, record: dict[str, Any]) -> None:
         """Adds the validation metrics and the quantiles of the diagnostics to an epoch's record."""
         size = self.config.eval_batch_size
-        record["validation"] = evaluate(
+        record["validation"], values = examine(
             self.model, self.validation, size, self.ranks, self.config.gauc_weights
         )
         if self.needs_metrics:
             check_defined(record["validation"], self.config.monitor)
-        values = diagnose(self.model, self.validation, size, self.ranks)
         record["diagnostics"] = {name: spread(each) for name, each in values.items()}
 
     def _save_progress(self, continues: bool = False) -> None:

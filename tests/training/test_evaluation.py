@@ -8,7 +8,7 @@ import torch
 
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.errors import DivergedError
-from adaftr_fast.training.evaluation import diagnose, evaluate, mean_auc, spread
+from adaftr_fast.training.evaluation import evaluate, examine, mean_auc, spread
 from adaftr_fast.training.metrics import auc, cvr_auc
 from tests.training.conftest import whole
 
@@ -23,7 +23,7 @@ def test_evaluation_covers_every_row_in_order(model, splits):
     names = {"rows", "positives", "auc", "logloss", "rate_logloss", "calibration"}
     assert ungrouped["click"].keys() == names
     assert ungrouped["conversion"].keys() == names | {"cvr_auc"}
-    values = diagnose(model, splits[1], batch_size=300)["tau/click-conversion"]
+    values = examine(model, splits[1], batch_size=300)[1]["tau/click-conversion"]
     assert (values == validation.ids[:, 0].numpy()).all()
     assert spread(np.arange(101.0)) == {"p5": 5.0, "p50": 50.0, "p95": 95.0}
 

@@ -298,9 +298,9 @@ def test_the_monitored_metric_chooses_the_weights_and_ends_the_run(
         found = {"click": {}, "conversion": {}}
         for (task, name), each in values.items():
             found[task][name] = each[epoch]
-        return found
+        return found, {}
 
-    monkeypatch.setattr("adaftr_fast.training.trainer.evaluate", metrics)
+    monkeypatch.setattr("adaftr_fast.training.trainer.examine", metrics)
     run = trainer(model, splits, monitor=monitor, patience=2 if monitor == "cvr_auc" else 3).fit()
     assert run.best_epoch == best
     assert len(run.epochs) == (3 if monitor == "cvr_auc" else 4)
@@ -342,12 +342,13 @@ def test_patience_counts_epochs_whatever_the_number_of_validations(
     aucs = iter([0.6] * (best - 1) + [0.7, 0.7] + [0.6] * 40)
 
     def validation(*arguments):
-        return {
+        found = {
             task: {"auc": next(aucs) if task == "click" else 0.5}
             for task in ("click", "conversion")
         }
+        return found, {}
 
-    monkeypatch.setattr("adaftr_fast.training.trainer.evaluate", validation)
+    monkeypatch.setattr("adaftr_fast.training.trainer.examine", validation)
     run = trainer(model, splits, patience=patience, validate_every=1 / number, max_epochs=9)
     message = r"task conversion: validation AUC 0\.5000 is close to 0\.5: its tower may be dead"
     with pytest.warns(RuntimeWarning, match=message):
