@@ -7,8 +7,9 @@ exact Adam.
 
 Whole calls of ``Trainer.train_epoch``, loader and progress included, in turns, so that a drift of
 the machine meets all alike. Our models are built anew for every turn: one is up to a tenth slower
-than another for as long as it lives. Beside them, where installed, what their users run
-(benchmarks/peers.py): torch-rechub's and DeepCTR-Torch's MMoE, which know no contrastive loss.
+than another for as long as it lives. Beside them (benchmarks/peers.py) an expert's MMoE in plain PyTorch, on
+batches in memory, and, where installed, what users of torch-rechub and DeepCTR-Torch run, which know
+no contrastive loss.
 """
 
 import gc
@@ -92,8 +93,14 @@ def measure(fields: int, ids: int, rows: int, turns: int) -> dict[str, object]:
                 gc.collect()  # of the model before, whose trainer may be in a cycle
                 rates[name].append(makes[name]()())
     median = {name: round(statistics.median(each)) for name, each in rates.items()}
+    spread = {name: [round(min(each)), round(max(each))] for name, each in rates.items()}
     share = 1 - median["AdaFTR"] / median["AdaFTR without L_cl"]
-    case = {"ids a field": ids, "samples/s": median, "share of L_cl in the step": round(share, 3)}
+    case = {
+        "ids a field": ids,
+        "samples/s": median,
+        "range": spread,
+        "share of L_cl in the step": round(share, 3),
+    }
     return {"fields": fields} | case
 
 

@@ -1,5 +1,5 @@
-"""Training in other libraries, as their users run it, where they are installed: MMoE on some of the
-same rows.
+"""Training in plain PyTorch, as an expert writes it, and in other libraries, as their users run it,
+where they are installed: MMoE on some of the same rows.
 
     pip install torch-rechub
     pip install --no-deps deepctr-torch; pip install requests        # it would also install what it does not use
@@ -17,6 +17,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import torch
+from torch import nn
 
 from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.data.dataset.batch import Batch
@@ -32,12 +33,78 @@ Contestant = Callable[[], float]
 
 
 def peers(data: PreparedData, train: Split) -> dict[str, Contestant]:
-    """Those that are installed."""
-    found = {}
+    """Plain PyTorch, and the libraries that are installed."""
+    batches = list(itertools.islice(train.batches(BATCH), STEPS))
+    found = plain(data, batches)
     for library, make in {"torch_rechub": rechub, "deepctr_torch": deepctr}.items():
         if importlib.util.find_spec(library):
-            found |= make(data, list(itertools.islice(train.batches(BATCH), STEPS)))
+            found |= make(data, batches)
     return found
+
+
+class PlainMMoE(nn.Module):
+    """MMoE of our sizes: one table for all fields, the experts and gates as one product each."""
+
+    def __init__(self, sizes: list[int], tasks: int, sparse: bool) -> None:
+        super().__init__()
+        self.experts = 3
+        first_rows = torch.tensor([0, *itertools.accumulate(sizes)][:-1])
+        self.register_buffer("first_rows", first_rows)
+        self.embedding = nn.Embedding(sum(sizes), WIDTH, sparse=sparse)
+        nn.init.normal_(self.embedding.weight, 0.0, 0.01)
+        width = len(sizes) * WIDTH
+        self.first = nn.Linear(width, self.experts * EXPERTS[0])
+        self.gates = nn.Linear(width, tasks * self.experts)
+        self.towers = nn.ModuleList(self._tower() for _ in range(tasks))
+
+    def _tower(self) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for before, width in itertools.pairwise((*EXPERTS, *TOWERS)):
+            layers += [nn.Linear(before, width), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(TOWERS[-1], 1))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        embedded = self.embedding(ids + self.first_rows).flatten(1)
+        experts = torch.relu(self.first(embedded)).unflatten(1, (self.experts, -1))
+        gates = self.gates(embedded).unflatten(1, (-1, self.experts)).softmax(2)
+        mixed = (gates @ experts).unbind(1)
+        return torch.cat([tower(x) for tower, x in zip(self.towers, mixed)], 1)
+
+
+def plain(data: PreparedData, batches: list[Batch]) -> dict[str, Contestant]:
+    """The bare step on batches in memory: with dense gradients and fused Adam, the same compiled,
+    and with sparse gradients and SparseAdam (which is lazy) for the table.
+    """
+    loaded = [(batch.ids.long(), batch.labels) for batch in batches]
+    sizes = [field.num_embeddings for field in data.manifest.fields]
+
+    def contestant(sparse: bool, compiled: bool) -> Contestant:
+        model = PlainMMoE(sizes, len(data.manifest.tasks), sparse)
+        lr = OptimizerConfig().lr
+        table = {model.embedding.weight} if sparse else set()
+        dense = [each for each in model.parameters() if each not in table]
+        optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(dense, lr, fused=True)]
+        if sparse:
+            optimizers.append(torch.optim.SparseAdam(list(table), lr))
+        forward = torch.compile(model) if compiled else model
+
+        def steps() -> None:
+            for ids, labels in loaded:
+                logits = forward(ids)
+                loss = nn.functional.binary_cross_entropy_with_logits(logits, labels)
+                for optimizer in optimizers:
+                    optimizer.zero_grad()
+                loss.backward()
+                for optimizer in optimizers:
+                    optimizer.step()
+
+        return rated(steps)
+
+    return {
+        "plain PyTorch MMoE, dense": contestant(sparse=False, compiled=False),
+        "plain PyTorch MMoE, compiled": contestant(sparse=False, compiled=True),
+        "plain PyTorch MMoE, sparse": contestant(sparse=True, compiled=False),
+    }
 
 
 def rechub(data: PreparedData, batches: list[Batch]) -> dict[str, Contestant]:

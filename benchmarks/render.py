@@ -401,14 +401,19 @@ def training(cases: Cases) -> str:
     )
 
 
+PLAIN = [f"plain PyTorch MMoE, {form}" for form in ("dense", "compiled", "sparse")]
+LIBRARIES = ["torch-rechub MMoE", "torch-rechub MMoE, bare step", "DeepCTR-Torch MMoE"]
+
+
 def training_summary(cases: Cases) -> str:
     """Thousands of samples a second of ours, and of MMoE in other libraries, on one or
     more CPUs.
     """
-    names = ["AdaFTR", "AdaFTR, bfloat16", "MMoE", "torch-rechub MMoE", "DeepCTR-Torch MMoE"]
-    header = " | ".join(name.replace(" MMoE", "'s MMoE") for name in names)
+    names = ["AdaFTR", "AdaFTR, bfloat16", "MMoE", *PLAIN, *LIBRARIES]
+    header = " | ".join(name.removesuffix(" MMoE") for name in names)
     row = f"{{cpu}} | {_rates(names)}"
-    return of_cases(f"CPU | ids a field | {header}", "lrrrrrr", row, map(_in_thousands, cases))
+    right = "r" * (1 + len(names))
+    return of_cases(f"CPU | ids a field | {header}", f"l{right}", row, map(_in_thousands, cases))
 
 
 def _rates(names: list[str]) -> str:
