@@ -410,7 +410,7 @@ def training_summary(cases: Cases) -> str:
     more CPUs.
     """
     names = ["AdaFTR", "AdaFTR, bfloat16", "MMoE", *PLAIN, *LIBRARIES]
-    header = " | ".join(name.removesuffix(" MMoE") for name in names)
+    header = " | ".join(name.replace(" MMoE", "") for name in names)
     row = f"{{cpu}} | {_rates(names)}"
     right = "r" * (1 + len(names))
     return of_cases(f"CPU | ids a field | {header}", f"l{right}", row, map(_in_thousands, cases))
