@@ -8,7 +8,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from adaftr_fast.config.model import PRESETS
+
+CONTRAST = {f"model.{name}": value for name, value in PRESETS["recommended"].items()}
+OTHER_CONTRASTS = {"model.contrast", "model.relatedness_updates", "model.temperature_updates"}
 FITTED = (
+    *CONTRAST,
     "model.wide",
     "model.start_at_rates",
     "optimizer.lr",
@@ -34,7 +39,9 @@ def fitted(rows: int, given: dict[str, Any]) -> dict[str, Any]:
 
     A small log needs small batches, or its epochs have too few steps to leave the start. The
     learning rate falls to nothing over a fixed number of epochs, after which the weights of the best
-    epoch are taken: no epoch is the last one because a few before it were noisy.
+    epoch are taken: no epoch is the last one because a few before it were noisy. AdaFTR contrasts
+    within blocks of rows, as in the preset "recommended" of the model, unless an option of its
+    contrast is given.
 
     Args:
         rows: the number of training rows.
@@ -43,7 +50,9 @@ def fitted(rows: int, given: dict[str, Any]) -> dict[str, Any]:
     batch_size = given.get("training.batch_size", _batch_size(rows))
     epochs = given.get("training.max_epochs", _epochs(rows))
     steps = epochs * max(1, rows // batch_size)
-    return {
+    contrasts = given.get("model.name", "adaftr") == "adaftr"
+    in_blocks = contrasts and not given.keys() & {*CONTRAST, *OTHER_CONTRASTS}
+    return (CONTRAST if in_blocks else {}) | {
         # TorchRec shards one module of tables
         "model.wide": rows < LARGE and given.get("training.tables") != "torchrec",
         "model.start_at_rates": True,

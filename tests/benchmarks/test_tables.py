@@ -82,7 +82,10 @@ def test_table_of_several_files_has_the_cases_cpus_and_captions_of_all(folder):
     document = DOCUMENT.replace("loader one", "training_summary one+two")
     text, different = tables.update(document, "a.md", folder)
     assert different == ["training_summary one+two"]
-    rows = [f"| {cpu} | 10,000 | 100 | 100 | 100 |  |  |  |  |  |  |" for cpu in ("A CPU", "Another CPU")]
+    rows = [
+        f"| {cpu} | 10,000 | 100 | 100 | 100 |  |  |  |  |  |  |"
+        for cpu in ("A CPU", "Another CPU")
+    ]
     assert "\n".join(rows) + "\n\nA CPU, AVX512-BF16" in text
     assert text.count("measured 2026-11-25, commit 1a2b3c4.") == 2
     assert text.count("**Stale: older.**") == 1

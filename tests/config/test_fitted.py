@@ -29,6 +29,15 @@ def test_every_log_gets_options_that_can_train(rows):
     assert found.for_log(1_000_000) == found  # a fitted configuration is complete
 
 
+def test_adaftr_contrasts_in_blocks_unless_told_otherwise():
+    config = RunConfig(preset="fitted")
+    names = ("model.contrast_rows", "model.tau")
+    assert options(config.for_log(5_000), *names) == [16, "fixed"]
+    for model in ({"name": "mmoe"}, {"contrast": "mse"}, {"relatedness_updates": "all"}):
+        assert options(config.with_options(model=model).for_log(5_000), *names) == [0, "adaptive"]
+    assert options(config.with_options(model={"tau": "scalar"}).for_log(9), *names) == [0, "scalar"]
+
+
 def test_small_logs_have_many_steps_and_large_ones_large_batches():
     small, large = (RunConfig(preset="data").for_log(rows) for rows in (5_000, 10_000_000))
     assert small.optimizer.decay_steps >= 500
