@@ -6,12 +6,13 @@ As torch.nn.utils, which raises for sparse gradients, and for sharded ones besid
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from adaftr_fast.ops.embedding.lookup import coalesce_gradient
+from adaftr_fast.optim.base import check_at_least_0
 
 Parameters = nn.Module | Tensor | Iterable[Tensor]
 
@@ -31,24 +32,27 @@ def clip_grad_norm_(
     rank must call this, and gets the same norm where the other gradients are equal on all ranks.
 
     Args:
-        parameters: a module, a parameter, or several.
-        max_norm: largest norm of the result.
-        norm_type: p of the p-norm; may be ``inf``.
+        parameters: a module, a parameter, or several parameters.
+        max_norm: largest norm of the result, >= 0.
+        norm_type: p > 0 of the p-norm; may be ``inf``.
         error_if_nonfinite: whether a norm that is not finite raises, rather than scales the
             gradients by it.
         foreach: as in torch.nn.utils.clip_grad_norm_, for the norms.
 
     Raises:
         RuntimeError: the norm is not finite, and ``error_if_nonfinite``; no gradient is scaled.
+        TypeError: ``parameters`` holds something else.
+        ValueError: ``max_norm`` or ``norm_type`` is out of range.
     """
-    by_mesh: dict[Any, list[Tensor]] = {None: []}
-    for grad in _gradients(parameters):
-        by_mesh.setdefault(getattr(grad, "device_mesh", None), []).append(grad)
-    norms = [
-        _full(torch.nn.utils.get_total_norm(grads, norm_type, foreach=foreach))
-        for grads in by_mesh.values()
-        if grads
-    ]
+    check_at_least_0("clip_grad_norm_", max_norm=float(max_norm))
+    norm_type = float(norm_type)
+    if not norm_type > 0:
+        raise ValueError(f"clip_grad_norm_: norm_type must be > 0, got {norm_type}")
+    by_layout: dict[Any, list[Tensor]] = {}
+    for grad in _gradients("clip_grad_norm_", parameters):
+        layout = (grad.device_mesh, grad.placements) if _is_distributed(grad) else None
+        by_layout.setdefault(layout, []).append(_local(grad))
+    norms = [_norm(grads, layout, norm_type, foreach) for layout, grads in by_layout.items()]
     total = norms[0] if len(norms) == 1 else torch.nn.utils.get_total_norm(norms, norm_type)
     if error_if_nonfinite and not total.isfinite():
         raise RuntimeError(
@@ -56,9 +60,9 @@ def clip_grad_norm_(
             f"the non-finite {total.item()}; error_if_nonfinite=False scales the gradients by it"
         )
     scale = (max_norm / (total + 1e-6)).clamp(max=1.0)
-    for grads in by_mesh.values():
+    for grads in by_layout.values():
         for grad in grads:
-            _local(grad).mul_(scale.to(grad.device))
+            grad.mul_(scale.to(grad.device))
     return total
 
 
@@ -69,37 +73,79 @@ def clip_grad_value_(
     """Limits every element of all gradients to [-clip_value, clip_value].
 
     Args:
-        parameters: a module, a parameter, or several.
-        clip_value: largest absolute value of the result.
+        parameters: a module, a parameter, or several parameters.
+        clip_value: largest absolute value of the result, >= 0.
         foreach: is taken as torch.nn.utils.clip_grad_value_ takes it, and changes nothing.
+
+    Raises:
+        TypeError: ``parameters`` holds something else.
+        ValueError: ``clip_value`` is out of range.
     """
-    for grad in _gradients(parameters):
+    check_at_least_0("clip_grad_value_", clip_value=float(clip_value))
+    for grad in _gradients("clip_grad_value_", parameters):
         _local(grad).clamp_(-clip_value, clip_value)
 
 
-def _gradients(parameters: Parameters) -> list[Tensor]:
-    """Returns the gradients that are not empty; of a sparse one the values of its distinct rows."""
+def _gradients(name: str, parameters: Parameters) -> list[Any]:
+    """Returns the gradients, of a sparse one the values of its distinct rows. What they are sums of
+    is summed before: the terms of a row, and those of several ranks.
+    """
     if isinstance(parameters, nn.Module):
         parameters = parameters.parameters()
     elif isinstance(parameters, Tensor):
         parameters = [parameters]
     grads = []
     for parameter in parameters:
-        if parameter.grad is None:
+        if not isinstance(parameter, Tensor):
+            raise TypeError(
+                f"{name}: parameters must be a module, a parameter, or several parameters, got a "
+                f"{type(parameter).__name__} among them"
+            )
+        grad: Any = parameter.grad
+        if grad is None:
             continue
-        if parameter.grad.is_sparse:
-            coalesce_gradient(parameter)  # clips sums, not their terms
-        grads.append(parameter.grad._values() if parameter.grad.is_sparse else parameter.grad)
-    return [grad for grad in grads if grad.numel() > 0]  # which have no norm of order inf
+        if grad.is_sparse:
+            coalesce_gradient(parameter)
+            grad = cast(Tensor, parameter.grad)._values()
+        elif _is_distributed(grad) and any(each.is_partial() for each in grad.placements):
+            from torch.distributed.tensor import Replicate  # takes long to import
+
+            whole = [Replicate() if each.is_partial() else each for each in grad.placements]
+            grad = parameter.grad = grad.redistribute(placements=whole)
+        grads.append(grad)
+    return grads
 
 
-def _full(norm: Any) -> Tensor:
-    """Returns the norm of DTensors as a tensor, which is the same on all ranks."""
-    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    return whole
+def _norm(grads: list[Tensor], layout: Any, norm_type: float, foreach: bool | None) -> Tensor:
+    """Returns the norm of gradients, of which this rank holds ``grads``; it is the same on all
+    ranks of their mesh.
+
+    Args:
+        grads: what this rank holds.
+        layout: the mesh and placements of the whole gradients, None where ``grads`` are whole.
+        norm_type: p of the p-norm.
+        foreach: see ``clip_grad_norm_``.
+    """
+    # a tensor without elements has no norm of order inf
+    some = [grad if grad.numel() else grad.new_zeros(1) for grad in grads]
+    own = torch.nn.utils.get_total_norm(some, norm_type, foreach=foreach)
+    if layout is None:
+        return own
+    from torch.distributed.tensor import DTensor, Shard  # takes long to import
+
+    mesh, placements = layout
+    of_ranks = [Shard(0) if each.is_shard() else each for each in placements]
+    norms: Any = DTensor.from_local(own[None], mesh, of_ranks, run_check=False)
+    total: Tensor = torch.linalg.vector_norm(norms.full_tensor(), norm_type)
+    return total
+
+
+def _is_distributed(grad: Tensor) -> bool:
+    """Returns whether the gradient is a DTensor."""
+    return hasattr(grad, "placements")
 
 
 def _local(grad: Any) -> Tensor:
     """Returns what this rank holds of a gradient."""
-    own: Tensor = grad.to_local() if hasattr(grad, "to_local") else grad
+    own: Tensor = grad.to_local() if _is_distributed(grad) else grad
     return own

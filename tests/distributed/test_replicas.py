@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import adaftr_fast as af
@@ -144,7 +144,7 @@ def test_distributed_tensors_are_refused_with_what_to_do():
 
 def clipped_on_a_rank(rank, shard):
     torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2))
+    layers = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 1))  # one row, of which a rank has none
     net = nn.Sequential(af.FusedEmbedding([20, 7], [4, 2]), layers)
     if shard:
         fully_shard(net[1], mesh=init_device_mesh("cpu", (2,)))
@@ -164,6 +164,34 @@ def test_sharded_layers_and_tables_are_clipped_by_one_norm():
     for found in sharded:
         torch.testing.assert_close(found, clipped_on_a_rank(0, False))
     assert_same_bits(*sharded)
+
+
+def clipped_on_a_mesh(rank):
+    """Clips gradients that are shards, copies and terms of the whole ones, two of each."""
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(0)
+    whole = [torch.randn(3), torch.randn(2, 3), torch.randn(4)] * 2
+    placements = [Shard(0), Replicate(), Partial()] * 2
+    found = []
+    for norm_type in (1.0, 2.0, float("inf")):
+        parameters = []
+        for grad, placement in zip(whole, placements, strict=True):
+            parameter = nn.Parameter(distribute_tensor(torch.zeros_like(grad), mesh, [Replicate()]))
+            parameter.grad = distribute_tensor(grad.clone(), mesh, [placement])
+            parameters.append(parameter)
+        norm = af.optim.clip_grad_norm_(parameters, 1e6, norm_type)
+        found.append((norm, nn.utils.get_total_norm(whole, norm_type)))
+    af.optim.clip_grad_value_(parameters, 0.5)
+    found += [
+        (each.grad.full_tensor(), grad.clamp(-0.5, 0.5))
+        for each, grad in zip(parameters, whole, strict=True)
+    ]
+    return found
+
+
+def test_clipping_counts_each_gradient_once_whatever_ranks_hold():
+    for found, expected in on_ranks(clipped_on_a_mesh, 2)[1]:
+        torch.testing.assert_close(found, expected)
 
 
 def test_replicas_are_equal_and_those_of_one_process():

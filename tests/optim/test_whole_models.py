@@ -512,6 +512,53 @@ def test_clipping_by_value_limits_the_sums_of_sparse_gradients():
     torch.testing.assert_close(net[0].weight.grad.to_dense(), dense)
 
 
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_clipping_by_a_norm_that_is_not_finite(bad):
+    net = new_net()
+    twin = Twin(net)
+    for each in (net, twin):
+        each(ids()).sum().backward()
+    net[1].weight.grad[0, 0] = bad
+    twin.layers[0].weight.grad[0, 0] = bad
+    ours = optim.clip_grad_norm_(net, 1.0)
+    theirs = nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+    dense = torch.cat([table.weight.grad for table in twin.tables])
+    of_batch = net[0].weight.grad
+    rows = of_batch.indices()[0]
+    torch.testing.assert_close(of_batch.values(), dense[rows], equal_nan=True)
+    found, expected = net[1].weight.grad, twin.layers[0].weight.grad
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("size", [(5,), (4, 5), (4, 5, 2)])
+def test_clipping_takes_sparse_gradients_that_are_not_of_a_table(size):
+    x = nn.Parameter(torch.ones(size))
+    index = torch.zeros(size, dtype=torch.int64)  # each place several times
+    torch.gather(x, 0, index, sparse_grad=True).sum().backward()
+    dense = x.grad.to_dense()
+    torch.testing.assert_close(optim.clip_grad_norm_(x, 1.0), dense.norm())
+    torch.testing.assert_close(x.grad.to_dense(), dense / dense.norm())
+
+
+def test_clipping_says_what_it_takes():
+    net = new_net()
+    refused = (
+        (lambda: optim.clip_grad_norm_(net, -1.0), "clip_grad_norm_: max_norm must be >= 0"),
+        (lambda: optim.clip_grad_norm_(net, torch.nan), "clip_grad_norm_: max_norm must be >= 0"),
+        (lambda: optim.clip_grad_norm_(net, 1.0, 0), "clip_grad_norm_: norm_type must be > 0"),
+        (lambda: optim.clip_grad_value_(net, -1.0), "clip_grad_value_: clip_value must be >= 0"),
+    )
+    for call, message in refused:
+        with pytest.raises(ValueError, match=message):
+            call()
+    for clip in (optim.clip_grad_norm_, optim.clip_grad_value_):
+        with pytest.raises(TypeError, match=r"parameters must be a module.*got a tuple among them"):
+            clip(net.named_parameters(), 1.0)
+    assert optim.clip_grad_norm_([], 1.0, error_if_nonfinite=True) == 0
+    assert optim.clip_grad_norm_(net, 1.0) == 0  # there is no gradient yet
+
+
 def test_clipping_can_refuse_a_norm_that_is_not_finite():
     net = new_net()
     net(ids()).sum().backward()

@@ -245,7 +245,7 @@ gradient to ``weight``.
 
 
 def coalesce_gradient(weight: Tensor) -> None:
-    """Coalesces ``weight.grad`` of a table [R, E].
+    """Coalesces ``weight.grad`` of a table [R, E], or of another parameter.
 
     Autograd clears the coalesced flag when it takes over a sparse gradient, and adds two sparse
     gradients by concatenating their rows. With CUDA kernels it is merged as by ``merged_rows``.
@@ -253,7 +253,8 @@ def coalesce_gradient(weight: Tensor) -> None:
     grad = weight.grad
     if grad is None or not grad.is_sparse or grad.is_coalesced():
         return
-    if grad.requires_grad:  # create_graph=True
+    of_table = (grad.sparse_dim(), grad.dense_dim()) == (1, 1)
+    if grad.requires_grad or not of_table:  # by create_graph=True, or torch.gather
         weight.grad = grad.coalesce()
         return
     rows = grad._indices()[0]
