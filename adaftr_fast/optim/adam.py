@@ -9,8 +9,10 @@ the formulas). The trajectory is that of torch.optim.Adam.
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -222,6 +224,7 @@ class DeferredAdam(Moments):
         self.tensors: list[Tensor] = [self.moments, current, series, schedule, powers, self._clock]
         self._decoupled = decoupled
         self._options: tuple[float, ...] | None = None
+        self._changed_at: int | None = None  # the steps taken when options last changed
         self._base = 0
         self.seen = 0
         self.lock = threading.RLock()
@@ -233,6 +236,10 @@ class DeferredAdam(Moments):
         options = (*betas, eps, weight_decay)
         if options == self._options:
             return
+        if self._options is not None:
+            if self._changed_at == self.steps - 1:
+                _warn_of_changes()
+            self._changed_at = self.steps
         flush(weight)  # the missed steps were taken under the old options
         self._options = options
         decoupled = float(self._decoupled)
@@ -388,7 +395,8 @@ class Adam(_RuleOfAdam):
 
     Args:
         params: see :class:`RowOptimizer`.
-        lr: learning rate >= 0; it may change between steps.
+        lr: learning rate >= 0; it may change between steps. A change of the other options takes a
+            pass over each table, so give OneCycleLR ``cycle_momentum=False``.
         betas: decay of the first and of the second moment, each in [0, 1).
         eps: ε >= 0.
         weight_decay: λ >= 0.
@@ -523,6 +531,17 @@ class AdamW(Adam):
         **options: Any,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay, **options)
+
+
+@functools.cache
+def _warn_of_changes() -> None:
+    """Warns that options change in every step: once per process."""
+    warnings.warn(
+        "adaftr_fast.optim.Adam and AdamW: betas, eps or weight_decay changed in two steps in a "
+        "row, and each change takes a pass over the whole table; give OneCycleLR and CyclicLR "
+        "cycle_momentum=False, or use LazyAdam",
+        stacklevel=2,
+    )
 
 
 def _below(prefix: str, saved: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -69,7 +69,12 @@ def accelerate_loads_what_it_saved(found):
     assert_same_bits(saved, before)
 
 
+def the_schedule_keeps_the_betas(found):
+    assert found["optimizer"].param_groups[0]["betas"] == (0.9, 0.999)
+
+
 CHECKS = {
+    "A loop of your own": the_schedule_keeps_the_betas,
     "Lightning": lightning_loads_what_it_saved,
     "Accelerate": accelerate_loads_what_it_saved,
 }

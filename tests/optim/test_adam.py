@@ -1,5 +1,7 @@
 """The optimizers of tables against PyTorch's, and deferred Adam and AdamW in particular."""
 
+import warnings
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.nn.deferred import missed_steps, stored
+from adaftr_fast.optim.adam import DeferredAdam
 from tests.ops.marks import on_threads
 from tests.tolerances import assert_same_bits
 
@@ -266,6 +269,34 @@ def test_options_may_change_during_training(pair):
             left.step()
             right.step()
     assert two.distance() <= 1e-12
+
+
+@pytest.mark.parametrize("cycles", [False, True])
+def test_betas_that_cycle_are_warned_of_once(monkeypatch, cycles):
+    optim.adam._warn_of_changes.cache_clear()
+    passes = []
+    apply = DeferredAdam.apply
+    monkeypatch.setattr(
+        DeferredAdam, "apply", lambda self, weight: (passes.append(1), apply(self, weight))
+    )
+    emb = FusedEmbedding(SIZES, 8)
+    optimizer = optim.AdamW(emb)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.1, total_steps=8, cycle_momentum=cycles
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(8):
+            if step == 4:
+                optimizer.param_groups[0]["eps"] = 1e-6  # one change is no cycle
+            optimizer.zero_grad()
+            emb(torch.full((1, 3), step % 2)).sum().backward()
+            optimizer.step()
+            schedule.step()
+    assert len(passes) == (7 if cycles else 1)
+    found = [str(each.message) for each in caught]
+    assert len(found) == cycles
+    assert all("cycle_momentum=False" in each for each in found)
 
 
 def test_bitwise_equal_for_any_thread_count():
