@@ -241,6 +241,7 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
         if not self._fuses_squares(ids):
             looked_up: Tensor = self(ids)
             return looked_up, squared_norm([looked_up])
+        self._check_parallel(self.weight)
         try:
             with held(self.weight) as steps:
                 missed = [] if steps is None else steps.tensors

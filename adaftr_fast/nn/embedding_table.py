@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from adaftr_fast.nn.deferred import flush, held
 from adaftr_fast.ops.embedding.bags import embedding_bags
@@ -156,6 +157,7 @@ class HoldsTable(nn.Module):
         weight = self.weight  # which takes a microsecond to find
         advice = "leave the tables out of what is sharded (docs/frameworks.md)"
         check_local("FusedEmbedding", "weight", weight, advice)
+        self._check_parallel(weight)
         ids, offsets, factors = given
         with held(weight) as steps:
             missed = [] if steps is None else steps.tensors
@@ -164,6 +166,27 @@ class HoldsTable(nn.Module):
                 return embedding_bags(weight, *bags, mean, missed, sparse=self._is_sparse(weight))
             sparse = self._is_sparse(weight)
             return fused_embedding(weight, ids, field_offsets, missed, sparse=sparse)
+
+    def _check_parallel(self, weight: Tensor) -> None:
+        """Refuses a table whose sparse gradient DistributedDataParallel is to average in the next
+        backward, where its own error names neither the table nor the remedy.
+
+        Raises:
+            RuntimeError: it is one.
+        """
+        if torch.compiler.is_compiling():
+            return
+        parallel = DistributedDataParallel._active_ddp_module  # None outside of its forward
+        if parallel is None or not (self.training and self._is_sparse(weight)):
+            return
+        averages = torch.is_grad_enabled() and parallel.require_backward_grad_sync
+        if averages and any(each is weight for each in parallel._module_parameters):
+            raise RuntimeError(
+                "FusedEmbedding: DistributedDataParallel cannot average the sparse gradient of a "
+                f"table {list(weight.shape)}; call adaftr_fast.nn.replicas.replicate_tables(model) "
+                "before DistributedDataParallel wraps it (docs/frameworks.md), or make the "
+                "FusedEmbedding with sparse=False"
+            )
 
     def _is_sparse(self, weight: Tensor) -> bool:
         """Returns whether the gradient of ``weight`` is sparse. The formulas of PyTorch, which

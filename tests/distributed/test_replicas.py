@@ -194,6 +194,34 @@ def test_clipping_counts_each_gradient_once_whatever_ranks_hold():
         torch.testing.assert_close(found, expected)
 
 
+def left_to_ddp(rank):
+    messages = []
+    for squares in (False, True):
+        table = af.FusedEmbedding([20, 7], 4)
+        table.forward = table.with_squares if squares else table.forward
+        parallel = DistributedDataParallel(table)
+        ids = batches()[0][:, :2]
+        with parallel.no_sync():
+            parallel(ids)
+        with torch.no_grad():
+            parallel(ids)
+        parallel.eval()(ids)
+        with pytest.raises(RuntimeError) as error:
+            parallel.train()(ids)
+        messages.append(str(error.value))
+    return messages
+
+
+def test_a_table_that_is_left_to_ddp_is_refused_with_what_to_do():
+    for message in on_ranks(left_to_ddp, 2)[0]:
+        assert message == (
+            "FusedEmbedding: DistributedDataParallel cannot average the sparse gradient of a table "
+            "[27, 4]; call adaftr_fast.nn.replicas.replicate_tables(model) before "
+            "DistributedDataParallel wraps it (docs/frameworks.md), or make the FusedEmbedding "
+            "with sparse=False"
+        )
+
+
 def test_replicas_are_equal_and_those_of_one_process():
     alone = trained_alone()
     for sparse in (True, False):
