@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import permutations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -227,12 +228,15 @@ class AdaFTR(MultiTaskModel):
                 weighted_mean(align(h[a], h[b]), batch.weight, batch.weight_mean)
                 for a, b in self.pairs
             ]
-        options = {
+        options: dict[str, Any] = {
             "row_weight": batch.weight,
             "block": self.config.contrast_rows or None,
             "precision": self.config.contrast_precision,
             "process_group": process_group,
         }
+        if batch.weight is not None and batch.weight_mean is not None:
+            total = len(batch) * batch.weight_mean  # as in weighted_mean
+            options |= {"row_weight": batch.weight / total, "reduction": "sum"}
         return [
             contrast(h[a], h[b], y_rel, **options)
             for contrast, (a, b), y_rel in zip(self.contrasts, self.pairs, related)

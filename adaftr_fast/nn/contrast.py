@@ -112,7 +112,7 @@ class AdaptiveInfoNCE(nn.Module):
                 "adaptive".
             process_group: the process group of this call; None uses the module's.
             options: further keyword arguments of ``adaptive_infonce``, such as ``row_weight`` or
-                ``return_stats``.
+                ``return_stats``, and others in place of the module's.
         """
         if (relatedness is not None) != (self.tau == "adaptive"):
             raise ValueError(
@@ -125,7 +125,8 @@ class AdaptiveInfoNCE(nn.Module):
         tau = self.temperature(relatedness)
         group = self.process_group if process_group is None else process_group
         result: Tensor | tuple[Tensor, InfoNCEStats]
-        result = adaptive_infonce(h_ctr, h_cvr, tau, process_group=group, **self.options, **options)
+        options = self.options | options
+        result = adaptive_infonce(h_ctr, h_cvr, tau, process_group=group, **options)
         return result
 
     @overload

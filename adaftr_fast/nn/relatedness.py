@@ -59,8 +59,8 @@ def temperature(relatedness: Tensor, tau_min: float, tau_max: float) -> Tensor:
 def weighted_mean(x: Tensor, weight: Tensor | None, weight_mean: Tensor | None = None) -> Tensor:
     """Computes the mean of x [B, ...] over the batch, weighted by ``weight`` [B] if given.
 
-    If the rows are one rank's part of a batch, pass the mean weight of the whole batch
-    (``Batch.weight_mean``) as ``weight_mean``. The mean over the ranks is then that of the batch.
+    If the rows are a part of a batch, as of one rank, pass the mean weight of the whole batch
+    (``Batch.weight_mean``) as ``weight_mean``. The mean over equal parts is then that of the batch.
     """
     if weight is None:
         return x.mean(0)

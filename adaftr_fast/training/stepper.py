@@ -191,6 +191,9 @@ class Stepper:
 
     def _gradients(self, batch: Batch, number: int) -> dict[str, Tensor]:
         """Computes the gradients of a batch, over all ranks; returns the loss terms."""
+        in_parts = self.config.accumulate > 1 or not self.ranks.is_alone
+        if batch.weight is not None and in_parts:
+            batch = replace(batch, weight_mean=self.ranks.mean(batch.weight.mean()))
         if isinstance(self.balance, GradientBalance):
             terms = self._terms(batch)
             self._check(terms)
@@ -243,9 +246,7 @@ class Stepper:
             raise not_finite(dict(zip(terms, values.tolist())))
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Computes the loss terms of a part of the batch, with the mean weight over all ranks."""
-        if batch.weight is not None and not self.ranks.is_alone:
-            batch = replace(batch, weight_mean=self.ranks.mean(batch.weight.mean()))
+        """Computes the loss terms of a part of the batch."""
         reduced = self.config.precision == "bfloat16"
         # Read at each step: the group's threads end with its last reference, before the interpreter
         # does.

@@ -3,6 +3,7 @@ import functools
 import pickle
 import resource
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,6 +53,18 @@ def test_accumulated_parts_match_the_whole_batch(model, batches):
         )
     for name, value in weights.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_accumulated_parts_weigh_rows_as_the_whole_batch(batches):
+    """The rows of one part have no weight, and contrast blocks are the parts."""
+    weight = torch.arange(100).sub(25).clamp(min=0).float()
+    batches = [replace(batch, weight=weight) for batch in batches]
+    (whole, _), (parts, _) = (
+        moved(adaftr(contrast_rows=25), batches, accumulate=accumulate) for accumulate in (1, 4)
+    )
+    for one, other in zip(whole, parts):
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_gradients_of_the_sum_of_the_terms_are_clipped_before_the_step(model, batches):

@@ -30,8 +30,8 @@ class Batch:
         weight: sample weights, float32 [B]; None if all are one.
         offsets: start of the ids of field f of row b at index b * F + f, and N at the end, int64
             [B * F + 1]; None if all fields are single-valued.
-        weight_mean: mean weight of the whole batch, float32 0-dim, if these rows are one rank's
-            share of it; else None.
+        weight_mean: mean weight of the whole batch, float32 0-dim, if these rows are a part of it,
+            as of one rank; else None.
         dense: numbers of the dense fields, float32 [B, D], NaN = missing; None without dense
             fields.
     """
@@ -82,6 +82,7 @@ class Batch:
         return Batch(
             ids,
             offsets=offsets,
+            weight_mean=self.weight_mean,
             **{name: change(part) for name, part in others.items() if part is not None},
         )
 
