@@ -313,7 +313,7 @@ class Stream(LogParts, Fitted, Kafka, WarmStart, Command):
             source = self._source(schema, out.local, stack) if is_first() else None
             for record in train_stream(schema, source, config, out.local, options, ranks, out):
                 if is_first():
-                    print(_chunk_line(record), flush=True)
+                    print("\n".join([_chunk_line(record), *record.get("doubts", [])]), flush=True)
         if is_first():
             print(f"\nRecords: {self.out}/stream.jsonl\nadaftr-fast serve {self.out}/serving")
 

@@ -325,7 +325,8 @@ def test_the_command_reads_a_topic(producer, tmp_path, capsys):
     words += ["--training.batch_size", "64", "--training.progress", "false"]
     assert main([*words, "--kafka_settings", '{"client.id": "test"}']) == 0
     shown = capsys.readouterr()
-    assert shown.out.startswith("chunk 1 (shop-000000000801, 1 set aside): 800 rows, ")
+    line, *others = shown.out.splitlines()
+    assert line.startswith("chunk 1 (shop-000000000801, 1 set aside): 800 rows, ")
     warning = (
         "1 of 801 messages cannot be read and are set aside, the first at offset 0 of partition 0"
     )
@@ -333,3 +334,5 @@ def test_the_command_reads_a_topic(producer, tmp_path, capsys):
     (record,) = map(json.loads, (tmp_path / "out" / RECORDS).read_text().splitlines())
     place = {"topic": TOPIC, "partition": 0, "offset": 0, "reason": "click: is missing"}
     assert record["set_aside"] == {"messages": 1, "first": [place]}
+    assert record["doubts"]
+    assert others[: others.index("")] == record["doubts"]
