@@ -60,8 +60,8 @@ def int8(sizes, options):
 
 
 def segments(sizes, options):
-    """Returns a function that compares sums over bags, their gradients, and what is repeated for
-    each id of a bag.
+    """Returns a function that compares sums and maxima over bags, their gradients, and what is
+    repeated for each id of a bag.
     """
     dtype = getattr(torch, options.get("dtype", "float32"))
     counts = torch.randint(0, sizes["longest"] + 1, (sizes["bags"],))
@@ -73,6 +73,12 @@ def segments(sizes, options):
     sums = torch.zeros(len(counts), sizes["width"], dtype=torch.float64)
     truth = sums.index_add(0, bag, vectors.double())
     terms = sums.index_add(0, bag, vectors.double().abs()) * 4 * torch.finfo(dtype).eps
+    counted = torch.rand(len(bag)) < 0.8
+    largest = torch.zeros(len(counts), sizes["width"], dtype=dtype)
+    for b in bag[counted].unique().tolist():
+        largest[b] = vectors[counted & (bag == b)].amax(0)
+    is_largest = counted[:, None] & (vectors == largest[bag])
+    equals = torch.zeros_like(largest).index_add(0, bag, is_largest.to(dtype))
 
     def compare():
         leaf = vectors.clone().requires_grad_()
@@ -80,6 +86,11 @@ def segments(sizes, options):
         assert_close(own.detach(), truth, truth, dtype, terms, "sums")
         own.backward(grad)
         assert leaf.grad.equal(grad[bag]), "the gradient of a sum"
+        leaf.grad = None
+        own = ops.max_bags(leaf, offsets, counted)
+        assert own.detach().equal(largest), "maxima"
+        own.backward(grad)
+        assert leaf.grad.equal(is_largest * (grad / equals.clamp(min=1))[bag]), "their gradient"
         assert ops.repeat_by_bag(grad, offsets, len(bag)).equal(grad[bag]), "repeated"
         assert ops.bag_of_id(ids, offsets).equal(bag), "bags"
         assert ops.rows_of_field(ids, 5, 9).equal(ids.long() + 5), "rows of a field"
