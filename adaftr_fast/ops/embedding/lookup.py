@@ -53,8 +53,15 @@ def merges_later(grad: Tensor) -> bool:
 
 
 def some_of(rows: Tensor) -> Any:
-    """Returns a size that depends on values, or the bound that CUDA kernels take in its place."""
-    return rows.shape[0] if runs_cuda_kernels(rows) else torch.library.get_ctx().new_dynamic_size()
+    """Returns a size up to the number of rows that depends on values, or that number, which CUDA
+    kernels take in its place.
+    """
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # takes long to import
+
+    # inductor cannot read some of no rows
+    if runs_cuda_kernels(rows) or statically_known_true(rows.shape[0] == 0):
+        return rows.shape[0]
+    return torch.library.get_ctx().new_dynamic_size()
 
 
 def _merged_fake(

@@ -103,6 +103,27 @@ def test_inductor_trains_models_that_slice(sparse):
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize(
+    ("width", "pooling"), [([2, 3, 2], "mean"), (4, "max"), (4, ["max", "mean", "sum"])]
+)
+def test_inductor_trains_on_batches_without_ids(width, pooling):
+    emb = FusedEmbedding([5, 4, 40], width, pooling=pooling, sparse=False)
+    compiled = torch.compile(emb, fullgraph=True)
+    bags = torch.tensor([0, 1, 1, 2, 3, 4, 4])
+    for ids, offsets in (
+        (torch.arange(4), bags),
+        (torch.arange(0), torch.zeros_like(bags)),
+        (torch.arange(0), bags[:1]),  # no rows
+    ):
+        found = []
+        for run in (emb, compiled):
+            emb.zero_grad()
+            out = run(ids, offsets)
+            out.sin().sum().backward()
+            found.append([out, *(weight.grad for weight in emb.table_weights())])
+        torch.testing.assert_close(*found)
+
+
 def test_a_sparse_gradient_in_one_graph_is_refused_with_advice():
     emb = FusedEmbedding(SIZES, 4)
     whole = torch.compile(emb, fullgraph=True, backend="aot_eager")
