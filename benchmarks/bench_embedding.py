@@ -10,6 +10,7 @@ before its results were compared.
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from benchmarks.embedding import (
     disagreement,
     floor_bytes,
     listed,
+    mixed,
     ours,
     records,
     settle,
@@ -52,6 +54,7 @@ LISTED = 100_000  # rows up to which a table a field is measured, too
 FORWARD = {OURS: ours, "concatenated nn.Embedding": concatenated, "list of nn.Embedding": listed}
 LAZY = "concatenated + SparseAdam (lazy)"
 """A peer of exact Adam for its speed alone: it does other arithmetic."""
+WIDTHS = (4, 5, 8, 12, 16, 32, 64)
 BAG_ROWS = 1024
 PER_BAG = 250
 
@@ -97,6 +100,22 @@ def growth(works: tuple[Work, Work]) -> dict[str, Run]:
     }
 
 
+def widths(work: Work) -> dict[str, Run]:
+    """Our steps of exact Adam at each width, and of a table whose fields have these widths in
+    turns.
+    """
+    runs = {}
+    for width in WIDTHS:
+        if not disagreement(ours, replace(SMALL, width=width), "Adam") <= AGREES:
+            raise AssertionError(f"Adam, E={width}: ours has trained another table")
+        of_width = replace(work, width=width)
+        runs[f"E={width}"] = stepper(ours(of_width, "Adam"), of_width)
+    runs["mixed"] = mixed(work, WIDTHS)
+    for run in runs.values():
+        settle(run)
+    return runs
+
+
 def bags() -> dict[str, Run]:
     """Forward and backward of one multi-valued field, once gradients have been compared."""
     work = Work(fields=1, batch=BAG_ROWS * PER_BAG, rows=100_000)
@@ -135,6 +154,7 @@ def cases() -> Iterator[tuple[str, Work | str, dict[str, Run]]]:
         for optimizer in STATES:
             yield optimizer, work, steps(work, optimizer)
     yield "bags", f"{PER_BAG} ids each, B={BAG_ROWS} V=100000", bags()
+    yield "widths", f"Adam, {GROWTH[0]}", widths(GROWTH[0])
     yield "growth", "Adam, F=20 B=1024, 10000 rows a field occur", growth(GROWTH)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -286,6 +286,47 @@ def stepper(table: Table, work: Work) -> Run:
     batches = itertools.cycle(work.batches())
     grad = work.grad()
     return lambda: table.step(next(batches), grad)
+
+
+def mixed(work: Work, widths: Sequence[int]) -> Run:
+    """Returns a step of exact Adam on a FusedEmbedding whose fields have ``widths`` in turns, once
+    it has trained as FusedEmbedding does a field at a time.
+
+    Raises:
+        AssertionError: it has trained otherwise.
+    """
+    each = [width for _, width in zip(range(work.fields), itertools.cycle(widths))]
+    table = af.FusedEmbedding([work.rows] * work.fields, each)
+    alone = [af.FusedEmbedding([work.rows], width) for width in each]
+    every = torch.arange(work.rows)[:, None]
+    with torch.no_grad():
+        starts = table(every.expand(-1, work.fields)).split(each, 1)
+        for one, start in zip(alone, starts, strict=True):
+            one.weight.copy_(start)
+    grad = torch.randn(work.batch, sum(each), generator=torch.Generator().manual_seed(1))
+    updates = [af.optim.Adam(one, lr=LR, eps=EPS) for one in (table, *alone)]
+    batches = itertools.cycle(work.batches())
+
+    def step(ids: Tensor) -> Tensor:
+        updates[0].zero_grad()
+        found = table(ids)
+        found.backward(grad)
+        updates[0].step()
+        return found.detach()
+
+    for _ in range(2):
+        ids = next(batches)
+        found = torch.cat([one(ids[:, f : f + 1]) for f, one in enumerate(alone)], 1)
+        if not torch.equal(step(ids), found.detach()):
+            raise AssertionError(
+                f"mixed widths, {work}: the results differ from those of one field"
+            )
+        for update in updates[1:]:
+            update.zero_grad()
+        found.backward(grad)
+        for update in updates[1:]:
+            update.step()
+    return lambda: step(next(batches))
 
 
 def bag_step(name: str, work: Work, per_bag: int) -> tuple[Run, float]:

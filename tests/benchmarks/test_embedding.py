@@ -50,8 +50,9 @@ def test_the_cases_make_tables(monkeypatch):
         bench_embedding.measure(case, work, runs, seconds=0.0)
         for case, work, runs in bench_embedding.cases()
     ]
-    assert [case["case"] for case in cases] == ["forward", *STATES, "bags", "growth"]
-    assert list(cases[-2]["ms"]) == list(BAGS)
-    assert all(OURS in case["ms"] for case in cases[:-1])
-    assert len(render.embedding(cases).splitlines()) == 2 + len(cases) - 1
+    assert [case["case"] for case in cases] == ["forward", *STATES, "bags", "widths", "growth"]
+    assert list(cases[-3]["ms"]) == list(BAGS)
+    assert list(cases[-2]["ms"]) == [*(f"E={width}" for width in bench_embedding.WIDTHS), "mixed"]
+    assert all(OURS in case["ms"] for case in cases[:-2])
+    assert len(render.embedding(cases).splitlines()) == 2 + len(cases) - 2
     assert render.embedding_growth(cases).splitlines()[3].startswith("| dense fused Adam |")

@@ -20,7 +20,7 @@ RULES = {
 @pytest.mark.parametrize("name", RULES)
 def test_kernels_equal_their_references(name, dtype):
     state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    for width in (1, 3, 8, 16, 21):
+    for width in (*range(1, 9), 12, 16, 21):
         rows = torch.randperm(900)[:333].sort().values
         grad = torch.randn(333, width).to(dtype)
         make, scalars = RULES[name]

@@ -5,44 +5,6 @@
 #include "cpu/simd/bfloat16.inl"
 #include "cpu/simd/vectors.inl"
 
-inline float widen(const float* from) { return *from; }
-inline double widen(const double* from) { return *from; }
-inline void narrow(float* to, float value) { *to = value; }
-inline void narrow(double* to, double value) { *to = value; }
-
-inline float widen(const BFloat16* from) { return from_bfloat16(from->bits); }
-inline void narrow(BFloat16* to, float value) { to->bits = to_bfloat16(value); }
-
-#if defined(__aarch64__)
-inline float widen(const Float16* from) { return std::bit_cast<__fp16>(from->bits); }
-inline void narrow(Float16* to, float value) { to->bits = std::bit_cast<uint16_t>(static_cast<__fp16>(value)); }
-#else
-// Both directions by float arithmetic (exponent shifts are exact multiplications), so no F16C is needed.
-inline float widen(const Float16* from) {
-  const uint32_t sign = static_cast<uint32_t>(from->bits & 0x8000) << 16, magnitude = from->bits & 0x7fff;
-  const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112f;  // exponent bias 15 to 127
-  const uint32_t bits = magnitude >= 0x7c00 ? (magnitude << 13) | 0x7f800000 : std::bit_cast<uint32_t>(scaled);
-  return std::bit_cast<float>(sign | bits);
-}
-
-inline void narrow(Float16* to, float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  const uint32_t sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
-  uint32_t half;
-  if (magnitude > 0x7f800000) {
-    half = 0x7e00;  // NaN
-  } else if (magnitude >= 0x477ff000) {
-    half = 0x7c00;  // rounds to 2^16 or more
-  } else if (magnitude < 0x38800000) {
-    // Below 2^-14 the result is subnormal: adding 0.5 leaves its bits, rounded, at the end of the sum.
-    half = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000;
-  } else {
-    half = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  }
-  to->bits = static_cast<uint16_t>(sign | half);
-}
-#endif
-
 // Kernels work on rows in groups of 8 elements, whatever the width of registers: embeddings are often 8 wide. On NEON,
 // where GCC keeps a vector in memory that is wider than a register, a group is a register of float32.
 #if defined(__aarch64__)
@@ -53,27 +15,76 @@ constexpr int64_t kGroup = 8;
 template <typename T>
 using Group = VecOf<T, kGroup>;
 
+// A stored element as vectors have it.
+template <typename W>
+using Bits = std::conditional_t<sizeof(W) == 2, uint16_t, W>;
+using Words = Group<uint32_t>;
+
+template <typename W>
+inline Group<Compute<W>> widen_group(const Group<Bits<W>>& x) {
+  if constexpr (std::is_same_v<W, Compute<W>>) {
+    return x;
+  } else if constexpr (std::is_same_v<W, BFloat16>) {
+    return (Group<float>)(__builtin_convertvector(x, Words) << 16);
+  } else {
+#if defined(__aarch64__)
+    Group<float> wide;
+    for (int64_t i = 0; i < kGroup; ++i) wide[i] = std::bit_cast<__fp16>(x[i]);
+    return wide;
+#else
+    // Both directions by float arithmetic (exponent shifts are exact multiplications), so no F16C is needed.
+    const Words half = __builtin_convertvector(x, Words), sign = (half & 0x8000) << 16, magnitude = half & 0x7fff;
+    const Group<float> scaled = (Group<float>)(magnitude << 13) * 0x1p112f;  // exponent bias 15 to 127
+    return (Group<float>)(sign | (magnitude >= 0x7c00 ? (magnitude << 13) | 0x7f800000 : (Words)scaled));
+#endif
+  }
+}
+
+template <typename W>
+inline Group<Bits<W>> narrow_group(const Group<Compute<W>>& x) {
+  if constexpr (std::is_same_v<W, Compute<W>>) {
+    return x;
+  } else if constexpr (std::is_same_v<W, BFloat16>) {
+    return __builtin_convertvector(rounded_to_bfloat16((Words)x), Group<uint16_t>);
+  } else {
+#if defined(__aarch64__)
+    Group<uint16_t> half;
+    for (int64_t i = 0; i < kGroup; ++i) half[i] = std::bit_cast<uint16_t>(static_cast<__fp16>(x[i]));
+    return half;
+#else
+    const Words bits = (Words)x, sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+    // Below 2^-14 the result is subnormal: adding 0.5 leaves its bits, rounded, at the end of the sum.
+    const Words subnormal = (Words)((Group<float>)magnitude + 0.5f) - 0x3f000000;
+    const Words normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    Words half = magnitude < 0x38800000 ? subnormal : normal;
+    half = magnitude >= 0x477ff000 ? Words{} + 0x7c00 : half;  // rounds to 2^16 or more
+    half = magnitude > 0x7f800000 ? Words{} + 0x7e00 : half;   // NaN
+    return __builtin_convertvector(sign | half, Group<uint16_t>);
+#endif
+  }
+}
+
 // The first n elements at `from`, then zeros.
 template <typename W, typename N>
 inline Group<Compute<W>> load_group(const W* from, N n) {
-  Group<Compute<W>> x = {};
-  if constexpr (std::is_same_v<W, Compute<W>> && !std::is_same_v<N, int64_t>) {
-    __builtin_memcpy(&x, from, sizeof(x));
+  const auto* bits = reinterpret_cast<const Bits<W>*>(from);
+  Group<Bits<W>> x;
+  if constexpr (std::is_same_v<N, int64_t>) {
+    x = load_pieces<Bits<W>, kGroup>(bits, n);
   } else {
-    for (int64_t i = 0; i < n; ++i) x[i] = widen(from + i);
+    __builtin_memcpy(&x, bits, sizeof(x));
   }
-  return x;
+  return widen_group<W>(x);
 }
 
 template <typename W, typename N>
-inline void store_group(W* to, Group<Compute<W>> x, N n) {
-  if constexpr (std::is_same_v<W, Compute<W>> && !std::is_same_v<N, int64_t>) {
-    __builtin_memcpy(to, &x, sizeof(x));
-  } else if constexpr (std::is_same_v<W, BFloat16> && kGroup == 4 && !std::is_same_v<N, int64_t>) {
-    const HalfLanes half = narrow(x);  // GCC would round one number after another
-    __builtin_memcpy(to, &half, sizeof(half));
+inline void store_group(W* to, const Group<Compute<W>>& x, N n) {
+  auto* bits = reinterpret_cast<Bits<W>*>(to);
+  const Group<Bits<W>> narrow = narrow_group<W>(x);
+  if constexpr (std::is_same_v<N, int64_t>) {
+    store_pieces<Bits<W>, kGroup>(bits, n, narrow);
   } else {
-    for (int64_t i = 0; i < n; ++i) narrow(to + i, x[i]);
+    __builtin_memcpy(bits, &narrow, sizeof(narrow));
   }
 }
 

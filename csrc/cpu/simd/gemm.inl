@@ -76,15 +76,6 @@ void tile(const Operands<T>& o) {
     }
 }
 
-template <int... kValues>
-struct IntegerList {};
-template <int kCount, int... kValues>
-struct IotaOf : IotaOf<kCount - 1, kCount - 1, kValues...> {};
-template <int... kValues>
-struct IotaOf<0, kValues...> {
-  using Type = IntegerList<kValues...>;
-};
-
 template <class T>
 using TileFunction = void (*)(const Operands<T>&);
 
@@ -98,8 +89,8 @@ TileFunction<T> pick(int64_t rows, IntegerList<kRows...>) {
 // additions, which round otherwise; the bits of a row must not depend on how many share its tile.
 template <class T, int kStep>
 TileFunction<T> tile_for(int64_t rows, int64_t columns) {
-  return columns > kLanes<T> || rows == 1 ? pick<T, 2, kStep>(rows, typename IotaOf<kTileRows>::Type{})
-                                          : pick<T, 1, kStep>(rows, typename IotaOf<kTileRows>::Type{});
+  return columns > kLanes<T> || rows == 1 ? pick<T, 2, kStep>(rows, Iota<kTileRows>{})
+                                          : pick<T, 1, kStep>(rows, Iota<kTileRows>{});
 }
 
 // Cuts n rows into ceil(n / kTileRows) tiles of nearly equal height: where the i-th begins.

@@ -19,7 +19,7 @@ inline void transpose_square(Vec<T> (&rows)[kLanes<T>]) {
   if constexpr (kStep > 0) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<T>; ++i)
-      if ((i & kStep) == 0) exchange<T, kStep>(rows[i], rows[i + kStep], typename IotaOf<kLanes<T>>::Type{});
+      if ((i & kStep) == 0) exchange<T, kStep>(rows[i], rows[i + kStep], Iota<kLanes<T>>{});
     transpose_square<T, kStep / 2>(rows);
   }
 }

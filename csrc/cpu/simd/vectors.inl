@@ -49,7 +49,71 @@ inline void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename Simd<T>::U*>(p) = v;
 }
 
-// The first `count` elements of a vector at `from`, the others zero; and back. 1 <= count < kLanes.
+template <int... kValues>
+struct IntegerList {};
+template <int kCount, int... kValues>
+struct IotaOf : IotaOf<kCount - 1, kCount - 1, kValues...> {};
+template <int... kValues>
+struct IotaOf<0, kValues...> {
+  using Type = IntegerList<kValues...>;
+};
+template <int kCount>
+using Iota = typename IotaOf<kCount>::Type;
+
+template <class T, int kHalf, int... kLane>
+inline VecOf<T, 2 * kHalf> join(VecOf<T, kHalf> low, VecOf<T, kHalf> high, IntegerList<kLane...>) {
+  return __builtin_shufflevector(low, high, kLane...);
+}
+template <class T, int kHalf, int kFirst, int... kLane>
+inline VecOf<T, kHalf> half_of(VecOf<T, 2 * kHalf> x, IntegerList<kLane...>) {
+  return __builtin_shufflevector(x, x, (kFirst + kLane)...);
+}
+
+// load_some and store_some without masks: a half, a quarter and so on of the vector, those that `count` has, and at
+// the end up to three numbers. What was stored so is loaded by the same pieces, which the store buffer forwards; AMD's
+// CPUs before AVX-512 take ten times as long for a masked store.
+template <class T, int kCount>
+inline VecOf<T, kCount> load_pieces(const T* from, int64_t count) {
+  if constexpr (kCount == 2) {
+    return count > 0 ? VecOf<T, 2>{from[0], 0} : VecOf<T, 2>{};
+  } else if constexpr (kCount == 4) {
+    if (count > 2) return VecOf<T, 4>{from[0], from[1], from[2], 0};
+    if (count > 1) return VecOf<T, 4>{from[0], from[1], 0, 0};
+    return count > 0 ? VecOf<T, 4>{from[0], 0, 0, 0} : VecOf<T, 4>{};
+  } else {
+    constexpr int kHalf = kCount / 2;
+    VecOf<T, kHalf> low, high = {};
+    if (count >= kHalf) {
+      __builtin_memcpy(&low, from, sizeof(low));
+      high = load_pieces<T, kHalf>(from + kHalf, count - kHalf);
+    } else {
+      low = load_pieces<T, kHalf>(from, count);
+    }
+    return join<T, kHalf>(low, high, Iota<kCount>{});
+  }
+}
+
+template <class T, int kCount>
+inline void store_pieces(T* to, int64_t count, VecOf<T, kCount> x) {
+  if constexpr (kCount <= 4) {
+    if (count > 0) to[0] = x[0];
+    if constexpr (kCount == 4) {
+      if (count > 1) to[1] = x[1];
+      if (count > 2) to[2] = x[2];
+    }
+  } else {
+    constexpr int kHalf = kCount / 2;
+    const auto low = half_of<T, kHalf, 0>(x, Iota<kHalf>{});
+    if (count >= kHalf) {
+      __builtin_memcpy(to, &low, sizeof(low));
+      store_pieces<T, kHalf>(to + kHalf, count - kHalf, half_of<T, kHalf, kHalf>(x, Iota<kHalf>{}));
+    } else {
+      store_pieces<T, kHalf>(to, count, low);
+    }
+  }
+}
+
+// The first `count` elements of a vector at `from`, the others zero; and back. 1 <= count < the lanes of V.
 template <class V, class T>
 inline V load_some(const T* from, int64_t count) {
 #if VECTOR_BYTES == 64
@@ -58,9 +122,7 @@ inline V load_some(const T* from, int64_t count) {
   if constexpr (sizeof(T) == 4) return (V)_mm512_maskz_loadu_ps(mask, from);
   if constexpr (sizeof(T) == 8) return (V)_mm512_maskz_loadu_pd(mask, from);
 #else
-  V some = {};
-  for (int64_t i = 0; i < count; ++i) some[i] = from[i];
-  return some;
+  return load_pieces<T, sizeof(V) / sizeof(T)>(from, count);
 #endif
 }
 
@@ -72,7 +134,7 @@ inline void store_some(T* to, int64_t count, V x) {
   if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(to, mask, (__m512)x);
   if constexpr (sizeof(T) == 8) _mm512_mask_storeu_pd(to, mask, (__m512d)x);
 #else
-  for (int64_t i = 0; i < count; ++i) to[i] = x[i];
+  store_pieces<T, sizeof(V) / sizeof(T)>(to, count, x);
 #endif
 }
 

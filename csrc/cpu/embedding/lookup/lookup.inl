@@ -7,13 +7,39 @@
 // latency of DRAM.
 constexpr int64_t kChunk = 64;
 
+// Rows lie one after another, so that those whose size is no power of two may end within another cache line.
 inline void prefetch(const void* from, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at);
+  const auto* at = static_cast<const char*>(from);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i);
+  if ((bytes & (bytes - 1)) != 0) __builtin_prefetch(at + bytes - 1);
 }
 
+// Two pieces of kBytes that overlap, from the first and up to the last byte.
 template <int64_t kBytes>
-inline void copy_row(void* __restrict to, const void* __restrict from, int64_t bytes) {
-  __builtin_memcpy(to, from, kBytes ? kBytes : bytes);
+inline void copy_ends(char* __restrict to, const char* __restrict from, int64_t bytes) {
+  __builtin_memcpy(to, from, kBytes);
+  __builtin_memcpy(to + bytes - kBytes, from + bytes - kBytes, kBytes);
+}
+
+// Rows of 2 bytes and more.
+template <int64_t kBytes>
+inline void copy_row(void* __restrict to_row, const void* __restrict from_row, int64_t bytes) {
+  auto* to = static_cast<char*>(to_row);
+  const auto* from = static_cast<const char*>(from_row);
+  if constexpr (kBytes > 0) {
+    __builtin_memcpy(to, from, kBytes);
+  } else if (bytes >= 32) {
+    for (int64_t at = 32; at < bytes; at += 32) __builtin_memcpy(to + at - 32, from + at - 32, 32);
+    __builtin_memcpy(to + bytes - 32, from + bytes - 32, 32);
+  } else if (bytes >= 16) {
+    copy_ends<16>(to, from, bytes);
+  } else if (bytes >= 8) {
+    copy_ends<8>(to, from, bytes);
+  } else if (bytes >= 4) {
+    copy_ends<4>(to, from, bytes);
+  } else {
+    __builtin_memcpy(to, from, 2);
+  }
 }
 
 // Writes the table rows of the look-ups [at, at + count). Returns whether all ids are in range.
