@@ -182,12 +182,12 @@ class ModelConfig(Section):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "recommended": {"tau": "fixed", "tau_fixed": 0.05, "contrast_epochs": 2.0, "contrast_rows": 16},
+    "recommended": {"tau": "fixed", "tau_fixed": 0.05, "contrast_epochs": 2.0, "contrast_rows": 2},
     "ecomm_ads": {"expert_hidden": [128], "tower_hidden": [128, 64, 32]},
 }
 """Options of ``ModelConfig`` by the name of a preset.
 
-- recommended: a contrast within blocks of 16 rows, whose temperature is constant and whose weight
+- recommended: a contrast within pairs of rows, whose temperature is constant and whose weight
   falls to 0 over two epochs (docs/results.md).
 - ecomm_ads: the layer widths of the paper on Ecomm-Ads, d of Table 3 and the towers of Section
   3.1.4. The defaults are those on Ali-CCP.

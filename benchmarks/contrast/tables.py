@@ -4,12 +4,12 @@ and scores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from math import isnan, nan
-from statistics import fmean
+from statistics import fmean, stdev
 
 from scipy.stats import t
 
@@ -43,7 +43,7 @@ def results(cases: Cases) -> dict[tuple[str, str], Rows]:
     return found
 
 
-def difference(rows: Rows, row: str, against: str, score: str, seeds: range) -> Difference:
+def difference(rows: Rows, row: str, against: str, score: str, seeds: Iterable[int]) -> Difference:
     """Compares two rows over the seeds that both have, in points; runs that diverged
     are left out.
     """
@@ -206,7 +206,32 @@ def _beyond(found: Difference, side: int) -> float:
     return float(t.sf((WITHIN - side * found.mean) / found.std * found.pairs**0.5, found.pairs - 1))
 
 
+HEADLINE = ("MMoE", WHOLE_BATCH, "recommended, k = 2")
+
+
+def headline(cases: Cases) -> str:
+    """AUC on flights over every seed that was run, also those that chose the number of rows."""
+    rows = results(cases)["flights", "mmoe"]
+    seeds = sorted(set.intersection(*(set(rows[name]) for name in HEADLINE)))
+    cells = []
+    for name in HEADLINE:
+        means = [
+            f"{fmean(scores):.3f} ± {stdev(scores):.3f}"
+            for task in ("click", "conversion")
+            for scores in [[rows[name][seed][f"test {task}"] for seed in seeds]]
+        ]
+        gains = [
+            difference(rows, name, HEADLINE[0], score, seeds)
+            for score in ("test conversion", "validation conversion")
+        ]
+        shown = [f"{each.mean:+.3f} ({each.higher} of {each.pairs})" for each in gains]
+        cells.append([name, *means, *(["", ""] if name == HEADLINE[0] else shown)])
+    header = "model | click AUC | conversion AUC | against MMoE | on validation"
+    return table(header, "lrrrr", cells)
+
+
 TABLES = {
+    "contrast_headline": headline,
     "contrast_grid": grid,
     "contrast_confirm": partial(_compared, "confirm"),
     "contrast_equal": equal,
@@ -215,4 +240,4 @@ TABLES = {
     "contrast_backbones": partial(_compared, "backbones"),
     "contrast_sparsity": partial(_compared, "sparsity"),
 }
-"""The tables in docs/results.md."""
+"""The tables in docs/results.md and README.md."""

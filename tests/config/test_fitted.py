@@ -32,7 +32,7 @@ def test_every_log_gets_options_that_can_train(rows):
 def test_adaftr_contrasts_in_blocks_unless_told_otherwise():
     config = RunConfig(preset="fitted")
     names = ("model.contrast_rows", "model.tau")
-    assert options(config.for_log(5_000), *names) == [16, "fixed"]
+    assert options(config.for_log(5_000), *names) == [2, "fixed"]
     for model in ({"name": "mmoe"}, {"contrast": "mse"}, {"relatedness_updates": "all"}):
         assert options(config.with_options(model=model).for_log(5_000), *names) == [0, "adaptive"]
     assert options(config.with_options(model={"tau": "scalar"}).for_log(9), *names) == [0, "scalar"]

@@ -74,7 +74,7 @@ def test_a_file_names_an_own_model_by_class_as_the_command_line_does(tmp_path):
 def test_a_preset_stands_for_its_options_and_others_override_it(tmp_path):
     (tmp_path / "run.toml").write_text('[model]\npreset = "recommended"\nbeta = 0.5\n')
     expected = ModelConfig(
-        tau="fixed", tau_fixed=0.05, contrast_epochs=2.0, contrast_rows=16, beta=0.5
+        tau="fixed", tau_fixed=0.05, contrast_epochs=2.0, contrast_rows=2, beta=0.5
     )
     assert RunConfig.from_toml(tmp_path / "run.toml").model == expected
     assert RunConfig().with_options(model={"beta": 0.5, "preset": "recommended"}).model == expected
