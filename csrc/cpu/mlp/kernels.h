@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/runtime/parallel.h"
 
@@ -60,7 +61,7 @@ struct MixtureProblem {
   Rows expert;              // [B, k, v]
   Rows logits;              // [B, T, k]
   const Rows* out;          // T of [B, v]; with d_out null written, else not looked at
-  const Rows* d_out;        // T of [B, v]; data is null where there is none
+  const Rows* d_out;        // T of [B, v], of one type; data is null where there is none
   Rows d_expert, d_logits;  // as expert and logits
 };
 

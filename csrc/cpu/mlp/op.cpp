@@ -245,17 +245,22 @@ std::tuple<Tensor, Tensor> mixture_backward(const Gradients& gradients, const Te
   const auto dtype = wide ? kDouble : kFloat;
   const Tensor x = stored("mixture", "experts", experts, dtype), gates = stored("mixture", "logits", logits, dtype);
   Tensors keep;
-  std::vector<Rows> d_out;
+  bool half = true;  // all of them; else they are converted to dtype, so that the kernel knows one type
   for (const OptionalTensor& gradient : gradients) {
-    if (!gradient.has_value()) {
-      d_out.push_back({nullptr, false});
-      continue;
-    }
+    if (!gradient.has_value()) continue;
     ADAFTR_CHECK_VALUE(gradient->dim() == 2 && gradient->size(0) == x.size(0) && gradient->size(1) == x.size(2),
                        "mixture_backward: gradients must be [", x.size(0), ", ", x.size(2), "], got ",
                        shape(*gradient));
     keep.push_back(stored("mixture_backward", "gradients", *gradient, dtype));
-    d_out.push_back(rows_of(keep.back()));
+    half &= keep.back().scalar_type() == kBFloat16;
+  }
+  half &= !wide;
+  std::vector<Rows> d_out(gradients.size(), {nullptr, half});
+  for (size_t t = 0, given = 0; t < gradients.size(); ++t) {
+    if (!gradients[t].has_value()) continue;
+    Tensor& gradient = keep[given++];
+    if (!half) gradient = as_type(gradient, dtype);
+    d_out[t] = rows_of(gradient);
   }
   const Tensor d_experts = cached_empty(x.sizes(), x.scalar_type()),
                d_logits = cached_empty(gates.sizes(), gates.scalar_type());

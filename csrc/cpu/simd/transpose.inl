@@ -24,6 +24,21 @@ inline void transpose_square(Vec<T> (&rows)[kLanes<T>]) {
   }
 }
 
+// The sum of each row of a square, in the order of horizontal_sum.
+template <class T, int kStep = kLanes<T> / 2>
+inline Vec<T> sums_of_rows(Vec<T> (&rows)[kLanes<T>]) {
+  if constexpr (kStep == 0) {
+    return rows[0];
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < kStep; ++i) {
+      exchange<T, kStep>(rows[i], rows[i + kStep], Iota<kLanes<T>>{});
+      rows[i] += rows[i + kStep];
+    }
+    return sums_of_rows<T, kStep / 2>(rows);
+  }
+}
+
 // to[c][r] = from[r][c] for r < rows, c < columns; rows of `from` and of `to` are that many elements apart.
 template <class T>
 void transpose(const T* from, int64_t from_step, int64_t rows, int64_t columns, T* to, int64_t to_step) {

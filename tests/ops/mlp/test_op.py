@@ -120,7 +120,7 @@ def test_as_accurate_as_pytorch(dtype, instruction_set):
 
 @on_kernels("mixture", torch.float64, torch.float32, torch.bfloat16)
 def test_mixtures_as_accurate_as_pytorch(dtype, instruction_set):
-    for size in ((1, 1, 1, 1), (65, 2, 3, 64), (200, 5, 7, 37)):
+    for size in ((1, 1, 1, 1), (65, 2, 3, 64), (70, 1, 9, 150), (200, 5, 7, 37)):
         of_op, *of_reference = (
             mix(function, experts(*size), kind)
             for function, kind in (
@@ -130,6 +130,21 @@ def test_mixtures_as_accurate_as_pytorch(dtype, instruction_set):
             )
         )
         assert_accurate(of_op, *of_reference, dtype, str(size))
+
+
+@on_kernels("mixture", torch.bfloat16)
+def test_gradients_of_mixtures_may_have_two_types_or_be_missing(dtype, instruction_set):
+    values = [x.to(dtype) for x in experts(65, 3, 4, 40)]
+    types = (torch.float32, None, dtype)
+    above = [kind and normal(65, 40, seed=t).to(kind) for t, kind in enumerate(types)]
+    found = torch.ops.adaftr_fast.mixture_backward(above, *values)
+    of_reference = []
+    for kind in (torch.float64, dtype):
+        leaves = [x.to(kind).requires_grad_() for x in values]
+        outputs = reference.mixture(*leaves)
+        upstream = [above[0].to(kind), above[2].to(kind)]
+        of_reference.append(torch.autograd.grad([outputs[0], outputs[2]], leaves, upstream))
+    assert_accurate(found, *of_reference, dtype, "backward")
 
 
 @on_kernels("mlp", torch.bfloat16)
