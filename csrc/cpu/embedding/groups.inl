@@ -14,6 +14,8 @@ constexpr int64_t kGroup = 8;
 #endif
 template <typename T>
 using Group = VecOf<T, kGroup>;
+template <int kElements>
+using Count = std::integral_constant<int64_t, kElements>;
 
 // A stored element as vectors have it.
 template <typename W>
@@ -69,10 +71,10 @@ template <typename W, typename N>
 inline Group<Compute<W>> load_group(const W* from, N n) {
   const auto* bits = reinterpret_cast<const Bits<W>*>(from);
   Group<Bits<W>> x;
-  if constexpr (std::is_same_v<N, int64_t>) {
-    x = load_pieces<Bits<W>, kGroup>(bits, n);
-  } else {
+  if constexpr (N::value == kGroup) {
     __builtin_memcpy(&x, bits, sizeof(x));
+  } else {
+    x = load_pieces<Bits<W>, kGroup>(bits, n);
   }
   return widen_group<W>(x);
 }
@@ -81,18 +83,23 @@ template <typename W, typename N>
 inline void store_group(W* to, const Group<Compute<W>>& x, N n) {
   auto* bits = reinterpret_cast<Bits<W>*>(to);
   const Group<Bits<W>> narrow = narrow_group<W>(x);
-  if constexpr (std::is_same_v<N, int64_t>) {
-    store_pieces<Bits<W>, kGroup>(bits, n, narrow);
-  } else {
+  if constexpr (N::value == kGroup) {
     __builtin_memcpy(bits, &narrow, sizeof(narrow));
+  } else {
+    store_pieces<Bits<W>, kGroup>(bits, n, narrow);
   }
 }
 
-// Calls visit(first element, number of elements) for the groups of a row; for full groups the number is a
-// constant.
+// The number is a constant: there is one branch for each row, which is predicted, and not some for each load and store.
+template <typename Visit, int... kCount>
+inline void visit_last(int64_t first, int64_t count, Visit visit, IntegerList<0, kCount...>) {
+  ((count == kCount ? visit(first, Count<kCount>{}) : void()), ...);
+}
+
+// Calls visit(first element, Count of elements) for the groups of a row.
 template <int64_t kWidth, typename Visit>
 inline void for_each_group(int64_t width, Visit visit) {
   const int64_t full = kWidth ? kWidth : width - width % kGroup;
-  for (int64_t e = 0; e < full; e += kGroup) visit(e, std::integral_constant<int64_t, kGroup>{});
-  if (!kWidth && full < width) visit(full, width - full);
+  for (int64_t e = 0; e < full; e += kGroup) visit(e, Count<kGroup>{});
+  if constexpr (kWidth == 0) visit_last(full, width - full, visit, Iota<kGroup>{});
 }
