@@ -324,6 +324,18 @@ def test_programs_on_the_cpu_equal_eager_steps(name, precision):
     assert_same_bits(found, trained(stepper(name, precision=precision, graph="off"), content, [12]))
 
 
+def test_programs_on_the_cpu_read_the_falling_beta():
+    content = list(batches(20))
+    options = {"model": {"contrast_epochs": 1.5}, "balance": "uncertainty"}
+    own = stepper("adaftr", "sgd", **options)
+    own.graph.captures.warm_up = 3
+    one = trained(own, content, epoch_steps=8)
+    assert own.graph._graph is not None
+    assert_same_bits(
+        one, trained(stepper("adaftr", "sgd", graph="off", **options), content, epoch_steps=8)
+    )
+
+
 def test_an_error_within_a_replay_names_what_an_eager_step_names():
     own = stepper()
     own.graph.captures.warm_up = 3
