@@ -4,7 +4,6 @@ sections together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -305,15 +304,12 @@ class RunConfig:
             changed[name] = replace(getattr(self, name), **options)
         return replace(self, **changed, given=self.given | _names(sections))
 
-    def for_log(
-        self, rows: int, preset: str | None = None, saved: Mapping[str, Any] | None = None
-    ) -> RunConfig:
+    def for_log(self, rows: int, preset: str | None = None) -> RunConfig:
         """Returns a configuration whose options all have the values that the run is trained with.
 
         Args:
             rows: the number of training rows.
             preset: the preset of the prepared data, if there is one.
-            saved: the options of the run that is resumed, as ``flat``, in place of fitted ones.
         """
         complete = replace(self, preset="paper")
         if (preset or "fitted" if self.preset == "data" else self.preset) == "paper":
@@ -323,7 +319,7 @@ class RunConfig:
         for name, value in fitted(rows, {name: values[name] for name in self.given}).items():
             section, _, key = name.partition(".")
             if name not in self.given:
-                sections.setdefault(section, {})[key] = (saved or {}).get(name, value)
+                sections.setdefault(section, {})[key] = value
         return complete.with_options(**sections)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

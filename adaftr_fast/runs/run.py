@@ -28,7 +28,6 @@ from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.training.checkpoint.progress import Progress
-from adaftr_fast.training.checkpoint.snapshots import saved_options
 from adaftr_fast.training.checkpoint.weights import FILE, Description
 from adaftr_fast.training.device import memory_errors
 from adaftr_fast.training.evaluation import TaskMetrics, examine
@@ -108,8 +107,7 @@ def fit_one(
     """Trains the model of ``config`` on ``data``, and yields its trainer, whose model holds the
     best weights.
 
-    An unfinished run with the same options in ``folder`` is resumed. Options that fit the log are
-    those that it began with. Until the block ends, this
+    An unfinished run with the same options in ``folder`` is resumed. Until the block ends, this
     process is the only writer of ``folder``. The run remains unfinished unless the block calls
     ``trainer.files.finish()``, when all its results have been written.
 
@@ -137,17 +135,15 @@ def fit_one(
     check_options(config, ranks)
     given = config.flat()
     rows = data.manifest.splits["train"].rows
+    config = config.for_log(rows, data.manifest.parsed.preset)
     with writing(folder, ranks, *RUN_FILES, wait=wait):
-        restarts = restart and not restarted()
-        saved = {} if restarts else ranks.from_rank_zero(lambda: saved_options(folder))
-        config = config.for_log(rows, data.manifest.parsed.preset, saved)
         trainer = _new_trainer(data, config, folder, ranks, on_epoch, needs_metrics)
         fitted = [
             f"{name} {value}" for name, value in config.flat().items() if value != given[name]
         ]
         if fitted and ranks.is_rank_zero:
             print(f"options that fit {rows:,} training rows: {', '.join(fitted)}", file=sys.stderr)
-        if restarts:
+        if restart and not restarted():
             trainer.files.finish()
         resumed = trainer.resume()
         if trainer.files.is_rank_zero:

@@ -6,12 +6,10 @@ import pytest
 import torch
 
 from adaftr_fast.config import RunConfig
-from adaftr_fast.config import fitted as rule
-from adaftr_fast.errors import CheckpointError, ConfigError
+from adaftr_fast.errors import ConfigError
 from adaftr_fast.runs.run import build, train_one
 from adaftr_fast.training.evaluation import evaluate
 from adaftr_fast.training.trained import Run
-from tests.cli.conftest import interrupting
 
 from .conftest import settings
 
@@ -32,31 +30,6 @@ def test_tasks_that_are_no_funnel_are_refused(prepared, labels, shown):
     with pytest.raises(ConfigError, match=rf"model\.name: esmm {needs}, {shown}"):
         build(settings(name="esmm").model, data)
     assert build(settings(name="mmoe").model, data)
-
-
-def test_a_run_resumes_with_the_fitted_options_it_began_with(
-    prepared, tmp_path, monkeypatch, capsys
-):
-    """The rule is another one in a later version; options that are given still count."""
-    data = prepared(1)
-    out = tmp_path / "run"
-    config = RunConfig(preset="fitted").with_options(
-        data={"folder": str(data.folder)},
-        model={"name": "shared_bottom", "tower_hidden": [8]},
-        training={"batch_size": 64, "max_epochs": 2, "progress": False},
-    )
-    with monkeypatch.context() as patch:
-        interrupting(patch, at_epoch=2)
-        with pytest.raises(KeyboardInterrupt):
-            train_one(data, config, out)
-    monkeypatch.setattr(rule, "LR", 0.125)
-    with pytest.raises(CheckpointError, match=r"optimizer\.lr = 0\.003, this run has 0\.25"):
-        train_one(data, config.with_options(optimizer={"lr": 0.25}), out)
-    train_one(data, config, out)
-    assert "resuming in epoch 2" in capsys.readouterr().err
-    assert Run(out).config.optimizer.lr == 0.003
-    train_one(data, config, out)
-    assert Run(out).config.optimizer.lr == 0.125
 
 
 def test_a_balanced_run_of_esmm_is_read_again(prepared, tmp_path):

@@ -296,18 +296,6 @@ class _Identity:
     rows: int
 
 
-def saved_options(folder: Path) -> dict[str, Any]:
-    """Returns the options of the unfinished run in a run folder, as ``RunConfig.flat``; {} if there
-    is none, or its snapshots cannot be read, which ``RunSnapshots.load`` says.
-    """
-    for path in _newest_first(folder / LAST):
-        try:
-            return from_json(_Identity, _description(path)[0].get("identity"), "identity").settings
-        except (CheckpointError, ValueError):
-            continue
-    return {}
-
-
 class RunSnapshots:
     """Saves and loads the snapshots of one run.
 
