@@ -88,6 +88,7 @@ class _Graph:
         inputs: the batch that it reads.
         signature: the shapes and dtypes of the batch.
         state: the tensors of deferred updates that it reads, besides the parameters.
+        trained: which parameters get a gradient.
         replay: runs it on what it reads, and returns the loss terms and the gradients of the
             parameters.
     """
@@ -95,6 +96,7 @@ class _Graph:
     inputs: Batch
     signature: dict[str, Any]
     state: list[Tensor]  # held, so that their memory has no other use while the graph may read it
+    trained: list[bool]
     replay: Callable[[Sequence[Tensor]], tuple[dict[str, Tensor], list[Tensor | None]]]
 
 
@@ -131,7 +133,9 @@ class BackwardGraph:
         if self._steps < self.captures.warm_up:
             self._steps += 1
             return self.captures.aside(lambda: backward(batch))
-        if self._graph is not None and self._has_moved(self._graph):
+        if self._graph is not None and (
+            self._graph.trained != self._trained() or self._has_moved(self._graph)
+        ):
             self._graph = None  # the new graph may have the memory of its tensors
         if self._graph is None:
             self._graph = self._captured(backward, batch)
@@ -139,8 +143,10 @@ class BackwardGraph:
             return backward(batch)
         try:
             return self._replayed(self._graph, batch)
-        except (IndexError, RuntimeError):  # an eager step names the field or the value at fault
-            return backward(batch)
+        except (IndexError, RuntimeError) as error:
+            terms = backward(batch)  # names the field or the value at fault
+            self._fail(error)
+            return terms
 
     def discard(self) -> None:
         """Drops the graph: the next step that can be captured is, since ``backward`` runs other ops
@@ -157,6 +163,22 @@ class BackwardGraph:
             len(batch) == self.rows and batch.offsets is None and all(map(missed_steps, deferring))
         )
         return regular and not self._failed
+
+    def _trained(self) -> list[bool]:
+        """Returns which parameters get a gradient."""
+        with torch._C.DisableTorchFunctionSubclass():  # which takes longer than to read it
+            return [parameter.requires_grad for parameter in self.parameters]
+
+    def _fail(self, error: BaseException) -> None:
+        """Runs all steps eagerly from now on, and warns of the reason."""
+        self._graph = None
+        self._failed = True
+        warnings.warn(
+            "training.graph: steps run eagerly, because the capture failed: "
+            f"{first_line(_first(error))}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
     def _has_moved(self, graph: _Graph) -> bool:
         """Returns whether the optimizer has replaced a tensor whose address the graph keeps."""
@@ -188,18 +210,12 @@ class BackwardGraph:
             replay, _ = self.captures.capture(work, self._reads(inputs))
         # of any kind: the eager step shows whether the model is at fault
         except Exception as error:
-            self._failed = True
-            warnings.warn(
-                "training.graph: steps run eagerly, because the capture failed: "
-                f"{first_line(_first(error))}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            self._fail(error)
             return None
         finally:
             for parameter in self.parameters:
                 parameter.grad = None
-        return _Graph(inputs, _signature(inputs), state, replay)
+        return _Graph(inputs, _signature(inputs), state, self._trained(), replay)
 
     def _replayed(self, graph: _Graph, batch: Batch) -> dict[str, Tensor]:
         if self.captures.keeps_addresses:

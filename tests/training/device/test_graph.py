@@ -336,6 +336,19 @@ def test_programs_on_the_cpu_read_the_falling_beta():
     )
 
 
+def test_a_layer_that_is_frozen_meanwhile_stays():
+    content = list(batches(12))
+    own = stepper(tables="sgd")
+    own.graph.captures.warm_up = 3
+    trained(own, content[:6])
+    assert own.graph._graph is not None
+    frozen = own.model.towers[0].requires_grad_(False)
+    before = [parameter.clone() for parameter in frozen.parameters()]
+    trained(own, content[6:])
+    assert own.graph._graph is not None
+    assert_same_bits(list(frozen.parameters()), before)
+
+
 def test_an_error_within_a_replay_names_what_an_eager_step_names():
     own = stepper()
     own.graph.captures.warm_up = 3
