@@ -11,7 +11,15 @@ from typing import Any
 from adaftr_fast.config.model import PRESETS
 
 CONTRAST = {f"model.{name}": value for name, value in PRESETS["recommended"].items()}
-OTHER_CONTRASTS = {"model.contrast", "model.relatedness_updates", "model.temperature_updates"}
+OTHER_CONTRASTS = {  # options that the blocks would contradict, or leave without effect
+    "model.contrast",
+    "model.tau_min",
+    "model.tau_max",
+    "model.alpha",
+    "model.relatedness_hidden",
+    "model.relatedness_updates",
+    "model.temperature_updates",
+}
 FITTED = (
     *CONTRAST,
     "model.wide",
@@ -40,8 +48,8 @@ def fitted(rows: int, given: dict[str, Any]) -> dict[str, Any]:
     A small log needs small batches, or its epochs have too few steps to leave the start. The
     learning rate falls to nothing over a fixed number of epochs, after which the weights of the best
     epoch are taken: no epoch is the last one because a few before it were noisy. AdaFTR contrasts
-    within blocks of rows, as in the preset "recommended" of the model, unless an option of its
-    contrast is given.
+    within blocks of rows, as in the preset "recommended" of the model, unless an option is
+    given that decides on its contrast otherwise.
 
     Args:
         rows: the number of training rows.

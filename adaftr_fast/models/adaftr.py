@@ -172,6 +172,7 @@ class AdaFTR(MultiTaskModel):
         return self.diagnosed(batch)[1]
 
     def diagnosed(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Computes both by one pass through the backbone, whose ``forward`` is not called."""
         seen = self.backbone.represent(*batch.features)
         logits = self._relatedness_logits(seen, detach=True)
         names = [f"tau/{self.task_names[a]}-{self.task_names[b]}" for a, b in self.pairs]

@@ -82,12 +82,11 @@ def _predict(
     weights = []
     diagnostics = []
     for batch in split.batches(batch_size):
-        moved = batch.map(lambda each: each.to(device))
         if with_diagnostics:
-            z, found = _diagnosed(model, moved)
+            z, found = _diagnosed(model, batch.map(lambda each: each.to(device)))
             diagnostics.append(found)
         else:
-            z = model(*moved.features)
+            z = model(*(None if part is None else part.to(device) for part in batch.features))
         logits.append(z.float().cpu().numpy())
         labels.append(batch.labels.numpy().astype(np.uint8))
         if batch.group is not None:

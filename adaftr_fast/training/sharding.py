@@ -144,7 +144,7 @@ def share_of(
         raise TrainingError(
             f"training.batch_size: {needed} times {model.rows_together} rows that the loss reads "
             "together "
-            f"(model.contrast_rows), got {config.batch_size}"
+            f"(model.contrast_rows; 0 contrasts the whole part), got {config.batch_size}"
         )
     if ranks.is_alone:
         return None
