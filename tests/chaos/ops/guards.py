@@ -120,6 +120,8 @@ class Guarded(TorchDispatchMode):
         kind = self.random.choice(("value", "value", "shape", "shape", "shape", "type"))
         if kind == "type":
             return x.to(self.random.choice(TYPES))
+        if kind == "value" and x.dtype == torch.bool:
+            return ~x
         if kind == "value" and x.numel():
             x = x.clone(memory_format=torch.contiguous_format)
             number = self.random.choice(NUMBERS if x.is_floating_point() else COUNTS)

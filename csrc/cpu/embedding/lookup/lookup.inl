@@ -21,7 +21,6 @@ inline void copy_ends(char* __restrict to, const char* __restrict from, int64_t 
   __builtin_memcpy(to + bytes - kBytes, from + bytes - kBytes, kBytes);
 }
 
-// Rows of 2 bytes and more.
 template <int64_t kBytes>
 inline void copy_row(void* __restrict to_row, const void* __restrict from_row, int64_t bytes) {
   auto* to = static_cast<char*>(to_row);
@@ -37,8 +36,10 @@ inline void copy_row(void* __restrict to_row, const void* __restrict from_row, i
     copy_ends<8>(to, from, bytes);
   } else if (bytes >= 4) {
     copy_ends<4>(to, from, bytes);
-  } else {
-    __builtin_memcpy(to, from, 2);
+  } else if (bytes >= 2) {
+    copy_ends<2>(to, from, bytes);
+  } else if (bytes == 1) {
+    *to = *from;
   }
 }
 
