@@ -299,12 +299,8 @@ def test_only_models_of_this_package_without_hooks_are_graphed(model):
     own = build_model(ModelConfig(), SIZES, ["click", "conversion"])
     assert depends_on_tensors_alone(own)
     assert not depends_on_tensors_alone(model)  # its class is that of a test
-    for hooked in (own.backbone.towers[0].logit, own.backbone.gates):
-        register = (
-            hooked.weight.register_hook
-            if hooked is own.backbone.gates
-            else hooked.register_forward_hook
-        )
+    layer = own.backbone.gates
+    for register in (layer.register_forward_hook, layer.weight.register_hook):
         handle = register(lambda *_: None)
         assert not depends_on_tensors_alone(own)
         handle.remove()
