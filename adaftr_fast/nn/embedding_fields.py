@@ -247,21 +247,17 @@ class EmbeddingFields(nn.Module):
             ValueError: ids are not [N].
         """
         f = self.field(name)
-        number, place = self._locate(f)
-        table = self.by_width[number]
         bad: Tensor | None = None
         if self.on_bad_id == "oov":
             bad = (ids < 0) | (ids >= self.num_embeddings[f])
             ids = ids.masked_fill(bad, 0)
         try:
-            rows = rows_of_field(ids, sum(table.num_embeddings[:place]), self.num_embeddings[f])
+            rows = self._rows(f, ids)
         except IndexError as error:
             raise self._with_name(
                 IndexError(str(error).replace("the field", f"field {f}"))
             ) from None
-        owner = self._owners()[number]
-        whole = owner.offsets[:: len(table.fields)].contiguous()  # [0, R]
-        out = owner._look_up_ids(whole, Ids(rows[:, None]), False)
+        out = self._look_up_rows(self._locate(f)[0], rows)
         if bad is not None:  # after everything that can raise
             _count(self.oov_counts[f : f + 1], bad.sum()[None])
         padding = None if self.padding_idx is None else self.padding_idx[f]
@@ -387,23 +383,38 @@ class EmbeddingFields(nn.Module):
         assert offsets is not None
         fields = len(self.num_embeddings)
         kinds = self._per_field("pooling", self.pooling)
-        parts = []
-        for f, kind in enumerate(kinds):
-            own, starts, weights = select_fields([f], ids, offsets, factors, fields, fill=0)
-            assert starts is not None
-            assert weights is not None
+        pooled: dict[int, Tensor] = {}
+        for number, table in enumerate(self.by_width):
+            bags = [select_fields([f], ids, offsets, factors, fields, fill=0) for f in table.fields]
             try:
-                vectors = self.look_up_field(f, own)
+                rows = [self._rows(f, own.ids) for f, own in zip(table.fields, bags)]
             except IndexError:
-                if runs_cuda_kernels(ids):  # of an earlier call
-                    raise
                 self._raise_bad_id(ids, offsets)
-            if kind == "max":
-                parts.append(max_bags(vectors, starts, weights > 0))
-            else:
-                terms = vectors.to(weights.dtype) * weights[:, None]
-                parts.append(sum_bags(terms, starts).to(vectors.dtype))
-        return torch.cat(parts, 1)
+            # one look-up per table, since torch cannot add the sparse gradients of several in float16
+            found = self._look_up_rows(number, torch.cat(rows))
+            parts = found.split([each.shape[0] for each in rows])
+            for f, (_, starts, weights), vectors in zip(table.fields, bags, parts):
+                assert starts is not None
+                assert weights is not None
+                if kinds[f] == "max":
+                    pooled[f] = max_bags(vectors, starts, weights > 0)
+                else:
+                    terms = vectors.to(weights.dtype) * weights[:, None]
+                    pooled[f] = sum_bags(terms, starts).to(vectors.dtype)
+        return torch.cat([pooled[f] for f in range(fields)], 1)
+
+    def _rows(self, f: int, ids: Tensor) -> Tensor:
+        """Returns the rows of ids [N] of field f in its table, int64 [N]."""
+        number, place = self._locate(f)
+        first = sum(self.by_width[number].num_embeddings[:place])
+        return rows_of_field(ids, first, self.num_embeddings[f])
+
+    def _look_up_rows(self, number: int, rows: Tensor) -> Tensor:
+        """Looks up rows [N] of one table of ``by_width``, [N, E]."""
+        owner = self._owners()[number]
+        whole = owner.offsets[:: len(self.by_width[number].fields)].contiguous()  # [0, R]
+        vectors: Tensor = owner._look_up_ids(whole, Ids(rows[:, None]), False)
+        return vectors
 
     def _concatenated(self, given: Ids, mean: bool) -> Tensor:
         """Looks up the fields of each table, and puts the outputs into field order."""

@@ -195,6 +195,28 @@ def test_derivatives_of_a_pooling_per_field(kinds):
         torch.testing.assert_close(found[(..., *place)], difference, rtol=1e-6, atol=1e-6)
 
 
+@WIDTHS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_trains_with_a_pooling_per_field(dtype, widths):
+    """The gradients of a table are the sums of those of its fields, which share no row."""
+    torch.manual_seed(0)
+    emb = FusedEmbedding(SIZES, widths, pooling=["max", "mean", "sum"], dtype=dtype)
+    exact = FusedEmbedding(SIZES, widths, pooling=emb.pooling, dtype=torch.float64)
+    exact.load_state_dict(emb.state_dict())
+    values, bags = bags_of([3, 0, 5, 1, 4, 0, 2, 2, 30, 0, 1, 6])
+    grad = torch.randn(4, sum(emb.widths)).to(dtype)
+    for each in (emb, exact):
+        out = each(values, bags)
+        out.backward(grad.to(out.dtype))
+    for ours, theirs in zip(emb.table_weights(), exact.table_weights(), strict=True):
+        assert ours.grad.is_sparse
+        found = ours.grad.to_dense().double()
+        torch.testing.assert_close(found, theirs.grad.to_dense(), **TOLERANCES[dtype])
+    before = emb.table_weights()[0].detach().clone()
+    optim.LazyAdam(emb, lr=0.1).step()
+    assert (emb.table_weights()[0] != before).any()
+
+
 def test_poolings_that_are_refused():
     with pytest.raises(ValueError, match=r"pooling must be 'mean', 'sum' or 'max', got 'first'"):
         FusedEmbedding(SIZES, 2, pooling="first")
