@@ -23,7 +23,7 @@ from adaftr_fast.explain.doubts import data_doubts, find_doubts, leaks, training
 from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.base import PlainModule
 from adaftr_fast.models.build import ENTIRE_SPACE, check_forward
-from adaftr_fast.models.sizes import embedding_widths
+from adaftr_fast.nn.embedding import tables_of
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.warm_start import warm_start
@@ -375,25 +375,21 @@ def _check_memory(config: RunConfig, data: PreparedData) -> None:
     """
     if config.model.is_own:  # which may have other tables
         return
-    names = data.manifest.field_names
-    of_all = zip(
-        names,
-        data.manifest.num_embeddings,
-        embedding_widths(config.model, len(names), names),
-        strict=True,
-    )
-    own = [(rows, width) for name, rows, width in of_all if name not in config.model.attention]
-    num_embeddings = [rows for rows, _ in own]
-    widths = [width for _, width in own]
-    weights = 4 * sum(map(operator.mul, num_embeddings, widths))
+    with torch.device("meta"):
+        sizes = [weight.shape for weight in tables_of([build(config.model, data)])]
+    rows = [size[0] for size in sizes]
+    widths = [size[1] for size in sizes]
+    weights = 4 * sum(map(operator.mul, rows, widths))
     available = _memory.available()
     on_cpu = config.training.device == "cpu"  # other devices hold the state themselves
-    state = table_state_bytes(config.optimizer.tables, num_embeddings, widths) if on_cpu else 0
+    state = table_state_bytes(config.optimizer.tables, rows, widths) if on_cpu else 0
     if available is not None and weights + state > available:
-        sizes = f"{weights / 1e9:,.1f} GB of float32"
-        sizes += f" and {state / 1e9:,.1f} GB of {config.optimizer.tables}'s state" if state else ""
+        needed = f"{weights / 1e9:,.1f} GB of float32"
+        needed += (
+            f" and {state / 1e9:,.1f} GB of {config.optimizer.tables}'s state" if state else ""
+        )
         raise ConfigError(
-            f"model.embedding_dim: the tables of {sum(num_embeddings):,} ids take {sizes}, and "
+            f"model.embedding_dim: the tables of {sum(rows):,} rows take {needed}, and "
             f"{available / 1e9:,.1f} GB of memory are available; use a smaller width, raise "
             "min_count or hash the largest fields in the schema, or use an optimizer.tables with "
             "less state"

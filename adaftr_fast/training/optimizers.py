@@ -66,13 +66,13 @@ def tables_lr(config: OptimizerConfig) -> float:
     return config.lr if config.tables_lr is None else config.tables_lr
 
 
-def table_state_bytes(kind: str, num_embeddings: Sequence[int], widths: Sequence[int]) -> int:
+def table_state_bytes(kind: str, rows: Sequence[int], widths: Sequence[int]) -> int:
     """Returns the size of the state of the optimizer ``kind`` of float32 tables, in bytes.
 
     Args:
         kind: a choice of ``OptimizerConfig.tables``.
-        num_embeddings: number of rows of each field.
-        widths: embedding width of each field.
+        rows: number of rows of each table.
+        widths: width of each table.
     """
     vectors, numbers = {  # of 4 bytes for each row
         "adam": (2, 1),  # the moments, and the step at which the row was last current
@@ -81,8 +81,8 @@ def table_state_bytes(kind: str, num_embeddings: Sequence[int], widths: Sequence
         "rowwise_adagrad": (0, 1),
         "sgd": (0, 0),
     }[kind]
-    of_rows = zip(num_embeddings, widths)
-    return 4 * sum(rows * (vectors * width + numbers) for rows, width in of_rows)
+    of_tables = zip(rows, widths, strict=True)
+    return 4 * sum(number * (vectors * width + numbers) for number, width in of_tables)
 
 
 def learning_rate(config: OptimizerConfig, step: int, peak: float) -> float:

@@ -112,6 +112,8 @@ def test_tables_larger_than_memory_are_refused_before_they_are_made(
     )
     capsys.readouterr()
     sizes = "136.0 GB of float32 and 272.0 GB of adam's state, and 64.0 GB of memory are available"
-    assert f"the tables of 68 ids take {sizes}; use a smaller width" in fails(arguments, capsys)
+    assert f"the tables of 68 rows take {sizes}; use a smaller width" in fails(arguments, capsys)
+    wide = [*arguments, "--model.wide", "true"]  # and two logistic regressions over the same ids
+    assert "the tables of 204 rows take 136.0 GB" in fails(wide, capsys)
     monkeypatch.setattr("adaftr_fast._memory.available", lambda: 400 * 10**9)
     assert main(arguments) == 2  # the weights alone would fit
