@@ -8,11 +8,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import reduce
-from operator import add
+from operator import add, is_not
 from types import MethodType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaftr_fast._extension import has_cuda_kernels
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
@@ -94,9 +94,7 @@ class Stepper:
             self.optimizers = build_optimizers(model, optimizer)
         self.sharded = list(sharded_tables(model).values())
         self._held: list[StepLookup] = []  # of the present step, one for each of the sharded tables
-        self.parameters = list(model.parameters())
-        learned = set() if self.balance is None else set(self.balance.parameters())
-        self.clipped = [parameter for parameter in self.parameters if parameter not in learned]
+        self.embeddings = [each for each in model.modules() if isinstance(each, FusedEmbedding)]
         contrasts = any(isinstance(module, AdaptiveInfoNCE) for module in model.modules())
         self.contrasts_over_ranks = (
             not ranks.is_alone and config.contrast_over == "all" and contrasts
@@ -111,11 +109,24 @@ class Stepper:
                     stacklevel=3,
                 )
             self.loss = _compiled_loss(model, eager_contrast=self.contrasts_over_ranks)
+        self._find_parameters()
+
+    def _find_parameters(self) -> None:
+        """Lists the parameters, of which ``FusedEmbedding.grow`` makes new ones, and starts a graph
+        that reads them.
+        """
+        self.parameters = list(self.model.parameters())
+        self.tables = self._tables()
+        learned = set() if self.balance is None else set(self.balance.parameters())
+        self.clipped = [parameter for parameter in self.parameters if parameter not in learned]
         self.graph: BackwardGraph | None = None
-        if self._replays(config):
+        if self._replays(self.config):
             on_gpu = self.device.type == "cuda"
             captures = CudaCaptures(self.device) if on_gpu else CpuCaptures()
-            self.graph = BackwardGraph(model, config.batch_size, captures)
+            self.graph = BackwardGraph(self.model, self.config.batch_size, captures)
+
+    def _tables(self) -> list[nn.Parameter]:
+        return [weight for each in self.embeddings for weight in each.table_weights()]
 
     def _replays(self, config: TrainingConfig) -> bool:
         """Returns whether forward and backward are replayed: by one rank, in one backward, not
@@ -152,6 +163,8 @@ class Stepper:
                 has been updated.
             TrainingError: the memory does not suffice.
         """
+        if any(map(is_not, self._tables(), self.tables)):
+            self._find_parameters()
         changed = hasattr(self.model, "set_epoch") and self.model.set_epoch(epochs)
         if changed and self.graph is not None:
             self.graph.discard()

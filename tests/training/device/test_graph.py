@@ -1,5 +1,6 @@
 """When steps are captured, replayed and run eagerly, with captures that a replay calls again."""
 
+import copy
 import functools
 import warnings
 import weakref
@@ -318,6 +319,25 @@ def test_programs_on_the_cpu_equal_eager_steps(name, precision):
     captures.capture.assert_called_once()
     assert not one.graph._failed
     assert_same_bits(found, trained(stepper(name, precision=precision, graph="off"), content, [12]))
+
+
+@pytest.mark.parametrize("graph", ["auto", "off"])
+def test_a_table_that_grows_between_steps_trains_on(graph, monkeypatch):
+    """As in a stepper that is made after it has grown, with the optimizers of the one before."""
+    monkeypatch.setattr(CpuCaptures, "warm_up", 3)
+    one, grown = (stepper("mmoe", "sgd", clip_norm=0.5, graph=graph) for _ in range(2))
+    trained(one, batches(6))
+    for each in (one, grown):
+        each.model.embedding.grow(0, SIZES[0] + 2)
+    grown.model.load_state_dict(one.model.state_dict())
+    other = Stepper(grown.model, grown.settings, grown.config)
+    for ours, theirs in zip(other.optimizers, one.optimizers, strict=True):
+        ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    content = [replace(each, ids=each.ids + torch.eye(3).int()[0] * 2) for each in batches(8)]
+    assert max(each.ids[:, 0].max() for each in content) >= SIZES[0]  # the new rows
+    assert_same_bits(trained(one, content), trained(other, content))
+    if graph == "auto":
+        assert one.graph._graph is not None
 
 
 def test_programs_on_the_cpu_read_the_falling_beta():
