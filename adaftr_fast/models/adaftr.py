@@ -43,8 +43,8 @@ class AdaFTR(MultiTaskModel):
     the model trains like its backbone.
 
     With ``contrast_rows``, L_cl contrasts each block of so many consecutive rows instead of the
-    whole batch, wherever the batch is computed: the trainer keeps a block on one rank and in one
-    part.
+    whole batch. The blocks are those of each part of a batch that a rank computes at once; the last
+    one of a part may have fewer rows.
 
     With ``contrast_epochs``, beta falls linearly to 0 over so many epochs, which ``set_epoch``
     counts. From then on the loss has no term "contrast".
@@ -106,8 +106,6 @@ class AdaFTR(MultiTaskModel):
         self.contrasts = ModuleList(
             AdaptiveInfoNCE(config.tau_min, config.tau_max, tau=tau) for _ in contrasted
         )
-        if contrasted and config.contrast_rows:
-            self.rows_together = config.contrast_rows
         # A buffer, so that compiled and captured steps read it; a value of the step, so no
         # checkpoint holds it.
         beta = torch.tensor(config.beta, dtype=torch.float64)

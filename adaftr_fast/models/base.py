@@ -70,13 +70,7 @@ class MultiTaskModel(nn.Module, ABC):
     Raises:
         ValueError: there is no task, a name occurs twice, or a name is that of another term of the
             loss.
-
-    Attributes:
-        rows_together: the number of consecutive rows of a batch that ``loss`` reads together. The
-            trainer divides a batch among ranks and parts only between such blocks. 1 by default.
     """
-
-    rows_together = 1
 
     def __init__(self, task_names: Sequence[str]) -> None:
         super().__init__()

@@ -10,7 +10,6 @@ from adaftr_fast.config import ModelConfig, OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import Share
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
-from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.torchrec.tables import STATE, RowOptimizer, ShardedTables, check_installed, quiet
 from adaftr_fast.training.optimizers import tables_lr
@@ -112,17 +111,14 @@ def shard_tables(
     setattr(model.get_submodule(parent), leaf, sharded)
 
 
-def share_of(
-    config: TrainingConfig, rows: int, ranks: Ranks, model: MultiTaskModel
-) -> Share | None:
+def share_of(config: TrainingConfig, rows: int, ranks: Ranks) -> Share | None:
     """Returns this rank's rows of a batch: an equal share of each part, so a part has the same rows
     as on one rank.
 
     Raises:
         TrainingError: ``rows`` training rows do not make a batch, and a step for each validation of
-            an epoch; a batch cannot be divided equally among ranks and parts, or not between the
-            blocks of ``contrast_rows``; or ``sync_steps`` differs between ranks, which would wait
-            for each other's collectives.
+            an epoch; a batch cannot be divided equally among ranks and parts; or ``sync_steps``
+            differs between ranks, which would wait for each other's collectives.
     """
     steps = rows // config.batch_size
     if not steps:
@@ -135,16 +131,10 @@ def share_of(
         raise TrainingError(f"training.validate_every: {found}")
     parts = ranks.size * config.accumulate
     run, rest = divmod(config.batch_size, parts)
-    needed = (
-        f"expected a multiple of {ranks.size} ranks times training.accumulate = {config.accumulate}"
-    )
     if rest:
-        raise TrainingError(f"training.batch_size: {needed}, got {config.batch_size}")
-    if parts > 1 and run % model.rows_together:
         raise TrainingError(
-            f"training.batch_size: {needed} times {model.rows_together} rows that the loss reads "
-            "together "
-            f"(model.contrast_rows; 0 contrasts the whole part), got {config.batch_size}"
+            f"training.batch_size: expected a multiple of {ranks.size} ranks times "
+            f"training.accumulate = {config.accumulate}, got {config.batch_size}"
         )
     if ranks.is_alone:
         return None

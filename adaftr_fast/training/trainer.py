@@ -72,9 +72,8 @@ class Trainer:
     Raises:
         ConfigError: ``config.monitor`` names a task that the model does not have.
         TrainingError: the training split is smaller than a batch, an epoch has fewer steps than
-            validations, a batch cannot be divided equally among ranks and parts, or not between the
-            blocks of ``contrast_rows``, or the validation split cannot have the metric
-            ``config.monitor``.
+            validations, a batch cannot be divided equally among ranks and parts, or the validation
+            split cannot have the metric ``config.monitor``.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class Trainer:
     ) -> None:
         check_sharding(optimizer, config, ranks)
         check_monitor(config.monitor, model.task_names, validation)
-        self.share = share_of(config, len(train), ranks, model)
+        self.share = share_of(config, len(train), ranks)
         self.model = model
         self.train = train
         self.validation = validation

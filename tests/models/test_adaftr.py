@@ -75,7 +75,6 @@ def test_options_of_the_contrast(options, tau, layer):
     data = batch(weighted=True)
     assert_losses(built, data, paper.adaftr_losses(built, "mmoe", data, [(0, 1)], tau, layer)[0])
     assert bool(built.diagnostics(data)) == ("tau" not in options)
-    assert built.rows_together == options.get("contrast_rows", built.rows_together)
 
 
 @pytest.mark.parametrize("contrast", list(paper.CONTRASTS))
@@ -87,7 +86,6 @@ def test_contrasts_without_a_temperature(contrast):
         assert_losses(built, data, expected)
     assert not len(built.relatedness)
     assert built.diagnostics(data) == {}
-    assert built.rows_together == 1
 
 
 def test_without_contrast_equals_the_backbone():
