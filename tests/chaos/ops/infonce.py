@@ -276,8 +276,9 @@ def conditions(exact, arguments, upstream, options, dtype):
     delta = 4 * product * largest
     found = derived(scores)
     acc = torch.float64 if dtype == torch.float64 else torch.float32
-    # relative error of a sum of the probabilities
-    summed = torch.finfo(acc).eps / 2 * len(b) ** 0.5
+    # relative error of a sum of the probabilities, in float64 that of the truth's sum besides
+    sums = 2 if acc == torch.float64 else 1
+    summed = sums * torch.finfo(acc).eps / 2 * len(b) ** 0.5
     wrong = torch.expm1(2 * delta.clamp(max=300)).clamp(max=1e6) + 2 * stored + summed
     kept = weight if "weight" in options else None
     reduction = arguments.get("reduction", "mean")
