@@ -170,16 +170,20 @@ class AdaFTR(MultiTaskModel):
         return self.diagnosed(batch)[1]
 
     def diagnosed(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes both by one pass through the backbone, whose ``forward`` is not called."""
+        """Computes both by one pass through the backbone, or by two if it has a ``forward`` of its
+        own.
+        """
         seen = self.backbone.represent(*batch.features)
+        own = type(self.backbone).forward is not Backbone.forward
+        predicted = self(*batch.features) if own else seen.predicted()
         logits = self._relatedness_logits(seen, detach=True)
         names = [f"tau/{self.task_names[a]}-{self.task_names[b]}" for a, b in self.pairs]
         if logits:
             each = zip(names, self.contrasts, logits)
-            return seen.predicted(), {n: c.temperature(x.sigmoid()) for n, c, x in each}
+            return predicted, {n: c.temperature(x.sigmoid()) for n, c, x in each}
         learned = [(n, c.temperature()) for n, c in zip(names, self.contrasts) if c.tau == "scalar"]
         scalars = {name: tau.expand(len(batch)) for name, tau in learned if isinstance(tau, Tensor)}
-        return seen.predicted(), scalars
+        return predicted, scalars
 
     def _relatedness_logits(self, seen: Representations, *, detach: bool) -> list[Tensor]:
         """Computes Eq. 9 before the sigmoid, [B] per pair; an empty list without relatedness

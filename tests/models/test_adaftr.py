@@ -97,6 +97,18 @@ def test_without_contrast_equals_the_backbone():
     ]
 
 
+def test_predictions_are_those_of_a_backbone_with_a_forward_of_its_own():
+    class Doubled(CrossStitch):
+        def forward(self, *features):
+            return 2 * super().forward(*features)
+
+    built = AdaFTR(Doubled(SIZES, TWO, SMALL), SMALL)
+    data = batch(dtype=torch.float32)
+    logits, diagnostics = built.diagnosed(data)
+    assert torch.equal(logits, 2 * built.backbone.represent(data.ids).predicted())
+    assert list(diagnostics) == ["tau/click-conversion"]
+
+
 def test_contrast_epochs_let_beta_fall_to_zero():
     built = adaftr(beta=0.3, contrast_epochs=2.0, tau="fixed")
     data = batch()
