@@ -540,7 +540,7 @@ def _warn_of_changes() -> None:
         "adaftr_fast.optim.Adam and AdamW: betas, eps or weight_decay changed in two steps in a "
         "row, and each change takes a pass over the whole table; give OneCycleLR and CyclicLR "
         "cycle_momentum=False, or use LazyAdam",
-        stacklevel=2,
+        stacklevel=8,  # the call of step, which the scheduler has wrapped
     )
 
 

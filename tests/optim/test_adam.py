@@ -297,6 +297,7 @@ def test_betas_that_cycle_are_warned_of_once(monkeypatch, cycles):
     found = [str(each.message) for each in caught]
     assert len(found) == cycles
     assert all("cycle_momentum=False" in each for each in found)
+    assert all(each.filename == __file__ for each in caught)
 
 
 def test_bitwise_equal_for_any_thread_count():
