@@ -85,7 +85,7 @@ class _Graph:
     """A captured ``Backward``.
 
     Attributes:
-        inputs: the batch that it reads.
+        inputs: the batch that it reads; None if a replay reads the one it is given.
         signature: the shapes and dtypes of the batch.
         state: the tensors of deferred updates that it reads, besides the parameters.
         trained: which parameters get a gradient.
@@ -93,7 +93,7 @@ class _Graph:
             parameters.
     """
 
-    inputs: Batch
+    inputs: Batch | None
     signature: dict[str, Any]
     state: list[Tensor]  # held, so that their memory has no other use while the graph may read it
     trained: list[bool]
@@ -145,7 +145,7 @@ class BackwardGraph:
             return self._replayed(self._graph, batch)
         except (IndexError, RuntimeError) as error:
             terms = backward(batch)  # names the field or the value at fault
-            self._fail(error)
+            self._fail("a replay", error)
             return terms
 
     def discard(self) -> None:
@@ -169,12 +169,12 @@ class BackwardGraph:
         with torch._C.DisableTorchFunctionSubclass():  # which takes longer than to read it
             return [parameter.requires_grad for parameter in self.parameters]
 
-    def _fail(self, error: BaseException) -> None:
-        """Runs all steps eagerly from now on, and warns of the reason."""
+    def _fail(self, what: str, error: BaseException) -> None:
+        """Runs all steps eagerly from now on, and warns of what failed and of the reason."""
         self._graph = None
         self._failed = True
         warnings.warn(
-            "training.graph: steps run eagerly, because the capture failed: "
+            f"training.graph: steps run eagerly, because {what} failed: "
             f"{first_line(_first(error))}",
             RuntimeWarning,
             stacklevel=4,
@@ -210,15 +210,16 @@ class BackwardGraph:
             replay, _ = self.captures.capture(work, self._reads(inputs))
         # of any kind: the eager step shows whether the model is at fault
         except Exception as error:
-            self._fail(error)
+            self._fail("the capture", error)
             return None
         finally:
             for parameter in self.parameters:
                 parameter.grad = None
-        return _Graph(inputs, _signature(inputs), state, self._trained(), replay)
+        kept = inputs if self.captures.keeps_addresses else None
+        return _Graph(kept, _signature(inputs), state, self._trained(), replay)
 
     def _replayed(self, graph: _Graph, batch: Batch) -> dict[str, Tensor]:
-        if self.captures.keeps_addresses:
+        if graph.inputs is not None:
             for name, part in _parts(graph.inputs).items():
                 part.copy_(getattr(batch, name))
             batch = graph.inputs

@@ -374,3 +374,20 @@ def test_an_error_within_a_replay_names_what_an_eager_step_names():
         own.step(replace(last, ids=last.ids + 25), 7)
     with pytest.raises(DivergedError, match=r"loss is not finite"):
         own.step(replace(last, labels=last.labels * torch.inf), 7)
+
+
+def test_a_replay_that_fails_is_named_as_one():
+    content = list(batches(8))
+    own = stepper()
+    own.graph.captures.warm_up = 3
+    trained(own, content[:6])
+    assert own.graph._graph.inputs is None  # a program reads the batch that it is given
+
+    def refuse(reads):
+        raise RuntimeError("no memory for the result")
+
+    own.graph._graph.replay = refuse
+    with pytest.warns(RuntimeWarning, match="because a replay failed: no memory for the result"):
+        own.step(content[6], 7)
+    own.step(content[7], 8)
+    assert own.graph._graph is None
