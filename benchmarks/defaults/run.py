@@ -99,11 +99,16 @@ def lightgbm(source: Source, train: Any, test: Any) -> Probabilities:
 
 
 def real_mlp(source: Source, train: Any, test: Any) -> Probabilities:
-    """RealMLP with its tuned defaults (Holzmüller et al., NeurIPS'24)."""
+    """RealMLP with its tuned defaults (Holzmüller et al., NeurIPS'24); missing numbers, which it
+    does not take, as their mean.
+    """
     from pytabkit import RealMLP_TD_Classifier
 
     x = features(train, source, "category")
     z = features(test, source, "category")
+    means = x.mean(numeric_only=True)
+    x = x.fillna(means)
+    z = z.fillna(means)
     return {
         task: RealMLP_TD_Classifier(device="cpu", random_state=0)
         .fit(x, train[task])
