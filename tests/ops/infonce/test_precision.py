@@ -150,7 +150,11 @@ def test_precision_converts_other_types(dtype, precision, products):
     found = computed(dtype, setting="medium", tensors=(a, b, tau), precision=precision)
     assert found[0].dtype == torch.float32
     expected = computed(products, tensors=(a, b, tau))
-    assert equal(found, [x.to(y.dtype) for x, y in zip(expected, found)])
+    expected = [x.to(y.dtype) for x, y in zip(expected, found, strict=True)]
+    if af.cpu_capability() == "none":  # under "medium" the reference computes in float64
+        torch.testing.assert_close(found, expected)
+    else:
+        assert equal(found, expected)
 
 
 def test_float32_is_exact_in_the_reference_and_in_second_derivatives_and_leaves_float64():

@@ -169,13 +169,12 @@ def caught_up(
 def adam_(weight: Tensor, state: Sequence[Tensor], rows: Tensor, grad: Tensor, lr: float) -> None:
     """Takes a step of dense Adam or AdamW; the step of the rows without gradient is deferred."""
     moments, current, series, schedule, _, clock = state
+    before = caught_up("embedding_adam_", weight, state, rows)
     step, beta1, beta2, _, weight_decay, decoupled, _, base = clock.tolist()
     step, at = int(step) + 1, int(step) + 1 - int(base)
     decay = 1 - lr * weight_decay if decoupled else 1.0
     scalars = (lr / (1 - beta1**step), (1 - beta2**step) ** -0.5, decay)
-    w, m, v = _dense_step(
-        *caught_up("embedding_adam_", weight, state, rows), _widen(grad), scalars, clock
-    )
+    w, m, v = _dense_step(*before, _widen(grad), scalars, clock)
     weight[rows] = w.to(weight.dtype)
     moments[rows] = torch.stack([m, v], 1)
     current[rows] = step
