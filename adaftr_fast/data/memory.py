@@ -64,7 +64,7 @@ class Memory:
     @property
     def tables(self) -> int:
         """Bytes for a database beside rows in threads. It keeps the rest of its tables on disk."""
-        return max((self.total - PROGRAM) // 6, SMALLEST_TABLES)
+        return max((self.total - PROGRAM) // 12, SMALLEST_TABLES)
 
     @property
     def queries(self) -> int:

@@ -10,7 +10,7 @@ import functools
 import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -144,10 +144,26 @@ def _opened(schema: Schema, paths: Sequence[AnyPath]) -> list[AnyFile]:
     for each in found:
         if not isinstance(each, ParquetFile) or each is parquet[0]:
             check_columns(each.path, each.types.names, names, schema)
-    if parquet:
-        with reading_input(paths, "cannot read the columns of its files"):
-            check_files([each.dataset for each in parquet], names)
-    return found
+    if not parquet:
+        return found
+    with reading_input(paths, "cannot read the columns of its files"):
+        check_files([each.dataset for each in parquet], names)
+    return [_as_first(each, parquet[0].types) for each in found]
+
+
+def _as_first(file: AnyFile, types: pa.Schema) -> AnyFile:
+    """Returns parquet with the types of the first file, to which values are cast, and text as it
+    is.
+    """
+    if not isinstance(file, ParquetFile):
+        return file
+    found = file.dataset
+    return replace(
+        file,
+        dataset=ds.FileSystemDataset(
+            [*found.get_fragments()], types, found.format, found.filesystem
+        ),
+    )
 
 
 def parts(files: Files, shard: Shard) -> Iterator[tuple[str, AnyFile]]:
@@ -302,7 +318,7 @@ def _rows(columns: Columns, role: str, chunk: Chunk) -> _Rows:
             compared[column] = Counter(texts.drop_null().to_pylist())
         meets = {column: used & found[WHERE + column].to_numpy() for column in numberings}
         stored = functools.reduce(operator.or_, meets.values(), np.zeros(len(used), bool))
-        kept = table.filter(stored)
+        kept = table if stored.all() else table.filter(stored)
         batch = pa.record_batch([one_array(each) for each in kept.columns], schema=kept.schema)
         labels = {
             columns.labels[label.name]: label_numbers(
