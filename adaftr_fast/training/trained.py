@@ -383,7 +383,10 @@ def _epochs(text: str, per_epoch: int) -> list[dict[str, Any]]:
 def _metrics(value: Any, where: str) -> TaskMetrics:
     metrics = from_json(TaskMetrics, value, where)
     for task, each in metrics.items():
-        for name in ("auc", "logloss"):
+        names = ["auc", "logloss"]
+        if "unweighted_auc" in each:
+            names += ["unweighted_logloss", "unweighted_calibration"]
+        for name in names:
             if name not in each:
                 raise ValueError(f"missing key {f'{where}.{task}.{name}'!r}")
     return metrics
