@@ -80,7 +80,7 @@ class BadRows:
     def check(self, tolerance: float) -> None:
         """Raises DataError if the share of bad rows exceeds ``tolerance``."""
         if self.exceed(tolerance):
-            if tolerance and self.bad == self.rows:
+            if self.bad == self.rows:
                 raise DataError(
                     f"{self.summary()}; no row is left: check the labels and how the text is "
                     "written"
