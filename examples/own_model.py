@@ -60,7 +60,7 @@ def train(model: MultiTaskModel, data: Prepared) -> Evaluation:
         config=TrainingConfig(batch_size=512, max_epochs=3, progress=False),
     )
     trainer.fit()
-    return Evaluation("test", evaluate(model, data.load("test"), batch_size=8192)[0])
+    return Evaluation("test", evaluate(model, data.load("test"), batch_size=8192))
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import CROSS_SEPARATOR, Vocabulary
 from adaftr_fast.experiments.jobs import Job
 from adaftr_fast.experiments.report import COLLAPSED, Report
-from adaftr_fast.training.evaluation import evaluate, spread
+from adaftr_fast.training.evaluation import examine, spread
 from adaftr_fast.training.trained import Run
 
 VALUES = 10  # most frequent values of a field that the plot labels
@@ -86,8 +86,7 @@ def analyse(data: PreparedData, jobs: Sequence[Job]) -> list[Temperature]:
     """
     test = data.load("test")
     learned = [
-        evaluate(Run(job.folder).model, test, job.config.training.eval_batch_size)[1]
-        for job in jobs
+        examine(Run(job.folder).model, test, job.config.training.eval_batch_size)[1] for job in jobs
     ]
     table = read_split(data.folder, data.manifest, "test")
     names = _value_names(data)

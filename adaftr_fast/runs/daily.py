@@ -228,8 +228,7 @@ def _measure(run: Path, data: PreparedData, config: RunConfig, ranks: Ranks) -> 
     known = KnownIds(open_split(data, "test", ranks).rows, trained.about.num_embeddings)
     split = Split(known, funnel=data.manifest.funnel)
     training = trained.config.training
-    size = training.eval_batch_size
-    return evaluate(trained.model, split, size, ranks, training.gauc_weights)[0]
+    return evaluate(trained.model, split, training.eval_batch_size, ranks, training.gauc_weights)
 
 
 class KnownIds:

@@ -30,7 +30,7 @@ from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.weights import FILE, Description
 from adaftr_fast.training.device import memory_errors
-from adaftr_fast.training.evaluation import TaskMetrics, evaluate
+from adaftr_fast.training.evaluation import TaskMetrics, examine
 from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.optimizers import table_state_bytes
 from adaftr_fast.training.sharding import check_sharding, check_tables
@@ -76,7 +76,7 @@ def train_one(
         config = config_of(trainer)
         test = open_split(data, "test", ranks)
         size = config.training.eval_batch_size
-        metrics, learned = evaluate(trainer.model, test, size, ranks, config.training.gauc_weights)
+        metrics, learned = examine(trainer.model, test, size, ranks, config.training.gauc_weights)
         run = trainer.result
         run.test = metrics
         run.diagnostics = learned

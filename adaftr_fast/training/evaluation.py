@@ -127,15 +127,12 @@ def evaluate(
     batch_size: int,
     ranks: Ranks = ALONE,
     gauc_weights: GaucWeights = "none",
-) -> tuple[TaskMetrics, Arrays]:
+) -> TaskMetrics:
     """Computes AUC, GAUC (nan if no group has both classes), log-loss and calibration of each task.
 
     Each later stage of a funnel also has its AUC after the stage before (``cvr_auc``; nan if the
     rows that reached the stage before have a single class). Mean AUC and early stopping do not
     depend on it.
-
-    In the same pass ``model.diagnostics`` of every row are computed, such as the learned
-    temperature.
 
     Args:
         model: the model, which is put into evaluation mode.
@@ -147,17 +144,35 @@ def evaluate(
         gauc_weights: how GAUC weighs the groups, see ``metrics.gauc``.
 
     Returns:
-        The metrics per task, on every rank; the diagnostics by name, [N] each. These are empty if
-        the model has none, and on ranks other than rank 0.
+        The metrics per task, on every rank.
 
     Raises:
         DivergedError: a prediction is not finite.
+    """
+    return examine(model, split, batch_size, ranks, gauc_weights, with_diagnostics=False)[0]
+
+
+def examine(
+    model: MultiTaskModel,
+    split: Split,
+    batch_size: int,
+    ranks: Ranks = ALONE,
+    gauc_weights: GaucWeights = "none",
+    *,
+    with_diagnostics: bool = True,
+) -> tuple[TaskMetrics, Arrays]:
+    """Computes the metrics that ``evaluate`` returns, and in the same pass ``model.diagnostics`` of
+    every row, such as the learned temperature.
+
+    Returns:
+        The metrics per task, on every rank; the diagnostics by name, [N] each. These are empty if
+        the model has none, and on ranks other than rank 0.
     """
     tasks = model.task_names
     funnel = funnel_stages(None, tasks) if split.funnel is None else split.funnel
 
     def predicted(part: Split | EqualBatches) -> Arrays:
-        found, diagnostics = _predict(model, part, batch_size, with_diagnostics=True)
+        found, diagnostics = _predict(model, part, batch_size, with_diagnostics=with_diagnostics)
         arrays = {name: value for name, value in found._asdict().items() if value is not None}
         return arrays | {DIAGNOSTIC + name: value for name, value in diagnostics.items()}
 

@@ -30,7 +30,7 @@ from adaftr_fast.training.device import memory_errors, to_device
 from adaftr_fast.training.evaluation import (
     check_defined,
     check_monitor,
-    evaluate,
+    examine,
     monitored,
     spread,
 )
@@ -333,7 +333,7 @@ class Trainer:
     def _validate(self, record: dict[str, Any]) -> None:
         """Adds the validation metrics and the quantiles of the diagnostics to an epoch's record."""
         size = self.config.eval_batch_size
-        record["validation"], values = evaluate(
+        record["validation"], values = examine(
             self.model, self.validation, size, self.ranks, self.config.gauc_weights
         )
         if self.needs_metrics:

@@ -358,7 +358,7 @@ def _test(search: Search, number: int, config: RunConfig) -> TaskMetrics:
     """Evaluates the best trial on the test split, which no other trial reads."""
     folder = search.run_folder(number)
     model = earlier(folder, config.model.name).model
-    metrics, _ = evaluate(
+    metrics = evaluate(
         model,
         search.data.load("test"),
         config.training.eval_batch_size,

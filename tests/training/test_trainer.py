@@ -40,7 +40,7 @@ def test_training_learns_and_writes_metrics_and_weights(model, splits, tmp_path,
     }
     best = records[result.best_epoch - 1]["validation"]
     assert best["click"]["auc"] > 0.75
-    assert best == evaluate(model, splits[1], 8192)[0]  # the model holds the best weights
+    assert best == evaluate(model, splits[1], 8192)  # the model holds the best weights
     assert holds_weights_of(tmp_path / "run/best", model)
     assert load_checkpoint(tmp_path / "run/best")[1].metrics == best
     found = weights_of(model)
@@ -300,7 +300,7 @@ def test_the_monitored_metric_chooses_the_weights_and_ends_the_run(
             found[task][name] = each[epoch]
         return found, {}
 
-    monkeypatch.setattr("adaftr_fast.training.trainer.evaluate", metrics)
+    monkeypatch.setattr("adaftr_fast.training.trainer.examine", metrics)
     run = trainer(model, splits, monitor=monitor, patience=2 if monitor == "cvr_auc" else 3).fit()
     assert run.best_epoch == best
     assert len(run.epochs) == (3 if monitor == "cvr_auc" else 4)
@@ -348,7 +348,7 @@ def test_patience_counts_epochs_whatever_the_number_of_validations(
         }
         return found, {}
 
-    monkeypatch.setattr("adaftr_fast.training.trainer.evaluate", validation)
+    monkeypatch.setattr("adaftr_fast.training.trainer.examine", validation)
     run = trainer(model, splits, patience=patience, validate_every=1 / number, max_epochs=9)
     message = r"task conversion: validation AUC 0\.5000 is close to 0\.5: its tower may be dead"
     with pytest.warns(RuntimeWarning, match=message):
