@@ -92,7 +92,9 @@ class Prepared(Shown, PreparedData):
         if values.decimals:
             dense = f"--dense {column} (in Python dense=[{column!r}]) reads the numbers"
             comma = 'beside --decimal , (decimal=",") if a comma is the mark of their decimals'
-            return f"{field.name} holds numbers as text, each with an id of its own; {dense}, {comma}"
+            return (
+                f"{field.name} holds numbers as text, each with an id of its own; {dense}, {comma}"
+            )
         if values.distinct >= UNIQUE * present and present >= FEWEST:
             time = f"--time {column} (time={column!r}) if it is the time"
             others = f"{time}, --hash {column}=N (hash={{{column!r}: N}}) bounds the ids"

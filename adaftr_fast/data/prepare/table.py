@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import duckdb
@@ -185,10 +185,11 @@ def connected(path: Path | None, limit: int, spill: Path) -> Iterator[duckdb.Duc
         # which would change the order of rows
         "disabled_optimizers": "join_order,build_side_probe_side",
     }
-    connection = duckdb.connect(":memory:" if path is None else str(path), config=options)
-    connection.execute("SET enable_progress_bar = false")
+    database = ":memory:" if path is None else str(path)
     try:
-        yield connection
+        with closing(duckdb.connect(database, config=options)) as connection:
+            connection.execute("SET enable_progress_bar = false")
+            yield connection
     except duckdb.OutOfMemoryException as error:
         raise ConfigError(
             f"memory: the tables of the rows need more than the {limit >> 20} MB that they have of "
@@ -200,8 +201,6 @@ def connected(path: Path | None, limit: int, spill: Path) -> Iterator[duckdb.Duc
         if str(error) == "Query interrupted":  # by Ctrl-C
             raise KeyboardInterrupt from error
         raise
-    finally:
-        connection.close()
 
 
 class RowWriter:
