@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 EXTRAS = {
     "confluent_kafka": "kafka",
-    "duckdb": "train",
     "matplotlib": "train",
     "mlflow": "mlflow",
     "optuna": "tune",

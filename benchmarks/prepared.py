@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 
 from adaftr_fast._files import sha256
 from adaftr_fast.data.dataset.manifest import FORMAT, FieldInfo, Manifest, SplitInfo
-from adaftr_fast.data.dataset.split_file import GROUP
-from adaftr_fast.data.prepare.write import COMPRESSION
+from adaftr_fast.data.dataset.split_file import COMPRESSION, GROUP
 from adaftr_fast.data.raw.source import Unused
 
 FIELDS = 23

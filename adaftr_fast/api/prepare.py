@@ -117,7 +117,7 @@ def prepare(
 
     Raises:
         ConfigError: there is no such engine, or it has no address; or ``memory`` is too small for a
-            batch of rows.
+            batch of rows, in which case the work already done is kept.
         DataError: arguments that do not go together, or an input that cannot be prepared.
         EngineError: the cluster is absent or fails, or one of its machines does not see the files.
         OSError: ``out`` cannot be written.

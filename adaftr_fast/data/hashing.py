@@ -11,8 +11,8 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the constants of splitmix64 (Steele, Lea & Flood 2014)
-MIX = (
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # the constants of splitmix64 (Steele, Lea & Flood 2014)
+_MIX = (
     (np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)),
     (np.uint64(27), np.uint64(0x94D049BB133111EB)),
 )
@@ -35,9 +35,9 @@ def bits(stream: np.uint64, index: np.ndarray) -> np.ndarray:
     """
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is intended
         state = index.astype(np.uint64)
-        state *= GOLDEN
+        state *= _GOLDEN
         state += stream
-        for shift, factor in MIX:
+        for shift, factor in _MIX:
             state ^= state >> shift
             state *= factor
         state ^= state >> np.uint64(31)

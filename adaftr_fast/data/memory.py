@@ -15,8 +15,6 @@ from adaftr_fast.errors import ConfigError
 GB = 1 << 30
 PROGRAM = 3 * GB // 8  # for the program and its libraries
 READ = GB // 4  # for rows of a prepared folder that are read
-SMALLEST_TABLES = GB // 32  # with which DuckDB works
-BATCH_ROWS = 1 << 17
 # bytes of memory per byte of raw rows, and of the column that is being encoded
 ROWS_WORK = 2
 COLUMN_WORK = 6
@@ -28,8 +26,7 @@ class Memory:
     keeps.
 
     Three eighths of a GB are for the program. Of the rest, three quarters are for rows in threads,
-    and most of the last quarter for the tables of a database, and for batches that are read,
-    filtered and put together.
+    and most of the last quarter for up to six batches that are read, filtered and put together.
 
     Attributes:
         total: the bound in bytes.
@@ -60,20 +57,6 @@ class Memory:
     def held(self) -> int:
         """Bytes for the rows in threads."""
         return (self.total - PROGRAM) // 4 * 3
-
-    @property
-    def tables(self) -> int:
-        """Bytes for a database beside rows in threads. It keeps the rest of its tables on disk."""
-        return max((self.total - PROGRAM) // 12, SMALLEST_TABLES)
-
-    @property
-    def queries(self) -> int:
-        """Bytes for a database alone."""
-        return max((self.total - PROGRAM) // 4 * 3, SMALLEST_TABLES)
-
-    def rows(self, width: float) -> int:
-        """Returns how many rows of ``width`` bytes are a batch."""
-        return max(1, min(BATCH_ROWS, int(self.batch / max(width, 1))))
 
     def check(self, needed: int) -> None:
         """Raises ConfigError if a batch of rows in a thread needs more bytes than there are."""

@@ -28,8 +28,8 @@ from adaftr_fast.data.dataset.manifest import MANIFEST, read_manifest, signed
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw.bad_rows import BadRows
-from adaftr_fast.data.raw.blocks import blocks
 from adaftr_fast.data.raw.rows import raw_files
+from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.text import count_lines
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.errors import DataError

@@ -11,13 +11,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast.data.parallel import UNSHARDED, Shard
-from adaftr_fast.data.prepare import load
+from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.prepare.run import prepare
-from adaftr_fast.data.raw import batches, blocks, inputs
+from adaftr_fast.data.raw import batches, source, staging
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.raw.source import content_digest, data_files
-from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.parse import load_schema, parse_schema, write_schema
 from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.stores import as_path, open_file
@@ -51,8 +49,8 @@ def log(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 20_000)
-    monkeypatch.setattr(blocks, "SEARCH_BYTES", 64)
+    monkeypatch.setattr(staging, "BLOCK_BYTES", 20_000)
+    monkeypatch.setattr(staging, "SEARCH_BYTES", 64)
     monkeypatch.setattr(batches, "BATCH_ROWS", 500)
 
 
@@ -76,21 +74,19 @@ def test_what_is_prepared_is_the_same(url, log, tmp_path, name):
     assert content(tmp_path / "remote") == content(tmp_path / "local")
 
 
-def rows(schema, path, shard=UNSHARDED):
-    """Returns the rows of a shard of an input, in tables."""
-    files = load.open_files(schema, {"data": [as_path(path)]})
-    parts = [file for _, file in load.parts(files, shard)]
-    chunks = (chunk for file in parts for chunk in file.chunks(column_types(schema)))
-    return [chunk.parse()[0] for chunk in chunks]
-
-
 @pytest.mark.parametrize("name", ["files", "log.csv", "log.tsv.zst"])
 def test_shards_of_the_rows(url, log, schema, name):
     remote = put(log / name, f"{url}/{name}")
-    for shard in Shard.all(3):
-        ours, theirs = (rows(schema, path, shard) for path in (remote, log / name))
+    for number in range(1, 4):
+        shard = Shard(number, 3)
+        paths = [as_path(each) for each in (remote, log / name)]
+        if name == "files":
+            sources = [source.Source(schema, {"data": [path]}, shard) for path in paths]
+            ours, theirs = (list(each.scan("train")) for each in sources)
+        else:
+            ours, theirs = (list(staging.numbered_blocks(path, shard)) for path in paths)
         assert ours == theirs
-        assert ours or name == "log.tsv.zst"  # of which one shard reads all
+        assert ours
 
 
 def test_the_order_of_a_folder(url, log):
@@ -120,15 +116,15 @@ def test_a_prepared_folder_is_known_by_the_state_of_its_inputs(url, log, schema,
 def test_an_input_that_changes_meanwhile_is_noticed(url, log, schema, tmp_path, monkeypatch):
     remote = put(log / "log.csv", f"{url}/log.csv")
     number = count()
-    parse = inputs.parse_block
+    parse = staging._write_block
 
-    def changing(*arguments, **options):
+    def write(*arguments, **options):
         if next(number) == 2:
             (tmp_path / "new.csv").write_bytes((log / "log.csv").read_bytes() + b"1,u1,2,3.0,0,0\n")
             put(tmp_path / "new.csv", remote)
-        return parse(*arguments, **options)
+        parse(*arguments, **options)
 
-    monkeypatch.setattr(inputs, "parse_block", changing)
+    monkeypatch.setattr(staging, "_write_block", write)
     with pytest.raises(DataError, match=r"log\.csv: changed during the run"):
         prepare(schema, [remote], tmp_path / "out")
 
@@ -138,7 +134,7 @@ def test_text_of_a_store_that_fails_now_and_then(url, log, faults, name, kind):
     path = as_path(put(log / name, f"{url}/{name}"))
     faults.methods = ("GET", "HEAD")
     setattr(faults, kind, 0.2)
-    assert list(blocks.blocks(path)) == list(blocks.blocks(log / name))
+    assert list(staging.numbered_blocks(path)) == list(staging.numbered_blocks(log / name))
 
 
 def test_parquet_of_a_store_that_fails_now_and_then(url, log, schema, faults, monkeypatch):
@@ -149,8 +145,9 @@ def test_parquet_of_a_store_that_fails_now_and_then(url, log, schema, faults, mo
     put(log / "log.parquet", f"{url}/log.parquet")
     faults.methods = ("GET", "HEAD")
     faults.cuts = 0.1
-    remote = f"{url}/log.parquet?region=us-east-1"
-    assert rows(schema, remote) == rows(schema, log / "log.parquet")
+    remote = source.Source(schema, {"data": [as_path(f"{url}/log.parquet?region=us-east-1")]})
+    local = source.Source(schema, {"data": [log / "log.parquet"]})
+    assert list(remote.scan("train")) == list(local.scan("train"))
 
 
 def test_errors_name_the_url(url, log, schema, tmp_path, faults, few_attempts):
@@ -166,7 +163,7 @@ def test_errors_name_the_url(url, log, schema, tmp_path, faults, few_attempts):
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
-def test_a_store_that_fails_leaves_nothing(
+def test_a_store_that_fails_leaves_the_finished_work(
     url, log, schema, tmp_path, faults, few_attempts, monkeypatch, name
 ):
     remote = put(log / name, f"{url}/{name}")
@@ -178,11 +175,11 @@ def test_a_store_that_fails_leaves_nothing(
 
         return fail
 
-    monkeypatch.setattr(inputs, "blocks", failing(inputs.blocks))
-    monkeypatch.setattr(inputs, "read_tables", failing(inputs.read_tables))
+    monkeypatch.setattr(staging, "numbered_blocks", failing(staging.numbered_blocks))
+    monkeypatch.setattr(source.Source, "scan", failing(source.Source.scan))
     with pytest.raises(StoreError, match=f"{url}/{name}"):
         prepare(schema, [remote], tmp_path / "out")
-    assert not list(tmp_path.glob("*out*"))
+    assert (tmp_path / ".out.work").exists()
 
 
 def test_a_schema_file(url, schema, tmp_path):

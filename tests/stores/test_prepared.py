@@ -8,10 +8,10 @@ import torch
 
 import adaftr_fast
 from adaftr_fast.api.prepared import Prepared
+from adaftr_fast.data.dataset import split_file
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.dataset.vocabulary import read_encoders
-from adaftr_fast.data.prepare import write
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.schema.parse import parse_schema
@@ -39,7 +39,7 @@ def prepared(folder, users=60):
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "ROW_GROUP_ROWS", 500)  # many row groups
+        patch.setattr(split_file, "ROW_GROUP_ROWS", 500)  # many row groups
         return prepared(tmp_path_factory.mktemp("shop"))
 
 

@@ -1,20 +1,43 @@
-"""The file of one split in a prepared folder: its columns, and a reader."""
+"""Writes and reads the file of one split in a prepared folder. Shapes: n rows."""
 
 from __future__ import annotations
 
-import pyarrow as pa
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
 
-from adaftr_fast._files import AnyPath
-from adaftr_fast.data.dataset.manifest import Manifest
-from adaftr_fast.data.parallel import Shard
-from adaftr_fast.data.raw.source import reading
-from adaftr_fast.data.schema.types import Schema
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from adaftr_fast._files import AnyPath, replacing
+from adaftr_fast._json import dumps, from_json, loads
+from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo, total
+from adaftr_fast.data.encode.canonical import as_float64
+from adaftr_fast.data.encode.encoders import Encoder, count_unknown, encode_features
+from adaftr_fast.data.encode.groups import Groups
+from adaftr_fast.data.encode.written import label_numbers
+from adaftr_fast.data.memory import DEFAULT, Memory, encoding
+from adaftr_fast.data.parallel import Shard, ordered_map
+from adaftr_fast.data.raw.batches import one_batch
+from adaftr_fast.data.raw.source import LABEL, reading
+from adaftr_fast.data.schema.types import Label, Schema
+from adaftr_fast.errors import DataError
 from adaftr_fast.stores.parquet import read_parquet
 
 # column of the group number; the colon prevents a clash with field and task names
 GROUP = "group:id"
 WEIGHT = "weight:value"
 TRUTH = "truth:"  # prefix of truth columns, which no model reads
+INFO = "split"  # metadata key of the file's SplitInfo
+# Every epoch decodes all rows, on cores that train. Against Zstandard and columns that may hold
+# nulls, this takes half of the time; files of 121 random fields are 16 % larger, those of the
+# flights 15 %.
+COMPRESSION = "lz4"
+# fixed: results depend on row groups, and on no bound of memory
+ROW_GROUP_ROWS = 1 << 17
+ROW_GROUP_BYTES = 32 << 20
 
 
 def split_file_name(split: str, shard: Shard) -> str:
@@ -24,6 +47,79 @@ def split_file_name(split: str, shard: Shard) -> str:
         if shard.count == 1
         else f"{split}-{shard.number:05d}-of-{shard.count:05d}.parquet"
     )
+
+
+def write_split(
+    schema: Schema,
+    encoders: dict[str, Encoder],
+    groups: Groups | None,
+    raw: str,
+    batches: Iterator[pa.RecordBatch],
+    path: Path,
+    check: Callable[[], None],
+    memory: Memory = DEFAULT,
+) -> None:
+    """Encodes raw rows into ``path`` and stores its ``SplitInfo`` in the metadata. The file is
+    written atomically.
+
+    Args:
+        groups: groups of all rows of the split in all shards, if the schema has a group.
+        raw: the input of the raw rows, which errors name.
+        check: raises an error if the inputs have changed. Called before the file gets its name.
+        memory: the bound of this process.
+
+    Raises:
+        ConfigError: rows do not fit the memory.
+        DataError: a label is not 0 or 1, a weight is negative or not finite, or a column cannot be
+            read.
+    """
+    info = SplitInfo(0, {}, {})
+    columns = _columns(schema)
+
+    def encode(batch: pa.RecordBatch) -> tuple[pa.Table, SplitInfo]:
+        try:
+            encoded = _encode(schema, encoders, groups, batch)
+        except DataError as error:
+            raise DataError(f"{raw}: {error}") from error
+        return pa.Table.from_pydict(encoded, schema=columns), _info(schema, encoded)
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal info
+        for table, added in ordered_map(encode, batches, encoding, memory):
+            info = total([info, added])
+            yield table
+
+    with replacing(path) as new:
+        with pq.ParquetWriter(
+            new, columns, compression=COMPRESSION, write_page_checksum=True
+        ) as writer:
+            for row_group in _row_groups(tables()):
+                writer.write_batch(row_group)
+            writer.add_key_value_metadata({INFO: dumps(info)})
+        check()
+
+
+def _info(schema: Schema, encoded: dict[str, pa.Array]) -> SplitInfo:
+    labels = {label.name: encoded[label.name].to_numpy() for label in schema.labels}
+    tasks = list(labels)
+    return SplitInfo(
+        rows=len(labels[tasks[0]]),
+        positives={task: int(values.sum()) for task, values in labels.items()},
+        unknown={field.name: count_unknown(encoded[field.name]) for field in schema.features},
+        outside_funnel={
+            stage: int((labels[stage] > labels[before]).sum())
+            for before, stage in pairwise(schema.funnel)
+        },
+        both={
+            first: {other: int((labels[first] & labels[other]).sum()) for other in tasks[n + 1 :]}
+            for n, first in enumerate(tasks)
+        },
+    )
+
+
+def split_info(path: Path) -> SplitInfo:
+    """Returns the rows and positives of a file that ``write_split`` wrote."""
+    return from_json(SplitInfo, loads(pq.read_metadata(path).metadata[INFO.encode()]))
 
 
 def read_split(
@@ -42,6 +138,41 @@ def read_split(
     return pa.concat_tables(tables)
 
 
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
+    """Yields encoded rows in row groups, which end at the same rows however the rows are divided
+    into tables.
+    """
+    pending: list[pa.Table] = []
+    rows = size = 0
+    for table in tables:
+        while table.num_rows:
+            sizes = size + np.cumsum(_row_bytes(table))
+            fitting = int(np.searchsorted(sizes, ROW_GROUP_BYTES)) + 1
+            count = min(fitting, ROW_GROUP_ROWS - rows, table.num_rows)
+            pending.append(table.slice(0, count))
+            rows += count
+            size = int(sizes[count - 1])
+            if rows == ROW_GROUP_ROWS or size >= ROW_GROUP_BYTES:
+                yield one_batch(pending)
+                pending.clear()
+                rows = size = 0
+            table = table.slice(count)
+    if pending:
+        yield one_batch(pending)
+
+
+def _row_bytes(table: pa.Table) -> np.ndarray:
+    """Returns the bytes of each row [n], without offsets and bits of missing values."""
+    found = np.zeros(table.num_rows, np.int64)
+    for column in table.columns:
+        kind = column.type
+        if pa.types.is_list(kind):
+            found += kind.value_type.byte_width * pc.list_value_length(column).to_numpy()
+        else:
+            found += kind.byte_width
+    return found
+
+
 def stored_columns(schema: Schema) -> dict[str, dict[str, pa.DataType]]:
     """Returns the columns of a file that are read, with their types, by the tensor of a batch."""
     many = pa.list_(pa.int32())
@@ -56,11 +187,54 @@ def stored_columns(schema: Schema) -> dict[str, dict[str, pa.DataType]]:
     }
 
 
-def file_schema(schema: Schema) -> pa.Schema:
-    """Returns the columns of a file."""
+def _columns(schema: Schema) -> pa.Schema:
     columns = [
         pa.field(name, kind, nullable=False)
         for types in stored_columns(schema).values()
         for name, kind in types.items()
     ]
     return pa.schema(columns + [pa.field(TRUTH + name, pa.float64()) for name in schema.truth])
+
+
+def _encode(
+    schema: Schema, encoders: dict[str, Encoder], groups: Groups | None, batch: pa.RecordBatch
+) -> dict[str, pa.Array]:
+    """Encodes all columns of a batch."""
+    encoded = encode_features(schema, encoders, batch)
+    for label in schema.labels:
+        encoded[label.name] = _label_values(label, batch[LABEL + label.name])
+    if groups:
+        encoded[GROUP] = groups.encode(batch[schema.group])
+    if schema.weight:
+        encoded[WEIGHT] = _weights(schema.weight, batch[schema.weight])
+    return encoded | {
+        TRUTH + name: _numbers(f"truth {name}", batch[column])
+        for name, column in schema.truth.items()
+    }
+
+
+def _weights(name: str, values: pa.Array) -> pa.Array:
+    """Casts raw weights [n] to float32 [n]."""
+    numbers = _numbers(f"weight {name}", values).cast(pa.float32())
+    plain = numbers.fill_null(np.nan).to_numpy()
+    wrong = ~(np.isfinite(plain) & (plain >= 0))
+    if wrong.any():
+        raise DataError(f"weight {name}: expected finite numbers >= 0, got {plain[wrong][0]:g}")
+    return numbers
+
+
+def _numbers(what: str, values: pa.Array) -> pa.Array:
+    try:
+        return as_float64(values)
+    except pa.ArrowException as error:
+        raise DataError(f"{what}: expected numbers, got values of type {values.type}") from error
+
+
+def _label_values(label: Label, values: pa.Array) -> pa.Array:
+    """Casts raw label values [n] to uint8 [n], 0 or 1."""
+    numbers = label_numbers(values)
+    if numbers.null_count:
+        raise DataError(
+            f"label {label.name}: missing in {numbers.null_count} rows of a batch of {len(values)}"
+        )
+    return numbers.cast(pa.uint8())

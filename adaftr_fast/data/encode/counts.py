@@ -4,6 +4,9 @@ counts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import BinaryIO
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +18,8 @@ COMPACT_ROWS = 1 << 16
 class ValueCounts:
     """Counts of the distinct values of one column, without missing values.
 
-    Values become text once a batch has text: uint64 is int64 or text, depending on its values.
+    Counts of disjoint subsets of the rows can be merged. Values become text once a subset has text:
+    uint64 is int64 or text, depending on its values.
     """
 
     def __init__(self, kind: pa.DataType) -> None:
@@ -28,12 +32,44 @@ class ValueCounts:
         counted = pc.value_counts(values.drop_null())
         self._append(pa.table({"value": counted.field("values"), "count": counted.field("counts")}))
 
+    def merge(self, other: ValueCounts) -> None:
+        """Adds the counts of another subset of the rows."""
+        for table in other._tables:
+            self._append(table)
+
     def table(self) -> pa.Table:
         """Returns columns ``value`` and ``count`` (int64), one row per distinct value, in ascending
         order of value.
         """
         self._compact()
         return self._tables[0].sort_by("value")
+
+    def quantiles(self, buckets: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the distinct values in ascending order, and those at which ``buckets - 1``
+        quantiles lie.
+        """
+        table = self.table()
+        values = table["value"].to_numpy()
+        cumulative = np.cumsum(table["count"].to_numpy())
+        return values, values[quantile_positions(cumulative, buckets)] if len(values) else values
+
+    def write(self, file: BinaryIO) -> None:
+        """Appends the table to a file as an Arrow stream. A file holds the counts of any number of
+        columns.
+        """
+        table = self.table()
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with pa.ipc.new_stream(file, table.schema, options=options) as stream:
+            stream.write_table(table)
+
+    @classmethod
+    def read(cls, files: Sequence[BinaryIO]) -> ValueCounts:
+        """Reads the next counts of at least one file and merges them."""
+        streams = [pa.ipc.open_stream(file) for file in files]
+        counts = cls(streams[0].schema.field("value").type)
+        for stream in streams:
+            counts._append(stream.read_all())  # one file at a time, since files share many values
+        return counts
 
     def _append(self, table: pa.Table) -> None:
         if table["value"].type != self._kind:
@@ -58,18 +94,6 @@ class ValueCounts:
 
 def _as_text(table: pa.Table) -> pa.Table:
     return pa.table({"value": table["value"].cast(pa.string()), "count": table["count"]})
-
-
-def quantiles(counts: pa.Table, buckets: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the distinct values in ascending order, and those at which ``buckets - 1``
-    quantiles lie.
-
-    Args:
-        counts: columns ``value`` and ``count``, in ascending order of value.
-    """
-    values = counts["value"].to_numpy()
-    cumulative = np.cumsum(counts["count"].to_numpy())
-    return values, values[quantile_positions(cumulative, buckets)] if len(values) else values
 
 
 def quantile_positions(cumulative: np.ndarray, buckets: int) -> np.ndarray:

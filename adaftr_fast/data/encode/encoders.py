@@ -4,18 +4,22 @@ values start at 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from adaftr_fast.data.encode.canonical import as_float64, canonical_text, canonical_values, numbers
-from adaftr_fast.data.encode.counts import quantiles
+from adaftr_fast.data.encode.counts import ValueCounts
+from adaftr_fast.data.encode.moments import Moments
 from adaftr_fast.data.encode.written import as_written, holds_text
 from adaftr_fast.data.hashing import text_hash
+from adaftr_fast.data.memory import DEFAULT, Memory, encoding
+from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.schema.types import Field, Schema
 from adaftr_fast.errors import DataError
 
@@ -34,9 +38,10 @@ class Vocabulary:
     counts: pa.Array
 
     @classmethod
-    def fit(cls, counts: pa.Table, min_count: int) -> Vocabulary:
+    def fit(cls, counts: ValueCounts, min_count: int) -> Vocabulary:
         """Builds the vocabulary of all values counted at least ``min_count`` times."""
-        table = counts.filter(pc.greater_equal(counts["count"], min_count))
+        table = counts.table()
+        table = table.filter(pc.greater_equal(table["count"], min_count))
         table = table.sort_by([("count", "descending"), ("value", "ascending")]).combine_chunks()
         return cls(one_array(table["value"]), one_array(table["count"]))
 
@@ -109,13 +114,13 @@ class Buckets:
     edges: np.ndarray  # float64, ascending
 
     @classmethod
-    def fit(cls, counts: pa.Table, buckets: int) -> Buckets:
+    def fit(cls, counts: ValueCounts, buckets: int) -> Buckets:
         """Computes the edges from the exact quantiles of the counted values."""
-        values, found = quantiles(counts, buckets)
+        values, quantiles = counts.quantiles(buckets)
         if len(values) == 0:
             return cls(np.empty(0))
-        found = found[found < values[-1]]  # no value lies above an edge at the maximum
-        return cls(np.maximum(found, np.finfo(np.float64).min))  # JSON cannot represent -inf
+        quantiles = quantiles[quantiles < values[-1]]  # no value lies above an edge at the maximum
+        return cls(np.maximum(quantiles, np.finfo(np.float64).min))  # JSON cannot represent -inf
 
     @property
     def num_embeddings(self) -> int:
@@ -155,12 +160,46 @@ def _present(values: pa.Array, places: np.ndarray) -> pa.Array:
 Encoder = Vocabulary | Buckets | Hashed
 
 
-def fit_encoder(field: Field, counts: pa.Table | None) -> Encoder:
-    """Fits the vocabulary or the buckets of a field to its training values.
+def count_values(
+    fields: Iterable[Field], batches: Iterable[pa.RecordBatch], memory: Memory = DEFAULT
+) -> dict[str, ValueCounts | Moments]:
+    """Counts the values of every field that needs counts: moments of dense fields. Returns {} if
+    there are no rows.
 
-    Args:
-        counts: columns ``value`` and ``count``, in ascending order of value; None for a hashed
-            field.
+    Memory grows with the number of distinct values, not with the number of rows.
+
+    Raises:
+        DataError: a column cannot be read as the schema says.
+    """
+    counted = [field for field in fields if field.counted]
+    counts: dict[str, Any] = {}
+
+    def count(batch: pa.RecordBatch) -> dict[str, ValueCounts | Moments]:
+        return {field.name: _count(field, batch) for field in counted}
+
+    for batch_counts in ordered_map(count, batches, encoding, memory):
+        for name, field_counts in batch_counts.items():
+            if name in counts:
+                counts[name].merge(field_counts)
+            else:
+                counts[name] = field_counts
+    return counts
+
+
+def _count(field: Field, batch: pa.RecordBatch) -> ValueCounts | Moments:
+    values = field_values(field, batch)
+    if field.encoding is not None:
+        return Moments.of(values, field.encoding)
+    if pa.types.is_list(values.type):
+        values = values.flatten()
+    counts = ValueCounts(values.type)
+    counts.update(values)
+    return counts
+
+
+def fit_encoder(field: Field, counts: ValueCounts | None) -> Encoder:
+    """Fits the vocabulary or the buckets of a field to its training values. A hashed field needs no
+    counts (None).
     """
     if field.hashed:
         return Hashed(field.hashed)

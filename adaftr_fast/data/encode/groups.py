@@ -1,22 +1,76 @@
-"""The canonical form of groups (users), by which GAUC groups rows."""
+"""Numbers groups (users) for GAUC."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from adaftr_fast.data.encode.canonical import canonical_text, canonical_values
+from adaftr_fast.data.encode.counts import COMPACT_ROWS
 from adaftr_fast.errors import DataError
 
 
-def group_values(name: str, values: pa.Array) -> pa.Array:
-    """Returns groups [n] in their canonical form.
+class Groups:
+    """Distinct groups of some rows, numbered from 0 in order of appearance. A missing group is -1.
 
     Args:
-        name: the column, for errors.
-
-    Raises:
-        DataError: the values are neither text nor numbers.
+        name: column of the groups, for errors.
     """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._chunks: list[pa.Array] = []  # distinct groups each
+
+    def add(self, values: pa.Array) -> None:
+        """Adds the groups of further rows.
+
+        Raises:
+            DataError: the values are neither text nor numbers.
+        """
+        self._chunks.append(pc.unique(_canonical(self.name, values)).drop_null())
+        if sum(map(len, self._chunks)) > COMPACT_ROWS + len(self._chunks[0]):
+            self._compact()
+
+    @property
+    def values(self) -> pa.Array:
+        """The groups in order of their numbers, int64 or text."""
+        if len(self._chunks) != 1:
+            self._compact()
+        return self._chunks[0]
+
+    def _compact(self) -> None:
+        empty = pa.array([], pa.null())
+        self._chunks = [pc.unique(pa.concat_arrays(self._chunks)) if self._chunks else empty]
+
+    def encode(self, values: pa.Array) -> pa.Array:
+        """Encodes values [n] as int64 numbers [n]."""
+        values = _canonical(self.name, values)
+        known = self.values.cast(values.type)  # of type null where every group is missing
+        numbers = pc.index_in(values, value_set=known, skip_nulls=True)
+        return pc.fill_null(numbers.cast(pa.int64()), -1)
+
+    def write(self, path: Path) -> None:
+        """Writes the groups to a parquet file."""
+        pq.write_table(
+            pa.table({"group": self.values}), path, compression="lz4", write_page_checksum=True
+        )
+
+    @classmethod
+    def read(cls, name: str, paths: Iterable[Path]) -> Groups:
+        """Reads the groups of consecutive subsets of the rows, one file each."""
+        groups = cls(name)
+        for path in paths:
+            table = pq.ParquetFile(path, page_checksum_verification=True).read()
+            if table.num_rows:
+                groups.add(table["group"].combine_chunks())
+        return groups
+
+
+def _canonical(name: str, values: pa.Array) -> pa.Array:
     try:
         always_fits = pa.types.is_integer(values.type) and not pa.types.is_uint64(values.type)
         return canonical_values(values) if always_fits else canonical_text(values)

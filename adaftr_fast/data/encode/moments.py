@@ -5,15 +5,17 @@ Sums are exact: how rows are divided into batches and shards does not change the
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Self
+from typing import BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
 
-from adaftr_fast.data.encode.counts import quantiles
+from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.schema.types import Field
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import SMALLEST, EncodingKind, NumericEncoding
@@ -33,6 +35,8 @@ class Moments:
         squares: sum of their squares.
         low: the smallest number; inf without numbers.
         high: the largest number; -inf without numbers.
+        values: counts of the distinct numbers, for the quantiles of ``piecewise``; None for other
+            encodings.
     """
 
     count: int
@@ -41,6 +45,7 @@ class Moments:
     squares: Fraction
     low: float
     high: float
+    values: ValueCounts | None
 
     @classmethod
     def of(cls, numbers: pa.Array, encoding: EncodingKind) -> Self:
@@ -51,9 +56,14 @@ class Moments:
         u = x
         if encoding == "log":
             u = (np.sign(x) * np.log1p(np.abs(x))).astype(np.float32).astype(np.float64)
+        values = ValueCounts(numbers.type) if encoding == "piecewise" else None
+        if values is not None:
+            values.update(present)
         low = float(u.min(initial=np.inf))
         high = float(u.max(initial=-np.inf))
-        return cls(len(u), len(numbers) - len(u), _exact_sum(u), _exact_sum(u * u), low, high)
+        return cls(
+            len(u), len(numbers) - len(u), _exact_sum(u), _exact_sum(u * u), low, high, values
+        )
 
     def merge(self, other: Self) -> None:
         """Adds the moments of another subset of the rows."""
@@ -63,6 +73,32 @@ class Moments:
         self.squares += other.squares
         self.low = min(self.low, other.low)
         self.high = max(self.high, other.high)
+        if self.values is not None and other.values is not None:
+            self.values.merge(other.values)
+
+    def write(self, file: BinaryIO) -> None:
+        """Appends the moments to a file of counts as a line of JSON, and ``values`` as the next
+        counts.
+        """
+        sums = [str(self.total), str(self.squares)]
+        row = [self.count, self.missing, *sums, self.low, self.high]
+        file.write(json.dumps(row).encode() + b"\n")
+        if self.values is not None:
+            self.values.write(file)
+
+    @classmethod
+    def read(cls, files: Sequence[BinaryIO], encoding: EncodingKind | None) -> Self:
+        """Reads the next moments of at least one file and merges them."""
+        first, *others = [cls._read(file) for file in files]
+        for each in others:
+            first.merge(each)
+        first.values = ValueCounts.read(files) if encoding == "piecewise" else None
+        return first
+
+    @classmethod
+    def _read(cls, file: BinaryIO) -> Self:
+        count, missing, total, squares, low, high = json.loads(file.readline())
+        return cls(count, missing, Fraction(total), Fraction(squares), low, high, None)
 
 
 def _exact_sum(numbers: np.ndarray) -> Fraction:
@@ -85,13 +121,11 @@ def _exact_sum(numbers: np.ndarray) -> Fraction:
     return total * Fraction(2) ** (lowest - 2 * BITS)
 
 
-def fit_dense(field: Field, moments: Moments, counts: pa.Table | None) -> NumericEncoding:
+def fit_dense(field: Field, moments: Moments) -> NumericEncoding:
     """Fits the encoding of a dense field.
 
     Args:
         moments: those of the training rows.
-        counts: columns ``value`` and ``count`` of the training numbers, in ascending order of
-            value, for the quantiles of ``piecewise``; None for other encodings.
 
     Raises:
         DataError: all values are missing.
@@ -110,17 +144,17 @@ def fit_dense(field: Field, moments: Moments, counts: pa.Table | None) -> Numeri
     high = moments.high
     mean = float(np.float32(np.clip(float(average), low, high)))
     std = 1.0 if low == high else max(float(np.float32(std)), SMALLEST)
-    edges = [] if counts is None else _edges(counts, field.buckets)
+    edges = [] if moments.values is None else _edges(moments.values, field.buckets)
     return NumericEncoding(
         field.name, field.encoding, mean, std, low, high, edges, moments.missing > 0
     )
 
 
-def _edges(counts: pa.Table, bins: int) -> list[float]:
+def _edges(counts: ValueCounts, bins: int) -> list[float]:
     """Returns the smallest value, the quantiles and the largest value, each once, for at most
     ``bins`` bins.
     """
-    values, inner = quantiles(counts, bins)
+    values, inner = counts.quantiles(bins)
     edges: list[float] = (
         np.unique(np.concatenate([values[:1], inner, values[-1:]])).astype(np.float64).tolist()
     )

@@ -1,18 +1,19 @@
-"""Merges the results of all shards: the account of the rows, vocabulary and groups, the manifest."""
+"""Merges the results of all shards after a step: staged text, vocabulary and groups,
+the manifest.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import chain
-from operator import attrgetter
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from adaftr_fast._files import replacing, sha256
+from adaftr_fast._json import from_json
 from adaftr_fast.data.dataset.manifest import (
     FORMAT,
     Manifest,
@@ -23,16 +24,16 @@ from adaftr_fast.data.dataset.manifest import (
     total,
 )
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, grown, with_shared, write_vocabulary
+from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import Encoder, fit_encoder
+from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.encode.moments import Moments, fit_dense
-from adaftr_fast.data.memory import Memory
-from adaftr_fast.data.parallel import Shard, ordered_map
-from adaftr_fast.data.prepare.load import Loaded
-from adaftr_fast.data.prepare.steps import Job
-from adaftr_fast.data.prepare.table import Log, write_ids
+from adaftr_fast.data.parallel import Shard
+from adaftr_fast.data.prepare.steps import VISIBLE_SECONDS, Job
 from adaftr_fast.data.prepare.work_folder import WorkFiles
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.source import Unused
+from adaftr_fast.data.raw.staging import TextInput, check_staged, staged_bad_rows
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema, shown_condition
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
@@ -51,73 +52,86 @@ class PreparedIds:
     dense: list[NumericEncoding]
 
 
-def merge_loaded(tolerance: float, loaded: Sequence[Loaded]) -> BadRows:
-    """Returns the account of the rows of all shards.
+def merge_read(
+    job: Job, texts: list[TextInput], shards: Sequence[tuple[Shard, Any]]
+) -> dict[str, Any]:
+    """Returns the number of blocks of each text file, and their bad rows.
+
+    Args:
+        texts: the text files.
+        shards: the shards with their results of ``read``.
 
     Raises:
-        DataError: the share of bad rows exceeds ``tolerance``.
+        DataError: the share of bad rows exceeds the tolerated one, or a line is lost.
+        OSError: a staged block is absent.
     """
     bad_rows = BadRows()
-    before = 0
-    for text in chain.from_iterable(each.texts for each in loaded):
-        before = 0 if text.is_start else before
-        bad_rows += text.bad_rows.shifted(text.path, before)
-        before += text.lines
-    bad_rows.check(tolerance)
-    for each in loaded:
-        bad_rows += replace(each.unlabelled, rows=each.others)
-    bad_rows.check(tolerance)
-    return bad_rows
+    blocks = {}
+    for text in texts:
+        name = text.folder.name
+        blocks[name] = sum(each[name] for _, each in shards)
+        check_staged(text.folder, blocks[name], VISIBLE_SECONDS if job.remote else 0.0)
+        bad_rows += staged_bad_rows(text)
+    bad_rows.check(job.tolerance)
+    return {"blocks": blocks, "bad_rows": bad_rows}
 
 
-def count(
-    job: Job, known: PreparedIds | None, inputs: str, bad_rows: BadRows, loaded: Sequence[Loaded]
+def merge_counted(
+    job: Job,
+    known: PreparedIds | None,
+    bad_rows: BadRows,
+    shards: Sequence[tuple[Shard, Any]],
 ) -> Manifest:
-    """Writes the vocabulary, and the ids of values and groups. Returns the manifest without splits.
+    """Writes the vocabulary and the groups of all shards. Returns the manifest without splits.
 
     Args:
         known: ids to grow, if any.
-        inputs: the digest of schema and inputs.
-        bad_rows: the account of the rows.
-        loaded: what is known of the rows of each shard.
+        bad_rows: those of all text files.
+        shards: the shards with their results of ``count``.
     """
     schema = job.schema
-    compared = {
-        column: sum((each.compared[column] for each in loaded), Counter())
-        for column in schema.compared()
-    }
-    shards = [job.work.shard(shard) for shard in Shard.all(len(loaded))]
-    encoders: dict[str, Encoder] = {}
-    values: dict[str, ValueInfo] = {}
-    with job.connected(job.work.ids) as connection:
-        log = Log(connection, job.columns, shards)
-        if not log.training_rows() and any(field.counted for field in job.fitted):
+    unlabelled = sum((from_json(BadRows, each["unlabelled"]) for _, each in shards), BadRows())
+    # read from all inputs, of which those of text are among the bad rows already
+    others = max(0, unlabelled.rows - (bad_rows.rows - bad_rows.bad))
+    bad_rows += replace(unlabelled, rows=others)
+    bad_rows.check(job.tolerance)
+    if schema.group:
+        for split in SPLITS:
+            parts = [job.work.groups(split, shard) for shard, _ in shards]
+            with replacing(job.work.groups(split)) as new:
+                Groups.read(schema.group, parts).write(new)
+    with ExitStack() as stack:
+        every = [stack.enter_context(job.work.counts(shard).open("rb")) for shard, _ in shards]
+        compared = {column: ValueCounts.read(every) for column in schema.compared()}
+        # the others are of shards without training rows
+        files = [file for file in every if file.peek(1)]
+        if not files and any(field.counted for field in job.fitted):
             raise _no_rows(schema, "train")
-        unused = sum((each.unused for each in loaded), Unused(log.unmatched()))
+        encoders: dict[str, Encoder] = {}
+        values: dict[str, ValueInfo] = {}
         for field in schema.fields:
-            counts = log.counts(field, field.name in job.texts) if field.counted else None
+            counts = ValueCounts.read(files) if field.counted else None
             if counts is not None:
                 values[field.name] = _value_info(field, counts)
             if field.vocabulary is None:
                 encoders[field.name] = fit_encoder(field, counts)
         if known is None:
-            dense = [_fit_dense(log, field, job.memory) for field in schema.dense]
+            dense = [
+                fit_dense(field, Moments.read(files, field.encoding)) for field in schema.dense
+            ]
         else:
             encoders = grown(known.encoders, encoders)
             dense = known.dense
-        with replacing(job.work.prepared / VOCABULARY) as new:
-            write_vocabulary(new, encoders)
-        encoders = with_shared(schema.fields, encoders)
-        write_ids(connection, job.columns, encoders)
-        if schema.group:
-            log.write_groups()
+    with replacing(job.work.prepared / VOCABULARY) as new:
+        write_vocabulary(new, encoders)
+    encoders = with_shared(schema.fields, encoders)
     fields = [field_info(field, encoders[field.name]) for field in schema.fields]
     return Manifest(
         dataset=schema.name,
         attribution=schema.attribution,
         format=FORMAT,
         fingerprint=fingerprint(fields, schema, encoders, dense),
-        inputs=inputs,
+        inputs=job.work.inputs,
         tasks=[label.name for label in schema.labels],
         group=schema.group,
         splits={},
@@ -125,7 +139,7 @@ def count(
         schema=schema.source,
         weight=schema.weight,
         bad_rows=bad_rows if bad_rows.bad or bad_rows.lines is not None else None,
-        unused=unused,
+        unused=sum((from_json(Unused, each["unused"]) for _, each in shards), Unused()),
         dense=dense,
         values={} if known else values,
         bounds={
@@ -138,48 +152,50 @@ def count(
     )
 
 
-def _fit_dense(log: Log, field: Field, memory: Memory) -> NumericEncoding:
-    assert field.encoding is not None  # a dense field has one
-    moments = Moments.of(pa.array([], pa.float32()), field.encoding)
-    of_batch = partial(Moments.of, encoding=field.encoding)
-    for each in ordered_map(of_batch, log.numbers(field), attrgetter("nbytes"), memory):
-        moments.merge(each)
-    return fit_dense(
-        field, moments, log.counts(field, False) if field.encoding == "piecewise" else None
-    )
-
-
 def merge_encoded(
-    work: WorkFiles, manifest: Manifest, encoded: Sequence[dict[str, tuple[SplitInfo, str]]]
-) -> None:
-    """Moves the files of all shards to the prepared folder, and writes the manifest.
+    work: WorkFiles, manifest: Manifest, shards: Sequence[tuple[Shard, Any]]
+) -> dict[str, str]:
+    """Moves the files of all shards to the prepared folder, and writes the manifest, its last file.
+
+    Running it again after an interruption is harmless.
 
     Args:
-        manifest: that of ``count``.
-        encoded: the results of ``encode`` of all shards.
+        manifest: that of ``merge_counted``.
+        shards: the shards with their results of ``encode``.
+
+    Returns:
+        The sha256 of the files, by name.
 
     Raises:
         DataError: a split has no rows, or the training labels of a task are all equal.
     """
     splits = {}
     digests = dict(manifest.sha256)
-    shards = Shard.all(len(encoded))
     for split in SPLITS:
         files = {}
-        for shard, found in zip(shards, encoded):
-            info, digest = found[split]
-            path = work.encoded(split, shard)
-            if info.rows:
-                files[path.name] = info.rows
-                digests[path.name] = digest
-                path.replace(work.prepared / path.name)
-        infos = total(found[split][0] for found in encoded)
-        splits[split] = replace(infos, files=files if len(shards) > 1 else {})
+        infos = []
+        for shard, result in shards:
+            name = work.encoded(split, shard).name
+            infos.append(from_json(SplitInfo, result[split]["info"]))
+            if infos[-1].rows:
+                files[name] = infos[-1].rows
+                digests[name] = result[split]["sha256"]
+        splits[split] = replace(total(infos), files=files if len(shards) > 1 else {})
     _check_splits(manifest.parsed, splits)
+    for split in SPLITS:
+        for shard, _ in shards:
+            path = work.encoded(split, shard)
+            if path.name in digests and (path.exists() or not (work.prepared / path.name).exists()):
+                path.replace(work.prepared / path.name)
+    for path in work.prepared.iterdir():
+        if path.name not in digests:  # moved by an interrupted run with another number of shards
+            path.unlink()
     replace(manifest, splits=splits, sha256=digests).write(work.prepared)
+    return digests
 
 
-def _value_info(field: Field, table: pa.Table) -> ValueInfo:
+def _value_info(field: Field, counts: ValueCounts) -> ValueInfo:
+    table = counts.table()
     categorical = field.kind in ("categorical", "cross")
     rare = (
         pc.sum(table.filter(pc.less(table["count"], field.min_count))["count"]).as_py()
@@ -211,9 +227,7 @@ def _check_splits(schema: Schema, splits: dict[str, SplitInfo]) -> None:
             raise DataError(f"label {task}: {got}, expected some but not all")
 
 
-def compared_values(
-    schema: Schema, counts: Mapping[str, Counter[str]]
-) -> dict[str, dict[str, int]]:
+def compared_values(schema: Schema, counts: Mapping[str, ValueCounts]) -> dict[str, dict[str, int]]:
     """Returns the rows of the ``SHOWN`` most frequent values by column.
 
     The columns are those that labels compare with text.
@@ -223,7 +237,9 @@ def compared_values(
             be negative ones.
     """
     found = {}
-    for column, rows in counts.items():
+    for column, each in counts.items():
+        table = each.table().to_pydict()
+        rows = dict(zip(table["value"], table["count"]))
         frequent = sorted(rows, key=lambda value: (-rows[value], value))
         for label in schema.labels:
             texts = label.texts().get(column, set())

@@ -1,22 +1,26 @@
 """Prepares raw logs: encodes ids, labels and groups of every split, and records their meaning.
 
-An engine runs the steps (steps.py) for each shard of the rows, and this process merges their
-results (merge.py). One scan loads the rows into a DuckDB file for each shard; queries count the
-values of each field; one query yields the rows with their ids, which are written. The folder is
-built next to its destination and renamed, so it is complete or absent.
+Text is staged as parquet first. Then one pass over the training rows computes vocabularies and
+bucket edges, and a second pass encodes every split in batches. An engine runs these steps
+(steps.py) for each shard of the rows, and this process merges their results (merge.py). The folder
+is built next to its destination and renamed, so it is complete or absent. An interrupted run
+resumes with the work already done.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from adaftr_fast._files import AnyPath, followed
-from adaftr_fast._json import dumps
+from tqdm import tqdm
+
+from adaftr_fast._files import AnyPath, followed, make_folder
+from adaftr_fast._json import dumps, from_json
 from adaftr_fast._progress import progress_bar
 from adaftr_fast.data.dataset.manifest import (
     FORMAT,
@@ -29,22 +33,33 @@ from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.prepare import steps
-from adaftr_fast.data.prepare.load import columns_of, of_text, open_files
-from adaftr_fast.data.prepare.merge import PreparedIds, count, merge_encoded, merge_loaded
+from adaftr_fast.data.prepare.merge import (
+    PreparedIds,
+    merge_counted,
+    merge_encoded,
+    merge_read,
+)
 from adaftr_fast.data.prepare.steps import InputFiles, Job
-from adaftr_fast.data.prepare.work_folder import publish, remove_left, work_folder
+from adaftr_fast.data.prepare.work_folder import publish, remove_finished, work_folder
 from adaftr_fast.data.raw.bad_rows import BadRows, check_share, option
+from adaftr_fast.data.raw.inputs import read_layouts
 from adaftr_fast.data.raw.source import input_paths
 from adaftr_fast.data.raw.times import with_times
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.data.schema.types import Schema
+from adaftr_fast.data.schema.types import SPLITS, Schema
 from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.engines import Engine, Local, ignore
 from adaftr_fast.errors import ConfigError, DataError, StoreError
 from adaftr_fast.stores import as_path, forget_output, in_store, local_folder, names_in, open_folder
 
+# names of the steps; join needs what read has staged
+READ = "read"
+JOIN = "join"
+COUNT = "count"
+ENCODE = "encode"
 SHARD_BYTES = 512 << 20  # of the inputs, for each shard on a cluster
 MAX_SHARDS = 1000
+Results = list[tuple[Shard, Any]]  # of a step, by shard
 FILES = re.compile(
     r"schema\.json|vocabulary\.parquet|report\.html|(train|validation|test)(-\d+-of-\d+)?\.parquet"
 )
@@ -91,12 +106,13 @@ def prepare(
     Raises:
         StoreError: an input is in a store that cannot be read.
         ConfigError: ``memory`` is too small for a batch of rows, or ``bad_rows`` for what an
-            earlier call left out.
+            earlier call left out. The work already done is kept.
         DataError: an input is unreadable, a column is missing, too many rows are bad, a label is
             neither 0 nor 1, a split is empty, or ``folder`` holds other files.
-        EngineError: the engine fails, or one of its machines does not see the files.
+        EngineError: the engine fails, or one of its machines does not see the files. The work
+            already done is kept.
         BusyError: another process prepares ``folder``.
-        OSError: ``folder`` cannot be written.
+        OSError: ``folder`` cannot be written. The work already done is kept.
     """
     place: AnyPath = as_path(folder)
     engine = engine or Local()
@@ -121,27 +137,18 @@ def prepare(
         local = followed(local)
         # of a store, where its upload has failed
         if (existing := _existing(local, digest, bad_rows)) is not None:
-            remove_left(local)
+            remove_finished(local, digest)
             return existing
         try:
-            with work_folder(local, uuid.uuid4().hex[:16]) as work:
+            with work_folder(local, digest) as work:
                 if generated is not None:
                     write_log(generated, work.generated, progress=progress)
                     inputs = InputFiles.found({schema.files[0]: [work.generated / LOG]})
-                schema = with_times(schema, inputs.paths, bound, progress=progress)
-                found = open_files(schema, inputs.paths)
-                job = Job(
-                    schema=schema,
-                    inputs=inputs,
-                    work=work,
-                    tolerance=bad_rows,
-                    grows=known is not None,
-                    remote=engine.remote,
-                    memory=bound,
-                    columns=columns_of(schema, found),
-                    texts=of_text(schema, found),
-                )
-                _run(job, engine, parts, known, digest, progress)
+                schema = with_times(schema, inputs.paths, work.folder, bound, progress=progress)
+                layouts = read_layouts(schema, inputs.paths, work.staged)
+                grows = known is not None
+                job = Job(schema, inputs, work, bad_rows, grows, layouts, engine.remote, bound)
+                _Run(job, engine, parts, progress).run(known)
                 finish(work.prepared)
                 publish(work, local, partial(_check_replaceable, local))
         except StoreError:  # of the inputs
@@ -150,48 +157,92 @@ def prepare(
             inputs.check()  # a file that was read while it changed is not what its error says
             raise
         except OSError as error:  # errors of inputs are DataErrors
-            raise OSError(f"{place}: cannot be written: {error}") from error
+            raise OSError(
+                f"{place}: cannot be written: {error}; run the same command again to resume"
+            ) from error
         return read_manifest(local)
 
 
-def _run(
-    job: Job,
-    engine: Engine,
-    shards: list[Shard],
-    known: PreparedIds | None,
-    digest: str,
-    progress: bool,
-) -> None:
-    """Runs the steps in order.
+@dataclass
+class _Run:
+    """Runs the steps in order, and records their results, so that no finished work is repeated."""
 
-    Args:
-        known: ids to grow, if any.
-        digest: that of schema and inputs.
-    """
-    here = job
-    job = here.for_workers() if engine.remote else here
-    total = here.inputs.size
-    with progress_bar(
-        total=total, unit="B", unit_scale=True, desc="load", disable=not progress
-    ) as bar:
-        loaded = engine.map(partial(steps.load_rows, job), shards, advance=bar.update)
-    here.inputs.check()
-    bad_rows = merge_loaded(here.tolerance, loaded)
-    before = dict.fromkeys(loaded[0].numbers, 0)
-    items = []
-    for shard, each in zip(shards, loaded):
-        items.append((shard, before))
-        before = {column: rows + each.numbers[column] for column, rows in before.items()}
-    engine.map(partial(steps.pick_rows, job), items)
-    manifest = count(here, known, digest, bad_rows, loaded)
-    rows = sum(each.rows for each in loaded)
-    with progress_bar(
-        total=rows, unit=" rows", unit_scale=True, desc="encode", disable=not progress
-    ) as bar:
-        step = partial(steps.encode, manifest, max(each.width for each in loaded), job)
-        encoded = engine.map(step, shards, advance=bar.update)
-    here.inputs.check()
-    merge_encoded(here.work, manifest, encoded)
+    job: Job
+    engine: Engine
+    shards: list[Shard]
+    progress: bool
+
+    def run(self, known: PreparedIds | None) -> None:
+        """Runs what is not yet done.
+
+        Args:
+            known: ids to grow, if any.
+        """
+        bad_rows = self._read()
+        merge_counts = partial(merge_counted, self.job, known, bad_rows)
+        manifest = from_json(Manifest, self._finish(COUNT, steps.count, merge_counts, ("train",)))
+        # of a run that may have allowed more
+        _check_left_out(self.job.work.folder, manifest, self.job.tolerance)
+        encode = partial(steps.encode, manifest)
+        merge = partial(merge_encoded, self.job.work, manifest)
+        self._finish(ENCODE, encode, merge, SPLITS)
+
+    def _read(self) -> BadRows:
+        """Stages all text. Returns its bad rows."""
+        bad_rows = BadRows()
+        for number, texts in enumerate(self.job.texts()):
+            for text in texts:
+                make_folder(text.folder)
+            size = sum(text.path.stat().st_size for text in texts)
+            step = partial(steps.read, number)
+            merge = partial(merge_read, self.job, texts)
+            merged = self._finish(JOIN if number else READ, step, merge, size)
+            self.job = replace(self.job, blocks=self.job.blocks | merged["blocks"])
+            bad_rows += from_json(BadRows, merged["bad_rows"])
+        return bad_rows
+
+    def _finish(
+        self,
+        name: str,
+        step: Callable[..., Any],
+        merge: Callable[[Results], Any],
+        total: int | tuple[str, ...],
+    ) -> Any:
+        """Returns the merged result of a step, which is run for the shards of which no result is
+        recorded.
+
+        Args:
+            merge: merges the results of all shards.
+            total: bytes of text of all shards, or the splits whose rows the step reads.
+        """
+        work = self.job.work
+        if (merged := work.recorded(name)) is not None:
+            return merged
+        missing = [shard for shard in self.shards if work.recorded(name, shard) is None]
+        job = self.job.for_workers() if self.engine.remote else self.job
+        with self._bar(name, total, len(missing) / len(self.shards)) as bar:
+            self.engine.map(
+                partial(step, job),
+                missing,
+                done=lambda index, result: work.record(name, result, missing[index]),
+                advance=bar.update,
+            )
+        merged = merge([(shard, work.recorded(name, shard)) for shard in self.shards])
+        self.job.inputs.check()
+        work.record(name, merged)
+        return work.recorded(name)
+
+    def _bar(self, name: str, total: int | tuple[str, ...], share: float) -> tqdm:
+        unit = "B" if isinstance(total, int) else " rows"
+        if not isinstance(total, int):
+            total = sum(map(self.job.source().count_rows, total)) if self.progress else 0
+        return progress_bar(
+            total=round(share * total),
+            unit=unit,
+            unit_scale=True,
+            desc=name,
+            disable=not self.progress,
+        )
 
 
 def _inputs_digest(
@@ -260,7 +311,9 @@ def _existing(folder: AnyPath, inputs: str, tolerance: float) -> Manifest | None
 
 
 def _check_left_out(folder: AnyPath, manifest: Manifest, tolerance: float) -> None:
-    """Raises ConfigError if a larger share of rows was left out than ``tolerance``."""
+    """Raises ConfigError, after which work is kept, if a larger share of rows was left out than
+    ``tolerance``.
+    """
     found = manifest.bad_rows or BadRows()
     if found.exceed(tolerance):
         left_out = f"more rows were left out than bad_rows {tolerance:g} allows: {found.summary()}"

@@ -1,36 +1,30 @@
-"""The steps of ``prepare`` for a shard: hash files, load rows, pick those of the splits, encode them.
+"""The steps of ``prepare``: hash files, stage text, count values, encode rows.
 
 A step is a pure function of a job and a shard, which are pickled where an engine runs it in another
-process. It writes its files atomically under names that depend on these arguments only. Running it
-again, even at the same time, changes nothing: the files get the same content.
+process. It writes its files atomically under names that depend on these arguments only, and returns
+values that ``dumps`` writes. Running it again, even at the same time, changes nothing: files that
+exist are kept, and others get the same content.
 """
 
 from __future__ import annotations
 
 import socket
 import time
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-from duckdb import DuckDBPyConnection
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from adaftr_fast._files import AnyPath, replacing, sha256
-from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo
+from adaftr_fast.data.dataset.manifest import Manifest
+from adaftr_fast.data.dataset.split_file import split_info, write_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.data.encode.encoders import count_values
+from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.memory import Memory
-from adaftr_fast.data.parallel import Shard
-from adaftr_fast.data.prepare.load import Loaded, load, open_files
-from adaftr_fast.data.prepare.table import (
-    Columns,
-    RowWriter,
-    connected,
-    rows_with_ids,
-    select_rows,
-)
+from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.prepare.work_folder import WorkFiles
-from adaftr_fast.data.prepare.write import write_splits
-from adaftr_fast.data.raw.source import Inputs, content_digest, data_files, listed
+from adaftr_fast.data.raw.inputs import TextFile, parquet_inputs, text_inputs
+from adaftr_fast.data.raw.source import Inputs, Source, content_digest, data_files, listed
+from adaftr_fast.data.raw.staging import TextInput, check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.engines import Advance
 from adaftr_fast.errors import DataError, EngineError
@@ -140,10 +134,10 @@ class Job:
         inputs: the input files, or the generated log.
         tolerance: share of the rows of a text file that may be bad.
         grows: whether the ids of another prepared folder grow.
+        layouts: how each text file is divided.
         remote: whether steps run on machines that share a file system.
         memory: the bound of each process that runs a step.
-        columns: the columns of the table of the rows.
-        texts: the fields whose values are text, even if all of them are integers.
+        blocks: number of staged blocks of each text file, by name of its folder.
     """
 
     schema: Schema
@@ -151,10 +145,10 @@ class Job:
     work: WorkFiles
     tolerance: float
     grows: bool
+    layouts: list[TextFile]
     remote: bool
     memory: Memory
-    columns: Columns
-    texts: set[str]
+    blocks: dict[str, int] = field(default_factory=dict)
 
     @property
     def fitted(self) -> tuple[Field, ...]:
@@ -163,25 +157,36 @@ class Job:
         """
         return self.schema.fields if self.grows else self.schema.features
 
-    def connected(
-        self, path: Path | None, shard: Shard | None = None
-    ) -> AbstractContextManager[DuckDBPyConnection]:
-        """Provides a connection to a DuckDB file, or to a database in memory for None, of a step
-        that runs for a shard, or of the process that merges.
-        """
-        limit = self.memory.tables if shard else self.memory.queries
-        return connected(path, limit, self.work.spill(shard))
-
     def for_workers(self) -> Job:
         """Returns the job for processes with another current folder, on other machines."""
         work = replace(self.work, folder=self.work.folder.absolute())
         return replace(self, inputs=self.inputs.elsewhere(), work=work)
 
+    def texts(self) -> list[list[TextInput]]:
+        """Returns the text files to stage, in rounds."""
+        return text_inputs(self.schema, self.inputs.paths, self.work.staged, self.layouts)
+
     def check_seen(self) -> None:
-        """Raises EngineError if this machine lacks a file that the job needs."""
+        """Raises EngineError if this machine lacks a file that the job needs, or OSError for a
+        staged one.
+        """
         if self.remote:
             self.inputs.check_seen()
-            check_seen(self.work.steps, VISIBLE_SECONDS)
+            check_seen(self.work.key, VISIBLE_SECONDS)
+        for name, blocks in self.blocks.items():
+            check_staged(self.work.staged / name, blocks, VISIBLE_SECONDS if self.remote else 0.0)
+
+    def source(self, shard: Shard = UNSHARDED) -> Source:
+        """Returns the rows of a shard, once all text is staged."""
+        paths = parquet_inputs(self.schema, self.inputs.paths, self.work.staged)
+        return Source(
+            self.schema,
+            paths,
+            shard,
+            labelled=self.tolerance > 0,
+            named=self.inputs.paths,
+            memory=self.memory,
+        )
 
 
 def hash_files(inputs: InputFiles, remote: bool, shard: Shard, advance: Advance) -> list[str]:
@@ -198,63 +203,70 @@ def hash_files(inputs: InputFiles, remote: bool, shard: Shard, advance: Advance)
     return digests
 
 
-def load_rows(job: Job, shard: Shard, advance: Advance) -> Loaded:
-    """Writes the rows of a shard to a DuckDB file. Returns what is known of them."""
-    job.check_seen()
-    path, _ = job.work.shard(shard)
-    with replacing(path) as new, job.connected(new, shard) as connection:
-        writer = RowWriter(connection, "rows", job.columns.types, job.memory.batch)
-        found = load(
-            open_files(job.schema, job.inputs.paths),
-            shard,
-            writer,
-            job.columns,
-            tolerance=job.tolerance,
-            memory=job.memory,
-            advance=advance,
-        )
-        writer.finish()
-    job.inputs.check()
-    return found
-
-
-def pick_rows(job: Job, item: tuple[Shard, dict[str, int]], advance: Advance) -> None:
-    """Writes which rows of a shard each split has.
-
-    Args:
-        item: the shard, and the rows of the preceding ones by column of numbers.
+def read(number: int, job: Job, shard: Shard, advance: Advance) -> dict[str, int]:
+    """Stages the shard's blocks of the text files of round ``number``. Returns the number of blocks
+    of each file.
     """
-    shard, before = item
     job.check_seen()
-    rows, path = job.work.shard(shard)
-    with replacing(path) as new, job.connected(new, shard) as connection:
-        select_rows(connection, job.columns, rows, before)
+    blocks = {}
+    for text in job.texts()[number]:
+        blocks[text.folder.name] = stage(
+            text,
+            shard,
+            tolerance=job.tolerance,
+            check=job.inputs.check,
+            advance=advance,
+            memory=job.memory,
+        )
+    return blocks
 
 
-def encode(
-    manifest: Manifest, width: float, job: Job, shard: Shard, advance: Advance
-) -> dict[str, tuple[SplitInfo, str]]:
-    """Writes the shard's file of every split. Returns what it holds and its sha256, by split.
+def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
+    """Writes counts of values, and the groups of every split in order of appearance.
+
+    Counted are the columns that labels compare with text, in all rows, and every field's training
+    values.
+
+    Returns:
+        The rows that are in no split, and those that lack a label.
+    """
+    job.check_seen()
+    source = job.source(shard)
+    counts = count_values(job.fitted, source.scan("train", advance), job.memory)
+    account = source.account()
+    with replacing(job.work.counts(shard)) as new, new.open("wb") as file:
+        for of_texts in account.texts.values():
+            of_texts.write(file)
+        for of_field in counts.values():
+            of_field.write(file)
+    for split, groups in account.groups.items():
+        with replacing(job.work.groups(split, shard)) as new:
+            groups.write(new)
+    job.inputs.check()
+    return {"unused": account.unused, "unlabelled": account.unlabelled}
+
+
+def encode(manifest: Manifest, job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
+    """Writes the shard's file of every split. Returns its ``SplitInfo`` and its sha256, by split.
 
     Args:
         manifest: that of the prepared folder, without its splits.
-        width: mean bytes of the widest rows.
     """
     job.check_seen()
+    source = job.source(shard)
+    schema = job.schema
     encoders = read_encoders(job.work.prepared, manifest)
-    with ExitStack() as stack:
-        paths = {split: job.work.encoded(split, shard) for split in SPLITS}
-        new = {split: stack.enter_context(replacing(path)) for split, path in paths.items()}
-        connection = stack.enter_context(job.connected(None, shard))
-        rows = rows_with_ids(
-            connection,
-            job.columns,
-            encoders,
-            job.work.shard(shard),
-            job.work.ids,
-            job.memory,
-            width,
-        )
-        infos = write_splits(job.columns, encoders, rows, new, job.memory, advance)
+    paths = {split: job.work.encoded(split, shard) for split in SPLITS}
+    for split, path in paths.items():
+        if path.exists():
+            advance(source.count_rows(split))
+            continue
+        groups = Groups.read(schema.group, [job.work.groups(split)]) if schema.group else None
+        raw = listed(map(str, job.inputs.paths[schema.split[split].file]))
+        rows = source.scan(split, advance)
+        write_split(schema, encoders, groups, raw, rows, path, job.inputs.check, job.memory)
+    results = {
+        split: {"info": split_info(path), "sha256": sha256(path)} for split, path in paths.items()
+    }
     job.inputs.check()
-    return {split: (infos[split], sha256(path)) for split, path in paths.items()}
+    return results

@@ -1,3 +1,3 @@
-"""Reads raw logs: text, parquet, Ali-CCP's format, bad rows, schema
+"""Reads raw logs: text, parquet, Ali-CCP's format, staging to parquet, bad rows, schema
 inference.
 """

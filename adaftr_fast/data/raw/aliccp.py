@@ -13,13 +13,16 @@ Shapes: n rows.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.raw.batches import PARQUET
 from adaftr_fast.data.raw.text import Dialect, TextBlock, castable, parse_block
 
 COMMON = ["common_feature_index", "feature_num", "blob"]
@@ -43,6 +46,11 @@ def parse_common(
     block.convert(COMMON[0], pa.string())
     _add_features(block, fields, lists)
     return block.table.select([COMMON[0], *fields]), block.report()
+
+
+def read_common(folder: Path) -> pa.Table:
+    """Reads all common features of a staged file into memory, 8 bytes per feature."""
+    return ds.dataset(folder, format=PARQUET).to_table().combine_chunks()
 
 
 def parse_skeleton(

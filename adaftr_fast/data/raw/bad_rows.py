@@ -53,20 +53,15 @@ class BadRows:
         numbers = (self.rows + other.rows, self.bad + other.bad)
         return BadRows(*numbers, reasons, examples, lines, self.blank + other.blank)
 
-    def moved(self, lines: int) -> BadRows:
-        """Adds ``lines`` to the number of the line with which each example starts."""
-        moved = []
-        for example in self.examples:
-            line, rest = example.split(":", 1)
-            moved.append(f"{int(line) + lines}:{rest}")
-        return replace(self, examples=moved)
-
     def shifted(self, path: object, first_line: int) -> BadRows:
         """Adds the file name and ``first_line`` to the examples of one block, which start with a
         line number.
         """
-        examples = [f"{path}:{example}" for example in self.moved(first_line).examples]
-        return replace(self, examples=examples)
+        located = []
+        for example in self.examples:
+            line, rest = example.split(":", 1)
+            located.append(f"{path}:{int(line) + first_line}:{rest}")
+        return replace(self, examples=located)
 
     def exceed(self, tolerance: float) -> bool:
         """Returns whether the share of bad rows exceeds ``tolerance``."""

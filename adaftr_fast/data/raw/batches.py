@@ -16,9 +16,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from adaftr_fast.data.encode.canonical import without_nan
-from adaftr_fast.data.memory import BATCH_ROWS, DEFAULT, Memory
+from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import prefetch
 
+BATCH_ROWS = 1 << 17
 STEP_ROWS = 1 << 14
 STEP_BYTES = 8 << 20
 # of a piece, which is decoded at once; a step has so many, or more small ones

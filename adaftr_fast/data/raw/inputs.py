@@ -1,42 +1,46 @@
-"""Opens inputs of every kind, and reads each in chunks of rows: delimited text, parquet, and
-Ali-CCP's raw files, which are joined.
+"""Opens inputs, and provides every one as parquet: text is staged, Ali-CCP's raw files are joined,
+parquet is read in place.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from pathlib import PurePath
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path, PurePath
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from adaftr_fast._files import AnyPath
+from adaftr_fast._files import AnyPath, check_name
 from adaftr_fast.data.memory import DEFAULT, GB, Memory, encoding
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import TEXT, BadRows
-from adaftr_fast.data.raw.batches import coalesced, fragment_rows, read_tables
-from adaftr_fast.data.raw.blocks import (
-    COMPRESSIONS,
-    LINE_END,
-    PARSED,
-    WHOLE,
-    RowDivider,
-    block_sizes,
-    blocks,
-    lines_of_file,
-    text_stream,
-)
+from adaftr_fast.data.raw.batches import coalesced, read_tables
 from adaftr_fast.data.raw.source import (
+    Inputs,
     check_columns,
     check_files,
     data_files,
     open_dataset,
     reading_input,
 )
+from adaftr_fast.data.raw.staging import (
+    COMPRESSIONS,
+    LINE_END,
+    PARSED,
+    Parse,
+    RowDivider,
+    TextInput,
+    blocks,
+    lines_of_file,
+    text_stream,
+)
 from adaftr_fast.data.raw.text import KEPT, OPEN_LINE, Dialect, parse_block
+from adaftr_fast.data.schema.columns import column_types
+from adaftr_fast.data.schema.parse import COMMON
 from adaftr_fast.data.schema.types import Schema, TextFormat
 from adaftr_fast.errors import DataError
 
@@ -76,11 +80,9 @@ class Chunk:
 
     Attributes:
         parse: returns the rows, and the bad ones with lines counted from 1.
-        first_line: number of lines of the file, or rows of parquet, between the start of the part
-            that is read and the chunk.
+        first_line: number of lines of the file before the chunk.
         size: approximate share of the file in bytes.
         memory: approximate bytes of memory that it takes to parse and encode.
-        lines: number of lines of text, with the header.
     """
 
     path: AnyPath
@@ -88,23 +90,6 @@ class Chunk:
     first_line: int
     size: int
     memory: int
-    lines: int = 0
-
-
-@dataclass
-class Text:
-    """The account of a part of a file of text.
-
-    Attributes:
-        is_start: whether the part begins at the start of the file.
-        lines: its number of lines.
-        bad_rows: its rows, and those that are bad, whose examples begin with lines of the part.
-    """
-
-    path: str
-    is_start: bool
-    lines: int = 0
-    bad_rows: BadRows = field(default_factory=BadRows)
 
 
 @dataclass(frozen=True)
@@ -130,19 +115,9 @@ class TextFile(_File):
 
     Attributes:
         dialect: how it is divided into rows and values.
-        part: the blocks that are read.
     """
 
     dialect: Dialect
-    part: slice = field(default_factory=lambda: WHOLE)
-
-    def units(self) -> list[int]:
-        """Returns the bytes of the parts from which a file can be read."""
-        return block_sizes(self.path, self.rows)
-
-    def of_units(self, part: slice) -> TextFile:
-        """Returns the file with some of these parts alone."""
-        return replace(self, part=part)
 
     @property
     def delimiter(self) -> str:
@@ -196,15 +171,11 @@ class TextFile(_File):
         return block.table.select(columns), block.report()
 
     def chunks(
-        self,
-        types: Mapping[str, pa.DataType],
-        keep: Sequence[str] = (),
-        memory: Memory = DEFAULT,
-        labels: Sequence[str] = (),
+        self, types: Mapping[str, pa.DataType], keep: Sequence[str] = (), memory: Memory = DEFAULT
     ) -> Iterator[Chunk]:
         """Yields the rows, which have these columns once they are parsed (``parse``)."""
-        parse = partial(self.parse, types=types, labels=labels, keep=keep)
-        return text_chunks(self.path, parse, header_lines=1, rows=self.rows, part=self.part)
+        parse = partial(self.parse, types=types, keep=keep)
+        return text_chunks(self.path, parse, header_lines=1, rows=self.rows)
 
 
 @dataclass(frozen=True)
@@ -214,34 +185,10 @@ class ParquetFile(_File):
     Attributes:
         dataset: the rows.
         delimiter: of the columns: nothing separates them.
-        first_row: the number of rows of the file before those of ``dataset``.
     """
 
     dataset: ds.Dataset
     delimiter: str = ""
-    first_row: int = 0
-
-    def units(self) -> list[int]:
-        """Returns the bytes of the row groups."""
-        return [
-            group.total_byte_size
-            for fragment in self.dataset.get_fragments()
-            for group in fragment.row_groups
-        ]
-
-    def of_units(self, part: slice) -> ParquetFile:
-        """Returns the file with some of its row groups alone."""
-        groups = [
-            group
-            for fragment in self.dataset.get_fragments()
-            for group in fragment.split_by_row_group()
-        ]
-        chosen = ds.FileSystemDataset(
-            groups[part], self.dataset.schema, self.dataset.format, self.dataset.filesystem
-        )
-        return replace(
-            self, dataset=chosen, first_row=sum(map(fragment_rows, groups[: part.start]))
-        )
 
     @property
     def types(self) -> pa.Schema:
@@ -252,7 +199,7 @@ class ParquetFile(_File):
         """Raises DataError if a column is missing, or files differ in it."""
         check_columns(self.path, self.types.names, columns)
         with reading_input([self.path], "cannot be read"):
-            check_files([self.dataset], columns)
+            check_files(self.dataset, columns)
 
     def first(self, columns: Sequence[str]) -> pa.Table:
         """Returns columns of the first ``SAMPLE_ROWS`` rows, fewer of wide ones.
@@ -272,102 +219,20 @@ class ParquetFile(_File):
         return found
 
     def chunks(
-        self,
-        types: Mapping[str, pa.DataType],
-        keep: Sequence[str] = (),
-        memory: Memory = DEFAULT,
-        labels: Sequence[str] = (),
+        self, types: Mapping[str, pa.DataType], keep: Sequence[str] = (), memory: Memory = DEFAULT
     ) -> Iterator[Chunk]:
         """Yields the rows with the columns of ``types``, in their own types, and of ``keep``."""
         with reading_input([self.path], "cannot be read"):
-            rows = max(1, sum(map(fragment_rows, self.dataset.get_fragments())))
-            size = sum(self.units())
-            done = self.first_row
+            rows = max(1, self.dataset.count_rows())
+            size = self.size
             tables = read_tables(self.dataset, [*types, *keep], memory=memory)
             for batch in coalesced(tables, memory):
                 batch.validate(full=True)
-                yield self._chunk(batch, done, size * batch.num_rows // rows)
-                done += batch.num_rows
+                yield self._chunk(batch, size * batch.num_rows // rows)
 
-    def _chunk(self, batch: pa.RecordBatch, first_row: int, size: int) -> Chunk:
+    def _chunk(self, batch: pa.RecordBatch, size: int) -> Chunk:
         rows = pa.Table.from_batches([batch]), BadRows(rows=batch.num_rows)
-        return Chunk(self.path, lambda: rows, first_row, size, encoding(batch))
-
-
-@dataclass(frozen=True)
-class AliccpFile(_File):
-    """A skeleton file of Ali-CCP's raw format with its common features.
-
-    Attributes:
-        fields: the fields that are read.
-        lists: those of which all tokens are read.
-        part: the blocks of the skeleton that are read.
-    """
-
-    common: AnyPath
-    fields: list[str]
-    lists: list[str]
-    part: slice = field(default_factory=lambda: WHOLE)
-
-    @property
-    def types(self) -> pa.Schema:
-        """The types of the columns."""
-        types = dict.fromkeys(aliccp.SKELETON[:-1], pa.string())
-        types |= dict.fromkeys(aliccp.LABELS, pa.uint8())
-        types |= dict.fromkeys(self.fields, pa.int64())
-        types |= dict.fromkeys(self.lists, pa.list_(pa.int64()))
-        return pa.schema(list(types.items()))
-
-    def units(self) -> list[int]:
-        """Returns the bytes of the parts from which the skeleton can be read."""
-        return block_sizes(self.path, None)
-
-    def of_units(self, part: slice) -> AliccpFile:
-        """Returns the file with some of these parts alone."""
-        return replace(self, part=part)
-
-    def check(self, columns: Iterable[str]) -> None:
-        """Raises DataError if the skeleton lacks a column."""
-        check_columns(self.path, aliccp.SKELETON[:-1], columns)
-
-    @cached_property
-    def _common(self) -> tuple[pa.Table, Text]:
-        parse = partial(aliccp.parse_common, fields=self.fields, lists=self.lists)
-        text = Text(str(self.common), True)
-        tables = []
-        for chunk in text_chunks(self.common, parse, header_lines=0):
-            table, bad_rows = chunk.parse()
-            tables.append(table)
-            text.bad_rows += bad_rows.moved(chunk.first_line)
-            text.lines += chunk.lines
-        if not tables:
-            raise DataError(f"{self.common}: has no rows")
-        return pa.concat_tables(tables).combine_chunks(), text
-
-    def read_common(self) -> Text:
-        """Reads the common features, which stay in memory, and returns their account."""
-        return self._common[1]
-
-    def chunks(
-        self,
-        types: Mapping[str, pa.DataType],
-        keep: Sequence[str] = (),
-        memory: Memory = DEFAULT,
-        labels: Sequence[str] = (),
-    ) -> Iterator[Chunk]:
-        """Yields the rows, which have the labels, the columns of ``keep`` and all fields.
-
-        A bad line of the common features makes all rows of its user bad. They are counted there.
-        """
-        parse = partial(
-            aliccp.parse_skeleton,
-            fields=self.fields,
-            common=self._common[0],
-            lists=self.lists,
-            labels=labels,
-            keep=keep,
-        )
-        return text_chunks(self.path, parse, header_lines=0, part=self.part)
+        return Chunk(self.path, lambda: rows, 0, size, encoding(batch))
 
 
 InputFile = TextFile | ParquetFile
@@ -408,20 +273,16 @@ def text_chunks(
     *,
     header_lines: int,
     rows: RowDivider | None = None,
-    part: slice = WHOLE,
 ) -> Iterator[Chunk]:
-    """Yields the rows of a text file in chunks of whole lines, which ``parse`` reads. ``blocks``
-    says more.
+    """Yields the rows of a text file in chunks of whole lines, which ``parse`` reads.
+    ``numbered_blocks`` says more.
     """
     line = 0
-    for block in blocks(path, rows, part):
-        header = header_lines if line == 0 and not part.start else 0
-        lines = lines_of_file(block, rows)
+    for block in blocks(path, rows):
+        header = header_lines if line == 0 else 0
         if data := block.partition(b"\n")[2] if header else block:
-            parsed = partial(parse, data)
-            memory = PARSED * len(block)
-            yield Chunk(path, parsed, line + header, len(block), memory, lines)
-        line += lines
+            yield Chunk(path, partial(parse, data), line + header, len(block), PARSED * len(block))
+        line += lines_of_file(block, rows)
 
 
 def _has_line_ends(data: bytes, dialect: Dialect) -> bool:
@@ -486,6 +347,94 @@ def _header(path: AnyPath, head: bytes) -> Dialect:
     if not names or len(set(names)) != len(names):
         raise DataError(f"{path}:1: expected a header of distinct column names, got {shown}")
     return Dialect(names, delimiter)
+
+
+def read_layouts(schema: Schema, paths: Inputs, work: Path) -> list[TextFile]:
+    """Returns how each text file is divided, in the order of ``text_inputs``; [] for Ali-CCP's.
+
+    Raises:
+        DataError: a header is unreadable or a column is missing.
+    """
+    layouts = []
+    for path, _ in [] if schema.format else _texts(schema, paths, work):
+        layouts.append(read_layout(path, schema.text))
+        check_columns(path, layouts[-1].dialect.names, column_types(schema), schema)
+    return layouts
+
+
+def text_inputs(
+    schema: Schema, paths: Inputs, work: Path, layouts: Sequence[TextFile]
+) -> list[list[TextInput]]:
+    """Returns the text files to stage in ``work``, in rounds. A round may read what earlier rounds
+    staged.
+
+    Args:
+        layouts: those of ``read_layouts``.
+    """
+    texts = _texts(schema, paths, work)
+    if not schema.format:
+        found = [_delimited(schema, *text, layout) for text, layout in zip(texts, layouts)]
+        return [found] if found else []
+    return _aliccp(schema, texts)
+
+
+def parquet_inputs(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[AnyPath]]:
+    """Returns parquet files and folders per role, once all text files are staged in ``work``."""
+    return {
+        role: [folder or path for path, folder in each]
+        for role, each in _staged(schema, paths, work).items()
+        if not (schema.format and role.startswith(COMMON))
+    }
+
+
+def _texts(schema: Schema, paths: Inputs, work: Path) -> list[tuple[AnyPath, Path]]:
+    """Returns the text files, each with the folder in ``work`` for its rows."""
+    staged = _staged(schema, paths, work)
+    for role, each in staged.items():
+        if any(folder is not None for _, folder in each):  # which has the name of the role
+            try:
+                check_name(role, "files")
+            except ValueError as error:
+                raise DataError(f"{error}, which names a folder for its rows") from error
+    return [(path, folder) for path, folder in chain(*staged.values()) if folder is not None]
+
+
+def _staged(
+    schema: Schema, paths: Inputs, work: Path
+) -> dict[str, list[tuple[AnyPath, Path | None]]]:
+    """Returns the inputs by role, each text file with the folder in ``work`` that holds its rows as
+    parquet.
+    """
+    if schema.format:
+        return {role: [(path, work / role)] for role, (path,) in paths.items()}
+    staged: dict[str, list[tuple[AnyPath, Path | None]]] = {}
+    for role, each in paths.items():
+        files = [file for path in each for file in text_files(path)]
+        staged[role] = [
+            (path, work / f"{role}-{n:05d}" if is_text(path) else None)
+            for n, path in enumerate(files)
+        ]
+    return staged
+
+
+def _delimited(schema: Schema, path: AnyPath, folder: Path, layout: TextFile) -> TextInput:
+    labels = [label.column for label in schema.labels if label.column is not None]
+    parse = partial(layout.parse, types=column_types(schema), labels=labels)
+    return TextInput(path, folder, lambda: parse, header_lines=1, rows=layout.rows)
+
+
+def _aliccp(schema: Schema, texts: list[tuple[AnyPath, Path]]) -> list[list[TextInput]]:
+    fields, lists = aliccp_columns(schema)
+
+    def parse(folder: Path) -> Parse:
+        if folder.name.startswith(COMMON):
+            return partial(aliccp.parse_common, fields=fields, lists=lists)
+        common = aliccp.read_common(folder.with_name(COMMON + folder.name))
+        return partial(aliccp.parse_skeleton, fields=fields, common=common, lists=lists)
+
+    found = [TextInput(*text, partial(parse, text[1]), header_lines=0) for text in texts]
+    common = [text for text in found if text.folder.name.startswith(COMMON)]
+    return [common, [text for text in found if text not in common]]
 
 
 def aliccp_columns(schema: Schema) -> tuple[list[str], list[str]]:

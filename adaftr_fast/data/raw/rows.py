@@ -12,13 +12,14 @@ from adaftr_fast._files import AnyPath
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.inputs import (
-    AliccpFile,
     Chunk,
     aliccp_columns,
     open_input,
+    text_chunks,
     text_files,
 )
 from adaftr_fast.data.raw.source import check_columns, reading_input
+from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.text import KEPT
 from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.types import Schema
@@ -93,6 +94,17 @@ def _raw_file(
 
 def _aliccp(schema: Schema, skeleton: AnyPath, common: AnyPath, keep: Sequence[str]) -> RawFile:
     check_columns(skeleton, aliccp.SKELETON[:-1], keep)
-    file = AliccpFile(skeleton, schema.text, common, *aliccp_columns(schema))
-    size = skeleton.stat().st_size
-    return RawFile(skeleton, size, dict.fromkeys(keep, pa.string()), partial(file.chunks, {}, keep))
+    fields, lists = aliccp_columns(schema)
+
+    def chunks() -> Iterator[Chunk]:
+        # A bad line makes all skeleton rows of its user bad. They are counted there, not here.
+        tables = [aliccp.parse_common(block, fields, lists)[0] for block in blocks(common)]
+        if not tables:
+            raise DataError(f"{common}: has no rows")
+        users = pa.concat_tables(tables).combine_chunks()
+        parse = partial(
+            aliccp.parse_skeleton, fields=fields, common=users, lists=lists, labels=(), keep=keep
+        )
+        yield from text_chunks(skeleton, parse, header_lines=0)
+
+    return RawFile(skeleton, skeleton.stat().st_size, dict.fromkeys(keep, pa.string()), chunks)

@@ -1,30 +1,65 @@
-"""Finds the files of inputs, opens parquet, and names files and columns in errors."""
+"""Reads input files as streams of record batches: one scan per split, which computes the labels."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
+from itertools import compress
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from adaftr_fast._files import AnyPath
-from adaftr_fast.data.encode.written import holds_text
-from adaftr_fast.data.raw.batches import PARQUET
-from adaftr_fast.data.raw.tables import is_list
-from adaftr_fast.data.schema.types import Schema
+from adaftr_fast.data import hashing
+from adaftr_fast.data.encode.canonical import canonical_values
+from adaftr_fast.data.encode.counts import ValueCounts
+from adaftr_fast.data.encode.encoders import one_array
+from adaftr_fast.data.encode.groups import Groups
+from adaftr_fast.data.encode.written import SHOWN_LABELS, as_written, holds_text, is_label, rewrites
+from adaftr_fast.data.memory import DEFAULT, Memory
+from adaftr_fast.data.parallel import UNSHARDED, Shard
+from adaftr_fast.data.raw.bad_rows import EXAMPLES, BadRows
+from adaftr_fast.data.raw.batches import (
+    PARQUET,
+    Read,
+    coalesced,
+    count_rows,
+    fragment_rows,
+    read_tables,
+)
+from adaftr_fast.data.raw.tables import is_list, shown
+from adaftr_fast.data.schema.types import (
+    SPLITS,
+    Condition,
+    Label,
+    Schema,
+    SplitRule,
+    condition_columns,
+)
 from adaftr_fast.errors import DataError, StoreError, UserError, first_line
 from adaftr_fast.stores import arrow_path, files_below, in_store, known_sha256, open_file
 
 SHIPPED = resources.files("adaftr_fast.data") / "files"
+ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
 # the last of names of columns in parquet
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 LISTED = 50  # columns that an error names
 NOT_PARQUET = "not a readable parquet file"
 _ONE_FOLDER = "the files of a folder must have the same columns"
+# Prefixes, whose NUL keeps them apart from columns of a log: whether a row meets the condition of a
+# split, and the labels.
+IN_SPLIT = "\0split:"
+LABEL = "\0label:"
 Inputs = Mapping[str, Sequence[AnyPath]]  # files and folders of files, by role
 
 
@@ -42,6 +77,256 @@ class Unused:
 
     def __add__(self, other: Unused) -> Unused:
         return Unused(self.unmatched + other.unmatched, self.dropped + other.dropped)
+
+
+class Account:
+    """What is known of the rows of some files.
+
+    Attributes:
+        unused: rows that are in no split.
+        unlabelled: the rows that are not dropped and lack a label, by the first label that they
+            lack and its value.
+        texts: the values of the columns that labels compare with text, by column.
+        groups: the groups of each split; {} if the schema has none.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self.unused = Unused()
+        self.unlabelled = BadRows()
+        self.texts = {column: ValueCounts(pa.string()) for column in schema.compared()}
+        self.groups = {split: Groups(schema.group) for split in SPLITS if schema.group}
+
+
+class _Lacking:
+    """Rows that lack a label.
+
+    Attributes:
+        reasons: their numbers by reason, which is the value that they have.
+        first: the numbers of the first ones, with the reasons.
+    """
+
+    def __init__(self, label: Label) -> None:
+        self.label = label
+        self.reasons: Counter[str] = Counter()
+        self.first: list[tuple[int, str]] = []
+
+    def add(self, table: pa.Table, lacks: np.ndarray, first_row: int) -> None:
+        """Adds the rows of a table in which ``lacks`` [n] is true."""
+        places = np.flatnonzero(lacks)
+        if not len(places):
+            return
+        values = pa.nulls(len(places), pa.string())
+        if self.label.column is not None:
+            values = one_array(table[self.label.column].take(places)).cast(pa.string())
+        texts = values.to_pylist()
+        for place, value in zip(places[:EXAMPLES].tolist(), texts):
+            self.first.append((first_row + place, self._reason(value)))
+        del self.first[EXAMPLES:]
+        for value, count in Counter(texts).items():
+            reason = self._reason(value)
+            is_new = value is not None and reason not in self.reasons
+            if is_new and len(self.reasons.keys() - {self._reason(None)}) >= SHOWN_LABELS:
+                reason = f"label {self.label.name}: expected 0 or 1, got other text"
+            self.reasons[reason] += count
+
+    def _reason(self, value: str | None) -> str:
+        if value is None:
+            return f"{self.label.column or f'label {self.label.name}'} is missing"
+        return f"label {self.label.name}: expected 0 or 1, got {value!r}"
+
+
+class Source:
+    """Input files of a schema by role, or one shard of their rows, a range of consecutive row
+    groups.
+
+    Args:
+        paths: parquet files and folders of parquet files, by role (``input_paths``).
+        shard: which rows.
+        labelled: whether rows that lack a label are left out.
+        named: the inputs as the user knows them; None for ``paths``.
+        memory: the bound of this process.
+
+    Raises:
+        DataError: a file is missing or not readable as parquet, or a column is missing.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        paths: Inputs,
+        shard: Shard = UNSHARDED,
+        *,
+        labelled: bool = False,
+        named: Inputs | None = None,
+        memory: Memory = DEFAULT,
+    ) -> None:
+        self.schema = schema
+        self.memory = memory
+        self.labelled = labelled
+        self.named = named or paths
+        read: Read | None = partial(as_written, schema) if rewrites(schema.text) else None
+        self._read_tables = partial(read_tables, read=read, memory=memory)
+        self._count_rows = partial(count_rows, read=read, memory=memory)
+        self.paths = paths
+        self._datasets: dict[str, ds.Dataset] = {}
+        # rows of the preceding shards, which row numbers count
+        self._preceding: dict[str, ds.Dataset] = {}
+        for role in paths:
+            with reading_input(self.paths[role], NOT_PARQUET):
+                whole = open_datasets(paths[role])
+                self._datasets[role], self._preceding[role] = _shard_row_groups(whole, shard)
+            check_columns(paths[role][0], whole.schema.names, schema.columns(), schema)
+            with reading_input(self.paths[role], "cannot read the columns of its files"):
+                check_files(whole, schema.columns())
+
+    def count_rows(self, split: str) -> int:
+        """Returns the number of rows of a split before selection by row number or hash."""
+        rule = self.schema.split[split]
+        with reading_input(self.paths[rule.file], f"cannot read split {split}"):
+            return self._count_rows(self._datasets[rule.file], *self._where(rule))
+
+    def scan(self, split: str, advance: Callable[[int], object] = int) -> Iterator[pa.RecordBatch]:
+        """Yields the rows of a split in file order: every column the schema reads, and
+        ``LABEL`` + NAME per task.
+
+        Args:
+            advance: called with the number of rows read, as counted by ``count_rows``.
+
+        Raises:
+            DataError: the file is corrupt, or a condition does not fit a column's type.
+            StoreError: a file in a store is corrupt or cannot be read.
+        """
+        rule = self.schema.split[split]
+        columns = {name: pc.field(name) for name in self.schema.columns()}
+        names = [*columns]
+        with reading_input(self.paths[rule.file], f"cannot read split {split}"):
+            labels = {LABEL + label.name: _label_expression(label) for label in self.schema.labels}
+            compared, where = self._where(rule)
+            tables = self._read_tables(
+                self._datasets[rule.file], [*names, *compared], columns | labels, where
+            )
+        return coalesced(self._selected(split, tables, advance), self.memory)
+
+    def _selected(
+        self, split: str, tables: Iterator[pa.Table], advance: Callable[[int], object]
+    ) -> Iterator[pa.Table]:
+        rule = self.schema.split[split]
+        seen = self._rows_before(rule)
+        while True:
+            # covers the read only, not the caller's code
+            with reading_input(self.paths[rule.file], f"cannot read split {split}"):
+                table = next(tables, None)
+                if table is None:
+                    return
+                # parquet of other programs may hold text that is not UTF-8
+                table.validate(full=True)
+                selected = table
+                if rule.rows != "all" or rule.hash:
+                    numbers = np.arange(seen, seen + table.num_rows)
+                    mask = _selects(rule, numbers, _hashes(table, [rule]))
+                    selected = table.filter(mask)
+            yield selected
+            seen += table.num_rows
+            advance(table.num_rows)
+
+    def account(self) -> Account:
+        """Reads the rows of all files once, and counts what ``Account`` says."""
+        found = Account(self.schema)
+        for role in self._datasets:
+            with reading_input(self.paths[role], "cannot read the labels and the splits"):
+                self._add_role(role, found)
+        return found
+
+    def _add_role(self, role: str, found: Account) -> None:
+        schema = self.schema
+        dataset = self._datasets[role]
+        rules = {name: rule for name, rule in schema.split.items() if rule.file == role}
+        names = condition_columns(schema.drop or [])
+        names += [column for label in schema.labels for column in label.columns()]
+        names += [column for rule in rules.values() for column in rule.columns()]
+        names += [schema.group] if schema.group else []
+        columns = {name: pc.field(name) for name in names}
+        columns[IN_SPLIT] = _kept(schema)
+        columns |= {LABEL + each.name: _has_label(each, dataset.schema) for each in schema.labels}
+        columns |= {IN_SPLIT + name: _condition(rule.where) for name, rule in rules.items()}
+        seen = {name: self._rows_before(rule) for name, rule in rules.items()}
+        lacking = [_Lacking(label) for label in schema.labels]
+        rows = 0
+        for table in self._read_tables(dataset, names, columns):
+            table.validate(full=True)
+            used = table[IN_SPLIT].to_numpy()
+            dropped = table.num_rows - int(used.sum())
+            for each in lacking:
+                has_label = table[LABEL + each.label.name].to_numpy()
+                each.add(table, used & ~has_label, rows)
+                used = used & has_label
+            hashes = _hashes(table, rules.values())
+            in_any = np.zeros(table.num_rows, bool)
+            for name, rule in rules.items():
+                places = np.flatnonzero(used & table[IN_SPLIT + name].to_numpy())
+                numbers = np.arange(seen[name], seen[name] + len(places))
+                seen[name] += len(places)
+                of_places = {column: each[places] for column, each in hashes.items()}
+                places = places[_selects(rule, numbers, of_places)]
+                in_any[places] = True
+                if schema.group:
+                    found.groups[name].add(one_array(table[schema.group].take(places)))
+            found.unused += Unused(int((used & ~in_any).sum()), dropped)
+            for column, counts in found.texts.items():
+                counts.update(one_array(table[column].filter(used)).cast(pa.string()))
+            rows += table.num_rows
+        reasons = dict(sum((each.reasons for each in lacking), Counter()))
+        first = sorted(example for each in lacking for example in each.first)[:EXAMPLES]
+        examples = self._examples(role, first) if first else []
+        found.unlabelled += BadRows(rows, sum(reasons.values()), reasons, examples)
+
+    def _examples(self, role: str, first: Sequence[tuple[int, str]]) -> list[str]:
+        """Returns rows of this shard and their reasons, under the file of each row and its number
+        there, counted from 0; of staged text, under the inputs.
+        """
+        inputs = {
+            arrow_path(file)[1]: file for path in self.named[role] for file in data_files(path)
+        }
+        examples = []
+        for row, reason in first:
+            before: Counter[str] = Counter()
+            for fragment in self._preceding[role].get_fragments():
+                before[fragment.path] += fragment_rows(fragment)
+            for fragment in self._datasets[role].get_fragments():
+                count = fragment_rows(fragment)
+                if row < count:
+                    break
+                row -= count
+                before[fragment.path] += count
+            place = listed(map(shown, self.named[role]))
+            if fragment.path in inputs:
+                place = f"{shown(inputs[fragment.path])}: row {before[fragment.path] + row}"
+            examples.append(f"{place}: {reason}")
+        return examples
+
+    def _rows_before(self, rule: SplitRule) -> int:
+        """Returns the number of rows of the preceding shards among which a rule counts rows; 0 if
+        it counts none.
+        """
+        is_numbered = rule.rows != "all" or (rule.hash and rule.hash.column is None)
+        if not is_numbered:
+            return 0
+        return self._count_rows(self._preceding[rule.file], *self._where(rule))
+
+    def _where(self, rule: SplitRule) -> tuple[list[str], pc.Expression | None]:
+        """Returns the columns that conditions compare, and the condition of the rows that ``where``
+        and ``drop`` leave.
+
+        It is None for all rows.
+        """
+        compared = condition_columns(rule.where or []) + condition_columns(self.schema.drop or [])
+        conditions = [pq.filters_to_expression(rule.where)] if rule.where else []
+        conditions += [_kept(self.schema)] if self.schema.drop else []
+        if self.labelled:
+            types = self._datasets[rule.file].schema
+            compared += [column for label in self.schema.labels for column in label.columns()]
+            conditions += [_has_label(label, types) for label in self.schema.labels]
+        return compared, functools.reduce(operator.and_, conditions) if conditions else None
 
 
 @contextmanager
@@ -87,17 +372,19 @@ def check_columns(
         )
 
 
-def check_files(files: Sequence[ds.Dataset], columns: Iterable[str]) -> None:
-    """Raises DataError if a file lacks one of ``columns``, or has values of another kind there than
-    the first one.
+def check_files(dataset: ds.Dataset, columns: Iterable[str]) -> None:
+    """Raises DataError if a file of a folder lacks one of ``columns``, or has values of another
+    kind there.
+
+    Arrow reads such a file as the first one: a column that it lacks as missing, the text "007" as
+    the integer 7.
     """
     columns = list(columns)
-    first, *others = (fragment for file in files for fragment in file.get_fragments())
-    kinds = files[0].schema
+    first, *others = [*dataset.get_fragments()] or [None]
     for file in others:
         found = file.physical_schema
         for column in columns:
-            kind = kinds.field(column).type
+            kind = dataset.schema.field(column).type
             if column not in found.names:
                 raise DataError(
                     f"{file.path}: no column {column!r}, which {first.path} has; {_ONE_FOLDER}"
@@ -138,6 +425,67 @@ def listed(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
+
+
+def _label_expression(label: Label) -> pc.Expression:
+    return (
+        pc.field(label.column)
+        if label.column is not None
+        else pq.filters_to_expression(label.condition)
+    )
+
+
+def _selects(rule: SplitRule, numbers: np.ndarray, hashes: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns whether a rule selects each row that meets ``where``, bool [n].
+
+    Args:
+        numbers: the numbers of the rows, among those of the file that meet ``where`` [n].
+        hashes: ``_hashes`` of the rows.
+    """
+    if rule.hash:
+        column = rule.hash.column
+        found = hashing.bits(ROW_STREAM, numbers) if column is None else hashes[column]
+        position = hashing.fraction(found)
+        return (position >= rule.hash.start) & (position < rule.hash.stop)
+    return (
+        np.full(len(numbers), True) if rule.rows == "all" else numbers % 2 == (rule.rows == "odd")
+    )
+
+
+def _hashes(table: pa.Table, rules: Iterable[SplitRule]) -> dict[str, np.ndarray]:
+    """Returns the hashes of the columns of a table that rules select by, uint64 [n] each."""
+    hashes = {}
+    for column in {rule.hash.column for rule in rules if rule.hash and rule.hash.column}:
+        values = one_array(table[column])
+        try:
+            hashes[column] = hashing.text_hash(canonical_values(values))
+        except pa.ArrowException as error:
+            expected = "expected text or numbers, got values of type"
+            raise pa.ArrowTypeError(f"hash of {column}: {expected} {values.type}") from error
+    return hashes
+
+
+def _kept(schema: Schema) -> pc.Expression:
+    """Returns the condition of the rows that ``drop`` leaves. One that is null does not drop a
+    row.
+    """
+    return ~_condition(schema.drop) if schema.drop else pc.scalar(True)
+
+
+def _has_label(label: Label, types: pa.Schema) -> pc.Expression:
+    """Returns the condition of the rows that have a label."""
+    if label.column is None:
+        return pq.filters_to_expression(label.condition).is_valid()
+    return is_label(label.column, types.field(label.column).type)
+
+
+def _condition(where: Condition | None) -> pc.Expression:
+    """Returns an expression that is true where a condition is met, and false where it is null."""
+    return (
+        pc.scalar(True)
+        if where is None
+        else pc.coalesce(pq.filters_to_expression(where), pc.scalar(False))
+    )
 
 
 def input_paths(schema: Schema, files: Sequence[str | AnyPath]) -> dict[str, tuple[AnyPath, ...]]:
@@ -183,9 +531,39 @@ def content_digest(path: AnyPath) -> str:
     return hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
 
 
+def open_datasets(paths: Sequence[AnyPath]) -> ds.Dataset:
+    """Opens files and folders of files as one data set, with the types of the first one. Raises as
+    ``open_dataset``.
+    """
+    first, *others = map(open_dataset, paths)
+    if not others:
+        return first
+    files = [file for each in (first, *others) for file in each.get_fragments()]
+    return ds.FileSystemDataset(files, first.schema, first.format, first.filesystem)
+
+
 def open_dataset(path: AnyPath) -> ds.Dataset:
     """Opens a file or a folder of files for scans. Raises one of ``READ_ERRORS``."""
     filesystem, place = arrow_path(path)
     dataset = ds.dataset(place, filesystem=filesystem, format=PARQUET)
     check_names(dataset.schema)
     return dataset
+
+
+def _shard_row_groups(whole: ds.Dataset, shard: Shard) -> tuple[ds.Dataset, ds.Dataset]:
+    """Returns the row groups of a shard, and those of all shards before it."""
+
+    def dataset(row_groups: Iterable[ds.Fragment]) -> ds.Dataset:
+        return ds.FileSystemDataset(list(row_groups), whole.schema, whole.format, whole.filesystem)
+
+    row_groups = [
+        row_group
+        for fragment in whole.get_fragments()
+        for row_group in fragment.split_by_row_group()
+    ]
+    ends = np.cumsum([fragment_rows(row_group) for row_group in row_groups])
+    rows = max([1, *ends])
+    number = (ends - 1) * shard.count // rows + 1  # the shard of each row group's last row
+    return dataset(compress(row_groups, number == shard.number)), dataset(
+        compress(row_groups, number < shard.number)
+    )

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from adaftr_fast._files import AnyPath, followed, make_folder, remove
 from adaftr_fast._publish import publisher_lock
 from adaftr_fast.data.encode.written import holds_text
-from adaftr_fast.data.memory import BATCH_ROWS, DEFAULT, Memory
-from adaftr_fast.data.raw.batches import coalesced
+from adaftr_fast.data.memory import DEFAULT, Memory
+from adaftr_fast.data.raw.batches import BATCH_ROWS, coalesced
 from adaftr_fast.errors import DataError
 from adaftr_fast.stores import open_file
 

@@ -35,7 +35,7 @@ from adaftr_fast.data.encode.written import (
     without_words,
 )
 from adaftr_fast.data.raw.bad_rows import EXAMPLES, TEXT, BadLine, BadRows
-from adaftr_fast.data.raw.blocks import LINE_END
+from adaftr_fast.data.raw.staging import LINE_END
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 
 # what others write for it

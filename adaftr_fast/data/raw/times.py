@@ -7,12 +7,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import feather
 
-from adaftr_fast._files import AnyPath
+from adaftr_fast._files import AnyPath, replacing
 from adaftr_fast._progress import progress_bar
 from adaftr_fast.data.encode.canonical import without_nan
 from adaftr_fast.data.encode.counts import ValueCounts
@@ -46,7 +48,7 @@ ISO_8601 = rf"^(?P<time>[0-9]{{4}}-?[0-9]{{2}}(?:-?[0-9]{{2}}(?:{CLOCK})?)?)(?:[
 
 
 def with_times(
-    schema: Schema, paths: Inputs, memory: Memory = DEFAULT, *, progress: bool = False
+    schema: Schema, paths: Inputs, work: Path, memory: Memory = DEFAULT, *, progress: bool = False
 ) -> Schema:
     """Returns a schema whose shares of time are conditions, which compare with times of these
     inputs.
@@ -56,6 +58,8 @@ def with_times(
 
     Args:
         paths: the inputs by role, text or parquet.
+        work: a folder that belongs to these inputs, where the times are kept for a run that
+            resumes.
         memory: the bound of this process.
         progress: whether to show a progress bar.
 
@@ -65,7 +69,7 @@ def with_times(
     """
     split = dict(schema.split)
     columns = dict.fromkeys((rule.file, rule.time.column) for rule in split.values() if rule.time)
-    for role, column in columns:
+    for number, (role, column) in enumerate(columns):
         ours = {
             name: rule.time
             for name, rule in split.items()
@@ -74,8 +78,12 @@ def with_times(
         shares = sorted(
             {share for time in ours.values() for share in (time.start, time.stop)} - {0.0, 1.0}
         )
-        found = _quantiles(paths[role], column, schema.text, shares, memory, progress)
-        bounds = dict(zip(shares, map(_bound, found["value"].to_pylist())))
+        kept = work / f"times-{number}.arrow"
+        if not kept.exists():
+            found = _quantiles(paths[role], column, schema.text, shares, memory, progress)
+            with replacing(kept) as new:
+                feather.write_feather(found, new)
+        bounds = dict(zip(shares, map(_bound, feather.read_table(kept)["value"].to_pylist())))
         split |= {
             name: replace(split[name], where=_condition(time, bounds))
             for name, time in ours.items()
@@ -148,7 +156,7 @@ def _open(path: AnyPath, time: str, form: TextFormat) -> InputFile:
 
 def _type(file: InputFile, time: str) -> pa.DataType:
     """Returns the type of times, as the first rows of an input have them; of text, that in which it
-    is read.
+    is staged.
 
     Text that none of the forms of dates fits is a number, or sorts as it is if there are such
     forms.
@@ -167,7 +175,7 @@ def _type(file: InputFile, time: str) -> pa.DataType:
             is_number = is_text and form.thousands and are_numbers(texts, form)
             return pa.float64() if is_number else pa.string()
         if form.dates and pa.types.is_temporal(found.type):
-            return pa.string()  # which a chunk would read by these forms
+            return pa.string()  # which staging would read by these forms
         return operand_type(pc.max(found).as_py())
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from adaftr_fast.data.encode.counts import ValueCounts
-from adaftr_fast.data.encode.encoders import field_values
-from adaftr_fast.data.encode.moments import Moments, fit_dense
+from adaftr_fast.data.encode.encoders import count_values, field_values
+from adaftr_fast.data.encode.moments import fit_dense
 from adaftr_fast.data.schema.types import Field
 from adaftr_fast.errors import DataError
 
@@ -21,22 +20,9 @@ def batch(values, kind=None):
     return pa.record_batch({"x": pa.array(values, kind)})
 
 
-def moments(field, batches):
-    found = Moments.of(pa.array([], pa.float32()), field.encoding)
-    for each in batches:
-        found.merge(Moments.of(field_values(field, batch(each, pa.float64())), field.encoding))
-    return found
-
-
 def fitted(field, *batches):
-    counts = ValueCounts(pa.float32())
-    for each in batches:
-        values = field_values(field, batch(each, pa.float64()))
-        counts.update(values.filter(~np.isnan(values.to_numpy())))
     return fit_dense(
-        field,
-        moments(field, batches),
-        counts.table() if field.encoding == "piecewise" else None,
+        field, count_values([field], [batch(each, pa.float64()) for each in batches])["x"]
     )
 
 
@@ -76,7 +62,8 @@ def test_batches_do_not_change_the_statistics():
     values = random.choice([-1.0, 1.0], 600) * 10.0 ** random.uniform(-44, 38, 600)
     values[::7] = np.nan
     whole, divided = (
-        moments(dense(), parts) for parts in ([values], [values[:1], values[1:300], values[300:]])
+        count_values([dense()], [batch(part) for part in parts])["x"]
+        for parts in ([values], [values[:1], values[1:300], values[300:]])
     )
     assert divided == whole
     kept = [Fraction(float(each)) for each in values.astype(np.float32) if each == each]

@@ -7,6 +7,7 @@ import pytest
 
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import Buckets, Vocabulary
+from adaftr_fast.data.encode.groups import Groups
 
 
 def counts_of(*batches):
@@ -14,7 +15,7 @@ def counts_of(*batches):
     counts = ValueCounts(arrays[0].type)
     for array in arrays:
         counts.update(array)
-    return counts.table()
+    return counts
 
 
 def test_vocabulary_orders_by_count_then_value():
@@ -35,6 +36,16 @@ def test_binary_search_equals_hash_lookup():
     assert pa.concat_arrays(few).equals(every)
     assert every.to_pylist()[:3] == [0, 0, 0]
     assert pc.sum(pc.greater(every, 0)).as_py() == 400
+
+
+def test_every_group_is_missing(tmp_path):
+    column = pa.nulls(3)
+    for number, part in enumerate([column, column[:0]]):
+        groups = Groups("user")
+        groups.add(part)
+        groups.write(tmp_path / f"{number}")
+    groups = Groups.read("user", [tmp_path / "0", tmp_path / "1"])
+    assert groups.encode(column).to_pylist() == [-1, -1, -1]
 
 
 def test_buckets_beyond_the_values_have_the_same_edges():

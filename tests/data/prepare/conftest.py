@@ -2,9 +2,9 @@
 
 import pytest
 
-from adaftr_fast.data.prepare import table
+from adaftr_fast.data.encode import counts, groups
 from adaftr_fast.data.prepare.run import prepare
-from adaftr_fast.data.raw import blocks
+from adaftr_fast.data.raw import staging
 from tests.data.prepare.shards import assert_same, changed, write_log
 
 
@@ -50,9 +50,9 @@ def is_whole(whole, tmp_path):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 5_000)
-    monkeypatch.setattr(table, "BATCH_ROWS", 130)
-    monkeypatch.setattr(table, "GROUP_ROWS", 70)
+    monkeypatch.setattr(staging, "BLOCK_BYTES", 5_000)
+    for module in (counts, groups):  # merge after every batch
+        monkeypatch.setattr(module, "COMPACT_ROWS", 50)
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def test_folder_with_other_files_is_not_replaced(prepared, refused, tmp_path):
         ({"user": [[1, 2]] * 12}, "group user: expected text or numbers, got values of type list"),
         ({"day": pa.array(range(13, 25))}, "split train has no rows"),
         ({"day": pa.array([1] * 12)}, "split validation has no rows"),
-        ({"delay": ["late"] * 12}, "cannot read the labels and the splits: .*string"),
+        ({"delay": ["late"] * 12}, "cannot read split train"),
     ],
 )
 def test_bad_columns_are_named(refused, tmp_path, changes, message):
@@ -199,13 +199,13 @@ def test_columns_with_the_names_of_a_split_and_a_label(source, prepared, rows):
 
 def test_a_label_that_compares_several_types(source, refused):
     source["labels"]["late"] = [["kind", "in", ["a", 1]]]
-    refused(r"log\.parquet: cannot read the labels and the splits", kind=ROWS["city"])
+    refused(r"log\.parquet: cannot read split", kind=ROWS["city"])
 
 
 def test_groups_that_cannot_be_hashed_are_named(source, refused):
     del source["group"]
     source["split"] = by_hash(0.8, 0.9, column="user")
-    unread = r"log\.parquet: cannot read .*: hash of user: expected text or numbers, got"
+    unread = r"log\.parquet: cannot read split train: hash of user: expected text or numbers, got"
     refused(unread, user=[[1, 2]] * 12)
 
 
@@ -215,11 +215,20 @@ def test_bad_files_are_named(write, refused, tmp_path):
     third = len(whole) // 3
     for content, message in (
         (whole[:-20], "not a readable parquet file"),
-        (whole[:4] + b"\xff" * third + whole[4 + third :], "cannot be read"),
+        (whole[:4] + b"\xff" * third + whole[4 + third :], "cannot read split train"),
     ):
         log.write_bytes(content)
         refused(rf"log\.parquet: {message}", files=["log.parquet"])
     refused("no such file", files=["absent.parquet"])
+
+
+def test_a_role_with_a_slash_names_no_folder_of_text(source, prepared, refused, tmp_path):
+    source["files"] = ["a/b"]
+    prepared()
+    csv.write_csv(pa.table(ROWS), tmp_path / "log.csv")
+    refused(
+        "files: expected the name of a file .* got 'a/b', which names a folder", files=["log.csv"]
+    )
 
 
 def test_a_damaged_manifest_is_named(prepared, tmp_path):

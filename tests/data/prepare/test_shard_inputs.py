@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
 
+from adaftr_fast.data.dataset import split_file
 from adaftr_fast.data.dataset.manifest import read_manifest
-from adaftr_fast.data.prepare import load, merge, steps, write
+from adaftr_fast.data.prepare import steps, work_folder
 from adaftr_fast.data.raw import inputs
 from adaftr_fast.errors import DataError
 from tests.data.prepare.shards import BY_USER
@@ -17,29 +18,33 @@ pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
 @pytest.mark.parametrize(
-    ("module", "function"),
+    ("module", "function", "kept", "shards"),
     [
-        (inputs, "parse_block"),
-        (steps, "select_rows"),
-        (merge, "write_vocabulary"),
-        (write, "_encode"),
+        (inputs, "parse_block", "part-*.parquet", 1),
+        (steps, "count_values", "count-*.json", 2),
+        (split_file, "_encode", "train*.parquet", 1),
+        (steps, "split_info", "encode-*.json", 2),
     ],
 )
-def test_a_file_that_changes_during_a_step_is_noticed(
-    log, shop, tmp_path, monkeypatch, module, function
+def test_results_of_a_file_that_changes_during_a_step_are_not_kept(
+    log, shop, tmp_path, monkeypatch, module, function, kept, shards
 ):
     file = tmp_path / "log.csv"
     shutil.copy2(log / "log.csv", file)
     real = getattr(module, function)
+    found = []
 
     def changing(*arguments, **options):
         os.utime(file)
         return real(*arguments, **options)
 
     monkeypatch.setattr(module, function, changing)
+    monkeypatch.setattr(
+        work_folder, "remove_work", lambda work, folder: found.extend(work.folder.rglob(kept))
+    )
     with pytest.raises(DataError, match=r"log\.csv: changed during the run"):
-        shop(name=file, shards=2)
-    assert not list(tmp_path.glob("*out*"))
+        shop(name=file, shards=shards)
+    assert not found
 
 
 def replaced(file):
@@ -62,13 +67,13 @@ def test_another_input_of_equal_size_and_time_is_noticed(log, shop, tmp_path, mo
     file = tmp_path / "log.csv"
     shutil.copy2(log / "log.csv", file)
     before = file.stat()
-    real = inputs.parse_block
+    real = steps.count_values
 
     def changing(*arguments, **options):
         change(file)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(inputs, "parse_block", changing)
+    monkeypatch.setattr(steps, "count_values", changing)
     with pytest.raises(DataError, match=r"log\.csv: changed during the run"):
         shop(name=file)
     after = file.stat()
@@ -78,13 +83,13 @@ def test_another_input_of_equal_size_and_time_is_noticed(log, shop, tmp_path, mo
 def test_parquet_that_is_cut_off_while_it_is_read_has_changed(log, shop, tmp_path, monkeypatch):
     file = tmp_path / "log.parquet"
     pq.write_table(csv.read_csv(log / "log.csv"), file)
-    real = load.field_values
+    real = steps.count_values
 
     def cutting(*arguments, **options):
         os.truncate(file, file.stat().st_size // 2)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(load, "field_values", cutting)
+    monkeypatch.setattr(steps, "count_values", cutting)
     with pytest.raises(DataError, match=r"log\.parquet: changed during the run"):
         shop(name=file)
 
@@ -130,14 +135,14 @@ def test_existing_folder_is_kept_or_replaced(shop, is_whole, tmp_path):
 
 def test_folder_that_appears_during_the_run_is_not_replaced(shop, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    real = write._encode
+    real = steps.split_info
 
-    def meanwhile(*arguments):
+    def meanwhile(path):
         out.mkdir(exist_ok=True)
         (out / "thesis.txt").touch()
-        return real(*arguments)
+        return real(path)
 
-    monkeypatch.setattr(write, "_encode", meanwhile)
+    monkeypatch.setattr(steps, "split_info", meanwhile)
     with pytest.raises(DataError, match=r"not a prepared folder \(it holds thesis\.txt\)"):
         shop(shards=2)
     assert (out / "thesis.txt").exists()

@@ -3,18 +3,15 @@
 import dataclasses
 
 import pyarrow as pa
-import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast.data.dataset.manifest import read_manifest
-from adaftr_fast.data.dataset.split_file import read_split
-from adaftr_fast.data.prepare import table
+from adaftr_fast.data.prepare import steps
 from adaftr_fast.data.prepare.run import prepare
+from adaftr_fast.data.raw import inputs
 from adaftr_fast.data.schema.parse import load_schema
-from adaftr_fast.data.schema.types import SPLITS
 from adaftr_fast.errors import ConfigError, DataError
-from tests.data.prepare.shards import BY_ROW, BY_TIME, BY_USER, assert_same, changed
+from tests.data.prepare.shards import BY_ROW, BY_TIME, BY_USER, assert_same
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
@@ -67,12 +64,20 @@ def test_bad_rows_are_summed_over_shards(log, shop, tmp_path, monkeypatch):
     assert_same(tmp_path / "by2", tmp_path / "whole")
     with pytest.raises(DataError, match=r"3 of 2,000 rows cannot be read .*--bad_rows 0\.002 "):
         shop("few", file, shards=2, bad_rows=0.0005)
-    left_out = (
-        r"/by2: more rows were left out than bad_rows 0 allows: 3 of .*; pass --bad_rows 0\.002 "
-    )
-    with pytest.raises(ConfigError, match=left_out):  # what was prepared with more
-        shop("by2", file)
+    monkeypatch.setattr(steps, "encode", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        shop("later", file, bad_rows=0.01)
+    monkeypatch.undo()
+    # what was prepared with more, and what was begun
+    for name, shown in (("by2", "by2"), ("later", ".later.work")):
+        left_out = (
+            rf"/{shown}: more rows were left out than bad_rows 0 allows: 3 of .*; pass --bad_rows "
+            r"0\.002 "
+        )
+        with pytest.raises(ConfigError, match=left_out):
+            shop(name, file)
     assert_same(tmp_path / "by2", tmp_path / "whole")
+    assert (tmp_path / ".later.work").exists()
 
 
 def test_a_generated_log_needs_no_file(tmp_path):
@@ -92,22 +97,9 @@ def test_the_number_of_shards_is_checked(shop):
             shop(shards=shards)
 
 
-def test_ids_of_vocabularies_that_do_not_fit_the_memory(shop, is_whole, monkeypatch):
-    monkeypatch.setattr(table, "APART", 0.0)  # each is looked up by itself
-    shop(shards=2)
-    is_whole()
-
-
-def test_text_and_parquet_of_one_log(log, tmp_path):
-    """A value has one id in both, and rows are numbered through."""
-    rows = pq.read_table(log / "log.parquet")
-    csv.write_csv(rows[:700], tmp_path / "first.csv")
-    pq.write_table(rows[700:], tmp_path / "last.parquet")
-    files = [tmp_path / "first.csv", tmp_path / "last.parquet"]
-    for name, given in (("both", files), ("text", [log / "log.csv"])):
-        prepare(changed({"split": BY_ROW}), given, tmp_path / name)
-    both, text = (read_manifest(tmp_path / name) for name in ("both", "text"))
-    for split in SPLITS:
-        found = read_split(tmp_path / "both", both, split)
-        assert found.equals(read_split(tmp_path / "text", text, split))
-    assert both.fingerprint == text.fingerprint
+def test_the_layout_of_a_text_file_is_read_once_for_all_shards(log, shop, monkeypatch):
+    read = inputs.read_layout
+    seen = []
+    monkeypatch.setattr(inputs, "read_layout", lambda *given: seen.append(given[0]) or read(*given))
+    shop(shards=3)
+    assert seen == [log / "log.csv"]

@@ -6,8 +6,7 @@ import pyarrow.parquet as pq
 
 from adaftr_fast.api.prepared import Prepared
 from adaftr_fast.data import hashing
-from adaftr_fast.data.prepare.table import ROW_STREAM
-from adaftr_fast.data.raw.source import Unused
+from adaftr_fast.data.raw.source import ROW_STREAM, Unused
 from tests.data.conftest import ROWS
 
 

@@ -34,7 +34,7 @@ SKELETON = (
 )
 
 
-def test_tokens_and_join_by_hand():
+def test_tokens_and_join_by_hand(tmp_path):
     """Two fields are read by all tokens; u1 has some of 109_14 in the skeleton and in the common
     features.
     """
@@ -48,7 +48,9 @@ def test_tokens_and_join_by_hand():
         "205": [None, None],
         "210": [[], []],
     }
-    table, bad_rows = aliccp.parse_skeleton(SKELETON.encode(), FIELDS, table, lists)
+    pq.write_table(table, tmp_path / "part.parquet")
+    common = aliccp.read_common(tmp_path)
+    table, bad_rows = aliccp.parse_skeleton(SKELETON.encode(), FIELDS, common, lists)
     assert table.to_pydict() == {
         "click": [1, 0, 0],
         "conversion": [0, 1, 0],

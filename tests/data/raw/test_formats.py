@@ -12,7 +12,7 @@ import pytest
 from adaftr_fast import prepare
 from adaftr_fast.data.dataset.split_file import read_split
 from adaftr_fast.data.prepare import run
-from adaftr_fast.data.raw import blocks, text
+from adaftr_fast.data.raw import staging, text
 from adaftr_fast.data.raw.formats import infer_dates, infer_format
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.schema.parse import parse_schema
@@ -188,7 +188,7 @@ def test_stray_quotes_cost_their_lines_alone(tmp_path, monkeypatch):
         assert found.manifest.bad_rows.account() == account
         assert found.manifest.bad_rows.reasons == {"the line ends inside quotes": 2}
     assert found.manifest.parsed.text.line_ends
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(staging, "BLOCK_BYTES", 500)
     monkeypatch.setattr(text, "LONGEST_VALUE", 50)
     found = run.prepare(found.manifest.parsed, [path], tmp_path / "other", bad_rows=0.01)
     assert found.bad_rows.account() == account

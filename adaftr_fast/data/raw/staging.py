@@ -1,0 +1,292 @@
+"""Converts text inputs to parquet once: in bounded memory, on all cores, resumable.
+
+Each block of lines becomes one file. The file is written to a temporary name and renamed, and its
+bad rows are stored in its metadata, so that both exist or neither does.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adaftr_fast._files import AnyPath, replacing
+from adaftr_fast._json import dumps, from_json, loads
+from adaftr_fast.data.memory import DEFAULT, Memory
+from adaftr_fast.data.parallel import UNSHARDED, Shard, ordered_map
+from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.engines import Advance
+from adaftr_fast.errors import DataError, StoreError
+
+BLOCK_BYTES = 16 << 20
+LINE_BLOCKS = 4  # the longest line of a file, in blocks
+PARSED = 8  # bytes of memory per byte of a block while it is parsed
+COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")  # suffixes from which Arrow detects the compression
+LINE_END = b"\0"  # a line end in quotes
+SEARCH_BYTES = 1 << 16  # read at a time when searching for a line end
+POLL_SECONDS = 0.5
+BAD_ROWS, LINES = b"bad_rows", b"lines"  # metadata keys of a staged block
+Parse = Callable[[bytes], tuple[pa.Table, BadRows]]
+"""Parses a block of whole lines to rows and a report of bad rows, lines counted from 1."""
+
+
+RowDivider = Callable[[bytes, bool], tuple[bytes, bytes]]
+"""Divides text into whole rows, one in each line, and the rest; if the second argument is true, the
+text ends here, and there is no rest.
+"""
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """A text file to be staged as parquet.
+
+    Attributes:
+        folder: folder of the staged blocks.
+        parse: returns the function that parses a block.
+        header_lines: number of header lines, 0 or 1.
+        rows: divides text into rows where values in quotes may hold line ends, as
+            ``Dialect.whole_rows`` does; None where every line is a row.
+    """
+
+    path: AnyPath
+    folder: Path
+    parse: Callable[[], Parse]
+    header_lines: int
+    rows: RowDivider | None = None
+
+
+def blocks(path: AnyPath, rows: RowDivider | None = None) -> Iterator[bytes]:
+    """Yields the blocks of a text file. Raises DataError and StoreError as ``numbered_blocks``
+    does.
+    """
+    return (block for _, block in numbered_blocks(path, rows=rows))
+
+
+def numbered_blocks(
+    path: AnyPath, shard: Shard = UNSHARDED, rows: RowDivider | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """Yields a text file, decompressed, in blocks of whole lines: those of a shard, with their
+    numbers.
+
+    Every shard reads compressed text, and text with line ends in quotes, as a whole.
+
+    Args:
+        rows: see ``TextInput``.
+
+    Raises:
+        DataError: the file cannot be read, or a line is longer than four blocks.
+        StoreError: the store of the file fails.
+    """
+    try:
+        if path.suffix in COMPRESSIONS or rows:
+            yield from islice(
+                enumerate(_stream(path, rows or _lines)), shard.number - 1, None, shard.count
+            )
+        else:
+            yield from _ranges(path, shard)
+    except StoreError:  # another attempt may succeed
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _stream(path: AnyPath, rows: RowDivider) -> Iterator[bytes]:
+    rest = b""
+    with text_stream(path) as stream:
+        while data := stream.read(BLOCK_BYTES):
+            if rows is not _lines and LINE_END in data:
+                raise DataError(
+                    f"{path}: expected text, got the character NUL in a file with line ends in "
+                    "quotes"
+                )
+            rest += data
+            _check_first_line(path, rest)
+            whole, rest = rows(rest, False)
+            if whole:
+                yield whole
+    if rest:
+        yield rows(rest, True)[0]
+
+
+def text_stream(path: AnyPath) -> pa.NativeFile:
+    """Opens a text file, which it decompresses."""
+    return pa.input_stream(
+        path.open("rb"), pa.Codec.detect(path.name).name if path.suffix in COMPRESSIONS else None
+    )
+
+
+def _lines(data: bytes, last: bool) -> tuple[bytes, bytes]:
+    """Divides text after its last line end, or nowhere if the text ends here."""
+    end = len(data) if last else data.rfind(b"\n") + 1
+    return data[:end], data[end:]
+
+
+def _ranges(path: AnyPath, shard: Shard) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb", buffering=0) as file:  # a read of a file in a store is one request
+        size = file.seek(0, os.SEEK_END)
+        # the end of a block is the start of the next
+        line_start = lru_cache(1)(partial(_line_start, path, file))
+        for number in range(-(-size // BLOCK_BYTES))[shard.stride]:
+            start = line_start(number * BLOCK_BYTES)
+            end = (number + 1) * BLOCK_BYTES
+            end = size if end >= size else line_start(end)
+            if end > start:
+                block = _read(file, start, end)
+                _check_first_line(path, block)
+                yield number, block
+
+
+def _read(file: BinaryIO, start: int, end: int) -> bytes:
+    file.seek(start)
+    return file.read(end - start)
+
+
+def _line_start(path: AnyPath, file: BinaryIO, position: int) -> int:
+    """Returns the position after the last line end before ``position``; 0 if there is none."""
+    for end in range(position, 0, -SEARCH_BYTES):
+        start = max(0, end - SEARCH_BYTES)
+        found = _read(file, start, end).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        if position - start > LINE_BLOCKS * BLOCK_BYTES:
+            raise _long_line(path)
+    return 0
+
+
+def _check_first_line(path: AnyPath, block: bytes) -> None:
+    """Raises DataError if the first line of a block is too long. Any other line is shorter than a
+    block.
+    """
+    end = block.find(b"\n")
+    if (len(block) if end < 0 else end) > LINE_BLOCKS * BLOCK_BYTES:
+        raise _long_line(path)
+
+
+def _long_line(path: AnyPath) -> DataError:
+    return DataError(f"{path}: found no line end in {LINE_BLOCKS * BLOCK_BYTES:,} bytes")
+
+
+def stage(
+    text: TextInput,
+    shard: Shard,
+    *,
+    tolerance: float,
+    check: Callable[[], None],
+    advance: Advance,
+    memory: Memory = DEFAULT,
+) -> int:
+    """Writes the blocks of a shard of a text file as ``part-*.parquet`` in its folder. Existing
+    files are kept.
+
+    The folder must exist. What the files hold depends on the path and ``parse`` only, so several
+    processes may write them.
+
+    Args:
+        tolerance: share of bad rows that is tolerated. If it is 0, the first bad row raises at
+            once.
+        check: raises an error if the file has changed. Called before a block is published.
+        advance: called with the bytes of text that are staged.
+        memory: the bound of this process.
+
+    Returns:
+        The number of blocks.
+
+    Raises:
+        ConfigError: a block does not fit the memory.
+        DataError: the file is unreadable, or a bad row is not tolerated.
+    """
+
+    parse = text.parse()
+
+    def write(numbered: tuple[int, bytes]) -> tuple[int, int, BadRows]:
+        number, block = numbered
+        size = len(block)
+        if number == 0 and text.header_lines:
+            block = block.partition(b"\n")[2]
+        staged = text.folder / f"part-{number:07d}.parquet"
+        if not staged.exists():
+            lines = lines_of_file(block, text.rows)
+            _write_block(staged, *parse(block), lines=lines, check=check)
+        return number, size, read_block_info(staged)[0]
+
+    count = 0
+    numbered = numbered_blocks(text.path, shard, text.rows)
+    for number, size, bad_rows in ordered_map(
+        write, numbered, lambda each: PARSED * len(each[1]), memory
+    ):
+        count += 1
+        if bad_rows.bad and tolerance == 0:  # more rows cannot make the share 0 again
+            bad_rows.shifted(text.path, _first_line(text, number)).check(tolerance)
+        advance(size)
+    return count
+
+
+def _first_line(text: TextInput, number: int) -> int:
+    """Returns the number of lines before a block, or the header before the first one."""
+    before = takewhile(lambda each: each[0] < number, numbered_blocks(text.path, rows=text.rows))
+    return sum(lines_of_file(block, text.rows) for _, block in before) or text.header_lines
+
+
+def lines_of_file(block: bytes, rows: RowDivider | None) -> int:
+    """Returns the number of lines of a file that a block holds."""
+    return block.count(b"\n") + (block.count(LINE_END) if rows else 0)
+
+
+def check_staged(folder: Path, blocks: int, patience: float = 0.0) -> None:
+    """Raises OSError unless all blocks of a text file are visible.
+
+    Args:
+        patience: seconds to wait for them: a shared file system may show late what another machine
+            has written.
+    """
+    end = time.monotonic() + patience
+    while (found := len(list(folder.glob("part-*.parquet")))) < blocks and time.monotonic() < end:
+        time.sleep(POLL_SECONDS)
+    if found != blocks:
+        raise OSError(f"{folder}: expected {blocks} staged files, found {found}")
+
+
+def staged_bad_rows(text: TextInput) -> BadRows:
+    """Returns the bad rows of a file of which all shards are staged.
+
+    Raises:
+        DataError: a line is neither a staged nor a bad row, nor blank.
+    """
+    bad_rows = BadRows()
+    line = text.header_lines
+    kept = 0
+    for staged in sorted(text.folder.glob("part-*.parquet")):
+        block_bad_rows, lines = read_block_info(staged)
+        bad_rows += block_bad_rows.shifted(text.path, line)
+        line += lines
+        kept += pq.read_metadata(staged).num_rows
+    bad_rows.check_kept(text.path, kept)
+    return bad_rows
+
+
+def _write_block(
+    path: Path, table: pa.Table, bad_rows: BadRows, lines: int, check: Callable[[], None]
+) -> None:
+    metadata = {BAD_ROWS: dumps(bad_rows), LINES: str(lines)}
+    with replacing(path) as new:
+        pq.write_table(
+            table.replace_schema_metadata(metadata),
+            new,
+            compression="lz4",  # a temporary file: fast rather than small
+            write_page_checksum=True,
+        )
+        check()
+
+
+def read_block_info(staged: Path) -> tuple[BadRows, int]:
+    """Returns the bad rows and the number of lines of a staged block, from its metadata."""
+    metadata = pq.read_schema(staged).metadata
+    return from_json(BadRows, loads(metadata[BAD_ROWS])), int(metadata[LINES])
