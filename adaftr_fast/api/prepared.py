@@ -91,7 +91,7 @@ class Prepared(Shown, PreparedData):
             return None
         if values.decimals:
             dense = f"--dense {column} (in Python dense=[{column!r}]) reads the numbers"
-            comma = 'beside --decimal , (decimal=",") if a comma is the mark of their decimals'
+            comma = 'with --decimal , (decimal=",") where a comma is the decimal mark'
             return (
                 f"{field.name} holds numbers as text, each with an id of its own; {dense}, {comma}"
             )

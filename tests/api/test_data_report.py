@@ -43,7 +43,8 @@ def test_useless_fields_are_named_with_the_option_that_mends_them(data):
     found = {each.split()[0]: each for each in data.useless()}
     assert found.keys() == {"code", "always", "never", "key"}
     assert "holds numbers as text" in found["code"]
-    assert found["code"].endswith("--dense code (in Python dense=['code']) reads the numbers")
+    assert "--dense code (in Python dense=['code']) reads the numbers" in found["code"]
+    assert '--decimal , (decimal=",")' in found["code"]
     one = (
         "always has one value in all training rows; --ignore always (in Python ignore=['always']) "
         "leaves it out"
