@@ -117,20 +117,16 @@ def one_batch(tables: list[pa.Table]) -> pa.RecordBatch:
     return pa.concat_batches(pa.concat_tables(tables).to_batches())
 
 
-def _check_types(footer: pq.FileMetaData) -> None:
-    """Raises ArrowInvalid if a row group says that a column has another type than the file does.
+def _check_row_groups(fragment: ds.ParquetFileFragment, names: Sequence[str]) -> None:
+    """Reads a row of each row group, which raises if what the footer says of its columns is
+    damaged.
 
-    Arrow ends the process when it compares a condition with the statistics of such a damaged file.
+    Arrow ends the process when it compares a condition with such statistics.
     """
-    types = [footer.schema.column(number).physical_type for number in range(footer.num_columns)]
-    for index in range(footer.num_row_groups):
-        group = footer.row_group(index)
-        for number, expected in enumerate(types):
-            found = group.column(number).physical_type
-            if found != expected:
-                raise pa.ArrowInvalid(
-                    f"damaged: column {number} is {expected}, but {found} in row group {index}"
-                )
+    with fragment.open() as file:
+        reader = pq.ParquetFile(file, metadata=fragment.metadata)
+        for number in range(reader.num_row_groups):
+            next(reader.iter_batches(1, [number], names), None)
 
 
 def _tables(
@@ -143,11 +139,12 @@ def _tables(
 ) -> Iterator[pa.Table]:
     widest = 0.0
     returned = columns if columns is None else dict(columns)
+    # Row groups are skipped by the statistics of the values in the file.
+    pruned_by = None if read else where
     for fragment in dataset.get_fragments():
-        _check_types(fragment.metadata)
-        # Those that may have such rows, which statistics of the values in the file do not tell of
-        # others.
-        for row_group in fragment.split_by_row_group(None if read else where, dataset.schema):
+        if pruned_by is not None:
+            _check_row_groups(fragment, fields.names)
+        for row_group in fragment.split_by_row_group(pruned_by, dataset.schema):
             steps: list[pa.Table] = []
             rows = size = 0
             for step in _steps(row_group, fields, most, widest):
