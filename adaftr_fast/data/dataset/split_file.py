@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from adaftr_fast.data.encode.written import label_numbers
 from adaftr_fast.data.memory import DEFAULT, Memory, encoding
 from adaftr_fast.data.parallel import Shard, ordered_map
 from adaftr_fast.data.raw.batches import one_batch
-from adaftr_fast.data.raw.source import LABEL, reading
+from adaftr_fast.data.raw.source import IN_SPLIT, LABEL, reading
 from adaftr_fast.data.schema.types import Label, Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.stores.parquet import read_parquet
@@ -49,23 +50,25 @@ def split_file_name(split: str, shard: Shard) -> str:
     )
 
 
-def write_split(
+def write_splits(
     schema: Schema,
     encoders: dict[str, Encoder],
-    groups: Groups | None,
+    groups: Mapping[str, Groups],
     raw: str,
     batches: Iterator[pa.RecordBatch],
-    path: Path,
+    paths: Mapping[str, Path],
     check: Callable[[], None],
     memory: Memory = DEFAULT,
 ) -> None:
-    """Encodes raw rows into ``path`` and stores its ``SplitInfo`` in the metadata. The file is
-    written atomically.
+    """Encodes raw rows into a file per split and stores its ``SplitInfo`` in the metadata. The
+    files are written atomically.
 
     Args:
-        groups: groups of all rows of the split in all shards, if the schema has a group.
+        groups: groups of all rows of each split in all shards; {} if the schema has no group.
         raw: the input of the raw rows, which errors name.
-        check: raises an error if the inputs have changed. Called before the file gets its name.
+        batches: those of ``Source.scan`` for the splits.
+        paths: the file of each split.
+        check: raises an error if the inputs have changed. Called before the files get their names.
         memory: the bound of this process.
 
     Raises:
@@ -73,30 +76,77 @@ def write_split(
         DataError: a label is not 0 or 1, a weight is negative or not finite, or a column cannot be
             read.
     """
-    info = SplitInfo(0, {}, {})
     columns = _columns(schema)
 
-    def encode(batch: pa.RecordBatch) -> tuple[pa.Table, SplitInfo]:
+    def encode(batch: pa.RecordBatch) -> dict[str, tuple[pa.Table, SplitInfo]]:
         try:
-            encoded = _encode(schema, encoders, groups, batch)
+            encoded = _encode(schema, encoders, batch)
+            return {split: of_split(split, batch, encoded) for split in paths}
         except DataError as error:
             raise DataError(f"{raw}: {error}") from error
+
+    def of_split(
+        split: str, batch: pa.RecordBatch, encoded: dict[str, pa.Array]
+    ) -> tuple[pa.Table, SplitInfo]:
+        has = batch[IN_SPLIT + split]
+        if has.true_count < len(has):
+            encoded = {name: values.filter(has) for name, values in encoded.items()}
+        if schema.group:
+            values = batch[schema.group].filter(has)
+            encoded = encoded | {GROUP: groups[split].encode(values)}
         return pa.Table.from_pydict(encoded, schema=columns), _info(schema, encoded)
 
-    def tables() -> Iterator[pa.Table]:
-        nonlocal info
-        for table, added in ordered_map(encode, batches, encoding, memory):
-            info = total([info, added])
-            yield table
-
-    with replacing(path) as new:
-        with pq.ParquetWriter(
-            new, columns, compression=COMPRESSION, write_page_checksum=True
-        ) as writer:
-            for row_group in _row_groups(tables()):
-                writer.write_batch(row_group)
-            writer.add_key_value_metadata({INFO: dumps(info)})
+    with ExitStack() as stack:
+        files = {
+            split: _SplitFile(stack.enter_context(replacing(path)), columns, stack)
+            for split, path in paths.items()
+        }
+        for encoded in ordered_map(encode, batches, encoding, memory):
+            for split, (table, info) in encoded.items():
+                files[split].add(table, info)
+        for file in files.values():
+            file.close()
         check()
+
+
+class _SplitFile:
+    """The file of a split, which grows by encoded rows.
+
+    Its row groups end at the same rows however the rows are divided into tables.
+    """
+
+    def __init__(self, path: Path, columns: pa.Schema, stack: ExitStack) -> None:
+        writer = pq.ParquetWriter(path, columns, compression=COMPRESSION, write_page_checksum=True)
+        self._writer = stack.enter_context(writer)
+        self._info = SplitInfo(0, {}, {})
+        self._pending: list[pa.Table] = []
+        self._rows = self._size = 0
+
+    def add(self, table: pa.Table, info: SplitInfo) -> None:
+        """Appends rows and what is known of them."""
+        self._info = total([self._info, info])
+        while table.num_rows:
+            sizes = self._size + np.cumsum(_row_bytes(table))
+            fitting = int(np.searchsorted(sizes, ROW_GROUP_BYTES)) + 1
+            count = min(fitting, ROW_GROUP_ROWS - self._rows, table.num_rows)
+            self._pending.append(table.slice(0, count))
+            self._rows += count
+            self._size = int(sizes[count - 1])
+            if self._rows == ROW_GROUP_ROWS or self._size >= ROW_GROUP_BYTES:
+                self._flush()
+            table = table.slice(count)
+
+    def close(self) -> None:
+        """Writes the last rows and the footer."""
+        if self._pending:
+            self._flush()
+        self._writer.add_key_value_metadata({INFO: dumps(self._info)})
+        self._writer.close()
+
+    def _flush(self) -> None:
+        self._writer.write_batch(one_batch(self._pending))
+        self._pending.clear()
+        self._rows = self._size = 0
 
 
 def _info(schema: Schema, encoded: dict[str, pa.Array]) -> SplitInfo:
@@ -118,7 +168,7 @@ def _info(schema: Schema, encoded: dict[str, pa.Array]) -> SplitInfo:
 
 
 def split_info(path: Path) -> SplitInfo:
-    """Returns the rows and positives of a file that ``write_split`` wrote."""
+    """Returns the rows and positives of a file that ``write_splits`` wrote."""
     return from_json(SplitInfo, loads(pq.read_metadata(path).metadata[INFO.encode()]))
 
 
@@ -136,29 +186,6 @@ def read_split(
         with reading(folder / name, "not readable"):
             tables.append(read_parquet(folder / name, columns))
     return pa.concat_tables(tables)
-
-
-def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
-    """Yields encoded rows in row groups, which end at the same rows however the rows are divided
-    into tables.
-    """
-    pending: list[pa.Table] = []
-    rows = size = 0
-    for table in tables:
-        while table.num_rows:
-            sizes = size + np.cumsum(_row_bytes(table))
-            fitting = int(np.searchsorted(sizes, ROW_GROUP_BYTES)) + 1
-            count = min(fitting, ROW_GROUP_ROWS - rows, table.num_rows)
-            pending.append(table.slice(0, count))
-            rows += count
-            size = int(sizes[count - 1])
-            if rows == ROW_GROUP_ROWS or size >= ROW_GROUP_BYTES:
-                yield one_batch(pending)
-                pending.clear()
-                rows = size = 0
-            table = table.slice(count)
-    if pending:
-        yield one_batch(pending)
 
 
 def _row_bytes(table: pa.Table) -> np.ndarray:
@@ -197,14 +224,12 @@ def _columns(schema: Schema) -> pa.Schema:
 
 
 def _encode(
-    schema: Schema, encoders: dict[str, Encoder], groups: Groups | None, batch: pa.RecordBatch
+    schema: Schema, encoders: dict[str, Encoder], batch: pa.RecordBatch
 ) -> dict[str, pa.Array]:
-    """Encodes all columns of a batch."""
+    """Encodes all columns of a batch but its groups, whose ids are those of a split."""
     encoded = encode_features(schema, encoders, batch)
     for label in schema.labels:
         encoded[label.name] = _label_values(label, batch[LABEL + label.name])
-    if groups:
-        encoded[GROUP] = groups.encode(batch[schema.group])
     if schema.weight:
         encoded[WEIGHT] = _weights(schema.weight, batch[schema.weight])
     return encoded | {

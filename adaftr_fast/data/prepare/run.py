@@ -46,7 +46,7 @@ from adaftr_fast.data.raw.inputs import read_layouts
 from adaftr_fast.data.raw.source import input_paths
 from adaftr_fast.data.raw.times import with_times
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.data.schema.types import SPLITS, Schema
+from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.engines import Engine, Local, ignore
 from adaftr_fast.errors import ConfigError, DataError, StoreError
@@ -180,12 +180,12 @@ class _Run:
         """
         bad_rows = self._read()
         merge_counts = partial(merge_counted, self.job, known, bad_rows)
-        manifest = from_json(Manifest, self._finish(COUNT, steps.count, merge_counts, ("train",)))
+        manifest = from_json(Manifest, self._finish(COUNT, steps.count, merge_counts, [["train"]]))
         # of a run that may have allowed more
         _check_left_out(self.job.work.folder, manifest, self.job.tolerance)
         encode = partial(steps.encode, manifest)
         merge = partial(merge_encoded, self.job.work, manifest)
-        self._finish(ENCODE, encode, merge, SPLITS)
+        self._finish(ENCODE, encode, merge, self.job.schema.splits_of_inputs())
 
     def _read(self) -> BadRows:
         """Stages all text. Returns its bad rows."""
@@ -206,14 +206,14 @@ class _Run:
         name: str,
         step: Callable[..., Any],
         merge: Callable[[Results], Any],
-        total: int | tuple[str, ...],
+        total: int | list[list[str]],
     ) -> Any:
         """Returns the merged result of a step, which is run for the shards of which no result is
         recorded.
 
         Args:
             merge: merges the results of all shards.
-            total: bytes of text of all shards, or the splits whose rows the step reads.
+            total: bytes of text of all shards, or the splits whose rows the step reads, by input.
         """
         work = self.job.work
         if (merged := work.recorded(name)) is not None:
@@ -232,7 +232,7 @@ class _Run:
         work.record(name, merged)
         return work.recorded(name)
 
-    def _bar(self, name: str, total: int | tuple[str, ...], share: float) -> tqdm:
+    def _bar(self, name: str, total: int | list[list[str]], share: float) -> tqdm:
         unit = "B" if isinstance(total, int) else " rows"
         if not isinstance(total, int):
             total = sum(map(self.job.source().count_rows, total)) if self.progress else 0

@@ -15,7 +15,7 @@ from typing import Any
 
 from adaftr_fast._files import AnyPath, replacing, sha256
 from adaftr_fast.data.dataset.manifest import Manifest
-from adaftr_fast.data.dataset.split_file import split_info, write_split
+from adaftr_fast.data.dataset.split_file import split_info, write_splits
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import count_values
 from adaftr_fast.data.encode.groups import Groups
@@ -232,7 +232,7 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
     """
     job.check_seen()
     source = job.source(shard)
-    counts = count_values(job.fitted, source.scan("train", advance), job.memory)
+    counts = count_values(job.fitted, source.scan(["train"], advance), job.memory)
     account = source.account()
     with replacing(job.work.counts(shard)) as new, new.open("wb") as file:
         for of_texts in account.texts.values():
@@ -257,14 +257,26 @@ def encode(manifest: Manifest, job: Job, shard: Shard, advance: Advance) -> dict
     schema = job.schema
     encoders = read_encoders(job.work.prepared, manifest)
     paths = {split: job.work.encoded(split, shard) for split in SPLITS}
-    for split, path in paths.items():
-        if path.exists():
-            advance(source.count_rows(split))
+    for splits in schema.splits_of_inputs():
+        if all(paths[split].exists() for split in splits):
+            advance(source.count_rows(splits))
             continue
-        groups = Groups.read(schema.group, [job.work.groups(split)]) if schema.group else None
-        raw = listed(map(str, job.inputs.paths[schema.split[split].file]))
-        rows = source.scan(split, advance)
-        write_split(schema, encoders, groups, raw, rows, path, job.inputs.check, job.memory)
+        groups = {
+            split: Groups.read(schema.group, [job.work.groups(split)])
+            for split in splits
+            if schema.group
+        }
+        raw = listed(map(str, job.inputs.paths[schema.split[splits[0]].file]))
+        write_splits(
+            schema,
+            encoders,
+            groups,
+            raw,
+            source.scan(splits, advance),
+            {split: paths[split] for split in splits},
+            job.inputs.check,
+            job.memory,
+        )
     results = {
         split: {"info": split_info(path), "sha256": sha256(path)} for split, path in paths.items()
     }

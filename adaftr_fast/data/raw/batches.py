@@ -23,7 +23,7 @@ BATCH_ROWS = 1 << 17
 STEP_ROWS = 1 << 14
 STEP_BYTES = 8 << 20
 # of a piece, which is decoded at once; a step has so many, or more small ones
-PIECE_ROWS = 1 << 10
+PIECE_ROWS = 1 << 12
 STEP_PIECES = 8
 # whose width is measured: values that repeat are many times larger than the bytes of their pages
 FIRST_ROWS = 1 << 6

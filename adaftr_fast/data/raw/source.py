@@ -59,6 +59,7 @@ _ONE_FOLDER = "the files of a folder must have the same columns"
 # Prefixes, whose NUL keeps them apart from columns of a log: whether a row meets the condition of a
 # split, and the labels.
 IN_SPLIT = "\0split:"
+KEPT = "\0kept"
 LABEL = "\0label:"
 Inputs = Mapping[str, Sequence[AnyPath]]  # files and folders of files, by role
 
@@ -179,15 +180,19 @@ class Source:
             with reading_input(self.paths[role], "cannot read the columns of its files"):
                 check_files(whole, schema.columns())
 
-    def count_rows(self, split: str) -> int:
-        """Returns the number of rows of a split before selection by row number or hash."""
-        rule = self.schema.split[split]
-        with reading_input(self.paths[rule.file], f"cannot read split {split}"):
-            return self._count_rows(self._datasets[rule.file], *self._where(rule))
+    def count_rows(self, splits: Sequence[str]) -> int:
+        """Returns the number of rows that ``scan`` reads: before selection by row number or hash,
+        and by which of several splits has a row.
+        """
+        role, rules = self._rules(splits)
+        with reading_input(self.paths[role], f"cannot read split {listed(splits)}"):
+            return self._count_rows(self._datasets[role], *self._where(rules.values()))
 
-    def scan(self, split: str, advance: Callable[[int], object] = int) -> Iterator[pa.RecordBatch]:
-        """Yields the rows of a split in file order: every column the schema reads, and
-        ``LABEL`` + NAME per task.
+    def scan(
+        self, splits: Sequence[str], advance: Callable[[int], object] = int
+    ) -> Iterator[pa.RecordBatch]:
+        """Yields the rows of splits of one input in file order: every column the schema reads,
+        ``LABEL`` + NAME per task, and ``IN_SPLIT`` + NAME per split, whether it has the row.
 
         Args:
             advance: called with the number of rows read, as counted by ``count_rows``.
@@ -196,38 +201,48 @@ class Source:
             DataError: the file is corrupt, or a condition does not fit a column's type.
             StoreError: a file in a store is corrupt or cannot be read.
         """
-        rule = self.schema.split[split]
+        role, rules = self._rules(splits)
         columns = {name: pc.field(name) for name in self.schema.columns()}
         names = [*columns]
-        with reading_input(self.paths[rule.file], f"cannot read split {split}"):
-            labels = {LABEL + label.name: _label_expression(label) for label in self.schema.labels}
-            compared, where = self._where(rule)
-            tables = self._read_tables(
-                self._datasets[rule.file], [*names, *compared], columns | labels, where
-            )
-        return coalesced(self._selected(split, tables, advance), self.memory)
+        with reading_input(self.paths[role], f"cannot read split {listed(splits)}"):
+            columns |= {LABEL + each.name: _label_expression(each) for each in self.schema.labels}
+            columns |= _conditions(rules)
+            _, where = self._where(rules.values())
+            tables = self._read_tables(self._datasets[role], names, columns, where)
+        return coalesced(self._selected(role, rules, tables, advance), self.memory)
+
+    def _rules(self, splits: Sequence[str]) -> tuple[str, dict[str, SplitRule]]:
+        """Returns the input of splits, which is one, and their rules."""
+        rules = {name: self.schema.split[name] for name in splits}
+        (role,) = {rule.file for rule in rules.values()}
+        return role, rules
 
     def _selected(
-        self, split: str, tables: Iterator[pa.Table], advance: Callable[[int], object]
+        self,
+        role: str,
+        rules: Mapping[str, SplitRule],
+        tables: Iterator[pa.Table],
+        advance: Callable[[int], object],
     ) -> Iterator[pa.Table]:
-        rule = self.schema.split[split]
-        seen = self._rows_before(rule)
+        numbering = _Numbering({name: self._rows_before(rule) for name, rule in rules.items()})
         while True:
             # covers the read only, not the caller's code
-            with reading_input(self.paths[rule.file], f"cannot read split {split}"):
+            with reading_input(self.paths[role], f"cannot read split {listed(rules)}"):
                 table = next(tables, None)
                 if table is None:
                     return
                 # parquet of other programs may hold text that is not UTF-8
                 table.validate(full=True)
-                selected = table
-                if rule.rows != "all" or rule.hash:
-                    numbers = np.arange(seen, seen + table.num_rows)
-                    mask = _selects(rule, numbers, _hashes(table, [rule]))
-                    selected = table.filter(mask)
-            yield selected
-            seen += table.num_rows
-            advance(table.num_rows)
+                rows = table.num_rows
+                has = numbering.select(rules, table, np.full(rows, True))
+                for name, mask in has.items():
+                    place = table.schema.get_field_index(IN_SPLIT + name)
+                    table = table.set_column(place, IN_SPLIT + name, pa.array(mask))
+                in_any = functools.reduce(operator.or_, has.values())
+                if not in_any.all():
+                    table = table.filter(pa.array(in_any))
+            yield table
+            advance(rows)
 
     def account(self) -> Account:
         """Reads the rows of all files once, and counts what ``Account`` says."""
@@ -246,31 +261,25 @@ class Source:
         names += [column for rule in rules.values() for column in rule.columns()]
         names += [schema.group] if schema.group else []
         columns = {name: pc.field(name) for name in names}
-        columns[IN_SPLIT] = _kept(schema)
+        columns[KEPT] = _kept(schema)
         columns |= {LABEL + each.name: _has_label(each, dataset.schema) for each in schema.labels}
-        columns |= {IN_SPLIT + name: _condition(rule.where) for name, rule in rules.items()}
-        seen = {name: self._rows_before(rule) for name, rule in rules.items()}
+        columns |= _conditions(rules)
+        numbering = _Numbering({name: self._rows_before(rule) for name, rule in rules.items()})
         lacking = [_Lacking(label) for label in schema.labels]
         rows = 0
         for table in self._read_tables(dataset, names, columns):
             table.validate(full=True)
-            used = table[IN_SPLIT].to_numpy()
+            used = table[KEPT].to_numpy()
             dropped = table.num_rows - int(used.sum())
             for each in lacking:
                 has_label = table[LABEL + each.label.name].to_numpy()
                 each.add(table, used & ~has_label, rows)
                 used = used & has_label
-            hashes = _hashes(table, rules.values())
             in_any = np.zeros(table.num_rows, bool)
-            for name, rule in rules.items():
-                places = np.flatnonzero(used & table[IN_SPLIT + name].to_numpy())
-                numbers = np.arange(seen[name], seen[name] + len(places))
-                seen[name] += len(places)
-                of_places = {column: each[places] for column, each in hashes.items()}
-                places = places[_selects(rule, numbers, of_places)]
-                in_any[places] = True
+            for name, mask in numbering.select(rules, table, used).items():
+                in_any |= mask
                 if schema.group:
-                    found.groups[name].add(one_array(table[schema.group].take(places)))
+                    found.groups[name].add(one_array(table[schema.group].filter(pa.array(mask))))
             found.unused += Unused(int((used & ~in_any).sum()), dropped)
             for column, counts in found.texts.items():
                 counts.update(one_array(table[column].filter(used)).cast(pa.string()))
@@ -311,22 +320,57 @@ class Source:
         is_numbered = rule.rows != "all" or (rule.hash and rule.hash.column is None)
         if not is_numbered:
             return 0
-        return self._count_rows(self._preceding[rule.file], *self._where(rule))
+        return self._count_rows(self._preceding[rule.file], *self._where([rule]))
 
-    def _where(self, rule: SplitRule) -> tuple[list[str], pc.Expression | None]:
-        """Returns the columns that conditions compare, and the condition of the rows that ``where``
-        and ``drop`` leave.
+    def _where(self, rules: Iterable[SplitRule]) -> tuple[list[str], pc.Expression | None]:
+        """Returns the columns that conditions compare, and the condition of the rows that the
+        ``where`` of any rule and ``drop`` leave.
 
         It is None for all rows.
         """
-        compared = condition_columns(rule.where or []) + condition_columns(self.schema.drop or [])
-        conditions = [pq.filters_to_expression(rule.where)] if rule.where else []
-        conditions += [_kept(self.schema)] if self.schema.drop else []
+        compared = condition_columns(self.schema.drop or [])
+        conditions = [_kept(self.schema)] if self.schema.drop else []
+        wheres = [rule.where or [] for rule in rules]
+        if all(wheres):
+            compared += [column for where in wheres for column in condition_columns(where)]
+            conditions.append(functools.reduce(operator.or_, map(pq.filters_to_expression, wheres)))
         if self.labelled:
-            types = self._datasets[rule.file].schema
+            (role,) = {rule.file for rule in rules}
+            types = self._datasets[role].schema
             compared += [column for label in self.schema.labels for column in label.columns()]
             conditions += [_has_label(label, types) for label in self.schema.labels]
         return compared, functools.reduce(operator.and_, conditions) if conditions else None
+
+
+class _Numbering:
+    """Selects rows by rules, which number those that meet their conditions from table to table.
+
+    Args:
+        seen: the rows before the first table that meet them, by name of the rule.
+    """
+
+    def __init__(self, seen: dict[str, int]) -> None:
+        self.seen = seen
+
+    def select(
+        self, rules: Mapping[str, SplitRule], table: pa.Table, used: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Returns whether each rule selects each row of the next table, bool [n].
+
+        Args:
+            table: has ``_conditions`` of the rules.
+            used: the rows that may be selected, bool [n].
+        """
+        hashes = _hashes(table, rules.values())
+        masks = {}
+        for name, rule in rules.items():
+            places = np.flatnonzero(used & table[IN_SPLIT + name].to_numpy())
+            numbers = np.arange(self.seen[name], self.seen[name] + len(places))
+            self.seen[name] += len(places)
+            of_places = {column: each[places] for column, each in hashes.items()}
+            masks[name] = np.zeros(table.num_rows, bool)
+            masks[name][places[_selects(rule, numbers, of_places)]] = True
+        return masks
 
 
 @contextmanager
@@ -477,6 +521,11 @@ def _has_label(label: Label, types: pa.Schema) -> pc.Expression:
     if label.column is None:
         return pq.filters_to_expression(label.condition).is_valid()
     return is_label(label.column, types.field(label.column).type)
+
+
+def _conditions(rules: Mapping[str, SplitRule]) -> dict[str, pc.Expression]:
+    """Returns the columns ``IN_SPLIT`` + NAME of the conditions of rules."""
+    return {IN_SPLIT + name: _condition(rule.where) for name, rule in rules.items()}
 
 
 def _condition(where: Condition | None) -> pc.Expression:

@@ -226,6 +226,14 @@ class Schema:
         names += [*condition_columns(self.drop or []), *self.truth.values()]
         return list(dict.fromkeys(names + [each for each in (self.group, self.weight) if each]))
 
+    def splits_of_inputs(self) -> list[list[str]]:
+        """Returns the splits of each input that has any."""
+        return [
+            splits
+            for role in self.files
+            if (splits := [name for name, rule in self.split.items() if rule.file == role])
+        ]
+
 
 def condition_columns(condition: Condition) -> list[str]:
     """Returns the columns a condition reads."""
