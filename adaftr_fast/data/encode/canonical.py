@@ -130,7 +130,9 @@ def _may_differ(text: pa.Array) -> np.ndarray:
     ends = ends[1:]
     content = np.frombuffer(data or b"\0", np.uint8)
     last, second, third = (content.take(ends - place, mode="wrap") for place in (1, 2, 3))
-    whole = (last == ord("0")) & ((second == ord(".")) | (second == ord("0")))
+    whole = (last == ord("0")) & (second == ord("."))
+    zeros = np.flatnonzero((last == ord("0")) & (second == ord("0")))  # "1.00", or "100"
+    whole[zeros] = pc.match_substring(text.take(zeros), ".").fill_null(False)
     power = (third == ord("+")) | (third == ord("-"))
     word = ((lengths == 4) | (lengths == 5)) & ((last == ord("e")) | (last == ord("E")))
     return (lengths == 0) | whole | word | power
