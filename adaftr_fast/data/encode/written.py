@@ -116,7 +116,9 @@ def label_numbers(values: pa.Array) -> pa.Array:
     if not holds_text(values.type):
         numbers = values.cast(pa.float64())
         return pc.if_else(pc.is_in(numbers, value_set=NUMBERS), numbers, None)
-    return LABEL_VALUES.take(pc.index_in(_label_words(values), value_set=LABEL_WORDS))
+    distinct = values.dictionary_encode() if not pa.types.is_dictionary(values.type) else values
+    words = _label_words(distinct.dictionary)
+    return LABEL_VALUES.take(pc.index_in(words, value_set=LABEL_WORDS)).take(distinct.indices)
 
 
 def is_label(column: str, kind: pa.DataType) -> pc.Expression:

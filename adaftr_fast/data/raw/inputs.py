@@ -39,7 +39,7 @@ from adaftr_fast.data.raw.staging import (
     text_stream,
 )
 from adaftr_fast.data.raw.text import KEPT, OPEN_LINE, Dialect, parse_block
-from adaftr_fast.data.schema.columns import column_types
+from adaftr_fast.data.schema.columns import column_types, discrete_columns
 from adaftr_fast.data.schema.parse import COMMON
 from adaftr_fast.data.schema.types import Schema, TextFormat
 from adaftr_fast.errors import DataError
@@ -420,7 +420,14 @@ def _staged(
 def _delimited(schema: Schema, path: AnyPath, folder: Path, layout: TextFile) -> TextInput:
     labels = [label.column for label in schema.labels if label.column is not None]
     parse = partial(layout.parse, types=column_types(schema), labels=labels)
-    return TextInput(path, folder, lambda: parse, header_lines=1, rows=layout.rows)
+    return TextInput(
+        path,
+        folder,
+        lambda: parse,
+        header_lines=1,
+        rows=layout.rows,
+        discrete=discrete_columns(schema),
+    )
 
 
 def _aliccp(schema: Schema, texts: list[tuple[AnyPath, Path]]) -> list[list[TextInput]]:

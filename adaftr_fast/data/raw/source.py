@@ -37,6 +37,7 @@ from adaftr_fast.data.raw.batches import (
     fragment_rows,
     read_tables,
 )
+from adaftr_fast.data.raw.staging import is_staged
 from adaftr_fast.data.raw.tables import is_list, shown
 from adaftr_fast.data.schema.types import (
     SPLITS,
@@ -581,14 +582,22 @@ def content_digest(path: AnyPath) -> str:
 
 
 def open_datasets(paths: Sequence[AnyPath]) -> ds.Dataset:
-    """Opens files and folders of files as one data set, with the types of the first one. Raises as
-    ``open_dataset``.
+    """Opens files and folders of files as one data set, with the types of the first one.
+
+    A block of staged text has integers where it can, and the column is text if another one cannot.
+
+    Raises:
+        pyarrow.ArrowException, OSError: as ``open_dataset``.
     """
     first, *others = map(open_dataset, paths)
-    if not others:
-        return first
     files = [file for each in (first, *others) for file in each.get_fragments()]
-    return ds.FileSystemDataset(files, first.schema, first.format, first.filesystem)
+    schema = first.schema
+    for file in filter(is_staged, files[1:]):
+        for field in file.physical_schema:
+            place = schema.get_field_index(field.name)
+            if place >= 0 and holds_text(field.type) and schema.field(place).type == pa.int64():
+                schema = schema.set(place, pa.field(field.name, pa.string()))
+    return ds.FileSystemDataset(files, schema, first.format, first.filesystem)
 
 
 def open_dataset(path: AnyPath) -> ds.Dataset:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice, takewhile
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from adaftr_fast._files import AnyPath, replacing
@@ -54,6 +56,7 @@ class TextInput:
         header_lines: number of header lines, 0 or 1.
         rows: divides text into rows where values in quotes may hold line ends, as
             ``Dialect.whole_rows`` does; None where every line is a row.
+        discrete: columns of text that are read in their canonical form alone.
     """
 
     path: AnyPath
@@ -61,6 +64,7 @@ class TextInput:
     parse: Callable[[], Parse]
     header_lines: int
     rows: RowDivider | None = None
+    discrete: frozenset[str] = frozenset()
 
 
 def blocks(path: AnyPath, rows: RowDivider | None = None) -> Iterator[bytes]:
@@ -214,7 +218,8 @@ def stage(
         staged = text.folder / f"part-{number:07d}.parquet"
         if not staged.exists():
             lines = lines_of_file(block, text.rows)
-            _write_block(staged, *parse(block), lines=lines, check=check)
+            table, bad_rows = parse(block)
+            _write_block(staged, _integers(table, text.discrete), bad_rows, lines, check)
         return number, size, read_block_info(staged)[0]
 
     count = 0
@@ -272,6 +277,21 @@ def staged_bad_rows(text: TextInput) -> BadRows:
     return bad_rows
 
 
+def _integers(table: pa.Table, discrete: frozenset[str]) -> pa.Table:
+    """Returns a table in which those discrete columns are int64 of which all values are integers in
+    their canonical form.
+
+    They take half of the time of text to write, read, count and encode.
+    """
+    for place, name in enumerate(table.column_names):
+        if name in discrete:
+            with suppress(pa.ArrowInvalid):
+                integers = table[name].cast(pa.int64())
+                if integers.cast(pa.string()).equals(table[name]):
+                    table = table.set_column(place, name, integers)
+    return table
+
+
 def _write_block(
     path: Path, table: pa.Table, bad_rows: BadRows, lines: int, check: Callable[[], None]
 ) -> None:
@@ -284,6 +304,11 @@ def _write_block(
             write_page_checksum=True,
         )
         check()
+
+
+def is_staged(block: ds.ParquetFileFragment) -> bool:
+    """Returns whether a file is a staged block."""
+    return BAD_ROWS in (block.physical_schema.metadata or {})
 
 
 def read_block_info(staged: Path) -> tuple[BadRows, int]:

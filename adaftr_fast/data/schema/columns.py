@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from adaftr_fast.data.schema.types import Schema
+from adaftr_fast.data.schema.types import Schema, condition_columns
 
 EXACT_INTEGERS = 1 << 53  # up to which float64 has all integers
 
@@ -32,6 +32,23 @@ def column_types(schema: Schema) -> dict[str, pa.DataType]:
             types[column] = operand_type(value, column in discrete)
     labels = [label.column for label in schema.labels if label.column is not None]
     return types | dict.fromkeys([*schema.numbers(), *labels], pa.float64())
+
+
+def discrete_columns(schema: Schema) -> frozenset[str]:
+    """Returns the columns of text of which categorical fields, splits by hash and the group read
+    the values, each in its canonical form, and no condition.
+    """
+    conditions = [each.condition for each in schema.labels]
+    conditions += [each.where for each in schema.split.values()]
+    compared = {
+        column
+        for condition in (*conditions, schema.drop)
+        for column in condition_columns(condition or [])
+    }
+    types = column_types(schema)
+    return frozenset(
+        name for name, kind in types.items() if pa.types.is_string(kind) and name not in compared
+    )
 
 
 def operand_type(operand: Any, discrete: bool = False) -> pa.DataType:

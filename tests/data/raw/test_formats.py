@@ -16,7 +16,7 @@ from adaftr_fast.data.raw import staging, text
 from adaftr_fast.data.raw.formats import infer_dates, infer_format
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
+from adaftr_fast.data.schema.types import PLAIN_TEXT, SPLITS, TextFormat
 from adaftr_fast.errors import DataError
 from adaftr_fast.streaming.messages import RowReader
 from tests.logs import by_hash
@@ -271,3 +271,24 @@ def test_ids_grow_whatever_the_order_of_the_columns(log, tmp_path):
     names = [field.name for field in first.manifest.fields]
     assert [field.name for field in found.fields] == names
     assert found.num_embeddings == first.manifest.num_embeddings
+
+
+def test_integers_of_text_have_the_ids_of_integers(tmp_path, monkeypatch):
+    """Also where only some blocks of the text are integers, and of values that are as frequent."""
+    monkeypatch.setattr(staging, "BLOCK_BYTES", 2_000)
+    some = [n % 97 for n in range(2_000)]
+    code = [*map(str, some[20:]), "007", "x", *["-5"] * 18]
+    log = pa.table({"n": some, "code": code, "click": [n % 3 % 2 for n in some]})
+    schema = {
+        "name": "log",
+        "labels": {"click": "click"},
+        "split": by_hash(0.6, 0.8),
+        "fields": dict.fromkeys(["n", "code"], "categorical"),
+    }
+    found = []
+    for name in ("log.csv", "log.parquet"):
+        write(tmp_path / name, log)
+        manifest = run.prepare(parse_schema(schema), [tmp_path / name], tmp_path / name[3:])
+        rows = [read_split(tmp_path / name[3:], manifest, split) for split in SPLITS]
+        found.append((manifest.fingerprint, rows))
+    assert found[0] == found[1]
