@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import signal
 import socket
@@ -11,13 +10,9 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent import futures
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import islice
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,14 +23,13 @@ ENGINES = ("local", "ray")
 
 @contextmanager
 def open_engine(
-    name: str, address: str | None = None, *, local: Engine | None = None, ray: Ray | None = None
+    name: str, address: str | None = None, *, ray: Ray | None = None
 ) -> Iterator[Engine]:
     """Provides an engine during the block.
 
     Args:
         name: "local", this process, or "ray".
         address: of the Ray cluster, "auto" or HOST:PORT; None is "auto".
-        local: the engine "local"; None is ``Local()``.
         ray: the engine "ray"; None is ``Ray()``.
 
     Raises:
@@ -52,7 +46,7 @@ def open_engine(
         raise ConfigError(
             f"address: goes with engine ray, got address = {address!r} with engine {name}"
         )
-    yield local or Local()
+    yield Local()
 
 
 Item = TypeVar("Item")
@@ -178,82 +172,6 @@ def limit_cores(count: int) -> None:
     """
     global _limit
     _limit = count
-
-
-class Processes(Engine):
-    """The engine of several processes, each of which runs one call at a time.
-
-    Ctrl-C interrupts the calls, each once, and waits for them. They end with this process, however
-    it ends.
-
-    Args:
-        count: the number of processes.
-
-    Raises:
-        ConfigError: there is none.
-    """
-
-    def __init__(self, count: int) -> None:
-        if count < 1:
-            raise ConfigError(f"jobs: expected >= 1, got {count}")
-        self._count = count
-
-    def _finished(self, function: Step[Any, Any], todo: Todo, advance: Advance) -> Finished:
-        # a fork would inherit OpenMP's threads in an undefined state
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(self._count, mp_context=context, initializer=_prepare_process)
-        running: dict[Future[Any], int] = {}
-        try:
-            # submits only as many calls as run, because the pool cannot cancel queued ones
-            while True:
-                for index, item in islice(todo, self._count - len(running)):
-                    running[pool.submit(_call_in_process, function, item)] = index
-                if not running:
-                    return
-                for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
-                    index = running.pop(future)
-                    result, amount = future.result()
-                    advance(amount)
-                    yield index, result
-        except BrokenProcessPool as error:
-            raise EngineError(
-                "engine local: a process was killed, perhaps for lack of memory; what has finished "
-                "is kept: run the "
-                "same command again, with fewer --jobs if memory is short"
-            ) from error
-        finally:  # on an error or Ctrl-C, the running calls are interrupted
-            for child in multiprocessing.active_children():
-                if child.pid is not None:  # started
-                    os.kill(child.pid, signal.SIGINT)
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _prepare_process() -> None:
-    os.setpgid(0, 0)  # only the parent receives Ctrl-C, and forwards it once
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _call_in_process(function: Step[Item, Result], item: Item) -> tuple[Result, int]:
-    """Returns the result and the amount of work that the call has reported. The parent's signal
-    interrupts only it.
-    """
-    amounts: list[int] = []
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return function(item, amounts.append), sum(amounts)
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _end_with_parent() -> None:
-    """Exits when the parent ends. Otherwise the same command would meet the calls of the one
-    before.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # the processes are spawned
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 RETRIES = 5  # of a call whose worker is lost

@@ -13,7 +13,6 @@ EXTRAS = {
     "prometheus_client": "serve",
     "pyarrow": "train",
     "ray": "ray",
-    "scipy": "experiments",
     "starlette": "serve",
     "tensorboard": "tensorboard",
     "tqdm": "train",

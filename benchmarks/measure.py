@@ -1,13 +1,15 @@
-"""Reads the options of a benchmark, measures a step by itself, and writes the figures.
-
-In turns: ``adaftr_fast.experiments.measure``.
+"""Reads the options of a benchmark, measures candidates in turns or a step by itself, describes the
+machine, and writes the figures.
 """
 
 import argparse
 import datetime
 import json
 import multiprocessing
+import os
+import platform
 import re
+import statistics
 import subprocess
 import time
 from collections.abc import Callable
@@ -17,11 +19,9 @@ from typing import Any
 
 import torch
 
+from adaftr_fast._extension import build_info
 from adaftr_fast._files import replace_file
-from adaftr_fast.experiments.measure import machine, side_by_side
 from benchmarks import RESULTS
-
-__all__ = ["machine", "options", "side_by_side", "step_alone", "write"]
 
 ROOT = Path(__file__).parents[1]
 NOT_CODE = (":(exclude)benchmarks/results", ":(exclude)*.md")  # a benchmark run rewrites both
@@ -104,6 +104,51 @@ def processor(about: dict[str, Any]) -> str:
         r"\((r|tm)\)|processor|family|model", " ", about.get("gpu", about["cpu"]).lower()
     )
     return re.sub(r"[^a-z0-9]+", "-", words).strip("-")
+
+
+def machine() -> dict[str, Any]:
+    """Describes the machine."""
+    model = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        facts = dict(line.split(":", 1) for line in lines if line.count(":") == 1)
+        named = {key.strip(): value.strip() for key, value in facts.items()}
+        model = (
+            f"{named.get('model name')} (family {named.get('cpu family')}, model "
+            f"{named.get('model')})"
+        )
+    return {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()} | {
+        key: build_info()[key] for key in ("torch", "in use")
+    }
+
+
+def side_by_side(
+    candidates: dict[str, Callable[[], Any]], seconds: float = 2.0, least: int = 3
+) -> dict[str, float]:
+    """Measures the candidates in alternation, so that a drift of the machine affects all of them
+    equally.
+
+    Args:
+        candidates: the functions by name.
+        seconds: the time to spend on each candidate, in seconds.
+        least: the minimum number of calls of each candidate.
+
+    Returns:
+        The median time of each candidate, in milliseconds.
+    """
+    for run in candidates.values():
+        run()  # compiles and warms up
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    spent = dict.fromkeys(candidates, 0.0)
+    while any(len(times[name]) < least or spent[name] < seconds for name in candidates):
+        for name, run in candidates.items():
+            if len(times[name]) >= least and spent[name] >= seconds:
+                continue
+            start = time.perf_counter()
+            run()
+            spent[name] += time.perf_counter() - start
+            times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def step_alone(make: Callable[..., Callable[[], None]], *arguments: object) -> tuple[float, float]:

@@ -67,8 +67,6 @@ COMMANDS = [
      'adaftr-fast train: tqdm is not installed: pip install "adaftr-fast[train]"'),
     ("optuna", ["tune", "--out", "none"],
      'adaftr-fast tune: optuna is not installed: pip install "adaftr-fast[tune]"'),
-    ("scipy", ["experiment", "table4", "--dataset", "DATA"],
-     'adaftr-fast experiment: scipy is not installed: pip install "adaftr-fast[experiments]"'),
     ("uvicorn", ["serve", "none"], 'adaftr-fast serve: uvicorn is not installed: pip install '
 '"adaftr-fast[serve]"'),
 ]  # fmt: skip

@@ -36,7 +36,7 @@ LAYERS = (
     "training",
     "explain",
     "runs",
-    "serving experiments tuning",
+    "serving tuning",
     "streaming",
     "api",
     "cli",

@@ -10,7 +10,7 @@ from argparse import SUPPRESS
 from typing import Any
 
 from adaftr_fast._files import FULL, naming
-from adaftr_fast.cli import data, experiment, serve, train
+from adaftr_fast.cli import data, serve, train
 from adaftr_fast.cli.options import Command, Parser, description
 from adaftr_fast.errors import RankError, UserError, extras_needed
 
@@ -30,7 +30,6 @@ COMMANDS: dict[str, type[Command]] = {
         serve.Export,
         serve.Predict,
         serve.Serve,
-        experiment.Experiment,
     )
 }
 OF_RANKS = ("train", "daily", "stream", "demo")  # commands that torchrun may start

@@ -487,17 +487,13 @@ class OnEngine:
     address: str | None = None
     """With --engine ray: HOST:PORT of the cluster (default: auto, the one of this machine)."""
 
-    def training_engine(
-        self, out: str, device: str, local: Engine, limit: int | None
-    ) -> AbstractContextManager[Engine]:
+    def training_engine(self, out: str, device: str, limit: int) -> AbstractContextManager[Engine]:
         """Provides the engine, whose calls train one run each.
 
         Args:
             out: the value of ``--out``.
             device: the device that the runs need.
-            local: the engine "local".
-            limit: how many runs train on a cluster at the same time at most; None for as many as it
-                has CPUs.
+            limit: how many runs train on a cluster at the same time at most.
 
         Raises:
             ConfigError: a task of the cluster does not have the device, or ``out`` is in a store,
@@ -513,4 +509,4 @@ class OnEngine:
                 f"--out: expected a folder that all nodes see, with --engine ray, got {out}"
             )
         ray = Ray(cpus=1, limit=limit, grace=GRACE_SECONDS)
-        return open_engine(self.engine, self.address, local=local, ray=ray)
+        return open_engine(self.engine, self.address, ray=ray)

@@ -78,7 +78,6 @@ class Tune(Fitted, OnEngine, Command):
     def __call__(self) -> None:
         """Runs or continues a search, prints its best trials and writes its report."""
         from adaftr_fast.data.dataset.loader import PreparedData
-        from adaftr_fast.engines import Local
         from adaftr_fast.runs.output import output
         from adaftr_fast.tuning.report import tune_and_report
         from adaftr_fast.tuning.search import Search
@@ -96,7 +95,7 @@ class Tune(Fitted, OnEngine, Command):
         with output(self.out) as out:
             data = PreparedData(config.data.folder)
             search = Search(data, config, space, out.local, self.task, out)
-            with self.training_engine(self.out, device, Local(), self.parallel or 1) as engine:
+            with self.training_engine(self.out, device, self.parallel or 1) as engine:
                 print(tune_and_report(search, self.trials, engine))
             print(f"\nadaftr-fast train --config {out.recorded(out.local / 'best.toml')} --out RUN")
 

@@ -22,7 +22,7 @@ Hypotheses, from measurements by others on four or five seeds:
 
 Settings: "as printed" (adaptive temperature, constant beta), "fixed" (tau = 0.05, constant beta)
 and "recommended" (tau = 0.05, beta falling to 0 over two epochs). All other options are the
-defaults of ``adaftr-fast experiment``, and for census ``--optimizer.lr 0.002 --training.patience
+defaults of ``python -m benchmarks.paper``, and for census ``--optimizer.lr 0.002 --training.patience
 2``, as in docs/results.md.
 
 Parts, in this order:

@@ -7,7 +7,7 @@ from typing import Any
 
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.config.model import preset
-from adaftr_fast.experiments.catalog import NO_OMEGA, TITLES, WHOLE, Variant, divide_experts
+from benchmarks.paper.catalog import NO_OMEGA, TITLES, WHOLE, Variant, divide_experts
 
 BATCH = 1024  # rows, training.batch_size
 GRID = (2, 4, 8, 16, 64, 256, BATCH)

@@ -7,19 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from adaftr_fast.config import OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.dataset.split_file import TRUTH, read_split
-from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.data.schema.types import Schema
-from adaftr_fast.engines import Processes
-from adaftr_fast.experiments.jobs import Job, Outcome, plan, run_all
-from adaftr_fast.training.evaluation import predict
-from adaftr_fast.training.metrics import auc
-from adaftr_fast.training.trained import Run
+from benchmarks.cells import Cell, Record, open_data, plan, train_all
 from benchmarks.contrast.rows import Part, variants
 from benchmarks.measure import machine, save
 
@@ -80,30 +72,24 @@ def train(
         runs: receives the results of each seed.
     """
     for seed in part.seeds[:seeds]:
-        planned = {}
-        for name in sets:
-            prepared = open_set(name, data)
-            for key, job in _planned(part, name, prepared, seed, out):
-                if key not in runs.scores:
-                    planned[key] = job, prepared
-        outcomes = run_all(
-            [job for job, _ in planned.values()], engine=Processes(jobs), progress=True
-        )
-        runs.add(
-            {
-                key: _scores(outcomes[job.key], job, prepared)
-                for key, (job, prepared) in planned.items()
-            }
-        )
+        cells = {
+            key: cell
+            for name in sets
+            for key, cell in _planned(part, name, open_set(name, data), seed, out)
+            if key not in runs.scores
+        }
+        records = train_all(list(cells.values()), jobs)
+        runs.add({key: scores_of(records[cell.key]) for key, cell in cells.items()})
 
 
 def _planned(
     part: Part, name: str, data: PreparedData, seed: int, out: Path
-) -> Iterator[tuple[Key, Job]]:
+) -> Iterator[tuple[Key, Cell]]:
     config = config_of(name)
     for backbone in part.backbones:
         for row in variants(part, backbone, len(data.manifest.tasks)):
-            yield (name, backbone, row.title, seed), plan(data, row, config, seed, out / name)
+            cell = plan(data, row.changes, config, seed, out / name)
+            yield (name, backbone, row.title, seed), cell
 
 
 def config_of(name: str) -> RunConfig:
@@ -119,9 +105,7 @@ def open_set(name: str, folder: Path) -> PreparedData:
     """Opens a prepared folder, or prepares one that needs no files, such as ``synthetic_0.01`` (1 %
     of conversions).
     """
-    if not (folder / name).exists():
-        prepare(schema_of(name), [], folder / name, progress=False)
-    return PreparedData(folder / name)
+    return open_data(folder / name, schema_of(name))
 
 
 def schema_of(name: str) -> Schema:
@@ -136,34 +120,13 @@ def schema_of(name: str) -> Schema:
     return parse_schema(schema.source | {"name": name, "generate": generate | {"rates": rates}})
 
 
-def _scores(outcome: Outcome, job: Job, data: PreparedData) -> Scores:
-    if outcome.error:
-        return {}
-    splits = {"validation": outcome.validation, "test": outcome.test}
+def scores_of(record: Record) -> Scores:
+    """Returns the scores of a record."""
+    splits = {"validation": record.validation, "test": record.test}
     found = {
-        f"{split} {task}": 100 * each["auc"]
+        f"{split} {task}": each["auc"]
         for split, tasks in splits.items()
         for task, each in tasks.items()
     }
-    if data.manifest.dataset.startswith("synthetic"):
-        found |= _expected(job, data)
-    return {name: round(value, 4) for name, value in found.items()}
-
-
-def _expected(job: Job, data: PreparedData) -> Scores:
-    """Returns the AUC of the best weights in expectation over the labels of the test split.
-
-    Every row counts as a positive with its true probability, and as a negative with the rest.
-    """
-    config = job.config.model
-    trained = Run(job.folder, config.name if config.is_own else None).load()
-    logits = predict(trained.model, data.load("test"), 8192).logits
-    found = {}
-    for number, task in enumerate(data.manifest.tasks):
-        truth = read_split(data.folder, data.manifest, "test", [TRUTH + task])[
-            TRUTH + task
-        ].to_numpy()
-        weight = np.concatenate([truth, 1 - truth]).astype(np.float64)
-        labels = np.repeat([1, 0], len(truth))
-        found[f"expected {task}"] = 100 * auc(labels, np.tile(logits[:, number], 2), weight)
-    return found
+    found |= {f"expected {task}": area for task, area in record.expected.items()}
+    return {name: round(100 * value, 4) for name, value in found.items()}

@@ -13,9 +13,9 @@ from statistics import fmean, stdev
 
 from scipy.stats import t
 
-from adaftr_fast.experiments.catalog import TITLES
-from adaftr_fast.experiments.results import Difference, holm, paired
 from benchmarks.contrast.rows import ADDED, BATCH, CHOSEN, GRID, PARTS, SETTINGS
+from benchmarks.paper.catalog import TITLES
+from benchmarks.paper.results import Difference, holm, paired
 from benchmarks.render import Cases, table
 
 WITHIN = 0.05  # points of AUC that count as equal

@@ -28,8 +28,7 @@ def facts(device: str, commit: str | None = None) -> dict[str, Any]:
     import torch
 
     from adaftr_fast import build_info
-    from adaftr_fast.experiments.measure import machine
-    from benchmarks.measure import measured_code
+    from benchmarks.measure import machine, measured_code
 
     found = machine() | {
         "date": datetime.date.today().isoformat(),

@@ -10,14 +10,14 @@ from scipy.stats import ttest_1samp, ttest_rel
 
 import adaftr_fast as af
 from adaftr_fast.config import ModelConfig
-from adaftr_fast.experiments.catalog import TITLES
-from adaftr_fast.experiments.results import holm
 from adaftr_fast.nn.relatedness import relatedness_loss
 from benchmarks import RESULTS
 from benchmarks.contrast import tables
 from benchmarks.contrast.models import Contrast
 from benchmarks.contrast.rows import CHOSEN, GRID, PARTS, SETTINGS, variants
 from benchmarks.contrast.runs import schema_of
+from benchmarks.paper.catalog import TITLES
+from benchmarks.paper.results import holm
 from tests.models.inputs import SIZES, TWO, batch
 
 NAMES = ("validation click", "validation conversion", "test click", "test conversion")

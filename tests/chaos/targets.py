@@ -33,7 +33,6 @@ from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.text import count_lines
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.errors import DataError
-from adaftr_fast.experiments.jobs import Job, finished
 from adaftr_fast.runs import daily
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.predict import predict
@@ -252,26 +251,6 @@ def run(path):
     repr(load_run(complete(path, corpus.run())))
 
 
-def result(path):
-    finished(Job("k", path.parent, RunConfig(), path.parent))
-
-
-def results():
-    metrics = {"click": {"auc": 0.5, "logloss": 0.6}}
-    numbers = {
-        "seconds": 1.0,
-        "epochs": 2,
-        "best_epoch": 1,
-        "learned": {"tau": {"5": 0.1}},
-        "dead_tasks": [],
-    }
-    return [
-        json.dumps(
-            {"key": "k", "validation": metrics, "test": metrics, "error": None} | numbers
-        ).encode()
-    ]
-
-
 def days(path):
     daily._check(
         path.parent, daily.Journal(path).records, [Path("day1.csv.gz"), Path("day2.csv.gz")]
@@ -400,7 +379,6 @@ TARGETS = {
     "snapshot": Target("snapshot", snapshot, lambda: [corpus.snapshot()], damaged, 2),
     "metrics": Target("metrics.jsonl", run, of_run("metrics.jsonl"), damaged_json, 2),
     "test": Target("test.json", run, of_run("test.json"), damaged_json, 2),
-    "result": Target("result.json", result, results, damaged_json, 3),
     "daily": Target(
         "daily.jsonl",
         days,

@@ -17,10 +17,6 @@ from .conftest import fails
         ("", "required: COMMAND"),
         ("trian", "invalid choice: 'trian'"),
         ("prepare", "adaftr-fast prepare: the following arguments are required: --out"),
-        (
-            "experiment",
-            "adaftr-fast experiment: the following arguments are required: NAME, --dataset",
-        ),
         ("train --out OUT --data DATA --data.foldr x", "(did you mean --data.folder?)"),
         (
             "train --out OUT --lr 0.1",
@@ -76,9 +72,9 @@ LIST = """a list such as '[8, 4]' or '["a", "b"]'"""
         ("train", '"self.x" = 1', "FILE: unknown option 'self.x'; expected"),
         ("train", "[config.optimizer]\nlr = 1", "FILE: unknown option 'config'; expected"),
         (
-            "experiment table4 --dataset flights",
+            "demo",
             '"data.folder" = "x"',
-            "FILE: unknown option 'data.folder'; expected one of model, ",
+            "FILE: unknown option 'data.folder'; expected one of training, ",
         ),
         (
             "demo",
@@ -122,9 +118,8 @@ def test_required_options_may_be_in_a_file(tmp_path, capsys):
         assert fails(["daily", option, file], capsys).endswith(f"{required} --files, --out")
         file.write_text('out = "a"\n')
         assert fails(["daily", option, file], capsys).endswith(f"{required} --files")
-        file.write_text('name = "table5"\ndataset = "flights"\n')
-        _, _, options = parse(["experiment", option, str(file)])
-        assert options == {"name": "table5", "dataset": "flights"}
+        file.write_text('files = ["log.csv"]\nout = "a"\n')
+        assert parse(["daily", option, str(file)])[2] == {"files": ["log.csv"], "out": "a"}
 
 
 def test_an_option_of_words_needs_one_except_the_funnel(capsys):

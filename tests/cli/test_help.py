@@ -82,7 +82,6 @@ def test_the_help_of_prepare_has_groups_and_an_example(shown):
         ("prepare", "What runs the steps: local, this process, or ray, a Ray cluster that"),
         ("tune", "What trains the trials: local, this process, or ray, a Ray cluster"),
         ("daily", "What prepares a day: local, this process, or ray, a Ray cluster"),
-        ("experiment", "What trains the runs: local, processes of this machine, or ray"),
     ],
 )
 def test_an_option_that_several_commands_have_says_what_it_does(shown, command, text):
@@ -119,7 +118,7 @@ def test_every_option_is_listed_once_with_its_default(shown, command):
         assert noise not in text
 
 
-@pytest.mark.parametrize(("command", "columns"), [("train", 80), ("experiment", 300)])
+@pytest.mark.parametrize(("command", "columns"), [("train", 80), ("tune", 300)])
 def test_lines_are_no_wider_than_the_terminal_and_than_text_is_read(shown, command, columns):
     longest = max(shown(command, columns=columns).splitlines(), key=len)
     assert len(longest) <= min(columns, 110)

@@ -1,4 +1,4 @@
-"""The engines of one process and of several, and the choice of an engine."""
+"""The engine of one process, and the choice of an engine."""
 
 import sys
 
@@ -8,7 +8,7 @@ import torch
 from adaftr_fast import engines
 from adaftr_fast.cli import main
 from adaftr_fast.data.parallel import ordered_map
-from adaftr_fast.engines import Processes, on_one_thread, open_engine
+from adaftr_fast.engines import on_one_thread, open_engine
 from adaftr_fast.errors import ConfigError, EngineError
 
 
@@ -58,24 +58,6 @@ def test_calls_use_as_many_threads_as_they_have_cores(monkeypatch):
     taken = []
     for number in ordered_map(int, (taken.append(each) or each for each in range(10)), int):
         assert len(taken) <= number + 2  # one in work and one at hand
-
-
-def test_calls_of_processes_have_one_thread_and_the_folder_of_the_caller_and_raise_errors(
-    tmp_path, monkeypatch
-):
-    """An item is taken when there is a place for it."""
-    monkeypatch.chdir(tmp_path)
-    finished = {}
-    asked = ["__import__('os').getcwd()", "__import__('torch').get_num_threads()"] * 3
-
-    def items():
-        for number, each in enumerate([*asked, "1 / 0"]):
-            assert len(finished) >= number - 1  # two calls are in progress at most
-            yield each
-
-    with pytest.raises(ZeroDivisionError):
-        Processes(2).map(on_one_thread(eval), items(), done=finished.__setitem__)
-    assert finished.items() <= dict(enumerate([str(tmp_path), 1] * 3)).items()
 
 
 def test_a_folder_that_a_node_does_not_see_is_named(tmp_path, monkeypatch):

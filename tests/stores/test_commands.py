@@ -1,7 +1,6 @@
 """Commands whose outputs, and the runs and models they read, are in a store."""
 
 import json
-import os
 
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
@@ -107,23 +106,6 @@ def test_daily_in_a_store_and_export_elsewhere(url, data, tmp_path, monkeypatch)
     assert [json.loads(record)["day"] for record in records] == [1, 2]
     monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "elsewhere"))
     assert call(f"export --run {url}/daily/day-0002/run --out {tmp_path}/model") == 0
-
-
-def test_runs_of_an_experiment_find_their_data_elsewhere(url, data, tmp_path, monkeypatch, capfd):
-    """Processes of their own train them."""
-    prepared, file = data
-    command = f"experiment fig3 --dataset {prepared.folder.parent}/shop.toml --files {file}"
-    options = "--model.tower_hidden [4] --training.max_epochs 1 --training.batch_size 256"
-    assert call(f"{command} {options} --seeds 1 --jobs 1 --out {url}/tables") == 0
-    printed = capfd.readouterr()
-    assert f"Report: {url}/tables/" in printed.out
-    assert os.environ["ADAFTR_FAST_CACHE"] not in printed.out + printed.err
-    monkeypatch.setenv("ADAFTR_FAST_CACHE", str(tmp_path / "elsewhere"))
-    files = open_folder(as_path(f"{url}/tables")).state.files
-    (first, *_) = [name for name in files if name.endswith("/result.json")]
-    trained = af.load_run(f"{url}/tables/{first.removesuffix('/result.json')}")
-    assert trained.config.data.folder == f"{url}/tables/{first.split('/')[0]}/data"
-    assert af.evaluate(trained).metrics == trained.test
 
 
 def test_a_table_is_prepared_in_a_store(url, data, tmp_path, monkeypatch, capsys):

@@ -72,8 +72,6 @@ def test_a_missing_torchrec_raises_with_instructions(module, cause, tmp_path, mo
 
 def test_commands_without_sharding_raise(tmp_path, capsys):
     out = ["--out", str(tmp_path / "out"), "--training.tables", "torchrec"]
-    assert main(["experiment", "complexity", "--dataset", "flights", *out]) == 2
-    assert "experiment needs training.tables = replicated, got torchrec" in capsys.readouterr().err
     assert main(["demo", *out]) == 2
     assert "demo needs training.tables = replicated, got torchrec" in capsys.readouterr().err
     assert not Path(tmp_path / "out").exists()

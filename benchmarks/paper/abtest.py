@@ -14,16 +14,16 @@ from scipy.stats import t
 
 from adaftr_fast._figures import BLUE, GRAY, VERMILION, Picture, plain
 from adaftr_fast._tables import Table
-from adaftr_fast.experiments.auctions import (
+from benchmarks.cells import model_of
+from benchmarks.paper.auctions import (
     Auctions,
     Bidder,
     model_bidder,
     simulate,
     true_bidder,
 )
-from adaftr_fast.experiments.report import Report
-from adaftr_fast.experiments.study import Study
-from adaftr_fast.training.trained import Run
+from benchmarks.paper.report import Report
+from benchmarks.paper.study import Study
 
 SAMPLES = 1000
 LEVEL = 0.95
@@ -193,26 +193,24 @@ def run_abtest(study: Study, size: Size) -> ABTest:
 
     Raises:
         ConfigError: as ``Auctions``.
-        TrainingError, EngineError: as ``Study.train``.
+        TrainingError: as ``Study.train``.
         CheckpointError: the checkpoint of a run is missing or damaged.
     """
     data = study.data
     auctions = Auctions(data, size.slate)
-    jobs = study.train("abtest")
+    planned = study.train("abtest")
     batch = study.config.training.eval_batch_size
-    bidders = [
-        model_bidder(Run(job.folder).model, data, auctions.stages, batch) for *_, job in jobs
-    ]
+    bidders = [model_bidder(model_of(cell), data, auctions.stages, batch) for *_, cell in planned]
     every = [*bidders, true_bidder()]
     counts, winners = simulate(auctions, every, size.auctions)
     # both of a seed come before the next seed; the last one knows the true probabilities
     control = counts[:-1:2]
     treatment = counts[1:-1:2]
-    titles = [variant.title for _, variant, _ in jobs[:2]]
+    titles = [variant.title for _, variant, _ in planned[:2]]
     return ABTest(
         dataset=data.manifest.dataset,
         size=size,
-        seeds=[seed for seed, *_ in jobs[::2]],
+        seeds=[seed for seed, *_ in planned[::2]],
         arms=[
             _arm(titles[0], control, every[:-1:2]),
             _arm(titles[1], treatment, every[1:-1:2]),
@@ -246,8 +244,8 @@ def report(found: ABTest) -> Report:
         f"A/B test, simulated (Table 7): {found.dataset}",
         summary(found),
         ["![relative differences](abtest.png)", "## How the auctions work", RULES],
-        asdict(found),
         draw_abtest(found),
+        [asdict(found)],
     )
 
 

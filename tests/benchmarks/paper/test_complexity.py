@@ -1,13 +1,13 @@
 import json
 from dataclasses import replace
 
-from adaftr_fast.experiments.complexity import (
+from adaftr_fast.runs.run import build
+from benchmarks.paper.complexity import (
     VARIANTS,
     count_parameters,
     measure,
     report,
 )
-from adaftr_fast.runs.run import build
 
 
 def test_every_model_is_measured_and_reported(data, budget, tmp_path):
@@ -26,9 +26,9 @@ def test_every_model_is_measured_and_reported(data, budget, tmp_path):
         == count_parameters(ple, next(data.load("train").batches(16)))[1]
     )
     assert by_title["AdaFTR, no contrast"].dense_parameters == by_title["MMoE"].dense_parameters
-    paths = report(found).write(tmp_path, "the command")
-    text = paths[0].read_text()
+    numbers, page, picture = report(found).write(tmp_path, "the command")
+    text = page.read_text()
     assert "cores" in text
     assert "| AdaFTR, fixed τ " in text
-    assert len(json.loads(paths[1].read_text())["costs"]) == len(VARIANTS)
-    assert paths[2].read_bytes()[:4] == b"\x89PNG"
+    assert len(json.loads(numbers.read_text())["cases"]) == len(VARIANTS)
+    assert picture.read_bytes()[:4] == b"\x89PNG"

@@ -7,7 +7,7 @@ Shapes: N rows of the test split. All numbers are means over the seeds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 
 import numpy as np
@@ -22,10 +22,9 @@ from adaftr_fast.data.dataset.manifest import FieldInfo
 from adaftr_fast.data.dataset.split_file import TRUTH, read_split
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import CROSS_SEPARATOR, Vocabulary
-from adaftr_fast.experiments.jobs import Job
-from adaftr_fast.experiments.report import COLLAPSED, Report
 from adaftr_fast.training.evaluation import examine, spread
-from adaftr_fast.training.trained import Run
+from benchmarks.cells import Cell, model_of
+from benchmarks.paper.report import COLLAPSED, Report
 
 VALUES = 10  # most frequent values of a field that the plot labels
 
@@ -76,7 +75,7 @@ class Temperature:
     truth: dict[str, float]
 
 
-def analyse(data: PreparedData, jobs: Sequence[Job]) -> list[Temperature]:
+def analyse(data: PreparedData, cells: Sequence[Cell]) -> list[Temperature]:
     """Analyses the temperatures of trained models on the test split, for each pair of tasks.
 
     Raises:
@@ -86,7 +85,7 @@ def analyse(data: PreparedData, jobs: Sequence[Job]) -> list[Temperature]:
     """
     test = data.load("test")
     learned = [
-        examine(Run(job.folder).model, test, job.config.training.eval_batch_size)[1] for job in jobs
+        examine(model_of(cell), test, cell.config.training.eval_batch_size)[1] for cell in cells
     ]
     table = read_split(data.folder, data.manifest, "test")
     names = _value_names(data)
@@ -195,8 +194,8 @@ def report(dataset: str, found: list[Temperature]) -> Report:
         f"The learned temperature (Equation 12): {dataset}",
         "\n\n".join(map(temperature_tables, found)),
         [READING, "![temperature by labels and by values](temperature.png)"],
-        {"dataset": dataset, "pairs": found},
         draw_temperature(dataset, found),
+        [asdict(each) for each in found],
     )
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from adaftr_fast.experiments.results import holm, paired, summarize
+from benchmarks.paper.results import holm, paired, summarize
 
 
 def test_mean_and_standard_deviation_by_hand():

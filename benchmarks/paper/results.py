@@ -13,9 +13,9 @@ import numpy as np
 from scipy.stats import ttest_rel
 
 from adaftr_fast.config import RunConfig
-from adaftr_fast.experiments.catalog import Experiment, Variant
-from adaftr_fast.experiments.jobs import Outcome
 from adaftr_fast.training.evaluation import TaskMetrics
+from benchmarks.cells import Record
+from benchmarks.paper.catalog import Experiment, Variant
 
 SIGNIFICANT = 0.05  # the significance level of the paper (Table 4)
 # percentage points; differences this close are equal, and their t-test is undefined
@@ -103,10 +103,10 @@ Split = Literal["test", "validation"]
 
 @dataclass(frozen=True)
 class Row:
-    """A variant and its outcomes by seed."""
+    """A variant and its records by seed."""
 
     variant: Variant
-    outcomes: dict[int, Outcome]
+    records: dict[int, Record]
 
     @property
     def title(self) -> str:
@@ -114,7 +114,7 @@ class Row:
 
     def scores(self, task: str, metric: str, split: Split = "test") -> dict[int, float]:
         """Returns a metric in percent by seed, of the runs that have it."""
-        metrics = {seed: getattr(each, split) for seed, each in self.outcomes.items()}
+        metrics = {seed: getattr(each, split) for seed, each in self.records.items()}
         values = {
             seed: 100 * each.get(task, {}).get(metric, math.nan) for seed, each in metrics.items()
         }
@@ -154,7 +154,6 @@ class Results:
         experiment: the experiment.
         dataset: the name of the data set.
         attribution: the attribution of the data set.
-        fingerprint: the fingerprint of the prepared data.
         tasks: the tasks.
         config: the configuration that all rows have in common.
         rows: the rows.
@@ -165,7 +164,6 @@ class Results:
     experiment: Experiment
     dataset: str
     attribution: str
-    fingerprint: str
     tasks: list[str]
     config: RunConfig
     rows: list[Row]

@@ -6,18 +6,16 @@ import pytest
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.engines import Local
-from adaftr_fast.experiments.catalog import experiment
-from adaftr_fast.experiments.jobs import execute
-from adaftr_fast.experiments.study import Study
-from adaftr_fast.experiments.temperature import (
+from benchmarks.cells import plan, train
+from benchmarks.paper.catalog import WHOLE
+from benchmarks.paper.temperature import (
     analyse,
     field_effect,
     label_groups,
     report,
     temperature_tables,
 )
-from tests.experiments.conftest import SCHEMA
+from tests.benchmarks.paper.conftest import SCHEMA
 
 
 def test_label_groups_by_hand():
@@ -61,16 +59,15 @@ def data(folder, tmp_path):
 
 
 @pytest.fixture
-def jobs(data, budget, tmp_path):
-    wanted = experiment("temperature", budget.model, data.manifest.tasks)
-    jobs = [job for *_, job in Study(data, budget, 2, Local(), tmp_path).plan(wanted)]
-    for job in jobs:
-        execute(job)
-    return jobs
+def cells(data, budget, tmp_path):
+    cells = [plan(data, WHOLE, budget, seed, tmp_path) for seed in range(2)]
+    for cell in cells:
+        train(cell)
+    return cells
 
 
-def test_trained_models_are_analysed_by_pair(data, jobs, tmp_path):
-    found = analyse(data, jobs)
+def test_trained_models_are_analysed_by_pair(data, cells, tmp_path):
+    found = analyse(data, cells)
     assert [each.pair for each in found] == ["click-view", "click-conversion"]
     for each in found:
         assert sum(group.rows for group in each.labels) == data.manifest.splits["test"].rows
@@ -84,10 +81,10 @@ def test_trained_models_are_analysed_by_pair(data, jobs, tmp_path):
         assert crosses
         assert all(user.startswith("u") and item.isdigit() for user, item in crosses)
     assert "| click 0, view 0, conversion 0 |" in temperature_tables(found[0])
-    paths = report("tiny", found).write(tmp_path, "the command")
-    assert "## click-view" in paths[0].read_text()
-    assert [pair["pair"] for pair in json.loads(paths[1].read_text())["pairs"]] == [
+    numbers, page, picture = report("tiny", found).write(tmp_path, "the command")
+    assert "## click-view" in page.read_text()
+    assert [pair["pair"] for pair in json.loads(numbers.read_text())["cases"]] == [
         "click-view",
         "click-conversion",
     ]
-    assert paths[2].read_bytes()[:4] == b"\x89PNG"
+    assert picture.read_bytes()[:4] == b"\x89PNG"

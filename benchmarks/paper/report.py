@@ -1,5 +1,4 @@
-"""The report of an experiment: Markdown in the form of the paper's tables, JSON with all numbers,
-and a plot.
+"""The report of an experiment: Markdown in the form of the paper's tables, and a plot.
 
 The plot has the form of the paper's figures: one column per task, AUC above GAUC, with the spread
 over seeds.
@@ -9,17 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 
 from adaftr_fast._figures import BLUE, GRAY, VERMILION, Picture, plain
-from adaftr_fast._files import write_json
 from adaftr_fast._tables import Table
 from adaftr_fast._toml import to_toml
-from adaftr_fast.experiments.results import METRICS, Comparison, Difference, Results, Row, Spread
+from benchmarks.measure import machine, save
+from benchmarks.paper.results import METRICS, Comparison, Difference, Results, Row, Spread
 
 
 def draw(results: Results) -> Picture:
@@ -107,27 +106,26 @@ class Report:
         title: the title of the page.
         text: the tables and their captions, which are printed, too.
         sections: the rest of the page; empty parts are left out.
-        content: all numbers.
         picture: the picture, which the page shows.
+        cases: the numbers, where they are not those of records.
     """
 
     name: str
     title: str
     text: str
     sections: list[str]
-    content: dict[str, Any]
     picture: Picture
-
-    def page(self, command: str) -> list[str]:
-        """Returns the parts of the page; ``command`` writes it again."""
-        return [f"# {self.title}", f"`{command}`", self.text, *self.sections]
+    cases: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, folder: Path, command: str) -> list[Path]:
-        """Writes ``<name>.md``, ``.json`` and ``.png`` to ``folder`` and returns their paths."""
-        paths = [folder / f"{self.name}.{kind}" for kind in ("md", "json", "png")]
-        self.picture.save_with(paths[0], self.page(command))
-        write_json(paths[1], {"command": command} | self.content)
-        return paths
+        """Writes ``<name>.md`` and ``.png`` to ``folder``, and the cases to ``<name>.json``; returns
+        their paths. The page names ``command``, which writes it again.
+        """
+        page = folder / f"{self.name}.md"
+        self.picture.save_with(page, [f"# {self.title}", f"`{command}`", self.text, *self.sections])
+        if self.cases:
+            save(page.with_suffix(".json"), {"machine": machine()}, self.cases)
+        return sorted(folder.glob(f"{self.name}.*"))
 
 
 def report(results: Results) -> Report:
@@ -148,7 +146,6 @@ def report(results: Results) -> Report:
         f"{experiment.title}: {results.dataset}",
         summary(results),
         sections,
-        _numbers(results),
         draw(results),
     )
 
@@ -183,7 +180,7 @@ def main_table(results: Results) -> str:
 
 def caption(results: Results) -> str:
     """Returns the caption of the table."""
-    seeds = sorted({seed for row in results.rows for seed in row.outcomes})
+    seeds = sorted({seed for row in results.rows for seed in row.records})
     count = results.tests()
     text = (
         f"Test split, in percent, mean ± standard deviation over {_counted(len(seeds), 'seed')} "
@@ -282,7 +279,7 @@ def _learned_section(results: Results) -> str:
     """Returns the 5, 50 and 95 % quantiles of each row's diagnostics, averaged over seeds."""
     rows = []
     for row in results.rows:
-        learned = [outcome.learned for outcome in row.outcomes.values() if outcome.learned]
+        learned = [record.learned for record in row.records.values() if record.learned]
         for name in learned[0] if learned else ():
             low, middle, high = (
                 sum(each[name][point] for each in learned) / len(learned)
@@ -302,9 +299,9 @@ def _run_table(rows: list[Row]) -> str:
     cells = [
         [
             row.title,
-            ", ".join(f"{outcome.best_epoch:g}" for outcome in row.outcomes.values()),
-            ", ".join(f"{outcome.epochs:g}" for outcome in row.outcomes.values()),
-            f"{sum(outcome.seconds for outcome in row.outcomes.values()):.0f}",
+            ", ".join(f"{record.best_epoch:g}" for record in row.records.values()),
+            ", ".join(f"{record.epochs:g}" for record in row.records.values()),
+            f"{sum(record.seconds for record in row.records.values()):.0f}",
         ]
         for row in rows
     ]
@@ -316,8 +313,8 @@ def _warnings(rows: list[Row]) -> str:
     improved.
     """
     lines = []
-    trained = [outcome for row in rows for outcome in row.outcomes.values() if not outcome.error]
-    improving = sum(outcome.best_epoch >= outcome.epochs for outcome in trained)
+    trained = [record for row in rows for record in row.records.values() if not record.error]
+    improving = sum(record.best_epoch >= record.epochs for record in trained)
     if improving:
         what = f"{improving} of {len(trained)} runs are best after their last epoch"
         lines.append(
@@ -325,51 +322,23 @@ def _warnings(rows: list[Row]) -> str:
             "`--training.max_epochs`"
         )
     for row in rows:
-        for seed, outcome in row.outcomes.items():
-            if outcome.error:
+        for seed, record in row.records.items():
+            if record.error:
                 lines.append(
-                    f"- {row.title}, seed {seed}: diverged and is excluded: {outcome.error}"
+                    f"- {row.title}, seed {seed}: diverged and is excluded: {record.error}"
                 )
             lines += [
                 f"- {row.title}, seed {seed}: task {task} is dead (AUC close to 0.5)"
-                for task in outcome.dead_tasks
+                for task in record.dead_tasks
             ]
     return "\n".join(lines)
 
 
-def _shared(results: Results) -> dict[str, dict[str, Any]]:
-    """Returns the options that all rows have in common, by section."""
-    sections = results.config.to_dict()
-    return {name: sections[name] for name in ("model", "optimizer", "training")}
-
-
 def _budget_text(results: Results) -> str:
     """Returns the common options as TOML for ``--config``."""
-    sections = _shared(results)
+    sections = results.config.to_dict()
     del sections["training"]["progress"]
-    return to_toml(sections).rstrip()
-
-
-def _numbers(results: Results) -> dict[str, Any]:
-    """Returns all numbers of the report."""
-    columns = results.columns()
-    return {
-        "experiment": results.experiment.name,
-        "dataset": results.dataset,
-        "fingerprint": results.fingerprint,
-        "budget": _shared(results),
-        "bayes": results.bayes,
-        "rows": [
-            {
-                "title": row.title,
-                "changes": row.variant.changes,
-                "test": [{"task": t, "metric": m} | asdict(row.spread(t, m)) for t, m in columns],
-                "runs": row.outcomes,
-            }
-            for row in results.rows
-        ],
-        "comparisons": results.comparisons(),
-    }
+    return to_toml({name: sections[name] for name in ("model", "optimizer", "training")}).rstrip()
 
 
 def _counted(count: int, noun: str) -> str:

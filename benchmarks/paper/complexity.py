@@ -19,13 +19,13 @@ from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.errors import ConfigError
-from adaftr_fast.experiments.catalog import BASELINES, NO_OMEGA, TITLES, Variant, divide_experts
-from adaftr_fast.experiments.measure import machine, side_by_side
-from adaftr_fast.experiments.report import Report
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.nn.embedding import tables_of
 from adaftr_fast.runs.run import build
 from adaftr_fast.training.optimizers import build_optimizers
+from benchmarks.measure import machine, side_by_side
+from benchmarks.paper.catalog import BASELINES, NO_OMEGA, TITLES, Variant, divide_experts
+from benchmarks.paper.report import Report
 
 BATCHES = 8  # distinct batches that the steps cycle through
 WITHOUT = "AdaFTR, no contrast"
@@ -159,8 +159,8 @@ def report(found: Complexity) -> Report:
         f"Cost of each model (Table 1): {found.dataset}",
         "\n\n".join((cost_table(found), contrast_text(found), machine_text(found))),
         ["![time per sample](complexity.png)"],
-        asdict(found),
         draw_complexity(found),
+        [asdict(cost) for cost in found.costs],
     )
 
 

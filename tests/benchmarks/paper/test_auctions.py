@@ -6,7 +6,9 @@ from adaftr_fast.config import ModelConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.split_file import read_split
 from adaftr_fast.errors import ConfigError
-from adaftr_fast.experiments.auctions import (
+from adaftr_fast.models import build_model
+from adaftr_fast.training.evaluation import predict
+from benchmarks.paper.auctions import (
     Auctions,
     Bidder,
     Candidates,
@@ -15,8 +17,16 @@ from adaftr_fast.experiments.auctions import (
     simulate,
     true_bidder,
 )
-from adaftr_fast.models import build_model
-from adaftr_fast.training.evaluation import predict
+
+
+@pytest.fixture
+def data(generated):
+    return PreparedData(generated)
+
+
+@pytest.fixture
+def auctions(data):
+    return Auctions(data, 5)
 
 
 def test_an_auction_by_hand():

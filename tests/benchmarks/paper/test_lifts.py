@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from adaftr_fast.experiments.abtest import METRICS, lifts, rates
+from benchmarks.paper.abtest import METRICS, lifts, rates
 
 
 def drawn(number=4000, seeds=2, seed=0, rate=0.3):
