@@ -74,7 +74,7 @@ def option(
         identifies: whether the result of a run in one process depends on the option.
         free_on_resume: whether a run may resume with another value.
         omit_default: whether ``RunConfig.identity`` leaves the option out at its default, so that
-            experiments from before the option existed are found again.
+            runs from before the option existed are found again.
     """
     metadata = {
         "within": within,
