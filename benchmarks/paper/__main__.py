@@ -81,15 +81,15 @@ class Paper(Command):
 
     def report(self, study: Study) -> Report:
         """Trains what is missing, and returns the report."""
+        name = study.data.manifest.dataset
         if self.name == "complexity":
-            return complexity.report(complexity.measure(study.data, self.config))
+            costs = complexity.measure(study.data, self.config)
+            return complexity.report(name, self.config.training.batch_size, costs)
         if self.name == "temperature":
             cells = [cell for *_, cell in study.train(self.name)]
-            found = temperature.analyse(study.data, cells)
-            return temperature.report(study.data.manifest.dataset, found)
+            return temperature.report(name, temperature.analyse(study.data, cells))
         if self.name == "abtest":
-            size = abtest.Size(self.auctions, self.slate)
-            return abtest.report(abtest.run_abtest(study, size))
+            return abtest.report(name, abtest.run_abtest(study, self.auctions, self.slate))
         return report.report(study.compare(self.name))
 
 

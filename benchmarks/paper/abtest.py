@@ -5,25 +5,17 @@ are known.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 
 import numpy as np
-from matplotlib.axes import Axes
 from scipy.stats import t
 
 from adaftr_fast._figures import BLUE, GRAY, VERMILION, Picture, plain
-from adaftr_fast._tables import Table
 from benchmarks.cells import model_of
-from benchmarks.paper.auctions import (
-    Auctions,
-    Bidder,
-    model_bidder,
-    simulate,
-    true_bidder,
-)
+from benchmarks.paper.auctions import Auctions, model_bidder, simulate, true_bidder
 from benchmarks.paper.report import Report
 from benchmarks.paper.study import Study
+from benchmarks.render import Case, Cases, of_cases
 
 SAMPLES = 1000
 LEVEL = 0.95
@@ -32,27 +24,9 @@ METRICS = ("CTR", "CVR", "CPC", "eCPM", "conversions", "value")
 sum of the prices of conversions per 1,000 impressions. CPC is the paper's cost per conversion, not
 per click.
 """
+BETTER = {"CPC": "lower", "eCPM": "-"}  # of the others, higher
 PAPER = {"CTR": 2.37, "CVR": 4.82, "CPC": -5.78}
 """Relative improvements of Table 7, in percent."""
-
-
-@dataclass(frozen=True)
-class Lift:
-    """The relative difference of one metric between the arms, in percent of the control's.
-
-    Attributes:
-        metric: the metric.
-        mean: the difference of the metrics over the auctions of all seeds together.
-        auctions: the bounds of the 95 % interval over resampled auctions, for these models.
-        seeds: the bounds over auctions and training seeds, a t interval; None for one seed.
-        by_seed: the difference for each seed, [S].
-    """
-
-    metric: str
-    mean: float
-    auctions: tuple[float, float]
-    seeds: tuple[float, float] | None
-    by_seed: list[float]
 
 
 def rates(counts: np.ndarray, impressions: float) -> np.ndarray:
@@ -67,13 +41,18 @@ def rates(counts: np.ndarray, impressions: float) -> np.ndarray:
     return np.moveaxis(np.where(np.isfinite(found), found, np.nan), 0, -1)
 
 
-def lifts(control: np.ndarray, treatment: np.ndarray, samples: int = SAMPLES) -> list[Lift]:
+def lifts(control: np.ndarray, treatment: np.ndarray, samples: int = SAMPLES) -> Cases:
     """Compares two arms whose counts [S, n, 4] belong to the same auctions, seed by seed.
 
     For the first interval, auctions are resampled with replacement, each with what it adds in both
     arms and for every seed; the bounds are percentiles. The second is ``mean`` -+ t sqrt(v + s^2 /
-    S), with the variance v of these samples, the standard deviation s of ``by_seed``, and t of S -
+    S), with the variance v of these samples, the standard deviation s of ``by seed``, and t of S -
     1 degrees of freedom; a bootstrap over few seeds would be too narrow.
+
+    Returns:
+        A case per metric, in percent of the control's: the mean, the difference of the metric over
+        the auctions of all seeds together; the bounds of the 95 % interval over auctions; those
+        over auctions and training seeds, None for one seed; and the difference by seed.
     """
     arms = np.stack([control, treatment])  # [2, S, n, 4]
     by_seed = _relative(arms.sum(2))  # [S, M]
@@ -83,13 +62,13 @@ def lifts(control: np.ndarray, treatment: np.ndarray, samples: int = SAMPLES) ->
     fixed = _bounds(drawn)
     over_seeds = _t_bounds(mean, drawn.var(0), by_seed)
     return [
-        Lift(
-            name,
-            float(mean[m]),
-            fixed[m],
-            None if over_seeds is None else over_seeds[m],
-            by_seed[:, m].tolist(),
-        )
+        {
+            "metric": name,
+            "mean": float(mean[m]),
+            "auctions": fixed[m],
+            "seeds": None if over_seeds is None else over_seeds[m],
+            "by seed": by_seed[:, m].tolist(),
+        }
         for m, name in enumerate(METRICS)
     ]
 
@@ -134,119 +113,60 @@ def _bounds(values: np.ndarray) -> list[tuple[float, float]]:
     return list(zip(low.tolist(), high.tolist()))
 
 
-TRUE = "true probabilities"
-
-
-@dataclass(frozen=True)
-class Size:
-    """The number of auctions, and of candidates in each."""
-
-    auctions: int
-    slate: int
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One arm of the test.
-
-    Attributes:
-        title: the model, or ``TRUE``.
-        metrics: ``METRICS`` of the auctions of all seeds together; nan where there are no clicks or
-            conversions.
-        by_seed: the same for each seed.
-        weights: w of Eq. 16 for each seed.
-    """
-
-    title: str
-    metrics: dict[str, float]
-    by_seed: list[dict[str, float]]
-    weights: list[float]
-
-
-@dataclass(frozen=True)
-class ABTest:
-    """The result of the experiment.
-
-    Attributes:
-        dataset: the name of the data set.
-        size: the size of the test.
-        seeds: the training seeds.
-        arms: the control, the treatment, and the bidder that knows the true probabilities.
-        lifts: the differences of the treatment to the control.
-        same_winner: share of the auctions in which both choose the same candidate, for each seed.
-    """
-
-    dataset: str
-    size: Size
-    seeds: list[int]
-    arms: list[Arm]
-    lifts: list[Lift]
-    same_winner: list[float]
-
-
-def run_abtest(study: Study, size: Size) -> ABTest:
+def run_abtest(study: Study, auctions: int, slate: int) -> Case:
     """Runs the A/B test of a backbone, the control, and of AdaFTR on it, the treatment.
 
     Args:
         study: the data, of a generated log, and the runs.
-        size: the size of the test. Every seed has the same auctions.
+        auctions: the number of auctions, the same ones for every seed.
+        slate: the number of candidates of each.
+
+    Returns:
+        The size of the test; the training seeds; the arms, with ``METRICS`` of the auctions of all
+        seeds together and by seed, and w of Eq. 16 by seed: the control, the treatment and the
+        bidder that knows the true probabilities; the ``lifts``; and by seed the share of the
+        auctions in which both choose the same candidate.
 
     Raises:
         ConfigError: as ``Auctions``.
         TrainingError: as ``Study.train``.
         CheckpointError: the checkpoint of a run is missing or damaged.
     """
-    data = study.data
-    auctions = Auctions(data, size.slate)
+    source = Auctions(study.data, slate)
     planned = study.train("abtest")
     batch = study.config.training.eval_batch_size
-    bidders = [model_bidder(model_of(cell), data, auctions.stages, batch) for *_, cell in planned]
-    every = [*bidders, true_bidder()]
-    counts, winners = simulate(auctions, every, size.auctions)
+    every = [model_bidder(model_of(cell), study.data, source.stages, batch) for *_, cell in planned]
+    every.append(true_bidder())
+    counts, winners = simulate(source, every, auctions)
     # both of a seed come before the next seed; the last one knows the true probabilities
-    control = counts[:-1:2]
-    treatment = counts[1:-1:2]
-    titles = [variant.title for _, variant, _ in planned[:2]]
-    return ABTest(
-        dataset=data.manifest.dataset,
-        size=size,
-        seeds=[seed for seed, *_ in planned[::2]],
-        arms=[
-            _arm(titles[0], control, every[:-1:2]),
-            _arm(titles[1], treatment, every[1:-1:2]),
-            _arm(TRUE, counts[-1:], every[-1:]),
+    parts = [slice(0, -1, 2), slice(1, -1, 2), slice(-1, None)]
+    titles = [*(variant.title for _, variant, _ in planned[:2]), "true probabilities"]
+    control, treatment, _ = (counts[part] for part in parts)
+    return {
+        "auctions": auctions,
+        "slate": slate,
+        "seeds": [seed for seed, *_ in planned[::2]],
+        "arms": [
+            {"arm": title, "weights": [each.weight for each in every[part]]} | _arm(counts[part])
+            for title, part in zip(titles, parts)
         ],
-        lifts=lifts(control, treatment),
-        same_winner=(winners[:-1:2] == winners[1:-1:2]).mean(1).tolist(),
-    )
+        "lifts": lifts(control, treatment),
+        "same winner": (winners[parts[0]] == winners[parts[1]]).mean(1).tolist(),
+    }
 
 
-def _arm(title: str, counts: np.ndarray, bidders: Sequence[Bidder]) -> Arm:
-    sums = counts.sum(1)  # [S, 4]
+def _arm(counts: np.ndarray) -> Case:
+    """Returns the metrics of counts [S, n, 4], over all seeds and by seed."""
+    sums = counts.sum(1)
     seeds, auctions, _ = counts.shape
-    together = rates(sums.sum(0), seeds * auctions)
-    by_seed = [_named(each) for each in rates(sums, auctions)]
-    return Arm(title, _named(together), by_seed, [each.weight for each in bidders])
+    return {
+        "metrics": _named(rates(sums.sum(0), seeds * auctions)),
+        "by seed": [_named(each) for each in rates(sums, auctions)],
+    }
 
 
 def _named(values: np.ndarray) -> dict[str, float]:
     return dict(zip(METRICS, values.tolist(), strict=True))
-
-
-PERCENT = ("CTR", "CVR")
-FEWER_IS_BETTER = ("CPC",)
-
-
-def report(found: ABTest) -> Report:
-    """Returns the report of the test."""
-    return Report(
-        "abtest",
-        f"A/B test, simulated (Table 7): {found.dataset}",
-        summary(found),
-        ["![relative differences](abtest.png)", "## How the auctions work", RULES],
-        draw_abtest(found),
-        [asdict(found)],
-    )
 
 
 RULES = (
@@ -261,100 +181,80 @@ RULES = (
 )
 
 
-def summary(found: ABTest) -> str:
-    """Returns the tables and their captions."""
-    seeds = f"{len(found.seeds)} training seed{'s' if len(found.seeds) > 1 else ''}"
-    same = 100 * sum(found.same_winner) / len(found.same_winner)
-    return "\n\n".join(
-        (
-            arm_table(found.arms),
-            f"{found.size.auctions:,} auctions of {found.size.slate} candidates for each of "
-            f"{seeds} ({', '.join(map(str, found.seeds))}). eCPM, conversions and value (the sum "
-            "of the prices of conversions) are per 1,000 impressions. Both models choose the same "
-            f"candidate in {same:.1f} % of the auctions.",
-            lift_table(found),
-            "Differences in percent of the control's metric. The 95 % intervals are that of 1,000 "
-            "bootstrap samples "
-            "of the auctions, for these models, and a t interval over auctions and seeds.",
-        )
+def report(dataset: str, found: Case) -> Report:
+    """Returns the report of the test."""
+    seeds = found["seeds"]
+    same = 100 * sum(found["same winner"]) / len(seeds)
+    control, treatment, _ = (each["arm"] for each in found["arms"])
+    against = f"{treatment} against {control}"
+    arms = of_cases(
+        "arm | CTR | CVR | " + " | ".join(METRICS[2:]),
+        "lrrrrrr",
+        "{arm} | {metrics[CTR]:.2%} | {metrics[CVR]:.2%} | "
+        + " | ".join(f"{{metrics[{name}]:.3f}}" for name in METRICS[2:]),
+        found["arms"],
+    )
+    return Report(
+        "abtest",
+        f"A/B test, simulated (Table 7): {dataset}",
+        f"{arms}\n\n{found['auctions']:,} auctions of {found['slate']} candidates for each of "
+        f"{len(seeds)} training seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))}). eCPM, "
+        "conversions and value (the sum of the prices of conversions) are per 1,000 impressions. "
+        f"Both models choose the same candidate in {same:.1f} % of the auctions.\n\n"
+        f"{lift_table(against, found['lifts'])}\n\nDifferences in percent of the control's metric. "
+        "The 95 % intervals are that of 1,000 bootstrap samples of the auctions, for these models, "
+        "and a t interval over auctions and seeds.",
+        ["![relative differences](abtest.png)", "## How the auctions work", RULES],
+        _draw(f"{against}, simulated A/B test: {dataset}", found["lifts"]),
+        [found],
     )
 
 
-def arm_table(arms: list[Arm]) -> str:
-    """Returns the table with one row per arm."""
-    header = ["arm", *(f"{name}, %" if name in PERCENT else name for name in METRICS)]
-    return Table(
-        header, [[arm.title, *(_number(arm, name) for name in METRICS)] for arm in arms]
-    ).markdown()
-
-
-def _number(arm: Arm, name: str) -> str:
-    value = arm.metrics[name]
-    return f"{100 * value:.2f}" if name in PERCENT else f"{value:.3f}"
-
-
-def lift_table(found: ABTest) -> str:
+def lift_table(title: str, found: Cases) -> str:
     """Returns the table of differences, one row per metric."""
-    control, treatment, _ = (arm.title for arm in found.arms)
-    header = [
-        f"{treatment} against {control}",
-        "better",
-        "difference, %",
-        "auctions",
-        "auctions and seeds",
-        "Table 7",
-    ]
-    rows = [
+    return of_cases(
+        f"{title} | better | difference, % | auctions | auctions and seeds | Table 7",
+        "llrrrr",
+        "{metric} | {better} | {mean:+.2f} | {intervals[0]} | {intervals[1]} | {paper:+.2f}",
         [
-            lift.metric,
-            "lower"
-            if lift.metric in FEWER_IS_BETTER
-            else "-"
-            if lift.metric == "eCPM"
-            else "higher",
-            f"{lift.mean:+.2f}",
-            _interval(lift.auctions),
-            "-" if lift.seeds is None else _interval(lift.seeds),
-            f"{PAPER[lift.metric]:+.2f}" if lift.metric in PAPER else "-",
-        ]
-        for lift in found.lifts
-    ]
-    return Table(header, rows, text_columns=2).markdown()
+            each
+            | {
+                "better": BETTER.get(each["metric"], "higher"),
+                "intervals": [_interval(each[kind]) for kind in ("auctions", "seeds")],
+                "paper": PAPER.get(each["metric"]),
+            }
+            for each in found
+        ],
+    )
 
 
-def _interval(bounds: tuple[float, float]) -> str:
-    low, high = bounds
-    if math.isnan(low + high):
+def _interval(bounds: tuple[float, float] | None) -> str:
+    if bounds is None or math.isnan(sum(bounds)):
         return "-"
-    return f"{low:+.2f} to {high:+.2f}"
+    return "{:+.2f} to {:+.2f}".format(*bounds)
 
 
-def draw_abtest(found: ABTest) -> Picture:
+def _draw(title: str, found: Cases) -> Picture:
     """Draws a dot and an interval per metric; a thin interval is over seeds too, and each gray dot
     is a seed.
     """
-    picture = Picture(7, 0.42 * len(found.lifts) + 1.6)
-    picture.suptitle(
-        f"{found.arms[1].title} against {found.arms[0].title}, simulated A/B test: {found.dataset}"
-    )
+    picture = Picture(7, 0.42 * len(found) + 1.6)
+    picture.suptitle(title)
     axes = picture.subplots()
     axes.axvline(0, color=GRAY, linewidth=1)
-    for place, lift in enumerate(found.lifts):
-        _paint(axes, place, lift)
+    for place, lift in enumerate(found):
+        by_seed = lift["by seed"]
+        axes.plot(by_seed, [place] * len(by_seed), "o", color=GRAY, alpha=0.4, markersize=3)
+        if lift["seeds"] is not None:
+            axes.hlines(place, *lift["seeds"], color=BLUE, linewidth=1)
+        axes.hlines(place, *lift["auctions"], color=VERMILION, linewidth=3)
+        axes.plot(lift["mean"], place, "o", color=VERMILION, markersize=6)
     low, high = axes.get_xlim()
     # at least one percent, so that rounding looks like no difference
     axes.set_xlim(min(low, -1), max(high, 1))
-    axes.set_yticks(range(len(found.lifts)), [lift.metric for lift in found.lifts])
-    axes.set_ylim(len(found.lifts) - 0.5, -0.5)
+    axes.set_yticks(range(len(found)), [lift["metric"] for lift in found])
+    axes.set_ylim(len(found) - 0.5, -0.5)
     axes.set_xlabel("difference, % of the control; 95 % intervals")
     axes.set_ylabel("metric")
     plain(axes, "x")
     return picture
-
-
-def _paint(axes: Axes, place: int, lift: Lift) -> None:
-    axes.plot(lift.by_seed, [place] * len(lift.by_seed), "o", color=GRAY, alpha=0.4, markersize=3)
-    if lift.seeds is not None:
-        axes.hlines(place, *lift.seeds, color=BLUE, linewidth=1)
-    axes.hlines(place, *lift.auctions, color=VERMILION, linewidth=3)
-    axes.plot(lift.mean, place, "o", color=VERMILION, markersize=6)

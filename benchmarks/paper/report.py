@@ -8,17 +8,191 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 
 from adaftr_fast._figures import BLUE, GRAY, VERMILION, Picture, plain
-from adaftr_fast._tables import Table
 from adaftr_fast._toml import to_toml
 from benchmarks.measure import machine, save
-from benchmarks.paper.results import METRICS, Comparison, Difference, Results, Row, Spread
+from benchmarks.paper.results import METRICS, Difference, Results, Row, Spread
+from benchmarks.render import Cases, of_cases, table
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an experiment has found, as it is printed and written.
+
+    Attributes:
+        name: the name of its files.
+        title: the title of the page.
+        text: the tables and their captions, which are printed, too.
+        sections: the rest of the page; empty parts are left out.
+        picture: the picture, which the page shows.
+        cases: the numbers, where they are not those of records.
+    """
+
+    name: str
+    title: str
+    text: str
+    sections: list[str]
+    picture: Picture
+    cases: Cases = ()
+
+    def write(self, folder: Path, command: str) -> list[Path]:
+        """Writes ``<name>.md`` and ``.png`` to ``folder``, and the cases to ``<name>.json``; returns
+        their paths. The page names ``command``, which writes it again.
+        """
+        page = folder / f"{self.name}.md"
+        self.picture.save_with(page, [f"# {self.title}", f"`{command}`", self.text, *self.sections])
+        if self.cases:
+            save(page.with_suffix(".json"), {"machine": machine()}, self.cases)
+        return sorted(folder.glob(f"{self.name}.*"))
+
+
+def report(results: Results) -> Report:
+    """Returns the report of an experiment that compares rows."""
+    experiment = results.experiment
+    options = results.config.to_dict()
+    del options["training"]["progress"]
+    shared = to_toml({name: options[name] for name in ("model", "optimizer", "training")})
+    return Report(
+        experiment.name,
+        f"{experiment.title}: {results.dataset}",
+        "\n\n".join(filter(None, (main_table(results), caption(results), remarks(results.rows)))),
+        [
+            f"![{experiment.title}]({experiment.name}.png)",
+            _comparison_section(results),
+            _learned_section(results.rows),
+            f"## Budget of every row\n\n```toml\n{shared.rstrip()}\n```",
+            f"Data: {results.attribution}" if results.attribution else "",
+        ],
+        draw(results),
+    )
+
+
+def main_table(results: Results) -> str:
+    """Returns the table: one row per variant, one column per task and metric, mean ± std
+    (difference)*.
+    """
+    columns = results.columns()
+    lines = [[_cell(results, row, *column) for column in columns] for row in results.rows]
+    if len(results.rows) > 2:
+        for position, column in enumerate(columns):
+            means = [row.spread(*column).mean for row in results.rows]
+            known = [number for number, mean in enumerate(means) if not math.isnan(mean)]
+            best = sorted(known, key=lambda number: -means[number])
+            for number, mark in zip(best, ("**", "_")):  # best and second best
+                mean, *rest = lines[number][position].split(" ", 1)
+                lines[number][position] = " ".join([f"{mark}{mean}{mark}", *rest])
+    rows = [[row.title, *line] for row, line in zip(results.rows, lines)]
+    if results.bayes:
+        rows.append(["true probabilities", *(results.optimum(*column) for column in columns)])
+    header = ["model", *(f"{task} {metric.upper()}" for task, metric in columns)]
+    return table(" | ".join(header), "l" + "r" * len(columns), rows)
+
+
+def _cell(results: Results, row: Row, task: str, metric: str) -> str:
+    text = _spread_text(row.spread(task, metric))
+    if row.variant.against:
+        difference = results.compare(row.title, row.variant.against[0], task, metric)
+        if difference.pairs:
+            text += f" ({difference.mean:+.3f}){'*' * difference.significant}"
+    return text
+
+
+def _spread_text(found: Spread | Difference, sign: str = "") -> str:
+    if math.isnan(found.mean):  # without values
+        return "-"
+    return f"{found.mean:{sign}.3f}" + ("" if math.isnan(found.std) else f" ± {found.std:.3f}")
+
+
+def caption(results: Results) -> str:
+    """Returns the caption of the table."""
+    seeds = sorted({seed for row in results.rows for seed in row.records})
+    count = results.tests()
+    text = (
+        f"Test split, in percent, mean ± standard deviation over {len(seeds)} "
+        f"seed{'s' * (len(seeds) != 1)} ({', '.join(map(str, seeds))}). The weights are those with "
+        "the best mean validation AUC; the test split is read once, after training. The best value "
+        "is bold, the second best is in italics."
+    )
+    if count:
+        text += (
+            " Parentheses contain the difference to the first row under Comparisons; * marks p < "
+            f"0.05 in a two-sided paired t-test over the seeds. About {count * 0.05:.1f} of "
+            f"{count} tests would be significant by chance; Comparisons has p after Holm's "
+            "correction for all of them."
+        )
+    return text
+
+
+def remarks(rows: list[Row]) -> str:
+    """Returns a line for each run that diverged or has a dead tower, and one for those that still
+    improved.
+    """
+    lines = []
+    trained = [record for row in rows for record in row.records.values() if not record.error]
+    improving = sum(record.best_epoch >= record.epochs for record in trained)
+    if improving:
+        what = f"{improving} of {len(trained)} runs are best after their last epoch"
+        lines.append(
+            f"- {what}, so they may not be trained to their end: compare with more "
+            "`--training.max_epochs`"
+        )
+    for row in rows:
+        for seed, record in row.records.items():
+            if record.error:
+                lines.append(
+                    f"- {row.title}, seed {seed}: diverged and is excluded: {record.error}"
+                )
+            lines += [
+                f"- {row.title}, seed {seed}: task {task} is dead (AUC close to 0.5)"
+                for task in record.dead_tasks
+            ]
+    return "\n".join(lines)
+
+
+def _comparison_section(results: Results) -> str:
+    comparisons = results.comparisons()
+    if not comparisons:
+        return ""
+    rows = []
+    for each in comparisons:
+        found = each.difference
+        rows.append(
+            [
+                *(each.title, each.against, each.task, each.metric.upper()),
+                _spread_text(found, "+"),
+                *("-" if math.isnan(p) else f"{p:.4f}" for p in (found.p, each.corrected)),
+                f"{found.higher} of {found.pairs}" if found.pairs else "-",
+                _spread_text(each.validation, "+"),
+            ]
+        )
+    header = (
+        "row | against | task | metric | difference | p | p, Holm | seeds higher | on validation"
+    )
+    return "## Comparisons\n\n" + table(header, "llllrrrrr", rows)
+
+
+def _learned_section(rows: list[Row]) -> str:
+    """Returns the 5, 50 and 95 % quantiles of each row's diagnostics, averaged over seeds."""
+    cases = []
+    for row in rows:
+        learned = [record.learned for record in row.records.values() if record.learned]
+        for name in learned[0] if learned else ():
+            points = {
+                point: sum(each[name][point] for each in learned) / len(learned)
+                for point in learned[0][name]
+            }
+            cases.append({"row": row.title, "learned": name} | points)
+    if not cases:
+        return ""
+    header = "row | learned | 5 % | 50 % | 95 %"
+    line = "{row} | {learned} | {p5:.4f} | {p50:.4f} | {p95:.4f}"
+    made = of_cases(header, "llrrr", line, cases)
+    return f"## Learned per instance (test split, mean over seeds)\n\n{made}"
 
 
 def draw(results: Results) -> Picture:
@@ -91,255 +265,3 @@ def _points(rows: Sequence[Row], task: str, metric: str) -> tuple[list[float], l
     return [each.mean for each in spreads], [
         0.0 if math.isnan(each.std) else each.std for each in spreads
     ]
-
-
-# a temperature whose 5 and 95 % quantiles are closer than this is effectively constant
-COLLAPSED = 0.01
-
-
-@dataclass(frozen=True)
-class Report:
-    """What an experiment has found, as it is printed and written.
-
-    Attributes:
-        name: the name of its files.
-        title: the title of the page.
-        text: the tables and their captions, which are printed, too.
-        sections: the rest of the page; empty parts are left out.
-        picture: the picture, which the page shows.
-        cases: the numbers, where they are not those of records.
-    """
-
-    name: str
-    title: str
-    text: str
-    sections: list[str]
-    picture: Picture
-    cases: list[dict[str, Any]] = field(default_factory=list)
-
-    def write(self, folder: Path, command: str) -> list[Path]:
-        """Writes ``<name>.md`` and ``.png`` to ``folder``, and the cases to ``<name>.json``; returns
-        their paths. The page names ``command``, which writes it again.
-        """
-        page = folder / f"{self.name}.md"
-        self.picture.save_with(page, [f"# {self.title}", f"`{command}`", self.text, *self.sections])
-        if self.cases:
-            save(page.with_suffix(".json"), {"machine": machine()}, self.cases)
-        return sorted(folder.glob(f"{self.name}.*"))
-
-
-def report(results: Results) -> Report:
-    """Returns the report of an experiment that compares rows."""
-    experiment = results.experiment
-    comparisons = results.comparisons()
-    sections = [
-        f"![{experiment.title}]({experiment.name}.png)",
-        "## Comparisons\n\n" + _comparison_table(comparisons) if comparisons else "",
-        _distance_section(results),
-        _learned_section(results),
-        "## Runs\n\n" + _run_table(results.rows),
-        f"## Budget of every row\n\n```toml\n{_budget_text(results)}\n```",
-        f"Data: {results.attribution}" if results.attribution else "",
-    ]
-    return Report(
-        experiment.name,
-        f"{experiment.title}: {results.dataset}",
-        summary(results),
-        sections,
-        draw(results),
-    )
-
-
-def summary(results: Results) -> str:
-    """Returns the table, its caption and the warnings."""
-    return "\n\n".join(
-        filter(None, (main_table(results), caption(results), _warnings(results.rows)))
-    )
-
-
-def main_table(results: Results) -> str:
-    """Returns the table: one row per variant, one column per task and metric, mean ± std
-    (difference)*.
-    """
-    columns = results.columns()
-    header = ["model", *(f"{task} {metric.upper()}" for task, metric in columns)]
-    cells = [[_cell(results, row, *column) for column in columns] for row in results.rows]
-    if len(results.rows) > 2:
-        for position, column in enumerate(columns):
-            spreads = [row.spread(*column) for row in results.rows]
-            best = sorted(range(len(spreads)), key=lambda line: _descending(spreads[line]))
-            for line, mark in zip(best, ("**", "_")):  # best and second best
-                cells[line][position] = _marked(cells[line][position], mark)
-    rows = [[row.title, *line] for row, line in zip(results.rows, cells, strict=True)]
-    if results.bayes:
-        rows.append(
-            ["true probabilities", *(_number(results.optimum(*column)) for column in columns)]
-        )
-    return Table(header, rows).markdown()
-
-
-def caption(results: Results) -> str:
-    """Returns the caption of the table."""
-    seeds = sorted({seed for row in results.rows for seed in row.records})
-    count = results.tests()
-    text = (
-        f"Test split, in percent, mean ± standard deviation over {_counted(len(seeds), 'seed')} "
-        f"({', '.join(map(str, seeds))}). The weights are those with the best mean validation AUC; "
-        "the test split is "
-        "read once, after training. The best value is bold, the second best is in italics."
-    )
-    if count:
-        text += (
-            " Parentheses contain the difference to the first row under Comparisons; * marks p < "
-            f"0.05 in a two-sided paired t-test over the seeds. About {count * 0.05:.1f} of "
-            f"{count} tests would be significant by chance; Comparisons has p after Holm's "
-            "correction for all of them."
-        )
-    return text
-
-
-def _cell(results: Results, row: Row, task: str, metric: str) -> str:
-    text = _spread_text(row.spread(task, metric))
-    if row.variant.against:
-        difference = results.compare(row.title, row.variant.against[0], task, metric)
-        text += (
-            f" ({difference.mean:+.3f}){'*' * difference.significant}" if difference.pairs else ""
-        )
-    return text
-
-
-def _spread_text(found: Spread | Difference, sign: str = "") -> str:
-    if math.isnan(found.mean):  # without values
-        return "-"
-    return f"{found.mean:{sign}.3f}" + ("" if math.isnan(found.std) else f" ± {found.std:.3f}")
-
-
-def _marked(cell: str, mark: str) -> str:
-    number, *rest = cell.split(" ", 1)
-    return " ".join([f"{mark}{number}{mark}", *rest]) if number != "-" else cell
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _descending(spread: Spread) -> float:
-    return -spread.mean if spread.count else math.inf
-
-
-def _comparison_table(comparisons: list[Comparison]) -> str:
-    header = [
-        "row",
-        "against",
-        "task",
-        "metric",
-        "difference",
-        "p",
-        "p, Holm",
-        "seeds higher",
-        "on validation",
-    ]
-    rows = [
-        [each.title, each.against, each.task, each.metric.upper(), *_difference_cells(each)]
-        for each in comparisons
-    ]
-    return Table(header, rows, text_columns=4).markdown()
-
-
-def _difference_cells(found: Comparison) -> list[str]:
-    difference = found.difference
-    tests = ["-" if math.isnan(p) else f"{p:.4f}" for p in (difference.p, found.corrected)]
-    higher = f"{difference.higher} of {difference.pairs}" if difference.pairs else "-"
-    return [_spread_text(difference, "+"), *tests, higher, _spread_text(found.validation, "+")]
-
-
-def _distance_section(results: Results) -> str:
-    """Returns the distance of each row's mean to the metric of the true probabilities, if they are
-    known.
-    """
-    optima = {
-        column: value
-        for column in results.columns()
-        if (value := results.optimum(*column)) is not None
-    }
-    if not optima:
-        return ""
-    rows = [
-        [
-            row.title,
-            *(_number(value - row.spread(*column).mean) for column, value in optima.items()),
-        ]
-        for row in results.rows
-    ]
-    header = ["row", *(f"{task} {metric.upper()}" for task, metric in optima)]
-    return "## Distance to the true probabilities\n\n" + Table(header, rows).markdown()
-
-
-def _learned_section(results: Results) -> str:
-    """Returns the 5, 50 and 95 % quantiles of each row's diagnostics, averaged over seeds."""
-    rows = []
-    for row in results.rows:
-        learned = [record.learned for record in row.records.values() if record.learned]
-        for name in learned[0] if learned else ():
-            low, middle, high = (
-                sum(each[name][point] for each in learned) / len(learned)
-                for point in ("p5", "p50", "p95")
-            )
-            remark = "effectively constant" if high - low < COLLAPSED else ""
-            rows.append([row.title, name, f"{low:.4f}", f"{middle:.4f}", f"{high:.4f}", remark])
-    if not rows:
-        return ""
-    table = Table(
-        ["row", "learned", "5 %", "50 %", "95 %", "remark"], rows, text_columns=2
-    ).markdown()
-    return "## Learned per instance (test split, mean over seeds)\n\n" + table
-
-
-def _run_table(rows: list[Row]) -> str:
-    cells = [
-        [
-            row.title,
-            ", ".join(f"{record.best_epoch:g}" for record in row.records.values()),
-            ", ".join(f"{record.epochs:g}" for record in row.records.values()),
-            f"{sum(record.seconds for record in row.records.values()):.0f}",
-        ]
-        for row in rows
-    ]
-    return Table(["row", "best epoch by seed", "epochs", "total seconds"], cells).markdown()
-
-
-def _warnings(rows: list[Row]) -> str:
-    """Returns a line for each run that diverged or has a dead tower, and one for those that still
-    improved.
-    """
-    lines = []
-    trained = [record for row in rows for record in row.records.values() if not record.error]
-    improving = sum(record.best_epoch >= record.epochs for record in trained)
-    if improving:
-        what = f"{improving} of {len(trained)} runs are best after their last epoch"
-        lines.append(
-            f"- {what}, so they may not be trained to their end: compare with more "
-            "`--training.max_epochs`"
-        )
-    for row in rows:
-        for seed, record in row.records.items():
-            if record.error:
-                lines.append(
-                    f"- {row.title}, seed {seed}: diverged and is excluded: {record.error}"
-                )
-            lines += [
-                f"- {row.title}, seed {seed}: task {task} is dead (AUC close to 0.5)"
-                for task in record.dead_tasks
-            ]
-    return "\n".join(lines)
-
-
-def _budget_text(results: Results) -> str:
-    """Returns the common options as TOML for ``--config``."""
-    sections = results.config.to_dict()
-    del sections["training"]["progress"]
-    return to_toml({name: sections[name] for name in ("model", "optimizer", "training")}).rstrip()
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + "s" * (count != 1)

@@ -174,10 +174,10 @@ class Results:
         every = [(task, metric) for task in self.tasks for metric in METRICS]
         return [column for column in every if any(row.scores(*column) for row in self.rows)]
 
-    def optimum(self, task: str, metric: str) -> float | None:
-        """Returns the metric of the true probabilities in percent, or None if they are unknown."""
+    def optimum(self, task: str, metric: str) -> str:
+        """Returns the metric of the true probabilities in percent, or "-" if they are unknown."""
         value = self.bayes.get(task, {}).get(metric, math.nan)
-        return None if math.isnan(value) else 100 * value
+        return "-" if math.isnan(value) else f"{100 * value:.3f}"
 
     def row(self, title: str) -> Row:
         return next(row for row in self.rows if row.title == title)

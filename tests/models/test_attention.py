@@ -53,7 +53,7 @@ def test_every_model_pools_by_attention(name):
     assert all(parameter.grad is not None for parameter in model.parameters())
     optimizer.step()
     assert (model(*rows.features) - before).abs().max() > 0
-    of_tables, dense, deployed = count_parameters(model, rows)
+    of_tables, dense, deployed = count_parameters(model, rows).values()
     assert of_tables == tables * 4 * (30 + 4)  # the history has no table
     assert of_tables + dense == sum(parameter.numel() for parameter in model.parameters())
     assert deployed >= 16 * 36 + 36 + 36 + 1

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.cells import Record
 from benchmarks.paper.catalog import Experiment, Variant
-from benchmarks.paper.report import draw, main_table, report, summary
+from benchmarks.paper.report import draw, main_table, remarks, report
 from benchmarks.paper.results import Results, Row
 
 SCORES = {"MMoE": [0.60, 0.62, 0.64], "PLE": [0.605, 0.61, 0.64], "AdaFTR": [0.61, 0.632, 0.651]}
@@ -58,14 +58,13 @@ def test_the_table_has_the_form_of_the_paper(results):
     # AdaFTR's differences 1, 1.2, 1.1: t = 1.1 / (0.1 / sqrt 3), p = .0027
     assert cells(table, 1)[1] == "61.833 ± 1.893 (-0.167)"
     assert cells(table, 2)[1] == "**63.100** ± 2.052 (+1.100)*"
-    assert len({len(line) for line in table.splitlines()}) == 1
 
 
 def test_the_report_lists_the_comparisons(results, page):
     text = page()
     assert (
-        "| AdaFTR | MMoE    | click      | AUC    | +1.100 ± 0.100 | 0.0027 |  0.0165 |       3 of "
-        "3 | +1.100 ± 0.100 |" in text
+        "| AdaFTR | MMoE | click | AUC | +1.100 ± 0.100 | 0.0027 | 0.0165 | 3 of 3 | +1.100 ± 0.100 |"
+        in text
     )
     assert "0.3 of 6 tests" in text
     assert "| AdaFTR | tau/click-conversion | 0.1000 | 0.2000 | 0.3000 |" in text
@@ -76,11 +75,11 @@ def test_the_report_lists_the_comparisons(results, page):
 
 
 def test_runs_that_ended_while_they_improved_are_counted(results):
-    assert "after their last epoch" not in summary(results)
+    assert "after their last epoch" not in remarks(results.rows)
     results.rows[1].records[0] = record(0, epochs=2.0, best_epoch=2.0)
     assert (
         " runs are best after their last epoch, so they may not be trained to their end"
-        in summary(results)
+        in remarks(results.rows)
     )
 
 
@@ -89,8 +88,10 @@ def test_a_diverged_run_is_excluded_and_named(results):
     results.rows[2].records[1] = diverged
     results.rows[0].records[2] = record(0.64, dead_tasks=["conversion"])
     results.rows[1].records.update(dict.fromkeys(range(3), diverged))
-    assert "- AdaFTR, seed 1: diverged and is excluded: the loss is not finite" in summary(results)
-    assert "- MMoE, seed 2: task conversion is dead" in summary(results)
+    assert "- AdaFTR, seed 1: diverged and is excluded: the loss is not finite" in remarks(
+        results.rows
+    )
+    assert "- MMoE, seed 2: task conversion is dead" in remarks(results.rows)
     table = main_table(results)
     assert cells(table, 2)[1] == "**63.050** ± 2.899 (+1.050)*"  # seeds 0 and 2, paired with MMoE's
     assert cells(table, 1)[1:] == ["-", "-", "-"]  # a row without runs
@@ -114,9 +115,6 @@ def test_true_probabilities_have_a_row(results, page):
     results.bayes.update({"click": {"auc": 0.7, "gauc": 0.6}})
     table = main_table(results)
     assert cells(table, 3) == ["true probabilities", "70.000", "60.000", "-"]
-    text = page()
-    distance = text[text.index("## Distance") :]
-    assert "| AdaFTR |     6.900 |      6.900 |" in distance
 
 
 @pytest.mark.parametrize(("form", "value"), [("dots", "get_xlabel"), ("line", "get_ylabel")])
