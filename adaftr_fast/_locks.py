@@ -61,7 +61,7 @@ def writing_folder(folder: Path, *files: str, wait: float = 0.0) -> Iterator[Non
 
 
 @contextmanager
-def writer_lock(path: Path, target: Path, wait: float = 0.0) -> Iterator[bool]:
+def writer_lock(path: Path, target: Path | str, wait: float = 0.0) -> Iterator[bool]:
     """Holds the lock file ``path`` during the block.
 
     A thread may hold a lock several times. Folders that are created for ``path`` are removed
@@ -105,7 +105,7 @@ _locks: dict[Path, _Held] = {}
 _mutex = threading.Lock()
 
 
-def _take_within(seconds: float, path: Path, target: Path) -> tuple[bool, list[Path]]:
+def _take_within(seconds: float, path: Path, target: Path | str) -> tuple[bool, list[Path]]:
     end = time.monotonic() + seconds
     while True:
         try:
@@ -116,7 +116,7 @@ def _take_within(seconds: float, path: Path, target: Path) -> tuple[bool, list[P
         time.sleep(POLL_SECONDS)
 
 
-def _take(path: Path, target: Path) -> tuple[bool, list[Path]]:
+def _take(path: Path, target: Path | str) -> tuple[bool, list[Path]]:
     """Returns whether there is no other writer, and the folders created."""
     with _mutex:
         held = _locks.get(path)
@@ -148,7 +148,7 @@ def _release(path: Path) -> None:
         os.close(held.descriptor)
 
 
-def _open_locked(path: Path, target: Path) -> tuple[int, bool]:
+def _open_locked(path: Path, target: Path | str) -> tuple[int, bool]:
     """Opens and locks the file. Returns its descriptor and whether it could be locked."""
     while True:
         try:
@@ -169,7 +169,7 @@ def _open_locked(path: Path, target: Path) -> tuple[int, bool]:
         os.close(descriptor)  # the former holder has removed the file
 
 
-def _lock(descriptor: int, target: Path) -> bool:
+def _lock(descriptor: int, target: Path | str) -> bool:
     """Locks the file; returns False if the file system has no locks."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 EXTRAS = {
     "confluent_kafka": "kafka",
+    "fsspec": "train",
     "matplotlib": "train",
     "mlflow": "mlflow",
     "optuna": "tune",

@@ -18,7 +18,6 @@ LAYERS = (
     "_figures",
     "_locks",
     "_publish",
-    "stores",
     "config distributed kernels",
     "ops ops.embedding.reference",
     "ops.*",
@@ -38,9 +37,12 @@ LAYERS = (
     "runs",
     "serving tuning",
     "streaming",
+    "extras extras.stores",
     "api",
     "cli",
 )
+OUTSIDE = ("api", "cli")  # what may import the extras
+
 """Packages from the lowest layer up. A package imports from itself and from lower layers. "ops.*"
 is every other op.
 """
@@ -110,6 +112,17 @@ def test_every_import_points_downward_or_stays_in_its_package():
             goal = room("kernels" if target.startswith("kernels") else target)
             if source != goal and not layer(goal) < layer(source):
                 wrong.append(f"{name} -> {target}")
+    assert wrong == []
+
+
+def test_the_core_imports_no_extras():
+    wrong = [
+        f"{name} -> {target}"
+        for name, path in modules().items()
+        if name.split(".")[0] not in ("extras", *OUTSIDE)
+        for target in imports(path)
+        if target.split(".")[0] == "extras"
+    ]
     assert wrong == []
 
 

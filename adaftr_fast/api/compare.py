@@ -8,22 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaftr_fast._files import AnyPath
 from adaftr_fast._json import dumps
 from adaftr_fast._locks import writing_folder
 from adaftr_fast._tables import Shown, Table
+from adaftr_fast.api.places import Place, local, output_folder
 from adaftr_fast.api.run import run_folder
 from adaftr_fast.errors import CheckpointError
-from adaftr_fast.stores import local_folder
 from adaftr_fast.training.trained import METRICS, PICTURE, REPORT, Run, result_table
 
 if TYPE_CHECKING:
     from adaftr_fast._figures import Picture
 
 
-def read_runs(folders: Sequence[AnyPath]) -> tuple[list[Run], list[str]]:
+def read_runs(folders: Sequence[Path | str]) -> tuple[list[Run], list[str]]:
     """Returns the runs that can be read, in order, and a line about each other one. No weights are
     read.
+
+    Args:
+        folders: the folders, as ``place_of`` returns them.
 
     A run is named by the part of its path that the folders do not share. The ``test`` of an
     unfinished run holds the validation metrics of its last epoch, and its name says so.
@@ -32,8 +34,8 @@ def read_runs(folders: Sequence[AnyPath]) -> tuple[list[Run], list[str]]:
     runs = []
     unread = []
     for folder, name in zip(folders, _names(folders)):
-        run = Run(folder)
         try:
+            run = Run(local(folder))
             if not run.epochs:
                 raise CheckpointError(f"{folder}: no epoch has been recorded")
             is_finished = bool(run.test)
@@ -48,7 +50,7 @@ def read_runs(folders: Sequence[AnyPath]) -> tuple[list[Run], list[str]]:
     return runs, unread
 
 
-def _names(folders: Sequence[AnyPath]) -> list[str]:
+def _names(folders: Sequence[Path | str]) -> list[str]:
     if not all(isinstance(folder, Path) for folder in folders):
         return [str(folder) for folder in folders]
     places = [Path(os.path.abspath(str(folder))) for folder in folders]
@@ -134,7 +136,7 @@ class Comparison(Shown):
 
         return draw(self.runs)
 
-    def write(self, folder: str | AnyPath) -> None:
+    def write(self, folder: Place) -> None:
         """Writes ``report.md`` and ``report.png`` to ``folder``.
 
         Raises:
@@ -150,7 +152,7 @@ class Comparison(Shown):
             if differing_options(self.runs)
             else ""
         )
-        with local_folder(folder) as target, writing_folder(target, REPORT, PICTURE):
+        with output_folder(folder) as target, writing_folder(target, REPORT, PICTURE):
             if (target / METRICS).exists():
                 raise CheckpointError(
                     f"out: expected a folder for the report, got the folder of a run: {folder}"
@@ -165,7 +167,7 @@ class Comparison(Shown):
         return [self.table(), *options, *([notes] if notes else [])]
 
 
-def compare(runs: Sequence[Run | str | AnyPath], out: str | AnyPath | None = None) -> Comparison:
+def compare(runs: Sequence[Run | Place], out: Place | None = None) -> Comparison:
     """Compares runs: test metrics, best epochs, speed, and the options in which they differ.
 
     An unfinished run is listed with the validation metrics of its last epoch. A run that cannot be
@@ -180,7 +182,7 @@ def compare(runs: Sequence[Run | str | AnyPath], out: str | AnyPath | None = Non
         TypeError: ``runs`` is not a list of runs and folders.
         BusyError, OSError: see ``Comparison.write``.
     """
-    if isinstance(runs, Run | str | AnyPath):
+    if isinstance(runs, Run | str | os.PathLike):
         raise TypeError(
             f"runs: expected a list of runs or their folders, got {type(runs).__name__}"
         )

@@ -83,7 +83,7 @@ def _shown(data: Prepared) -> list[FieldInfo]:
 
 
 def _rows(data: Prepared, split: str, columns: list[str]) -> Iterator[pa.Table]:
-    files = [pq.ParquetFile(Path(str(data.folder)) / name) for name in data.manifest.files(split)]
+    files = [pq.ParquetFile(data.folder / name) for name in data.manifest.files(split)]
     groups = [(file, number) for file in files for number in range(file.num_row_groups)]
     step = -(-data.manifest.splits[split].rows // MOST_ROWS)
     for file, number in groups[::step]:

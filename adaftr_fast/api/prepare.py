@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import itertools
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from adaftr_fast._files import AnyPath
 from adaftr_fast.api.data_report import write_page
+from adaftr_fast.api.places import Place, local, output_folder
 from adaftr_fast.api.prepared import Prepared, declared_funnel, likely_funnel
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.prepare import run
 from adaftr_fast.data.raw.infer import infer_schema
-from adaftr_fast.data.raw.tables import Inputs, input_files
+from adaftr_fast.data.raw.tables import Input, Inputs, input_files, list_inputs
 from adaftr_fast.data.schema.parse import load_schema, parse_schema, text_format
 from adaftr_fast.data.schema.parse import write_schema as write_schema_file
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.engines import open_engine
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import as_path, local_place
 
 Names = Sequence[str] | str
 
 
 def prepare(
     files: Inputs = (),
-    out: str | AnyPath = "data/prepared",
+    out: Place = "data/prepared",
     *,
-    dataset: str | Path | None = None,
+    dataset: Place | None = None,
     labels: Names | None = None,
     group: str | None = None,
     time: str | None = None,
@@ -47,7 +47,7 @@ def prepare(
     dates: Names = (),
     write_schema: str | Path | None = None,
     bad_rows: float = 0.0,
-    grow: str | AnyPath | None = None,
+    grow: Place | None = None,
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
     shards: int | None = None,
@@ -147,10 +147,9 @@ def prepare(
         "text": {key: value for key, value in text.items() if value},
     }
     named = None if labels is None else _names(labels)
-    place = as_path(out)
-    beside = place if isinstance(place, Path) else local_place(place)
     with (
-        input_files(files, beside, Memory.of(memory)) as paths,
+        output_folder(out) as place,
+        input_files(local_inputs(files), place, Memory.of(memory)) as paths,
         open_engine(engine, address) as opened,
     ):
         schema = _schema(paths, dataset, named, roles, write_schema)
@@ -161,13 +160,20 @@ def prepare(
             engine=opened,
             shards=shards,
             bad_rows=bad_rows,
-            grow=grow,
+            grow=None if grow is None else local(grow),
             memory=memory,
             progress=progress,
             finish=write_page,
         )
     _warn_of_funnels(schema, result)
-    return Prepared(place)
+    return Prepared(out)
+
+
+def local_inputs(files: Inputs) -> list[Input]:
+    """Returns inputs as ``input_files`` takes them, URLs copied to this machine. Raises TypeError."""
+    return [
+        local(each) if isinstance(each, str | os.PathLike) else each for each in list_inputs(files)
+    ]
 
 
 def _warn_of_funnels(schema: Schema, manifest: Manifest) -> None:
@@ -196,8 +202,8 @@ def _warn_of_funnels(schema: Schema, manifest: Manifest) -> None:
 
 
 def _schema(
-    files: list[AnyPath],
-    dataset: str | Path | None,
+    files: list[Path],
+    dataset: Place | None,
     labels: list[str] | None,
     roles: dict[str, Any],
     written: str | Path | None,
@@ -215,7 +221,8 @@ def _schema(
                     f"{name}: goes with labels, got {name} = {value!r} with dataset = "
                     f"{str(dataset)!r}"
                 )
-        return load_schema(str(dataset))
+        assert dataset is not None
+        return load_schema(str(local(dataset)))
     if not labels:
         raise DataError("labels: expected one or more columns, got none")
     if not files:

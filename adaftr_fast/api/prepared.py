@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
-from adaftr_fast._files import AnyPath
 from adaftr_fast._tables import Shown, Table
+from adaftr_fast.api.places import Place, local, place_of
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.schema.types import Field
@@ -26,7 +27,11 @@ class Prepared(Shown, PreparedData):
 
     Raises:
         DataError: the folder is not a prepared one, or has another format.
+        StoreError, BusyError, MissingPackageError: a URL cannot be copied to this machine.
     """
+
+    def __init__(self, folder: Place) -> None:
+        super().__init__(local(folder), str(place_of(folder)))
 
     def fields(self) -> Table:
         """Returns a table with one row per field: how it is read, its ids ("-" for a dense field),
@@ -61,7 +66,7 @@ class Prepared(Shown, PreparedData):
         manifest = self.manifest
         ids = sum(manifest.num_embeddings)
         fields = len(manifest.features)
-        return f"{self.folder}: {manifest.dataset}, {fields} fields, {ids:,} ids"
+        return f"{self.name}: {manifest.dataset}, {fields} fields, {ids:,} ids"
 
     def useless(self) -> list[str]:
         """Returns a sentence about each field that tells little as it is read, with the option that
@@ -185,7 +190,7 @@ def likely_funnel(manifest: Manifest) -> list[str]:
     return stages if len(stages) > 1 else []
 
 
-def open_data(data: PreparedData | str | AnyPath) -> PreparedData:
+def open_data(data: PreparedData | Place) -> PreparedData:
     """Opens a prepared folder that is given by its path.
 
     Raises:
@@ -194,7 +199,7 @@ def open_data(data: PreparedData | str | AnyPath) -> PreparedData:
     """
     if isinstance(data, PreparedData):
         return data
-    if not isinstance(data, str | AnyPath):
+    if not isinstance(data, str | os.PathLike):
         raise TypeError(f"data: expected a prepared folder or its path, got {type(data).__name__}")
     return Prepared(data)
 

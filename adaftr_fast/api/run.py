@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from adaftr_fast._files import AnyPath
 from adaftr_fast._tables import Shown, Table
+from adaftr_fast.api.places import Place, local, output, output_folder, place_of
 from adaftr_fast.api.prepared import open_data
 from adaftr_fast.config import RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
@@ -20,9 +21,7 @@ from adaftr_fast.explain.buckets import ScoreBuckets
 from adaftr_fast.explain.doubts import data_doubts, find_doubts, leaks, ties, training_doubts
 from adaftr_fast.explain.importance import Importance, permutation_importance
 from adaftr_fast.models.build import ModelClass, class_name
-from adaftr_fast.runs.output import output
 from adaftr_fast.runs.run import train_one
-from adaftr_fast.stores import as_path, local_folder
 from adaftr_fast.training import evaluation
 from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.spinning import warn_of_spinning
@@ -86,7 +85,7 @@ class Evaluation(Shown):
 
         return draw(self.buckets)
 
-    def write(self, folder: str | AnyPath) -> list[str]:
+    def write(self, folder: Place) -> list[str]:
         """Writes ``evaluation.md``, one page, and its picture ``evaluation.png``; returns the paths
         of both.
 
@@ -103,10 +102,9 @@ class Evaluation(Shown):
             self.buckets,
             self.importance,
         )
-        place = as_path(folder)
-        with local_folder(place) as target:
+        with output_folder(folder) as target:
             self.curves().save_with(target / PAGE, sections)
-        return [f"{place}/{name}" for name in (PAGE, PAGE_PICTURE)]
+        return [f"{place_of(folder)}/{name}" for name in (PAGE, PAGE_PICTURE)]
 
     def _parts(self) -> list[str | Table]:
         return [
@@ -118,8 +116,8 @@ class Evaluation(Shown):
 
 
 def train(
-    data: PreparedData | str | AnyPath | None = None,
-    out: str | AnyPath = "runs/train",
+    data: PreparedData | Place | None = None,
+    out: Place = "runs/train",
     *,
     config: RunConfig | str | Path | None = None,
     model: dict[str, Any] | type[nn.Module] | None = None,
@@ -127,7 +125,7 @@ def train(
     training: dict[str, Any] | None = None,
     preset: Literal["paper", "fitted"] | None = None,
     restart: bool = False,
-    warm_start: Run | str | AnyPath | WarmStartConfig | None = None,
+    warm_start: Run | Place | WarmStartConfig | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> Run:
     """Trains one model and measures it on the test split.
@@ -183,12 +181,11 @@ def train(
         if not isinstance(warm_start, WarmStartConfig):
             warm_start = WarmStartConfig(str(run_folder(warm_start, "warm_start")))
         settings = replace(settings, warm_start=warm_start)
-    place = as_path(out)
     if settings.training.device == "cpu":
         warn_of_spinning()
     with (
         joined(settings.training.device, settings.training.rank_timeout) as ranks,
-        output(place, ranks) as to,
+        output(out, ranks) as to,
     ):
         run = train_one(
             prepared,
@@ -200,12 +197,12 @@ def train(
             report=True,
             on_epoch=on_epoch,
         )
-    run.folder = place
+    run.folder = local(out)
     run.model_class = own
     return run
 
 
-def load_run(folder: str | AnyPath, *, model_class: ModelClass | None = None) -> Run:
+def load_run(folder: Place, *, model_class: ModelClass | None = None) -> Run:
     """Reads a run that ``train`` wrote. An interrupted run can be read once it has finished an
     epoch.
 
@@ -218,14 +215,14 @@ def load_run(folder: str | AnyPath, *, model_class: ModelClass | None = None) ->
         CheckpointError: the folder holds no run, a damaged one, or one that needs ``model_class``.
         ConfigError: ``model_class`` is not a model, or the run has a built-in one.
     """
-    run = Run(as_path(folder), model_class).load()
+    run = Run(local(folder), model_class).load()
     run.summary()  # reads the metrics, so that a damaged file is an error of this call
     return run
 
 
 def evaluate(
-    run: Run | str | AnyPath,
-    data: PreparedData | str | AnyPath | None = None,
+    run: Run | Place,
+    data: PreparedData | Place | None = None,
     split: str = "test",
     *,
     importance: bool = False,
@@ -271,11 +268,12 @@ def evaluate(
         found.write("runs/mine")
     """
     prepared = None if data is None else open_data(data)
+    name = str(run_folder(run))
     if not isinstance(run, Run) or model_class is not None:
-        run = Run(run_folder(run), model_class)
+        run = Run(local(run_folder(run)), model_class)
     model = run.model
     if prepared is None:
-        prepared = run.data()
+        prepared = run.data(local(run.config.data.folder))
     run.check_data(prepared)
     rows = prepared.load(split)
     training = run.config.training
@@ -309,9 +307,7 @@ def evaluate(
         *data_doubts(prepared.manifest),
         *leaks(model, rows, prepared.manifest, metrics, batch_size),
     ]
-    return Evaluation(
-        split, metrics, buckets, measured, str(run.folder), doubts, training.gauc_weights
-    )
+    return Evaluation(split, metrics, buckets, measured, name, doubts, training.gauc_weights)
 
 
 def _training_doubts(run: Run, data: PreparedData) -> list[str]:
@@ -322,17 +318,17 @@ def _training_doubts(run: Run, data: PreparedData) -> list[str]:
         return []
 
 
-def run_folder(run: Run | str | AnyPath, argument: str = "run") -> AnyPath:
-    """Returns the folder of a run.
+def run_folder(run: Run | Place, argument: str = "run") -> Path | str:
+    """Returns the folder of a run, or its URL.
 
     Raises:
         TypeError: ``run``, which the user knows as ``argument``, is neither a run nor a path.
     """
     if isinstance(run, Run) and run.folder is not None:
         return run.folder
-    if not isinstance(run, str | AnyPath):
+    if not isinstance(run, str | os.PathLike):
         raise TypeError(f"{argument}: expected a run or its folder, got {type(run).__name__}")
-    return as_path(run)
+    return place_of(run)
 
 
 def _settings(

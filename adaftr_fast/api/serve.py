@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from adaftr_fast._files import AnyPath
 from adaftr_fast._tables import Shown, Table
-from adaftr_fast.api.prepare import Names
+from adaftr_fast.api.places import Place, local, output_file, output_folder, place_of
+from adaftr_fast.api.prepare import Names, local_inputs
 from adaftr_fast.api.run import run_folder
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.memory import Memory
@@ -19,8 +22,6 @@ from adaftr_fast.serving import predict as predicting
 from adaftr_fast.serving.columns import Cvr
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.scorer import About, load_scorer
-from adaftr_fast.stores import as_path, local_copy, local_file, local_folder
-from adaftr_fast.stores.parquet import read_parquet
 from adaftr_fast.training.trained import METRIC_COLUMNS, Run, metric_cells
 
 
@@ -36,14 +37,14 @@ class ExportedModel(Shown):
         about: the tasks, the validation metrics and the checksums of the files.
     """
 
-    folder: AnyPath
+    folder: Path | str
     about: About
 
     def __fspath__(self) -> str:
-        """Returns the folder, so that ``load_scorer`` and other functions take the model for its
-        path.
+        """Returns the folder, or a local copy of it, so that ``load_scorer`` and other functions
+        take the model for its path.
         """
-        return str(self.folder)
+        return str(local(self.folder))
 
     def table(self) -> Table:
         """Returns a table of validation metrics with a row per task, and with int8 tables a second
@@ -84,14 +85,15 @@ class Scores(Shown):
         doubts: why the model may not be worth using, as the training of the model found.
     """
 
-    path: AnyPath
+    path: Path | str
     columns: list[str]
     report: predicting.Report
     doubts: list[str] = field(default_factory=list)
 
     def read(self) -> pa.Table:
         """Reads the whole file as an Arrow table."""
-        return read_parquet(self.path)
+        with pq.ParquetFile(local(self.path), page_checksum_verification=True) as file:
+            return file.read()
 
     def unknown(self) -> Table:
         """Returns a table with the share of values that are missing or unknown, per field: here,
@@ -120,10 +122,10 @@ class Scores(Shown):
 
 
 def export(
-    run: Run | str | AnyPath,
-    out: str | AnyPath,
+    run: Run | Place,
+    out: Place,
     *,
-    data: PreparedData | str | AnyPath | None = None,
+    data: PreparedData | Place | None = None,
     aot: bool = False,
     onnx: bool = False,
     int8: bool = False,
@@ -156,14 +158,14 @@ def export(
 
         model = adaftr_fast.export(run, "models/mine")
     """
-    folder = (
-        data.folder if isinstance(data, PreparedData) else None if data is None else as_path(data)
-    )
+    source = local(run_folder(run))
+    if isinstance(data, PreparedData):
+        folder = data.folder
+    else:
+        folder = local(Run(source).config.data.folder if data is None else data)
     if model_class is None and isinstance(run, Run):
         model_class = run.model_class
-    place = as_path(out)
-    source = local_copy(run_folder(run))
-    with local_folder(place) as target:
+    with output_folder(out) as target:
         about = export_run(
             source,
             target,
@@ -174,13 +176,13 @@ def export(
             task=task,
             model_class=model_class,
         )
-    return ExportedModel(place, about)
+    return ExportedModel(place_of(out), about)
 
 
 def predict(
-    model: ExportedModel | str | AnyPath,
+    model: ExportedModel | Place,
     files: Inputs,
-    out: str | AnyPath,
+    out: Place,
     *,
     keep: Names = (),
     click: str | None = None,
@@ -229,19 +231,21 @@ def predict(
         scores = adaftr_fast.predict(model, "today.csv", "scores.parquet", keep=["user"])
     """
     folder = model.folder if isinstance(model, ExportedModel) else model
-    if not isinstance(folder, str | AnyPath):
+    if not isinstance(folder, str | os.PathLike):
         raise TypeError(
             f"model: expected an exported model or its folder, got {type(model).__name__}"
         )
     scorer = load_scorer(
-        folder, click=click, conversion=conversion, bid=bid, bid_weight=bid_weight, cvr=cvr
+        local(folder), click=click, conversion=conversion, bid=bid, bid_weight=bid_weight, cvr=cvr
     )
-    place = as_path(out)
     kept = [keep] if isinstance(keep, str) else keep
-    with local_file(place) as target, input_files(files, target, Memory.of(memory)) as paths:
+    with (
+        output_file(out) as target,
+        input_files(local_inputs(files), target, Memory.of(memory)) as paths,
+    ):
         if not paths:
             raise DataError("files: expected one or more input files, got none")
         report = predicting.predict(
             scorer, paths, target, keep=kept, bad_rows=bad_rows, memory=memory, progress=progress
         )
-    return Scores(place, scorer.columns.names(), report, scorer.about.doubts)
+    return Scores(place_of(out), scorer.columns.names(), report, scorer.about.doubts)

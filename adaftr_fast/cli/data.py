@@ -123,7 +123,7 @@ class Prepare(Inputs, Roles, ReadFields, ReadText, Work, OnEngine, Command):
         options["hash"] = {name: _ids(name, ids) for name, ids in hashed.items()}
         prepared = prepare(**options)
         print(prepared)
-        print(f"Values, label rates and drift of each field: {prepared.folder / PAGE}")
+        print(f"Values, label rates and drift of each field: {prepared.name}/{PAGE}")
         if self.labels:
             print(INFERRED)
             if self.write_schema is None:
@@ -162,19 +162,19 @@ class Synthesize(LogConfig, Command):
     """Folder for the log and its schema."""
 
     def __call__(self) -> None:
+        from adaftr_fast.api.places import output_folder
         from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log, write_raw
-        from adaftr_fast.runs.output import output
 
         config = LogConfig(**{each.name: getattr(self, each.name) for each in fields(LogConfig)})
-        with output(self.out) as out:
+        with output_folder(self.out) as out:
             if self.raw:
                 dataset = "aliccp"
-                files = write_raw(config, out.local, progress=True)
+                names = [file.name for file in write_raw(config, out, progress=True)]
             else:
-                write_log(config, out.local, progress=True)
-                dataset = out.recorded(out.local / SCHEMA)
-                files = [out.local / LOG]
-            paths = " ".join(map(out.recorded, files))
+                write_log(config, out, progress=True)
+                dataset = f"{self.out}/{SCHEMA}"
+                names = [LOG]
+        paths = " ".join(f"{self.out}/{name}" for name in names)
         print(f"adaftr-fast prepare --dataset {dataset} --files {paths} --out PREPARED")
 
 

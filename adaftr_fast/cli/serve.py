@@ -163,7 +163,7 @@ class Serve(Columns, Command):
 
     positional = ("model",)
     model: Place
-    """The --out folder of export; one that replaces it is served at once."""
+    """The --out folder of export; one that replaces it is served at once, but not at a URL."""
     host: str = "127.0.0.1"
     """The address to listen at; 0.0.0.0 for all."""
     port: int = 8000
@@ -172,7 +172,8 @@ class Serve(Columns, Command):
     """What to do with a column of a row that the schema does not know."""
 
     def __call__(self) -> None:
+        from adaftr_fast.api.places import local
         from adaftr_fast.serving.server import serve
 
-        options = self.values()
-        serve(options.pop("model"), **options)
+        options = self.values() | {"name": self.model}
+        serve(local(options.pop("model")), **options)

@@ -13,7 +13,6 @@ from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from adaftr_fast._files import AnyPath
     from adaftr_fast.data.schema.types import Schema
     from adaftr_fast.distributed.ranks import Ranks
     from adaftr_fast.streaming.source import Source
@@ -77,8 +76,8 @@ class Tune(Fitted, OnEngine, Command):
 
     def __call__(self) -> None:
         """Runs or continues a search, prints its best trials and writes its report."""
-        from adaftr_fast.data.dataset.loader import PreparedData
-        from adaftr_fast.runs.output import output
+        from adaftr_fast.api.places import output
+        from adaftr_fast.api.prepared import open_data
         from adaftr_fast.tuning.report import tune_and_report
         from adaftr_fast.tuning.search import Search
         from adaftr_fast.tuning.space import default_space, read_space
@@ -93,7 +92,7 @@ class Tune(Fitted, OnEngine, Command):
         )
         device = config.training.device
         with output(self.out) as out:
-            data = PreparedData(config.data.folder)
+            data = open_data(config.data.folder)
             search = Search(data, config, space, out.local, self.task, out)
             with self.training_engine(self.out, device, self.parallel or 1) as engine:
                 print(tune_and_report(search, self.trials, engine))
@@ -123,7 +122,7 @@ class LogParts:
     bad_rows: float = 0.0
     """Maximum share of rows of a file that cannot be read; they alone are left out."""
 
-    def schema(self, first: Callable[[], AnyPath | None], out: Path, ranks: Ranks) -> Schema:
+    def schema(self, first: Callable[[], Path | None], out: Path, ranks: Ranks) -> Schema:
         """Returns the schema of the rows.
 
         Args:
@@ -138,6 +137,7 @@ class LogParts:
                 without ``--labels``.
             DataError: there is no file to infer fields from, or the kept schema has other labels.
         """
+        from adaftr_fast.api.places import local
         from adaftr_fast.data.raw.infer import infer_schema
         from adaftr_fast.data.schema.parse import load_schema, parse_schema, write_schema
 
@@ -152,7 +152,7 @@ class LogParts:
         if labels is None:
             if roles:
                 raise ConfigError(f"--{min(roles)}: goes with --labels")
-            return load_schema(str(self.dataset))
+            return load_schema(str(local(str(self.dataset))))
 
         def infer() -> dict[str, Any]:
             kept = out / "schema.toml"
@@ -203,21 +203,20 @@ class Daily(LogParts, Fitted, WarmStart, OnEngine, Command):
 
     def __call__(self) -> None:
         """Trains; rank 0 prints the metrics of each day before and after training on it."""
+        from adaftr_fast.api.places import local, output, place_of
         from adaftr_fast.distributed.ranks import is_first, joined
         from adaftr_fast.engines import open_engine
         from adaftr_fast.runs.daily import train_daily
-        from adaftr_fast.runs.output import output
-        from adaftr_fast.stores import as_path
 
         config = replace(self.config, warm_start=self.start())
-        files = [as_path(file) for file in self.files]
+        files = [place_of(file) for file in self.files]
         training = config.training
         with (
             joined(training.device, training.rank_timeout) as ranks,
             output(self.out, ranks) as out,
             open_engine(self.engine, self.address) if is_first() else nullcontext() as engine,
         ):
-            schema = self.schema(lambda: files[0], out.local, ranks)
+            schema = self.schema(lambda: local(files[0]), out.local, ranks)
             record: dict[str, Any] | None = None
             for record in train_daily(
                 schema, files, config, out.local, ranks, engine, out, self.bad_rows
@@ -296,8 +295,8 @@ class Stream(LogParts, Fitted, Kafka, WarmStart, Command):
         """Trains; rank 0 prints the lag of each chunk and its metrics before and after training on
         it.
         """
+        from adaftr_fast.api.places import output
         from adaftr_fast.distributed.ranks import is_first, joined
-        from adaftr_fast.runs.output import output
         from adaftr_fast.streaming.loop import StreamOptions, train_stream
 
         config = replace(self.config, warm_start=self.start())
@@ -316,7 +315,7 @@ class Stream(LogParts, Fitted, Kafka, WarmStart, Command):
         if is_first():
             print(f"\nRecords: {self.out}/stream.jsonl\nadaftr-fast serve {self.out}/serving")
 
-    def _first_file(self) -> AnyPath | None:
+    def _first_file(self) -> Path | None:
         """Returns the first whole file of the folder, if there is one."""
         if self.folder is None:
             return None
@@ -375,9 +374,9 @@ class Demo(Command):
     """Discard unfinished runs in --out."""
 
     def __call__(self) -> None:
+        from adaftr_fast.api.places import output
         from adaftr_fast.distributed.ranks import joined
         from adaftr_fast.runs.demo import run_demo
-        from adaftr_fast.runs.output import output
 
         training = self.config.training
         with (

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from adaftr_fast._files import AnyPath, naming, sync, write_json
+from adaftr_fast._files import naming, sync, write_json
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.config import DataConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.batch import Batch
@@ -46,7 +46,7 @@ TRAIN = 0.9  # share of a day's rows in the training split
 
 def train_daily(
     schema: Schema,
-    files: Sequence[AnyPath],
+    files: Sequence[str | Path],
     config: RunConfig,
     out: Path,
     ranks: Ranks = ALONE,
@@ -62,7 +62,8 @@ def train_daily(
 
     Args:
         schema: a schema of one file. Its split is ignored.
-        files: the files in the order of the days, including the finished days.
+        files: the files in the order of the days, including the finished days, as
+            ``output.found`` takes them.
         config: the configuration of every day. Its ``warm_start`` is that of the first day; a later
             day starts from the previous one. Its ``data`` are replaced each day.
         out: the folder of ``daily.jsonl`` and the days' folders.
@@ -86,10 +87,13 @@ def train_daily(
         _check(out, journal.records, files)
         for day, file in list(enumerate(files, start=1))[len(journal.records) :]:
             before = _folder(out, day - 1) if day > 1 else None
+            path = output.found(str(file))
             with train_part(
-                schema, file, _folder(out, day), before, config, ranks, engine, output, bad_rows
+                schema, path, _folder(out, day), before, config, ranks, engine, output, bad_rows
             ) as found:
                 journal.append({"day": day, "file": str(file)} | found)
+            if output.save is not None:
+                output.save()
             yield journal.records[-1]
 
 
@@ -149,7 +153,7 @@ class Journal:
 @contextmanager
 def train_part(
     schema: Schema,
-    file: AnyPath,
+    file: Path,
     folder: Path,
     before: Path | None,
     config: RunConfig,
@@ -313,7 +317,7 @@ def _append(path: Path, record: dict[str, Any]) -> None:
         sync(path.parent)
 
 
-def _check(out: Path, records: list[dict[str, Any]], files: Sequence[AnyPath]) -> None:
+def _check(out: Path, records: list[dict[str, Any]], files: Sequence[str | Path]) -> None:
     """Raises DataError unless the finished days are the first of ``files``."""
     done = [record["file"] for record in records]
     for day, (then, now) in enumerate(zip(done, map(str, files)), start=1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -118,8 +118,8 @@ def fit_one(
         restart: discards an unfinished run in ``folder`` instead of resuming it.
         ranks: the ranks that train together. All ranks read the data; only rank 0 reads and writes
             ``folder``, except for the rows of sharded tables, and reads the run of a warm start.
-        output: what ``folder`` is a part of. A warm start from another part of it reads the local
-            files.
+        output: what ``folder`` is a part of. It is uploaded after snapshots, if it is to be. A warm
+            start from another part of it reads the local files.
         on_epoch, needs_metrics: see ``Trainer``.
         wait: how many seconds to wait for another writer of ``folder``.
 
@@ -137,7 +137,7 @@ def fit_one(
     rows = data.manifest.splits["train"].rows
     config = config.for_log(rows, data.manifest.parsed.preset)
     with writing(folder, ranks, *RUN_FILES, wait=wait):
-        trainer = _new_trainer(data, config, folder, ranks, on_epoch, needs_metrics)
+        trainer = _new_trainer(data, config, folder, ranks, on_epoch, needs_metrics, output.save)
         fitted = [
             f"{name} {value}" for name, value in config.flat().items() if value != given[name]
         ]
@@ -210,6 +210,7 @@ def _new_trainer(
     ranks: Ranks,
     on_epoch: OnEpoch | None,
     needs_metrics: bool,
+    saved: Callable[[], None] | None,
 ) -> Trainer:
     about = _description(data, config)
     ranks.agree("settings or data", about.to_dict())
@@ -231,7 +232,9 @@ def _new_trainer(
         open_split(data, "validation", ranks),
         optimizer=config.optimizer,
         config=config.training,
-        files=RunFiles(model, config.training, folder, about, rows=len(train), ranks=ranks),
+        files=RunFiles(
+            model, config.training, folder, about, rows=len(train), ranks=ranks, saved=saved
+        ),
         ranks=ranks,
         on_epoch=on_epoch,
         needs_metrics=needs_metrics,

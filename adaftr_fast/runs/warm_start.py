@@ -125,7 +125,7 @@ def warm_start(
             from a single task.
         DataError: a vocabulary cannot be read.
     """
-    saved, build = open_earlier(output.local_copy(config.run), name, ranks)
+    saved, build = open_earlier(output.found(config.run), name, ranks)
     found: list[tuple[WarmStart, Copies]] = []  # on rank 0
 
     def matched() -> list[list[str]]:

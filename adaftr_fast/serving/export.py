@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaftr_fast._files import AnyPath, replace_file, sha256
+from adaftr_fast._files import replace_file, sha256
 from adaftr_fast._publish import publishing
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo, signed
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
-from adaftr_fast.errors import ServingError, StoreError
+from adaftr_fast.errors import ServingError
 from adaftr_fast.models.build import ModelClass
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.embedding_int8 import quantize_tables
@@ -56,7 +56,7 @@ def export_run(
     run: Path,
     out: Path,
     *,
-    data: AnyPath | None = None,
+    data: Path | None = None,
     aot: bool = False,
     onnx: bool = False,
     int8: bool = False,
@@ -89,7 +89,6 @@ def export_run(
             data are missing or changed.
         ConfigError: as ``Run.load``.
         DataError: the vocabulary cannot be read.
-        StoreError: the prepared data are in a store that cannot be read.
         ServingError: ``out`` exists and is not an export or cannot be written, there is no such
             task or its network needs those of other tasks, ``int8`` finds no FusedEmbedding, a
             compiler or ONNX is missing, or a program differs from the model.
@@ -106,8 +105,6 @@ def export_run(
             # raises an error if the vocabulary could not be read
             read_encoders(prepared.folder, prepared.manifest)
             return _write(trained, prepared, new, task, aot=aot, onnx=onnx, int8=int8)
-    except StoreError:  # of the prepared data
-        raise
     except OSError as error:
         raise ServingError(f"{out}: cannot be written: {error.strerror or error}") from error
 

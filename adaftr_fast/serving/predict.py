@@ -24,7 +24,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from adaftr_fast._files import AnyPath
 from adaftr_fast._progress import progress_bar
 from adaftr_fast._publish import publishing
 from adaftr_fast.data.encode.encoders import (
@@ -42,7 +41,7 @@ from adaftr_fast.data.raw.inputs import Chunk, is_text
 from adaftr_fast.data.raw.rows import RawFile, kept, raw_files
 from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.schema.types import PLAIN_TEXT, Schema
-from adaftr_fast.errors import DataError, ServingError, StoreError
+from adaftr_fast.errors import DataError, ServingError
 from adaftr_fast.serving.columns import Columns
 from adaftr_fast.serving.scorer import Scorer
 
@@ -177,7 +176,7 @@ class Report:
 
 def predict(
     scorer: Scorer,
-    files: Sequence[AnyPath],
+    files: Sequence[Path],
     out: Path,
     *,
     keep: Sequence[str] = (),
@@ -244,8 +243,6 @@ def predict(
                 _check(of_file, bad_rows, scorer.schema)
                 of_file.check_kept(file.path, unknown.rows - scored)
                 account += of_file
-    except StoreError:  # of the inputs
-        raise
     except OSError as error:
         raise ServingError(f"{out}: cannot be written: {error.strerror or error}") from error
     if (message := unknown.warning()) is not None:
@@ -253,7 +250,7 @@ def predict(
     return Report(unknown.rows, account, unknown, time.perf_counter() - start)
 
 
-def _check_place(out: Path, files: Sequence[AnyPath]) -> None:
+def _check_place(out: Path, files: Sequence[Path]) -> None:
     """Raises ServingError if ``out`` has the name of a text file, is a folder, an input, or in an
     input folder.
     """
@@ -262,8 +259,6 @@ def _check_place(out: Path, files: Sequence[AnyPath]) -> None:
     if out.is_dir():
         raise ServingError(f"{out}: expected a file name, got a folder")
     for file in files:
-        if not isinstance(file, Path):
-            continue
         if out.resolve() == file.resolve():
             raise ServingError(f"{out}: is one of the inputs")
         if file.is_dir() and file.resolve() in out.resolve().parents:

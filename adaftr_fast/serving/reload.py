@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adaftr_fast._publish import version
-from adaftr_fast.errors import ServingError
 from adaftr_fast.serving.scorer import Scorer, load_scorer
-from adaftr_fast.stores import as_path
 
 RETRY_SECONDS = 30.0  # after which an export that could not be read is tried again
 
@@ -24,23 +22,18 @@ class ReloadingScorer:
         scores = models.latest().score(rows)
 
     Args:
-        folder: the exported folder, on this machine.
+        folder: the exported folder.
         options: those of ``load_scorer``.
 
     Attributes:
         scorer: the present scorer, without a look for a new export.
 
     Raises:
-        ServingError, DataError: see ``load_scorer``, or ``folder`` is in a store.
+        ServingError, DataError: see ``load_scorer``.
     """
 
     def __init__(self, folder: str | Path, **options: Any) -> None:
-        place = as_path(folder)
-        if not isinstance(place, Path):
-            raise ServingError(
-                f"{place}: expected a folder on this machine, such as stores.local_copy of it"
-            )
-        self.folder = place
+        self.folder = Path(folder)
         self._lock = threading.Lock()
         self._version = version(self.folder)  # before reading, so that a later export is noticed
         self._options = options

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from adaftr_fast import models  # noqa: F401  # defines the ops that programs call
-from adaftr_fast._files import AnyPath, sha256
+from adaftr_fast._files import sha256
 from adaftr_fast._json import from_json, loads, shown
 from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.batch import Batch, interleave
@@ -38,7 +38,6 @@ from adaftr_fast.nn import embedding_int8  # noqa: F401  # defines the op of int
 from adaftr_fast.serving.columns import Columns, Cvr, output_columns
 from adaftr_fast.serving.programs import apply_program
 from adaftr_fast.serving.rows import Extra, RawRows, read_rows
-from adaftr_fast.stores import as_path, local_copy
 
 VERSION = 4
 ABOUT = "serving.json"
@@ -234,7 +233,7 @@ def _padded(batch: Batch) -> Batch:
 
 
 def load_scorer(
-    folder: str | os.PathLike[str] | AnyPath,
+    folder: str | os.PathLike[str],
     *,
     click: str | None = None,
     conversion: str | None = None,
@@ -248,7 +247,7 @@ def load_scorer(
     damage; they do not authenticate the files.
 
     Args:
-        folder: the path or URL of the exported folder, or what ``export`` returns.
+        folder: the exported folder, or what ``export`` returns.
         click, conversion: the click and the conversion task; by default the two stages of the
             funnel that the schema declares, else the tasks of that name.
         bid: adds the bid of Eq. 16 with p_c, the price of a conversion: a number, or the column
@@ -274,7 +273,7 @@ def load_scorer(
         bid_weight=bid_weight,
         cvr=cvr,
     )
-    return read_published(local_copy(as_path(folder)), load)
+    return read_published(Path(folder), load)
 
 
 def _load(folder: Path, **options: Any) -> Scorer:

@@ -34,7 +34,6 @@ from adaftr_fast.serving.http import CLOSE, Closing, Process, Protocol, error_re
 from adaftr_fast.serving.reload import ReloadingScorer
 from adaftr_fast.serving.rows import Extra, needed_columns
 from adaftr_fast.serving.scorer import PROGRAM, Scorer
-from adaftr_fast.stores import as_path, local_copy
 
 LOG = logging.getLogger("uvicorn.error")
 LOOK_SECONDS = 1.0  # between two looks for a new export
@@ -225,6 +224,7 @@ def _application(server: Server) -> Starlette:
 def serve(
     folder: str | Path,
     *,
+    name: str = "",
     host: str = "127.0.0.1",
     port: int = 8000,
     extra: Extra = "error",
@@ -234,8 +234,8 @@ def serve(
     progress are answered before.
 
     Args:
-        folder: the path or URL of the exported folder. One in a store is copied once, so that later
-            exports are not noticed.
+        folder: the exported folder.
+        name: what the lines that it prints call the folder; "" for its path.
         host: the address to listen at; "0.0.0.0" for those of all networks.
         port: the port; 0 for a free one.
         extra: as for ``application``.
@@ -243,22 +243,22 @@ def serve(
 
     Raises:
         DataError, ServingError: as ``load_scorer``.
-        StoreError: the folder is in a store that cannot be read.
         ConfigError: the port is out of range.
         OSError: the port is in use.
     """
     if not 0 <= port < 1 << 16:
         raise ConfigError(f"port: expected 0 to 65535, got {port}")
-    models = ReloadingScorer(local_copy(as_path(folder)), **options)
+    name = name or str(folder)
+    models = ReloadingScorer(folder, **options)
     with socket.create_server(
         (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
     ) as listening:
         place = f"[{host}]" if ":" in host else host
         print(
-            f"{folder}: http://{place}:{listening.getsockname()[1]}/score, /health, /metrics",
+            f"{name}: http://{place}:{listening.getsockname()[1]}/score, /health, /metrics",
             flush=True,
         )
-        print(f"{folder}: loaded model {_digest(models.scorer)}, {time.ctime()}", flush=True)
+        print(f"{name}: loaded model {_digest(models.scorer)}, {time.ctime()}", flush=True)
         server = Server(models, extra)
         config = uvicorn.Config(
             _application(server),

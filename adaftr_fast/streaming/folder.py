@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from adaftr_fast._files import is_unicode
 from adaftr_fast.errors import DataError, first_line
-from adaftr_fast.stores import as_path
 from adaftr_fast.streaming.source import Chunk, Position, check_number
 
 PARQUET = (".parquet", ".pq")
@@ -50,7 +49,8 @@ class FolderSource:
         check_number("settle", settle)
         if not folder.is_dir():
             raise DataError(f"{folder}: expected a folder to watch")
-        as_path(folder)  # raises DataError if its name is not UTF-8
+        if not is_unicode(str(folder)):
+            raise DataError(f"{str(folder)!a}: expected a path in UTF-8")
         self.folder = folder
         self.settle = settle
         self._seen: dict[str, tuple[_State, float]] = {}  # and since when

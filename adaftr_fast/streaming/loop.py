@@ -299,6 +299,8 @@ class _Stream:
         if self.trackers is not None:
             self.trackers.log(_numbers(record), number)
         self.ranks.from_rank_zero(self._remove_old)
+        if self.output.save is not None:
+            self.output.save()
         return record
 
     def _timed(self, chunk: Chunk, began: float) -> dict[str, float]:

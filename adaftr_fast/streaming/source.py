@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
-from adaftr_fast._files import AnyPath
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.runs.output import Output
 
@@ -34,7 +34,7 @@ class Chunk:
     """
 
     name: str
-    file: AnyPath
+    file: Path
     arrived: float
     position: Position = field(default_factory=dict)
     set_aside: dict[str, Any] = field(default_factory=dict)

@@ -4,9 +4,10 @@ sets hold them.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
-from adaftr_fast._files import AnyPath
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.split_file import GROUP, TRUTH, read_split
 from adaftr_fast.errors import DataError
@@ -14,7 +15,7 @@ from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.metrics import auc, gauc, log_loss
 
 
-def bayes_metrics(folder: str | AnyPath, split: str = "test") -> TaskMetrics:
+def bayes_metrics(folder: str | Path, split: str = "test") -> TaskMetrics:
     """Computes ``auc``, ``gauc`` and ``logloss`` of the true probabilities on a split of a prepared
     folder.
 

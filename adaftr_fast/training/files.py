@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -73,6 +73,7 @@ class RunFiles:
         about: the description of the run in checkpoints and snapshots; required with ``folder``.
         rows: the number of rows of the training split; required with ``folder``.
         ranks: the ranks that train together. A run may resume on another number of ranks.
+        saved: called after each snapshot, which is then never written in the background.
 
     Raises:
         CheckpointError: the tables are sharded and a rank does not see ``folder``.
@@ -89,8 +90,10 @@ class RunFiles:
         *,
         rows: int | None = None,
         ranks: Ranks = ALONE,
+        saved: Callable[[], None] | None = None,
     ) -> None:
         self.model = model
+        self._saved = saved
         self.ranks = ranks
         self.is_rank_zero = ranks.is_rank_zero
         self.name = "" if about is None else about.config.model.name
@@ -193,9 +196,12 @@ class RunFiles:
     ) -> None:
         """Saves a snapshot, which is on disk on return, or later if training ``continues``."""
         if self.snapshots is not None:
-            save = self.snapshots.start if continues else self.snapshots.save
+            in_background = continues and self._saved is None
+            save = self.snapshots.start if in_background else self.snapshots.save
             tensors = capture(self.model, optimizers) | means.state()
             save(progress, tensors, sharded_state(self.model, optimizers))
+            if self._saved is not None:
+                self._saved()
 
     def log(self, run: Run) -> None:
         """Logs the last validation of a run, the first one in place of an earlier run's results."""

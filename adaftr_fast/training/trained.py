@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from adaftr_fast._files import AnyPath
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast._publish import read_published
 from adaftr_fast._tables import Shown, Table
@@ -26,7 +25,6 @@ from adaftr_fast.errors import CheckpointError, ConfigError, DataError
 from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.build import ModelClass, class_name, find_class
 from adaftr_fast.nn.embedding_table import tables_elsewhere
-from adaftr_fast.stores import local_copy
 from adaftr_fast.training.checkpoint.files import check_seen, read_local_rows
 from adaftr_fast.training.checkpoint.progress import epochs_after
 from adaftr_fast.training.checkpoint.state import sharded_weights
@@ -78,7 +76,7 @@ class Run(Shown):
         CheckpointError: it is missing or damaged.
     """
 
-    folder: AnyPath | None = None
+    folder: Path | None = None
     model_class: ModelClass | None = None
     diagnostics: dict[str, np.ndarray] = field(default_factory=dict)
     interrupted: int = 0
@@ -90,7 +88,7 @@ class Run(Shown):
         epochs: list[dict[str, Any]],
         best_epoch: float,
         test: TaskMetrics | None = None,
-        folder: AnyPath | None = None,
+        folder: Path | None = None,
     ) -> Run:
         """Returns a run whose name and metrics are known, so that no file is read for them."""
         run = cls(folder)
@@ -107,7 +105,7 @@ class Run(Shown):
             raise CheckpointError(
                 "the run was trained without a folder, from which its options and model are read"
             )
-        return local_copy(self.folder)
+        return self.folder
 
     @cached_property
     def about(self) -> Description:
@@ -230,7 +228,7 @@ class Run(Shown):
                 "differ"
             )
 
-    def data(self, folder: AnyPath | None = None) -> PreparedData:
+    def data(self, folder: Path | None = None) -> PreparedData:
         """Opens the prepared folder that the model was trained on.
 
         Args:
@@ -392,7 +390,7 @@ def _metrics(value: Any, where: str) -> TaskMetrics:
     return metrics
 
 
-def earlier(folder: AnyPath, name: str) -> Run:
+def earlier(folder: Path, name: str) -> Run:
     """Returns the run that a new one continues. Its class may be imported if it is that of the new
     run.
 

@@ -11,9 +11,8 @@ import torch
 
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.encode.encoders import Vocabulary
-from adaftr_fast.data.raw import inputs
 from adaftr_fast.data.schema.types import TextFormat
-from adaftr_fast.errors import ConfigError, DataError, ServingError, StoreError
+from adaftr_fast.errors import ConfigError, DataError, ServingError
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.scorer import load_scorer
 
@@ -63,16 +62,6 @@ def changed(tmp_path):
         return tmp_path / "log.parquet"
 
     return changed
-
-
-def test_a_store_that_fails_is_not_taken_for_the_output(scorer, tmp_path, monkeypatch):
-    def fails(*_, **__):
-        raise StoreError("s3://logs/today.csv: failed 8 times")
-
-    log = text(make_log(), tmp_path / "log.csv")
-    monkeypatch.setattr(inputs, "blocks", fails)
-    with pytest.raises(StoreError, match=r"^s3://logs/today\.csv: failed 8 times"):
-        predict(scorer, [log], tmp_path / "scores.parquet")
 
 
 FEATURES = ["item", "place", "heat", "user", "tags", "weekday", "row"]

@@ -65,8 +65,3 @@ def test_a_damaged_export_leaves_the_former_one_in_use(exported, other, tmp_path
     assert models.latest() is not first
     with pytest.raises(ServingError, match="not an exported model"):
         ReloadingScorer(tmp_path / "none")
-
-
-def test_a_folder_in_a_store_is_refused():
-    with pytest.raises(ServingError, match="s3://bucket/model: expected a folder on this machine"):
-        ReloadingScorer("s3://bucket/model")

@@ -17,7 +17,6 @@ from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.output import Output
 from adaftr_fast.serving.scorer import load_scorer, read_about
-from adaftr_fast.stores import as_path
 from adaftr_fast.streaming import loop
 from adaftr_fast.streaming.folder import FolderSource
 from adaftr_fast.streaming.loop import RECORDS, Journal
@@ -68,9 +67,7 @@ def test_records_have_lag_and_speed(chunks, tmp_path, monkeypatch):
 
 def test_the_chunk_in_progress_is_found_on_another_machine(tmp_path):
     """A topic's chunk lies in the folder of the stream."""
-    here, there = (
-        Output(tmp_path / name, as_path("s3://bucket/out")) for name in ("here", "there")
-    )
+    here, there = (Output(tmp_path / name, "s3://bucket/out") for name in ("here", "there"))
     here.local.mkdir()
     (here.local / "chunk.parquet").touch()
     Journal(here.local, output=here).begin(Chunk("a", here.local / "chunk.parquet", 0.0))
@@ -82,7 +79,7 @@ def test_the_chunk_in_progress_is_found_on_another_machine(tmp_path):
 def test_an_interruption_names_the_folder_as_the_user_does(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "_sleep", lambda _, stop: stop.request(signal.SIGINT))
     nothing = SimpleNamespace(next=lambda done: None)
-    output = Output(tmp_path, as_path("s3://bucket/out"))
+    output = Output(tmp_path, "s3://bucket/out")
     with pytest.raises(KeyboardInterrupt, match="continue from s3://bucket/out"):
         list(
             loop.train_stream(

@@ -11,16 +11,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from adaftr_fast._files import AnyPath
+from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.batch import Batch, rebatch
 from adaftr_fast.data.dataset.manifest import Manifest, read_manifest
 from adaftr_fast.data.dataset.rows import ParquetRows, Rows, TensorRows
 from adaftr_fast.data.parallel import prefetch
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import as_path, open_folder, read_version
 
 SHUFFLE_ROWS = 1 << 20  # 100 MB per window at 23 fields; two windows are held
 READ_ROWS, READ_BYTES = 1 << 17, 32 << 20  # of a window read in file order
@@ -150,22 +150,21 @@ class PreparedData:
     """A folder written by ``prepare``.
 
     Args:
-        folder: the path or URL.
+        folder: the path.
         name: the text by which runs record the folder; None for its path.
 
     Attributes:
-        folder: the folder; as it was published when it was opened, if it is in a store.
+        folder: the path.
         manifest: its manifest.
 
     Raises:
         DataError: the folder is not a prepared folder, or has another format.
-        StoreError: the store cannot be read.
     """
 
-    def __init__(self, folder: str | AnyPath, name: str | None = None) -> None:
-        self.folder = open_folder(as_path(folder))
+    def __init__(self, folder: str | Path, name: str | None = None) -> None:
+        self.folder = Path(folder)
         self.name = str(self.folder) if name is None else name
-        self.manifest: Manifest = read_version(self.folder, read_manifest)
+        self.manifest: Manifest = read_published(self.folder, read_manifest)
 
     def load(self, name: str, checked: slice = slice(None)) -> Split:
         """Opens split ``name`` (train, validation or test).
@@ -184,7 +183,7 @@ class PreparedData:
                 f"{self.folder}: no split {name!r}; expected one of "
                 f"{', '.join(self.manifest.splits)}"
             )
-        rows = read_version(
+        rows = read_published(
             self.folder,
             lambda present: ParquetRows(self.folder, name, self.manifest, present, checked),
         )

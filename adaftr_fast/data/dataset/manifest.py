@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._files import AnyPath, check_name
+from adaftr_fast._files import check_name, sha256
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.data.raw.bad_rows import BadRows
@@ -23,7 +23,6 @@ from adaftr_fast.data.schema.parse import MOST_IDS, MOST_ROWS, funnel_stages, pa
 from adaftr_fast.data.schema.types import Field, Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import NumericEncoding
-from adaftr_fast.stores import known_sha256, reopened
 
 # format of prepared folders; increase it when their values change for the same schema and files
 FORMAT = 5
@@ -181,12 +180,8 @@ class Manifest:
         """Writes ``folder/schema.json``."""
         (folder / MANIFEST).write_text(signed(dataclasses.asdict(self)), encoding="utf-8")
 
-    def check_file(self, path: AnyPath, content: bytes | None = None) -> None:
+    def check_file(self, path: Path, content: bytes | None = None) -> None:
         """Checks the sha256 of a file of the folder.
-
-        A published file is compared by its published sha256, without being read. Of another file in
-        a store only the ``content`` is compared; otherwise the manifest is, and the file's pages
-        have checksums of their own.
 
         Args:
             content: the content, if it has been read.
@@ -197,28 +192,24 @@ class Manifest:
         """
         with self.naming_replacement(path.parent):  # a new folder may lack the file
             with reading(path, "not readable"):
-                found = (
-                    known_sha256(path) if content is None else hashlib.sha256(content).hexdigest()
-                )
-            if found not in (None, self.sha256.get(path.name)):
+                found = sha256(path) if content is None else hashlib.sha256(content).hexdigest()
+            if found != self.sha256.get(path.name):
                 raise DataError(
                     f"{path}: damaged: its sha256 differs from the one in {MANIFEST}; prepare again"
                 )
-        if found is None:
-            self.check_folder(path.parent)
 
-    def check_folder(self, folder: AnyPath) -> None:
+    def check_folder(self, folder: Path) -> None:
         """Raises DataError if ``folder`` has another manifest by now."""
         present = self
         with suppress(DataError, OSError):  # it is absent, or cannot be read
-            present = read_manifest(reopened(folder))
+            present = read_manifest(folder)
         if present != self:
             raise DataError(
                 f"{folder}: was replaced since it was opened; start again with the new one"
             )
 
     @contextmanager
-    def naming_replacement(self, folder: AnyPath) -> Iterator[None]:
+    def naming_replacement(self, folder: Path) -> Iterator[None]:
         """Raises the error of ``check_folder`` in place of a DataError of the block, if that is the
         reason.
         """
@@ -239,7 +230,7 @@ def signed(content: dict[str, Any], name: str = MANIFEST) -> str:
     return f'{before}"{digest}"{after}'
 
 
-def read_manifest(folder: AnyPath) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
     """Reads ``folder/schema.json``.
 
     Raises:
@@ -325,7 +316,7 @@ def check_own_sha256(data: bytes, digest: str) -> None:
         raise ValueError("its sha256 differs from the recorded one")
 
 
-def parse_manifest(path: AnyPath, data: bytes) -> dict[str, Any]:
+def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
     """Parses a manifest of any format without checks, except for the two keys that identify a
     manifest.
 

@@ -5,15 +5,18 @@ fields, T tasks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
-from adaftr_fast._files import AnyPath
+from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.batch import Batch, concat, concat_offsets, interleave, take_bags
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.dataset.matrix import place, places_of
@@ -22,7 +25,6 @@ from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.parallel import prefetch
 from adaftr_fast.data.raw.source import check_names, reading
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores.parquet import Opened, open_parquet, row_groups
 
 KINDS = {  # of the tensors of a batch
     "ids": np.int32,
@@ -89,10 +91,10 @@ class ParquetRows:
 
     def __init__(
         self,
-        folder: AnyPath,
+        folder: Path,
         split: str,
         manifest: Manifest,
-        present: AnyPath | None = None,
+        present: Path | None = None,
         checked: slice = slice(None),
     ) -> None:
         self.folder = folder
@@ -109,7 +111,7 @@ class ParquetRows:
         self.sizes: list[int] = []
         self.nbytes: list[int] = []
         self._row_groups: list[tuple[str, int]] = []  # file and index of each row group
-        self._files: dict[str, Opened] = {}
+        self._files: dict[str, pq.FileMetaData] = {}
         files = manifest.files(split)
         place = present or folder
         with manifest.naming_replacement(folder):
@@ -120,13 +122,14 @@ class ParquetRows:
         if len([*files][checked]) < len(files):  # another process compares the other files
             manifest.check_folder(place)
 
-    def _add(self, path: AnyPath, rows: int) -> None:
+    def _add(self, path: Path, rows: int) -> None:
         """Adds the row groups of a file after checking its columns and number of rows."""
         with reading(path, "not readable"):
-            file = open_parquet(path)
-            check_names(file.schema)
-        metadata = file.footer
-        found = dict(zip(file.schema.names, file.schema.types))
+            with pq.ParquetFile(path) as file:
+                metadata = file.metadata
+                schema = file.schema_arrow
+            check_names(schema)
+        found = dict(zip(schema.names, schema.types))
         for column, kind in self._types.items():
             if column not in found:
                 raise DataError(f"{path}: no column {column}")
@@ -139,7 +142,7 @@ class ParquetRows:
                 f"{path}: expected {rows} rows, got {metadata.num_rows} in row groups of "
                 f"{sum(sizes)}"
             )
-        self._files[path.name] = file
+        self._files[path.name] = metadata
         self.sizes += sizes
         self.nbytes += [group.total_byte_size for group in groups]
         self._row_groups += [(path.name, number) for number in range(metadata.num_row_groups)]
@@ -184,15 +187,26 @@ class ParquetRows:
         return Batch(**{part: torch.from_numpy(rows) for part, rows in parts.items()})
 
     def _tables(self, chunks: Sequence[int]) -> Iterator[pa.Table]:
-        """Yields the rows of the chunks, a row group at a time; from a store, all of a file, which
-        it sends at once.
-        """
+        """Yields the rows of the chunks, a row group at a time."""
         for name, own in groupby((self._row_groups[chunk] for chunk in chunks), key=itemgetter(0)):
-            with reading(self.folder / name, "not readable"):
-                numbers = [number for _, number in own]
-                yield from row_groups(
-                    self.folder, name, self._files[name], numbers, list(self._types)
-                )
+            unchanged = partial(self._unchanged, name)
+            # what is open can be read to the end, even if the folder is replaced
+            with (
+                reading(self.folder / name, "not readable"),
+                read_published(self.folder, unchanged) as file,
+            ):
+                for _, number in own:
+                    yield file.read_row_group(number, columns=list(self._types))
+
+    def _unchanged(self, name: str, present: Path) -> pq.ParquetFile:
+        """Opens a file. Raises DataError if it was replaced."""
+        file = pq.ParquetFile(present / name, page_checksum_verification=True)
+        if not file.metadata.equals(self._files[name]):
+            file.close()
+            raise DataError(
+                f"{present / name}: was replaced since it was opened; start again with the new one"
+            )
+        return file
 
     def _bag(self, column: str, values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray | None]:
         """Returns the checked ids of a field, and the offsets [N + 1] from 0 of lists."""

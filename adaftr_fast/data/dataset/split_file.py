@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import AnyPath, replacing
+from adaftr_fast._files import replacing
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo, total
 from adaftr_fast.data.encode.canonical import as_float64
@@ -25,7 +25,6 @@ from adaftr_fast.data.raw.batches import one_batch
 from adaftr_fast.data.raw.source import IN_SPLIT, LABEL, reading
 from adaftr_fast.data.schema.types import Label, Schema
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores.parquet import read_parquet
 
 # column of the group number; the colon prevents a clash with field and task names
 GROUP = "group:id"
@@ -173,7 +172,7 @@ def split_info(path: Path) -> SplitInfo:
 
 
 def read_split(
-    folder: AnyPath, manifest: Manifest, split: str, columns: list[str] | None = None
+    folder: Path, manifest: Manifest, split: str, columns: list[str] | None = None
 ) -> pa.Table:
     """Reads a split into memory: all columns, or those of ``columns`` that it has.
 
@@ -183,8 +182,11 @@ def read_split(
     tables = []
     for name in manifest.files(split):
         manifest.check_file(folder / name)
-        with reading(folder / name, "not readable"):
-            tables.append(read_parquet(folder / name, columns))
+        with (
+            reading(folder / name, "not readable"),
+            pq.ParquetFile(folder / name, page_checksum_verification=True) as file,
+        ):
+            tables.append(file.read(columns))
     return pa.concat_tables(tables)
 
 

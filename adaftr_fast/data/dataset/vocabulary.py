@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import AnyPath
 from adaftr_fast.data.dataset.manifest import FieldInfo, Manifest
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Hashed, Vocabulary, one_array
 from adaftr_fast.data.raw.source import reading
@@ -44,7 +43,7 @@ def write_vocabulary(path: Path, encoders: dict[str, Encoder]) -> None:
             writer.write_table(pending)
 
 
-def read_encoders(folder: AnyPath, manifest: Manifest) -> dict[str, Encoder]:
+def read_encoders(folder: Path, manifest: Manifest) -> dict[str, Encoder]:
     """Reads the encoders of a prepared folder by field, in the order of its fields.
 
     Raises:
@@ -93,7 +92,7 @@ def grown(known: dict[str, Encoder], newer: dict[str, Encoder]) -> dict[str, Enc
     return found
 
 
-def _vocabulary(path: AnyPath, rows: pa.Table, field: FieldInfo) -> Vocabulary:
+def _vocabulary(path: Path, rows: pa.Table, field: FieldInfo) -> Vocabulary:
     # keeps all rows unless the file is damaged
     rows = rows.filter(pc.equal(rows["field"], field.name))
     ids = rows["id"].to_numpy()

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from adaftr_fast._files import AnyPath, followed, make_folder
+from adaftr_fast._files import followed, make_folder
 from adaftr_fast._json import dumps, from_json
 from adaftr_fast._progress import progress_bar
 from adaftr_fast.data.dataset.manifest import (
@@ -49,8 +49,7 @@ from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.engines import Engine, Local, ignore
-from adaftr_fast.errors import ConfigError, DataError, StoreError
-from adaftr_fast.stores import as_path, forget_output, in_store, local_folder, names_in, open_folder
+from adaftr_fast.errors import ConfigError, DataError
 
 # names of the steps; join needs what read has staged
 READ = "read"
@@ -67,13 +66,13 @@ FILES = re.compile(
 
 def prepare(
     schema: Schema,
-    files: Sequence[str | AnyPath] | None,
-    folder: str | AnyPath,
+    files: Sequence[str | Path] | None,
+    folder: str | Path,
     *,
     engine: Engine | None = None,
     shards: int | None = None,
     bad_rows: float = 0.0,
-    grow: str | AnyPath | None = None,
+    grow: str | Path | None = None,
     memory: float | None = None,
     progress: bool = False,
     finish: Callable[[Path], None] = ignore,
@@ -104,7 +103,6 @@ def prepare(
         finish: called with the folder before it is published, to add ``report.html``.
 
     Raises:
-        StoreError: an input is in a store that cannot be read.
         ConfigError: ``memory`` is too small for a batch of rows, or ``bad_rows`` for what an
             earlier call left out. The work already done is kept.
         DataError: an input is unreadable, a column is missing, too many rows are bad, a label is
@@ -114,7 +112,6 @@ def prepare(
         BusyError: another process prepares ``folder``.
         OSError: ``folder`` cannot be written. The work already done is kept.
     """
-    place: AnyPath = as_path(folder)
     engine = engine or Local()
     bound = Memory.of(memory)
     check_share(bad_rows)
@@ -124,43 +121,35 @@ def prepare(
     inputs = InputFiles.found(input_paths(schema, files or []) if generated is None else {})
     known = None
     if grow is not None:
-        schema, known = _grown(schema, open_folder(as_path(grow)))
+        schema, known = _grown(schema, Path(grow))
     parts = Shard.all(
         shards or (min(-(-inputs.size // SHARD_BYTES), MAX_SHARDS) or 1 if engine.remote else 1)
     )
     digest = _inputs_digest(schema, known, inputs, engine, parts, progress)
-    place = open_folder(place)
-    if in_store(place) and (existing := _existing(place, digest, bad_rows)) is not None:
-        forget_output(place)
+    local = followed(Path(folder))
+    if (existing := _existing(local, digest, bad_rows)) is not None:
+        remove_finished(local, digest)
         return existing
-    with local_folder(place, download=False) as local:
-        local = followed(local)
-        # of a store, where its upload has failed
-        if (existing := _existing(local, digest, bad_rows)) is not None:
-            remove_finished(local, digest)
-            return existing
-        try:
-            with work_folder(local, digest) as work:
-                if generated is not None:
-                    write_log(generated, work.generated, progress=progress)
-                    inputs = InputFiles.found({schema.files[0]: [work.generated / LOG]})
-                schema = with_times(schema, inputs.paths, work.folder, bound, progress=progress)
-                layouts = read_layouts(schema, inputs.paths, work.staged)
-                grows = known is not None
-                job = Job(schema, inputs, work, bad_rows, grows, layouts, engine.remote, bound)
-                _Run(job, engine, parts, progress).run(known)
-                finish(work.prepared)
-                publish(work, local, partial(_check_replaceable, local))
-        except StoreError:  # of the inputs
-            raise
-        except DataError:
-            inputs.check()  # a file that was read while it changed is not what its error says
-            raise
-        except OSError as error:  # errors of inputs are DataErrors
-            raise OSError(
-                f"{place}: cannot be written: {error}; run the same command again to resume"
-            ) from error
-        return read_manifest(local)
+    try:
+        with work_folder(local, digest) as work:
+            if generated is not None:
+                write_log(generated, work.generated, progress=progress)
+                inputs = InputFiles.found({schema.files[0]: [work.generated / LOG]})
+            schema = with_times(schema, inputs.paths, work.folder, bound, progress=progress)
+            layouts = read_layouts(schema, inputs.paths, work.staged)
+            grows = known is not None
+            job = Job(schema, inputs, work, bad_rows, grows, layouts, engine.remote, bound)
+            _Run(job, engine, parts, progress).run(known)
+            finish(work.prepared)
+            publish(work, local, partial(_check_replaceable, local))
+    except DataError:
+        inputs.check()  # a file that was read while it changed is not what its error says
+        raise
+    except OSError as error:  # errors of inputs are DataErrors
+        raise OSError(
+            f"{folder}: cannot be written: {error}; run the same command again to resume"
+        ) from error
+    return read_manifest(local)
 
 
 @dataclass
@@ -270,7 +259,7 @@ def _inputs_digest(
     return whole.hexdigest()
 
 
-def _grown(schema: Schema, folder: AnyPath) -> tuple[Schema, PreparedIds]:
+def _grown(schema: Schema, folder: Path) -> tuple[Schema, PreparedIds]:
     """Returns the schema with its fields in the order of a prepared folder, and the ids of the
     folder.
     """
@@ -288,7 +277,7 @@ def _grown(schema: Schema, folder: AnyPath) -> tuple[Schema, PreparedIds]:
     return schema, PreparedIds(manifest.fingerprint, encoders, manifest.dense)
 
 
-def _existing(folder: AnyPath, inputs: str, tolerance: float) -> Manifest | None:
+def _existing(folder: Path, inputs: str, tolerance: float) -> Manifest | None:
     """Returns the manifest of a folder that is up to date; None if the folder is to be written.
 
     Raises:
@@ -310,7 +299,7 @@ def _existing(folder: AnyPath, inputs: str, tolerance: float) -> Manifest | None
     return None
 
 
-def _check_left_out(folder: AnyPath, manifest: Manifest, tolerance: float) -> None:
+def _check_left_out(folder: Path, manifest: Manifest, tolerance: float) -> None:
     """Raises ConfigError, after which work is kept, if a larger share of rows was left out than
     ``tolerance``.
     """
@@ -320,11 +309,11 @@ def _check_left_out(folder: AnyPath, manifest: Manifest, tolerance: float) -> No
         raise ConfigError(f"{folder}: {left_out}; pass {option(found.share)}, or remove the folder")
 
 
-def _check_replaceable(folder: AnyPath) -> None:
+def _check_replaceable(folder: Path) -> None:
     """Raises DataError if the folder holds anything that ``prepare`` did not write."""
     if not folder.is_dir():
         raise DataError(f"{folder}: exists and is not a folder; name another one")
-    entries = names_in(folder)
+    entries = sorted(entry.name for entry in folder.iterdir())
     if entries and MANIFEST not in entries:
         raise DataError(
             f"{folder}: exists and is not a prepared folder (it holds {entries[0]}); name "

@@ -11,9 +11,10 @@ from __future__ import annotations
 import socket
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from adaftr_fast._files import AnyPath, replacing, sha256
+from adaftr_fast._files import replacing, sha256
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.dataset.split_file import split_info, write_splits
 from adaftr_fast.data.dataset.vocabulary import read_encoders
@@ -23,7 +24,7 @@ from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.prepare.work_folder import WorkFiles
 from adaftr_fast.data.raw.inputs import TextFile, parquet_inputs, text_inputs
-from adaftr_fast.data.raw.source import Inputs, Source, content_digest, data_files, listed
+from adaftr_fast.data.raw.source import Inputs, Source, data_files, listed
 from adaftr_fast.data.raw.staging import TextInput, check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.engines import Advance
@@ -39,8 +40,8 @@ class InputFiles:
     """The input files by role, and the name, size, modification time, inode and time of the last
     change of the inode that every file had when the run started.
 
-    The last two tell a file that was replaced by one of equal size and time. They are 0 in a store,
-    and for other machines, which may see other numbers.
+    The last two tell a file that was replaced by one of equal size and time. They are 0 for other
+    machines, which may see other numbers.
     """
 
     paths: Inputs
@@ -58,7 +59,7 @@ class InputFiles:
         """Bytes of all files."""
         return sum(size for _, size, *_ in self.state)
 
-    def files(self) -> list[AnyPath]:
+    def files(self) -> list[Path]:
         """Returns all files, those of a folder in reading order."""
         return [
             file for paths in self.paths.values() for path in paths for file in data_files(path)
@@ -71,8 +72,8 @@ class InputFiles:
                 name,
                 stat.st_size,
                 stat.st_mtime_ns,
-                getattr(stat, "st_ino", 0) if self.is_here else 0,
-                getattr(stat, "st_ctime_ns", 0) if self.is_here else 0,
+                stat.st_ino if self.is_here else 0,
+                stat.st_ctime_ns if self.is_here else 0,
             )
             for name, stat in stats
         ]
@@ -112,7 +113,7 @@ class InputFiles:
             )
 
 
-def check_seen(path: AnyPath, patience: float = 0.0) -> None:
+def check_seen(path: Path, patience: float = 0.0) -> None:
     """Raises EngineError, which names this machine, if it does not see a file or folder within
     ``patience`` seconds.
     """
@@ -198,7 +199,7 @@ def hash_files(inputs: InputFiles, remote: bool, shard: Shard, advance: Advance)
         inputs.check()
     digests = []
     for path in files[shard.stride]:
-        digests.append(content_digest(path))
+        digests.append(sha256(path))
         advance(path.stat().st_size)
     return digests
 

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adaftr_fast._files import AnyPath
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import holds_text, plain_numbers, without_empty, without_words
 from adaftr_fast.data.raw.formats import infer_dates, infer_format
@@ -25,7 +25,7 @@ from adaftr_fast.data.raw.inputs import (
     open_input,
     text_files,
 )
-from adaftr_fast.data.raw.source import check_columns, reading_input
+from adaftr_fast.data.raw.source import check_columns, reading
 from adaftr_fast.data.raw.tables import is_list, shown
 from adaftr_fast.data.raw.text import are_numbers, typed
 from adaftr_fast.data.raw.times import check_times, unsorted_times
@@ -52,7 +52,7 @@ BRACKETS = "[{(\"'"  # a list that another program has printed
 
 
 def infer_schema(
-    inputs: Sequence[AnyPath],
+    inputs: Sequence[Path],
     labels: Sequence[str],
     *,
     group: str | None = None,
@@ -107,7 +107,7 @@ def infer_schema(
     files = [file for each in inputs for file in text_files(each)]
     path = first_with_rows(files)
     unread = {*labels, *ignore, *hash} - {time}
-    with reading_input([path], "not readable"):
+    with reading(path, "not readable"):
         file, columns = _types(open_input(path, text), unread, {*multi}, time)
     roles = (each for each in (group, time, weight) if each)
     check_columns(path, columns.names, [*labels, *ignore, *multi, *dense, *hash, *roles])
@@ -205,7 +205,7 @@ def _with_dates(file: InputFile, types: pa.Schema, time: str) -> InputFile:
 
 def _sample(file: InputFile, columns: list[str]) -> pa.Table:
     """Returns the first rows of columns, those of a text file as they are written."""
-    with reading_input([file.path], "not readable"):
+    with reading(file.path, "not readable"):
         return file.first(columns).slice(0, SAMPLE_ROWS)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from adaftr_fast._files import AnyPath, check_name
+from adaftr_fast._files import check_name
 from adaftr_fast.data.memory import DEFAULT, GB, Memory, encoding
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import TEXT, BadRows
@@ -25,7 +25,7 @@ from adaftr_fast.data.raw.source import (
     check_files,
     data_files,
     open_dataset,
-    reading_input,
+    reading,
 )
 from adaftr_fast.data.raw.staging import (
     COMPRESSIONS,
@@ -51,7 +51,7 @@ SAMPLE = Memory(GB)  # bounds them whatever the bound of the process is, on whic
 DELIMITERS = ",\t;|"  # the delimiter is the one that occurs most often in the header
 
 
-def text_files(path: AnyPath) -> list[AnyPath]:
+def text_files(path: Path) -> list[Path]:
     """Returns the files of a folder of delimited text, and any other input itself.
 
     Raises:
@@ -68,7 +68,7 @@ def text_files(path: AnyPath) -> list[AnyPath]:
     return texts or [path]
 
 
-def is_text(path: AnyPath) -> bool:
+def is_text(path: Path) -> bool:
     """Returns whether the file name ends as delimited text, compressed or not."""
     name = PurePath(path.name)
     return (name.with_suffix("") if name.suffix in COMPRESSIONS else name).suffix in TEXT_SUFFIXES
@@ -85,7 +85,7 @@ class Chunk:
         memory: approximate bytes of memory that it takes to parse and encode.
     """
 
-    path: AnyPath
+    path: Path
     parse: Callable[[], tuple[pa.Table, BadRows]]
     first_line: int
     size: int
@@ -100,7 +100,7 @@ class _File:
         form: how text holds values; ``line_ends`` is known.
     """
 
-    path: AnyPath
+    path: Path
     form: TextFormat
 
     @property
@@ -198,7 +198,7 @@ class ParquetFile(_File):
     def check(self, columns: Iterable[str]) -> None:
         """Raises DataError if a column is missing, or files differ in it."""
         check_columns(self.path, self.types.names, columns)
-        with reading_input([self.path], "cannot be read"):
+        with reading(self.path, "cannot be read"):
             check_files(self.dataset, columns)
 
     def first(self, columns: Sequence[str]) -> pa.Table:
@@ -222,7 +222,7 @@ class ParquetFile(_File):
         self, types: Mapping[str, pa.DataType], keep: Sequence[str] = (), memory: Memory = DEFAULT
     ) -> Iterator[Chunk]:
         """Yields the rows with the columns of ``types``, in their own types, and of ``keep``."""
-        with reading_input([self.path], "cannot be read"):
+        with reading(self.path, "cannot be read"):
             rows = max(1, self.dataset.count_rows())
             size = self.size
             tables = read_tables(self.dataset, [*types, *keep], memory=memory)
@@ -238,7 +238,7 @@ class ParquetFile(_File):
 InputFile = TextFile | ParquetFile
 
 
-def open_input(path: AnyPath, form: TextFormat) -> InputFile:
+def open_input(path: Path, form: TextFormat) -> InputFile:
     """Opens a text file, or parquet.
 
     Raises:
@@ -251,7 +251,7 @@ def open_input(path: AnyPath, form: TextFormat) -> InputFile:
     return read_layout(path, form)
 
 
-def read_layout(path: AnyPath, form: TextFormat) -> TextFile:
+def read_layout(path: Path, form: TextFormat) -> TextFile:
     """Reads how a text file is divided: its header, and from its first lines whether values hold
     line ends.
 
@@ -268,7 +268,7 @@ def read_layout(path: AnyPath, form: TextFormat) -> TextFile:
 
 
 def text_chunks(
-    path: AnyPath,
+    path: Path,
     parse: Callable[[bytes], tuple[pa.Table, BadRows]],
     *,
     header_lines: int,
@@ -297,29 +297,29 @@ def _has_line_ends(data: bytes, dialect: Dialect) -> bool:
     return LINE_END in rows and not parse_block(rows, dialect, TextFormat(line_ends=True)).bad
 
 
-def first_lines(path: AnyPath) -> bytes:
+def first_lines(path: Path) -> bytes:
     """Returns the first lines of a text file below its header."""
     return _head(path).partition(b"\n")[2]
 
 
-def first_with_rows(files: Sequence[AnyPath]) -> AnyPath:
+def first_with_rows(files: Sequence[Path]) -> Path:
     """Returns the first input that is not a text file of a header alone; the first one
     if all are.
     """
     return next((file for file in files if not is_text(file) or first_lines(file)), files[0])
 
 
-def _head(path: AnyPath) -> bytes:
+def _head(path: Path) -> bytes:
     """Returns the first lines of a text file, at most ``SAMPLE_BYTES`` unless the first line is
     longer.
     """
-    with reading_input([path], "cannot be read"), text_stream(path) as stream:
+    with reading(path, "cannot be read"), text_stream(path) as stream:
         data = stream.read(SAMPLE_BYTES)
     end = len(data) if len(data) < SAMPLE_BYTES else data.rfind(b"\n") + 1
     return data[:end] or next(blocks(path), b"")
 
 
-def _header(path: AnyPath, head: bytes) -> Dialect:
+def _header(path: Path, head: bytes) -> Dialect:
     """Returns how a text file is divided, given its first lines.
 
     Raises:
@@ -378,7 +378,7 @@ def text_inputs(
     return _aliccp(schema, texts)
 
 
-def parquet_inputs(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[AnyPath]]:
+def parquet_inputs(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[Path]]:
     """Returns parquet files and folders per role, once all text files are staged in ``work``."""
     return {
         role: [folder or path for path, folder in each]
@@ -387,7 +387,7 @@ def parquet_inputs(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[
     }
 
 
-def _texts(schema: Schema, paths: Inputs, work: Path) -> list[tuple[AnyPath, Path]]:
+def _texts(schema: Schema, paths: Inputs, work: Path) -> list[tuple[Path, Path]]:
     """Returns the text files, each with the folder in ``work`` for its rows."""
     staged = _staged(schema, paths, work)
     for role, each in staged.items():
@@ -399,15 +399,13 @@ def _texts(schema: Schema, paths: Inputs, work: Path) -> list[tuple[AnyPath, Pat
     return [(path, folder) for path, folder in chain(*staged.values()) if folder is not None]
 
 
-def _staged(
-    schema: Schema, paths: Inputs, work: Path
-) -> dict[str, list[tuple[AnyPath, Path | None]]]:
+def _staged(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[tuple[Path, Path | None]]]:
     """Returns the inputs by role, each text file with the folder in ``work`` that holds its rows as
     parquet.
     """
     if schema.format:
         return {role: [(path, work / role)] for role, (path,) in paths.items()}
-    staged: dict[str, list[tuple[AnyPath, Path | None]]] = {}
+    staged: dict[str, list[tuple[Path, Path | None]]] = {}
     for role, each in paths.items():
         files = [file for path in each for file in text_files(path)]
         staged[role] = [
@@ -417,7 +415,7 @@ def _staged(
     return staged
 
 
-def _delimited(schema: Schema, path: AnyPath, folder: Path, layout: TextFile) -> TextInput:
+def _delimited(schema: Schema, path: Path, folder: Path, layout: TextFile) -> TextInput:
     labels = [label.column for label in schema.labels if label.column is not None]
     parse = partial(layout.parse, types=column_types(schema), labels=labels)
     return TextInput(
@@ -430,7 +428,7 @@ def _delimited(schema: Schema, path: AnyPath, folder: Path, layout: TextFile) ->
     )
 
 
-def _aliccp(schema: Schema, texts: list[tuple[AnyPath, Path]]) -> list[list[TextInput]]:
+def _aliccp(schema: Schema, texts: list[tuple[Path, Path]]) -> list[list[TextInput]]:
     fields, lists = aliccp_columns(schema)
 
     def parse(folder: Path) -> Parse:

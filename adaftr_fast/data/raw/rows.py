@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 
-from adaftr_fast._files import AnyPath
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.inputs import (
@@ -18,7 +18,7 @@ from adaftr_fast.data.raw.inputs import (
     text_chunks,
     text_files,
 )
-from adaftr_fast.data.raw.source import check_columns, reading_input
+from adaftr_fast.data.raw.source import check_columns, reading
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.text import KEPT
 from adaftr_fast.data.schema.columns import column_types
@@ -36,7 +36,7 @@ class RawFile:
         chunks: iterates over the rows in chunks.
     """
 
-    path: AnyPath
+    path: Path
     size: int
     types: dict[str, pa.DataType]
     chunks: Callable[[], Iterator[Chunk]]
@@ -44,7 +44,7 @@ class RawFile:
 
 def raw_files(
     schema: Schema,
-    files: Sequence[AnyPath],
+    files: Sequence[Path],
     keep: Sequence[str] = (),
     numbers: Sequence[str] = (),
     memory: Memory = DEFAULT,
@@ -80,19 +80,19 @@ def kept(rows: pa.RecordBatch, column: str) -> pa.Array:
 
 
 def _raw_file(
-    schema: Schema, path: AnyPath, keep: Sequence[str], numbers: Sequence[str], memory: Memory
+    schema: Schema, path: Path, keep: Sequence[str], numbers: Sequence[str], memory: Memory
 ) -> RawFile:
     known = column_types(schema)
     types = dict.fromkeys(numbers, pa.float64())
     types |= {column: known[column] for column in schema.field_columns()}
-    with reading_input([path], "cannot be read"):
+    with reading(path, "cannot be read"):
         file = open_input(path, schema.text)
     file.check([*types, *keep])
     kept_types = {column: file.types.field(column).type for column in keep}
     return RawFile(path, file.size, kept_types, partial(file.chunks, types, keep, memory))
 
 
-def _aliccp(schema: Schema, skeleton: AnyPath, common: AnyPath, keep: Sequence[str]) -> RawFile:
+def _aliccp(schema: Schema, skeleton: Path, common: Path, keep: Sequence[str]) -> RawFile:
     check_columns(skeleton, aliccp.SKELETON[:-1], keep)
     fields, lists = aliccp_columns(schema)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from itertools import compress
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import AnyPath
 from adaftr_fast.data import hashing
 from adaftr_fast.data.encode.canonical import canonical_values
 from adaftr_fast.data.encode.counts import ValueCounts
@@ -47,8 +46,7 @@ from adaftr_fast.data.schema.types import (
     SplitRule,
     condition_columns,
 )
-from adaftr_fast.errors import DataError, StoreError, UserError, first_line
-from adaftr_fast.stores import arrow_path, files_below, in_store, known_sha256, open_file
+from adaftr_fast.errors import DataError, first_line
 
 SHIPPED = resources.files("adaftr_fast.data") / "files"
 ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
@@ -62,7 +60,7 @@ _ONE_FOLDER = "the files of a folder must have the same columns"
 IN_SPLIT = "\0split:"
 KEPT = "\0kept"
 LABEL = "\0label:"
-Inputs = Mapping[str, Sequence[AnyPath]]  # files and folders of files, by role
+Inputs = Mapping[str, Sequence[Path]]  # files and folders of files, by role
 
 
 @dataclass(frozen=True)
@@ -174,19 +172,22 @@ class Source:
         # rows of the preceding shards, which row numbers count
         self._preceding: dict[str, ds.Dataset] = {}
         for role in paths:
-            with reading_input(self.paths[role], NOT_PARQUET):
+            with self._reading(role, NOT_PARQUET):
                 whole = open_datasets(paths[role])
                 self._datasets[role], self._preceding[role] = _shard_row_groups(whole, shard)
             check_columns(paths[role][0], whole.schema.names, schema.columns(), schema)
-            with reading_input(self.paths[role], "cannot read the columns of its files"):
+            with self._reading(role, "cannot read the columns of its files"):
                 check_files(whole, schema.columns())
+
+    def _reading(self, role: str, what: str) -> AbstractContextManager[None]:
+        return reading(listed(map(str, self.paths[role])), what)
 
     def count_rows(self, splits: Sequence[str]) -> int:
         """Returns the number of rows that ``scan`` reads: before selection by row number or hash,
         and by which of several splits has a row.
         """
         role, rules = self._rules(splits)
-        with reading_input(self.paths[role], f"cannot read split {listed(splits)}"):
+        with self._reading(role, f"cannot read split {listed(splits)}"):
             return self._count_rows(self._datasets[role], *self._where(rules.values()))
 
     def scan(
@@ -200,12 +201,11 @@ class Source:
 
         Raises:
             DataError: the file is corrupt, or a condition does not fit a column's type.
-            StoreError: a file in a store is corrupt or cannot be read.
         """
         role, rules = self._rules(splits)
         columns = {name: pc.field(name) for name in self.schema.columns()}
         names = [*columns]
-        with reading_input(self.paths[role], f"cannot read split {listed(splits)}"):
+        with self._reading(role, f"cannot read split {listed(splits)}"):
             columns |= {LABEL + each.name: _label_expression(each) for each in self.schema.labels}
             columns |= _conditions(rules)
             _, where = self._where(rules.values())
@@ -228,7 +228,7 @@ class Source:
         numbering = _Numbering({name: self._rows_before(rule) for name, rule in rules.items()})
         while True:
             # covers the read only, not the caller's code
-            with reading_input(self.paths[role], f"cannot read split {listed(rules)}"):
+            with self._reading(role, f"cannot read split {listed(rules)}"):
                 table = next(tables, None)
                 if table is None:
                     return
@@ -249,7 +249,7 @@ class Source:
         """Reads the rows of all files once, and counts what ``Account`` says."""
         found = Account(self.schema)
         for role in self._datasets:
-            with reading_input(self.paths[role], "cannot read the labels and the splits"):
+            with self._reading(role, "cannot read the labels and the splits"):
                 self._add_role(role, found)
         return found
 
@@ -294,9 +294,7 @@ class Source:
         """Returns rows of this shard and their reasons, under the file of each row and its number
         there, counted from 0; of staged text, under the inputs.
         """
-        inputs = {
-            arrow_path(file)[1]: file for path in self.named[role] for file in data_files(path)
-        }
+        inputs = {str(file): file for path in self.named[role] for file in data_files(path)}
         examples = []
         for row, reason in first:
             before: Counter[str] = Counter()
@@ -375,27 +373,14 @@ class _Numbering:
 
 
 @contextmanager
-def reading(
-    path: AnyPath | str, what: str, os_error: type[UserError] = DataError
-) -> Iterator[None]:
-    """Raises an error of the block as DataError, or one of the system as ``os_error``, with path
-    and ``what``.
-    """
+def reading(path: Path | str, what: str) -> Iterator[None]:
+    """Raises an error of the block as DataError with path and ``what``."""
     try:
         yield
     except READ_ERRORS as error:
-        if isinstance(error, os_error):
+        if isinstance(error, DataError):
             raise
-        kind = os_error if isinstance(error, OSError) else DataError
-        raise kind(f"{path}: {what}: {first_line(error)}") from error
-
-
-def reading_input(paths: Sequence[AnyPath], what: str) -> AbstractContextManager[None]:
-    """Raises an error of the block as ``reading`` does, and one of a store, where another attempt
-    may succeed, as StoreError.
-    """
-    os_error = StoreError if in_store(paths[0]) else DataError
-    return reading(listed(map(str, paths)), what, os_error)
+        raise DataError(f"{path}: {what}: {first_line(error)}") from error
 
 
 def check_names(schema: pa.Schema) -> None:
@@ -404,7 +389,7 @@ def check_names(schema: pa.Schema) -> None:
 
 
 def check_columns(
-    path: AnyPath, names: Iterable[str], wanted: Iterable[str], schema: Schema | None = None
+    path: Path, names: Iterable[str], wanted: Iterable[str], schema: Schema | None = None
 ) -> None:
     """Raises DataError if ``names``, the columns of a file, lack one of those that are wanted, by a
     schema if any.
@@ -538,50 +523,38 @@ def _condition(where: Condition | None) -> pc.Expression:
     )
 
 
-def input_paths(schema: Schema, files: Sequence[str | AnyPath]) -> dict[str, tuple[AnyPath, ...]]:
+def input_paths(schema: Schema, files: Sequence[str | Path]) -> dict[str, tuple[Path, ...]]:
     """Returns the input files by role, or the file in the package if none is given. A single role
     takes all files.
 
     Raises:
         DataError: the number of files does not match the schema.
-        StoreError: a URL is none of a store that can be read.
     """
     if not files and schema.shipped is not None:
         files = [str(SHIPPED / schema.shipped)]
     if files and len(schema.files) == 1 and schema.format is None:
-        return {schema.files[0]: tuple(map(open_file, files))}
+        return {schema.files[0]: tuple(map(Path, files))}
     if len(files) != len(schema.files):
         roles = " ".join(role.upper() for role in schema.files)
         raise DataError(
             f"data set {schema.name}: expected {len(schema.files)} file(s) ({roles}), got "
             f"{len(files)}"
         )
-    return {role: (open_file(file),) for role, file in zip(schema.files, files)}
+    return {role: (Path(file),) for role, file in zip(schema.files, files)}
 
 
-def data_files(path: AnyPath) -> list[AnyPath]:
+def data_files(path: Path) -> list[Path]:
     """Returns the file itself, or all files of a folder in reading order, except hidden ones."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if not path.is_dir():
         return [path]
-    with reading_input([path], NOT_PARQUET):
-        return files_below(path)
+    with reading(path, NOT_PARQUET):
+        found = ds.dataset(path, schema=pa.schema([]), format="parquet")  # reads no file
+        return [Path(file) for file in found.files]
 
 
-def content_digest(path: AnyPath) -> str:
-    """Returns a SHA-256 that tells a file from others.
-
-    It is that of the content of a local or a published file. Another file in a store would have to
-    be read once more: it is that of URL, size and time.
-    """
-    if (known := known_sha256(path)) is not None:
-        return known
-    stat = path.stat()
-    return hashlib.sha256(f"{path} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
-
-
-def open_datasets(paths: Sequence[AnyPath]) -> ds.Dataset:
+def open_datasets(paths: Sequence[Path]) -> ds.Dataset:
     """Opens files and folders of files as one data set, with the types of the first one.
 
     A block of staged text has integers where it can, and the column is text if another one cannot.
@@ -600,10 +573,9 @@ def open_datasets(paths: Sequence[AnyPath]) -> ds.Dataset:
     return ds.FileSystemDataset(files, schema, first.format, first.filesystem)
 
 
-def open_dataset(path: AnyPath) -> ds.Dataset:
+def open_dataset(path: Path) -> ds.Dataset:
     """Opens a file or a folder of files for scans. Raises one of ``READ_ERRORS``."""
-    filesystem, place = arrow_path(path)
-    dataset = ds.dataset(place, filesystem=filesystem, format=PARQUET)
+    dataset = ds.dataset(path, format=PARQUET)
     check_names(dataset.schema)
     return dataset
 

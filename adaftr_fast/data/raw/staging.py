@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import AnyPath, replacing
+from adaftr_fast._files import replacing
 from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard, ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.engines import Advance
-from adaftr_fast.errors import DataError, StoreError
+from adaftr_fast.errors import DataError
 
 BLOCK_BYTES = 16 << 20
 LINE_BLOCKS = 4  # the longest line of a file, in blocks
@@ -59,7 +59,7 @@ class TextInput:
         discrete: columns of text that are read in their canonical form alone.
     """
 
-    path: AnyPath
+    path: Path
     folder: Path
     parse: Callable[[], Parse]
     header_lines: int
@@ -67,15 +67,13 @@ class TextInput:
     discrete: frozenset[str] = frozenset()
 
 
-def blocks(path: AnyPath, rows: RowDivider | None = None) -> Iterator[bytes]:
-    """Yields the blocks of a text file. Raises DataError and StoreError as ``numbered_blocks``
-    does.
-    """
+def blocks(path: Path, rows: RowDivider | None = None) -> Iterator[bytes]:
+    """Yields the blocks of a text file. Raises DataError as ``numbered_blocks`` does."""
     return (block for _, block in numbered_blocks(path, rows=rows))
 
 
 def numbered_blocks(
-    path: AnyPath, shard: Shard = UNSHARDED, rows: RowDivider | None = None
+    path: Path, shard: Shard = UNSHARDED, rows: RowDivider | None = None
 ) -> Iterator[tuple[int, bytes]]:
     """Yields a text file, decompressed, in blocks of whole lines: those of a shard, with their
     numbers.
@@ -87,7 +85,6 @@ def numbered_blocks(
 
     Raises:
         DataError: the file cannot be read, or a line is longer than four blocks.
-        StoreError: the store of the file fails.
     """
     try:
         if path.suffix in COMPRESSIONS or rows:
@@ -96,13 +93,11 @@ def numbered_blocks(
             )
         else:
             yield from _ranges(path, shard)
-    except StoreError:  # another attempt may succeed
-        raise
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _stream(path: AnyPath, rows: RowDivider) -> Iterator[bytes]:
+def _stream(path: Path, rows: RowDivider) -> Iterator[bytes]:
     rest = b""
     with text_stream(path) as stream:
         while data := stream.read(BLOCK_BYTES):
@@ -120,7 +115,7 @@ def _stream(path: AnyPath, rows: RowDivider) -> Iterator[bytes]:
         yield rows(rest, True)[0]
 
 
-def text_stream(path: AnyPath) -> pa.NativeFile:
+def text_stream(path: Path) -> pa.NativeFile:
     """Opens a text file, which it decompresses."""
     return pa.input_stream(
         path.open("rb"), pa.Codec.detect(path.name).name if path.suffix in COMPRESSIONS else None
@@ -133,8 +128,8 @@ def _lines(data: bytes, last: bool) -> tuple[bytes, bytes]:
     return data[:end], data[end:]
 
 
-def _ranges(path: AnyPath, shard: Shard) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb", buffering=0) as file:  # a read of a file in a store is one request
+def _ranges(path: Path, shard: Shard) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         # the end of a block is the start of the next
         line_start = lru_cache(1)(partial(_line_start, path, file))
@@ -153,7 +148,7 @@ def _read(file: BinaryIO, start: int, end: int) -> bytes:
     return file.read(end - start)
 
 
-def _line_start(path: AnyPath, file: BinaryIO, position: int) -> int:
+def _line_start(path: Path, file: BinaryIO, position: int) -> int:
     """Returns the position after the last line end before ``position``; 0 if there is none."""
     for end in range(position, 0, -SEARCH_BYTES):
         start = max(0, end - SEARCH_BYTES)
@@ -165,7 +160,7 @@ def _line_start(path: AnyPath, file: BinaryIO, position: int) -> int:
     return 0
 
 
-def _check_first_line(path: AnyPath, block: bytes) -> None:
+def _check_first_line(path: Path, block: bytes) -> None:
     """Raises DataError if the first line of a block is too long. Any other line is shorter than a
     block.
     """
@@ -174,7 +169,7 @@ def _check_first_line(path: AnyPath, block: bytes) -> None:
         raise _long_line(path)
 
 
-def _long_line(path: AnyPath) -> DataError:
+def _long_line(path: Path) -> DataError:
     return DataError(f"{path}: found no line end in {LINE_BLOCKS * BLOCK_BYTES:,} bytes")
 
 

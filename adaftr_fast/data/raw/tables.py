@@ -15,13 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import AnyPath, followed, make_folder, remove
+from adaftr_fast._files import followed, make_folder, remove
 from adaftr_fast._publish import publisher_lock
 from adaftr_fast.data.encode.written import holds_text
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.raw.batches import BATCH_ROWS, coalesced
 from adaftr_fast.errors import DataError
-from adaftr_fast.stores import open_file
 
 FOLDER = ".tables"  # how the name of the folder of tables ends
 # the columns that pandas makes of an index without a name
@@ -38,13 +37,13 @@ class ArrowStream(Protocol):
         """Returns an Arrow C stream in a capsule."""
 
 
-INPUT = (str, os.PathLike, AnyPath, ArrowStream)
-Input = str | os.PathLike[str] | AnyPath | ArrowStream
+INPUT = (str, os.PathLike, Path, ArrowStream)
+Input = str | os.PathLike[str] | ArrowStream
 Inputs = Iterable[Input] | Input
 
 
 @contextmanager
-def input_files(inputs: Inputs, out: Path, memory: Memory = DEFAULT) -> Iterator[list[AnyPath]]:
+def input_files(inputs: Inputs, out: Path, memory: Memory = DEFAULT) -> Iterator[list[Path]]:
     """Provides inputs as files during the block. Tables become ``table.parquet``,
     ``table-2.parquet`` and so on.
 
@@ -64,9 +63,9 @@ def input_files(inputs: Inputs, out: Path, memory: Memory = DEFAULT) -> Iterator
         OSError: the files cannot be written.
         TypeError: an input is neither a path nor a table.
     """
-    listed = _list_inputs(inputs)
+    listed = list_inputs(inputs)
     if not any(isinstance(each, ArrowStream) for each in listed):
-        yield [open_file(each) for each in listed if not isinstance(each, ArrowStream)]
+        yield [Path(each) for each in listed if not isinstance(each, ArrowStream)]
         return
     out = followed(out)
     folder = out.with_name(f".{out.name}{FOLDER}")
@@ -87,7 +86,7 @@ def input_files(inputs: Inputs, out: Path, memory: Memory = DEFAULT) -> Iterator
             remove(folder)
 
 
-def shown(path: AnyPath) -> str:
+def shown(path: Path) -> str:
     """Returns the name of an input in messages: "the table" in place of the file of one, else the
     path.
     """
@@ -96,7 +95,7 @@ def shown(path: AnyPath) -> str:
     return str(path)
 
 
-def _list_inputs(inputs: Inputs) -> list[Input]:
+def list_inputs(inputs: Inputs) -> list[Input]:
     """Returns inputs as a list, since an iterator can be read only once."""
     if isinstance(inputs, INPUT) or not isinstance(inputs, Iterable):
         inputs = [inputs]
@@ -125,9 +124,9 @@ def read_table(source: ArrowStream) -> pa.Table:
         return pa.concat_tables([schema.empty_table(), *tables])
 
 
-def _file(source: Input, folder: Path, number: int, memory: Memory) -> AnyPath:
+def _file(source: Input, folder: Path, number: int, memory: Memory) -> Path:
     if not isinstance(source, ArrowStream):
-        return open_file(source)
+        return Path(source)
     path = _place(folder, number)
     with (
         _plain(source, "files") as (schema, tables),

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import feather
 
-from adaftr_fast._files import AnyPath, replacing
+from adaftr_fast._files import replacing
 from adaftr_fast._progress import progress_bar
 from adaftr_fast.data.encode.canonical import without_nan
 from adaftr_fast.data.encode.counts import ValueCounts
@@ -35,7 +35,7 @@ from adaftr_fast.data.raw.source import (
     Inputs,
     check_columns,
     listed,
-    reading_input,
+    reading,
 )
 from adaftr_fast.data.raw.text import are_numbers, typed
 from adaftr_fast.data.schema.columns import EXACT_INTEGERS, operand_type
@@ -98,7 +98,7 @@ def _condition(time: TimeRange, bounds: dict[float, object]) -> Condition | None
 
 
 def _quantiles(
-    paths: Sequence[AnyPath],
+    paths: Sequence[Path],
     time: str,
     form: TextFormat,
     shares: Sequence[float],
@@ -122,7 +122,7 @@ def _quantiles(
     ) as bar:
         for each in inputs:
             chunks = each.chunks({time: kind}, memory=memory)
-            with reading_input([each.path], f"cannot read {time}"):
+            with reading(each.path, f"cannot read {time}"):
                 for found, read in ordered_map(values, chunks, attrgetter("memory"), memory):
                     counts.update(without_nan(found) if pa.types.is_floating(kind) else found)
                     bar.update(read)
@@ -147,8 +147,8 @@ def _bound(value: Any) -> object:
     return int(value) if is_whole else value
 
 
-def _open(path: AnyPath, time: str, form: TextFormat) -> InputFile:
-    with reading_input([path], NOT_PARQUET):
+def _open(path: Path, time: str, form: TextFormat) -> InputFile:
+    with reading(path, NOT_PARQUET):
         file = open_input(path, form)
     check_columns(path, file.types.names, [time])
     return file
@@ -163,7 +163,7 @@ def _type(file: InputFile, time: str) -> pa.DataType:
     """
     form = file.form
     is_text = isinstance(file, TextFile)
-    with reading_input([file.path], NOT_PARQUET):
+    with reading(file.path, NOT_PARQUET):
         values = one_array(file.first([time])[time])
         if not holds_text(values.type):
             return values.type
@@ -187,7 +187,7 @@ def _times(values: pa.Array, time: str, kind: pa.DataType, form: TextFormat) -> 
     return values.cast(kind)
 
 
-def check_times(path: AnyPath | str, time: str, values: pa.Array) -> None:
+def check_times(path: Path | str, time: str, values: pa.Array) -> None:
     """Raises DataError if text does not sort by time."""
     if unsorted := unsorted_times(values):
         expected = (

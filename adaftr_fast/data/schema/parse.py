@@ -14,7 +14,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, get_args
 
-from adaftr_fast._files import AnyPath, check_name, replace_file
+from adaftr_fast._files import check_name, replace_file
 from adaftr_fast._json import from_json, loads_toml
 from adaftr_fast._toml import to_toml
 from adaftr_fast.data.schema.types import (
@@ -31,7 +31,6 @@ from adaftr_fast.data.schema.types import (
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
 from adaftr_fast.nn.dense import EncodingKind
-from adaftr_fast.stores import as_path, open_file
 
 Reader = Callable[[str, Any], Any]
 """Checks and converts the value of a key, given the name of the key in errors."""
@@ -67,15 +66,14 @@ def shipped_schemas() -> list[str]:
 
 
 def load_schema(name: str) -> Schema:
-    """Reads a schema from a ``.toml`` path or URL, or by name if it ships with the package.
+    """Reads a schema from a ``.toml`` path, or by name if it ships with the package.
 
     Raises:
         DataError: the schema does not exist, is not TOML, or has a missing, unknown or invalid key.
-        StoreError: the URL is none of a store that can be read.
     """
-    path: AnyPath | Traversable
-    if as_path(name).suffix == ".toml":  # a URL may have options behind
-        path = open_file(name)
+    path: Path | Traversable
+    if name.endswith(".toml"):
+        path = Path(name)
         if not path.is_file():
             raise DataError(f"schema: no file {name}")
     elif name in shipped_schemas():

@@ -27,7 +27,7 @@ b'"conversion": 0}', b'{"x": "warm", "click": 0, "conversion": 0}',
 
 
 def are_installed():
-    return all(importlib.util.find_spec(name) for name in ("moto", "confluent_kafka"))
+    return all(importlib.util.find_spec(name) for name in ("moto", "s3fs", "confluent_kafka"))
 
 
 @functools.cache

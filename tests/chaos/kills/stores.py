@@ -17,7 +17,10 @@ def cache_of(folder):
 
 def run(folder, act):
     """Runs ``act`` with the cache of a working directory, and with uploads all the time."""
-    os.environ |= {"ADAFTR_FAST_CACHE": str(cache_of(folder)), "ADAFTR_FAST_UPLOAD_SECONDS": "0.05"}
+    from adaftr_fast.extras.stores import outputs
+
+    os.environ["ADAFTR_FAST_CACHE"] = str(cache_of(folder))
+    outputs.SECONDS = 0.0
     return act()
 
 
@@ -25,42 +28,44 @@ def fetch(is_last):
     """Replaces ``out`` by what the store has, if any. Then asserts that nothing else is left, if
     ``is_last``.
     """
-    from adaftr_fast.stores import PublishedFolder, as_path, open_folder
-    from adaftr_fast.stores.cache import download_all
+    from adaftr_fast.errors import StoreError
+    from adaftr_fast.extras.stores.inputs import local_copy
 
     out = Path("out")
     if out.is_dir():
         shutil.rmtree(out)
     out.unlink(missing_ok=True)
-    stored = open_folder(as_path(STORED))
-    if isinstance(stored, PublishedFolder):
-        download_all(stored, out)
-    elif stored.is_file():
-        out.write_bytes(stored.read_bytes())
+    if is_published():
+        copy = local_copy(STORED)
+        shutil.copytree(copy, out) if copy.is_dir() else shutil.copyfile(copy, out)
+    elif is_last:
+        raise StoreError(f"{STORED}: nothing is published")
     if is_last:
         check_left()
     return 0
 
 
+def is_published():
+    """Returns whether the store has a folder or a file; a kill may have left objects without one."""
+    from adaftr_fast.extras.stores.filesystems import filesystem
+
+    fs, path = filesystem(STORED)
+    return fs.isfile(path) or fs.isfile(f"{path}/published.json")
+
+
 def check_left():
-    """Asserts that the store has what is published alone, a folder or a file, and the cache no
-    output.
+    """Asserts that the store has what is published alone, a folder or a file, beside files of
+    kills that were not yet moved to their name; and the cache no output.
     """
-    import boto3
-    from pyarrow.fs import FileSelector
+    from adaftr_fast.extras.stores.filesystems import filesystem
+    from adaftr_fast.extras.stores.inputs import POINTER, read_pointer
 
-    from adaftr_fast.stores import as_path
-    from adaftr_fast.stores.published import LIST, OBJECTS, read_state
-
-    state = read_state(as_path(STORED))
-    files = as_path(STORED).filesystem.get_file_info(FileSelector(BUCKET, recursive=True))
-    found = {each.path.removeprefix(f"{BUCKET}/out/") for each in files if each.is_file}
-    named = {f"{BUCKET}/out"}
-    if state is not None:
-        named = {LIST, *(f"{OBJECTS}/{name}" for name in (*state.objects, *state.before))}
+    fs, path = filesystem(STORED)
+    found = {each for each in fs.find(BUCKET) if not each.startswith(f"{BUCKET}/.out.new-")}
+    pointer = read_pointer(fs, path)
+    named = {path}
+    if pointer is not None:
+        named = {f"{path}/{name}" for name in (POINTER, *(f.object for f in pointer[1].values()))}
     assert found == named, f"left in the store: {found - named}"
-    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
-    uploads = client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
-    assert not uploads, f"unfinished uploads: {[each['Key'] for each in uploads]}"
     writing = Path(os.environ["ADAFTR_FAST_CACHE"], "writing")
     assert not (left := [*writing.rglob("*")]), f"left in the cache: {left}"

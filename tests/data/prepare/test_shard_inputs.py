@@ -102,14 +102,14 @@ def test_files_that_are_added_while_they_are_hashed_are_named(
     folder.mkdir()
     for name in ("0.csv", "1.csv"):
         shutil.copy2(log / "log.csv", folder / name)
-    real = steps.content_digest
+    real = steps.sha256
 
     def adding(path):
         for name in ("2.csv", "3.csv"):
             shutil.copy2(log / "log.csv", folder / name)
         return real(path)
 
-    monkeypatch.setattr(steps, "content_digest", adding)
+    monkeypatch.setattr(steps, "sha256", adding)
     with pytest.raises(DataError, match=r"^2\.csv, 3\.csv: changed during the run"):
         shop(name=folder, shards=shards)
 
