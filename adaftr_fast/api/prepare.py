@@ -57,8 +57,7 @@ def prepare(
     """Converts raw logs, files or tables in memory, to a prepared folder, with a page about the
     data, ``report.html``.
 
-    A folder that already holds this preparation of these files is left as it is. An interrupted
-    call continues when it is repeated.
+    A folder that already holds this preparation of these files is left as it is.
 
     Args:
         files: the inputs, in the order of the schema; none for data sets that ship or are
@@ -117,7 +116,7 @@ def prepare(
 
     Raises:
         ConfigError: there is no such engine, or it has no address; or ``memory`` is too small for a
-            batch of rows, in which case the work already done is kept.
+            batch of rows.
         DataError: arguments that do not go together, or an input that cannot be prepared.
         EngineError: the cluster is absent or fails, or one of its machines does not see the files.
         OSError: ``out`` cannot be written.

@@ -31,7 +31,7 @@ def test_a_node_is_killed(nodes, log, tmp_path):
     def kill(_):
         nodes.kill(nodes.nodes[0].node_id)
 
-    with soon(kill, lambda: list((tmp_path / ".out.work").glob("count-*.json"))):
+    with soon(kill, lambda: list(tmp_path.glob(".out.new-*/counted/fields-*"))):
         prepare(schema, files, tmp_path / "out", engine=Ray(), shards=7)
     assert len(nodes.nodes) == 2
     assert_same(tmp_path / "out", tmp_path / "whole")

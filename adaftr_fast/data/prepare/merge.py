@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adaftr_fast._files import replacing, sha256
-from adaftr_fast._json import from_json
 from adaftr_fast.data.dataset.manifest import (
     FORMAT,
     Manifest,
@@ -54,7 +53,7 @@ class PreparedIds:
 
 def merge_read(
     job: Job, texts: list[TextInput], shards: Sequence[tuple[Shard, Any]]
-) -> dict[str, Any]:
+) -> tuple[dict[str, int], BadRows]:
     """Returns the number of blocks of each text file, and their bad rows.
 
     Args:
@@ -73,7 +72,7 @@ def merge_read(
         check_staged(text.folder, blocks[name], VISIBLE_SECONDS if job.remote else 0.0)
         bad_rows += staged_bad_rows(text)
     bad_rows.check(job.tolerance)
-    return {"blocks": blocks, "bad_rows": bad_rows}
+    return blocks, bad_rows
 
 
 def merge_counted(
@@ -90,7 +89,7 @@ def merge_counted(
         shards: the shards with their results of ``count``.
     """
     schema = job.schema
-    unlabelled = sum((from_json(BadRows, each["unlabelled"]) for _, each in shards), BadRows())
+    unlabelled = sum((each["unlabelled"] for _, each in shards), BadRows())
     # read from all inputs, of which those of text are among the bad rows already
     others = max(0, unlabelled.rows - (bad_rows.rows - bad_rows.bad))
     bad_rows += replace(unlabelled, rows=others)
@@ -122,8 +121,7 @@ def merge_counted(
         else:
             encoders = grown(known.encoders, encoders)
             dense = known.dense
-    with replacing(job.work.prepared / VOCABULARY) as new:
-        write_vocabulary(new, encoders)
+    write_vocabulary(job.work.prepared / VOCABULARY, encoders)
     encoders = with_shared(schema.fields, encoders)
     fields = [field_info(field, encoders[field.name]) for field in schema.fields]
     return Manifest(
@@ -131,7 +129,7 @@ def merge_counted(
         attribution=schema.attribution,
         format=FORMAT,
         fingerprint=fingerprint(fields, schema, encoders, dense),
-        inputs=job.work.inputs,
+        inputs=job.digest,
         tasks=[label.name for label in schema.labels],
         group=schema.group,
         splits={},
@@ -139,7 +137,7 @@ def merge_counted(
         schema=schema.source,
         weight=schema.weight,
         bad_rows=bad_rows if bad_rows.bad or bad_rows.lines is not None else None,
-        unused=sum((from_json(Unused, each["unused"]) for _, each in shards), Unused()),
+        unused=sum((each["unused"] for _, each in shards), Unused()),
         dense=dense,
         values={} if known else values,
         bounds={
@@ -152,19 +150,12 @@ def merge_counted(
     )
 
 
-def merge_encoded(
-    work: WorkFiles, manifest: Manifest, shards: Sequence[tuple[Shard, Any]]
-) -> dict[str, str]:
-    """Moves the files of all shards to the prepared folder, and writes the manifest, its last file.
-
-    Running it again after an interruption is harmless.
+def merge_encoded(work: WorkFiles, manifest: Manifest, shards: Sequence[tuple[Shard, Any]]) -> None:
+    """Moves the files of all shards to the prepared folder, and writes the manifest.
 
     Args:
         manifest: that of ``merge_counted``.
         shards: the shards with their results of ``encode``.
-
-    Returns:
-        The sha256 of the files, by name.
 
     Raises:
         DataError: a split has no rows, or the training labels of a task are all equal.
@@ -176,7 +167,7 @@ def merge_encoded(
         infos = []
         for shard, result in shards:
             name = work.encoded(split, shard).name
-            infos.append(from_json(SplitInfo, result[split]["info"]))
+            infos.append(result[split]["info"])
             if infos[-1].rows:
                 files[name] = infos[-1].rows
                 digests[name] = result[split]["sha256"]
@@ -185,13 +176,9 @@ def merge_encoded(
     for split in SPLITS:
         for shard, _ in shards:
             path = work.encoded(split, shard)
-            if path.name in digests and (path.exists() or not (work.prepared / path.name).exists()):
+            if path.name in digests:
                 path.replace(work.prepared / path.name)
-    for path in work.prepared.iterdir():
-        if path.name not in digests:  # moved by an interrupted run with another number of shards
-            path.unlink()
     replace(manifest, splits=splits, sha256=digests).write(work.prepared)
-    return digests
 
 
 def _value_info(field: Field, counts: ValueCounts) -> ValueInfo:

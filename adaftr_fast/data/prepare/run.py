@@ -3,8 +3,7 @@
 Text is staged as parquet first. Then one pass over the training rows computes vocabularies and
 bucket edges, and a second pass encodes every split in batches. An engine runs these steps
 (steps.py) for each shard of the rows, and this process merges their results (merge.py). The folder
-is built next to its destination and renamed, so it is complete or absent. An interrupted run
-resumes with the work already done.
+is built in a temporary one next to its destination and renamed, so it is complete or absent.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from adaftr_fast._files import followed, make_folder
-from adaftr_fast._json import dumps, from_json
+from adaftr_fast._files import replace as replace_path
+from adaftr_fast._json import dumps
 from adaftr_fast._progress import progress_bar
 from adaftr_fast.data.dataset.manifest import (
     FORMAT,
@@ -40,7 +40,7 @@ from adaftr_fast.data.prepare.merge import (
     merge_read,
 )
 from adaftr_fast.data.prepare.steps import InputFiles, Job
-from adaftr_fast.data.prepare.work_folder import publish, remove_finished, work_folder
+from adaftr_fast.data.prepare.work_folder import remove_left, work_folder
 from adaftr_fast.data.raw.bad_rows import BadRows, check_share, option
 from adaftr_fast.data.raw.inputs import read_layouts
 from adaftr_fast.data.raw.source import input_paths
@@ -51,11 +51,6 @@ from adaftr_fast.data.synthetic.write import LOG, write_log
 from adaftr_fast.engines import Engine, Local, ignore
 from adaftr_fast.errors import ConfigError, DataError
 
-# names of the steps; join needs what read has staged
-READ = "read"
-JOIN = "join"
-COUNT = "count"
-ENCODE = "encode"
 SHARD_BYTES = 512 << 20  # of the inputs, for each shard on a cluster
 MAX_SHARDS = 1000
 Results = list[tuple[Shard, Any]]  # of a step, by shard
@@ -104,13 +99,12 @@ def prepare(
 
     Raises:
         ConfigError: ``memory`` is too small for a batch of rows, or ``bad_rows`` for what an
-            earlier call left out. The work already done is kept.
+            earlier call left out.
         DataError: an input is unreadable, a column is missing, too many rows are bad, a label is
             neither 0 nor 1, a split is empty, or ``folder`` holds other files.
-        EngineError: the engine fails, or one of its machines does not see the files. The work
-            already done is kept.
+        EngineError: the engine fails, or one of its machines does not see the files.
         BusyError: another process prepares ``folder``.
-        OSError: ``folder`` cannot be written. The work already done is kept.
+        OSError: ``folder`` cannot be written.
     """
     engine = engine or Local()
     bound = Memory.of(memory)
@@ -128,33 +122,33 @@ def prepare(
     digest = _inputs_digest(schema, known, inputs, engine, parts, progress)
     local = followed(Path(folder))
     if (existing := _existing(local, digest, bad_rows)) is not None:
-        remove_finished(local, digest)
+        remove_left(local)
         return existing
     try:
-        with work_folder(local, digest) as work:
+        with work_folder(local) as work:
             if generated is not None:
                 write_log(generated, work.generated, progress=progress)
                 inputs = InputFiles.found({schema.files[0]: [work.generated / LOG]})
-            schema = with_times(schema, inputs.paths, work.folder, bound, progress=progress)
+            schema = with_times(schema, inputs.paths, bound, progress=progress)
             layouts = read_layouts(schema, inputs.paths, work.staged)
             grows = known is not None
-            job = Job(schema, inputs, work, bad_rows, grows, layouts, engine.remote, bound)
+            job = Job(schema, inputs, work, digest, bad_rows, grows, layouts, engine.remote, bound)
             _Run(job, engine, parts, progress).run(known)
             finish(work.prepared)
-            publish(work, local, partial(_check_replaceable, local))
+            if local.exists():
+                _check_replaceable(local)
+            replace_path(work.prepared, local)
     except DataError:
         inputs.check()  # a file that was read while it changed is not what its error says
         raise
     except OSError as error:  # errors of inputs are DataErrors
-        raise OSError(
-            f"{folder}: cannot be written: {error}; run the same command again to resume"
-        ) from error
+        raise OSError(f"{folder}: cannot be written: {error}") from error
     return read_manifest(local)
 
 
 @dataclass
 class _Run:
-    """Runs the steps in order, and records their results, so that no finished work is repeated."""
+    """Runs the steps in order."""
 
     job: Job
     engine: Engine
@@ -162,19 +156,17 @@ class _Run:
     progress: bool
 
     def run(self, known: PreparedIds | None) -> None:
-        """Runs what is not yet done.
+        """Fills the prepared folder of the job.
 
         Args:
             known: ids to grow, if any.
         """
         bad_rows = self._read()
-        merge_counts = partial(merge_counted, self.job, known, bad_rows)
-        manifest = from_json(Manifest, self._finish(COUNT, steps.count, merge_counts, [["train"]]))
-        # of a run that may have allowed more
-        _check_left_out(self.job.work.folder, manifest, self.job.tolerance)
+        counted = self._on_shards("count", steps.count, [["train"]])
+        manifest = merge_counted(self.job, known, bad_rows, counted)
         encode = partial(steps.encode, manifest)
-        merge = partial(merge_encoded, self.job.work, manifest)
-        self._finish(ENCODE, encode, merge, self.job.schema.splits_of_inputs())
+        encoded = self._on_shards("encode", encode, self.job.schema.splits_of_inputs())
+        merge_encoded(self.job.work, manifest, encoded)
 
     def _read(self) -> BadRows:
         """Stages all text. Returns its bad rows."""
@@ -183,50 +175,33 @@ class _Run:
             for text in texts:
                 make_folder(text.folder)
             size = sum(text.path.stat().st_size for text in texts)
-            step = partial(steps.read, number)
-            merge = partial(merge_read, self.job, texts)
-            merged = self._finish(JOIN if number else READ, step, merge, size)
-            self.job = replace(self.job, blocks=self.job.blocks | merged["blocks"])
-            bad_rows += from_json(BadRows, merged["bad_rows"])
+            name = "join" if number else "read"  # join needs what read has staged
+            staged = self._on_shards(name, partial(steps.read, number), size)
+            blocks, found = merge_read(self.job, texts, staged)
+            self.job = replace(self.job, blocks=self.job.blocks | blocks)
+            bad_rows += found
         return bad_rows
 
-    def _finish(
-        self,
-        name: str,
-        step: Callable[..., Any],
-        merge: Callable[[Results], Any],
-        total: int | list[list[str]],
-    ) -> Any:
-        """Returns the merged result of a step, which is run for the shards of which no result is
-        recorded.
+    def _on_shards(
+        self, name: str, step: Callable[..., Any], total: int | list[list[str]]
+    ) -> Results:
+        """Returns the results of a step by shard.
 
         Args:
-            merge: merges the results of all shards.
             total: bytes of text of all shards, or the splits whose rows the step reads, by input.
         """
-        work = self.job.work
-        if (merged := work.recorded(name)) is not None:
-            return merged
-        missing = [shard for shard in self.shards if work.recorded(name, shard) is None]
         job = self.job.for_workers() if self.engine.remote else self.job
-        with self._bar(name, total, len(missing) / len(self.shards)) as bar:
-            self.engine.map(
-                partial(step, job),
-                missing,
-                done=lambda index, result: work.record(name, result, missing[index]),
-                advance=bar.update,
-            )
-        merged = merge([(shard, work.recorded(name, shard)) for shard in self.shards])
+        with self._bar(name, total) as bar:
+            results = self.engine.map(partial(step, job), self.shards, advance=bar.update)
         self.job.inputs.check()
-        work.record(name, merged)
-        return work.recorded(name)
+        return list(zip(self.shards, results))
 
-    def _bar(self, name: str, total: int | list[list[str]], share: float) -> tqdm:
+    def _bar(self, name: str, total: int | list[list[str]]) -> tqdm:
         unit = "B" if isinstance(total, int) else " rows"
         if not isinstance(total, int):
             total = sum(map(self.job.source().count_rows, total)) if self.progress else 0
         return progress_bar(
-            total=round(share * total),
+            total=total,
             unit=unit,
             unit_scale=True,
             desc=name,
@@ -300,9 +275,7 @@ def _existing(folder: Path, inputs: str, tolerance: float) -> Manifest | None:
 
 
 def _check_left_out(folder: Path, manifest: Manifest, tolerance: float) -> None:
-    """Raises ConfigError, after which work is kept, if a larger share of rows was left out than
-    ``tolerance``.
-    """
+    """Raises ConfigError if a larger share of rows was left out than ``tolerance``."""
     found = manifest.bad_rows or BadRows()
     if found.exceed(tolerance):
         left_out = f"more rows were left out than bad_rows {tolerance:g} allows: {found.summary()}"

@@ -1,9 +1,8 @@
 """The steps of ``prepare``: hash files, stage text, count values, encode rows.
 
 A step is a pure function of a job and a shard, which are pickled where an engine runs it in another
-process. It writes its files atomically under names that depend on these arguments only, and returns
-values that ``dumps`` writes. Running it again, even at the same time, changes nothing: files that
-exist are kept, and others get the same content.
+process, as its result is. It writes its files atomically under names that depend on these arguments
+only. Running it again, even at the same time, changes nothing: files get the same content.
 """
 
 from __future__ import annotations
@@ -133,6 +132,7 @@ class Job:
 
     Attributes:
         inputs: the input files, or the generated log.
+        digest: the sha256 of schema and inputs.
         tolerance: share of the rows of a text file that may be bad.
         grows: whether the ids of another prepared folder grow.
         layouts: how each text file is divided.
@@ -144,6 +144,7 @@ class Job:
     schema: Schema
     inputs: InputFiles
     work: WorkFiles
+    digest: str
     tolerance: float
     grows: bool
     layouts: list[TextFile]
@@ -173,7 +174,7 @@ class Job:
         """
         if self.remote:
             self.inputs.check_seen()
-            check_seen(self.work.key, VISIBLE_SECONDS)
+            check_seen(self.work.prepared, VISIBLE_SECONDS)
         for name, blocks in self.blocks.items():
             check_staged(self.work.staged / name, blocks, VISIBLE_SECONDS if self.remote else 0.0)
 
@@ -259,9 +260,6 @@ def encode(manifest: Manifest, job: Job, shard: Shard, advance: Advance) -> dict
     encoders = read_encoders(job.work.prepared, manifest)
     paths = {split: job.work.encoded(split, shard) for split in SPLITS}
     for splits in schema.splits_of_inputs():
-        if all(paths[split].exists() for split in splits):
-            advance(source.count_rows(splits))
-            continue
         groups = {
             split: Groups.read(schema.group, [job.work.groups(split)])
             for split in splits

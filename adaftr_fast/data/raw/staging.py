@@ -1,4 +1,4 @@
-"""Converts text inputs to parquet once: in bounded memory, on all cores, resumable.
+"""Converts text inputs to parquet once: in bounded memory, on all cores.
 
 Each block of lines becomes one file. The file is written to a temporary name and renamed, and its
 bad rows are stored in its metadata, so that both exist or neither does.
@@ -182,8 +182,7 @@ def stage(
     advance: Advance,
     memory: Memory = DEFAULT,
 ) -> int:
-    """Writes the blocks of a shard of a text file as ``part-*.parquet`` in its folder. Existing
-    files are kept.
+    """Writes the blocks of a shard of a text file as ``part-*.parquet`` in its folder.
 
     The folder must exist. What the files hold depends on the path and ``parse`` only, so several
     processes may write them.
@@ -211,11 +210,10 @@ def stage(
         if number == 0 and text.header_lines:
             block = block.partition(b"\n")[2]
         staged = text.folder / f"part-{number:07d}.parquet"
-        if not staged.exists():
-            lines = lines_of_file(block, text.rows)
-            table, bad_rows = parse(block)
-            _write_block(staged, _integers(table, text.discrete), bad_rows, lines, check)
-        return number, size, read_block_info(staged)[0]
+        table, bad_rows = parse(block)
+        lines = lines_of_file(block, text.rows)
+        _write_block(staged, _integers(table, text.discrete), bad_rows, lines, check)
+        return number, size, bad_rows
 
     count = 0
     numbered = numbered_blocks(text.path, shard, text.rows)

@@ -12,9 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import feather
 
-from adaftr_fast._files import replacing
 from adaftr_fast._progress import progress_bar
 from adaftr_fast.data.encode.canonical import without_nan
 from adaftr_fast.data.encode.counts import ValueCounts
@@ -48,7 +46,7 @@ ISO_8601 = rf"^(?P<time>[0-9]{{4}}-?[0-9]{{2}}(?:-?[0-9]{{2}}(?:{CLOCK})?)?)(?:[
 
 
 def with_times(
-    schema: Schema, paths: Inputs, work: Path, memory: Memory = DEFAULT, *, progress: bool = False
+    schema: Schema, paths: Inputs, memory: Memory = DEFAULT, *, progress: bool = False
 ) -> Schema:
     """Returns a schema whose shares of time are conditions, which compare with times of these
     inputs.
@@ -58,8 +56,6 @@ def with_times(
 
     Args:
         paths: the inputs by role, text or parquet.
-        work: a folder that belongs to these inputs, where the times are kept for a run that
-            resumes.
         memory: the bound of this process.
         progress: whether to show a progress bar.
 
@@ -69,7 +65,7 @@ def with_times(
     """
     split = dict(schema.split)
     columns = dict.fromkeys((rule.file, rule.time.column) for rule in split.values() if rule.time)
-    for number, (role, column) in enumerate(columns):
+    for role, column in columns:
         ours = {
             name: rule.time
             for name, rule in split.items()
@@ -78,12 +74,8 @@ def with_times(
         shares = sorted(
             {share for time in ours.values() for share in (time.start, time.stop)} - {0.0, 1.0}
         )
-        kept = work / f"times-{number}.arrow"
-        if not kept.exists():
-            found = _quantiles(paths[role], column, schema.text, shares, memory, progress)
-            with replacing(kept) as new:
-                feather.write_feather(found, new)
-        bounds = dict(zip(shares, map(_bound, feather.read_table(kept)["value"].to_pylist())))
+        found = _quantiles(paths[role], column, schema.text, shares, memory, progress)
+        bounds = dict(zip(shares, map(_bound, found["value"].to_pylist())))
         split |= {
             name: replace(split[name], where=_condition(time, bounds))
             for name, time in ours.items()

@@ -112,4 +112,4 @@ def assert_same(out, whole):
         *(name for split in SPLITS for name in ours.files(split)),
     }
     assert {path.name for path in out.iterdir()} - {"report.html"} == named
-    assert not (out.parent / f".{out.name}.work").exists()
+    assert not list(out.parent.glob(f".{out.name}.*"))

@@ -1,4 +1,4 @@
-"""Runs of several shards that are interrupted or killed resume and give the same folder."""
+"""Runs of several shards that are killed leave the former folder or none; the next one is whole."""
 
 import shutil
 import signal
@@ -6,57 +6,24 @@ import signal
 import pytest
 
 from adaftr_fast.cli import main
-from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.prepare import steps
-from adaftr_fast.errors import DataError
 from tests.data.prepare.shards import assert_same
 from tests.forks import Script
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
 
-def test_finished_shards_are_not_run_again(shop, is_whole, monkeypatch):
-    encoded = []
-    real = steps.encode
-
-    def interrupted(manifest, job, shard, advance):
-        if len(encoded) == 2:
-            raise KeyboardInterrupt
-        encoded.append(shard.number)
-        return real(manifest, job, shard, advance)
-
-    monkeypatch.setattr(steps, "encode", interrupted)
-    for shards in (4, 3):  # another number of shards takes over what is merged
-        with pytest.raises(KeyboardInterrupt):
-            shop(shards=shards)
-    monkeypatch.setattr(
-        steps, "encode", lambda *given: encoded.append(given[2].number) or real(*given)
-    )
-    for name in ("read", "count"):
-        monkeypatch.setattr(steps, name, lambda *given: pytest.fail("a merged step runs again"))
-    shop(shards=4)
-    assert encoded == [1, 2, 3, 4]
-    monkeypatch.undo()
-    is_whole()
-
-
-def test_missing_staged_files_raise(shop, is_whole, tmp_path, monkeypatch):
+def test_missing_staged_files_raise(shop, tmp_path, monkeypatch):
     real = steps.count
 
     def late(job, shard, advance):
-        part = job.work.staged / "data-00000/part-0000002.parquet"
-        part.rename(tmp_path / "late")
-        try:
-            return real(job, shard, advance)
-        finally:
-            (tmp_path / "late").rename(part)
+        (job.work.staged / "data-00000/part-0000002.parquet").rename(tmp_path / "late")
+        return real(job, shard, advance)
 
     monkeypatch.setattr(steps, "count", late)
     with pytest.raises(OSError, match=r"staged/data-00000: expected \d+ staged files, found \d+"):
         shop(shards=2)
-    monkeypatch.setattr(steps, "count", real)
-    shop(shards=2)
-    is_whole()
+    assert [path.name for path in tmp_path.iterdir()] == ["late"]
 
 
 KILLED = """
@@ -93,40 +60,28 @@ def run_killed(name, *arguments):
     Script(KILLED, name, *arguments).end(-signal.SIGKILL)
 
 
-def test_killed_run_resumes(command, tmp_path):
-    whole = tmp_path / "whole"
-    out = tmp_path / "out"
-    assert main([*command, str(whole)]) == 0
-    for name in (
-        "part-0000003.parquet",
-        "read.json",
-        "fields-00002-of-00002.arrow",
-        "count.json",
-        "validation-00001-of-00002.parquet",
-        "encode.json",
-    ):
-        run_killed(name, *command, out, "--shards", 2)
-        assert not out.exists()
-    # another number does not publish what was moved
-    assert main([*command, str(out)]) == 0
-    assert_same(out, whole)
+def left(folder):
+    return {path.name.partition("-")[0] for path in folder.iterdir()}
 
 
-def test_killed_while_publishing(command, shop, tmp_path):
+def test_a_killed_run_leaves_a_temporary_folder_that_the_next_one_removes(command, shop, tmp_path):
     whole = tmp_path / "whole"
     out = tmp_path / "out"
     assert main([*command, str(whole)]) == 0
     options = [str(out), "--shards", "2"]
-    for name in ("prepared", "exchange", ".out.work"):
+    for name in (
+        "part-0000003.parquet",
+        "fields-00002-of-00002.arrow",
+        "validation-00001-of-00002.parquet",
+        "prepared",
+        "exchange",
+    ):
         shutil.rmtree(out, ignore_errors=True)
-        shop()
+        if name in ("prepared", "exchange"):  # killed while it replaces a folder
+            shop()
         run_killed(name, *command, *options)
-        assert out.exists() == (name != "prepared")
+        assert out.exists() == (name == "exchange")
+        assert ".out.new" in left(tmp_path)
         assert main([*command, *options]) == 0
         assert_same(out, whole)
-        assert {path.name for path in tmp_path.iterdir()} == {"out", "whole"}
-    before = shop()
-    run_killed("prepared", *command, *options)
-    with pytest.raises(DataError, match="no column 'absent'"):
-        shop(changes={"fields": {"absent": "categorical"}})
-    assert read_manifest(out) == before  # the former folder is restored
+        assert left(tmp_path) == {"out", "whole"}

@@ -99,25 +99,14 @@ def test_a_machine_that_does_not_see_the_files_is_named(log, tmp_path, monkeypat
         found.check_seen()
 
 
-def test_work_is_kept_when_a_machine_does_not_see_the_work_folder(
-    shop, is_whole, tmp_path, monkeypatch
-):
+def test_a_machine_that_does_not_see_the_work_folder_is_an_error(shop, tmp_path, monkeypatch):
     class Hiding(Twice):
         def map(self, function, items, **options):
-            key = tmp_path / ".out.work/key"
-            hidden = tmp_path / "hidden"
-            if not key.exists():
-                return super().map(function, items, **options)
-            key.rename(hidden)
-            try:
-                return super().map(function, items, **options)
-            finally:
-                hidden.rename(key)
+            for work in tmp_path.glob(".out.new-*"):
+                work.rename(tmp_path / "hidden")
+            return super().map(function, items, **options)
 
     monkeypatch.setattr("adaftr_fast.data.prepare.steps.VISIBLE_SECONDS", 0.1)
-    unseen = r"does not see /.*\.out\.work/key; it must be on a file system"
+    unseen = r"does not see /.*\.out\.new-.*/prepared; it must be on a file system"
     with pytest.raises(EngineError, match=unseen):
         shop(engine=Hiding(), shards=2)
-    assert (tmp_path / ".out.work").exists()
-    shop(engine=Twice(), shards=2)
-    is_whole()

@@ -7,8 +7,7 @@ import pytest
 
 from adaftr_fast.api.prepare import prepare
 from adaftr_fast.data.prepare.run import prepare as run
-from adaftr_fast.data.raw import inputs, times
-from adaftr_fast.data.raw.infer import infer_schema
+from adaftr_fast.data.raw import inputs
 from adaftr_fast.data.raw.times import with_times
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import DataError
@@ -61,20 +60,6 @@ def test_a_schema_serves_the_log_of_the_next_month(write, tmp_path):
     assert rows(now.manifest) == rows(then.manifest) == SHARES
     assert f"test: at >= {day(190):%Y-%m-%d}" in str(then)
     assert now.manifest.fingerprint == then.manifest.fingerprint
-
-
-def test_a_run_that_resumes_knows_its_times(write, tmp_path, monkeypatch):
-    path = write([f"{day(n):%Y-%m-%d}" for n in range(ROWS)])
-    schema = parse_schema(infer_schema([path], ["click"], time="at"))
-    expected = run(schema, [path], tmp_path / "expected")
-
-    def fail(folder):
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        run(schema, [path], tmp_path / "out", finish=fail)
-    monkeypatch.setattr(times, "_quantiles", None)  # reads all times
-    assert run(schema, [path], tmp_path / "out") == expected
 
 
 def test_a_file_of_a_header_alone_tells_no_type(write, tmp_path):
@@ -131,7 +116,7 @@ def test_later_text_that_does_not_sort_is_an_error(write, tmp_path, few_first_ro
 def test_nan_is_no_time(tmp_path):
     at = [*map(float, range(ROWS)), *[float("nan")] * ROWS]
     pq.write_table(log(at), tmp_path / "log.parquet")
-    found = with_times(by_time(), {"data": [tmp_path / "log.parquet"]}, tmp_path)
+    found = with_times(by_time(), {"data": [tmp_path / "log.parquet"]})
     assert found.split["test"].where == [[("at", ">=", 90)]]
 
 
