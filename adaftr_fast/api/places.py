@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from adaftr_fast._files import is_unicode
 from adaftr_fast.distributed.ranks import ALONE, Ranks
+from adaftr_fast.engines import ignore
 from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.runs.output import Output
 
@@ -119,5 +120,6 @@ def output(place: Place, ranks: Ranks = ALONE) -> Iterator[Output]:
             return str(opened[0].local)
 
         folder = Path(ranks.after_rank_zero(begin))
-        yield Output(folder, url, local, opened[0].upload_if_due if opened else None)
+        # all ranks must know that the folder is uploaded, which rank 0 does
+        yield Output(folder, url, local, opened[0].upload_if_due if opened else ignore)
         ranks.after_rank_zero(stack.close)

@@ -15,8 +15,8 @@ class Output:
         local: the folder that is written.
         url: the name of the folder on every machine, if ``local`` is uploaded.
         copied: returns a local path with the content of what a text names.
-        save: uploads the folder, if that is due. Called when it can be resumed from. None for a
-            folder that is not uploaded, and on ranks other than 0.
+        save: uploads the folder, if that is due. Called when it can be resumed from. On ranks other
+            than 0 it does nothing. None for a folder that is not uploaded.
     """
 
     local: Path

@@ -10,6 +10,7 @@ import adaftr_fast as af
 from adaftr_fast.api.places import local
 from adaftr_fast.cli import main
 from adaftr_fast.extras.stores.filesystems import filesystem
+from tests.distributed.test_torchrun import FORKS, torchrun
 from tests.forks import Script
 from tests.logs import shop_log
 
@@ -173,3 +174,14 @@ def test_missing_inputs_are_named(store, tmp_path, capsys):
     assert f"{store.url}/none: no such file or folder" in capsys.readouterr().err
     assert call(f"predict --model {store.url}/none --files a.csv --out b.parquet") == 2
     assert f"{store.url}/none: no such file or folder" in capsys.readouterr().err
+
+
+def test_two_ranks_write_one_run(store, data, elsewhere):
+    prepared, _ = data
+    url = f"{store.url}/run"
+    command = f"-m adaftr_fast.cli train --data {prepared.folder} --out {url} {OPTIONS}"
+    often = ["--training.checkpoint_seconds", "0"]
+    out, _ = torchrun(2, [*command.split(), *often], source=FORKS).end(0)
+    assert f"Report: {url}/report.md" in out
+    elsewhere()
+    assert af.load_run(url).test
