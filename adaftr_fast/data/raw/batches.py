@@ -124,9 +124,12 @@ def _check_row_groups(fragment: ds.ParquetFileFragment, names: Sequence[str]) ->
     Arrow ends the process when it compares a condition with such statistics.
     """
     with fragment.open() as file:
-        reader = pq.ParquetFile(file, metadata=fragment.metadata)
-        for number in range(reader.num_row_groups):
-            next(reader.iter_batches(1, [number], names), None)
+        # pages, not whole row groups; the metadata are those of the whole file
+        reader = pq.ParquetFile(
+            file, metadata=fragment.metadata, pre_buffer=False, buffer_size=BUFFER_BYTES
+        )
+        for group in fragment.row_groups:
+            next(reader.iter_batches(1, [group.id], names), None)
 
 
 def _tables(
@@ -247,6 +250,8 @@ def _column(path: str, batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
     if pa.types.is_floating(values.type):
         values = without_nan(values)  # which is missing; no integer is
     try:
+        if pa.types.is_dictionary(field.type):  # to which Arrow casts no numbers
+            values = values.cast(field.type.value_type)
         return values.cast(field.type)
     except pa.ArrowInvalid as error:
         expected = f"expected values of type {field.type}, as in the first file, got {values.type}"

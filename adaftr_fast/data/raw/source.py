@@ -36,7 +36,7 @@ from adaftr_fast.data.raw.batches import (
     fragment_rows,
     read_tables,
 )
-from adaftr_fast.data.raw.staging import is_staged
+from adaftr_fast.data.raw.staging import is_text
 from adaftr_fast.data.raw.tables import is_list, shown
 from adaftr_fast.data.schema.types import (
     SPLITS,
@@ -557,7 +557,7 @@ def data_files(path: Path) -> list[Path]:
 def open_datasets(paths: Sequence[Path]) -> ds.Dataset:
     """Opens files and folders of files as one data set, with the types of the first one.
 
-    A block of staged text has integers where it can, and the column is text if another one cannot.
+    A column of text that is staged as integers is text again if a file has other values there.
 
     Raises:
         pyarrow.ArrowException, OSError: as ``open_dataset``.
@@ -565,11 +565,14 @@ def open_datasets(paths: Sequence[Path]) -> ds.Dataset:
     first, *others = map(open_dataset, paths)
     files = [file for each in (first, *others) for file in each.get_fragments()]
     schema = first.schema
-    for file in filter(is_staged, files[1:]):
-        for field in file.physical_schema:
-            place = schema.get_field_index(field.name)
-            if place >= 0 and holds_text(field.type) and schema.field(place).type == pa.int64():
-                schema = schema.set(place, pa.field(field.name, pa.string()))
+    for place, field in enumerate(schema):
+        found = [
+            file.physical_schema.field(field.name)
+            for file in (files if pa.types.is_integer(field.type) else ())
+            if file.physical_schema.names.count(field.name) == 1
+        ]
+        if any(map(is_text, found)) and any(each.type != pa.int64() for each in found):
+            schema = schema.set(place, pa.field(field.name, pa.string()))
     return ds.FileSystemDataset(files, schema, first.format, first.filesystem)
 
 

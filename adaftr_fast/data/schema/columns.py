@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 
-from adaftr_fast.data.schema.types import Schema, condition_columns
+from adaftr_fast.data.schema.types import Condition, Schema, condition_columns
 
+INTEGER = re.compile(r"-?[0-9]+")
 EXACT_INTEGERS = 1 << 53  # up to which float64 has all integers
 
 
@@ -24,31 +26,32 @@ def column_types(schema: Schema) -> dict[str, pa.DataType]:
     discrete = {
         column for field in schema.fields if field.kind != "numeric" for column in field.columns
     }
-    conditions = [each.condition for each in schema.labels]
-    conditions += [each.where for each in schema.split.values()]
-    for condition in (*conditions, schema.drop):
-        for column, _, operand in chain.from_iterable(condition or []):
-            value = operand[0] if isinstance(operand, list) else operand
-            types[column] = operand_type(value, column in discrete)
+    for column, _, operand in chain.from_iterable(chain.from_iterable(_conditions(schema))):
+        value = operand[0] if isinstance(operand, list) else operand
+        types[column] = operand_type(value, column in discrete)
     labels = [label.column for label in schema.labels if label.column is not None]
     return types | dict.fromkeys([*schema.numbers(), *labels], pa.float64())
 
 
 def discrete_columns(schema: Schema) -> frozenset[str]:
-    """Returns the columns of text of which categorical fields, splits by hash and the group read
-    the values, each in its canonical form, and no condition.
+    """Returns the columns of text that no condition compares: fields, splits and the group read
+    their values in the canonical form.
+
+    There are none where a word for missing values is an integer, which is a value in other files.
     """
-    conditions = [each.condition for each in schema.labels]
-    conditions += [each.where for each in schema.split.values()]
-    compared = {
-        column
-        for condition in (*conditions, schema.drop)
-        for column in condition_columns(condition or [])
-    }
+    if any(INTEGER.fullmatch(word) for word in schema.text.null):
+        return frozenset()
+    compared = {column for each in _conditions(schema) for column in condition_columns(each)}
     types = column_types(schema)
     return frozenset(
         name for name, kind in types.items() if pa.types.is_string(kind) and name not in compared
     )
+
+
+def _conditions(schema: Schema) -> list[Condition]:
+    conditions = [each.condition for each in schema.labels]
+    conditions += [each.where for each in schema.split.values()]
+    return [condition for condition in (*conditions, schema.drop) if condition]
 
 
 def operand_type(operand: Any, discrete: bool = False) -> pa.DataType:
