@@ -21,8 +21,11 @@ from adaftr_fast.runs.output import Output
 Place = str | os.PathLike[str]
 """A local path, or the URL of a store."""
 URL = re.compile(r"[A-Za-z][\w+.-]*://")
-KEYS = re.compile(r"[\w+.-]+://[^/@]*:(?!\d+/)[^@]*@")  # and not a port
-LOST_SLASH = re.compile(r"(file|s3a?|gc?s|hdfs|viewfs|memory):/[^/]")
+KEYS = re.compile(  # a password, not a port; a signed query
+    r"[\w+.-]+://([^/@]*:(?!\d+/)[^@]*@|\w+:[^@/]*/[^@/]*@|[^?]*\?(.*&)?[^=]*(sig|token|key|secret)[^=]*=)",
+    re.IGNORECASE,
+)
+LOST_SLASH = re.compile(r"(file|s3a?|gc?s|abfss?|az|https?|hdfs|viewfs|memory):/[^/]")
 
 
 def place_of(place: Place) -> Path | str:

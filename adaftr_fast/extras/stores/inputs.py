@@ -17,6 +17,7 @@ from adaftr_fast.errors import BusyError, StoreError
 from adaftr_fast.extras.stores.filesystems import filesystem, read_if_any, store_errors
 
 POINTER = "published.json"
+VERSION = ("size", "mtime", "created", "LastModified", "last_modified", "updated", "ETag", "etag")
 COPIES = "copies"
 POLL_SECONDS = 0.2
 ATTEMPTS = 5  # of a copy, each of which met a writer
@@ -126,7 +127,7 @@ def find(fs: Any, path: str) -> Found:
     """Returns what a path names: a file, a part of a published folder, or a folder of objects."""
     if fs.isfile(path):
         info = fs.info(path)
-        return Found(str(info), {"": Remote(path, info["size"])})
+        return Found(_version(info), {"": Remote(path, info["size"])})
     root = path
     while root.strip("/"):
         if (pointer := read_pointer(fs, root)) is not None:
@@ -134,7 +135,12 @@ def find(fs: Any, path: str) -> Found:
         root = root.rpartition("/")[0]
     listed = sorted(fs.find(path, detail=True).items())
     files = {name.removeprefix(f"{path}/"): Remote(name, info["size"]) for name, info in listed}
-    return Found(str(listed), files)
+    return Found(str([(name, _version(info)) for name, info in listed]), files)
+
+
+def _version(info: dict[str, Any]) -> str:
+    """Returns size, time and tag of an object; what else filesystems tell may change by reading."""
+    return str([info.get(key) for key in VERSION])
 
 
 def _part(root: str, path: str, content: bytes, files: dict[str, Published]) -> Found:

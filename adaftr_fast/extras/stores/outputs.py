@@ -5,6 +5,7 @@ then named by one small object.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import time
@@ -31,9 +32,14 @@ from adaftr_fast.extras.stores.inputs import (
 )
 
 OBJECTS = "objects"
+OBJECT = re.compile(rf"{OBJECTS}/[0-9a-f]{{16}}(/|$)")
 WRITING = "writing"
 SECONDS = 60.0  # between two uploads of a run that goes on
 Stat = tuple[int, int, int]
+
+
+class UploadInterrupt(KeyboardInterrupt):
+    """Ctrl-C during an upload, after which the output is kept on this machine."""
 
 
 @contextmanager
@@ -84,7 +90,7 @@ def output_file(url: str) -> Iterator[Path]:
 @contextmanager
 def _working(url: str) -> Iterator[Path]:
     """Yields where an output is written, as the only writer. It is removed after the block, unless
-    an upload has failed.
+    an upload has failed or was interrupted.
     """
     local = place(WRITING, url)
     with writer_lock(local.parent.with_suffix(LOCK), url):
@@ -92,7 +98,7 @@ def _working(url: str) -> Iterator[Path]:
         local.parent.mkdir(parents=True)
         try:
             yield local
-        except (BusyError, StoreError):
+        except (BusyError, StoreError, UploadInterrupt):
             raise
         except BaseException:
             remove(local.parent)
@@ -102,13 +108,16 @@ def _working(url: str) -> Iterator[Path]:
 
 @contextmanager
 def _kept(url: str, local: Path) -> Iterator[None]:
-    """Names the local output in an error of an upload."""
+    """Names the local output in an error of an upload, or after Ctrl-C."""
+    kept = f"until the next command that writes it, the output is {local}"
     try:
         with store_errors(url):
             yield
     except (BusyError, StoreError) as error:
-        kept = f"until the next command that writes it, the output is {local}"
         raise type(error)(f"{error}; {kept}") from error
+    except KeyboardInterrupt as error:
+        warnings.warn(f"{url}: is not uploaded; {kept}", RuntimeWarning, stacklevel=4)
+        raise UploadInterrupt from error
 
 
 @dataclass
@@ -123,6 +132,7 @@ class OutputFolder:
     url: str
     local: Path
     _base: bytes | None = None  # the pointer that this writer has read or written last
+    _next: bytes | None = None  # the one that it may have written, where the store has failed
     _sent: dict[str, tuple[Stat, Published]] = field(default_factory=dict)
     _at: float = 0.0  # when it was uploaded last
 
@@ -133,8 +143,8 @@ class OutputFolder:
         with store_errors(self.url):
             pointer = read_pointer(fs, path)
             if pointer is None:
-                left = f"{path}/{OBJECTS}/"  # of a killed command, which published nothing
-                if other := [each for each in fs.find(path) if not each.startswith(left)]:
+                # a killed command has left objects, and published nothing
+                if other := [each for each in fs.find(path) if not _is_object(path, each)]:
                     raise StoreError(
                         f"{self.url}: expected nothing or a folder that a command has published, "
                         f"found {other[0]}"
@@ -148,9 +158,15 @@ class OutputFolder:
                     self._sent[name] = stat, files[name]
 
     def upload_if_due(self) -> None:
-        """Uploads the folder if the last upload ended a minute ago."""
+        """Uploads the folder if the last upload ended a minute ago. If the store fails, a warning
+        says so, and the next call tries again.
+        """
         if time.monotonic() - self._at >= SECONDS:
-            self.upload()
+            try:
+                self.upload()
+            except StoreError as error:
+                warnings.warn(f"{error}; tries again later", RuntimeWarning, stacklevel=2)
+                self._at = time.monotonic()
 
     def upload(self) -> None:
         """Publishes the folder as it is now; files that have not changed keep their objects.
@@ -170,21 +186,25 @@ class OutputFolder:
                     file.write(content)
                     file.flush()
                     new = f"{path}/{OBJECTS}/{secrets.token_hex(8)}"
+                    self._next = content
                     replace(fs, Path(file.name), new, f"{path}/{POINTER}")
                 self._base = content
                 self._check_base()
-        self._remove_unnamed()
+                # only now: another writer of the same version may be uploading
+                self._remove_unnamed()
         self._at = time.monotonic()
 
     def _check_base(self) -> None:
         """Raises BusyError if another process has published the URL."""
         pointer = read_pointer(*filesystem(self.url))
-        if (None if pointer is None else pointer[0]) != self._base:
+        found = None if pointer is None else pointer[0]
+        if found is not None and found == self._next:
+            self._base = found
+        if found != self._base:
             raise BusyError(f"{self.url}: another process has published it since this one began")
 
     def _with_objects(self) -> dict[str, tuple[Stat, Published]]:
         """Uploads the files that have changed under a new name. Returns all files."""
-        fs, path = filesystem(self.url)
         listing = _listing(self.local)
         changed = {
             name: stat
@@ -198,18 +218,31 @@ class OutputFolder:
             total=total, unit="B", unit_scale=True, desc="upload", leave=False
         ) as bar:
             for name, stat in changed.items():
-                file = Published(f"{OBJECTS}/{version}/{name}", stat[1], sha256(self.local / name))
-                put(fs, self.local / name, f"{path}/{file.object}")
-                sent[name] = stat, file
+                sent[name] = stat, self._put(name, f"{OBJECTS}/{version}/{name}", stat)
                 bar.update(stat[1])
         return dict(sorted(sent.items()))
+
+    def _put(self, name: str, place: str, stat: Stat) -> Published:
+        """Uploads a file; of one that grows meanwhile, such as a log of events, a copy."""
+        fs, path = filesystem(self.url)
+        file = self.local / name
+        published = Published(place, stat[1], sha256(file))
+        put(fs, file, f"{path}/{place}")
+        if _stat(file) == stat:
+            return published
+        with NamedTemporaryFile(dir=self.local.parent) as new:
+            copy = Path(new.name)
+            shutil.copyfile(file, copy)
+            put(fs, copy, f"{path}/{place}")
+            return Published(place, copy.stat().st_size, sha256(copy))
 
     def _remove_unnamed(self) -> None:
         """Removes the objects of earlier versions, and those that killed commands have left."""
         fs, path = filesystem(self.url)
         named = {f"{path}/{each.object}" for _, each in self._sent.values()}
         try:
-            if unnamed := [each for each in fs.find(f"{path}/{OBJECTS}") if each not in named]:
+            found = fs.find(f"{path}/{OBJECTS}")
+            if unnamed := [each for each in found if each not in named and _is_object(path, each)]:
                 fs.rm(unnamed)
         except Exception as error:  # of the filesystem, without a common class
             warnings.warn(
@@ -239,7 +272,16 @@ def _listing(folder: Path) -> dict[str, Stat]:
         for name in sorted(files):
             if not name.startswith("."):
                 path = Path(above, name)
-                stat = path.stat()
-                key = path.relative_to(folder).as_posix()
-                listing[key] = stat.st_ino, stat.st_size, stat.st_mtime_ns
+                listing[path.relative_to(folder).as_posix()] = _stat(path)
     return listing
+
+
+def _stat(path: Path) -> Stat:
+    """Returns inode, size and time of change of a file."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _is_object(folder: str, path: str) -> bool:
+    """Returns whether a command has written an object of a published folder."""
+    return OBJECT.match(path.removeprefix(f"{folder}/")) is not None

@@ -231,6 +231,79 @@ def test_a_failed_upload_keeps_the_output_here(store, monkeypatch):
     assert local(url).read_text() == "1"
 
 
+def test_an_interrupted_upload_keeps_the_output_here(store, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(outputs, "put", interrupt)
+    with (
+        pytest.warns(RuntimeWarning, match="is not uploaded; until .*, the output is ") as warned,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        write(f"{store.url}/out", {"a": "1"})
+    assert content(Path(str(warned[0].message).rpartition(" ")[2])) == {"a": "1"}
+
+
+def test_a_run_goes_on_where_an_upload_fails(store, monkeypatch):
+    """Also where the store has published it, and says that it has not."""
+    url = f"{store.url}/out"
+    replace = outputs.replace
+    monkeypatch.setattr(outputs, "SECONDS", 0.0)
+
+    failures = ["no answer"]
+
+    def fail_once(*arguments):
+        replace(*arguments)
+        while failures:
+            raise TimeoutError(failures.pop())
+
+    monkeypatch.setattr(outputs, "replace", fail_once)
+    with output(url) as out:
+        out.local.mkdir()
+        (out.local / "a").write_text("1")
+        with pytest.warns(RuntimeWarning, match="no answer; .* tries again"):
+            out.save()
+        (out.local / "a").write_text("2")
+    assert content(local(url)) == {"a": "2"}
+
+
+def test_a_file_that_grows_while_it_is_uploaded_is_whole(store, monkeypatch, elsewhere):
+    url = f"{store.url}/out"
+    put = outputs.put
+
+    def growing(fs, file, path):
+        if file.name == "a":
+            file.write_text(file.read_text() + "1")
+        put(fs, file, path)
+
+    monkeypatch.setattr(outputs, "put", growing)
+    write(url, {"a": "1"})
+    elsewhere()
+    assert content(local(url)) == {"a": "11"}
+
+
+def test_a_writer_without_a_change_removes_nothing(store, monkeypatch, elsewhere):
+    """Another one may be uploading."""
+    url = f"{store.url}/out"
+    write(url, {"a": "1"})
+    elsewhere()
+    with output_folder(url) as folder:
+        (folder / "a").write_text("2")
+        (folder / "b").write_text("2")
+        put = outputs.put
+
+        def meanwhile(fs, file, path):
+            put(fs, file, path)
+            monkeypatch.setattr(outputs, "put", put)
+            with monkeypatch.context() as patched:
+                patched.setenv("ADAFTR_FAST_CACHE", f"{folder}-other")
+                write(url, {})
+
+        monkeypatch.setattr(outputs, "put", meanwhile)
+    elsewhere()
+    assert content(local(url)) == {"a": "2", "b": "2"}
+
+
 class Denied:
     """A filesystem from which nothing can be removed, and the path of a URL."""
 
@@ -257,7 +330,7 @@ def test_objects_that_cannot_be_removed_stay(store, monkeypatch):
     assert content(local(url)) == {"a": "2"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        write(url, {})
+        write(url, {"a": "3"})
     assert len(objects(store)) == 1
 
 
@@ -291,6 +364,8 @@ def test_places(place, expected):
     [
         (Path("s3://bucket/a"), StoreError, "s3:/bucket/a: expected a URL with two slashes"),
         ("s3://key:secret@bucket/a", StoreError, "s3://…: keys in a URL would be recorded"),
+        ("s3://key:12/ab@bucket/a", StoreError, "s3://…: keys in a URL would be recorded"),
+        ("https://host/a?X-Sig=1", StoreError, "https://…: keys in a URL would be recorded"),
         ("nothing://bucket/a", StoreError, "nothing://bucket/a: cannot be used: Protocol not kn"),
         ("runs/\udcff", DataError, r"'runs/\\udcff': expected a path in UTF-8"),
     ],
