@@ -292,3 +292,22 @@ def test_integers_of_text_have_the_ids_of_integers(tmp_path, monkeypatch):
         rows = [read_split(tmp_path / name[3:], manifest, split) for split in SPLITS]
         found.append((manifest.fingerprint, rows))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.dictionary(pa.int32(), pa.string())])
+def test_integers_of_text_are_text_beside_a_parquet_file_of_text(tmp_path, kind):
+    click = [n % 3 % 2 for n in range(200)]
+    integers = pa.table({"n": pa.array(["7", "8"] * 100), "click": click})
+    texts = pa.table({"n": pa.array(["7", "x"] * 100).cast(kind), "click": click})
+    for name, table in (("i.csv", integers), ("i.parquet", integers), ("t.parquet", texts)):
+        write(tmp_path / name, table)
+    source = {"name": "log", "labels": {"click": "click"}, "fields": {"n": "categorical"}}
+    schema = parse_schema(source | {"split": by_hash(0.6, 0.8)})
+    for files in (["i.csv", "t.parquet"], ["t.parquet", "i.csv"]):
+        found = []
+        for folder, suffix in (("mixed", ".csv"), ("parquet", ".parquet")):
+            paths = [tmp_path / name.replace(".csv", suffix) for name in files]
+            manifest = run.prepare(schema, paths, tmp_path / folder)
+            rows = [read_split(tmp_path / folder, manifest, split) for split in SPLITS]
+            found.append((manifest.fingerprint, rows))
+        assert found[0] == found[1]
