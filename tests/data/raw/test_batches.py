@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
@@ -94,6 +95,25 @@ def test_batches_are_those_of_a_scanner(tmp_path, monkeypatch, where):
     tables = read_tables(dataset, ["user", "day", "lists", "text"], columns, where)
     assert list(coalesced(tables)) == expected
     assert count_rows(dataset, ["day", "text"], where) == sum(batch.num_rows for batch in expected)
+
+
+def test_each_row_group_is_probed_once(tmp_path, monkeypatch):
+    """Also where each row group is a fragment, as those of a shard are."""
+    whole = write_log(tmp_path, sizes=(3000,), group_rows=100)
+    (file,) = whole.get_fragments()
+    probed = []
+
+    class Counted(pq.ParquetFile):
+        def iter_batches(self, rows, row_groups, *arguments):
+            probed.extend(row_groups if rows == 1 else ())
+            return super().iter_batches(rows, row_groups, *arguments)
+
+    monkeypatch.setattr(batches.pq, "ParquetFile", Counted)
+    for fragments in ([file], file.split_by_row_group()):
+        probed.clear()
+        dataset = ds.FileSystemDataset(fragments, whole.schema, whole.format, whole.filesystem)
+        assert count_rows(dataset, ["day"], pc.field("day") < 6) > 0
+        assert probed == list(range(30))
 
 
 def test_wide_rows_make_short_tables(tmp_path, monkeypatch):
