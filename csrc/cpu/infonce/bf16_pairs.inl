@@ -10,7 +10,7 @@
 #include "cpu/simd/bf16_pairs.inl"
 
 struct PairSweep : Sweep<float, 2> {
-  using Guard = FlushDenormals;
+  using Guard = NoGuard;
   static constexpr int64_t kAlong = 2 * kPanel<Pair>;           // numbers in a row of a panel of pairs along
   static constexpr int64_t kBlockPanels = 448 / kPanel<float>;  // as in fma.inl; whole panels along
 

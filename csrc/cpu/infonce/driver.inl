@@ -12,12 +12,15 @@
 
 #include "cpu/infonce/softmax.inl"
 
+// Where a thread holds nothing while it multiplies.
+struct NoGuard {};
+
 // Cuts [0, n) into at most `threads` runs and gives each to a thread: body(sweep, task, begin, end).
 template <class S, class Body>
 void in_parallel(S& sweep, int64_t n, Body body) {
   const int64_t tasks = at_most(sweep.threads, n);
   parallel_for(tasks, 1, [&](int64_t first, int64_t last) {
-    const typename S::Guard guard;
+    [[maybe_unused]] const typename S::Guard guard;
     for (int64_t task = first; task < last; ++task) body(sweep, task, n * task / tasks, n * (task + 1) / tasks);
   });
 }
@@ -110,7 +113,6 @@ struct RowPartition {
       }
     });
     parallel_for(elements, 1 << 12, [&](int64_t begin, int64_t end) {
-      const typename S::Guard guard;
       auto* d = problem.d_candidates;
       for (int64_t task = 1; task < threads; ++task) {
         const auto* more = partial(task, base);

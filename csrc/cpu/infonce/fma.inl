@@ -14,7 +14,7 @@ constexpr int kBlockN = 448;  // S, B and B^T of a block stay in a 2 MB L2 up to
 
 template <class T, class BaseOfLoss = Sweep<T, 1>>
 struct FmaSweep : BaseOfLoss {
-  using Guard = FlushDenormals;
+  using Guard = NoGuard;
   using Base = BaseOfLoss;
   using Base::candidate_power, Base::q, Base::block_m, Base::task_rows, Base::column_panels, Base::width_panels;
   using Base::need_d_anchors, Base::need_d_candidates, Base::first, Base::height, Base::d_candidates, Base::arena;

@@ -4,7 +4,6 @@
 #pragma once
 
 struct Bf16Guard {
-  FlushDenormals flush;
   Bf16Guard() {
     struct alignas(64) {
       uint8_t palette = 1, start = 0, reserved[14] = {};

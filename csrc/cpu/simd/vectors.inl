@@ -253,20 +253,3 @@ inline Vec<T> exp2_of(Vec<T> x) {
   const Vec<T> e = exp2_fraction<kRough>(x - (t - S::kMagic)) * power;
   return x < S::kSmallest ? Vec<T>{} : e;
 }
-
-// Denormals are flushed to zero while a kernel runs (softmax entries of sharp rows are full of them and cost
-// microcode assists); the caller's mode is restored.
-struct FlushDenormals {
-#if defined(__x86_64__)
-  unsigned saved = __builtin_ia32_stmxcsr();
-  FlushDenormals() { __builtin_ia32_ldmxcsr(saved | 0x8040); }
-  ~FlushDenormals() { __builtin_ia32_ldmxcsr(saved); }
-#elif defined(__aarch64__)
-  uint64_t saved;
-  FlushDenormals() {
-    asm volatile("mrs %0, fpcr" : "=r"(saved));
-    asm volatile("msr fpcr, %0" ::"r"(saved | (uint64_t{1} << 24)));
-  }
-  ~FlushDenormals() { asm volatile("msr fpcr, %0" ::"r"(saved)); }
-#endif
-};

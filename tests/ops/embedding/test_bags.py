@@ -57,11 +57,16 @@ def test_half_precision_tables_are_read_and_rounded_as_by_torch(dtype, instructi
             table = torch.nn.functional.pad(every, (0, -len(every) % width)).view(half)
             table = table.view(-1, width)
             read = pooled_alone(table, torch.arange(len(table)), torch.ones(len(table)))
-            torch.testing.assert_close(read, table, rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(read, flushed(table), rtol=0, atol=0, equal_nan=True)
             ones = torch.ones(1, width, dtype=half)
             rounded = pooled_alone(ones, torch.zeros(len(floats), dtype=torch.int64), floats)
-            expected = floats.to(half)[:, None].expand(-1, width)
+            expected = flushed(floats).to(half)[:, None].expand(-1, width)
             torch.testing.assert_close(rounded, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def flushed(x):
+    """Returns x with zeros for what is denormal in float32."""
+    return torch.where(x.float().abs() < torch.finfo(torch.float32).tiny, 0, x)
 
 
 def pooled_alone(table, values, per_sample_weights):

@@ -286,7 +286,6 @@ void run_blocks(const InfoNCEProblem<T>& problem, int64_t block) {
   const int64_t tile = kTile / block * block;
   const int64_t grain = ceil_div(kProductsOfThread, tile * block * problem.width);
   parallel_for(ceil_div(problem.rows, tile), grain, [&](int64_t begin, int64_t end) {
-    const FlushDenormals guard;
     for (int64_t t = begin; t < end; ++t)
       BlockTile<T>(problem, block, t * tile, at_most(problem.rows - t * tile, tile)).run();
   });
