@@ -124,11 +124,14 @@ def _check_row_groups(fragment: ds.ParquetFileFragment, names: Sequence[str]) ->
     Arrow ends the process when it compares a condition with such statistics.
     """
     with fragment.open() as file:
-        # pages, not whole row groups; the metadata are those of the whole file
-        reader = pq.ParquetFile(
-            file, metadata=fragment.metadata, pre_buffer=False, buffer_size=BUFFER_BYTES
-        )
         for group in fragment.row_groups:
+            # Pages of a large one, not all of it. A damaged page claims up to 2 GB, which a stream
+            # of pages makes room for.
+            buffer_size = BUFFER_BYTES if group.total_byte_size > STEP_BYTES else 0
+            # the metadata are those of the whole file
+            reader = pq.ParquetFile(
+                file, metadata=fragment.metadata, pre_buffer=False, buffer_size=buffer_size
+            )
             next(reader.iter_batches(1, [group.id], names), None)
 
 
