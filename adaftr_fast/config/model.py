@@ -11,20 +11,39 @@ from typing import Any, Literal
 from adaftr_fast.config.options import AT_LEAST_0, AT_LEAST_1, WEIGHT, Range, Section, option
 from adaftr_fast.errors import ConfigError
 
-NAMES = (
-    "single_dnn",
-    "shared_bottom",
-    "cross_stitch",
-    "mmoe",
-    "ple",
-    "autoheri",
-    "esmm",
-    "escm2_ips",
-    "escm2_dr",
-    "dcmt",
-    "linear",
-    "adaftr",
-)
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model of this package.
+
+    Attributes:
+        title: its name in tables and figures.
+        place: what builds it, as ``module:name`` within ``adaftr_fast.models``.
+        needs_funnel: whether its tasks must be the stages of a funnel, in order.
+    """
+
+    title: str
+    place: str
+    needs_funnel: bool = False
+
+
+MODELS = {
+    "single_dnn": KnownModel("Single-DNN", "single_dnn:SingleDNN"),
+    "shared_bottom": KnownModel("Shared-Bottom", "shared_bottom:SharedBottom"),
+    "cross_stitch": KnownModel("Cross-Stitch", "cross_stitch:CrossStitch"),
+    "mmoe": KnownModel("MMoE", "mmoe:MMoE"),
+    "ple": KnownModel("PLE", "ple:PLE"),
+    "autoheri": KnownModel("AutoHERI", "autoheri:AutoHERI"),
+    "esmm": KnownModel("ESMM", "esmm:ESMM", needs_funnel=True),
+    "escm2_ips": KnownModel("ESCM2-IPS", "escm2:inverse_propensities", needs_funnel=True),
+    "escm2_dr": KnownModel("ESCM2-DR", "escm2:doubly_robust", needs_funnel=True),
+    "dcmt": KnownModel("DCMT", "dcmt:DCMT", needs_funnel=True),
+    "linear": KnownModel("Linear", "linear:Linear"),
+    "adaftr": KnownModel("AdaFTR", "adaftr:AdaFTR"),
+}
+"""The choices of ``ModelConfig.name``. Those of Table 4 have the order of its rows. The classes are
+named and not imported, so that options are checked and shown without torch.
+"""
 CLASS = re.compile(r"{0}(\.{0})*:{0}(\.{0})*".format(r"[^\W\d]\w*"))  # module:Class
 TEMPERATURE = Range(0, above=True, noun="temperature")
 
@@ -164,9 +183,9 @@ class ModelConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.name not in NAMES and not self.is_own:
+        if self.name not in MODELS and not self.is_own:
             raise self.error(
-                "name", f"one of {', '.join(NAMES)}, or a class as module:Class", self.name
+                "name", f"one of {', '.join(MODELS)}, or a class as module:Class", self.name
             )
         if self.tau_min > self.tau_max:
             raise self.error("tau_min", f"at most tau_max = {self.tau_max}", self.tau_min)

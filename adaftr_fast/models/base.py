@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
@@ -43,6 +44,9 @@ LOSS_TERMS = (
 )
 
 
+TOWER = re.compile(r"towers\.(\d+)\.")
+
+
 class Representations(NamedTuple):
     """The intermediate results of a backbone, and its logits."""
 
@@ -71,6 +75,9 @@ class MultiTaskModel(nn.Module, ABC):
         ValueError: there is no task, a name occurs twice, or a name is that of another term of the
             loss.
     """
+
+    shares_weights = True
+    """Whether its tasks share weights; otherwise each has a network of its own."""
 
     def __init__(self, task_names: Sequence[str]) -> None:
         super().__init__()
@@ -158,6 +165,22 @@ class MultiTaskModel(nn.Module, ABC):
         needs.
         """
         return self
+
+    def place_of(self, weight: str) -> tuple[str, str]:
+        """Returns the name that a weight has in a model of one task, and its task, or "" if all
+        tasks share it.
+
+        A warm start matches the weights of two models by this where one of them has a network per
+        task.
+        """
+        found = TOWER.match(weight)
+        if found is None or int(found[1]) >= len(self.task_names):
+            return weight, ""
+        return f"towers.0.{weight[found.end() :]}", self.task_names[int(found[1])]
+
+    def is_conditional(self, task: str) -> bool:
+        """Returns whether the tower of a task computes a rate given the stage before."""
+        return False
 
     def for_task(self, task: str) -> MultiTaskModel:
         """Returns a model of one task alone, without what only other tasks need, so that it costs

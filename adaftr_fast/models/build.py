@@ -7,25 +7,14 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from torch import nn
 
 from adaftr_fast.config import ModelConfig
+from adaftr_fast.config.model import MODELS
 from adaftr_fast.errors import ConfigError
-from adaftr_fast.models.adaftr import AdaFTR
-from adaftr_fast.models.autoheri import AutoHERI
 from adaftr_fast.models.base import Backbone, MultiTaskModel, PlainModule
-from adaftr_fast.models.cross_stitch import CrossStitch
-from adaftr_fast.models.dcmt import DCMT
-from adaftr_fast.models.escm2 import ESCM2
-from adaftr_fast.models.esmm import ESMM
-from adaftr_fast.models.linear import Linear
-from adaftr_fast.models.mmoe import MMoE
-from adaftr_fast.models.ple import PLE
-from adaftr_fast.models.shared_bottom import SharedBottom
-from adaftr_fast.models.single_dnn import SingleDNN
 from adaftr_fast.nn.dense import NumericEncoding
 
 ARGUMENTS = ("num_embeddings", "task_names", "config", "field_names")
@@ -176,28 +165,15 @@ def _own_error(name: str, problem: object) -> ConfigError:
     return ConfigError(f"model.name: {name}: {problem}")
 
 
-BACKBONES: dict[str, type[Backbone]] = {
-    "shared_bottom": SharedBottom,
-    "mmoe": MMoE,
-    "ple": PLE,
-}
-"""The choices of ``ModelConfig.backbone``."""
-ENTIRE_SPACE: dict[str, Callable[..., MultiTaskModel]] = {
-    "esmm": ESMM,
-    "escm2_ips": partial(ESCM2, imputation=False),
-    "escm2_dr": partial(ESCM2, imputation=True),
-    "dcmt": DCMT,
-}
-"""The choices of ``ModelConfig.name`` whose tasks must be the stages of a funnel, in order."""
-MODELS: dict[str, Callable[..., MultiTaskModel]] = {
-    **BACKBONES,
-    **ENTIRE_SPACE,
-    "single_dnn": SingleDNN,
-    "cross_stitch": CrossStitch,
-    "autoheri": AutoHERI,
-    "linear": Linear,
-}
-"""The choices of ``ModelConfig.name``, but for adaftr."""
+def known_model(name: str) -> Callable[..., Any]:
+    """Returns what builds a model of ``MODELS``, a function of ``ARGUMENTS`` and ``dense``; that of
+    adaftr takes a backbone and the settings.
+    """
+    module, _, builder = MODELS[name].place.partition(":")
+    found: Callable[..., Any] = getattr(
+        importlib.import_module(f"adaftr_fast.models.{module}"), builder
+    )
+    return found
 
 
 def build_model(
@@ -226,11 +202,8 @@ def build_model(
     if config.is_own:
         return find_class(config.name)(*data)
     name = config.backbone if config.name == "adaftr" else config.name
-    model = MODELS[name](*data)
-    if config.wide and isinstance(model, Backbone) and not isinstance(model, ESMM):
-        model.wide = Linear(num_embeddings, task_names, config, dense=dense)
-        model.linear_model = Linear(num_embeddings, task_names, config, dense=dense)
-    if config.name == "adaftr":
-        assert isinstance(model, Backbone)  # as all choices of config.backbone
-        return AdaFTR(model, config)
-    return model
+    model: MultiTaskModel = known_model(name)(*data)
+    if config.wide and isinstance(model, Backbone) and not MODELS[name].needs_funnel:
+        model.wide = known_model("linear")(num_embeddings, task_names, config, dense=dense)
+        model.linear_model = known_model("linear")(num_embeddings, task_names, config, dense=dense)
+    return known_model("adaftr")(model, config) if config.name == "adaftr" else model

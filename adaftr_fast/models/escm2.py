@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -156,3 +157,7 @@ class ESCM2(RiskOfConversions):
         """Computes d^ [B, T - 1]."""
         logits = [tower(embedded)[1] for tower in self.imputation]
         return F.softplus(torch.stack(logits, 1))
+
+
+inverse_propensities = partial(ESCM2, imputation=False)
+doubly_robust = partial(ESCM2, imputation=True)

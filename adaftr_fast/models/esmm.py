@@ -73,6 +73,9 @@ class ESMM(Backbone):
         conditional = [min(b / a, 0.999) for a, b in pairwise(rates)]
         super().start_at([*rates[:1], *conditional])
 
+    def is_conditional(self, task: str) -> bool:
+        return task in self.task_names[1:]
+
     def conditional_logits(self, inputs: list[Tensor]) -> tuple[list[list[Tensor]], Tensor]:
         """Returns the towers' layers, and the logits [B, T] of each stage's rate given the stage
         before, as p_cvr.

@@ -42,6 +42,8 @@ class SingleDNN(MultiTaskModel):
         - Output: logits [B, T]
     """
 
+    shares_weights = False
+
     def __init__(
         self,
         num_embeddings: Sequence[int],
@@ -68,6 +70,10 @@ class SingleDNN(MultiTaskModel):
     def start_at(self, rates: Sequence[float]) -> None:
         for network, rate in zip(self.networks, rates, strict=True):
             network.start_at([rate])
+
+    def place_of(self, weight: str) -> tuple[str, str]:
+        _, number, rest = weight.split(".", 2)  # networks.<number>.<rest>
+        return rest, self.task_names[int(number)]
 
     def for_task(self, task: str) -> MultiTaskModel:
         return self.networks[self.position(task)]

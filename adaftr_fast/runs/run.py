@@ -15,6 +15,7 @@ from adaftr_fast import _memory
 from adaftr_fast._files import write_json
 from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import ModelConfig, RunConfig, WarmStartConfig
+from adaftr_fast.config.model import MODELS
 from adaftr_fast.data.dataset.loader import PreparedData, Split
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.distributed.ranks import ALONE, Ranks, local_share, restarted
@@ -22,7 +23,7 @@ from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.explain.doubts import data_doubts, find_doubts, leaks, training_doubts
 from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.base import PlainModule
-from adaftr_fast.models.build import ENTIRE_SPACE, check_forward
+from adaftr_fast.models.build import check_forward
 from adaftr_fast.nn.embedding import tables_of
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.runs.output import HERE, Output
@@ -323,7 +324,8 @@ def build(config: ModelConfig, data: PreparedData) -> MultiTaskModel:
         ConfigError: an option is invalid for the data.
         TrainingError: the model needs more memory than there is.
     """
-    if config.name in ENTIRE_SPACE and data.manifest.funnel != tuple(data.manifest.tasks):
+    known = MODELS.get(config.name)
+    if known and known.needs_funnel and data.manifest.funnel != tuple(data.manifest.tasks):
         tasks, funnel = (
             ", ".join(each) or "none" for each in (data.manifest.tasks, data.manifest.funnel)
         )

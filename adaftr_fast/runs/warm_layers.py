@@ -18,8 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from adaftr_fast.models import Backbone, MultiTaskModel
-from adaftr_fast.models.esmm import ESMM
-from adaftr_fast.models.single_dnn import SingleDNN
 from adaftr_fast.nn.dense import DenseFields
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.torchrec.tables import ShardedTables
@@ -27,7 +25,6 @@ from adaftr_fast.torchrec.tables import ShardedTables
 BACKBONE = "backbone."
 ATTENTION = "attention.units."
 RELATEDNESS = ("relatedness.", "contrasts.")
-TOWER = re.compile(r"towers\.(\d+)\.")
 # Experts has a list of weights and one of biases
 EXPERT_LAYER = re.compile(r"(.*)\.(?:weights|biases)\.(\d+)")
 Table = FusedEmbedding | ShardedTables
@@ -51,8 +48,8 @@ class Pair:
 
     @property
     def by_task(self) -> bool:
-        """Whether a weight is found by its task, because a model is a Single-DNN."""
-        return isinstance(self.model, SingleDNN) or isinstance(self.old, SingleDNN)
+        """Whether a weight is found by its task, because a model has a network per task."""
+        return not (self.model.shares_weights and self.old.shares_weights)
 
     def sources(
         self, names: Mapping[str, object], old_names: Mapping[str, object]
@@ -60,17 +57,17 @@ class Pair:
         """Returns the old name of each new name that has one."""
         if not self.by_task:
             return {name: name for name in names if name in old_names}
-        places = {_place(name, self.old): name for name in old_names}
+        places = {self.old.place_of(name): name for name in old_names}
         found = {}
         for name in names:
-            place, task = _place(name, self.model)  # the towers of other models have a task, too
+            place, task = self.model.place_of(name)  # the towers of other models have a task, too
             if source := places.get((place, task or self.task)) or places.get((place, "")):
                 found[name] = source
         return found
 
     def why_missing(self, name: str) -> str:
         """Returns why the old model does not have a weight."""
-        _, task = _place(name, self.model)
+        _, task = self.model.place_of(name)
         lacks = self.by_task and task and task not in self.old.task_names
         return (
             f"the run does not have the task {task}"
@@ -82,25 +79,9 @@ class Pair:
         """Returns whether a weight is of a tower whose logit is a conditional rate in one of the
         models alone.
         """
-        place, task = _place(name, self.model)
-        first, second = (
-            isinstance(each, ESMM) and task in each.task_names[1:]
-            for each in (self.model, self.old)
-        )
-        return place.startswith("towers.") and first != second
-
-
-def _place(name: str, model: MultiTaskModel) -> tuple[str, str]:
-    """Returns the name of a weight in a model of one task, and its task, or "" if all tasks share
-    it.
-    """
-    if isinstance(model, SingleDNN):
-        _, number, rest = name.split(".", 2)  # networks.<number>.<rest>
-        return rest, model.task_names[int(number)]
-    found = TOWER.match(name)
-    if found is None or int(found[1]) >= len(model.task_names):
-        return name, ""
-    return f"towers.0.{name[found.end() :]}", model.task_names[int(found[1])]
+        place, task = self.model.place_of(name)
+        differ = self.model.is_conditional(task) != self.old.is_conditional(task)
+        return differ and place.startswith("towers.")
 
 
 def tables(model: MultiTaskModel) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.models import MultiTaskModel
-from adaftr_fast.models.single_dnn import SingleDNN
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.runs.output import HERE, Output
@@ -190,7 +189,7 @@ def _source_task(model: MultiTaskModel, old: Run, config: WarmStartConfig) -> st
     """Returns the task whose tables of a Single-DNN become the shared ones; "" if there are none to
     choose.
     """
-    if not isinstance(old.model, SingleDNN) or isinstance(model, SingleDNN):
+    if old.model.shares_weights or not model.shares_weights:
         if config.task:
             needed = "a run of single_dnn, and a new model that shares its tables, for a task"
             raise config.error("task", needed, f"{config.task} of a run of {old.name}")

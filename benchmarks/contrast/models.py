@@ -12,7 +12,7 @@ from torch.distributed import ProcessGroup
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models import AdaFTR
-from adaftr_fast.models.build import BACKBONES
+from adaftr_fast.models.build import known_model
 from adaftr_fast.nn.relatedness import relatedness_loss
 
 
@@ -34,9 +34,8 @@ class Contrast(AdaFTR):
         config: ModelConfig,
         *of_backbone: Any,
     ) -> None:
-        super().__init__(
-            BACKBONES[config.backbone](num_embeddings, task_names, config, *of_backbone), config
-        )
+        backbone = known_model(config.backbone)
+        super().__init__(backbone(num_embeddings, task_names, config, *of_backbone), config)
         self.options = config.options
 
     def loss(self, batch: Batch, process_group: ProcessGroup | None = None) -> dict[str, Tensor]:

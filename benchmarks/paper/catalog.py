@@ -12,32 +12,17 @@ from itertools import combinations
 from typing import Any, Literal
 
 from adaftr_fast.config import ModelConfig
-from adaftr_fast.config.model import preset
+from adaftr_fast.config.model import MODELS, preset
 from adaftr_fast.errors import ConfigError
-from adaftr_fast.models.build import ENTIRE_SPACE
 
-TITLES = {
-    "single_dnn": "Single-DNN",
-    "shared_bottom": "Shared-Bottom",
-    "cross_stitch": "Cross-Stitch",
-    "mmoe": "MMoE",
-    "ple": "PLE",
-    "autoheri": "AutoHERI",
-    "esmm": "ESMM",
-    "escm2_ips": "ESCM2-IPS",
-    "escm2_dr": "ESCM2-DR",
-    "dcmt": "DCMT",
-    "linear": "Linear",
-    "adaftr": "AdaFTR",
-}
-"""Titles of all models."""
+TITLES = {name: known.title for name, known in MODELS.items()}
 
 BASELINES = tuple(
-    name for name in TITLES if name not in ("adaftr", "linear") and name not in ENTIRE_SPACE
+    name
+    for name, known in MODELS.items()
+    if name not in ("adaftr", "linear") and not known.needs_funnel
 )
-"""The models that the paper compares with AdaFTR, in the order of Table 4. Those of
-``ENTIRE_SPACE`` need a funnel.
-"""
+"""The models that the paper compares with AdaFTR, in the order of Table 4."""
 
 WHOLE = {"name": "adaftr", "contrast": "infonce", "tau": "adaptive"}
 """Options of AdaFTR as printed, which override ablations in the base."""

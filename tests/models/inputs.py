@@ -6,7 +6,7 @@ from typing import get_args, get_type_hints
 
 import torch
 
-from adaftr_fast.config.model import NAMES
+from adaftr_fast.config.model import MODELS as KNOWN
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models import AdaFTR, ModelConfig, MultiTaskModel, build_model
 
@@ -15,7 +15,7 @@ TWO = ["click", "conversion"]
 THREE = ["click", "view", "conversion"]
 CHOICES = get_type_hints(ModelConfig)
 BACKBONES = list(get_args(CHOICES["backbone"]))
-DEEP = [name for name in NAMES if name not in ("adaftr", "linear")]
+DEEP = [name for name in KNOWN if name not in ("adaftr", "linear")]
 MODELS = [*DEEP, "linear"]
 SMALL = ModelConfig(embedding_dim=4)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adaftr_fast.config.model import NAMES
+from adaftr_fast.config.model import MODELS
 from adaftr_fast.models import AdaFTR, ModelConfig, build_model
 from adaftr_fast.models.esmm import ESMM
 from adaftr_fast.nn.dense import NumericEncoding
@@ -55,7 +55,7 @@ def test_a_wide_part_is_added_and_a_linear_model_averaged(name):
     assert backbone.wide.embedding.weight.grad.is_sparse
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_model_that_starts_at_the_rates_predicts_about_them(name):
     torch.manual_seed(0)
     built = build_model(ModelConfig(name=name), SIZES, THREE)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
-from adaftr_fast.config.model import NAMES
+from adaftr_fast.config.model import MODELS
 from adaftr_fast.errors import DivergedError
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.deferred import stored
@@ -308,7 +308,7 @@ def test_only_models_of_this_package_without_hooks_are_graphed(model):
     assert depends_on_tensors_alone(own)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "linear"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "linear"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_programs_on_the_cpu_equal_eager_steps(name, precision):
     content = list(batches(70))  # the record of Adam's steps grows after 64
