@@ -32,7 +32,7 @@ from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.programs import Probabilities, apply_program
 from adaftr_fast.serving.scorer import AOT, Scorer, load_scorer
 from adaftr_fast.training.checkpoint.weights import Description, save_checkpoint
-from adaftr_fast.training.trained import Run
+from adaftr_fast.training.trained import load_trained
 from benchmarks.measure import options, write
 
 REQUEST_ROWS = (1, 500)
@@ -107,7 +107,7 @@ def latency(folder: Path, table: pa.RecordBatch, requests: int) -> list[dict[str
     """p50 and p99 of requests in milliseconds; the programs take turns."""
     scorer = load_scorer(folder / "model")
     programs = {
-        "eager model": Probabilities(Run(folder / "run").model),
+        "eager model": Probabilities(load_trained(folder / "run").model),
         "torch.export program": scorer.program,
         "AOTInductor package": torch._inductor.aoti_load_package(str(folder / "model" / AOT)),
     }

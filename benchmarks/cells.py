@@ -36,7 +36,7 @@ from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.runs.run import train_one
 from adaftr_fast.training.evaluation import TaskMetrics, predict, spread
 from adaftr_fast.training.metrics import auc
-from adaftr_fast.training.trained import Run
+from adaftr_fast.training.trained import Run, load_trained
 from benchmarks.measure import machine, measured_code
 
 RECORD = "record.json"  # in the run folder
@@ -191,7 +191,7 @@ def _trained(cell: Cell, data: PreparedData) -> Run:
 def model_of(cell: Cell) -> MultiTaskModel:
     """Returns the model of a trained cell with its best weights."""
     config = cell.config.model
-    return Run(cell.folder, config.name if config.is_own else None).model
+    return load_trained(cell.folder, config.name if config.is_own else None).model
 
 
 def _expected(cell: Cell, data: PreparedData) -> dict[str, float]:

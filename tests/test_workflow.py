@@ -7,7 +7,7 @@ import torch
 
 from adaftr_fast.cli import main
 from adaftr_fast.training.evaluation import predict
-from adaftr_fast.training.trained import Run
+from adaftr_fast.training.trained import load_trained
 from tests.logs import shop_log
 
 SHOP = """
@@ -43,7 +43,7 @@ def test_raw_aliccp_to_bids(tmp_path):
     )
     table = pq.read_table(scores)
     assert table.column_names == ["sample_id", "p_ctr", "p_ctcvr", "p_cvr", "bid"]
-    best = Run(trained)
+    best = load_trained(trained)
     expected = (
         torch.from_numpy(predict(best.model, best.data().load("test"), 100).logits)
         .sigmoid()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,18 +35,17 @@ def read_runs(folders: Sequence[Path | str]) -> tuple[list[Run], list[str]]:
     unread = []
     for folder, name in zip(folders, _names(folders)):
         try:
-            run = Run(local(folder))
+            run = Run.read(local(folder))
             if not run.epochs:
                 raise CheckpointError(f"{folder}: no epoch has been recorded")
-            is_finished = bool(run.test)
         except (CheckpointError, OSError) as error:
             unread.append(" ".join(str(error).split()))
             continue
-        run.name = name
-        if not is_finished:
-            run.name = f"{name} (unfinished: validation after epoch {run.trained_epochs:g})"
-            run.test = run.epochs[-1]["validation"]
-        runs.append(run)
+        if run.test:
+            runs.append(replace(run, name=name))
+        else:
+            label = f"{name} (unfinished: validation after epoch {run.trained_epochs:g})"
+            runs.append(replace(run, name=label, test=run.epochs[-1]["validation"]))
     return runs, unread
 
 

@@ -25,7 +25,14 @@ from adaftr_fast.runs.run import train_one
 from adaftr_fast.training import evaluation
 from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.spinning import warn_of_spinning
-from adaftr_fast.training.trained import METRIC_COLUMNS, Run, metric_cells, metric_notes
+from adaftr_fast.training.trained import (
+    METRIC_COLUMNS,
+    Run,
+    Trained,
+    load_trained,
+    metric_cells,
+    metric_notes,
+)
 from adaftr_fast.training.trainer import OnEpoch
 
 if TYPE_CHECKING:
@@ -197,9 +204,7 @@ def train(
             report=True,
             on_epoch=on_epoch,
         )
-    run.folder = local(out)
-    run.model_class = own
-    return run
+    return replace(run, folder=local(out), model_class=own)
 
 
 def load_run(folder: Place, *, model_class: ModelClass | None = None) -> Run:
@@ -215,8 +220,8 @@ def load_run(folder: Place, *, model_class: ModelClass | None = None) -> Run:
         CheckpointError: the folder holds no run, a damaged one, or one that needs ``model_class``.
         ConfigError: ``model_class`` is not a model, or the run has a built-in one.
     """
-    run = Run(local(folder), model_class).load()
-    run.summary()  # reads the metrics, so that a damaged file is an error of this call
+    run = Run.read(local(folder), model_class)
+    _ = run.trained  # so that a damaged file is an error of this call
     return run
 
 
@@ -269,14 +274,16 @@ def evaluate(
     """
     prepared = None if data is None else open_data(data)
     name = str(run_folder(run))
-    if not isinstance(run, Run) or model_class is not None:
-        run = Run(local(run_folder(run)), model_class)
-    model = run.model
+    if isinstance(run, Run) and model_class is None:
+        trained = run.trained
+    else:
+        trained = load_trained(local(run_folder(run)), model_class)
+    model = trained.model
     if prepared is None:
-        prepared = run.data(local(run.config.data.folder))
-    run.check_data(prepared)
+        prepared = trained.data(local(trained.config.data.folder))
+    trained.check_data(prepared)
     rows = prepared.load(split)
-    training = run.config.training
+    training = trained.config.training
     batch_size = training.eval_batch_size
     tasks = model.task_names
     if memory is not None:
@@ -303,17 +310,18 @@ def evaluate(
     doubts = [
         *find_doubts(metrics),
         *ties(buckets),
-        *_training_doubts(run, prepared),
+        *_training_doubts(trained, prepared),
         *data_doubts(prepared.manifest),
         *leaks(model, rows, prepared.manifest, metrics, batch_size),
     ]
     return Evaluation(split, metrics, buckets, measured, name, doubts, training.gauc_weights)
 
 
-def _training_doubts(run: Run, data: PreparedData) -> list[str]:
+def _training_doubts(trained: Trained, data: PreparedData) -> list[str]:
     rows = data.manifest.splits["train"].rows
+    config = trained.config
     try:
-        return training_doubts(run, rows, run.config.training, run.config.optimizer)
+        return training_doubts(Run.read(trained.folder), rows, config.training, config.optimizer)
     except CheckpointError:  # without the records of its epochs
         return []
 

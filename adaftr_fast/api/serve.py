@@ -22,7 +22,8 @@ from adaftr_fast.serving import predict as predicting
 from adaftr_fast.serving.columns import Cvr
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.scorer import About, load_scorer
-from adaftr_fast.training.trained import METRIC_COLUMNS, Run, metric_cells
+from adaftr_fast.training.checkpoint.weights import read_description
+from adaftr_fast.training.trained import BEST, METRIC_COLUMNS, Run, metric_cells
 
 
 @dataclass(frozen=True, repr=False)
@@ -162,7 +163,7 @@ def export(
     if isinstance(data, PreparedData):
         folder = data.folder
     else:
-        folder = local(Run(source).config.data.folder if data is None else data)
+        folder = local(read_description(source / BEST).config.data.folder if data is None else data)
     if model_class is None and isinstance(run, Run):
         model_class = run.model_class
     with output_folder(out) as target:

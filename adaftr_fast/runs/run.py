@@ -6,6 +6,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -78,11 +79,9 @@ def train_one(
         test = open_split(data, "test", ranks)
         size = config.training.eval_batch_size
         metrics, learned = examine(trainer.model, test, size, ranks, config.training.gauc_weights)
-        run = trainer.result
-        run.test = metrics
-        run.diagnostics = learned
+        doubts = ranks.from_rank_zero(lambda: find_all(trainer, data, "test", metrics))
+        run = replace(trainer.result, test=metrics, diagnostics=learned, doubts=doubts)
         if trainer.files.is_rank_zero:
-            run.doubts = find_all(trainer, data, "test", metrics)
             write_json(folder / DOUBTS, run.doubts)
             write_json(folder / TEST, metrics)
             trainer.files.log_test(metrics)

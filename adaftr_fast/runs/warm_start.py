@@ -30,7 +30,7 @@ from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.warm_layers import Pair, backbone, layer_of, tables, take_layers
-from adaftr_fast.training.trained import Run, open_earlier
+from adaftr_fast.training.trained import Trained, open_earlier
 
 FRESH = -1  # source of a row without a match
 NAMED_FIELDS = 12  # fields that an error names
@@ -153,7 +153,7 @@ of the field in it, and of the old rows in the checkpoint.
 def _match(
     model: MultiTaskModel,
     data: PreparedData,
-    old: Run,
+    old: Trained,
     config: WarmStartConfig,
     name: str,
     output: Output,
@@ -164,7 +164,7 @@ def _match(
     """
     pair = Pair(model, old.model, _source_task(model, old, config))
     report = WarmStart(task=pair.task)
-    old_data = old.data(output.found(old.about.config.data.folder))
+    old_data = old.data(output.found(old.config.data.folder))
     sources = _row_sources(data, old_data)
     copies = _row_copies(pair, data, old_data, sources, report)
     same_tasks = data.manifest.tasks == old_data.manifest.tasks
@@ -177,7 +177,7 @@ def _match(
         raise CheckpointError(
             f"{config.run}: nothing fits for a warm start: expected "
             f"{_described(model, data, name or type(model).__name__)}, found "
-            f"{_described(old.model, old_data, old.name)} "
+            f"{_described(old.model, old_data, old.config.model.name)} "
             f"({'; '.join(report.summary().splitlines())}). Name another run, or allow to start "
             "from none of its weights by --warm_start_empty, WarmStartConfig(allow_empty=True) in "
             "Python"
@@ -185,14 +185,14 @@ def _match(
     return report, copies
 
 
-def _source_task(model: MultiTaskModel, old: Run, config: WarmStartConfig) -> str:
+def _source_task(model: MultiTaskModel, old: Trained, config: WarmStartConfig) -> str:
     """Returns the task whose tables of a Single-DNN become the shared ones; "" if there are none to
     choose.
     """
     if old.model.shares_weights or not model.shares_weights:
         if config.task:
             needed = "a run of single_dnn, and a new model that shares its tables, for a task"
-            raise config.error("task", needed, f"{config.task} of a run of {old.name}")
+            raise config.error("task", needed, f"{config.task} of a run of {old.config.model.name}")
         return ""
     names = old.model.task_names
     if config.task and config.task not in names:

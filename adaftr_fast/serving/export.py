@@ -43,7 +43,7 @@ from adaftr_fast.serving.scorer import (
     unlabelled,
 )
 from adaftr_fast.training.evaluation import measure, predict
-from adaftr_fast.training.trained import Run
+from adaftr_fast.training.trained import Trained, load_trained, read_doubts
 
 TOLERANCE = 1e-6  # maximum difference between the probabilities of a program and the model
 ONNX_TOLERANCE = 1e-5  # numpy, which evaluates ONNX here, sums in another order
@@ -87,7 +87,7 @@ def export_run(
     Raises:
         CheckpointError: the run has no intact checkpoint or needs ``model_class``, or its prepared
             data are missing or changed.
-        ConfigError: as ``Run.load``.
+        ConfigError: as ``load_trained``.
         DataError: the vocabulary cannot be read.
         ServingError: ``out`` exists and is not an export or cannot be written, there is no such
             task or its network needs those of other tasks, ``int8`` finds no FusedEmbedding, a
@@ -100,7 +100,7 @@ def export_run(
                 raise ServingError(
                     f"{out}: exists and is not an exported model (no {ABOUT}); name another folder"
                 )
-            trained = Run(run, model_class).load()
+            trained = load_trained(run, model_class)
             prepared = trained.data(data)
             # raises an error if the vocabulary could not be read
             read_encoders(prepared.folder, prepared.manifest)
@@ -110,7 +110,7 @@ def export_run(
 
 
 def _write(
-    trained: Run,
+    trained: Trained,
     prepared: PreparedData,
     folder: Path,
     task: str | None,
@@ -139,17 +139,18 @@ def _write(
     tasks = trained.about.tasks if task is None else [task]
     metrics = {name: each for name, each in trained.about.metrics.items() if name in tasks}
     digests = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    about = About(VERSION, manifest.fingerprint, tasks, metrics, digests, rounded, trained.doubts)
+    doubts = read_doubts(trained.folder)
+    about = About(VERSION, manifest.fingerprint, tasks, metrics, digests, rounded, doubts)
     replace_file(folder / ABOUT, signed(asdict(about), ABOUT).encode())
     return about
 
 
-def _round_tables(served: Probabilities, trained: Run, data: PreparedData) -> Int8:
+def _round_tables(served: Probabilities, trained: Trained, data: PreparedData) -> Int8:
     """Rounds the tables of a model to int8, and measures it on the validation split."""
     tables = quantize_tables(served)
     if not tables:
         raise ServingError(
-            f"int8: the model {trained.name} has no FusedEmbedding, whose tables would be int8"
+            f"int8: the model {trained.config.model.name} has no FusedEmbedding, whose tables would be int8"
         )
     model = served.model
     split = data.load("validation")

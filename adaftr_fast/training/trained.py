@@ -56,14 +56,97 @@ METRIC_COLUMNS = ("AUC", "GAUC", "log-loss", "of the rate", "predicted/observed"
 UNUSED = 4096
 
 
-@dataclass(eq=False, repr=False)
-class Run(Shown):
-    """A trained run. It prints as a table of its test metrics, in a notebook also as curves.
-
-    What its folder holds is read when it is first used, unless the process that trained the run
-    knows it.
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, as the folder of its run holds it.
 
     Attributes:
+        folder: the run folder.
+        about: the description in the checkpoint.
+        model: the model with its best weights, in evaluation mode.
+    """
+
+    folder: Path
+    about: Description
+    model: MultiTaskModel
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration that the model was trained with."""
+        return self.about.config
+
+    def check_data(self, data: PreparedData) -> None:
+        """Raises CheckpointError if the ids or tasks of ``data`` have another meaning."""
+        if self.about.fingerprint != data.manifest.fingerprint:
+            raise CheckpointError(
+                f"{self.folder}: trained on other data than {data.folder}: their ids or tasks "
+                "differ"
+            )
+
+    def data(self, folder: Path | None = None) -> PreparedData:
+        """Opens the prepared folder that the model was trained on.
+
+        Args:
+            folder: the folder, if it has moved. None uses its path at training time.
+
+        Raises:
+            CheckpointError: the folder is missing, or contains other data.
+        """
+        try:
+            data = PreparedData(folder or self.config.data.folder)
+        except DataError as error:
+            raise CheckpointError(
+                f"{self.folder}: the training data are required: {error}"
+            ) from error
+        self.check_data(data)
+        return data
+
+
+def load_trained(folder: Path, model_class: ModelClass | None = None) -> Trained:
+    """Reads the model of a run with its description, also while the run goes on and replaces them.
+
+    A checkpoint names the class of a model of one's own, but it is the caller who says which code
+    runs: without ``model_class``, which need not be the recorded one, no module is imported.
+
+    Args:
+        folder: the run folder.
+        model_class: the class of a model of one's own, or its name; None for a built-in model.
+
+    Returns:
+        The model on the CPU.
+
+    Raises:
+        CheckpointError: the run has no checkpoint, it is damaged, or it needs ``model_class``.
+        ConfigError: the run's model is a built-in one and ``model_class`` is given, or as
+            ``find_class``.
+        BusyError: the checkpoint was replaced during each of many attempts.
+    """
+    best = folder / BEST
+    weights, about = read_published(best / FILE, lambda _: load_checkpoint(best))
+    config = about.config.model
+    if model_class is not None and not config.is_own:
+        name = class_name(model_class)
+        raise ConfigError(f"{best}: its model is {config.name}, got the class {name}; leave it out")
+    model = _built(best, about, model_class, sum(each.numel() for each in weights.values()))
+    load_weights(model, weights, str(best))
+    return Trained(folder, about, model.eval())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run(Shown):
+    """The result of a run. It prints as a table of its test metrics, in a notebook also as curves.
+
+    Attributes:
+        name: the name in reports.
+        epochs: one record per validation, as in metrics.jsonl: losses, validation metrics, seconds,
+            samples a second. ``epoch`` is the number of epochs trained, an int unless
+            ``TrainingConfig.validate_every`` is less than 1.
+        best_epoch: the ``epoch`` of the best weights; 0 if there are none.
+        test: metrics on the test split by task, as fractions: "auc", "logloss", "calibration", and
+            "gauc" with groups. A later stage of a funnel also has "cvr_auc", the AUC of
+            p_cvr = p_ctcvr / p_ctr on the clicked rows. Empty while the run is unfinished.
+        doubts: why the run's model may not be worth using, a sentence each; [] while the run is
+            unfinished.
         folder: the folder with metrics.jsonl, ``best/`` and test.json; None for a run that writes
             no files.
         model_class: the class of a model of one's own, or its name; None for a built-in model.
@@ -71,101 +154,77 @@ class Run(Shown):
             each, such as the temperature; they are not kept on disk.
         interrupted: the number of the signal (Ctrl-C or SIGTERM) that ended training; 0 without a
             signal.
-
-    Raises, where a file is read:
-        CheckpointError: it is missing or damaged.
+        description: the description in the checkpoint; None reads it from the folder when it is
+            used.
     """
 
+    name: str
+    epochs: list[dict[str, Any]]
+    best_epoch: float
+    test: TaskMetrics = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
     folder: Path | None = None
     model_class: ModelClass | None = None
     diagnostics: dict[str, np.ndarray] = field(default_factory=dict)
     interrupted: int = 0
+    description: Description | None = None
 
     @classmethod
-    def of(
-        cls,
-        name: str,
-        epochs: list[dict[str, Any]],
-        best_epoch: float,
-        test: TaskMetrics | None = None,
-        folder: Path | None = None,
-    ) -> Run:
-        """Returns a run whose name and metrics are known, so that no file is read for them."""
-        run = cls(folder)
-        run.name = name
-        run.epochs = epochs
-        run.best_epoch = best_epoch
-        run.test = test or {}
-        return run
+    def read(cls, folder: Path, model_class: ModelClass | None = None) -> Run:
+        """Reads a run without its model.
 
-    @cached_property
-    def local(self) -> Path:
-        """The folder on this machine, or a copy of it."""
-        if self.folder is None:
-            raise CheckpointError(
-                "the run was trained without a folder, from which its options and model are read"
-            )
-        return self.folder
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        about = read_description(folder / BEST)
+        per_epoch = about.config.training.validations
+        epochs = _read(folder, METRICS, lambda text: _epochs(text, per_epoch))
+        best = dumps(about.metrics)  # in which an undefined metric equals itself
+        test: TaskMetrics = {}
+        if (folder / TEST).exists():
+            test = _read(folder, TEST, lambda text: _metrics(loads(text), TEST))
+        return cls(
+            about.config.model.name,
+            epochs,
+            next((each["epoch"] for each in epochs if dumps(each["validation"]) == best), 0),
+            test,
+            read_doubts(folder),
+            folder,
+            model_class,
+            description=about,
+        )
 
     @cached_property
     def about(self) -> Description:
         """The description in the checkpoint."""
-        return read_description(self.local / BEST)
+        return self.description or read_description(self._local / BEST)
 
     @cached_property
+    def trained(self) -> Trained:
+        """The model with its description, read when it is first used.
+
+        Raises:
+            CheckpointError, ConfigError, BusyError: as ``load_trained``.
+        """
+        return load_trained(self._local, self.model_class)
+
+    @property
     def model(self) -> MultiTaskModel:
         """The model with its best weights, on the CPU, in evaluation mode."""
-        return self.load().model
-
-    @cached_property
-    def name(self) -> str:
-        """The name in reports."""
-        return self.about.config.model.name
-
-    @cached_property
-    def epochs(self) -> list[dict[str, Any]]:
-        """One record per validation, as in metrics.jsonl: losses, validation metrics, seconds,
-        samples a second.
-
-        ``epoch`` is the number of epochs trained, an int unless ``TrainingConfig.validate_every``
-        is less than 1.
-        """
-        per_epoch = self.config.training.validations
-        return _read(self.local, METRICS, lambda text: _epochs(text, per_epoch))
-
-    @cached_property
-    def best_epoch(self) -> float:
-        """The ``epoch`` of the best weights; 0 if there are none."""
-        found = dumps(self.about.metrics)  # in which an undefined metric equals itself
-        return next(
-            (each["epoch"] for each in self.epochs if dumps(each["validation"]) == found), 0
-        )
-
-    @cached_property
-    def test(self) -> TaskMetrics:
-        """Metrics on the test split by task, as fractions: "auc", "logloss", "calibration", and
-        "gauc" with groups.
-
-        A later stage of a funnel also has "cvr_auc", the AUC of p_cvr = p_ctcvr / p_ctr on the
-        clicked rows. Empty while the run is unfinished.
-        """
-        if not (self.local / TEST).exists():
-            return {}
-        return _read(self.local, TEST, lambda text: _metrics(loads(text), TEST))
-
-    @cached_property
-    def doubts(self) -> list[str]:
-        """Why the run's model may not be worth using, a sentence each; [] while the run is
-        unfinished.
-        """
-        if not (self.local / DOUBTS).exists():
-            return []
-        return _read(self.local, DOUBTS, lambda text: from_json(list[str], loads(text), DOUBTS))
+        return self.trained.model
 
     @property
     def config(self) -> RunConfig:
         """The configuration that the run was trained with."""
         return self.about.config
+
+    @property
+    def _local(self) -> Path:
+        if self.folder is None:
+            raise CheckpointError(
+                "the run was trained without a folder, from which its options and model are read"
+            )
+        return self.folder
 
     @property
     def validation(self) -> TaskMetrics:
@@ -193,58 +252,6 @@ class Run(Shown):
     @property
     def samples_per_s(self) -> float:
         return float(np.mean([record["samples_per_s"] for record in self.epochs]))
-
-    def load(self) -> Run:
-        """Reads the model with its description, also while the run goes on and replaces them, and
-        returns the run.
-
-        A checkpoint names the class of a model of one's own, but it is the caller who says which
-        code runs: without ``model_class``, which need not be the recorded one, no module is
-        imported.
-
-        Raises:
-            CheckpointError: the run has no checkpoint, it is damaged, or it needs ``model_class``.
-            ConfigError: the run's model is a built-in one and ``model_class`` is given, or as
-                ``find_class``.
-            BusyError: the checkpoint was replaced during each of many attempts.
-        """
-        folder = self.local / BEST
-        weights, self.about = read_published(folder / FILE, lambda _: load_checkpoint(folder))
-        if self.model_class is not None and not self.config.model.is_own:
-            name = class_name(self.model_class)
-            raise ConfigError(
-                f"{folder}: its model is {self.name}, got the class {name}; leave it out"
-            )
-        model = _built(self, sum(each.numel() for each in weights.values()))
-        load_weights(model, weights, str(folder))
-        self.model = model.eval()
-        return self
-
-    def check_data(self, data: PreparedData) -> None:
-        """Raises CheckpointError if the ids or tasks of ``data`` have another meaning."""
-        if self.about.fingerprint != data.manifest.fingerprint:
-            raise CheckpointError(
-                f"{self.folder}: trained on other data than {data.folder}: their ids or tasks "
-                "differ"
-            )
-
-    def data(self, folder: Path | None = None) -> PreparedData:
-        """Opens the prepared folder that the model was trained on.
-
-        Args:
-            folder: the folder, if it has moved. None uses its path at training time.
-
-        Raises:
-            CheckpointError: the folder is missing, or contains other data.
-        """
-        try:
-            data = PreparedData(folder or self.config.data.folder)
-        except DataError as error:
-            raise CheckpointError(
-                f"{self.folder}: the training data are required: {error}"
-            ) from error
-        self.check_data(data)
-        return data
 
     def table(self, *others: Run) -> Table:
         """Returns a table of test metrics and speed, one row per run and task; AUC and GAUC in
@@ -353,6 +360,13 @@ def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.2f}"
 
 
+def read_doubts(folder: Path) -> list[str]:
+    """Reads ``Run.doubts`` from a run folder. Raises CheckpointError if they are damaged."""
+    if not (folder / DOUBTS).exists():
+        return []
+    return _read(folder, DOUBTS, lambda text: from_json(list[str], loads(text), DOUBTS))
+
+
 def _read(folder: Path, name: str, parse: Callable[[str], Any]) -> Any:
     try:
         return parse((folder / name).read_text(encoding="utf-8"))
@@ -390,9 +404,9 @@ def _metrics(value: Any, where: str) -> TaskMetrics:
     return metrics
 
 
-def earlier(folder: Path, name: str) -> Run:
-    """Returns the run that a new one continues. Its class may be imported if it is that of the new
-    run.
+def earlier(folder: Path, name: str) -> Trained:
+    """Returns the trained model that a new run continues. Its class may be imported if it is that
+    of the new run.
 
     Args:
         folder: the run folder.
@@ -401,13 +415,15 @@ def earlier(folder: Path, name: str) -> Run:
     Raises:
         CheckpointError: the run has no checkpoint, or its description is damaged.
     """
-    run = Run(folder)
-    is_same_class = run.config.model.is_own and name == run.config.model.name
-    run.model_class = name if is_same_class else None
-    return run
+    return load_trained(folder, _same_class(read_description(folder / BEST), name))
 
 
-def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Callable[[], Run]]:
+def _same_class(about: Description, name: str) -> str | None:
+    """Returns the class of an earlier model if it is one's own and that of the new one."""
+    return name if about.config.model.is_own and name == about.config.model.name else None
+
+
+def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Callable[[], Trained]]:
     """Opens the run that a new one continues, whose tables are not read.
 
     All ranks must call it. Each verifies a part of the files.
@@ -422,7 +438,7 @@ def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Call
         no memory, unless it is a model of one's own in one process.
 
     Raises:
-        CheckpointError: as ``Run.load``, or a rank does not see the run.
+        CheckpointError: as ``load_trained``, or a rank does not see the run.
     """
     folder = run / BEST
 
@@ -436,27 +452,24 @@ def open_earlier(run: Path, name: str, ranks: Ranks) -> tuple[SavedTensors, Call
         check_seen(folder, seen, ranks, "each rank reads the rows that it needs")
         saved, about = opened(folder)
 
-    def build() -> Run:
-        found = earlier(run, name)
-        found.about = about
+    def build() -> Trained:
         elements = sum(math.prod(saved.shape(each)) for each in saved)
         # the constructor of a model of one's own may read its tables
-        reads_tables = found.config.model.is_own and ranks.is_alone
+        reads_tables = about.config.model.is_own and ranks.is_alone
         with nullcontext() if reads_tables else tables_elsewhere():
-            model = _built(found, elements)
+            model = _built(folder, about, _same_class(about, name), elements)
         elsewhere = {key for key, value in weights_of(model).items() if value.is_meta}
         weights = {
             key: torch.empty(saved.shape(key), device="meta") if key in elsewhere else saved[key]
             for key in saved
         }
         load_weights(model, weights, str(folder))
-        found.model = model.eval()
-        return found
+        return Trained(run, about, model.eval())
 
     return saved, build
 
 
-def load_sharded(run: Path, config: RunConfig, ranks: Ranks) -> Run:
+def load_sharded(run: Path, config: RunConfig, ranks: Ranks) -> Trained:
     """Loads the run that a new one continues, on the new run's device and with its sharding. All
     ranks must call it.
 
@@ -478,15 +491,15 @@ def load_sharded(run: Path, config: RunConfig, ranks: Ranks) -> Run:
     return trained
 
 
-def _built(run: Run, elements: int) -> MultiTaskModel:
+def _built(
+    folder: Path, about: Description, model_class: ModelClass | None, elements: int
+) -> MultiTaskModel:
     """Builds the model of a checkpoint that holds ``elements`` numbers, without its weights."""
-    about = run.about
     config = about.config.model
-    folder = run.local / BEST
     names = about.field_names or None
     if config.is_own:
-        if run.model_class is not None:
-            return find_class(run.model_class)(
+        if model_class is not None:
+            return find_class(model_class)(
                 about.num_embeddings, about.tasks, config, names, about.dense
             )
         raise CheckpointError(

@@ -11,6 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -141,7 +142,7 @@ class Trainer:
     def result(self) -> Run:
         """The validations so far. The model holds the best weights when ``fit`` has returned."""
         progress, files = self.progress, self.files
-        return Run.of(files.name, progress.epochs, progress.best_epoch, folder=files.folder)
+        return Run(files.name, progress.epochs, progress.best_epoch, folder=files.folder)
 
     def fit(self) -> Run:
         """Trains until validation stops improving, for ``max_epochs``, or until Ctrl-C or SIGTERM.
@@ -177,9 +178,7 @@ class Trainer:
         if self.progress.best_epoch:  # not interrupted before the first validation
             self.files.restore_best()
             self._warn_of_dead_tasks()
-        result = self.result
-        result.interrupted = interrupted
-        return result
+        return replace(self.result, interrupted=interrupted)
 
     def _train(self) -> int:
         """Trains until ``fit`` ends; returns the number of the signal that ended training, or 0."""

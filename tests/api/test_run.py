@@ -97,8 +97,7 @@ def test_it_equals_the_command(run, data, tmp_path, capsys):
 
 
 def test_runs_are_compared_in_one_table_and_figure(run):
-    other = af.load_run(run.folder)
-    other.name = "other"
+    other = replace(af.load_run(run.folder), name="other")
     rows = repr(run.table(other)).splitlines()[2:]
     assert [row.split("|")[1].strip() for row in rows] == ["adaftr", "adaftr", "other", "other"]
     lines = run.curves(other).axes[0].lines

@@ -40,7 +40,7 @@ from adaftr_fast.serving.programs import Probabilities
 from adaftr_fast.serving.scorer import ABOUT, VERSION, About, Scorer, load_scorer, read_about
 from adaftr_fast.streaming.messages import RowReader
 from adaftr_fast.training.checkpoint.snapshots import load_snapshot
-from adaftr_fast.training.trained import Run
+from adaftr_fast.training.trained import load_trained
 from tests.chaos import corpus
 from tests.chaos.mutations import damaged, damaged_json, damaged_table, damaged_toml
 from tests.data.manifests import recorded
@@ -235,7 +235,7 @@ def trained_beside(path, weights, about):
     (best / WEIGHTS).write_bytes(weights)
     digest = hashlib.sha256(weights).hexdigest()
     (best / "checkpoint.json").write_bytes(about.replace(DIGEST.encode(), digest.encode()))
-    Run(path.parent).load()
+    load_trained(path.parent)
 
 
 def snapshot(path):
@@ -282,7 +282,7 @@ def scorer():
         folder = complete(Path(name) / "none", corpus.prepared() | corpus.run())
         manifest = read_manifest(folder)
         encoders = read_encoders(folder, manifest)
-        program = Probabilities(Run(folder).model)
+        program = Probabilities(load_trained(folder).model)
     about = About(**json.loads(exports()[0]))
     return Scorer(
         about, manifest, log_schema(), encoders, program, output_columns(about.tasks, bid="price")

@@ -4,7 +4,7 @@ import json
 
 from adaftr_fast.cli import main
 from adaftr_fast.data.schema.parse import load_schema
-from adaftr_fast.training.trained import Run
+from adaftr_fast.training.trained import load_trained
 from tests.logs import read_records
 
 from .conftest import fails
@@ -22,7 +22,7 @@ def test_fields_have_the_widths_asked_for(config, prepared, tmp_path, capsys):
     assert saved["config"]["model"]["expert_hidden"] == [8]  # from the file
     assert saved["config"]["model"]["tower_hidden"] == [8, 4]  # from the command line
     assert saved["field_names"] == ["item", "user", "price"]
-    embedding = Run(run).model.embedding
+    embedding = load_trained(run).model.embedding
     assert [embedding.field_weight(f).shape[1] for f in range(3)] == [12, 4, 8]
     capsys.readouterr()
     for options in (["--data", str(prepared)], []):  # the folder that it was trained on

@@ -45,7 +45,7 @@ def doubts(*scale, **options):
 
 def of_training(best, trained, most, rows=100 * FEWEST_STEPS, **optimizer):
     """The doubts of a run of so many epochs, of one step for 100 rows."""
-    run = Run.of("run", [{"epoch": epoch + 1} for epoch in range(trained)], best)
+    run = Run("run", [{"epoch": epoch + 1} for epoch in range(trained)], best)
     training = TrainingConfig(batch_size=100, max_epochs=most)
     return training_doubts(run, rows, training, OptimizerConfig(**optimizer))
 

@@ -19,7 +19,7 @@ from adaftr_fast.runs import daily
 from adaftr_fast.runs.daily import RECORDS, train_daily
 from adaftr_fast.runs.run import train_one
 from adaftr_fast.training.checkpoint.weights import weights_of
-from adaftr_fast.training.trained import Run
+from adaftr_fast.training.trained import Run, load_trained
 from adaftr_fast.training.trainer import Trainer
 from tests.cli.conftest import fails
 from tests.logs import read_records
@@ -42,7 +42,7 @@ def without_file(records):
 
 
 def weights(out, day):
-    return weights_of(Run(out / f"day-{day:04d}/run").model)
+    return weights_of(load_trained(out / f"day-{day:04d}/run").model)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_a_day_whose_validation_rows_have_one_class_is_trained_on(days, tmp_path
     metrics = read_records(tmp_path / "out" / RECORDS)[1]["validation"]
     assert metrics["conversion"]["auc"] is None
     assert metrics["click"]["auc"] > 0.5
-    trained = Run(tmp_path / "out/day-0002/run")
+    trained = Run.read(tmp_path / "out/day-0002/run")
     assert trained.best_epoch == trained.trained_epochs == 2
     assert math.isnan(trained.validation["conversion"]["auc"])
 
@@ -174,7 +174,7 @@ def test_the_first_day_starts_from_another_run_and_each_later_one_from_the_day_b
     shown = capsys.readouterr().err
     assert f"warm start from {tmp_path / 'single'}: " in shown
     assert f"warm start from {tmp_path / 'out/day-0001/run'}: " in shown
-    old = Run(tmp_path / "single").model.networks[1].embedding.field_weight("3")  # hashed
+    old = load_trained(tmp_path / "single").model.networks[1].embedding.field_weight("3")  # hashed
     for day in (1, 2):
         assert torch.equal(weights(tmp_path / "out", day)["backbone.embedding.weight.3"], old)
 

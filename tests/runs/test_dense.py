@@ -16,7 +16,7 @@ from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.scorer import load_scorer
-from adaftr_fast.training.trained import Run
+from adaftr_fast.training.trained import load_trained
 from tests.serving.conftest import scores, scores_of_trainer
 
 from .conftest import SOURCE, settings
@@ -110,7 +110,7 @@ def test_predictions_of_raw_rows_are_those_of_the_trainer(ready, tmp_path):
     predict(scorer, [tmp_path / "data.parquet"], tmp_path / "scores.parquet")
     found = scores(tmp_path / "scores.parquet")
     # the splits are in order of the rows
-    expected = scores_of_trainer(Run(tmp_path / "run").model, data.folder)
+    expected = scores_of_trainer(load_trained(tmp_path / "run").model, data.folder)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     assert found.std(0).min() > 0.01
 

@@ -37,7 +37,7 @@ def test_a_balanced_run_of_esmm_is_read_again(prepared, tmp_path):
     out = tmp_path / "run"
     config = settings(data.folder, name="esmm").with_options(training={"balance": "gradnorm"})
     run = train_one(data, config, out)
-    trained = Run(out)
+    trained = Run.read(out)
     assert trained.about.config.training.balance == "gradnorm"
     test = data.load("test")
     assert evaluate(trained.model, test, 1000) == run.test

@@ -12,7 +12,7 @@ from adaftr_fast.cli import main
 from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import BusyError, CheckpointError, ConfigError, TrainingError
 from adaftr_fast.training.checkpoint.weights import read_description
-from adaftr_fast.training.trained import Run
+from adaftr_fast.training.trained import load_trained
 from adaftr_fast.tuning import search as searching
 from adaftr_fast.tuning.report import draw, tune_and_report
 from adaftr_fast.tuning.search import Search, tune
@@ -155,7 +155,7 @@ def test_a_search_keeps_the_weights_of_the_best_and_reads_the_test_split_once(
                 CheckpointError,
                 match=r"weights-.*: missing: tune keeps the weights of its best trial",
             ):
-                Run(each).load()
+                load_trained(each)
     assert json.loads((tmp_path / "out/trials" / kept[0] / "test.json").read_text()) == found.test
     assert not list(tmp_path.glob("out/trials/*/last"))
 

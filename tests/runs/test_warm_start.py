@@ -10,7 +10,7 @@ from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.runs.run import build, train_one
 from adaftr_fast.runs.warm_start import warm_start
-from adaftr_fast.training.trained import Run
+from adaftr_fast.training.trained import load_trained
 from tests.cli.conftest import interrupting
 
 from .conftest import SOURCE, prepare_day, settings
@@ -32,7 +32,11 @@ def started(folder, data, task="", **options):
     """Returns a model that starts from a run, the report, and the model of the run."""
     torch.manual_seed(5)
     model = build(settings(**options).model, data)
-    return model, warm_start(model, data, WarmStartConfig(str(folder), task)), Run(folder).model
+    return (
+        model,
+        warm_start(model, data, WarmStartConfig(str(folder), task)),
+        load_trained(folder).model,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.demo import run_demo
 from adaftr_fast.runs.run import fit_one, train_one
 from adaftr_fast.training.checkpoint import weights
-from adaftr_fast.training.trained import Run
+from adaftr_fast.training.trained import load_trained
 from tests.files.holder import holder
 from tests.files.power import TORN, Disk
 
@@ -27,7 +27,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read(prepared, tmp_path, monk
         config.training.seed = len(folder.name)
         train_one(data, config, folder)
     real = weights.read_json
-    models = [Run(other).load()]
+    models = [load_trained(other)]
 
     def read_json(kind, path):
         content = real(kind, path)
@@ -37,10 +37,10 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read(prepared, tmp_path, monk
         return content
 
     monkeypatch.setattr(weights, "read_json", read_json)
-    assert Run(tmp_path / "out").load().about.config.training.seed == len("other")
+    assert load_trained(tmp_path / "out").about.config.training.seed == len("other")
     (tmp_path / "out/best/checkpoint.json").unlink()
     with pytest.raises(CheckpointError, match="no checkpoint here"):
-        Run(tmp_path / "out").load()
+        load_trained(tmp_path / "out")
 
 
 def test_every_run_locks_its_folder(prepared, tmp_path):
@@ -60,7 +60,7 @@ def test_every_run_locks_its_folder(prepared, tmp_path):
     (tmp_path / "link").symlink_to("disk/run")  # which does not exist yet
     train_one(data, settings(data.folder), tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
-    assert Run(tmp_path / "disk/run").about.tasks == ["click", "conversion"]
+    assert load_trained(tmp_path / "disk/run").about.tasks == ["click", "conversion"]
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(prepared, tmp_path):

@@ -24,7 +24,7 @@ from adaftr_fast.runs.warm_start import warm_start
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.scorer import load_scorer
-from adaftr_fast.training.trained import Run
+from adaftr_fast.training.trained import load_trained
 from tests.logs import by_day
 
 from .conftest import save_run, scores, scores_of_trainer
@@ -101,7 +101,7 @@ def test_predictions_are_those_of_the_evaluation(shop, monkeypatch):
     monkeypatch.setattr("adaftr_fast.serving.scorer.ROWS", 70)
     scorer = load_scorer(shop / "model")
     predict(scorer, [shop / "log.parquet"], shop / "scores.parquet")
-    expected = scores_of_trainer(Run(shop / "run").model, shop / "data")
+    expected = scores_of_trainer(load_trained(shop / "run").model, shop / "data")
     np.testing.assert_allclose(scores(shop / "scores.parquet"), expected, rtol=0, atol=1e-6)
     assert expected.std() > 0.01
 

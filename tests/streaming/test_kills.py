@@ -10,7 +10,7 @@ import pytest
 
 from adaftr_fast.serving.scorer import load_scorer
 from adaftr_fast.streaming.loop import EXPORTED, RECORDS
-from adaftr_fast.training.trained import Run
+from adaftr_fast.training.trained import load_trained
 from tests.forks import COMMAND, Script, wait_for
 from tests.logs import read_records
 from tests.streaming.conftest import arrive, stream
@@ -73,7 +73,7 @@ def result(out):
         {key: value for key, value in each.items() if key not in (*TIMED, "file")}
         for each in records
     ]
-    weights = Run(out / "chunk-000003/run").model.state_dict()
+    weights = load_trained(out / "chunk-000003/run").model.state_dict()
     served = {
         path.name: path.read_bytes()
         for path in (out / "serving").iterdir()

@@ -21,7 +21,7 @@ from adaftr_fast.streaming import loop
 from adaftr_fast.streaming.folder import FolderSource
 from adaftr_fast.streaming.loop import RECORDS, Journal
 from adaftr_fast.streaming.source import Chunk
-from adaftr_fast.training.trained import Run
+from adaftr_fast.training.trained import load_trained
 from tests.logs import read_records
 from tests.runs.conftest import SOURCE, keep_few_conversions
 from tests.streaming.conftest import LONG_AGO, arrive, config, stream
@@ -45,8 +45,8 @@ def test_chunks_are_measured_before_training_as_days_are(chunks, tmp_path):
         assert {key: chunk[key] for key in day if key != "day"} == {
             key: day[key] for key in day if key != "day"
         }
-    ours = Run(out / "chunk-000003/run").model.state_dict()
-    theirs = Run(tmp_path / "daily/day-0003/run").model.state_dict()
+    ours = load_trained(out / "chunk-000003/run").model.state_dict()
+    theirs = load_trained(tmp_path / "daily/day-0003/run").model.state_dict()
     assert_same_bits(ours, theirs)
     assert {"auc", "gauc", "logloss", "calibration"} <= set(records[1]["before_training"]["click"])
 
@@ -110,7 +110,7 @@ def test_exports_after_each_chunk_or_after_minutes_and_at_the_end(
     assert folders(out) == ["chunk-000002", "chunk-000003"]
     assert stream(chunks, out, export_minutes=minutes) == []  # nothing is new
     assert done == exports
-    trained = Run(out / "chunk-000003/run").about
+    trained = load_trained(out / "chunk-000003/run").about
     assert read_about(out / "serving").fingerprint == trained.fingerprint
     scorer = load_scorer(out / "serving")
     scores = scorer.probabilities(

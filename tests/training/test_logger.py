@@ -21,10 +21,10 @@ def record(epoch):
 def test_each_epoch_is_logged_once_and_drawn_if_it_is_long(tmp_path, capsys):
     records = [record(1), record(2) | {"seconds": PICTURE_SECONDS}]
     files = RunFiles(nn.Linear(1, 1), TrainingConfig(), tmp_path, ABOUT, rows=1)
-    files.log(Run.of("", records[:1], 1))
+    files.log(Run("", records[:1], 1))
     assert not (tmp_path / "report.png").exists()
     for _ in range(2):
-        files.log(Run.of("", records, 2))
+        files.log(Run("", records, 2))
     assert read_records(tmp_path / "metrics.jsonl") == records
     assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
     line = "epoch 2: 60.0 s, 100,000 samples/s | click AUC 70.00, GAUC 65.00, log-loss 0.5000"

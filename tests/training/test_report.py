@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,9 +28,7 @@ def runs():
             "click": {"auc": 0.69514, "gauc": 0.68, "logloss": 0.48},
             "conversion": {"auc": 0.72, "logloss": 0.35, "cvr_auc": 0.615},
         }
-        run = Run.of(name, epochs, 2, test)
-        run.diagnostics = diagnostics
-        return run
+        return Run(name, epochs, 2, test, diagnostics=diagnostics)
 
     return [run("mmoe", {}), run("adaftr", {"tau/click-conversion": np.linspace(0.05, 0.25, 101)})]
 
@@ -92,7 +91,7 @@ def test_the_picture_shows_each_task_and_the_learned_values(runs):
 
 
 def test_axes_and_names_do_not_overlap(runs):
-    figure = draw([*with_learned(runs), *(Run.of("long" * 30, run.epochs, 2) for run in runs)])
+    figure = draw([*with_learned(runs), *(Run("long" * 30, run.epochs, 2) for run in runs)])
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     boxes = [each.get_tightbbox(renderer) for each in (*figure.axes, *figure.legends)]
@@ -105,11 +104,8 @@ def test_one_epoch_undefined_numbers_and_runs_of_other_tasks_are_drawn(runs):
     first, other = runs
     del first.epochs[1:]
     first.epochs[0]["validation"]["click"]["auc"] = float("nan")
-    first.best_epoch = 1
-    other.epochs = [
-        each | {"train": {}, "validation": {"view": {"auc": 0.6}}} for each in other.epochs
-    ]
-    figure = draw([first, other])
+    epochs = [each | {"train": {}, "validation": {"view": {"auc": 0.6}}} for each in other.epochs]
+    figure = draw([replace(first, best_epoch=1), replace(other, epochs=epochs)])
     assert [title for title, _ in labels(figure)] == 2 * ["click", "conversion", "view"]
     assert figure._repr_png_()[:4] == b"\x89PNG"
     assert figure.axes[0].get_xlim() == (0.5, 3.5)

@@ -122,10 +122,10 @@ def _read_prepared():
 
 def _read_run():
     from adaftr_fast.errors import CheckpointError
-    from adaftr_fast.training.trained import Run
+    from adaftr_fast.training.trained import load_trained
 
     try:
-        return Run(Path("out")).load()
+        return load_trained(Path("out"))
     # the first epoch of a run removes the checkpoint of the run before it
     except CheckpointError as error:
         if "no checkpoint here" in str(error):
