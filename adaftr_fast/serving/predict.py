@@ -38,14 +38,14 @@ from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows, check_share
 from adaftr_fast.data.raw.inputs import Chunk, is_text
-from adaftr_fast.data.raw.rows import RawFile, kept, raw_files
+from adaftr_fast.data.raw.rows import RawFile, raw_files
 from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.schema.types import PLAIN_TEXT, Schema
 from adaftr_fast.errors import DataError, ServingError
 from adaftr_fast.serving.columns import Columns
 from adaftr_fast.serving.scorer import Scorer
 
-Encoded = tuple[pa.RecordBatch, dict[str, pa.Array], BadRows]
+Encoded = tuple[pa.RecordBatch, pa.Table, dict[str, pa.Array], BadRows]
 CHANCE = 10  # rows that a count may differ by, however few are expected
 MOST_EXAMPLES = 1000  # unknown values of a field that are compared with those of training
 SPELLINGS: dict[str, Callable[[pa.Array], pa.Array]] = {
@@ -229,13 +229,13 @@ def predict(
             for file in inputs:
                 scored = unknown.rows
                 of_file = BadRows()
-                for rows, encoded, of_chunk in _encoded(scorer, file, bar, bound):
+                for rows, kept, encoded, of_chunk in _encoded(scorer, file, bar, bound):
                     unknown.add(rows, encoded)
                     of_file += of_chunk
                     if bad_rows == 0:
                         _check(of_file, bad_rows, scorer.schema)  # later rows change nothing
                     scores = scorer.probabilities(scorer.features(encoded))
-                    arrays = [kept(rows, name) for name in keep]
+                    arrays = [one_array(kept[name]) for name in keep]
                     arrays += scorer.columns.make(scores, rows, scorer.schema.text)
                     writer.write_batch(_batch(schema, arrays))
                     speed = unknown.rows / (time.perf_counter() - start)
@@ -288,18 +288,19 @@ def _check(account: BadRows, bad_rows: float, schema: Schema) -> None:
 
 
 def _encoded(scorer: Scorer, file: RawFile, bar: tqdm, memory: Memory) -> Iterator[Encoded]:
-    """Yields parsed rows and their encoded columns chunk by chunk; threads parse and encode."""
+    """Yields parsed rows, their columns to keep and their encoded columns chunk by chunk; threads
+    parse and encode.
+    """
 
-    def encode(chunk: Chunk) -> tuple[pa.RecordBatch, dict[str, pa.Array], BadRows, int]:
-        table, account = chunk.parse()
+    def encode(chunk: Chunk) -> tuple[Encoded, int]:
+        table, kept, account = chunk.parse()
         rows = pa.record_batch([one_array(column) for column in table.columns], schema=table.schema)
         encoded = encode_features(scorer.schema, scorer.encoders, rows)
-        return rows, encoded, account.shifted(chunk.path, chunk.first_line), chunk.size
+        account = account.shifted(chunk.path, chunk.first_line)
+        return (rows, kept, encoded, account), chunk.size
 
-    for rows, encoded, account, size in ordered_map(
-        encode, file.chunks(), attrgetter("memory"), memory
-    ):
-        yield rows, encoded, account
+    for found, size in ordered_map(encode, file.chunks(), attrgetter("memory"), memory):
+        yield found
         bar.update(size)
 
 

@@ -94,7 +94,7 @@ def rows_of(path):
     bad_rows = BadRows()
     kept = 0
     for chunk in file.chunks():
-        table, of_chunk = chunk.parse()
+        table, _, of_chunk = chunk.parse()
         table.validate(full=True)
         bad_rows = bad_rows + of_chunk
         kept = kept + table.num_rows
@@ -306,7 +306,7 @@ def aliccp(path):
     bad_rows = BadRows()
     kept = 0
     for chunk in file.chunks():
-        table, of_chunk = chunk.parse()
+        table, _, of_chunk = chunk.parse()
         bad_rows = bad_rows + of_chunk
         kept = kept + table.num_rows
     if kept or bad_rows.rows:

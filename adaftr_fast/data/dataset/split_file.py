@@ -22,7 +22,7 @@ from adaftr_fast.data.encode.written import label_numbers
 from adaftr_fast.data.memory import DEFAULT, Memory, encoding
 from adaftr_fast.data.parallel import Shard, ordered_map
 from adaftr_fast.data.raw.batches import one_batch
-from adaftr_fast.data.raw.source import IN_SPLIT, LABEL, reading
+from adaftr_fast.data.raw.source import Scanned, reading
 from adaftr_fast.data.schema.types import Label, Schema
 from adaftr_fast.errors import DataError
 
@@ -54,7 +54,7 @@ def write_splits(
     encoders: dict[str, Encoder],
     groups: Mapping[str, Groups],
     raw: str,
-    batches: Iterator[pa.RecordBatch],
+    batches: Iterator[Scanned],
     paths: Mapping[str, Path],
     check: Callable[[], None],
     memory: Memory = DEFAULT,
@@ -77,21 +77,21 @@ def write_splits(
     """
     columns = _columns(schema)
 
-    def encode(batch: pa.RecordBatch) -> dict[str, tuple[pa.Table, SplitInfo]]:
+    def encode(rows: Scanned) -> dict[str, tuple[pa.Table, SplitInfo]]:
         try:
-            encoded = _encode(schema, encoders, batch)
-            return {split: of_split(split, batch, encoded) for split in paths}
+            encoded = _encode(schema, encoders, rows)
+            return {split: of_split(split, rows, encoded) for split in paths}
         except DataError as error:
             raise DataError(f"{raw}: {error}") from error
 
     def of_split(
-        split: str, batch: pa.RecordBatch, encoded: dict[str, pa.Array]
+        split: str, rows: Scanned, encoded: dict[str, pa.Array]
     ) -> tuple[pa.Table, SplitInfo]:
-        has = batch[IN_SPLIT + split]
+        has = rows.splits[split]
         if has.true_count < len(has):
             encoded = {name: values.filter(has) for name, values in encoded.items()}
         if schema.group:
-            values = batch[schema.group].filter(has)
+            values = rows.columns[schema.group].filter(has)
             encoded = encoded | {GROUP: groups[split].encode(values)}
         return pa.Table.from_pydict(encoded, schema=columns), _info(schema, encoded)
 
@@ -100,7 +100,7 @@ def write_splits(
             split: _SplitFile(stack.enter_context(replacing(path)), columns, stack)
             for split, path in paths.items()
         }
-        for encoded in ordered_map(encode, batches, encoding, memory):
+        for encoded in ordered_map(encode, batches, lambda rows: encoding(rows.columns), memory):
             for split, (table, info) in encoded.items():
                 files[split].add(table, info)
         for file in files.values():
@@ -225,17 +225,15 @@ def _columns(schema: Schema) -> pa.Schema:
     return pa.schema(columns + [pa.field(TRUTH + name, pa.float64()) for name in schema.truth])
 
 
-def _encode(
-    schema: Schema, encoders: dict[str, Encoder], batch: pa.RecordBatch
-) -> dict[str, pa.Array]:
-    """Encodes all columns of a batch but its groups, whose ids are those of a split."""
-    encoded = encode_features(schema, encoders, batch)
+def _encode(schema: Schema, encoders: dict[str, Encoder], rows: Scanned) -> dict[str, pa.Array]:
+    """Encodes all columns of rows but their groups, whose ids are those of a split."""
+    encoded = encode_features(schema, encoders, rows.columns)
     for label in schema.labels:
-        encoded[label.name] = _label_values(label, batch[LABEL + label.name])
+        encoded[label.name] = _label_values(label, rows.labels[label.name])
     if schema.weight:
-        encoded[WEIGHT] = _weights(schema.weight, batch[schema.weight])
+        encoded[WEIGHT] = _weights(schema.weight, rows.columns[schema.weight])
     return encoded | {
-        TRUTH + name: _numbers(f"truth {name}", batch[column])
+        TRUTH + name: _numbers(f"truth {name}", rows.columns[column])
         for name, column in schema.truth.items()
     }
 

@@ -234,7 +234,8 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
     """
     job.check_seen()
     source = job.source(shard)
-    counts = count_values(job.fitted, source.scan(["train"], advance), job.memory)
+    columns = (rows.columns for rows in source.scan(["train"], advance))
+    counts = count_values(job.fitted, columns, job.memory)
     account = source.account()
     with replacing(job.work.counts(shard)) as new, new.open("wb") as file:
         for of_texts in account.texts.values():

@@ -38,7 +38,7 @@ from adaftr_fast.data.raw.staging import (
     lines_of_file,
     text_stream,
 )
-from adaftr_fast.data.raw.text import KEPT, OPEN_LINE, Dialect, parse_block
+from adaftr_fast.data.raw.text import OPEN_LINE, Dialect, parse_block
 from adaftr_fast.data.schema.columns import column_types, discrete_columns
 from adaftr_fast.data.schema.parse import COMMON
 from adaftr_fast.data.schema.types import Schema, TextFormat
@@ -79,14 +79,15 @@ class Chunk:
     """Rows of a file that are not yet parsed. Chunks can be parsed in any thread.
 
     Attributes:
-        parse: returns the rows, and the bad ones with lines counted from 1.
+        parse: returns the rows, those of their columns to keep as they are written, and the bad
+            rows with lines counted from 1.
         first_line: number of lines of the file before the chunk.
         size: approximate share of the file in bytes.
         memory: approximate bytes of memory that it takes to parse and encode.
     """
 
     path: Path
-    parse: Callable[[], tuple[pa.Table, BadRows]]
+    parse: Callable[[], tuple[pa.Table, pa.Table, BadRows]]
     first_line: int
     size: int
     memory: int
@@ -148,17 +149,21 @@ class TextFile(_File):
         return block.table.select(columns)
 
     def parse(
+        self, data: bytes, types: Mapping[str, pa.DataType], labels: Sequence[str] = ()
+    ) -> tuple[pa.Table, BadRows]:
+        """Parses lines without a header to the columns of ``types``. Rows without a label are
+        bad.
+        """
+        table, _, bad = self._parse(data, types, labels)
+        return table, bad
+
+    def _parse(
         self,
         data: bytes,
         types: Mapping[str, pa.DataType],
         labels: Sequence[str] = (),
         keep: Sequence[str] = (),
-    ) -> tuple[pa.Table, BadRows]:
-        """Parses lines without a header to the columns of ``types``, and those of ``keep`` as they
-        are written (``TextBlock.keep``).
-
-        Rows without a label are bad.
-        """
+    ) -> tuple[pa.Table, pa.Table, BadRows]:
         block = parse_block(data, self.dialect, self.form)
         for column in keep:
             block.keep(column)
@@ -167,14 +172,15 @@ class TextFile(_File):
                 block.convert_label(column)
             else:
                 block.convert(column, type_)
-        columns = [*types, *(KEPT + column for column in keep)]
-        return block.table.select(columns), block.report()
+        return block.table.select([*types]), pa.table(block.kept), block.report()
 
     def chunks(
         self, types: Mapping[str, pa.DataType], keep: Sequence[str] = (), memory: Memory = DEFAULT
     ) -> Iterator[Chunk]:
-        """Yields the rows, which have these columns once they are parsed (``parse``)."""
-        parse = partial(self.parse, types=types, keep=keep)
+        """Yields the rows, which have the columns of ``types`` once they are parsed, and those of
+        ``keep`` to keep.
+        """
+        parse = partial(self._parse, types=types, keep=keep)
         return text_chunks(self.path, parse, header_lines=1, rows=self.rows)
 
 
@@ -221,17 +227,20 @@ class ParquetFile(_File):
     def chunks(
         self, types: Mapping[str, pa.DataType], keep: Sequence[str] = (), memory: Memory = DEFAULT
     ) -> Iterator[Chunk]:
-        """Yields the rows with the columns of ``types``, in their own types, and of ``keep``."""
+        """Yields the rows with the columns of ``types``, in their own types, and those of ``keep``
+        to keep.
+        """
         with reading(self.path, "cannot be read"):
             rows = max(1, self.dataset.count_rows())
             size = self.size
             tables = read_tables(self.dataset, [*types, *keep], memory=memory)
             for batch in coalesced(tables, memory):
                 batch.validate(full=True)
-                yield self._chunk(batch, size * batch.num_rows // rows)
+                yield self._chunk(batch, keep, size * batch.num_rows // rows)
 
-    def _chunk(self, batch: pa.RecordBatch, size: int) -> Chunk:
-        rows = pa.Table.from_batches([batch]), BadRows(rows=batch.num_rows)
+    def _chunk(self, batch: pa.RecordBatch, keep: Sequence[str], size: int) -> Chunk:
+        table = pa.Table.from_batches([batch])
+        rows = table, table.select(list(keep)), BadRows(rows=batch.num_rows)
         return Chunk(self.path, lambda: rows, 0, size, encoding(batch))
 
 
@@ -269,7 +278,7 @@ def read_layout(path: Path, form: TextFormat) -> TextFile:
 
 def text_chunks(
     path: Path,
-    parse: Callable[[bytes], tuple[pa.Table, BadRows]],
+    parse: Callable[[bytes], tuple[pa.Table, pa.Table, BadRows]],
     *,
     header_lines: int,
     rows: RowDivider | None = None,

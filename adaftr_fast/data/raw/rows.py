@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.raw import aliccp
+from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import (
     Chunk,
     aliccp_columns,
@@ -20,7 +21,6 @@ from adaftr_fast.data.raw.inputs import (
 )
 from adaftr_fast.data.raw.source import check_columns, reading
 from adaftr_fast.data.raw.staging import blocks
-from adaftr_fast.data.raw.text import KEPT
 from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
@@ -71,12 +71,7 @@ def raw_files(
             f"data set {schema.name}: expected pairs SKELETON COMMON of files, got {len(files)} "
             "file(s)"
         )
-    return [_aliccp(schema, *pair, [*keep, *numbers]) for pair in zip(files[::2], files[1::2])]
-
-
-def kept(rows: pa.RecordBatch, column: str) -> pa.Array:
-    """Returns a column to keep of parsed rows [n]."""
-    return rows[KEPT + column if KEPT + column in rows.schema.names else column]
+    return [_aliccp(schema, *pair, keep, numbers) for pair in zip(files[::2], files[1::2])]
 
 
 def _raw_file(
@@ -92,8 +87,11 @@ def _raw_file(
     return RawFile(path, file.size, kept_types, partial(file.chunks, types, keep, memory))
 
 
-def _aliccp(schema: Schema, skeleton: Path, common: Path, keep: Sequence[str]) -> RawFile:
-    check_columns(skeleton, aliccp.SKELETON[:-1], keep)
+def _aliccp(
+    schema: Schema, skeleton: Path, common: Path, keep: Sequence[str], numbers: Sequence[str]
+) -> RawFile:
+    columns = [*keep, *numbers]
+    check_columns(skeleton, aliccp.SKELETON[:-1], columns)
     fields, lists = aliccp_columns(schema)
 
     def chunks() -> Iterator[Chunk]:
@@ -102,9 +100,11 @@ def _aliccp(schema: Schema, skeleton: Path, common: Path, keep: Sequence[str]) -
         if not tables:
             raise DataError(f"{common}: has no rows")
         users = pa.concat_tables(tables).combine_chunks()
-        parse = partial(
-            aliccp.parse_skeleton, fields=fields, common=users, lists=lists, labels=(), keep=keep
-        )
+
+        def parse(data: bytes) -> tuple[pa.Table, pa.Table, BadRows]:
+            table, bad = aliccp.parse_skeleton(data, fields, users, lists, labels=(), keep=columns)
+            return table, table.select(list(keep)), bad
+
         yield from text_chunks(skeleton, parse, header_lines=0)
 
     return RawFile(skeleton, skeleton.stat().st_size, dict.fromkeys(keep, pa.string()), chunks)

@@ -55,11 +55,6 @@ READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 LISTED = 50  # columns that an error names
 NOT_PARQUET = "not a readable parquet file"
 _ONE_FOLDER = "the files of a folder must have the same columns"
-# Prefixes, whose NUL keeps them apart from columns of a log: whether a row meets the condition of a
-# split, and the labels.
-IN_SPLIT = "\0split:"
-KEPT = "\0kept"
-LABEL = "\0label:"
 Inputs = Mapping[str, Sequence[Path]]  # files and folders of files, by role
 
 
@@ -77,6 +72,26 @@ class Unused:
 
     def __add__(self, other: Unused) -> Unused:
         return Unused(self.unmatched + other.unmatched, self.dropped + other.dropped)
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """Rows of a scan [n]. A log may name its columns as it likes, so the others are held apart.
+
+    Attributes:
+        columns: every column that the schema reads.
+        labels: a column per task.
+        splits: a column per split, whether it has the row.
+    """
+
+    columns: pa.RecordBatch
+    labels: pa.RecordBatch
+    splits: pa.RecordBatch
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> Scanned:
+        """Returns the rows of a batch that has a struct for each part."""
+        return cls(*map(pa.RecordBatch.from_struct_array, batch.columns))
 
 
 class Account:
@@ -117,7 +132,8 @@ class _Lacking:
             return
         values = pa.nulls(len(places), pa.string())
         if self.label.column is not None:
-            values = one_array(table[self.label.column].take(places)).cast(pa.string())
+            column = pc.struct_field(table["columns"], self.label.column)
+            values = one_array(column.take(places)).cast(pa.string())
         texts = values.to_pylist()
         for place, value in zip(places[:EXAMPLES].tolist(), texts):
             self.first.append((first_row + place, self._reason(value)))
@@ -192,9 +208,8 @@ class Source:
 
     def scan(
         self, splits: Sequence[str], advance: Callable[[int], object] = int
-    ) -> Iterator[pa.RecordBatch]:
-        """Yields the rows of splits of one input in file order: every column the schema reads,
-        ``LABEL`` + NAME per task, and ``IN_SPLIT`` + NAME per split, whether it has the row.
+    ) -> Iterator[Scanned]:
+        """Yields the rows of splits of one input in file order.
 
         Args:
             advance: called with the number of rows read, as counted by ``count_rows``.
@@ -203,14 +218,19 @@ class Source:
             DataError: the file is corrupt, or a condition does not fit a column's type.
         """
         role, rules = self._rules(splits)
-        columns = {name: pc.field(name) for name in self.schema.columns()}
-        names = [*columns]
+        names = self.schema.columns()
         with self._reading(role, f"cannot read split {listed(splits)}"):
-            columns |= {LABEL + each.name: _label_expression(each) for each in self.schema.labels}
-            columns |= _conditions(rules)
+            parts = {
+                "columns": _fields(names),
+                "labels": _struct(
+                    {each.name: _label_expression(each) for each in self.schema.labels}
+                ),
+                "splits": _conditions(rules),
+            }
             _, where = self._where(rules.values())
-            tables = self._read_tables(self._datasets[role], names, columns, where)
-        return coalesced(self._selected(role, rules, tables, advance), self.memory)
+            tables = self._read_tables(self._datasets[role], names, parts, where)
+        selected = self._selected(role, rules, tables, advance)
+        return map(Scanned.of, coalesced(selected, self.memory))
 
     def _rules(self, splits: Sequence[str]) -> tuple[str, dict[str, SplitRule]]:
         """Returns the input of splits, which is one, and their rules."""
@@ -236,9 +256,9 @@ class Source:
                 table.validate(full=True)
                 rows = table.num_rows
                 has = numbering.select(rules, table, np.full(rows, True))
-                for name, mask in has.items():
-                    place = table.schema.get_field_index(IN_SPLIT + name)
-                    table = table.set_column(place, IN_SPLIT + name, pa.array(mask))
+                place = table.schema.get_field_index("splits")
+                masks = pa.StructArray.from_arrays([*map(pa.array, has.values())], [*has])
+                table = table.set_column(place, "splits", masks)
                 in_any = functools.reduce(operator.or_, has.values())
                 if not in_any.all():
                     table = table.filter(pa.array(in_any))
@@ -261,29 +281,34 @@ class Source:
         names += [column for label in schema.labels for column in label.columns()]
         names += [column for rule in rules.values() for column in rule.columns()]
         names += [schema.group] if schema.group else []
-        columns = {name: pc.field(name) for name in names}
-        columns[KEPT] = _kept(schema)
-        columns |= {LABEL + each.name: _has_label(each, dataset.schema) for each in schema.labels}
-        columns |= _conditions(rules)
+        has_label = {each.name: _has_label(each, dataset.schema) for each in schema.labels}
+        parts = {
+            "columns": _fields(names),
+            "labels": _struct(has_label),
+            "splits": _conditions(rules),
+            "kept": _kept(schema),
+        }
         numbering = _Numbering({name: self._rows_before(rule) for name, rule in rules.items()})
         lacking = [_Lacking(label) for label in schema.labels]
         rows = 0
-        for table in self._read_tables(dataset, names, columns):
+        for table in self._read_tables(dataset, names, parts):
             table.validate(full=True)
-            used = table[KEPT].to_numpy()
+            used = table["kept"].to_numpy()
             dropped = table.num_rows - int(used.sum())
             for each in lacking:
-                has_label = table[LABEL + each.label.name].to_numpy()
-                each.add(table, used & ~has_label, rows)
-                used = used & has_label
+                is_labelled = pc.struct_field(table["labels"], each.label.name).to_numpy()
+                each.add(table, used & ~is_labelled, rows)
+                used = used & is_labelled
             in_any = np.zeros(table.num_rows, bool)
             for name, mask in numbering.select(rules, table, used).items():
                 in_any |= mask
                 if schema.group:
-                    found.groups[name].add(one_array(table[schema.group].filter(pa.array(mask))))
+                    values = pc.struct_field(table["columns"], schema.group)
+                    found.groups[name].add(one_array(values.filter(pa.array(mask))))
             found.unused += Unused(int((used & ~in_any).sum()), dropped)
             for column, counts in found.texts.items():
-                counts.update(one_array(table[column].filter(used)).cast(pa.string()))
+                values = pc.struct_field(table["columns"], column).filter(pa.array(used))
+                counts.update(one_array(values).cast(pa.string()))
             rows += table.num_rows
         reasons = dict(sum((each.reasons for each in lacking), Counter()))
         first = sorted(example for each in lacking for example in each.first)[:EXAMPLES]
@@ -357,13 +382,13 @@ class _Numbering:
         """Returns whether each rule selects each row of the next table, bool [n].
 
         Args:
-            table: has ``_conditions`` of the rules.
+            table: has the struct "columns", and ``_conditions`` of the rules as "splits".
             used: the rows that may be selected, bool [n].
         """
         hashes = _hashes(table, rules.values())
         masks = {}
         for name, rule in rules.items():
-            places = np.flatnonzero(used & table[IN_SPLIT + name].to_numpy())
+            places = np.flatnonzero(used & pc.struct_field(table["splits"], name).to_numpy())
             numbers = np.arange(self.seen[name], self.seen[name] + len(places))
             self.seen[name] += len(places)
             of_places = {column: each[places] for column, each in hashes.items()}
@@ -486,7 +511,7 @@ def _hashes(table: pa.Table, rules: Iterable[SplitRule]) -> dict[str, np.ndarray
     """Returns the hashes of the columns of a table that rules select by, uint64 [n] each."""
     hashes = {}
     for column in {rule.hash.column for rule in rules if rule.hash and rule.hash.column}:
-        values = one_array(table[column])
+        values = one_array(pc.struct_field(table["columns"], column))
         try:
             hashes[column] = hashing.text_hash(canonical_values(values))
         except pa.ArrowException as error:
@@ -509,9 +534,18 @@ def _has_label(label: Label, types: pa.Schema) -> pc.Expression:
     return is_label(label.column, types.field(label.column).type)
 
 
-def _conditions(rules: Mapping[str, SplitRule]) -> dict[str, pc.Expression]:
-    """Returns the columns ``IN_SPLIT`` + NAME of the conditions of rules."""
-    return {IN_SPLIT + name: _condition(rule.where) for name, rule in rules.items()}
+def _conditions(rules: Mapping[str, SplitRule]) -> pc.Expression:
+    """Returns the struct of the conditions of rules, by their names."""
+    return _struct({name: _condition(rule.where) for name, rule in rules.items()})
+
+
+def _fields(names: Iterable[str]) -> pc.Expression:
+    """Returns the struct of columns of the input."""
+    return _struct({name: pc.field(name) for name in names})
+
+
+def _struct(columns: Mapping[str, pc.Expression]) -> pc.Expression:
+    return pc.make_struct(*columns.values(), field_names=[*columns])
 
 
 def _condition(where: Condition | None) -> pc.Expression:

@@ -42,7 +42,6 @@ from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 MISSING = ("-", "?", "\\n", "#n/a", "<na>", "n/a", "na", "nan", "nat", "none", "null")
 LONGEST_VALUE = 1 << 20  # bytes of a value with line ends
 OPEN_LINE = "the line ends inside quotes"
-KEPT = "\0kept:"  # prefix of the columns that are text as it is written
 
 
 @dataclass(frozen=True)
@@ -165,6 +164,7 @@ class TextBlock:
         total: number of rows of the block, including bad ones.
         bad: rows that were dropped.
         form: how the text holds values.
+        kept: columns [n] of the same rows that are text as it is written, by name.
     """
 
     columns: dict[str, pa.Array]
@@ -174,6 +174,7 @@ class TextBlock:
     total: int
     bad: list[BadLine] = field(default_factory=list)
     form: TextFormat = PLAIN_TEXT
+    kept: dict[str, pa.Array] = field(default_factory=dict)
 
     @property
     def table(self) -> pa.Table:
@@ -195,14 +196,17 @@ class TextBlock:
         for line, value in zip(self.line[mask].tolist(), shown):
             self.bad.append(BadLine(line, reason, _readable(value)))
         self.columns = _columns(self.table.filter(~mask))
+        self.kept = {name: values.filter(pa.array(~mask)) for name, values in self.kept.items()}
         self.line = self.line[~mask]
 
     def keep(self, column: str) -> None:
-        """Adds a column a second time, as text as it is written, under its name with ``KEPT``
-        before it.
-        """
-        self.columns[KEPT + column] = self.columns[column]
-        self.convert(KEPT + column, pa.string())
+        """Adds an untyped column to ``kept``, and drops the rows where it is not UTF-8."""
+        try:
+            text = self.columns[column].cast(pa.string())
+        except pa.ArrowException:
+            self._drop_uncastable(column, pa.string())
+            text = self.columns[column].cast(pa.string())
+        self.kept[column] = text
 
     def convert(self, column: str, kind: pa.DataType) -> None:
         """Casts a column to a type and drops rows whose value cannot be cast."""
@@ -215,7 +219,7 @@ class TextBlock:
         except pa.ArrowException:
             self._drop_uncastable(column, kind)
             converted = self._cast(self.columns[column], kind)
-        if kind == pa.string() and not column.startswith(KEPT):
+        if kind == pa.string():
             converted = without_words(converted, self.form)
         self.columns[column] = converted
 
@@ -247,8 +251,8 @@ class TextBlock:
     def _drop_uncastable(self, column: str, kind: pa.DataType) -> None:
         values = self.columns[column]
         mask = ~castable(values, lambda part: self._cast(part, kind))
-        name = column.removeprefix(KEPT)
-        reason = f"{name} is not UTF-8" if kind == pa.string() else f"{name} is not of type {kind}"
+        what = "UTF-8" if kind == pa.string() else f"of type {kind}"
+        reason = f"{column} is not {what}"
         if pa.types.is_string(values.type):
             missing = mask & _means_missing(values)
             self.drop(

@@ -107,7 +107,8 @@ def _quantiles(
     size = sum(each.size for each in inputs)
 
     def values(chunk: Chunk) -> tuple[pa.Array, int]:
-        return _times(one_array(chunk.parse()[0][time]), time, kind, form), chunk.size
+        table, *_ = chunk.parse()
+        return _times(one_array(table[time]), time, kind, form), chunk.size
 
     with progress_bar(
         total=size, unit="B", unit_scale=True, desc="times", disable=not progress
