@@ -246,8 +246,9 @@ class FusedEmbedding(EmbeddingFields, HoldsTable):
             with held(self.weight) as steps:
                 missed = [] if steps is None else steps.tensors
                 return embedding_and_squares(self.weight, ids, self.offsets, missed)
-        except IndexError as error:
-            raise self._with_name(error) from None
+        except IndexError:
+            self._check_ids(ids)
+            raise
 
     def _fuses_squares(self, ids: Tensor) -> bool:
         """Returns whether one look-up in one float32 table on the CPU computes the result, in eager

@@ -5,9 +5,8 @@ B batch, F fields, E_f width of field f, N ids of all bags together.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,13 @@ from adaftr_fast.nn.embedding_table import EmbeddingTable, Ids, field_offsets
 from adaftr_fast.ops.embedding.bags import PAD, bag_of_id, select_bags
 from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
 from adaftr_fast.ops.embedding.reference.bags import check_bags, compute_dtype, resolve_ids
-from adaftr_fast.ops.embedding.reference.lookup import check_columns, check_ids, values_of
-from adaftr_fast.ops.embedding.segments import max_bags, rows_of_field, sum_bags
+from adaftr_fast.ops.embedding.reference.lookup import (
+    check_columns,
+    check_ids,
+    named_field,
+    values_of,
+)
+from adaftr_fast.ops.embedding.segments import check_field, max_bags, rows_of_field, sum_bags
 from adaftr_fast.ops.library import check_local
 
 Pooling = Literal["mean", "sum", "max"]
@@ -223,8 +227,9 @@ class EmbeddingFields(nn.Module):
         if self.on_bad_id == "raise":
             try:
                 return self._look_up(given)
-            except IndexError as error:
-                raise self._with_name(error) from None
+            except IndexError:
+                self._check_ids(given.ids, given.offsets)
+                raise
         given, bad = self._without_bad(given)
         out = self._look_up(given)
         _count(self.oov_counts, bad)  # after everything that can raise
@@ -253,10 +258,9 @@ class EmbeddingFields(nn.Module):
             ids = ids.masked_fill(bad, 0)
         try:
             rows = self._rows(f, ids)
-        except IndexError as error:
-            raise self._with_name(
-                IndexError(str(error).replace("the field", f"field {f}"))
-            ) from None
+        except IndexError:
+            check_field(ids, self.num_embeddings[f], named_field(f, self.field_names))
+            raise
         out = self._look_up_rows(self._locate(f)[0], rows)
         if bad is not None:  # after everything that can raise
             _count(self.oov_counts[f : f + 1], bad.sum()[None])
@@ -386,10 +390,7 @@ class EmbeddingFields(nn.Module):
         pooled: dict[int, Tensor] = {}
         for number, table in enumerate(self.by_width):
             bags = [select_fields([f], ids, offsets, factors, fields, fill=0) for f in table.fields]
-            try:
-                rows = [self._rows(f, own.ids) for f, own in zip(table.fields, bags)]
-            except IndexError:
-                self._raise_bad_id(ids, offsets)
+            rows = [self._rows(f, own.ids) for f, own in zip(table.fields, bags)]
             # one look-up per table, since torch cannot add the sparse gradients of several in float16
             found = self._look_up_rows(number, torch.cat(rows))
             parts = found.split([each.shape[0] for each in rows])
@@ -424,39 +425,24 @@ class EmbeddingFields(nn.Module):
             check_columns("fused_embedding", ids, fields)
         parts = []
         for owner, table in zip(self._owners(), self.by_width, strict=True):
-            try:
-                if offsets is None:
-                    own = Ids(ids.index_select(1, owner.columns))
-                else:
-                    own = select_fields(table.fields, ids, offsets, factors, fields)
-                parts.append(owner._look_up_ids(owner.offsets, own, mean))
-            except IndexError:
-                if runs_cuda_kernels(ids):  # of an earlier call
-                    raise
-                self._raise_bad_id(ids, offsets)
+            if offsets is None:
+                own = Ids(ids.index_select(1, owner.columns))
+            else:
+                own = select_fields(table.fields, ids, offsets, factors, fields)
+            parts.append(owner._look_up_ids(owner.offsets, own, mean))
         return torch.cat(parts, 1)[:, self.order]
 
-    def _raise_bad_id(self, ids: Tensor, offsets: Tensor | None) -> NoReturn:
-        """Names the first bad id by its position among all fields; a table knows only those of its
-        width.
+    def _check_ids(self, ids: Tensor, offsets: Tensor | None = None) -> None:
+        """Raises IndexError for the first bad id, by its position among all fields and its field's
+        name; a table knows only the fields of its width.
         """
+        if runs_cuda_kernels(ids):  # an id of an earlier call is bad
+            return
+        op = type(self).__name__
         if offsets is None:
-            check_ids("fused_embedding", ids, self.field_offsets)
+            check_ids(op, ids, self.field_offsets, self.field_names)
         else:
-            resolve_ids("embedding_bags", ids, offsets, None, self.field_offsets)
-        raise AssertionError(f"{type(self).__name__}: a table refused ids that are all in range")
-
-    def _with_name(self, error: IndexError) -> IndexError:
-        """Adds the name of the field to the message of an op, which knows its position among all
-        fields.
-        """
-
-        def named(found: re.Match[str]) -> str:
-            name = self.field_names[int(found[1])]
-            return found[0] if name == found[1] else f"for field {found[1]} ({name!r}),"
-
-        # CUDA's message counts those of one table
-        return IndexError(re.sub(r"for field (\d+),", named, str(error)))
+            resolve_ids(op, ids, offsets, None, self.field_offsets, self.field_names)
 
     def field(self, name: str | int) -> int:
         """Returns the position of a field, given by name or position.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adaftr_fast.ops.embedding.bags import PAD, bag_of_id
 from adaftr_fast.ops.embedding.lookup import runs_cuda_kernels
-from adaftr_fast.ops.embedding.reference.lookup import value_at, values_of
+from adaftr_fast.ops.embedding.reference.lookup import out_of_range, value_at, values_of
 from adaftr_fast.ops.library import define, differentiates_references, library
 
 
@@ -23,16 +23,21 @@ def _rows_of_field(ids: Tensor, first: int, rows: int) -> Tensor:
         raise TypeError(f"look_up_field: ids must be int32 or int64, got {ids.dtype}")
     if ids.dim() != 1:
         raise ValueError(f"look_up_field: ids must be [N], got {list(ids.shape)}")
-    bad = (ids < 0) | (ids >= rows)
     if runs_cuda_kernels(ids):  # the look-up reports -1, without making the host wait
-        return torch.where(bad, -1, ids.long() + first)
-    if values_of(bad).any():
-        position = values_of(bad).nonzero()[0].tolist()
-        raise IndexError(
-            f"look_up_field: ids{position} = {value_at(ids, position)} is out of range for the field, whose ids are "
-            f"0 to {rows - 1}"
-        )
+        return torch.where((ids < 0) | (ids >= rows), -1, ids.long() + first)
+    check_field(ids, rows, "the field")
     return ids.long() + first
+
+
+def check_field(ids: Tensor, rows: int, field: str) -> None:
+    """Raises IndexError if an id of ids [N] is not in the range of a field of ``rows`` ids, which
+    the error calls ``field``.
+    """
+    bad = values_of((ids < 0) | (ids >= rows)).nonzero()
+    if len(bad):
+        position = bad[0].tolist()
+        found = f"ids{position} = {value_at(ids, position)}"
+        raise out_of_range("look_up_field", found, field, rows)
 
 
 def _sum_bags(vectors: Tensor, offsets: Tensor) -> Tensor:

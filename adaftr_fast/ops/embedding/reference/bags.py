@@ -18,6 +18,8 @@ from torch import Tensor
 from adaftr_fast.ops.embedding.reference.lookup import (
     check_fields,
     merge_rows,
+    named_field,
+    out_of_range,
     value_at,
     values_of,
 )
@@ -70,8 +72,9 @@ def resolve_ids(
     offsets: Tensor,
     per_sample_weights: Tensor | None,
     field_offsets: Tensor,
+    names: Sequence[str] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Returns the bag and the table row of each id, both [N].
+    """Returns the bag and the table row of each id, both [N]. Errors call fields by ``names``.
 
     Raises:
         IndexError, TypeError, ValueError: as :func:`adaftr_fast.ops.embedding.bags.embedding_bags`,
@@ -87,12 +90,9 @@ def resolve_ids(
         position = bad[0].tolist()
         f = value_at(field, position)
         row = value_at(bag, position) // fields
-        last = int(field_offsets[f + 1] - field_offsets[f]) - 1
-        raise IndexError(
-            f"{op}: values{position} = {value_at(values, position)} (row {row}) is out of range "
-            f"for field {f}, "
-            f"whose ids are 0 to {last}"
-        )
+        rows = int(field_offsets[f + 1] - field_offsets[f])
+        found = f"values{position} = {value_at(values, position)} (row {row})"
+        raise out_of_range(op, found, named_field(f, names), rows)
     return bag, values + field_offsets[field]
 
 

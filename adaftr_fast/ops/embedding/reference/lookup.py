@@ -51,9 +51,26 @@ def value_at(x: Tensor, position: Sequence[int]) -> int:
     return int(values[tuple(position[len(position) - values.dim() :])])
 
 
-def check_ids(op: str, ids: Tensor, field_offsets: Tensor) -> None:
+def out_of_range(op: str, found: str, field: str, rows: int) -> IndexError:
+    """Returns the error for an id that is not in a field's range.
+
+    Args:
+        op: what was called.
+        found: the id and its place.
+        field: what the field is called, as of ``named_field``.
+        rows: the number of ids of the field.
+    """
+    return IndexError(f"{op}: {found} is out of range for {field}, whose ids are 0 to {rows - 1}")
+
+
+def named_field(f: int, names: Sequence[str] = ()) -> str:
+    """Returns what errors call a field: its position, and its name if it has another one."""
+    return f"field {f} ({names[f]!r})" if names and names[f] != str(f) else f"field {f}"
+
+
+def check_ids(op: str, ids: Tensor, field_offsets: Tensor, names: Sequence[str] = ()) -> None:
     """Checks that ids are int32 or int64 [B, F] and within their fields' ranges; the error names
-    the first bad id.
+    the first bad id, and its field by ``names``.
     """
     check_fields(op, field_offsets)
     check_columns(op, ids, len(field_offsets) - 1)
@@ -61,11 +78,9 @@ def check_ids(op: str, ids: Tensor, field_offsets: Tensor) -> None:
     if len(bad):
         position = bad[0].tolist()
         f = position[-1]
-        last = int(field_offsets[f + 1] - field_offsets[f]) - 1
-        raise IndexError(
-            f"{op}: ids{position} = {value_at(ids, position)} is out of range for field {f}, whose ids are "
-            f"0 to {last}"
-        )
+        rows = int(field_offsets[f + 1] - field_offsets[f])
+        found = f"ids{position} = {value_at(ids, position)}"
+        raise out_of_range(op, found, named_field(f, names), rows)
 
 
 def fused_embedding(
