@@ -37,9 +37,9 @@ from adaftr_fast.data.encode.written import as_written
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows, check_share
+from adaftr_fast.data.raw.batches import shown
 from adaftr_fast.data.raw.inputs import Chunk, is_text
 from adaftr_fast.data.raw.rows import RawFile, raw_files
-from adaftr_fast.data.raw.tables import shown
 from adaftr_fast.data.schema.types import PLAIN_TEXT, Schema
 from adaftr_fast.errors import DataError, ServingError
 from adaftr_fast.serving.columns import Columns

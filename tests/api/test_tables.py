@@ -41,6 +41,10 @@ def test_wrong_columns_of_a_table_are_named(log, tmp_path):
         r"1, got '",
     ):
         af.prepare(log, tmp_path / "data", labels=["click", "price"])
+    with pytest.raises(DataError, match=r"^the table 2: no column 'user', which the table has;"):
+        af.prepare([log, log.drop(["user"])], tmp_path / "data", labels="click")
+    with pytest.raises(DataError, match=r"^the table: time: expected at least 3 different times"):
+        af.prepare(log[:2], tmp_path / "data", labels="click", time="time")
     with pytest.raises(DataError, match="split train has no rows"):
         af.prepare(log[:0], tmp_path / "data", labels="click")
     assert list(tmp_path.iterdir()) == []

@@ -22,6 +22,7 @@ from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.prepare.work_folder import WorkFiles
+from adaftr_fast.data.raw.batches import shown
 from adaftr_fast.data.raw.inputs import TextFile, parquet_inputs, text_inputs
 from adaftr_fast.data.raw.source import Inputs, Source, data_files, listed
 from adaftr_fast.data.raw.staging import TextInput, check_staged, stage
@@ -266,7 +267,7 @@ def encode(manifest: Manifest, job: Job, shard: Shard, advance: Advance) -> dict
             for split in splits
             if schema.group
         }
-        raw = listed(map(str, job.inputs.paths[schema.split[splits[0]].file]))
+        raw = listed(map(shown, job.inputs.paths[schema.split[splits[0]].file]))
         write_splits(
             schema,
             encoders,

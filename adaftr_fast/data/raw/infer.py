@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import holds_text, plain_numbers, without_empty, without_words
+from adaftr_fast.data.raw.batches import shown
 from adaftr_fast.data.raw.formats import infer_dates, infer_format
 from adaftr_fast.data.raw.inputs import (
     SAMPLE_ROWS,
@@ -26,7 +27,7 @@ from adaftr_fast.data.raw.inputs import (
     text_files,
 )
 from adaftr_fast.data.raw.source import check_columns, reading
-from adaftr_fast.data.raw.tables import is_list, shown
+from adaftr_fast.data.raw.tables import is_list
 from adaftr_fast.data.raw.text import are_numbers, typed
 from adaftr_fast.data.raw.times import check_times, unsorted_times
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
@@ -124,7 +125,7 @@ def infer_schema(
     for name in multi:
         if name not in fields:
             raise DataError(
-                f"{path}: multi: {name!r} is not a field: it is a label, the time, the weight, or "
+                f"{shown(path)}: multi: {name!r} is not a field: it is a label, the time, the weight, or "
                 "left out"
             )
     texts = [each.name for each in columns if holds_text(each.type) and each.name in fields]
@@ -197,7 +198,7 @@ def _with_dates(file: InputFile, types: pa.Schema, time: str) -> InputFile:
     values = without_words(one_array(_sample(file, [time])[time]), file.form)
     if not unsorted_times(values):
         return file
-    dates = infer_dates(f"{file.path}: time {time}", values)
+    dates = infer_dates(f"{shown(file.path)}: time {time}", values)
     if not dates:
         check_times(file.path, time, values)
     return replace(file, form=replace(file.form, dates=dates))
@@ -319,7 +320,7 @@ def _lists(
             values = rows[name].cast(pa.string())
         except pa.ArrowException as error:
             expected = f"expected a column of text, got {rows[name].type}"
-            raise DataError(f"{path}: multi: {name}: {expected}") from error
+            raise DataError(f"{shown(path)}: multi: {name}: {expected}") from error
         warning = ""
         if separator is None:
             separator = find_separator(values)
@@ -329,7 +330,7 @@ def _lists(
         elif separator and not pc.any(pc.match_substring(values, separator)).as_py():
             if separator == file.delimiter:
                 raise DataError(
-                    f"{path}: multi: {name}: {separator!r} separates the columns, and no value "
+                    f"{shown(path)}: multi: {name}: {separator!r} separates the columns, and no value "
                     "holds it"
                 )
             warning = f"multi: {name}: none of the first values holds {separator!r}"

@@ -35,9 +35,10 @@ from adaftr_fast.data.raw.batches import (
     count_rows,
     fragment_rows,
     read_tables,
+    shown,
 )
 from adaftr_fast.data.raw.staging import is_text
-from adaftr_fast.data.raw.tables import is_list, shown
+from adaftr_fast.data.raw.tables import is_list
 from adaftr_fast.data.schema.types import (
     SPLITS,
     Condition,
@@ -196,7 +197,7 @@ class Source:
                 check_files(whole, schema.columns())
 
     def _reading(self, role: str, what: str) -> AbstractContextManager[None]:
-        return reading(listed(map(str, self.paths[role])), what)
+        return reading(listed(map(shown, self.paths[role])), what)
 
     def count_rows(self, splits: Sequence[str]) -> int:
         """Returns the number of rows that ``scan`` reads: before selection by row number or hash,
@@ -405,7 +406,7 @@ def reading(path: Path | str, what: str) -> Iterator[None]:
     except READ_ERRORS as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: {what}: {first_line(error)}") from error
+        raise DataError(f"{shown(path)}: {what}: {first_line(error)}") from error
 
 
 def check_names(schema: pa.Schema) -> None:
@@ -423,7 +424,7 @@ def check_columns(
     if missing := [column for column in wanted if column not in found]:
         reader = "" if schema is None else f", which schema {schema.name} reads"
         raise DataError(
-            f"{path}: no column {listed(map(repr, missing))}{reader}; the file has {listed(found)}"
+            f"{shown(path)}: no column {listed(map(repr, missing))}{reader}; the file has {listed(found)}"
         )
 
 
@@ -442,13 +443,11 @@ def check_files(dataset: ds.Dataset, columns: Iterable[str]) -> None:
             kind = dataset.schema.field(column).type
             if column not in found.names:
                 raise DataError(
-                    f"{file.path}: no column {column!r}, which {first.path} has; {_ONE_FOLDER}"
+                    f"{shown(file.path)}: no column {column!r}, which {shown(first.path)} has; {_ONE_FOLDER}"
                 )
             if not _reads_as(found.field(column).type, kind):
-                got = (
-                    f"column {column!r} is {found.field(column).type}, in {first.path} it is {kind}"
-                )
-                raise DataError(f"{file.path}: {got}; {_ONE_FOLDER}")
+                got = f"column {column!r} is {found.field(column).type}, in {shown(first.path)} it is {kind}"
+                raise DataError(f"{shown(file.path)}: {got}; {_ONE_FOLDER}")
 
 
 def _reads_as(found: pa.DataType, kind: pa.DataType) -> bool:

@@ -19,10 +19,9 @@ from adaftr_fast._files import followed, make_folder, remove
 from adaftr_fast._publish import publisher_lock
 from adaftr_fast.data.encode.written import holds_text
 from adaftr_fast.data.memory import DEFAULT, Memory
-from adaftr_fast.data.raw.batches import BATCH_ROWS, coalesced
+from adaftr_fast.data.raw.batches import BATCH_ROWS, FOLDER, coalesced
 from adaftr_fast.errors import DataError
 
-FOLDER = ".tables"  # how the name of the folder of tables ends
 # the columns that pandas makes of an index without a name
 INDEX = re.compile(r"__index_level_\d+__")
 
@@ -58,8 +57,7 @@ def input_files(inputs: Inputs, out: Path, memory: Memory = DEFAULT) -> Iterator
 
     Raises:
         BusyError: another process or thread makes ``out``.
-        DataError: a table has two columns of the same name, or values that Arrow cannot represent;
-            or the block raised it, and the message calls the file of a table "the table".
+        DataError: a table has two columns of the same name, or values that Arrow cannot represent.
         OSError: the files cannot be written.
         TypeError: an input is neither a path nor a table.
     """
@@ -76,23 +74,8 @@ def input_files(inputs: Inputs, out: Path, memory: Memory = DEFAULT) -> Iterator
             yield [
                 _file(each, folder, number, memory) for number, each in enumerate(listed, start=1)
             ]
-        except DataError as error:
-            message = str(error)
-            for number in range(1, len(listed) + 1):
-                path = _place(folder, number)
-                message = message.replace(str(path), shown(path))
-            raise DataError(message) from error
         finally:
             remove(folder)
-
-
-def shown(path: Path) -> str:
-    """Returns the name of an input in messages: "the table" in place of the file of one, else the
-    path.
-    """
-    if isinstance(path, Path) and path.parent.name.endswith(FOLDER):
-        return f"the {path.stem.replace('-', ' ')}"
-    return str(path)
 
 
 def list_inputs(inputs: Inputs) -> list[Input]:

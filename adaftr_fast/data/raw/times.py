@@ -20,6 +20,7 @@ from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import holds_text, read_times, times, without_words
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import ordered_map
+from adaftr_fast.data.raw.batches import shown
 from adaftr_fast.data.raw.inputs import (
     Chunk,
     InputFile,
@@ -120,12 +121,12 @@ def _quantiles(
                     counts.update(without_nan(found) if pa.types.is_floating(kind) else found)
                     bar.update(read)
     table = counts.table()
-    shown = listed(map(str, files))
+    named = listed(map(shown, files))
     if holds_text(kind):
-        check_times(shown, time, one_array(table["value"]))
+        check_times(named, time, one_array(table["value"]))
     if table.num_rows <= len(shares):
         expected = f"expected at least {len(shares) + 1} different times, got {table.num_rows}"
-        raise DataError(f"{shown}: {time}: {expected}")
+        raise DataError(f"{named}: {time}: {expected}")
     cumulative = pc.cumulative_sum(table["count"]).to_numpy() / pc.sum(table["count"]).as_py()
     places: list[int] = [0]
     for number, share in enumerate(shares):
@@ -186,7 +187,9 @@ def check_times(path: Path | str, time: str, values: pa.Array) -> None:
         expected = (
             "expected numbers, timestamps, or text of one form of ISO 8601, which sorts by time"
         )
-        raise DataError(f"{path}: time {time}: {expected}; got {' and '.join(map(repr, unsorted))}")
+        raise DataError(
+            f"{shown(path)}: time {time}: {expected}; got {' and '.join(map(repr, unsorted))}"
+        )
 
 
 def unsorted_times(values: pa.Array) -> list[str]:
