@@ -5,7 +5,8 @@ rates.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,13 +19,33 @@ from adaftr_fast.optim.base import RowOptimizer
 from adaftr_fast.optim.dense import DenseAdam
 from adaftr_fast.torchrec.tables import ShardedTables
 
-TABLES: dict[str, type[RowOptimizer]] = {
-    "sgd": SGD,
-    "adagrad": Adagrad,
-    "rowwise_adagrad": RowwiseAdagrad,
+
+@dataclass(frozen=True)
+class TableOptimizer:
+    """An optimizer of tables.
+
+    Attributes:
+        kind: its class.
+        vectors: how many vectors of the row's width its state has for each row.
+        numbers: how many numbers its state has for each row.
+        takes_dense: whether it takes the dense weights, too, with the options of Adam.
+    """
+
+    kind: Callable[..., RowOptimizer]
+    vectors: int = 0
+    numbers: int = 0
+    takes_dense: bool = False
+
+
+TABLES = {
+    # numbers: the step at which the row was last current
+    "adam": TableOptimizer(Adam, vectors=2, numbers=1, takes_dense=True),
+    "lazy_adam": TableOptimizer(LazyAdam, vectors=2, takes_dense=True),
+    "sgd": TableOptimizer(SGD),
+    "adagrad": TableOptimizer(Adagrad, vectors=1),
+    "rowwise_adagrad": TableOptimizer(RowwiseAdagrad, numbers=1),
 }
-"""The optimizers of tables alone; those of ``ADAMS`` take the dense weights, too."""
-ADAMS: dict[str, type[Adam] | type[LazyAdam]] = {"adam": Adam, "lazy_adam": LazyAdam}
+"""The choices of ``OptimizerConfig.tables``."""
 
 
 def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
@@ -46,12 +67,14 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
         "eps": config.eps,
     }
     optimizers: list[torch.optim.Optimizer] = []
-    if tables and config.tables in ADAMS:
-        optimizers.append(ADAMS[config.tables]([*of_dense, *of_tables], **adam))
+    known = TABLES[config.tables]
+    if tables and known.takes_dense:
+        optimizers.append(known.kind([*of_dense, *of_tables], **adam))
     else:
         optimizers += [DenseAdam([group], **adam) for group in of_dense]
-        options: dict[str, Any] = {} if config.tables == "sgd" else {"eps": config.eps}
-        optimizers += [TABLES[config.tables]([group], **options) for group in of_tables]
+        # rules with a state divide by its root
+        options: dict[str, Any] = {"eps": config.eps} if known.vectors or known.numbers else {}
+        optimizers += [known.kind([group], **options) for group in of_tables]
     optimizers += [
         module.optimizer for module in model.modules() if isinstance(module, ShardedTables)
     ]
@@ -74,15 +97,9 @@ def table_state_bytes(kind: str, rows: Sequence[int], widths: Sequence[int]) -> 
         rows: number of rows of each table.
         widths: width of each table.
     """
-    vectors, numbers = {  # of 4 bytes for each row
-        "adam": (2, 1),  # the moments, and the step at which the row was last current
-        "lazy_adam": (2, 0),
-        "adagrad": (1, 0),
-        "rowwise_adagrad": (0, 1),
-        "sgd": (0, 0),
-    }[kind]
+    known = TABLES[kind]
     of_tables = zip(rows, widths, strict=True)
-    return 4 * sum(number * (vectors * width + numbers) for number, width in of_tables)
+    return 4 * sum(count * (known.vectors * width + known.numbers) for count, width in of_tables)
 
 
 def learning_rate(config: OptimizerConfig, step: int, peak: float) -> float:

@@ -5,13 +5,13 @@ import torch
 
 from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.training.optimizers import build_optimizers, table_state_bytes
+from adaftr_fast.training.optimizers import TABLES, build_optimizers, table_state_bytes
 
 ROWS = [70, 30, 5]
 WIDTHS = [4, 8, 4]
 
 
-@pytest.mark.parametrize("kind", ["adam", "lazy_adam", "adagrad", "rowwise_adagrad", "sgd"])
+@pytest.mark.parametrize("kind", TABLES)
 def test_size_of_the_state(kind):
     """Counts the elements of the optimizer's tensors that have one or more numbers per row."""
     table = FusedEmbedding(ROWS, WIDTHS)

@@ -14,7 +14,7 @@ from adaftr_fast.training.checkpoint.weights import load_checkpoint
 from adaftr_fast.training.checkpoint.weights import weights_of as named_weights_of
 from adaftr_fast.training.evaluation import evaluate, mean_auc
 from adaftr_fast.training.interrupt import deferred_interrupt
-from adaftr_fast.training.optimizers import ADAMS, TABLES, build_optimizers
+from adaftr_fast.training.optimizers import TABLES, build_optimizers
 from tests.logs import read_records
 from tests.training.conftest import before_step, interrupt, trainer, whole
 
@@ -57,7 +57,7 @@ def test_training_learns_and_writes_metrics_and_weights(model, splits, tmp_path,
         ) == (seed == 0)
 
 
-@pytest.mark.parametrize("name", TABLES | ADAMS)
+@pytest.mark.parametrize("name", TABLES)
 def test_the_optimizer_of_tables_can_be_chosen(name, model):
     """Adam takes the dense weights, too."""
     optimizers = build_optimizers(

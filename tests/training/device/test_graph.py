@@ -23,6 +23,7 @@ from adaftr_fast.training.device import (
     CudaCaptures,
     depends_on_tensors_alone,
 )
+from adaftr_fast.training.optimizers import TABLES
 from adaftr_fast.training.stepper import Stepper
 from tests.models.inputs import batch
 from tests.tolerances import assert_same_bits
@@ -30,7 +31,7 @@ from tests.tolerances import assert_same_bits
 SIZES = [50, 20, 3]
 ROWS = 16
 WARM_UP = CudaCaptures.warm_up
-OPTIMIZERS = ["adam", "lazy_adam", "sgd", "adagrad", "rowwise_adagrad"]
+OPTIMIZERS = list(TABLES)
 
 
 class Recorder:
