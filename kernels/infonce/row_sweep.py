@@ -62,15 +62,17 @@ def _fits(m, a, softmax_scale_log2, max_norm):
 
 
 @triton.jit
-def _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr, bound,
-                    d_start, first, count, gap_at, gap, MASKED: tl.constexpr, HAS_GROUP: tl.constexpr,
-                    IGNORES: tl.constexpr, FIXED_MAX: tl.constexpr, NEED_D_ANCHORS: tl.constexpr,
+def _stream_columns(state, anchors, candidates, blocks, MASKED: tl.constexpr, FIXED_MAX: tl.constexpr,
+                    HAS_GROUP: tl.constexpr, IGNORES: tl.constexpr, NEED_D_ANCHORS: tl.constexpr,
                     NEED_SUM_PZ: tl.constexpr, META: tl.constexpr):  # fmt: skip
     """Streams ``count`` blocks of columns past the rows, from block ``first`` on; skips ``gap`` after ``gap_at``.
 
     With FIXED_MAX, m stays, and l, sum_pz and max_negative are of 8 places each: [BLOCK_M, 8].
     """
     m, l, sum_pz, max_negative, acc = state
+    a, a_desc, rows, softmax_scale_log2, positive, group, bound = anchors
+    b_desc, column_group_ptr, d_start = candidates
+    first, count, gap_at, gap = blocks
     N = b_desc[2]
     for i in range(count):
         block = first + i + tl.where(i >= gap_at, gap, 0)
@@ -181,25 +183,27 @@ def infonce_row_sweep_kernel(
     l, sum_pz, max_negative, acc = zero, zero, zero - float("inf"), zero
     if NEED_D_ANCHORS:
         acc = tl.zeros([META.BLOCK_M, META.BLOCK_D], META.ACC_DTYPE)
+    anchors = (a, a_desc, rows, softmax_scale_log2, positive, group, bound)
+    candidates = (b_desc, column_group_ptr, d_start)
     plain = end - first - (high - low)
     if FIXED_MAX:
         fits = _fits(m, a[0] if META.INPUT_PRECISION == "bf16x3" else a, softmax_scale_log2, tl.load(max_norm_ptr))
         places = tl.zeros([META.BLOCK_M, 8], META.ACC_DTYPE)
         state = (m, places, places, places - float("inf"), acc)
-        state = _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr,
-                                bound, d_start, first, fits * plain, low - first, high - low, False, HAS_GROUP, IGNORES,
-                                True, NEED_D_ANCHORS, NEED_SUM_PZ, META)  # fmt: skip
+        blocks = (first, fits * plain, low - first, high - low)
+        state = _stream_columns(state, anchors, candidates, blocks, False, True, HAS_GROUP, IGNORES, NEED_D_ANCHORS,
+                                NEED_SUM_PZ, META)  # fmt: skip
         m, l, sum_pz, max_negative, acc = state
         l, sum_pz, max_negative = tl.sum(l, 1), tl.sum(sum_pz, 1), tl.max(max_negative, 1)
         plain *= 1 - fits
     state = (m, l, sum_pz, max_negative, acc)
     if not all_masked:
-        state = _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr,
-                                bound, d_start, first, plain, low - first, high - low, False, HAS_GROUP, IGNORES, False,
-                                NEED_D_ANCHORS, NEED_SUM_PZ, META)  # fmt: skip
-    state = _stream_columns(state, a, a_desc, rows, b_desc, softmax_scale_log2, positive, group, column_group_ptr,
-                            bound, d_start, low, high - low + last - end, high - low, end - high, True, HAS_GROUP,
-                            IGNORES, False, NEED_D_ANCHORS, NEED_SUM_PZ, META)  # fmt: skip
+        blocks = (first, plain, low - first, high - low)
+        state = _stream_columns(state, anchors, candidates, blocks, False, False, HAS_GROUP, IGNORES, NEED_D_ANCHORS,
+                                NEED_SUM_PZ, META)  # fmt: skip
+    blocks = (low, high - low + last - end, high - low, end - high)
+    state = _stream_columns(state, anchors, candidates, blocks, True, False, HAS_GROUP, IGNORES, NEED_D_ANCHORS,
+                            NEED_SUM_PZ, META)  # fmt: skip
     m, l, sum_pz, max_negative, acc = state
 
     inside = rows < B
