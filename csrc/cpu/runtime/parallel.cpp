@@ -30,9 +30,9 @@ bool in_parallel_region() {
 #endif
 }
 
-// Flushes denormals to zero, operands and results, while a kernel runs: each costs a microcode assist. Softmax entries of
-// sharp rows are full of them, and so are the weights of a unit that no gradient reaches any more, which weight decay
-// shrinks without end. The caller's mode is restored.
+// Flushes denormals to zero, operands and results, while a kernel runs: each costs a microcode assist. Softmax entries
+// of sharp rows are full of them, and so are the weights of a unit that no gradient reaches any more, which weight
+// decay shrinks without end. The caller's mode is restored.
 struct FlushDenormals {
 #if defined(__x86_64__)
   unsigned saved = __builtin_ia32_stmxcsr();
