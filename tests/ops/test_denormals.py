@@ -1,4 +1,4 @@
-"""Kernels flush denormals to zero: a processor takes a hundred times as long for them, and the
+"""Kernels flush denormals to zero: a processor takes many times as long for them, and the
 weights of units that no gradient reaches any more become denormal under weight decay.
 """
 
