@@ -34,10 +34,11 @@ inline Group<Compute<W>> widen_group(const Group<Bits<W>>& x) {
     for (int64_t i = 0; i < kGroup; ++i) wide[i] = std::bit_cast<__fp16>(x[i]);
     return wide;
 #else
-    // Both directions by integer arithmetic on the exponent, so no F16C is needed.
+    // Both directions by arithmetic on the exponent, so no F16C is needed.
     const Words half = __builtin_convertvector(x, Words), sign = (half & 0x8000) << 16, magnitude = half & 0x7fff;
     const Words normal = (magnitude << 13) + 0x38000000;  // exponent bias 15 to 127
-    // No float on the way is denormal: kernels flush those (runtime/parallel.cpp).
+    // 2^-14 (1 + magnitude / 1024) - 2^-14: no float on the way is denormal, which kernels flush
+    // (runtime/parallel.cpp).
     const Words subnormal = (Words)((Group<float>)(normal + 0x800000) - 0x1p-14f);
     const Words finite = magnitude < 0x400 ? subnormal : normal;
     return (Group<float>)(sign | (magnitude >= 0x7c00 ? (magnitude << 13) | 0x7f800000 : finite));
