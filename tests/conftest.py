@@ -1,10 +1,15 @@
 """For every test: the same random numbers in every run; torch.empty gives NaN, so that an op that
-leaves part of its output unwritten is seen; threads that wait for work sleep; and without a GPU
-Triton's kernels run under its interpreter. The last two must be chosen before anything imports
-torch or triton.
+leaves part of its output unwritten is seen; Ctrl-C raises KeyboardInterrupt; threads that wait for
+work sleep; and without a GPU Triton's kernels run under its interpreter. The last two must be
+chosen before anything imports torch or triton.
 """
 
 import os
+import signal
+
+# A shell starts jobs in the background with SIGINT ignored, and their processes inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Workers of pytest-xdist share the cores: a thread that spins while it waits takes its core from
 # another worker.
