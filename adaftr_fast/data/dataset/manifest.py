@@ -292,9 +292,11 @@ def _check_splits(manifest: Manifest) -> None:
     features = manifest.features
     for split, info in manifest.splits.items():
         check_name(split, "splits")
-        if info.rows < 1 or not _counts_each(manifest.tasks, info.positives, info.rows):
+        is_possible = 1 <= info.rows <= MOST_ROWS
+        if not is_possible or not _counts_each(manifest.tasks, info.positives, info.rows):
             counts = f"{info.rows} rows and positives {info.positives}"
-            expected = f"rows, and as many or fewer positives of {', '.join(manifest.tasks)}"
+            tasks = ", ".join(manifest.tasks)
+            expected = f"1 to {MOST_ROWS} rows, and as many or fewer positives of {tasks}"
             raise ValueError(f"splits.{split}: expected {expected}, got {counts}")
         if not _counts_each(features, info.unknown, info.rows):
             expected = f"counts of {', '.join(features)} up to {info.rows}"
