@@ -17,8 +17,9 @@ from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models.base import Backbone, MultiTaskModel, Representations
 from adaftr_fast.nn.contrast import ALIGNMENTS, AdaptiveInfoNCE
+from adaftr_fast.nn.log_loss import weighted_mean
 from adaftr_fast.nn.module_list import ModuleList
-from adaftr_fast.nn.relatedness import RelatednessNetwork, relatedness_loss, weighted_mean
+from adaftr_fast.nn.relatedness import RelatednessNetwork, relatedness_loss
 
 
 class AdaFTR(MultiTaskModel):

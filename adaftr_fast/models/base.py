@@ -17,7 +17,6 @@ from itertools import chain
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaftr_fast.config import ModelConfig
@@ -27,9 +26,9 @@ from adaftr_fast.models.sizes import attention_targets, embedding_widths
 from adaftr_fast.nn.attention import FieldAttention
 from adaftr_fast.nn.dense import DenseFields, NumericEncoding
 from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.nn.log_loss import log_loss
 from adaftr_fast.nn.mlp import Tower, run_towers
 from adaftr_fast.nn.module_list import ModuleList
-from adaftr_fast.nn.relatedness import weighted_mean
 from adaftr_fast.ops.norms import squared_norm
 
 # beside one per task
@@ -122,9 +121,8 @@ class MultiTaskModel(nn.Module, ABC):
         logits [B, T].
         """
         self.check_labels(batch.labels)
-        each = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none")  # [B, T]
-        means = weighted_mean(each, batch.weight, batch.weight_mean).unbind()
-        return dict(zip(self.task_names, means, strict=True))
+        means = log_loss(logits, batch.labels, batch.weight, batch.weight_mean)
+        return dict(zip(self.task_names, means.unbind(), strict=True))
 
     def set_epoch(self, epochs: float) -> bool:
         """Sets what changes in the course of training, before each step; by default nothing does.

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adaftr_fast.nn.log_loss import log_loss
 from adaftr_fast.nn.mlp import Tower
 
 
@@ -45,24 +45,12 @@ def relatedness_loss(
     """Computes the binary cross-entropy of the logit [B] against 1[y_1 = y_2], averaged over B
     (Eqs. 10, 11).
 
-    ``weight`` [B] and ``weight_mean`` are those of :func:`weighted_mean`.
+    ``weight`` [B] and ``weight_mean`` are those of :func:`log_loss`.
     """
-    each = F.binary_cross_entropy_with_logits(logit, (y_1 == y_2).to(logit), reduction="none")
-    return weighted_mean(each, weight, weight_mean)
+    same = (y_1 == y_2).to(logit)
+    return log_loss(logit[:, None], same[:, None], weight, weight_mean).squeeze(0)
 
 
 def temperature(relatedness: Tensor, tau_min: float, tau_max: float) -> Tensor:
     """Computes tau = (tau_max - tau_min) (1 - y_rel) + tau_min for y_rel in [0, 1] (Eq. 12)."""
     return (tau_max - tau_min) * (1 - relatedness) + tau_min
-
-
-def weighted_mean(x: Tensor, weight: Tensor | None, weight_mean: Tensor | None = None) -> Tensor:
-    """Computes the mean of x [B, ...] over the batch, weighted by ``weight`` [B] if given.
-
-    If the rows are a part of a batch, as of one rank, pass the mean weight of the whole batch
-    (``Batch.weight_mean``) as ``weight_mean``. The mean over equal parts is then that of the batch.
-    """
-    if weight is None:
-        return x.mean(0)
-    summed = (x * weight.view(-1, *(1 for _ in x.shape[1:]))).sum(0)
-    return summed / (weight.sum() if weight_mean is None else len(x) * weight_mean)

@@ -98,6 +98,7 @@ CASES = [
     ("adam", {"rows": 3, "width": 4, "fields": [3, 7], "steps": 3}, {}),
     ("mlp", {"rows": 5, "inputs": [3, 2], "stacks": [[4, 2], [3]]}, {}),
     ("mixture", {"rows": 5, "tasks": 2, "experts": 3, "width": 4}, {}),
+    ("log_loss", {"rows": 5, "tasks": 2}, {"weighted": True}),
     ("lists", LISTS, {}),
     ("dense_adam", LISTS, {}),
     ("columns", {"rows": 70, "columns": 5}, {"placed": True}),

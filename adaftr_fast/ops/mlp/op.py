@@ -1,5 +1,5 @@
-"""``torch.ops.adaftr_fast.mlp`` and ``mixture``: stacks of dense layers, and mixtures of experts,
-each in one pass.
+"""``torch.ops.adaftr_fast.mlp``, ``mixture`` and ``log_loss``: stacks of dense layers, mixtures of
+experts, and log-losses, each in one pass.
 
 Shapes: B rows, T tasks, k experts, v width of an expert. ``adaftr_fast/ops/mlp/reference.py`` gives
 the formulas. On CPU, a block of rows passes through all layers while it is in cache, forward and
@@ -63,4 +63,9 @@ define(
         experts.new_empty(experts.shape),
         logits.new_empty(logits.shape),
     ),
+)
+define(
+    "log_loss(Tensor logits, Tensor labels, Tensor? weight, float divisor) -> (Tensor, Tensor)",
+    reference.log_loss,
+    key=key_of_cpp_gradient(),
 )

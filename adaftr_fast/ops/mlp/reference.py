@@ -1,5 +1,5 @@
-"""Stacks of dense layers, and mixtures of experts, in plain PyTorch: the ground truth for the
-kernels' tests.
+"""Stacks of dense layers, mixtures of experts and log-losses in plain PyTorch: the ground truth for
+the kernels' tests.
 
 Shapes: B rows, T tasks, k experts, v width of an expert.
 
@@ -122,3 +122,21 @@ def mixture_backward(
     s = g @ experts.to(wide).transpose(1, 2)  # [B, T, k]
     d_logits = weights * (s - (weights * s).sum(2, keepdim=True))
     return (weights.transpose(1, 2) @ g).to(experts.dtype), d_logits.to(logits.dtype)
+
+
+def log_loss(
+    logits: Tensor, labels: Tensor, weight: Tensor | None, divisor: float
+) -> tuple[Tensor, Tensor]:
+    """Computes the log-losses of logits [B, T], their sum over the rows divided by ``divisor``
+    [T], and the derivative of that by each logit [B, T].
+
+    Args:
+        labels: [B, T], in [0, 1].
+        weight: [B], a factor of each row; None for 1.
+    """
+    factors = 1.0 if weight is None else weight.to(logits.dtype)[:, None]
+    each = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, labels.to(logits.dtype), reduction="none"
+    )
+    slopes = (logits.detach().sigmoid() - labels) * factors / divisor
+    return (each * factors).sum(0) / divisor, slopes

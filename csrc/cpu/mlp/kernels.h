@@ -1,4 +1,5 @@
-// Stacks of dense layers, and mixtures of experts, on CPU: what the kernels for each instruction set take. Torch-free.
+// Stacks of dense layers, mixtures of experts and log-losses on CPU: what the kernels for each instruction set take.
+// Torch-free.
 //
 // Shapes: B rows, in and out widths of a layer, T tasks, k experts, v width of an expert. T is float or double.
 #pragma once
@@ -73,6 +74,8 @@ struct MlpKernel {
   void (*backward)(const MlpProblem<T>&, void* workspace, int64_t threads);
   size_t (*mixture_workspace_bytes)(const MixtureProblem&, int64_t threads);
   void (*mixture)(const MixtureProblem&, void* workspace, int64_t threads);
+  // log(1 + exp(z)) - y z and sigmoid(z) - y, of `count` logits z and labels y.
+  void (*log_loss)(const T* logits, const T* labels, int64_t count, T* losses, T* slopes);
 
   explicit operator bool() const { return forward != nullptr; }
 };

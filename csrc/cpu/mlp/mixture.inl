@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/mlp/layers.inl"
+#include "cpu/mlp/log_loss.inl"
 
 // A vector of a row of S, which is T or the bits of bfloat16: n elements, or all where n is a constant.
 template <class T, class S, class N>
@@ -233,5 +234,6 @@ void run_mixture(const MixtureProblem& problem, void* workspace, int64_t threads
 
 template <class T, class F = T>
 constexpr MlpKernel<T> mlp_kernel() {
-  return {mlp_workspace_bytes<T, F>, mlp_forward<T, F>, mlp_backward<T, F>, mixture_workspace_bytes<T>, run_mixture<T>};
+  return {mlp_workspace_bytes<T, F>,  mlp_forward<T, F>, mlp_backward<T, F>,
+          mixture_workspace_bytes<T>, run_mixture<T>,    log_losses<T>};
 }

@@ -1,4 +1,4 @@
-// torch.ops.adaftr_fast.mlp and mixture on CPU, forward and backward: checks, dispatch by instruction set, the launch.
+// torch.ops.adaftr_fast.mlp, mixture and log_loss on CPU: checks, dispatch by instruction set, the launch.
 
 #include <algorithm>
 #include <tuple>
@@ -270,6 +270,54 @@ std::tuple<Tensor, Tensor> mixture_backward(const Gradients& gradients, const Te
   return {d_experts, d_logits};
 }
 
+template <class T>
+void run_log_loss(const Tensor& z, const Tensor& y, const OptionalTensor& weight, double divisor, const Tensor& means,
+                  const Tensor& slopes) {
+  constexpr int64_t kRows = 512;  // of a task, whose sums do not depend on the number of threads
+  const int64_t rows = z.size(0), columns = z.size(1), tasks = (rows + kRows - 1) / kRows;
+  const auto kernel = kernel_for<T>(false).log_loss;
+  const Tensor losses = cached_empty(z.sizes(), z.scalar_type());
+  std::vector<double> sums(tasks * columns);
+  const T* weights = data_of<T>(weight);
+  parallel_for(tasks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t begin = task * kRows, end = std::min(begin + kRows, rows), at = begin * columns;
+      T *loss = mutable_data_of<T>(losses) + at, *slope = mutable_data_of<T>(slopes) + at;
+      kernel(data_of<T>(z) + at, data_of<T>(y) + at, (end - begin) * columns, loss, slope);
+      double* sum = sums.data() + task * columns;
+      for (int64_t r = begin; r < end; ++r) {
+        const double factor = weights == nullptr ? 1 : weights[r];
+        for (int64_t c = 0; c < columns; ++c) {
+          sum[c] += factor * *loss++;
+          *slope = T(*slope * (factor / divisor));
+          ++slope;
+        }
+      }
+    }
+  });
+  for (int64_t c = 0; c < columns; ++c) {
+    double sum = 0;
+    for (int64_t task = 0; task < tasks; ++task) sum += sums[task * columns + c];
+    mutable_data_of<T>(means)[c] = T(sum / divisor);
+  }
+}
+
+std::tuple<Tensor, Tensor> log_loss(const Tensor& logits, const Tensor& labels, const OptionalTensor& weight,
+                                    double divisor) {
+  const ScalarType type = logits.scalar_type();
+  ADAFTR_CHECK_TYPE(type == kFloat || type == kDouble, "log_loss: logits must be Float or Double, got ", type);
+  ADAFTR_CHECK_VALUE(logits.dim() == 2 && same_sizes(logits, labels),
+                     "log_loss: logits and labels must be [B, T] both, got ", shape(logits), " and ", shape(labels));
+  ADAFTR_CHECK_VALUE(!weight.has_value() || (weight->dim() == 1 && weight->size(0) == logits.size(0)),
+                     "log_loss: weight must be [", logits.size(0), "], got ",
+                     weight.has_value() ? shape(*weight) : shape(logits));
+  const Tensor z = as_contiguous(logits), y = as_contiguous(labels, type);
+  const OptionalTensor weights = weight.has_value() ? OptionalTensor(as_contiguous(*weight, type)) : std::nullopt;
+  const Tensor means = empty({z.size(1)}, type), slopes = cached_empty(z.sizes(), type);
+  (type == kDouble ? run_log_loss<double> : run_log_loss<float>)(z, y, weights, divisor, means, slopes);
+  return {means, slopes};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
@@ -277,6 +325,7 @@ STABLE_TORCH_LIBRARY_IMPL(adaftr_fast, CPU, m) {
   m.impl("mlp_backward", TORCH_BOX(&mlp_backward));
   m.impl("mixture", TORCH_BOX(&mixture));
   m.impl("mixture_backward", TORCH_BOX(&mixture_backward));
+  m.impl("log_loss", TORCH_BOX(&log_loss));
 }
 
 }  // namespace adaftr_fast

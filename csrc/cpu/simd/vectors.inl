@@ -253,3 +253,14 @@ inline Vec<T> exp2_of(Vec<T> x) {
   const Vec<T> e = exp2_fraction<kRough>(x - (t - S::kMagic)) * power;
   return x < S::kSmallest ? Vec<T>{} : e;
 }
+
+// log(1 + e) for e in [0, 1], by the series of 2 artanh(w), w = e / (2 + e) <= 1/3: relative error below an ulp.
+template <class T>
+inline Vec<T> log1p_of(Vec<T> e) {
+  constexpr int kTerms = sizeof(T) == 4 ? 8 : 17;
+  const Vec<T> w = e / (e + T(2)), square = w * w;
+  Vec<T> sum = broadcast(T(1) / (2 * kTerms - 1));
+#pragma GCC unroll 16
+  for (int k = kTerms - 2; k >= 0; --k) sum = sum * square + T(1) / T(2 * k + 1);
+  return T(2) * w * sum;
+}

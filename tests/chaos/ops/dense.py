@@ -142,6 +142,28 @@ def mixture(sizes, options):
     return compare
 
 
+def log_loss(sizes, options):
+    """Returns a function that compares."""
+    size = (sizes["rows"], sizes["tasks"])
+    dtype = getattr(torch, options.get("dtype", "float32"))
+    logits = (torch.randn(size) * options.get("spread", 1.0)).to(dtype)
+    logits = laid(spoiled({"logits": logits}, options)["logits"], options.get("layout_logits"))
+    labels = laid(torch.randint(2, size).to(dtype), options.get("layout_labels"))
+    weight = torch.rand(size[0]).to(dtype) if options.get("weighted") else None
+    divisor = float(max(size[0], 1))
+    wide = None if weight is None else weight.double()
+    truth = reference.log_loss(logits.double(), labels.double(), wide, divisor)
+    pytorch = reference.log_loss(logits, labels, weight, divisor)
+
+    def compare():
+        own = KERNELS.log_loss(logits, labels, weight, divisor)
+        eps = torch.finfo(dtype).eps
+        for number, (x, true, theirs) in enumerate(zip(own, truth, pytorch, strict=True)):
+            assert_close(x, true, theirs, dtype, (true.abs() + 1) * 8 * eps, f"result {number}")
+
+    return compare
+
+
 def _mixture_terms(upstream, experts, logits):
     """Returns the sums of the magnitudes that each result adds up."""
     sent = [None if g is None else g.abs() for g in upstream]
@@ -238,6 +260,7 @@ LR = 1e-2
 OPS = {
     "mlp": mlp,
     "mixture": mixture,
+    "log_loss": log_loss,
     "lists": lists,
     "dense_adam": dense_adam,
     "columns": columns,

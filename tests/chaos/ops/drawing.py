@@ -104,6 +104,10 @@ def mixture(random):
     return {"rows": batch(random)} | {name: at_least_one(random, n) for name, n in largest.items()}
 
 
+def log_loss(random):
+    return {"rows": batch(random), "tasks": at_least_one(random, 9)}
+
+
 # fmt: off
 SPOILED = {"spoiled": (0.1, NOT_FINITE)}
 THREADS = {"threads": (0.5, (2, 3))}
@@ -180,6 +184,10 @@ OPS = {
         "dtype": (0.5, ("float64", "bfloat16")), "layout_experts": (0.4, LAYOUTS),
         "layout_logits": (0.4, LAYOUTS), "layout_grad": (0.4, LAYOUTS), "spread": (0.4, powers(-4, 4)),
         "logit_spread": (0.5, [0.0, *powers(-3, 4)]), "upstream": (0.4, (0.3, 0.7)),
+    }),
+    "log_loss": (log_loss, THREADS | SPOILED | {
+        "dtype": (0.3, ("float64",)), "layout_logits": (0.4, LAYOUTS), "layout_labels": (0.3, LAYOUTS),
+        "spread": (0.5, powers(-4, 4)), "weighted": (0.5, (True,)),
     }),
 }
 # fmt: on

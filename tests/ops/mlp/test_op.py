@@ -12,6 +12,7 @@ from torch import Tensor
 
 import adaftr_fast as af
 import adaftr_fast.ops.mlp.op  # defines the ops
+from adaftr_fast.nn.log_loss import log_loss
 from adaftr_fast.ops.mlp import reference
 from tests.ops.marks import needs_cpp_gradients, needs_extension, on_kernels
 from tests.tolerances import assert_as_accurate, assert_same_bits
@@ -311,3 +312,70 @@ def test_autocast_returns_bfloat16():
     with torch.autocast("cpu", torch.bfloat16):
         outputs = OP(*drawn(20, EXPERTS).to(torch.float32))
     assert [y.dtype for y in outputs] == [torch.bfloat16] * 2
+
+
+def drawn_losses(rows, tasks, dtype):
+    """Returns logits [rows, tasks], some of them large, labels and weights of float64."""
+    logits = normal(rows, tasks) * torch.tensor([1.0, 30.0, 300.0], dtype=torch.float64)[:tasks]
+    labels = (normal(rows, tasks, seed=1) > 0).double()
+    labels[::5] = 0.25
+    weight = normal(rows, seed=2).abs()
+    return logits.to(dtype).double(), labels, weight.to(dtype).double()
+
+
+@needs_extension
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("rows", "tasks"), [(1, 1), (13, 3), (1100, 2)])
+def test_log_loss_equals_the_reference(rows, tasks, dtype, weighted):
+    logits, labels, weight = drawn_losses(rows, tasks, dtype)
+    arguments = (logits, labels, weight if weighted else None, float(rows))
+    truth = reference.log_loss(*arguments)
+    short = [each.to(dtype) if isinstance(each, Tensor) else each for each in arguments]
+    found = torch.ops.adaftr_fast.log_loss(*short)
+    plain = reference.log_loss(*short)
+    for own, theirs, true in zip(found, plain, truth):
+        assert_as_accurate(own, true, theirs, dtype)
+
+
+def test_log_loss_of_no_rows():
+    sums, slopes = torch.ops.adaftr_fast.log_loss(torch.ones(0, 2), torch.ones(0, 2), None, 1.0)
+    assert sums.tolist() == [0, 0]
+    assert slopes.shape == (0, 2)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_gradients_of_log_loss(weighted):
+    logits = normal(6, 3).requires_grad_()
+    labels = (normal(6, 3, seed=1) > 0).double()
+    weight = normal(6, seed=2).abs() if weighted else None
+
+    def loss(z):
+        return log_loss(z, labels, weight)
+
+    assert torch.autograd.gradcheck(loss, logits)
+    assert torch.autograd.gradgradcheck(loss, logits)
+
+
+def test_log_loss_of_other_layouts():
+    logits = normal(3, 8).float().T  # columns that are not contiguous
+    labels = torch.ones(3, 8, dtype=torch.int64).T
+    truth = reference.log_loss(logits.double(), labels.double(), None, 8.0)
+    found = torch.ops.adaftr_fast.log_loss(logits, labels, None, 8.0)
+    torch.testing.assert_close(found[0].double(), truth[0])
+    torch.testing.assert_close(found[1].double(), truth[1])
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.ones(3), torch.ones(3), None), r"must be \[B, T\] both, got \[3\] and \[3\]"),
+        ((torch.ones(3, 2), torch.ones(3, 1), None), r"got \[3, 2\] and \[3, 1\]"),
+        ((torch.ones(3, 2), torch.ones(3, 2), torch.ones(2)), r"weight must be \[3\], got \[2\]"),
+        ((torch.ones(3, 2, dtype=torch.half), torch.ones(3, 2), None), "Float or Double, got Half"),
+    ],
+)
+def test_log_loss_refuses(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        torch.ops.adaftr_fast.log_loss(*arguments, 3.0)
