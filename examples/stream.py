@@ -16,9 +16,9 @@ from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, Training
 from adaftr_fast.data.schema.parse import load_schema
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.data.synthetic.write import LOG, SCHEMA, write_log
+from adaftr_fast.extras.streaming.folder import FolderSource
+from adaftr_fast.extras.streaming.loop import StreamOptions, train_stream
 from adaftr_fast.serving.reload import ReloadingScorer
-from adaftr_fast.streaming.folder import FolderSource
-from adaftr_fast.streaming.loop import StreamOptions, train_stream
 
 HOURS = 4
 ROWS = 5_000

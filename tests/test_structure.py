@@ -35,16 +35,15 @@ LAYERS = (
     "training",
     "explain",
     "runs",
-    "serving tuning",
-    "streaming",
-    "extras extras.stores",
+    "serving",
+    "extras extras.*",
     "api",
     "cli",
 )
 OUTSIDE = ("api", "cli")  # what may import the extras
 
 """Packages from the lowest layer up. A package imports from itself and from lower layers. "ops.*"
-is every other op.
+is every other op, "extras.*" is every extra.
 """
 
 

@@ -173,7 +173,7 @@ class Serve(Columns, Command):
 
     def __call__(self) -> None:
         from adaftr_fast.api.places import local
-        from adaftr_fast.serving.server import serve
+        from adaftr_fast.extras.server.app import serve
 
         options = self.values() | {"name": self.model}
         serve(local(options.pop("model")), **options)

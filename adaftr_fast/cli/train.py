@@ -15,7 +15,7 @@ from adaftr_fast.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from adaftr_fast.data.schema.types import Schema
     from adaftr_fast.distributed.ranks import Ranks
-    from adaftr_fast.streaming.source import Source
+    from adaftr_fast.extras.streaming.source import Source
 
 
 @options
@@ -78,9 +78,9 @@ class Tune(Fitted, OnEngine, Command):
         """Runs or continues a search, prints its best trials and writes its report."""
         from adaftr_fast.api.places import output
         from adaftr_fast.api.prepared import open_data
-        from adaftr_fast.tuning.report import tune_and_report
-        from adaftr_fast.tuning.search import Search
-        from adaftr_fast.tuning.space import default_space, read_space
+        from adaftr_fast.extras.tuning.report import tune_and_report
+        from adaftr_fast.extras.tuning.search import Search
+        from adaftr_fast.extras.tuning.space import default_space, read_space
 
         if self.trials < 1:
             raise ConfigError(f"--trials: expected >= 1, got {self.trials}")
@@ -297,7 +297,7 @@ class Stream(LogParts, Fitted, Kafka, WarmStart, Command):
         """
         from adaftr_fast.api.places import output
         from adaftr_fast.distributed.ranks import is_first, joined
-        from adaftr_fast.streaming.loop import StreamOptions, train_stream
+        from adaftr_fast.extras.streaming.loop import StreamOptions, train_stream
 
         config = replace(self.config, warm_start=self.start())
         names = [each.name for each in fields(StreamOptions)]
@@ -319,7 +319,7 @@ class Stream(LogParts, Fitted, Kafka, WarmStart, Command):
         """Returns the first whole file of the folder, if there is one."""
         if self.folder is None:
             return None
-        from adaftr_fast.streaming.folder import FolderSource
+        from adaftr_fast.extras.streaming.folder import FolderSource
 
         chunk = FolderSource(Path(self.folder), self.settle).next({})
         return None if chunk is None else chunk.file
@@ -328,10 +328,10 @@ class Stream(LogParts, Fitted, Kafka, WarmStart, Command):
         if (self.folder is None) == (self.kafka_topic is None):
             raise ConfigError("stream: expected --folder or --kafka_topic, and not both")
         if self.folder is not None:
-            from adaftr_fast.streaming.folder import FolderSource
+            from adaftr_fast.extras.streaming.folder import FolderSource
 
             return FolderSource(Path(self.folder), self.settle)
-        from adaftr_fast.streaming.kafka import KafkaSource
+        from adaftr_fast.extras.streaming.kafka import KafkaSource
 
         source = KafkaSource(
             str(self.kafka_topic),

@@ -33,12 +33,12 @@ from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.text import count_lines
 from adaftr_fast.data.schema.parse import load_schema, parse_schema
 from adaftr_fast.errors import DataError
+from adaftr_fast.extras.streaming.messages import RowReader
 from adaftr_fast.runs import daily
 from adaftr_fast.serving.columns import output_columns
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.programs import Probabilities
 from adaftr_fast.serving.scorer import ABOUT, VERSION, About, Scorer, load_scorer, read_about
-from adaftr_fast.streaming.messages import RowReader
 from adaftr_fast.training.checkpoint.snapshots import load_snapshot
 from adaftr_fast.training.trained import load_trained
 from tests.chaos import corpus

@@ -12,12 +12,14 @@ pytest.importorskip("ray", reason="make test-ray installs it")
 from adaftr_fast._locks import LOCK
 from adaftr_fast.cli import main
 from adaftr_fast.engines import Ray
-from adaftr_fast.tuning import search as searching
-from adaftr_fast.tuning.search import tune
+from adaftr_fast.extras.tuning import search as searching
+from adaftr_fast.extras.tuning.search import tune
+from tests.extras.tuning import conftest as searches
 from tests.ray.cluster import Together, soon
 from tests.runs import conftest as small
 
-prepared, search = small.prepared, small.search  # fixtures
+prepared = small.prepared  # fixtures
+search = searches.search
 EPOCHS = 12
 TRIALS = 4
 

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast._toml import to_toml
 from adaftr_fast.config import DataConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
@@ -77,35 +76,6 @@ def settings(folder="", **model):
         OptimizerConfig(lr=0.01),
         TrainingConfig(batch_size=64, max_epochs=2, progress=False),
     )
-
-
-SPACE = {
-    "optimizer.lr": {"low": 1e-3, "high": 0.1, "log": True},
-    "model.tower_hidden": {"choices": [[8, 8], [16, 8]]},
-}
-
-
-@pytest.fixture
-def search(prepared, tmp_path):
-    """Returns a function that makes a search in a folder."""
-    from adaftr_fast.tuning.search import Search  # imports optuna, which scripts need not
-    from adaftr_fast.tuning.space import parse_space
-
-    data = prepared(1)
-
-    def make(name="out", space=SPACE, config=None, **options):
-        config = config or settings(data.folder, name="shared_bottom")
-        return Search(data, config, parse_space(space, config), tmp_path / name, **options)
-
-    return make
-
-
-def search_command(folder, data, trials):
-    """Returns a command that searches in a folder, where its files are."""
-    base = settings(data, name="shared_bottom").with_options(training={"max_epochs": 1})
-    (folder / "base.toml").write_text(to_toml(base.to_dict()))
-    (folder / "space.toml").write_text('"optimizer.lr" = { low = 1e-3, high = 1e-1, log = true }\n')
-    return f"tune --config base.toml --space space.toml --out out --trials {trials}".split()
 
 
 class FakeTracker:

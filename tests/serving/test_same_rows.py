@@ -24,11 +24,11 @@ from adaftr_fast.data.encode.encoders import Vocabulary, encode_features
 from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.schema.parse import parse_schema, write_schema
 from adaftr_fast.errors import DataError
+from adaftr_fast.extras.streaming.messages import RowReader
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.predict import predict
 from adaftr_fast.serving.rows import read_rows
 from adaftr_fast.serving.scorer import load_scorer
-from adaftr_fast.streaming.messages import RowReader
 from tests.logs import by_hash
 
 from .conftest import SIZES, make_log, save_run

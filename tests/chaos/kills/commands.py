@@ -143,8 +143,8 @@ def _read_days():
 
 
 def _read_stream():
+    from adaftr_fast.extras.streaming.loop import Journal
     from adaftr_fast.serving.scorer import load_scorer
-    from adaftr_fast.streaming.loop import Journal
 
     return Journal(Path("out")), load_scorer(Path("out/serving")) if Path(
         "out/serving"

@@ -18,7 +18,7 @@ from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import PLAIN_TEXT, SPLITS, TextFormat
 from adaftr_fast.errors import DataError
-from adaftr_fast.streaming.messages import RowReader
+from adaftr_fast.extras.streaming.messages import RowReader
 from tests.logs import by_hash
 
 ROWS = 400

@@ -99,7 +99,7 @@ def test_functions_take_and_return_urls(store, data, capsys, monkeypatch):
     assert len(af.predict(model, file, f"{url}/scores.parquet", progress=False).read()) == 1500
     assert af.load_scorer(model).about == model.about
     capsys.readouterr()
-    server = pytest.importorskip("adaftr_fast.serving.server")
+    server = pytest.importorskip("adaftr_fast.extras.server.app")
     monkeypatch.setattr(server.Process, "run", lambda *_, **__: None)
     assert call(f"serve {url}/model --port 0") == 0
     assert f"{url}/model: loaded model {model.about.sha256['model.pt2']}" in capsys.readouterr().out

@@ -22,19 +22,18 @@ import pytest
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.serving.scorer import load_scorer
 from tests.forks import COMMAND, Script, wait_for
-
-from .conftest import make_log
-from .test_reload import other, replace  # noqa: F401  # a fixture
+from tests.serving.conftest import make_log
+from tests.serving.test_reload import other, replace  # noqa: F401  # a fixture
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
-from adaftr_fast.serving import server
-from adaftr_fast.serving.batching import score_each
-from adaftr_fast.serving.body import Budget
+from adaftr_fast.extras.server import app as server
+from adaftr_fast.extras.server.app import application
+from adaftr_fast.extras.server.batching import score_each
+from adaftr_fast.extras.server.body import Budget
 from adaftr_fast.serving.reload import ReloadingScorer
-from adaftr_fast.serving.server import application
 
 FEATURES = ["weekday", "item", "place", "heat", "user", "tags"]
 CLIENTS = 200

@@ -22,9 +22,9 @@ from confluent_kafka import TopicPartition as Place
 from adaftr_fast._publish import publishing
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ConfigError, DataError
+from adaftr_fast.extras.streaming.messages import RowReader
+from adaftr_fast.extras.streaming.source import Chunk, Position, check_number
 from adaftr_fast.runs.daily import part_schema
-from adaftr_fast.streaming.messages import RowReader
-from adaftr_fast.streaming.source import Chunk, Position, check_number
 
 CONNECT_SECONDS = 30.0
 # of a call of the client, and of a call of next() while messages come

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from adaftr_fast._files import is_unicode
 from adaftr_fast.errors import DataError, first_line
-from adaftr_fast.streaming.source import Chunk, Position, check_number
+from adaftr_fast.extras.streaming.source import Chunk, Position, check_number
 
 PARQUET = (".parquet", ".pq")
 UNFINISHED = (".tmp", ".part")

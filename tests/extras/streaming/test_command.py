@@ -5,7 +5,7 @@ import pytest
 from adaftr_fast.cli.app import parse
 from adaftr_fast.cli.train import Stream
 from tests.cli.conftest import fails
-from tests.streaming.test_kills import SCHEMA
+from tests.extras.streaming.test_kills import SCHEMA
 
 
 @pytest.mark.parametrize(

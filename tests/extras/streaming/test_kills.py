@@ -8,12 +8,12 @@ import time
 
 import pytest
 
+from adaftr_fast.extras.streaming.loop import EXPORTED, RECORDS
 from adaftr_fast.serving.scorer import load_scorer
-from adaftr_fast.streaming.loop import EXPORTED, RECORDS
 from adaftr_fast.training.trained import load_trained
+from tests.extras.streaming.conftest import arrive, stream
 from tests.forks import COMMAND, Script, wait_for
 from tests.logs import read_records
-from tests.streaming.conftest import arrive, stream
 from tests.tolerances import assert_same_bits
 
 TIMED = ("arrived", "lag", "seconds", "rows_per_s")
@@ -21,7 +21,7 @@ TIMED = ("arrived", "lag", "seconds", "rows_per_s")
 KILLED = """
 import importlib, os, signal, sys
 from pathlib import Path
-from tests.streaming.conftest import stream
+from tests.extras.streaming.conftest import stream
 module, owner, name, number, out, *given = sys.argv[1:]
 found = importlib.import_module(module)
 found = getattr(found, owner) if owner else found
@@ -37,14 +37,14 @@ setattr(found, name, killing)
 if len(given) == 1:
     stream(Path(given[0]), Path(out))
 else:
-    from tests.streaming.test_kafka import source_of
+    from tests.extras.streaming.test_kafka import source_of
     stream(source_of(*given), Path(out), idle=2)
 """
 """Kills itself at a call of a function of a module, in a stream from a folder, or from a topic of
 an address.
 """
 
-LOOP = "adaftr_fast.streaming.loop"
+LOOP = "adaftr_fast.extras.streaming.loop"
 POINTS = {
     "while measuring": ("adaftr_fast.runs.daily", "", "evaluate", 1),
     "in an epoch": ("adaftr_fast.training.stepper", "Stepper", "step", 15),  # 11 a chunk

@@ -26,6 +26,7 @@ from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.engines import Engine, Local, on_one_thread
 from adaftr_fast.errors import CheckpointError, ConfigError, DivergedError, TrainingError
+from adaftr_fast.extras.tuning.space import Space, apply
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.run import fit_one
 from adaftr_fast.training.checkpoint.snapshots import LAST, remove_snapshots
@@ -34,7 +35,6 @@ from adaftr_fast.training.evaluation import TaskMetrics, evaluate, mean_auc
 from adaftr_fast.training.sharding import check_replicated
 from adaftr_fast.training.trained import BEST, METRICS, TEST, earlier
 from adaftr_fast.training.trainer import StopRun
-from adaftr_fast.tuning.space import Space, apply
 
 TRIALS = "trials"  # name in the folder of the search
 # finished trials before the first is pruned; epochs of a trial before it is

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from adaftr_fast.errors import DataError
-from adaftr_fast.streaming.folder import FolderSource
-from tests.streaming.conftest import LONG_AGO, arrive
+from adaftr_fast.extras.streaming.folder import FolderSource
+from tests.extras.streaming.conftest import LONG_AGO, arrive
 
 
 def names(source, *done):

@@ -14,16 +14,16 @@ import pytest
 from adaftr_fast.cli import main
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import ConfigError, DataError
-from adaftr_fast.streaming import messages
-from adaftr_fast.streaming.loop import RECORDS
+from adaftr_fast.extras.streaming import messages
+from adaftr_fast.extras.streaming.loop import RECORDS
+from tests.extras.streaming.conftest import stream
+from tests.extras.streaming.test_kills import KILLED, LOOP, SCHEMA
 from tests.forks import Script
 from tests.logs import read_records
 from tests.runs.conftest import SOURCE, write_day
-from tests.streaming.conftest import stream
-from tests.streaming.test_kills import KILLED, LOOP, SCHEMA
 
 kafka = pytest.importorskip("confluent_kafka", reason="the extra kafka installs it")
-module = importlib.import_module("adaftr_fast.streaming.kafka")
+module = importlib.import_module("adaftr_fast.extras.streaming.kafka")
 TOPIC = "shop"
 LABELS = {"click": 1, "buy": 0, "money": 1.5, "weight": 1}
 FIELDS = dict.fromkeys(("n", "of", "a", "b", "c", "age"), "categorical")
@@ -297,7 +297,7 @@ def source_of(servers, folder):
 @pytest.mark.parametrize(
     "point",
     [
-        ("adaftr_fast.streaming.kafka", "", "publishing", 2),
+        ("adaftr_fast.extras.streaming.kafka", "", "publishing", 2),
         (LOOP, "Journal", "append", 2),
     ],
     ids=lambda point: point[2],

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.streaming.folder import FolderSource
-from adaftr_fast.streaming.loop import StreamOptions, train_stream
+from adaftr_fast.extras.streaming.folder import FolderSource
+from adaftr_fast.extras.streaming.loop import StreamOptions, train_stream
 from tests.runs import conftest as runs
 from tests.runs.conftest import SOURCE, settings, write_day
 

@@ -18,8 +18,17 @@ from adaftr_fast._locks import writing_folder
 from adaftr_fast._tables import Table
 from adaftr_fast._toml import to_toml
 from adaftr_fast.engines import Engine
+from adaftr_fast.extras.tuning.search import (
+    ERROR,
+    OPTIONS,
+    Found,
+    Search,
+    ranked,
+    shown,
+    trials_of,
+    tune,
+)
 from adaftr_fast.training.trained import METRIC_COLUMNS, metric_cells
-from adaftr_fast.tuning.search import ERROR, OPTIONS, Found, Search, ranked, shown, trials_of, tune
 
 BEST_CONFIG, REPORT, PLOT = "best.toml", "report.md", "report.png"  # names in the folder
 SHOWN = 10

@@ -23,11 +23,11 @@ from adaftr_fast.data.raw.bad_rows import check_share
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import DataError, TrainingError
+from adaftr_fast.extras.streaming.source import Chunk, Position, Source, check_number
 from adaftr_fast.runs import daily
 from adaftr_fast.runs.daily import part_schema, train_part, writing_parts
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.serving.export import export_run
-from adaftr_fast.streaming.source import Chunk, Position, Source, check_number
 from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
 from adaftr_fast.training.sharding import check_replicated
 from adaftr_fast.training.trackers import KNOWN, Trackers, numbers

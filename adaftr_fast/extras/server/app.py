@@ -28,9 +28,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from adaftr_fast.errors import ConfigError, DataError
-from adaftr_fast.serving.batching import Batcher
-from adaftr_fast.serving.body import MOST_BYTES, Budget, Refused, Take, read_body
-from adaftr_fast.serving.http import CLOSE, Closing, Process, Protocol, error_response
+from adaftr_fast.extras.server.batching import Batcher
+from adaftr_fast.extras.server.body import MOST_BYTES, Budget, Refused, Take, read_body
+from adaftr_fast.extras.server.http import CLOSE, Closing, Process, Protocol, error_response
 from adaftr_fast.serving.reload import ReloadingScorer
 from adaftr_fast.serving.rows import Extra, needed_columns
 from adaftr_fast.serving.scorer import PROGRAM, Scorer

@@ -14,17 +14,17 @@ import pytest
 
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import ConfigError, DataError
+from adaftr_fast.extras.streaming import loop
+from adaftr_fast.extras.streaming.folder import FolderSource
+from adaftr_fast.extras.streaming.loop import RECORDS, Journal
+from adaftr_fast.extras.streaming.source import Chunk
 from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.output import Output
 from adaftr_fast.serving.scorer import load_scorer, read_about
-from adaftr_fast.streaming import loop
-from adaftr_fast.streaming.folder import FolderSource
-from adaftr_fast.streaming.loop import RECORDS, Journal
-from adaftr_fast.streaming.source import Chunk
 from adaftr_fast.training.trained import load_trained
+from tests.extras.streaming.conftest import LONG_AGO, arrive, config, stream
 from tests.logs import read_records
 from tests.runs.conftest import SOURCE, keep_few_conversions
-from tests.streaming.conftest import LONG_AGO, arrive, config, stream
 from tests.tolerances import assert_same_bits
 
 

@@ -11,16 +11,17 @@ from adaftr_fast._locks import LOCK
 from adaftr_fast.cli import main
 from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import BusyError, CheckpointError, ConfigError, TrainingError
+from adaftr_fast.extras.tuning import search as searching
+from adaftr_fast.extras.tuning.report import draw, tune_and_report
+from adaftr_fast.extras.tuning.search import Search, tune
+from adaftr_fast.extras.tuning.space import apply, default_space, parse_space, read_space
 from adaftr_fast.training.checkpoint.weights import read_description
 from adaftr_fast.training.trained import load_trained
-from adaftr_fast.tuning import search as searching
-from adaftr_fast.tuning.report import draw, tune_and_report
-from adaftr_fast.tuning.search import Search, tune
-from adaftr_fast.tuning.space import apply, default_space, parse_space, read_space
 from tests.cli.conftest import fails
 from tests.files.holder import holder
+from tests.runs.conftest import settings
 
-from .conftest import search_command, settings
+from .conftest import search_command
 
 
 def trials(found):
