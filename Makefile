@@ -50,7 +50,7 @@ test: lint pytest
 # Four workers on two cores, since tests wait for processes. A worker steals tests from the end of another one's, so
 # that those of a file, which share fixtures, mostly stay together.
 pytest: $(EXTENSION)
-	$(BIN)/python -m pytest -n 4 --dist worksteal --ignore tests/ray $(TESTS)
+	$(BIN)/python -m pytest -n 4 --dist worksteal --ignore tests/extras/ray $(TESTS)
 
 # Tables across ranks by TorchRec, an optional back end.
 test-torchrec: $(TORCHREC)
@@ -60,7 +60,7 @@ test-torchrec: $(TORCHREC)
 # sometimes ends it with status 1 on a busy machine. A test that meets this runs again on another cluster; one that fails
 # does not, as no failure matches "^$".
 test-ray: $(RAY)
-	$(BIN)/python -m pytest -n 1 --reruns 1 --only-rerun '^$$' tests/ray
+	$(BIN)/python -m pytest -n 1 --reruns 1 --only-rerun '^$$' tests/extras/ray
 
 # The recipes beside the losses of the libraries that they replace, and the frameworks' loops.
 test-recipes: $(RECIPES)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adaftr_fast.api.data_report import write_page
+from adaftr_fast.api.engines import open_engine
 from adaftr_fast.api.places import Place, local, output_folder
 from adaftr_fast.api.prepared import Prepared, declared_funnel, likely_funnel
 from adaftr_fast.data.dataset.manifest import Manifest
@@ -20,7 +21,6 @@ from adaftr_fast.data.raw.tables import Input, Inputs, input_files, list_inputs
 from adaftr_fast.data.schema.parse import load_schema, parse_schema, text_format
 from adaftr_fast.data.schema.parse import write_schema as write_schema_file
 from adaftr_fast.data.schema.types import Schema
-from adaftr_fast.engines import open_engine
 from adaftr_fast.errors import DataError
 
 Names = Sequence[str] | str

@@ -500,7 +500,7 @@ class OnEngine:
                 which one machine uploads.
             EngineError, MissingPackageError: as ``open_engine``.
         """
-        from adaftr_fast.engines import Ray, open_engine
+        from adaftr_fast.api.engines import open_engine
 
         if self.engine == "ray" and device != "cpu":
             raise ConfigError(f"training.device: expected cpu with --engine ray, got {device}")
@@ -508,5 +508,4 @@ class OnEngine:
             raise ConfigError(
                 f"--out: expected a folder that all nodes see, with --engine ray, got {out}"
             )
-        ray = Ray(cpus=1, limit=limit, grace=GRACE_SECONDS)
-        return open_engine(self.engine, self.address, ray=ray)
+        return open_engine(self.engine, self.address, cpus=1, limit=limit, grace=GRACE_SECONDS)

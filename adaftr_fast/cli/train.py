@@ -203,9 +203,9 @@ class Daily(LogParts, Fitted, WarmStart, OnEngine, Command):
 
     def __call__(self) -> None:
         """Trains; rank 0 prints the metrics of each day before and after training on it."""
+        from adaftr_fast.api.engines import open_engine
         from adaftr_fast.api.places import local, output, place_of
         from adaftr_fast.distributed.ranks import is_first, joined
-        from adaftr_fast.engines import open_engine
         from adaftr_fast.runs.daily import train_daily
 
         config = replace(self.config, warm_start=self.start())

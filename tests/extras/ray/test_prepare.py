@@ -12,9 +12,9 @@ from adaftr_fast.cli import main
 from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.engines import Ray
+from adaftr_fast.extras.ray.engine import Ray
 from tests.data.prepare.shards import BY_ROW, SCHEMA, assert_same, write_log
-from tests.ray.cluster import soon
+from tests.extras.ray.cluster import soon
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ pytest.importorskip("ray", reason="make test-ray installs it")
 
 from adaftr_fast._locks import LOCK
 from adaftr_fast.cli import main
-from adaftr_fast.engines import Ray
+from adaftr_fast.extras.ray.engine import Ray
 from adaftr_fast.extras.tuning import search as searching
 from adaftr_fast.extras.tuning.search import tune
+from tests.extras.ray.cluster import Together, soon
 from tests.extras.tuning import conftest as searches
-from tests.ray.cluster import Together, soon
 from tests.runs import conftest as small
 
 prepared = small.prepared  # fixtures
@@ -85,7 +85,7 @@ def test_two_trials_train_at_the_same_time_and_an_interrupted_search_continues_b
 def test_the_command_trains_two_at_a_time(nodes, prepared, tmp_path, monkeypatch, capsys):
     data = prepared(1)
     monkeypatch.chdir(tmp_path)
-    command = small.search_command(tmp_path, os.path.relpath(data.folder), 2)
+    command = searches.search_command(tmp_path, os.path.relpath(data.folder), 2)
     ray = f"--engine ray --address {nodes.address} --parallel 2"
     assert main([*command, *ray.split()]) == 0
     assert "trial 0001 (2 of 2): AUC " in capsys.readouterr().err

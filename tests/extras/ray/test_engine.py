@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("ray", reason="make test-ray installs it")
 
-from adaftr_fast.engines import QUEUED, Ray, ray_engine
 from adaftr_fast.errors import DataError, EngineError
-from tests.ray.cluster import SECONDS, endless
+from adaftr_fast.extras.ray.engine import QUEUED, Ray, ray_engine
+from tests.extras.ray.cluster import SECONDS, endless
 
 
 def test_results_are_in_order_and_progress_is_counted_once(nodes, tmp_path):

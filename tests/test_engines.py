@@ -1,15 +1,12 @@
-"""The engine of one process, and the choice of an engine."""
-
-import sys
+"""The engine of one process."""
 
 import pytest
 import torch
 
 from adaftr_fast import engines
-from adaftr_fast.cli import main
 from adaftr_fast.data.parallel import ordered_map
-from adaftr_fast.engines import on_one_thread, open_engine
-from adaftr_fast.errors import ConfigError, EngineError
+from adaftr_fast.engines import Local, on_one_thread
+from adaftr_fast.errors import EngineError
 
 
 def test_results_are_in_order_and_reported():
@@ -20,33 +17,10 @@ def test_results_are_in_order_and_reported():
         advance(number)
         return number * number
 
-    with open_engine("local") as engine:
-        found = engine.map(square, [3, 1, 2], done=finished.__setitem__, advance=amounts.append)
+    found = Local().map(square, [3, 1, 2], done=finished.__setitem__, advance=amounts.append)
     assert found == [9, 1, 4]
     assert finished == {0: 9, 1: 1, 2: 4}
     assert amounts == [3, 1, 2]
-    assert not engine.remote
-
-
-def test_wrong_engines_are_named():
-    for given, message in (
-        (["spark"], "engine: expected one of local, ray, got 'spark'"),
-        (
-            ["local", "auto"],
-            "address: goes with engine ray, got address = 'auto' with engine local",
-        ),
-    ):
-        with pytest.raises(ConfigError, match=message), open_engine(*given):
-            pass
-
-
-def test_a_missing_ray_is_named_by_its_extra(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    assert main(["prepare", "--dataset", "flights", "--engine", "ray", "--out", "none"]) == 2
-    message = (
-        'adaftr-fast prepare: engine ray: ray is not installed: pip install "adaftr-fast[ray]"\n'
-    )
-    assert capsys.readouterr().err == message
 
 
 def test_calls_use_as_many_threads_as_they_have_cores(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 def cluster():
     from ray import cloudpickle
 
-    from tests.ray import cluster
+    from tests.extras.ray import cluster
 
     cloudpickle.register_pickle_by_value(cluster)  # workers do not import tests
     nodes = cluster.Nodes()

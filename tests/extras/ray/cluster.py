@@ -9,7 +9,7 @@ from threading import Thread
 import ray
 from ray.cluster_utils import Cluster
 
-from adaftr_fast.engines import Ray
+from adaftr_fast.extras.ray.engine import Ray
 
 MEMORY = 80 << 20  # bytes of the object store of a node; Ray's minimum is 75 MB
 SECONDS = 180  # for the call to start
