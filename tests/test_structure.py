@@ -36,6 +36,7 @@ LAYERS = (
     "explain",
     "runs",
     "serving",
+    "extras.trackers",
     "extras extras.*",
     "api",
     "cli",
@@ -43,7 +44,7 @@ LAYERS = (
 OUTSIDE = ("api", "cli")  # what may import the extras
 
 """Packages from the lowest layer up. A package imports from itself and from lower layers. "ops.*"
-is every other op, "extras.*" is every extra.
+is every other op, "extras.*" every other extra.
 """
 
 

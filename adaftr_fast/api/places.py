@@ -109,9 +109,11 @@ def output(place: Place, ranks: Ranks = ALONE) -> Iterator[Output]:
 
     Rank 0 copies and uploads. All ranks raise the errors of ``output_folder``.
     """
+    from adaftr_fast.extras.trackers.log import Trackers
+
     url = place_of(place)
     if isinstance(url, Path):
-        yield Output(url, copied=local)
+        yield Output(url, copied=local, open_trackers=Trackers)
         return
     from adaftr_fast.extras.stores import outputs
 
@@ -124,5 +126,6 @@ def output(place: Place, ranks: Ranks = ALONE) -> Iterator[Output]:
 
         folder = Path(ranks.after_rank_zero(begin))
         # all ranks must know that the folder is uploaded, which rank 0 does
-        yield Output(folder, url, local, opened[0].upload_if_due if opened else ignore)
+        save = opened[0].upload_if_due if opened else ignore
+        yield Output(folder, url, local, save, Trackers)
         ranks.after_rank_zero(stack.close)

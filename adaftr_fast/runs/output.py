@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from adaftr_fast.training.files import OpenTrackers
 
 
 @dataclass(frozen=True)
@@ -17,12 +21,14 @@ class Output:
         copied: returns a local path with the content of what a text names.
         save: uploads the folder, if that is due. Called when it can be resumed from. On ranks other
             than 0 it does nothing. None for a folder that is not uploaded.
+        open_trackers: opens the trackers of a run in the folder; None if a run may have none.
     """
 
     local: Path
     url: str | None = None
     copied: Callable[[str], Path] = Path
     save: Callable[[], None] | None = None
+    open_trackers: OpenTrackers | None = None
 
     def recorded(self, path: Path | str) -> str:
         """Returns the text that names a path on every machine, where there is one."""

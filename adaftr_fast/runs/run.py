@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime
@@ -36,8 +36,7 @@ from adaftr_fast.training.evaluation import TaskMetrics, examine
 from adaftr_fast.training.files import RunFiles
 from adaftr_fast.training.optimizers import table_state_bytes
 from adaftr_fast.training.sharding import check_sharding, check_tables
-from adaftr_fast.training.trackers import KNOWN
-from adaftr_fast.training.trained import BEST, DOUBTS, METRICS, PICTURE, REPORT, TEST, Run
+from adaftr_fast.training.trained import BEST, DOUBTS, METRICS, PICTURE, REPORT, TEST, TRACKERS, Run
 from adaftr_fast.training.trainer import OnEpoch, Trainer
 
 RUN_FILES = (
@@ -46,7 +45,7 @@ RUN_FILES = (
     DOUBTS,
     REPORT,
     PICTURE,
-    KNOWN,
+    TRACKERS,
     f"{BEST}/{FILE}",
 )  # that replace_file writes
 
@@ -119,7 +118,7 @@ def fit_one(
         ranks: the ranks that train together. All ranks read the data; only rank 0 reads and writes
             ``folder``, except for the rows of sharded tables, and reads the run of a warm start.
         output: what ``folder`` is a part of. It is uploaded after snapshots, if it is to be. A warm
-            start from another part of it reads the local files.
+            start from another part of it reads the local files. It opens the trackers.
         on_epoch, needs_metrics: see ``Trainer``.
         wait: how many seconds to wait for another writer of ``folder``.
 
@@ -137,7 +136,7 @@ def fit_one(
     rows = data.manifest.splits["train"].rows
     config = config.for_log(rows, data.manifest.parsed.preset)
     with writing(folder, ranks, *RUN_FILES, wait=wait):
-        trainer = _new_trainer(data, config, folder, ranks, on_epoch, needs_metrics, output.save)
+        trainer = _new_trainer(data, config, folder, ranks, on_epoch, needs_metrics, output)
         fitted = [
             f"{name} {value}" for name, value in config.flat().items() if value != given[name]
         ]
@@ -210,7 +209,7 @@ def _new_trainer(
     ranks: Ranks,
     on_epoch: OnEpoch | None,
     needs_metrics: bool,
-    saved: Callable[[], None] | None,
+    output: Output,
 ) -> Trainer:
     about = _description(data, config)
     ranks.agree("settings or data", about.to_dict())
@@ -233,7 +232,14 @@ def _new_trainer(
         optimizer=config.optimizer,
         config=config.training,
         files=RunFiles(
-            model, config.training, folder, about, rows=len(train), ranks=ranks, saved=saved
+            model,
+            config.training,
+            folder,
+            about,
+            rows=len(train),
+            ranks=ranks,
+            saved=output.save,
+            open_trackers=output.open_trackers,
         ),
         ranks=ranks,
         on_epoch=on_epoch,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ from adaftr_fast.training.checkpoint.weights import (
     save_checkpoint,
 )
 from adaftr_fast.training.evaluation import TaskMetrics
-from adaftr_fast.training.trackers import Trackers
 from adaftr_fast.training.trained import BEST, DOUBTS, METRICS, PICTURE, REPORT, TEST, Run
 
 # the least length of an epoch after which the curves are drawn, which takes about a second
@@ -56,6 +55,33 @@ def _summary(record: dict[str, Any]) -> str:
     return " | ".join(parts)
 
 
+class Trackers(Protocol):
+    """Where a run logs its validations besides its folder."""
+
+    def log(self, record: dict[str, Any], number: int) -> None:
+        """Logs the record of a validation, the ``number``-th."""
+
+    def log_test(self, metrics: Mapping[str, Any]) -> None:
+        """Logs the metrics on the test split."""
+
+    def close(self, failed: bool = False) -> None:
+        """Ends the logs, once."""
+
+
+class OpenTrackers(Protocol):
+    """Opens the trackers of a run, as ``extras.trackers.log.Trackers`` does."""
+
+    def __call__(
+        self,
+        names: Sequence[str],
+        folder: Path,
+        parameters: Mapping[str, Any],
+        *,
+        resumed: bool,
+        records: Sequence[dict[str, Any]],
+    ) -> Trackers: ...
+
+
 class RunFiles:
     """Keeps the log, the best weights and the snapshots of a run. Rank 0 writes, and each rank its
     sharded rows.
@@ -74,11 +100,13 @@ class RunFiles:
         rows: the number of rows of the training split; required with ``folder``.
         ranks: the ranks that train together. A run may resume on another number of ranks.
         saved: called after each snapshot, which is then never written in the background.
+        open_trackers: opens ``config.trackers``.
 
     Raises:
         CheckpointError: the tables are sharded and a rank does not see ``folder``.
-        TrainingError: the tables are sharded and there is no folder for their best weights, or a
-            folder is given without ``about`` or ``rows``.
+        TrainingError: the tables are sharded and there is no folder for their best weights, a
+            folder is given without ``about`` or ``rows``, or ``config`` names trackers and there is
+            no ``open_trackers``.
     """
 
     def __init__(
@@ -91,8 +119,15 @@ class RunFiles:
         rows: int | None = None,
         ranks: Ranks = ALONE,
         saved: Callable[[], None] | None = None,
+        open_trackers: OpenTrackers | None = None,
     ) -> None:
+        if config.trackers and open_trackers is None:
+            names = ", ".join(config.trackers)
+            raise TrainingError(
+                f"training.trackers: expected none without open_trackers, got {names}"
+            )
         self.model = model
+        self._open_trackers = open_trackers
         self._saved = saved
         self.ranks = ranks
         self.is_rank_zero = ranks.is_rank_zero
@@ -170,9 +205,9 @@ class RunFiles:
         """
 
         def start() -> None:
-            if self.folder is not None:
+            if self.folder is not None and self._open_trackers is not None:
                 names = self.config.trackers
-                self.trackers = Trackers(
+                self.trackers = self._open_trackers(
                     names, self.folder, self._parameters, resumed=resumed, records=logged
                 )
 

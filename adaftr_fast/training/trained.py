@@ -47,6 +47,7 @@ BEST, TEST, METRICS = "best", "test.json", "metrics.jsonl"  # names in the run f
 DOUBTS = "doubts.json"
 REPORT = "report.md"
 PICTURE = "report.png"
+TRACKERS = "trackers.json"  # the runs of the trackers
 RECORDED = {"epoch": float, "train": dict[str, float], "seconds": float, "samples_per_s": float}
 """What each line of metrics.jsonl holds, besides metrics."""
 # a tower whose validation AUC is this close to 0.5 predicts a constant or noise

@@ -1,6 +1,7 @@
 """Daily logs of a small shop; each day has new items."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,9 @@ from adaftr_fast.config import DataConfig, ModelConfig, OptimizerConfig, RunConf
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.training.trackers import CLASSES
+from adaftr_fast.extras.trackers.log import Trackers
+from adaftr_fast.extras.trackers.packages import CLASSES
+from adaftr_fast.runs.output import Output
 from tests.logs import by_hash
 
 SOURCE = {
@@ -111,6 +114,9 @@ class FakeTracker:
 
     def close(self, failed):
         self.closed.append("failed" if failed else "finished")
+
+
+TRACKED = Output(Path(), open_trackers=Trackers)
 
 
 @pytest.fixture

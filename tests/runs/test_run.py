@@ -11,7 +11,7 @@ from adaftr_fast.runs.run import build, train_one
 from adaftr_fast.training.evaluation import evaluate
 from adaftr_fast.training.trained import Run
 
-from .conftest import settings
+from .conftest import TRACKED, settings
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,10 @@ def test_a_run_that_is_resumed_is_one_run_in_a_tracker(prepared, tmp_path, track
     config = settings(data.folder, name="mmoe").with_options(training={"trackers": ["wandb"]})
     tracker.stops_at = 1
     with pytest.raises(KeyboardInterrupt):
-        train_one(data, config, out)
+        train_one(data, config, out, output=TRACKED)
     tracker.stops_at = 0
-    run = train_one(data, config, out)
-    train_one(data, config, out)
+    run = train_one(data, config, out, output=TRACKED)
+    train_one(data, config, out, output=TRACKED)
     killed, resumed, other = tracker.made
     assert (killed.opening.known, killed.opening.first_step, killed.closed) == (None, 1, ["failed"])
     assert killed.opening.parameters["optimizer.lr"] == 0.01
@@ -76,8 +76,8 @@ def test_trackers_are_free_on_resuming(prepared, tmp_path, tracker):
     config = settings(data.folder, name="mmoe")
     tracker.stops_at = 1
     with pytest.raises(KeyboardInterrupt):
-        train_one(data, config.with_options(training={"trackers": ["wandb"]}), out)
-    assert len(train_one(data, config, out).epochs) == 2
+        train_one(data, config.with_options(training={"trackers": ["wandb"]}), out, output=TRACKED)
+    assert len(train_one(data, config, out, output=TRACKED).epochs) == 2
     assert len(tracker.made) == 1
 
 

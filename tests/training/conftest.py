@@ -64,10 +64,10 @@ ABOUT = Description(
 )  # fmt: skip
 
 
-def trainer(model, splits, folder=None, about=ABOUT, lr=0.01, **config):
+def trainer(model, splits, folder=None, about=ABOUT, lr=0.01, open_trackers=None, **config):
     """Returns the trainer of a run of four epochs of 40 steps."""
     config = TrainingConfig(**{"batch_size": 100, "max_epochs": 4, "progress": False} | config)
-    files = RunFiles(model, config, folder, about, rows=len(splits[0]))
+    files = RunFiles(model, config, folder, about, rows=len(splits[0]), open_trackers=open_trackers)
     return Trainer(model, *splits, optimizer=OptimizerConfig(lr=lr), config=config, files=files)
 
 

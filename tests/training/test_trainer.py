@@ -9,7 +9,6 @@ import torch
 from adaftr_fast.config import OptimizerConfig
 from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.errors import ConfigError, DivergedError, TrainingError
-from adaftr_fast.training import trackers as tracking
 from adaftr_fast.training.checkpoint.weights import load_checkpoint
 from adaftr_fast.training.checkpoint.weights import weights_of as named_weights_of
 from adaftr_fast.training.evaluation import evaluate, mean_auc
@@ -392,19 +391,24 @@ def test_on_epoch_ends_a_run_also_when_it_is_resumed(model, splits, tmp_path):
     assert records == [1, 2, 2]
 
 
-def test_an_error_of_on_epoch_closes_the_trackers_also_on_resuming(
-    model, splits, tmp_path, monkeypatch
-):
-    tracker = Mock(known="id")
-    monkeypatch.setattr(tracking, "_opened", lambda name, opening: tracker)
+def test_an_error_of_on_epoch_closes_the_trackers_also_on_resuming(model, splits, tmp_path):
+    tracker = Mock()
+    opened = Mock(return_value=tracker)
     for _ in range(2):
-        run = trainer(model, splits, tmp_path, trackers=["wandb"])
+        run = trainer(model, splits, tmp_path, open_trackers=opened, trackers=["wandb"])
         run.on_epoch = lambda record: 1 / 0
         run.resume()
         with pytest.raises(ZeroDivisionError):
             run.fit()
         tracker.close.assert_called_once_with(True)
         tracker.close.reset_mock()
+
+
+def test_trackers_need_a_function_that_opens_them(model, splits, tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"trackers: expected none without open_trackers, got wandb"
+    ):
+        trainer(model, splits, tmp_path, trackers=["wandb"])
 
 
 def test_divergence_is_a_training_error(model, splits):

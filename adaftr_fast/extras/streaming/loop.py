@@ -24,13 +24,14 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import DataError, TrainingError
 from adaftr_fast.extras.streaming.source import Chunk, Position, Source, check_number
+from adaftr_fast.extras.trackers.log import Trackers, numbers
 from adaftr_fast.runs import daily
 from adaftr_fast.runs.daily import part_schema, train_part, writing_parts
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.serving.export import export_run
 from adaftr_fast.training.interrupt import Interrupt, deferred_interrupt
 from adaftr_fast.training.sharding import check_replicated
-from adaftr_fast.training.trackers import KNOWN, Trackers, numbers
+from adaftr_fast.training.trained import TRACKERS
 
 RECORDS = "stream.jsonl"
 CURRENT = "current.json"
@@ -177,7 +178,7 @@ def train_stream(
     schema = part_schema(schema)
     agreed = asdict(options)
     with (
-        writing_parts(out, config, ranks, CURRENT, EXPORTED, KNOWN, **agreed),
+        writing_parts(out, config, ranks, CURRENT, EXPORTED, TRACKERS, **agreed),
         _Stream(schema, source, config, out, options, ranks, output) as stream,
     ):
         yield from stream.run()

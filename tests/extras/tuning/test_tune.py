@@ -19,7 +19,7 @@ from adaftr_fast.training.checkpoint.weights import read_description
 from adaftr_fast.training.trained import load_trained
 from tests.cli.conftest import fails
 from tests.files.holder import holder
-from tests.runs.conftest import settings
+from tests.runs.conftest import TRACKED, settings
 
 from .conftest import search_command
 
@@ -238,7 +238,7 @@ def tracked(search, prepared):
         training={"trackers": ["wandb"]}
     )
     return lambda *rates: search(
-        space={"optimizer.lr": {"choices": [*rates] or [0.01]}}, config=config
+        space={"optimizer.lr": {"choices": [*rates] or [0.01]}}, config=config, output=TRACKED
     )
 
 

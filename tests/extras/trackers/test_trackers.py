@@ -11,8 +11,8 @@ import pytest
 
 from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import MissingPackageError, TrainingError
-from adaftr_fast.training import trackers as tracking
-from adaftr_fast.training.trackers import Opening, Trackers
+from adaftr_fast.extras.trackers.log import Trackers
+from adaftr_fast.extras.trackers.packages import CLASSES, Opening
 
 PARAMETERS = {"optimizer.lr": 0.01, "model.tower_hidden": [8, 4], "model.tables_lr": None}
 TEST = {"click": {"auc": 0.7, "gauc": float("nan")}}
@@ -37,7 +37,7 @@ def made(monkeypatch):
         return made[-1]
 
     for name in ("wandb", "mlflow"):
-        monkeypatch.setitem(tracking.CLASSES, name, opened)
+        monkeypatch.setitem(CLASSES, name, opened)
     return made
 
 
@@ -121,7 +121,7 @@ def test_a_tracker_that_fails_is_left_out_after_one_warning(made, tmp_path, meth
 
 
 def test_a_tracker_is_closed_if_the_next_one_cannot_be_opened(made, tmp_path, monkeypatch):
-    monkeypatch.setitem(tracking.CLASSES, "mlflow", Mock(side_effect=FAILURE))
+    monkeypatch.setitem(CLASSES, "mlflow", Mock(side_effect=FAILURE))
     with pytest.raises(
         TrainingError, match=r"^training\.trackers: mlflow cannot be opened: ConnectionError: no"
     ):
@@ -133,7 +133,7 @@ def import_with(monkeypatch, name, **modules):
     """Returns a tracker that imports fakes of its packages."""
     for each, content in modules.items():
         monkeypatch.setitem(sys.modules, each.replace("__", "."), types.SimpleNamespace(**content))
-    return tracking.CLASSES[name]
+    return CLASSES[name]
 
 
 def test_tensorboard_writes_the_test_metrics_at_the_last_epoch(tmp_path, monkeypatch):

@@ -1,0 +1,1 @@
+"""Experiment trackers, to which a run logs its validations."""
