@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import make_folder, replacing
 from adaftr_fast.data.synthetic.log import LAYOUTS, PROBABILITY, RELATEDNESS
 from adaftr_fast.data.synthetic.write import LOG, SCHEMA
+from adaftr_fast.files.whole import make_folder, replacing
 from benchmarks import render
 from benchmarks.measure import options, write
 from benchmarks.stages import Stages

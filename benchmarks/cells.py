@@ -24,14 +24,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from adaftr_fast._files import make_folder, read_json, write_json
-from adaftr_fast._json import dumps
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.split_file import TRUTH, read_split
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import CheckpointError, DivergedError
+from adaftr_fast.files.json import dumps
+from adaftr_fast.files.whole import make_folder, read_json, write_json
 from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.runs.run import train_one
 from adaftr_fast.training.evaluation import TaskMetrics, predict, spread

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import make_folder, replacing
 from adaftr_fast.data.dataset.manifest import read_manifest
 from adaftr_fast.data.synthetic.log import DAY, LogConfig
 from adaftr_fast.data.synthetic.write import LOG, SCHEMA
+from adaftr_fast.files.whole import make_folder, replacing
 from benchmarks import render
 from benchmarks.measure import options, write
 from benchmarks.stages import Stages

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from adaftr_fast._extension import build_info
-from adaftr_fast._files import replace_file
+from adaftr_fast.files.whole import replace_file
 from benchmarks import RESULTS
 
 ROOT = Path(__file__).parents[1]

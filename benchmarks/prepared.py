@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import sha256
 from adaftr_fast.data.dataset.manifest import FORMAT, FieldInfo, Manifest, SplitInfo
 from adaftr_fast.data.dataset.split_file import COMPRESSION, GROUP
 from adaftr_fast.data.raw.source import Unused
+from adaftr_fast.files.whole import sha256
 
 FIELDS = 23
 TASKS = ("click", "conversion")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from adaftr_fast._files import replace_file
+from adaftr_fast.files.whole import replace_file
 from benchmarks.gpu.processes import dies_with_parent
 
 SAMPLE_SECONDS = 0.05

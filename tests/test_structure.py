@@ -13,11 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adaftr_fast"
 LAYERS = (
-    "errors _json _memory _startup",
-    "_extension _files _progress _tables _tensor_file _toml engines",
-    "_figures",
-    "_locks",
-    "_publish",
+    "errors _memory _startup",
+    "_extension engines files",
+    "display",
     "config distributed kernels",
     "ops ops.embedding.reference",
     "ops.*",

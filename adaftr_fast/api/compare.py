@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaftr_fast._json import dumps
-from adaftr_fast._locks import writing_folder
-from adaftr_fast._tables import Shown, Table
 from adaftr_fast.api.places import Place, local, output_folder
 from adaftr_fast.api.run import run_folder
+from adaftr_fast.display.tables import Shown, Table
 from adaftr_fast.errors import CheckpointError
+from adaftr_fast.files.json import dumps
+from adaftr_fast.files.locks import writing_folder
 from adaftr_fast.training.trained import METRICS, PICTURE, REPORT, Run, result_table
 
 if TYPE_CHECKING:
-    from adaftr_fast._figures import Picture
+    from adaftr_fast.display.figures import Picture
 
 
 def read_runs(folders: Sequence[Path | str]) -> tuple[list[Run], list[str]]:

@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import replace_file
-from adaftr_fast._tables import Table, paragraphs
 from adaftr_fast.api.prepared import Prepared
 from adaftr_fast.data.dataset.manifest import FieldInfo
 from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import Encoder, Vocabulary
 from adaftr_fast.data.schema.types import SPLITS
+from adaftr_fast.display.tables import Table, paragraphs
+from adaftr_fast.files.whole import replace_file
 
 PAGE = "report.html"
 MOST_ROWS = 1_000_000  # of a split that the page counts

@@ -12,10 +12,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from adaftr_fast._files import is_unicode
 from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.engines import ignore
 from adaftr_fast.errors import DataError, StoreError
+from adaftr_fast.files.whole import is_unicode
 from adaftr_fast.runs.output import Output
 
 Place = str | os.PathLike[str]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from adaftr_fast._tables import Shown, Table
 from adaftr_fast.api.places import Place, local, place_of
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.schema.types import Field
+from adaftr_fast.display.tables import Shown, Table
 
 ALMOST_ALL = 0.95  # of the rows
 UNIQUE, FEWEST = 0.9, 100  # distinct values per row, in as many rows

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from adaftr_fast._tables import Shown, Table
 from adaftr_fast.api.places import Place, local, output, output_folder, place_of
 from adaftr_fast.api.prepared import open_data
 from adaftr_fast.config import RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.memory import Memory
+from adaftr_fast.display.tables import Shown, Table
 from adaftr_fast.distributed.ranks import joined
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.explain.buckets import ScoreBuckets
@@ -36,7 +36,7 @@ from adaftr_fast.training.trained import (
 from adaftr_fast.training.trainer import OnEpoch
 
 if TYPE_CHECKING:
-    from adaftr_fast._figures import Picture
+    from adaftr_fast.display.figures import Picture
 
 
 @dataclass(frozen=True, repr=False)

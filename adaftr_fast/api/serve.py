@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adaftr_fast._tables import Shown, Table
 from adaftr_fast.api.places import Place, local, output_file, output_folder, place_of
 from adaftr_fast.api.prepare import Names, local_inputs
 from adaftr_fast.api.run import run_folder
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.raw.tables import Inputs, input_files
+from adaftr_fast.display.tables import Shown, Table
 from adaftr_fast.errors import DataError
 from adaftr_fast.models.build import ModelClass
 from adaftr_fast.serving import predict as predicting

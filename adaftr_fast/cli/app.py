@@ -9,10 +9,10 @@ import warnings
 from argparse import SUPPRESS
 from typing import Any
 
-from adaftr_fast._files import FULL, naming
 from adaftr_fast.cli import data, serve, train
 from adaftr_fast.cli.options import Command, Parser, description
 from adaftr_fast.errors import RankError, UserError, extras_needed
+from adaftr_fast.files.whole import FULL, naming
 
 COMMANDS: dict[str, type[Command]] = {
     kind.__name__.lower(): kind

@@ -40,12 +40,13 @@ from typing import (
     get_type_hints,
 )
 
-from adaftr_fast._json import EXPECTED, dumps, from_json, loads, loads_toml, shown
 from adaftr_fast.config import ModelConfig, RunConfig, WarmStartConfig
 from adaftr_fast.config.fitted import FITTED
 from adaftr_fast.config.model import PRESETS, preset
 from adaftr_fast.config.run import expanded
 from adaftr_fast.errors import ConfigError
+from adaftr_fast.files.json import EXPECTED, dumps, from_json, loads, shown
+from adaftr_fast.files.toml import loads_toml
 
 if TYPE_CHECKING:
     from adaftr_fast.engines import Engine

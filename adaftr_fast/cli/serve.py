@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Literal
 
-from adaftr_fast._json import dumps
 from adaftr_fast.cli.options import Command, OwnModel, Place, options
+from adaftr_fast.files.json import dumps
 
 
 @options

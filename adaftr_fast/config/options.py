@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
-from adaftr_fast._json import from_json, shown
 from adaftr_fast.errors import ConfigError
+from adaftr_fast.files.json import from_json, shown
 
 
 @dataclasses.dataclass(frozen=True)

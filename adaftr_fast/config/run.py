@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from adaftr_fast._json import from_json, loads_toml
 from adaftr_fast.config.fitted import fitted
 from adaftr_fast.config.model import ModelConfig, preset
 from adaftr_fast.config.options import AT_LEAST_0, AT_LEAST_1, DECAY, Range, Section, option
 from adaftr_fast.errors import ConfigError
+from adaftr_fast.files.json import from_json
+from adaftr_fast.files.toml import loads_toml
 
 MONITORED = ("auc", "gauc", "cvr_auc", "logloss")  # of logloss, less is better
 SECONDS = Range(0, noun="number of seconds", infinite=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adaftr_fast._tables import Shown, Table
+from adaftr_fast.display.tables import Shown, Table
 
 COUNT = 10  # of buckets
 Z = 1.959964  # standard errors of a normal distribution within which 95 % of it lie

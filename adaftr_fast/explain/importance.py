@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaftr_fast._progress import progress_bar
-from adaftr_fast._tables import Shown, Table
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.loader import Split
+from adaftr_fast.display.progress import progress_bar
+from adaftr_fast.display.tables import Shown, Table
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models import MultiTaskModel
 from adaftr_fast.training.evaluation import predict

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from adaftr_fast._figures import BLUE, GRAY, Picture, plain
+from adaftr_fast.display.figures import BLUE, GRAY, Picture, plain
 from adaftr_fast.explain.buckets import ScoreBuckets
 from adaftr_fast.explain.importance import Importance
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE
 
-from adaftr_fast._json import dumps, from_json, loads
+from adaftr_fast.files.json import dumps, from_json, loads
 from adaftr_fast.nn.deferred import flush, held
 from adaftr_fast.nn.embedding_fields import EmbeddingFields, Pooling
 from adaftr_fast.nn.embedding_table import (

@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from adaftr_fast._files import naming, sync, write_json
-from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.config import DataConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData, Split
@@ -34,6 +32,8 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.engines import Engine
 from adaftr_fast.errors import DataError
+from adaftr_fast.files.json import dumps, from_json, loads
+from adaftr_fast.files.whole import naming, sync, write_json
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.run import check_options, find_all, fit_one, open_split, writing
 from adaftr_fast.training.checkpoint.files import check_shared_folder

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._files import replace_file
-from adaftr_fast._json import dumps
 from adaftr_fast.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema import parse
 from adaftr_fast.distributed.ranks import ALONE, Ranks
+from adaftr_fast.files.json import dumps
+from adaftr_fast.files.whole import replace_file
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.run import train_one, writing
 from adaftr_fast.training.checkpoint.files import check_shared_folder

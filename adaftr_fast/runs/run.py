@@ -13,8 +13,6 @@ from pathlib import Path
 import torch
 
 from adaftr_fast import _memory
-from adaftr_fast._files import write_json
-from adaftr_fast._locks import writing_folder
 from adaftr_fast.config import ModelConfig, RunConfig, WarmStartConfig
 from adaftr_fast.config.model import MODELS
 from adaftr_fast.data.dataset.loader import PreparedData, Split
@@ -22,6 +20,8 @@ from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.distributed.ranks import ALONE, Ranks, local_share, restarted
 from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.explain.doubts import data_doubts, find_doubts, leaks, training_doubts
+from adaftr_fast.files.locks import writing_folder
+from adaftr_fast.files.whole import write_json
 from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.base import PlainModule
 from adaftr_fast.models.build import check_forward

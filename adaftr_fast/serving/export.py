@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adaftr_fast._files import replace_file, sha256
-from adaftr_fast._publish import publishing
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo, signed
 from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.errors import ServingError
+from adaftr_fast.files.publish import publishing
+from adaftr_fast.files.whole import replace_file, sha256
 from adaftr_fast.models.build import ModelClass
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.embedding_int8 import quantize_tables

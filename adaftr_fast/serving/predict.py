@@ -24,8 +24,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from adaftr_fast._progress import progress_bar
-from adaftr_fast._publish import publishing
 from adaftr_fast.data.encode.encoders import (
     Vocabulary,
     count_unknown,
@@ -41,7 +39,9 @@ from adaftr_fast.data.raw.batches import shown
 from adaftr_fast.data.raw.inputs import Chunk, is_text
 from adaftr_fast.data.raw.rows import RawFile, raw_files
 from adaftr_fast.data.schema.types import PLAIN_TEXT, Schema
+from adaftr_fast.display.progress import progress_bar
 from adaftr_fast.errors import DataError, ServingError
+from adaftr_fast.files.publish import publishing
 from adaftr_fast.serving.columns import Columns
 from adaftr_fast.serving.scorer import Scorer
 

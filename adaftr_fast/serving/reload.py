@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._publish import version
+from adaftr_fast.files.publish import version
 from adaftr_fast.serving.scorer import Scorer, load_scorer
 
 RETRY_SECONDS = 30.0  # after which an export that could not be read is tried again

@@ -19,9 +19,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from adaftr_fast import models  # noqa: F401  # defines the ops that programs call
-from adaftr_fast._files import sha256
-from adaftr_fast._json import from_json, loads, shown
-from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.batch import Batch, interleave
 from adaftr_fast.data.dataset.manifest import (
     MANIFEST,
@@ -34,6 +31,9 @@ from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.data.encode.encoders import Encoder, encode_features
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ServingError
+from adaftr_fast.files.json import from_json, loads, shown
+from adaftr_fast.files.publish import read_published
+from adaftr_fast.files.whole import sha256
 from adaftr_fast.nn import embedding_int8  # noqa: F401  # defines the op of int8 tables
 from adaftr_fast.serving.columns import Columns, Cvr, output_columns
 from adaftr_fast.serving.programs import apply_program

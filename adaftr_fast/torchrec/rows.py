@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from adaftr_fast._tensor_file import Readable
+from adaftr_fast.files.tensors import Readable
 
 CHUNK = 1 << 22  # numbers per read
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from matplotlib.axes import Axes
 
-from adaftr_fast._figures import Picture, plain, shortened, style
+from adaftr_fast.display.figures import Picture, plain, shortened, style
 
 if TYPE_CHECKING:
     from adaftr_fast.training.trained import Run

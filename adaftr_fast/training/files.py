@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from adaftr_fast._files import replace_file
-from adaftr_fast._json import dumps
-from adaftr_fast._progress import progress_bar
 from adaftr_fast.config import TrainingConfig
+from adaftr_fast.display.progress import progress_bar
 from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import TrainingError
+from adaftr_fast.files.json import dumps
+from adaftr_fast.files.whole import replace_file
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.training.checkpoint.files import check_shared_folder, read_local_rows
 from adaftr_fast.training.checkpoint.progress import Progress, RunningMean

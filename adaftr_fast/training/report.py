@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._tables import Table
-from adaftr_fast._toml import to_toml
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.data.dataset.manifest import Manifest
+from adaftr_fast.display.tables import Table
+from adaftr_fast.files.toml import to_toml
 from adaftr_fast.training.curves import draw
 from adaftr_fast.training.evaluation import spread
 from adaftr_fast.training.trained import PICTURE, REPORT, Run, metric_notes, result_table

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from adaftr_fast._json import dumps, from_json, loads
-from adaftr_fast._publish import read_published
-from adaftr_fast._tables import Shown, Table
-from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.display.tables import Shown, Table
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import CheckpointError, ConfigError, DataError
+from adaftr_fast.files.json import dumps, from_json, loads
+from adaftr_fast.files.publish import read_published
+from adaftr_fast.files.tensors import SavedTensors
 from adaftr_fast.models import MultiTaskModel, build_model
 from adaftr_fast.models.build import ModelClass, class_name, find_class
 from adaftr_fast.nn.embedding_table import tables_elsewhere
@@ -41,7 +41,7 @@ from adaftr_fast.training.evaluation import TaskMetrics
 from adaftr_fast.training.sharding import check_tables, shard_tables
 
 if TYPE_CHECKING:
-    from adaftr_fast._figures import Picture
+    from adaftr_fast.display.figures import Picture
 
 BEST, TEST, METRICS = "best", "test.json", "metrics.jsonl"  # names in the run folder
 DOUBTS = "doubts.json"

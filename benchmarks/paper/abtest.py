@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.stats import t
 
-from adaftr_fast._figures import BLUE, GRAY, VERMILION, Picture, plain
+from adaftr_fast.display.figures import BLUE, GRAY, VERMILION, Picture, plain
 from benchmarks.cells import model_of
 from benchmarks.paper.auctions import Auctions, model_bidder, simulate, true_bidder
 from benchmarks.paper.report import Report

@@ -11,10 +11,10 @@ from itertools import cycle, islice
 import torch
 from torch import nn
 
-from adaftr_fast._figures import BLUE, Picture, plain
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.display.figures import BLUE, Picture, plain
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.nn.embedding import tables_of

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from adaftr_fast._figures import BLUE, GRAY, VERMILION, Picture, plain
-from adaftr_fast._toml import to_toml
+from adaftr_fast.display.figures import BLUE, GRAY, VERMILION, Picture, plain
+from adaftr_fast.files.toml import to_toml
 from benchmarks.measure import machine, save
 from benchmarks.paper.results import METRICS, Difference, Results, Row, Spread
 from benchmarks.render import Cases, of_cases, table

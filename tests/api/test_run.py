@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 import adaftr_fast as af
-from adaftr_fast._tables import paragraphs
 from adaftr_fast.cli import main
 from adaftr_fast.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.display.tables import paragraphs
 from adaftr_fast.errors import CheckpointError, ConfigError, DataError
 from adaftr_fast.training.trained import metric_notes
 

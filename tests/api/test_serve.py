@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import adaftr_fast as af
-from adaftr_fast._tables import paragraphs
 from adaftr_fast.cli import main
+from adaftr_fast.display.tables import paragraphs
 from adaftr_fast.errors import CheckpointError, DataError, ServingError
 from adaftr_fast.training.evaluation import predict
 

@@ -19,7 +19,7 @@ import time
 
 from tqdm import tqdm
 
-from adaftr_fast._progress import progress_bar
+from adaftr_fast.display.progress import progress_bar
 from tests.chaos.worker import Worker
 
 SHRINK_SECONDS = 60.0  # for one failure

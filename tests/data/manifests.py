@@ -2,8 +2,8 @@
 
 import json
 
-from adaftr_fast._files import sha256
 from adaftr_fast.data.dataset.manifest import MANIFEST, signed
+from adaftr_fast.files.whole import sha256
 
 
 def recorded(folder, **changes):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from adaftr_fast._tables import Table
+from adaftr_fast.display.tables import Table
 from adaftr_fast.explain.buckets import ScoreBuckets
 from adaftr_fast.explain.importance import Importance
 from adaftr_fast.explain.page import draw, findings, page_sections

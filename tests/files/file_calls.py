@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
-from adaftr_fast import _files
+from adaftr_fast.files import whole
 
 CALLS = ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync")
 
@@ -38,8 +38,8 @@ def before_each_call(act, exchange=True, flushed=lambda path: None):
     with ExitStack() as stack:
         for name in CALLS:
             stack.enter_context(patch.object(os, name, watched(name, getattr(os, name))))
-        swap = _files._exchange if exchange else lambda new, target: False
-        stack.enter_context(patch.object(_files, "_exchange", watched("exchange", swap)))
+        swap = whole._exchange if exchange else lambda new, target: False
+        stack.enter_context(patch.object(whole, "_exchange", watched("exchange", swap)))
         yield
 
 

@@ -8,7 +8,7 @@ HOLD = """
 import sys
 from pathlib import Path
 name, sys.argv[0] = sys.argv[0], "adaftr-fast"  # the command line starts without torch
-from adaftr_fast._locks import writer_lock
+from adaftr_fast.files.locks import writer_lock
 sys.argv[0] = name
 with writer_lock(Path(sys.argv[1]), Path(sys.argv[1])):
     print(flush=True)

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from adaftr_fast._files import make_folder, replace_file, replacing
+from adaftr_fast.files.whole import make_folder, replace_file, replacing
 
 
 def write_new(path, write):

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from adaftr_fast._locks import LOCK, writer_lock, writing_folder
 from adaftr_fast.errors import BusyError
+from adaftr_fast.files.locks import LOCK, writer_lock, writing_folder
 
 from .holder import holder
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from adaftr_fast import _files
-from adaftr_fast._files import replace_file
-from adaftr_fast._publish import publishing
+from adaftr_fast.files import whole
+from adaftr_fast.files.publish import publishing
+from adaftr_fast.files.whole import replace_file
 
 from .power import cut
 
@@ -39,15 +39,15 @@ def test_every_way_to_publish(tmp_path, write, old):
 @WRITERS
 def test_the_simulation_finds_what_is_not_flushed(tmp_path, monkeypatch, write):
     write(tmp_path / "out", "old")
-    monkeypatch.setattr(_files, "sync", lambda path: None)
+    monkeypatch.setattr(whole, "sync", lambda path: None)
     with pytest.raises(AssertionError, match="before call"):
         cut(tmp_path, tmp_path / "out", lambda: write(tmp_path / "out", "new"))
 
 
 def test_the_simulation_finds_names_that_are_not_flushed(tmp_path, monkeypatch):
     write_folder(tmp_path / "out", "old")
-    real = _files.sync
-    monkeypatch.setattr(_files, "sync", lambda path: real(path) if path != tmp_path else None)
+    real = whole.sync
+    monkeypatch.setattr(whole, "sync", lambda path: real(path) if path != tmp_path else None)
     # the former folder loses files before its name
     with pytest.raises(AssertionError, match="before call"):
         cut(tmp_path, tmp_path / "out", lambda: write_folder(tmp_path / "out", "new"))

@@ -5,9 +5,9 @@ import threading
 
 import pytest
 
-from adaftr_fast import _files
-from adaftr_fast._publish import publishing, read_published
 from adaftr_fast.errors import BusyError
+from adaftr_fast.files import whole
+from adaftr_fast.files.publish import publishing, read_published
 
 from .file_calls import killed_at
 from .holder import holder
@@ -49,7 +49,7 @@ def test_a_kill_at_any_point_leaves_the_old_or_the_new_one(tmp_path, write, read
     target = tmp_path / "out"
     seen = set()
     for number in itertools.count():
-        _files.remove(target)
+        whole.remove(target)
         if old is not None:
             write(target, old)
         alive = not killed_at(number, lambda: write(target, "new"), exchange)
@@ -72,7 +72,7 @@ def test_a_reader_meets_one_version_while_a_writer_replaces_it(tmp_path, monkeyp
     target = tmp_path / "out"
     done = threading.Event()
     if not exchange:
-        monkeypatch.setattr(_files, "_exchange", lambda new, target: False)
+        monkeypatch.setattr(whole, "_exchange", lambda new, target: False)
     write_folder(target, "0")
 
     def replace():
@@ -125,7 +125,7 @@ def test_a_failed_rename_restores_the_old_one(tmp_path, monkeypatch, exchange):
         return False
 
     monkeypatch.setattr(os, "rename", full)
-    monkeypatch.setattr(_files, "_exchange", no_exchange)
+    monkeypatch.setattr(whole, "_exchange", no_exchange)
     with pytest.raises(OSError, match="No space left"):
         write_folder(target, "new")
     assert os.listdir(tmp_path) == ["out"]

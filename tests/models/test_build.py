@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adaftr_fast import FusedEmbedding
-from adaftr_fast._json import from_json
+from adaftr_fast.files.json import from_json
 from adaftr_fast.models import (
     Backbone,
     MMoE,

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from adaftr_fast._locks import LOCK
 from adaftr_fast.config import TrainingConfig
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import BusyError, CheckpointError
+from adaftr_fast.files.locks import LOCK
 from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.demo import run_demo
 from adaftr_fast.runs.run import fit_one, train_one

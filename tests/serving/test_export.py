@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from adaftr_fast._files import sha256
 from adaftr_fast.config import OptimizerConfig, TrainingConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
@@ -15,6 +14,7 @@ from adaftr_fast.data.dataset.manifest import signed
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import CheckpointError, ServingError
+from adaftr_fast.files.whole import sha256
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.deferred import missed_steps
 from adaftr_fast.serving.export import check_program, export_run

@@ -5,8 +5,8 @@ import shutil
 import numpy as np
 import pytest
 
-from adaftr_fast._publish import publishing
 from adaftr_fast.errors import ServingError
+from adaftr_fast.files.publish import publishing
 from adaftr_fast.serving import reload
 from adaftr_fast.serving.reload import ReloadingScorer
 from adaftr_fast.serving.scorer import load_scorer

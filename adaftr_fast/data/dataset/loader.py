@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.batch import Batch, rebatch
 from adaftr_fast.data.dataset.manifest import Manifest, read_manifest
 from adaftr_fast.data.dataset.rows import ParquetRows, Rows, TensorRows
 from adaftr_fast.data.parallel import prefetch
 from adaftr_fast.errors import DataError
+from adaftr_fast.files.publish import read_published
 
 SHUFFLE_ROWS = 1 << 20  # 100 MB per window at 23 fields; two windows are held
 READ_ROWS, READ_BYTES = 1 << 17, 32 << 20  # of a window read in file order

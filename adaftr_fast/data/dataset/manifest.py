@@ -14,14 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._files import check_name, sha256
-from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.source import Unused, reading
 from adaftr_fast.data.schema.parse import MOST_IDS, MOST_ROWS, funnel_stages, parse_schema
 from adaftr_fast.data.schema.types import Field, Schema
 from adaftr_fast.errors import DataError
+from adaftr_fast.files.json import dumps, from_json, loads
+from adaftr_fast.files.whole import check_name, sha256
 from adaftr_fast.nn.dense import NumericEncoding
 
 # format of prepared folders; increase it when their values change for the same schema and files

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from adaftr_fast._publish import read_published
 from adaftr_fast.data.dataset.batch import Batch, concat, concat_offsets, interleave, take_bags
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.dataset.matrix import place, places_of
@@ -25,6 +24,7 @@ from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.parallel import prefetch
 from adaftr_fast.data.raw.source import check_names, reading
 from adaftr_fast.errors import DataError
+from adaftr_fast.files.publish import read_published
 
 KINDS = {  # of the tensors of a batch
     "ids": np.int32,

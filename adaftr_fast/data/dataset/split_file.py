@@ -12,8 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import replacing
-from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.dataset.manifest import Manifest, SplitInfo, total
 from adaftr_fast.data.encode.canonical import as_float64
 from adaftr_fast.data.encode.encoders import Encoder, count_unknown, encode_features
@@ -25,6 +23,8 @@ from adaftr_fast.data.raw.batches import one_batch
 from adaftr_fast.data.raw.source import Scanned, reading
 from adaftr_fast.data.schema.types import Label, Schema
 from adaftr_fast.errors import DataError
+from adaftr_fast.files.json import dumps, from_json, loads
+from adaftr_fast.files.whole import replacing
 
 # column of the group number; the colon prevents a clash with field and task names
 GROUP = "group:id"

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adaftr_fast._files import replacing, sha256
 from adaftr_fast.data.dataset.manifest import (
     FORMAT,
     Manifest,
@@ -35,6 +34,7 @@ from adaftr_fast.data.raw.source import Unused
 from adaftr_fast.data.raw.staging import TextInput, check_staged, staged_bad_rows
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema, shown_condition
 from adaftr_fast.errors import DataError
+from adaftr_fast.files.whole import replacing, sha256
 from adaftr_fast.nn.dense import NumericEncoding
 
 SHOWN = 20  # values of a column

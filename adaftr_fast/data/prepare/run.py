@@ -18,10 +18,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from adaftr_fast._files import followed, make_folder
-from adaftr_fast._files import replace as replace_path
-from adaftr_fast._json import dumps
-from adaftr_fast._progress import progress_bar
 from adaftr_fast.data.dataset.manifest import (
     FORMAT,
     MANIFEST,
@@ -48,8 +44,12 @@ from adaftr_fast.data.raw.times import with_times
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.data.synthetic.write import LOG, write_log
+from adaftr_fast.display.progress import progress_bar
 from adaftr_fast.engines import Engine, Local, ignore
 from adaftr_fast.errors import ConfigError, DataError
+from adaftr_fast.files.json import dumps
+from adaftr_fast.files.whole import followed, make_folder
+from adaftr_fast.files.whole import replace as replace_path
 
 SHARD_BYTES = 512 << 20  # of the inputs, for each shard on a cluster
 MAX_SHARDS = 1000

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._files import replacing, sha256
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.dataset.split_file import split_info, write_splits
 from adaftr_fast.data.dataset.vocabulary import read_encoders
@@ -29,6 +28,7 @@ from adaftr_fast.data.raw.staging import TextInput, check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.engines import Advance
 from adaftr_fast.errors import DataError, EngineError
+from adaftr_fast.files.whole import replacing, sha256
 
 State = list[tuple[str, int, int, int, int]]
 VISIBLE_SECONDS = 60.0  # in which a file of another machine must appear on a shared file system

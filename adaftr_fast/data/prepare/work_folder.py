@@ -12,11 +12,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaftr_fast._files import new_beside
-from adaftr_fast._publish import publisher_lock
 from adaftr_fast.data.dataset.split_file import split_file_name
 from adaftr_fast.data.parallel import Shard
 from adaftr_fast.errors import BusyError
+from adaftr_fast.files.publish import publisher_lock
+from adaftr_fast.files.whole import new_beside
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from pathlib import Path, PurePath
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from adaftr_fast._files import check_name
 from adaftr_fast.data.memory import DEFAULT, GB, Memory, encoding
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.bad_rows import TEXT, BadRows
@@ -43,6 +42,7 @@ from adaftr_fast.data.schema.columns import column_types, discrete_columns
 from adaftr_fast.data.schema.parse import COMMON
 from adaftr_fast.data.schema.types import Schema, TextFormat
 from adaftr_fast.errors import DataError
+from adaftr_fast.files.whole import check_name
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
 SAMPLE_BYTES = 2 << 20  # first lines of text that tell its layout and its types

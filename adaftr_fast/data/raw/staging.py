@@ -19,13 +19,13 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import replacing
-from adaftr_fast._json import dumps, from_json, loads
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard, ordered_map
 from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.engines import Advance
 from adaftr_fast.errors import DataError
+from adaftr_fast.files.json import dumps, from_json, loads
+from adaftr_fast.files.whole import replacing
 
 BLOCK_BYTES = 16 << 20
 LINE_BLOCKS = 4  # the longest line of a file, in blocks

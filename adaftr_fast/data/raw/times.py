@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adaftr_fast._progress import progress_bar
 from adaftr_fast.data.encode.canonical import without_nan
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.encoders import one_array
@@ -39,6 +38,7 @@ from adaftr_fast.data.raw.source import (
 from adaftr_fast.data.raw.text import are_numbers, typed
 from adaftr_fast.data.schema.columns import EXACT_INTEGERS, operand_type
 from adaftr_fast.data.schema.types import Condition, Schema, TextFormat, TimeRange
+from adaftr_fast.display.progress import progress_bar
 from adaftr_fast.errors import DataError
 
 DATES = pa.timestamp("us")  # of text that the forms of dates read

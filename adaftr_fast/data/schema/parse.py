@@ -14,9 +14,6 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, get_args
 
-from adaftr_fast._files import check_name, replace_file
-from adaftr_fast._json import from_json, loads_toml
-from adaftr_fast._toml import to_toml
 from adaftr_fast.data.schema.types import (
     SPLITS,
     Condition,
@@ -30,6 +27,9 @@ from adaftr_fast.data.schema.types import (
 )
 from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
+from adaftr_fast.files.json import from_json
+from adaftr_fast.files.toml import loads_toml, to_toml
+from adaftr_fast.files.whole import check_name, replace_file
 from adaftr_fast.nn.dense import EncodingKind
 
 Reader = Callable[[str, Any], Any]

@@ -19,12 +19,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from adaftr_fast._files import remove_new, replace_file, replacing
-from adaftr_fast._json import dumps
-from adaftr_fast._locks import LOCK, writing_folder
-from adaftr_fast._progress import progress_bar
-from adaftr_fast._publish import publishing
-from adaftr_fast._toml import to_toml
 from adaftr_fast.data.memory import DEFAULT
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.synthetic.log import (
@@ -35,7 +29,13 @@ from adaftr_fast.data.synthetic.log import (
     LogField,
     as_arrow,
 )
+from adaftr_fast.display.progress import progress_bar
 from adaftr_fast.errors import DataError
+from adaftr_fast.files.json import dumps
+from adaftr_fast.files.locks import LOCK, writing_folder
+from adaftr_fast.files.publish import publishing
+from adaftr_fast.files.toml import to_toml
+from adaftr_fast.files.whole import remove_new, replace_file, replacing
 
 Made = TypeVar("Made")
 WORK = 8  # bytes of memory per byte of rows while they are made

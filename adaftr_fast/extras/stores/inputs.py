@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from adaftr_fast._files import sha256
-from adaftr_fast._json import from_json, loads
-from adaftr_fast._progress import progress_bar
-from adaftr_fast._publish import publishing
+from adaftr_fast.display.progress import progress_bar
 from adaftr_fast.errors import BusyError, StoreError
 from adaftr_fast.extras.stores.filesystems import filesystem, read_if_any, store_errors
+from adaftr_fast.files.json import from_json, loads
+from adaftr_fast.files.publish import publishing
+from adaftr_fast.files.whole import sha256
 
 POINTER = "published.json"
 VERSION = ("size", "mtime", "created", "LastModified", "last_modified", "updated", "ETag", "etag")

@@ -16,10 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from adaftr_fast._files import remove, sha256
-from adaftr_fast._json import dumps
-from adaftr_fast._locks import LOCK, writer_lock
-from adaftr_fast._progress import progress_bar
+from adaftr_fast.display.progress import progress_bar
 from adaftr_fast.errors import BusyError, StoreError
 from adaftr_fast.extras.stores.filesystems import filesystem, put, replace, store_errors
 from adaftr_fast.extras.stores.inputs import (
@@ -30,6 +27,9 @@ from adaftr_fast.extras.stores.inputs import (
     place,
     read_pointer,
 )
+from adaftr_fast.files.json import dumps
+from adaftr_fast.files.locks import LOCK, writer_lock
+from adaftr_fast.files.whole import remove, sha256
 
 OBJECTS = "objects"
 OBJECT = re.compile(rf"{OBJECTS}/[0-9a-f]{{16}}(/|$)")

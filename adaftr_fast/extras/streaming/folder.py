@@ -10,9 +10,9 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import is_unicode
 from adaftr_fast.errors import DataError, first_line
 from adaftr_fast.extras.streaming.source import Chunk, Position, check_number
+from adaftr_fast.files.whole import is_unicode
 
 PARQUET = (".parquet", ".pq")
 UNFINISHED = (".tmp", ".part")

@@ -19,11 +19,11 @@ from confluent_kafka import (
 )
 from confluent_kafka import TopicPartition as Place
 
-from adaftr_fast._publish import publishing
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ConfigError, DataError
 from adaftr_fast.extras.streaming.messages import RowReader
 from adaftr_fast.extras.streaming.source import Chunk, Position, check_number
+from adaftr_fast.files.publish import publishing
 from adaftr_fast.runs.daily import part_schema
 
 CONNECT_SECONDS = 30.0

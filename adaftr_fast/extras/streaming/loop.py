@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from adaftr_fast._files import read_json, write_json
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.raw.bad_rows import check_share
 from adaftr_fast.data.schema.types import Schema
@@ -25,6 +24,7 @@ from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import DataError, TrainingError
 from adaftr_fast.extras.streaming.source import Chunk, Position, Source, check_number
 from adaftr_fast.extras.trackers.log import Trackers, numbers
+from adaftr_fast.files.whole import read_json, write_json
 from adaftr_fast.runs import daily
 from adaftr_fast.runs.daily import part_schema, train_part, writing_parts
 from adaftr_fast.runs.output import HERE, Output

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from adaftr_fast._files import is_unicode
 from adaftr_fast.data.encode.written import label_numbers, plain_numbers
 from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.types import Schema, TextFormat, condition_columns
+from adaftr_fast.files.whole import is_unicode
 
 SHOWN = 50  # characters of a value that an error shows
 LARGEST_WEIGHT = float(np.finfo(np.float32).max)  # weights are float32

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast._files import make_folder, read_json, write_json
 from adaftr_fast.errors import TrainingError, extras_needed
 from adaftr_fast.extras.trackers.packages import CLASSES, Opening, Tracker
+from adaftr_fast.files.whole import make_folder, read_json, write_json
 from adaftr_fast.training.trained import TRACKERS
 
 

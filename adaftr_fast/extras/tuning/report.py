@@ -12,11 +12,8 @@ from matplotlib.axes import Axes
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import TrialState
 
-from adaftr_fast._figures import BLUE, GRAY, VERMILION, Picture, plain
-from adaftr_fast._files import replace_file
-from adaftr_fast._locks import writing_folder
-from adaftr_fast._tables import Table
-from adaftr_fast._toml import to_toml
+from adaftr_fast.display.figures import BLUE, GRAY, VERMILION, Picture, plain
+from adaftr_fast.display.tables import Table
 from adaftr_fast.engines import Engine
 from adaftr_fast.extras.tuning.search import (
     ERROR,
@@ -28,6 +25,9 @@ from adaftr_fast.extras.tuning.search import (
     trials_of,
     tune,
 )
+from adaftr_fast.files.locks import writing_folder
+from adaftr_fast.files.toml import to_toml
+from adaftr_fast.files.whole import replace_file
 from adaftr_fast.training.trained import METRIC_COLUMNS, metric_cells
 
 BEST_CONFIG, REPORT, PLOT = "best.toml", "report.md", "report.png"  # names in the folder

@@ -19,14 +19,14 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from adaftr_fast._files import write_json
-from adaftr_fast._json import dumps, loads
-from adaftr_fast._locks import LOST_SECONDS, writing_folder
 from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.engines import Engine, Local, on_one_thread
 from adaftr_fast.errors import CheckpointError, ConfigError, DivergedError, TrainingError
 from adaftr_fast.extras.tuning.space import Space, apply
+from adaftr_fast.files.json import dumps, loads
+from adaftr_fast.files.locks import LOST_SECONDS, writing_folder
+from adaftr_fast.files.whole import write_json
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.run import fit_one
 from adaftr_fast.training.checkpoint.snapshots import LAST, remove_snapshots

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from adaftr_fast._json import dumps, from_json, loads_toml
-from adaftr_fast._toml import to_toml
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.errors import ConfigError
+from adaftr_fast.files.json import dumps, from_json
+from adaftr_fast.files.toml import loads_toml, to_toml
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

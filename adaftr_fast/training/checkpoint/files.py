@@ -14,10 +14,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from adaftr_fast._files import new_beside, replace
-from adaftr_fast._tensor_file import Checksum, SavedTensors, shard_key, write_tensors
 from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import CheckpointError
+from adaftr_fast.files.tensors import Checksum, SavedTensors, shard_key, write_tensors
+from adaftr_fast.files.whole import new_beside, replace
 from adaftr_fast.torchrec.rows import ShardedRows
 
 MARK = ".ranks"  # a file with which the ranks check that they see one folder

@@ -30,13 +30,21 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from adaftr_fast import _memory
-from adaftr_fast._files import CRC32, check_name, crc32, followed, make_folder, remove_new, sync
-from adaftr_fast._json import from_json, loads
-from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import FREE_ON_RESUME
 from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import CheckpointError
+from adaftr_fast.files.json import from_json, loads
+from adaftr_fast.files.tensors import SavedTensors
+from adaftr_fast.files.whole import (
+    CRC32,
+    check_name,
+    crc32,
+    followed,
+    make_folder,
+    remove_new,
+    sync,
+)
 from adaftr_fast.ops.embedding.lookup import empty_table
 from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.training.checkpoint.files import damages, local_rows, write_file

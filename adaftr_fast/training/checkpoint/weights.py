@@ -16,13 +16,20 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from adaftr_fast._files import check_name, make_folder, read_json, remove_new, sha256, write_json
-from adaftr_fast._json import from_json
-from adaftr_fast._tensor_file import SavedTensors
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import CheckpointError
+from adaftr_fast.files.json import from_json
+from adaftr_fast.files.tensors import SavedTensors
+from adaftr_fast.files.whole import (
+    check_name,
+    make_folder,
+    read_json,
+    remove_new,
+    sha256,
+    write_json,
+)
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.torchrec.rows import ShardedRows

@@ -36,7 +36,7 @@ GROUPS = {
         f"tests/kernels/infonce/{name}.py"
         for name in ("test_cuda", "test_losses", "test_precision", "gluon/test_gluon")
     ],
-    "dry run": ["tests/test_json.py"],
+    "dry run": ["tests/files/test_json.py"],
 }
 # each core has a process
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}

@@ -28,7 +28,7 @@ def test_missing_staged_files_raise(shop, tmp_path, monkeypatch):
 
 KILLED = """
 import os, shutil, signal, sys
-from adaftr_fast import _files
+from adaftr_fast.files import whole
 from adaftr_fast.data.raw import staging
 from adaftr_fast.cli import main
 
@@ -42,13 +42,13 @@ def killed(real, place):
         return real(*paths, **options)
     return call
 
-def exchange(new, target, real=_files._exchange):
+def exchange(new, target, real=whole._exchange):
     if name != "exchange":
         return False  # as on a file system that cannot
     assert real(new, target)
     os.kill(os.getpid(), signal.SIGKILL)
 
-_files._exchange = exchange
+whole._exchange = exchange
 os.replace = killed(os.replace, 1)  # the file is written but not yet renamed
 os.rename, shutil.rmtree = killed(os.rename, 0), killed(shutil.rmtree, 0)
 sys.exit(main(arguments))

@@ -9,11 +9,11 @@ from optuna.trial import TrialState
 
 pytest.importorskip("ray", reason="make test-ray installs it")
 
-from adaftr_fast._locks import LOCK
 from adaftr_fast.cli import main
 from adaftr_fast.extras.ray.engine import Ray
 from adaftr_fast.extras.tuning import search as searching
 from adaftr_fast.extras.tuning.search import tune
+from adaftr_fast.files.locks import LOCK
 from tests.extras.ray.cluster import Together, soon
 from tests.extras.tuning import conftest as searches
 from tests.runs import conftest as small

@@ -50,7 +50,7 @@ POINTS = {
     "in an epoch": ("adaftr_fast.training.stepper", "Stepper", "step", 15),  # 11 a chunk
     "after training": (LOOP, "Journal", "append", 2),
     # the first one replaces no folder
-    "as an export is published": ("adaftr_fast._files", "", "_exchange", 1),
+    "as an export is published": ("adaftr_fast.files.whole", "", "_exchange", 1),
     "after an export": (LOOP, "Journal", "note_export", 2),
     "while old chunks are removed": (LOOP, "_Stream", "_remove_old", 3),
 }

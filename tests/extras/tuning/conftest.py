@@ -2,9 +2,9 @@
 
 import pytest
 
-from adaftr_fast._toml import to_toml
 from adaftr_fast.extras.tuning.search import Search
 from adaftr_fast.extras.tuning.space import parse_space
+from adaftr_fast.files.toml import to_toml
 from tests.runs import conftest as runs
 from tests.runs.conftest import settings
 

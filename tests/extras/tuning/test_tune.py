@@ -7,7 +7,6 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from adaftr_fast._locks import LOCK
 from adaftr_fast.cli import main
 from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import BusyError, CheckpointError, ConfigError, TrainingError
@@ -15,6 +14,7 @@ from adaftr_fast.extras.tuning import search as searching
 from adaftr_fast.extras.tuning.report import draw, tune_and_report
 from adaftr_fast.extras.tuning.search import Search, tune
 from adaftr_fast.extras.tuning.space import apply, default_space, parse_space, read_space
+from adaftr_fast.files.locks import LOCK
 from adaftr_fast.training.checkpoint.weights import read_description
 from adaftr_fast.training.trained import load_trained
 from tests.cli.conftest import fails

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from adaftr_fast._files import followed, make_folder, remove_new
-from adaftr_fast._json import loads
 from adaftr_fast.errors import BusyError
+from adaftr_fast.files.json import loads
+from adaftr_fast.files.whole import followed, make_folder, remove_new
 
 LOCK = ".lock"  # in a folder that is written in place
 COMMAND_LENGTH = 500

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from adaftr_fast._json import dumps, from_json, loads_toml
+from adaftr_fast.files.json import dumps, from_json
 
 
 @dataclass
@@ -51,22 +51,3 @@ def test_round_trip_with_nan_as_null():
 def test_errors_name_the_key(value, message):
     with pytest.raises(ValueError, match=message):
         from_json(Outer, value)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a" + ".a" * 20_000 + " = 1",
-        "[" + "a." * 20_000 + "a]",
-        "x = { " + "'a'." * 9_000 + "a = 1 }",
-    ],
-)
-def test_long_keys_of_toml_are_refused_at_once(text):
-    with pytest.raises(ValueError, match="nested too deeply"):
-        loads_toml(text)
-    assert loads_toml("[a.b]\nc.d = [" + "0.1, " * 1000 + "]")["a"]["b"]["c"]["d"][0] == 0.1
-
-
-def test_a_long_word_of_toml_is_read_at_once():
-    word = "a" * 300_000
-    assert loads_toml(f"{word} = 1") == {word: 1}

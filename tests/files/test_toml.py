@@ -7,9 +7,9 @@ import tomllib
 
 import pytest
 
-from adaftr_fast._toml import to_toml
 from adaftr_fast.config import RunConfig
 from adaftr_fast.errors import ConfigError
+from adaftr_fast.files.toml import loads_toml, to_toml
 from adaftr_fast.training.report import changed_options
 
 CONFIG = RunConfig().with_options(
@@ -53,3 +53,22 @@ def test_keys_without_a_value_are_left_out():
 def test_values_that_toml_lacks_are_refused(value):
     with pytest.raises(ConfigError, match=r"^TOML cannot hold (None|\{1\})$"):
         to_toml({"a": value})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" + ".a" * 20_000 + " = 1",
+        "[" + "a." * 20_000 + "a]",
+        "x = { " + "'a'." * 9_000 + "a = 1 }",
+    ],
+)
+def test_long_keys_of_toml_are_refused_at_once(text):
+    with pytest.raises(ValueError, match="nested too deeply"):
+        loads_toml(text)
+    assert loads_toml("[a.b]\nc.d = [" + "0.1, " * 1000 + "]")["a"]["b"]["c"]["d"][0] == 0.1
+
+
+def test_a_long_word_of_toml_is_read_at_once():
+    word = "a" * 300_000
+    assert loads_toml(f"{word} = 1") == {word: 1}

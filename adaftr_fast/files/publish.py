@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from adaftr_fast._files import aside_path, followed, remove, remove_new, replacing, restore
-from adaftr_fast._locks import writer_lock
 from adaftr_fast.errors import BusyError
+from adaftr_fast.files.locks import writer_lock
+from adaftr_fast.files.whole import aside_path, followed, remove, remove_new, replacing, restore
 
 T = TypeVar("T")
 Identity = tuple[int, int, int]

@@ -6,7 +6,7 @@ import sys
 import pytest
 from tqdm import tqdm
 
-from adaftr_fast._progress import progress_bar
+from adaftr_fast.display.progress import progress_bar
 
 
 class Clock:

@@ -19,7 +19,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from adaftr_fast._json import dumps, from_json, loads
+from adaftr_fast.files.json import dumps, from_json, loads
 
 T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

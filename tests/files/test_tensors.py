@@ -6,9 +6,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from adaftr_fast import _tensor_file
-from adaftr_fast._files import CRC32, crc32, sha256
-from adaftr_fast._tensor_file import SavedTensors, shard_key, write_tensors
+from adaftr_fast.files import tensors
+from adaftr_fast.files.tensors import SavedTensors, shard_key, write_tensors
+from adaftr_fast.files.whole import CRC32, crc32, sha256
 
 TENSORS = {
     "odd": torch.tensor([True, False, True]),
@@ -40,7 +40,7 @@ def test_safetensors_reads_the_file(tmp_path):
     ],
 )
 def test_the_checksum_is_that_of_the_file(tmp_path, monkeypatch, checksum, of_file, expected):
-    monkeypatch.setattr(_tensor_file, "BLOCK", 5)  # so that a tensor takes several blocks
+    monkeypatch.setattr(tensors, "BLOCK", 5)  # so that a tensor takes several blocks
     found = write_tensors(tmp_path / "file", TENSORS, {"about": "τ"}, checksum)
     assert found == expected((tmp_path / "file").read_bytes()) == of_file(tmp_path / "file")
     assert torch.equal(

@@ -1,15 +1,17 @@
-"""Plain values to TOML; ``_json.loads_toml`` reads it."""
+"""Plain values to TOML and back."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import re
+import tomllib
 from typing import Any
 
 from adaftr_fast.errors import ConfigError
 
 BARE = re.compile(r"[A-Za-z0-9_-]+")
+LONG_KEY = re.compile(r"""(?<!["'\w-])(?:["'\w-]++\.){200}""")
 
 
 def to_toml(content: dict[str, Any]) -> str:
@@ -59,3 +61,13 @@ def _value(value: Any) -> str:
 def _text(text: str) -> str:
     """Returns a string of JSON, which is one of TOML too once DEL is escaped."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def loads_toml(text: str) -> dict[str, Any]:
+    """Reads TOML. Raises ValueError if the text is not TOML or is nested too deeply."""
+    if LONG_KEY.search(text):  # the time of tomllib grows with the square of a key's parts
+        raise ValueError("nested too deeply")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error

@@ -7,8 +7,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
-import tomllib
 from contextlib import suppress
 from functools import cache
 from types import NoneType
@@ -24,7 +22,6 @@ EXPECTED: dict[Any, str] = {
     dict: "a JSON object such as '{\"a\": 1}'",
 }
 """The names of types in errors."""
-LONG_KEY = re.compile(r"""(?<!["'\w-])(?:["'\w-]++\.){200}""")
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
@@ -40,16 +37,6 @@ def loads(text: str) -> Any:
     """Reads JSON. Raises ValueError if the text is not JSON or is nested too deeply."""
     try:
         return json.loads(text)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
-def loads_toml(text: str) -> dict[str, Any]:
-    """Reads TOML. Raises ValueError if the text is not TOML or is nested too deeply."""
-    if LONG_KEY.search(text):  # the time of tomllib grows with the square of a key's parts
-        raise ValueError("nested too deeply")
-    try:
-        return tomllib.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
