@@ -54,7 +54,7 @@ pytest: $(EXTENSION)
 
 # Tables across ranks by TorchRec, an optional back end.
 test-torchrec: $(TORCHREC)
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/torchrec
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/extras/torchrec
 
 # Calls on a Ray cluster of this machine, of which nodes are killed. When a process has disconnected after a loss, Ray 2.60
 # sometimes ends it with status 1 on a busy machine. A test that meets this runs again on another cluster; one that fails

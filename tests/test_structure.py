@@ -1,6 +1,7 @@
 """The structure of the package: imports point downward, without cycles."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -28,7 +29,7 @@ LAYERS = (
     "data.raw",
     "data.dataset",
     "data.prepare",
-    "models torchrec",
+    "models",
     "training.checkpoint",
     "training",
     "explain",
@@ -120,6 +121,21 @@ def test_the_core_imports_no_extras():
         if name.split(".")[0] not in ("extras", *OUTSIDE)
         for target in imports(path)
         if target.split(".")[0] == "extras"
+    ]
+    assert wrong == []
+
+
+def test_packages_of_extras_are_imported_there_alone():
+    packages = (
+        "confluent_kafka|fbgemm_gpu|fsspec|h11|mlflow|optuna|prometheus_client|ray|sqlalchemy"
+        "|starlette|torchrec|uvicorn|wandb|torch.utils.tensorboard"
+    )
+    wrong = [
+        f"{name}: {line.strip()}"
+        for name, path in modules().items()
+        if not name.startswith("extras.")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.match(rf"\s*(import|from) ({packages})\b", line)
     ]
     assert wrong == []
 

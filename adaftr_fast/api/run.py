@@ -11,11 +11,11 @@ from torch import nn
 
 from adaftr_fast.api.places import Place, local, output, output_folder, place_of
 from adaftr_fast.api.prepared import open_data
+from adaftr_fast.api.ranks import joined
 from adaftr_fast.config import RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.display.tables import Shown, Table
-from adaftr_fast.distributed.ranks import joined
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.explain.buckets import ScoreBuckets
 from adaftr_fast.explain.doubts import data_doubts, find_doubts, leaks, ties, training_doubts
@@ -191,7 +191,7 @@ def train(
     if settings.training.device == "cpu":
         warn_of_spinning()
     with (
-        joined(settings.training.device, settings.training.rank_timeout) as ranks,
+        joined(settings.training) as ranks,
         output(out, ranks) as to,
     ):
         run = train_one(

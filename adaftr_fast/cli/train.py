@@ -205,14 +205,15 @@ class Daily(LogParts, Fitted, WarmStart, OnEngine, Command):
         """Trains; rank 0 prints the metrics of each day before and after training on it."""
         from adaftr_fast.api.engines import open_engine
         from adaftr_fast.api.places import local, output, place_of
-        from adaftr_fast.distributed.ranks import is_first, joined
+        from adaftr_fast.api.ranks import joined
+        from adaftr_fast.distributed.ranks import is_first
         from adaftr_fast.runs.daily import train_daily
 
         config = replace(self.config, warm_start=self.start())
         files = [place_of(file) for file in self.files]
         training = config.training
         with (
-            joined(training.device, training.rank_timeout) as ranks,
+            joined(training) as ranks,
             output(self.out, ranks) as out,
             open_engine(self.engine, self.address) if is_first() else nullcontext() as engine,
         ):
@@ -296,14 +297,15 @@ class Stream(LogParts, Fitted, Kafka, WarmStart, Command):
         it.
         """
         from adaftr_fast.api.places import output
-        from adaftr_fast.distributed.ranks import is_first, joined
+        from adaftr_fast.api.ranks import joined
+        from adaftr_fast.distributed.ranks import is_first
         from adaftr_fast.extras.streaming.loop import StreamOptions, train_stream
 
         config = replace(self.config, warm_start=self.start())
         names = [each.name for each in fields(StreamOptions)]
         options = StreamOptions(**{name: getattr(self, name) for name in names})
         with (
-            joined(config.training.device, config.training.rank_timeout) as ranks,
+            joined(config.training) as ranks,
             output(self.out, ranks) as out,
             ExitStack() as stack,
         ):
@@ -375,12 +377,12 @@ class Demo(Command):
 
     def __call__(self) -> None:
         from adaftr_fast.api.places import output
-        from adaftr_fast.distributed.ranks import joined
+        from adaftr_fast.api.ranks import joined
         from adaftr_fast.runs.demo import run_demo
 
         training = self.config.training
         with (
-            joined(training.device, training.rank_timeout) as ranks,
+            joined(training) as ranks,
             output(self.out, ranks) as out,
         ):
             run_demo(out.local, training, restart=self.restart, ranks=ranks, output=out)

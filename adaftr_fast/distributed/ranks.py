@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from adaftr_fast import _startup, errors
 from adaftr_fast.errors import RankError, UserError, first_line
+
+if TYPE_CHECKING:
+    from adaftr_fast.optim.tables import Sharder
 
 BUILTINS: tuple[type[Exception], ...] = (IndexError, OSError, TypeError, ValueError)
 ERRORS: dict[str, type[Exception]] = {
@@ -142,13 +145,14 @@ def _on_several_machines() -> bool:
 
 
 @contextmanager
-def joined(device: str, timeout: float) -> Iterator[Ranks]:
+def joined(device: str, timeout: float, sharder: Sharder | None = None) -> Iterator[Ranks]:
     """Joins the process group for the block and yields the ranks, ``ALONE`` if this process was
     started alone.
 
     Args:
         device: the device to train on: "cpu", or "cuda" for one GPU per rank.
         timeout: time in seconds that a rank waits for the others.
+        sharder: see ``Ranks``.
 
     Raises:
         RankError: a rank failed, exited or timed out. The message names the rank and the cause
@@ -170,7 +174,7 @@ def joined(device: str, timeout: float) -> Iterator[Ranks]:
         limit = timedelta(seconds=timeout)
         store, rank, size = _rendezvous(limit)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
-        ranks = JoinedRanks(store, timeout)
+        ranks = JoinedRanks(store, timeout, sharder)
         # a rank that ends before the others have connected would make them fail to
         dist.all_reduce(torch.zeros(1))
         yield ranks
@@ -211,11 +215,13 @@ class Ranks:
         size: the number of ranks.
         is_alone: whether this process trains alone, without a process group.
         group: the process group, for collectives on tensors of the device.
+        sharder: divides the tables of a model among the ranks; None if they are to be replicated.
     """
 
     rank = 0
     size = 1
     is_alone = True
+    sharder: Sharder | None = None
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -301,14 +307,16 @@ class JoinedRanks(Ranks):
     Args:
         store: the store of the group.
         timeout: the seconds that a rank waits for the others.
+        sharder: see ``Ranks``.
     """
 
     is_alone = False
 
-    def __init__(self, store: Store, timeout: float) -> None:
+    def __init__(self, store: Store, timeout: float, sharder: Sharder | None = None) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self.timeout = timeout
+        self.sharder = sharder
         self._store = store
         self._waits = 0
 

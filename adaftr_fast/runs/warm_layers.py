@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from adaftr_fast.models import Backbone, MultiTaskModel
 from adaftr_fast.nn.dense import DenseFields
 from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.torchrec.tables import ShardedTables
+from adaftr_fast.optim.tables import ShardedTables
 
 BACKBONE = "backbone."
 ATTENTION = "attention.units."

@@ -20,7 +20,7 @@ from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import ConfigError, DivergedError, TrainingError
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.ops.embedding.lookup import raise_bad_ids
-from adaftr_fast.training.checkpoint.state import sharded_tables
+from adaftr_fast.optim.tables import sharded_tables
 from adaftr_fast.training.metrics import (
     auc,
     calibration,

@@ -1,5 +1,4 @@
-"""Averages dense and sparse gradients over ranks, and clips them together with those of sharded
-tables.
+"""Averages dense and sparse gradients over ranks.
 
 DistributedDataParallel does not fit. It has no sparse gradients on NCCL, and it communicates in
 every backward although a step may take several. It overlaps communication with computation, which
@@ -15,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adaftr_fast.nn.replicas import average_rows
-from adaftr_fast.torchrec.step import StepLookup
 
 
 @torch.no_grad()
@@ -42,31 +40,3 @@ def average_gradients(
     )
     torch._foreach_copy_(dense, [mean.view_as(grad) for mean, grad in zip(means, dense)])
     return values
-
-
-@torch.no_grad()
-def clip_with_sharded(
-    parameters: Sequence[Tensor],
-    held: Sequence[StepLookup],
-    max_norm: float,
-    group: dist.ProcessGroup,
-) -> None:
-    """Scales dense gradients and those of sharded tables so that their joint norm is at most
-    ``max_norm``.
-
-    As ``adaftr_fast.optim.clip_grad_norm_``, which takes the rows of replicated tables. All ranks
-    must call it.
-
-    Args:
-        parameters: the dense parameters, with averaged gradients.
-        held: the look-ups of the step.
-        max_norm: largest norm of the result.
-        group: the process group.
-    """
-    grads = [grad for parameter in parameters if (grad := parameter.grad) is not None]
-    squares = [torch.nn.utils.get_total_norm(grads).square()]
-    squares += [each.squared_norm(group) for each in held]
-    scale = (max_norm / (torch.stack(squares).sum().sqrt() + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(grads, scale)
-    for each in held:
-        each.scale(scale)

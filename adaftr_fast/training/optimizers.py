@@ -17,7 +17,7 @@ from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import SGD, Adagrad, Adam, LazyAdam, RowwiseAdagrad
 from adaftr_fast.optim.base import RowOptimizer
 from adaftr_fast.optim.dense import DenseAdam
-from adaftr_fast.torchrec.tables import ShardedTables
+from adaftr_fast.optim.tables import tables_of
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,7 @@ def build_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.op
         # rules with a state divide by its root
         options: dict[str, Any] = {"eps": config.eps} if known.vectors or known.numbers else {}
         optimizers += [known.kind([group], **options) for group in of_tables]
-    optimizers += [
-        module.optimizer for module in model.modules() if isinstance(module, ShardedTables)
-    ]
+    optimizers += tables_of(model).optimizers
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]

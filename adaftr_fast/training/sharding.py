@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import nn
 
 from adaftr_fast.config import ModelConfig, OptimizerConfig, TrainingConfig
@@ -11,7 +9,7 @@ from adaftr_fast.data.dataset.loader import Share
 from adaftr_fast.distributed.ranks import Ranks
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.torchrec.tables import STATE, RowOptimizer, ShardedTables, check_installed, quiet
+from adaftr_fast.optim.tables import Sharder
 from adaftr_fast.training.optimizers import tables_lr
 
 
@@ -28,10 +26,18 @@ def check_sharding(optimizer: OptimizerConfig, config: TrainingConfig, ranks: Ra
         raise _refused(
             "several processes, got one: start them with torchrun --nproc-per-node 2 or more"
         )
-    if optimizer.tables not in STATE:
+    sharder = _sharder(ranks)
+    if optimizer.tables not in sharder.kinds:
+        kinds = ", ".join(sharder.kinds)
         reason = "TorchRec updates the rows of the batch inside backward"
-        raise _refused(f"optimizer.tables = {', '.join(STATE)}, got {optimizer.tables} ({reason})")
-    check_installed()
+        raise _refused(f"optimizer.tables = {kinds}, got {optimizer.tables} ({reason})")
+    sharder.check_installed()
+
+
+def _sharder(ranks: Ranks) -> Sharder:
+    if ranks.sharder is None:
+        raise _refused("ranks with a sharder, got None: join them by adaftr_fast.api.ranks.joined")
+    return ranks.sharder
 
 
 def check_tables(model: ModelConfig, config: TrainingConfig) -> None:
@@ -39,7 +45,7 @@ def check_tables(model: ModelConfig, config: TrainingConfig) -> None:
     tables.
 
     ``shard_tables`` replaces one ``FusedEmbedding``, and single_dnn has one per task. FBGEMM has
-    kernels for widths that are multiples of 4, and ``ShardedTables`` takes one width for all
+    kernels for widths that are multiples of 4, and ``TorchRecTables`` takes one width for all
     fields.
     """
     if config.tables != "torchrec":
@@ -85,10 +91,10 @@ def shard_tables(
         optimizer: the optimizer options.
         config: the training options.
         ranks: the ranks.
-        fills: see ``ShardedTables``.
+        fills: see ``Sharder``.
 
     Raises:
-        RankError, ValueError: see ``ShardedTables``.
+        RankError, ValueError: see ``Sharder``.
     """
     (found,) = (
         (name, module)
@@ -97,11 +103,10 @@ def shard_tables(
     )
     name, table = found
     parent, _, leaf = name.rpartition(".")
-    quiet()
-    sharded = ShardedTables(
+    sharded = _sharder(ranks)(
         table,
         sharding=config.sharding,
-        optimizer=cast(RowOptimizer, optimizer.tables),  # check_sharding refuses the others
+        optimizer=optimizer.tables,
         ranks=ranks,
         lr=tables_lr(optimizer),
         eps=optimizer.eps,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import reduce
 from operator import add, is_not
@@ -23,15 +22,13 @@ from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.nn.attention import FieldAttention
 from adaftr_fast.nn.contrast import AdaptiveInfoNCE
 from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.optim import clip_grad_norm_
-from adaftr_fast.torchrec.step import StepLookup
+from adaftr_fast.optim.tables import tables_of
 from adaftr_fast.training.balance import (
     NAME,
     GradientBalance,
     UncertaintyWeights,
     build_balance,
 )
-from adaftr_fast.training.checkpoint.state import sharded_tables
 from adaftr_fast.training.device import (
     BackwardGraph,
     CpuCaptures,
@@ -40,7 +37,7 @@ from adaftr_fast.training.device import (
     is_out_of_memory,
     memory_errors,
 )
-from adaftr_fast.training.gradients import average_gradients, clip_with_sharded
+from adaftr_fast.training.gradients import average_gradients
 from adaftr_fast.training.optimizers import build_optimizers, learning_rate
 from adaftr_fast.training.sharding import shard_tables
 
@@ -92,8 +89,7 @@ class Stepper:
         with memory_errors(self.device, SMALLER_MODEL):
             model.to(self.device)
             self.optimizers = build_optimizers(model, optimizer)
-        self.sharded = list(sharded_tables(model).values())
-        self._held: list[StepLookup] = []  # of the present step, one for each of the sharded tables
+        self.tables = tables_of(model)
         self.embeddings = [each for each in model.modules() if isinstance(each, FusedEmbedding)]
         contrasts = any(isinstance(module, AdaptiveInfoNCE) for module in model.modules())
         self.contrasts_over_ranks = (
@@ -116,7 +112,7 @@ class Stepper:
         that reads them.
         """
         self.parameters = list(self.model.parameters())
-        self.tables = self._tables()
+        self.table_weights = self._table_weights()
         learned = set() if self.balance is None else set(self.balance.parameters())
         self.clipped = [parameter for parameter in self.parameters if parameter not in learned]
         self.graph: BackwardGraph | None = None
@@ -125,7 +121,7 @@ class Stepper:
             captures = CudaCaptures(self.device) if on_gpu else CpuCaptures()
             self.graph = BackwardGraph(self.model, self.config.batch_size, captures)
 
-    def _tables(self) -> list[nn.Parameter]:
+    def _table_weights(self) -> list[nn.Parameter]:
         return [weight for each in self.embeddings for weight in each.table_weights()]
 
     def _replays(self, config: TrainingConfig) -> bool:
@@ -137,10 +133,9 @@ class Stepper:
         has_kernels = self.device.type == "cpu" or (
             self.device.type == "cuda" and has_cuda_kernels()
         )
-        by_one = self.ranks.is_alone and not self.sharded
         in_one_backward = config.accumulate == 1 and not isinstance(self.balance, GradientBalance)
         wanted = config.graph == "auto" and not config.compile
-        possible = has_kernels and by_one and in_one_backward and wanted
+        possible = has_kernels and self.ranks.is_alone and in_one_backward and wanted
         return possible and depends_on_tensors_alone(self.model)
 
     def step(self, batch: Batch, number: int, epochs: float = 0.0) -> dict[str, Tensor]:
@@ -163,7 +158,7 @@ class Stepper:
                 has been updated.
             TrainingError: the memory does not suffice.
         """
-        if any(map(is_not, self._tables(), self.tables)):
+        if any(map(is_not, self._table_weights(), self.table_weights)):
             self._find_parameters()
         changed = hasattr(self.model, "set_epoch") and self.model.set_epoch(epochs)
         if changed and self.graph is not None:
@@ -176,24 +171,13 @@ class Stepper:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.settings, number, group["initial_lr"])
-        for tables in self.sharded:
-            tables.optimizer.zero_grad()  # passes the learning rate to the update inside backward
         for parameter in self.parameters:
             parameter.grad = None
-        with ExitStack() as stack:
-            self._held = [
-                stack.enter_context(tables.held(batch.ids, batch.offsets))
-                for tables in self.sharded
-            ]
+        with self.tables.begin(batch.ids, batch.offsets):
             terms = self._gradients(batch, number)
-            most = self.settings.clip_norm
-            if most and self._held:
-                clip_with_sharded(self.clipped, self._held, most, self.ranks.group)
-            elif most:
-                clip_grad_norm_(self.clipped, most)
-            for held in self._held:
-                held.update()
-        self._held = []
+            if self.settings.clip_norm:
+                self.tables.clip(self.clipped, self.settings.clip_norm)
+            self.tables.update()
         if self.balance is not None:
             terms = terms | self.balance.named_weights()  # of this step
         for optimizer in self.optimizers:
@@ -233,8 +217,7 @@ class Stepper:
         parts = []
         for start in range(0, len(batch), rows):
             part = slice(start, start + rows)
-            for held in self._held:
-                held.part = part
+            self.tables.read_part(part)
             parts.append(self._backward(batch[part]))
         return {name: reduce(add, (part[name] for part in parts)) for name in parts[0]}
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 import tests.forks  # noqa: F401  # names what the fork server imports once for all ranks
 from adaftr_fast.distributed.ranks import JoinedRanks, Ranks
+from adaftr_fast.extras.torchrec.tables import TorchRecTables
 
 _joined = itertools.count()
 
@@ -43,5 +44,7 @@ def joined_ranks(seconds: float = 60) -> Ranks:
     """Returns the ranks of ``on_ranks``, which share a store. All must call it equally often."""
     prefix = f"joined/{next(_joined)}"
     return JoinedRanks(
-        dist.PrefixStore(prefix, dist.distributed_c10d._get_default_store()), seconds
+        dist.PrefixStore(prefix, dist.distributed_c10d._get_default_store()),
+        seconds,
+        TorchRecTables,
     )

@@ -20,6 +20,7 @@ from adaftr_fast.data.dataset.loader import Split
 from adaftr_fast.data.dataset.rows import TensorRows
 from adaftr_fast.distributed.ranks import ALONE, JoinedRanks, Ranks
 from adaftr_fast.errors import TrainingError
+from adaftr_fast.extras.torchrec.tables import TorchRecTables
 from adaftr_fast.models import ModelConfig, build_model
 from adaftr_fast.nn.embedding_table import tables_elsewhere
 from adaftr_fast.training.checkpoint.weights import Description, load_checkpoint, weights_of
@@ -80,7 +81,7 @@ def train(rank: int, size: int, folder: str | None, stop_after: int | None, sett
     if settings.get("compile"):
         # inductor takes minutes
         torch.compile = functools.partial(torch.compile, backend="aot_eager")
-    ranks = JoinedRanks(dist.HashStore(), 60) if size > 1 else ALONE
+    ranks = JoinedRanks(dist.HashStore(), 60, TorchRecTables) if size > 1 else ALONE
     run = trainer(None if folder is None else Path(folder), ranks, **settings)
     resumed = run.resume()
     step = run.stepper.step

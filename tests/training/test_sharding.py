@@ -12,16 +12,18 @@ from adaftr_fast.cli import main
 from adaftr_fast.config import ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
 from adaftr_fast.distributed.ranks import ALONE
 from adaftr_fast.errors import RankError, TrainingError
+from adaftr_fast.extras.torchrec.tables import TorchRecTables
 from adaftr_fast.runs.run import fit_one
 from adaftr_fast.training.sharding import check_sharding, check_tables
 
-RANKS = SimpleNamespace(is_alone=False)
+RANKS = SimpleNamespace(is_alone=False, sharder=TorchRecTables)
 
 
 def test_unsupported_options_raise():
     several = "several processes, got one: start them with torchrun"
     for tables, ranks, message in (
         ("sgd", ALONE, several),
+        ("sgd", SimpleNamespace(is_alone=False, sharder=None), "ranks with a sharder, got None"),
         ("adam", RANKS, "optimizer.tables = sgd, adagrad, rowwise_adagrad, got adam"),
     ):
         optimizer = OptimizerConfig(tables=tables)

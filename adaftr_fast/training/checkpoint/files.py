@@ -15,10 +15,10 @@ from pathlib import Path
 from torch import Tensor
 
 from adaftr_fast.distributed.ranks import ALONE, Ranks
+from adaftr_fast.distributed.rows import ShardedRows
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.files.tensors import Checksum, SavedTensors, shard_key, write_tensors
 from adaftr_fast.files.whole import new_beside, replace
-from adaftr_fast.torchrec.rows import ShardedRows
 
 MARK = ".ranks"  # a file with which the ranks check that they see one folder
 

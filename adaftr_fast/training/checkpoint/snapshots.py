@@ -33,6 +33,7 @@ from adaftr_fast import _memory
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import FREE_ON_RESUME
 from adaftr_fast.distributed.ranks import ALONE, Ranks
+from adaftr_fast.distributed.rows import ShardedRows
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.files.json import from_json, loads
 from adaftr_fast.files.tensors import SavedTensors
@@ -46,7 +47,6 @@ from adaftr_fast.files.whole import (
     sync,
 )
 from adaftr_fast.ops.embedding.lookup import empty_table
-from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.training.checkpoint.files import damages, local_rows, write_file
 from adaftr_fast.training.checkpoint.progress import Progress
 from adaftr_fast.training.checkpoint.weights import Description

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from adaftr_fast.distributed.rows import ShardedRows
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.nn.deferred import stored
 from adaftr_fast.optim import Adam
-from adaftr_fast.torchrec.rows import ShardedRows
-from adaftr_fast.torchrec.tables import ShardedTables
+from adaftr_fast.optim.tables import sharded_tables, tables_of
 
 RNG = "rng/cpu"
 CUDA_RNG = "rng/cuda"
@@ -103,20 +103,13 @@ def sharded_weights(model: nn.Module) -> dict[str, ShardedRows]:
     }
 
 
-def sharded_tables(model: nn.Module) -> dict[str, ShardedTables]:
-    """Returns the sharded tables of a model by name: one or none."""
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, ShardedTables)
-    }
-
-
 def _own(
     model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> Iterator[tuple[int, torch.optim.Optimizer]]:
     """Yields the optimizers without those of sharded tables, with their indices among all
     optimizers.
     """
-    others = [tables.optimizer for tables in sharded_tables(model).values()]
+    others = tables_of(model).optimizers
     for number, each in enumerate(optimizers):
         if each not in others:
             yield number, each

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from adaftr_fast.config import RunConfig
 from adaftr_fast.config.run import SECTIONS
 from adaftr_fast.distributed.ranks import ALONE, Ranks
+from adaftr_fast.distributed.rows import ShardedRows
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.files.json import from_json
 from adaftr_fast.files.tensors import SavedTensors
@@ -32,7 +33,6 @@ from adaftr_fast.files.whole import (
 )
 from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.embedding import FusedEmbedding
-from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.training.checkpoint.files import damages, local_rows, write_file
 
 VERSION = 3

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from adaftr_fast.distributed.ranks import ALONE, JoinedRanks, Ranks
+from adaftr_fast.distributed.rows import ShardedRows
 from adaftr_fast.errors import CheckpointError
-from adaftr_fast.torchrec.rows import ShardedRows
 from adaftr_fast.training.checkpoint import snapshots as snapshots_module
 from adaftr_fast.training.checkpoint.files import check_shared_folder, read_local_rows
 from adaftr_fast.training.checkpoint.progress import Progress

@@ -14,33 +14,33 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from adaftr_fast import _memory
 from adaftr_fast.distributed.ranks import Ranks
+from adaftr_fast.distributed.rows import ShardedRows
 from adaftr_fast.errors import RankError, first_line
+from adaftr_fast.extras.torchrec.step import StepLookup
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.nn.embedding_table import drawn_rows
 from adaftr_fast.ops.embedding.reference.bags import resolve_ids
 from adaftr_fast.ops.embedding.reference.lookup import check_ids
-from adaftr_fast.torchrec.rows import ShardedRows
-from adaftr_fast.torchrec.step import StepLookup
+from adaftr_fast.optim.tables import ShardedTables
 
 if TYPE_CHECKING:
     from torchrec.distributed.model_parallel import DistributedModelParallel
 
-Sharding = Literal["table_wise", "row_wise"]
-RowOptimizer = Literal["sgd", "adagrad", "rowwise_adagrad"]
+SHARDINGS = ("table_wise", "row_wise")
 Shards = list[tuple[int, Tensor]]  # the first row and the rows of each
 # The names of the state's tensors, as in adaftr_fast.optim.
-STATE: dict[RowOptimizer, tuple[str, ...]] = {
+STATE: dict[str, tuple[str, ...]] = {
     "sgd": (),
     "adagrad": ("sum",),
     "rowwise_adagrad": ("sum",),
@@ -54,27 +54,22 @@ INSTALL = (
 RESERVED = 0.15
 
 
-class ShardedTables(nn.Module):
+class TorchRecTables(ShardedTables):
     """Computes a ``FusedEmbedding`` whose rows are sharded over ranks.
 
     All ranks must construct it and call it in the same order. A look-up is a collective, and so is
     its backward, which also takes the optimizer's step. Without backward, the ranks' batches may
-    differ in size and may be empty. Within ``held``, look-ups read parts of one batch, and
-    ``StepLookup.update`` takes the step. The module has no parameters; ``weight``, ``state`` and
+    differ in size and may be empty. Within ``begin``, look-ups read parts of one batch, and
+    ``update`` takes the step. The module has no parameters; ``weight``, ``state`` and
     ``optimizer`` give access to the rows and their state.
 
+    The other arguments are those of ``optim.tables.Sharder``.
+
     Args:
-        table: the table that defines fields, names and pooling. Rank 0's weights initialise all
-            ranks. It may be constructed within ``tables_elsewhere``.
         sharding: "table_wise" (each field on one rank) or "row_wise" (an equal part of every field
             on each rank).
         optimizer: "sgd", "adagrad" or "rowwise_adagrad", which compute the same as those of
             adaftr_fast.optim.
-        ranks: the ranks of the default process group.
-        lr: learning rate; it can be changed in ``optimizer.param_groups``.
-        eps: ε of the optimizer.
-        device: the device of the rows.
-        fills: False leaves the rows uninitialized, for a caller that writes all of them.
 
     Shape:
         - ids: [B, F], or [N] with offsets [B * F + 1]
@@ -85,6 +80,7 @@ class ShardedTables(nn.Module):
         ValueError: TorchRec does not support the table's dtype or width, or an option is unknown.
     """
 
+    kinds = tuple(STATE)
     offsets: Tensor
     oov_counts: Tensor
 
@@ -92,8 +88,8 @@ class ShardedTables(nn.Module):
         self,
         table: FusedEmbedding,
         *,
-        sharding: Sharding,
-        optimizer: RowOptimizer,
+        sharding: str,
+        optimizer: str,
         ranks: Ranks,
         lr: float,
         eps: float = 1e-8,
@@ -101,7 +97,9 @@ class ShardedTables(nn.Module):
         fills: bool = True,
     ) -> None:
         super().__init__()
+        self.check_installed()
         _check(table, sharding, optimizer)
+        _quiet()
         device = torch.empty(0, device=device).device  # "cuda" with this rank's index
         self.num_embeddings = list(table.num_embeddings)
         self.widths = list(table.widths)
@@ -114,6 +112,7 @@ class ShardedTables(nn.Module):
         # TorchRec takes no dots
         self._keys = [str(field) for field in range(len(self.num_embeddings))]
         self._held: StepLookup | None = None
+        self._ranks = ranks
         # The tuple hides the parameters from nn.Module: each holds some rows, and only its own
         # optimizer updates it.
         fused = _fused_params(optimizer, lr, eps)
@@ -125,11 +124,6 @@ class ShardedTables(nn.Module):
             (first,) = ranks.tensors_from_rank_zero(own).values()
             self.weight.read(first if rng is None else _Drawn(table.weight.shape, first))
 
-    @property
-    def out_features(self) -> int:
-        """Width of the output, F * E."""
-        return len(self.num_embeddings) * self.embedding_dim
-
     @_disable_dynamo  # torch.compiler.disable, without importing the compiler until it is needed
     def forward(
         self, ids: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
@@ -139,23 +133,35 @@ class ShardedTables(nn.Module):
         Raises:
             IndexError, TypeError, ValueError: as ``FusedEmbedding.forward``.
             ValueError: ``per_sample_weights`` are given, which are not supported, or ids are not
-                those of ``held``.
+                those of ``begin``.
         """
         if per_sample_weights is not None:
             raise ValueError(
-                "ShardedTables: per_sample_weights must be None, got a tensor: use a "
+                "TorchRecTables: per_sample_weights must be None, got a tensor: use a "
                 "FusedEmbedding for weighted ids"
             )
         return self._look_up(ids, offsets) if self._held is None else self._held.read(ids, offsets)
 
+    @classmethod
+    def check_installed(cls) -> None:
+        try:
+            import fbgemm_gpu  # noqa: F401
+            import torchrec  # noqa: F401
+        except (ImportError, OSError) as error:  # OSError: FBGEMM is built for another torch
+            cause = first_line(error)
+            raise RankError(
+                f"sharded tables require TorchRec, which cannot be imported ({cause}): {INSTALL}"
+            ) from error
+
     @contextmanager
-    def held(self, ids: Tensor, offsets: Tensor | None) -> Iterator[StepLookup]:
+    def begin(self, ids: Tensor, offsets: Tensor | None) -> Iterator[StepLookup]:
         """Looks up a batch, as a collective. Within the block, look-ups read from it without
         communication.
 
         Raises:
             IndexError, TypeError, ValueError: as ``forward``.
         """
+        self.optimizer.zero_grad()  # passes the learning rate to the update inside backward
         self._held = StepLookup(
             self._look_up(ids, offsets), ids, offsets, self.offsets, self.pooling == "mean"
         )
@@ -163,6 +169,28 @@ class ShardedTables(nn.Module):
             yield self._held
         finally:
             self._held = None
+
+    def read_part(self, rows: slice) -> None:
+        self._step.part = rows
+
+    @torch.no_grad()
+    def clip(self, parameters: Sequence[Tensor], max_norm: float) -> None:
+        """Scales dense gradients, which are averaged, and those of the rows."""
+        grads = [grad for parameter in parameters if (grad := parameter.grad) is not None]
+        dense = torch.nn.utils.get_total_norm(grads).square()
+        squares = torch.stack([dense, self._step.squared_norm(self._ranks.group)])
+        scale = (max_norm / (squares.sum().sqrt() + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(grads, scale)
+        self._step.scale(scale)
+
+    def update(self) -> None:
+        self._step.update()
+
+    @property
+    def _step(self) -> StepLookup:
+        """The look-up of the present step."""
+        assert self._held is not None  # begin() was called
+        return self._held
 
     def _look_up(self, ids: Tensor, offsets: Tensor | None) -> Tensor:
         from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
@@ -267,47 +295,32 @@ class _Drawn:
             self._end += len(self._block)
 
 
-def check_installed() -> None:
-    """Raises RankError, with the cause and the remedy, if TorchRec or a module that it imports
-    cannot be imported.
-    """
-    try:
-        import fbgemm_gpu  # noqa: F401
-        import torchrec  # noqa: F401
-    except (ImportError, OSError) as error:  # OSError: FBGEMM is built for another torch
-        cause = first_line(error)
-        raise RankError(
-            f"sharded tables require TorchRec, which cannot be imported ({cause}): {INSTALL}"
-        ) from error
-
-
 def _check(table: FusedEmbedding, sharding: str, optimizer: str) -> None:
-    check_installed()
     for name, value, known in (
-        ("sharding", sharding, get_args(Sharding)),
+        ("sharding", sharding, SHARDINGS),
         ("optimizer", optimizer, tuple(STATE)),
     ):
         if value not in known:
             raise ValueError(
-                f"ShardedTables: {name} must be one of {', '.join(known)}, got {value!r}"
+                f"TorchRecTables: {name} must be one of {', '.join(known)}, got {value!r}"
             )
     if len(table.by_width) > 1 or table.widths[0] % 4:
         raise ValueError(
-            "ShardedTables: embedding_dim must be one multiple of 4 for all fields, got "
+            "TorchRecTables: embedding_dim must be one multiple of 4 for all fields, got "
             f"{table.embedding_dim}"
         )
     if table.weight.dtype != torch.float32:
-        raise ValueError(f"ShardedTables: tables must be float32, got {table.weight.dtype}")
+        raise ValueError(f"TorchRecTables: tables must be float32, got {table.weight.dtype}")
     if table.pooling not in ("mean", "sum") or not table.include_last_offset:
         raise ValueError(
-            "ShardedTables: pooling must be 'mean' or 'sum' for all fields, with "
+            "TorchRecTables: pooling must be 'mean' or 'sum' for all fields, with "
             f"include_last_offset, got {table.pooling!r} and {table.include_last_offset}"
         )
     if table.on_bad_id != "raise":
-        raise ValueError(f"ShardedTables: on_bad_id must be 'raise', got {table.on_bad_id!r}")
+        raise ValueError(f"TorchRecTables: on_bad_id must be 'raise', got {table.on_bad_id!r}")
 
 
-def quiet() -> None:
+def _quiet() -> None:
     """Silences warnings about TorchRec's calls of torch, for good because backward runs in another
     thread.
     """
@@ -319,8 +332,8 @@ def quiet() -> None:
 
 
 def _collection(
-    tables: ShardedTables,
-    sharding: Sharding,
+    tables: TorchRecTables,
+    sharding: str,
     fused: dict[str, Any],
     device: torch.device,
     ranks: Ranks,
@@ -411,7 +424,7 @@ def _no_broadcast_of_settings() -> Iterator[None]:
     collectives.
 
     TorchRec pickles this flag, False by default. It is the only value that TorchRec pickles for
-    ``ShardedTables``.
+    ``TorchRecTables``.
     """
     from torchrec.distributed import collective_utils
 
@@ -423,7 +436,7 @@ def _no_broadcast_of_settings() -> Iterator[None]:
         collective_utils._INITIALIZED = before
 
 
-def _fused_params(optimizer: RowOptimizer, lr: float, eps: float) -> dict[str, Any]:
+def _fused_params(optimizer: str, lr: float, eps: float) -> dict[str, Any]:
     """Returns FBGEMM's options. Its "exact" optimizers first merge a row's gradients, always in the
     same order.
     """

@@ -60,7 +60,7 @@ class StepLookup:
             ids.to(expected.dtype), expected
         ):
             raise ValueError(
-                "ShardedTables: ids must be those of the batch in a training step, which looks "
+                "TorchRecTables: ids must be those of the batch in a training step, which looks "
                 "them up once; "
                 "train a model that looks up others with training.tables = replicated"
             )

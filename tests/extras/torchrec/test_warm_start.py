@@ -14,10 +14,10 @@ from adaftr_fast.config import OptimizerConfig, RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.distributed import rows as sharded_rows
 from adaftr_fast.distributed.ranks import ALONE
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.runs.run import train_one
-from adaftr_fast.torchrec import rows as sharded_rows
 from adaftr_fast.training.checkpoint.weights import load_checkpoint
 from tests.distributed.ranks import joined_ranks, on_ranks
 from tests.runs.conftest import SOURCE, settings, write_day

@@ -65,7 +65,7 @@ def diverged(rank: int, folder: str) -> str:
     run = trainer(Path(folder), joined_ranks(), **settings_of("ids", "sgd", BY_TABLE))
     batch = next(run.train.shuffled(64, seed=0, epoch=1, share=run.share))
     if rank > 0:
-        with run.stepper.sharded[0].held(batch.ids, batch.offsets):
+        with run.stepper.tables.begin(batch.ids, batch.offsets):
             return ""
 
     def refuse(batch, process_group):

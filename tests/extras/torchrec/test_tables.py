@@ -8,12 +8,12 @@ import torch.distributed as dist
 
 from adaftr_fast import _memory
 from adaftr_fast.data.dataset.batch import Batch
+from adaftr_fast.distributed import rows as sharded_rows
 from adaftr_fast.distributed.ranks import JoinedRanks
 from adaftr_fast.errors import RankError
+from adaftr_fast.extras.torchrec.tables import TorchRecTables
 from adaftr_fast.nn.embedding import FusedEmbedding
 from adaftr_fast.optim import SGD, Adagrad, RowwiseAdagrad
-from adaftr_fast.torchrec import rows as sharded_rows
-from adaftr_fast.torchrec.tables import ShardedTables
 from tests.distributed.ranks import on_ranks
 from tests.tolerances import assert_same_bits
 
@@ -49,9 +49,9 @@ def table(pooling="mean") -> FusedEmbedding:
     return FusedEmbedding(FIELDS, WIDTH, field_names=NAMES, pooling=pooling)
 
 
-def sharded_by(sharding: str, optimizer: str) -> ShardedTables:
+def sharded_by(sharding: str, optimizer: str) -> TorchRecTables:
     ranks = JoinedRanks(dist.HashStore(), 60)
-    return ShardedTables(
+    return TorchRecTables(
         table(), sharding=sharding, optimizer=optimizer, ranks=ranks, lr=LR, eps=EPS
     )
 
@@ -92,7 +92,7 @@ def trained(rank: int, sharding: str, optimizer: str, form: str, way: str) -> di
             outputs.append(sharded(*content.features))
             loss(outputs[-1]).backward()
             continue
-        with sharded.held(content.ids, content.offsets) as held:
+        with sharded.begin(content.ids, content.offsets) as held:
             for held.part in PARTS[way]:
                 outputs.append(sharded(*content[held.part].features))
                 loss(outputs[-1]).backward()
@@ -193,7 +193,7 @@ def errors(rank: int) -> list[str]:
     look_up(bad[0], torch.arange(5))
     look_up(bags.ids, bags.offsets, torch.ones(len(bags.ids)))
     ids = batch("ids", rank, 0).ids
-    with sharded.held(ids, None) as held:
+    with sharded.begin(ids, None) as held:
         look_up(ids[:5])
         held.part = slice(0, 5)
         look_up(ids[1:6])
@@ -268,9 +268,9 @@ def test_ids_that_are_bad_or_not_of_the_batch_are_refused(by_ranks):
         "sharded_tables: ids[0, 3] = 2 is out of range for field 3, whose ids are 0 to 1",
         "sharded_tables: ids must be [B, 4] (one column per field), got [1, 3]",
         "sharded_tables: values[3] = 2 (row 0) is out of range for field 3, whose ids are 0 to 1",
-        "ShardedTables: per_sample_weights must be None, got a tensor: use a FusedEmbedding for "
+        "TorchRecTables: per_sample_weights must be None, got a tensor: use a FusedEmbedding for "
         "weighted ids",
-        *["ShardedTables: ids must be those of the batch in a training step, which looks them up "
+        *["TorchRecTables: ids must be those of the batch in a training step, which looks them up "
         "once; train a model that looks up others with training.tables = replicated"] * 2,
     ]  # fmt: skip
     assert [each["errors"] for each in by_ranks] == [expected] * len(by_ranks)
@@ -296,4 +296,4 @@ def test_unsupported_tables_and_options(of_table, options, message):
     embedding = FusedEmbedding(FIELDS, **{"embedding_dim": 8} | of_table)
     options = {"sharding": "table_wise", "optimizer": "sgd"} | options
     with pytest.raises(ValueError, match=message):
-        ShardedTables(embedding, **options, ranks=None, lr=LR)
+        TorchRecTables(embedding, **options, ranks=None, lr=LR)
