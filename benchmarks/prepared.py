@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adaftr_fast.data.bad_rows import Unused
 from adaftr_fast.data.dataset.manifest import FORMAT, FieldInfo, Manifest, SplitInfo
-from adaftr_fast.data.dataset.split_file import COMPRESSION, GROUP
-from adaftr_fast.data.raw.source import Unused
+from adaftr_fast.data.dataset.split_file import GROUP
+from adaftr_fast.data.prepare.split_writer import COMPRESSION
 from adaftr_fast.files.whole import sha256
 
 FIELDS = 23

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from adaftr_fast.api.prepared import Prepared
 from adaftr_fast.data.dataset.manifest import FieldInfo
-from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import Encoder, Vocabulary
+from adaftr_fast.data.encode.vocabulary import read_encoders
 from adaftr_fast.data.schema.types import SPLITS
 from adaftr_fast.display.tables import Table, paragraphs
 from adaftr_fast.files.whole import replace_file

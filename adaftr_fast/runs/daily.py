@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from adaftr_fast.config import DataConfig, RunConfig, WarmStartConfig
+from adaftr_fast.data.bad_rows import check_share
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData, Split
 from adaftr_fast.data.dataset.rows import Rows
 from adaftr_fast.data.prepare.run import prepare
-from adaftr_fast.data.raw.bad_rows import check_share
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.distributed.ranks import ALONE, Ranks

@@ -16,7 +16,7 @@ from torch import Tensor
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import MANIFEST, FieldInfo, signed
-from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
+from adaftr_fast.data.encode.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.errors import ServingError
 from adaftr_fast.files.publish import publishing
 from adaftr_fast.files.whole import replace_file, sha256

@@ -24,18 +24,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from adaftr_fast.data.arrow import one_array, shown
+from adaftr_fast.data.bad_rows import BadRows, check_share
 from adaftr_fast.data.encode.encoders import (
     Vocabulary,
     count_unknown,
     encode_features,
     field_values,
-    one_array,
 )
 from adaftr_fast.data.encode.written import as_written
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import ordered_map
-from adaftr_fast.data.raw.bad_rows import BadRows, check_share
-from adaftr_fast.data.raw.batches import shown
 from adaftr_fast.data.raw.inputs import Chunk, is_text
 from adaftr_fast.data.raw.rows import RawFile, raw_files
 from adaftr_fast.data.schema.types import PLAIN_TEXT, Schema

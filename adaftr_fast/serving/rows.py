@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adaftr_fast.data.encode.encoders import one_array
+from adaftr_fast.data.arrow import one_array
 from adaftr_fast.data.encode.written import plain_numbers, without_words
 from adaftr_fast.data.raw.tables import ArrowStream, read_table
 from adaftr_fast.data.schema.columns import EXACT_INTEGERS, column_types

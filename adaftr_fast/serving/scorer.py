@@ -27,8 +27,8 @@ from adaftr_fast.data.dataset.manifest import (
     read_manifest,
 )
 from adaftr_fast.data.dataset.matrix import matrix
-from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.data.encode.encoders import Encoder, encode_features
+from adaftr_fast.data.encode.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import ServingError
 from adaftr_fast.files.json import from_json, loads, shown

@@ -20,8 +20,8 @@ from torch import Tensor
 from adaftr_fast.data import hashing
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.matrix import matrix
-from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import encode_field
+from adaftr_fast.data.encode.vocabulary import read_encoders
 from adaftr_fast.data.synthetic.log import ImpressionLog, as_arrow
 from adaftr_fast.data.synthetic.truth import Values
 from adaftr_fast.errors import ConfigError, TrainingError

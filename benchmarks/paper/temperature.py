@@ -17,8 +17,8 @@ from scipy.stats import spearmanr
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.manifest import FieldInfo
 from adaftr_fast.data.dataset.split_file import TRUTH, read_split
-from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import CROSS_SEPARATOR, Vocabulary
+from adaftr_fast.data.encode.vocabulary import read_encoders
 from adaftr_fast.display.figures import BLUE, VERMILION, Picture, plain
 from adaftr_fast.training.evaluation import examine, spread
 from benchmarks.cells import Cell, model_of

@@ -24,10 +24,10 @@ from adaftr_fast.api import prepare as api_prepare
 from adaftr_fast.api.run import load_run
 from adaftr_fast.cli import main
 from adaftr_fast.config import RunConfig
+from adaftr_fast.data.bad_rows import BadRows
 from adaftr_fast.data.dataset.manifest import MANIFEST, read_manifest, signed
-from adaftr_fast.data.dataset.vocabulary import VOCABULARY, read_encoders
+from adaftr_fast.data.encode.vocabulary import VOCABULARY, read_encoders
 from adaftr_fast.data.prepare.run import prepare
-from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.rows import raw_files
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.raw.text import count_lines

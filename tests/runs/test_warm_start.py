@@ -6,7 +6,7 @@ import torch
 
 from adaftr_fast.config import WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.data.encode.vocabulary import read_encoders
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.runs.run import build, train_one
 from adaftr_fast.runs.warm_start import warm_start

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,11 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary
-from adaftr_fast.data.raw.bad_rows import BadRows
-from adaftr_fast.data.raw.source import Unused, reading
+from adaftr_fast.data.arrow import reading
+from adaftr_fast.data.bad_rows import BadRows, Unused
 from adaftr_fast.data.schema.parse import MOST_IDS, MOST_ROWS, funnel_stages, parse_schema
-from adaftr_fast.data.schema.types import Field, Schema
+from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.files.json import dumps, from_json, loads
 from adaftr_fast.files.whole import check_name, sha256
@@ -334,43 +332,3 @@ def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
             f"{path}: not a manifest of a prepared folder: no keys 'format' and 'fingerprint'"
         )
     return content
-
-
-def field_info(field: Field, encoder: Encoder) -> FieldInfo:
-    """Returns the manifest entry of a field."""
-    edges = [float(edge) for edge in encoder.edges] if isinstance(encoder, Buckets) else None
-    return FieldInfo(
-        field.name,
-        field.kind,
-        list(field.columns),
-        encoder.num_embeddings,
-        edges,
-        field.tokens == "all",
-    )
-
-
-def fingerprint(
-    fields: list[FieldInfo],
-    schema: Schema,
-    encoders: dict[str, Encoder],
-    dense: Sequence[NumericEncoding] = (),
-) -> str:
-    """Returns the sha256 of everything a model's weights depend on.
-
-    That are fields, edges, vocabularies in order of their ids, lengths of token lists, encodings of
-    numbers, and labels.
-    """
-    labels = [dataclasses.asdict(label) for label in schema.labels]
-    for label in labels:
-        if label["condition"] is not None:
-            label["condition"] = schema.source["labels"][label["name"]]  # as it is written
-    meaning = [[dataclasses.asdict(field) for field in fields], labels]
-    meaning += [[dataclasses.asdict(each) for each in dense]] if dense else []
-    digest = hashlib.sha256(dumps(meaning).encode())
-    if lengths := {field.name: field.length for field in schema.fields if field.length is not None}:
-        digest.update(dumps(lengths).encode())
-    for field in fields:
-        encoder = encoders[field.name]
-        if isinstance(encoder, Vocabulary):
-            digest.update(json.dumps(encoder.values.to_pylist()).encode())
-    return digest.hexdigest()

@@ -16,13 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from adaftr_fast.data.arrow import check_names, one_array, reading
 from adaftr_fast.data.dataset.batch import Batch, concat, concat_offsets, interleave, take_bags
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.dataset.matrix import place, places_of
 from adaftr_fast.data.dataset.split_file import GROUP, stored_columns
-from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.parallel import prefetch
-from adaftr_fast.data.raw.source import check_names, reading
 from adaftr_fast.errors import DataError
 from adaftr_fast.files.publish import read_published
 

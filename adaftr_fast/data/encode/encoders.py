@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adaftr_fast.data.arrow import one_array
 from adaftr_fast.data.encode.canonical import as_float64, canonical_text, canonical_values, numbers
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.moments import Moments
@@ -336,8 +337,3 @@ def _float32(values: pa.Array) -> pa.Array:
     largest = np.finfo(np.float32).max
     finite = np.where(np.isfinite(wide), np.clip(wide, -largest, largest), np.nan)
     return pa.array(finite.astype(np.float32))
-
-
-def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """Returns the column as one array."""
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

@@ -4,6 +4,9 @@ the manifest.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,28 +15,27 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adaftr_fast.data.bad_rows import BadRows, Unused
 from adaftr_fast.data.dataset.manifest import (
     FORMAT,
+    FieldInfo,
     Manifest,
     SplitInfo,
     ValueInfo,
-    field_info,
-    fingerprint,
     total,
 )
-from adaftr_fast.data.dataset.vocabulary import VOCABULARY, grown, with_shared, write_vocabulary
 from adaftr_fast.data.encode.counts import ValueCounts
-from adaftr_fast.data.encode.encoders import Encoder, fit_encoder
+from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary, fit_encoder
 from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.encode.moments import Moments, fit_dense
+from adaftr_fast.data.encode.vocabulary import VOCABULARY, grown, with_shared, write_vocabulary
 from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.prepare.steps import VISIBLE_SECONDS, Job
 from adaftr_fast.data.prepare.work_folder import WorkFiles
-from adaftr_fast.data.raw.bad_rows import BadRows
-from adaftr_fast.data.raw.source import Unused
 from adaftr_fast.data.raw.staging import TextInput, check_staged, staged_bad_rows
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema, shown_condition
 from adaftr_fast.errors import DataError
+from adaftr_fast.files.json import dumps
 from adaftr_fast.files.whole import replacing, sha256
 from adaftr_fast.nn.dense import NumericEncoding
 
@@ -123,12 +125,12 @@ def merge_counted(
             dense = known.dense
     write_vocabulary(job.work.prepared / VOCABULARY, encoders)
     encoders = with_shared(schema.fields, encoders)
-    fields = [field_info(field, encoders[field.name]) for field in schema.fields]
+    fields = [_field_info(field, encoders[field.name]) for field in schema.fields]
     return Manifest(
         dataset=schema.name,
         attribution=schema.attribution,
         format=FORMAT,
-        fingerprint=fingerprint(fields, schema, encoders, dense),
+        fingerprint=_fingerprint(fields, schema, encoders, dense),
         inputs=job.digest,
         tasks=[label.name for label in schema.labels],
         group=schema.group,
@@ -248,3 +250,43 @@ def compared_values(schema: Schema, counts: Mapping[str, ValueCounts]) -> dict[s
 
 def _plain(text: str) -> str:
     return "".join(text.split()).casefold()
+
+
+def _field_info(field: Field, encoder: Encoder) -> FieldInfo:
+    """Returns the manifest entry of a field."""
+    edges = [float(edge) for edge in encoder.edges] if isinstance(encoder, Buckets) else None
+    return FieldInfo(
+        field.name,
+        field.kind,
+        list(field.columns),
+        encoder.num_embeddings,
+        edges,
+        field.tokens == "all",
+    )
+
+
+def _fingerprint(
+    fields: list[FieldInfo],
+    schema: Schema,
+    encoders: dict[str, Encoder],
+    dense: Sequence[NumericEncoding] = (),
+) -> str:
+    """Returns the sha256 of everything a model's weights depend on.
+
+    That are fields, edges, vocabularies in order of their ids, lengths of token lists, encodings of
+    numbers, and labels.
+    """
+    labels = [dataclasses.asdict(label) for label in schema.labels]
+    for label in labels:
+        if label["condition"] is not None:
+            label["condition"] = schema.source["labels"][label["name"]]  # as it is written
+    meaning = [[dataclasses.asdict(field) for field in fields], labels]
+    meaning += [[dataclasses.asdict(each) for each in dense]] if dense else []
+    digest = hashlib.sha256(dumps(meaning).encode())
+    if lengths := {field.name: field.length for field in schema.fields if field.length is not None}:
+        digest.update(dumps(lengths).encode())
+    for field in fields:
+        encoder = encoders[field.name]
+        if isinstance(encoder, Vocabulary):
+            digest.update(json.dumps(encoder.values.to_pylist()).encode())
+    return digest.hexdigest()

@@ -18,6 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from adaftr_fast.data.bad_rows import BadRows, check_share, option
 from adaftr_fast.data.dataset.manifest import (
     FORMAT,
     MANIFEST,
@@ -25,7 +26,7 @@ from adaftr_fast.data.dataset.manifest import (
     parse_manifest,
     read_manifest,
 )
-from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.data.encode.vocabulary import read_encoders
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.prepare import steps
@@ -37,7 +38,6 @@ from adaftr_fast.data.prepare.merge import (
 )
 from adaftr_fast.data.prepare.steps import InputFiles, Job
 from adaftr_fast.data.prepare.work_folder import remove_left, work_folder
-from adaftr_fast.data.raw.bad_rows import BadRows, check_share, option
 from adaftr_fast.data.raw.inputs import read_layouts
 from adaftr_fast.data.raw.source import input_paths
 from adaftr_fast.data.raw.times import with_times

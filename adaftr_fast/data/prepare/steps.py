@@ -13,15 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from adaftr_fast.data.arrow import shown
 from adaftr_fast.data.dataset.manifest import Manifest
-from adaftr_fast.data.dataset.split_file import split_info, write_splits
-from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.data.dataset.split_file import split_info
 from adaftr_fast.data.encode.encoders import count_values
 from adaftr_fast.data.encode.groups import Groups
+from adaftr_fast.data.encode.vocabulary import read_encoders
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
+from adaftr_fast.data.prepare.split_writer import write_splits
 from adaftr_fast.data.prepare.work_folder import WorkFiles
-from adaftr_fast.data.raw.batches import shown
 from adaftr_fast.data.raw.inputs import TextFile, parquet_inputs, text_inputs
 from adaftr_fast.data.raw.source import Inputs, Source, data_files, listed
 from adaftr_fast.data.raw.staging import TextInput, check_staged, stage

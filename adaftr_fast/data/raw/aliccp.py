@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from adaftr_fast.data.encode.encoders import one_array
-from adaftr_fast.data.raw.bad_rows import BadRows
+from adaftr_fast.data.arrow import one_array
+from adaftr_fast.data.bad_rows import BadRows
 from adaftr_fast.data.raw.batches import PARQUET
 from adaftr_fast.data.raw.text import Dialect, TextBlock, castable, parse_block
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from adaftr_fast.data.arrow import shown
 from adaftr_fast.data.encode.canonical import without_nan
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import prefetch
@@ -29,21 +29,11 @@ STEP_PIECES = 8
 # whose width is measured: values that repeat are many times larger than the bytes of their pages
 FIRST_ROWS = 1 << 6
 BUFFER_BYTES = 1 << 18  # of each column of a row group that is read piece by piece
-FOLDER = ".tables"  # how the name of a folder with the files of tables in memory ends
 Read = Callable[[pa.RecordBatch], pa.RecordBatch]
 PARQUET = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
 """Parquet whose pages are compared with their checksums, where a file has any."""
-
-
-def shown(path: Path | str) -> str:
-    """Returns the name of an input in messages: "the table" in place of the file of a table in
-    memory, else the path.
-    """
-    file = Path(path)
-    is_table = file.parent.name.endswith(FOLDER)
-    return f"the {file.stem.replace('-', ' ')}" if is_table else str(path)
 
 
 def read_tables(

@@ -14,9 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adaftr_fast.data.encode.encoders import one_array
+from adaftr_fast.data.arrow import one_array, reading, shown
 from adaftr_fast.data.encode.written import holds_text, plain_numbers, without_empty, without_words
-from adaftr_fast.data.raw.batches import shown
 from adaftr_fast.data.raw.formats import infer_dates, infer_format
 from adaftr_fast.data.raw.inputs import (
     SAMPLE_ROWS,
@@ -26,7 +25,7 @@ from adaftr_fast.data.raw.inputs import (
     open_input,
     text_files,
 )
-from adaftr_fast.data.raw.source import check_columns, reading
+from adaftr_fast.data.raw.source import check_columns
 from adaftr_fast.data.raw.tables import is_list
 from adaftr_fast.data.raw.text import are_numbers, typed
 from adaftr_fast.data.raw.times import check_times, unsorted_times

@@ -14,18 +14,12 @@ from pathlib import Path, PurePath
 import pyarrow as pa
 import pyarrow.dataset as ds
 
+from adaftr_fast.data.arrow import reading
+from adaftr_fast.data.bad_rows import TEXT, BadRows
 from adaftr_fast.data.memory import DEFAULT, GB, Memory, encoding
 from adaftr_fast.data.raw import aliccp
-from adaftr_fast.data.raw.bad_rows import TEXT, BadRows
 from adaftr_fast.data.raw.batches import coalesced, read_tables
-from adaftr_fast.data.raw.source import (
-    Inputs,
-    check_columns,
-    check_files,
-    data_files,
-    open_dataset,
-    reading,
-)
+from adaftr_fast.data.raw.source import Inputs, check_columns, check_files, data_files, open_dataset
 from adaftr_fast.data.raw.staging import (
     COMPRESSIONS,
     LINE_END,

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from adaftr_fast.data.arrow import reading
+from adaftr_fast.data.bad_rows import BadRows
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.raw import aliccp
-from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.data.raw.inputs import (
     Chunk,
     aliccp_columns,
@@ -19,7 +20,7 @@ from adaftr_fast.data.raw.inputs import (
     text_chunks,
     text_files,
 )
-from adaftr_fast.data.raw.source import check_columns, reading
+from adaftr_fast.data.raw.source import check_columns
 from adaftr_fast.data.raw.staging import blocks
 from adaftr_fast.data.schema.columns import column_types
 from adaftr_fast.data.schema.types import Schema

@@ -6,7 +6,7 @@ import functools
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
@@ -20,14 +20,14 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from adaftr_fast.data import hashing
+from adaftr_fast.data.arrow import check_names, one_array, reading, shown
+from adaftr_fast.data.bad_rows import EXAMPLES, BadRows, Unused
 from adaftr_fast.data.encode.canonical import canonical_values
 from adaftr_fast.data.encode.counts import ValueCounts
-from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.encode.written import SHOWN_LABELS, as_written, holds_text, is_label, rewrites
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
-from adaftr_fast.data.raw.bad_rows import EXAMPLES, BadRows
 from adaftr_fast.data.raw.batches import (
     PARQUET,
     Read,
@@ -35,7 +35,6 @@ from adaftr_fast.data.raw.batches import (
     count_rows,
     fragment_rows,
     read_tables,
-    shown,
 )
 from adaftr_fast.data.raw.staging import is_text
 from adaftr_fast.data.raw.tables import is_list
@@ -47,32 +46,14 @@ from adaftr_fast.data.schema.types import (
     SplitRule,
     condition_columns,
 )
-from adaftr_fast.errors import DataError, first_line
+from adaftr_fast.errors import DataError
 
 SHIPPED = resources.files("adaftr_fast.data") / "files"
 ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
-# the last of names of columns in parquet
-READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 LISTED = 50  # columns that an error names
 NOT_PARQUET = "not a readable parquet file"
 _ONE_FOLDER = "the files of a folder must have the same columns"
 Inputs = Mapping[str, Sequence[Path]]  # files and folders of files, by role
-
-
-@dataclass(frozen=True)
-class Unused:
-    """Numbers of rows that are in no split.
-
-    Attributes:
-        unmatched: rows that no split selects.
-        dropped: rows that meet the condition ``drop``.
-    """
-
-    unmatched: int = 0
-    dropped: int = 0
-
-    def __add__(self, other: Unused) -> Unused:
-        return Unused(self.unmatched + other.unmatched, self.dropped + other.dropped)
 
 
 @dataclass(frozen=True)
@@ -396,22 +377,6 @@ class _Numbering:
             masks[name] = np.zeros(table.num_rows, bool)
             masks[name][places[_selects(rule, numbers, of_places)]] = True
         return masks
-
-
-@contextmanager
-def reading(path: Path | str, what: str) -> Iterator[None]:
-    """Raises an error of the block as DataError with path and ``what``."""
-    try:
-        yield
-    except READ_ERRORS as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{shown(path)}: {what}: {first_line(error)}") from error
-
-
-def check_names(schema: pa.Schema) -> None:
-    """Raises UnicodeDecodeError if the name of a column, or of a part of one, is not UTF-8."""
-    _ = schema.names, [str(kind) for kind in schema.types]
 
 
 def check_columns(

@@ -19,9 +19,9 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adaftr_fast.data.bad_rows import BadRows
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard, ordered_map
-from adaftr_fast.data.raw.bad_rows import BadRows
 from adaftr_fast.engines import Advance
 from adaftr_fast.errors import DataError
 from adaftr_fast.files.json import dumps, from_json, loads

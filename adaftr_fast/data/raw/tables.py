@@ -15,9 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from adaftr_fast.data.arrow import FOLDER
 from adaftr_fast.data.encode.written import holds_text
 from adaftr_fast.data.memory import DEFAULT, Memory
-from adaftr_fast.data.raw.batches import BATCH_ROWS, FOLDER, coalesced
+from adaftr_fast.data.raw.batches import BATCH_ROWS, coalesced
 from adaftr_fast.errors import DataError
 from adaftr_fast.files.publish import publisher_lock
 from adaftr_fast.files.whole import followed, make_folder, remove

@@ -25,8 +25,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
 
+from adaftr_fast.data.arrow import one_array
+from adaftr_fast.data.bad_rows import EXAMPLES, TEXT, BadLine, BadRows
 from adaftr_fast.data.encode.canonical import as_float64
-from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import (
     SHOWN_LABELS,
     label_numbers,
@@ -34,7 +35,6 @@ from adaftr_fast.data.encode.written import (
     read_times,
     without_words,
 )
-from adaftr_fast.data.raw.bad_rows import EXAMPLES, TEXT, BadLine, BadRows
 from adaftr_fast.data.raw.staging import LINE_END
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 

@@ -13,13 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adaftr_fast.data.arrow import one_array, reading, shown
 from adaftr_fast.data.encode.canonical import without_nan
 from adaftr_fast.data.encode.counts import ValueCounts
-from adaftr_fast.data.encode.encoders import one_array
 from adaftr_fast.data.encode.written import holds_text, read_times, times, without_words
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import ordered_map
-from adaftr_fast.data.raw.batches import shown
 from adaftr_fast.data.raw.inputs import (
     Chunk,
     InputFile,
@@ -28,13 +27,7 @@ from adaftr_fast.data.raw.inputs import (
     open_input,
     text_files,
 )
-from adaftr_fast.data.raw.source import (
-    NOT_PARQUET,
-    Inputs,
-    check_columns,
-    listed,
-    reading,
-)
+from adaftr_fast.data.raw.source import NOT_PARQUET, Inputs, check_columns, listed
 from adaftr_fast.data.raw.text import are_numbers, typed
 from adaftr_fast.data.schema.columns import EXACT_INTEGERS, operand_type
 from adaftr_fast.data.schema.types import Condition, Schema, TextFormat, TimeRange

@@ -12,7 +12,7 @@ from functools import partial
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from adaftr_fast.data.schema.types import (
     SPLITS,
@@ -25,7 +25,6 @@ from adaftr_fast.data.schema.types import (
     TextFormat,
     TimeRange,
 )
-from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.errors import DataError
 from adaftr_fast.files.json import from_json
 from adaftr_fast.files.toml import loads_toml, to_toml
@@ -34,6 +33,9 @@ from adaftr_fast.nn.dense import EncodingKind
 
 Reader = Callable[[str, Any], Any]
 """Checks and converts the value of a key, given the name of the key in errors."""
+
+if TYPE_CHECKING:
+    from adaftr_fast.data.synthetic.log import LogConfig
 
 SHIPPED = resources.files("adaftr_fast.data.schema.shipped")
 # the funnel of a schema with labels of these names, as predict assumes it
@@ -531,13 +533,21 @@ TEXT_KEYS: dict[str, Reader] = {
     "dates": _dates,
     "line_ends": _of_type(bool, "true or false"),
 }
+
+
+def _generate(where: str, value: Any) -> LogConfig:
+    from adaftr_fast.data.synthetic.log import LogConfig  # which few schemas name
+
+    return from_json(LogConfig, value, where)
+
+
 SCHEMA_KEYS: dict[str, Reader] = {
     "name": text,
     "attribution": text,
     "files": _roles,
     "format": _format,
     "shipped": _shipped,
-    "generate": lambda where, value: from_json(LogConfig, value, where),
+    "generate": _generate,
     "drop": condition,
     "group": _column,
     "weight": _column,

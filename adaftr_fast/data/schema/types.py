@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from adaftr_fast.data.synthetic.log import LogConfig
 from adaftr_fast.nn.dense import EncodingKind
+
+if TYPE_CHECKING:
+    from adaftr_fast.data.synthetic.log import LogConfig
 
 SPLITS = ("train", "validation", "test")
 EQUALITIES = ("==", "!=", "in", "not in")  # operators of a condition

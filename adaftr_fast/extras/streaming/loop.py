@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adaftr_fast.config import RunConfig
-from adaftr_fast.data.raw.bad_rows import check_share
+from adaftr_fast.data.bad_rows import check_share
 from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import DataError, TrainingError

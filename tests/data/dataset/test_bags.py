@@ -11,7 +11,7 @@ import torch
 from adaftr_fast.data.dataset import batch as bags
 from adaftr_fast.data.dataset.batch import Batch, concat
 from adaftr_fast.data.dataset.loader import PreparedData
-from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.data.encode.vocabulary import read_encoders
 from adaftr_fast.errors import DataError
 from tests.data.manifests import recorded
 

@@ -9,7 +9,7 @@ import pytest
 
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.dataset.split_file import read_split
-from adaftr_fast.data.dataset.vocabulary import read_encoders
+from adaftr_fast.data.encode.vocabulary import read_encoders
 from adaftr_fast.errors import DataError
 from tests.data.manifests import recorded
 

@@ -13,8 +13,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from adaftr_fast.data.dataset import split_file
 from adaftr_fast.data.memory import GB, Memory
+from adaftr_fast.data.prepare import split_writer
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import ConfigError
@@ -100,7 +100,7 @@ def test_a_prepared_folder_does_not_depend_on_the_bound(tmp_path, monkeypatch):
     """
     for limit, value in {"ROW_GROUP_BYTES": 1 << 16, "ROW_GROUP_ROWS": 300}.items():
         with monkeypatch.context() as patch:
-            patch.setattr(split_file, limit, value)
+            patch.setattr(split_writer, limit, value)
             path = write(tmp_path / "log.parquet", 2_000, 40)
             for name, memory in (("small", 0.3755), ("large", None)):
                 prepare(parse_schema(SCHEMA), [path], tmp_path / limit / name, memory=memory)

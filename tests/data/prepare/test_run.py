@@ -7,8 +7,8 @@ import pytest
 
 from adaftr_fast.data.dataset.manifest import FORMAT, read_manifest
 from adaftr_fast.data.dataset.split_file import GROUP
-from adaftr_fast.data.dataset.vocabulary import read_encoders
 from adaftr_fast.data.encode.encoders import encode_field
+from adaftr_fast.data.encode.vocabulary import read_encoders
 from adaftr_fast.data.encode.written import SHOWN_LABELS
 from adaftr_fast.data.prepare.run import prepare
 from adaftr_fast.data.schema.parse import load_schema, parse_schema

@@ -7,9 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
 
-from adaftr_fast.data.dataset import split_file
 from adaftr_fast.data.dataset.manifest import read_manifest
-from adaftr_fast.data.prepare import steps
+from adaftr_fast.data.prepare import split_writer, steps
 from adaftr_fast.data.raw import inputs
 from adaftr_fast.errors import DataError
 from tests.data.prepare.shards import BY_USER
@@ -22,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("small_blocks")
     [
         (inputs, "parse_block", 1),
         (steps, "count_values", 2),
-        (split_file, "_encode", 1),
+        (split_writer, "_encode", 1),
         (steps, "split_info", 2),
     ],
 )

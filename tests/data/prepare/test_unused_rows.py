@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 
 from adaftr_fast.api.prepared import Prepared
 from adaftr_fast.data import hashing
-from adaftr_fast.data.raw.source import ROW_STREAM, Unused
+from adaftr_fast.data.bad_rows import Unused
+from adaftr_fast.data.raw.source import ROW_STREAM
 from tests.data.conftest import ROWS
 
 

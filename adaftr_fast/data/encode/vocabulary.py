@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from adaftr_fast.data.arrow import one_array, reading
 from adaftr_fast.data.dataset.manifest import FieldInfo, Manifest
-from adaftr_fast.data.encode.encoders import Buckets, Encoder, Hashed, Vocabulary, one_array
-from adaftr_fast.data.raw.source import reading
+from adaftr_fast.data.encode.encoders import Buckets, Encoder, Hashed, Vocabulary
 from adaftr_fast.data.schema.types import Field
 from adaftr_fast.errors import DataError
 

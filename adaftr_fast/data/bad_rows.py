@@ -1,5 +1,5 @@
 """Accounts for the lines of inputs: rows, blank lines, and bad rows with reasons and the first ones
-by line or row.
+by line or row. Counts the rows that are in no split.
 """
 
 from __future__ import annotations
@@ -123,3 +123,19 @@ def check_share(bad_rows: float) -> None:
     """Raises DataError unless ``bad_rows`` is a share of rows that may be left out."""
     if not 0.0 <= bad_rows < 1.0:
         raise DataError(f"bad_rows: expected a share in [0, 1), got {bad_rows}")
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Numbers of rows that are in no split.
+
+    Attributes:
+        unmatched: rows that no split selects.
+        dropped: rows that meet the condition ``drop``.
+    """
+
+    unmatched: int = 0
+    dropped: int = 0
+
+    def __add__(self, other: Unused) -> Unused:
+        return Unused(self.unmatched + other.unmatched, self.dropped + other.dropped)

@@ -1,0 +1,45 @@
+"""What every part of data does with Arrow: errors that name the file, and columns as one array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+
+from adaftr_fast.errors import DataError, first_line
+
+# the last of names of columns in parquet
+READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
+FOLDER = ".tables"  # how the name of a folder with the files of tables in memory ends
+
+
+def shown(path: Path | str) -> str:
+    """Returns the name of an input in messages: "the table" in place of the file of a table in
+    memory, else the path.
+    """
+    file = Path(path)
+    is_table = file.parent.name.endswith(FOLDER)
+    return f"the {file.stem.replace('-', ' ')}" if is_table else str(path)
+
+
+@contextmanager
+def reading(path: Path | str, what: str) -> Iterator[None]:
+    """Raises an error of the block as DataError with path and ``what``."""
+    try:
+        yield
+    except READ_ERRORS as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{shown(path)}: {what}: {first_line(error)}") from error
+
+
+def check_names(schema: pa.Schema) -> None:
+    """Raises UnicodeDecodeError if the name of a column, or of a part of one, is not UTF-8."""
+    _ = schema.names, [str(kind) for kind in schema.types]
+
+
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """Returns the column as one array."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
