@@ -502,12 +502,20 @@ def defaults(cases: Cases) -> str:
         [
             f"{case['table']} ({case['rows']:,})",
             case["task"],
-            *(f"{100 * case['auc'][title]:.2f} / {case['ratio'][title]:.2f}" for title in titles),
+            *(
+                f"{100 * case['auc'][title]:.2f} / {case['ratio'][title]:.2f}"
+                if title in case["auc"]
+                else ""
+                for title in titles
+            ),
         ]
         for case in cases
     ]
     means = [
-        f"{100 * sum(case['auc'][title] for case in cases) / len(cases):.2f}" for title in titles
+        f"{100 * sum(case['auc'][title] for case in cases) / len(cases):.2f}"
+        if all(title in case["auc"] for case in cases)
+        else ""  # of other tasks, it would not compare
+        for title in titles
     ]
     header = " | ".join(["table (rows)", "task", *titles])
     return table(header, "ll" + "r" * len(titles), [*rows, ["mean", "", *means]])

@@ -99,16 +99,18 @@ def lightgbm(source: Source, train: Any, test: Any) -> Probabilities:
 
 
 def real_mlp(source: Source, train: Any, test: Any) -> Probabilities:
-    """RealMLP with its tuned defaults (Holzmüller et al., NeurIPS'24); missing numbers, which it
-    does not take, as their mean.
+    """RealMLP with its tuned defaults (Holzmüller et al., NeurIPS'24).
+
+    It takes no missing numbers, which become their mean, and no booleans beside text.
     """
     from pytabkit import RealMLP_TD_Classifier
 
     x = features(train, source, "category")
     z = features(test, source, "category")
     means = x.mean(numeric_only=True)
-    x = x.fillna(means)
-    z = z.fillna(means)
+    flags = dict.fromkeys(x.select_dtypes(bool), int)
+    x = x.fillna(means).astype(flags)
+    z = z.fillna(means).astype(flags)
     return {
         task: RealMLP_TD_Classifier(device="cpu", random_state=0)
         .fit(x, train[task])
