@@ -27,7 +27,7 @@ def log_loss(
         weight: see :func:`weighted_mean`.
         weight_mean: see :func:`weighted_mean`.
     """
-    if torch.is_autocast_enabled(logits.device.type):
+    if logits.dtype != torch.float64 and torch.is_autocast_enabled(logits.device.type):
         logits = logits.float()  # as autocast does for PyTorch's loss
     if not _has_kernel(logits, labels, weight):
         each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")

@@ -357,6 +357,17 @@ def test_the_gradients_of_log_loss(weighted):
     assert torch.autograd.gradgradcheck(loss, logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_log_loss_under_autocast_has_the_dtype_of_pytorch(dtype):
+    logits = normal(5, 2).to(dtype)
+    labels = torch.ones(5, 2, dtype=torch.promote_types(dtype, torch.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = log_loss(logits, labels)
+        pytorch = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
+    assert found.dtype == pytorch.dtype
+    torch.testing.assert_close(found.mean(), pytorch)
+
+
 def test_log_loss_of_other_layouts():
     logits = normal(3, 8).float().T  # columns that are not contiguous
     labels = torch.ones(3, 8, dtype=torch.int64).T
