@@ -511,14 +511,22 @@ def defaults(cases: Cases) -> str:
         ]
         for case in cases
     ]
-    means = [
+    by_all = [case for case in cases if case["auc"].keys() == set(titles)]
+    rows.append(["mean", f"{len(cases)} tasks", *_means(cases, titles)])
+    if 0 < len(by_all) < len(cases):
+        rows.append(["mean", f"the {len(by_all)} of all columns", *_means(by_all, titles)])
+    header = " | ".join(["table (rows)", "task", *titles])
+    return table(header, "ll" + "r" * len(titles), rows)
+
+
+def _means(cases: Cases, titles: list[str]) -> list[str]:
+    """Returns the mean AUC of each contestant in percent, "" for one that lacks some of the cases."""
+    return [
         f"{100 * sum(case['auc'][title] for case in cases) / len(cases):.2f}"
         if all(title in case["auc"] for case in cases)
-        else ""  # of other tasks, it would not compare
+        else ""
         for title in titles
     ]
-    header = " | ".join(["table (rows)", "task", *titles])
-    return table(header, "ll" + "r" * len(titles), [*rows, ["mean", "", *means]])
 
 
 TABLES = {
