@@ -116,6 +116,31 @@ def test_each_row_group_is_probed_once(tmp_path, monkeypatch):
         assert probed == list(range(30))
 
 
+def test_a_damaged_page_is_given_no_room(tmp_path):
+    """The header of a page of 8 KB claims 2 GB, which a stream of pages makes room for."""
+    path = tmp_path / "log.parquet"
+    kind = pa.schema([pa.field("number", pa.int64(), nullable=False)])
+    log = pa.table([np.arange(1000)], kind)
+    pq.write_table(log, path, use_dictionary=False, compression="none")
+    content = path.read_bytes()
+    sizes = b"\x15" + varint(8000) + b"\x15" + varint(8000)  # unpacked, and in the file
+    damaged = b"\x15" + varint(8000) + b"\x15" + varint(2**31 - 1)
+    assert sizes in content
+    path.write_bytes(content.replace(sizes, damaged, 1))
+    dataset = open_dataset(path)
+    before = pa.default_memory_pool().max_memory()
+    with pytest.raises((OSError, pa.ArrowException)):
+        count_rows(dataset, ["number"], pc.field("number") < 6)
+    assert pa.default_memory_pool().max_memory() < before + (1 << 27)
+
+
+def varint(number):
+    """Returns a number as Thrift's compact protocol writes it: zigzag, seven bits a byte."""
+    number *= 2
+    parts = [number >> shift & 127 for shift in range(0, max(number.bit_length(), 1), 7)]
+    return bytes([*(part | 128 for part in parts[:-1]), parts[-1]])
+
+
 def test_wide_rows_make_short_tables(tmp_path, monkeypatch):
     memory = Memory(PROGRAM + 29 * (1 << 18))
     monkeypatch.setattr(batches, "STEP_BYTES", 1 << 14)
