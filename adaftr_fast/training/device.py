@@ -29,6 +29,7 @@ from adaftr_fast.nn.deferred import missed_steps
 from adaftr_fast.nn.embedding import tables_of
 from adaftr_fast.nn.embedding_table import trained_by
 from adaftr_fast.optim import Adam
+from adaftr_fast.training.program import shorten
 
 
 def to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -386,8 +387,7 @@ class CpuCaptures:
 
         with torch._C.DisableTorchFunctionSubclass():  # or rows that missed steps become current
             program = make_fx(traced)(*reads)
-        _drop_copies(program.graph)
-        program.recompile()
+        shorten(program)
 
         def replay(reads: Sequence[Tensor]) -> T:
             # a look-up takes the missed steps of its table's rows, which another op would apply
@@ -396,20 +396,6 @@ class CpuCaptures:
             return result
 
         return replay, results.pop()
-
-
-def _drop_copies(graph: torch.fx.Graph) -> None:
-    """Drops what autograd adds to the ops: aliases of its own, and copies of sparse gradients, of
-    which nothing else holds the rows in a replay.
-    """
-    aten = torch.ops.aten
-    made = aten._sparse_coo_tensor_with_dims_and_tensors.default
-    for node in list(graph.nodes):
-        is_copy = node.target is aten.clone.default and node.args[0].target is made
-        if node.target is aten.detach.default or is_copy:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
 
 
 TEXTS = (

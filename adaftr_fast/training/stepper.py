@@ -227,19 +227,19 @@ class Stepper:
         if self.config.accumulate > 1:
             terms = {name: term / self.config.accumulate for name, term in terms.items()}
         values = torch.stack(tuple(terms.values()))
-        loss = values.sum()
         if isinstance(self.balance, UncertaintyWeights):
-            loss = self.balance.total(terms, 1 / self.config.accumulate)
-        loss.backward()
+            self.balance.total(terms, 1 / self.config.accumulate).backward()
+        else:  # of the sum
+            values.backward(torch.ones(len(terms), dtype=values.dtype, device=values.device))
         return dict(zip(terms, values.detach()))
 
     def _check(self, terms: dict[str, Tensor]) -> None:
         """On the CPU, raises DivergedError if the sum of the terms is not finite."""
         if not self.reads_losses:
             return
-        values = torch.stack(tuple(terms.values()))
-        if not math.isfinite(values.sum().item()):
-            raise not_finite(dict(zip(terms, values.tolist())))
+        values = {name: term.item() for name, term in terms.items()}
+        if not math.isfinite(sum(values.values())):
+            raise not_finite(values)
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         """Computes the loss terms of a part of the batch."""
