@@ -13,7 +13,8 @@ namespace adaftr_fast {
 // Returns `losses`, the loss [] and, if the op has one, row_loss [B], as differentiable in `inputs`: the gradient in
 // inputs[i] is that of the loss times factors[i], which is empty where it was not computed.
 //
-// `call`, JSON, tells the function of `set_rare_gradients` which op was called with which numbers.
+// `call`, JSON, tells the function of `set_rare_gradients` which op was called with which numbers. It is text because
+// compiled autograd hashes what a node keeps, and cannot hash a handle of a Python object.
 std::vector<at::Tensor> differentiable_loss(const std::vector<at::Tensor>& losses,
                                             const std::vector<at::Tensor>& inputs,
                                             const std::vector<std::optional<at::Tensor>>& constants,
