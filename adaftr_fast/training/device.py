@@ -227,7 +227,9 @@ class BackwardGraph:
         terms, gradients = graph.replay(self._reads(batch))
         for parameter, gradient in zip(self.parameters, gradients):
             parameter.grad = gradient
-        # copied: a replay on a GPU overwrites them
+        if not self.captures.keeps_addresses:
+            return terms
+        # copied: the next replay overwrites them
         return dict(zip(terms, torch.stack(tuple(terms.values()))))
 
 
