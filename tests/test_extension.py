@@ -36,6 +36,7 @@ def unloadable(monkeypatch, tmp_path):
 
 
 def with_torch(monkeypatch, version, cuda):
+    monkeypatch.setattr(_extension, "_autograd", object())  # built for this torch
     monkeypatch.setattr(
         _extension,
         "torch",

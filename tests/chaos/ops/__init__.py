@@ -34,8 +34,7 @@ def check(case):
         return
     torch.set_num_threads(case["options"].get("threads", 1))
     for name in instruction_sets():
-        if name != "none":
-            af.set_cpu_capability(name)
+        af.set_cpu_capability(name)
         side = case["options"].get("guards")
         try:
             with Guarded(side, random.Random(case["seed"])) if side else contextlib.nullcontext():

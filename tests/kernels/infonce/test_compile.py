@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ops.marks import needs_cpp_gradients
+
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]
 KERNELS = ("row_sweep", "combine", "blocks", "column_sweep", "sigmoid_rows", "sigmoid_columns")
@@ -113,5 +115,6 @@ for name in ("adaptive_infonce", "symmetric"):
 """
 
 
+@needs_cpp_gradients  # without, kernels are called through the dispatcher
 def test_later_calls_launch_what_the_first_compiled():
     assert lines_of("-c", LAUNCHES_TWICE) == ["3", "5"]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from adaftr_fast._extension import is_built
 from adaftr_fast.ops.embedding.bags import embedding_bags, select_bags
 from tests.ops.marks import on_kernels
 from tests.tolerances import assert_same_bits
@@ -65,7 +66,9 @@ def test_half_precision_tables_are_read_and_rounded_as_by_torch(dtype, instructi
 
 
 def flushed(x):
-    """Returns x with zeros for what is denormal in float32."""
+    """Returns x with zeros for what is denormal in float32, which kernels flush."""
+    if not is_built():
+        return x
     return torch.where(x.float().abs() < torch.finfo(torch.float32).tiny, 0, x)
 
 
