@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from adaftr_fast.data.encode.canonical import as_float64
-from adaftr_fast.data.encode.written import holds_text, plain_numbers, without_words
+from adaftr_fast.data.encode.written import holds_text, read_numbers
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 from adaftr_fast.errors import DataError, ServingError
 
@@ -107,12 +107,11 @@ def _prices(bid: float | str, rows: pa.RecordBatch, form: TextFormat) -> np.ndar
     if not isinstance(bid, str):
         return bid
     values = rows[bid]
-    if holds_text(values.type):
-        values = plain_numbers(without_words(values, form), form)
     try:
-        prices = as_float64(values).to_numpy(zero_copy_only=False)
+        numbers = read_numbers(values, form) if holds_text(values.type) else as_float64(values)
     except pa.ArrowException as error:
         raise DataError(f"column {bid}: expected numeric prices: {error}") from error
+    prices = numbers.to_numpy(zero_copy_only=False)
     wrong = prices[np.isinf(prices) | (prices < 0)]
     if len(wrong):
         raise DataError(f"column {bid}: expected finite prices >= 0, got {wrong[0]:g}")

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adaftr_fast.data.arrow import one_array
-from adaftr_fast.data.encode.written import plain_numbers, without_words
+from adaftr_fast.data.encode.written import read_numbers
 from adaftr_fast.data.raw.tables import ArrowStream, read_table
 from adaftr_fast.data.schema.columns import EXACT_INTEGERS, column_types
 from adaftr_fast.data.schema.types import Schema, TextFormat
@@ -217,6 +217,8 @@ def _column(name: str, values: list[Any], is_number: bool, form: TextFormat) -> 
     """
     try:
         return _read_column(values, is_number, form)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"rows: column {name!r}: {error}") from error
     except (ValueError, TypeError, OverflowError) as error:
         expected = "numbers" if is_number else "values of one kind"
         raise DataError(f"rows: column {name!r}: expected {expected}: {error}") from error
@@ -231,8 +233,7 @@ def _read_column(values: list[Any], is_number: bool, form: TextFormat) -> pa.Arr
         return pa.array([None if value is None else _text(value) for value in values])
     plain = [None if value is None or isinstance(value, str) else float(value) for value in values]
     texts = pa.array([value if isinstance(value, str) else None for value in values], pa.string())
-    read = plain_numbers(without_words(texts, form), form).cast(pa.float64())
-    return pc.coalesce(pa.array(plain, pa.float64()), read)
+    return pc.coalesce(pa.array(plain, pa.float64()), read_numbers(texts, form))
 
 
 def _is_missing(value: object, null: Sequence[str] = ()) -> bool:

@@ -2,6 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from adaftr_fast.data.schema.types import TextFormat
 from adaftr_fast.errors import DataError, ServingError
 from adaftr_fast.serving.columns import output_columns
 
@@ -88,3 +89,12 @@ def test_invalid_options_raise(options, message):
 def test_prices_must_be_numeric():
     with pytest.raises(DataError, match="column word: expected numeric prices"):
         output_columns(["click", "conversion"], bid="word").make(SCORES, ROWS)
+
+
+def test_prices_of_text_are_shown_as_they_are_written():
+    columns = output_columns(["click", "conversion"], bid="price")
+    rows = pa.record_batch({"price": ["1,5", "12.5", "x"]})
+    with pytest.raises(
+        DataError, match=r"price: .*: expected numbers with decimals.*, got '12.5'$"
+    ):
+        columns.make(SCORES, rows, TextFormat(decimal=","))

@@ -359,7 +359,7 @@ def test_a_text_that_is_no_number_is_named_not_its_neighbours(worn):
     schema = parse_schema(SOURCE | {"text": {"thousands": ","}})
     scorer = dataclasses.replace(load_scorer(worn / "model"), schema=schema)
     rows = pa.Table.from_pylist([{**ROW, "price": price} for price in ("3,660.48", "much")])
-    with pytest.raises(DataError, match=r"^price: expected numbers: .*'much'"):
+    with pytest.raises(DataError, match=r"^price: expected numbers, got 'much'"):
         scorer.score(rows)
 
 
@@ -382,7 +382,11 @@ ROW = {"user": 1, "city": "x", "member": True, "item": 3, "price": 1.5, "weight"
             DataError,
             r"row: column 'user': expected one value \(a dict is one row\), got list$",
         ),
-        ([ROW, {**ROW, "price": "much"}], DataError, "rows: column 'price': expected numbers: .*m"),
+        (
+            [ROW, {**ROW, "price": "much"}],
+            DataError,
+            "rows: column 'price': expected numbers, got 'much'",
+        ),
         ({**ROW, "city": {"name": "x"}}, DataError, "row: column 'city': expected one .* got dict"),
         ([ROW, 5], TypeError, "rows: expected a dict, a list .*, got a list with int$"),
         ("log.csv", TypeError, "rows: expected a dict, .*, got str$"),

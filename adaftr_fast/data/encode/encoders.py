@@ -280,8 +280,8 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
         problem = f"field {field.name}: cannot read {kinds} as {field.kind}: {error}"
         if any(holds_text(batch.schema.field(column).type) for column in field.columns):
             problem += (
-                "; --null (in Python null=) names words for missing, and a schema can make it "
-                "categorical"
+                "; --null, --decimal and --thousands (in Python null=, decimal=, thousands=) say how "
+                "its text is written, and a schema can make it categorical"
             )
         raise DataError(problem) from error
 

@@ -8,8 +8,10 @@ values.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -58,7 +60,10 @@ def as_written(schema: Schema, rows: Tabular) -> Tabular:
         if holds_text(field.type):
             values = without_words(rows.column(place), form)
             if field.name in numbers:
-                values = _read_numbers(field.name, values, form)
+                try:
+                    values = read_numbers(values, form)
+                except pa.ArrowInvalid as error:
+                    raise pa.ArrowInvalid(f"{field.name}: {error}") from error
             elif field.name in temporal and form.dates:
                 values = read_times(field.name, values, form, temporal[field.name])
             rows = rows.set_column(place, field.name, values)
@@ -99,11 +104,33 @@ def plain_numbers(values: pa.Array, form: TextFormat) -> pa.Array:
     return values
 
 
-def _read_numbers(name: str, values: pa.Array, form: TextFormat) -> pa.Array:
+def read_numbers(values: pa.Array, form: TextFormat) -> pa.Array:
+    """Returns text [n] as float64 [n]. Raises pa.ArrowInvalid, with the first value that is no
+    number as it is written.
+    """
+    values = without_words(values, form)
+    numbers = plain_numbers(values, form)
     try:
-        return plain_numbers(values, form).cast(pa.float64())
-    except pa.ArrowInvalid as error:
-        raise pa.ArrowInvalid(f"{name}: expected numbers: {error}") from error
+        return numbers.cast(pa.float64())
+    except pa.ArrowInvalid:
+        wrong = values.filter(pa.array(~castable(numbers, lambda part: part.cast(pa.float64()))))
+    mark = "" if form.decimal == "." else f" with decimals after {form.decimal!r}"
+    raise pa.ArrowInvalid(f"expected numbers{mark}, got {wrong[0].as_py()!r}")
+
+
+def castable(values: pa.Array, cast: Callable[[pa.Array], pa.Array]) -> np.ndarray:
+    """Returns whether ``cast`` can cast each value, bool [n].
+
+    It reports only that some value cannot be cast, so bisection finds which.
+    """
+    try:
+        cast(values)
+    except pa.ArrowException:
+        if len(values) == 1:
+            return np.zeros(1, bool)
+        half = len(values) // 2
+        return np.concatenate([castable(values[:half], cast), castable(values[half:], cast)])
+    return np.ones(len(values), bool)
 
 
 def label_numbers(values: pa.Array) -> pa.Array:

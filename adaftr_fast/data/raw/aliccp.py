@@ -22,8 +22,9 @@ import pyarrow.dataset as ds
 
 from adaftr_fast.data.arrow import one_array
 from adaftr_fast.data.bad_rows import BadRows
+from adaftr_fast.data.encode.written import castable
 from adaftr_fast.data.raw.batches import PARQUET
-from adaftr_fast.data.raw.text import Dialect, TextBlock, castable, parse_block
+from adaftr_fast.data.raw.text import Dialect, TextBlock, parse_block
 
 COMMON = ["common_feature_index", "feature_num", "blob"]
 SKELETON = ["sample_id", "click", "conversion", *COMMON]

@@ -16,7 +16,7 @@ import codecs
 import io
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -30,6 +30,7 @@ from adaftr_fast.data.bad_rows import EXAMPLES, TEXT, BadLine, BadRows
 from adaftr_fast.data.encode.canonical import as_float64
 from adaftr_fast.data.encode.written import (
     SHOWN_LABELS,
+    castable,
     label_numbers,
     plain_numbers,
     read_times,
@@ -40,7 +41,9 @@ from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 
 # what others write for it
 MISSING = ("-", "?", "\\n", "#n/a", "<na>", "n/a", "na", "nan", "nat", "none", "null")
+MARKED = r"^[+-]?[0-9]+(?:[., '][0-9]+)+$"  # a number with marks
 LONGEST_VALUE = 1 << 20  # bytes of a value with line ends
+REPEATED_HEADER = "the line repeats the header"
 OPEN_LINE = "the line ends inside quotes"
 
 
@@ -262,6 +265,11 @@ class TextBlock:
             )
             mask = mask[~missing]
             values = self.columns[column]
+            numbers = pc.match_substring_regex(values, MARKED).fill_null(False)
+            marked = mask & numbers.to_numpy(zero_copy_only=False)
+            self.drop(marked, f"{reason}, and has marks (--decimal, --thousands)", values)
+            mask = mask[~marked]
+            values = self.columns[column]
         self.drop(mask, reason, values)
 
     def require(self, column: str) -> None:
@@ -314,7 +322,20 @@ def parse_block(data: bytes, dialect: Dialect, form: TextFormat = PLAIN_TEXT) ->
         columns = {
             name: pc.replace_substring(values, LINE_END, b"\n") for name, values in columns.items()
         }
-    return TextBlock(columns, line[~empty], lines, blank, table.num_rows + len(bad), bad, form)
+    block = TextBlock(columns, line[~empty], lines, blank, table.num_rows + len(bad), bad, form)
+    block.drop(_is_header(block.columns), REPEATED_HEADER, one_array(table.column(0)))
+    return block
+
+
+def _is_header(columns: Mapping[str, pa.Array]) -> np.ndarray:
+    """Returns whether each row is a header, as files have that others were appended to, bool [n]."""
+    found = np.full(1, True)
+    for name, values in columns.items():
+        written = pa.array([name.encode(), codecs.BOM_UTF8 + name.encode()], values.type)
+        found = found & pc.is_in(values, value_set=written).to_numpy(zero_copy_only=False)
+        if not found.any():
+            break
+    return found
 
 
 def _line_numbers(data: bytes, rows: int) -> np.ndarray:
@@ -395,21 +416,6 @@ def _whole_lines(data: bytes, dialect: Dialect) -> tuple[bytes, list[BadLine]]:
                 row = b""
             lines[position] = row
     return b"\n".join([*lines, b""]), bad
-
-
-def castable(values: pa.Array, cast: Callable[[pa.Array], pa.Array]) -> np.ndarray:
-    """Returns whether ``cast`` can cast each value, bool [n].
-
-    It reports only that some value cannot be cast, so bisection finds which.
-    """
-    try:
-        cast(values)
-    except pa.ArrowException:
-        if len(values) == 1:
-            return np.zeros(1, bool)
-        half = len(values) // 2
-        return np.concatenate([castable(values[:half], cast), castable(values[half:], cast)])
-    return np.ones(len(values), bool)
 
 
 def are_numbers(texts: pa.Array, form: TextFormat) -> bool:

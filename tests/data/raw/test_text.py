@@ -39,6 +39,24 @@ def test_text_that_means_missing_elsewhere_names_the_option():
     ]
 
 
+def test_marks_of_numbers_name_the_options():
+    block = parse_block(b'"1,5"\n1.5\n1.234.567\n1.2.x\n', Dialect(["n"]))
+    block.convert("n", pa.float64())
+    marks = "n is not of type double, and has marks (--decimal, --thousands)"
+    assert block.report().examples == [
+        f"1: {marks}: '1,5'",
+        f"3: {marks}: '1.234.567'",
+        "4: n is not of type double: '1.2.x'",
+    ]
+
+
+def test_lines_that_repeat_the_header_are_bad_rows():
+    names = ["n", "s"]
+    block = parse_block(b'1,a\nn,s\n2,s\nn,2\n"n",s\n\xef\xbb\xbfn,s\n', Dialect(names))
+    assert block.line.tolist() == [1, 3, 4]
+    assert block.report().reasons == {"the line repeats the header": 3}
+
+
 def test_rows_of_words_for_missing_values_are_not_blank():
     block = parse_block(b"a,1\nNA,NA\n,\nb,2\n", Dialect(["s", "n"]), TextFormat(null=("NA",)))
     block.convert("n", pa.int64())
