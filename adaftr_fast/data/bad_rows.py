@@ -82,9 +82,13 @@ class BadRows:
                 )
             # Without tolerance, the first bad block ends the reading, which tells little of the
             # whole.
-            share = self.share if tolerance else 0.01
-            allowed = f"{option(share)} leaves out up to {100 * share:g} % of the rows"
-            raise DataError(f"{self.summary()}; correct the file, or {allowed}")
+            share = self.share if tolerance else max(self.share, 0.01)
+            cure = "correct the file"
+            if share > 0.5:
+                cure = "most rows are bad: check the labels and how the text is written"
+            if share < 1:  # which no tolerance is
+                cure += f", or {option(share)} leaves out up to {100 * share:g} % of the rows"
+            raise DataError(f"{self.summary()}; {cure}")
 
     def check_kept(self, path: object, kept: int) -> None:
         """Raises DataError unless each line of ``path`` is one of ``kept`` rows, a bad row or

@@ -38,6 +38,21 @@ def test_bad_rows_of_text(prepared, refused, tmp_path):
         refused(message, files=["log.csv"])
 
 
+@pytest.mark.parametrize(
+    ("bad", "cure"),
+    [
+        (1, r"correct the file, or --bad_rows 0.084 "),
+        (9, "most rows are bad: check the labels and how the text is written, or --bad_rows 0.75 "),
+        (12, "no row is left: check the labels and how the text is written$"),
+    ],
+)
+def test_the_advised_share_of_bad_rows_suffices(refused, tmp_path, bad, cure):
+    header = "day,user,city,size,rain,clicked,delay"
+    lines = [f"{day},u,a,1,1,{'x' if day <= bad else 1},20" for day in range(1, 13)]
+    (tmp_path / "log.csv").write_text("\n".join([header, *lines]))
+    refused(cure, files=["log.csv"])
+
+
 def test_inputs_without_row_groups_are_named(write, refused, tmp_path):
     with pq.ParquetWriter(tmp_path / "none.parquet", pq.read_schema(write())):
         pass
