@@ -36,7 +36,7 @@ from adaftr_fast.data.raw.batches import (
     fragment_rows,
     read_tables,
 )
-from adaftr_fast.data.raw.staging import is_text
+from adaftr_fast.data.raw.staging import is_text, shown_source
 from adaftr_fast.data.raw.tables import is_list
 from adaftr_fast.data.schema.types import (
     SPLITS,
@@ -52,7 +52,7 @@ SHIPPED = resources.files("adaftr_fast.data") / "files"
 ROW_STREAM = hashing.stream_key(0, "rows")  # key of the hash of row numbers
 LISTED = 50  # columns that an error names
 NOT_PARQUET = "not a readable parquet file"
-_ONE_FOLDER = "the files of a folder must have the same columns"
+_ONE_FOLDER = "the files of a log must have the same columns"
 Inputs = Mapping[str, Sequence[Path]]  # files and folders of files, by role
 
 
@@ -408,11 +408,15 @@ def check_files(dataset: ds.Dataset, columns: Iterable[str]) -> None:
             kind = dataset.schema.field(column).type
             if column not in found.names:
                 raise DataError(
-                    f"{shown(file.path)}: no column {column!r}, which {shown(first.path)} has; {_ONE_FOLDER}"
+                    f"{shown_source(file)}: no column {column!r}, which {shown_source(first)} has; "
+                    f"{_ONE_FOLDER}"
                 )
             if not _reads_as(found.field(column).type, kind):
-                got = f"column {column!r} is {found.field(column).type}, in {shown(first.path)} it is {kind}"
-                raise DataError(f"{shown(file.path)}: {got}; {_ONE_FOLDER}")
+                got = f"column {column!r} is {found.field(column).type}"
+                raise DataError(
+                    f"{shown_source(file)}: {got}, in {shown_source(first)} it is {kind}; "
+                    f"{_ONE_FOLDER}"
+                )
 
 
 def _reads_as(found: pa.DataType, kind: pa.DataType) -> bool:
@@ -426,7 +430,8 @@ def _reads_as(found: pa.DataType, kind: pa.DataType) -> bool:
         return _reads_as(found.value_type, kind.value_type)
     names = _kind(found), _kind(kind)
     is_plain = names[0] in ("number", "boolean") and not pa.types.is_decimal(found)
-    return pa.types.is_null(found) or names[0] == names[1] or (is_plain and names[1] == "text")
+    is_wider = names[1] == "text" or names == ("boolean", "number")
+    return pa.types.is_null(found) or names[0] == names[1] or (is_plain and is_wider)
 
 
 def _kind(kind: pa.DataType) -> str:
@@ -555,7 +560,8 @@ def data_files(path: Path) -> list[Path]:
 def open_datasets(paths: Sequence[Path]) -> ds.Dataset:
     """Opens files and folders of files as one data set, with the types of the first one.
 
-    A column of text that is staged as integers is text again if a file has other values there.
+    A column of text that is staged as integers is text again if a file has other values there. One
+    of booleans, such as a label, has the type of the first file that has numbers there.
 
     Raises:
         pyarrow.ArrowException, OSError: as ``open_dataset``.
@@ -566,9 +572,12 @@ def open_datasets(paths: Sequence[Path]) -> ds.Dataset:
     for place, field in enumerate(schema):
         found = [
             file.physical_schema.field(field.name)
-            for file in (files if pa.types.is_integer(field.type) else ())
+            for file in (files if _kind(field.type) in ("number", "boolean") else ())
             if file.physical_schema.names.count(field.name) == 1
         ]
+        if pa.types.is_boolean(field.type):
+            numbers = [each for each in found if _kind(each.type) == "number"]
+            schema = schema.set(place, numbers[0] if numbers else field)
         if any(map(is_text, found)) and any(each.type != pa.int64() for each in found):
             schema = schema.set(place, pa.field(field.name, pa.string()))
     return ds.FileSystemDataset(files, schema, first.format, first.filesystem)

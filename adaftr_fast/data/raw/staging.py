@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from adaftr_fast.data.arrow import shown
 from adaftr_fast.data.bad_rows import BadRows
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard, ordered_map
@@ -35,6 +37,7 @@ LINE_END = b"\0"  # a line end in quotes
 SEARCH_BYTES = 1 << 16  # read at a time when searching for a line end
 POLL_SECONDS = 0.5
 BAD_ROWS, LINES = b"bad_rows", b"lines"  # metadata keys of a staged block
+FILE = b"file"  # the name of the text file
 IS_TEXT = b"text"  # and of its columns
 Parse = Callable[[bytes], tuple[pa.Table, BadRows]]
 """Parses a block of whole lines to rows and a report of bad rows, lines counted from 1."""
@@ -212,7 +215,8 @@ def stage(
         staged = text.folder / f"part-{number:07d}.parquet"
         table, bad_rows = parse(block)
         lines = lines_of_file(block, text.rows)
-        _write_block(staged, _integers(table, text.discrete), bad_rows, lines, check)
+        metadata = {BAD_ROWS: dumps(bad_rows), LINES: str(lines), FILE: str(text.path)}
+        _write_block(staged, _integers(table, text.discrete), metadata, check)
         return number, size, bad_rows
 
     count = 0
@@ -288,9 +292,8 @@ def _integers(table: pa.Table, discrete: frozenset[str]) -> pa.Table:
 
 
 def _write_block(
-    path: Path, table: pa.Table, bad_rows: BadRows, lines: int, check: Callable[[], None]
+    path: Path, table: pa.Table, metadata: dict[bytes, str], check: Callable[[], None]
 ) -> None:
-    metadata = {BAD_ROWS: dumps(bad_rows), LINES: str(lines)}
     with replacing(path) as new:
         pq.write_table(
             table.replace_schema_metadata(metadata),
@@ -304,6 +307,12 @@ def _write_block(
 def is_text(column: pa.Field) -> bool:
     """Returns whether a column of a file is one of staged text, which may hold integers."""
     return IS_TEXT in (column.metadata or {})
+
+
+def shown_source(file: ds.ParquetFileFragment) -> str:
+    """Returns the name of a file in messages; of a staged block, that of its text file."""
+    name = (file.physical_schema.metadata or {}).get(FILE)
+    return shown(file.path) if name is None else name.decode()
 
 
 def read_block_info(staged: Path) -> tuple[BadRows, int]:
