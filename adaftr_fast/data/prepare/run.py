@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from adaftr_fast.data.arrow import shown
 from adaftr_fast.data.bad_rows import BadRows, check_share, option
 from adaftr_fast.data.dataset.manifest import (
     FORMAT,
@@ -39,7 +41,7 @@ from adaftr_fast.data.prepare.merge import (
 from adaftr_fast.data.prepare.steps import InputFiles, Job
 from adaftr_fast.data.prepare.work_folder import remove_left, work_folder
 from adaftr_fast.data.raw.inputs import read_layouts
-from adaftr_fast.data.raw.source import input_paths
+from adaftr_fast.data.raw.source import data_files, input_paths
 from adaftr_fast.data.raw.times import with_times
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.data.schema.types import Schema
@@ -228,10 +230,26 @@ def _inputs_digest(
     ) as bar:
         for part, found in zip(parts, engine.map(step, parts, advance=bar.update)):
             digests[part.stride] = found
+    _warn_of_copies(inputs, digests)
     grown = [known.fingerprint] if known else []
     whole = hashlib.sha256(dumps([FORMAT, schema.source, *grown]).encode())
     whole.update(bytes.fromhex("".join(digests)))
     return whole.hexdigest()
+
+
+def _warn_of_copies(inputs: InputFiles, digests: Sequence[str]) -> None:
+    """Warns of files of one role that have the same content, so that their rows count twice."""
+    of_file = iter(digests)
+    for paths in inputs.paths.values():
+        first: dict[str, Path] = {}
+        for path in (file for each in paths for file in data_files(each)):
+            other = first.setdefault(next(of_file), path)
+            if other is not path:
+                warnings.warn(
+                    f"{shown(path)}: has the same content as {shown(other)}, so each of its rows is "
+                    "read twice; leave one of them out",
+                    stacklevel=4,
+                )
 
 
 def _grown(schema: Schema, folder: Path) -> tuple[Schema, PreparedIds]:

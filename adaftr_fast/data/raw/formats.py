@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 from itertools import product
+from shlex import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -74,7 +75,22 @@ def infer_format(columns: Mapping[str, pa.Array], delimiter: str, given: TextFor
             if (form.thousands, form.decimal) in each:
                 found |= distinct[name] & words
         form = replace(form, null=tuple(sorted(found)))
+        _warn_of_words({name: texts & (words - found) for name, texts in distinct.items()})
     return form
+
+
+def _warn_of_words(columns: Mapping[str, set[str]]) -> None:
+    """Warns of words that may mean a missing value and are read as values, by column."""
+    if words := sorted(set().union(*columns.values())):
+        shown = "; ".join(
+            f"{name}: {', '.join(map(repr, sorted(texts)))}"
+            for name, texts in columns.items()
+            if texts
+        )
+        option = f"--null {' '.join(map(quote, words))} (in Python null={words})"
+        warnings.warn(
+            f"read as values, not as missing: {shown}; {option} reads them as missing", stacklevel=4
+        )
 
 
 def _possible(delimiter: str) -> list[tuple[str, str]]:

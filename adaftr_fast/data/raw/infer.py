@@ -48,6 +48,7 @@ REUSE = 2
 # do not
 MIXED = 0.8
 THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})*")
+JSON = r"(?s)^(?:\{\s*(?:\".*)?\}|\[.*\])$"  # as an object or an array begins and ends
 BRACKETS = "[{(\"'"  # a list that another program has printed
 
 
@@ -128,6 +129,9 @@ def infer_schema(
                 "left out"
             )
     texts = [each.name for each in columns if holds_text(each.type) and each.name in fields]
+    if time:
+        _warn_of_copies(file, columns)
+    _warn_of_objects(file, sample, [name for name in texts if name not in multi])
     fields |= _lists(file, sample, [name for name in texts if name != group], multi)
     fields |= _numbers(file, columns, fields, {group, *multi, *dense, *hash})
     if group and not (time or keep_group) and group not in {*multi, *dense, *hash}:
@@ -338,6 +342,35 @@ def _lists(
         if separator:
             fields[name] = {"kind": "categorical", "tokens": "all", "separator": separator}
     return fields
+
+
+def _warn_of_copies(file: InputFile, types: pa.Schema) -> None:
+    """Warns if first rows are copies: rows that have a time are rarely equal in every column."""
+    flat = [each.name for each in types if not pa.types.is_nested(each.type)]
+    rows = _sample(file, flat)
+    copies = rows.num_rows - rows.group_by(flat).aggregate([]).num_rows
+    if copies:
+        warnings.warn(
+            f"{shown(file.path)}: {copies:,} of the first {rows.num_rows:,} rows are copies of another "
+            "one in every column; each is read as a row",
+            stacklevel=3,
+        )
+
+
+def _warn_of_objects(file: InputFile, rows: pa.Table, texts: Sequence[str]) -> None:
+    """Warns of columns of text whose first values are JSON objects or arrays."""
+    found = []
+    for name in texts:
+        values = without_empty(without_words(one_array(rows[name]), file.form)).drop_null()
+        if len(values) and pc.all(pc.match_substring_regex(values, JSON)).as_py():
+            found.append(name)
+    if found:
+        how = (
+            f"--ignore {' '.join(found)} (in Python ignore={found}) leaves them out; make a column "
+            "of each key, or lists that a separator divides"
+        )
+        named = f"{', '.join(found)}: read as one value each, though they hold JSON"
+        warnings.warn(f"{shown(file.path)}: {named}; {how}", stacklevel=3)
 
 
 def _by_hash(group: str | None) -> dict[str, Any]:

@@ -180,8 +180,13 @@ def check_times(path: Path | str, time: str, values: pa.Array) -> None:
         expected = (
             "expected numbers, timestamps, or text of one form of ISO 8601, which sorts by time"
         )
+        how = (
+            "--dates (in Python dates=) names forms, such as '%Y-%m-%d %H:%M:%S' and "
+            "'%Y-%m-%dT%H:%M:%SZ'"
+        )
         raise DataError(
-            f"{shown(path)}: time {time}: {expected}; got {' and '.join(map(repr, unsorted))}"
+            f"{shown(path)}: time {time}: {expected}; got {' and '.join(map(repr, unsorted))}; "
+            f"{how}"
         )
 
 

@@ -3,6 +3,8 @@ labels, line ends.
 """
 
 import datetime
+import re
+import warnings
 
 import pyarrow as pa
 import pyarrow.csv as csv
@@ -22,6 +24,17 @@ from adaftr_fast.extras.streaming.messages import RowReader
 from tests.logs import by_hash
 
 ROWS = 400
+
+
+def test_words_that_may_mean_missing_are_named():
+    columns = {"place": pa.array(["NA", "a", "b c"]), "os": pa.array(["x", "null", None])}
+    message = "read as values, not as missing: place: 'NA'; os: 'null'; --null NA null "
+    with pytest.warns(UserWarning, match=message):
+        assert infer_format(columns, ",", PLAIN_TEXT).null == ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        infer_format(columns, ",", TextFormat(null=("NA",)))
+        infer_format(columns | {"n": pa.array(["NA", "null", "1"])}, ",", PLAIN_TEXT)
 
 
 @pytest.fixture
@@ -311,3 +324,38 @@ def test_integers_of_text_are_text_beside_a_parquet_file_of_text(tmp_path, kind)
             rows = [read_split(tmp_path / folder, manifest, split) for split in SPLITS]
             found.append((manifest.fingerprint, rows))
         assert found[0] == found[1]
+
+
+def test_forms_of_times_with_and_without_a_zone_name_the_option(tmp_path, log):
+    times = [f"{at:%Y-%m-%d %H:%M:%S}" for at in log["at"]]
+    times[1::2] = [f"{at:%Y-%m-%dT%H:%M:%SZ}" for at in log["at"][1::2]]
+    path = write(tmp_path / "log.csv", pa.table(log | {"at": times}))
+    with pytest.raises(DataError, match=r"; --dates .*'%Y-%m-%dT%H:%M:%SZ'$") as error:
+        infer_schema([path], ["click"], time="at")
+    forms = re.findall("'(%.*?)'", str(error.value))
+    data = prepare(path, tmp_path / "out", labels="click", time="at", dates=forms, progress=False)
+    assert sum(split.rows for split in data.manifest.splits.values()) == ROWS
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_labels_are_words_in_one_file_and_booleans_in_another(tmp_path, log, order):
+    words = pa.table(log | {"click": [("no", "yes")[click] for click in log["click"]]})
+    files = [write(tmp_path / "a.csv", words), write(tmp_path / "b.parquet", pa.table(log))]
+    data = prepare([files[n] for n in order], tmp_path / "out", labels="click", progress=False)
+    assert data.manifest.total.positives == {"click": 2 * sum(log["click"])}
+
+
+def test_a_column_of_another_type_names_the_text_file(tmp_path, log):
+    words = pa.table(log | {"title": [["x"]] * ROWS})
+    files = [write(tmp_path / "b.parquet", words), write(tmp_path / "a.csv", pa.table(log))]
+    message = (
+        r"^\S*a.csv: column 'title' is string, in \S*b.parquet it is list<.*>; the files of a log"
+    )
+    with pytest.raises(DataError, match=message):
+        prepare(files, tmp_path / "out", labels="click", progress=False)
+
+
+def test_files_of_the_same_content_are_named(tmp_path, log):
+    files = [write(tmp_path / name, pa.table(log)) for name in ("a.csv", "b.csv")]
+    with pytest.warns(UserWarning, match="b.csv: has the same content as .*a.csv, so each"):
+        prepare(files, tmp_path / "out", labels="click", progress=False)

@@ -1,6 +1,7 @@
 import datetime
 import decimal
 import threading
+import warnings
 
 import numpy as np
 import pyarrow as pa
@@ -109,10 +110,13 @@ def test_text_of_a_table_is_read_as_that_of_a_text_file(tmp_path, prepared):
         of_text, of_table = (infer_schema([log], ["y"], time="at") for log in logs)
     assert of_table == of_text
     messages = [str(each.message).split(": ", 1)[1] for each in warned]
-    assert messages[:2] == messages[2:]
+    assert messages[:3] == messages[3:]
     assert messages[0].startswith("price: read as numbers with thousands '.'")
     assert messages[1].startswith(
         "read as ids, not as numbers: token (whole numbers up to 1.23e+19"
+    )
+    assert messages[2] == (
+        "76 of the first 80 rows are copies of another one in every column; each is read as a row"
     )
     fields = dict.fromkeys(columns, "categorical") | {"price": PIECEWISE, "rate": PIECEWISE}
     assert of_table["fields"] == {
@@ -255,8 +259,26 @@ def test_text_of_times_sorts_in_one_form_of_iso_8601(write, prepared):
         path = write(
             {"at": [f"{n}h" for n in numbers], "click": numbers % 2}, name
         )  # 10h before 9h
-        with pytest.raises(DataError, match=f"{name}: time at: {expected}; got '{numbers[0]}h'$"):
+        with pytest.raises(
+            DataError, match=f"{name}: time at: {expected}; got '{numbers[0]}h'; --dates"
+        ):
             infer_schema([path], ["click"], time="at")
+
+
+def test_columns_of_json_are_named(write):
+    objects = [f'{{"os": "{"ab"[n % 2]}", "version": {n % 3}}}' for n in range(40)]
+    arrays = [f'["{n % 3}", "x"]' for n in range(40)]
+    path = write(
+        {"about": objects, "tags": arrays, "set": ["{1}"] * 40, "y": np.arange(40) % 2}, "log.csv"
+    )
+    message = (
+        "log.csv: about, tags: read as one value each, though they hold JSON; --ignore about tags "
+    )
+    with pytest.warns(UserWarning, match=message):
+        infer_schema([path], ["y"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        infer_schema([path], ["y"], ignore=["about", "tags"])
 
 
 def test_few_of_the_first_rows_are_read_where_rows_are_wide(write):
