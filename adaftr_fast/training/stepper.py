@@ -229,7 +229,7 @@ class Stepper:
         values = torch.stack(tuple(terms.values()))
         if isinstance(self.balance, UncertaintyWeights):
             self.balance.total(terms, 1 / self.config.accumulate).backward()
-        else:  # of the sum
+        else:  # of the sum; ones that depend on no tensor are folded in a program (program.py)
             values.backward(torch.ones(len(terms), dtype=values.dtype, device=values.device))
         return dict(zip(terms, values.detach()))
 

@@ -16,7 +16,8 @@ CASE = {
     "ids a field": 10_000,
     "bytes a row": 40.6,
     "million rows/s": 4.35,
-    "DataLoader in memory, million rows/s": 0.235,
+    "DataLoader by rows, million rows/s": 0.235,
+    "DataLoader by indices, million rows/s": 2.53,
 }
 MACHINE = {"cpu": "A CPU", "cores": 2, "threads": 2, "torch": "2.13.0", "in use": "avx512_bf16"}
 RECORD = {"machine": MACHINE, "date": "2026-11-25", "commit": "commit 1a2b3c4", "cases": [CASE]}
@@ -62,9 +63,9 @@ def test_table_replaces_what_stands_between_its_markers(folder):
     assert different == ["loader one"]
     assert text == (
         "Before.\n\n<!-- table: loader one -->\n\n"
-        "| ids a field | bytes a row on disk | million rows/s | DataLoader in memory "
-        "|\n|---:|---:|---:|---:|\n"
-        "| 10,000 | 40.6 | 4.35 | 0.235 |\n\n"
+        "| ids a field | bytes a row on disk | million rows/s | DataLoader by rows | DataLoader by indices "
+        "|\n|---:|---:|---:|---:|---:|\n"
+        "| 10,000 | 40.6 | 4.35 | 0.235 | 2.53 |\n\n"
         "A CPU, AVX512-BF16, 2 cores, torch 2.13.0 on 2 threads; measured 2026-11-25, commit "
         "1a2b3c4.\n\n"
         "<!-- /table -->\n\nAfter.\n"

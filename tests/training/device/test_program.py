@@ -7,6 +7,7 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from adaftr_fast.training.program import shorten
+from tests.tolerances import assert_same_bits
 
 
 def shortened(work, *inputs):
@@ -35,8 +36,7 @@ def test_the_gradient_of_the_sum_of_the_losses_is_folded():
     for given in (x, torch.randn(3)):
         losses, gradients = program(given)
         expected, wanted = work(given)
-        assert torch.equal(losses, expected)
-        assert all(map(torch.equal, gradients, wanted))
+        assert_same_bits([losses, *gradients], [expected, *wanted])
 
 
 def test_a_tensor_that_is_held_is_no_constant():
@@ -53,9 +53,44 @@ def test_values_drawn_at_random_and_written_in_place_are_no_constants():
     assert [program(torch.ones(3)).tolist() for _ in range(2)] == [[1, 1, 1], [1, 1, 1]]
 
 
-def test_a_product_with_ones_that_changes_shape_or_dtype_stays():
-    ones = torch.ones
-    program, _ = shortened(lambda x: (x * ones(2, 3), x * ones(3, dtype=torch.float64)), ones(3))
-    wide, double = program(torch.full((3,), 2.0))
-    assert wide.tolist() == [[2, 2, 2]] * 2
+def test_sums_stay_before_a_write_in_place():
+    def work(x):
+        y = x * 2
+        first, second = y + x, y + y
+        y.mul_(3)
+        return first, second
+
+    program, _ = shortened(work, torch.ones(3))
+    assert_same_bits(program(torch.ones(3)), work(torch.ones(3)))
+
+
+def test_a_product_with_ones_that_changes_shape_dtype_or_strides_stays():
+    def work(x):
+        products = x * torch.ones(2, 3), x * torch.ones(3, dtype=torch.float64)
+        dense = x.expand(2, 3) * torch.ones(2, 3)
+        return [each + 1 for each in products], dense.view(6) + 1
+
+    program, calls = shortened(work, torch.ones(3))
+    (wide, double), flat = program(torch.full((3,), 2.0))
+    assert wide.tolist() == [[3, 3, 3]] * 2
     assert double.dtype == torch.float64
+    assert flat.tolist() == [3] * 6
+    assert calls.count("aten.mul.Tensor") == 3
+
+
+def test_results_are_memory_of_their_own():
+    """Clipping writes gradients, which must be neither inputs nor constants."""
+
+    def work(x):
+        ones = torch.ones(3)
+        return x * ones, (x * ones)[:2], ones * 2, x * (ones * ones) + 1
+
+    program, _ = shortened(work, torch.ones(3))
+    x = torch.full((3,), 2.0)
+    expected = work(x)
+    for _ in range(2):
+        results = program(x)
+        assert_same_bits(results, expected)
+        for each in results:
+            each.mul_(0.5)
+    assert x.tolist() == [2, 2, 2]
