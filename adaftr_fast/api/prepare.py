@@ -61,11 +61,12 @@ def prepare(
 
     Args:
         files: the inputs, in the order of the schema; none for data sets that ship or are
-            generated. An input is the path or URL of a file of parquet or of delimited text, or of
-            a folder of such files; or a table: a ``pandas.DataFrame``, a ``polars.DataFrame``, a
-            ``pyarrow.Table`` or any other object with ``__arrow_c_stream__``. The index of a
-            DataFrame is left out, unless it has a name and is not a range. Several inputs are one
-            log, unless the schema gives each of them a role; their columns may be in any order.
+            generated. An input is the path or URL of a file of parquet, of delimited text or of
+            JSON lines, or of a folder of such files; or a table: a ``pandas.DataFrame``, a
+            ``polars.DataFrame``, a ``pyarrow.Table`` or any other object with
+            ``__arrow_c_stream__``. The index of a DataFrame is left out, unless it has a name and
+            is not a range. Several inputs are one log, unless the schema gives each of them a role;
+            their columns may be in any order.
         out: the path or URL of the folder to write.
         dataset: the name of a data set (``adaftr-fast info`` lists them) or a schema file.
         labels: instead of ``dataset``: the 0/1 columns, one per task, from which a schema is

@@ -27,8 +27,8 @@ class Inputs:
     """What to read and where to write."""
 
     files: list[str] = field(default_factory=list)
-    """Files of parquet or text, and folders of them, as one log; not used for flights and
-    synthetic.
+    """Files of parquet, text or JSON lines, and folders of them, as one log; not used for
+    flights and synthetic.
     """
     out: Place
     """The prepared folder."""
@@ -109,7 +109,7 @@ class Work:
 
 @options
 class Prepare(Inputs, Roles, ReadFields, ReadText, Work, OnEngine, Command):
-    """Convert raw logs, parquet or text, to a prepared folder."""
+    """Convert raw logs, parquet, text or JSON lines, to a prepared folder."""
 
     example = EXAMPLE
 

@@ -132,7 +132,7 @@ class Columns:
 
 @options
 class Predict(Columns, Command):
-    """Score raw rows, parquet or text, with an exported model."""
+    """Score raw rows, parquet, text or JSON lines, with an exported model."""
 
     model: Place
     """The --out folder of export."""

@@ -185,6 +185,17 @@ def messages():
 
 
 @functools.cache
+def json_lines():
+    """Returns the log as JSON lines whose tags are lists: with nulls, and without the keys of
+    missing values.
+    """
+    rows = pyarrow.csv.read_csv(io.BytesIO(log())).to_pylist()
+    listed = [row | {"tags": (row["tags"] or "").split("|")} for row in rows]
+    short = [{key: value for key, value in row.items() if value is not None} for row in listed]
+    return [b"\n".join(json.dumps(row).encode() for row in each) for each in (listed, short)]
+
+
+@functools.cache
 def schemas():
     """Returns schema files: those of the log, and those that ship, as values of JSON where they
     need a base.

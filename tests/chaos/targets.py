@@ -74,6 +74,15 @@ def log_schema():
     return parse_schema(tomllib.loads(corpus.SCHEMA.decode()))
 
 
+@cache
+def lists_schema():
+    """Returns the schema of the log, whose tags may be lists."""
+    source = tomllib.loads(corpus.SCHEMA.decode())
+    for field in ("tags", "last_tag"):
+        del source["fields"][field]["separator"]
+    return parse_schema(source)
+
+
 def check_account(bad_rows, text, kept):
     """Raises AssertionError unless each line of a text is a row that was kept, a bad row or blank;
     a row whose values in quotes hold line ends is one line.
@@ -102,6 +111,28 @@ def rows_of(path):
         text = b"".join(blocks(path))
         if kept or bad_rows.rows:
             check_account(bad_rows, text.partition(b"\n")[2], kept)
+
+
+def json_rows_of(path):
+    """Reads rows of JSON lines for scoring; a line is a row, or bad, or blank."""
+    (file,) = raw_files(lists_schema(), [path], KEEP)
+    bad_rows = BadRows()
+    kept = 0
+    for chunk in file.chunks():
+        table, _, of_chunk = chunk.parse()
+        table.validate(full=True)
+        bad_rows = bad_rows + of_chunk
+        kept = kept + table.num_rows
+    if kept or bad_rows.rows:
+        check_account(bad_rows, b"".join(blocks(path)).replace(b'"', b"'"), kept)
+
+
+def prepared_json(path):
+    """Prepares a folder from JSON lines, and reads it."""
+    manifest = prepare(lists_schema(), [path], path.parent / "data", bad_rows=0.9)
+    rows = sum(split.rows for split in manifest.splits.values()) + manifest.unused.unmatched
+    check_account(manifest.bad_rows, path.read_bytes().replace(b'"', b"'"), rows)
+    read_all(path.parent / "data")
 
 
 def compressed(path):
@@ -340,6 +371,7 @@ def gzipped():
 
 
 CSV = "log.csv"
+JSON = "log.jsonl"
 TRAIN = "train.parquet"
 TOML = "mine.toml"
 TARGETS = {
@@ -348,6 +380,9 @@ TARGETS = {
     "gzip": Target("log.csv.gz", rows_of, gzipped, damaged, 2),
     "prepare text": Target(CSV, prepared, corpus.tables, damaged_table, 1),
     "messages": Target("messages", messages, lambda: [corpus.messages()], damaged_json, 2),
+    "json lines": Target(JSON, json_rows_of, corpus.json_lines, damaged_json, 4),
+    "prepare json lines": Target(JSON, prepared_json, corpus.json_lines, damaged_json, 1),
+    "infer json lines": Target(JSON, inferred, corpus.json_lines, damaged_json, 0.3),
     "infer text": Target(CSV, inferred, corpus.tables, damaged_table, 0.3),
     "parquet": Target("log.parquet", rows_of, corpus.parquets, damaged, 5),
     "prepare parquet": Target("log.parquet", prepared, corpus.parquets, damaged, 2),

@@ -128,6 +128,12 @@ def csv_of_windows(table, folder):
     return folder / "log.csv"
 
 
+def json_of_pandas(table, folder):
+    """JSON lines, users written as floats where one is missing."""
+    table.to_pandas().to_json(folder / "log.jsonl", orient="records", lines=True)
+    return folder / "log.jsonl"
+
+
 def messages(table, _):
     """The rows as the messages of a topic, of which each is JSON text."""
     encoded = [json.dumps(row).encode() for row in table.to_pylist()]
@@ -167,6 +173,7 @@ CLOTHES = {
     "tsv, compressed": tsv_compressed,
     "csv by pandas": csv_by_pandas,
     "csv of Windows": csv_of_windows,
+    "JSON lines by pandas": json_of_pandas,
     "pandas, objects": lambda table, _: pd.DataFrame(table.to_pylist()),
     "pandas, nullable": lambda table, _: (
         table.to_pandas().convert_dtypes().set_index(np.arange(ROWS)[::-1] * 3)

@@ -84,7 +84,7 @@ def prepare(
 
     Args:
         files: input files in the order of ``schema.files``: parquet files, folders of parquet
-            files, or delimited text. None or empty reads the shipped file or generates the
+            files, delimited text, or JSON lines. None or empty reads the shipped file or generates the
             synthetic log of the schema.
         engine: runs the steps; None is this process. The machines of a remote engine must see the
             files and the folder above ``folder`` under the same names.

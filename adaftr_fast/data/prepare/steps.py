@@ -23,7 +23,7 @@ from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.prepare.split_writer import write_splits
 from adaftr_fast.data.prepare.work_folder import WorkFiles
-from adaftr_fast.data.raw.inputs import TextFile, parquet_inputs, text_inputs
+from adaftr_fast.data.raw.inputs import LinesFile, parquet_inputs, text_inputs
 from adaftr_fast.data.raw.source import Inputs, Source, data_files, listed
 from adaftr_fast.data.raw.staging import TextInput, check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
@@ -149,7 +149,7 @@ class Job:
     digest: str
     tolerance: float
     grows: bool
-    layouts: list[TextFile]
+    layouts: list[LinesFile]
     remote: bool
     memory: Memory
     blocks: dict[str, int] = field(default_factory=dict)

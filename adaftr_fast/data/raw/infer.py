@@ -131,7 +131,7 @@ def infer_schema(
     texts = [each.name for each in columns if holds_text(each.type) and each.name in fields]
     if time:
         _warn_of_copies(file, columns)
-    _warn_of_objects(file, sample, [name for name in texts if name not in multi])
+    _warn_of_objects(file, sample, columns, [name for name in texts if name not in multi])
     fields |= _lists(file, sample, [name for name in texts if name != group], multi)
     fields |= _numbers(file, columns, fields, {group, *multi, *dense, *hash})
     if group and not (time or keep_group) and group not in {*multi, *dense, *hash}:
@@ -225,11 +225,16 @@ def _written(form: TextFormat) -> dict[str, Any]:
 
 def _field(kind: pa.DataType) -> Any:
     """Returns how a column is read; None if it is left out."""
-    if pa.types.is_temporal(kind):
+    if pa.types.is_temporal(kind) or _holds_objects(kind):
         return None
     if is_list(kind):
         return {"kind": "categorical", "tokens": "all"}
     return "numeric" if pa.types.is_floating(kind) or pa.types.is_decimal(kind) else "categorical"
+
+
+def _holds_objects(kind: pa.DataType) -> bool:
+    """Returns whether values are objects or lists of them, or lists of lists."""
+    return pa.types.is_nested(kind) and (not is_list(kind) or pa.types.is_nested(kind.value_type))
 
 
 def _numbers(
@@ -357,8 +362,16 @@ def _warn_of_copies(file: InputFile, types: pa.Schema) -> None:
         )
 
 
-def _warn_of_objects(file: InputFile, rows: pa.Table, texts: Sequence[str]) -> None:
-    """Warns of columns of text whose first values are JSON objects or arrays."""
+def _warn_of_objects(
+    file: InputFile, rows: pa.Table, types: pa.Schema, texts: Sequence[str]
+) -> None:
+    """Warns of columns of objects, and of ``texts`` whose first values are JSON objects or arrays."""
+    if nested := [each.name for each in types if _holds_objects(each.type)]:
+        warnings.warn(
+            f"{shown(file.path)}: {', '.join(nested)}: left out, since values hold objects or lists "
+            "of lists; make a column of each key",
+            stacklevel=3,
+        )
     found = []
     for name in texts:
         values = without_empty(without_words(one_array(rows[name]), file.form)).drop_null()

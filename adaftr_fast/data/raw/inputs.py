@@ -5,11 +5,13 @@ parquet is read in place.
 from __future__ import annotations
 
 import csv
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePath
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -19,6 +21,7 @@ from adaftr_fast.data.bad_rows import TEXT, BadRows
 from adaftr_fast.data.memory import DEFAULT, GB, Memory, encoding
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.batches import coalesced, read_tables
+from adaftr_fast.data.raw.json_lines import LISTS, first_types, parse_lines
 from adaftr_fast.data.raw.source import Inputs, check_columns, check_files, data_files, open_dataset
 from adaftr_fast.data.raw.staging import (
     COMPRESSIONS,
@@ -31,14 +34,15 @@ from adaftr_fast.data.raw.staging import (
     lines_of_file,
     text_stream,
 )
-from adaftr_fast.data.raw.text import OPEN_LINE, Dialect, parse_block
+from adaftr_fast.data.raw.text import OPEN_LINE, Dialect, TextBlock, parse_block
 from adaftr_fast.data.schema.columns import column_types, discrete_columns
 from adaftr_fast.data.schema.parse import COMMON
 from adaftr_fast.data.schema.types import Schema, TextFormat
 from adaftr_fast.errors import DataError
 from adaftr_fast.files.whole import check_name
 
-TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", *JSON_SUFFIXES)
 SAMPLE_BYTES = 2 << 20  # first lines of text that tell its layout and its types
 SAMPLE_ROWS = 10_000  # first rows of a log, which tell how it is read
 SAMPLE = Memory(GB)  # bounds them whatever the bound of the process is, on which no result depends
@@ -46,7 +50,7 @@ DELIMITERS = ",\t;|"  # the delimiter is the one that occurs most often in the h
 
 
 def text_files(path: Path) -> list[Path]:
-    """Returns the files of a folder of delimited text, and any other input itself.
+    """Returns the files of a folder of text, and any other input itself.
 
     Raises:
         DataError: the input is missing, or only some files of a folder are text.
@@ -63,9 +67,19 @@ def text_files(path: Path) -> list[Path]:
 
 
 def is_text(path: Path) -> bool:
-    """Returns whether the file name ends as delimited text, compressed or not."""
+    """Returns whether the file name ends as delimited text or JSON lines, compressed or not."""
+    return _suffix(path) in TEXT_SUFFIXES
+
+
+def is_json(path: Path) -> bool:
+    """Returns whether the file name ends as JSON lines, compressed or not."""
+    return _suffix(path) in JSON_SUFFIXES
+
+
+def _suffix(path: Path) -> str:
+    """Returns how the file name ends before the suffix of a compression."""
     name = PurePath(path.name)
-    return (name.with_suffix("") if name.suffix in COMPRESSIONS else name).suffix in TEXT_SUFFIXES
+    return (name.with_suffix("") if name.suffix in COMPRESSIONS else name).suffix
 
 
 @dataclass(frozen=True)
@@ -105,13 +119,78 @@ class _File:
 
 
 @dataclass(frozen=True)
-class TextFile(_File):
+class LinesFile(_File, ABC):
+    """A file of text, whose lines are rows but for its header."""
+
+    header_lines: ClassVar[int]
+
+    @property
+    @abstractmethod
+    def types(self) -> pa.Schema:
+        """The types of the columns as they are written."""
+
+    @property
+    def rows(self) -> RowDivider | None:
+        """The function that divides text into rows where values may hold line ends, else None."""
+        return None
+
+    @abstractmethod
+    def block(self, data: bytes, columns: Iterable[str]) -> TextBlock:
+        """Parses lines without a header to these columns, untyped, and maybe others."""
+
+    @abstractmethod
+    def kept_type(self, column: str) -> pa.DataType:
+        """Returns the type of a column that is kept as it is written."""
+
+    def check(self, columns: Iterable[str], schema: Schema | None = None) -> None:
+        """Raises DataError if a column is missing, which a schema reads if there is one."""
+        check_columns(self.path, self.types.names, columns, schema)
+
+    def parse(
+        self, data: bytes, types: Mapping[str, pa.DataType], labels: Sequence[str] = ()
+    ) -> tuple[pa.Table, BadRows]:
+        """Parses lines without a header to the columns of ``types``, lists as lists of text. Rows
+        without a label are bad.
+        """
+        table, _, bad = self._parse(data, types, labels)
+        return table, bad
+
+    def _parse(
+        self,
+        data: bytes,
+        types: Mapping[str, pa.DataType],
+        labels: Sequence[str] = (),
+        keep: Sequence[str] = (),
+    ) -> tuple[pa.Table, pa.Table, BadRows]:
+        block = self.block(data, dict.fromkeys([*types, *keep]))
+        for column in keep:
+            block.keep(column, self.kept_type(column))
+        for column, type_ in types.items():
+            if column in labels:
+                block.convert_label(column)
+            else:
+                block.convert(column, self.kept_type(column) if type_ == pa.string() else type_)
+        return block.table.select([*types]), pa.table(block.kept), block.report()
+
+    def chunks(
+        self, types: Mapping[str, pa.DataType], keep: Sequence[str] = (), memory: Memory = DEFAULT
+    ) -> Iterator[Chunk]:
+        """Yields the rows, which have the columns of ``types`` once they are parsed, and those of
+        ``keep`` to keep.
+        """
+        parse = partial(self._parse, types=types, keep=keep)
+        return text_chunks(self.path, parse, header_lines=self.header_lines, rows=self.rows)
+
+
+@dataclass(frozen=True)
+class TextFile(LinesFile):
     """A file of delimited text.
 
     Attributes:
         dialect: how it is divided into rows and values.
     """
 
+    header_lines: ClassVar[int] = 1
     dialect: Dialect
 
     @property
@@ -129,53 +208,54 @@ class TextFile(_File):
         """The function that divides text into rows where values may hold line ends, else None."""
         return self.dialect.whole_rows if self.form.line_ends else None
 
-    def check(self, columns: Iterable[str]) -> None:
-        """Raises DataError if a column is missing."""
-        check_columns(self.path, self.dialect.names, columns)
+    def block(self, data: bytes, columns: Iterable[str]) -> TextBlock:
+        """Parses lines without a header to all columns."""
+        return parse_block(data, self.dialect, self.form)
+
+    def kept_type(self, column: str) -> pa.DataType:
+        """Returns text."""
+        return pa.string()
 
     def first(self, columns: Sequence[str]) -> pa.Table:
         """Returns columns of the first rows as text, without rows that are not UTF-8 there."""
         lines = first_lines(self.path)
         lines = self.rows(lines, False)[0] if self.rows else lines
-        block = parse_block(lines, self.dialect, self.form)
+        block = self.block(lines, columns)
         for name in columns:
             block.convert(name, pa.string())
         return block.table.select(columns)
 
-    def parse(
-        self, data: bytes, types: Mapping[str, pa.DataType], labels: Sequence[str] = ()
-    ) -> tuple[pa.Table, BadRows]:
-        """Parses lines without a header to the columns of ``types``. Rows without a label are
-        bad.
-        """
-        table, _, bad = self._parse(data, types, labels)
-        return table, bad
 
-    def _parse(
-        self,
-        data: bytes,
-        types: Mapping[str, pa.DataType],
-        labels: Sequence[str] = (),
-        keep: Sequence[str] = (),
-    ) -> tuple[pa.Table, pa.Table, BadRows]:
-        block = parse_block(data, self.dialect, self.form)
-        for column in keep:
-            block.keep(column)
-        for column, type_ in types.items():
-            if column in labels:
-                block.convert_label(column)
-            else:
-                block.convert(column, type_)
-        return block.table.select([*types]), pa.table(block.kept), block.report()
+@dataclass(frozen=True)
+class JsonFile(LinesFile):
+    """A file of JSON lines.
 
-    def chunks(
-        self, types: Mapping[str, pa.DataType], keep: Sequence[str] = (), memory: Memory = DEFAULT
-    ) -> Iterator[Chunk]:
-        """Yields the rows, which have the columns of ``types`` once they are parsed, and those of
-        ``keep`` to keep.
-        """
-        parse = partial(self._parse, types=types, keep=keep)
-        return text_chunks(self.path, parse, header_lines=1, rows=self.rows)
+    Attributes:
+        found: the types of the columns in the first rows.
+        delimiter: of the columns: nothing separates them.
+    """
+
+    header_lines: ClassVar[int] = 0
+    found: pa.Schema
+    delimiter: str = ""
+
+    @property
+    def types(self) -> pa.Schema:
+        """The types of the columns in the first rows."""
+        return self.found
+
+    def block(self, data: bytes, columns: Iterable[str]) -> TextBlock:
+        """Parses lines to these columns."""
+        return parse_lines(data, {name: self.types.field(name).type for name in columns}, self.form)
+
+    def kept_type(self, column: str) -> pa.DataType:
+        """Returns lists of text or text."""
+        return LISTS if pa.types.is_list(self.types.field(column).type) else pa.string()
+
+    def first(self, columns: Sequence[str]) -> pa.Table:
+        """Returns columns of the first rows in their types."""
+        table = self.block(_head(self.path), columns).table.select(columns)
+        return table.cast(pa.schema([self.types.field(name) for name in columns]))
 
 
 @dataclass(frozen=True)
@@ -194,6 +274,10 @@ class ParquetFile(_File):
     def types(self) -> pa.Schema:
         """The types of the columns."""
         return self.dataset.schema
+
+    def kept_type(self, column: str) -> pa.DataType:
+        """Returns the type of a column."""
+        return self.types.field(column).type
 
     def check(self, columns: Iterable[str]) -> None:
         """Raises DataError if a column is missing, or files differ in it."""
@@ -238,15 +322,14 @@ class ParquetFile(_File):
         return Chunk(self.path, lambda: rows, 0, size, encoding(batch))
 
 
-InputFile = TextFile | ParquetFile
+InputFile = TextFile | JsonFile | ParquetFile
 
 
 def open_input(path: Path, form: TextFormat) -> InputFile:
     """Opens a text file, or parquet.
 
     Raises:
-        DataError: a text file cannot be read, or its first line is not a header of distinct column
-            names.
+        DataError: as ``read_layout``.
         One of ``READ_ERRORS``: another file is not parquet.
     """
     if not is_text(path):
@@ -254,15 +337,21 @@ def open_input(path: Path, form: TextFormat) -> InputFile:
     return read_layout(path, form)
 
 
-def read_layout(path: Path, form: TextFormat) -> TextFile:
+def read_layout(path: Path, form: TextFormat) -> TextFile | JsonFile:
     """Reads how a text file is divided: its header, and from its first lines whether values hold
-    line ends.
+    line ends. Of JSON lines, reads the keys and the types of their values in the first lines.
 
     Raises:
         DataError: the file cannot be read, or its first line is not a header of distinct column
-            names.
+            names; or none of the first lines is a JSON object.
     """
     head = _head(path)
+    if is_json(path):
+        types = first_types(head)
+        if head.strip() and not types:
+            shown = repr(head[:TEXT].partition(b"\n")[0].decode(errors="backslashreplace"))
+            raise DataError(f"{path}:1: expected JSON lines, an object in each, got {shown}")
+        return JsonFile(path, replace(form, line_ends=False), pa.schema(types))
     dialect = _header(path, head)
     line_ends = form.line_ends
     if line_ends is None:
@@ -309,7 +398,11 @@ def first_with_rows(files: Sequence[Path]) -> Path:
     """Returns the first input that is not a text file of a header alone; the first one
     if all are.
     """
-    return next((file for file in files if not is_text(file) or first_lines(file)), files[0])
+
+    def has_rows(file: Path) -> bool:
+        return not is_text(file) or bool(_head(file) if is_json(file) else first_lines(file))
+
+    return next(filter(has_rows, files), files[0])
 
 
 def _head(path: Path) -> bytes:
@@ -352,21 +445,21 @@ def _header(path: Path, head: bytes) -> Dialect:
     return Dialect(names, delimiter)
 
 
-def read_layouts(schema: Schema, paths: Inputs, work: Path) -> list[TextFile]:
+def read_layouts(schema: Schema, paths: Inputs, work: Path) -> list[LinesFile]:
     """Returns how each text file is divided, in the order of ``text_inputs``; [] for Ali-CCP's.
 
     Raises:
         DataError: a header is unreadable or a column is missing.
     """
-    layouts = []
+    layouts: list[LinesFile] = []
     for path, _ in [] if schema.format else _texts(schema, paths, work):
         layouts.append(read_layout(path, schema.text))
-        check_columns(path, layouts[-1].dialect.names, column_types(schema), schema)
+        layouts[-1].check(column_types(schema), schema)
     return layouts
 
 
 def text_inputs(
-    schema: Schema, paths: Inputs, work: Path, layouts: Sequence[TextFile]
+    schema: Schema, paths: Inputs, work: Path, layouts: Sequence[LinesFile]
 ) -> list[list[TextInput]]:
     """Returns the text files to stage in ``work``, in rounds. A round may read what earlier rounds
     staged.
@@ -376,7 +469,7 @@ def text_inputs(
     """
     texts = _texts(schema, paths, work)
     if not schema.format:
-        found = [_delimited(schema, *text, layout) for text, layout in zip(texts, layouts)]
+        found = [_lines(schema, *text, layout) for text, layout in zip(texts, layouts)]
         return [found] if found else []
     return _aliccp(schema, texts)
 
@@ -418,16 +511,18 @@ def _staged(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[tuple[P
     return staged
 
 
-def _delimited(schema: Schema, path: Path, folder: Path, layout: TextFile) -> TextInput:
+def _lines(schema: Schema, path: Path, folder: Path, layout: LinesFile) -> TextInput:
     labels = [label.column for label in schema.labels if label.column is not None]
     parse = partial(layout.parse, types=column_types(schema), labels=labels)
     return TextInput(
         path,
         folder,
         lambda: parse,
-        header_lines=1,
+        header_lines=layout.header_lines,
         rows=layout.rows,
-        discrete=discrete_columns(schema),
+        discrete=frozenset(
+            name for name in discrete_columns(schema) if layout.kept_type(name) == pa.string()
+        ),
     )
 
 

@@ -84,7 +84,7 @@ def _raw_file(
     with reading(path, "cannot be read"):
         file = open_input(path, schema.text)
     file.check([*types, *keep])
-    kept_types = {column: file.types.field(column).type for column in keep}
+    kept_types = {column: file.kept_type(column) for column in keep}
     return RawFile(path, file.size, kept_types, partial(file.chunks, types, keep, memory))
 
 

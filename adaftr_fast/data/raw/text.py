@@ -27,7 +27,7 @@ import pyarrow.csv as csv
 
 from adaftr_fast.data.arrow import one_array
 from adaftr_fast.data.bad_rows import EXAMPLES, TEXT, BadLine, BadRows
-from adaftr_fast.data.encode.canonical import as_float64
+from adaftr_fast.data.encode.canonical import as_float64, canonical_text
 from adaftr_fast.data.encode.written import (
     SHOWN_LABELS,
     castable,
@@ -110,7 +110,7 @@ class Dialect:
         and the other rows.
         """
         # Arrow cannot report a row with too many or too few columns that is not UTF-8
-        if not _is_utf8(data):
+        if not is_utf8(data):
             bad = self.read(data.decode(errors="backslashreplace").encode())[1]
             if bad:
                 table = self.read(data.decode("latin-1").encode())[0]
@@ -202,13 +202,15 @@ class TextBlock:
         self.kept = {name: values.filter(pa.array(~mask)) for name, values in self.kept.items()}
         self.line = self.line[~mask]
 
-    def keep(self, column: str) -> None:
-        """Adds an untyped column to ``kept``, and drops the rows where it is not UTF-8."""
+    def keep(self, column: str, kind: pa.DataType) -> None:
+        """Adds an untyped column to ``kept`` as text or lists of text, and drops the rows where it
+        is not UTF-8.
+        """
         try:
-            text = self.columns[column].cast(pa.string())
+            text = self._cast(self.columns[column], kind)
         except pa.ArrowException:
-            self._drop_uncastable(column, pa.string())
-            text = self.columns[column].cast(pa.string())
+            self._drop_uncastable(column, kind)
+            text = self._cast(self.columns[column], kind)
         self.kept[column] = text
 
     def convert(self, column: str, kind: pa.DataType) -> None:
@@ -243,11 +245,16 @@ class TextBlock:
         self.columns[column] = label_numbers(self.columns[column])
 
     def _cast(self, values: pa.Array, kind: pa.DataType) -> pa.Array:
-        """Casts text to a type as the format says. Raises pa.ArrowException if a value cannot be
+        """Casts values to a type: text as the format says. Raises pa.ArrowException if a value cannot be
         cast.
         """
         if pa.types.is_string(values.type) and pa.types.is_temporal(kind) and self.form.dates:
             return read_times("time", values, self.form, kind)
+        if pa.types.is_list(kind) and pa.types.is_list(values.type):
+            texts = self._cast(values.values, kind.value_type)
+            return pa.ListArray.from_arrays(values.offsets, texts, mask=values.is_null())
+        if pa.types.is_floating(values.type) and pa.types.is_string(kind):
+            return canonical_text(values)  # 0 of -0.0, as other files of numbers are read
         is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
         return (plain_numbers(values, self.form) if is_number else values).cast(kind)
 
@@ -366,7 +373,8 @@ def typed(texts: pa.Table, form: TextFormat = PLAIN_TEXT) -> pa.Table:
     return table.cast(pa.schema(list(zip(texts.column_names, kinds))))
 
 
-def _is_utf8(data: bytes) -> bool:
+def is_utf8(data: bytes) -> bool:
+    """Returns whether a text is UTF-8."""
     try:
         pa.array([data], pa.large_binary()).cast(pa.large_string())
     except pa.ArrowInvalid:

@@ -22,6 +22,7 @@ from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.inputs import (
     Chunk,
     InputFile,
+    JsonFile,
     TextFile,
     first_with_rows,
     open_input,
@@ -153,7 +154,8 @@ def _type(file: InputFile, time: str) -> pa.DataType:
     with reading(file.path, NOT_PARQUET):
         values = one_array(file.first([time])[time])
         if not holds_text(values.type):
-            return values.type
+            is_staged = isinstance(file, JsonFile)
+            return operand_type(pc.max(values).as_py()) if is_staged else values.type
         texts = without_words(values, form)
         if form.dates and times(texts, form, DATES).null_count < len(texts):
             return DATES

@@ -164,7 +164,7 @@ class Schema:
 
     Attributes:
         files: roles of the input files.
-        format: ``aliccp`` for Ali-CCP's raw layout; None for parquet or delimited text.
+        format: ``aliccp`` for Ali-CCP's raw layout; None for parquet, delimited text or JSON lines.
         drop: condition of the rows left out of every split.
         weight: column of the sample weights.
         shipped: file in the package that is read if no input file is given.
