@@ -38,8 +38,8 @@ class _Object(list[tuple[str, Any]]):
 
 
 def first_types(data: bytes) -> dict[str, pa.DataType]:
-    """Returns the types of all keys of some lines: text where they are several, and a struct where
-    a value is an object.
+    """Returns the types of all keys of some lines: text where they are several, lists where most
+    values are, and a struct where a value is an object.
     """
     columns: dict[str, list[Any]] = {}
     for line in data.split(b"\n"):
@@ -58,9 +58,11 @@ def _type(values: list[Any]) -> pa.DataType:
         isinstance(value, _Object) for value in values
     ):
         return pa.struct([])
-    if 0 < sum(map(_is_list, values)) < sum(value is not None for value in values):
-        return pa.string()  # lists are bad values beside others
-    kind = _array(values).type
+    lists = [value for value in values if _is_list(value)]
+    others = [value for value in values if not _is_list(value)]
+    # the fewer of both are bad values
+    are_lists = 2 * len(lists) > len(lists) + sum(each is not None for each in others)
+    kind = _array(lists if are_lists else others).type
     return LISTS if pa.types.is_list(kind) and pa.types.is_null(kind.value_type) else kind
 
 

@@ -34,6 +34,7 @@ from adaftr_fast.data.encode.written import (
     label_numbers,
     plain_numbers,
     read_times,
+    times,
     without_words,
 )
 from adaftr_fast.data.raw.staging import LINE_END
@@ -256,12 +257,20 @@ class TextBlock:
         if pa.types.is_floating(values.type) and pa.types.is_string(kind):
             return canonical_text(values)  # 0 of -0.0, as other files of numbers are read
         is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
-        return (plain_numbers(values, self.form) if is_number else values).cast(kind)
+        if is_number and pa.types.is_string(values.type):
+            values = plain_numbers(values, self.form)
+        return values.cast(kind)
 
     def _drop_uncastable(self, column: str, kind: pa.DataType) -> None:
         values = self.columns[column]
-        mask = ~castable(values, lambda part: self._cast(part, kind))
+        if pa.types.is_string(values.type) and pa.types.is_temporal(kind) and self.form.dates:
+            read = times(values, self.form, kind)  # whose errors are too slow for a bisection
+            mask = pc.and_(values.is_valid(), read.is_null()).to_numpy(zero_copy_only=False)
+        else:
+            mask = ~castable(values, lambda part: self._cast(part, kind))
         what = "UTF-8" if kind == pa.string() else f"of type {kind}"
+        if pa.types.is_temporal(kind):
+            what = f"{what} in the forms that are read (--dates)"
         reason = f"{column} is not {what}"
         if pa.types.is_string(values.type):
             missing = mask & _means_missing(values)

@@ -17,7 +17,7 @@ from adaftr_fast.data.raw.infer import infer_schema
 from adaftr_fast.data.raw.json_lines import LISTS, first_types, parse_lines
 from adaftr_fast.data.raw.rows import raw_files
 from adaftr_fast.data.schema.parse import parse_schema
-from adaftr_fast.data.schema.types import SPLITS
+from adaftr_fast.data.schema.types import SPLITS, TextFormat
 from adaftr_fast.errors import DataError
 
 ROWS = 3000
@@ -186,7 +186,7 @@ def test_types_are_those_of_the_first_rows():
         "d": pa.struct([]),
         "e": pa.null(),
         "f": pa.string(),
-        "g": pa.string(),
+        "g": pa.int64(),
     }
 
 
@@ -231,3 +231,11 @@ def test_what_is_no_json_lines_is_named(tmp_path):
         infer_schema([path], ["buy"])
     with pytest.warns(UserWarning, match="log.json: about: left out, since values hold objects"):
         assert infer_schema([path], ["click"])["fields"] == {"x": "categorical"}
+
+
+def test_marks_of_numbers_are_those_of_text_alone():
+    form = TextFormat(thousands=".", decimal=",")
+    for line, number in ((b'{"n": 1.5}', 1.5), (b'{"n": "1.000,25"}', 1000.25)):
+        block = parse_lines(line, {"n": pa.float64()}, form)
+        block.convert("n", pa.float64())
+        assert block.columns["n"].to_pylist() == [number]

@@ -8,8 +8,10 @@ import pytest
 from adaftr_fast.api.prepare import prepare
 from adaftr_fast.data.prepare.run import prepare as run
 from adaftr_fast.data.raw import inputs
+from adaftr_fast.data.raw.text import Dialect, parse_block
 from adaftr_fast.data.raw.times import with_times
 from adaftr_fast.data.schema.parse import parse_schema
+from adaftr_fast.data.schema.types import TextFormat
 from adaftr_fast.errors import DataError
 
 ROWS = 100
@@ -143,3 +145,12 @@ def test_conditions_of_another_month_say_what_serves_each_log(write, tmp_path):
     path = write([f"{day(100 + n):%Y-%m-%d}" for n in range(ROWS)])
     with pytest.raises(DataError, match=expected):
         run(parse_schema(SOURCE | {"split": split}), [path], tmp_path / "out")
+
+
+def test_text_that_no_form_of_times_fits_names_the_option():
+    block = parse_block(b"1.2.2026\nsoon\n\n", Dialect(["at"]), TextFormat(dates=("%d.%m.%Y",)))
+    block.convert("at", pa.timestamp("us"))
+    assert block.columns["at"].to_pylist() == [datetime.datetime(2026, 2, 1)]
+    assert block.report().examples == [
+        "2: at is not of type timestamp[us] in the forms that are read (--dates): 'soon'"
+    ]
