@@ -242,8 +242,9 @@ def _warn_of_copies(inputs: InputFiles, digests: Sequence[str]) -> None:
     of_file = iter(digests)
     for paths in inputs.paths.values():
         first: dict[str, Path] = {}
-        for path in (file for each in paths for file in data_files(each)):
-            other = first.setdefault(next(of_file), path)
+        files = (file for each in paths for file in data_files(each))
+        for path, digest in zip(files, of_file):  # fewer digests if a file was added meanwhile
+            other = first.setdefault(digest, path)
             if other is not path:
                 warnings.warn(
                     f"{shown(path)}: has the same content as {shown(other)}, so each of its rows is "
