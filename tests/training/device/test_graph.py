@@ -312,7 +312,8 @@ def test_only_models_of_this_package_without_hooks_are_graphed(model):
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "linear"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_programs_on_the_cpu_equal_eager_steps(name, precision):
-    content = list(batches(70))  # the record of Adam's steps grows after 64
+    # the record of Adam's steps, which is the same for all models, grows after 64
+    content = list(batches(70 if name == "mmoe" else 20))
     one = stepper(name, precision=precision)
     captures = MagicMock(wraps=one.graph.captures, warm_up=3, keeps_addresses=False)
     one.graph.captures = captures
