@@ -3,6 +3,7 @@ package.
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -123,6 +124,7 @@ def _end(process: Any) -> None:
 
 
 def _run(folder: str, source: str, arguments: list[str], environment: dict[str, str]) -> None:
+    gc.freeze()  # collections would copy the memory of the imports, which is shared
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()

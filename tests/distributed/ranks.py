@@ -20,6 +20,7 @@ _joined = itertools.count()
 def _rank(
     number: int, function: Callable[..., Any], size: int, folder: str, arguments: tuple[Any, ...]
 ) -> None:
+    gc.freeze()  # as in forks.py
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=number, world_size=size
