@@ -145,7 +145,8 @@ def _listed(rows: Row | Sequence[Row]) -> dict[str, Row]:
     """Returns rows by their names in messages."""
     if isinstance(rows, Mapping):
         return {"row": rows}
-    if not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) for row in rows):
+    is_sequence = isinstance(rows, Sequence) and not isinstance(rows, str | bytes)
+    if not is_sequence or not all(isinstance(row, Mapping) for row in rows):
         expected = (
             "a dict, a list of dicts, or a table with __arrow_c_stream__ (pandas 2.2, Polars 1 or "
             "PyArrow)"

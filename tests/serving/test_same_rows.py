@@ -397,6 +397,7 @@ ROW = {"user": 1, "city": "x", "member": True, "item": 3, "price": 1.5, "weight"
         ({**ROW, "city": {"name": "x"}}, DataError, "row: column 'city': expected one .* got dict"),
         ([ROW, 5], TypeError, "rows: expected a dict, a list .*, got a list with int$"),
         ("log.csv", TypeError, "rows: expected a dict, .*, got str$"),
+        ("", TypeError, "rows: expected a dict, .*, got str$"),
     ],
 )
 def test_rows_that_are_none_are_named(worn, rows, error, message):
