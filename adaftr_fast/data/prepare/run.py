@@ -40,7 +40,7 @@ from adaftr_fast.data.prepare.merge import (
 )
 from adaftr_fast.data.prepare.steps import InputFiles, Job
 from adaftr_fast.data.prepare.work_folder import remove_left, work_folder
-from adaftr_fast.data.raw.inputs import read_layouts
+from adaftr_fast.data.raw.inputs import has_rows, read_layouts
 from adaftr_fast.data.raw.source import data_files, input_paths
 from adaftr_fast.data.raw.times import with_times
 from adaftr_fast.data.schema.parse import parse_schema
@@ -245,7 +245,7 @@ def _warn_of_copies(inputs: InputFiles, digests: Sequence[str]) -> None:
         files = (file for each in paths for file in data_files(each))
         for path, digest in zip(files, of_file):  # fewer digests if a file was added meanwhile
             other = first.setdefault(digest, path)
-            if other is not path:
+            if other is not path and has_rows(path):
                 warnings.warn(
                     f"{shown(path)}: has the same content as {shown(other)}, so each of its rows is "
                     "read twice; leave one of them out",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,6 @@ REUSE = 2
 # do not
 MIXED = 0.8
 THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})*")
-JSON = r"(?s)^(?:\{\s*(?:\".*)?\}|\[.*\])$"  # as an object or an array begins and ends
 BRACKETS = "[{(\"'"  # a list that another program has printed
 
 
@@ -351,9 +351,10 @@ def _lists(
 
 def _warn_of_copies(file: InputFile, types: pa.Schema) -> None:
     """Warns if first rows are copies: rows that have a time are rarely equal in every column."""
-    flat = [each.name for each in types if not pa.types.is_nested(each.type)]
-    rows = _sample(file, flat)
-    copies = rows.num_rows - rows.group_by(flat).aggregate([]).num_rows
+    if any(pa.types.is_nested(each.type) for each in types):  # which Arrow does not compare
+        return
+    rows = _sample(file, types.names)
+    copies = rows.num_rows - rows.group_by(types.names).aggregate([]).num_rows
     if copies:
         warnings.warn(
             f"{shown(file.path)}: {copies:,} of the first {rows.num_rows:,} rows are copies of another "
@@ -375,7 +376,7 @@ def _warn_of_objects(
     found = []
     for name in texts:
         values = without_empty(without_words(one_array(rows[name]), file.form)).drop_null()
-        if len(values) and pc.all(pc.match_substring_regex(values, JSON)).as_py():
+        if len(values) and all(map(_is_json, values.unique().to_pylist())):
             found.append(name)
     if found:
         how = (
@@ -384,6 +385,14 @@ def _warn_of_objects(
         )
         named = f"{', '.join(found)}: read as one value each, though they hold JSON"
         warnings.warn(f"{shown(file.path)}: {named}; {how}", stacklevel=3)
+
+
+def _is_json(text: str) -> bool:
+    """Returns whether a text is an object or an array of JSON."""
+    try:
+        return text[:1] in "{[" and isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _by_hash(group: str | None) -> dict[str, Any]:

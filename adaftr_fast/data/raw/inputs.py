@@ -21,7 +21,7 @@ from adaftr_fast.data.bad_rows import TEXT, BadRows
 from adaftr_fast.data.memory import DEFAULT, GB, Memory, encoding
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.batches import coalesced, read_tables
-from adaftr_fast.data.raw.json_lines import LISTS, first_types, parse_lines
+from adaftr_fast.data.raw.json_lines import LISTS, first_types, parse_lines, stored_type
 from adaftr_fast.data.raw.source import Inputs, check_columns, check_files, data_files, open_dataset
 from adaftr_fast.data.raw.staging import (
     COMPRESSIONS,
@@ -255,7 +255,9 @@ class JsonFile(LinesFile):
     def first(self, columns: Sequence[str]) -> pa.Table:
         """Returns columns of the first rows in their types."""
         table = self.block(_head(self.path), columns).table.select(columns)
-        return table.cast(pa.schema([self.types.field(name) for name in columns]))
+        return table.cast(
+            pa.schema([(name, stored_type(self.found.field(name).type)) for name in columns])
+        )
 
 
 @dataclass(frozen=True)
@@ -394,14 +396,13 @@ def first_lines(path: Path) -> bytes:
     return _head(path).partition(b"\n")[2]
 
 
+def has_rows(file: Path) -> bool:
+    """Returns whether an input is not a text file of a header alone."""
+    return not is_text(file) or bool(_head(file) if is_json(file) else first_lines(file))
+
+
 def first_with_rows(files: Sequence[Path]) -> Path:
-    """Returns the first input that is not a text file of a header alone; the first one
-    if all are.
-    """
-
-    def has_rows(file: Path) -> bool:
-        return not is_text(file) or bool(_head(file) if is_json(file) else first_lines(file))
-
+    """Returns the first input that has rows, or else the first one."""
     return next(filter(has_rows, files), files[0])
 
 

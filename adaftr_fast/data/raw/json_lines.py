@@ -13,6 +13,7 @@ import codecs
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -30,7 +31,7 @@ from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 
 LISTS = pa.list_(pa.string())  # the type of lists once they are read
 SPACES = b" \t\r"
-CONSTANTS = (b"NaN", b"Inf")  # which Arrow reads as numbers
+CONSTANT = re.compile(rb"[:,\[]\s*-?(?:NaN|Inf)")  # which Arrow reads as a number
 
 
 class _Object(list[tuple[str, Any]]):
@@ -42,7 +43,7 @@ def first_types(data: bytes) -> dict[str, pa.DataType]:
     values are, and a struct where a value is an object.
     """
     columns: dict[str, list[Any]] = {}
-    for line in data.split(b"\n"):
+    for line in data.removeprefix(codecs.BOM_UTF8).split(b"\n"):
         try:
             row = dict(_parsed(line))
         except ValueError:  # a bad row, or blank
@@ -103,14 +104,16 @@ def _read(
     # so that no row has several lines; rows as many as lines tell that no line has several rows
     if not all(line.startswith(b"{") and line.endswith(b"}") for line in whole):
         return None
-    if any(word in data for word in CONSTANTS) or not is_utf8(data):
+    if CONSTANT.search(data) or not is_utf8(data):
         return None
     try:
         table = pyarrow.json.read_json(
             io.BytesIO(data),
             pyarrow.json.ReadOptions(use_threads=False, block_size=len(data) + 1),
             pyarrow.json.ParseOptions(
-                explicit_schema=pa.schema([(name, _plain(kind)) for name, kind in types.items()]),
+                explicit_schema=pa.schema(
+                    [(name, stored_type(kind)) for name, kind in types.items()]
+                ),
                 unexpected_field_behavior="ignore",
             ),
         )
@@ -123,7 +126,7 @@ def _read(
     return None if any(map(_may_be_inexact, columns.values())) else columns
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
+def stored_type(kind: pa.DataType) -> pa.DataType:
     """Returns the type that Arrow reads: text for what has none, so that any value is read by
     line.
     """

@@ -359,3 +359,9 @@ def test_files_of_the_same_content_are_named(tmp_path, log):
     files = [write(tmp_path / name, pa.table(log)) for name in ("a.csv", "b.csv")]
     with pytest.warns(UserWarning, match="b.csv: has the same content as .*a.csv, so each"):
         prepare(files, tmp_path / "out", labels="click", progress=False)
+    for path in files[1:]:
+        path.write_text(path.read_text().partition("\n")[0] + "\n")
+    files.append(write(tmp_path / "c.csv", pa.table(log).slice(0, 0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # none of files of a header alone
+        prepare(files, tmp_path / "out", labels="click", progress=False)

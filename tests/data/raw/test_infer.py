@@ -269,7 +269,7 @@ def test_columns_of_json_are_named(write):
     objects = [f'{{"os": "{"ab"[n % 2]}", "version": {n % 3}}}' for n in range(40)]
     arrays = [f'["{n % 3}", "x"]' for n in range(40)]
     path = write(
-        {"about": objects, "tags": arrays, "set": ["{1}"] * 40, "y": np.arange(40) % 2}, "log.csv"
+        {"about": objects, "tags": arrays, "set": ["[A]"] * 40, "y": np.arange(40) % 2}, "log.csv"
     )
     message = (
         "log.csv: about, tags: read as one value each, though they hold JSON; --ignore about tags "
@@ -279,6 +279,14 @@ def test_columns_of_json_are_named(write):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         infer_schema([path], ["y"], ignore=["about", "tags"])
+
+
+def test_rows_that_differ_in_lists_alone_are_no_copies(write):
+    lists = [[number] for number in range(40)]
+    path = write({"at": np.ones(40, int), "tags": lists, "y": np.arange(40) % 2}, "log.parquet")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        infer_schema([path], ["y"], time="at")
 
 
 def test_few_of_the_first_rows_are_read_where_rows_are_wide(write):

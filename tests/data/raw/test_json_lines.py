@@ -239,3 +239,27 @@ def test_marks_of_numbers_are_those_of_text_alone():
         block = parse_lines(line, {"n": pa.float64()}, form)
         block.convert("n", pa.float64())
         assert block.columns["n"].to_pylist() == [number]
+
+
+@pytest.mark.parametrize("time", [None, "at"])
+def test_a_key_that_is_null_in_every_row_is_a_column(tmp_path, time):
+    """As in parquet, beside a byte order mark."""
+    rows = [{"user": n % 20, "note": None, "at": n, "click": n % 3 == 0} for n in range(300)]
+    text = "".join(json.dumps(each) + "\n" for each in rows)
+    (tmp_path / "log.jsonl").write_text("\ufeff" + text, encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    found = [
+        prepare(path, tmp_path / path.suffix, labels="click", time=time, progress=False)
+        for path in (tmp_path / "log.jsonl", tmp_path / "log.parquet")
+    ]
+    assert found[0].manifest.splits == found[1].manifest.splits
+
+
+def test_a_time_that_is_null_in_every_row_is_named(tmp_path):
+    rows = [{"user": n % 20, "at": None, "click": n % 3 == 0} for n in range(300)]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    with (
+        pytest.warns(UserWarning, match="rows are copies"),
+        pytest.raises(DataError, match="at: expected at least 3 different times, got 0"),
+    ):
+        prepare(tmp_path / "log.jsonl", tmp_path / "out", labels="click", time="at", progress=False)
