@@ -101,9 +101,9 @@ def check_account(bad_rows, text, kept):
     assert bad_rows.bad == sum(bad_rows.reasons.values())
 
 
-def rows_of(path):
-    """Reads rows for scoring."""
-    (file,) = raw_files(log_schema(), [path], KEEP)
+def counted(schema, path):
+    """Reads rows for scoring; returns the account of bad ones, and how many are kept."""
+    (file,) = raw_files(schema, [path], KEEP)
     bad_rows = BadRows()
     kept = 0
     for chunk in file.chunks():
@@ -111,6 +111,12 @@ def rows_of(path):
         table.validate(full=True)
         bad_rows = bad_rows + of_chunk
         kept = kept + table.num_rows
+    return bad_rows, kept
+
+
+def rows_of(path):
+    """Reads rows for scoring."""
+    bad_rows, kept = counted(log_schema(), path)
     if path.suffix != ".parquet":
         text = b"".join(blocks(path))
         if kept or bad_rows.rows:
@@ -119,14 +125,7 @@ def rows_of(path):
 
 def json_rows_of(path):
     """Reads rows of JSON lines for scoring; a line is a row, or bad, or blank."""
-    (file,) = raw_files(lists_schema(), [path], KEEP)
-    bad_rows = BadRows()
-    kept = 0
-    for chunk in file.chunks():
-        table, _, of_chunk = chunk.parse()
-        table.validate(full=True)
-        bad_rows = bad_rows + of_chunk
-        kept = kept + table.num_rows
+    bad_rows, kept = counted(lists_schema(), path)
     if kept or bad_rows.rows:
         check_account(bad_rows, b"".join(blocks(path)).replace(b'"', b"'"), kept)
 
