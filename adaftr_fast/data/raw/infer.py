@@ -23,7 +23,9 @@ from adaftr_fast.data.raw.inputs import (
     InputFile,
     TextFile,
     first_with_rows,
+    is_json,
     open_input,
+    share_keys,
     text_files,
 )
 from adaftr_fast.data.raw.source import check_columns
@@ -83,7 +85,8 @@ def infer_schema(
 
     Args:
         inputs: files of parquet or delimited text, and folders of such files; the first one tells
-            the types. Text in parquet has those that it would have in a text file.
+            the types, and all files of JSON lines the keys. Text in parquet has the types that it
+            would have in a text file.
         labels: 0/1 columns, one per task. AdaFTR contrasts the first with each other one.
         group: column by which GAUC groups rows.
         time: column that orders the rows: numbers, timestamps, or text of times.
@@ -109,7 +112,9 @@ def infer_schema(
     path = first_with_rows(files)
     unread = {*labels, *ignore, *hash} - {time}
     with reading(path, "not readable"):
-        file, columns = _types(open_input(path, text), unread, {*multi}, time)
+        others = [file for file in files if is_json(file) and is_json(path) and file != path]
+        file, *_ = share_keys([open_input(each, text) for each in (path, *others)])
+        file, columns = _types(file, unread, {*multi}, time)
     roles = (each for each in (group, time, weight) if each)
     check_columns(path, columns.names, [*labels, *ignore, *multi, *dense, *hash, *roles])
     file = _with_dates(file, columns, time) if time else file

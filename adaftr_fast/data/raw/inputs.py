@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePath
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -325,6 +325,7 @@ class ParquetFile(_File):
 
 
 InputFile = TextFile | JsonFile | ParquetFile
+OneFile = TypeVar("OneFile", bound=_File)
 
 
 def open_input(path: Path, form: TextFormat) -> InputFile:
@@ -359,6 +360,30 @@ def read_layout(path: Path, form: TextFormat) -> TextFile | JsonFile:
     if line_ends is None:
         line_ends = _has_line_ends(head.partition(b"\n")[2], dialect)
     return TextFile(path, replace(form, line_ends=line_ends), dialect)
+
+
+def share_keys(files: Sequence[OneFile]) -> list[OneFile]:
+    """Returns the files of a log, in which those of JSON lines have the keys of one another: a key
+    that a file lacks, or has as null alone, is missing in all of its rows.
+    """
+    keys: dict[str, pa.DataType] = {}
+    for file in files:
+        if isinstance(file, JsonFile):
+            keys |= _types(file) | _not_null(keys)
+    return [
+        replace(file, found=pa.schema(keys | _not_null(_types(file))))
+        if isinstance(file, JsonFile)
+        else file
+        for file in files
+    ]
+
+
+def _types(file: JsonFile) -> dict[str, pa.DataType]:
+    return {each.name: each.type for each in file.found}
+
+
+def _not_null(types: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
+    return {name: kind for name, kind in types.items() if not pa.types.is_null(kind)}
 
 
 def text_chunks(
@@ -452,10 +477,10 @@ def read_layouts(schema: Schema, paths: Inputs, work: Path) -> list[LinesFile]:
     Raises:
         DataError: a header is unreadable or a column is missing.
     """
-    layouts: list[LinesFile] = []
-    for path, _ in [] if schema.format else _texts(schema, paths, work):
-        layouts.append(read_layout(path, schema.text))
-        layouts[-1].check(column_types(schema), schema)
+    texts = [] if schema.format else _texts(schema, paths, work)
+    layouts: list[LinesFile] = [*share_keys([read_layout(path, schema.text) for path, _ in texts])]
+    for layout in layouts:
+        layout.check(column_types(schema), schema)
     return layouts
 
 

@@ -15,8 +15,10 @@ from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.raw import aliccp
 from adaftr_fast.data.raw.inputs import (
     Chunk,
+    InputFile,
     aliccp_columns,
     open_input,
+    share_keys,
     text_chunks,
     text_files,
 )
@@ -65,8 +67,9 @@ def raw_files(
             raises it too.
     """
     if schema.format is None:
-        inputs = [each for path in files for each in text_files(path)]
-        return [_raw_file(schema, path, keep, numbers, memory) for path in inputs]
+        paths = [each for path in files for each in text_files(path)]
+        inputs = share_keys([_opened(path, schema) for path in paths])
+        return [_raw_file(schema, file, keep, numbers, memory) for file in inputs]
     if len(files) % 2:
         raise DataError(
             f"data set {schema.name}: expected pairs SKELETON COMMON of files, got {len(files)} "
@@ -75,17 +78,20 @@ def raw_files(
     return [_aliccp(schema, *pair, keep, numbers) for pair in zip(files[::2], files[1::2])]
 
 
+def _opened(path: Path, schema: Schema) -> InputFile:
+    with reading(path, "cannot be read"):
+        return open_input(path, schema.text)
+
+
 def _raw_file(
-    schema: Schema, path: Path, keep: Sequence[str], numbers: Sequence[str], memory: Memory
+    schema: Schema, file: InputFile, keep: Sequence[str], numbers: Sequence[str], memory: Memory
 ) -> RawFile:
     known = column_types(schema)
     types = dict.fromkeys(numbers, pa.float64())
     types |= {column: known[column] for column in schema.field_columns()}
-    with reading(path, "cannot be read"):
-        file = open_input(path, schema.text)
     file.check([*types, *keep])
     kept_types = {column: file.kept_type(column) for column in keep}
-    return RawFile(path, file.size, kept_types, partial(file.chunks, types, keep, memory))
+    return RawFile(file.path, file.size, kept_types, partial(file.chunks, types, keep, memory))
 
 
 def _aliccp(

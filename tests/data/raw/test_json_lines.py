@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv as csv
@@ -253,6 +254,35 @@ def test_a_key_that_is_null_in_every_row_is_a_column(tmp_path, time):
         for path in (tmp_path / "log.jsonl", tmp_path / "log.parquet")
     ]
     assert found[0].manifest.splits == found[1].manifest.splits
+
+
+def test_a_key_that_a_file_of_several_lacks_is_missing_there(tmp_path):
+    """As absent, as null alone, and in a file that is scored beside one that has it."""
+    rows = [
+        {"click": number % 2, "item": "ab"[number % 3 == 0], "time": number} for number in range(60)
+    ]
+    for number in range(40, 60):
+        rows[number]["coupon"] = number % 3
+    cuts = {"absent.jsonl": rows[:20], "null.jsonl": rows[20:40], "given.jsonl": rows[40:]}
+    files = []
+    for name, part in cuts.items():
+        filled = [{"coupon": None} | each if name == "null.jsonl" else each for each in part]
+        files.append(tmp_path / name)
+        files[-1].write_text("".join(json.dumps(each) + "\n" for each in filled))
+    whole = tmp_path / "whole.jsonl"
+    whole.write_text("".join(map(Path.read_text, files)))
+    one, three = (
+        prepare(each, tmp_path / str(len(each)), labels="click", time="time", progress=False)
+        for each in ([whole], files)
+    )
+    assert "coupon" in one.manifest.schema["fields"]
+    assert one.manifest.schema["fields"] == three.manifest.schema["fields"]
+    assert read(one) == read(three)
+    schema = parse_schema(three.manifest.schema)
+    scored = [chunk.parse()[0] for file in raw_files(schema, files) for chunk in file.chunks()]
+    assert pa.concat_tables(scored)["coupon"].null_count == 40
+    with pytest.raises(DataError, match=r"absent.jsonl: no column 'coupon'"):
+        raw_files(schema, files[:1])
 
 
 def test_a_time_that_is_null_in_every_row_is_named(tmp_path):
