@@ -21,9 +21,10 @@ from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import prefetch
 
 BATCH_ROWS = 1 << 17
-STEP_ROWS = 1 << 14
+STEP_ROWS = 1 << 15
 STEP_BYTES = 8 << 20
-# of a piece, which is decoded at once; a step has so many, or more small ones
+# of a piece, which is decoded at once; a step has so many, or more small ones. A step of numbers,
+# whose width is known, is one piece: several take twice the time.
 PIECE_ROWS = 1 << 12
 STEP_PIECES = 8
 # whose width is measured: values that repeat are many times larger than the bytes of their pages
@@ -197,9 +198,13 @@ def _steps(
             first = next(reader.iter_batches(FIRST_ROWS, [info.id], fields.names), None)
             widest = first.nbytes / first.num_rows if first else 0.0
         width = max(widest, info.total_byte_size / max(1, info.num_rows))
+        is_flat = all(pa.types.is_primitive(field.type) for field in fields)
+        most_rows, most_bytes = (
+            (STEP_ROWS, limit) if is_flat else (PIECE_ROWS, limit // STEP_PIECES)
+        )
         pending: list[pa.RecordBatch] = []
         rows = size = 0
-        for piece in _pieces(reader, info.id, fields.names, width, limit // STEP_PIECES):
+        for piece in _pieces(reader, info.id, fields.names, width, most_rows, most_bytes):
             pending.append(piece)
             rows += piece.num_rows
             size += piece.nbytes
@@ -212,33 +217,38 @@ def _steps(
 
 
 def _pieces(
-    reader: pq.ParquetFile, row_group: int, names: list[str], width: float, most: int
+    reader: pq.ParquetFile,
+    row_group: int,
+    names: list[str],
+    width: float,
+    most_rows: int,
+    most: int,
 ) -> Iterator[pa.RecordBatch]:
     """Yields a row group in pieces. One of more than ``most`` bytes shortens those after it.
 
     Args:
         width: planned bytes of a row.
     """
-    rows = _piece_rows(width, most)
+    rows = _piece_rows(width, most_rows, most)
     done = 0
     while True:
         for piece in islice(reader.iter_batches(rows, [row_group], names), -(-done // rows), None):
             yield piece
             done += piece.num_rows
             if rows > 1 and piece.nbytes > most:
-                rows = _piece_rows(piece.nbytes / piece.num_rows, most)
+                rows = _piece_rows(piece.nbytes / piece.num_rows, most_rows, most)
                 break
         else:
             return
 
 
-def _piece_rows(width: float, most: int) -> int:
+def _piece_rows(width: float, most_rows: int, most: int) -> int:
     fitting = 1 << max(0, int(most / max(1, width)).bit_length() - 1)
-    return min(fitting, PIECE_ROWS, STEP_ROWS, BATCH_ROWS)  # powers of two
+    return min(fitting, most_rows, STEP_ROWS, BATCH_ROWS)  # powers of two
 
 
 def _step(path: str, pieces: list[pa.RecordBatch], fields: pa.Schema) -> pa.RecordBatch:
-    batch = pa.concat_batches(pieces)
+    batch = pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
     return pa.record_batch([_column(path, batch, field) for field in fields], schema=fields)
 
 
