@@ -32,6 +32,13 @@ def is_command() -> bool:
     return options[-2:] == ["-m", MODULE]
 
 
+def launched() -> bool:
+    """Returns whether torchrun, or a scheduler that sets its variables, started this process as one
+    of several.
+    """
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def bound_spinning() -> None:
     """Bounds how long OpenMP threads spin while they wait for work, unless the environment says how
     they wait.

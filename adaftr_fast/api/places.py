@@ -8,15 +8,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from adaftr_fast.distributed.ranks import ALONE, Ranks
-from adaftr_fast.engines import ignore
 from adaftr_fast.errors import DataError, StoreError
 from adaftr_fast.files.whole import is_unicode
-from adaftr_fast.runs.output import Output
 
 Place = str | os.PathLike[str]
 """A local path, or the URL of a store."""
@@ -100,32 +97,3 @@ def output_file(place: Place) -> Iterator[Path]:
 
     with outputs.output_file(url) as file:
         yield file
-
-
-@contextmanager
-def output(place: Place, ranks: Ranks = ALONE) -> Iterator[Output]:
-    """Yields the folder of runs that can be resumed, on every rank the same. A URL is also
-    uploaded after an error of the block.
-
-    Rank 0 copies and uploads. All ranks raise the errors of ``output_folder``.
-    """
-    from adaftr_fast.extras.trackers.log import Trackers
-
-    url = place_of(place)
-    if isinstance(url, Path):
-        yield Output(url, copied=local, open_trackers=Trackers)
-        return
-    from adaftr_fast.extras.stores import outputs
-
-    with ExitStack() as stack:
-        opened: list[outputs.OutputFolder] = []  # on rank 0
-
-        def begin() -> str:
-            opened.append(stack.enter_context(outputs.output_folder(url, resumes=True)))
-            return str(opened[0].local)
-
-        folder = Path(ranks.after_rank_zero(begin))
-        # all ranks must know that the folder is uploaded, which rank 0 does
-        save = opened[0].upload_if_due if opened else ignore
-        yield Output(folder, url, local, save, Trackers)
-        ranks.after_rank_zero(stack.close)

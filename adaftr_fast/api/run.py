@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from adaftr_fast.api.places import Place, local, output, output_folder, place_of
+from adaftr_fast.api.places import Place, local, output_folder, place_of
 from adaftr_fast.api.prepared import open_data
-from adaftr_fast.api.ranks import joined
+from adaftr_fast.api.ranks import joined, output
 from adaftr_fast.config import RunConfig, WarmStartConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.data.memory import Memory

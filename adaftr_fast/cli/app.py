@@ -9,6 +9,7 @@ import warnings
 from argparse import SUPPRESS
 from typing import Any
 
+from adaftr_fast._startup import launched
 from adaftr_fast.cli import data, serve, train
 from adaftr_fast.cli.options import Command, Parser, description
 from adaftr_fast.errors import RankError, UserError, extras_needed
@@ -49,9 +50,6 @@ def main(arguments: list[str] | None = None) -> int:
             traceback, and ``--debug`` shows one for every error.
     """
     name, debug, values = parse(sys.argv[1:] if arguments is None else arguments)
-    # imports torch, which --help does not wait for
-    from adaftr_fast.distributed.ranks import launched
-
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(
             f"warning: {message}", file=sys.stderr

@@ -76,8 +76,8 @@ class Tune(Fitted, OnEngine, Command):
 
     def __call__(self) -> None:
         """Runs or continues a search, prints its best trials and writes its report."""
-        from adaftr_fast.api.places import output
         from adaftr_fast.api.prepared import open_data
+        from adaftr_fast.api.ranks import output
         from adaftr_fast.extras.tuning.report import tune_and_report
         from adaftr_fast.extras.tuning.search import Search
         from adaftr_fast.extras.tuning.space import default_space, read_space
@@ -204,8 +204,8 @@ class Daily(LogParts, Fitted, WarmStart, OnEngine, Command):
     def __call__(self) -> None:
         """Trains; rank 0 prints the metrics of each day before and after training on it."""
         from adaftr_fast.api.engines import open_engine
-        from adaftr_fast.api.places import local, output, place_of
-        from adaftr_fast.api.ranks import joined
+        from adaftr_fast.api.places import local, place_of
+        from adaftr_fast.api.ranks import joined, output
         from adaftr_fast.distributed.ranks import is_first
         from adaftr_fast.runs.daily import train_daily
 
@@ -296,8 +296,7 @@ class Stream(LogParts, Fitted, Kafka, WarmStart, Command):
         """Trains; rank 0 prints the lag of each chunk and its metrics before and after training on
         it.
         """
-        from adaftr_fast.api.places import output
-        from adaftr_fast.api.ranks import joined
+        from adaftr_fast.api.ranks import joined, output
         from adaftr_fast.distributed.ranks import is_first
         from adaftr_fast.extras.streaming.loop import StreamOptions, train_stream
 
@@ -376,8 +375,7 @@ class Demo(Command):
     """Discard unfinished runs in --out."""
 
     def __call__(self) -> None:
-        from adaftr_fast.api.places import output
-        from adaftr_fast.api.ranks import joined
+        from adaftr_fast.api.ranks import joined, output
         from adaftr_fast.runs.demo import run_demo
 
         training = self.config.training

@@ -28,6 +28,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from adaftr_fast import _startup, errors
+from adaftr_fast._startup import launched
 from adaftr_fast.errors import RankError, UserError, first_line
 
 if TYPE_CHECKING:
@@ -103,13 +104,6 @@ SIGN_SECONDS, WATCH_SECONDS, DONE = 5.0, 0.2, "done"  # of a rank for which the 
 T = TypeVar("T")
 LONGEST = 1e9  # seconds of a timeout; torch takes no much longer ones
 RESPONSE_SECONDS = 20.0  # time that a rank has to respond after another one timed out
-
-
-def launched() -> bool:
-    """Returns whether torchrun, or a scheduler that sets its variables, started this process as one
-    of several.
-    """
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def is_first() -> bool:

@@ -24,8 +24,9 @@ from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.errors import ServingError
 from adaftr_fast.models.sizes import attention_targets, embedding_widths
 from adaftr_fast.nn.attention import FieldAttention
-from adaftr_fast.nn.dense import DenseFields, NumericEncoding
+from adaftr_fast.nn.dense import DenseFields
 from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.nn.encoding import NumericEncoding
 from adaftr_fast.nn.log_loss import log_loss
 from adaftr_fast.nn.mlp import Tower, run_towers
 from adaftr_fast.nn.module_list import ModuleList

@@ -15,7 +15,7 @@ from adaftr_fast.config import ModelConfig
 from adaftr_fast.config.model import MODELS
 from adaftr_fast.errors import ConfigError
 from adaftr_fast.models.base import Backbone, MultiTaskModel, PlainModule
-from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.nn.encoding import NumericEncoding
 
 ARGUMENTS = ("num_embeddings", "task_names", "config", "field_names")
 ModelClass = str | type[nn.Module]

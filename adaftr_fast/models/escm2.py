@@ -19,7 +19,7 @@ from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models.base import MultiTaskModel, Representations
 from adaftr_fast.models.esmm import ESMM, chain
 from adaftr_fast.models.sizes import first_widths
-from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.nn.encoding import NumericEncoding
 from adaftr_fast.nn.log_loss import weighted_mean
 from adaftr_fast.nn.mlp import Tower
 from adaftr_fast.nn.module_list import ModuleList

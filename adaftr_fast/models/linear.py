@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models.base import MultiTaskModel, log_odds
-from adaftr_fast.nn.dense import DenseFields, NumericEncoding
+from adaftr_fast.nn.dense import DenseFields
 from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.nn.encoding import NumericEncoding
 from adaftr_fast.ops.norms import squared_norm
 
 

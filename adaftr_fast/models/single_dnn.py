@@ -15,7 +15,8 @@ from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models.base import MultiTaskModel
 from adaftr_fast.models.shared_bottom import SharedBottom
 from adaftr_fast.models.sizes import embedding_widths, first_widths
-from adaftr_fast.nn.dense import DenseFields, NumericEncoding
+from adaftr_fast.nn.dense import DenseFields
+from adaftr_fast.nn.encoding import NumericEncoding
 from adaftr_fast.nn.module_list import ModuleList
 
 

@@ -26,8 +26,8 @@ from adaftr_fast.data.encode.vocabulary import read_encoders
 from adaftr_fast.distributed.ranks import ALONE, Ranks
 from adaftr_fast.errors import CheckpointError
 from adaftr_fast.models import MultiTaskModel
-from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.nn.encoding import NumericEncoding
 from adaftr_fast.runs.output import HERE, Output
 from adaftr_fast.runs.warm_layers import Pair, backbone, layer_of, tables, take_layers
 from adaftr_fast.training.trained import Trained, open_earlier

@@ -21,8 +21,8 @@ from adaftr_fast.errors import ServingError
 from adaftr_fast.files.publish import publishing
 from adaftr_fast.files.whole import replace_file, sha256
 from adaftr_fast.models.build import ModelClass
-from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.embedding_int8 import quantize_tables
+from adaftr_fast.nn.encoding import NumericEncoding
 from adaftr_fast.serving.programs import (
     Probabilities,
     apply_program,

@@ -31,6 +31,28 @@ def run(*command, **variables):
     ).stdout.strip()
 
 
+PREPARE = """
+import sys
+sys.argv = ["adaftr-fast", *sys.argv[1:]]
+from adaftr_fast.cli import main
+print(main(), "torch" in sys.modules)
+"""
+
+
+def test_prepare_does_not_import_torch(tmp_path):
+    rows = "".join(f"{n % 7},{n % 3 // 2},{n * 0.5}\n" for n in range(400))
+    (tmp_path / "log.csv").write_text("item,click,price\n" + rows)
+    command = ["prepare", "--files", "log.csv", "--labels", "click", "--dense", "price"]
+    found = subprocess.run(
+        [sys.executable, "-c", PREPARE, *command, "--out", "data"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.endswith("0 False\n")
+
+
 def test_help_does_not_import_torch_and_all_public_names_exist():
     assert run("-c", SCRIPT).endswith("False\nTrue")
 

@@ -7,7 +7,7 @@ import torch
 
 from adaftr_fast.data.dataset.batch import Batch
 from adaftr_fast.models import ModelConfig, build_model
-from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.nn.encoding import NumericEncoding
 from adaftr_fast.optim import Adam
 from benchmarks.paper.complexity import count_parameters
 from tests.models.inputs import DEEP, TWO

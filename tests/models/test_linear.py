@@ -8,7 +8,7 @@ import torch
 from adaftr_fast.config.model import MODELS
 from adaftr_fast.models import AdaFTR, ModelConfig, build_model
 from adaftr_fast.models.esmm import ESMM
-from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.nn.encoding import NumericEncoding
 from tests.models.inputs import SIZES, THREE, TWO, batch, model
 
 AGE = NumericEncoding("age", "standard", mean=1.0, std=2.0, low=-9.0, high=9.0, missing=True)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from adaftr_fast.nn.dense import DenseFields, NumericEncoding
+from adaftr_fast.nn.dense import DenseFields
+from adaftr_fast.nn.encoding import NumericEncoding
 
 ENCODINGS = [
     NumericEncoding("age", "standard", mean=40.0, std=12.5, low=18.0, high=90.0),

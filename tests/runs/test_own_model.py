@@ -14,7 +14,7 @@ from adaftr_fast.config import ModelConfig, RunConfig
 from adaftr_fast.data.schema.parse import parse_schema
 from adaftr_fast.errors import CheckpointError, ConfigError, TrainingError
 from adaftr_fast.models.build import find_class
-from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.nn.encoding import NumericEncoding
 from adaftr_fast.runs.daily import train_daily
 from adaftr_fast.runs.run import build
 from tests.cli.conftest import fails

@@ -12,15 +12,18 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adaftr_fast.data.dataset.batch import Batch, rebatch
 from adaftr_fast.data.dataset.manifest import Manifest, read_manifest
-from adaftr_fast.data.dataset.rows import ParquetRows, Rows, TensorRows
 from adaftr_fast.data.parallel import prefetch
 from adaftr_fast.errors import DataError
 from adaftr_fast.files.publish import read_published
+
+if TYPE_CHECKING:  # with torch, which takes seconds and which prepare needs not
+    from adaftr_fast.data.dataset.batch import Batch
+    from adaftr_fast.data.dataset.rows import Rows
 
 SHUFFLE_ROWS = 1 << 20  # 100 MB per window at 23 fields; two windows are held
 READ_ROWS, READ_BYTES = 1 << 17, 32 << 20  # of a window read in file order
@@ -62,6 +65,8 @@ class Split:
     @classmethod
     def of(cls, content: Batch) -> Split:
         """Returns a split of rows in memory."""
+        from adaftr_fast.data.dataset.rows import TensorRows
+
         return cls(TensorRows(content))
 
     def __len__(self) -> int:
@@ -82,6 +87,8 @@ class Split:
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields all rows in file order. The last batch may be short."""
+        from adaftr_fast.data.dataset.batch import rebatch
+
         windows = self._windows(self.chunks, READ_ROWS, READ_BYTES)
         blocks = (self.rows.read(window, None) for window in windows)
         return rebatch(prefetch(blocks), batch_size, drop_last=False)
@@ -107,6 +114,8 @@ class Split:
                 the same batches for any number of ranks. Every rank decodes all rows but copies
                 only its own.
         """
+        from adaftr_fast.data.dataset.batch import rebatch
+
         order = np.random.default_rng([seed, epoch]).permutation(self.chunks)
         rows = range(first_batch * batch_size, len(self) // batch_size * batch_size)
         blocks = self._permuted(self._windows(order.tolist(), window), (seed, epoch), rows, share)
@@ -178,6 +187,8 @@ class PreparedData:
             DataError: there is no such split, or a file is unreadable or does not match the
                 manifest.
         """
+        from adaftr_fast.data.dataset.rows import ParquetRows
+
         if name not in self.manifest.splits:
             raise DataError(
                 f"{self.folder}: no split {name!r}; expected one of "

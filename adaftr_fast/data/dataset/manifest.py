@@ -20,7 +20,7 @@ from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.files.json import dumps, from_json, loads
 from adaftr_fast.files.whole import check_name, sha256
-from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.nn.encoding import NumericEncoding
 
 # format of prepared folders; increase it when their values change for the same schema and files
 FORMAT = 5

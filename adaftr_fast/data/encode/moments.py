@@ -18,7 +18,7 @@ import pyarrow as pa
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.schema.types import Field
 from adaftr_fast.errors import DataError
-from adaftr_fast.nn.dense import SMALLEST, EncodingKind, NumericEncoding
+from adaftr_fast.nn.encoding import SMALLEST, EncodingKind, NumericEncoding
 
 BITS = 24  # of the mantissa of a float32 number; a square has twice as many
 

@@ -37,7 +37,7 @@ from adaftr_fast.data.schema.types import SPLITS, Field, Schema, shown_condition
 from adaftr_fast.errors import DataError
 from adaftr_fast.files.json import dumps
 from adaftr_fast.files.whole import replacing, sha256
-from adaftr_fast.nn.dense import NumericEncoding
+from adaftr_fast.nn.encoding import NumericEncoding
 
 SHOWN = 20  # values of a column
 DECIMAL = r"^[+-]?[0-9]+[.,][0-9]+$"

@@ -29,7 +29,7 @@ from adaftr_fast.errors import DataError
 from adaftr_fast.files.json import from_json
 from adaftr_fast.files.toml import loads_toml, to_toml
 from adaftr_fast.files.whole import check_name, replace_file
-from adaftr_fast.nn.dense import EncodingKind
+from adaftr_fast.nn.encoding import EncodingKind
 
 Reader = Callable[[str, Any], Any]
 """Checks and converts the value of a key, given the name of the key in errors."""

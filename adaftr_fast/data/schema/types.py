@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
-from adaftr_fast.nn.dense import EncodingKind
+from adaftr_fast.nn.encoding import EncodingKind
 
 if TYPE_CHECKING:
     from adaftr_fast.data.synthetic.log import LogConfig

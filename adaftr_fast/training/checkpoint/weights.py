@@ -31,8 +31,8 @@ from adaftr_fast.files.whole import (
     sha256,
     write_json,
 )
-from adaftr_fast.nn.dense import NumericEncoding
 from adaftr_fast.nn.embedding import FusedEmbedding
+from adaftr_fast.nn.encoding import NumericEncoding
 from adaftr_fast.training.checkpoint.files import damages, local_rows, write_file
 
 VERSION = 3

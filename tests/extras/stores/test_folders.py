@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from adaftr_fast.api.places import local, output, output_file, output_folder, place_of
+from adaftr_fast.api.places import local, output_file, output_folder, place_of
+from adaftr_fast.api.ranks import output
 from adaftr_fast.errors import BusyError, DataError, MissingPackageError, StoreError
 from adaftr_fast.extras.stores import inputs, outputs
 from adaftr_fast.extras.stores.filesystems import filesystem
