@@ -54,12 +54,16 @@ def test_statistics_are_those_of_the_present_values(encoding):
     np.testing.assert_array_equal(found.edges, [values.min(), *inner, values.max()])
 
 
-def test_batches_do_not_change_the_statistics():
+@pytest.mark.parametrize("kind", ["of all sizes", "whole", "whole and large"])
+def test_batches_do_not_change_the_statistics(kind):
     """Sums are exact, so they are the same however they are divided, also where float64 would round
     them.
     """
     random = np.random.default_rng(2)
     values = random.choice([-1.0, 1.0], 600) * 10.0 ** random.uniform(-44, 38, 600)
+    if kind != "of all sizes":
+        largest = 2**24 if kind == "whole" else 2**31
+        values = random.integers(-largest, largest, 600).astype(float)
     values[::7] = np.nan
     whole, divided = (
         count_values([dense()], [batch(part) for part in parts])["x"]
