@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from adaftr_fast.data.bad_rows import Unused
 from adaftr_fast.data.dataset.manifest import FORMAT, FieldInfo, Manifest, SplitInfo
 from adaftr_fast.data.dataset.split_file import GROUP
-from adaftr_fast.data.prepare.split_writer import COMPRESSION
+from adaftr_fast.data.prepare.split_writer import ENCODING
 from adaftr_fast.files.whole import sha256
 
 FIELDS = 23
@@ -58,9 +58,7 @@ def _write(
     )
     schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in types.items()])
     positives = dict.fromkeys(TASKS, 0)
-    with pq.ParquetWriter(
-        path, schema, compression=COMPRESSION, write_page_checksum=True
-    ) as writer:
+    with pq.ParquetWriter(path, schema, **ENCODING) as writer:
         for start in range(0, rows, ROW_GROUP):
             n = min(ROW_GROUP, rows - start)
             columns = [
