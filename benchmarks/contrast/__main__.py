@@ -45,6 +45,13 @@ Parts, in this order:
    in one block or kept apart; on flights and synthetic, seeds 0 to 9. ``python -m
    benchmarks.contrast.evidence`` measures near-duplicates, effective candidates and gradients.
 
+Added on 2026-12-03, in a results file of its own, contrast_apart.json:
+
+7. apart: in place of L_cl the mean dot product of the two h of a row, which keeps the towers apart,
+   on flights, seeds 0 to 9. After training with L_cl, the two h of a row are nearly orthogonal, and
+   L_cl is close to the log k of a guess; if keeping them apart is what L_cl does, the dot product
+   gains as much.
+
 Every comparison of two rows is a paired t-test over seeds. p is corrected by Holm's method for all
 of these tests of the parts 2 to 6 together. All rows are reported. Seeds run in order, each with
 all its rows, so an interrupted part has complete comparisons; what limits the number of seeds is

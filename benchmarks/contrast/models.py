@@ -24,6 +24,8 @@ class Contrast(AdaFTR):
     - order: "together" sorts the rows of a batch by their projection on its first principal
       direction of the anchors, so that similar rows are in one block of ``contrast_rows``; "apart"
       deals the sorted rows out to the blocks.
+    - loss: "dot" takes the mean dot product of the two h of a row in place of L_cl, which keeps them
+      apart.
     - relatedness: "clicked" trains the relatedness network on rows with a click alone.
     """
 
@@ -59,6 +61,9 @@ class Contrast(AdaFTR):
         process_group: ProcessGroup | None,
     ) -> list[Tensor]:
         assert batch.weight is None  # no set of the study has weights
+        if self.options.get("loss") == "dot":
+            a, b = self.pairs[0]
+            return [(h[a] * h[b]).sum(1).mean()]
         mask = self.options.get("mask")
         order = self.options.get("order")
         if mask is not None:

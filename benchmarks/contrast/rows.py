@@ -96,6 +96,16 @@ PARTS = {
         TWO_SETS,
         range(10),
     ),
+    "apart": Part(
+        {
+            "L_cl": SETTINGS["as printed"],
+            "L_cl, τ = 0.05": SETTINGS["fixed"],
+            "dot product, β = 1": _own(loss="dot") | {"beta": 1.0},
+            "dot product, β = 10": _own(loss="dot") | {"beta": 10.0},
+        },
+        ("flights",),
+        range(10),
+    ),
 }
 
 

@@ -112,6 +112,7 @@ AGAINST = {
     "sparsity": _backbone,
     "temperature": _adaptive,
     "why": _printed,
+    "apart": _backbone,
 }
 """The rows with which each row of a part is compared."""
 
@@ -237,6 +238,7 @@ TABLES = {
     "contrast_equal": equal,
     "contrast_temperature": partial(_compared, "temperature"),
     "contrast_why": partial(_compared, "why"),
+    "contrast_apart": partial(_compared, "apart"),
     "contrast_backbones": partial(_compared, "backbones"),
     "contrast_sparsity": partial(_compared, "sparsity"),
 }
