@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 EXTRAS = {
     "confluent_kafka": "kafka",
+    "duckdb": "sql",
     "fsspec": "train",
     "matplotlib": "train",
     "mlflow": "mlflow",

@@ -118,7 +118,8 @@ def leaks(
     batch = sample(rows, LEAK_ROWS, random)
     order = random.permutation(len(batch))
     places: dict[str, list[int]] = {}  # the fields that read each column
-    fields = {field.name: field.columns for field in manifest.parsed.features}
+    schema = manifest.parsed
+    fields = {field.name: schema.inputs(field.columns) for field in schema.features}
     for place, name in enumerate(manifest.features):
         for column in fields[name]:
             places.setdefault(column, []).append(place)

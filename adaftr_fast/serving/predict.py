@@ -32,7 +32,7 @@ from adaftr_fast.data.encode.encoders import (
     encode_features,
     field_values,
 )
-from adaftr_fast.data.encode.written import as_written
+from adaftr_fast.data.encode.typed import as_written
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.inputs import Chunk, is_text
@@ -95,7 +95,8 @@ class Unknown:
             before = self.examples.get(field.name, pa.array([], pa.string()))
             unknown = pc.equal(encoded[field.name], 0)
             if len(before) < MOST_EXAMPLES and pc.any(unknown).as_py():
-                read = as_written(self._schema, rows.select(list(field.columns)).filter(unknown))
+                columns = self._schema.inputs(field.columns)
+                read = as_written(self._schema, rows.select(columns).filter(unknown))
                 found = pc.unique(field_values(field, read).drop_null()).cast(pa.string())
                 examples = pc.unique(pa.concat_arrays([before, found]))
                 self.examples[field.name] = examples[:MOST_EXAMPLES]

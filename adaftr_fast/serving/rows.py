@@ -89,6 +89,9 @@ def _separators(schema: Schema) -> dict[str, str | None]:
     for field in schema.features:
         for column in field.columns:
             marks[column].add(WHOLE if field.tokens is None else field.separator)
+    for each in schema.expressions.values():
+        for column in each.columns:
+            marks[column].add(WHOLE)
     return {
         name: None if None in each else each.pop()
         for name, each in marks.items()
@@ -100,6 +103,7 @@ def _id_columns(schema: Schema) -> list[str]:
     """Returns the columns whose values are ids, tokens among them, to some field."""
     return sorted(
         {column for field in schema.fields if field.kind != "numeric" for column in field.columns}
+        - schema.expressions.keys()
     )
 
 

@@ -17,7 +17,8 @@ from adaftr_fast.data.arrow import one_array
 from adaftr_fast.data.encode.canonical import as_float64, canonical_text, canonical_values, numbers
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.moments import Moments
-from adaftr_fast.data.encode.written import as_written, holds_text
+from adaftr_fast.data.encode.typed import as_written
+from adaftr_fast.data.encode.written import holds_text
 from adaftr_fast.data.hashing import text_hash
 from adaftr_fast.data.memory import DEFAULT, Memory, encoding
 from adaftr_fast.data.parallel import ordered_map
@@ -218,8 +219,10 @@ def encode_features(
     Raises:
         DataError: a column cannot be read as the schema says.
     """
+    read = {*schema.field_columns()}.union(*(field.columns for field in schema.features))
     try:
-        batch = as_written(schema, batch.select(schema.field_columns()))
+        # preparation has computed columns already, without those that they are computed from
+        batch = as_written(schema, batch.select([n for n in batch.schema.names if n in read]))
     except pa.ArrowInvalid as error:
         raise DataError(str(error)) from error
     ids = {field.name: encode_field(field, encoders[field.name], batch) for field in schema.fields}

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adaftr_fast.data.schema.columns import column_types
-from adaftr_fast.data.schema.types import Schema, TextFormat
+from adaftr_fast.data.schema.types import TextFormat
 
-Tabular = TypeVar("Tabular", pa.Table, pa.RecordBatch)
 SHOWN_LABELS = 10  # distinct values of a label, of those that are none, that errors show
 NUMBERS = pa.array([0.0, 1.0])
 # negative and positive in turn
@@ -33,41 +31,6 @@ def holds_text(kind: pa.DataType) -> bool:
     return (
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     )
-
-
-def rewrites(form: TextFormat) -> bool:
-    """Returns whether ``as_written`` changes any text."""
-    return bool(form.null or form.thousands or form.decimal != "." or form.dates)
-
-
-def as_written(schema: Schema, rows: Tabular) -> Tabular:
-    """Returns rows whose columns of text have null for words that mean missing, and whose numbers
-    are no text.
-
-    Nor are the times that conditions compare. Rows that were read so already stay as they are.
-
-    Raises:
-        pa.ArrowInvalid: text is no number or no time.
-    """
-    form = schema.text
-    if not rewrites(form):
-        return rows
-    numbers = {*schema.numbers()}
-    temporal = {
-        name: kind for name, kind in column_types(schema).items() if pa.types.is_temporal(kind)
-    }
-    for place, field in enumerate(rows.schema):
-        if holds_text(field.type):
-            values = without_words(rows.column(place), form)
-            if field.name in numbers:
-                try:
-                    values = read_numbers(values, form)
-                except pa.ArrowInvalid as error:
-                    raise pa.ArrowInvalid(f"{field.name}: {error}") from error
-            elif field.name in temporal and form.dates:
-                values = read_times(field.name, values, form, temporal[field.name])
-            rows = rows.set_column(place, field.name, values)
-    return rows
 
 
 def without_words(values: pa.Array, form: TextFormat) -> pa.Array:

@@ -274,7 +274,7 @@ def _fingerprint(
     """Returns the sha256 of everything a model's weights depend on.
 
     That are fields, edges, vocabularies in order of their ids, lengths of token lists, encodings of
-    numbers, and labels.
+    numbers, labels, and the expressions of fields and labels.
     """
     labels = [dataclasses.asdict(label) for label in schema.labels]
     for label in labels:
@@ -285,6 +285,10 @@ def _fingerprint(
     digest = hashlib.sha256(dumps(meaning).encode())
     if lengths := {field.name: field.length for field in schema.fields if field.length is not None}:
         digest.update(dumps(lengths).encode())
+    names = [column for each in schema.features for column in each.columns]
+    names += [column for label in schema.labels for column in label.columns()]
+    if computed := schema.meaning(names):
+        digest.update(dumps(computed).encode())
     for field in fields:
         encoder = encoders[field.name]
         if isinstance(encoder, Vocabulary):

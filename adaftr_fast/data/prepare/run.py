@@ -262,7 +262,9 @@ def _grown(schema: Schema, folder: Path) -> tuple[Schema, PreparedIds]:
     order = manifest.schema["fields"]
     if fields.keys() == order.keys():
         schema = parse_schema(schema.source | {"fields": {name: fields[name] for name in order}})
-    if manifest.parsed.features != schema.features:
+    known = manifest.parsed
+    names = [column for field in schema.features for column in field.columns]
+    if known.features != schema.features or known.meaning(names) != schema.meaning(names):
         raise DataError(
             f"{folder}: its fields differ from those of data set {schema.name}, so its ids cannot "
             "be kept"

@@ -25,7 +25,8 @@ from adaftr_fast.data.bad_rows import EXAMPLES, BadRows, Unused
 from adaftr_fast.data.encode.canonical import canonical_values
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.groups import Groups
-from adaftr_fast.data.encode.written import SHOWN_LABELS, as_written, holds_text, is_label, rewrites
+from adaftr_fast.data.encode.typed import as_written, rewrites
+from adaftr_fast.data.encode.written import SHOWN_LABELS, holds_text, is_label
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.raw.batches import (
@@ -38,6 +39,7 @@ from adaftr_fast.data.raw.batches import (
 )
 from adaftr_fast.data.raw.staging import is_text, shown_source
 from adaftr_fast.data.raw.tables import is_list
+from adaftr_fast.data.schema.columns import computed_types
 from adaftr_fast.data.schema.types import (
     SPLITS,
     Condition,
@@ -162,7 +164,7 @@ class Source:
         self.memory = memory
         self.labelled = labelled
         self.named = named or paths
-        read: Read | None = partial(as_written, schema) if rewrites(schema.text) else None
+        read: Read | None = partial(as_written, schema) if rewrites(schema) else None
         self._read_tables = partial(read_tables, read=read, memory=memory)
         self._count_rows = partial(count_rows, read=read, memory=memory)
         self.paths = paths
@@ -200,17 +202,16 @@ class Source:
             DataError: the file is corrupt, or a condition does not fit a column's type.
         """
         role, rules = self._rules(splits)
-        names = self.schema.columns()
         with self._reading(role, f"cannot read split {listed(splits)}"):
             parts = {
-                "columns": _fields(names),
+                "columns": _fields(self.schema.named_columns()),
                 "labels": _struct(
                     {each.name: _label_expression(each) for each in self.schema.labels}
                 ),
                 "splits": _conditions(rules),
             }
             _, where = self._where(rules.values())
-            tables = self._read_tables(self._datasets[role], names, parts, where)
+            tables = self._read_tables(self._datasets[role], self.schema.columns(), parts, where)
         selected = self._selected(role, rules, tables, advance)
         return map(Scanned.of, coalesced(selected, self.memory))
 
@@ -263,7 +264,8 @@ class Source:
         names += [column for label in schema.labels for column in label.columns()]
         names += [column for rule in rules.values() for column in rule.columns()]
         names += [schema.group] if schema.group else []
-        has_label = {each.name: _has_label(each, dataset.schema) for each in schema.labels}
+        types = self._types(role)
+        has_label = {each.name: _has_label(each, types) for each in schema.labels}
         parts = {
             "columns": _fields(names),
             "labels": _struct(has_label),
@@ -273,7 +275,7 @@ class Source:
         numbering = _Numbering({name: self._rows_before(rule) for name, rule in rules.items()})
         lacking = [_Lacking(label) for label in schema.labels]
         rows = 0
-        for table in self._read_tables(dataset, names, parts):
+        for table in self._read_tables(dataset, schema.inputs(names), parts):
             table.validate(full=True)
             used = table["kept"].to_numpy()
             dropped = table.num_rows - int(used.sum())
@@ -329,7 +331,7 @@ class Source:
         return self._count_rows(self._preceding[rule.file], *self._where([rule]))
 
     def _where(self, rules: Iterable[SplitRule]) -> tuple[list[str], pc.Expression | None]:
-        """Returns the columns that conditions compare, and the condition of the rows that the
+        """Returns the columns that conditions read, and the condition of the rows that the
         ``where`` of any rule and ``drop`` leave.
 
         It is None for all rows.
@@ -342,10 +344,16 @@ class Source:
             conditions.append(functools.reduce(operator.or_, map(pq.filters_to_expression, wheres)))
         if self.labelled:
             (role,) = {rule.file for rule in rules}
-            types = self._datasets[role].schema
+            types = self._types(role)
             compared += [column for label in self.schema.labels for column in label.columns()]
             conditions += [_has_label(label, types) for label in self.schema.labels]
-        return compared, functools.reduce(operator.and_, conditions) if conditions else None
+        where = functools.reduce(operator.and_, conditions) if conditions else None
+        return self.schema.inputs(compared), where
+
+    def _types(self, role: str) -> dict[str, pa.DataType]:
+        """Returns the types of the columns of an input and of those that are computed."""
+        found = self._datasets[role].schema
+        return dict(zip(found.names, found.types)) | computed_types(self.schema)
 
 
 class _Numbering:
@@ -387,10 +395,19 @@ def check_columns(
     """
     found = dict.fromkeys(names)
     if missing := [column for column in wanted if column not in found]:
-        reader = "" if schema is None else f", which schema {schema.name} reads"
+        reader = "" if schema is None else f", which {_reader(schema, missing)} reads"
         raise DataError(
             f"{shown(path)}: no column {listed(map(repr, missing))}{reader}; the file has {listed(found)}"
         )
+
+
+def _reader(schema: Schema, columns: Sequence[str]) -> str:
+    keys = [
+        f"columns.{name} of "
+        for name, each in schema.expressions.items()
+        if not set(columns).isdisjoint(each.columns)
+    ]
+    return f"{keys[0] if keys else ''}schema {schema.name}"
 
 
 def check_files(dataset: ds.Dataset, columns: Iterable[str]) -> None:
@@ -496,11 +513,11 @@ def _kept(schema: Schema) -> pc.Expression:
     return ~_condition(schema.drop) if schema.drop else pc.scalar(True)
 
 
-def _has_label(label: Label, types: pa.Schema) -> pc.Expression:
+def _has_label(label: Label, types: Mapping[str, pa.DataType]) -> pc.Expression:
     """Returns the condition of the rows that have a label."""
     if label.column is None:
         return pq.filters_to_expression(label.condition).is_valid()
-    return is_label(label.column, types.field(label.column).type)
+    return is_label(label.column, types[label.column])
 
 
 def _conditions(rules: Mapping[str, SplitRule]) -> pc.Expression:

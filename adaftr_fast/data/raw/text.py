@@ -28,6 +28,7 @@ import pyarrow.csv as csv
 from adaftr_fast.data.arrow import one_array
 from adaftr_fast.data.bad_rows import EXAMPLES, TEXT, BadLine, BadRows
 from adaftr_fast.data.encode.canonical import as_float64, canonical_text
+from adaftr_fast.data.encode.typed import present, read_as, read_column
 from adaftr_fast.data.encode.written import (
     SHOWN_LABELS,
     castable,
@@ -38,11 +39,13 @@ from adaftr_fast.data.encode.written import (
     without_words,
 )
 from adaftr_fast.data.raw.staging import LINE_END
+from adaftr_fast.data.schema.columns import TYPES
 from adaftr_fast.data.schema.types import PLAIN_TEXT, TextFormat
 
 # what others write for it
 MISSING = ("-", "?", "\\n", "#n/a", "<na>", "n/a", "na", "nan", "nat", "none", "null")
 MARKED = r"^[+-]?[0-9]+(?:[., '][0-9]+)+$"  # a number with marks
+READ = (TYPES["integer"], TYPES["boolean"], TYPES["time"])
 LONGEST_VALUE = 1 << 20  # bytes of a value with line ends
 REPEATED_HEADER = "the line repeats the header"
 OPEN_LINE = "the line ends inside quotes"
@@ -249,6 +252,8 @@ class TextBlock:
         """Casts values to a type: text as the format says. Raises pa.ArrowException if a value cannot be
         cast.
         """
+        if kind in READ and not pa.types.is_nested(values.type):
+            return read_column("value", values, kind, self.form)
         if pa.types.is_string(values.type) and pa.types.is_temporal(kind) and self.form.dates:
             return read_times("time", values, self.form, kind)
         if pa.types.is_list(kind) and pa.types.is_list(values.type):
@@ -263,7 +268,11 @@ class TextBlock:
 
     def _drop_uncastable(self, column: str, kind: pa.DataType) -> None:
         values = self.columns[column]
-        if pa.types.is_string(values.type) and pa.types.is_temporal(kind) and self.form.dates:
+        if kind in READ and not pa.types.is_nested(values.type):
+            values = present(values, self.form)
+            read = read_as(values, kind, self.form)
+            mask = pc.and_(values.is_valid(), read.is_null()).to_numpy(zero_copy_only=False)
+        elif pa.types.is_string(values.type) and pa.types.is_temporal(kind) and self.form.dates:
             read = times(values, self.form, kind)  # whose errors are too slow for a bisection
             mask = pc.and_(values.is_valid(), read.is_null()).to_numpy(zero_copy_only=False)
         else:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 from adaftr_fast.data.arrow import one_array, reading, shown
 from adaftr_fast.data.encode.canonical import without_nan
 from adaftr_fast.data.encode.counts import ValueCounts
+from adaftr_fast.data.encode.typed import read_column
 from adaftr_fast.data.encode.written import holds_text, read_times, times, without_words
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import ordered_map
@@ -30,7 +32,7 @@ from adaftr_fast.data.raw.inputs import (
 )
 from adaftr_fast.data.raw.source import NOT_PARQUET, Inputs, check_columns, listed
 from adaftr_fast.data.raw.text import are_numbers, typed
-from adaftr_fast.data.schema.columns import EXACT_INTEGERS, operand_type
+from adaftr_fast.data.schema.columns import EXACT_INTEGERS, operand_type, read_types
 from adaftr_fast.data.schema.types import Condition, Schema, TextFormat, TimeRange
 from adaftr_fast.display.progress import progress_bar
 from adaftr_fast.errors import DataError
@@ -69,7 +71,8 @@ def with_times(
         shares = sorted(
             {share for time in ours.values() for share in (time.start, time.stop)} - {0.0, 1.0}
         )
-        found = _quantiles(paths[role], column, schema.text, shares, memory, progress)
+        kind = read_types(schema).get(column)
+        found = _quantiles(paths[role], column, kind, schema.text, shares, memory, progress)
         bounds = dict(zip(shares, map(_bound, found["value"].to_pylist())))
         split |= {
             name: replace(split[name], where=_condition(time, bounds))
@@ -87,6 +90,7 @@ def _condition(time: TimeRange, bounds: dict[float, object]) -> Condition | None
 def _quantiles(
     paths: Sequence[Path],
     time: str,
+    kind: pa.DataType | None,
     form: TextFormat,
     shares: Sequence[float],
     memory: Memory,
@@ -94,16 +98,21 @@ def _quantiles(
 ) -> pa.Table:
     """Returns as ``value`` the times before which these shares of the rows are, ascending, each
     another one.
+
+    Args:
+        kind: the type of the times where an expression reads them too; None for that of the files.
     """
     files = [file for path in paths for file in text_files(path)]
     inputs = [_open(path, time, form) for path in files]
-    kind = _type(inputs[files.index(first_with_rows(files))], time)
+    typed = None if kind is None else partial(read_column, time, kind=kind, form=form)
+    kind = kind or _type(inputs[files.index(first_with_rows(files))], time)
     counts = ValueCounts(kind)
     size = sum(each.size for each in inputs)
 
     def values(chunk: Chunk) -> tuple[pa.Array, int]:
         table, *_ = chunk.parse()
-        return _times(one_array(table[time]), time, kind, form), chunk.size
+        values = one_array(table[time])
+        return typed(values) if typed else _times(values, time, kind, form), chunk.size
 
     with progress_bar(
         total=size, unit="B", unit_scale=True, desc="times", disable=not progress

@@ -1,4 +1,4 @@
-"""The types that the columns of text have, by what a schema reads in them."""
+"""The types that columns have, by what a schema reads in them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,26 @@ from typing import Any
 
 import pyarrow as pa
 
+from adaftr_fast.data.schema.sql import evaluate
 from adaftr_fast.data.schema.types import Condition, Schema, condition_columns
+from adaftr_fast.errors import DataError
 
+TYPES = {
+    "text": pa.string(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "boolean": pa.bool_(),
+    "time": pa.timestamp("us"),  # in UTC
+}
+VALUES = (
+    pa.types.is_boolean,
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_decimal,
+    pa.types.is_string,
+    pa.types.is_date,
+    pa.types.is_timestamp,
+)
 INTEGER = re.compile(r"-?[0-9]+")
 EXACT_INTEGERS = 1 << 53  # up to which float64 has all integers
 
@@ -20,7 +38,8 @@ def column_types(schema: Schema) -> dict[str, pa.DataType]:
     A column is float64 if a numeric or dense field, a 0/1 label, a weight or a truth reads it. A
     column that a condition compares with a number is float64 too, or int64 if the number is an
     integer and a categorical field reads the column, or float64 lacks integers of its size. Any
-    other column has the type of the operand it is compared with, and is text by default.
+    other column has the type of the operand it is compared with, and is text by default. A column
+    that an expression reads has the type of ``read_types``.
     """
     types: dict[str, pa.DataType] = dict.fromkeys(schema.columns(), pa.string())
     discrete = {
@@ -30,7 +49,43 @@ def column_types(schema: Schema) -> dict[str, pa.DataType]:
         value = operand[0] if isinstance(operand, list) else operand
         types[column] = operand_type(value, column in discrete)
     labels = [label.column for label in schema.labels if label.column is not None]
-    return types | dict.fromkeys([*schema.numbers(), *labels], pa.float64())
+    types |= dict.fromkeys([*schema.numbers(), *labels], pa.float64())
+    types |= read_types(schema)
+    return {column: types[column] for column in schema.columns()}
+
+
+def read_types(schema: Schema) -> dict[str, pa.DataType]:
+    """Returns the types of the columns that expressions read: what the schema says, or else numbers
+    where a numeric field reads them too, or else text.
+    """
+    numbers = {*schema.numbers()}
+    return {
+        column: TYPES[schema.types.get(column, "number" if column in numbers else "text")]
+        for each in schema.expressions.values()
+        for column in each.columns
+    }
+
+
+def computed_types(schema: Schema) -> dict[str, pa.DataType]:
+    """Returns the types of the columns that the schema computes.
+
+    Raises:
+        DataError: an expression does not fit the types of its columns, or has values of a type that
+            no column has.
+    """
+    rows = pa.RecordBatch.from_pylist([], pa.schema(read_types(schema)))
+    try:
+        found = evaluate(schema.expressions, rows)
+    except pa.ArrowInvalid as error:
+        hint = "the table types says what else than text the columns of an expression are"
+        raise DataError(f'{error}; {hint}, such as {rows.schema.names[0]} = "integer"') from error
+    for name, values in found.items():
+        if not any(holds(values.type) for holds in VALUES):
+            raise DataError(
+                f"columns.{name}: expected numbers, text, booleans or times, got values of type "
+                f"{values.type}"
+            )
+    return {name: values.type for name, values in found.items()}
 
 
 def discrete_columns(schema: Schema) -> frozenset[str]:

@@ -14,9 +14,13 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from adaftr_fast.data.schema.columns import computed_types
+from adaftr_fast.data.schema.sql import parse_expression
 from adaftr_fast.data.schema.types import (
     SPLITS,
+    ColumnType,
     Condition,
+    Expression,
     Field,
     HashRange,
     Label,
@@ -114,7 +118,9 @@ def parse_schema(source: dict[str, Any]) -> Schema:
     rules = read_table("split", read["split"], split, required=SPLITS)
     read["split"] = {name: rules[name] for name in SPLITS}
     read["funnel"] = funnel_stages(read.get("funnel"), source["labels"])
+    read["expressions"] = read.pop("columns", {})
     schema = Schema(**read, source=source)
+    _check_expressions(schema)
     _check_columns(schema)
     _check_names(schema)
     return schema
@@ -192,6 +198,42 @@ def funnel_stages(value: Any, labels: Collection[str]) -> tuple[str, ...]:
     return stages
 
 
+def _check_expressions(schema: Schema) -> None:
+    """Raises DataError if an expression reads a column that it may not read or that has another
+    type, or a type is that of no such column.
+    """
+    labels = {label.column: label.name for label in schema.labels}
+    reads = {column for each in schema.expressions.values() for column in each.columns}
+    for name, each in schema.expressions.items():
+        for column in each.columns:
+            if column in schema.expressions:
+                raise DataError(
+                    f"columns.{name}: expected columns of the input, got the computed {column!r}"
+                )
+            if column in labels:
+                raise DataError(
+                    f"columns.{name}: reads {column!r}, the column of label {labels[column]}; make "
+                    "the label an expression or a condition of it"
+                )
+    for column, kind in schema.types.items():
+        if column not in reads:
+            raise DataError(
+                f"types.{column}: expected a column that an expression of columns reads"
+            )
+        if column in schema.numbers() and kind not in ("number", "integer"):
+            raise DataError(
+                f"types.{column}: expected number or integer, as a numeric field, the weight or a "
+                f"truth reads it, got {kind}"
+            )
+    for name, rule in schema.split.items():
+        if rule.time and rule.time.column in schema.expressions:
+            raise DataError(
+                f"split.{name}.time: expected a column of the input, got the computed "
+                f"{rule.time.column!r}"
+            )
+    computed_types(schema)
+
+
 def _check_columns(schema: Schema) -> None:
     """Raises DataError if there are no fields or labels, or a field reads a column that no field
     may read.
@@ -206,11 +248,12 @@ def _check_columns(schema: Schema) -> None:
     leaks: dict[str | None, str] = {
         column: f"a source of label {label.name}"
         for label in reversed(schema.labels)  # so that the first one is named
-        for column in label.columns()
+        for column in (*label.columns(), *schema.inputs(label.columns()))
     }
-    leaks |= dict.fromkeys([*schema.truth.values(), schema.weight], "a truth or weight column")
+    known = [*schema.truth.values(), *([schema.weight] if schema.weight else [])]
+    leaks |= dict.fromkeys([*known, *schema.inputs(known)], "a truth or weight column")
     for field in schema.features:
-        for column in field.columns:
+        for column in (*field.columns, *schema.inputs(field.columns)):
             if column in leaks:
                 raise DataError(f"field {field.name} reads {column!r}, {leaks[column]}")
             if column in schema.ignore:
@@ -218,7 +261,7 @@ def _check_columns(schema: Schema) -> None:
                     f"ignore: expected columns that no field reads, but field {field.name} reads "
                     f"{column!r}"
                 )
-            if column in times and field.kind not in ("numeric", "dense"):
+            if column in {*field.columns} & times and field.kind not in ("numeric", "dense"):
                 expected = "a numeric or dense field of a column that splits by time"
                 raise DataError(f"field {field.name}: expected {expected}, got a {field.kind} one")
 
@@ -506,6 +549,18 @@ def read_table(
     return {key: readers[key](prefix + key, each) for key, each in value.items()}
 
 
+def _columns(where: str, value: Any) -> dict[str, Expression]:
+    return {
+        name: parse_expression(f"{where}.{name}", text(f"{where}.{name}", each))
+        for name, each in table(where, value).items()
+    }
+
+
+def _types(where: str, value: Any) -> dict[str, Any]:
+    read = _one_of(*get_args(ColumnType))
+    return {name: read(f"{where}.{name}", each) for name, each in table(where, value).items()}
+
+
 SPLIT_KEYS: dict[str, Reader] = {
     "file": text,
     "where": condition,
@@ -551,6 +606,8 @@ SCHEMA_KEYS: dict[str, Reader] = {
     "drop": condition,
     "group": _column,
     "weight": _column,
+    "columns": _columns,
+    "types": _types,
     "labels": _labels,
     "truth": _truth,
     "ignore": strings,

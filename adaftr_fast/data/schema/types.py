@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
@@ -80,6 +81,24 @@ class Label:
             if found and op in EQUALITIES:
                 texts.setdefault(column, set()).update(found)
         return texts
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A column that is computed from columns of the input, see ``parse_expression``.
+
+    Attributes:
+        sql: as the schema has it.
+        columns: the columns that it reads.
+        query: what DuckDB evaluates.
+    """
+
+    sql: str
+    columns: tuple[str, ...]
+    query: str
+
+
+ColumnType = Literal["text", "integer", "number", "boolean", "time"]
 
 
 @dataclass(frozen=True)
@@ -176,6 +195,8 @@ class Schema:
         text: how text holds values.
         preset: ``paper`` or ``fitted``, where the options of runs on these data come from if the
             user does not say; None if the data set does not say either.
+        expressions: columns that are computed from columns of the input, by name.
+        types: types of columns that expressions read.
         ignore: columns that no field reads, which rows to score may have nevertheless.
         truth: columns stored next to the ids, by name: true probabilities of a task, or other known
             quantities.
@@ -200,6 +221,8 @@ class Schema:
     truth: dict[str, str] = field(default_factory=dict)
     text: TextFormat = PLAIN_TEXT
     preset: str | None = None
+    expressions: dict[str, Expression] = field(default_factory=dict)
+    types: dict[str, ColumnType] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
 
     @property
@@ -217,16 +240,41 @@ class Schema:
         return [*names, *self.truth.values(), *([self.weight] if self.weight else [])]
 
     def field_columns(self) -> list[str]:
-        """Returns every column that fields read, without duplicates."""
-        return list(dict.fromkeys(column for each in self.features for column in each.columns))
+        """Returns every input column that fields read, without duplicates."""
+        return self.inputs(column for each in self.features for column in each.columns)
 
-    def columns(self) -> list[str]:
-        """Returns every input column the schema reads, without duplicates."""
-        names = self.field_columns()
+    def named_columns(self) -> list[str]:
+        """Returns every column that the schema reads or computes and reads, without duplicates."""
+        names = [column for each in self.features for column in each.columns]
         names += [column for label in self.labels for column in label.columns()]
         names += [column for rule in self.split.values() for column in rule.columns()]
         names += [*condition_columns(self.drop or []), *self.truth.values()]
         return list(dict.fromkeys(names + [each for each in (self.group, self.weight) if each]))
+
+    def columns(self) -> list[str]:
+        """Returns every input column the schema reads, without duplicates."""
+        return self.inputs(self.named_columns())
+
+    def inputs(self, names: Iterable[str]) -> list[str]:
+        """Returns the input columns that columns are or are computed from, without duplicates."""
+        found: dict[str, None] = {}
+        for name in names:
+            computed = self.expressions.get(name)
+            found |= dict.fromkeys(computed.columns if computed else [name])
+        return list(found)
+
+    def meaning(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """Returns what computed columns among ``names`` mean: their expressions and the types of
+        the columns that these read, where the schema says them.
+        """
+        return {
+            name: {
+                "sql": each.sql,
+                "types": {column: self.types.get(column) for column in each.columns},
+            }
+            for name, each in sorted(self.expressions.items())
+            if name in {*names}
+        }
 
     def splits_of_inputs(self) -> list[list[str]]:
         """Returns the splits of each input that has any."""

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from adaftr_fast.data.encode.written import label_numbers, plain_numbers
-from adaftr_fast.data.schema.columns import column_types
-from adaftr_fast.data.schema.types import Schema, TextFormat, condition_columns
+from adaftr_fast.data.encode.typed import as_written, read_column
+from adaftr_fast.data.encode.written import castable, label_numbers, plain_numbers
+from adaftr_fast.data.raw.batches import one_batch
+from adaftr_fast.data.schema.columns import column_types, read_types
+from adaftr_fast.data.schema.types import Label, Schema, TextFormat, condition_columns
 from adaftr_fast.files.whole import is_unicode
 
 SHOWN = 50  # characters of a value that an error shows
@@ -35,31 +38,37 @@ class RowReader:
 
     def __init__(self, schema: Schema) -> None:
         conditions = {
-            label.name: label.condition for label in schema.labels if label.condition is not None
+            label.name: (label.columns(), _value(label).is_null())
+            for label in schema.labels
+            if label.column is None or label.column in schema.expressions
         }
-        compared = {
-            column
-            for each in (*conditions.values(), schema.drop or [])
-            for column in condition_columns(each)
-        }
+        compared = {*condition_columns(schema.drop or [])}
+        compared.update(*(columns for columns, _ in conditions.values()))
+        self._compute = partial(as_written, schema) if schema.expressions else lambda rows: rows
         self._null = schema.text.null
         self._types = column_types(schema)
         self._reads: dict[str, Callable[[Any], Any]] = {
             name: _reader(kind, schema.text) for name, kind in self._types.items()
         }
-        self._reads |= {name: _compared for name in compared if self._types[name] == pa.string()}
+        typed = read_types(schema)
+        self._reads |= {
+            name: partial(_read, kind, schema.text)
+            for name, kind in typed.items()
+            if kind != pa.string()
+        }
+        self._reads |= {
+            name: _compared for name in compared if self._types.get(name) == pa.string()
+        }
         self._reads |= {
             field.columns[0]: _list
             for field in schema.fields
             if field.tokens is not None and field.separator is None
         }
-        self._reads |= {label.column: _label for label in schema.labels if label.column is not None}
-        self._reads |= {schema.weight: _weight} if schema.weight is not None else {}
+        read = {label.column: _label for label in schema.labels if label.column is not None}
+        read |= {schema.weight: _weight} if schema.weight is not None else {}
+        self._reads |= {name: each for name, each in read.items() if name not in schema.expressions}
         self._needed = [name for name, read in self._reads.items() if read in (_label, _weight)]
-        self._conditions = {
-            name: (condition_columns(each), pq.filters_to_expression(each).is_null())
-            for name, each in conditions.items()
-        }
+        self._conditions = conditions
 
     def read(self, messages: Sequence[bytes | None]) -> tuple[pa.Table, list[str | None]]:
         """Returns the rows, and for each message why it is none, or None.
@@ -107,26 +116,46 @@ class RowReader:
     def _labelled(
         self, rows: pa.Table, reasons: list[str | None]
     ) -> tuple[pa.Table, list[str | None]]:
-        """Leaves out the rows in which the condition of a label has no value, since a column is
-        missing.
+        """Leaves out the rows in which an expression fails, or a label has no value since a column
+        is missing.
         """
-        if not self._conditions:
+        if not rows.num_rows:
             return rows, reasons
-        present = set(rows.column_names)
+        numbers = np.flatnonzero([reason is None for reason in reasons])
+        batch = one_batch([rows])
+        fits = castable(batch, self._compute)
+        for number in numbers[~fits]:
+            reasons[number] = "an expression of the schema has no value"
+        numbers, rows = numbers[fits], rows.filter(fits)
+        batch = self._compute(batch.filter(fits))
+        is_row = np.full(len(rows), True)
+        present = set(batch.schema.names)
         read = {
             name: is_missing
             for name, (columns, is_missing) in self._conditions.items()
             if present.issuperset(columns)
         }
-        found = ds.dataset(rows).to_table(columns=read)
-        numbers = np.flatnonzero([reason is None for reason in reasons])
-        is_row = np.full(len(rows), True)
+        found = ds.dataset(pa.Table.from_batches([batch])).to_table(columns=read)
         for name in reversed(self._conditions):  # so that the first one is the reason
             is_missing = found[name].to_numpy() if name in read else np.full(len(rows), True)
             for number in numbers[is_missing]:
                 reasons[number] = f"label {name}: is missing"
             is_row &= ~is_missing
         return rows.filter(is_row), reasons
+
+
+def _value(label: Label) -> pc.Expression:
+    if label.column is not None:
+        return pc.field(label.column)
+    return pq.filters_to_expression(label.condition)
+
+
+def _read(kind: pa.DataType, form: TextFormat, value: Any) -> Any:
+    """Returns a value of a column that an expression reads."""
+    try:
+        return read_column("", pa.array([value]), kind, form)[0].as_py()
+    except (pa.ArrowException, OverflowError) as error:
+        raise ValueError(f"expected a value of type {kind}") from error
 
 
 def _reader(kind: pa.DataType, form: TextFormat) -> Callable[[Any], Any]:
