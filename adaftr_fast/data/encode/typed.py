@@ -9,7 +9,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adaftr_fast.data.encode.canonical import as_float64, canonical_text, without_nan
+from adaftr_fast.data.encode.canonical import WORDS, as_float64, canonical_text, without_nan
 from adaftr_fast.data.encode.written import (
     castable,
     holds_text,
@@ -108,8 +108,8 @@ def present(values: pa.Array, form: TextFormat) -> pa.Array:
 def read_as(values: pa.Array, kind: pa.DataType, form: TextFormat = PLAIN_TEXT) -> pa.Array:
     """Returns ``present`` values [n] as one of ``TYPES``, null where a value is none of it.
 
-    A value is the same whatever type carries it: the text 1000.0 is an integer, and so is the float.
-    Times are in UTC, as those without a zone are taken to be.
+    A value is the same whatever type carries it: the text 1000.0 is an integer, and so is the
+    float; true is neither as text nor as a boolean. Times are in UTC, as those without a zone are taken to be.
     """
     types = pa.types
     is_text = holds_text(values.type)
@@ -125,7 +125,11 @@ def read_as(values: pa.Array, kind: pa.DataType, form: TextFormat = PLAIN_TEXT) 
         return canonical_text(values)
     if types.is_boolean(kind):
         return label_numbers(values).cast(kind)
-    values = plain_numbers(values, form) if is_text else values
+    if types.is_boolean(values.type):
+        return pa.nulls(len(values), kind)
+    if is_text:
+        values = plain_numbers(values, form)
+        values = pc.if_else(pc.is_in(values, value_set=WORDS), None, values)
     if types.is_integer(kind):
         return _cast(canonical_text(values), kind)
     return _cast(values, kind) if is_text else as_float64(values)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -123,7 +124,9 @@ def parse_schema(source: dict[str, Any]) -> Schema:
     _check_expressions(schema)
     _check_columns(schema)
     _check_names(schema)
-    return schema
+    used = {*schema.named_columns()}
+    computed = {name: each for name, each in schema.expressions.items() if name in used}
+    return replace(schema, expressions=computed)
 
 
 def write_schema(path: Path, source: dict[str, Any], comment: str) -> None:
