@@ -85,3 +85,15 @@ for package, arguments, _ in {COMMANDS}:
     assert [line for line in done.stderr.splitlines() if "is not installed" in line] == [
         each[2] for each in COMMANDS
     ]
+
+
+def test_a_schema_with_expressions_names_the_extra():
+    code = """
+from adaftr_fast.data.schema.sql import parse_expression
+try:
+    parse_expression("columns.hour", "hour(time)")
+except Exception as error:
+    print(error)
+"""
+    expected = 'expressions of a schema: duckdb is not installed: pip install "adaftr-fast[sql]"'
+    assert without(["duckdb"], code).stdout.strip() == expected
