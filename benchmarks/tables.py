@@ -5,10 +5,10 @@
 
 A document says where a table stands and what it shows: everything between ``<!-- table: NAME
 RESULTS -->`` and ``<!-- /table -->`` is generated, by the function NAME of benchmarks/render.py, of
-benchmarks/contrast/tables.py or, once there are figures of a GPU, of benchmarks/gpu/render.py, from
-benchmarks/results/RESULTS.json or from several files, FIRST+SECOND. The line below a table names
-the machine or compiler, date and commit of its figures and repeats the "stale" text of the results
-file.
+benchmarks/paper/tables.py, of benchmarks/contrast/tables.py or, once there are figures of a GPU, of
+benchmarks/gpu/render.py, from benchmarks/results/RESULTS.json or from several files, FIRST+SECOND.
+The line below a table names the machine or compiler, date and commit of its figures and repeats the
+"stale" text of the results file.
 """
 
 import argparse
@@ -23,9 +23,10 @@ from benchmarks import RESULTS, render
 from benchmarks.contrast.evidence import evidence
 from benchmarks.contrast.tables import TABLES as CONTRAST
 from benchmarks.gpu.render import TABLES as GPU_TABLES
+from benchmarks.paper.tables import TABLES as PAPER
 
 ROOT = Path(__file__).parents[1]
-TABLES = render.TABLES | CONTRAST | {"contrast_evidence": evidence}
+TABLES = render.TABLES | PAPER | CONTRAST | {"contrast_evidence": evidence}
 TABLES |= GPU_TABLES if any(RESULTS.glob("gpu-*.json")) else {}
 BLOCK = re.compile(
     r"<!-- table: (\S+) (\S+) -->\n((?:(?!<!-- /?table).)*)<!-- /table -->", re.DOTALL

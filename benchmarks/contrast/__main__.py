@@ -70,7 +70,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.contrast.rows import PARTS
-from benchmarks.contrast.runs import Runs, train
+from benchmarks.contrast.runs import open_store, train
 from benchmarks.contrast.tables import TABLES
 from benchmarks.measure import options
 
@@ -86,14 +86,14 @@ def main() -> None:
         out=(Path("runs/contrast"), "the folder of the run folders"),
         runs=(Path("benchmarks/results/contrast.json"), "the file of results"),
     )
-    runs = Runs(arguments.runs)
+    store = open_store(arguments.runs)
     if arguments.part:
         part = PARTS[arguments.part]
         sets = arguments.sets or list(part.sets)
         seeds = arguments.seeds or None
-        train(part, sets, seeds, arguments.jobs, arguments.data, arguments.out, runs)
+        train(part, sets, seeds, arguments.jobs, arguments.data, arguments.out, store)
     for name, made in TABLES.items():
-        print(f"\n{name}\n\n{made(runs.cases())}")
+        print(f"\n{name}\n\n{made(store.cases())}")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from adaftr_fast.ops.infonce.api import adaptive_infonce
 from adaftr_fast.runs.run import build
 from adaftr_fast.training.trainer import Trainer
 from benchmarks.contrast.rows import BATCH, GRID, PARTS, PRINTED
-from benchmarks.contrast.runs import config_of, open_set
+from benchmarks.contrast.runs import open_set
 from benchmarks.measure import options, write
+from benchmarks.paper.catalog import config_of
 from benchmarks.render import Cases, table
 
 BATCHES = 16

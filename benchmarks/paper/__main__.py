@@ -53,6 +53,10 @@ class Paper(Command):
     """
     out: str = "runs/paper"
     """Folder for data, runs and reports."""
+    results: str | None = None
+    """File that keeps the results of the runs that an experiment compares, one a line; a run that
+    is there is not repeated (default: results.json beside the report).
+    """
     seeds: int = 3
     """Number of seeds per row, from training.seed upwards."""
     jobs: int = cores()
@@ -75,7 +79,8 @@ class Paper(Command):
             schema = load_schema(self.dataset)
             folder = Path(self.out) / schema.name
             data = open_data(folder / "data", schema)
-        made = self.report(Study(data, self.config, self.seeds, self.jobs, folder))
+        path = Path(self.results or folder / "results.json")
+        made = self.report(Study(data, self.config, self.seeds, self.jobs, folder, path))
         paths = made.write(folder, command)
         print(f"\n{made.text}\n\nReport: {', '.join(map(str, paths))}")
 
@@ -90,7 +95,7 @@ class Paper(Command):
             return temperature.report(name, temperature.analyse(study.data, cells))
         if self.name == "abtest":
             return abtest.report(name, abtest.run_abtest(study, self.auctions, self.slate))
-        return report.report(study.compare(self.name))
+        return report.report(study.compare(self.name), study.data.manifest.attribution)
 
 
 def main(words: list[str]) -> None:

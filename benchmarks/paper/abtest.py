@@ -13,6 +13,7 @@ from scipy.stats import t
 from adaftr_fast.display.figures import BLUE, GRAY, VERMILION, Picture, plain
 from benchmarks.cells import model_of
 from benchmarks.paper.auctions import Auctions, model_bidder, simulate, true_bidder
+from benchmarks.paper.catalog import changed_options
 from benchmarks.paper.report import Report
 from benchmarks.paper.study import Study
 from benchmarks.render import Case, Cases, of_cases
@@ -122,7 +123,8 @@ def run_abtest(study: Study, auctions: int, slate: int) -> Case:
         slate: the number of candidates of each.
 
     Returns:
-        The size of the test; the training seeds; the arms, with ``METRICS`` of the auctions of all
+        The data, the options that all rows have in common, and the size of the test; the training
+        seeds; the arms, with ``METRICS`` of the auctions of all
         seeds together and by seed, and w of Eq. 16 by seed: the control, the treatment and the
         bidder that knows the true probabilities; the ``lifts``; and by seed the share of the
         auctions in which both choose the same candidate.
@@ -143,6 +145,9 @@ def run_abtest(study: Study, auctions: int, slate: int) -> Case:
     titles = [*(variant.title for _, variant, _ in planned[:2]), "true probabilities"]
     control, treatment, _ = (counts[part] for part in parts)
     return {
+        "set": study.data.manifest.dataset,
+        "options": changed_options(study.config),
+        "data": study.data.manifest.fingerprint[:12],
         "auctions": auctions,
         "slate": slate,
         "seeds": [seed for seed, *_ in planned[::2]],
@@ -183,10 +188,21 @@ RULES = (
 
 def report(dataset: str, found: Case) -> Report:
     """Returns the report of the test."""
+    return Report(
+        "abtest",
+        f"A/B test, simulated (Table 7): {dataset}",
+        text([found]),
+        ["![relative differences](abtest.png)", "## How the auctions work", RULES],
+        _draw(f"{_against(found)}, simulated A/B test: {dataset}", found["lifts"]),
+        [found],
+    )
+
+
+def text(cases: Cases) -> str:
+    """The metrics of the arms of a test, and the differences between the two models."""
+    (found,) = cases
     seeds = found["seeds"]
     same = 100 * sum(found["same winner"]) / len(seeds)
-    control, treatment, _ = (each["arm"] for each in found["arms"])
-    against = f"{treatment} against {control}"
     arms = of_cases(
         "arm | CTR | CVR | " + " | ".join(METRICS[2:]),
         "lrrrrrr",
@@ -194,20 +210,20 @@ def report(dataset: str, found: Case) -> Report:
         + " | ".join(f"{{metrics[{name}]:.3f}}" for name in METRICS[2:]),
         found["arms"],
     )
-    return Report(
-        "abtest",
-        f"A/B test, simulated (Table 7): {dataset}",
+    return (
         f"{arms}\n\n{found['auctions']:,} auctions of {found['slate']} candidates for each of "
         f"{len(seeds)} training seed{'s' * (len(seeds) > 1)} ({', '.join(map(str, seeds))}). eCPM, "
         "conversions and value (the sum of the prices of conversions) are per 1,000 impressions. "
         f"Both models choose the same candidate in {same:.1f} % of the auctions.\n\n"
-        f"{lift_table(against, found['lifts'])}\n\nDifferences in percent of the control's metric. "
-        "The 95 % intervals are that of 1,000 bootstrap samples of the auctions, for these models, "
-        "and a t interval over auctions and seeds.",
-        ["![relative differences](abtest.png)", "## How the auctions work", RULES],
-        _draw(f"{against}, simulated A/B test: {dataset}", found["lifts"]),
-        [found],
+        f"{lift_table(_against(found), found['lifts'])}\n\nDifferences in percent of the control's "
+        "metric. The 95 % intervals are that of 1,000 bootstrap samples of the auctions, for these "
+        "models, and a t interval over auctions and seeds."
     )
+
+
+def _against(found: Case) -> str:
+    control, treatment, _ = (each["arm"] for each in found["arms"])
+    return f"{treatment} against {control}"
 
 
 def lift_table(title: str, found: Cases) -> str:

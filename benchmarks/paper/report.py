@@ -51,8 +51,8 @@ class Report:
         return sorted(folder.glob(f"{self.name}.*"))
 
 
-def report(results: Results) -> Report:
-    """Returns the report of an experiment that compares rows."""
+def report(results: Results, attribution: str = "") -> Report:
+    """Returns the report of an experiment that compares rows; ``attribution`` is that of the data."""
     experiment = results.experiment
     options = results.config.to_dict()
     del options["training"]["progress"]
@@ -66,7 +66,7 @@ def report(results: Results) -> Report:
             _comparison_section(results),
             _learned_section(results.rows),
             f"## Budget of every row\n\n```toml\n{shared.rstrip()}\n```",
-            f"Data: {results.attribution}" if results.attribution else "",
+            f"Data: {attribution}" if attribution else "",
         ],
         draw(results),
     )
@@ -110,7 +110,7 @@ def _spread_text(found: Spread | Difference, sign: str = "") -> str:
 
 def caption(results: Results) -> str:
     """Returns the caption of the table."""
-    seeds = sorted({seed for row in results.rows for seed in row.records})
+    seeds = results.seeds()
     count = results.tests()
     text = (
         f"Test split, in percent, mean ± standard deviation over {len(seeds)} "
@@ -133,8 +133,8 @@ def remarks(rows: list[Row]) -> str:
     improved.
     """
     lines = []
-    trained = [record for row in rows for record in row.records.values() if not record.error]
-    improving = sum(record.best_epoch >= record.epochs for record in trained)
+    trained = [run for row in rows for run in row.runs.values() if not run["error"]]
+    improving = sum(run["best epoch"] >= run["epochs"] for run in trained)
     if improving:
         what = f"{improving} of {len(trained)} runs are best after their last epoch"
         lines.append(
@@ -142,14 +142,12 @@ def remarks(rows: list[Row]) -> str:
             "`--training.max_epochs`"
         )
     for row in rows:
-        for seed, record in row.records.items():
-            if record.error:
-                lines.append(
-                    f"- {row.title}, seed {seed}: diverged and is excluded: {record.error}"
-                )
+        for seed, run in row.runs.items():
+            if error := run["error"]:
+                lines.append(f"- {row.title}, seed {seed}: diverged and is excluded: {error}")
             lines += [
                 f"- {row.title}, seed {seed}: task {task} is dead (AUC close to 0.5)"
-                for task in record.dead_tasks
+                for task in run["dead"]
             ]
     return "\n".join(lines)
 
@@ -180,7 +178,7 @@ def _learned_section(rows: list[Row]) -> str:
     """Returns the 5, 50 and 95 % quantiles of each row's diagnostics, averaged over seeds."""
     cases = []
     for row in rows:
-        learned = [record.learned for record in row.records.values() if record.learned]
+        learned = [run["learned"] for run in row.runs.values() if run["learned"]]
         for name in learned[0] if learned else ():
             points = {
                 point: sum(each[name][point] for each in learned) / len(learned)

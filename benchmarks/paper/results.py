@@ -1,5 +1,5 @@
-"""The results of an experiment by row, their spread over seeds, and paired comparisons; AUC and
-GAUC in percent.
+"""The results of an experiment by row, from the lines of a ``Store``, their spread over seeds, and
+paired comparisons; AUC and GAUC in percent.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from scipy.stats import ttest_rel
 from adaftr_fast.config import RunConfig
 from adaftr_fast.training.evaluation import TaskMetrics
 from benchmarks.cells import Record
-from benchmarks.paper.catalog import Experiment, Variant
+from benchmarks.paper.catalog import Experiment, Variant, changed_options, experiment
+from benchmarks.render import Case, Cases
 
 SIGNIFICANT = 0.05  # the significance level of the paper (Table 4)
 # percentage points; differences this close are equal, and their t-test is undefined
@@ -99,14 +100,42 @@ def paired(values: Sequence[float], reference: Sequence[float]) -> Difference:
 
 METRICS = ("auc", "gauc")
 Split = Literal["test", "validation"]
+NAMES = ("set", "options", "seed")  # of a run
+TRUTH = {"model.name": "true probabilities"}  # the options of their line, which has no seed
+
+
+def found(record: Record) -> Case:
+    """Returns what the line of a run holds of its record; metrics are fractions."""
+    kept = {
+        split: {task: metrics(each) for task, each in getattr(record, split).items()}
+        for split in ("validation", "test")
+    }
+    return {
+        "epochs": record.epochs,
+        "best epoch": record.best_epoch,
+        "dead": record.dead_tasks,
+        "error": record.error,
+        **kept,
+        "expected": _rounded(record.expected),
+        "learned": {name: _rounded(points) for name, points in record.learned.items()},
+    }
+
+
+def metrics(values: dict[str, float]) -> dict[str, float]:
+    """Returns the metrics of a task that lines hold."""
+    return _rounded({name: values[name] for name in (*METRICS, "logloss") if name in values})
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in values.items() if not math.isnan(value)}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A variant and its records by seed."""
+    """A variant and the lines of its runs by seed."""
 
     variant: Variant
-    records: dict[int, Record]
+    runs: dict[int, Case]
 
     @property
     def title(self) -> str:
@@ -114,11 +143,8 @@ class Row:
 
     def scores(self, task: str, metric: str, split: Split = "test") -> dict[int, float]:
         """Returns a metric in percent by seed, of the runs that have it."""
-        metrics = {seed: getattr(each, split) for seed, each in self.records.items()}
-        values = {
-            seed: 100 * each.get(task, {}).get(metric, math.nan) for seed, each in metrics.items()
-        }
-        return {seed: value for seed, value in values.items() if not math.isnan(value)}
+        known = {seed: run[split].get(task, {}) for seed, run in self.runs.items()}
+        return {seed: 100 * each[metric] for seed, each in known.items() if metric in each}
 
     def spread(self, task: str, metric: str) -> Spread:
         return summarize(list(self.scores(task, metric).values()))
@@ -153,7 +179,6 @@ class Results:
     Attributes:
         experiment: the experiment.
         dataset: the name of the data set.
-        attribution: the attribution of the data set.
         tasks: the tasks.
         config: the configuration that all rows have in common.
         rows: the rows.
@@ -163,11 +188,13 @@ class Results:
 
     experiment: Experiment
     dataset: str
-    attribution: str
     tasks: list[str]
     config: RunConfig
     rows: list[Row]
     bayes: TaskMetrics = field(default_factory=dict)
+
+    def seeds(self) -> list[int]:
+        return sorted({seed for row in self.rows for seed in row.runs})
 
     def columns(self) -> list[tuple[str, str]]:
         """Returns the pairs of task and metric that at least one run has. GAUC requires groups."""
@@ -213,6 +240,39 @@ class Results:
                 if not math.isnan(c.corrected)
             }
         )
+
+
+def collect(name: str, config: RunConfig, tasks: list[str], lines: Cases) -> Results:
+    """Returns the results of experiment ``name`` from the lines of a set, over the seeds that every
+    row has.
+
+    Args:
+        name: the name of the experiment.
+        config: the options that all rows have in common.
+        tasks: the tasks of the set.
+        lines: the lines of all its runs, and that of its true probabilities if they are known.
+
+    Raises:
+        ConfigError: there are too few tasks.
+    """
+    wanted = experiment(name, config.model, tasks)
+    runs = [
+        {line["seed"]: line for line in lines if line["options"] == options}
+        for row in wanted.variants
+        for options in [changed_options(config.with_options(model=row.changes))]
+    ]
+    seeds = set.intersection(*map(set, runs))
+    return Results(
+        experiment=wanted,
+        dataset=lines[0]["set"],
+        tasks=tasks,
+        config=config,
+        rows=[
+            Row(row, {seed: run for seed, run in each.items() if seed in seeds})
+            for row, each in zip(wanted.variants, runs)
+        ],
+        bayes=next((line["test"] for line in lines if line["options"] == TRUTH), {}),
+    )
 
 
 def _test(title: str, against: str, task: str, metric: str) -> tuple[frozenset[str], str, str]:

@@ -1,5 +1,5 @@
 """Experiments on the same data: plans their cells, trains the missing ones and collects the
-records.
+results.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from adaftr_fast.config import RunConfig
 from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.errors import TrainingError
 from adaftr_fast.training.bayes import bayes_metrics
-from benchmarks.cells import Cell, Record, plan, train_all
-from benchmarks.paper.catalog import Experiment, Variant, experiment
-from benchmarks.paper.results import Results, Row
+from benchmarks.cells import Cell, plan, train_all
+from benchmarks.measure import measured_code
+from benchmarks.paper.catalog import Variant, changed_options, experiment
+from benchmarks.paper.results import NAMES, TRUTH, Results, collect, found, metrics
+from benchmarks.store import Store
 
 Planned = tuple[int, Variant, Cell]
 """A seed, a row and their cell."""
@@ -30,6 +32,7 @@ class Study:
         seeds: the number of seeds per row, from ``config.training.seed`` upwards.
         jobs: the number of parallel runs.
         folder: contains ``runs/``.
+        path: the results file of the runs.
     """
 
     data: PreparedData
@@ -37,13 +40,18 @@ class Study:
     seeds: int
     jobs: int
     folder: Path
+    path: Path
 
-    def plan(self, wanted: Experiment) -> list[Planned]:
-        """Returns seed, row and cell of all runs of an experiment.
+    def plan(self, name: str) -> list[Planned]:
+        """Returns seed, row and cell of all runs of experiment ``name``.
 
         All rows of a seed come before the next seed, so an interrupted experiment contains complete
         comparisons.
+
+        Raises:
+            ConfigError: the experiment needs more tasks.
         """
+        wanted = experiment(name, self.config.model, self.data.manifest.tasks)
         first = self.config.training.seed
         seeds = range(first, first + self.seeds)
         root = self.folder / "runs"
@@ -58,23 +66,25 @@ class Study:
         Raises:
             ConfigError: the experiment needs more tasks.
         """
-        wanted, planned, records = self._run(name)
-        rows = [
-            Row(
-                variant,
-                {seed: records[cell.key] for seed, each, cell in planned if each is variant},
-            )
-            for variant in wanted.variants
+        manifest = self.data.manifest
+        store = Store(self.path, NAMES, found)
+        runs = [
+            ({"set": manifest.dataset, "options": changed_options(cell.config), "seed": seed}, cell)
+            for seed, _, cell in self.plan(name)
         ]
-        return Results(
-            experiment=wanted,
-            dataset=self.data.manifest.dataset,
-            attribution=self.data.manifest.attribution,
-            tasks=self.data.manifest.tasks,
-            config=self.config,
-            rows=rows,
-            bayes=bayes_metrics(self.data.folder),
-        )
+        lines = store.train(runs, self.jobs)
+        if truth := bayes_metrics(self.data.folder):
+            line = {
+                "set": manifest.dataset,
+                "options": TRUTH,
+                "seed": None,
+                "data": manifest.fingerprint[:12],
+                "commit": measured_code(),
+                "test": {task: metrics(values) for task, values in truth.items()},
+            }
+            store.add([line])
+            lines.append(line)
+        return collect(name, self.config, manifest.tasks, lines)
 
     def train(self, name: str) -> list[Planned]:
         """Trains the runs of an experiment that needs all their models.
@@ -83,14 +93,9 @@ class Study:
             ConfigError: the experiment needs more tasks.
             TrainingError: a run diverged.
         """
-        _, planned, records = self._run(name)
+        planned = self.plan(name)
+        records = train_all([cell for *_, cell in planned], self.jobs)
         for seed, _, cell in planned:
             if error := records[cell.key].error:
                 raise TrainingError(f"{name}: seed {seed} diverged: {error}")
         return planned
-
-    def _run(self, name: str) -> tuple[Experiment, list[Planned], dict[str, Record]]:
-        """Returns an experiment, what it plans, and the records by key."""
-        wanted = experiment(name, self.config.model, self.data.manifest.tasks)
-        planned = self.plan(wanted)
-        return wanted, planned, train_all([cell for *_, cell in planned], self.jobs)

@@ -36,7 +36,7 @@ def analyse(data: PreparedData, cells: Sequence[Cell]) -> Cases:
     """Analyses the temperatures of trained models on the test split.
 
     Returns:
-        A case per pair of tasks: its name, 5, 50 and 95 % quantiles over all rows (points), the
+        A case per pair of tasks: the data and seeds, its name, 5, 50 and 95 % quantiles over all rows (points), the
         combinations of labels that occur (``label_groups``), the single-valued fields in descending
         order of explained variance (``field_effect``), and Spearman's rank correlation with each
         true quantity of the data set.
@@ -52,8 +52,13 @@ def analyse(data: PreparedData, cells: Sequence[Cell]) -> Cases:
     ]
     table = read_split(data.folder, data.manifest, "test")
     names = _value_names(data)
+    origin = {
+        "set": data.manifest.dataset,
+        "data": data.manifest.fingerprint[:12],
+        "seeds": [cell.config.training.seed for cell in cells],
+    }
     return [
-        _analyse_pair(name, np.stack([each[name] for each in learned]), table, data, names)
+        origin | _analyse_pair(name, np.stack([each[name] for each in learned]), table, data, names)
         for name in learned[0]
     ]
 
@@ -185,12 +190,7 @@ def pair_text(case: Case) -> str:
     sections = [
         f"## {case['pair']}",
         f"All rows: 5 % {low:.4f}, 50 % {middle:.4f}, 95 % {high:.4f}{remark}.",
-        of_cases(
-            "labels | rows | mean τ | 5 % | 50 % | 95 %",
-            "lrrrrr",
-            f"{{labels}} | {{rows:,}} | {{mean:.4f}} | {POINTS}",
-            case["labels"],
-        ),
+        by_labels([case]),
         of_cases(
             "field | lowest frequent value (mean τ) | highest | variance explained",
             "lllr",
@@ -199,10 +199,32 @@ def pair_text(case: Case) -> str:
         ),
     ]
     if case["truth"]:
-        known = [{"name": name, "found": found} for name, found in case["truth"].items()]
-        header = "known quantity | rank correlation with τ"
-        sections.append(of_cases(header, "lr", "{name} | {found:+.3f}", known))
+        sections.append(with_truth([case]))
     return "\n\n".join(sections)
+
+
+def by_labels(cases: Cases) -> str:
+    """The temperatures of the rows of each combination of labels."""
+    return of_cases(
+        "data | labels | rows | mean τ | 5 % | 50 % | 95 %",
+        "llrrrrr",
+        f"{{set}} | {{labels}} | {{rows:,}} | {{mean:.4f}} | {POINTS}",
+        [{"set": case["set"]} | group for case in cases for group in case["labels"]],
+    )
+
+
+def with_truth(cases: Cases) -> str:
+    """The rank correlations of the temperature with the true quantities of the data."""
+    return of_cases(
+        "data | known quantity | rank correlation with τ",
+        "llr",
+        "{set} | {name} | {found:+.3f}",
+        [
+            {"set": case["set"], "name": name, "found": found}
+            for case in cases
+            for name, found in case["truth"].items()
+        ],
+    )
 
 
 def _draw(dataset: str, cases: Cases) -> Picture:

@@ -9,7 +9,7 @@ from benchmarks.paper.study import Study
 
 def test_both_models_and_the_true_probabilities_bid(generated, budget, tmp_path):
     budget = budget.with_options(optimizer={"lr": 0.02}, training={"max_epochs": 1})
-    study = Study(PreparedData(generated), budget, 2, 1, tmp_path)
+    study = Study(PreparedData(generated), budget, 2, 1, tmp_path, tmp_path / "results.json")
     found = run_abtest(study, 2000, 4)
     assert [arm["arm"] for arm in found["arms"]] == ["MMoE", "AdaFTR", "true probabilities"]
     assert [lift["metric"] for lift in found["lifts"]] == list(METRICS)

@@ -8,7 +8,6 @@ from adaftr_fast.data.dataset.loader import PreparedData
 from adaftr_fast.training.trainer import Trainer
 from benchmarks import cells
 from benchmarks.cells import RECORD, in_processes, plan, recorded, train, train_all
-from benchmarks.paper.catalog import experiment
 from benchmarks.paper.study import Study
 from tests.benchmarks.paper.conftest import BUDGET
 from tests.forks import Script, wait_for
@@ -112,9 +111,9 @@ def test_true_probabilities_give_the_expected_auc(generated, budget, tmp_path):
 
 
 def test_all_rows_of_a_seed_come_before_the_next(data, budget, tmp_path):
-    wanted = experiment("table6", budget.model, data.manifest.tasks)
-    study = Study(data, budget.with_options(training={"seed": 5}), 2, 1, tmp_path)
-    assert [seed for seed, *_ in study.plan(wanted)] == 6 * [5] + 6 * [6]
+    budget = budget.with_options(training={"seed": 5})
+    study = Study(data, budget, 2, 1, tmp_path, tmp_path / "results.json")
+    assert [seed for seed, *_ in study.plan("table6")] == 6 * [5] + 6 * [6]
 
 
 def test_calls_have_one_thread_and_raise_errors():

@@ -1,6 +1,5 @@
 import math
 import tomllib
-from dataclasses import replace
 
 import pytest
 
@@ -8,6 +7,7 @@ from benchmarks.cells import Record
 from benchmarks.paper.catalog import Experiment, Variant
 from benchmarks.paper.report import draw, main_table, remarks, report
 from benchmarks.paper.results import Results, Row
+from benchmarks.paper.results import found as line_of
 
 SCORES = {"MMoE": [0.60, 0.62, 0.64], "PLE": [0.605, 0.61, 0.64], "AdaFTR": [0.61, 0.632, 0.651]}
 
@@ -19,7 +19,7 @@ def record(click, **changes):
     }
     learned = {"tau/click-conversion": {"p5": 0.1, "p50": 0.2, "p95": 0.3}}
     found = {"validation": test, "test": test, "epochs": 5, "best_epoch": 2, "learned": learned}
-    return Record("k", "f" * 64, "commit", "cpu", {}, 2.0, **(found | changes))
+    return line_of(Record("k", "f" * 64, "commit", "cpu", {}, 2.0, **(found | changes)))
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def results(budget):
         variant = Variant(title, {"name": "adaftr" if title == "AdaFTR" else "mmoe"}, against)
         rows.append(Row(variant, {seed: record(score) for seed, score in enumerate(scores)}))
     wanted = Experiment("table4", "Every model (Table 4)", tuple(row.variant for row in rows))
-    return Results(wanted, "tiny", "nobody", ["click", "conversion"], budget, rows)
+    return Results(wanted, "tiny", ["click", "conversion"], budget, rows)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def page(results, tmp_path):
     """Writes the report, and returns its page."""
 
     def page():
-        path, picture = report(results).write(tmp_path / "out", "the command")
+        path, picture = report(results, "nobody").write(tmp_path / "out", "the command")
         assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         return path.read_text()
 
@@ -76,7 +76,7 @@ def test_the_report_lists_the_comparisons(results, page):
 
 def test_runs_that_ended_while_they_improved_are_counted(results):
     assert "after their last epoch" not in remarks(results.rows)
-    results.rows[1].records[0] = record(0, epochs=2.0, best_epoch=2.0)
+    results.rows[1].runs[0] = record(0, epochs=2.0, best_epoch=2.0)
     assert (
         " runs are best after their last epoch, so they may not be trained to their end"
         in remarks(results.rows)
@@ -85,9 +85,9 @@ def test_runs_that_ended_while_they_improved_are_counted(results):
 
 def test_a_diverged_run_is_excluded_and_named(results):
     diverged = record(0, test={}, validation={}, learned={}, error="the loss is not finite")
-    results.rows[2].records[1] = diverged
-    results.rows[0].records[2] = record(0.64, dead_tasks=["conversion"])
-    results.rows[1].records.update(dict.fromkeys(range(3), diverged))
+    results.rows[2].runs[1] = diverged
+    results.rows[0].runs[2] = record(0.64, dead_tasks=["conversion"])
+    results.rows[1].runs.update(dict.fromkeys(range(3), diverged))
     assert "- AdaFTR, seed 1: diverged and is excluded: the loss is not finite" in remarks(
         results.rows
     )
@@ -97,14 +97,14 @@ def test_a_diverged_run_is_excluded_and_named(results):
     assert cells(table, 1)[1:] == ["-", "-", "-"]  # a row without runs
     assert results.compare("AdaFTR", "MMoE", "click", "auc").pairs == 2
     for row in results.rows:  # one seed has no spread and no test
-        del row.records[1], row.records[2]
+        del row.runs[1], row.runs[2]
     assert cells(main_table(results), 2)[1] == "**61.000** (+1.000)"
 
 
 def test_comparisons_have_the_difference_on_validation(results):
     row = results.rows[2]
     for seed, auc in enumerate((0.63, 0.61, 0.66)):
-        row.records[seed] = replace(row.records[seed], validation={"click": {"auc": auc}})
+        row.runs[seed] = row.runs[seed] | {"validation": {"click": {"auc": auc}}}
     found = next(each for each in results.comparisons() if each.title == "AdaFTR")
     assert (found.task, found.metric) == ("click", "auc")
     assert found.validation.mean == pytest.approx(100 * (0.03 - 0.01 + 0.02) / 3)
