@@ -5,10 +5,10 @@
 
 A document says where a table stands and what it shows: everything between ``<!-- table: NAME
 RESULTS -->`` and ``<!-- /table -->`` is generated, by the function NAME of benchmarks/render.py, of
-benchmarks/paper/tables.py, of benchmarks/contrast/tables.py or, once there are figures of a GPU, of
-benchmarks/gpu/render.py, from benchmarks/results/RESULTS.json or from several files, FIRST+SECOND.
-The line below a table names the machine or compiler, date and commit of its figures and repeats the
-"stale" text of the results file.
+the tables.py of benchmarks/paper, benchmarks/contrast and benchmarks/evidence or, once there are
+figures of a GPU, of benchmarks/gpu/render.py, from benchmarks/results/RESULTS.json or from several
+files, FIRST+SECOND. The line below a table names the machine or compiler, date and commit of its
+figures and repeats the "stale" text of the results file.
 """
 
 import argparse
@@ -22,11 +22,14 @@ from typing import Any
 from benchmarks import RESULTS, render
 from benchmarks.contrast.evidence import evidence
 from benchmarks.contrast.tables import TABLES as CONTRAST
+from benchmarks.evidence.gradients import gradients
+from benchmarks.evidence.tables import TABLES as EVIDENCE
 from benchmarks.gpu.render import TABLES as GPU_TABLES
 from benchmarks.paper.tables import TABLES as PAPER
 
 ROOT = Path(__file__).parents[1]
 TABLES = render.TABLES | PAPER | CONTRAST | {"contrast_evidence": evidence}
+TABLES |= EVIDENCE | {"evidence_gradients": gradients}
 TABLES |= GPU_TABLES if any(RESULTS.glob("gpu-*.json")) else {}
 BLOCK = re.compile(
     r"<!-- table: (\S+) (\S+) -->\n((?:(?!<!-- /?table).)*)<!-- /table -->", re.DOTALL

@@ -68,7 +68,9 @@ class Results:
     def add(self, case: Case) -> None:
         """Adds a case and writes the file."""
         self.cases.append(case)
-        save(self.path, {"machine": machine() | {"threads": 1}}, self.cases)
+        on = machine() | {"threads": 1}
+        on["cpu"] = " + ".join(dict.fromkeys(each["cpu"] for each in self.cases))
+        save(self.path, {"machine": on}, self.cases)
 
     def chosen(self, name: str, contestant: str | None) -> dict[str, Any]:
         """Returns the options of the trial with the highest mean AUC on validation."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adaftr_fast.training.metrics import auc
-from benchmarks import cells
+from benchmarks import cells, measure
 from benchmarks.evidence import resample, rows, tables
 from benchmarks.evidence.rows import CONTESTANTS, PARTS, SEEDS, TRIALS
 from benchmarks.evidence.runs import Results, train
@@ -71,7 +71,7 @@ def test_claims_from_raw_cases():
     assert lines[7].startswith(
         "| H6 | choice by validation | blocks of two, default | 1 | +0.300 ["
     )
-    table = tables.gains("compare", lambda row: "MMoE", by_hand(gains))
+    table = tables.gains(("compare",), lambda row: "MMoE", by_hand(gains))
     line = next(
         each for each in table.splitlines() if each.startswith(f"| {SET} | blocks of two |")
     )
@@ -115,9 +115,10 @@ def test_an_interrupted_study_goes_on_where_it_ended(tmp_path, monkeypatch):
             trained.append(task)
             # the seventh trial of MMoE is the best one
             score = 70 + (task.about.get("trial") == 6 and task.about["row"] == "MMoE")
-            yield task.about | {"validation": {"click": score}, "dead": []}
+            yield task.about | {"cpu": "A", "validation": {"click": score}, "dead": []}
 
     monkeypatch.setattr(cells, "in_processes", fake)
+    monkeypatch.setattr(measure, "measured_code", lambda: "commit 1a2b3c4")
     file = tmp_path / "evidence.json"
     data = open_set(SET, tmp_path / "data", tmp_path)
     with pytest.raises(KeyboardInterrupt):
