@@ -6,7 +6,8 @@ Beside the protocol: it reads no test split, and describes one seed. MMoE, block
 of beta, are trained by default otherwise. On 16 shuffled training batches of each, the gradient of the contrast (tau =
 0.05) in the dense weights is that of eight divisions into blocks of k rows each:
 
-- projection: of the mean over divisions on the gradient of the whole batch, in units of that;
+- norm: of the mean over divisions, in units of that of the whole batch;
+- cosine: between the two;
 - noise: the variance over divisions in units of the squared norm of their mean.
 
 Alignment and uniformity (Wang and Isola, ICML'20) are of the normalized h: the mean squared distance of a row's two
@@ -74,7 +75,6 @@ def of_batch(model: AdaFTR, batch: Batch, random: torch.Generator) -> dict[str, 
     whole = gradient(torch.arange(len(batch)), None)
     z = [F.normalize(each.detach()) for each in h]
     found: dict[str, Any] = {
-        "norm": float(whole.norm()),
         "alignment": float((z[0] - z[1]).square().sum(1).mean()),
         "uniformity": float(np.mean([_uniformity(each) for each in z])),
     }
@@ -83,11 +83,11 @@ def of_batch(model: AdaFTR, batch: Batch, random: torch.Generator) -> dict[str, 
             [gradient(torch.randperm(len(batch), generator=random), k) for _ in range(DIVISIONS)]
         )
         mean = each.mean(0)
-        variance = float(each.var(0).sum())
-        # the squared norm of the mean of few divisions has a part of their variance
-        signal = float(mean.square().sum()) - variance / DIVISIONS
-        projection = float(mean @ whole / whole.square().sum())
-        found[str(k)] = {"projection": projection, "signal": signal, "variance": variance}
+        found[str(k)] = {
+            "norm": float(mean.norm() / whole.norm()),
+            "cosine": float(F.cosine_similarity(mean, whole, dim=0)),
+            "noise": float(each.var(0).sum() / mean.square().sum()),
+        }
     return found
 
 
@@ -104,7 +104,7 @@ def measured(name: str, data: PreparedData) -> list[dict[str, Any]]:
         batches = islice(data.load("train").shuffled(rows, epoch=1, seed=1), BATCHES)
         each = [of_batch(model, batch, random) for batch in batches]
         case = {"set": name, "model": title, "rows": rows}
-        case |= {key: _mean(each, key) for key in ("norm", "alignment", "uniformity")}
+        case |= {key: _mean(each, key) for key in ("alignment", "uniformity")}
         for k in map(str, BLOCKS):
             case[k] = {key: _mean([one[k] for one in each], key) for key in each[0][k]}
         cases.append(case)
@@ -116,7 +116,7 @@ def _mean(cases: list[dict[str, Any]], key: str) -> float:
 
 
 def gradients(cases: Cases) -> str:
-    """Alignment, uniformity, and projection and noise of the gradient by number of rows."""
+    """Alignment, uniformity, and norm, cosine and noise of the gradient by number of rows."""
 
     def row(case: dict[str, Any]) -> list[str]:
         found = [
@@ -127,13 +127,13 @@ def gradients(cases: Cases) -> str:
         ]
         for k in map(str, BLOCKS):
             of = case[k]
-            found += [f"{of['projection']:.2f}", f"{of['variance'] / of['signal']:.3f}"]
+            found += [f"{of['norm']:.2f}", f"{of['cosine']:.2f}", f"{of['noise']:.2f}"]
         return found
 
     header = "set | model | alignment | uniformity | " + " | ".join(
-        f"k = {k}, projection | noise" for k in BLOCKS
+        f"k = {k}, norm | cosine | noise" for k in BLOCKS
     )
-    return table(header, "ll" + "r" * (2 + 2 * len(BLOCKS)), map(row, cases))
+    return table(header, "ll" + "r" * (2 + 3 * len(BLOCKS)), map(row, cases))
 
 
 def main() -> None:
