@@ -155,7 +155,7 @@ def equal_factor(data: PreparedData, options: dict[str, Any]) -> float:
 def measured(task: Task) -> Case:
     """Trains a run. Returns its case, in percent; of a trial without the test metrics."""
     cell = task.cell
-    record = cells.train(cell)
+    record = cells.recorded(cell) or cells.train(cell)
     found = task.about | {
         "options": _options(cell),
         "data": record.fingerprint,
