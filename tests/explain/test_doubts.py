@@ -155,7 +155,8 @@ def test_a_column_that_gives_a_task_away_is_named():
     rows = Split.of(Batch(torch.from_numpy(ids), torch.from_numpy(labels), dense=dense))
     columns = {"end": ("end_at",), "item": ("item",), "end_number": ("end_at",)}
     fields = [SimpleNamespace(name=name, columns=each) for name, each in columns.items()]
-    manifest = SimpleNamespace(features=list(columns), parsed=SimpleNamespace(features=fields))
+    parsed = SimpleNamespace(features=fields, inputs=list)  # whose columns are those of the log
+    manifest = SimpleNamespace(features=list(columns), parsed=parsed)
     model = Sums()
     metrics = evaluate(model, rows, 500)
     (line,) = leaks(model, rows, manifest, metrics, 500)
