@@ -19,5 +19,8 @@ def of_experiment(name: str, cases: Cases) -> str:
     return "\n\n".join(filter(None, [main_table(results), *below]))
 
 
-TABLES = {name: partial(of_experiment, name) for name in ("table4", "table5", "table6", "figure3")}
+TABLES = {
+    name: partial(of_experiment, name)
+    for name in ("table4", "table5", "table6", "figure3", "figure4")
+}
 """The tables in docs/results.md."""
