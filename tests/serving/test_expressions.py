@@ -2,6 +2,7 @@
 whatever types carry the columns that they read.
 """
 
+import datetime
 import json
 
 import numpy as np
@@ -13,7 +14,10 @@ import pytest
 import adaftr_fast
 from adaftr_fast.config import ModelConfig
 from adaftr_fast.data.dataset.loader import PreparedData
+from adaftr_fast.data.encode.typed import read_column
+from adaftr_fast.data.schema.columns import TYPES
 from adaftr_fast.data.schema.parse import parse_schema, write_schema
+from adaftr_fast.data.schema.types import PLAIN_TEXT
 from adaftr_fast.errors import DataError
 from adaftr_fast.extras.streaming.messages import RowReader
 from adaftr_fast.serving.export import export_run
@@ -142,6 +146,43 @@ def test_requests_compute_them(computed, name):
     row = log.slice(3, 1).to_pylist()[0]
     with pytest.raises(DataError, match=r"when: expected type time, got 'noon'"):
         scorer.score({**row, "when": "noon"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        ("number", ["nan", "7"], [None, 7.0]),
+        ("number", [float("nan"), 7.0], [None, 7.0]),
+        ("time", pa.array([0, 2**50], pa.timestamp("s")), None),
+        ("time", pa.array([1999], pa.timestamp("ns")), [datetime.datetime(1970, 1, 1, 0, 0, 0, 1)]),
+        ("time", pa.array([1], pa.date32()), [datetime.datetime(1970, 1, 2)]),
+    ],
+)
+def test_values_are_those_of_their_type(kind, values, expected):
+    values = values if isinstance(values, pa.Array) else pa.array(values)
+    if expected is None:  # a year beyond the type's
+        with pytest.raises(pa.ArrowInvalid, match="x: expected type time, got"):
+            read_column("x", values, TYPES[kind], PLAIN_TEXT)
+        return
+    assert read_column("x", values, TYPES[kind], PLAIN_TEXT).to_pylist() == expected
+
+
+def test_a_column_of_the_log_with_the_name_of_a_computed_one_is_not_read(computed, tmp_path):
+    log = make_log().append_column("hour", pa.array([99] * ROWS))
+    adaftr_fast.predict(
+        computed / "model",
+        log,
+        tmp_path / "scores.parquet",
+        keep=["hour"],
+        progress=False,
+    )
+    found = pq.read_table(tmp_path / "scores.parquet")
+    assert found["hour"].to_pylist() == [99] * ROWS
+    assert found.drop_columns("hour").equals(pq.read_table(computed / "scores.parquet"))
+    data = adaftr_fast.prepare(
+        log, tmp_path / "data", dataset=computed / "computed.toml", progress=False
+    )
+    assert data.manifest.fingerprint == PreparedData(computed / "data").manifest.fingerprint
 
 
 def test_a_value_of_another_type_is_a_bad_row_of_a_log(tmp_path):

@@ -108,7 +108,7 @@ def _exact_sum(numbers: np.ndarray) -> Fraction:
     if not len(numbers):
         return Fraction(0)
     # as most columns are, in a fraction of the time
-    if np.abs(numbers).max() * len(numbers) < 2.0**62 and (np.rint(numbers) == numbers).all():
+    if np.abs(numbers).max() < 2.0**62 / len(numbers) and (np.rint(numbers) == numbers).all():
         return Fraction(int(numbers.astype(np.int64).sum()))
     mantissas, exponents = np.frexp(numbers)
     lowest = int(exponents.min())

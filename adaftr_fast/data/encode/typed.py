@@ -72,12 +72,13 @@ def as_written(schema: Schema, rows: pa.RecordBatch) -> pa.RecordBatch:
             rows = rows.set_column(place, field.name, values)
     present = {*rows.schema.names}
     computed = {
-        name: each
-        for name, each in schema.expressions.items()
-        if name not in present and present.issuperset(each.columns)
+        name: each for name, each in schema.expressions.items() if present.issuperset(each.columns)
     }
     for name, values in evaluate(computed, rows).items():
-        rows = rows.append_column(name, values)
+        if name in present:  # a column of the log that nothing reads, or the same values
+            rows = rows.set_column(rows.schema.get_field_index(name), name, values)
+        else:
+            rows = rows.append_column(name, values)
     return rows
 
 
@@ -88,9 +89,16 @@ def read_column(name: str, values: pa.Array, kind: pa.DataType, form: TextFormat
     values = present(values, form)
     read = read_as(values, kind, form)
     if lost := pc.and_(values.is_valid(), read.is_null()).index(True).as_py() + 1:
-        got = f"got {values[lost - 1].as_py()!r}"
-        raise pa.ArrowInvalid(f"{name}: expected type {NAMES[kind]}, {got}")
-    return read
+        got = _shown(values[lost - 1])
+        raise pa.ArrowInvalid(f"{name}: expected type {NAMES[kind]}, got {got}")
+    return without_nan(read) if pa.types.is_floating(kind) else read
+
+
+def _shown(value: pa.Scalar) -> str:
+    try:
+        return repr(value.as_py())
+    except (OverflowError, ValueError):  # a time that Python has not
+        return f"{value.value} of type {value.type}"
 
 
 def present(values: pa.Array, form: TextFormat) -> pa.Array:
@@ -120,7 +128,9 @@ def read_as(values: pa.Array, kind: pa.DataType, form: TextFormat = PLAIN_TEXT) 
     if not fits or types.is_null(values.type):
         return pa.nulls(len(values), kind)
     if types.is_timestamp(kind):
-        return _times(values, kind, form) if is_text else values.cast(kind, safe=False)
+        if is_text:
+            return _times(values, kind, form)
+        return _cast(values, kind, allow_time_truncate=True)
     if types.is_string(kind):
         return canonical_text(values)
     if types.is_boolean(kind):
@@ -145,10 +155,11 @@ def _times(values: pa.Array, kind: pa.DataType, form: TextFormat) -> pa.Array:
     return pc.coalesce(zoned, _cast(pc.if_else(has_zone, None, values), kind))
 
 
-def _cast(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Casts text [n] to a type, to null where it cannot be cast."""
+def _cast(values: pa.Array, kind: pa.DataType, **allowed: bool) -> pa.Array:
+    """Casts values [n] to a type, to null where they cannot be cast."""
+    options = pc.CastOptions(kind, **allowed)
     try:
-        return values.cast(kind)
+        return values.cast(options=options)
     except pa.ArrowException:
-        fits = pa.array(castable(values, lambda part: part.cast(kind)))
-        return pc.if_else(fits, values, None).cast(kind)
+        fits = pa.array(castable(values, lambda part: part.cast(options=options)))
+        return pc.if_else(fits, values, None).cast(options=options)

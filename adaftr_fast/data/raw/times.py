@@ -26,8 +26,8 @@ from adaftr_fast.data.raw.inputs import (
     InputFile,
     JsonFile,
     TextFile,
-    first_with_rows,
     open_input,
+    share_keys,
     text_files,
 )
 from adaftr_fast.data.raw.source import NOT_PARQUET, Inputs, check_columns, listed
@@ -103,9 +103,11 @@ def _quantiles(
         kind: the type of the times where an expression reads them too; None for that of the files.
     """
     files = [file for path in paths for file in text_files(path)]
-    inputs = [_open(path, time, form) for path in files]
+    inputs = share_keys([_open(path, form) for path in files])
+    for each in inputs:
+        check_columns(each.path, each.types.names, [time])
     typed = None if kind is None else partial(read_column, time, kind=kind, form=form)
-    kind = kind or _type(inputs[files.index(first_with_rows(files))], time)
+    kind = kind or _type(next((each for each in inputs if _has(each, time)), inputs[0]), time)
     counts = ValueCounts(kind)
     size = sum(each.size for each in inputs)
 
@@ -144,11 +146,15 @@ def _bound(value: Any) -> object:
     return int(value) if is_whole else value
 
 
-def _open(path: Path, time: str, form: TextFormat) -> InputFile:
+def _has(file: InputFile, time: str) -> bool:
+    """Returns whether one of the first rows of a file has a time."""
+    with reading(file.path, NOT_PARQUET):
+        return bool(one_array(file.first([time])[time]).is_valid().true_count)
+
+
+def _open(path: Path, form: TextFormat) -> InputFile:
     with reading(path, NOT_PARQUET):
-        file = open_input(path, form)
-    check_columns(path, file.types.names, [time])
-    return file
+        return open_input(path, form)
 
 
 def _type(file: InputFile, time: str) -> pa.DataType:

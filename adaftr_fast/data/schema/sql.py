@@ -21,12 +21,14 @@ import pyarrow as pa
 from adaftr_fast.data.arrow import one_array
 from adaftr_fast.data.schema.types import Expression
 from adaftr_fast.errors import DataError, extras_needed, first_line
+from adaftr_fast.files.whole import is_unicode
 
 if TYPE_CHECKING:
     import duckdb
 
 NODES = "BETWEEN CASE CAST COLUMN_REF COMPARISON CONJUNCTION CONSTANT FUNCTION OPERATOR TYPE"
-# of one row, of the same value on every machine, and of no more memory than their arguments
+# of one row, of the same value on every machine, and of no more memory than their arguments: a few
+# nested calls of replace make text of any length
 FUNCTIONS = """
 + - * / // % ^ ** & | << >> ~ || ~~ !~~ ~~* !~~* ^@ like_escape ilike_escape not_like_escape
 not_ilike_escape if nullif greatest least
@@ -34,9 +36,9 @@ abs sign ceil ceiling floor round trunc even sqrt cbrt exp ln log log2 log10 pow
 sin cos tan asin acos atan atan2 sinh cosh tanh pi degrees radians isnan isinf isfinite xor
 add subtract multiply divide bit_count
 length len char_length character_length strlen octet_length lower lcase upper ucase trim ltrim
-rtrim substr substring left right reverse replace translate split_part position strpos instr
+rtrim substr substring left right reverse translate split_part position strpos instr
 contains starts_with prefix ends_with suffix concat concat_ws ascii ord unicode md5 sha256
-strip_accents nfc_normalize regexp_matches regexp_full_match regexp_extract regexp_replace
+strip_accents nfc_normalize regexp_matches regexp_full_match regexp_extract
 levenshtein jaccard jaro_similarity jaro_winkler_similarity hamming
 date_part datepart date_trunc datetrunc date_diff datediff date_sub datesub date_add strftime
 strptime try_strptime make_date make_timestamp to_timestamp epoch epoch_ms epoch_us timezone
@@ -50,8 +52,10 @@ SETTINGS = {
     "autoinstall_known_extensions": "false",
     "autoload_known_extensions": "false",
     "temp_directory": "",
+    "memory_limit": "1GB",
     "threads": "1",  # so that rows keep their order, and values their bits
 }
+LONGEST = 10_000  # characters of an expression
 _cursors = threading.local()
 
 
@@ -93,6 +97,8 @@ def parse_expression(where: str, sql: str) -> Expression:
 
 @lru_cache(1024)
 def _parsed(sql: str) -> Expression:
+    if "\0" in sql or not is_unicode(sql) or len(sql) > LONGEST:
+        raise ValueError(f"expected at most {LONGEST:,} characters of Unicode without NUL")
     frame, _ = _statement("SELECT 1")
     rest, selected = _statement(f"SELECT {sql}")
     if rest != frame or len(selected) != 1 or selected[0].get("alias"):
@@ -131,7 +137,11 @@ def _statement(sql: str) -> tuple[dict[str, Any], list[Any]]:
 
 
 def _text(function: str, text: str) -> str:
-    ((found,),) = _cursor().execute(f"SELECT {function}(?)", [text]).fetchall()
+    cursor = _cursor()
+    try:
+        ((found,),) = cursor.execute(f"SELECT {function}(?)", [text]).fetchall()
+    except Exception as error:  # of duckdb, which is not imported here
+        raise ValueError(first_line(error)) from error
     return str(found)
 
 
@@ -164,9 +174,9 @@ def evaluate(expressions: Mapping[str, Expression], rows: pa.RecordBatch) -> dic
     selected = [f"{each.query} AS e{place}" for place, each in enumerate(expressions.values())]
     try:
         found = _cursor().from_arrow(table).project(", ".join(selected)).to_arrow_table()
+        return dict(zip(expressions, map(one_array, found.columns)))
     except Exception as error:  # of duckdb, which is not imported here
         if len(expressions) > 1:  # one of them, which is named
             return {name: evaluate({name: each}, rows)[name] for name, each in expressions.items()}
         (name,) = expressions
         raise pa.ArrowInvalid(f"columns.{name}: {first_line(error)}") from error
-    return dict(zip(expressions, map(one_array, found.columns)))

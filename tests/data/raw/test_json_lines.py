@@ -269,6 +269,16 @@ def test_a_key_that_a_file_of_several_lacks_is_missing_there(tmp_path):
         filled = [{"coupon": None} | each if name == "null.jsonl" else each for each in part]
         files.append(tmp_path / name)
         files[-1].write_text("".join(json.dumps(each) + "\n" for each in filled))
+    (tmp_path / "without.jsonl").write_text('{"click": 0}\n')
+    times = prepare(
+        [tmp_path / "without.jsonl", *files],
+        tmp_path / "times",
+        labels="click",
+        time="time",
+        bad_rows=0.1,
+        progress=False,
+    )
+    assert sum(split.rows for split in times.manifest.splits.values()) == 60
     whole = tmp_path / "whole.jsonl"
     whole.write_text("".join(map(Path.read_text, files)))
     one, three = (
