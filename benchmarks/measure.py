@@ -91,7 +91,9 @@ def save(path: Path, origin: dict[str, Any], cases: list[dict[str, Any]], **when
     """
     now = {"date": datetime.date.today().isoformat(), "commit": measured_code()}
     head = json.dumps(origin | now | when, ensure_ascii=False)[:-1]
-    lines = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases)
+    lines = ",\n".join(
+        json.dumps(case, ensure_ascii=False, separators=(",", ":")) for case in cases
+    )
     path.parent.mkdir(exist_ok=True)
     replace_file(path, f'{head}, "cases": [\n{lines}\n]}}\n'.encode())
 

@@ -16,14 +16,12 @@ class Store:
 
     Args:
         path: the file; it need not exist.
-        names: the keys of a line that identify its run.
-        found: returns the keys of a line that hold what its run has found.
+        names: the keys of a line that identify its run; a line may lack some.
     """
 
-    def __init__(self, path: Path, names: tuple[str, ...], found: Callable[[Record], Case]) -> None:
+    def __init__(self, path: Path, names: tuple[str, ...]) -> None:
         self.path = path
         self._names = names
-        self._found = found
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cases": []}
         self._machine = known.get("machine", {})
         self._commit = known.get("commit")
@@ -33,11 +31,18 @@ class Store:
         """Returns the lines of all runs."""
         return list(self._lines.values())
 
-    def train(self, planned: Iterable[tuple[Case, Cell]], jobs: int) -> Cases:
+    def lacks(self, run: Case) -> bool:
+        """Returns whether there is no line of a run."""
+        return self._key(run) not in self._lines
+
+    def train(
+        self, planned: Iterable[tuple[Case, Cell]], found: Callable[[Record], Case], jobs: int
+    ) -> Cases:
         """Trains the runs that the file lacks, adds them and writes it.
 
         Args:
             planned: what identifies each run, and its cell.
+            found: returns the keys of a line that hold what its run has found.
             jobs: the number of parallel runs, each on one thread.
 
         Returns:
@@ -47,12 +52,10 @@ class Store:
             KeyboardInterrupt, BrokenProcessPool: as ``train_all``.
         """
         planned = list(planned)
-        missing = [(run, cell) for run, cell in planned if self._key(run) not in self._lines]
+        missing = [(run, cell) for run, cell in planned if self.lacks(run)]
         records = train_all([cell for _, cell in missing], jobs)
         self.add(
-            run
-            | {"data": record.fingerprint[:12], "commit": record.commit, "cpu": record.cpu}
-            | self._found(record)
+            run | origin(record) | found(record)
             for run, cell in missing
             for record in [records[cell.key]]
         )
@@ -72,7 +75,12 @@ class Store:
         save(self.path, {"machine": on}, self.cases(), commit=self._commit)
 
     def _key(self, line: Case) -> str:
-        return json.dumps([line[name] for name in self._names])
+        return json.dumps([line.get(name) for name in self._names])
+
+
+def origin(record: Record) -> Case:
+    """Returns the keys of a line that say what trained its run, on which data."""
+    return {"data": record.fingerprint[:12], "commit": record.commit, "cpu": record.cpu}
 
 
 def _joined(known: str | None, new: Iterable[str]) -> str:

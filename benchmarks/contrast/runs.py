@@ -19,7 +19,7 @@ NAMES = ("set", "backbone", "row", "seed")  # of a run
 
 def open_store(path: Path) -> Store:
     """Opens the results file of the study."""
-    return Store(path, NAMES, scores_of)
+    return Store(path, NAMES)
 
 
 def train(
@@ -40,7 +40,7 @@ def train(
         planned = [
             run for name in sets for run in _planned(part, name, open_set(name, data), seed, out)
         ]
-        store.train(planned, jobs)
+        store.train(planned, scores_of, jobs)
 
 
 def _planned(

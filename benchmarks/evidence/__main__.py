@@ -16,9 +16,10 @@ from pathlib import Path
 from adaftr_fast.errors import DataError
 from benchmarks import RESULTS
 from benchmarks.evidence.rows import ORDER, PARTS
-from benchmarks.evidence.runs import Results, train
+from benchmarks.evidence.runs import NAMES, train
 from benchmarks.evidence.sets import open_set
 from benchmarks.measure import options
+from benchmarks.store import Store
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
         out=(Path("runs/evidence"), "the folder of the run folders"),
         results=(RESULTS / "evidence.json", "the file of results"),
     )
-    results = Results(arguments.results)
+    store = Store(arguments.results, NAMES)
     for part, name in ORDER:
         if arguments.part in (None, part) and (not arguments.sets or name in arguments.sets):
             try:
@@ -40,7 +41,7 @@ def main() -> None:
             except (OSError, DataError, ModuleNotFoundError) as error:
                 print(f"{name} is left out: {error}", file=sys.stderr)
                 continue
-            train(name, part, data, arguments.out, results, arguments.jobs)
+            train(name, part, data, arguments.out, store, arguments.jobs)
 
 
 if __name__ == "__main__":

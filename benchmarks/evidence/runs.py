@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -34,9 +33,11 @@ from benchmarks.evidence.rows import (
     trial,
 )  # fmt: skip
 from benchmarks.evidence.sets import SETS
-from benchmarks.measure import machine, save
+from benchmarks.evidence.tables import best_trial
+from benchmarks.render import Case
+from benchmarks.store import Store, origin
 
-Case = dict[str, Any]
+NAMES = ("set", "row", "trial", "seed")  # of a run, which has a trial or a seed
 BATCHES = 16  # on which gradients are compared
 
 
@@ -48,57 +49,17 @@ class Task:
     about: Case  # set, row, and trial or seed
 
 
-class Results:
-    """The cases of the file of results. A trial has no test metrics.
-
-    Args:
-        path: the file; it need not exist.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.cases: list[Case] = (
-            json.loads(path.read_text(encoding="utf-8"))["cases"] if path.exists() else []
-        )
-
-    def lacks(self, task: Task) -> bool:
-        """Returns whether a run has no case yet."""
-        return not any(task.about.items() <= case.items() for case in self.cases)
-
-    def add(self, case: Case) -> None:
-        """Adds a case and writes the file."""
-        self.cases.append(case)
-        on = machine() | {"threads": 1}
-        on["cpu"] = " + ".join(dict.fromkeys(each["cpu"] for each in self.cases))
-        save(self.path, {"machine": on}, self.cases)
-
-    def chosen(self, name: str, contestant: str | None) -> dict[str, Any]:
-        """Returns the options of the trial with the highest mean AUC on validation."""
-        if contestant is None:
-            return {}
-        trials = [
-            case
-            for case in self.cases
-            if (case["set"], case["row"]) == (name, contestant) and "trial" in case
-        ]
-        return trial(
-            max(trials, key=lambda case: (_mean(case["validation"]), -case["trial"]))["trial"]
-        )
-
-
-def train(name: str, part: str, data: PreparedData, out: Path, results: Results, jobs: int) -> None:
+def train(name: str, part: str, data: PreparedData, out: Path, store: Store, jobs: int) -> None:
     """Trains what a part lacks on a set: the trials first, which choose the options of the rows.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; the same call goes on.
     """
-    for tasks in (_trials(name, data, out), _rows(name, part, data, out, results)):
-        missing = [task for task in tasks if results.lacks(task)]
+    for tasks in (_trials(name, data, out), _rows(name, part, data, out, store)):
+        missing = [task for task in tasks if store.lacks(task.about)]
         for number, case in enumerate(cells.in_processes(measured, missing, jobs), start=1):
-            results.add(case)
-            about = ", ".join(
-                str(case[key]) for key in ("set", "row", "trial", "seed") if key in case
-            )
+            store.add([case])
+            about = ", ".join(str(case[key]) for key in NAMES if key in case)
             now = time.strftime("%H:%M:%S")
             print(f"{now} {part}: {number} of {len(missing)}: {about}", file=sys.stderr, flush=True)
 
@@ -112,12 +73,14 @@ def _trials(name: str, data: PreparedData, out: Path) -> Iterator[Task]:
             yield Task(cell, {"set": name, "row": row, "trial": number})
 
 
-def _rows(name: str, part: str, data: PreparedData, out: Path, results: Results) -> Iterator[Task]:
+def _rows(name: str, part: str, data: PreparedData, out: Path, store: Store) -> Iterator[Task]:
     """Yields the runs of a part, seed by seed."""
     rows = data.manifest.splits["train"].rows
     planned = {}
     for title, row in PARTS[part].items():
-        options = results.chosen(name, row.contestant)
+        options = {}
+        if row.contestant is not None:
+            options = trial(best_trial(store.cases(), name, row.contestant)["trial"])
         factor = equal_factor(data, options) if row.beta is None else row.beta
         planned[title] = config(options, row.model, factor, rows)
     for seed in SEEDS:
@@ -156,15 +119,16 @@ def measured(task: Task) -> Case:
     """Trains a run. Returns its case, in percent; of a trial without the test metrics."""
     cell = task.cell
     record = cells.recorded(cell) or cells.train(cell)
-    found = task.about | {
-        "options": _options(cell),
-        "data": record.fingerprint,
-        "commit": record.commit,
-        "cpu": record.cpu,
-        "epochs": record.epochs,
-        "validation": _percent(record.validation),
-        "dead": record.dead_tasks,
-    }
+    found = (
+        task.about
+        | origin(record)
+        | {
+            "options": _options(cell),
+            "epochs": record.epochs,
+            "validation": _percent(record.validation),
+            "dead": record.dead_tasks,
+        }
+    )
     if record.error is not None:
         return found | {"error": record.error}
     if "trial" in task.about:
@@ -200,7 +164,3 @@ def _options(cell: cells.Cell) -> dict[str, Any]:
 
 def _percent(metrics: dict[str, dict[str, float]], name: str = "auc") -> dict[str, float]:
     return {task: round(100 * each[name], 4) for task, each in metrics.items() if name in each}
-
-
-def _mean(values: dict[str, float]) -> float:
-    return float(np.mean(list(values.values()))) if values else -np.inf

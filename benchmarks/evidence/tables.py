@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.evidence.resample import SEED, replicates
 from benchmarks.evidence.rows import CONTESTANTS, ORDER, PARTS, SEEDS, TRIALS
-from benchmarks.render import Cases, table
+from benchmarks.render import Case, Cases, table
 
 MARGIN = 0.05  # points of AUC
 BASE = "MMoE"
@@ -137,20 +137,27 @@ def _validated(runs: Iterable[dict[str, Any]]) -> float:
     return float(np.mean([_mean(run["validation"]) for run in runs if run["validation"]]))
 
 
+def best_trial(cases: Cases, name: str, contestant: str) -> Case:
+    """Returns the trial with the highest mean AUC on validation; of equal ones the first."""
+    return max(
+        _trials(cases, name, contestant),
+        key=lambda case: (_mean(case["validation"]), -case["trial"]),
+    )
+
+
+def _trials(cases: Cases, name: str, contestant: str) -> list[Case]:
+    about = name, contestant
+    return [case for case in cases if (case["set"], case["row"]) == about and "trial" in case]
+
+
 def tuning(cases: Cases) -> str:
     """Returns, by set and contestant, the chosen trial, its options and its gain on validation."""
     lines = []
     for name in complete(cases, "compare"):
         for row in CONTESTANTS:
-            trials = {
-                case["trial"]: case
-                for case in cases
-                if (case["set"], case["row"]) == (name, row) and "trial" in case
-            }
+            trials = {case["trial"]: case for case in _trials(cases, name, row)}
             assert len(trials) == TRIALS
-            best = max(
-                trials.values(), key=lambda case: (_mean(case["validation"]), -case["trial"])
-            )
+            best = best_trial(cases, name, row)
             gain = _mean(best["validation"]) - _mean(trials[0]["validation"])
             options = best["options"]
             names = ("lr", "l2", "embedding_dim", "expert_hidden", "max_epochs")

@@ -67,12 +67,12 @@ class Study:
             ConfigError: the experiment needs more tasks.
         """
         manifest = self.data.manifest
-        store = Store(self.path, NAMES, found)
+        store = Store(self.path, NAMES)
         runs = [
             ({"set": manifest.dataset, "options": changed_options(cell.config), "seed": seed}, cell)
             for seed, _, cell in self.plan(name)
         ]
-        lines = store.train(runs, self.jobs)
+        lines = store.train(runs, found, self.jobs)
         if truth := bayes_metrics(self.data.folder):
             line = {
                 "set": manifest.dataset,

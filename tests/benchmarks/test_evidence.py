@@ -9,8 +9,9 @@ from adaftr_fast.training.metrics import auc
 from benchmarks import cells, measure
 from benchmarks.evidence import resample, rows, tables
 from benchmarks.evidence.rows import CONTESTANTS, PARTS, SEEDS, TRIALS
-from benchmarks.evidence.runs import Results, train
+from benchmarks.evidence.runs import NAMES, train
 from benchmarks.evidence.sets import open_set
+from benchmarks.store import Store
 
 SET = "flights_2"
 
@@ -115,16 +116,21 @@ def test_an_interrupted_study_goes_on_where_it_ended(tmp_path, monkeypatch):
             trained.append(task)
             # the seventh trial of MMoE is the best one
             score = 70 + (task.about.get("trial") == 6 and task.about["row"] == "MMoE")
-            yield task.about | {"cpu": "A", "validation": {"click": score}, "dead": []}
+            yield task.about | {
+                "cpu": "A",
+                "commit": "B",
+                "validation": {"click": score},
+                "dead": [],
+            }
 
     monkeypatch.setattr(cells, "in_processes", fake)
     monkeypatch.setattr(measure, "measured_code", lambda: "commit 1a2b3c4")
     file = tmp_path / "evidence.json"
     data = open_set(SET, tmp_path / "data", tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        train(SET, "compare", data, tmp_path, Results(file), 1)
-    train(SET, "compare", data, tmp_path, Results(file), 1)
-    train(SET, "compare", data, tmp_path, Results(file), 1)
+        train(SET, "compare", data, tmp_path, Store(file, NAMES), 1)
+    train(SET, "compare", data, tmp_path, Store(file, NAMES), 1)
+    train(SET, "compare", data, tmp_path, Store(file, NAMES), 1)
     cases = json.loads(file.read_text())["cases"]
     assert len(cases) == len(CONTESTANTS) * TRIALS + len(PARTS["compare"]) * len(SEEDS)
     assert len({str(each) for each in cases}) == len(cases) == len(trained) - 1
