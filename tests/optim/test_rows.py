@@ -5,33 +5,8 @@ import torch
 
 from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.nn.embedding_table import trained_by
-from adaftr_fast.ops.embedding.reference import optim as reference
 
 SIZES = [200, 3, 50]
-RULES = {
-    "sgd_": (lambda width: [], (0.1, 0.01)),
-    "adagrad_": (lambda width: [torch.rand(900, width)], (0.1, 0.01, 1e-10)),
-    "rowwise_adagrad_": (lambda width: [torch.rand(900)], (0.1, 0.01, 1e-10)),
-    "lazy_adam_": (lambda width: [torch.rand(900, 2, width)], (0.1, 0.01, 1e-8, 0.9, 0.999)),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", RULES)
-def test_kernels_equal_their_references(name, dtype):
-    state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-    for width in (*range(1, 9), 12, 16, 21):
-        rows = torch.randperm(900)[:333].sort().values
-        grad = torch.randn(333, width).to(dtype)
-        make, scalars = RULES[name]
-        state = make(width)
-        weight = torch.randn(900, width).to(dtype)
-        state = [s.to(state_dtype) for s in state]
-        expected = [weight.clone(), *(s.clone() for s in state)]
-        getattr(torch.ops.adaftr_fast, f"embedding_{name}")(weight, *state, rows, grad, *scalars)
-        getattr(reference, name)(*expected, rows, grad, *scalars)
-        for got, want in zip([weight, *state], expected, strict=True):
-            torch.testing.assert_close(got, want)
 
 
 def test_rowwise_adagrad_by_hand():

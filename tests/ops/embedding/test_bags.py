@@ -6,33 +6,10 @@ import torch
 from adaftr_fast._extension import is_built
 from adaftr_fast.ops.embedding.bags import embedding_bags, select_bags
 from tests.ops.marks import on_kernels
-from tests.tolerances import assert_same_bits
 
 VALUES = torch.tensor([0, 9, 3, 1])
 OFFSETS = torch.tensor([0, 1, 2, 4, 4])
 FIELD_OFFSETS = torch.tensor([0, 4, 14])
-
-
-def backward(values, offsets, per_sample_weights, field_offsets):
-    grad = torch.ones((len(offsets) - 1) // 2, 6)
-    return torch.ops.adaftr_fast.embedding_bags_backward(
-        grad, values, offsets, per_sample_weights, field_offsets, 3, False
-    )
-
-
-def strided(tensor: torch.Tensor) -> torch.Tensor:
-    """Returns the same numbers at a stride of 2."""
-    return torch.stack([tensor, tensor + 1], 1)[:, 0]
-
-
-def test_strided_arguments():
-    weight = torch.randn(14, 3)
-    arguments = (VALUES, OFFSETS, torch.rand(4))
-    out = embedding_bags(weight, *arguments, FIELD_OFFSETS, False)
-    assert torch.equal(out, embedding_bags(weight, *map(strided, arguments), FIELD_OFFSETS, False))
-    contiguous = backward(*arguments, FIELD_OFFSETS)
-    other = backward(*map(strided, arguments), FIELD_OFFSETS)
-    assert_same_bits(contiguous, other)
 
 
 def test_bad_per_sample_weights():

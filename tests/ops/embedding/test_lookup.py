@@ -2,8 +2,6 @@
 input.
 """
 
-from itertools import product
-
 import pytest
 import torch
 
@@ -11,8 +9,6 @@ from adaftr_fast.ops.embedding.lookup import fused_embedding
 from adaftr_fast.ops.embedding.reference import lookup as reference
 from tests.ops.marks import needs_extension, on_kernels, on_threads
 from tests.tolerances import assert_as_accurate, assert_same_bits
-
-WIDTHS = [*range(1, 9), 12, 16, 17, 32]
 
 
 def field_offsets_of(sizes: list[int]) -> torch.Tensor:
@@ -32,33 +28,6 @@ def backward(
     return torch.ops.adaftr_fast.fused_embedding_backward(
         grad, ids, field_offsets, grad.shape[1] // ids.shape[1]
     )
-
-
-@on_kernels("embedding", torch.float32)
-def test_rows_are_copied_and_duplicates_merged_in_ascending_order(dtype, instruction_set):
-    # several blocks of fields, bitmap words and summary words
-    sizes = [1, 7, 5000, 64, 65, 1, 9, 10, 11, 12]
-    field_offsets = field_offsets_of(sizes)
-    for width, id_type in product(WIDTHS, (torch.int32, torch.int64)):
-        weight = torch.randn(sum(sizes), width)
-        ids = random_ids(sizes, 130, id_type)
-        if width % 2:
-            ids = ids.t().contiguous().t()
-        found = fused_embedding(weight, ids, field_offsets)
-        assert torch.equal(found, reference.fused_embedding(weight, ids, field_offsets)), (
-            width,
-            id_type,
-        )
-        grad = torch.randn(130, len(sizes) * width, dtype=torch.float64)
-        rows, values = backward(grad, ids, field_offsets)
-        expected_rows, expected_values = reference.fused_embedding_backward(
-            grad, ids, field_offsets, width
-        )
-        assert torch.equal(rows, expected_rows), (width, id_type)
-        torch.testing.assert_close(values, expected_values, rtol=1e-12, atol=1e-12)
-        own = backward(grad.float(), ids, field_offsets)[1]
-        pytorch = reference.fused_embedding_backward(grad.float(), ids, field_offsets, width)[1]
-        assert_as_accurate(own, expected_values, pytorch, torch.float32, f"{width}, {id_type}")
 
 
 def test_scratch_is_reset_between_tables_of_different_sizes():

@@ -119,20 +119,6 @@ def test_as_accurate_as_pytorch(dtype, instruction_set):
         assert_accurate(of_op, *of_reference, dtype, f"{shape}, {rows} rows")
 
 
-@on_kernels("mixture", torch.float64, torch.float32, torch.bfloat16)
-def test_mixtures_as_accurate_as_pytorch(dtype, instruction_set):
-    for size in ((1, 1, 1, 1), (65, 2, 3, 64), (70, 1, 9, 150), (200, 5, 7, 37)):
-        of_op, *of_reference = (
-            mix(function, experts(*size), kind)
-            for function, kind in (
-                (MIXTURE, dtype),
-                (reference.mixture, torch.float64),
-                (reference.mixture, dtype),
-            )
-        )
-        assert_accurate(of_op, *of_reference, dtype, str(size))
-
-
 @on_kernels("mixture", torch.bfloat16)
 def test_gradients_of_mixtures_may_have_two_types_or_be_missing(dtype, instruction_set):
     values = [x.to(dtype) for x in experts(65, 3, 4, 40)]
@@ -314,36 +300,6 @@ def test_autocast_returns_bfloat16():
     assert [y.dtype for y in outputs] == [torch.bfloat16] * 2
 
 
-def drawn_losses(rows, tasks, dtype):
-    """Returns logits [rows, tasks], some of them large, labels and weights of float64."""
-    logits = normal(rows, tasks) * torch.tensor([1.0, 30.0, 300.0], dtype=torch.float64)[:tasks]
-    labels = (normal(rows, tasks, seed=1) > 0).double()
-    labels[::5] = 0.25
-    weight = normal(rows, seed=2).abs()
-    return logits.to(dtype).double(), labels, weight.to(dtype).double()
-
-
-@needs_extension
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("rows", "tasks"), [(1, 1), (13, 3), (1100, 2)])
-def test_log_loss_equals_the_reference(rows, tasks, dtype, weighted):
-    logits, labels, weight = drawn_losses(rows, tasks, dtype)
-    arguments = (logits, labels, weight if weighted else None, float(rows))
-    truth = reference.log_loss(*arguments)
-    short = [each.to(dtype) if isinstance(each, Tensor) else each for each in arguments]
-    found = torch.ops.adaftr_fast.log_loss(*short)
-    plain = reference.log_loss(*short)
-    for own, theirs, true in zip(found, plain, truth):
-        assert_as_accurate(own, true, theirs, dtype)
-
-
-def test_log_loss_of_no_rows():
-    sums, slopes = torch.ops.adaftr_fast.log_loss(torch.ones(0, 2), torch.ones(0, 2), None, 1.0)
-    assert sums.tolist() == [0, 0]
-    assert slopes.shape == (0, 2)
-
-
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_gradients_of_log_loss(weighted):
     logits = normal(6, 3).requires_grad_()
@@ -366,15 +322,6 @@ def test_log_loss_under_autocast_has_the_dtype_of_pytorch(dtype):
         pytorch = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
     assert found.dtype == pytorch.dtype
     torch.testing.assert_close(found.mean(), pytorch)
-
-
-def test_log_loss_of_other_layouts():
-    logits = normal(3, 8).float().T  # columns that are not contiguous
-    labels = torch.ones(3, 8, dtype=torch.int64).T
-    truth = reference.log_loss(logits.double(), labels.double(), None, 8.0)
-    found = torch.ops.adaftr_fast.log_loss(logits, labels, None, 8.0)
-    torch.testing.assert_close(found[0].double(), truth[0])
-    torch.testing.assert_close(found[1].double(), truth[1])
 
 
 @needs_extension

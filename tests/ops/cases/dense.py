@@ -14,8 +14,8 @@ import adaftr_fast.ops.norms  # noqa: F401  # defines the ops
 from adaftr_fast._extension import place_rows
 from adaftr_fast.ops.embedding.reference import optim as optim_reference
 from adaftr_fast.ops.mlp import reference
-from tests.chaos.ops.guards import guarded
-from tests.chaos.ops.inputs import assert_close, laid, spoiled
+from tests.ops.cases.guards import guarded
+from tests.ops.cases.inputs import assert_close, laid, spoiled
 
 KERNELS = torch.ops.adaftr_fast
 HALF = torch.finfo(torch.bfloat16).eps

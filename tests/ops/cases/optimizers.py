@@ -8,8 +8,8 @@ import torch
 from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.nn.deferred import missed_steps, stored
 from adaftr_fast.ops.embedding.reference import optim as reference
-from tests.chaos.ops.inputs import assert_close, laid, spoiled
-from tests.chaos.ops.tables import random_ids
+from tests.ops.cases.inputs import assert_close, laid, spoiled
+from tests.ops.cases.tables import random_ids
 
 LR = 0.05
 

@@ -11,8 +11,8 @@ import torch
 
 import adaftr_fast as af
 from adaftr_fast.ops.infonce.reference import IGNORE
-from tests.chaos.ops import infonce
-from tests.chaos.ops.inputs import assert_close, laid, sensitivity, spoiled
+from tests.ops.cases import infonce
+from tests.ops.cases.inputs import assert_close, laid, sensitivity, spoiled
 from tests.tolerances import SLACK
 
 UPSTREAM = 1.0, 2.0  # the least and the largest gradient of a loss without reduction

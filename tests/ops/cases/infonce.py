@@ -11,7 +11,7 @@ from torch import Tensor
 import adaftr_fast as af
 from adaftr_fast.ops.infonce.arguments import append_bias, product_dtype, row_scale
 from adaftr_fast.ops.infonce.reference import IGNORE
-from tests.chaos.ops.inputs import assert_close, laid
+from tests.ops.cases.inputs import assert_close, laid
 
 NAMES = ("h_ctr", "h_cvr", "tau", "tau per column", "row_weight", "column_bias")
 OF_A_ROW = ("lse", "positive_logit", "entropy")

@@ -14,7 +14,7 @@ from adaftr_fast.ops.embedding.bags import embedding_bags, select_bags
 from adaftr_fast.ops.embedding.lookup import embedding_and_squares, fused_embedding
 from adaftr_fast.ops.embedding.reference import bags as bag_reference
 from adaftr_fast.ops.embedding.reference import lookup as reference
-from tests.chaos.ops.inputs import assert_close, laid, spoiled
+from tests.ops.cases.inputs import assert_close, laid, spoiled
 
 
 def starts_of(counts):

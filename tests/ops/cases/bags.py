@@ -9,8 +9,8 @@ import torch
 from adaftr_fast.ops.embedding import segments as ops
 from adaftr_fast.ops.embedding.int8 import int8_embedding
 from adaftr_fast.ops.embedding.reference.int8 import round_rows
-from tests.chaos.ops.inputs import assert_close, laid
-from tests.chaos.ops.tables import random_ids, starts_of
+from tests.ops.cases.inputs import assert_close, laid
+from tests.ops.cases.tables import random_ids, starts_of
 
 KERNELS = torch.ops.adaftr_fast
 

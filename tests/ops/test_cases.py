@@ -1,19 +1,21 @@
-"""Whether the random cases of the ops find what is wrong."""
+"""Fixed cases of the ops, and whether cases find what is wrong."""
 
 import math
+import os
 import signal
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 import torch
 
 import adaftr_fast as af
-from tests.chaos.ops import check, guards
-from tests.chaos.ops.drawing import OPS, SIDES
-from tests.chaos.ops.guards import Guarded
-from tests.chaos.ops.inputs import assert_close
 from tests.forks import ROOT
+from tests.ops.cases import check, guards
+from tests.ops.cases.drawing import FLOATS, OPS, SIDES
+from tests.ops.cases.guards import Guarded
+from tests.ops.cases.inputs import assert_close
 from tests.ops.marks import needs_extension
 
 
@@ -53,7 +55,7 @@ def test_an_error_above_the_denormals_is_found():
 TOUCH = """
 import ctypes, sys
 import torch
-from tests.chaos.ops.guards import guarded
+from tests.ops.cases.guards import guarded
 
 side = sys.argv[1]
 x = torch.arange(12, dtype=torch.int16).view(3, 4)[:, :3].t()
@@ -70,14 +72,69 @@ print("outside", flush=True)
 @pytest.mark.parametrize("side", SIDES)
 def test_memory_beside_a_guarded_tensor_is_protected(side):
     command = [sys.executable, "-c", TOUCH, side]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    path = os.environ | {"PYTHONPATH": str(ROOT)}
+    found = subprocess.run(command, capture_output=True, text=True, env=path, check=False)
     assert (found.returncode, found.stdout) == (-signal.SIGSEGV, "inside\n"), found.stderr
 
 
 OF_ONE_DIRECTION = {"rows": 5, "columns": 6, "width": 8}
 PAIRED = {"rows": 5, "columns": 5, "width": 8}
 TABLE = {"rows": 5, "width": 4, "fields": [3, 7]}
+BAGS = TABLE | {"longest": 3}
 LISTS = {"tensors": [3, 1]}
+# several blocks of fields, bitmap words and summary words
+MANY = {"rows": 130, "fields": [1, 7, 5000, 64, 65, 1, 9, 10, 11, 12]}
+MIXTURES = ((1, 1, 1, 1), (65, 2, 3, 64), (70, 1, 9, 150), (200, 5, 7, 37))
+WIDTHS = (*range(1, 9), 12, 16, 17, 21, 32)
+EXACT = {"dtype": "float64"}
+HALF = {"dtype": "bfloat16"}
+STRIDED = {"layout_ids": "strided", "layout_offsets": "strided", "weights": "normal"}
+
+
+def each(sizes, options):
+    """Returns a case for every combination."""
+    return list(product(sizes, options))
+
+
+# Sizes and options by op. Results are held to the tolerance rule alone.
+EXAMPLES = {
+    "lookup": each(
+        [MANY | {"width": width} for width in WIDTHS],
+        ({}, {"ids": "int32", "layout_ids": "transposed"}, EXACT),
+    ),
+    "bags": each([BAGS], (STRIDED, STRIDED | {"mean": True})),
+    "steps": each(
+        [{"table": 900, "rows": 333, "width": width} for width in WIDTHS],
+        [
+            {"optimizer": name, "dtype": dtype, "weight_decay": 0.01}
+            for name in ("sgd_", "adagrad_", "rowwise_adagrad_", "lazy_adam_")
+            for dtype in FLOATS
+        ],
+    ),
+    "mixture": each(
+        [dict(zip(("rows", "tasks", "experts", "width"), sizes)) for sizes in MIXTURES],
+        ({}, EXACT, HALF),
+    ),
+    "log_loss": each(
+        [{"rows": rows, "tasks": tasks} for rows, tasks in ((0, 2), (1, 1), (13, 3), (1100, 2))],
+        [
+            each | weighted | spread
+            for each in ({}, EXACT, {"layout_logits": "transposed", "layout_labels": "transposed"})
+            for weighted in ({}, {"weighted": True})
+            for spread in ({}, {"spread": 100.0})
+        ],
+    ),
+}
+
+
+@needs_extension
+@pytest.mark.parametrize("op", EXAMPLES)
+def test_results_are_as_accurate_as_those_of_pytorch(op):
+    for sizes, options in EXAMPLES[op]:
+        check({"op": op, "sizes": sizes, "options": options, "seed": 2}, cancels=False)
+
+
+# One case of every op, and of each of its ways to other kernels.
 CASES = [
     ("infonce", OF_ONE_DIRECTION, {}),
     ("infonce", PAIRED, {"symmetric": True}),
@@ -87,9 +144,9 @@ CASES = [
     ("sigmoid", OF_ONE_DIRECTION, {}),
     ("lookup", TABLE, {"missed": 3}),
     ("squares", TABLE, {"missed": 3}),
-    ("bags", TABLE | {"longest": 3}, {"missed": 3, "weights": "normal"}),
+    ("bags", BAGS, {"missed": 3, "weights": "normal"}),
     ("select", {"rows": 5, "fields": 2, "longest": 3}, {}),
-    ("int8", TABLE | {"longest": 3}, {"bags": True}),
+    ("int8", BAGS, {"bags": True}),
     ("segments", {"bags": 5, "width": 4, "longest": 3}, {}),
     *(
         ("steps", {"table": 9, "rows": 3, "width": 4}, {"optimizer": name})
