@@ -111,6 +111,15 @@ EXAMPLES = {
             for dtype in FLOATS
         ],
     ),
+    "adam": [
+        ({"rows": 4, "width": width, "fields": [60, 3, 17], "steps": 40}, options)
+        for width, options in (
+            (1, {"beta1": 0.0, "beta2": 0.99, "eps": 1e-3}),
+            (7, {"beta2": 0.5, "schedule": True}),
+            (8, {"beta1": 0.5, "beta2": 0.9, "weight_decay": 1e-2, "eps": 1.0}),
+            (19, {"beta1": 0.99, "beta2": 0.9999, "optimizer": "AdamW", "weight_decay": 1e-2}),
+        )
+    ],
     "mixture": each(
         [dict(zip(("rows", "tasks", "experts", "width"), sizes)) for sizes in MIXTURES],
         ({}, EXACT, HALF),

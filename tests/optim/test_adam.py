@@ -4,8 +4,6 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from adaftr_fast import FusedEmbedding, optim
 from adaftr_fast.nn.deferred import missed_steps, stored
@@ -198,27 +196,6 @@ def test_rows_that_skip_thousands_of_steps(pair, name):
     check_rows_that_skip(pair, name, 2000)
 
 
-@settings(
-    max_examples=8,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(
-    width=st.integers(1, 19),
-    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
-    name=st.sampled_from(sorted(TWINS)),
-    betas=st.sampled_from([(0.9, 0.999), (0.0, 0.99), (0.9, 0.5), (0.5, 0.9), (0.99, 0.9999)]),
-    eps=st.sampled_from([1e-8, 1e-3, 1.0]),
-    seed=st.integers(0, 9),
-)
-def test_any_width_and_options(pair, width, sizes, name, betas, eps, seed):
-    torch.manual_seed(seed)
-    two = pair(sizes, width, torch.float32, sparse=False)
-    train(two, name, 40, eps=eps, betas=betas)
-    assert two.distance() <= 2e-6
-
-
 def test_evaluation_and_state_dict_see_current_rows(pair):
     torch.manual_seed(0)
     two = pair(SIZES, 8, torch.float32, sparse=False)
@@ -235,24 +212,6 @@ def test_evaluation_and_state_dict_see_current_rows(pair):
         two.backward(two.ids(4))
         left.step()
         right.step()
-
-
-def test_torch_resumes_from_the_state_dict(pair):
-    """It holds torch.optim.Adam's entries per field."""
-    torch.manual_seed(0)
-    two = pair(SIZES, 8, torch.float64, sparse=False)
-    left, right = train(two, "Adam", 30)
-    ours = left.state_dict()["state"][0]
-    theirs = right.state_dict()
-    joined = {"step": ours["step"]}
-    for key in ("exp_avg", "exp_avg_sq"):
-        joined[key] = torch.cat([ours[f"{key}.{f}"] for f in range(len(SIZES))])
-        torch.testing.assert_close(joined[key], theirs["state"][0][key])
-    right.load_state_dict(theirs | {"state": {0: joined}})
-    two.backward(two.ids(4))
-    left.step()
-    right.step()
-    assert two.distance() <= 1e-12
 
 
 def test_options_may_change_during_training(pair):

@@ -473,20 +473,30 @@ def test_copies_train_on_alike(name, way):
     assert held.isdisjoint(net.parameters())
 
 
-@pytest.mark.parametrize("norm_type", [2.0, 1.0, float("inf")])
-def test_clipping_takes_a_module(norm_type):
+def with_gradients():
+    """Returns a net and its twin after two batches whose gradients share rows."""
     torch.manual_seed(0)
     net = new_net()
     twin = Twin(net)
-    for batch in (ids(), ids()):  # whose gradients share rows
-        net(batch).square().sum().backward()
-        twin(batch).square().sum().backward()
-    ours = optim.clip_grad_norm_(net, 0.1, norm_type, foreach=False)
-    theirs = nn.utils.clip_grad_norm_(twin.parameters(), 0.1, norm_type)
-    torch.testing.assert_close(ours, theirs)
+    for batch in (ids(), ids()):
+        for each in (net, twin):
+            each(batch).square().sum().backward()
+    return net, twin
+
+
+def assert_same_gradients(net, twin):
     torch.testing.assert_close(net[1].weight.grad, twin.layers[0].weight.grad)
     dense = torch.cat([table.weight.grad for table in twin.tables])
     torch.testing.assert_close(net[0].weight.grad.to_dense(), dense)
+
+
+@pytest.mark.parametrize("norm_type", [2.0, 1.0, float("inf")])
+def test_clipping_takes_a_module(norm_type):
+    net, twin = with_gradients()
+    ours = optim.clip_grad_norm_(net, 0.1, norm_type, foreach=False)
+    theirs = nn.utils.clip_grad_norm_(twin.parameters(), 0.1, norm_type)
+    torch.testing.assert_close(ours, theirs)
+    assert_same_gradients(net, twin)
     torch.testing.assert_close(optim.clip_grad_norm_(net[1].weight, 1.0), net[1].weight.grad.norm())
     net.zero_grad()
     net[0](ids(0)).sum().backward()  # whose gradient has no rows
@@ -498,18 +508,11 @@ def test_clipping_takes_a_module(norm_type):
 
 
 def test_clipping_by_value_limits_the_sums_of_sparse_gradients():
-    torch.manual_seed(0)
-    net = new_net()
-    twin = Twin(net)
-    for batch in (ids(), ids()):  # whose gradients share rows
-        net(batch).square().sum().backward()
-        twin(batch).square().sum().backward()
+    net, twin = with_gradients()
     limit = twin.tables[1].weight.grad.abs().median().item()
     optim.clip_grad_value_(net, limit)
     nn.utils.clip_grad_value_(twin.parameters(), limit)
-    torch.testing.assert_close(net[1].weight.grad, twin.layers[0].weight.grad)
-    dense = torch.cat([table.weight.grad for table in twin.tables])
-    torch.testing.assert_close(net[0].weight.grad.to_dense(), dense)
+    assert_same_gradients(net, twin)
 
 
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])

@@ -84,24 +84,6 @@ def ready(tmp_path):
     return ready
 
 
-def test_the_prepared_folder_holds_the_numbers(ready, tmp_path):
-    data = ready()
-    assert [field.name for field in data.manifest.fields] == ["item", "tags"]
-    found = {encoding.name: encoding for encoding in data.manifest.dense}
-    assert {name: (each.kind, each.missing) for name, each in found.items()} == {
-        "heat": ("standard", False),
-        "spent": ("log", True),
-        "depth": ("piecewise", True),
-        "same": ("standard", False),
-    }
-    assert len(found["depth"].edges) == 9
-    (batch,) = data.load("train").batches(1000)
-    raw = pq.read_table(tmp_path / "data/train.parquet").to_pydict()
-    columns = np.array([raw[name] for name in found], np.float32).T
-    np.testing.assert_array_equal(batch.dense.numpy(), columns)
-    assert np.isnan(columns[:, 1]).any()
-
-
 def test_predictions_of_raw_rows_are_those_of_the_trainer(ready, tmp_path):
     data = ready()
     train_one(data, settings(data.folder, name="mmoe"), tmp_path / "run")
