@@ -27,6 +27,7 @@ from adaftr_fast.data.schema.types import PLAIN_TEXT, Schema, TextFormat
 
 NAMES = {kind: name for name, kind in TYPES.items()}
 ZONE = r"[T ].*(?:Z|[+-][0-9]{2}(?::?[0-9]{2})?)$"  # how a time with a zone ends
+DIGITS = r"^\+?(-?[0-9]+)(?:\.0*)?$"  # an integer, also as programs write floats
 UTC = pa.timestamp("us", "UTC")
 
 
@@ -86,7 +87,10 @@ def read_column(name: str, values: pa.Array, kind: pa.DataType, form: TextFormat
     """Returns a column [n] as a type. Raises pa.ArrowInvalid, with the first value that is none of
     it.
     """
-    values = present(values, form)
+    try:
+        values = present(values, form)
+    except pa.ArrowInvalid as error:  # bytes that are not UTF-8
+        raise pa.ArrowInvalid(f"{name}: {error}") from error
     read = read_as(values, kind, form)
     if lost := pc.and_(values.is_valid(), read.is_null()).index(True).as_py() + 1:
         got = _shown(values[lost - 1])
@@ -141,7 +145,7 @@ def read_as(values: pa.Array, kind: pa.DataType, form: TextFormat = PLAIN_TEXT) 
         values = plain_numbers(values, form)
         values = pc.if_else(pc.is_in(values, value_set=WORDS), None, values)
     if types.is_integer(kind):
-        return _cast(canonical_text(values), kind)
+        return _integers(values, kind) if is_text else _cast(canonical_text(values), kind)
     return _cast(values, kind) if is_text else as_float64(values)
 
 
@@ -153,6 +157,15 @@ def _times(values: pa.Array, kind: pa.DataType, form: TextFormat) -> pa.Array:
     has_zone = pc.match_substring_regex(values, ZONE)
     zoned = _cast(pc.if_else(has_zone, values, None), UTC).cast(kind)
     return pc.coalesce(zoned, _cast(pc.if_else(has_zone, None, values), kind))
+
+
+def _integers(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Returns numbers that are written as text [n] as integers, null where they are not whole."""
+    digits = pc.replace_substring_regex(values, DIGITS, r"\1")
+    is_plain = pc.match_substring_regex(digits, r"^-?[0-9]+$")
+    floats = _cast(pc.if_else(is_plain, None, values), pa.float64())  # such as 1e3
+    plain = _cast(pc.if_else(is_plain, digits, None), kind)
+    return pc.coalesce(plain, _cast(canonical_text(floats), kind))
 
 
 def _cast(values: pa.Array, kind: pa.DataType, **allowed: bool) -> pa.Array:

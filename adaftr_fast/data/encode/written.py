@@ -104,7 +104,7 @@ def label_numbers(values: pa.Array) -> pa.Array:
         pa.ArrowException: the values are neither numbers, booleans nor text.
     """
     if not holds_text(values.type):
-        numbers = values.cast(pa.float64())
+        numbers = values.cast(pa.float64(), safe=False)  # beyond 2 ** 53 is no label
         return pc.if_else(pc.is_in(numbers, value_set=NUMBERS), numbers, None)
     distinct = values.dictionary_encode() if not pa.types.is_dictionary(values.type) else values
     words = _label_words(distinct.dictionary)
@@ -117,7 +117,7 @@ def is_label(column: str, kind: pa.DataType) -> pc.Expression:
     if pa.types.is_temporal(kind) or pa.types.is_nested(kind):
         raise pa.ArrowTypeError(f"label {column}: expected 0 or 1, got values of type {kind}")
     if not holds_text(kind):
-        return pc.is_in(values.cast(pa.float64()), value_set=NUMBERS)
+        return pc.is_in(values.cast(pa.float64(), safe=False), value_set=NUMBERS)
     return pc.is_in(_label_words(values), value_set=LABEL_WORDS)
 
 

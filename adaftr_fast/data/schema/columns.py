@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from adaftr_fast.data.schema.sql import evaluate
 from adaftr_fast.data.schema.types import Condition, Schema, condition_columns
@@ -86,6 +87,23 @@ def computed_types(schema: Schema) -> dict[str, pa.DataType]:
                 f"{values.type}"
             )
     return {name: values.type for name, values in found.items()}
+
+
+def check_conditions(schema: Schema) -> None:
+    """Raises DataError, as ``computed_types``, or if a condition compares a column that an expression
+    computes or reads with a value of another type.
+    """
+    types = read_types(schema) | computed_types(schema)
+    rows = pa.table({name: pa.array([], kind) for name, kind in types.items()})
+    for column, comparison, operand in chain.from_iterable(chain.from_iterable(_conditions(schema))):
+        if column in types:
+            try:
+                rows.filter(pq.filters_to_expression([(column, comparison, operand)]))
+            except pa.ArrowException as error:
+                raise DataError(
+                    f"{column}: expected conditions that compare it with values of its type, "
+                    f"{types[column]}, got {comparison} {operand!r}"
+                ) from error
 
 
 def discrete_columns(schema: Schema) -> frozenset[str]:

@@ -15,7 +15,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from adaftr_fast.data.schema.columns import computed_types
+from adaftr_fast.data.schema.columns import check_conditions
 from adaftr_fast.data.schema.sql import parse_expression
 from adaftr_fast.data.schema.types import (
     SPLITS,
@@ -234,7 +234,7 @@ def _check_expressions(schema: Schema) -> None:
                 f"split.{name}.time: expected a column of the input, got the computed "
                 f"{rule.time.column!r}"
             )
-    computed_types(schema)
+    check_conditions(schema)
 
 
 def _check_columns(schema: Schema) -> None:

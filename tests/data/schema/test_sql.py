@@ -119,6 +119,14 @@ SOURCE = {
             {"labels": {"click": "long"}, "fields": {"title": "categorical"}},
             "field title reads 'title', a source of label click",
         ),
+        (
+            {"drop": [["long", "==", 1]]},
+            r"long: expected conditions .* values of its type, bool, got == 1",
+        ),
+        (
+            {"drop": [["title", "in", [1, 2]]]},
+            r"title: expected conditions .* values of its type, string, got in \[1, 2\]",
+        ),
     ],
 )
 def test_a_schema_whose_expressions_do_not_fit_is_refused(changes, message):
