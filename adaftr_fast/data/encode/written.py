@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -111,18 +110,8 @@ def label_numbers(values: pa.Array) -> pa.Array:
     return LABEL_VALUES.take(pc.index_in(words, value_set=LABEL_WORDS)).take(distinct.indices)
 
 
-def is_label(column: str, kind: pa.DataType) -> pc.Expression:
-    """Returns the expression of whether ``label_numbers`` reads a column of a type."""
-    values = pc.field(column)
-    if pa.types.is_temporal(kind) or pa.types.is_nested(kind):
-        raise pa.ArrowTypeError(f"label {column}: expected 0 or 1, got values of type {kind}")
-    if not holds_text(kind):
-        return pc.is_in(values.cast(pa.float64(), safe=False), value_set=NUMBERS)
-    return pc.is_in(_label_words(values), value_set=LABEL_WORDS)
-
-
-def _label_words(values: Any) -> Any:
-    """Returns the words of labels: of an array or of an expression."""
+def _label_words(values: pa.Array) -> pa.Array:
+    """Returns the words of labels [n]."""
     words = pc.utf8_lower(pc.utf8_trim_whitespace(values.cast(pa.string())))
     return pc.replace_substring_regex(words, LABEL_NUMBER, r"\1")
 

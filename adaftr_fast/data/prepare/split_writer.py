@@ -17,12 +17,11 @@ from adaftr_fast.data.dataset.split_file import GROUP, INFO, TRUTH, WEIGHT, stor
 from adaftr_fast.data.encode.canonical import as_float64
 from adaftr_fast.data.encode.encoders import Encoder, count_unknown, encode_features
 from adaftr_fast.data.encode.groups import Groups
-from adaftr_fast.data.encode.written import label_numbers
 from adaftr_fast.data.memory import DEFAULT, Memory, encoding
 from adaftr_fast.data.parallel import ordered_map
 from adaftr_fast.data.raw.batches import one_batch
 from adaftr_fast.data.raw.source import Scanned
-from adaftr_fast.data.schema.types import Label, Schema
+from adaftr_fast.data.schema.types import Schema
 from adaftr_fast.errors import DataError
 from adaftr_fast.files.json import dumps
 from adaftr_fast.files.whole import replacing
@@ -64,7 +63,7 @@ def write_splits(
 
     Raises:
         ConfigError: rows do not fit the memory.
-        DataError: a label is not 0 or 1, a weight is negative or not finite, or a column cannot be
+        DataError: a weight is negative or not finite, or a column cannot be
             read.
     """
     columns = _columns(schema)
@@ -183,8 +182,7 @@ def _columns(schema: Schema) -> pa.Schema:
 def _encode(schema: Schema, encoders: dict[str, Encoder], rows: Scanned) -> dict[str, pa.Array]:
     """Encodes all columns of rows but their groups, whose ids are those of a split."""
     encoded = encode_features(schema, encoders, rows.columns)
-    for label in schema.labels:
-        encoded[label.name] = _label_values(label, rows.labels[label.name])
+    encoded |= {label.name: rows.labels[label.name] for label in schema.labels}
     if schema.weight:
         encoded[WEIGHT] = _weights(schema.weight, rows.columns[schema.weight])
     return encoded | {
@@ -208,13 +206,3 @@ def _numbers(what: str, values: pa.Array) -> pa.Array:
         return as_float64(values)
     except pa.ArrowException as error:
         raise DataError(f"{what}: expected numbers, got values of type {values.type}") from error
-
-
-def _label_values(label: Label, values: pa.Array) -> pa.Array:
-    """Casts raw label values [n] to uint8 [n], 0 or 1."""
-    numbers = label_numbers(values)
-    if numbers.null_count:
-        raise DataError(
-            f"label {label.name}: missing in {numbers.null_count} rows of a batch of {len(values)}"
-        )
-    return numbers.cast(pa.uint8())

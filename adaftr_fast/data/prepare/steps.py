@@ -187,7 +187,6 @@ class Job:
             self.schema,
             paths,
             shard,
-            labelled=self.tolerance > 0,
             named=self.inputs.paths,
             memory=self.memory,
         )

@@ -7,10 +7,10 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,13 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from adaftr_fast.data import hashing
-from adaftr_fast.data.arrow import check_names, one_array, reading, shown
+from adaftr_fast.data.arrow import check_names, reading, shown
 from adaftr_fast.data.bad_rows import EXAMPLES, BadRows, Unused
 from adaftr_fast.data.encode.canonical import canonical_values
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.encode.typed import as_written, rewrites
-from adaftr_fast.data.encode.written import SHOWN_LABELS, holds_text, is_label
+from adaftr_fast.data.encode.written import SHOWN_LABELS, holds_text, label_numbers
 from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
 from adaftr_fast.data.raw.batches import (
@@ -39,7 +39,6 @@ from adaftr_fast.data.raw.batches import (
 )
 from adaftr_fast.data.raw.staging import is_text, shown_source
 from adaftr_fast.data.raw.tables import is_list
-from adaftr_fast.data.schema.columns import computed_types
 from adaftr_fast.data.schema.types import (
     SPLITS,
     Condition,
@@ -64,18 +63,29 @@ class Scanned:
 
     Attributes:
         columns: every column that the schema reads.
-        labels: a column per task.
-        splits: a column per split, whether it has the row.
+        labels: a column per task, uint8, 0 or 1; null where a row lacks the label.
+        splits: a column per split, whether it has the row, or whether the row meets its condition.
+        kept: the rows that ``drop`` leaves, bool [n].
     """
 
     columns: pa.RecordBatch
     labels: pa.RecordBatch
     splits: pa.RecordBatch
+    kept: np.ndarray
 
-    @classmethod
-    def of(cls, batch: pa.RecordBatch) -> Scanned:
-        """Returns the rows of a batch that has a struct for each part."""
-        return cls(*map(pa.RecordBatch.from_struct_array, batch.columns))
+    def __len__(self) -> int:
+        return self.columns.num_rows
+
+    @property
+    def used(self) -> np.ndarray:
+        """The rows that are kept and have all labels, bool [n]."""
+        return functools.reduce(operator.and_, map(_valid, self.labels.columns), self.kept)
+
+    def filter(self, mask: np.ndarray) -> Scanned:
+        """Returns the rows of ``mask`` [n]."""
+        has = pa.array(mask)
+        labels, splits = self.labels.filter(has), self.splits.filter(has)
+        return Scanned(self.columns.filter(has), labels, splits, self.kept[mask])
 
 
 class Account:
@@ -109,15 +119,14 @@ class _Lacking:
         self.reasons: Counter[str] = Counter()
         self.first: list[tuple[int, str]] = []
 
-    def add(self, table: pa.Table, lacks: np.ndarray, first_row: int) -> None:
-        """Adds the rows of a table in which ``lacks`` [n] is true."""
+    def add(self, rows: Scanned, lacks: np.ndarray, first_row: int) -> None:
+        """Adds the rows in which ``lacks`` [n] is true."""
         places = np.flatnonzero(lacks)
         if not len(places):
             return
         values = pa.nulls(len(places), pa.string())
         if self.label.column is not None:
-            column = pc.struct_field(table["columns"], self.label.column)
-            values = one_array(column.take(places)).cast(pa.string())
+            values = rows.columns[self.label.column].take(places).cast(pa.string())
         texts = values.to_pylist()
         for place, value in zip(places[:EXAMPLES].tolist(), texts):
             self.first.append((first_row + place, self._reason(value)))
@@ -142,7 +151,6 @@ class Source:
     Args:
         paths: parquet files and folders of parquet files, by role (``input_paths``).
         shard: which rows.
-        labelled: whether rows that lack a label are left out.
         named: the inputs as the user knows them; None for ``paths``.
         memory: the bound of this process.
 
@@ -156,13 +164,11 @@ class Source:
         paths: Inputs,
         shard: Shard = UNSHARDED,
         *,
-        labelled: bool = False,
         named: Inputs | None = None,
         memory: Memory = DEFAULT,
     ) -> None:
         self.schema = schema
         self.memory = memory
-        self.labelled = labelled
         self.named = named or paths
         read: Read | None = partial(as_written, schema) if rewrites(schema) else None
         self._read_tables = partial(read_tables, read=read, memory=memory)
@@ -187,13 +193,15 @@ class Source:
         and by which of several splits has a row.
         """
         role, rules = self._rules(splits)
+        where = _where(rules.values())
+        columns = self.schema.inputs(condition_columns(where or []))
         with self._reading(role, f"cannot read split {listed(splits)}"):
-            return self._count_rows(self._datasets[role], *self._where(rules.values()))
+            return self._count_rows(self._datasets[role], columns, _expression(where))
 
     def scan(
         self, splits: Sequence[str], advance: Callable[[int], object] = int
     ) -> Iterator[Scanned]:
-        """Yields the rows of splits of one input in file order.
+        """Yields the rows of splits of one input that have all labels, in file order.
 
         Args:
             advance: called with the number of rows read, as counted by ``count_rows``.
@@ -202,18 +210,25 @@ class Source:
             DataError: the file is corrupt, or a condition does not fit a column's type.
         """
         role, rules = self._rules(splits)
-        with self._reading(role, f"cannot read split {listed(splits)}"):
-            parts = {
-                "columns": _fields(self.schema.named_columns()),
-                "labels": _struct(
-                    {each.name: _label_expression(each) for each in self.schema.labels}
-                ),
-                "splits": _conditions(rules),
-            }
-            _, where = self._where(rules.values())
-            tables = self._read_tables(self._datasets[role], self.schema.columns(), parts, where)
-        selected = self._selected(role, rules, tables, advance)
-        return map(Scanned.of, coalesced(selected, self.memory))
+        names = self.schema.named_columns()
+        found = self._rows(self._datasets[role], rules, names, _where(rules.values()))
+        numbering = None
+        while True:
+            # covers the read only, not the caller's code
+            with self._reading(role, f"cannot read split {listed(splits)}"):
+                numbering = numbering or self._numbering(role, rules)
+                rows = next(found, None)
+                if rows is None:
+                    return
+                has = numbering.select(rows)
+                in_any = functools.reduce(operator.or_, has.values())
+                selected = replace(rows, splits=pa.record_batch(has))
+                selected = selected if in_any.all() else selected.filter(in_any)
+                # parquet of other programs may hold text that is not UTF-8
+                selected.columns.validate(full=True)
+            if len(selected):
+                yield selected
+            advance(len(rows))
 
     def _rules(self, splits: Sequence[str]) -> tuple[str, dict[str, SplitRule]]:
         """Returns the input of splits, which is one, and their rules."""
@@ -221,32 +236,31 @@ class Source:
         (role,) = {rule.file for rule in rules.values()}
         return role, rules
 
-    def _selected(
+    def _rows(
         self,
-        role: str,
+        dataset: ds.Dataset,
         rules: Mapping[str, SplitRule],
-        tables: Iterator[pa.Table],
-        advance: Callable[[int], object],
-    ) -> Iterator[pa.Table]:
-        numbering = _Numbering({name: self._rows_before(rule) for name, rule in rules.items()})
-        while True:
-            # covers the read only, not the caller's code
-            with self._reading(role, f"cannot read split {listed(rules)}"):
-                table = next(tables, None)
-                if table is None:
-                    return
-                # parquet of other programs may hold text that is not UTF-8
-                table.validate(full=True)
-                rows = table.num_rows
-                has = numbering.select(rules, table, np.full(rows, True))
-                place = table.schema.get_field_index("splits")
-                masks = pa.StructArray.from_arrays([*map(pa.array, has.values())], [*has])
-                table = table.set_column(place, "splits", masks)
-                in_any = functools.reduce(operator.or_, has.values())
-                if not in_any.all():
-                    table = table.filter(pa.array(in_any))
-            yield table
-            advance(rows)
+        names: Iterable[str],
+        where: Condition | None = None,
+    ) -> Iterator[Scanned]:
+        """Yields the rows that meet a condition, with the columns ``names`` and the conditions of
+        rules.
+        """
+        labels = self.schema.labels
+        parts = {
+            "columns": _struct({name: pc.field(name) for name in names}),
+            "labels": _struct({each.name: _label_expression(each) for each in labels}),
+            "splits": _struct({name: _condition(rule.where) for name, rule in rules.items()}),
+            # a condition that is null does not drop a row
+            "kept": ~_condition(self.schema.drop) if self.schema.drop else pc.scalar(True),
+        }
+        read = self.schema.inputs(names)
+        tables = self._read_tables(dataset, read, parts, _expression(where))
+        for batch in coalesced(tables, self.memory):
+            *structs, kept = batch.columns
+            columns, values, splits = map(pa.RecordBatch.from_struct_array, structs)
+            found = {each.name: _label(each, values[each.name]) for each in labels}
+            yield Scanned(columns, pa.record_batch(found), splits, _mask(kept))
 
     def account(self) -> Account:
         """Reads the rows of all files once, and counts what ``Account`` says."""
@@ -258,46 +272,48 @@ class Source:
 
     def _add_role(self, role: str, found: Account) -> None:
         schema = self.schema
-        dataset = self._datasets[role]
         rules = {name: rule for name, rule in schema.split.items() if rule.file == role}
-        names = condition_columns(schema.drop or [])
-        names += [column for label in schema.labels for column in label.columns()]
-        names += [column for rule in rules.values() for column in rule.columns()]
-        names += [schema.group] if schema.group else []
-        types = self._types(role)
-        has_label = {each.name: _has_label(each, types) for each in schema.labels}
-        parts = {
-            "columns": _fields(names),
-            "labels": _struct(has_label),
-            "splits": _conditions(rules),
-            "kept": _kept(schema),
-        }
-        numbering = _Numbering({name: self._rows_before(rule) for name, rule in rules.items()})
+        numbering = self._numbering(role, rules)
         lacking = [_Lacking(label) for label in schema.labels]
-        rows = 0
-        for table in self._read_tables(dataset, schema.inputs(names), parts):
-            table.validate(full=True)
-            used = table["kept"].to_numpy()
-            dropped = table.num_rows - int(used.sum())
+        count = 0
+        for rows in self._rows(self._datasets[role], rules, self._deciding(rules)):
+            rows.columns.validate(full=True)
+            used = rows.kept
             for each in lacking:
-                is_labelled = pc.struct_field(table["labels"], each.label.name).to_numpy()
-                each.add(table, used & ~is_labelled, rows)
-                used = used & is_labelled
-            in_any = np.zeros(table.num_rows, bool)
-            for name, mask in numbering.select(rules, table, used).items():
+                has_label = _valid(rows.labels[each.label.name])
+                each.add(rows, used & ~has_label, count)
+                used = used & has_label
+            in_any = np.zeros(len(rows), bool)
+            for name, mask in numbering.select(rows).items():
                 in_any |= mask
                 if schema.group:
-                    values = pc.struct_field(table["columns"], schema.group)
-                    found.groups[name].add(one_array(values.filter(pa.array(mask))))
-            found.unused += Unused(int((used & ~in_any).sum()), dropped)
+                    found.groups[name].add(rows.columns[schema.group].filter(pa.array(mask)))
+            found.unused += Unused(int((used & ~in_any).sum()), int((~rows.kept).sum()))
             for column, counts in found.texts.items():
-                values = pc.struct_field(table["columns"], column).filter(pa.array(used))
-                counts.update(one_array(values).cast(pa.string()))
-            rows += table.num_rows
+                counts.update(rows.columns[column].filter(pa.array(used)).cast(pa.string()))
+            count += len(rows)
         reasons = dict(sum((each.reasons for each in lacking), Counter()))
         first = sorted(example for each in lacking for example in each.first)[:EXAMPLES]
         examples = self._examples(role, first) if first else []
-        found.unlabelled += BadRows(rows, sum(reasons.values()), reasons, examples)
+        found.unlabelled += BadRows(count, sum(reasons.values()), reasons, examples)
+
+    def _deciding(self, rules: Mapping[str, SplitRule]) -> list[str]:
+        """Returns the columns that tell whether rules select a row, and its group."""
+        names = condition_columns(self.schema.drop or [])
+        names += [column for label in self.schema.labels for column in label.columns()]
+        names += [column for rule in rules.values() for column in rule.columns()]
+        return names + ([self.schema.group] if self.schema.group else [])
+
+    def _numbering(self, role: str, rules: Mapping[str, SplitRule]) -> _Numbering:
+        """Returns the numbering of rows after those of the preceding shards."""
+        numbering = _Numbering(rules)
+        if any(
+            rule.rows != "all" or (rule.hash and rule.hash.column is None)
+            for rule in rules.values()
+        ):
+            for rows in self._rows(self._preceding[role], rules, self._deciding(rules)):
+                numbering.select(rows)
+        return numbering
 
     def _examples(self, role: str, first: Sequence[tuple[int, str]]) -> list[str]:
         """Returns rows of this shard and their reasons, under the file of each row and its number
@@ -321,68 +337,25 @@ class Source:
             examples.append(f"{place}: {reason}")
         return examples
 
-    def _rows_before(self, rule: SplitRule) -> int:
-        """Returns the number of rows of the preceding shards among which a rule counts rows; 0 if
-        it counts none.
-        """
-        is_numbered = rule.rows != "all" or (rule.hash and rule.hash.column is None)
-        if not is_numbered:
-            return 0
-        return self._count_rows(self._preceding[rule.file], *self._where([rule]))
-
-    def _where(self, rules: Iterable[SplitRule]) -> tuple[list[str], pc.Expression | None]:
-        """Returns the columns that conditions read, and the condition of the rows that the
-        ``where`` of any rule and ``drop`` leave.
-
-        It is None for all rows.
-        """
-        compared = condition_columns(self.schema.drop or [])
-        conditions = [_kept(self.schema)] if self.schema.drop else []
-        wheres = [rule.where or [] for rule in rules]
-        if all(wheres):
-            compared += [column for where in wheres for column in condition_columns(where)]
-            conditions.append(functools.reduce(operator.or_, map(pq.filters_to_expression, wheres)))
-        if self.labelled:
-            (role,) = {rule.file for rule in rules}
-            types = self._types(role)
-            compared += [column for label in self.schema.labels for column in label.columns()]
-            conditions += [_has_label(label, types) for label in self.schema.labels]
-        where = functools.reduce(operator.and_, conditions) if conditions else None
-        return self.schema.inputs(compared), where
-
-    def _types(self, role: str) -> dict[str, pa.DataType]:
-        """Returns the types of the columns of an input and of those that are computed."""
-        found = self._datasets[role].schema
-        return dict(zip(found.names, found.types)) | computed_types(self.schema)
-
 
 class _Numbering:
-    """Selects rows by rules, which number those that meet their conditions from table to table.
+    """Selects rows by rules, which number those that meet their conditions from batch to batch."""
 
-    Args:
-        seen: the rows before the first table that meet them, by name of the rule.
-    """
+    def __init__(self, rules: Mapping[str, SplitRule]) -> None:
+        self.rules = rules
+        self.seen = dict.fromkeys(rules, 0)
 
-    def __init__(self, seen: dict[str, int]) -> None:
-        self.seen = seen
-
-    def select(
-        self, rules: Mapping[str, SplitRule], table: pa.Table, used: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """Returns whether each rule selects each row of the next table, bool [n].
-
-        Args:
-            table: has the struct "columns", and ``_conditions`` of the rules as "splits".
-            used: the rows that may be selected, bool [n].
-        """
-        hashes = _hashes(table, rules.values())
+    def select(self, rows: Scanned) -> dict[str, np.ndarray]:
+        """Returns whether each rule selects each of the next rows, bool [n]."""
+        hashes = _hashes(rows.columns, self.rules.values())
+        used = rows.used
         masks = {}
-        for name, rule in rules.items():
-            places = np.flatnonzero(used & pc.struct_field(table["splits"], name).to_numpy())
+        for name, rule in self.rules.items():
+            places = np.flatnonzero(used & _mask(rows.splits[name]))
             numbers = np.arange(self.seen[name], self.seen[name] + len(places))
             self.seen[name] += len(places)
             of_places = {column: each[places] for column, each in hashes.items()}
-            masks[name] = np.zeros(table.num_rows, bool)
+            masks[name] = np.zeros(len(rows), bool)
             masks[name][places[_selects(rule, numbers, of_places)]] = True
         return masks
 
@@ -493,41 +466,44 @@ def _selects(rule: SplitRule, numbers: np.ndarray, hashes: Mapping[str, np.ndarr
     )
 
 
-def _hashes(table: pa.Table, rules: Iterable[SplitRule]) -> dict[str, np.ndarray]:
-    """Returns the hashes of the columns of a table that rules select by, uint64 [n] each."""
+def _hashes(rows: pa.RecordBatch, rules: Iterable[SplitRule]) -> dict[str, np.ndarray]:
+    """Returns the hashes of the columns that rules select by, uint64 [n] each."""
     hashes = {}
     for column in {rule.hash.column for rule in rules if rule.hash and rule.hash.column}:
-        values = one_array(pc.struct_field(table["columns"], column))
         try:
-            hashes[column] = hashing.text_hash(canonical_values(values))
+            hashes[column] = hashing.text_hash(canonical_values(rows[column]))
         except pa.ArrowException as error:
             expected = "expected text or numbers, got values of type"
-            raise pa.ArrowTypeError(f"hash of {column}: {expected} {values.type}") from error
+            raise pa.ArrowTypeError(f"hash of {column}: {expected} {rows[column].type}") from error
     return hashes
 
 
-def _kept(schema: Schema) -> pc.Expression:
-    """Returns the condition of the rows that ``drop`` leaves. One that is null does not drop a
-    row.
-    """
-    return ~_condition(schema.drop) if schema.drop else pc.scalar(True)
+def _where(rules: Iterable[SplitRule]) -> Condition | None:
+    """Returns the condition of the rows that meet the one of any rule; None for all rows."""
+    wheres = [rule.where or [] for rule in rules]
+    return [*chain(*wheres)] if all(wheres) else None
 
 
-def _has_label(label: Label, types: Mapping[str, pa.DataType]) -> pc.Expression:
-    """Returns the condition of the rows that have a label."""
-    if label.column is None:
-        return pq.filters_to_expression(label.condition).is_valid()
-    return is_label(label.column, types[label.column])
+def _expression(condition: Condition | None) -> pc.Expression | None:
+    return None if condition is None else pq.filters_to_expression(condition)
 
 
-def _conditions(rules: Mapping[str, SplitRule]) -> pc.Expression:
-    """Returns the struct of the conditions of rules, by their names."""
-    return _struct({name: _condition(rule.where) for name, rule in rules.items()})
+def _label(label: Label, values: pa.Array) -> pa.Array:
+    """Returns the values of a label as uint8 [n], null where a row lacks it."""
+    try:
+        return label_numbers(values).cast(pa.uint8())
+    except pa.ArrowException as error:
+        raise pa.ArrowTypeError(
+            f"label {label.name}: expected 0 or 1, got values of type {values.type}"
+        ) from error
 
 
-def _fields(names: Iterable[str]) -> pc.Expression:
-    """Returns the struct of columns of the input."""
-    return _struct({name: pc.field(name) for name in names})
+def _valid(values: pa.Array) -> np.ndarray:
+    return _mask(values.is_valid())
+
+
+def _mask(values: pa.Array) -> np.ndarray:
+    return values.to_numpy(zero_copy_only=False)
 
 
 def _struct(columns: Mapping[str, pc.Expression]) -> pc.Expression:
