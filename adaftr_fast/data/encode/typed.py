@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 
 from adaftr_fast.data.encode.canonical import WORDS, as_float64, canonical_text, without_nan
 from adaftr_fast.data.encode.written import (
-    castable,
+    all_read,
+    cast,
     holds_text,
     label_numbers,
     plain_numbers,
@@ -92,17 +93,8 @@ def read_column(name: str, values: pa.Array, kind: pa.DataType, form: TextFormat
     except pa.ArrowInvalid as error:  # bytes that are not UTF-8
         raise pa.ArrowInvalid(f"{name}: {error}") from error
     read = read_as(values, kind, form)
-    if lost := pc.and_(values.is_valid(), read.is_null()).index(True).as_py() + 1:
-        got = _shown(values[lost - 1])
-        raise pa.ArrowInvalid(f"{name}: expected type {NAMES[kind]}, got {got}")
+    all_read(values, read, f"{name}: expected type {NAMES[kind]}, got")
     return without_nan(read) if pa.types.is_floating(kind) else read
-
-
-def _shown(value: pa.Scalar) -> str:
-    try:
-        return repr(value.as_py())
-    except (OverflowError, ValueError):  # a time that Python has not
-        return f"{value.value} of type {value.type}"
 
 
 def present(values: pa.Array, form: TextFormat) -> pa.Array:
@@ -134,7 +126,7 @@ def read_as(values: pa.Array, kind: pa.DataType, form: TextFormat = PLAIN_TEXT) 
     if types.is_timestamp(kind):
         if is_text:
             return _times(values, kind, form)
-        return _cast(values, kind, allow_time_truncate=True)
+        return cast(values, kind, allow_time_truncate=True)
     if types.is_string(kind):
         return canonical_text(values)
     if types.is_boolean(kind):
@@ -145,8 +137,8 @@ def read_as(values: pa.Array, kind: pa.DataType, form: TextFormat = PLAIN_TEXT) 
         values = plain_numbers(values, form)
         values = pc.if_else(pc.is_in(values, value_set=WORDS), None, values)
     if types.is_integer(kind):
-        return _integers(values, kind) if is_text else _cast(canonical_text(values), kind)
-    return _cast(values, kind) if is_text else as_float64(values)
+        return _integers(values, kind) if is_text else cast(canonical_text(values), kind)
+    return cast(values, kind) if is_text else as_float64(values)
 
 
 def _times(values: pa.Array, kind: pa.DataType, form: TextFormat) -> pa.Array:
@@ -155,24 +147,14 @@ def _times(values: pa.Array, kind: pa.DataType, form: TextFormat) -> pa.Array:
         return times(values, form, kind)
     values = without_empty(values)
     has_zone = pc.match_substring_regex(values, ZONE)
-    zoned = _cast(pc.if_else(has_zone, values, None), UTC).cast(kind)
-    return pc.coalesce(zoned, _cast(pc.if_else(has_zone, None, values), kind))
+    zoned = cast(pc.if_else(has_zone, values, None), UTC).cast(kind)
+    return pc.coalesce(zoned, cast(pc.if_else(has_zone, None, values), kind))
 
 
 def _integers(values: pa.Array, kind: pa.DataType) -> pa.Array:
     """Returns numbers that are written as text [n] as integers, null where they are not whole."""
     digits = pc.replace_substring_regex(values, DIGITS, r"\1")
     is_plain = pc.match_substring_regex(digits, r"^-?[0-9]+$")
-    floats = _cast(pc.if_else(is_plain, None, values), pa.float64())  # such as 1e3
-    plain = _cast(pc.if_else(is_plain, digits, None), kind)
-    return pc.coalesce(plain, _cast(canonical_text(floats), kind))
-
-
-def _cast(values: pa.Array, kind: pa.DataType, **allowed: bool) -> pa.Array:
-    """Casts values [n] to a type, to null where they cannot be cast."""
-    options = pc.CastOptions(kind, **allowed)
-    try:
-        return values.cast(options=options)
-    except pa.ArrowException:
-        fits = pa.array(castable(values, lambda part: part.cast(options=options)))
-        return pc.if_else(fits, values, None).cast(options=options)
+    floats = cast(pc.if_else(is_plain, None, values), pa.float64())  # such as 1e3
+    plain = cast(pc.if_else(is_plain, digits, None), kind)
+    return pc.coalesce(plain, cast(canonical_text(floats), kind))

@@ -72,12 +72,35 @@ def read_numbers(values: pa.Array, form: TextFormat) -> pa.Array:
     """
     values = without_words(values, form)
     numbers = plain_numbers(values, form)
-    try:
-        return numbers.cast(pa.float64())
-    except pa.ArrowInvalid:
-        wrong = values.filter(pa.array(~castable(numbers, lambda part: part.cast(pa.float64()))))
     mark = "" if form.decimal == "." else f" with decimals after {form.decimal!r}"
-    raise pa.ArrowInvalid(f"expected numbers{mark}, got {wrong[0].as_py()!r}")
+    written = pc.if_else(numbers.is_valid(), values, None)
+    return all_read(written, cast(numbers, pa.float64()), f"expected numbers{mark}, got")
+
+
+def all_read(values: pa.Array, read: pa.Array, problem: str) -> pa.Array:
+    """Returns ``read`` [n]. Raises pa.ArrowInvalid with the first of ``values`` [n] that is missing
+    there alone.
+    """
+    lost = pc.and_(values.is_valid(), read.is_null()).index(True).as_py()
+    if lost < 0:
+        return read
+    try:
+        got = repr(values[lost].as_py())
+    except (OverflowError, ValueError):  # a time that Python has not
+        got = f"{values[lost].value} of type {values.type}"
+    raise pa.ArrowInvalid(f"{problem} {got}")
+
+
+def cast(values: pa.Array, kind: pa.DataType, **allowed: bool) -> pa.Array:
+    """Casts values [n] to a type, to null where they cannot be cast."""
+    options = pc.CastOptions(kind, **allowed)
+    try:
+        return values.cast(options=options)
+    except pa.ArrowException:
+        fits = castable(values, lambda part: part.cast(options=options))
+        if not fits.any():
+            return pa.nulls(len(values), kind)
+        return pc.if_else(pa.array(fits), values, None).cast(options=options)
 
 
 def castable(values: pa.Array, cast: Callable[[pa.Array], pa.Array]) -> np.ndarray:
@@ -126,10 +149,5 @@ def read_times(name: str, values: pa.Array, form: TextFormat, kind: pa.DataType)
     """Returns a column of text [n] as times of a type. Raises pa.ArrowInvalid if none of the forms
     fits a value.
     """
-    read = times(values, form, kind)
-    if read.null_count > values.null_count:
-        wrong = values.filter(read.is_null()).drop_null()[0].as_py()
-        raise pa.ArrowInvalid(
-            f"{name}: none of the forms of dates, {', '.join(form.dates)}, fits {wrong!r}"
-        )
-    return read
+    problem = f"{name}: none of the forms of dates, {', '.join(form.dates)}, fits"
+    return all_read(values, times(values, form, kind), problem)

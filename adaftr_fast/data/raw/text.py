@@ -28,13 +28,13 @@ import pyarrow.csv as csv
 from adaftr_fast.data.arrow import one_array
 from adaftr_fast.data.bad_rows import EXAMPLES, TEXT, BadLine, BadRows
 from adaftr_fast.data.encode.canonical import as_float64, canonical_text
-from adaftr_fast.data.encode.typed import present, read_as, read_column
+from adaftr_fast.data.encode.typed import present, read_as
 from adaftr_fast.data.encode.written import (
     SHOWN_LABELS,
+    cast,
     castable,
     label_numbers,
     plain_numbers,
-    read_times,
     times,
     without_words,
 )
@@ -210,27 +210,14 @@ class TextBlock:
         """Adds an untyped column to ``kept`` as text or lists of text, and drops the rows where it
         is not UTF-8.
         """
-        try:
-            text = self._cast(self.columns[column], kind)
-        except pa.ArrowException:
-            self._drop_uncastable(column, kind)
-            text = self._cast(self.columns[column], kind)
-        self.kept[column] = text
+        self.kept[column] = self._read(column, kind)
 
     def convert(self, column: str, kind: pa.DataType) -> None:
         """Casts a column to a type and drops rows whose value cannot be cast."""
-        values = self.columns[column]
-        if pa.types.is_binary(values.type) and kind != pa.string():
+        if pa.types.is_binary(self.columns[column].type) and kind != pa.string():
             self.convert(column, pa.string())  # Arrow cannot cast bytes to every type
-            values = self.columns[column]
-        try:
-            converted = self._cast(values, kind)
-        except pa.ArrowException:
-            self._drop_uncastable(column, kind)
-            converted = self._cast(self.columns[column], kind)
-        if kind == pa.string():
-            converted = without_words(converted, self.form)
-        self.columns[column] = converted
+        read = self._read(column, kind)
+        self.columns[column] = without_words(read, self.form) if kind == pa.string() else read
 
     def convert_label(self, column: str) -> None:
         """Converts a column of labels to numbers, and drops the rows in which it is missing or
@@ -248,35 +235,17 @@ class TextBlock:
         self.drop(label_numbers(values).is_null(), f"{expected} other text", values)
         self.columns[column] = label_numbers(self.columns[column])
 
-    def _cast(self, values: pa.Array, kind: pa.DataType) -> pa.Array:
-        """Casts values to a type: text as the format says. Raises pa.ArrowException if a value cannot be
-        cast.
-        """
-        if kind in READ and not pa.types.is_nested(values.type):
-            return read_column("value", values, kind, self.form)
-        if pa.types.is_string(values.type) and pa.types.is_temporal(kind) and self.form.dates:
-            return read_times("time", values, self.form, kind)
-        if pa.types.is_list(kind) and pa.types.is_list(values.type):
-            texts = self._cast(values.values, kind.value_type)
-            return pa.ListArray.from_arrays(values.offsets, texts, mask=values.is_null())
-        if pa.types.is_floating(values.type) and pa.types.is_string(kind):
-            return canonical_text(values)  # 0 of -0.0, as other files of numbers are read
-        is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
-        if is_number and pa.types.is_string(values.type):
-            values = plain_numbers(values, self.form)
-        return values.cast(kind)
+    def _read(self, column: str, kind: pa.DataType) -> pa.Array:
+        """Returns a column as a type: text as the format says. Drops the rows in which it is none."""
+        present, read = _present_and_read(self.columns[column], kind, self.form)
+        lost = pc.and_(present.is_valid(), read.is_null()).to_numpy(zero_copy_only=False)
+        if not lost.any():
+            return read
+        self._drop_lost(column, kind, lost)
+        return read.filter(pa.array(~lost))
 
-    def _drop_uncastable(self, column: str, kind: pa.DataType) -> None:
+    def _drop_lost(self, column: str, kind: pa.DataType, mask: np.ndarray) -> None:
         values = self.columns[column]
-        if kind in READ and not pa.types.is_nested(values.type):
-            values = present(values, self.form)
-            read = read_as(values, kind, self.form)
-            mask = pc.and_(values.is_valid(), read.is_null()).to_numpy(zero_copy_only=False)
-        elif pa.types.is_string(values.type) and pa.types.is_temporal(kind) and self.form.dates:
-            read = times(values, self.form, kind)  # whose errors are too slow for a bisection
-            mask = pc.and_(values.is_valid(), read.is_null()).to_numpy(zero_copy_only=False)
-        else:
-            mask = ~castable(values, lambda part: self._cast(part, kind))
         what = "UTF-8" if kind == pa.string() else f"of type {kind}"
         if pa.types.is_temporal(kind):
             what = f"{what} in the forms that are read (--dates)"
@@ -312,6 +281,28 @@ class TextBlock:
             text = f": {each.text[:TEXT]!r}" if each.text else ""
             examples.append(f"{each.line}: {each.reason}{text}")
         return BadRows(self.total, len(bad), reasons, examples, self.lines, self.blank)
+
+
+def _present_and_read(
+    values: pa.Array, kind: pa.DataType, form: TextFormat
+) -> tuple[pa.Array, pa.Array]:
+    """Returns values [n], null where they are missing, and the same as a type, null where they are
+    none of it.
+    """
+    is_text = pa.types.is_string(values.type)
+    if kind in READ and not pa.types.is_nested(values.type):
+        values = present(values, form)
+        return values, read_as(values, kind, form)
+    if is_text and pa.types.is_temporal(kind) and form.dates:
+        return values, times(values, form, kind)
+    if pa.types.is_list(kind) and pa.types.is_list(values.type):
+        _, texts = _present_and_read(values.values, kind.value_type, form)
+        return values, pa.ListArray.from_arrays(values.offsets, texts, mask=values.is_null())
+    if pa.types.is_floating(values.type) and pa.types.is_string(kind):
+        return values, canonical_text(values)  # 0 of -0.0, as other files of numbers are read
+    if is_text and (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        values = plain_numbers(values, form)
+    return values, cast(values, kind)
 
 
 def parse_block(data: bytes, dialect: Dialect, form: TextFormat = PLAIN_TEXT) -> TextBlock:
