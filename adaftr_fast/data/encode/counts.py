@@ -4,8 +4,9 @@ counts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import BinaryIO
+import pickle
+from collections.abc import Iterable
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -53,24 +54,6 @@ class ValueCounts:
         cumulative = np.cumsum(table["count"].to_numpy())
         return values, values[quantile_positions(cumulative, buckets)] if len(values) else values
 
-    def write(self, file: BinaryIO) -> None:
-        """Appends the table to a file as an Arrow stream. A file holds the counts of any number of
-        columns.
-        """
-        table = self.table()
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with pa.ipc.new_stream(file, table.schema, options=options) as stream:
-            stream.write_table(table)
-
-    @classmethod
-    def read(cls, files: Sequence[BinaryIO]) -> ValueCounts:
-        """Reads the next counts of at least one file and merges them."""
-        streams = [pa.ipc.open_stream(file) for file in files]
-        counts = cls(streams[0].schema.field("value").type)
-        for stream in streams:
-            counts._append(stream.read_all())  # one file at a time, since files share many values
-        return counts
-
     def _append(self, table: pa.Table) -> None:
         if table["value"].type != self._kind:
             self._kind = pa.string()
@@ -94,6 +77,17 @@ class ValueCounts:
 
 def _as_text(table: pa.Table) -> pa.Table:
     return pa.table({"value": table["value"].cast(pa.string()), "count": table["count"]})
+
+
+def merged(files: Iterable[BinaryIO]) -> Any:
+    """Reads the next counts, moments or groups that ``pickle`` wrote to each of at least one file,
+    and merges them.
+    """
+    parts = map(pickle.load, files)  # one at a time, since files share many values
+    first = next(parts)
+    for each in parts:
+        first.merge(each)
+    return first
 
 
 def quantile_positions(cumulative: np.ndarray, buckets: int) -> np.ndarray:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from adaftr_fast.data.encode.canonical import canonical_text, canonical_values
 from adaftr_fast.data.encode.counts import COMPACT_ROWS
@@ -31,7 +27,15 @@ class Groups:
         Raises:
             DataError: the values are neither text nor numbers.
         """
-        self._chunks.append(pc.unique(_canonical(self.name, values)).drop_null())
+        self._append(pc.unique(_canonical(self.name, values)).drop_null())
+
+    def merge(self, other: Groups) -> None:
+        """Adds the groups of the rows that follow."""
+        if len(other.values):  # which have a type
+            self._append(other.values)
+
+    def _append(self, values: pa.Array) -> None:
+        self._chunks.append(values)
         if sum(map(len, self._chunks)) > COMPACT_ROWS + len(self._chunks[0]):
             self._compact()
 
@@ -52,22 +56,6 @@ class Groups:
         known = self.values.cast(values.type)  # of type null where every group is missing
         numbers = pc.index_in(values, value_set=known, skip_nulls=True)
         return pc.fill_null(numbers.cast(pa.int64()), -1)
-
-    def write(self, path: Path) -> None:
-        """Writes the groups to a parquet file."""
-        pq.write_table(
-            pa.table({"group": self.values}), path, compression="lz4", write_page_checksum=True
-        )
-
-    @classmethod
-    def read(cls, name: str, paths: Iterable[Path]) -> Groups:
-        """Reads the groups of consecutive subsets of the rows, one file each."""
-        groups = cls(name)
-        for path in paths:
-            table = pq.ParquetFile(path, page_checksum_verification=True).read()
-            if table.num_rows:
-                groups.add(table["group"].combine_chunks())
-        return groups
 
 
 def _canonical(name: str, values: pa.Array) -> pa.Array:

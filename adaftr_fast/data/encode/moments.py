@@ -5,12 +5,10 @@ Sums are exact: how rows are divided into batches and shards does not change the
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import BinaryIO, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -75,30 +73,6 @@ class Moments:
         self.high = max(self.high, other.high)
         if self.values is not None and other.values is not None:
             self.values.merge(other.values)
-
-    def write(self, file: BinaryIO) -> None:
-        """Appends the moments to a file of counts as a line of JSON, and ``values`` as the next
-        counts.
-        """
-        sums = [str(self.total), str(self.squares)]
-        row = [self.count, self.missing, *sums, self.low, self.high]
-        file.write(json.dumps(row).encode() + b"\n")
-        if self.values is not None:
-            self.values.write(file)
-
-    @classmethod
-    def read(cls, files: Sequence[BinaryIO], encoding: EncodingKind | None) -> Self:
-        """Reads the next moments of at least one file and merges them."""
-        first, *others = [cls._read(file) for file in files]
-        for each in others:
-            first.merge(each)
-        first.values = ValueCounts.read(files) if encoding == "piecewise" else None
-        return first
-
-    @classmethod
-    def _read(cls, file: BinaryIO) -> Self:
-        count, missing, total, squares, low, high = json.loads(file.readline())
-        return cls(count, missing, Fraction(total), Fraction(squares), low, high, None)
 
 
 def _exact_sum(numbers: np.ndarray) -> Fraction:

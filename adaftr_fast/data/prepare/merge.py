@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -24,10 +25,9 @@ from adaftr_fast.data.dataset.manifest import (
     ValueInfo,
     total,
 )
-from adaftr_fast.data.encode.counts import ValueCounts
+from adaftr_fast.data.encode.counts import ValueCounts, merged
 from adaftr_fast.data.encode.encoders import Buckets, Encoder, Vocabulary, fit_encoder
-from adaftr_fast.data.encode.groups import Groups
-from adaftr_fast.data.encode.moments import Moments, fit_dense
+from adaftr_fast.data.encode.moments import fit_dense
 from adaftr_fast.data.encode.vocabulary import VOCABULARY, grown, with_shared, write_vocabulary
 from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.prepare.steps import VISIBLE_SECONDS, Job
@@ -96,14 +96,11 @@ def merge_counted(
     others = max(0, unlabelled.rows - (bad_rows.rows - bad_rows.bad))
     bad_rows += replace(unlabelled, rows=others)
     bad_rows.check(job.tolerance)
-    if schema.group:
-        for split in SPLITS:
-            parts = [job.work.groups(split, shard) for shard, _ in shards]
-            with replacing(job.work.groups(split)) as new:
-                Groups.read(schema.group, parts).write(new)
     with ExitStack() as stack:
         every = [stack.enter_context(job.work.counts(shard).open("rb")) for shard, _ in shards]
-        compared = {column: ValueCounts.read(every) for column in schema.compared()}
+        compared = {column: merged(every) for column in schema.compared()}
+        with replacing(job.work.groups) as new, new.open("wb") as file:
+            pickle.dump({split: merged(every) for split in SPLITS if schema.group}, file)
         # the others are of shards without training rows
         files = [file for file in every if file.peek(1)]
         if not files and any(field.counted for field in job.fitted):
@@ -111,15 +108,13 @@ def merge_counted(
         encoders: dict[str, Encoder] = {}
         values: dict[str, ValueInfo] = {}
         for field in schema.fields:
-            counts = ValueCounts.read(files) if field.counted else None
+            counts = merged(files) if field.counted else None
             if counts is not None:
                 values[field.name] = _value_info(field, counts)
             if field.vocabulary is None:
                 encoders[field.name] = fit_encoder(field, counts)
         if known is None:
-            dense = [
-                fit_dense(field, Moments.read(files, field.encoding)) for field in schema.dense
-            ]
+            dense = [fit_dense(field, merged(files)) for field in schema.dense]
         else:
             encoders = grown(known.encoders, encoders)
             dense = known.dense

@@ -7,6 +7,7 @@ only. Running it again, even at the same time, changes nothing: files get the sa
 
 from __future__ import annotations
 
+import pickle
 import socket
 import time
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,6 @@ from adaftr_fast.data.arrow import shown
 from adaftr_fast.data.dataset.manifest import Manifest
 from adaftr_fast.data.dataset.split_file import split_info
 from adaftr_fast.data.encode.encoders import count_values
-from adaftr_fast.data.encode.groups import Groups
 from adaftr_fast.data.encode.vocabulary import read_encoders
 from adaftr_fast.data.memory import Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard
@@ -239,13 +239,8 @@ def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:
     counts = count_values(job.fitted, columns, job.memory)
     account = source.account()
     with replacing(job.work.counts(shard)) as new, new.open("wb") as file:
-        for of_texts in account.texts.values():
-            of_texts.write(file)
-        for of_field in counts.values():
-            of_field.write(file)
-    for split, groups in account.groups.items():
-        with replacing(job.work.groups(split, shard)) as new:
-            groups.write(new)
+        for each in (*account.texts.values(), *account.groups.values(), *counts.values()):
+            pickle.dump(each, file)
     job.inputs.check()
     return {"unused": account.unused, "unlabelled": account.unlabelled}
 
@@ -261,12 +256,9 @@ def encode(manifest: Manifest, job: Job, shard: Shard, advance: Advance) -> dict
     schema = job.schema
     encoders = read_encoders(job.work.prepared, manifest)
     paths = {split: job.work.encoded(split, shard) for split in SPLITS}
+    with job.work.groups.open("rb") as file:
+        groups = pickle.load(file)
     for splits in schema.splits_of_inputs():
-        groups = {
-            split: Groups.read(schema.group, [job.work.groups(split)])
-            for split in splits
-            if schema.group
-        }
         raw = listed(map(shown, job.inputs.paths[schema.split[splits[0]].file]))
         write_splits(
             schema,

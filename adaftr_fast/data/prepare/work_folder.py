@@ -45,23 +45,19 @@ class WorkFiles:
         return self.folder / "staged"
 
     def counts(self, shard: Shard) -> Path:
-        """Counts of the values of a shard: of the columns that labels compare with text, then of
-        the fields.
+        """Counts of the values of a shard: of the columns that labels compare with text; the groups
+        of each split; and counts of the fields.
         """
-        return self.folder / "counted" / f"fields-{_of(shard)}.arrow"
+        return self.folder / "counted" / f"fields-{shard.number:05d}-of-{shard.count:05d}.pickle"
 
-    def groups(self, split: str, shard: Shard | None = None) -> Path:
-        """Groups of a split, of one shard or of all."""
-        name = f"groups-{split}{f'-{_of(shard)}' if shard else ''}.parquet"
-        return self.folder / "counted" / name
+    @property
+    def groups(self) -> Path:
+        """The groups of all shards, by split."""
+        return self.folder / "counted" / "groups.pickle"
 
     def encoded(self, split: str, shard: Shard) -> Path:
         """Encoded rows of a shard, before they are moved to ``prepared``."""
         return self.folder / "encoded" / split_file_name(split, shard)
-
-
-def _of(shard: Shard) -> str:
-    return f"{shard.number:05d}-of-{shard.count:05d}"
 
 
 @contextmanager

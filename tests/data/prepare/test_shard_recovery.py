@@ -71,7 +71,7 @@ def test_a_killed_run_leaves_a_temporary_folder_that_the_next_one_removes(comman
     options = [str(out), "--shards", "2"]
     for name in (
         "part-0000003.parquet",
-        "fields-00002-of-00002.arrow",
+        "fields-00002-of-00002.pickle",
         "validation-00001-of-00002.parquet",
         "prepared",
         "exchange",
