@@ -32,7 +32,7 @@ from adaftr_fast.data.encode.vocabulary import VOCABULARY, grown, with_shared, w
 from adaftr_fast.data.parallel import Shard
 from adaftr_fast.data.prepare.steps import VISIBLE_SECONDS, Job
 from adaftr_fast.data.prepare.work_folder import WorkFiles
-from adaftr_fast.data.raw.staging import TextInput, check_staged, staged_bad_rows
+from adaftr_fast.data.raw.staging import TextInput, bad_rows_of, check_staged
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema, shown_condition
 from adaftr_fast.errors import DataError
 from adaftr_fast.files.json import dumps
@@ -70,9 +70,10 @@ def merge_read(
     blocks = {}
     for text in texts:
         name = text.folder.name
-        blocks[name] = sum(each[name] for _, each in shards)
+        staged = [block for _, each in shards for block in each[name]]
+        blocks[name] = len(staged)
         check_staged(text.folder, blocks[name], VISIBLE_SECONDS if job.remote else 0.0)
-        bad_rows += staged_bad_rows(text)
+        bad_rows += bad_rows_of(text, staged)
     bad_rows.check(job.tolerance)
     return blocks, bad_rows
 

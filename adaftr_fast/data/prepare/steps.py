@@ -25,7 +25,7 @@ from adaftr_fast.data.prepare.split_writer import write_splits
 from adaftr_fast.data.prepare.work_folder import WorkFiles
 from adaftr_fast.data.raw.inputs import LinesFile, parquet_inputs, text_inputs
 from adaftr_fast.data.raw.source import Inputs, Source, data_files, listed
-from adaftr_fast.data.raw.staging import TextInput, check_staged, stage
+from adaftr_fast.data.raw.staging import Staged, TextInput, check_staged, stage
 from adaftr_fast.data.schema.types import SPLITS, Field, Schema
 from adaftr_fast.engines import Advance
 from adaftr_fast.errors import DataError, EngineError
@@ -206,14 +206,13 @@ def hash_files(inputs: InputFiles, remote: bool, shard: Shard, advance: Advance)
     return digests
 
 
-def read(number: int, job: Job, shard: Shard, advance: Advance) -> dict[str, int]:
-    """Stages the shard's blocks of the text files of round ``number``. Returns the number of blocks
-    of each file.
+def read(number: int, job: Job, shard: Shard, advance: Advance) -> dict[str, list[Staged]]:
+    """Stages the shard's blocks of the text files of round ``number``. Returns what is known of
+    those of each file.
     """
     job.check_seen()
-    blocks = {}
-    for text in job.texts()[number]:
-        blocks[text.folder.name] = stage(
+    return {
+        text.folder.name: stage(
             text,
             shard,
             tolerance=job.tolerance,
@@ -221,7 +220,8 @@ def read(number: int, job: Job, shard: Shard, advance: Advance) -> dict[str, int
             advance=advance,
             memory=job.memory,
         )
-    return blocks
+        for text in job.texts()[number]
+    }
 
 
 def count(job: Job, shard: Shard, advance: Advance) -> dict[str, Any]:

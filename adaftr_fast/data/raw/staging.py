@@ -1,18 +1,18 @@
 """Converts text inputs to parquet once: in bounded memory, on all cores.
 
-Each block of lines becomes one file. The file is written to a temporary name and renamed, and its
-bad rows are stored in its metadata, so that both exist or neither does.
+Each block of lines becomes one file, which is written to a temporary name and renamed.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice, takewhile
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +26,6 @@ from adaftr_fast.data.memory import DEFAULT, Memory
 from adaftr_fast.data.parallel import UNSHARDED, Shard, ordered_map
 from adaftr_fast.engines import Advance
 from adaftr_fast.errors import DataError
-from adaftr_fast.files.json import dumps, from_json, loads
 from adaftr_fast.files.whole import replacing
 
 BLOCK_BYTES = 16 << 20
@@ -36,8 +35,7 @@ COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")  # suffixes from which Arrow dete
 LINE_END = b"\0"  # a line end in quotes
 SEARCH_BYTES = 1 << 16  # read at a time when searching for a line end
 POLL_SECONDS = 0.5
-BAD_ROWS, LINES = b"bad_rows", b"lines"  # metadata keys of a staged block
-FILE = b"file"  # the name of the text file
+FILE = b"file"  # metadata key of a staged block: the name of the text file
 IS_TEXT = b"text"  # and of its columns
 Parse = Callable[[bytes], tuple[pa.Table, BadRows]]
 """Parses a block of whole lines to rows and a report of bad rows, lines counted from 1."""
@@ -68,6 +66,23 @@ class TextInput:
     header_lines: int
     rows: RowDivider | None = None
     discrete: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Staged:
+    """What is known of a staged block of a text file.
+
+    Attributes:
+        number: its place among the blocks.
+        lines: the lines of the file that it has, without a header.
+        rows: the rows that are staged.
+        bad_rows: the others, with lines counted from 1.
+    """
+
+    number: int
+    lines: int
+    rows: int
+    bad_rows: BadRows
 
 
 def blocks(path: Path, rows: RowDivider | None = None) -> Iterator[bytes]:
@@ -184,7 +199,7 @@ def stage(
     check: Callable[[], None],
     advance: Advance,
     memory: Memory = DEFAULT,
-) -> int:
+) -> list[Staged]:
     """Writes the blocks of a shard of a text file as ``part-*.parquet`` in its folder.
 
     The folder must exist. What the files hold depends on the path and ``parse`` only, so several
@@ -197,9 +212,6 @@ def stage(
         advance: called with the bytes of text that are staged.
         memory: the bound of this process.
 
-    Returns:
-        The number of blocks.
-
     Raises:
         ConfigError: a block does not fit the memory.
         DataError: the file is unreadable, or a bad row is not tolerated.
@@ -207,28 +219,26 @@ def stage(
 
     parse = text.parse()
 
-    def write(numbered: tuple[int, bytes]) -> tuple[int, int, BadRows]:
+    def write(numbered: tuple[int, bytes]) -> tuple[Staged, int]:
         number, block = numbered
         size = len(block)
         if number == 0 and text.header_lines:
             block = block.partition(b"\n")[2]
-        staged = text.folder / f"part-{number:07d}.parquet"
         table, bad_rows = parse(block)
+        path = text.folder / f"part-{number:07d}.parquet"
+        _write_block(path, _integers(table, text.discrete), {FILE: str(text.path)}, check)
         lines = lines_of_file(block, text.rows)
-        metadata = {BAD_ROWS: dumps(bad_rows), LINES: str(lines), FILE: str(text.path)}
-        _write_block(staged, _integers(table, text.discrete), metadata, check)
-        return number, size, bad_rows
+        return Staged(number, lines, table.num_rows, bad_rows), size
 
-    count = 0
+    found = []
     numbered = numbered_blocks(text.path, shard, text.rows)
-    for number, size, bad_rows in ordered_map(
-        write, numbered, lambda each: PARSED * len(each[1]), memory
-    ):
-        count += 1
-        if bad_rows.bad and tolerance == 0:  # more rows cannot make the share 0 again
-            bad_rows.shifted(text.path, _first_line(text, number)).check(tolerance)
+    for staged, size in ordered_map(write, numbered, lambda each: PARSED * len(each[1]), memory):
+        found.append(staged)
+        if staged.bad_rows.bad and tolerance == 0:  # more rows cannot make the share 0 again
+            before = _first_line(text, staged.number)
+            staged.bad_rows.shifted(text.path, before).check(tolerance)
         advance(size)
-    return count
+    return found
 
 
 def _first_line(text: TextInput, number: int) -> int:
@@ -256,8 +266,8 @@ def check_staged(folder: Path, blocks: int, patience: float = 0.0) -> None:
         raise OSError(f"{folder}: expected {blocks} staged files, found {found}")
 
 
-def staged_bad_rows(text: TextInput) -> BadRows:
-    """Returns the bad rows of a file of which all shards are staged.
+def bad_rows_of(text: TextInput, blocks: Iterable[Staged]) -> BadRows:
+    """Returns the bad rows of a file, given its blocks.
 
     Raises:
         DataError: a line is neither a staged nor a bad row, nor blank.
@@ -265,11 +275,10 @@ def staged_bad_rows(text: TextInput) -> BadRows:
     bad_rows = BadRows()
     line = text.header_lines
     kept = 0
-    for staged in sorted(text.folder.glob("part-*.parquet")):
-        block_bad_rows, lines = read_block_info(staged)
-        bad_rows += block_bad_rows.shifted(text.path, line)
-        line += lines
-        kept += pq.read_metadata(staged).num_rows
+    for block in sorted(blocks, key=attrgetter("number")):
+        bad_rows += block.bad_rows.shifted(text.path, line)
+        line += block.lines
+        kept += block.rows
     bad_rows.check_kept(text.path, kept)
     return bad_rows
 
@@ -313,9 +322,3 @@ def shown_source(file: ds.ParquetFileFragment) -> str:
     """Returns the name of a file in messages; of a staged block, that of its text file."""
     name = (file.physical_schema.metadata or {}).get(FILE)
     return shown(file.path) if name is None else name.decode()
-
-
-def read_block_info(staged: Path) -> tuple[BadRows, int]:
-    """Returns the bad rows and the number of lines of a staged block, from its metadata."""
-    metadata = pq.read_schema(staged).metadata
-    return from_json(BadRows, loads(metadata[BAD_ROWS])), int(metadata[LINES])

@@ -1,4 +1,5 @@
 import gzip
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -33,9 +34,8 @@ def run(tmp_path, monkeypatch):
         text = staging.TextInput(path, tmp_path / folder, lambda: parse, header_lines=1)
         text.folder.mkdir(exist_ok=True)
         options = {"tolerance": tolerance, "check": lambda: None, "advance": int}
-        for shard in Shard.all(3):
-            staging.stage(text, shard, **options)
-        found = staging.staged_bad_rows(text)
+        blocks = [staging.stage(text, shard, **options) for shard in Shard.all(3)]
+        found = staging.bad_rows_of(text, chain(*blocks))
         found.check(tolerance)
         return found
 
