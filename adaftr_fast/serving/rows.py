@@ -6,14 +6,13 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adaftr_fast.data.arrow import one_array
+from adaftr_fast.data.arrow import LISTS, column_of, is_missing, one_array
 from adaftr_fast.data.encode.written import read_numbers
 from adaftr_fast.data.raw.tables import ArrowStream, read_table
 from adaftr_fast.data.schema.columns import EXACT_INTEGERS, column_types
@@ -23,7 +22,6 @@ from adaftr_fast.errors import ConfigError, DataError
 Row = Mapping[str, Any]
 RawRows = Row | Sequence[Row] | ArrowStream
 Extra = Literal["error", "ignore"]
-LISTS = (list, tuple, np.ndarray)
 WHOLE = ""  # in place of a separator, where a field reads a value as a whole
 
 
@@ -197,7 +195,11 @@ def _values(
     Raises:
         DataError: a value is a list and should not, or should.
     """
-    values = [None if _is_missing(row[name], null) else row[name] for row in listed.values()]
+    values = [row[name] for row in listed.values()]
+    values = [
+        None if is_missing(value) or (isinstance(value, str) and value in null) else value
+        for value in values
+    ]
     for where, value in zip(listed, values):
         if value is None or (isinstance(value, str) and separator):
             continue
@@ -230,30 +232,9 @@ def _column(name: str, values: list[Any], is_number: bool, form: TextFormat) -> 
 
 
 def _read_column(values: list[Any], is_number: bool, form: TextFormat) -> pa.Array:
-    with suppress(pa.ArrowException, OverflowError):  # several types, or an integer beyond 64 bits
-        array = pa.array(values)
-        if not (is_number and pa.types.is_string(array.type)):
-            return array
-    if not is_number:
-        return pa.array([None if value is None else _text(value) for value in values])
+    array = column_of(values)
+    if not (is_number and pa.types.is_string(array.type)):
+        return array
     plain = [None if value is None or isinstance(value, str) else float(value) for value in values]
     texts = pa.array([value if isinstance(value, str) else None for value in values], pa.string())
     return pc.coalesce(pa.array(plain, pa.float64()), read_numbers(texts, form))
-
-
-def _is_missing(value: object, null: Sequence[str] = ()) -> bool:
-    return (
-        value is None
-        or (isinstance(value, float) and value != value)
-        or (isinstance(value, str) and value in null)
-    )
-
-
-def _text(value: Any) -> Any:
-    """Returns a value as text that has its canonical form, and a list as one of texts."""
-    if isinstance(value, LISTS):
-        return [None if _is_missing(each) else _text(each) for each in value]
-    # as text in a column of floats, where the exponent begins elsewhere
-    if isinstance(value, float | np.floating):
-        return pa.array([value]).cast(pa.string())[0].as_py()
-    return value.decode() if isinstance(value, bytes) else str(value)

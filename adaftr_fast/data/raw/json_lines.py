@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
-from adaftr_fast.data.arrow import one_array
+from adaftr_fast.data.arrow import column_of, one_array
 from adaftr_fast.data.bad_rows import BadLine
 from adaftr_fast.data.raw.text import TextBlock, count_lines, is_utf8
 from adaftr_fast.data.schema.columns import EXACT_INTEGERS
@@ -63,7 +63,7 @@ def _type(values: list[Any]) -> pa.DataType:
     others = [value for value in values if not _is_list(value)]
     # the fewer of both are bad values
     are_lists = 2 * len(lists) > len(lists) + sum(each is not None for each in others)
-    kind = _array(lists if are_lists else others).type
+    kind = column_of(lists if are_lists else others).type
     return LISTS if pa.types.is_list(kind) and pa.types.is_null(kind.value_type) else kind
 
 
@@ -160,7 +160,7 @@ def _read_lines(
         else:
             for name, values in columns.items():
                 values.append(row.get(name))
-    return {name: _array(values) for name, values in columns.items()}, bad
+    return {name: column_of(values) for name, values in columns.items()}, bad
 
 
 def _parsed(line: bytes) -> _Object:
@@ -208,25 +208,3 @@ def _row(pairs: _Object, types: Mapping[str, pa.DataType]) -> dict[str, Any]:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list) and not isinstance(value, _Object)
-
-
-def _array(values: list[Any]) -> pa.Array:
-    """Returns values as a column, those of several types as text."""
-    try:
-        return pa.array(values)
-    except (pa.ArrowException, OverflowError):  # the last of an integer beyond 64 bits
-        return pa.array(_texts(values))
-
-
-def _texts(values: Iterable[Any]) -> list[Any]:
-    """Returns values as text in the form that Arrow gives them, and lists as ones of texts."""
-    return [
-        _texts(value)
-        if isinstance(value, list)
-        else value
-        if value is None or isinstance(value, str)
-        else str(value)
-        if isinstance(value, int) and not isinstance(value, bool)
-        else pa.scalar(value).cast(pa.string()).as_py()
-        for value in values
-    ]

@@ -249,7 +249,7 @@ class Source:
         labels = self.schema.labels
         parts = {
             "columns": _struct({name: pc.field(name) for name in names}),
-            "labels": _struct({each.name: _label_expression(each) for each in labels}),
+            "labels": _struct({each.name: label_expression(each) for each in labels}),
             "splits": _struct({name: _condition(rule.where) for name, rule in rules.items()}),
             # a condition that is null does not drop a row
             "kept": ~_condition(self.schema.drop) if self.schema.drop else pc.scalar(True),
@@ -441,7 +441,8 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:LISTED]) + more
 
 
-def _label_expression(label: Label) -> pc.Expression:
+def label_expression(label: Label) -> pc.Expression:
+    """Returns the expression of the values of a label."""
     return (
         pc.field(label.column)
         if label.column is not None

@@ -136,8 +136,8 @@ def committed(topic):
 WRONG = {
     "a": {'"\\ud800"': r"valid Unicode text, got '\ud800'"},
     "seen": {
-        '["x", "\\ud800"]': r"valid Unicode text, got ['x', '\ud800']",
-        '"x"': "a list, got 'x'",
+        '["x", "\\ud800"]': r"a list of valid Unicode text, got ['x', '\ud800']",
+        '"x"': "a list of valid Unicode text, got 'x'",
     },
     "heat": {
         '"warm"': "a value of type double, got 'warm'",
@@ -161,7 +161,7 @@ POISON = {
     b'{"click": 1, "buy": 0, "weight": 1, "a": '
     b'"\xed\xa0\x80"}': r"a: expected valid Unicode text, got '\ud800'",
     b'{"click": 1, "buy": 0, "weight": 1, "heat": %s}'
-    % (b"9" * 400): "heat: int too large to convert to float, got " + "9" * 50 + " ...",
+    % (b"9" * 400): "heat: expected a value of type double, got " + "9" * 50 + " ...",
 }
 for name, values in WRONG.items():
     for value, reason in values.items():
