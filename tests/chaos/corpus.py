@@ -38,10 +38,20 @@ min_count = 2
 buckets = 4
 [truth]
 place = "place"
+[columns]
+dear = "price * 2 > 50"
+phase = "time % 7"
+letters = "length(city) + 1"
+[types]
+price = "number"
+time = "integer"
 [fields]
 user = "categorical"
 item = "categorical"
 price = "numeric"
+dear = "categorical"
+phase = "categorical"
+letters = "categorical"
 city_item = { cross = ["city", "item"] }
 device = { kind = "categorical", hashed = 16 }
 tags = { kind = "categorical", tokens = "all", separator = "|" }

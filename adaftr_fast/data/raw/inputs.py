@@ -7,7 +7,7 @@ from __future__ import annotations
 import csv
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePath
@@ -107,10 +107,12 @@ class _File:
 
     Attributes:
         form: how text holds values; ``line_ends`` is known.
+        typed: the columns whose types the schema declares.
     """
 
     path: Path
     form: TextFormat
+    typed: frozenset[str] = field(default=frozenset(), kw_only=True)
 
     @property
     def size(self) -> int:
@@ -169,7 +171,8 @@ class LinesFile(_File, ABC):
             if column in labels:
                 block.convert_label(column)
             else:
-                block.convert(column, self.kept_type(column) if type_ == pa.string() else type_)
+                kind = self.kept_type(column) if type_ == pa.string() else type_
+                block.convert(column, kind, column in self.typed)
         return block.table.select([*types]), pa.table(block.kept), block.report()
 
     def chunks(
@@ -478,7 +481,8 @@ def read_layouts(schema: Schema, paths: Inputs, work: Path) -> list[LinesFile]:
         DataError: a header is unreadable or a column is missing.
     """
     texts = [] if schema.format else _texts(schema, paths, work)
-    layouts: list[LinesFile] = [*share_keys([read_layout(path, schema.text) for path, _ in texts])]
+    found = share_keys([read_layout(path, schema.text) for path, _ in texts])
+    layouts: list[LinesFile] = [replace(each, typed=frozenset(schema.types)) for each in found]
     for layout in layouts:
         layout.check(column_types(schema), schema)
     return layouts

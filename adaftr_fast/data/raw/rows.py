@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def raw_files(
 
 def _opened(path: Path, schema: Schema) -> InputFile:
     with reading(path, "cannot be read"):
-        return open_input(path, schema.text)
+        return replace(open_input(path, schema.text), typed=frozenset(schema.types))
 
 
 def _raw_file(

@@ -212,11 +212,15 @@ class TextBlock:
         """
         self.kept[column] = self._read(column, kind)
 
-    def convert(self, column: str, kind: pa.DataType) -> None:
-        """Casts a column to a type and drops rows whose value cannot be cast."""
+    def convert(self, column: str, kind: pa.DataType, typed: bool = False) -> None:
+        """Casts a column to a type and drops rows whose value cannot be cast.
+
+        Args:
+            typed: whether the schema declares the type: true is no number then.
+        """
         if pa.types.is_binary(self.columns[column].type) and kind != pa.string():
             self.convert(column, pa.string())  # Arrow cannot cast bytes to every type
-        read = self._read(column, kind)
+        read = self._read(column, kind, typed)
         self.columns[column] = without_words(read, self.form) if kind == pa.string() else read
 
     def convert_label(self, column: str) -> None:
@@ -235,9 +239,9 @@ class TextBlock:
         self.drop(label_numbers(values).is_null(), f"{expected} other text", values)
         self.columns[column] = label_numbers(self.columns[column])
 
-    def _read(self, column: str, kind: pa.DataType) -> pa.Array:
+    def _read(self, column: str, kind: pa.DataType, typed: bool = False) -> pa.Array:
         """Returns a column as a type: text as the format says. Drops the rows in which it is none."""
-        present, read = _present_and_read(self.columns[column], kind, self.form)
+        present, read = _present_and_read(self.columns[column], kind, self.form, typed)
         lost = pc.and_(present.is_valid(), read.is_null()).to_numpy(zero_copy_only=False)
         if not lost.any():
             return read
@@ -284,13 +288,14 @@ class TextBlock:
 
 
 def _present_and_read(
-    values: pa.Array, kind: pa.DataType, form: TextFormat
+    values: pa.Array, kind: pa.DataType, form: TextFormat, typed: bool = False
 ) -> tuple[pa.Array, pa.Array]:
     """Returns values [n], null where they are missing, and the same as a type, null where they are
     none of it.
     """
     is_text = pa.types.is_string(values.type)
-    if kind in READ and not pa.types.is_nested(values.type):
+    is_number = pa.types.is_floating(kind)
+    if (kind in READ or (typed and is_number)) and not pa.types.is_nested(values.type):
         values = present(values, form)
         return values, read_as(values, kind, form)
     if is_text and pa.types.is_temporal(kind) and form.dates:
@@ -300,9 +305,10 @@ def _present_and_read(
         return values, pa.ListArray.from_arrays(values.offsets, texts, mask=values.is_null())
     if pa.types.is_floating(values.type) and pa.types.is_string(kind):
         return values, canonical_text(values)  # 0 of -0.0, as other files of numbers are read
-    if is_text and (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+    if is_text and (is_number or pa.types.is_integer(kind)):
         values = plain_numbers(values, form)
-    return values, cast(values, kind)
+    # the nearest of an integer beyond 2^53
+    return values, cast(values, kind, allow_float_truncate=is_number)
 
 
 def parse_block(data: bytes, dialect: Dialect, form: TextFormat = PLAIN_TEXT) -> TextBlock:

@@ -95,7 +95,9 @@ def check_conditions(schema: Schema) -> None:
     """
     types = read_types(schema) | computed_types(schema)
     rows = pa.table({name: pa.array([], kind) for name, kind in types.items()})
-    for column, comparison, operand in chain.from_iterable(chain.from_iterable(_conditions(schema))):
+    for column, comparison, operand in chain.from_iterable(
+        chain.from_iterable(_conditions(schema))
+    ):
         if column in types:
             try:
                 rows.filter(pq.filters_to_expression([(column, comparison, operand)]))

@@ -136,9 +136,10 @@ def _readers(schema: Schema) -> dict[str, tuple[str, Read]]:
     for name, kind in types.items():
         if pa.types.is_string(kind):
             reads[name] = "valid Unicode text", _compared if name in compared else _plain
+        elif name in typed:
+            reads[name] = f"a value of type {kind}", partial(_typed, kind, form)
         else:
-            read = partial(_typed, kind, form) if name in typed else partial(_cast, kind)
-            read = partial(_number, form) if kind == pa.float64() else read
+            read = partial(_number, form) if kind == pa.float64() else partial(_cast, kind)
             reads[name] = f"a value of type {kind}", read
     for field in schema.fields:
         if field.tokens is not None and field.separator is None:
@@ -171,7 +172,7 @@ def _list(values: Any) -> list[Any]:
 
 
 def _typed(kind: pa.DataType, form: TextFormat, value: Any) -> Any:
-    return read_column("", pa.array([value]), kind, form)[0].as_py()
+    return read_column("", column_of([value]), kind, form)[0].as_py()
 
 
 def _number(form: TextFormat, value: Any) -> Any:
