@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path, PurePath
 from typing import ClassVar, TypeVar
 
@@ -39,10 +39,10 @@ from adaftr_fast.data.schema.columns import column_types, discrete_columns
 from adaftr_fast.data.schema.parse import COMMON
 from adaftr_fast.data.schema.types import Schema, TextFormat
 from adaftr_fast.errors import DataError
-from adaftr_fast.files.whole import check_name
 
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt", *JSON_SUFFIXES)
+Staged = dict[str, list[tuple[Path, Path]]]  # see ``_staged``
 SAMPLE_BYTES = 2 << 20  # first lines of text that tell its layout and its types
 SAMPLE_ROWS = 10_000  # first rows of a log, which tell how it is read
 SAMPLE = Memory(GB)  # bounds them whatever the bound of the process is, on which no result depends
@@ -480,9 +480,10 @@ def read_layouts(schema: Schema, paths: Inputs, work: Path) -> list[LinesFile]:
     Raises:
         DataError: a header is unreadable or a column is missing.
     """
-    texts = [] if schema.format else _texts(schema, paths, work)
-    found = share_keys([read_layout(path, schema.text) for path, _ in texts])
-    layouts: list[LinesFile] = [replace(each, typed=frozenset(schema.types)) for each in found]
+    staged = {} if schema.format else _staged(schema, paths, work)
+    files = [read_layout(path, schema.text) for path, _ in _texts(staged)]
+    typed = frozenset(schema.types)
+    layouts: list[LinesFile] = [replace(each, typed=typed) for each in share_keys(files)]
     for layout in layouts:
         layout.check(column_types(schema), schema)
     return layouts
@@ -497,48 +498,39 @@ def text_inputs(
     Args:
         layouts: those of ``read_layouts``.
     """
-    texts = _texts(schema, paths, work)
-    if not schema.format:
-        found = [_lines(schema, *text, layout) for text, layout in zip(texts, layouts)]
-        return [found] if found else []
-    return _aliccp(schema, texts)
+    staged = _staged(schema, paths, work)
+    if schema.format:
+        return _aliccp(schema, staged)
+    found = [_lines(schema, *text, layout) for text, layout in zip(_texts(staged), layouts)]
+    return [found] if found else []
 
 
 def parquet_inputs(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[Path]]:
     """Returns parquet files and folders per role, once all text files are staged in ``work``."""
     return {
-        role: [folder or path for path, folder in each]
+        role: [rows for _, rows in each]
         for role, each in _staged(schema, paths, work).items()
         if not (schema.format and role.startswith(COMMON))
     }
 
 
-def _texts(schema: Schema, paths: Inputs, work: Path) -> list[tuple[Path, Path]]:
-    """Returns the text files, each with the folder in ``work`` for its rows."""
-    staged = _staged(schema, paths, work)
-    for role, each in staged.items():
-        if any(folder is not None for _, folder in each):  # which has the name of the role
-            try:
-                check_name(role, "files")
-            except ValueError as error:
-                raise DataError(f"{error}, which names a folder for its rows") from error
-    return [(path, folder) for path, folder in chain(*staged.values()) if folder is not None]
+def _texts(staged: Staged) -> list[tuple[Path, Path]]:
+    """Returns the text files, each with the folder for its rows."""
+    return [(path, rows) for path, rows in chain(*staged.values()) if rows != path]
 
 
-def _staged(schema: Schema, paths: Inputs, work: Path) -> dict[str, list[tuple[Path, Path | None]]]:
-    """Returns the inputs by role, each text file with the folder in ``work`` that holds its rows as
-    parquet.
+def _staged(schema: Schema, paths: Inputs, work: Path) -> Staged:
+    """Returns the inputs by role, each with what holds its rows as parquet: a folder in ``work`` of
+    a text file, and any other input itself.
     """
-    if schema.format:
-        return {role: [(path, work / role)] for role, (path,) in paths.items()}
-    staged: dict[str, list[tuple[Path, Path | None]]] = {}
-    for role, each in paths.items():
-        files = [file for path in each for file in text_files(path)]
-        staged[role] = [
-            (path, work / f"{role}-{n:05d}" if is_text(path) else None)
-            for n, path in enumerate(files)
+    number = count()
+    return {
+        role: [
+            (path, work / f"{next(number):05d}" if schema.format or is_text(path) else path)
+            for path in (each if schema.format else chain(*map(text_files, each)))
         ]
-    return staged
+        for role, each in paths.items()
+    }
 
 
 def _lines(schema: Schema, path: Path, folder: Path, layout: LinesFile) -> TextInput:
@@ -556,18 +548,27 @@ def _lines(schema: Schema, path: Path, folder: Path, layout: LinesFile) -> TextI
     )
 
 
-def _aliccp(schema: Schema, texts: list[tuple[Path, Path]]) -> list[list[TextInput]]:
+def _aliccp(schema: Schema, staged: Staged) -> list[list[TextInput]]:
     fields, lists = aliccp_columns(schema)
+    folders = {role: text for role, (text,) in staged.items()}
 
-    def parse(folder: Path) -> Parse:
-        if folder.name.startswith(COMMON):
-            return partial(aliccp.parse_common, fields=fields, lists=lists)
-        common = aliccp.read_common(folder.with_name(COMMON + folder.name))
+    def skeleton(folder: Path) -> Parse:
+        common = aliccp.read_common(folder)
         return partial(aliccp.parse_skeleton, fields=fields, common=common, lists=lists)
 
-    found = [TextInput(*text, partial(parse, text[1]), header_lines=0) for text in texts]
-    common = [text for text in found if text.folder.name.startswith(COMMON)]
-    return [common, [text for text in found if text not in common]]
+    common = partial(aliccp.parse_common, fields=fields, lists=lists)
+    return [
+        [
+            TextInput(*text, lambda: common, header_lines=0)
+            for role, text in folders.items()
+            if role.startswith(COMMON)
+        ],
+        [
+            TextInput(*text, partial(skeleton, folders[COMMON + role][1]), header_lines=0)
+            for role, text in folders.items()
+            if not role.startswith(COMMON)
+        ],
+    ]
 
 
 def aliccp_columns(schema: Schema) -> tuple[list[str], list[str]]:

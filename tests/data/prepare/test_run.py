@@ -222,15 +222,6 @@ def test_bad_files_are_named(write, refused, tmp_path):
     refused("no such file", files=["absent.parquet"])
 
 
-def test_a_role_with_a_slash_names_no_folder_of_text(source, prepared, refused, tmp_path):
-    source["files"] = ["a/b"]
-    prepared()
-    csv.write_csv(pa.table(ROWS), tmp_path / "log.csv")
-    refused(
-        "files: expected the name of a file .* got 'a/b', which names a folder", files=["log.csv"]
-    )
-
-
 def test_a_damaged_manifest_is_named(prepared, tmp_path):
     prepared()
     path = tmp_path / "out/schema.json"

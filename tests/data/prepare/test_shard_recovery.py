@@ -17,11 +17,11 @@ def test_missing_staged_files_raise(shop, tmp_path, monkeypatch):
     real = steps.count
 
     def late(job, shard, advance):
-        (job.work.staged / "data-00000/part-0000002.parquet").rename(tmp_path / "late")
+        (job.work.staged / "00000/part-0000002.parquet").rename(tmp_path / "late")
         return real(job, shard, advance)
 
     monkeypatch.setattr(steps, "count", late)
-    with pytest.raises(OSError, match=r"staged/data-00000: expected \d+ staged files, found \d+"):
+    with pytest.raises(OSError, match=r"staged/00000: expected \d+ staged files, found \d+"):
         shop(shards=2)
     assert [path.name for path in tmp_path.iterdir()] == ["late"]
 
