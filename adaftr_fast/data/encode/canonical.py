@@ -56,15 +56,6 @@ def canonical_text(values: pa.Array) -> pa.Array:
     return canonical_values(values).cast(pa.string())
 
 
-def numbers(values: pa.Array) -> pa.Array:
-    """Casts values [n] to float64. NaN and empty text become null.
-
-    Raises:
-        pa.ArrowException: a value is not a number.
-    """
-    return without_nan(as_float64(values))
-
-
 def as_float64(values: pa.Array) -> pa.Array:
     """Casts values [n] to float64, each to the nearest. Empty text becomes null.
 

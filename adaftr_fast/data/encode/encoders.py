@@ -14,7 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adaftr_fast.data.arrow import one_array
-from adaftr_fast.data.encode.canonical import as_float64, canonical_text, canonical_values, numbers
+from adaftr_fast.data.encode.canonical import (
+    as_float64,
+    canonical_text,
+    canonical_values,
+    without_nan,
+)
 from adaftr_fast.data.encode.counts import ValueCounts
 from adaftr_fast.data.encode.moments import Moments
 from adaftr_fast.data.encode.typed import as_written
@@ -267,7 +272,7 @@ def field_values(field: Field, batch: pa.RecordBatch) -> pa.Array:
     try:
         values = batch[field.columns[0]]
         if field.kind == "numeric":
-            return numbers(values)
+            return without_nan(as_float64(values))
         if field.kind == "dense":
             return _float32(values)
         if field.tokens is not None:

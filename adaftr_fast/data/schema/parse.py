@@ -21,7 +21,6 @@ from adaftr_fast.data.schema.types import (
     SPLITS,
     ColumnType,
     Condition,
-    Expression,
     Field,
     HashRange,
     Label,
@@ -109,6 +108,7 @@ def parse_schema(source: dict[str, Any]) -> Schema:
                 f"files: format aliccp reads {role!r} together with {COMMON + role!r}, which is "
                 "missing"
             )
+    read["labels"] = tuple(Label(name, **each) for name, each in read["labels"].items())
     defaults = {"min_count": 1, "buckets": 20} | read.pop("defaults", {})
     fields = [
         _field(f"fields.{name}", name, each, defaults) for name, each in read["fields"].items()
@@ -381,6 +381,13 @@ text = _of_type(str, "text")
 table = _of_type(dict, "a table")
 
 
+def _each(read: Reader) -> Reader:
+    """Returns a reader of tables whose values are all read alike."""
+    return lambda where, value: {
+        key: read(f"{where}.{key}", each) for key, each in table(where, value).items()
+    }
+
+
 def _shares(where: str, value: Any, required: Sequence[str] = ()) -> dict[str, Any]:
     keys = {"column": text, "start": number, "stop": number}
     read = {"start": 0.0, "stop": 1.0} | read_table(where, value, keys, required)
@@ -446,21 +453,13 @@ def _shipped(where: str, value: Any) -> Any:
     return value
 
 
-def _labels(where: str, value: Any) -> tuple[Label, ...]:
-    return tuple(
-        Label(name, column=each)
-        if isinstance(each, str)
-        else Label(name, condition=condition(f"{where}.{name}", each))
-        for name, each in table(where, value).items()
-    )
+def _label(where: str, value: Any) -> dict[str, Any]:
+    is_column = isinstance(value, str)
+    return {"column": value} if is_column else {"condition": condition(where, value)}
 
 
 def _column(where: str, value: Any) -> str | None:
     return text(where, value) or None  # "" takes away the one of a base
-
-
-def _truth(where: str, value: Any) -> dict[str, str]:
-    return {name: text(f"{where}.{name}", each) for name, each in table(where, value).items()}
 
 
 def condition(where: str, value: Any) -> Condition:
@@ -552,18 +551,6 @@ def read_table(
     return {key: readers[key](prefix + key, each) for key, each in value.items()}
 
 
-def _columns(where: str, value: Any) -> dict[str, Expression]:
-    return {
-        name: parse_expression(f"{where}.{name}", text(f"{where}.{name}", each))
-        for name, each in table(where, value).items()
-    }
-
-
-def _types(where: str, value: Any) -> dict[str, Any]:
-    read = _one_of(*get_args(ColumnType))
-    return {name: read(f"{where}.{name}", each) for name, each in table(where, value).items()}
-
-
 SPLIT_KEYS: dict[str, Reader] = {
     "file": text,
     "where": condition,
@@ -609,10 +596,10 @@ SCHEMA_KEYS: dict[str, Reader] = {
     "drop": condition,
     "group": _column,
     "weight": _column,
-    "columns": _columns,
-    "types": _types,
-    "labels": _labels,
-    "truth": _truth,
+    "columns": _each(lambda where, value: parse_expression(where, text(where, value))),
+    "types": _each(_one_of(*get_args(ColumnType))),
+    "labels": _each(_label),
+    "truth": _each(text),
     "ignore": strings,
     "split": table,
     "defaults": partial(read_table, readers={"min_count": count, "buckets": count}),
