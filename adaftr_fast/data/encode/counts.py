@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adaftr_fast.data.arrow import one_array
+
 # rows of unmerged counts, beside as many as there are merged ones, before they are merged
 COMPACT_ROWS = 1 << 16
 
@@ -69,10 +71,11 @@ class ValueCounts:
         if len(self._tables) == 1:
             return  # every table has distinct values
         empty = pa.table({"value": pa.array([], self._kind), "count": pa.array([], pa.int64())})
-        summed = (
-            pa.concat_tables([empty, *self._tables]).group_by("value").aggregate([("count", "sum")])
-        )
-        self._tables = [pa.table({"value": summed["value"], "count": summed["count_sum"]})]
+        whole = pa.concat_tables([empty, *self._tables])
+        # a group_by of Arrow takes a hundred times as long for floats that are whole
+        values = one_array(whole["value"].dictionary_encode())
+        counts = np.bincount(values.indices, whole["count"], len(values.dictionary))
+        self._tables = [pa.table({"value": values.dictionary, "count": counts.astype(np.int64)})]
 
 
 def _as_text(table: pa.Table) -> pa.Table:
